@@ -1,0 +1,326 @@
+// o[i] = Σ_j p[i,j]·v[j];  p[i,j] = exp(s[i,j] − lse[i]);  s[i,j] = cap(scale·q[i]·k[j]);  lse[i] = log Σ_j exp s[i,j]
+// cap(s) = c·tanh(s/c), or s without a cap.                                          FlashAttention-2 (arXiv 2307.08691)
+//
+// d_v[j] = Σ_i p·d_o[i];   d_s = p·(d_o[i]·v[j] − delta[i]) · cap';   delta[i] = d_o[i]·o[i]
+// d_q[i] = scale·Σ_j d_s·k[j];   d_k[j] = scale·Σ_i d_s·q[i];   cap' = 1 − (s/c)²
+//
+// Query i sees keys [prefix_start, prefix_end) ∪ [own_start, own_end), nearer than `window` by position where there is a window.
+// Nothing of size T×T exists. An invocation owns a query (forward, d_q) or a key (d_k with d_v), and walks the other side, which all
+// invocations of a workgroup walk together: addresses of that side depend on the workgroup alone. No atomics: every sum has one owner.
+//
+// `segments`: SEGMENT words a query: prefix_start, prefix_end, own_start, own_end, position, query_end; then two words a tile of
+// TILE queries (first and last key that any of them sees).
+
+override TILE: u32 = 64u;
+override E: u32 = 64u;
+override SOFTCAP: bool = false;
+
+struct AttentionParams {
+    t: u32,
+    heads: u32,
+    kv_heads: u32,
+    window: u32, // 0: none
+    q_start: u32,
+    q_stride: u32,
+    k_start: u32,
+    v_start: u32,
+    kv_stride: u32,
+    tiles_start: u32,
+    scale: f32,
+    softcap: f32,
+}
+
+const SEGMENT = 8u;
+const MASKED = -1e30;
+
+@group(0) @binding(0) var<uniform> params: AttentionParams;
+@group(0) @binding(1) var<storage, read> q: array<f32>;  // (T, q_stride), heads side by side from q_start
+@group(0) @binding(2) var<storage, read> kv: array<f32>; // (keys, kv_stride), keys from k_start, values from v_start
+@group(0) @binding(3) var<storage, read> segments: array<u32>;
+@group(0) @binding(4) var<storage, read_write> o: array<f32>;   // (T, H·E)
+@group(0) @binding(5) var<storage, read_write> lse: array<f32>; // (T, H)
+
+// A head's row in private memory: quads, in loops that compilers unroll into registers. Dimensions beyond E are zero.
+const QUADS = (E + 3u) / 4u;
+
+struct View {
+    prefix_start: u32,
+    prefix_end: u32,
+    own_start: u32,
+    own_end: u32,
+    position: u32,
+}
+
+fn view_of(i: u32) -> View {
+    let at = i * SEGMENT;
+    return View(segments[at], segments[at + 1u], segments[at + 2u], segments[at + 3u], segments[at + 4u]);
+}
+
+fn sees(view: View, j: u32) -> bool {
+    let own = j >= view.own_start && j < view.own_end;
+    let prefix = j >= view.prefix_start && j < view.prefix_end;
+    // Own keys end with the query itself; a prefix starts at position 0.
+    let distance = select(view.position - (j - view.prefix_start), view.own_end - 1u - j, own);
+    return (own || prefix) && (params.window == 0u || distance < params.window);
+}
+
+fn capped(raw: f32) -> f32 {
+    let s = raw * params.scale;
+    if SOFTCAP {
+        return params.softcap * tanh(clamp(s / params.softcap, -15.0, 15.0));
+    }
+    return s;
+}
+
+fn cap_slope(s: f32) -> f32 {
+    if SOFTCAP {
+        let ratio = s / params.softcap;
+        return 1.0 - ratio * ratio;
+    }
+    return 1.0;
+}
+
+fn load_q(at: u32, quad: u32) -> vec4<f32> {
+    let i = at + 4u * quad;
+    if E % 4u == 0u || 4u * quad + 4u <= E {
+        return vec4<f32>(q[i], q[i + 1u], q[i + 2u], q[i + 3u]);
+    }
+    var some = vec4<f32>();
+    for (var c = 0u; c < E % 4u; c++) {
+        some[c] = q[i + c];
+    }
+    return some;
+}
+
+fn load_kv(at: u32, quad: u32) -> vec4<f32> {
+    let i = at + 4u * quad;
+    if E % 4u == 0u || 4u * quad + 4u <= E {
+        return vec4<f32>(kv[i], kv[i + 1u], kv[i + 2u], kv[i + 3u]);
+    }
+    var some = vec4<f32>();
+    for (var c = 0u; c < E % 4u; c++) {
+        some[c] = kv[i + c];
+    }
+    return some;
+}
+
+fn store_o(at: u32, quad: u32, value: vec4<f32>) {
+    for (var c = 0u; c < 4u; c++) {
+        if 4u * quad + c < E {
+            o[at + 4u * quad + c] = value[c];
+        }
+    }
+}
+
+@compute @workgroup_size(TILE)
+fn attention_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let head = group.y;
+    let i = group.x * TILE + local.x;
+    let row = min(i, params.t - 1u);
+    let view = view_of(row);
+    let kv_head = head / (params.heads / params.kv_heads);
+    let q_at = params.q_start + row * params.q_stride + head * E;
+    var mine: array<vec4<f32>, QUADS>;
+    var acc: array<vec4<f32>, QUADS>;
+    for (var d = 0u; d < QUADS; d++) {
+        mine[d] = load_q(q_at, d);
+        acc[d] = vec4<f32>();
+    }
+    var top = MASKED;
+    var total = 0.0;
+    let bounds = params.tiles_start + group.x * 2u;
+    let end = segments[bounds + 1u];
+    for (var j = segments[bounds]; j < end; j++) {
+        let k_at = params.k_start + j * params.kv_stride + kv_head * E;
+        var product = 0.0;
+        for (var d = 0u; d < QUADS; d++) {
+            product += dot(mine[d], load_kv(k_at, d));
+        }
+        if sees(view, j) {
+            let s = capped(product);
+            let now = max(top, s);
+            let shrink = exp(top - now);
+            let p = exp(s - now);
+            total = total * shrink + p;
+            top = now;
+            let v_at = params.v_start + j * params.kv_stride + kv_head * E;
+            for (var d = 0u; d < QUADS; d++) {
+                acc[d] = acc[d] * shrink + p * load_kv(v_at, d);
+            }
+        }
+    }
+    if i >= params.t {
+        return;
+    }
+    let o_at = (i * params.heads + head) * E;
+    for (var d = 0u; d < QUADS; d++) {
+        store_o(o_at, d, acc[d] / total);
+    }
+    lse[i * params.heads + head] = top + log(total);
+}
+
+@group(0) @binding(1) var<storage, read> o_saved: array<f32>;
+@group(0) @binding(2) var<storage, read> d_o_only: array<f32>;
+@group(0) @binding(3) var<storage, read_write> delta_out: array<f32>; // (T, H)
+
+@compute @workgroup_size(TILE)
+fn attention_bwd_delta(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let i = group.x * TILE + local.x;
+    if i >= params.t {
+        return;
+    }
+    let at = (i * params.heads + group.y) * E;
+    var sum = 0.0;
+    for (var d = 0u; d < E; d++) {
+        sum += o_saved[at + d] * d_o_only[at + d];
+    }
+    delta_out[i * params.heads + group.y] = sum;
+}
+
+@group(0) @binding(1) var<storage, read> qkv: array<f32>;
+@group(0) @binding(2) var<storage, read> d_o: array<f32>;       // (T, H·E)
+@group(0) @binding(3) var<storage, read> lse_saved: array<f32>; // (T, H)
+@group(0) @binding(4) var<storage, read> delta: array<f32>;     // (T, H)
+@group(0) @binding(5) var<storage, read> spans: array<u32>;     // as `segments`
+@group(0) @binding(6) var<storage, read_write> d_qkv: array<f32>;
+
+fn span_of(i: u32) -> View {
+    let at = i * SEGMENT;
+    return View(spans[at], spans[at + 1u], spans[at + 2u], spans[at + 3u], spans[at + 4u]);
+}
+
+fn load_qkv(at: u32, quad: u32) -> vec4<f32> {
+    let i = at + 4u * quad;
+    if E % 4u == 0u || 4u * quad + 4u <= E {
+        return vec4<f32>(qkv[i], qkv[i + 1u], qkv[i + 2u], qkv[i + 3u]);
+    }
+    var some = vec4<f32>();
+    for (var c = 0u; c < E % 4u; c++) {
+        some[c] = qkv[i + c];
+    }
+    return some;
+}
+
+fn load_d_o(at: u32, quad: u32) -> vec4<f32> {
+    let i = at + 4u * quad;
+    if E % 4u == 0u || 4u * quad + 4u <= E {
+        return vec4<f32>(d_o[i], d_o[i + 1u], d_o[i + 2u], d_o[i + 3u]);
+    }
+    var some = vec4<f32>();
+    for (var c = 0u; c < E % 4u; c++) {
+        some[c] = d_o[i + c];
+    }
+    return some;
+}
+
+fn store_d(at: u32, quad: u32, value: vec4<f32>) {
+    for (var c = 0u; c < 4u; c++) {
+        if 4u * quad + c < E {
+            d_qkv[at + 4u * quad + c] = value[c];
+        }
+    }
+}
+
+@compute @workgroup_size(TILE)
+fn attention_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let head = group.y;
+    let i = group.x * TILE + local.x;
+    let row = min(i, params.t - 1u);
+    let view = span_of(row);
+    let kv_head = head / (params.heads / params.kv_heads);
+    let q_at = params.q_start + row * params.q_stride + head * E;
+    let o_at = (row * params.heads + head) * E;
+    var mine: array<vec4<f32>, QUADS>;
+    var pull: array<vec4<f32>, QUADS>;
+    var acc: array<vec4<f32>, QUADS>;
+    for (var d = 0u; d < QUADS; d++) {
+        mine[d] = load_qkv(q_at, d);
+        pull[d] = load_d_o(o_at, d);
+        acc[d] = vec4<f32>();
+    }
+    let level = lse_saved[row * params.heads + head];
+    let even = delta[row * params.heads + head];
+    let bounds = params.tiles_start + group.x * 2u;
+    let end = spans[bounds + 1u];
+    for (var j = spans[bounds]; j < end; j++) {
+        let k_at = params.k_start + j * params.kv_stride + kv_head * E;
+        let v_at = params.v_start + j * params.kv_stride + kv_head * E;
+        var product = 0.0;
+        var d_p = 0.0;
+        for (var d = 0u; d < QUADS; d++) {
+            product += dot(mine[d], load_qkv(k_at, d));
+            d_p += dot(pull[d], load_qkv(v_at, d));
+        }
+        if sees(view, j) {
+            let s = capped(product);
+            let d_s = exp(s - level) * (d_p - even) * cap_slope(s) * params.scale;
+            for (var d = 0u; d < QUADS; d++) {
+                acc[d] += d_s * load_qkv(k_at, d);
+            }
+        }
+    }
+    if i >= params.t {
+        return;
+    }
+    for (var d = 0u; d < QUADS; d++) {
+        store_d(q_at, d, acc[d]);
+    }
+}
+
+// Queries that may see key j are j .. query_end[j]: its segment's rest, and the branches behind a prefix.
+@compute @workgroup_size(TILE)
+fn attention_bwd_kv(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let kv_head = group.y;
+    let j = group.x * TILE + local.x;
+    let row = min(j, params.t - 1u);
+    let ratio = params.heads / params.kv_heads;
+    let k_at = params.k_start + row * params.kv_stride + kv_head * E;
+    let v_at = params.v_start + row * params.kv_stride + kv_head * E;
+    var key: array<vec4<f32>, QUADS>;
+    var value: array<vec4<f32>, QUADS>;
+    var d_key: array<vec4<f32>, QUADS>;
+    var d_value: array<vec4<f32>, QUADS>;
+    for (var d = 0u; d < QUADS; d++) {
+        key[d] = load_qkv(k_at, d);
+        value[d] = load_qkv(v_at, d);
+        d_key[d] = vec4<f32>();
+        d_value[d] = vec4<f32>();
+    }
+    // query_end never falls from one token to the next within a tile's reach, except at a prefix: take the largest.
+    var end = 0u;
+    let first = group.x * TILE;
+    let beyond = min(first + TILE, params.t);
+    for (var i = first; i < beyond; i++) {
+        end = max(end, spans[i * SEGMENT + 5u]);
+    }
+    for (var i = first; i < end; i++) {
+        let seen = j < params.t && sees(span_of(i), row);
+        for (var g = 0u; g < ratio; g++) {
+            let head = kv_head * ratio + g;
+            let q_at = params.q_start + i * params.q_stride + head * E;
+            let o_at = (i * params.heads + head) * E;
+            var product = 0.0;
+            var d_p = 0.0;
+            for (var d = 0u; d < QUADS; d++) {
+                product += dot(key[d], load_qkv(q_at, d));
+                d_p += dot(value[d], load_d_o(o_at, d));
+            }
+            if seen {
+                let s = capped(product);
+                let p = exp(s - lse_saved[i * params.heads + head]);
+                let d_s = p * (d_p - delta[i * params.heads + head]) * cap_slope(s) * params.scale;
+                for (var d = 0u; d < QUADS; d++) {
+                    d_key[d] += d_s * load_qkv(q_at, d);
+                    d_value[d] += p * load_d_o(o_at, d);
+                }
+            }
+        }
+    }
+    if j >= params.t {
+        return;
+    }
+    for (var d = 0u; d < QUADS; d++) {
+        store_d(k_at, d, d_key[d]);
+        store_d(v_at, d, d_value[d]);
+    }
+}

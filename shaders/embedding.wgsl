@@ -1,0 +1,59 @@
+// y[t,i] = scale·w[ids[t], i] (+ y[t,i])          d_w[v,i] += scale·Σ_{t: ids[t] = v} d_y[t,i]
+//
+// The weight may be a page of rows [first, first + rows) of a larger table: tokens outside it are left alone.
+// Backward: the host sorts tokens by id into buckets; a bucket has one owner, so there are no atomics.
+
+import package::shared::weight::{WeightWord, weight_word, weight_value};
+
+override WG: u32 = 64u;
+
+struct EmbeddingParams {
+    width: u32,
+    first: u32,
+    rows: u32,
+    accumulate: u32,
+    scale: f32,
+    bucket: u32, // embedding_bwd_w: first bucket of this page
+    pad0: u32,
+    pad1: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: EmbeddingParams;
+@group(0) @binding(1) var<storage, read> ids: array<u32>;      // (T)
+@group(0) @binding(2) var<storage, read> w: array<WeightWord>; // (rows, D)
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;  // (T, D)
+
+// Workgroups: along x columns, along y tokens.
+@compute @workgroup_size(WG)
+fn embedding_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let i = group.x * WG + local.x;
+    let id = ids[group.y];
+    if i >= params.width || id < params.first || id - params.first >= params.rows {
+        return;
+    }
+    let at = (id - params.first) * params.width + i;
+    let value = params.scale * weight_value(w[weight_word(at)], at);
+    let out = group.y * params.width + i;
+    y[out] = select(value, y[out] + value, params.accumulate == 1u);
+}
+
+@group(0) @binding(1) var<storage, read> buckets: array<u32>; // (buckets, 3): id, first and last index into `order`
+@group(0) @binding(2) var<storage, read> order: array<u32>;   // (T): tokens sorted by id
+@group(0) @binding(3) var<storage, read> d_y: array<f32>;
+@group(0) @binding(4) var<storage, read_write> d_w: array<f32>;
+
+// Workgroups: along x columns, along y buckets.
+@compute @workgroup_size(WG)
+fn embedding_bwd_w(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let i = group.x * WG + local.x;
+    if i >= params.width {
+        return;
+    }
+    let bucket = (params.bucket + group.y) * 3u;
+    var sum = 0.0;
+    let end = buckets[bucket + 2u];
+    for (var n = buckets[bucket + 1u]; n < end; n++) {
+        sum += d_y[order[n] * params.width + i];
+    }
+    d_w[(buckets[bucket] - params.first) * params.width + i] += params.scale * sum;
+}

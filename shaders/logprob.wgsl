@@ -1,0 +1,125 @@
+// logp[r] = z[target] − lse;   lse = log Σ_v exp z[v];   z = cap(logits[r, :]),  cap(l) = c·tanh(l/c) or l
+// d_logits[r,v] = d_logp[r]·([v = target] − exp(z[v] − lse))·cap';   cap' = 1 − (z/c)²
+//
+// The head is walked in tiles of the vocabulary: matmul fills `logits` (rows, n) for columns first .. first + n, logprob_tile folds it
+// into a running maximum and sum. Logits of T×V never exist. Backward makes each tile again and turns it into its gradient in place.
+
+import package::shared::grid::{flat_group};
+import package::shared::reduce::{WG, partials, sum_across};
+
+override SOFTCAP: bool = false;
+
+struct LogprobParams {
+    rows: u32,
+    n: u32,     // columns of this tile
+    first: u32, // its first token id
+    softcap: f32,
+}
+
+const BELOW = -1e30;
+
+@group(0) @binding(0) var<uniform> params: LogprobParams;
+@group(0) @binding(1) var<storage, read> logits: array<f32>;  // (rows, n)
+@group(0) @binding(2) var<storage, read> targets: array<u32>; // (rows)
+@group(0) @binding(3) var<storage, read_write> state: array<vec4<f32>>; // (rows): maximum, sum, z[target], -
+
+fn capped(l: f32) -> f32 {
+    if SOFTCAP {
+        return params.softcap * tanh(clamp(l / params.softcap, -15.0, 15.0));
+    }
+    return l;
+}
+
+fn max_across(lane: u32, value: f32) -> f32 {
+    workgroupBarrier();
+    partials[lane] = value;
+    for (var half = WG / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            partials[lane] = max(partials[lane], partials[lane + half]);
+        }
+    }
+    workgroupBarrier();
+    return partials[0];
+}
+
+@compute @workgroup_size(WG)
+fn logprob_tile(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) n_groups: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+) {
+    let row = flat_group(group, n_groups);
+    let at = min(row, params.rows - 1u) * params.n;
+    var top = BELOW;
+    for (var v = local.x; v < params.n; v += WG) {
+        top = max(top, capped(logits[at + v]));
+    }
+    let tile_top = max_across(local.x, top);
+    var sum = 0.0;
+    for (var v = local.x; v < params.n; v += WG) {
+        sum += exp(capped(logits[at + v]) - tile_top);
+    }
+    let tile_sum = sum_across(local.x, sum);
+    if local.x != 0u || row >= params.rows {
+        return;
+    }
+    var s = vec4<f32>(BELOW, 0.0, 0.0, 0.0);
+    if params.first > 0u {
+        s = state[row];
+    }
+    let now = max(s.x, tile_top);
+    s.y = s.y * exp(s.x - now) + tile_sum * exp(tile_top - now);
+    s.x = now;
+    let target_id = targets[row];
+    if target_id >= params.first && target_id - params.first < params.n {
+        s.z = capped(logits[at + target_id - params.first]);
+    }
+    state[row] = s;
+}
+
+@group(0) @binding(1) var<storage, read> state_done: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> logp: array<f32>; // (rows)
+@group(0) @binding(3) var<storage, read_write> lse: array<f32>;  // (rows)
+
+@compute @workgroup_size(WG)
+fn logprob_finish(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) n_groups: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+) {
+    let row = flat_group(group, n_groups) * WG + local.x;
+    if row >= params.rows {
+        return;
+    }
+    let s = state_done[row];
+    // The maximum is subtracted first: z and lse are large, their difference is what counts.
+    logp[row] = (s.z - s.x) - log(s.y);
+    lse[row] = s.x + log(s.y);
+}
+
+@group(0) @binding(1) var<storage, read> targets_bwd: array<u32>;
+@group(0) @binding(2) var<storage, read> lse_saved: array<f32>;
+@group(0) @binding(3) var<storage, read> d_logp: array<f32>;             // (rows)
+@group(0) @binding(4) var<storage, read_write> d_logits: array<f32>; // (rows, n): logits on entry
+
+@compute @workgroup_size(WG)
+fn logprob_bwd(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) n_groups: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+) {
+    let i = flat_group(group, n_groups) * WG + local.x;
+    if i >= params.rows * params.n {
+        return;
+    }
+    let row = i / params.n;
+    let z = capped(d_logits[i]);
+    let hit = select(0.0, 1.0, params.first + i % params.n == targets_bwd[row]);
+    var d = d_logp[row] * (hit - exp(z - lse_saved[row]));
+    if SOFTCAP {
+        let ratio = z / params.softcap;
+        d *= 1.0 - ratio * ratio;
+    }
+    d_logits[i] = d;
+}

@@ -1,0 +1,100 @@
+// C[m,n] = alpha·Σ_k A[m,k]·B[k,n] (+ C[m,n])      A: (M, K) or stored transposed (K, M); B: (K, N) or stored transposed (N, K)
+//
+// The three products of a linear layer y = x·Wᵀ:  y = x·Wᵀ (B transposed),  d_x = d_y·W (neither),  d_W = d_yᵀ·x (A transposed).
+// A workgroup of 16×16 computes a tile of 64×64, each invocation 4×4 values at a stride of 16; tiles of A and B pass through
+// workgroup memory (2 × 16 × 65 × 4 = 8,320 bytes). Any M, N, K.
+
+import package::shared::weight::{WeightWord, weight_word, weight_value};
+
+override A_TRANSPOSED: bool = false;
+override B_TRANSPOSED: bool = false;
+
+struct MatmulParams {
+    m: u32,
+    n: u32,
+    k: u32,
+    accumulate: u32, // 1: add to C
+    a_start: u32,    // first element, and elements a row, as stored
+    a_stride: u32,
+    b_start: u32,
+    b_stride: u32,
+    c_start: u32,
+    c_stride: u32,
+    alpha: f32,
+    pad: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: MatmulParams;
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(2) var<storage, read> b: array<WeightWord>;
+@group(0) @binding(3) var<storage, read_write> c: array<f32>;
+
+const TILE = 64u;
+const TILE_K = 16u;
+const ROW = 65u; // one more than the tile: rows fall into different banks
+
+var<workgroup> a_tile: array<f32, 1040>; // (TILE_K, ROW)
+var<workgroup> b_tile: array<f32, 1040>;
+
+fn load_a(m: u32, k: u32) -> f32 {
+    if m >= params.m || k >= params.k {
+        return 0.0;
+    }
+    return a[params.a_start + select(m * params.a_stride + k, k * params.a_stride + m, A_TRANSPOSED)];
+}
+
+fn load_b(k: u32, n: u32) -> f32 {
+    if k >= params.k || n >= params.n {
+        return 0.0;
+    }
+    let i = params.b_start + select(k * params.b_stride + n, n * params.b_stride + k, B_TRANSPOSED);
+    return weight_value(b[weight_word(i)], i);
+}
+
+@compute @workgroup_size(16, 16)
+fn matmul(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let m0 = group.y * TILE;
+    let n0 = group.x * TILE;
+    let lane = local.y * 16u + local.x;
+    var acc: array<vec4<f32>, 4>;
+    for (var k0 = 0u; k0 < params.k; k0 += TILE_K) {
+        workgroupBarrier();
+        for (var i = lane; i < TILE * TILE_K; i += 256u) {
+            // Neighbouring invocations read neighbouring elements, whichever way the matrix is stored.
+            let along_k = vec2<u32>(i % TILE_K, i / TILE_K);
+            let along_tile = vec2<u32>(i / TILE, i % TILE);
+            let at_a = select(along_k, along_tile, A_TRANSPOSED);
+            let at_b = select(along_tile, along_k, B_TRANSPOSED);
+            a_tile[at_a.x * ROW + at_a.y] = load_a(m0 + at_a.y, k0 + at_a.x);
+            b_tile[at_b.x * ROW + at_b.y] = load_b(k0 + at_b.x, n0 + at_b.y);
+        }
+        workgroupBarrier();
+        for (var k = 0u; k < TILE_K; k++) {
+            let row = k * ROW;
+            let bs = vec4<f32>(
+                b_tile[row + local.x],
+                b_tile[row + local.x + 16u],
+                b_tile[row + local.x + 32u],
+                b_tile[row + local.x + 48u],
+            );
+            for (var r = 0u; r < 4u; r++) {
+                acc[r] += a_tile[row + local.y + 16u * r] * bs;
+            }
+        }
+    }
+    for (var r = 0u; r < 4u; r++) {
+        let m = m0 + local.y + 16u * r;
+        for (var s = 0u; s < 4u; s++) {
+            let n = n0 + local.x + 16u * s;
+            if m < params.m && n < params.n {
+                let i = params.c_start + m * params.c_stride + n;
+                let value = params.alpha * acc[r][s];
+                if params.accumulate == 1u {
+                    c[i] += value;
+                } else {
+                    c[i] = value;
+                }
+            }
+        }
+    }
+}

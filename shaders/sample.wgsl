@@ -1,0 +1,150 @@
+// The next token of each row of logits. Temperature 0: the largest logit, the smallest id among equals. Otherwise: logits/temperature,
+// of which the top_k largest are kept, then of these the fewest whose probabilities reach top_p, and one is drawn by `uniform`.
+//
+// Thresholds are found by bisection over the order-preserving integers of f32, exactly: no sort. A workgroup a row.
+
+import package::shared::grid::{flat_group};
+import package::shared::reduce::{WG, partials, sum_across};
+
+struct SampleParams {
+    rows: u32,
+    vocab: u32,
+    top_k: u32, // 0: all
+    greedy: u32,
+    inverse_temperature: f32,
+    top_p: f32, // 1: all
+    softcap: f32, // 0: none
+    pad: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: SampleParams;
+@group(0) @binding(1) var<storage, read> logits: array<f32>;        // (rows, V)
+@group(0) @binding(2) var<storage, read> uniforms: array<f32>;      // (rows), in [0, 1)
+@group(0) @binding(3) var<storage, read_write> tokens: array<u32>;  // (rows)
+
+var<workgroup> found: array<u32, WG>;
+
+// Rising with the float, as an integer.
+fn rank(x: f32) -> u32 {
+    let bits = bitcast<u32>(x);
+    return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
+}
+
+fn value(row: u32, v: u32) -> f32 {
+    let l = logits[row * params.vocab + v];
+    if params.softcap > 0.0 {
+        return params.softcap * tanh(clamp(l / params.softcap, -15.0, 15.0));
+    }
+    return l;
+}
+
+// Tokens of at least this rank, as a number or as a mass.
+fn count_from(lane: u32, row: u32, least: u32) -> f32 {
+    var n = 0.0;
+    for (var v = lane; v < params.vocab; v += WG) {
+        n += select(0.0, 1.0, rank(value(row, v)) >= least);
+    }
+    return sum_across(lane, n);
+}
+
+fn mass_from(lane: u32, row: u32, least: u32, top: f32) -> f32 {
+    var mass = 0.0;
+    for (var v = lane; v < params.vocab; v += WG) {
+        let x = value(row, v);
+        mass += select(0.0, exp((x - top) * params.inverse_temperature), rank(x) >= least);
+    }
+    return sum_across(lane, mass);
+}
+
+@compute @workgroup_size(WG)
+fn sample(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) n_groups: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+) {
+    let asked = flat_group(group, n_groups);
+    let row = min(asked, params.rows - 1u);
+    let lane = local.x;
+    // The largest logit, smallest id first.
+    var best = lane;
+    for (var v = lane; v < params.vocab; v += WG) {
+        if value(row, v) > value(row, min(best, params.vocab - 1u)) {
+            best = v;
+        }
+    }
+    partials[lane] = value(row, min(best, params.vocab - 1u));
+    found[lane] = min(best, params.vocab - 1u);
+    workgroupBarrier();
+    var winner = 0u;
+    for (var i = 1u; i < WG; i++) {
+        let better = partials[i] > partials[winner] || (partials[i] == partials[winner] && found[i] < found[winner]);
+        winner = select(winner, i, better);
+    }
+    let top = partials[winner];
+    let first = found[winner];
+    workgroupBarrier();
+    if params.greedy == 1u {
+        if lane == 0u && asked < params.rows {
+            tokens[row] = first;
+        }
+        return;
+    }
+    var least = 0u;
+    if params.top_k > 0u && params.top_k < params.vocab {
+        // The largest threshold that at least top_k tokens reach.
+        for (var bit = 0u; bit < 32u; bit++) {
+            let higher = least | (0x80000000u >> bit);
+            if count_from(lane, row, higher) >= f32(params.top_k) {
+                least = higher;
+            }
+        }
+    }
+    var total = mass_from(lane, row, least, top);
+    if params.top_p < 1.0 {
+        let wanted = params.top_p * total;
+        var nucleus = 0u;
+        for (var bit = 0u; bit < 32u; bit++) {
+            let higher = nucleus | (0x80000000u >> bit);
+            if mass_from(lane, row, max(higher, least), top) >= wanted {
+                nucleus = higher;
+            }
+        }
+        least = max(least, nucleus);
+        total = mass_from(lane, row, least, top);
+    }
+    // Each lane owns a run of ids; the one where the running mass passes the drawn point walks its run.
+    let run = (params.vocab + WG - 1u) / WG;
+    let begin = min(lane * run, params.vocab);
+    let end = min(begin + run, params.vocab);
+    var mass = 0.0;
+    for (var v = begin; v < end; v++) {
+        let x = value(row, v);
+        mass += select(0.0, exp((x - top) * params.inverse_temperature), rank(x) >= least);
+    }
+    workgroupBarrier();
+    partials[lane] = mass;
+    workgroupBarrier();
+    if lane != 0u || asked >= params.rows {
+        return;
+    }
+    let point = uniforms[row] * total;
+    var passed = 0.0;
+    var token = first;
+    for (var i = 0u; i < WG; i++) {
+        if point < passed + partials[i] {
+            for (var v = i * run; v < min(i * run + run, params.vocab); v++) {
+                let x = value(row, v);
+                if rank(x) >= least {
+                    token = v;
+                    passed += exp((x - top) * params.inverse_temperature);
+                    if point < passed {
+                        break;
+                    }
+                }
+            }
+            break;
+        }
+        passed += partials[i];
+    }
+    tokens[row] = token;
+}

@@ -1,0 +1,460 @@
+//! Flags as typed. Every flag of a command is a key of `--config FILE.toml`; flags win.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::error::{Error, Result};
+use crate::objective::{Loss, Objective};
+use crate::train::schedule::Shape;
+
+/// Preference tuning of language models on any GPU.
+#[derive(Debug, Parser)]
+#[command(name = "jointwise", version, about, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Supervised fine-tuning on {instruction, response} rows
+    Sft(TrainArgs),
+    /// Preference tuning (JPO, DPO) on pairs
+    Train(TrainArgs),
+    /// Log-probabilities of rows, rewards and losses, as JSON lines
+    Score(ScoreArgs),
+    /// Gradients of the mean loss, as safetensors
+    Grad(GradArgs),
+    /// Responses to prompts
+    Generate(GenerateArgs),
+    /// An adapter merged into its base model
+    Merge(MergeArgs),
+    /// Memory that a training run needs, before anything is loaded
+    Plan(TrainArgs),
+    /// Rows as tokens, with the scored ones marked; what would be dropped
+    Check(CheckArgs),
+    /// Devices, what they can do, and a self-test
+    Info(InfoArgs),
+    /// The whole story on the bundled model: SFT, DPO, JPO, samples and win rates
+    Demo(DemoArgs),
+}
+
+/// Which model, where.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct ModelArgs {
+    /// A Hugging Face folder, or a hub id (org/name)
+    #[arg(long, value_name = "DIR|HUB_ID")]
+    pub model: Option<String>,
+    /// A PEFT LoRA adapter on top of the model
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Device by number or by part of its name (see `jointwise info`)
+    #[arg(long)]
+    pub device: Option<String>,
+}
+
+/// Which rows, how they become tokens.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct DataArgs {
+    /// JSONL rows; repeatable
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<PathBuf>,
+    /// paper, paper-tldr, chat, none, or a text with {instruction} [default: paper]
+    #[arg(long)]
+    pub template: Option<String>,
+    /// Our field's name = the file's name for it; repeatable
+    #[arg(long, value_name = "FIELD=NAME")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub map: Vec<String>,
+    /// Longest sequence, in tokens [default: the model's, at most 1024]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
+    /// What happens to a longer row [default: drop]
+    #[arg(long, value_enum)]
+    pub on_overflow: Option<OverflowArg>,
+}
+
+/// `--on-overflow`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OverflowArg {
+    /// Leave the row out, and count it
+    Drop,
+    /// Cut the instruction from the left, alike on both sides
+    TruncatePrompt,
+    /// Stop, naming the row
+    Error,
+}
+
+/// What is minimised, against which reference.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct ObjectiveArgs {
+    /// What is scored: jpo the instruction and the response, dpo the response [default: jpo]
+    #[arg(long, value_parser = parse_objective)]
+    pub objective: Option<Objective>,
+    /// sigmoid, hinge, ipo or kto_pair [default: sigmoid]
+    #[arg(long, value_parser = parse_loss)]
+    pub loss: Option<Loss>,
+    /// How far the policy may move from its reference [default: 0.1]
+    #[arg(long, allow_negative_numbers = true)]
+    pub beta: Option<f64>,
+    /// Probability that a preference is the wrong way round (sigmoid) [default: 0]
+    #[arg(long, allow_negative_numbers = true)]
+    pub label_smoothing: Option<f64>,
+    /// Score without a reference
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub reference_free: bool,
+    /// Weight of the chosen response's likelihood in the loss [default: 0]
+    #[arg(long, allow_negative_numbers = true)]
+    pub sft_weight: Option<f64>,
+    /// initial: the starting policy; base: without the adapter; or another checkpoint [default: initial]
+    #[arg(long, value_name = "initial|base|DIR")]
+    pub reference: Option<String>,
+}
+
+fn parse_objective(text: &str) -> Result<Objective, String> {
+    match text {
+        "jpo" => Ok(Objective::Jpo),
+        "dpo" => Ok(Objective::Dpo),
+        _ => Err("expected jpo or dpo".into()),
+    }
+}
+
+fn parse_loss(text: &str) -> Result<Loss, String> {
+    let names = Loss::ALL.map(Loss::name).join(", ");
+    Loss::ALL.into_iter().find(|l| l.name() == text).ok_or_else(|| format!("expected one of {names}"))
+}
+
+fn parse_shape(text: &str) -> Result<Shape, String> {
+    match text {
+        "linear" => Ok(Shape::Linear),
+        "cosine" => Ok(Shape::Cosine),
+        "constant" => Ok(Shape::Constant),
+        _ => Err("expected linear, cosine or constant".into()),
+    }
+}
+
+/// How weights are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DtypeArg {
+    /// 32 bits
+    F32,
+    /// bfloat16
+    Bf16,
+    /// float16
+    F16,
+}
+
+/// `sft`, `train`, `plan`.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct TrainArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub objective: ObjectiveArgs,
+    /// Rows for evaluation
+    #[arg(long, value_name = "FILE")]
+    pub eval_data: Option<PathBuf>,
+    /// Train every parameter instead of an adapter
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
+    /// Rank of a new adapter [default: 8]
+    #[arg(long, value_name = "R")]
+    pub lora_r: Option<usize>,
+    /// Its scale is alpha/R [default: 16]
+    #[arg(long, value_name = "ALPHA")]
+    pub lora_alpha: Option<f64>,
+    /// Modules, comma-separated, or all-linear [default: q_proj,k_proj,v_proj]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lora_targets: Vec<String>,
+    /// Highest learning rate [default: 5e-5; --full: 1e-6, sft --full: 2e-5]
+    #[arg(long, allow_negative_numbers = true)]
+    pub learning_rate: Option<f64>,
+    /// linear, cosine or constant [default: cosine]
+    #[arg(long, value_parser = parse_shape)]
+    pub lr_scheduler_type: Option<Shape>,
+    /// Steps from 0 to the highest rate
+    #[arg(long)]
+    pub warmup_steps: Option<usize>,
+    /// The same as a part of all steps [default: 0]
+    #[arg(long, allow_negative_numbers = true)]
+    pub warmup_ratio: Option<f64>,
+    /// Stop after so many steps
+    #[arg(long)]
+    pub max_steps: Option<usize>,
+    /// Passes over the data [default: 1]
+    #[arg(long, allow_negative_numbers = true)]
+    pub num_train_epochs: Option<f64>,
+    /// Rows (pairs) a micro-batch [default: 8]
+    #[arg(long, alias = "per-device-train-batch-size")]
+    pub batch_size: Option<usize>,
+    /// Micro-batches a step [default: 1]
+    #[arg(long)]
+    pub gradient_accumulation_steps: Option<usize>,
+    /// [default: 0.9]
+    #[arg(long, allow_negative_numbers = true)]
+    pub adam_beta1: Option<f64>,
+    /// [default: 0.999]
+    #[arg(long, allow_negative_numbers = true)]
+    pub adam_beta2: Option<f64>,
+    /// [default: 1e-8]
+    #[arg(long, allow_negative_numbers = true)]
+    pub adam_epsilon: Option<f64>,
+    /// Decoupled; not on one-dimensional tensors [default: 0]
+    #[arg(long, allow_negative_numbers = true)]
+    pub weight_decay: Option<f64>,
+    /// Decay one-dimensional tensors too
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub decay_all: bool,
+    /// Clip gradients to this global norm; 0: do not [default: 1]
+    #[arg(long, allow_negative_numbers = true)]
+    pub max_grad_norm: Option<f64>,
+    /// Of the rows' order and of a new adapter [default: 0]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Rows in the file's order
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub no_shuffle: bool,
+    /// Compute an instruction that both sides share twice
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub no_share_prefix: bool,
+    /// Steps between lines where there is no terminal [default: 1]
+    #[arg(long)]
+    pub logging_steps: Option<usize>,
+    /// Steps between checkpoints [default: 500]
+    #[arg(long)]
+    pub save_steps: Option<usize>,
+    /// Checkpoints kept [default: 2]
+    #[arg(long)]
+    pub save_total_limit: Option<usize>,
+    /// Steps between evaluations [default: at the end]
+    #[arg(long)]
+    pub eval_steps: Option<usize>,
+    /// Where everything is written
+    #[arg(long, value_name = "DIR")]
+    pub output_dir: Option<PathBuf>,
+    /// Weights' type [default: the input's; adapters f32]
+    #[arg(long, value_enum)]
+    pub output_dtype: Option<DtypeArg>,
+    /// Go on from the last checkpoint in the output folder
+    #[arg(long)]
+    #[serde(skip)]
+    pub resume: bool,
+    /// Device time by kernel, at the end (slower; needs timestamp queries)
+    #[arg(long)]
+    #[serde(skip)]
+    pub profile: bool,
+    /// Settings from a TOML file; flags win
+    #[arg(long, value_name = "FILE.toml")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Results as JSON on standard output
+    #[arg(long)]
+    #[serde(skip)]
+    pub json: bool,
+}
+
+/// `score`.
+#[derive(Debug, Clone, Args)]
+pub struct ScoreArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub objective: ObjectiveArgs,
+    /// Also ids and each token's log-probability
+    #[arg(long)]
+    pub tokens: bool,
+    /// JSON lines go here [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// `grad`.
+#[derive(Debug, Clone, Args)]
+pub struct GradArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub objective: ObjectiveArgs,
+    /// Gradient of SFT's loss instead
+    #[arg(long)]
+    pub sft: bool,
+    /// safetensors go here
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// `generate`.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// An instruction; repeatable
+    #[arg(long)]
+    pub prompt: Vec<String>,
+    /// Prompts from a JSONL file with `instruction` or `prompt`
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// paper, paper-tldr, chat, none, or a text with {instruction}
+    #[arg(long, default_value = "paper")]
+    pub template: String,
+    /// Our field's name = the file's name for it
+    #[arg(long, value_name = "FIELD=NAME")]
+    pub map: Vec<String>,
+    /// Longest response, in tokens
+    #[arg(long, default_value_t = crate::config::Defaults::MAX_NEW_TOKENS)]
+    pub max_new_tokens: usize,
+    /// 0: the likeliest token always
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    pub temperature: f32,
+    /// Only the k likeliest tokens; 0: all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    /// Only the fewest tokens that reach this probability
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    pub top_p: f32,
+    /// Of the draws
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Prompts side by side
+    #[arg(long, default_value_t = 16)]
+    pub batch_size: usize,
+    /// Go on behind the end-of-text token
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// One JSON object a prompt: instruction, response, ids
+    #[arg(long)]
+    pub json: bool,
+    /// Write there instead of standard output
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// `merge`.
+#[derive(Debug, Clone, Args)]
+pub struct MergeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where the merged model is written
+    #[arg(long, value_name = "DIR")]
+    pub output_dir: PathBuf,
+    /// Weights' type [default: the model's]
+    #[arg(long, value_enum)]
+    pub output_dtype: Option<DtypeArg>,
+}
+
+/// `check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Rows are for sft
+    #[arg(long)]
+    pub sft: bool,
+    /// Rows shown
+    #[arg(long, default_value_t = 3)]
+    pub rows: usize,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `info`.
+#[derive(Debug, Clone, Args)]
+pub struct InfoArgs {
+    /// Device by number or by part of its name
+    #[arg(long)]
+    pub device: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Device by number or by part of its name
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Where everything is written
+    #[arg(long, value_name = "DIR", default_value = "runs/demo")]
+    pub output_dir: PathBuf,
+    /// The demo model
+    #[arg(long, value_name = "DIR", default_value = "models/demo")]
+    pub model: PathBuf,
+    /// Write the untrained model, its tokenizer and all data there, and stop
+    #[arg(long, value_name = "DIR")]
+    pub prepare: Option<PathBuf>,
+    /// Of the tasks
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Training steps of each objective
+    #[arg(long)]
+    pub max_steps: Option<usize>,
+    /// Held-out prompts for the win rates
+    #[arg(long)]
+    pub prompts: Option<usize>,
+}
+
+/// Flags over the keys of a TOML file.
+///
+/// # Errors
+/// [`Error::File`]: unreadable, or a key that is no flag.
+pub fn with_config<A: Serialize + DeserializeOwned>(flags: A, config: Option<&Path>) -> Result<A> {
+    let Some(path) = config else { return Ok(flags) };
+    let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+    let file: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        Error::file(path, e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "))
+    })?;
+    let bad = |e: serde_json::Error| Error::file(path, e);
+    let known = serde_json::to_value(toml_keys()).map_err(bad)?;
+    for key in file.keys() {
+        if !known.as_array().is_some_and(|k| k.iter().any(|k| k == key)) {
+            return Err(Error::field(path, key, "is no flag"));
+        }
+        // Alone first, so that a wrong type is told with its key.
+        let alone = toml::Table::from_iter([(key.clone(), file[key].clone())]);
+        serde_json::to_value(alone).and_then(serde_json::from_value::<A>).map_err(|e| Error::field(path, key, e))?;
+    }
+    let mut merged = serde_json::to_value(&file).map_err(bad)?;
+    let typed = serde_json::to_value(&flags).map_err(bad)?;
+    if let (Some(merged), Some(typed)) = (merged.as_object_mut(), typed.as_object()) {
+        merged.extend(typed.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())));
+    }
+    serde_json::from_value(merged).map_err(bad)
+}
+
+/// Every key that a TOML file may have.
+fn toml_keys() -> Vec<String> {
+    use clap::CommandFactory;
+    let cli = Cli::command();
+    let train = cli.find_subcommand("train").map(|c| c.get_arguments().filter_map(|a| a.get_long()).map(String::from));
+    train.map(Iterator::collect).unwrap_or_default()
+}

@@ -1,0 +1,22 @@
+//! `check`: rows as tokens, before any GPU is needed.
+
+use super::args::CheckArgs;
+use super::session::{self, Model};
+use crate::data;
+use crate::data::rows::Purpose;
+use crate::error::{Error, Result};
+
+/// `jointwise check`.
+pub fn run(args: &CheckArgs) -> Result<()> {
+    let model = Model::of(&args.model)?;
+    let tokenizer = model.tokenizer()?;
+    let purpose = if args.sft { Purpose::Sft } else { Purpose::Any };
+    let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
+    let report = data::check::check(&data, &tokenizer, args.rows);
+    if args.json {
+        say!("{}", serde_json::to_string(&report).map_err(|e| Error::file("standard output", e))?)?;
+    } else {
+        super::output::say(format_args!("{report}"))?;
+    }
+    Ok(())
+}

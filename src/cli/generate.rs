@@ -1,0 +1,97 @@
+//! `generate`: responses to prompts, streamed.
+
+use std::io::{IsTerminal, Write};
+
+use serde_json::json;
+
+use super::args::GenerateArgs;
+use super::output::Lines;
+use super::session::{self, Model};
+use crate::data::prompts::read_prompts;
+use crate::data::rows::{FieldMap, Instruction};
+use crate::data::template::Template;
+use crate::error::{Error, Result};
+use crate::eval::generate::{Settings, check_length, generate};
+use crate::kernels::sample::Sampling;
+
+/// `jointwise generate`.
+pub fn run(args: &GenerateArgs) -> Result<()> {
+    let model = Model::of(&args.model)?;
+    let adapter = model.adapter(&args.model)?;
+    let tokenizer = model.tokenizer()?;
+    let template = Template::parse(&args.template)?;
+    tokenizer.check_template(&template)?;
+    let settings = Settings {
+        sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
+        max_new_tokens: args.max_new_tokens,
+        seed: args.seed,
+        eos: if args.ignore_eos { Vec::new() } else { tokenizer.eos_id().into_iter().collect() },
+    };
+    settings.validate()?;
+    if args.batch_size == 0 {
+        return Err(Error::flag("batch-size", "0 is not above 0"));
+    }
+    let mut instructions: Vec<Instruction> = args.prompt.iter().cloned().map(Instruction::Plain).collect();
+    if let Some(path) = &args.prompts {
+        let map = FieldMap::parse(&args.map)?;
+        instructions.extend(read_prompts(path, &map)?.into_iter().map(|p| p.instruction));
+    }
+    if instructions.is_empty() {
+        return Err(Error::flag("prompt", "is missing: a text, or --prompts FILE"));
+    }
+    let mut prompts = Vec::new();
+    for (i, instruction) in instructions.iter().enumerate() {
+        let ids = tokenizer.encode_prompt(instruction, &template);
+        let ids = ids.map_err(|reason| Error::flag("prompt", format!("number {}: {reason}", i + 1)))?;
+        if ids.is_empty() {
+            return Err(Error::flag("prompt", format!("number {} has no tokens", i + 1)));
+        }
+        check_length(ids.len(), args.max_new_tokens, model.description.max_positions)?;
+        prompts.push(ids);
+    }
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + args.max_new_tokens;
+    let gpu = session::open_gpu(args.model.device.as_deref())?;
+    let decoder = model.load(&gpu, &session::frozen(adapter.map(|a| a.lora), longest))?;
+
+    let stream = prompts.len() == 1 && !args.json && args.out.is_none() && std::io::stdout().is_terminal();
+    let mut out = Lines::new(args.out.as_deref());
+    let bar = super::train::bar(if stream { 0 } else { prompts.len() }, "generating");
+    for (group, some) in prompts.chunks(args.batch_size.max(1)).enumerate() {
+        let first = group * args.batch_size.max(1);
+        let mut shown = String::new();
+        let mut so_far = Vec::new();
+        let responses = pollster::block_on(generate(&gpu, &decoder, some, first, &settings, &mut |_, id| {
+            if stream {
+                so_far.push(id);
+                let text = tokenizer.decode(&so_far).unwrap_or_default();
+                // A token may hold a part of a character: wait for the rest.
+                if let Some(more) = text.strip_prefix(shown.as_str()).filter(|m| !m.ends_with('\u{fffd}')) {
+                    let _ = write!(std::io::stdout(), "{more}");
+                    let _ = std::io::stdout().flush();
+                    shown = text;
+                }
+            }
+        }))?;
+        for (i, ids) in responses.iter().enumerate() {
+            let response = tokenizer.decode(ids)?;
+            let instruction = match &instructions[first + i] {
+                Instruction::Plain(text) => json!(text),
+                Instruction::Chat(messages) => {
+                    json!(messages.iter().map(|m| json!({"role": m.role, "content": m.content})).collect::<Vec<_>>())
+                }
+            };
+            if args.json || args.out.is_some() {
+                out.push(
+                    &json!({"instruction": instruction, "response": response, "prompt_ids": some[i], "ids": ids}),
+                )?;
+            } else if stream {
+                say!()?;
+            } else {
+                say!("{response}")?;
+            }
+        }
+        bar.inc(some.len() as u64);
+    }
+    bar.finish_and_clear();
+    if args.json || args.out.is_some() { out.finish() } else { Ok(()) }
+}

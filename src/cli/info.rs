@@ -1,0 +1,50 @@
+//! `info`: devices, what the chosen one can do, a self-test of every kernel.
+
+use serde_json::json;
+
+use super::args::InfoArgs;
+use crate::error::Result;
+use crate::gpu::{DeviceChoice, Gpu, list_devices};
+use crate::kernels::self_test;
+
+/// `jointwise info`.
+pub fn run(args: &InfoArgs) -> Result<()> {
+    let devices = pollster::block_on(list_devices());
+    let choice = args.device.as_deref().map_or(DeviceChoice::Best, DeviceChoice::parse);
+    let gpu = pollster::block_on(Gpu::open(&choice))?;
+    let caps = gpu.caps();
+    let results = pollster::block_on(self_test(&gpu))?;
+    let failed: Vec<&str> = results.iter().filter(|(_, error)| *error > 1.0).map(|(name, _)| *name).collect();
+    if args.json {
+        let device = json!({
+            "name": caps.name,
+            "backend": caps.backend,
+            "driver": caps.driver,
+            "is_cpu": caps.is_cpu,
+            "max_binding_bytes": caps.max_binding_bytes,
+            "workgroup_bytes": caps.workgroup_bytes,
+            "subgroup": caps.subgroup,
+            "f16": caps.f16,
+            "timestamps": caps.timestamps,
+        });
+        say!("{}", json!({"devices": devices, "device": device, "self_test_failed": failed}))?;
+        return Ok(());
+    }
+    for d in &devices {
+        say!("{}: {} ({}, {}) {}", d.index, d.name, d.backend, d.kind, d.driver)?;
+    }
+    say!("\nchosen: {}", caps.name)?;
+    say!(
+        "  matrix product       {}",
+        if caps.is_cpu { "matmul_cpu (registers only)" } else { "matmul (64×64 tiles)" }
+    )?;
+    say!("  largest binding      {} MiB", caps.max_binding_bytes >> 20)?;
+    say!("  workgroup memory     {} KiB", caps.workgroup_bytes >> 10)?;
+    say!("  subgroups, f16       {:?}, {}", caps.subgroup, caps.f16)?;
+    say!("  timestamps           {}", caps.timestamps)?;
+    say!("\nself-test: error as a part of the tolerance")?;
+    for (name, error) in &results {
+        say!("  {name:<14} {error:>8.3}  {}", if *error <= 1.0 { "ok" } else { "FAILED" })?;
+    }
+    if failed.is_empty() { Ok(()) } else { Err(crate::Error::Gpu(format!("self-test failed: {}", failed.join(", ")))) }
+}

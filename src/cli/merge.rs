@@ -1,0 +1,53 @@
+//! `merge`: an adapter into its base.
+
+use std::collections::BTreeMap;
+
+use super::args::{DtypeArg, MergeArgs};
+use super::session::Model;
+use crate::error::{Error, Result};
+use crate::model::load::linear_modules;
+use crate::model::peft::merged;
+use crate::model::save::{OutputDtype, fresh_folder, save_model};
+use crate::model::weights::{Source, transpose};
+
+/// As typed; `None`: as the input is.
+pub fn dtype(arg: Option<DtypeArg>) -> Option<OutputDtype> {
+    arg.map(|arg| match arg {
+        DtypeArg::F32 => OutputDtype::F32,
+        DtypeArg::Bf16 => OutputDtype::Bf16,
+        DtypeArg::F16 => OutputDtype::F16,
+    })
+}
+
+/// `jointwise merge`.
+pub fn run(args: &MergeArgs) -> Result<()> {
+    let model = Model::of(&args.model)?;
+    let adapter = model.adapter(&args.model)?.ok_or_else(|| Error::flag("adapter", "is missing: what to merge"))?;
+    let (rank, scale) = (adapter.lora.rank, adapter.lora.scale);
+    fresh_folder(&args.output_dir)?;
+    let modules: BTreeMap<String, _> =
+        linear_modules(&model.description).map(|m| (format!("{}.weight", m.name), &m.name)).collect();
+    let saved = save_model(
+        &args.output_dir,
+        &model.checkpoint,
+        &model.description,
+        dtype(args.output_dtype),
+        &[],
+        &mut |spec| {
+            let values = model.checkpoint.values(spec)?;
+            let pair = modules.get(&spec.name).and_then(|name| adapter.lora.modules.get(*name));
+            let Some((a, b)) = pair else { return Ok(values) };
+            if !spec.transposed {
+                return Ok(merged(&values, a, b, rank, scale));
+            }
+            let [n_in, n_out] = [spec.shape[0], spec.shape[1]];
+            let held = transpose(&values, n_in, n_out);
+            Ok(transpose(&merged(&held, a, b, rank, scale), n_out, n_in))
+        },
+    );
+    saved.inspect_err(|_| {
+        let _ = std::fs::remove_dir(&args.output_dir);
+    })?;
+    eprintln!("merged model in {}", args.output_dir.display());
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! Where results go.
+
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// Writes to standard output; an error where `println!` panics (a full disk, a closed pipe).
+pub fn say(text: std::fmt::Arguments<'_>) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_fmt(text).and_then(|()| out.flush()).map_err(|e| Error::file("standard output", e))
+}
+
+/// `println!`, with an error instead of a panic.
+macro_rules! say {
+    () => { $crate::cli::output::say(format_args!("\n")) };
+    ($($text:tt)*) => { $crate::cli::output::say(format_args!("{}\n", format_args!($($text)*))) };
+}
+
+/// JSON lines to a file (whole or not at all) or to standard output.
+pub struct Lines {
+    path: Option<PathBuf>,
+    text: Vec<u8>,
+}
+
+impl Lines {
+    /// To `path`, or to standard output.
+    pub fn new(path: Option<&Path>) -> Self {
+        Self { path: path.map(Path::to_path_buf), text: Vec::new() }
+    }
+
+    fn name(&self) -> PathBuf {
+        self.path.clone().unwrap_or_else(|| "standard output".into())
+    }
+
+    /// One object.
+    pub fn push(&mut self, value: &impl Serialize) -> Result<()> {
+        serde_json::to_writer(&mut self.text, value).map_err(|e| Error::file(self.name(), e))?;
+        self.text.push(b'\n');
+        Ok(())
+    }
+
+    /// Writes everything.
+    pub fn finish(self) -> Result<()> {
+        match &self.path {
+            // A device or a pipe cannot be replaced.
+            Some(path) if path.exists() && !path.is_file() => {
+                std::fs::write(path, &self.text).map_err(|e| Error::file(path, e))
+            }
+            Some(path) => crate::model::save::write_whole(path, |file| {
+                file.write_all(&self.text).map_err(|e| Error::file(path, e))
+            }),
+            None => {
+                let mut out = BufWriter::new(std::io::stdout().lock());
+                out.write_all(&self.text).and_then(|()| out.flush()).map_err(|e| Error::file("standard output", e))
+            }
+        }
+    }
+}

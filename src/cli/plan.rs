@@ -1,0 +1,73 @@
+//! `plan`: the memory of a run, from the same program on a device that only counts.
+
+use serde_json::json;
+
+use super::args::{TrainArgs, with_config};
+use super::session::{self, Model};
+use super::train;
+use crate::data::batch::{Example, Sequence};
+use crate::data::rows::Purpose;
+use crate::error::Result;
+use crate::gpu::{Caps, DeviceChoice, Gpu};
+use crate::kernels::objective::Goal;
+use crate::train::trainer::{largest_micro_batch, reserve};
+
+/// `jointwise plan`.
+pub fn run(args: TrainArgs) -> Result<()> {
+    let config = args.config.clone();
+    let json_out = args.json;
+    let args = with_config(args, config.as_deref())?;
+    let settings = train::settings(&args, false)?;
+    let model = Model::of(&args.model)?;
+    let adapter = train::adapter(&args, &model, settings.seed)?;
+    let (_, limits) = session::limits(&args.data, &model.description)?;
+    // The largest micro-batch: of the data where they are given, of the longest rows allowed where they are not.
+    let examples: Vec<Example> = if args.data.data.is_empty() {
+        let side = || Sequence { ids: vec![0; limits.max_length], response_start: limits.max_length / 2 };
+        let pair = |row| {
+            let mut rejected = side();
+            rejected.ids[0] = 1;
+            Example { row, sequences: vec![side(), rejected] }
+        };
+        (0..settings.batch_size).map(pair).collect()
+    } else {
+        let tokenizer = model.tokenizer()?;
+        let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Preference)?;
+        let all: Vec<&Example> = data.examples.iter().collect();
+        largest_micro_batch(&all, settings.batch_size, settings.share_prefix).into_iter().cloned().collect()
+    };
+    // The variants of the device that would be used, where there is one.
+    let choice = args.model.device.as_deref().map_or(DeviceChoice::Best, DeviceChoice::parse);
+    let caps = pollster::block_on(Gpu::open(&choice)).map_or_else(|_| Caps::baseline(), |gpu| gpu.caps().clone());
+    let gpu = Gpu::plan(caps);
+    let longest = examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1);
+    let decoder = model.load(&gpu, &train::load_options(&settings, adapter.as_ref(), longest))?;
+    let refs: Vec<&Example> = examples.iter().collect();
+    let goal = Goal::Preference(settings.preference.unwrap_or_default());
+    let cost = reserve(&gpu, &decoder, &goal, &refs, settings.share_prefix);
+    let trained: usize = decoder.trained_weights().iter().map(|w| w.rows * w.cols).sum();
+    let ledger = gpu.ledger();
+    if json_out {
+        let roles: serde_json::Map<_, _> = ledger
+            .peak_by_role()
+            .into_iter()
+            .filter_map(|(role, bytes)| Some((serde_json::to_value(role).ok()?.as_str()?.to_string(), json!(bytes))))
+            .collect();
+        say!(
+            "{}",
+            json!({
+                "peak_bytes": ledger.peak_bytes(), "roles": roles, "trained_parameters": trained,
+                "tokens": cost.tokens, "dispatches": cost.dispatches, "flops": cost.flops,
+            })
+        )?;
+        return Ok(());
+    }
+    say!("{} trained parameters; largest micro-batch {} tokens\n", trained, cost.tokens)?;
+    for (role, bytes) in ledger.peak_by_role() {
+        let name = serde_json::to_value(role).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default();
+        say!("{name:<12} {:>10.1} MiB", bytes as f64 / 1_048_576.0)?;
+    }
+    say!("{:<12} {:>10.1} MiB", "peak", ledger.peak_bytes() as f64 / 1_048_576.0)?;
+    say!("\na micro-batch: {} dispatches, {:.1} GFLOP", cost.dispatches, cost.flops as f64 / 1e9)?;
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! What most commands begin with: a model folder, its tokenizer, its weights on a device, rows as tokens.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use super::args::{DataArgs, ModelArgs, ObjectiveArgs, OverflowArg};
+use crate::config::{Defaults, ReferenceChoice};
+use crate::data::dataset::{Dataset, Limits, Overflow};
+use crate::data::rows::{FieldMap, Purpose, read_rows};
+use crate::data::template::Template;
+use crate::data::tokens::Tokenizer;
+use crate::error::{Error, Result};
+use crate::gpu::{DeviceChoice, Gpu};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::decoder::Decoder;
+use crate::model::description::Description;
+use crate::model::hub;
+use crate::model::load::{LoadOptions, LoraSpec, Trained};
+use crate::model::peft::Adapter;
+use crate::model::weights::Source;
+use crate::objective::Preference;
+
+/// A model folder that was read and verified; its weights stay on disk.
+pub struct Model {
+    /// The folder.
+    pub dir: PathBuf,
+    /// As the user named it.
+    pub name: String,
+    /// Resolved.
+    pub description: Description,
+    /// Verified against the description.
+    pub checkpoint: Rc<Checkpoint>,
+}
+
+impl Model {
+    /// A local folder or a hub id.
+    pub fn open(name: &str) -> Result<Self> {
+        let dir = hub::resolve(name)?;
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
+        let description = Description::from_json(&path, &text)?;
+        let checkpoint = Checkpoint::open(&dir)?;
+        checkpoint.verify(&description)?;
+        Ok(Self { dir, name: name.into(), description, checkpoint: Rc::new(checkpoint) })
+    }
+
+    /// The model of `--model`, which must be there.
+    pub fn of(args: &ModelArgs) -> Result<Self> {
+        let name =
+            args.model.as_ref().ok_or_else(|| Error::flag("model", "is missing: a Hugging Face folder or hub id"))?;
+        Self::open(name)
+    }
+
+    /// The model of `--reference`.
+    pub fn reference(name: &str) -> Result<Self> {
+        Self::open(name).map_err(|error| match error {
+            Error::Flag { flag: "model", reason } => Error::flag("reference", reason),
+            other => other,
+        })
+    }
+
+    /// The adapter of `--adapter`, if there is one.
+    pub fn adapter(&self, args: &ModelArgs) -> Result<Option<Adapter>> {
+        args.adapter.as_ref().map(|dir| Adapter::open(dir, &self.description)).transpose()
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let mut tokenizer = Tokenizer::load(&self.dir)?;
+        tokenizer.check_vocab(self.description.vocab)?;
+        for note in tokenizer.notes() {
+            eprintln!("note: {note}");
+        }
+        Ok(tokenizer)
+    }
+
+    /// Onto a device.
+    pub fn load(&self, gpu: &Gpu, options: &LoadOptions) -> Result<Decoder> {
+        let source: Rc<dyn Source> = self.checkpoint.clone();
+        Decoder::load(gpu, &self.description, &source, options)
+    }
+}
+
+/// For scoring and generation: nothing is trained.
+pub fn frozen(lora: Option<LoraSpec>, n_positions: usize) -> LoadOptions {
+    LoadOptions { trained: Trained::Nothing, lora, decay_all: false, moments: false, n_positions }
+}
+
+/// Opens the device, and says so when it is a CPU.
+pub fn open_gpu(device: Option<&str>) -> Result<Gpu> {
+    let choice = device.map_or(DeviceChoice::Best, DeviceChoice::parse);
+    let gpu = pollster::block_on(Gpu::open(&choice))?;
+    if gpu.caps().is_cpu {
+        eprintln!("note: no GPU is used: {} computes on the CPU, which is slow", gpu.caps().name);
+    }
+    Ok(gpu)
+}
+
+/// Rows as tokens.
+pub fn dataset(
+    args: &DataArgs,
+    files: &[PathBuf],
+    model: &Model,
+    tokenizer: &Tokenizer,
+    purpose: Purpose,
+) -> Result<Dataset> {
+    let (template, limits) = limits(args, &model.description)?;
+    if files.is_empty() {
+        return Err(Error::flag("data", "is missing: a JSONL file"));
+    }
+    let map = FieldMap::parse(&args.map)?;
+    let mut rows = Vec::new();
+    for file in files {
+        rows.extend(read_rows(file, &map, purpose)?);
+    }
+    let data = Dataset::build(&rows, tokenizer, &template, limits)?;
+    for note in data.notes.iter().take(5) {
+        eprintln!("note: {}: {}", data.place(note.row), note.reason);
+    }
+    eprintln!("{}", data.summary());
+    Ok(data)
+}
+
+/// Template and limits as resolved.
+pub fn limits(args: &DataArgs, d: &Description) -> Result<(Template, Limits)> {
+    let template = Template::parse(args.template.as_deref().unwrap_or("paper"))?;
+    let max_length = args.max_length.unwrap_or(Defaults::MAX_LENGTH.min(d.max_positions));
+    if max_length < 2 || max_length > d.max_positions {
+        let reason = format!("{max_length} is not in 2 .. {}, the model's positions", d.max_positions);
+        return Err(Error::flag("max-length", reason));
+    }
+    let overflow = match args.on_overflow.unwrap_or(OverflowArg::Drop) {
+        OverflowArg::Drop => Overflow::Drop,
+        OverflowArg::TruncatePrompt => Overflow::TruncatePrompt,
+        OverflowArg::Error => Overflow::Error,
+    };
+    Ok((template, Limits { max_length, overflow }))
+}
+
+/// The loss as resolved.
+pub fn preference(args: &ObjectiveArgs) -> Result<Preference> {
+    let base = Preference::default();
+    let p = Preference {
+        objective: args.objective.unwrap_or(base.objective),
+        loss: args.loss.unwrap_or(base.loss),
+        beta: args.beta.unwrap_or(base.beta),
+        label_smoothing: args.label_smoothing.unwrap_or(base.label_smoothing),
+        reference_free: args.reference_free,
+        sft_weight: args.sft_weight.unwrap_or(base.sft_weight),
+    };
+    p.validate()?;
+    Ok(p)
+}
+
+/// The reference as resolved.
+pub fn reference(args: &ObjectiveArgs) -> ReferenceChoice {
+    args.reference.as_deref().map_or(ReferenceChoice::Initial, ReferenceChoice::parse)
+}
+
+/// The longest sequence of some data.
+pub fn longest(data: &Dataset) -> usize {
+    data.examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1)
+}

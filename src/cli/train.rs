@@ -1,0 +1,446 @@
+//! `sft` and `train`.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::args::{TrainArgs, with_config};
+use super::merge::dtype;
+use super::score::reference_scores;
+use super::session::{self, Model};
+use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettings};
+use crate::data::dataset::Dataset;
+use crate::data::rows::Purpose;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::kernels::objective::Goal;
+use crate::model::card::Card;
+use crate::model::load::{LoadOptions, Trained};
+use crate::model::peft::{Adapter, write_adapter};
+use crate::model::save::{OutputDtype, Staging, copy_side_files, fresh_folder, save_model, write_text};
+use crate::model::weights::{self, Source};
+use crate::objective::Objective;
+use crate::train::checkpoint::State;
+use crate::train::metrics;
+use crate::train::report::{self, Report};
+use crate::train::run::{self, Cadence, Event, Output, Rows};
+use crate::train::schedule::Shape;
+use crate::train::trainer::{Optimiser, Reference, Trainer, largest_micro_batch, reserve};
+
+/// A bar on a terminal, nothing elsewhere.
+pub fn bar(n: usize, what: &'static str) -> ProgressBar {
+    if n < 2 || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {elapsed} left {eta}");
+    let bar = ProgressBar::new(n as u64).with_message(what);
+    style.map_or(ProgressBar::hidden(), |style| bar.with_style(style))
+}
+
+/// Flags into settings, with every default filled in.
+pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
+    let o = Defaults::OPTIMISER;
+    let rate = match (args.full, sft) {
+        (false, _) => Defaults::LEARNING_RATE_LORA,
+        (true, true) => Defaults::LEARNING_RATE_SFT,
+        (true, false) => Defaults::LEARNING_RATE_FULL,
+    };
+    let settings = TrainSettings {
+        preference: if sft { None } else { Some(session::preference(&args.objective)?) },
+        optimiser: Optimiser {
+            adam_beta1: args.adam_beta1.unwrap_or(o.adam_beta1),
+            adam_beta2: args.adam_beta2.unwrap_or(o.adam_beta2),
+            adam_epsilon: args.adam_epsilon.unwrap_or(o.adam_epsilon),
+            weight_decay: args.weight_decay.unwrap_or(o.weight_decay),
+            max_grad_norm: args.max_grad_norm.unwrap_or(o.max_grad_norm),
+        },
+        learning_rate: args.learning_rate.unwrap_or(rate),
+        lr_scheduler_type: args.lr_scheduler_type.unwrap_or(Shape::Cosine),
+        length: Length {
+            num_train_epochs: args.num_train_epochs.unwrap_or(1.0),
+            max_steps: args.max_steps,
+            warmup_steps: args.warmup_steps,
+            warmup_ratio: args.warmup_ratio.unwrap_or(0.0),
+        },
+        batch_size: args.batch_size.unwrap_or(Defaults::BATCH_SIZE),
+        gradient_accumulation_steps: args.gradient_accumulation_steps.unwrap_or(1),
+        seed: args.seed.unwrap_or(0),
+        shuffle: !args.no_shuffle,
+        decay_all: args.decay_all,
+        share_prefix: !args.no_share_prefix,
+    };
+    settings.validate()?;
+    Ok(settings)
+}
+
+/// The adapter to train: an existing one, a new one, or none with `--full`.
+pub fn adapter(args: &TrainArgs, model: &Model, seed: u64) -> Result<Option<Adapter>> {
+    let existing = model.adapter(&args.model)?;
+    if args.full {
+        return match existing {
+            Some(_) => Err(Error::flag("full", "trains the model itself: merge --adapter first")),
+            None => Ok(None),
+        };
+    }
+    if existing.is_some() {
+        return Ok(existing);
+    }
+    let d = LoraSettings::default();
+    let lora = LoraSettings {
+        rank: args.lora_r.unwrap_or(d.rank),
+        alpha: args.lora_alpha.unwrap_or(d.alpha),
+        targets: if args.lora_targets.is_empty() { d.targets } else { args.lora_targets.clone() },
+    };
+    Adapter::new(&model.description, &lora, &model.name, seed).map(Some)
+}
+
+/// SHA-256 over parts.
+fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn model_hash(model: &Model, adapter: Option<&Adapter>) -> Result<String> {
+    let digest = model.checkpoint.digest()?;
+    let mut parts: Vec<&[u8]> = vec![digest.as_bytes()];
+    for (a, b) in adapter.iter().flat_map(|a| a.lora.modules.values()) {
+        parts.extend([bytemuck::cast_slice(a), bytemuck::cast_slice(b)]);
+    }
+    Ok(hash(parts))
+}
+
+/// Reference scores, computed once for a (model, data, objective) and kept in the cache folder.
+struct ReferenceCache {
+    dir: PathBuf,
+}
+
+impl ReferenceCache {
+    fn new() -> Self {
+        let home = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let home = home.or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")));
+        Self { dir: home.unwrap_or_else(std::env::temp_dir).join("jointwise/reference") }
+    }
+
+    /// A cache that cannot be read or written costs time, nothing else.
+    fn get(&self, key: &str, n: usize, compute: impl FnOnce() -> Result<Vec<Reference>>) -> Result<Vec<Reference>> {
+        let path = self.dir.join(format!("{key}.json"));
+        let kept = std::fs::read(&path).ok().and_then(|t| serde_json::from_slice::<Vec<Reference>>(&t).ok());
+        if let Some(kept) = kept.filter(|k| k.len() == n) {
+            return Ok(kept);
+        }
+        let scores = compute()?;
+        if std::fs::create_dir_all(&self.dir).is_ok()
+            && let Ok(text) = serde_json::to_string(&scores)
+        {
+            let _ = write_text(&path, &text);
+        }
+        Ok(scores)
+    }
+}
+
+/// Everything before the first step.
+struct Prepared {
+    settings: TrainSettings,
+    model: Model,
+    adapter: Option<Adapter>,
+    data: Dataset,
+    eval: Option<Dataset>,
+    fingerprint: String,
+}
+
+fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
+    let settings = settings(args, sft)?;
+    let model = Model::of(&args.model)?;
+    let adapter = adapter(args, &model, settings.seed)?;
+    let tokenizer = model.tokenizer()?;
+    let purpose = if sft { Purpose::Sft } else { Purpose::Preference };
+    let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
+    let eval = args.eval_data.clone().map(|file| session::dataset(&args.data, &[file], &model, &tokenizer, purpose));
+    let eval = eval.transpose()?;
+    let reference = format!("{:?}", session::reference(&args.objective));
+    let text = serde_json::to_string(&settings).map_err(|e| Error::file("settings", e))?;
+    let model_hash = model_hash(&model, adapter.as_ref())?;
+    let fingerprint =
+        hash([text.as_bytes(), data.content_hash().as_bytes(), model_hash.as_bytes(), reference.as_bytes()]);
+    Ok(Prepared { settings, model, adapter, data, eval, fingerprint })
+}
+
+/// How the decoder is built for training.
+pub fn load_options(settings: &TrainSettings, adapter: Option<&Adapter>, n_positions: usize) -> LoadOptions {
+    LoadOptions {
+        trained: if adapter.is_some() { Trained::Lora } else { Trained::Full },
+        lora: adapter.map(|a| a.lora.clone()),
+        decay_all: settings.decay_all,
+        moments: true,
+        n_positions,
+    }
+}
+
+/// `jointwise sft` and `jointwise train`.
+pub fn run(args: TrainArgs, sft: bool) -> Result<()> {
+    let config = args.config.clone();
+    // What a file cannot set is taken from the flags.
+    let (resume, json_out, profile) = (args.resume, args.json, args.profile);
+    let args = TrainArgs { resume, json: json_out, profile, ..with_config(args, config.as_deref())? };
+    let out =
+        args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where everything is written"))?;
+    let p = prepare(&args, sft)?;
+    let gpu = session::open_gpu(args.model.device.as_deref())?;
+    if resume {
+        std::fs::create_dir_all(&out).map_err(|e| Error::file(&out, e))?;
+    } else {
+        fresh_folder(&out)?;
+    }
+    let ended = train(&args, sft, &p, &gpu, &out);
+    // A run that failed before its first line leaves no folder behind.
+    if ended.is_err() && std::fs::read_dir(&out).is_ok_and(|mut d| d.next().is_none()) {
+        let _ = std::fs::remove_dir(&out);
+    }
+    ended
+}
+
+/// Scores of the reference over training and evaluation rows.
+fn references(
+    args: &TrainArgs,
+    p: &Prepared,
+    gpu: &Gpu,
+    decoder: &crate::model::decoder::Decoder,
+    max_tokens: usize,
+) -> Result<[Vec<Reference>; 2]> {
+    let Some(preference) = &p.settings.preference else { return Ok([Vec::new(), Vec::new()]) };
+    let choice = session::reference(&args.objective);
+    let of_other = match &choice {
+        ReferenceChoice::Model(name) => model_hash(&Model::reference(name)?, None)?,
+        _ => String::new(),
+    };
+    let cache = ReferenceCache::new();
+    let scores = |data: &Dataset| {
+        let own = model_hash(&p.model, p.adapter.as_ref())?;
+        let (choice_text, objective) = (format!("{choice:?}"), format!("{:?}", preference.objective));
+        let parts = [own, of_other.clone(), data.content_hash(), choice_text, objective, gpu.caps().name.clone()];
+        let key = hash(parts.iter().map(String::as_bytes));
+        cache.get(&key, data.examples.len(), || {
+            reference_scores(gpu, decoder, data, &choice, preference, None, max_tokens)
+        })
+    };
+    Ok([scores(&p.data)?, p.eval.as_ref().map_or(Ok(Vec::new()), scores)?])
+}
+
+fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Result<()> {
+    let longest = session::longest(&p.data).max(p.eval.as_ref().map_or(0, session::longest));
+    let decoder = p.model.load(gpu, &load_options(&p.settings, p.adapter.as_ref(), longest))?;
+    let goal = p.settings.preference.map_or(Goal::Sft, Goal::Preference);
+    let examples: Vec<_> = p.data.examples.iter().collect();
+    let largest = largest_micro_batch(&examples, p.settings.batch_size, p.settings.share_prefix);
+    let cost = reserve(gpu, &decoder, &goal, &largest, p.settings.share_prefix);
+    // A pass without gradients never needs more memory than the steps that follow it.
+    let max_tokens = cost.tokens.min(Defaults::SCORE_TOKENS);
+    let [reference, eval_reference] = references(args, p, gpu, &decoder, max_tokens)?;
+    let trainer = Trainer { gpu, decoder, goal, share_prefix: p.settings.share_prefix };
+    let rows = Rows { examples: &p.data.examples, reference: &reference };
+    let eval = p.eval.as_ref().map(|e| Rows { examples: &e.examples, reference: &eval_reference });
+    let max_steps = p.settings.max_steps(p.data.examples.len());
+    let trained: usize = trainer.decoder.trained_weights().iter().map(|w| w.rows * w.cols).sum();
+    eprintln!("{trained} parameters trained, {} rows, {max_steps} steps on {}", p.data.examples.len(), gpu.caps().name);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    // Fails where a handler is there already, as in the demo: the first one then serves.
+    let _ = ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nending after this step, with a checkpoint (again: at once)");
+    });
+    let output = Output {
+        dir: out,
+        fingerprint: &p.fingerprint,
+        cadence: Cadence {
+            save_steps: args.save_steps.unwrap_or(Defaults::SAVE_STEPS),
+            save_total_limit: args.save_total_limit.unwrap_or(Defaults::SAVE_TOTAL_LIMIT),
+            eval_steps: args.eval_steps,
+        },
+        resume: args.resume,
+    };
+    if args.profile {
+        gpu.start_profile();
+    }
+    let (started, clock) = (SystemTime::now(), Instant::now());
+    let mut progress = Progress::new(max_steps, args.logging_steps.unwrap_or(Defaults::LOGGING_STEPS));
+    let ended = pollster::block_on(run::run(&trainer, &p.settings, &rows, eval.as_ref(), &output, &stop, &mut |e| {
+        progress.event(e);
+    }));
+    progress.bar.finish_and_clear();
+    if let Some(profile) = gpu.end_profile() {
+        eprint!("{}", profile.table());
+    }
+    let ended = ended?;
+    if ended.interrupted {
+        eprintln!("stopped after step {}: --resume goes on from {}", ended.state.step, out.display());
+        return Ok(());
+    }
+    save(args, p, &trainer, &ended.state, out)?;
+    let report = Report {
+        title: if sft { "Supervised fine-tuning".into() } else { "Preference tuning".into() },
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        model: p.model.name.clone(),
+        device: gpu.caps().name.clone(),
+        parameters: format!("{trained} trained"),
+        objective: objective_text(&p.settings),
+        data: p.data.summary(),
+        started: report::utc(started),
+        seconds: clock.elapsed().as_secs_f64(),
+        lines: metrics::read(&out.join("metrics.jsonl"))?,
+        ..Report::default()
+    };
+    report::write(&out.join("report.html"), &report)?;
+    let peak_bytes = gpu.ledger().peak_bytes();
+    if args.json {
+        say!(
+            "{}",
+            json!({"output_dir": out, "steps": ended.state.step, "num_tokens": ended.state.num_tokens, "peak_bytes": peak_bytes})
+        )?;
+    }
+    eprintln!(
+        "{} steps, {:.0} MiB of device memory at most; result in {}",
+        ended.state.step,
+        peak_bytes as f64 / 1_048_576.0,
+        out.display()
+    );
+    Ok(())
+}
+
+/// "jpo, sigmoid, β = 0.1".
+pub fn objective_text(settings: &TrainSettings) -> String {
+    match &settings.preference {
+        None => "SFT".into(),
+        Some(p) => format!("{:?}, {}, β = {}", p.objective, p.loss.name(), p.beta),
+    }
+}
+
+/// The trained adapter, or the whole model, with its tokenizer and card.
+fn save(args: &TrainArgs, p: &Prepared, trainer: &Trainer, state: &State, out: &Path) -> Result<()> {
+    let (d, gpu) = (&p.model.description, trainer.gpu);
+    let read = |w: &weights::Weight| pollster::block_on(weights::read_back(gpu, w, false));
+    let card = ("README.md", card(args, p, gpu, state).to_markdown());
+    if let Some(adapter) = &p.adapter {
+        let dtype = dtype(args.output_dtype).unwrap_or(OutputDtype::F32);
+        let matrices = trainer.decoder.adapter();
+        let staging = Staging::new(out)?;
+        write_adapter(staging.dir(), &adapter.config, d, &adapter.lora, dtype, &mut |module, side| {
+            let (_, a, b) = matrices.iter().find(|m| m.0 == module).ok_or_else(|| Error::file(out, module))?;
+            read(if side == 0 { a } else { b })
+        })?;
+        copy_side_files(&p.model.dir, staging.dir())?;
+        write_text(&staging.dir().join(card.0), &card.1)?;
+        return staging.commit();
+    }
+    let all: BTreeMap<&str, &weights::Weight> =
+        trainer.decoder.weights().into_iter().map(|w| (w.spec.name.as_str(), w)).collect();
+    save_model(out, &p.model.checkpoint, d, dtype(args.output_dtype), &[card], &mut |spec| {
+        all.get(spec.name.as_str()).map_or_else(|| p.model.checkpoint.values(spec), |w| read(w))
+    })
+}
+
+/// The model card.
+fn card(args: &TrainArgs, p: &Prepared, gpu: &Gpu, state: &State) -> Card {
+    let s = &p.settings;
+    let about = match &s.preference {
+        None => "Supervised fine-tuning on the response's tokens.",
+        Some(p) if p.objective == Objective::Jpo => {
+            "Joint preference optimisation (arXiv 2404.00530): a preference between two instruction-response pairs."
+        }
+        Some(_) => "Direct preference optimisation (arXiv 2305.18290).",
+    };
+    let mut settings = vec![
+        ("learning-rate", s.learning_rate.to_string()),
+        ("lr-scheduler-type", format!("{:?}", s.lr_scheduler_type).to_lowercase()),
+        ("batch-size", s.batch_size.to_string()),
+        ("gradient-accumulation-steps", s.gradient_accumulation_steps.to_string()),
+        ("steps", state.step.to_string()),
+        ("tokens", state.num_tokens.to_string()),
+        ("weight-decay", s.optimiser.weight_decay.to_string()),
+        ("max-grad-norm", s.optimiser.max_grad_norm.to_string()),
+        ("seed", s.seed.to_string()),
+    ];
+    if let Some(p) = &s.preference {
+        settings.extend([("loss", p.loss.name().to_string()), ("beta", p.beta.to_string())]);
+    }
+    if let Some(a) = &p.adapter {
+        settings.extend([("lora-r", a.lora.rank.to_string()), ("lora-scale", a.lora.scale.to_string())]);
+    }
+    Card {
+        base: p.model.name.clone(),
+        adapter: p.adapter.is_some(),
+        method: s.preference.map_or("SFT".into(), |p| format!("{:?}", p.objective).to_uppercase()),
+        about: about.into(),
+        settings: settings.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
+        data: args.data.data.iter().map(|f| f.display().to_string()).collect(),
+        results: Vec::new(),
+        device: gpu.caps().name.clone(),
+    }
+}
+
+/// A bar with loss, accuracy and speed; plain lines where there is no terminal.
+struct Progress {
+    bar: ProgressBar,
+    every: usize,
+    max_steps: usize,
+    plain: bool,
+}
+
+impl Progress {
+    fn new(max_steps: usize, every: usize) -> Self {
+        let plain = !std::io::stderr().is_terminal();
+        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} left {eta}");
+        let bar = match style {
+            Ok(style) if !plain => ProgressBar::new(max_steps as u64).with_style(style),
+            _ => ProgressBar::hidden(),
+        };
+        bar.enable_steady_tick(Duration::from_millis(500));
+        Self { bar, every: every.max(1), max_steps, plain }
+    }
+
+    fn event(&mut self, event: &Event) {
+        let text = match event {
+            Event::Step(m) => {
+                let pairs = m
+                    .pairs
+                    .map_or(String::new(), |p| format!("  accuracy {:.2}  margin {:+.3}", p.accuracies, p.margins));
+                let speed = m.tokens as f64 / m.seconds.max(1e-9);
+                format!("loss {:.4}{pairs}  norm {:.3}  {speed:.0} tokens/s", m.loss, m.grad_norm)
+            }
+            Event::Eval(m) => {
+                let accuracy = m.pairs.map_or(String::new(), |p| format!("  accuracy {:.3}", p.accuracies));
+                format!("eval loss {:.4}{accuracy}", m.loss)
+            }
+        };
+        match event {
+            Event::Step(m) => {
+                self.bar.set_position(m.step);
+                self.bar.set_message(text.clone());
+                if self.plain && (m.step as usize).is_multiple_of(self.every) {
+                    eprintln!("step {}/{}  {text}", m.step, self.max_steps);
+                }
+            }
+            Event::Eval(m) => {
+                if self.plain {
+                    eprintln!("step {}  {text}", m.step)
+                } else {
+                    self.bar.println(format!("step {}  {text}", m.step))
+                }
+            }
+        }
+    }
+}

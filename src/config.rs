@@ -1,0 +1,184 @@
+//! The only home of defaults, and of the resolved settings of a training run.
+
+use crate::error::{Error, Result};
+use crate::objective::Preference;
+use crate::train::schedule::{Schedule, Shape};
+use crate::train::trainer::Optimiser;
+
+/// Where the reference scores come from.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReferenceChoice {
+    /// The starting policy.
+    Initial,
+    /// The policy with its adapter off.
+    Base,
+    /// Another checkpoint.
+    Model(String),
+}
+
+impl ReferenceChoice {
+    /// `initial`, `base`, or a folder or hub id.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "initial" => Self::Initial,
+            "base" => Self::Base,
+            other => Self::Model(other.into()),
+        }
+    }
+}
+
+/// Low-rank settings.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LoraSettings {
+    /// R.
+    pub rank: usize,
+    /// α; the addition is scaled by α/R.
+    pub alpha: f64,
+    /// Names of modules, or `all-linear`.
+    pub targets: Vec<String>,
+}
+
+impl Default for LoraSettings {
+    /// The paper's adapter: R 8, α 16 on q, k, v.
+    fn default() -> Self {
+        Self { rank: 8, alpha: 16.0, targets: ["q_proj", "k_proj", "v_proj"].map(String::from).into() }
+    }
+}
+
+/// How long, in steps or epochs.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Length {
+    /// Over the data.
+    pub num_train_epochs: f64,
+    /// Wins over epochs.
+    pub max_steps: Option<usize>,
+    /// Wins over the ratio.
+    pub warmup_steps: Option<usize>,
+    /// Of all steps.
+    pub warmup_ratio: f64,
+}
+
+/// A training run, with nothing left open.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct TrainSettings {
+    /// `None`: SFT.
+    pub preference: Option<Preference>,
+    /// AdamW.
+    pub optimiser: Optimiser,
+    /// Highest rate.
+    pub learning_rate: f64,
+    /// After the warm-up.
+    pub lr_scheduler_type: Shape,
+    /// How long.
+    pub length: Length,
+    /// Rows a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches a step.
+    pub gradient_accumulation_steps: usize,
+    /// Of the order of rows, and of a new adapter.
+    pub seed: u64,
+    /// A new order each epoch.
+    pub shuffle: bool,
+    /// Decay one-dimensional tensors too.
+    pub decay_all: bool,
+    /// A shared instruction is computed once.
+    pub share_prefix: bool,
+}
+
+/// A step's defaults, by method: full fine-tuning needs smaller rates.
+pub struct Defaults;
+
+impl Defaults {
+    /// Rate for LoRA (the paper's).
+    pub const LEARNING_RATE_LORA: f64 = 5e-5;
+    /// Rate for `--full`.
+    pub const LEARNING_RATE_FULL: f64 = 1e-6;
+    /// Rate for SFT of all parameters.
+    pub const LEARNING_RATE_SFT: f64 = 2e-5;
+    /// Rows a micro-batch.
+    pub const BATCH_SIZE: usize = 8;
+    /// Tokens a sequence, at most.
+    pub const MAX_LENGTH: usize = 1024;
+    /// Steps between lines on the terminal when it is not one.
+    pub const LOGGING_STEPS: usize = 1;
+    /// Steps between checkpoints.
+    pub const SAVE_STEPS: usize = 500;
+    /// Checkpoints kept.
+    pub const SAVE_TOTAL_LIMIT: usize = 2;
+    /// Tokens a forward pass when nothing is saved for a backward one.
+    pub const SCORE_TOKENS: usize = 4096;
+    /// New tokens of a response.
+    pub const MAX_NEW_TOKENS: usize = 256;
+    /// AdamW's constants, and the norm that gradients are clipped to.
+    pub const OPTIMISER: Optimiser =
+        Optimiser { adam_beta1: 0.9, adam_beta2: 0.999, adam_epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
+}
+
+impl TrainSettings {
+    /// Rows a step.
+    pub fn rows_per_step(&self) -> usize {
+        self.batch_size * self.gradient_accumulation_steps
+    }
+
+    /// Steps for `n` rows. The last step of an epoch may have fewer rows.
+    pub fn max_steps(&self, n: usize) -> usize {
+        let by_epochs = (n.div_ceil(self.rows_per_step()) as f64 * self.length.num_train_epochs).ceil();
+        self.length.max_steps.unwrap_or(by_epochs as usize)
+    }
+
+    /// The schedule for `n` rows.
+    pub fn schedule(&self, n: usize) -> Schedule {
+        let max_steps = self.max_steps(n);
+        let by_ratio = (max_steps as f64 * self.length.warmup_ratio).ceil() as usize;
+        Schedule {
+            learning_rate: self.learning_rate,
+            shape: self.lr_scheduler_type,
+            warmup_steps: self.length.warmup_steps.unwrap_or(by_ratio),
+            max_steps,
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Flag`] for a value out of range.
+    pub fn validate(&self) -> Result<()> {
+        let positive = |flag, value: f64| {
+            if value > 0.0 && value.is_finite() {
+                Ok(())
+            } else {
+                Err(Error::flag(flag, format!("{value} is not above 0")))
+            }
+        };
+        let not_negative = |flag, value: f64| {
+            if value >= 0.0 && value.is_finite() {
+                Ok(())
+            } else {
+                Err(Error::flag(flag, format!("{value} is below 0")))
+            }
+        };
+        let below_one = |flag, value: f64| {
+            if (0.0..1.0).contains(&value) {
+                Ok(())
+            } else {
+                Err(Error::flag(flag, format!("{value} is not in 0 .. 1")))
+            }
+        };
+        positive("learning-rate", self.learning_rate)?;
+        positive("num-train-epochs", self.length.num_train_epochs)?;
+        positive("batch-size", self.batch_size as f64)?;
+        positive("gradient-accumulation-steps", self.gradient_accumulation_steps as f64)?;
+        if self.batch_size.checked_mul(self.gradient_accumulation_steps).is_none_or(|rows| rows > 1 << 24) {
+            return Err(Error::flag("batch-size", "times --gradient-accumulation-steps is above 2^24 rows a step"));
+        }
+        if self.length.max_steps == Some(0) {
+            return Err(Error::flag("max-steps", "0 is not above 0"));
+        }
+        below_one("warmup-ratio", self.length.warmup_ratio)?;
+        below_one("adam-beta1", self.optimiser.adam_beta1)?;
+        below_one("adam-beta2", self.optimiser.adam_beta2)?;
+        positive("adam-epsilon", self.optimiser.adam_epsilon)?;
+        not_negative("weight-decay", self.optimiser.weight_decay)?;
+        not_negative("max-grad-norm", self.optimiser.max_grad_norm)?;
+        self.preference.map_or(Ok(()), |p| p.validate())
+    }
+}

@@ -1,0 +1,75 @@
+//! What the data side hands to the engine: tokenised sequences, and micro-batches packed without padding.
+
+/// One tokenised instruction–response text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// [BOS] + tok(template(I) + R) + [EOS].
+    pub ids: Vec<u32>,
+    /// Index in `ids` of the first response token: everything before it is BOS, template and instruction.
+    pub response_start: usize,
+}
+
+/// One row of data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// Row number in the data, from 0, before anything was dropped.
+    pub row: usize,
+    /// One sequence for SFT; chosen, then rejected, for preferences.
+    pub sequences: Vec<Sequence>,
+}
+
+impl Example {
+    /// Tokens when packed, a shared instruction counted once when `share_prefix`.
+    pub fn n_tokens(&self, share_prefix: bool) -> usize {
+        let all: usize = self.sequences.iter().map(|s| s.ids.len()).sum();
+        all - if share_prefix { self.shared_prefix() } else { 0 }
+    }
+
+    /// Leading tokens that the two sides share and that belong to both instructions; 0 for single sequences.
+    pub fn shared_prefix(&self) -> usize {
+        let [a, b] = self.sequences.as_slice() else { return 0 };
+        let limit = a.response_start.min(b.response_start);
+        a.ids[..limit].iter().zip(&b.ids[..limit]).take_while(|(x, y)| x == y).count()
+    }
+}
+
+/// A prediction that is scored: the hidden state of token `hidden` predicts `target`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScoredRow {
+    /// Index into the packed tokens.
+    pub hidden: u32,
+    /// Token id.
+    pub target: u32,
+}
+
+/// Where a sequence's scored rows are. Rows `prefix` ∪ `own` in order are the predictions of its tokens 1.. .
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Rows of the shared prefix (empty without one).
+    pub prefix: std::ops::Range<usize>,
+    /// Rows of the sequence's own tokens.
+    pub own: std::ops::Range<usize>,
+    /// First row of `own` that predicts a response token.
+    pub response: usize,
+}
+
+/// A micro-batch: T packed tokens in S segments, no padding.
+///
+/// A query sees the keys of its prefix range and of its own range (which ends with itself).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// (T).
+    pub ids: Vec<u32>,
+    /// (T), position in the sequence: a branch goes on from its prefix.
+    pub positions: Vec<u32>,
+    /// (T), [prefix_start, prefix_end, own_start, own_end): visible keys; own_end = t + 1.
+    pub ranges: Vec<[u32; 4]>,
+    /// (T), end of the queries that may see this token as a key: its segment's end, or its last branch's for a prefix.
+    pub query_end: Vec<u32>,
+    /// (N) predictions, grouped: every span's `own` is contiguous, every prefix too.
+    pub rows: Vec<ScoredRow>,
+    /// (S) one per sequence: pairs give chosen, rejected, chosen, rejected...
+    pub spans: Vec<Span>,
+    /// Row numbers of the examples inside.
+    pub examples: Vec<usize>,
+}

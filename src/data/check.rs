@@ -1,0 +1,205 @@
+//! `jointwise check`: rows as tokens with the scored ones marked, lengths, and what the limits and prefix sharing do.
+
+use std::fmt;
+
+use super::batch::Example;
+use super::dataset::{Dataset, Fate};
+use super::tokens::Tokenizer;
+
+/// What `check` prints; serialised for `--json`.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Report {
+    /// Rows read.
+    pub n_rows: usize,
+    /// Rows kept, truncated ones included.
+    pub n_kept: usize,
+    /// Rows dropped.
+    pub n_dropped: usize,
+    /// Rows truncated.
+    pub n_truncated: usize,
+    /// One line for each row dropped or truncated.
+    pub notes: Vec<RowNote>,
+    /// About the tokenizer.
+    pub tokenizer_notes: Vec<String>,
+    /// Tokens a sequence, before the limit.
+    pub lengths: Lengths,
+    /// Tokens of the rows kept, each sequence alone.
+    pub n_tokens: usize,
+    /// The same with shared instructions stored once.
+    pub n_tokens_shared: usize,
+    /// Tokens that the joint objective scores.
+    pub n_scored_joint: usize,
+    /// Tokens that the conditional objective scores.
+    pub n_scored_conditional: usize,
+    /// The first rows, token by token.
+    pub rows: Vec<ShownRow>,
+}
+
+/// A row dropped or truncated.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct RowNote {
+    /// Row number, from 0.
+    pub row: usize,
+    /// `file:line`.
+    pub place: String,
+    /// What became of it.
+    pub fate: Fate,
+    /// Why.
+    pub reason: String,
+}
+
+/// How tokens a sequence are distributed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Lengths {
+    /// Shortest.
+    pub min: usize,
+    /// Half are at most as long.
+    pub median: usize,
+    /// 95 % are at most as long.
+    pub p95: usize,
+    /// Longest.
+    pub max: usize,
+}
+
+/// A row, token by token.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ShownRow {
+    /// Row number, from 0.
+    pub row: usize,
+    /// `file:line`.
+    pub place: String,
+    /// Leading tokens stored once for both sides.
+    pub n_shared: usize,
+    /// Chosen and rejected, or one text.
+    pub sides: Vec<ShownSide>,
+}
+
+/// A side of a row.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ShownSide {
+    /// `chosen`, `rejected` or `text`.
+    pub name: &'static str,
+    /// Its tokens.
+    pub tokens: Vec<ShownToken>,
+}
+
+/// A token and the objectives that score it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ShownToken {
+    /// Its id.
+    pub id: u32,
+    /// Its text, escaped.
+    pub text: String,
+    /// Scored by JPO.
+    pub joint: bool,
+    /// Scored by DPO and SFT.
+    pub conditional: bool,
+}
+
+/// Reports on a dataset; `n_shown` rows token by token.
+pub fn check(data: &Dataset, tokenizer: &Tokenizer, n_shown: usize) -> Report {
+    let sum = |f: &dyn Fn(&Example) -> usize| data.examples.iter().map(f).sum();
+    let note = |note: &super::dataset::Note| RowNote {
+        row: note.row,
+        place: data.place(note.row),
+        fate: note.fate,
+        reason: note.reason.clone(),
+    };
+    Report {
+        n_rows: data.n_rows(),
+        n_kept: data.examples.len(),
+        n_dropped: data.count(Fate::Dropped),
+        n_truncated: data.count(Fate::Truncated),
+        notes: data.notes.iter().map(note).collect(),
+        tokenizer_notes: tokenizer.notes().to_vec(),
+        lengths: lengths(&data.lengths),
+        n_tokens: sum(&|e| e.n_tokens(false)),
+        n_tokens_shared: sum(&|e| e.n_tokens(true)),
+        n_scored_joint: sum(&|e| e.sequences.iter().map(|s| s.ids.len() - 1).sum()),
+        n_scored_conditional: sum(&|e| e.sequences.iter().map(|s| s.ids.len() - s.response_start.max(1)).sum()),
+        rows: data.examples.iter().take(n_shown).map(|e| shown(e, data, tokenizer)).collect(),
+    }
+}
+
+fn shown(example: &Example, data: &Dataset, tokenizer: &Tokenizer) -> ShownRow {
+    let names: &[&str] = if example.sequences.len() == 1 { &["text"] } else { &["chosen", "rejected"] };
+    let side = |(sequence, name): (&super::batch::Sequence, &&'static str)| {
+        let token = |(i, &id): (usize, &u32)| ShownToken {
+            id,
+            text: tokenizer.show(id),
+            joint: i > 0,
+            conditional: i >= sequence.response_start.max(1),
+        };
+        ShownSide { name, tokens: sequence.ids.iter().enumerate().map(token).collect() }
+    };
+    ShownRow {
+        row: example.row,
+        place: data.place(example.row),
+        n_shared: example.shared_prefix(),
+        sides: example.sequences.iter().zip(names).map(side).collect(),
+    }
+}
+
+fn lengths(all: &[usize]) -> Lengths {
+    let mut sorted = all.to_vec();
+    sorted.sort_unstable();
+    // The smallest length that at least this part of the sequences do not exceed.
+    let quantile = |percent: usize| sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).copied().unwrap_or(0);
+    Lengths { min: quantile(0), median: quantile(50), p95: quantile(95), max: quantile(100) }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.rows.is_empty() {
+            writeln!(
+                f,
+                "tokens: plain = context, (joint) = scored by jpo only, [both] = scored by jpo, dpo and sft\n"
+            )?;
+        }
+        for row in &self.rows {
+            let shared = if row.n_shared > 1 { format!(", {} tokens shared", row.n_shared) } else { String::new() };
+            writeln!(f, "row {} ({}{shared})", row.row, row.place)?;
+            for side in &row.sides {
+                let joint = side.tokens.iter().filter(|t| t.joint).count();
+                let conditional = side.tokens.iter().filter(|t| t.conditional).count();
+                write!(
+                    f,
+                    "  {}: {} tokens, {joint} scored jointly, {conditional} conditionally\n    ",
+                    side.name,
+                    side.tokens.len()
+                )?;
+                for token in &side.tokens {
+                    match (token.joint, token.conditional) {
+                        (_, true) => write!(f, "[{}]", token.text)?,
+                        (true, false) => write!(f, "({})", token.text)?,
+                        (false, false) => write!(f, "{}", token.text)?,
+                    }
+                }
+                writeln!(f)?;
+            }
+            writeln!(f)?;
+        }
+        for note in &self.tokenizer_notes {
+            writeln!(f, "note: {note}")?;
+        }
+        for note in &self.notes {
+            let fate = if note.fate == Fate::Dropped { "dropped" } else { "truncated" };
+            writeln!(f, "{fate}: {} (row {}): {}", note.place, note.row, note.reason)?;
+        }
+        writeln!(
+            f,
+            "rows: {} read, {} kept, {} truncated, {} dropped",
+            self.n_rows, self.n_kept, self.n_truncated, self.n_dropped
+        )?;
+        let l = self.lengths;
+        writeln!(f, "tokens a sequence: min {}, median {}, p95 {}, max {}", l.min, l.median, l.p95, l.max)?;
+        writeln!(f, "scored tokens: {} jointly, {} conditionally", self.n_scored_joint, self.n_scored_conditional)?;
+        let saved = self.n_tokens - self.n_tokens_shared;
+        let percent = 100.0 * saved as f64 / self.n_tokens.max(1) as f64;
+        write!(
+            f,
+            "tokens: {}, with shared instructions stored once {} ({percent:.1} % saved)",
+            self.n_tokens, self.n_tokens_shared
+        )
+    }
+}

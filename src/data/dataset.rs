@@ -1,0 +1,209 @@
+//! Rows → tokenised examples that fit the length limit, with a note for every row that did not come through whole.
+
+use sha2::{Digest, Sha256};
+
+use super::batch::{Example, Sequence};
+use super::rows::{Content, Place, Row, Text};
+use super::template::Template;
+use super::tokens::Tokenizer;
+use crate::error::{Error, Result};
+
+/// What happens to a row longer than the limit: `--on-overflow`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overflow {
+    /// It is left out.
+    Drop,
+    /// Its instructions lose tokens from the left (BOS stays, the response stays whole, at least one token stays before it);
+    /// where that does not suffice the row is left out.
+    TruncatePrompt,
+    /// It stops the program.
+    Error,
+}
+
+impl Overflow {
+    /// From `drop`, `truncate-prompt` or `error`.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] for anything else.
+    pub fn parse(value: &str) -> Result<Self> {
+        match value {
+            "drop" => Ok(Self::Drop),
+            "truncate-prompt" => Ok(Self::TruncatePrompt),
+            "error" => Ok(Self::Error),
+            other => Err(Error::flag("on-overflow", format!("`{other}`: expected drop, truncate-prompt or error"))),
+        }
+    }
+}
+
+/// The length that a sequence may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens of a sequence, BOS and EOS included.
+    pub max_length: usize,
+    /// What happens to longer ones.
+    pub overflow: Overflow,
+}
+
+/// What became of a row that was too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fate {
+    /// Left out.
+    Dropped,
+    /// Kept, its instructions cut.
+    Truncated,
+}
+
+/// A row that did not come through whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// Row number, from 0.
+    pub row: usize,
+    /// What became of it.
+    pub fate: Fate,
+    /// Why.
+    pub reason: String,
+}
+
+/// The tokenised data.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dataset {
+    /// The rows kept, in their order.
+    pub examples: Vec<Example>,
+    /// Where each row was read, dropped ones included.
+    pub places: Vec<Place>,
+    /// The rows dropped and truncated.
+    pub notes: Vec<Note>,
+    /// Tokens of every sequence before any limit, dropped rows included.
+    pub lengths: Vec<usize>,
+}
+
+impl Dataset {
+    /// Tokenises rows and applies the limits.
+    ///
+    /// # Errors
+    /// [`Error::Line`] for a row that the template or the tokenizer cannot hold, that has nothing to score, or that is too long
+    /// under [`Overflow::Error`]; [`Error::Flag`] where nothing is left, or for a template that the tokenizer lacks.
+    pub fn build(rows: &[Row], tokenizer: &Tokenizer, template: &Template, limits: Limits) -> Result<Self> {
+        tokenizer.check_template(template)?;
+        let mut data = Self::default();
+        for (row, Row { place, content }) in rows.iter().enumerate() {
+            data.places.push(place.clone());
+            let texts: Vec<&Text> = match content {
+                Content::Preference { chosen, rejected } => vec![chosen, rejected],
+                Content::Single(text) => vec![text],
+            };
+            let mut sequences = Vec::with_capacity(texts.len());
+            for (side, text) in texts.iter().enumerate() {
+                let sequence = tokenizer.encode(text, template).map_err(|reason| place.error(reason))?;
+                if sequence.ids.len() <= sequence.response_start.max(1) {
+                    return Err(place.error(format!("{} has no token to score", side_name(texts.len(), side))));
+                }
+                data.lengths.push(sequence.ids.len());
+                sequences.push(sequence);
+            }
+            let same_instruction = texts.windows(2).all(|pair| pair[0].instruction == pair[1].instruction);
+            match fit(&mut sequences, same_instruction, tokenizer.bos_id(), limits) {
+                Fit::Whole => {}
+                Fit::Cut(reason) => data.notes.push(Note { row, fate: Fate::Truncated, reason }),
+                Fit::TooLong(reason) if limits.overflow == Overflow::Error => return Err(place.error(reason)),
+                Fit::TooLong(reason) => {
+                    data.notes.push(Note { row, fate: Fate::Dropped, reason });
+                    continue;
+                }
+            }
+            data.examples.push(Example { row, sequences });
+        }
+        if data.examples.is_empty() && !rows.is_empty() {
+            let longest = data.lengths.iter().max().copied().unwrap_or(0);
+            let reason = format!("no row fits {} tokens (the longest sequence has {longest})", limits.max_length);
+            return Err(Error::flag("max-length", reason));
+        }
+        Ok(data)
+    }
+
+    /// Rows read.
+    pub fn n_rows(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Rows of this fate.
+    pub fn count(&self, fate: Fate) -> usize {
+        self.notes.iter().filter(|note| note.fate == fate).count()
+    }
+
+    /// "24 rows: 20 kept (3 of them truncated), 4 dropped".
+    pub fn summary(&self) -> String {
+        let truncated = match self.count(Fate::Truncated) {
+            0 => String::new(),
+            n => format!(" ({n} of them truncated)"),
+        };
+        format!(
+            "{} rows: {} kept{truncated}, {} dropped",
+            self.n_rows(),
+            self.examples.len(),
+            self.count(Fate::Dropped)
+        )
+    }
+
+    /// `file:line` of a row.
+    pub fn place(&self, row: usize) -> String {
+        self.places.get(row).map_or_else(|| format!("row {row}"), |p| format!("{}:{}", p.path.display(), p.line))
+    }
+
+    /// SHA-256, in hexadecimal, of the tokens and boundaries in their order: a part of the key of cached reference scores.
+    pub fn content_hash(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut number = |n: usize| hash.update((n as u64).to_le_bytes());
+        number(self.examples.len());
+        for example in &self.examples {
+            number(example.sequences.len());
+            for sequence in &example.sequences {
+                number(sequence.response_start);
+                number(sequence.ids.len());
+                sequence.ids.iter().for_each(|&id| number(id as usize));
+            }
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// "the chosen side", or "the row" where there is one side only.
+fn side_name(n_sides: usize, side: usize) -> &'static str {
+    if n_sides == 1 { "the row" } else { ["the chosen side", "the rejected side"][side] }
+}
+
+enum Fit {
+    Whole,
+    Cut(String),
+    TooLong(String),
+}
+
+/// One rule for a pair: sides with the same instruction lose the same tokens, so they still share it (Lemma D.1 holds).
+fn fit(sequences: &mut [Sequence], same_instruction: bool, bos: Option<u32>, limits: Limits) -> Fit {
+    let excess: Vec<usize> = sequences.iter().map(|s| s.ids.len().saturating_sub(limits.max_length)).collect();
+    let most = excess.iter().copied().max().unwrap_or(0);
+    if most == 0 {
+        return Fit::Whole;
+    }
+    let side = excess.iter().position(|&e| e == most).unwrap_or(0);
+    let (name, length) = (side_name(sequences.len(), side), sequences[side].ids.len());
+    let long = format!("{name} has {length} tokens, --max-length is {}", limits.max_length);
+    if limits.overflow != Overflow::TruncatePrompt {
+        return Fit::TooLong(long);
+    }
+    let cuts: Vec<usize> = excess.iter().map(|&e| if same_instruction { most } else { e }).collect();
+    // One token stays before the response, so that its first token is predicted: BOS, or the instruction's last.
+    if let Some((side, _)) = cuts.iter().enumerate().find(|(i, cut)| **cut > 0 && **cut >= sequences[*i].response_start)
+    {
+        let spare = sequences[side].response_start.saturating_sub(1);
+        return Fit::TooLong(format!("{long}; {spare} tokens of instruction are too few to cut"));
+    }
+    for (sequence, &cut) in sequences.iter_mut().zip(&cuts) {
+        let keep = usize::from(sequence.ids.first().is_some_and(|id| Some(*id) == bos));
+        sequence.ids.drain(keep..keep + cut);
+        sequence.response_start -= cut;
+    }
+    Fit::Cut(format!("{long}: {most} tokens of the instruction were cut"))
+}

@@ -1,0 +1,14 @@
+//! Rows, templates, tokenising and masks, packing, sampling order.
+//!
+//! file → [`rows`] → ([`template`], [`chat`], [`tokens`]) → [`dataset`] → ([`order`], [`pack`]) → [`batch`].
+pub mod batch;
+pub mod chat;
+pub mod check;
+pub mod dataset;
+mod fields;
+pub mod order;
+pub mod pack;
+pub mod prompts;
+pub mod rows;
+pub mod template;
+pub mod tokens;

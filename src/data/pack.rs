@@ -1,0 +1,115 @@
+//! Packing: examples side by side without padding, a shared instruction stored once.
+//!
+//! A pair whose instructions share a prefix of P ≥ 2 tokens becomes `[prefix][chosen's rest][rejected's rest]`; both rests go
+//! on at position P and see the prefix. The prefix's last hidden state predicts the first token of either rest.
+
+use super::batch::{Batch, Example, ScoredRow, Sequence, Span};
+
+/// A prefix of one token saves nothing worth a third segment.
+const MIN_PREFIX: usize = 2;
+
+impl Batch {
+    /// Packs whole examples, in order.
+    pub fn pack(examples: &[&Example], share_prefix: bool) -> Self {
+        let mut batch = Self::default();
+        for example in examples {
+            batch.examples.push(example.row);
+            let shared = if share_prefix { example.shared_prefix() } else { 0 };
+            if shared >= MIN_PREFIX {
+                batch.push_shared(example, shared);
+            } else {
+                for sequence in &example.sequences {
+                    batch.push_alone(sequence);
+                }
+            }
+        }
+        batch
+    }
+
+    /// T.
+    pub fn n_tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The sequences inside, rebuilt from the scored rows: `pack`'s inverse, for sequences of two tokens or more.
+    pub fn unpack(&self) -> Vec<Vec<u32>> {
+        let ids = |span: &Span| {
+            let rows = || self.rows[span.prefix.clone()].iter().chain(&self.rows[span.own.clone()]);
+            let first = rows().next().map(|row| self.ids[row.hidden as usize]);
+            first.into_iter().chain(rows().map(|row| row.target)).collect()
+        };
+        self.spans.iter().map(ids).collect()
+    }
+
+    fn push_alone(&mut self, sequence: &Sequence) {
+        let start = self.ids.len() as u32;
+        self.push_segment(&sequence.ids, 0, [start, start]);
+        let own = self.push_rows(&sequence.ids, start, None);
+        let response = (own.start + sequence.response_start.max(1) - 1).min(own.end);
+        self.spans.push(Span { prefix: own.start..own.start, own, response });
+    }
+
+    fn push_shared(&mut self, pair: &Example, shared: usize) {
+        let start = self.ids.len() as u32;
+        let prefix_ids = &pair.sequences[0].ids[..shared];
+        self.push_segment(prefix_ids, 0, [start, start]);
+        let prefix = self.push_rows(prefix_ids, start, None);
+        let last = start + shared as u32 - 1;
+        for sequence in &pair.sequences {
+            let (rest, at) = (&sequence.ids[shared..], self.ids.len() as u32);
+            self.push_segment(rest, shared as u32, [start, last + 1]);
+            let own = self.push_rows(rest, at, Some(last));
+            let response = (own.start + sequence.response_start - shared).min(own.end);
+            self.spans.push(Span { prefix: prefix.clone(), own, response });
+        }
+        let end = self.ids.len() as u32;
+        self.query_end[start as usize..=last as usize].fill(end);
+    }
+
+    fn push_segment(&mut self, ids: &[u32], position: u32, prefix: [u32; 2]) {
+        let start = self.ids.len() as u32;
+        let end = start + ids.len() as u32;
+        // An empty prefix range lies where the segment starts.
+        let [prefix_start, prefix_end] = prefix;
+        self.ids.extend_from_slice(ids);
+        self.positions.extend((0..ids.len() as u32).map(|i| position + i));
+        self.ranges.extend((start..end).map(|t| [prefix_start, prefix_end, start, t + 1]));
+        self.query_end.extend(std::iter::repeat_n(end, ids.len()));
+    }
+
+    /// Predictions of the tokens that lie from `start` on: of the first one only by the hidden state `before`.
+    fn push_rows(&mut self, ids: &[u32], start: u32, before: Option<u32>) -> std::ops::Range<usize> {
+        let first = self.rows.len();
+        if let (Some(hidden), Some(&target)) = (before, ids.first()) {
+            self.rows.push(ScoredRow { hidden, target });
+        }
+        self.rows.extend(ids.iter().skip(1).zip(start..).map(|(&target, hidden)| ScoredRow { hidden, target }));
+        first..self.rows.len()
+    }
+}
+
+/// Splits examples, in order, into micro-batches of at most `max_examples` examples and, where given, `max_tokens` packed
+/// tokens. A pair is never split: an example of more tokens than that is a micro-batch alone.
+pub fn micro_batches<'a>(
+    examples: &[&'a Example],
+    max_examples: usize,
+    max_tokens: Option<usize>,
+    share_prefix: bool,
+) -> Vec<Vec<&'a Example>> {
+    let mut batches: Vec<Vec<&Example>> = Vec::new();
+    let mut tokens = 0;
+    for &example in examples {
+        let more = example.n_tokens(share_prefix);
+        match batches.last_mut() {
+            Some(last) if last.len() < max_examples && max_tokens.is_none_or(|max| tokens + more <= max) => {
+                last.push(example);
+                tokens += more;
+            }
+            _ => {
+                batches.push(vec![example]);
+                tokens = more;
+            }
+        }
+    }
+    batches
+}

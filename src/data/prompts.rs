@@ -1,0 +1,55 @@
+//! Prompts to answer: test rows {instruction, gold_response}, or the instructions of any other form of row.
+
+use std::path::Path;
+
+use super::fields::{Fields, conversation, messages};
+use super::rows::{FieldMap, Instruction, Place, for_each_object};
+use crate::error::Result;
+
+/// An instruction, and the response that it is compared with where the row has one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// File and line.
+    pub place: Place,
+    /// I.
+    pub instruction: Instruction,
+    /// `gold_response`, else the row's (chosen) response.
+    pub gold: Option<String>,
+}
+
+/// Reads the instructions of a JSONL file: `instruction`, `prompt`, `messages`, `i_chosen` or `prompt_chosen`.
+///
+/// # Errors
+/// As [`super::rows::read_rows`].
+pub fn read_prompts(path: impl AsRef<Path>, map: &FieldMap) -> Result<Vec<Prompt>> {
+    let mut prompts = Vec::new();
+    for_each_object(path.as_ref(), |place, object| {
+        let fields = Fields { object: &object, map };
+        let gold = ["gold_response", "response", "completion", "r_chosen", "chosen"]
+            .iter()
+            .find_map(|name| fields.get(name)?.as_str())
+            .map(String::from);
+        let forms = ["instruction", "prompt", "i_chosen", "prompt_chosen"];
+        let (instruction, gold) = match forms.iter().find(|name| fields.get(name).is_some()) {
+            Some(name) => (fields.instruction(name)?, gold),
+            None if fields.get("messages").is_some() => {
+                let messages = messages(fields.need("messages")?, map.name("messages"))?;
+                if messages.last().is_some_and(|m| m.role == "assistant") {
+                    let text = conversation(messages, map.name("messages"))?;
+                    (text.instruction, Some(text.response))
+                } else {
+                    (Instruction::Chat(messages), gold)
+                }
+            }
+            None => {
+                return Err(format!(
+                    "no field `instruction`, `prompt` or `messages` ({})",
+                    super::fields::names(&object)
+                ));
+            }
+        };
+        prompts.push(Prompt { place, instruction, gold });
+        Ok(())
+    })?;
+    Ok(prompts)
+}

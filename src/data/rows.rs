@@ -1,0 +1,293 @@
+//! JSONL rows: the paper's form and TRL's, recognised row by row from the fields that are there.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::fields::{Fields, conversation, messages};
+use crate::error::{Error, Result};
+
+/// The forms of a row, as error messages list them.
+pub const FORMS: &str = "{i_chosen, r_chosen, i_reject, r_reject}, {prompt, chosen, rejected}, {chosen, rejected} as conversations, \
+     {prompt_chosen, chosen, prompt_rejected, rejected}, {instruction, response}, {prompt, completion}, {messages}";
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or whatever the chat template knows.
+    pub role: String,
+    /// Its text.
+    pub content: String,
+}
+
+/// What the response answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Instruction {
+    /// Plain text.
+    Plain(String),
+    /// A conversation up to the response, which is the next assistant message.
+    Chat(Vec<Message>),
+}
+
+/// An instruction and its response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    /// I.
+    pub instruction: Instruction,
+    /// R, never empty.
+    pub response: String,
+}
+
+/// What a row holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Two sides; their instructions may differ.
+    Preference {
+        /// Preferred.
+        chosen: Text,
+        /// The other one.
+        rejected: Text,
+    },
+    /// One text to imitate.
+    Single(Text),
+}
+
+/// Where a row was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub path: Arc<Path>,
+    /// Its line, from 1.
+    pub line: usize,
+}
+
+impl Place {
+    /// The error of this row.
+    pub fn error(&self, reason: impl ToString) -> Error {
+        Error::line(&self.path, self.line, reason)
+    }
+}
+
+/// A row and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// File and line.
+    pub place: Place,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// What the rows are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Every row must hold a preference.
+    Preference,
+    /// Every row becomes a single text: a preference gives its chosen side.
+    Sft,
+    /// Rows as they are.
+    Any,
+}
+
+/// `--map field=name`: our name of a field → its name in the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FieldMap(Vec<(&'static str, String)>);
+
+const FIELDS: [&str; 14] = [
+    "i_chosen",
+    "r_chosen",
+    "i_reject",
+    "r_reject",
+    "prompt",
+    "chosen",
+    "rejected",
+    "prompt_chosen",
+    "prompt_rejected",
+    "instruction",
+    "response",
+    "completion",
+    "messages",
+    "gold_response",
+];
+
+impl FieldMap {
+    /// From the values of `--map`.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] for a value without `=`, an unknown field, or a field given twice.
+    pub fn parse(values: &[impl AsRef<str>]) -> Result<Self> {
+        let mut map = Self::default();
+        for value in values.iter().map(AsRef::as_ref) {
+            let Some((field, name)) = value.split_once('=').filter(|(_, name)| !name.is_empty()) else {
+                return Err(Error::flag("map", format!("`{value}`: expected field=name, such as prompt=question")));
+            };
+            let Some(known) = FIELDS.iter().find(|known| **known == field) else {
+                return Err(Error::flag("map", format!("`{field}` is not a field; fields are {}", FIELDS.join(", "))));
+            };
+            if map.0.iter().any(|(taken, _)| taken == known) {
+                return Err(Error::flag("map", format!("field `{field}` is mapped twice")));
+            }
+            map.0.push((known, name.into()));
+        }
+        Ok(map)
+    }
+
+    /// The file's name of our field.
+    pub fn name<'a>(&'a self, field: &'a str) -> &'a str {
+        self.0.iter().find(|(known, _)| *known == field).map_or(field, |(_, name)| name)
+    }
+}
+
+/// Reads a JSONL file. A byte order mark, CRLF and blank lines are tolerated.
+///
+/// # Errors
+/// [`Error::Line`] for a malformed line, a missing field, a wrong type, an empty response, or a row that does not serve the
+/// purpose; [`Error::File`] where the file cannot be read or has no rows.
+pub fn read_rows(path: impl AsRef<Path>, map: &FieldMap, purpose: Purpose) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for_each_object(path.as_ref(), |place, object| {
+        let content = content(&Fields { object: &object, map })?;
+        let content = match (content, purpose) {
+            (Content::Preference { chosen, .. }, Purpose::Sft) => Content::Single(chosen),
+            (Content::Single(_), Purpose::Preference) => {
+                return Err(format!(
+                    "the row holds one text, not a preference ({}); a preference is one of: {}",
+                    super::fields::names(&object),
+                    &FORMS[..FORMS.find(", {instruction").unwrap_or(FORMS.len())]
+                ));
+            }
+            (content, _) => content,
+        };
+        rows.push(Row { place, content });
+        Ok(())
+    })?;
+    Ok(rows)
+}
+
+/// Calls `take` with every object of a JSONL file; a reason that it returns becomes the line's error.
+pub(super) fn for_each_object(
+    path: &Path,
+    mut take: impl FnMut(Place, Map<String, Value>) -> std::result::Result<(), String>,
+) -> Result<()> {
+    let file = std::fs::File::open(path).map_err(|e| Error::file(path, e))?;
+    // No line, so no allocation, is longer than the file; a pipe has no length.
+    let about = file.metadata().map_err(|e| Error::file(path, e))?;
+    let length = if about.is_file() { about.len() } else { u64::MAX };
+    let shared: Arc<Path> = path.into();
+    let mut reader = BufReader::new(file.take(length));
+    let (mut buffer, mut line, mut found) = (Vec::new(), 0, false);
+    loop {
+        buffer.clear();
+        if reader.read_until(b'\n', &mut buffer).map_err(|e| Error::file(path, e))? == 0 {
+            break;
+        }
+        line += 1;
+        let place = Place { path: shared.clone(), line };
+        let mut bytes = buffer.as_slice();
+        if line == 1 {
+            bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        }
+        if bytes.trim_ascii().is_empty() {
+            continue;
+        }
+        let text = std::str::from_utf8(bytes.trim_ascii_end())
+            .map_err(|e| place.error(format!("not UTF-8 from byte {}", e.valid_up_to() + 1)))?;
+        let object = object(text).map_err(|reason| place.error(reason))?;
+        found = true;
+        take(place.clone(), object).map_err(|reason| place.error(reason))?;
+    }
+    if found { Ok(()) } else { Err(Error::file(path, "the file holds no rows")) }
+}
+
+fn object(text: &str) -> std::result::Result<Map<String, Value>, String> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => Err(format!("expected one JSON object a line, found {}", super::fields::kind(&other))),
+        Err(error) => {
+            let column = error.column();
+            let message = error.to_string();
+            let message = message.split(" at line ").next().unwrap_or_default();
+            if ["[", "{"].contains(&text.trim_ascii_start()) {
+                return Err(
+                    "malformed JSON: expected one object a line (JSONL), found the start of one that spans lines"
+                        .into(),
+                );
+            }
+            Err(format!("malformed JSON: {message}, column {column}"))
+        }
+    }
+}
+
+fn content(fields: &Fields) -> std::result::Result<Content, String> {
+    let any = |names: &[&str]| names.iter().any(|name| fields.get(name).is_some());
+    let content = if any(&["i_chosen", "r_chosen", "i_reject", "r_reject"]) {
+        let side = |i: &str, r: &str| {
+            Ok::<_, String>(Text { instruction: Instruction::Plain(fields.text(i)?), response: fields.text(r)? })
+        };
+        Content::Preference { chosen: side("i_chosen", "r_chosen")?, rejected: side("i_reject", "r_reject")? }
+    } else if any(&["prompt_chosen", "prompt_rejected"]) {
+        Content::Preference {
+            chosen: fields.answered("prompt_chosen", "chosen")?,
+            rejected: fields.answered("prompt_rejected", "rejected")?,
+        }
+    } else if any(&["chosen", "rejected"]) && fields.get("prompt").is_some() {
+        Content::Preference {
+            chosen: fields.answered("prompt", "chosen")?,
+            rejected: fields.answered("prompt", "rejected")?,
+        }
+    } else if any(&["chosen", "rejected"]) {
+        implicit(fields)?
+    } else if any(&["messages"]) {
+        Content::Single(conversation(
+            messages(fields.need("messages")?, fields.map.name("messages"))?,
+            fields.map.name("messages"),
+        )?)
+    } else if any(&["completion"]) {
+        Content::Single(fields.answered("prompt", "completion")?)
+    } else if any(&["instruction", "response"]) {
+        Content::Single(fields.answered("instruction", "response")?)
+    } else {
+        return Err(format!(
+            "no form of row has these fields ({}); a row is one of: {FORMS}",
+            super::fields::names(fields.object)
+        ));
+    };
+    let (sides, names): (Vec<&Text>, _) = match &content {
+        Content::Preference { chosen, rejected } => (vec![chosen, rejected], ["chosen ", "rejected "]),
+        Content::Single(text) => (vec![text], ["", ""]),
+    };
+    match sides.iter().position(|text| text.response.is_empty()) {
+        Some(side) => Err(format!("the {}response is empty", names[side])),
+        None => Ok(content),
+    }
+}
+
+/// Whole conversations on both sides: the shared leading messages are the prompt.
+fn implicit(fields: &Fields) -> std::result::Result<Content, String> {
+    for name in ["chosen", "rejected"] {
+        if fields.need(name)?.is_string() {
+            return Err(format!(
+                "field `{}` is text, so field `{}` is needed too",
+                fields.map.name(name),
+                fields.map.name("prompt")
+            ));
+        }
+    }
+    let (chosen_name, rejected_name) = (fields.map.name("chosen"), fields.map.name("rejected"));
+    let chosen = messages(fields.need("chosen")?, chosen_name)?;
+    let rejected = messages(fields.need("rejected")?, rejected_name)?;
+    let shared = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
+    let whole = chosen.len() == shared && rejected.len() == shared;
+    if !whole && (chosen.len() != shared + 1 || rejected.len() != shared + 1) {
+        return Err(format!(
+            "`{chosen_name}` ({} messages) and `{rejected_name}` ({}) share their first {shared}; they must differ in one last assistant message",
+            chosen.len(),
+            rejected.len()
+        ));
+    }
+    Ok(Content::Preference {
+        chosen: conversation(chosen, chosen_name)?,
+        rejected: conversation(rejected, rejected_name)?,
+    })
+}

@@ -1,0 +1,302 @@
+//! A checkpoint's tokenizer: texts to ids with the boundary between instruction and response, and back.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::batch::Sequence;
+use super::chat::ChatTemplate;
+use super::rows::{Instruction, Text};
+use super::template::Template;
+use crate::error::{Error, Result};
+
+/// tokenizer.json with the BOS, EOS and chat template of tokenizer_config.json.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    dir: PathBuf,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    chat: Option<ChatTemplate>,
+    /// Ids from here on are unknown to the model.
+    vocab_limit: Option<usize>,
+    notes: Vec<String>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, `tokenizer_config.json` and, where there is one, `chat_template.jinja`.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Field`] for a file that is missing, malformed, or at odds with the other.
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let path = dir.join("tokenizer.json");
+        let tokenizer = std::fs::read(&path).map_err(|e| Error::file(&path, e))?;
+        let optional = |name: &str| {
+            let path = dir.join(name);
+            match std::fs::read_to_string(&path) {
+                Ok(text) => Ok(Some(text)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(Error::file(path, e)),
+            }
+        };
+        let (config, chat) = (optional("tokenizer_config.json")?, optional("chat_template.jinja")?);
+        Self::from_parts(dir, &tokenizer, config.as_deref(), chat.as_deref())
+    }
+
+    /// From the files' contents; `dir` serves error messages.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn from_parts(dir: &Path, tokenizer: &[u8], config: Option<&str>, chat: Option<&str>) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        serde_json::from_slice::<serde::de::IgnoredAny>(tokenizer)
+            .map_err(|e| Error::file(&path, format!("malformed JSON: {e}")))?;
+        let mut inner = without_panic(|| tokenizers::Tokenizer::from_bytes(tokenizer).map_err(|e| e.to_string()))
+            .and_then(|made| made)
+            .map_err(|e| Error::file(&path, format!("no tokenizer can be made of it: {}", one_line(&e))))?;
+        // Only the plain text is tokenised: no special tokens, nothing cut or filled up, offsets not trimmed.
+        inner.with_padding(None).with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        inner.with_truncation(None).map_err(|e| Error::file(&path, one_line(&e.to_string())))?;
+
+        let mut notes = Vec::new();
+        let config_path = dir.join("tokenizer_config.json");
+        let config: Value = match config {
+            Some(text) => {
+                serde_json::from_str(text).map_err(|e| Error::file(&config_path, format!("malformed JSON: {e}")))?
+            }
+            None => {
+                notes.push("tokenizer_config.json is missing".into());
+                Value::Object(serde_json::Map::new())
+            }
+        };
+        let Value::Object(config) = config else {
+            return Err(Error::file(&config_path, "expected a JSON object"));
+        };
+        let mut special = Vec::new();
+        for (name, value) in config.iter().filter(|(name, _)| name.ends_with("_token")) {
+            let text = match value {
+                Value::String(text) => text,
+                Value::Object(token) => match token.get("content") {
+                    Some(Value::String(text)) => text,
+                    _ => return Err(Error::field(&config_path, name, "expected a text, or an object with `content`")),
+                },
+                // Flags such as add_bos_token end alike.
+                _ => continue,
+            };
+            special.push((name.clone(), text.clone()));
+        }
+        let id = |name: &str| match special.iter().find(|(known, _)| known == name) {
+            None => match config.get(name) {
+                None | Some(Value::Null) => Ok(None),
+                Some(other) => Err(Error::field(
+                    &config_path,
+                    name,
+                    format!("expected text or null, found {}", super::fields::kind(other)),
+                )),
+            },
+            Some((_, text)) => match inner.token_to_id(text) {
+                Some(id) => Ok(Some(id)),
+                None => Err(Error::field(
+                    &config_path,
+                    name,
+                    format!("tokenizer.json has no token `{}`", text.escape_debug()),
+                )),
+            },
+        };
+        let (bos, eos) = (id("bos_token")?, id("eos_token")?);
+        if bos.is_none() {
+            notes.push("the tokenizer has no BOS: the first token of a text is never scored".into());
+        }
+        if eos.is_none() {
+            notes.push("the tokenizer has no EOS: the end of a response is neither scored nor learnt".into());
+        }
+        let source = match (chat, config.get("chat_template")) {
+            (Some(text), _) => Some((dir.join("chat_template.jinja"), text)),
+            (None, None | Some(Value::Null)) => None,
+            (None, Some(Value::String(text))) => Some((config_path.clone(), text.as_str())),
+            (None, Some(Value::Array(list))) => {
+                let default = list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+                let text = default.or(list.first()).and_then(|t| t.get("template")).and_then(Value::as_str);
+                let reason = "expected a text, or a list of {name, template}";
+                Some((config_path.clone(), text.ok_or_else(|| Error::field(&config_path, "chat_template", reason))?))
+            }
+            (None, Some(other)) => {
+                return Err(Error::field(
+                    &config_path,
+                    "chat_template",
+                    format!("expected text, found {}", super::fields::kind(other)),
+                ));
+            }
+        };
+        // A template that cannot be compiled matters only to those who use it.
+        let chat = source.and_then(|(path, text)| match ChatTemplate::new(text, special.clone()) {
+            Ok(chat) => Some(chat),
+            Err(reason) => {
+                notes.push(format!("{}: {reason}", path.display()));
+                None
+            }
+        });
+        Ok(Self { inner, dir: dir.into(), bos, eos, chat, vocab_limit: None, notes })
+    }
+
+    /// Beginning of sequence.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// End of sequence.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// What a user should know about this tokenizer: no BOS, no EOS, an unusable chat template.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Compares with V, the rows of the model's embedding. Added tokens beyond V are refused only where a text uses them
+    /// (text-only Gemma 3 has one); V beyond the tokenizer is usual.
+    ///
+    /// # Errors
+    /// [`Error::File`] where the vocabulary, BOS or EOS do not fit.
+    pub fn check_vocab(&mut self, model_vocab: usize) -> Result<()> {
+        self.vocab_limit = Some(model_vocab);
+        let own = self.inner.get_vocab_size(false);
+        let last = self.bos.max(self.eos).map_or(0, |id| id as usize + 1).max(own);
+        if last > model_vocab {
+            return Err(Error::file(
+                self.dir.join("tokenizer.json"),
+                format!("the tokenizer needs {last} token ids, the model's embedding has {model_vocab} rows"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether texts can be put into this template.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] for `chat` without a (working) chat template.
+    pub fn check_template(&self, template: &Template) -> Result<()> {
+        if *template == Template::Chat && self.chat.is_none() {
+            let reason = self.notes.iter().find(|note| note.contains("chat template"));
+            let reason = reason
+                .cloned()
+                .unwrap_or_else(|| format!("{}: the tokenizer has no chat template", self.dir.display()));
+            return Err(Error::flag("template", format!("chat: {reason}")));
+        }
+        Ok(())
+    }
+
+    /// [BOS] + tok(template(I) + R) + [EOS], with the boundary found by offsets: a token that spans it belongs to the response.
+    /// BOS and EOS are added only where they are absent; a chat template may have put EOS before its last characters.
+    ///
+    /// # Errors
+    /// The reason; the caller knows the line.
+    pub fn encode(&self, text: &Text, template: &Template) -> std::result::Result<Sequence, String> {
+        let rendered = template.render(text, self.chat.as_ref())?;
+        let encoding = self.tokenise(&rendered.text)?;
+        let (tokens, offsets) = (encoding.get_ids(), encoding.get_offsets());
+        let boundary = offsets.iter().position(|(_, end)| *end > rendered.instruction_bytes).unwrap_or(tokens.len());
+        let ends = match rendered.closing {
+            Some(from) => tokens.iter().zip(offsets).any(|(id, (start, _))| *start >= from && Some(*id) == self.eos),
+            None => tokens.last().is_some_and(|id| Some(*id) == self.eos),
+        };
+        let begins = tokens.first().is_some_and(|id| Some(*id) == self.bos);
+        let before = self.bos.filter(|_| !begins);
+        let after = self.eos.filter(|_| !ends);
+        let ids = before.into_iter().chain(tokens.iter().copied()).chain(after).collect();
+        Ok(Sequence { ids, response_start: boundary + usize::from(before.is_some()) })
+    }
+
+    /// [BOS] + tok(template(I)): what generation goes on from.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn encode_prompt(
+        &self,
+        instruction: &Instruction,
+        template: &Template,
+    ) -> std::result::Result<Vec<u32>, String> {
+        let mut ids = self.encode_text(&template.instruction(instruction, self.chat.as_ref())?)?;
+        if let Some(bos) = self.bos.filter(|bos| ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
+    }
+
+    /// The ids of a text alone: no template, BOS or EOS.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn encode_text(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
+        Ok(self.tokenise(text)?.get_ids().to_vec())
+    }
+
+    fn tokenise(&self, text: &str) -> std::result::Result<tokenizers::Encoding, String> {
+        let encoding =
+            self.inner.encode(text, false).map_err(|e| format!("tokenizer: {}", one_line(&e.to_string())))?;
+        if let Some(limit) = self.vocab_limit
+            && let Some(at) = encoding.get_ids().iter().position(|id| *id as usize >= limit)
+        {
+            let (id, token) = (encoding.get_ids()[at], &encoding.get_tokens()[at]);
+            return Err(format!(
+                "token `{}` has id {id}, the model's embedding has {limit} rows",
+                token.escape_debug()
+            ));
+        }
+        Ok(encoding)
+    }
+
+    /// The text of ids, special tokens left out.
+    ///
+    /// # Errors
+    /// [`Error::File`] where the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.decode_with(ids, true)
+    }
+
+    /// The text of ids, special tokens included.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String> {
+        self.decode_with(ids, false)
+    }
+
+    fn decode_with(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let failed = |e: tokenizers::Error| Error::file(self.dir.join("tokenizer.json"), one_line(&e.to_string()));
+        self.inner.decode(ids, skip_special).map_err(failed)
+    }
+
+    /// One token for display: its text with escapes, or its name in the vocabulary where it is part of a character.
+    pub fn show(&self, id: u32) -> String {
+        let name = || self.inner.id_to_token(id).unwrap_or_else(|| format!("#{id}"));
+        // A word's leading space is lost when it is decoded alone, so the vocabulary's own mark is trusted.
+        let text = match self.inner.id_to_token(id) {
+            Some(token) if token.starts_with('▁') => token.replace('▁', " "),
+            _ => self.inner.decode(&[id], false).unwrap_or_default(),
+        };
+        let text = if text.is_empty() || text.contains('\u{fffd}') { name() } else { text };
+        text.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"")
+    }
+}
+
+/// `tokenizers` panics at some malformed files (a bad `precompiled_charsmap`, for one): the panic's text as the reason instead.
+fn without_panic<T>(make: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    // The hook is the process's: one at a time.
+    static HOOK: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one = HOOK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make));
+    std::panic::set_hook(hook);
+    made.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        text.unwrap_or("malformed").to_string()
+    })
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

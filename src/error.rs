@@ -1,0 +1,104 @@
+//! One error type. Bad input is told in one line that names the file, line, field or tensor, and both sides of a mismatch.
+
+use std::path::{Path, PathBuf};
+
+/// Everything that can go wrong without being a bug of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder that cannot be read, written or understood.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A line of a text file.
+    #[error("{}:{line}: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A field of a JSON or TOML file.
+    #[error("{}: field `{field}`: {reason}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field's path, dots between levels.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor of a checkpoint.
+    #[error("{}: tensor `{tensor}`: {reason}", path.display())]
+    Tensor {
+        /// The safetensors file (or the folder where the tensor is missing).
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A flag, or its key in a configuration file.
+    #[error("--{flag}: {reason}")]
+    Flag {
+        /// Without its dashes.
+        flag: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// No device, or not the one asked for.
+    #[error("{0}")]
+    Device(String),
+    /// The device was lost or refused work that it should have done.
+    #[error("GPU: {0}")]
+    Gpu(String),
+    /// A loss or a gradient that is not a number.
+    #[error("step {step}, rows {rows}: {what} is not finite")]
+    NotFinite {
+        /// Optimiser step, from 1.
+        step: usize,
+        /// Row numbers of the data.
+        rows: String,
+        /// A tensor's name, or the loss.
+        what: String,
+    },
+}
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// [`Error::File`].
+    pub fn file(path: impl AsRef<Path>, reason: impl ToString) -> Self {
+        Self::File { path: path.as_ref().into(), reason: reason.to_string() }
+    }
+    /// [`Error::Line`]; lines count from 1.
+    pub fn line(path: impl AsRef<Path>, line: usize, reason: impl ToString) -> Self {
+        Self::Line { path: path.as_ref().into(), line, reason: reason.to_string() }
+    }
+    /// [`Error::Field`].
+    pub fn field(path: impl AsRef<Path>, field: impl ToString, reason: impl ToString) -> Self {
+        Self::Field { path: path.as_ref().into(), field: field.to_string(), reason: reason.to_string() }
+    }
+    /// [`Error::Tensor`].
+    pub fn tensor(path: impl AsRef<Path>, tensor: impl ToString, reason: impl ToString) -> Self {
+        Self::Tensor { path: path.as_ref().into(), tensor: tensor.to_string(), reason: reason.to_string() }
+    }
+    /// [`Error::Flag`].
+    pub fn flag(flag: &'static str, reason: impl ToString) -> Self {
+        Self::Flag { flag, reason: reason.to_string() }
+    }
+    /// The process's exit status: 2 where the input is at fault, 1 otherwise.
+    pub fn exit_status(&self) -> i32 {
+        match self {
+            Self::Gpu(_) | Self::NotFinite { .. } => 1,
+            _ => 2,
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Sampling with a KV cache: prompts side by side, one row of the cache a token.
+
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Recording, Slot};
+use crate::kernels::attention::Segments;
+use crate::kernels::gather::{Picks, gather_fwd};
+use crate::kernels::matmul::{Matrix, Orientation, Product, matmul};
+use crate::kernels::sample::{Sampling, sample};
+use crate::model::decoder::{Cache, Decoder, Tokens};
+use crate::rng::Rng;
+
+/// How responses are made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// The next token's choice.
+    pub sampling: Sampling,
+    /// Longest response.
+    pub max_new_tokens: usize,
+    /// Each prompt draws from a stream of its own: its response does not depend on its neighbours.
+    pub seed: u64,
+    /// These end a response (and are part of it).
+    pub eos: Vec<u32>,
+}
+
+impl Settings {
+    /// # Errors
+    /// [`Error::Flag`] for a value out of range.
+    pub fn validate(&self) -> Result<()> {
+        if !(self.sampling.temperature >= 0.0 && self.sampling.temperature.is_finite()) {
+            return Err(Error::flag("temperature", format!("{} is below 0", self.sampling.temperature)));
+        }
+        if !(self.sampling.top_p > 0.0 && self.sampling.top_p <= 1.0) {
+            return Err(Error::flag("top-p", format!("{} is not in 0 .. 1", self.sampling.top_p)));
+        }
+        if self.max_new_tokens == 0 {
+            return Err(Error::flag("max-new-tokens", "0 is not above 0"));
+        }
+        Ok(())
+    }
+}
+
+/// A response on its way.
+struct Active {
+    prompt: usize,
+    /// First row in the cache.
+    start: u32,
+    /// Tokens in the cache.
+    len: u32,
+    rng: Rng,
+}
+
+/// Responses to tokenised prompts; `on_token(prompt, id)` sees each new token at once. `first` numbers the prompts' random streams.
+///
+/// # Errors
+/// [`Error::Gpu`].
+pub async fn generate(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    first: usize,
+    settings: &Settings,
+    on_token: &mut dyn FnMut(usize, u32),
+) -> Result<Vec<Vec<u32>>> {
+    let d = &decoder.description;
+    let mut responses = vec![Vec::new(); prompts.len()];
+    let mut active = Vec::new();
+    let mut rows = 0;
+    for (prompt, ids) in prompts.iter().enumerate() {
+        active.push(Active { prompt, start: rows, len: 0, rng: Rng::new(settings.seed, (first + prompt) as u64) });
+        rows += (ids.len() + settings.max_new_tokens) as u32;
+    }
+    let width = 2 * d.n_kv_heads * d.head_dim;
+    let keys: Vec<Slot> = d.layers.iter().map(|_| gpu.slot(rows as usize * width)).collect();
+    // The whole prompts first, then a token each.
+    let mut new: Vec<Vec<u32>> = prompts.to_vec();
+    while !active.is_empty() {
+        let tokens = step(gpu, decoder, &keys, &mut active, &new, settings).await?;
+        for (a, &token) in active.iter().zip(&tokens) {
+            responses[a.prompt].push(token);
+            on_token(a.prompt, token);
+        }
+        let goes_on: Vec<bool> = active
+            .iter()
+            .zip(&tokens)
+            .map(|(a, t)| !settings.eos.contains(t) && responses[a.prompt].len() < settings.max_new_tokens)
+            .collect();
+        let mut keep = goes_on.iter();
+        active.retain(|_| *keep.next().unwrap_or(&false));
+        new = tokens.iter().zip(&goes_on).filter(|(_, goes)| **goes).map(|(&t, _)| vec![t]).collect();
+    }
+    Ok(responses)
+}
+
+/// Runs the new tokens of each active response, and chooses the next one of each.
+async fn step(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    keys: &[Slot],
+    active: &mut [Active],
+    new: &[Vec<u32>],
+    settings: &Settings,
+) -> Result<Vec<u32>> {
+    let d = &decoder.description;
+    let (mut ids, mut positions, mut ranges, mut cache_rows, mut last) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (a, new) in active.iter_mut().zip(new) {
+        for &id in new {
+            ids.push(id);
+            positions.push(a.len);
+            cache_rows.push(a.start + a.len);
+            a.len += 1;
+            ranges.push([a.start, a.start, a.start, a.start + a.len]);
+        }
+        last.push(ids.len() as u32 - 1);
+    }
+    let segments = Segments::of_cache(gpu, &ranges, &positions);
+    let tokens = Tokens::new(gpu, d, &ids, &positions, segments);
+    let cache = Cache { layers: keys.to_vec(), rows: gpu.upload(&cache_rows) };
+    let mut rec = gpu.record();
+    let trace = decoder.forward(&mut rec, &tokens, Some(&cache), true, false);
+    let n = last.len();
+    let picked = gpu.slot(n * d.d_model);
+    gather_fwd(&mut rec, &Picks::new(gpu, &last, ids.len()), d.d_model, &trace.h, &picked);
+    let (normed, _) = decoder.norm(&mut rec, &decoder.final_norm, n, &picked);
+    let logits = logits(&mut rec, decoder, n, &normed);
+    let uniforms: Vec<f32> = active.iter_mut().map(|a| a.rng.next_f32()).collect();
+    let chosen = gpu.slot(n);
+    let uniforms = gpu.upload(&uniforms);
+    sample(&mut rec, &settings.sampling, d.logit_softcap, n, d.vocab, &logits, &uniforms, &chosen);
+    rec.submit();
+    Ok(gpu.read::<u32>(&[&chosen]).await?.concat())
+}
+
+/// (n, V), before any soft-cap.
+fn logits(rec: &mut Recording, decoder: &Decoder, n: usize, x: &Slot) -> Slot {
+    let d = &decoder.description;
+    let head = decoder.head(n);
+    let logits = rec.gpu().slot(n * d.vocab);
+    for page in &head.pages {
+        let product = Product {
+            orientation: Orientation::Forward,
+            storage: head.storage,
+            m: n,
+            n: page.rows,
+            k: d.d_model,
+            alpha: 1.0,
+            accumulate: false,
+        };
+        let out = Matrix::new(&logits, d.vocab).columns_from(page.first);
+        matmul(rec, &product, Matrix::new(x, d.d_model), Matrix::new(page.w, d.d_model), out);
+    }
+    logits
+}
+
+/// Tokens that a prompt and its response may have, by the model.
+///
+/// # Errors
+/// [`Error::Flag`] when prompt and response exceed the model's positions.
+pub fn check_length(prompt: usize, max_new_tokens: usize, max_positions: usize) -> Result<()> {
+    if prompt.saturating_add(max_new_tokens) > max_positions {
+        let reason =
+            format!("{max_new_tokens} behind a prompt of {prompt} tokens: the model has {max_positions} positions");
+        return Err(Error::flag("max-new-tokens", reason));
+    }
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! Generation, judges, win rate, interplay.
+pub mod generate;
+pub mod tasks;

@@ -1,0 +1,190 @@
+//! The small world of the demo model: fifteen kinds of task whose answers a program grades.
+//!
+//! An [`Item`] is an instruction with its answer. Words are common ones or made-up ones ("the plural of brop"), numbers are
+//! small, so a model of a million parameters can learn the rules from some ten million tokens. What the model is then
+//! *tuned* for is the grader's taste: a right answer in one short sentence beats the bare answer, which beats a sloppy one, and
+//! all of these beat a wrong one ([`Grade`]). Supervised rows mix the four qualities in fixed proportions ([`rows::SFT_MIX`]), so
+//! supervised training alone does not settle on the best; preferences drawn by the grader do.
+//!
+//! Train and held-out items never meet: a hash of an item's content (not of its wording, nor of the order of what is listed)
+//! decides its [`Split`]. Everything follows from a seed.
+
+mod answers;
+mod grade;
+mod kinds;
+pub mod rows;
+pub mod tokenizer;
+pub mod words;
+
+pub use answers::{Quality, answer};
+pub use grade::{Form, Grade, WinRate, grade, win_rate};
+
+use crate::rng::Rng;
+use serde::{Deserialize, Serialize};
+
+/// A kind of task. [`Kind::ALL`] lists them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// "Spell the word fox." f-o-x
+    Spell,
+    /// "How many letters are in fox?" 3
+    Count,
+    /// "What is the last letter of fox?" x
+    Letter,
+    /// "Sort the digits 7 2 5." 2 5 7
+    Sort,
+    /// "What is 27 plus 5?" 32
+    Add,
+    /// "Subtract 5 from 27." 22
+    Subtract,
+    /// "Which is the largest of 12, 47 and 30?" 47
+    Extreme,
+    /// "Which word is second in fox, sun, hat?" sun
+    Pick,
+    /// "Which is the odd one out: b k 7 d?" 7
+    Odd,
+    /// "What is the plural of fox?" foxes
+    Plural,
+    /// "Write the past tense of carry." carried
+    Past,
+    /// "Repeat fox three times." fox fox fox
+    Repeat,
+    /// "Write fox in capitals." FOX
+    Capitals,
+    /// "Write fox backwards." xof
+    Reverse,
+    /// "Say politely: open the door." please open the door
+    Polite,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Kind; 15] = [
+        Kind::Spell,
+        Kind::Count,
+        Kind::Letter,
+        Kind::Sort,
+        Kind::Add,
+        Kind::Subtract,
+        Kind::Extreme,
+        Kind::Pick,
+        Kind::Odd,
+        Kind::Plural,
+        Kind::Past,
+        Kind::Repeat,
+        Kind::Capitals,
+        Kind::Reverse,
+        Kind::Polite,
+    ];
+
+    /// As in the rows: `spell`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Spell => "spell",
+            Kind::Count => "count",
+            Kind::Letter => "letter",
+            Kind::Sort => "sort",
+            Kind::Add => "add",
+            Kind::Subtract => "subtract",
+            Kind::Extreme => "extreme",
+            Kind::Pick => "pick",
+            Kind::Odd => "odd",
+            Kind::Plural => "plural",
+            Kind::Past => "past",
+            Kind::Repeat => "repeat",
+            Kind::Capitals => "capitals",
+            Kind::Reverse => "reverse",
+            Kind::Polite => "polite",
+        }
+    }
+
+    /// Share of the rows: the kinds that need most practice come twice as often.
+    pub fn weight(self) -> u32 {
+        match self {
+            Kind::Add | Kind::Subtract | Kind::Count | Kind::Sort | Kind::Extreme => 2,
+            _ => 1,
+        }
+    }
+
+    fn draw(rng: &mut Rng) -> Self {
+        let mut ticket = rng.below(Self::ALL.iter().map(|k| k.weight()).sum());
+        for kind in Self::ALL {
+            match ticket.checked_sub(kind.weight()) {
+                Some(rest) => ticket = rest,
+                None => return kind,
+            }
+        }
+        unreachable!("the ticket is below the sum of weights")
+    }
+}
+
+/// Which side of the wall an item is on. A tenth of all contents is held out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// For supervised rows and preferences.
+    Train,
+    /// For evaluation only.
+    HeldOut,
+}
+
+/// A task. Its JSON is a row of held-out prompts, PAPER section 5's `{instruction, gold_response}` with two fields more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    /// What is asked.
+    pub instruction: String,
+    /// The best answer: one sentence around [`Item::answer`].
+    #[serde(rename = "gold_response")]
+    pub gold: String,
+    /// Its kind.
+    pub kind: Kind,
+    /// The bare answer.
+    pub answer: String,
+    /// What the item is about, apart from its wording: decides the split.
+    #[serde(skip)]
+    content: String,
+    /// Plausible wrong answers; may be empty.
+    #[serde(skip)]
+    wrong: Vec<String>,
+}
+
+impl Item {
+    /// The gold sentence before and after the bare answer.
+    fn frame(&self) -> (&str, &str) {
+        match self.gold.rfind(&self.answer) {
+            Some(at) => (&self.gold[..at], &self.gold[at + self.answer.len()..]),
+            None => (&self.gold, ""),
+        }
+    }
+
+    /// The side that this item belongs to.
+    pub fn split(&self) -> Split {
+        if hash(self.kind.name(), &self.content).is_multiple_of(10) { Split::HeldOut } else { Split::Train }
+    }
+}
+
+/// A random item of one side, of a random kind by [`Kind::weight`].
+pub fn generate(split: Split, rng: &mut Rng) -> Item {
+    generate_kind(Kind::draw(rng), split, rng)
+}
+
+/// A random item of a kind.
+pub fn generate_kind(kind: Kind, split: Split, rng: &mut Rng) -> Item {
+    loop {
+        let item = kinds::draw(kind, rng);
+        if item.split() == split {
+            return item;
+        }
+    }
+}
+
+/// FNV-1a with a final mix, so that its remainders are even.
+fn hash(kind: &str, content: &str) -> u64 {
+    let mut h = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in kind.bytes().chain([0]).chain(content.bytes()) {
+        h = (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    }
+    h ^= h >> 33;
+    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    h ^ h >> 33
+}

@@ -1,0 +1,82 @@
+//! Answers of a chosen quality.
+
+use super::grade::{HEDGES, TAILS};
+use super::{Form, Item};
+use crate::rng::Rng;
+use serde::{Deserialize, Serialize};
+
+/// The four qualities that supervised rows mix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quality {
+    /// Right, in one sentence: the gold response.
+    Good,
+    /// Right, the answer alone.
+    Bare,
+    /// Right, with hedges and fillers.
+    Sloppy,
+    /// Wrong, in any form.
+    Wrong,
+}
+
+/// An answer of that quality.
+pub fn answer(item: &Item, quality: Quality, rng: &mut Rng) -> String {
+    match quality {
+        Quality::Good => item.gold.clone(),
+        Quality::Bare => item.answer.clone(),
+        Quality::Sloppy => put(item, &item.answer, Form::Sloppy, rng),
+        Quality::Wrong => {
+            let form = [Form::Sentence, Form::Bare, Form::Bare, Form::Sloppy][rng.below(4) as usize];
+            put(item, &wrong(item, rng), form, rng)
+        }
+    }
+}
+
+fn put(item: &Item, answer: &str, form: Form, rng: &mut Rng) -> String {
+    let (before, after) = item.frame();
+    match form {
+        Form::Sentence => format!("{before}{answer}{after}"),
+        Form::Bare => answer.to_string(),
+        Form::Sloppy => {
+            let hedge = HEDGES[rng.below(HEDGES.len() as u32) as usize];
+            let tail = TAILS[rng.below(TAILS.len() as u32) as usize];
+            match rng.below(3) {
+                0 => format!("{hedge}{answer}"),
+                1 => format!("{answer}{tail}"),
+                _ => format!("{hedge}{answer}{tail}"),
+            }
+        }
+    }
+}
+
+/// A wrong answer: usually a plausible one of the kind, else the right one with a slip.
+fn wrong(item: &Item, rng: &mut Rng) -> String {
+    if !item.wrong.is_empty() && rng.below(4) > 0 {
+        return item.wrong[rng.below(item.wrong.len() as u32) as usize].clone();
+    }
+    loop {
+        let slipped = slip(&item.answer, rng);
+        if slipped != item.answer {
+            return slipped;
+        }
+    }
+}
+
+/// One slip of the pen: another character of the same class, a doubled one, a lost one, or two swapped.
+fn slip(text: &str, rng: &mut Rng) -> String {
+    let mut chars: Vec<char> = text.chars().collect();
+    let solid: Vec<usize> = (0..chars.len()).filter(|&i| chars[i].is_ascii_alphanumeric()).collect();
+    let at = solid[rng.below(solid.len() as u32) as usize];
+    let substitute = |c: char, rng: &mut Rng| match c {
+        '0'..='9' => char::from(b'0' + rng.below(10) as u8),
+        'A'..='Z' => char::from(b'A' + rng.below(26) as u8),
+        _ => char::from(b'a' + rng.below(26) as u8),
+    };
+    match rng.below(4) {
+        0 if solid.len() > 1 => drop(chars.remove(at)),
+        1 => chars.insert(at, chars[at]),
+        2 if at + 1 < chars.len() && chars[at + 1].is_ascii_alphanumeric() => chars.swap(at, at + 1),
+        _ => chars[at] = substitute(chars[at], rng),
+    }
+    chars.into_iter().collect()
+}

@@ -1,0 +1,182 @@
+//! Rows of data in the forms of PAPER section 5, and their files.
+//!
+//! Supervised rows draw their quality from [`SFT_MIX`]. Preferences compare two answers drawn from the same mixture, as if by a
+//! model trained on it, and the higher grade is preferred; ties are dropped. A *conditional* pair answers one
+//! instruction twice. A *joint* pair compares answers to different instructions, in three strata of equal size: the preferred
+//! sides of two conditional pairs, their rejected sides, and one of each.
+
+use super::{Item, Quality, Split, answer, generate, grade};
+use crate::error::{Error, Result};
+use crate::rng::Rng;
+use serde::{Deserialize, Serialize};
+use std::{io::Write, path::Path};
+
+/// Percent of each quality in supervised rows. The bare answer is the commonest, so a model that imitates its data, greedily
+/// decoded, answers barely; the good answer is frequent enough to be learnt, and is what preferences bring out.
+pub const SFT_MIX: [(Quality, u32); 4] =
+    [(Quality::Good, 25), (Quality::Bare, 40), (Quality::Sloppy, 20), (Quality::Wrong, 15)];
+
+/// A supervised row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SftRow {
+    /// What is asked.
+    pub instruction: String,
+    /// An answer, not always a good one.
+    pub response: String,
+}
+
+/// A preference, conditional when the instructions are equal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreferenceRow {
+    /// Instruction of the preferred pair.
+    pub i_chosen: String,
+    /// Its response.
+    pub r_chosen: String,
+    /// Instruction of the rejected pair.
+    pub i_reject: String,
+    /// Its response.
+    pub r_reject: String,
+}
+
+/// An item with a response.
+pub type Answered = (Item, String);
+
+/// The preference between two answered items by their grades; `None` for a tie.
+pub fn prefer(a: &Answered, b: &Answered) -> Option<PreferenceRow> {
+    let (x, y) = (grade(&a.0, &a.1).score, grade(&b.0, &b.1).score);
+    let (chosen, reject) = if x > y { (a, b) } else { (b, a) };
+    (x != y).then(|| PreferenceRow {
+        i_chosen: chosen.0.instruction.clone(),
+        r_chosen: chosen.1.clone(),
+        i_reject: reject.0.instruction.clone(),
+        r_reject: reject.1.clone(),
+    })
+}
+
+/// An answer of a random quality of the mixture.
+fn mixed(item: &Item, rng: &mut Rng) -> String {
+    let mut ticket = rng.below(SFT_MIX.iter().map(|m| m.1).sum());
+    for (quality, share) in SFT_MIX {
+        match ticket.checked_sub(share) {
+            Some(rest) => ticket = rest,
+            None => return answer(item, quality, rng),
+        }
+    }
+    unreachable!("the ticket is below the sum of shares")
+}
+
+/// `n` supervised rows.
+pub fn sft(split: Split, seed: u64, n: usize) -> impl Iterator<Item = SftRow> {
+    let mut rng = Rng::new(seed, 1);
+    std::iter::repeat_with(move || {
+        let item = generate(split, &mut rng);
+        SftRow { response: mixed(&item, &mut rng), instruction: item.instruction }
+    })
+    .take(n)
+}
+
+/// Two answers to one new instruction, the better one first.
+fn decided(split: Split, rng: &mut Rng) -> (Answered, Answered) {
+    loop {
+        let item = generate(split, rng);
+        let (a, b) = (mixed(&item, rng), mixed(&item, rng));
+        let (x, y) = (grade(&item, &a).score, grade(&item, &b).score);
+        if x != y {
+            let (better, worse) = if x > y { (a, b) } else { (b, a) };
+            return ((item.clone(), better), (item, worse));
+        }
+    }
+}
+
+/// `n` conditional preferences.
+pub fn conditional(split: Split, seed: u64, n: usize) -> impl Iterator<Item = PreferenceRow> {
+    let mut rng = Rng::new(seed, 2);
+    std::iter::repeat_with(move || decided(split, &mut rng)).filter_map(|(a, b)| prefer(&a, &b)).take(n)
+}
+
+/// `n` joint preferences; row i is of stratum i mod 3: both preferred, both rejected, one of each.
+pub fn joint(split: Split, seed: u64, n: usize) -> impl Iterator<Item = PreferenceRow> {
+    let mut rng = Rng::new(seed, 3);
+    (0..n).map(move |i| {
+        loop {
+            let (a, b) = (decided(split, &mut rng), decided(split, &mut rng));
+            let (x, y) = match i % 3 {
+                0 => (a.0, b.0),
+                1 => (a.1, b.1),
+                _ if rng.below(2) == 0 => (a.0, b.1),
+                _ => (a.1, b.0),
+            };
+            match prefer(&x, &y) {
+                Some(row) if row.i_chosen != row.i_reject => return row,
+                _ => {}
+            }
+        }
+    })
+}
+
+/// `n` held-out prompts, every kind in turn, no instruction twice.
+pub fn held_out(seed: u64, n: usize) -> Vec<Item> {
+    let mut rng = Rng::new(seed, 4);
+    let mut seen = std::collections::HashSet::new();
+    let mut items = Vec::with_capacity(n);
+    while items.len() < n {
+        let kind = super::Kind::ALL[items.len() % super::Kind::ALL.len()];
+        // The smallest kind has some hundred held-out instructions: past that, repeat rather than search for ever.
+        let item = (0..50).map(|_| super::generate_kind(kind, Split::HeldOut, &mut rng));
+        let mut item = item.peekable();
+        let fallback = item.peek().cloned();
+        if let Some(item) = item.find(|i| !seen.contains(&i.instruction)).or(fallback) {
+            seen.insert(item.instruction.clone());
+            items.push(item);
+        }
+    }
+    items
+}
+
+/// Writes rows as JSON lines, aside and then renamed; the number written.
+pub fn write<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<usize> {
+    let fail = |e: std::io::Error| Error::file(path, e);
+    let aside = path.with_extension("jsonl.part");
+    let mut out = std::io::BufWriter::new(std::fs::File::create(&aside).map_err(fail)?);
+    let mut n = 0;
+    for row in rows {
+        serde_json::to_writer(&mut out, &row).map_err(|e| fail(e.into()))?;
+        out.write_all(b"\n").map_err(fail)?;
+        n += 1;
+    }
+    out.into_inner().map_err(|e| fail(e.into_error()))?.sync_all().map_err(fail)?;
+    std::fs::rename(&aside, path).map_err(fail)?;
+    Ok(n)
+}
+
+/// How many rows of each file [`write_all`] makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// `sft.jsonl`.
+    pub sft: usize,
+    /// `conditional.jsonl` and `joint.jsonl`, each.
+    pub preferences: usize,
+    /// `validation_conditional.jsonl` and `validation_joint.jsonl`, each, from held-out items.
+    pub validation: usize,
+    /// `held_out.jsonl`.
+    pub held_out: usize,
+}
+
+/// Enough for the model in `models/demo`.
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { sft: 240_000, preferences: 4_000, validation: 300, held_out: 450 }
+    }
+}
+
+/// Writes all files of the demo's data into an existing folder.
+pub fn write_all(folder: &Path, seed: u64, sizes: &Sizes) -> Result<()> {
+    let (train, held) = (Split::Train, Split::HeldOut);
+    write(&folder.join("sft.jsonl"), sft(train, seed, sizes.sft))?;
+    write(&folder.join("conditional.jsonl"), conditional(train, seed, sizes.preferences))?;
+    write(&folder.join("joint.jsonl"), joint(train, seed, sizes.preferences))?;
+    write(&folder.join("validation_conditional.jsonl"), conditional(held, seed, sizes.validation))?;
+    write(&folder.join("validation_joint.jsonl"), joint(held, seed, sizes.validation))?;
+    write(&folder.join("held_out.jsonl"), held_out(seed, sizes.held_out))?;
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! Choosing an adapter, opening it, and what it can do.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use super::memory::Home;
+use super::record::Pipeline;
+use crate::error::{Error, Result};
+
+/// What a device can do, as far as kernels ask. Variants are chosen from this and from nothing else.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Caps {
+    /// The adapter's name.
+    pub name: String,
+    /// `vulkan`, `metal`, `dx12`, `webgpu`, ...
+    pub backend: String,
+    /// Driver's name and version.
+    pub driver: String,
+    /// A software implementation: kernels may choose variants without workgroup memory.
+    pub is_cpu: bool,
+    /// Largest storage binding.
+    pub max_binding_bytes: u64,
+    /// Alignment of a binding's offset.
+    pub binding_alignment_bytes: u64,
+    /// Workgroups a dimension.
+    pub max_workgroups: u32,
+    /// Workgroup memory.
+    pub workgroup_bytes: u32,
+    /// Subgroup sizes, where the feature exists.
+    pub subgroup: Option<(u32, u32)>,
+    /// f16 in shaders.
+    pub f16: bool,
+    /// Timestamps around passes.
+    pub timestamps: bool,
+}
+
+impl Caps {
+    /// WebGPU's guaranteed minimum: what every variant called "baseline" runs on, and what planning assumes without a device.
+    pub fn baseline() -> Self {
+        Self {
+            name: "baseline".into(),
+            backend: "none".into(),
+            driver: String::new(),
+            is_cpu: false,
+            max_binding_bytes: 128 << 20,
+            binding_alignment_bytes: 256,
+            max_workgroups: 65_535,
+            workgroup_bytes: 16 << 10,
+            subgroup: None,
+            f16: false,
+            timestamps: false,
+        }
+    }
+
+    fn of(adapter: &wgpu::Adapter) -> Self {
+        let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+        Self {
+            is_cpu: info.device_type == wgpu::DeviceType::Cpu,
+            backend: info.backend.to_string(),
+            driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
+            // wgpu reports bindings up to 2⁶⁴ on some devices; kernels index with u32.
+            max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(2 << 30),
+            binding_alignment_bytes: u64::from(limits.min_storage_buffer_offset_alignment).max(256),
+            max_workgroups: limits.max_compute_workgroups_per_dimension.min(65_535),
+            workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            subgroup: features
+                .contains(wgpu::Features::SUBGROUP)
+                .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+            f16: features.contains(wgpu::Features::SHADER_F16),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            name: info.name,
+        }
+    }
+}
+
+/// `--device`: nothing, an index of [`list_devices`], or a part of a name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A discrete GPU before an integrated one, a CPU last.
+    #[default]
+    Best,
+    /// Position in [`list_devices`].
+    Index(usize),
+    /// Part of an adapter's name, any case.
+    Name(String),
+}
+
+impl DeviceChoice {
+    /// A number is an index, anything else a name.
+    pub fn parse(text: &str) -> Self {
+        match text.parse() {
+            Ok(index) => Self::Index(index),
+            Err(_) => Self::Name(text.into()),
+        }
+    }
+}
+
+/// A line of [`list_devices`].
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct DeviceSummary {
+    /// What `--device` takes.
+    pub index: usize,
+    /// The adapter's name.
+    pub name: String,
+    /// `vulkan`, `metal`, `dx12`, `webgpu`.
+    pub backend: String,
+    /// `DiscreteGpu`, `IntegratedGpu`, `VirtualGpu`, `Cpu`, `Other`.
+    pub kind: String,
+    /// Driver's name and version.
+    pub driver: String,
+}
+
+pub(super) struct Live {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    /// First error that arrived outside a call: validation, out of memory, device lost.
+    pub failure: Arc<Mutex<Option<String>>>,
+}
+
+/// A device, or the plan of one: the same program runs on both, and the latter only counts bytes.
+pub struct Gpu {
+    pub(super) live: Option<Live>,
+    pub(super) caps: Caps,
+    pub(super) home: Arc<Home>,
+    pub(super) pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+    pub(super) uniforms: Mutex<Option<wgpu::Buffer>>,
+    pub(super) pace: Mutex<super::record::Pace>,
+    pub(super) profile: Mutex<Option<super::Profile>>,
+}
+
+fn instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends =
+        wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::BROWSER_WEBGPU;
+    wgpu::Instance::new(descriptor)
+}
+
+async fn adapters() -> Vec<wgpu::Adapter> {
+    let instance = instance();
+    #[cfg(not(target_arch = "wasm32"))]
+    {
+        let mut all = instance.enumerate_adapters(wgpu::Backends::all()).await;
+        all.sort_by_key(|a| match a.get_info().device_type {
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::IntegratedGpu => 1,
+            wgpu::DeviceType::VirtualGpu => 2,
+            wgpu::DeviceType::Other => 3,
+            wgpu::DeviceType::Cpu => 4,
+        });
+        all
+    }
+    #[cfg(target_arch = "wasm32")]
+    {
+        let options = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        };
+        instance.request_adapter(&options).await.into_iter().collect()
+    }
+}
+
+/// The machine's devices, best first.
+pub async fn list_devices() -> Vec<DeviceSummary> {
+    let summary = |(index, adapter): (usize, &wgpu::Adapter)| {
+        let info = adapter.get_info();
+        DeviceSummary {
+            index,
+            backend: info.backend.to_string(),
+            kind: format!("{:?}", info.device_type),
+            driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
+            name: info.name,
+        }
+    };
+    adapters().await.iter().enumerate().map(summary).collect()
+}
+
+const NO_DEVICE: &str = "no GPU found: no Vulkan, Metal, DX12 or WebGPU device answers. Install your GPU's Vulkan driver; \
+     without a GPU, the software one works: apt install mesa-vulkan-drivers libvulkan1";
+
+impl Gpu {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: there is none (says what to install), or none that matches (lists them).
+    pub async fn open(choice: &DeviceChoice) -> Result<Self> {
+        let all = adapters().await;
+        let names = || {
+            let lines = all.iter().enumerate().map(|(i, a)| format!("{i}: {}", a.get_info().name));
+            lines.collect::<Vec<_>>().join(", ")
+        };
+        let found = match choice {
+            DeviceChoice::Best => all.first(),
+            DeviceChoice::Index(index) => all.get(*index),
+            DeviceChoice::Name(part) => {
+                all.iter().find(|a| a.get_info().name.to_lowercase().contains(&part.to_lowercase()))
+            }
+        };
+        let adapter = found.ok_or_else(|| match choice {
+            _ if all.is_empty() => Error::Device(NO_DEVICE.into()),
+            DeviceChoice::Index(index) => {
+                Error::Device(format!("--device {index}: no such device; there are {}", names()))
+            }
+            DeviceChoice::Name(part) => {
+                Error::Device(format!("--device {part}: no such device; there are {}", names()))
+            }
+            DeviceChoice::Best => Error::Device(NO_DEVICE.into()),
+        })?;
+        let caps = Caps::of(adapter);
+        let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("jointwise"),
+            required_features: adapter.features() & wanted,
+            required_limits: adapter.limits(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        };
+        let (device, queue) =
+            adapter.request_device(&descriptor).await.map_err(|e| Error::Device(format!("{}: {e}", caps.name)))?;
+        let failure = Arc::new(Mutex::new(None));
+        let first = failure.clone();
+        let note = move |text: String| {
+            first.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(text);
+        };
+        let lost = note.clone();
+        device.on_uncaptured_error(Arc::new(move |e| note(e.to_string())));
+        device.set_device_lost_callback(move |reason, text| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                lost(format!("device lost: {text}"));
+            }
+        });
+        Ok(Self::new(Some(Live { device, queue, failure }), caps))
+    }
+
+    /// No device: allocations are counted, recordings go nowhere. What [`super::Ledger`] says afterwards is the memory plan.
+    pub fn plan(caps: Caps) -> Self {
+        Self::new(None, caps)
+    }
+
+    fn new(live: Option<Live>, caps: Caps) -> Self {
+        Self {
+            live,
+            caps,
+            home: Arc::default(),
+            pipelines: Mutex::default(),
+            uniforms: Mutex::default(),
+            pace: Mutex::default(),
+            profile: Mutex::default(),
+        }
+    }
+
+    /// What the device can do.
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// Whether this only plans.
+    pub fn is_plan(&self) -> bool {
+        self.live.is_none()
+    }
+
+    /// Bytes on the device, by role.
+    pub fn ledger(&self) -> super::Ledger {
+        self.home.ledger()
+    }
+
+    /// The first failure that the device reported outside a call.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] with the device's words.
+    pub fn check(&self) -> Result<()> {
+        let Some(live) = &self.live else { return Ok(()) };
+        match &*live.failure.lock().unwrap_or_else(|e| e.into_inner()) {
+            Some(text) => Err(Error::Gpu(text.replace('\n', " "))),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Buffers by role, slots into them, and the count of both.
+//!
+//! WebGPU tracks usage by whole buffer, so a buffer cannot be read-only and read-write in one dispatch: each role, and each
+//! activation, is a buffer of its own. Activations return to a pool when their last slot is dropped. Commands run in the
+//! order of recording, so a slot may be handed out again as soon as nothing *recorded later* needs it: liveness is Rust's scope.
+
+use std::sync::{Arc, Mutex};
+
+use super::Gpu;
+use crate::error::{Error, Result};
+
+/// What a buffer holds; a column of the memory plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Trained weights, f32.
+    Params,
+    /// Their gradients, f32.
+    Grads,
+    /// AdamW's two moments, f32.
+    Moments,
+    /// Weights that are not trained, bf16-packed or f32.
+    Frozen,
+    /// Saved for the backward pass, and scratch.
+    Activations,
+    /// Token ids, tables, and other small inputs of a micro-batch.
+    Batch,
+}
+
+const ROLES: [Role; 6] = [Role::Params, Role::Grads, Role::Moments, Role::Frozen, Role::Activations, Role::Batch];
+
+/// Bytes allocated on the device, by role, with the highest sum so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ledger {
+    now: [u64; ROLES.len()],
+    peak: [u64; ROLES.len()],
+    peak_total: u64,
+}
+
+impl Ledger {
+    fn add(&mut self, role: Role, bytes: u64) {
+        let i = role as usize;
+        self.now[i] += bytes;
+        self.peak[i] = self.peak[i].max(self.now[i]);
+        self.peak_total = self.peak_total.max(self.now.iter().sum());
+    }
+    fn sub(&mut self, role: Role, bytes: u64) {
+        self.now[role as usize] -= bytes;
+    }
+    /// Bytes now.
+    pub fn total(&self) -> u64 {
+        self.now.iter().sum()
+    }
+    /// The highest sum over all roles, in bytes.
+    pub fn peak_bytes(&self) -> u64 {
+        self.peak_total
+    }
+    /// The highest sum of each role, in bytes.
+    pub fn peak_by_role(&self) -> Vec<(Role, u64)> {
+        ROLES.iter().map(|&r| (r, self.peak[r as usize])).collect()
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Home {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    ledger: Ledger,
+    /// Activations that nobody holds.
+    free: Vec<(u64, Option<wgpu::Buffer>)>,
+}
+
+impl Home {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+    pub fn ledger(&self) -> Ledger {
+        self.state().ledger.clone()
+    }
+    /// The smallest free activation of at least `bytes`.
+    fn take(&self, bytes: u64) -> Option<(u64, Option<wgpu::Buffer>)> {
+        let free = &mut self.state().free;
+        let fits = free.iter().enumerate().filter(|(_, f)| f.0 >= bytes);
+        let best = fits.min_by_key(|(_, f)| f.0).map(|(i, _)| i)?;
+        Some(free.swap_remove(best))
+    }
+}
+
+struct Buffer {
+    raw: Option<wgpu::Buffer>,
+    bytes: u64,
+    role: Role,
+    home: Arc<Home>,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut state = self.home.state();
+        if self.role == Role::Activations {
+            state.free.push((self.bytes, self.raw.take()));
+        } else {
+            state.ledger.sub(self.role, self.bytes);
+        }
+    }
+}
+
+/// A range of a device buffer, in elements of four bytes (f32, u32, or two packed bf16).
+#[derive(Clone)]
+pub struct Slot {
+    buffer: Arc<Buffer>,
+    offset: usize,
+    len: usize,
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Slot({:?}, {}..{})", self.buffer.role, self.offset, self.offset + self.len)
+    }
+}
+
+impl Slot {
+    /// Elements of four bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// No elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+    /// Bytes.
+    pub fn bytes(&self) -> u64 {
+        self.len as u64 * 4
+    }
+    /// A part of this slot; `start` must be a multiple of 64 elements, the alignment of bindings.
+    pub fn slice(&self, start: usize, len: usize) -> Self {
+        assert!(start.is_multiple_of(64) && start + len <= self.len, "slice {start}+{len} of {self:?}");
+        Self { buffer: self.buffer.clone(), offset: self.offset + start, len }
+    }
+    pub(super) fn binding(&self) -> Option<(wgpu::Buffer, u64, u64)> {
+        self.buffer.raw.clone().map(|raw| (raw, self.offset as u64 * 4, self.bytes()))
+    }
+    /// Whether two slots are ranges of one buffer.
+    pub fn shares_buffer(&self, other: &Slot) -> bool {
+        Arc::ptr_eq(&self.buffer, &other.buffer)
+    }
+}
+
+impl Gpu {
+    /// `len` elements for a recording's use, contents undefined; it returns to the pool with the last clone.
+    pub fn slot(&self, len: usize) -> Slot {
+        let bytes = (len.max(1) as u64 * 4).next_multiple_of(256);
+        let (bytes, raw) = self.home.take(bytes).unwrap_or_else(|| {
+            let mut state = self.home.state();
+            // Batches differ in length: what is free but too small makes room, so that the pool is that of the longest batch.
+            if let Some(largest) = (0..state.free.len()).max_by_key(|&i| state.free[i].0) {
+                let (too_small, _) = state.free.swap_remove(largest);
+                state.ledger.sub(Role::Activations, too_small);
+            }
+            state.ledger.add(Role::Activations, bytes);
+            drop(state);
+            (bytes, self.create(bytes))
+        });
+        let buffer = Buffer { raw, bytes, role: Role::Activations, home: self.home.clone() };
+        Slot { buffer: Arc::new(buffer), offset: 0, len }
+    }
+
+    /// `len` elements of a lasting role, zeros.
+    pub fn lasting(&self, role: Role, len: usize) -> Slot {
+        let bytes = (len.max(1) as u64 * 4).next_multiple_of(256);
+        self.home.state().ledger.add(role, bytes);
+        let buffer = Buffer { raw: self.create(bytes), bytes, role, home: self.home.clone() };
+        Slot { buffer: Arc::new(buffer), offset: 0, len }
+    }
+
+    /// A small input of a recording.
+    pub fn upload<T: bytemuck::Pod>(&self, data: &[T]) -> Slot {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        let slot = self.lasting(Role::Batch, bytes.len().div_ceil(4));
+        self.write_bytes(&slot, bytes);
+        slot
+    }
+
+    /// Writes at once: before any recording that is submitted later, so never into a slot that a pending one still needs.
+    pub fn write<T: bytemuck::Pod>(&self, slot: &Slot, data: &[T]) {
+        self.write_bytes(slot, bytemuck::cast_slice(data));
+    }
+
+    fn write_bytes(&self, slot: &Slot, bytes: &[u8]) {
+        assert!(bytes.len() as u64 <= slot.bytes(), "{} bytes into {slot:?}", bytes.len());
+        if let (Some(live), Some((raw, offset, _))) = (&self.live, slot.binding()) {
+            let whole = bytes.len() / 4 * 4;
+            live.queue.write_buffer(&raw, offset, &bytes[..whole]);
+            if whole < bytes.len() {
+                let mut last = [0; 4];
+                last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+                live.queue.write_buffer(&raw, offset + whole as u64, &last);
+            }
+        }
+    }
+
+    fn create(&self, bytes: u64) -> Option<wgpu::Buffer> {
+        let descriptor = wgpu::BufferDescriptor {
+            label: None,
+            size: bytes,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        };
+        self.live.as_ref().map(|live| live.device.create_buffer(&descriptor))
+    }
+
+    /// Reads slots back, after everything submitted so far. Plans give zeros.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`]: the device failed or was lost.
+    pub async fn read<T: bytemuck::Pod>(&self, slots: &[&Slot]) -> Result<Vec<Vec<T>>> {
+        let Some(live) = &self.live else {
+            return Ok(slots.iter().map(|s| vec![T::zeroed(); s.len()]).collect());
+        };
+        let total: u64 = slots.iter().map(|s| s.bytes()).sum();
+        let staging = live.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("readback"),
+            size: total.max(4),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = live.device.create_command_encoder(&Default::default());
+        let mut at = 0;
+        for slot in slots {
+            if let Some((raw, offset, size)) = slot.binding() {
+                encoder.copy_buffer_to_buffer(&raw, offset, &staging, at, size);
+                at += size;
+            }
+        }
+        live.queue.submit([encoder.finish()]);
+        let mapped = Arrival::default();
+        let signal = mapped.clone();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| signal.arrive(result.map_err(|e| e.to_string())));
+        let polled = live.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        polled.map_err(|e| Error::Gpu(e.to_string()))?;
+        mapped.await.map_err(Error::Gpu)?;
+        self.check()?;
+        let view = staging.get_mapped_range(..).map_err(|e| Error::Gpu(e.to_string()))?;
+        let mut out = Vec::with_capacity(slots.len());
+        let mut at = 0;
+        for slot in slots {
+            let size = slot.bytes() as usize;
+            let mut values = vec![T::zeroed(); slot.len()];
+            bytemuck::cast_slice_mut(&mut values).copy_from_slice(&view[at..at + size]);
+            out.push(values);
+            at += size;
+        }
+        Ok(out)
+    }
+}
+
+/// A callback's result as a future: the browser resolves it later, native code has it after `poll`.
+#[derive(Clone, Default)]
+struct Arrival(Arc<Mutex<Mapped>>);
+
+#[derive(Default)]
+struct Mapped {
+    result: Option<Result<(), String>>,
+    waker: Option<std::task::Waker>,
+}
+
+impl Arrival {
+    fn arrive(&self, result: Result<(), String>) {
+        let mut state = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        state.result = Some(result);
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Future for Arrival {
+    type Output = Result<(), String>;
+    fn poll(self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+        let mut state = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        match state.result.take() {
+            Some(result) => std::task::Poll::Ready(result),
+            None => {
+                state.waker = Some(context.waker().clone());
+                std::task::Poll::Pending
+            }
+        }
+    }
+}

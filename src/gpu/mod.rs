@@ -1,0 +1,15 @@
+//! Device and its capabilities, shader linking, memory, recording.
+//!
+//! Everything above this module speaks of [`Slot`]s and [`Recording`]s; wgpu's names end here.
+
+mod device;
+mod memory;
+mod profile;
+mod record;
+mod shader;
+
+pub use device::{Caps, DeviceChoice, DeviceSummary, Gpu, list_devices};
+pub use memory::{Ledger, Role, Slot};
+pub use profile::Profile;
+pub use record::{Recording, grid_1d};
+pub use shader::{SHADERS, Shader, link};

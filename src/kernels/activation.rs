@@ -1,0 +1,169 @@
+//! The MLP's non-linearity, gated or plain: SiLU, GELU by erf, GELU by tanh.
+
+use super::{Case, Cost, Host, Kernel, Outputs};
+use crate::gpu::{Recording, Shader, Slot, grid_1d};
+use crate::model::description::Activation;
+use crate::rng::Rng;
+
+/// Shape of an MLP's inner part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mlp {
+    /// T.
+    pub tokens: usize,
+    /// F.
+    pub width: usize,
+    /// u is (T, 2F) as gate, up; else (T, F).
+    pub gated: bool,
+    /// f.
+    pub activation: Activation,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct ActivationParams {
+    n: u32,
+    width: u32,
+    gated: u32,
+    pad: u32,
+}
+
+fn params(mlp: &Mlp) -> ActivationParams {
+    ActivationParams {
+        n: (mlp.tokens * mlp.width) as u32,
+        width: mlp.width as u32,
+        gated: u32::from(mlp.gated),
+        pad: 0,
+    }
+}
+
+fn shader(entry: &'static str, activation: Activation) -> Shader {
+    Shader::new("activation", entry).with("WG", 64.0).with("KIND", f64::from(activation as u8))
+}
+
+/// y (T, F) from u.
+pub fn activation_fwd(rec: &mut Recording, mlp: &Mlp, u: &Slot, y: &Slot) {
+    let n = mlp.tokens * mlp.width;
+    rec.dispatch(&shader("activation_fwd", mlp.activation), &params(mlp), &[u, y], grid_1d(n, 64), 8 * n as u64);
+}
+
+/// d_u from d_y (T, F).
+pub fn activation_bwd(rec: &mut Recording, mlp: &Mlp, u: &Slot, d_y: &Slot, d_u: &Slot) {
+    let n = mlp.tokens * mlp.width;
+    rec.dispatch(
+        &shader("activation_bwd", mlp.activation),
+        &params(mlp),
+        &[u, d_y, d_u],
+        grid_1d(n, 64),
+        16 * n as u64,
+    );
+}
+
+/// The family.
+pub struct Activations;
+
+const KINDS: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
+
+impl Kernel for Activations {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+    fn modules(&self) -> &'static [&'static str] {
+        &["activation"]
+    }
+    fn variants(&self) -> Vec<Shader> {
+        KINDS.iter().flat_map(|&k| [shader("activation_fwd", k), shader("activation_bwd", k)]).collect()
+    }
+    fn uniforms(&self) -> Vec<(&'static str, usize)> {
+        vec![("ActivationParams", size_of::<ActivationParams>())]
+    }
+    fn cases(&self) -> Vec<Box<dyn Case>> {
+        let mut all: Vec<Box<dyn Case>> = Vec::new();
+        for activation in KINDS {
+            for (tokens, width, gated) in [(1, 1, true), (3, 65, true), (64, 5, false), (70, 64, true)] {
+                all.push(Box::new(MlpCase { mlp: Mlp { tokens, width, gated, activation } }));
+            }
+        }
+        all
+    }
+}
+
+struct MlpCase {
+    mlp: Mlp,
+}
+
+/// Φ(x) by Simpson's rule over the density: an independent road to erf.
+fn phi(x: f64) -> f64 {
+    let density = |z: f64| (-0.5 * z * z).exp() / std::f64::consts::TAU.sqrt();
+    let n = 400;
+    let h = x / f64::from(n);
+    let inner: f64 = (1..n).map(|i| density(f64::from(i) * h) * if i % 2 == 1 { 4.0 } else { 2.0 }).sum();
+    0.5 + h / 3.0 * (density(0.0) + inner + density(x))
+}
+
+fn activate(kind: Activation, x: f64) -> f64 {
+    match kind {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Gelu => x * phi(x),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+    }
+}
+
+fn slope(kind: Activation, x: f64) -> f64 {
+    match kind {
+        Activation::Silu => {
+            let s = 1.0 / (1.0 + (-x).exp());
+            s * (1.0 + x * (1.0 - s))
+        }
+        Activation::Gelu => phi(x) + x * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt(),
+        Activation::GeluTanh => {
+            let c = (2.0 / std::f64::consts::PI).sqrt();
+            let h = (c * (x + 0.044715 * x.powi(3))).tanh();
+            0.5 * (1.0 + h) + 0.5 * x * (1.0 - h * h) * c * (1.0 + 3.0 * 0.044715 * x * x)
+        }
+    }
+}
+
+impl Case for MlpCase {
+    fn label(&self) -> String {
+        format!("{:?}", self.mlp)
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        let n = self.mlp.tokens * self.mlp.width * if self.mlp.gated { 2 } else { 1 };
+        // Wide enough for both branches of erf.
+        vec![Host::F32((0..n).map(|_| 1.7 * rng.normal()).collect())]
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let (kind, f) = (self.mlp.activation, self.mlp.width);
+        if !self.mlp.gated {
+            return vec![x[0].iter().map(|&u| activate(kind, u)).collect()];
+        }
+        let row = |u: &[f64]| (0..f).map(|i| activate(kind, u[i]) * u[f + i]).collect::<Vec<_>>();
+        vec![x[0].chunks(2 * f).flat_map(row).collect()]
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let (kind, f) = (self.mlp.activation, self.mlp.width);
+        if !self.mlp.gated {
+            return vec![x[0].iter().zip(&d_y[0]).map(|(&u, d)| slope(kind, u) * d).collect()];
+        }
+        let row = |(u, d): (&[f64], &[f64])| {
+            let gate = (0..f).map(|i| slope(kind, u[i]) * u[f + i] * d[i]);
+            gate.chain((0..f).map(|i| activate(kind, u[i]) * d[i])).collect::<Vec<_>>()
+        };
+        vec![x[0].chunks(2 * f).zip(d_y[0].chunks(f)).flat_map(row).collect()]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+        let (y, d_u) = (rec.gpu().slot(self.mlp.tokens * self.mlp.width), rec.gpu().slot(x[0].len()));
+        activation_fwd(rec, &self.mlp, &x[0], &y);
+        activation_bwd(rec, &self.mlp, &x[0], &d_y[0], &d_u);
+        Outputs { y: vec![y], d_x: vec![Some(d_u)] }
+    }
+    fn reduction(&self) -> usize {
+        1
+    }
+    fn cost(&self) -> Cost {
+        let n = (self.mlp.tokens * self.mlp.width) as u64;
+        Cost { bytes: 4 * 9 * n, flops: 24 * n }
+    }
+}

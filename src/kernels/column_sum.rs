@@ -1,0 +1,116 @@
+//! out[i] += Σ_t x[t, i], in a fixed order: gradients of biases and norm weights.
+
+use super::{Case, Cost, Host, Kernel, Outputs};
+use crate::gpu::{Recording, Shader, Slot};
+use crate::rng::Rng;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct ColumnSumParams {
+    rows: u32,
+    width: u32,
+    start: u32,
+    stride: u32,
+    block: u32,
+    accumulate: u32,
+    pad: [u32; 2],
+}
+
+/// Rows that a first-stage sum covers.
+const BLOCK: usize = 64;
+
+fn shader() -> Shader {
+    Shader::new("column_sum", "column_sum").with("WG", 64.0)
+}
+
+#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
+fn stage(
+    rec: &mut Recording,
+    x: &Slot,
+    rows: usize,
+    stride: usize,
+    start: usize,
+    width: usize,
+    block: usize,
+    out: &Slot,
+    add: bool,
+) {
+    let params = ColumnSumParams {
+        rows: rows as u32,
+        width: width as u32,
+        start: start as u32,
+        stride: stride as u32,
+        block: block as u32,
+        accumulate: u32::from(add),
+        pad: [0; 2],
+    };
+    let grid = [width.div_ceil(64) as u32, rows.div_ceil(block) as u32, 1];
+    rec.dispatch(&shader(), &params, &[x, out], grid, (rows * width) as u64);
+}
+
+/// out (width) += sums of columns `start..start + width` of x (rows, stride).
+pub fn column_sum(rec: &mut Recording, x: &Slot, rows: usize, stride: usize, start: usize, width: usize, out: &Slot) {
+    if rows <= BLOCK {
+        return stage(rec, x, rows, stride, start, width, BLOCK, out, true);
+    }
+    let blocks = rows.div_ceil(BLOCK);
+    let partial = rec.gpu().slot(blocks * width);
+    stage(rec, x, rows, stride, start, width, BLOCK, &partial, false);
+    column_sum(rec, &partial, blocks, width, 0, width, out);
+}
+
+/// The family.
+pub struct ColumnSum;
+
+impl Kernel for ColumnSum {
+    fn name(&self) -> &'static str {
+        "column_sum"
+    }
+    fn modules(&self) -> &'static [&'static str] {
+        &["column_sum"]
+    }
+    fn variants(&self) -> Vec<Shader> {
+        vec![shader()]
+    }
+    fn uniforms(&self) -> Vec<(&'static str, usize)> {
+        vec![("ColumnSumParams", size_of::<ColumnSumParams>())]
+    }
+    fn cases(&self) -> Vec<Box<dyn Case>> {
+        let shapes = [(1, 1), (63, 65), (64, 64), (65, 63), (200, 130), (4200, 3)];
+        shapes.map(|(rows, width)| Box::new(ColumnSumCase { rows, width }) as Box<dyn Case>).into()
+    }
+}
+
+struct ColumnSumCase {
+    rows: usize,
+    width: usize,
+}
+
+/// Columns on either side of those that are summed.
+const MARGIN: usize = 3;
+
+impl Case for ColumnSumCase {
+    fn label(&self) -> String {
+        format!("rows={} width={}", self.rows, self.width)
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        vec![Host::normal(rng, self.rows * (self.width + 2 * MARGIN))]
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let stride = self.width + 2 * MARGIN;
+        vec![(0..self.width).map(|i| (0..self.rows).map(|t| x[0][t * stride + MARGIN + i]).sum()).collect()]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+        let out = rec.gpu().slot(self.width);
+        rec.clear(&out);
+        column_sum(rec, &x[0], self.rows, self.width + 2 * MARGIN, MARGIN, self.width, &out);
+        Outputs { y: vec![out], d_x: Vec::new() }
+    }
+    fn reduction(&self) -> usize {
+        self.rows
+    }
+    fn cost(&self) -> Cost {
+        let n = (self.rows * self.width) as u64;
+        Cost { bytes: 4 * n, flops: n }
+    }
+}

@@ -1,0 +1,184 @@
+//! Rows of a table by token id; the gradient by sorted buckets.
+
+use super::matmul::Storage;
+use super::{Case, Cost, Host, Kernel, Outputs};
+use crate::gpu::{Gpu, Recording, Shader, Slot};
+use crate::rng::Rng;
+
+/// A page of rows of a table (V, D).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// First row of the page.
+    pub first: usize,
+    /// Rows in it.
+    pub rows: usize,
+    /// D.
+    pub width: usize,
+    /// How it is stored.
+    pub storage: Storage,
+}
+
+/// Token ids on the device, with the buckets that the gradient needs.
+#[derive(Debug)]
+pub struct Ids {
+    ids: Slot,
+    order: Slot,
+    buckets: Slot,
+    /// Id of each bucket, rising.
+    bucket_ids: Vec<u32>,
+    t: usize,
+}
+
+impl Ids {
+    /// Sorts and uploads.
+    pub fn new(gpu: &Gpu, ids: &[u32]) -> Self {
+        let mut order: Vec<u32> = (0..ids.len() as u32).collect();
+        order.sort_by_key(|&t| ids[t as usize]);
+        let (mut table, mut bucket_ids, mut at) = (Vec::new(), Vec::new(), 0);
+        for run in order.chunk_by(|&a, &b| ids[a as usize] == ids[b as usize]) {
+            let id = ids[run[0] as usize];
+            table.extend([id, at, at + run.len() as u32]);
+            bucket_ids.push(id);
+            at += run.len() as u32;
+        }
+        Self { ids: gpu.upload(ids), order: gpu.upload(&order), buckets: gpu.upload(&table), bucket_ids, t: ids.len() }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct EmbeddingParams {
+    width: u32,
+    first: u32,
+    rows: u32,
+    accumulate: u32,
+    scale: f32,
+    bucket: u32,
+    pad: [u32; 2],
+}
+
+fn params(page: &Page, scale: f32, accumulate: bool, bucket: usize) -> EmbeddingParams {
+    EmbeddingParams {
+        width: page.width as u32,
+        first: page.first as u32,
+        rows: page.rows as u32,
+        accumulate: u32::from(accumulate),
+        scale,
+        bucket: bucket as u32,
+        pad: [0; 2],
+    }
+}
+
+fn forward_shader(storage: Storage) -> Shader {
+    storage.select(Shader::new("embedding", "embedding_fwd").with("WG", 64.0))
+}
+
+fn backward_shader() -> Shader {
+    Shader::new("embedding", "embedding_bwd_w").with("WG", 64.0)
+}
+
+/// y (T, D) = scale·w[ids], for tokens of this page; added to y when `accumulate`.
+pub fn embedding_fwd(rec: &mut Recording, page: &Page, scale: f32, accumulate: bool, ids: &Ids, w: &Slot, y: &Slot) {
+    let grid = [page.width.div_ceil(64) as u32, ids.t as u32, 1];
+    rec.dispatch(&forward_shader(page.storage), &params(page, scale, accumulate, 0), &[&ids.ids, w, y], grid, 0);
+}
+
+/// d_w (rows, D) += scale·Σ d_y over the tokens of each id of this page.
+pub fn embedding_bwd_w(rec: &mut Recording, page: &Page, scale: f32, ids: &Ids, d_y: &Slot, d_w: &Slot) {
+    let first = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first);
+    let end = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first + page.rows);
+    let grid = [page.width.div_ceil(64) as u32, (end - first) as u32, 1];
+    let slots = [&ids.buckets, &ids.order, d_y, d_w];
+    rec.dispatch(&backward_shader(), &params(page, scale, true, first), &slots, grid, (ids.t * page.width) as u64);
+}
+
+/// The family.
+pub struct Embedding;
+
+impl Kernel for Embedding {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+    fn modules(&self) -> &'static [&'static str] {
+        &["embedding"]
+    }
+    fn variants(&self) -> Vec<Shader> {
+        vec![forward_shader(Storage::F32), forward_shader(Storage::Bf16), backward_shader()]
+    }
+    fn uniforms(&self) -> Vec<(&'static str, usize)> {
+        vec![("EmbeddingParams", size_of::<EmbeddingParams>())]
+    }
+    fn cases(&self) -> Vec<Box<dyn Case>> {
+        let make = |t, vocab, width, pages, storage| {
+            let mut rng = Rng::new(t as u64, 3);
+            let ids = (0..t).map(|_| rng.below(vocab as u32)).collect();
+            Box::new(EmbeddingCase { ids, vocab, width, pages, storage }) as Box<dyn Case>
+        };
+        vec![
+            make(1, 1, 1, 1, Storage::F32),
+            make(7, 3, 65, 1, Storage::F32),
+            make(40, 12, 64, 2, Storage::Bf16),
+            make(130, 9, 6, 3, Storage::F32),
+        ]
+    }
+}
+
+struct EmbeddingCase {
+    ids: Vec<u32>,
+    vocab: usize,
+    width: usize,
+    pages: usize,
+    storage: Storage,
+}
+
+const SCALE: f32 = 1.5;
+
+impl Case for EmbeddingCase {
+    fn label(&self) -> String {
+        format!("T={} V={} D={} pages={} {:?}", self.ids.len(), self.vocab, self.width, self.pages, self.storage)
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        let rows = self.vocab / self.pages * self.width;
+        let page = |rng: &mut Rng| match self.storage {
+            Storage::F32 => Host::normal(rng, rows),
+            Storage::Bf16 => Host::normal_bf16(rng, rows),
+        };
+        (0..self.pages).map(|_| page(rng)).collect()
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let table = x.concat();
+        let row = |&id: &u32| table[id as usize * self.width..][..self.width].iter().map(|v| f64::from(SCALE) * v);
+        vec![self.ids.iter().flat_map(row).collect()]
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let mut d = vec![0.0; self.vocab * self.width];
+        for (t, &id) in self.ids.iter().enumerate() {
+            for i in 0..self.width {
+                d[id as usize * self.width + i] += f64::from(SCALE) * d_y[0][t * self.width + i];
+            }
+        }
+        d.chunks(x[0].len()).map(<[f64]>::to_vec).collect()
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+        let gpu = rec.gpu();
+        let (y, ids) = (gpu.slot(self.ids.len() * self.width), Ids::new(gpu, &self.ids));
+        let rows = self.vocab / self.pages;
+        let mut d_x = Vec::new();
+        for (n, w) in x.iter().enumerate() {
+            let page = Page { first: n * rows, rows, width: self.width, storage: self.storage };
+            let d_w = gpu.slot(rows * self.width);
+            rec.clear(&d_w);
+            embedding_fwd(rec, &page, SCALE, false, &ids, w, &y);
+            embedding_bwd_w(rec, &page, SCALE, &ids, &d_y[0], &d_w);
+            d_x.push(Some(d_w));
+        }
+        Outputs { y: vec![y], d_x }
+    }
+    fn reduction(&self) -> usize {
+        self.ids.len()
+    }
+    fn cost(&self) -> Cost {
+        let n = (self.ids.len() * self.width) as u64;
+        Cost { bytes: 4 * 5 * n, flops: 2 * n }
+    }
+}

@@ -1,0 +1,150 @@
+//! Rows of a slot by index: the hidden states that predict something, and new keys and values into a cache.
+
+use super::{Case, Cost, Host, Kernel, Outputs};
+use crate::gpu::{Gpu, Recording, Shader, Slot};
+use crate::rng::Rng;
+
+/// Which rows are taken, and for each source row by whom.
+#[derive(Debug)]
+pub struct Picks {
+    rows: Slot,
+    starts: Slot,
+    uses: Slot,
+    n: usize,
+    t: usize,
+}
+
+impl Picks {
+    /// `rows[r] < t`.
+    pub fn new(gpu: &Gpu, rows: &[u32], t: usize) -> Self {
+        let mut uses: Vec<u32> = (0..rows.len() as u32).collect();
+        uses.sort_by_key(|&r| rows[r as usize]);
+        let starts: Vec<u32> = (0..=t as u32).map(|x| uses.partition_point(|&r| rows[r as usize] < x) as u32).collect();
+        Self { rows: gpu.upload(rows), starts: gpu.upload(&starts), uses: gpu.upload(&uses), n: rows.len(), t }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct GatherParams {
+    width: u32,
+    start: u32,
+    stride: u32,
+    pad: u32,
+}
+
+fn shader(entry: &'static str) -> Shader {
+    Shader::new("gather", entry).with("WG", 64.0)
+}
+
+fn params(width: usize) -> GatherParams {
+    GatherParams { width: width as u32, start: 0, stride: 0, pad: 0 }
+}
+
+fn grid(width: usize, rows: usize) -> [u32; 3] {
+    [width.div_ceil(64) as u32, rows as u32, 1]
+}
+
+/// y (N, width) = rows of x.
+pub fn gather_fwd(rec: &mut Recording, picks: &Picks, width: usize, x: &Slot, y: &Slot) {
+    rec.dispatch(&shader("gather_fwd"), &params(width), &[&picks.rows, x, y], grid(width, picks.n), 0);
+}
+
+/// d_x (T, width) from d_y (N, width): all rows are written.
+pub fn gather_bwd(rec: &mut Recording, picks: &Picks, width: usize, d_y: &Slot, d_x: &Slot) {
+    let slots = [&picks.starts, &picks.uses, d_y, d_x];
+    rec.dispatch(&shader("gather_bwd"), &params(width), &slots, grid(width, picks.t), (picks.n * width) as u64);
+}
+
+/// y[rows[r]] (width) = x[r, start .. start + width]; `rows` on the device, `n` of them, no row twice.
+#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
+pub fn gather_scatter(
+    rec: &mut Recording,
+    rows: &Slot,
+    n: usize,
+    x: &Slot,
+    start: usize,
+    stride: usize,
+    width: usize,
+    y: &Slot,
+) {
+    let params = GatherParams { width: width as u32, start: start as u32, stride: stride as u32, pad: 0 };
+    rec.dispatch(&shader("gather_scatter"), &params, &[rows, x, y], grid(width, n), 0);
+}
+
+/// The family.
+pub struct Gather;
+
+impl Kernel for Gather {
+    fn name(&self) -> &'static str {
+        "gather"
+    }
+    fn modules(&self) -> &'static [&'static str] {
+        &["gather"]
+    }
+    fn variants(&self) -> Vec<Shader> {
+        ["gather_fwd", "gather_bwd", "gather_scatter"].map(shader).into()
+    }
+    fn uniforms(&self) -> Vec<(&'static str, usize)> {
+        vec![("GatherParams", size_of::<GatherParams>())]
+    }
+    fn cases(&self) -> Vec<Box<dyn Case>> {
+        let make = |rows: &[u32], t, width| Box::new(GatherCase { rows: rows.to_vec(), t, width }) as Box<dyn Case>;
+        vec![make(&[0], 1, 1), make(&[2, 0, 2, 3], 5, 65), make(&[9, 1, 4, 4, 4], 10, 64)]
+    }
+}
+
+/// y = x[rows], then the same rows scattered back behind a margin.
+struct GatherCase {
+    rows: Vec<u32>,
+    t: usize,
+    width: usize,
+}
+
+impl Case for GatherCase {
+    fn label(&self) -> String {
+        format!("{:?} of {} width={}", self.rows, self.t, self.width)
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        vec![Host::normal(rng, self.t * self.width)]
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let y: Vec<f64> =
+            self.rows.iter().flat_map(|&r| x[0][r as usize * self.width..][..self.width].to_vec()).collect();
+        // Row n goes to 2n, without its first column.
+        let mut scattered = vec![0.0; 2 * self.rows.len() * self.width];
+        for n in 0..self.rows.len() {
+            for i in 0..self.width - 1 {
+                scattered[2 * n * (self.width - 1) + i] = y[n * self.width + 1 + i];
+            }
+        }
+        vec![y, scattered]
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let mut d = vec![0.0; x[0].len()];
+        for (n, &r) in self.rows.iter().enumerate() {
+            for i in 0..self.width {
+                d[r as usize * self.width + i] += d_y[0][n * self.width + i];
+            }
+        }
+        vec![d]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+        let (gpu, n) = (rec.gpu(), self.rows.len());
+        let picks = Picks::new(gpu, &self.rows, self.t);
+        let (y, d_x, scattered) = (gpu.slot(n * self.width), gpu.slot(x[0].len()), gpu.slot(2 * n * self.width));
+        rec.clear(&scattered);
+        gather_fwd(rec, &picks, self.width, &x[0], &y);
+        gather_bwd(rec, &picks, self.width, &d_y[0], &d_x);
+        let targets = gpu.upload(&(0..n as u32).map(|r| 2 * r).collect::<Vec<_>>());
+        gather_scatter(rec, &targets, n, &y, 1, self.width, self.width - 1, &scattered);
+        Outputs { y: vec![y, scattered], d_x: vec![Some(d_x)] }
+    }
+    fn reduction(&self) -> usize {
+        self.rows.len()
+    }
+    fn cost(&self) -> Cost {
+        let n = (self.rows.len() * self.width) as u64;
+        Cost { bytes: 4 * 6 * n, flops: n }
+    }
+}

@@ -1,0 +1,164 @@
+//! y = (x − mean)/√(var + eps)·(w + offset) + b, over rows of D.
+
+use super::{Case, Cost, Host, Kernel, Outputs, column_sum};
+use crate::gpu::{Recording, Shader, Slot, grid_1d};
+use crate::rng::Rng;
+
+/// T rows of D.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shape {
+    /// T.
+    pub rows: usize,
+    /// D.
+    pub width: usize,
+    /// Added to the weight.
+    pub offset: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct LayernormParams {
+    rows: u32,
+    width: u32,
+    block: u32,
+    accumulate: u32,
+    eps: f32,
+    offset: f32,
+    pad: [u32; 2],
+}
+
+/// Rows that a partial sum of d_w covers.
+const BLOCK: usize = 64;
+
+fn params(s: &Shape, eps: f32, accumulate: bool) -> LayernormParams {
+    LayernormParams {
+        rows: s.rows as u32,
+        width: s.width as u32,
+        block: BLOCK as u32,
+        accumulate: u32::from(accumulate),
+        eps,
+        offset: s.offset,
+        pad: [0; 2],
+    }
+}
+
+fn shader(entry: &'static str) -> Shader {
+    Shader::new("layernorm", entry).with("WG", 64.0)
+}
+
+/// y from x (T, D), w and b (D); saves mean and r (T, 2).
+#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
+pub fn layernorm_fwd(rec: &mut Recording, s: &Shape, eps: f32, x: &Slot, w: &Slot, b: &Slot, stats: &Slot, y: &Slot) {
+    let flops = 7 * (s.rows * s.width) as u64;
+    rec.dispatch(&shader("layernorm_fwd"), &params(s, eps, false), &[x, w, b, stats, y], grid_1d(s.rows, 1), flops);
+}
+
+/// d_x from d_y; added to d_x when `accumulate`.
+#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
+pub fn layernorm_bwd_x(
+    rec: &mut Recording,
+    s: &Shape,
+    accumulate: bool,
+    x: &Slot,
+    w: &Slot,
+    stats: &Slot,
+    d_y: &Slot,
+    d_x: &Slot,
+) {
+    let flops = 12 * (s.rows * s.width) as u64;
+    let slots = [x, w, stats, d_y, d_x];
+    rec.dispatch(&shader("layernorm_bwd_x"), &params(s, 0.0, accumulate), &slots, grid_1d(s.rows, 1), flops);
+}
+
+/// d_w (D) += Σ_t d_y·h;  d_b (D) += Σ_t d_y.
+pub fn layernorm_bwd_w(rec: &mut Recording, s: &Shape, x: &Slot, stats: &Slot, d_y: &Slot, d_w: &Slot, d_b: &Slot) {
+    let blocks = s.rows.div_ceil(BLOCK);
+    let partial = rec.gpu().slot(blocks * s.width);
+    let grid = [s.width.div_ceil(64) as u32, blocks as u32, 1];
+    let flops = 4 * (s.rows * s.width) as u64;
+    rec.dispatch(&shader("layernorm_bwd_w"), &params(s, 0.0, false), &[x, stats, d_y, &partial], grid, flops);
+    column_sum::column_sum(rec, &partial, blocks, s.width, 0, s.width, d_w);
+    column_sum::column_sum(rec, d_y, s.rows, s.width, 0, s.width, d_b);
+}
+
+/// The family.
+pub struct Layernorm;
+
+impl Kernel for Layernorm {
+    fn name(&self) -> &'static str {
+        "layernorm"
+    }
+    fn modules(&self) -> &'static [&'static str] {
+        &["layernorm"]
+    }
+    fn variants(&self) -> Vec<Shader> {
+        ["layernorm_fwd", "layernorm_bwd_x", "layernorm_bwd_w"].map(shader).into()
+    }
+    fn uniforms(&self) -> Vec<(&'static str, usize)> {
+        vec![("LayernormParams", size_of::<LayernormParams>())]
+    }
+    fn cases(&self) -> Vec<Box<dyn Case>> {
+        let shapes = [(1, 5, 0.0), (3, 63, 0.0), (65, 64, 1.0), (130, 65, 0.0)];
+        shapes.map(|(rows, width, offset)| Box::new(Shape { rows, width, offset }) as Box<dyn Case>).into()
+    }
+}
+
+const EPS: f64 = 1e-5;
+
+/// (mean, r) of a row.
+fn stats(row: &[f64]) -> (f64, f64) {
+    let mean = row.iter().sum::<f64>() / row.len() as f64;
+    let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / row.len() as f64;
+    (mean, 1.0 / (variance + EPS).sqrt())
+}
+
+impl Case for Shape {
+    fn label(&self) -> String {
+        format!("{self:?}")
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        [self.rows * self.width, self.width, self.width].map(|n| Host::normal(rng, n)).into()
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let row = |row: &[f64]| {
+            let (mean, r) = stats(row);
+            let scaled = row.iter().zip(&x[1]).zip(&x[2]);
+            scaled.map(|((v, w), b)| (v - mean) * r * (w + f64::from(self.offset)) + b).collect::<Vec<_>>()
+        };
+        vec![x[0].chunks(self.width).flat_map(row).collect()]
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let (d, n) = (self.width, self.width as f64);
+        let (mut d_x, mut d_w, mut d_b) = (Vec::new(), vec![0.0; d], vec![0.0; d]);
+        for (row, d_row) in x[0].chunks(d).zip(d_y[0].chunks(d)) {
+            let (mean, r) = stats(row);
+            let h: Vec<f64> = row.iter().map(|v| (v - mean) * r).collect();
+            let g: Vec<f64> = d_row.iter().zip(&x[1]).map(|(dy, w)| dy * (w + f64::from(self.offset))).collect();
+            let even = g.iter().sum::<f64>() / n;
+            let along = g.iter().zip(&h).map(|(g, h)| g * h).sum::<f64>() / n;
+            for i in 0..d {
+                d_x.push(r * (g[i] - even - h[i] * along));
+                d_w[i] += d_row[i] * h[i];
+                d_b[i] += d_row[i];
+            }
+        }
+        vec![d_x, d_w, d_b]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+        let gpu = rec.gpu();
+        let (y, stats) = (gpu.slot(x[0].len()), gpu.slot(2 * self.rows));
+        let (d_x, d_w, d_b) = (gpu.slot(x[0].len()), gpu.slot(self.width), gpu.slot(self.width));
+        [&d_w, &d_b].iter().for_each(|s| rec.clear(s));
+        layernorm_fwd(rec, self, EPS as f32, &x[0], &x[1], &x[2], &stats, &y);
+        layernorm_bwd_x(rec, self, false, &x[0], &x[1], &stats, &d_y[0], &d_x);
+        layernorm_bwd_w(rec, self, &x[0], &stats, &d_y[0], &d_w, &d_b);
+        Outputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w), Some(d_b)] }
+    }
+    fn reduction(&self) -> usize {
+        self.rows.max(self.width)
+    }
+    fn cost(&self) -> Cost {
+        let n = (self.rows * self.width) as u64;
+        Cost { bytes: 4 * 9 * n, flops: 23 * n }
+    }
+}

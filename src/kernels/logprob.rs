@@ -1,0 +1,285 @@
+//! Log-probabilities of target tokens and their gradient, without logits of T×V: the head is walked in tiles of the vocabulary.
+
+use super::matmul::{Matrix, Orientation, Product, Storage, matmul};
+use super::{Case, Cost, Host, Kernel, Outputs};
+use crate::gpu::{Recording, Shader, Slot, grid_1d};
+use crate::rng::Rng;
+
+/// Scratch for a tile of logits, at most, in bytes.
+pub const SCRATCH_BYTES: usize = 32 << 20;
+
+/// A page of rows of the head's weight.
+#[derive(Clone, Copy)]
+pub struct HeadPage<'a> {
+    /// First row (token id).
+    pub first: usize,
+    /// Rows.
+    pub rows: usize,
+    /// (rows, D).
+    pub w: &'a Slot,
+    /// (rows, D) f32, where it is trained.
+    pub d_w: Option<&'a Slot>,
+}
+
+/// The head: logits = x·Wᵀ, soft-capped.
+#[derive(Clone)]
+pub struct Head<'a> {
+    /// W by rows, in order; a page fits a binding.
+    pub pages: Vec<HeadPage<'a>>,
+    /// How W is stored.
+    pub storage: Storage,
+    /// D.
+    pub width: usize,
+    /// z ← c·tanh(z/c).
+    pub softcap: Option<f32>,
+    /// Columns of a tile, at most.
+    pub tile: usize,
+}
+
+impl Head<'_> {
+    /// Columns of a tile such that `rows` of them fit [`SCRATCH_BYTES`].
+    pub fn tile_for(rows: usize) -> usize {
+        (SCRATCH_BYTES / 4 / rows.max(1) / 64 * 64).max(64)
+    }
+
+    /// (page, first row inside it, rows) of each tile.
+    fn tiles(&self) -> impl Iterator<Item = (&HeadPage<'_>, usize, usize)> {
+        self.pages.iter().flat_map(move |page| {
+            (0..page.rows).step_by(self.tile).map(move |at| (page, at, self.tile.min(page.rows - at)))
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a tile of a page, and its slots")]
+    fn logits(&self, rec: &mut Recording, page: &HeadPage, at: usize, n: usize, rows: usize, x: &Slot, logits: &Slot) {
+        let product = Product {
+            orientation: Orientation::Forward,
+            storage: self.storage,
+            m: rows,
+            n,
+            k: self.width,
+            alpha: 1.0,
+            accumulate: false,
+        };
+        let w = Matrix { slot: page.w, start: at * self.width, stride: self.width };
+        matmul(rec, &product, Matrix::new(x, self.width), w, Matrix::new(logits, n));
+    }
+
+    fn scratch(&self, rec: &Recording, rows: usize) -> Slot {
+        let widest = self.pages.iter().map(|p| p.rows).max().unwrap_or(0);
+        rec.gpu().slot(rows * self.tile.min(widest))
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct LogprobParams {
+    rows: u32,
+    n: u32,
+    first: u32,
+    softcap: f32,
+}
+
+fn shader(entry: &'static str, softcap: bool) -> Shader {
+    let shader = Shader::new("logprob", entry).with("WG", 64.0);
+    if entry == "logprob_finish" { shader } else { shader.with("SOFTCAP", f64::from(u8::from(softcap))) }
+}
+
+/// logp and lse (rows) of `targets` (rows, u32) from x (rows, D).
+pub fn logprob_fwd(rec: &mut Recording, head: &Head, rows: usize, x: &Slot, targets: &Slot, logp: &Slot, lse: &Slot) {
+    let state = rec.gpu().slot(4 * rows);
+    let logits = head.scratch(rec, rows);
+    let params = |n: usize, first: usize| LogprobParams {
+        rows: rows as u32,
+        n: n as u32,
+        first: first as u32,
+        softcap: head.softcap.unwrap_or(1.0),
+    };
+    for (page, at, n) in head.tiles() {
+        head.logits(rec, page, at, n, rows, x, &logits);
+        let shader = shader("logprob_tile", head.softcap.is_some());
+        let slots = [&logits, targets, &state];
+        rec.dispatch(&shader, &params(n, page.first + at), &slots, grid_1d(rows, 1), 4 * (rows * n) as u64);
+    }
+    let grid = grid_1d(rows, 64);
+    rec.dispatch(&shader("logprob_finish", false), &params(0, 0), &[&state, logp, lse], grid, 0);
+}
+
+/// What the backward pass needs from the forward one.
+#[derive(Clone, Copy)]
+pub struct Saved<'a> {
+    /// (rows, D).
+    pub x: &'a Slot,
+    /// (rows), u32.
+    pub targets: &'a Slot,
+    /// (rows).
+    pub lse: &'a Slot,
+}
+
+/// d_x (rows, D) from d_logp (rows), overwritten; the pages' d_w += .
+pub fn logprob_bwd(rec: &mut Recording, head: &Head, rows: usize, saved: Saved, d_logp: &Slot, d_x: &Slot) {
+    let logits = head.scratch(rec, rows);
+    rec.clear(d_x);
+    for (page, at, n) in head.tiles() {
+        head.logits(rec, page, at, n, rows, saved.x, &logits);
+        let params = LogprobParams {
+            rows: rows as u32,
+            n: n as u32,
+            first: (page.first + at) as u32,
+            softcap: head.softcap.unwrap_or(1.0),
+        };
+        let slots = [saved.targets, saved.lse, d_logp, &logits];
+        let shader = shader("logprob_bwd", head.softcap.is_some());
+        rec.dispatch(&shader, &params, &slots, grid_1d(rows * n, 64), 6 * (rows * n) as u64);
+        let d_logits = Matrix::new(&logits, n);
+        let start = at * head.width;
+        let product = Product {
+            orientation: Orientation::BackwardX,
+            storage: head.storage,
+            m: rows,
+            n: head.width,
+            k: n,
+            alpha: 1.0,
+            accumulate: true,
+        };
+        let w = Matrix { slot: page.w, start, stride: head.width };
+        matmul(rec, &product, d_logits, w, Matrix::new(d_x, head.width));
+        if let Some(d_w) = page.d_w {
+            let product =
+                Product { orientation: Orientation::BackwardW, storage: Storage::F32, m: n, k: rows, ..product };
+            let d_w = Matrix { slot: d_w, start, stride: head.width };
+            matmul(rec, &product, d_logits, Matrix::new(saved.x, head.width), d_w);
+        }
+    }
+}
+
+/// The family.
+pub struct Logprob;
+
+impl Kernel for Logprob {
+    fn name(&self) -> &'static str {
+        "logprob"
+    }
+    fn modules(&self) -> &'static [&'static str] {
+        &["logprob"]
+    }
+    fn variants(&self) -> Vec<Shader> {
+        let capped = |entry| [shader(entry, false), shader(entry, true)];
+        [capped("logprob_tile"), capped("logprob_bwd")]
+            .concat()
+            .into_iter()
+            .chain([shader("logprob_finish", false)])
+            .collect()
+    }
+    fn uniforms(&self) -> Vec<(&'static str, usize)> {
+        vec![("LogprobParams", size_of::<LogprobParams>())]
+    }
+    fn cases(&self) -> Vec<Box<dyn Case>> {
+        let make = |rows, vocab, width, pages, tile, softcap, storage| {
+            let mut rng = Rng::new(vocab as u64, 9);
+            let targets = (0..rows).map(|_| rng.below(vocab as u32)).collect();
+            Box::new(LogprobCase { targets, vocab, width, pages, tile, softcap, storage }) as Box<dyn Case>
+        };
+        vec![
+            make(1, 2, 1, 1, 64, None, Storage::F32),
+            make(5, 131, 7, 1, 64, None, Storage::F32),
+            make(66, 64, 8, 2, 64, Some(3.0), Storage::Bf16),
+            make(9, 300, 12, 3, 64, Some(2.0), Storage::F32),
+        ]
+    }
+}
+
+struct LogprobCase {
+    targets: Vec<u32>,
+    vocab: usize,
+    width: usize,
+    pages: usize,
+    tile: usize,
+    softcap: Option<f32>,
+    storage: Storage,
+}
+
+impl LogprobCase {
+    /// For a row: z, slope of the cap, and log-sum-exp.
+    fn row(&self, x: &[f64], w: &[f64]) -> (Vec<f64>, Vec<f64>, f64) {
+        let logits = w.chunks(self.width).map(|w| w.iter().zip(x).map(|(a, b)| a * b).sum::<f64>());
+        let (z, slope): (Vec<f64>, Vec<f64>) = logits
+            .map(|l| match self.softcap.map(f64::from) {
+                Some(c) => (c * (l / c).tanh(), 1.0 - (l / c).tanh().powi(2)),
+                None => (l, 1.0),
+            })
+            .unzip();
+        let lse = z.iter().map(|z| z.exp()).sum::<f64>().ln();
+        (z, slope, lse)
+    }
+}
+
+impl Case for LogprobCase {
+    fn label(&self) -> String {
+        let n = self.targets.len();
+        format!(
+            "rows={n} V={} D={} pages={} cap={:?} {:?}",
+            self.vocab, self.width, self.pages, self.softcap, self.storage
+        )
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        let rows = self.vocab / self.pages * self.width;
+        let mut all = vec![Host::normal(rng, self.targets.len() * self.width)];
+        all.extend((0..self.pages).map(|_| match self.storage {
+            Storage::F32 => Host::normal(rng, rows),
+            Storage::Bf16 => Host::normal_bf16(rng, rows),
+        }));
+        all
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let w = x[1..].concat();
+        let rows = x[0].chunks(self.width).zip(&self.targets);
+        let logp = rows.map(|(x, &target)| {
+            let (z, _, lse) = self.row(x, &w);
+            z[target as usize] - lse
+        });
+        vec![logp.collect()]
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let w = x[1..].concat();
+        let (mut d_x, mut d_w) = (vec![0.0; x[0].len()], vec![0.0; w.len()]);
+        for (r, &target) in self.targets.iter().enumerate() {
+            let x = &x[0][r * self.width..][..self.width];
+            let (z, slope, lse) = self.row(x, &w);
+            for v in 0..self.vocab {
+                let hit = f64::from(u8::from(v == target as usize));
+                let d = d_y[0][r] * (hit - (z[v] - lse).exp()) * slope[v];
+                for i in 0..self.width {
+                    d_x[r * self.width + i] += d * w[v * self.width + i];
+                    d_w[v * self.width + i] += d * x[i];
+                }
+            }
+        }
+        let mut all = vec![d_x];
+        all.extend(d_w.chunks(w.len() / self.pages).map(<[f64]>::to_vec));
+        all
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+        let (gpu, n, rows) = (rec.gpu(), self.targets.len(), self.vocab / self.pages);
+        let d_w: Vec<Slot> = (0..self.pages).map(|_| gpu.slot(rows * self.width)).collect();
+        d_w.iter().for_each(|d| rec.clear(d));
+        let page = |(i, d_w)| HeadPage { first: i * rows, rows, w: &x[1 + i], d_w: Some(d_w) };
+        let head = Head {
+            pages: d_w.iter().enumerate().map(page).collect(),
+            storage: self.storage,
+            width: self.width,
+            softcap: self.softcap,
+            tile: self.tile,
+        };
+        let (targets, logp, lse, d_x) = (gpu.upload(&self.targets), gpu.slot(n), gpu.slot(n), gpu.slot(n * self.width));
+        logprob_fwd(rec, &head, n, &x[0], &targets, &logp, &lse);
+        logprob_bwd(rec, &head, n, Saved { x: &x[0], targets: &targets, lse: &lse }, &d_y[0], &d_x);
+        Outputs { y: vec![logp], d_x: std::iter::once(Some(d_x)).chain(d_w.into_iter().map(Some)).collect() }
+    }
+    fn reduction(&self) -> usize {
+        self.vocab.max(self.targets.len())
+    }
+    fn cost(&self) -> Cost {
+        let (n, v, d) = (self.targets.len() as u64, self.vocab as u64, self.width as u64);
+        Cost { bytes: 4 * (3 * v * d + 4 * n * d), flops: 8 * n * v * d }
+    }
+}

@@ -1,0 +1,295 @@
+//! C = alpha·A·B (+ C) in the three orientations of a linear layer; weights f32 or bf16-packed.
+
+use super::{Case, Cost, Host, Kernel, Outputs};
+use crate::gpu::{Recording, Shader, Slot};
+use crate::rng::Rng;
+
+/// How weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// One word a value.
+    F32,
+    /// bf16, two values a word.
+    Bf16,
+}
+
+impl Storage {
+    /// Words of four bytes for `n` values.
+    pub fn words(self, n: usize) -> usize {
+        match self {
+            Self::F32 => n,
+            Self::Bf16 => n.div_ceil(2),
+        }
+    }
+
+    /// The module that a shader imports for this storage.
+    pub fn select(self, shader: Shader) -> Shader {
+        match self {
+            Self::F32 => shader,
+            Self::Bf16 => shader.substitute("shared/weight", "shared/weight_bf16"),
+        }
+    }
+}
+
+/// A matrix inside a slot: `start` and `stride` in elements, as stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    /// Where.
+    pub slot: &'a Slot,
+    /// First element.
+    pub start: usize,
+    /// Elements from a stored row to the next.
+    pub stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows of `stride` elements from the slot's beginning.
+    pub fn new(slot: &'a Slot, stride: usize) -> Self {
+        Self { slot, start: 0, stride }
+    }
+    /// From column `column` on.
+    pub fn columns_from(self, column: usize) -> Self {
+        Self { start: self.start + column, ..self }
+    }
+}
+
+/// Which of the three products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orientation {
+    /// y (M, N) = x (M, K) · W (N, K)ᵀ.
+    Forward,
+    /// d_x (M, N) = d_y (M, K) · W (K, N).
+    BackwardX,
+    /// d_W (M, N) = d_y (K, M)ᵀ · x (K, N).
+    BackwardW,
+}
+
+/// M, N, K of a product.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Product {
+    /// Orientation.
+    pub orientation: Orientation,
+    /// Storage of B.
+    pub storage: Storage,
+    /// Rows of C.
+    pub m: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// Terms of each sum.
+    pub k: usize,
+    /// Factor on the product.
+    pub alpha: f32,
+    /// Add to C instead of replacing it.
+    pub accumulate: bool,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct MatmulParams {
+    m: u32,
+    n: u32,
+    k: u32,
+    accumulate: u32,
+    a_start: u32,
+    a_stride: u32,
+    b_start: u32,
+    b_stride: u32,
+    c_start: u32,
+    c_stride: u32,
+    alpha: f32,
+    pad: u32,
+}
+
+fn tiled(orientation: Orientation, storage: Storage) -> Shader {
+    let a = f64::from(u8::from(orientation == Orientation::BackwardW));
+    let b = f64::from(u8::from(orientation == Orientation::Forward));
+    storage.select(Shader::new("matmul", "matmul").with("A_TRANSPOSED", a).with("B_TRANSPOSED", b))
+}
+
+fn cpu(orientation: Orientation, storage: Storage, workgroup: usize) -> Shader {
+    let entry = if orientation == Orientation::Forward { "matmul_dots" } else { "matmul_rows" };
+    let shader = storage.select(Shader::new("matmul_cpu", entry).with("WG", workgroup as f64));
+    if orientation == Orientation::BackwardW { shader.with("A_TRANSPOSED", 1.0) } else { shader }
+}
+
+/// Quads along B's rows are aligned: what `matmul_cpu` needs.
+fn quads_fit(p: &Product, b: Matrix) -> bool {
+    let along = if p.orientation == Orientation::Forward { p.k } else { p.n };
+    along.is_multiple_of(4) && b.start.is_multiple_of(4) && b.stride.is_multiple_of(4)
+}
+
+const CPU_WORKGROUPS: [usize; 2] = [16, 64];
+
+/// Rows of x from which transposing W first pays.
+const TRANSPOSE_FROM: usize = 32;
+
+fn transposing(storage: Storage) -> Shader {
+    storage.select(Shader::new("matmul_cpu", "matmul_transpose").with("WG", 16.0))
+}
+
+/// C = alpha·A·B (+ C). Nothing happens when M, N or K is 0 (C is not cleared).
+pub fn matmul(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
+    let on_cpu = rec.gpu().caps().is_cpu;
+    launch(rec, p, a, b, c, on_cpu);
+}
+
+fn launch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix, on_cpu: bool) {
+    if p.m * p.n * p.k == 0 {
+        return;
+    }
+    let params = MatmulParams {
+        m: p.m as u32,
+        n: p.n as u32,
+        k: p.k as u32,
+        accumulate: u32::from(p.accumulate),
+        a_start: a.start as u32,
+        a_stride: a.stride as u32,
+        b_start: b.start as u32,
+        b_stride: b.stride as u32,
+        c_start: c.start as u32,
+        c_stride: c.stride as u32,
+        alpha: p.alpha,
+        pad: 0,
+    };
+    let flops = 2 * (p.m * p.n * p.k) as u64;
+    let slots = [a.slot, b.slot, c.slot];
+    if on_cpu && quads_fit(p, b) {
+        if p.orientation == Orientation::Forward && p.m >= TRANSPOSE_FROM && p.n.is_multiple_of(4) {
+            let transposed = rec.gpu().slot(p.n * p.k);
+            let grid = [p.k.div_ceil(64) as u32, p.n as u32, 1];
+            rec.dispatch(&transposing(p.storage), &params, &[b.slot, &transposed], grid, 0);
+            let p = Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p };
+            return launch(rec, &p, a, Matrix::new(&transposed, p.n), c, true);
+        }
+        let lanes = if p.orientation == Orientation::Forward { p.n } else { p.n / 4 };
+        let workgroup = CPU_WORKGROUPS[usize::from(lanes > 64)];
+        let shader = cpu(p.orientation, p.storage, workgroup);
+        rec.dispatch(&shader, &params, &slots, [lanes.div_ceil(workgroup) as u32, p.m.div_ceil(8) as u32, 1], flops);
+    } else {
+        let grid = [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32, 1];
+        rec.dispatch(&tiled(p.orientation, p.storage), &params, &slots, grid, flops);
+    }
+}
+
+/// The family.
+pub struct Matmul;
+
+impl Kernel for Matmul {
+    fn name(&self) -> &'static str {
+        "matmul"
+    }
+    fn modules(&self) -> &'static [&'static str] {
+        &["matmul", "matmul_cpu"]
+    }
+    fn variants(&self) -> Vec<Shader> {
+        let mut all = Vec::new();
+        for orientation in [Orientation::Forward, Orientation::BackwardX, Orientation::BackwardW] {
+            for storage in [Storage::F32, Storage::Bf16] {
+                all.push(tiled(orientation, storage));
+                all.extend(CPU_WORKGROUPS.map(|w| cpu(orientation, storage, w)));
+                all.push(transposing(storage));
+            }
+        }
+        all
+    }
+    fn uniforms(&self) -> Vec<(&'static str, usize)> {
+        vec![("MatmulParams", size_of::<MatmulParams>())]
+    }
+    fn cases(&self) -> Vec<Box<dyn Case>> {
+        let shapes =
+            [(3, 5, 7), (1, 1, 1), (64, 64, 16), (65, 63, 17), (8, 4, 4), (9, 68, 20), (70, 132, 260), (1, 512, 64)];
+        let mut all: Vec<Box<dyn Case>> = Vec::new();
+        for (t, n_out, n_in) in shapes {
+            for storage in [Storage::F32, Storage::Bf16] {
+                for on_cpu in [false, true] {
+                    if !on_cpu || (n_in % 4 == 0 && n_out % 4 == 0) {
+                        all.push(Box::new(LinearCase { t, n_out, n_in, storage, on_cpu }));
+                    }
+                }
+            }
+        }
+        all
+    }
+}
+
+/// y = 0.5·x·Wᵀ with all three products, C in the middle of a wider slot.
+struct LinearCase {
+    t: usize,
+    n_out: usize,
+    n_in: usize,
+    storage: Storage,
+    on_cpu: bool,
+}
+
+const ALPHA: f32 = 0.5;
+const COLUMN: usize = 4;
+
+impl LinearCase {
+    fn product(&self, orientation: Orientation) -> Product {
+        let (m, n, k) = match orientation {
+            Orientation::Forward => (self.t, self.n_out, self.n_in),
+            Orientation::BackwardX => (self.t, self.n_in, self.n_out),
+            Orientation::BackwardW => (self.n_out, self.n_in, self.t),
+        };
+        let storage = if orientation == Orientation::BackwardW { Storage::F32 } else { self.storage };
+        Product { orientation, storage, m, n, k, alpha: ALPHA, accumulate: true }
+    }
+}
+
+impl Case for LinearCase {
+    fn label(&self) -> String {
+        format!("T={} out={} in={} {:?} cpu={}", self.t, self.n_out, self.n_in, self.storage, self.on_cpu)
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        let n = self.n_out * self.n_in;
+        let w = if self.storage == Storage::Bf16 { Host::normal_bf16(rng, n) } else { Host::normal(rng, n) };
+        vec![Host::normal(rng, self.t * self.n_in), w]
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let width = self.n_out + COLUMN;
+        let mut y = vec![0.0; self.t * width];
+        for t in 0..self.t {
+            for n in 0..self.n_out {
+                let row = &x[0][t * self.n_in..][..self.n_in];
+                let sum: f64 = row.iter().zip(&x[1][n * self.n_in..]).map(|(a, b)| a * b).sum();
+                y[t * width + COLUMN + n] = f64::from(ALPHA) * sum;
+            }
+        }
+        vec![y]
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let width = self.n_out + COLUMN;
+        let (mut d_x, mut d_w) = (vec![0.0; x[0].len()], vec![0.0; x[1].len()]);
+        for t in 0..self.t {
+            for n in 0..self.n_out {
+                let d = f64::from(ALPHA) * d_y[0][t * width + COLUMN + n];
+                for k in 0..self.n_in {
+                    d_x[t * self.n_in + k] += d * x[1][n * self.n_in + k];
+                    d_w[n * self.n_in + k] += d * x[0][t * self.n_in + k];
+                }
+            }
+        }
+        vec![d_x, d_w]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+        let width = self.n_out + COLUMN;
+        let gpu = rec.gpu();
+        let (y, d_x, d_w) = (gpu.slot(self.t * width), gpu.slot(x[0].len()), gpu.slot(self.n_out * self.n_in));
+        [&y, &d_x, &d_w].iter().for_each(|s| rec.clear(s));
+        let (input, weight) = (Matrix::new(&x[0], self.n_in), Matrix::new(&x[1], self.n_in));
+        let out = Matrix::new(&y, width).columns_from(COLUMN);
+        let d_out = Matrix::new(&d_y[0], width).columns_from(COLUMN);
+        launch(rec, &self.product(Orientation::Forward), input, weight, out, self.on_cpu);
+        launch(rec, &self.product(Orientation::BackwardX), d_out, weight, Matrix::new(&d_x, self.n_in), self.on_cpu);
+        launch(rec, &self.product(Orientation::BackwardW), d_out, input, Matrix::new(&d_w, self.n_in), self.on_cpu);
+        Outputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w)] }
+    }
+    fn reduction(&self) -> usize {
+        self.n_in.max(self.n_out).max(self.t)
+    }
+    fn cost(&self) -> Cost {
+        let weight = 4 * self.storage.words(self.n_out * self.n_in);
+        let bytes = 2 * 4 * self.t * (self.n_in + self.n_out) + 2 * weight + 4 * self.n_out * self.n_in;
+        Cost { bytes: bytes as u64, flops: 6 * (self.t * self.n_out * self.n_in) as u64 }
+    }
+}

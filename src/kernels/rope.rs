@@ -1,0 +1,187 @@
+//! Rotary positions, in place, forward and backward: default, linear and llama3 scaling, whole or partial heads.
+
+use std::f64::consts::TAU;
+
+use super::{Case, Cost, Host, Kernel, Outputs};
+use crate::gpu::{Gpu, Recording, Shader, Slot, grid_1d};
+use crate::model::description::{Rope, RopeScaling};
+use crate::rng::Rng;
+
+/// Inverse frequencies (rotary_dim/2), as transformers computes them (`modeling_rope_utils.py`).
+pub fn inverse_frequencies(rope: &Rope) -> Vec<f64> {
+    let dim = rope.rotary_dim as f64;
+    let plain = (0..rope.rotary_dim / 2).map(|i| rope.theta.powf(-(2.0 * i as f64) / dim));
+    let scale = |f: f64| match rope.scaling {
+        RopeScaling::Default => f,
+        RopeScaling::Linear { factor } => f / factor,
+        RopeScaling::Llama3 { factor, low, high, original_max_positions } => {
+            let wavelength = TAU / f;
+            let smooth = (original_max_positions / wavelength - low) / (high - low);
+            if wavelength > original_max_positions / low {
+                f / factor
+            } else if wavelength < original_max_positions / high {
+                f
+            } else {
+                (1.0 - smooth) * f / factor + smooth * f
+            }
+        }
+    };
+    plain.map(scale).collect()
+}
+
+/// cos and sin of every angle up to a position, on the device.
+#[derive(Debug)]
+pub struct Turns {
+    table: Slot,
+    half: usize,
+}
+
+impl Turns {
+    /// For positions below `n_positions`.
+    pub fn new(gpu: &Gpu, rope: &Rope, n_positions: usize) -> Self {
+        let frequencies = inverse_frequencies(rope);
+        let mut table = Vec::with_capacity(n_positions * frequencies.len() * 2);
+        for position in 0..n_positions {
+            for f in &frequencies {
+                let angle = position as f64 * f;
+                table.extend([angle.cos() as f32, angle.sin() as f32]);
+            }
+        }
+        Self { table: gpu.upload(&table), half: frequencies.len() }
+    }
+}
+
+/// Heads that turn: `heads` of `head_dim` side by side from `start` in rows of `stride`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// T.
+    pub tokens: usize,
+    /// Query and key heads together, where they are neighbours.
+    pub heads: usize,
+    /// E.
+    pub head_dim: usize,
+    /// First element.
+    pub start: usize,
+    /// Elements a token.
+    pub stride: usize,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct RopeParams {
+    n: u32,
+    heads: u32,
+    head_dim: u32,
+    half: u32,
+    start: u32,
+    stride: u32,
+    sign: f32,
+    pad: u32,
+}
+
+fn shader() -> Shader {
+    Shader::new("rope", "rope").with("WG", 64.0)
+}
+
+/// Turns x by its positions; `backward` turns gradients back.
+pub fn rope(rec: &mut Recording, heads: &Heads, backward: bool, positions: &Slot, turns: &Turns, x: &Slot) {
+    let n = heads.tokens * heads.heads * turns.half;
+    let params = RopeParams {
+        n: n as u32,
+        heads: heads.heads as u32,
+        head_dim: heads.head_dim as u32,
+        half: turns.half as u32,
+        start: heads.start as u32,
+        stride: heads.stride as u32,
+        sign: if backward { -1.0 } else { 1.0 },
+        pad: 0,
+    };
+    rec.dispatch(&shader(), &params, &[positions, &turns.table, x], grid_1d(n, 64), 6 * n as u64);
+}
+
+/// The family.
+pub struct RotaryPositions;
+
+impl Kernel for RotaryPositions {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+    fn modules(&self) -> &'static [&'static str] {
+        &["rope"]
+    }
+    fn variants(&self) -> Vec<Shader> {
+        vec![shader()]
+    }
+    fn uniforms(&self) -> Vec<(&'static str, usize)> {
+        vec![("RopeParams", size_of::<RopeParams>())]
+    }
+    fn cases(&self) -> Vec<Box<dyn Case>> {
+        let make = |tokens, heads, head_dim, rotary_dim, scaling| {
+            let heads = Heads { tokens, heads, head_dim, start: 3, stride: heads * head_dim + 7 };
+            Box::new(RopeCase { heads, rope: Rope { theta: 10_000.0, rotary_dim, scaling } }) as Box<dyn Case>
+        };
+        let llama3 = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original_max_positions: 64.0 };
+        vec![
+            make(1, 1, 2, 2, RopeScaling::Default),
+            make(33, 3, 16, 16, RopeScaling::Default),
+            make(9, 2, 10, 6, RopeScaling::Linear { factor: 8.0 }),
+            make(20, 5, 16, 16, llama3),
+        ]
+    }
+}
+
+struct RopeCase {
+    heads: Heads,
+    rope: Rope,
+}
+
+impl RopeCase {
+    fn turn(&self, x: &[f64], sign: f64) -> Vec<f64> {
+        let (mut y, half) = (x.to_vec(), self.rope.rotary_dim / 2);
+        for t in 0..self.heads.tokens {
+            for head in 0..self.heads.heads {
+                let at = self.heads.start + t * self.heads.stride + head * self.heads.head_dim;
+                for (i, f) in inverse_frequencies(&self.rope).iter().enumerate() {
+                    let (sin, cos) = ((t + 1) as f64 * f).sin_cos();
+                    let (a, b) = (x[at + i], x[at + half + i]);
+                    y[at + i] = a * cos - sign * b * sin;
+                    y[at + half + i] = b * cos + sign * a * sin;
+                }
+            }
+        }
+        y
+    }
+}
+
+impl Case for RopeCase {
+    fn label(&self) -> String {
+        format!("{:?} {:?}", self.heads, self.rope)
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        vec![Host::normal(rng, self.heads.start + self.heads.tokens * self.heads.stride)]
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        vec![self.turn(&x[0], 1.0)]
+    }
+    fn backward(&self, _: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        vec![self.turn(&d_y[0], -1.0)]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+        let gpu = rec.gpu();
+        let positions: Vec<u32> = (1..=self.heads.tokens as u32).collect();
+        let (positions, turns) = (gpu.upload(&positions), Turns::new(gpu, &self.rope, self.heads.tokens + 1));
+        let (y, d_x) = (gpu.slot(x[0].len()), gpu.slot(x[0].len()));
+        rec.copy(&x[0], &y);
+        rec.copy(&d_y[0], &d_x);
+        rope(rec, &self.heads, false, &positions, &turns, &y);
+        rope(rec, &self.heads, true, &positions, &turns, &d_x);
+        Outputs { y: vec![y], d_x: vec![Some(d_x)] }
+    }
+    fn reduction(&self) -> usize {
+        2
+    }
+    fn cost(&self) -> Cost {
+        let n = (self.heads.tokens * self.heads.heads * self.rope.rotary_dim) as u64;
+        Cost { bytes: 2 * 12 * n, flops: 6 * n }
+    }
+}

@@ -1,0 +1,156 @@
+//! Next tokens from logits: greedy, temperature, top-k, top-p.
+
+use super::{Case, Cost, Host, Kernel, Outputs};
+use crate::gpu::{Recording, Shader, Slot, grid_1d};
+use crate::rng::Rng;
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// 0: the largest logit.
+    pub temperature: f32,
+    /// Only the k largest logits; 0: all.
+    pub top_k: usize,
+    /// Then only the fewest tokens that reach this probability; 1: all.
+    pub top_p: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct SampleParams {
+    rows: u32,
+    vocab: u32,
+    top_k: u32,
+    greedy: u32,
+    inverse_temperature: f32,
+    top_p: f32,
+    softcap: f32,
+    pad: u32,
+}
+
+fn shader() -> Shader {
+    Shader::new("sample", "sample").with("WG", 64.0)
+}
+
+/// tokens (rows, u32) from logits (rows, V) and uniforms in [0, 1) (rows).
+#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
+pub fn sample(
+    rec: &mut Recording,
+    s: &Sampling,
+    softcap: Option<f32>,
+    rows: usize,
+    vocab: usize,
+    logits: &Slot,
+    uniforms: &Slot,
+    tokens: &Slot,
+) {
+    let params = SampleParams {
+        rows: rows as u32,
+        vocab: vocab as u32,
+        top_k: s.top_k as u32,
+        greedy: u32::from(s.temperature == 0.0),
+        inverse_temperature: if s.temperature == 0.0 { 1.0 } else { 1.0 / s.temperature },
+        top_p: s.top_p,
+        softcap: softcap.unwrap_or(0.0),
+        pad: 0,
+    };
+    rec.dispatch(&shader(), &params, &[logits, uniforms, tokens], grid_1d(rows, 1), 4 * (rows * vocab) as u64);
+}
+
+/// The family.
+pub struct Sample;
+
+impl Kernel for Sample {
+    fn name(&self) -> &'static str {
+        "sample"
+    }
+    fn modules(&self) -> &'static [&'static str] {
+        &["sample"]
+    }
+    fn variants(&self) -> Vec<Shader> {
+        vec![shader()]
+    }
+    fn uniforms(&self) -> Vec<(&'static str, usize)> {
+        vec![("SampleParams", size_of::<SampleParams>())]
+    }
+    fn cases(&self) -> Vec<Box<dyn Case>> {
+        let make = |rows, vocab, temperature, top_k, top_p, softcap| {
+            let sampling = Sampling { temperature, top_k, top_p };
+            Box::new(SampleCase { rows, vocab, sampling, softcap }) as Box<dyn Case>
+        };
+        vec![
+            make(1, 1, 0.0, 0, 1.0, None),
+            make(5, 65, 0.0, 0, 1.0, Some(0.5)),
+            make(40, 63, 1.0, 0, 1.0, None),
+            make(40, 200, 0.7, 5, 1.0, None),
+            make(40, 130, 1.3, 0, 0.6, Some(2.0)),
+            make(40, 64, 1.0, 20, 0.8, None),
+            make(20, 300, 1.0, 1, 0.5, None),
+        ]
+    }
+}
+
+struct SampleCase {
+    rows: usize,
+    vocab: usize,
+    sampling: Sampling,
+    softcap: Option<f32>,
+}
+
+impl Case for SampleCase {
+    fn label(&self) -> String {
+        format!("rows={} V={} {:?} cap={:?}", self.rows, self.vocab, self.sampling, self.softcap)
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        let uniforms = (0..self.rows).map(|_| rng.next_f32()).collect();
+        vec![Host::normal(rng, self.rows * self.vocab), Host::F32(uniforms)]
+    }
+    /// By sorting: another road than the kernel's bisection.
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let s = &self.sampling;
+        let row = |(logits, u): (&[f64], &f64)| {
+            let cap = |l: &f64| self.softcap.map_or(*l, |c| f64::from(c) * (l / f64::from(c)).tanh());
+            let z: Vec<f64> = logits.iter().map(cap).collect();
+            let mut order: Vec<usize> = (0..z.len()).collect();
+            order.sort_by(|&a, &b| z[b].total_cmp(&z[a]));
+            if s.temperature == 0.0 {
+                return order[0] as f64;
+            }
+            if s.top_k > 0 {
+                order.truncate(s.top_k);
+            }
+            let p = |v: usize| (z[v] / f64::from(s.temperature)).exp();
+            let total: f64 = order.iter().map(|&v| p(v)).sum();
+            let mut mass = 0.0;
+            let fewest = order.iter().position(|&v| {
+                mass += p(v);
+                mass >= f64::from(s.top_p) * total
+            });
+            order.truncate(fewest.map_or(order.len(), |n| n + 1));
+            order.sort_unstable();
+            let point = u * order.iter().map(|&v| p(v)).sum::<f64>();
+            let mut mass = 0.0;
+            let drawn = order.iter().find(|&&v| {
+                mass += p(v);
+                point < mass
+            });
+            *drawn.unwrap_or(&order[order.len() - 1]) as f64
+        };
+        vec![x[0].chunks(self.vocab).zip(&x[1]).map(row).collect()]
+    }
+    fn exact(&self) -> bool {
+        true
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+        let tokens = rec.gpu().slot(self.rows);
+        sample(rec, &self.sampling, self.softcap, self.rows, self.vocab, &x[0], &x[1], &tokens);
+        Outputs { y: vec![tokens], d_x: Vec::new() }
+    }
+    fn reduction(&self) -> usize {
+        self.vocab
+    }
+    fn cost(&self) -> Cost {
+        let n = (self.rows * self.vocab) as u64;
+        Cost { bytes: 4 * n, flops: 4 * n }
+    }
+}

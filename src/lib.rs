@@ -1,0 +1,129 @@
+//! jointwise: preference tuning of language models (SFT, DPO, JPO) on any GPU. Transformer forward, backward and AdamW are WGSL compute
+//! shaders, dispatched through wgpu; a Hugging Face checkpoint goes in, a Hugging Face checkpoint or a PEFT adapter comes out.
+//!
+//! This page is the architecture. `README.md` is for users; `examples/score.rs` uses the library in about 40 lines.
+//!
+//! # Crate map
+//!
+//! From the outside in; a module uses only those below it, but for [`config`], [`error`] and [`rng`], which everybody uses.
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | `cli` | flags as typed → resolved settings, one file a subcommand; no logic of the engine (feature `cli`, on by default) |
+//! | [`train`] | the step, the loop, schedule, checkpoints and resuming, metrics, TensorBoard, `report.html` |
+//! | [`eval`] | generation with a KV cache; the demo's tasks, their grader, win rates |
+//! | [`objective`] | per-sequence scores → loss and its gradient, in f64: JPO and DPO × sigmoid, hinge, IPO, KTO pairs |
+//! | [`data`] | JSONL rows → template → ids with a boundary → packed micro-batches; no GPU, no model |
+//! | [`model`] | `config.json` → one [`model::description::Description`]; safetensors in and out; one decoder for every family, forward and reverse; LoRA, PEFT |
+//! | [`kernels`] | one file a kernel family: launcher, f64 twin, cases, cost; [`kernels::REGISTRY`] lists them |
+//! | [`gpu`] | device and [`gpu::Caps`], linker, buffers, recordings; wgpu's names end here |
+//! | `shaders/` | the WGSL; a file has the same stem as its Rust file in `src/kernels/` |
+//!
+//! # Dimensions
+//!
+//! Shapes stand in comments at declarations, in these letters:
+//!
+//! | | | | |
+//! |---|---|---|---|
+//! | T | packed tokens of a micro-batch | F | feed-forward width |
+//! | S | segments (sequences) in it | V | vocabulary |
+//! | N | predictions that are scored | L | layers |
+//! | D | model width | R | rank of an adapter |
+//! | H, K | query heads, key/value heads | E | head size |
+//!
+//! Matrices are (out, in), row-major, as in Hugging Face's linear layers; GPT-2's Conv1D weights are transposed on loading and back on
+//! saving. Entry points are `<op>_fwd` and `<op>_bwd_<wrt>`; gradients are `d_x`; names of tensors are Hugging Face's.
+//!
+//! # Data flow
+//!
+//! ```text
+//!  row (JSONL)                                            data::rows, data::template
+//!   └─ pair {chosen, rejected}, each (instruction, response)
+//!       └─ ids and the first response token               data::tokens, data::dataset
+//!           └─ micro-batch: T tokens in S segments,       data::order, data::pack, data::batch
+//!              no padding; a shared instruction is a
+//!              prefix with two branches
+//!  ┌───────────────────────────────────────────────────────────── one recording, nothing waits for the host ──┐
+//!  │ embedding                                            (T, D)                                              │
+//!  │  └─ L × [ norm → q,k,v (+LoRA) → (head norms) → rope → attention → out → (norm) → + residual             │
+//!  │           norm → gate,up (+LoRA) → activation → down (+LoRA) → (norm) → + residual ]                     │
+//!  │      └─ gather the N rows that predict something     (N, D)                                              │
+//!  │          └─ final norm → logprob: the head in tiles of V, online log-sum-exp; T×V never exists   (N)     │
+//!  │              └─ sums over instruction and response   (S, 2)                                              │
+//!  │                  └─ objective: with the reference's scores → ∂loss/∂logp   (N)                           │
+//!  │                      └─ the same way back, down to the lowest trained layer; gradients are added up      │
+//!  └──────────────────────────────────────────────────────────────────────────────────────────────────────────┘
+//!   └─ after the last micro-batch: one division by the number of pairs (of response tokens for SFT),
+//!      global norm, clipping, AdamW                       train::trainer
+//!       └─ sums and norm are read back; the host computes loss and metrics from them in f64 (objective, train::metrics)
+//! ```
+//!
+//! A score is a sum of log-probabilities: of every token after the first for JPO, of the response and EOS for DPO. The reference is the
+//! starting policy unless told otherwise; its scores are computed once by the same kernels and cached on disk under a hash of model,
+//! data, objective and device, so one model is in memory. Where both instructions are the same, JPO's loss and gradients equal DPO's
+//! (the paper's Lemma D.1), which is also why the shared prefix may be computed once.
+//!
+//! # Memory
+//!
+//! WebGPU tracks usage by whole buffer, so one buffer cannot be read-only and read-write in a dispatch: roles are separate buffers
+//! ([`gpu::Role`]).
+//!
+//! - **Trained tensors** lie in pages of four parallel buffers (value, gradient, two moments) with equal offsets, so AdamW is one dispatch
+//!   a page. A page fits a binding, no tensor straddles one, and a larger matrix is split by rows ([`model::weights`]).
+//! - **Frozen weights** are held as stored: bf16 two to a word where the file has bf16, f32 otherwise. Arithmetic is f32 throughout.
+//! - **Activations** come from a pool ([`gpu::Gpu::slot`]) and go back when the last [`gpu::Slot`] is dropped. Commands run in the order
+//!   of recording, so a slot may be given to a later command at once: liveness is Rust's scope.
+//! - **The plan** ([`gpu::Gpu::plan`]) is the same program on a device that only counts: what `jointwise plan` prints is what a run
+//!   allocates ([`gpu::Ledger`]), because there is no second description of it.
+//!
+//! # Recordings
+//!
+//! Launchers append dispatches to a [`gpu::Recording`]; [`gpu::Recording::submit`] encodes neighbours into one compute pass, and cuts long
+//! recordings so that a submission takes about 0.2 s on this device, far below a watchdog's limit. Uniforms of a recording are one buffer. Nothing inside reads back. No shader uses float atomics: sums are two-stage, the embedding's gradient walks sorted buckets, and
+//! dQ has a pass of its own. Two runs on one device give the same bits, which resuming relies on. Errors of the device are kept, and
+//! reported when results are read.
+//!
+//! # Variants
+//!
+//! A [`gpu::Shader`] is a module, an entry point, values of its `override`s, and substitutions of imported modules
+//! (`shared/weight` by `shared/weight_bf16`: the same names, another storage type). There is no `#ifdef`. A different algorithm is
+//! a different file: `matmul_cpu.wgsl` keeps its tile in registers, because workgroup memory is slow in software drivers. Launchers choose
+//! from [`gpu::Caps`] alone. The baseline, which must always work, is WebGPU's guaranteed minimum ([`gpu::Caps::baseline`]). Every
+//! variant that a kernel lists is translated to SPIR-V, MSL and HLSL in `tests/kernels.rs`.
+//!
+//! Natively, shaders are compiled without bounds checks; they guard their own indices. `JOINTWISE_CHECKED=1` compiles them with
+//! checks, as a browser does.
+//!
+//! # How it is known to be right
+//!
+//! In order: naga validates and translates every variant; a kernel's f64 twin is checked against central differences; the device is
+//! checked against the twin at shapes on both sides of tile edges, with one table of tolerances ([`kernels::tolerance`]), and a nudged
+//! expectation must fail; whole models are checked against float64 PyTorch (`tests/oracle`). [`kernels::self_test`] runs part of
+//! this on the user's device (`jointwise info`).
+//!
+//! # Where this departs from its design notes
+//!
+//! - **`override`s are baked as `const`s by the linker.** The notes leave them to the pipeline. naga takes an `override` as the size of a
+//!   workgroup array, but not of a private one, and attention keeps a head's row in private memory.
+//! - **Activations are pooled by Rust ownership**, not laid out by a liveness pass over a graph. There is no graph: the order of the
+//!   launchers' calls is the program, and dropping a slot is the end of its life. The plan stays exact, since it runs the same calls.
+//! - **A recording is a micro-batch**, not a whole step: accumulation submits one after the other without waiting, and the update is
+//!   one more. The host waits once a step, for sums and norm, so that a NaN stops the run at the step that made it.
+//! - **No tuning table and no start-up check of variants**: there are two matrix products, chosen by whether the device is a CPU.
+//!   `jointwise info` checks kernels on request. Subgroup, f16 and cooperative-matrix variants do not exist yet.
+//! - **No recomputation of activations** in the backward pass beyond attention's own: memory grows with the tokens of a micro-batch,
+//!   and smaller ones with accumulation are the way to fit.
+#[cfg(feature = "cli")]
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod eval;
+pub mod gpu;
+pub mod kernels;
+pub mod model;
+pub mod objective;
+pub mod rng;
+pub mod train;
+
+pub use error::{Error, Result};

@@ -1,0 +1,172 @@
+//! The decoder's backward pass: the forward one's steps in reverse, down to the lowest trained layer.
+
+use super::decoder::{Decoder, LayerTrace, Norm, Tokens, Trace};
+use super::description::NormKind;
+use super::linear::{Columns, Linear};
+use super::weights::Weight;
+use crate::gpu::{Recording, Slot};
+use crate::kernels::activation::activation_bwd;
+use crate::kernels::attention::{Saved, attention_bwd};
+use crate::kernels::embedding::{Page, embedding_bwd_w};
+use crate::kernels::rmsnorm::Rows;
+use crate::kernels::rope::rope;
+use crate::kernels::{layernorm, rmsnorm};
+
+impl Decoder {
+    /// Gradients through a norm of D: d_x (added when `accumulate`), and the weights' where they are trained.
+    #[expect(clippy::too_many_arguments, reason = "what forward saw, and where gradients go")]
+    pub fn norm_backward(
+        &self,
+        rec: &mut Recording,
+        norm: &Norm,
+        rows: usize,
+        x: &Slot,
+        stats: &Slot,
+        d_y: &Slot,
+        d_x: &Slot,
+        accumulate: bool,
+    ) {
+        let (n, d) = (self.description.norm, self.description.d_model);
+        match n.kind {
+            NormKind::Rms => {
+                let rows = Rows::contiguous(rows, d);
+                rmsnorm::rmsnorm_bwd_x(rec, &rows, n.weight_offset, accumulate, x, norm.w.slot(), stats, d_y, d_x);
+                if let Some(d_w) = norm.w.grad() {
+                    rmsnorm::rmsnorm_bwd_w(rec, &rows, x, stats, d_y, d_w);
+                }
+            }
+            NormKind::Layer => {
+                let shape = layernorm::Shape { rows, width: d, offset: n.weight_offset };
+                layernorm::layernorm_bwd_x(rec, &shape, accumulate, x, norm.w.slot(), stats, d_y, d_x);
+                if let (Some(d_w), Some(d_b)) = (norm.w.grad(), norm.b.as_ref().and_then(Weight::grad)) {
+                    layernorm::layernorm_bwd_w(rec, &shape, x, stats, d_y, d_w, d_b);
+                }
+            }
+        }
+    }
+
+    /// The lowest layer with something to train; `None` when only what is above the layers is.
+    fn lowest_trained(&self) -> Option<usize> {
+        if self.embedding.trained() {
+            return Some(0);
+        }
+        self.layers.iter().position(|l| {
+            let linears = l.qkv.iter().chain(&l.up).chain([&l.out, &l.down]);
+            l.attn_norm.w.trained() || linears.into_iter().any(Linear::trained)
+        })
+    }
+
+    /// All gradients from d_h (T, D), the gradient of the residual stream behind the last layer. Consumes the trace layer by layer.
+    pub fn backward(&self, rec: &mut Recording, tokens: &Tokens, mut trace: Trace, d_h: &Slot) {
+        let Some(lowest) = self.lowest_trained() else { return };
+        for index in (lowest..self.layers.len()).rev() {
+            rec.scope(format!("L{index}"));
+            if let Some(saved) = trace.layers.pop() {
+                self.layer_backward(rec, index, tokens, &saved, d_h);
+            }
+        }
+        rec.scope("embed");
+        if !self.embedding.trained() {
+            return;
+        }
+        let d = &self.description;
+        let page = |w: &Weight, first, rows| Page { first, rows, width: d.d_model, storage: w.storage };
+        for p in &self.embedding.parts {
+            if let Some(d_w) = &p.d_w {
+                let page = page(&self.embedding, p.first, p.rows);
+                embedding_bwd_w(rec, &page, d.embed_scale, &tokens.ids, d_h, d_w);
+            }
+        }
+        if let (Some(w), Some(ids)) = (&self.position_embedding, &tokens.position_ids) {
+            for p in &w.parts {
+                if let Some(d_w) = &p.d_w {
+                    embedding_bwd_w(rec, &page(w, p.first, p.rows), 1.0, ids, d_h, d_w);
+                }
+            }
+        }
+    }
+
+    /// Adds to d_h what flows through a layer's two branches: d_h is the layer's output gradient on entry, its input's on return.
+    fn layer_backward(&self, rec: &mut Recording, index: usize, tokens: &Tokens, s: &LayerTrace, d_h: &Slot) {
+        let (d, w, gpu, t) = (&self.description, &self.layers[index], rec.gpu(), tokens.t);
+        let layer = &d.layers[index];
+
+        // MLP branch.
+        let d_post = self.post_norm_backward(rec, w.mlp_post_norm.as_ref(), s.mlp_post.as_ref(), t, d_h);
+        let d_branch = d_post.as_ref().unwrap_or(d_h);
+        let d_a = gpu.slot(t * d.d_ff);
+        let d_out = Columns::all(d_branch, d.d_model);
+        w.down.backward(rec, t, &s.a, s.xa.down.as_ref(), d_out, Some(&d_a), false);
+        drop(d_post);
+        let up_width = self.up_width();
+        let d_u = gpu.slot(t * up_width);
+        activation_bwd(rec, &self.mlp(t), &s.u, &d_a, &d_u);
+        drop(d_a);
+        let d_x2 = gpu.slot(t * d.d_model);
+        for (i, linear) in w.up.iter().enumerate() {
+            let d_y = Columns { slot: &d_u, column: linear.module.column, stride: up_width };
+            linear.backward(rec, t, &s.x2, s.xa.up[i].as_ref(), d_y, Some(&d_x2), i > 0);
+        }
+        drop(d_u);
+        self.norm_backward(rec, &w.mlp_norm, t, &s.h_mid, &s.stats2, &d_x2, d_h, true);
+        drop(d_x2);
+
+        // Attention branch.
+        let d_post = self.post_norm_backward(rec, w.attn_post_norm.as_ref(), s.attn_post.as_ref(), t, d_h);
+        let d_branch = d_post.as_ref().unwrap_or(d_h);
+        let d_o = gpu.slot(t * d.n_heads * d.head_dim);
+        w.out.backward(rec, t, &s.o, s.xa.out.as_ref(), Columns::all(d_branch, d.d_model), Some(&d_o), false);
+        drop(d_post);
+        let width = d.qkv_width();
+        let d_qkv = gpu.slot(t * width);
+        let attention = self.attention(layer);
+        let saved = Saved { qkv: &s.qkv, o: &s.o, lse: &s.lse };
+        attention_bwd(rec, &attention, &attention.packed(), saved, &tokens.segments, &d_o, &d_qkv);
+        drop(d_o);
+        if let Some(i) = layer.rope {
+            rope(rec, &self.rotating(t), true, &tokens.positions, &self.turns[i], &d_qkv);
+        }
+        let raw_width = (d.n_heads + d.n_kv_heads) * d.head_dim;
+        let d_raw = match (&w.qk_norms, &s.raw, &s.head_stats) {
+            (Some(norms), Some(raw), Some(stats)) => {
+                let d_raw = gpu.slot(t * raw_width);
+                for (i, rows) in self.head_rows(t).iter().enumerate() {
+                    let (weight, offset) = (&norms[i].w, d.norm.weight_offset);
+                    let r = &stats[i];
+                    rmsnorm::rmsnorm_bwd_x(rec, rows, offset, false, raw, weight.slot(), r, &d_qkv, &d_raw);
+                    if let Some(d_w) = weight.grad() {
+                        rmsnorm::rmsnorm_bwd_w(rec, rows, raw, r, &d_qkv, d_w);
+                    }
+                }
+                Some(d_raw)
+            }
+            _ => None,
+        };
+        let d_x1 = gpu.slot(t * d.d_model);
+        for (i, linear) in w.qkv.iter().enumerate() {
+            let column = linear.module.column;
+            let d_y = match &d_raw {
+                Some(d_raw) if column < raw_width => Columns { slot: d_raw, column, stride: raw_width },
+                _ => Columns { slot: &d_qkv, column, stride: width },
+            };
+            linear.backward(rec, t, &s.x1, s.xa.qkv[i].as_ref(), d_y, Some(&d_x1), i > 0);
+        }
+        drop((d_qkv, d_raw));
+        self.norm_backward(rec, &w.attn_norm, t, &s.h_in, &s.stats1, &d_x1, d_h, true);
+    }
+
+    /// Through the norm behind a branch, where there is one.
+    fn post_norm_backward(
+        &self,
+        rec: &mut Recording,
+        norm: Option<&Norm>,
+        saved: Option<&(Slot, Slot)>,
+        t: usize,
+        d_h: &Slot,
+    ) -> Option<Slot> {
+        let (norm, (x, stats)) = norm.zip(saved)?;
+        let d_x = rec.gpu().slot(t * self.description.d_model);
+        self.norm_backward(rec, norm, t, x, stats, d_h, &d_x, false);
+        Some(d_x)
+    }
+}

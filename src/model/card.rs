@@ -1,0 +1,124 @@
+//! The model card: README.md of what a run gives out.
+
+use std::fmt::Write;
+
+/// What a card says. Everything is text that is ready to print.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Card {
+    /// As `--model` had it: a hub id or a folder.
+    pub base: String,
+    /// An adapter (library peft), else a whole model (library transformers).
+    pub adapter: bool,
+    /// `SFT`, `DPO`, `JPO`.
+    pub method: String,
+    /// A sentence on the method, with its source.
+    pub about: String,
+    /// Hyper-parameters by their flags' names, in order.
+    pub settings: Vec<(String, String)>,
+    /// The data: files, with their numbers of rows.
+    pub data: Vec<String>,
+    /// Results by metrics' names, in order.
+    pub results: Vec<(String, String)>,
+    /// The device that trained it.
+    pub device: String,
+}
+
+/// In double quotes, as YAML takes it.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// In a cell of a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
+
+fn table(out: &mut String, heads: [&str; 2], rows: &[(String, String)]) {
+    // Writing to a String does not fail.
+    let _ = write!(out, "| {} | {} |\n|---|---|\n", heads[0], heads[1]);
+    for (name, value) in rows {
+        let _ = writeln!(out, "| {} | {} |", cell(name), cell(value));
+    }
+    out.push('\n');
+}
+
+impl Card {
+    /// The file's text: YAML head and Markdown.
+    pub fn to_markdown(&self) -> String {
+        let mut out = String::from("---\n");
+        // The hub refuses a `base_model` that is no id.
+        let parts: Vec<&str> = self.base.split('/').collect();
+        let is_id = parts.len() == 2 && parts.iter().all(|p| !p.is_empty() && !p.starts_with(['.', '~']));
+        if is_id && !std::path::Path::new(&self.base).exists() {
+            let _ = writeln!(out, "base_model: {}", quoted(self.base.split('@').next().unwrap_or(&self.base)));
+        }
+        let _ = writeln!(out, "library_name: {}", if self.adapter { "peft" } else { "transformers" });
+        let _ = writeln!(
+            out,
+            "pipeline_tag: text-generation\ntags:\n- jointwise\n- {}",
+            quoted(&self.method.to_lowercase())
+        );
+        if self.adapter {
+            out.push_str("- lora\n");
+        }
+        out.push_str("---\n\n");
+
+        let what = if self.adapter { "A LoRA adapter of" } else { "A tuned copy of" };
+        let title = self.base.trim_end_matches('/').rsplit('/').next().unwrap_or(&self.base);
+        let _ = write!(
+            out,
+            "# {title}, {}\n\n{what} `{}`, trained with {}. {}\n\n",
+            self.method, self.base, self.method, self.about
+        );
+        if !self.data.is_empty() {
+            out.push_str("## Data\n\n");
+            for line in &self.data {
+                let _ = writeln!(out, "- {}", cell(line));
+            }
+            out.push('\n');
+        }
+        if !self.settings.is_empty() {
+            out.push_str("## Training\n\n");
+            table(&mut out, ["flag", "value"], &self.settings);
+        }
+        if !self.results.is_empty() {
+            out.push_str("## Results\n\n");
+            table(&mut out, ["metric", "value"], &self.results);
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        let _ = write!(out, "## Made with\n\njointwise {version}");
+        if !self.device.is_empty() {
+            let _ = write!(out, " on {}", cell(&self.device));
+        }
+        out.push_str(".\n");
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_names_base_library_and_settings() {
+        let card = Card {
+            base: "org/tiny".into(),
+            adapter: true,
+            method: "JPO".into(),
+            about: "About.".into(),
+            settings: vec![("beta".into(), "0.1".into()), ("template".into(), "a|b\nc".into())],
+            data: vec!["rows.jsonl, 24 rows".into()],
+            results: vec![("loss".into(), "0.5".into())],
+            device: "llvmpipe".into(),
+        };
+        let text = card.to_markdown();
+        let head = "---\nbase_model: \"org/tiny\"\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- jointwise\n- \"jpo\"\n- lora\n---\n";
+        assert!(text.starts_with(head), "{text}");
+        for part in ["# tiny, JPO", "| beta | 0.1 |", "| template | a\\|b c |", "- rows.jsonl, 24 rows", "on llvmpipe."]
+        {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        let local = Card { base: "/home/x/model".into(), ..Card::default() }.to_markdown();
+        assert!(!local.contains("base_model") && local.contains("library_name: transformers"));
+    }
+}

@@ -1,0 +1,281 @@
+//! safetensors in: one file, or shards with an index. Checkpoints are untrusted: no read outside the folder, no allocation beyond
+//! a file's size.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde_json::Value;
+
+use super::description::{Description, TensorSpec};
+pub use super::tensor_file::to_f32;
+use super::tensor_file::{Stored, TensorFile, shape_text};
+use super::weights::Source;
+use crate::error::{Error, Result};
+
+/// A checkpoint's files, opened.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    files: Vec<TensorFile>,
+    /// Tensor name in the files -> the file that holds it.
+    place: BTreeMap<String, usize>,
+    /// The files' names lack this prefix of the description's (GPT-2 on the hub).
+    prefix: &'static str,
+}
+
+/// A tensor as stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor<'a> {
+    /// F32, F16 or BF16 in a checkpoint that was verified.
+    pub dtype: Dtype,
+    /// As stored.
+    pub shape: &'a [usize],
+    /// Little-endian values.
+    pub bytes: Vec<u8>,
+}
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const GPT2_PREFIX: &str = "transformer.";
+
+impl Checkpoint {
+    /// Opens `model.safetensors`, or the shards of `model.safetensors.index.json`.
+    ///
+    /// # Errors
+    /// [`Error::File`]: missing, truncated, not safetensors, or a link out of the folder; [`Error::Field`]: an index that names a
+    /// file outside the folder; [`Error::Tensor`]: an index and its shards that disagree.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        if !dir.is_dir() {
+            return Err(Error::file(dir, if dir.exists() { "is no folder" } else { "no such folder" }));
+        }
+        if dir.join(SINGLE).exists() {
+            return Self::new(dir, vec![TensorFile::open(inside(dir, SINGLE)?)?], None);
+        }
+        if !dir.join(INDEX).exists() {
+            let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().find(|n| dir.join(n).exists());
+            let reason = match pickled {
+                Some(name) => format!("holds {name}, which is not read: convert it to {SINGLE}"),
+                None => format!("holds neither {SINGLE} nor {INDEX}"),
+            };
+            return Err(Error::file(dir, reason));
+        }
+        let path = inside(dir, INDEX)?;
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
+        let index = read_index(&path, &text)?;
+        let names: BTreeSet<&String> = index.values().collect();
+        let files = names.into_iter().map(|name| TensorFile::open(inside(dir, name)?));
+        Self::new(dir, files.collect::<Result<_>>()?, Some((&path, index)))
+    }
+
+    /// From the contents of safetensors files, where there are no folders: each with its name.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_bytes(files: Vec<(String, Vec<u8>)>) -> Result<Self> {
+        let files = files.into_iter().map(|(name, bytes)| TensorFile::from_bytes(name, bytes));
+        Self::new(Path::new(""), files.collect::<Result<_>>()?, None)
+    }
+
+    fn new(dir: &Path, files: Vec<TensorFile>, index: Option<(&Path, BTreeMap<String, String>)>) -> Result<Self> {
+        let mut place = BTreeMap::new();
+        for (i, file) in files.iter().enumerate() {
+            for name in file.tensors().keys() {
+                if place.insert(name.clone(), i).is_some() {
+                    return Err(Error::tensor(file.path(), name, "is in two shards"));
+                }
+            }
+        }
+        if let Some((path, index)) = index {
+            for (name, file) in &index {
+                let found = place.get(name).map(|&i| files[i].path());
+                if found != Some(&dir.join(file)) {
+                    return Err(Error::tensor(path, name, format!("is not in {file}")));
+                }
+            }
+            if let Some((name, &i)) = place.iter().find(|(name, _)| !index.contains_key(*name)) {
+                return Err(Error::tensor(files[i].path(), name, format!("is not in {INDEX}")));
+            }
+        }
+        let prefix = if place.contains_key("wte.weight") { GPT2_PREFIX } else { "" };
+        Ok(Self { dir: dir.into(), files, place, prefix })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The safetensors files.
+    pub fn files(&self) -> impl Iterator<Item = &TensorFile> {
+        self.files.iter()
+    }
+
+    /// The description's name as this checkpoint spells it.
+    pub fn file_name<'a>(&self, name: &'a str) -> &'a str {
+        name.strip_prefix(self.prefix).unwrap_or(name)
+    }
+
+    fn entry(&self, name: &str) -> Option<(&TensorFile, &Stored)> {
+        let file = &self.files[*self.place.get(self.file_name(name))?];
+        Some((file, file.tensors().get(self.file_name(name))?))
+    }
+
+    fn expect(&self, name: &str) -> Result<(&TensorFile, &Stored)> {
+        // A single file is named itself; of several none can be blamed.
+        let path = if let [file] = self.files.as_slice() { file.path() } else { &self.dir };
+        self.entry(name).ok_or_else(|| Error::tensor(path, self.file_name(name), "is missing"))
+    }
+
+    /// A tensor's type and shape, by the description's name; nothing is read.
+    pub fn info(&self, name: &str) -> Option<(Dtype, &[usize])> {
+        self.entry(name).map(|(_, stored)| (stored.dtype, stored.shape.as_slice()))
+    }
+
+    /// A tensor as stored, by the description's name.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`]: it is not there; [`Error::File`].
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
+        let (file, stored) = self.expect(name)?;
+        Ok(Tensor { dtype: stored.dtype, shape: &stored.shape, bytes: file.bytes(stored)? })
+    }
+
+    /// A tensor's values as f32, in the file's order: exact.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`]; [`Error::Tensor`] where it is neither F32, F16 nor BF16.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let (file, stored) = self.expect(name)?;
+        file.values(name, stored)
+    }
+
+    /// The bits of a tensor that is stored as bf16, in the file's order; `None` where it is of another type.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub fn read_bf16(&self, name: &str) -> Result<Option<Vec<u16>>> {
+        let (file, stored) = self.expect(name)?;
+        if stored.dtype != Dtype::BF16 {
+            return Ok(None);
+        }
+        let mut bits = Vec::with_capacity(stored.n_bytes() as usize / 2);
+        file.pieces(stored, |bytes| {
+            bits.extend(bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])));
+            Ok(())
+        })?;
+        Ok(Some(bits))
+    }
+
+    /// Every tensor of the description is there with its shape and a supported type, and nothing else is, but for buffers that
+    /// hold no weights and a tied head stored beside its embedding.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`], both sides of a mismatch shown.
+    pub fn verify(&self, d: &Description) -> Result<()> {
+        let mut expected = BTreeSet::new();
+        for spec in d.tensors() {
+            let (file, stored) = self.expect(&spec.name)?;
+            let name = self.file_name(&spec.name).to_string();
+            if stored.shape != spec.shape {
+                let reason = format!("expected {}, file has {}", shape_text(&spec.shape), shape_text(&stored.shape));
+                return Err(Error::tensor(file.path(), name, reason));
+            }
+            file.check_float(&name, stored)?;
+            expected.insert(name);
+        }
+        for (name, &i) in self.place.iter().filter(|(name, _)| !expected.contains(*name)) {
+            if is_buffer(name, d) {
+                continue;
+            }
+            let path = self.files[i].path();
+            if !(d.tied && *name == format!("{}.weight", d.head.name)) {
+                return Err(Error::tensor(path, name, format!("is no weight of this {}", d.architecture)));
+            }
+            let ((embedding, a), head) = (self.expect(&d.embedding)?, &self.files[i]);
+            if !embedding.same(a, head, &head.tensors()[name])? {
+                let reason = format!("differs from {}, though tie_word_embeddings is on", self.file_name(&d.embedding));
+                return Err(Error::tensor(path, name, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// The type of the embedding, which stands for most weights.
+    pub fn dtype(&self, d: &Description) -> Dtype {
+        self.entry(&d.embedding).map_or(Dtype::F32, |(_, stored)| stored.dtype)
+    }
+
+    /// SHA-256 of all tensors' names, types, shapes and bytes, in hexadecimal: what scores cached on disk are keyed by. The cut
+    /// into shards does not matter.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn digest(&self) -> Result<String> {
+        use sha2::Digest;
+        let mut hash = sha2::Sha256::new();
+        for (name, &i) in &self.place {
+            let (file, stored) = (&self.files[i], &self.files[i].tensors()[name]);
+            hash.update(format!("{name}\0{:?}{:?}\0", stored.dtype, stored.shape));
+            file.pieces(stored, |bytes| {
+                hash.update(bytes);
+                Ok(())
+            })?;
+        }
+        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    }
+}
+
+impl Source for Checkpoint {
+    fn is_bf16(&self, spec: &TensorSpec) -> bool {
+        self.info(&spec.name).is_some_and(|(dtype, _)| dtype == Dtype::BF16)
+    }
+    fn values(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
+        self.read_f32(&spec.name)
+    }
+}
+
+/// Buffers that old checkpoints hold: rotary frequencies, GPT-2's causal mask.
+fn is_buffer(name: &str, d: &Description) -> bool {
+    let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
+    name.ends_with("rotary_emb.inv_freq") || (mask && d.position_embedding.is_some())
+}
+
+/// A file of a checkpoint's folder, which may be a link only to within the folder, or into the blobs of hf-hub's cache where the
+/// folder is one of its snapshots.
+///
+/// # Errors
+/// [`Error::File`]: it is not there, or elsewhere.
+pub fn inside(dir: &Path, name: &str) -> Result<PathBuf> {
+    let path = dir.join(name);
+    let target = path.canonicalize().map_err(|e| Error::file(&path, e))?;
+    let dir = dir.canonicalize().map_err(|e| Error::file(dir, e))?;
+    if target.starts_with(&dir) || hub_blobs(&dir).is_some_and(|blobs| target.starts_with(blobs)) {
+        return Ok(path);
+    }
+    Err(Error::file(&path, "is a link out of the checkpoint's folder"))
+}
+
+/// `<repository>/blobs` of `<repository>/snapshots/<revision>`.
+fn hub_blobs(dir: &Path) -> Option<PathBuf> {
+    let snapshots = dir.parent().filter(|p| p.file_name().is_some_and(|n| n == "snapshots"))?;
+    snapshots.parent()?.join("blobs").canonicalize().ok()
+}
+
+/// Tensor -> file name, each a plain name of the index's folder.
+fn read_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> {
+    let index: Value = serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("no JSON: {e}")))?;
+    let map = index.get("weight_map").ok_or_else(|| Error::field(path, "weight_map", "is missing"))?;
+    let map = map.as_object().ok_or_else(|| Error::field(path, "weight_map", "expected an object"))?;
+    let entry = |(tensor, file): (&String, &Value)| {
+        let bad = |reason: String| Error::field(path, format!("weight_map.{tensor}"), reason);
+        let file = file.as_str().ok_or_else(|| bad(format!("expected a file name, found {file}")))?;
+        let plain = !file.contains(['/', '\\', ':', '\0']) && ![".", "..", ""].contains(&file);
+        if !plain {
+            return Err(bad(format!("`{file}` is no file of this folder")));
+        }
+        Ok((tensor.clone(), file.to_string()))
+    };
+    map.iter().map(entry).collect()
+}

@@ -1,0 +1,388 @@
+//! The decoder's forward pass: one for every family, from a [`Description`].
+//!
+//! Tokens are packed without padding; a query sees the keys that the segment table gives it. What the backward pass needs is kept in a
+//! [`Trace`]; without one, each layer's slots go back to the pool.
+
+use super::description::{Description, Layer, NormKind};
+use super::linear::{Columns, Linear};
+use super::weights::Weight;
+use crate::gpu::{Gpu, Recording, Slot};
+use crate::kernels::activation::{Mlp, activation_fwd};
+use crate::kernels::attention::{Attention, Layout, Segments, attention_fwd};
+use crate::kernels::embedding::{Ids, Page, embedding_fwd};
+use crate::kernels::logprob::{Head, HeadPage};
+use crate::kernels::rmsnorm::Rows;
+use crate::kernels::rope::{Heads, Turns, rope};
+use crate::kernels::{add, gather, layernorm, rmsnorm};
+
+/// A norm on the device.
+#[derive(Debug)]
+pub struct Norm {
+    /// (D) or (E).
+    pub w: Weight,
+    /// (D), LayerNorm's.
+    pub b: Option<Weight>,
+}
+
+/// A layer's weights.
+#[derive(Debug)]
+pub struct LayerWeights {
+    /// Before attention.
+    pub attn_norm: Norm,
+    /// Fills the columns of qkv.
+    pub qkv: Vec<Linear>,
+    /// Of query and key heads.
+    pub qk_norms: Option<[Norm; 2]>,
+    /// Attention's output.
+    pub out: Linear,
+    /// After attention.
+    pub attn_post_norm: Option<Norm>,
+    /// Before the MLP.
+    pub mlp_norm: Norm,
+    /// Fills gate and up.
+    pub up: Vec<Linear>,
+    /// Back to D.
+    pub down: Linear,
+    /// After the MLP.
+    pub mlp_post_norm: Option<Norm>,
+}
+
+/// A decoder on a device.
+#[derive(Debug)]
+pub struct Decoder {
+    /// What it is.
+    pub description: Description,
+    /// (V, D).
+    pub embedding: Weight,
+    /// (positions, D), learned.
+    pub position_embedding: Option<Weight>,
+    /// L.
+    pub layers: Vec<LayerWeights>,
+    /// (D).
+    pub final_norm: Norm,
+    /// (V, D); `None`: the embedding.
+    pub head: Option<Weight>,
+    /// Rotary tables, as in the description.
+    pub turns: Vec<Turns>,
+    /// Names of the trained parameters and their state.
+    pub arena: super::weights::Arena,
+}
+
+/// Packed tokens on the device.
+#[derive(Debug)]
+pub struct Tokens {
+    /// T.
+    pub t: usize,
+    /// Token ids.
+    pub ids: Ids,
+    /// Positions as ids of the learned table, where there is one.
+    pub position_ids: Option<Ids>,
+    /// (T).
+    pub positions: Slot,
+    /// Who sees whom.
+    pub segments: Segments,
+}
+
+impl Tokens {
+    /// Uploads.
+    pub fn new(gpu: &Gpu, d: &Description, ids: &[u32], positions: &[u32], segments: Segments) -> Self {
+        Self {
+            t: ids.len(),
+            ids: Ids::new(gpu, ids),
+            position_ids: d.position_embedding.is_some().then(|| Ids::new(gpu, positions)),
+            positions: gpu.upload(positions),
+            segments,
+        }
+    }
+}
+
+/// Keys and values of earlier tokens: (capacity, 2K·E) a layer.
+#[derive(Debug)]
+pub struct Cache {
+    /// One a layer.
+    pub layers: Vec<Slot>,
+    /// Where each new token's key and value go (T), u32.
+    pub rows: Slot,
+}
+
+/// Saved by a norm: statistics.
+type Stats = Slot;
+
+/// What a layer's backward pass needs.
+#[derive(Debug)]
+pub struct LayerTrace {
+    pub(super) h_in: Slot, // (T, D)
+    pub(super) x1: Slot,   // (T, D), normed
+    pub(super) stats1: Stats,
+    pub(super) raw: Option<Slot>, // (T, (H + K)·E) before the head norms
+    pub(super) head_stats: Option<[Stats; 2]>,
+    pub(super) qkv: Slot,                        // (T, (H + 2K)·E)
+    pub(super) o: Slot,                          // (T, H·E)
+    pub(super) lse: Slot,                        // (T, H)
+    pub(super) attn_post: Option<(Slot, Stats)>, // input of the norm after attention
+    pub(super) h_mid: Slot,                      // (T, D)
+    pub(super) x2: Slot,
+    pub(super) stats2: Stats,
+    pub(super) u: Slot, // (T, 2F) or (T, F)
+    pub(super) a: Slot, // (T, F)
+    pub(super) mlp_post: Option<(Slot, Stats)>,
+    pub(super) xa: LowRank,
+}
+
+/// x·Aᵀ of each module of a layer.
+#[derive(Debug, Default)]
+pub struct LowRank {
+    pub(super) qkv: Vec<Option<Slot>>,
+    pub(super) out: Option<Slot>,
+    pub(super) up: Vec<Option<Slot>>,
+    pub(super) down: Option<Slot>,
+}
+
+/// A forward pass.
+#[derive(Debug)]
+pub struct Trace {
+    /// L entries, or none when nothing was kept.
+    pub(super) layers: Vec<LayerTrace>,
+    /// (T, D), the residual stream behind the last layer.
+    pub h: Slot,
+}
+
+impl Decoder {
+    pub(super) fn attention(&self, layer: &Layer) -> Attention {
+        let d = &self.description;
+        Attention {
+            heads: d.n_heads,
+            kv_heads: d.n_kv_heads,
+            head_dim: d.head_dim,
+            scale: d.attention_scale,
+            softcap: d.attention_softcap,
+            window: layer.window,
+        }
+    }
+
+    pub(super) fn mlp(&self, t: usize) -> Mlp {
+        let d = &self.description;
+        Mlp { tokens: t, width: d.d_ff, gated: d.gated, activation: d.activation }
+    }
+
+    /// Width of the MLP's input slot.
+    pub(super) fn up_width(&self) -> usize {
+        self.description.d_ff * if self.description.gated { 2 } else { 1 }
+    }
+
+    pub(super) fn rotating(&self, t: usize) -> Heads {
+        let d = &self.description;
+        let heads = d.n_heads + d.n_kv_heads;
+        Heads { tokens: t, heads, head_dim: d.head_dim, start: 0, stride: d.qkv_width() }
+    }
+
+    /// The head's rows, as the log-prob kernels walk them.
+    pub fn head(&self, rows: usize) -> Head<'_> {
+        let w = self.head.as_ref().unwrap_or(&self.embedding);
+        let page = |p: &'_ super::weights::Part| (p.first, p.rows);
+        let pages = w.parts.iter().map(|p| {
+            let (first, rows) = page(p);
+            HeadPage { first, rows, w: &p.w, d_w: p.d_w.as_ref() }
+        });
+        Head {
+            pages: pages.collect(),
+            storage: w.storage,
+            width: self.description.d_model,
+            softcap: self.description.logit_softcap,
+            tile: Head::tile_for(rows),
+        }
+    }
+
+    /// Rows of D through a norm; gives the normed rows and the statistics.
+    pub fn norm(&self, rec: &mut Recording, norm: &Norm, rows: usize, x: &Slot) -> (Slot, Stats) {
+        let (n, d) = (self.description.norm, self.description.d_model);
+        let y = rec.gpu().slot(rows * d);
+        let stats = match n.kind {
+            NormKind::Rms => {
+                let stats = rec.gpu().slot(rows);
+                let rows = Rows::contiguous(rows, d);
+                rmsnorm::rmsnorm_fwd(rec, &rows, n.eps, n.weight_offset, x, norm.w.slot(), &stats, &y);
+                stats
+            }
+            NormKind::Layer => {
+                let stats = rec.gpu().slot(2 * rows);
+                let shape = layernorm::Shape { rows, width: d, offset: n.weight_offset };
+                // A LayerNorm of the description has a bias: `Description::tensors` lists it.
+                let b = norm.b.as_ref().map_or(norm.w.slot(), Weight::slot);
+                layernorm::layernorm_fwd(rec, &shape, n.eps, x, norm.w.slot(), b, &stats, &y);
+                stats
+            }
+        };
+        (y, stats)
+    }
+
+    /// Token (and position) embeddings (T, D).
+    fn embed(&self, rec: &mut Recording, tokens: &Tokens) -> Slot {
+        let d = &self.description;
+        let h = rec.gpu().slot(tokens.t * d.d_model);
+        let page = |w: &Weight, first, rows| Page { first, rows, width: d.d_model, storage: w.storage };
+        for p in &self.embedding.parts {
+            let page = page(&self.embedding, p.first, p.rows);
+            embedding_fwd(rec, &page, d.embed_scale, false, &tokens.ids, &p.w, &h);
+        }
+        if let (Some(w), Some(ids)) = (&self.position_embedding, &tokens.position_ids) {
+            for p in &w.parts {
+                embedding_fwd(rec, &page(w, p.first, p.rows), 1.0, true, ids, &p.w, &h);
+            }
+        }
+        h
+    }
+
+    /// The residual stream behind the last layer. `keep`: for a backward pass. `with_lora`: off for the base model's scores.
+    pub fn forward(
+        &self,
+        rec: &mut Recording,
+        tokens: &Tokens,
+        cache: Option<&Cache>,
+        with_lora: bool,
+        keep: bool,
+    ) -> Trace {
+        rec.scope("embed");
+        let mut h = self.embed(rec, tokens);
+        let mut layers = Vec::new();
+        for (index, weights) in self.layers.iter().enumerate() {
+            rec.scope(format!("L{index}"));
+            let (next, trace) = self.layer(rec, index, weights, tokens, cache, with_lora, h);
+            h = next;
+            if keep {
+                layers.push(trace);
+            }
+        }
+        rec.scope("head");
+        Trace { layers, h }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call, in `forward`")]
+    fn layer(
+        &self,
+        rec: &mut Recording,
+        index: usize,
+        w: &LayerWeights,
+        tokens: &Tokens,
+        cache: Option<&Cache>,
+        with_lora: bool,
+        h_in: Slot,
+    ) -> (Slot, LayerTrace) {
+        let (d, gpu, t) = (&self.description, rec.gpu(), tokens.t);
+        let layer = &d.layers[index];
+        let mut xa = LowRank::default();
+
+        let (x1, stats1) = self.norm(rec, &w.attn_norm, t, &h_in);
+        let width = d.qkv_width();
+        let qkv = gpu.slot(t * width);
+        let raw_width = (d.n_heads + d.n_kv_heads) * d.head_dim;
+        let raw = w.qk_norms.is_some().then(|| gpu.slot(t * raw_width));
+        for linear in &w.qkv {
+            let column = linear.module.column;
+            let y = match &raw {
+                Some(raw) if column < raw_width => Columns { slot: raw, column, stride: raw_width },
+                _ => Columns { slot: &qkv, column, stride: width },
+            };
+            xa.qkv.push(linear.forward(rec, t, &x1, y, with_lora));
+        }
+        let head_stats = match (&w.qk_norms, &raw) {
+            (Some(norms), Some(raw)) => {
+                let rows = self.head_rows(t);
+                let stats = [0, 1].map(|i| gpu.slot(rows[i].count()));
+                for i in 0..2 {
+                    let n = d.norm;
+                    rmsnorm::rmsnorm_fwd(
+                        rec,
+                        &rows[i],
+                        n.eps,
+                        n.weight_offset,
+                        raw,
+                        norms[i].w.slot(),
+                        &stats[i],
+                        &qkv,
+                    );
+                }
+                Some(stats)
+            }
+            _ => None,
+        };
+        if let Some(i) = layer.rope {
+            rope(rec, &self.rotating(t), false, &tokens.positions, &self.turns[i], &qkv);
+        }
+
+        let attention = self.attention(layer);
+        let (o, lse) = (gpu.slot(t * d.n_heads * d.head_dim), gpu.slot(t * d.n_heads));
+        match cache {
+            None => attention_fwd(rec, &attention, &attention.packed(), &qkv, &qkv, &tokens.segments, &o, &lse),
+            Some(cache) => {
+                let (q, kv) = (d.n_heads * d.head_dim, 2 * d.n_kv_heads * d.head_dim);
+                let keys = &cache.layers[index];
+                gather::gather_scatter(rec, &cache.rows, t, &qkv, q, width, kv, keys);
+                let layout = Layout { q_start: 0, q_stride: width, k_start: 0, v_start: kv / 2, kv_stride: kv };
+                attention_fwd(rec, &attention, &layout, &qkv, keys, &tokens.segments, &o, &lse);
+            }
+        }
+
+        let mut branch = gpu.slot(t * d.d_model);
+        xa.out = w.out.forward(rec, t, &o, Columns::all(&branch, d.d_model), with_lora);
+        let attn_post = w.attn_post_norm.as_ref().map(|norm| {
+            let (y, stats) = self.norm(rec, norm, t, &branch);
+            (std::mem::replace(&mut branch, y), stats)
+        });
+        let h_mid = gpu.slot(t * d.d_model);
+        add::add(rec, &h_in, &branch, &h_mid);
+        drop(branch);
+
+        let (x2, stats2) = self.norm(rec, &w.mlp_norm, t, &h_mid);
+        let up_width = self.up_width();
+        let (u, a) = (gpu.slot(t * up_width), gpu.slot(t * d.d_ff));
+        for linear in &w.up {
+            let y = Columns { slot: &u, column: linear.module.column, stride: up_width };
+            xa.up.push(linear.forward(rec, t, &x2, y, with_lora));
+        }
+        activation_fwd(rec, &self.mlp(t), &u, &a);
+        let mut branch = gpu.slot(t * d.d_model);
+        xa.down = w.down.forward(rec, t, &a, Columns::all(&branch, d.d_model), with_lora);
+        let mlp_post = w.mlp_post_norm.as_ref().map(|norm| {
+            let (y, stats) = self.norm(rec, norm, t, &branch);
+            (std::mem::replace(&mut branch, y), stats)
+        });
+        let h_out = gpu.slot(t * d.d_model);
+        add::add(rec, &h_mid, &branch, &h_out);
+        let trace = LayerTrace {
+            h_in,
+            x1,
+            stats1,
+            raw,
+            head_stats,
+            qkv,
+            o,
+            lse,
+            attn_post,
+            h_mid,
+            x2,
+            stats2,
+            u,
+            a,
+            mlp_post,
+            xa,
+        };
+        (h_out, trace)
+    }
+
+    /// Query and key heads as rows of E: raw slot in, qkv slot out.
+    pub(super) fn head_rows(&self, t: usize) -> [Rows; 2] {
+        let d = &self.description;
+        let (q, stride) = (d.n_heads * d.head_dim, (d.n_heads + d.n_kv_heads) * d.head_dim);
+        let rows = |groups, start| Rows {
+            tokens: t,
+            groups,
+            width: d.head_dim,
+            x_start: start,
+            x_stride: stride,
+            y_start: start,
+            y_stride: d.qkv_width(),
+        };
+        [rows(d.n_heads, 0), rows(d.n_kv_heads, q)]
+    }
+}

@@ -1,0 +1,166 @@
+//! The families that are known: what transformers' configuration classes fill in, what is refused, which sizes are believed.
+
+use serde_json::Value;
+
+/// What a family's configuration class fills in.
+pub(super) struct Family {
+    pub(super) kind: Kind,
+    pub(super) architecture: &'static str,
+    pub(super) model_type: &'static str,
+    /// `num_key_value_heads` where the field is absent (null is the same as H); `None`: H.
+    pub(super) kv_heads: Option<usize>,
+    /// `head_dim` where absent; `None`: D/H.
+    pub(super) head_dim: Option<usize>,
+    pub(super) max_positions: usize,
+    pub(super) eps: f64,
+    pub(super) theta: f64,
+    pub(super) tied: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+    Gemma2,
+    Gemma3,
+    Phi3,
+    Gpt2,
+}
+
+const LLAMA: Family = Family {
+    kind: Kind::Llama,
+    architecture: "LlamaForCausalLM",
+    model_type: "llama",
+    kv_heads: None,
+    head_dim: None,
+    max_positions: 2048,
+    eps: 1e-6,
+    theta: 1e4,
+    tied: false,
+};
+
+pub(super) const FAMILIES: [Family; 8] = [
+    LLAMA,
+    Family {
+        kind: Kind::Mistral,
+        architecture: "MistralForCausalLM",
+        model_type: "mistral",
+        kv_heads: Some(8),
+        max_positions: 131_072,
+        ..LLAMA
+    },
+    Family {
+        kind: Kind::Qwen2,
+        architecture: "Qwen2ForCausalLM",
+        model_type: "qwen2",
+        kv_heads: Some(32),
+        max_positions: 32_768,
+        ..LLAMA
+    },
+    Family {
+        kind: Kind::Qwen3,
+        architecture: "Qwen3ForCausalLM",
+        model_type: "qwen3",
+        kv_heads: Some(32),
+        head_dim: Some(128),
+        max_positions: 32_768,
+        ..LLAMA
+    },
+    Family {
+        kind: Kind::Gemma2,
+        architecture: "Gemma2ForCausalLM",
+        model_type: "gemma2",
+        kv_heads: Some(4),
+        head_dim: Some(256),
+        max_positions: 8192,
+        tied: true,
+        ..LLAMA
+    },
+    Family {
+        kind: Kind::Gemma3,
+        architecture: "Gemma3ForCausalLM",
+        model_type: "gemma3_text",
+        kv_heads: Some(4),
+        head_dim: Some(256),
+        max_positions: 131_072,
+        theta: 1e6,
+        tied: true,
+        ..LLAMA
+    },
+    Family {
+        kind: Kind::Phi3,
+        architecture: "Phi3ForCausalLM",
+        model_type: "phi3",
+        max_positions: 4096,
+        eps: 1e-5,
+        ..LLAMA
+    },
+    Family {
+        kind: Kind::Gpt2,
+        architecture: "GPT2LMHeadModel",
+        model_type: "gpt2",
+        max_positions: 1024,
+        eps: 1e-5,
+        tied: true,
+        ..LLAMA
+    },
+];
+
+/// Fields that change what a model computes, and the value (besides null) that changes nothing.
+pub(super) const REFUSED: [(&str, Neutral); 22] = [
+    ("quantization_config", Neutral::None),
+    ("compression_config", Neutral::None),
+    ("pretraining_tp", Neutral::One),
+    ("add_cross_attention", Neutral::False),
+    ("is_encoder_decoder", Neutral::False),
+    ("scale_attn_by_inverse_layer_idx", Neutral::False),
+    ("use_bidirectional_attention", Neutral::False),
+    ("pruned_heads", Neutral::Empty),
+    ("num_experts", Neutral::None),
+    ("num_local_experts", Neutral::None),
+    ("n_routed_experts", Neutral::None),
+    ("dual_chunk_attention_config", Neutral::None),
+    ("residual_multiplier", Neutral::One),
+    ("embedding_multiplier", Neutral::One),
+    ("attention_multiplier", Neutral::None),
+    ("logits_scaling", Neutral::One),
+    ("logit_scale", Neutral::One),
+    ("clip_qkv", Neutral::None),
+    ("use_qk_norm", Neutral::False),
+    ("no_rope_layers", Neutral::Empty),
+    ("alibi", Neutral::False),
+    ("attention_chunk_size", Neutral::None),
+];
+
+pub(super) enum Neutral {
+    None,
+    False,
+    One,
+    Empty,
+}
+
+impl Neutral {
+    pub(super) fn is(&self, value: &Value) -> bool {
+        match self {
+            Self::None => false,
+            Self::False => value == false,
+            Self::One => value.as_f64() == Some(1.0),
+            Self::Empty => {
+                value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(|map| map.is_empty())
+            }
+        }
+    }
+}
+
+/// Upper ends of sizes, so that no product of two overflows 32 bits and no file makes us allocate without end.
+pub(super) mod limit {
+    pub const WIDTH: usize = 1 << 20;
+    pub const FEED_FORWARD: usize = 1 << 24;
+    pub const VOCAB: usize = 1 << 24;
+    pub const HEADS: usize = 1 << 12;
+    pub const HEAD_DIM: usize = 1 << 12;
+    pub const LAYERS: usize = 1 << 10;
+    pub const POSITIONS: usize = 1 << 30;
+}

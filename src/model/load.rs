@@ -1,0 +1,196 @@
+//! A decoder's weights from a checkpoint: which are trained, which frozen, where low-rank additions go.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::decoder::{Decoder, LayerWeights, Norm};
+use super::description::{Description, Module, NormKind, TensorSpec};
+use super::linear::{Linear, Lora};
+use super::weights::{Arena, Source, TrainedSpec, Weight, frozen};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::kernels::rope::Turns;
+
+/// A low-rank addition to build: its modules and initial values.
+#[derive(Debug, Clone, Default)]
+pub struct LoraSpec {
+    /// R.
+    pub rank: usize,
+    /// s = α/R (or α/√R).
+    pub scale: f32,
+    /// By module: A (R, n_in) and B (n_out, R).
+    pub modules: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trained {
+    /// Nothing: scoring, generation.
+    Nothing,
+    /// Every parameter.
+    Full,
+    /// The low-rank additions.
+    Lora,
+}
+
+/// How to build a decoder.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// What is trained.
+    pub trained: Trained,
+    /// An adapter, trained or not.
+    pub lora: Option<LoraSpec>,
+    /// Weight decay on one-dimensional tensors too.
+    pub decay_all: bool,
+    /// AdamW's moments are needed.
+    pub moments: bool,
+    /// Positions of the rotary tables: the longest sequence.
+    pub n_positions: usize,
+}
+
+/// Names of an adapter's tensors, as PEFT has them.
+pub fn lora_names(module: &str) -> [String; 2] {
+    ["A", "B"].map(|x| format!("base_model.model.{module}.lora_{x}.weight"))
+}
+
+/// All linear modules of a description but the head.
+pub fn linear_modules(d: &Description) -> impl Iterator<Item = &Module> {
+    d.layers.iter().flat_map(|l| l.qkv.iter().chain([&l.out]).chain(&l.up).chain([&l.down]))
+}
+
+impl Decoder {
+    /// Loads onto the device; a plan allocates and reads nothing.
+    ///
+    /// # Errors
+    /// From the source: a tensor that is missing or unreadable.
+    pub fn load(gpu: &Gpu, d: &Description, source: &Rc<dyn Source>, options: &LoadOptions) -> Result<Self> {
+        let mut trained = Vec::new();
+        if options.trained == Trained::Full {
+            for spec in d.tensors() {
+                let (source, of) = (source.clone(), spec.clone());
+                trained.push(TrainedSpec { spec, values: Box::new(move || source.values(&of)) });
+            }
+        }
+        if let Some(lora) = &options.lora {
+            for module in linear_modules(d) {
+                let Some((a, b)) = lora.modules.get(&module.name) else { continue };
+                let [name_a, name_b] = lora_names(&module.name);
+                let shapes = [vec![lora.rank, module.n_in], vec![module.n_out, lora.rank]];
+                for ((name, shape), values) in [name_a, name_b].into_iter().zip(shapes).zip([a.clone(), b.clone()]) {
+                    let spec = TensorSpec { name, shape, transposed: false };
+                    trained.push(TrainedSpec { spec, values: Box::new(move || Ok(values)) });
+                }
+            }
+        }
+        // An adapter that is not trained lives in the arena too: it is small, and its gradients are never touched.
+        let (arena, mut weights) = Arena::new(gpu, trained, options.decay_all, options.moments)?;
+        let mut take = |spec: &TensorSpec| match weights.remove(&spec.name) {
+            Some(weight) => Ok(weight),
+            None => frozen(gpu, spec, source.as_ref()),
+        };
+        let specs: BTreeMap<String, TensorSpec> = d.tensors().into_iter().map(|s| (s.name.clone(), s)).collect();
+        let embedding = take(&specs[&d.embedding])?;
+        let position_embedding = d.position_embedding.as_ref().map(|name| take(&specs[name])).transpose()?;
+        let mut build = Builder { d, specs: &specs, lora: options.lora.as_ref(), take: &mut take };
+        let layers = d.layers.iter().map(|l| build.layer(l)).collect::<Result<Vec<_>>>()?;
+        let final_norm = build.norm(&d.final_norm)?;
+        let head = if d.tied { None } else { Some((build.take)(&specs[&format!("{}.weight", d.head.name)])?) };
+        let turns = d.ropes.iter().map(|r| Turns::new(gpu, r, options.n_positions)).collect();
+        Ok(Self { description: d.clone(), embedding, position_embedding, layers, final_norm, head, turns, arena })
+    }
+
+    /// Every weight of the checkpoint, for saving and for gradients.
+    pub fn weights(&self) -> Vec<&Weight> {
+        let mut all = vec![&self.embedding];
+        all.extend(&self.position_embedding);
+        for l in &self.layers {
+            push_norm(&mut all, &l.attn_norm);
+            l.qkv.iter().chain([&l.out]).for_each(|x| push_linear(&mut all, x));
+            l.qk_norms
+                .iter()
+                .flatten()
+                .chain(&l.attn_post_norm)
+                .chain([&l.mlp_norm])
+                .for_each(|n| push_norm(&mut all, n));
+            l.up.iter().chain([&l.down]).for_each(|x| push_linear(&mut all, x));
+            l.mlp_post_norm.iter().for_each(|n| push_norm(&mut all, n));
+        }
+        push_norm(&mut all, &self.final_norm);
+        all.extend(&self.head);
+        all
+    }
+
+    /// The adapter's matrices by module: (name, A, B).
+    pub fn adapter(&self) -> Vec<(&str, &Weight, &Weight)> {
+        let linears = self.layers.iter().flat_map(|l| l.qkv.iter().chain([&l.out]).chain(&l.up).chain([&l.down]));
+        linears.filter_map(|l| l.lora.as_ref().map(|x| (l.module.name.as_str(), &x.a, &x.b))).collect()
+    }
+
+    /// Everything that is trained.
+    pub fn trained_weights(&self) -> Vec<&Weight> {
+        let own = self.weights().into_iter().filter(|w| w.trained());
+        own.chain(self.adapter().into_iter().flat_map(|(_, a, b)| [a, b])).collect()
+    }
+}
+
+fn push_norm<'a>(all: &mut Vec<&'a Weight>, n: &'a Norm) {
+    all.push(&n.w);
+    all.extend(&n.b);
+}
+
+fn push_linear<'a>(all: &mut Vec<&'a Weight>, l: &'a Linear) {
+    all.push(&l.w);
+    all.extend(&l.b);
+}
+
+struct Builder<'a, F: FnMut(&TensorSpec) -> Result<Weight>> {
+    d: &'a Description,
+    specs: &'a BTreeMap<String, TensorSpec>,
+    lora: Option<&'a LoraSpec>,
+    take: &'a mut F,
+}
+
+impl<F: FnMut(&TensorSpec) -> Result<Weight>> Builder<'_, F> {
+    fn norm(&mut self, name: &str) -> Result<Norm> {
+        let w = (self.take)(&self.specs[&format!("{name}.weight")])?;
+        let with_bias = self.d.norm.kind == NormKind::Layer;
+        let b = if with_bias { Some((self.take)(&self.specs[&format!("{name}.bias")])?) } else { None };
+        Ok(Norm { w, b })
+    }
+
+    fn linear(&mut self, module: &Module) -> Result<Linear> {
+        let w = (self.take)(&self.specs[&format!("{}.weight", module.name)])?;
+        let b = if module.bias { Some((self.take)(&self.specs[&format!("{}.bias", module.name)])?) } else { None };
+        let lora = match self.lora.filter(|l| l.modules.contains_key(&module.name)) {
+            None => None,
+            Some(spec) => {
+                let [a, b] = lora_names(&module.name);
+                let shape = |name, shape| TensorSpec { name, shape, transposed: false };
+                let a = (self.take)(&shape(a, vec![spec.rank, module.n_in]))?;
+                let b = (self.take)(&shape(b, vec![module.n_out, spec.rank]))?;
+                Some(Lora { a, b, scale: spec.scale })
+            }
+        };
+        Ok(Linear { module: module.clone(), w, b, lora })
+    }
+
+    fn layer(&mut self, l: &super::description::Layer) -> Result<LayerWeights> {
+        let qkv = l.qkv.iter().map(|m| self.linear(m)).collect::<Result<_>>()?;
+        let up = l.up.iter().map(|m| self.linear(m)).collect::<Result<_>>()?;
+        let qk_norms = match (&l.q_norm, &l.k_norm) {
+            (Some(q), Some(k)) => Some([self.norm(q)?, self.norm(k)?]),
+            _ => None,
+        };
+        Ok(LayerWeights {
+            attn_norm: self.norm(&l.attn_norm)?,
+            qkv,
+            qk_norms,
+            out: self.linear(&l.out)?,
+            attn_post_norm: l.attn_post_norm.as_ref().map(|n| self.norm(n)).transpose()?,
+            mlp_norm: self.norm(&l.mlp_norm)?,
+            up,
+            down: self.linear(&l.down)?,
+            mlp_post_norm: l.mlp_post_norm.as_ref().map(|n| self.norm(n)).transpose()?,
+        })
+    }
+}

@@ -1,0 +1,18 @@
+//! HF config -> one resolved description; safetensors in and out; decoder forward and reverse; LoRA.
+
+mod backward;
+pub mod card;
+pub mod checkpoint;
+pub mod config;
+pub mod decoder;
+pub mod description;
+mod families;
+#[cfg(feature = "cli")]
+pub mod hub;
+pub mod linear;
+pub mod load;
+pub mod peft;
+pub mod save;
+pub mod scores;
+pub mod tensor_file;
+pub mod weights;

@@ -1,0 +1,293 @@
+//! PEFT's LoRA adapters: `adapter_config.json` and `adapter_model.safetensors`, in and out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::checkpoint::inside;
+use super::description::{Description, Module};
+use super::load::{LoraSpec, linear_modules, lora_names};
+use super::save::{OutputDtype, Planned, write_safetensors, write_text};
+use super::tensor_file::{TensorFile, shape_text};
+use crate::config::LoraSettings;
+use crate::error::{Error, Result};
+use crate::rng::Rng;
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// Every linear module but the head.
+const ALL_LINEAR: &str = "all-linear";
+const MAX_RANK: usize = 4096;
+
+/// Fields that change the computation, or which modules have an adapter, and are refused unless absent, null, false or empty.
+const REFUSED: [&str; 20] = [
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "layers_to_transform",
+    "layers_pattern",
+    "exclude_modules",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "megatron_config",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "loftq_config",
+];
+
+/// How `lora_A` and `lora_B` began, where the base's weights stayed what they were.
+const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+
+/// `adapter_config.json`, understood.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterConfig {
+    /// R.
+    pub rank: usize,
+    /// α.
+    pub alpha: f64,
+    /// s = α/√R instead of α/R.
+    pub rslora: bool,
+    /// Last components or longer suffixes of modules' names, or `all-linear` alone.
+    pub targets: Vec<String>,
+    /// Dropout of the training that made it: not applied here.
+    pub dropout: f64,
+    /// `base_model_name_or_path`.
+    pub base: Option<String>,
+}
+
+impl AdapterConfig {
+    /// From the text of an `adapter_config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Line`]: no JSON; [`Error::Field`]: missing, out of range, or not supported.
+    pub fn from_json(path: &Path, text: &str) -> Result<Self> {
+        let config: Value =
+            serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("no JSON: {e}")))?;
+        let fields = config.as_object().ok_or_else(|| Error::file(path, "expected a JSON object"))?;
+        let get = |field: &str| fields.get(field).filter(|v| !v.is_null());
+        let bad = |field: &str, reason: String| Error::field(path, field, reason);
+        let off = |value: &Value| match value {
+            Value::Bool(on) => !on,
+            Value::Array(list) => list.is_empty(),
+            Value::Object(map) => map.is_empty(),
+            _ => false,
+        };
+        if let Some(field) = REFUSED.into_iter().find(|f| get(f).is_some_and(|v| !off(v))) {
+            return Err(bad(field, "is not supported".into()));
+        }
+        match get("peft_type").and_then(Value::as_str) {
+            Some("LORA") => {}
+            Some(other) => return Err(bad("peft_type", format!("`{other}` is not supported (LORA is)"))),
+            None => return Err(bad("peft_type", "expected `LORA`".into())),
+        }
+        if let Some(bias) = get("bias").filter(|b| *b != "none") {
+            return Err(bad("bias", format!("{bias} is not supported (\"none\" is)")));
+        }
+        if let Some(start) = get("init_lora_weights")
+            && !start.is_boolean()
+            && !start.as_str().is_some_and(|s| PLAIN_STARTS.contains(&s))
+        {
+            return Err(bad("init_lora_weights", format!("{start} is not supported: it changes the base's weights")));
+        }
+        let number = |field: &str| get(field).and_then(Value::as_f64).filter(|x| x.is_finite());
+        let shown = |field: &str| fields.get(field).map_or("nothing".into(), Value::to_string);
+        let rank = get("r").and_then(Value::as_u64).and_then(|r| usize::try_from(r).ok());
+        let rank = rank.filter(|r| (1..=MAX_RANK).contains(r));
+        let alpha = number("lora_alpha").filter(|a| *a > 0.0);
+        let rslora = get("use_rslora").map_or(Some(false), Value::as_bool);
+        Ok(Self {
+            rank: rank.ok_or_else(|| bad("r", format!("expected 1 ..= {MAX_RANK}, found {}", shown("r"))))?,
+            alpha: alpha.ok_or_else(|| {
+                bad("lora_alpha", format!("expected a number above 0, found {}", shown("lora_alpha")))
+            })?,
+            rslora: rslora.ok_or_else(|| bad("use_rslora", "expected true or false".into()))?,
+            targets: read_targets(get("target_modules")).map_err(|reason| bad("target_modules", reason))?,
+            dropout: number("lora_dropout").unwrap_or(0.0),
+            base: get("base_model_name_or_path").and_then(Value::as_str).map(String::from),
+        })
+    }
+
+    /// s: α/R, or α/√R.
+    pub fn scale(&self) -> f32 {
+        let rank = self.rank as f64;
+        (self.alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
+    }
+
+    /// As PEFT reads it back.
+    pub fn to_json(&self, d: &Description) -> Value {
+        let all = self.targets == [ALL_LINEAR];
+        json!({
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self.base,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": 0.0,
+            "use_rslora": self.rslora,
+            "bias": "none",
+            "fan_in_fan_out": linear_modules(d).all(|m| m.transposed),
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "target_modules": if all { json!(ALL_LINEAR) } else { json!(self.targets) },
+        })
+    }
+}
+
+fn read_targets(value: Option<&Value>) -> Result<Vec<String>, String> {
+    match value {
+        Some(Value::String(all)) if all == ALL_LINEAR => Ok(vec![ALL_LINEAR.into()]),
+        Some(Value::String(other)) => {
+            Err(format!("the pattern `{other}` is not supported: give a list of names, or \"{ALL_LINEAR}\""))
+        }
+        Some(Value::Array(list)) if !list.is_empty() => {
+            let name = |v: &Value| v.as_str().map(String::from).ok_or_else(|| format!("expected names, found {v}"));
+            list.iter().map(name).collect()
+        }
+        _ => Err(format!("expected a list of names, or \"{ALL_LINEAR}\"")),
+    }
+}
+
+/// An adapter.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// R, s and values.
+    pub lora: LoraSpec,
+    /// As `adapter_config.json` has it.
+    pub config: AdapterConfig,
+}
+
+impl Adapter {
+    /// Reads an adapter of a model.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Field`], or [`Error::Tensor`] where a matrix is missing or is of another base model.
+    pub fn open(dir: impl AsRef<Path>, d: &Description) -> Result<Self> {
+        let dir = dir.as_ref();
+        let path = inside(dir, CONFIG)?;
+        let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
+        let config = AdapterConfig::from_json(&path, &text)?;
+        let targeted = select(d, &config.targets).map_err(|reason| Error::field(&path, "target_modules", reason))?;
+        let file = TensorFile::open(inside(dir, WEIGHTS)?)?;
+        let bad = |name: &str, reason: String| Error::tensor(file.path(), name, reason);
+        let read = |name: &str, shape: [usize; 2]| {
+            let stored = file.tensors().get(name).ok_or_else(|| bad(name, "is missing".into()))?;
+            if stored.shape != shape {
+                let (ours, theirs) = (shape_text(&shape), shape_text(&stored.shape));
+                return Err(bad(name, format!("expected {ours} for this base model, file has {theirs}")));
+            }
+            file.values(name, stored)
+        };
+        let mut modules = BTreeMap::new();
+        let mut known = BTreeSet::new();
+        for module in &targeted {
+            let [name_a, name_b] = lora_names(&module.name);
+            let a = read(&name_a, [config.rank, module.n_in])?;
+            let b = read(&name_b, [module.n_out, config.rank])?;
+            modules.insert(module.name.clone(), (a, b));
+            known.extend([name_a, name_b]);
+        }
+        if let Some(name) = file.tensors().keys().find(|n| !known.contains(*n)) {
+            return Err(bad(
+                name,
+                format!("belongs to no module that target_modules names in this {}", d.architecture),
+            ));
+        }
+        Ok(Self { lora: LoraSpec { rank: config.rank, scale: config.scale(), modules }, config })
+    }
+
+    /// A new adapter: A uniform in ±1/√n_in (PEFT's Kaiming with a = √5), B zero, so that it changes nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::Flag`]: a target that matches no module, a rank or alpha out of range.
+    pub fn new(d: &Description, settings: &LoraSettings, base: &str, seed: u64) -> Result<Self> {
+        if !(1..=MAX_RANK).contains(&settings.rank) {
+            return Err(Error::flag("lora-r", format!("expected 1 ..= {MAX_RANK}, found {}", settings.rank)));
+        }
+        if !(settings.alpha > 0.0 && (settings.alpha as f32).is_finite()) {
+            return Err(Error::flag("lora-alpha", format!("expected a number above 0, found {}", settings.alpha)));
+        }
+        let config = AdapterConfig {
+            rank: settings.rank,
+            alpha: settings.alpha,
+            rslora: false,
+            targets: settings.targets.clone(),
+            dropout: 0.0,
+            base: Some(base.into()),
+        };
+        let mut rng = Rng::new(seed, 0x10ca);
+        let mut modules = BTreeMap::new();
+        for module in select(d, &settings.targets).map_err(|reason| Error::flag("lora-targets", reason))? {
+            let bound = 1.0 / (module.n_in as f32).sqrt();
+            let a = (0..settings.rank * module.n_in).map(|_| (2.0 * rng.next_f32() - 1.0) * bound).collect();
+            modules.insert(module.name.clone(), (a, vec![0.0; module.n_out * settings.rank]));
+        }
+        Ok(Self { lora: LoraSpec { rank: settings.rank, scale: config.scale(), modules }, config })
+    }
+}
+
+/// Modules that targets name, by their last component or a longer suffix, as PEFT matches them; `all-linear`: all but the head.
+/// The reason, where one names none.
+fn select<'a>(d: &'a Description, targets: &[String]) -> Result<Vec<&'a Module>, String> {
+    let modules: Vec<&Module> = linear_modules(d).collect();
+    let matches = |m: &Module, t: &str| t == ALL_LINEAR || m.name == t || m.name.ends_with(&format!(".{t}"));
+    let last = |m: &Module| m.name.rsplit('.').next().unwrap_or(&m.name).to_string();
+    let available = || {
+        let names: BTreeSet<String> = modules.iter().map(|m| last(m)).collect();
+        names.into_iter().collect::<Vec<_>>().join(", ")
+    };
+    if let Some(target) = targets.iter().find(|t| !modules.iter().any(|m| matches(m, t))) {
+        return Err(format!("`{target}` matches no module; this model has {} (or {ALL_LINEAR})", available()));
+    }
+    if targets.is_empty() {
+        return Err(format!("names no module; this model has {} (or {ALL_LINEAR})", available()));
+    }
+    Ok(modules.into_iter().filter(|m| targets.iter().any(|t| matches(m, t))).collect())
+}
+
+/// Writes an adapter into a folder; `values(module, 0)` gives A, `values(module, 1)` B. The config comes last.
+///
+/// # Errors
+/// [`Error::File`]; whatever `values` says.
+pub fn write_adapter(
+    dir: &Path,
+    config: &AdapterConfig,
+    d: &Description,
+    lora: &LoraSpec,
+    dtype: OutputDtype,
+    values: &mut dyn FnMut(&str, usize) -> Result<Vec<f32>>,
+) -> Result<()> {
+    let mut tensors = Vec::new();
+    let mut sources = Vec::new();
+    for module in linear_modules(d).filter(|m| lora.modules.contains_key(&m.name)) {
+        let shapes = [vec![lora.rank, module.n_in], vec![module.n_out, lora.rank]];
+        for (i, (name, shape)) in lora_names(&module.name).into_iter().zip(shapes).enumerate() {
+            tensors.push(Planned { name, shape, dtype });
+            sources.push((module.name.clone(), i));
+        }
+    }
+    write_safetensors(&dir.join(WEIGHTS), &tensors, &mut |i| values(&sources[i].0, sources[i].1))?;
+    write_text(&dir.join(CONFIG), &format!("{:#}\n", config.to_json(d)))
+}
+
+/// W + s·B·A, in f64, (n_out, n_in).
+pub fn merged(w: &[f32], a: &[f32], b: &[f32], rank: usize, scale: f32) -> Vec<f32> {
+    let n_in = a.len() / rank;
+    let row = |(w, b): (&[f32], &[f32])| {
+        let value = |i: usize| {
+            let sum: f64 = (0..rank).map(|r| f64::from(b[r]) * f64::from(a[r * n_in + i])).sum();
+            (f64::from(w[i]) + f64::from(scale) * sum) as f32
+        };
+        (0..n_in).map(value).collect::<Vec<_>>()
+    };
+    w.chunks(n_in).zip(b.chunks(rank)).flat_map(row).collect()
+}

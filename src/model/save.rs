@@ -1,0 +1,458 @@
+//! safetensors and Hugging Face folders out: tensor by tensor, written aside, synced, renamed.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use super::checkpoint::{Checkpoint, inside};
+use super::description::{Description, TensorSpec};
+use crate::error::{Error, Result};
+
+/// Weights' type on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputDtype {
+    /// 32 bits.
+    F32,
+    /// bfloat16, rounded to nearest even.
+    Bf16,
+    /// float16, rounded to nearest even; a value beyond 65,504 is an error.
+    F16,
+}
+
+impl OutputDtype {
+    /// Of a checkpoint's tensors.
+    pub fn of(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::BF16 => Self::Bf16,
+            Dtype::F16 => Self::F16,
+            _ => Self::F32,
+        }
+    }
+    fn bytes(self) -> u64 {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+    fn tag(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::Bf16 => "BF16",
+            Self::F16 => "F16",
+        }
+    }
+    /// As `config.json` calls it.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+            Self::F16 => "float16",
+        }
+    }
+    /// Appends values; the first one that f16 cannot hold is given back.
+    fn encode(self, values: &[f32], into: &mut Vec<u8>) -> Result<(), f32> {
+        match self {
+            Self::F32 => into.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+            Self::Bf16 => into.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
+            Self::F16 => {
+                if let Some(&v) = values.iter().find(|v| v.is_finite() && f16::from_f32(**v).is_infinite()) {
+                    return Err(v);
+                }
+                into.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A tensor to write.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// Name in the file.
+    pub name: String,
+    /// As stored.
+    pub shape: Vec<usize>,
+    /// Type in the file.
+    pub dtype: OutputDtype,
+}
+
+impl Planned {
+    fn n_values(&self) -> u64 {
+        self.shape.iter().map(|&n| n as u64).product()
+    }
+    fn n_bytes(&self) -> u64 {
+        self.n_values() * self.dtype.bytes()
+    }
+}
+
+/// Gives the i-th tensor's values; asked for one at a time.
+pub type Values<'a> = dyn FnMut(usize) -> Result<Vec<f32>> + 'a;
+
+/// Writes a file whole or not at all: beside its place, synced, renamed.
+///
+/// # Errors
+/// [`Error::File`] with the file's name; whatever `fill` says.
+pub fn write_whole(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".tmp");
+    let aside = PathBuf::from(aside);
+    let at = |e: std::io::Error| Error::file(path, e);
+    let write = || {
+        let mut file = BufWriter::new(File::create(&aside).map_err(at)?);
+        fill(&mut file)?;
+        file.into_inner().map_err(|e| at(e.into_error()))?.sync_all().map_err(at)?;
+        fs::rename(&aside, path).map_err(at)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&aside);
+    })
+}
+
+/// Writes text whole or not at all.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    write_whole(path, |file| file.write_all(text.as_bytes()).map_err(|e| Error::file(path, e)))
+}
+
+/// Writes a safetensors file. Wider types come first, so that every tensor is aligned.
+///
+/// # Errors
+/// [`Error::File`]; [`Error::Tensor`] for a value that does not fit; whatever `values` says.
+pub fn write_safetensors(path: &Path, tensors: &[Planned], values: &mut Values) -> Result<()> {
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].dtype.bytes()));
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut offset = 0;
+    for &i in &order {
+        let t = &tensors[i];
+        let end = offset + t.n_bytes();
+        let entry = json!({"dtype": t.dtype.tag(), "shape": t.shape, "data_offsets": [offset, end]});
+        header.insert(t.name.clone(), entry);
+        offset = end;
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write_whole(path, |file| {
+        let at = |e: std::io::Error| Error::file(path, e);
+        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
+        file.write_all(&header).map_err(at)?;
+        let mut bytes = Vec::new();
+        for &i in &order {
+            let t = &tensors[i];
+            let bad = |reason: String| Error::tensor(path, &t.name, reason);
+            let all = values(i)?;
+            if all.len() as u64 != t.n_values() {
+                return Err(bad(format!("expected {} values, was given {}", t.n_values(), all.len())));
+            }
+            for piece in all.chunks(1 << 16) {
+                bytes.clear();
+                let fits = t.dtype.encode(piece, &mut bytes);
+                fits.map_err(|v| bad(format!("{v} does not fit float16: take --output-dtype bf16 or f32")))?;
+                file.write_all(&bytes).map_err(at)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A shard is not larger than this, as transformers cuts them.
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Writes `model.safetensors`, or shards of at most `shard_bytes` with their index, into `dir`.
+///
+/// # Errors
+/// As [`write_safetensors`].
+pub fn write_model(dir: &Path, tensors: &[Planned], shard_bytes: u64, values: &mut Values) -> Result<()> {
+    let mut shards: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut size = 0;
+    for (i, t) in tensors.iter().enumerate() {
+        match shards.last_mut().filter(|_| size + t.n_bytes() <= shard_bytes) {
+            Some(shard) => shard.end = i + 1,
+            None => {
+                shards.push(i..i + 1);
+                size = 0;
+            }
+        }
+        size += t.n_bytes();
+    }
+    if shards.len() <= 1 {
+        return write_safetensors(&dir.join(SINGLE), tensors, values);
+    }
+    let mut weight_map = serde_json::Map::new();
+    for (n, shard) in shards.iter().enumerate() {
+        let name = format!("model-{:05}-of-{:05}.safetensors", n + 1, shards.len());
+        let first = shard.start;
+        write_safetensors(&dir.join(&name), &tensors[shard.clone()], &mut |i| values(first + i))?;
+        weight_map.extend(tensors[shard.clone()].iter().map(|t| (t.name.clone(), json!(name))));
+    }
+    let total: u64 = tensors.iter().map(Planned::n_bytes).sum();
+    let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+    write_text(&dir.join(INDEX), &format!("{index:#}\n"))
+}
+
+/// Files that go with a model and hold no weights.
+const SIDE_FILES: [&str; 12] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "LICENSE",
+];
+
+/// Copies the tokenizer and what else goes with a model.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
+    for name in SIDE_FILES {
+        if from.join(name).is_file() {
+            let source = inside(from, name)?;
+            let bytes = fs::read(&source).map_err(|e| Error::file(&source, e))?;
+            let target = to.join(name);
+            write_whole(&target, |file| file.write_all(&bytes).map_err(|e| Error::file(&target, e)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies `config.json`, with the weights' type updated where one is given.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn copy_config(from: &Path, to: &Path, dtype: Option<OutputDtype>) -> Result<()> {
+    let path = inside(from, "config.json")?;
+    let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
+    let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), e))?;
+    if let (Some(fields), Some(dtype)) = (config.as_object_mut(), dtype) {
+        // transformers 4 up to 4.55 reads `torch_dtype`, later ones prefer `dtype`.
+        let old = fields.contains_key("torch_dtype");
+        if old {
+            fields.insert("torch_dtype".into(), json!(dtype.torch_name()));
+        }
+        if !old || fields.contains_key("dtype") {
+            fields.insert("dtype".into(), json!(dtype.torch_name()));
+        }
+    }
+    write_text(&to.join("config.json"), &format!("{config:#}\n"))
+}
+
+/// Makes an output folder, which must be absent or empty.
+///
+/// # Errors
+/// [`Error::Flag`]: it holds something, or is a file; [`Error::File`].
+pub fn fresh_folder(dir: &Path) -> Result<()> {
+    if dir.exists() && !dir.is_dir() {
+        return Err(Error::flag("output-dir", format!("{} exists and is no folder", dir.display())));
+    }
+    if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Error::flag("output-dir", format!("{} exists and is not empty", dir.display())));
+    }
+    fs::create_dir_all(dir).map_err(|e| Error::file(dir, e))
+}
+
+/// A folder that is filled aside and takes its place, or adds its files to an existing one, only when it is whole. Dropped
+/// before that it leaves nothing.
+#[derive(Debug)]
+pub struct Staging {
+    out: PathBuf,
+    dir: PathBuf,
+    /// `out` was there: files move one by one.
+    into_existing: bool,
+}
+
+impl Staging {
+    /// Begins; what an earlier, killed run left aside is removed.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn new(out: impl AsRef<Path>) -> Result<Self> {
+        let out = out.as_ref();
+        let into_existing = out.exists();
+        let dir = if into_existing {
+            out.join(".partial")
+        } else {
+            let name = out.file_name().ok_or_else(|| Error::file(out, "is no name of a folder"))?;
+            out.with_file_name(format!(".{}.partial", name.to_string_lossy()))
+        };
+        let at = |e: std::io::Error| Error::file(out, e);
+        if into_existing && !out.is_dir() {
+            return Err(Error::file(out, "exists and is no folder"));
+        }
+        match fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(at(e)),
+            _ => fs::create_dir_all(&dir).map_err(at)?,
+        }
+        Ok(Self { out: out.into(), dir, into_existing })
+    }
+
+    /// Where to write.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Everything is written: into place.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn commit(self) -> Result<()> {
+        let at = |e: std::io::Error| Error::file(&self.out, e);
+        if !self.into_existing {
+            return fs::rename(&self.dir, &self.out).map_err(at);
+        }
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(at)? {
+            names.push(entry.map_err(at)?.file_name());
+        }
+        // A folder without config.json is no model: it goes last.
+        names.sort_by_key(|n| n == "config.json");
+        for name in &names {
+            fs::rename(self.dir.join(name), self.out.join(name)).map_err(at)?;
+        }
+        if names.iter().any(|n| n == INDEX) && self.out.join(SINGLE).exists() {
+            fs::remove_file(self.out.join(SINGLE)).map_err(at)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Writes a model as a Hugging Face folder: weights under the names of the checkpoint that it came from (each in the type that it
+/// has there, or all in `dtype`), its config and tokenizer, and `texts` (name, content). Buffers and a tied head's copy are left
+/// out, as transformers does. All or nothing, but for a folder that is there already: its files are replaced one by one.
+///
+/// # Errors
+/// [`Error::File`]; [`Error::Tensor`] for a value that does not fit; whatever `values` says.
+pub fn save_model(
+    out: &Path,
+    source: &Checkpoint,
+    d: &Description,
+    dtype: Option<OutputDtype>,
+    texts: &[(&str, String)],
+    values: &mut dyn FnMut(&TensorSpec) -> Result<Vec<f32>>,
+) -> Result<()> {
+    let specs = d.tensors();
+    let planned = |spec: &TensorSpec| {
+        let stored = source.info(&spec.name).map_or(Dtype::F32, |(dtype, _)| dtype);
+        Planned {
+            name: source.file_name(&spec.name).into(),
+            shape: spec.shape.clone(),
+            dtype: dtype.unwrap_or(OutputDtype::of(stored)),
+        }
+    };
+    let tensors: Vec<Planned> = specs.iter().map(planned).collect();
+    let staging = Staging::new(out)?;
+    write_model(staging.dir(), &tensors, SHARD_BYTES, &mut |i| values(&specs[i]))?;
+    copy_side_files(source.dir(), staging.dir())?;
+    for (name, text) in texts {
+        write_text(&staging.dir().join(name), text)?;
+    }
+    copy_config(source.dir(), staging.dir(), dtype)?;
+    staging.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tensor_file::TensorFile;
+
+    fn planned(name: &str, shape: &[usize], dtype: OutputDtype) -> Planned {
+        Planned { name: name.into(), shape: shape.into(), dtype }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let tensors = [
+            planned("half", &[1], OutputDtype::F16),
+            planned("a", &[2, 3], OutputDtype::F32),
+            planned("none", &[0], OutputDtype::Bf16),
+        ];
+        let data = [vec![7.0], vec![1.0, -2.5, 0.1, 3.0, 4.0, 1e-3], vec![]];
+        write_safetensors(&path, &tensors, &mut |i| Ok(data[i].clone())).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        for (t, data) in tensors.iter().zip(&data) {
+            let stored = &file.tensors()[&t.name];
+            assert_eq!((&stored.shape, &file.values(&t.name, stored).unwrap()), (&t.shape, data));
+        }
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn halves_round_to_nearest_even() {
+        let mut bytes = Vec::new();
+        // 1 + 2^-8 lies between two bf16 numbers, 1 + 2^-11 between two f16 numbers: to the even one, which is 1.
+        OutputDtype::Bf16.encode(&[1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0], &mut bytes).unwrap();
+        OutputDtype::F16.encode(&[1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0], &mut bytes).unwrap();
+        let bits: Vec<u16> = bytes.chunks(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+        assert_eq!(bits, [0x3f80, 0x3f82, 0x3c00, 0x3c02]);
+    }
+
+    #[test]
+    fn a_value_too_large_for_f16_names_its_tensor_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let tensors = [planned("big", &[1], OutputDtype::F16)];
+        let error = write_safetensors(&path, &tensors, &mut |_| Ok(vec![1e6])).unwrap_err();
+        assert!(error.to_string().contains("tensor `big`: 1000000 does not fit float16"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_names_the_file_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        std::os::unix::fs::symlink("/dev/full", dir.path().join("x.safetensors.tmp")).unwrap();
+        let tensors = [planned("a", &[100_000], OutputDtype::F32)];
+        let error = write_safetensors(&path, &tensors, &mut |_| Ok(vec![0.0; 100_000])).unwrap_err().to_string();
+        assert!(error.contains("x.safetensors: ") && error.contains("No space left"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_in_use_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fresh_folder(dir.path()).unwrap();
+        fs::write(dir.path().join("x"), "").unwrap();
+        assert!(fresh_folder(dir.path()).unwrap_err().to_string().starts_with("--output-dir: "));
+        assert!(fresh_folder(&dir.path().join("x")).unwrap_err().to_string().contains("is no folder"));
+    }
+
+    #[test]
+    fn a_staged_folder_is_whole_or_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        drop(Staging::new(&out).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        for text in ["one", "two"] {
+            let staging = Staging::new(&out).unwrap();
+            write_text(&staging.dir().join("x"), text).unwrap();
+            staging.commit().unwrap();
+            assert_eq!(fs::read_to_string(out.join("x")).unwrap(), text);
+            assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

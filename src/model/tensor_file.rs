@@ -1,0 +1,230 @@
+//! One safetensors file, read tensor by tensor. Untrusted: its header is checked against its size before anything is believed,
+//! and nothing larger than the file is allocated (f32 from 16 bits: than twice the tensor).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+
+use crate::error::{Error, Result};
+
+/// An opened safetensors file (or its bytes, where there are no files).
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    data: Data,
+    tensors: BTreeMap<String, Stored>,
+}
+
+#[derive(Debug)]
+enum Data {
+    /// Not mapped: a mapping counts as memory of ours, and a file cut short by another process would kill us.
+    File(Mutex<File>),
+    Bytes(Vec<u8>),
+}
+
+/// A tensor's place in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// As the header has it; only F32, F16 and BF16 can be read as numbers.
+    pub dtype: Dtype,
+    /// As the header has it.
+    pub shape: Vec<usize>,
+    /// Bytes of the file.
+    range: Range<u64>,
+}
+
+/// The crate's own limit, by which it refuses headers too.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+const CHUNK_BYTES: usize = 1 << 18;
+
+impl Stored {
+    /// Length in bytes.
+    pub fn n_bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// Whether values can be read as f32.
+    pub fn is_float(&self) -> bool {
+        matches!(self.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    }
+}
+
+/// `(576, 192)`.
+pub fn shape_text(shape: &[usize]) -> String {
+    format!("({})", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", "))
+}
+
+impl TensorFile {
+    /// Opens a file and reads its header.
+    ///
+    /// # Errors
+    /// [`Error::File`]: missing, truncated, too long, or not safetensors.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let at = |e: std::io::Error| Error::file(path, e);
+        let meta = std::fs::metadata(path).map_err(at)?;
+        if !meta.is_file() {
+            return Err(Error::file(path, "is no file"));
+        }
+        let file = File::open(path).map_err(at)?;
+        Self::parse(path, Data::File(Mutex::new(file)), meta.len())
+    }
+
+    /// From a file's content; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`].
+    pub fn from_bytes(path: impl AsRef<Path>, bytes: Vec<u8>) -> Result<Self> {
+        let n_bytes = bytes.len() as u64;
+        Self::parse(path.as_ref(), Data::Bytes(bytes), n_bytes)
+    }
+
+    fn parse(path: &Path, data: Data, n_bytes: u64) -> Result<Self> {
+        let mut file = Self { path: path.into(), data, tensors: BTreeMap::new() };
+        let bad = |reason: String| Error::file(path, reason);
+        if n_bytes < 8 {
+            return Err(bad(format!("truncated or no safetensors file: it has {n_bytes} bytes")));
+        }
+        let mut header_len = [0; 8];
+        file.read_at(0, &mut header_len)?;
+        let header_len = u64::from_le_bytes(header_len);
+        if header_len > MAX_HEADER_BYTES || header_len > n_bytes - 8 {
+            let reason = format!("a header of {header_len} bytes in a file of {n_bytes}");
+            return Err(bad(format!("truncated or no safetensors file: {reason}")));
+        }
+        let mut header = vec![0; header_len as usize];
+        file.read_at(8, &mut header)?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|e| bad(format!("no safetensors header: {e}")))?;
+        let start = 8 + header_len;
+        let end = start.saturating_add(metadata.data_len() as u64);
+        if end > n_bytes {
+            return Err(bad(format!("truncated: its header promises {end} bytes, it has {n_bytes}")));
+        }
+        if end < n_bytes {
+            return Err(bad(format!("{} bytes follow its last tensor", n_bytes - end)));
+        }
+        for (name, info) in metadata.tensors() {
+            let range = start + info.data_offsets.0 as u64..start + info.data_offsets.1 as u64;
+            file.tensors.insert(name, Stored { dtype: info.dtype, shape: info.shape.clone(), range });
+        }
+        Ok(file)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its tensors by name.
+    pub fn tensors(&self) -> &BTreeMap<String, Stored> {
+        &self.tensors
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        match &self.data {
+            Data::File(file) => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(into));
+                read.map_err(|e| Error::file(&self.path, e))
+            }
+            Data::Bytes(bytes) => {
+                let from = usize::try_from(offset).ok().and_then(|o| bytes.get(o..)?.get(..into.len()));
+                into.copy_from_slice(from.ok_or_else(|| Error::file(&self.path, "truncated"))?);
+                Ok(())
+            }
+        }
+    }
+
+    /// A tensor's bytes, a piece at a time.
+    ///
+    /// # Errors
+    /// [`Error::File`]; whatever `each` says.
+    pub fn pieces(&self, stored: &Stored, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut piece = vec![0; CHUNK_BYTES.min(stored.n_bytes() as usize)];
+        let mut at = stored.range.start;
+        while at < stored.range.end {
+            let n = piece.len().min((stored.range.end - at) as usize);
+            self.read_at(at, &mut piece[..n])?;
+            each(&piece[..n])?;
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    /// A tensor's bytes as stored, little-endian.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn bytes(&self, stored: &Stored) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; stored.n_bytes() as usize];
+        self.read_at(stored.range.start, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// A tensor's values: exact for all three types.
+    ///
+    /// # Errors
+    /// [`Error::File`]; [`Error::Tensor`] for another type.
+    pub fn values(&self, name: &str, stored: &Stored) -> Result<Vec<f32>> {
+        self.check_float(name, stored)?;
+        let width = if stored.dtype == Dtype::F32 { 4 } else { 2 };
+        let mut values = Vec::with_capacity(stored.n_bytes() as usize / width);
+        self.pieces(stored, |bytes| {
+            extend_f32(&mut values, stored.dtype, bytes);
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    /// [`Error::Tensor`] unless the tensor is F32, F16 or BF16.
+    pub(crate) fn check_float(&self, name: &str, stored: &Stored) -> Result<()> {
+        if stored.is_float() {
+            return Ok(());
+        }
+        Err(Error::tensor(&self.path, name, format!("expected F32, F16 or BF16, file has {:?}", stored.dtype)))
+    }
+
+    /// Whether two tensors of this and another file have the same bytes.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn same(&self, a: &Stored, other: &Self, b: &Stored) -> Result<bool> {
+        if a.dtype != b.dtype || a.shape != b.shape || a.n_bytes() != b.n_bytes() {
+            return Ok(false);
+        }
+        let (mut at, mut equal) = (b.range.start, true);
+        let mut theirs = vec![0; CHUNK_BYTES];
+        self.pieces(a, |ours| {
+            let theirs = &mut theirs[..ours.len()];
+            other.read_at(at, theirs)?;
+            at += ours.len() as u64;
+            equal &= *ours == *theirs;
+            Ok(())
+        })?;
+        Ok(equal)
+    }
+}
+
+fn extend_f32(values: &mut Vec<f32>, dtype: Dtype, bytes: &[u8]) {
+    let halves = bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    match dtype {
+        Dtype::F16 => values.extend(halves.map(|b| f16::from_le_bytes(b).to_f32())),
+        Dtype::BF16 => values.extend(halves.map(|b| bf16::from_le_bytes(b).to_f32())),
+        _ => values.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+    }
+}
+
+/// Values of stored bytes as f32: exact for F32, F16 and BF16.
+pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    let mut values = Vec::new();
+    extend_f32(&mut values, dtype, bytes);
+    values
+}

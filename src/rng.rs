@@ -1,0 +1,80 @@
+//! The crate's one source of chance: PCG32 (O'Neill 2014, XSH-RR 64/32), whose whole state is two numbers, so that a run can be
+//! resumed to the same bits.
+
+/// A PCG32 generator.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Rng {
+    state: u64,
+    increment: u64,
+}
+
+impl Rng {
+    /// Equal seeds and streams give equal numbers; different streams of one seed are independent.
+    pub fn new(seed: u64, stream: u64) -> Self {
+        let mut rng = Self { state: 0, increment: stream << 1 | 1 };
+        rng.next_u32();
+        rng.state = rng.state.wrapping_add(seed);
+        rng.next_u32();
+        rng
+    }
+    /// Uniform over u32.
+    pub fn next_u32(&mut self) -> u32 {
+        let old = self.state;
+        self.state = old.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(self.increment);
+        let mixed = ((old >> 18 ^ old) >> 27) as u32;
+        mixed.rotate_right((old >> 59) as u32)
+    }
+    /// Uniform in [0, 1), 24 bits.
+    pub fn next_f32(&mut self) -> f32 {
+        (self.next_u32() >> 8) as f32 / (1 << 24) as f32
+    }
+    /// Uniform in 0..n, without bias; 0 for n = 0.
+    pub fn below(&mut self, n: u32) -> u32 {
+        if n == 0 {
+            return 0;
+        }
+        let threshold = n.wrapping_neg() % n;
+        loop {
+            let x = self.next_u32();
+            if x >= threshold {
+                return x % n;
+            }
+        }
+    }
+    /// Standard normal (Box and Muller).
+    pub fn normal(&mut self) -> f32 {
+        let u = 1.0 - f64::from(self.next_f32());
+        let v = f64::from(self.next_f32());
+        ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+    }
+    /// Shuffles in place (Fisher and Yates).
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i as u32 + 1) as usize);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equals_the_reference_implementation() {
+        // pcg32-demo of the C library, seed 42, stream 54.
+        let mut rng = Rng::new(42, 54);
+        let first: Vec<u32> = (0..4).map(|_| rng.next_u32()).collect();
+        assert_eq!(first, [0xa15c_02b7, 0x7b47_f409, 0xba1d_3330, 0x83d2_f293]);
+    }
+
+    #[test]
+    fn below_is_in_range_and_normal_is_normal() {
+        let mut rng = Rng::new(1, 1);
+        assert!((0..1000).all(|_| rng.below(7) < 7));
+        let n = 20_000;
+        let values: Vec<f64> = (0..n).map(|_| f64::from(rng.normal())).collect();
+        let mean = values.iter().sum::<f64>() / f64::from(n);
+        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / f64::from(n);
+        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.04, "{mean} {variance}");
+    }
+}

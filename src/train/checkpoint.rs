@@ -1,0 +1,142 @@
+//! Training state on disk: written aside, synced, renamed; read back to the same bits.
+//!
+//! `checkpoint-N/state.safetensors` holds every trained tensor with its moments by name, `checkpoint-N/state.json` the rest. The order of
+//! rows is a function of (seed, epoch), so the step number is the whole random state.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Slot};
+use crate::model::weights::Arena;
+
+/// What is not a tensor.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct State {
+    /// Steps done.
+    pub step: usize,
+    /// Tokens trained on.
+    pub num_tokens: u64,
+    /// Best evaluation loss so far, and its step.
+    pub best: Option<(f64, usize)>,
+    /// What must not change between a run and its continuation: settings, data and model, hashed.
+    pub fingerprint: String,
+}
+
+const ROLES: [&str; 3] = ["param", "m", "v"];
+
+/// Steps of the whole checkpoints in a folder, rising.
+pub fn list(dir: &Path) -> Vec<(usize, PathBuf)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let step = |name: &str| name.strip_prefix("checkpoint-")?.parse::<usize>().ok();
+    let mut all: Vec<(usize, PathBuf)> =
+        entries.filter_map(|e| Some((step(e.file_name().to_str()?)?, e.path()))).collect();
+    all.sort();
+    all
+}
+
+/// Slots in the file's order: (name, its parts).
+fn slots(arena: &Arena) -> impl Iterator<Item = (String, Vec<&Slot>)> {
+    arena.tensors.iter().flat_map(|t| {
+        ROLES
+            .iter()
+            .enumerate()
+            .map(|(i, role)| (format!("{role}/{}", t.name), t.parts.iter().map(|p| &p[i]).collect()))
+    })
+}
+
+/// Writes `checkpoint-{step}` into `dir`, whole or not at all, then removes the oldest beyond `keep`.
+///
+/// # Errors
+/// [`Error::File`] (a full disk, for one), [`Error::Gpu`].
+pub async fn save(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path, keep: usize) -> Result<PathBuf> {
+    let (aside, whole) =
+        (dir.join(format!(".checkpoint-{}.tmp", state.step)), dir.join(format!("checkpoint-{}", state.step)));
+    let written = write(gpu, arena, state, &aside).await;
+    let renamed = match written {
+        Ok(()) => {
+            // A checkpoint of the same step, from before a resume, gives way.
+            let _ = fs::remove_dir_all(&whole);
+            fs::rename(&aside, &whole).map_err(|e| Error::file(&whole, e))
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = renamed {
+        let _ = fs::remove_dir_all(&aside);
+        return Err(error);
+    }
+    let all = list(dir);
+    for (_, old) in all.iter().take(all.len().saturating_sub(keep.max(1))) {
+        fs::remove_dir_all(old).map_err(|e| Error::file(old, e))?;
+    }
+    Ok(whole)
+}
+
+async fn write(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path) -> Result<()> {
+    let _ = fs::remove_dir_all(dir);
+    fs::create_dir_all(dir).map_err(|e| Error::file(dir, e))?;
+    let path = dir.join("state.safetensors");
+    let at = |e: std::io::Error| Error::file(&path, e);
+    let mut header = serde_json::Map::new();
+    let mut offset = 0;
+    for (name, parts) in slots(arena) {
+        let n: usize = parts.iter().map(|p| p.len()).sum();
+        let entry = serde_json::json!({"dtype": "F32", "shape": [n], "data_offsets": [offset, offset + 4 * n]});
+        header.insert(name, entry);
+        offset += 4 * n;
+    }
+    let mut header = serde_json::to_vec(&header).map_err(|e| Error::file(&path, e))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = BufWriter::new(File::create(&path).map_err(at)?);
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
+    file.write_all(&header).map_err(at)?;
+    for (_, parts) in slots(arena) {
+        for values in gpu.read::<f32>(&parts).await? {
+            file.write_all(bytemuck::cast_slice(&values)).map_err(at)?;
+        }
+    }
+    file.into_inner().map_err(|e| Error::file(&path, e.into_error()))?.sync_all().map_err(at)?;
+    let path = dir.join("state.json");
+    let text = serde_json::to_vec_pretty(state).map_err(|e| Error::file(&path, e))?;
+    let mut file = File::create(&path).map_err(|e| Error::file(&path, e))?;
+    file.write_all(&text).and_then(|()| file.sync_all()).map_err(|e| Error::file(&path, e))
+}
+
+/// The last whole checkpoint of `dir` into the arena; `None` where there is none.
+///
+/// # Errors
+/// [`Error::File`]: unreadable, or of a run with other settings; [`Error::Tensor`]: not this model's.
+pub fn resume(gpu: &Gpu, arena: &Arena, dir: &Path, fingerprint: &str) -> Result<Option<State>> {
+    let Some((_, dir)) = list(dir).pop() else { return Ok(None) };
+    let path = dir.join("state.json");
+    let text = fs::read(&path).map_err(|e| Error::file(&path, e))?;
+    let state: State = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e))?;
+    if state.fingerprint != fingerprint {
+        return Err(Error::file(
+            &dir,
+            "is of a run with other settings, data or model: resume with the same, or choose another --output-dir",
+        ));
+    }
+    let path = dir.join("state.safetensors");
+    let file = File::open(&path).map_err(|e| Error::file(&path, e))?;
+    // SAFETY: the map is read once, here; a file that another process truncates meanwhile is beyond what any reader can mend.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::file(&path, e))?;
+    let tensors = safetensors::SafeTensors::deserialize(&map).map_err(|e| Error::file(&path, e))?;
+    let by_name: BTreeMap<String, _> = tensors.tensors().into_iter().collect();
+    for (name, parts) in slots(arena) {
+        let tensor = by_name.get(&name).ok_or_else(|| Error::tensor(&path, &name, "missing"))?;
+        let n: usize = parts.iter().map(|p| p.len()).sum();
+        if tensor.dtype() != safetensors::Dtype::F32 || tensor.data().len() != 4 * n {
+            let reason = format!("expected F32 ({n}), file has {:?} {:?}", tensor.dtype(), tensor.shape());
+            return Err(Error::tensor(&path, &name, reason));
+        }
+        let mut at = 0;
+        for part in parts {
+            gpu.write(part, &tensor.data()[at..at + 4 * part.len()]);
+            at += 4 * part.len();
+        }
+    }
+    Ok(Some(state))
+}

@@ -1,0 +1,271 @@
+//! What a step measured, by TRL's names, and `metrics.jsonl`: one JSON object a line.
+
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A line of `metrics.jsonl`: names and numbers in their order.
+pub type Line = Map<String, Value>;
+
+/// Means over pairs; all sums of log-probs are in nats.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PairMetrics {
+    /// `rewards/chosen`, β·s of the preferred side.
+    pub rewards_chosen: f64,
+    /// `rewards/rejected`.
+    pub rewards_rejected: f64,
+    /// `rewards/margins`, their difference.
+    pub margins: f64,
+    /// `rewards/accuracies`: share of pairs with a positive margin, ties ½.
+    pub accuracies: f64,
+    /// `logps/chosen`, the objective's score.
+    pub logps_chosen: f64,
+    /// `logps/rejected`.
+    pub logps_rejected: f64,
+    /// `logps/instruction`: log π(I) of the preferred side, whatever the objective.
+    pub logps_instruction: f64,
+    /// `logps/response`: log π(R|I) of the preferred side.
+    pub logps_response: f64,
+}
+
+impl PairMetrics {
+    /// The numbers with their names.
+    pub fn entries(&self) -> [(&'static str, f64); 8] {
+        [
+            ("rewards/chosen", self.rewards_chosen),
+            ("rewards/rejected", self.rewards_rejected),
+            ("rewards/margins", self.margins),
+            ("rewards/accuracies", self.accuracies),
+            ("logps/chosen", self.logps_chosen),
+            ("logps/rejected", self.logps_rejected),
+            ("logps/instruction", self.logps_instruction),
+            ("logps/response", self.logps_response),
+        ]
+    }
+}
+
+/// One pair's share of [`PairMetrics`].
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PairScores {
+    /// β·s of the preferred side.
+    pub reward_chosen: f64,
+    /// β·s of the rejected side.
+    pub reward_rejected: f64,
+    /// The objective's score of the preferred side.
+    pub logp_chosen: f64,
+    /// The objective's score of the rejected side.
+    pub logp_rejected: f64,
+    /// log π(I) of the preferred side.
+    pub logp_instruction: f64,
+    /// log π(R|I) of the preferred side.
+    pub logp_response: f64,
+}
+
+/// Sums over the pairs and sequences of a step's micro-batches; divided once, at the end.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Accumulator {
+    loss_sum: f64,
+    n: usize,
+    sums: PairMetrics,
+    n_pairs: usize,
+    tokens: u64,
+}
+
+impl Accumulator {
+    /// Adds the summed loss of `n` pairs (or scored tokens: whatever the objective divides by), and the tokens computed.
+    pub fn add_loss(&mut self, loss_sum: f64, n: usize, tokens: usize) {
+        self.loss_sum += loss_sum;
+        self.n += n;
+        self.tokens += tokens as u64;
+    }
+
+    /// Adds a pair.
+    pub fn add_pair(&mut self, pair: &PairScores) {
+        let margin = pair.reward_chosen - pair.reward_rejected;
+        let s = &mut self.sums;
+        s.rewards_chosen += pair.reward_chosen;
+        s.rewards_rejected += pair.reward_rejected;
+        s.margins += margin;
+        s.accuracies += match margin {
+            m if m > 0.0 => 1.0,
+            0.0 => 0.5,
+            _ => 0.0,
+        };
+        s.logps_chosen += pair.logp_chosen;
+        s.logps_rejected += pair.logp_rejected;
+        s.logps_instruction += pair.logp_instruction;
+        s.logps_response += pair.logp_response;
+        self.n_pairs += 1;
+    }
+
+    /// Mean loss; NaN when nothing was added.
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.n as f64
+    }
+
+    /// Tokens computed.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Means over the pairs; `None` without pairs (SFT).
+    pub fn pairs(&self) -> Option<PairMetrics> {
+        let n = self.n_pairs as f64;
+        let s = &self.sums;
+        (self.n_pairs > 0).then(|| PairMetrics {
+            rewards_chosen: s.rewards_chosen / n,
+            rewards_rejected: s.rewards_rejected / n,
+            margins: s.margins / n,
+            accuracies: s.accuracies / n,
+            logps_chosen: s.logps_chosen / n,
+            logps_rejected: s.logps_rejected / n,
+            logps_instruction: s.logps_instruction / n,
+            logps_response: s.logps_response / n,
+        })
+    }
+}
+
+/// An optimiser step.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepMetrics {
+    /// From 1.
+    pub step: u64,
+    /// Passes over the data so far, a fraction.
+    pub epoch: f64,
+    /// Before the update.
+    pub loss: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    /// The rate that this step used.
+    pub learning_rate: f64,
+    /// Tokens of this step.
+    pub tokens: u64,
+    /// Tokens since the first step.
+    pub num_tokens: u64,
+    /// Time of this step, s.
+    pub seconds: f64,
+    /// `None` for SFT.
+    pub pairs: Option<PairMetrics>,
+    /// Anything else worth a curve: an SFT term, a KL estimate.
+    pub extra: Vec<(String, f64)>,
+}
+
+impl StepMetrics {
+    /// As a line.
+    pub fn line(&self) -> Line {
+        let mut line = Line::new();
+        line.insert("step".into(), self.step.into());
+        for (name, value) in [("epoch", self.epoch), ("loss", self.loss), ("grad_norm", self.grad_norm)] {
+            line.insert(name.into(), number(value));
+        }
+        line.insert("learning_rate".into(), number(self.learning_rate));
+        line.insert("tokens".into(), self.tokens.into());
+        line.insert("num_tokens".into(), self.num_tokens.into());
+        line.insert("seconds".into(), number(self.seconds));
+        line.extend(self.pairs.iter().flat_map(PairMetrics::entries).map(|(k, v)| (k.into(), number(v))));
+        line.extend(self.extra.iter().map(|(k, v)| (k.clone(), number(*v))));
+        line
+    }
+}
+
+/// An evaluation on the validation set after a step; names begin with `eval_`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EvalMetrics {
+    /// The step after which it was done; 0 before the first.
+    pub step: u64,
+    /// As in [`StepMetrics`].
+    pub epoch: f64,
+    /// Mean loss.
+    pub loss: f64,
+    /// Time that it took, s.
+    pub seconds: f64,
+    /// `None` for SFT.
+    pub pairs: Option<PairMetrics>,
+}
+
+impl EvalMetrics {
+    /// As a line.
+    pub fn line(&self) -> Line {
+        let mut line = Line::new();
+        line.insert("step".into(), self.step.into());
+        line.insert("epoch".into(), number(self.epoch));
+        line.insert("eval_loss".into(), number(self.loss));
+        line.insert("eval_seconds".into(), number(self.seconds));
+        let pairs = self.pairs.iter().flat_map(PairMetrics::entries);
+        line.extend(pairs.map(|(k, v)| (format!("eval_{k}"), number(v))));
+        line
+    }
+}
+
+/// JSON has no NaN and no infinity: they become null.
+fn number(value: f64) -> Value {
+    serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number)
+}
+
+/// The step of a line.
+pub fn step(line: &Line) -> Option<u64> {
+    line.get("step").and_then(Value::as_u64)
+}
+
+/// `metrics.jsonl`, open for appending.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsLog {
+    /// A new file; one that exists is replaced.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).map_err(|e| Error::file(path, e))?;
+        Ok(Self { path: path.into(), file })
+    }
+
+    /// Goes on with a file after the checkpoint of `last_step`: what was written for later steps, and a last line that was cut
+    /// short, is removed. A missing file is created.
+    pub fn resume(path: &Path, last_step: u64) -> Result<Self> {
+        let fail = |e| Error::file(path, e);
+        // Not truncated on opening: its head is kept.
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(fail)?;
+        let kept = split(path, &std::fs::read(path).map_err(fail)?)?
+            .into_iter()
+            .take_while(|(_, line)| step(line).is_none_or(|s| s <= last_step))
+            .last()
+            .map_or(0, |(end, _)| end as u64);
+        file.set_len(kept).map_err(fail)?;
+        drop(file);
+        let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
+        Ok(Self { path: path.into(), file })
+    }
+
+    /// Appends a line, in one write, before it returns.
+    pub fn append(&mut self, line: &Line) -> Result<()> {
+        let mut text = Value::Object(line.clone()).to_string();
+        text.push('\n');
+        self.file.write_all(text.as_bytes()).map_err(|e| Error::file(&self.path, e))
+    }
+}
+
+/// The lines of a `metrics.jsonl`; a last line that was cut short is left out.
+pub fn read(path: &Path) -> Result<Vec<Line>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+    Ok(split(path, &bytes)?.into_iter().map(|(_, line)| line).collect())
+}
+
+/// Each line with the offset of its end. Only the last line may be broken.
+fn split(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, Line)>> {
+    let mut lines = Vec::new();
+    let mut end = 0;
+    for (i, text) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
+        end += text.len();
+        match serde_json::from_slice::<Line>(text) {
+            Ok(line) if text.ends_with(b"\n") => lines.push((end, line)),
+            _ if end == bytes.len() => {}
+            Ok(_) => unreachable!("only the last piece lacks its newline"),
+            Err(e) => return Err(Error::line(path, i + 1, format!("not a JSON object: {e}"))),
+        }
+    }
+    Ok(lines)
+}

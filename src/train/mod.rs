@@ -1,0 +1,11 @@
+//! Loop, schedule, accumulation, checkpoint and resume, metrics.
+
+#[cfg(not(target_arch = "wasm32"))]
+pub mod checkpoint;
+pub mod metrics;
+pub mod report;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod run;
+pub mod schedule;
+pub mod tensorboard;
+pub mod trainer;

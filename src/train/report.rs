@@ -1,0 +1,281 @@
+//! `report.html`: a run on one page that loads nothing. Curves are SVG drawn here; a small script adds the read-out.
+
+mod chart;
+
+use super::metrics::Line;
+use crate::error::{Error, Result};
+use chart::Panel;
+use std::fmt::Write;
+use std::path::Path;
+use web_time::{SystemTime, UNIX_EPOCH};
+
+const TEMPLATE: &str = include_str!("report.html");
+
+/// What a report shows. Every text is escaped; an empty one is left out.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Report {
+    /// Headline.
+    pub title: String,
+    /// The command that was run.
+    pub command: String,
+    /// Model's name or folder.
+    pub model: String,
+    /// The GPU (or what stands in for it).
+    pub device: String,
+    /// "1.04 M, all trained".
+    pub parameters: String,
+    /// "JPO, sigmoid, β = 0.1".
+    pub objective: String,
+    /// Files, and rows in them.
+    pub data: String,
+    /// As [`utc`] writes it.
+    pub started: String,
+    /// Wall time, s.
+    pub seconds: f64,
+    /// Further facts: name, value.
+    pub facts: Vec<(String, String)>,
+    /// Lines of `metrics.jsonl`.
+    pub lines: Vec<Line>,
+    /// Before and after.
+    pub tables: Vec<Table>,
+    /// What the models say.
+    pub samples: Vec<Sample>,
+}
+
+/// A table: the first column names, the others are figures.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Table {
+    /// What it shows.
+    pub caption: String,
+    /// Column heads.
+    pub head: Vec<String>,
+    /// Cells.
+    pub rows: Vec<Vec<String>>,
+    /// How to read it; may be empty.
+    pub note: String,
+}
+
+/// Answers to one instruction.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// What was asked.
+    pub instruction: String,
+    /// Who answered, and what.
+    pub answers: Vec<(String, String)>,
+}
+
+/// Writes the page, aside and then renamed.
+pub fn write(path: &Path, report: &Report) -> Result<()> {
+    let fail = |e| Error::file(path, e);
+    let aside = path.with_extension("html.part");
+    std::fs::write(&aside, render(report)).map_err(fail)?;
+    std::fs::rename(&aside, path).map_err(fail)
+}
+
+/// The page.
+pub fn render(report: &Report) -> String {
+    let panels = chart::panels(&report.lines);
+    let row = |aside: bool| -> String {
+        let chosen = panels.iter().enumerate().filter(|(_, p)| p.aside() == aside);
+        let figures: String = chosen.map(|(i, p)| p.figure(i)).collect();
+        let class = if aside { "charts aside" } else { "charts" };
+        if figures.is_empty() { figures } else { format!("<div class=\"{class}\">{figures}</div>") }
+    };
+    let curves = match panels.is_empty() {
+        true => "<p class=\"empty\">No step was logged.</p>".into(),
+        false => row(false) + &row(true),
+    };
+    fill(
+        TEMPLATE,
+        &[
+            ("title", escape(if report.title.is_empty() { "Training report" } else { &report.title })),
+            ("lead", lead(report)),
+            ("tiles", tiles(&report.lines)),
+            ("curves", curves),
+            ("tables", report.tables.iter().map(table).collect()),
+            ("samples", samples(&report.samples)),
+            ("facts", facts(report)),
+            ("version", env!("CARGO_PKG_VERSION").into()),
+            ("series", chart_json(&panels)),
+        ],
+    )
+}
+
+/// Replaces `{{name}}` in one pass, so that nothing inside a value is taken for a name.
+fn fill(template: &str, values: &[(&str, String)]) -> String {
+    let mut out = String::with_capacity(template.len() * 4);
+    let mut rest = template;
+    while let Some((before, (name, after))) =
+        rest.split_once("{{").and_then(|(before, tail)| Some((before, tail.split_once("}}")?)))
+    {
+        out += before;
+        out += values.iter().find(|(n, _)| *n == name).map_or("", |(_, v)| v);
+        rest = after;
+    }
+    out + rest
+}
+
+/// For element content and quoted attributes. Control characters, which HTML forbids, become the replacement character.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out += "&amp;",
+            '<' => out += "&lt;",
+            '>' => out += "&gt;",
+            '"' => out += "&quot;",
+            '\'' => out += "&#39;",
+            '\n' | '\t' => out.push(c),
+            c if c.is_control() => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+fn lead(report: &Report) -> String {
+    let parts = [&report.objective, &report.model, &report.device].into_iter().filter(|t| !t.is_empty());
+    parts.map(|t| format!("<span>{}</span>", escape(t))).collect()
+}
+
+/// The figures that one looks for first.
+fn tiles(lines: &[Line]) -> String {
+    let last = |name: &str| lines.iter().rev().find_map(|l| l.get(name)?.as_f64());
+    let smooth = |name: &str| chart::smoothed_last(lines, name);
+    let best =
+        |name: &str| last(&format!("eval_{name}")).map(|v| (v, "validation")).or(smooth(name).map(|v| (v, "training")));
+    let mut out = String::new();
+    let mut tile = |label: &str, value: String, note: &str| {
+        let _ = write!(out, "<div class=\"tile\"><b>{value}</b><span>{label}</span><i>{note}</i></div>");
+    };
+    if let Some((v, of)) = best("loss") {
+        tile("loss", chart::short(v), of);
+    }
+    if let Some((v, of)) = best("rewards/accuracies") {
+        tile("reward accuracy", format!("{:.1} %", 100.0 * v), of);
+    }
+    if let Some((v, of)) = best("rewards/margins") {
+        tile("reward margin", chart::short(v), of);
+    }
+    if let Some(step) = last("step") {
+        let epoch = last("epoch").map_or(String::new(), |e| format!("epoch {e:.2}"));
+        tile("steps", chart::thousands(step), &epoch);
+    }
+    if let Some(tokens) = last("num_tokens") {
+        let sum = |name: &str| lines.iter().filter_map(|l| l.get(name)?.as_f64()).sum::<f64>();
+        let seconds = sum("seconds");
+        let rate = if seconds > 0.0 {
+            format!("{} a second", chart::thousands(sum("tokens") / seconds))
+        } else {
+            String::new()
+        };
+        tile("tokens", chart::amount(tokens), &rate);
+    }
+    if out.is_empty() { out } else { format!("<section class=\"tiles\">{out}</section>") }
+}
+
+fn table(table: &Table) -> String {
+    let cells =
+        |row: &[String], tag: &str| -> String { row.iter().map(|c| format!("<{tag}>{}</{tag}>", escape(c))).collect() };
+    let rows: String = (table.rows.iter())
+        .map(|r| match r.split_first() {
+            Some((name, rest)) => format!("<tr><th scope=\"row\">{}</th>{}</tr>", escape(name), cells(rest, "td")),
+            None => String::new(),
+        })
+        .collect();
+    let note =
+        if table.note.is_empty() { String::new() } else { format!("<p class=\"note\">{}</p>", escape(&table.note)) };
+    format!(
+        "<section><h2>{}</h2><div class=\"scroll\"><table><thead><tr>{}</tr></thead><tbody>{rows}</tbody></table></div>{note}</section>",
+        escape(&table.caption),
+        cells(&table.head, "th scope=\"col\"").replace("</th scope=\"col\">", "</th>"),
+    )
+}
+
+fn samples(samples: &[Sample]) -> String {
+    if samples.is_empty() {
+        return String::new();
+    }
+    let answers = |s: &Sample| -> String {
+        let one = |(who, what): &(String, String)| format!("<dt>{}</dt><dd>{}</dd>", escape(who), escape(what));
+        s.answers.iter().map(one).collect()
+    };
+    let card = |s: &Sample| format!("<article><h3>{}</h3><dl>{}</dl></article>", escape(&s.instruction), answers(s));
+    let cards: String = samples.iter().map(card).collect();
+    format!("<section><h2>Samples</h2><div class=\"samples\">{cards}</div></section>")
+}
+
+fn facts(report: &Report) -> String {
+    let duration = if report.seconds > 0.0 { duration(report.seconds) } else { String::new() };
+    let named = [
+        ("Model", &report.model),
+        ("Parameters", &report.parameters),
+        ("Objective", &report.objective),
+        ("Data", &report.data),
+        ("Device", &report.device),
+        ("Started", &report.started),
+        ("Duration", &duration),
+    ];
+    let more = report.facts.iter().map(|(n, v)| (n.as_str(), v));
+    let rows: String = (named.into_iter().chain(more).filter(|(_, v)| !v.is_empty()))
+        .map(|(n, v)| format!("<div><dt>{}</dt><dd>{}</dd></div>", escape(n), escape(v)))
+        .collect();
+    let command = match report.command.is_empty() {
+        true => String::new(),
+        false => format!("<pre><code>{}</code></pre>", escape(&report.command)),
+    };
+    match rows.is_empty() && command.is_empty() {
+        true => String::new(),
+        false => format!("<section><h2>Run</h2>{command}<dl class=\"facts\">{rows}</dl></section>"),
+    }
+}
+
+/// For a script element: no `<`, so that nothing can close it.
+fn chart_json(panels: &[Panel]) -> String {
+    let all: Vec<_> = panels.iter().map(Panel::json).collect();
+    serde_json::Value::Array(all).to_string().replace('<', "\\u003c")
+}
+
+/// "1 h 02 min", "3 min 20 s", "4.2 s".
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..=59 => format!("{seconds:.1} s"),
+        60..=3599 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// "2026-11-24 02:11 UTC" (days to date: H. Hinnant's civil_from_days).
+pub fn utc(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let z = seconds / 86_400 + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let (day, month) =
+        (day_of_year - (153 * shifted + 2) / 5 + 1, if shifted < 10 { shifted + 3 } else { shifted - 9 });
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", seconds / 3600 % 24, seconds / 60 % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn dates_and_durations() {
+        assert_eq!(utc(UNIX_EPOCH), "1970-01-01 00:00 UTC");
+        assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(951_827_696)), "2000-02-29 12:34 UTC");
+        assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(1_795_486_275)), "2026-11-24 02:11 UTC");
+        assert_eq!([4.25, 200.0, 3720.0].map(duration), ["4.2 s", "3 min 20 s", "1 h 02 min"]);
+    }
+
+    #[test]
+    fn a_value_is_never_taken_for_a_name() {
+        assert_eq!(fill("a {{x}} {{y}} {{z", &[("x", "{{y}}".into()), ("y", "2".into())]), "a {{y}} 2 {{z");
+        assert_eq!(escape("<a href=\"x\">'&'\u{0}"), "&lt;a href=&quot;x&quot;&gt;&#39;&amp;&#39;\u{fffd}");
+    }
+}

@@ -1,0 +1,209 @@
+//! A training run: steps, evaluations, checkpoints, metrics; interrupted at any moment, resumed to the same bits.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use web_time::Instant;
+
+use super::checkpoint::{self, State};
+use super::metrics::{Accumulator, EvalMetrics, MetricsLog, PairScores, StepMetrics};
+use super::tensorboard::EventWriter;
+use super::trainer::{self, Outcome, Reference, Trainer, outcome};
+use crate::config::{Defaults, TrainSettings};
+use crate::data::batch::Example;
+use crate::data::order::{Order, Position};
+use crate::error::Result;
+use crate::kernels::objective::Goal;
+
+/// Rows with their reference scores.
+pub struct Rows<'a> {
+    /// In the data's order.
+    pub examples: &'a [Example],
+    /// As long (empty for SFT).
+    pub reference: &'a [Reference],
+}
+
+/// When things are written.
+#[derive(Debug, Clone, Copy)]
+pub struct Cadence {
+    /// Steps between checkpoints.
+    pub save_steps: usize,
+    /// Checkpoints kept.
+    pub save_total_limit: usize,
+    /// Steps between evaluations; `None`: at the end.
+    pub eval_steps: Option<usize>,
+}
+
+/// Told after each step and evaluation.
+pub enum Event<'a> {
+    /// A step was done.
+    Step(&'a StepMetrics),
+    /// An evaluation was done.
+    Eval(&'a EvalMetrics),
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    /// Steps done.
+    pub state: State,
+    /// Before `max_steps`, on request; a checkpoint was written.
+    pub interrupted: bool,
+}
+
+fn pairs(goal: &Goal, outcome: &Outcome, into: &mut Accumulator) {
+    into.add_loss(outcome.loss_sum, outcome.n, outcome.tokens);
+    if let Goal::Preference(p) = goal {
+        for (scores, result) in &outcome.pairs {
+            into.add_pair(&PairScores {
+                reward_chosen: result.rewards[0],
+                reward_rejected: result.rewards[1],
+                logp_chosen: scores.policy[0].score(p.objective),
+                logp_rejected: scores.policy[1].score(p.objective),
+                logp_instruction: scores.policy[0].instruction,
+                logp_response: scores.policy[0].response,
+            });
+        }
+    }
+}
+
+/// Loss and pair metrics over rows, without gradients.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub async fn evaluate(trainer: &Trainer<'_>, rows: &Rows<'_>, batch_size: usize) -> Result<Accumulator> {
+    let mut total = Accumulator::default();
+    let examples: Vec<&Example> = rows.examples.iter().collect();
+    for (i, chunk) in examples.chunks(batch_size.max(1)).enumerate() {
+        let scored = trainer::score(
+            trainer.gpu,
+            &trainer.decoder,
+            chunk,
+            true,
+            trainer.share_prefix,
+            Defaults::SCORE_TOKENS,
+            &mut |_| (),
+        )
+        .await?;
+        let sums: Vec<_> = scored.iter().map(|s| s.sums).collect();
+        let first = i * batch_size.max(1);
+        let reference = rows.reference.get(first..first + chunk.len()).unwrap_or_default();
+        let tokens = chunk.iter().map(|e| e.n_tokens(trainer.share_prefix)).sum();
+        pairs(&trainer.goal, &outcome(&trainer.goal, &sums, reference, tokens), &mut total);
+    }
+    Ok(total)
+}
+
+/// Where a run writes, and what it must match to be resumed.
+pub struct Output<'a> {
+    /// `--output-dir`.
+    pub dir: &'a Path,
+    /// Settings, data and model, hashed.
+    pub fingerprint: &'a str,
+    /// When things are written.
+    pub cadence: Cadence,
+    /// Go on from the last checkpoint.
+    pub resume: bool,
+}
+
+/// Trains until `max_steps`, or until `stop` is set: then the step under way ends and a checkpoint is written.
+///
+/// # Errors
+/// [`crate::Error::NotFinite`], [`crate::Error::Gpu`], [`crate::Error::File`]. What was written before stays whole.
+pub async fn run(
+    trainer: &Trainer<'_>,
+    settings: &TrainSettings,
+    rows: &Rows<'_>,
+    eval: Option<&Rows<'_>>,
+    output: &Output<'_>,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(&Event<'_>),
+) -> Result<Ended> {
+    let gpu = trainer.gpu;
+    let arena = &trainer.decoder.arena;
+    let fresh = State { step: 0, num_tokens: 0, best: None, fingerprint: output.fingerprint.into() };
+    let resumed = if output.resume { checkpoint::resume(gpu, arena, output.dir, output.fingerprint)? } else { None };
+    let mut state = resumed.unwrap_or(fresh);
+    let log_path = output.dir.join("metrics.jsonl");
+    let mut log = match state.step {
+        0 => MetricsLog::create(&log_path)?,
+        step => MetricsLog::resume(&log_path, step as u64)?,
+    };
+    let mut events = EventWriter::create(&output.dir.join("runs"), (state.step > 0).then_some(state.step as u64))?;
+
+    let n = rows.examples.len();
+    let schedule = settings.schedule(n);
+    let mut order = Order::new(n, settings.seed, settings.shuffle, Position::default());
+    (0..state.step).for_each(|_| drop(order.take(settings.rows_per_step())));
+    let mut interrupted = false;
+    while state.step < schedule.max_steps {
+        if stop.load(Ordering::Relaxed) {
+            interrupted = true;
+            break;
+        }
+        let started = Instant::now();
+        let taken = order.take(settings.rows_per_step());
+        let examples: Vec<&Example> = taken.iter().map(|&i| &rows.examples[i]).collect();
+        let reference: Vec<Reference> = taken.iter().filter_map(|&i| rows.reference.get(i).copied()).collect();
+        let learning_rate = schedule.rate(state.step);
+        let number = state.step + 1;
+        let step = trainer
+            .step(&examples, &reference, settings.batch_size, &settings.optimiser, learning_rate, number)
+            .await?;
+        state.step = number;
+        state.num_tokens += step.outcome.tokens as u64;
+        let mut total = Accumulator::default();
+        pairs(&trainer.goal, &step.outcome, &mut total);
+        let metrics = StepMetrics {
+            step: number as u64,
+            epoch: order.epochs(),
+            loss: total.loss(),
+            grad_norm: step.grad_norm,
+            learning_rate,
+            tokens: step.outcome.tokens as u64,
+            num_tokens: state.num_tokens,
+            seconds: started.elapsed().as_secs_f64(),
+            pairs: total.pairs(),
+            ..StepMetrics::default()
+        };
+        log.append(&metrics.line())?;
+        events.line(&metrics.line())?;
+        on_event(&Event::Step(&metrics));
+
+        let last = state.step == schedule.max_steps;
+        let due = |every: Option<usize>| every.is_some_and(|e| e > 0 && state.step.is_multiple_of(e));
+        if let Some(eval) = eval.filter(|_| last || due(output.cadence.eval_steps)) {
+            let started = Instant::now();
+            let total = evaluate(trainer, eval, settings.batch_size).await?;
+            let metrics = EvalMetrics {
+                step: state.step as u64,
+                epoch: order.epochs(),
+                loss: total.loss(),
+                seconds: started.elapsed().as_secs_f64(),
+                pairs: total.pairs(),
+            };
+            log.append(&metrics.line())?;
+            events.line(&metrics.line())?;
+            on_event(&Event::Eval(&metrics));
+            if state.best.is_none_or(|(best, _)| total.loss() < best) {
+                state.best = Some((total.loss(), state.step));
+                save_best(trainer, &state, output).await?;
+            }
+        }
+        if !last && due(Some(output.cadence.save_steps)) {
+            checkpoint::save(gpu, arena, &state, output.dir, output.cadence.save_total_limit).await?;
+        }
+    }
+    if interrupted {
+        checkpoint::save(gpu, arena, &state, output.dir, output.cadence.save_total_limit).await?;
+    }
+    Ok(Ended { state, interrupted })
+}
+
+/// `best/checkpoint-N`: the state with the lowest evaluation loss.
+async fn save_best(trainer: &Trainer<'_>, state: &State, output: &Output<'_>) -> Result<()> {
+    let dir = output.dir.join("best");
+    std::fs::create_dir_all(&dir).map_err(|e| crate::Error::file(&dir, e))?;
+    checkpoint::save(trainer.gpu, &trainer.decoder.arena, state, &dir, 1).await?;
+    Ok(())
+}

@@ -1,0 +1,357 @@
+//! The optimiser step: micro-batches forward and backward, one division, clip, AdamW; and scores over whole data sets.
+
+use crate::data::batch::{Batch, Example, Span};
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Slot};
+use crate::kernels::adamw::{AdamW, adamw};
+use crate::kernels::global_norm::global_norm;
+use crate::kernels::objective::Goal;
+use crate::model::decoder::Decoder;
+use crate::model::scores::Micro;
+use crate::model::weights;
+use crate::objective::{PairOutcome, PairScores, Sums};
+
+/// Constants of the optimiser, over all steps.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Optimiser {
+    /// β1.
+    pub adam_beta1: f64,
+    /// β2.
+    pub adam_beta2: f64,
+    /// ε.
+    pub adam_epsilon: f64,
+    /// Decoupled.
+    pub weight_decay: f64,
+    /// 0: no clipping.
+    pub max_grad_norm: f64,
+}
+
+/// Results of some rows: what metrics are made of.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Sum of losses: over pairs, or over tokens for SFT.
+    pub loss_sum: f64,
+    /// What it is a sum of: pairs, or response tokens for SFT.
+    pub n: usize,
+    /// Pairs with their scores, in order (empty for SFT).
+    pub pairs: Vec<(PairScores, PairOutcome)>,
+    /// SFT's sequences.
+    pub sequences: Vec<Sums>,
+    /// Packed tokens.
+    pub tokens: usize,
+}
+
+impl Outcome {
+    /// Mean loss.
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.n.max(1) as f64
+    }
+    fn add(&mut self, other: Self) {
+        self.loss_sum += other.loss_sum;
+        self.n += other.n;
+        self.pairs.extend(other.pairs);
+        self.sequences.extend(other.sequences);
+        self.tokens += other.tokens;
+    }
+}
+
+/// Reference scores (the objective's sums) of an example's sequences.
+pub type Reference = [f64; 2];
+
+/// From per-sequence sums to losses, on the host, in f64.
+pub fn outcome(goal: &Goal, sums: &[Sums], reference: &[Reference], tokens: usize) -> Outcome {
+    match goal {
+        Goal::Sft => Outcome {
+            loss_sum: -sums.iter().map(|s| s.response).sum::<f64>(),
+            n: sums.iter().map(|s| s.n_response).sum(),
+            sequences: sums.to_vec(),
+            tokens,
+            ..Outcome::default()
+        },
+        Goal::Preference(p) => {
+            let pair = |(s, &reference): (&[Sums], &Reference)| PairScores { policy: [s[0], s[1]], reference };
+            let scores: Vec<PairScores> = sums.chunks_exact(2).zip(reference).map(pair).collect();
+            let outcomes = p.evaluate(&scores);
+            Outcome {
+                loss_sum: outcomes.iter().map(|o| o.loss).sum(),
+                n: scores.len(),
+                pairs: scores.into_iter().zip(outcomes).collect(),
+                tokens,
+                ..Outcome::default()
+            }
+        }
+    }
+}
+
+/// A decoder being trained.
+pub struct Trainer<'g> {
+    /// The device.
+    pub gpu: &'g Gpu,
+    /// The policy.
+    pub decoder: Decoder,
+    /// What is minimised.
+    pub goal: Goal,
+    /// Shared instructions are computed once.
+    pub share_prefix: bool,
+}
+
+struct Pending {
+    /// (N), read back after the step: metrics sum them in f64, as reference scores are summed, so that ties are exact.
+    logp: Slot,
+    spans: Vec<Span>,
+    tokens: usize,
+    range: std::ops::Range<usize>,
+}
+
+/// What a step did.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// Before the update.
+    pub outcome: Outcome,
+    /// Before clipping.
+    pub grad_norm: f64,
+}
+
+impl Trainer<'_> {
+    /// Adds to the gradients the sum over `examples`, in micro-batches of `batch_size`; submitted, not waited for.
+    fn accumulate(&self, examples: &[&Example], reference: &[Reference], batch_size: usize) -> Vec<Pending> {
+        let mut pending = Vec::new();
+        for first in (0..examples.len()).step_by(batch_size.max(1)) {
+            let range = first..(first + batch_size).min(examples.len());
+            let batch = Batch::pack(&examples[range.clone()], self.share_prefix);
+            let micro = Micro::new(self.gpu, &self.decoder.description, &batch);
+            let mut rec = self.gpu.record();
+            let scores = self.decoder.score(&mut rec, &micro, true, true);
+            let logp = scores.logp.clone();
+            let reference: Vec<f64> = reference.get(range.clone()).unwrap_or_default().concat();
+            self.decoder.score_backward(&mut rec, &micro, scores, &self.goal, &reference);
+            rec.submit();
+            pending.push(Pending { logp, tokens: batch.ids.len(), spans: batch.spans, range });
+        }
+        pending
+    }
+
+    fn clear_gradients(&self) {
+        let mut rec = self.gpu.record();
+        self.decoder.arena.pages.iter().for_each(|page| rec.clear(&page.grads));
+        rec.submit();
+    }
+
+    /// Units of the mean: pairs, or response tokens.
+    fn divisor(&self, examples: &[&Example]) -> usize {
+        match self.goal {
+            Goal::Preference(_) => examples.len(),
+            Goal::Sft => {
+                let tokens = |e: &&Example| e.sequences[0].ids.len() - e.sequences[0].response_start.max(1);
+                examples.iter().map(tokens).sum()
+            }
+        }
+    }
+
+    async fn finish(&self, pending: Vec<Pending>, norm: &Slot, reference: &[Reference]) -> Result<Step> {
+        let mut slots: Vec<&Slot> = pending.iter().map(|p| &p.logp).collect();
+        slots.push(norm);
+        let read = self.gpu.read::<f32>(&slots).await?;
+        let mut total = Outcome::default();
+        for (p, values) in pending.iter().zip(&read) {
+            let sums: Vec<Sums> = p.spans.iter().map(|span| Scored::of(span, values).sums).collect();
+            total.add(outcome(&self.goal, &sums, reference.get(p.range.clone()).unwrap_or_default(), p.tokens));
+        }
+        let grad_norm = f64::from(read.last().and_then(|n| n.first()).copied().unwrap_or(f32::NAN));
+        Ok(Step { outcome: total, grad_norm })
+    }
+
+    /// One optimiser step on the mean loss of `examples`.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] naming step, rows and tensor: the parameters are then as before the step. [`Error::Gpu`].
+    pub async fn step(
+        &self,
+        examples: &[&Example],
+        reference: &[Reference],
+        batch_size: usize,
+        optimiser: &Optimiser,
+        learning_rate: f64,
+        number: usize,
+    ) -> Result<Step> {
+        self.clear_gradients();
+        let pending = self.accumulate(examples, reference, batch_size);
+        let scale = 1.0 / self.divisor(examples).max(1) as f64;
+        let norm = self.gpu.slot(1);
+        let update = AdamW {
+            learning_rate,
+            beta1: optimiser.adam_beta1,
+            beta2: optimiser.adam_beta2,
+            eps: optimiser.adam_epsilon,
+            weight_decay: optimiser.weight_decay,
+            max_norm: optimiser.max_grad_norm,
+            step: number as u32,
+            scale,
+        };
+        let mut rec = self.gpu.record();
+        rec.scope("");
+        let pages = &self.decoder.arena.pages;
+        global_norm(&mut rec, &pages.iter().map(|p| &p.grads).collect::<Vec<_>>(), scale as f32, &norm);
+        pages.iter().for_each(|page| adamw(&mut rec, &update, page, &norm));
+        rec.submit();
+        let step = self.finish(pending, &norm, reference).await?;
+        if !step.grad_norm.is_finite() || !step.outcome.loss_sum.is_finite() {
+            return Err(self.not_finite(examples, number, &step).await?);
+        }
+        Ok(step)
+    }
+
+    /// Gradients of the mean loss over `examples`, left in the arena; not clipped.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`].
+    pub async fn gradients(&self, examples: &[&Example], reference: &[Reference], batch_size: usize) -> Result<Step> {
+        self.clear_gradients();
+        let pending = self.accumulate(examples, reference, batch_size);
+        let norm = self.gpu.slot(1);
+        let scale = 1.0 / self.divisor(examples).max(1) as f64;
+        let mut rec = self.gpu.record();
+        let pages: Vec<&Slot> = self.decoder.arena.pages.iter().map(|p| &p.grads).collect();
+        global_norm(&mut rec, &pages, scale as f32, &norm);
+        rec.submit();
+        self.finish(pending, &norm, reference).await
+    }
+
+    /// The gradients in the arena, divided as the mean asks, by name.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`].
+    pub async fn read_gradients(&self, examples: &[&Example]) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+        let scale = 1.0 / self.divisor(examples).max(1) as f64;
+        let mut all = Vec::new();
+        for weight in self.decoder.trained_weights() {
+            let mut values = weights::read_back(self.gpu, weight, true).await?;
+            values.iter_mut().for_each(|v| *v = (f64::from(*v) * scale) as f32);
+            all.push((weight.spec.name.clone(), weight.spec.shape.clone(), values));
+        }
+        Ok(all)
+    }
+
+    async fn not_finite(&self, examples: &[&Example], step: usize, result: &Step) -> Result<Error> {
+        let rows: Vec<String> = examples.iter().map(|e| e.row.to_string()).collect();
+        let mut what = self.first_not_finite(self.decoder.weights(), false).await?.map(|w| format!("the weight {w}"));
+        if what.is_none() {
+            let trained = self.first_not_finite(self.decoder.trained_weights(), false).await?;
+            what = trained.map(|w| format!("the weight {w}"));
+        }
+        if what.is_none() {
+            let gradient = self.first_not_finite(self.decoder.trained_weights(), true).await?;
+            let loss = if result.outcome.loss_sum.is_finite() { "" } else { "the loss, and " };
+            what = gradient.map(|w| format!("{loss}the gradient of {w}"));
+        }
+        let what = what.unwrap_or_else(|| "the loss".into());
+        Ok(Error::NotFinite { step, rows: rows.join(", "), what })
+    }
+
+    /// The first tensor with a value (or a gradient) that is not finite, in quotes.
+    async fn first_not_finite(&self, tensors: Vec<&weights::Weight>, gradient: bool) -> Result<Option<String>> {
+        for weight in tensors {
+            if weights::read_back(self.gpu, weight, gradient).await?.iter().any(|v| !v.is_finite()) {
+                return Ok(Some(format!("`{}`", weight.spec.name)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// What a micro-batch costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MicroCost {
+    /// Packed tokens.
+    pub tokens: usize,
+    /// Kernel launches.
+    pub dispatches: usize,
+    /// Floating-point operations.
+    pub flops: u64,
+}
+
+/// The examples of the largest micro-batch that `batch_size` of them can make.
+pub fn largest_micro_batch<'e>(examples: &[&'e Example], batch_size: usize, share_prefix: bool) -> Vec<&'e Example> {
+    let mut largest = examples.to_vec();
+    largest.sort_by_key(|e| std::cmp::Reverse(e.n_tokens(share_prefix)));
+    largest.truncate(batch_size);
+    largest
+}
+
+/// Records a micro-batch forward and backward and runs nothing. The activations that it took stay in the pool: done first with the
+/// largest micro-batch, every later one finds its place there, and on a planning device the ledger is the memory plan.
+pub fn reserve(gpu: &Gpu, decoder: &Decoder, goal: &Goal, examples: &[&Example], share_prefix: bool) -> MicroCost {
+    let batch = Batch::pack(examples, share_prefix);
+    let micro = Micro::new(gpu, &decoder.description, &batch);
+    let mut rec = gpu.record();
+    let scores = decoder.score(&mut rec, &micro, true, true);
+    decoder.score_backward(&mut rec, &micro, scores, goal, &vec![0.0; batch.spans.len()]);
+    MicroCost { tokens: batch.ids.len(), dispatches: rec.dispatches(), flops: rec.flops() }
+}
+
+/// Examples in packed micro-batches of at most `max_tokens` (an example that is larger stands alone), in order.
+pub fn by_tokens<'e>(examples: &[&'e Example], share_prefix: bool, max_tokens: usize) -> Vec<Vec<&'e Example>> {
+    let mut all: Vec<Vec<&Example>> = Vec::new();
+    let mut tokens = 0;
+    for &example in examples {
+        let n = example.n_tokens(share_prefix);
+        match all.last_mut().filter(|_| tokens + n <= max_tokens) {
+            Some(last) => last.push(example),
+            None => {
+                all.push(vec![example]);
+                tokens = 0;
+            }
+        }
+        tokens += n;
+    }
+    all
+}
+
+/// A sequence's scores.
+#[derive(Debug, Clone)]
+pub struct Scored {
+    /// Sums over instruction and response.
+    pub sums: Sums,
+    /// Log-probability of each token from the second on.
+    pub token_logps: Vec<f32>,
+}
+
+impl Scored {
+    /// From the log-probs of a batch's rows.
+    fn of(span: &Span, logp: &[f32]) -> Self {
+        let rows = |r: &std::ops::Range<usize>| logp[r.clone()].iter().copied();
+        let token_logps: Vec<f32> = rows(&span.prefix).chain(rows(&span.own)).collect();
+        let n_instruction = span.prefix.len() + span.response - span.own.start;
+        let sum = |v: &[f32]| v.iter().map(|&x| f64::from(x)).sum::<f64>();
+        let sums = Sums {
+            instruction: sum(&token_logps[..n_instruction]),
+            response: sum(&token_logps[n_instruction..]),
+            n_instruction,
+            n_response: token_logps.len() - n_instruction,
+        };
+        Self { sums, token_logps }
+    }
+}
+
+/// Scores of all sequences of `examples`, in order; sums in f64 over the tokens' log-probs.
+///
+/// # Errors
+/// [`Error::Gpu`].
+pub async fn score(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    examples: &[&Example],
+    with_lora: bool,
+    share_prefix: bool,
+    max_tokens: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Scored>> {
+    let mut all = Vec::new();
+    for group in by_tokens(examples, share_prefix, max_tokens) {
+        let batch = Batch::pack(&group, share_prefix);
+        let logp = decoder.read_scores(gpu, &batch, with_lora).await?;
+        all.extend(batch.spans.iter().map(|span| Scored::of(span, &logp)));
+        progress(group.len());
+    }
+    Ok(all)
+}

@@ -1,0 +1,211 @@
+//! config.json: what transformers makes of it, and bad ones told by field.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{describe, oracles, says};
+use jointwise::error::Error;
+use jointwise::model::checkpoint::Checkpoint;
+use jointwise::model::description::{Activation, Description, RopeScaling};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// Without `model_type` or with.
+const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16,
+    "intermediate_size": 24, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 40}"#;
+
+#[test]
+fn configs_resolve_as_in_transformers() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs");
+    let mut n = 0;
+    for path in fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().unwrap() == "json") {
+        let fixture: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        let d = Description::from_json(&path, &fixture["config"].to_string()).unwrap();
+        let ours: BTreeMap<String, Value> = d.tensors().into_iter().map(|s| (s.name, json!(s.shape))).collect();
+        let theirs: BTreeMap<String, Value> =
+            fixture["tensors"].as_object().unwrap().iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        assert_eq!(ours, theirs, "{}", path.display());
+
+        let r = &fixture["resolved"];
+        assert_eq!(json!(d.tied), r["tied"]);
+        assert_eq!(json!(d.layers.iter().map(|l| l.window).collect::<Vec<_>>()), r["windows"], "{}", path.display());
+        assert_eq!(d.attention_scale, r["scale"].as_f64().unwrap() as f32);
+        assert_eq!(d.norm.eps, r["eps"].as_f64().unwrap() as f32);
+        assert_eq!(d.ropes.len(), r["ropes"].as_array().unwrap().len());
+        for (ours, theirs) in d.ropes.iter().zip(r["ropes"].as_array().unwrap()) {
+            let kind = match ours.scaling {
+                RopeScaling::Default => "default",
+                RopeScaling::Linear { .. } => "linear",
+                RopeScaling::Llama3 { .. } => "llama3",
+            };
+            assert_eq!(json!(kind), theirs["kind"]);
+            assert_eq!(json!(ours.rotary_dim), theirs["rotary_dim"]);
+            assert_eq!(Some(ours.theta), theirs["theta"].as_f64());
+        }
+        let activation = match r["activation"].as_str() {
+            Some("SiLUActivation") => Activation::Silu,
+            _ => Activation::GeluTanh,
+        };
+        assert_eq!(d.activation, activation);
+        n += 1;
+    }
+    assert_eq!(n, 11);
+}
+
+#[test]
+fn both_forms_of_config_and_the_checkpoints_of_the_oracles_agree() {
+    for family in oracles() {
+        let config = family.join("model/config.json");
+        let d = describe(&config);
+        for other in ["config_v5.json", "config_hub.json"] {
+            let other = family.join("model").join(other);
+            if other.exists() {
+                assert_eq!(describe(&other), d, "{}", other.display());
+            }
+        }
+        let checkpoint = Checkpoint::open(family.join("model")).unwrap();
+        checkpoint.verify(&d).unwrap();
+        for spec in d.tensors() {
+            assert_eq!(checkpoint.read_f32(&spec.name).unwrap().len(), spec.shape.iter().product::<usize>());
+        }
+    }
+}
+
+#[test]
+fn a_config_without_architectures_goes_by_its_model_type() {
+    let text = LLAMA.to_string();
+    let bare = text.replace(r#""architectures": ["LlamaForCausalLM"], "#, "");
+    let parse = |text: &str| Description::from_json("config.json", text).unwrap();
+    assert_eq!(parse(&bare), parse(&text));
+}
+
+/// A config of a family, from the fixtures, with a field changed.
+fn changed(name: &str, field: &str, value: Value) -> Result<Description, Error> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/configs/{name}.json"));
+    let mut config = serde_json::from_str::<Value>(&fs::read_to_string(path).unwrap()).unwrap()["config"].take();
+    match value {
+        Value::String(s) if s == "ABSENT" => {
+            config.as_object_mut().unwrap().remove(field);
+        }
+        value => config[field] = value,
+    }
+    Description::from_json("m/config.json", &config.to_string())
+}
+
+#[test]
+fn bad_configs_name_the_field() {
+    let llama = "smollm2-135m";
+    let cases = [
+        (
+            llama,
+            "architectures",
+            json!(["FooForCausalLM"]),
+            "`FooForCausalLM` is not supported; supported: LlamaForCausalLM",
+        ),
+        (llama, "architectures", json!(["Gemma3ForConditionalGeneration"]), "is not supported"),
+        (llama, "architectures", json!([]), "expected a list of one name"),
+        (llama, "architectures", json!("LlamaForCausalLM"), "expected a list of one name"),
+        (llama, "model_type", json!("granite"), "expected `llama` for LlamaForCausalLM, found `granite`"),
+        (llama, "hidden_size", json!("ABSENT"), "is missing"),
+        (llama, "hidden_size", json!(0), "found 0"),
+        (llama, "hidden_size", json!(-576), "found -576"),
+        (llama, "hidden_size", json!(576.0), "found 576.0"),
+        (llama, "hidden_size", json!(1u64 << 40), "expected a whole number in 1 ..="),
+        (llama, "hidden_size", json!("576"), "found \"576\""),
+        (llama, "num_hidden_layers", json!(1_000_000_000), "expected a whole number in 1 ..="),
+        (llama, "num_attention_heads", json!(0), "found 0"),
+        (llama, "num_attention_heads", json!(15), "15 does not divide hidden_size = 576"),
+        (llama, "num_key_value_heads", json!(2), "2 does not divide num_attention_heads = 9"),
+        (llama, "head_dim", json!(63), "expected an even number"),
+        (llama, "vocab_size", json!(null), "is missing"),
+        (llama, "rms_norm_eps", json!(0), "expected a number above 0"),
+        (llama, "rms_norm_eps", json!(1e-60), "expected a number above 0"),
+        (llama, "hidden_act", json!("relu2"), "`relu2` is not supported"),
+        (llama, "hidden_act", json!(5), "expected a text"),
+        (llama, "attention_bias", json!("yes"), "expected true or false"),
+        (llama, "tie_word_embeddings", json!(1), "expected true or false"),
+        (llama, "pretraining_tp", json!(2), "2 is not supported"),
+        (llama, "quantization_config", json!({"bits": 4}), "an object is not supported"),
+        (llama, "residual_multiplier", json!(0.22), "0.22 is not supported"),
+        (llama, "num_experts", json!(8), "8 is not supported"),
+        (llama, "partial_rotary_factor", json!(0.5), "is not supported for this family"),
+        (llama, "rope_theta", json!(-1), "expected a number above 0"),
+        (llama, "layer_types", json!(["sliding_attention"]), "has 1 entries for num_hidden_layers = 30"),
+        (llama, "layer_types", json!(vec!["sliding_attention"; 30]), "has layers of one kind only"),
+        (llama, "layer_types", json!(vec!["chunked_attention"; 30]), "\"chunked_attention\" is not supported"),
+        (llama, "final_logit_softcapping", json!(30), "is supported for Gemma"),
+        ("mistral-7b-v0.1", "sliding_window", json!(0), "found 0"),
+        ("mistral-7b-v0.1", "sliding_window", json!(1.5), "found 1.5"),
+        ("gemma-2-2b", "sliding_window", json!(null), "has no value"),
+        ("gemma-2-2b", "query_pre_attn_scalar", json!(0), "expected a number above 0"),
+        ("gemma-3-1b", "use_bidirectional_attention", json!(true), "true is not supported"),
+        ("gemma-3-1b", "attn_logit_softcapping", json!(50), "Gemma2ForCausalLM only"),
+        ("gemma-3-1b", "sliding_window_pattern", json!(0), "found 0"),
+        ("qwen2-windowed", "max_window_layers", json!("x"), "expected a whole number"),
+        ("gpt2", "n_head", json!(7), "7 does not divide n_embd = 768"),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", json!(true), "true is not supported"),
+        ("gpt2", "add_cross_attention", json!(true), "true is not supported"),
+        ("phi-3-mini-4k", "partial_rotary_factor", json!(1.5), "at most all"),
+    ];
+    for (name, field, value, reason) in cases {
+        says(changed(name, field, value), &["m/config.json", &format!("`{field}`"), reason]);
+    }
+    let inner = [
+        (json!({"rope_type": "yarn", "factor": 2.0}), "`rope_scaling.rope_type`: `yarn` is not supported"),
+        (json!({"type": "longrope"}), "`longrope` is not supported"),
+        (json!({"rope_type": 3}), "`rope_scaling.rope_type`: expected a text"),
+        (json!({"rope_type": "linear"}), "`rope_scaling.factor`: is missing"),
+        (json!({"rope_type": "linear", "factor": 0}), "`rope_scaling.factor`: expected a number above 0"),
+        (json!({"rope_type": "default", "mrope_section": [1]}), "`rope_scaling.mrope_section`"),
+        (json!([1]), "`rope_scaling`: expected an object"),
+        (
+            json!({"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4,
+                "original_max_position_embeddings": 8}),
+            "`rope_scaling.high_freq_factor`: 4 is not above low_freq_factor",
+        ),
+    ];
+    for (value, reason) in inner {
+        says(changed(llama, "rope_scaling", value), &["m/config.json", reason]);
+    }
+    let both = json!({"rope_type": "default", "rope_theta": 5.0});
+    says(changed(llama, "rope_parameters", both), &["`rope_theta`", "contradicts `rope_parameters.rope_theta`"]);
+}
+
+#[test]
+fn a_malformed_config_names_file_and_line() {
+    says(Description::from_json("m/config.json", "{\n\"a\": 1,\n}"), &["m/config.json:3: "]);
+    says(Description::from_json("m/config.json", "[]"), &["m/config.json", "expected a JSON object"]);
+    says(Description::from_json("m/config.json", &"[".repeat(100_000)), &["m/config.json:1: "]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn no_config_makes_us_panic(
+        family in 0..11usize,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), 0..14usize), 1..4),
+    ) {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs");
+        let mut paths: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+        paths.retain(|p| p.extension().unwrap() == "json");
+        paths.sort();
+        let text = fs::read_to_string(&paths[family]).unwrap();
+        let mut config = serde_json::from_str::<Value>(&text).unwrap()["config"].take();
+        let values = [
+            json!(null), json!(0), json!(-1), json!(1), json!(3), json!(u64::MAX), json!(1e300), json!(5e-324),
+            json!("x"), json!([]), json!({}), json!(true), json!({"rope_type": "linear", "factor": 1e308}), json!(4095),
+        ];
+        for (field, value) in changes {
+            let fields = config.as_object_mut().unwrap();
+            let name = fields.keys().nth(field.index(fields.len())).unwrap().clone();
+            fields.insert(name, values[value].clone());
+        }
+        if let Ok(d) = Description::from_json("config.json", &config.to_string()) {
+            prop_assert!(d.n_heads.is_multiple_of(d.n_kv_heads));
+            prop_assert!(!d.tensors().is_empty());
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Packed batches against the sequences inside: what every hidden state sees and predicts.
+
+use super::*;
+use proptest::prelude::*;
+
+/// Sequences of a small alphabet, so that prefixes are often shared, of one side or two.
+fn example() -> impl Strategy<Value = Example> {
+    let ids = |n| prop::collection::vec(0_u32..3, n);
+    (ids(0..6), ids(1..6), ids(0..3), ids(1..5), any::<bool>(), any::<bool>()).prop_map(
+        |(i, r, more, other, pair, joint)| {
+            let sequence = |instruction: &[u32], response: &[u32]| Sequence {
+                ids: [&[9], instruction, response].concat(),
+                response_start: 1 + instruction.len(),
+            };
+            let mut sequences = vec![sequence(&i, &r)];
+            if pair {
+                sequences.push(if joint { sequence(&[i, more].concat(), &other) } else { sequence(&i, &other) });
+            }
+            Example { row: 0, sequences }
+        },
+    )
+}
+
+/// For each prediction of a sequence: the (token, position) pairs that its hidden state sees, and the target.
+fn context(batch: &Batch, span: usize) -> Vec<(Vec<(u32, u32)>, u32)> {
+    let span = &batch.spans[span];
+    let rows = batch.rows[span.prefix.clone()].iter().chain(&batch.rows[span.own.clone()]);
+    rows.map(|row| {
+        let [a, b, c, d] = batch.ranges[row.hidden as usize];
+        let seen = (a..b).chain(c..d).map(|k| (batch.ids[k as usize], batch.positions[k as usize])).collect();
+        (seen, row.target)
+    })
+    .collect()
+}
+
+fn well_formed(batch: &Batch) {
+    let t = batch.ids.len();
+    assert_eq!((batch.positions.len(), batch.ranges.len(), batch.query_end.len()), (t, t, t));
+    for (q, &[a, b, c, d]) in batch.ranges.iter().enumerate() {
+        assert!(a <= b && b <= c && c < d && d == q as u32 + 1, "query {q} sees {a}..{b} and {c}..{d}");
+    }
+    for (key, &end) in batch.query_end.iter().enumerate() {
+        let sees = |q: usize| {
+            let [a, b, c, d] = batch.ranges[q].map(|x| x as usize);
+            (a..b).contains(&key) || (c..d).contains(&key)
+        };
+        let last = (0..t).rev().find(|q| sees(*q)).unwrap();
+        assert_eq!(end as usize, last + 1, "the last query that sees key {key}");
+        assert!((0..key).all(|q| !sees(q)), "key {key} is seen before it exists");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn packed_is_each_alone(examples in prop::collection::vec(example(), 1..5), share in any::<bool>()) {
+        let borrowed: Vec<&Example> = examples.iter().collect();
+        let batch = Batch::pack(&borrowed, share);
+        well_formed(&batch);
+        let sequences: Vec<&Sequence> = examples.iter().flat_map(|e| &e.sequences).collect();
+        let ids: Vec<Vec<u32>> = sequences.iter().map(|s| s.ids.clone()).collect();
+        prop_assert_eq!(batch.unpack(), ids);
+        prop_assert_eq!(batch.spans.len(), sequences.len());
+        for (s, sequence) in sequences.iter().enumerate() {
+            // What a hidden state sees, and predicts, is what it does where the sequence stands alone.
+            let expected: Vec<_> = (1..sequence.ids.len())
+                .map(|t| ((0..t).map(|k| (sequence.ids[k], k as u32)).collect::<Vec<_>>(), sequence.ids[t]))
+                .collect();
+            prop_assert_eq!(context(&batch, s), expected);
+            let span = &batch.spans[s];
+            prop_assert_eq!(span.own.end - span.response, sequence.ids.len() - sequence.response_start);
+            prop_assert!(span.response >= span.own.start);
+        }
+        // Rows and tokens are grouped in order and none is left over.
+        let mut rows: Vec<usize> = batch.spans.iter().flat_map(|s| s.prefix.clone().chain(s.own.clone())).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        prop_assert_eq!(rows, (0..batch.rows.len()).collect::<Vec<_>>());
+        let counted: usize = examples.iter().map(|e| if e.shared_prefix() > 1 { e.n_tokens(share) } else { e.n_tokens(false) }).sum();
+        prop_assert_eq!(batch.n_tokens(), counted);
+    }
+
+    #[test]
+    fn examples_do_not_meet(examples in prop::collection::vec(example(), 1..5), share in any::<bool>()) {
+        let borrowed: Vec<&Example> = examples.iter().collect();
+        let packed = Batch::pack(&borrowed, share);
+        let mut span = 0;
+        for example in &examples {
+            let alone = Batch::pack(&[example], share);
+            for s in 0..alone.spans.len() {
+                prop_assert_eq!(context(&alone, s), context(&packed, span));
+                span += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn micro_batches_split_no_pair(examples in prop::collection::vec(example(), 0..9), count in 1_usize..4, tokens in 1_usize..40) {
+        let borrowed: Vec<&Example> = examples.iter().collect();
+        let batches = micro_batches(&borrowed, count, Some(tokens), true);
+        prop_assert_eq!(batches.concat(), borrowed.clone());
+        for batch in &batches {
+            let n: usize = batch.iter().map(|e| e.n_tokens(true)).sum();
+            prop_assert!(!batch.is_empty() && batch.len() <= count && (n <= tokens || batch.len() == 1));
+        }
+        prop_assert!(micro_batches(&borrowed, count, None, true).iter().rev().skip(1).all(|b| b.len() == count));
+    }
+}
+
+#[test]
+fn a_shared_pair_s_layout() {
+    let sequence = |ids: &[u32]| Sequence { ids: ids.into(), response_start: 3 };
+    let pair = Example { row: 7, sequences: vec![sequence(&[0, 5, 6, 7, 1]), sequence(&[0, 5, 6, 8, 9, 1])] };
+    let batch = Batch::pack(&[&pair], true);
+    assert_eq!(batch.ids, [0, 5, 6, 7, 1, 8, 9, 1]);
+    assert_eq!(batch.positions, [0, 1, 2, 3, 4, 3, 4, 5]);
+    assert_eq!(batch.ranges[2], [0, 0, 0, 3]);
+    assert_eq!(batch.ranges[4], [0, 3, 3, 5]);
+    assert_eq!(batch.ranges[6], [0, 3, 5, 7]);
+    assert_eq!(batch.query_end, [8, 8, 8, 5, 5, 8, 8, 8]);
+    let rows: Vec<(u32, u32)> = batch.rows.iter().map(|r| (r.hidden, r.target)).collect();
+    assert_eq!(rows, [(0, 5), (1, 6), (2, 7), (3, 1), (2, 8), (5, 9), (6, 1)]);
+    let spans: Vec<_> = batch.spans.iter().map(|s| (s.prefix.clone(), s.own.clone(), s.response)).collect();
+    assert_eq!(spans, [(0..2, 2..4, 2), (0..2, 4..7, 4)]);
+    assert_eq!(batch.examples, [7]);
+}

@@ -1,0 +1,222 @@
+//! Every kernel of the registry: its twin's gradient against finite differences, the device against the twin, a nudged expectation
+//! refused, every variant through naga to SPIR-V, MSL and HLSL, and uniform layouts against their Rust structs.
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
+use jointwise::gpu::{DeviceChoice, Gpu, Role, SHADERS, Shader, Slot};
+use jointwise::kernels::{Case, Host, Kernel, REGISTRY, excess, tolerance};
+use jointwise::rng::Rng;
+
+fn gpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(|| pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device, or Mesa's lavapipe"))
+}
+
+fn kernel(name: &str) -> &'static dyn Kernel {
+    *REGISTRY.iter().find(|k| k.name() == name).expect("a name of the registry")
+}
+
+fn random(rng: &mut Rng, n: usize) -> Vec<f32> {
+    (0..n).map(|_| rng.normal()).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Σ d_y·y along a direction of input `i`: the twin's gradient against central differences of its forward.
+fn check_differences(case: &dyn Case, x: &[Vec<f64>], d_y: &[Vec<f64>], d_x: &[Vec<f64>], rng: &mut Rng) {
+    for (i, gradient) in d_x.iter().enumerate().filter(|(_, g)| !g.is_empty()) {
+        let direction: Vec<f64> = random(rng, gradient.len()).into_iter().map(f64::from).collect();
+        let objective = |step: f64| {
+            let mut moved = x.to_vec();
+            moved[i].iter_mut().zip(&direction).for_each(|(x, d)| *x += step * d);
+            case.forward(&moved).iter().zip(d_y).map(|(y, d)| dot(y, d)).sum::<f64>()
+        };
+        let step = 1e-5;
+        let (want, got) = ((objective(step) - objective(-step)) / (2.0 * step), dot(gradient, &direction));
+        let scale = dot(gradient, gradient).sqrt() * dot(&direction, &direction).sqrt() + 1e-9;
+        assert!((want - got).abs() / scale < 1e-6, "{}: input {i}: {got} against differences {want}", case.label());
+    }
+}
+
+fn check(kernel: &dyn Kernel) {
+    let gpu = gpu();
+    let mut rng = Rng::new(20_240_404, 530);
+    for case in kernel.cases() {
+        let case = case.as_ref();
+        let inputs = case.inputs(&mut rng);
+        let x: Vec<Vec<f64>> = inputs.iter().map(Host::to_f64).collect();
+        let y = case.forward(&x);
+        let d_y_host: Vec<Vec<f32>> = y.iter().take(case.differentiable()).map(|y| random(&mut rng, y.len())).collect();
+        let d_y: Vec<Vec<f64>> = d_y_host.iter().map(|d| d.iter().map(|&v| f64::from(v)).collect()).collect();
+        let d_x = case.backward(&x, &d_y);
+        check_differences(case, &x, &d_y, &d_x, &mut rng);
+
+        let slots: Vec<Slot> = inputs.iter().map(|h| h.upload(gpu)).collect();
+        let d_slots: Vec<Slot> = d_y_host.iter().map(|d| gpu.upload(d)).collect();
+        let mut rec = gpu.record();
+        let out = case.launch(&mut rec, &slots, &d_slots);
+        rec.submit();
+        assert_eq!(out.y.len(), y.len(), "{}: outputs", case.label());
+        let mut compared = 0;
+        let mut compare = |what: String, slot: &Slot, want: &[f64]| {
+            let got: Vec<f64> = if case.exact() {
+                let words: Vec<Vec<u32>> = pollster::block_on(gpu.read(&[slot])).expect("readback");
+                words[0].iter().take(want.len()).map(|&v| f64::from(v)).collect()
+            } else {
+                let values: Vec<Vec<f32>> = pollster::block_on(gpu.read(&[slot])).expect("readback");
+                values[0].iter().take(want.len()).map(|&v| f64::from(v)).collect()
+            };
+            let at = format!("{} {}: {what}", kernel.name(), case.label());
+            if case.exact() {
+                assert_eq!(got, want, "{at}");
+                return;
+            }
+            assert_eq!(got.len(), want.len(), "{at}");
+            let error = excess(&got, want, case.reduction());
+            assert!(error <= 1.0, "{at}: error is {error:.2} × the tolerance");
+            // The same comparison must refuse an expectation that is slightly wrong, in one place.
+            let mut nudged = want.to_vec();
+            let scale = want.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
+            nudged[want.len() / 2] += 3.0 * scale * tolerance(case.reduction());
+            assert!(excess(&got, &nudged, case.reduction()) > 1.0, "{at}: a wrong expectation passes");
+            compared += 1;
+        };
+        for (i, (slot, want)) in out.y.iter().zip(&y).enumerate() {
+            compare(format!("output {i}"), slot, want);
+        }
+        for (i, want) in d_x.iter().enumerate().filter(|(_, d)| !d.is_empty()) {
+            let slot = out.d_x[i].as_ref().unwrap_or_else(|| panic!("{}: no gradient of input {i}", case.label()));
+            compare(format!("gradient of input {i}"), slot, want);
+        }
+        assert!(case.exact() || compared > 0, "{}: nothing compared", case.label());
+        let cost = case.cost();
+        assert!(cost.bytes > 0, "{}: no cost", case.label());
+    }
+}
+
+macro_rules! kernels {
+    ($($name:ident),* $(,)?) => {
+        $(#[test] fn $name() { check(kernel(stringify!($name))); })*
+
+        #[test]
+        fn every_kernel_has_its_test() {
+            let tested = BTreeSet::from([$(stringify!($name)),*]);
+            assert_eq!(tested, REGISTRY.iter().map(|k| k.name()).collect());
+        }
+    };
+}
+
+kernels![
+    activation,
+    adamw,
+    add,
+    attention,
+    column_sum,
+    embedding,
+    gather,
+    global_norm,
+    layernorm,
+    logprob,
+    matmul,
+    objective,
+    rmsnorm,
+    rope,
+    sample,
+];
+
+#[test]
+fn the_registry_covers_every_shader() {
+    let files = |dir: &str| -> BTreeSet<String> {
+        let entries = std::fs::read_dir(dir).expect("shaders").map(|e| e.expect("entry").path());
+        let wgsl = entries.filter(|p| p.extension().is_some_and(|e| e == "wgsl"));
+        wgsl.map(|p| p.file_stem().expect("stem").to_string_lossy().into_owned()).collect()
+    };
+    let owned: BTreeSet<String> = REGISTRY.iter().flat_map(|k| k.modules()).map(|m| m.to_string()).collect();
+    assert_eq!(owned, files(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders")));
+    let shared: BTreeSet<String> =
+        SHADERS.iter().filter_map(|(n, _)| n.strip_prefix("shared/")).map(String::from).collect();
+    assert_eq!(shared, files(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared")));
+}
+
+fn translate(shader: &Shader) -> Result<(usize, usize, usize), String> {
+    use naga::{back, front, valid};
+    let source = shader.source().map_err(|e| e.to_string())?;
+    let module = front::wgsl::parse_str(&source).map_err(|e| e.emit_to_string(&source))?;
+    // The baseline profile: no capability beyond WebGPU's.
+    let caps = valid::Capabilities::empty();
+    let info = valid::Validator::new(valid::ValidationFlags::all(), caps)
+        .validate(&module)
+        .map_err(|e| e.emit_to_string(&source))?;
+    let stage = naga::ShaderStage::Compute;
+    let (module, info) =
+        back::pipeline_constants::process_overrides(&module, &info, Some((stage, shader.entry)), &Default::default())
+            .map_err(|e| e.to_string())?;
+    let options = back::spv::PipelineOptions { shader_stage: stage, entry_point: shader.entry.into() };
+    let spirv = back::spv::write_vec(&module, &info, &back::spv::Options::default(), Some(&options))
+        .map_err(|e| e.to_string())?;
+    let options = back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+    let (msl, _) = back::msl::write_string(&module, &info, &options, &Default::default()).map_err(|e| e.to_string())?;
+    let options = back::hlsl::Options {
+        shader_model: back::hlsl::ShaderModel::V6_0,
+        fake_missing_bindings: true,
+        ..Default::default()
+    };
+    let (mut hlsl, pipeline) = (String::new(), back::hlsl::PipelineOptions::default());
+    back::hlsl::Writer::new(&mut hlsl, &options, &pipeline).write(&module, &info, None).map_err(|e| e.to_string())?;
+    Ok((spirv.len(), msl.len(), hlsl.len()))
+}
+
+#[test]
+fn every_variant_becomes_spirv_msl_and_hlsl() {
+    for kernel in REGISTRY {
+        let variants = kernel.variants();
+        assert!(!variants.is_empty(), "{}: no variants", kernel.name());
+        for shader in variants {
+            let (spirv, msl, hlsl) = translate(&shader).unwrap_or_else(|e| panic!("{}: {e}", shader.key()));
+            assert!(spirv > 100 && msl > 300 && hlsl > 300, "{}: {spirv} {msl} {hlsl}", shader.key());
+        }
+    }
+    // The check can fail.
+    let broken = Shader::new("rmsnorm", "rmsnorm_forward");
+    assert!(translate(&broken).is_err());
+}
+
+#[test]
+fn uniform_layouts_equal_their_rust_structs() {
+    for kernel in REGISTRY {
+        let mut found = BTreeSet::new();
+        for shader in kernel.variants() {
+            let module = naga::front::wgsl::parse_str(&shader.source().expect("linked")).expect("parsed");
+            for (_, ty) in module.types.iter() {
+                let naga::TypeInner::Struct { span, .. } = ty.inner else { continue };
+                let name = ty.name.clone().unwrap_or_default();
+                let uniform = kernel.uniforms().into_iter().find(|(n, _)| *n == name);
+                if let Some((_, size)) = uniform {
+                    assert_eq!(span as usize, size, "{}: {name}", kernel.name());
+                    found.insert(name);
+                }
+            }
+        }
+        assert_eq!(found.len(), kernel.uniforms().len(), "{}: uniforms not in its WGSL", kernel.name());
+    }
+}
+
+#[test]
+fn slots_return_to_the_pool_and_the_plan_counts_alike() {
+    let plan = Gpu::plan(gpu().caps().clone());
+    let run = |gpu: &Gpu| {
+        let held = gpu.lasting(Role::Params, 100);
+        let first = gpu.slot(1000);
+        drop(first);
+        let again = gpu.slot(900);
+        let more = gpu.slot(10);
+        drop((held, again, more));
+        gpu.ledger().peak_by_role()
+    };
+    let counted = run(&plan);
+    assert_eq!(counted.iter().find(|c| c.0 == Role::Activations).map(|c| c.1), Some(4096 + 256));
+    assert_eq!(counted.iter().find(|c| c.0 == Role::Params).map(|c| c.1), Some(512));
+}

@@ -1,0 +1,166 @@
+//! What must hold whatever the weights: Lemma D.1, and equalities between ways of computing the same thing. Each comparison has a
+//! control that must fail.
+
+mod program;
+
+use std::f64::consts::LN_2;
+use std::path::Path;
+
+use program::{Sandbox, Tensors, edit, fixture, metrics, perturb, read_tensors, relative_l2, rows, update_error};
+use serde_json::Value;
+
+const FAMILY: &str = "mistral-odd";
+
+/// A perturbed model, its unperturbed reference, conditional and joint rows.
+struct Setting {
+    sandbox: Sandbox,
+    reference: String,
+    policy: String,
+    conditional: String,
+    joint: String,
+}
+
+impl Setting {
+    fn new() -> Self {
+        let sandbox = Sandbox::new();
+        perturb(&sandbox.copy("mistral-odd/model", "policy"));
+        let all = rows(FAMILY);
+        Self {
+            reference: fixture("mistral-odd/model").to_str().expect("UTF-8").into(),
+            policy: sandbox.text("policy"),
+            conditional: sandbox.write("conditional.jsonl", all[..12].join("\n")),
+            joint: sandbox.write("joint.jsonl", all[12..].join("\n")),
+            sandbox,
+        }
+    }
+
+    fn score(&self, data: &str, more: &[&str]) -> Vec<Value> {
+        let args = ["score", "--model", &self.policy, "--data", data];
+        self.sandbox.run(&[&args, more].concat()).ok().lines()
+    }
+
+    fn loss(&self, data: &str, objective: &str) -> f64 {
+        let lines = self.score(data, &["--reference", &self.reference, "--objective", objective]);
+        lines.last().and_then(|l| l["summary"]["loss"].as_f64()).expect("a loss")
+    }
+
+    fn gradients(&self, data: &str, objective: &str) -> Tensors {
+        let out = self.sandbox.text("grad.safetensors");
+        let args = ["grad", "--model", &self.policy, "--data", data, "--reference", &self.reference];
+        self.sandbox.run(&[args.as_slice(), &["--objective", objective, "--out", &out]].concat()).ok();
+        read_tensors(Path::new(&out))
+    }
+
+    /// Three steps from the policy; a large ε keeps AdamW from magnifying noise.
+    fn train(&self, out: &str, data: &str, more: &[&str]) -> Tensors {
+        let mut args = vec!["train", "--model", &self.policy, "--data", data, "--output-dir", out, "--full"];
+        args.extend(["--max-steps", "3", "--learning-rate", "1e-2", "--adam-epsilon", "1e-2", "--max-grad-norm", "0"]);
+        args.extend(more);
+        self.sandbox.run(&args).ok();
+        read_tensors(&self.sandbox.path(out).join("model.safetensors"))
+    }
+
+    fn start(&self) -> Tensors {
+        read_tensors(&self.sandbox.path("policy/model.safetensors"))
+    }
+}
+
+/// The largest relative L2 error over all tensors, with its tensor.
+fn worst(a: &Tensors, b: &Tensors) -> (f64, String) {
+    assert!(a.keys().eq(b.keys()) && a.len() > 10);
+    let errors = a.iter().map(|(name, a)| (relative_l2(&a.values(), &b[name].values()), name.clone()));
+    errors.max_by(|a, b| a.0.total_cmp(&b.0)).expect("tensors")
+}
+
+/// The lemma is about tokens: rows whose sides have the same ones before the boundary. (Where a response begins with a mark that
+/// the tokenizer joins to the template's last, that token is scored with the response, and the other side has one more.)
+fn same_tokens(s: &Setting) -> String {
+    let [jpo, dpo] = ["jpo", "dpo"].map(|o| s.score(&s.conditional, &["--objective", o, "--tokens"]));
+    let instruction = |row: usize, side: &str| {
+        let n_scored = |lines: &[Value]| lines[row][side]["n_scored"].as_u64().expect("a number") as usize;
+        let ids = jpo[row][side]["ids"].as_array().expect("ids");
+        ids[..=n_scored(&jpo) - n_scored(&dpo)].to_vec()
+    };
+    let all = rows(FAMILY);
+    let same = (0..12).filter(|&row| instruction(row, "chosen") == instruction(row, "rejected"));
+    let kept: Vec<&str> = same.map(|row| all[row].as_str()).collect();
+    assert!((6..12).contains(&kept.len()), "{} rows", kept.len());
+    s.sandbox.write("same.jsonl", kept.join("\n"))
+}
+
+#[test]
+fn lemma_d1() {
+    let s = Setting::new();
+    let same = same_tokens(&s);
+    let [jpo, dpo] = ["jpo", "dpo"].map(|o| s.loss(&same, o));
+    assert!((jpo - dpo).abs() <= 1e-5 * dpo && (dpo - LN_2).abs() > 1e-3, "{jpo} {dpo}");
+    let [jpo, dpo] = ["jpo", "dpo"].map(|o| s.gradients(&same, o));
+    let (error, tensor) = worst(&jpo, &dpo);
+    assert!(error <= 1e-5, "{tensor}: {error:.1e}");
+
+    // Joint rows have instructions of their own, so the objectives differ.
+    let [jpo, dpo] = ["jpo", "dpo"].map(|o| s.loss(&s.joint, o));
+    assert!((jpo - dpo).abs() > 1e-3 * dpo, "{jpo} {dpo}");
+    let [jpo, dpo] = ["jpo", "dpo"].map(|o| s.gradients(&s.joint, o));
+    let differ = jpo.iter().filter(|(name, t)| relative_l2(&t.values(), &dpo[*name].values()) > 0.1).count();
+    assert!(differ > jpo.len() / 2, "{differ} of {}", jpo.len());
+}
+
+#[test]
+fn accumulation_and_prefixes_change_nothing() {
+    let s = Setting::new();
+    let start = s.start();
+    let whole = s.train("whole", &s.conditional, &["--batch-size", "4"]);
+    let parts = s.train("parts", &s.conditional, &["--batch-size", "1", "--gradient-accumulation-steps", "4"]);
+    let error = update_error(&parts, &whole, &start);
+    assert!(error <= 1e-5, "accumulation: {error:.1e}");
+    let unshared = s.train("unshared", &s.conditional, &["--batch-size", "4", "--no-share-prefix"]);
+    let error = update_error(&unshared, &whole, &start);
+    assert!(error <= 1e-5, "prefixes: {error:.1e}");
+    let other = s.train("other", &s.conditional, &["--batch-size", "4", "--seed", "1"]);
+    assert!(update_error(&other, &whole, &start) > 1e-2, "other rows must show");
+
+    // The policy begins as its reference.
+    let first = &metrics(&s.sandbox.path("whole"))[0];
+    let number = |name: &str| first[name].as_f64().unwrap_or_else(|| panic!("no {name} in {first}"));
+    assert!((number("loss") - LN_2).abs() < 1e-6, "{first}");
+    assert!(number("rewards/margins").abs() < 1e-6, "{first}");
+    // Sharing was on: fewer tokens were computed.
+    let unshared = metrics(&s.sandbox.path("unshared"))[0]["tokens"].as_f64().expect("tokens");
+    assert!(number("tokens") < unshared);
+}
+
+/// chosen and rejected log-probs of the first row.
+fn logps(row: &Value) -> [f64; 2] {
+    ["chosen", "rejected"].map(|side| row[side]["logp"].as_f64().expect("a logp"))
+}
+
+#[test]
+fn packed_is_alone() {
+    let s = Setting::new();
+    let all = s.sandbox.write("all.jsonl", rows(FAMILY).join("\n"));
+    let together = s.score(&all, &[]);
+    assert_eq!(together.len(), 25);
+    for row in [0, 11, 17] {
+        let one = s.sandbox.write("one.jsonl", &rows(FAMILY)[row]);
+        let alone = logps(&s.score(&one, &[])[0]);
+        let close = |a: [f64; 2], b: [f64; 2]| (0..2).all(|i| (a[i] - b[i]).abs() <= 1e-6 * b[i].abs());
+        assert!(close(logps(&together[row]), alone), "row {row}: {} {alone:?}", together[row]);
+        assert!(!close(logps(&together[row + 1]), alone));
+    }
+}
+
+#[test]
+fn an_adapter_of_zeros_is_the_base() {
+    let s = Setting::new();
+    let adapter = s.sandbox.copy("lora-mistral/adapter", "adapter");
+    let model = ["score", "--model", &s.reference, "--data", &s.joint];
+    let score = |more: &[&str]| s.sandbox.run(&[&model, more].concat()).ok().stdout;
+    let base = score(&[]);
+    assert_ne!(score(&["--adapter", "adapter"]), base);
+    edit(&adapter.join("adapter_model.safetensors"), |tensors| {
+        let of_b = tensors.iter_mut().filter(|(name, _)| name.contains("lora_B"));
+        of_b.for_each(|(_, t)| t.bytes.fill(0));
+    });
+    assert_eq!(score(&["--adapter", "adapter"]), base);
+}

@@ -1,0 +1,160 @@
+//! Interrupted at any moment, a run goes on to the same bits.
+#![cfg(unix)]
+
+mod program;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use program::{Ran, Sandbox, fixture, metrics, rows};
+
+const STEPS: usize = 6;
+
+/// The flags of a run.
+fn args<'a>(model: &'a str, data: &'a str, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
+    let mut all = vec!["train", "--model", model, "--data", data, "--output-dir", out];
+    all.extend(["--max-steps", "6", "--save-steps", "2", "--batch-size", "4", "--gradient-accumulation-steps", "2"]);
+    all.extend(extra);
+    all
+}
+
+struct Setting {
+    sandbox: Sandbox,
+    model: String,
+    data: String,
+    extra: Vec<&'static str>,
+    /// The file that holds what was trained.
+    result: &'static str,
+}
+
+impl Setting {
+    fn full() -> Self {
+        Self::new(vec!["--full", "--learning-rate", "1e-3", "--weight-decay", "0.1"], "model.safetensors")
+    }
+
+    fn lora() -> Self {
+        Self::new(vec!["--lora-r", "4", "--learning-rate", "1e-2", "--seed", "3"], "adapter_model.safetensors")
+    }
+
+    fn new(extra: Vec<&'static str>, result: &'static str) -> Self {
+        let sandbox = Sandbox::new();
+        let model = fixture("mistral-odd/model").to_str().expect("UTF-8").to_string();
+        let data = sandbox.write("rows.jsonl", rows("mistral-odd").join("\n"));
+        Self { sandbox, model, data, extra, result }
+    }
+
+    fn args<'a>(&'a self, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        args(&self.model, &self.data, out, &[self.extra.as_slice(), more].concat())
+    }
+
+    fn run(&self, out: &str, more: &[&str]) -> Ran {
+        self.sandbox.run(&self.args(out, more))
+    }
+
+    fn start(&self, out: &str, more: &[&str]) -> Child {
+        let mut command = self.sandbox.command(&self.args(out, more));
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts")
+    }
+
+    /// The same log and the same trained bits.
+    fn same(&self, a: &str, b: &str) {
+        let [a, b] = [a, b].map(|name| self.sandbox.path(name));
+        assert_eq!(metrics(&a).len(), STEPS);
+        assert_eq!(metrics(&a), metrics(&b));
+        let bits = |dir: &Path| fs::read(dir.join(self.result)).expect("a result");
+        assert!(bits(&a) == bits(&b), "{} differs", self.result);
+    }
+}
+
+/// Waits until the log has `n` whole lines.
+fn wait_for_lines(log: &Path, n: usize, child: &mut Child) {
+    let started = Instant::now();
+    while fs::read_to_string(log).map_or(0, |t| t.matches('\n').count()) < n {
+        assert!(child.try_wait().expect("a child").is_none(), "the run ended before line {n}");
+        assert!(started.elapsed() < Duration::from_secs(240), "no line {n}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn killed_and_resumed(setting: &Setting) {
+    setting.run("whole", &[]).ok();
+    let log = setting.sandbox.path("killed/metrics.jsonl");
+    let mut child = setting.start("killed", &[]);
+    wait_for_lines(&log, 3, &mut child);
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    assert!(!setting.sandbox.path("killed").join(setting.result).exists(), "the run ended before it was killed");
+    // As a kill in the middle of a write leaves it: half a line, half a checkpoint.
+    let text = fs::read_to_string(&log).expect("a log");
+    fs::write(&log, text + "{\"step\":9,\"lo").expect("a log");
+    let half = setting.sandbox.path("killed/.checkpoint-6.tmp");
+    fs::create_dir(&half).expect("a folder");
+    fs::write(half.join("state.safetensors"), b"half").expect("a file");
+
+    setting.run("killed", &["--resume"]).ok();
+    setting.same("whole", "killed");
+}
+
+#[test]
+fn killed_full() {
+    killed_and_resumed(&Setting::full());
+}
+
+#[test]
+fn killed_lora() {
+    killed_and_resumed(&Setting::lora());
+}
+
+#[test]
+fn interrupted_ends_after_the_step_with_a_checkpoint() {
+    let setting = Setting::lora();
+    setting.run("whole", &[]).ok();
+    let out = setting.sandbox.path("stopped");
+    let mut child = setting.start("stopped", &[]);
+    wait_for_lines(&out.join("metrics.jsonl"), 1, &mut child);
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(sent.success());
+    assert_eq!(child.wait().expect("ended").code(), Some(0));
+    let steps = metrics(&out).len();
+    assert!((1..STEPS).contains(&steps), "{steps} steps");
+    assert!(out.join(format!("checkpoint-{steps}/state.safetensors")).is_file());
+    assert!(!out.join(setting.result).exists());
+    setting.run("stopped", &["--resume"]).ok();
+    setting.same("whole", "stopped");
+}
+
+#[test]
+fn resume_from_nothing_starts_and_two_runs_are_the_same() {
+    let setting = Setting::lora();
+    setting.run("one", &[]).ok();
+    setting.run("two", &["--resume"]).ok();
+    setting.same("one", "two");
+    // A third, finished already, ends the same way.
+    setting.run("two", &["--resume"]).ok();
+    setting.same("one", "two");
+    // Another seed is another run: the comparison can fail.
+    let other = Setting { extra: vec!["--lora-r", "4", "--learning-rate", "1e-2", "--seed", "4"], ..setting };
+    other.run("three", &[]).ok();
+    assert_ne!(metrics(&other.sandbox.path("one")), metrics(&other.sandbox.path("three")));
+
+    // Other settings, data or weights are refused, and the folder is left as it was.
+    let before = other.sandbox.listing();
+    other.run("two", &["--resume"]).said(2, &["two/checkpoint-4", "other settings, data or model"]);
+    let setting = Setting { extra: vec!["--lora-r", "4", "--learning-rate", "1e-2", "--seed", "3"], ..other };
+    setting.run("two", &["--resume", "--beta", "0.2"]).said(2, &["checkpoint-4", "other settings"]);
+    let fewer = setting.sandbox.write("rows.jsonl", rows("mistral-odd")[..20].join("\n"));
+    assert_eq!(fewer, setting.data);
+    setting.run("two", &["--resume"]).said(2, &["checkpoint-4", "other settings, data"]);
+    setting.sandbox.write("rows.jsonl", rows("mistral-odd").join("\n"));
+    assert_eq!(setting.sandbox.listing(), before);
+
+    // A damaged checkpoint is told by its file.
+    let state = setting.sandbox.path("two/checkpoint-4/state.safetensors");
+    let bytes = fs::read(&state).expect("a state");
+    fs::write(&state, &bytes[..bytes.len() / 2]).expect("a file");
+    setting.run("two", &["--resume"]).said(2, &["checkpoint-4/state.safetensors"]);
+    fs::write(setting.sandbox.path("two/checkpoint-4/state.json"), "{").expect("a file");
+    setting.run("two", &["--resume"]).said(2, &["checkpoint-4/state.json"]);
+}

@@ -1,0 +1,541 @@
+//! Bad input: one line that names file, line, field, tensor or flag; status 2; nothing left behind; no panic.
+
+mod program;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use program::{Ran, Sandbox, edit, rows};
+use proptest::prelude::*;
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+const MODEL: &str = "mistral-odd/model";
+const Q_PROJ: &str = "model.layers.1.self_attn.q_proj.weight";
+
+/// A sandbox with a good model and good data.
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.copy(MODEL, "model");
+    sandbox.write("rows.jsonl", rows("mistral-odd").join("\n"));
+    sandbox
+}
+
+const SCORE: &[&str] = &["score", "--model", "model", "--data", "rows.jsonl", "--out", "scores.jsonl"];
+const TRAIN: &[&str] = &[
+    "train",
+    "--model",
+    "model",
+    "--data",
+    "rows.jsonl",
+    "--output-dir",
+    "out",
+    "--max-steps",
+    "2",
+    "--batch-size",
+    "2",
+];
+const GENERATE: &[&str] = &["generate", "--model", "model", "--prompt", "Hello", "--max-new-tokens", "4"];
+
+fn with<'a>(command: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [command, more].concat()
+}
+
+/// Both `score` and `train` refuse what was done to the folder.
+#[track_caller]
+fn both_refuse(sandbox: &Sandbox, parts: &[&str]) {
+    sandbox.refused(SCORE, parts);
+    sandbox.refused(TRAIN, parts);
+}
+
+fn edit_json(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_slice(&fs::read(path).expect("a file")).expect("JSON");
+    change(&mut value);
+    fs::write(path, value.to_string()).expect("a file");
+}
+
+// ------------------------------------------------------------------------------------------------------ checkpoints
+
+#[test]
+fn weights_that_are_missing_or_cut() {
+    let s = sandbox();
+    let file = s.path("model/model.safetensors");
+    let whole = fs::read(&file).expect("weights");
+    for keep in [0, 4, 8, 100, whole.len() / 2, whole.len() - 1] {
+        fs::write(&file, &whole[..keep]).expect("a file");
+        both_refuse(&s, &["model/model.safetensors"]);
+    }
+    fs::write(&file, [&whole[..], b"more"].concat()).expect("a file");
+    both_refuse(&s, &["model/model.safetensors"]);
+    fs::remove_file(&file).expect("removed");
+    both_refuse(&s, &["model", "model.safetensors"]);
+    fs::remove_dir_all(s.path("model")).expect("removed");
+    both_refuse(&s, &["model"]);
+}
+
+#[test]
+fn tensors_that_do_not_fit() {
+    let refuse = |parts: &[&str], change: &dyn Fn(&mut program::Tensors)| {
+        let s = sandbox();
+        edit(&s.path("model/model.safetensors"), change);
+        both_refuse(&s, parts);
+    };
+    refuse(&["model.safetensors", Q_PROJ, "missing"], &|t| drop(t.remove(Q_PROJ)));
+    refuse(&["model.safetensors", Q_PROJ, "(36, 36)", "(18, 72)"], &|t| {
+        t.get_mut(Q_PROJ).expect("q_proj").shape = vec![18, 72];
+    });
+    refuse(&["model.safetensors", Q_PROJ, "I32"], &|t| t.get_mut(Q_PROJ).expect("q_proj").dtype = Dtype::I32);
+    refuse(&["model.safetensors", "model.layers.7.extra"], &|t| {
+        let extra = t[Q_PROJ].clone();
+        t.insert("model.layers.7.extra".into(), extra);
+    });
+}
+
+#[test]
+fn indices_that_lead_outside() {
+    let s = sandbox();
+    fs::rename(s.path("model/model.safetensors"), s.path("outside.safetensors")).expect("moved");
+    let names: Vec<String> = program::read_tensors(&s.path("outside.safetensors")).into_keys().collect();
+    let absolute = s.text("outside.safetensors");
+    for target in
+        ["../outside.safetensors", absolute.as_str(), "absent.safetensors", "..", "", "a/../../outside.safetensors"]
+    {
+        let map: serde_json::Map<_, _> = names.iter().map(|n| (n.clone(), json!(target))).collect();
+        s.write("model/model.safetensors.index.json", json!({ "weight_map": map }).to_string());
+        both_refuse(&s, &["model/"]);
+    }
+    for bad in ["{", "[]", "{}", r#"{"weight_map": 3}"#, r#"{"weight_map": {"a": 1}}"#] {
+        s.write("model/model.safetensors.index.json", bad);
+        both_refuse(&s, &["model.safetensors.index.json"]);
+    }
+    #[cfg(unix)]
+    {
+        fs::remove_file(s.path("model/model.safetensors.index.json")).expect("removed");
+        std::os::unix::fs::symlink("../outside.safetensors", s.path("model/model.safetensors")).expect("a link");
+        both_refuse(&s, &["model.safetensors"]);
+    }
+}
+
+#[test]
+fn configs_that_are_not_understood() {
+    let s = sandbox();
+    let path = s.path("model/config.json");
+    let good = fs::read(&path).expect("a config");
+    let refuse = |parts: &[&str], change: &dyn Fn(&mut Value)| {
+        fs::write(&path, &good).expect("a file");
+        edit_json(&path, change);
+        both_refuse(&s, parts);
+    };
+    refuse(&["config.json", "MambaForCausalLM"], &|c| {
+        c["architectures"] = json!(["MambaForCausalLM"]);
+        c["model_type"] = json!("mamba");
+    });
+    refuse(&["config.json", "hidden_size"], &|c| c["hidden_size"] = json!("wide"));
+    refuse(&["config.json", "hidden_size"], &|c| drop(c.as_object_mut().expect("object").remove("hidden_size")));
+    refuse(&["config.json", "num_hidden_layers"], &|c| c["num_hidden_layers"] = json!(-1));
+    refuse(&["config.json"], &|c| c["vocab_size"] = json!(1_u64 << 60));
+    refuse(&["config.json", "hidden_act"], &|c| c["hidden_act"] = json!("swoosh"));
+    for bad in ["", "{", "[]", "null", "{\"architectures\": 3}"] {
+        fs::write(&path, bad).expect("a file");
+        both_refuse(&s, &["model/config.json"]);
+    }
+    fs::remove_file(&path).expect("removed");
+    both_refuse(&s, &["model/config.json"]);
+}
+
+#[test]
+fn tokenizers() {
+    let s = sandbox();
+    let path = s.path("model/tokenizer.json");
+    let good = fs::read(&path).expect("a tokenizer");
+    fs::write(&path, &good[..good.len() / 2]).expect("a file");
+    both_refuse(&s, &["model/tokenizer.json"]);
+    fs::remove_file(&path).expect("removed");
+    both_refuse(&s, &["model/tokenizer.json"]);
+    fs::write(&path, &good).expect("a file");
+
+    // `tokenizers` itself panics at these.
+    for (part, value) in [
+        ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
+        ("decoder", json!(3)),
+        ("model", json!({"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]})),
+        ("model", json!({"type": "Unigram", "vocab": [], "unk_id": 7})),
+    ] {
+        edit_json(&path, |t| t[part] = value.clone());
+        both_refuse(&s, &["model/tokenizer.json"]);
+        fs::write(&path, &good).expect("a file");
+    }
+
+    // Without BOS or EOS it works, with a note.
+    for name in ["bos_token", "eos_token"] {
+        edit_json(&s.path("model/tokenizer_config.json"), |c| c[name] = Value::Null);
+        let ran = s.run(&["check", "--model", "model", "--data", "rows.jsonl"]).ok();
+        let note = format!("note: the tokenizer has no {}", name[..3].to_uppercase());
+        assert!(ran.stderr.contains(&note), "{}", ran.stderr);
+    }
+    let scored = s.run(&["score", "--model", "model", "--data", "rows.jsonl"]).ok();
+    assert_eq!(scored.lines().len(), 25);
+}
+
+#[test]
+fn weights_of_nan_stop_the_run() {
+    let s = sandbox();
+    edit(&s.path("model/model.safetensors"), |t| {
+        let tensor = t.get_mut(Q_PROJ).expect("q_proj");
+        let mut values = tensor.values();
+        values[5] = f32::NAN;
+        tensor.set(&values);
+    });
+    let args = with(TRAIN, &["--no-shuffle"]);
+    s.run(&with(&args, &["--full"])).said(1, &["step 1", "rows 0, 1", Q_PROJ]);
+    assert!(!s.path("out/model.safetensors").exists());
+    fs::remove_dir_all(s.path("out")).expect("removed");
+    s.run(&args).said(1, &["step 1", "rows 0, 1", Q_PROJ]);
+    assert!(!s.path("out/adapter_model.safetensors").exists());
+}
+
+#[test]
+fn adapters_that_do_not_fit() {
+    let s = sandbox();
+    s.copy("lora-mistral/adapter", "adapter");
+    let commands = [with(SCORE, &["--adapter", "adapter"]), with(TRAIN, &["--adapter", "adapter"])];
+    let merge = vec!["merge", "--model", "model", "--adapter", "adapter", "--output-dir", "merged"];
+    let refuse = |parts: &[&str]| commands.iter().chain([&merge]).for_each(|c| s.refused(c, parts));
+
+    let weights = s.path("adapter/adapter_model.safetensors");
+    let good = fs::read(&weights).expect("weights");
+    fs::write(&weights, &good[..good.len() / 2]).expect("a file");
+    refuse(&["adapter/adapter_model.safetensors"]);
+    fs::write(&weights, &good).expect("a file");
+    edit(&weights, |t| {
+        let name = t.keys().next().expect("a tensor").clone();
+        t.remove(&name);
+    });
+    refuse(&["adapter/adapter_model.safetensors", "lora_A"]);
+    fs::write(&weights, &good).expect("a file");
+    let config = s.path("adapter/adapter_config.json");
+    let good = fs::read(&config).expect("a config");
+    edit_json(&config, |c| c["peft_type"] = json!("IA3"));
+    refuse(&["adapter/adapter_config.json", "peft_type"]);
+    fs::write(&config, &good).expect("a file");
+    edit_json(&config, |c| c["r"] = json!(5));
+    refuse(&["adapter/"]);
+    fs::write(&config, "{").expect("a file");
+    refuse(&["adapter/adapter_config.json"]);
+    fs::write(&config, &good).expect("a file");
+
+    // Of another base: shapes or modules differ.
+    fs::remove_dir_all(s.path("model")).expect("removed");
+    s.copy("qwen3/model", "model");
+    refuse(&["adapter/adapter_model.safetensors", "q_proj"]);
+    // And none at all.
+    fs::remove_dir_all(s.path("adapter")).expect("removed");
+    refuse(&["adapter"]);
+}
+
+// ------------------------------------------------------------------------------------------------------------- rows
+
+#[test]
+fn rows_that_are_malformed() {
+    let s = sandbox();
+    let good = rows("mistral-odd");
+    let refuse = |line: &str, parts: &[&str]| {
+        let mut all = good.clone();
+        all[16] = line.into();
+        s.write("rows.jsonl", all.join("\n"));
+        both_refuse(&s, &[&["rows.jsonl:17: "], parts].concat());
+        s.refused(&["check", "--model", "model", "--data", "rows.jsonl"], &[&["rows.jsonl:17: "], parts].concat());
+    };
+    refuse("{\"i_chosen\": \"a\", ", &[]);
+    refuse("[1, 2]", &[]);
+    refuse("\u{0}\u{1}", &[]);
+    refuse(r#"{"i_chosen": "a", "r_chosen": "b", "i_reject": "c"}"#, &["r_reject", "missing"]);
+    refuse(r#"{"i_chosen": "a", "r_chosen": "", "i_reject": "c", "r_reject": "d"}"#, &["the chosen response is empty"]);
+    refuse(r#"{"i_chosen": "a", "r_chosen": 3, "i_reject": "c", "r_reject": "d"}"#, &["r_chosen", "number"]);
+    refuse(r#"{"prompt": "a", "chosen": "b"}"#, &["rejected"]);
+    let nested = format!("{{\"prompt\": {}1{}}}", "[".repeat(2000), "]".repeat(2000));
+    refuse(&nested, &[]);
+
+    let bytes = [good[..16].join("\n").into_bytes(), b"\n{\"prompt\": \"\xff\xfe\"}\n".to_vec()].concat();
+    s.write("rows.jsonl", bytes);
+    both_refuse(&s, &["rows.jsonl:17: ", "UTF-8"]);
+    s.write("rows.jsonl", "\n\n");
+    both_refuse(&s, &["rows.jsonl"]);
+    fs::remove_file(s.path("rows.jsonl")).expect("removed");
+    both_refuse(&s, &["rows.jsonl"]);
+    fs::create_dir(s.path("rows.jsonl")).expect("a folder");
+    both_refuse(&s, &["rows.jsonl"]);
+}
+
+#[test]
+fn rows_that_do_not_fit() {
+    let s = sandbox();
+    let mut all = rows("mistral-odd");
+    all[4] = json!({"prompt": "word ".repeat(300), "chosen": "a", "rejected": "b"}).to_string();
+    s.write("rows.jsonl", all.join("\n"));
+    let limit = ["--max-length", "200", "--on-overflow", "error"];
+    let parts = ["rows.jsonl:5: ", "the chosen side", "--max-length is 200"];
+    s.refused(&with(SCORE, &limit), &parts);
+    s.refused(&with(TRAIN, &limit), &parts);
+    // By default it is left out, with a note.
+    let ran = s.run(&["check", "--model", "model", "--data", "rows.jsonl", "--max-length", "200"]).ok();
+    assert!(ran.stderr.contains("1 dropped") || ran.stdout.contains("1 dropped"), "{}{}", ran.stdout, ran.stderr);
+    s.refused(&with(TRAIN, &["--max-length", "4"]), &["--max-length", "no row fits"]);
+
+    // Nothing scored: without an EOS, a response that the tokenizer swallows whole.
+    edit_json(&s.path("model/tokenizer_config.json"), |c| {
+        c["bos_token"] = Value::Null;
+        c["eos_token"] = Value::Null;
+    });
+    edit_json(&s.path("model/tokenizer.json"), |t| {
+        t["normalizer"] = json!({"type": "Replace", "pattern": {"String": "#"}, "content": ""});
+    });
+    all[4] = json!({"prompt": "a", "chosen": "###", "rejected": "b"}).to_string();
+    s.write("rows.jsonl", all.join("\n"));
+    let parts = ["rows.jsonl:5: ", "the chosen side has no token to score"];
+    s.refused(&with(SCORE, &["--template", "none"]), &parts);
+    s.refused(&with(TRAIN, &["--template", "none"]), &parts);
+}
+
+// ------------------------------------------------------------------------------------------------------------ flags
+
+#[test]
+fn flags_out_of_range() {
+    let s = sandbox();
+    let huge = usize::MAX.to_string();
+    let cases: &[(&str, &[&str])] = &[
+        ("beta", &["-1", "0", "nan", "inf"]),
+        ("label-smoothing", &["-0.1", "0.5"]),
+        ("sft-weight", &["-1"]),
+        ("learning-rate", &["0", "-0.001", "nan"]),
+        ("batch-size", &["0", &huge]),
+        ("gradient-accumulation-steps", &["0"]),
+        ("warmup-ratio", &["2", "-0.1"]),
+        ("max-length", &["0", "1", "257", &huge]),
+        ("max-steps", &["0"]),
+        ("num-train-epochs", &["0", "-1"]),
+        ("adam-beta1", &["1", "-0.5"]),
+        ("adam-beta2", &["1.5"]),
+        ("adam-epsilon", &["0"]),
+        ("weight-decay", &["-0.1"]),
+        ("max-grad-norm", &["-1"]),
+        ("lora-r", &["0"]),
+        ("lora-alpha", &["0", "nan"]),
+        ("lora-targets", &["no_such_proj", "q_proj,no_such_proj"]),
+        ("device", &["99", "no such device"]),
+        ("template", &["no placeholder"]),
+        ("map", &["prompt", "unheard=of"]),
+    ];
+    let train: Vec<&str> = TRAIN[..TRAIN.len() - 4].to_vec();
+    for (flag, values) in cases {
+        for value in *values {
+            let typed = format!("--{flag}");
+            s.refused(&with(&train, &[&typed, value]), &[&typed]);
+        }
+    }
+    for (flag, values) in [
+        ("--temperature", ["-1", "nan"]),
+        ("--top-p", ["0", "1.5"]),
+        ("--batch-size", ["0", "0"]),
+        ("--max-new-tokens", ["0", &huge]),
+        ("--device", ["99", "no such device"]),
+    ] {
+        for value in values {
+            let args: Vec<&str> = if flag == "--max-new-tokens" { GENERATE[..5].to_vec() } else { GENERATE.to_vec() };
+            s.refused(&with(&args, &[flag, value]), &[flag]);
+        }
+    }
+    s.refused(&["generate", "--model", "model"], &["--prompt"]);
+    s.refused(&["train", "--data", "rows.jsonl", "--output-dir", "out"], &["--model"]);
+    s.refused(&["train", "--model", "model", "--output-dir", "out"], &["--data"]);
+    s.refused(&["train", "--model", "model", "--data", "rows.jsonl"], &["--output-dir"]);
+    s.refused(&with(TRAIN, &["--full", "--adapter", "absent"]), &["absent"]);
+    s.refused(&with(TRAIN, &["--reference", "absent"]), &["--reference", "absent"]);
+    s.refused(&with(SCORE, &["--reference", "absent"]), &["--reference", "absent"]);
+}
+
+/// What clap refuses may take several lines.
+#[test]
+fn flags_that_are_mistyped() {
+    let s = sandbox();
+    for (args, part) in [
+        (with(TRAIN, &["--learning-rat", "1"]), "--learning-rat"),
+        (with(TRAIN, &["--learning-rate", "fast"]), "--learning-rate"),
+        (with(TRAIN, &["--batch-size", "-1"]), "-1"),
+        (with(TRAIN, &["--loss", "squared"]), "--loss"),
+        (with(TRAIN, &["--on-overflow", "explode"]), "--on-overflow"),
+        (vec!["trian"], "trian"),
+    ] {
+        let before = s.listing();
+        let ran = s.run(&args);
+        assert_eq!(ran.status, 2, "{}", ran.stderr);
+        assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains(part), "{}", ran.stderr);
+        assert_eq!(s.listing(), before);
+    }
+}
+
+#[test]
+fn settings_files() {
+    let s = sandbox();
+    let train = with(TRAIN, &["--config", "run.toml"]);
+    s.refused(&train, &["run.toml"]);
+    for (text, parts) in [
+        ("learning-rat = 1", ["run.toml", "learning-rat"]),
+        ("learning_rate = 1", ["run.toml", "learning_rate"]),
+        ("learning-rate = \"fast\"", ["run.toml", "learning-rate"]),
+        ("batch-size = -1", ["run.toml", "batch-size"]),
+        ("loss = \"squared\"", ["run.toml", "loss"]),
+        ("on-overflow = \"explode\"", ["run.toml", "on-overflow"]),
+        ("learning-rate = = 3", ["run.toml", "line 1"]),
+        ("[train]\nbeta = 1", ["run.toml", "train"]),
+        ("beta = -1.0", ["--beta", "-1"]),
+    ] {
+        s.write("run.toml", text);
+        s.refused(&train, &parts);
+    }
+    // A good key works, and a flag wins over it.
+    s.write("run.toml", "beta = -1.0\nlearning-rate = 1e-4");
+    s.refused(&with(&train, &["--beta", "0.1", "--device", "99"]), &["--device 99"]);
+}
+
+// ----------------------------------------------------------------------------------------------------------- outputs
+
+#[test]
+fn folders_that_exist() {
+    let s = sandbox();
+    fs::create_dir(s.path("out")).expect("a folder");
+    s.write("out/precious.txt", "mine");
+    s.refused(TRAIN, &["out", "exists"]);
+    s.copy("lora-mistral/adapter", "adapter");
+    s.refused(&["merge", "--model", "model", "--adapter", "adapter", "--output-dir", "out"], &["out", "exists"]);
+    s.write("file", "mine");
+    s.refused(&["merge", "--model", "model", "--adapter", "adapter", "--output-dir", "file"], &["file"]);
+    s.refused(&with(&TRAIN[..5], &["--output-dir", "file/out"]), &["file"]);
+    s.refused(
+        &["score", "--model", "model", "--data", "rows.jsonl", "--out", "absent/scores.jsonl"],
+        &["absent/scores"],
+    );
+    s.refused(&["score", "--model", "model", "--data", "rows.jsonl", "--out", "out"], &["out"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_device_that_is_full() {
+    let s = sandbox();
+    let score = ["score", "--model", "model", "--data", "rows.jsonl"];
+    s.refused(&with(&score, &["--out", "/dev/full"]), &["/dev/full", "No space left"]);
+    use std::os::unix::fs::FileTypeExt;
+    assert!(fs::metadata("/dev/full").expect("a device").file_type().is_char_device());
+    let full = || Stdio::from(fs::File::create("/dev/full").expect("a device"));
+    let check = ["check", "--model", "model", "--data", "rows.jsonl"];
+    for args in [&score[..], &check, &with(&check, &["--json"]), &["plan", "--model", "model"], GENERATE] {
+        let output = s.command(args).stdout(full()).stderr(Stdio::piped()).spawn().and_then(|c| c.wait_with_output());
+        let out = output.expect("the program starts");
+        let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+        let ran = Ran { status: out.status.code().unwrap_or(-1), stdout: String::new(), stderr };
+        ran.said(2, &["standard output", "No space left"]);
+    }
+}
+
+/// A file system of 64 KiB at a folder, until it is dropped.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    fn at(dir: &'a Path) -> Option<Self> {
+        fs::create_dir(dir).expect("a folder");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(dir).output();
+        mount.is_ok_and(|out| out.status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_disk_that_is_full() {
+    let s = sandbox();
+    s.copy("lora-mistral/adapter", "adapter");
+    let path = s.path("disk");
+    let Some(_disk) = SmallDisk::at(&path) else {
+        println!("skipped: this user may not mount a tmpfs");
+        return;
+    };
+    let merge = ["merge", "--model", "model", "--adapter", "adapter", "--output-dir", "disk/merged"];
+    s.refused(&merge, &["disk/merged", "No space left"]);
+    s.refused(&["grad", "--model", "model", "--data", "rows.jsonl", "--out", "disk/grad"], &["disk/grad", "No space"]);
+
+    // In the middle of a run: what was whole stays, nothing half-written.
+    let train = ["train", "--model", "model", "--data", "rows.jsonl", "--output-dir", "disk/run", "--full"];
+    s.run(&with(&train, &["--max-steps", "3", "--save-steps", "2"])).said(2, &["disk/run", "No space left"]);
+    let left: Vec<_> = s.listing().into_keys().filter(|p| p.starts_with(s.path("disk/run"))).collect();
+    let bad = |p: &&std::path::PathBuf| {
+        let name = p.to_string_lossy();
+        name.contains("tmp") && name.contains("checkpoint") || name.contains("safetensors") || name.ends_with(".tmp")
+    };
+    assert_eq!(left.iter().find(bad), None, "{left:?}");
+}
+
+// ------------------------------------------------------------------------------------------------------------ noise
+
+/// `check` reads configuration, header, tokenizer and rows, and needs no device.
+fn survives(s: &Sandbox) -> Result<(), TestCaseError> {
+    let ran = s.run(&["check", "--model", "model", "--data", "rows.jsonl", "--rows", "1"]);
+    prop_assert!(ran.status == 0 || ran.status == 2, "status {}: {}", ran.status, ran.stderr);
+    prop_assert!(!ran.stderr.contains("panicked"), "{}", ran.stderr);
+    let errors = ran.stderr.lines().filter(|l| l.starts_with("error: ")).count();
+    prop_assert_eq!(errors, usize::from(ran.status == 2), "{}", ran.stderr);
+    Ok(())
+}
+
+/// Flips bits (position as a part of the length), then cuts to a part of it.
+fn damage(bytes: &mut Vec<u8>, flips: &[(f64, u8)], keep: f64) {
+    for (at, bit) in flips {
+        let at = (at * bytes.len() as f64) as usize;
+        bytes[at] ^= 1 << bit;
+    }
+    bytes.truncate((keep * bytes.len() as f64) as usize);
+}
+
+fn damages() -> impl Strategy<Value = (Vec<(f64, u8)>, f64)> {
+    let flips = prop::collection::vec((0.0..1.0, 0..8_u8), 1..4);
+    (flips, prop_oneof![3 => Just(1.0), 1 => 0.0..1.0])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_headers_never_panic((flips, keep) in damages()) {
+        let s = sandbox();
+        let path = s.path("model/model.safetensors");
+        let whole = fs::read(&path).expect("weights");
+        let header = 8 + u64::from_le_bytes(whole[..8].try_into().expect("8 bytes")) as usize;
+        let mut head = whole[..header].to_vec();
+        damage(&mut head, &flips, keep);
+        fs::write(&path, [&head[..], &whole[header..]].concat()).expect("a file");
+        survives(&s)?;
+    }
+
+    #[test]
+    fn damaged_configs_never_panic((flips, keep) in damages(), which in 0..3_usize) {
+        let s = sandbox();
+        let path = s.path("model").join(["config.json", "tokenizer_config.json", "tokenizer.json"][which]);
+        let mut bytes = fs::read(&path).expect("a file");
+        damage(&mut bytes, &flips, keep);
+        fs::write(&path, bytes).expect("a file");
+        survives(&s)?;
+    }
+
+    #[test]
+    fn damaged_rows_never_panic((flips, keep) in damages()) {
+        let s = sandbox();
+        let mut bytes = rows("mistral-odd").join("\n").into_bytes();
+        damage(&mut bytes, &flips, keep);
+        s.write("rows.jsonl", bytes);
+        survives(&s)?;
+    }
+}
