@@ -253,6 +253,9 @@ fn bad_tokenizers_are_named() {
     assert!(error(Tokenizer::load(dir.path())).contains("tokenizer.json: No such file"));
     std::fs::write(dir.path().join("tokenizer.json"), "{\"version\":").unwrap();
     let broken = error(Tokenizer::load(dir.path()));
+    assert!(broken.contains("tokenizer.json: malformed JSON: "), "{broken}");
+    std::fs::write(dir.path().join("tokenizer.json"), r#"{"version":"1.0"}"#).unwrap();
+    let broken = error(Tokenizer::load(dir.path()));
     assert!(broken.contains("tokenizer.json: no tokenizer can be made of it: "), "{broken}");
     assert!(error(with_config("[]")).ends_with("tokenizer_config.json: expected a JSON object"));
     assert!(error(with_config("{")).contains("tokenizer_config.json: malformed JSON: "));
