@@ -1,20 +1,22 @@
-// The products of matmul.wgsl for adapters that are CPUs: no workgroup memory, no barriers, eight rows an invocation, loads of A
-// that depend on the workgroup alone (one scalar load, broadcast), loads of B as quads. Strides and starts are multiples of four.
+// The products of matmul.wgsl for adapters that are CPUs: no workgroup memory, no barriers, a workgroup as wide as a vector, loads that
+// depend on the workgroup alone wherever there is a choice (one scalar load, broadcast; others cost a load a lane), many columns a
+// lane, so that each load serves many of them. Starts and strides of B are multiples of four.
 //
-//   matmul_rows: B is (K, N): an invocation owns 8 rows × 4 columns
+//   matmul_rows: B is (K, N): an invocation owns 8 rows × 8 columns, lanes along the columns
+//   matmul_narrow: the same for few columns: 4 rows × 8 columns, lanes along the rows
 //   matmul_dots: B is stored (N, K): an invocation owns 8 rows × 1 column, quads along K
-//   matmul_transpose: C (K, N) = B stored (N, K), so that a product with many rows can take matmul_rows, which is 2.6 times as fast
+//   matmul_transpose: C (K, N) = B stored (N, K), so that a product with many rows can take matmul_rows, which is faster
 
 import package::shared::weight::{WeightQuad, weight_values};
 
 override A_TRANSPOSED: bool = false;
-override WG: u32 = 16u;
+override ACCUMULATE: bool = false;
 
 struct MatmulParams {
     m: u32,
     n: u32,
     k: u32,
-    accumulate: u32,
+    accumulate: u32, // as in matmul.wgsl; here it is ACCUMULATE
     a_start: u32,
     a_stride: u32,
     b_start: u32,
@@ -30,45 +32,97 @@ struct MatmulParams {
 @group(0) @binding(2) var<storage, read> b: array<WeightQuad>;
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 
+const LANES = 8u;
 const ROWS = 8u;
 
-@compute @workgroup_size(WG)
-fn matmul_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let m0 = group.y * ROWS;
-    let n = (group.x * WG + local.x) * 4u;
-    let column = min(n, params.n - 4u) / 4u; // past the edge: read something, write nothing
-    var rows: array<u32, 8>;
-    for (var r = 0u; r < ROWS; r++) {
-        rows[r] = params.a_start + min(m0 + r, params.m - 1u) * select(params.a_stride, 1u, A_TRANSPOSED);
+// Element (row, k) of A is at a_row(row) + k·a_step().
+fn a_row(row: u32) -> u32 {
+    return params.a_start + min(row, params.m - 1u) * select(params.a_stride, 1u, A_TRANSPOSED);
+}
+
+fn a_step() -> u32 {
+    return select(1u, params.a_stride, A_TRANSPOSED);
+}
+
+// Past the edge: read something, write nothing.
+fn b_quad(n: u32) -> u32 {
+    return params.b_start / 4u + min(n / 4u, (params.n - 1u) / 4u);
+}
+
+fn store(row: u32, n: u32, value: f32) {
+    let i = params.c_start + row * params.c_stride + n;
+    if ACCUMULATE {
+        c[i] += params.alpha * value;
+    } else {
+        c[i] = params.alpha * value;
     }
-    let step = select(1u, params.a_stride, A_TRANSPOSED);
-    var acc: array<vec4<f32>, 8>;
-    for (var k = 0u; k < params.k; k++) {
-        let bs = weight_values(b[(params.b_start + k * params.b_stride) / 4u + column]);
-        acc[0] += a[rows[0] + k * step] * bs;
-        acc[1] += a[rows[1] + k * step] * bs;
-        acc[2] += a[rows[2] + k * step] * bs;
-        acc[3] += a[rows[3] + k * step] * bs;
-        acc[4] += a[rows[4] + k * step] * bs;
-        acc[5] += a[rows[5] + k * step] * bs;
-        acc[6] += a[rows[6] + k * step] * bs;
-        acc[7] += a[rows[7] + k * step] * bs;
-    }
-    if n >= params.n {
-        return;
-    }
-    for (var r = 0u; r < ROWS; r++) {
-        if m0 + r < params.m {
-            let i = params.c_start + (m0 + r) * params.c_stride + n;
-            for (var s = 0u; s < 4u; s++) {
-                let value = params.alpha * acc[r][s];
-                if params.accumulate == 1u {
-                    c[i + s] += value;
-                } else {
-                    c[i + s] = value;
-                }
+}
+
+fn store_quad(row: u32, n: u32, values: vec4<f32>) {
+    if row < params.m {
+        for (var s = 0u; s < 4u; s++) {
+            if n + s < params.n {
+                store(row, n + s, values[s]);
             }
         }
+    }
+}
+
+@compute @workgroup_size(LANES)
+fn matmul_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let m0 = group.y * ROWS;
+    let n0 = (group.x * LANES * 2u + local.x) * 4u;
+    let n1 = n0 + LANES * 4u;
+    let quads = vec2<u32>(b_quad(n0), b_quad(n1));
+    var rows: array<u32, 8>;
+    for (var r = 0u; r < ROWS; r++) {
+        rows[r] = a_row(m0 + r);
+    }
+    let step = a_step();
+    var acc0: array<vec4<f32>, 8>;
+    var acc1: array<vec4<f32>, 8>;
+    for (var k = 0u; k < params.k; k++) {
+        let at = k * params.b_stride / 4u;
+        let b0 = weight_values(b[at + quads.x]);
+        let b1 = weight_values(b[at + quads.y]);
+        for (var r = 0u; r < ROWS; r++) {
+            let value = a[rows[r] + k * step];
+            acc0[r] += value * b0;
+            acc1[r] += value * b1;
+        }
+    }
+    for (var r = 0u; r < ROWS; r++) {
+        store_quad(m0 + r, n0, acc0[r]);
+        store_quad(m0 + r, n1, acc1[r]);
+    }
+}
+
+@compute @workgroup_size(LANES)
+fn matmul_narrow(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let m0 = group.y * LANES * 4u + local.x;
+    let n0 = group.x * 8u;
+    let n1 = n0 + 4u;
+    let quads = vec2<u32>(b_quad(n0), b_quad(n1));
+    var rows: array<u32, 4>;
+    for (var r = 0u; r < 4u; r++) {
+        rows[r] = a_row(m0 + r * LANES);
+    }
+    let step = a_step();
+    var acc0: array<vec4<f32>, 4>;
+    var acc1: array<vec4<f32>, 4>;
+    for (var k = 0u; k < params.k; k++) {
+        let at = k * params.b_stride / 4u;
+        let b0 = weight_values(b[at + quads.x]);
+        let b1 = weight_values(b[at + quads.y]);
+        for (var r = 0u; r < 4u; r++) {
+            let value = a[rows[r] + k * step];
+            acc0[r] += value * b0;
+            acc1[r] += value * b1;
+        }
+    }
+    for (var r = 0u; r < 4u; r++) {
+        store_quad(m0 + r * LANES, n0, acc0[r]);
+        store_quad(m0 + r * LANES, n1, acc1[r]);
     }
 }
 
@@ -76,10 +130,10 @@ fn quad_of_a(i: u32) -> vec4<f32> {
     return vec4<f32>(a[i], a[i + 1u], a[i + 2u], a[i + 3u]);
 }
 
-@compute @workgroup_size(WG)
+@compute @workgroup_size(LANES)
 fn matmul_dots(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let m0 = group.y * ROWS;
-    let n = group.x * WG + local.x;
+    let n = group.x * LANES + local.x;
     let column = (params.b_start + min(n, params.n - 1u) * params.b_stride) / 4u;
     var rows: array<u32, 8>;
     for (var r = 0u; r < ROWS; r++) {
@@ -102,13 +156,7 @@ fn matmul_dots(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     }
     for (var r = 0u; r < ROWS; r++) {
         if m0 + r < params.m {
-            let i = params.c_start + (m0 + r) * params.c_stride + n;
-            let value = params.alpha * acc[r];
-            if params.accumulate == 1u {
-                c[i] += value;
-            } else {
-                c[i] = value;
-            }
+            store(m0 + r, n, acc[r]);
         }
     }
 }
@@ -116,15 +164,15 @@ fn matmul_dots(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
 @group(0) @binding(1) var<storage, read> b_stored: array<WeightQuad>;
 @group(0) @binding(2) var<storage, read_write> b_transposed: array<f32>;
 
-// An invocation a quad of B; workgroups along y are rows of B.
-@compute @workgroup_size(WG)
+// An invocation a quad of B; workgroups along y are rows of B. Rows of C are `c_stride` apart.
+@compute @workgroup_size(LANES)
 fn matmul_transpose(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let k = (group.x * WG + local.x) * 4u;
+    let k = (group.x * LANES + local.x) * 4u;
     if k >= params.k {
         return;
     }
     let values = weight_values(b_stored[(params.b_start + group.y * params.b_stride + k) / 4u]);
     for (var s = 0u; s < 4u; s++) {
-        b_transposed[(k + s) * params.n + group.y] = values[s];
+        b_transposed[(k + s) * params.c_stride + group.y] = values[s];
     }
 }

@@ -35,12 +35,13 @@ fn the_head_of_a_large_vocabulary_needs_little_scratch() {
     }
 }
 
-/// `plan` against the ledger of a run, full and LoRA.
+/// `plan` against the ledger of a run: full and LoRA, preferences and SFT.
 #[test]
 fn a_step_takes_what_plan_says() {
     let family = fixture("mistral-odd");
     let (model, data) = (family.join("model"), family.join("prefs.jsonl"));
-    for method in [&["--full"][..], &["--lora-targets", "all-linear"]] {
+    let (full, lora) = (&["--full"][..], &["--lora-targets", "all-linear"][..]);
+    for (command, method) in [("train", full), ("train", lora), ("sft", full), ("sft", lora)] {
         let dir = tempfile::tempdir().expect("a folder");
         let run = |command: &str, more: &[&str]| -> f64 {
             let mut program = Command::new(env!("CARGO_BIN_EXE_jointwise"));
@@ -50,9 +51,9 @@ fn a_step_takes_what_plan_says() {
             let line: Value = ran.lines().pop().expect("an object");
             line["peak_bytes"].as_f64().expect("peak_bytes")
         };
-        let planned = run("plan", &[]);
+        let planned = run("plan", if command == "sft" { &["--sft"] } else { &[] });
         let out = dir.path().join("out");
-        let taken = run("train", &["--num-train-epochs", "2", "--output-dir", out.to_str().expect("UTF-8")]);
-        assert!((taken / planned - 1.0).abs() <= 0.1, "{method:?}: planned {planned}, taken {taken}");
+        let taken = run(command, &["--num-train-epochs", "2", "--output-dir", out.to_str().expect("UTF-8")]);
+        assert!((taken / planned - 1.0).abs() <= 0.1, "{command} {method:?}: planned {planned}, taken {taken}");
     }
 }

@@ -158,3 +158,29 @@ fn resume_from_nothing_starts_and_two_runs_are_the_same() {
     fs::write(setting.sandbox.path("two/checkpoint-4/state.json"), "{").expect("a file");
     setting.run("two", &["--resume"]).said(2, &["checkpoint-4/state.json"]);
 }
+
+/// `best/` holds the adapter of the lowest evaluation loss, not the last one: scored again, it has that loss.
+#[test]
+fn the_best_can_be_loaded() {
+    let mut setting = Setting::lora();
+    // Too fast on purpose: the last step is not the best one.
+    setting.extra = vec!["--learning-rate", "0.5"];
+    let held_out = setting.sandbox.write("held-out.jsonl", rows("mistral-odd")[12..].join("\n"));
+    setting.run("out", &["--eval-data", &held_out, "--eval-steps", "1", "--lr-scheduler-type", "constant"]).ok();
+    let evaluations: Vec<(u64, f64)> = metrics(&setting.sandbox.path("out"))
+        .iter()
+        .filter_map(|l| Some((l["step"].as_u64()?, l.get("eval_loss")?.as_f64()?)))
+        .collect();
+    assert_eq!(evaluations.len(), STEPS);
+    let best = evaluations.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1)).expect("an evaluation");
+    assert!(best.0 < STEPS as u64, "{evaluations:?}");
+    let loss = |adapter: &str| {
+        let score =
+            ["score", "--model", &setting.model, "--data", &held_out, "--reference", "base", "--adapter", adapter];
+        let summary = setting.sandbox.run(&score).ok().lines().pop().expect("a summary");
+        summary["summary"]["loss"].as_f64().expect("a loss")
+    };
+    let (kept, last) = (loss("out/best"), loss("out"));
+    assert!((kept / best.1 - 1.0).abs() < 1e-5, "{kept}, {best:?}");
+    assert!((last / best.1 - 1.0).abs() > 1e-2, "{last}, {best:?}");
+}

@@ -317,7 +317,7 @@ fn flags_out_of_range() {
         ("num-train-epochs", &["0", "-1"]),
         ("adam-beta1", &["1", "-0.5"]),
         ("adam-beta2", &["1.5"]),
-        ("adam-epsilon", &["0"]),
+        ("adam-epsilon", &["0", "-1e-8"]),
         ("weight-decay", &["-0.1"]),
         ("max-grad-norm", &["-1"]),
         ("lora-r", &["0"]),
@@ -389,6 +389,8 @@ fn settings_files() {
         ("on-overflow = \"explode\"", ["run.toml", "on-overflow"]),
         ("learning-rate = = 3", ["run.toml", "line 1"]),
         ("[train]\nbeta = 1", ["run.toml", "train"]),
+        ("config = \"other.toml\"", ["run.toml", "config"]),
+        ("resume = 1", ["run.toml", "resume"]),
         ("beta = -1.0", ["--beta", "-1"]),
     ] {
         s.write("run.toml", text);

@@ -109,7 +109,7 @@ fn rows_are_deterministic_and_as_documented() {
     assert!(rows::joint(Split::Train, 5, 50).eq(rows::joint(Split::Train, 5, 50)));
     assert!(!rows::sft(Split::Train, 5, 50).eq(rows::sft(Split::Train, 6, 50)));
     assert_eq!(rows::held_out(5, 40), rows::held_out(5, 40));
-    // A pinned row: a change of the generators changes the bundled model's data, and must be seen.
+    // Each kind is drawn as often as its weight says.
     let mut kinds: HashMap<Kind, u32> = HashMap::new();
     let mut rng = Rng::new(2, 2);
     let n = 18_000;

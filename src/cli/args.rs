@@ -34,7 +34,7 @@ pub enum Command {
     /// An adapter merged into its base model
     Merge(MergeArgs),
     /// Memory that a training run needs, before anything is loaded
-    Plan(TrainArgs),
+    Plan(PlanArgs),
     /// Rows as tokens, with the scored ones marked; what would be dropped
     Check(CheckArgs),
     /// Devices, what they can do, and a self-test
@@ -104,17 +104,17 @@ pub struct ObjectiveArgs {
     #[arg(long, value_parser = parse_loss)]
     pub loss: Option<Loss>,
     /// How far the policy may move from its reference [default: 0.1]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub beta: Option<f64>,
     /// Probability that a preference is the wrong way round (sigmoid) [default: 0]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub label_smoothing: Option<f64>,
     /// Score without a reference
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub reference_free: bool,
     /// Weight of the chosen response's likelihood in the loss [default: 0]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub sft_weight: Option<f64>,
     /// initial: the starting policy; base: without the adapter; or another checkpoint [default: initial]
     #[arg(long, value_name = "initial|base|DIR")]
@@ -155,7 +155,7 @@ pub enum DtypeArg {
     F16,
 }
 
-/// `sft`, `train`, `plan`.
+/// `sft` and `train`.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct TrainArgs {
@@ -186,7 +186,7 @@ pub struct TrainArgs {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lora_targets: Vec<String>,
     /// Highest learning rate [default: 5e-5; --full: 1e-6, sft --full: 2e-5]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub learning_rate: Option<f64>,
     /// linear, cosine or constant [default: cosine]
     #[arg(long, value_parser = parse_shape)]
@@ -195,13 +195,13 @@ pub struct TrainArgs {
     #[arg(long)]
     pub warmup_steps: Option<usize>,
     /// The same as a part of all steps [default: 0]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub warmup_ratio: Option<f64>,
     /// Stop after so many steps
     #[arg(long)]
     pub max_steps: Option<usize>,
     /// Passes over the data [default: 1]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub num_train_epochs: Option<f64>,
     /// Rows (pairs) a micro-batch [default: 8]
     #[arg(long, alias = "per-device-train-batch-size")]
@@ -210,23 +210,23 @@ pub struct TrainArgs {
     #[arg(long)]
     pub gradient_accumulation_steps: Option<usize>,
     /// [default: 0.9]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub adam_beta1: Option<f64>,
     /// [default: 0.999]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub adam_beta2: Option<f64>,
     /// [default: 1e-8]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub adam_epsilon: Option<f64>,
     /// Decoupled; not on one-dimensional tensors [default: 0]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub weight_decay: Option<f64>,
     /// Decay one-dimensional tensors too
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub decay_all: bool,
     /// Clip gradients to this global norm; 0: do not [default: 1]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_hyphen_values = true)]
     pub max_grad_norm: Option<f64>,
     /// Of the rows' order and of a new adapter [default: 0]
     #[arg(long)]
@@ -259,11 +259,11 @@ pub struct TrainArgs {
     pub output_dtype: Option<DtypeArg>,
     /// Go on from the last checkpoint in the output folder
     #[arg(long)]
-    #[serde(skip)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub resume: bool,
     /// Device time by kernel, at the end (slower; needs timestamp queries)
     #[arg(long)]
-    #[serde(skip)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub profile: bool,
     /// Settings from a TOML file; flags win
     #[arg(long, value_name = "FILE.toml")]
@@ -271,8 +271,18 @@ pub struct TrainArgs {
     pub config: Option<PathBuf>,
     /// Results as JSON on standard output
     #[arg(long)]
-    #[serde(skip)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub json: bool,
+}
+
+/// `plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub train: TrainArgs,
+    /// Memory of `sft` instead of `train`
+    #[arg(long)]
+    pub sft: bool,
 }
 
 /// `score`.
@@ -330,13 +340,13 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = crate::config::Defaults::MAX_NEW_TOKENS)]
     pub max_new_tokens: usize,
     /// 0: the likeliest token always
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
     pub temperature: f32,
     /// Only the k likeliest tokens; 0: all
     #[arg(long, default_value_t = 0)]
     pub top_k: usize,
     /// Only the fewest tokens that reach this probability
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
     pub top_p: f32,
     /// Of the draws
     #[arg(long, default_value_t = 0)]
@@ -434,9 +444,9 @@ pub fn with_config<A: Serialize + DeserializeOwned>(flags: A, config: Option<&Pa
         Error::file(path, e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "))
     })?;
     let bad = |e: serde_json::Error| Error::file(path, e);
-    let known = serde_json::to_value(toml_keys()).map_err(bad)?;
+    let known = toml_keys();
     for key in file.keys() {
-        if !known.as_array().is_some_and(|k| k.iter().any(|k| k == key)) {
+        if !known.contains(key) {
             return Err(Error::field(path, key, "is no flag"));
         }
         // Alone first, so that a wrong type is told with its key.
@@ -451,10 +461,10 @@ pub fn with_config<A: Serialize + DeserializeOwned>(flags: A, config: Option<&Pa
     serde_json::from_value(merged).map_err(bad)
 }
 
-/// Every key that a TOML file may have.
+/// Every key that a TOML file may have: the flags of `train`, but for the one that names the file.
 fn toml_keys() -> Vec<String> {
     use clap::CommandFactory;
     let cli = Cli::command();
-    let train = cli.find_subcommand("train").map(|c| c.get_arguments().filter_map(|a| a.get_long()).map(String::from));
-    train.map(Iterator::collect).unwrap_or_default()
+    let flags = cli.find_subcommand("train").into_iter().flat_map(|c| c.get_arguments()).filter_map(|a| a.get_long());
+    flags.filter(|&flag| flag != "config").map(String::from).collect()
 }

@@ -40,8 +40,10 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     )?;
     say!("  largest binding      {} MiB", caps.max_binding_bytes >> 20)?;
     say!("  workgroup memory     {} KiB", caps.workgroup_bytes >> 10)?;
-    say!("  subgroups, f16       {:?}, {}", caps.subgroup, caps.f16)?;
-    say!("  timestamps           {}", caps.timestamps)?;
+    let subgroups = caps.subgroup.map_or("none".into(), |(least, most)| format!("{least} to {most} invocations"));
+    let yes = |has| if has { "yes" } else { "no" };
+    say!("  subgroups            {subgroups}")?;
+    say!("  f16, timestamps      {}, {}", yes(caps.f16), yes(caps.timestamps))?;
     say!("\nself-test: error as a part of the tolerance")?;
     for (name, error) in &results {
         say!("  {name:<14} {error:>8.3}  {}", if *error <= 1.0 { "ok" } else { "FAILED" })?;

@@ -45,10 +45,6 @@ impl Lines {
     /// Writes everything.
     pub fn finish(self) -> Result<()> {
         match &self.path {
-            // A device or a pipe cannot be replaced.
-            Some(path) if path.exists() && !path.is_file() => {
-                std::fs::write(path, &self.text).map_err(|e| Error::file(path, e))
-            }
             Some(path) => crate::model::save::write_whole(path, |file| {
                 file.write_all(&self.text).map_err(|e| Error::file(path, e))
             }),

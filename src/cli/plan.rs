@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::args::{TrainArgs, with_config};
+use super::args::{PlanArgs, with_config};
 use super::session::{self, Model};
 use super::train;
 use crate::data::batch::{Example, Sequence};
@@ -13,26 +13,28 @@ use crate::kernels::objective::Goal;
 use crate::train::trainer::{largest_micro_batch, reserve};
 
 /// `jointwise plan`.
-pub fn run(args: TrainArgs) -> Result<()> {
+pub fn run(args: PlanArgs) -> Result<()> {
+    let PlanArgs { train: args, sft } = args;
     let config = args.config.clone();
-    let json_out = args.json;
     let args = with_config(args, config.as_deref())?;
-    let settings = train::settings(&args, false)?;
+    let settings = train::settings(&args, sft)?;
     let model = Model::of(&args.model)?;
     let adapter = train::adapter(&args, &model, settings.seed)?;
     let (_, limits) = session::limits(&args.data, &model.description)?;
     // The largest micro-batch: of the data where they are given, of the longest rows allowed where they are not.
     let examples: Vec<Example> = if args.data.data.is_empty() {
         let side = || Sequence { ids: vec![0; limits.max_length], response_start: limits.max_length / 2 };
-        let pair = |row| {
+        let example = |row| {
             let mut rejected = side();
             rejected.ids[0] = 1;
-            Example { row, sequences: vec![side(), rejected] }
+            let sides = if sft { vec![side()] } else { vec![side(), rejected] };
+            Example { row, sequences: sides }
         };
-        (0..settings.batch_size).map(pair).collect()
+        (0..settings.batch_size).map(example).collect()
     } else {
         let tokenizer = model.tokenizer()?;
-        let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Preference)?;
+        let purpose = if sft { Purpose::Sft } else { Purpose::Preference };
+        let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
         let all: Vec<&Example> = data.examples.iter().collect();
         largest_micro_batch(&all, settings.batch_size, settings.share_prefix).into_iter().cloned().collect()
     };
@@ -43,11 +45,11 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let longest = examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1);
     let decoder = model.load(&gpu, &train::load_options(&settings, adapter.as_ref(), longest))?;
     let refs: Vec<&Example> = examples.iter().collect();
-    let goal = Goal::Preference(settings.preference.unwrap_or_default());
+    let goal = settings.preference.map_or(Goal::Sft, Goal::Preference);
     let cost = reserve(&gpu, &decoder, &goal, &refs, settings.share_prefix);
     let trained: usize = decoder.trained_weights().iter().map(|w| w.rows * w.cols).sum();
     let ledger = gpu.ledger();
-    if json_out {
+    if args.json {
         let roles: serde_json::Map<_, _> = ledger
             .peak_by_role()
             .into_iter()

@@ -27,7 +27,7 @@ use crate::model::peft::{Adapter, write_adapter};
 use crate::model::save::{OutputDtype, Staging, copy_side_files, fresh_folder, save_model, write_text};
 use crate::model::weights::{self, Source};
 use crate::objective::Objective;
-use crate::train::checkpoint::State;
+use crate::train::checkpoint::{self, State};
 use crate::train::metrics;
 use crate::train::report::{self, Report};
 use crate::train::run::{self, Cadence, Event, Output, Rows};
@@ -89,8 +89,11 @@ pub fn adapter(args: &TrainArgs, model: &Model, seed: u64) -> Result<Option<Adap
             None => Ok(None),
         };
     }
-    if existing.is_some() {
-        return Ok(existing);
+    if let Some(adapter) = existing {
+        if adapter.config.dropout > 0.0 {
+            eprintln!("note: the adapter was made with dropout {}; it is trained without", adapter.config.dropout);
+        }
+        return Ok(Some(adapter));
     }
     let d = LoraSettings::default();
     let lora = LoraSettings {
@@ -168,7 +171,11 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
     let eval = args.eval_data.clone().map(|file| session::dataset(&args.data, &[file], &model, &tokenizer, purpose));
     let eval = eval.transpose()?;
-    let reference = format!("{:?}", session::reference(&args.objective));
+    let reference = session::reference(&args.objective);
+    if let (false, ReferenceChoice::Model(name)) = (sft, &reference) {
+        Model::reference(name)?; // a wrong one is told before anything is loaded
+    }
+    let reference = format!("{reference:?}");
     let text = serde_json::to_string(&settings).map_err(|e| Error::file("settings", e))?;
     let model_hash = model_hash(&model, adapter.as_ref())?;
     let fingerprint =
@@ -190,14 +197,12 @@ pub fn load_options(settings: &TrainSettings, adapter: Option<&Adapter>, n_posit
 /// `jointwise sft` and `jointwise train`.
 pub fn run(args: TrainArgs, sft: bool) -> Result<()> {
     let config = args.config.clone();
-    // What a file cannot set is taken from the flags.
-    let (resume, json_out, profile) = (args.resume, args.json, args.profile);
-    let args = TrainArgs { resume, json: json_out, profile, ..with_config(args, config.as_deref())? };
+    let args = with_config(args, config.as_deref())?;
     let out =
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where everything is written"))?;
     let p = prepare(&args, sft)?;
     let gpu = session::open_gpu(args.model.device.as_deref())?;
-    if resume {
+    if args.resume {
         std::fs::create_dir_all(&out).map_err(|e| Error::file(&out, e))?;
     } else {
         fresh_folder(&out)?;
@@ -291,6 +296,9 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
         return Ok(());
     }
     save(args, p, &trainer, &ended.state, out)?;
+    if ended.state.best.is_some() {
+        save_best(args, p, &trainer, out)?;
+    }
     let report = Report {
         title: if sft { "Supervised fine-tuning".into() } else { "Preference tuning".into() },
         command: std::env::args().collect::<Vec<_>>().join(" "),
@@ -351,6 +359,13 @@ fn save(args: &TrainArgs, p: &Prepared, trainer: &Trainer, state: &State, out: &
     save_model(out, &p.model.checkpoint, d, dtype(args.output_dtype), &[card], &mut |spec| {
         all.get(spec.name.as_str()).map_or_else(|| p.model.checkpoint.values(spec), |w| read(w))
     })
+}
+
+/// `best/`: the same of the step with the lowest evaluation loss. The last step's values are gone from the device after it.
+fn save_best(args: &TrainArgs, p: &Prepared, trainer: &Trainer, out: &Path) -> Result<()> {
+    let best = out.join("best");
+    let state = checkpoint::resume(trainer.gpu, &trainer.decoder.arena, &best, &p.fingerprint)?;
+    state.map_or(Ok(()), |state| save(args, p, trainer, &state, &best))
 }
 
 /// The model card.

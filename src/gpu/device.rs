@@ -198,10 +198,10 @@ impl Gpu {
         let adapter = found.ok_or_else(|| match choice {
             _ if all.is_empty() => Error::Device(NO_DEVICE.into()),
             DeviceChoice::Index(index) => {
-                Error::Device(format!("--device {index}: no such device; there are {}", names()))
+                Error::Device(format!("--device {index}: no such device; choose from {}", names()))
             }
             DeviceChoice::Name(part) => {
-                Error::Device(format!("--device {part}: no such device; there are {}", names()))
+                Error::Device(format!("--device {part}: no such device; choose from {}", names()))
             }
             DeviceChoice::Best => Error::Device(NO_DEVICE.into()),
         })?;

@@ -106,25 +106,59 @@ fn tiled(orientation: Orientation, storage: Storage) -> Shader {
     storage.select(Shader::new("matmul", "matmul").with("A_TRANSPOSED", a).with("B_TRANSPOSED", b))
 }
 
-fn cpu(orientation: Orientation, storage: Storage, workgroup: usize) -> Shader {
-    let entry = if orientation == Orientation::Forward { "matmul_dots" } else { "matmul_rows" };
-    let shader = storage.select(Shader::new("matmul_cpu", entry).with("WG", workgroup as f64));
-    if orientation == Orientation::BackwardW { shader.with("A_TRANSPOSED", 1.0) } else { shader }
+/// Entry points of `matmul_cpu` that are products.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Cpu {
+    Rows,
+    Narrow,
+    Dots,
 }
 
-/// Quads along B's rows are aligned: what `matmul_cpu` needs.
-fn quads_fit(p: &Product, b: Matrix) -> bool {
-    let along = if p.orientation == Orientation::Forward { p.k } else { p.n };
-    along.is_multiple_of(4) && b.start.is_multiple_of(4) && b.stride.is_multiple_of(4)
-}
-
-const CPU_WORKGROUPS: [usize; 2] = [16, 64];
-
+/// Lanes of a workgroup of `matmul_cpu`.
+const LANES: usize = 8;
+/// Columns up to which lanes go along the rows instead.
+const NARROW: usize = 32;
 /// Rows of x from which transposing W first pays.
 const TRANSPOSE_FROM: usize = 32;
 
+impl Cpu {
+    /// The fastest for a product, if quads of B are aligned as it needs.
+    fn of(p: &Product, b: Matrix) -> Option<Self> {
+        if !b.start.is_multiple_of(4) || !b.stride.is_multiple_of(4) {
+            return None;
+        }
+        match p.orientation {
+            Orientation::Forward => p.k.is_multiple_of(4).then_some(Self::Dots),
+            // A last quad beyond N is read: it must be B's.
+            _ if !p.n.is_multiple_of(4) && (b.start > 0 || p.n > b.stride) => None,
+            _ if p.n <= NARROW => Some(Self::Narrow),
+            _ => Some(Self::Rows),
+        }
+    }
+
+    fn shader(self, a_transposed: bool, storage: Storage, accumulate: bool) -> Shader {
+        let entry = match self {
+            Self::Rows => "matmul_rows",
+            Self::Narrow => "matmul_narrow",
+            Self::Dots => "matmul_dots",
+        };
+        let shader =
+            storage.select(Shader::new("matmul_cpu", entry).with("ACCUMULATE", f64::from(u8::from(accumulate))));
+        if a_transposed { shader.with("A_TRANSPOSED", 1.0) } else { shader }
+    }
+
+    fn grid(self, p: &Product) -> [u32; 3] {
+        let (columns, rows) = match self {
+            Self::Rows => (LANES * 8, 8),
+            Self::Narrow => (8, LANES * 4),
+            Self::Dots => (LANES, 8),
+        };
+        [p.n.div_ceil(columns) as u32, p.m.div_ceil(rows) as u32, 1]
+    }
+}
+
 fn transposing(storage: Storage) -> Shader {
-    storage.select(Shader::new("matmul_cpu", "matmul_transpose").with("WG", 16.0))
+    storage.select(Shader::new("matmul_cpu", "matmul_transpose"))
 }
 
 /// C = alpha·A·B (+ C). Nothing happens when M, N or K is 0 (C is not cleared).
@@ -153,22 +187,21 @@ fn launch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix, on_
     };
     let flops = 2 * (p.m * p.n * p.k) as u64;
     let slots = [a.slot, b.slot, c.slot];
-    if on_cpu && quads_fit(p, b) {
-        if p.orientation == Orientation::Forward && p.m >= TRANSPOSE_FROM && p.n.is_multiple_of(4) {
-            let transposed = rec.gpu().slot(p.n * p.k);
-            let grid = [p.k.div_ceil(64) as u32, p.n as u32, 1];
-            rec.dispatch(&transposing(p.storage), &params, &[b.slot, &transposed], grid, 0);
-            let p = Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p };
-            return launch(rec, &p, a, Matrix::new(&transposed, p.n), c, true);
-        }
-        let lanes = if p.orientation == Orientation::Forward { p.n } else { p.n / 4 };
-        let workgroup = CPU_WORKGROUPS[usize::from(lanes > 64)];
-        let shader = cpu(p.orientation, p.storage, workgroup);
-        rec.dispatch(&shader, &params, &slots, [lanes.div_ceil(workgroup) as u32, p.m.div_ceil(8) as u32, 1], flops);
-    } else {
+    let Some(cpu) = Cpu::of(p, b).filter(|_| on_cpu) else {
         let grid = [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32, 1];
-        rec.dispatch(&tiled(p.orientation, p.storage), &params, &slots, grid, flops);
+        return rec.dispatch(&tiled(p.orientation, p.storage), &params, &slots, grid, flops);
+    };
+    if cpu == Cpu::Dots && p.m >= TRANSPOSE_FROM {
+        let stride = p.n.next_multiple_of(4);
+        let transposed = rec.gpu().slot(stride * p.k);
+        let grid = [p.k.div_ceil(LANES * 4) as u32, p.n as u32, 1];
+        let params = MatmulParams { c_stride: stride as u32, ..params };
+        rec.dispatch(&transposing(p.storage), &params, &[b.slot, &transposed], grid, 0);
+        let p = Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p };
+        return launch(rec, &p, a, Matrix::new(&transposed, stride), c, true);
     }
+    let a_transposed = p.orientation == Orientation::BackwardW;
+    rec.dispatch(&cpu.shader(a_transposed, p.storage, p.accumulate), &params, &slots, cpu.grid(p), flops);
 }
 
 /// The family.
@@ -183,11 +216,15 @@ impl Kernel for Matmul {
     }
     fn variants(&self) -> Vec<Shader> {
         let mut all = Vec::new();
-        for orientation in [Orientation::Forward, Orientation::BackwardX, Orientation::BackwardW] {
-            for storage in [Storage::F32, Storage::Bf16] {
-                all.push(tiled(orientation, storage));
-                all.extend(CPU_WORKGROUPS.map(|w| cpu(orientation, storage, w)));
-                all.push(transposing(storage));
+        for storage in [Storage::F32, Storage::Bf16] {
+            let orientations = [Orientation::Forward, Orientation::BackwardX, Orientation::BackwardW];
+            all.extend(orientations.map(|o| tiled(o, storage)));
+            all.push(transposing(storage));
+            for accumulate in [false, true] {
+                all.push(Cpu::Dots.shader(false, storage, accumulate));
+                for a_transposed in [false, true] {
+                    all.extend([Cpu::Rows, Cpu::Narrow].map(|c| c.shader(a_transposed, storage, accumulate)));
+                }
             }
         }
         all
@@ -196,13 +233,22 @@ impl Kernel for Matmul {
         vec![("MatmulParams", size_of::<MatmulParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let shapes =
-            [(3, 5, 7), (1, 1, 1), (64, 64, 16), (65, 63, 17), (8, 4, 4), (9, 68, 20), (70, 132, 260), (1, 512, 64)];
+        let shapes = [
+            (3, 5, 7),
+            (1, 1, 1),
+            (64, 64, 16),
+            (65, 63, 17),
+            (8, 4, 4),
+            (9, 68, 20),
+            (70, 132, 260),
+            (1, 512, 64),
+            (40, 66, 36),
+        ];
         let mut all: Vec<Box<dyn Case>> = Vec::new();
         for (t, n_out, n_in) in shapes {
             for storage in [Storage::F32, Storage::Bf16] {
                 for on_cpu in [false, true] {
-                    if !on_cpu || (n_in % 4 == 0 && n_out % 4 == 0) {
+                    if !on_cpu || n_in % 4 == 0 {
                         all.push(Box::new(LinearCase { t, n_out, n_in, storage, on_cpu }));
                     }
                 }

@@ -99,6 +99,12 @@ pub fn write_whole(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Resul
     aside.push(".tmp");
     let aside = PathBuf::from(aside);
     let at = |e: std::io::Error| Error::file(path, e);
+    // A device or a pipe cannot be replaced: it takes the bytes as they come.
+    if path.exists() && !path.is_file() {
+        let mut file = BufWriter::new(File::options().write(true).open(path).map_err(at)?);
+        fill(&mut file)?;
+        return file.flush().map_err(at);
+    }
     let write = || {
         let mut file = BufWriter::new(File::create(&aside).map_err(at)?);
         fill(&mut file)?;
