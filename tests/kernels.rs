@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use jointwise::gpu::{DeviceChoice, Gpu, Role, SHADERS, Shader, Slot};
-use jointwise::kernels::{Case, Host, Kernel, REGISTRY, excess, tolerance};
+use jointwise::gpu::{DeviceChoice, Gpu, Recording, Role, SHADERS, Shader, Slot};
+use jointwise::kernels::matmul::variant_cases;
+use jointwise::kernels::{Case, Cost, Host, Kernel, Outputs, REGISTRY, excess, self_test, tolerance, verify};
 use jointwise::rng::Rng;
 
 fn gpu() -> &'static Gpu {
@@ -219,4 +220,55 @@ fn slots_return_to_the_pool_and_the_plan_counts_alike() {
     let counted = run(&plan);
     assert_eq!(counted.iter().find(|c| c.0 == Role::Activations).map(|c| c.1), Some(4096 + 256));
     assert_eq!(counted.iter().find(|c| c.0 == Role::Params).map(|c| c.1), Some(512));
+}
+
+/// A case whose twin is wrong in one place.
+struct Wrong<'a> {
+    case: &'a dyn Case,
+    gradient: bool,
+}
+
+impl Case for Wrong<'_> {
+    fn label(&self) -> String {
+        self.case.label()
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        self.case.inputs(rng)
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let mut y = self.case.forward(x);
+        y[0][0] += f64::from(u8::from(!self.gradient));
+        y
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let mut d_x = self.case.backward(x, d_y);
+        d_x[0][0] += f64::from(u8::from(self.gradient));
+        d_x
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+        self.case.launch(rec, x, d_y)
+    }
+    fn reduction(&self) -> usize {
+        self.case.reduction()
+    }
+    fn cost(&self) -> Cost {
+        self.case.cost()
+    }
+}
+
+/// The check at start-up passes what is right, and refuses a wrong output and a wrong gradient.
+#[test]
+fn variants_are_checked() {
+    let mut rng = Rng::new(3, 1);
+    let mut error = |case: &dyn Case| pollster::block_on(verify(gpu(), case, &mut rng)).expect("a device");
+    for case in variant_cases() {
+        assert!(error(case.as_ref()) <= 1.0, "{}", case.label());
+        for gradient in [false, true] {
+            assert!(error(&Wrong { case: case.as_ref(), gradient }) > 1.0, "{}: gradient={gradient}", case.label());
+        }
+    }
+    let plain = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device").without_variants();
+    assert!(!plain.caps().cpu_variants);
+    let results = pollster::block_on(self_test(&plain)).expect("a device");
+    assert!(results.iter().all(|(_, error)| *error <= 1.0), "{results:?}");
 }

@@ -13,7 +13,7 @@ use std::process::Command;
 #[test]
 fn the_head_of_a_large_vocabulary_needs_little_scratch() {
     for is_cpu in [false, true] {
-        let gpu = Gpu::plan(Caps { is_cpu, ..Caps::baseline() });
+        let gpu = Gpu::plan(Caps { is_cpu, cpu_variants: is_cpu, ..Caps::baseline() });
         let (rows, vocab, width) = (2048, 151_936, 896);
         let scratch =
             |gpu: &Gpu| gpu.ledger().peak_by_role().into_iter().find(|r| r.0 == Role::Activations).map_or(0, |r| r.1);

@@ -21,6 +21,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             "backend": caps.backend,
             "driver": caps.driver,
             "is_cpu": caps.is_cpu,
+            "cpu_variants": caps.cpu_variants,
             "max_binding_bytes": caps.max_binding_bytes,
             "workgroup_bytes": caps.workgroup_bytes,
             "subgroup": caps.subgroup,
@@ -36,7 +37,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     say!("\nchosen: {}", caps.name)?;
     say!(
         "  matrix product       {}",
-        if caps.is_cpu { "matmul_cpu (registers only)" } else { "matmul (64×64 tiles)" }
+        if caps.cpu_variants { "matmul_cpu (registers only)" } else { "matmul (64×64 tiles)" }
     )?;
     say!("  largest binding      {} MiB", caps.max_binding_bytes >> 20)?;
     say!("  workgroup memory     {} KiB", caps.workgroup_bytes >> 10)?;

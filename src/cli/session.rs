@@ -11,6 +11,7 @@ use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceChoice, Gpu};
+use crate::kernels::with_checked_variants;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::decoder::Decoder;
 use crate::model::description::Description;
@@ -90,6 +91,10 @@ pub fn frozen(lora: Option<LoraSpec>, n_positions: usize) -> LoadOptions {
 pub fn open_gpu(device: Option<&str>) -> Result<Gpu> {
     let choice = device.map_or(DeviceChoice::Best, DeviceChoice::parse);
     let gpu = pollster::block_on(Gpu::open(&choice))?;
+    let (gpu, off) = pollster::block_on(with_checked_variants(gpu))?;
+    for variant in off {
+        eprintln!("warning: {variant} computes wrongly on {}: it is switched off", gpu.caps().name);
+    }
     if gpu.caps().is_cpu {
         eprintln!("note: no GPU is used: {} computes on the CPU, which is slow", gpu.caps().name);
     }

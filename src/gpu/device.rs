@@ -16,8 +16,10 @@ pub struct Caps {
     pub backend: String,
     /// Driver's name and version.
     pub driver: String,
-    /// A software implementation: kernels may choose variants without workgroup memory.
+    /// A software implementation.
     pub is_cpu: bool,
+    /// Kernels choose variants made for CPUs, without workgroup memory.
+    pub cpu_variants: bool,
     /// Largest storage binding.
     pub max_binding_bytes: u64,
     /// Alignment of a binding's offset.
@@ -42,6 +44,7 @@ impl Caps {
             backend: "none".into(),
             driver: String::new(),
             is_cpu: false,
+            cpu_variants: false,
             max_binding_bytes: 128 << 20,
             binding_alignment_bytes: 256,
             max_workgroups: 65_535,
@@ -56,6 +59,7 @@ impl Caps {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
         Self {
             is_cpu: info.device_type == wgpu::DeviceType::Cpu,
+            cpu_variants: info.device_type == wgpu::DeviceType::Cpu,
             backend: info.backend.to_string(),
             driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
             // wgpu reports bindings up to 2⁶⁴ on some devices; kernels index with u32.
@@ -246,6 +250,12 @@ impl Gpu {
             pace: Mutex::default(),
             profile: Mutex::default(),
         }
+    }
+
+    /// The same device, with baseline kernels only.
+    #[must_use]
+    pub fn without_variants(self) -> Self {
+        Self { caps: Caps { cpu_variants: false, ..self.caps }, ..self }
     }
 
     /// What the device can do.

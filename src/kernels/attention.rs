@@ -62,7 +62,7 @@ const TILE_CPU: usize = 8;
 impl Segments {
     /// For training: queries and keys are the batch's tokens.
     pub fn of_batch(gpu: &Gpu, batch: &Batch) -> Self {
-        let tile = if gpu.caps().is_cpu { TILE_CPU } else { TILE };
+        let tile = if gpu.caps().cpu_variants { TILE_CPU } else { TILE };
         Self::new(gpu, &batch.ranges, &batch.positions, &batch.query_end, tile)
     }
 

@@ -163,7 +163,7 @@ fn transposing(storage: Storage) -> Shader {
 
 /// C = alpha·A·B (+ C). Nothing happens when M, N or K is 0 (C is not cleared).
 pub fn matmul(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
-    let on_cpu = rec.gpu().caps().is_cpu;
+    let on_cpu = rec.gpu().caps().cpu_variants;
     launch(rec, p, a, b, c, on_cpu);
 }
 
@@ -256,6 +256,13 @@ impl Kernel for Matmul {
         }
         all
     }
+}
+
+/// Every entry point of the variants for CPUs, at their edges.
+pub fn variant_cases() -> Vec<Box<dyn Case>> {
+    let case =
+        |t, n_out, n_in, storage| -> Box<dyn Case> { Box::new(LinearCase { t, n_out, n_in, storage, on_cpu: true }) };
+    vec![case(3, 5, 12, Storage::F32), case(33, 66, 36, Storage::F32), case(33, 12, 68, Storage::Bf16)]
 }
 
 /// y = 0.5·x·Wᵀ with all three products, C in the middle of a wider slot.

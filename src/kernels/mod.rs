@@ -21,7 +21,9 @@ pub mod sample;
 
 pub use case::{Case, Cost, Host, Outputs, tolerance};
 
-use crate::gpu::Shader;
+use crate::error::Result;
+use crate::gpu::{Gpu, Shader};
+use crate::rng::Rng;
 
 /// A kernel family.
 pub trait Kernel: Sync {
@@ -56,37 +58,68 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &sample::Sample,
 ];
 
-/// Every kernel's first cases on a device against their twins: (kernel, largest error as a multiple of the tolerance).
+/// A case on a device against its twin, outputs and gradients: the largest error as a multiple of the tolerance, above 1 where
+/// the device is wrong.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
-pub async fn self_test(gpu: &crate::gpu::Gpu) -> crate::Result<Vec<(&'static str, f64)>> {
-    let mut rng = crate::rng::Rng::new(0, 0);
+pub async fn verify(gpu: &Gpu, case: &dyn Case, rng: &mut Rng) -> Result<f64> {
+    let inputs = case.inputs(rng);
+    let x: Vec<Vec<f64>> = inputs.iter().map(Host::to_f64).collect();
+    let y = case.forward(&x);
+    let d_y: Vec<Host> = y.iter().take(case.differentiable()).map(|y| Host::normal(rng, y.len())).collect();
+    let d_x = case.backward(&x, &d_y.iter().map(Host::to_f64).collect::<Vec<_>>());
+    let upload = |hosts: &[Host]| hosts.iter().map(|h| h.upload(gpu)).collect::<Vec<_>>();
+    let mut rec = gpu.record();
+    let out = case.launch(&mut rec, &upload(&inputs), &upload(&d_y));
+    rec.submit();
+    let gradients = out.d_x.iter().zip(&d_x).filter_map(|(slot, want)| Some((slot.as_ref()?, want)));
+    let mut worst: f64 = 0.0;
+    for (slot, want) in out.y.iter().zip(&y).chain(gradients).filter(|(_, want)| !want.is_empty()) {
+        worst = worst.max(if case.exact() {
+            let got = gpu.read::<u32>(&[slot]).await?.concat();
+            let same = got.iter().zip(want).all(|(&g, &w)| f64::from(g) == w);
+            if same { 0.0 } else { f64::INFINITY }
+        } else {
+            let got = gpu.read::<f32>(&[slot]).await?.concat();
+            excess(&got.iter().map(|&g| f64::from(g)).collect::<Vec<_>>(), want, case.reduction())
+        });
+    }
+    Ok(worst)
+}
+
+/// Every kernel's first cases on a device: (kernel, what [`verify`] says).
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
+    let mut rng = Rng::new(0, 0);
     let mut results = Vec::new();
     for kernel in REGISTRY {
         let mut worst: f64 = 0.0;
         for case in kernel.cases().iter().take(3) {
-            let inputs = case.inputs(&mut rng);
-            let y = case.forward(&inputs.iter().map(Host::to_f64).collect::<Vec<_>>());
-            let slots: Vec<_> = inputs.iter().map(|h| h.upload(gpu)).collect();
-            let d_y: Vec<_> =
-                y.iter().take(case.differentiable()).map(|y| gpu.upload(&vec![0.0f32; y.len()])).collect();
-            let mut rec = gpu.record();
-            let out = case.launch(&mut rec, &slots, &d_y);
-            rec.submit();
-            for (slot, want) in out.y.iter().zip(&y) {
-                worst = worst.max(if case.exact() {
-                    let got = gpu.read::<u32>(&[slot]).await?.concat();
-                    f64::from(u8::from(got.iter().zip(want).any(|(&g, &w)| f64::from(g) != w))) * 2.0
-                } else {
-                    let got = gpu.read::<f32>(&[slot]).await?.concat();
-                    excess(&got.iter().map(|&g| f64::from(g)).collect::<Vec<_>>(), want, case.reduction())
-                });
-            }
+            worst = worst.max(verify(gpu, case.as_ref(), &mut rng).await?);
         }
         results.push((kernel.name(), worst));
     }
     Ok(results)
+}
+
+/// A device whose variants were checked once, with small random cases: one that fails is switched off. Also says which were.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<&'static str>)> {
+    if !gpu.caps().cpu_variants {
+        return Ok((gpu, Vec::new()));
+    }
+    let mut rng = Rng::new(0, 1);
+    for case in matmul::variant_cases() {
+        if verify(&gpu, case.as_ref(), &mut rng).await? > 1.0 {
+            return Ok((gpu.without_variants(), vec!["matmul_cpu"]));
+        }
+    }
+    Ok((gpu, Vec::new()))
 }
 
 /// The largest error of `got`, as a multiple of what the tolerance allows; infinite where a value is no number.
