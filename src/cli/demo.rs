@@ -34,7 +34,7 @@ mod recipe {
     /// Prompts to answer.
     pub const PROMPTS: usize = 150;
     /// Steps of each objective.
-    pub const STEPS: usize = 40;
+    pub const STEPS: usize = 80;
     /// Pairs a step.
     pub const BATCH: usize = 32;
     /// Of the adapter.
