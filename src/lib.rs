@@ -109,8 +109,8 @@
 //!   launchers' calls is the program, and dropping a slot is the end of its life. The plan stays exact, since it runs the same calls.
 //! - **A recording is a micro-batch**, not a whole step: accumulation submits one after the other without waiting, and the update is
 //!   one more. The host waits once a step, for sums and norm, so that a NaN stops the run at the step that made it.
-//! - **No tuning table and no start-up check of variants**: there are two matrix products, chosen by whether the device is a CPU.
-//!   `jointwise info` checks kernels on request. Subgroup, f16 and cooperative-matrix variants do not exist yet.
+//! - **No tuning table**: there are two families of matrix products, chosen by whether the device is a CPU, and checked at start-up
+//!   ([`kernels::with_checked_variants`]). Subgroup, f16 and cooperative-matrix variants do not exist yet.
 //! - **No recomputation of activations** in the backward pass beyond attention's own: memory grows with the tokens of a micro-batch,
 //!   and smaller ones with accumulation are the way to fit.
 #[cfg(feature = "cli")]

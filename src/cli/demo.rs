@@ -104,6 +104,7 @@ fn story(args: &DemoArgs) -> Result<()> {
     let data = write_data(out, args.seed)?;
     let mut all = vec![sft];
     let mut runs = Vec::new();
+    let mut training_seconds = 0.0;
     for (name, objective, files) in
         [("DPO", Objective::Dpo, vec![data[0].clone()]), ("JPO", Objective::Jpo, data[..2].to_vec())]
     {
@@ -111,7 +112,11 @@ fn story(args: &DemoArgs) -> Result<()> {
             if objective == Objective::Dpo { "responses to one instruction" } else { "instruction-response pairs" };
         println!("\n{}. {name}: preferences between {what}\n", runs.len() + 2);
         let dir = out.join(name.to_lowercase());
-        train::run(train_args(args, objective, files, &data[2], &dir), false)?;
+        let training = Instant::now();
+        if train::run(train_args(args, objective, files, &data[2], &dir), false)?.interrupted {
+            return Ok(());
+        }
+        training_seconds += training.elapsed().as_secs_f64();
         all.push(answer(&gpu, &model, Some(&dir), &items, name)?);
         runs.push(dir);
     }
@@ -147,8 +152,10 @@ fn story(args: &DemoArgs) -> Result<()> {
     );
     if gpu.caps().is_cpu {
         println!(
-            "This was the CPU ({}). On a GPU the same command takes its drivers and nothing else.",
-            gpu.caps().name
+            "All of it ran on the CPU ({}). With a GPU and its Vulkan, Metal or DX12 driver the same command uses it by itself: the same \
+             tasks, data and steps, the same results up to rounding, and the {:.0} s of training are what gets shorter.",
+            gpu.caps().name,
+            training_seconds,
         );
     }
     Ok(())

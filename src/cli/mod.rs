@@ -24,8 +24,8 @@ use args::{Cli, Command};
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
-        Command::Sft(args) => train::run(args, true),
-        Command::Train(args) => train::run(args, false),
+        Command::Sft(args) => train::run(args, true).map(drop),
+        Command::Train(args) => train::run(args, false).map(drop),
         Command::Score(args) => score::score(&args),
         Command::Grad(args) => score::grad(&args),
         Command::Generate(args) => generate::run(&args),

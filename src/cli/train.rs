@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -30,7 +30,7 @@ use crate::objective::Objective;
 use crate::train::checkpoint::{self, State};
 use crate::train::metrics;
 use crate::train::report::{self, Report};
-use crate::train::run::{self, Cadence, Event, Output, Rows};
+use crate::train::run::{self, Cadence, Ended, Event, Output, Rows};
 use crate::train::schedule::Shape;
 use crate::train::trainer::{Optimiser, Reference, Trainer, largest_micro_batch, reserve};
 
@@ -194,8 +194,26 @@ pub fn load_options(settings: &TrainSettings, adapter: Option<&Adapter>, n_posit
     }
 }
 
-/// `jointwise sft` and `jointwise train`.
-pub fn run(args: TrainArgs, sft: bool) -> Result<()> {
+/// Set by Ctrl-C: the step under way is then the last. One flag for the process, because the demo trains twice.
+fn stop_on_ctrl_c() -> &'static AtomicBool {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    static HANDLER: Once = Once::new();
+    HANDLER.call_once(|| {
+        let set = ctrlc::set_handler(|| {
+            if STOP.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+            eprintln!("\nending after this step, with a checkpoint (again: at once)");
+        });
+        if let Err(error) = set {
+            eprintln!("warning: Ctrl-C will end the program at once, without a checkpoint: {error}");
+        }
+    });
+    &STOP
+}
+
+/// `jointwise sft` and `jointwise train`. Says how the run ended.
+pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
     let config = args.config.clone();
     let args = with_config(args, config.as_deref())?;
     let out =
@@ -242,7 +260,7 @@ fn references(
     Ok([scores(&p.data)?, p.eval.as_ref().map_or(Ok(Vec::new()), scores)?])
 }
 
-fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Result<()> {
+fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Result<Ended> {
     let longest = session::longest(&p.data).max(p.eval.as_ref().map_or(0, session::longest));
     let decoder = p.model.load(gpu, &load_options(&p.settings, p.adapter.as_ref(), longest))?;
     let goal = p.settings.preference.map_or(Goal::Sft, Goal::Preference);
@@ -259,15 +277,6 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     let trained: usize = trainer.decoder.trained_weights().iter().map(|w| w.rows * w.cols).sum();
     eprintln!("{trained} parameters trained, {} rows, {max_steps} steps on {}", p.data.examples.len(), gpu.caps().name);
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    // Fails where a handler is there already, as in the demo: the first one then serves.
-    let _ = ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("\nending after this step, with a checkpoint (again: at once)");
-    });
     let output = Output {
         dir: out,
         fingerprint: &p.fingerprint,
@@ -283,7 +292,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     }
     let (started, clock) = (SystemTime::now(), Instant::now());
     let mut progress = Progress::new(max_steps, args.logging_steps.unwrap_or(Defaults::LOGGING_STEPS));
-    let ended = pollster::block_on(run::run(&trainer, &p.settings, &rows, eval.as_ref(), &output, &stop, &mut |e| {
+    let ended = pollster::block_on(run::run(&trainer, &p.settings, &rows, eval.as_ref(), &output, stop_on_ctrl_c(), &mut |e| {
         progress.event(e);
     }));
     progress.bar.finish_and_clear();
@@ -293,7 +302,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     let ended = ended?;
     if ended.interrupted {
         eprintln!("stopped after step {}: --resume goes on from {}", ended.state.step, out.display());
-        return Ok(());
+        return Ok(ended);
     }
     save(args, p, &trainer, &ended.state, out)?;
     if ended.state.best.is_some() {
@@ -326,7 +335,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
         peak_bytes as f64 / 1_048_576.0,
         out.display()
     );
-    Ok(())
+    Ok(ended)
 }
 
 /// "jpo, sigmoid, β = 0.1".
