@@ -4,8 +4,6 @@ SHELL := /bin/bash
 .PHONY: help demo test build driver lint clean
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-# Mesa keeps compiled shaders there: the second run starts faster, and `make clean` removes them.
-export MESA_SHADER_CACHE_DIR := $(abspath $(TARGET))/mesa-cache
 
 help:
 	@echo "make demo    look at the bundled model, tune it with DPO and JPO, look again: table and report.html"
@@ -15,10 +13,10 @@ help:
 	@echo "make clean   removes $(TARGET)"
 
 demo: build
-	$(TARGET)/release/jointwise demo
+	.ci/with-driver $(TARGET)/release/jointwise demo
 
 test: driver
-	cargo test --release
+	.ci/with-driver cargo test --release
 
 build: driver
 	cargo build --release

@@ -93,6 +93,18 @@ pub enum OverflowArg {
     Error,
 }
 
+/// `--recompute`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecomputeArg {
+    /// block where none does not fit the device's memory
+    Auto,
+    /// Keep everything
+    None,
+    /// Keep each layer's input
+    Block,
+}
+
 /// What is minimised, against which reference.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
@@ -239,6 +251,10 @@ pub struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub no_share_prefix: bool,
+    /// Run a layer again in the backward pass instead of keeping what it computed: less memory, the same bits [default: auto,
+    /// where the device's memory does not hold everything]
+    #[arg(long, value_enum)]
+    pub recompute: Option<RecomputeArg>,
     /// Steps between lines where there is no terminal [default: 1]
     #[arg(long)]
     pub logging_steps: Option<usize>,

@@ -27,6 +27,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             "subgroup": caps.subgroup,
             "f16": caps.f16,
             "timestamps": caps.timestamps,
+            "memory_bytes": caps.memory_bytes,
         });
         say!("{}", json!({"devices": devices, "device": device, "self_test_failed": failed}))?;
         return Ok(());
@@ -39,6 +40,8 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         "  matrix product       {}",
         if caps.cpu_variants { "matmul_cpu (registers only)" } else { "matmul (64×64 tiles)" }
     )?;
+    let memory = caps.memory_bytes.map_or("unknown".into(), |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
+    say!("  memory               {memory}")?;
     say!("  largest binding      {} MiB", caps.max_binding_bytes >> 20)?;
     say!("  workgroup memory     {} KiB", caps.workgroup_bytes >> 10)?;
     let subgroups = caps.subgroup.map_or("none".into(), |(least, most)| format!("{least} to {most} invocations"));

@@ -10,7 +10,8 @@ use crate::data::rows::Purpose;
 use crate::error::Result;
 use crate::gpu::{Caps, DeviceChoice, Gpu};
 use crate::kernels::objective::Goal;
-use crate::train::trainer::{largest_micro_batch, reserve};
+use crate::model::decoder::Keep;
+use crate::train::trainer::{Rehearsal, largest_micro_batch, rehearse};
 
 /// `jointwise plan`.
 pub fn run(args: PlanArgs) -> Result<()> {
@@ -41,14 +42,14 @@ pub fn run(args: PlanArgs) -> Result<()> {
     // The variants of the device that would be used, where there is one.
     let choice = args.model.device.as_deref().map_or(DeviceChoice::Best, DeviceChoice::parse);
     let caps = pollster::block_on(Gpu::open(&choice)).map_or_else(|_| Caps::baseline(), |gpu| gpu.caps().clone());
-    let gpu = Gpu::plan(caps);
     let longest = examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1);
-    let decoder = model.load(&gpu, &train::load_options(&settings, adapter.as_ref(), longest))?;
+    let options = train::load_options(&settings, adapter.as_ref(), longest);
     let refs: Vec<&Example> = examples.iter().collect();
     let goal = settings.preference.map_or(Goal::Sft, Goal::Preference);
-    let cost = reserve(&gpu, &decoder, &goal, &refs, settings.share_prefix);
-    let trained: usize = decoder.trained_weights().iter().map(|w| w.rows * w.cols).sum();
-    let ledger = gpu.ledger();
+    let (keep, Rehearsal { ledger, cost, trained }) = train::choose_keep(&args, &caps, &|keep| {
+        rehearse(&caps, |gpu| model.load(gpu, &options), &goal, &refs, settings.share_prefix, keep)
+    })?;
+    let recompute = if keep == Keep::Inputs { "block" } else { "none" };
     if args.json {
         let roles: serde_json::Map<_, _> = ledger
             .peak_by_role()
@@ -60,6 +61,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
             json!({
                 "peak_bytes": ledger.peak_bytes(), "roles": roles, "trained_parameters": trained,
                 "tokens": cost.tokens, "dispatches": cost.dispatches, "flops": cost.flops,
+                "recompute": recompute, "device_memory_bytes": caps.memory_bytes,
             })
         )?;
         return Ok(());
@@ -70,6 +72,10 @@ pub fn run(args: PlanArgs) -> Result<()> {
         say!("{name:<12} {:>10.1} MiB", bytes as f64 / 1_048_576.0)?;
     }
     say!("{:<12} {:>10.1} MiB", "peak", ledger.peak_bytes() as f64 / 1_048_576.0)?;
-    say!("\na micro-batch: {} dispatches, {:.1} GFLOP", cost.dispatches, cost.flops as f64 / 1e9)?;
+    if let Some(bytes) = caps.memory_bytes {
+        say!("{:<12} {:>10.1} MiB  ({})", "device", bytes as f64 / 1_048_576.0, caps.name)?;
+    }
+    say!("\n--recompute {recompute}")?;
+    say!("a micro-batch: {} dispatches, {:.1} GFLOP", cost.dispatches, cost.flops as f64 / 1e9)?;
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::kernels::objective::Goal;
-use crate::model::decoder::Decoder;
+use crate::model::decoder::{Decoder, Keep};
 use crate::model::load::{LoadOptions, Trained};
 use crate::model::save::{OutputDtype, Planned, write_safetensors};
 use crate::objective::{PairScores, Preference};
@@ -191,7 +191,7 @@ pub fn grad(args: &GradArgs) -> Result<()> {
         let choice = session::reference(&args.objective);
         (Goal::Preference(p), reference_scores(&gpu, &decoder, &data, &choice, &p, None, Defaults::SCORE_TOKENS)?)
     };
-    let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true };
+    let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything };
     let examples: Vec<&Example> = data.examples.iter().collect();
     // One batch, because kto_pair's means run over all of it; other losses could be cut, and memory would then not depend on the file.
     let step = pollster::block_on(trainer.gradients(&examples, &reference, examples.len()))?;

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::args::{TrainArgs, with_config};
+use super::args::{RecomputeArg, TrainArgs, with_config};
 use super::merge::dtype;
 use super::score::reference_scores;
 use super::session::{self, Model};
@@ -19,9 +19,10 @@ use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettin
 use crate::data::dataset::Dataset;
 use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Caps, Gpu};
 use crate::kernels::objective::Goal;
 use crate::model::card::Card;
+use crate::model::decoder::Keep;
 use crate::model::load::{LoadOptions, Trained};
 use crate::model::peft::{Adapter, write_adapter};
 use crate::model::save::{OutputDtype, Staging, copy_side_files, fresh_folder, save_model, write_text};
@@ -32,7 +33,7 @@ use crate::train::metrics;
 use crate::train::report::{self, Report};
 use crate::train::run::{self, Cadence, Ended, Event, Output, Rows};
 use crate::train::schedule::Shape;
-use crate::train::trainer::{Optimiser, Reference, Trainer, largest_micro_batch, reserve};
+use crate::train::trainer::{Optimiser, Reference, Rehearsal, Trainer, largest_micro_batch, rehearse, reserve};
 
 /// A bar on a terminal, nothing elsewhere.
 pub fn bar(n: usize, what: &'static str) -> ProgressBar {
@@ -212,6 +213,29 @@ fn stop_on_ctrl_c() -> &'static AtomicBool {
     &STOP
 }
 
+/// Part of the device's memory that a run may plan for; the rest is the driver's and other programs'.
+const MEMORY_SHARE: f64 = 0.9;
+
+/// `--recompute` resolved, with what the run will then take.
+pub fn choose_keep(
+    args: &TrainArgs,
+    caps: &Caps,
+    rehearse: &dyn Fn(Keep) -> Result<Rehearsal>,
+) -> Result<(Keep, Rehearsal)> {
+    match args.recompute.unwrap_or(RecomputeArg::Auto) {
+        RecomputeArg::None => Ok((Keep::Everything, rehearse(Keep::Everything)?)),
+        RecomputeArg::Block => Ok((Keep::Inputs, rehearse(Keep::Inputs)?)),
+        RecomputeArg::Auto => {
+            let all = rehearse(Keep::Everything)?;
+            let most = caps.memory_bytes.map_or(u64::MAX, |b| (b as f64 * MEMORY_SHARE) as u64);
+            if all.ledger.peak_bytes() <= most {
+                return Ok((Keep::Everything, all));
+            }
+            Ok((Keep::Inputs, rehearse(Keep::Inputs)?))
+        }
+    }
+}
+
 /// `jointwise sft` and `jointwise train`. Says how the run ended.
 pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
     let config = args.config.clone();
@@ -262,15 +286,22 @@ fn references(
 
 fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Result<Ended> {
     let longest = session::longest(&p.data).max(p.eval.as_ref().map_or(0, session::longest));
-    let decoder = p.model.load(gpu, &load_options(&p.settings, p.adapter.as_ref(), longest))?;
+    let options = load_options(&p.settings, p.adapter.as_ref(), longest);
     let goal = p.settings.preference.map_or(Goal::Sft, Goal::Preference);
-    let examples: Vec<_> = p.data.examples.iter().collect();
-    let largest = largest_micro_batch(&examples, p.settings.batch_size, p.settings.share_prefix);
-    let cost = reserve(gpu, &decoder, &goal, &largest, p.settings.share_prefix);
+    let (examples, share_prefix) = (p.data.examples.iter().collect::<Vec<_>>(), p.settings.share_prefix);
+    let largest = largest_micro_batch(&examples, p.settings.batch_size, share_prefix);
+    let (keep, _) = choose_keep(args, gpu.caps(), &|keep| {
+        rehearse(gpu.caps(), |gpu| p.model.load(gpu, &options), &goal, &largest, share_prefix, keep)
+    })?;
+    if keep == Keep::Inputs {
+        eprintln!("note: layers run again in the backward pass, to save memory (--recompute)");
+    }
+    let decoder = p.model.load(gpu, &options)?;
+    let cost = reserve(gpu, &decoder, &goal, &largest, share_prefix, keep);
     // A pass without gradients never needs more memory than the steps that follow it.
     let max_tokens = cost.tokens.min(Defaults::SCORE_TOKENS);
     let [reference, eval_reference] = references(args, p, gpu, &decoder, max_tokens)?;
-    let trainer = Trainer { gpu, decoder, goal, share_prefix: p.settings.share_prefix };
+    let trainer = Trainer { gpu, decoder, goal, share_prefix, keep };
     let rows = Rows { examples: &p.data.examples, reference: &reference };
     let eval = p.eval.as_ref().map(|e| Rows { examples: &e.examples, reference: &eval_reference });
     let max_steps = p.settings.max_steps(p.data.examples.len());

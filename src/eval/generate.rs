@@ -6,7 +6,7 @@ use crate::kernels::attention::Segments;
 use crate::kernels::gather::{Picks, gather_fwd};
 use crate::kernels::matmul::{Matrix, Orientation, Product, matmul};
 use crate::kernels::sample::{Sampling, sample};
-use crate::model::decoder::{Cache, Decoder, Tokens};
+use crate::model::decoder::{Cache, Decoder, Keep, Tokens};
 use crate::rng::Rng;
 
 /// How responses are made.
@@ -117,7 +117,7 @@ async fn step(
     let tokens = Tokens::new(gpu, d, &ids, &positions, segments);
     let cache = Cache { layers: keys.to_vec(), rows: gpu.upload(&cache_rows) };
     let mut rec = gpu.record();
-    let trace = decoder.forward(&mut rec, &tokens, Some(&cache), true, false);
+    let trace = decoder.forward(&mut rec, &tokens, Some(&cache), true, Keep::Nothing);
     let n = last.len();
     let picked = gpu.slot(n * d.d_model);
     gather_fwd(&mut rec, &Picks::new(gpu, &last, ids.len()), d.d_model, &trace.h, &picked);

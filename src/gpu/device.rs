@@ -34,6 +34,8 @@ pub struct Caps {
     pub f16: bool,
     /// Timestamps around passes.
     pub timestamps: bool,
+    /// The largest heap that is local to the device, where its driver says (Vulkan); a CPU's is all of the machine's memory.
+    pub memory_bytes: Option<u64>,
 }
 
 impl Caps {
@@ -52,6 +54,7 @@ impl Caps {
             subgroup: None,
             f16: false,
             timestamps: false,
+            memory_bytes: None,
         }
     }
 
@@ -72,9 +75,28 @@ impl Caps {
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
             f16: features.contains(wgpu::Features::SHADER_F16),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            memory_bytes: memory_bytes(adapter),
             name: info.name,
         }
     }
+}
+
+/// WebGPU does not say how much memory a device has; Vulkan does.
+#[cfg(any(target_os = "linux", target_os = "windows", target_os = "android"))]
+fn memory_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
+    // SAFETY: the raw handles live as long as the adapter, and are only asked for properties.
+    unsafe {
+        let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = vulkan.shared_instance().raw_instance();
+        let memory = instance.get_physical_device_memory_properties(vulkan.raw_physical_device());
+        // Bit 0 is VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
+        memory.memory_heaps_as_slice().iter().filter(|h| h.flags.as_raw() & 1 == 1).map(|h| h.size).max()
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "windows", target_os = "android")))]
+fn memory_bytes(_: &wgpu::Adapter) -> Option<u64> {
+    None
 }
 
 /// `--device`: nothing, an index of [`list_devices`], or a part of a name.

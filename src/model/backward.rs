@@ -61,7 +61,8 @@ impl Decoder {
         let Some(lowest) = self.lowest_trained() else { return };
         for index in (lowest..self.layers.len()).rev() {
             rec.scope(format!("L{index}"));
-            if let Some(saved) = trace.layers.pop() {
+            if let Some(kept) = trace.layers.pop() {
+                let saved = self.restore(rec, index, tokens, kept);
                 self.layer_backward(rec, index, tokens, &saved, d_h);
             }
         }

@@ -1,7 +1,7 @@
 //! The decoder's forward pass: one for every family, from a [`Description`].
 //!
 //! Tokens are packed without padding; a query sees the keys that the segment table gives it. What the backward pass needs is kept in a
-//! [`Trace`]; without one, each layer's slots go back to the pool.
+//! [`Trace`], as [`Keep`] says: everything, each layer's input (the layer is then run again), or nothing.
 
 use super::description::{Description, Layer, NormKind};
 use super::linear::{Columns, Linear};
@@ -138,11 +138,32 @@ pub struct LowRank {
     pub(super) down: Option<Slot>,
 }
 
+/// What a forward pass keeps for the backward one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// Nothing: there is no backward pass.
+    Nothing,
+    /// Each layer's input, T·D: the backward pass runs the layer again. Same bits, about a third more work.
+    Inputs,
+    /// All that the backward pass reads.
+    Everything,
+}
+
+/// What a layer left, see [`Keep`].
+#[derive(Debug)]
+pub(super) enum Kept {
+    /// (T, D), the layer's input.
+    Input(Slot),
+    /// All of it.
+    Everything(Box<LayerTrace>),
+}
+
 /// A forward pass.
 #[derive(Debug)]
 pub struct Trace {
     /// L entries, or none when nothing was kept.
-    pub(super) layers: Vec<LayerTrace>,
+    pub(super) layers: Vec<Kept>,
     /// (T, D), the residual stream behind the last layer.
     pub h: Slot,
 }
@@ -233,43 +254,45 @@ impl Decoder {
         h
     }
 
-    /// The residual stream behind the last layer. `keep`: for a backward pass. `with_lora`: off for the base model's scores.
+    /// The residual stream behind the last layer. `with_lora`: off for the base model's scores.
     pub fn forward(
         &self,
         rec: &mut Recording,
         tokens: &Tokens,
         cache: Option<&Cache>,
         with_lora: bool,
-        keep: bool,
+        keep: Keep,
     ) -> Trace {
         rec.scope("embed");
         let mut h = self.embed(rec, tokens);
         let mut layers = Vec::new();
         for (index, weights) in self.layers.iter().enumerate() {
             rec.scope(format!("L{index}"));
-            let (next, trace) = self.layer(rec, index, weights, tokens, cache, with_lora, h);
-            h = next;
-            if keep {
-                layers.push(trace);
+            let input = h.clone();
+            let mut trace = self.layer(rec, index, tokens, cache, with_lora, h);
+            h = self.layer_output(rec, weights, tokens.t, with_lora, &mut trace);
+            match keep {
+                Keep::Nothing => (),
+                Keep::Inputs => layers.push(Kept::Input(input)),
+                Keep::Everything => layers.push(Kept::Everything(Box::new(trace))),
             }
         }
         rec.scope("head");
         Trace { layers, h }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call, in `forward`")]
+    /// A layer from its input to the MLP's activation.
     fn layer(
         &self,
         rec: &mut Recording,
         index: usize,
-        w: &LayerWeights,
         tokens: &Tokens,
         cache: Option<&Cache>,
         with_lora: bool,
         h_in: Slot,
-    ) -> (Slot, LayerTrace) {
+    ) -> LayerTrace {
         let (d, gpu, t) = (&self.description, rec.gpu(), tokens.t);
-        let layer = &d.layers[index];
+        let (w, layer) = (&self.layers[index], &d.layers[index]);
         let mut xa = LowRank::default();
 
         let (x1, stats1) = self.norm(rec, &w.attn_norm, t, &h_in);
@@ -341,15 +364,7 @@ impl Decoder {
             xa.up.push(linear.forward(rec, t, &x2, y, with_lora));
         }
         activation_fwd(rec, &self.mlp(t), &u, &a);
-        let mut branch = gpu.slot(t * d.d_model);
-        xa.down = w.down.forward(rec, t, &a, Columns::all(&branch, d.d_model), with_lora);
-        let mlp_post = w.mlp_post_norm.as_ref().map(|norm| {
-            let (y, stats) = self.norm(rec, norm, t, &branch);
-            (std::mem::replace(&mut branch, y), stats)
-        });
-        let h_out = gpu.slot(t * d.d_model);
-        add::add(rec, &h_mid, &branch, &h_out);
-        let trace = LayerTrace {
+        LayerTrace {
             h_in,
             x1,
             stats1,
@@ -364,11 +379,48 @@ impl Decoder {
             stats2,
             u,
             a,
-            mlp_post,
+            mlp_post: None,
             xa,
-        };
-        (h_out, trace)
+        }
     }
+
+    /// The layer's last product, norm and addition: its output (T, D).
+    fn layer_output(
+        &self,
+        rec: &mut Recording,
+        w: &LayerWeights,
+        t: usize,
+        with_lora: bool,
+        trace: &mut LayerTrace,
+    ) -> Slot {
+        let (d, gpu) = (self.description.d_model, rec.gpu());
+        let mut branch = gpu.slot(t * d);
+        trace.xa.down = w.down.forward(rec, t, &trace.a, Columns::all(&branch, d), with_lora);
+        trace.mlp_post = w.mlp_post_norm.as_ref().map(|norm| {
+            let (y, stats) = self.norm(rec, norm, t, &branch);
+            (std::mem::replace(&mut branch, y), stats)
+        });
+        let h_out = gpu.slot(t * d);
+        add::add(rec, &trace.h_mid, &branch, &h_out);
+        h_out
+    }
+
+    /// What the backward pass of a layer reads; run again where only the input was kept.
+    pub(super) fn restore(&self, rec: &mut Recording, index: usize, tokens: &Tokens, kept: Kept) -> LayerTrace {
+        match kept {
+            Kept::Everything(trace) => *trace,
+            Kept::Input(h_in) => {
+                let w = &self.layers[index];
+                let mut trace = self.layer(rec, index, tokens, None, true, h_in);
+                // The output itself is not needed again, only what its parts saved.
+                if w.down.lora.is_some() || w.mlp_post_norm.is_some() {
+                    self.layer_output(rec, w, tokens.t, true, &mut trace);
+                }
+                trace
+            }
+        }
+    }
+
 
     /// Query and key heads as rows of E: raw slot in, qkv slot out.
     pub(super) fn head_rows(&self, t: usize) -> [Rows; 2] {

@@ -1,7 +1,7 @@
 //! Log-probabilities of a packed micro-batch, and their gradients: hidden states that predict something are gathered, normed, and
 //! walked through the head in tiles.
 
-use super::decoder::{Decoder, Tokens, Trace};
+use super::decoder::{Decoder, Keep, Tokens, Trace};
 use super::description::Description;
 use crate::data::batch::Batch;
 use crate::error::Result;
@@ -54,8 +54,8 @@ pub struct Scores {
 }
 
 impl Decoder {
-    /// Scores of every sequence. `with_lora` off: the base model's. `keep`: for [`Decoder::score_backward`].
-    pub fn score(&self, rec: &mut Recording, micro: &Micro, with_lora: bool, keep: bool) -> Scores {
+    /// Scores of every sequence. `with_lora` off: the base model's. `keep`: what [`Decoder::score_backward`] will find.
+    pub fn score(&self, rec: &mut Recording, micro: &Micro, with_lora: bool, keep: Keep) -> Scores {
         let (gpu, d, n) = (rec.gpu(), self.description.d_model, micro.rows);
         let trace = self.forward(rec, &micro.tokens, None, with_lora, keep);
         let picked = gpu.slot(n * d);
@@ -92,7 +92,7 @@ impl Decoder {
     pub async fn read_scores(&self, gpu: &Gpu, batch: &Batch, with_lora: bool) -> Result<Vec<f32>> {
         let micro = Micro::new(gpu, &self.description, batch);
         let mut rec = gpu.record();
-        let scores = self.score(&mut rec, &micro, with_lora, false);
+        let scores = self.score(&mut rec, &micro, with_lora, Keep::Nothing);
         rec.submit();
         Ok(gpu.read::<f32>(&[&scores.logp]).await?.concat())
     }

@@ -2,11 +2,11 @@
 
 use crate::data::batch::{Batch, Example, Span};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Slot};
+use crate::gpu::{Caps, Gpu, Ledger, Slot};
 use crate::kernels::adamw::{AdamW, adamw};
 use crate::kernels::global_norm::global_norm;
 use crate::kernels::objective::Goal;
-use crate::model::decoder::Decoder;
+use crate::model::decoder::{Decoder, Keep};
 use crate::model::scores::Micro;
 use crate::model::weights;
 use crate::objective::{PairOutcome, PairScores, Sums};
@@ -93,6 +93,8 @@ pub struct Trainer<'g> {
     pub goal: Goal,
     /// Shared instructions are computed once.
     pub share_prefix: bool,
+    /// What the forward pass keeps for the backward one: a matter of memory and time, not of results.
+    pub keep: Keep,
 }
 
 struct Pending {
@@ -121,7 +123,7 @@ impl Trainer<'_> {
             let batch = Batch::pack(&examples[range.clone()], self.share_prefix);
             let micro = Micro::new(self.gpu, &self.decoder.description, &batch);
             let mut rec = self.gpu.record();
-            let scores = self.decoder.score(&mut rec, &micro, true, true);
+            let scores = self.decoder.score(&mut rec, &micro, true, self.keep);
             let logp = scores.logp.clone();
             let reference: Vec<f64> = reference.get(range.clone()).unwrap_or_default().concat();
             self.decoder.score_backward(&mut rec, &micro, scores, &self.goal, &reference);
@@ -280,13 +282,50 @@ pub fn largest_micro_batch<'e>(examples: &[&'e Example], batch_size: usize, shar
 
 /// Records a micro-batch forward and backward and runs nothing. The activations that it took stay in the pool: done first with the
 /// largest micro-batch, every later one finds its place there, and on a planning device the ledger is the memory plan.
-pub fn reserve(gpu: &Gpu, decoder: &Decoder, goal: &Goal, examples: &[&Example], share_prefix: bool) -> MicroCost {
+pub fn reserve(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    goal: &Goal,
+    examples: &[&Example],
+    share_prefix: bool,
+    keep: Keep,
+) -> MicroCost {
     let batch = Batch::pack(examples, share_prefix);
     let micro = Micro::new(gpu, &decoder.description, &batch);
     let mut rec = gpu.record();
-    let scores = decoder.score(&mut rec, &micro, true, true);
+    let scores = decoder.score(&mut rec, &micro, true, keep);
     decoder.score_backward(&mut rec, &micro, scores, goal, &vec![0.0; batch.spans.len()]);
     MicroCost { tokens: batch.ids.len(), dispatches: rec.dispatches(), flops: rec.flops() }
+}
+
+/// What a run takes on a device.
+#[derive(Debug, Clone)]
+pub struct Rehearsal {
+    /// Bytes by role.
+    pub ledger: Ledger,
+    /// Of the largest micro-batch.
+    pub cost: MicroCost,
+    /// Trained parameters.
+    pub trained: usize,
+}
+
+/// The largest micro-batch of a run on a device that only counts: the memory plan.
+///
+/// # Errors
+/// From `load`.
+pub fn rehearse(
+    caps: &Caps,
+    load: impl FnOnce(&Gpu) -> Result<Decoder>,
+    goal: &Goal,
+    examples: &[&Example],
+    share_prefix: bool,
+    keep: Keep,
+) -> Result<Rehearsal> {
+    let gpu = Gpu::plan(caps.clone());
+    let decoder = load(&gpu)?;
+    let cost = reserve(&gpu, &decoder, goal, examples, share_prefix, keep);
+    let trained = decoder.trained_weights().iter().map(|w| w.rows * w.cols).sum();
+    Ok(Rehearsal { ledger: gpu.ledger(), cost, trained })
 }
 
 /// Examples in packed micro-batches of at most `max_tokens` (an example that is larger stands alone), in order.
