@@ -97,6 +97,9 @@ pub fn open_gpu(device: Option<&str>) -> Result<Gpu> {
     }
     if gpu.caps().is_cpu {
         eprintln!("note: no GPU is used: {} computes on the CPU, which is slow", gpu.caps().name);
+        if gpu.caps().driver.contains("Mesa 22.") {
+            eprintln!("note: Mesa 22 is a quarter as fast as Mesa 25 on CPUs without AVX-512 (make demo and make test fetch the latter)");
+        }
     }
     Ok(gpu)
 }

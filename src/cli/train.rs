@@ -499,3 +499,31 @@ impl Progress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{Gpu, Ledger, Role};
+    use crate::train::trainer::MicroCost;
+
+    /// A run that takes 8,000 bytes with everything kept, 2,000 with inputs.
+    fn rehearse(keep: Keep) -> Result<Rehearsal> {
+        let gpu = Gpu::plan(Caps::baseline());
+        let _held = gpu.lasting(Role::Activations, if keep == Keep::Everything { 2_000 } else { 500 });
+        let ledger: Ledger = gpu.ledger();
+        Ok(Rehearsal { ledger, cost: MicroCost { tokens: 1, dispatches: 1, flops: 1 }, trained: 1 })
+    }
+
+    #[test]
+    fn layers_run_again_where_memory_is_short() {
+        let keep = |recompute, memory_bytes| {
+            let args = TrainArgs { recompute, ..TrainArgs::default() };
+            choose_keep(&args, &Caps { memory_bytes, ..Caps::baseline() }, &rehearse).map(|k| k.0).ok()
+        };
+        assert_eq!(keep(None, None), Some(Keep::Everything));
+        assert_eq!(keep(None, Some(10_000)), Some(Keep::Everything));
+        assert_eq!(keep(None, Some(8_500)), Some(Keep::Inputs), "a tenth is left to others");
+        assert_eq!(keep(Some(RecomputeArg::None), Some(8_500)), Some(Keep::Everything));
+        assert_eq!(keep(Some(RecomputeArg::Block), None), Some(Keep::Inputs));
+    }
+}
