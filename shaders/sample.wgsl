@@ -1,6 +1,8 @@
 // The next token of each row of logits. Temperature 0: the largest logit, the smallest id among equals. Otherwise: logits/temperature,
 // of which the top_k largest are kept, then of these the fewest whose probabilities reach top_p, and one is drawn by `uniform`.
 //
+// A row whose largest logit is no finite number gives 0xffffffff.
+//
 // Thresholds are found by bisection over the order-preserving integers of f32, exactly: no sort. A workgroup a row.
 
 import package::shared::grid::{flat_group};
@@ -81,7 +83,9 @@ fn sample(
         winner = select(winner, i, better);
     }
     let top = partials[winner];
-    let first = found[winner];
+    // By its bits: compilers may take x == x for true.
+    let is_finite = (bitcast<u32>(top) & 0x7f800000u) != 0x7f800000u;
+    let first = select(0xffffffffu, found[winner], is_finite);
     workgroupBarrier();
     if params.greedy == 1u {
         if lane == 0u && asked < params.rows {
@@ -130,6 +134,10 @@ fn sample(
     let point = uniforms[row] * total;
     var passed = 0.0;
     var token = first;
+    if !is_finite {
+        tokens[row] = first;
+        return;
+    }
     for (var i = 0u; i < WG; i++) {
         if point < passed + partials[i] {
             for (var v = i * run; v < min(i * run + run, params.vocab); v++) {

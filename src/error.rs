@@ -58,13 +58,11 @@ pub enum Error {
     /// The device was lost or refused work that it should have done.
     #[error("GPU: {0}")]
     Gpu(String),
-    /// A loss or a gradient that is not a number.
-    #[error("step {step}, rows {rows}: {what} is not finite")]
+    /// A loss, a gradient, a score or a logit that is no finite number.
+    #[error("{place}: {what} is not finite")]
     NotFinite {
-        /// Optimiser step, from 1.
-        step: usize,
-        /// Row numbers of the data.
-        rows: String,
+        /// Optimiser step (from 1) and row numbers of the data, or a prompt's number.
+        place: String,
         /// A tensor's name, or the loss.
         what: String,
     },

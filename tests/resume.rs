@@ -150,12 +150,16 @@ fn resume_from_nothing_starts_and_two_runs_are_the_same() {
     setting.sandbox.write("rows.jsonl", rows("mistral-odd").join("\n"));
     assert_eq!(setting.sandbox.listing(), before);
 
-    // A damaged checkpoint is told by its file.
-    let state = setting.sandbox.path("two/checkpoint-4/state.safetensors");
-    let bytes = fs::read(&state).expect("a state");
-    fs::write(&state, &bytes[..bytes.len() / 2]).expect("a file");
-    setting.run("two", &["--resume"]).said(2, &["checkpoint-4/state.safetensors"]);
-    fs::write(setting.sandbox.path("two/checkpoint-4/state.json"), "{").expect("a file");
+    // A damaged checkpoint is told by its file, and the one before it serves; where none is whole, nothing is guessed.
+    let state = |step: usize, file: &str| setting.sandbox.path(&format!("two/checkpoint-{step}/state.{file}"));
+    let bytes = fs::read(state(4, "safetensors")).expect("a state");
+    fs::write(state(4, "safetensors"), &bytes[..bytes.len() / 2]).expect("a file");
+    let ran = setting.run("two", &["--resume"]).ok();
+    assert!(ran.stderr.contains("checkpoint-4/state.safetensors") && ran.stderr.contains("older checkpoint"), "{}", ran.stderr);
+    setting.same("one", "two");
+    for step in [2, 4] {
+        fs::write(state(step, "json"), "{").expect("a file");
+    }
     setting.run("two", &["--resume"]).said(2, &["checkpoint-4/state.json"]);
 }
 

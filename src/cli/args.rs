@@ -352,9 +352,9 @@ pub struct GenerateArgs {
     /// Our field's name = the file's name for it
     #[arg(long, value_name = "FIELD=NAME")]
     pub map: Vec<String>,
-    /// Longest response, in tokens
-    #[arg(long, default_value_t = crate::config::Defaults::MAX_NEW_TOKENS)]
-    pub max_new_tokens: usize,
+    /// Longest response, in tokens [default: 256, or what the model's positions leave]
+    #[arg(long)]
+    pub max_new_tokens: Option<usize>,
     /// 0: the likeliest token always
     #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
     pub temperature: f32,
@@ -370,7 +370,7 @@ pub struct GenerateArgs {
     /// Prompts side by side
     #[arg(long, default_value_t = 16)]
     pub batch_size: usize,
-    /// Go on behind the end-of-text token
+    /// Go on behind the tokens that end a text
     #[arg(long)]
     pub ignore_eos: bool,
     /// One JSON object a prompt: instruction, response, ids

@@ -210,7 +210,7 @@ fn answer(gpu: &Gpu, model: &Model, adapter: Option<&Path>, items: &[Item], name
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
         max_new_tokens: recipe::MAX_NEW_TOKENS,
         seed: 0,
-        eos: tokenizer.eos_id().into_iter().collect(),
+        eos: model.stop_ids(&tokenizer)?,
     };
     let bar = train::bar(prompts.len(), "answering");
     let mut texts = Vec::new();

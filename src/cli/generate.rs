@@ -7,6 +7,7 @@ use serde_json::json;
 use super::args::GenerateArgs;
 use super::output::Lines;
 use super::session::{self, Model};
+use crate::config::Defaults;
 use crate::data::prompts::read_prompts;
 use crate::data::rows::{FieldMap, Instruction};
 use crate::data::template::Template;
@@ -21,11 +22,11 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let tokenizer = model.tokenizer()?;
     let template = Template::parse(&args.template)?;
     tokenizer.check_template(&template)?;
-    let settings = Settings {
+    let mut settings = Settings {
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
-        max_new_tokens: args.max_new_tokens,
+        max_new_tokens: args.max_new_tokens.unwrap_or(Defaults::MAX_NEW_TOKENS),
         seed: args.seed,
-        eos: if args.ignore_eos { Vec::new() } else { tokenizer.eos_id().into_iter().collect() },
+        eos: if args.ignore_eos { Vec::new() } else { model.stop_ids(&tokenizer)? },
     };
     settings.validate()?;
     if args.batch_size == 0 {
@@ -46,10 +47,14 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         if ids.is_empty() {
             return Err(Error::flag("prompt", format!("number {} has no tokens", i + 1)));
         }
-        check_length(ids.len(), args.max_new_tokens, model.description.max_positions)?;
         prompts.push(ids);
     }
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + args.max_new_tokens;
+    let (longest, positions) = (prompts.iter().map(Vec::len).max().unwrap_or(0), model.description.max_positions);
+    if args.max_new_tokens.is_none() {
+        settings.max_new_tokens = settings.max_new_tokens.min(positions.saturating_sub(longest).max(1));
+    }
+    check_length(longest, settings.max_new_tokens, positions)?;
+    let longest = longest + settings.max_new_tokens;
     let gpu = session::open_gpu(args.model.device.as_deref())?;
     let decoder = model.load(&gpu, &session::frozen(adapter.map(|a| a.lora), longest))?;
 

@@ -30,6 +30,17 @@ pub fn scores(gpu: &Gpu, decoder: &Decoder, data: &Dataset, with_lora: bool, max
     scored
 }
 
+/// Scores that are shown, or that gradients are taken against, are numbers.
+fn finite(data: &Dataset, scored: Vec<Scored>) -> Result<Vec<Scored>> {
+    let sides = data.examples.iter().flat_map(|e| e.sequences.iter().map(|_| e.row));
+    match sides.zip(&scored).find(|(_, s)| s.token_logps.iter().any(|l| !l.is_finite())) {
+        Some((row, _)) => {
+            Err(Error::NotFinite { place: format!("row {row}"), what: "a token's log-probability".into() })
+        }
+        None => Ok(scored),
+    }
+}
+
 /// The reference's scores (the objective's sums) of each example, by policy scores or another pass.
 pub fn reference_scores(
     gpu: &Gpu,
@@ -100,7 +111,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Any)?;
     let gpu = session::open_gpu(args.model.device.as_deref())?;
     let decoder = model.load(&gpu, &session::frozen(adapter.map(|a| a.lora), session::longest(&data)))?;
-    let scored = scores(&gpu, &decoder, &data, true, Defaults::SCORE_TOKENS)?;
+    let scored = finite(&data, scores(&gpu, &decoder, &data, true, Defaults::SCORE_TOKENS)?)?;
     let mut out = Lines::new(args.out.as_deref());
     let has_pairs = data.examples.iter().any(|e| e.sequences.len() == 2);
     if !has_pairs {

@@ -75,6 +75,36 @@ impl Model {
         Ok(tokenizer)
     }
 
+    /// Tokens that end a response: the tokenizer's EOS, and what `generation_config.json` names besides (chat models end a turn
+    /// with a token of its own).
+    pub fn stop_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        let path = self.dir.join("generation_config.json");
+        let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(ids),
+            Err(e) => return Err(Error::file(&path, e)),
+        };
+        let config: serde_json::Value =
+            serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), format!("no JSON: {e}")))?;
+        let named = match &config["eos_token_id"] {
+            serde_json::Value::Null => Vec::new(),
+            serde_json::Value::Array(list) => list.clone(),
+            one => vec![one.clone()],
+        };
+        for id in named {
+            let token = id.as_u64().filter(|&id| id < self.description.vocab as u64);
+            let token = token.ok_or_else(|| {
+                let reason = format!("expected ids below {}, found {id}", self.description.vocab);
+                Error::field(&path, "eos_token_id", reason)
+            })?;
+            if !ids.contains(&(token as u32)) {
+                ids.push(token as u32);
+            }
+        }
+        Ok(ids)
+    }
+
     /// Onto a device.
     pub fn load(&self, gpu: &Gpu, options: &LoadOptions) -> Result<Decoder> {
         let source: Rc<dyn Source> = self.checkpoint.clone();

@@ -115,13 +115,25 @@ fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// Everything that a score depends on but the tokens: weights, configuration, adapter.
 fn model_hash(model: &Model, adapter: Option<&Adapter>) -> Result<String> {
     let digest = model.checkpoint.digest()?;
-    let mut parts: Vec<&[u8]> = vec![digest.as_bytes()];
-    for (a, b) in adapter.iter().flat_map(|a| a.lora.modules.values()) {
-        parts.extend([bytemuck::cast_slice(a), bytemuck::cast_slice(b)]);
+    let description = format!("{:?}", model.description);
+    let mut parts: Vec<&[u8]> = vec![digest.as_bytes(), description.as_bytes()];
+    let scale = adapter.map_or([0; 4], |a| a.lora.scale.to_le_bytes());
+    parts.push(&scale);
+    for (module, (a, b)) in adapter.iter().flat_map(|a| &a.lora.modules) {
+        parts.extend([module.as_bytes(), bytemuck::cast_slice(a), bytemuck::cast_slice(b)]);
     }
     Ok(hash(parts))
+}
+
+/// The same of a reference that is another checkpoint; empty for the others.
+fn reference_hash(choice: &ReferenceChoice) -> Result<String> {
+    match choice {
+        ReferenceChoice::Model(name) => model_hash(&Model::reference(name)?, None),
+        ReferenceChoice::Initial | ReferenceChoice::Base => Ok(String::new()),
+    }
 }
 
 /// Reference scores, computed once for a (model, data, objective) and kept in the cache folder.
@@ -173,10 +185,7 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let eval = args.eval_data.clone().map(|file| session::dataset(&args.data, &[file], &model, &tokenizer, purpose));
     let eval = eval.transpose()?;
     let reference = session::reference(&args.objective);
-    if let (false, ReferenceChoice::Model(name)) = (sft, &reference) {
-        Model::reference(name)?; // a wrong one is told before anything is loaded
-    }
-    let reference = format!("{reference:?}");
+    let reference = format!("{reference:?} {}", if sft { String::new() } else { reference_hash(&reference)? });
     let text = serde_json::to_string(&settings).map_err(|e| Error::file("settings", e))?;
     let model_hash = model_hash(&model, adapter.as_ref())?;
     let fingerprint =
@@ -267,12 +276,12 @@ fn references(
 ) -> Result<[Vec<Reference>; 2]> {
     let Some(preference) = &p.settings.preference else { return Ok([Vec::new(), Vec::new()]) };
     let choice = session::reference(&args.objective);
-    let of_other = match &choice {
-        ReferenceChoice::Model(name) => model_hash(&Model::reference(name)?, None)?,
-        _ => String::new(),
-    };
+    let of_other = reference_hash(&choice)?;
     let cache = ReferenceCache::new();
     let scores = |data: &Dataset| {
+        if preference.reference_free {
+            return Ok(vec![[0.0; 2]; data.examples.len()]);
+        }
         let own = model_hash(&p.model, p.adapter.as_ref())?;
         let (choice_text, objective) = (format!("{choice:?}"), format!("{:?}", preference.objective));
         let parts = [own, of_other.clone(), data.content_hash(), choice_text, objective, gpu.caps().name.clone()];
@@ -404,8 +413,8 @@ fn save(args: &TrainArgs, p: &Prepared, trainer: &Trainer, state: &State, out: &
 /// `best/`: the same of the step with the lowest evaluation loss. The last step's values are gone from the device after it.
 fn save_best(args: &TrainArgs, p: &Prepared, trainer: &Trainer, out: &Path) -> Result<()> {
     let best = out.join("best");
-    let state = checkpoint::resume(trainer.gpu, &trainer.decoder.arena, &best, &p.fingerprint)?;
-    state.map_or(Ok(()), |state| save(args, p, trainer, &state, &best))
+    let best_state = checkpoint::resume(trainer.gpu, &trainer.decoder.arena, &best, &p.fingerprint)?.state;
+    best_state.map_or(Ok(()), |state| save(args, p, trainer, &state, &best))
 }
 
 /// The model card.
@@ -480,6 +489,7 @@ impl Progress {
                 let accuracy = m.pairs.map_or(String::new(), |p| format!("  accuracy {:.3}", p.accuracies));
                 format!("eval loss {:.4}{accuracy}", m.loss)
             }
+            Event::Damaged(error) => format!("note: {error}: going on from an older checkpoint"),
         };
         match event {
             Event::Step(m) => {
@@ -496,6 +506,7 @@ impl Progress {
                     self.bar.println(format!("step {}  {text}", m.step))
                 }
             }
+            Event::Damaged(_) => eprintln!("{text}"),
         }
     }
 }

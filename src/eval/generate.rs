@@ -5,7 +5,7 @@ use crate::gpu::{Gpu, Recording, Slot};
 use crate::kernels::attention::Segments;
 use crate::kernels::gather::{Picks, gather_fwd};
 use crate::kernels::matmul::{Matrix, Orientation, Product, matmul};
-use crate::kernels::sample::{Sampling, sample};
+use crate::kernels::sample::{NOT_FINITE, Sampling, sample};
 use crate::model::decoder::{Cache, Decoder, Keep, Tokens};
 use crate::rng::Rng;
 
@@ -42,6 +42,8 @@ impl Settings {
 /// A response on its way.
 struct Active {
     prompt: usize,
+    /// From 1, for messages.
+    number: usize,
     /// First row in the cache.
     start: u32,
     /// Tokens in the cache.
@@ -52,7 +54,7 @@ struct Active {
 /// Responses to tokenised prompts; `on_token(prompt, id)` sees each new token at once. `first` numbers the prompts' random streams.
 ///
 /// # Errors
-/// [`Error::Gpu`].
+/// [`Error::NotFinite`], [`Error::Gpu`].
 pub async fn generate(
     gpu: &Gpu,
     decoder: &Decoder,
@@ -66,7 +68,8 @@ pub async fn generate(
     let mut active = Vec::new();
     let mut rows = 0;
     for (prompt, ids) in prompts.iter().enumerate() {
-        active.push(Active { prompt, start: rows, len: 0, rng: Rng::new(settings.seed, (first + prompt) as u64) });
+        let number = first + prompt + 1;
+        active.push(Active { prompt, number, start: rows, len: 0, rng: Rng::new(settings.seed, (first + prompt) as u64) });
         rows += (ids.len() + settings.max_new_tokens) as u32;
     }
     let width = 2 * d.n_kv_heads * d.head_dim;
@@ -128,7 +131,13 @@ async fn step(
     let uniforms = gpu.upload(&uniforms);
     sample(&mut rec, &settings.sampling, d.logit_softcap, n, d.vocab, &logits, &uniforms, &chosen);
     rec.submit();
-    Ok(gpu.read::<u32>(&[&chosen]).await?.concat())
+    let chosen = gpu.read::<u32>(&[&chosen]).await?.concat();
+    match active.iter().zip(&chosen).find(|(_, token)| **token == NOT_FINITE) {
+        Some((a, _)) => {
+            Err(Error::NotFinite { place: format!("prompt {}", a.number), what: "a logit of its next token".into() })
+        }
+        None => Ok(chosen),
+    }
 }
 
 /// (n, V), before any soft-cap.

@@ -15,6 +15,9 @@ pub struct Sampling {
     pub top_p: f32,
 }
 
+/// Given instead of a token where the largest logit is no finite number.
+pub const NOT_FINITE: u32 = u32::MAX;
+
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct SampleParams {

@@ -104,21 +104,47 @@ async fn write(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path) -> Result<()
     file.write_all(&text).and_then(|()| file.sync_all()).map_err(|e| Error::file(&path, e))
 }
 
-/// The last whole checkpoint of `dir` into the arena; `None` where there is none.
+/// What [`resume`] found.
+#[derive(Debug, Default)]
+pub struct Resumed {
+    /// Of the last whole checkpoint; `None` where there are none at all.
+    pub state: Option<State>,
+    /// Later ones that are damaged, by what is wrong with each.
+    pub damaged: Vec<Error>,
+}
+
+/// The last whole checkpoint of `dir` into the arena.
 ///
 /// # Errors
-/// [`Error::File`]: unreadable, or of a run with other settings; [`Error::Tensor`]: not this model's.
-pub fn resume(gpu: &Gpu, arena: &Arena, dir: &Path, fingerprint: &str) -> Result<Option<State>> {
-    let Some((_, dir)) = list(dir).pop() else { return Ok(None) };
+/// [`Error::File`]: it is of a run with other settings. Where none is whole: what is wrong with the last one.
+pub fn resume(gpu: &Gpu, arena: &Arena, dir: &Path, fingerprint: &str) -> Result<Resumed> {
+    let mut found = Resumed::default();
+    for (_, dir) in list(dir).into_iter().rev() {
+        let state = read_state(&dir);
+        if state.as_ref().is_ok_and(|s| s.fingerprint != fingerprint) {
+            return Err(Error::file(
+                &dir,
+                "is of a run with other settings, data or model: resume with the same, or choose another --output-dir",
+            ));
+        }
+        match state.and_then(|state| restore(gpu, arena, &dir).map(|()| state)) {
+            Ok(state) => {
+                found.state = Some(state);
+                return Ok(found);
+            }
+            Err(error) => found.damaged.push(error),
+        }
+    }
+    if found.damaged.is_empty() { Ok(found) } else { Err(found.damaged.swap_remove(0)) }
+}
+
+fn read_state(dir: &Path) -> Result<State> {
     let path = dir.join("state.json");
     let text = fs::read(&path).map_err(|e| Error::file(&path, e))?;
-    let state: State = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e))?;
-    if state.fingerprint != fingerprint {
-        return Err(Error::file(
-            &dir,
-            "is of a run with other settings, data or model: resume with the same, or choose another --output-dir",
-        ));
-    }
+    serde_json::from_slice(&text).map_err(|e| Error::file(&path, e))
+}
+
+fn restore(gpu: &Gpu, arena: &Arena, dir: &Path) -> Result<()> {
     let path = dir.join("state.safetensors");
     let file = File::open(&path).map_err(|e| Error::file(&path, e))?;
     // SAFETY: the map is read once, here; a file that another process truncates meanwhile is beyond what any reader can mend.
@@ -138,5 +164,5 @@ pub fn resume(gpu: &Gpu, arena: &Arena, dir: &Path, fingerprint: &str) -> Result
             at += 4 * part.len();
         }
     }
-    Ok(Some(state))
+    Ok(())
 }

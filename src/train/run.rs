@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use web_time::Instant;
 
-use super::checkpoint::{self, State};
+use super::checkpoint::{self, Resumed, State};
 use super::metrics::{Accumulator, EvalMetrics, MetricsLog, PairScores, StepMetrics};
 use super::tensorboard::EventWriter;
 use super::trainer::{self, Outcome, Reference, Trainer, outcome};
 use crate::config::{Defaults, TrainSettings};
 use crate::data::batch::Example;
 use crate::data::order::{Order, Position};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::objective::Goal;
 
 /// Rows with their reference scores.
@@ -34,12 +34,14 @@ pub struct Cadence {
     pub eval_steps: Option<usize>,
 }
 
-/// Told after each step and evaluation.
+/// What a run tells.
 pub enum Event<'a> {
     /// A step was done.
     Step(&'a StepMetrics),
     /// An evaluation was done.
     Eval(&'a EvalMetrics),
+    /// A checkpoint cannot be read: the run goes on from an older one.
+    Damaged(&'a Error),
 }
 
 /// How a run ended.
@@ -122,8 +124,10 @@ pub async fn run(
     let gpu = trainer.gpu;
     let arena = &trainer.decoder.arena;
     let fresh = State { step: 0, num_tokens: 0, best: None, fingerprint: output.fingerprint.into() };
-    let resumed = if output.resume { checkpoint::resume(gpu, arena, output.dir, output.fingerprint)? } else { None };
-    let mut state = resumed.unwrap_or(fresh);
+    let resumed =
+        if output.resume { checkpoint::resume(gpu, arena, output.dir, output.fingerprint)? } else { Resumed::default() };
+    resumed.damaged.iter().for_each(|e| on_event(&Event::Damaged(e)));
+    let mut state = resumed.state.unwrap_or(fresh);
     let log_path = output.dir.join("metrics.jsonl");
     let mut log = match state.step {
         0 => MetricsLog::create(&log_path)?,

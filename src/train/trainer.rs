@@ -198,7 +198,8 @@ impl Trainer<'_> {
         rec.submit();
         let step = self.finish(pending, &norm, reference).await?;
         if !step.grad_norm.is_finite() || !step.outcome.loss_sum.is_finite() {
-            return Err(self.not_finite(examples, number, &step).await?);
+            let place = format!("step {number}, rows {}", row_numbers(examples));
+            return Err(self.not_finite(place, &step).await?);
         }
         Ok(step)
     }
@@ -206,7 +207,7 @@ impl Trainer<'_> {
     /// Gradients of the mean loss over `examples`, left in the arena; not clipped.
     ///
     /// # Errors
-    /// [`Error::Gpu`].
+    /// [`Error::NotFinite`] naming rows and tensor; [`Error::Gpu`].
     pub async fn gradients(&self, examples: &[&Example], reference: &[Reference], batch_size: usize) -> Result<Step> {
         self.clear_gradients();
         let pending = self.accumulate(examples, reference, batch_size);
@@ -216,7 +217,11 @@ impl Trainer<'_> {
         let pages: Vec<&Slot> = self.decoder.arena.pages.iter().map(|p| &p.grads).collect();
         global_norm(&mut rec, &pages, scale as f32, &norm);
         rec.submit();
-        self.finish(pending, &norm, reference).await
+        let step = self.finish(pending, &norm, reference).await?;
+        if !step.grad_norm.is_finite() || !step.outcome.loss_sum.is_finite() {
+            return Err(self.not_finite(format!("rows {}", row_numbers(examples)), &step).await?);
+        }
+        Ok(step)
     }
 
     /// The gradients in the arena, divided as the mean asks, by name.
@@ -234,8 +239,7 @@ impl Trainer<'_> {
         Ok(all)
     }
 
-    async fn not_finite(&self, examples: &[&Example], step: usize, result: &Step) -> Result<Error> {
-        let rows: Vec<String> = examples.iter().map(|e| e.row.to_string()).collect();
+    async fn not_finite(&self, place: String, result: &Step) -> Result<Error> {
         let mut what = self.first_not_finite(self.decoder.weights(), false).await?.map(|w| format!("the weight {w}"));
         if what.is_none() {
             let trained = self.first_not_finite(self.decoder.trained_weights(), false).await?;
@@ -247,7 +251,7 @@ impl Trainer<'_> {
             what = gradient.map(|w| format!("{loss}the gradient of {w}"));
         }
         let what = what.unwrap_or_else(|| "the loss".into());
-        Ok(Error::NotFinite { step, rows: rows.join(", "), what })
+        Ok(Error::NotFinite { place, what })
     }
 
     /// The first tensor with a value (or a gradient) that is not finite, in quotes.
@@ -259,6 +263,10 @@ impl Trainer<'_> {
         }
         Ok(None)
     }
+}
+
+fn row_numbers(examples: &[&Example]) -> String {
+    examples.iter().map(|e| e.row.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// What a micro-batch costs.
