@@ -86,6 +86,49 @@ pub struct TrainSettings {
     pub share_prefix: bool,
 }
 
+/// The optimiser counts steps in 32 bits.
+const MOST_STEPS: usize = 1 << 31;
+const MOST_EPOCHS: f64 = 1e6;
+
+/// Whether a value goes into f32, as kernels take it, and stays what it is: neither infinite nor, above 0, lost.
+fn fits_f32(value: f64) -> bool {
+    let held = value as f32;
+    held.is_finite() && (value == 0.0 || held.abs() >= f32::MIN_POSITIVE)
+}
+
+/// # Errors
+/// [`Error::Flag`] for a value that is not above 0, or not in f32's range.
+pub fn positive(flag: &'static str, value: f64) -> Result<()> {
+    if value > 0.0 && fits_f32(value) { Ok(()) } else { Err(out_of_range(flag, value, "is not above 0")) }
+}
+
+/// # Errors
+/// [`Error::Flag`] for a value below 0, or not in f32's range.
+pub fn not_negative(flag: &'static str, value: f64) -> Result<()> {
+    if value >= 0.0 && fits_f32(value) { Ok(()) } else { Err(out_of_range(flag, value, "is below 0")) }
+}
+
+/// # Errors
+/// [`Error::Flag`] for a value outside 0 .. 1, also when rounded to f32.
+pub fn below_one(flag: &'static str, value: f64) -> Result<()> {
+    if (0.0..1.0).contains(&value) && (value as f32) < 1.0 {
+        Ok(())
+    } else {
+        Err(out_of_range(flag, value, "is not in 0 .. 1"))
+    }
+}
+
+fn out_of_range(flag: &'static str, value: f64, otherwise: &str) -> Error {
+    let reason = if value > 0.0 && !fits_f32(value) { "is beyond the range of f32" } else { otherwise };
+    Error::flag(flag, format!("{value} {reason}"))
+}
+
+/// # Errors
+/// [`Error::Flag`] for 0.
+pub fn at_least_one(flag: &'static str, value: usize) -> Result<()> {
+    if value > 0 { Ok(()) } else { Err(Error::flag(flag, "0 is not above 0")) }
+}
+
 /// A step's defaults, by method: full fine-tuning needs smaller rates.
 pub struct Defaults;
 
@@ -142,27 +185,6 @@ impl TrainSettings {
     /// # Errors
     /// [`Error::Flag`] for a value out of range.
     pub fn validate(&self) -> Result<()> {
-        let positive = |flag, value: f64| {
-            if value > 0.0 && value.is_finite() {
-                Ok(())
-            } else {
-                Err(Error::flag(flag, format!("{value} is not above 0")))
-            }
-        };
-        let not_negative = |flag, value: f64| {
-            if value >= 0.0 && value.is_finite() {
-                Ok(())
-            } else {
-                Err(Error::flag(flag, format!("{value} is below 0")))
-            }
-        };
-        let below_one = |flag, value: f64| {
-            if (0.0..1.0).contains(&value) {
-                Ok(())
-            } else {
-                Err(Error::flag(flag, format!("{value} is not in 0 .. 1")))
-            }
-        };
         positive("learning-rate", self.learning_rate)?;
         positive("num-train-epochs", self.length.num_train_epochs)?;
         positive("batch-size", self.batch_size as f64)?;
@@ -170,8 +192,12 @@ impl TrainSettings {
         if self.batch_size.checked_mul(self.gradient_accumulation_steps).is_none_or(|rows| rows > 1 << 24) {
             return Err(Error::flag("batch-size", "times --gradient-accumulation-steps is above 2^24 rows a step"));
         }
-        if self.length.max_steps == Some(0) {
-            return Err(Error::flag("max-steps", "0 is not above 0"));
+        if let Some(steps) = self.length.max_steps.filter(|n| !(1..=MOST_STEPS).contains(n)) {
+            return Err(Error::flag("max-steps", format!("{steps} is not in 1 ..= {MOST_STEPS}")));
+        }
+        if self.length.num_train_epochs > MOST_EPOCHS {
+            let reason = format!("{} is above {MOST_EPOCHS}", self.length.num_train_epochs);
+            return Err(Error::flag("num-train-epochs", reason));
         }
         below_one("warmup-ratio", self.length.warmup_ratio)?;
         below_one("adam-beta1", self.optimiser.adam_beta1)?;

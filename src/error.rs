@@ -92,6 +92,17 @@ impl Error {
     pub fn flag(flag: &'static str, reason: impl ToString) -> Self {
         Self::Flag { flag, reason: reason.to_string() }
     }
+    /// The same about a file's final place, where it is written aside.
+    #[must_use]
+    pub fn moved(mut self, aside: &Path, place: &Path) -> Self {
+        if let Self::File { path, .. } | Self::Line { path, .. } | Self::Field { path, .. } | Self::Tensor { path, .. } =
+            &mut self
+            && let Ok(rest) = path.strip_prefix(aside)
+        {
+            *path = place.join(rest);
+        }
+        self
+    }
     /// The process's exit status: 2 where the input is at fault, 1 otherwise.
     pub fn exit_status(&self) -> i32 {
         match self {

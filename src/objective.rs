@@ -4,6 +4,7 @@
 //! A pair's log-ratios are s_c and s_r (log π − log π_ref, summed over the scored tokens), Δ = s_c − s_r. Formulas: PAPER section 3.
 //! A loss here is of one pair; the optimiser divides the sum by the number of pairs, once.
 
+use crate::config::{not_negative, positive};
 use crate::error::{Error, Result};
 
 /// What is scored.
@@ -139,19 +140,14 @@ impl Preference {
     /// # Errors
     /// [`Error::Flag`] for a value out of range.
     pub fn validate(&self) -> Result<()> {
-        if !(self.beta > 0.0 && self.beta.is_finite()) {
-            return Err(Error::flag("beta", format!("{} is not above 0", self.beta)));
-        }
+        positive("beta", self.beta)?;
         if !(0.0..0.5).contains(&self.label_smoothing) {
             return Err(Error::flag("label-smoothing", format!("{} is not in 0 .. 0.5", self.label_smoothing)));
         }
         if self.label_smoothing > 0.0 && self.loss != Loss::Sigmoid {
             return Err(Error::flag("label-smoothing", format!("goes with --loss sigmoid, not {}", self.loss.name())));
         }
-        if !(self.sft_weight >= 0.0 && self.sft_weight.is_finite()) {
-            return Err(Error::flag("sft-weight", format!("{} is below 0", self.sft_weight)));
-        }
-        Ok(())
+        not_negative("sft-weight", self.sft_weight)
     }
 
     /// Loss and gradient of each pair of a batch.

@@ -175,7 +175,8 @@ fn recomputed_is_saved() {
         let (model, data) = (fixture(family).join("model"), fixture(family).join("prefs.jsonl"));
         let (model, data) = (model.to_str().expect("UTF-8"), data.to_str().expect("UTF-8"));
         let run = |command: &str, recompute: &str, more: &[&str]| {
-            let args = [command, "--model", model, "--data", data, "--batch-size", "4", "--recompute", recompute, "--json"];
+            let args =
+                [command, "--model", model, "--data", data, "--batch-size", "4", "--recompute", recompute, "--json"];
             sandbox.run(&[&args, method, more].concat()).ok().lines().pop().expect("an object")
         };
         let [saved, again] = ["none", "block"].map(|recompute| {

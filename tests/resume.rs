@@ -3,12 +3,14 @@
 
 mod program;
 
+use std::f64::consts::LN_2;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use program::{Ran, Sandbox, fixture, metrics, rows};
+use serde_json::{Value, json};
 
 const STEPS: usize = 6;
 
@@ -155,7 +157,11 @@ fn resume_from_nothing_starts_and_two_runs_are_the_same() {
     let bytes = fs::read(state(4, "safetensors")).expect("a state");
     fs::write(state(4, "safetensors"), &bytes[..bytes.len() / 2]).expect("a file");
     let ran = setting.run("two", &["--resume"]).ok();
-    assert!(ran.stderr.contains("checkpoint-4/state.safetensors") && ran.stderr.contains("older checkpoint"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("checkpoint-4/state.safetensors") && ran.stderr.contains("older checkpoint"),
+        "{}",
+        ran.stderr
+    );
     setting.same("one", "two");
     for step in [2, 4] {
         fs::write(state(step, "json"), "{").expect("a file");
@@ -187,4 +193,40 @@ fn the_best_can_be_loaded() {
     let (kept, last) = (loss("out/best"), loss("out"));
     assert!((kept / best.1 - 1.0).abs() < 1e-5, "{kept}, {best:?}");
     assert!((last / best.1 - 1.0).abs() > 1e-2, "{last}, {best:?}");
+}
+
+/// Reference scores are kept under all that they depend on: with one cache, each run begins at its own reference. And a run goes on
+/// only with what it began with.
+#[test]
+fn other_adapters_and_configurations_are_other_runs() {
+    let s = Sandbox::new();
+    s.write("rows.jsonl", rows("mistral-odd").join("\n"));
+    let adapter = s.copy("lora-mistral/adapter", "adapter").join("adapter_config.json");
+    let model = s.copy("mistral-odd/model", "model").join("config.json");
+    let change = |file: &Path, field: &str, value: Value| {
+        let mut json: Value = serde_json::from_slice(&fs::read(file).expect("a file")).expect("JSON");
+        json[field] = value;
+        fs::write(file, json.to_string()).expect("a file");
+    };
+    let train = ["train", "--model", "model", "--adapter", "adapter", "--data", "rows.jsonl", "--max-steps", "2"];
+    let first_loss = |out: &str, more: &[&str]| {
+        s.run(&[&train, more, &["--save-steps", "1", "--output-dir", out]].concat()).ok();
+        metrics(&s.path(out))[0]["loss"].as_f64().expect("a loss")
+    };
+    let free = first_loss("free", &["--reference-free"]);
+    assert!((free - LN_2).abs() > 1e-2, "the adapter must show: {free}");
+    let is_reference = |loss: f64| assert!((loss - LN_2).abs() < 1e-5, "{loss}");
+    is_reference(first_loss("first", &[]));
+    change(&adapter, "lora_alpha", json!(80));
+    is_reference(first_loss("alpha", &[]));
+    change(&model, "rope_theta", json!(123.0));
+    is_reference(first_loss("theta", &[]));
+    let resume = [&train[..], &["--output-dir", "theta", "--resume"]].concat();
+    s.run(&resume).ok();
+    let refused = || s.refused(&resume, &["theta/checkpoint-1", "other settings, data or model"]);
+    change(&model, "rope_theta", json!(321.0));
+    refused();
+    change(&model, "rope_theta", json!(123.0));
+    change(&adapter, "lora_alpha", json!(40));
+    refused();
 }

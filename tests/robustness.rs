@@ -196,6 +196,34 @@ fn weights_of_nan_stop_the_run() {
 }
 
 #[test]
+fn results_are_numbers() {
+    let s = sandbox();
+    // The last update makes weights that no later step would meet.
+    let args = ["train", "--model", "model", "--data", "rows.jsonl", "--output-dir", "out", "--max-steps", "1"];
+    s.run(&with(&args, &["--full", "--learning-rate", "3e38", "--weight-decay", "1e3"]))
+        .said(1, &["step 1, after the update", "the weight `"]);
+    assert!(!s.path("out/model.safetensors").exists());
+    // What float16 can't hold is refused, and the steps are kept.
+    let start =
+        ["train", "--model", "model", "--data", "rows.jsonl", "--output-dir", "kept", "--full", "--max-steps", "1"];
+    let large = with(&start, &["--learning-rate", "1e6", "--batch-size", "2"]);
+    s.run(&with(&large, &["--output-dtype", "f16"])).said(2, &["kept/model.safetensors", "does not fit float16"]);
+    s.run(&with(&large, &["--output-dtype", "f32", "--resume"])).ok();
+    assert!(s.path("kept/model.safetensors").is_file());
+
+    edit(&s.path("model/model.safetensors"), |t| {
+        let tensor = t.get_mut(Q_PROJ).expect("q_proj");
+        let n = tensor.values().len();
+        tensor.set(&vec![f32::NAN; n]);
+    });
+    s.run(SCORE).said(1, &["row 0", "log-probability"]);
+    s.run(&["grad", "--model", "model", "--data", "rows.jsonl", "--out", "g.safetensors"])
+        .said(1, &["rows 0, 1", Q_PROJ]);
+    s.run(GENERATE).said(1, &["prompt 1", "logit"]);
+    assert!(!s.path("scores.jsonl").exists() && !s.path("g.safetensors").exists());
+}
+
+#[test]
 fn adapters_that_do_not_fit() {
     let s = sandbox();
     s.copy("lora-mistral/adapter", "adapter");
@@ -305,23 +333,27 @@ fn flags_out_of_range() {
     let s = sandbox();
     let huge = usize::MAX.to_string();
     let cases: &[(&str, &[&str])] = &[
-        ("beta", &["-1", "0", "nan", "inf"]),
+        ("beta", &["-1", "0", "nan", "inf", "1e-300"]),
         ("label-smoothing", &["-0.1", "0.5"]),
-        ("sft-weight", &["-1"]),
-        ("learning-rate", &["0", "-0.001", "nan"]),
-        ("batch-size", &["0", &huge]),
+        ("sft-weight", &["-1", "1e39"]),
+        ("learning-rate", &["0", "-0.001", "nan", "1e39"]),
+        ("batch-size", &["0", "-1", &huge]),
         ("gradient-accumulation-steps", &["0"]),
         ("warmup-ratio", &["2", "-0.1"]),
         ("max-length", &["0", "1", "257", &huge]),
-        ("max-steps", &["0"]),
-        ("num-train-epochs", &["0", "-1"]),
-        ("adam-beta1", &["1", "-0.5"]),
+        ("max-steps", &["0", &huge]),
+        ("num-train-epochs", &["0", "-1", "1e18"]),
+        ("adam-beta1", &["1", "-0.5", "0.99999999999"]),
         ("adam-beta2", &["1.5"]),
-        ("adam-epsilon", &["0", "-1e-8"]),
-        ("weight-decay", &["-0.1"]),
+        ("adam-epsilon", &["0", "-1e-8", "1e-300"]),
+        ("weight-decay", &["-0.1", "1e39"]),
         ("max-grad-norm", &["-1"]),
         ("lora-r", &["0"]),
-        ("lora-alpha", &["0", "nan"]),
+        ("lora-alpha", &["0", "-1", "nan", "1e-300"]),
+        ("save-steps", &["0"]),
+        ("save-total-limit", &["0"]),
+        ("eval-steps", &["0"]),
+        ("logging-steps", &["0"]),
         ("lora-targets", &["no_such_proj", "q_proj,no_such_proj"]),
         ("device", &["99", "no such device"]),
         ("template", &["no placeholder"]),
@@ -355,23 +387,52 @@ fn flags_out_of_range() {
     s.refused(&with(SCORE, &["--reference", "absent"]), &["--reference", "absent"]);
 }
 
-/// What clap refuses may take several lines.
+#[test]
+fn batches_that_no_device_holds() {
+    let s = sandbox();
+    let plan = ["plan", "--model", "model", "--max-length", "256", "--batch-size"];
+    s.refused(&with(&plan, &["16777216"]), &["--batch-size", "tokens"]);
+    s.refused(&with(&plan, &["4096"]), &["--batch-size", "a binding of this device"]);
+}
+
+/// Standard error may be closed or full: a run does not end for that.
+#[test]
+fn nobody_listens() {
+    let s = sandbox();
+    let program = env!("CARGO_BIN_EXE_jointwise");
+    let mut shell = Command::new("sh");
+    shell.current_dir(s.path("")).env("XDG_CACHE_HOME", s.path("cache"));
+    let script = format!("{program} {} 2>/dev/full", TRAIN.join(" "));
+    assert_eq!(Ran::of(shell.args(["-c", &script])).status, 0);
+    assert!(s.path("out/adapter_model.safetensors").is_file());
+}
+
+/// The demo replaces its own results and nothing else.
+#[test]
+fn the_demo_keeps_off_other_folders() {
+    let s = sandbox();
+    fs::create_dir(s.path("mine")).expect("a folder");
+    s.write("mine/report.html", "mine");
+    s.write("mine/thesis.tex", "mine");
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let demo = ["demo", "--output-dir", "mine", "--model", demo.to_str().expect("UTF-8")];
+    s.refused(&demo, &["mine", "not empty"]);
+    s.refused(&with(&demo, &["--device", "99"]), &["--device"]);
+    s.refused(&with(&demo, &["--prompts", "0"]), &["--prompts"]);
+}
+
 #[test]
 fn flags_that_are_mistyped() {
     let s = sandbox();
     for (args, part) in [
         (with(TRAIN, &["--learning-rat", "1"]), "--learning-rat"),
         (with(TRAIN, &["--learning-rate", "fast"]), "--learning-rate"),
-        (with(TRAIN, &["--batch-size", "-1"]), "-1"),
+        (with(TRAIN, &["--beta"]), "--beta"),
         (with(TRAIN, &["--loss", "squared"]), "--loss"),
         (with(TRAIN, &["--on-overflow", "explode"]), "--on-overflow"),
         (vec!["trian"], "trian"),
     ] {
-        let before = s.listing();
-        let ran = s.run(&args);
-        assert_eq!(ran.status, 2, "{}", ran.stderr);
-        assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains(part), "{}", ran.stderr);
-        assert_eq!(s.listing(), before);
+        s.refused(&args, &[part, "--help"]);
     }
 }
 
@@ -476,7 +537,9 @@ fn a_disk_that_is_full() {
     let left: Vec<_> = s.listing().into_keys().filter(|p| p.starts_with(s.path("disk/run"))).collect();
     let bad = |p: &&std::path::PathBuf| {
         let name = p.to_string_lossy();
-        name.contains("tmp") && name.contains("checkpoint") || name.contains("safetensors") || name.ends_with(".tmp")
+        name.contains("tmp") && name.contains("checkpoint")
+            || name.contains("safetensors")
+            || name.ends_with(".partial")
     };
     assert_eq!(left.iter().find(bad), None, "{left:?}");
 }

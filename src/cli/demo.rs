@@ -8,21 +8,22 @@ use std::time::{Instant, SystemTime};
 use serde_json::Value;
 
 use super::args::{DataArgs, DemoArgs, ModelArgs, ObjectiveArgs, TrainArgs};
+use super::output::command_line;
 use super::session::{self, Model};
 use super::train;
+use crate::config::at_least_one;
 use crate::data::rows::Instruction;
 use crate::data::template::Template;
 use crate::error::{Error, Result};
 use crate::eval::generate::{Settings, generate};
-
 use crate::eval::tasks::{Item, Split, grade, rows, tokenizer, win_rate};
 use crate::gpu::Gpu;
 use crate::kernels::sample::Sampling;
 use crate::model::description::Description;
-use crate::model::save::{OutputDtype, Planned, SHARD_BYTES, write_model};
+use crate::model::save::{OutputDtype, Planned, SHARD_BYTES, Staging, fresh_folder, write_model};
 use crate::objective::Objective;
 use crate::rng::Rng;
-use crate::train::metrics;
+use crate::train::metrics::{self, METRICS};
 use crate::train::report::{self, Report, Sample, Table};
 
 /// Sizes and rates of the demo, chosen so that it ends within five minutes on two CPU cores.
@@ -55,7 +56,15 @@ pub fn run(args: &DemoArgs) -> Result<()> {
 
 /// The untrained model in `dir/model`, all data beside it: what the bundled model was made from.
 fn prepare(dir: &Path, seed: u64) -> Result<()> {
-    crate::model::save::fresh_folder(dir)?;
+    fresh_folder(dir)?;
+    Staging::filled(dir, |aside| prepare_in(aside, seed))?;
+    let shape = tokenizer::Shape::DEMO;
+    let model = dir.join("model");
+    note!("{} parameters, untrained, in {}; data in {}", shape.n_parameters(), model.display(), dir.display());
+    Ok(())
+}
+
+fn prepare_in(dir: &Path, seed: u64) -> Result<()> {
     let model = dir.join("model");
     fs::create_dir(&model).map_err(|e| Error::file(&model, e))?;
     let shape = tokenizer::Shape::DEMO;
@@ -72,9 +81,18 @@ fn prepare(dir: &Path, seed: u64) -> Result<()> {
         let is_norm = specs[i].shape.len() == 1;
         Ok((0..n).map(|_| if is_norm { 1.0 } else { recipe::INIT_STD * rng.normal() }).collect())
     })?;
-    rows::write_all(dir, seed, &rows::Sizes::default())?;
-    eprintln!("{} parameters, untrained, in {}; data in {}", shape.n_parameters(), model.display(), dir.display());
-    Ok(())
+    rows::write_all(dir, seed, &rows::Sizes::default())
+}
+
+/// Removes an earlier demo's results, where the folder holds nothing else.
+fn replace_earlier(out: &Path) -> Result<()> {
+    const OURS: [&str; 4] = ["data", "dpo", "jpo", "report.html"];
+    let names = fs::read_dir(out).into_iter().flatten().flatten().map(|e| e.file_name());
+    let mut names = names.peekable();
+    if names.peek().is_none() || !names.all(|n| OURS.iter().any(|ours| n == *ours)) {
+        return Ok(());
+    }
+    fs::remove_dir_all(out).map_err(|e| Error::file(out, e))
 }
 
 /// A model's answers to the held-out prompts.
@@ -86,20 +104,18 @@ struct Answers {
 fn story(args: &DemoArgs) -> Result<()> {
     let (clock, started) = (Instant::now(), SystemTime::now());
     let out = &args.output_dir;
+    let n_prompts = args.prompts.unwrap_or(recipe::PROMPTS);
+    at_least_one("prompts", n_prompts)?;
+    at_least_one("max-steps", args.max_steps.unwrap_or(recipe::STEPS))?;
     let model = Model::open(&args.model.to_string_lossy())?;
-    if out.join("report.html").exists() {
-        fs::remove_dir_all(out).map_err(|e| Error::file(out, e))?;
-    }
-    crate::model::save::fresh_folder(out)?;
     let gpu = session::open_gpu(args.device.as_deref())?;
-    let items = rows::held_out(args.seed, args.prompts.unwrap_or(recipe::PROMPTS));
+    replace_earlier(out)?;
+    fresh_folder(out)?;
+    let items = rows::held_out(args.seed, n_prompts);
 
-    println!(
-        "1. The bundled model, fine-tuned on answers of mixed quality ({} prompts that it never saw)\n",
-        items.len()
-    );
+    say!("1. The bundled model, fine-tuned on answers of mixed quality ({} prompts that it never saw)\n", items.len())?;
     let sft = answer(&gpu, &model, None, &items, "SFT")?;
-    show(&items, &[&sft]);
+    show(&items, &[&sft])?;
 
     let data = write_data(out, args.seed)?;
     let mut all = vec![sft];
@@ -110,7 +126,7 @@ fn story(args: &DemoArgs) -> Result<()> {
     {
         let what =
             if objective == Objective::Dpo { "responses to one instruction" } else { "instruction-response pairs" };
-        println!("\n{}. {name}: preferences between {what}\n", runs.len() + 2);
+        say!("\n{}. {name}: preferences between {what}\n", runs.len() + 2)?;
         let dir = out.join(name.to_lowercase());
         let training = Instant::now();
         if train::run(train_args(args, objective, files, &data[2], &dir), false)?.interrupted {
@@ -121,17 +137,17 @@ fn story(args: &DemoArgs) -> Result<()> {
         runs.push(dir);
     }
 
-    println!("\n4. The same prompts, answered by all three\n");
-    show(&items, &all.iter().collect::<Vec<_>>());
+    say!("\n4. The same prompts, answered by all three\n")?;
+    show(&items, &all.iter().collect::<Vec<_>>())?;
     let table = compare(&items, &all, &runs)?;
-    println!("{}", text_table(&table));
+    say!("{}", text_table(&table))?;
     let samples = |i: &usize| Sample {
         instruction: items[*i].instruction.clone(),
         answers: all.iter().map(|a| (a.name.to_string(), a.texts[*i].clone())).collect(),
     };
     let report = Report {
         title: "Preference tuning in a few minutes".into(),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: command_line(),
         model: model.name.clone(),
         device: gpu.caps().name.clone(),
         parameters: "LoRA, rank 8, all linear layers".into(),
@@ -139,24 +155,20 @@ fn story(args: &DemoArgs) -> Result<()> {
         data: format!("{} conditional and {} joint preferences, by the grader", recipe::PAIRS, recipe::PAIRS),
         started: report::utc(started),
         seconds: clock.elapsed().as_secs_f64(),
-        lines: metrics::read(&runs[1].join("metrics.jsonl"))?,
+        lines: metrics::read(&runs[1].join(METRICS))?,
         tables: vec![table],
         samples: shown(&items).iter().map(samples).collect(),
         ..Report::default()
     };
     report::write(&out.join("report.html"), &report)?;
-    println!(
-        "{:.0} s. Curves, table and samples: {}",
-        clock.elapsed().as_secs_f64(),
-        out.join("report.html").display()
-    );
+    say!("{:.0} s. Curves, table and samples: {}", clock.elapsed().as_secs_f64(), out.join("report.html").display())?;
     if gpu.caps().is_cpu {
-        println!(
+        say!(
             "All of it ran on the CPU ({}). With a GPU and its Vulkan, Metal or DX12 driver the same command uses it by itself: the same \
              tasks, data and steps, the same results up to rounding, and the {:.0} s of training are what gets shorter.",
             gpu.caps().name,
             training_seconds,
-        );
+        )?;
     }
     Ok(())
 }
@@ -231,14 +243,15 @@ fn shown(items: &[Item]) -> Vec<usize> {
     (0..items.len()).step_by(step + 1).take(6).collect()
 }
 
-fn show(items: &[Item], all: &[&Answers]) {
+fn show(items: &[Item], all: &[&Answers]) -> Result<()> {
     for i in shown(items) {
-        println!("   {}", items[i].instruction);
+        say!("   {}", items[i].instruction)?;
         for a in all {
             let g = grade(&items[i], &a.texts[i]);
-            println!("     {} {:>4}  {}", if g.correct { "+" } else { "-" }, a.name, a.texts[i].trim());
+            say!("     {} {:>4}  {}", if g.correct { "+" } else { "-" }, a.name, a.texts[i].trim())?;
         }
     }
+    Ok(())
 }
 
 /// Win rates, accuracy and margins of each model.
@@ -264,7 +277,7 @@ fn compare(items: &[Item], all: &[Answers], runs: &[PathBuf]) -> Result<Table> {
         let part = |n: usize| n as f64 / items.len().max(1) as f64;
         let metric = |name: &str| -> Result<Option<f64>> {
             let Some(dir) = n.checked_sub(1).map(|i| &runs[i]) else { return Ok(None) };
-            let lines = metrics::read(&dir.join("metrics.jsonl"))?;
+            let lines = metrics::read(&dir.join(METRICS))?;
             Ok(lines.iter().rev().find_map(|l| l.get(name).and_then(Value::as_f64)))
         };
         let or_dash = |x: Option<String>| x.unwrap_or_else(|| "–".into());

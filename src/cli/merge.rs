@@ -48,6 +48,6 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     saved.inspect_err(|_| {
         let _ = std::fs::remove_dir(&args.output_dir);
     })?;
-    eprintln!("merged model in {}", args.output_dir.display());
+    note!("merged model in {}", args.output_dir.display());
     Ok(())
 }

@@ -13,6 +13,11 @@ pub fn say(text: std::fmt::Arguments<'_>) -> Result<()> {
     out.write_fmt(text).and_then(|()| out.flush()).map_err(|e| Error::file("standard output", e))
 }
 
+/// The command as typed, for reports.
+pub fn command_line() -> String {
+    std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
 /// `println!`, with an error instead of a panic.
 macro_rules! say {
     () => { $crate::cli::output::say(format_args!("\n")) };

@@ -7,11 +7,14 @@ use super::session::{self, Model};
 use super::train;
 use crate::data::batch::{Example, Sequence};
 use crate::data::rows::Purpose;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Caps, DeviceChoice, Gpu};
 use crate::kernels::objective::Goal;
 use crate::model::decoder::Keep;
 use crate::train::trainer::{Rehearsal, largest_micro_batch, rehearse};
+
+/// Of a micro-batch that is planned without data: no device has the memory for more.
+const MOST_TOKENS: usize = 1 << 24;
 
 /// `jointwise plan`.
 pub fn run(args: PlanArgs) -> Result<()> {
@@ -31,6 +34,12 @@ pub fn run(args: PlanArgs) -> Result<()> {
             let sides = if sft { vec![side()] } else { vec![side(), rejected] };
             Example { row, sequences: sides }
         };
+        let tokens = settings.batch_size.saturating_mul(limits.max_length).saturating_mul(if sft { 1 } else { 2 });
+        if tokens > MOST_TOKENS {
+            let reason =
+                format!("{} rows of --max-length {} are {tokens} tokens", settings.batch_size, limits.max_length);
+            return Err(Error::flag("batch-size", reason));
+        }
         (0..settings.batch_size).map(example).collect()
     } else {
         let tokenizer = model.tokenizer()?;

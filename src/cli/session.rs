@@ -70,7 +70,7 @@ impl Model {
         let mut tokenizer = Tokenizer::load(&self.dir)?;
         tokenizer.check_vocab(self.description.vocab)?;
         for note in tokenizer.notes() {
-            eprintln!("note: {note}");
+            note!("note: {note}");
         }
         Ok(tokenizer)
     }
@@ -123,12 +123,14 @@ pub fn open_gpu(device: Option<&str>) -> Result<Gpu> {
     let gpu = pollster::block_on(Gpu::open(&choice))?;
     let (gpu, off) = pollster::block_on(with_checked_variants(gpu))?;
     for variant in off {
-        eprintln!("warning: {variant} computes wrongly on {}: it is switched off", gpu.caps().name);
+        note!("warning: {variant} computes wrongly on {}: it is switched off", gpu.caps().name);
     }
     if gpu.caps().is_cpu {
-        eprintln!("note: no GPU is used: {} computes on the CPU, which is slow", gpu.caps().name);
+        note!("note: no GPU is used: {} computes on the CPU, which is slow", gpu.caps().name);
         if gpu.caps().driver.contains("Mesa 22.") {
-            eprintln!("note: Mesa 22 is a quarter as fast as Mesa 25 on CPUs without AVX-512 (make demo and make test fetch the latter)");
+            note!(
+                "note: Mesa 22 is a quarter as fast as Mesa 25 on CPUs without AVX-512 (make demo and make test fetch the latter)"
+            );
         }
     }
     Ok(gpu)
@@ -153,9 +155,9 @@ pub fn dataset(
     }
     let data = Dataset::build(&rows, tokenizer, &template, limits)?;
     for note in data.notes.iter().take(5) {
-        eprintln!("note: {}: {}", data.place(note.row), note.reason);
+        note!("note: {}: {}", data.place(note.row), note.reason);
     }
-    eprintln!("{}", data.summary());
+    note!("{}", data.summary());
     Ok(data)
 }
 

@@ -13,9 +13,10 @@ use sha2::{Digest, Sha256};
 
 use super::args::{RecomputeArg, TrainArgs, with_config};
 use super::merge::dtype;
+use super::output::command_line;
 use super::score::reference_scores;
 use super::session::{self, Model};
-use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettings};
+use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettings, at_least_one};
 use crate::data::dataset::Dataset;
 use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
@@ -29,15 +30,20 @@ use crate::model::save::{OutputDtype, Staging, copy_side_files, fresh_folder, sa
 use crate::model::weights::{self, Source};
 use crate::objective::Objective;
 use crate::train::checkpoint::{self, State};
-use crate::train::metrics;
+use crate::train::metrics::{self, METRICS};
 use crate::train::report::{self, Report};
 use crate::train::run::{self, Cadence, Ended, Event, Output, Rows};
 use crate::train::schedule::Shape;
 use crate::train::trainer::{Optimiser, Reference, Rehearsal, Trainer, largest_micro_batch, rehearse, reserve};
 
+/// Whether progress can be drawn, and drawn over.
+fn on_a_terminal() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// A bar on a terminal, nothing elsewhere.
 pub fn bar(n: usize, what: &'static str) -> ProgressBar {
-    if n < 2 || !std::io::stderr().is_terminal() {
+    if n < 2 || !on_a_terminal() {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {elapsed} left {eta}");
@@ -78,6 +84,10 @@ pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
         share_prefix: !args.no_share_prefix,
     };
     settings.validate()?;
+    at_least_one("logging-steps", args.logging_steps.unwrap_or(Defaults::LOGGING_STEPS))?;
+    at_least_one("save-steps", args.save_steps.unwrap_or(Defaults::SAVE_STEPS))?;
+    at_least_one("save-total-limit", args.save_total_limit.unwrap_or(Defaults::SAVE_TOTAL_LIMIT))?;
+    at_least_one("eval-steps", args.eval_steps.unwrap_or(1))?;
     Ok(settings)
 }
 
@@ -92,7 +102,7 @@ pub fn adapter(args: &TrainArgs, model: &Model, seed: u64) -> Result<Option<Adap
     }
     if let Some(adapter) = existing {
         if adapter.config.dropout > 0.0 {
-            eprintln!("note: the adapter was made with dropout {}; it is trained without", adapter.config.dropout);
+            note!("note: the adapter was made with dropout {}; it is trained without", adapter.config.dropout);
         }
         return Ok(Some(adapter));
     }
@@ -188,8 +198,9 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let reference = format!("{reference:?} {}", if sft { String::new() } else { reference_hash(&reference)? });
     let text = serde_json::to_string(&settings).map_err(|e| Error::file("settings", e))?;
     let model_hash = model_hash(&model, adapter.as_ref())?;
-    let fingerprint =
-        hash([text.as_bytes(), data.content_hash().as_bytes(), model_hash.as_bytes(), reference.as_bytes()]);
+    let rows = [data.content_hash(), eval.as_ref().map_or(String::new(), Dataset::content_hash)];
+    let parts = [&text, &rows[0], &rows[1], &model_hash, &reference];
+    let fingerprint = hash(parts.map(String::as_bytes));
     Ok(Prepared { settings, model, adapter, data, eval, fingerprint })
 }
 
@@ -213,10 +224,10 @@ fn stop_on_ctrl_c() -> &'static AtomicBool {
             if STOP.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);
             }
-            eprintln!("\nending after this step, with a checkpoint (again: at once)");
+            note!("\nending after this step, with a checkpoint (again: at once)");
         });
         if let Err(error) = set {
-            eprintln!("warning: Ctrl-C will end the program at once, without a checkpoint: {error}");
+            note!("warning: Ctrl-C will end the program at once, without a checkpoint: {error}");
         }
     });
     &STOP
@@ -253,8 +264,9 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where everything is written"))?;
     let p = prepare(&args, sft)?;
     let gpu = session::open_gpu(args.model.device.as_deref())?;
-    if args.resume {
-        std::fs::create_dir_all(&out).map_err(|e| Error::file(&out, e))?;
+    // A run begins with its metrics: a folder that holds other things is not one's.
+    if args.resume && (out.join(METRICS).exists() || !checkpoint::list(&out).is_empty()) {
+        checkpoint::sweep(&out);
     } else {
         fresh_folder(&out)?;
     }
@@ -303,7 +315,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
         rehearse(gpu.caps(), |gpu| p.model.load(gpu, &options), &goal, &largest, share_prefix, keep)
     })?;
     if keep == Keep::Inputs {
-        eprintln!("note: layers run again in the backward pass, to save memory (--recompute)");
+        note!("note: layers run again in the backward pass, to save memory (--recompute)");
     }
     let decoder = p.model.load(gpu, &options)?;
     let cost = reserve(gpu, &decoder, &goal, &largest, share_prefix, keep);
@@ -315,7 +327,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     let eval = p.eval.as_ref().map(|e| Rows { examples: &e.examples, reference: &eval_reference });
     let max_steps = p.settings.max_steps(p.data.examples.len());
     let trained: usize = trainer.decoder.trained_weights().iter().map(|w| w.rows * w.cols).sum();
-    eprintln!("{trained} parameters trained, {} rows, {max_steps} steps on {}", p.data.examples.len(), gpu.caps().name);
+    note!("{trained} parameters trained, {} rows, {max_steps} steps on {}", p.data.examples.len(), gpu.caps().name);
 
     let output = Output {
         dir: out,
@@ -332,25 +344,41 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     }
     let (started, clock) = (SystemTime::now(), Instant::now());
     let mut progress = Progress::new(max_steps, args.logging_steps.unwrap_or(Defaults::LOGGING_STEPS));
-    let ended = pollster::block_on(run::run(&trainer, &p.settings, &rows, eval.as_ref(), &output, stop_on_ctrl_c(), &mut |e| {
-        progress.event(e);
-    }));
+    let ended = pollster::block_on(run::run(
+        &trainer,
+        &p.settings,
+        &rows,
+        eval.as_ref(),
+        &output,
+        stop_on_ctrl_c(),
+        &mut |e| {
+            progress.event(e);
+        },
+    ));
     progress.bar.finish_and_clear();
     if let Some(profile) = gpu.end_profile() {
-        eprint!("{}", profile.table());
+        note!("{}", profile.table().trim_end());
     }
     let ended = ended?;
     if ended.interrupted {
-        eprintln!("stopped after step {}: --resume goes on from {}", ended.state.step, out.display());
+        note!("stopped after step {}: --resume goes on from {}", ended.state.step, out.display());
         return Ok(ended);
     }
-    save(args, p, &trainer, &ended.state, out)?;
+    if let Err(error) = save(args, p, &trainer, &ended.state, out) {
+        // What was trained is not lost with it, if it can be kept at all.
+        let limit = output.cadence.save_total_limit;
+        let kept = pollster::block_on(checkpoint::save(gpu, &trainer.decoder.arena, &ended.state, out, limit));
+        if kept.is_ok() {
+            note!("note: the result could not be written; --resume goes on from step {}", ended.state.step);
+        }
+        return Err(error);
+    }
     if ended.state.best.is_some() {
         save_best(args, p, &trainer, out)?;
     }
     let report = Report {
         title: if sft { "Supervised fine-tuning".into() } else { "Preference tuning".into() },
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: command_line(),
         model: p.model.name.clone(),
         device: gpu.caps().name.clone(),
         parameters: format!("{trained} trained"),
@@ -358,7 +386,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
         data: p.data.summary(),
         started: report::utc(started),
         seconds: clock.elapsed().as_secs_f64(),
-        lines: metrics::read(&out.join("metrics.jsonl"))?,
+        lines: metrics::read(&out.join(METRICS))?,
         ..Report::default()
     };
     report::write(&out.join("report.html"), &report)?;
@@ -366,10 +394,10 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     if args.json {
         say!(
             "{}",
-            json!({"output_dir": out, "steps": ended.state.step, "num_tokens": ended.state.num_tokens, "peak_bytes": peak_bytes})
+            json!({"output_dir": out.to_string_lossy(), "steps": ended.state.step, "num_tokens": ended.state.num_tokens, "peak_bytes": peak_bytes})
         )?;
     }
-    eprintln!(
+    note!(
         "{} steps, {:.0} MiB of device memory at most; result in {}",
         ended.state.step,
         peak_bytes as f64 / 1_048_576.0,
@@ -394,14 +422,14 @@ fn save(args: &TrainArgs, p: &Prepared, trainer: &Trainer, state: &State, out: &
     if let Some(adapter) = &p.adapter {
         let dtype = dtype(args.output_dtype).unwrap_or(OutputDtype::F32);
         let matrices = trainer.decoder.adapter();
-        let staging = Staging::new(out)?;
-        write_adapter(staging.dir(), &adapter.config, d, &adapter.lora, dtype, &mut |module, side| {
-            let (_, a, b) = matrices.iter().find(|m| m.0 == module).ok_or_else(|| Error::file(out, module))?;
-            read(if side == 0 { a } else { b })
-        })?;
-        copy_side_files(&p.model.dir, staging.dir())?;
-        write_text(&staging.dir().join(card.0), &card.1)?;
-        return staging.commit();
+        return Staging::filled(out, |dir| {
+            write_adapter(dir, &adapter.config, d, &adapter.lora, dtype, &mut |module, side| {
+                let (_, a, b) = matrices.iter().find(|m| m.0 == module).ok_or_else(|| Error::file(out, module))?;
+                read(if side == 0 { a } else { b })
+            })?;
+            copy_side_files(&p.model.dir, dir)?;
+            write_text(&dir.join(card.0), &card.1)
+        });
     }
     let all: BTreeMap<&str, &weights::Weight> =
         trainer.decoder.weights().into_iter().map(|w| (w.spec.name.as_str(), w)).collect();
@@ -466,7 +494,7 @@ struct Progress {
 
 impl Progress {
     fn new(max_steps: usize, every: usize) -> Self {
-        let plain = !std::io::stderr().is_terminal();
+        let plain = !on_a_terminal();
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} left {eta}");
         let bar = match style {
             Ok(style) if !plain => ProgressBar::new(max_steps as u64).with_style(style),
@@ -496,17 +524,17 @@ impl Progress {
                 self.bar.set_position(m.step);
                 self.bar.set_message(text.clone());
                 if self.plain && (m.step as usize).is_multiple_of(self.every) {
-                    eprintln!("step {}/{}  {text}", m.step, self.max_steps);
+                    note!("step {}/{}  {text}", m.step, self.max_steps);
                 }
             }
             Event::Eval(m) => {
                 if self.plain {
-                    eprintln!("step {}  {text}", m.step)
+                    note!("step {}  {text}", m.step)
                 } else {
                     self.bar.println(format!("step {}  {text}", m.step))
                 }
             }
-            Event::Damaged(_) => eprintln!("{text}"),
+            Event::Damaged(_) => note!("{text}"),
         }
     }
 }

@@ -69,7 +69,13 @@ pub async fn generate(
     let mut rows = 0;
     for (prompt, ids) in prompts.iter().enumerate() {
         let number = first + prompt + 1;
-        active.push(Active { prompt, number, start: rows, len: 0, rng: Rng::new(settings.seed, (first + prompt) as u64) });
+        active.push(Active {
+            prompt,
+            number,
+            start: rows,
+            len: 0,
+            rng: Rng::new(settings.seed, (first + prompt) as u64),
+        });
         rows += (ids.len() + settings.max_new_tokens) as u32;
     }
     let width = 2 * d.n_kv_heads * d.head_dim;

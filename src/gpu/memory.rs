@@ -35,6 +35,7 @@ pub struct Ledger {
     now: [u64; ROLES.len()],
     peak: [u64; ROLES.len()],
     peak_total: u64,
+    largest_activation: u64,
 }
 
 impl Ledger {
@@ -54,6 +55,10 @@ impl Ledger {
     /// The highest sum over all roles, in bytes.
     pub fn peak_bytes(&self) -> u64 {
         self.peak_total
+    }
+    /// The largest single activation, in bytes: it must fit a binding.
+    pub fn largest_activation(&self) -> u64 {
+        self.largest_activation
     }
     /// The highest sum of each role, in bytes.
     pub fn peak_by_role(&self) -> Vec<(Role, u64)> {
@@ -160,6 +165,7 @@ impl Gpu {
                 state.ledger.sub(Role::Activations, too_small);
             }
             state.ledger.add(Role::Activations, bytes);
+            state.ledger.largest_activation = state.ledger.largest_activation.max(bytes);
             drop(state);
             (bytes, self.create(bytes))
         });

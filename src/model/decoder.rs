@@ -421,7 +421,6 @@ impl Decoder {
         }
     }
 
-
     /// Query and key heads as rows of E: raw slot in, qkv slot out.
     pub(super) fn head_rows(&self, t: usize) -> [Rows; 2] {
         let d = &self.description;

@@ -85,7 +85,7 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
         Ok(dir) => Ok(dir),
         Err(e @ HFError::Request { .. }) => match fetch(&id, true) {
             Ok(dir) => {
-                eprintln!("{model}: the hub cannot be reached; going on with {}", dir.display());
+                note!("{model}: the hub cannot be reached; going on with {}", dir.display());
                 Ok(dir)
             }
             Err(_) => Err(refused(model, &e)),
@@ -151,7 +151,7 @@ impl ProgressHandler for Meter {
                     bar.set_style(style);
                 }
                 if bar.is_hidden() {
-                    eprintln!("fetching {:.1} MB from the hub", *total_bytes as f64 / 1e6);
+                    note!("fetching {:.1} MB from the hub", *total_bytes as f64 / 1e6);
                 }
                 state.bar = Some(bar);
             }

@@ -11,7 +11,7 @@ use super::description::{Description, Module};
 use super::load::{LoraSpec, linear_modules, lora_names};
 use super::save::{OutputDtype, Planned, write_safetensors, write_text};
 use super::tensor_file::{TensorFile, shape_text};
-use crate::config::LoraSettings;
+use crate::config::{LoraSettings, positive};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 
@@ -213,9 +213,7 @@ impl Adapter {
         if !(1..=MAX_RANK).contains(&settings.rank) {
             return Err(Error::flag("lora-r", format!("expected 1 ..= {MAX_RANK}, found {}", settings.rank)));
         }
-        if !(settings.alpha > 0.0 && (settings.alpha as f32).is_finite()) {
-            return Err(Error::flag("lora-alpha", format!("expected a number above 0, found {}", settings.alpha)));
-        }
+        positive("lora-alpha", settings.alpha)?;
         let config = AdapterConfig {
             rank: settings.rank,
             alpha: settings.alpha,

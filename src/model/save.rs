@@ -95,9 +95,11 @@ pub type Values<'a> = dyn FnMut(usize) -> Result<Vec<f32>> + 'a;
 /// # Errors
 /// [`Error::File`] with the file's name; whatever `fill` says.
 pub fn write_whole(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".tmp");
-    let aside = PathBuf::from(aside);
+    // A name of its own, so that nobody's file is in the way.
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}.partial", std::process::id()));
+    let aside = path.with_file_name(name);
     let at = |e: std::io::Error| Error::file(path, e);
     // A device or a pipe cannot be replaced: it takes the bytes as they come.
     if path.exists() && !path.is_file() {
@@ -306,6 +308,16 @@ impl Staging {
         Ok(Self { out: out.into(), dir, into_existing })
     }
 
+    /// A folder whole or not at all: `fill` writes where it is told. Errors name the place that the files were to have.
+    ///
+    /// # Errors
+    /// [`Error::File`]; whatever `fill` says.
+    pub fn filled(out: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let staging = Self::new(out)?;
+        fill(staging.dir()).map_err(|e| e.moved(staging.dir(), out))?;
+        staging.commit()
+    }
+
     /// Where to write.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -366,14 +378,14 @@ pub fn save_model(
         }
     };
     let tensors: Vec<Planned> = specs.iter().map(planned).collect();
-    let staging = Staging::new(out)?;
-    write_model(staging.dir(), &tensors, SHARD_BYTES, &mut |i| values(&specs[i]))?;
-    copy_side_files(source.dir(), staging.dir())?;
-    for (name, text) in texts {
-        write_text(&staging.dir().join(name), text)?;
-    }
-    copy_config(source.dir(), staging.dir(), dtype)?;
-    staging.commit()
+    Staging::filled(out, |dir| {
+        write_model(dir, &tensors, SHARD_BYTES, &mut |i| values(&specs[i]))?;
+        copy_side_files(source.dir(), dir)?;
+        for (name, text) in texts {
+            write_text(&dir.join(name), text)?;
+        }
+        copy_config(source.dir(), dir, dtype)
+    })
 }
 
 #[cfg(test)]
@@ -430,7 +442,11 @@ mod tests {
     fn a_full_disk_names_the_file_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
-        std::os::unix::fs::symlink("/dev/full", dir.path().join("x.safetensors.tmp")).unwrap();
+        std::os::unix::fs::symlink(
+            "/dev/full",
+            dir.path().join(format!(".x.safetensors.{}.partial", std::process::id())),
+        )
+        .unwrap();
         let tensors = [planned("a", &[100_000], OutputDtype::F32)];
         let error = write_safetensors(&path, &tensors, &mut |_| Ok(vec![0.0; 100_000])).unwrap_err().to_string();
         assert!(error.contains("x.safetensors: ") && error.contains("No space left"), "{error}");

@@ -37,6 +37,16 @@ pub fn list(dir: &Path) -> Vec<(usize, PathBuf)> {
     all
 }
 
+/// Removes what a killed run left half-written.
+pub fn sweep(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|n| n.starts_with(".checkpoint-")) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Slots in the file's order: (name, its parts).
 fn slots(arena: &Arena) -> impl Iterator<Item = (String, Vec<&Slot>)> {
     arena.tensors.iter().flat_map(|t| {
@@ -58,10 +68,13 @@ pub async fn save(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path, keep: usi
     let renamed = match written {
         Ok(()) => {
             // A checkpoint of the same step, from before a resume, gives way.
-            let _ = fs::remove_dir_all(&whole);
-            fs::rename(&aside, &whole).map_err(|e| Error::file(&whole, e))
+            let old = dir.join(format!(".checkpoint-{}.old", state.step));
+            let _ = fs::rename(&whole, &old);
+            let done = fs::rename(&aside, &whole).map_err(|e| Error::file(&whole, e));
+            let _ = fs::remove_dir_all(&old);
+            done
         }
-        Err(error) => Err(error),
+        Err(error) => Err(error.moved(&aside, &whole)),
     };
     if let Err(error) = renamed {
         let _ = fs::remove_dir_all(&aside);

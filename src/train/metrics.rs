@@ -6,6 +6,9 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// The file's name.
+pub const METRICS: &str = "metrics.jsonl";
+
 /// A line of `metrics.jsonl`: names and numbers in their order.
 pub type Line = Map<String, Value>;
 

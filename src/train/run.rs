@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use web_time::Instant;
 
 use super::checkpoint::{self, Resumed, State};
-use super::metrics::{Accumulator, EvalMetrics, MetricsLog, PairScores, StepMetrics};
+use super::metrics::{Accumulator, EvalMetrics, METRICS, MetricsLog, PairScores, StepMetrics};
 use super::tensorboard::EventWriter;
 use super::trainer::{self, Outcome, Reference, Trainer, outcome};
 use crate::config::{Defaults, TrainSettings};
@@ -124,19 +124,26 @@ pub async fn run(
     let gpu = trainer.gpu;
     let arena = &trainer.decoder.arena;
     let fresh = State { step: 0, num_tokens: 0, best: None, fingerprint: output.fingerprint.into() };
-    let resumed =
-        if output.resume { checkpoint::resume(gpu, arena, output.dir, output.fingerprint)? } else { Resumed::default() };
+    let resumed = if output.resume {
+        checkpoint::resume(gpu, arena, output.dir, output.fingerprint)?
+    } else {
+        Resumed::default()
+    };
     resumed.damaged.iter().for_each(|e| on_event(&Event::Damaged(e)));
     let mut state = resumed.state.unwrap_or(fresh);
-    let log_path = output.dir.join("metrics.jsonl");
+    let n = rows.examples.len();
+    let schedule = settings.schedule(n);
+    if state.step > schedule.max_steps {
+        let dir = output.dir.join(format!("checkpoint-{}", state.step));
+        return Err(Error::file(dir, format!("is of step {} of {}", state.step, schedule.max_steps)));
+    }
+    let log_path = output.dir.join(METRICS);
     let mut log = match state.step {
         0 => MetricsLog::create(&log_path)?,
         step => MetricsLog::resume(&log_path, step as u64)?,
     };
     let mut events = EventWriter::create(&output.dir.join("runs"), (state.step > 0).then_some(state.step as u64))?;
 
-    let n = rows.examples.len();
-    let schedule = settings.schedule(n);
     let mut order = Order::new(n, settings.seed, settings.shuffle, Position::default());
     (0..state.step).for_each(|_| drop(order.take(settings.rows_per_step())));
     let mut interrupted = false;
@@ -179,6 +186,9 @@ pub async fn run(
         if let Some(eval) = eval.filter(|_| last || due(output.cadence.eval_steps)) {
             let started = Instant::now();
             let total = evaluate(trainer, eval, settings.batch_size).await?;
+            if !total.loss().is_finite() {
+                return Err(Error::NotFinite { place: format!("step {number}, evaluation"), what: "the loss".into() });
+            }
             let metrics = EvalMetrics {
                 step: state.step as u64,
                 epoch: order.epochs(),
@@ -194,11 +204,15 @@ pub async fn run(
                 save_best(trainer, &state, output).await?;
             }
         }
+        if last || due(Some(output.cadence.save_steps)) {
+            trainer.check_weights(number).await?;
+        }
         if !last && due(Some(output.cadence.save_steps)) {
             checkpoint::save(gpu, arena, &state, output.dir, output.cadence.save_total_limit).await?;
         }
     }
     if interrupted {
+        trainer.check_weights(state.step).await?;
         checkpoint::save(gpu, arena, &state, output.dir, output.cadence.save_total_limit).await?;
     }
     Ok(Ended { state, interrupted })

@@ -239,6 +239,28 @@ impl Trainer<'_> {
         Ok(all)
     }
 
+    /// The trained weights are numbers: what a step's loss cannot tell, because it is taken before the update.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] naming step and tensor; [`Error::Gpu`].
+    pub async fn check_weights(&self, step: usize) -> Result<()> {
+        let norm = self.gpu.slot(1);
+        let mut rec = self.gpu.record();
+        global_norm(&mut rec, &self.decoder.arena.pages.iter().map(|p| &p.params).collect::<Vec<_>>(), 1.0, &norm);
+        rec.submit();
+        if self.gpu.read::<f32>(&[&norm]).await?.concat().iter().all(|n| n.is_finite()) {
+            return Ok(());
+        }
+        // A norm may overflow where no weight does.
+        match self.first_not_finite(self.decoder.trained_weights(), false).await? {
+            Some(what) => Err(Error::NotFinite {
+                place: format!("step {step}, after the update"),
+                what: format!("the weight {what}"),
+            }),
+            None => Ok(()),
+        }
+    }
+
     async fn not_finite(&self, place: String, result: &Step) -> Result<Error> {
         let mut what = self.first_not_finite(self.decoder.weights(), false).await?.map(|w| format!("the weight {w}"));
         if what.is_none() {
@@ -320,7 +342,7 @@ pub struct Rehearsal {
 /// The largest micro-batch of a run on a device that only counts: the memory plan.
 ///
 /// # Errors
-/// From `load`.
+/// From `load`; [`Error::Flag`] where an activation does not fit a binding.
 pub fn rehearse(
     caps: &Caps,
     load: impl FnOnce(&Gpu) -> Result<Decoder>,
@@ -333,6 +355,18 @@ pub fn rehearse(
     let decoder = load(&gpu)?;
     let cost = reserve(&gpu, &decoder, goal, examples, share_prefix, keep);
     let trained = decoder.trained_weights().iter().map(|w| w.rows * w.cols).sum();
+    let (largest, most) = (gpu.ledger().largest_activation(), caps.max_binding_bytes);
+    if largest > most {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let reason = format!(
+            "a micro-batch of {} tokens has an activation of {} MiB, and a binding of this device holds {} MiB: take fewer rows \
+             with more --gradient-accumulation-steps, or a smaller --max-length",
+            cost.tokens,
+            mib(largest),
+            mib(most)
+        );
+        return Err(Error::flag("batch-size", reason));
+    }
     Ok(Rehearsal { ledger: gpu.ledger(), cost, trained })
 }
 

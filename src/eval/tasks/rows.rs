@@ -7,6 +7,7 @@
 
 use super::{Item, Quality, Split, answer, generate, grade};
 use crate::error::{Error, Result};
+use crate::model::save::write_whole;
 use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
 use std::{io::Write, path::Path};
@@ -136,16 +137,15 @@ pub fn held_out(seed: u64, n: usize) -> Vec<Item> {
 /// Writes rows as JSON lines, aside and then renamed; the number written.
 pub fn write<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<usize> {
     let fail = |e: std::io::Error| Error::file(path, e);
-    let aside = path.with_extension("jsonl.part");
-    let mut out = std::io::BufWriter::new(std::fs::File::create(&aside).map_err(fail)?);
     let mut n = 0;
-    for row in rows {
-        serde_json::to_writer(&mut out, &row).map_err(|e| fail(e.into()))?;
-        out.write_all(b"\n").map_err(fail)?;
-        n += 1;
-    }
-    out.into_inner().map_err(|e| fail(e.into_error()))?.sync_all().map_err(fail)?;
-    std::fs::rename(&aside, path).map_err(fail)?;
+    write_whole(path, |out| {
+        for row in rows {
+            serde_json::to_writer(&mut *out, &row).map_err(|e| fail(e.into()))?;
+            out.write_all(b"\n").map_err(fail)?;
+            n += 1;
+        }
+        Ok(())
+    })?;
     Ok(n)
 }
 
