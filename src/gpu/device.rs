@@ -34,7 +34,7 @@ pub struct Caps {
     pub f16: bool,
     /// Timestamps around passes.
     pub timestamps: bool,
-    /// The largest heap that is local to the device, where its driver says (Vulkan); a CPU's is all of the machine's memory.
+    /// The largest heap that is local to the device, where its driver says (Vulkan). A CPU's driver makes one up, so it is left out.
     pub memory_bytes: Option<u64>,
 }
 
@@ -75,7 +75,7 @@ impl Caps {
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
             f16: features.contains(wgpu::Features::SHADER_F16),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            memory_bytes: memory_bytes(adapter),
+            memory_bytes: memory_bytes(adapter).filter(|_| info.device_type != wgpu::DeviceType::Cpu),
             name: info.name,
         }
     }
