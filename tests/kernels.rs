@@ -2,16 +2,20 @@
 //! refused, every variant through naga to SPIR-V, MSL and HLSL, and uniform layouts against their Rust structs.
 
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, Mutex, MutexGuard};
 
-use jointwise::gpu::{DeviceChoice, Gpu, Recording, Role, SHADERS, Shader, Slot};
+use jointwise::gpu::{Caps, DeviceChoice, Gpu, Recording, Role, SHADERS, Shader, Slot};
 use jointwise::kernels::matmul::variant_cases;
+use jointwise::kernels::shapes::ModelShape;
 use jointwise::kernels::{Case, Cost, Host, Kernel, Outputs, REGISTRY, excess, self_test, tolerance, verify};
 use jointwise::rng::Rng;
 
-fn gpu() -> &'static Gpu {
-    static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device, or Mesa's lavapipe"))
+/// One device for all tests, one test at a time: recordings of a device are submitted in the order in which they were recorded.
+fn gpu() -> MutexGuard<'static, Gpu> {
+    static GPU: LazyLock<Mutex<Gpu>> = LazyLock::new(|| {
+        Mutex::new(pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device, or Mesa's lavapipe"))
+    });
+    GPU.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 fn kernel(name: &str) -> &'static dyn Kernel {
@@ -43,7 +47,7 @@ fn check_differences(case: &dyn Case, x: &[Vec<f64>], d_y: &[Vec<f64>], d_x: &[V
 }
 
 fn check(kernel: &dyn Kernel) {
-    let gpu = gpu();
+    let gpu = &*gpu();
     let mut rng = Rng::new(20_240_404, 530);
     for case in kernel.cases() {
         let case = case.as_ref();
@@ -53,6 +57,8 @@ fn check(kernel: &dyn Kernel) {
         let d_y_host: Vec<Vec<f32>> = y.iter().take(case.differentiable()).map(|y| random(&mut rng, y.len())).collect();
         let d_y: Vec<Vec<f64>> = d_y_host.iter().map(|d| d.iter().map(|&v| f64::from(v)).collect()).collect();
         let d_x = case.backward(&x, &d_y);
+        let lens: Vec<usize> = if d_x.is_empty() { Vec::new() } else { d_y.iter().map(Vec::len).collect() };
+        assert_eq!(case.d_y_lens(), lens, "{}", case.label());
         check_differences(case, &x, &d_y, &d_x, &mut rng);
 
         let slots: Vec<Slot> = inputs.iter().map(|h| h.upload(gpu)).collect();
@@ -115,6 +121,7 @@ kernels![
     adamw,
     add,
     attention,
+    ceiling,
     column_sum,
     embedding,
     gather,
@@ -260,7 +267,8 @@ impl Case for Wrong<'_> {
 #[test]
 fn variants_are_checked() {
     let mut rng = Rng::new(3, 1);
-    let mut error = |case: &dyn Case| pollster::block_on(verify(gpu(), case, &mut rng)).expect("a device");
+    let gpu = &*gpu();
+    let mut error = |case: &dyn Case| pollster::block_on(verify(gpu, case, &mut rng)).expect("a device");
     for case in variant_cases() {
         assert!(error(case.as_ref()) <= 1.0, "{}", case.label());
         for gradient in [false, true] {
@@ -271,4 +279,34 @@ fn variants_are_checked() {
     assert!(!plain.caps().cpu_variants);
     let results = pollster::block_on(self_test(&plain)).expect("a device");
     assert!(results.iter().all(|(_, error)| *error <= 1.0), "{results:?}");
+}
+
+/// A time is of the right thing: what benchmarks run is checked as the other cases are, at a small model's shapes.
+#[test]
+fn benches_compute_what_they_time() {
+    let model = ModelShape {
+        name: "tiny",
+        d_model: 24,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 6,
+        d_ff: 40,
+        vocab: 66,
+        n_layers: 1,
+        tied: true,
+    };
+    let mut rng = Rng::new(20_240_404, 531);
+    let gpu = &*gpu();
+    let baseline = gpu.caps().clone();
+    for cpu_variants in [false, true] {
+        let caps = Caps { cpu_variants, ..baseline.clone() };
+        for kernel in REGISTRY {
+            let cases = kernel.benches(&model, 34, &caps);
+            assert!(!cases.is_empty() || kernel.name() == "ceiling", "{}: no benchmark", kernel.name());
+            for case in cases {
+                let error = pollster::block_on(verify(gpu, case.as_ref(), &mut rng)).expect("a device");
+                assert!(error <= 1.0, "{} {}: {error:.2} × the tolerance", kernel.name(), case.label());
+            }
+        }
+    }
 }

@@ -39,6 +39,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Devices, what they can do, and a self-test
     Info(InfoArgs),
+    /// Shader benchmarks: every kernel, or whole steps, against this device's own ceilings
+    Bench(BenchArgs),
     /// The whole story on the bundled model: SFT, DPO, JPO, samples and win rates
     Demo(DemoArgs),
 }
@@ -421,6 +423,53 @@ pub struct InfoArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `bench`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Device by number or by part of its name
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Kernel families [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,..")]
+    pub kernels: Vec<String>,
+    /// Shapes of these models [default: the first two on a CPU, all on a GPU]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,..")]
+    pub models: Vec<String>,
+    /// Tokens of a micro-batch [default: 512 on a CPU, 128 to 8192 on a GPU]
+    #[arg(long, value_delimiter = ',', value_name = "T,..")]
+    pub tokens: Vec<usize>,
+    /// Only cases whose line has this text
+    #[arg(long)]
+    pub filter: Option<String>,
+    /// Whole optimiser steps instead: JPO, T tokens in pairs of 2 × 256
+    #[arg(long, value_enum)]
+    pub step: Option<StepArg>,
+    /// Time for a case, about
+    #[arg(long, default_value_t = 0.3, allow_hyphen_values = true)]
+    pub seconds: f64,
+    /// Leave out cases that would take longer than this a run
+    #[arg(long, default_value_t = 5.0, allow_hyphen_values = true)]
+    pub most_seconds: f64,
+    /// As JSON, which --compare reads
+    #[arg(long)]
+    pub json: bool,
+    /// Against the JSON of an earlier run
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+    /// A roofline plot
+    #[arg(long, value_name = "FILE.svg")]
+    pub svg: Option<PathBuf>,
+}
+
+/// `--step`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StepArg {
+    /// Every parameter, f32
+    Full,
+    /// LoRA r 8 on all linear modules of a bf16 base
+    Lora,
 }
 
 /// `demo`.

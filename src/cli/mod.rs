@@ -4,12 +4,14 @@
 mod output;
 
 mod args;
+mod bench;
 mod check;
 mod demo;
 mod generate;
 mod info;
 mod merge;
 mod plan;
+mod roofline;
 mod score;
 mod session;
 mod train;
@@ -64,6 +66,7 @@ pub fn run() -> ExitCode {
         Command::Plan(args) => plan::run(args),
         Command::Check(args) => check::run(&args),
         Command::Info(args) => info::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match done {

@@ -154,7 +154,8 @@ impl Slot {
 }
 
 impl Gpu {
-    /// `len` elements for a recording's use, contents undefined; it returns to the pool with the last clone.
+    /// `len` elements for a recording's use, contents undefined; it returns to the pool with the last clone. Recordings of one device
+    /// must therefore be submitted in the order in which they were recorded: record and submit from one thread.
     pub fn slot(&self, len: usize) -> Slot {
         let bytes = (len.max(1) as u64 * 4).next_multiple_of(256);
         let (bytes, raw) = self.home.take(bytes).unwrap_or_else(|| {

@@ -19,6 +19,7 @@ shaders![
     "adamw",
     "add",
     "attention",
+    "ceiling",
     "column_sum",
     "embedding",
     "gather",

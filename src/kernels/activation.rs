@@ -1,7 +1,8 @@
 //! The MLP's non-linearity, gated or plain: SiLU, GELU by erf, GELU by tanh.
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::model::description::Activation;
 use crate::rng::Rng;
 
@@ -85,6 +86,10 @@ impl Kernel for Activations {
         }
         all
     }
+    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        let mlp = Mlp { tokens: t, width: model.d_ff, gated: true, activation: Activation::Silu };
+        vec![Box::new(MlpCase { mlp })]
+    }
 }
 
 struct MlpCase {
@@ -152,6 +157,9 @@ impl Case for MlpCase {
             gate.chain((0..f).map(|i| activate(kind, u[i]) * d[i])).collect::<Vec<_>>()
         };
         vec![x[0].chunks(2 * f).zip(d_y[0].chunks(f)).flat_map(row).collect()]
+    }
+    fn d_y_lens(&self) -> Vec<usize> {
+        vec![self.mlp.tokens * self.mlp.width]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
         let (y, d_u) = (rec.gpu().slot(self.mlp.tokens * self.mlp.width), rec.gpu().slot(x[0].len()));

@@ -1,7 +1,8 @@
 //! One AdamW update over a page of parameters, with clipping by the global norm.
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
 /// Constants of an update.
@@ -116,6 +117,20 @@ impl Kernel for Optimiser {
             case(300, 0, AdamW { max_norm: 0.0, step: 1, ..base }, 7.0),
             case(64, 64, base, f32::NAN),
         ]
+    }
+    fn benches(&self, model: &ModelShape, _: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        let n = model.layer_parameters();
+        let a = AdamW {
+            learning_rate: 1e-4,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            max_norm: 1.0,
+            step: 3,
+            scale: 1.0,
+        };
+        vec![Box::new(AdamwCase { n, decay_end: n, a, norm: 0.5 })]
     }
 }
 

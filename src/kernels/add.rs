@@ -1,7 +1,8 @@
 //! Residual sums and biases. A bias's gradient is [`super::column_sum`].
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
 #[repr(C)]
@@ -58,6 +59,9 @@ impl Kernel for Add {
         [(1, 1), (3, 21), (64, 1), (65, 130)]
             .map(|(rows, width)| Box::new(AddCase { rows, width }) as Box<dyn Case>)
             .into()
+    }
+    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        vec![Box::new(AddCase { rows: t, width: model.d_model })]
     }
 }
 

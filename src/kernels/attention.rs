@@ -1,8 +1,9 @@
 //! FlashAttention-2 over a segment table: causal, grouped queries, sliding window, soft-cap, shared prefixes.
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::data::batch::Batch;
-use crate::gpu::{Gpu, Recording, Shader, Slot};
+use crate::gpu::{Caps, Gpu, Recording, Shader, Slot};
 use crate::rng::Rng;
 
 /// Heads and mask of a layer.
@@ -45,6 +46,10 @@ impl Attention {
     }
 }
 
+fn tile_of(caps: &Caps) -> usize {
+    if caps.cpu_variants { TILE_CPU } else { TILE }
+}
+
 /// The keys that each query sees, on the device.
 #[derive(Debug)]
 pub struct Segments {
@@ -62,7 +67,7 @@ const TILE_CPU: usize = 8;
 impl Segments {
     /// For training: queries and keys are the batch's tokens.
     pub fn of_batch(gpu: &Gpu, batch: &Batch) -> Self {
-        let tile = if gpu.caps().cpu_variants { TILE_CPU } else { TILE };
+        let tile = tile_of(gpu.caps());
         Self::new(gpu, &batch.ranges, &batch.positions, &batch.query_end, tile)
     }
 
@@ -227,6 +232,14 @@ impl Kernel for FlashAttention {
         let both = all.into_iter().flat_map(|(a, s)| [TILE, TILE_CPU].map(|tile| (a, s, tile)));
         both.map(|(a, s, tile)| Box::new(AttentionCase { a, batch: segments(s), tile }) as Box<dyn Case>).collect()
     }
+    fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
+        let (heads, kv_heads, head_dim) = (model.n_heads, model.n_kv_heads, model.head_dim);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let a = Attention { heads, kv_heads, head_dim, scale, softcap: None, window: None };
+        // Two sequences, as of a pair.
+        let batch = segments(&[(0, &[t / 2]), (0, &[t - t / 2])]);
+        vec![Box::new(AttentionCase { a, batch, tile: tile_of(caps) })]
+    }
 }
 
 /// A batch's table alone.
@@ -338,6 +351,9 @@ impl Case for AttentionCase {
             }
         }
         vec![d]
+    }
+    fn d_y_lens(&self) -> Vec<usize> {
+        vec![self.t() * self.a.heads * self.a.head_dim]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
         let gpu = rec.gpu();

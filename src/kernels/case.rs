@@ -83,6 +83,10 @@ pub trait Case {
         let _ = (x, d_y);
         Vec::new()
     }
+    /// Elements of each output that carries a gradient.
+    fn d_y_lens(&self) -> Vec<usize> {
+        Vec::new()
+    }
     /// Leading outputs that carry a gradient.
     fn differentiable(&self) -> usize {
         1

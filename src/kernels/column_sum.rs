@@ -1,7 +1,8 @@
 //! out[i] += Σ_t x[t, i], in a fixed order: gradients of biases and norm weights.
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Recording, Shader, Slot};
+use crate::gpu::{Caps, Recording, Shader, Slot};
 use crate::rng::Rng;
 
 #[repr(C)]
@@ -78,6 +79,9 @@ impl Kernel for ColumnSum {
     fn cases(&self) -> Vec<Box<dyn Case>> {
         let shapes = [(1, 1), (63, 65), (64, 64), (65, 63), (200, 130), (4200, 3)];
         shapes.map(|(rows, width)| Box::new(ColumnSumCase { rows, width }) as Box<dyn Case>).into()
+    }
+    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        vec![Box::new(ColumnSumCase { rows: t, width: model.qkv_width() })]
     }
 }
 

@@ -1,8 +1,9 @@
 //! Rows of a table by token id; the gradient by sorted buckets.
 
 use super::matmul::Storage;
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Gpu, Recording, Shader, Slot};
+use crate::gpu::{Caps, Gpu, Recording, Shader, Slot};
 use crate::rng::Rng;
 
 /// A page of rows of a table (V, D).
@@ -121,6 +122,18 @@ impl Kernel for Embedding {
             make(130, 9, 6, 3, Storage::F32),
         ]
     }
+    fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
+        let mut rng = Rng::new(t as u64, 3);
+        let ids = (0..t).map(|_| rng.below(model.vocab as u32)).collect();
+        let (vocab, width) = (model.vocab, model.d_model);
+        vec![Box::new(EmbeddingCase { ids, vocab, width, pages: pages(vocab, width, caps), storage: Storage::F32 })]
+    }
+}
+
+/// Pages of a table: each divides it evenly and fits a binding.
+pub(super) fn pages(vocab: usize, width: usize, caps: &Caps) -> usize {
+    let fits = |n: &usize| vocab.is_multiple_of(*n) && (vocab / n * width * 4) as u64 <= caps.max_binding_bytes;
+    (1..=vocab).find(fits).unwrap_or(vocab)
 }
 
 struct EmbeddingCase {
@@ -158,6 +171,9 @@ impl Case for EmbeddingCase {
             }
         }
         d.chunks(x[0].len()).map(<[f64]>::to_vec).collect()
+    }
+    fn d_y_lens(&self) -> Vec<usize> {
+        vec![self.ids.len() * self.width]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
         let gpu = rec.gpu();

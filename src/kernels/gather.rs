@@ -1,7 +1,8 @@
 //! Rows of a slot by index: the hidden states that predict something, and new keys and values into a cache.
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Gpu, Recording, Shader, Slot};
+use crate::gpu::{Caps, Gpu, Recording, Shader, Slot};
 use crate::rng::Rng;
 
 /// Which rows are taken, and for each source row by whom.
@@ -92,6 +93,11 @@ impl Kernel for Gather {
         let make = |rows: &[u32], t, width| Box::new(GatherCase { rows: rows.to_vec(), t, width }) as Box<dyn Case>;
         vec![make(&[0], 1, 1), make(&[2, 0, 2, 3], 5, 65), make(&[9, 1, 4, 4, 4], 10, 64)]
     }
+    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        // Half of the tokens predict something, as responses do.
+        let rows = (0..t as u32).filter(|r| r % 2 == 1).collect();
+        vec![Box::new(GatherCase { rows, t, width: model.d_model })]
+    }
 }
 
 /// y = x[rows], then the same rows scattered back behind a margin.
@@ -103,7 +109,7 @@ struct GatherCase {
 
 impl Case for GatherCase {
     fn label(&self) -> String {
-        format!("{:?} of {} width={}", self.rows, self.t, self.width)
+        format!("{} of {} width={}", self.rows.len(), self.t, self.width)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         vec![Host::normal(rng, self.t * self.width)]
@@ -128,6 +134,9 @@ impl Case for GatherCase {
             }
         }
         vec![d]
+    }
+    fn d_y_lens(&self) -> Vec<usize> {
+        vec![self.rows.len() * self.width]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
         let (gpu, n) = (rec.gpu(), self.rows.len());

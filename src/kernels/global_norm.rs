@@ -1,7 +1,8 @@
 //! L2 norm over all gradients.
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Recording, Shader, Slot};
+use crate::gpu::{Caps, Recording, Shader, Slot};
 use crate::rng::Rng;
 
 #[repr(C)]
@@ -50,6 +51,10 @@ impl Kernel for GlobalNorm {
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
         [&[1][..], &[63, 65], &[20_000, 1, 300]].map(|p| Box::new(NormCase(p.to_vec())) as Box<dyn Case>).into()
+    }
+    fn benches(&self, model: &ModelShape, _: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        // One layer's weights; a step does it once, over all of them.
+        vec![Box::new(NormCase(vec![model.layer_parameters()]))]
     }
 }
 

@@ -1,7 +1,8 @@
 //! y = (x − mean)/√(var + eps)·(w + offset) + b, over rows of D.
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs, column_sum};
-use crate::gpu::{Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
 /// T rows of D.
@@ -101,6 +102,9 @@ impl Kernel for Layernorm {
         let shapes = [(1, 5, 0.0), (3, 63, 0.0), (65, 64, 1.0), (130, 65, 0.0)];
         shapes.map(|(rows, width, offset)| Box::new(Shape { rows, width, offset }) as Box<dyn Case>).into()
     }
+    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        vec![Box::new(Shape { rows: t, width: model.d_model, offset: 0.0 })]
+    }
 }
 
 const EPS: f64 = 1e-5;
@@ -143,6 +147,9 @@ impl Case for Shape {
             }
         }
         vec![d_x, d_w, d_b]
+    }
+    fn d_y_lens(&self) -> Vec<usize> {
+        vec![self.rows * self.width]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
         let gpu = rec.gpu();

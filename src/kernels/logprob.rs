@@ -1,8 +1,9 @@
 //! Log-probabilities of target tokens and their gradient, without logits of T×V: the head is walked in tiles of the vocabulary.
 
 use super::matmul::{Matrix, Orientation, Product, Storage, matmul};
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
 /// Scratch for a tile of logits, at most, in bytes.
@@ -186,6 +187,13 @@ impl Kernel for Logprob {
             make(9, 300, 12, 3, 64, Some(2.0), Storage::F32),
         ]
     }
+    fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
+        let mut rng = Rng::new(t as u64, 9);
+        let targets = (0..t).map(|_| rng.below(model.vocab as u32)).collect();
+        let (vocab, width) = (model.vocab, model.d_model);
+        let (pages, tile) = (super::embedding::pages(vocab, width, caps), Head::tile_for(t));
+        vec![Box::new(LogprobCase { targets, vocab, width, pages, tile, softcap: None, storage: Storage::F32 })]
+    }
 }
 
 struct LogprobCase {
@@ -259,6 +267,9 @@ impl Case for LogprobCase {
         let mut all = vec![d_x];
         all.extend(d_w.chunks(w.len() / self.pages).map(<[f64]>::to_vec));
         all
+    }
+    fn d_y_lens(&self) -> Vec<usize> {
+        vec![self.targets.len()]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
         let (gpu, n, rows) = (rec.gpu(), self.targets.len(), self.vocab / self.pages);

@@ -1,7 +1,8 @@
 //! C = alpha·A·B (+ C) in the three orientations of a linear layer; weights f32 or bf16-packed.
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Recording, Shader, Slot};
+use crate::gpu::{Caps, Recording, Shader, Slot};
 use crate::rng::Rng;
 
 /// How weights are stored.
@@ -256,6 +257,29 @@ impl Kernel for Matmul {
         }
         all
     }
+    fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
+        let (q, kv) = (model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim);
+        let linears =
+            [(q, model.d_model), (kv, model.d_model), (model.d_ff, model.d_model), (model.d_model, model.d_ff)];
+        let all = linears.into_iter().flat_map(|(n_out, n_in)| {
+            [
+                (Orientation::Forward, Storage::F32),
+                (Orientation::Forward, Storage::Bf16),
+                (Orientation::BackwardX, Storage::F32),
+                (Orientation::BackwardX, Storage::Bf16),
+                (Orientation::BackwardW, Storage::F32),
+            ]
+            .map(|(orientation, storage)| ProductCase {
+                orientation,
+                storage,
+                t,
+                n_out,
+                n_in,
+                on_cpu: caps.cpu_variants,
+            })
+        });
+        all.map(|case| Box::new(case) as Box<dyn Case>).collect()
+    }
 }
 
 /// Every entry point of the variants for CPUs, at their edges.
@@ -272,6 +296,75 @@ struct LinearCase {
     n_in: usize,
     storage: Storage,
     on_cpu: bool,
+}
+
+/// One product alone, for its time.
+#[derive(Debug)]
+struct ProductCase {
+    orientation: Orientation,
+    storage: Storage,
+    t: usize,
+    n_out: usize,
+    n_in: usize,
+    on_cpu: bool,
+}
+
+impl ProductCase {
+    fn product(&self) -> Product {
+        let (m, n, k) = match self.orientation {
+            Orientation::Forward => (self.t, self.n_out, self.n_in),
+            Orientation::BackwardX => (self.t, self.n_in, self.n_out),
+            Orientation::BackwardW => (self.n_out, self.n_in, self.t),
+        };
+        Product { orientation: self.orientation, storage: self.storage, m, n, k, alpha: 1.0, accumulate: false }
+    }
+    /// Elements of A and B, as stored: (rows, columns).
+    fn shapes(&self) -> [(usize, usize); 2] {
+        let (x, w, y) = ((self.t, self.n_in), (self.n_out, self.n_in), (self.t, self.n_out));
+        match self.orientation {
+            Orientation::Forward => [x, w],
+            Orientation::BackwardX => [y, w],
+            Orientation::BackwardW => [y, x],
+        }
+    }
+}
+
+impl Case for ProductCase {
+    fn label(&self) -> String {
+        let Self { orientation, storage, t, n_out, n_in, .. } = self;
+        format!("{orientation:?} {storage:?} T={t} out={n_out} in={n_in}")
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        let [a, b] = self.shapes().map(|(rows, columns)| rows * columns);
+        let b = if self.storage == Storage::Bf16 { Host::normal_bf16(rng, b) } else { Host::normal(rng, b) };
+        vec![Host::normal(rng, a), b]
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let (p, [(_, a_stride), (_, b_stride)]) = (self.product(), self.shapes());
+        let at = |m: usize, k: usize| {
+            if p.orientation == Orientation::BackwardW { k * a_stride + m } else { m * a_stride + k }
+        };
+        let bt = |k: usize, n: usize| {
+            if p.orientation == Orientation::Forward { n * b_stride + k } else { k * b_stride + n }
+        };
+        let value = |i: usize| (0..p.k).map(|k| x[0][at(i / p.n, k)] * x[1][bt(k, i % p.n)]).sum();
+        vec![(0..p.m * p.n).map(value).collect()]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+        let (p, [(_, a_stride), (_, b_stride)]) = (self.product(), self.shapes());
+        let y = rec.gpu().slot(p.m * p.n);
+        launch(rec, &p, Matrix::new(&x[0], a_stride), Matrix::new(&x[1], b_stride), Matrix::new(&y, p.n), self.on_cpu);
+        Outputs { y: vec![y], d_x: Vec::new() }
+    }
+    fn reduction(&self) -> usize {
+        self.product().k
+    }
+    fn cost(&self) -> Cost {
+        let p = self.product();
+        let [(a_rows, a_columns), (b_rows, b_columns)] = self.shapes();
+        let words = a_rows * a_columns + self.storage.words(b_rows * b_columns) + p.m * p.n;
+        Cost { bytes: 4 * words as u64, flops: 2 * (p.m * p.n * p.k) as u64 }
+    }
 }
 
 const ALPHA: f32 = 0.5;
@@ -323,6 +416,9 @@ impl Case for LinearCase {
             }
         }
         vec![d_x, d_w]
+    }
+    fn d_y_lens(&self) -> Vec<usize> {
+        vec![self.t * (self.n_out + COLUMN)]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
         let width = self.n_out + COLUMN;

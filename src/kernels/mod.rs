@@ -7,6 +7,7 @@ pub mod adamw;
 pub mod add;
 pub mod attention;
 mod case;
+pub mod ceiling;
 pub mod column_sum;
 pub mod embedding;
 pub mod gather;
@@ -14,16 +15,19 @@ pub mod global_norm;
 pub mod layernorm;
 pub mod logprob;
 pub mod matmul;
+pub mod measure;
 pub mod objective;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sample;
+pub mod shapes;
 
 pub use case::{Case, Cost, Host, Outputs, tolerance};
 
 use crate::error::Result;
-use crate::gpu::{Gpu, Shader};
+use crate::gpu::{Caps, Gpu, Shader};
 use crate::rng::Rng;
+use shapes::ModelShape;
 
 /// A kernel family.
 pub trait Kernel: Sync {
@@ -37,6 +41,8 @@ pub trait Kernel: Sync {
     fn uniforms(&self) -> Vec<(&'static str, usize)>;
     /// Shapes on both sides of every tile edge.
     fn cases(&self) -> Vec<Box<dyn Case>>;
+    /// What a step of a model asks of it for `t` tokens, in the variants that a device takes; empty where the model does not use it.
+    fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>>;
 }
 
 /// Every kernel family, in the order of a forward pass.
@@ -56,6 +62,7 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &global_norm::GlobalNorm,
     &adamw::Optimiser,
     &sample::Sample,
+    &ceiling::Ceilings,
 ];
 
 /// A case on a device against its twin, outputs and gradients: the largest error as a multiple of the tolerance, above 1 where

@@ -1,8 +1,9 @@
 //! Gradient of the loss by each token's log-probability, on the device: nothing waits for the CPU inside a step.
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::data::batch::Batch;
-use crate::gpu::{Gpu, Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, grid_1d};
 use crate::objective::{Loss, Objective, PairScores, Preference, Sums};
 use crate::rng::Rng;
 
@@ -160,6 +161,11 @@ impl Kernel for PairLosses {
             }
         }
         all
+    }
+    fn benches(&self, _: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        // Pairs of some 64 rows.
+        let goal = Goal::Preference(Preference::default());
+        vec![Box::new(ObjectiveCase { goal, pairs: t.div_ceil(64) })]
     }
 }
 

@@ -1,7 +1,8 @@
 //! y = x·(w + offset)/√(mean x² + eps), over rows of D or over heads of E inside a wider slot.
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs, column_sum};
-use crate::gpu::{Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
 /// Which values are normalised: `tokens × groups` rows of `width`, the groups side by side in a token's row of `stride`.
@@ -143,6 +144,9 @@ impl Kernel for Rmsnorm {
         let all = all.into_iter().chain([(heads, 1.0), (Rows::contiguous(7, 96), 1.0)]);
         all.map(|(rows, offset)| Box::new(RmsnormCase { rows, offset }) as Box<dyn Case>).collect()
     }
+    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        vec![Box::new(RmsnormCase { rows: Rows::contiguous(t, model.d_model), offset: 0.0 })]
+    }
 }
 
 struct RmsnormCase {
@@ -200,6 +204,9 @@ impl Case for RmsnormCase {
             }
         }
         vec![d_x, d_w]
+    }
+    fn d_y_lens(&self) -> Vec<usize> {
+        vec![self.y_len()]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
         let gpu = rec.gpu();

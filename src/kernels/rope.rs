@@ -2,8 +2,9 @@
 
 use std::f64::consts::TAU;
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Gpu, Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, grid_1d};
 use crate::model::description::{Rope, RopeScaling};
 use crate::rng::Rng;
 
@@ -128,6 +129,12 @@ impl Kernel for RotaryPositions {
             make(20, 5, 16, 16, llama3),
         ]
     }
+    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        let heads = model.n_heads + model.n_kv_heads;
+        let heads = Heads { tokens: t, heads, head_dim: model.head_dim, start: 0, stride: model.qkv_width() };
+        let rope = Rope { theta: 10_000.0, rotary_dim: model.head_dim, scaling: RopeScaling::Default };
+        vec![Box::new(RopeCase { heads, rope })]
+    }
 }
 
 struct RopeCase {
@@ -165,6 +172,9 @@ impl Case for RopeCase {
     }
     fn backward(&self, _: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
         vec![self.turn(&d_y[0], -1.0)]
+    }
+    fn d_y_lens(&self) -> Vec<usize> {
+        vec![self.heads.start + self.heads.tokens * self.heads.stride]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
         let gpu = rec.gpu();

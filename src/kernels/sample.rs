@@ -1,7 +1,8 @@
 //! Next tokens from logits: greedy, temperature, top-k, top-p.
 
+use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
 /// How the next token is chosen.
@@ -90,6 +91,10 @@ impl Kernel for Sample {
             make(40, 64, 1.0, 20, 0.8, None),
             make(20, 300, 1.0, 1, 0.5, None),
         ]
+    }
+    fn benches(&self, model: &ModelShape, _: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        let sampling = Sampling { temperature: 0.7, top_k: 0, top_p: 0.9 };
+        vec![Box::new(SampleCase { rows: 16, vocab: model.vocab, sampling, softcap: None })]
     }
 }
 

@@ -7,5 +7,6 @@ pub mod report;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
 pub mod schedule;
+pub mod synthetic;
 pub mod tensorboard;
 pub mod trainer;

@@ -1,0 +1,57 @@
+// What a device can do at most: copy: y[n] = x[n];   fma: y[n] = x ← a·x + b, 4·ITERATIONS times over 2 quads a lane, in registers.
+//
+// The benchmarks hold every kernel against these two.
+
+import package::shared::grid::{flat_group};
+
+override WG: u32 = 64u;
+override ITERATIONS: u32 = 64u;
+
+struct CeilingParams {
+    n: u32, // quads
+    a: f32,
+    b: f32,
+    pad: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: CeilingParams;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
+
+@compute @workgroup_size(WG)
+fn ceiling_copy(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) n_groups: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+) {
+    let n = flat_group(group, n_groups) * WG + local.x;
+    if n < params.n {
+        y[n] = x[n];
+    }
+}
+
+// Eight values in flight hide the latency of one, and fit the registers of any CPU. Both quads start from the same one; their mean is
+// stored. Written as a product and a sum: that is what kernels write, and compilers contract it where fma is fast.
+@compute @workgroup_size(WG)
+fn ceiling_fma(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) n_groups: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+) {
+    let n = min(flat_group(group, n_groups) * WG + local.x, params.n - 1u);
+    var v0 = x[n];
+    var v1 = v0 + 1.0;
+    let a = vec4<f32>(params.a);
+    let b = vec4<f32>(params.b);
+    for (var i = 0u; i < ITERATIONS; i++) {
+        v0 = a * v0 + b;
+        v1 = a * v1 + b;
+        v0 = a * v0 + b;
+        v1 = a * v1 + b;
+        v0 = a * v0 + b;
+        v1 = a * v1 + b;
+        v0 = a * v0 + b;
+        v1 = a * v1 + b;
+    }
+    y[n] = 0.5 * (v0 + v1);
+}

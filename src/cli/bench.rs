@@ -1,0 +1,302 @@
+//! `bench`: every kernel at the shapes of real models, verified and then timed; or whole optimiser steps. Each time stands beside the
+//! least that the device could take, by its own measured ceilings.
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::args::{BenchArgs, StepArg};
+use super::roofline::{self, Point};
+use super::session;
+use crate::config::{Defaults, not_negative};
+use crate::data::batch::Example;
+use crate::error::{Error, Result};
+use crate::gpu::{Caps, Gpu};
+use crate::kernels::measure::{Ceilings, time};
+use crate::kernels::objective::Goal;
+use crate::kernels::shapes::{MODELS, ModelShape, TOKENS};
+use crate::kernels::{Case, Kernel, REGISTRY, verify};
+use crate::model::decoder::Keep;
+use crate::objective::Preference;
+use crate::rng::Rng;
+use crate::train::synthetic;
+use crate::train::trainer::{Reference, Trainer, reserve};
+
+/// A run, as `--json` prints it and `--compare` reads it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Results {
+    version: String,
+    device: String,
+    driver: String,
+    backend: String,
+    ceilings: Ceilings,
+    cases: Vec<Measured>,
+}
+
+/// A case.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Measured {
+    kernel: String,
+    model: String,
+    tokens: usize,
+    case: String,
+    /// The middle run.
+    us: f64,
+    /// Half the distance between the quartiles, as a part of it.
+    noise: f64,
+    bytes: u64,
+    flops: u64,
+    /// The least time by the ceilings, as a part of the measured one.
+    of_ceiling: f64,
+    /// By entry point.
+    entries_us: Vec<(String, f64)>,
+}
+
+/// `jointwise bench`.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    not_negative("seconds", args.seconds)?;
+    not_negative("most-seconds", args.most_seconds)?;
+    if args.tokens.contains(&0) {
+        return Err(Error::flag("tokens", "0 is not above 0"));
+    }
+    let models = chosen("models", &args.models, &MODELS, |m| m.name)?;
+    let kernels = chosen("kernels", &args.kernels, REGISTRY, |k| k.name())?;
+    let earlier = args.compare.as_deref().map(read).transpose()?;
+    let gpu = session::open_gpu(args.device.as_deref())?;
+    let on_cpu = gpu.caps().is_cpu;
+    let models = if on_cpu && args.models.is_empty() { models[..2].to_vec() } else { models };
+    let tokens = match (args.tokens.as_slice(), on_cpu) {
+        ([], true) => vec![512],
+        ([], false) => TOKENS.to_vec(),
+        (typed, _) => typed.to_vec(),
+    };
+    if let Some(step) = args.step {
+        return models.iter().try_for_each(|m| tokens.iter().try_for_each(|&t| whole_step(args, &gpu, m, t, step)));
+    }
+    let ceilings = pollster::block_on(Ceilings::measure(&gpu, args.seconds))?;
+    if !args.json {
+        say!("{} {}", gpu.caps().name, gpu.caps().driver)?;
+        say!("copy {:.1} GB/s, f32 multiply-adds {:.1} GFLOP/s\n", ceilings.copy_gb_s, ceilings.fma_gflop_s)?;
+        say!("{HEAD}{}", if earlier.is_some() { "   before" } else { "" })?;
+    }
+    let mut cases = Vec::new();
+    for kernel in kernels {
+        let mut verified = false;
+        for model in &models {
+            for &t in &tokens {
+                for case in kernel.benches(model, t, gpu.caps()) {
+                    let line = format!("{} {} T={t} {}", kernel.name(), model.name, case.label());
+                    if args.filter.as_ref().is_some_and(|f| !line.contains(f)) {
+                        continue;
+                    }
+                    if let Some(why) = left_out(&gpu, case.as_ref(), &ceilings, args.most_seconds) {
+                        note!("left out: {line}: {why}");
+                        continue;
+                    }
+                    if !std::mem::replace(&mut verified, true) {
+                        check(&gpu, kernel)?;
+                    }
+                    let m = measure(&gpu, kernel, model, t, case.as_ref(), &ceilings, args.seconds)?;
+                    if !args.json {
+                        say!("{}{}", row(&m), earlier.as_ref().map_or(String::new(), |e| verdict(e, &m)))?;
+                    }
+                    cases.push(m);
+                }
+            }
+        }
+    }
+    let caps = gpu.caps();
+    if let Some(path) = &args.svg {
+        let point = |m: &Measured| Point {
+            kernel: m.kernel.clone(),
+            intensity: m.flops as f64 / m.bytes as f64,
+            gflop_s: m.flops as f64 / m.us / 1e3,
+        };
+        let points: Vec<Point> = cases.iter().filter(|m| m.flops > 0).map(point).collect();
+        roofline::write(path, &format!("{} {}", caps.name, caps.driver), &ceilings, &points)?;
+    }
+    if args.json {
+        let results = Results {
+            version: env!("CARGO_PKG_VERSION").into(),
+            device: caps.name.clone(),
+            driver: caps.driver.clone(),
+            backend: caps.backend.clone(),
+            ceilings,
+            cases,
+        };
+        say!("{}", serde_json::to_string_pretty(&results).map_err(|e| Error::file("standard output", e))?)?;
+    }
+    Ok(())
+}
+
+/// All of `from`, or those that were named.
+fn chosen<T: Copy>(
+    flag: &'static str,
+    names: &[String],
+    from: &[T],
+    name: impl Fn(&T) -> &'static str,
+) -> Result<Vec<T>> {
+    if names.is_empty() {
+        return Ok(from.to_vec());
+    }
+    let find = |typed: &String| {
+        let all = || from.iter().map(&name).collect::<Vec<_>>().join(", ");
+        from.iter()
+            .find(|x| name(x) == typed)
+            .copied()
+            .ok_or_else(|| Error::flag(flag, format!("there is no `{typed}`; there are {}", all())))
+    };
+    names.iter().map(find).collect()
+}
+
+/// The kernel computes what its twin does, at its own cases: no time of a wrong kernel is shown.
+fn check(gpu: &Gpu, kernel: &dyn Kernel) -> Result<()> {
+    let mut rng = Rng::new(0, 3);
+    for case in kernel.cases() {
+        let error = pollster::block_on(verify(gpu, case.as_ref(), &mut rng))?;
+        if error > 1.0 {
+            let text = format!("{} computes wrongly: {}: {error:.1} times the tolerance", kernel.name(), case.label());
+            return Err(Error::Gpu(text));
+        }
+    }
+    Ok(())
+}
+
+/// Least times of a run, by which a case's time is guessed before it is run: what slow kernels of software drivers take.
+const GUESS: f64 = 30.0;
+
+/// Why a case is not run here.
+fn left_out(gpu: &Gpu, case: &dyn Case, ceilings: &Ceilings, most_seconds: f64) -> Option<String> {
+    let guess = GUESS * ceilings.least_us(&case.cost()) / 1e6;
+    if guess > most_seconds {
+        return Some(format!("a run may take {guess:.0} s (--most-seconds)"));
+    }
+    // On a device that only counts, for the largest of its buffers.
+    let plan = Gpu::plan(gpu.caps().clone());
+    let inputs: Vec<_> = case.inputs(&mut Rng::new(0, 0)).iter().map(|h| h.upload(&plan)).collect();
+    let d_y: Vec<_> = case.d_y_lens().iter().map(|&n| plan.slot(n)).collect();
+    case.launch(&mut plan.record(), &inputs, &d_y);
+    let largest = inputs.iter().map(|s| s.bytes()).max().unwrap_or(0).max(plan.ledger().largest_activation());
+    (largest > gpu.caps().max_binding_bytes).then(|| format!("{} MiB do not fit a binding", largest >> 20))
+}
+
+fn measure(
+    gpu: &Gpu,
+    kernel: &dyn Kernel,
+    model: &ModelShape,
+    t: usize,
+    case: &dyn Case,
+    ceilings: &Ceilings,
+    seconds: f64,
+) -> Result<Measured> {
+    let timing = pollster::block_on(time(gpu, case, seconds))?;
+    Ok(Measured {
+        kernel: kernel.name().into(),
+        model: model.name.into(),
+        tokens: t,
+        case: case.label(),
+        us: timing.median_us(),
+        noise: timing.noise(),
+        bytes: timing.cost.bytes,
+        flops: timing.cost.flops,
+        of_ceiling: ceilings.least_us(&timing.cost) / timing.median_us(),
+        entries_us: timing.by_entry_us,
+    })
+}
+
+const HEAD: &str = "kernel       model            T       us   noise     GB/s  GFLOP/s  ceiling";
+
+fn row(m: &Measured) -> String {
+    let (gb_s, gflop_s) = (m.bytes as f64 / m.us / 1e3, m.flops as f64 / m.us / 1e3);
+    let case = if m.kernel == "matmul" { format!("  {}", m.case) } else { String::new() };
+    format!(
+        "{:<12} {:<12} {:>5} {:>8.0} {:>6.1}% {gb_s:>8.2} {gflop_s:>8.1} {:>7.1}%{case}",
+        m.kernel,
+        m.model,
+        m.tokens,
+        m.us,
+        100.0 * m.noise,
+        100.0 * m.of_ceiling,
+    )
+}
+
+/// What must be exceeded before a difference is called one, whatever the noise of the runs says.
+const LEAST_CHANGE: f64 = 0.03;
+
+/// Against the same case of an earlier run.
+fn verdict(earlier: &Results, now: &Measured) -> String {
+    let same =
+        |m: &&Measured| (&m.kernel, &m.model, m.tokens, &m.case) == (&now.kernel, &now.model, now.tokens, &now.case);
+    let Some(before) = earlier.cases.iter().find(same) else { return "   new".into() };
+    let (ratio, noise) = (now.us / before.us, (3.0 * (now.noise + before.noise)).max(LEAST_CHANGE));
+    let word = match ratio {
+        r if r > 1.0 + noise => "slower",
+        r if r < 1.0 / (1.0 + noise) => "faster",
+        _ => "same",
+    };
+    format!("   {:.0} us, {:.2} times: {word}", before.us, ratio)
+}
+
+fn read(path: &Path) -> Result<Results> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::line(path, e.line(), e))
+}
+
+/// Tokens of a sequence of `--step`.
+const SEQUENCE: usize = 256;
+
+/// Steps of JPO on random weights and rows: time, tokens a second, memory, and device time by kernel.
+fn whole_step(args: &BenchArgs, gpu: &Gpu, model: &ModelShape, t: usize, step: StepArg) -> Result<()> {
+    let d = synthetic::description(model)?;
+    let decoder = synthetic::decoder(gpu, &d, step == StepArg::Full, SEQUENCE)?;
+    let n = t.div_ceil(2 * SEQUENCE);
+    let examples = synthetic::pairs(n, SEQUENCE, model.vocab);
+    let examples: Vec<&Example> = examples.iter().collect();
+    let goal = Goal::Preference(Preference::default());
+    let cost = reserve(gpu, &decoder, &goal, &examples, true, Keep::Everything);
+    let trainer = Trainer { gpu, decoder, goal, share_prefix: true, keep: Keep::Everything };
+    let reference: Vec<Reference> = vec![[0.0; 2]; n];
+    let step_once = |number| {
+        let started = Instant::now();
+        let done = trainer.step(&examples, &reference, n, &Defaults::OPTIMISER, Defaults::LEARNING_RATE_LORA, number);
+        pollster::block_on(done).map(|step| (started.elapsed().as_secs_f64(), step))
+    };
+    let (first, _) = step_once(1)?;
+    let mut runs = Vec::new();
+    let started = Instant::now();
+    while runs.len() < 3 || (started.elapsed().as_secs_f64() < 10.0 * args.seconds && runs.len() < 50) {
+        runs.push(step_once(2 + runs.len())?.0);
+    }
+    runs.sort_by(f64::total_cmp);
+    let seconds = runs[runs.len() / 2];
+    gpu.start_profile();
+    step_once(2 + runs.len())?;
+    let profile = gpu.end_profile();
+    let peak = gpu.ledger().peak_bytes();
+    let caps: &Caps = gpu.caps();
+    if args.json {
+        let by_kernel: Vec<_> = profile.as_ref().map_or(Vec::new(), |p| p.rows());
+        return say!(
+            "{}",
+            serde_json::json!({
+                "device": caps.name, "driver": caps.driver, "model": model.name, "step": format!("{step:?}").to_lowercase(),
+                "pairs": n, "tokens": cost.tokens, "first_seconds": first, "seconds": seconds, "runs_seconds": runs,
+                "tokens_per_second": cost.tokens as f64 / seconds, "flops": cost.flops, "peak_bytes": peak,
+                "kernels_us": by_kernel,
+            })
+        );
+    }
+    say!(
+        "{}, {} step, {n} pairs of 2 × {SEQUENCE} tokens: first {first:.2} s, then {seconds:.3} s ({:.0} tokens/s, {:.1} GFLOP/s), {:.0} MiB",
+        model.name,
+        format!("{step:?}").to_lowercase(),
+        cost.tokens as f64 / seconds,
+        cost.flops as f64 / seconds / 1e9,
+        peak as f64 / 1_048_576.0,
+    )?;
+    match profile {
+        Some(profile) => say!("{}", profile.table()),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,117 @@
+//! What a device can do at most: a copy, and multiply-adds in registers alone. Benchmarks are held against them.
+
+use super::shapes::ModelShape;
+use super::{Case, Cost, Host, Kernel, Outputs};
+use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
+use crate::rng::Rng;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct CeilingParams {
+    n: u32,
+    a: f32,
+    b: f32,
+    pad: u32,
+}
+
+/// Chains of a lane, each of four values, and steps of each in the loop's body.
+const CHAINS: usize = 2;
+const UNROLLED: usize = 4;
+/// x ← a·x + b: values go to 1, slowly enough that a few steps more or less show.
+const A: f32 = 0.9;
+const B: f32 = 0.1;
+
+fn shader(ceiling: Ceiling) -> Shader {
+    match ceiling {
+        Ceiling::Copy => Shader::new("ceiling", "ceiling_copy").with("WG", 64.0),
+        Ceiling::Fma { iterations } => {
+            Shader::new("ceiling", "ceiling_fma").with("WG", 64.0).with("ITERATIONS", iterations as f64)
+        }
+    }
+}
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ceiling {
+    Copy,
+    Fma { iterations: usize },
+}
+
+/// The family.
+pub struct Ceilings;
+
+impl Kernel for Ceilings {
+    fn name(&self) -> &'static str {
+        "ceiling"
+    }
+    fn modules(&self) -> &'static [&'static str] {
+        &["ceiling"]
+    }
+    fn variants(&self) -> Vec<Shader> {
+        vec![shader(Ceiling::Copy), shader(Ceiling::Fma { iterations: 4 })]
+    }
+    fn uniforms(&self) -> Vec<(&'static str, usize)> {
+        vec![("CeilingParams", size_of::<CeilingParams>())]
+    }
+    fn cases(&self) -> Vec<Box<dyn Case>> {
+        let case = |ceiling, quads| Box::new(CeilingCase { ceiling, quads }) as Box<dyn Case>;
+        let fma = Ceiling::Fma { iterations: 4 };
+        vec![case(Ceiling::Copy, 1), case(Ceiling::Copy, 130), case(fma, 3), case(fma, 65)]
+    }
+    fn benches(&self, _: &ModelShape, _: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        Vec::new() // their shapes are no model's: `copy` and `fma`
+    }
+}
+
+/// A copy of 64 MiB in and 64 MiB out, beyond the caches of most devices.
+pub fn copy() -> Box<dyn Case> {
+    Box::new(CeilingCase { ceiling: Ceiling::Copy, quads: 4 << 20 })
+}
+
+/// Multiply-adds: 2.1 GFLOP on a CPU, 137 GFLOP elsewhere, so that either takes milliseconds.
+pub fn fma(caps: &Caps) -> Box<dyn Case> {
+    let (iterations, quads) = if caps.is_cpu { (1024, 1 << 15) } else { (4096, 1 << 19) };
+    Box::new(CeilingCase { ceiling: Ceiling::Fma { iterations }, quads })
+}
+
+struct CeilingCase {
+    ceiling: Ceiling,
+    quads: usize,
+}
+
+impl Case for CeilingCase {
+    fn label(&self) -> String {
+        format!("{:?} quads={}", self.ceiling, self.quads)
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        vec![Host::normal(rng, 4 * self.quads)]
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let Ceiling::Fma { iterations } = self.ceiling else { return x.to_vec() };
+        let (a, b) = (f64::from(A), f64::from(B));
+        let chain = |x: f64| (0..UNROLLED * iterations).fold(x, |x, _| a * x + b);
+        let value = |&x: &f64| (0..CHAINS).map(|c| chain(x + c as f64)).sum::<f64>() / CHAINS as f64;
+        vec![x[0].iter().map(value).collect()]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+        let y = rec.gpu().slot(4 * self.quads);
+        let params = CeilingParams { n: self.quads as u32, a: A, b: B, pad: 0 };
+        let grid = grid_1d(self.quads, 64);
+        rec.dispatch(&shader(self.ceiling), &params, &[&x[0], &y], grid, self.cost().flops);
+        Outputs { y: vec![y], d_x: Vec::new() }
+    }
+    fn reduction(&self) -> usize {
+        match self.ceiling {
+            Ceiling::Copy => 1,
+            Ceiling::Fma { iterations } => UNROLLED * iterations,
+        }
+    }
+    fn cost(&self) -> Cost {
+        let n = 4 * self.quads as u64;
+        let flops = match self.ceiling {
+            Ceiling::Copy => 0,
+            Ceiling::Fma { iterations } => 2 * n * (CHAINS * UNROLLED * iterations) as u64,
+        };
+        Cost { bytes: 2 * 4 * n, flops }
+    }
+}

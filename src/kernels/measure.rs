@@ -1,0 +1,124 @@
+//! Timing a case on a device: by timestamps where there are any, else by the clock around a submission.
+
+use web_time::Instant;
+
+use super::{Case, Cost, Host};
+use crate::error::Result;
+use crate::gpu::{Gpu, Slot};
+use crate::rng::Rng;
+
+/// Inputs are rotated over copies of at least this much together, so that a cache does not serve what a step would read from memory.
+const ROTATION_BYTES: usize = 64 << 20;
+/// Copies, at most.
+const MOST_COPIES: usize = 8;
+/// Runs of a case, at least and at most.
+const RUNS: (usize, usize) = (5, 50);
+
+/// What [`time`] measured.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// Work of a run.
+    pub cost: Cost,
+    /// Device time of each run in µs, rising.
+    pub runs_us: Vec<f64>,
+    /// Device time by entry point in µs, mean over the runs, the longest first; empty without timestamps.
+    pub by_entry_us: Vec<(String, f64)>,
+}
+
+impl Timing {
+    /// The middle run, in µs.
+    pub fn median_us(&self) -> f64 {
+        self.runs_us[self.runs_us.len() / 2]
+    }
+    /// Half the distance between the quartiles as a part of the median: the noise of a run.
+    pub fn noise(&self) -> f64 {
+        let n = self.runs_us.len();
+        (self.runs_us[3 * n / 4] - self.runs_us[n / 4]) / 2.0 / self.median_us()
+    }
+    /// GB/s over the bytes that must move.
+    pub fn gb_s(&self) -> f64 {
+        self.cost.bytes as f64 / self.median_us() / 1e3
+    }
+    /// GFLOP/s.
+    pub fn gflop_s(&self) -> f64 {
+        self.cost.flops as f64 / self.median_us() / 1e3
+    }
+}
+
+/// What a device can do at most, measured on it.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Ceilings {
+    /// A copy.
+    pub copy_gb_s: f64,
+    /// f32 multiply-adds in registers.
+    pub fma_gflop_s: f64,
+}
+
+impl Ceilings {
+    /// Measures both.
+    ///
+    /// # Errors
+    /// [`crate::Error::Gpu`].
+    pub async fn measure(gpu: &Gpu, seconds: f64) -> Result<Self> {
+        let copy = time(gpu, super::ceiling::copy().as_ref(), seconds).await?;
+        let fma = time(gpu, super::ceiling::fma(gpu.caps()).as_ref(), seconds).await?;
+        Ok(Self { copy_gb_s: copy.gb_s(), fma_gflop_s: fma.gflop_s() })
+    }
+
+    /// The least time for some work, in µs: what its bytes or its operations take, whichever is longer.
+    pub fn least_us(&self, cost: &Cost) -> f64 {
+        (cost.bytes as f64 / self.copy_gb_s / 1e3).max(cost.flops as f64 / self.fma_gflop_s / 1e3)
+    }
+}
+
+/// Runs a case for about `seconds`, after one run that compiles and warms.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub async fn time(gpu: &Gpu, case: &dyn Case, seconds: f64) -> Result<Timing> {
+    let mut rng = Rng::new(0, 2);
+    let inputs = case.inputs(&mut rng);
+    let d_y: Vec<Host> = case.d_y_lens().into_iter().map(|n| Host::normal(&mut rng, n)).collect();
+    let bytes: usize = inputs.iter().chain(&d_y).map(|h| 4 * h.len()).sum();
+    let copies = ROTATION_BYTES.div_ceil(bytes.max(1)).clamp(1, MOST_COPIES);
+    let upload = |hosts: &[Host]| hosts.iter().map(|h| h.upload(gpu)).collect::<Vec<Slot>>();
+    let sets: Vec<_> = (0..copies).map(|_| (upload(&inputs), upload(&d_y))).collect();
+    run(gpu, case, &sets[0]).await?;
+    let started = Instant::now();
+    let (mut runs_us, mut by_entry): (Vec<f64>, Vec<(String, f64)>) = (Vec::new(), Vec::new());
+    while runs_us.len() < RUNS.0 || (started.elapsed().as_secs_f64() < seconds && runs_us.len() < RUNS.1) {
+        let (us, entries) = run(gpu, case, &sets[runs_us.len() % copies]).await?;
+        runs_us.push(us);
+        for (entry, us) in entries {
+            match by_entry.iter_mut().find(|e| e.0 == entry) {
+                Some(known) => known.1 += us,
+                None => by_entry.push((entry, us)),
+            }
+        }
+    }
+    let n = runs_us.len() as f64;
+    by_entry.iter_mut().for_each(|e| e.1 /= n);
+    by_entry.sort_by(|a, b| b.1.total_cmp(&a.1));
+    runs_us.sort_by(f64::total_cmp);
+    Ok(Timing { cost: case.cost(), runs_us, by_entry_us: by_entry })
+}
+
+/// One run: its time in µs, and that of each entry point.
+async fn run(gpu: &Gpu, case: &dyn Case, (x, d_y): &(Vec<Slot>, Vec<Slot>)) -> Result<(f64, Vec<(String, f64)>)> {
+    let timestamps = gpu.caps().timestamps;
+    if timestamps {
+        gpu.start_profile();
+    }
+    let mut rec = gpu.record();
+    let out = case.launch(&mut rec, x, d_y);
+    let started = Instant::now();
+    rec.submit();
+    // Waits for it; the outputs are held until then.
+    gpu.read::<f32>(&[&gpu.slot(1)]).await?;
+    let wall_us = started.elapsed().as_secs_f64() * 1e6;
+    drop(out);
+    let entries: Vec<_> =
+        gpu.end_profile().map_or(Vec::new(), |p| p.rows().into_iter().map(|(entry, _, us)| (entry, us)).collect());
+    let us = if timestamps { entries.iter().map(|e| e.1).sum() } else { wall_us };
+    Ok((us, entries))
+}

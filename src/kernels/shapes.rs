@@ -1,0 +1,119 @@
+//! Shapes of real models, for benchmarks: every kernel is timed where it will be used.
+
+/// A decoder of Llama's kind, by its `config.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelShape {
+    /// For `--models`.
+    pub name: &'static str,
+    /// D.
+    pub d_model: usize,
+    /// H.
+    pub n_heads: usize,
+    /// K.
+    pub n_kv_heads: usize,
+    /// E.
+    pub head_dim: usize,
+    /// F.
+    pub d_ff: usize,
+    /// V.
+    pub vocab: usize,
+    /// L.
+    pub n_layers: usize,
+    /// The head shares the embedding's weight.
+    pub tied: bool,
+}
+
+/// The models of `jointwise bench`, the smallest first.
+pub const MODELS: [ModelShape; 5] = [
+    ModelShape {
+        name: "llama-7m",
+        d_model: 288,
+        n_heads: 6,
+        n_kv_heads: 6,
+        head_dim: 48,
+        d_ff: 768,
+        vocab: 4096,
+        n_layers: 6,
+        tied: true,
+    },
+    ModelShape {
+        name: "smollm2-135m",
+        d_model: 576,
+        n_heads: 9,
+        n_kv_heads: 3,
+        head_dim: 64,
+        d_ff: 1536,
+        vocab: 49_152,
+        n_layers: 30,
+        tied: true,
+    },
+    ModelShape {
+        name: "qwen2.5-0.5b",
+        d_model: 896,
+        n_heads: 14,
+        n_kv_heads: 2,
+        head_dim: 64,
+        d_ff: 4864,
+        vocab: 151_936,
+        n_layers: 24,
+        tied: true,
+    },
+    ModelShape {
+        name: "llama-3.2-1b",
+        d_model: 2048,
+        n_heads: 32,
+        n_kv_heads: 8,
+        head_dim: 64,
+        d_ff: 8192,
+        vocab: 128_256,
+        n_layers: 16,
+        tied: true,
+    },
+    ModelShape {
+        name: "mistral-7b",
+        d_model: 4096,
+        n_heads: 32,
+        n_kv_heads: 8,
+        head_dim: 128,
+        d_ff: 14_336,
+        vocab: 32_000,
+        n_layers: 32,
+        tied: false,
+    },
+];
+
+/// Tokens of a micro-batch, for `--tokens`.
+pub const TOKENS: [usize; 4] = [128, 512, 2048, 8192];
+
+impl ModelShape {
+    /// Columns of q, k and v together.
+    pub fn qkv_width(&self) -> usize {
+        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+    }
+
+    /// Elements of a layer's matrices.
+    pub fn layer_parameters(&self) -> usize {
+        self.d_model * (self.qkv_width() + self.n_heads * self.head_dim + 3 * self.d_ff)
+    }
+
+    /// As Hugging Face writes it.
+    pub fn config_json(&self) -> String {
+        serde_json::json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": self.d_model,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.d_ff,
+            "vocab_size": self.vocab,
+            "num_hidden_layers": self.n_layers,
+            "tie_word_embeddings": self.tied,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e4,
+            "hidden_act": "silu",
+        })
+        .to_string()
+    }
+}

@@ -1,0 +1,87 @@
+//! A model with random weights and rows of random tokens: what benchmarks train.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::data::batch::{Example, Sequence};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::kernels::shapes::ModelShape;
+use crate::model::decoder::Decoder;
+use crate::model::description::{Description, TensorSpec};
+use crate::model::load::{LoadOptions, LoraSpec, Trained, linear_modules};
+use crate::model::weights::Source;
+use crate::rng::Rng;
+
+/// Standard deviation of the weights.
+const STD: f32 = 0.02;
+/// Rank and scale of the adapter: the paper's.
+const RANK: usize = 8;
+const SCALE: f32 = 2.0;
+
+/// Weights that no file holds.
+struct Random {
+    bf16: bool,
+}
+
+impl Source for Random {
+    fn is_bf16(&self, _: &TensorSpec) -> bool {
+        self.bf16
+    }
+    fn values(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
+        let n = spec.shape.iter().product();
+        if spec.shape.len() == 1 {
+            return Ok(vec![1.0; n]);
+        }
+        let mut rng = Rng::new(n as u64, 11);
+        // Uniform: a large model has more weights than there is patience for normal ones.
+        let bound = STD * 3.0f32.sqrt();
+        let value = |_| bound * (2.0 * rng.next_f32() - 1.0);
+        let round = |v: f32| if self.bf16 { half::bf16::from_f32(v).to_f32() } else { v };
+        Ok((0..n).map(value).map(round).collect())
+    }
+}
+
+/// What a shape is as a model.
+///
+/// # Errors
+/// None for the shapes of [`crate::kernels::shapes`].
+pub fn description(shape: &ModelShape) -> Result<Description> {
+    Description::from_json(shape.name, &shape.config_json())
+}
+
+/// A decoder of random weights: every parameter trained in f32, or an adapter on all linear modules of a bf16 base.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub fn decoder(gpu: &Gpu, d: &Description, full: bool, n_positions: usize) -> Result<Decoder> {
+    let source: Rc<dyn Source> = Rc::new(Random { bf16: !full });
+    let options = LoadOptions {
+        trained: if full { Trained::Full } else { Trained::Lora },
+        lora: (!full).then(|| adapter(d)),
+        decay_all: false,
+        moments: true,
+        n_positions,
+    };
+    Decoder::load(gpu, d, &source, &options)
+}
+
+fn adapter(d: &Description) -> LoraSpec {
+    let mut rng = Rng::new(0, 12);
+    let mut modules = BTreeMap::new();
+    for m in linear_modules(d) {
+        let mut some = |n: usize| (0..n).map(|_| STD * rng.normal()).collect::<Vec<f32>>();
+        modules.insert(m.name.clone(), (some(RANK * m.n_in), some(m.n_out * RANK)));
+    }
+    LoraSpec { rank: RANK, scale: SCALE, modules }
+}
+
+/// Joint pairs of two sequences of `length` tokens, the first third of each an instruction.
+pub fn pairs(n: usize, length: usize, vocab: usize) -> Vec<Example> {
+    let mut rng = Rng::new(n as u64, 13);
+    let mut sequence = || Sequence {
+        ids: (0..length).map(|_| rng.below(vocab as u32)).collect(),
+        response_start: (length / 3).max(1),
+    };
+    (0..n).map(|row| Example { row, sequences: vec![sequence(), sequence()] }).collect()
+}
