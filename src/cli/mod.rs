@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::error::one_line;
 use args::{Cli, Command};
 
 /// Runs the program: 0, 2 for bad input, 1 for anything else.
@@ -38,7 +39,7 @@ pub fn run() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", one_line(&error.to_string()));
             ExitCode::from(error.exit_status() as u8)
         }
     }

@@ -9,12 +9,13 @@ use crate::data::dataset::{Dataset, Limits, Overflow};
 use crate::data::rows::{FieldMap, Purpose, read_rows};
 use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::gpu::{DeviceChoice, Gpu};
 use crate::kernels::with_checked_variants;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::decoder::Decoder;
 use crate::model::description::Description;
+use crate::model::folder::{MAX_CONFIG_BYTES, read_inside, read_optional};
 use crate::model::hub;
 use crate::model::load::{LoadOptions, LoraSpec, Trained};
 use crate::model::peft::Adapter;
@@ -37,9 +38,8 @@ impl Model {
     /// A local folder or a hub id.
     pub fn open(name: &str) -> Result<Self> {
         let dir = hub::resolve(name)?;
-        let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
-        let description = Description::from_json(&path, &text)?;
+        let text = read_inside(&dir, "config.json", MAX_CONFIG_BYTES)?;
+        let description = Description::from_json(dir.join("config.json"), &text)?;
         let checkpoint = Checkpoint::open(&dir)?;
         checkpoint.verify(&description)?;
         Ok(Self { dir, name: name.into(), description, checkpoint: Rc::new(checkpoint) })
@@ -62,7 +62,13 @@ impl Model {
 
     /// The adapter of `--adapter`, if there is one.
     pub fn adapter(&self, args: &ModelArgs) -> Result<Option<Adapter>> {
-        args.adapter.as_ref().map(|dir| Adapter::open(dir, &self.description)).transpose()
+        let Some(dir) = &args.adapter else { return Ok(None) };
+        let adapter = Adapter::open(dir, &self.description)?;
+        if !adapter.absent.is_empty() {
+            let names = adapter.absent.join(", ");
+            note(format!("{}: target_modules that this model does not have: {names}", dir.display()));
+        }
+        Ok(Some(adapter))
     }
 
     /// Its tokenizer.
@@ -70,7 +76,7 @@ impl Model {
         let mut tokenizer = Tokenizer::load(&self.dir)?;
         tokenizer.check_vocab(self.description.vocab)?;
         for note in tokenizer.notes() {
-            eprintln!("note: {note}");
+            self::note(note);
         }
         Ok(tokenizer)
     }
@@ -80,10 +86,8 @@ impl Model {
     pub fn stop_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let path = self.dir.join("generation_config.json");
         let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(ids),
-            Err(e) => return Err(Error::file(&path, e)),
+        let Some(text) = read_optional(&self.dir, "generation_config.json", MAX_CONFIG_BYTES)? else {
+            return Ok(ids);
         };
         let config: serde_json::Value =
             serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), format!("no JSON: {e}")))?;
@@ -117,6 +121,11 @@ pub fn frozen(lora: Option<LoraSpec>, n_positions: usize) -> LoadOptions {
     LoadOptions { trained: Trained::Nothing, lora, decay_all: false, moments: false, n_positions }
 }
 
+/// A note on standard error; it may quote files.
+fn note(text: impl AsRef<str>) {
+    eprintln!("note: {}", one_line(text.as_ref()));
+}
+
 /// Opens the device, and says so when it is a CPU.
 pub fn open_gpu(device: Option<&str>) -> Result<Gpu> {
     let choice = device.map_or(DeviceChoice::Best, DeviceChoice::parse);
@@ -128,7 +137,9 @@ pub fn open_gpu(device: Option<&str>) -> Result<Gpu> {
     if gpu.caps().is_cpu {
         eprintln!("note: no GPU is used: {} computes on the CPU, which is slow", gpu.caps().name);
         if gpu.caps().driver.contains("Mesa 22.") {
-            eprintln!("note: Mesa 22 is a quarter as fast as Mesa 25 on CPUs without AVX-512 (make demo and make test fetch the latter)");
+            eprintln!(
+                "note: Mesa 22 is a quarter as fast as Mesa 25 on CPUs without AVX-512 (make demo and make test fetch the latter)"
+            );
         }
     }
     Ok(gpu)
@@ -153,7 +164,7 @@ pub fn dataset(
     }
     let data = Dataset::build(&rows, tokenizer, &template, limits)?;
     for note in data.notes.iter().take(5) {
-        eprintln!("note: {}: {}", data.place(note.row), note.reason);
+        self::note(format!("{}: {}", data.place(note.row), note.reason));
     }
     eprintln!("{}", data.summary());
     Ok(data)
