@@ -27,10 +27,6 @@ impl ChatTemplate {
     /// # Errors
     /// The reason, where the source is no valid template.
     pub fn new(source: &str, tokens: Vec<(String, String)>) -> Result<Self, String> {
-        with_stack(|| Self::compile(source, tokens))
-    }
-
-    fn compile(source: &str, tokens: Vec<(String, String)>) -> Result<Self, String> {
         let mut environment = Environment::new();
         let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         let syntax = syntax.map_err(|e| e.to_string())?;
@@ -92,21 +88,6 @@ impl ChatTemplate {
         let template = self.environment.get_template("chat").and_then(|t| t.render(Value::from_pairs(context)));
         template.map_err(|e| format!("{}{}", self.file, one_line(&e)))
     }
-}
-
-/// A compiler's recursion is as deep as the longest chain of operators in the source, which [`bounds`] limits.
-#[cfg(not(target_arch = "wasm32"))]
-fn with_stack<T: Send>(call: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(1 << 29).spawn_scoped(scope, call);
-        let thread = thread.map_err(|e| format!("chat template: no thread to compile it: {e}"))?;
-        thread.join().unwrap_or_else(|_| Err("chat template: it cannot be compiled".into()))
-    })
-}
-
-#[cfg(target_arch = "wasm32")]
-fn with_stack<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    call()
 }
 
 fn one_line(error: &Error) -> String {

@@ -20,6 +20,8 @@ const MAX_SOURCE_BYTES: usize = 1 << 18;
 const MAX_DEPTH: usize = 64;
 /// `+` in a tag.
 const MAX_SUMS: usize = 64;
+/// Of a tag: its compilation recurses by operators, and tries at each whether it is constant.
+const MAX_TOKENS: usize = 1024;
 
 /// Of a value with all that it holds, shared parts as often as they are reached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -136,7 +138,12 @@ pub(super) fn bounded(source: &str, syntax: SyntaxConfig) -> Result<String, Stri
         let before = |n: usize| i.checked_sub(n).map(|i| &tokens[i].0);
         let after = tokens.get(i + 1).map(|(token, _)| token);
         let refused = |what: &str| Err(format!("chat template, line {}: {what} is not supported", span.start_line));
+        tag.n_tokens += 1;
+        if tag.n_tokens > MAX_TOKENS {
+            return refused(&format!("a tag of more than {MAX_TOKENS} words and signs"));
+        }
         match token {
+            Token::TemplateData(_) => tag = Tag::default(),
             Token::VariableStart | Token::BlockStart => {
                 tag = Tag::default();
                 open.clear();
@@ -224,6 +231,7 @@ struct Tag<'a> {
     /// Of a macro.
     parameters: Vec<&'a str>,
     n_sums: usize,
+    n_tokens: usize,
 }
 
 /// Whether an opening parenthesis, bracket or brace behind these tokens begins a value, rather than a call, an index or the
@@ -250,8 +258,6 @@ mod tests {
     fn no_template_takes_more_than_its_share() {
         let doubled = "{% set x = [x, x] %}".repeat(40);
         let deep = "{% set x = [[[[[[[[x]]]]]]]] %}".repeat(3000);
-        let filters = format!("{{{{ 'x'{} }}}}", "|e".repeat(50_000));
-        let sums = format!("{{{{ 'x'{} }}}}", " ~ 1".repeat(50_000));
         let refused = [
             "{{ [1]|tojson(indent=10000000000) }}",
             "{{ [1]|tojson(indent=18446744073709551615) }}",
@@ -273,15 +279,16 @@ mod tests {
             &format!("{{% set x = 'x' %}}{doubled}{{{{ x ~ '' }}}}"),
             &format!("{{% set x = 'x' %}}{deep}{{{{ x }}}}"),
             &format!("{{{{ 'x'{} }}}}", " + 'x'".repeat(65)),
+            &format!("{{{{ 'x'{} }}}}", " ~ 1".repeat(50_000)),
+            &format!("{{{{ 'x'{} }}}}", "|e".repeat(50_000)),
             &"x".repeat(super::MAX_SOURCE_BYTES + 1),
         ];
         for source in refused {
             let reason = render(source).expect_err(&source[..source.len().min(200)]);
             assert!(reason.starts_with("chat template"), "{reason}");
         }
-        // Long, but not much: it needs a stack to be compiled.
-        for source in [filters, sums] {
-            let _ = render(&source);
+        for chain in [" ~ 1", "|e", " - 1", "[0]", ".a", " == 1", " and 1"] {
+            let _ = render(&format!("{{{{ 'x'{} }}}}", chain.repeat(super::MAX_TOKENS / 2 - 2)).repeat(20));
         }
         let held = "{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns }}{{ ns.a }}";
         assert_eq!(render(held).as_deref(), Ok("{'a': [{}]}[{}]"));
