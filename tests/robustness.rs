@@ -280,10 +280,10 @@ fn what_files_say_is_one_short_line() {
     let ran = s.run(SCORE);
     ran.said(2, &["model/config.json", "a\\nb\\u{1b}[31m", "…"]);
     assert!(ran.stderr.chars().count() < 1100 && !ran.stderr.contains('\u{1b}'));
-    s.run(&with(TRAIN, &["--map", "a\nb=c"])).said(2, &["--map", "a\\nb"]);
 
-    // In a note.
     let s = sandbox();
+    s.run(&with(TRAIN, &["--map", "a\nb=c"])).said(2, &["--map", "a\\nb"]);
+    // In a note.
     s.copy("lora-mistral/adapter", "adapter");
     edit_json(&s.path("adapter/adapter_config.json"), |c| {
         c["target_modules"].as_array_mut().expect("names").push(json!("a\nerror: \u{1b}[31m"));
