@@ -211,8 +211,8 @@ fn chat_templates_that_take_too_much() {
         "{{ bos_token }}\n{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
     );
     s.refused(&args, &["rows.jsonl:1: ", "model/chat_template.jinja: chat template, line 2: ", "fuel"]);
-    s.write("model/chat_template.jinja", "\n\n{{ [1] * messages|length }}");
-    s.refused(&args, &["model/chat_template.jinja: chat template, line 3: `*` of other"]);
+    s.write("model/chat_template.jinja", "\n\n{{ [1] * 3 }}");
+    s.refused(&args, &["model/chat_template.jinja: chat template, line 3: `*` of a list"]);
     s.write("model/chat_template.jinja", "{{ raise_exception('\u{1b}[31m\u{7}' ~ 'evil' * 100000) }}");
     let ran = s.run(&args);
     ran.said(2, &["rows.jsonl:1: ", "the template says: \\u{1b}[31m\\u{7}evil", "…"]);

@@ -42,7 +42,18 @@ pub(super) fn apply(environment: &mut Environment<'_>) {
         minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
     });
     environment.add_filter("__bounded", |state: &State, value: Value| measure(state, &value).map(|_| value));
+    environment.add_filter("__scalar", scalar);
     environment.add_filter("__copied", |state: &State, value: Value| copied(state, &value, 0));
+}
+
+/// The value, where it is no container.
+fn scalar(value: Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::Map | ValueKind::Seq | ValueKind::Iterable => {
+            Err(Error::new(ErrorKind::InvalidOperation, "`*` of a list or a map is not supported"))
+        }
+        _ => Ok(value),
+    }
 }
 
 /// Pays for bytes ahead.
@@ -122,7 +133,7 @@ fn widths(format: &str) -> Result<usize, Error> {
 /// The source with values measured where they get a name or are written down.
 ///
 /// # Errors
-/// The reason, where it cannot be bounded: too long, `a * b` of other than texts and numbers, `with`, `call`, `recursive`.
+/// The reason, where it cannot be bounded: too long, `with`, `call`, `recursive`, some operands of `*`.
 pub(super) fn bounded(source: &str, syntax: SyntaxConfig) -> Result<String, String> {
     if source.len() > MAX_SOURCE_BYTES {
         return Err(format!("chat template: has {} bytes; at most {MAX_SOURCE_BYTES} are read", source.len()));
@@ -131,8 +142,8 @@ pub(super) fn bounded(source: &str, syntax: SyntaxConfig) -> Result<String, Stri
         tokenize(source, false, syntax).collect::<Result<_, _>>().map_err(|e| one_line(&e))?;
     let mut edits = Vec::new();
     let mut tag = Tag::default();
-    // Of every open parenthesis, bracket and brace: whether it is a value that is written down.
-    let mut open: Vec<bool> = Vec::new();
+    // Of every open parenthesis, bracket and brace: the filter for the value that it writes down, if it is one.
+    let mut open: Vec<Option<&str>> = Vec::new();
     for (i, (token, span)) in tokens.iter().enumerate() {
         let (from, to) = (span.start_offset as usize, span.end_offset as usize);
         let before = |n: usize| i.checked_sub(n).map(|i| &tokens[i].0);
@@ -182,11 +193,15 @@ pub(super) fn bounded(source: &str, syntax: SyntaxConfig) -> Result<String, Stri
                     return refused(&format!("more than {MAX_SUMS} `+` in a tag"));
                 }
             }
+            // Its operands are lists in no template that is meant well.
             Token::Mul => {
-                let constant = |t: Option<&Token<'_>>| matches!(t, Some(Token::Int(_) | Token::Float(_)));
-                let text = |t: Option<&Token<'_>>| matches!(t, Some(Token::Str(_) | Token::String(_)));
-                if !text(before(1)) && !text(after) && !(constant(before(1)) && constant(after)) {
-                    return refused("`*` of other than a text or two numbers");
+                if !is_constant(before(1)) {
+                    edits.push((from, "|__scalar ".into()));
+                }
+                match right_operand(&tokens[i + 1..]) {
+                    Some(None) => {}
+                    Some(Some(end)) => edits.push((end, "|__scalar ".into())),
+                    None => return refused("this operand of `*`"),
                 }
             }
             Token::ParenOpen | Token::BracketOpen | Token::BraceOpen => {
@@ -194,12 +209,14 @@ pub(super) fn bounded(source: &str, syntax: SyntaxConfig) -> Result<String, Stri
                 if written {
                     edits.push((from, "((".into()));
                 }
-                open.push(written);
+                let factor = matches!(before(1), Some(Token::Mul));
+                if factor && !written {
+                    return refused("this operand of `*`");
+                }
+                open.push(written.then_some(if factor { "__scalar" } else { "__bounded" }));
             }
             Token::ParenClose | Token::BracketClose | Token::BraceClose => {
-                if open.pop() == Some(true) {
-                    edits.push((to, ")|__bounded)".into()));
-                }
+                edits.extend(open.pop().flatten().map(|filter| (to, format!(")|{filter})"))));
             }
             Token::Ident(name)
                 if tag.name == "macro"
@@ -232,6 +249,27 @@ struct Tag<'a> {
     parameters: Vec<&'a str>,
     n_sums: usize,
     n_tokens: usize,
+}
+
+fn is_constant(token: Option<&Token<'_>>) -> bool {
+    matches!(token, Some(Token::Int(_) | Token::Float(_) | Token::Str(_) | Token::String(_)))
+}
+
+/// Of `*`: where a name with its attributes ends; `Some(None)` for a constant or a parenthesis, `None` for anything else.
+fn right_operand(tokens: &[(Token<'_>, Span)]) -> Option<Option<usize>> {
+    let first = tokens.first().map(|(token, _)| token);
+    if is_constant(first) || matches!(first, Some(Token::ParenOpen)) {
+        return Some(None);
+    }
+    let mut at = 0;
+    while let [(Token::Ident(_), span), rest @ ..] = &tokens[at..] {
+        match rest.first() {
+            Some((Token::Dot, _)) => at += 2,
+            Some((Token::BracketOpen | Token::ParenOpen | Token::Pipe, _)) => return None,
+            _ => return Some(Some(span.end_offset as usize)),
+        }
+    }
+    None
 }
 
 /// Whether an opening parenthesis, bracket or brace behind these tokens begins a value, rather than a call, an index or the
@@ -275,6 +313,12 @@ mod tests {
             "{% macro m(a) %}{{ m(a) }}{% endmacro %}{{ m('x') }}",
             "{% for x in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}",
             "{{ [[['x'] * 1000] * 1000] * 1000 ~ '' }}",
+            "{% set x = ['x'] %}{{ x * 10000000000 ~ '' }}",
+            "{% set x = namespace(a=['x']) %}{{ 10000000000 * x.a ~ '' }}",
+            "{% set x = ['x'] %}{{ 10000000000 * (x) ~ '' }}",
+            "{% set x = ['x'] %}{{ 10000000000 * x[0:] ~ '' }}",
+            "{% set x = ['x'] %}{{ 10000000000 * x|list ~ '' }}",
+            "{{ 10000000000 * ['x'] ~ '' }}",
             "{% with x = [1] %}{% with x = [x, x] %}{{ x }}{% endwith %}{% endwith %}",
             &format!("{{% set x = 'x' %}}{doubled}{{{{ x ~ '' }}}}"),
             &format!("{{% set x = 'x' %}}{deep}{{{{ x }}}}"),
@@ -320,6 +364,10 @@ mod tests {
             (
                 "{{ '=' * 3 }}{{ 2 * 3 }}{{ '{:>3}|{}'.format('a', 2) }}{{ ', '.join(['a', 'b']) }}{{ '%3d'|format(3) }}",
                 "===6  a|2a, b  3",
+            ),
+            (
+                "{% set n = namespace(a=2) %}{% set k = 3 %}{{ n.a * k + 1 }}{{ -k * (n.a + 1) * 2 }}{{ ' ' * k * n.a }}|",
+                "7-18      |",
             ),
             ("{% set m = {'role': 'x'} %}{% set l = [m] + [{'role': 'y'}] %}{{ l|map(attribute='role')|join }}", "xy"),
             ("{% for i in range(3) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "02"),
