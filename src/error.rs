@@ -111,3 +111,45 @@ impl Error {
         }
     }
 }
+
+/// Characters of a line that [`one_line`] leaves whole.
+const MAX_LINE: usize = 1000;
+
+/// A message for a terminal or a log, which may quote untrusted files: control characters (and those that turn the direction of
+/// text, or end a line) as escapes, and an ellipsis for the middle of what is too long.
+pub fn one_line(text: &str) -> String {
+    let escaped = |c: char| {
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        c.is_control() || turns
+    };
+    let shown = |part: &str| -> String {
+        part.chars().flat_map(|c| if escaped(c) { c.escape_debug().collect::<Vec<_>>() } else { vec![c] }).collect()
+    };
+    let (head, tail) = (MAX_LINE * 3 / 5, MAX_LINE * 2 / 5 - 1);
+    // Where the text is long, its ends are enough: an escape is never shorter than its character.
+    let from = text.char_indices().rev().nth(MAX_LINE).map_or(0, |(at, _)| at);
+    let to = text.char_indices().nth(MAX_LINE).map_or(text.len(), |(at, _)| at);
+    let (first, last) = (shown(&text[..to]), shown(&text[from..]));
+    if to == text.len() && first.chars().count() <= MAX_LINE {
+        return first;
+    }
+    let start: String = first.chars().take(head).collect();
+    let end = last.char_indices().rev().nth(tail - 1).map_or(0, |(at, _)| at);
+    format!("{start}…{}", &last[end..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_escaped_and_capped() {
+        assert_eq!(one_line("a `é`: 漢\\"), "a `é`: 漢\\");
+        assert_eq!(one_line("a\nb\r\u{1b}[31m\0\u{202e}\u{9b}"), "a\\nb\\r\\u{1b}[31m\\0\\u{202e}\\u{9b}");
+        let whole = "é".repeat(1000);
+        assert_eq!(one_line(&whole), whole);
+        let long = one_line(&format!("start{}end", "é\n".repeat(1_000_000)));
+        assert_eq!(long.chars().count(), 1000);
+        assert!(long.starts_with("starté\\né") && long.ends_with("é\\nend") && long.contains('…'), "{long}");
+    }
+}

@@ -113,12 +113,12 @@
 //!   ([`kernels::with_checked_variants`]). Subgroup, f16 and cooperative-matrix variants do not exist yet.
 //! - **No recomputation of activations** in the backward pass beyond attention's own: memory grows with the tokens of a micro-batch,
 //!   and smaller ones with accumulation are the way to fit.
-/// `eprintln!`, but a standard error that is closed or full stops nothing.
+/// A line on standard error, whatever is in it; one that is closed or full stops nothing.
 #[cfg(feature = "cli")]
 macro_rules! note {
     ($($text:tt)*) => {{
         use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($text)*);
+        let _ = writeln!(std::io::stderr(), "{}", $crate::error::one_line(&format!($($text)*)));
     }};
 }
 

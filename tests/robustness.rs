@@ -167,6 +167,30 @@ fn tokenizers() {
         fs::write(&path, &good).expect("a file");
     }
 
+    // It panics at these when it is used, or takes gigabytes.
+    let check = ["check", "--model", "model", "--data", "rows.jsonl"];
+    for (part, value) in [
+        ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "A".repeat(1000)})),
+        ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="})),
+        // A trie that leads out of itself.
+        ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8AAA=="})),
+        ("pre_tokenizer", json!({"type": "FixedLength", "length": 0})),
+    ] {
+        edit_json(&path, |t| t[part] = value.clone());
+        s.refused(&check, &["model/tokenizer.json"]);
+        fs::write(&path, &good).expect("a file");
+    }
+    edit_json(&path, |t| t["decoder"] = json!({"type": "Strip", "content": "a", "start": 100, "stop": 100}));
+    assert!(!s.run(&check).ok().stderr.contains("panicked"));
+    let decoders = [("e", 100), ("\u{0}", 0)].map(|(content, start)| (content, start, 1_u64 << 40));
+    for (content, start, stop) in decoders {
+        let all = json!({"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": content});
+        let strip = json!({"type": "Strip", "content": content, "start": start, "stop": stop});
+        edit_json(&path, |t| t["decoder"] = json!({"type": "Sequence", "decoders": [all, strip]}));
+        s.run(&with(GENERATE, &["--ignore-eos"])).said(2, &["model/tokenizer.json", "its decoder fails"]);
+        fs::write(&path, &good).expect("a file");
+    }
+
     // Without BOS or EOS it works, with a note.
     for name in ["bos_token", "eos_token"] {
         edit_json(&s.path("model/tokenizer_config.json"), |c| c[name] = Value::Null);
@@ -176,6 +200,96 @@ fn tokenizers() {
     }
     let scored = s.run(&["score", "--model", "model", "--data", "rows.jsonl"]).ok();
     assert_eq!(scored.lines().len(), 25);
+}
+
+#[test]
+fn chat_templates_that_take_too_much() {
+    let s = sandbox();
+    let args = ["check", "--model", "model", "--data", "rows.jsonl", "--template", "chat"];
+    s.write(
+        "model/chat_template.jinja",
+        "{{ bos_token }}\n{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+    );
+    s.refused(&args, &["rows.jsonl:1: ", "model/chat_template.jinja: chat template, line 2: ", "fuel"]);
+    s.write("model/chat_template.jinja", "\n\n{{ [1] * 3 }}");
+    s.refused(&args, &["model/chat_template.jinja: chat template, line 3: `*` of a list"]);
+    s.write("model/chat_template.jinja", "{{ raise_exception('\u{1b}[31m\u{7}' ~ 'evil' * 100000) }}");
+    let ran = s.run(&args);
+    ran.said(2, &["rows.jsonl:1: ", "the template says: \\u{1b}[31m\\u{7}evil", "…"]);
+    assert!(ran.stderr.len() < 1200 && !ran.stderr.contains('\u{1b}'), "{}", ran.stderr);
+}
+
+/// Every file of a model or an adapter: a link out of the folder, a device, a pipe that nobody writes to.
+#[cfg(unix)]
+#[test]
+fn files_that_are_no_files_of_the_folder() {
+    use std::os::unix::fs::symlink;
+    let s = sandbox();
+    s.copy("lora-mistral/adapter", "adapter");
+    let refuse = |args: &[&str], file: &str| {
+        let path = s.path(file);
+        let good = fs::read(&path).ok();
+        let _ = fs::remove_file(&path);
+        s.write("secret", good.clone().unwrap_or_else(|| b"{}".into()));
+        for to in ["../secret", "/dev/zero", "/dev/null"] {
+            symlink(to, &path).expect("a link");
+            s.refused(args, &[file, "is a link out of the checkpoint's folder"]);
+            fs::remove_file(&path).expect("removed");
+        }
+        assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
+        s.refused(args, &[file, "is no regular file"]);
+        fs::remove_file(&path).expect("removed");
+        if let Some(good) = good {
+            fs::write(&path, good).expect("a file");
+        }
+    };
+    let check = ["check", "--model", "model", "--data", "rows.jsonl"];
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"] {
+        refuse(&check, &format!("model/{file}"));
+    }
+    refuse(GENERATE, "model/generation_config.json");
+    let merge = ["merge", "--model", "model", "--adapter", "adapter", "--output-dir", "merged"];
+    refuse(&merge, "adapter/adapter_config.json");
+    refuse(&merge, "adapter/adapter_model.safetensors");
+    fs::remove_file(s.path("model/model.safetensors")).expect("removed");
+    refuse(&check, "model/model.safetensors.index.json");
+}
+
+/// hf-hub's cache, where every file is a link to a blob.
+#[cfg(unix)]
+#[test]
+fn a_snapshot_of_the_hub_is_read() {
+    let s = sandbox();
+    let (blobs, snapshot) = (s.path("models--a--b/blobs"), s.path("models--a--b/snapshots/0123"));
+    fs::create_dir_all(&blobs).expect("a folder");
+    fs::create_dir_all(&snapshot).expect("a folder");
+    for entry in fs::read_dir(s.path("model")).expect("a folder").flatten() {
+        let name = entry.file_name();
+        fs::rename(entry.path(), blobs.join(&name)).expect("moved");
+        std::os::unix::fs::symlink(Path::new("../../blobs").join(&name), snapshot.join(&name)).expect("a link");
+    }
+    s.run(&["check", "--model", "models--a--b/snapshots/0123", "--data", "rows.jsonl"]).ok();
+}
+
+#[test]
+fn what_files_say_is_one_short_line() {
+    let s = sandbox();
+    let path = s.path("model/config.json");
+    let evil = format!("a\nb\u{1b}[31m{}", "x".repeat(1_000_000));
+    edit_json(&path, |c| c["architectures"] = json!([evil]));
+    let ran = s.run(SCORE);
+    ran.said(2, &["model/config.json", "a\\nb\\u{1b}[31m", "…"]);
+    assert!(ran.stderr.chars().count() < 1100 && !ran.stderr.contains('\u{1b}'));
+
+    let s = sandbox();
+    s.run(&with(TRAIN, &["--map", "a\nb=c"])).said(2, &["--map", "a\\nb"]);
+    // In a note.
+    s.copy("lora-mistral/adapter", "adapter");
+    edit_json(&s.path("adapter/adapter_config.json"), |c| {
+        c["target_modules"].as_array_mut().expect("names").push(json!("a\nerror: \u{1b}[31m"));
+    });
+    let ran = s.run(&["merge", "--model", "model", "--adapter", "adapter", "--output-dir", "merged"]).ok();
+    assert!(ran.stderr.contains("that this model does not have: a\\nerror: \\u{1b}[31m\n"), "{}", ran.stderr);
 }
 
 #[test]
@@ -294,6 +408,44 @@ fn rows_that_are_malformed() {
     both_refuse(&s, &["rows.jsonl"]);
     fs::create_dir(s.path("rows.jsonl")).expect("a folder");
     both_refuse(&s, &["rows.jsonl"]);
+}
+
+/// A line without an end, a device without one; a pipe is read.
+#[cfg(target_os = "linux")]
+#[test]
+fn rows_without_an_end() {
+    let s = sandbox();
+    for device in ["/dev/zero", "/dev/null"] {
+        s.refused(&["check", "--model", "model", "--data", device], &[device, "is neither a file nor a pipe"]);
+    }
+    let good = fs::read_to_string(s.path("rows.jsonl")).expect("rows");
+    s.write("rows.jsonl", format!("{good}\n"));
+    let file = fs::File::options().append(true).open(s.path("rows.jsonl")).expect("a file");
+    file.set_len(1 << 40).expect("a sparse file");
+    both_refuse(&s, &["rows.jsonl:25: ", "longer than 64 MiB"]);
+
+    let mut command = s.command(&["check", "--model", "model", "--data", "/dev/stdin"]);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+    std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), good.as_bytes()).expect("read");
+    let ended = child.wait_with_output().expect("it ends");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+}
+
+#[test]
+fn prompts_are_named_by_file_and_line() {
+    let s = sandbox();
+    let args = ["generate", "--model", "model", "--prompt", "Hello", "--prompts", "p.jsonl", "--max-new-tokens", "4"];
+    let refuse = |second: Value, parts: &[&str]| {
+        s.write("p.jsonl", format!("{{\"prompt\": \"ok\"}}\n\n{second}\n"));
+        s.refused(&args, &[&["p.jsonl:3: "], parts].concat());
+    };
+    refuse(json!({"prompt": "word ".repeat(400)}), &["--max-new-tokens", "positions"]);
+    refuse(
+        json!({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}),
+        &["--template chat"],
+    );
+    refuse(json!({"prompt": 3}), &["`prompt`"]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::output::Lines;
 use super::session::{self, Model};
 use crate::config::Defaults;
 use crate::data::prompts::read_prompts;
-use crate::data::rows::{FieldMap, Instruction};
+use crate::data::rows::{FieldMap, Instruction, Place};
 use crate::data::template::Template;
 use crate::error::{Error, Result};
 use crate::eval::generate::{Settings, check_length, generate};
@@ -33,27 +33,38 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         return Err(Error::flag("batch-size", "0 is not above 0"));
     }
     let mut instructions: Vec<Instruction> = args.prompt.iter().cloned().map(Instruction::Plain).collect();
+    let mut places: Vec<Option<Place>> = vec![None; instructions.len()];
     if let Some(path) = &args.prompts {
-        let map = FieldMap::parse(&args.map)?;
-        instructions.extend(read_prompts(path, &map)?.into_iter().map(|p| p.instruction));
+        for prompt in read_prompts(path, &FieldMap::parse(&args.map)?)? {
+            instructions.push(prompt.instruction);
+            places.push(Some(prompt.place));
+        }
     }
     if instructions.is_empty() {
         return Err(Error::flag("prompt", "is missing: a text, or --prompts FILE"));
     }
+    // A prompt is named by its file and line, or by its number.
+    let bad = |i: usize, reason: &str| match &places[i] {
+        Some(place) => place.error(reason),
+        None => Error::flag("prompt", format!("number {}: {reason}", i + 1)),
+    };
     let mut prompts = Vec::new();
     for (i, instruction) in instructions.iter().enumerate() {
-        let ids = tokenizer.encode_prompt(instruction, &template);
-        let ids = ids.map_err(|reason| Error::flag("prompt", format!("number {}: {reason}", i + 1)))?;
+        let ids = tokenizer.encode_prompt(instruction, &template).map_err(|reason| bad(i, &reason))?;
         if ids.is_empty() {
-            return Err(Error::flag("prompt", format!("number {} has no tokens", i + 1)));
+            return Err(bad(i, "it has no tokens"));
         }
         prompts.push(ids);
     }
-    let (longest, positions) = (prompts.iter().map(Vec::len).max().unwrap_or(0), model.description.max_positions);
+    let (at, longest) = prompts.iter().map(Vec::len).enumerate().max_by_key(|(_, n)| *n).unwrap_or_default();
+    let positions = model.description.max_positions;
     if args.max_new_tokens.is_none() {
         settings.max_new_tokens = settings.max_new_tokens.min(positions.saturating_sub(longest).max(1));
     }
-    check_length(longest, settings.max_new_tokens, positions)?;
+    check_length(longest, settings.max_new_tokens, positions).map_err(|error| match &places[at] {
+        Some(place) => place.error(error),
+        None => error,
+    })?;
     let longest = longest + settings.max_new_tokens;
     let gpu = session::open_gpu(args.model.device.as_deref())?;
     let decoder = model.load(&gpu, &session::frozen(adapter.map(|a| a.lora), longest))?;

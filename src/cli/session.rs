@@ -15,6 +15,7 @@ use crate::kernels::with_checked_variants;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::decoder::Decoder;
 use crate::model::description::Description;
+use crate::model::folder::{MAX_CONFIG_BYTES, read_inside, read_optional};
 use crate::model::hub;
 use crate::model::load::{LoadOptions, LoraSpec, Trained};
 use crate::model::peft::Adapter;
@@ -37,9 +38,8 @@ impl Model {
     /// A local folder or a hub id.
     pub fn open(name: &str) -> Result<Self> {
         let dir = hub::resolve(name)?;
-        let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
-        let description = Description::from_json(&path, &text)?;
+        let text = read_inside(&dir, "config.json", MAX_CONFIG_BYTES)?;
+        let description = Description::from_json(dir.join("config.json"), &text)?;
         let checkpoint = Checkpoint::open(&dir)?;
         checkpoint.verify(&description)?;
         Ok(Self { dir, name: name.into(), description, checkpoint: Rc::new(checkpoint) })
@@ -62,7 +62,13 @@ impl Model {
 
     /// The adapter of `--adapter`, if there is one.
     pub fn adapter(&self, args: &ModelArgs) -> Result<Option<Adapter>> {
-        args.adapter.as_ref().map(|dir| Adapter::open(dir, &self.description)).transpose()
+        let Some(dir) = &args.adapter else { return Ok(None) };
+        let adapter = Adapter::open(dir, &self.description)?;
+        if !adapter.absent.is_empty() {
+            let names = adapter.absent.join(", ");
+            note!("note: {}: target_modules that this model does not have: {names}", dir.display());
+        }
+        Ok(Some(adapter))
     }
 
     /// Its tokenizer.
@@ -80,10 +86,8 @@ impl Model {
     pub fn stop_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let path = self.dir.join("generation_config.json");
         let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(ids),
-            Err(e) => return Err(Error::file(&path, e)),
+        let Some(text) = read_optional(&self.dir, "generation_config.json", MAX_CONFIG_BYTES)? else {
+            return Ok(ids);
         };
         let config: serde_json::Value =
             serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), format!("no JSON: {e}")))?;

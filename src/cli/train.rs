@@ -224,7 +224,7 @@ fn stop_on_ctrl_c() -> &'static AtomicBool {
             if STOP.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);
             }
-            note!("\nending after this step, with a checkpoint (again: at once)");
+            note!("ending after this step, with a checkpoint (again: at once)");
         });
         if let Err(error) = set {
             note!("warning: Ctrl-C will end the program at once, without a checkpoint: {error}");
@@ -357,7 +357,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     ));
     progress.bar.finish_and_clear();
     if let Some(profile) = gpu.end_profile() {
-        note!("{}", profile.table().trim_end());
+        profile.table().lines().for_each(|line| note!("{line}"));
     }
     let ended = ended?;
     if ended.interrupted {

@@ -1,7 +1,14 @@
-//! A tokenizer's own chat template, rendered as transformers does (Jinja, blocks trimmed, Python's string methods).
+//! A tokenizer's own chat template, rendered as transformers does (Jinja, blocks trimmed, Python's string methods). Templates are
+//! untrusted: [`bounds`] keeps them from taking more than their share of time and memory.
+
+mod bounds;
+
+use std::path::Path;
 
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Environment, Error, ErrorKind};
+use minijinja::{Environment, Error, ErrorKind, State};
+
+use bounds::{Size, measure};
 
 use super::rows::Message;
 
@@ -10,6 +17,8 @@ use super::rows::Message;
 pub struct ChatTemplate {
     environment: Environment<'static>,
     tokens: Vec<(String, String)>,
+    /// For messages.
+    file: String,
 }
 
 impl ChatTemplate {
@@ -20,21 +29,29 @@ impl ChatTemplate {
     pub fn new(source: &str, tokens: Vec<(String, String)>) -> Result<Self, String> {
         let mut environment = Environment::new();
         let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| e.to_string())?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        let syntax = syntax.map_err(|e| e.to_string())?;
+        environment.set_syntax(syntax.clone());
+        bounds::apply(&mut environment);
         environment.set_formatter(|out, state, value| match value.kind() {
             ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
             ValueKind::None => Ok(out.write_str("None")?),
-            _ => minijinja::escape_formatter(out, state, value),
+            _ => {
+                measure(state, value)?;
+                minijinja::escape_formatter(out, state, value)
+            }
         });
         environment.add_filter(
             "tojson",
-            |value: Value, indent: Option<usize>, options: Kwargs| -> Result<String, Error> {
+            |state: &State, value: Value, indent: Option<usize>, options: Kwargs| -> Result<String, Error> {
                 let indent = indent.or(options.get::<Option<usize>>("indent")?);
                 for ignored in ["ensure_ascii", "separators", "sort_keys"] {
                     options.get::<Option<Value>>(ignored)?;
                 }
                 options.assert_all_used()?;
+                let Size { n_values, depth } = measure(state, &value)?;
+                // Every value has at most two lines, indented by at most this.
+                let width = indent.unwrap_or(0).saturating_mul(depth).saturating_mul(2);
+                bounds::charge(state, n_values.saturating_mul(width))?;
                 let mut out = String::new();
                 write_json(&value, indent, 0, &mut out)?;
                 Ok(out)
@@ -44,8 +61,14 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, format!("the template says: {message}")))
         });
         environment.add_function("strftime_now", |format: String| strftime(&format, seconds_now()));
-        environment.add_template_owned("chat", without_generation_tags(source)).map_err(|e| one_line(&e))?;
-        Ok(Self { environment, tokens })
+        let source = bounds::bounded(&without_generation_tags(source), syntax)?;
+        environment.add_template_owned("chat", source).map_err(|e| one_line(&e))?;
+        Ok(Self { environment, tokens, file: String::new() })
+    }
+
+    /// Messages will name the file that it is from.
+    pub fn of_file(self, path: &Path) -> Self {
+        Self { file: format!("{}: ", path.display()), ..self }
     }
 
     /// The text of a conversation, as `apply_chat_template(..., tokenize=False)`.
@@ -62,8 +85,8 @@ impl ChatTemplate {
         context.push(("messages".into(), Value::from(messages)));
         context.push(("add_generation_prompt".into(), Value::from(add_generation_prompt)));
         context.extend(["tools", "documents"].map(|name| (name.into(), Value::from(()))));
-        let template = self.environment.get_template("chat").map_err(|e| one_line(&e))?;
-        template.render(Value::from_pairs(context)).map_err(|e| one_line(&e))
+        let template = self.environment.get_template("chat").and_then(|t| t.render(Value::from_pairs(context)));
+        template.map_err(|e| format!("{}{}", self.file, one_line(&e)))
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use super::batch::Example;
 use super::dataset::{Dataset, Fate};
 use super::tokens::Tokenizer;
+use crate::error::one_line;
 
 /// What `check` prints; serialised for `--json`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -180,7 +181,7 @@ impl fmt::Display for Report {
             writeln!(f)?;
         }
         for note in &self.tokenizer_notes {
-            writeln!(f, "note: {note}")?;
+            writeln!(f, "note: {}", one_line(note))?;
         }
         for note in &self.notes {
             let fate = if note.fate == Fate::Dropped { "dropped" } else { "truncated" };

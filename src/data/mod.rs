@@ -12,3 +12,4 @@ pub mod prompts;
 pub mod rows;
 pub mod template;
 pub mod tokens;
+mod untrusted;

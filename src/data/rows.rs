@@ -94,6 +94,9 @@ pub enum Purpose {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FieldMap(Vec<(&'static str, String)>);
 
+/// Bytes of a line: none is held that is longer.
+const MAX_LINE_BYTES: u64 = 64 << 20;
+
 const FIELDS: [&str; 14] = [
     "i_chosen",
     "r_chosen",
@@ -170,20 +173,27 @@ pub(super) fn for_each_object(
     path: &Path,
     mut take: impl FnMut(Place, Map<String, Value>) -> std::result::Result<(), String>,
 ) -> Result<()> {
+    let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
+    if !about.is_file() && !is_pipe(&about) {
+        return Err(Error::file(path, "is neither a file nor a pipe"));
+    }
     let file = std::fs::File::open(path).map_err(|e| Error::file(path, e))?;
-    // No line, so no allocation, is longer than the file; a pipe has no length.
-    let about = file.metadata().map_err(|e| Error::file(path, e))?;
+    // A file that grows while it is read ends where it ended; a pipe has no length.
     let length = if about.is_file() { about.len() } else { u64::MAX };
     let shared: Arc<Path> = path.into();
     let mut reader = BufReader::new(file.take(length));
     let (mut buffer, mut line, mut found) = (Vec::new(), 0, false);
     loop {
         buffer.clear();
-        if reader.read_until(b'\n', &mut buffer).map_err(|e| Error::file(path, e))? == 0 {
+        let mut one = (&mut reader).take(MAX_LINE_BYTES + 1);
+        if one.read_until(b'\n', &mut buffer).map_err(|e| Error::file(path, e))? == 0 {
             break;
         }
         line += 1;
         let place = Place { path: shared.clone(), line };
+        if buffer.len() as u64 > MAX_LINE_BYTES {
+            return Err(place.error(format!("the line is longer than {} MiB", MAX_LINE_BYTES >> 20)));
+        }
         let mut bytes = buffer.as_slice();
         if line == 1 {
             bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
@@ -198,6 +208,17 @@ pub(super) fn for_each_object(
         take(place.clone(), object).map_err(|reason| place.error(reason))?;
     }
     if found { Ok(()) } else { Err(Error::file(path, "the file holds no rows")) }
+}
+
+#[cfg(unix)]
+fn is_pipe(about: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    about.file_type().is_fifo()
+}
+
+#[cfg(not(unix))]
+fn is_pipe(about: &std::fs::Metadata) -> bool {
+    !about.is_dir()
 }
 
 fn object(text: &str) -> std::result::Result<Map<String, Value>, String> {

@@ -8,7 +8,9 @@ use super::batch::Sequence;
 use super::chat::ChatTemplate;
 use super::rows::{Instruction, Text};
 use super::template::Template;
+use super::untrusted::{self, without_panic};
 use crate::error::{Error, Result};
+use crate::model::folder::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, read_inside, read_optional};
 
 /// tokenizer.json with the BOS, EOS and chat template of tokenizer_config.json.
 #[derive(Debug)]
@@ -30,18 +32,10 @@ impl Tokenizer {
     /// [`Error::File`] or [`Error::Field`] for a file that is missing, malformed, or at odds with the other.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let path = dir.join("tokenizer.json");
-        let tokenizer = std::fs::read(&path).map_err(|e| Error::file(&path, e))?;
-        let optional = |name: &str| {
-            let path = dir.join(name);
-            match std::fs::read_to_string(&path) {
-                Ok(text) => Ok(Some(text)),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-                Err(e) => Err(Error::file(path, e)),
-            }
-        };
+        let tokenizer = read_inside(dir, "tokenizer.json", MAX_TOKENIZER_BYTES)?;
+        let optional = |name: &str| read_optional(dir, name, MAX_CONFIG_BYTES);
         let (config, chat) = (optional("tokenizer_config.json")?, optional("chat_template.jinja")?);
-        Self::from_parts(dir, &tokenizer, config.as_deref(), chat.as_deref())
+        Self::from_parts(dir, tokenizer.as_bytes(), config.as_deref(), chat.as_deref())
     }
 
     /// From the files' contents; `dir` serves error messages.
@@ -50,8 +44,7 @@ impl Tokenizer {
     /// As [`Tokenizer::load`].
     pub fn from_parts(dir: &Path, tokenizer: &[u8], config: Option<&str>, chat: Option<&str>) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        serde_json::from_slice::<serde::de::IgnoredAny>(tokenizer)
-            .map_err(|e| Error::file(&path, format!("malformed JSON: {e}")))?;
+        untrusted::check(tokenizer).map_err(|reason| Error::file(&path, reason))?;
         let mut inner = without_panic(|| tokenizers::Tokenizer::from_bytes(tokenizer).map_err(|e| e.to_string()))
             .and_then(|made| made)
             .map_err(|e| Error::file(&path, format!("no tokenizer can be made of it: {}", one_line(&e))))?;
@@ -131,7 +124,7 @@ impl Tokenizer {
         };
         // A template that cannot be compiled matters only to those who use it.
         let chat = source.and_then(|(path, text)| match ChatTemplate::new(text, special.clone()) {
-            Ok(chat) => Some(chat),
+            Ok(chat) => Some(chat.of_file(&path)),
             Err(reason) => {
                 notes.push(format!("{}: {reason}", path.display()));
                 None
@@ -166,7 +159,7 @@ impl Tokenizer {
         let last = self.bos.max(self.eos).map_or(0, |id| id as usize + 1).max(own);
         if last > model_vocab {
             return Err(Error::file(
-                self.dir.join("tokenizer.json"),
+                self.path(),
                 format!("the tokenizer needs {last} token ids, the model's embedding has {model_vocab} rows"),
             ));
         }
@@ -234,8 +227,9 @@ impl Tokenizer {
     }
 
     fn tokenise(&self, text: &str) -> std::result::Result<tokenizers::Encoding, String> {
-        let encoding =
-            self.inner.encode(text, false).map_err(|e| format!("tokenizer: {}", one_line(&e.to_string())))?;
+        let encoding = without_panic(|| self.inner.encode(text, false).map_err(|e| e.to_string()))
+            .and_then(|made| made)
+            .map_err(|e| format!("{} fails at this text: {}", self.path().display(), one_line(&e)))?;
         if let Some(limit) = self.vocab_limit
             && let Some(at) = encoding.get_ids().iter().position(|id| *id as usize >= limit)
         {
@@ -265,8 +259,13 @@ impl Tokenizer {
     }
 
     fn decode_with(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        let failed = |e: tokenizers::Error| Error::file(self.dir.join("tokenizer.json"), one_line(&e.to_string()));
-        self.inner.decode(ids, skip_special).map_err(failed)
+        without_panic(|| self.inner.decode(ids, skip_special).map_err(|e| e.to_string()))
+            .and_then(|made| made)
+            .map_err(|e| Error::file(self.path(), format!("its decoder fails: {}", one_line(&e))))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join("tokenizer.json")
     }
 
     /// One token for display: its text with escapes, or its name in the vocabulary where it is part of a character.
@@ -275,26 +274,11 @@ impl Tokenizer {
         // A word's leading space is lost when it is decoded alone, so the vocabulary's own mark is trusted.
         let text = match self.inner.id_to_token(id) {
             Some(token) if token.starts_with('▁') => token.replace('▁', " "),
-            _ => self.inner.decode(&[id], false).unwrap_or_default(),
+            _ => self.decode_all(&[id]).unwrap_or_default(),
         };
         let text = if text.is_empty() || text.contains('\u{fffd}') { name() } else { text };
         text.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"")
     }
-}
-
-/// `tokenizers` panics at some malformed files (a bad `precompiled_charsmap`, for one): the panic's text as the reason instead.
-fn without_panic<T>(make: impl FnOnce() -> T) -> std::result::Result<T, String> {
-    // The hook is the process's: one at a time.
-    static HOOK: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _one = HOOK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| ()));
-    let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make));
-    std::panic::set_hook(hook);
-    made.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        text.unwrap_or("malformed").to_string()
-    })
 }
 
 fn one_line(text: &str) -> String {

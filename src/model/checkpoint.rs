@@ -8,6 +8,8 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::description::{Description, TensorSpec};
+pub use super::folder::inside;
+use super::folder::{MAX_CONFIG_BYTES, read_inside};
 pub use super::tensor_file::to_f32;
 use super::tensor_file::{Stored, TensorFile, shape_text};
 use super::weights::Source;
@@ -61,8 +63,7 @@ impl Checkpoint {
             };
             return Err(Error::file(dir, reason));
         }
-        let path = inside(dir, INDEX)?;
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
+        let (path, text) = (dir.join(INDEX), read_inside(dir, INDEX, MAX_CONFIG_BYTES)?);
         let index = read_index(&path, &text)?;
         let names: BTreeSet<&String> = index.values().collect();
         let files = names.into_iter().map(|name| TensorFile::open(inside(dir, name)?));
@@ -240,27 +241,6 @@ impl Source for Checkpoint {
 fn is_buffer(name: &str, d: &Description) -> bool {
     let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
     name.ends_with("rotary_emb.inv_freq") || (mask && d.position_embedding.is_some())
-}
-
-/// A file of a checkpoint's folder, which may be a link only to within the folder, or into the blobs of hf-hub's cache where the
-/// folder is one of its snapshots.
-///
-/// # Errors
-/// [`Error::File`]: it is not there, or elsewhere.
-pub fn inside(dir: &Path, name: &str) -> Result<PathBuf> {
-    let path = dir.join(name);
-    let target = path.canonicalize().map_err(|e| Error::file(&path, e))?;
-    let dir = dir.canonicalize().map_err(|e| Error::file(dir, e))?;
-    if target.starts_with(&dir) || hub_blobs(&dir).is_some_and(|blobs| target.starts_with(blobs)) {
-        return Ok(path);
-    }
-    Err(Error::file(&path, "is a link out of the checkpoint's folder"))
-}
-
-/// `<repository>/blobs` of `<repository>/snapshots/<revision>`.
-fn hub_blobs(dir: &Path) -> Option<PathBuf> {
-    let snapshots = dir.parent().filter(|p| p.file_name().is_some_and(|n| n == "snapshots"))?;
-    snapshots.parent()?.join("blobs").canonicalize().ok()
 }
 
 /// Tensor -> file name, each a plain name of the index's folder.

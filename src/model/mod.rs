@@ -7,6 +7,7 @@ pub mod config;
 pub mod decoder;
 pub mod description;
 mod families;
+pub mod folder;
 #[cfg(feature = "cli")]
 pub mod hub;
 pub mod linear;

@@ -1,13 +1,12 @@
 //! PEFT's LoRA adapters: `adapter_config.json` and `adapter_model.safetensors`, in and out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::checkpoint::inside;
 use super::description::{Description, Module};
+use super::folder::{MAX_CONFIG_BYTES, inside, read_inside};
 use super::load::{LoraSpec, linear_modules, lora_names};
 use super::save::{OutputDtype, Planned, write_safetensors, write_text};
 use super::tensor_file::{TensorFile, shape_text};
@@ -48,6 +47,32 @@ const REFUSED: [&str; 20] = [
 /// How `lora_A` and `lora_B` began, where the base's weights stayed what they were.
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
+/// Which modules have an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Targets {
+    /// `all-linear`: all but the head.
+    AllLinear,
+    /// Last components or longer suffixes of modules' names.
+    Names(Vec<String>),
+    /// A regular expression of Python's. It is not understood: the adapter's tensors say which modules it matched.
+    Pattern(String),
+}
+
+impl Targets {
+    /// From names as typed, where `all-linear` may stand among them.
+    fn typed(names: &[String]) -> Self {
+        if names.iter().any(|n| n == ALL_LINEAR) { Self::AllLinear } else { Self::Names(names.to_vec()) }
+    }
+
+    fn to_json(&self) -> Value {
+        match self {
+            Self::AllLinear => json!(ALL_LINEAR),
+            Self::Names(names) => json!(names),
+            Self::Pattern(pattern) => json!(pattern),
+        }
+    }
+}
+
 /// `adapter_config.json`, understood.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterConfig {
@@ -57,8 +82,8 @@ pub struct AdapterConfig {
     pub alpha: f64,
     /// s = α/√R instead of α/R.
     pub rslora: bool,
-    /// Last components or longer suffixes of modules' names, or `all-linear` alone.
-    pub targets: Vec<String>,
+    /// `target_modules`.
+    pub targets: Targets,
     /// Dropout of the training that made it: not applied here.
     pub dropout: f64,
     /// `base_model_name_or_path`.
@@ -125,7 +150,6 @@ impl AdapterConfig {
 
     /// As PEFT reads it back.
     pub fn to_json(&self, d: &Description) -> Value {
-        let all = self.targets == [ALL_LINEAR];
         json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -138,22 +162,20 @@ impl AdapterConfig {
             "fan_in_fan_out": linear_modules(d).all(|m| m.transposed),
             "inference_mode": true,
             "init_lora_weights": true,
-            "target_modules": if all { json!(ALL_LINEAR) } else { json!(self.targets) },
+            "target_modules": self.targets.to_json(),
         })
     }
 }
 
-fn read_targets(value: Option<&Value>) -> Result<Vec<String>, String> {
+fn read_targets(value: Option<&Value>) -> Result<Targets, String> {
     match value {
-        Some(Value::String(all)) if all == ALL_LINEAR => Ok(vec![ALL_LINEAR.into()]),
-        Some(Value::String(other)) => {
-            Err(format!("the pattern `{other}` is not supported: give a list of names, or \"{ALL_LINEAR}\""))
-        }
+        Some(Value::String(all)) if all == ALL_LINEAR => Ok(Targets::AllLinear),
+        Some(Value::String(pattern)) if !pattern.is_empty() => Ok(Targets::Pattern(pattern.clone())),
         Some(Value::Array(list)) if !list.is_empty() => {
             let name = |v: &Value| v.as_str().map(String::from).ok_or_else(|| format!("expected names, found {v}"));
-            list.iter().map(name).collect()
+            list.iter().map(name).collect::<Result<_, _>>().map(Targets::Names)
         }
-        _ => Err(format!("expected a list of names, or \"{ALL_LINEAR}\"")),
+        _ => Err(format!("expected a list of names, a pattern, or \"{ALL_LINEAR}\"")),
     }
 }
 
@@ -164,6 +186,8 @@ pub struct Adapter {
     pub lora: LoraSpec,
     /// As `adapter_config.json` has it.
     pub config: AdapterConfig,
+    /// Names among `target_modules` that match no module of this model; PEFT passes them over too.
+    pub absent: Vec<String>,
 }
 
 impl Adapter {
@@ -173,11 +197,22 @@ impl Adapter {
     /// [`Error::File`], [`Error::Field`], or [`Error::Tensor`] where a matrix is missing or is of another base model.
     pub fn open(dir: impl AsRef<Path>, d: &Description) -> Result<Self> {
         let dir = dir.as_ref();
-        let path = inside(dir, CONFIG)?;
-        let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
+        let (path, text) = (dir.join(CONFIG), read_inside(dir, CONFIG, MAX_CONFIG_BYTES)?);
         let config = AdapterConfig::from_json(&path, &text)?;
-        let targeted = select(d, &config.targets).map_err(|reason| Error::field(&path, "target_modules", reason))?;
         let file = TensorFile::open(inside(dir, WEIGHTS)?)?;
+        let held = |m: &Module| lora_names(&m.name).iter().any(|n| file.tensors().contains_key(n));
+        let (targeted, absent) = match &config.targets {
+            Targets::AllLinear => (linear_modules(d).collect(), Vec::new()),
+            Targets::Names(names) => select(d, names),
+            Targets::Pattern(_) => (linear_modules(d).filter(|m| held(m)).collect(), Vec::new()),
+        };
+        if targeted.is_empty() {
+            let reason = match &config.targets {
+                Targets::Pattern(_) => format!("{WEIGHTS} holds no module of this model, which has {}", available(d)),
+                _ => format!("names no module of this model, which has {}", available(d)),
+            };
+            return Err(Error::field(&path, "target_modules", reason));
+        }
         let bad = |name: &str, reason: String| Error::tensor(file.path(), name, reason);
         let read = |name: &str, shape: [usize; 2]| {
             let stored = file.tensors().get(name).ok_or_else(|| bad(name, "is missing".into()))?;
@@ -189,7 +224,7 @@ impl Adapter {
         };
         let mut modules = BTreeMap::new();
         let mut known = BTreeSet::new();
-        for module in &targeted {
+        for module in targeted {
             let [name_a, name_b] = lora_names(&module.name);
             let a = read(&name_a, [config.rank, module.n_in])?;
             let b = read(&name_b, [module.n_out, config.rank])?;
@@ -202,7 +237,7 @@ impl Adapter {
                 format!("belongs to no module that target_modules names in this {}", d.architecture),
             ));
         }
-        Ok(Self { lora: LoraSpec { rank: config.rank, scale: config.scale(), modules }, config })
+        Ok(Self { lora: LoraSpec { rank: config.rank, scale: config.scale(), modules }, config, absent })
     }
 
     /// A new adapter: A uniform in ±1/√n_in (PEFT's Kaiming with a = √5), B zero, so that it changes nothing yet.
@@ -218,38 +253,50 @@ impl Adapter {
             rank: settings.rank,
             alpha: settings.alpha,
             rslora: false,
-            targets: settings.targets.clone(),
+            targets: Targets::typed(&settings.targets),
             dropout: 0.0,
             base: Some(base.into()),
         };
+        let (targeted, absent) = match &config.targets {
+            Targets::Names(names) => select(d, names),
+            Targets::AllLinear | Targets::Pattern(_) => (linear_modules(d).collect(), Vec::new()),
+        };
+        if let Some(target) = absent.first() {
+            let reason = format!("`{target}` matches no module; this model has {}", available(d));
+            return Err(Error::flag("lora-targets", reason));
+        }
+        if targeted.is_empty() {
+            return Err(Error::flag("lora-targets", format!("names no module; this model has {}", available(d))));
+        }
         let mut rng = Rng::new(seed, 0x10ca);
         let mut modules = BTreeMap::new();
-        for module in select(d, &settings.targets).map_err(|reason| Error::flag("lora-targets", reason))? {
+        for module in targeted {
             let bound = 1.0 / (module.n_in as f32).sqrt();
             let a = (0..settings.rank * module.n_in).map(|_| (2.0 * rng.next_f32() - 1.0) * bound).collect();
             modules.insert(module.name.clone(), (a, vec![0.0; module.n_out * settings.rank]));
         }
-        Ok(Self { lora: LoraSpec { rank: settings.rank, scale: config.scale(), modules }, config })
+        Ok(Self { lora: LoraSpec { rank: settings.rank, scale: config.scale(), modules }, config, absent })
     }
 }
 
-/// Modules that targets name, by their last component or a longer suffix, as PEFT matches them; `all-linear`: all but the head.
-/// The reason, where one names none.
-fn select<'a>(d: &'a Description, targets: &[String]) -> Result<Vec<&'a Module>, String> {
-    let modules: Vec<&Module> = linear_modules(d).collect();
-    let matches = |m: &Module, t: &str| t == ALL_LINEAR || m.name == t || m.name.ends_with(&format!(".{t}"));
-    let last = |m: &Module| m.name.rsplit('.').next().unwrap_or(&m.name).to_string();
-    let available = || {
-        let names: BTreeSet<String> = modules.iter().map(|m| last(m)).collect();
-        names.into_iter().collect::<Vec<_>>().join(", ")
-    };
-    if let Some(target) = targets.iter().find(|t| !modules.iter().any(|m| matches(m, t))) {
-        return Err(format!("`{target}` matches no module; this model has {} (or {ALL_LINEAR})", available()));
-    }
-    if targets.is_empty() {
-        return Err(format!("names no module; this model has {} (or {ALL_LINEAR})", available()));
-    }
-    Ok(modules.into_iter().filter(|m| targets.iter().any(|t| matches(m, t))).collect())
+/// Modules that names match, by their last component or a longer suffix, as PEFT matches them; and the names that match none.
+fn select<'a>(d: &'a Description, names: &[String]) -> (Vec<&'a Module>, Vec<String>) {
+    let mut hit = BTreeSet::new();
+    let wanted: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    let modules = linear_modules(d).filter(|module| {
+        let starts = std::iter::once(0).chain(module.name.match_indices('.').map(|(at, _)| at + 1));
+        let found: Vec<&str> = starts.filter_map(|at| wanted.get(&module.name[at..]).copied()).collect();
+        hit.extend(found.iter().copied());
+        !found.is_empty()
+    });
+    let modules = modules.collect();
+    (modules, wanted.into_iter().filter(|name| !hit.contains(name)).map(String::from).collect())
+}
+
+/// "down_proj, q_proj, ... (or all-linear)".
+fn available(d: &Description) -> String {
+    let names: BTreeSet<&str> = linear_modules(d).filter_map(|m| m.name.rsplit('.').next()).collect();
+    format!("{} (or {ALL_LINEAR})", names.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 /// Writes an adapter into a folder; `values(module, 0)` gives A, `values(module, 1)` B. The config comes last.

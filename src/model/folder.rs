@@ -1,0 +1,105 @@
+//! Reading files of a model's folder, which is untrusted: nothing outside of it, nothing but regular files, none longer than it may be.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Bytes that a configuration, an index or a template may have.
+pub const MAX_CONFIG_BYTES: u64 = 64 << 20;
+/// Bytes that `tokenizer.json` may have.
+pub const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
+
+/// A regular file of a folder, which may be a link only to within the folder, or into the blobs of hf-hub's cache where the folder
+/// is one of its snapshots.
+///
+/// # Errors
+/// [`Error::File`]: it is not there, elsewhere, or no regular file.
+pub fn inside(dir: &Path, name: &str) -> Result<PathBuf> {
+    let path = dir.join(name);
+    let target = path.canonicalize().map_err(|e| Error::file(&path, e))?;
+    let dir = dir.canonicalize().map_err(|e| Error::file(dir, e))?;
+    if !target.starts_with(&dir) && !hub_blobs(&dir).is_some_and(|blobs| target.starts_with(blobs)) {
+        return Err(Error::file(&path, "is a link out of the checkpoint's folder"));
+    }
+    if !target.is_file() {
+        return Err(Error::file(&path, "is no regular file"));
+    }
+    Ok(path)
+}
+
+/// `<repository>/blobs` of `<repository>/snapshots/<revision>`.
+fn hub_blobs(dir: &Path) -> Option<PathBuf> {
+    let snapshots = dir.parent().filter(|p| p.file_name().is_some_and(|n| n == "snapshots"))?;
+    snapshots.parent()?.join("blobs").canonicalize().ok()
+}
+
+/// The text of a file of a folder, of at most `limit` bytes.
+///
+/// # Errors
+/// As [`inside`]; [`Error::File`] where it is longer, or no UTF-8.
+pub fn read_inside(dir: &Path, name: &str, limit: u64) -> Result<String> {
+    let path = inside(dir, name)?;
+    let at = |e: std::io::Error| Error::file(&path, e);
+    let file = std::fs::File::open(&path).map_err(at)?;
+    let n_bytes = file.metadata().map_err(at)?.len();
+    if n_bytes > limit {
+        return Err(Error::file(&path, format!("has {n_bytes} bytes; at most {limit} are read")));
+    }
+    let mut text = String::new();
+    file.take(limit).read_to_string(&mut text).map_err(at)?;
+    Ok(text)
+}
+
+/// [`read_inside`], `None` where there is no such file.
+///
+/// # Errors
+/// As [`read_inside`].
+pub fn read_optional(dir: &Path, name: &str, limit: u64) -> Result<Option<String>> {
+    match dir.join(name).symlink_metadata() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        _ => read_inside(dir, name, limit).map(Some),
+    }
+}
+
+#[cfg(all(test, unix))]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn only_regular_files_of_the_folder_are_read() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("model");
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("a"), "text").unwrap();
+        fs::write(root.path().join("secret"), "secret").unwrap();
+        symlink("a", dir.join("within")).unwrap();
+        for (name, to) in [("out", "../secret"), ("zero", "/dev/zero"), ("nowhere", "nothing"), ("loop", "loop")] {
+            symlink(to, dir.join(name)).unwrap();
+        }
+        fs::create_dir(dir.join("folder")).unwrap();
+        let fifo = std::process::Command::new("mkfifo").arg(dir.join("fifo")).status().unwrap();
+        assert!(fifo.success());
+
+        for name in ["a", "within"] {
+            assert_eq!(read_inside(&dir, name, 4).unwrap(), "text");
+        }
+        let told = |name: &str, limit: u64| read_optional(&dir, name, limit).unwrap_err().to_string();
+        assert!(told("a", 3).contains("has 4 bytes; at most 3 are read"));
+        for (name, reason) in [
+            ("out", "is a link out of the checkpoint's folder"),
+            ("zero", "is a link out of the checkpoint's folder"),
+            ("nowhere", "No such file"),
+            ("loop", ""),
+            ("folder", "is no regular file"),
+            ("fifo", "is no regular file"),
+        ] {
+            let text = told(name, 100);
+            assert!(text.contains(&format!("model/{name}: ")) && text.contains(reason), "{text}");
+        }
+        assert_eq!(read_optional(&dir, "absent", 100).unwrap(), None);
+    }
+}
