@@ -11,8 +11,9 @@
 // `segments`: SEGMENT words a query: prefix_start, prefix_end, own_start, own_end, position, query_end; then two words a tile of
 // TILE queries (first and last key that any of them sees).
 
+import package::shared::head_quads::{E, load_q, load_kv, load_qkv, load_d_o};
+
 override TILE: u32 = 64u;
-override E: u32 = 64u;
 override SOFTCAP: bool = false;
 
 struct AttentionParams {
@@ -34,8 +35,6 @@ const SEGMENT = 8u;
 const MASKED = -1e30;
 
 @group(0) @binding(0) var<uniform> params: AttentionParams;
-@group(0) @binding(1) var<storage, read> q: array<f32>;  // (T, q_stride), heads side by side from q_start
-@group(0) @binding(2) var<storage, read> kv: array<f32>; // (keys, kv_stride), keys from k_start, values from v_start
 @group(0) @binding(3) var<storage, read> segments: array<u32>;
 @group(0) @binding(4) var<storage, read_write> o: array<f32>;   // (T, H·E)
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>; // (T, H)
@@ -80,30 +79,6 @@ fn cap_slope(s: f32) -> f32 {
     return 1.0;
 }
 
-fn load_q(at: u32, quad: u32) -> vec4<f32> {
-    let i = at + 4u * quad;
-    if E % 4u == 0u || 4u * quad + 4u <= E {
-        return vec4<f32>(q[i], q[i + 1u], q[i + 2u], q[i + 3u]);
-    }
-    var some = vec4<f32>();
-    for (var c = 0u; c < E % 4u; c++) {
-        some[c] = q[i + c];
-    }
-    return some;
-}
-
-fn load_kv(at: u32, quad: u32) -> vec4<f32> {
-    let i = at + 4u * quad;
-    if E % 4u == 0u || 4u * quad + 4u <= E {
-        return vec4<f32>(kv[i], kv[i + 1u], kv[i + 2u], kv[i + 3u]);
-    }
-    var some = vec4<f32>();
-    for (var c = 0u; c < E % 4u; c++) {
-        some[c] = kv[i + c];
-    }
-    return some;
-}
-
 fn store_o(at: u32, quad: u32, value: vec4<f32>) {
     for (var c = 0u; c < 4u; c++) {
         if 4u * quad + c < E {
@@ -136,17 +111,17 @@ fn attention_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
         for (var d = 0u; d < QUADS; d++) {
             product += dot(mine[d], load_kv(k_at, d));
         }
-        if sees(view, j) {
-            let s = capped(product);
-            let now = max(top, s);
-            let shrink = exp(top - now);
-            let p = exp(s - now);
-            total = total * shrink + p;
-            top = now;
-            let v_at = params.v_start + j * params.kv_stride + kv_head * E;
-            for (var d = 0u; d < QUADS; d++) {
-                acc[d] = acc[d] * shrink + p * load_kv(v_at, d);
-            }
+        // No branch: lanes that do not see the key add nothing.
+        let seen = sees(view, j);
+        let s = capped(product);
+        let now = select(top, max(top, s), seen);
+        let shrink = exp(top - now);
+        let p = select(0.0, exp(s - now), seen);
+        total = total * shrink + p;
+        top = now;
+        let v_at = params.v_start + j * params.kv_stride + kv_head * E;
+        for (var d = 0u; d < QUADS; d++) {
+            acc[d] = acc[d] * shrink + p * load_kv(v_at, d);
         }
     }
     if i >= params.t {
@@ -177,8 +152,6 @@ fn attention_bwd_delta(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_i
     delta_out[i * params.heads + group.y] = sum;
 }
 
-@group(0) @binding(1) var<storage, read> qkv: array<f32>;
-@group(0) @binding(2) var<storage, read> d_o: array<f32>;       // (T, H·E)
 @group(0) @binding(3) var<storage, read> lse_saved: array<f32>; // (T, H)
 @group(0) @binding(4) var<storage, read> delta: array<f32>;     // (T, H)
 @group(0) @binding(5) var<storage, read> spans: array<u32>;     // as `segments`
@@ -187,30 +160,6 @@ fn attention_bwd_delta(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_i
 fn span_of(i: u32) -> View {
     let at = i * SEGMENT;
     return View(spans[at], spans[at + 1u], spans[at + 2u], spans[at + 3u], spans[at + 4u]);
-}
-
-fn load_qkv(at: u32, quad: u32) -> vec4<f32> {
-    let i = at + 4u * quad;
-    if E % 4u == 0u || 4u * quad + 4u <= E {
-        return vec4<f32>(qkv[i], qkv[i + 1u], qkv[i + 2u], qkv[i + 3u]);
-    }
-    var some = vec4<f32>();
-    for (var c = 0u; c < E % 4u; c++) {
-        some[c] = qkv[i + c];
-    }
-    return some;
-}
-
-fn load_d_o(at: u32, quad: u32) -> vec4<f32> {
-    let i = at + 4u * quad;
-    if E % 4u == 0u || 4u * quad + 4u <= E {
-        return vec4<f32>(d_o[i], d_o[i + 1u], d_o[i + 2u], d_o[i + 3u]);
-    }
-    var some = vec4<f32>();
-    for (var c = 0u; c < E % 4u; c++) {
-        some[c] = d_o[i + c];
-    }
-    return some;
 }
 
 fn store_d(at: u32, quad: u32, value: vec4<f32>) {
@@ -251,12 +200,11 @@ fn attention_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
             product += dot(mine[d], load_qkv(k_at, d));
             d_p += dot(pull[d], load_qkv(v_at, d));
         }
-        if sees(view, j) {
-            let s = capped(product);
-            let d_s = exp(s - level) * (d_p - even) * cap_slope(s) * params.scale;
-            for (var d = 0u; d < QUADS; d++) {
-                acc[d] += d_s * load_qkv(k_at, d);
-            }
+        let s = capped(product);
+        let pull_s = exp(s - level) * (d_p - even) * cap_slope(s) * params.scale;
+        let d_s = select(0.0, pull_s, sees(view, j));
+        for (var d = 0u; d < QUADS; d++) {
+            acc[d] += d_s * load_qkv(k_at, d);
         }
     }
     if i >= params.t {
@@ -305,14 +253,13 @@ fn attention_bwd_kv(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
                 product += dot(key[d], load_qkv(q_at, d));
                 d_p += dot(value[d], load_d_o(o_at, d));
             }
-            if seen {
-                let s = capped(product);
-                let p = exp(s - lse_saved[i * params.heads + head]);
-                let d_s = p * (d_p - delta[i * params.heads + head]) * cap_slope(s) * params.scale;
-                for (var d = 0u; d < QUADS; d++) {
-                    d_key[d] += d_s * load_qkv(q_at, d);
-                    d_value[d] += p * load_d_o(o_at, d);
-                }
+            let s = capped(product);
+            let p = select(0.0, exp(s - lse_saved[i * params.heads + head]), seen);
+            let slope = (d_p - delta[i * params.heads + head]) * cap_slope(s) * params.scale;
+            let d_s = select(0.0, p * slope, seen);
+            for (var d = 0u; d < QUADS; d++) {
+                d_key[d] += d_s * load_qkv(q_at, d);
+                d_value[d] += p * load_d_o(o_at, d);
             }
         }
     }

@@ -33,6 +33,8 @@ shaders![
     "rope",
     "sample",
     "shared/grid",
+    "shared/head_quads",
+    "shared/head_values",
     "shared/reduce",
     "shared/weight",
     "shared/weight_bf16",

@@ -125,8 +125,14 @@ fn params(a: &Attention, l: &Layout, s: &Segments) -> AttentionParams {
     }
 }
 
-fn shader(entry: &'static str, head_dim: usize, softcap: bool, tile: usize) -> Shader {
+/// Whether every head's row is of whole, aligned quads.
+fn in_quads(a: &Attention, l: &Layout) -> bool {
+    [a.head_dim, l.q_start, l.q_stride, l.k_start, l.v_start, l.kv_stride].iter().all(|n| n.is_multiple_of(4))
+}
+
+fn shader(entry: &'static str, head_dim: usize, softcap: bool, tile: usize, quads: bool) -> Shader {
     let shader = Shader::new("attention", entry).with("TILE", tile as f64).with("E", head_dim as f64);
+    let shader = if quads { shader } else { shader.substitute("shared/head_quads", "shared/head_values") };
     if entry == "attention_bwd_delta" { shader } else { shader.with("SOFTCAP", f64::from(u8::from(softcap))) }
 }
 
@@ -147,7 +153,7 @@ pub fn attention_fwd(
     o: &Slot,
     lse: &Slot,
 ) {
-    let shader = shader("attention_fwd", a.head_dim, a.softcap.is_some(), s.tile);
+    let shader = shader("attention_fwd", a.head_dim, a.softcap.is_some(), s.tile, in_quads(a, l));
     let grid = [s.t.div_ceil(s.tile) as u32, a.heads as u32, 1];
     let flops = 4 * pairs(s) * (a.heads * a.head_dim) as u64;
     rec.dispatch(&shader, &params(a, l, s), &[q, kv, &s.words, o, lse], grid, flops);
@@ -176,7 +182,7 @@ pub fn attention_bwd(
 ) {
     let params = params(a, l, s);
     let tiles = s.t.div_ceil(s.tile) as u32;
-    let make = |entry| shader(entry, a.head_dim, a.softcap.is_some(), s.tile);
+    let make = |entry| shader(entry, a.head_dim, a.softcap.is_some(), s.tile, in_quads(a, l));
     let flops = pairs(s) * (a.heads * a.head_dim) as u64;
     let delta = rec.gpu().slot(s.t * a.heads);
     let grid = [tiles, a.heads as u32, 1];
@@ -198,13 +204,13 @@ impl Kernel for FlashAttention {
     }
     fn variants(&self) -> Vec<Shader> {
         let mut all = Vec::new();
-        for tile in [TILE, TILE_CPU] {
-            all.push(shader("attention_bwd_delta", 64, false, tile));
+        for (tile, quads) in [(TILE, true), (TILE, false), (TILE_CPU, true), (TILE_CPU, false)] {
+            all.push(shader("attention_bwd_delta", 64, false, tile, quads));
             for entry in ["attention_fwd", "attention_bwd_q", "attention_bwd_kv"] {
-                all.extend([false, true].map(|softcap| shader(entry, 64, softcap, tile)));
+                all.extend([false, true].map(|softcap| shader(entry, 64, softcap, tile, quads)));
             }
         }
-        all.push(shader("attention_fwd", 64, false, 1));
+        all.push(shader("attention_fwd", 64, false, 1, true));
         all
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {

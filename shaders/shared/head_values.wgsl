@@ -1,0 +1,57 @@
+// Heads' rows as quads, for attention.wgsl: the case of any E and any alignment. A row begins at element `at`.
+// Dimensions beyond E are zero. `shared/head_quads` is faster.
+
+override E: u32 = 64u;
+
+@group(0) @binding(1) var<storage, read> q: array<f32>; // (T, q_stride), heads side by side from q_start
+@group(0) @binding(2) var<storage, read> kv: array<f32>; // (keys, kv_stride), keys from k_start, values from v_start
+@group(0) @binding(1) var<storage, read> qkv: array<f32>; // (T, q_stride)
+@group(0) @binding(2) var<storage, read> d_o: array<f32>; // (T, H·E)
+
+fn load_q(at: u32, quad: u32) -> vec4<f32> {
+    let i = at + 4u * quad;
+    if E % 4u == 0u || 4u * quad + 4u <= E {
+        return vec4<f32>(q[i], q[i + 1u], q[i + 2u], q[i + 3u]);
+    }
+    var some = vec4<f32>();
+    for (var c = 0u; c < E % 4u; c++) {
+        some[c] = q[i + c];
+    }
+    return some;
+}
+
+fn load_kv(at: u32, quad: u32) -> vec4<f32> {
+    let i = at + 4u * quad;
+    if E % 4u == 0u || 4u * quad + 4u <= E {
+        return vec4<f32>(kv[i], kv[i + 1u], kv[i + 2u], kv[i + 3u]);
+    }
+    var some = vec4<f32>();
+    for (var c = 0u; c < E % 4u; c++) {
+        some[c] = kv[i + c];
+    }
+    return some;
+}
+
+fn load_qkv(at: u32, quad: u32) -> vec4<f32> {
+    let i = at + 4u * quad;
+    if E % 4u == 0u || 4u * quad + 4u <= E {
+        return vec4<f32>(qkv[i], qkv[i + 1u], qkv[i + 2u], qkv[i + 3u]);
+    }
+    var some = vec4<f32>();
+    for (var c = 0u; c < E % 4u; c++) {
+        some[c] = qkv[i + c];
+    }
+    return some;
+}
+
+fn load_d_o(at: u32, quad: u32) -> vec4<f32> {
+    let i = at + 4u * quad;
+    if E % 4u == 0u || 4u * quad + 4u <= E {
+        return vec4<f32>(d_o[i], d_o[i + 1u], d_o[i + 2u], d_o[i + 3u]);
+    }
+    var some = vec4<f32>();
+    for (var c = 0u; c < E % 4u; c++) {
+        some[c] = d_o[i + c];
+    }
+    return some;
+}
