@@ -110,6 +110,7 @@ fn tiled(orientation: Orientation, storage: Storage) -> Shader {
 /// Entry points of `matmul_cpu` that are products.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Cpu {
+    Quads,
     Rows,
     Narrow,
     Dots,
@@ -121,6 +122,8 @@ const LANES: usize = 8;
 const NARROW: usize = 32;
 /// Rows of x from which transposing W first pays.
 const TRANSPOSE_FROM: usize = 32;
+/// Columns of C from which transposing A first pays.
+const TRANSPOSE_A_FROM: usize = 128;
 
 impl Cpu {
     /// The fastest for a product, if quads of B are aligned as it needs.
@@ -139,6 +142,7 @@ impl Cpu {
 
     fn shader(self, a_transposed: bool, storage: Storage, accumulate: bool) -> Shader {
         let entry = match self {
+            Self::Quads => "matmul_quads",
             Self::Rows => "matmul_rows",
             Self::Narrow => "matmul_narrow",
             Self::Dots => "matmul_dots",
@@ -150,7 +154,7 @@ impl Cpu {
 
     fn grid(self, p: &Product) -> [u32; 3] {
         let (columns, rows) = match self {
-            Self::Rows => (LANES * 8, 8),
+            Self::Quads | Self::Rows => (LANES * 8, 8),
             Self::Narrow => (8, LANES * 4),
             Self::Dots => (LANES, 8),
         };
@@ -172,7 +176,36 @@ fn launch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix, on_
     if p.m * p.n * p.k == 0 {
         return;
     }
-    let params = MatmulParams {
+    let flops = 2 * (p.m * p.n * p.k) as u64;
+    let slots = [a.slot, b.slot, c.slot];
+    let Some(cpu) = Cpu::of(p, b).filter(|_| on_cpu) else {
+        let grid = [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32, 1];
+        return rec.dispatch(&tiled(p.orientation, p.storage), &params(p, a, b, c), &slots, grid, flops);
+    };
+    if cpu == Cpu::Dots && p.m >= TRANSPOSE_FROM {
+        let (transposed, stride) = transpose(rec, b, p.storage, p.n, p.k);
+        let p = Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p };
+        return launch(rec, &p, a, Matrix::new(&transposed, stride), c, true);
+    }
+    let a_transposed = p.orientation == Orientation::BackwardW;
+    let in_quads = a.start.is_multiple_of(4) && a.stride.is_multiple_of(4);
+    // matmul_quads has A stored (K, M) always.
+    let shader = |cpu: Cpu| cpu.shader(a_transposed && cpu != Cpu::Quads, p.storage, p.accumulate);
+    if cpu == Cpu::Rows && in_quads && a_transposed && p.m.is_multiple_of(4) {
+        return rec.dispatch(&shader(Cpu::Quads), &params(p, a, b, c), &slots, Cpu::Quads.grid(p), flops);
+    }
+    let pays = p.n >= TRANSPOSE_A_FROM && p.m >= TRANSPOSE_FROM && p.m <= rec.gpu().caps().max_workgroups as usize;
+    if cpu == Cpu::Rows && in_quads && !a_transposed && p.k.is_multiple_of(4) && pays {
+        let (columns, stride) = transpose(rec, a, Storage::F32, p.m, p.k);
+        let a = Matrix::new(&columns, stride);
+        let slots = [a.slot, b.slot, c.slot];
+        return rec.dispatch(&shader(Cpu::Quads), &params(p, a, b, c), &slots, Cpu::Quads.grid(p), flops);
+    }
+    rec.dispatch(&shader(cpu), &params(p, a, b, c), &slots, cpu.grid(p), flops);
+}
+
+fn params(p: &Product, a: Matrix, b: Matrix, c: Matrix) -> MatmulParams {
+    MatmulParams {
         m: p.m as u32,
         n: p.n as u32,
         k: p.k as u32,
@@ -185,24 +218,27 @@ fn launch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix, on_
         c_stride: c.stride as u32,
         alpha: p.alpha,
         pad: 0,
-    };
-    let flops = 2 * (p.m * p.n * p.k) as u64;
-    let slots = [a.slot, b.slot, c.slot];
-    let Some(cpu) = Cpu::of(p, b).filter(|_| on_cpu) else {
-        let grid = [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32, 1];
-        return rec.dispatch(&tiled(p.orientation, p.storage), &params, &slots, grid, flops);
-    };
-    if cpu == Cpu::Dots && p.m >= TRANSPOSE_FROM {
-        let stride = p.n.next_multiple_of(4);
-        let transposed = rec.gpu().slot(stride * p.k);
-        let grid = [p.k.div_ceil(LANES * 4) as u32, p.n as u32, 1];
-        let params = MatmulParams { c_stride: stride as u32, ..params };
-        rec.dispatch(&transposing(p.storage), &params, &[b.slot, &transposed], grid, 0);
-        let p = Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p };
-        return launch(rec, &p, a, Matrix::new(&transposed, stride), c, true);
     }
-    let a_transposed = p.orientation == Orientation::BackwardW;
-    rec.dispatch(&cpu.shader(a_transposed, p.storage, p.accumulate), &params, &slots, cpu.grid(p), flops);
+}
+
+/// A (columns, rows) copy in f32 of a matrix stored (rows, columns), its rows padded to whole quads; columns, start and stride are multiples
+/// of four. With the elements from a row to the next.
+fn transpose(rec: &mut Recording, m: Matrix, storage: Storage, rows: usize, columns: usize) -> (Slot, usize) {
+    let stride = rows.next_multiple_of(4);
+    let transposed = rec.gpu().slot(stride * columns);
+    let p = Product {
+        orientation: Orientation::Forward,
+        storage,
+        m: columns,
+        n: rows,
+        k: columns,
+        alpha: 1.0,
+        accumulate: false,
+    };
+    let grid = [columns.div_ceil(LANES * 4) as u32, rows as u32, 1];
+    let params = params(&p, m, m, Matrix::new(&transposed, stride));
+    rec.dispatch(&transposing(storage), &params, &[m.slot, &transposed], grid, 0);
+    (transposed, stride)
 }
 
 /// The family.
@@ -222,7 +258,7 @@ impl Kernel for Matmul {
             all.extend(orientations.map(|o| tiled(o, storage)));
             all.push(transposing(storage));
             for accumulate in [false, true] {
-                all.push(Cpu::Dots.shader(false, storage, accumulate));
+                all.extend([Cpu::Dots, Cpu::Quads].map(|c| c.shader(false, storage, accumulate)));
                 for a_transposed in [false, true] {
                     all.extend([Cpu::Rows, Cpu::Narrow].map(|c| c.shader(a_transposed, storage, accumulate)));
                 }
@@ -244,6 +280,8 @@ impl Kernel for Matmul {
             (70, 132, 260),
             (1, 512, 64),
             (40, 66, 36),
+            (37, 132, 132),
+            (44, 140, 136),
         ];
         let mut all: Vec<Box<dyn Case>> = Vec::new();
         for (t, n_out, n_in) in shapes {
@@ -286,7 +324,12 @@ impl Kernel for Matmul {
 pub fn variant_cases() -> Vec<Box<dyn Case>> {
     let case =
         |t, n_out, n_in, storage| -> Box<dyn Case> { Box::new(LinearCase { t, n_out, n_in, storage, on_cpu: true }) };
-    vec![case(3, 5, 12, Storage::F32), case(33, 66, 36, Storage::F32), case(33, 12, 68, Storage::Bf16)]
+    vec![
+        case(3, 5, 12, Storage::F32),
+        case(33, 66, 36, Storage::F32),
+        case(33, 12, 68, Storage::Bf16),
+        case(36, 132, 140, Storage::Bf16),
+    ]
 }
 
 /// y = 0.5·x·Wᵀ with all three products, C in the middle of a wider slot.
