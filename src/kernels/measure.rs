@@ -71,54 +71,91 @@ impl Ceilings {
     }
 }
 
-/// Runs a case for about `seconds`, after one run that compiles and warms.
+/// A case with its inputs on a device, ready to be run.
+pub struct Prepared<'a> {
+    gpu: &'a Gpu,
+    case: &'a dyn Case,
+    /// Inputs and incoming gradients, in copies.
+    sets: Vec<(Vec<Slot>, Vec<Slot>)>,
+    next: usize,
+}
+
+/// One run of a case.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Device time in µs; the clock's where there are no timestamps.
+    pub us: f64,
+    /// By entry point; empty without timestamps.
+    pub by_entry_us: Vec<(String, f64)>,
+}
+
+impl<'a> Prepared<'a> {
+    /// Uploads, and runs once: compiled and warm.
+    ///
+    /// # Errors
+    /// [`crate::Error::Gpu`].
+    pub async fn new(gpu: &'a Gpu, case: &'a dyn Case) -> Result<Self> {
+        let mut rng = Rng::new(0, 2);
+        let inputs = case.inputs(&mut rng);
+        let d_y: Vec<Host> = case.d_y_lens().into_iter().map(|n| Host::normal(&mut rng, n)).collect();
+        let bytes: usize = inputs.iter().chain(&d_y).map(|h| 4 * h.len()).sum();
+        let copies = ROTATION_BYTES.div_ceil(bytes.max(1)).clamp(1, MOST_COPIES);
+        let upload = |hosts: &[Host]| hosts.iter().map(|h| h.upload(gpu)).collect::<Vec<Slot>>();
+        let sets = (0..copies).map(|_| (upload(&inputs), upload(&d_y))).collect();
+        let mut prepared = Self { gpu, case, sets, next: 0 };
+        prepared.run().await?;
+        Ok(prepared)
+    }
+
+    /// Runs on the next copy of the inputs, and waits.
+    ///
+    /// # Errors
+    /// [`crate::Error::Gpu`].
+    pub async fn run(&mut self) -> Result<Run> {
+        let (x, d_y) = &self.sets[self.next];
+        self.next = (self.next + 1) % self.sets.len();
+        let timestamps = self.gpu.caps().timestamps;
+        if timestamps {
+            self.gpu.start_profile();
+        }
+        let mut rec = self.gpu.record();
+        let out = self.case.launch(&mut rec, x, d_y);
+        let started = Instant::now();
+        rec.submit();
+        // Waits; the outputs are held until then.
+        self.gpu.read::<f32>(&[&self.gpu.slot(1)]).await?;
+        let wall_us = started.elapsed().as_secs_f64() * 1e6;
+        drop(out);
+        let by_entry_us: Vec<_> = self
+            .gpu
+            .end_profile()
+            .map_or(Vec::new(), |p| p.rows().into_iter().map(|(entry, _, us)| (entry, us)).collect());
+        let us = if timestamps { by_entry_us.iter().map(|e| e.1).sum() } else { wall_us };
+        Ok(Run { us, by_entry_us })
+    }
+}
+
+/// Runs a case for about `seconds`.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
 pub async fn time(gpu: &Gpu, case: &dyn Case, seconds: f64) -> Result<Timing> {
-    let mut rng = Rng::new(0, 2);
-    let inputs = case.inputs(&mut rng);
-    let d_y: Vec<Host> = case.d_y_lens().into_iter().map(|n| Host::normal(&mut rng, n)).collect();
-    let bytes: usize = inputs.iter().chain(&d_y).map(|h| 4 * h.len()).sum();
-    let copies = ROTATION_BYTES.div_ceil(bytes.max(1)).clamp(1, MOST_COPIES);
-    let upload = |hosts: &[Host]| hosts.iter().map(|h| h.upload(gpu)).collect::<Vec<Slot>>();
-    let sets: Vec<_> = (0..copies).map(|_| (upload(&inputs), upload(&d_y))).collect();
-    run(gpu, case, &sets[0]).await?;
+    let mut prepared = Prepared::new(gpu, case).await?;
     let started = Instant::now();
-    let (mut runs_us, mut by_entry): (Vec<f64>, Vec<(String, f64)>) = (Vec::new(), Vec::new());
+    let (mut runs_us, mut by_entry_us): (Vec<f64>, Vec<(String, f64)>) = (Vec::new(), Vec::new());
     while runs_us.len() < RUNS.0 || (started.elapsed().as_secs_f64() < seconds && runs_us.len() < RUNS.1) {
-        let (us, entries) = run(gpu, case, &sets[runs_us.len() % copies]).await?;
-        runs_us.push(us);
-        for (entry, us) in entries {
-            match by_entry.iter_mut().find(|e| e.0 == entry) {
+        let run = prepared.run().await?;
+        runs_us.push(run.us);
+        for (entry, us) in run.by_entry_us {
+            match by_entry_us.iter_mut().find(|e| e.0 == entry) {
                 Some(known) => known.1 += us,
-                None => by_entry.push((entry, us)),
+                None => by_entry_us.push((entry, us)),
             }
         }
     }
     let n = runs_us.len() as f64;
-    by_entry.iter_mut().for_each(|e| e.1 /= n);
-    by_entry.sort_by(|a, b| b.1.total_cmp(&a.1));
+    by_entry_us.iter_mut().for_each(|e| e.1 /= n);
+    by_entry_us.sort_by(|a, b| b.1.total_cmp(&a.1));
     runs_us.sort_by(f64::total_cmp);
-    Ok(Timing { cost: case.cost(), runs_us, by_entry_us: by_entry })
-}
-
-/// One run: its time in µs, and that of each entry point.
-async fn run(gpu: &Gpu, case: &dyn Case, (x, d_y): &(Vec<Slot>, Vec<Slot>)) -> Result<(f64, Vec<(String, f64)>)> {
-    let timestamps = gpu.caps().timestamps;
-    if timestamps {
-        gpu.start_profile();
-    }
-    let mut rec = gpu.record();
-    let out = case.launch(&mut rec, x, d_y);
-    let started = Instant::now();
-    rec.submit();
-    // Waits for it; the outputs are held until then.
-    gpu.read::<f32>(&[&gpu.slot(1)]).await?;
-    let wall_us = started.elapsed().as_secs_f64() * 1e6;
-    drop(out);
-    let entries: Vec<_> =
-        gpu.end_profile().map_or(Vec::new(), |p| p.rows().into_iter().map(|(entry, _, us)| (entry, us)).collect());
-    let us = if timestamps { entries.iter().map(|e| e.1).sum() } else { wall_us };
-    Ok((us, entries))
+    Ok(Timing { cost: case.cost(), runs_us, by_entry_us })
 }
