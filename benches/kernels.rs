@@ -5,7 +5,8 @@ use std::time::Instant;
 use jointwise::data::batch::Batch;
 use jointwise::gpu::{DeviceChoice, Gpu, Recording};
 use jointwise::kernels::attention::{Attention, Saved, Segments, attention_bwd, attention_fwd};
-use jointwise::kernels::matmul::{Matrix, Orientation, Product, Storage, matmul};
+use jointwise::kernels::matmul::{Matrix, Orientation, Product, matmul};
+use jointwise::kernels::storage::Storage;
 
 fn measure(gpu: &Gpu, label: &str, record: &dyn Fn(&mut Recording)) {
     let run = || {

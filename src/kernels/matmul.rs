@@ -1,35 +1,9 @@
-//! C = alpha·A·B (+ C) in the three orientations of a linear layer; weights f32 or bf16-packed.
+//! C = alpha·A·B (+ C) in the three orientations of a linear layer; weights in any [`Storage`].
 
+use super::storage::{Packed, Storage};
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Recording, Shader, Slot};
 use crate::rng::Rng;
-
-/// How weights are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Storage {
-    /// One word a value.
-    F32,
-    /// bf16, two values a word.
-    Bf16,
-}
-
-impl Storage {
-    /// Words of four bytes for `n` values.
-    pub fn words(self, n: usize) -> usize {
-        match self {
-            Self::F32 => n,
-            Self::Bf16 => n.div_ceil(2),
-        }
-    }
-
-    /// The module that a shader imports for this storage.
-    pub fn select(self, shader: Shader) -> Shader {
-        match self {
-            Self::F32 => shader,
-            Self::Bf16 => shader.substitute("shared/weight", "shared/weight_bf16"),
-        }
-    }
-}
 
 /// A matrix inside a slot: `start` and `stride` in elements, as stored.
 #[derive(Debug, Clone, Copy)]
@@ -103,7 +77,8 @@ struct MatmulParams {
 fn tiled(orientation: Orientation, storage: Storage) -> Shader {
     let a = f64::from(u8::from(orientation == Orientation::BackwardW));
     let b = f64::from(u8::from(orientation == Orientation::Forward));
-    storage.select(Shader::new("matmul", "matmul").with("A_TRANSPOSED", a).with("B_TRANSPOSED", b))
+    let shader = Shader::new("matmul", "matmul").with("A_TRANSPOSED", a).with("B_TRANSPOSED", b);
+    storage.select(if storage.is_quantised() { shader.with("B_QUADS", 1.0) } else { shader })
 }
 
 /// Entry points of `matmul_cpu` that are products.
@@ -118,8 +93,8 @@ enum Cpu {
 const LANES: usize = 8;
 /// Columns up to which lanes go along the rows instead.
 const NARROW: usize = 32;
-/// Rows of x from which transposing W first pays.
-const TRANSPOSE_FROM: usize = 32;
+/// Rows of x from which unpacking W first pays.
+const UNPACK_FROM: usize = 32;
 
 impl Cpu {
     /// The fastest for a product, if quads of B are aligned as it needs.
@@ -157,8 +132,9 @@ impl Cpu {
     }
 }
 
-fn transposing(storage: Storage) -> Shader {
-    storage.select(Shader::new("matmul_cpu", "matmul_transpose"))
+fn unpacking(storage: Storage, b_transposed: bool) -> Shader {
+    let shader = Shader::new("matmul_cpu", "matmul_unpack").with("B_TRANSPOSED", f64::from(u8::from(b_transposed)));
+    storage.select(shader)
 }
 
 /// C = alpha·A·B (+ C). Nothing happens when M, N or K is 0 (C is not cleared).
@@ -191,14 +167,16 @@ fn launch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix, on_
         let grid = [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32, 1];
         return rec.dispatch(&tiled(p.orientation, p.storage), &params, &slots, grid, flops);
     };
-    if cpu == Cpu::Dots && p.m >= TRANSPOSE_FROM {
+    let b_transposed = cpu == Cpu::Dots;
+    if p.m >= UNPACK_FROM && (b_transposed || p.storage.is_quantised()) {
         let stride = p.n.next_multiple_of(4);
-        let transposed = rec.gpu().slot(stride * p.k);
-        let grid = [p.k.div_ceil(LANES * 4) as u32, p.n as u32, 1];
-        let params = MatmulParams { c_stride: stride as u32, ..params };
-        rec.dispatch(&transposing(p.storage), &params, &[b.slot, &transposed], grid, 0);
+        let unpacked = rec.gpu().slot(stride * p.k);
+        let (rows, columns) = if b_transposed { (p.n, p.k) } else { (p.k, p.n) };
+        let grid = [columns.div_ceil(LANES * 4) as u32, rows as u32, 1];
+        let params = MatmulParams { k: columns as u32, c_stride: stride as u32, ..params };
+        rec.dispatch(&unpacking(p.storage, b_transposed), &params, &[&unpacked, b.slot], grid, 0);
         let p = Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p };
-        return launch(rec, &p, a, Matrix::new(&transposed, stride), c, true);
+        return launch(rec, &p, a, Matrix::new(&unpacked, stride), c, true);
     }
     let a_transposed = p.orientation == Orientation::BackwardW;
     rec.dispatch(&cpu.shader(a_transposed, p.storage, p.accumulate), &params, &slots, cpu.grid(p), flops);
@@ -216,13 +194,18 @@ impl Kernel for Matmul {
     }
     fn variants(&self) -> Vec<Shader> {
         let mut all = Vec::new();
-        for storage in [Storage::F32, Storage::Bf16] {
-            let orientations = [Orientation::Forward, Orientation::BackwardX, Orientation::BackwardW];
-            all.extend(orientations.map(|o| tiled(o, storage)));
-            all.push(transposing(storage));
+        for storage in Storage::ALL {
+            all.extend([Orientation::Forward, Orientation::BackwardX].map(|o| tiled(o, storage)));
+            all.push(unpacking(storage, true));
+            if storage.is_quantised() {
+                all.push(unpacking(storage, false));
+            } else {
+                all.push(tiled(Orientation::BackwardW, storage));
+            }
             for accumulate in [false, true] {
                 all.push(Cpu::Dots.shader(false, storage, accumulate));
-                for a_transposed in [false, true] {
+                // A is transposed in d_W alone, whose B is no weight.
+                for a_transposed in [false, true].into_iter().take(if storage.is_quantised() { 1 } else { 2 }) {
                     all.extend([Cpu::Rows, Cpu::Narrow].map(|c| c.shader(a_transposed, storage, accumulate)));
                 }
             }
@@ -233,7 +216,8 @@ impl Kernel for Matmul {
         vec![("MatmulParams", size_of::<MatmulParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let shapes = [
+        let shapes: [(usize, usize, usize); 13] = [
+            (3, 5, 64),
             (3, 5, 7),
             (1, 1, 1),
             (64, 64, 16),
@@ -243,12 +227,17 @@ impl Kernel for Matmul {
             (70, 132, 260),
             (1, 512, 64),
             (40, 66, 36),
+            (33, 68, 128),
+            // More than one group of NF4's scales.
+            (2, 130, 192),
+            (35, 9, 200),
         ];
         let mut all: Vec<Box<dyn Case>> = Vec::new();
         for (t, n_out, n_in) in shapes {
-            for storage in [Storage::F32, Storage::Bf16] {
-                for on_cpu in [false, true] {
-                    if !on_cpu || n_in % 4 == 0 {
+            for on_cpu in [false, true] {
+                for storage in Storage::ALL {
+                    let fits = !storage.is_quantised() || n_in.is_multiple_of(storage.columns());
+                    if fits && (!on_cpu || n_in % 4 == 0) {
                         all.push(Box::new(LinearCase { t, n_out, n_in, storage, on_cpu }));
                     }
                 }
@@ -262,7 +251,15 @@ impl Kernel for Matmul {
 pub fn variant_cases() -> Vec<Box<dyn Case>> {
     let case =
         |t, n_out, n_in, storage| -> Box<dyn Case> { Box::new(LinearCase { t, n_out, n_in, storage, on_cpu: true }) };
-    vec![case(3, 5, 12, Storage::F32), case(33, 66, 36, Storage::F32), case(33, 12, 68, Storage::Bf16)]
+    vec![
+        case(3, 5, 12, Storage::F32),
+        case(33, 66, 36, Storage::F32),
+        case(33, 12, 68, Storage::Bf16),
+        case(3, 5, 72, Storage::Int8),
+        case(33, 12, 72, Storage::Int8),
+        case(3, 5, 64, Storage::Nf4),
+        case(33, 12, 128, Storage::Nf4),
+    ]
 }
 
 /// y = 0.5·x·Wᵀ with all three products, C in the middle of a wider slot.
@@ -295,8 +292,10 @@ impl Case for LinearCase {
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         let n = self.n_out * self.n_in;
-        let w = if self.storage == Storage::Bf16 { Host::normal_bf16(rng, n) } else { Host::normal(rng, n) };
-        vec![Host::normal(rng, self.t * self.n_in), w]
+        let w = (0..n).map(|_| rng.normal()).collect();
+        let words = Packed::new(self.storage, w, self.n_in).part(0, self.n_out, self.n_in);
+        let values = self.storage.unpack(&words, self.n_out, self.n_in);
+        vec![Host::normal(rng, self.t * self.n_in), Host::Packed { values, words }]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let width = self.n_out + COLUMN;
@@ -341,7 +340,7 @@ impl Case for LinearCase {
         self.n_in.max(self.n_out).max(self.t)
     }
     fn cost(&self) -> Cost {
-        let weight = 4 * self.storage.words(self.n_out * self.n_in);
+        let weight = 4 * self.storage.words(self.n_out, self.n_in);
         let bytes = 2 * 4 * self.t * (self.n_in + self.n_out) + 2 * weight + 4 * self.n_out * self.n_in;
         Cost { bytes: bytes as u64, flops: 6 * (self.t * self.n_out * self.n_in) as u64 }
     }
