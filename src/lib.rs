@@ -70,7 +70,9 @@
 //!
 //! - **Trained tensors** lie in pages of four parallel buffers (value, gradient, two moments) with equal offsets, so AdamW is one dispatch
 //!   a page. A page fits a binding, no tensor straddles one, and a larger matrix is split by rows ([`model::weights`]).
-//! - **Frozen weights** are held as stored: bf16 two to a word where the file has bf16, f32 otherwise. Arithmetic is f32 throughout.
+//! - **Frozen weights** are held as stored: bf16 two to a word where the file has bf16, f32 otherwise; linear ones also in int8 or NF4
+//!   ([`kernels::storage`]), quantised on loading, codes and scales of a part in one buffer, dequantised inside the products. Arithmetic is
+//!   f32 throughout.
 //! - **Activations** come from a pool ([`gpu::Gpu::slot`]) and go back when the last [`gpu::Slot`] is dropped. Commands run in the order
 //!   of recording, so a slot may be given to a later command at once: liveness is Rust's scope.
 //! - **The plan** ([`gpu::Gpu::plan`]) is the same program on a device that only counts: what `jointwise plan` prints is what a run
@@ -86,7 +88,7 @@
 //! # Variants
 //!
 //! A [`gpu::Shader`] is a module, an entry point, values of its `override`s, and substitutions of imported modules
-//! (`shared/weight` by `shared/weight_bf16`: the same names, another storage type). There is no `#ifdef`. A different algorithm is
+//! (`shared/weight` by `shared/weight_bf16`, `_int8` or `_nf4`: the same names, another storage type). There is no `#ifdef`. A different algorithm is
 //! a different file: `matmul_cpu.wgsl` keeps its tile in registers, because workgroup memory is slow in software drivers. Launchers choose
 //! from [`gpu::Caps`] alone. The baseline, which must always work, is WebGPU's guaranteed minimum ([`gpu::Caps::baseline`]). Every
 //! variant that a kernel lists is translated to SPIR-V, MSL and HLSL in `tests/kernels.rs`.

@@ -44,15 +44,14 @@ fn values_are_those_of_bitsandbytes() {
         let (weight, want) = (values(&theirs, input), values(&theirs, name));
         let cols = theirs[input].shape[1];
         assert!(weight.len() == want.len() && cols == 192, "{name}");
-        assert_eq!(bits(&through(storage, weight.clone(), cols)), bits(&want), "{name}");
-        // The comparison can fail: by another storage, another grouping, a weight that moves its block's scale.
-        assert_ne!(bits(&through(other, weight.clone(), cols)), bits(&want), "{name}");
-        let turned = transpose(&weight, weight.len() / cols, cols);
-        let turned = through(storage, turned, weight.len() / cols / 64 * 64);
-        assert_ne!(bits(&turned), bits(&want), "{name}");
+        let differ = |got: Vec<f32>| got.iter().zip(&want).filter(|(g, w)| g.to_bits() != w.to_bits()).count();
+        assert_eq!(differ(through(storage, weight.clone(), cols)), 0, "{name}");
+        // The comparison can fail: by another storage, other blocks, a weight that moves the scale of its block.
+        assert!(differ(through(other, weight.clone(), cols)) > 1000, "{name}");
+        assert!(differ(through(storage, transpose(&weight, weight.len() / cols, cols), cols)) > 1000, "{name}");
         let mut moved = weight;
-        moved[1000] *= 20.0;
-        assert_ne!(bits(&through(storage, moved, cols)), bits(&want), "{name}");
+        moved[2000] = 3.0;
+        assert!(differ(through(storage, moved, cols)) > 20, "{name}");
     }
 }
 
@@ -203,18 +202,13 @@ fn a_run_is_resumed_on_its_own_base() {
     let sandbox = Sandbox::new();
     let data = sandbox.write("prefs.jsonl", rows("mistral-odd")[..4].join("\n"));
     let (model, out) = (demo_model(), sandbox.text("out"));
-    let args = |base| {
-        ["train", "--model", &model, "--data", &data, "--output-dir", &out, "--save-steps", "1", "--base-dtype", base]
-            .map(String::from)
-    };
     let run = |base, more: &[&str]| {
-        let args = args(base);
-        let all: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
-        sandbox.run(&all)
+        let args = ["train", "--model", &model, "--data", &data, "--output-dir", &out, "--base-dtype", base];
+        sandbox.run(&[&args[..], &["--max-steps", "2", "--save-steps", "1", "--batch-size", "2"], more].concat())
     };
-    run("nf4", &["--max-steps", "1"]).ok();
-    run("auto", &["--max-steps", "1", "--resume"]).said(2, &["resume"]);
-    run("nf4", &["--max-steps", "1", "--resume"]).ok();
+    run("nf4", &[]).ok();
+    run("auto", &["--resume"]).said(2, &["checkpoint-", "other settings"]);
+    run("nf4", &["--resume"]).ok();
 }
 
 #[test]

@@ -274,7 +274,7 @@ mod tests {
         values[..cols].fill(0.0);
         // Of the largest magnitude of its row: half a step of int8; half the widest gap of NF4, and some for the scale's eight bits.
         for (storage, step) in
-            [(Storage::F32, 0.0), (Storage::Bf16, 0.002), (Storage::Int8, 0.004), (Storage::Nf4, 0.17)]
+            [(Storage::F32, 0.0), (Storage::Bf16, 0.004), (Storage::Int8, 0.004), (Storage::Nf4, 0.17)]
         {
             let words = Packed::new(storage, values.clone(), cols).part(0, 6, cols);
             let got = storage.unpack(&words, 6, cols);

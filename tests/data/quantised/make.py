@@ -17,6 +17,14 @@ weight[3, 7], weight[80, 100] = 1.0, -2.0
 weight[5, :64] = 0
 weight = weight.to(torch.bfloat16)
 codes, state = bnb.quantize_4bit(weight.float(), blocksize=64, compress_statistics=True, quant_type="nf4")
+# The block maxima's codes again, in f64, which takes bitsandbytes' PyTorch code instead of its CPU library: the nearest value, as its
+# CUDA kernel takes. The library is coarser, and takes the second nearest for one block of these 270.
+absmax = bnb.quantize_4bit(weight.float(), blocksize=64, quant_type="nf4")[1].absmax
+centred = (absmax - state.offset).double()
+nested, groups = torch.ops.bitsandbytes.quantize_blockwise.default(centred, state.state2.code, 256)
+assert torch.equal(state.offset, absmax.mean()) and torch.equal(groups, state.state2.absmax)
+assert (nested != state.absmax).sum() == 1 and (nested.int() - state.absmax.int()).abs().max() == 1
+state.absmax = nested
 rows = weight[::6].float().contiguous()
 int8, absmax, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(rows)
 tensors = {
