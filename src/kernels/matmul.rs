@@ -273,6 +273,8 @@ struct LinearCase {
 
 const ALPHA: f32 = 0.5;
 const COLUMN: usize = 4;
+/// Rows of W before those that are multiplied: NF4's scales then begin inside a group.
+const BEFORE: usize = 3;
 
 impl LinearCase {
     fn product(&self, orientation: Orientation) -> Product {
@@ -291,9 +293,8 @@ impl Case for LinearCase {
         format!("T={} out={} in={} {:?} cpu={}", self.t, self.n_out, self.n_in, self.storage, self.on_cpu)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        let n = self.n_out * self.n_in;
-        let w = (0..n).map(|_| rng.normal()).collect();
-        let words = Packed::new(self.storage, w, self.n_in).part(0, self.n_out, self.n_in);
+        let w = (0..(BEFORE + self.n_out) * self.n_in).map(|_| rng.normal()).collect();
+        let words = Packed::new(self.storage, w, self.n_in).part(BEFORE, self.n_out, self.n_in);
         let values = self.storage.unpack(&words, self.n_out, self.n_in);
         vec![Host::normal(rng, self.t * self.n_in), Host::Packed { values, words }]
     }

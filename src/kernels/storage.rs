@@ -161,12 +161,14 @@ fn largest(values: &[f32]) -> f32 {
 /// q = round(127·w / absmax), ties to even; the scale is absmax/127.
 fn int8(values: &[f32], cols: usize) -> Packed {
     let scales: Vec<f32> = values.chunks(cols.max(1)).map(largest).collect();
-    let rows = values.chunks(cols.max(1)).zip(&scales);
-    let codes = rows.flat_map(|(row, &absmax)| {
+    // Added and taken off again, it leaves no room for a fraction: rounds to even, without a call for each value.
+    const WHOLE: f32 = 12_582_912.0;
+    let mut codes = vec![0; values.len()];
+    for ((values, codes), &absmax) in values.chunks(cols.max(1)).zip(codes.chunks_mut(cols.max(1))).zip(&scales) {
         let per = if absmax > 0.0 { 127.0 / absmax } else { 0.0 };
-        row.iter().map(move |v| (v * per).round_ties_even() as i8)
-    });
-    Packed::Int8(codes.collect(), scales.iter().map(|s| s * (1.0 / 127.0)).collect())
+        codes.iter_mut().zip(values).for_each(|(code, v)| *code = ((v * per + WHOLE) - WHOLE) as i8);
+    }
+    Packed::Int8(codes, scales.iter().map(|s| s * (1.0 / 127.0)).collect())
 }
 
 /// NF4's 16 values: QLoRA's appendix E, as bitsandbytes has them.
@@ -210,26 +212,21 @@ pub static DYNAMIC: LazyLock<[f32; 256]> = LazyLock::new(|| {
     std::array::from_fn(|i| all[i])
 });
 
-/// The nearest value's index; between two, the lower one's.
-fn nearest(table: &[f32], value: f32) -> u8 {
-    let middle = |i: usize| (table[i] + table[i + 1]) / 2.0;
-    let (mut low, mut high) = (0, table.len() - 1);
-    while low < high {
-        let i = (low + high) / 2;
-        if middle(i) < value { low = i + 1 } else { high = i }
-    }
-    low as u8
-}
-
-/// Codes of blocks in units of their largest magnitudes, and these.
+/// Codes of blocks in units of their largest magnitudes, and these. A code is the nearest value's index in the rising table; between
+/// two, the lower one's.
 fn blockwise(values: &[f32], block: usize, table: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let middles: Vec<f32> = table.windows(2).map(|w| (w[0] + w[1]) / 2.0).collect();
     let absmax: Vec<f32> = values.chunks(block).map(largest).collect();
-    let blocks = values.chunks(block).zip(&absmax);
-    let codes = blocks.flat_map(|(b, m)| {
+    let (mut codes, mut scaled) = (vec![0; values.len()], vec![0.0; block]);
+    for ((values, codes), m) in values.chunks(block).zip(codes.chunks_mut(block)).zip(&absmax) {
         let per = 1.0 / m.max(1e-38);
-        b.iter().map(move |v| nearest(table, (v * per).clamp(-1.0, 1.0)))
-    });
-    (codes.collect(), absmax)
+        scaled.iter_mut().zip(values).for_each(|(s, v)| *s = (v * per).clamp(-1.0, 1.0));
+        // Middles below a value, counted for a block at once: several times as fast as a search for each.
+        for middle in &middles {
+            codes.iter_mut().zip(&scaled).for_each(|(code, s)| *code += u8::from(s > middle));
+        }
+    }
+    (codes, absmax)
 }
 
 fn nf4(values: &[f32]) -> Packed {
