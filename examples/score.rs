@@ -15,7 +15,7 @@ use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::decoder::Decoder;
 use jointwise::model::description::Description;
 use jointwise::model::load::{LoadOptions, Trained};
-use jointwise::model::weights::Source;
+use jointwise::model::weights::{BaseDtype, Source};
 use jointwise::objective::Objective;
 use jointwise::train::trainer::score;
 
@@ -35,7 +35,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best))?;
     let n_positions = pair.sequences.iter().map(|s| s.ids.len()).max().unwrap_or(1);
-    let options = LoadOptions { trained: Trained::Nothing, lora: None, decay_all: false, moments: false, n_positions };
+    let options = LoadOptions {
+        trained: Trained::Nothing,
+        lora: None,
+        decay_all: false,
+        moments: false,
+        n_positions,
+        base: BaseDtype::Auto,
+    };
     let source: Rc<dyn Source> = Rc::new(checkpoint);
     let decoder = Decoder::load(&gpu, &description, &source, &options)?;
 

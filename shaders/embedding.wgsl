@@ -3,7 +3,7 @@
 // The weight may be a page of rows [first, first + rows) of a larger table: tokens outside it are left alone.
 // Backward: the host sorts tokens by id into buckets; a bucket has one owner, so there are no atomics.
 
-import package::shared::weight::{WeightWord, weight_word, weight_value};
+import package::shared::weight::{weight_value};
 
 override WG: u32 = 64u;
 
@@ -19,9 +19,9 @@ struct EmbeddingParams {
 }
 
 @group(0) @binding(0) var<uniform> params: EmbeddingParams;
-@group(0) @binding(1) var<storage, read> ids: array<u32>;      // (T)
-@group(0) @binding(2) var<storage, read> w: array<WeightWord>; // (rows, D)
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;  // (T, D)
+@group(0) @binding(1) var<storage, read> ids: array<u32>;     // (T)
+// Binding 2: w (rows, D).
+@group(0) @binding(3) var<storage, read_write> y: array<f32>; // (T, D)
 
 // Workgroups: along x columns, along y tokens.
 @compute @workgroup_size(WG)
@@ -31,8 +31,8 @@ fn embedding_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     if i >= params.width || id < params.first || id - params.first >= params.rows {
         return;
     }
-    let at = (id - params.first) * params.width + i;
-    let value = params.scale * weight_value(w[weight_word(at)], at);
+    let row = id - params.first;
+    let value = params.scale * weight_value(row, row * params.width + i);
     let out = group.y * params.width + i;
     y[out] = select(value, y[out] + value, params.accumulate == 1u);
 }

@@ -2,12 +2,13 @@
 //
 // The three products of a linear layer y = x·Wᵀ:  y = x·Wᵀ (B transposed),  d_x = d_y·W (neither),  d_W = d_yᵀ·x (A transposed).
 // A workgroup of 16×16 computes a tile of 64×64, each invocation 4×4 values at a stride of 16; tiles of A and B pass through
-// workgroup memory (2 × 16 × 65 × 4 = 8,320 bytes). Any M, N, K.
+// workgroup memory (2 × 16 × 65 × 4 = 8,320 bytes). Any M, N, K. Quantised weights are dequantised into the tile, four at a time.
 
-import package::shared::weight::{WeightWord, weight_word, weight_value};
+import package::shared::weight::{weight_value, weight_values};
 
 override A_TRANSPOSED: bool = false;
 override B_TRANSPOSED: bool = false;
+override B_QUADS: bool = false; // B's start, stride and stored columns are multiples of four
 
 struct MatmulParams {
     m: u32,
@@ -26,7 +27,7 @@ struct MatmulParams {
 
 @group(0) @binding(0) var<uniform> params: MatmulParams;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<WeightWord>;
+// Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 
 const TILE = 64u;
@@ -47,8 +48,31 @@ fn load_b(k: u32, n: u32) -> f32 {
     if k >= params.k || n >= params.n {
         return 0.0;
     }
-    let i = params.b_start + select(k * params.b_stride + n, n * params.b_stride + k, B_TRANSPOSED);
-    return weight_value(b[weight_word(i)], i);
+    let at = stored_b(k, n);
+    return weight_value(at.x, params.b_start + at.x * params.b_stride + at.y);
+}
+
+// Row and column of B as stored.
+fn stored_b(k: u32, n: u32) -> vec2<u32> {
+    return select(vec2<u32>(k, n), vec2<u32>(n, k), B_TRANSPOSED);
+}
+
+// Four elements of B, neighbours as stored, into their places in the tile.
+fn load_b_quad(k0: u32, n0: u32, lane: u32) {
+    let along_n = vec2<u32>(lane / (TILE / 4u), lane % (TILE / 4u) * 4u);
+    let along_k = vec2<u32>(lane % (TILE_K / 4u) * 4u, lane / (TILE_K / 4u));
+    let place = select(along_n, along_k, B_TRANSPOSED);
+    let k = k0 + place.x;
+    let n = n0 + place.y;
+    var values = vec4<f32>();
+    if k < params.k && n < params.n {
+        let at = stored_b(k, n);
+        values = weight_values(at.x, params.b_start + at.x * params.b_stride + at.y);
+    }
+    let step = select(1u, ROW, B_TRANSPOSED);
+    for (var s = 0u; s < 4u; s++) {
+        b_tile[place.x * ROW + place.y + s * step] = values[s];
+    }
 }
 
 @compute @workgroup_size(16, 16)
@@ -66,7 +90,12 @@ fn matmul(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id)
             let at_a = select(along_k, along_tile, A_TRANSPOSED);
             let at_b = select(along_tile, along_k, B_TRANSPOSED);
             a_tile[at_a.x * ROW + at_a.y] = load_a(m0 + at_a.y, k0 + at_a.x);
-            b_tile[at_b.x * ROW + at_b.y] = load_b(k0 + at_b.x, n0 + at_b.y);
+            if !B_QUADS {
+                b_tile[at_b.x * ROW + at_b.y] = load_b(k0 + at_b.x, n0 + at_b.y);
+            }
+        }
+        if B_QUADS {
+            load_b_quad(k0, n0, lane);
         }
         workgroupBarrier();
         for (var k = 0u; k < TILE_K; k++) {

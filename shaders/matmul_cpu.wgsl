@@ -7,11 +7,12 @@
 //   matmul_rows: the same for A as it comes
 //   matmul_narrow: the same for few columns: 4 rows × 8 columns, lanes along the rows
 //   matmul_dots: B is stored (N, K): an invocation owns 8 rows × 1 column, quads along K
-//   matmul_transpose: C (K, N) = B stored (N, K), so that a product can take matmul_quads
+//   matmul_unpack: C (K, N) = B in f32, B being stored (N, K) where B_TRANSPOSED: A or W for matmul_quads, dequantised once
 
-import package::shared::weight::{WeightQuad, weight_values};
+import package::shared::weight::{weight_quad};
 
 override A_TRANSPOSED: bool = false;
+override B_TRANSPOSED: bool = false;
 override ACCUMULATE: bool = false;
 
 struct MatmulParams {
@@ -31,7 +32,7 @@ struct MatmulParams {
 
 @group(0) @binding(0) var<uniform> params: MatmulParams;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<WeightQuad>;
+// Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 
 const LANES = 8u;
@@ -85,8 +86,8 @@ fn matmul_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     var acc1: array<vec4<f32>, 8>;
     for (var k = 0u; k < params.k; k++) {
         let at = k * params.b_stride / 4u;
-        let b0 = weight_values(b[at + quads.x]);
-        let b1 = weight_values(b[at + quads.y]);
+        let b0 = weight_quad(k, at + quads.x);
+        let b1 = weight_quad(k, at + quads.y);
         for (var r = 0u; r < ROWS; r++) {
             let value = a[rows[r] + k * step];
             acc0[r] += value * b0;
@@ -113,8 +114,8 @@ fn matmul_quads(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
     var acc1: array<vec4<f32>, 8>;
     for (var k = 0u; k < params.k; k++) {
         let at = k * params.b_stride / 4u;
-        let b0 = weight_values(b[at + quads.x]);
-        let b1 = weight_values(b[at + quads.y]);
+        let b0 = weight_quad(k, at + quads.x);
+        let b1 = weight_quad(k, at + quads.y);
         let row = k * params.a_stride / 4u;
         let low = a_columns[row + first];
         let high = a_columns[row + second];
@@ -146,8 +147,8 @@ fn matmul_narrow(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     var acc1: array<vec4<f32>, 4>;
     for (var k = 0u; k < params.k; k++) {
         let at = k * params.b_stride / 4u;
-        let b0 = weight_values(b[at + quads.x]);
-        let b1 = weight_values(b[at + quads.y]);
+        let b0 = weight_quad(k, at + quads.x);
+        let b1 = weight_quad(k, at + quads.y);
         for (var r = 0u; r < 4u; r++) {
             let value = a[rows[r] + k * step];
             acc0[r] += value * b0;
@@ -168,14 +169,15 @@ fn quad_of_a(i: u32) -> vec4<f32> {
 fn matmul_dots(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let m0 = group.y * ROWS;
     let n = group.x * LANES + local.x;
-    let column = (params.b_start + min(n, params.n - 1u) * params.b_stride) / 4u;
+    let row = min(n, params.n - 1u);
+    let quads = (params.b_start + row * params.b_stride) / 4u;
     var rows: array<u32, 8>;
     for (var r = 0u; r < ROWS; r++) {
         rows[r] = params.a_start + min(m0 + r, params.m - 1u) * params.a_stride;
     }
     var acc: array<f32, 8>;
     for (var k = 0u; k < params.k; k += 4u) {
-        let bs = weight_values(b[column + k / 4u]);
+        let bs = weight_quad(row, quads + k / 4u);
         acc[0] += dot(quad_of_a(rows[0] + k), bs);
         acc[1] += dot(quad_of_a(rows[1] + k), bs);
         acc[2] += dot(quad_of_a(rows[2] + k), bs);
@@ -195,18 +197,18 @@ fn matmul_dots(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     }
 }
 
-@group(0) @binding(1) var<storage, read> b_stored: array<WeightQuad>;
-@group(0) @binding(2) var<storage, read_write> b_transposed: array<f32>;
+@group(0) @binding(1) var<storage, read_write> b_unpacked: array<f32>;
 
-// An invocation a quad of B; workgroups along y are rows of B. Rows of C are `c_stride` apart.
+// An invocation a quad of B, `k` being the columns as stored; workgroups along y are rows of B. Rows of C are `c_stride` apart.
 @compute @workgroup_size(LANES)
-fn matmul_transpose(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let k = (group.x * LANES + local.x) * 4u;
-    if k >= params.k {
+fn matmul_unpack(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let column = (group.x * LANES + local.x) * 4u;
+    if column >= params.k {
         return;
     }
-    let values = weight_values(b_stored[(params.b_start + group.y * params.b_stride + k) / 4u]);
+    let values = weight_quad(group.y, (params.b_start + group.y * params.b_stride + column) / 4u);
     for (var s = 0u; s < 4u; s++) {
-        b_transposed[(k + s) * params.c_stride + group.y] = values[s];
+        let at = select(vec2<u32>(group.y, column + s), vec2<u32>(column + s, group.y), B_TRANSPOSED);
+        b_unpacked[at.x * params.c_stride + at.y] = values[s];
     }
 }

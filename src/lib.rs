@@ -70,9 +70,13 @@
 //!
 //! - **Trained tensors** lie in pages of four parallel buffers (value, gradient, two moments) with equal offsets, so AdamW is one dispatch
 //!   a page. A page fits a binding, no tensor straddles one, and a larger matrix is split by rows ([`model::weights`]).
-//! - **Frozen weights** are held as stored: bf16 two to a word where the file has bf16, f32 otherwise. Arithmetic is f32 throughout.
+//! - **Frozen weights** are held as stored: bf16 two to a word where the file has bf16, f32 otherwise; linear ones also in int8 or NF4
+//!   ([`kernels::storage`]), quantised on loading, codes and scales of a part in one buffer, dequantised inside the products. Arithmetic is
+//!   f32 throughout.
 //! - **Activations** come from a pool ([`gpu::Gpu::slot`]) and go back when the last [`gpu::Slot`] is dropped. Commands run in the order
 //!   of recording, so a slot may be given to a later command at once: liveness is Rust's scope.
+//! - **Recomputation**: where memory is short, a layer keeps its input alone and runs again in the backward pass
+//!   ([`model::decoder::Keep`]); the same kernels on the same values give the same bits.
 //! - **The plan** ([`gpu::Gpu::plan`]) is the same program on a device that only counts: what `jointwise plan` prints is what a run
 //!   allocates ([`gpu::Ledger`]), because there is no second description of it.
 //!
@@ -86,7 +90,7 @@
 //! # Variants
 //!
 //! A [`gpu::Shader`] is a module, an entry point, values of its `override`s, and substitutions of imported modules
-//! (`shared/weight` by `shared/weight_bf16`: the same names, another storage type). There is no `#ifdef`. A different algorithm is
+//! (`shared/weight` by `shared/weight_bf16`, `_int8` or `_nf4`: the same names, another storage type). There is no `#ifdef`. A different algorithm is
 //! a different file: `matmul_cpu.wgsl` keeps its tile in registers, because workgroup memory is slow in software drivers. Launchers choose
 //! from [`gpu::Caps`] alone. The baseline, which must always work, is WebGPU's guaranteed minimum ([`gpu::Caps::baseline`]). Every
 //! variant that a kernel lists is translated to SPIR-V, MSL and HLSL in `tests/kernels.rs`.
@@ -111,8 +115,7 @@
 //!   one more. The host waits once a step, for sums and norm, so that a NaN stops the run at the step that made it.
 //! - **No tuning table**: there are two families of matrix products, chosen by whether the device is a CPU, and checked at start-up
 //!   ([`kernels::with_checked_variants`]). Subgroup, f16 and cooperative-matrix variants do not exist yet.
-//! - **No recomputation of activations** in the backward pass beyond attention's own: memory grows with the tokens of a micro-batch,
-//!   and smaller ones with accumulation are the way to fit.
+
 /// A line on standard error, whatever is in it; one that is closed or full stops nothing.
 #[cfg(feature = "cli")]
 macro_rules! note {

@@ -1,17 +1,19 @@
-// Weights stored as f32. `shared/weight_bf16` defines the same names over packed bf16.
+// Weights stored as f32, in binding 2 of whoever imports this. `shared/weight_bf16`, `shared/weight_int8` and `shared/weight_nf4` define
+// the same names over other storage. Elements are counted from the beginning of the binding; `row` is the stored row that they lie in.
 
-alias WeightWord = f32;
-alias WeightQuad = vec4<f32>;
+@group(0) @binding(2) var<storage, read> weights: array<f32>;
+@group(0) @binding(2) var<storage, read> weight_quads: array<vec4<f32>>;
 
-// The word that holds element i.
-fn weight_word(i: u32) -> u32 {
-    return i;
+fn weight_value(row: u32, i: u32) -> f32 {
+    return weights[i];
 }
 
-fn weight_value(word: WeightWord, i: u32) -> f32 {
-    return word;
+// Elements i to i + 3, i being a multiple of four. An entry point may use it beside `weight_value`.
+fn weight_values(row: u32, i: u32) -> vec4<f32> {
+    return vec4<f32>(weights[i], weights[i + 1u], weights[i + 2u], weights[i + 3u]);
 }
 
-fn weight_values(quad: WeightQuad) -> vec4<f32> {
-    return quad;
+// Elements 4·quad to 4·quad + 3 in one load. An entry point that uses it uses neither of the others.
+fn weight_quad(row: u32, quad: u32) -> vec4<f32> {
+    return weight_quads[quad];
 }

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, Result};
+use crate::model::weights::BaseDtype;
 use crate::objective::{Loss, Objective};
 use crate::train::schedule::Shape;
 
@@ -58,6 +59,9 @@ pub struct ModelArgs {
     /// Device by number or by part of its name (see `jointwise info`)
     #[arg(long)]
     pub device: Option<String>,
+    /// How linear weights that are not trained are held: auto (as stored), f32, bf16, int8 or nf4 (QLoRA) [default: auto]
+    #[arg(long, value_name = "DTYPE", value_parser = parse_base_dtype)]
+    pub base_dtype: Option<BaseDtype>,
 }
 
 /// Which rows, how they become tokens.
@@ -133,6 +137,11 @@ pub struct ObjectiveArgs {
     /// initial: the starting policy; base: without the adapter; or another checkpoint [default: initial]
     #[arg(long, value_name = "initial|base|DIR")]
     pub reference: Option<String>,
+}
+
+fn parse_base_dtype(text: &str) -> Result<BaseDtype, String> {
+    let names = BaseDtype::ALL.map(BaseDtype::name).join(", ");
+    BaseDtype::ALL.into_iter().find(|b| b.name() == text).ok_or_else(|| format!("expected one of {names}"))
 }
 
 fn parse_objective(text: &str) -> Result<Objective, String> {

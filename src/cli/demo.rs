@@ -21,6 +21,7 @@ use crate::gpu::Gpu;
 use crate::kernels::sample::Sampling;
 use crate::model::description::Description;
 use crate::model::save::{OutputDtype, Planned, SHARD_BYTES, Staging, fresh_folder, write_model};
+use crate::model::weights::BaseDtype;
 use crate::objective::Objective;
 use crate::rng::Rng;
 use crate::train::metrics::{self, METRICS};
@@ -107,7 +108,7 @@ fn story(args: &DemoArgs) -> Result<()> {
     let n_prompts = args.prompts.unwrap_or(recipe::PROMPTS);
     at_least_one("prompts", n_prompts)?;
     at_least_one("max-steps", args.max_steps.unwrap_or(recipe::STEPS))?;
-    let model = Model::open(&args.model.to_string_lossy())?;
+    let model = Model::open(&args.model.to_string_lossy(), BaseDtype::Auto)?;
     let gpu = session::open_gpu(args.device.as_deref())?;
     replace_earlier(out)?;
     fresh_folder(out)?;
@@ -191,7 +192,7 @@ fn train_args(args: &DemoArgs, objective: Objective, data: Vec<PathBuf>, validat
         model: ModelArgs {
             model: Some(args.model.to_string_lossy().into()),
             device: args.device.clone(),
-            adapter: None,
+            ..ModelArgs::default()
         },
         data: DataArgs { data, ..DataArgs::default() },
         objective: ObjectiveArgs { objective: Some(objective), ..ObjectiveArgs::default() },
@@ -217,7 +218,7 @@ fn answer(gpu: &Gpu, model: &Model, adapter: Option<&Path>, items: &[Item], name
     let prompts = items.iter().map(encode).collect::<Result<Vec<_>>>()?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + recipe::MAX_NEW_TOKENS;
     let args = ModelArgs { adapter: adapter.map(Path::to_path_buf), ..ModelArgs::default() };
-    let decoder = model.load(gpu, &session::frozen(model.adapter(&args)?.map(|a| a.lora), longest))?;
+    let decoder = model.load(gpu, &session::frozen(model.base, model.adapter(&args)?.map(|a| a.lora), longest))?;
     let settings = Settings {
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
         max_new_tokens: recipe::MAX_NEW_TOKENS,

@@ -67,7 +67,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     })?;
     let longest = longest + settings.max_new_tokens;
     let gpu = session::open_gpu(args.model.device.as_deref())?;
-    let decoder = model.load(&gpu, &session::frozen(adapter.map(|a| a.lora), longest))?;
+    let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), longest))?;
 
     let stream = prompts.len() == 1 && !args.json && args.out.is_none() && std::io::stdout().is_terminal();
     let mut out = Lines::new(args.out.as_deref());

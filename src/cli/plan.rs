@@ -52,7 +52,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let choice = args.model.device.as_deref().map_or(DeviceChoice::Best, DeviceChoice::parse);
     let caps = pollster::block_on(Gpu::open(&choice)).map_or_else(|_| Caps::baseline(), |gpu| gpu.caps().clone());
     let longest = examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1);
-    let options = train::load_options(&settings, adapter.as_ref(), longest);
+    let options = train::load_options(&settings, model.base, adapter.as_ref(), longest);
     let refs: Vec<&Example> = examples.iter().collect();
     let goal = settings.preference.map_or(Goal::Sft, Goal::Preference);
     let (keep, Rehearsal { ledger, cost, trained }) = train::choose_keep(&args, &caps, &|keep| {
@@ -70,7 +70,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
             json!({
                 "peak_bytes": ledger.peak_bytes(), "roles": roles, "trained_parameters": trained,
                 "tokens": cost.tokens, "dispatches": cost.dispatches, "flops": cost.flops,
-                "recompute": recompute, "device_memory_bytes": caps.memory_bytes,
+                "recompute": recompute, "base_dtype": model.base.name(), "device_memory_bytes": caps.memory_bytes,
             })
         )?;
         return Ok(());
@@ -84,7 +84,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
     if let Some(bytes) = caps.memory_bytes {
         say!("{:<12} {:>10.1} MiB  ({})", "device", bytes as f64 / 1_048_576.0, caps.name)?;
     }
-    say!("\n--recompute {recompute}")?;
+    say!("\n--recompute {recompute} --base-dtype {}", model.base.name())?;
     say!("a micro-batch: {} dispatches, {:.1} GFLOP", cost.dispatches, cost.flops as f64 / 1e9)?;
     Ok(())
 }

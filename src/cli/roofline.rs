@@ -74,7 +74,7 @@ fn draw(
         let colour = COLOURS[i % COLOURS.len()];
         let own = points.iter().filter(|p| p.kernel == *kernel);
         // Families that share a colour differ in whether their marks are filled.
-        let style = if i / COLOURS.len() % 2 == 0 { colour.filled() } else { colour.stroke_width(2) };
+        let style = if (i / COLOURS.len()).is_multiple_of(2) { colour.filled() } else { colour.stroke_width(2) };
         chart
             .draw_series(own.map(|p| Circle::new((p.intensity, p.gflop_s), 4, style)))?
             .label(*kernel)

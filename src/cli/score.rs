@@ -15,6 +15,7 @@ use crate::kernels::objective::Goal;
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::load::{LoadOptions, Trained};
 use crate::model::save::{OutputDtype, Planned, write_safetensors};
+use crate::model::weights::BaseDtype;
 use crate::objective::{PairScores, Preference};
 use crate::train::metrics::{self, Accumulator};
 use crate::train::trainer::{self, Reference, Scored, Trainer};
@@ -41,7 +42,8 @@ fn finite(data: &Dataset, scored: Vec<Scored>) -> Result<Vec<Scored>> {
     }
 }
 
-/// The reference's scores (the objective's sums) of each example, by policy scores or another pass.
+/// The reference's scores (the objective's sums) of each example, by policy scores or another pass. `base`: how another model is held.
+#[expect(clippy::too_many_arguments, reason = "the policy, and what tells its reference")]
 pub fn reference_scores(
     gpu: &Gpu,
     decoder: &Decoder,
@@ -50,6 +52,7 @@ pub fn reference_scores(
     p: &Preference,
     policy: Option<&[Scored]>,
     max_tokens: usize,
+    base: BaseDtype,
 ) -> Result<Vec<Reference>> {
     let pairs = |scored: &[Scored]| -> Vec<Reference> {
         scored.chunks(2).map(|c| [c[0].sums.score(p.objective), c[c.len() - 1].sums.score(p.objective)]).collect()
@@ -60,12 +63,12 @@ pub fn reference_scores(
         (ReferenceChoice::Initial, None) => pairs(&scores(gpu, decoder, data, true, max_tokens)?),
         (ReferenceChoice::Base, _) => pairs(&scores(gpu, decoder, data, false, max_tokens)?),
         (ReferenceChoice::Model(name), _) => {
-            let model = Model::reference(name)?;
+            let model = Model::reference(name, base)?;
             if model.description.vocab != decoder.description.vocab {
                 let (theirs, ours) = (model.description.vocab, decoder.description.vocab);
                 return Err(Error::flag("reference", format!("{name} has {theirs} tokens, the policy {ours}")));
             }
-            let other = model.load(gpu, &session::frozen(None, session::longest(data)))?;
+            let other = model.load(gpu, &session::frozen(base, None, session::longest(data)))?;
             pairs(&scores(gpu, &other, data, true, max_tokens)?)
         }
     })
@@ -110,7 +113,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let tokenizer = model.tokenizer()?;
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Any)?;
     let gpu = session::open_gpu(args.model.device.as_deref())?;
-    let decoder = model.load(&gpu, &session::frozen(adapter.map(|a| a.lora), session::longest(&data)))?;
+    let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), session::longest(&data)))?;
     let scored = finite(&data, scores(&gpu, &decoder, &data, true, Defaults::SCORE_TOKENS)?)?;
     let mut out = Lines::new(args.out.as_deref());
     let has_pairs = data.examples.iter().any(|e| e.sequences.len() == 2);
@@ -123,7 +126,10 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let reference = args.objective.reference.is_some() || p.reference_free;
     let choice = session::reference(&args.objective);
     let references = match reference {
-        true => reference_scores(&gpu, &decoder, &data, &choice, &p, Some(&scored), Defaults::SCORE_TOKENS)?,
+        true => {
+            let (policy, most) = (Some(scored.as_slice()), Defaults::SCORE_TOKENS);
+            reference_scores(&gpu, &decoder, &data, &choice, &p, policy, most, model.base)?
+        }
         false => vec![[0.0; 2]; data.examples.len()],
     };
     let pairs: Vec<PairScores> = scored
@@ -185,6 +191,9 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     let model = Model::of(&args.model)?;
     let adapter = model.adapter(&args.model)?;
     let tokenizer = model.tokenizer()?;
+    if adapter.is_none() {
+        session::refuse_quantised(model.base, "grad without --adapter")?;
+    }
     let purpose = if args.sft { Purpose::Sft } else { Purpose::Preference };
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
     let gpu = session::open_gpu(args.model.device.as_deref())?;
@@ -194,13 +203,15 @@ pub fn grad(args: &GradArgs) -> Result<()> {
         decay_all: false,
         moments: false,
         n_positions: session::longest(&data),
+        base: model.base,
     };
     let decoder = model.load(&gpu, &options)?;
     let (goal, reference) = if args.sft {
         (Goal::Sft, Vec::new())
     } else {
         let choice = session::reference(&args.objective);
-        (Goal::Preference(p), reference_scores(&gpu, &decoder, &data, &choice, &p, None, Defaults::SCORE_TOKENS)?)
+        let most = Defaults::SCORE_TOKENS;
+        (Goal::Preference(p), reference_scores(&gpu, &decoder, &data, &choice, &p, None, most, model.base)?)
     };
     let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything };
     let examples: Vec<&Example> = data.examples.iter().collect();

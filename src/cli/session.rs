@@ -14,12 +14,12 @@ use crate::gpu::{DeviceChoice, Gpu};
 use crate::kernels::with_checked_variants;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::decoder::Decoder;
-use crate::model::description::Description;
+use crate::model::description::{Description, Module};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_inside, read_optional};
 use crate::model::hub;
-use crate::model::load::{LoadOptions, LoraSpec, Trained};
+use crate::model::load::{LoadOptions, LoraSpec, Trained, linear_modules};
 use crate::model::peft::Adapter;
-use crate::model::weights::Source;
+use crate::model::weights::{BaseDtype, Source};
 use crate::objective::Preference;
 
 /// A model folder that was read and verified; its weights stay on disk.
@@ -32,29 +32,41 @@ pub struct Model {
     pub description: Description,
     /// Verified against the description.
     pub checkpoint: Rc<Checkpoint>,
+    /// How frozen linear weights are held.
+    pub base: BaseDtype,
 }
 
 impl Model {
     /// A local folder or a hub id.
-    pub fn open(name: &str) -> Result<Self> {
+    pub fn open(name: &str, base: BaseDtype) -> Result<Self> {
         let dir = hub::resolve(name)?;
         let text = read_inside(&dir, "config.json", MAX_CONFIG_BYTES)?;
         let description = Description::from_json(dir.join("config.json"), &text)?;
         let checkpoint = Checkpoint::open(&dir)?;
         checkpoint.verify(&description)?;
-        Ok(Self { dir, name: name.into(), description, checkpoint: Rc::new(checkpoint) })
+        if let Some(storage) = base.quantised() {
+            let modules: Vec<&Module> = linear_modules(&description).collect();
+            let unfit = modules.iter().filter(|m| !m.n_in.is_multiple_of(storage.columns())).count();
+            if unfit > 0 {
+                let (all, columns, base) = (modules.len(), storage.columns(), base.name());
+                note!(
+                    "note: {unfit} of {all} linear weights are held as bf16: their columns are no multiple of {columns}, as {base} needs"
+                );
+            }
+        }
+        Ok(Self { dir, name: name.into(), description, checkpoint: Rc::new(checkpoint), base })
     }
 
     /// The model of `--model`, which must be there.
     pub fn of(args: &ModelArgs) -> Result<Self> {
         let name =
             args.model.as_ref().ok_or_else(|| Error::flag("model", "is missing: a Hugging Face folder or hub id"))?;
-        Self::open(name)
+        Self::open(name, args.base_dtype.unwrap_or_default())
     }
 
-    /// The model of `--reference`.
-    pub fn reference(name: &str) -> Result<Self> {
-        Self::open(name).map_err(|error| match error {
+    /// The model of `--reference`, held as the policy's base is.
+    pub fn reference(name: &str, base: BaseDtype) -> Result<Self> {
+        Self::open(name, base).map_err(|error| match error {
             Error::Flag { flag: "model", reason } => Error::flag("reference", reason),
             other => other,
         })
@@ -117,8 +129,19 @@ impl Model {
 }
 
 /// For scoring and generation: nothing is trained.
-pub fn frozen(lora: Option<LoraSpec>, n_positions: usize) -> LoadOptions {
-    LoadOptions { trained: Trained::Nothing, lora, decay_all: false, moments: false, n_positions }
+pub fn frozen(base: BaseDtype, lora: Option<LoraSpec>, n_positions: usize) -> LoadOptions {
+    LoadOptions { trained: Trained::Nothing, lora, decay_all: false, moments: false, n_positions, base }
+}
+
+/// Where every weight takes gradients: quantised ones cannot.
+pub fn refuse_quantised(base: BaseDtype, what: &str) -> Result<()> {
+    match base.quantised() {
+        Some(_) => Err(Error::flag(
+            "base-dtype",
+            format!("{} is for weights that are not trained; {what} has none", base.name()),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Opens the device, and says so when it is a CPU.

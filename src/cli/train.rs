@@ -27,7 +27,7 @@ use crate::model::decoder::Keep;
 use crate::model::load::{LoadOptions, Trained};
 use crate::model::peft::{Adapter, write_adapter};
 use crate::model::save::{OutputDtype, Staging, copy_side_files, fresh_folder, save_model, write_text};
-use crate::model::weights::{self, Source};
+use crate::model::weights::{self, BaseDtype, Source};
 use crate::objective::Objective;
 use crate::train::checkpoint::{self, State};
 use crate::train::metrics::{self, METRICS};
@@ -53,6 +53,9 @@ pub fn bar(n: usize, what: &'static str) -> ProgressBar {
 
 /// Flags into settings, with every default filled in.
 pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
+    if args.full {
+        session::refuse_quantised(args.model.base_dtype.unwrap_or_default(), "--full")?;
+    }
     let o = Defaults::OPTIMISER;
     let rate = match (args.full, sft) {
         (false, _) => Defaults::LEARNING_RATE_LORA,
@@ -125,11 +128,11 @@ fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Everything that a score depends on but the tokens: weights, configuration, adapter.
+/// Everything that a score depends on but the tokens: weights and how they are held, configuration, adapter.
 fn model_hash(model: &Model, adapter: Option<&Adapter>) -> Result<String> {
     let digest = model.checkpoint.digest()?;
     let description = format!("{:?}", model.description);
-    let mut parts: Vec<&[u8]> = vec![digest.as_bytes(), description.as_bytes()];
+    let mut parts: Vec<&[u8]> = vec![digest.as_bytes(), model.base.name().as_bytes(), description.as_bytes()];
     let scale = adapter.map_or([0; 4], |a| a.lora.scale.to_le_bytes());
     parts.push(&scale);
     for (module, (a, b)) in adapter.iter().flat_map(|a| &a.lora.modules) {
@@ -139,9 +142,9 @@ fn model_hash(model: &Model, adapter: Option<&Adapter>) -> Result<String> {
 }
 
 /// The same of a reference that is another checkpoint; empty for the others.
-fn reference_hash(choice: &ReferenceChoice) -> Result<String> {
+fn reference_hash(choice: &ReferenceChoice, base: BaseDtype) -> Result<String> {
     match choice {
-        ReferenceChoice::Model(name) => model_hash(&Model::reference(name)?, None),
+        ReferenceChoice::Model(name) => model_hash(&Model::reference(name, base)?, None),
         ReferenceChoice::Initial | ReferenceChoice::Base => Ok(String::new()),
     }
 }
@@ -195,7 +198,8 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let eval = args.eval_data.clone().map(|file| session::dataset(&args.data, &[file], &model, &tokenizer, purpose));
     let eval = eval.transpose()?;
     let reference = session::reference(&args.objective);
-    let reference = format!("{reference:?} {}", if sft { String::new() } else { reference_hash(&reference)? });
+    let reference =
+        format!("{reference:?} {}", if sft { String::new() } else { reference_hash(&reference, model.base)? });
     let text = serde_json::to_string(&settings).map_err(|e| Error::file("settings", e))?;
     let model_hash = model_hash(&model, adapter.as_ref())?;
     let rows = [data.content_hash(), eval.as_ref().map_or(String::new(), Dataset::content_hash)];
@@ -205,13 +209,19 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
 }
 
 /// How the decoder is built for training.
-pub fn load_options(settings: &TrainSettings, adapter: Option<&Adapter>, n_positions: usize) -> LoadOptions {
+pub fn load_options(
+    settings: &TrainSettings,
+    base: BaseDtype,
+    adapter: Option<&Adapter>,
+    n_positions: usize,
+) -> LoadOptions {
     LoadOptions {
         trained: if adapter.is_some() { Trained::Lora } else { Trained::Full },
         lora: adapter.map(|a| a.lora.clone()),
         decay_all: settings.decay_all,
         moments: true,
         n_positions,
+        base,
     }
 }
 
@@ -288,7 +298,7 @@ fn references(
 ) -> Result<[Vec<Reference>; 2]> {
     let Some(preference) = &p.settings.preference else { return Ok([Vec::new(), Vec::new()]) };
     let choice = session::reference(&args.objective);
-    let of_other = reference_hash(&choice)?;
+    let of_other = reference_hash(&choice, p.model.base)?;
     let cache = ReferenceCache::new();
     let scores = |data: &Dataset| {
         if preference.reference_free {
@@ -299,7 +309,7 @@ fn references(
         let parts = [own, of_other.clone(), data.content_hash(), choice_text, objective, gpu.caps().name.clone()];
         let key = hash(parts.iter().map(String::as_bytes));
         cache.get(&key, data.examples.len(), || {
-            reference_scores(gpu, decoder, data, &choice, preference, None, max_tokens)
+            reference_scores(gpu, decoder, data, &choice, preference, None, max_tokens, p.model.base)
         })
     };
     Ok([scores(&p.data)?, p.eval.as_ref().map_or(Ok(Vec::new()), scores)?])
@@ -307,7 +317,7 @@ fn references(
 
 fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Result<Ended> {
     let longest = session::longest(&p.data).max(p.eval.as_ref().map_or(0, session::longest));
-    let options = load_options(&p.settings, p.adapter.as_ref(), longest);
+    let options = load_options(&p.settings, p.model.base, p.adapter.as_ref(), longest);
     let goal = p.settings.preference.map_or(Goal::Sft, Goal::Preference);
     let (examples, share_prefix) = (p.data.examples.iter().collect::<Vec<_>>(), p.settings.share_prefix);
     let largest = largest_micro_batch(&examples, p.settings.batch_size, share_prefix);
@@ -381,7 +391,10 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
         command: command_line(),
         model: p.model.name.clone(),
         device: gpu.caps().name.clone(),
-        parameters: format!("{trained} trained"),
+        parameters: match p.adapter {
+            Some(_) => format!("{trained} trained, base {}", p.model.base.name()),
+            None => format!("{trained} trained"),
+        },
         objective: objective_text(&p.settings),
         data: p.data.summary(),
         started: report::utc(started),
@@ -470,7 +483,11 @@ fn card(args: &TrainArgs, p: &Prepared, gpu: &Gpu, state: &State) -> Card {
         settings.extend([("loss", p.loss.name().to_string()), ("beta", p.beta.to_string())]);
     }
     if let Some(a) = &p.adapter {
-        settings.extend([("lora-r", a.lora.rank.to_string()), ("lora-scale", a.lora.scale.to_string())]);
+        settings.extend([
+            ("lora-r", a.lora.rank.to_string()),
+            ("lora-scale", a.lora.scale.to_string()),
+            ("base-dtype", p.model.base.name().to_string()),
+        ]);
     }
     Card {
         base: p.model.name.clone(),

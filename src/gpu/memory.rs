@@ -19,7 +19,7 @@ pub enum Role {
     Grads,
     /// AdamW's two moments, f32.
     Moments,
-    /// Weights that are not trained, bf16-packed or f32.
+    /// Weights that are not trained, in any storage.
     Frozen,
     /// Saved for the backward pass, and scratch.
     Activations,

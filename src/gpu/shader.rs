@@ -38,6 +38,8 @@ shaders![
     "shared/reduce",
     "shared/weight",
     "shared/weight_bf16",
+    "shared/weight_int8",
+    "shared/weight_nf4",
 ];
 
 /// A specialised entry point.
@@ -180,6 +182,6 @@ mod tests {
     #[test]
     fn substitution_takes_the_other_module() {
         let source = link("matmul", &[("shared/weight", "shared/weight_bf16")]).unwrap();
-        assert!(source.contains("alias WeightWord = u32;") && !source.contains("alias WeightWord = f32;"));
+        assert!(source.contains("weights: array<u32>;") && !source.contains("weights: array<f32>;"));
     }
 }

@@ -12,6 +12,13 @@ pub enum Host {
     Bf16(Vec<f32>),
     /// Indices.
     U32(Vec<u32>),
+    /// A weight in some storage.
+    Packed {
+        /// What the twin sees.
+        values: Vec<f32>,
+        /// What the kernel sees.
+        words: Vec<u32>,
+    },
 }
 
 impl Host {
@@ -26,7 +33,7 @@ impl Host {
     /// What the twin sees.
     pub fn to_f64(&self) -> Vec<f64> {
         match self {
-            Self::F32(v) | Self::Bf16(v) => v.iter().map(|&x| f64::from(x)).collect(),
+            Self::F32(v) | Self::Bf16(v) | Self::Packed { values: v, .. } => v.iter().map(|&x| f64::from(x)).collect(),
             Self::U32(v) => v.iter().map(|&x| f64::from(x)).collect(),
         }
     }
@@ -34,14 +41,14 @@ impl Host {
     pub fn upload(&self, gpu: &Gpu) -> Slot {
         match self {
             Self::F32(v) => gpu.upload(v),
-            Self::U32(v) => gpu.upload(v),
+            Self::U32(v) | Self::Packed { words: v, .. } => gpu.upload(v),
             Self::Bf16(v) => gpu.upload(&v.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>()),
         }
     }
     /// Elements.
     pub fn len(&self) -> usize {
         match self {
-            Self::F32(v) | Self::Bf16(v) => v.len(),
+            Self::F32(v) | Self::Bf16(v) | Self::Packed { values: v, .. } => v.len(),
             Self::U32(v) => v.len(),
         }
     }

@@ -1,7 +1,7 @@
 //! Rows of a table by token id; the gradient by sorted buckets.
 
-use super::matmul::Storage;
 use super::shapes::ModelShape;
+use super::storage::Storage;
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Gpu, Recording, Shader, Slot};
 use crate::rng::Rng;
@@ -153,8 +153,8 @@ impl Case for EmbeddingCase {
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         let rows = self.vocab / self.pages * self.width;
         let page = |rng: &mut Rng| match self.storage {
-            Storage::F32 => Host::normal(rng, rows),
             Storage::Bf16 => Host::normal_bf16(rng, rows),
+            _ => Host::normal(rng, rows),
         };
         (0..self.pages).map(|_| page(rng)).collect()
     }

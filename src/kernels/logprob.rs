@@ -1,7 +1,8 @@
 //! Log-probabilities of target tokens and their gradient, without logits of T×V: the head is walked in tiles of the vocabulary.
 
-use super::matmul::{Matrix, Orientation, Product, Storage, matmul};
+use super::matmul::{Matrix, Orientation, Product, matmul};
 use super::shapes::ModelShape;
+use super::storage::Storage;
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
@@ -235,8 +236,8 @@ impl Case for LogprobCase {
         let x = (0..self.targets.len() * self.width).map(|_| 0.5 * rng.normal()).collect();
         let mut all = vec![Host::F32(x)];
         all.extend((0..self.pages).map(|_| match self.storage {
-            Storage::F32 => Host::normal(rng, rows),
             Storage::Bf16 => Host::normal_bf16(rng, rows),
+            _ => Host::normal(rng, rows),
         }));
         all
     }

@@ -1,36 +1,10 @@
-//! C = alpha·A·B (+ C) in the three orientations of a linear layer; weights f32 or bf16-packed.
+//! C = alpha·A·B (+ C) in the three orientations of a linear layer; weights in any [`Storage`].
 
 use super::shapes::ModelShape;
+use super::storage::{Packed, Storage};
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Recording, Shader, Slot};
 use crate::rng::Rng;
-
-/// How weights are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Storage {
-    /// One word a value.
-    F32,
-    /// bf16, two values a word.
-    Bf16,
-}
-
-impl Storage {
-    /// Words of four bytes for `n` values.
-    pub fn words(self, n: usize) -> usize {
-        match self {
-            Self::F32 => n,
-            Self::Bf16 => n.div_ceil(2),
-        }
-    }
-
-    /// The module that a shader imports for this storage.
-    pub fn select(self, shader: Shader) -> Shader {
-        match self {
-            Self::F32 => shader,
-            Self::Bf16 => shader.substitute("shared/weight", "shared/weight_bf16"),
-        }
-    }
-}
 
 /// A matrix inside a slot: `start` and `stride` in elements, as stored.
 #[derive(Debug, Clone, Copy)]
@@ -104,7 +78,8 @@ struct MatmulParams {
 fn tiled(orientation: Orientation, storage: Storage) -> Shader {
     let a = f64::from(u8::from(orientation == Orientation::BackwardW));
     let b = f64::from(u8::from(orientation == Orientation::Forward));
-    storage.select(Shader::new("matmul", "matmul").with("A_TRANSPOSED", a).with("B_TRANSPOSED", b))
+    let shader = Shader::new("matmul", "matmul").with("A_TRANSPOSED", a).with("B_TRANSPOSED", b);
+    storage.select(if storage.is_quantised() { shader.with("B_QUADS", 1.0) } else { shader })
 }
 
 /// Entry points of `matmul_cpu` that are products.
@@ -120,8 +95,8 @@ enum Cpu {
 const LANES: usize = 8;
 /// Columns up to which lanes go along the rows instead.
 const NARROW: usize = 32;
-/// Rows of x from which transposing W first pays.
-const TRANSPOSE_FROM: usize = 32;
+/// Rows of x from which unpacking W first pays.
+const UNPACK_FROM: usize = 32;
 /// Columns of C from which transposing A first pays.
 const TRANSPOSE_A_FROM: usize = 128;
 
@@ -162,8 +137,9 @@ impl Cpu {
     }
 }
 
-fn transposing(storage: Storage) -> Shader {
-    storage.select(Shader::new("matmul_cpu", "matmul_transpose"))
+fn unpacking(storage: Storage, b_transposed: bool) -> Shader {
+    let shader = Shader::new("matmul_cpu", "matmul_unpack").with("B_TRANSPOSED", f64::from(u8::from(b_transposed)));
+    storage.select(shader)
 }
 
 /// C = alpha·A·B (+ C). Nothing happens when M, N or K is 0 (C is not cleared).
@@ -182,10 +158,12 @@ fn launch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix, on_
         let grid = [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32, 1];
         return rec.dispatch(&tiled(p.orientation, p.storage), &params(p, a, b, c), &slots, grid, flops);
     };
-    if cpu == Cpu::Dots && p.m >= TRANSPOSE_FROM {
-        let (transposed, stride) = transpose(rec, b, p.storage, p.n, p.k);
+    let b_transposed = cpu == Cpu::Dots;
+    if p.m >= UNPACK_FROM && (b_transposed || p.storage.is_quantised()) {
+        let (rows, columns) = if b_transposed { (p.n, p.k) } else { (p.k, p.n) };
+        let (unpacked, stride) = unpack(rec, b, p.storage, b_transposed, rows, columns);
         let p = Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p };
-        return launch(rec, &p, a, Matrix::new(&transposed, stride), c, true);
+        return launch(rec, &p, a, Matrix::new(&unpacked, stride), c, true);
     }
     let a_transposed = p.orientation == Orientation::BackwardW;
     let in_quads = a.start.is_multiple_of(4) && a.stride.is_multiple_of(4);
@@ -194,9 +172,9 @@ fn launch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix, on_
     if cpu == Cpu::Rows && in_quads && a_transposed && p.m.is_multiple_of(4) {
         return rec.dispatch(&shader(Cpu::Quads), &params(p, a, b, c), &slots, Cpu::Quads.grid(p), flops);
     }
-    let pays = p.n >= TRANSPOSE_A_FROM && p.m >= TRANSPOSE_FROM && p.m <= rec.gpu().caps().max_workgroups as usize;
+    let pays = p.n >= TRANSPOSE_A_FROM && p.m >= UNPACK_FROM && p.m <= rec.gpu().caps().max_workgroups as usize;
     if cpu == Cpu::Rows && in_quads && !a_transposed && p.k.is_multiple_of(4) && pays {
-        let (columns, stride) = transpose(rec, a, Storage::F32, p.m, p.k);
+        let (columns, stride) = unpack(rec, a, Storage::F32, true, p.m, p.k);
         let a = Matrix::new(&columns, stride);
         let slots = [a.slot, b.slot, c.slot];
         return rec.dispatch(&shader(Cpu::Quads), &params(p, a, b, c), &slots, Cpu::Quads.grid(p), flops);
@@ -221,24 +199,25 @@ fn params(p: &Product, a: Matrix, b: Matrix, c: Matrix) -> MatmulParams {
     }
 }
 
-/// A (columns, rows) copy in f32 of a matrix stored (rows, columns), its rows padded to whole quads; columns, start and stride are multiples
-/// of four. With the elements from a row to the next.
-fn transpose(rec: &mut Recording, m: Matrix, storage: Storage, rows: usize, columns: usize) -> (Slot, usize) {
-    let stride = rows.next_multiple_of(4);
-    let transposed = rec.gpu().slot(stride * columns);
-    let p = Product {
-        orientation: Orientation::Forward,
-        storage,
-        m: columns,
-        n: rows,
-        k: columns,
-        alpha: 1.0,
-        accumulate: false,
-    };
+/// A copy in f32 of a matrix stored (rows, columns), transposed or not, its rows padded to whole quads; columns, start and stride are
+/// multiples of four. With the elements from a row of it to the next.
+fn unpack(
+    rec: &mut Recording,
+    m: Matrix,
+    storage: Storage,
+    transposed: bool,
+    rows: usize,
+    columns: usize,
+) -> (Slot, usize) {
+    let (n, k) = if transposed { (rows, columns) } else { (columns, rows) };
+    let stride = n.next_multiple_of(4);
+    let unpacked = rec.gpu().slot(stride * k);
+    let orientation = Orientation::Forward;
+    let p = Product { orientation, storage, m: columns, n, k: columns, alpha: 1.0, accumulate: false };
     let grid = [columns.div_ceil(LANES * 4) as u32, rows as u32, 1];
-    let params = params(&p, m, m, Matrix::new(&transposed, stride));
-    rec.dispatch(&transposing(storage), &params, &[m.slot, &transposed], grid, 0);
-    (transposed, stride)
+    let params = params(&p, m, m, Matrix::new(&unpacked, stride));
+    rec.dispatch(&unpacking(storage, transposed), &params, &[&unpacked, m.slot], grid, 0);
+    (unpacked, stride)
 }
 
 /// The family.
@@ -253,13 +232,18 @@ impl Kernel for Matmul {
     }
     fn variants(&self) -> Vec<Shader> {
         let mut all = Vec::new();
-        for storage in [Storage::F32, Storage::Bf16] {
-            let orientations = [Orientation::Forward, Orientation::BackwardX, Orientation::BackwardW];
-            all.extend(orientations.map(|o| tiled(o, storage)));
-            all.push(transposing(storage));
+        for storage in Storage::ALL {
+            all.extend([Orientation::Forward, Orientation::BackwardX].map(|o| tiled(o, storage)));
+            all.push(unpacking(storage, true));
+            if storage.is_quantised() {
+                all.push(unpacking(storage, false));
+            } else {
+                all.push(tiled(Orientation::BackwardW, storage));
+            }
             for accumulate in [false, true] {
                 all.extend([Cpu::Dots, Cpu::Quads].map(|c| c.shader(false, storage, accumulate)));
-                for a_transposed in [false, true] {
+                // A is transposed in d_W alone, whose B is no weight.
+                for a_transposed in [false, true].into_iter().take(if storage.is_quantised() { 1 } else { 2 }) {
                     all.extend([Cpu::Rows, Cpu::Narrow].map(|c| c.shader(a_transposed, storage, accumulate)));
                 }
             }
@@ -270,7 +254,8 @@ impl Kernel for Matmul {
         vec![("MatmulParams", size_of::<MatmulParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let shapes = [
+        let shapes: [(usize, usize, usize); 15] = [
+            (3, 5, 64),
             (3, 5, 7),
             (1, 1, 1),
             (64, 64, 16),
@@ -282,12 +267,17 @@ impl Kernel for Matmul {
             (40, 66, 36),
             (37, 132, 132),
             (44, 140, 136),
+            (33, 68, 128),
+            // More than one group of NF4's scales.
+            (2, 130, 192),
+            (35, 9, 200),
         ];
         let mut all: Vec<Box<dyn Case>> = Vec::new();
         for (t, n_out, n_in) in shapes {
-            for storage in [Storage::F32, Storage::Bf16] {
-                for on_cpu in [false, true] {
-                    if !on_cpu || n_in % 4 == 0 {
+            for on_cpu in [false, true] {
+                for storage in Storage::ALL {
+                    let fits = !storage.is_quantised() || n_in.is_multiple_of(storage.columns());
+                    if fits && (!on_cpu || n_in % 4 == 0) {
                         all.push(Box::new(LinearCase { t, n_out, n_in, storage, on_cpu }));
                     }
                 }
@@ -297,26 +287,21 @@ impl Kernel for Matmul {
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         let (q, kv) = (model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim);
-        let linears =
-            [(q, model.d_model), (kv, model.d_model), (model.d_ff, model.d_model), (model.d_model, model.d_ff)];
-        let all = linears.into_iter().flat_map(|(n_out, n_in)| {
-            [
-                (Orientation::Forward, Storage::F32),
-                (Orientation::Forward, Storage::Bf16),
-                (Orientation::BackwardX, Storage::F32),
-                (Orientation::BackwardX, Storage::Bf16),
-                (Orientation::BackwardW, Storage::F32),
-            ]
-            .map(|(orientation, storage)| ProductCase {
-                orientation,
-                storage,
-                t,
-                n_out,
-                n_in,
-                on_cpu: caps.cpu_variants,
-            })
-        });
-        all.map(|case| Box::new(case) as Box<dyn Case>).collect()
+        let mut linears =
+            vec![(q, model.d_model), (kv, model.d_model), (model.d_ff, model.d_model), (model.d_model, model.d_ff)];
+        linears.dedup();
+        let mut all: Vec<Box<dyn Case>> = Vec::new();
+        for (n_out, n_in) in linears {
+            let mut push = |orientation, storage| {
+                all.push(Box::new(ProductCase { orientation, storage, t, n_out, n_in, on_cpu: caps.cpu_variants }));
+            };
+            for storage in Storage::ALL.into_iter().filter(|s| n_in.is_multiple_of(s.columns())) {
+                push(Orientation::Forward, storage);
+                push(Orientation::BackwardX, storage);
+            }
+            push(Orientation::BackwardW, Storage::F32);
+        }
+        all
     }
 }
 
@@ -329,6 +314,10 @@ pub fn variant_cases() -> Vec<Box<dyn Case>> {
         case(33, 66, 36, Storage::F32),
         case(33, 12, 68, Storage::Bf16),
         case(36, 132, 140, Storage::Bf16),
+        case(3, 5, 72, Storage::Int8),
+        case(33, 12, 72, Storage::Int8),
+        case(3, 5, 64, Storage::Nf4),
+        case(33, 12, 128, Storage::Nf4),
     ]
 }
 
@@ -378,9 +367,11 @@ impl Case for ProductCase {
         format!("{orientation:?} {storage:?} T={t} out={n_out} in={n_in}")
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        let [a, b] = self.shapes().map(|(rows, columns)| rows * columns);
-        let b = if self.storage == Storage::Bf16 { Host::normal_bf16(rng, b) } else { Host::normal(rng, b) };
-        vec![Host::normal(rng, a), b]
+        let [(a_rows, a_columns), (rows, columns)] = self.shapes();
+        let a = Host::normal(rng, a_rows * a_columns);
+        let b = (0..rows * columns).map(|_| rng.normal()).collect();
+        let words = Packed::new(self.storage, b, columns).part(0, rows, columns);
+        vec![a, Host::Packed { values: self.storage.unpack(&words, rows, columns), words }]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let (p, [(_, a_stride), (_, b_stride)]) = (self.product(), self.shapes());
@@ -405,13 +396,15 @@ impl Case for ProductCase {
     fn cost(&self) -> Cost {
         let p = self.product();
         let [(a_rows, a_columns), (b_rows, b_columns)] = self.shapes();
-        let words = a_rows * a_columns + self.storage.words(b_rows * b_columns) + p.m * p.n;
+        let words = a_rows * a_columns + self.storage.words(b_rows, b_columns) + p.m * p.n;
         Cost { bytes: 4 * words as u64, flops: 2 * (p.m * p.n * p.k) as u64 }
     }
 }
 
 const ALPHA: f32 = 0.5;
 const COLUMN: usize = 4;
+/// Rows of W before those that are multiplied: NF4's scales then begin inside a group.
+const BEFORE: usize = 3;
 
 impl LinearCase {
     fn product(&self, orientation: Orientation) -> Product {
@@ -430,9 +423,10 @@ impl Case for LinearCase {
         format!("T={} out={} in={} {:?} cpu={}", self.t, self.n_out, self.n_in, self.storage, self.on_cpu)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        let n = self.n_out * self.n_in;
-        let w = if self.storage == Storage::Bf16 { Host::normal_bf16(rng, n) } else { Host::normal(rng, n) };
-        vec![Host::normal(rng, self.t * self.n_in), w]
+        let w = (0..(BEFORE + self.n_out) * self.n_in).map(|_| rng.normal()).collect();
+        let words = Packed::new(self.storage, w, self.n_in).part(BEFORE, self.n_out, self.n_in);
+        let values = self.storage.unpack(&words, self.n_out, self.n_in);
+        vec![Host::normal(rng, self.t * self.n_in), Host::Packed { values, words }]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let width = self.n_out + COLUMN;
@@ -480,7 +474,7 @@ impl Case for LinearCase {
         self.n_in.max(self.n_out).max(self.t)
     }
     fn cost(&self) -> Cost {
-        let weight = 4 * self.storage.words(self.n_out * self.n_in);
+        let weight = 4 * self.storage.words(self.n_out, self.n_in);
         let bytes = 2 * 4 * self.t * (self.n_in + self.n_out) + 2 * weight + 4 * self.n_out * self.n_in;
         Cost { bytes: bytes as u64, flops: 6 * (self.t * self.n_out * self.n_in) as u64 }
     }

@@ -21,6 +21,7 @@ pub mod rmsnorm;
 pub mod rope;
 pub mod sample;
 pub mod shapes;
+pub mod storage;
 
 pub use case::{Case, Cost, Host, Outputs, tolerance};
 
@@ -104,7 +105,7 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
     let mut results = Vec::new();
     for kernel in REGISTRY {
         let mut worst: f64 = 0.0;
-        for case in kernel.cases().iter().take(3) {
+        for case in kernel.cases().iter().take(4) {
             worst = worst.max(verify(gpu, case.as_ref(), &mut rng).await?);
         }
         results.push((kernel.name(), worst));

@@ -3,7 +3,8 @@
 use super::description::Module;
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
-use crate::kernels::matmul::{Matrix, Orientation, Product, Storage, matmul};
+use crate::kernels::matmul::{Matrix, Orientation, Product, matmul};
+use crate::kernels::storage::Storage;
 use crate::kernels::{add, column_sum};
 
 /// A linear layer on the device.

@@ -1,12 +1,12 @@
 //! A decoder's weights from a checkpoint: which are trained, which frozen, where low-rank additions go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::decoder::{Decoder, LayerWeights, Norm};
 use super::description::{Description, Module, NormKind, TensorSpec};
 use super::linear::{Linear, Lora};
-use super::weights::{Arena, Source, TrainedSpec, Weight, frozen};
+use super::weights::{Arena, BaseDtype, Source, TrainedSpec, Weight, frozen};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernels::rope::Turns;
@@ -46,6 +46,8 @@ pub struct LoadOptions {
     pub moments: bool,
     /// Positions of the rotary tables: the longest sequence.
     pub n_positions: usize,
+    /// How frozen linear weights are held.
+    pub base: BaseDtype,
 }
 
 /// Names of an adapter's tensors, as PEFT has them.
@@ -84,9 +86,13 @@ impl Decoder {
         }
         // An adapter that is not trained lives in the arena too: it is small, and its gradients are never touched.
         let (arena, mut weights) = Arena::new(gpu, trained, options.decay_all, options.moments)?;
+        let linear: BTreeSet<String> = linear_modules(d).map(|m| format!("{}.weight", m.name)).collect();
         let mut take = |spec: &TensorSpec| match weights.remove(&spec.name) {
             Some(weight) => Ok(weight),
-            None => frozen(gpu, spec, source.as_ref()),
+            None => {
+                let base = if linear.contains(&spec.name) { options.base } else { BaseDtype::Auto };
+                frozen(gpu, spec, source.as_ref(), base)
+            }
         };
         let specs: BTreeMap<String, TensorSpec> = d.tensors().into_iter().map(|s| (s.name.clone(), s)).collect();
         let embedding = take(&specs[&d.embedding])?;

@@ -8,7 +8,7 @@ use super::description::TensorSpec;
 use crate::error::Result;
 use crate::gpu::{Gpu, Role, Slot};
 use crate::kernels::adamw;
-use crate::kernels::matmul::Storage;
+use crate::kernels::storage::{Packed, Storage};
 
 /// Where values come from, tensor by tensor, so that one at most is in memory.
 pub trait Source {
@@ -208,29 +208,85 @@ impl Arena {
     }
 }
 
-/// A frozen tensor: bf16-packed where the checkpoint has a matrix of bf16, else f32.
+/// How frozen linear weights are held (`--base-dtype`). Embedding, head and norms are always held as [`BaseDtype::Auto`] has them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BaseDtype {
+    /// bf16 where the checkpoint has bf16, else f32.
+    #[default]
+    Auto,
+    /// f32.
+    F32,
+    /// Rounded to bf16.
+    Bf16,
+    /// [`Storage::Int8`].
+    Int8,
+    /// [`Storage::Nf4`].
+    Nf4,
+}
+
+impl BaseDtype {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Auto, Self::F32, Self::Bf16, Self::Int8, Self::Nf4];
+
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Nf4 => "nf4",
+        }
+    }
+
+    /// The quantised storage, where it is one.
+    pub fn quantised(self) -> Option<Storage> {
+        match self {
+            Self::Int8 => Some(Storage::Int8),
+            Self::Nf4 => Some(Storage::Nf4),
+            Self::Auto | Self::F32 | Self::Bf16 => None,
+        }
+    }
+
+    /// How a matrix of `cols` columns is held: bf16 where they fit no block of the quantised storage, f32 where they fit no word.
+    pub fn storage(self, cols: usize, is_bf16: bool) -> Storage {
+        let wanted = match self {
+            Self::Auto if is_bf16 => Storage::Bf16,
+            Self::Auto | Self::F32 => Storage::F32,
+            Self::Bf16 => Storage::Bf16,
+            Self::Int8 => Storage::Int8,
+            Self::Nf4 => Storage::Nf4,
+        };
+        let fits = |s: &Storage| cols.is_multiple_of(s.columns());
+        [wanted, Storage::Bf16].into_iter().find(fits).unwrap_or(Storage::F32)
+    }
+}
+
+/// A frozen tensor; matrices are quantised as a whole, then cut into parts.
 ///
 /// # Errors
 /// From the source.
-pub fn frozen(gpu: &Gpu, spec: &TensorSpec, source: &dyn Source) -> Result<Weight> {
+pub fn frozen(gpu: &Gpu, spec: &TensorSpec, source: &dyn Source, base: BaseDtype) -> Result<Weight> {
     let (rows, cols) = held_shape(spec);
-    let packed = spec.shape.len() == 2 && cols.is_multiple_of(2) && source.is_bf16(spec);
-    let storage = if packed { Storage::Bf16 } else { Storage::F32 };
-    let per_row = storage.words(cols).max(1);
-    let rows_a_part = (gpu.caps().max_binding_bytes as usize / 4 / per_row).clamp(1, rows.max(1));
-    let values = if gpu.is_plan() { None } else { Some(held(spec, source.values(spec)?)) };
+    let is_matrix = spec.shape.len() == 2;
+    let storage = if is_matrix { base.storage(cols, source.is_bf16(spec)) } else { Storage::F32 };
+    // Products for CPUs unpack a part into f32, which must fit a binding too. Quantised parts are smaller than bf16's.
+    let widest = match storage {
+        _ if gpu.caps().cpu_variants => Storage::F32,
+        Storage::Int8 | Storage::Nf4 => Storage::Bf16,
+        other => other,
+    };
+    let per_row = widest.words(1, cols).max(1);
+    let most = gpu.caps().max_binding_bytes as usize / 4 / per_row;
+    let rows_a_part = if most > 4 { most / 4 * 4 } else { 1 }.min(rows.max(1));
+    let packed = if gpu.is_plan() { None } else { Some(Packed::new(storage, held(spec, source.values(spec)?), cols)) };
     let mut parts = Vec::new();
     for first in (0..rows).step_by(rows_a_part) {
         let n = rows_a_part.min(rows - first);
-        let w = gpu.lasting(Role::Frozen, n * per_row);
-        if let Some(values) = &values {
-            let values = &values[first * cols..][..n * cols];
-            match storage {
-                Storage::F32 => gpu.write(&w, values),
-                Storage::Bf16 => {
-                    gpu.write(&w, &values.iter().map(|&v| half::bf16::from_f32(v)).collect::<Vec<_>>());
-                }
-            }
+        let w = gpu.lasting(Role::Frozen, storage.words(n, cols));
+        if let Some(packed) = &packed {
+            gpu.write(&w, &packed.part(first, n, cols));
         }
         parts.push(Part { first, rows: n, w, d_w: None });
     }
@@ -246,14 +302,9 @@ pub async fn read_back(gpu: &Gpu, weight: &Weight, gradient: bool) -> Result<Vec
     for part in &weight.parts {
         let slot = if gradient { part.d_w.as_ref() } else { Some(&part.w) };
         let Some(slot) = slot else { continue };
-        match weight.storage {
-            Storage::F32 => all.extend(gpu.read::<f32>(&[slot]).await?.concat()),
-            Storage::Bf16 => {
-                let words = gpu.read::<u32>(&[slot]).await?.concat();
-                let pair = |w: u32| [f32::from_bits(w << 16), f32::from_bits(w & 0xffff_0000)];
-                all.extend(words.into_iter().flat_map(pair));
-            }
-        }
+        let storage = if gradient { Storage::F32 } else { weight.storage };
+        let words = gpu.read::<u32>(&[slot]).await?.concat();
+        all.extend(storage.unpack(&words, part.rows, weight.cols));
     }
     Ok(if weight.spec.transposed { transpose(&all, weight.rows, weight.cols) } else { all })
 }

@@ -10,7 +10,7 @@ use crate::kernels::shapes::ModelShape;
 use crate::model::decoder::Decoder;
 use crate::model::description::{Description, TensorSpec};
 use crate::model::load::{LoadOptions, LoraSpec, Trained, linear_modules};
-use crate::model::weights::Source;
+use crate::model::weights::{BaseDtype, Source};
 use crate::rng::Rng;
 
 /// Standard deviation of the weights.
@@ -57,6 +57,7 @@ pub fn description(shape: &ModelShape) -> Result<Description> {
 pub fn decoder(gpu: &Gpu, d: &Description, full: bool, n_positions: usize) -> Result<Decoder> {
     let source: Rc<dyn Source> = Rc::new(Random { bf16: !full });
     let options = LoadOptions {
+        base: BaseDtype::Auto,
         trained: if full { Trained::Full } else { Trained::Lora },
         lora: (!full).then(|| adapter(d)),
         decay_all: false,
