@@ -173,9 +173,16 @@ fn resume_from_nothing_starts_and_two_runs_are_the_same() {
 #[test]
 fn the_best_can_be_loaded() {
     let mut setting = Setting::lora();
-    // Too fast on purpose: the last step is not the best one.
-    setting.extra = vec!["--learning-rate", "0.5"];
-    let held_out = setting.sandbox.write("held-out.jsonl", rows("mistral-odd")[12..].join("\n"));
+    // Trained on one preference and evaluated on its opposite: every step is worse than the one before.
+    setting.extra = vec!["--learning-rate", "1e-2"];
+    let swapped = |line: &String| {
+        let row: Value = serde_json::from_str(line).expect("a row");
+        let side = |i: &str, r: &str| (row[i].clone(), row[r].clone());
+        let ((i_chosen, r_chosen), (i_reject, r_reject)) = (side("i_reject", "r_reject"), side("i_chosen", "r_chosen"));
+        json!({"i_chosen": i_chosen, "r_chosen": r_chosen, "i_reject": i_reject, "r_reject": r_reject}).to_string()
+    };
+    let opposite: Vec<String> = rows("mistral-odd").iter().map(swapped).collect();
+    let held_out = setting.sandbox.write("held-out.jsonl", opposite.join("\n"));
     setting.run("out", &["--eval-data", &held_out, "--eval-steps", "1", "--lr-scheduler-type", "constant"]).ok();
     let evaluations: Vec<(u64, f64)> = metrics(&setting.sandbox.path("out"))
         .iter()

@@ -8,7 +8,7 @@ use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
 /// Scratch for a tile of logits, at most, in bytes.
-pub const SCRATCH_BYTES: usize = 32 << 20;
+pub const SCRATCH_BYTES: usize = 16 << 20;
 
 /// A page of rows of the head's weight.
 #[derive(Clone, Copy)]
