@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, Result};
+use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 use crate::model::weights::BaseDtype;
 use crate::objective::{Loss, Objective};
 use crate::train::schedule::Shape;
@@ -513,7 +514,7 @@ pub struct DemoArgs {
 /// [`Error::File`]: unreadable, or a key that is no flag.
 pub fn with_config<A: Serialize + DeserializeOwned>(flags: A, config: Option<&Path>) -> Result<A> {
     let Some(path) = config else { return Ok(flags) };
-    let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+    let text = read_file(path, MAX_CONFIG_BYTES)?;
     let file: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         Error::file(path, e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "))
     })?;

@@ -18,6 +18,7 @@ use crate::kernels::objective::Goal;
 use crate::kernels::shapes::{MODELS, ModelShape, TOKENS};
 use crate::kernels::{Case, Kernel, REGISTRY, verify};
 use crate::model::decoder::Keep;
+use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 use crate::objective::Preference;
 use crate::rng::Rng;
 use crate::train::synthetic;
@@ -239,7 +240,7 @@ fn verdict(earlier: &Results, now: &Measured) -> String {
 }
 
 fn read(path: &Path) -> Result<Results> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+    let text = read_file(path, MAX_CONFIG_BYTES)?;
     serde_json::from_str(&text).map_err(|e| Error::line(path, e.line(), e))
 }
 

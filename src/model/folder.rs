@@ -39,12 +39,22 @@ fn hub_blobs(dir: &Path) -> Option<PathBuf> {
 /// # Errors
 /// As [`inside`]; [`Error::File`] where it is longer, or no UTF-8.
 pub fn read_inside(dir: &Path, name: &str, limit: u64) -> Result<String> {
-    let path = inside(dir, name)?;
-    let at = |e: std::io::Error| Error::file(&path, e);
-    let file = std::fs::File::open(&path).map_err(at)?;
+    read_file(&inside(dir, name)?, limit)
+}
+
+/// The text of a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// [`Error::File`]: unreadable, something else than a file, longer, or no UTF-8.
+pub fn read_file(path: &Path, limit: u64) -> Result<String> {
+    let at = |e: std::io::Error| Error::file(path, e);
+    if !std::fs::metadata(path).map_err(at)?.is_file() {
+        return Err(Error::file(path, "is no regular file"));
+    }
+    let file = std::fs::File::open(path).map_err(at)?;
     let n_bytes = file.metadata().map_err(at)?.len();
     if n_bytes > limit {
-        return Err(Error::file(&path, format!("has {n_bytes} bytes; at most {limit} are read")));
+        return Err(Error::file(path, format!("has {n_bytes} bytes; at most {limit} are read")));
     }
     let mut text = String::new();
     file.take(limit).read_to_string(&mut text).map_err(at)?;

@@ -8,8 +8,9 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use super::checkpoint::{Checkpoint, inside};
+use super::checkpoint::Checkpoint;
 use super::description::{Description, TensorSpec};
+use super::folder::{MAX_CONFIG_BYTES, inside, read_inside};
 use crate::error::{Error, Result};
 
 /// Weights' type on disk.
@@ -243,8 +244,8 @@ pub fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::File`].
 pub fn copy_config(from: &Path, to: &Path, dtype: Option<OutputDtype>) -> Result<()> {
-    let path = inside(from, "config.json")?;
-    let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, e))?;
+    let path = from.join("config.json");
+    let text = read_inside(from, "config.json", MAX_CONFIG_BYTES)?;
     let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), e))?;
     if let (Some(fields), Some(dtype)) = (config.as_object_mut(), dtype) {
         // transformers 4 up to 4.55 reads `torch_dtype`, later ones prefer `dtype`.
