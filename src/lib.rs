@@ -96,7 +96,7 @@
 //! variant that a kernel lists is translated to SPIR-V, MSL and HLSL in `tests/kernels.rs`.
 //!
 //! Natively, shaders are compiled without bounds checks; they guard their own indices. `JOINTWISE_CHECKED=1` compiles them with
-//! checks, as a browser does.
+//! checks, as a browser does. `JOINTWISE_BASELINE=1` takes no variants made for CPUs: what a GPU runs, on a machine without one.
 //!
 //! # How it is known to be right
 //!

@@ -3,7 +3,7 @@
 /// One tokenised instruction–response text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sequence {
-    /// [BOS] + tok(template(I) + R) + [EOS].
+    /// `[BOS] + tok(template(I) + R) + [EOS]`.
     pub ids: Vec<u32>,
     /// Index in `ids` of the first response token: everything before it is BOS, template and instruction.
     pub response_start: usize,

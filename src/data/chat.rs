@@ -1,5 +1,5 @@
 //! A tokenizer's own chat template, rendered as transformers does (Jinja, blocks trimmed, Python's string methods). Templates are
-//! untrusted: [`bounds`] keeps them from taking more than their share of time and memory.
+//! untrusted: `bounds` keeps them from taking more than their share of time and memory.
 
 mod bounds;
 

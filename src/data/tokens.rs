@@ -181,7 +181,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// [BOS] + tok(template(I) + R) + [EOS], with the boundary found by offsets: a token that spans it belongs to the response.
+    /// `[BOS] + tok(template(I) + R) + [EOS]`, with the boundary found by offsets: a token that spans it belongs to the response.
     /// BOS and EOS are added only where they are absent; a chat template may have put EOS before its last characters.
     ///
     /// # Errors
@@ -202,7 +202,7 @@ impl Tokenizer {
         Ok(Sequence { ids, response_start: boundary + usize::from(before.is_some()) })
     }
 
-    /// [BOS] + tok(template(I)): what generation goes on from.
+    /// `[BOS] + tok(template(I))`: what generation goes on from.
     ///
     /// # Errors
     /// The reason.

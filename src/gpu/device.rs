@@ -231,7 +231,10 @@ impl Gpu {
             }
             DeviceChoice::Best => Error::Device(NO_DEVICE.into()),
         })?;
-        let caps = Caps::of(adapter);
+        let mut caps = Caps::of(adapter);
+        if std::env::var_os("JOINTWISE_BASELINE").is_some() {
+            caps.cpu_variants = false;
+        }
         let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("jointwise"),

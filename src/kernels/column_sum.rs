@@ -1,4 +1,4 @@
-//! out[i] += Σ_t x[t, i], in a fixed order: gradients of biases and norm weights.
+//! `out[i] += Σ_t x[t, i]`, in a fixed order: gradients of biases and norm weights.
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};

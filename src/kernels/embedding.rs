@@ -78,7 +78,7 @@ fn backward_shader() -> Shader {
     Shader::new("embedding", "embedding_bwd_w").with("WG", 64.0)
 }
 
-/// y (T, D) = scale·w[ids], for tokens of this page; added to y when `accumulate`.
+/// y (T, D) = `scale·w[ids]`, for tokens of this page; added to y when `accumulate`.
 pub fn embedding_fwd(rec: &mut Recording, page: &Page, scale: f32, accumulate: bool, ids: &Ids, w: &Slot, y: &Slot) {
     let grid = [page.width.div_ceil(64) as u32, ids.t as u32, 1];
     rec.dispatch(&forward_shader(page.storage), &params(page, scale, accumulate, 0), &[&ids.ids, w, y], grid, 0);

@@ -57,7 +57,7 @@ pub fn gather_bwd(rec: &mut Recording, picks: &Picks, width: usize, d_y: &Slot, 
     rec.dispatch(&shader("gather_bwd"), &params(width), &slots, grid(width, picks.t), (picks.n * width) as u64);
 }
 
-/// y[rows[r]] (width) = x[r, start .. start + width]; `rows` on the device, `n` of them, no row twice.
+/// `y[rows[r]]` (width) = `x[r, start .. start + width]`; `rows` on the device, `n` of them, no row twice.
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
 pub fn gather_scatter(
     rec: &mut Recording,

@@ -1,6 +1,6 @@
 //! One file a kernel family: launchers, f64 twin, cases, cost. [`REGISTRY`] lists them all; tests and benches iterate it.
 //!
-//! A family's WGSL has the same stem in `shaders/`. Launchers append to a [`Recording`] and choose variants from its device's caps.
+//! A family's WGSL has the same stem in `shaders/`. Launchers append to a [`crate::gpu::Recording`] and choose variants from its device's caps.
 
 pub mod activation;
 pub mod adamw;
