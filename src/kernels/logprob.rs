@@ -232,8 +232,9 @@ impl Case for LogprobCase {
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         let rows = self.vocab / self.pages * self.width;
-        // Small, so that no probability is near 1: 1 − p would have few digits, in any arithmetic of 32 bits.
-        let x = (0..self.targets.len() * self.width).map(|_| 0.5 * rng.normal()).collect();
+        // Small, so that no probability is near 1, whatever is drawn: 1 − p would have few digits, in any arithmetic of 32 bits.
+        let bound = 0.25 / (self.width as f32).sqrt();
+        let x = (0..self.targets.len() * self.width).map(|_| bound * (2.0 * rng.next_f32() - 1.0)).collect();
         let mut all = vec![Host::F32(x)];
         all.extend((0..self.pages).map(|_| match self.storage {
             Storage::Bf16 => Host::normal_bf16(rng, rows),
