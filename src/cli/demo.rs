@@ -11,21 +11,25 @@ use super::args::{DataArgs, DemoArgs, ModelArgs, ObjectiveArgs, TrainArgs};
 use super::output::command_line;
 use super::session::{self, Model};
 use super::train;
-use crate::config::at_least_one;
+use crate::config::{Defaults, at_least_one};
 use crate::data::rows::Instruction;
 use crate::data::template::Template;
 use crate::error::{Error, Result};
 use crate::eval::generate::{Settings, generate};
 use crate::eval::tasks::{Item, Split, grade, rows, tokenizer, win_rate};
 use crate::gpu::Gpu;
+use crate::kernels::objective::Goal;
 use crate::kernels::sample::Sampling;
+use crate::model::decoder::Keep;
 use crate::model::description::Description;
 use crate::model::save::{OutputDtype, Planned, SHARD_BYTES, Staging, fresh_folder, write_model};
 use crate::model::weights::BaseDtype;
-use crate::objective::Objective;
+use crate::objective::{Objective, Preference};
 use crate::rng::Rng;
 use crate::train::metrics::{self, METRICS};
 use crate::train::report::{self, Report, Sample, Table};
+use crate::train::synthetic;
+use crate::train::trainer::Trainer;
 
 /// Sizes and rates of the demo, chosen so that it ends within five minutes on two CPU cores.
 mod recipe {
@@ -37,6 +41,12 @@ mod recipe {
     pub const PROMPTS: usize = 150;
     /// Steps of each objective.
     pub const STEPS: usize = 80;
+    /// Of each objective, at least, however slow the device is.
+    pub const LEAST_STEPS: usize = 10;
+    /// What both trainings may take, reference scores included: these cost about a third of the steps.
+    pub const TRAINING_SECONDS: f64 = 220.0;
+    /// Tokens of a side, about.
+    pub const SIDE_TOKENS: usize = 24;
     /// Pairs a step.
     pub const BATCH: usize = 32;
     /// Of the adapter.
@@ -118,7 +128,12 @@ fn story(args: &DemoArgs) -> Result<()> {
     let sft = answer(&gpu, &model, None, &items, "SFT")?;
     show(&items, &[&sft])?;
 
-    let data = write_data(out, args.seed)?;
+    let steps = args.max_steps.map_or_else(|| affordable_steps(&gpu, &model.description), Ok)?;
+    if steps < args.max_steps.unwrap_or(recipe::STEPS) {
+        say!("\nThis device is slow: {steps} steps of each objective instead of {}, to end in time.", recipe::STEPS)?;
+    }
+    let pairs = (recipe::PAIRS * steps / recipe::STEPS).clamp(recipe::BATCH, recipe::PAIRS);
+    let data = write_data(out, args.seed, pairs)?;
     let mut all = vec![sft];
     let mut runs = Vec::new();
     let mut training_seconds = 0.0;
@@ -130,7 +145,7 @@ fn story(args: &DemoArgs) -> Result<()> {
         say!("\n{}. {name}: preferences between {what}\n", runs.len() + 2)?;
         let dir = out.join(name.to_lowercase());
         let training = Instant::now();
-        if train::run(train_args(args, objective, files, &data[2], &dir), false)?.interrupted {
+        if train::run(train_args(args, objective, steps, files, &data[2], &dir), false)?.interrupted {
             return Ok(());
         }
         training_seconds += training.elapsed().as_secs_f64();
@@ -153,7 +168,7 @@ fn story(args: &DemoArgs) -> Result<()> {
         device: gpu.caps().name.clone(),
         parameters: "LoRA, rank 8, all linear layers".into(),
         objective: "JPO (curves) and DPO from the same start".into(),
-        data: format!("{} conditional and {} joint preferences, by the grader", recipe::PAIRS, recipe::PAIRS),
+        data: format!("{pairs} conditional and {pairs} joint preferences, by the grader"),
         started: report::utc(started),
         seconds: clock.elapsed().as_secs_f64(),
         lines: metrics::read(&runs[1].join(METRICS))?,
@@ -174,20 +189,45 @@ fn story(args: &DemoArgs) -> Result<()> {
     Ok(())
 }
 
-/// Training files (conditional, joint) and one of validation pairs.
-fn write_data(out: &Path, seed: u64) -> Result<[PathBuf; 3]> {
+/// Steps of each objective that a device has the time for, by the second of two on random rows and weights of the model's shape.
+fn affordable_steps(gpu: &Gpu, d: &Description) -> Result<usize> {
+    let decoder = synthetic::decoder(gpu, d, false, recipe::SIDE_TOKENS)?;
+    let goal = Goal::Preference(Preference::default());
+    let trainer = Trainer { gpu, decoder, goal, share_prefix: true, keep: Keep::Everything };
+    let rows = synthetic::pairs(recipe::BATCH, recipe::SIDE_TOKENS, d.vocab);
+    let (rows, reference) = (rows.iter().collect::<Vec<_>>(), [[0.0; 2]; recipe::BATCH]);
+    let mut seconds = 0.0;
+    for number in 1..=2 {
+        let started = Instant::now();
+        let step = trainer.step(&rows, &reference, recipe::BATCH, &Defaults::OPTIMISER, recipe::LEARNING_RATE, number);
+        pollster::block_on(step)?;
+        seconds = started.elapsed().as_secs_f64();
+    }
+    let affordable = recipe::TRAINING_SECONDS / (2.0 * (1.0 + 1.0 / 3.0) * seconds);
+    Ok((affordable as usize).clamp(recipe::LEAST_STEPS, recipe::STEPS))
+}
+
+/// Training files (conditional, joint; `pairs` each) and one of validation pairs.
+fn write_data(out: &Path, seed: u64, pairs: usize) -> Result<[PathBuf; 3]> {
     let dir = out.join("data");
     fs::create_dir(&dir).map_err(|e| Error::file(&dir, e))?;
     let [conditional, joint, validation] =
         ["conditional.jsonl", "joint.jsonl", "validation.jsonl"].map(|n| dir.join(n));
-    rows::write(&conditional, rows::conditional(Split::Train, seed, recipe::PAIRS))?;
-    rows::write(&joint, rows::joint(Split::Train, seed, recipe::PAIRS))?;
+    rows::write(&conditional, rows::conditional(Split::Train, seed, pairs))?;
+    rows::write(&joint, rows::joint(Split::Train, seed, pairs))?;
     let held = rows::conditional(Split::HeldOut, seed, recipe::VALIDATION);
     rows::write(&validation, held.chain(rows::joint(Split::HeldOut, seed, recipe::VALIDATION)))?;
     Ok([conditional, joint, validation])
 }
 
-fn train_args(args: &DemoArgs, objective: Objective, data: Vec<PathBuf>, validation: &Path, dir: &Path) -> TrainArgs {
+fn train_args(
+    args: &DemoArgs,
+    objective: Objective,
+    steps: usize,
+    data: Vec<PathBuf>,
+    validation: &Path,
+    dir: &Path,
+) -> TrainArgs {
     TrainArgs {
         model: ModelArgs {
             model: Some(args.model.to_string_lossy().into()),
@@ -200,7 +240,7 @@ fn train_args(args: &DemoArgs, objective: Objective, data: Vec<PathBuf>, validat
         lora_targets: vec!["all-linear".into()],
         learning_rate: Some(recipe::LEARNING_RATE),
         batch_size: Some(recipe::BATCH),
-        max_steps: Some(args.max_steps.unwrap_or(recipe::STEPS)),
+        max_steps: Some(steps),
         warmup_steps: Some(5),
         logging_steps: Some(10),
         seed: Some(args.seed),
