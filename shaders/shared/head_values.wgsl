@@ -1,5 +1,5 @@
 // Heads' rows as quads, for attention.wgsl: the case of any E and any alignment. A row begins at element `at`.
-// Dimensions beyond E are zero. `shared/head_quads` is faster.
+// A function a binding: WGSL takes no pointers into storage as arguments. Dimensions beyond E are zero. `shared/head_quads` is faster.
 
 override E: u32 = 64u;
 
