@@ -161,8 +161,9 @@ fn matmul_narrow(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     }
 }
 
-fn quad_of_a(i: u32) -> vec4<f32> {
-    return vec4<f32>(a[i], a[i + 1u], a[i + 2u], a[i + 3u]);
+// Elements i to i + 3 of A times those of B, added to a sum one after the other: in matmul.wgsl's order.
+fn plus_quad(sum: f32, i: u32, bs: vec4<f32>) -> f32 {
+    return sum + a[i] * bs.x + a[i + 1u] * bs.y + a[i + 2u] * bs.z + a[i + 3u] * bs.w;
 }
 
 @compute @workgroup_size(LANES)
@@ -178,14 +179,14 @@ fn matmul_dots(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     var acc: array<f32, 8>;
     for (var k = 0u; k < params.k; k += 4u) {
         let bs = weight_quad(row, quads + k / 4u);
-        acc[0] += dot(quad_of_a(rows[0] + k), bs);
-        acc[1] += dot(quad_of_a(rows[1] + k), bs);
-        acc[2] += dot(quad_of_a(rows[2] + k), bs);
-        acc[3] += dot(quad_of_a(rows[3] + k), bs);
-        acc[4] += dot(quad_of_a(rows[4] + k), bs);
-        acc[5] += dot(quad_of_a(rows[5] + k), bs);
-        acc[6] += dot(quad_of_a(rows[6] + k), bs);
-        acc[7] += dot(quad_of_a(rows[7] + k), bs);
+        acc[0] = plus_quad(acc[0], rows[0] + k, bs);
+        acc[1] = plus_quad(acc[1], rows[1] + k, bs);
+        acc[2] = plus_quad(acc[2], rows[2] + k, bs);
+        acc[3] = plus_quad(acc[3], rows[3] + k, bs);
+        acc[4] = plus_quad(acc[4], rows[4] + k, bs);
+        acc[5] = plus_quad(acc[5], rows[5] + k, bs);
+        acc[6] = plus_quad(acc[6], rows[6] + k, bs);
+        acc[7] = plus_quad(acc[7], rows[7] + k, bs);
     }
     if n >= params.n {
         return;

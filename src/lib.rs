@@ -91,12 +91,13 @@
 //!
 //! A [`gpu::Shader`] is a module, an entry point, values of its `override`s, and substitutions of imported modules
 //! (`shared/weight` by `shared/weight_bf16`, `_int8` or `_nf4`: the same names, another storage type). There is no `#ifdef`. A different algorithm is
-//! a different file: `matmul_cpu.wgsl` keeps its tile in registers, because workgroup memory is slow in software drivers. Launchers choose
-//! from [`gpu::Caps`] alone. The baseline, which must always work, is WebGPU's guaranteed minimum ([`gpu::Caps::baseline`]). Every
+//! a different file: `matmul_tiles.wgsl` for GPUs where everything is aligned, `matmul_cpu.wgsl` with its tile in registers, because workgroup
+//! memory is slow in software drivers. Launchers choose from [`gpu::Caps`] alone: a family has its baseline, and each [`gpu::Variant`] that the device
+//! has passed a check at start-up ([`kernels::with_checked_variants`]). Variants add a sum's terms in the baseline's order, and give its bits. The baseline, which must always work, is WebGPU's guaranteed minimum ([`gpu::Caps::baseline`]). Every
 //! variant that a kernel lists is translated to SPIR-V, MSL and HLSL in `tests/kernels.rs`.
 //!
 //! Natively, shaders are compiled without bounds checks; they guard their own indices. `JOINTWISE_CHECKED=1` compiles them with
-//! checks, as a browser does. `JOINTWISE_BASELINE=1` takes no variants made for CPUs: what a GPU runs, on a machine without one.
+//! checks, as a browser does. `JOINTWISE_VARIANT=tiles64` (`--variant`) allows these variants and no others: what a GPU runs, on a machine without one.
 //!
 //! # How it is known to be right
 //!
@@ -113,8 +114,7 @@
 //!   launchers' calls is the program, and dropping a slot is the end of its life. The plan stays exact, since it runs the same calls.
 //! - **A recording is a micro-batch**, not a whole step: accumulation submits one after the other without waiting, and the update is
 //!   one more. The host waits once a step, for sums and norm, so that a NaN stops the run at the step that made it.
-//! - **No tuning table**: there are two families of matrix products, chosen by whether the device is a CPU, and checked at start-up
-//!   ([`kernels::with_checked_variants`]). Subgroup, f16 and cooperative-matrix variants do not exist yet.
+//! - **No tuning table yet**: tiles are chosen by how many workgroups they give.
 
 /// A line on standard error, whatever is in it; one that is closed or full stops nothing.
 #[cfg(feature = "cli")]

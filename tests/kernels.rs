@@ -1,11 +1,10 @@
 //! Every kernel of the registry: its twin's gradient against finite differences, the device against the twin, a nudged expectation
 //! refused, every variant through naga to SPIR-V, MSL and HLSL, and uniform layouts against their Rust structs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{LazyLock, Mutex, MutexGuard};
 
-use jointwise::gpu::{Caps, DeviceChoice, Gpu, Recording, Role, SHADERS, Shader, Slot};
-use jointwise::kernels::matmul::variant_cases;
+use jointwise::gpu::{Caps, DeviceChoice, Gpu, Recording, Role, SHADERS, Shader, Slot, Variant};
 use jointwise::kernels::shapes::ModelShape;
 use jointwise::kernels::{Case, Cost, Host, Kernel, Outputs, REGISTRY, excess, self_test, tolerance, verify};
 use jointwise::rng::Rng;
@@ -269,16 +268,51 @@ fn variants_are_checked() {
     let mut rng = Rng::new(3, 1);
     let gpu = &*gpu();
     let mut error = |case: &dyn Case| pollster::block_on(verify(gpu, case, &mut rng)).expect("a device");
-    for case in variant_cases() {
-        assert!(error(case.as_ref()) <= 1.0, "{}", case.label());
-        for gradient in [false, true] {
-            assert!(error(&Wrong { case: case.as_ref(), gradient }) > 1.0, "{}: gradient={gradient}", case.label());
+    for variant in Variant::ALL {
+        let cases: Vec<_> = REGISTRY.iter().flat_map(|k| k.variant_cases(variant)).collect();
+        assert!(!cases.is_empty(), "{variant:?}: nothing is checked");
+        for case in cases {
+            assert!(error(case.as_ref()) <= 1.0, "{}", case.label());
+            for gradient in [false, true] {
+                let wrong = Wrong { case: case.as_ref(), gradient };
+                assert!(error(&wrong) > 1.0, "{}: gradient={gradient}", case.label());
+            }
         }
     }
-    let plain = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device").without_variants();
-    assert!(!plain.caps().cpu_variants);
+    let plain = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device").with_variants(Vec::new());
     let results = pollster::block_on(self_test(&plain)).expect("a device");
     assert!(results.iter().all(|(_, error)| *error <= 1.0), "{results:?}");
+}
+
+/// What lets a product's implementation be chosen by speed alone: all of them give the baseline's bits.
+#[test]
+fn variants_of_a_product_give_the_same_bits() {
+    let gpu = &*gpu();
+    let outputs = |case: &dyn Case, seed: u64| -> Vec<Vec<u32>> {
+        let mut rng = Rng::new(seed, 6);
+        let x: Vec<Slot> = case.inputs(&mut rng).iter().map(|h| h.upload(gpu)).collect();
+        let d_y: Vec<Slot> = case.d_y_lens().iter().map(|&n| Host::normal(&mut rng, n).upload(gpu)).collect();
+        let mut rec = gpu.record();
+        let out = case.launch(&mut rec, &x, &d_y);
+        rec.submit();
+        let slots: Vec<&Slot> = out.y.iter().chain(out.d_x.iter().flatten()).collect();
+        pollster::block_on(gpu.read(&slots)).expect("readback")
+    };
+    let mut of_baseline = BTreeMap::new();
+    let mut compared = BTreeSet::new();
+    for case in kernel("matmul").cases() {
+        let label = case.label();
+        let (shape, variant) = label.rsplit_once(' ').expect("a variant's name");
+        let got = outputs(case.as_ref(), 4);
+        if variant == "baseline" {
+            assert_ne!(got, outputs(case.as_ref(), 5), "{label}: the comparison sees nothing");
+            of_baseline.insert(shape.to_string(), got);
+        } else {
+            assert!(got == of_baseline[shape], "{label}: other bits than the baseline's");
+            compared.insert(variant.to_string());
+        }
+    }
+    assert_eq!(compared.len(), Variant::ALL.len());
 }
 
 /// A time is of the right thing: what benchmarks run is checked as the other cases are, at a small model's shapes.
@@ -298,8 +332,8 @@ fn benches_compute_what_they_time() {
     let mut rng = Rng::new(20_240_404, 531);
     let gpu = &*gpu();
     let baseline = gpu.caps().clone();
-    for cpu_variants in [false, true] {
-        let caps = Caps { cpu_variants, ..baseline.clone() };
+    for is_cpu in [false, true] {
+        let caps = Caps { variants: Variant::usual(is_cpu), ..baseline.clone() };
         for kernel in REGISTRY {
             let cases = kernel.benches(&model, 34, &caps);
             assert!(!cases.is_empty() || kernel.name() == "ceiling", "{}: no benchmark", kernel.name());

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use jointwise::Result;
 use jointwise::config::LoraSettings;
 use jointwise::data::batch::{Example, Sequence};
-use jointwise::gpu::{Caps, Gpu, Role};
+use jointwise::gpu::{Caps, Gpu, Role, Variant};
 use jointwise::kernels::logprob::{Head, HeadPage, Saved, logprob_bwd, logprob_fwd};
 use jointwise::kernels::objective::Goal;
 use jointwise::kernels::storage::Storage;
@@ -27,7 +27,7 @@ use serde_json::Value;
 #[test]
 fn the_head_of_a_large_vocabulary_needs_little_scratch() {
     for is_cpu in [false, true] {
-        let gpu = Gpu::plan(Caps { is_cpu, cpu_variants: is_cpu, ..Caps::baseline() });
+        let gpu = Gpu::plan(Caps { is_cpu, variants: Variant::usual(is_cpu), ..Caps::baseline() });
         let (rows, vocab, width) = (2048, 151_936, 896);
         let scratch =
             |gpu: &Gpu| gpu.ledger().peak_by_role().into_iter().find(|r| r.0 == Role::Activations).map_or(0, |r| r.1);

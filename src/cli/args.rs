@@ -47,6 +47,18 @@ pub enum Command {
     Demo(DemoArgs),
 }
 
+/// Where to compute, and how.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct DeviceArgs {
+    /// Device by number or by part of its name (see `jointwise info`)
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Kernels that may be chosen: baseline, or some of tiles32, tiles64, tiles128, cpu [default: by the device]
+    #[arg(long, value_name = "NAME,..")]
+    pub variant: Option<String>,
+}
+
 /// Which model, where.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
@@ -57,9 +69,9 @@ pub struct ModelArgs {
     /// A PEFT LoRA adapter on top of the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Device by number or by part of its name (see `jointwise info`)
-    #[arg(long)]
-    pub device: Option<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub device: DeviceArgs,
     /// How linear weights that are not trained are held: auto (as stored), f32, bf16, int8 or nf4 (QLoRA) [default: auto]
     #[arg(long, value_name = "DTYPE", value_parser = parse_base_dtype)]
     pub base_dtype: Option<BaseDtype>,
@@ -427,9 +439,8 @@ pub struct CheckArgs {
 /// `info`.
 #[derive(Debug, Clone, Args)]
 pub struct InfoArgs {
-    /// Device by number or by part of its name
-    #[arg(long)]
-    pub device: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -438,9 +449,8 @@ pub struct InfoArgs {
 /// `bench`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
-    /// Device by number or by part of its name
-    #[arg(long)]
-    pub device: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Kernel families [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAME,..")]
     pub kernels: Vec<String>,
@@ -485,9 +495,8 @@ pub enum StepArg {
 /// `demo`.
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
-    /// Device by number or by part of its name
-    #[arg(long)]
-    pub device: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Where everything is written
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
     pub output_dir: PathBuf,

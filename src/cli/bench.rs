@@ -64,7 +64,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let models = chosen("models", &args.models, &MODELS, |m| m.name)?;
     let kernels = chosen("kernels", &args.kernels, REGISTRY, |k| k.name())?;
     let earlier = args.compare.as_deref().map(read).transpose()?;
-    let gpu = session::open_gpu(args.device.as_deref())?;
+    let gpu = session::open_gpu(&args.device)?;
     let on_cpu = gpu.caps().is_cpu;
     let models = if on_cpu && args.models.is_empty() { models[..2].to_vec() } else { models };
     let tokens = match (args.tokens.as_slice(), on_cpu) {

@@ -119,7 +119,7 @@ fn story(args: &DemoArgs) -> Result<()> {
     at_least_one("prompts", n_prompts)?;
     at_least_one("max-steps", args.max_steps.unwrap_or(recipe::STEPS))?;
     let model = Model::open(&args.model.to_string_lossy(), BaseDtype::Auto)?;
-    let gpu = session::open_gpu(args.device.as_deref())?;
+    let gpu = session::open_gpu(&args.device)?;
     replace_earlier(out)?;
     fresh_folder(out)?;
     let items = rows::held_out(args.seed, n_prompts);

@@ -66,7 +66,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         None => error,
     })?;
     let longest = longest + settings.max_new_tokens;
-    let gpu = session::open_gpu(args.model.device.as_deref())?;
+    let gpu = session::open_gpu(&args.model.device)?;
     let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), longest))?;
 
     let stream = prompts.len() == 1 && !args.json && args.out.is_none() && std::io::stdout().is_terminal();

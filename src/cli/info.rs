@@ -3,15 +3,15 @@
 use serde_json::json;
 
 use super::args::InfoArgs;
+use super::session::open_unchecked;
 use crate::error::Result;
-use crate::gpu::{DeviceChoice, Gpu, list_devices};
+use crate::gpu::list_devices;
 use crate::kernels::self_test;
 
 /// `jointwise info`.
 pub fn run(args: &InfoArgs) -> Result<()> {
     let devices = pollster::block_on(list_devices());
-    let choice = args.device.as_deref().map_or(DeviceChoice::Best, DeviceChoice::parse);
-    let gpu = pollster::block_on(Gpu::open(&choice))?;
+    let gpu = open_unchecked(&args.device)?;
     let caps = gpu.caps();
     let results = pollster::block_on(self_test(&gpu))?;
     let failed: Vec<&str> = results.iter().filter(|(_, error)| *error > 1.0).map(|(name, _)| *name).collect();
@@ -21,7 +21,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             "backend": caps.backend,
             "driver": caps.driver,
             "is_cpu": caps.is_cpu,
-            "cpu_variants": caps.cpu_variants,
+            "variants": caps.variants,
             "max_binding_bytes": caps.max_binding_bytes,
             "workgroup_bytes": caps.workgroup_bytes,
             "subgroup": caps.subgroup,
@@ -36,10 +36,8 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         say!("{}: {} ({}, {}) {}", d.index, d.name, d.backend, d.kind, d.driver)?;
     }
     say!("\nchosen: {}", caps.name)?;
-    say!(
-        "  matrix product       {}",
-        if caps.cpu_variants { "matmul_cpu (registers only)" } else { "matmul (64×64 tiles)" }
-    )?;
+    let variants: Vec<&str> = std::iter::once("baseline").chain(caps.variants.iter().map(|v| v.name())).collect();
+    say!("  kernels              {}", variants.join(", "))?;
     let memory = caps.memory_bytes.map_or("unknown".into(), |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
     say!("  memory               {memory}")?;
     say!("  largest binding      {} MiB", caps.max_binding_bytes >> 20)?;

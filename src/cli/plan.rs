@@ -8,7 +8,7 @@ use super::train;
 use crate::data::batch::{Example, Sequence};
 use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, DeviceChoice, Gpu};
+use crate::gpu::Caps;
 use crate::kernels::objective::Goal;
 use crate::model::decoder::Keep;
 use crate::train::trainer::{Rehearsal, largest_micro_batch, rehearse};
@@ -49,8 +49,11 @@ pub fn run(args: PlanArgs) -> Result<()> {
         largest_micro_batch(&all, settings.batch_size, settings.share_prefix).into_iter().cloned().collect()
     };
     // The variants of the device that would be used, where there is one.
-    let choice = args.model.device.as_deref().map_or(DeviceChoice::Best, DeviceChoice::parse);
-    let caps = pollster::block_on(Gpu::open(&choice)).map_or_else(|_| Caps::baseline(), |gpu| gpu.caps().clone());
+    let caps = match session::open_unchecked(&args.model.device) {
+        Ok(gpu) => gpu.caps().clone(),
+        Err(error @ Error::Flag { .. }) => return Err(error),
+        Err(_) => Caps::baseline(),
+    };
     let longest = examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1);
     let options = train::load_options(&settings, model.base, adapter.as_ref(), longest);
     let refs: Vec<&Example> = examples.iter().collect();

@@ -112,7 +112,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let adapter = model.adapter(&args.model)?;
     let tokenizer = model.tokenizer()?;
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Any)?;
-    let gpu = session::open_gpu(args.model.device.as_deref())?;
+    let gpu = session::open_gpu(&args.model.device)?;
     let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), session::longest(&data)))?;
     let scored = finite(&data, scores(&gpu, &decoder, &data, true, Defaults::SCORE_TOKENS)?)?;
     let mut out = Lines::new(args.out.as_deref());
@@ -196,7 +196,7 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     }
     let purpose = if args.sft { Purpose::Sft } else { Purpose::Preference };
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
-    let gpu = session::open_gpu(args.model.device.as_deref())?;
+    let gpu = session::open_gpu(&args.model.device)?;
     let options = LoadOptions {
         trained: if adapter.is_some() { Trained::Lora } else { Trained::Full },
         lora: adapter.map(|a| a.lora),

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use super::args::{DataArgs, ModelArgs, ObjectiveArgs, OverflowArg};
+use super::args::{DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
 use crate::config::{Defaults, ReferenceChoice};
 use crate::data::dataset::{Dataset, Limits, Overflow};
 use crate::data::rows::{FieldMap, Purpose, read_rows};
 use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
-use crate::gpu::{DeviceChoice, Gpu};
+use crate::gpu::{DeviceChoice, Gpu, Variant};
 use crate::kernels::with_checked_variants;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::decoder::Decoder;
@@ -144,13 +144,26 @@ pub fn refuse_quantised(base: BaseDtype, what: &str) -> Result<()> {
     }
 }
 
-/// Opens the device, and says so when it is a CPU.
-pub fn open_gpu(device: Option<&str>) -> Result<Gpu> {
-    let choice = device.map_or(DeviceChoice::Best, DeviceChoice::parse);
+/// Opens the device, with the variants that the flags allow.
+pub fn open_unchecked(args: &DeviceArgs) -> Result<Gpu> {
+    let variants = args.variant.as_deref().map(Variant::parse_list).transpose()?;
+    let choice = args.device.as_deref().map_or(DeviceChoice::Best, DeviceChoice::parse);
     let gpu = pollster::block_on(Gpu::open(&choice))?;
-    let (gpu, off) = pollster::block_on(with_checked_variants(gpu))?;
+    Ok(match variants {
+        Some(variants) => gpu.with_variants(variants),
+        None => gpu,
+    })
+}
+
+/// Opens the device with the variants that compute rightly, and says so when it is a CPU.
+pub fn open_gpu(args: &DeviceArgs) -> Result<Gpu> {
+    let (gpu, off) = pollster::block_on(with_checked_variants(open_unchecked(args)?))?;
     for variant in off {
-        note!("warning: {variant} computes wrongly on {}: it is switched off", gpu.caps().name);
+        note!(
+            "warning: the kernels `{}` compute wrongly on {}: they are switched off",
+            variant.name(),
+            gpu.caps().name
+        );
     }
     if gpu.caps().is_cpu {
         note!("note: no GPU is used: {} computes on the CPU, which is slow", gpu.caps().name);

@@ -273,7 +273,7 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
     let out =
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where everything is written"))?;
     let p = prepare(&args, sft)?;
-    let gpu = session::open_gpu(args.model.device.as_deref())?;
+    let gpu = session::open_gpu(&args.model.device)?;
     // A run begins with its metrics: a folder that holds other things is not one's.
     if args.resume && (out.join(METRICS).exists() || !checkpoint::list(&out).is_empty()) {
         checkpoint::sweep(&out);

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::memory::Home;
 use super::record::Pipeline;
+use super::variant::Variant;
 use crate::error::{Error, Result};
 
 /// What a device can do, as far as kernels ask. Variants are chosen from this and from nothing else.
@@ -18,8 +19,8 @@ pub struct Caps {
     pub driver: String,
     /// A software implementation.
     pub is_cpu: bool,
-    /// Kernels choose variants made for CPUs, without workgroup memory.
-    pub cpu_variants: bool,
+    /// Implementations beside the baseline that kernels may choose.
+    pub variants: Vec<Variant>,
     /// Largest storage binding.
     pub max_binding_bytes: u64,
     /// Alignment of a binding's offset.
@@ -46,7 +47,7 @@ impl Caps {
             backend: "none".into(),
             driver: String::new(),
             is_cpu: false,
-            cpu_variants: false,
+            variants: Variant::usual(false),
             max_binding_bytes: 128 << 20,
             binding_alignment_bytes: 256,
             max_workgroups: 65_535,
@@ -62,7 +63,7 @@ impl Caps {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
         Self {
             is_cpu: info.device_type == wgpu::DeviceType::Cpu,
-            cpu_variants: info.device_type == wgpu::DeviceType::Cpu,
+            variants: Variant::usual(info.device_type == wgpu::DeviceType::Cpu),
             backend: info.backend.to_string(),
             driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
             // wgpu reports bindings up to 2⁶⁴ on some devices; kernels index with u32.
@@ -207,7 +208,8 @@ impl Gpu {
     /// Opens a device.
     ///
     /// # Errors
-    /// [`Error::Device`]: there is none (says what to install), or none that matches (lists them).
+    /// [`Error::Device`]: there is none (says what to install), or none that matches (lists them). [`Error::Flag`]: JOINTWISE_VARIANT
+    /// names no variant.
     pub async fn open(choice: &DeviceChoice) -> Result<Self> {
         let all = adapters().await;
         let names = || {
@@ -232,8 +234,8 @@ impl Gpu {
             DeviceChoice::Best => Error::Device(NO_DEVICE.into()),
         })?;
         let mut caps = Caps::of(adapter);
-        if std::env::var_os("JOINTWISE_BASELINE").is_some() {
-            caps.cpu_variants = false;
+        if let Ok(names) = std::env::var("JOINTWISE_VARIANT") {
+            caps.variants = Variant::parse_list(&names)?;
         }
         let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
         let descriptor = wgpu::DeviceDescriptor {
@@ -277,10 +279,10 @@ impl Gpu {
         }
     }
 
-    /// The same device, with baseline kernels only.
+    /// The same device, with these implementations beside the baseline and no others.
     #[must_use]
-    pub fn without_variants(self) -> Self {
-        Self { caps: Caps { cpu_variants: false, ..self.caps }, ..self }
+    pub fn with_variants(self, variants: Vec<Variant>) -> Self {
+        Self { caps: Caps { variants, ..self.caps }, ..self }
     }
 
     /// What the device can do.

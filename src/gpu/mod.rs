@@ -7,9 +7,11 @@ mod memory;
 mod profile;
 mod record;
 mod shader;
+mod variant;
 
 pub use device::{Caps, DeviceChoice, DeviceSummary, Gpu, list_devices};
 pub use memory::{Ledger, Role, Slot};
 pub use profile::Profile;
 pub use record::{Recording, grid_1d};
 pub use shader::{SHADERS, Shader, link};
+pub use variant::Variant;

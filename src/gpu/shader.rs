@@ -28,6 +28,7 @@ shaders![
     "logprob",
     "matmul",
     "matmul_cpu",
+    "matmul_tiles",
     "objective",
     "rmsnorm",
     "rope",

@@ -3,7 +3,7 @@
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::data::batch::Batch;
-use crate::gpu::{Caps, Gpu, Recording, Shader, Slot};
+use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, Variant};
 use crate::rng::Rng;
 
 /// Heads and mask of a layer.
@@ -47,7 +47,7 @@ impl Attention {
 }
 
 fn tile_of(caps: &Caps) -> usize {
-    if caps.cpu_variants { TILE_CPU } else { TILE }
+    if caps.variants.contains(&Variant::Cpu) { TILE_CPU } else { TILE }
 }
 
 /// The keys that each query sees, on the device.

@@ -26,7 +26,7 @@ pub mod storage;
 pub use case::{Case, Cost, Host, Outputs, tolerance};
 
 use crate::error::Result;
-use crate::gpu::{Caps, Gpu, Shader};
+use crate::gpu::{Caps, Gpu, Shader, Variant};
 use crate::rng::Rng;
 use shapes::ModelShape;
 
@@ -44,6 +44,11 @@ pub trait Kernel: Sync {
     fn cases(&self) -> Vec<Box<dyn Case>>;
     /// What a step of a model asks of it for `t` tokens, in the variants that a device takes; empty where the model does not use it.
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>>;
+    /// What [`with_checked_variants`] runs: every entry point of a variant, at its edges; none where the family lacks it.
+    fn variant_cases(&self, variant: Variant) -> Vec<Box<dyn Case>> {
+        let _ = variant;
+        Vec::new()
+    }
 }
 
 /// Every kernel family, in the order of a forward pass.
@@ -117,17 +122,17 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
-pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<&'static str>)> {
-    if !gpu.caps().cpu_variants {
-        return Ok((gpu, Vec::new()));
-    }
+pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
     let mut rng = Rng::new(0, 1);
-    for case in matmul::variant_cases() {
-        if verify(&gpu, case.as_ref(), &mut rng).await? > 1.0 {
-            return Ok((gpu.without_variants(), vec!["matmul_cpu"]));
+    let (mut right, mut wrong) = (Vec::new(), Vec::new());
+    for &variant in &gpu.caps().variants {
+        let mut worst: f64 = 0.0;
+        for case in REGISTRY.iter().flat_map(|k| k.variant_cases(variant)) {
+            worst = worst.max(verify(&gpu, case.as_ref(), &mut rng).await?);
         }
+        if worst > 1.0 { &mut wrong } else { &mut right }.push(variant);
     }
-    Ok((gpu, Vec::new()))
+    Ok((gpu.with_variants(right), wrong))
 }
 
 /// The largest error of `got`, as a multiple of what the tolerance allows; infinite where a value is no number.

@@ -1,0 +1,165 @@
+// The products of matmul.wgsl where everything is aligned in quads (starts, strides, stored columns of A and B, and N).
+//
+// 2·TILE invocations compute a tile of TILE×TILE values, each ROW_QUADS·4 rows × COLUMN_QUADS·4 columns of it in registers. Tiles of A
+// (K_TILE, TILE) and B (K_TILE, TILE) pass through workgroup memory (2 × 16·TILE × 4 bytes: 16 KiB for TILE = 128). To fill both, an
+// invocation loads one block of 4×4 from memory, while the block before is being multiplied, and turns it where the matrix is stored along K.
+// Each sum has one owner and adds its terms in the order of K, as matmul.wgsl does: the same bits.
+
+import package::shared::weight::{weight_quad};
+
+override A_TRANSPOSED: bool = false; // A is stored (K, M)
+override B_TRANSPOSED: bool = false; // B is stored (N, K)
+override TILE: u32 = 64u;
+override ROW_QUADS: u32 = 2u;
+override COLUMN_QUADS: u32 = 1u;
+
+struct MatmulParams {
+    m: u32,
+    n: u32,
+    k: u32,
+    accumulate: u32, // 1: add to C
+    a_start: u32,    // first element, and elements a row, as stored
+    a_stride: u32,
+    b_start: u32,
+    b_stride: u32,
+    c_start: u32,
+    c_stride: u32,
+    alpha: f32,
+    pad: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: MatmulParams;
+@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
+// Binding 2: B.
+@group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;
+
+const K_TILE = 16u;
+const QUADS = TILE / 4u; // of a tile's row
+const ACROSS = QUADS / COLUMN_QUADS; // invocations along a row of C
+const DOWN = QUADS / ROW_QUADS;
+
+var<workgroup> a_tile: array<vec4<f32>, 16u * TILE / 4u>; // (K_TILE, TILE), quads along M
+var<workgroup> b_tile: array<vec4<f32>, 16u * TILE / 4u>; // (K_TILE, TILE), quads along N
+
+// Where an invocation's block is in its tile: quad along K, quad along M or N. Neighbours are neighbours in memory.
+fn place(i: u32, along_k: bool) -> vec2<u32> {
+    return select(vec2<u32>(i / QUADS, i % QUADS), vec2<u32>(i % (K_TILE / 4u), i / (K_TILE / 4u)), along_k);
+}
+
+// Rows row .. row + 3 of A as stored, one quad of each; zeros beyond the edge.
+fn block_of_a(row: u32, column: u32) -> array<vec4<f32>, 4> {
+    let end = select(vec2<u32>(params.m, params.k), vec2<u32>(params.k, params.m), A_TRANSPOSED);
+    var block: array<vec4<f32>, 4>;
+    for (var s = 0u; s < 4u; s++) {
+        block[s] = vec4<f32>();
+        if row + s < end.x && column < end.y {
+            block[s] = a[(params.a_start + (row + s) * params.a_stride + column) / 4u];
+        }
+    }
+    return block;
+}
+
+fn block_of_b(row: u32, column: u32) -> array<vec4<f32>, 4> {
+    let end = select(vec2<u32>(params.k, params.n), vec2<u32>(params.n, params.k), B_TRANSPOSED);
+    var block: array<vec4<f32>, 4>;
+    for (var s = 0u; s < 4u; s++) {
+        block[s] = vec4<f32>();
+        if row + s < end.x && column < end.y {
+            block[s] = weight_quad(row + s, (params.b_start + (row + s) * params.b_stride + column) / 4u);
+        }
+    }
+    return block;
+}
+
+// This invocation's block of the tiles that begin at k0: of A in the first TILE invocations, of B in the others.
+fn load_block(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
+    if lane < TILE {
+        let at = 4u * place(lane, !A_TRANSPOSED);
+        return block_of_a(select(m0 + at.y, k0 + at.x, A_TRANSPOSED), select(k0 + at.x, m0 + at.y, A_TRANSPOSED));
+    }
+    let at = 4u * place(lane - TILE, B_TRANSPOSED);
+    return block_of_b(select(k0 + at.x, n0 + at.y, B_TRANSPOSED), select(n0 + at.y, k0 + at.x, B_TRANSPOSED));
+}
+
+fn turned(b: array<vec4<f32>, 4>) -> array<vec4<f32>, 4> {
+    return array<vec4<f32>, 4>(
+        vec4<f32>(b[0].x, b[1].x, b[2].x, b[3].x),
+        vec4<f32>(b[0].y, b[1].y, b[2].y, b[3].y),
+        vec4<f32>(b[0].z, b[1].z, b[2].z, b[3].z),
+        vec4<f32>(b[0].w, b[1].w, b[2].w, b[3].w),
+    );
+}
+
+fn store_block(lane: u32, loaded: array<vec4<f32>, 4>) {
+    if lane < TILE {
+        let at = place(lane, !A_TRANSPOSED);
+        var block = loaded;
+        if !A_TRANSPOSED {
+            block = turned(loaded);
+        }
+        for (var s = 0u; s < 4u; s++) {
+            a_tile[(4u * at.x + s) * QUADS + at.y] = block[s];
+        }
+    } else {
+        let at = place(lane - TILE, B_TRANSPOSED);
+        var block = loaded;
+        if B_TRANSPOSED {
+            block = turned(loaded);
+        }
+        for (var s = 0u; s < 4u; s++) {
+            b_tile[(4u * at.x + s) * QUADS + at.y] = block[s];
+        }
+    }
+}
+
+@compute @workgroup_size(2u * TILE)
+fn matmul_tiles(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let m0 = group.y * TILE;
+    let n0 = group.x * TILE;
+    let across = lane % ACROSS;
+    let down = lane / ACROSS;
+    var acc: array<vec4<f32>, 4u * ROW_QUADS * COLUMN_QUADS>;
+    for (var i = 0u; i < 4u * ROW_QUADS * COLUMN_QUADS; i++) {
+        acc[i] = vec4<f32>();
+    }
+    var block = load_block(lane, m0, n0, 0u);
+    for (var k0 = 0u; k0 < params.k; k0 += K_TILE) {
+        workgroupBarrier();
+        store_block(lane, block);
+        workgroupBarrier();
+        block = load_block(lane, m0, n0, k0 + K_TILE);
+        for (var k = 0u; k < K_TILE; k++) {
+            var bs: array<vec4<f32>, COLUMN_QUADS>;
+            for (var s = 0u; s < COLUMN_QUADS; s++) {
+                bs[s] = b_tile[k * QUADS + across + s * ACROSS];
+            }
+            for (var r = 0u; r < ROW_QUADS; r++) {
+                let rows = a_tile[k * QUADS + down + r * DOWN];
+                for (var s = 0u; s < COLUMN_QUADS; s++) {
+                    let at = 4u * (r * COLUMN_QUADS + s);
+                    acc[at] += rows.x * bs[s];
+                    acc[at + 1u] += rows.y * bs[s];
+                    acc[at + 2u] += rows.z * bs[s];
+                    acc[at + 3u] += rows.w * bs[s];
+                }
+            }
+        }
+    }
+    for (var r = 0u; r < ROW_QUADS; r++) {
+        for (var s = 0u; s < COLUMN_QUADS; s++) {
+            let n = n0 + 4u * (across + s * ACROSS);
+            for (var i = 0u; i < 4u; i++) {
+                let m = m0 + 4u * (down + r * DOWN) + i;
+                if m < params.m && n < params.n {
+                    let at = (params.c_start + m * params.c_stride + n) / 4u;
+                    let value = params.alpha * acc[4u * (r * COLUMN_QUADS + s) + i];
+                    if params.accumulate == 1u {
+                        c[at] += value;
+                    } else {
+                        c[at] = value;
+                    }
+                }
+            }
+        }
+    }
+}

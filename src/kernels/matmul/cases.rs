@@ -1,0 +1,174 @@
+//! Cases of the products: all three of a linear layer, and one alone.
+
+use super::{Matrix, Orientation, Product, Storage, launch};
+use crate::gpu::{Recording, Slot, Variant};
+use crate::kernels::storage::Packed;
+use crate::kernels::{Case, Cost, Host, Outputs};
+use crate::rng::Rng;
+
+/// y = 0.5·x·Wᵀ with all three products, C in the middle of a wider slot.
+pub(super) struct LinearCase {
+    pub t: usize,
+    pub n_out: usize,
+    pub n_in: usize,
+    pub storage: Storage,
+    /// None: the baseline.
+    pub variant: Option<Variant>,
+}
+
+/// One product alone, for its time.
+#[derive(Debug)]
+pub(super) struct ProductCase {
+    pub orientation: Orientation,
+    pub storage: Storage,
+    pub t: usize,
+    pub n_out: usize,
+    pub n_in: usize,
+    pub allowed: Vec<Variant>,
+}
+
+impl ProductCase {
+    fn product(&self) -> Product {
+        let (m, n, k) = match self.orientation {
+            Orientation::Forward => (self.t, self.n_out, self.n_in),
+            Orientation::BackwardX => (self.t, self.n_in, self.n_out),
+            Orientation::BackwardW => (self.n_out, self.n_in, self.t),
+        };
+        Product { orientation: self.orientation, storage: self.storage, m, n, k, alpha: 1.0, accumulate: false }
+    }
+    /// Elements of A and B, as stored: (rows, columns).
+    fn shapes(&self) -> [(usize, usize); 2] {
+        let (x, w, y) = ((self.t, self.n_in), (self.n_out, self.n_in), (self.t, self.n_out));
+        match self.orientation {
+            Orientation::Forward => [x, w],
+            Orientation::BackwardX => [y, w],
+            Orientation::BackwardW => [y, x],
+        }
+    }
+}
+
+impl Case for ProductCase {
+    fn label(&self) -> String {
+        let Self { orientation, storage, t, n_out, n_in, .. } = self;
+        format!("{orientation:?} {storage:?} T={t} out={n_out} in={n_in}")
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        let [(a_rows, a_columns), (rows, columns)] = self.shapes();
+        let a = Host::normal(rng, a_rows * a_columns);
+        let b = (0..rows * columns).map(|_| rng.normal()).collect();
+        let words = Packed::new(self.storage, b, columns).part(0, rows, columns);
+        vec![a, Host::Packed { values: self.storage.unpack(&words, rows, columns), words }]
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let (p, [(_, a_stride), (_, b_stride)]) = (self.product(), self.shapes());
+        let at = |m: usize, k: usize| {
+            if p.orientation == Orientation::BackwardW { k * a_stride + m } else { m * a_stride + k }
+        };
+        let bt = |k: usize, n: usize| {
+            if p.orientation == Orientation::Forward { n * b_stride + k } else { k * b_stride + n }
+        };
+        let value = |i: usize| (0..p.k).map(|k| x[0][at(i / p.n, k)] * x[1][bt(k, i % p.n)]).sum();
+        vec![(0..p.m * p.n).map(value).collect()]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+        let (p, [(_, a_stride), (_, b_stride)]) = (self.product(), self.shapes());
+        let y = rec.gpu().slot(p.m * p.n);
+        launch(
+            rec,
+            &p,
+            Matrix::new(&x[0], a_stride),
+            Matrix::new(&x[1], b_stride),
+            Matrix::new(&y, p.n),
+            &self.allowed,
+        );
+        Outputs { y: vec![y], d_x: Vec::new() }
+    }
+    fn reduction(&self) -> usize {
+        self.product().k
+    }
+    fn cost(&self) -> Cost {
+        let p = self.product();
+        let [(a_rows, a_columns), (b_rows, b_columns)] = self.shapes();
+        let words = a_rows * a_columns + self.storage.words(b_rows, b_columns) + p.m * p.n;
+        Cost { bytes: 4 * words as u64, flops: 2 * (p.m * p.n * p.k) as u64 }
+    }
+}
+
+const ALPHA: f32 = 0.5;
+const COLUMN: usize = 4;
+/// Rows of W before those that are multiplied: NF4's scales then begin inside a group.
+const BEFORE: usize = 3;
+
+impl LinearCase {
+    fn product(&self, orientation: Orientation) -> Product {
+        let (m, n, k) = match orientation {
+            Orientation::Forward => (self.t, self.n_out, self.n_in),
+            Orientation::BackwardX => (self.t, self.n_in, self.n_out),
+            Orientation::BackwardW => (self.n_out, self.n_in, self.t),
+        };
+        let storage = if orientation == Orientation::BackwardW { Storage::F32 } else { self.storage };
+        Product { orientation, storage, m, n, k, alpha: ALPHA, accumulate: true }
+    }
+}
+
+impl Case for LinearCase {
+    fn label(&self) -> String {
+        let variant = self.variant.map_or("baseline", Variant::name);
+        format!("T={} out={} in={} {:?} {variant}", self.t, self.n_out, self.n_in, self.storage)
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        let w = (0..(BEFORE + self.n_out) * self.n_in).map(|_| rng.normal()).collect();
+        let words = Packed::new(self.storage, w, self.n_in).part(BEFORE, self.n_out, self.n_in);
+        let values = self.storage.unpack(&words, self.n_out, self.n_in);
+        vec![Host::normal(rng, self.t * self.n_in), Host::Packed { values, words }]
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let width = self.n_out + COLUMN;
+        let mut y = vec![0.0; self.t * width];
+        for t in 0..self.t {
+            for n in 0..self.n_out {
+                let row = &x[0][t * self.n_in..][..self.n_in];
+                let sum: f64 = row.iter().zip(&x[1][n * self.n_in..]).map(|(a, b)| a * b).sum();
+                y[t * width + COLUMN + n] = f64::from(ALPHA) * sum;
+            }
+        }
+        vec![y]
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let width = self.n_out + COLUMN;
+        let (mut d_x, mut d_w) = (vec![0.0; x[0].len()], vec![0.0; x[1].len()]);
+        for t in 0..self.t {
+            for n in 0..self.n_out {
+                let d = f64::from(ALPHA) * d_y[0][t * width + COLUMN + n];
+                for k in 0..self.n_in {
+                    d_x[t * self.n_in + k] += d * x[1][n * self.n_in + k];
+                    d_w[n * self.n_in + k] += d * x[0][t * self.n_in + k];
+                }
+            }
+        }
+        vec![d_x, d_w]
+    }
+    fn d_y_lens(&self) -> Vec<usize> {
+        vec![self.t * (self.n_out + COLUMN)]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+        let (gpu, width, allowed) = (rec.gpu(), self.n_out + COLUMN, self.variant.as_slice());
+        let (y, d_x, d_w) = (gpu.slot(self.t * width), gpu.slot(x[0].len()), gpu.slot(self.n_out * self.n_in));
+        [&y, &d_x, &d_w].iter().for_each(|s| rec.clear(s));
+        let (input, weight) = (Matrix::new(&x[0], self.n_in), Matrix::new(&x[1], self.n_in));
+        let out = Matrix::new(&y, width).columns_from(COLUMN);
+        let d_out = Matrix::new(&d_y[0], width).columns_from(COLUMN);
+        launch(rec, &self.product(Orientation::Forward), input, weight, out, allowed);
+        launch(rec, &self.product(Orientation::BackwardX), d_out, weight, Matrix::new(&d_x, self.n_in), allowed);
+        launch(rec, &self.product(Orientation::BackwardW), d_out, input, Matrix::new(&d_w, self.n_in), allowed);
+        Outputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w)] }
+    }
+    fn reduction(&self) -> usize {
+        self.n_in.max(self.n_out).max(self.t)
+    }
+    fn cost(&self) -> Cost {
+        let weight = 4 * self.storage.words(self.n_out, self.n_in);
+        let bytes = 2 * 4 * self.t * (self.n_in + self.n_out) + 2 * weight + 4 * self.n_out * self.n_in;
+        Cost { bytes: bytes as u64, flops: 6 * (self.t * self.n_out * self.n_in) as u64 }
+    }
+}

@@ -1,0 +1,126 @@
+//! `matmul_cpu.wgsl`: its entry points, and what is copied into another order before them.
+
+use super::{Matrix, Orientation, Product, Storage, params};
+use crate::gpu::{Recording, Shader, Slot, Variant};
+
+/// Entry points of `matmul_cpu` that are products.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Cpu {
+    Quads,
+    Rows,
+    Narrow,
+    Dots,
+}
+
+/// Lanes of a workgroup of `matmul_cpu`.
+const LANES: usize = 8;
+/// Columns up to which lanes go along the rows instead.
+const NARROW: usize = 32;
+/// Rows of x from which unpacking W first pays.
+const UNPACK_FROM: usize = 32;
+/// Columns of C from which transposing A first pays.
+const TRANSPOSE_A_FROM: usize = 128;
+
+impl Cpu {
+    /// The fastest for a product, if quads of B are aligned as it needs.
+    pub fn of(p: &Product, b: Matrix, allowed: &[Variant]) -> Option<Self> {
+        if !allowed.contains(&Variant::Cpu) || !b.in_quads() {
+            return None;
+        }
+        match p.orientation {
+            Orientation::Forward => p.k.is_multiple_of(4).then_some(Self::Dots),
+            // A last quad beyond N is read: it must be B's.
+            _ if !p.n.is_multiple_of(4) && (b.start > 0 || p.n > b.stride) => None,
+            _ if p.n <= NARROW => Some(Self::Narrow),
+            _ => Some(Self::Rows),
+        }
+    }
+
+    fn shader(self, a_transposed: bool, storage: Storage, accumulate: bool) -> Shader {
+        let entry = match self {
+            Self::Quads => "matmul_quads",
+            Self::Rows => "matmul_rows",
+            Self::Narrow => "matmul_narrow",
+            Self::Dots => "matmul_dots",
+        };
+        let shader =
+            storage.select(Shader::new("matmul_cpu", entry).with("ACCUMULATE", f64::from(u8::from(accumulate))));
+        if a_transposed { shader.with("A_TRANSPOSED", 1.0) } else { shader }
+    }
+
+    fn grid(self, p: &Product) -> [u32; 3] {
+        let (columns, rows) = match self {
+            Self::Quads | Self::Rows => (LANES * 8, 8),
+            Self::Narrow => (8, LANES * 4),
+            Self::Dots => (LANES, 8),
+        };
+        [p.n.div_ceil(columns) as u32, p.m.div_ceil(rows) as u32, 1]
+    }
+}
+
+/// Every specialisation.
+pub(super) fn shaders(storage: Storage) -> Vec<Shader> {
+    let mut all = vec![unpacking(storage, true)];
+    if storage.is_quantised() {
+        all.push(unpacking(storage, false));
+    }
+    for accumulate in [false, true] {
+        all.extend([Cpu::Dots, Cpu::Quads].map(|c| c.shader(false, storage, accumulate)));
+        // A is transposed in d_W alone, whose B is no weight.
+        for a_transposed in [false, true].into_iter().take(if storage.is_quantised() { 1 } else { 2 }) {
+            all.extend([Cpu::Rows, Cpu::Narrow].map(|c| c.shader(a_transposed, storage, accumulate)));
+        }
+    }
+    all
+}
+
+pub(super) fn launch(rec: &mut Recording, cpu: Cpu, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
+    let b_transposed = cpu == Cpu::Dots;
+    if p.m >= UNPACK_FROM && (b_transposed || p.storage.is_quantised()) {
+        let (rows, columns) = if b_transposed { (p.n, p.k) } else { (p.k, p.n) };
+        let (unpacked, stride) = unpack(rec, b, p.storage, b_transposed, rows, columns);
+        let p = Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p };
+        return super::launch(rec, &p, a, Matrix::new(&unpacked, stride), c, &[Variant::Cpu]);
+    }
+    let a_transposed = p.orientation == Orientation::BackwardW;
+    // matmul_quads has A stored (K, M) always.
+    let shader = |cpu: Cpu| cpu.shader(a_transposed && cpu != Cpu::Quads, p.storage, p.accumulate);
+    let slots = [a.slot, b.slot, c.slot];
+    if cpu == Cpu::Rows && a.in_quads() && a_transposed && p.m.is_multiple_of(4) {
+        return rec.dispatch(&shader(Cpu::Quads), &params(p, a, b, c), &slots, Cpu::Quads.grid(p), p.flops());
+    }
+    let pays = p.n >= TRANSPOSE_A_FROM && p.m >= UNPACK_FROM && p.m <= rec.gpu().caps().max_workgroups as usize;
+    if cpu == Cpu::Rows && a.in_quads() && !a_transposed && p.k.is_multiple_of(4) && pays {
+        let (columns, stride) = unpack(rec, a, Storage::F32, true, p.m, p.k);
+        let a = Matrix::new(&columns, stride);
+        let slots = [a.slot, b.slot, c.slot];
+        return rec.dispatch(&shader(Cpu::Quads), &params(p, a, b, c), &slots, Cpu::Quads.grid(p), p.flops());
+    }
+    rec.dispatch(&shader(cpu), &params(p, a, b, c), &slots, cpu.grid(p), p.flops());
+}
+
+fn unpacking(storage: Storage, b_transposed: bool) -> Shader {
+    let shader = Shader::new("matmul_cpu", "matmul_unpack").with("B_TRANSPOSED", f64::from(u8::from(b_transposed)));
+    storage.select(shader)
+}
+
+/// A copy in f32 of a matrix stored (rows, columns), transposed or not, its rows padded to whole quads; columns, start and stride are
+/// multiples of four. With the elements from a row of it to the next.
+fn unpack(
+    rec: &mut Recording,
+    m: Matrix,
+    storage: Storage,
+    transposed: bool,
+    rows: usize,
+    columns: usize,
+) -> (Slot, usize) {
+    let (n, k) = if transposed { (rows, columns) } else { (columns, rows) };
+    let stride = n.next_multiple_of(4);
+    let unpacked = rec.gpu().slot(stride * k);
+    let orientation = Orientation::Forward;
+    let p = Product { orientation, storage, m: columns, n, k: columns, alpha: 1.0, accumulate: false };
+    let grid = [columns.div_ceil(LANES * 4) as u32, rows as u32, 1];
+    let params = params(&p, m, m, Matrix::new(&unpacked, stride));
+    rec.dispatch(&unpacking(storage, transposed), &params, &[&unpacked, m.slot], grid, 0);
+    (unpacked, stride)
+}

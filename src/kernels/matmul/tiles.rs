@@ -1,0 +1,55 @@
+//! `matmul_tiles.wgsl`: three sizes of tiles.
+
+use super::{Matrix, Orientation, Product, Storage, oriented};
+use crate::gpu::{Shader, Variant};
+
+/// A size of tiles: TILE, ROW_QUADS and COLUMN_QUADS of the shader.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Tiles {
+    variant: Variant,
+    tile: usize,
+    row_quads: usize,
+    column_quads: usize,
+}
+
+/// Workgroups that keep a GPU busy: of the tiles that give as many, the largest are taken.
+const ENOUGH_WORKGROUPS: usize = 128;
+
+impl Tiles {
+    /// From the smallest. An invocation's part of a tile is TILE/2 values: 4×4, 8×4, 8×8.
+    pub const ALL: [Self; 3] = [
+        Self { variant: Variant::Tiles32, tile: 32, row_quads: 1, column_quads: 1 },
+        Self { variant: Variant::Tiles64, tile: 64, row_quads: 2, column_quads: 1 },
+        Self { variant: Variant::Tiles128, tile: 128, row_quads: 2, column_quads: 2 },
+    ];
+
+    /// The size for a product, if everything is aligned.
+    pub fn of(p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) -> Option<Self> {
+        let stored_columns = match p.orientation {
+            Orientation::Forward => [p.k, p.k, p.n],
+            Orientation::BackwardX => [p.k, p.n, p.n],
+            Orientation::BackwardW => [p.m, p.n, p.n],
+        };
+        if !matrices.iter().all(Matrix::in_quads) || !stored_columns.iter().all(|c| c.is_multiple_of(4)) {
+            return None;
+        }
+        let sizes = Self::ALL.into_iter().filter(|t| allowed.contains(&t.variant));
+        sizes.clone().rfind(|t| t.workgroups(p) >= ENOUGH_WORKGROUPS).or(sizes.clone().next())
+    }
+
+    fn workgroups(self, p: &Product) -> usize {
+        p.m.div_ceil(self.tile) * p.n.div_ceil(self.tile)
+    }
+
+    pub fn shader(self, orientation: Orientation, storage: Storage) -> Shader {
+        let shader = oriented(Shader::new("matmul_tiles", "matmul_tiles"), orientation)
+            .with("TILE", self.tile as f64)
+            .with("ROW_QUADS", self.row_quads as f64)
+            .with("COLUMN_QUADS", self.column_quads as f64);
+        storage.select(shader)
+    }
+
+    pub fn grid(self, p: &Product) -> [u32; 3] {
+        [p.n.div_ceil(self.tile) as u32, p.m.div_ceil(self.tile) as u32, 1]
+    }
+}
