@@ -2,12 +2,10 @@
 // depend on the workgroup alone wherever there is a choice (one scalar load, broadcast; others cost a load a lane), many columns a
 // lane, so that each load serves many of them. Starts and strides of B are multiples of four.
 //
-//   matmul_quads: A is stored (K, M), B is (K, N): an invocation owns 8 rows × 8 columns, lanes along the columns. The fastest: a row of
-//     A costs two loads, whatever the lanes
-//   matmul_rows: the same for A as it comes
-//   matmul_narrow: the same for few columns: 4 rows × 8 columns, lanes along the rows
+//   matmul_rows: B is (K, N): an invocation owns 8 rows × 8 columns, lanes along the columns
+//   matmul_narrow: for few columns: 4 rows × 8 columns, lanes along the rows
 //   matmul_dots: B is stored (N, K): an invocation owns 8 rows × 1 column, quads along K
-//   matmul_unpack: C (K, N) = B in f32, B being stored (N, K) where B_TRANSPOSED: A or W for matmul_quads, dequantised once
+//   matmul_unpack: C (K, N) = B in f32, B being stored (N, K) where B_TRANSPOSED: for the others, dequantised once
 
 import package::shared::weight::{weight_quad};
 
@@ -92,38 +90,6 @@ fn matmul_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             let value = a[rows[r] + k * step];
             acc0[r] += value * b0;
             acc1[r] += value * b1;
-        }
-    }
-    for (var r = 0u; r < ROWS; r++) {
-        store_quad(m0 + r, n0, acc0[r]);
-        store_quad(m0 + r, n1, acc1[r]);
-    }
-}
-
-@group(0) @binding(1) var<storage, read> a_columns: array<vec4<f32>>; // (K, M), quads along M
-
-@compute @workgroup_size(LANES)
-fn matmul_quads(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let m0 = group.y * ROWS;
-    let n0 = (group.x * LANES * 2u + local.x) * 4u;
-    let n1 = n0 + LANES * 4u;
-    let quads = vec2<u32>(b_quad(n0), b_quad(n1));
-    let first = params.a_start / 4u + m0 / 4u;
-    let second = params.a_start / 4u + min(m0 / 4u + 1u, (params.m - 1u) / 4u);
-    var acc0: array<vec4<f32>, 8>;
-    var acc1: array<vec4<f32>, 8>;
-    for (var k = 0u; k < params.k; k++) {
-        let at = k * params.b_stride / 4u;
-        let b0 = weight_quad(k, at + quads.x);
-        let b1 = weight_quad(k, at + quads.y);
-        let row = k * params.a_stride / 4u;
-        let low = a_columns[row + first];
-        let high = a_columns[row + second];
-        for (var r = 0u; r < 4u; r++) {
-            acc0[r] += low[r] * b0;
-            acc1[r] += low[r] * b1;
-            acc0[r + 4u] += high[r] * b0;
-            acc1[r + 4u] += high[r] * b1;
         }
     }
     for (var r = 0u; r < ROWS; r++) {

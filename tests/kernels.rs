@@ -152,9 +152,12 @@ fn translate(shader: &Shader) -> Result<(usize, usize, usize), String> {
     use naga::{back, front, valid};
     let source = shader.source().map_err(|e| e.to_string())?;
     let module = front::wgsl::parse_str(&source).map_err(|e| e.emit_to_string(&source))?;
-    // The baseline profile: no capability beyond WebGPU's.
-    let caps = valid::Capabilities::empty();
+    // The baseline profile: no capability beyond WebGPU's, but for the variant that needs subgroups.
+    let lanes = source.contains("subgroup");
+    let caps = if lanes { valid::Capabilities::SUBGROUP } else { valid::Capabilities::empty() };
     let info = valid::Validator::new(valid::ValidationFlags::all(), caps)
+        .subgroup_operations(if lanes { valid::SubgroupOperationSet::all() } else { Default::default() })
+        .subgroup_stages(if lanes { valid::ShaderStages::COMPUTE } else { valid::ShaderStages::empty() })
         .validate(&module)
         .map_err(|e| e.emit_to_string(&source))?;
     let stage = naga::ShaderStage::Compute;
@@ -162,8 +165,13 @@ fn translate(shader: &Shader) -> Result<(usize, usize, usize), String> {
         back::pipeline_constants::process_overrides(&module, &info, Some((stage, shader.entry)), &Default::default())
             .map_err(|e| e.to_string())?;
     let options = back::spv::PipelineOptions { shader_stage: stage, entry_point: shader.entry.into() };
-    let spirv = back::spv::write_vec(&module, &info, &back::spv::Options::default(), Some(&options))
-        .map_err(|e| e.to_string())?;
+    let spirv = back::spv::write_vec(
+        &module,
+        &info,
+        &back::spv::Options { lang_version: (1, 3), ..Default::default() },
+        Some(&options),
+    )
+    .map_err(|e| e.to_string())?;
     let options = back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
     let (msl, _) = back::msl::write_string(&module, &info, &options, &Default::default()).map_err(|e| e.to_string())?;
     let options = back::hlsl::Options {

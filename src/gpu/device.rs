@@ -80,6 +80,16 @@ impl Caps {
             name: info.name,
         }
     }
+
+    /// Whether products copy a weight into f32 first.
+    pub fn unpacks_weights(&self) -> bool {
+        self.variants.iter().any(|v| matches!(v, Variant::Cpu | Variant::Lanes))
+    }
+
+    /// Whether workgroups of 8 are one subgroup, as [`Variant::Lanes`] needs.
+    pub fn has_lanes(&self) -> bool {
+        self.subgroup.is_some_and(|(least, _)| least >= 8)
+    }
 }
 
 /// WebGPU does not say how much memory a device has; Vulkan does.

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 
-/// An implementation that a device may be given beside the baseline. All of them add the terms of a sum in the baseline's order, one
-/// after the other: which of them runs does not change a bit, so a choice by speed alone is safe.
+/// An implementation that a device may be given beside the baseline. Products in all of them add the terms of a sum in the baseline's order,
+/// one after the other: which of them runs does not change a bit, so a choice by speed alone is safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Variant {
@@ -15,11 +15,13 @@ pub enum Variant {
     Tiles128,
     /// No workgroup memory, workgroups as wide as a vector: for adapters that are CPUs.
     Cpu,
+    /// The same with values handed from lane to lane: for CPUs with subgroups of 8 or more.
+    Lanes,
 }
 
 impl Variant {
     /// All, in the order of `info`.
-    pub const ALL: [Self; 4] = [Self::Tiles32, Self::Tiles64, Self::Tiles128, Self::Cpu];
+    pub const ALL: [Self; 5] = [Self::Tiles32, Self::Tiles64, Self::Tiles128, Self::Cpu, Self::Lanes];
 
     /// As `--variant` takes it.
     pub fn name(self) -> &'static str {
@@ -28,12 +30,13 @@ impl Variant {
             Self::Tiles64 => "tiles64",
             Self::Tiles128 => "tiles128",
             Self::Cpu => "cpu",
+            Self::Lanes => "lanes",
         }
     }
 
     /// What a device is given: for a CPU, or for a GPU.
     pub fn usual(is_cpu: bool) -> Vec<Self> {
-        Self::ALL.into_iter().filter(|&v| (v == Self::Cpu) == is_cpu).collect()
+        Self::ALL.into_iter().filter(|v| matches!(v, Self::Cpu | Self::Lanes) == is_cpu).collect()
     }
 
     /// `baseline`, or names with commas between them.

@@ -46,8 +46,32 @@ impl Attention {
     }
 }
 
-fn tile_of(caps: &Caps) -> usize {
-    if caps.variants.contains(&Variant::Cpu) { TILE_CPU } else { TILE }
+/// Which shader walks the keys, and by how many queries a workgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    /// `attention.wgsl`: a query, or a key, an invocation.
+    Rows(usize),
+    /// `attention_lanes.wgsl`.
+    Lanes,
+}
+
+impl Walk {
+    fn of(caps: &Caps, allowed: &[Variant]) -> Self {
+        if allowed.contains(&Variant::Lanes) && caps.has_lanes() {
+            Self::Lanes
+        } else if allowed.contains(&Variant::Cpu) {
+            Self::Rows(LANES)
+        } else {
+            Self::Rows(TILE)
+        }
+    }
+
+    fn tile(self) -> usize {
+        match self {
+            Self::Rows(tile) => tile,
+            Self::Lanes => LANES * ROWS,
+        }
+    }
 }
 
 /// The keys that each query sees, on the device.
@@ -55,39 +79,41 @@ fn tile_of(caps: &Caps) -> usize {
 pub struct Segments {
     words: Slot,
     t: usize,
-    tile: usize,
+    walk: Walk,
 }
 
 const WORDS: usize = 8;
 /// Queries (or keys) a workgroup walks the other side with.
 const TILE: usize = 64;
 /// The same on a CPU: as wide as its vectors, because short segments leave wider tiles mostly masked.
-const TILE_CPU: usize = 8;
+const LANES: usize = 8;
+/// Queries, or keys, a lane of `attention_lanes.wgsl`.
+const ROWS: usize = 2;
 
 impl Segments {
     /// For training: queries and keys are the batch's tokens.
     pub fn of_batch(gpu: &Gpu, batch: &Batch) -> Self {
-        let tile = tile_of(gpu.caps());
-        Self::new(gpu, &batch.ranges, &batch.positions, &batch.query_end, tile)
+        let walk = Walk::of(gpu.caps(), &gpu.caps().variants);
+        Self::new(gpu, &batch.ranges, &batch.positions, &batch.query_end, walk)
     }
 
     /// For generation: `ranges` index a cache. Queries of different sequences see different keys, so tiles are one query.
     pub fn of_cache(gpu: &Gpu, ranges: &[[u32; 4]], positions: &[u32]) -> Self {
-        Self::new(gpu, ranges, positions, &vec![0; positions.len()], 1)
+        Self::new(gpu, ranges, positions, &vec![0; positions.len()], Walk::Rows(1))
     }
 
-    fn new(gpu: &Gpu, ranges: &[[u32; 4]], positions: &[u32], query_end: &[u32], tile: usize) -> Self {
+    fn new(gpu: &Gpu, ranges: &[[u32; 4]], positions: &[u32], query_end: &[u32], walk: Walk) -> Self {
         let mut words = Vec::with_capacity(ranges.len() * (WORDS + 1));
         for ((range, &position), &end) in ranges.iter().zip(positions).zip(query_end) {
             words.extend_from_slice(range);
             words.extend([position, end, 0, 0]);
         }
-        for queries in ranges.chunks(tile) {
+        for queries in ranges.chunks(walk.tile()) {
             let first = |r: &[u32; 4]| if r[0] < r[1] { r[0].min(r[2]) } else { r[2] };
             words.push(queries.iter().map(first).min().unwrap_or(0));
             words.push(queries.iter().map(|r| r[1].max(r[3])).max().unwrap_or(0));
         }
-        Self { words: gpu.upload(&words), t: ranges.len(), tile }
+        Self { words: gpu.upload(&words), t: ranges.len(), walk }
     }
 }
 
@@ -130,10 +156,33 @@ fn in_quads(a: &Attention, l: &Layout) -> bool {
     [a.head_dim, l.q_start, l.q_stride, l.k_start, l.v_start, l.kv_stride].iter().all(|n| n.is_multiple_of(4))
 }
 
-fn shader(entry: &'static str, head_dim: usize, softcap: bool, tile: usize, quads: bool) -> Shader {
-    let shader = Shader::new("attention", entry).with("TILE", tile as f64).with("E", head_dim as f64);
-    let shader = if quads { shader } else { shader.substitute("shared/head_quads", "shared/head_values") };
-    if entry == "attention_bwd_delta" { shader } else { shader.with("SOFTCAP", f64::from(u8::from(softcap))) }
+/// A kernel: its entry points in both files.
+#[derive(Debug, Clone, Copy)]
+enum Entry {
+    Forward,
+    BackwardQ,
+    BackwardKv,
+}
+
+fn shader(entry: Entry, head_dim: usize, softcap: bool, walk: Walk, quads: bool) -> Shader {
+    let shader = match (walk, entry) {
+        (Walk::Rows(_), Entry::Forward) => Shader::new("attention", "attention_fwd"),
+        (Walk::Rows(_), Entry::BackwardQ) => Shader::new("attention", "attention_bwd_q"),
+        (Walk::Rows(_), Entry::BackwardKv) => Shader::new("attention", "attention_bwd_kv"),
+        (Walk::Lanes, Entry::Forward) => Shader::new("attention_lanes", "attention_lanes_fwd"),
+        (Walk::Lanes, Entry::BackwardQ) => Shader::new("attention_lanes", "attention_lanes_bwd_q"),
+        (Walk::Lanes, Entry::BackwardKv) => Shader::new("attention_lanes", "attention_lanes_bwd_kv"),
+    };
+    let shader = match walk {
+        Walk::Rows(tile) => shader.with("TILE", tile as f64),
+        Walk::Lanes => shader.with("ROWS", ROWS as f64),
+    };
+    let shader = shader.with("E", head_dim as f64).with("SOFTCAP", f64::from(u8::from(softcap)));
+    if quads { shader } else { shader.substitute("shared/head_quads", "shared/head_values") }
+}
+
+fn delta_shader(head_dim: usize) -> Shader {
+    Shader::new("attention", "attention_bwd_delta").with("TILE", TILE as f64).with("E", head_dim as f64)
 }
 
 /// Scores computed, at most: for the count of operations.
@@ -153,8 +202,8 @@ pub fn attention_fwd(
     o: &Slot,
     lse: &Slot,
 ) {
-    let shader = shader("attention_fwd", a.head_dim, a.softcap.is_some(), s.tile, in_quads(a, l));
-    let grid = [s.t.div_ceil(s.tile) as u32, a.heads as u32, 1];
+    let shader = shader(Entry::Forward, a.head_dim, a.softcap.is_some(), s.walk, in_quads(a, l));
+    let grid = [s.t.div_ceil(s.walk.tile()) as u32, a.heads as u32, 1];
     let flops = 4 * pairs(s) * (a.heads * a.head_dim) as u64;
     rec.dispatch(&shader, &params(a, l, s), &[q, kv, &s.words, o, lse], grid, flops);
 }
@@ -181,15 +230,17 @@ pub fn attention_bwd(
     d_qkv: &Slot,
 ) {
     let params = params(a, l, s);
-    let tiles = s.t.div_ceil(s.tile) as u32;
-    let make = |entry| shader(entry, a.head_dim, a.softcap.is_some(), s.tile, in_quads(a, l));
+    let make = |entry| shader(entry, a.head_dim, a.softcap.is_some(), s.walk, in_quads(a, l));
+    let groups = |tile| s.t.div_ceil(tile) as u32;
     let flops = pairs(s) * (a.heads * a.head_dim) as u64;
     let delta = rec.gpu().slot(s.t * a.heads);
-    let grid = [tiles, a.heads as u32, 1];
-    rec.dispatch(&make("attention_bwd_delta"), &params, &[saved.o, d_o, &delta], grid, 0);
+    let grid = [groups(TILE), a.heads as u32, 1];
+    rec.dispatch(&delta_shader(a.head_dim), &params, &[saved.o, d_o, &delta], grid, 0);
     let slots = [saved.qkv, d_o, saved.lse, &delta, &s.words, d_qkv];
-    rec.dispatch(&make("attention_bwd_q"), &params, &slots, grid, 6 * flops);
-    rec.dispatch(&make("attention_bwd_kv"), &params, &slots, [tiles, a.kv_heads as u32, 1], 8 * flops);
+    let grid = [groups(s.walk.tile()), a.heads as u32, 1];
+    rec.dispatch(&make(Entry::BackwardQ), &params, &slots, grid, 6 * flops);
+    let grid = [groups(s.walk.tile()), a.kv_heads as u32, 1];
+    rec.dispatch(&make(Entry::BackwardKv), &params, &slots, grid, 8 * flops);
 }
 
 /// The family.
@@ -200,17 +251,17 @@ impl Kernel for FlashAttention {
         "attention"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["attention"]
+        &["attention", "attention_lanes"]
     }
     fn variants(&self) -> Vec<Shader> {
-        let mut all = Vec::new();
-        for (tile, quads) in [(TILE, true), (TILE, false), (TILE_CPU, true), (TILE_CPU, false)] {
-            all.push(shader("attention_bwd_delta", 64, false, tile, quads));
-            for entry in ["attention_fwd", "attention_bwd_q", "attention_bwd_kv"] {
-                all.extend([false, true].map(|softcap| shader(entry, 64, softcap, tile, quads)));
+        let mut all = vec![delta_shader(64), shader(Entry::Forward, 64, false, Walk::Rows(1), true)];
+        for walk in [Walk::Rows(TILE), Walk::Rows(LANES), Walk::Lanes] {
+            for quads in [true, false] {
+                for entry in [Entry::Forward, Entry::BackwardQ, Entry::BackwardKv] {
+                    all.extend([false, true].map(|softcap| shader(entry, 64, softcap, walk, quads)));
+                }
             }
         }
-        all.push(shader("attention_fwd", 64, false, 1, true));
         all
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
@@ -235,8 +286,9 @@ impl Kernel for FlashAttention {
         all.push((Attention { window: Some(3), ..plain(2, 1, 4) }, shapes[3]));
         all.push((Attention { softcap: Some(0.7), window: Some(40), ..plain(3, 3, 5) }, shapes[4]));
         all.push((Attention { softcap: Some(2.0), ..plain(6, 2, 32) }, shapes[1]));
-        let both = all.into_iter().flat_map(|(a, s)| [TILE, TILE_CPU].map(|tile| (a, s, tile)));
-        both.map(|(a, s, tile)| Box::new(AttentionCase { a, batch: segments(s), tile }) as Box<dyn Case>).collect()
+        let ways = [None, Some(Variant::Cpu), Some(Variant::Lanes)];
+        let each = all.into_iter().flat_map(|(a, s)| ways.map(|variant| (a, s, variant)));
+        each.map(|(a, s, variant)| case(a, segments(s), variant.as_slice())).collect()
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         let (heads, kv_heads, head_dim) = (model.n_heads, model.n_kv_heads, model.head_dim);
@@ -244,7 +296,14 @@ impl Kernel for FlashAttention {
         let a = Attention { heads, kv_heads, head_dim, scale, softcap: None, window: None };
         // Two sequences, as of a pair.
         let batch = segments(&[(0, &[t / 2]), (0, &[t - t / 2])]);
-        vec![Box::new(AttentionCase { a, batch, tile: tile_of(caps) })]
+        vec![case(a, batch, &caps.variants)]
+    }
+    fn variant_cases(&self, variant: Variant) -> Vec<Box<dyn Case>> {
+        if !matches!(variant, Variant::Cpu | Variant::Lanes) {
+            return Vec::new();
+        }
+        let a = |head_dim, softcap, window| Attention { heads: 4, kv_heads: 2, head_dim, scale: 0.4, softcap, window };
+        [a(6, None, None), a(8, Some(2.0), Some(3))].map(|a| case(a, segments(&[(4, &[3, 21])]), &[variant])).into()
     }
 }
 
@@ -275,7 +334,11 @@ fn segments(shape: &[(usize, &[usize])]) -> Batch {
 struct AttentionCase {
     a: Attention,
     batch: Batch,
-    tile: usize,
+    allowed: Vec<Variant>,
+}
+
+fn case(a: Attention, batch: Batch, allowed: &[Variant]) -> Box<dyn Case> {
+    Box::new(AttentionCase { a, batch, allowed: allowed.to_vec() })
 }
 
 impl AttentionCase {
@@ -314,7 +377,7 @@ impl AttentionCase {
 
 impl Case for AttentionCase {
     fn label(&self) -> String {
-        format!("T={} tile={} {:?}", self.t(), self.tile, self.a)
+        format!("T={} {:?} {:?}", self.t(), self.a, self.allowed)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         vec![Host::normal(rng, self.t() * self.a.packed().q_stride)]
@@ -366,7 +429,7 @@ impl Case for AttentionCase {
         let (n, l) = (self.t() * self.a.heads, self.a.packed());
         let (o, lse, d_qkv) = (gpu.slot(n * self.a.head_dim), gpu.slot(n), gpu.slot(x[0].len()));
         let b = &self.batch;
-        let s = Segments::new(gpu, &b.ranges, &b.positions, &b.query_end, self.tile);
+        let s = Segments::new(gpu, &b.ranges, &b.positions, &b.query_end, Walk::of(gpu.caps(), &self.allowed));
         attention_fwd(rec, &self.a, &l, &x[0], &x[0], &s, &o, &lse);
         let saved = Saved { qkv: &x[0], o: &o, lse: &lse };
         attention_bwd(rec, &self.a, &l, saved, &s, &d_y[0], &d_qkv);

@@ -1,10 +1,12 @@
 //! C = alpha·A·B (+ C) in the three orientations of a linear layer; weights in any [`Storage`].
 //!
-//! Four ways to compute it, each in a file of its own: the baseline, for any shape (`matmul.wgsl`); tiles of quads (`matmul_tiles.wgsl`);
-//! CPU adapters (`matmul_cpu.wgsl`). [`choose`] takes the fastest that the device has and the product's alignment allows.
+//! Four ways to compute it, each in a file of its own: the baseline, for any shape (`matmul.wgsl`); tiles of quads, for GPUs
+//! (`matmul_tiles.wgsl`); for CPU adapters without and with subgroups (`matmul_cpu.wgsl`, `matmul_lanes.wgsl`). A product is launched in the
+//! fastest that the device has and its alignment allows.
 
 mod cases;
 mod cpu;
+mod lanes;
 mod tiles;
 
 use cases::{LinearCase, ProductCase};
@@ -73,6 +75,10 @@ pub struct Product {
 }
 
 impl Product {
+    /// Columns of B as stored.
+    fn stored_columns(&self) -> usize {
+        if self.orientation == Orientation::Forward { self.k } else { self.n }
+    }
     fn flops(&self) -> u64 {
         2 * (self.m * self.n * self.k) as u64
     }
@@ -134,7 +140,9 @@ fn launch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix, all
         return;
     }
     let (cpu, tiles) = (Cpu::of(p, b, allowed), Tiles::of(p, [a, b, c], allowed));
-    if let Some(cpu) = cpu {
+    if lanes::fits(p, b, rec.gpu().caps(), allowed) {
+        lanes::launch(rec, p, a, b, c);
+    } else if let Some(cpu) = cpu {
         cpu::launch(rec, cpu, p, a, b, c);
     } else if let Some(tiles) = tiles {
         rec.dispatch(
@@ -165,7 +173,7 @@ impl Kernel for Matmul {
         "matmul"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["matmul", "matmul_cpu", "matmul_tiles"]
+        &["matmul", "matmul_cpu", "matmul_lanes", "matmul_tiles"]
     }
     fn variants(&self) -> Vec<Shader> {
         let mut all = Vec::new();
@@ -176,6 +184,7 @@ impl Kernel for Matmul {
             }
             all.extend(cpu::shaders(storage));
         }
+        all.extend(lanes::shaders());
         all
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::description::TensorSpec;
 use crate::error::Result;
-use crate::gpu::{Gpu, Role, Slot, Variant};
+use crate::gpu::{Gpu, Role, Slot};
 use crate::kernels::adamw;
 use crate::kernels::storage::{Packed, Storage};
 
@@ -273,7 +273,7 @@ pub fn frozen(gpu: &Gpu, spec: &TensorSpec, source: &dyn Source, base: BaseDtype
     let storage = if is_matrix { base.storage(cols, source.is_bf16(spec)) } else { Storage::F32 };
     // Products for CPUs unpack a part into f32, which must fit a binding too. Quantised parts are smaller than bf16's.
     let widest = match storage {
-        _ if gpu.caps().variants.contains(&Variant::Cpu) => Storage::F32,
+        _ if gpu.caps().unpacks_weights() => Storage::F32,
         Storage::Int8 | Storage::Nf4 => Storage::Bf16,
         other => other,
     };

@@ -6,7 +6,6 @@ use crate::gpu::{Recording, Shader, Slot, Variant};
 /// Entry points of `matmul_cpu` that are products.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Cpu {
-    Quads,
     Rows,
     Narrow,
     Dots,
@@ -15,11 +14,9 @@ pub(super) enum Cpu {
 /// Lanes of a workgroup of `matmul_cpu`.
 const LANES: usize = 8;
 /// Columns up to which lanes go along the rows instead.
-const NARROW: usize = 32;
+pub(super) const NARROW: usize = 32;
 /// Rows of x from which unpacking W first pays.
-const UNPACK_FROM: usize = 32;
-/// Columns of C from which transposing A first pays.
-const TRANSPOSE_A_FROM: usize = 128;
+pub(super) const UNPACK_FROM: usize = 32;
 
 impl Cpu {
     /// The fastest for a product, if quads of B are aligned as it needs.
@@ -29,8 +26,7 @@ impl Cpu {
         }
         match p.orientation {
             Orientation::Forward => p.k.is_multiple_of(4).then_some(Self::Dots),
-            // A last quad beyond N is read: it must be B's.
-            _ if !p.n.is_multiple_of(4) && (b.start > 0 || p.n > b.stride) => None,
+            _ if !last_quad_is_inside(p, b) => None,
             _ if p.n <= NARROW => Some(Self::Narrow),
             _ => Some(Self::Rows),
         }
@@ -38,7 +34,6 @@ impl Cpu {
 
     fn shader(self, a_transposed: bool, storage: Storage, accumulate: bool) -> Shader {
         let entry = match self {
-            Self::Quads => "matmul_quads",
             Self::Rows => "matmul_rows",
             Self::Narrow => "matmul_narrow",
             Self::Dots => "matmul_dots",
@@ -50,12 +45,17 @@ impl Cpu {
 
     fn grid(self, p: &Product) -> [u32; 3] {
         let (columns, rows) = match self {
-            Self::Quads | Self::Rows => (LANES * 8, 8),
+            Self::Rows => (LANES * 8, 8),
             Self::Narrow => (8, LANES * 4),
             Self::Dots => (LANES, 8),
         };
         [p.n.div_ceil(columns) as u32, p.m.div_ceil(rows) as u32, 1]
     }
+}
+
+/// A last quad beyond N is read: whether it is B's.
+pub(super) fn last_quad_is_inside(p: &Product, b: Matrix) -> bool {
+    p.n.is_multiple_of(4) || (b.start == 0 && p.n <= b.stride)
 }
 
 /// Every specialisation.
@@ -65,7 +65,7 @@ pub(super) fn shaders(storage: Storage) -> Vec<Shader> {
         all.push(unpacking(storage, false));
     }
     for accumulate in [false, true] {
-        all.extend([Cpu::Dots, Cpu::Quads].map(|c| c.shader(false, storage, accumulate)));
+        all.push(Cpu::Dots.shader(false, storage, accumulate));
         // A is transposed in d_W alone, whose B is no weight.
         for a_transposed in [false, true].into_iter().take(if storage.is_quantised() { 1 } else { 2 }) {
             all.extend([Cpu::Rows, Cpu::Narrow].map(|c| c.shader(a_transposed, storage, accumulate)));
@@ -77,28 +77,22 @@ pub(super) fn shaders(storage: Storage) -> Vec<Shader> {
 pub(super) fn launch(rec: &mut Recording, cpu: Cpu, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
     let b_transposed = cpu == Cpu::Dots;
     if p.m >= UNPACK_FROM && (b_transposed || p.storage.is_quantised()) {
-        let (rows, columns) = if b_transposed { (p.n, p.k) } else { (p.k, p.n) };
-        let (unpacked, stride) = unpack(rec, b, p.storage, b_transposed, rows, columns);
-        let p = Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p };
+        let (p, unpacked, stride) = with_unpacked(rec, p, b);
         return super::launch(rec, &p, a, Matrix::new(&unpacked, stride), c, &[Variant::Cpu]);
     }
-    let a_transposed = p.orientation == Orientation::BackwardW;
-    // matmul_quads has A stored (K, M) always.
-    let shader = |cpu: Cpu| cpu.shader(a_transposed && cpu != Cpu::Quads, p.storage, p.accumulate);
-    let slots = [a.slot, b.slot, c.slot];
-    if cpu == Cpu::Rows && a.in_quads() && a_transposed && p.m.is_multiple_of(4) {
-        return rec.dispatch(&shader(Cpu::Quads), &params(p, a, b, c), &slots, Cpu::Quads.grid(p), p.flops());
-    }
-    let pays = p.n >= TRANSPOSE_A_FROM && p.m >= UNPACK_FROM && p.m <= rec.gpu().caps().max_workgroups as usize;
-    if cpu == Cpu::Rows && a.in_quads() && !a_transposed && p.k.is_multiple_of(4) && pays {
-        let (columns, stride) = unpack(rec, a, Storage::F32, true, p.m, p.k);
-        let a = Matrix::new(&columns, stride);
-        let slots = [a.slot, b.slot, c.slot];
-        return rec.dispatch(&shader(Cpu::Quads), &params(p, a, b, c), &slots, Cpu::Quads.grid(p), p.flops());
-    }
-    rec.dispatch(&shader(cpu), &params(p, a, b, c), &slots, cpu.grid(p), p.flops());
+    let shader = cpu.shader(p.orientation == Orientation::BackwardW, p.storage, p.accumulate);
+    rec.dispatch(&shader, &params(p, a, b, c), &[a.slot, b.slot, c.slot], cpu.grid(p), p.flops());
 }
 
+/// The same product with B as (K, N) in f32: that, its slot and stride.
+pub(super) fn with_unpacked(rec: &mut Recording, p: &Product, b: Matrix) -> (Product, Slot, usize) {
+    let transposed = p.orientation == Orientation::Forward;
+    let (rows, columns) = if transposed { (p.n, p.k) } else { (p.k, p.n) };
+    let (unpacked, stride) = unpack(rec, b, p.storage, transposed, rows, columns);
+    (Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p }, unpacked, stride)
+}
+
+/// Of a weight as stored, into f32 by columns or by rows.
 fn unpacking(storage: Storage, b_transposed: bool) -> Shader {
     let shader = Shader::new("matmul_cpu", "matmul_unpack").with("B_TRANSPOSED", f64::from(u8::from(b_transposed)));
     storage.select(shader)

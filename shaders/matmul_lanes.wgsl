@@ -1,0 +1,74 @@
+// C = alpha·A·B (+ C) as in matmul.wgsl, B being (K, N), for adapters that are CPUs and have subgroups.
+//
+// A workgroup is one subgroup and computes a tile of 32×32, an invocation 32 rows × 4 columns of it. Lanes load a value of A each and hand
+// it round, so that a load of either side serves 32 multiply-adds of a vector. Start and stride of B are multiples of four; sums in the order of
+// K, as in matmul.wgsl.
+
+import package::shared::lanes::{LANES, spread};
+import package::shared::weight::{weight_quad};
+
+override A_TRANSPOSED: bool = false;
+override ACCUMULATE: bool = false;
+
+struct MatmulParams {
+    m: u32,
+    n: u32,
+    k: u32,
+    accumulate: u32, // as in matmul.wgsl; here it is ACCUMULATE
+    a_start: u32,
+    a_stride: u32,
+    b_start: u32,
+    b_stride: u32,
+    c_start: u32,
+    c_stride: u32,
+    alpha: f32,
+    pad: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: MatmulParams;
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+// Binding 2: B.
+@group(0) @binding(3) var<storage, read_write> c: array<f32>;
+
+const TILE = 32u; // rows, and columns: a quad a lane
+const VECTORS = TILE / LANES; // of rows
+
+@compute @workgroup_size(LANES)
+fn matmul_lanes(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let m0 = group.y * TILE;
+    let n0 = group.x * TILE + 4u * local.x;
+    // Past the edge: read something, write nothing.
+    let quad = params.b_start / 4u + min(n0 / 4u, (params.n - 1u) / 4u);
+    var rows: array<u32, VECTORS>;
+    for (var v = 0u; v < VECTORS; v++) {
+        let row = min(m0 + v * LANES + local.x, params.m - 1u);
+        rows[v] = params.a_start + row * select(params.a_stride, 1u, A_TRANSPOSED);
+    }
+    let step = select(1u, params.a_stride, A_TRANSPOSED);
+    var acc: array<vec4<f32>, TILE>; // a row's values in this lane's columns
+    // Two steps a pass, and both for a sum before the next one: what a loop carries costs as much as what it computes.
+    for (var k = 0u; k < params.k; k += 2u) {
+        let next = min(k + 1u, params.k - 1u);
+        let bs = weight_quad(k, k * params.b_stride / 4u + quad);
+        let bs_next = weight_quad(next, next * params.b_stride / 4u + quad);
+        for (var v = 0u; v < VECTORS; v++) {
+            let mine = spread(a[rows[v] + k * step]);
+            let mine_next = spread(select(0.0, a[rows[v] + next * step], next > k));
+            for (var r = 0u; r < LANES; r++) {
+                acc[v * LANES + r] = acc[v * LANES + r] + mine[r] * bs + mine_next[r] * bs_next;
+            }
+        }
+    }
+    for (var r = 0u; r < TILE; r++) {
+        for (var s = 0u; s < 4u; s++) {
+            if m0 + r < params.m && n0 + s < params.n {
+                let i = params.c_start + (m0 + r) * params.c_stride + n0 + s;
+                if ACCUMULATE {
+                    c[i] += params.alpha * acc[r][s];
+                } else {
+                    c[i] = params.alpha * acc[r][s];
+                }
+            }
+        }
+    }
+}
