@@ -1,7 +1,7 @@
 // C = alpha·A·B (+ C) as in matmul.wgsl, B being (K, N), for adapters that are CPUs and have subgroups.
 //
-// A workgroup is one subgroup and computes a tile of 32×32, an invocation 32 rows × 4 columns of it. Lanes load a value of A each and hand
-// it round, so that a load of either side serves 32 multiply-adds of a vector. Start and stride of B are multiples of four; sums in the order of
+// A workgroup is one subgroup and computes 32 rows (8 where there are few) × 32 columns, an invocation a quad of each row. Lanes load a
+// value of A each and hand it round, so that a load of either side serves 32 multiply-adds of a vector. Start and stride of B are multiples of four; sums in the order of
 // K, as in matmul.wgsl.
 
 import package::shared::lanes::{LANES, spread};
@@ -30,13 +30,15 @@ struct MatmulParams {
 // Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 
-const TILE = 32u; // rows, and columns: a quad a lane
-const VECTORS = TILE / LANES; // of rows
+override VECTORS: u32 = 4u; // of rows
+
+const ROWS = VECTORS * LANES;
+const COLUMNS = 4u * LANES; // a quad a lane
 
 @compute @workgroup_size(LANES)
 fn matmul_lanes(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let m0 = group.y * TILE;
-    let n0 = group.x * TILE + 4u * local.x;
+    let m0 = group.y * ROWS;
+    let n0 = group.x * COLUMNS + 4u * local.x;
     // Past the edge: read something, write nothing.
     let quad = params.b_start / 4u + min(n0 / 4u, (params.n - 1u) / 4u);
     var rows: array<u32, VECTORS>;
@@ -45,7 +47,7 @@ fn matmul_lanes(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
         rows[v] = params.a_start + row * select(params.a_stride, 1u, A_TRANSPOSED);
     }
     let step = select(1u, params.a_stride, A_TRANSPOSED);
-    var acc: array<vec4<f32>, TILE>; // a row's values in this lane's columns
+    var acc: array<vec4<f32>, ROWS>; // a row's values in this lane's columns
     // Two steps a pass, and both for a sum before the next one: what a loop carries costs as much as what it computes.
     for (var k = 0u; k < params.k; k += 2u) {
         let next = min(k + 1u, params.k - 1u);
@@ -59,7 +61,7 @@ fn matmul_lanes(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
             }
         }
     }
-    for (var r = 0u; r < TILE; r++) {
+    for (var r = 0u; r < ROWS; r++) {
         for (var s = 0u; s < 4u; s++) {
             if m0 + r < params.m && n0 + s < params.n {
                 let i = params.c_start + (m0 + r) * params.c_stride + n0 + s;

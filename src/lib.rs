@@ -83,7 +83,10 @@
 //! # Recordings
 //!
 //! Launchers append dispatches to a [`gpu::Recording`]; [`gpu::Recording::submit`] encodes neighbours into one compute pass, and cuts long
-//! recordings so that a submission takes about 0.2 s on this device, far below a watchdog's limit. Uniforms of a recording are one buffer. Nothing inside reads back. No shader uses float atomics: sums are two-stage, the embedding's gradient walks sorted buckets, and
+//! recordings so that a submission takes about 0.2 s on this device, far below a watchdog's limit; one is always queued behind the one that
+//! runs. Uniforms of a recording are one buffer. Bind groups are kept: a step with the last one's shapes finds all of them. Kernels that a
+//! recording needs are compiled when it is submitted, in parallel, with progress, and kept on disk where the driver can
+//! ([`gpu::Gpu::keep_pipelines`]). Nothing inside reads back. No shader uses float atomics: sums are two-stage, the embedding's gradient walks sorted buckets, and
 //! dQ has a pass of its own. Two runs on one device give the same bits, which resuming relies on. Errors of the device are kept, and
 //! reported when results are read.
 //!

@@ -277,7 +277,7 @@ fn variants_are_checked() {
     let gpu = &*gpu();
     let mut error = |case: &dyn Case| pollster::block_on(verify(gpu, case, &mut rng)).expect("a device");
     for variant in Variant::ALL {
-        let cases: Vec<_> = REGISTRY.iter().flat_map(|k| k.variant_cases(variant)).collect();
+        let cases: Vec<_> = REGISTRY.iter().flat_map(|k| k.variant_cases(variant, gpu.caps())).collect();
         assert!(!cases.is_empty(), "{variant:?}: nothing is checked");
         for case in cases {
             assert!(error(case.as_ref()) <= 1.0, "{}", case.label());

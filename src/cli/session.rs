@@ -2,8 +2,12 @@
 
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Mutex;
+
+use indicatif::ProgressBar;
 
 use super::args::{DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
+use super::train::bar;
 use crate::config::{Defaults, ReferenceChoice};
 use crate::data::dataset::{Dataset, Limits, Overflow};
 use crate::data::rows::{FieldMap, Purpose, read_rows};
@@ -144,11 +148,30 @@ pub fn refuse_quantised(base: BaseDtype, what: &str) -> Result<()> {
     }
 }
 
+/// Where things are kept that cost time alone when they are lost.
+pub fn cache_folder() -> PathBuf {
+    let home = std::env::var_os("XDG_CACHE_HOME").or_else(|| std::env::var_os("LOCALAPPDATA")).map(PathBuf::from);
+    let home = home.or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")));
+    home.unwrap_or_else(std::env::temp_dir).join("jointwise")
+}
+
 /// Opens the device, with the variants that the flags allow.
 pub fn open_unchecked(args: &DeviceArgs) -> Result<Gpu> {
     let variants = args.variant.as_deref().map(Variant::parse_list).transpose()?;
     let choice = args.device.as_deref().map_or(DeviceChoice::Best, DeviceChoice::parse);
-    let gpu = pollster::block_on(Gpu::open(&choice))?;
+    let mut gpu = pollster::block_on(Gpu::open(&choice))?;
+    gpu.keep_pipelines(&cache_folder().join("pipelines"));
+    let shown = Mutex::new(ProgressBar::hidden());
+    gpu.on_compile(Some(Box::new(move |done, total| {
+        let mut shown = shown.lock().unwrap_or_else(|e| e.into_inner());
+        if done == 1 {
+            *shown = bar(total, "compiling kernels");
+        }
+        shown.set_position(done as u64);
+        if done == total {
+            shown.finish_and_clear();
+        }
+    })));
     Ok(match variants {
         Some(variants) => gpu.with_variants(variants),
         None => gpu,

@@ -156,9 +156,7 @@ struct ReferenceCache {
 
 impl ReferenceCache {
     fn new() -> Self {
-        let home = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let home = home.or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")));
-        Self { dir: home.unwrap_or_else(std::env::temp_dir).join("jointwise/reference") }
+        Self { dir: session::cache_folder().join("reference") }
     }
 
     /// A cache that cannot be read or written costs time, nothing else.
@@ -354,6 +352,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     }
     let (started, clock) = (SystemTime::now(), Instant::now());
     let mut progress = Progress::new(max_steps, args.logging_steps.unwrap_or(Defaults::LOGGING_STEPS));
+    progress.show_compilation(gpu);
     let ended = pollster::block_on(run::run(
         &trainer,
         &p.settings,
@@ -519,6 +518,14 @@ impl Progress {
         };
         bar.enable_steady_tick(Duration::from_millis(500));
         Self { bar, every: every.max(1), max_steps, plain }
+    }
+
+    /// The first step compiles kernels, for seconds on some devices.
+    fn show_compilation(&self, gpu: &Gpu) {
+        let bar = self.bar.clone();
+        gpu.on_compile(Some(Box::new(move |done, total| {
+            bar.set_message(format!("compiling kernels: {done}/{total}"))
+        })));
     }
 
     fn event(&mut self, event: &Event) {

@@ -1,10 +1,8 @@
 //! Choosing an adapter, opening it, and what it can do.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use super::memory::Home;
-use super::record::Pipeline;
 use super::variant::Variant;
 use crate::error::{Error, Result};
 
@@ -152,6 +150,8 @@ pub(super) struct Live {
     pub queue: wgpu::Queue,
     /// First error that arrived outside a call: validation, out of memory, device lost.
     pub failure: Arc<Mutex<Option<String>>>,
+    /// A file name for compiled shaders; none where the driver keeps none.
+    pub cache_name: Option<String>,
 }
 
 /// A device, or the plan of one: the same program runs on both, and the latter only counts bytes.
@@ -159,9 +159,10 @@ pub struct Gpu {
     pub(super) live: Option<Live>,
     pub(super) caps: Caps,
     pub(super) home: Arc<Home>,
-    pub(super) pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+    pub(super) pipelines: super::pipelines::Pipelines,
+    pub(super) bind_groups: Mutex<super::submit::BindGroups>,
     pub(super) uniforms: Mutex<Option<wgpu::Buffer>>,
-    pub(super) pace: Mutex<super::record::Pace>,
+    pub(super) pace: Mutex<super::submit::Pace>,
     pub(super) profile: Mutex<Option<super::Profile>>,
 }
 
@@ -247,7 +248,10 @@ impl Gpu {
         if let Ok(names) = std::env::var("JOINTWISE_VARIANT") {
             caps.variants = Variant::parse_list(&names)?;
         }
-        let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
+        let wanted = wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::SHADER_F16
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::PIPELINE_CACHE;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("jointwise"),
             required_features: adapter.features() & wanted,
@@ -257,6 +261,8 @@ impl Gpu {
         };
         let (device, queue) =
             adapter.request_device(&descriptor).await.map_err(|e| Error::Device(format!("{}: {e}", caps.name)))?;
+        let has_cache = adapter.features().contains(wgpu::Features::PIPELINE_CACHE);
+        let cache_name = wgpu::util::pipeline_cache_key(&adapter.get_info()).filter(|_| has_cache);
         let failure = Arc::new(Mutex::new(None));
         let first = failure.clone();
         let note = move |text: String| {
@@ -269,7 +275,7 @@ impl Gpu {
                 lost(format!("device lost: {text}"));
             }
         });
-        Ok(Self::new(Some(Live { device, queue, failure }), caps))
+        Ok(Self::new(Some(Live { device, queue, failure, cache_name }), caps))
     }
 
     /// No device: allocations are counted, recordings go nowhere. What [`super::Ledger`] says afterwards is the memory plan.
@@ -282,7 +288,8 @@ impl Gpu {
             live,
             caps,
             home: Arc::default(),
-            pipelines: Mutex::default(),
+            pipelines: super::pipelines::Pipelines::default(),
+            bind_groups: Mutex::default(),
             uniforms: Mutex::default(),
             pace: Mutex::default(),
             profile: Mutex::default(),

@@ -76,6 +76,8 @@ struct State {
     ledger: Ledger,
     /// Activations that nobody holds.
     free: Vec<(u64, Option<wgpu::Buffer>)>,
+    /// Buffers, but for those of a batch, that were given back to the device.
+    given_up: u64,
 }
 
 impl Home {
@@ -84,6 +86,10 @@ impl Home {
     }
     pub fn ledger(&self) -> Ledger {
         self.state().ledger.clone()
+    }
+    /// Buffers, but for those of a batch, that were given back to the device so far.
+    pub fn given_up(&self) -> u64 {
+        self.state().given_up
     }
     /// The smallest free activation of at least `bytes`.
     fn take(&self, bytes: u64) -> Option<(u64, Option<wgpu::Buffer>)> {
@@ -108,6 +114,7 @@ impl Drop for Buffer {
             state.free.push((self.bytes, self.raw.take()));
         } else {
             state.ledger.sub(self.role, self.bytes);
+            state.given_up += u64::from(self.role != Role::Batch);
         }
     }
 }
@@ -147,6 +154,10 @@ impl Slot {
     pub(super) fn binding(&self) -> Option<(wgpu::Buffer, u64, u64)> {
         self.buffer.raw.clone().map(|raw| (raw, self.offset as u64 * 4, self.bytes()))
     }
+    /// Whether the buffer outlives a recording.
+    pub(super) fn is_lasting(&self) -> bool {
+        self.buffer.role != Role::Batch
+    }
     /// Whether two slots are ranges of one buffer.
     pub fn shares_buffer(&self, other: &Slot) -> bool {
         Arc::ptr_eq(&self.buffer, &other.buffer)
@@ -164,6 +175,7 @@ impl Gpu {
             if let Some(largest) = (0..state.free.len()).max_by_key(|&i| state.free[i].0) {
                 let (too_small, _) = state.free.swap_remove(largest);
                 state.ledger.sub(Role::Activations, too_small);
+                state.given_up += 1;
             }
             state.ledger.add(Role::Activations, bytes);
             state.ledger.largest_activation = state.ledger.largest_activation.max(bytes);

@@ -4,13 +4,16 @@
 
 mod device;
 mod memory;
+mod pipelines;
 mod profile;
 mod record;
 mod shader;
+mod submit;
 mod variant;
 
 pub use device::{Caps, DeviceChoice, DeviceSummary, Gpu, list_devices};
 pub use memory::{Ledger, Role, Slot};
+pub use pipelines::OnCompile;
 pub use profile::Profile;
 pub use record::{Recording, grid_1d};
 pub use shader::{SHADERS, Shader, link};

@@ -219,7 +219,8 @@ impl Kernel for Matmul {
                     let fits = !storage.is_quantised() || n_in.is_multiple_of(storage.columns());
                     // Elsewhere the baseline serves, and is tested.
                     if fits && (variant.is_none() || n_in % 4 == 0) {
-                        all.push(Box::new(LinearCase { t, n_out, n_in, storage, variant }));
+                        let allowed = variant.into_iter().collect();
+                        all.push(Box::new(LinearCase { t, n_out, n_in, storage, allowed }));
                     }
                 }
             }
@@ -245,7 +246,10 @@ impl Kernel for Matmul {
         }
         all
     }
-    fn variant_cases(&self, variant: Variant) -> Vec<Box<dyn Case>> {
+    fn variant_cases(&self, variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
+        // Beside lanes, what remains for the other CPU kernels are few columns, and few rows of a forward product.
+        let beside = (variant == Variant::Cpu && caps.has_lanes()).then_some(Variant::Lanes);
+        let allowed: Vec<Variant> = std::iter::once(variant).chain(beside).collect();
         let shapes = [
             (3, 5, 12, Storage::F32),
             (33, 66, 36, Storage::F32),
@@ -257,7 +261,7 @@ impl Kernel for Matmul {
             (33, 12, 128, Storage::Nf4),
         ];
         let case = |(t, n_out, n_in, storage)| -> Box<dyn Case> {
-            Box::new(LinearCase { t, n_out, n_in, storage, variant: Some(variant) })
+            Box::new(LinearCase { t, n_out, n_in, storage, allowed: allowed.clone() })
         };
         shapes.map(case).into()
     }

@@ -44,9 +44,10 @@ pub trait Kernel: Sync {
     fn cases(&self) -> Vec<Box<dyn Case>>;
     /// What a step of a model asks of it for `t` tokens, in the variants that a device takes; empty where the model does not use it.
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>>;
-    /// What [`with_checked_variants`] runs: every entry point of a variant, at its edges; none where the family lacks it.
-    fn variant_cases(&self, variant: Variant) -> Vec<Box<dyn Case>> {
-        let _ = variant;
+    /// What [`with_checked_variants`] runs: every entry point of a variant that the device may be asked for, at its edges; none where the
+    /// family lacks it.
+    fn variant_cases(&self, variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
+        let _ = (variant, caps);
         Vec::new()
     }
 }
@@ -127,7 +128,7 @@ pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
     for &variant in &gpu.caps().variants {
         let mut worst: f64 = 0.0;
-        for case in REGISTRY.iter().flat_map(|k| k.variant_cases(variant)) {
+        for case in REGISTRY.iter().flat_map(|k| k.variant_cases(variant, gpu.caps())) {
             worst = worst.max(verify(&gpu, case.as_ref(), &mut rng).await?);
         }
         if worst > 1.0 { &mut wrong } else { &mut right }.push(variant);

@@ -13,7 +13,7 @@ pub(super) struct LinearCase {
     pub n_in: usize,
     pub storage: Storage,
     /// None: the baseline.
-    pub variant: Option<Variant>,
+    pub allowed: Vec<Variant>,
 }
 
 /// One product alone, for its time.
@@ -113,7 +113,7 @@ impl LinearCase {
 
 impl Case for LinearCase {
     fn label(&self) -> String {
-        let variant = self.variant.map_or("baseline", Variant::name);
+        let variant = self.allowed.first().map_or("baseline", |v| v.name());
         format!("T={} out={} in={} {:?} {variant}", self.t, self.n_out, self.n_in, self.storage)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
@@ -152,7 +152,7 @@ impl Case for LinearCase {
         vec![self.t * (self.n_out + COLUMN)]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
-        let (gpu, width, allowed) = (rec.gpu(), self.n_out + COLUMN, self.variant.as_slice());
+        let (gpu, width, allowed) = (rec.gpu(), self.n_out + COLUMN, self.allowed.as_slice());
         let (y, d_x, d_w) = (gpu.slot(self.t * width), gpu.slot(x[0].len()), gpu.slot(self.n_out * self.n_in));
         [&y, &d_x, &d_w].iter().for_each(|s| rec.clear(s));
         let (input, weight) = (Matrix::new(&x[0], self.n_in), Matrix::new(&x[1], self.n_in));

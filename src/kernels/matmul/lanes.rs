@@ -4,15 +4,24 @@ use super::cpu::{NARROW, UNPACK_FROM, last_quad_is_inside, with_unpacked};
 use super::{Matrix, Orientation, Product, Storage, params};
 use crate::gpu::{Caps, Recording, Shader, Variant};
 
-/// Rows and columns of a tile.
-const TILE: usize = 32;
+/// Lanes of a workgroup.
+const LANES: usize = 8;
+/// Columns of a tile: a quad a lane.
+const COLUMNS: usize = 4 * LANES;
+/// Vectors of rows of a tile, where there are many rows and where there are few.
+const VECTORS: [usize; 2] = [4, 1];
+
+/// For that many rows.
+fn vectors(m: usize) -> usize {
+    if m > LANES * VECTORS[0] / 2 { VECTORS[0] } else { VECTORS[1] }
+}
 
 /// Whether it serves a product, and is the fastest.
 pub(super) fn fits(p: &Product, b: Matrix, caps: &Caps, allowed: &[Variant]) -> bool {
     let unpacks = p.orientation == Orientation::Forward || p.storage.is_quantised();
     allowed.contains(&Variant::Lanes)
         && caps.has_lanes()
-        && p.m >= UNPACK_FROM
+        && (p.m >= UNPACK_FROM || p.orientation != Orientation::Forward)
         && p.n > NARROW
         && b.in_quads()
         // Of a copy, all is its own; else a last quad beyond N is read, and must be B's.
@@ -28,14 +37,16 @@ pub(super) fn launch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: 
 }
 
 fn dispatch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
-    let grid = [p.n.div_ceil(TILE) as u32, p.m.div_ceil(TILE) as u32, 1];
-    let shader = shader(p.orientation == Orientation::BackwardW, p.storage, p.accumulate);
+    let vectors = vectors(p.m);
+    let grid = [p.n.div_ceil(COLUMNS) as u32, p.m.div_ceil(LANES * vectors) as u32, 1];
+    let shader = shader(vectors, p.orientation == Orientation::BackwardW, p.storage, p.accumulate);
     rec.dispatch(&shader, &params(p, a, b, c), &[a.slot, b.slot, c.slot], grid, p.flops());
 }
 
-fn shader(a_transposed: bool, storage: Storage, accumulate: bool) -> Shader {
+fn shader(vectors: usize, a_transposed: bool, storage: Storage, accumulate: bool) -> Shader {
     let flag = |on| f64::from(u8::from(on));
     let shader = Shader::new("matmul_lanes", "matmul_lanes")
+        .with("VECTORS", vectors as f64)
         .with("A_TRANSPOSED", flag(a_transposed))
         .with("ACCUMULATE", flag(accumulate));
     storage.select(shader)
@@ -43,7 +54,13 @@ fn shader(a_transposed: bool, storage: Storage, accumulate: bool) -> Shader {
 
 /// Every specialisation: quantised weights come unpacked.
 pub(super) fn shaders() -> Vec<Shader> {
-    let both = [false, true];
-    let of = |storage| both.into_iter().flat_map(move |a| both.map(|accumulate| shader(a, storage, accumulate)));
-    [Storage::F32, Storage::Bf16].into_iter().flat_map(of).collect()
+    let mut all = Vec::new();
+    for vectors in VECTORS {
+        for storage in [Storage::F32, Storage::Bf16] {
+            for a_transposed in [false, true] {
+                all.extend([false, true].map(|accumulate| shader(vectors, a_transposed, storage, accumulate)));
+            }
+        }
+    }
+    all
 }

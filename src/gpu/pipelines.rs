@@ -1,0 +1,184 @@
+//! Compiled entry points. A recording only names them; what it lacks is compiled when it is submitted, in parallel, and kept on disk where
+//! the driver can (Vulkan), so that the first step is not a freeze and the next program's is short.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::device::Live;
+use super::{Gpu, Shader};
+use crate::error::Result;
+
+/// An entry point, compiled or not yet.
+pub(super) struct Pipeline {
+    shader: Shader,
+    compiled: OnceLock<Compiled>,
+    /// Drivers for CPUs translate to machine code at the first dispatch: whether there was one.
+    pub ran: AtomicBool,
+}
+
+pub(super) struct Compiled {
+    pub raw: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+}
+
+impl Pipeline {
+    /// `None` where it does not compile: the device has reported that.
+    pub fn compiled(&self) -> Option<&Compiled> {
+        self.compiled.get()
+    }
+    pub fn is_compiled(&self) -> bool {
+        self.compiled.get().is_some()
+    }
+}
+
+/// Told of each kernel that was compiled: how many are done, of how many.
+pub type OnCompile = Box<dyn Fn(usize, usize) + Send + Sync>;
+
+/// All of a device's.
+#[derive(Default)]
+pub(super) struct Pipelines {
+    by_key: Mutex<HashMap<String, Arc<Pipeline>>>,
+    on_compile: Mutex<Option<OnCompile>>,
+    disk: Option<Disk>,
+}
+
+struct Disk {
+    cache: wgpu::PipelineCache,
+    path: PathBuf,
+    is_stale: AtomicBool,
+}
+
+impl Pipelines {
+    pub fn get(&self, shader: &Shader) -> Arc<Pipeline> {
+        let make = || Pipeline { shader: shader.clone(), compiled: OnceLock::new(), ran: AtomicBool::new(false) };
+        let mut all = self.by_key.lock().unwrap_or_else(|e| e.into_inner());
+        all.entry(shader.key()).or_insert_with(|| Arc::new(make())).clone()
+    }
+
+    pub fn progress(&self, done: usize, total: usize) {
+        if let Some(tell) = &*self.on_compile.lock().unwrap_or_else(|e| e.into_inner()) {
+            tell(done, total);
+        }
+    }
+
+    /// Compiles what is not compiled yet.
+    pub fn compile(&self, live: &Live, wanted: &[Arc<Pipeline>]) -> Result<()> {
+        let missing: Vec<&Arc<Pipeline>> = wanted.iter().filter(|p| !p.is_compiled()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let sources = missing.iter().map(|p| p.shader.source()).collect::<Result<Vec<_>>>()?;
+        let one = |i: usize| {
+            let compiled = compile(live, &missing[i].shader, &sources[i], self.disk.as_ref().map(|d| &d.cache));
+            let _ = missing[i].compiled.set(compiled);
+        };
+        self.each(missing.len(), &one);
+        if let Some(disk) = &self.disk {
+            disk.is_stale.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    #[cfg(target_arch = "wasm32")]
+    fn each(&self, n: usize, one: &(dyn Fn(usize) + Sync)) {
+        for i in 0..n {
+            one(i);
+            self.progress(i + 1, n);
+        }
+    }
+
+    /// On all cores; told on this thread.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn each(&self, n: usize, one: &(dyn Fn(usize) + Sync)) {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(n);
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let (send, done) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                let (send, next) = (send.clone(), &next);
+                scope.spawn(move || {
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        if i >= n {
+                            break;
+                        }
+                        one(i);
+                        let _ = send.send(());
+                    }
+                });
+            }
+            drop(send);
+            done.iter().enumerate().for_each(|(i, ())| self.progress(i + 1, n));
+        });
+    }
+
+    /// Writes what the driver made of all shaders; failing costs the next program time, nothing else.
+    fn save(&self) {
+        let Some(disk) = self.disk.as_ref().filter(|d| d.is_stale.load(Ordering::Relaxed)) else { return };
+        let Some(data) = disk.cache.get_data() else { return };
+        let aside = disk.path.with_extension(format!("{}.tmp", std::process::id()));
+        if std::fs::write(&aside, data).and_then(|()| std::fs::rename(&aside, &disk.path)).is_err() {
+            let _ = std::fs::remove_file(&aside);
+        }
+    }
+}
+
+impl Drop for Pipelines {
+    fn drop(&mut self) {
+        self.save();
+    }
+}
+
+fn compile(live: &Live, shader: &Shader, source: &str, cache: Option<&wgpu::PipelineCache>) -> Compiled {
+    let descriptor =
+        wgpu::ShaderModuleDescriptor { label: Some(shader.module), source: wgpu::ShaderSource::Wgsl(source.into()) };
+    // SAFETY: every kernel guards its own indices and ends its own loops; the kernel tests run with checks on as well
+    // (JOINTWISE_CHECKED=1), and a browser never lets them go.
+    let module = if std::env::var_os("JOINTWISE_CHECKED").is_some() {
+        live.device.create_shader_module(descriptor)
+    } else {
+        unsafe { live.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+    };
+    let raw = live.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(shader.entry),
+        layout: None,
+        module: &module,
+        entry_point: Some(shader.entry),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            constants: &[],
+            zero_initialize_workgroup_memory: false,
+        },
+        cache,
+    });
+    let layout = raw.get_bind_group_layout(0);
+    Compiled { raw, layout }
+}
+
+impl Gpu {
+    /// Keeps compiled shaders in a folder, where the driver can: to be said before anything is computed.
+    pub fn keep_pipelines(&mut self, dir: &Path) {
+        let Some((live, name)) = self.live.as_ref().and_then(|l| Some((l, l.cache_name.as_ref()?))) else { return };
+        if std::fs::create_dir_all(dir).is_err() {
+            return;
+        }
+        let path = dir.join(name);
+        let data = std::fs::read(&path).ok();
+        // SAFETY: the file is in this user's cache folder and written by `save`; wgpu checks its header, and the driver begins anew
+        // where it does not know it (`fallback`).
+        let cache = unsafe {
+            live.device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
+                label: None,
+                data: data.as_deref(),
+                fallback: true,
+            })
+        };
+        self.pipelines.disk = Some(Disk { cache, path, is_stale: AtomicBool::new(false) });
+    }
+
+    /// What is told while kernels are compiled; a driver for CPUs does that as they first run.
+    pub fn on_compile(&self, tell: Option<OnCompile>) {
+        *self.pipelines.on_compile.lock().unwrap_or_else(|e| e.into_inner()) = tell;
+    }
+}

@@ -1,0 +1,286 @@
+//! From a recording's commands to submissions. Work is cut into submissions that stay far from a watchdog's limit (2 s on Windows); the cut
+//! adapts to the device's measured speed, and one submission is always queued behind the one that runs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use web_time::Instant;
+
+use super::device::Live;
+use super::pipelines::Pipeline;
+use super::record::{Command, Dispatch, Recording};
+
+/// How much work goes into one submission.
+pub(super) struct Pace {
+    /// Floating-point operations a submission.
+    budget_flops: u64,
+    /// The submission before the last: its index, operations, and when it began at the earliest.
+    in_flight: Option<(wgpu::SubmissionIndex, u64, Instant)>,
+}
+
+/// A submission should take about this long.
+const TARGET_SECONDS: f64 = 0.2;
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { budget_flops: 20_000_000_000, in_flight: None }
+    }
+}
+
+impl Pace {
+    /// A submission was queued: waits for the one before it, and sets the next ones' size by how long that took.
+    fn queued(&mut self, live: &Live, index: wgpu::SubmissionIndex, flops: u64) {
+        let before = self.in_flight.take();
+        if let Some((index, flops, began)) = before {
+            // In a browser poll returns at once, and there is nothing to learn.
+            let poll = wgpu::PollType::Wait { submission_index: Some(index), timeout: None };
+            if !cfg!(target_arch = "wasm32") && live.device.poll(poll).is_ok() {
+                self.took(flops, began.elapsed().as_secs_f64());
+            }
+        }
+        self.in_flight = Some((index, flops, Instant::now()));
+    }
+
+    fn took(&mut self, flops: u64, seconds: f64) {
+        // Small ones tell of overheads.
+        if flops < self.budget_flops / 2 {
+            return;
+        }
+        let wanted = flops as f64 * TARGET_SECONDS / seconds.max(1e-4);
+        let (low, high) = (self.budget_flops as f64 / 4.0, self.budget_flops as f64 * 4.0);
+        self.budget_flops = wanted.clamp(low, high).max(1e8) as u64;
+    }
+}
+
+/// Bind groups of earlier recordings: a step that repeats the last one's shapes finds all of them.
+#[derive(Default)]
+pub(super) struct BindGroups {
+    /// By pipeline, uniform range and bindings.
+    known: HashMap<(usize, wgpu::Buffer, u64, Vec<Binding>), wgpu::BindGroup>,
+    /// Buffers that had been given back when these were made: groups would keep them alive.
+    given_up: u64,
+}
+
+/// Buffer, offset and bytes.
+type Binding = (wgpu::Buffer, u64, u64);
+
+/// Groups kept: those of some different lengths of batches.
+const MOST_GROUPS: usize = 16_384;
+
+/// Uniforms of a recording.
+struct Uniforms(wgpu::Buffer);
+
+impl Recording<'_> {
+    /// Encodes and submits everything; does not wait for it.
+    pub fn submit(self) {
+        let Some(live) = &self.gpu.live else { return };
+        if self.commands.is_empty() {
+            return;
+        }
+        if let Err(error) = self.gpu.pipelines.compile(live, &self.distinct()) {
+            // A shader that does not link is our bug, and every variant is linked by a test.
+            live.failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error.to_string());
+            return;
+        }
+        // Held until everything is submitted: recordings of two threads must not share the buffer's contents.
+        let mut kept = self.gpu.uniforms.lock().unwrap_or_else(|e| e.into_inner());
+        let uniforms = self.uniform_buffer(live, &mut kept);
+        if self.gpu.caps.is_cpu {
+            self.run_first(live, &uniforms);
+        }
+        if self.gpu.profile.lock().unwrap_or_else(|e| e.into_inner()).is_some() {
+            return self.submit_profiled(live, &uniforms);
+        }
+        let mut pace = self.gpu.pace.lock().unwrap_or_else(|e| e.into_inner());
+        let mut commands = self.commands.as_slice();
+        while !commands.is_empty() {
+            let mut flops = 0;
+            let n = commands.iter().take_while(|c| {
+                let before = flops;
+                flops += if let Command::Dispatch(d) = c { d.flops } else { 0 };
+                before < pace.budget_flops
+            });
+            let (now, later) = commands.split_at(n.count());
+            let mut encoder = live.device.create_command_encoder(&Default::default());
+            self.encode(live, &uniforms, &mut encoder, now);
+            let index = live.queue.submit([encoder.finish()]);
+            pace.queued(live, index, flops);
+            commands = later;
+        }
+    }
+
+    /// The pipelines of all dispatches, each once, in order.
+    fn distinct(&self) -> Vec<Arc<Pipeline>> {
+        let mut all: Vec<Arc<Pipeline>> = Vec::new();
+        let mut seen = std::collections::HashSet::new();
+        for command in &self.commands {
+            if let Command::Dispatch(d) = command
+                && seen.insert(Arc::as_ptr(&d.pipeline))
+            {
+                all.push(d.pipeline.clone());
+            }
+        }
+        all
+    }
+
+    /// Drivers for CPUs translate a kernel when it is first dispatched, for seconds in all: an empty grid does that, with progress.
+    fn run_first(&self, live: &Live, uniforms: &Uniforms) {
+        let mut new: Vec<&Dispatch> = Vec::new();
+        for command in &self.commands {
+            if let Command::Dispatch(d) = command
+                && !d.pipeline.ran.swap(true, Ordering::Relaxed)
+            {
+                new.push(d);
+            }
+        }
+        for (i, dispatch) in new.iter().enumerate() {
+            let mut encoder = live.device.create_command_encoder(&Default::default());
+            self.encode_dispatch(
+                live,
+                uniforms,
+                &mut encoder.begin_compute_pass(&Default::default()),
+                dispatch,
+                [0; 3],
+            );
+            live.queue.submit([encoder.finish()]);
+            if live.device.poll(wgpu::PollType::wait_indefinitely()).is_err() {
+                return;
+            }
+            self.gpu.pipelines.progress(i + 1, new.len());
+        }
+    }
+
+    fn uniform_buffer(&self, live: &Live, kept: &mut Option<wgpu::Buffer>) -> Uniforms {
+        let need = self.uniforms.len().max(4096) as u64;
+        let buffer = match kept.take() {
+            Some(buffer) if buffer.size() >= need => buffer,
+            _ => live.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("uniforms"),
+                size: need.next_power_of_two(),
+                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            }),
+        };
+        live.queue.write_buffer(&buffer, 0, &self.uniforms);
+        *kept = Some(buffer.clone());
+        Uniforms(buffer)
+    }
+
+    /// A pass a dispatch, with a timestamp on both sides.
+    fn submit_profiled(&self, live: &Live, uniforms: &Uniforms) {
+        const CHUNK: usize = 1024;
+        let period_ns = f64::from(live.queue.get_timestamp_period());
+        let size = 2 * CHUNK as u64 * 8;
+        let buffer = |usage| {
+            live.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+        };
+        let queries = live.device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: None,
+            ty: wgpu::QueryType::Timestamp,
+            count: 2 * CHUNK as u32,
+        });
+        for chunk in self.commands.chunks(CHUNK) {
+            let resolved = buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC);
+            let staging = buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+            let mut encoder = live.device.create_command_encoder(&Default::default());
+            for (i, command) in chunk.iter().enumerate() {
+                let writes = wgpu::ComputePassTimestampWrites {
+                    query_set: &queries,
+                    beginning_of_pass_write_index: Some(2 * i as u32),
+                    end_of_pass_write_index: Some(2 * i as u32 + 1),
+                };
+                let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: Some(writes) };
+                match command {
+                    Command::Dispatch(d) => {
+                        self.encode_dispatch(live, uniforms, &mut encoder.begin_compute_pass(&descriptor), d, d.grid);
+                    }
+                    _ => self.encode(live, uniforms, &mut encoder, std::slice::from_ref(command)),
+                }
+            }
+            encoder.resolve_query_set(&queries, 0..2 * chunk.len() as u32, &resolved, 0);
+            encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, size);
+            live.queue.submit([encoder.finish()]);
+            staging.map_async(wgpu::MapMode::Read, .., |_| {});
+            if live.device.poll(wgpu::PollType::wait_indefinitely()).is_err() {
+                return;
+            }
+            let Ok(view) = staging.get_mapped_range(..) else { return };
+            let ticks: &[u64] = bytemuck::cast_slice(&view);
+            if let Some(profile) = &mut *self.gpu.profile.lock().unwrap_or_else(|e| e.into_inner()) {
+                for (command, tick) in chunk.iter().zip(ticks.chunks(2)) {
+                    if let Command::Dispatch(d) = command {
+                        profile.add(&d.label, tick[1].saturating_sub(tick[0]) as f64 * period_ns / 1e3);
+                    }
+                }
+            }
+        }
+    }
+
+    fn encode(&self, live: &Live, uniforms: &Uniforms, encoder: &mut wgpu::CommandEncoder, commands: &[Command]) {
+        let is_dispatch = |c: &Command| matches!(c, Command::Dispatch(_));
+        for run in commands.chunk_by(|a, b| is_dispatch(a) == is_dispatch(b)) {
+            if is_dispatch(&run[0]) {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                for command in run {
+                    if let Command::Dispatch(d) = command {
+                        self.encode_dispatch(live, uniforms, &mut pass, d, d.grid);
+                    }
+                }
+                continue;
+            }
+            for command in run {
+                match command {
+                    Command::Clear(raw, offset, bytes) => encoder.clear_buffer(raw, *offset, Some(*bytes)),
+                    Command::Copy { from, to, bytes } => {
+                        encoder.copy_buffer_to_buffer(&from.0, from.1, &to.0, to.1, *bytes);
+                    }
+                    Command::Dispatch(_) => {}
+                }
+            }
+        }
+    }
+
+    fn encode_dispatch(
+        &self,
+        live: &Live,
+        uniforms: &Uniforms,
+        pass: &mut wgpu::ComputePass<'_>,
+        dispatch: &Dispatch,
+        grid: [u32; 3],
+    ) {
+        let Some(compiled) = dispatch.pipeline.compiled() else { return };
+        let make = || {
+            let range = |buffer, offset, size| {
+                let size = std::num::NonZeroU64::new(size);
+                wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size })
+            };
+            let (offset, size) = dispatch.uniform;
+            let uniform = wgpu::BindGroupEntry { binding: 0, resource: range(&uniforms.0, offset, size) };
+            let slots = dispatch.bindings.iter().enumerate().map(|(i, (raw, offset, size))| wgpu::BindGroupEntry {
+                binding: i as u32 + 1,
+                resource: range(raw, *offset, *size),
+            });
+            live.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(&dispatch.label),
+                layout: &compiled.layout,
+                entries: &std::iter::once(uniform).chain(slots).collect::<Vec<_>>(),
+            })
+        };
+        let group = if dispatch.is_lasting {
+            let given_up = self.gpu.home.given_up();
+            let mut groups = self.gpu.bind_groups.lock().unwrap_or_else(|e| e.into_inner());
+            if groups.given_up != given_up || groups.known.len() >= MOST_GROUPS {
+                *groups = BindGroups { known: HashMap::new(), given_up };
+            }
+            let pipeline = Arc::as_ptr(&dispatch.pipeline) as usize;
+            let key = (pipeline, uniforms.0.clone(), dispatch.uniform.0, dispatch.bindings.clone());
+            groups.known.entry(key).or_insert_with(make).clone()
+        } else {
+            make()
+        };
+        pass.set_pipeline(&compiled.raw);
+        pass.set_bind_group(0, &group, &[]);
+        pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
+    }
+}
