@@ -118,7 +118,8 @@
 //!   launchers' calls is the program, and dropping a slot is the end of its life. The plan stays exact, since it runs the same calls.
 //! - **A recording is a micro-batch**, not a whole step: accumulation submits one after the other without waiting, and the update is
 //!   one more. The host waits once a step, for sums and norm, so that a NaN stops the run at the step that made it.
-//! - **No tuning table yet**: tiles are chosen by how many workgroups they give.
+//! - **The tuning table knows products only** ([`gpu::Tuning`], `jointwise tune`), and what is shipped was measured on lavapipe; elsewhere tiles
+//!   are chosen by how many workgroups they give.
 
 /// A line on standard error, whatever is in it; one that is closed or full stops nothing.
 #[cfg(feature = "cli")]

@@ -194,3 +194,30 @@ fn recomputed_is_saved() {
         assert!(inputs < all, "{family} {method:?}: {inputs} of {all} bytes");
     }
 }
+
+/// Whatever a table of fastest kernels says, the results are the same to the bit; one that cannot be read is left alone.
+#[test]
+fn tuning_changes_no_result() {
+    let s = Setting::new();
+    let score = || s.sandbox.run(&["score", "--model", &s.policy, "--data", &s.joint, "--tokens"]).ok().stdout;
+    let before = score();
+    let said = s.sandbox.run(&["tune", "--models", "llama-7m", "--tokens", "16", "--seconds", "0"]).ok().stdout;
+    let path = said.trim().strip_prefix("0 classes kept in ").unwrap_or_else(|| panic!("{said}"));
+    let mut kept: Value = serde_json::from_slice(&std::fs::read(path).expect("a table")).expect("JSON");
+    let sizes: Vec<usize> = (0..10).map(|i| 1 << i).collect();
+    for variant in [Value::Null, "cpu".into(), "tiles64".into()] {
+        let classes = ["Forward", "BackwardX", "BackwardW"].into_iter().flat_map(|o| {
+            let of = |m: usize| sizes.iter().flat_map(move |n| (0..10).map(move |k| format!("{m}x{n}x{}", 1 << k)));
+            sizes.iter().flat_map(move |&m| of(m).map(move |shape| format!("{o} F32 {shape}"))).collect::<Vec<_>>()
+        });
+        kept["fastest"] = classes.map(|class| (class, variant.clone())).collect::<serde_json::Map<_, _>>().into();
+        std::fs::write(path, kept.to_string()).expect("written");
+        let info = &s.sandbox.run(&["info", "--json"]).ok().lines()[0];
+        assert_eq!(info["device"]["tuning"]["Forward F32 32x32x32"], variant);
+        assert!(score() == before, "{variant}: other results");
+    }
+    std::fs::write(path, "{\"fastest\": {\"Forward F32 32x32x32\": \"no such\"}}").expect("written");
+    let info = &s.sandbox.run(&["info", "--json"]).ok().lines()[0];
+    assert_ne!(info["device"]["tuning"]["Forward F32 32x32x32"], "no such");
+    assert!(score() == before);
+}

@@ -43,6 +43,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Shader benchmarks: every kernel, or whole steps, against this device's own ceilings
     Bench(BenchArgs),
+    /// Finds this device's fastest kernels in under a minute, and keeps the result
+    Tune(TuneArgs),
     /// The whole story on the bundled model: SFT, DPO, JPO, samples and win rates
     Demo(DemoArgs),
 }
@@ -490,6 +492,25 @@ pub enum StepArg {
     Full,
     /// LoRA r 8 on all linear modules of a bf16 base
     Lora,
+}
+
+/// `tune`.
+#[derive(Debug, Clone, Args)]
+pub struct TuneArgs {
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// For shapes of these models [default: the first on a CPU, all on a GPU]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,..")]
+    pub models: Vec<String>,
+    /// Tokens of a micro-batch [default: 512 on a CPU, 512 and 2048 on a GPU]
+    #[arg(long, value_delimiter = ',', value_name = "T,..")]
+    pub tokens: Vec<usize>,
+    /// For all together, about
+    #[arg(long, default_value_t = 45.0, allow_hyphen_values = true)]
+    pub seconds: f64,
+    /// The whole table as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `demo`.

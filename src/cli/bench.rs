@@ -132,7 +132,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 }
 
 /// All of `from`, or those that were named.
-fn chosen<T: Copy>(
+pub fn chosen<T: Copy>(
     flag: &'static str,
     names: &[String],
     from: &[T],

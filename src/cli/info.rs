@@ -22,6 +22,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             "driver": caps.driver,
             "is_cpu": caps.is_cpu,
             "variants": caps.variants,
+            "tuning": caps.tuning,
             "max_binding_bytes": caps.max_binding_bytes,
             "workgroup_bytes": caps.workgroup_bytes,
             "subgroup": caps.subgroup,
@@ -38,6 +39,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     say!("\nchosen: {}", caps.name)?;
     let variants: Vec<&str> = std::iter::once("baseline").chain(caps.variants.iter().map(|v| v.name())).collect();
     say!("  kernels              {}", variants.join(", "))?;
+    say!("  tuned                {} classes of shapes (jointwise tune)", caps.tuning.len())?;
     let memory = caps.memory_bytes.map_or("unknown".into(), |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
     say!("  memory               {memory}")?;
     say!("  largest binding      {} MiB", caps.max_binding_bytes >> 20)?;

@@ -15,6 +15,7 @@ mod roofline;
 mod score;
 mod session;
 mod train;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -67,6 +68,7 @@ pub fn run() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match done {

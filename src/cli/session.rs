@@ -8,6 +8,7 @@ use indicatif::ProgressBar;
 
 use super::args::{DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
 use super::train::bar;
+use super::tune;
 use crate::config::{Defaults, ReferenceChoice};
 use crate::data::dataset::{Dataset, Limits, Overflow};
 use crate::data::rows::{FieldMap, Purpose, read_rows};
@@ -172,6 +173,10 @@ pub fn open_unchecked(args: &DeviceArgs) -> Result<Gpu> {
             shown.finish_and_clear();
         }
     })));
+    let gpu = match tune::kept(gpu.caps()) {
+        Some(tuning) => gpu.with_tuning(tuning),
+        None => gpu,
+    };
     Ok(match variants {
         Some(variants) => gpu.with_variants(variants),
         None => gpu,

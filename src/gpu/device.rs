@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::memory::Home;
+use super::tuning::Tuning;
 use super::variant::Variant;
 use crate::error::{Error, Result};
 
@@ -19,6 +20,8 @@ pub struct Caps {
     pub is_cpu: bool,
     /// Implementations beside the baseline that kernels may choose.
     pub variants: Vec<Variant>,
+    /// Which of them is the fastest for which shapes, where that was measured.
+    pub tuning: Tuning,
     /// Largest storage binding.
     pub max_binding_bytes: u64,
     /// Alignment of a binding's offset.
@@ -46,6 +49,7 @@ impl Caps {
             driver: String::new(),
             is_cpu: false,
             variants: Variant::usual(false),
+            tuning: Tuning::default(),
             max_binding_bytes: 128 << 20,
             binding_alignment_bytes: 256,
             max_workgroups: 65_535,
@@ -62,6 +66,7 @@ impl Caps {
         Self {
             is_cpu: info.device_type == wgpu::DeviceType::Cpu,
             variants: Variant::usual(info.device_type == wgpu::DeviceType::Cpu),
+            tuning: Tuning::shipped(&info.name),
             backend: info.backend.to_string(),
             driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
             // wgpu reports bindings up to 2⁶⁴ on some devices; kernels index with u32.
@@ -300,6 +305,13 @@ impl Gpu {
     #[must_use]
     pub fn with_variants(self, variants: Vec<Variant>) -> Self {
         Self { caps: Caps { variants, ..self.caps }, ..self }
+    }
+
+    /// The same device, with more entries in its table of fastest variants.
+    #[must_use]
+    pub fn with_tuning(mut self, tuning: Tuning) -> Self {
+        self.caps.tuning.merge(tuning);
+        self
     }
 
     /// What the device can do.

@@ -9,6 +9,7 @@ mod profile;
 mod record;
 mod shader;
 mod submit;
+mod tuning;
 mod variant;
 
 pub use device::{Caps, DeviceChoice, DeviceSummary, Gpu, list_devices};
@@ -17,4 +18,5 @@ pub use pipelines::OnCompile;
 pub use profile::Profile;
 pub use record::{Recording, grid_1d};
 pub use shader::{SHADERS, Shader, link};
+pub use tuning::Tuning;
 pub use variant::Variant;

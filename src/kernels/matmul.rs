@@ -15,6 +15,7 @@ use tiles::Tiles;
 
 use super::shapes::ModelShape;
 use super::storage::Storage;
+use super::tune::Tunable;
 use super::{Case, Kernel};
 use crate::gpu::{Caps, Recording, Shader, Slot, Variant};
 
@@ -75,6 +76,12 @@ pub struct Product {
 }
 
 impl Product {
+    /// Products that are alike: sizes to the nearest power of two.
+    fn class(&self) -> String {
+        let near = |n: usize| 1usize << (n as f64).log2().round() as u32;
+        let (o, s) = (self.orientation, self.storage);
+        format!("{o:?} {s:?} {}x{}x{}", near(self.m), near(self.n), near(self.k))
+    }
     /// Columns of B as stored.
     fn stored_columns(&self) -> usize {
         if self.orientation == Orientation::Forward { self.k } else { self.n }
@@ -139,24 +146,90 @@ fn launch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix, all
     if p.m * p.n * p.k == 0 {
         return;
     }
-    let (cpu, tiles) = (Cpu::of(p, b, allowed), Tiles::of(p, [a, b, c], allowed));
-    if lanes::fits(p, b, rec.gpu().caps(), allowed) {
-        lanes::launch(rec, p, a, b, c);
-    } else if let Some(cpu) = cpu {
-        cpu::launch(rec, cpu, p, a, b, c);
-    } else if let Some(tiles) = tiles {
-        rec.dispatch(
-            &tiles.shader(p.orientation, p.storage),
-            &params(p, a, b, c),
-            &[a.slot, b.slot, c.slot],
-            tiles.grid(p),
-            p.flops(),
-        );
-    } else {
-        let grid = [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32, 1];
-        let shader = baseline(p.orientation, p.storage);
-        rec.dispatch(&shader, &params(p, a, b, c), &[a.slot, b.slot, c.slot], grid, p.flops());
+    match choose(rec.gpu().caps(), p, [a, b, c], allowed) {
+        Way::Lanes => lanes::launch(rec, p, a, b, c),
+        Way::Cpu(cpu) => cpu::launch(rec, cpu, p, a, b, c),
+        Way::Tiles(tiles) => {
+            let shader = tiles.shader(p.orientation, p.storage);
+            rec.dispatch(&shader, &params(p, a, b, c), &[a.slot, b.slot, c.slot], tiles.grid(p), p.flops());
+        }
+        Way::Baseline => {
+            let grid = [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32, 1];
+            let shader = baseline(p.orientation, p.storage);
+            rec.dispatch(&shader, &params(p, a, b, c), &[a.slot, b.slot, c.slot], grid, p.flops());
+        }
     }
+}
+
+/// An implementation that serves a product.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Lanes,
+    Cpu(Cpu),
+    Tiles(Tiles),
+    Baseline,
+}
+
+impl Way {
+    fn variant(self) -> Option<Variant> {
+        match self {
+            Self::Lanes => Some(Variant::Lanes),
+            Self::Cpu(_) => Some(Variant::Cpu),
+            Self::Tiles(tiles) => Some(tiles.variant),
+            Self::Baseline => None,
+        }
+    }
+}
+
+/// The fastest by the device's table, else the first.
+fn choose(caps: &Caps, p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) -> Way {
+    let ways = ways(caps, p, matrices, allowed);
+    let variants: Vec<Option<Variant>> = ways.iter().map(|w| w.variant()).collect();
+    let fastest = caps.tuning.fastest(&p.class(), &variants);
+    ways.into_iter().find(|w| fastest.is_none_or(|f| w.variant() == f)).unwrap_or(Way::Baseline)
+}
+
+/// All that serve, the best guess first.
+fn ways(caps: &Caps, p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) -> Vec<Way> {
+    let b = matrices[1];
+    let lanes = lanes::fits(p, b, caps, allowed).then_some(Way::Lanes);
+    let tiles = Tiles::of(p, matrices, allowed).into_iter().map(Way::Tiles);
+    lanes.into_iter().chain(Cpu::of(p, b, allowed).map(Way::Cpu)).chain(tiles).chain([Way::Baseline]).collect()
+}
+
+/// The products of a layer, each in every implementation that serves.
+pub(super) fn tunable(model: &ModelShape, t: usize, caps: &Caps) -> Vec<Tunable> {
+    let tunable = |case: ProductCase| {
+        let variants = std::iter::once(None).chain(caps.variants.iter().copied().map(Some));
+        let alone = variants.map(|v| (v, ProductCase { allowed: v.into_iter().collect(), ..case.clone() }));
+        let serves = |v: Option<Variant>, c: &ProductCase| c.ways(caps).first().is_some_and(|w| w.variant() == v);
+        let guess = case.ways(caps).first().and_then(|w| w.variant());
+        let mut cases: Vec<(_, Box<dyn Case>)> = Vec::new();
+        alone.filter(|(v, c)| serves(*v, c)).for_each(|(v, c)| cases.push((v, Box::new(c))));
+        cases.sort_by_key(|c| c.0 != guess);
+        Tunable { class: case.product().class(), cases }
+    };
+    linears(model, t, &caps.variants).into_iter().map(tunable).collect()
+}
+
+/// The products of a layer's linear modules, in every storage.
+fn linears(model: &ModelShape, t: usize, allowed: &[Variant]) -> Vec<ProductCase> {
+    let (q, kv) = (model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim);
+    let mut linears =
+        vec![(q, model.d_model), (kv, model.d_model), (model.d_ff, model.d_model), (model.d_model, model.d_ff)];
+    linears.dedup();
+    let mut all = Vec::new();
+    for (n_out, n_in) in linears {
+        let mut push = |orientation, storage| {
+            all.push(ProductCase { orientation, storage, t, n_out, n_in, allowed: allowed.to_vec() });
+        };
+        for storage in Storage::ALL.into_iter().filter(|s| n_in.is_multiple_of(s.columns())) {
+            push(Orientation::Forward, storage);
+            push(Orientation::BackwardX, storage);
+        }
+        push(Orientation::BackwardW, Storage::F32);
+    }
+    all
 }
 
 /// The family.
@@ -228,23 +301,7 @@ impl Kernel for Matmul {
         all
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
-        let (q, kv) = (model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim);
-        let mut linears =
-            vec![(q, model.d_model), (kv, model.d_model), (model.d_ff, model.d_model), (model.d_model, model.d_ff)];
-        linears.dedup();
-        let mut all: Vec<Box<dyn Case>> = Vec::new();
-        for (n_out, n_in) in linears {
-            let mut push = |orientation, storage| {
-                let allowed = caps.variants.clone();
-                all.push(Box::new(ProductCase { orientation, storage, t, n_out, n_in, allowed }));
-            };
-            for storage in Storage::ALL.into_iter().filter(|s| n_in.is_multiple_of(s.columns())) {
-                push(Orientation::Forward, storage);
-                push(Orientation::BackwardX, storage);
-            }
-            push(Orientation::BackwardW, Storage::F32);
-        }
-        all
+        linears(model, t, &caps.variants).into_iter().map(|c| Box::new(c) as Box<dyn Case>).collect()
     }
     fn variant_cases(&self, variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
         // Beside lanes, what remains for the other CPU kernels are few columns, and few rows of a forward product.

@@ -22,6 +22,7 @@ pub mod rope;
 pub mod sample;
 pub mod shapes;
 pub mod storage;
+pub mod tune;
 
 pub use case::{Case, Cost, Host, Outputs, tolerance};
 

@@ -1,7 +1,7 @@
 //! Cases of the products: all three of a linear layer, and one alone.
 
-use super::{Matrix, Orientation, Product, Storage, launch};
-use crate::gpu::{Recording, Slot, Variant};
+use super::{Matrix, Orientation, Product, Storage, Way, launch};
+use crate::gpu::{Caps, Gpu, Recording, Slot, Variant};
 use crate::kernels::storage::Packed;
 use crate::kernels::{Case, Cost, Host, Outputs};
 use crate::rng::Rng;
@@ -17,7 +17,7 @@ pub(super) struct LinearCase {
 }
 
 /// One product alone, for its time.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct ProductCase {
     pub orientation: Orientation,
     pub storage: Storage,
@@ -28,7 +28,14 @@ pub(super) struct ProductCase {
 }
 
 impl ProductCase {
-    fn product(&self) -> Product {
+    pub fn ways(&self, caps: &Caps) -> Vec<Way> {
+        let gpu = Gpu::plan(caps.clone());
+        let (p, [(_, a_stride), (_, b_stride)]) = (self.product(), self.shapes());
+        let slot = gpu.slot(1);
+        let matrices = [a_stride, b_stride, p.n].map(|stride| Matrix::new(&slot, stride));
+        super::ways(caps, &p, matrices, &self.allowed)
+    }
+    pub fn product(&self) -> Product {
         let (m, n, k) = match self.orientation {
             Orientation::Forward => (self.t, self.n_out, self.n_in),
             Orientation::BackwardX => (self.t, self.n_in, self.n_out),

@@ -6,7 +6,7 @@ use crate::gpu::{Shader, Variant};
 /// A size of tiles: TILE, ROW_QUADS and COLUMN_QUADS of the shader.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Tiles {
-    variant: Variant,
+    pub variant: Variant,
     tile: usize,
     row_quads: usize,
     column_quads: usize,
@@ -23,18 +23,22 @@ impl Tiles {
         Self { variant: Variant::Tiles128, tile: 128, row_quads: 2, column_quads: 2 },
     ];
 
-    /// The size for a product, if everything is aligned.
-    pub fn of(p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) -> Option<Self> {
+    /// The sizes for a product, the best guess first; none unless everything is aligned.
+    pub fn of(p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) -> Vec<Self> {
         let stored_columns = match p.orientation {
             Orientation::Forward => [p.k, p.k, p.n],
             Orientation::BackwardX => [p.k, p.n, p.n],
             Orientation::BackwardW => [p.m, p.n, p.n],
         };
         if !matrices.iter().all(Matrix::in_quads) || !stored_columns.iter().all(|c| c.is_multiple_of(4)) {
-            return None;
+            return Vec::new();
         }
-        let sizes = Self::ALL.into_iter().filter(|t| allowed.contains(&t.variant));
-        sizes.clone().rfind(|t| t.workgroups(p) >= ENOUGH_WORKGROUPS).or(sizes.clone().next())
+        let mut sizes: Vec<Self> = Self::ALL.into_iter().filter(|t| allowed.contains(&t.variant)).collect();
+        // From the largest that gives enough, then the others, the smallest first.
+        if let Some(best) = sizes.iter().rposition(|t| t.workgroups(p) >= ENOUGH_WORKGROUPS) {
+            sizes[..=best].rotate_right(1);
+        }
+        sizes
     }
 
     fn workgroups(self, p: &Product) -> usize {

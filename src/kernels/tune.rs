@@ -1,0 +1,86 @@
+//! Finding the fastest variants of a device for the shapes of some models.
+
+use web_time::Instant;
+
+use super::Case;
+use super::matmul;
+use super::measure::Prepared;
+use super::shapes::ModelShape;
+use crate::error::Result;
+use crate::gpu::{Gpu, Tuning, Variant};
+
+/// Shapes that are alike, and a case of them for every variant that serves, the best guess first.
+pub struct Tunable {
+    /// As [`Tuning`] knows it.
+    pub class: String,
+    /// `None`: the baseline.
+    pub cases: Vec<(Option<Variant>, Box<dyn Case>)>,
+}
+
+/// A class of shapes, measured.
+#[derive(Debug, Clone)]
+pub struct Tuned {
+    /// As [`Tuning`] knows it.
+    pub class: String,
+    /// Device time of every variant that serves it in µs, the one that was the best guess first.
+    pub us: Vec<(Option<Variant>, f64)>,
+}
+
+impl Tuned {
+    /// The fastest; the guess, unless another is faster beyond noise.
+    pub fn fastest(&self) -> Option<Variant> {
+        let (guess, limit) = (self.us[0].0, self.us[0].1 / LEAST_GAIN);
+        let best = self.us.iter().filter(|u| u.1 < limit).min_by(|a, b| a.1.total_cmp(&b.1));
+        best.map_or(guess, |u| u.0)
+    }
+}
+
+/// What a variant must gain to be taken.
+const LEAST_GAIN: f64 = 1.05;
+/// Runs of a variant: the fastest counts.
+const RUNS: usize = 3;
+
+/// Measures the products of models for about `seconds` in all: classes that do not come to their turn keep their guess. `tell` gets every class
+/// as it is done, and how many there are.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub async fn tune(
+    gpu: &Gpu,
+    models: &[ModelShape],
+    tokens: &[usize],
+    seconds: f64,
+    tell: &mut dyn FnMut(&Tuned, usize),
+) -> Result<Tuning> {
+    let started = Instant::now();
+    let mut tuning = Tuning::default();
+    let mut classes: Vec<Tunable> = Vec::new();
+    for model in models {
+        for &t in tokens {
+            for tunable in matmul::tunable(model, t, gpu.caps()) {
+                if tunable.cases.len() > 1 && classes.iter().all(|c| c.class != tunable.class) {
+                    classes.push(tunable);
+                }
+            }
+        }
+    }
+    let total = classes.len();
+    for Tunable { class, cases } in classes {
+        if started.elapsed().as_secs_f64() > seconds {
+            break;
+        }
+        let mut us = Vec::new();
+        for (variant, case) in &cases {
+            let mut prepared = Prepared::new(gpu, case.as_ref()).await?;
+            let mut best = f64::INFINITY;
+            for _ in 0..RUNS {
+                best = best.min(prepared.run().await?.us);
+            }
+            us.push((*variant, best));
+        }
+        let tuned = Tuned { class, us };
+        tell(&tuned, total);
+        tuning.set(tuned.class.clone(), tuned.fastest());
+    }
+    Ok(tuning)
+}
