@@ -75,7 +75,12 @@ fn scores(model: &Llama, rows: &[[Vec<i64>; 2]], device: &Device) -> Tensor<1> {
     let next: Vec<i64> = sequences.iter().flat_map(|ids| ids.iter().copied().cycle().skip(1).take(t)).collect();
     let tensor = |ids| Tensor::<2, Int>::from_data(TensorData::new(ids, [s, t]), device);
     let log_probabilities = log_softmax(model.forward(tensor(ids)), 2);
-    log_probabilities.gather(2, tensor(next).unsqueeze_dim(2)).reshape([s, t]).narrow(1, 0, t - 1).sum_dim(1).reshape([s])
+    log_probabilities
+        .gather(2, tensor(next).unsqueeze_dim(2))
+        .reshape([s, t])
+        .narrow(1, 0, t - 1)
+        .sum_dim(1)
+        .reshape([s])
 }
 
 /// Gradients scaled so that their norm, over all parameters together, is at most `most`. Burn's own clipping is by parameter.

@@ -66,7 +66,14 @@ impl Attention {
         let (d, n_heads) = (config.hidden_size, config.num_attention_heads);
         let linear = || LinearConfig::new(d, d).with_bias(false).init(device);
         let rope = RotaryEncodingConfig::new(config.max_position_embeddings, d / n_heads).with_theta(config.rope_theta);
-        Self { q_proj: linear(), k_proj: linear(), v_proj: linear(), o_proj: linear(), rope: rope.init(device), n_heads }
+        Self {
+            q_proj: linear(),
+            k_proj: linear(),
+            v_proj: linear(),
+            o_proj: linear(),
+            rope: rope.init(device),
+            n_heads,
+        }
     }
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
