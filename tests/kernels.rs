@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{LazyLock, Mutex, MutexGuard};
 
 use jointwise::gpu::{Caps, DeviceChoice, Gpu, Recording, Role, SHADERS, Shader, Slot, Variant};
+use jointwise::kernels::matmul::product;
 use jointwise::kernels::shapes::ModelShape;
 use jointwise::kernels::{Case, Cost, Host, Kernel, Outputs, REGISTRY, excess, self_test, tolerance, verify};
 use jointwise::rng::Rng;
@@ -342,13 +343,17 @@ fn benches_compute_what_they_time() {
     let baseline = gpu.caps().clone();
     for is_cpu in [false, true] {
         let caps = Caps { variants: Variant::usual(is_cpu), ..baseline.clone() };
+        let alone = product(34, 40, 24, &caps);
+        assert_eq!(alone.inputs(&mut rng).iter().map(Host::len).collect::<Vec<_>>(), [34 * 24, 24 * 40]);
+        let mut all = vec![("product", alone)];
         for kernel in REGISTRY {
             let cases = kernel.benches(&model, 34, &caps);
             assert!(!cases.is_empty() || kernel.name() == "ceiling", "{}: no benchmark", kernel.name());
-            for case in cases {
-                let error = pollster::block_on(verify(gpu, case.as_ref(), &mut rng)).expect("a device");
-                assert!(error <= 1.0, "{} {}: {error:.2} × the tolerance", kernel.name(), case.label());
-            }
+            all.extend(cases.into_iter().map(|case| (kernel.name(), case)));
+        }
+        for (name, case) in all {
+            let error = pollster::block_on(verify(gpu, case.as_ref(), &mut rng)).expect("a device");
+            assert!(error <= 1.0, "{name} {}: {error:.2} × the tolerance", case.label());
         }
     }
 }

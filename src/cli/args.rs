@@ -465,6 +465,9 @@ pub struct BenchArgs {
     /// Only cases whose line has this text
     #[arg(long)]
     pub filter: Option<String>,
+    /// One f32 matrix product instead, (M, K) by (K, N)
+    #[arg(long, num_args = 1, value_delimiter = ',', value_name = "M,N,K", conflicts_with_all = ["kernels", "models", "tokens", "step"])]
+    pub product: Vec<usize>,
     /// Whole optimiser steps instead: JPO, T tokens in pairs of 2 × 256
     #[arg(long, value_enum)]
     pub step: Option<StepArg>,

@@ -13,6 +13,7 @@ use crate::config::{Defaults, not_negative};
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu};
+use crate::kernels::matmul;
 use crate::kernels::measure::{Ceilings, time};
 use crate::kernels::objective::Goal;
 use crate::kernels::shapes::{MODELS, ModelShape, TOKENS};
@@ -61,6 +62,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if args.tokens.contains(&0) {
         return Err(Error::flag("tokens", "0 is not above 0"));
     }
+    let product = match args.product[..] {
+        [] => None,
+        [m, n, k] if m.min(n).min(k) > 0 => Some([m, n, k]),
+        _ => return Err(Error::flag("product", "it is three numbers above 0: M,N,K")),
+    };
     let models = chosen("models", &args.models, &MODELS, |m| m.name)?;
     let kernels = chosen("kernels", &args.kernels, REGISTRY, |k| k.name())?;
     let earlier = args.compare.as_deref().map(read).transpose()?;
@@ -81,31 +87,44 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         say!("copy {:.1} GB/s, f32 multiply-adds {:.1} GFLOP/s\n", ceilings.copy_gb_s, ceilings.fma_gflop_s)?;
         say!("{HEAD}{}", if earlier.is_some() { "   before" } else { "" })?;
     }
-    let mut cases = Vec::new();
-    for kernel in kernels {
-        let mut verified = false;
-        for model in &models {
-            for &t in &tokens {
-                for case in kernel.benches(model, t, gpu.caps()) {
-                    let line = format!("{} {} T={t} {}", kernel.name(), model.name, case.label());
-                    if args.filter.as_ref().is_some_and(|f| !line.contains(f)) {
-                        continue;
-                    }
-                    if let Some(why) = left_out(&gpu, case.as_ref(), &ceilings, args.most_seconds) {
-                        note!("left out: {line}: {why}");
-                        continue;
-                    }
-                    if !std::mem::replace(&mut verified, true) {
-                        check(&gpu, kernel)?;
-                    }
-                    let m = measure(&gpu, kernel, model, t, case.as_ref(), &ceilings, args.seconds)?;
-                    if !args.json {
-                        say!("{}{}", row(&m), earlier.as_ref().map_or(String::new(), |e| verdict(e, &m)))?;
-                    }
-                    cases.push(m);
-                }
-            }
+    let work = match product {
+        Some([m, n, k]) => {
+            let case = matmul::product(m, n, k, gpu.caps());
+            vec![Bench { kernel: &matmul::Matmul, model: "product", tokens: m, case }]
         }
+        None => benches(&kernels, &models, &tokens, gpu.caps()),
+    };
+    let mut cases = Vec::new();
+    let mut verified = None;
+    for Bench { kernel, model, tokens, case } in work {
+        let line = format!("{} {model} T={tokens} {}", kernel.name(), case.label());
+        if args.filter.as_ref().is_some_and(|f| !line.contains(f)) {
+            continue;
+        }
+        if let Some(why) = left_out(&gpu, case.as_ref(), &ceilings, args.most_seconds) {
+            note!("left out: {line}: {why}");
+            continue;
+        }
+        if verified.replace(kernel.name()) != Some(kernel.name()) {
+            check(&gpu, kernel)?;
+        }
+        let timing = pollster::block_on(time(&gpu, case.as_ref(), args.seconds))?;
+        let m = Measured {
+            kernel: kernel.name().into(),
+            model: model.into(),
+            tokens,
+            case: case.label(),
+            us: timing.median_us(),
+            noise: timing.noise(),
+            bytes: timing.cost.bytes,
+            flops: timing.cost.flops,
+            of_ceiling: ceilings.least_us(&timing.cost) / timing.median_us(),
+            entries_us: timing.by_entry_us,
+        };
+        if !args.json {
+            say!("{}{}", row(&m), earlier.as_ref().map_or(String::new(), |e| verdict(e, &m)))?;
+        }
+        cases.push(m);
     }
     let caps = gpu.caps();
     if let Some(path) = &args.svg {
@@ -129,6 +148,28 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         say!("{}", serde_json::to_string_pretty(&results).map_err(|e| Error::file("standard output", e))?)?;
     }
     Ok(())
+}
+
+/// A case to be timed, and what it is a case of.
+struct Bench {
+    kernel: &'static dyn Kernel,
+    model: &'static str,
+    tokens: usize,
+    case: Box<dyn Case>,
+}
+
+/// The kernels' cases at the models' shapes.
+fn benches(kernels: &[&'static dyn Kernel], models: &[ModelShape], tokens: &[usize], caps: &Caps) -> Vec<Bench> {
+    let mut all = Vec::new();
+    for &kernel in kernels {
+        for model in models {
+            for &tokens in tokens {
+                let cases = kernel.benches(model, tokens, caps).into_iter();
+                all.extend(cases.map(|case| Bench { kernel, model: model.name, tokens, case }));
+            }
+        }
+    }
+    all
 }
 
 /// All of `from`, or those that were named.
@@ -180,30 +221,6 @@ fn left_out(gpu: &Gpu, case: &dyn Case, ceilings: &Ceilings, most_seconds: f64) 
     case.launch(&mut plan.record(), &inputs, &d_y);
     let largest = inputs.iter().map(|s| s.bytes()).max().unwrap_or(0).max(plan.ledger().largest_activation());
     (largest > gpu.caps().max_binding_bytes).then(|| format!("{} MiB do not fit a binding", largest >> 20))
-}
-
-fn measure(
-    gpu: &Gpu,
-    kernel: &dyn Kernel,
-    model: &ModelShape,
-    t: usize,
-    case: &dyn Case,
-    ceilings: &Ceilings,
-    seconds: f64,
-) -> Result<Measured> {
-    let timing = pollster::block_on(time(gpu, case, seconds))?;
-    Ok(Measured {
-        kernel: kernel.name().into(),
-        model: model.name.into(),
-        tokens: t,
-        case: case.label(),
-        us: timing.median_us(),
-        noise: timing.noise(),
-        bytes: timing.cost.bytes,
-        flops: timing.cost.flops,
-        of_ceiling: ceilings.least_us(&timing.cost) / timing.median_us(),
-        entries_us: timing.by_entry_us,
-    })
 }
 
 const HEAD: &str = "kernel       model            T       us   noise     GB/s  GFLOP/s  ceiling";

@@ -232,6 +232,12 @@ fn linears(model: &ModelShape, t: usize, allowed: &[Variant]) -> Vec<ProductCase
     all
 }
 
+/// C (M, N) = A (M, K) · B (K, N) in f32, for its time.
+pub fn product(m: usize, n: usize, k: usize, caps: &Caps) -> Box<dyn Case> {
+    let (orientation, storage, allowed) = (Orientation::BackwardX, Storage::F32, caps.variants.clone());
+    Box::new(ProductCase { orientation, storage, t: m, n_out: k, n_in: n, allowed })
+}
+
 /// The family.
 pub struct Matmul;
 
