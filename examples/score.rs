@@ -15,7 +15,7 @@ use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::decoder::Decoder;
 use jointwise::model::description::Description;
 use jointwise::model::load::{LoadOptions, Trained};
-use jointwise::model::weights::{BaseDtype, Source};
+use jointwise::model::weights::{BaseDtype, Source, Training};
 use jointwise::objective::Objective;
 use jointwise::train::trainer::score;
 
@@ -38,8 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = LoadOptions {
         trained: Trained::Nothing,
         lora: None,
-        decay_all: false,
-        moments: false,
+        training: Training::NONE,
         n_positions,
         base: BaseDtype::Auto,
     };

@@ -2,13 +2,17 @@
 //   g ← g·scale·min(1, max_norm/(norm + 1e-6));   p ← p − lr·wd·p;   m ← β1·m + (1−β1)·g;   v ← β2·v + (1−β2)·g²
 //   p ← p − (lr/c1)·m / (√v/√c2 + eps),   c = 1 − βᵗ
 // Elements below decay_end decay; the others (norm weights, biases) do not. A norm that is not finite leaves everything as it was.
+//
+// An invocation updates a quad: four neighbours. A workgroup updates 256 elements, which are a block of moments in eight bits.
+// How parameters and moments are stored is a module's matter: `shared/param`, `shared/moments`.
 
 import package::shared::grid::{flat_group};
-
-override WG: u32 = 64u;
+import package::shared::moments::{Moments, moments_of, keep_moments};
+import package::shared::param::{param_quad, keep_param_quad};
+import package::shared::reduce::{WG};
 
 struct AdamwParams {
-    n: u32,
+    n: u32, // a multiple of four
     decay_end: u32,
     scale: f32,     // one over what the gradient was summed over
     max_norm: f32,  // 0: no clipping
@@ -20,14 +24,16 @@ struct AdamwParams {
     step: f32,     // lr/c1
     root_c2: f32,  // √c2
     eps: f32,
+    first_quad: u32, // of the page, among all quads that are trained
+    number: u32,     // of this update
+    key: u32,        // of chance
+    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: AdamwParams;
 @group(0) @binding(1) var<storage, read> norm: array<f32>; // (1)
-@group(0) @binding(2) var<storage, read> g: array<f32>;
-@group(0) @binding(3) var<storage, read_write> p: array<f32>;
-@group(0) @binding(4) var<storage, read_write> m: array<f32>;
-@group(0) @binding(5) var<storage, read_write> v: array<f32>;
+@group(0) @binding(2) var<storage, read> g: array<vec4<f32>>;
+// Bindings 3: parameters; from 4: moments.
 
 @compute @workgroup_size(WG)
 fn adamw(
@@ -35,20 +41,27 @@ fn adamw(
     @builtin(num_workgroups) n_groups: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
 ) {
-    let i = flat_group(group, n_groups) * WG + local.x;
-    // Compilers may assume that there are no NaNs: look at the bits.
-    if i >= params.n || (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u {
+    let block = flat_group(group, n_groups);
+    let quad = block * WG + local.x;
+    // Compilers may assume that there are no NaNs: look at the bits. The whole workgroup returns, or none of it: storing has barriers.
+    if 4u * block * WG >= params.n || (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u {
         return;
     }
-    var factor = params.scale;
-    if params.max_norm > 0.0 {
-        factor *= min(1.0, params.max_norm / (norm[0] + 1e-6));
+    var now: Moments;
+    let inside = 4u * quad < params.n;
+    if inside {
+        var factor = params.scale;
+        if params.max_norm > 0.0 {
+            factor *= min(1.0, params.max_norm / (norm[0] + 1e-6));
+        }
+        let gradient = g[quad] * factor;
+        let before = moments_of(quad);
+        now.m = params.beta1 * before.m + params.one_minus_beta1 * gradient;
+        now.v = params.beta2 * before.v + params.one_minus_beta2 * gradient * gradient;
+        let p = param_quad(quad);
+        let decayed = p - select(0.0, params.lr_decay, 4u * quad < params.decay_end) * p;
+        let updated = decayed - params.step * now.m / (sqrt(now.v) / params.root_c2 + params.eps);
+        keep_param_quad(quad, updated, vec2<u32>(params.first_quad + quad, params.number), params.key);
     }
-    let gradient = g[i] * factor;
-    let m_now = params.beta1 * m[i] + params.one_minus_beta1 * gradient;
-    let v_now = params.beta2 * v[i] + params.one_minus_beta2 * gradient * gradient;
-    m[i] = m_now;
-    v[i] = v_now;
-    let decayed = p[i] - select(0.0, params.lr_decay * p[i], i < params.decay_end);
-    p[i] = decayed - params.step * m_now / (sqrt(v_now) / params.root_c2 + params.eps);
+    keep_moments(quad, local.x, inside, now);
 }

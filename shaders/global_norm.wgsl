@@ -1,6 +1,7 @@
-// norm = scale·√(Σ g²) over all pages of gradients. Two stages in a fixed order: the same bits every time.
+// norm = scale·√(Σ g²) over all pages of gradients (or of parameters). Two stages in a fixed order: the same bits every time.
 
 import package::shared::reduce::{WG, sum_across};
+import package::shared::weight::{weight_value};
 
 struct GlobalNormParams {
     n: u32,     // elements of this page; partial sums in global_norm_total
@@ -10,8 +11,8 @@ struct GlobalNormParams {
 }
 
 @group(0) @binding(0) var<uniform> params: GlobalNormParams;
-@group(0) @binding(1) var<storage, read> g: array<f32>;
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;
+@group(0) @binding(1) var<storage, read_write> partial: array<f32>;
+// Binding 2: a page of g.
 
 // Each of the workgroups strides over the page.
 @compute @workgroup_size(WG)
@@ -22,22 +23,26 @@ fn global_norm_partial(
 ) {
     var sum = 0.0;
     for (var i = group.x * WG + local.x; i < params.n; i += n_groups.x * WG) {
-        sum += g[i] * g[i];
+        let g = weight_value(0u, i);
+        sum += g * g;
     }
     let total = sum_across(local.x, sum);
     if local.x == 0u {
-        out[params.first + group.x] = total;
+        partial[params.first + group.x] = total;
     }
 }
+
+@group(0) @binding(1) var<storage, read> sums: array<f32>;
+@group(0) @binding(2) var<storage, read_write> norm: array<f32>; // (1)
 
 @compute @workgroup_size(WG)
 fn global_norm_total(@builtin(local_invocation_id) local: vec3<u32>) {
     var sum = 0.0;
     for (var i = local.x; i < params.n; i += WG) {
-        sum += g[i];
+        sum += sums[i];
     }
     let total = sum_across(local.x, sum);
     if local.x == 0u {
-        out[0] = params.scale * sqrt(total);
+        norm[0] = params.scale * sqrt(total);
     }
 }

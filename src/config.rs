@@ -1,6 +1,8 @@
 //! The only home of defaults, and of the resolved settings of a training run.
 
 use crate::error::{Error, Result};
+use crate::kernels::moments::Optim;
+use crate::model::weights::ParamDtype;
 use crate::objective::Preference;
 use crate::train::schedule::{Schedule, Shape};
 use crate::train::trainer::Optimiser;
@@ -64,7 +66,11 @@ pub struct Length {
 pub struct TrainSettings {
     /// `None`: SFT.
     pub preference: Option<Preference>,
-    /// AdamW.
+    /// How moments are held.
+    pub optim: Optim,
+    /// How trained matrices are held.
+    pub param_dtype: ParamDtype,
+    /// AdamW's constants.
     pub optimiser: Optimiser,
     /// Highest rate.
     pub learning_rate: f64,
@@ -76,7 +82,7 @@ pub struct TrainSettings {
     pub batch_size: usize,
     /// Micro-batches a step.
     pub gradient_accumulation_steps: usize,
-    /// Of the order of rows, and of a new adapter.
+    /// Of the order of rows, of a new adapter, and of stochastic rounding.
     pub seed: u64,
     /// A new order each epoch.
     pub shuffle: bool,
@@ -153,6 +159,10 @@ impl Defaults {
     pub const SCORE_TOKENS: usize = 4096;
     /// New tokens of a response.
     pub const MAX_NEW_TOKENS: usize = 256;
+    /// Moments in f32.
+    pub const OPTIM: Optim = Optim::Adamw;
+    /// Trained parameters in f32.
+    pub const PARAM_DTYPE: ParamDtype = ParamDtype::F32;
     /// AdamW's constants, and the norm that gradients are clipped to.
     pub const OPTIMISER: Optimiser =
         Optimiser { adam_beta1: 0.9, adam_beta2: 0.999, adam_epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };

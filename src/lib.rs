@@ -68,8 +68,11 @@
 //! WebGPU tracks usage by whole buffer, so one buffer cannot be read-only and read-write in a dispatch: roles are separate buffers
 //! ([`gpu::Role`]).
 //!
-//! - **Trained tensors** lie in pages of four parallel buffers (value, gradient, two moments) with equal offsets, so AdamW is one dispatch
-//!   a page. A page fits a binding, no tensor straddles one, and a larger matrix is split by rows ([`model::weights`]).
+//! - **Trained tensors** lie in pages of parallel buffers (value, gradient, two moments) with the same elements in the same order, so AdamW is
+//!   one dispatch a page. A page fits a binding, no tensor straddles one, and a larger matrix is split by rows ([`model::weights`]). Tensors of
+//!   a page are held alike: values in f32 or bf16 ([`model::weights::ParamDtype`]), moments in f32 or eight bits ([`kernels::moments`]).
+//!   Blocks of 256 elements share a scale, and elements are numbered through for the chance in stochastic rounding; tensors begin and are split at
+//!   blocks, so neither depends on the device's pages.
 //! - **Frozen weights** are held as stored: bf16 two to a word where the file has bf16, f32 otherwise; linear ones also in int8 or NF4
 //!   ([`kernels::storage`]), quantised on loading, codes and scales of a part in one buffer, dequantised inside the products. Arithmetic is
 //!   f32 throughout.
@@ -93,7 +96,8 @@
 //! # Variants
 //!
 //! A [`gpu::Shader`] is a module, an entry point, values of its `override`s, and substitutions of imported modules
-//! (`shared/weight` by `shared/weight_bf16`, `_int8` or `_nf4`: the same names, another storage type). There is no `#ifdef`. A different algorithm is
+//! (`shared/weight` by `shared/weight_bf16`, `_int8` or `_nf4`, `shared/param` by `shared/param_bf16`, `shared/moments` by
+//! `shared/moments_8bit`: the same names, another storage type). There is no `#ifdef`. A different algorithm is
 //! a different file: `matmul_tiles.wgsl` for GPUs where everything is aligned, `matmul_cpu.wgsl` with its tile in registers, because workgroup
 //! memory is slow in software drivers, `matmul_lanes.wgsl` and `attention_lanes.wgsl` where those have subgroups. Launchers choose from [`gpu::Caps`] alone: a family has its baseline, and each [`gpu::Variant`] that the device
 //! has passed a check at start-up ([`kernels::with_checked_variants`]). Variants of a product add a sum's terms in the baseline's order, and give its bits; those of attention are

@@ -1,5 +1,5 @@
-//! The crate's one source of chance: PCG32 (O'Neill 2014, XSH-RR 64/32), whose whole state is two numbers, so that a run can be
-//! resumed to the same bits.
+//! The crate's sources of chance. On the host PCG32 (O'Neill 2014, XSH-RR 64/32), whose whole state is two numbers; on the device
+//! Philox2x32-10 (Salmon et al. 2011), which has no state at all. So a run can be resumed to the same bits.
 
 /// A PCG32 generator.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -55,6 +55,17 @@ impl Rng {
     }
 }
 
+/// Philox2x32-10: two words of chance from a counter and a key. The twin of `shaders/shared/philox.wgsl`.
+pub fn philox2x32(counter: [u32; 2], key: u32) -> [u32; 2] {
+    let ([mut a, mut b], mut k) = (counter, key);
+    for _ in 0..10 {
+        let product = u64::from(a) * 0xd256_d193;
+        (a, b) = ((product >> 32) as u32 ^ k ^ b, product as u32);
+        k = k.wrapping_add(0x9e37_79b9);
+    }
+    [a, b]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +76,14 @@ mod tests {
         let mut rng = Rng::new(42, 54);
         let first: Vec<u32> = (0..4).map(|_| rng.next_u32()).collect();
         assert_eq!(first, [0xa15c_02b7, 0x7b47_f409, 0xba1d_3330, 0x83d2_f293]);
+    }
+
+    #[test]
+    fn philox_equals_the_reference_implementation() {
+        // kat_vectors of Random123.
+        assert_eq!(philox2x32([0, 0], 0), [0xff1d_ae59, 0x6cd1_0df2]);
+        assert_eq!(philox2x32([u32::MAX; 2], u32::MAX), [0x2c3f_628b, 0xab4f_d7ad]);
+        assert_eq!(philox2x32([0x243f_6a88, 0x85a3_08d3], 0x1319_8a2e), [0xdd7c_e038, 0xf62a_4c12]);
     }
 
     #[test]

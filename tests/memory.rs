@@ -11,13 +11,14 @@ use jointwise::config::LoraSettings;
 use jointwise::data::batch::{Example, Sequence};
 use jointwise::gpu::{Caps, Gpu, Role, Variant};
 use jointwise::kernels::logprob::{Head, HeadPage, Saved, logprob_bwd, logprob_fwd};
+use jointwise::kernels::moments::Optim;
 use jointwise::kernels::objective::Goal;
 use jointwise::kernels::storage::Storage;
 use jointwise::model::decoder::{Decoder, Keep};
 use jointwise::model::description::{Description, TensorSpec};
 use jointwise::model::load::{LoadOptions, Trained};
 use jointwise::model::peft::Adapter;
-use jointwise::model::weights::{BaseDtype, Source};
+use jointwise::model::weights::{BaseDtype, Source, Training};
 use jointwise::objective::Preference;
 use jointwise::train::trainer::rehearse;
 use program::{Ran, fixture};
@@ -68,8 +69,8 @@ fn planned(config: &str, targets: &str, length: usize, base: BaseDtype, keep: Ke
     let d = Description::from_json(&path, &json["config"].to_string()).expect("a configuration");
     let settings = LoraSettings { targets: targets.split(',').map(String::from).collect(), ..LoraSettings::default() };
     let lora = Some(Adapter::new(&d, &settings, config, 0).expect("an adapter").lora);
-    let options =
-        LoadOptions { trained: Trained::Lora, lora, decay_all: false, moments: true, n_positions: length, base };
+    let training = Training { optim: Some(Optim::Adamw), ..Training::NONE };
+    let options = LoadOptions { trained: Trained::Lora, lora, training, n_positions: length, base };
     let side = |first| Sequence { ids: [vec![first], vec![0; length - 1]].concat(), response_start: length / 2 };
     let pair = Example { row: 0, sequences: vec![side(0), side(1)] };
     let caps = Caps { max_binding_bytes: 2 << 30, ..Caps::baseline() };
@@ -105,7 +106,7 @@ fn a_model_of_seven_billion_parameters_fits_seven_gib() {
     }
 }
 
-/// `plan` against the ledger of a run: full and LoRA, preferences and SFT, weights of 4 and 8 bits.
+/// `plan` against the ledger of a run: full and LoRA, preferences and SFT, weights of 4 and 8 bits, moments of 8.
 #[test]
 fn a_step_takes_what_plan_says() {
     let family = fixture("mistral-odd");
@@ -114,10 +115,12 @@ fn a_step_takes_what_plan_says() {
     let (full, lora) = (&["--full"][..], &["--lora-targets", "all-linear"][..]);
     let quantised = |base| ["--lora-targets", "all-linear", "--recompute", "block", "--base-dtype", base];
     let (int8, nf4) = (quantised("int8"), quantised("nf4"));
+    let few_bits = ["--full", "--optim", "adamw8bit", "--param-dtype", "bf16"];
     let cases = [
         (&odd, "train", full, 0.1),
         (&odd, "train", lora, 0.1),
         (&odd, "sft", full, 0.1),
+        (&demo, "train", &few_bits[..], 0.05),
         (&odd, "sft", lora, 0.1),
         (&demo, "train", &int8[..], 0.05),
         (&demo, "train", &nf4[..], 0.05),

@@ -13,7 +13,7 @@ use jointwise::kernels::storage::{DYNAMIC, Packed, Storage};
 use jointwise::model::decoder::Decoder;
 use jointwise::model::description::{Description, TensorSpec};
 use jointwise::model::load::{LoadOptions, Trained, linear_modules};
-use jointwise::model::weights::{BaseDtype, Source, read_back, transpose};
+use jointwise::model::weights::{BaseDtype, Source, Training, read_back, transpose};
 use jointwise::rng::Rng;
 use program::{Sandbox, Tensors, metrics, read_tensors, relative_l2, rows, write_tensors};
 use safetensors::Dtype;
@@ -79,14 +79,8 @@ fn what_is_held_is_quantised_and_the_rest_is_not() {
     for (base, storage) in
         [(BaseDtype::Int8, Storage::Int8), (BaseDtype::Nf4, Storage::Nf4), (BaseDtype::Bf16, Storage::Bf16)]
     {
-        let options = LoadOptions {
-            trained: Trained::Nothing,
-            lora: None,
-            decay_all: false,
-            moments: false,
-            n_positions: 8,
-            base,
-        };
+        let options =
+            LoadOptions { trained: Trained::Nothing, lora: None, training: Training::NONE, n_positions: 8, base };
         let source: Rc<dyn Source> = Rc::new(Random);
         let decoder = Decoder::load(&gpu, &d, &source, &options).expect("a decoder");
         let mut seen = 0;

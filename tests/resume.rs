@@ -109,6 +109,21 @@ fn killed_lora() {
     killed_and_resumed(&Setting::lora());
 }
 
+/// Moments in eight bits (of the head: nothing else here is large enough), values in bf16, the rest in f32.
+#[test]
+fn killed_full_in_few_bits() {
+    let mut setting = Setting::full();
+    setting.extra.extend(["--optim", "adamw8bit", "--param-dtype", "bf16", "--seed", "3"]);
+    killed_and_resumed(&setting);
+}
+
+#[test]
+fn killed_lora_in_few_bits() {
+    let mut setting = Setting::lora();
+    setting.extra.extend(["--optim", "adamw8bit", "--param-dtype", "bf16"]);
+    killed_and_resumed(&setting);
+}
+
 #[test]
 fn interrupted_ends_after_the_step_with_a_checkpoint() {
     let setting = Setting::lora();
@@ -145,6 +160,9 @@ fn resume_from_nothing_starts_and_two_runs_are_the_same() {
     let before = other.sandbox.listing();
     other.run("two", &["--resume"]).said(2, &["two/checkpoint-4", "other settings, data or model"]);
     let setting = Setting { extra: vec!["--lora-r", "4", "--learning-rate", "1e-2", "--seed", "3"], ..other };
+    for other in [["--optim", "adamw8bit"], ["--param-dtype", "bf16"]] {
+        setting.run("two", &[&["--resume"], &other[..]].concat()).said(2, &["checkpoint-4", "other settings"]);
+    }
     setting.run("two", &["--resume", "--beta", "0.2"]).said(2, &["checkpoint-4", "other settings"]);
     let fewer = setting.sandbox.write("rows.jsonl", rows("mistral-odd")[..20].join("\n"));
     assert_eq!(fewer, setting.data);

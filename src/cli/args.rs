@@ -6,8 +6,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, Result};
+use crate::kernels::moments::Optim;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
-use crate::model::weights::BaseDtype;
+use crate::model::weights::{BaseDtype, ParamDtype};
 use crate::objective::{Loss, Objective};
 use crate::train::schedule::Shape;
 
@@ -154,9 +155,22 @@ pub struct ObjectiveArgs {
     pub reference: Option<String>,
 }
 
+/// The value of this name.
+fn one_of<T: Copy, const N: usize>(all: [T; N], name: fn(T) -> &'static str, text: &str) -> Result<T, String> {
+    let found = all.into_iter().find(|&value| name(value) == text);
+    found.ok_or_else(|| format!("expected one of {}", all.map(name).join(", ")))
+}
+
 fn parse_base_dtype(text: &str) -> Result<BaseDtype, String> {
-    let names = BaseDtype::ALL.map(BaseDtype::name).join(", ");
-    BaseDtype::ALL.into_iter().find(|b| b.name() == text).ok_or_else(|| format!("expected one of {names}"))
+    one_of(BaseDtype::ALL, BaseDtype::name, text)
+}
+
+fn parse_optim(text: &str) -> Result<Optim, String> {
+    one_of(Optim::ALL, Optim::name, text)
+}
+
+fn parse_param_dtype(text: &str) -> Result<ParamDtype, String> {
+    one_of(ParamDtype::ALL, ParamDtype::name, text)
 }
 
 fn parse_objective(text: &str) -> Result<Objective, String> {
@@ -168,8 +182,7 @@ fn parse_objective(text: &str) -> Result<Objective, String> {
 }
 
 fn parse_loss(text: &str) -> Result<Loss, String> {
-    let names = Loss::ALL.map(Loss::name).join(", ");
-    Loss::ALL.into_iter().find(|l| l.name() == text).ok_or_else(|| format!("expected one of {names}"))
+    one_of(Loss::ALL, Loss::name, text)
 }
 
 fn parse_shape(text: &str) -> Result<Shape, String> {
@@ -247,6 +260,12 @@ pub struct TrainArgs {
     /// Micro-batches a step [default: 1]
     #[arg(long)]
     pub gradient_accumulation_steps: Option<usize>,
+    /// adamw, or adamw8bit: moments of linear layers in 8 bits instead of 32 [default: adamw]
+    #[arg(long, value_parser = parse_optim)]
+    pub optim: Option<Optim>,
+    /// How trained matrices are held: f32, or bf16 with stochastic rounding of updates [default: f32]
+    #[arg(long, value_name = "DTYPE", value_parser = parse_param_dtype)]
+    pub param_dtype: Option<ParamDtype>,
     /// [default: 0.9]
     #[arg(long, allow_hyphen_values = true)]
     pub adam_beta1: Option<f64>,
@@ -266,7 +285,7 @@ pub struct TrainArgs {
     /// Clip gradients to this global norm; 0: do not [default: 1]
     #[arg(long, allow_hyphen_values = true)]
     pub max_grad_norm: Option<f64>,
-    /// Of the rows' order and of a new adapter [default: 0]
+    /// Of the rows' order, of a new adapter and of stochastic rounding [default: 0]
     #[arg(long)]
     pub seed: Option<u64>,
     /// Rows in the file's order

@@ -227,7 +227,8 @@ const HEAD: &str = "kernel       model            T       us   noise     GB/s  G
 
 fn row(m: &Measured) -> String {
     let (gb_s, gflop_s) = (m.bytes as f64 / m.us / 1e3, m.flops as f64 / m.us / 1e3);
-    let case = if m.kernel == "matmul" { format!("  {}", m.case) } else { String::new() };
+    // Families with several cases a model.
+    let case = if ["matmul", "adamw"].contains(&m.kernel.as_str()) { format!("  {}", m.case) } else { String::new() };
     format!(
         "{:<12} {:<12} {:>5} {:>8.0} {:>6.1}% {gb_s:>8.2} {gflop_s:>8.1} {:>7.1}%{case}",
         m.kernel,
@@ -273,7 +274,7 @@ fn whole_step(args: &BenchArgs, gpu: &Gpu, model: &ModelShape, t: usize, step: S
     let examples: Vec<&Example> = examples.iter().collect();
     let goal = Goal::Preference(Preference::default());
     let cost = reserve(gpu, &decoder, &goal, &examples, true, Keep::Everything);
-    let trainer = Trainer { gpu, decoder, goal, share_prefix: true, keep: Keep::Everything };
+    let trainer = Trainer { gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
     let reference: Vec<Reference> = vec![[0.0; 2]; n];
     let step_once = |number| {
         let started = Instant::now();

@@ -73,7 +73,8 @@ pub fn run(args: PlanArgs) -> Result<()> {
             json!({
                 "peak_bytes": ledger.peak_bytes(), "roles": roles, "trained_parameters": trained,
                 "tokens": cost.tokens, "dispatches": cost.dispatches, "flops": cost.flops,
-                "recompute": recompute, "base_dtype": model.base.name(), "device_memory_bytes": caps.memory_bytes,
+                "recompute": recompute, "base_dtype": model.base.name(), "optim": settings.optim.name(),
+                "param_dtype": settings.param_dtype.name(), "device_memory_bytes": caps.memory_bytes,
             })
         )?;
         return Ok(());
@@ -87,7 +88,8 @@ pub fn run(args: PlanArgs) -> Result<()> {
     if let Some(bytes) = caps.memory_bytes {
         say!("{:<12} {:>10.1} MiB  ({})", "device", bytes as f64 / 1_048_576.0, caps.name)?;
     }
-    say!("\n--recompute {recompute} --base-dtype {}", model.base.name())?;
+    let (base, optim, params) = (model.base.name(), settings.optim.name(), settings.param_dtype.name());
+    say!("\n--recompute {recompute} --base-dtype {base} --optim {optim} --param-dtype {params}")?;
     say!("a micro-batch: {} dispatches, {:.1} GFLOP", cost.dispatches, cost.flops as f64 / 1e9)?;
     Ok(())
 }

@@ -15,7 +15,7 @@ use crate::kernels::objective::Goal;
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::load::{LoadOptions, Trained};
 use crate::model::save::{OutputDtype, Planned, write_safetensors};
-use crate::model::weights::BaseDtype;
+use crate::model::weights::{BaseDtype, Training};
 use crate::objective::{PairScores, Preference};
 use crate::train::metrics::{self, Accumulator};
 use crate::train::trainer::{self, Reference, Scored, Trainer};
@@ -200,8 +200,7 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     let options = LoadOptions {
         trained: if adapter.is_some() { Trained::Lora } else { Trained::Full },
         lora: adapter.map(|a| a.lora),
-        decay_all: false,
-        moments: false,
+        training: Training::NONE,
         n_positions: session::longest(&data),
         base: model.base,
     };
@@ -213,7 +212,7 @@ pub fn grad(args: &GradArgs) -> Result<()> {
         let most = Defaults::SCORE_TOKENS;
         (Goal::Preference(p), reference_scores(&gpu, &decoder, &data, &choice, &p, None, most, model.base)?)
     };
-    let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything };
+    let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
     let examples: Vec<&Example> = data.examples.iter().collect();
     // One batch, because kto_pair's means run over all of it; other losses could be cut, and memory would then not depend on the file.
     let step = pollster::block_on(trainer.gradients(&examples, &reference, examples.len()))?;

@@ -24,7 +24,7 @@ use crate::model::folder::{MAX_CONFIG_BYTES, read_inside, read_optional};
 use crate::model::hub;
 use crate::model::load::{LoadOptions, LoraSpec, Trained, linear_modules};
 use crate::model::peft::Adapter;
-use crate::model::weights::{BaseDtype, Source};
+use crate::model::weights::{BaseDtype, Source, Training};
 use crate::objective::Preference;
 
 /// A model folder that was read and verified; its weights stay on disk.
@@ -135,7 +135,7 @@ impl Model {
 
 /// For scoring and generation: nothing is trained.
 pub fn frozen(base: BaseDtype, lora: Option<LoraSpec>, n_positions: usize) -> LoadOptions {
-    LoadOptions { trained: Trained::Nothing, lora, decay_all: false, moments: false, n_positions, base }
+    LoadOptions { trained: Trained::Nothing, lora, training: Training::NONE, n_positions, base }
 }
 
 /// Where every weight takes gradients: quantised ones cannot.

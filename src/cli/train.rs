@@ -27,7 +27,7 @@ use crate::model::decoder::Keep;
 use crate::model::load::{LoadOptions, Trained};
 use crate::model::peft::{Adapter, write_adapter};
 use crate::model::save::{OutputDtype, Staging, copy_side_files, fresh_folder, save_model, write_text};
-use crate::model::weights::{self, BaseDtype, Source};
+use crate::model::weights::{self, BaseDtype, Source, Training};
 use crate::objective::Objective;
 use crate::train::checkpoint::{self, State};
 use crate::train::metrics::{self, METRICS};
@@ -64,6 +64,8 @@ pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
     };
     let settings = TrainSettings {
         preference: if sft { None } else { Some(session::preference(&args.objective)?) },
+        optim: args.optim.unwrap_or(Defaults::OPTIM),
+        param_dtype: args.param_dtype.unwrap_or(Defaults::PARAM_DTYPE),
         optimiser: Optimiser {
             adam_beta1: args.adam_beta1.unwrap_or(o.adam_beta1),
             adam_beta2: args.adam_beta2.unwrap_or(o.adam_beta2),
@@ -216,8 +218,11 @@ pub fn load_options(
     LoadOptions {
         trained: if adapter.is_some() { Trained::Lora } else { Trained::Full },
         lora: adapter.map(|a| a.lora.clone()),
-        decay_all: settings.decay_all,
-        moments: true,
+        training: Training {
+            optim: Some(settings.optim),
+            param_dtype: settings.param_dtype,
+            decay_all: settings.decay_all,
+        },
         n_positions,
         base,
     }
@@ -304,7 +309,10 @@ fn references(
         }
         let own = model_hash(&p.model, p.adapter.as_ref())?;
         let (choice_text, objective) = (format!("{choice:?}"), format!("{:?}", preference.objective));
-        let parts = [own, of_other.clone(), data.content_hash(), choice_text, objective, gpu.caps().name.clone()];
+        // Values that are rounded on loading score otherwise.
+        let params = p.settings.param_dtype.name().to_string();
+        let parts =
+            [own, params, of_other.clone(), data.content_hash(), choice_text, objective, gpu.caps().name.clone()];
         let key = hash(parts.iter().map(String::as_bytes));
         cache.get(&key, data.examples.len(), || {
             reference_scores(gpu, decoder, data, &choice, preference, None, max_tokens, p.model.base)
@@ -330,7 +338,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     // A pass without gradients never needs more memory than the steps that follow it.
     let max_tokens = cost.tokens.min(Defaults::SCORE_TOKENS);
     let [reference, eval_reference] = references(args, p, gpu, &decoder, max_tokens)?;
-    let trainer = Trainer { gpu, decoder, goal, share_prefix, keep };
+    let trainer = Trainer { gpu, decoder, goal, share_prefix, keep, seed: p.settings.seed };
     let rows = Rows { examples: &p.data.examples, reference: &reference };
     let eval = p.eval.as_ref().map(|e| Rows { examples: &e.examples, reference: &eval_reference });
     let max_steps = p.settings.max_steps(p.data.examples.len());
@@ -474,6 +482,8 @@ fn card(args: &TrainArgs, p: &Prepared, gpu: &Gpu, state: &State) -> Card {
         ("gradient-accumulation-steps", s.gradient_accumulation_steps.to_string()),
         ("steps", state.step.to_string()),
         ("tokens", state.num_tokens.to_string()),
+        ("optim", s.optim.name().to_string()),
+        ("param-dtype", s.param_dtype.name().to_string()),
         ("weight-decay", s.optimiser.weight_decay.to_string()),
         ("max-grad-norm", s.optimiser.max_grad_norm.to_string()),
         ("seed", s.seed.to_string()),

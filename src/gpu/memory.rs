@@ -13,11 +13,11 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Trained weights, f32.
+    /// Trained weights, f32 or bf16.
     Params,
     /// Their gradients, f32.
     Grads,
-    /// AdamW's two moments, f32.
+    /// AdamW's two moments, f32 or eight bits with their scales.
     Moments,
     /// Weights that are not trained, in any storage.
     Frozen,
@@ -149,6 +149,11 @@ impl Slot {
     /// A part of this slot; `start` must be a multiple of 64 elements, the alignment of bindings.
     pub fn slice(&self, start: usize, len: usize) -> Self {
         assert!(start.is_multiple_of(64) && start + len <= self.len, "slice {start}+{len} of {self:?}");
+        Self { buffer: self.buffer.clone(), offset: self.offset + start, len }
+    }
+    /// A part that begins anywhere, for the host to read and write: no binding.
+    pub fn piece(&self, start: usize, len: usize) -> Self {
+        assert!(start + len <= self.len, "piece {start}+{len} of {self:?}");
         Self { buffer: self.buffer.clone(), offset: self.offset + start, len }
     }
     pub(super) fn binding(&self) -> Option<(wgpu::Buffer, u64, u64)> {

@@ -1,6 +1,7 @@
-//! L2 norm over all gradients.
+//! L2 norm over all gradients; or over all parameters, in their storage.
 
 use super::shapes::ModelShape;
+use super::storage::Storage;
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Recording, Shader, Slot};
 use crate::rng::Rng;
@@ -21,13 +22,22 @@ fn shader(entry: &'static str) -> Shader {
     Shader::new("global_norm", entry).with("WG", 64.0)
 }
 
-/// norm (1) = scale·√(Σ g²) over the pages.
-pub fn global_norm(rec: &mut Recording, pages: &[&Slot], scale: f32, norm: &Slot) {
+fn partial(storage: Storage) -> Shader {
+    storage.select(shader("global_norm_partial"))
+}
+
+/// Pages hold whole words of f32 or bf16.
+fn elements(page: &(Slot, Storage)) -> usize {
+    page.0.len() * page.1.columns()
+}
+
+/// norm (1) = scale·√(Σ g²) over the pages, of f32 or bf16.
+pub fn global_norm(rec: &mut Recording, pages: &[(Slot, Storage)], scale: f32, norm: &Slot) {
     let partials = rec.gpu().slot(pages.len() * PARTIALS);
     for (i, page) in pages.iter().enumerate() {
-        let params = GlobalNormParams { n: page.len() as u32, first: (i * PARTIALS) as u32, scale, pad: 0 };
-        let flops = 2 * page.len() as u64;
-        rec.dispatch(&shader("global_norm_partial"), &params, &[page, &partials], [PARTIALS as u32, 1, 1], flops);
+        let n = elements(page);
+        let params = GlobalNormParams { n: n as u32, first: (i * PARTIALS) as u32, scale, pad: 0 };
+        rec.dispatch(&partial(page.1), &params, &[&partials, &page.0], [PARTIALS as u32, 1, 1], 2 * n as u64);
     }
     let params = GlobalNormParams { n: (pages.len() * PARTIALS) as u32, first: 0, scale, pad: 0 };
     rec.dispatch(&shader("global_norm_total"), &params, &[&partials, norm], [1, 1, 1], 0);
@@ -44,42 +54,49 @@ impl Kernel for GlobalNorm {
         &["global_norm"]
     }
     fn variants(&self) -> Vec<Shader> {
-        ["global_norm_partial", "global_norm_total"].map(shader).into()
+        vec![partial(Storage::F32), partial(Storage::Bf16), shader("global_norm_total")]
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("GlobalNormParams", size_of::<GlobalNormParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        [&[1][..], &[63, 65], &[20_000, 1, 300]].map(|p| Box::new(NormCase(p.to_vec())) as Box<dyn Case>).into()
+        let case = |pages: &[(usize, Storage)]| Box::new(NormCase(pages.to_vec())) as Box<dyn Case>;
+        let (f32, bf16) = (Storage::F32, Storage::Bf16);
+        vec![case(&[(1, f32)]), case(&[(63, f32), (66, bf16)]), case(&[(20_000, f32), (1, f32), (300, bf16)])]
     }
     fn benches(&self, model: &ModelShape, _: usize, _: &Caps) -> Vec<Box<dyn Case>> {
         // One layer's weights; a step does it once, over all of them.
-        vec![Box::new(NormCase(vec![model.layer_parameters()]))]
+        vec![Box::new(NormCase(vec![(model.layer_parameters(), Storage::F32)]))]
     }
 }
 
-struct NormCase(Vec<usize>);
+struct NormCase(Vec<(usize, Storage)>);
 
 impl Case for NormCase {
     fn label(&self) -> String {
         format!("pages of {:?}", self.0)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        self.0.iter().map(|&n| Host::normal(rng, n)).collect()
+        let page = |&(n, storage): &(usize, Storage)| match storage {
+            Storage::Bf16 => Host::normal_bf16(rng, n),
+            _ => Host::normal(rng, n),
+        };
+        self.0.iter().map(page).collect()
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         vec![vec![0.5 * x.iter().flatten().map(|g| g * g).sum::<f64>().sqrt()]]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
         let norm = rec.gpu().slot(1);
-        global_norm(rec, &x.iter().collect::<Vec<_>>(), 0.5, &norm);
+        let pages: Vec<_> = x.iter().cloned().zip(self.0.iter().map(|p| p.1)).collect();
+        global_norm(rec, &pages, 0.5, &norm);
         Outputs { y: vec![norm], d_x: Vec::new() }
     }
     fn reduction(&self) -> usize {
-        self.0.iter().sum()
+        self.0.iter().map(|p| p.0).sum()
     }
     fn cost(&self) -> Cost {
-        let n = self.0.iter().sum::<usize>() as u64;
-        Cost { bytes: 4 * n, flops: 2 * n }
+        let bytes = self.0.iter().map(|&(n, storage)| 4 * storage.words(1, n) as u64).sum();
+        Cost { bytes, flops: 2 * self.reduction() as u64 }
     }
 }

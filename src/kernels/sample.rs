@@ -146,7 +146,7 @@ impl Case for SampleCase {
         };
         vec![x[0].chunks(self.vocab).zip(&x[1]).map(row).collect()]
     }
-    fn exact(&self) -> bool {
+    fn exact(&self, _: usize) -> bool {
         true
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {

@@ -150,7 +150,7 @@ impl Packed {
 }
 
 /// Bytes as words, the first in the low byte; zeros fill the last.
-fn words(bytes: &[u8]) -> impl Iterator<Item = u32> {
+pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u32> {
     bytes.chunks(4).map(|c| c.iter().rev().fold(0, |word, &b| word << 8 | u32::from(b)))
 }
 
@@ -192,12 +192,17 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// The signed dynamic map of eight bits (arXiv 2110.02861): ±10^(i − 6) times the middles of 2^i parts of 0.1 .. 1, for i in 0 .. 7;
-/// and 0 and 1.
-pub static DYNAMIC: LazyLock<[f32; 256]> = LazyLock::new(|| {
+/// The signed dynamic map of eight bits (arXiv 2110.02861), rising.
+pub static DYNAMIC: LazyLock<[f32; 256]> = LazyLock::new(|| dynamic(true));
+
+/// The unsigned one.
+pub static DYNAMIC_UNSIGNED: LazyLock<[f32; 256]> = LazyLock::new(|| dynamic(false));
+
+/// ±10^(i − 6) times the middles of 2^i parts of 0.1 .. 1, for i in 0 .. 7 (without a sign of twice as many parts); and 0 and 1.
+fn dynamic(signed: bool) -> [f32; 256] {
     let mut all = vec![0.0, 1.0];
     for i in 0..7 {
-        let parts = 1 << i;
+        let parts = if signed { 1 } else { 2 } << i;
         let step = (1.0 - 0.1_f32) / parts as f32;
         // Each half from its own end, fused: the bits of PyTorch's linspace.
         let bound = |n: usize| match 2 * n < parts + 1 {
@@ -206,16 +211,24 @@ pub static DYNAMIC: LazyLock<[f32; 256]> = LazyLock::new(|| {
         };
         let power = 10_f64.powi(i - 6) as f32;
         let middles = (0..parts).map(|n| power * ((bound(n) + bound(n + 1)) / 2.0));
-        all.extend(middles.flat_map(|m| [m, -m]));
+        match signed {
+            true => all.extend(middles.flat_map(|m| [m, -m])),
+            false => all.extend(middles),
+        }
     }
     all.sort_by(f32::total_cmp);
     std::array::from_fn(|i| all[i])
-});
+}
+
+/// Between neighbours of a table.
+pub(super) fn middles(table: &[f32]) -> Vec<f32> {
+    table.windows(2).map(|w| (w[0] + w[1]) / 2.0).collect()
+}
 
 /// Codes of blocks in units of their largest magnitudes, and these. A code is the nearest value's index in the rising table; between
 /// two, the lower one's.
-fn blockwise(values: &[f32], block: usize, table: &[f32]) -> (Vec<u8>, Vec<f32>) {
-    let middles: Vec<f32> = table.windows(2).map(|w| (w[0] + w[1]) / 2.0).collect();
+pub(super) fn blockwise(values: &[f32], block: usize, table: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let middles = middles(table);
     let absmax: Vec<f32> = values.chunks(block).map(largest).collect();
     let (mut codes, mut scaled) = (vec![0; values.len()], vec![0.0; block]);
     for ((values, codes), m) in values.chunks(block).zip(codes.chunks_mut(block)).zip(&absmax) {

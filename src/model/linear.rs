@@ -70,9 +70,9 @@ impl Linear {
         let lora = self.lora.as_ref().filter(|_| with_lora)?;
         let r = lora.a.rows;
         let xa = rec.gpu().slot(t * r);
-        let p = product(Orientation::Forward, Storage::F32, [t, r, k], 1.0, false);
+        let p = product(Orientation::Forward, lora.a.storage, [t, r, k], 1.0, false);
         matmul(rec, &p, x, Matrix::new(lora.a.slot(), k), Matrix::new(&xa, r));
-        let p = product(Orientation::Forward, Storage::F32, [t, self.w.rows, r], lora.scale, true);
+        let p = product(Orientation::Forward, lora.b.storage, [t, self.w.rows, r], lora.scale, true);
         matmul(rec, &p, Matrix::new(&xa, r), Matrix::new(lora.b.slot(), r), y.from(0));
         Some(xa)
     }
@@ -106,7 +106,7 @@ impl Linear {
         let (Some(lora), Some(xa)) = (&self.lora, xa) else { return };
         let (r, n) = (lora.a.rows, self.w.rows);
         let d_xa = rec.gpu().slot(t * r);
-        let p = product(Orientation::BackwardX, Storage::F32, [t, r, n], lora.scale, false);
+        let p = product(Orientation::BackwardX, lora.b.storage, [t, r, n], lora.scale, false);
         matmul(rec, &p, d_y.from(0), Matrix::new(lora.b.slot(), r), Matrix::new(&d_xa, r));
         if let Some(d_b) = lora.b.grad() {
             let p = product(Orientation::BackwardW, Storage::F32, [n, r, t], lora.scale, true);
@@ -117,7 +117,7 @@ impl Linear {
             matmul(rec, &p, Matrix::new(&d_xa, r), Matrix::new(x, k), Matrix::new(d_a, k));
         }
         if let Some(d_x) = d_x {
-            let p = product(Orientation::BackwardX, Storage::F32, [t, k, r], 1.0, true);
+            let p = product(Orientation::BackwardX, lora.a.storage, [t, k, r], 1.0, true);
             matmul(rec, &p, Matrix::new(&d_xa, r), Matrix::new(lora.a.slot(), k), Matrix::new(d_x, k));
         }
     }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::decoder::{Decoder, LayerWeights, Norm};
 use super::description::{Description, Module, NormKind, TensorSpec};
 use super::linear::{Linear, Lora};
-use super::weights::{Arena, BaseDtype, Source, TrainedSpec, Weight, frozen};
+use super::weights::{Arena, BaseDtype, Source, TrainedSpec, Training, Weight, frozen};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernels::rope::Turns;
@@ -40,10 +40,8 @@ pub struct LoadOptions {
     pub trained: Trained,
     /// An adapter, trained or not.
     pub lora: Option<LoraSpec>,
-    /// Weight decay on one-dimensional tensors too.
-    pub decay_all: bool,
-    /// AdamW's moments are needed.
-    pub moments: bool,
+    /// How that is held and updated.
+    pub training: Training,
     /// Positions of the rotary tables: the longest sequence.
     pub n_positions: usize,
     /// How frozen linear weights are held.
@@ -70,7 +68,8 @@ impl Decoder {
         if options.trained == Trained::Full {
             for spec in d.tensors() {
                 let (source, of) = (source.clone(), spec.clone());
-                trained.push(TrainedSpec { spec, values: Box::new(move || source.values(&of)) });
+                let embeds = [Some(&d.embedding), d.position_embedding.as_ref()].contains(&Some(&spec.name));
+                trained.push(TrainedSpec { spec, embeds, values: Box::new(move || source.values(&of)) });
             }
         }
         if let Some(lora) = &options.lora {
@@ -80,12 +79,12 @@ impl Decoder {
                 let shapes = [vec![lora.rank, module.n_in], vec![module.n_out, lora.rank]];
                 for ((name, shape), values) in [name_a, name_b].into_iter().zip(shapes).zip([a.clone(), b.clone()]) {
                     let spec = TensorSpec { name, shape, transposed: false };
-                    trained.push(TrainedSpec { spec, values: Box::new(move || Ok(values)) });
+                    trained.push(TrainedSpec { spec, embeds: false, values: Box::new(move || Ok(values)) });
                 }
             }
         }
         // An adapter that is not trained lives in the arena too: it is small, and its gradients are never touched.
-        let (arena, mut weights) = Arena::new(gpu, trained, options.decay_all, options.moments)?;
+        let (arena, mut weights) = Arena::new(gpu, trained, &options.training)?;
         let linear: BTreeSet<String> = linear_modules(d).map(|m| format!("{}.weight", m.name)).collect();
         let mut take = |spec: &TensorSpec| match weights.remove(&spec.name) {
             Some(weight) => Ok(weight),

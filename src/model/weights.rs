@@ -4,10 +4,13 @@
 
 use std::collections::BTreeMap;
 
+use safetensors::Dtype;
+
 use super::description::TensorSpec;
 use crate::error::Result;
 use crate::gpu::{Gpu, Role, Slot};
 use crate::kernels::adamw;
+use crate::kernels::moments::{self, BLOCK, Moments, Optim};
 use crate::kernels::storage::{Packed, Storage};
 
 /// Where values come from, tensor by tensor, so that one at most is in memory.
@@ -87,32 +90,128 @@ fn held(spec: &TensorSpec, values: Vec<f32>) -> Vec<f32> {
 /// All trained parameters.
 #[derive(Debug, Default)]
 pub struct Arena {
-    /// Pages of the four roles, equal offsets.
+    /// Pages of values, gradients and moments.
     pub pages: Vec<adamw::Page>,
     /// The tensors in them.
     pub tensors: Vec<Trained>,
 }
 
-/// A trained tensor's state, in parts of equal offsets.
+/// A trained tensor's state: what a checkpoint holds.
 #[derive(Debug, Clone)]
 pub struct Trained {
     /// Hugging Face's or PEFT's.
     pub name: String,
-    /// Value, first and second moment of each part.
-    pub parts: Vec<[Slot; 3]>,
+    /// Values and moments.
+    pub arrays: Vec<Array>,
 }
 
-/// What one AdamW update walks over: decaying tensors first.
+/// Values, moments, codes of moments or their scales, of one tensor.
+#[derive(Debug, Clone)]
+pub struct Array {
+    /// `param`, `m`, `v` or `absmax`.
+    pub role: &'static str,
+    /// As a checkpoint's header has it. Elements that end inside a word are followed by zeros.
+    pub dtype: Dtype,
+    /// By parts of the tensor, in order; for the host alone, since they begin anywhere.
+    pub slots: Vec<Slot>,
+}
+
+/// What is to be trained.
 pub struct TrainedSpec {
     /// The tensor.
     pub spec: TensorSpec,
+    /// A table of embeddings.
+    pub embeds: bool,
     /// Initial values, as stored in the checkpoint.
     pub values: Box<dyn FnOnce() -> Result<Vec<f32>>>,
 }
 
-/// Alignment of a tensor inside a page, in elements: that of bindings.
-const ALIGN: usize = 64;
+/// How trained parameters are held and updated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Training {
+    /// `None`: there are no updates, so there are no moments.
+    pub optim: Option<Optim>,
+    /// Of matrices.
+    pub param_dtype: ParamDtype,
+    /// Weight decay on one-dimensional tensors too.
+    pub decay_all: bool,
+}
 
+impl Training {
+    /// Gradients alone, or an adapter that is only read.
+    pub const NONE: Self = Self { optim: None, param_dtype: ParamDtype::F32, decay_all: false };
+}
+
+/// How trained matrices are held (`--param-dtype`). Vectors (norm weights, biases) are few, and always f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ParamDtype {
+    /// f32: a master copy.
+    F32,
+    /// bf16, updates being rounded stochastically.
+    Bf16,
+}
+
+impl ParamDtype {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// A tensor with fewer elements keeps moments in f32, as bitsandbytes has it (`min_8bit_size`).
+const LEAST_IN_EIGHT_BITS: usize = 4096;
+
+/// What tensors of a page have in common, but that some may decay and the last ones not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    bf16: bool,
+    eight_bits: bool,
+}
+
+impl Training {
+    fn decays(&self, spec: &TensorSpec) -> bool {
+        self.decay_all || spec.shape.len() > 1
+    }
+
+    /// Embeddings keep moments in f32, as transformers' Trainer leaves them: a row that no token of a step has gets no gradient, and where
+    /// its second moment were rounded to zero and the first one not, the update would be divided by ε alone.
+    fn kind(&self, tensor: &TrainedSpec) -> Kind {
+        let (rows, cols) = held_shape(&tensor.spec);
+        let is_matrix = tensor.spec.shape.len() == 2;
+        Kind {
+            bf16: self.param_dtype == ParamDtype::Bf16 && is_matrix && cols.is_multiple_of(Storage::Bf16.columns()),
+            eight_bits: self.optim == Some(Optim::Adamw8bit)
+                && is_matrix
+                && !tensor.embeds
+                && rows * cols >= LEAST_IN_EIGHT_BITS,
+        }
+    }
+}
+
+/// A tensor to be laid out.
+struct Extent {
+    rows: usize,
+    cols: usize,
+    kind: Kind,
+}
+
+/// A page to be allocated.
+#[derive(Debug, PartialEq)]
+struct Span {
+    kind: Kind,
+    /// As [`adamw::Page`] has it.
+    first: usize,
+    len: usize,
+}
+
+#[derive(Debug)]
 struct Place {
     tensor: usize,
     first: usize,
@@ -121,86 +220,127 @@ struct Place {
     offset: usize,
 }
 
-/// Page lengths and places: tensors in order, split by rows where one is larger than a page.
-fn lay_out(shapes: &[(usize, usize)], page_len: usize) -> (Vec<usize>, Vec<Place>) {
-    let (mut pages, mut places): (Vec<usize>, Vec<Place>) = (Vec::new(), Vec::new());
-    for (tensor, &(rows, cols)) in shapes.iter().enumerate() {
+/// Pages and places: tensors in order, those of a kind together, split by rows where one is larger than a page. Each tensor begins at a
+/// block, and is split at one: so all blocks and all numbers of elements are the same for any length of pages.
+fn lay_out(tensors: &[Extent], page_len: usize) -> (Vec<Span>, Vec<Place>) {
+    let (mut pages, mut places): (Vec<Span>, Vec<Place>) = (Vec::new(), Vec::new());
+    // Of the tensor's first element.
+    let mut number = 0;
+    for (tensor, &Extent { rows, cols, kind }) in tensors.iter().enumerate() {
+        // As many rows end at a block's end. (No matrix is so wide that these are more than a page.)
+        let unit = BLOCK >> cols.trailing_zeros().min(BLOCK.trailing_zeros());
         let mut first = 0;
         while first < rows {
             let left = rows - first;
-            let at = pages.last().map_or(0, |p| p.next_multiple_of(ALIGN));
-            let whole_fits = pages.last().is_some() && at + left * cols <= page_len;
-            if !whole_fits {
-                pages.push(0);
+            let behind = pages.last().filter(|p| p.kind == kind).map(|p| p.len.next_multiple_of(BLOCK));
+            let at = behind.filter(|at| at + left * cols <= page_len);
+            if at.is_none() {
+                pages.push(Span { kind, first: number + first * cols, len: 0 });
             }
-            let at = if whole_fits { at } else { 0 };
-            let rows_now = left.min((page_len / cols.max(1)).max(1));
+            let (at, fit) = (at.unwrap_or(0), page_len / cols.max(1));
+            let rows = if left <= fit { left } else { (fit / unit * unit).max(1) };
             let page = pages.len() - 1;
-            pages[page] = at + rows_now * cols;
-            places.push(Place { tensor, first, rows: rows_now, page, offset: at });
-            first += rows_now;
+            pages[page].len = at + rows * cols;
+            places.push(Place { tensor, first, rows, page, offset: at });
+            first += rows;
         }
+        number += (rows * cols).next_multiple_of(BLOCK);
     }
+    // The update walks over four elements at a time.
+    pages.iter_mut().for_each(|p| p.len = p.len.next_multiple_of(4));
     (pages, places)
 }
 
+/// `n` elements of a page from `at` on: values, gradients, and all arrays of the state.
+fn slices(page: &adamw::Page, at: usize, n: usize) -> (Slot, Slot, Vec<(&'static str, Dtype, Slot)>) {
+    let (w, dtype) = match page.storage {
+        Storage::Bf16 => (page.params.slice(at / 2, n / 2), Dtype::BF16),
+        _ => (page.params.slice(at, n), Dtype::F32),
+    };
+    let mut arrays = vec![("param", dtype, w.clone())];
+    match &page.moments {
+        Moments::None => {}
+        Moments::F32 { m, v } => {
+            arrays.extend([("m", m), ("v", v)].map(|(role, slot)| (role, Dtype::F32, slot.slice(at, n))));
+        }
+        Moments::EightBits { m, v, absmax, .. } => {
+            let codes = |slot: &Slot| slot.slice(at / 4, n.div_ceil(4));
+            arrays.extend([("m", m), ("v", v)].map(|(role, slot)| (role, Dtype::U8, codes(slot))));
+            arrays.push(("absmax", Dtype::F32, absmax.piece(at / BLOCK * 2, n.div_ceil(BLOCK) * 2)));
+        }
+    }
+    (w, page.grads.slice(at, n), arrays)
+}
+
 impl Arena {
-    /// Allocates parameters and gradients, and moments when `moments`; loads initial values.
+    /// Allocates parameters and gradients, and moments where there are updates; loads initial values. Decaying tensors come first.
     ///
     /// # Errors
     /// From the values.
     pub fn new(
         gpu: &Gpu,
         mut tensors: Vec<TrainedSpec>,
-        decay_all: bool,
-        moments: bool,
+        training: &Training,
     ) -> Result<(Self, BTreeMap<String, Weight>)> {
-        let decays = |s: &TensorSpec| decay_all || s.shape.len() > 1;
-        tensors.sort_by_key(|t| !decays(&t.spec));
-        let shapes: Vec<_> = tensors.iter().map(|t| held_shape(&t.spec)).collect();
-        let (lengths, places) = lay_out(&shapes, (gpu.caps().max_binding_bytes / 4) as usize);
-        let page = |(index, &len): (usize, &usize)| {
-            let first_plain = places.iter().find(|p| p.page == index && !decays(&tensors[p.tensor].spec));
-            let params = gpu.lasting(Role::Params, len);
-            let moment = || if moments { gpu.lasting(Role::Moments, len) } else { params.clone() };
+        tensors.sort_by_key(|t| (training.kind(t), !training.decays(&t.spec)));
+        let extent = |t: &TrainedSpec| {
+            let (rows, cols) = held_shape(&t.spec);
+            Extent { rows, cols, kind: training.kind(t) }
+        };
+        let extents: Vec<Extent> = tensors.iter().map(extent).collect();
+        let (spans, places) = lay_out(&extents, (gpu.caps().max_binding_bytes / 4) as usize);
+        let maps = spans.iter().any(|s| s.kind.eight_bits).then(|| moments::maps(gpu));
+        let page = |(index, span): (usize, &Span)| {
+            let first_plain = places.iter().find(|p| p.page == index && !training.decays(&tensors[p.tensor].spec));
+            let storage = if span.kind.bf16 { Storage::Bf16 } else { Storage::F32 };
             adamw::Page {
-                grads: gpu.lasting(Role::Grads, len),
-                m: moment(),
-                v: moment(),
-                decay_end: first_plain.map_or(len, |p| p.offset),
-                params,
+                len: span.len,
+                first: span.first,
+                params: gpu.lasting(Role::Params, storage.words(1, span.len)),
+                storage,
+                grads: gpu.lasting(Role::Grads, span.len),
+                moments: match (training.optim, &maps) {
+                    (None, _) => Moments::None,
+                    (Some(_), Some(maps)) if span.kind.eight_bits => Moments::eight_bits(gpu, span.len, maps),
+                    (Some(_), _) => Moments::f32(gpu, span.len),
+                },
+                decay_end: first_plain.map_or(span.len, |p| p.offset),
             }
         };
-        let pages: Vec<adamw::Page> = lengths.iter().enumerate().map(page).collect();
+        let pages: Vec<adamw::Page> = spans.iter().enumerate().map(page).collect();
         let mut weights = BTreeMap::new();
         let mut places = places.into_iter().peekable();
-        let mut states = Vec::new();
+        let mut all = Vec::new();
         for (index, tensor) in tensors.into_iter().enumerate() {
-            let (rows, cols) = shapes[index];
-            let values = if gpu.is_plan() { None } else { Some(held(&tensor.spec, (tensor.values)()?)) };
-            let (mut parts, mut state) = (Vec::new(), Vec::new());
+            let Extent { rows, cols, kind } = extents[index];
+            let storage = if kind.bf16 { Storage::Bf16 } else { Storage::F32 };
+            let packed = match gpu.is_plan() {
+                true => None,
+                false => Some(Packed::new(storage, held(&tensor.spec, (tensor.values)()?), cols)),
+            };
+            let (mut parts, mut arrays): (Vec<Part>, Vec<Array>) = (Vec::new(), Vec::new());
             while let Some(p) = places.next_if(|p| p.tensor == index) {
-                let page = &pages[p.page];
-                state.push([&page.params, &page.m, &page.v].map(|role| role.slice(p.offset, p.rows * cols)));
-                let w = page.params.slice(p.offset, p.rows * cols);
-                if let Some(values) = &values {
-                    gpu.write(&w, &values[p.first * cols..][..p.rows * cols]);
+                let (w, d_w, slices) = slices(&pages[p.page], p.offset, p.rows * cols);
+                if let Some(packed) = &packed {
+                    gpu.write(&w, &packed.part(p.first, p.rows, cols));
                 }
-                let d_w = Some(page.grads.slice(p.offset, p.rows * cols));
-                parts.push(Part { first: p.first, rows: p.rows, w, d_w });
+                for (i, (role, dtype, slot)) in slices.into_iter().enumerate() {
+                    match arrays.get_mut(i) {
+                        Some(array) => array.slots.push(slot),
+                        None => arrays.push(Array { role, dtype, slots: vec![slot] }),
+                    }
+                }
+                parts.push(Part { first: p.first, rows: p.rows, w, d_w: Some(d_w) });
             }
-            states.push(Trained { name: tensor.spec.name.clone(), parts: state });
-            weights.insert(
-                tensor.spec.name.clone(),
-                Weight { spec: tensor.spec, rows, cols, storage: Storage::F32, parts },
-            );
+            all.push(Trained { name: tensor.spec.name.clone(), arrays });
+            weights.insert(tensor.spec.name.clone(), Weight { spec: tensor.spec, rows, cols, storage, parts });
         }
-        Ok((Self { pages, tensors: states }, weights))
+        Ok((Self { pages, tensors: all }, weights))
     }
 
     /// Elements that are trained, padding included.
     pub fn len(&self) -> usize {
-        self.pages.iter().map(|p| p.params.len()).sum()
+        self.pages.iter().map(|p| p.len).sum()
     }
     /// Nothing is trained.
     pub fn is_empty(&self) -> bool {
@@ -313,15 +453,52 @@ pub async fn read_back(gpu: &Gpu, weight: &Weight, gradient: bool) -> Result<Vec
 mod tests {
     use super::*;
 
+    const F32: Kind = Kind { bf16: false, eight_bits: false };
+    const EIGHT: Kind = Kind { bf16: false, eight_bits: true };
+
+    fn extents(all: &[(usize, usize, Kind)]) -> Vec<Extent> {
+        all.iter().map(|&(rows, cols, kind)| Extent { rows, cols, kind }).collect()
+    }
+
     #[test]
-    fn pages_hold_whole_tensors_and_split_larger_ones_by_rows() {
-        let (pages, places) = lay_out(&[(3, 50), (1, 10), (5, 100), (1, 7)], 256);
+    fn pages_hold_whole_tensors_of_a_kind_and_split_larger_ones_at_blocks() {
+        let tensors = [(3, 50, F32), (1, 10, F32), (9, 128, F32), (1, 7, F32), (2, 128, EIGHT)];
+        let (pages, places) = lay_out(&extents(&tensors), 640);
         let got: Vec<_> = places.iter().map(|p| (p.tensor, p.first, p.rows, p.page, p.offset)).collect();
         assert_eq!(
             got,
-            [(0, 0, 3, 0, 0), (1, 0, 1, 0, 192), (2, 0, 2, 1, 0), (2, 2, 2, 2, 0), (2, 4, 1, 3, 0), (3, 0, 1, 3, 128)]
+            [(0, 0, 3, 0, 0), (1, 0, 1, 0, 256), (2, 0, 4, 1, 0), (2, 4, 5, 2, 0), (3, 0, 1, 3, 0), (4, 0, 2, 4, 0)]
         );
-        assert_eq!(pages, [202, 200, 200, 135]);
+        let pages: Vec<_> = pages.iter().map(|p| (p.kind, p.first, p.len)).collect();
+        let want = [(F32, 0, 268), (F32, 512, 512), (F32, 1024, 640), (F32, 1792, 8), (EIGHT, 2048, 256)];
+        assert_eq!(pages, want);
+    }
+
+    /// Blocks and numbers of elements, by which they are rounded, do not depend on the length of pages.
+    #[test]
+    fn elements_have_their_numbers_and_blocks_in_any_pages() {
+        let tensors = extents(&[(700, 24, EIGHT), (3, 50, F32), (600, 96, F32), (1, 7, F32)]);
+        let numbers = |page_len| {
+            let (pages, places) = lay_out(&tensors, page_len);
+            let mut all = BTreeMap::new();
+            for p in &places {
+                let cols = tensors[p.tensor].cols;
+                for i in 0..p.rows * cols {
+                    let at = p.offset + i;
+                    let old = all.insert((p.tensor, p.first * cols + i), (pages[p.page].first + at, at % BLOCK));
+                    assert_eq!(old, None);
+                }
+            }
+            (pages.len(), all)
+        };
+        let (whole, want) = numbers(1 << 20);
+        let mut once: Vec<_> = want.values().map(|v| v.0).collect();
+        once.dedup();
+        assert!(whole == 2 && once.len() == 700 * 24 + 3 * 50 + 600 * 96 + 7);
+        for (page_len, n) in [(24_700, 5), (12_288, 8)] {
+            let (pages, got) = numbers(page_len);
+            assert!(pages == n && got == want, "{page_len}: {pages} pages");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Training state on disk: written aside, synced, renamed; read back to the same bits.
 //!
-//! `checkpoint-N/state.safetensors` holds every trained tensor with its moments by name, `checkpoint-N/state.json` the rest. The order of
+//! `checkpoint-N/state.safetensors` holds every trained tensor with its moments by name, as the device holds them, `checkpoint-N/state.json` the rest. The order of
 //! rows is a function of (seed, epoch), so the step number is the whole random state.
 
 use std::collections::BTreeMap;
@@ -9,8 +9,8 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Slot};
-use crate::model::weights::Arena;
+use crate::gpu::Gpu;
+use crate::model::weights::{Arena, Array};
 
 /// What is not a tensor.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -24,8 +24,6 @@ pub struct State {
     /// What must not change between a run and its continuation: settings, data and model, hashed.
     pub fingerprint: String,
 }
-
-const ROLES: [&str; 3] = ["param", "m", "v"];
 
 /// Steps of the whole checkpoints in a folder, rising.
 pub fn list(dir: &Path) -> Vec<(usize, PathBuf)> {
@@ -47,14 +45,18 @@ pub fn sweep(dir: &Path) {
     }
 }
 
-/// Slots in the file's order: (name, its parts).
-fn slots(arena: &Arena) -> impl Iterator<Item = (String, Vec<&Slot>)> {
-    arena.tensors.iter().flat_map(|t| {
-        ROLES
-            .iter()
-            .enumerate()
-            .map(|(i, role)| (format!("{role}/{}", t.name), t.parts.iter().map(|p| &p[i]).collect()))
-    })
+/// What is stored, in the file's order, by name.
+fn arrays(arena: &Arena) -> impl Iterator<Item = (String, &Array)> {
+    arena.tensors.iter().flat_map(|t| t.arrays.iter().map(|a| (format!("{}/{}", a.role, t.name), a)))
+}
+
+fn n_bytes(array: &Array) -> usize {
+    array.slots.iter().map(|s| s.bytes() as usize).sum()
+}
+
+/// As the header has it: whole words, seen as elements.
+fn n_elements(array: &Array) -> usize {
+    n_bytes(array) * 8 / array.dtype.bitsize()
 }
 
 /// Writes `checkpoint-{step}` into `dir`, whole or not at all, then removes the oldest beyond `keep`.
@@ -94,20 +96,21 @@ async fn write(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path) -> Result<()
     let at = |e: std::io::Error| Error::file(&path, e);
     let mut header = serde_json::Map::new();
     let mut offset = 0;
-    for (name, parts) in slots(arena) {
-        let n: usize = parts.iter().map(|p| p.len()).sum();
-        let entry = serde_json::json!({"dtype": "F32", "shape": [n], "data_offsets": [offset, offset + 4 * n]});
+    for (name, array) in arrays(arena) {
+        let end = offset + n_bytes(array);
+        let entry =
+            serde_json::json!({"dtype": array.dtype, "shape": [n_elements(array)], "data_offsets": [offset, end]});
         header.insert(name, entry);
-        offset += 4 * n;
+        offset = end;
     }
     let mut header = serde_json::to_vec(&header).map_err(|e| Error::file(&path, e))?;
     header.resize(header.len().next_multiple_of(8), b' ');
     let mut file = BufWriter::new(File::create(&path).map_err(at)?);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
     file.write_all(&header).map_err(at)?;
-    for (_, parts) in slots(arena) {
-        for values in gpu.read::<f32>(&parts).await? {
-            file.write_all(bytemuck::cast_slice(&values)).map_err(at)?;
+    for (_, array) in arrays(arena) {
+        for words in gpu.read::<u32>(&array.slots.iter().collect::<Vec<_>>()).await? {
+            file.write_all(bytemuck::cast_slice(&words)).map_err(at)?;
         }
     }
     file.into_inner().map_err(|e| Error::file(&path, e.into_error()))?.sync_all().map_err(at)?;
@@ -164,17 +167,18 @@ fn restore(gpu: &Gpu, arena: &Arena, dir: &Path) -> Result<()> {
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::file(&path, e))?;
     let tensors = safetensors::SafeTensors::deserialize(&map).map_err(|e| Error::file(&path, e))?;
     let by_name: BTreeMap<String, _> = tensors.tensors().into_iter().collect();
-    for (name, parts) in slots(arena) {
+    for (name, array) in arrays(arena) {
         let tensor = by_name.get(&name).ok_or_else(|| Error::tensor(&path, &name, "missing"))?;
-        let n: usize = parts.iter().map(|p| p.len()).sum();
-        if tensor.dtype() != safetensors::Dtype::F32 || tensor.data().len() != 4 * n {
-            let reason = format!("expected F32 ({n}), file has {:?} {:?}", tensor.dtype(), tensor.shape());
+        if tensor.dtype() != array.dtype || tensor.data().len() != n_bytes(array) {
+            let (dtype, n) = (array.dtype, n_elements(array));
+            let reason = format!("expected {dtype:?} ({n}), file has {:?} {:?}", tensor.dtype(), tensor.shape());
             return Err(Error::tensor(&path, &name, reason));
         }
         let mut at = 0;
-        for part in parts {
-            gpu.write(part, &tensor.data()[at..at + 4 * part.len()]);
-            at += 4 * part.len();
+        for slot in &array.slots {
+            let end = at + slot.bytes() as usize;
+            gpu.write(slot, &tensor.data()[at..end]);
+            at = end;
         }
     }
     Ok(())

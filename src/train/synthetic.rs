@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use crate::config::Defaults;
 use crate::data::batch::{Example, Sequence};
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -10,7 +11,7 @@ use crate::kernels::shapes::ModelShape;
 use crate::model::decoder::Decoder;
 use crate::model::description::{Description, TensorSpec};
 use crate::model::load::{LoadOptions, LoraSpec, Trained, linear_modules};
-use crate::model::weights::{BaseDtype, Source};
+use crate::model::weights::{BaseDtype, Source, Training};
 use crate::rng::Rng;
 
 /// Standard deviation of the weights.
@@ -60,8 +61,7 @@ pub fn decoder(gpu: &Gpu, d: &Description, full: bool, n_positions: usize) -> Re
         base: BaseDtype::Auto,
         trained: if full { Trained::Full } else { Trained::Lora },
         lora: (!full).then(|| adapter(d)),
-        decay_all: false,
-        moments: true,
+        training: Training { optim: Some(Defaults::OPTIM), ..Training::NONE },
         n_positions,
     };
     Decoder::load(gpu, d, &source, &options)

@@ -3,9 +3,10 @@
 use crate::data::batch::{Batch, Example, Span};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu, Ledger, Slot};
-use crate::kernels::adamw::{AdamW, adamw};
+use crate::kernels::adamw::{AdamW, Page, adamw};
 use crate::kernels::global_norm::global_norm;
 use crate::kernels::objective::Goal;
+use crate::kernels::storage::Storage;
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::scores::Micro;
 use crate::model::weights;
@@ -95,6 +96,8 @@ pub struct Trainer<'g> {
     pub share_prefix: bool,
     /// What the forward pass keeps for the backward one: a matter of memory and time, not of results.
     pub keep: Keep,
+    /// Of stochastic rounding.
+    pub seed: u64,
 }
 
 struct Pending {
@@ -189,11 +192,12 @@ impl Trainer<'_> {
             max_norm: optimiser.max_grad_norm,
             step: number as u32,
             scale,
+            seed: self.seed,
         };
         let mut rec = self.gpu.record();
         rec.scope("");
         let pages = &self.decoder.arena.pages;
-        global_norm(&mut rec, &pages.iter().map(|p| &p.grads).collect::<Vec<_>>(), scale as f32, &norm);
+        global_norm(&mut rec, &gradients(pages), scale as f32, &norm);
         pages.iter().for_each(|page| adamw(&mut rec, &update, page, &norm));
         rec.submit();
         let step = self.finish(pending, &norm, reference).await?;
@@ -214,8 +218,7 @@ impl Trainer<'_> {
         let norm = self.gpu.slot(1);
         let scale = 1.0 / self.divisor(examples).max(1) as f64;
         let mut rec = self.gpu.record();
-        let pages: Vec<&Slot> = self.decoder.arena.pages.iter().map(|p| &p.grads).collect();
-        global_norm(&mut rec, &pages, scale as f32, &norm);
+        global_norm(&mut rec, &gradients(&self.decoder.arena.pages), scale as f32, &norm);
         rec.submit();
         let step = self.finish(pending, &norm, reference).await?;
         if !step.grad_norm.is_finite() || !step.outcome.loss_sum.is_finite() {
@@ -246,7 +249,8 @@ impl Trainer<'_> {
     pub async fn check_weights(&self, step: usize) -> Result<()> {
         let norm = self.gpu.slot(1);
         let mut rec = self.gpu.record();
-        global_norm(&mut rec, &self.decoder.arena.pages.iter().map(|p| &p.params).collect::<Vec<_>>(), 1.0, &norm);
+        let params = |p: &Page| (p.params.clone(), p.storage);
+        global_norm(&mut rec, &self.decoder.arena.pages.iter().map(params).collect::<Vec<_>>(), 1.0, &norm);
         rec.submit();
         if self.gpu.read::<f32>(&[&norm]).await?.concat().iter().all(|n| n.is_finite()) {
             return Ok(());
@@ -285,6 +289,11 @@ impl Trainer<'_> {
         }
         Ok(None)
     }
+}
+
+/// As [`global_norm`] takes them.
+fn gradients(pages: &[Page]) -> Vec<(Slot, Storage)> {
+    pages.iter().map(|p| (p.grads.clone(), Storage::F32)).collect()
 }
 
 fn row_numbers(examples: &[&Example]) -> String {

@@ -1,0 +1,21 @@
+// AdamW's moments as f32, in bindings 4 and 5 of whoever imports this. `shared/moments_8bit` defines the same names over eight bits.
+
+@group(0) @binding(4) var<storage, read_write> m: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> v: array<vec4<f32>>;
+
+struct Moments {
+    m: vec4<f32>,
+    v: vec4<f32>,
+}
+
+fn moments_of(quad: u32) -> Moments {
+    return Moments(m[quad], v[quad]);
+}
+
+// All of a workgroup call it together; `lane` is the invocation's number there, `inside` whether its quad is one of the page.
+fn keep_moments(quad: u32, lane: u32, inside: bool, now: Moments) {
+    if inside {
+        m[quad] = now.m;
+        v[quad] = now.v;
+    }
+}

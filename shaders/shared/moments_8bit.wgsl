@@ -1,0 +1,78 @@
+// m = signed[code]·absmax[block]      v = unsigned[code]·absmax[block]      blocks of 256 elements (arXiv 2110.02861)
+//
+// A code is the number of the map's value that is nearest to m/absmax; in the middle of two, the lower one's. Four codes to a word, the
+// first in the low byte; whole blocks of them, whatever the page's length. `src/kernels/adamw.rs` has the maps.
+
+import package::shared::reduce::{WG};
+
+@group(0) @binding(4) var<storage, read_write> m: array<u32>;
+@group(0) @binding(5) var<storage, read_write> v: array<u32>;
+@group(0) @binding(6) var<storage, read_write> absmax: array<vec2<f32>>; // (blocks): of m, of v
+@group(0) @binding(7) var<storage, read> maps: array<f32>;               // (2, 256), rising: signed, unsigned
+
+const SIGNED = 0u;
+const UNSIGNED = 256u;
+
+// The smallest number that is not subnormal: a block below it is zero, because devices may take subnormal numbers for zero.
+const TINIEST = 1.17549435e-38;
+
+struct Moments {
+    m: vec4<f32>,
+    v: vec4<f32>,
+}
+
+var<workgroup> largest: array<vec2<f32>, WG>;
+
+fn values(map: u32, word: u32) -> vec4<f32> {
+    return vec4<f32>(
+        maps[map + (word & 255u)],
+        maps[map + ((word >> 8u) & 255u)],
+        maps[map + ((word >> 16u) & 255u)],
+        maps[map + (word >> 24u)],
+    );
+}
+
+fn moments_of(quad: u32) -> Moments {
+    let scale = absmax[quad / WG];
+    return Moments(values(SIGNED, m[quad]) * scale.x, values(UNSIGNED, v[quad]) * scale.y);
+}
+
+// How many middles of neighbours in the map are below x, by bisection: the number of the nearest value.
+fn code_of(map: u32, x: f32) -> u32 {
+    var code = 0u;
+    for (var half = 128u; half > 0u; half /= 2u) {
+        let at = map + code + half;
+        if x > (maps[at - 1u] + maps[at]) / 2.0 {
+            code += half;
+        }
+    }
+    return code;
+}
+
+fn word_of(map: u32, value: vec4<f32>, scale: f32) -> u32 {
+    let per = select(0.0, 1.0 / scale, scale >= TINIEST);
+    let x = clamp(value * per, vec4<f32>(-1.0), vec4<f32>(1.0));
+    return code_of(map, x.x) | (code_of(map, x.y) << 8u) | (code_of(map, x.z) << 16u) | (code_of(map, x.w) << 24u);
+}
+
+// All of a workgroup call it together: what lies outside the page is zero.
+fn keep_moments(quad: u32, lane: u32, inside: bool, now: Moments) {
+    let pairs = max(abs(now.m.xy), abs(now.m.zw));
+    let squares = max(now.v.xy, now.v.zw);
+    largest[lane] = vec2<f32>(max(pairs.x, pairs.y), max(squares.x, squares.y));
+    for (var half = WG / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            largest[lane] = max(largest[lane], largest[lane + half]);
+        }
+    }
+    // Every invocation has read the block's old scales.
+    storageBarrier();
+    workgroupBarrier();
+    let scale = largest[0];
+    if lane == 0u {
+        absmax[quad / WG] = scale;
+    }
+    m[quad] = word_of(SIGNED, now.m, scale.x);
+    v[quad] = word_of(UNSIGNED, now.v, scale.y);
+}

@@ -1,0 +1,12 @@
+// Parameters as f32, in binding 3 of whoever imports this. `shared/param_bf16` defines the same names over bf16.
+
+@group(0) @binding(3) var<storage, read_write> p: array<vec4<f32>>;
+
+fn param_quad(quad: u32) -> vec4<f32> {
+    return p[quad];
+}
+
+// `counter` and `key` are what chance is drawn from, where there is any.
+fn keep_param_quad(quad: u32, value: vec4<f32>, counter: vec2<u32>, key: u32) {
+    p[quad] = value;
+}
