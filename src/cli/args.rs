@@ -490,6 +490,9 @@ pub struct BenchArgs {
     /// Whole optimiser steps instead: JPO, T tokens in pairs of 2 × 256
     #[arg(long, value_enum)]
     pub step: Option<StepArg>,
+    /// Rows of --step [default: joint]
+    #[arg(long, value_enum, requires = "step")]
+    pub rows: Option<RowsArg>,
     /// Time for a case, about
     #[arg(long, default_value_t = 0.3, allow_hyphen_values = true)]
     pub seconds: f64,
@@ -505,6 +508,17 @@ pub struct BenchArgs {
     /// A roofline plot
     #[arg(long, value_name = "FILE.svg")]
     pub svg: Option<PathBuf>,
+}
+
+/// `--rows` of `bench`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RowsArg {
+    /// Two instructions a pair
+    Joint,
+    /// One instruction a pair, two thirds of each row: computed once, and twice
+    Conditional,
+    /// Lengths of a quarter to the whole: packed, and padded to the longest
+    Mixed,
 }
 
 /// `--step`.

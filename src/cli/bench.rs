@@ -2,28 +2,21 @@
 //! least that the device could take, by its own measured ceilings.
 
 use std::path::Path;
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::args::{BenchArgs, StepArg};
+use super::args::BenchArgs;
 use super::roofline::{self, Point};
-use super::session;
-use crate::config::{Defaults, not_negative};
-use crate::data::batch::Example;
+use super::{session, steps};
+use crate::config::not_negative;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::matmul;
 use crate::kernels::measure::{Ceilings, time};
-use crate::kernels::objective::Goal;
 use crate::kernels::shapes::{MODELS, ModelShape, TOKENS};
 use crate::kernels::{Case, Kernel, REGISTRY, verify};
-use crate::model::decoder::Keep;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
-use crate::objective::Preference;
 use crate::rng::Rng;
-use crate::train::synthetic;
-use crate::train::trainer::{Reference, Trainer, reserve};
 
 /// A run, as `--json` prints it and `--compare` reads it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -79,7 +72,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         (typed, _) => typed.to_vec(),
     };
     if let Some(step) = args.step {
-        return models.iter().try_for_each(|m| tokens.iter().try_for_each(|&t| whole_step(args, &gpu, m, t, step)));
+        return models.iter().try_for_each(|m| tokens.iter().try_for_each(|&t| steps::run(args, &gpu, m, t, step)));
     }
     let ceilings = pollster::block_on(Ceilings::measure(&gpu, args.seconds))?;
     if !args.json {
@@ -260,62 +253,4 @@ fn verdict(earlier: &Results, now: &Measured) -> String {
 fn read(path: &Path) -> Result<Results> {
     let text = read_file(path, MAX_CONFIG_BYTES)?;
     serde_json::from_str(&text).map_err(|e| Error::line(path, e.line(), e))
-}
-
-/// Tokens of a sequence of `--step`.
-const SEQUENCE: usize = 256;
-
-/// Steps of JPO on random weights and rows: time, tokens a second, memory, and device time by kernel.
-fn whole_step(args: &BenchArgs, gpu: &Gpu, model: &ModelShape, t: usize, step: StepArg) -> Result<()> {
-    let d = synthetic::description(model)?;
-    let decoder = synthetic::decoder(gpu, &d, step == StepArg::Full, SEQUENCE)?;
-    let n = t.div_ceil(2 * SEQUENCE);
-    let examples = synthetic::pairs(n, SEQUENCE, model.vocab);
-    let examples: Vec<&Example> = examples.iter().collect();
-    let goal = Goal::Preference(Preference::default());
-    let cost = reserve(gpu, &decoder, &goal, &examples, true, Keep::Everything);
-    let trainer = Trainer { gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
-    let reference: Vec<Reference> = vec![[0.0; 2]; n];
-    let step_once = |number| {
-        let started = Instant::now();
-        let done = trainer.step(&examples, &reference, n, &Defaults::OPTIMISER, Defaults::LEARNING_RATE_LORA, number);
-        pollster::block_on(done).map(|step| (started.elapsed().as_secs_f64(), step))
-    };
-    let (first, _) = step_once(1)?;
-    let mut runs = Vec::new();
-    let started = Instant::now();
-    while runs.len() < 3 || (started.elapsed().as_secs_f64() < 10.0 * args.seconds && runs.len() < 50) {
-        runs.push(step_once(2 + runs.len())?.0);
-    }
-    runs.sort_by(f64::total_cmp);
-    let seconds = runs[runs.len() / 2];
-    gpu.start_profile();
-    step_once(2 + runs.len())?;
-    let profile = gpu.end_profile();
-    let peak = gpu.ledger().peak_bytes();
-    let caps: &Caps = gpu.caps();
-    if args.json {
-        let by_kernel: Vec<_> = profile.as_ref().map_or(Vec::new(), |p| p.rows());
-        return say!(
-            "{}",
-            serde_json::json!({
-                "device": caps.name, "driver": caps.driver, "model": model.name, "step": format!("{step:?}").to_lowercase(),
-                "pairs": n, "tokens": cost.tokens, "first_seconds": first, "seconds": seconds, "runs_seconds": runs,
-                "tokens_per_second": cost.tokens as f64 / seconds, "flops": cost.flops, "peak_bytes": peak,
-                "kernels_us": by_kernel,
-            })
-        );
-    }
-    say!(
-        "{}, {} step, {n} pairs of 2 × {SEQUENCE} tokens: first {first:.2} s, then {seconds:.3} s ({:.0} tokens/s, {:.1} GFLOP/s), {:.0} MiB",
-        model.name,
-        format!("{step:?}").to_lowercase(),
-        cost.tokens as f64 / seconds,
-        cost.flops as f64 / seconds / 1e9,
-        peak as f64 / 1_048_576.0,
-    )?;
-    match profile {
-        Some(profile) => say!("{}", profile.table()),
-        None => Ok(()),
-    }
 }

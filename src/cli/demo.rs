@@ -194,7 +194,7 @@ fn affordable_steps(gpu: &Gpu, d: &Description) -> Result<usize> {
     let decoder = synthetic::decoder(gpu, d, false, recipe::SIDE_TOKENS)?;
     let goal = Goal::Preference(Preference::default());
     let trainer = Trainer { gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
-    let rows = synthetic::pairs(recipe::BATCH, recipe::SIDE_TOKENS, d.vocab);
+    let rows = synthetic::pairs(recipe::BATCH, recipe::SIDE_TOKENS, d.vocab, synthetic::Lengths::Equal);
     let (rows, reference) = (rows.iter().collect::<Vec<_>>(), [[0.0; 2]; recipe::BATCH]);
     let mut seconds = 0.0;
     for number in 1..=2 {

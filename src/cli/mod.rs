@@ -14,6 +14,7 @@ mod plan;
 mod roofline;
 mod score;
 mod session;
+mod steps;
 mod train;
 mod tune;
 

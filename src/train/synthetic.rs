@@ -77,12 +77,37 @@ fn adapter(d: &Description) -> LoraSpec {
     LoraSpec { rank: RANK, scale: SCALE, modules }
 }
 
-/// Joint pairs of two sequences of `length` tokens, the first third of each an instruction.
-pub fn pairs(n: usize, length: usize, vocab: usize) -> Vec<Example> {
+/// Lengths of a pair's sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lengths {
+    /// All alike, the first third an instruction of its own.
+    Equal,
+    /// All alike, the first two thirds one instruction of both.
+    Shared,
+    /// From a quarter to the whole, evenly; the longest is among them.
+    Mixed,
+}
+
+/// Pairs of two sequences of `length` tokens, at most.
+pub fn pairs(n: usize, length: usize, vocab: usize, lengths: Lengths) -> Vec<Example> {
     let mut rng = Rng::new(n as u64, 13);
-    let mut sequence = || Sequence {
-        ids: (0..length).map(|_| rng.below(vocab as u32)).collect(),
-        response_start: (length / 3).max(1),
-    };
-    (0..n).map(|row| Example { row, sequences: vec![sequence(), sequence()] }).collect()
+    let mut ids = |n: usize| (0..n).map(|_| rng.below(vocab as u32)).collect::<Vec<u32>>();
+    let mut rows = Vec::new();
+    for row in 0..n {
+        let shared = ids(2 * length / 3);
+        let sequence = |side: usize| match lengths {
+            Lengths::Equal => Sequence { ids: ids(length), response_start: (length / 3).max(1) },
+            Lengths::Shared => {
+                let response_start = shared.len();
+                Sequence { ids: [shared.clone(), ids(length - response_start)].concat(), response_start }
+            }
+            Lengths::Mixed => {
+                let (place, places) = (2 * row + side, (2 * n).saturating_sub(1).max(1));
+                let n = length - 3 * length / 4 * place / places;
+                Sequence { ids: ids(n), response_start: (n / 3).max(1) }
+            }
+        };
+        rows.push(Example { row, sequences: [0, 1].map(sequence).into() });
+    }
+    rows
 }
