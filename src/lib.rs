@@ -78,6 +78,8 @@
 //!   f32 throughout.
 //! - **Activations** come from a pool ([`gpu::Gpu::slot`]) and go back when the last [`gpu::Slot`] is dropped. Commands run in the order
 //!   of recording, so a slot may be given to a later command at once: liveness is Rust's scope.
+//! - **The MLP's width** is the largest of all activations: where it would not fit a binding, the MLP is computed for some tokens after the
+//!   others.
 //! - **Recomputation**: where memory is short, a layer keeps its input alone and runs again in the backward pass
 //!   ([`model::decoder::Keep`]); the same kernels on the same values give the same bits.
 //! - **The plan** ([`gpu::Gpu::plan`]) is the same program on a device that only counts: what `jointwise plan` prints is what a run

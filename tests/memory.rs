@@ -9,10 +9,12 @@ use std::rc::Rc;
 use jointwise::Result;
 use jointwise::config::LoraSettings;
 use jointwise::data::batch::{Example, Sequence};
-use jointwise::gpu::{Caps, Gpu, Role, Variant};
+use jointwise::gpu::{Caps, DeviceChoice, Gpu, Role, Variant};
+use jointwise::kernels::excess;
 use jointwise::kernels::logprob::{Head, HeadPage, Saved, logprob_bwd, logprob_fwd};
 use jointwise::kernels::moments::Optim;
 use jointwise::kernels::objective::Goal;
+use jointwise::kernels::shapes::{MODELS, ModelShape};
 use jointwise::kernels::storage::Storage;
 use jointwise::model::decoder::{Decoder, Keep};
 use jointwise::model::description::{Description, TensorSpec};
@@ -20,7 +22,8 @@ use jointwise::model::load::{LoadOptions, Trained};
 use jointwise::model::peft::Adapter;
 use jointwise::model::weights::{BaseDtype, Source, Training};
 use jointwise::objective::Preference;
-use jointwise::train::trainer::rehearse;
+use jointwise::train::synthetic::{self, Lengths};
+use jointwise::train::trainer::{Trainer, rehearse};
 use program::{Ran, fixture};
 use serde_json::Value;
 
@@ -62,7 +65,7 @@ impl Source for Planned {
     }
 }
 
-/// Peak bytes of a LoRA step (r 8) on one pair of 2×`length` tokens, the plan of a GPU with bindings of 2 GiB; and the frozen weights'.
+/// Peak bytes of a LoRA step (r 8) on one pair of 2×`length` tokens, within WebGPU's baseline (bindings of 128 MiB); and the frozen weights'.
 fn planned(config: &str, targets: &str, length: usize, base: BaseDtype, keep: Keep) -> (u64, u64) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs").join(config);
     let json: Value = serde_json::from_str(&std::fs::read_to_string(&path).expect("text")).expect("JSON");
@@ -73,9 +76,9 @@ fn planned(config: &str, targets: &str, length: usize, base: BaseDtype, keep: Ke
     let options = LoadOptions { trained: Trained::Lora, lora, training, n_positions: length, base };
     let side = |first| Sequence { ids: [vec![first], vec![0; length - 1]].concat(), response_start: length / 2 };
     let pair = Example { row: 0, sequences: vec![side(0), side(1)] };
-    let caps = Caps { max_binding_bytes: 2 << 30, ..Caps::baseline() };
     let load = |gpu: &Gpu| Decoder::load(gpu, &d, &(Rc::new(Planned) as Rc<dyn Source>), &options);
-    let plan = rehearse(&caps, load, &Goal::Preference(Preference::default()), &[&pair], true, keep).expect("a plan");
+    let plan = rehearse(&Caps::baseline(), load, &Goal::Preference(Preference::default()), &[&pair], true, keep)
+        .expect("a plan");
     let frozen = plan.ledger.peak_by_role().into_iter().find(|r| r.0 == Role::Frozen).map_or(0, |r| r.1);
     let (peak, mib) = (plan.ledger.peak_bytes(), 1_048_576.0);
     println!(
@@ -103,6 +106,72 @@ fn a_model_of_seven_billion_parameters_fits_seven_gib() {
     assert!((frozen as f64 / expected - 1.0).abs() < 1e-3, "{frozen} {expected}");
     for (base, keep) in [(BaseDtype::Nf4, all), (BaseDtype::Int8, block), (BaseDtype::Auto, block)] {
         assert!(plan(base, keep).0 > 7 << 30, "{base:?}");
+    }
+}
+
+/// A vocabulary of 151,936 instead of 4,096 costs its weights (and in full tuning their gradients and moments), and nothing else.
+#[test]
+fn a_vocabulary_costs_its_weights_alone() {
+    let small = MODELS[0];
+    for full in [true, false] {
+        let peaks = [4096, 151_936].map(|vocab| {
+            let shape = ModelShape { vocab, ..small };
+            let examples = synthetic::pairs(4, 256, vocab, Lengths::Equal);
+            let examples: Vec<&Example> = examples.iter().collect();
+            let d = synthetic::description(&shape).expect("a model");
+            let load = |gpu: &Gpu| synthetic::decoder(gpu, &d, full, 256);
+            let goal = Goal::Preference(Preference::default());
+            let plan =
+                rehearse(&Caps::baseline(), load, &goal, &examples, true, Keep::Everything).expect("a plan").ledger;
+            (plan.peak_bytes(), plan.peak_by_role())
+        });
+        let weights = (151_936 - 4096) * small.d_model as u64;
+        let expected = if full { 4 * 4 * weights } else { 2 * weights };
+        let grown = peaks[1].0 - peaks[0].0;
+        println!("full={full}: {} MiB for {} MiB of weights", grown >> 20, expected >> 20);
+        assert!(grown.abs_diff(expected) <= 1 << 20, "full={full}: {grown} bytes, {expected} expected");
+        let of = |i: usize, role| peaks[i].1.iter().find(|r| r.0 == role).map(|r| r.1);
+        assert_eq!(of(0, Role::Activations), of(1, Role::Activations), "full={full}");
+    }
+}
+
+/// Where the MLP of a micro-batch does not fit a binding, its tokens are computed in parts: the same losses to the bit, the same gradients.
+#[test]
+fn small_bindings_change_no_result() {
+    let shape = ModelShape {
+        name: "tiny",
+        d_model: 64,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 16,
+        d_ff: 192,
+        vocab: 96,
+        n_layers: 2,
+        tied: true,
+    };
+    let examples = synthetic::pairs(2, 60, shape.vocab, Lengths::Mixed);
+    let examples: Vec<&Example> = examples.iter().collect();
+    let run = |max_binding: u64, full: bool| {
+        let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device").with_max_binding(max_binding);
+        let d = synthetic::description(&shape).expect("a model");
+        let decoder = synthetic::decoder(&gpu, &d, full, 60).expect("weights");
+        let goal = Goal::Preference(Preference::default());
+        let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
+        let step = pollster::block_on(trainer.gradients(&examples, &[[-300.0; 2]; 2], 2)).expect("gradients");
+        let gradients = pollster::block_on(trainer.read_gradients(&examples)).expect("gradients");
+        (step.outcome.loss_sum, gradients, gpu.ledger().largest_activation())
+    };
+    for full in [true, false] {
+        let ((loss, gradients, widest), (again, in_parts, narrower)) = (run(1 << 30, full), run(128 << 10, full));
+        assert!(widest > 128 << 10 && narrower <= 128 << 10, "{widest} {narrower}");
+        assert_eq!(loss, again);
+        for ((name, _, want), (_, _, got)) in gradients.iter().zip(&in_parts) {
+            let [want, got] = [want, got].map(|g| g.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+            let (error, size) = (excess(&got, &want, 120), want.iter().fold(0.0, |m: f64, x| m.max(x.abs())));
+            assert!(size > 0.0 && error <= 1.0, "{name}: {error:.2} × the tolerance");
+            let other: Vec<f64> = want.iter().map(|x| x * 1.001).collect();
+            assert!(excess(&got, &other, 120) > 1.0, "{name}: a wrong gradient passes");
+        }
     }
 }
 

@@ -314,6 +314,13 @@ impl Gpu {
         self
     }
 
+    /// The same device, as if its bindings were smaller.
+    #[must_use]
+    pub fn with_max_binding(mut self, bytes: u64) -> Self {
+        self.caps.max_binding_bytes = bytes.min(self.caps.max_binding_bytes);
+        self
+    }
+
     /// What the device can do.
     pub fn caps(&self) -> &Caps {
         &self.caps

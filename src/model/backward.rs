@@ -1,6 +1,6 @@
 //! The decoder's backward pass: the forward one's steps in reverse, down to the lowest trained layer.
 
-use super::decoder::{Decoder, LayerTrace, Norm, Tokens, Trace};
+use super::decoder::{Decoder, LayerTrace, LayerWeights, MlpTrace, Norm, Tokens, Trace, rows_of};
 use super::description::NormKind;
 use super::linear::{Columns, Linear};
 use super::weights::Weight;
@@ -95,20 +95,11 @@ impl Decoder {
         // MLP branch.
         let d_post = self.post_norm_backward(rec, w.mlp_post_norm.as_ref(), s.mlp_post.as_ref(), t, d_h);
         let d_branch = d_post.as_ref().unwrap_or(d_h);
-        let d_a = gpu.slot(t * d.d_ff);
-        let d_out = Columns::all(d_branch, d.d_model);
-        w.down.backward(rec, t, &s.a, s.xa.down.as_ref(), d_out, Some(&d_a), false);
-        drop(d_post);
-        let up_width = self.up_width();
-        let d_u = gpu.slot(t * up_width);
-        activation_bwd(rec, &self.mlp(t), &s.u, &d_a, &d_u);
-        drop(d_a);
         let d_x2 = gpu.slot(t * d.d_model);
-        for (i, linear) in w.up.iter().enumerate() {
-            let d_y = Columns { slot: &d_u, column: linear.module.column, stride: up_width };
-            linear.backward(rec, t, &s.x2, s.xa.up[i].as_ref(), d_y, Some(&d_x2), i > 0);
+        for mlp in &s.mlp {
+            self.mlp_backward(rec, w, mlp, &s.x2, d_branch, &d_x2);
         }
-        drop(d_u);
+        drop(d_post);
         self.norm_backward(rec, &w.mlp_norm, t, &s.h_mid, &s.stats2, &d_x2, d_h, true);
         drop(d_x2);
 
@@ -116,7 +107,7 @@ impl Decoder {
         let d_post = self.post_norm_backward(rec, w.attn_post_norm.as_ref(), s.attn_post.as_ref(), t, d_h);
         let d_branch = d_post.as_ref().unwrap_or(d_h);
         let d_o = gpu.slot(t * d.n_heads * d.head_dim);
-        w.out.backward(rec, t, &s.o, s.xa.out.as_ref(), Columns::all(d_branch, d.d_model), Some(&d_o), false);
+        w.out.backward(rec, t, &s.o, s.xa_out.as_ref(), Columns::all(d_branch, d.d_model), Some(&d_o), false);
         drop(d_post);
         let width = d.qkv_width();
         let d_qkv = gpu.slot(t * width);
@@ -150,10 +141,34 @@ impl Decoder {
                 Some(d_raw) if column < raw_width => Columns { slot: d_raw, column, stride: raw_width },
                 _ => Columns { slot: &d_qkv, column, stride: width },
             };
-            linear.backward(rec, t, &s.x1, s.xa.qkv[i].as_ref(), d_y, Some(&d_x1), i > 0);
+            linear.backward(rec, t, &s.x1, s.xa_qkv[i].as_ref(), d_y, Some(&d_x1), i > 0);
         }
         drop((d_qkv, d_raw));
         self.norm_backward(rec, &w.attn_norm, t, &s.h_in, &s.stats1, &d_x1, d_h, true);
+    }
+
+    /// d_x2 (T, D) of some tokens from their d_branch (T, D).
+    fn mlp_backward(
+        &self,
+        rec: &mut Recording,
+        w: &LayerWeights,
+        s: &MlpTrace,
+        x2: &Slot,
+        d_branch: &Slot,
+        d_x2: &Slot,
+    ) {
+        let (d, gpu, t, up_width) = (&self.description, rec.gpu(), s.tokens.len(), self.up_width());
+        let [x2, d_branch, d_x2] = [x2, d_branch, d_x2].map(|slot| rows_of(slot, &s.tokens, d.d_model));
+        let d_a = gpu.slot(t * d.d_ff);
+        let d_out = Columns::all(&d_branch, d.d_model);
+        w.down.backward(rec, t, &s.a, s.xa_down.as_ref(), d_out, Some(&d_a), false);
+        let d_u = gpu.slot(t * up_width);
+        activation_bwd(rec, &self.mlp(t), &s.u, &d_a, &d_u);
+        drop(d_a);
+        for (i, linear) in w.up.iter().enumerate() {
+            let d_y = Columns { slot: &d_u, column: linear.module.column, stride: up_width };
+            linear.backward(rec, t, &x2, s.xa_up[i].as_ref(), d_y, Some(&d_x2), i > 0);
+        }
     }
 
     /// Through the norm behind a branch, where there is one.

@@ -123,19 +123,20 @@ pub struct LayerTrace {
     pub(super) h_mid: Slot,                      // (T, D)
     pub(super) x2: Slot,
     pub(super) stats2: Stats,
-    pub(super) u: Slot, // (T, 2F) or (T, F)
-    pub(super) a: Slot, // (T, F)
+    pub(super) mlp: Vec<MlpTrace>,
     pub(super) mlp_post: Option<(Slot, Stats)>,
-    pub(super) xa: LowRank,
+    pub(super) xa_qkv: Vec<Option<Slot>>, // x·Aᵀ of each module, (T, R)
+    pub(super) xa_out: Option<Slot>,
 }
 
-/// x·Aᵀ of each module of a layer.
-#[derive(Debug, Default)]
-pub struct LowRank {
-    pub(super) qkv: Vec<Option<Slot>>,
-    pub(super) out: Option<Slot>,
-    pub(super) up: Vec<Option<Slot>>,
-    pub(super) down: Option<Slot>,
+/// What the MLP's backward pass needs of some tokens: all of them, unless that would not fit a binding.
+#[derive(Debug)]
+pub struct MlpTrace {
+    pub(super) tokens: std::ops::Range<usize>, // t of them
+    pub(super) u: Slot,                        // (t, 2F) or (t, F)
+    pub(super) a: Slot,                        // (t, F)
+    pub(super) xa_up: Vec<Option<Slot>>,       // (t, R)
+    pub(super) xa_down: Option<Slot>,
 }
 
 /// What a forward pass keeps for the backward one.
@@ -166,6 +167,11 @@ pub struct Trace {
     pub(super) layers: Vec<Kept>,
     /// (T, D), the residual stream behind the last layer.
     pub h: Slot,
+}
+
+/// Rows of a slot of `width` columns; the first is a multiple of 64, or 0.
+pub(super) fn rows_of(slot: &Slot, rows: &std::ops::Range<usize>, width: usize) -> Slot {
+    slot.slice(rows.start * width, rows.len() * width)
 }
 
 impl Decoder {
@@ -293,7 +299,7 @@ impl Decoder {
     ) -> LayerTrace {
         let (d, gpu, t) = (&self.description, rec.gpu(), tokens.t);
         let (w, layer) = (&self.layers[index], &d.layers[index]);
-        let mut xa = LowRank::default();
+        let mut xa_qkv = Vec::new();
 
         let (x1, stats1) = self.norm(rec, &w.attn_norm, t, &h_in);
         let width = d.qkv_width();
@@ -306,7 +312,7 @@ impl Decoder {
                 Some(raw) if column < raw_width => Columns { slot: raw, column, stride: raw_width },
                 _ => Columns { slot: &qkv, column, stride: width },
             };
-            xa.qkv.push(linear.forward(rec, t, &x1, y, with_lora));
+            xa_qkv.push(linear.forward(rec, t, &x1, y, with_lora));
         }
         let head_stats = match (&w.qk_norms, &raw) {
             (Some(norms), Some(raw)) => {
@@ -347,7 +353,7 @@ impl Decoder {
         }
 
         let mut branch = gpu.slot(t * d.d_model);
-        xa.out = w.out.forward(rec, t, &o, Columns::all(&branch, d.d_model), with_lora);
+        let xa_out = w.out.forward(rec, t, &o, Columns::all(&branch, d.d_model), with_lora);
         let attn_post = w.attn_post_norm.as_ref().map(|norm| {
             let (y, stats) = self.norm(rec, norm, t, &branch);
             (std::mem::replace(&mut branch, y), stats)
@@ -357,13 +363,10 @@ impl Decoder {
         drop(branch);
 
         let (x2, stats2) = self.norm(rec, &w.mlp_norm, t, &h_mid);
-        let up_width = self.up_width();
-        let (u, a) = (gpu.slot(t * up_width), gpu.slot(t * d.d_ff));
-        for linear in &w.up {
-            let y = Columns { slot: &u, column: linear.module.column, stride: up_width };
-            xa.up.push(linear.forward(rec, t, &x2, y, with_lora));
+        let mut mlp = Vec::new();
+        for tokens in self.mlp_chunks(gpu, t) {
+            mlp.push(self.mlp_up(rec, w, tokens, &x2, with_lora));
         }
-        activation_fwd(rec, &self.mlp(t), &u, &a);
         LayerTrace {
             h_in,
             x1,
@@ -377,11 +380,40 @@ impl Decoder {
             h_mid,
             x2,
             stats2,
-            u,
-            a,
+            mlp,
             mlp_post: None,
-            xa,
+            xa_qkv,
+            xa_out,
         }
+    }
+
+    /// Tokens whose MLP is computed at once: its width is the largest of all activations, and must fit a binding.
+    fn mlp_chunks(&self, gpu: &Gpu, t: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let most = gpu.caps().max_binding_bytes as usize / 4 / self.up_width();
+        // Parts of a slot begin at multiples of 64 elements.
+        let rows = if t <= most { t } else { (most / 64 * 64).max(64) };
+        (0..t).step_by(rows.max(1)).map(move |first| first..(first + rows).min(t))
+    }
+
+    /// The MLP of some tokens, up to its activation.
+    fn mlp_up(
+        &self,
+        rec: &mut Recording,
+        w: &LayerWeights,
+        tokens: std::ops::Range<usize>,
+        x2: &Slot,
+        with_lora: bool,
+    ) -> MlpTrace {
+        let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width());
+        let x2 = rows_of(x2, &tokens, d.d_model);
+        let (u, a) = (gpu.slot(t * up_width), gpu.slot(t * d.d_ff));
+        let mut xa_up = Vec::new();
+        for linear in &w.up {
+            let y = Columns { slot: &u, column: linear.module.column, stride: up_width };
+            xa_up.push(linear.forward(rec, t, &x2, y, with_lora));
+        }
+        activation_fwd(rec, &self.mlp(t), &u, &a);
+        MlpTrace { tokens, u, a, xa_up, xa_down: None }
     }
 
     /// The layer's last product, norm and addition: its output (T, D).
@@ -395,7 +427,10 @@ impl Decoder {
     ) -> Slot {
         let (d, gpu) = (self.description.d_model, rec.gpu());
         let mut branch = gpu.slot(t * d);
-        trace.xa.down = w.down.forward(rec, t, &trace.a, Columns::all(&branch, d), with_lora);
+        for mlp in &mut trace.mlp {
+            let y = rows_of(&branch, &mlp.tokens, d);
+            mlp.xa_down = w.down.forward(rec, mlp.tokens.len(), &mlp.a, Columns::all(&y, d), with_lora);
+        }
         trace.mlp_post = w.mlp_post_norm.as_ref().map(|norm| {
             let (y, stats) = self.norm(rec, norm, t, &branch);
             (std::mem::replace(&mut branch, y), stats)
