@@ -123,7 +123,8 @@
 //! - **Activations are pooled by Rust ownership**, not laid out by a liveness pass over a graph. There is no graph: the order of the
 //!   launchers' calls is the program, and dropping a slot is the end of its life. The plan stays exact, since it runs the same calls.
 //! - **A recording is a micro-batch**, not a whole step: accumulation submits one after the other without waiting, and the update is
-//!   one more. The host waits once a step, for sums and norm, so that a NaN stops the run at the step that made it.
+//!   one more. The next step is packed and recorded while the device works; the host waits once a step, for sums and norm, before it submits it, so
+//!   that a NaN stops the run at the step that made it.
 //! - **The tuning table knows products only** ([`gpu::Tuning`], `jointwise tune`), and what is shipped was measured on lavapipe; elsewhere tiles
 //!   are chosen by how many workgroups they give.
 

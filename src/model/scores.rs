@@ -5,7 +5,7 @@ use super::decoder::{Decoder, Keep, Tokens, Trace};
 use super::description::Description;
 use crate::data::batch::Batch;
 use crate::error::Result;
-use crate::gpu::{Gpu, Recording, Slot};
+use crate::gpu::{Gpu, Recording, Role, Slot};
 use crate::kernels::attention::Segments;
 use crate::kernels::gather::{Picks, gather_bwd, gather_fwd};
 use crate::kernels::logprob::{self, logprob_bwd, logprob_fwd};
@@ -61,7 +61,9 @@ impl Decoder {
         let picked = gpu.slot(n * d);
         gather_fwd(rec, &micro.picks, d, &trace.h, &picked);
         let (normed, stats) = self.norm(rec, &self.final_norm, n, &picked);
-        let (logp, lse, sums) = (gpu.slot(n), gpu.slot(n), gpu.slot(2 * micro.spans.len()));
+        let (lse, sums) = (gpu.slot(n), gpu.slot(2 * micro.spans.len()));
+        // Read when the next step is recorded already: not one of the activations that it finds free.
+        let logp = gpu.lasting(Role::Batch, n);
         logprob_fwd(rec, &self.head(n), n, &normed, &micro.targets, &logp, &lse);
         objective_sums(rec, &micro.spans, &logp, &sums);
         Scores { trace, picked, normed, stats, lse, logp, sums }

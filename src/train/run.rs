@@ -8,7 +8,7 @@ use web_time::Instant;
 use super::checkpoint::{self, Resumed, State};
 use super::metrics::{Accumulator, EvalMetrics, METRICS, MetricsLog, PairScores, StepMetrics};
 use super::tensorboard::EventWriter;
-use super::trainer::{self, Outcome, Reference, Trainer, outcome};
+use super::trainer::{self, Outcome, Recorded, Reference, Trainer, Update, outcome};
 use crate::config::{Defaults, TrainSettings};
 use crate::data::batch::Example;
 use crate::data::order::{Order, Position};
@@ -146,6 +146,19 @@ pub async fn run(
 
     let mut order = Order::new(n, settings.seed, settings.shuffle, Position::default());
     (0..state.step).for_each(|_| drop(order.take(settings.rows_per_step())));
+    let mut record = |number: usize| {
+        let taken = order.take(settings.rows_per_step());
+        let examples: Vec<&Example> = taken.iter().map(|&i| &rows.examples[i]).collect();
+        let reference: Vec<Reference> = taken.iter().filter_map(|&i| rows.reference.get(i).copied()).collect();
+        let learning_rate = schedule.rate(number - 1);
+        let update = Update { optimiser: &settings.optimiser, learning_rate, number };
+        Next {
+            step: trainer.record(examples, reference, settings.batch_size, &update),
+            learning_rate,
+            epoch: order.epochs(),
+        }
+    };
+    let mut next = None;
     let mut interrupted = false;
     while state.step < schedule.max_steps {
         if stop.load(Ordering::Relaxed) {
@@ -153,21 +166,25 @@ pub async fn run(
             break;
         }
         let started = Instant::now();
-        let taken = order.take(settings.rows_per_step());
-        let examples: Vec<&Example> = taken.iter().map(|&i| &rows.examples[i]).collect();
-        let reference: Vec<Reference> = taken.iter().filter_map(|&i| rows.reference.get(i).copied()).collect();
-        let learning_rate = schedule.rate(state.step);
         let number = state.step + 1;
-        let step = trainer
-            .step(&examples, &reference, settings.batch_size, &settings.optimiser, learning_rate, number)
-            .await?;
+        let Next { step, learning_rate, epoch } = next.take().unwrap_or_else(|| record(number));
+        let running = step.submit();
+        let last = number == schedule.max_steps;
+        let due = |every: Option<usize>| every.is_some_and(|e| e > 0 && number.is_multiple_of(e));
+        let evaluates = eval.is_some() && (last || due(output.cadence.eval_steps));
+        let saves = last || due(Some(output.cadence.save_steps));
+        // While the device works; not across what records something else.
+        if !evaluates && !saves {
+            next = Some(record(number + 1));
+        }
+        let step = trainer.finish(running).await?;
         state.step = number;
         state.num_tokens += step.outcome.tokens as u64;
         let mut total = Accumulator::default();
         pairs(&trainer.goal, &step.outcome, &mut total);
         let metrics = StepMetrics {
             step: number as u64,
-            epoch: order.epochs(),
+            epoch,
             loss: total.loss(),
             grad_norm: step.grad_norm,
             learning_rate,
@@ -181,9 +198,7 @@ pub async fn run(
         events.line(&metrics.line())?;
         on_event(&Event::Step(&metrics));
 
-        let last = state.step == schedule.max_steps;
-        let due = |every: Option<usize>| every.is_some_and(|e| e > 0 && state.step.is_multiple_of(e));
-        if let Some(eval) = eval.filter(|_| last || due(output.cadence.eval_steps)) {
+        if let Some(eval) = eval.filter(|_| evaluates) {
             let started = Instant::now();
             let total = evaluate(trainer, eval, settings.batch_size).await?;
             if !total.loss().is_finite() {
@@ -191,7 +206,7 @@ pub async fn run(
             }
             let metrics = EvalMetrics {
                 step: state.step as u64,
-                epoch: order.epochs(),
+                epoch,
                 loss: total.loss(),
                 seconds: started.elapsed().as_secs_f64(),
                 pairs: total.pairs(),
@@ -204,10 +219,10 @@ pub async fn run(
                 save_best(trainer, &state, output).await?;
             }
         }
-        if last || due(Some(output.cadence.save_steps)) {
+        if saves {
             trainer.check_weights(number).await?;
         }
-        if !last && due(Some(output.cadence.save_steps)) {
+        if saves && !last {
             checkpoint::save(gpu, arena, &state, output.dir, output.cadence.save_total_limit).await?;
         }
     }
@@ -216,6 +231,13 @@ pub async fn run(
         checkpoint::save(gpu, arena, &state, output.dir, output.cadence.save_total_limit).await?;
     }
     Ok(Ended { state, interrupted })
+}
+
+/// A step that is recorded before its turn.
+struct Next<'g, 'e> {
+    step: Recorded<'g, 'e>,
+    learning_rate: f64,
+    epoch: f64,
 }
 
 /// `best/checkpoint-N`: the state with the lowest evaluation loss.

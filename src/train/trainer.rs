@@ -2,7 +2,7 @@
 
 use crate::data::batch::{Batch, Example, Span};
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Gpu, Ledger, Slot};
+use crate::gpu::{Caps, Gpu, Ledger, Recording, Role, Slot};
 use crate::kernels::adamw::{AdamW, Page, adamw};
 use crate::kernels::global_norm::global_norm;
 use crate::kernels::objective::Goal;
@@ -108,6 +108,40 @@ struct Pending {
     range: std::ops::Range<usize>,
 }
 
+/// What a step's update needs beside its gradients.
+#[derive(Debug, Clone, Copy)]
+pub struct Update<'a> {
+    /// Over all steps.
+    pub optimiser: &'a Optimiser,
+    /// Of this one.
+    pub learning_rate: f64,
+    /// From 1.
+    pub number: usize,
+}
+
+/// A step of which nothing runs yet.
+pub struct Recorded<'g, 'e> {
+    recordings: Vec<Recording<'g>>,
+    running: Running<'e>,
+}
+
+impl<'e> Recorded<'_, 'e> {
+    /// Starts it.
+    pub fn submit(self) -> Running<'e> {
+        self.recordings.into_iter().for_each(Recording::submit);
+        self.running
+    }
+}
+
+/// A step on its way.
+pub struct Running<'e> {
+    pending: Vec<Pending>,
+    norm: Slot,
+    examples: Vec<&'e Example>,
+    reference: Vec<Reference>,
+    number: usize,
+}
+
 /// What a step did.
 #[derive(Debug, Clone)]
 pub struct Step {
@@ -117,10 +151,15 @@ pub struct Step {
     pub grad_norm: f64,
 }
 
-impl Trainer<'_> {
-    /// Adds to the gradients the sum over `examples`, in micro-batches of `batch_size`; submitted, not waited for.
-    fn accumulate(&self, examples: &[&Example], reference: &[Reference], batch_size: usize) -> Vec<Pending> {
-        let mut pending = Vec::new();
+impl<'g> Trainer<'g> {
+    /// Records adding to the gradients the sum over `examples`, in micro-batches of `batch_size`.
+    fn accumulate(
+        &self,
+        examples: &[&Example],
+        reference: &[Reference],
+        batch_size: usize,
+    ) -> Vec<(Recording<'g>, Pending)> {
+        let mut all = Vec::new();
         for first in (0..examples.len()).step_by(batch_size.max(1)) {
             let range = first..(first + batch_size).min(examples.len());
             let batch = Batch::pack(&examples[range.clone()], self.share_prefix);
@@ -130,16 +169,15 @@ impl Trainer<'_> {
             let logp = scores.logp.clone();
             let reference: Vec<f64> = reference.get(range.clone()).unwrap_or_default().concat();
             self.decoder.score_backward(&mut rec, &micro, scores, &self.goal, &reference);
-            rec.submit();
-            pending.push(Pending { logp, tokens: batch.ids.len(), spans: batch.spans, range });
+            all.push((rec, Pending { logp, tokens: batch.ids.len(), spans: batch.spans, range }));
         }
-        pending
+        all
     }
 
-    fn clear_gradients(&self) {
+    fn clear_gradients(&self) -> Recording<'g> {
         let mut rec = self.gpu.record();
         self.decoder.arena.pages.iter().for_each(|page| rec.clear(&page.grads));
-        rec.submit();
+        rec
     }
 
     /// Units of the mean: pairs, or response tokens.
@@ -153,7 +191,7 @@ impl Trainer<'_> {
         }
     }
 
-    async fn finish(&self, pending: Vec<Pending>, norm: &Slot, reference: &[Reference]) -> Result<Step> {
+    async fn read(&self, pending: Vec<Pending>, norm: &Slot, reference: &[Reference]) -> Result<Step> {
         let mut slots: Vec<&Slot> = pending.iter().map(|p| &p.logp).collect();
         slots.push(norm);
         let read = self.gpu.read::<f32>(&slots).await?;
@@ -169,7 +207,7 @@ impl Trainer<'_> {
     /// One optimiser step on the mean loss of `examples`.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] naming step, rows and tensor: the parameters are then as before the step. [`Error::Gpu`].
+    /// As [`Self::finish`].
     pub async fn step(
         &self,
         examples: &[&Example],
@@ -179,18 +217,35 @@ impl Trainer<'_> {
         learning_rate: f64,
         number: usize,
     ) -> Result<Step> {
-        self.clear_gradients();
-        let pending = self.accumulate(examples, reference, batch_size);
-        let scale = 1.0 / self.divisor(examples).max(1) as f64;
-        let norm = self.gpu.slot(1);
-        let update = AdamW {
-            learning_rate,
+        let update = Update { optimiser, learning_rate, number };
+        self.finish(self.record(examples.to_vec(), reference.to_vec(), batch_size, &update).submit()).await
+    }
+
+    /// Records a step on the mean loss of `examples`; nothing runs. May be done while the step before it runs, unless something else is recorded in between.
+    pub fn record<'e>(
+        &self,
+        examples: Vec<&'e Example>,
+        reference: Vec<Reference>,
+        batch_size: usize,
+        update: &Update,
+    ) -> Recorded<'g, 'e> {
+        let mut recordings = vec![self.clear_gradients()];
+        let mut pending = Vec::new();
+        for (rec, p) in self.accumulate(&examples, &reference, batch_size) {
+            recordings.push(rec);
+            pending.push(p);
+        }
+        let scale = 1.0 / self.divisor(&examples).max(1) as f64;
+        let norm = self.gpu.lasting(Role::Batch, 1);
+        let optimiser = update.optimiser;
+        let adam = AdamW {
+            learning_rate: update.learning_rate,
             beta1: optimiser.adam_beta1,
             beta2: optimiser.adam_beta2,
             eps: optimiser.adam_epsilon,
             weight_decay: optimiser.weight_decay,
             max_norm: optimiser.max_grad_norm,
-            step: number as u32,
+            step: update.number as u32,
             scale,
             seed: self.seed,
         };
@@ -198,11 +253,20 @@ impl Trainer<'_> {
         rec.scope("");
         let pages = &self.decoder.arena.pages;
         global_norm(&mut rec, &gradients(pages), scale as f32, &norm);
-        pages.iter().for_each(|page| adamw(&mut rec, &update, page, &norm));
-        rec.submit();
-        let step = self.finish(pending, &norm, reference).await?;
+        pages.iter().for_each(|page| adamw(&mut rec, &adam, page, &norm));
+        recordings.push(rec);
+        Recorded { recordings, running: Running { pending, norm, examples, reference, number: update.number } }
+    }
+
+    /// Waits for a step.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] naming step, rows and tensor: the parameters are then as before the step. [`Error::Gpu`].
+    pub async fn finish(&self, running: Running<'_>) -> Result<Step> {
+        let Running { pending, norm, examples, reference, number } = running;
+        let step = self.read(pending, &norm, &reference).await?;
         if !step.grad_norm.is_finite() || !step.outcome.loss_sum.is_finite() {
-            let place = format!("step {number}, rows {}", row_numbers(examples));
+            let place = format!("step {number}, rows {}", row_numbers(&examples));
             return Err(self.not_finite(place, &step).await?);
         }
         Ok(step)
@@ -213,14 +277,18 @@ impl Trainer<'_> {
     /// # Errors
     /// [`Error::NotFinite`] naming rows and tensor; [`Error::Gpu`].
     pub async fn gradients(&self, examples: &[&Example], reference: &[Reference], batch_size: usize) -> Result<Step> {
-        self.clear_gradients();
-        let pending = self.accumulate(examples, reference, batch_size);
+        self.clear_gradients().submit();
+        let mut pending = Vec::new();
+        for (rec, p) in self.accumulate(examples, reference, batch_size) {
+            rec.submit();
+            pending.push(p);
+        }
         let norm = self.gpu.slot(1);
         let scale = 1.0 / self.divisor(examples).max(1) as f64;
         let mut rec = self.gpu.record();
         global_norm(&mut rec, &gradients(&self.decoder.arena.pages), scale as f32, &norm);
         rec.submit();
-        let step = self.finish(pending, &norm, reference).await?;
+        let step = self.read(pending, &norm, reference).await?;
         if !step.grad_norm.is_finite() || !step.outcome.loss_sum.is_finite() {
             return Err(self.not_finite(format!("rows {}", row_numbers(examples)), &step).await?);
         }
