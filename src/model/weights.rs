@@ -110,7 +110,7 @@ pub struct Trained {
 pub struct Array {
     /// `param`, `m`, `v` or `absmax`.
     pub role: &'static str,
-    /// As a checkpoint's header has it. Elements that end inside a word are followed by zeros.
+    /// As a checkpoint's header has it. Whole words: codes may be followed by such as stand for zero.
     pub dtype: Dtype,
     /// By parts of the tensor, in order; for the host alone, since they begin anywhere.
     pub slots: Vec<Slot>,
@@ -142,7 +142,8 @@ impl Training {
     pub const NONE: Self = Self { optim: None, param_dtype: ParamDtype::F32, decay_all: false };
 }
 
-/// How trained matrices are held (`--param-dtype`). Vectors (norm weights, biases) are few, and always f32.
+/// How trained matrices are held (`--param-dtype`). Vectors (norm weights, biases) are few, and always f32;
+/// so are matrices of an odd width, whose rows fit no words of bf16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ParamDtype {
