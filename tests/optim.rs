@@ -6,6 +6,7 @@ mod program;
 use std::path::Path;
 use std::sync::LazyLock;
 
+use jointwise::gpu::MatmulPrecision;
 use jointwise::gpu::{DeviceChoice, Gpu, Slot};
 use jointwise::kernels::adamw::{AdamW, Page, adamw};
 use jointwise::kernels::moments::{BLOCK, Moments, maps};
@@ -97,14 +98,17 @@ fn steps_are_those_of_bitsandbytes() {
         let page = one(&values("g", step));
         let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
         let want = wide(&values("p", step));
-        let error = excess(&wide(&floats(&read(&page.params))), &want, 4);
+        let error = excess(&wide(&floats(&read(&page.params))), &want, tolerance(MatmulPrecision::Highest, 4));
         assert!(error <= 1.0, "step {step}: parameters: {error} × the tolerance");
         let Moments::EightBits { m, v, absmax, .. } = &page.moments else { panic!("moments in eight bits") };
         let got = floats(&read(absmax));
         for (i, (name, slot, map)) in [("m", m, &*DYNAMIC), ("v", v, &*DYNAMIC_UNSIGNED)].into_iter().enumerate() {
             let scales = values(&format!("{name}_absmax"), step);
             let ours: Vec<f64> = got.chunks(2).map(|s| f64::from(s[i])).collect();
-            assert!(excess(&ours, &wide(&scales), 1) <= 1.0, "step {step}: scales of {name}");
+            assert!(
+                excess(&ours, &wide(&scales), tolerance(MatmulPrecision::Highest, 1)) <= 1.0,
+                "step {step}: scales of {name}"
+            );
             let (ours, want) = (bytes(slot, n), &theirs[&format!("{name}{step}")].bytes);
             // Of a block without a scale all codes stand for zero.
             for k in (0..n).filter(|&k| ours[k] != want[k] && scales[k / BLOCK] > 0.0) {
@@ -124,7 +128,10 @@ fn steps_are_those_of_bitsandbytes() {
                 let terms = [[beta1 * old, (1.0 - beta1) * g], [beta2 * old, (1.0 - beta2) * g * g]][i];
                 let middle = f64::from(map[usize::from(low)] + map[usize::from(high)]) / 2.0;
                 let away = (terms[0] + terms[1] - middle * f64::from(scales[k / BLOCK])).abs();
-                assert!(away <= tolerance(4) * (terms[0].abs() + terms[1].abs()), "step {step}: {name} of {k}: {away}");
+                assert!(
+                    away <= tolerance(MatmulPrecision::Highest, 4) * (terms[0].abs() + terms[1].abs()),
+                    "step {step}: {name} of {k}: {away}"
+                );
             }
             // The comparison can fail: another gradient has other codes.
             let other = one(&values("g", step % steps + 1));

@@ -27,6 +27,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             "workgroup_bytes": caps.workgroup_bytes,
             "subgroup": caps.subgroup,
             "f16": caps.f16,
+            "cooperative": caps.cooperative,
             "timestamps": caps.timestamps,
             "memory_bytes": caps.memory_bytes,
         });
@@ -47,6 +48,9 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     let subgroups = caps.subgroup.map_or("none".into(), |(least, most)| format!("{least} to {most} invocations"));
     let yes = |has| if has { "yes" } else { "no" };
     say!("  subgroups            {subgroups}")?;
+    let cooperative =
+        caps.cooperative.map_or("no".into(), |edge| format!("{edge}×{edge}, f16 to f32 (--matmul-precision)"));
+    say!("  cooperative matrices {cooperative}")?;
     say!("  f16, timestamps      {}, {}", yes(caps.f16), yes(caps.timestamps))?;
     say!("\nself-test: error as a part of the tolerance")?;
     for (name, error) in &results {

@@ -15,7 +15,7 @@ use crate::data::rows::{FieldMap, Purpose, read_rows};
 use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
-use crate::gpu::{DeviceChoice, Gpu, Variant};
+use crate::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
 use crate::kernels::with_checked_variants;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::decoder::Decoder;
@@ -156,11 +156,14 @@ pub fn cache_folder() -> PathBuf {
     home.unwrap_or_else(std::env::temp_dir).join("jointwise")
 }
 
-/// Opens the device, with the variants that the flags allow.
+/// Opens the device, with the variants and the precision that the flags ask for.
 pub fn open_unchecked(args: &DeviceArgs) -> Result<Gpu> {
     let variants = args.variant.as_deref().map(Variant::parse_list).transpose()?;
     let choice = args.device.as_deref().map_or(DeviceChoice::Best, DeviceChoice::parse);
-    let mut gpu = pollster::block_on(Gpu::open(&choice))?;
+    let mut gpu = match &args.matmul_precision {
+        Some(name) => pollster::block_on(Gpu::open_for(&choice, MatmulPrecision::parse(name)?))?,
+        None => pollster::block_on(Gpu::open(&choice))?,
+    };
     gpu.keep_pipelines(&cache_folder().join("pipelines"));
     let shown = Mutex::new(ProgressBar::hidden());
     gpu.on_compile(Some(Box::new(move |done, total| {

@@ -203,7 +203,8 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let text = serde_json::to_string(&settings).map_err(|e| Error::file("settings", e))?;
     let model_hash = model_hash(&model, adapter.as_ref())?;
     let rows = [data.content_hash(), eval.as_ref().map_or(String::new(), Dataset::content_hash)];
-    let parts = [&text, &rows[0], &rows[1], &model_hash, &reference];
+    let precision = args.model.device.matmul_precision.clone().unwrap_or_default();
+    let parts = [&text, &rows[0], &rows[1], &model_hash, &reference, &precision];
     let fingerprint = hash(parts.map(String::as_bytes));
     Ok(Prepared { settings, model, adapter, data, eval, fingerprint })
 }
@@ -311,8 +312,8 @@ fn references(
         let (choice_text, objective) = (format!("{choice:?}"), format!("{:?}", preference.objective));
         // Values that are rounded on loading score otherwise.
         let params = p.settings.param_dtype.name().to_string();
-        let parts =
-            [own, params, of_other.clone(), data.content_hash(), choice_text, objective, gpu.caps().name.clone()];
+        let (device, precision) = (gpu.caps().name.clone(), gpu.caps().matmul_precision.name().to_string());
+        let parts = [own, params, of_other.clone(), data.content_hash(), choice_text, objective, device, precision];
         let key = hash(parts.iter().map(String::as_bytes));
         cache.get(&key, data.examples.len(), || {
             reference_scores(gpu, decoder, data, &choice, preference, None, max_tokens, p.model.base)

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::memory::Home;
+use super::precision::MatmulPrecision;
 use super::tuning::Tuning;
 use super::variant::Variant;
 use crate::error::{Error, Result};
@@ -34,6 +35,10 @@ pub struct Caps {
     pub subgroup: Option<(u32, u32)>,
     /// f16 in shaders.
     pub f16: bool,
+    /// Edge of its cooperative matrices with f16 operands and f32 sums: 8 or 16; none where subgroups differ in size.
+    pub cooperative: Option<u32>,
+    /// How products are computed: other than f32 only where there are cooperative matrices.
+    pub matmul_precision: MatmulPrecision,
     /// Timestamps around passes.
     pub timestamps: bool,
     /// The largest heap that is local to the device, where its driver says (Vulkan). A CPU's driver makes one up, so it is left out.
@@ -56,6 +61,8 @@ impl Caps {
             workgroup_bytes: 16 << 10,
             subgroup: None,
             f16: false,
+            cooperative: None,
+            matmul_precision: MatmulPrecision::Highest,
             timestamps: false,
             memory_bytes: None,
         }
@@ -78,6 +85,8 @@ impl Caps {
                 .contains(wgpu::Features::SUBGROUP)
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
             f16: features.contains(wgpu::Features::SHADER_F16),
+            cooperative: cooperative(adapter),
+            matmul_precision: MatmulPrecision::Highest,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             memory_bytes: memory_bytes(adapter).filter(|_| info.device_type != wgpu::DeviceType::Cpu),
             name: info.name,
@@ -94,6 +103,30 @@ impl Caps {
         self.subgroup.is_some_and(|(least, _)| least >= 8)
     }
 }
+
+/// The larger edge, where the rest that matmul_coop.wgsl needs is there: f16, its workgroup memory, and subgroups of one size, since a
+/// workgroup is four of them and wgpu cannot ask for a size.
+fn cooperative(adapter: &wgpu::Adapter) -> Option<u32> {
+    let info = adapter.get_info();
+    let needed = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | COOPERATIVE;
+    let too_little = adapter.limits().max_compute_workgroup_storage_size < COOPERATIVE_WORKGROUP_BYTES;
+    if !adapter.features().contains(needed) || info.subgroup_min_size != info.subgroup_max_size || too_little {
+        return None;
+    }
+    let all = adapter.cooperative_matrix_properties();
+    let fits = |edge: &u32| {
+        all.iter().any(|p| {
+            (p.m_size, p.n_size, p.k_size) == (*edge, *edge, *edge)
+                && p.ab_type == wgpu::CooperativeScalarType::F16
+                && p.cr_type == wgpu::CooperativeScalarType::F32
+        })
+    };
+    [16, 8].into_iter().find(fits)
+}
+
+const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+/// Tiles of the split form, scales, and a fragment of 16×16 for each of four subgroups: 24,832 bytes, rounded up.
+const COOPERATIVE_WORKGROUP_BYTES: u32 = 32 << 10;
 
 /// WebGPU does not say how much memory a device has; Vulkan does.
 #[cfg(any(target_os = "linux", target_os = "windows", target_os = "android"))]
@@ -221,12 +254,22 @@ const NO_DEVICE: &str = "no GPU found: no Vulkan, Metal, DX12 or WebGPU device a
      without a GPU, the software one works: apt install mesa-vulkan-drivers libvulkan1";
 
 impl Gpu {
+    /// Opens a device, for products as JOINTWISE_MATMUL_PRECISION says, or of the highest precision.
+    ///
+    /// # Errors
+    /// As [`Self::open_for`].
+    pub async fn open(choice: &DeviceChoice) -> Result<Self> {
+        let precision = std::env::var("JOINTWISE_MATMUL_PRECISION")
+            .map_or(Ok(MatmulPrecision::Highest), |name| MatmulPrecision::parse(&name))?;
+        Self::open_for(choice, precision).await
+    }
+
     /// Opens a device.
     ///
     /// # Errors
     /// [`Error::Device`]: there is none (says what to install), or none that matches (lists them). [`Error::Flag`]: JOINTWISE_VARIANT
-    /// names no variant.
-    pub async fn open(choice: &DeviceChoice) -> Result<Self> {
+    /// names no variant; the precision needs cooperative matrices, and the device has none.
+    pub async fn open_for(choice: &DeviceChoice, precision: MatmulPrecision) -> Result<Self> {
         let all = adapters().await;
         let names = || {
             let lines = all.iter().enumerate().map(|(i, a)| format!("{i}: {}", a.get_info().name));
@@ -253,14 +296,26 @@ impl Gpu {
         if let Ok(names) = std::env::var("JOINTWISE_VARIANT") {
             caps.variants = Variant::parse_list(&names)?;
         }
-        let wanted = wgpu::Features::TIMESTAMP_QUERY
+        caps.matmul_precision = precision;
+        let mut wanted = wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::SHADER_F16
             | wgpu::Features::SUBGROUP
             | wgpu::Features::PIPELINE_CACHE;
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if precision != MatmulPrecision::Highest {
+            if caps.cooperative.is_none() {
+                let reason = format!("{}: {} has no cooperative matrices; choose highest", precision.name(), caps.name);
+                return Err(Error::flag("matmul-precision", reason));
+            }
+            wanted |= COOPERATIVE;
+            // SAFETY: what is experimental is the implementation; matmul_coop.wgsl keeps to its rules, and is checked before it is used.
+            experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("jointwise"),
             required_features: adapter.features() & wanted,
             required_limits: adapter.limits(),
+            experimental_features,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         };

@@ -5,6 +5,7 @@
 mod device;
 mod memory;
 mod pipelines;
+mod precision;
 mod profile;
 mod record;
 mod shader;
@@ -15,6 +16,7 @@ mod variant;
 pub use device::{Caps, DeviceChoice, DeviceSummary, Gpu, list_devices};
 pub use memory::{Ledger, Role, Slot};
 pub use pipelines::OnCompile;
+pub use precision::MatmulPrecision;
 pub use profile::Profile;
 pub use record::{Recording, grid_1d};
 pub use shader::{SHADERS, Shader, link};

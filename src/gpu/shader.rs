@@ -28,13 +28,17 @@ shaders![
     "layernorm",
     "logprob",
     "matmul",
+    "matmul_coop",
     "matmul_cpu",
     "matmul_lanes",
+    "matmul_largest",
     "matmul_tiles",
     "objective",
     "rmsnorm",
     "rope",
     "sample",
+    "shared/fragment16",
+    "shared/fragment8",
     "shared/grid",
     "shared/head_quads",
     "shared/head_values",
@@ -62,12 +66,18 @@ pub struct Shader {
     pub constants: Vec<(&'static str, f64)>,
     /// Modules replaced: (imported, taken instead).
     pub substitutions: Vec<(&'static str, &'static str)>,
+    /// Extensions of WGSL that the device must have: `enable` lines, which a shader's file has none of.
+    pub enables: &'static [&'static str],
 }
 
 impl Shader {
-    /// With no constants and no substitutions.
+    /// With no constants, no substitutions and no extensions.
     pub fn new(module: &'static str, entry: &'static str) -> Self {
-        Self { module, entry, constants: Vec::new(), substitutions: Vec::new() }
+        Self { module, entry, constants: Vec::new(), substitutions: Vec::new(), enables: &[] }
+    }
+    /// Asks for extensions.
+    pub fn enable(self, enables: &'static [&'static str]) -> Self {
+        Self { enables, ..self }
     }
     /// Sets an `override`.
     pub fn with(mut self, name: &'static str, value: f64) -> Self {
@@ -83,7 +93,7 @@ impl Shader {
     pub fn key(&self) -> String {
         format!("{}/{} {:?} {:?}", self.module, self.entry, self.constants, self.substitutions)
     }
-    /// The linked WGSL, constants baked.
+    /// The linked WGSL, constants baked, after the `enable` lines.
     ///
     /// # Errors
     /// [`Error::File`] naming the module: an import that does not exist, or lacks a name that is imported; a constant that is no
@@ -94,7 +104,8 @@ impl Shader {
             source = bake(&source, name, *value)
                 .ok_or_else(|| Error::file(format!("shaders/{}.wgsl", self.module), format!("no `override {name}`")))?;
         }
-        Ok(source)
+        let enables = self.enables.iter().map(|name| format!("enable {name};\n"));
+        Ok(enables.chain([source]).collect())
     }
 }
 

@@ -1,6 +1,6 @@
 //! A kernel on concrete shapes: inputs, f64 twin, launch, cost.
 
-use crate::gpu::{Gpu, Recording, Slot};
+use crate::gpu::{Gpu, MatmulPrecision, Recording, Slot};
 use crate::rng::Rng;
 
 /// An input of a case, as the host holds it.
@@ -105,14 +105,28 @@ pub trait Case {
     }
     /// Records forward, and backward where there is one (`d_y` is then as long as [`Case::differentiable`]).
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs;
-    /// Longest sum, in terms: sets the tolerance.
+    /// Longest sum, in terms.
     fn reduction(&self) -> usize;
+    /// Of its products.
+    fn precision(&self) -> MatmulPrecision {
+        MatmulPrecision::Highest
+    }
+    /// From the table.
+    fn tolerance(&self) -> f64 {
+        tolerance(self.precision(), self.reduction())
+    }
     /// Work.
     fn cost(&self) -> Cost;
 }
 
-/// Largest error allowed on an element, relative to the largest magnitude of its tensor: f32 rounding over a sum of `reduction`
-/// terms, whose errors grow with its square root. One table for all kernels.
-pub fn tolerance(reduction: usize) -> f64 {
-    f64::from(f32::EPSILON) * (8.0 + 2.0 * (reduction as f64).sqrt())
+/// Largest error allowed on an element, relative to the largest magnitude of its tensor. One table for all kernels.
+///
+/// f32 rounds after each term of a sum of `reduction` terms: the errors grow with its square root. [`MatmulPrecision::Medium`] also rounds
+/// both operands of a term to f16, by half of its epsilon each at most: errors of terms that add up as the terms themselves do.
+pub fn tolerance(precision: MatmulPrecision, reduction: usize) -> f64 {
+    let f32s = f64::from(f32::EPSILON) * (8.0 + 2.0 * (reduction as f64).sqrt());
+    match precision {
+        MatmulPrecision::Highest | MatmulPrecision::High => f32s,
+        MatmulPrecision::Medium => f32s + half::f16::EPSILON.to_f64(),
+    }
 }

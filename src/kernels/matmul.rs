@@ -1,15 +1,18 @@
 //! C = alpha·A·B (+ C) in the three orientations of a linear layer; weights in any [`Storage`].
 //!
-//! Four ways to compute it, each in a file of its own: the baseline, for any shape (`matmul.wgsl`); tiles of quads, for GPUs
-//! (`matmul_tiles.wgsl`); for CPU adapters without and with subgroups (`matmul_cpu.wgsl`, `matmul_lanes.wgsl`). A product is launched in the
-//! fastest that the device has and its alignment allows.
+//! Five ways to compute it, each in a file of its own: the baseline, for any shape (`matmul.wgsl`); tiles of quads, for GPUs
+//! (`matmul_tiles.wgsl`); for CPU adapters without and with subgroups (`matmul_cpu.wgsl`, `matmul_lanes.wgsl`); cooperative matrices, where a
+//! precision below the highest asks for them (`matmul_coop.wgsl`). A product is launched in the fastest that the device has and its alignment
+//! allows.
 
 mod cases;
+mod coop;
 mod cpu;
 mod lanes;
 mod tiles;
 
 use cases::{LinearCase, ProductCase};
+use coop::Coop;
 use cpu::Cpu;
 use tiles::Tiles;
 
@@ -17,7 +20,7 @@ use super::shapes::ModelShape;
 use super::storage::Storage;
 use super::tune::Tunable;
 use super::{Case, Kernel};
-use crate::gpu::{Caps, Recording, Shader, Slot, Variant};
+use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Slot, Variant};
 
 /// A matrix inside a slot: `start` and `stride` in elements, as stored.
 #[derive(Debug, Clone, Copy)]
@@ -139,12 +142,24 @@ fn baseline(orientation: Orientation, storage: Storage) -> Shader {
 
 /// C = alpha·A·B (+ C). Nothing happens when M, N or K is 0 (C is not cleared).
 pub fn matmul(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
-    launch(rec, p, a, b, c, &rec.gpu().caps().variants);
+    let caps = rec.gpu().caps();
+    launch(rec, p, a, b, c, &caps.variants, caps.matmul_precision);
 }
 
-fn launch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix, allowed: &[Variant]) {
+fn launch(
+    rec: &mut Recording,
+    p: &Product,
+    a: Matrix,
+    b: Matrix,
+    c: Matrix,
+    allowed: &[Variant],
+    precision: MatmulPrecision,
+) {
     if p.m * p.n * p.k == 0 {
         return;
+    }
+    if let Some(coop) = Coop::of(p, [a, b], rec.gpu().caps(), precision) {
+        return coop.launch(rec, p, a, b, c);
     }
     match choose(rec.gpu().caps(), p, [a, b, c], allowed) {
         Way::Lanes => lanes::launch(rec, p, a, b, c),
@@ -209,11 +224,11 @@ pub(super) fn tunable(model: &ModelShape, t: usize, caps: &Caps) -> Vec<Tunable>
         cases.sort_by_key(|c| c.0 != guess);
         Tunable { class: case.product().class(), cases }
     };
-    linears(model, t, &caps.variants).into_iter().map(tunable).collect()
+    linears(model, t, &caps.variants, MatmulPrecision::Highest).into_iter().map(tunable).collect()
 }
 
 /// The products of a layer's linear modules, in every storage.
-fn linears(model: &ModelShape, t: usize, allowed: &[Variant]) -> Vec<ProductCase> {
+fn linears(model: &ModelShape, t: usize, allowed: &[Variant], precision: MatmulPrecision) -> Vec<ProductCase> {
     let (q, kv) = (model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim);
     let mut linears =
         vec![(q, model.d_model), (kv, model.d_model), (model.d_ff, model.d_model), (model.d_model, model.d_ff)];
@@ -221,7 +236,7 @@ fn linears(model: &ModelShape, t: usize, allowed: &[Variant]) -> Vec<ProductCase
     let mut all = Vec::new();
     for (n_out, n_in) in linears {
         let mut push = |orientation, storage| {
-            all.push(ProductCase { orientation, storage, t, n_out, n_in, allowed: allowed.to_vec() });
+            all.push(ProductCase { orientation, storage, t, n_out, n_in, allowed: allowed.to_vec(), precision });
         };
         for storage in Storage::ALL.into_iter().filter(|s| n_in.is_multiple_of(s.columns())) {
             push(Orientation::Forward, storage);
@@ -232,10 +247,11 @@ fn linears(model: &ModelShape, t: usize, allowed: &[Variant]) -> Vec<ProductCase
     all
 }
 
-/// C (M, N) = A (M, K) · B (K, N) in f32, for its time.
+/// C (M, N) = A (M, K) · B (K, N), for its time.
 pub fn product(m: usize, n: usize, k: usize, caps: &Caps) -> Box<dyn Case> {
-    let (orientation, storage, allowed) = (Orientation::BackwardX, Storage::F32, caps.variants.clone());
-    Box::new(ProductCase { orientation, storage, t: m, n_out: k, n_in: n, allowed })
+    let (orientation, storage) = (Orientation::BackwardX, Storage::F32);
+    let (allowed, precision) = (caps.variants.clone(), caps.matmul_precision);
+    Box::new(ProductCase { orientation, storage, t: m, n_out: k, n_in: n, allowed, precision })
 }
 
 /// The family.
@@ -252,7 +268,7 @@ impl Kernel for Matmul {
         "matmul"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["matmul", "matmul_cpu", "matmul_lanes", "matmul_tiles"]
+        &["matmul", "matmul_coop", "matmul_cpu", "matmul_lanes", "matmul_largest", "matmul_tiles"]
     }
     fn variants(&self) -> Vec<Shader> {
         let mut all = Vec::new();
@@ -260,6 +276,7 @@ impl Kernel for Matmul {
             for &o in orientations(storage) {
                 all.push(baseline(o, storage));
                 all.extend(Tiles::ALL.map(|t| t.shader(o, storage)));
+                all.extend(Coop::shaders(o, storage));
             }
             all.extend(cpu::shaders(storage));
         }
@@ -267,7 +284,7 @@ impl Kernel for Matmul {
         all
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
-        vec![("MatmulParams", size_of::<MatmulParams>())]
+        vec![("MatmulParams", size_of::<MatmulParams>()), ("LargestParams", size_of::<coop::LargestParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
         let shapes: [(usize, usize, usize); 17] = [
@@ -298,8 +315,8 @@ impl Kernel for Matmul {
                     let fits = !storage.is_quantised() || n_in.is_multiple_of(storage.columns());
                     // Elsewhere the baseline serves, and is tested.
                     if fits && (variant.is_none() || n_in % 4 == 0) {
-                        let allowed = variant.into_iter().collect();
-                        all.push(Box::new(LinearCase { t, n_out, n_in, storage, allowed }));
+                        let (allowed, precision) = (variant.into_iter().collect(), MatmulPrecision::Highest);
+                        all.push(Box::new(LinearCase { t, n_out, n_in, storage, allowed, precision }));
                     }
                 }
             }
@@ -307,7 +324,8 @@ impl Kernel for Matmul {
         all
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
-        linears(model, t, &caps.variants).into_iter().map(|c| Box::new(c) as Box<dyn Case>).collect()
+        let cases = linears(model, t, &caps.variants, caps.matmul_precision);
+        cases.into_iter().map(|c| Box::new(c) as Box<dyn Case>).collect()
     }
     fn variant_cases(&self, variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
         // Beside lanes, what remains for the other CPU kernels are few columns, and few rows of a forward product.
@@ -324,8 +342,23 @@ impl Kernel for Matmul {
             (33, 12, 128, Storage::Nf4),
         ];
         let case = |(t, n_out, n_in, storage)| -> Box<dyn Case> {
-            Box::new(LinearCase { t, n_out, n_in, storage, allowed: allowed.clone() })
+            let (allowed, precision) = (allowed.clone(), MatmulPrecision::Highest);
+            Box::new(LinearCase { t, n_out, n_in, storage, allowed, precision })
         };
         shapes.map(case).into()
+    }
+    fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
+        // Both sides of fragments, slices, blocks of a subgroup, and tiles; all three products are on cooperative matrices.
+        let shapes =
+            [(1, 32, 32), (3, 36, 44), (8, 64, 64), (33, 68, 128), (37, 132, 140), (64, 32, 320), (129, 124, 64)];
+        let mut all: Vec<Box<dyn Case>> = Vec::new();
+        for (t, n_out, n_in) in shapes {
+            for storage in Storage::ALL {
+                if n_in % storage.columns() == 0 {
+                    all.push(Box::new(LinearCase { t, n_out, n_in, storage, allowed: Vec::new(), precision }));
+                }
+            }
+        }
+        all
     }
 }

@@ -27,8 +27,8 @@ pub mod tune;
 
 pub use case::{Case, Cost, Host, Outputs, tolerance};
 
-use crate::error::Result;
-use crate::gpu::{Caps, Gpu, Shader, Variant};
+use crate::error::{Error, Result};
+use crate::gpu::{Caps, Gpu, MatmulPrecision, Shader, Variant};
 use crate::rng::Rng;
 use shapes::ModelShape;
 
@@ -50,6 +50,11 @@ pub trait Kernel: Sync {
     /// family lacks it.
     fn variant_cases(&self, variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
         let _ = (variant, caps);
+        Vec::new()
+    }
+    /// The same for a precision of products below the highest, on a device that has cooperative matrices.
+    fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
+        let _ = precision;
         Vec::new()
     }
 }
@@ -100,7 +105,7 @@ pub async fn verify(gpu: &Gpu, case: &dyn Case, rng: &mut Rng) -> Result<f64> {
             if same { 0.0 } else { f64::INFINITY }
         } else {
             let got = gpu.read::<f32>(&[slot]).await?.concat();
-            excess(&got.iter().map(|&g| f64::from(g)).collect::<Vec<_>>(), want, case.reduction())
+            excess(&got.iter().map(|&g| f64::from(g)).collect::<Vec<_>>(), want, case.tolerance())
         });
     }
     Ok(worst)
@@ -126,7 +131,7 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
 /// A device whose variants were checked once, with small random cases: one that fails is switched off. Also says which were.
 ///
 /// # Errors
-/// [`crate::Error::Gpu`].
+/// [`crate::Error::Gpu`]: also where products of the precision that was asked for are wrong.
 pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
     let mut rng = Rng::new(0, 1);
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
@@ -137,15 +142,26 @@ pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
         }
         if worst > 1.0 { &mut wrong } else { &mut right }.push(variant);
     }
+    let precision = gpu.caps().matmul_precision;
+    if precision != MatmulPrecision::Highest {
+        for case in REGISTRY.iter().flat_map(|k| k.precision_cases(precision)) {
+            if verify(&gpu, case.as_ref(), &mut rng).await? > 1.0 {
+                let (name, device) = (precision.name(), &gpu.caps().name);
+                return Err(Error::Gpu(format!(
+                    "--matmul-precision {name}: {device} computes wrongly; choose highest"
+                )));
+            }
+        }
+    }
     Ok((gpu.with_variants(right), wrong))
 }
 
 /// The largest error of `got`, as a multiple of what the tolerance allows; infinite where a value is no number.
-pub fn excess(got: &[f64], want: &[f64], reduction: usize) -> f64 {
+pub fn excess(got: &[f64], want: &[f64], tolerance: f64) -> f64 {
     let scale = want.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
     let worst = got.iter().zip(want).fold(0.0, |m: f64, (g, w)| {
         let e = (g - w).abs();
         if e.is_nan() { f64::INFINITY } else { m.max(e) }
     });
-    worst / scale / tolerance(reduction)
+    worst / scale / tolerance
 }

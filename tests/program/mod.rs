@@ -93,9 +93,10 @@ impl Sandbox {
         to
     }
 
-    /// The program with its caches in this folder.
+    /// The program, or the one that `JOINTWISE_BIN` names, with its caches in this folder.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jointwise"));
+        let program = std::env::var("JOINTWISE_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_jointwise").into());
+        let mut command = Command::new(program);
         command.args(args).current_dir(self.dir.path()).env("XDG_CACHE_HOME", self.path("cache"));
         command
     }

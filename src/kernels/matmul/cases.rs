@@ -1,7 +1,7 @@
 //! Cases of the products: all three of a linear layer, and one alone.
 
 use super::{Matrix, Orientation, Product, Storage, Way, launch};
-use crate::gpu::{Caps, Gpu, Recording, Slot, Variant};
+use crate::gpu::{Caps, Gpu, MatmulPrecision, Recording, Slot, Variant};
 use crate::kernels::storage::Packed;
 use crate::kernels::{Case, Cost, Host, Outputs};
 use crate::rng::Rng;
@@ -14,6 +14,8 @@ pub(super) struct LinearCase {
     pub storage: Storage,
     /// None: the baseline.
     pub allowed: Vec<Variant>,
+    /// Below the highest, instead of any variant.
+    pub precision: MatmulPrecision,
 }
 
 /// One product alone, for its time.
@@ -25,6 +27,7 @@ pub(super) struct ProductCase {
     pub n_out: usize,
     pub n_in: usize,
     pub allowed: Vec<Variant>,
+    pub precision: MatmulPrecision,
 }
 
 impl ProductCase {
@@ -87,11 +90,15 @@ impl Case for ProductCase {
             Matrix::new(&x[1], b_stride),
             Matrix::new(&y, p.n),
             &self.allowed,
+            self.precision,
         );
         Outputs { y: vec![y], d_x: Vec::new() }
     }
     fn reduction(&self) -> usize {
         self.product().k
+    }
+    fn precision(&self) -> MatmulPrecision {
+        self.precision
     }
     fn cost(&self) -> Cost {
         let p = self.product();
@@ -120,7 +127,10 @@ impl LinearCase {
 
 impl Case for LinearCase {
     fn label(&self) -> String {
-        let variant = self.allowed.first().map_or("baseline", |v| v.name());
+        let variant = match self.precision {
+            MatmulPrecision::Highest => self.allowed.first().map_or("baseline", |v| v.name()),
+            below => below.name(),
+        };
         format!("T={} out={} in={} {:?} {variant}", self.t, self.n_out, self.n_in, self.storage)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
@@ -159,19 +169,39 @@ impl Case for LinearCase {
         vec![self.t * (self.n_out + COLUMN)]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
-        let (gpu, width, allowed) = (rec.gpu(), self.n_out + COLUMN, self.allowed.as_slice());
+        let (gpu, width) = (rec.gpu(), self.n_out + COLUMN);
+        let (allowed, precision) = (self.allowed.as_slice(), self.precision);
         let (y, d_x, d_w) = (gpu.slot(self.t * width), gpu.slot(x[0].len()), gpu.slot(self.n_out * self.n_in));
         [&y, &d_x, &d_w].iter().for_each(|s| rec.clear(s));
         let (input, weight) = (Matrix::new(&x[0], self.n_in), Matrix::new(&x[1], self.n_in));
         let out = Matrix::new(&y, width).columns_from(COLUMN);
         let d_out = Matrix::new(&d_y[0], width).columns_from(COLUMN);
-        launch(rec, &self.product(Orientation::Forward), input, weight, out, allowed);
-        launch(rec, &self.product(Orientation::BackwardX), d_out, weight, Matrix::new(&d_x, self.n_in), allowed);
-        launch(rec, &self.product(Orientation::BackwardW), d_out, input, Matrix::new(&d_w, self.n_in), allowed);
+        launch(rec, &self.product(Orientation::Forward), input, weight, out, allowed, precision);
+        launch(
+            rec,
+            &self.product(Orientation::BackwardX),
+            d_out,
+            weight,
+            Matrix::new(&d_x, self.n_in),
+            allowed,
+            precision,
+        );
+        launch(
+            rec,
+            &self.product(Orientation::BackwardW),
+            d_out,
+            input,
+            Matrix::new(&d_w, self.n_in),
+            allowed,
+            precision,
+        );
         Outputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w)] }
     }
     fn reduction(&self) -> usize {
         self.n_in.max(self.n_out).max(self.t)
+    }
+    fn precision(&self) -> MatmulPrecision {
+        self.precision
     }
     fn cost(&self) -> Cost {
         let weight = 4 * self.storage.words(self.n_out, self.n_in);

@@ -1,7 +1,7 @@
 //! `matmul_cpu.wgsl`: its entry points, and what is copied into another order before them.
 
 use super::{Matrix, Orientation, Product, Storage, params};
-use crate::gpu::{Recording, Shader, Slot, Variant};
+use crate::gpu::{MatmulPrecision, Recording, Shader, Slot, Variant};
 
 /// Entry points of `matmul_cpu` that are products.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -78,7 +78,7 @@ pub(super) fn launch(rec: &mut Recording, cpu: Cpu, p: &Product, a: Matrix, b: M
     let b_transposed = cpu == Cpu::Dots;
     if p.m >= UNPACK_FROM && (b_transposed || p.storage.is_quantised()) {
         let (p, unpacked, stride) = with_unpacked(rec, p, b);
-        return super::launch(rec, &p, a, Matrix::new(&unpacked, stride), c, &[Variant::Cpu]);
+        return super::launch(rec, &p, a, Matrix::new(&unpacked, stride), c, &[Variant::Cpu], MatmulPrecision::Highest);
     }
     let shader = cpu.shader(p.orientation == Orientation::BackwardW, p.storage, p.accumulate);
     rec.dispatch(&shader, &params(p, a, b, c), &[a.slot, b.slot, c.slot], cpu.grid(p), p.flops());

@@ -1,0 +1,243 @@
+// The products of matmul.wgsl on cooperative matrices (tensor cores): f16 operands, f32 sums. A's and B's starts, strides and stored
+// columns are multiples of four.
+//
+// f16 has 11 bits and a narrow range. Range: A's rows and B are multiplied by powers of two that bring their largest magnitudes to
+// [2¹⁴, 2¹⁵), which is exact, and C is divided by both (matmul_largest.wgsl finds the magnitudes; a row of x has one of its own, so it does
+// not matter what else is in the batch). Precision: where SPLIT, an operand is the sum of two f16, x = high + low, 22 bits of it, and
+//   x·y ≈ high·high + high·low + low·high
+// so that three products give f32's accuracy but for low·low (2⁻²² of the product). Else an operand is rounded to f16 once.
+//
+// Four subgroups compute a tile of C, each a block of FRAGMENTS×FRAGMENTS fragments of EDGE×EDGE. Slices of K pass through workgroup
+// memory as f16, as they are stored; the next slice is loaded while this one is multiplied. Any M, N, K: beyond an edge there are zeros.
+
+import package::shared::weight::{weight_quad};
+import package::shared::fragment8::{EDGE, Left, Right, Sum, begin_slice, end_slice};
+
+override A_TRANSPOSED: bool = false; // A is stored (K, M), and has one scale
+override B_TRANSPOSED: bool = false; // B is stored (N, K)
+override SPLIT: bool = true;
+override LANES: u32 = 128u; // of four subgroups
+override FRAGMENTS: u32 = 2u;
+
+struct MatmulParams {
+    m: u32,
+    n: u32,
+    k: u32,
+    accumulate: u32, // 1: add to C
+    a_start: u32,    // first element, and elements a row, as stored
+    a_stride: u32,
+    b_start: u32,
+    b_stride: u32,
+    c_start: u32,
+    c_stride: u32,
+    alpha: f32,
+    pad: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: MatmulParams;
+@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
+// Binding 2: B.
+@group(0) @binding(3) var<storage, read_write> c: array<f32>;
+@group(0) @binding(4) var<storage, read> largest: array<u32>; // bits of the largest magnitude: of B, of A or of each row of it
+
+const BLOCK = FRAGMENTS * EDGE; // of a subgroup
+const ACROSS = 2u; // subgroups
+const TILE = ACROSS * BLOCK;
+const K_TILE = 2u * EDGE;
+const PAD = 8u; // rows begin at 16 bytes, and at different banks
+
+// Rows and columns of the tiles, as stored.
+const A_ROWS = select(TILE, K_TILE, A_TRANSPOSED);
+const A_COLUMNS = select(K_TILE, TILE, A_TRANSPOSED);
+const B_ROWS = select(K_TILE, TILE, B_TRANSPOSED);
+const B_COLUMNS = select(TILE, K_TILE, B_TRANSPOSED);
+const A_ROW = A_COLUMNS + PAD;
+const B_ROW = B_COLUMNS + PAD;
+const B_BEGIN = A_ROWS * A_ROW;
+const TILES = B_BEGIN + B_ROWS * B_ROW;
+const QUADS = TILE * K_TILE / 4u / LANES; // of a tile, an invocation
+
+var<workgroup> high: array<f16, TILES>; // A's tile, then B's
+var<workgroup> low: array<f16, select(1u, TILES, SPLIT)>;
+var<workgroup> a_scale: array<f32, TILE>;
+var<workgroup> values: array<f32, ACROSS * ACROSS * EDGE * EDGE>; // a fragment of C for each subgroup
+
+// A power of two; its inverse is normal too.
+fn exponent_of_scale(bits: u32) -> u32 {
+    return clamp(268u - (bits >> 23u), 1u, 253u);
+}
+
+fn scale(bits: u32) -> f32 {
+    return bitcast<f32>(exponent_of_scale(bits) << 23u);
+}
+
+fn inverse_scale(bits: u32) -> f32 {
+    return bitcast<f32>((254u - exponent_of_scale(bits)) << 23u);
+}
+
+// Index into `largest`.
+fn largest_of_a(m: u32) -> u32 {
+    return select(1u + min(m, params.m - 1u), 1u, A_TRANSPOSED);
+}
+
+// This invocation's quads of the slice that begins at k0: of A, then of B. Neighbours are neighbours in memory.
+fn load_slice(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 2u * QUADS> {
+    let a_at = select(vec2<u32>(m0, k0), vec2<u32>(k0, m0), A_TRANSPOSED);
+    let a_end = select(vec2<u32>(params.m, params.k), vec2<u32>(params.k, params.m), A_TRANSPOSED);
+    let b_at = select(vec2<u32>(k0, n0), vec2<u32>(n0, k0), B_TRANSPOSED);
+    let b_end = select(vec2<u32>(params.k, params.n), vec2<u32>(params.n, params.k), B_TRANSPOSED);
+    var quads: array<vec4<f32>, 2u * QUADS>;
+    for (var i = 0u; i < QUADS; i++) {
+        let quad = lane + i * LANES;
+        let at_a = a_at + vec2<u32>(quad / (A_COLUMNS / 4u), quad % (A_COLUMNS / 4u) * 4u);
+        quads[i] = vec4<f32>();
+        if all(at_a < a_end) {
+            quads[i] = a[(params.a_start + at_a.x * params.a_stride + at_a.y) / 4u];
+        }
+        let at_b = b_at + vec2<u32>(quad / (B_COLUMNS / 4u), quad % (B_COLUMNS / 4u) * 4u);
+        quads[QUADS + i] = vec4<f32>();
+        if all(at_b < b_end) {
+            quads[QUADS + i] = weight_quad(at_b.x, (params.b_start + at_b.x * params.b_stride + at_b.y) / 4u);
+        }
+    }
+    return quads;
+}
+
+// To f16's 11 bits. In integers, which no compiler reorders, and alike whichever way a device rounds its conversions.
+fn rounded(v: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>((bitcast<vec4<u32>>(v) + vec4<u32>(0x1000u)) & vec4<u32>(0xffffe000u));
+}
+
+fn store_quad(at: u32, quad: vec4<f32>) {
+    let near = rounded(quad);
+    let highs = vec4<f16>(near);
+    high[at] = highs.x;
+    high[at + 1u] = highs.y;
+    high[at + 2u] = highs.z;
+    high[at + 3u] = highs.w;
+    if SPLIT {
+        let lows = vec4<f16>(rounded(quad - near));
+        low[at] = lows.x;
+        low[at + 1u] = lows.y;
+        low[at + 2u] = lows.z;
+        low[at + 3u] = lows.w;
+    }
+}
+
+fn store_slice(lane: u32, quads: array<vec4<f32>, 2u * QUADS>, b_scale: f32) {
+    for (var i = 0u; i < QUADS; i++) {
+        let quad = lane + i * LANES;
+        let row = quad / (A_COLUMNS / 4u);
+        let factor = a_scale[select(row, 0u, A_TRANSPOSED)];
+        store_quad(row * A_ROW + quad % (A_COLUMNS / 4u) * 4u, quads[i] * factor);
+        let at_b = quad / (B_COLUMNS / 4u) * B_ROW + quad % (B_COLUMNS / 4u) * 4u;
+        store_quad(B_BEGIN + at_b, quads[QUADS + i] * b_scale);
+    }
+}
+
+// Where a fragment at (m, k) or (k, n) of the tiles begins.
+fn left_at(m: u32, k: u32) -> u32 {
+    return select(m * A_ROW + k, k * A_ROW + m, A_TRANSPOSED);
+}
+
+fn right_at(k: u32, n: u32) -> u32 {
+    return B_BEGIN + select(k * B_ROW + n, n * B_ROW + k, B_TRANSPOSED);
+}
+
+fn left_high(at: u32) -> Left {
+    if A_TRANSPOSED {
+        return coopLoad<Left>(&high[at], A_ROW);
+    }
+    return coopLoadT<Left>(&high[at], A_ROW);
+}
+
+fn left_low(at: u32) -> Left {
+    if A_TRANSPOSED {
+        return coopLoad<Left>(&low[at], A_ROW);
+    }
+    return coopLoadT<Left>(&low[at], A_ROW);
+}
+
+fn right_high(at: u32) -> Right {
+    if B_TRANSPOSED {
+        return coopLoad<Right>(&high[at], B_ROW);
+    }
+    return coopLoadT<Right>(&high[at], B_ROW);
+}
+
+fn right_low(at: u32) -> Right {
+    if B_TRANSPOSED {
+        return coopLoad<Right>(&low[at], B_ROW);
+    }
+    return coopLoadT<Right>(&low[at], B_ROW);
+}
+
+@compute @workgroup_size(LANES)
+fn matmul_coop(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) member: u32,
+) {
+    let m0 = group.y * TILE;
+    let n0 = group.x * TILE;
+    let m_block = subgroup / ACROSS * BLOCK;
+    let n_block = subgroup % ACROSS * BLOCK;
+    for (var i = lane; i < TILE; i += LANES) {
+        a_scale[i] = scale(largest[largest_of_a(m0 + i)]);
+    }
+    let b_scale = scale(largest[0]);
+    var sums: array<Sum, FRAGMENTS * FRAGMENTS>;
+    for (var i = 0u; i < FRAGMENTS * FRAGMENTS; i++) {
+        sums[i] = Sum();
+    }
+    var slice = load_slice(lane, m0, n0, 0u);
+    for (var k0 = 0u; k0 < params.k; k0 += K_TILE) {
+        workgroupBarrier();
+        store_slice(lane, slice, b_scale);
+        workgroupBarrier();
+        slice = load_slice(lane, m0, n0, k0 + K_TILE);
+        var parts: array<Sum, FRAGMENTS * FRAGMENTS>;
+        for (var i = 0u; i < FRAGMENTS * FRAGMENTS; i++) {
+            parts[i] = begin_slice(sums[i]);
+        }
+        for (var k = 0u; k < K_TILE; k += EDGE) {
+            for (var j = 0u; j < FRAGMENTS; j++) {
+                let at_right = right_at(k, n_block + j * EDGE);
+                let right = right_high(at_right);
+                for (var i = 0u; i < FRAGMENTS; i++) {
+                    let at = i * FRAGMENTS + j;
+                    let at_left = left_at(m_block + i * EDGE, k);
+                    let left = left_high(at_left);
+                    if SPLIT {
+                        parts[at] = coopMultiplyAdd(left_low(at_left), right, parts[at]);
+                        parts[at] = coopMultiplyAdd(left, right_low(at_right), parts[at]);
+                    }
+                    parts[at] = coopMultiplyAdd(left, right, parts[at]);
+                }
+            }
+        }
+        for (var i = 0u; i < FRAGMENTS * FRAGMENTS; i++) {
+            sums[i] = end_slice(sums[i], parts[i]);
+        }
+    }
+    let b_inverse = inverse_scale(largest[0]);
+    for (var f = 0u; f < FRAGMENTS * FRAGMENTS; f++) {
+        workgroupBarrier();
+        coopStoreT(sums[f], &values[subgroup * EDGE * EDGE], EDGE);
+        workgroupBarrier();
+        for (var i = member; i < EDGE * EDGE; i += LANES / (ACROSS * ACROSS)) {
+            let m = m0 + m_block + f / FRAGMENTS * EDGE + i / EDGE;
+            let n = n0 + n_block + f % FRAGMENTS * EDGE + i % EDGE;
+            if m < params.m && n < params.n {
+                let at = params.c_start + m * params.c_stride + n;
+                let sum = values[subgroup * EDGE * EDGE + i] * inverse_scale(largest[largest_of_a(m)]) * b_inverse;
+                if params.accumulate == 1u {
+                    c[at] += params.alpha * sum;
+                } else {
+                    c[at] = params.alpha * sum;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,15 @@
+// Fragments of 8×8 for matmul_coop.wgsl (Apple's GPUs, lavapipe). `shared/fragment16` defines the same names.
+
+const EDGE = 8u;
+alias Left = coop_mat8x8<f16, A>;
+alias Right = coop_mat8x8<f16, B>;
+alias Sum = coop_mat8x8<f32, C>;
+
+// These add as f32 does: a slice of K goes straight into the sum.
+fn begin_slice(sum: Sum) -> Sum {
+    return sum;
+}
+
+fn end_slice(sum: Sum, slice: Sum) -> Sum {
+    return slice;
+}

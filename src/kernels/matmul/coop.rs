@@ -1,0 +1,111 @@
+//! `matmul_coop.wgsl`, and `matmul_largest.wgsl` before it.
+
+use super::{Matrix, Orientation, Product, Storage, oriented, params};
+use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Slot, grid_1d};
+
+/// A specialisation for a device and a precision.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Coop {
+    /// Of a fragment: 8 or 16.
+    edge: u32,
+    /// Invocations of a workgroup.
+    lanes: u32,
+    /// Fragments along a side of a subgroup's block.
+    fragments: u32,
+    /// Three products for one.
+    split: bool,
+}
+
+/// Of a workgroup: two by two.
+const SUBGROUPS: u32 = 4;
+/// Rows and columns of a weight from which fragments are filled well enough. The batch's size has no say: a row's bits must not depend
+/// on the others.
+const LEAST: usize = 32;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(super) struct LargestParams {
+    rows: u32,
+    columns: u32,
+    start: u32,
+    stride: u32,
+}
+
+/// The largest magnitude of a matrix, or of each of its rows.
+fn largest(storage: Storage, whole: bool, first: usize) -> Shader {
+    let shader = Shader::new("matmul_largest", "matmul_largest");
+    storage.select(shader.with("WHOLE", f64::from(u8::from(whole))).with("FIRST", first as f64))
+}
+
+impl Coop {
+    /// For a product, if the precision asks for it, and the loads of A and B are aligned.
+    pub fn of(p: &Product, [a, b]: [Matrix; 2], caps: &Caps, precision: MatmulPrecision) -> Option<Self> {
+        let (edge, (subgroup, _)) = (caps.cooperative?, caps.subgroup?);
+        let (stored_columns, weight) = match p.orientation {
+            Orientation::Forward => ([p.k, p.k], [p.n, p.k]),
+            Orientation::BackwardX => ([p.k, p.n], [p.k, p.n]),
+            Orientation::BackwardW => ([p.m, p.n], [p.m, p.n]),
+        };
+        let aligned = a.in_quads() && b.in_quads() && stored_columns.iter().all(|c| c.is_multiple_of(4));
+        let fits = aligned && weight.iter().all(|&n| n >= LEAST);
+        let split = match precision {
+            MatmulPrecision::Highest => return None,
+            MatmulPrecision::High => true,
+            MatmulPrecision::Medium => false,
+        };
+        fits.then_some(Self { edge, lanes: SUBGROUPS * subgroup, fragments: Self::fragments(edge, caps.is_cpu), split })
+    }
+
+    /// Blocks of 32×32; smaller on CPUs, whose compilers take minutes for these.
+    fn fragments(edge: u32, is_cpu: bool) -> u32 {
+        if is_cpu { 2 } else { 32 / edge }
+    }
+
+    /// Of C, along a side.
+    fn tile(self) -> usize {
+        (2 * self.fragments * self.edge) as usize
+    }
+
+    fn shader(self, orientation: Orientation, storage: Storage) -> Shader {
+        let shader = oriented(Shader::new("matmul_coop", "matmul_coop"), orientation)
+            .with("SPLIT", f64::from(u8::from(self.split)))
+            .with("LANES", f64::from(self.lanes))
+            .with("FRAGMENTS", f64::from(self.fragments))
+            .enable(&["f16", "wgpu_cooperative_matrix"]);
+        let shader = if self.edge == 16 { shader.substitute("shared/fragment8", "shared/fragment16") } else { shader };
+        storage.select(shader)
+    }
+
+    /// Every specialisation for lavapipe, and for GPUs with subgroups of 32.
+    pub fn shaders(orientation: Orientation, storage: Storage) -> Vec<Shader> {
+        let mut all = vec![largest(storage, true, 0)];
+        for (edge, subgroup, is_cpu) in [(8, 8, true), (8, 32, false), (16, 32, false)] {
+            let (lanes, fragments) = (SUBGROUPS * subgroup, Self::fragments(edge, is_cpu));
+            all.extend([false, true].map(|split| Self { edge, lanes, fragments, split }.shader(orientation, storage)));
+        }
+        if storage == Storage::F32 {
+            all.push(largest(storage, orientation == Orientation::BackwardW, 1));
+        }
+        all
+    }
+
+    pub fn launch(self, rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
+        // A is stored (K, M) in d_W alone, whose sums run over the batch: one scale for it. Else each row of x or d_y has its own.
+        let a_transposed = p.orientation == Orientation::BackwardW;
+        let (a_rows, a_columns) = if a_transposed { (p.k, p.m) } else { (p.m, p.k) };
+        let (b_rows, b_columns) = if p.orientation == Orientation::Forward { (p.n, p.k) } else { (p.k, p.n) };
+        let magnitudes = rec.gpu().slot(1 + if a_transposed { 1 } else { a_rows });
+        rec.clear(&magnitudes);
+        find_largest(rec, &largest(p.storage, true, 0), b, (b_rows, b_columns), &magnitudes);
+        find_largest(rec, &largest(Storage::F32, a_transposed, 1), a, (a_rows, a_columns), &magnitudes);
+        let grid = [p.n.div_ceil(self.tile()) as u32, p.m.div_ceil(self.tile()) as u32, 1];
+        let slots = [a.slot, b.slot, c.slot, &magnitudes];
+        rec.dispatch(&self.shader(p.orientation, p.storage), &params(p, a, b, c), &slots, grid, p.flops());
+    }
+}
+
+fn find_largest(rec: &mut Recording, shader: &Shader, m: Matrix, (rows, columns): (usize, usize), magnitudes: &Slot) {
+    let params =
+        LargestParams { rows: rows as u32, columns: columns as u32, start: m.start as u32, stride: m.stride as u32 };
+    rec.dispatch(shader, &params, &[magnitudes, m.slot], grid_1d(rows, 1), 0);
+}
