@@ -9,13 +9,13 @@ use std::rc::Rc;
 use jointwise::Result;
 use jointwise::config::LoraSettings;
 use jointwise::data::batch::{Example, Sequence};
-use jointwise::gpu::{Caps, DeviceChoice, Gpu, Role, Variant};
-use jointwise::kernels::excess;
+use jointwise::gpu::{Caps, DeviceChoice, Gpu, MatmulPrecision, Role, Variant};
 use jointwise::kernels::logprob::{Head, HeadPage, Saved, logprob_bwd, logprob_fwd};
 use jointwise::kernels::moments::Optim;
 use jointwise::kernels::objective::Goal;
 use jointwise::kernels::shapes::{MODELS, ModelShape};
 use jointwise::kernels::storage::Storage;
+use jointwise::kernels::{excess, tolerance};
 use jointwise::model::decoder::{Decoder, Keep};
 use jointwise::model::description::{Description, TensorSpec};
 use jointwise::model::load::{LoadOptions, Trained};
@@ -167,10 +167,16 @@ fn small_bindings_change_no_result() {
         assert_eq!(loss, again);
         for ((name, _, want), (_, _, got)) in gradients.iter().zip(&in_parts) {
             let [want, got] = [want, got].map(|g| g.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
-            let (error, size) = (excess(&got, &want, 120), want.iter().fold(0.0, |m: f64, x| m.max(x.abs())));
+            let (error, size) = (
+                excess(&got, &want, tolerance(MatmulPrecision::Highest, 120)),
+                want.iter().fold(0.0, |m: f64, x| m.max(x.abs())),
+            );
             assert!(size > 0.0 && error <= 1.0, "{name}: {error:.2} × the tolerance");
             let other: Vec<f64> = want.iter().map(|x| x * 1.001).collect();
-            assert!(excess(&got, &other, 120) > 1.0, "{name}: a wrong gradient passes");
+            assert!(
+                excess(&got, &other, tolerance(MatmulPrecision::Highest, 120)) > 1.0,
+                "{name}: a wrong gradient passes"
+            );
         }
     }
 }
