@@ -4,28 +4,13 @@
 // A workgroup of 16×16 computes a tile of 64×64, each invocation 4×4 values at a stride of 16; tiles of A and B pass through
 // workgroup memory (2 × 16 × 65 × 4 = 8,320 bytes). Any M, N, K. Quantised weights are dequantised into the tile, four at a time.
 
+import package::shared::product::{MatmulParams};
 import package::shared::weight::{weight_value, weight_values};
 
 override A_TRANSPOSED: bool = false;
 override B_TRANSPOSED: bool = false;
 override B_QUADS: bool = false; // B's start, stride and stored columns are multiples of four
 
-struct MatmulParams {
-    m: u32,
-    n: u32,
-    k: u32,
-    accumulate: u32, // 1: add to C
-    a_start: u32,    // first element, and elements a row, as stored
-    a_stride: u32,
-    b_start: u32,
-    b_stride: u32,
-    c_start: u32,
-    c_stride: u32,
-    alpha: f32,
-    pad: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: MatmulParams;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 // Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;

@@ -10,6 +10,7 @@
 // Four subgroups compute a tile of C, each a block of FRAGMENTS×FRAGMENTS fragments of EDGE×EDGE. Slices of K pass through workgroup
 // memory as f16, as they are stored; the next slice is loaded while this one is multiplied. Any M, N, K: beyond an edge there are zeros.
 
+import package::shared::product::{MatmulParams};
 import package::shared::weight::{weight_quad};
 import package::shared::fragment8::{EDGE, Left, Right, Sum, begin_slice, end_slice};
 
@@ -19,22 +20,6 @@ override SPLIT: bool = true;
 override LANES: u32 = 128u; // of four subgroups
 override FRAGMENTS: u32 = 2u;
 
-struct MatmulParams {
-    m: u32,
-    n: u32,
-    k: u32,
-    accumulate: u32, // 1: add to C
-    a_start: u32,    // first element, and elements a row, as stored
-    a_stride: u32,
-    b_start: u32,
-    b_stride: u32,
-    c_start: u32,
-    c_stride: u32,
-    alpha: f32,
-    pad: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: MatmulParams;
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 // Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;

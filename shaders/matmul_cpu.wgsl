@@ -7,28 +7,13 @@
 //   matmul_dots: B is stored (N, K): an invocation owns 8 rows × 1 column, quads along K
 //   matmul_unpack: C (K, N) = B in f32, B being stored (N, K) where B_TRANSPOSED: for the others, dequantised once
 
+import package::shared::product::{MatmulParams};
 import package::shared::weight::{weight_quad};
 
 override A_TRANSPOSED: bool = false;
 override B_TRANSPOSED: bool = false;
 override ACCUMULATE: bool = false;
 
-struct MatmulParams {
-    m: u32,
-    n: u32,
-    k: u32,
-    accumulate: u32, // as in matmul.wgsl; here it is ACCUMULATE
-    a_start: u32,
-    a_stride: u32,
-    b_start: u32,
-    b_stride: u32,
-    c_start: u32,
-    c_stride: u32,
-    alpha: f32,
-    pad: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: MatmulParams;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 // Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;

@@ -5,27 +5,12 @@
 // K, as in matmul.wgsl.
 
 import package::shared::lanes::{LANES, spread};
+import package::shared::product::{MatmulParams};
 import package::shared::weight::{weight_quad};
 
 override A_TRANSPOSED: bool = false;
 override ACCUMULATE: bool = false;
 
-struct MatmulParams {
-    m: u32,
-    n: u32,
-    k: u32,
-    accumulate: u32, // as in matmul.wgsl; here it is ACCUMULATE
-    a_start: u32,
-    a_stride: u32,
-    b_start: u32,
-    b_stride: u32,
-    c_start: u32,
-    c_stride: u32,
-    alpha: f32,
-    pad: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: MatmulParams;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 // Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;

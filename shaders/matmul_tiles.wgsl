@@ -5,6 +5,7 @@
 // invocation loads one block of 4×4 from memory, while the block before is being multiplied, and turns it where the matrix is stored along K.
 // Each sum has one owner and adds its terms in the order of K, as matmul.wgsl does: the same bits.
 
+import package::shared::product::{MatmulParams};
 import package::shared::weight::{weight_quad};
 
 override A_TRANSPOSED: bool = false; // A is stored (K, M)
@@ -13,22 +14,6 @@ override TILE: u32 = 64u;
 override ROW_QUADS: u32 = 2u;
 override COLUMN_QUADS: u32 = 1u;
 
-struct MatmulParams {
-    m: u32,
-    n: u32,
-    k: u32,
-    accumulate: u32, // 1: add to C
-    a_start: u32,    // first element, and elements a row, as stored
-    a_stride: u32,
-    b_start: u32,
-    b_stride: u32,
-    c_start: u32,
-    c_stride: u32,
-    alpha: f32,
-    pad: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: MatmulParams;
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 // Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;

@@ -48,6 +48,7 @@ shaders![
     "shared/param",
     "shared/param_bf16",
     "shared/philox",
+    "shared/product",
     "shared/reduce",
     "shared/weight",
     "shared/weight_bf16",
