@@ -49,7 +49,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     let yes = |has| if has { "yes" } else { "no" };
     say!("  subgroups            {subgroups}")?;
     let cooperative =
-        caps.cooperative.map_or("no".into(), |edge| format!("{edge}×{edge}, f16 to f32 (--matmul-precision)"));
+        caps.cooperative.map_or("no".into(), |c| format!("{0}×{0}, f16 to f32 (--matmul-precision)", c.edge));
     say!("  cooperative matrices {cooperative}")?;
     say!("  f16, timestamps      {}, {}", yes(caps.f16), yes(caps.timestamps))?;
     say!("\nself-test: error as a part of the tolerance")?;

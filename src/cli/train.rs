@@ -20,7 +20,7 @@ use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettin
 use crate::data::dataset::Dataset;
 use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Gpu};
+use crate::gpu::{Caps, Gpu, MatmulPrecision};
 use crate::kernels::objective::Goal;
 use crate::model::card::Card;
 use crate::model::decoder::Keep;
@@ -203,7 +203,8 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let text = serde_json::to_string(&settings).map_err(|e| Error::file("settings", e))?;
     let model_hash = model_hash(&model, adapter.as_ref())?;
     let rows = [data.content_hash(), eval.as_ref().map_or(String::new(), Dataset::content_hash)];
-    let precision = args.model.device.matmul_precision.clone().unwrap_or_default();
+    let precision = args.model.device.matmul_precision.clone();
+    let precision = precision.unwrap_or_else(|| MatmulPrecision::Highest.name().into());
     let parts = [&text, &rows[0], &rows[1], &model_hash, &reference, &precision];
     let fingerprint = hash(parts.map(String::as_bytes));
     Ok(Prepared { settings, model, adapter, data, eval, fingerprint })

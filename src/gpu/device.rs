@@ -35,14 +35,23 @@ pub struct Caps {
     pub subgroup: Option<(u32, u32)>,
     /// f16 in shaders.
     pub f16: bool,
-    /// Edge of its cooperative matrices with f16 operands and f32 sums: 8 or 16; none where subgroups differ in size.
-    pub cooperative: Option<u32>,
+    /// Cooperative matrices with f16 operands and f32 sums; none where subgroups differ in size.
+    pub cooperative: Option<Cooperative>,
     /// How products are computed: other than f32 only where there are cooperative matrices.
     pub matmul_precision: MatmulPrecision,
     /// Timestamps around passes.
     pub timestamps: bool,
     /// The largest heap that is local to the device, where its driver says (Vulkan). A CPU's driver makes one up, so it is left out.
     pub memory_bytes: Option<u64>,
+}
+
+/// Matrices that a subgroup multiplies together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Cooperative {
+    /// Rows and columns: 8 or 16.
+    pub edge: u32,
+    /// Invocations of a subgroup.
+    pub subgroup: u32,
 }
 
 impl Caps {
@@ -105,14 +114,17 @@ impl Caps {
 }
 
 /// The larger edge, where the rest that matmul_coop.wgsl needs is there: f16, its workgroup memory, and subgroups of one size, since a
-/// workgroup is four of them and wgpu cannot ask for a size.
-fn cooperative(adapter: &wgpu::Adapter) -> Option<u32> {
+/// workgroup is four of them and wgpu cannot ask for a size. Metal does not tell it; Apple's GPUs have 32.
+fn cooperative(adapter: &wgpu::Adapter) -> Option<Cooperative> {
     let info = adapter.get_info();
     let needed = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | COOPERATIVE;
     let too_little = adapter.limits().max_compute_workgroup_storage_size < COOPERATIVE_WORKGROUP_BYTES;
-    if !adapter.features().contains(needed) || info.subgroup_min_size != info.subgroup_max_size || too_little {
-        return None;
-    }
+    let subgroup = match (info.subgroup_min_size, info.subgroup_max_size) {
+        _ if !adapter.features().contains(needed) || too_little => return None,
+        (least, most) if least == most => least,
+        _ if info.backend == wgpu::Backend::Metal => 32,
+        _ => return None,
+    };
     let all = adapter.cooperative_matrix_properties();
     let fits = |edge: &u32| {
         all.iter().any(|p| {
@@ -121,7 +133,7 @@ fn cooperative(adapter: &wgpu::Adapter) -> Option<u32> {
                 && p.cr_type == wgpu::CooperativeScalarType::F32
         })
     };
-    [16, 8].into_iter().find(fits)
+    [16, 8].into_iter().find(fits).map(|edge| Cooperative { edge, subgroup })
 }
 
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;

@@ -13,7 +13,7 @@ mod submit;
 mod tuning;
 mod variant;
 
-pub use device::{Caps, DeviceChoice, DeviceSummary, Gpu, list_devices};
+pub use device::{Caps, Cooperative, DeviceChoice, DeviceSummary, Gpu, list_devices};
 pub use memory::{Ledger, Role, Slot};
 pub use pipelines::OnCompile;
 pub use precision::MatmulPrecision;

@@ -1,7 +1,7 @@
 //! `matmul_coop.wgsl`, and `matmul_largest.wgsl` before it.
 
 use super::{Matrix, Orientation, Product, Storage, oriented, params};
-use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Cooperative, MatmulPrecision, Recording, Shader, Slot, grid_1d};
 
 /// A specialisation for a device and a precision.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,7 +40,7 @@ fn largest(storage: Storage, whole: bool, first: usize) -> Shader {
 impl Coop {
     /// For a product, if the precision asks for it, and the loads of A and B are aligned.
     pub fn of(p: &Product, [a, b]: [Matrix; 2], caps: &Caps, precision: MatmulPrecision) -> Option<Self> {
-        let (edge, (subgroup, _)) = (caps.cooperative?, caps.subgroup?);
+        let Cooperative { edge, subgroup } = caps.cooperative?;
         let (stored_columns, weight) = match p.orientation {
             Orientation::Forward => ([p.k, p.k], [p.n, p.k]),
             Orientation::BackwardX => ([p.k, p.n], [p.k, p.n]),
