@@ -133,7 +133,7 @@ fn interrupted_ends_after_the_step_with_a_checkpoint() {
     wait_for_lines(&out.join("metrics.jsonl"), 1, &mut child);
     let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
     assert!(sent.success());
-    assert_eq!(child.wait().expect("ended").code(), Some(0));
+    assert_eq!(child.wait().expect("ended").code(), Some(130));
     let steps = metrics(&out).len();
     assert!((1..STEPS).contains(&steps), "{steps} steps");
     assert!(out.join(format!("checkpoint-{steps}/state.safetensors")).is_file());

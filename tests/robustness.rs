@@ -627,11 +627,25 @@ fn folders_that_exist() {
     s.write("file", "mine");
     s.refused(&["merge", "--model", "model", "--adapter", "adapter", "--output-dir", "file"], &["file"]);
     s.refused(&with(&TRAIN[..5], &["--output-dir", "file/out"]), &["file"]);
-    s.refused(
-        &["score", "--model", "model", "--data", "rows.jsonl", "--out", "absent/scores.jsonl"],
-        &["absent/scores"],
-    );
-    s.refused(&["score", "--model", "model", "--data", "rows.jsonl", "--out", "out"], &["out"]);
+}
+
+/// Before anything is computed for it: the device is not even opened.
+#[test]
+fn outputs_that_cannot_be_written() {
+    let s = sandbox();
+    fs::create_dir(s.path("folder")).expect("a folder");
+    let rows = fs::read(s.path("rows.jsonl")).expect("rows");
+    for (out, reason) in
+        [("absent/scores.jsonl", "does not exist"), ("folder", "is a folder"), ("./rows.jsonl", "is also an input")]
+    {
+        for command in ["score", "grad"] {
+            let args = [command, "--model", "model", "--data", "rows.jsonl", "--device", "99", "--out", out];
+            s.refused(&args, &["--out", out, reason]);
+        }
+        let args = ["generate", "--model", "model", "--prompts", "rows.jsonl", "--device", "99", "--out", out];
+        s.refused(&args, &["--out", out, reason]);
+    }
+    assert_eq!(fs::read(s.path("rows.jsonl")).expect("rows"), rows);
 }
 
 #[cfg(target_os = "linux")]

@@ -432,8 +432,12 @@ pub struct GenerateArgs {
 /// `merge`.
 #[derive(Debug, Clone, Args)]
 pub struct MergeArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
+    /// A Hugging Face folder, or a hub id (org/name)
+    #[arg(long, value_name = "DIR|HUB_ID")]
+    pub model: Option<String>,
+    /// A PEFT LoRA adapter, which is merged into it
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Where the merged model is written
     #[arg(long, value_name = "DIR")]
     pub output_dir: PathBuf,
@@ -445,8 +449,9 @@ pub struct MergeArgs {
 /// `check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
+    /// A Hugging Face folder, or a hub id (org/name)
+    #[arg(long, value_name = "DIR|HUB_ID")]
+    pub model: Option<String>,
     #[command(flatten)]
     pub data: DataArgs,
     /// Rows are for sft

@@ -5,10 +5,11 @@ use super::session::{self, Model};
 use crate::data;
 use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
+use crate::model::weights::BaseDtype;
 
 /// `jointwise check`.
 pub fn run(args: &CheckArgs) -> Result<()> {
-    let model = Model::of(&args.model)?;
+    let model = Model::named(args.model.as_deref(), BaseDtype::Auto)?;
     let tokenizer = model.tokenizer()?;
     let purpose = if args.sft { Purpose::Sft } else { Purpose::Any };
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;

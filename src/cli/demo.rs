@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::Value;
 
+use super::Finished;
 use super::args::{DataArgs, DemoArgs, ModelArgs, ObjectiveArgs, TrainArgs};
 use super::output::command_line;
 use super::session::{self, Model};
@@ -58,9 +59,9 @@ mod recipe {
 }
 
 /// `jointwise demo`.
-pub fn run(args: &DemoArgs) -> Result<()> {
+pub fn run(args: &DemoArgs) -> Result<Finished> {
     match &args.prepare {
-        Some(dir) => prepare(dir, args.seed),
+        Some(dir) => prepare(dir, args.seed).map(|()| Finished::Whole),
         None => story(args),
     }
 }
@@ -112,7 +113,7 @@ struct Answers {
     texts: Vec<String>,
 }
 
-fn story(args: &DemoArgs) -> Result<()> {
+fn story(args: &DemoArgs) -> Result<Finished> {
     let (clock, started) = (Instant::now(), SystemTime::now());
     let out = &args.output_dir;
     let n_prompts = args.prompts.unwrap_or(recipe::PROMPTS);
@@ -146,7 +147,8 @@ fn story(args: &DemoArgs) -> Result<()> {
         let dir = out.join(name.to_lowercase());
         let training = Instant::now();
         if train::run(train_args(args, objective, steps, files, &data[2], &dir), false)?.interrupted {
-            return Ok(());
+            note!("stopped: the demo begins anew next time");
+            return Ok(Finished::Interrupted);
         }
         training_seconds += training.elapsed().as_secs_f64();
         all.push(answer(&gpu, &model, Some(&dir), &items, name)?);
@@ -186,7 +188,7 @@ fn story(args: &DemoArgs) -> Result<()> {
             training_seconds,
         )?;
     }
-    Ok(())
+    Ok(Finished::Whole)
 }
 
 /// Steps of each objective that a device has the time for, by the second of two on random rows and weights of the model's shape.
@@ -257,8 +259,7 @@ fn answer(gpu: &Gpu, model: &Model, adapter: Option<&Path>, items: &[Item], name
     };
     let prompts = items.iter().map(encode).collect::<Result<Vec<_>>>()?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + recipe::MAX_NEW_TOKENS;
-    let args = ModelArgs { adapter: adapter.map(Path::to_path_buf), ..ModelArgs::default() };
-    let decoder = model.load(gpu, &session::frozen(model.base, model.adapter(&args)?.map(|a| a.lora), longest))?;
+    let decoder = model.load(gpu, &session::frozen(model.base, model.adapter(adapter)?.map(|a| a.lora), longest))?;
     let settings = Settings {
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
         max_new_tokens: recipe::MAX_NEW_TOKENS,

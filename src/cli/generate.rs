@@ -17,8 +17,9 @@ use crate::kernels::sample::Sampling;
 
 /// `jointwise generate`.
 pub fn run(args: &GenerateArgs) -> Result<()> {
+    let mut out = Lines::new(args.out.as_deref(), &args.prompts)?;
     let model = Model::of(&args.model)?;
-    let adapter = model.adapter(&args.model)?;
+    let adapter = model.adapter(args.model.adapter.as_deref())?;
     let tokenizer = model.tokenizer()?;
     let template = Template::parse(&args.template)?;
     tokenizer.check_template(&template)?;
@@ -70,7 +71,6 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), longest))?;
 
     let stream = prompts.len() == 1 && !args.json && args.out.is_none() && std::io::stdout().is_terminal();
-    let mut out = Lines::new(args.out.as_deref());
     let bar = super::train::bar(if stream { 0 } else { prompts.len() }, "generating");
     for (group, some) in prompts.chunks(args.batch_size.max(1)).enumerate() {
         let first = group * args.batch_size.max(1);

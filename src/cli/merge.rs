@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::load::linear_modules;
 use crate::model::peft::merged;
 use crate::model::save::{OutputDtype, fresh_folder, save_model};
-use crate::model::weights::{Source, transpose};
+use crate::model::weights::{BaseDtype, Source, transpose};
 
 /// As typed; `None`: as the input is.
 pub fn dtype(arg: Option<DtypeArg>) -> Option<OutputDtype> {
@@ -21,8 +21,9 @@ pub fn dtype(arg: Option<DtypeArg>) -> Option<OutputDtype> {
 
 /// `jointwise merge`.
 pub fn run(args: &MergeArgs) -> Result<()> {
-    let model = Model::of(&args.model)?;
-    let adapter = model.adapter(&args.model)?.ok_or_else(|| Error::flag("adapter", "is missing: what to merge"))?;
+    let model = Model::named(args.model.as_deref(), BaseDtype::Auto)?;
+    let adapter = model.adapter(args.adapter.as_deref())?;
+    let adapter = adapter.ok_or_else(|| Error::flag("adapter", "is missing: what to merge"))?;
     let (rank, scale) = (adapter.lora.rank, adapter.lora.scale);
     fresh_folder(&args.output_dir)?;
     let modules: BTreeMap<String, _> =

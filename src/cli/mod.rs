@@ -52,28 +52,46 @@ fn parse() -> Result<Cli, ExitCode> {
     })
 }
 
-/// Runs the program: 0, 2 for bad input, 1 for anything else.
+/// How a command that succeeded ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Finished {
+    Whole,
+    /// By Ctrl-C, with what was done so far kept.
+    Interrupted,
+}
+
+impl From<()> for Finished {
+    fn from((): ()) -> Self {
+        Self::Whole
+    }
+}
+
+/// 128 + SIGINT, as shells have it: `train && merge` stops where training was stopped.
+const INTERRUPTED: u8 = 130;
+
+/// Runs the program: 0, 2 for bad input, 130 after Ctrl-C, 1 for anything else.
 pub fn run() -> ExitCode {
     let cli = match parse() {
         Ok(cli) => cli,
         Err(status) => return status,
     };
     let done = match cli.command {
-        Command::Sft(args) => train::run(args, true).map(drop),
-        Command::Train(args) => train::run(args, false).map(drop),
-        Command::Score(args) => score::score(&args),
-        Command::Grad(args) => score::grad(&args),
-        Command::Generate(args) => generate::run(&args),
-        Command::Merge(args) => merge::run(&args),
-        Command::Plan(args) => plan::run(args),
-        Command::Check(args) => check::run(&args),
-        Command::Info(args) => info::run(&args),
-        Command::Bench(args) => bench::run(&args),
-        Command::Tune(args) => tune::run(&args),
+        Command::Sft(args) => train::command(args, true),
+        Command::Train(args) => train::command(args, false),
+        Command::Score(args) => score::score(&args).map(Finished::from),
+        Command::Grad(args) => score::grad(&args).map(Finished::from),
+        Command::Generate(args) => generate::run(&args).map(Finished::from),
+        Command::Merge(args) => merge::run(&args).map(Finished::from),
+        Command::Plan(args) => plan::run(args).map(Finished::from),
+        Command::Check(args) => check::run(&args).map(Finished::from),
+        Command::Info(args) => info::run(&args).map(Finished::from),
+        Command::Bench(args) => bench::run(&args).map(Finished::from),
+        Command::Tune(args) => tune::run(&args).map(Finished::from),
         Command::Demo(args) => demo::run(&args),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Finished::Whole) => ExitCode::SUCCESS,
+        Ok(Finished::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
             note!("error: {error}");
             ExitCode::from(error.exit_status() as u8)

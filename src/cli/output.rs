@@ -30,10 +30,37 @@ pub struct Lines {
     text: Vec<u8>,
 }
 
+/// Refuses an `--out` that could not be written, or is an input, before anything is computed for it.
+///
+/// # Errors
+/// [`Error::Flag`].
+pub fn check_out<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+    let refuse = |reason: &str| Err(Error::flag("out", format!("{} {reason}", out.display())));
+    if out.is_dir() {
+        return refuse("is a folder");
+    }
+    let folder = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        return refuse("is in a folder that does not exist");
+    }
+    let same = |input: &PathBuf| std::fs::canonicalize(input).ok().zip(std::fs::canonicalize(out).ok());
+    if inputs.into_iter().filter_map(same).any(|(input, out)| input == out) {
+        return refuse("is also an input");
+    }
+    Ok(())
+}
+
 impl Lines {
-    /// To `path`, or to standard output.
-    pub fn new(path: Option<&Path>) -> Self {
-        Self { path: path.map(Path::to_path_buf), text: Vec::new() }
+    /// To `path`, or to standard output. `inputs`: files that must not be overwritten.
+    ///
+    /// # Errors
+    /// As [`check_out`]'s.
+    pub fn new<'a>(path: Option<&Path>, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<Self> {
+        path.map_or(Ok(()), |path| check_out(path, inputs))?;
+        Ok(Self { path: path.map(Path::to_path_buf), text: Vec::new() })
     }
 
     fn name(&self) -> PathBuf {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::args::{GradArgs, ScoreArgs};
-use super::output::Lines;
+use super::output::{Lines, check_out};
 use super::session::{self, Model};
 use crate::config::{Defaults, ReferenceChoice};
 use crate::data::batch::Example;
@@ -107,15 +107,15 @@ pub fn pair_metrics(scores: &PairScores, rewards: [f64; 2], p: &Preference) -> m
 
 /// `jointwise score`.
 pub fn score(args: &ScoreArgs) -> Result<()> {
+    let mut out = Lines::new(args.out.as_deref(), &args.data.data)?;
     let p = session::preference(&args.objective)?;
     let model = Model::of(&args.model)?;
-    let adapter = model.adapter(&args.model)?;
+    let adapter = model.adapter(args.model.adapter.as_deref())?;
     let tokenizer = model.tokenizer()?;
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Any)?;
     let gpu = session::open_gpu(&args.model.device)?;
     let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), session::longest(&data)))?;
     let scored = finite(&data, scores(&gpu, &decoder, &data, true, Defaults::SCORE_TOKENS)?)?;
-    let mut out = Lines::new(args.out.as_deref());
     let has_pairs = data.examples.iter().any(|e| e.sequences.len() == 2);
     if !has_pairs {
         return score_single(&data, &scored, &p, args.tokens, out);
@@ -187,9 +187,10 @@ fn score_single(data: &Dataset, scored: &[Scored], p: &Preference, tokens: bool,
 
 /// `jointwise grad`.
 pub fn grad(args: &GradArgs) -> Result<()> {
+    check_out(&args.out, &args.data.data)?;
     let p = session::preference(&args.objective)?;
     let model = Model::of(&args.model)?;
-    let adapter = model.adapter(&args.model)?;
+    let adapter = model.adapter(args.model.adapter.as_deref())?;
     let tokenizer = model.tokenizer()?;
     if adapter.is_none() {
         session::refuse_quantised(model.base, "grad without --adapter")?;

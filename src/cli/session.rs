@@ -1,6 +1,6 @@
 //! What most commands begin with: a model folder, its tokenizer, its weights on a device, rows as tokens.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Mutex;
 
@@ -64,9 +64,13 @@ impl Model {
 
     /// The model of `--model`, which must be there.
     pub fn of(args: &ModelArgs) -> Result<Self> {
-        let name =
-            args.model.as_ref().ok_or_else(|| Error::flag("model", "is missing: a Hugging Face folder or hub id"))?;
-        Self::open(name, args.base_dtype.unwrap_or_default())
+        Self::named(args.model.as_deref(), args.base_dtype.unwrap_or_default())
+    }
+
+    /// The same, of a command that has no other flag of [`ModelArgs`].
+    pub fn named(name: Option<&str>, base: BaseDtype) -> Result<Self> {
+        let name = name.ok_or_else(|| Error::flag("model", "is missing: a Hugging Face folder or hub id"))?;
+        Self::open(name, base)
     }
 
     /// The model of `--reference`, held as the policy's base is.
@@ -78,8 +82,8 @@ impl Model {
     }
 
     /// The adapter of `--adapter`, if there is one.
-    pub fn adapter(&self, args: &ModelArgs) -> Result<Option<Adapter>> {
-        let Some(dir) = &args.adapter else { return Ok(None) };
+    pub fn adapter(&self, dir: Option<&Path>) -> Result<Option<Adapter>> {
+        let Some(dir) = dir else { return Ok(None) };
         let adapter = Adapter::open(dir, &self.description)?;
         if !adapter.absent.is_empty() {
             let names = adapter.absent.join(", ");

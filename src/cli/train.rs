@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::Finished;
 use super::args::{RecomputeArg, TrainArgs, with_config};
 use super::merge::dtype;
 use super::output::command_line;
@@ -98,7 +99,7 @@ pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
 
 /// The adapter to train: an existing one, a new one, or none with `--full`.
 pub fn adapter(args: &TrainArgs, model: &Model, seed: u64) -> Result<Option<Adapter>> {
-    let existing = model.adapter(&args.model)?;
+    let existing = model.adapter(args.model.adapter.as_deref())?;
     if args.full {
         return match existing {
             Some(_) => Err(Error::flag("full", "trains the model itself: merge --adapter first")),
@@ -237,7 +238,7 @@ fn stop_on_ctrl_c() -> &'static AtomicBool {
     HANDLER.call_once(|| {
         let set = ctrlc::set_handler(|| {
             if STOP.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
+                std::process::exit(i32::from(super::INTERRUPTED));
             }
             note!("ending after this step, with a checkpoint (again: at once)");
         });
@@ -271,7 +272,17 @@ pub fn choose_keep(
     }
 }
 
-/// `jointwise sft` and `jointwise train`. Says how the run ended.
+/// `jointwise sft` and `jointwise train`.
+pub fn command(args: TrainArgs, sft: bool) -> Result<Finished> {
+    let ended = run(args, sft)?;
+    if !ended.interrupted {
+        return Ok(Finished::Whole);
+    }
+    note!("stopped after step {}: the same command with --resume goes on", ended.state.step);
+    Ok(Finished::Interrupted)
+}
+
+/// Trains. Says how the run ended.
 pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
     let config = args.config.clone();
     let args = with_config(args, config.as_deref())?;
@@ -380,7 +391,6 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     }
     let ended = ended?;
     if ended.interrupted {
-        note!("stopped after step {}: --resume goes on from {}", ended.state.step, out.display());
         return Ok(ended);
     }
     if let Err(error) = save(args, p, &trainer, &ended.state, out) {

@@ -10,7 +10,10 @@ use burn::tensor::{Device, DeviceKind};
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    #[cfg(feature = "spirv")]
     let device = Device::vulkan(DeviceKind::DefaultDevice);
+    #[cfg(not(feature = "spirv"))]
+    let device = Device::wgpu(DeviceKind::DefaultDevice);
     let measured = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["steps", path] => {
             let task = serde_json::from_str(&fs::read_to_string(path).expect("the task")).expect("the task");
