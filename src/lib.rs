@@ -80,8 +80,8 @@
 //!   of recording, so a slot may be given to a later command at once: liveness is Rust's scope.
 //! - **The MLP's width** is the largest of all activations: where it would not fit a binding, the MLP is computed for some tokens after the
 //!   others.
-//! - **Recomputation**: where memory is short, a layer keeps its input alone and runs again in the backward pass
-//!   ([`model::decoder::Keep`]); the same kernels on the same values give the same bits.
+//! - **Recomputation**: where memory is short, norms and activations are computed again in the backward pass, or a layer keeps its input alone
+//!   and runs again ([`model::trace::Keep`]); the same kernels on the same values give the same bits.
 //! - **The plan** ([`gpu::Gpu::plan`]) is the same program on a device that only counts: what `jointwise plan` prints is what a run
 //!   allocates ([`gpu::Ledger`]), because there is no second description of it.
 //!

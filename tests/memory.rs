@@ -16,10 +16,11 @@ use jointwise::kernels::objective::Goal;
 use jointwise::kernels::shapes::{MODELS, ModelShape};
 use jointwise::kernels::storage::Storage;
 use jointwise::kernels::{excess, tolerance};
-use jointwise::model::decoder::{Decoder, Keep};
+use jointwise::model::decoder::Decoder;
 use jointwise::model::description::{Description, TensorSpec};
 use jointwise::model::load::{LoadOptions, Trained};
 use jointwise::model::peft::Adapter;
+use jointwise::model::trace::Keep;
 use jointwise::model::weights::{BaseDtype, Source, Training};
 use jointwise::objective::Preference;
 use jointwise::train::synthetic::{self, Lengths};
@@ -181,7 +182,7 @@ fn small_bindings_change_no_result() {
     }
 }
 
-/// `plan` against the ledger of a run: full and LoRA, preferences and SFT, weights of 4 and 8 bits, moments of 8.
+/// `plan` against the ledger of a run: full and LoRA, preferences and SFT, weights of 4 and 8 bits, moments of 8, parts computed again.
 #[test]
 fn a_step_takes_what_plan_says() {
     let family = fixture("mistral-odd");
@@ -191,6 +192,7 @@ fn a_step_takes_what_plan_says() {
     let quantised = |base| ["--lora-targets", "all-linear", "--recompute", "block", "--base-dtype", base];
     let (int8, nf4) = (quantised("int8"), quantised("nf4"));
     let few_bits = ["--full", "--optim", "adamw8bit", "--param-dtype", "bf16"];
+    let elementwise = ["--lora-targets", "all-linear", "--recompute", "elementwise"];
     let cases = [
         (&odd, "train", full, 0.1),
         (&odd, "train", lora, 0.1),
@@ -199,6 +201,7 @@ fn a_step_takes_what_plan_says() {
         (&odd, "sft", lora, 0.1),
         (&demo, "train", &int8[..], 0.05),
         (&demo, "train", &nf4[..], 0.05),
+        (&demo, "train", &elementwise[..], 0.05),
     ];
     for (model, command, method, tolerance) in cases {
         let dir = tempfile::tempdir().expect("a folder");

@@ -122,11 +122,13 @@ pub enum OverflowArg {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RecomputeArg {
-    /// block where none does not fit the device's memory
+    /// The first of the following that fits the device's memory
     Auto,
     /// Keep everything
     None,
-    /// Keep each layer's input
+    /// Compute norms and activations again, a pass over memory each
+    Elementwise,
+    /// Keep each layer's input alone
     Block,
 }
 
@@ -299,8 +301,7 @@ pub struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub no_share_prefix: bool,
-    /// Run a layer again in the backward pass instead of keeping what it computed: less memory, the same bits [default: auto,
-    /// where the device's memory does not hold everything]
+    /// What the backward pass computes again instead of keeping it: less memory, the same bits [default: auto]
     #[arg(long, value_enum)]
     pub recompute: Option<RecomputeArg>,
     /// Steps between lines where there is no terminal [default: 1]

@@ -1,5 +1,7 @@
 //! `plan`: the memory of a run, from the same program on a device that only counts.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::args::{PlanArgs, with_config};
@@ -10,7 +12,7 @@ use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
 use crate::kernels::objective::Goal;
-use crate::model::decoder::Keep;
+use crate::model::trace::Keep;
 use crate::train::trainer::{Rehearsal, largest_micro_batch, rehearse};
 
 /// Of a micro-batch that is planned without data: no device has the memory for more.
@@ -58,10 +60,11 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let options = train::load_options(&settings, model.base, adapter.as_ref(), longest);
     let refs: Vec<&Example> = examples.iter().collect();
     let goal = settings.preference.map_or(Goal::Sft, Goal::Preference);
-    let (keep, Rehearsal { ledger, cost, trained }) = train::choose_keep(&args, &caps, &|keep| {
-        rehearse(&caps, |gpu| model.load(gpu, &options), &goal, &refs, settings.share_prefix, keep)
-    })?;
-    let recompute = if keep == Keep::Inputs { "block" } else { "none" };
+    let rehearse = |keep| rehearse(&caps, |gpu| model.load(gpu, &options), &goal, &refs, settings.share_prefix, keep);
+    let (keep, Rehearsal { ledger, cost, trained }) = train::choose_keep(&args, &caps, &rehearse)?;
+    let recompute = keep.recompute();
+    let peaks = Keep::TRAINING.map(|keep| Ok((keep.recompute(), rehearse(keep)?.ledger.peak_bytes())));
+    let peaks = peaks.into_iter().collect::<Result<Vec<(&str, u64)>>>()?;
     if args.json {
         let roles: serde_json::Map<_, _> = ledger
             .peak_by_role()
@@ -73,7 +76,8 @@ pub fn run(args: PlanArgs) -> Result<()> {
             json!({
                 "peak_bytes": ledger.peak_bytes(), "roles": roles, "trained_parameters": trained,
                 "tokens": cost.tokens, "dispatches": cost.dispatches, "flops": cost.flops,
-                "recompute": recompute, "base_dtype": model.base.name(), "optim": settings.optim.name(),
+                "recompute": recompute, "peak_bytes_by_recompute": peaks.iter().copied().collect::<BTreeMap<_, _>>(),
+                "base_dtype": model.base.name(), "optim": settings.optim.name(),
                 "param_dtype": settings.param_dtype.name(), "device_memory_bytes": caps.memory_bytes,
             })
         )?;
@@ -87,6 +91,9 @@ pub fn run(args: PlanArgs) -> Result<()> {
     say!("{:<12} {:>10.1} MiB", "peak", ledger.peak_bytes() as f64 / 1_048_576.0)?;
     if let Some(bytes) = caps.memory_bytes {
         say!("{:<12} {:>10.1} MiB  ({})", "device", bytes as f64 / 1_048_576.0, caps.name)?;
+    }
+    for (name, bytes) in &peaks {
+        say!("{:<12} {:>10.1} MiB  with --recompute {name}", "peak", *bytes as f64 / 1_048_576.0)?;
     }
     let (base, optim, params) = (model.base.name(), settings.optim.name(), settings.param_dtype.name());
     say!("\n--recompute {recompute} --base-dtype {base} --optim {optim} --param-dtype {params}")?;

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernels::objective::Goal;
 use crate::kernels::shapes::ModelShape;
-use crate::model::decoder::Keep;
+use crate::model::trace::Keep;
 use crate::objective::Preference;
 use crate::train::synthetic::{self, Lengths};
 use crate::train::trainer::{MicroCost, Reference, Trainer, reserve};

@@ -24,10 +24,10 @@ use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu, MatmulPrecision};
 use crate::kernels::objective::Goal;
 use crate::model::card::Card;
-use crate::model::decoder::Keep;
 use crate::model::load::{LoadOptions, Trained};
 use crate::model::peft::{Adapter, write_adapter};
 use crate::model::save::{OutputDtype, Staging, copy_side_files, fresh_folder, save_model, write_text};
+use crate::model::trace::Keep;
 use crate::model::weights::{self, BaseDtype, Source, Training};
 use crate::objective::Objective;
 use crate::train::checkpoint::{self, State};
@@ -252,24 +252,32 @@ fn stop_on_ctrl_c() -> &'static AtomicBool {
 /// Part of the device's memory that a run may plan for; the rest is the driver's and other programs'.
 const MEMORY_SHARE: f64 = 0.9;
 
+/// What a run may take of a device's memory.
+fn memory_for(caps: &Caps) -> u64 {
+    caps.memory_bytes.map_or(u64::MAX, |bytes| (bytes as f64 * MEMORY_SHARE) as u64)
+}
+
 /// `--recompute` resolved, with what the run will then take.
 pub fn choose_keep(
     args: &TrainArgs,
     caps: &Caps,
     rehearse: &dyn Fn(Keep) -> Result<Rehearsal>,
 ) -> Result<(Keep, Rehearsal)> {
-    match args.recompute.unwrap_or(RecomputeArg::Auto) {
-        RecomputeArg::None => Ok((Keep::Everything, rehearse(Keep::Everything)?)),
-        RecomputeArg::Block => Ok((Keep::Inputs, rehearse(Keep::Inputs)?)),
+    let keep = match args.recompute.unwrap_or(RecomputeArg::Auto) {
+        RecomputeArg::None => Keep::Everything,
+        RecomputeArg::Elementwise => Keep::Products,
+        RecomputeArg::Block => Keep::Inputs,
         RecomputeArg::Auto => {
-            let all = rehearse(Keep::Everything)?;
-            let most = caps.memory_bytes.map_or(u64::MAX, |b| (b as f64 * MEMORY_SHARE) as u64);
-            if all.ledger.peak_bytes() <= most {
-                return Ok((Keep::Everything, all));
+            for keep in [Keep::Everything, Keep::Products] {
+                let found = rehearse(keep)?;
+                if found.ledger.peak_bytes() <= memory_for(caps) {
+                    return Ok((keep, found));
+                }
             }
-            Ok((Keep::Inputs, rehearse(Keep::Inputs)?))
+            Keep::Inputs
         }
-    }
+    };
+    Ok((keep, rehearse(keep)?))
 }
 
 /// `jointwise sft` and `jointwise train`.
@@ -340,11 +348,16 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     let goal = p.settings.preference.map_or(Goal::Sft, Goal::Preference);
     let (examples, share_prefix) = (p.data.examples.iter().collect::<Vec<_>>(), p.settings.share_prefix);
     let largest = largest_micro_batch(&examples, p.settings.batch_size, share_prefix);
-    let (keep, _) = choose_keep(args, gpu.caps(), &|keep| {
+    let (keep, Rehearsal { ledger, .. }) = choose_keep(args, gpu.caps(), &|keep| {
         rehearse(gpu.caps(), |gpu| p.model.load(gpu, &options), &goal, &largest, share_prefix, keep)
     })?;
-    if keep == Keep::Inputs {
-        note!("note: layers run again in the backward pass, to save memory (--recompute)");
+    if keep != Keep::Everything && args.recompute.is_none_or(|r| r == RecomputeArg::Auto) {
+        note!("note: --recompute {} is chosen: keeping more does not fit the device's memory", keep.recompute());
+    }
+    if ledger.peak_bytes() > memory_for(gpu.caps()) {
+        let mib = |bytes: u64| bytes >> 20;
+        let (takes, has) = (mib(ledger.peak_bytes()), mib(gpu.caps().memory_bytes.unwrap_or_default()));
+        note!("warning: the run takes {takes} MiB, and {} has {has} MiB: it may fail or be slow", gpu.caps().name);
     }
     let decoder = p.model.load(gpu, &options)?;
     let cost = reserve(gpu, &decoder, &goal, &largest, share_prefix, keep);
@@ -591,10 +604,15 @@ mod tests {
     use crate::gpu::{Gpu, Ledger, Role};
     use crate::train::trainer::MicroCost;
 
-    /// A run that takes 8,000 bytes with everything kept, 2,000 with inputs.
+    /// A run that takes 8,000 bytes with everything kept, 6,000 with products, 2,000 with inputs.
     fn rehearse(keep: Keep) -> Result<Rehearsal> {
         let gpu = Gpu::plan(Caps::baseline());
-        let _held = gpu.lasting(Role::Activations, if keep == Keep::Everything { 2_000 } else { 500 });
+        let elements = match keep {
+            Keep::Everything => 2_000,
+            Keep::Products => 1_500,
+            Keep::Inputs | Keep::Nothing => 500,
+        };
+        let _held = gpu.lasting(Role::Activations, elements);
         let ledger: Ledger = gpu.ledger();
         Ok(Rehearsal { ledger, cost: MicroCost { tokens: 1, dispatches: 1, flops: 1 }, trained: 1 })
     }
@@ -607,7 +625,8 @@ mod tests {
         };
         assert_eq!(keep(None, None), Some(Keep::Everything));
         assert_eq!(keep(None, Some(10_000)), Some(Keep::Everything));
-        assert_eq!(keep(None, Some(8_500)), Some(Keep::Inputs), "a tenth is left to others");
+        assert_eq!(keep(None, Some(8_500)), Some(Keep::Products), "a tenth is left to others");
+        assert_eq!(keep(None, Some(6_500)), Some(Keep::Inputs));
         assert_eq!(keep(Some(RecomputeArg::None), Some(8_500)), Some(Keep::Everything));
         assert_eq!(keep(Some(RecomputeArg::Block), None), Some(Keep::Inputs));
     }

@@ -6,7 +6,8 @@ use crate::kernels::attention::Segments;
 use crate::kernels::gather::{Picks, gather_fwd};
 use crate::kernels::matmul::{Matrix, Orientation, Product, matmul};
 use crate::kernels::sample::{NOT_FINITE, Sampling, sample};
-use crate::model::decoder::{Cache, Decoder, Keep, Tokens};
+use crate::model::decoder::{Cache, Decoder, Tokens};
+use crate::model::trace::Keep;
 use crate::rng::Rng;
 
 /// How responses are made.

@@ -78,6 +78,8 @@ struct State {
     free: Vec<(u64, Option<wgpu::Buffer>)>,
     /// Buffers, but for those of a batch, that were given back to the device.
     given_up: u64,
+    /// See [`Gpu::reserving`].
+    reserving: bool,
 }
 
 impl Home {
@@ -93,10 +95,11 @@ impl Home {
     }
     /// The smallest free activation of at least `bytes`.
     fn take(&self, bytes: u64) -> Option<(u64, Option<wgpu::Buffer>)> {
-        let free = &mut self.state().free;
-        let fits = free.iter().enumerate().filter(|(_, f)| f.0 >= bytes);
+        let mut state = self.state();
+        let most = if state.reserving { bytes + bytes / 2 } else { u64::MAX };
+        let fits = state.free.iter().enumerate().filter(|(_, f)| (bytes..=most).contains(&f.0));
         let best = fits.min_by_key(|(_, f)| f.0).map(|(i, _)| i)?;
-        Some(free.swap_remove(best))
+        Some(state.free.swap_remove(best))
     }
 }
 
@@ -170,6 +173,16 @@ impl Slot {
 }
 
 impl Gpu {
+    /// What `record` takes makes the pool, and gets buffers of about the sizes that it asks for, half as much again at most. Later the
+    /// smallest free buffer serves, however large it is; were it so here, a layer's wide temporaries would be held as the narrow slots
+    /// that are kept for the backward pass, and each layer would need new ones.
+    pub fn reserving<T>(&self, record: impl FnOnce() -> T) -> T {
+        self.home.state().reserving = true;
+        let done = record();
+        self.home.state().reserving = false;
+        done
+    }
+
     /// `len` elements for a recording's use, contents undefined; it returns to the pool with the last clone. Recordings of one device
     /// must therefore be submitted in the order in which they were recorded: record and submit from one thread.
     pub fn slot(&self, len: usize) -> Slot {
@@ -177,7 +190,8 @@ impl Gpu {
         let (bytes, raw) = self.home.take(bytes).unwrap_or_else(|| {
             let mut state = self.home.state();
             // Batches differ in length: what is free but too small makes room, so that the pool is that of the longest batch.
-            if let Some(largest) = (0..state.free.len()).max_by_key(|&i| state.free[i].0) {
+            let largest = (0..state.free.len()).max_by_key(|&i| state.free[i].0);
+            if let Some(largest) = largest.filter(|_| !state.reserving) {
                 let (too_small, _) = state.free.swap_remove(largest);
                 state.ledger.sub(Role::Activations, too_small);
                 state.given_up += 1;

@@ -1,8 +1,9 @@
 //! The decoder's backward pass: the forward one's steps in reverse, down to the lowest trained layer.
 
-use super::decoder::{Decoder, LayerTrace, LayerWeights, MlpTrace, Norm, Tokens, Trace, rows_of};
+use super::decoder::{Decoder, LayerWeights, Norm, Tokens, rows_of};
 use super::description::NormKind;
 use super::linear::{Columns, Linear};
+use super::trace::{LayerTrace, MlpTrace, Trace};
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::activation::activation_bwd;
@@ -88,7 +89,8 @@ impl Decoder {
     }
 
     /// Adds to d_h what flows through a layer's two branches: d_h is the layer's output gradient on entry, its input's on return.
-    fn layer_backward(&self, rec: &mut Recording, index: usize, tokens: &Tokens, s: &LayerTrace, d_h: &Slot) {
+    fn layer_backward(&self, rec: &mut Recording, index: usize, tokens: &Tokens, trace: &LayerTrace, d_h: &Slot) {
+        let (s, kept) = (&trace.products, trace.elementwise.as_ref());
         let (d, w, gpu, t) = (&self.description, &self.layers[index], rec.gpu(), tokens.t);
         let layer = &d.layers[index];
 
@@ -96,9 +98,12 @@ impl Decoder {
         let d_post = self.post_norm_backward(rec, w.mlp_post_norm.as_ref(), s.mlp_post.as_ref(), t, d_h);
         let d_branch = d_post.as_ref().unwrap_or(d_h);
         let d_x2 = gpu.slot(t * d.d_model);
-        for mlp in &s.mlp {
-            self.mlp_backward(rec, w, mlp, &s.x2, d_branch, &d_x2);
+        let x2 = kept.map_or_else(|| self.norm(rec, &w.mlp_norm, t, &s.h_mid).0, |e| e.x2.clone());
+        for (i, mlp) in s.mlp.iter().enumerate() {
+            let a = kept.map_or_else(|| self.activation(rec, mlp), |e| e.a[i].clone());
+            self.mlp_backward(rec, w, mlp, &a, &x2, d_branch, &d_x2);
         }
+        drop(x2);
         drop(d_post);
         self.norm_backward(rec, &w.mlp_norm, t, &s.h_mid, &s.stats2, &d_x2, d_h, true);
         drop(d_x2);
@@ -134,6 +139,7 @@ impl Decoder {
             }
             _ => None,
         };
+        let x1 = kept.map_or_else(|| self.norm(rec, &w.attn_norm, t, &s.h_in).0, |e| e.x1.clone());
         let d_x1 = gpu.slot(t * d.d_model);
         for (i, linear) in w.qkv.iter().enumerate() {
             let column = linear.module.column;
@@ -141,18 +147,20 @@ impl Decoder {
                 Some(d_raw) if column < raw_width => Columns { slot: d_raw, column, stride: raw_width },
                 _ => Columns { slot: &d_qkv, column, stride: width },
             };
-            linear.backward(rec, t, &s.x1, s.xa_qkv[i].as_ref(), d_y, Some(&d_x1), i > 0);
+            linear.backward(rec, t, &x1, s.xa_qkv[i].as_ref(), d_y, Some(&d_x1), i > 0);
         }
         drop((d_qkv, d_raw));
         self.norm_backward(rec, &w.attn_norm, t, &s.h_in, &s.stats1, &d_x1, d_h, true);
     }
 
     /// d_x2 (T, D) of some tokens from their d_branch (T, D).
+    #[expect(clippy::too_many_arguments, reason = "what forward saw, and where gradients go")]
     fn mlp_backward(
         &self,
         rec: &mut Recording,
         w: &LayerWeights,
         s: &MlpTrace,
+        a: &Slot,
         x2: &Slot,
         d_branch: &Slot,
         d_x2: &Slot,
@@ -161,7 +169,7 @@ impl Decoder {
         let [x2, d_branch, d_x2] = [x2, d_branch, d_x2].map(|slot| rows_of(slot, &s.tokens, d.d_model));
         let d_a = gpu.slot(t * d.d_ff);
         let d_out = Columns::all(&d_branch, d.d_model);
-        w.down.backward(rec, t, &s.a, s.xa_down.as_ref(), d_out, Some(&d_a), false);
+        w.down.backward(rec, t, a, s.xa_down.as_ref(), d_out, Some(&d_a), false);
         let d_u = gpu.slot(t * up_width);
         activation_bwd(rec, &self.mlp(t), &s.u, &d_a, &d_u);
         drop(d_a);

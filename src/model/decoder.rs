@@ -1,10 +1,11 @@
 //! The decoder's forward pass: one for every family, from a [`Description`].
 //!
 //! Tokens are packed without padding; a query sees the keys that the segment table gives it. What the backward pass needs is kept in a
-//! [`Trace`], as [`Keep`] says: everything, each layer's input (the layer is then run again), or nothing.
+//! [`Trace`], as [`Keep`] says.
 
 use super::description::{Description, Layer, NormKind};
 use super::linear::{Columns, Linear};
+use super::trace::{Elementwise, Keep, Kept, LayerTrace, MlpTrace, Products, Stats, Trace};
 use super::weights::Weight;
 use crate::gpu::{Gpu, Recording, Slot};
 use crate::kernels::activation::{Mlp, activation_fwd};
@@ -103,70 +104,6 @@ pub struct Cache {
     pub layers: Vec<Slot>,
     /// Where each new token's key and value go (T), u32.
     pub rows: Slot,
-}
-
-/// Saved by a norm: statistics.
-type Stats = Slot;
-
-/// What a layer's backward pass needs.
-#[derive(Debug)]
-pub struct LayerTrace {
-    pub(super) h_in: Slot, // (T, D)
-    pub(super) x1: Slot,   // (T, D), normed
-    pub(super) stats1: Stats,
-    pub(super) raw: Option<Slot>, // (T, (H + K)·E) before the head norms
-    pub(super) head_stats: Option<[Stats; 2]>,
-    pub(super) qkv: Slot,                        // (T, (H + 2K)·E)
-    pub(super) o: Slot,                          // (T, H·E)
-    pub(super) lse: Slot,                        // (T, H)
-    pub(super) attn_post: Option<(Slot, Stats)>, // input of the norm after attention
-    pub(super) h_mid: Slot,                      // (T, D)
-    pub(super) x2: Slot,
-    pub(super) stats2: Stats,
-    pub(super) mlp: Vec<MlpTrace>,
-    pub(super) mlp_post: Option<(Slot, Stats)>,
-    pub(super) xa_qkv: Vec<Option<Slot>>, // x·Aᵀ of each module, (T, R)
-    pub(super) xa_out: Option<Slot>,
-}
-
-/// What the MLP's backward pass needs of some tokens: all of them, unless that would not fit a binding.
-#[derive(Debug)]
-pub struct MlpTrace {
-    pub(super) tokens: std::ops::Range<usize>, // t of them
-    pub(super) u: Slot,                        // (t, 2F) or (t, F)
-    pub(super) a: Slot,                        // (t, F)
-    pub(super) xa_up: Vec<Option<Slot>>,       // (t, R)
-    pub(super) xa_down: Option<Slot>,
-}
-
-/// What a forward pass keeps for the backward one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Keep {
-    /// Nothing: there is no backward pass.
-    Nothing,
-    /// Each layer's input, T·D: the backward pass runs the layer again. Same bits, about a third more work.
-    Inputs,
-    /// All that the backward pass reads.
-    Everything,
-}
-
-/// What a layer left, see [`Keep`].
-#[derive(Debug)]
-pub(super) enum Kept {
-    /// (T, D), the layer's input.
-    Input(Slot),
-    /// All of it.
-    Everything(Box<LayerTrace>),
-}
-
-/// A forward pass.
-#[derive(Debug)]
-pub struct Trace {
-    /// L entries, or none when nothing was kept.
-    pub(super) layers: Vec<Kept>,
-    /// (T, D), the residual stream behind the last layer.
-    pub h: Slot,
 }
 
 /// Rows of a slot of `width` columns; the first is a multiple of 64, or 0.
@@ -280,7 +217,11 @@ impl Decoder {
             match keep {
                 Keep::Nothing => (),
                 Keep::Inputs => layers.push(Kept::Input(input)),
-                Keep::Everything => layers.push(Kept::Everything(Box::new(trace))),
+                Keep::Products => {
+                    trace.elementwise = None;
+                    layers.push(Kept::Trace(Box::new(trace)));
+                }
+                Keep::Everything => layers.push(Kept::Trace(Box::new(trace))),
             }
         }
         rec.scope("head");
@@ -363,13 +304,14 @@ impl Decoder {
         drop(branch);
 
         let (x2, stats2) = self.norm(rec, &w.mlp_norm, t, &h_mid);
-        let mut mlp = Vec::new();
+        let (mut mlp, mut a) = (Vec::new(), Vec::new());
         for tokens in self.mlp_chunks(gpu, t) {
-            mlp.push(self.mlp_up(rec, w, tokens, &x2, with_lora));
+            let part = self.mlp_up(rec, w, tokens, &x2, with_lora);
+            a.push(self.activation(rec, &part));
+            mlp.push(part);
         }
-        LayerTrace {
+        let products = Products {
             h_in,
-            x1,
             stats1,
             raw,
             head_stats,
@@ -378,13 +320,13 @@ impl Decoder {
             lse,
             attn_post,
             h_mid,
-            x2,
             stats2,
             mlp,
             mlp_post: None,
             xa_qkv,
             xa_out,
-        }
+        };
+        LayerTrace { products, elementwise: Some(Elementwise { x1, x2, a }) }
     }
 
     /// Tokens whose MLP is computed at once: its width is the largest of all activations, and must fit a binding.
@@ -395,7 +337,7 @@ impl Decoder {
         (0..t).step_by(rows.max(1)).map(move |first| first..(first + rows).min(t))
     }
 
-    /// The MLP of some tokens, up to its activation.
+    /// The MLP of some tokens, up to its first product.
     fn mlp_up(
         &self,
         rec: &mut Recording,
@@ -406,14 +348,21 @@ impl Decoder {
     ) -> MlpTrace {
         let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width());
         let x2 = rows_of(x2, &tokens, d.d_model);
-        let (u, a) = (gpu.slot(t * up_width), gpu.slot(t * d.d_ff));
+        let u = gpu.slot(t * up_width);
         let mut xa_up = Vec::new();
         for linear in &w.up {
             let y = Columns { slot: &u, column: linear.module.column, stride: up_width };
             xa_up.push(linear.forward(rec, t, &x2, y, with_lora));
         }
-        activation_fwd(rec, &self.mlp(t), &u, &a);
-        MlpTrace { tokens, u, a, xa_up, xa_down: None }
+        MlpTrace { tokens, u, xa_up, xa_down: None }
+    }
+
+    /// (t, F) of some tokens.
+    pub(super) fn activation(&self, rec: &mut Recording, mlp: &MlpTrace) -> Slot {
+        let t = mlp.tokens.len();
+        let a = rec.gpu().slot(t * self.description.d_ff);
+        activation_fwd(rec, &self.mlp(t), &mlp.u, &a);
+        a
     }
 
     /// The layer's last product, norm and addition: its output (T, D).
@@ -427,23 +376,25 @@ impl Decoder {
     ) -> Slot {
         let (d, gpu) = (self.description.d_model, rec.gpu());
         let mut branch = gpu.slot(t * d);
-        for mlp in &mut trace.mlp {
+        let products = &mut trace.products;
+        let a = trace.elementwise.iter().flat_map(|e| &e.a);
+        for (mlp, a) in products.mlp.iter_mut().zip(a) {
             let y = rows_of(&branch, &mlp.tokens, d);
-            mlp.xa_down = w.down.forward(rec, mlp.tokens.len(), &mlp.a, Columns::all(&y, d), with_lora);
+            mlp.xa_down = w.down.forward(rec, mlp.tokens.len(), a, Columns::all(&y, d), with_lora);
         }
-        trace.mlp_post = w.mlp_post_norm.as_ref().map(|norm| {
+        products.mlp_post = w.mlp_post_norm.as_ref().map(|norm| {
             let (y, stats) = self.norm(rec, norm, t, &branch);
             (std::mem::replace(&mut branch, y), stats)
         });
         let h_out = gpu.slot(t * d);
-        add::add(rec, &trace.h_mid, &branch, &h_out);
+        add::add(rec, &products.h_mid, &branch, &h_out);
         h_out
     }
 
     /// What the backward pass of a layer reads; run again where only the input was kept.
     pub(super) fn restore(&self, rec: &mut Recording, index: usize, tokens: &Tokens, kept: Kept) -> LayerTrace {
         match kept {
-            Kept::Everything(trace) => *trace,
+            Kept::Trace(trace) => *trace,
             Kept::Input(h_in) => {
                 let w = &self.layers[index];
                 let mut trace = self.layer(rec, index, tokens, None, true, h_in);

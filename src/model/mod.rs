@@ -16,4 +16,5 @@ pub mod peft;
 pub mod save;
 pub mod scores;
 pub mod tensor_file;
+pub mod trace;
 pub mod weights;

@@ -1,8 +1,9 @@
 //! Log-probabilities of a packed micro-batch, and their gradients: hidden states that predict something are gathered, normed, and
 //! walked through the head in tiles.
 
-use super::decoder::{Decoder, Keep, Tokens, Trace};
+use super::decoder::{Decoder, Tokens};
 use super::description::Description;
+use super::trace::{Keep, Trace};
 use crate::data::batch::Batch;
 use crate::error::Result;
 use crate::gpu::{Gpu, Recording, Role, Slot};

@@ -7,8 +7,9 @@ use crate::kernels::adamw::{AdamW, Page, adamw};
 use crate::kernels::global_norm::global_norm;
 use crate::kernels::objective::Goal;
 use crate::kernels::storage::Storage;
-use crate::model::decoder::{Decoder, Keep};
+use crate::model::decoder::Decoder;
 use crate::model::scores::Micro;
+use crate::model::trace::Keep;
 use crate::model::weights;
 use crate::objective::{PairOutcome, PairScores, Sums};
 
@@ -400,8 +401,10 @@ pub fn reserve(
     let batch = Batch::pack(examples, share_prefix);
     let micro = Micro::new(gpu, &decoder.description, &batch);
     let mut rec = gpu.record();
-    let scores = decoder.score(&mut rec, &micro, true, keep);
-    decoder.score_backward(&mut rec, &micro, scores, goal, &vec![0.0; batch.spans.len()]);
+    gpu.reserving(|| {
+        let scores = decoder.score(&mut rec, &micro, true, keep);
+        decoder.score_backward(&mut rec, &micro, scores, goal, &vec![0.0; batch.spans.len()]);
+    });
     MicroCost { tokens: batch.ids.len(), dispatches: rec.dispatches(), flops: rec.flops() }
 }
 
