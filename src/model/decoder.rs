@@ -125,7 +125,7 @@ pub struct LayerTrace {
     pub(super) stats2: Stats,
     pub(super) mlp: Vec<MlpTrace>,
     pub(super) mlp_post: Option<(Slot, Stats)>,
-    pub(super) xa_qkv: Vec<Option<Slot>>, // x·Aᵀ of each module, (T, R)
+    pub(super) xa_qkv: Vec<Option<Slot>>, // s·x·Aᵀ of each module, (T, R)
     pub(super) xa_out: Option<Slot>,
 }
 
