@@ -1,10 +1,12 @@
-// C[m,n] = alpha·Σ_k A[m,k]·B[k,n] (+ C[m,n])      A: (M, K) or stored transposed (K, M); B: (K, N) or stored transposed (N, K)
+// C[m,n] = alpha·(Σ_k A[m,k]·B[k,n] + Σ_k A2[m,k]·B2[k,n]) (+ C[m,n])
+// A: (M, K) or stored transposed (K, M); B: (K, N) or stored transposed (N, K); A2, B2: shared/second, or none
 //
 // The three products of a linear layer y = x·Wᵀ:  y = x·Wᵀ (B transposed),  d_x = d_y·W (neither),  d_W = d_yᵀ·x (A transposed).
 // A workgroup of 16×16 computes a tile of 64×64, each invocation 4×4 values at a stride of 16; tiles of A and B pass through
 // workgroup memory (2 × 16 × 65 × 4 = 8,320 bytes). Any M, N, K. Quantised weights are dequantised into the tile, four at a time.
 
 import package::shared::product::{MatmulParams};
+import package::shared::second_none::{SECOND, a2_value, b2_value};
 import package::shared::weight::{weight_value, weight_values};
 
 override A_TRANSPOSED: bool = false;
@@ -60,6 +62,42 @@ fn load_b_quad(k0: u32, n0: u32, lane: u32) {
     }
 }
 
+// Adds the product of the tiles, in the order of K.
+fn multiply_tiles(acc: ptr<function, array<vec4<f32>, 4>>, local: vec2<u32>) {
+    for (var k = 0u; k < TILE_K; k++) {
+        let row = k * ROW;
+        let bs = vec4<f32>(
+            b_tile[row + local.x],
+            b_tile[row + local.x + 16u],
+            b_tile[row + local.x + 32u],
+            b_tile[row + local.x + 48u],
+        );
+        for (var r = 0u; r < 4u; r++) {
+            (*acc)[r] += a_tile[row + local.y + 16u * r] * bs;
+        }
+    }
+}
+
+// The second pair's tiles that begin at k0; A is not transposed.
+fn load_second(lane: u32, m0: u32, n0: u32, k0: u32) {
+    for (var i = lane; i < TILE * TILE_K; i += 256u) {
+        let at = vec2<u32>(i % TILE_K, i / TILE_K);
+        let k = k0 + at.x;
+        let m = m0 + at.y;
+        let n = n0 + at.y;
+        let place = at.x * ROW + at.y;
+        a_tile[place] = 0.0;
+        b_tile[place] = 0.0;
+        if k < params.k2 && m < params.m {
+            a_tile[place] = a2_value(m, k);
+        }
+        if k < params.k2 && n < params.n {
+            let stored = stored_b(k, n);
+            b_tile[place] = b2_value(stored.x, stored.y);
+        }
+    }
+}
+
 @compute @workgroup_size(16, 16)
 fn matmul(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let m0 = group.y * TILE;
@@ -83,17 +121,14 @@ fn matmul(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id)
             load_b_quad(k0, n0, lane);
         }
         workgroupBarrier();
-        for (var k = 0u; k < TILE_K; k++) {
-            let row = k * ROW;
-            let bs = vec4<f32>(
-                b_tile[row + local.x],
-                b_tile[row + local.x + 16u],
-                b_tile[row + local.x + 32u],
-                b_tile[row + local.x + 48u],
-            );
-            for (var r = 0u; r < 4u; r++) {
-                acc[r] += a_tile[row + local.y + 16u * r] * bs;
-            }
+        multiply_tiles(&acc, local.xy);
+    }
+    if SECOND {
+        for (var k0 = 0u; k0 < params.k2; k0 += TILE_K) {
+            workgroupBarrier();
+            load_second(lane, m0, n0, k0);
+            workgroupBarrier();
+            multiply_tiles(&acc, local.xy);
         }
     }
     for (var r = 0u; r < 4u; r++) {

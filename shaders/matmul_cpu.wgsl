@@ -8,6 +8,7 @@
 //   matmul_unpack: C (K, N) = B in f32, B being stored (N, K) where B_TRANSPOSED: for the others, dequantised once
 
 import package::shared::product::{MatmulParams};
+import package::shared::second_none::{SECOND, a2_value, b2_quad};
 import package::shared::weight::{weight_quad};
 
 override A_TRANSPOSED: bool = false;
@@ -33,6 +34,11 @@ fn a_step() -> u32 {
 // Past the edge: read something, write nothing.
 fn b_quad(n: u32) -> u32 {
     return params.b_start / 4u + min(n / 4u, (params.n - 1u) / 4u);
+}
+
+// The same for B2 (K2, N): its column.
+fn b2_column(n: u32) -> u32 {
+    return min(n, (params.n - 1u) / 4u * 4u);
 }
 
 fn store(row: u32, n: u32, value: f32) {
@@ -77,6 +83,17 @@ fn matmul_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             acc1[r] += value * b1;
         }
     }
+    if SECOND {
+        for (var k = 0u; k < params.k2; k++) {
+            let b0 = b2_quad(k, b2_column(n0));
+            let b1 = b2_quad(k, b2_column(n1));
+            for (var r = 0u; r < ROWS; r++) {
+                let value = a2_value(min(m0 + r, params.m - 1u), k);
+                acc0[r] += value * b0;
+                acc1[r] += value * b1;
+            }
+        }
+    }
     for (var r = 0u; r < ROWS; r++) {
         store_quad(m0 + r, n0, acc0[r]);
         store_quad(m0 + r, n1, acc1[r]);
@@ -104,6 +121,17 @@ fn matmul_narrow(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
             let value = a[rows[r] + k * step];
             acc0[r] += value * b0;
             acc1[r] += value * b1;
+        }
+    }
+    if SECOND {
+        for (var k = 0u; k < params.k2; k++) {
+            let b0 = b2_quad(k, b2_column(n0));
+            let b1 = b2_quad(k, b2_column(n1));
+            for (var r = 0u; r < 4u; r++) {
+                let value = a2_value(min(m0 + r * LANES, params.m - 1u), k);
+                acc0[r] += value * b0;
+                acc1[r] += value * b1;
+            }
         }
     }
     for (var r = 0u; r < 4u; r++) {
@@ -138,6 +166,18 @@ fn matmul_dots(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
         acc[5] = plus_quad(acc[5], rows[5] + k, bs);
         acc[6] = plus_quad(acc[6], rows[6] + k, bs);
         acc[7] = plus_quad(acc[7], rows[7] + k, bs);
+    }
+    if SECOND {
+        for (var k = 0u; k < params.k2; k += 4u) {
+            let bs = b2_quad(row, k);
+            for (var r = 0u; r < ROWS; r++) {
+                let m = min(m0 + r, params.m - 1u);
+                acc[r] += a2_value(m, k) * bs.x;
+                acc[r] += a2_value(m, k + 1u) * bs.y;
+                acc[r] += a2_value(m, k + 2u) * bs.z;
+                acc[r] += a2_value(m, k + 3u) * bs.w;
+            }
+        }
     }
     if n >= params.n {
         return;

@@ -6,6 +6,7 @@
 
 import package::shared::lanes::{LANES, spread};
 import package::shared::product::{MatmulParams};
+import package::shared::second_none::{SECOND, a2_value, b2_quad};
 import package::shared::weight::{weight_quad};
 
 override A_TRANSPOSED: bool = false;
@@ -43,6 +44,17 @@ fn matmul_lanes(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
             let mine_next = spread(select(0.0, a[rows[v] + next * step], next > k));
             for (var r = 0u; r < LANES; r++) {
                 acc[v * LANES + r] = acc[v * LANES + r] + mine[r] * bs + mine_next[r] * bs_next;
+            }
+        }
+    }
+    if SECOND {
+        for (var k = 0u; k < params.k2; k++) {
+            let bs = b2_quad(k, min(n0, (params.n - 1u) / 4u * 4u));
+            for (var v = 0u; v < VECTORS; v++) {
+                let mine = spread(a2_value(min(m0 + v * LANES + local.x, params.m - 1u), k));
+                for (var r = 0u; r < LANES; r++) {
+                    acc[v * LANES + r] += mine[r] * bs;
+                }
             }
         }
     }

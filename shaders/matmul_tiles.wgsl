@@ -6,6 +6,7 @@
 // Each sum has one owner and adds its terms in the order of K, as matmul.wgsl does: the same bits.
 
 import package::shared::product::{MatmulParams};
+import package::shared::second_none::{SECOND, a2_quad, b2_quad};
 import package::shared::weight::{weight_quad};
 
 override A_TRANSPOSED: bool = false; // A is stored (K, M)
@@ -66,6 +67,36 @@ fn load_block(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
     return block_of_b(select(k0 + at.x, n0 + at.y, B_TRANSPOSED), select(n0 + at.y, k0 + at.x, B_TRANSPOSED));
 }
 
+// The same of the second pair, A2 as A is stored where it is not transposed.
+fn load_second(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
+    var row: u32;
+    var column: u32;
+    var end: vec2<u32>;
+    if lane < TILE {
+        let at = 4u * place(lane, true);
+        row = m0 + at.y;
+        column = k0 + at.x;
+        end = vec2<u32>(params.m, params.k2);
+    } else {
+        let at = 4u * place(lane - TILE, B_TRANSPOSED);
+        row = select(k0 + at.x, n0 + at.y, B_TRANSPOSED);
+        column = select(n0 + at.y, k0 + at.x, B_TRANSPOSED);
+        end = select(vec2<u32>(params.k2, params.n), vec2<u32>(params.n, params.k2), B_TRANSPOSED);
+    }
+    var block: array<vec4<f32>, 4>;
+    for (var s = 0u; s < 4u; s++) {
+        block[s] = vec4<f32>();
+        if row + s < end.x && column < end.y {
+            if lane < TILE {
+                block[s] = a2_quad(row + s, column);
+            } else {
+                block[s] = b2_quad(row + s, column);
+            }
+        }
+    }
+    return block;
+}
+
 fn turned(b: array<vec4<f32>, 4>) -> array<vec4<f32>, 4> {
     return array<vec4<f32>, 4>(
         vec4<f32>(b[0].x, b[1].x, b[2].x, b[3].x),
@@ -97,13 +128,35 @@ fn store_block(lane: u32, loaded: array<vec4<f32>, 4>) {
     }
 }
 
+alias Sums = array<vec4<f32>, 4u * ROW_QUADS * COLUMN_QUADS>;
+
+// Adds the product of the tiles, in the order of K.
+fn multiply_tiles(acc: ptr<function, Sums>, across: u32, down: u32) {
+    for (var k = 0u; k < K_TILE; k++) {
+        var bs: array<vec4<f32>, COLUMN_QUADS>;
+        for (var s = 0u; s < COLUMN_QUADS; s++) {
+            bs[s] = b_tile[k * QUADS + across + s * ACROSS];
+        }
+        for (var r = 0u; r < ROW_QUADS; r++) {
+            let rows = a_tile[k * QUADS + down + r * DOWN];
+            for (var s = 0u; s < COLUMN_QUADS; s++) {
+                let at = 4u * (r * COLUMN_QUADS + s);
+                (*acc)[at] += rows.x * bs[s];
+                (*acc)[at + 1u] += rows.y * bs[s];
+                (*acc)[at + 2u] += rows.z * bs[s];
+                (*acc)[at + 3u] += rows.w * bs[s];
+            }
+        }
+    }
+}
+
 @compute @workgroup_size(2u * TILE)
 fn matmul_tiles(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let m0 = group.y * TILE;
     let n0 = group.x * TILE;
     let across = lane % ACROSS;
     let down = lane / ACROSS;
-    var acc: array<vec4<f32>, 4u * ROW_QUADS * COLUMN_QUADS>;
+    var acc: Sums;
     for (var i = 0u; i < 4u * ROW_QUADS * COLUMN_QUADS; i++) {
         acc[i] = vec4<f32>();
     }
@@ -113,21 +166,14 @@ fn matmul_tiles(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
         store_block(lane, block);
         workgroupBarrier();
         block = load_block(lane, m0, n0, k0 + K_TILE);
-        for (var k = 0u; k < K_TILE; k++) {
-            var bs: array<vec4<f32>, COLUMN_QUADS>;
-            for (var s = 0u; s < COLUMN_QUADS; s++) {
-                bs[s] = b_tile[k * QUADS + across + s * ACROSS];
-            }
-            for (var r = 0u; r < ROW_QUADS; r++) {
-                let rows = a_tile[k * QUADS + down + r * DOWN];
-                for (var s = 0u; s < COLUMN_QUADS; s++) {
-                    let at = 4u * (r * COLUMN_QUADS + s);
-                    acc[at] += rows.x * bs[s];
-                    acc[at + 1u] += rows.y * bs[s];
-                    acc[at + 2u] += rows.z * bs[s];
-                    acc[at + 3u] += rows.w * bs[s];
-                }
-            }
+        multiply_tiles(&acc, across, down);
+    }
+    if SECOND {
+        for (var k0 = 0u; k0 < params.k2; k0 += K_TILE) {
+            workgroupBarrier();
+            store_block(lane, load_second(lane, m0, n0, k0));
+            workgroupBarrier();
+            multiply_tiles(&acc, across, down);
         }
     }
     for (var r = 0u; r < ROW_QUADS; r++) {

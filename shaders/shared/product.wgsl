@@ -1,4 +1,5 @@
-// What a product C = alpha·A·B (+ C) is told: the matrices' sizes and places. A is (M, K), B (K, N), either stored transposed.
+// What a product C = alpha·(A·B + A2·B2) (+ C) is told: the matrices' sizes and places. A is (M, K), B (K, N), either stored transposed. A2
+// (M, K2) and B2 (K2, N, stored transposed where B is) are there where shared/second is.
 
 struct MatmulParams {
     m: u32,
@@ -12,7 +13,11 @@ struct MatmulParams {
     c_start: u32,
     c_stride: u32,
     alpha: f32,
-    pad: u32,
+    k2: u32,
+    a2_start: u32,
+    a2_stride: u32,
+    b2_start: u32,
+    b2_stride: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: MatmulParams;

@@ -50,6 +50,8 @@ shaders![
     "shared/philox",
     "shared/product",
     "shared/reduce",
+    "shared/second",
+    "shared/second_none",
     "shared/weight",
     "shared/weight_bf16",
     "shared/weight_int8",

@@ -1,4 +1,4 @@
-//! C = alpha·A·B (+ C) in the three orientations of a linear layer; weights in any [`Storage`].
+//! C = alpha·(A·B + A2·B2) (+ C), the second pair where there is one, in the three orientations of a linear layer; weights in any [`Storage`].
 //!
 //! Five ways to compute it, each in a file of its own: the baseline, for any shape (`matmul.wgsl`); tiles of quads, for GPUs
 //! (`matmul_tiles.wgsl`); for CPU adapters without and with subgroups (`matmul_cpu.wgsl`, `matmul_lanes.wgsl`); cooperative matrices, where a
@@ -9,44 +9,22 @@ mod cases;
 mod coop;
 mod cpu;
 mod lanes;
+mod operands;
 mod tiles;
 
-use cases::{LinearCase, ProductCase};
+pub use operands::{Matrix, Second};
+
+use cases::{LinearCase, LowRankCase, ProductCase};
 use coop::Coop;
 use cpu::Cpu;
+use operands::{MatmulParams, Operands, with_second};
 use tiles::Tiles;
 
 use super::shapes::ModelShape;
 use super::storage::Storage;
 use super::tune::Tunable;
 use super::{Case, Kernel};
-use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Slot, Variant};
-
-/// A matrix inside a slot: `start` and `stride` in elements, as stored.
-#[derive(Debug, Clone, Copy)]
-pub struct Matrix<'a> {
-    /// Where.
-    pub slot: &'a Slot,
-    /// First element.
-    pub start: usize,
-    /// Elements from a stored row to the next.
-    pub stride: usize,
-}
-
-impl<'a> Matrix<'a> {
-    /// Rows of `stride` elements from the slot's beginning.
-    pub fn new(slot: &'a Slot, stride: usize) -> Self {
-        Self { slot, start: 0, stride }
-    }
-    /// From column `column` on.
-    pub fn columns_from(self, column: usize) -> Self {
-        Self { start: self.start + column, ..self }
-    }
-    /// Whether its rows begin at quads.
-    fn in_quads(&self) -> bool {
-        self.start.is_multiple_of(4) && self.stride.is_multiple_of(4)
-    }
-}
+use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Variant};
 
 /// Which of the three products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,40 +72,6 @@ impl Product {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct MatmulParams {
-    m: u32,
-    n: u32,
-    k: u32,
-    accumulate: u32,
-    a_start: u32,
-    a_stride: u32,
-    b_start: u32,
-    b_stride: u32,
-    c_start: u32,
-    c_stride: u32,
-    alpha: f32,
-    pad: u32,
-}
-
-fn params(p: &Product, a: Matrix, b: Matrix, c: Matrix) -> MatmulParams {
-    MatmulParams {
-        m: p.m as u32,
-        n: p.n as u32,
-        k: p.k as u32,
-        accumulate: u32::from(p.accumulate),
-        a_start: a.start as u32,
-        a_stride: a.stride as u32,
-        b_start: b.start as u32,
-        b_stride: b.stride as u32,
-        c_start: c.start as u32,
-        c_stride: c.stride as u32,
-        alpha: p.alpha,
-        pad: 0,
-    }
-}
-
 /// Says how A and B are stored.
 fn oriented(shader: Shader, orientation: Orientation) -> Shader {
     let a = f64::from(u8::from(orientation == Orientation::BackwardW));
@@ -142,38 +86,36 @@ fn baseline(orientation: Orientation, storage: Storage) -> Shader {
 
 /// C = alpha·A·B (+ C). Nothing happens when M, N or K is 0 (C is not cleared).
 pub fn matmul(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
-    let caps = rec.gpu().caps();
-    launch(rec, p, a, b, c, &caps.variants, caps.matmul_precision);
+    matmul_with(rec, p, a, b, None, c);
 }
 
-fn launch(
-    rec: &mut Recording,
-    p: &Product,
-    a: Matrix,
-    b: Matrix,
-    c: Matrix,
-    allowed: &[Variant],
-    precision: MatmulPrecision,
-) {
+/// C = alpha·(A·B + A2·B2) (+ C), the second pair in the first one's pass wherever that is possible.
+pub fn matmul_with(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, second: Option<Second>, c: Matrix) {
+    let caps = rec.gpu().caps();
+    launch(rec, p, Operands { a, b, second, c }, &caps.variants, caps.matmul_precision);
+}
+
+fn launch(rec: &mut Recording, p: &Product, o: Operands, allowed: &[Variant], precision: MatmulPrecision) {
     if p.m * p.n * p.k == 0 {
         return;
     }
-    if let Some(coop) = Coop::of(p, [a, b], rec.gpu().caps(), precision) {
-        return coop.launch(rec, p, a, b, c);
+    let coop = Coop::of(p, [o.a, o.b], rec.gpu().caps(), precision);
+    // Sums on cooperative matrices are of operands scaled to f16's range: a second pair has scales of its own, its sums cannot be theirs.
+    if let Some(second) = o.second.filter(|s| coop.is_some() || !s.rides_along(p)) {
+        launch(rec, p, Operands { second: None, ..o }, allowed, precision);
+        let p = Product { storage: second.storage, k: second.k, accumulate: true, ..*p };
+        return launch(rec, &p, Operands::new(second.a, second.b, o.c), allowed, precision);
     }
-    match choose(rec.gpu().caps(), p, [a, b, c], allowed) {
-        Way::Lanes => lanes::launch(rec, p, a, b, c),
-        Way::Cpu(cpu) => cpu::launch(rec, cpu, p, a, b, c),
-        Way::Tiles(tiles) => {
-            let shader = tiles.shader(p.orientation, p.storage);
-            rec.dispatch(&shader, &params(p, a, b, c), &[a.slot, b.slot, c.slot], tiles.grid(p), p.flops());
-        }
-        Way::Baseline => {
-            let grid = [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32, 1];
-            let shader = baseline(p.orientation, p.storage);
-            rec.dispatch(&shader, &params(p, a, b, c), &[a.slot, b.slot, c.slot], grid, p.flops());
-        }
+    if let Some(coop) = coop {
+        return coop.launch(rec, p, o);
     }
+    let (shader, grid) = match choose(rec.gpu().caps(), p, [o.a, o.b, o.c], allowed) {
+        Way::Lanes => return lanes::launch(rec, p, o),
+        Way::Cpu(cpu) => return cpu::launch(rec, cpu, p, o),
+        Way::Tiles(tiles) => (tiles.shader(p.orientation, p.storage), tiles.grid(p)),
+        Way::Baseline => (baseline(p.orientation, p.storage), [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32, 1]),
+    };
+    o.dispatch(rec, &shader, p, grid);
 }
 
 /// An implementation that serves a product.
@@ -274,8 +216,12 @@ impl Kernel for Matmul {
         let mut all = Vec::new();
         for storage in Storage::ALL {
             for &o in orientations(storage) {
-                all.push(baseline(o, storage));
-                all.extend(Tiles::ALL.map(|t| t.shader(o, storage)));
+                let mut of_one_pair = vec![baseline(o, storage)];
+                of_one_pair.extend(Tiles::ALL.map(|t| t.shader(o, storage)));
+                if o != Orientation::BackwardW {
+                    all.extend(of_one_pair.iter().cloned().map(with_second));
+                }
+                all.extend(of_one_pair);
                 all.extend(Coop::shaders(o, storage));
             }
             all.extend(cpu::shaders(storage));
@@ -321,6 +267,13 @@ impl Kernel for Matmul {
                 }
             }
         }
+        for (t, n_out, n_in, storage, rank) in LowRankCase::SHAPES {
+            for variant in std::iter::once(None).chain(Variant::ALL.map(Some)) {
+                let (allowed, precision) = (variant.into_iter().collect(), MatmulPrecision::Highest);
+                let linear = LinearCase { t, n_out, n_in, storage, allowed, precision };
+                all.push(Box::new(LowRankCase { linear, rank }));
+            }
+        }
         all
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
@@ -345,7 +298,11 @@ impl Kernel for Matmul {
             let (allowed, precision) = (allowed.clone(), MatmulPrecision::Highest);
             Box::new(LinearCase { t, n_out, n_in, storage, allowed, precision })
         };
-        shapes.map(case).into()
+        let low_rank = |(t, n_out, n_in, storage, rank)| -> Box<dyn Case> {
+            let (allowed, precision) = (allowed.clone(), MatmulPrecision::Highest);
+            Box::new(LowRankCase { linear: LinearCase { t, n_out, n_in, storage, allowed, precision }, rank })
+        };
+        shapes.map(case).into_iter().chain(LowRankCase::SHAPES.map(low_rank)).collect()
     }
     fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
         // Both sides of fragments, slices, blocks of a subgroup, and tiles; all three products are on cooperative matrices.
@@ -358,6 +315,10 @@ impl Kernel for Matmul {
                     all.push(Box::new(LinearCase { t, n_out, n_in, storage, allowed: Vec::new(), precision }));
                 }
             }
+        }
+        for (t, n_out, n_in, storage, rank) in LowRankCase::SHAPES {
+            let linear = LinearCase { t, n_out, n_in, storage, allowed: Vec::new(), precision };
+            all.push(Box::new(LowRankCase { linear, rank }));
         }
         all
     }

@@ -1,9 +1,9 @@
-//! y = x·Wᵀ + b, with low-rank additions that are never merged: y += s·(x·Aᵀ)·Bᵀ.
+//! y = x·Wᵀ + b, with low-rank additions that are never merged: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ + b, one pass over y where `rides_along` says so.
 
 use super::description::Module;
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
-use crate::kernels::matmul::{Matrix, Orientation, Product, matmul};
+use crate::kernels::matmul::{Matrix, Orientation, Product, Second, matmul, matmul_with};
 use crate::kernels::storage::Storage;
 use crate::kernels::{add, column_sum};
 
@@ -57,24 +57,28 @@ fn product(orientation: Orientation, storage: Storage, [m, n, k]: [usize; 3], al
 }
 
 impl Linear {
-    /// y (T, n_out) from x (T, n_in). Returns x·Aᵀ (T, R), saved for the backward pass, when the addition is on.
+    /// y (T, n_out) from x (T, n_in). Returns s·x·Aᵀ (T, R), saved for the backward pass, when the addition is on.
     pub fn forward(&self, rec: &mut Recording, t: usize, x: &Slot, y: Columns, with_lora: bool) -> Option<Slot> {
         let (k, x) = (self.w.cols, Matrix::new(x, self.w.cols));
+        let xa = self.lora.as_ref().filter(|_| with_lora).map(|lora| {
+            let r = lora.a.rows;
+            let xa = rec.gpu().slot(t * r);
+            let p = product(Orientation::Forward, lora.a.storage, [t, r, k], lora.scale, false);
+            matmul(rec, &p, x, Matrix::new(lora.a.slot(), k), Matrix::new(&xa, r));
+            xa
+        });
         for part in &self.w.parts {
             let p = product(Orientation::Forward, self.w.storage, [t, part.rows, k], 1.0, false);
-            matmul(rec, &p, x, Matrix::new(&part.w, k), y.from(part.first));
+            let second = self.lora.as_ref().zip(xa.as_ref()).map(|(Lora { a, b, .. }, xa)| {
+                let b_rows = Matrix { slot: b.slot(), start: part.first * a.rows, stride: a.rows };
+                Second { storage: b.storage, k: a.rows, a: Matrix::new(xa, a.rows), b: b_rows }
+            });
+            matmul_with(rec, &p, x, Matrix::new(&part.w, k), second, y.from(part.first));
         }
         if let Some(b) = &self.b {
             add::bias_fwd(rec, b.slot(), t, y.column, y.stride, y.slot);
         }
-        let lora = self.lora.as_ref().filter(|_| with_lora)?;
-        let r = lora.a.rows;
-        let xa = rec.gpu().slot(t * r);
-        let p = product(Orientation::Forward, lora.a.storage, [t, r, k], 1.0, false);
-        matmul(rec, &p, x, Matrix::new(lora.a.slot(), k), Matrix::new(&xa, r));
-        let p = product(Orientation::Forward, lora.b.storage, [t, self.w.rows, r], lora.scale, true);
-        matmul(rec, &p, Matrix::new(&xa, r), Matrix::new(lora.b.slot(), r), y.from(0));
-        Some(xa)
+        xa
     }
 
     /// d_x (T, n_in) from d_y (T, n_out), added when `accumulate`; gradients of whatever is trained. `d_x` may be absent.
@@ -89,11 +93,25 @@ impl Linear {
         d_x: Option<&Slot>,
         accumulate: bool,
     ) {
-        let k = self.w.cols;
+        let (k, n) = (self.w.cols, self.w.rows);
+        let lora = self.lora.as_ref().zip(xa).map(|(lora, xa)| {
+            let r = lora.a.rows;
+            let d_xa = rec.gpu().slot(t * r);
+            let p = product(Orientation::BackwardX, lora.b.storage, [t, r, n], lora.scale, false);
+            matmul(rec, &p, d_y.from(0), Matrix::new(lora.b.slot(), r), Matrix::new(&d_xa, r));
+            (lora, xa, d_xa)
+        });
+        let mut second = lora.as_ref().map(|(Lora { a, .. }, _, d_xa)| Second {
+            storage: a.storage,
+            k: a.rows,
+            a: Matrix::new(d_xa, a.rows),
+            b: Matrix::new(a.slot(), k),
+        });
         for (i, part) in self.w.parts.iter().enumerate() {
             if let Some(d_x) = d_x {
                 let p = product(Orientation::BackwardX, self.w.storage, [t, k, part.rows], 1.0, accumulate || i > 0);
-                matmul(rec, &p, d_y.from(part.first), Matrix::new(&part.w, k), Matrix::new(d_x, k));
+                let w = Matrix::new(&part.w, k);
+                matmul_with(rec, &p, d_y.from(part.first), w, second.take(), Matrix::new(d_x, k));
             }
             if let Some(d_w) = &part.d_w {
                 let p = product(Orientation::BackwardW, Storage::F32, [part.rows, k, t], 1.0, true);
@@ -103,22 +121,15 @@ impl Linear {
         if let Some(d_b) = self.b.as_ref().and_then(Weight::grad) {
             column_sum::column_sum(rec, d_y.slot, t, d_y.stride, d_y.column, self.w.rows, d_b);
         }
-        let (Some(lora), Some(xa)) = (&self.lora, xa) else { return };
-        let (r, n) = (lora.a.rows, self.w.rows);
-        let d_xa = rec.gpu().slot(t * r);
-        let p = product(Orientation::BackwardX, lora.b.storage, [t, r, n], lora.scale, false);
-        matmul(rec, &p, d_y.from(0), Matrix::new(lora.b.slot(), r), Matrix::new(&d_xa, r));
+        let Some((lora, xa, d_xa)) = lora else { return };
+        let r = lora.a.rows;
         if let Some(d_b) = lora.b.grad() {
-            let p = product(Orientation::BackwardW, Storage::F32, [n, r, t], lora.scale, true);
+            let p = product(Orientation::BackwardW, Storage::F32, [n, r, t], 1.0, true);
             matmul(rec, &p, d_y.from(0), Matrix::new(xa, r), Matrix::new(d_b, r));
         }
         if let Some(d_a) = lora.a.grad() {
             let p = product(Orientation::BackwardW, Storage::F32, [r, k, t], 1.0, true);
             matmul(rec, &p, Matrix::new(&d_xa, r), Matrix::new(x, k), Matrix::new(d_a, k));
-        }
-        if let Some(d_x) = d_x {
-            let p = product(Orientation::BackwardX, lora.a.storage, [t, k, r], 1.0, true);
-            matmul(rec, &p, Matrix::new(&d_xa, r), Matrix::new(lora.a.slot(), k), Matrix::new(d_x, k));
         }
     }
 

@@ -58,7 +58,7 @@ pub(super) struct Products {
     pub stats2: Stats,
     pub mlp: Vec<MlpTrace>,
     pub mlp_post: Option<(Slot, Stats)>,
-    pub xa_qkv: Vec<Option<Slot>>, // x·Aᵀ of each module, (T, R)
+    pub xa_qkv: Vec<Option<Slot>>, // s·x·Aᵀ of each module, (T, R)
     pub xa_out: Option<Slot>,
 }
 

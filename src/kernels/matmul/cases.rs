@@ -1,6 +1,6 @@
 //! Cases of the products: all three of a linear layer, and one alone.
 
-use super::{Matrix, Orientation, Product, Storage, Way, launch};
+use super::{Matrix, Operands, Orientation, Product, Second, Storage, Way, launch};
 use crate::gpu::{Caps, Gpu, MatmulPrecision, Recording, Slot, Variant};
 use crate::kernels::storage::Packed;
 use crate::kernels::{Case, Cost, Host, Outputs};
@@ -86,9 +86,7 @@ impl Case for ProductCase {
         launch(
             rec,
             &p,
-            Matrix::new(&x[0], a_stride),
-            Matrix::new(&x[1], b_stride),
-            Matrix::new(&y, p.n),
+            Operands::new(Matrix::new(&x[0], a_stride), Matrix::new(&x[1], b_stride), Matrix::new(&y, p.n)),
             &self.allowed,
             self.precision,
         );
@@ -176,25 +174,11 @@ impl Case for LinearCase {
         let (input, weight) = (Matrix::new(&x[0], self.n_in), Matrix::new(&x[1], self.n_in));
         let out = Matrix::new(&y, width).columns_from(COLUMN);
         let d_out = Matrix::new(&d_y[0], width).columns_from(COLUMN);
-        launch(rec, &self.product(Orientation::Forward), input, weight, out, allowed, precision);
-        launch(
-            rec,
-            &self.product(Orientation::BackwardX),
-            d_out,
-            weight,
-            Matrix::new(&d_x, self.n_in),
-            allowed,
-            precision,
-        );
-        launch(
-            rec,
-            &self.product(Orientation::BackwardW),
-            d_out,
-            input,
-            Matrix::new(&d_w, self.n_in),
-            allowed,
-            precision,
-        );
+        launch(rec, &self.product(Orientation::Forward), Operands::new(input, weight, out), allowed, precision);
+        let operands = Operands::new(d_out, weight, Matrix::new(&d_x, self.n_in));
+        launch(rec, &self.product(Orientation::BackwardX), operands, allowed, precision);
+        let operands = Operands::new(d_out, input, Matrix::new(&d_w, self.n_in));
+        launch(rec, &self.product(Orientation::BackwardW), operands, allowed, precision);
         Outputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w)] }
     }
     fn reduction(&self) -> usize {
@@ -207,5 +191,82 @@ impl Case for LinearCase {
         let weight = 4 * self.storage.words(self.n_out, self.n_in);
         let bytes = 2 * 4 * self.t * (self.n_in + self.n_out) + 2 * weight + 4 * self.n_out * self.n_in;
         Cost { bytes: bytes as u64, flops: 6 * (self.t * self.n_out * self.n_in) as u64 }
+    }
+}
+
+/// y = x·Wᵀ with a second pair x2·W2ᵀ, and d_x = d_y·W with d_x2·V: outputs both.
+pub(super) struct LowRankCase {
+    /// W, T and the implementation.
+    pub linear: LinearCase,
+    /// K2.
+    pub rank: usize,
+}
+
+impl LowRankCase {
+    /// T, n_out, n_in, W's storage, rank: both sides of a slice of 16, of few columns and rows; a rank that takes two passes.
+    pub const SHAPES: [(usize, usize, usize, Storage, usize); 8] = [
+        (1, 4, 4, Storage::F32, 4),
+        (3, 5, 64, Storage::F32, 8),
+        (70, 132, 260, Storage::F32, 8),
+        (33, 68, 128, Storage::Bf16, 16),
+        (37, 132, 132, Storage::Bf16, 20),
+        (33, 12, 72, Storage::Int8, 64),
+        (129, 124, 192, Storage::Nf4, 8),
+        (33, 68, 36, Storage::F32, 6),
+    ];
+}
+
+impl Case for LowRankCase {
+    fn label(&self) -> String {
+        format!("R={} {}", self.rank, self.linear.label())
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        let LinearCase { t, n_out, n_in, .. } = self.linear;
+        let mut all = self.linear.inputs(rng);
+        let others = [t * n_out, t * self.rank, n_out * self.rank, self.rank * n_in];
+        all.extend(others.map(|n| Host::normal(rng, n)));
+        all
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let LinearCase { t, n_out, n_in, .. } = self.linear;
+        let r = self.rank;
+        let alpha = f64::from(ALPHA);
+        let sum = |n: usize, term: &dyn Fn(usize) -> f64| (0..n).map(term).sum::<f64>();
+        let y = |i: usize| {
+            let (t, n) = (i / n_out, i % n_out);
+            let second = sum(r, &|k| x[3][t * r + k] * x[4][n * r + k]);
+            alpha * (sum(n_in, &|k| x[0][t * n_in + k] * x[1][n * n_in + k]) + second)
+        };
+        let d_x = |i: usize| {
+            let (t, n) = (i / n_in, i % n_in);
+            let second = sum(r, &|k| x[3][t * r + k] * x[5][k * n_in + n]);
+            alpha * (sum(n_out, &|k| x[2][t * n_out + k] * x[1][k * n_in + n]) + second)
+        };
+        vec![(0..t * n_out).map(y).collect(), (0..t * n_in).map(d_x).collect()]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+        let LinearCase { t, n_out, n_in, ref allowed, precision, .. } = self.linear;
+        let (r, gpu) = (self.rank, rec.gpu());
+        let (y, d_x) = (gpu.slot(t * n_out), gpu.slot(t * n_in));
+        let mut product = |orientation, a, c, b2| {
+            let p = Product { accumulate: false, ..self.linear.product(orientation) };
+            let second = Some(Second { storage: Storage::F32, k: r, a: Matrix::new(&x[3], r), b: b2 });
+            launch(rec, &p, Operands { a, b: Matrix::new(&x[1], n_in), second, c }, allowed, precision);
+        };
+        product(Orientation::Forward, Matrix::new(&x[0], n_in), Matrix::new(&y, n_out), Matrix::new(&x[4], r));
+        product(Orientation::BackwardX, Matrix::new(&x[2], n_out), Matrix::new(&d_x, n_in), Matrix::new(&x[5], n_in));
+        Outputs { y: vec![y, d_x], d_x: Vec::new() }
+    }
+    fn reduction(&self) -> usize {
+        self.linear.n_in.max(self.linear.n_out) + self.rank
+    }
+    fn precision(&self) -> MatmulPrecision {
+        self.linear.precision
+    }
+    fn cost(&self) -> Cost {
+        let LinearCase { t, n_out, n_in, storage, .. } = self.linear;
+        let words = 2 * t * (n_in + n_out + self.rank) + 2 * storage.words(n_out, n_in) + self.rank * (n_in + n_out);
+        let flops = 2 * t * (2 * n_out * n_in + self.rank * (n_in + n_out));
+        Cost { bytes: 4 * words as u64, flops: flops as u64 }
     }
 }

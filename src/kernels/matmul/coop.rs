@@ -1,6 +1,6 @@
 //! `matmul_coop.wgsl`, and `matmul_largest.wgsl` before it.
 
-use super::{Matrix, Orientation, Product, Storage, oriented, params};
+use super::{Matrix, Operands, Orientation, Product, Storage, oriented};
 use crate::gpu::{Caps, Cooperative, MatmulPrecision, Recording, Shader, Slot, grid_1d};
 
 /// A specialisation for a device and a precision.
@@ -89,7 +89,9 @@ impl Coop {
         all
     }
 
-    pub fn launch(self, rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
+    /// One pair.
+    pub fn launch(self, rec: &mut Recording, p: &Product, o: Operands) {
+        let Operands { a, b, c, .. } = o;
         // A is stored (K, M) in d_W alone, whose sums run over the batch: one scale for it. Else each row of x or d_y has its own.
         let a_transposed = p.orientation == Orientation::BackwardW;
         let (a_rows, a_columns) = if a_transposed { (p.k, p.m) } else { (p.m, p.k) };
@@ -100,7 +102,7 @@ impl Coop {
         find_largest(rec, &largest(Storage::F32, a_transposed, 1), a, (a_rows, a_columns), &magnitudes);
         let grid = [p.n.div_ceil(self.tile()) as u32, p.m.div_ceil(self.tile()) as u32, 1];
         let slots = [a.slot, b.slot, c.slot, &magnitudes];
-        rec.dispatch(&self.shader(p.orientation, p.storage), &params(p, a, b, c), &slots, grid, p.flops());
+        rec.dispatch(&self.shader(p.orientation, p.storage), &o.params(p), &slots, grid, p.flops());
     }
 }
 

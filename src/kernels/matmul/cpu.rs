@@ -1,6 +1,6 @@
 //! `matmul_cpu.wgsl`: its entry points, and what is copied into another order before them.
 
-use super::{Matrix, Orientation, Product, Storage, params};
+use super::{Matrix, Operands, Orientation, Product, Second, Storage, with_second};
 use crate::gpu::{MatmulPrecision, Recording, Shader, Slot, Variant};
 
 /// Entry points of `matmul_cpu` that are products.
@@ -65,6 +65,8 @@ pub(super) fn shaders(storage: Storage) -> Vec<Shader> {
         all.push(unpacking(storage, false));
     }
     for accumulate in [false, true] {
+        let of_weights = [Cpu::Dots, Cpu::Rows, Cpu::Narrow];
+        all.extend(of_weights.map(|c| with_second(c.shader(false, storage, accumulate))));
         all.push(Cpu::Dots.shader(false, storage, accumulate));
         // A is transposed in d_W alone, whose B is no weight.
         for a_transposed in [false, true].into_iter().take(if storage.is_quantised() { 1 } else { 2 }) {
@@ -74,22 +76,42 @@ pub(super) fn shaders(storage: Storage) -> Vec<Shader> {
     all
 }
 
-pub(super) fn launch(rec: &mut Recording, cpu: Cpu, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
+pub(super) fn launch(rec: &mut Recording, cpu: Cpu, p: &Product, o: Operands) {
     let b_transposed = cpu == Cpu::Dots;
     if p.m >= UNPACK_FROM && (b_transposed || p.storage.is_quantised()) {
-        let (p, unpacked, stride) = with_unpacked(rec, p, b);
-        return super::launch(rec, &p, a, Matrix::new(&unpacked, stride), c, &[Variant::Cpu], MatmulPrecision::Highest);
+        let unpacked = Unpacked::new(rec, p, &o);
+        let (p, o) = (unpacked.product(p), unpacked.operands(o));
+        return super::launch(rec, &p, o, &[Variant::Cpu], MatmulPrecision::Highest);
     }
     let shader = cpu.shader(p.orientation == Orientation::BackwardW, p.storage, p.accumulate);
-    rec.dispatch(&shader, &params(p, a, b, c), &[a.slot, b.slot, c.slot], cpu.grid(p), p.flops());
+    o.dispatch(rec, &shader, p, cpu.grid(p));
 }
 
-/// The same product with B as (K, N) in f32: that, its slot and stride.
-pub(super) fn with_unpacked(rec: &mut Recording, p: &Product, b: Matrix) -> (Product, Slot, usize) {
-    let transposed = p.orientation == Orientation::Forward;
-    let (rows, columns) = if transposed { (p.n, p.k) } else { (p.k, p.n) };
-    let (unpacked, stride) = unpack(rec, b, p.storage, transposed, rows, columns);
-    (Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p }, unpacked, stride)
+/// B in f32 as (K, N), and B2 as (K2, N) where it is stored transposed, each with its stride.
+pub(super) struct Unpacked {
+    b: (Slot, usize),
+    b2: Option<(Slot, usize)>,
+}
+
+impl Unpacked {
+    pub fn new(rec: &mut Recording, p: &Product, o: &Operands) -> Self {
+        let transposed = p.orientation == Orientation::Forward;
+        let (rows, columns) = if transposed { (p.n, p.k) } else { (p.k, p.n) };
+        let b = unpack(rec, o.b, p.storage, transposed, rows, columns);
+        let stored_transposed = o.second.filter(|_| transposed);
+        Self { b, b2: stored_transposed.map(|s| unpack(rec, s.b, s.storage, true, p.n, s.k)) }
+    }
+
+    /// The same product of what was unpacked.
+    pub fn product(&self, p: &Product) -> Product {
+        Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p }
+    }
+
+    pub fn operands<'a>(&'a self, o: Operands<'a>) -> Operands<'a> {
+        let matrix = |(slot, stride): &'a (Slot, usize)| Matrix::new(slot, *stride);
+        let second = o.second.map(|s| Second { b: self.b2.as_ref().map_or(s.b, matrix), ..s });
+        Operands { b: matrix(&self.b), second, ..o }
+    }
 }
 
 /// Of a weight as stored, into f32 by columns or by rows.
@@ -114,7 +136,7 @@ fn unpack(
     let orientation = Orientation::Forward;
     let p = Product { orientation, storage, m: columns, n, k: columns, alpha: 1.0, accumulate: false };
     let grid = [columns.div_ceil(LANES * 4) as u32, rows as u32, 1];
-    let params = params(&p, m, m, Matrix::new(&unpacked, stride));
+    let params = Operands::new(m, m, Matrix::new(&unpacked, stride)).params(&p);
     rec.dispatch(&unpacking(storage, transposed), &params, &[&unpacked, m.slot], grid, 0);
     (unpacked, stride)
 }

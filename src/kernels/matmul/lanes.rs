@@ -1,7 +1,7 @@
 //! `matmul_lanes.wgsl`: CPUs with subgroups of 8 or more.
 
-use super::cpu::{NARROW, UNPACK_FROM, last_quad_is_inside, with_unpacked};
-use super::{Matrix, Orientation, Product, Storage, params};
+use super::cpu::{NARROW, UNPACK_FROM, Unpacked, last_quad_is_inside};
+use super::{Matrix, Operands, Orientation, Product, Storage, with_second};
 use crate::gpu::{Caps, Recording, Shader, Variant};
 
 /// Lanes of a workgroup.
@@ -28,19 +28,19 @@ pub(super) fn fits(p: &Product, b: Matrix, caps: &Caps, allowed: &[Variant]) -> 
         && if unpacks { p.stored_columns().is_multiple_of(4) } else { last_quad_is_inside(p, b) }
 }
 
-pub(super) fn launch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
+pub(super) fn launch(rec: &mut Recording, p: &Product, o: Operands) {
     if p.orientation == Orientation::Forward || p.storage.is_quantised() {
-        let (p, unpacked, stride) = with_unpacked(rec, p, b);
-        return dispatch(rec, &p, a, Matrix::new(&unpacked, stride), c);
+        let unpacked = Unpacked::new(rec, p, &o);
+        return dispatch(rec, &unpacked.product(p), unpacked.operands(o));
     }
-    dispatch(rec, p, a, b, c);
+    dispatch(rec, p, o);
 }
 
-fn dispatch(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
+fn dispatch(rec: &mut Recording, p: &Product, o: Operands) {
     let vectors = vectors(p.m);
     let grid = [p.n.div_ceil(COLUMNS) as u32, p.m.div_ceil(LANES * vectors) as u32, 1];
     let shader = shader(vectors, p.orientation == Orientation::BackwardW, p.storage, p.accumulate);
-    rec.dispatch(&shader, &params(p, a, b, c), &[a.slot, b.slot, c.slot], grid, p.flops());
+    o.dispatch(rec, &shader, p, grid);
 }
 
 fn shader(vectors: usize, a_transposed: bool, storage: Storage, accumulate: bool) -> Shader {
@@ -57,6 +57,7 @@ pub(super) fn shaders() -> Vec<Shader> {
     let mut all = Vec::new();
     for vectors in VECTORS {
         for storage in [Storage::F32, Storage::Bf16] {
+            all.extend([false, true].map(|accumulate| with_second(shader(vectors, false, storage, accumulate))));
             for a_transposed in [false, true] {
                 all.extend([false, true].map(|accumulate| shader(vectors, a_transposed, storage, accumulate)));
             }
