@@ -45,7 +45,7 @@ fn attend(gpu: &Gpu, batch: &Batch, tokens: &[(usize, usize)], e: usize, window:
     };
     let (qkv, d_o) = (gpu.upload(&rows(l.q_stride, 0)), gpu.upload(&rows(q, l.q_stride)));
     let (o, lse, d_qkv) = (gpu.slot(t * q), gpu.slot(t * HEADS), gpu.slot(t * l.q_stride));
-    let s = Segments::of_batch(gpu, batch, &[window]);
+    let s = Segments::of_batch(gpu, batch, e, &[window]);
     let mut rec = gpu.record();
     attention_fwd(&mut rec, &a, &l, &qkv, &qkv, &s, &o, &lse);
     attention_bwd(&mut rec, &a, &l, Saved { qkv: &qkv, o: &o, lse: &lse }, &s, &d_o, &d_qkv);
@@ -104,4 +104,9 @@ fn in_the_baseline() {
 fn on_cpus() {
     check(&[Variant::Cpu]);
     check(&[Variant::Lanes, Variant::Cpu]);
+}
+
+#[test]
+fn on_gpus() {
+    check(&[Variant::Flash]);
 }

@@ -20,6 +20,7 @@ shaders![
     "add",
     "attention",
     "attention_lanes",
+    "attention_tiles",
     "ceiling",
     "column_sum",
     "embedding",

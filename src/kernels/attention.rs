@@ -1,15 +1,17 @@
 //! FlashAttention-2 over a segment table: causal, grouped queries, sliding window, soft-cap, shared prefixes.
 //!
-//! Two ways to compute it: the baseline, a query or a key an invocation (`attention.wgsl`); for CPU adapters with subgroups
-//! (`attention_lanes.wgsl`).
+//! Three ways to compute it: the baseline, a query or a key an invocation (`attention.wgsl`); tiles in workgroup memory, for GPUs
+//! (`attention_tiles.wgsl`); for CPU adapters with subgroups (`attention_lanes.wgsl`). The device and the head size choose.
 
 mod cases;
 mod segments;
+mod tiles;
 mod walk;
 
 pub use segments::Segments;
 
 use cases::{case, segments};
+use tiles::Tiles;
 use walk::{LANES, TILE, Walk};
 
 use super::shapes::ModelShape;
@@ -173,7 +175,7 @@ impl Kernel for FlashAttention {
         "attention"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["attention", "attention_lanes"]
+        &["attention", "attention_lanes", "attention_tiles"]
     }
     fn variants(&self) -> Vec<Shader> {
         let mut all = vec![delta_shader(64), Walk::Rows(1).shader(Entry::Forward, 64, false, true)];
@@ -182,6 +184,11 @@ impl Kernel for FlashAttention {
                 for entry in Entry::ALL {
                     all.extend([false, true].map(|softcap| walk.shader(entry, 64, softcap, quads)));
                 }
+            }
+        }
+        for e in [8, 64, 80, 128, 256] {
+            for (entry, tiles) in Entry::ALL.into_iter().flat_map(|entry| Tiles::of(e).map(|t| (entry, t))) {
+                all.extend([false, true].map(|softcap| Walk::Tiles(tiles).shader(entry, e, softcap, true)));
             }
         }
         all

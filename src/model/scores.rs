@@ -29,7 +29,7 @@ impl Micro {
     pub fn new(gpu: &Gpu, d: &Description, batch: &Batch) -> Self {
         let hidden: Vec<u32> = batch.rows.iter().map(|r| r.hidden).collect();
         let targets: Vec<u32> = batch.rows.iter().map(|r| r.target).collect();
-        let segments = Segments::of_batch(gpu, batch, &d.windows());
+        let segments = Segments::of_batch(gpu, batch, d.head_dim, &d.windows());
         Self {
             tokens: Tokens::new(gpu, d, &batch.ids, &batch.positions, segments),
             spans: Spans::new(gpu, batch),

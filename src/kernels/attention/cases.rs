@@ -25,16 +25,38 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
     any.push((Attention { softcap: Some(2.0), ..plain(6, 2, 32) }, SHAPES[1]));
     let ways = [None, Some(Variant::Cpu), Some(Variant::Lanes)];
     let each = any.into_iter().flat_map(|(a, shape)| ways.map(|variant| (a, shape, variant)));
-    each.map(|(a, shape, variant)| case(a, segments(shape), variant.as_slice())).collect()
+    let flash = in_tiles().into_iter().map(|(a, shape)| (a, shape, Some(Variant::Flash)));
+    each.chain(flash).map(|(a, shape, variant)| case(a, segments(shape), variant.as_slice())).collect()
 }
 
-/// Of those that [`super::Walk`] chooses from.
+/// Tiles of 64, and of 32 for wide heads; blocks of 32. A head size is compiled once, and that is slow in software: 8 is less than the
+/// invocations share, 68 is seventeen slices, 80 and 128 are several, 256 has tiles of keys of its own.
+fn in_tiles() -> Vec<(Attention, Shape)> {
+    let of = |head_dim| Attention { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
+    let edges: [Shape; 4] = [&[(0, &[31]), (0, &[33])], &[(0, &[63])], &[(0, &[65])], &[(0, &[129])]];
+    let mut all: Vec<(Attention, Shape)> = SHAPES.map(|shape| (plain(4, 2, 8), shape)).into();
+    all.extend([edges[0], edges[3]].map(|shape| (Attention { window: Some(33), ..plain(3, 3, 8) }, shape)));
+    all.extend(edges.map(|shape| (of(64), shape)));
+    all.push((Attention { heads: 6, kv_heads: 2, ..of(64) }, SHAPES[3]));
+    all.push((Attention { window: Some(3), ..of(64) }, SHAPES[3]));
+    all.push((Attention { softcap: Some(0.7), window: Some(40), ..of(80) }, SHAPES[4]));
+    all.push((of(68), SHAPES[4]));
+    all.extend([edges[2], SHAPES[3]].map(|shape| (of(128), shape)));
+    all.extend([edges[0], edges[2]].map(|shape| (Attention { softcap: Some(2.0), ..of(256) }, shape)));
+    all
+}
+
+/// Of those that [`super::Walk`] chooses from, at both sides of a tile's edge.
 pub(super) fn of_variant(variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
-    if !matches!((variant, caps.has_lanes()), (Variant::Cpu, false) | (Variant::Lanes, true)) {
-        return Vec::new();
-    }
-    let masked = Attention { softcap: Some(2.0), window: Some(3), ..plain(4, 2, 8) };
-    [plain(4, 2, 6), masked].map(|a| case(a, segments(&[(4, &[3, 21])]), &[variant])).into()
+    let (narrow, wide, shape): (_, _, Shape) = match variant {
+        Variant::Flash => (plain(4, 2, 64), plain(4, 2, 80), SHAPES[3]),
+        Variant::Cpu if caps.has_lanes() => return Vec::new(),
+        Variant::Lanes if !caps.has_lanes() => return Vec::new(),
+        Variant::Cpu | Variant::Lanes => (plain(4, 2, 6), plain(4, 2, 8), &[(4, &[3, 21])]),
+        Variant::Tiles32 | Variant::Tiles64 | Variant::Tiles128 => return Vec::new(),
+    };
+    let masked = Attention { softcap: Some(2.0), window: Some(3), ..wide };
+    [narrow, masked].map(|a| case(a, segments(shape), &[variant])).into()
 }
 
 /// A batch's table alone.
@@ -156,7 +178,7 @@ impl Case for AttentionCase {
         let (n, l) = (self.t() * self.a.heads, self.a.packed());
         let (o, lse, d_qkv) = (gpu.slot(n * self.a.head_dim), gpu.slot(n), gpu.slot(x[0].len()));
         let b = &self.batch;
-        let walk = Walk::of(gpu.caps(), &self.allowed);
+        let walk = Walk::of(gpu.caps(), &self.allowed, self.a.head_dim);
         let s = Segments::new(gpu, &b.ranges, &b.positions, &[self.a.window], walk, true);
         attention_fwd(rec, &self.a, &l, &x[0], &x[0], &s, &o, &lse);
         let saved = Saved { qkv: &x[0], o: &o, lse: &lse };

@@ -25,9 +25,9 @@ pub(super) struct Table {
 }
 
 impl Segments {
-    /// For training: queries and keys are the batch's tokens.
-    pub fn of_batch(gpu: &Gpu, batch: &Batch, windows: &[Option<usize>]) -> Self {
-        let walk = Walk::of(gpu.caps(), &gpu.caps().variants);
+    /// For training: queries and keys are the batch's tokens, heads lie as in [`super::Attention::packed`].
+    pub fn of_batch(gpu: &Gpu, batch: &Batch, head_dim: usize, windows: &[Option<usize>]) -> Self {
+        let walk = Walk::of(gpu.caps(), &gpu.caps().variants, head_dim);
         Self::new(gpu, &batch.ranges, &batch.positions, windows, walk, true)
     }
 

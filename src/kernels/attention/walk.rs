@@ -1,6 +1,7 @@
 //! The implementations, and which a device takes.
 
 use super::Entry;
+use super::tiles::Tiles;
 use crate::gpu::{Caps, Shader, Variant};
 
 /// Which shader walks the keys, and by how many queries a workgroup.
@@ -10,6 +11,8 @@ pub(super) enum Walk {
     Rows(usize),
     /// `attention_lanes.wgsl`.
     Lanes,
+    /// `attention_tiles.wgsl`.
+    Tiles(Tiles),
 }
 
 /// Queries (or keys) a workgroup walks the other side with.
@@ -20,13 +23,14 @@ pub(super) const LANES: usize = 8;
 const ROWS: usize = 1;
 
 impl Walk {
-    pub fn of(caps: &Caps, allowed: &[Variant]) -> Self {
-        if allowed.contains(&Variant::Lanes) && caps.has_lanes() {
-            Self::Lanes
-        } else if allowed.contains(&Variant::Cpu) {
-            Self::Rows(LANES)
-        } else {
-            Self::Rows(TILE)
+    /// By the device and the model, never by a batch: what is packed together then changes no bits.
+    pub fn of(caps: &Caps, allowed: &[Variant], head_dim: usize) -> Self {
+        let tiles = Tiles::of(head_dim).filter(|_| allowed.contains(&Variant::Flash));
+        match tiles {
+            Some(tiles) => Self::Tiles(tiles),
+            None if allowed.contains(&Variant::Lanes) && caps.has_lanes() => Self::Lanes,
+            None if allowed.contains(&Variant::Cpu) => Self::Rows(LANES),
+            None => Self::Rows(TILE),
         }
     }
 
@@ -35,6 +39,7 @@ impl Walk {
         match self {
             Self::Rows(tile) => [tile; 2],
             Self::Lanes => [LANES * ROWS; 2],
+            Self::Tiles(tiles) => [tiles.rows(Entry::Forward), tiles.rows(Entry::BackwardKv)],
         }
     }
 
@@ -49,8 +54,16 @@ impl Walk {
                 let names = ["attention_lanes_fwd", "attention_lanes_bwd_q", "attention_lanes_bwd_kv"];
                 Shader::new("attention_lanes", names[entry as usize]).with("ROWS", ROWS as f64)
             }
+            Self::Tiles(tiles) => tiles.shader(entry),
         };
         let shader = shader.with("E", head_dim as f64).with("SOFTCAP", f64::from(u8::from(softcap)));
-        if quads { shader } else { shader.substitute("shared/head_quads", "shared/head_values") }
+        match self {
+            Self::Tiles(_) => {
+                assert!(quads, "tiles of heads that are not aligned");
+                shader
+            }
+            _ if quads => shader,
+            _ => shader.substitute("shared/head_quads", "shared/head_values"),
+        }
     }
 }
