@@ -155,6 +155,13 @@ mod tests {
                 }
                 assert!(seen.iter().all(|&(i, j)| holds(&keys[i / tile], j)), "{window:?} {tile}");
                 assert!(seen.iter().all(|&(i, j)| holds(&queries[j / tile], i)), "{window:?} {tile}");
+                // A walk that ends one early leaves out something.
+                let short = |walks: &[[u32; 4]]| -> Vec<_> {
+                    walks.iter().map(|&[a, b, c, d]| [a, b.min(d - 1), c.min(d - 1), d - 1]).collect()
+                };
+                let (keys, queries) = (short(&keys), short(&queries));
+                assert!(!seen.iter().all(|&(i, j)| holds(&keys[i / tile], j)), "{window:?} {tile}");
+                assert!(!seen.iter().all(|&(i, j)| holds(&queries[j / tile], i)), "{window:?} {tile}");
             }
             // With tiles of one row and at most one gap, a walk is the view.
             assert_eq!(pairs(&over_keys(&views, 1), 1), seen.len(), "{window:?}");
