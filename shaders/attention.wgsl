@@ -4,80 +4,22 @@
 // d_v[j] = Σ_i p·d_o[i];   d_s = p·(d_o[i]·v[j] − delta[i]) · cap';   delta[i] = d_o[i]·o[i]
 // d_q[i] = scale·Σ_j d_s·k[j];   d_k[j] = scale·Σ_i d_s·q[i];   cap' = 1 − (s/c)²
 //
-// Query i sees keys [prefix_start, prefix_end) ∪ [own_start, own_end), nearer than `window` by position where there is a window.
-// Nothing of size T×T exists. An invocation owns a query (forward, d_q) or a key (d_k with d_v), and walks the other side, which all
-// invocations of a workgroup walk together: addresses of that side depend on the workgroup alone. No atomics: every sum has one owner.
-//
-// `segments`: SEGMENT words a query: prefix_start, prefix_end, own_start, own_end, position, query_end; then two words a tile of
-// TILE queries (first and last key that any of them sees).
+// Query i sees keys of its prefix and of its own segment up to itself, as the table in shared/scores says. Nothing of size T×T exists. An
+// invocation owns a query (forward, d_q) or a key (d_k with d_v), and walks the other side, which all invocations of a workgroup walk
+// together: addresses of that side depend on the workgroup alone. No atomics: every sum has one owner.
 
 import package::shared::head_quads::{E, load_q, load_kv, load_qkv, load_d_o};
+import package::shared::scores::{sees, next, capped, cap_slope};
 
 override TILE: u32 = 64u;
-override SOFTCAP: bool = false;
 
-struct AttentionParams {
-    t: u32,
-    heads: u32,
-    kv_heads: u32,
-    window: u32, // 0: none
-    q_start: u32,
-    q_stride: u32,
-    k_start: u32,
-    v_start: u32,
-    kv_stride: u32,
-    tiles_start: u32,
-    scale: f32,
-    softcap: f32,
-}
-
-const SEGMENT = 8u;
 const MASKED = -1e30;
 
-@group(0) @binding(0) var<uniform> params: AttentionParams;
-@group(0) @binding(3) var<storage, read> segments: array<u32>;
 @group(0) @binding(4) var<storage, read_write> o: array<f32>;   // (T, H·E)
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>; // (T, H)
 
 // A head's row in private memory: quads, in loops that compilers unroll into registers. Dimensions beyond E are zero.
 const QUADS = (E + 3u) / 4u;
-
-struct View {
-    prefix_start: u32,
-    prefix_end: u32,
-    own_start: u32,
-    own_end: u32,
-    position: u32,
-}
-
-fn view_of(i: u32) -> View {
-    let at = i * SEGMENT;
-    return View(segments[at], segments[at + 1u], segments[at + 2u], segments[at + 3u], segments[at + 4u]);
-}
-
-fn sees(view: View, j: u32) -> bool {
-    let own = j >= view.own_start && j < view.own_end;
-    let prefix = j >= view.prefix_start && j < view.prefix_end;
-    // Own keys end with the query itself; a prefix starts at position 0.
-    let distance = select(view.position - (j - view.prefix_start), view.own_end - 1u - j, own);
-    return (own || prefix) && (params.window == 0u || distance < params.window);
-}
-
-fn capped(raw: f32) -> f32 {
-    let s = raw * params.scale;
-    if SOFTCAP {
-        return params.softcap * tanh(clamp(s / params.softcap, -15.0, 15.0));
-    }
-    return s;
-}
-
-fn cap_slope(s: f32) -> f32 {
-    if SOFTCAP {
-        let ratio = s / params.softcap;
-        return 1.0 - ratio * ratio;
-    }
-    return 1.0;
-}
 
 fn store_o(at: u32, quad: u32, value: vec4<f32>) {
     for (var c = 0u; c < 4u; c++) {
@@ -92,7 +34,7 @@ fn attention_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     let head = group.y;
     let i = group.x * TILE + local.x;
     let row = min(i, params.t - 1u);
-    let view = view_of(row);
+    let view = segments[row];
     let kv_head = head / (params.heads / params.kv_heads);
     let q_at = params.q_start + row * params.q_stride + head * E;
     var mine: array<vec4<f32>, QUADS>;
@@ -103,9 +45,8 @@ fn attention_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     }
     var top = MASKED;
     var total = 0.0;
-    let bounds = params.tiles_start + group.x * 2u;
-    let end = segments[bounds + 1u];
-    for (var j = segments[bounds]; j < end; j++) {
+    let walk = segments[params.query_tiles + group.x];
+    for (var j = walk.x; j < walk.w; j = next(walk, j, 1u)) {
         let k_at = params.k_start + j * params.kv_stride + kv_head * E;
         var product = 0.0;
         for (var d = 0u; d < QUADS; d++) {
@@ -152,15 +93,7 @@ fn attention_bwd_delta(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_i
     delta_out[i * params.heads + group.y] = sum;
 }
 
-@group(0) @binding(3) var<storage, read> lse_saved: array<f32>; // (T, H)
-@group(0) @binding(4) var<storage, read> delta: array<f32>;     // (T, H)
-@group(0) @binding(5) var<storage, read> spans: array<u32>;     // as `segments`
 @group(0) @binding(6) var<storage, read_write> d_qkv: array<f32>;
-
-fn span_of(i: u32) -> View {
-    let at = i * SEGMENT;
-    return View(spans[at], spans[at + 1u], spans[at + 2u], spans[at + 3u], spans[at + 4u]);
-}
 
 fn store_d(at: u32, quad: u32, value: vec4<f32>) {
     for (var c = 0u; c < 4u; c++) {
@@ -175,7 +108,7 @@ fn attention_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
     let head = group.y;
     let i = group.x * TILE + local.x;
     let row = min(i, params.t - 1u);
-    let view = span_of(row);
+    let view = spans[row];
     let kv_head = head / (params.heads / params.kv_heads);
     let q_at = params.q_start + row * params.q_stride + head * E;
     let o_at = (row * params.heads + head) * E;
@@ -189,9 +122,8 @@ fn attention_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
     }
     let level = lse_saved[row * params.heads + head];
     let even = delta[row * params.heads + head];
-    let bounds = params.tiles_start + group.x * 2u;
-    let end = spans[bounds + 1u];
-    for (var j = spans[bounds]; j < end; j++) {
+    let walk = spans[params.query_tiles + group.x];
+    for (var j = walk.x; j < walk.w; j = next(walk, j, 1u)) {
         let k_at = params.k_start + j * params.kv_stride + kv_head * E;
         let v_at = params.v_start + j * params.kv_stride + kv_head * E;
         var product = 0.0;
@@ -215,7 +147,6 @@ fn attention_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
     }
 }
 
-// Queries that may see key j are j .. query_end[j]: its segment's rest, and the branches behind a prefix.
 @compute @workgroup_size(TILE)
 fn attention_bwd_kv(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let kv_head = group.y;
@@ -234,15 +165,9 @@ fn attention_bwd_kv(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
         d_key[d] = vec4<f32>();
         d_value[d] = vec4<f32>();
     }
-    // query_end never falls from one token to the next within a tile's reach, except at a prefix: take the largest.
-    var end = 0u;
-    let first = group.x * TILE;
-    let beyond = min(first + TILE, params.t);
-    for (var i = first; i < beyond; i++) {
-        end = max(end, spans[i * SEGMENT + 5u]);
-    }
-    for (var i = first; i < end; i++) {
-        let seen = j < params.t && sees(span_of(i), row);
+    let walk = spans[params.key_tiles + group.x];
+    for (var i = walk.x; i < walk.w; i = next(walk, i, 1u)) {
+        let seen = j < params.t && sees(spans[i], row);
         for (var g = 0u; g < ratio; g++) {
             let head = kv_head * ratio + g;
             let q_at = params.q_start + i * params.q_stride + head * E;

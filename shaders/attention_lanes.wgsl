@@ -3,98 +3,34 @@
 // A workgroup is one subgroup. A lane owns ROWS queries (forward, d_q) or keys (d_k with d_v), and the other side comes in blocks of 8:
 // a lane loads one row of a block and hands it round (shared/lanes). No workgroup memory, no barriers.
 //
-// What a query gets must not depend on how keys fall into blocks, which depends on the rows that are packed beside it. So the softmax is taken
-// to base 2 over a whole level: p = 2^fract(s)·2^(⌊s⌋ − level), s being in units of ln 2. A higher level scales what was summed
-// by a power of two, which changes no digit.
+// What a query gets must not depend on how keys fall into blocks, which depends on the rows that are packed beside it: see shared/levels.
 
 import package::shared::head_quads::{E, load_q, load_kv, load_qkv, load_d_o};
+import package::shared::scores::{sees, part_end, next, capped, cap_slope};
+import package::shared::levels::{LOG2_E, LN_2, LOWEST, power};
 import package::shared::lanes::{LANES, spread, spread_words, spread_quads};
 
 override ROWS: u32 = 2u;
-override SOFTCAP: bool = false;
 
-struct AttentionParams {
-    t: u32,
-    heads: u32,
-    kv_heads: u32,
-    window: u32, // 0: none
-    q_start: u32,
-    q_stride: u32,
-    k_start: u32,
-    v_start: u32,
-    kv_stride: u32,
-    tiles_start: u32,
-    scale: f32,
-    softcap: f32,
-}
-
-const SEGMENT = 8u;
-const LOG2_E = 1.4426950408889634;
-const LN_2 = 0.6931471805599453;
-const LOWEST = -1e30;
 const TILE = LANES * ROWS;
 const QUADS = (E + 3u) / 4u;
 
-@group(0) @binding(0) var<uniform> params: AttentionParams;
-@group(0) @binding(3) var<storage, read> segments: array<u32>;
 @group(0) @binding(4) var<storage, read_write> o: array<f32>;   // (T, H·E)
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>; // (T, H)
-
-struct View {
-    prefix_start: u32,
-    prefix_end: u32,
-    own_start: u32,
-    own_end: u32,
-    position: u32,
-}
-
-fn sees(view: View, j: u32) -> bool {
-    let own = j >= view.own_start && j < view.own_end;
-    let prefix = j >= view.prefix_start && j < view.prefix_end;
-    // Own keys end with the query itself; a prefix starts at position 0.
-    let distance = select(view.position - (j - view.prefix_start), view.own_end - 1u - j, own);
-    return (own || prefix) && (params.window == 0u || distance < params.window);
-}
-
-fn capped(raw: f32) -> f32 {
-    let s = raw * params.scale;
-    if SOFTCAP {
-        return params.softcap * tanh(clamp(s / params.softcap, -15.0, 15.0));
-    }
-    return s;
-}
-
-fn cap_slope(s: f32) -> f32 {
-    if SOFTCAP {
-        let ratio = s / params.softcap;
-        return 1.0 - ratio * ratio;
-    }
-    return 1.0;
-}
-
-// 2^n for n of -126 .. 0; lower ones are 2^-126.
-fn power(n: f32) -> f32 {
-    return bitcast<f32>(u32(max(n, -126.0) + 127.0) << 23u);
-}
-
-fn view_of(i: u32) -> View {
-    let at = i * SEGMENT;
-    return View(segments[at], segments[at + 1u], segments[at + 2u], segments[at + 3u], segments[at + 4u]);
-}
 
 @compute @workgroup_size(LANES)
 fn attention_lanes_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let head = group.y;
     let first = group.x * TILE + local.x;
     let kv_head = head / (params.heads / params.kv_heads);
-    var views: array<View, ROWS>;
+    var views: array<vec4<u32>, ROWS>;
     var mine: array<array<vec4<f32>, QUADS>, ROWS>;
     var acc: array<array<vec4<f32>, QUADS>, ROWS>;
     var level: array<f32, ROWS>;
     var total: array<f32, ROWS>;
     for (var q = 0u; q < ROWS; q++) {
         let row = min(first + q * LANES, params.t - 1u);
-        views[q] = view_of(row);
+        views[q] = segments[row];
         level[q] = LOWEST;
         total[q] = 0.0;
         for (var d = 0u; d < QUADS; d++) {
@@ -102,9 +38,9 @@ fn attention_lanes_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_i
             acc[q][d] = vec4<f32>();
         }
     }
-    let bounds = params.tiles_start + group.x * 2u;
-    let end = segments[bounds + 1u];
-    for (var j = segments[bounds]; j < end; j += LANES) {
+    let walk = segments[params.query_tiles + group.x];
+    for (var j = walk.x; j < walk.w; j = next(walk, j, LANES)) {
+        let end = part_end(walk, j);
         let row = min(j + local.x, end - 1u);
         let k_at = params.k_start + row * params.kv_stride + kv_head * E;
         let v_at = params.v_start + row * params.kv_stride + kv_head * E;
@@ -162,15 +98,7 @@ fn attention_lanes_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_i
     }
 }
 
-@group(0) @binding(3) var<storage, read> lse_saved: array<f32>; // (T, H)
-@group(0) @binding(4) var<storage, read> delta: array<f32>;     // (T, H)
-@group(0) @binding(5) var<storage, read> spans: array<u32>;     // as `segments`
 @group(0) @binding(6) var<storage, read_write> d_qkv: array<f32>;
-
-fn span_of(i: u32) -> View {
-    let at = i * SEGMENT;
-    return View(spans[at], spans[at + 1u], spans[at + 2u], spans[at + 3u], spans[at + 4u]);
-}
 
 fn store_d(at: u32, quad: u32, value: vec4<f32>) {
     for (var c = 0u; c < 4u; c++) {
@@ -185,7 +113,7 @@ fn attention_lanes_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
     let head = group.y;
     let first = group.x * TILE + local.x;
     let kv_head = head / (params.heads / params.kv_heads);
-    var views: array<View, ROWS>;
+    var views: array<vec4<u32>, ROWS>;
     var mine: array<array<vec4<f32>, QUADS>, ROWS>;
     var pull: array<array<vec4<f32>, QUADS>, ROWS>;
     var acc: array<array<vec4<f32>, QUADS>, ROWS>;
@@ -193,7 +121,7 @@ fn attention_lanes_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
     var even: array<f32, ROWS>;
     for (var q = 0u; q < ROWS; q++) {
         let row = min(first + q * LANES, params.t - 1u);
-        views[q] = span_of(row);
+        views[q] = spans[row];
         level[q] = lse_saved[row * params.heads + head];
         even[q] = delta[row * params.heads + head];
         for (var d = 0u; d < QUADS; d++) {
@@ -202,9 +130,9 @@ fn attention_lanes_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
             acc[q][d] = vec4<f32>();
         }
     }
-    let bounds = params.tiles_start + group.x * 2u;
-    let end = spans[bounds + 1u];
-    for (var j = spans[bounds]; j < end; j += LANES) {
+    let walk = spans[params.query_tiles + group.x];
+    for (var j = walk.x; j < walk.w; j = next(walk, j, LANES)) {
+        let end = part_end(walk, j);
         let row = min(j + local.x, end - 1u);
         let k_at = params.k_start + row * params.kv_stride + kv_head * E;
         let v_at = params.v_start + row * params.kv_stride + kv_head * E;
@@ -249,7 +177,6 @@ fn attention_lanes_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
     }
 }
 
-// Queries that may see key j are j .. query_end[j]: its segment's rest, and the branches behind a prefix.
 @compute @workgroup_size(LANES)
 fn attention_lanes_bwd_kv(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let kv_head = group.y;
@@ -270,14 +197,12 @@ fn attention_lanes_bwd_kv(@builtin(workgroup_id) group: vec3<u32>, @builtin(loca
             d_value[n][d] = vec4<f32>();
         }
     }
-    var end = 0u;
-    for (var i = first; i < min(first + TILE, params.t); i++) {
-        end = max(end, spans[i * SEGMENT + 5u]);
-    }
+    let walk = spans[params.key_tiles + group.x];
     // Heads outside: the order of a sum must not depend on where blocks begin.
     for (var g = 0u; g < ratio; g++) {
         let head = kv_head * ratio + g;
-        for (var i = first; i < end; i += LANES) {
+        for (var i = walk.x; i < walk.w; i = next(walk, i, LANES)) {
+            let end = part_end(walk, i);
             let row = min(i + local.x, end - 1u);
             let q_at = params.q_start + row * params.q_stride + head * E;
             let o_at = (row * params.heads + head) * E;
@@ -293,16 +218,15 @@ fn attention_lanes_bwd_kv(@builtin(workgroup_id) group: vec3<u32>, @builtin(loca
                     }
                 }
             }
-            let mine = span_of(row);
-            let prefix_start = spread_words(mine.prefix_start);
-            let prefix_end = spread_words(mine.prefix_end);
-            let own_start = spread_words(mine.own_start);
-            let own_end = spread_words(mine.own_end);
-            let position = spread_words(mine.position);
+            let mine = spans[row];
+            let prefix_start = spread_words(mine.x);
+            let prefix_end = spread_words(mine.y);
+            let own_start = spread_words(mine.z);
+            let own_end = spread_words(mine.w);
             let level = spread(lse_saved[row * params.heads + head]);
             let even = spread(delta[row * params.heads + head]);
             for (var u = 0u; u < LANES; u++) {
-                let view = View(prefix_start[u], prefix_end[u], own_start[u], own_end[u], position[u]);
+                let view = vec4<u32>(prefix_start[u], prefix_end[u], own_start[u], own_end[u]);
                 for (var n = 0u; n < ROWS; n++) {
                     let seen = owned[n] < params.t && i + u < end && sees(view, owned[n]);
                     let score = capped(s[n][u]);

@@ -430,7 +430,8 @@ fn variants_of_a_product_give_the_same_bits() {
             compared.insert(variant.to_string());
         }
     }
-    assert_eq!(compared.len(), Variant::ALL.len());
+    // All but attention's own.
+    assert_eq!(compared.len(), Variant::ALL.len() - 1);
 }
 
 /// A time is of the right thing: what benchmarks run is checked as the other cases are, at a small model's shapes.

@@ -57,7 +57,7 @@ pub struct DeviceArgs {
     /// Device by number or by part of its name (see `jointwise info`)
     #[arg(long)]
     pub device: Option<String>,
-    /// Kernels that may be chosen: baseline, or some of tiles32, tiles64, tiles128, cpu, lanes [default: by the device]
+    /// Kernels that may be chosen: baseline, or some of tiles32, tiles64, tiles128, flash, cpu, lanes [default: by the device]
     #[arg(long, value_name = "NAME,..")]
     pub variant: Option<String>,
     /// Of products: highest (f32), high (three f16 for one f32, on cooperative matrices) or medium (one) [default: highest]

@@ -64,8 +64,6 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// (T), [prefix_start, prefix_end, own_start, own_end): visible keys; own_end = t + 1.
     pub ranges: Vec<[u32; 4]>,
-    /// (T), end of the queries that may see this token as a key: its segment's end, or its last branch's for a prefix.
-    pub query_end: Vec<u32>,
     /// (N) predictions, grouped: every span's `own` is contiguous, every prefix too.
     pub rows: Vec<ScoredRow>,
     /// (S) one per sequence: pairs give chosen, rejected, chosen, rejected...

@@ -62,8 +62,6 @@ impl Batch {
             let response = (own.start + sequence.response_start - shared).min(own.end);
             self.spans.push(Span { prefix: prefix.clone(), own, response });
         }
-        let end = self.ids.len() as u32;
-        self.query_end[start as usize..=last as usize].fill(end);
     }
 
     fn push_segment(&mut self, ids: &[u32], position: u32, prefix: [u32; 2]) {
@@ -74,7 +72,6 @@ impl Batch {
         self.ids.extend_from_slice(ids);
         self.positions.extend((0..ids.len() as u32).map(|i| position + i));
         self.ranges.extend((start..end).map(|t| [prefix_start, prefix_end, start, t + 1]));
-        self.query_end.extend(std::iter::repeat_n(end, ids.len()));
     }
 
     /// Predictions of the tokens that lie from `start` on: of the first one only by the hidden state `before`.

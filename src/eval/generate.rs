@@ -123,7 +123,7 @@ async fn step(
         }
         last.push(ids.len() as u32 - 1);
     }
-    let segments = Segments::of_cache(gpu, &ranges, &positions);
+    let segments = Segments::of_cache(gpu, &ranges, &positions, &d.windows());
     let tokens = Tokens::new(gpu, d, &ids, &positions, segments);
     let cache = Cache { layers: keys.to_vec(), rows: gpu.upload(&cache_rows) };
     let mut rec = gpu.record();

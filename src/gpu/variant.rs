@@ -13,6 +13,8 @@ pub enum Variant {
     Tiles64,
     /// The same, 128×128: the fewest loads for a multiplication.
     Tiles128,
+    /// Attention with tiles of keys in workgroup memory, scores and outputs in blocks of registers.
+    Flash,
     /// No workgroup memory, workgroups as wide as a vector: for adapters that are CPUs.
     Cpu,
     /// The same with values handed from lane to lane: for CPUs with subgroups of 8 or more.
@@ -21,7 +23,7 @@ pub enum Variant {
 
 impl Variant {
     /// All, in the order of `info`.
-    pub const ALL: [Self; 5] = [Self::Tiles32, Self::Tiles64, Self::Tiles128, Self::Cpu, Self::Lanes];
+    pub const ALL: [Self; 6] = [Self::Tiles32, Self::Tiles64, Self::Tiles128, Self::Flash, Self::Cpu, Self::Lanes];
 
     /// As `--variant` takes it.
     pub fn name(self) -> &'static str {
@@ -29,6 +31,7 @@ impl Variant {
             Self::Tiles32 => "tiles32",
             Self::Tiles64 => "tiles64",
             Self::Tiles128 => "tiles128",
+            Self::Flash => "flash",
             Self::Cpu => "cpu",
             Self::Lanes => "lanes",
         }

@@ -2,6 +2,8 @@
 //!
 //! [`super::config`] turns a Hugging Face `config.json` into a [`Description`]; the decoder reads nothing else.
 
+use std::collections::BTreeSet;
+
 /// A decoder-only transformer. Dimensions as in the crate's legend: D, H, K, E, F, V, L.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Description {
@@ -193,6 +195,12 @@ impl Description {
     /// Columns of a layer's qkv slot: (H + 2K)·E.
     pub fn qkv_width(&self) -> usize {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+    }
+
+    /// The layers' windows, each once.
+    pub fn windows(&self) -> Vec<Option<usize>> {
+        let all: BTreeSet<Option<usize>> = self.layers.iter().map(|l| l.window).collect();
+        all.into_iter().collect()
     }
 
     /// Every tensor of the checkpoint, in the order of Hugging Face's `named_parameters`, roughly: embeddings, layers, final

@@ -30,8 +30,9 @@ impl Micro {
     pub fn new(gpu: &Gpu, d: &Description, batch: &Batch) -> Self {
         let hidden: Vec<u32> = batch.rows.iter().map(|r| r.hidden).collect();
         let targets: Vec<u32> = batch.rows.iter().map(|r| r.target).collect();
+        let segments = Segments::of_batch(gpu, batch, d.head_dim, &d.windows());
         Self {
-            tokens: Tokens::new(gpu, d, &batch.ids, &batch.positions, Segments::of_batch(gpu, batch)),
+            tokens: Tokens::new(gpu, d, &batch.ids, &batch.positions, segments),
             spans: Spans::new(gpu, batch),
             picks: Picks::new(gpu, &hidden, batch.ids.len()),
             targets: gpu.upload(&targets),

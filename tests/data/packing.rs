@@ -35,18 +35,9 @@ fn context(batch: &Batch, span: usize) -> Vec<(Vec<(u32, u32)>, u32)> {
 
 fn well_formed(batch: &Batch) {
     let t = batch.ids.len();
-    assert_eq!((batch.positions.len(), batch.ranges.len(), batch.query_end.len()), (t, t, t));
+    assert_eq!((batch.positions.len(), batch.ranges.len()), (t, t));
     for (q, &[a, b, c, d]) in batch.ranges.iter().enumerate() {
         assert!(a <= b && b <= c && c < d && d == q as u32 + 1, "query {q} sees {a}..{b} and {c}..{d}");
-    }
-    for (key, &end) in batch.query_end.iter().enumerate() {
-        let sees = |q: usize| {
-            let [a, b, c, d] = batch.ranges[q].map(|x| x as usize);
-            (a..b).contains(&key) || (c..d).contains(&key)
-        };
-        let last = (0..t).rev().find(|q| sees(*q)).unwrap();
-        assert_eq!(end as usize, last + 1, "the last query that sees key {key}");
-        assert!((0..key).all(|q| !sees(q)), "key {key} is seen before it exists");
     }
 }
 
@@ -118,7 +109,6 @@ fn a_shared_pair_s_layout() {
     assert_eq!(batch.ranges[2], [0, 0, 0, 3]);
     assert_eq!(batch.ranges[4], [0, 3, 3, 5]);
     assert_eq!(batch.ranges[6], [0, 3, 5, 7]);
-    assert_eq!(batch.query_end, [8, 8, 8, 5, 5, 8, 8, 8]);
     let rows: Vec<(u32, u32)> = batch.rows.iter().map(|r| (r.hidden, r.target)).collect();
     assert_eq!(rows, [(0, 5), (1, 6), (2, 7), (3, 1), (2, 8), (5, 9), (6, 1)]);
     let spans: Vec<_> = batch.spans.iter().map(|s| (s.prefix.clone(), s.own.clone(), s.response)).collect();

@@ -1,0 +1,196 @@
+//! Cases of attention over any segments, and the twin.
+
+use super::walk::Walk;
+use super::{Attention, Saved, Segments, attention_bwd, attention_fwd};
+use crate::data::batch::Batch;
+use crate::gpu::{Caps, Recording, Slot, Variant};
+use crate::kernels::{Case, Cost, Host, Outputs};
+use crate::rng::Rng;
+
+/// Segments: (length of a prefix, lengths of its branches); no prefix: one branch.
+type Shape = &'static [(usize, &'static [usize])];
+
+fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Attention {
+    Attention { heads, kv_heads, head_dim, scale: 0.4, softcap: None, window: None }
+}
+
+const SHAPES: [Shape; 5] =
+    [&[(0, &[1])], &[(0, &[5]), (0, &[3])], &[(0, &[64])], &[(4, &[3, 70]), (0, &[9])], &[(70, &[2, 5])]];
+
+/// Both sides of every implementation's tiles and blocks.
+pub(super) fn all() -> Vec<Box<dyn Case>> {
+    let mut any: Vec<(Attention, Shape)> = SHAPES.map(|shape| (plain(4, 2, 6), shape)).into();
+    any.push((Attention { window: Some(3), ..plain(2, 1, 4) }, SHAPES[3]));
+    any.push((Attention { softcap: Some(0.7), window: Some(40), ..plain(3, 3, 5) }, SHAPES[4]));
+    any.push((Attention { softcap: Some(2.0), ..plain(6, 2, 32) }, SHAPES[1]));
+    let ways = [None, Some(Variant::Cpu), Some(Variant::Lanes)];
+    let each = any.into_iter().flat_map(|(a, shape)| ways.map(|variant| (a, shape, variant)));
+    let flash = in_tiles().into_iter().map(|(a, shape)| (a, shape, Some(Variant::Flash)));
+    each.chain(flash).map(|(a, shape, variant)| case(a, segments(shape), variant.as_slice())).collect()
+}
+
+/// Tiles of 64, and of 32 for wide heads; blocks of 32. A head size is compiled once, and that is slow in software: 8 is less than the
+/// invocations share, 68 is seventeen slices, 80 and 128 are several, 256 has tiles of keys of its own.
+fn in_tiles() -> Vec<(Attention, Shape)> {
+    let of = |head_dim| Attention { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
+    let edges: [Shape; 4] = [&[(0, &[31]), (0, &[33])], &[(0, &[63])], &[(0, &[65])], &[(0, &[129])]];
+    let mut all: Vec<(Attention, Shape)> = SHAPES.map(|shape| (plain(4, 2, 8), shape)).into();
+    all.extend([edges[0], edges[3]].map(|shape| (Attention { window: Some(33), ..plain(3, 3, 8) }, shape)));
+    all.extend(edges.map(|shape| (of(64), shape)));
+    all.push((Attention { heads: 6, kv_heads: 2, ..of(64) }, SHAPES[3]));
+    all.push((Attention { window: Some(3), ..of(64) }, SHAPES[3]));
+    all.push((Attention { softcap: Some(0.7), window: Some(40), ..of(80) }, SHAPES[4]));
+    all.push((of(68), SHAPES[4]));
+    all.extend([edges[2], SHAPES[3]].map(|shape| (of(128), shape)));
+    all.extend([edges[0], edges[2]].map(|shape| (Attention { softcap: Some(2.0), ..of(256) }, shape)));
+    all
+}
+
+/// Of those that [`super::Walk`] chooses from, at both sides of a tile's edge.
+pub(super) fn of_variant(variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
+    let (narrow, wide, shape): (_, _, Shape) = match variant {
+        Variant::Flash => (plain(4, 2, 64), plain(4, 2, 80), SHAPES[3]),
+        Variant::Cpu if caps.has_lanes() => return Vec::new(),
+        Variant::Lanes if !caps.has_lanes() => return Vec::new(),
+        Variant::Cpu | Variant::Lanes => (plain(4, 2, 6), plain(4, 2, 8), &[(4, &[3, 21])]),
+        Variant::Tiles32 | Variant::Tiles64 | Variant::Tiles128 => return Vec::new(),
+    };
+    let masked = Attention { softcap: Some(2.0), window: Some(3), ..wide };
+    [narrow, masked].map(|a| case(a, segments(shape), &[variant])).into()
+}
+
+/// A batch's table alone.
+pub(super) fn segments(shape: &[(usize, &[usize])]) -> Batch {
+    let mut batch = Batch::default();
+    for &(prefix, branches) in shape {
+        let start = batch.ranges.len() as u32;
+        let n = prefix as u32;
+        for i in 0..n {
+            batch.ranges.push([start, start, start, start + i + 1]);
+            batch.positions.push(i);
+        }
+        for &len in branches {
+            let own = batch.ranges.len() as u32;
+            for i in 0..len as u32 {
+                batch.ranges.push([start, start + n, own, own + i + 1]);
+                batch.positions.push(n + i);
+            }
+        }
+    }
+    batch
+}
+
+struct AttentionCase {
+    a: Attention,
+    batch: Batch,
+    allowed: Vec<Variant>,
+}
+
+pub(super) fn case(a: Attention, batch: Batch, allowed: &[Variant]) -> Box<dyn Case> {
+    Box::new(AttentionCase { a, batch, allowed: allowed.to_vec() })
+}
+
+impl AttentionCase {
+    fn t(&self) -> usize {
+        self.batch.ranges.len()
+    }
+    /// By its definition, not by the kernel's arithmetic: positions of keys are looked up.
+    fn sees(&self, i: usize, j: usize) -> bool {
+        let r = self.batch.ranges[i].map(|x| x as usize);
+        let in_range = (r[0]..r[1]).contains(&j) || (r[2]..r[3]).contains(&j);
+        let distance = self.batch.positions[i] as i64 - i64::from(self.batch.positions[j]);
+        in_range && self.a.window.is_none_or(|w| distance < w as i64)
+    }
+    fn cap(&self, raw: f64) -> (f64, f64) {
+        let s = raw * f64::from(self.a.scale);
+        match self.a.softcap.map(f64::from) {
+            Some(c) => (c * (s / c).tanh(), 1.0 - (s / c).tanh().powi(2)),
+            None => (s, 1.0),
+        }
+    }
+    /// (key, p, slope of the cap) for each key that query i of head h sees.
+    fn row(&self, x: &[f64], i: usize, h: usize) -> Vec<(usize, f64, f64)> {
+        let (e, l) = (self.a.head_dim, self.a.packed());
+        let q = &x[i * l.q_stride + h * e..][..e];
+        let kv = h / (self.a.heads / self.a.kv_heads);
+        let score = |j: usize| {
+            let k = &x[l.k_start + j * l.kv_stride + kv * e..][..e];
+            self.cap(q.iter().zip(k).map(|(a, b)| a * b).sum())
+        };
+        let seen: Vec<usize> = (0..self.t()).filter(|&j| self.sees(i, j)).collect();
+        let scores: Vec<(f64, f64)> = seen.iter().map(|&j| score(j)).collect();
+        let total: f64 = scores.iter().map(|s| s.0.exp()).sum();
+        seen.into_iter().zip(scores).map(|(j, (s, slope))| (j, s.exp() / total, slope)).collect()
+    }
+}
+
+impl Case for AttentionCase {
+    fn label(&self) -> String {
+        format!("T={} {:?} {:?}", self.t(), self.a, self.allowed)
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        vec![Host::normal(rng, self.t() * self.a.packed().q_stride)]
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let (e, l) = (self.a.head_dim, self.a.packed());
+        let mut o = vec![0.0; self.t() * self.a.heads * e];
+        for i in 0..self.t() {
+            for h in 0..self.a.heads {
+                let kv = h / (self.a.heads / self.a.kv_heads);
+                for (j, p, _) in self.row(&x[0], i, h) {
+                    for d in 0..e {
+                        o[(i * self.a.heads + h) * e + d] += p * x[0][l.v_start + j * l.kv_stride + kv * e + d];
+                    }
+                }
+            }
+        }
+        vec![o]
+    }
+    fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let (e, l, x) = (self.a.head_dim, self.a.packed(), &x[0]);
+        let mut d = vec![0.0; x.len()];
+        for i in 0..self.t() {
+            for h in 0..self.a.heads {
+                let kv = h / (self.a.heads / self.a.kv_heads);
+                let d_o = &d_y[0][(i * self.a.heads + h) * e..][..e];
+                let row = self.row(x, i, h);
+                let value = |j: usize| &x[l.v_start + j * l.kv_stride + kv * e..][..e];
+                let d_p: Vec<f64> = row.iter().map(|r| value(r.0).iter().zip(d_o).map(|(a, b)| a * b).sum()).collect();
+                let mean: f64 = row.iter().zip(&d_p).map(|(r, d)| r.1 * d).sum();
+                for (&(j, p, slope), d_p) in row.iter().zip(d_p) {
+                    let d_s = p * (d_p - mean) * slope * f64::from(self.a.scale);
+                    for c in 0..e {
+                        let (q, k) = (i * l.q_stride + h * e + c, l.k_start + j * l.kv_stride + kv * e + c);
+                        d[q] += d_s * x[k];
+                        d[k] += d_s * x[q];
+                        d[l.v_start + j * l.kv_stride + kv * e + c] += p * d_o[c];
+                    }
+                }
+            }
+        }
+        vec![d]
+    }
+    fn d_y_lens(&self) -> Vec<usize> {
+        vec![self.t() * self.a.heads * self.a.head_dim]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+        let gpu = rec.gpu();
+        let (n, l) = (self.t() * self.a.heads, self.a.packed());
+        let (o, lse, d_qkv) = (gpu.slot(n * self.a.head_dim), gpu.slot(n), gpu.slot(x[0].len()));
+        let b = &self.batch;
+        let walk = Walk::of(gpu.caps(), &self.allowed, self.a.head_dim);
+        let s = Segments::new(gpu, &b.ranges, &b.positions, &[self.a.window], walk, true);
+        attention_fwd(rec, &self.a, &l, &x[0], &x[0], &s, &o, &lse);
+        let saved = Saved { qkv: &x[0], o: &o, lse: &lse };
+        attention_bwd(rec, &self.a, &l, saved, &s, &d_y[0], &d_qkv);
+        Outputs { y: vec![o], d_x: vec![Some(d_qkv)] }
+    }
+    fn reduction(&self) -> usize {
+        (self.t() * self.a.heads / self.a.kv_heads).max(self.a.head_dim)
+    }
+    fn cost(&self) -> Cost {
+        let seen: usize = (0..self.t()).map(|i| (0..self.t()).filter(|&j| self.sees(i, j)).count()).sum();
+        let bytes = 4 * self.t() * (2 * self.a.packed().q_stride + 3 * self.a.heads * self.a.head_dim);
+        Cost { bytes: bytes as u64, flops: (18 * seen * self.a.heads * self.a.head_dim) as u64 }
+    }
+}

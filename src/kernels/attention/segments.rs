@@ -1,0 +1,191 @@
+//! Which keys each query sees, as the shaders read it: views of queries and walks of tiles (`shaders/shared/scores.wgsl`).
+
+use super::walk::Walk;
+use crate::data::batch::Batch;
+use crate::gpu::{Gpu, Slot};
+
+/// The keys that each query sees, on the device: a table for each window of a model's layers.
+#[derive(Debug)]
+pub struct Segments {
+    tables: Vec<Table>,
+    pub(super) t: usize,
+    pub(super) walk: Walk,
+}
+
+/// For layers of one window.
+#[derive(Debug)]
+pub(super) struct Table {
+    window: Option<usize>,
+    /// Views, walks of tiles of queries, walks of tiles of keys: quads.
+    pub quads: Slot,
+    /// Quads before the walks of tiles of keys.
+    pub key_tiles: usize,
+    /// Pairs of a query and a key that it sees.
+    pub pairs: u64,
+}
+
+impl Segments {
+    /// For training: queries and keys are the batch's tokens, heads lie as in [`super::Attention::packed`].
+    pub fn of_batch(gpu: &Gpu, batch: &Batch, head_dim: usize, windows: &[Option<usize>]) -> Self {
+        let walk = Walk::of(gpu.caps(), &gpu.caps().variants, head_dim);
+        Self::new(gpu, &batch.ranges, &batch.positions, windows, walk, true)
+    }
+
+    /// For generation: `ranges` index a cache. Queries of different sequences see different keys, so tiles are one query.
+    pub fn of_cache(gpu: &Gpu, ranges: &[[u32; 4]], positions: &[u32], windows: &[Option<usize>]) -> Self {
+        Self::new(gpu, ranges, positions, windows, Walk::Rows(1), false)
+    }
+
+    pub(super) fn new(
+        gpu: &Gpu,
+        ranges: &[[u32; 4]],
+        positions: &[u32],
+        windows: &[Option<usize>],
+        walk: Walk,
+        keys_are_queries: bool,
+    ) -> Self {
+        let t = ranges.len();
+        let table = |&window: &Option<usize>| {
+            let views = views(ranges, positions, window);
+            let pairs = views.iter().map(|v| u64::from(v[1] - v[0] + v[3] - v[2])).sum();
+            let [queries, keys] = walk.tiles();
+            let key_tiles = t + t.div_ceil(queries);
+            let of_keys = if keys_are_queries { over_queries(&views, keys) } else { Vec::new() };
+            let of_queries = over_keys(&views, queries);
+            let quads = gpu.upload([views, of_queries, of_keys].concat().as_flattened());
+            Table { window, quads, key_tiles, pairs }
+        };
+        Self { tables: windows.iter().map(table).collect(), t, walk }
+    }
+
+    /// The one for layers of a window.
+    pub(super) fn table(&self, window: Option<usize>) -> &Table {
+        let found = self.tables.iter().find(|t| t.window == window);
+        found.expect("segments are made for every window of the model")
+    }
+}
+
+/// What each query sees: its ranges, less the keys as far from it as the window. Own keys end with the query itself; a prefix starts at
+/// position 0.
+fn views(ranges: &[[u32; 4]], positions: &[u32], window: Option<usize>) -> Vec<[u32; 4]> {
+    let view = |(&[prefix, prefix_end, own, own_end], &position): (&[u32; 4], &u32)| match window {
+        None => [prefix, prefix_end, own, own_end],
+        Some(window) => {
+            let window = window as u32;
+            let nearest = (position + 1).saturating_sub(window);
+            [prefix_end.min(prefix + nearest), prefix_end, own.max(own_end.saturating_sub(window)), own_end]
+        }
+    };
+    ranges.iter().zip(positions).map(view).collect()
+}
+
+/// For each tile of queries, the keys that any of them sees.
+fn over_keys(views: &[[u32; 4]], tile: usize) -> Vec<[u32; 4]> {
+    let both = |v: &[u32; 4]| [[v[0], v[1]], [v[2], v[3]]];
+    views.chunks(tile).map(|queries| two_parts(queries.iter().flat_map(both).collect())).collect()
+}
+
+/// For each tile of keys, the queries that see any of them.
+fn over_queries(views: &[[u32; 4]], tile: usize) -> Vec<[u32; 4]> {
+    let mut runs: Vec<Vec<[u32; 2]>> = vec![Vec::new(); views.len().div_ceil(tile)];
+    for (i, view) in (0..).zip(views) {
+        for part in [[view[0], view[1]], [view[2], view[3]]].into_iter().filter(|p| p[0] < p[1]) {
+            for runs in &mut runs[part[0] as usize / tile..(part[1] as usize).div_ceil(tile)] {
+                match runs.last_mut() {
+                    Some(run) if run[1] >= i => run[1] = i + 1,
+                    _ => runs.push([i, i + 1]),
+                }
+            }
+        }
+    }
+    runs.into_iter().map(two_parts).collect()
+}
+
+/// Two ranges, one after the other, that hold all of these: between them lies the widest gap.
+fn two_parts(mut ranges: Vec<[u32; 2]>) -> [u32; 4] {
+    ranges.retain(|r| r[0] < r[1]);
+    ranges.sort_unstable();
+    let Some(&[first, mut end]) = ranges.first() else { return [0; 4] };
+    let mut gap = [0, 0];
+    for [start, stop] in ranges {
+        if start > end && start - end > gap[1] - gap[0] {
+            gap = [end, start];
+        }
+        end = end.max(stop);
+    }
+    if gap[1] == 0 { [first, end, end, end] } else { [first, gap[0], gap[1], end] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cases::segments;
+    use super::*;
+
+    fn pairs(walks: &[[u32; 4]], tile: usize) -> usize {
+        walks.iter().map(|w| tile * (w[1] - w[0] + w[3] - w[2]) as usize).sum()
+    }
+
+    /// By its definition: positions of keys are looked up.
+    fn sees(batch: &Batch, window: Option<usize>, i: usize, j: usize) -> bool {
+        let r = batch.ranges[i].map(|x| x as usize);
+        let in_range = (r[0]..r[1]).contains(&j) || (r[2]..r[3]).contains(&j);
+        in_range && window.is_none_or(|w| ((batch.positions[i] - batch.positions[j]) as usize) < w)
+    }
+
+    fn holds(ranges: &[u32; 4], x: usize) -> bool {
+        let r = ranges.map(|x| x as usize);
+        (r[0]..r[1]).contains(&x) || (r[2]..r[3]).contains(&x)
+    }
+
+    #[test]
+    fn views_are_what_is_seen_and_walks_hold_them() {
+        let batch = segments(&[(9, &[5, 14]), (0, &[7]), (3, &[1, 2])]);
+        let t = batch.ranges.len();
+        let all = || (0..t).flat_map(|i| (0..t).map(move |j| (i, j)));
+        let mut seen_by_window = Vec::new();
+        for window in [None, Some(1), Some(4), Some(11), Some(100)] {
+            let views = views(&batch.ranges, &batch.positions, window);
+            let seen: Vec<_> = all().filter(|&(i, j)| sees(&batch, window, i, j)).collect();
+            assert_eq!(all().filter(|&(i, j)| holds(&views[i], j)).collect::<Vec<_>>(), seen, "{window:?}");
+            for tile in [1, 4, 7, 64] {
+                let (keys, queries) = (over_keys(&views, tile), over_queries(&views, tile));
+                assert_eq!((keys.len(), queries.len()), (t.div_ceil(tile), t.div_ceil(tile)));
+                for walk in keys.iter().chain(&queries) {
+                    assert!(walk.is_sorted() && walk[3] as usize <= t, "{window:?} {tile}: {walk:?}");
+                }
+                assert!(seen.iter().all(|&(i, j)| holds(&keys[i / tile], j)), "{window:?} {tile}");
+                assert!(seen.iter().all(|&(i, j)| holds(&queries[j / tile], i)), "{window:?} {tile}");
+                // A walk that ends one early leaves out something.
+                let short = |walks: &[[u32; 4]]| -> Vec<_> {
+                    walks.iter().map(|&[a, b, c, d]| [a, b.min(d - 1), c.min(d - 1), d - 1]).collect()
+                };
+                let (keys, queries) = (short(&keys), short(&queries));
+                assert!(!seen.iter().all(|&(i, j)| holds(&keys[i / tile], j)), "{window:?} {tile}");
+                assert!(!seen.iter().all(|&(i, j)| holds(&queries[j / tile], i)), "{window:?} {tile}");
+            }
+            // With tiles of one row and at most one gap, a walk is the view.
+            assert_eq!(pairs(&over_keys(&views, 1), 1), seen.len(), "{window:?}");
+            seen_by_window.push(seen.len());
+        }
+        assert!(seen_by_window[1..].is_sorted() && seen_by_window[1] == t && seen_by_window[4] == seen_by_window[0]);
+    }
+
+    /// What a window saves, and what leaving out the other branch of a pair saves.
+    #[test]
+    fn walks_are_short() {
+        let (t, tile, window) = (2048, 64, 256);
+        let batch = segments(&[(0, &[t])]);
+        let walked = |batch: &Batch, window| {
+            let views = views(&batch.ranges, &batch.positions, window);
+            [pairs(&over_keys(&views, tile), tile), pairs(&over_queries(&views, tile), tile)]
+        };
+        // A tile's last query sees all before it, or `window` keys behind those that its first query sees.
+        assert_eq!(walked(&batch, None), [t * (t + tile) / 2; 2]);
+        assert!(walked(&batch, Some(window)).iter().all(|&n| n < t * (window + tile) && n > t * window * 7 / 8));
+        // Two branches of 512 behind a prefix of 1024: the second does not walk the first.
+        let pair = segments(&[(t / 2, &[t / 4, t / 4])]);
+        let [keys, queries] = walked(&pair, None);
+        assert_eq!(keys, t * (t + tile) / 2 - (t / 4) * (t / 4));
+        assert_eq!(queries, keys);
+    }
+}

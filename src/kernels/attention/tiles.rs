@@ -1,0 +1,86 @@
+//! `attention_tiles.wgsl`: sizes by head size.
+
+use super::Entry;
+use crate::gpu::Shader;
+
+/// Rows of the other side in a block: BLOCK of the shader.
+const BLOCK: usize = 32;
+/// Quads of E in a slice at most: own slices then fit where weights lie.
+const SLICE: usize = 8;
+/// Quads of the other side's rows at a time: 8 KiB.
+const RIGHT: usize = 512;
+/// Invocations, and 4 rows of a tile each of DOWN.
+const INVOCATIONS: usize = 256;
+const DOWN: usize = 16;
+/// Outputs and scores that an invocation keeps in registers.
+const REGISTERS: usize = 80;
+
+/// How tiles of a head size are divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tiles {
+    head_dim: usize,
+}
+
+impl Tiles {
+    /// For heads of whole quads, unless they are so wide that an invocation would keep too much.
+    pub fn of(head_dim: usize) -> Option<Self> {
+        let tiles = Self { head_dim };
+        let fits = head_dim.is_multiple_of(4) && head_dim > 0 && Entry::ALL.iter().all(|&e| tiles.across(e).is_some());
+        fits.then_some(tiles)
+    }
+
+    /// ACROSS: the fewest invocations that share 4 rows.
+    fn across(self, entry: Entry) -> Option<usize> {
+        let (outputs, scores) = match entry {
+            Entry::Forward => (1, 1),
+            Entry::BackwardQ => (1, 2),
+            Entry::BackwardKv => (2, 2),
+        };
+        let wide = |across| (self.head_dim / 4).div_ceil(across);
+        let kept = |across| outputs * 16 * wide(across) + scores * 4 * BLOCK / across;
+        [8, 16, 32].into_iter().find(|&across| kept(across) <= REGISTERS)
+    }
+
+    fn across_and_down(self, entry: Entry) -> [usize; 2] {
+        let across = self.across(entry).expect("of() found one");
+        [across, DOWN.min(INVOCATIONS / across)]
+    }
+
+    /// Rows of a workgroup.
+    pub fn rows(self, entry: Entry) -> usize {
+        4 * self.across_and_down(entry)[1]
+    }
+
+    pub fn shader(self, entry: Entry) -> Shader {
+        let names = ["attention_tiles_fwd", "attention_tiles_bwd_q", "attention_tiles_bwd_kv"];
+        let (quads, [across, down]) = (self.head_dim / 4, self.across_and_down(entry));
+        let slice = (1..=SLICE).rfind(|&s| quads.is_multiple_of(s)).expect("1 divides all");
+        let rows = 1u32 << BLOCK.min(RIGHT / quads).ilog2();
+        Shader::new("attention_tiles", names[entry as usize])
+            .with("SLICE", slice as f64)
+            .with("ROWS", f64::from(rows))
+            .with("ACROSS", across as f64)
+            .with("DOWN", down as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every model's head size is served, and those that are not leave the baseline.
+    #[test]
+    fn sizes_by_head_size() {
+        let sizes = |e: usize| {
+            let tiles = Tiles::of(e)?;
+            Some(Entry::ALL.map(|entry| tiles.across_and_down(entry)))
+        };
+        assert_eq!(sizes(64), Some([[8, 16], [8, 16], [16, 16]]));
+        assert_eq!(sizes(80), Some([[8, 16], [8, 16], [16, 16]]));
+        assert_eq!(sizes(128), Some([[8, 16], [16, 16], [16, 16]]));
+        assert_eq!(sizes(256), Some([[16, 16], [16, 16], [32, 8]]));
+        // A tile of queries is the same in both passes: they share its walk.
+        assert!((4..=256).step_by(4).all(|e| sizes(e).is_some_and(|s| s[0][1] == s[1][1])));
+        assert_eq!([sizes(0), sizes(66), sizes(512)], [None; 3]);
+    }
+}

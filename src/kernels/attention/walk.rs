@@ -1,0 +1,69 @@
+//! The implementations, and which a device takes.
+
+use super::Entry;
+use super::tiles::Tiles;
+use crate::gpu::{Caps, Shader, Variant};
+
+/// Which shader walks the keys, and by how many queries a workgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Walk {
+    /// `attention.wgsl`: a query, or a key, an invocation.
+    Rows(usize),
+    /// `attention_lanes.wgsl`.
+    Lanes,
+    /// `attention_tiles.wgsl`.
+    Tiles(Tiles),
+}
+
+/// Queries (or keys) a workgroup walks the other side with.
+pub(super) const TILE: usize = 64;
+/// The same on a CPU: as wide as its vectors, because short segments leave wider tiles mostly masked.
+pub(super) const LANES: usize = 8;
+/// Queries, or keys, a lane of `attention_lanes.wgsl`. Two take a quarter less time, and three times as long to compile (16 s for E = 48).
+const ROWS: usize = 1;
+
+impl Walk {
+    /// By the device and the model, never by a batch: what is packed together then changes no bits.
+    pub fn of(caps: &Caps, allowed: &[Variant], head_dim: usize) -> Self {
+        let tiles = Tiles::of(head_dim).filter(|_| allowed.contains(&Variant::Flash));
+        match tiles {
+            Some(tiles) => Self::Tiles(tiles),
+            None if allowed.contains(&Variant::Lanes) && caps.has_lanes() => Self::Lanes,
+            None if allowed.contains(&Variant::Cpu) => Self::Rows(LANES),
+            None => Self::Rows(TILE),
+        }
+    }
+
+    /// Queries of a workgroup of the forward pass and of d_q; keys of one of d_k with d_v.
+    pub fn tiles(self) -> [usize; 2] {
+        match self {
+            Self::Rows(tile) => [tile; 2],
+            Self::Lanes => [LANES * ROWS; 2],
+            Self::Tiles(tiles) => [tiles.rows(Entry::Forward), tiles.rows(Entry::BackwardKv)],
+        }
+    }
+
+    /// For heads of `head_dim`; `quads`: their rows are whole, aligned quads.
+    pub fn shader(self, entry: Entry, head_dim: usize, softcap: bool, quads: bool) -> Shader {
+        let shader = match self {
+            Self::Rows(tile) => {
+                let names = ["attention_fwd", "attention_bwd_q", "attention_bwd_kv"];
+                Shader::new("attention", names[entry as usize]).with("TILE", tile as f64)
+            }
+            Self::Lanes => {
+                let names = ["attention_lanes_fwd", "attention_lanes_bwd_q", "attention_lanes_bwd_kv"];
+                Shader::new("attention_lanes", names[entry as usize]).with("ROWS", ROWS as f64)
+            }
+            Self::Tiles(tiles) => tiles.shader(entry),
+        };
+        let shader = shader.with("E", head_dim as f64).with("SOFTCAP", f64::from(u8::from(softcap)));
+        match self {
+            Self::Tiles(_) => {
+                assert!(quads, "tiles of heads that are not aligned");
+                shader
+            }
+            _ if quads => shader,
+            _ => shader.substitute("shared/head_quads", "shared/head_values"),
+        }
+    }
+}
