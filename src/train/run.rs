@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use web_time::Instant;
 
-use super::checkpoint::{self, Resumed, State};
+use super::checkpoint::{self, Resumed};
 use super::metrics::{Accumulator, EvalMetrics, METRICS, MetricsLog, PairScores, StepMetrics};
+use super::state::State;
 use super::tensorboard::EventWriter;
 use super::trainer::{self, Outcome, Recorded, Reference, Trainer, Update, outcome};
 use crate::config::{Defaults, TrainSettings};
