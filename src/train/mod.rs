@@ -8,6 +8,7 @@ pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod state;
+pub mod steps;
 pub mod synthetic;
 pub mod tensorboard;
 pub mod trainer;
