@@ -1,0 +1,105 @@
+// The engine in a worker, so that nothing that it does ever blocks the page. A request is {id, method, args}; its answer {id, result} or
+// {id, error}; what comes in between is {event, ...}.
+
+import init, { Engine } from "./pkg/jointwise_browser.js";
+import { WEIGHTS, fromHub } from "./hub.js";
+
+const reader = new FileReaderSync();
+
+/** A file or a blob, read in pieces where it lies. */
+class Readable {
+  constructor(blob) {
+    this.blob = blob;
+    this.size = blob.size;
+  }
+  readAt(offset, length) {
+    return new Uint8Array(reader.readAsArrayBuffer(this.blob.slice(offset, offset + length)));
+  }
+}
+
+let engine;
+
+function take(files, name) {
+  return files.find((f) => f.name === name);
+}
+
+function text(files, name) {
+  const file = take(files, name);
+  return file && reader.readAsText(file);
+}
+
+function need(files, name) {
+  const file = take(files, name);
+  if (!file) throw `${name}: is missing among ${files.map((f) => f.name).join(", ") || "no files"}`;
+  return file;
+}
+
+const methods = {
+  async open() {
+    await init();
+    if (!navigator.gpu) throw "WebGPU is missing";
+    engine = await Engine.open();
+    return JSON.parse(engine.caps());
+  },
+
+  /** `files`: File objects of a model folder, in any order. */
+  load(name, files) {
+    const weights = files.filter((f) => WEIGHTS.test(f.name));
+    if (weights.length === 0) throw "no .safetensors file among them";
+    const bytes = (file) => new Uint8Array(reader.readAsArrayBuffer(file));
+    return JSON.parse(
+      engine.load(
+        name,
+        text([need(files, "config.json")], "config.json"),
+        bytes(need(files, "tokenizer.json")),
+        text(files, "tokenizer_config.json"),
+        text(files, "chat_template.jinja"),
+        weights.map((f) => f.name),
+        weights.map((f) => new Readable(f)),
+      ),
+    );
+  },
+
+  /** Files of a model on the hub, downloaded once and kept; progress as events. */
+  download: (id) => fromHub(id, (done, total, name) => postMessage({ event: "download", done, total, name })),
+
+  plan(files, settings) {
+    const weights = files.filter((f) => WEIGHTS.test(f.name));
+    const names = weights.map((f) => f.name);
+    const config = text([need(files, "config.json")], "config.json");
+    return JSON.parse(engine.plan(config, names, weights.map((f) => new Readable(f)), JSON.stringify(settings)));
+  },
+
+  sample: (instructions, settings) =>
+    engine.sample(instructions, JSON.stringify(settings), (prompt, text) => postMessage({ event: "text", prompt, text })),
+
+  begin: (jsonl, settings, kept) => engine.begin(jsonl, JSON.stringify(settings), kept?.state, kept?.arena),
+
+  async step() {
+    const line = await engine.step();
+    return line === undefined ? null : JSON.parse(line);
+  },
+
+  async state() {
+    const kept = await engine.state();
+    return { state: kept.state, arena: kept.arena };
+  },
+
+  async adapter() {
+    return (await engine.adapter()).map((file) => ({ name: file.name, bytes: file.bytes }));
+  },
+
+  score: async (instruction, response, template) => JSON.parse(await engine.score(instruction, response, template)),
+};
+
+// One after the other: the engine has one device.
+let last = Promise.resolve();
+onmessage = ({ data: { id, method, args } }) => {
+  last = last.then(async () => {
+    try {
+      postMessage({ id, result: await methods[method](...args) });
+    } catch (error) {
+      postMessage({ id, error: typeof error === "string" ? error : String(error?.message ?? error) });
+    }
+  });
+};
