@@ -2,7 +2,7 @@
 // {id, error}; what comes in between is {event, ...}.
 
 import init, { Engine } from "./pkg/jointwise_browser.js";
-import { WEIGHTS, fromHub } from "./hub.js";
+import { WEIGHTS, fromHub, headersFromHub } from "./hub.js";
 
 const reader = new FileReaderSync();
 
@@ -14,6 +14,17 @@ class Readable {
   }
   readAt(offset, length) {
     return new Uint8Array(reader.readAsArrayBuffer(this.blob.slice(offset, offset + length)));
+  }
+}
+
+/** A file of which only the header is here: what a plan needs. */
+class Header {
+  constructor({ size, bytes }) {
+    this.size = size;
+    this.bytes = bytes;
+  }
+  readAt(offset, length) {
+    return this.bytes.slice(offset, offset + length);
   }
 }
 
@@ -63,15 +74,18 @@ const methods = {
   /** Files of a model on the hub, downloaded once and kept; progress as events. */
   download: (id) => fromHub(id, (done, total, name) => postMessage({ event: "download", done, total, name })),
 
-  plan(files, settings) {
-    const weights = files.filter((f) => WEIGHTS.test(f.name));
-    const names = weights.map((f) => f.name);
-    const config = text([need(files, "config.json")], "config.json");
-    return JSON.parse(engine.plan(config, names, weights.map((f) => new Readable(f)), JSON.stringify(settings)));
+  /** Memory by setting, of a model on the hub: its config and the headers of its weights are read, nothing else. */
+  async planHub(id, settings) {
+    const { config, headers } = await headersFromHub(id);
+    const names = headers.map((h) => h.name);
+    return JSON.parse(engine.plan(config, names, headers.map((h) => new Header(h)), JSON.stringify(settings)));
   },
 
   sample: (instructions, settings) =>
     engine.sample(instructions, JSON.stringify(settings), (prompt, text) => postMessage({ event: "text", prompt, text })),
+
+  demoPrompts: (seed, n) => Engine.demo_prompts(seed, n),
+  demoPreferences: (seed, n) => Engine.demo_preferences(seed, n),
 
   begin: (jsonl, settings, kept) => engine.begin(jsonl, JSON.stringify(settings), kept?.state, kept?.arena),
 
@@ -88,6 +102,12 @@ const methods = {
   async adapter() {
     return (await engine.adapter()).map((file) => ({ name: file.name, bytes: file.bytes }));
   },
+
+  report: (lines, started) => engine.report(JSON.stringify(lines), started),
+
+  kernels: () => Engine.kernels(),
+  ceilings: async () => JSON.parse(await engine.ceilings()),
+  bench: async (kernel, ceilings) => JSON.parse(await engine.bench(kernel, JSON.stringify(ceilings))),
 
   score: async (instruction, response, template) => JSON.parse(await engine.score(instruction, response, template)),
 };

@@ -11,6 +11,7 @@ use jointwise::data::rows::{FieldMap, Instruction, Purpose, Text, parse_rows};
 use jointwise::data::template::Template;
 use jointwise::data::tokens::Tokenizer;
 use jointwise::eval::generate::{self, check_length};
+use jointwise::eval::tasks::{Split, rows};
 use jointwise::gpu::{DeviceChoice, Gpu, Variant};
 use jointwise::kernels::objective::Goal;
 use jointwise::kernels::sample::Sampling;
@@ -24,12 +25,13 @@ use jointwise::model::save::OutputDtype;
 use jointwise::model::tensor_file::Content;
 use jointwise::model::weights::{BaseDtype, Source, Training, read_back};
 use jointwise::train::metrics::Line;
+use jointwise::train::report::{self, Report};
 use jointwise::train::state::{self, State};
 use jointwise::train::steps::{Rows, Steps};
 use jointwise::train::trainer::{self, Reference, Trainer, largest_micro_batch, rehearse};
 use jointwise::{Error, Result};
 use serde::Serialize;
-use web_time::Instant;
+use web_time::{Duration, Instant, UNIX_EPOCH};
 
 use crate::settings::Settings;
 
@@ -189,6 +191,23 @@ impl Tab {
             }
         }
         Ok(lines)
+    }
+
+    /// Instructions of the demo's tasks that its model was not trained on.
+    pub fn demo_prompts(seed: u64, n: usize) -> Vec<String> {
+        rows::held_out(seed, n).into_iter().map(|item| item.instruction).collect()
+    }
+
+    /// Preferences that the demo's grader draws, as JSONL: half of them between responses to one instruction, half between pairs.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn demo_preferences(seed: u64, n: usize) -> Result<String> {
+        let drawn = rows::conditional(Split::Train, seed, n / 2).chain(rows::joint(Split::Train, seed, n - n / 2));
+        let lines = drawn.map(|row| serde_json::to_string(&row));
+        let lines =
+            lines.collect::<std::result::Result<Vec<_>, _>>().map_err(|e| Error::file("preferences.jsonl", e))?;
+        Ok(lines.join("\n") + "\n")
     }
 
     /// Reads a model and puts it on the device, without an adapter. Gives what the tokenizer has to note.
@@ -351,6 +370,27 @@ impl Tab {
         state::encode(self.gpu, &policy.decoder.arena, Path::new("state.safetensors"), &mut arena).await?;
         let text = serde_json::to_string(&run.steps.state).map_err(|e| Error::file("state.json", e))?;
         Ok((text, arena))
+    }
+
+    /// The run as a page of its own.
+    ///
+    /// # Errors
+    /// There is no run.
+    pub fn report(&self, lines: Vec<Line>, started: f64) -> Result<String> {
+        let ((model, _), Some(run)) = (self.model()?, &self.run) else { return Err(missing("begin a run")) };
+        let trained: usize = run.adapter.lora.modules.values().map(|(a, b)| a.len() + b.len()).sum();
+        let seconds = lines.iter().filter_map(|l| l.get("seconds")?.as_f64()).sum();
+        Ok(report::render(&Report {
+            title: "Preference tuning in a browser".into(),
+            model: model.name.clone(),
+            device: self.gpu.caps().name.clone(),
+            parameters: format!("{trained} trained"),
+            data: run.data.summary(),
+            started: report::utc(UNIX_EPOCH + Duration::from_secs_f64(started)),
+            seconds,
+            lines,
+            ..Report::default()
+        }))
     }
 
     /// The adapter's files, as PEFT reads them.

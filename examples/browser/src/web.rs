@@ -5,6 +5,7 @@ use js_sys::{Function, Uint8Array};
 use serde::de::DeserializeOwned;
 use wasm_bindgen::prelude::*;
 
+use crate::card;
 use crate::tab::{Files, Tab};
 
 #[wasm_bindgen]
@@ -104,6 +105,36 @@ impl Engine {
         let files =
             Files { name, config, tokenizer, tokenizer_config, chat_template, weights: weights(names, contents) };
         json(&self.tab.load(files).map_err(failed)?)
+    }
+
+    /// Instructions for the demo model.
+    pub fn demo_prompts(seed: u32, n: u32) -> Vec<String> {
+        Tab::demo_prompts(seed.into(), n as usize)
+    }
+
+    /// Preferences for it, as JSONL.
+    pub fn demo_preferences(seed: u32, n: u32) -> Js<String> {
+        Tab::demo_preferences(seed.into(), n as usize).map_err(failed)
+    }
+
+    /// Names of all kernels.
+    pub fn kernels() -> Vec<String> {
+        card::kernels().into_iter().map(String::from).collect()
+    }
+
+    /// What the device can do at most, as JSON.
+    pub async fn ceilings(&self) -> Js<String> {
+        json(&card::ceilings(self.tab.gpu()).await.map_err(failed)?)
+    }
+
+    /// A kernel verified and timed, as JSON.
+    pub async fn bench(&self, kernel: &str, ceilings: &str) -> Js<String> {
+        json(&card::measure(self.tab.gpu(), kernel, &parse(ceilings)?).await.map_err(failed)?)
+    }
+
+    /// The run's `report.html`; `lines` as JSON, `started` in seconds since 1970.
+    pub fn report(&self, lines: &str, started: f64) -> Js<String> {
+        self.tab.report(parse(lines)?, started).map_err(failed)
     }
 
     /// Responses; `on_text(prompt, text)` as they grow.
