@@ -127,6 +127,11 @@ impl Engine {
         json(&card::ceilings(self.tab.gpu()).await.map_err(failed)?)
     }
 
+    /// At most so many cases of a kernel, with their errors, as JSON.
+    pub async fn cases(&self, kernel: &str, most: u32) -> Js<String> {
+        json(&card::cases(self.tab.gpu(), kernel, most as usize).await.map_err(failed)?)
+    }
+
     /// A kernel verified and timed, as JSON.
     pub async fn bench(&self, kernel: &str, ceilings: &str) -> Js<String> {
         json(&card::measure(self.tab.gpu(), kernel, &parse(ceilings)?).await.map_err(failed)?)
