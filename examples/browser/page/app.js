@@ -25,16 +25,19 @@ async function openDevice() {
 }
 
 /** A lost device, or a worker that ended: a new one, and the session as it was kept. */
-async function recover() {
+async function recover({ detail: error }) {
   $("main").inert = true;
   restart();
   await act("Opening the GPU again…", openDevice);
   await model.reload(session.model);
+  fail(`${error.message} (${session.kept ? "Restored: Start goes on from the last step kept" : "The session is as before the run"})`);
 }
 
 async function main() {
   [model, preferences, training, change, card].forEach((part) => part.setUp());
   document.addEventListener("lost", recover);
+  // An error stands until something else is asked for.
+  for (const event of ["click", "change"]) document.addEventListener(event, () => ($("error").hidden = true), true);
   if (!navigator.gpu) {
     status("");
     return fail(withoutWebGpu());

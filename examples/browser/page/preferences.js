@@ -104,8 +104,12 @@ export function setUp() {
     await changed();
   };
   document.addEventListener("keydown", (event) => {
-    if (event.target.closest?.("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
-    const acts = { a: () => choose(0), b: () => choose(1), arrowleft: () => choose(0), arrowright: () => choose(1), s: next, u: undo };
+    const isRadio = event.target.matches?.("[type=radio]");
+    const types = event.target.matches?.("input, textarea, select") && !isRadio;
+    if (types || event.ctrlKey || event.metaKey || event.altKey) return;
+    const letters = { a: () => choose(0), b: () => choose(1), s: next, u: undo };
+    // Arrows move between radio buttons.
+    const acts = isRadio ? letters : { ...letters, arrowleft: letters.a, arrowright: letters.b };
     const found = acts[event.key.toLowerCase()];
     if (found && !document.querySelector("main").inert) {
       event.preventDefault();

@@ -3,15 +3,17 @@
 import { draw } from "./charts.js";
 import { engine } from "./engine.js";
 import { keep, session, toJsonl } from "./session.js";
-import { $, act, fail } from "./ui.js";
+import { $, act } from "./ui.js";
 
 const KEPT_EVERY_MS = 5000;
 
 /** "idle", "running", "paused" (by the button), "hidden" (by the browser). */
 let state = "idle";
 let keptAt = 0;
-
-export const isRunning = () => state === "running";
+/** A loop is under way: its last step may outlive "running". */
+let looping = false;
+/** The engine holds the session's run. */
+let onDevice = false;
 
 function settings() {
   const form = new FormData($("settings"));
@@ -55,6 +57,7 @@ async function keepState() {
 }
 
 async function loop() {
+  looping = true;
   try {
     while (state === "running") {
       const line = await engine.step();
@@ -74,16 +77,25 @@ async function loop() {
     // Back to the last step kept: "Go on" begins there.
     session.lines = session.lines.slice(0, kept()?.step ?? 0);
     show("idle", "");
-    fail(error);
-    document.dispatchEvent(new CustomEvent("lost"));
+    document.dispatchEvent(new CustomEvent("lost", { detail: error }));
+  } finally {
+    looping = false;
   }
+}
+
+/** The session's run onto the device, from its beginning or from the last step kept. */
+async function begin() {
+  onDevice = false;
+  await engine.begin(session.data, session.settings, session.kept);
+  session.lines = session.lines.slice(0, kept()?.step ?? 0);
+  onDevice = true;
 }
 
 const kept = () => session.kept && JSON.parse(session.kept.state);
 
 function run() {
   show("running");
-  loop();
+  if (!looping) loop();
 }
 
 /** Begins anew, or at the last step kept. */
@@ -94,8 +106,7 @@ async function start() {
       if (!session.rows.length) throw new Error("There are no preferences yet: choose some above, or let the grader draw them");
       Object.assign(session, { settings: settings(), data: toJsonl(session.rows), lines: [], kept: null, started: Date.now() / 1000 });
     }
-    await engine.begin(session.data, session.settings, session.kept);
-    session.lines = session.lines.slice(0, kept()?.step ?? 0);
+    if (!goesOn || !onDevice) await begin();
     return true;
   });
   if (!begun) return show("idle", "");
@@ -125,8 +136,8 @@ export function setUp() {
   document.addEventListener("model", async () => {
     if (session.settings) fill(session.settings);
     // A run of an earlier visit is put back on the device, so that it can be looked at, taken home, and gone on with.
-    if (session.kept) await act("Restoring the last session…", () => engine.begin(session.data, session.settings, session.kept));
-    session.lines = session.lines.slice(0, kept()?.step ?? 0);
+    onDevice = false;
+    if (session.kept) await act("Restoring the last session…", begin);
     show("idle", session.kept ? `Restored: step ${session.lines.length} of ${session.settings.max_steps}` : "");
   });
 }

@@ -29,9 +29,8 @@ export function progress(share) {
   $("progress").firstElementChild.style.width = share ? `${100 * share}%` : "";
 }
 
-/** Runs what a click asked for: one error on the page instead of one in the console, and progress meanwhile. */
+/** Runs what was asked for: an error is told on the page instead of the console, and there is progress meanwhile. */
 export async function act(what, run) {
-  $("error").hidden = true;
   if (what) status(what);
   progress(null);
   try {

@@ -50,7 +50,11 @@ const methods = {
     await init();
     if (!navigator.gpu) throw "WebGPU is missing";
     engine = await Engine.open();
-    return JSON.parse(engine.caps());
+    const caps = JSON.parse(engine.caps());
+    // wgpu passes on a description alone, which most browsers leave empty.
+    const info = (await navigator.gpu.requestAdapter())?.info;
+    caps.name ||= [info?.vendor, info?.architecture, info?.description].filter(Boolean).join(" ");
+    return caps;
   },
 
   /** `files`: File objects of a model folder, in any order. */
