@@ -1,13 +1,16 @@
 # jointwise. `make demo`: the whole story on the bundled model. `make test`: every test. Both install a Vulkan driver where none is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test build driver lint clean
+.PHONY: help demo test test-browser browser site build driver lint clean
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 help:
 	@echo "make demo    look at the bundled model, tune it with DPO and JPO, look again: table and report.html"
 	@echo "make test    every test, in release mode"
+	@echo "make browser builds the page that tunes in a tab, and serves it on this machine"
+	@echo "make site    the page as static files: $(TARGET)/site"
+	@echo "make test-browser  the page in Chromium and Firefox, and the shaders through Dawn"
 	@echo "make build   the program: $(TARGET)/release/jointwise"
 	@echo "make lint    cargo fmt --check, clippy with warnings as errors"
 	@echo "make clean   removes $(TARGET)"
@@ -17,6 +20,20 @@ demo: build
 
 test: driver
 	.ci/with-driver cargo test --release
+	@$(MAKE) --no-print-directory test-browser
+
+# Left out, with the reason, where the browsers cannot be had.
+test-browser: build
+	@if .ci/browsers; then \
+		examples/browser/build $(TARGET)/site && cd examples/browser/test && $(CURDIR)/.ci/with-driver npm test --silent; \
+	else echo "the page is not tested: see above"; fi
+
+browser: site
+	$(TARGET)/release/tool serve $(TARGET)/site 8000
+
+site:
+	examples/browser/build $(TARGET)/site
+	@echo "static files: $(TARGET)/site"
 
 build: driver
 	cargo build --release
@@ -29,6 +46,8 @@ lint:
 	cargo fmt --check
 	cargo clippy -- -D warnings
 	cargo clippy --all-targets -- -D warnings -A clippy::unwrap_used # tests may unwrap
+	cargo fmt --check --manifest-path examples/browser/Cargo.toml
+	cargo clippy --manifest-path examples/browser/Cargo.toml -- -D warnings
 
 clean:
 	cargo clean

@@ -265,6 +265,7 @@ fn answer(gpu: &Gpu, model: &Model, adapter: Option<&Path>, items: &[Item], name
         max_new_tokens: recipe::MAX_NEW_TOKENS,
         seed: 0,
         eos: model.stop_ids(&tokenizer)?,
+        with_lora: true,
     };
     let bar = train::bar(prompts.len(), "answering");
     let mut texts = Vec::new();

@@ -28,6 +28,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         max_new_tokens: args.max_new_tokens.unwrap_or(Defaults::MAX_NEW_TOKENS),
         seed: args.seed,
         eos: if args.ignore_eos { Vec::new() } else { model.stop_ids(&tokenizer)? },
+        with_lora: true,
     };
     settings.validate()?;
     if args.batch_size == 0 {

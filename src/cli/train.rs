@@ -30,11 +30,13 @@ use crate::model::save::{OutputDtype, Staging, copy_side_files, fresh_folder, sa
 use crate::model::trace::Keep;
 use crate::model::weights::{self, BaseDtype, Source, Training};
 use crate::objective::Objective;
-use crate::train::checkpoint::{self, State};
+use crate::train::checkpoint;
 use crate::train::metrics::{self, METRICS};
 use crate::train::report::{self, Report};
-use crate::train::run::{self, Cadence, Ended, Event, Output, Rows};
+use crate::train::run::{self, Cadence, Ended, Event, Output};
 use crate::train::schedule::Shape;
+use crate::train::state::State;
+use crate::train::steps::Rows;
 use crate::train::trainer::{Optimiser, Reference, Rehearsal, Trainer, largest_micro_batch, rehearse, reserve};
 
 /// Whether progress can be drawn, and drawn over.

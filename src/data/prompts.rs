@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::fields::{Fields, conversation, messages};
-use super::rows::{FieldMap, Instruction, Place, for_each_object};
+use super::rows::{FieldMap, Instruction, Place, for_each_object, open};
 use crate::error::Result;
 
 /// An instruction, and the response that it is compared with where the row has one.
@@ -22,8 +22,8 @@ pub struct Prompt {
 /// # Errors
 /// As [`super::rows::read_rows`].
 pub fn read_prompts(path: impl AsRef<Path>, map: &FieldMap) -> Result<Vec<Prompt>> {
-    let mut prompts = Vec::new();
-    for_each_object(path.as_ref(), |place, object| {
+    let (path, mut prompts) = (path.as_ref(), Vec::new());
+    for_each_object(path, open(path)?, |place, object| {
         let fields = Fields { object: &object, map };
         let gold = ["gold_response", "response", "completion", "r_chosen", "chosen"]
             .iter()

@@ -148,8 +148,17 @@ impl FieldMap {
 /// [`Error::Line`] for a malformed line, a missing field, a wrong type, an empty response, or a row that does not serve the
 /// purpose; [`Error::File`] where the file cannot be read or has no rows.
 pub fn read_rows(path: impl AsRef<Path>, map: &FieldMap, purpose: Purpose) -> Result<Vec<Row>> {
+    let path = path.as_ref();
+    parse_rows(path, open(path)?, map, purpose)
+}
+
+/// The same of an open file, or of text; `path` is for messages.
+///
+/// # Errors
+/// As [`read_rows`].
+pub fn parse_rows(path: &Path, text: impl BufRead, map: &FieldMap, purpose: Purpose) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for_each_object(path.as_ref(), |place, object| {
+    for_each_object(path, text, |place, object| {
         let content = content(&Fields { object: &object, map })?;
         let content = match (content, purpose) {
             (Content::Preference { chosen, .. }, Purpose::Sft) => Content::Single(chosen),
@@ -168,11 +177,8 @@ pub fn read_rows(path: impl AsRef<Path>, map: &FieldMap, purpose: Purpose) -> Re
     Ok(rows)
 }
 
-/// Calls `take` with every object of a JSONL file; a reason that it returns becomes the line's error.
-pub(super) fn for_each_object(
-    path: &Path,
-    mut take: impl FnMut(Place, Map<String, Value>) -> std::result::Result<(), String>,
-) -> Result<()> {
+/// A file as it is now, or a pipe.
+pub(super) fn open(path: &Path) -> Result<impl BufRead + use<>> {
     let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
     if !about.is_file() && !is_pipe(&about) {
         return Err(Error::file(path, "is neither a file nor a pipe"));
@@ -180,12 +186,20 @@ pub(super) fn for_each_object(
     let file = std::fs::File::open(path).map_err(|e| Error::file(path, e))?;
     // A file that grows while it is read ends where it ended; a pipe has no length.
     let length = if about.is_file() { about.len() } else { u64::MAX };
+    Ok(BufReader::new(file.take(length)))
+}
+
+/// Calls `take` with every object of JSONL text; a reason that it returns becomes the line's error.
+pub(super) fn for_each_object(
+    path: &Path,
+    mut text: impl BufRead,
+    mut take: impl FnMut(Place, Map<String, Value>) -> std::result::Result<(), String>,
+) -> Result<()> {
     let shared: Arc<Path> = path.into();
-    let mut reader = BufReader::new(file.take(length));
     let (mut buffer, mut line, mut found) = (Vec::new(), 0, false);
     loop {
         buffer.clear();
-        let mut one = (&mut reader).take(MAX_LINE_BYTES + 1);
+        let mut one = (&mut text).take(MAX_LINE_BYTES + 1);
         if one.read_until(b'\n', &mut buffer).map_err(|e| Error::file(path, e))? == 0 {
             break;
         }

@@ -21,6 +21,8 @@ pub struct Settings {
     pub seed: u64,
     /// These end a response (and are part of it).
     pub eos: Vec<u32>,
+    /// The adapter, where there is one, has a part in it.
+    pub with_lora: bool,
 }
 
 impl Settings {
@@ -127,7 +129,7 @@ async fn step(
     let tokens = Tokens::new(gpu, d, &ids, &positions, segments);
     let cache = Cache { layers: keys.to_vec(), rows: gpu.upload(&cache_rows) };
     let mut rec = gpu.record();
-    let trace = decoder.forward(&mut rec, &tokens, Some(&cache), true, Keep::Nothing);
+    let trace = decoder.forward(&mut rec, &tokens, Some(&cache), settings.with_lora, Keep::Nothing);
     let n = last.len();
     let picked = gpu.slot(n * d.d_model);
     gather_fwd(&mut rec, &Picks::new(gpu, &last, ids.len()), d.d_model, &trace.h, &picked);

@@ -82,7 +82,7 @@ impl Pipelines {
     }
 
     #[cfg(target_arch = "wasm32")]
-    fn each(&self, n: usize, one: &(dyn Fn(usize) + Sync)) {
+    fn each(&self, n: usize, one: &dyn Fn(usize)) {
         for i in 0..n {
             one(i);
             self.progress(i + 1, n);

@@ -11,7 +11,7 @@ use super::description::{Description, TensorSpec};
 pub use super::folder::inside;
 use super::folder::{MAX_CONFIG_BYTES, read_inside};
 pub use super::tensor_file::to_f32;
-use super::tensor_file::{Stored, TensorFile, shape_text};
+use super::tensor_file::{Content, Stored, TensorFile, shape_text};
 use super::weights::Source;
 use crate::error::{Error, Result};
 
@@ -74,8 +74,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn from_bytes(files: Vec<(String, Vec<u8>)>) -> Result<Self> {
-        let files = files.into_iter().map(|(name, bytes)| TensorFile::from_bytes(name, bytes));
+    pub fn of(files: Vec<(String, Box<dyn Content>)>) -> Result<Self> {
+        let files = files.into_iter().map(|(name, content)| TensorFile::of(name, content));
         Self::new(Path::new(""), files.collect::<Result<_>>()?, None)
     }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::description::{Description, Module};
 use super::folder::{MAX_CONFIG_BYTES, inside, read_inside};
 use super::load::{LoraSpec, linear_modules, lora_names};
-use super::save::{OutputDtype, Planned, write_safetensors, write_text};
+use super::save::{OutputDtype, Planned, encode_safetensors, write_safetensors, write_text};
 use super::tensor_file::{TensorFile, shape_text};
 use crate::config::{LoraSettings, positive};
 use crate::error::{Error, Result};
@@ -299,7 +299,10 @@ fn available(d: &Description) -> String {
     format!("{} (or {ALL_LINEAR})", names.into_iter().collect::<Vec<_>>().join(", "))
 }
 
-/// Writes an adapter into a folder; `values(module, 0)` gives A, `values(module, 1)` B. The config comes last.
+/// Gives a module's A (0) or B (1).
+type Sides<'a> = dyn FnMut(&str, usize) -> Result<Vec<f32>> + 'a;
+
+/// Writes an adapter into a folder. The config comes last.
 ///
 /// # Errors
 /// [`Error::File`]; whatever `values` says.
@@ -309,8 +312,32 @@ pub fn write_adapter(
     d: &Description,
     lora: &LoraSpec,
     dtype: OutputDtype,
-    values: &mut dyn FnMut(&str, usize) -> Result<Vec<f32>>,
+    values: &mut Sides,
 ) -> Result<()> {
+    let (tensors, sources) = planned(d, lora, dtype);
+    write_safetensors(&dir.join(WEIGHTS), &tensors, &mut |i| values(&sources[i].0, sources[i].1))?;
+    write_text(&dir.join(CONFIG), &format!("{:#}\n", config.to_json(d)))
+}
+
+/// The same files by name, in memory.
+///
+/// # Errors
+/// Whatever `values` says.
+pub fn encode_adapter(
+    config: &AdapterConfig,
+    d: &Description,
+    lora: &LoraSpec,
+    dtype: OutputDtype,
+    values: &mut Sides,
+) -> Result<[(&'static str, Vec<u8>); 2]> {
+    let (tensors, sources) = planned(d, lora, dtype);
+    let mut weights = Vec::new();
+    encode_safetensors(Path::new(WEIGHTS), &mut weights, &tensors, &mut |i| values(&sources[i].0, sources[i].1))?;
+    Ok([(WEIGHTS, weights), (CONFIG, format!("{:#}\n", config.to_json(d)).into_bytes())])
+}
+
+/// An adapter's tensors, and each one's module and side.
+fn planned(d: &Description, lora: &LoraSpec, dtype: OutputDtype) -> (Vec<Planned>, Vec<(String, usize)>) {
     let mut tensors = Vec::new();
     let mut sources = Vec::new();
     for module in linear_modules(d).filter(|m| lora.modules.contains_key(&m.name)) {
@@ -320,8 +347,7 @@ pub fn write_adapter(
             sources.push((module.name.clone(), i));
         }
     }
-    write_safetensors(&dir.join(WEIGHTS), &tensors, &mut |i| values(&sources[i].0, sources[i].1))?;
-    write_text(&dir.join(CONFIG), &format!("{:#}\n", config.to_json(d)))
+    (tensors, sources)
 }
 
 /// W + s·B·A, in f64, (n_out, n_in).

@@ -127,11 +127,19 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
     write_whole(path, |file| file.write_all(text.as_bytes()).map_err(|e| Error::file(path, e)))
 }
 
-/// Writes a safetensors file. Wider types come first, so that every tensor is aligned.
+/// Writes a safetensors file.
+///
+/// # Errors
+/// As [`encode_safetensors`].
+pub fn write_safetensors(path: &Path, tensors: &[Planned], values: &mut Values) -> Result<()> {
+    write_whole(path, |file| encode_safetensors(path, file, tensors, values))
+}
+
+/// The bytes of a safetensors file. Wider types come first, so that every tensor is aligned. `path` is for messages.
 ///
 /// # Errors
 /// [`Error::File`]; [`Error::Tensor`] for a value that does not fit; whatever `values` says.
-pub fn write_safetensors(path: &Path, tensors: &[Planned], values: &mut Values) -> Result<()> {
+pub fn encode_safetensors(path: &Path, out: &mut impl Write, tensors: &[Planned], values: &mut Values) -> Result<()> {
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].dtype.bytes()));
     let mut header = serde_json::Map::new();
@@ -146,27 +154,25 @@ pub fn write_safetensors(path: &Path, tensors: &[Planned], values: &mut Values) 
     }
     let mut header = Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
-    write_whole(path, |file| {
-        let at = |e: std::io::Error| Error::file(path, e);
-        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
-        file.write_all(&header).map_err(at)?;
-        let mut bytes = Vec::new();
-        for &i in &order {
-            let t = &tensors[i];
-            let bad = |reason: String| Error::tensor(path, &t.name, reason);
-            let all = values(i)?;
-            if all.len() as u64 != t.n_values() {
-                return Err(bad(format!("expected {} values, was given {}", t.n_values(), all.len())));
-            }
-            for piece in all.chunks(1 << 16) {
-                bytes.clear();
-                let fits = t.dtype.encode(piece, &mut bytes);
-                fits.map_err(|v| bad(format!("{v} does not fit float16: take --output-dtype bf16 or f32")))?;
-                file.write_all(&bytes).map_err(at)?;
-            }
+    let at = |e: std::io::Error| Error::file(path, e);
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
+    out.write_all(&header).map_err(at)?;
+    let mut bytes = Vec::new();
+    for &i in &order {
+        let t = &tensors[i];
+        let bad = |reason: String| Error::tensor(path, &t.name, reason);
+        let all = values(i)?;
+        if all.len() as u64 != t.n_values() {
+            return Err(bad(format!("expected {} values, was given {}", t.n_values(), all.len())));
         }
-        Ok(())
-    })
+        for piece in all.chunks(1 << 16) {
+            bytes.clear();
+            let fits = t.dtype.encode(piece, &mut bytes);
+            fits.map_err(|v| bad(format!("{v} does not fit float16: take --output-dtype bf16 or f32")))?;
+            out.write_all(&bytes).map_err(at)?;
+        }
+    }
+    Ok(())
 }
 
 const SINGLE: &str = "model.safetensors";

@@ -14,19 +14,55 @@ use safetensors::tensor::Metadata;
 
 use crate::error::{Error, Result};
 
-/// An opened safetensors file (or its bytes, where there are no files).
-#[derive(Debug)]
+/// An opened safetensors file.
 pub struct TensorFile {
     path: PathBuf,
-    data: Data,
+    content: Box<dyn Content>,
     tensors: BTreeMap<String, Stored>,
 }
 
-#[derive(Debug)]
-enum Data {
-    /// Not mapped: a mapping counts as memory of ours, and a file cut short by another process would kill us.
-    File(Mutex<File>),
-    Bytes(Vec<u8>),
+impl std::fmt::Debug for TensorFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TensorFile").field("path", &self.path).field("tensors", &self.tensors).finish_non_exhaustive()
+    }
+}
+
+/// What a file holds, wherever it is: a browser has no paths to open.
+pub trait Content {
+    /// Length.
+    fn n_bytes(&self) -> u64;
+    /// Fills `into` from `offset` on.
+    ///
+    /// # Errors
+    /// What went wrong; a range beyond the end is "truncated".
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> std::result::Result<(), String>;
+}
+
+impl Content for Vec<u8> {
+    fn n_bytes(&self) -> u64 {
+        self.len() as u64
+    }
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> std::result::Result<(), String> {
+        let from = usize::try_from(offset).ok().and_then(|o| self.get(o..)?.get(..into.len()));
+        into.copy_from_slice(from.ok_or("truncated")?);
+        Ok(())
+    }
+}
+
+/// Not mapped: a mapping counts as memory of ours, and a file cut short by another process would kill us.
+struct OnDisk {
+    file: Mutex<File>,
+    n_bytes: u64,
+}
+
+impl Content for OnDisk {
+    fn n_bytes(&self) -> u64 {
+        self.n_bytes
+    }
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> std::result::Result<(), String> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(into)).map_err(|e| e.to_string())
+    }
 }
 
 /// A tensor's place in a file.
@@ -73,21 +109,17 @@ impl TensorFile {
         if !meta.is_file() {
             return Err(Error::file(path, "is no file"));
         }
-        let file = File::open(path).map_err(at)?;
-        Self::parse(path, Data::File(Mutex::new(file)), meta.len())
+        let file = Mutex::new(File::open(path).map_err(at)?);
+        Self::of(path, Box::new(OnDisk { file, n_bytes: meta.len() }))
     }
 
     /// From a file's content; `path` is for messages.
     ///
     /// # Errors
     /// As [`TensorFile::open`].
-    pub fn from_bytes(path: impl AsRef<Path>, bytes: Vec<u8>) -> Result<Self> {
-        let n_bytes = bytes.len() as u64;
-        Self::parse(path.as_ref(), Data::Bytes(bytes), n_bytes)
-    }
-
-    fn parse(path: &Path, data: Data, n_bytes: u64) -> Result<Self> {
-        let mut file = Self { path: path.into(), data, tensors: BTreeMap::new() };
+    pub fn of(path: impl AsRef<Path>, content: Box<dyn Content>) -> Result<Self> {
+        let (path, n_bytes) = (path.as_ref(), content.n_bytes());
+        let mut file = Self { path: path.into(), content, tensors: BTreeMap::new() };
         let bad = |reason: String| Error::file(path, reason);
         if n_bytes < 8 {
             return Err(bad(format!("truncated or no safetensors file: it has {n_bytes} bytes")));
@@ -129,18 +161,7 @@ impl TensorFile {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        match &self.data {
-            Data::File(file) => {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(into));
-                read.map_err(|e| Error::file(&self.path, e))
-            }
-            Data::Bytes(bytes) => {
-                let from = usize::try_from(offset).ok().and_then(|o| bytes.get(o..)?.get(..into.len()));
-                into.copy_from_slice(from.ok_or_else(|| Error::file(&self.path, "truncated"))?);
-                Ok(())
-            }
-        }
+        self.content.read_at(offset, into).map_err(|e| Error::file(&self.path, e))
     }
 
     /// A tensor's bytes, a piece at a time.

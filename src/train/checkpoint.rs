@@ -1,29 +1,15 @@
 //! Training state on disk: written aside, synced, renamed; read back to the same bits.
 //!
-//! `checkpoint-N/state.safetensors` holds every trained tensor with its moments by name, as the device holds them, `checkpoint-N/state.json` the rest. The order of
-//! rows is a function of (seed, epoch), so the step number is the whole random state.
+//! `checkpoint-N/state.safetensors` holds the arena, `checkpoint-N/state.json` the rest.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use super::state::{self, State};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::model::weights::{Arena, Array};
-
-/// What is not a tensor.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct State {
-    /// Steps done.
-    pub step: usize,
-    /// Tokens trained on.
-    pub num_tokens: u64,
-    /// Best evaluation loss so far, and its step.
-    pub best: Option<(f64, usize)>,
-    /// What must not change between a run and its continuation: settings, data and model, hashed.
-    pub fingerprint: String,
-}
+use crate::model::weights::Arena;
 
 /// Steps of the whole checkpoints in a folder, rising.
 pub fn list(dir: &Path) -> Vec<(usize, PathBuf)> {
@@ -43,20 +29,6 @@ pub fn sweep(dir: &Path) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
-}
-
-/// What is stored, in the file's order, by name.
-fn arrays(arena: &Arena) -> impl Iterator<Item = (String, &Array)> {
-    arena.tensors.iter().flat_map(|t| t.arrays.iter().map(|a| (format!("{}/{}", a.role, t.name), a)))
-}
-
-fn n_bytes(array: &Array) -> usize {
-    array.slots.iter().map(|s| s.bytes() as usize).sum()
-}
-
-/// As the header has it: whole words, seen as elements.
-fn n_elements(array: &Array) -> usize {
-    n_bytes(array) * 8 / array.dtype.bitsize()
 }
 
 /// Writes `checkpoint-{step}` into `dir`, whole or not at all, then removes the oldest beyond `keep`.
@@ -94,25 +66,8 @@ async fn write(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path) -> Result<()
     fs::create_dir_all(dir).map_err(|e| Error::file(dir, e))?;
     let path = dir.join("state.safetensors");
     let at = |e: std::io::Error| Error::file(&path, e);
-    let mut header = serde_json::Map::new();
-    let mut offset = 0;
-    for (name, array) in arrays(arena) {
-        let end = offset + n_bytes(array);
-        let entry =
-            serde_json::json!({"dtype": array.dtype, "shape": [n_elements(array)], "data_offsets": [offset, end]});
-        header.insert(name, entry);
-        offset = end;
-    }
-    let mut header = serde_json::to_vec(&header).map_err(|e| Error::file(&path, e))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
     let mut file = BufWriter::new(File::create(&path).map_err(at)?);
-    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
-    file.write_all(&header).map_err(at)?;
-    for (_, array) in arrays(arena) {
-        for words in gpu.read::<u32>(&array.slots.iter().collect::<Vec<_>>()).await? {
-            file.write_all(bytemuck::cast_slice(&words)).map_err(at)?;
-        }
-    }
+    state::encode(gpu, arena, &path, &mut file).await?;
     file.into_inner().map_err(|e| Error::file(&path, e.into_error()))?.sync_all().map_err(at)?;
     let path = dir.join("state.json");
     let text = serde_json::to_vec_pretty(state).map_err(|e| Error::file(&path, e))?;
@@ -165,21 +120,5 @@ fn restore(gpu: &Gpu, arena: &Arena, dir: &Path) -> Result<()> {
     let file = File::open(&path).map_err(|e| Error::file(&path, e))?;
     // SAFETY: the map is read once, here; a file that another process truncates meanwhile is beyond what any reader can mend.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::file(&path, e))?;
-    let tensors = safetensors::SafeTensors::deserialize(&map).map_err(|e| Error::file(&path, e))?;
-    let by_name: BTreeMap<String, _> = tensors.tensors().into_iter().collect();
-    for (name, array) in arrays(arena) {
-        let tensor = by_name.get(&name).ok_or_else(|| Error::tensor(&path, &name, "missing"))?;
-        if tensor.dtype() != array.dtype || tensor.data().len() != n_bytes(array) {
-            let (dtype, n) = (array.dtype, n_elements(array));
-            let reason = format!("expected {dtype:?} ({n}), file has {:?} {:?}", tensor.dtype(), tensor.shape());
-            return Err(Error::tensor(&path, &name, reason));
-        }
-        let mut at = 0;
-        for slot in &array.slots {
-            let end = at + slot.bytes() as usize;
-            gpu.write(slot, &tensor.data()[at..end]);
-            at = end;
-        }
-    }
-    Ok(())
+    state::restore(gpu, arena, &path, &map)
 }

@@ -7,6 +7,8 @@ pub mod report;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
 pub mod schedule;
+pub mod state;
+pub mod steps;
 pub mod synthetic;
 pub mod tensorboard;
 pub mod trainer;

@@ -5,23 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use web_time::Instant;
 
-use super::checkpoint::{self, Resumed, State};
-use super::metrics::{Accumulator, EvalMetrics, METRICS, MetricsLog, PairScores, StepMetrics};
+use super::checkpoint::{self, Resumed};
+use super::metrics::{Accumulator, EvalMetrics, METRICS, MetricsLog, StepMetrics};
+use super::state::State;
+use super::steps::{Rows, Steps, pairs};
 use super::tensorboard::EventWriter;
-use super::trainer::{self, Outcome, Recorded, Reference, Trainer, Update, outcome};
+use super::trainer::{self, Trainer, outcome};
 use crate::config::{Defaults, TrainSettings};
 use crate::data::batch::Example;
-use crate::data::order::{Order, Position};
 use crate::error::{Error, Result};
-use crate::kernels::objective::Goal;
-
-/// Rows with their reference scores.
-pub struct Rows<'a> {
-    /// In the data's order.
-    pub examples: &'a [Example],
-    /// As long (empty for SFT).
-    pub reference: &'a [Reference],
-}
 
 /// When things are written.
 #[derive(Debug, Clone, Copy)]
@@ -51,22 +43,6 @@ pub struct Ended {
     pub state: State,
     /// Before `max_steps`, on request; a checkpoint was written.
     pub interrupted: bool,
-}
-
-fn pairs(goal: &Goal, outcome: &Outcome, into: &mut Accumulator) {
-    into.add_loss(outcome.loss_sum, outcome.n, outcome.tokens);
-    if let Goal::Preference(p) = goal {
-        for (scores, result) in &outcome.pairs {
-            into.add_pair(&PairScores {
-                reward_chosen: result.rewards[0],
-                reward_rejected: result.rewards[1],
-                logp_chosen: scores.policy[0].score(p.objective),
-                logp_rejected: scores.policy[1].score(p.objective),
-                logp_instruction: scores.policy[0].instruction,
-                logp_response: scores.policy[0].response,
-            });
-        }
-    }
 }
 
 /// Loss and pair metrics over rows, without gradients.
@@ -130,70 +106,40 @@ pub async fn run(
         Resumed::default()
     };
     resumed.damaged.iter().for_each(|e| on_event(&Event::Damaged(e)));
-    let mut state = resumed.state.unwrap_or(fresh);
-    let n = rows.examples.len();
-    let schedule = settings.schedule(n);
-    if state.step > schedule.max_steps {
-        let dir = output.dir.join(format!("checkpoint-{}", state.step));
-        return Err(Error::file(dir, format!("is of step {} of {}", state.step, schedule.max_steps)));
+    let mut steps = Steps::new(settings.clone(), rows.examples.len(), resumed.state.unwrap_or(fresh));
+    let max_steps = steps.schedule.max_steps;
+    if steps.state.step > max_steps {
+        let dir = output.dir.join(format!("checkpoint-{}", steps.state.step));
+        return Err(Error::file(dir, format!("is of step {} of {max_steps}", steps.state.step)));
     }
     let log_path = output.dir.join(METRICS);
-    let mut log = match state.step {
+    let mut log = match steps.state.step {
         0 => MetricsLog::create(&log_path)?,
         step => MetricsLog::resume(&log_path, step as u64)?,
     };
-    let mut events = EventWriter::create(&output.dir.join("runs"), (state.step > 0).then_some(state.step as u64))?;
+    let mut events =
+        EventWriter::create(&output.dir.join("runs"), (steps.state.step > 0).then_some(steps.state.step as u64))?;
 
-    let mut order = Order::new(n, settings.seed, settings.shuffle, Position::default());
-    (0..state.step).for_each(|_| drop(order.take(settings.rows_per_step())));
-    let mut record = |number: usize| {
-        let taken = order.take(settings.rows_per_step());
-        let examples: Vec<&Example> = taken.iter().map(|&i| &rows.examples[i]).collect();
-        let reference: Vec<Reference> = taken.iter().filter_map(|&i| rows.reference.get(i).copied()).collect();
-        let learning_rate = schedule.rate(number - 1);
-        let update = Update { optimiser: &settings.optimiser, learning_rate, number };
-        Next {
-            step: trainer.record(examples, reference, settings.batch_size, &update),
-            learning_rate,
-            epoch: order.epochs(),
-        }
-    };
     let mut next = None;
     let mut interrupted = false;
-    while state.step < schedule.max_steps {
+    while steps.state.step < max_steps {
         if stop.load(Ordering::Relaxed) {
             interrupted = true;
             break;
         }
         let started = Instant::now();
-        let number = state.step + 1;
-        let Next { step, learning_rate, epoch } = next.take().unwrap_or_else(|| record(number));
-        let running = step.submit();
-        let last = number == schedule.max_steps;
+        let number = steps.state.step + 1;
+        let running = next.take().unwrap_or_else(|| steps.record(trainer, rows)).submit();
+        let last = number == max_steps;
         let due = |every: Option<usize>| every.is_some_and(|e| e > 0 && number.is_multiple_of(e));
         let evaluates = eval.is_some() && (last || due(output.cadence.eval_steps));
         let saves = last || due(Some(output.cadence.save_steps));
         // While the device works; not across what records something else.
         if !evaluates && !saves {
-            next = Some(record(number + 1));
+            next = Some(steps.record(trainer, rows));
         }
-        let step = trainer.finish(running).await?;
-        state.step = number;
-        state.num_tokens += step.outcome.tokens as u64;
-        let mut total = Accumulator::default();
-        pairs(&trainer.goal, &step.outcome, &mut total);
-        let metrics = StepMetrics {
-            step: number as u64,
-            epoch,
-            loss: total.loss(),
-            grad_norm: step.grad_norm,
-            learning_rate,
-            tokens: step.outcome.tokens as u64,
-            num_tokens: state.num_tokens,
-            seconds: started.elapsed().as_secs_f64(),
-            pairs: total.pairs(),
-            ..StepMetrics::default()
-        };
+        let metrics = steps.finish(trainer, running, started).await?;
+        let epoch = metrics.epoch;
         log.append(&metrics.line())?;
         events.line(&metrics.line())?;
         on_event(&Event::Step(&metrics));
@@ -204,6 +150,7 @@ pub async fn run(
             if !total.loss().is_finite() {
                 return Err(Error::NotFinite { place: format!("step {number}, evaluation"), what: "the loss".into() });
             }
+            let state = &mut steps.state;
             let metrics = EvalMetrics {
                 step: state.step as u64,
                 epoch,
@@ -216,28 +163,21 @@ pub async fn run(
             on_event(&Event::Eval(&metrics));
             if state.best.is_none_or(|(best, _)| total.loss() < best) {
                 state.best = Some((total.loss(), state.step));
-                save_best(trainer, &state, output).await?;
+                save_best(trainer, state, output).await?;
             }
         }
         if saves {
             trainer.check_weights(number).await?;
         }
         if saves && !last {
-            checkpoint::save(gpu, arena, &state, output.dir, output.cadence.save_total_limit).await?;
+            checkpoint::save(gpu, arena, &steps.state, output.dir, output.cadence.save_total_limit).await?;
         }
     }
     if interrupted {
-        trainer.check_weights(state.step).await?;
-        checkpoint::save(gpu, arena, &state, output.dir, output.cadence.save_total_limit).await?;
+        trainer.check_weights(steps.state.step).await?;
+        checkpoint::save(gpu, arena, &steps.state, output.dir, output.cadence.save_total_limit).await?;
     }
-    Ok(Ended { state, interrupted })
-}
-
-/// A step that is recorded before its turn.
-struct Next<'g, 'e> {
-    step: Recorded<'g, 'e>,
-    learning_rate: f64,
-    epoch: f64,
+    Ok(Ended { state: steps.state, interrupted })
 }
 
 /// `best/checkpoint-N`: the state with the lowest evaluation loss.

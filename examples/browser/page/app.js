@@ -1,0 +1,60 @@
+// The page: the device, then its sections.
+
+import * as card from "./card.js";
+import * as change from "./change.js";
+import { engine, restart } from "./engine.js";
+import * as model from "./model.js";
+import * as preferences from "./preferences.js";
+import { restore, session } from "./session.js";
+import * as training from "./training.js";
+import { $, act, fail, progress, status } from "./ui.js";
+
+/** What to do where there is no WebGPU, by browser. */
+function withoutWebGpu() {
+  const agent = navigator.userAgent;
+  if (!window.isSecureContext) return "WebGPU needs a secure page: https, or http://localhost.";
+  if (/Firefox/.test(agent)) return "This Firefox has no WebGPU here. On Windows and Apple Silicon the newest version has it; on Linux set dom.webgpu.enabled in about:config, or take Chrome or Edge.";
+  if (/Chrome|Chromium|Edg/.test(agent)) return "WebGPU is off in this browser. Look at chrome://gpu; on Linux start it with --enable-unsafe-webgpu --enable-features=Vulkan, and switch hardware acceleration on.";
+  if (/Safari/.test(agent)) return "WebGPU needs Safari 26 or newer (macOS 26, iOS 26).";
+  return "This browser has no WebGPU. Chrome, Edge, Safari 26 and Firefox have it.";
+}
+
+async function openDevice() {
+  card.show(await engine.open());
+  $("main").inert = false;
+}
+
+/** A lost device, or a worker that ended: a new one, and the session as it was kept. */
+async function recover({ detail: error }) {
+  $("main").inert = true;
+  restart();
+  await act("Opening the GPU again…", openDevice);
+  await model.reload(session.model);
+  fail(`${error.message} (${session.kept ? "Restored: Start goes on from the last step kept" : "The session is as before the run"})`);
+}
+
+async function main() {
+  [model, preferences, training, change, card].forEach((part) => part.setUp());
+  document.addEventListener("lost", recover);
+  // An error stands until something else is asked for.
+  for (const event of ["click", "change"]) document.addEventListener(event, () => ($("error").hidden = true), true);
+  if (!navigator.gpu) {
+    status("");
+    return fail(withoutWebGpu());
+  }
+  progress(null);
+  await restore();
+  try {
+    await openDevice();
+  } catch (error) {
+    status("");
+    progress(undefined);
+    return fail(/no GPU found/.test(error.message) ? `${withoutWebGpu()} (The browser has WebGPU, but no adapter for it.)` : error);
+  }
+  progress(undefined);
+  status("");
+  await model.reload(session.model);
+  document.documentElement.dataset.ready = "true";
+}
+
+main();

@@ -1,0 +1,61 @@
+// Section 6: what this adapter is, and how fast each kernel runs on it.
+
+import { engine } from "./engine.js";
+import { $, act, download, make, progress, status } from "./ui.js";
+
+let caps;
+
+export function show(found) {
+  caps = found;
+  const size = (bytes) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
+  const facts = {
+    Adapter: [found.name, found.driver].filter(Boolean).join(", ") || "the browser does not name it",
+    "Storage binding": size(found.max_binding_bytes),
+    "Workgroup memory": `${found.workgroup_bytes / 1024} KiB`,
+    Features: [found.f16 && "f16", found.subgroup && `subgroups ${found.subgroup.join(" to ")}`, found.timestamps && "timestamps"].filter(Boolean).join(", ") || "the guaranteed minimum",
+    "Kernels chosen": found.variants.join(", ") || "the baseline",
+    "Switched off": found.switched_off.join(", ") || "none",
+  };
+  $("caps").replaceChildren(...Object.entries(facts).flatMap(([k, v]) => [make("dt", {}, k), make("dd", {}, v)]));
+}
+
+async function bench() {
+  const names = await engine.kernels();
+  status("Measuring what this GPU can do at most…");
+  const ceilings = await engine.ceilings();
+  const results = { caps, ceilings, kernels: [] };
+  const body = $("bench-table").tBodies[0];
+  body.replaceChildren();
+  $("bench-table").hidden = false;
+  for (const [i, name] of names.entries()) {
+    status(`${name}, ${i + 1} of ${names.length}`);
+    progress(i / names.length);
+    const measured = await engine.bench(name, ceilings);
+    results.kernels.push(measured);
+    const error = measured.error <= 1 ? `${measured.error.toFixed(2)} of the tolerance` : `${measured.error.toFixed(1)} × the tolerance: wrong`;
+    const rows = measured.lines.length ? measured.lines : [null];
+    rows.forEach((line, n) => {
+      const numbers = line ? [line.us.toFixed(0), line.gb_s.toFixed(2), line.gflop_s.toFixed(2)] : ["", "", ""];
+      const share = line ? Math.min(1, line.of_ceiling) : 0;
+      const bar = line ? [make("span", { class: "bar", style: `width: ${(5 * share).toFixed(2)}rem` }), `${(100 * share).toFixed(0)} %`] : [];
+      body.append(
+        make("tr", measured.error > 1 ? { class: "bad" } : {}, make("td", {}, line ? `${name} ${line.case}` : name), make("td", {}, n ? "" : error), ...numbers.map((x) => make("td", { class: "n" }, x)), make("td", {}, ...bar)),
+      );
+    });
+  }
+  $("copy-bench").hidden = false;
+  $("copy-bench").onclick = () => copy(JSON.stringify(results, null, 1));
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    status("Copied");
+  } catch {
+    download("jointwise-gpu.json", new Blob([text]));
+  }
+}
+
+export function setUp() {
+  $("bench").onclick = () => act("Measuring…", bench);
+}

@@ -1,0 +1,64 @@
+// Sections 4 and 5: before and after, token by token, and the way home.
+
+import { engine } from "./engine.js";
+import { forget, session } from "./session.js";
+import { $, act, download, make } from "./ui.js";
+import { zip } from "./zip.js";
+
+const COMPARED = 5;
+
+const template = () => session.settings?.template ?? "paper";
+
+async function compare() {
+  const prompts = $("prompts").value.split("\n").filter((l) => l.trim()).slice(0, COMPARED);
+  const settings = { temperature: Number($("temperature").value), max_new_tokens: Number($("new-tokens").value), seed: 1, template: template() };
+  const before = await engine.sample(prompts, { ...settings, tuned: false });
+  const after = await engine.sample(prompts, { ...settings, tuned: true });
+  const rows = prompts.map((p, i) => make("tr", {}, ...[p, before[i], after[i]].map((text) => make("td", {}, text))));
+  $("comparison").tBodies[0].replaceChildren(...rows);
+  $("comparison").hidden = false;
+}
+
+/** Blue: likelier than before; orange: less likely. The scale ends at a factor of e. */
+function colour(change) {
+  const strength = Math.min(1, Math.abs(change)) * 0.6;
+  return change === null ? "" : `background: rgba(var(--${change >= 0 ? "up" : "down"}), ${strength.toFixed(3)})`;
+}
+
+async function heat() {
+  const [instruction, response] = [$("heat-instruction").value, $("heat-response").value];
+  const tokens = await engine.score(instruction, response, template());
+  const spans = tokens.map((t) => {
+    const change = t.logp === null ? null : t.logp - t.reference;
+    const title = change === null ? "first token: not scored" : `log π ${t.logp.toFixed(3)}, before ${t.reference.toFixed(3)}, change ${change.toFixed(3)}`;
+    return make("span", { style: colour(change), title, class: t.response ? "response" : "instruction" }, t.text);
+  });
+  $("heat-map").replaceChildren(...spans);
+  $("heat-map").hidden = $("heat-key").hidden = false;
+  const sum = (part) => part.reduce((n, t) => n + (t.logp ?? 0) - (t.reference ?? 0), 0);
+  const [all, answer] = [sum(tokens), sum(tokens.filter((t) => t.response))];
+  $("heat-sum").value = `log-ratio ${all.toFixed(3)}, of the response ${answer.toFixed(3)}`;
+}
+
+async function takeHome() {
+  const files = await engine.adapter();
+  const text = (name, content) => files.push({ name, bytes: new TextEncoder().encode(content) });
+  text("metrics.jsonl", session.lines.map((line) => JSON.stringify(line)).join("\n") + "\n");
+  text("report.html", await engine.report(session.lines, session.started));
+  text("preferences.jsonl", session.data);
+  download("jointwise-adapter.zip", zip(files));
+}
+
+export function setUp() {
+  $("compare").onclick = () => act("Sampling…", compare);
+  $("heat").onsubmit = (event) => {
+    event.preventDefault();
+    act("Scoring…", heat);
+  };
+  $("download").onclick = () => act("Packing…", takeHome);
+  $("forget").onclick = () => act("", async () => {
+    await forget();
+    location.reload();
+  });
+  document.addEventListener("trained", () => act("Sampling…", compare));
+}

@@ -1,0 +1,51 @@
+// Line charts of a run's metrics, drawn anew after each step: SVG, so that a screenshot and a printer have them sharp.
+
+import { make } from "./ui.js";
+
+const CHARTS = [
+  { title: "Loss", lines: ["loss"] },
+  { title: "Margin of rewards", lines: ["rewards/margins"] },
+  { title: "Reward accuracy", lines: ["rewards/accuracies"], range: [0, 1] },
+  { title: "log π of instruction, response", lines: ["logps/instruction", "logps/response"] },
+  { title: "Gradient norm", lines: ["grad_norm"] },
+  { title: "Tokens a second", value: (line) => line.tokens / line.seconds },
+];
+const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [260, 130, 38, 8, 8, 18];
+const SVG = "http://www.w3.org/2000/svg";
+
+function svg(tag, attributes, text) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+const short = (x) => (x === undefined ? "" : Math.abs(x) >= 100 ? x.toFixed(0) : Number(x.toPrecision(3)).toString());
+
+function chart({ title, lines: names = [], value, range }, lines) {
+  const series = value ? [lines.map(value)] : names.map((name) => lines.map((line) => line[name]));
+  const known = series.flat().filter((y) => Number.isFinite(y));
+  const figure = make("figure", {}, make("figcaption", {}, title, make("output", {}, series.map((s) => short(s.at(-1))).join(", "))));
+  const root = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}, ${lines.length} steps` });
+  let [low, high] = range ?? [Math.min(...known), Math.max(...known)];
+  if (!(high - low > 1e-9)) [low, high] = known.length ? [low - 0.5, high + 0.5] : [0, 1];
+  const last = Math.max(2, lines.length);
+  const x = (i) => LEFT + ((WIDTH - LEFT - RIGHT) * i) / (last - 1);
+  const y = (v) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - (v - low) / (high - low));
+  for (const v of [low, (low + high) / 2, high]) {
+    root.append(svg("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: y(v), y2: y(v) }));
+    root.append(svg("text", { x: LEFT - 4, y: y(v) + 3, "text-anchor": "end" }, short(v)));
+  }
+  root.append(svg("text", { x: LEFT, y: HEIGHT - 5 }, "1"), svg("text", { x: WIDTH - RIGHT, y: HEIGHT - 5, "text-anchor": "end" }, `step ${last}`));
+  series.forEach((values, n) => {
+    const points = values.map((v, i) => (Number.isFinite(v) ? `${x(i).toFixed(1)},${y(v).toFixed(1)}` : "")).filter(Boolean);
+    root.append(svg("polyline", { class: `line l${n}`, points: points.join(" ") }));
+  });
+  figure.append(root);
+  return figure;
+}
+
+/** Draws all charts of `lines` (of `metrics.jsonl`) into an element. */
+export function draw(element, lines) {
+  element.replaceChildren(...(lines.length ? CHARTS.map((c) => chart(c, lines)) : []));
+}

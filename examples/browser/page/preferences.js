@@ -1,0 +1,130 @@
+// Section 2: two pairs side by side, and the rows that come of choosing.
+
+import { engine, listeners } from "./engine.js";
+import { fromJsonl, keep, session, toJsonl } from "./session.js";
+import { $, act, download } from "./ui.js";
+
+const NOTES = {
+  conditional: "Both answer the same instruction: the choice says how to respond.",
+  joint: "The instructions differ: the choice says which instruction with its answer you would rather have, so it also tells of answers that are never compared directly.",
+};
+const GENERAL = ["Name three uses of a paper clip.", "Explain rain to a child.", "Write a polite refusal.", "Give a tip for better sleep.", "Describe the sea in one sentence.", "What makes a good friend?"];
+
+/** The two pairs that are shown: [{instruction, response}]; null while they are sampled. */
+let shown = null;
+/** Counts draws, so that no pair of responses comes twice. */
+let draw = 0;
+
+const sides = () => [$("side-a"), $("side-b")];
+const pairing = () => document.querySelector("[name=pairing]:checked").value;
+const prompts = () => $("prompts").value.split("\n").map((l) => l.trim()).filter(Boolean);
+
+function update() {
+  $("count").value = `${session.rows.length} ${session.rows.length === 1 ? "preference" : "preferences"}`;
+  $("undo").disabled = session.rows.length === 0;
+  $("rows").value = toJsonl(session.rows);
+  $("pairing-note").textContent = NOTES[pairing()];
+}
+
+/** Rows changed: shown, and kept. */
+async function changed() {
+  update();
+  await keep();
+}
+
+export async function next() {
+  const instructions = prompts();
+  if (!session.model || !instructions.length) return;
+  shown = null;
+  const number = ++draw;
+  const first = instructions[(number * 7) % instructions.length];
+  const others = instructions.filter((i) => i !== first);
+  const second = pairing() === "joint" && others.length ? others[(number * 5) % others.length] : first;
+  const pair = [first, second];
+  sides().forEach((side, i) => {
+    side.disabled = true;
+    side.classList.add("busy");
+    side.querySelector(".instruction").textContent = pair[i];
+    side.querySelector(".response").textContent = "";
+  });
+  const settings = { temperature: Number($("temperature").value), max_new_tokens: Number($("new-tokens").value), seed: number, template: template() };
+  const responses = await act("", () => engine.sample(pair, settings));
+  sides().forEach((side) => side.classList.remove("busy"));
+  if (!responses || number !== draw) return;
+  shown = pair.map((instruction, i) => ({ instruction, response: responses[i] }));
+  sides().forEach((side, i) => {
+    side.querySelector(".response").textContent = responses[i] || "(nothing)";
+    side.disabled = false;
+  });
+}
+
+const template = () => document.forms.settings?.template.value ?? "paper";
+
+async function choose(side) {
+  if (!shown) return;
+  const [chosen, reject] = [shown[side], shown[1 - side]];
+  // An empty response has nothing to score.
+  if (chosen.response.trim() && reject.response.trim()) {
+    session.rows.push({ i_chosen: chosen.instruction, r_chosen: chosen.response, i_reject: reject.instruction, r_reject: reject.response });
+    await changed();
+  }
+  await next();
+}
+
+async function undo() {
+  session.rows.pop();
+  await changed();
+}
+
+async function replaceRows(text) {
+  await act("", async () => {
+    session.rows = fromJsonl(text);
+    await changed();
+  });
+}
+
+export function setUp() {
+  sides().forEach((side, i) => (side.onclick = () => choose(i)));
+  $("pass").onclick = next;
+  $("undo").onclick = undo;
+  document.querySelectorAll("[name=pairing]").forEach((radio) => (radio.onchange = () => (update(), next())));
+  $("apply-rows").onclick = () => replaceRows($("rows").value);
+  $("load-rows").onchange = async ({ target }) => {
+    const [file] = target.files;
+    if (file) await replaceRows(await file.text());
+    target.value = "";
+  };
+  $("export-rows").onclick = () => download("preferences.jsonl", new Blob([toJsonl(session.rows)]));
+  $("draw-rows").onclick = () => act("Drawing preferences…", async () => {
+    session.rows.push(...fromJsonl(await engine.demoPreferences(session.rows.length, 64)));
+    await changed();
+  });
+  $("clear-rows").onclick = async () => {
+    session.rows = [];
+    await changed();
+  };
+  document.addEventListener("keydown", (event) => {
+    const isRadio = event.target.matches?.("[type=radio]");
+    const types = event.target.matches?.("input, textarea, select") && !isRadio;
+    if (types || event.ctrlKey || event.metaKey || event.altKey) return;
+    const letters = { a: () => choose(0), b: () => choose(1), s: next, u: undo };
+    // Arrows move between radio buttons.
+    const acts = isRadio ? letters : { ...letters, arrowleft: letters.a, arrowright: letters.b };
+    const found = acts[event.key.toLowerCase()];
+    if (found && !document.querySelector("main").inert) {
+      event.preventDefault();
+      found();
+    }
+  });
+  document.addEventListener("model", async ({ detail }) => {
+    $("prompts").value = (detail.kind === "demo" ? await engine.demoPrompts(0, 24) : GENERAL).join("\n");
+    $("draw-rows").hidden = detail.kind !== "demo";
+    update();
+    await next();
+  });
+  listeners.add(({ event, prompt, text }) => {
+    const side = sides()[prompt];
+    if (event === "text" && side?.classList.contains("busy")) side.querySelector(".response").textContent = text;
+  });
+  update();
+}

@@ -1,0 +1,189 @@
+// The page in headless Chromium on its software adapter.
+
+import assert from "node:assert/strict";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { chromium } from "playwright-core";
+
+import { choose, click, losses, ready, runState, same, set, until, value } from "./flow.js";
+import * as native from "./native.js";
+import { SITE, serve } from "./site.js";
+
+const executablePath = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
+const skip = executablePath ? false : "Chromium is not installed";
+const SHOTS = join(SITE, "../screenshots");
+const SETTINGS = { max_steps: 4, batch_size: 2 };
+
+let site, context, page;
+const complaints = [];
+
+before(async () => {
+  if (skip) return;
+  site = await serve();
+  const args = ["--headless=new", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-unsafe-webgpu"];
+  context = await chromium.launchPersistentContext(native.folder(), { executablePath, headless: false, ignoreDefaultArgs: ["--disable-gpu"], args, viewport: { width: 1100, height: 900 } });
+  page = await context.newPage();
+  // A browser notes each file that the hub does not have; that is no fault.
+  const ours = (message) => message.type() === "error" && !message.location().url.startsWith("https://huggingface.co/");
+  page.on("console", (message) => ours(message) && complaints.push(message.text()));
+  page.on("pageerror", (error) => complaints.push(error.message));
+  mkdirSync(SHOTS, { recursive: true });
+});
+
+after(async () => {
+  await context?.close();
+  site?.close();
+});
+
+async function shoot(name) {
+  for (const [colorScheme, width] of [["light", 1100], ["dark", 1100], ["light", 400], ["dark", 400]]) {
+    await page.emulateMedia({ colorScheme });
+    await page.setViewportSize({ width, height: 900 });
+    await page.screenshot({ path: join(SHOTS, `${name}-${colorScheme}-${width}.png`), fullPage: true });
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    assert.ok(wide <= 0, `${name}: ${wide} pixels wider than a screen of ${width}`);
+  }
+  await page.emulateMedia({ colorScheme: "light" });
+  await page.setViewportSize({ width: 1100, height: 900 });
+}
+
+test("opens, and preferences are collected by key and by click", { skip }, async () => {
+  await page.goto(site.url);
+  await ready(page);
+  await choose(page, "b");
+  await until(page, "a pair", () => !document.getElementById("side-a").disabled);
+  await shoot("1-pair");
+  await page.keyboard.press("a");
+  await until(page, "a pair", () => !document.getElementById("side-a").disabled);
+  await page.click("input[value=joint]");
+  await until(page, "a pair of two instructions", () => {
+    const [a, b] = document.querySelectorAll(".side .instruction");
+    return !document.getElementById("side-a").disabled && a.textContent !== b.textContent;
+  });
+  // A pair with an empty response makes no preference.
+  while (!(await value(page, "count")).startsWith("3")) await choose(page, "b");
+  await until(page, "the next pair", () => !document.getElementById("side-a").disabled);
+  await page.keyboard.press("u");
+  await until(page, "one taken back", () => document.getElementById("count").value.startsWith("2"));
+  const rows = (await value(page, "rows")).trim().split("\n").map((line) => JSON.parse(line));
+  assert.deepEqual(rows.map((row) => Object.keys(row).sort()), Array(2).fill(["i_chosen", "i_reject", "r_chosen", "r_reject"]));
+});
+
+test("trains as the program does, paused and reloaded on the way", { skip }, async () => {
+  await click(page, "draw-rows");
+  await until(page, "the grader's rows", () => document.getElementById("count").value.startsWith("66"));
+  await set(page, SETTINGS);
+  await click(page, "start");
+  await until(page, "two steps", async () => (await import("./session.js")).session.lines.length >= 2);
+  await click(page, "pause");
+  await runState(page, "Paused");
+  await until(page, "the state in the store", async () => (await import("./session.js")).session.kept !== null);
+  await shoot("2-paused");
+  await page.reload();
+  await ready(page);
+  await runState(page, "Restored: step [23] of 4");
+  await click(page, "start");
+  await runState(page, "Done: 4 steps");
+  same(await losses(page), native.losses(await value(page, "rows"), SETTINGS));
+});
+
+test("shows the change, and its numbers are the adapter's that is taken home", { skip }, async () => {
+  await until(page, "the comparison", () => !document.getElementById("comparison").hidden);
+  await click(page, "compare");
+  await page.click("#heat button");
+  await until(page, "the heat-map", () => !document.getElementById("heat-map").hidden);
+  const tokens = await page.evaluate(() => [...document.querySelectorAll("#heat-map span")].map((s) => [s.title, s.style.background]));
+  assert.ok(tokens.filter(([, background]) => background.includes("rgba")).length > 5, "the heat-map has colours");
+  await shoot("3-change");
+  const [download] = await Promise.all([page.waitForEvent("download"), click(page, "download")]);
+  const dir = native.folder();
+  await download.saveAs(join(dir, "adapter.zip"));
+  for (const { name, bytes } of stored(readFileSync(join(dir, "adapter.zip")))) writeFileSync(join(dir, name), bytes);
+  assert.match(readFileSync(join(dir, "report.html"), "utf8"), /<svg/);
+  const expected = native.tokenLogps(dir, "Spell the word fox.", "f-o-x");
+  const shown = tokens.slice(1).map(([title]) => Number(title.match(/^log π (\S+),/)[1]));
+  assert.equal(shown.length, expected.length);
+  shown.forEach((logp, i) => assert.ok(Math.abs(logp - expected[i]) < 6e-4, `token ${i + 1}: ${logp}, native ${expected[i]}`));
+});
+
+test("a hub model is planned before it is downloaded, and downloaded once", { skip }, async () => {
+  const asked = [];
+  await context.route("https://huggingface.co/**", (route) => {
+    const [, id, name] = new URL(route.request().url()).pathname.match(/^\/(.+?)\/resolve\/main\/(.+)$/);
+    const path = join(native.MODEL, name);
+    const headers = { "access-control-allow-origin": "*", "access-control-expose-headers": "content-range" };
+    if (id !== "some/demo" || !existsSync(path)) return route.fulfill({ status: 404, headers });
+    const bytes = readFileSync(path);
+    const range = route.request().headers().range?.match(/^bytes=(\d+)-(\d+)$/);
+    asked.push(range ? `${name} ${range[2] - range[1] + 1}` : name);
+    if (!range) return route.fulfill({ status: 200, headers, body: bytes });
+    const [from, to] = [Number(range[1]), Number(range[2])];
+    headers["content-range"] = `bytes ${from}-${to}/${bytes.length}`;
+    return route.fulfill({ status: 206, headers, body: bytes.subarray(from, to + 1) });
+  });
+  const ask = async (id) => {
+    await page.fill("#hub-id", id);
+    await page.click("#hub button");
+  };
+  await ask("some/other");
+  await page.waitForFunction(() => /the hub has no such model/.test(document.getElementById("error").textContent));
+  await ask("some/demo");
+  await until(page, "the plan", () => !document.getElementById("plan").hidden);
+  assert.ok(!asked.includes("model.safetensors"), `downloaded before it was asked for: ${asked}`);
+  assert.equal(await page.evaluate(() => document.querySelectorAll("#plan tbody tr").length), 32);
+  await shoot("4-plan");
+  const load = async () => {
+    await page.click("#plan button");
+    await until(page, "the model", () => document.getElementById("model-name").textContent.startsWith("some/demo"));
+  };
+  await load();
+  assert.equal(asked.filter((name) => name === "model.safetensors").length, 1);
+  await page.reload();
+  await ready(page);
+  await until(page, "the model", () => document.getElementById("model-name").textContent.startsWith("some/demo"));
+  assert.equal(asked.filter((name) => name === "model.safetensors").length, 1);
+});
+
+test("errors of files are told on the page", { skip }, async () => {
+  const dir = join(native.folder(), "broken");
+  mkdirSync(dir);
+  for (const name of ["tokenizer.json", "tokenizer_config.json", "model.safetensors"]) writeFileSync(join(dir, name), readFileSync(join(native.MODEL, name)));
+  const config = readFileSync(join(native.MODEL, "config.json"), "utf8");
+  const told = async (pattern) => {
+    await page.setInputFiles("#load-folder", dir);
+    await page.waitForFunction((p) => new RegExp(p).test(document.getElementById("error").textContent), pattern);
+  };
+  await told("config.json: is missing");
+  writeFileSync(join(dir, "config.json"), config.replace('"llama"', '"mamba"'));
+  await told("config.json.*mamba");
+  writeFileSync(join(dir, "config.json"), config);
+  writeFileSync(join(dir, "model.safetensors"), readFileSync(join(native.MODEL, "model.safetensors")).subarray(0, 100_000));
+  await told("model.safetensors: truncated");
+  await page.evaluate(() => (document.getElementById("rows").value = "{\n"));
+  await click(page, "apply-rows");
+  await page.waitForFunction(() => /line 1/.test(document.getElementById("error").textContent));
+  await shoot("5-error");
+});
+
+test("measures the adapter", { skip }, async () => {
+  await click(page, "bench");
+  await until(page, "all kernels", () => !document.getElementById("copy-bench").hidden, undefined, 200);
+  const wrong = await page.evaluate(() => document.querySelectorAll("#bench-table tr.bad").length);
+  assert.equal(wrong, 0, "kernels that compute wrongly");
+  await shoot("6-card");
+});
+
+test("nothing was complained of in the console", { skip }, () => assert.deepEqual(complaints, []));
+
+/** Files of an archive that compresses nothing. */
+function* stored(zip) {
+  let at = 0;
+  while (zip.readUInt32LE(at) === 0x04034b50) {
+    const [size, name, extra] = [zip.readUInt32LE(at + 18), zip.readUInt16LE(at + 26), zip.readUInt16LE(at + 28)];
+    const start = at + 30 + name + extra;
+    yield { name: zip.toString("utf8", at + 30, at + 30 + name), bytes: zip.subarray(start, start + size) };
+    at = start + size;
+  }
+}
+

@@ -1,0 +1,34 @@
+// The program on the same rows: what the page's numbers are compared with.
+
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const ROOT = fileURLToPath(new URL("../../..", import.meta.url));
+export const MODEL = join(ROOT, "models/demo");
+const TARGET = process.env.CARGO_TARGET_DIR ?? join(ROOT, "target");
+
+export const folder = () => mkdtempSync(join(tmpdir(), "jointwise-browser-"));
+
+export function jointwise(...args) {
+  return execFileSync(join(ROOT, ".ci/with-driver"), [join(TARGET, "release/jointwise"), ...args.map(String)], { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
+}
+
+/** Losses of a run as the page's settings have it. */
+export function losses(jsonl, { max_steps, batch_size }) {
+  const dir = folder();
+  writeFileSync(join(dir, "rows.jsonl"), jsonl);
+  const out = join(dir, "out");
+  jointwise("train", "--model", MODEL, "--data", join(dir, "rows.jsonl"), "--lora-targets", "all-linear", "--learning-rate", "1e-3", "--max-length", 512, "--max-steps", max_steps, "--batch-size", batch_size, "--output-dir", out);
+  return readFileSync(join(out, "metrics.jsonl"), "utf8").trim().split("\n").map((line) => JSON.parse(line).loss);
+}
+
+/** Log-probs of each token of a text with an adapter, the first one left out. */
+export function tokenLogps(adapter, instruction, response) {
+  const dir = folder();
+  writeFileSync(join(dir, "rows.jsonl"), JSON.stringify({ instruction, response }) + "\n");
+  const printed = jointwise("score", "--model", MODEL, "--adapter", adapter, "--data", join(dir, "rows.jsonl"), "--tokens");
+  return JSON.parse(printed.split("\n")[0]).text.token_logps.slice(1);
+}

@@ -1,0 +1,88 @@
+//! A run's state: every trained tensor with its moments by name, as the device holds them, and what is no tensor. A checkpoint's content,
+//! wherever it is kept. The order of rows is a function of (seed, epoch), so the step number is the whole random state.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::model::weights::{Arena, Array};
+
+/// What is not a tensor.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct State {
+    /// Steps done.
+    pub step: usize,
+    /// Tokens trained on.
+    pub num_tokens: u64,
+    /// Best evaluation loss so far, and its step.
+    pub best: Option<(f64, usize)>,
+    /// What must not change between a run and its continuation: settings, data and model, hashed.
+    pub fingerprint: String,
+}
+
+/// What is stored, in the file's order, by name.
+fn arrays(arena: &Arena) -> impl Iterator<Item = (String, &Array)> {
+    arena.tensors.iter().flat_map(|t| t.arrays.iter().map(|a| (format!("{}/{}", a.role, t.name), a)))
+}
+
+fn n_bytes(array: &Array) -> usize {
+    array.slots.iter().map(|s| s.bytes() as usize).sum()
+}
+
+/// As the header has it: whole words, seen as elements.
+fn n_elements(array: &Array) -> usize {
+    n_bytes(array) * 8 / array.dtype.bitsize()
+}
+
+/// The arena as a safetensors file; `path` is for messages.
+///
+/// # Errors
+/// [`Error::File`] (a full disk, for one), [`Error::Gpu`].
+pub async fn encode(gpu: &Gpu, arena: &Arena, path: &Path, out: &mut impl Write) -> Result<()> {
+    let at = |e: std::io::Error| Error::file(path, e);
+    let mut header = serde_json::Map::new();
+    let mut offset = 0;
+    for (name, array) in arrays(arena) {
+        let end = offset + n_bytes(array);
+        let entry =
+            serde_json::json!({"dtype": array.dtype, "shape": [n_elements(array)], "data_offsets": [offset, end]});
+        header.insert(name, entry);
+        offset = end;
+    }
+    let mut header = serde_json::to_vec(&header).map_err(|e| Error::file(path, e))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
+    out.write_all(&header).map_err(at)?;
+    for (_, array) in arrays(arena) {
+        for words in gpu.read::<u32>(&array.slots.iter().collect::<Vec<_>>()).await? {
+            out.write_all(bytemuck::cast_slice(&words)).map_err(at)?;
+        }
+    }
+    Ok(())
+}
+
+/// Such a file's content into the arena; `path` is for messages.
+///
+/// # Errors
+/// [`Error::File`], [`Error::Tensor`]: it is damaged, or of another arena.
+pub fn restore(gpu: &Gpu, arena: &Arena, path: &Path, content: &[u8]) -> Result<()> {
+    let tensors = safetensors::SafeTensors::deserialize(content).map_err(|e| Error::file(path, e))?;
+    let by_name: BTreeMap<String, _> = tensors.tensors().into_iter().collect();
+    for (name, array) in arrays(arena) {
+        let tensor = by_name.get(&name).ok_or_else(|| Error::tensor(path, &name, "missing"))?;
+        if tensor.dtype() != array.dtype || tensor.data().len() != n_bytes(array) {
+            let (dtype, n) = (array.dtype, n_elements(array));
+            let reason = format!("expected {dtype:?} ({n}), file has {:?} {:?}", tensor.dtype(), tensor.shape());
+            return Err(Error::tensor(path, &name, reason));
+        }
+        let mut at = 0;
+        for slot in &array.slots {
+            let end = at + slot.bytes() as usize;
+            gpu.write(slot, &tensor.data()[at..end]);
+            at = end;
+        }
+    }
+    Ok(())
+}

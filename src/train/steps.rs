@@ -1,0 +1,117 @@
+//! The steps of a run, one after the other: which rows, at which rate, and what is told of them. Where the results go is the caller's.
+
+use web_time::Instant;
+
+use super::metrics::{Accumulator, PairScores, StepMetrics};
+use super::schedule::Schedule;
+use super::state::State;
+use super::trainer::{Outcome, Recorded, Reference, Running, Trainer, Update};
+use crate::config::TrainSettings;
+use crate::data::batch::Example;
+use crate::data::order::{Order, Position};
+use crate::error::Result;
+use crate::kernels::objective::Goal;
+
+/// Rows with their reference scores.
+pub struct Rows<'a> {
+    /// In the data's order.
+    pub examples: &'a [Example],
+    /// As long (empty for SFT).
+    pub reference: &'a [Reference],
+}
+
+/// Adds an outcome to metrics.
+pub(super) fn pairs(goal: &Goal, outcome: &Outcome, into: &mut Accumulator) {
+    into.add_loss(outcome.loss_sum, outcome.n, outcome.tokens);
+    if let Goal::Preference(p) = goal {
+        for (scores, result) in &outcome.pairs {
+            into.add_pair(&PairScores {
+                reward_chosen: result.rewards[0],
+                reward_rejected: result.rewards[1],
+                logp_chosen: scores.policy[0].score(p.objective),
+                logp_rejected: scores.policy[1].score(p.objective),
+                logp_instruction: scores.policy[0].instruction,
+                logp_response: scores.policy[0].response,
+            });
+        }
+    }
+}
+
+/// A run between two steps.
+#[derive(Debug)]
+pub struct Steps {
+    /// Steps done.
+    pub state: State,
+    /// Rates, and how many steps there are.
+    pub schedule: Schedule,
+    settings: TrainSettings,
+    order: Order,
+    /// Steps recorded: `state.step`, or one more.
+    recorded: usize,
+}
+
+/// A step that is recorded, or on its way.
+pub struct Next<S> {
+    step: S,
+    learning_rate: f64,
+    epoch: f64,
+}
+
+impl<'e> Next<Recorded<'_, 'e>> {
+    /// Starts it.
+    pub fn submit(self) -> Next<Running<'e>> {
+        Next { step: self.step.submit(), learning_rate: self.learning_rate, epoch: self.epoch }
+    }
+}
+
+impl Steps {
+    /// From the first step on, or from where `state` was kept, over `n` rows.
+    pub fn new(settings: TrainSettings, n: usize, state: State) -> Self {
+        let mut order = Order::new(n, settings.seed, settings.shuffle, Position::default());
+        (0..state.step).for_each(|_| drop(order.take(settings.rows_per_step())));
+        let (schedule, recorded) = (settings.schedule(n), state.step);
+        Self { state, schedule, settings, order, recorded }
+    }
+
+    /// Records the next step; nothing runs. May be done while the one before it runs, unless something else is recorded in between.
+    pub fn record<'g, 'e>(&mut self, trainer: &Trainer<'g>, rows: &Rows<'e>) -> Next<Recorded<'g, 'e>> {
+        self.recorded += 1;
+        let taken = self.order.take(self.settings.rows_per_step());
+        let examples: Vec<&Example> = taken.iter().map(|&i| &rows.examples[i]).collect();
+        let reference: Vec<Reference> = taken.iter().filter_map(|&i| rows.reference.get(i).copied()).collect();
+        let learning_rate = self.schedule.rate(self.recorded - 1);
+        let update = Update { optimiser: &self.settings.optimiser, learning_rate, number: self.recorded };
+        let step = trainer.record(examples, reference, self.settings.batch_size, &update);
+        Next { step, learning_rate, epoch: self.order.epochs() }
+    }
+
+    /// Waits for a step that began at `started`.
+    ///
+    /// # Errors
+    /// As [`Trainer::finish`].
+    pub async fn finish(
+        &mut self,
+        trainer: &Trainer<'_>,
+        next: Next<Running<'_>>,
+        started: Instant,
+    ) -> Result<StepMetrics> {
+        let Next { step, learning_rate, epoch } = next;
+        let step = trainer.finish(step).await?;
+        self.state.step += 1;
+        self.state.num_tokens += step.outcome.tokens as u64;
+        let mut total = Accumulator::default();
+        pairs(&trainer.goal, &step.outcome, &mut total);
+        Ok(StepMetrics {
+            step: self.state.step as u64,
+            epoch,
+            loss: total.loss(),
+            grad_norm: step.grad_norm,
+            learning_rate,
+            tokens: step.outcome.tokens as u64,
+            num_tokens: self.state.num_tokens,
+            seconds: started.elapsed().as_secs_f64(),
+            pairs: total.pairs(),
+            ..StepMetrics::default()
+        })
+    }
+}
