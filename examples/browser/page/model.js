@@ -41,7 +41,7 @@ function planTable(lines, id) {
   const fits = lines.filter((l) => !l.refused);
   const best = fits.reduce((a, b) => (a && a.max_length * a.batch_size >= b.max_length * b.batch_size ? a : b), null);
   const row = (l) => {
-    const cells = [`${l.batch_size} × 2 × ${l.max_length}`, l.recompute ? "layers run twice" : "", l.refused ?? mib(l.peak_bytes)];
+    const cells = [`${l.batch_size} × 2 × ${l.max_length}`, l.recompute === "none" ? "" : "layers run twice", l.refused ?? mib(l.peak_bytes)];
     return make("tr", l.refused ? { class: "bad" } : {}, ...cells.map((c) => make("td", {}, c)));
   };
   const head = make("tr", {}, ...["pairs × sides × tokens", "", "memory on the GPU"].map((h) => make("th", {}, h)));

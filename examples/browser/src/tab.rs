@@ -17,12 +17,13 @@ use jointwise::kernels::objective::Goal;
 use jointwise::kernels::sample::Sampling;
 use jointwise::kernels::with_checked_variants;
 use jointwise::model::checkpoint::Checkpoint;
-use jointwise::model::decoder::{Decoder, Keep};
+use jointwise::model::decoder::Decoder;
 use jointwise::model::description::Description;
 use jointwise::model::load::{LoadOptions, Trained};
 use jointwise::model::peft::{Adapter, encode_adapter};
 use jointwise::model::save::OutputDtype;
 use jointwise::model::tensor_file::Content;
+use jointwise::model::trace::Keep;
 use jointwise::model::weights::{BaseDtype, Source, Training, read_back};
 use jointwise::train::metrics::Line;
 use jointwise::train::report::{self, Report};
@@ -120,8 +121,8 @@ pub struct PlanLine {
     pub max_length: usize,
     /// Pairs a step.
     pub batch_size: usize,
-    /// Layers run again in the backward pass.
-    pub recompute: bool,
+    /// What the backward pass computes again: `none` or `block`.
+    pub recompute: &'static str,
     /// Highest sum of all buffers, in bytes.
     pub peak_bytes: u64,
     /// Why it does not fit this adapter's limits.
@@ -180,13 +181,7 @@ impl Tab {
                         Ok(found) => (found.ledger.peak_bytes(), None),
                         Err(error) => (0, Some(error.to_string())),
                     };
-                    lines.push(PlanLine {
-                        max_length,
-                        batch_size,
-                        recompute: keep == Keep::Inputs,
-                        peak_bytes,
-                        refused,
-                    });
+                    lines.push(PlanLine { max_length, batch_size, recompute: keep.recompute(), peak_bytes, refused });
                 }
             }
         }
