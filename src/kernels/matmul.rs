@@ -271,7 +271,7 @@ impl Kernel for Matmul {
             }
         }
         for (t, n_out, n_in, storage, rank) in LowRankCase::SHAPES {
-            for variant in std::iter::once(None).chain(Variant::ALL.map(Some)) {
+            for variant in std::iter::once(None).chain(VARIANTS.map(Some)) {
                 let (allowed, precision) = (variant.into_iter().collect(), MatmulPrecision::Highest);
                 let linear = LinearCase { t, n_out, n_in, storage, allowed, precision };
                 all.push(Box::new(LowRankCase { linear, rank }));
