@@ -56,8 +56,9 @@ class Peer:
 
 
 class Jointwise(Peer):
-    def __init__(self, binary):
+    def __init__(self, binary, recompute):
         super().__init__("jointwise", [binary])
+        self.recompute = recompute
         info = json.loads(self.run([binary, "info", "--json"])[0])["device"]
         self.device, self.driver, self.on_cpu = info["name"], info["driver"], info["is_cpu"]
         self.name = f"jointwise {self.run([binary, '--version'])[0].split()[-1]}"
@@ -68,7 +69,7 @@ class Jointwise(Peer):
                 "adam_epsilon": "--adam-epsilon", "weight_decay": "--weight-decay", "max_grad_norm": "--max-grad-norm"}
         command = [*self.command, "train", "--model", folder / "model", "--data", folder / "rows.jsonl", "--template", "none", "--full",
                    "--batch-size", task.PAIRS, "--max-steps", steps, "--no-shuffle", "--lr-scheduler-type", "constant",
-                   "--beta", task.BETA, "--output-dir", out, "--json"]
+                   "--beta", task.BETA, "--recompute", self.recompute, "--output-dir", out, "--json"]
         for key, value in task.OPTIMISER.items():
             command += [flag[key], value]
         printed, wall, rss = self.run(command)
@@ -84,10 +85,12 @@ class Jointwise(Peer):
 
 
 class Burn(Peer):
-    def __init__(self):
+    def __init__(self, on_cpu):
         super().__init__("burn", [TARGET / "release" / "peer-burn"])
         env = dict(os.environ, CARGO_TARGET_DIR=str(TARGET))
-        subprocess.run(["cargo", "build", "--release", "--locked"], cwd=BURN, env=env, check=True)
+        # Burn's documentation takes SPIR-V for speed; on Mesa 25.0.7 its compiler crashes lavapipe.
+        language = [] if on_cpu else ["--features", "spirv"]
+        subprocess.run(["cargo", "build", "--release", "--locked", *language], cwd=BURN, env=env, check=True)
         lock = (BURN / "Cargo.lock").read_text().split("\n\n")
         [version] = [p.split('version = "')[1].split('"')[0] for p in lock if 'name = "burn"\n' in p]
         self.name = f"Burn {version}"
@@ -153,7 +156,7 @@ def table(results, worst, load):
     cell = lambda seconds: "—" if seconds is None else f"{seconds:.2f} s"
     mib = lambda n: f"{n / 2**20:.0f} MiB"
     head = ["", "first step, caches empty", "run of 2 steps, caches empty", "first step, warm", "step (median of the others)", "tokens/s",
-            "peak resident", "device memory", f"f32 product {task.PRODUCT}³"]
+            "peak resident, warm (caches empty)", "device memory", f"f32 product {task.PRODUCT}³"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     steps = ["| | losses | largest difference | seconds of each step |", "|---|---|---|---|"]
     for r in results:
@@ -164,8 +167,9 @@ def table(results, worst, load):
         first = (cold["seconds"][0], cold["wall"]) if cold else (None, None)
         memory = mib(warm["device_bytes"]) if warm["device_bytes"] else "—"
         name = f"{peer.name}, {peer.device}"
+        resident = mib(warm["rss"]) + (f" ({mib(cold['rss'])})" if cold else "")
         lines.append(f"| {name} | {cell(first[0])} | {cell(first[1])} | {cell(warm['seconds'][0])} | {middle:.3f} s | "
-                     f"{task.TOKENS / middle:.0f} | {mib(max(run['rss'] for run in (cold or warm, warm)))} | {memory} | {rate} |")
+                     f"{task.TOKENS / middle:.0f} | {resident} | {memory} | {rate} |")
         listed = lambda numbers, digits: ", ".join(f"{x:.{digits}f}" for x in numbers)
         seconds = f"{listed(warm['seconds'], 2)}" + (f"; caches empty: {listed(cold['seconds'], 2)}" if cold else "")
         steps.append(f"| {name} | {listed(warm['losses'], 7)} | {worst[peer.key]:.1e} | {seconds} |")
@@ -178,6 +182,7 @@ def main():
     parser.add_argument("binary", type=Path)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--peers", default="jointwise,burn,torch", help="of these; PyTorch always runs, for its losses")
+    parser.add_argument("--recompute", default="elementwise", help="jointwise's; none is faster, block takes less memory")
     parser.add_argument("--cuda", action="store_true", help="PyTorch and TRL on CUDA too")
     parser.add_argument("--warm", action="store_true", help="keep the caches of the run before; nothing with empty ones")
     parser.add_argument("--out", type=Path)
@@ -186,9 +191,9 @@ def main():
         parser.error(f"--steps {args.steps}: at least {COLD_STEPS + 1}")
     load, named = os.getloadavg()[0], args.peers.split(",")
     torch = Torch("cpu")
-    ours = Jointwise(args.binary.resolve())
+    ours = Jointwise(args.binary.resolve(), args.recompute)
     peers = [ours] if "jointwise" in named else []
-    peers += [Burn()] if "burn" in named else []
+    peers += [Burn(ours.on_cpu)] if "burn" in named else []
     peers += [torch] + ([Torch("cuda"), Trl()] if args.cuda else [])
     results = [measure(peer, args.steps, args.warm) for peer in peers]
     for r in results:
