@@ -26,7 +26,7 @@ use jointwise::objective::Preference;
 use jointwise::train::synthetic::{self, Lengths};
 use jointwise::train::trainer::{Trainer, rehearse};
 use program::{Ran, fixture};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// One pair of 2×1024 tokens on a vocabulary of 151,936: the head's kernels need at most 64 MiB beside their inputs and outputs.
 #[test]
@@ -68,6 +68,11 @@ impl Source for Planned {
 
 /// Peak bytes of a LoRA step (r 8) on one pair of 2×`length` tokens, within WebGPU's baseline (bindings of 128 MiB); and the frozen weights'.
 fn planned(config: &str, targets: &str, length: usize, base: BaseDtype, keep: Keep) -> (u64, u64) {
+    planned_within(&Caps::baseline(), config, targets, length, base, keep)
+}
+
+/// The same within other limits.
+fn planned_within(caps: &Caps, config: &str, targets: &str, length: usize, base: BaseDtype, keep: Keep) -> (u64, u64) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs").join(config);
     let json: Value = serde_json::from_str(&std::fs::read_to_string(&path).expect("text")).expect("JSON");
     let d = Description::from_json(&path, &json["config"].to_string()).expect("a configuration");
@@ -78,12 +83,13 @@ fn planned(config: &str, targets: &str, length: usize, base: BaseDtype, keep: Ke
     let side = |first| Sequence { ids: [vec![first], vec![0; length - 1]].concat(), response_start: length / 2 };
     let pair = Example { row: 0, sequences: vec![side(0), side(1)] };
     let load = |gpu: &Gpu| Decoder::load(gpu, &d, &(Rc::new(Planned) as Rc<dyn Source>), &options);
-    let plan = rehearse(&Caps::baseline(), load, &Goal::Preference(Preference::default()), &[&pair], true, keep)
-        .expect("a plan");
+    let goal = Goal::Preference(Preference::default());
+    let plan = rehearse(caps, load, &goal, &[&pair], true, keep).expect("a plan");
     let frozen = plan.ledger.peak_by_role().into_iter().find(|r| r.0 == Role::Frozen).map_or(0, |r| r.1);
     let (peak, mib) = (plan.ledger.peak_bytes(), 1_048_576.0);
     println!(
-        "{config} {targets} 2x{length} {base:?} {keep:?}: {:.0} MiB, frozen {:.0} MiB",
+        "{config} {targets} 2x{length} {base:?} {keep:?} bindings of {} MiB: {:.1} MiB, frozen {:.1} MiB",
+        caps.max_binding_bytes >> 20,
         peak as f64 / mib,
         frozen as f64 / mib
     );
@@ -108,6 +114,95 @@ fn a_model_of_seven_billion_parameters_fits_seven_gib() {
     for (base, keep) in [(BaseDtype::Nf4, all), (BaseDtype::Int8, block), (BaseDtype::Auto, block)] {
         assert!(plan(base, keep).0 > 7 << 30, "{base:?}");
     }
+}
+
+/// `plan --limits baseline` of a model on one pair of 2×1024 tokens.
+fn plan_for(model: &Path, memory: &str, more: &[&str]) -> Value {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_jointwise"));
+    program.args(["plan", "--json", "--limits", "baseline", "--device-memory", memory, "--batch-size", "1"]);
+    let plan = Ran::of(program.arg("--model").arg(model).args(more)).ok().lines().pop().expect("an object");
+    assert_eq!(plan["device"], "baseline");
+    plan
+}
+
+/// What README says of an 8 GB card, from a checkpoint that has Mistral-7B's names and shapes, and a hole for values.
+#[cfg(unix)]
+#[test]
+fn a_model_of_seven_billion_parameters_fits_a_card_of_8_gb() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let shapes = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs/mistral-7b-v0.1.json");
+    let shapes: Value = serde_json::from_str(&std::fs::read_to_string(shapes).expect("text")).expect("JSON");
+    std::fs::write(dir.path().join("config.json"), shapes["config"].to_string()).expect("a file");
+    let mut end = 0;
+    let header = shapes["tensors"].as_object().expect("tensors").iter().map(|(name, shape)| {
+        let start = end;
+        end += 2 * shape.as_array().expect("a shape").iter().filter_map(Value::as_u64).product::<u64>();
+        (name.clone(), json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}))
+    });
+    let header = Value::Object(header.collect()).to_string();
+    let file = dir.path().join("model.safetensors");
+    std::fs::write(&file, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).expect("a file");
+    let file = std::fs::File::options().append(true).open(file).expect("a file");
+    file.set_len(8 + header.len() as u64 + end).expect("a sparse file");
+
+    let nf4 = ["--base-dtype", "nf4"];
+    for (memory, base, fits) in [
+        ("8GB", &nf4[..], true),
+        ("8GiB", &nf4, true),
+        ("6.5GB", &nf4, false),
+        ("8GiB", &["--base-dtype", "int8"], false),
+        ("24GB", &["--base-dtype", "bf16"], true),
+    ] {
+        let plan = plan_for(dir.path(), memory, base);
+        println!("{memory} {base:?}: {plan}");
+        assert_eq!((&plan["recompute"], &plan["fits"]), (&json!("block"), &json!(fits)), "{memory} {base:?}");
+    }
+    // Larger bindings, as GPUs have them, let more be computed at once.
+    let [peak, large] = [128 << 20, 2 << 30].map(|max_binding_bytes| {
+        let caps = Caps { max_binding_bytes, ..Caps::baseline() };
+        planned_within(&caps, "mistral-7b-v0.1.json", "q_proj,k_proj,v_proj", 1024, BaseDtype::Nf4, Keep::Inputs).0
+    });
+    assert_eq!(plan_for(dir.path(), "8GB", &nf4)["peak_bytes"], peak);
+    assert!(peak <= large && large <= 8_000_000_000 / 10 * 9, "{peak} {large}");
+}
+
+/// As memory shrinks, `auto` computes more again; a tenth of it is left to others.
+#[test]
+fn a_plan_for_other_memory() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let peaks = plan_for(&demo, "1GiB", &[])["peak_bytes_by_recompute"].clone();
+    let least = |recompute: &str| (peaks[recompute].as_f64().expect("bytes") / 0.9 / 1_048_576.0).ceil();
+    let plan = |mib: f64, more: &[&str]| {
+        let plan = plan_for(&demo, &format!("{mib}MiB"), more);
+        assert_eq!(plan["device_memory_bytes"], (mib * 1_048_576.0) as u64);
+        (plan["recompute"].clone(), plan["fits"].clone())
+    };
+    let [all, products, inputs] = ["none", "elementwise", "block"].map(least);
+    for (mib, recompute, fits) in [
+        (all, "none", true),
+        (all - 1.0, "elementwise", true),
+        (products, "elementwise", true),
+        (products - 1.0, "block", true),
+        (inputs, "block", true),
+        (inputs - 1.0, "block", false),
+    ] {
+        assert_eq!(plan(mib, &[]), (json!(recompute), json!(fits)), "{mib} MiB");
+    }
+    assert_eq!(plan(all - 1.0, &["--recompute", "none"]), (json!("none"), json!(false)));
+
+    // In words; and where the memory is not known.
+    let words = |more: &[&str]| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_jointwise"));
+        program.args(["plan", "--limits", "baseline", "--batch-size", "1", "--model"]).arg(&demo).args(more);
+        Ran::of(&mut program).ok().stdout
+    };
+    let memory = |mib: f64| words(&["--device-memory", &format!("{mib}MiB")]);
+    assert!(memory(inputs).contains("\nit fits: "), "{}", memory(inputs));
+    assert!(memory(inputs - 1.0).contains("\nit does not fit: "), "{}", memory(inputs - 1.0));
+    assert!(words(&[]).contains("\nwhether it fits is unknown: "), "{}", words(&[]));
+    let unknown: Value = serde_json::from_str(&words(&["--json"])).expect("JSON");
+    assert_eq!((&unknown["fits"], &unknown["device_memory_bytes"]), (&Value::Null, &Value::Null));
+    assert!(unknown.as_object().expect("an object").contains_key("fits"));
 }
 
 /// A vocabulary of 151,936 instead of 4,096 costs its weights (and in full tuning their gradients and moments), and nothing else.

@@ -547,6 +547,28 @@ fn batches_that_no_device_holds() {
     s.refused(&with(&plan, &["4096"]), &["--batch-size", "a binding of this device"]);
 }
 
+/// Whose memory is planned for; `train` takes what its device has.
+#[test]
+fn devices_that_cannot_be_planned_for() {
+    let s = sandbox();
+    let plan = ["plan", "--model", "model", "--max-length", "64", "--batch-size", "1"];
+    for size in ["8", "", "GiB", "8gib", "8 gigabytes", "0GiB", "-8GiB", "nanGiB", "1e3MiB", "99999999999999999GiB"] {
+        s.refused(&with(&plan, &["--device-memory", size]), &["--device-memory", "expected"]);
+    }
+    s.refused(&with(&plan, &["--limits", "none"]), &["--limits", "baseline"]);
+    s.refused(&with(&plan, &["--device", "99"]), &["--device 99"]);
+    let baseline = with(&plan, &["--limits", "baseline"]);
+    s.refused(&with(&baseline, &["--device", "0"]), &["--limits", "with --device"]);
+    s.refused(&with(&baseline, &["--variant", "tiles64"]), &["--limits", "with --variant"]);
+    s.refused(&with(&baseline, &["--matmul-precision", "high"]), &["--matmul-precision", "baseline", "high"]);
+    s.write("run.toml", "device = \"0\"");
+    s.refused(&with(&baseline, &["--config", "run.toml"]), &["--limits", "with --device"]);
+    s.write("run.toml", "device-memory = \"8GiB\"");
+    s.refused(&with(&plan, &["--config", "run.toml"]), &["run.toml", "device-memory"]);
+    s.refused(&with(TRAIN, &["--device-memory", "8GiB"]), &["--device-memory", "--help"]);
+    s.run(&with(&baseline, &["--matmul-precision", "highest", "--device-memory", "8GiB"])).ok();
+}
+
 /// Standard error may be closed or full: a run does not end for that.
 #[test]
 fn nobody_listens() {

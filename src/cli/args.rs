@@ -190,6 +190,24 @@ fn parse_loss(text: &str) -> Result<Loss, String> {
     one_of(Loss::ALL, Loss::name, text)
 }
 
+/// Units of a size, as memory is sold and as it is counted.
+const SIZES: [(&str, f64); 4] = [("MB", 1e6), ("MiB", (1 << 20) as f64), ("GB", 1e9), ("GiB", (1 << 30) as f64)];
+/// Of a device, far beyond any; exact in f64.
+const MOST_BYTES: f64 = 1e15;
+
+/// Bytes. A number alone is refused: it may be meant in any unit.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
+    let unit = SIZES.into_iter().find(|(name, _)| *name == unit.trim_start());
+    let bytes = number.parse::<f64>().ok().zip(unit).map(|(n, (_, bytes))| n * bytes);
+    let bytes =
+        bytes.ok_or_else(|| format!("expected a number and one of {}, such as 8GiB", SIZES.map(|s| s.0).join(", ")))?;
+    if !(1.0..=MOST_BYTES).contains(&bytes) {
+        return Err(format!("expected 1 byte to {MOST_BYTES:e}"));
+    }
+    Ok(bytes as u64)
+}
+
 fn parse_shape(text: &str) -> Result<Shape, String> {
     match text {
         "linear" => Ok(Shape::Linear),
@@ -348,6 +366,19 @@ pub struct PlanArgs {
     /// Memory of `sft` instead of `train`
     #[arg(long)]
     pub sft: bool,
+    /// Plan within these limits, whatever this machine has [default: those of the device that would be used]
+    #[arg(long, value_enum)]
+    pub limits: Option<LimitsArg>,
+    /// Plan for a device with so much memory: 8GiB, 6.5GB, 8192MiB [default: what the device says]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_hyphen_values = true)]
+    pub device_memory: Option<u64>,
+}
+
+/// `--limits`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LimitsArg {
+    /// WebGPU's guaranteed minimum: no device is opened
+    Baseline,
 }
 
 /// `score`.
@@ -617,4 +648,33 @@ fn toml_keys() -> Vec<String> {
     let cli = Cli::command();
     let flags = cli.find_subcommand("train").into_iter().flat_map(|c| c.get_arguments()).filter_map(|a| a.get_long());
     flags.filter(|&flag| flag != "config").map(String::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_a_number_and_a_unit() {
+        for (text, bytes) in [
+            ("8GiB", 8 << 30),
+            ("8 GiB", 8 << 30),
+            ("8192MiB", 8 << 30),
+            ("8GB", 8_000_000_000),
+            ("6.5GB", 6_500_000_000),
+            ("0.5MiB", 1 << 19),
+            ("1.5MB", 1_500_000),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        let words = "8 8.5 GiB .GiB 8gib 8G 8KiB 8GiBs -8GiB +8GiB 1.2.3GiB 8,5GB 1e3MiB infGiB nanGiB";
+        for text in words.split(' ').chain(["", "8GiB 8", "eight GiB"]) {
+            let said = parse_size(text).expect_err(text);
+            assert!(said.contains("GiB") && said.contains("MB"), "{text}: {said}");
+        }
+        for text in ["0GiB", "0.0000001MB", "99999999999999999GiB"] {
+            let said = parse_size(text).expect_err(text);
+            assert!(said.contains("1 byte"), "{text}: {said}");
+        }
+    }
 }

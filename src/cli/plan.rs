@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::args::{PlanArgs, with_config};
+use super::args::{DeviceArgs, LimitsArg, PlanArgs, with_config};
 use super::session::{self, Model};
 use super::train;
 use crate::data::batch::{Example, Sequence};
 use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
-use crate::gpu::Caps;
+use crate::gpu::{Caps, Ledger, MatmulPrecision};
 use crate::kernels::objective::Goal;
 use crate::model::trace::Keep;
 use crate::train::trainer::{Rehearsal, largest_micro_batch, rehearse};
@@ -18,12 +18,48 @@ use crate::train::trainer::{Rehearsal, largest_micro_batch, rehearse};
 /// Of a micro-batch that is planned without data: no device has the memory for more.
 const MOST_TOKENS: usize = 1 << 24;
 
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
+}
+
+/// What is planned for: limits by their name, or the device that would be used; where there is none, as if by `--limits baseline`.
+fn device(args: &DeviceArgs, limits: Option<LimitsArg>) -> Result<Caps> {
+    match limits {
+        Some(LimitsArg::Baseline) => {
+            let others = [("--device", &args.device), ("--variant", &args.variant)];
+            if let Some((other, _)) = others.iter().find(|(_, value)| value.is_some()) {
+                return Err(Error::flag("limits", format!("baseline opens no device: it cannot be used with {other}")));
+            }
+            let precision = args.matmul_precision.as_deref().map(MatmulPrecision::parse).transpose()?;
+            Caps::baseline().with_precision(precision.unwrap_or(MatmulPrecision::Highest))
+        }
+        None => match session::open_unchecked(args) {
+            Ok(gpu) => Ok(gpu.caps().clone()),
+            Err(error) if args.device.is_some() || matches!(error, Error::Flag { .. }) => Err(error),
+            Err(_) => Ok(Caps::baseline()),
+        },
+    }
+}
+
+/// Whether the run fits, in words.
+fn verdict(caps: &Caps, ledger: &Ledger) -> String {
+    let Some((all, most)) = caps.memory_bytes.zip(train::memory_for(caps)) else {
+        return "whether it fits is unknown: the device does not say what memory it has (--device-memory SIZE does)"
+            .into();
+    };
+    let fits = if train::fits(caps, ledger) == Some(false) { "does not fit" } else { "fits" };
+    let [takes, most, all] = [ledger.peak_bytes(), most, all].map(mib);
+    format!("it {fits}: it takes {takes:.1} MiB, and may take {most:.1} of the device's {all:.1}")
+}
+
 /// `jointwise plan`.
 pub fn run(args: PlanArgs) -> Result<()> {
-    let PlanArgs { train: args, sft } = args;
+    let PlanArgs { train: args, sft, limits: device_limits, device_memory } = args;
     let config = args.config.clone();
     let args = with_config(args, config.as_deref())?;
     let settings = train::settings(&args, sft)?;
+    let mut caps = device(&args.model.device, device_limits)?;
+    caps.memory_bytes = device_memory.or(caps.memory_bytes);
     let model = Model::of(&args.model)?;
     let adapter = train::adapter(&args, &model, settings.seed)?;
     let (_, limits) = session::limits(&args.data, &model.description)?;
@@ -50,12 +86,6 @@ pub fn run(args: PlanArgs) -> Result<()> {
         let all: Vec<&Example> = data.examples.iter().collect();
         largest_micro_batch(&all, settings.batch_size, settings.share_prefix).into_iter().cloned().collect()
     };
-    // The variants of the device that would be used, where there is one.
-    let caps = match session::open_unchecked(&args.model.device) {
-        Ok(gpu) => gpu.caps().clone(),
-        Err(error @ Error::Flag { .. }) => return Err(error),
-        Err(_) => Caps::baseline(),
-    };
     let longest = examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1);
     let options = train::load_options(&settings, model.base, adapter.as_ref(), longest);
     let refs: Vec<&Example> = examples.iter().collect();
@@ -78,7 +108,8 @@ pub fn run(args: PlanArgs) -> Result<()> {
                 "tokens": cost.tokens, "dispatches": cost.dispatches, "flops": cost.flops,
                 "recompute": recompute, "peak_bytes_by_recompute": peaks.iter().copied().collect::<BTreeMap<_, _>>(),
                 "base_dtype": model.base.name(), "optim": settings.optim.name(),
-                "param_dtype": settings.param_dtype.name(), "device_memory_bytes": caps.memory_bytes,
+                "param_dtype": settings.param_dtype.name(), "device": caps.name,
+                "device_memory_bytes": caps.memory_bytes, "fits": train::fits(&caps, &ledger),
             })
         )?;
         return Ok(());
@@ -86,17 +117,19 @@ pub fn run(args: PlanArgs) -> Result<()> {
     say!("{} trained parameters; largest micro-batch {} tokens\n", trained, cost.tokens)?;
     for (role, bytes) in ledger.peak_by_role() {
         let name = serde_json::to_value(role).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default();
-        say!("{name:<12} {:>10.1} MiB", bytes as f64 / 1_048_576.0)?;
+        say!("{name:<12} {:>10.1} MiB", mib(bytes))?;
     }
-    say!("{:<12} {:>10.1} MiB", "peak", ledger.peak_bytes() as f64 / 1_048_576.0)?;
+    say!("{:<12} {:>10.1} MiB", "peak", mib(ledger.peak_bytes()))?;
     if let Some(bytes) = caps.memory_bytes {
-        say!("{:<12} {:>10.1} MiB  ({})", "device", bytes as f64 / 1_048_576.0, caps.name)?;
+        let whose = if device_memory.is_some() { "--device-memory" } else { &caps.name };
+        say!("{:<12} {:>10.1} MiB  ({whose})", "device", mib(bytes))?;
     }
     for (name, bytes) in &peaks {
-        say!("{:<12} {:>10.1} MiB  with --recompute {name}", "peak", *bytes as f64 / 1_048_576.0)?;
+        say!("{:<12} {:>10.1} MiB  with --recompute {name}", "peak", mib(*bytes))?;
     }
     let (base, optim, params) = (model.base.name(), settings.optim.name(), settings.param_dtype.name());
     say!("\n--recompute {recompute} --base-dtype {base} --optim {optim} --param-dtype {params}")?;
     say!("a micro-batch: {} dispatches, {:.1} GFLOP", cost.dispatches, cost.flops as f64 / 1e9)?;
+    say!("{}", verdict(&caps, &ledger))?;
     Ok(())
 }

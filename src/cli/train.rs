@@ -21,7 +21,7 @@ use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettin
 use crate::data::dataset::Dataset;
 use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Gpu, MatmulPrecision};
+use crate::gpu::{Caps, Gpu, Ledger, MatmulPrecision};
 use crate::kernels::objective::Goal;
 use crate::model::card::Card;
 use crate::model::load::{LoadOptions, Trained};
@@ -254,9 +254,14 @@ fn stop_on_ctrl_c() -> &'static AtomicBool {
 /// Part of the device's memory that a run may plan for; the rest is the driver's and other programs'.
 const MEMORY_SHARE: f64 = 0.9;
 
-/// What a run may take of a device's memory.
-fn memory_for(caps: &Caps) -> u64 {
-    caps.memory_bytes.map_or(u64::MAX, |bytes| (bytes as f64 * MEMORY_SHARE) as u64)
+/// What a run may take of a device's memory, where that is known.
+pub fn memory_for(caps: &Caps) -> Option<u64> {
+    caps.memory_bytes.map(|bytes| (bytes as f64 * MEMORY_SHARE) as u64)
+}
+
+/// Whether what a run takes is no more than it may, where that is known.
+pub fn fits(caps: &Caps, takes: &Ledger) -> Option<bool> {
+    memory_for(caps).map(|most| takes.peak_bytes() <= most)
 }
 
 /// `--recompute` resolved, with what the run will then take.
@@ -272,7 +277,7 @@ pub fn choose_keep(
         RecomputeArg::Auto => {
             for keep in [Keep::Everything, Keep::Products] {
                 let found = rehearse(keep)?;
-                if found.ledger.peak_bytes() <= memory_for(caps) {
+                if fits(caps, &found.ledger) != Some(false) {
                     return Ok((keep, found));
                 }
             }
@@ -356,7 +361,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     if keep != Keep::Everything && args.recompute.is_none_or(|r| r == RecomputeArg::Auto) {
         note!("note: --recompute {} is chosen: keeping more does not fit the device's memory", keep.recompute());
     }
-    if ledger.peak_bytes() > memory_for(gpu.caps()) {
+    if fits(gpu.caps(), &ledger) == Some(false) {
         let mib = |bytes: u64| bytes >> 20;
         let (takes, has) = (mib(ledger.peak_bytes()), mib(gpu.caps().memory_bytes.unwrap_or_default()));
         note!("warning: the run takes {takes} MiB, and {} has {has} MiB: it may fail or be slow", gpu.caps().name);
@@ -603,7 +608,7 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::{Gpu, Ledger, Role};
+    use crate::gpu::Role;
     use crate::train::trainer::MicroCost;
 
     /// A run that takes 8,000 bytes with everything kept, 6,000 with products, 2,000 with inputs.
@@ -615,8 +620,7 @@ mod tests {
             Keep::Inputs | Keep::Nothing => 500,
         };
         let _held = gpu.lasting(Role::Activations, elements);
-        let ledger: Ledger = gpu.ledger();
-        Ok(Rehearsal { ledger, cost: MicroCost { tokens: 1, dispatches: 1, flops: 1 }, trained: 1 })
+        Ok(Rehearsal { ledger: gpu.ledger(), cost: MicroCost { tokens: 1, dispatches: 1, flops: 1 }, trained: 1 })
     }
 
     #[test]

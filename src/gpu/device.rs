@@ -102,6 +102,18 @@ impl Caps {
         }
     }
 
+    /// With products as asked for.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] for other than f32 where there are no cooperative matrices.
+    pub fn with_precision(self, precision: MatmulPrecision) -> Result<Self> {
+        if precision != MatmulPrecision::Highest && self.cooperative.is_none() {
+            let reason = format!("{}: {} has no cooperative matrices; choose highest", precision.name(), self.name);
+            return Err(Error::flag("matmul-precision", reason));
+        }
+        Ok(Self { matmul_precision: precision, ..self })
+    }
+
     /// Whether products copy a weight into f32 first.
     pub fn unpacks_weights(&self) -> bool {
         self.variants.iter().any(|v| matches!(v, Variant::Cpu | Variant::Lanes))
@@ -304,21 +316,16 @@ impl Gpu {
             }
             DeviceChoice::Best => Error::Device(NO_DEVICE.into()),
         })?;
-        let mut caps = Caps::of(adapter);
+        let mut caps = Caps::of(adapter).with_precision(precision)?;
         if let Ok(names) = std::env::var("JOINTWISE_VARIANT") {
             caps.variants = Variant::parse_list(&names)?;
         }
-        caps.matmul_precision = precision;
         let mut wanted = wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::SHADER_F16
             | wgpu::Features::SUBGROUP
             | wgpu::Features::PIPELINE_CACHE;
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
         if precision != MatmulPrecision::Highest {
-            if caps.cooperative.is_none() {
-                let reason = format!("{}: {} has no cooperative matrices; choose highest", precision.name(), caps.name);
-                return Err(Error::flag("matmul-precision", reason));
-            }
             wanted |= COOPERATIVE;
             // SAFETY: what is experimental is the implementation; matmul_coop.wgsl keeps to its rules, and is checked before it is used.
             experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
