@@ -165,8 +165,8 @@ impl Tab {
         let adapter = Adapter::new(&description, &settings.lora, "", settings.seed)?;
         let goal = Goal::Preference(settings.preference()?);
         let mut lines = Vec::new();
-        for max_length in [128, 256, 512, 1024] {
-            for batch_size in [1, 2, 4, 8] {
+        for max_length in [128, 512, 1024] {
+            for batch_size in [1, 4, 8] {
                 let row = |row| Example {
                     row,
                     sequences: [1, 2].map(|first| Sequence { ids: vec![first; max_length], response_start: 1 }).into(),

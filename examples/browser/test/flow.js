@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Waits for what an expression on the page gives; an error shown meanwhile is the test's. */
-export async function until(page, what, test, argument, seconds = 120) {
+export async function until(page, what, test, argument, seconds = 300) {
   const end = Date.now() + 1000 * seconds;
   for (;;) {
     const found = await page.evaluate(test, argument);
