@@ -20,7 +20,6 @@ demo: build
 
 test: driver
 	.ci/with-driver cargo test --release
-	@$(MAKE) --no-print-directory test-browser
 
 # Left out, with the reason, where the browsers cannot be had.
 test-browser: build
