@@ -36,8 +36,8 @@ async function recover({ detail: error }) {
 async function main() {
   [model, preferences, training, change, card].forEach((part) => part.setUp());
   document.addEventListener("lost", recover);
-  // An error stands until something else is asked for.
-  for (const event of ["click", "change"]) document.addEventListener(event, () => ($("error").hidden = true), true);
+  // An error stands until something else is asked for. Not at "change": what moves between a button's press and its release is not clicked.
+  document.addEventListener("click", () => ($("error").hidden = true), true);
   if (!navigator.gpu) {
     status("");
     return fail(withoutWebGpu());
