@@ -246,7 +246,7 @@ impl Tab {
         self.model.as_ref().zip(self.policy.as_ref()).ok_or_else(|| missing("load a model"))
     }
 
-    /// Responses to instructions; `on_token(prompt, text so far)` sees each as it grows.
+    /// Responses to instructions; `on_text(prompt, text so far)` sees each as it grows.
     ///
     /// # Errors
     /// A prompt that does not fit; [`Error::Gpu`].

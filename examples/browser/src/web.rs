@@ -91,7 +91,7 @@ impl Engine {
     }
 
     /// Puts a model on the device. Gives notes, as JSON.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "JavaScript has no struct to pass: a model's files, one by one")]
     pub fn load(
         &mut self,
         name: String,
