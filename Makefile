@@ -1,13 +1,13 @@
 # jointwise. `make demo`: the whole story on the bundled model. `make test`: every test. Both install a Vulkan driver where none is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser browser site build driver lint clean
+.PHONY: help demo test test-browser test-page browser site build driver lint clean
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 help:
 	@echo "make demo    look at the bundled model, tune it with DPO and JPO, look again: table and report.html"
-	@echo "make test    every test, in release mode"
+	@echo "make test    every test, in release mode; the page's, too, where there are browsers or can be"
 	@echo "make browser builds the page that tunes in a tab, and serves it on this machine"
 	@echo "make site    the page as static files: $(TARGET)/site"
 	@echo "make test-browser  the page in Chromium and Firefox, and the shaders through Dawn"
@@ -20,9 +20,12 @@ demo: build
 
 test: driver
 	.ci/with-driver cargo test --release
+	@$(MAKE) --no-print-directory test-page
 
-# Left out, with the reason, where the browsers cannot be had.
-test-browser: build
+test-browser: build test-page
+
+# With the program that was built last. Left out, with the reason, where the browsers cannot be had.
+test-page:
 	@if .ci/browsers; then \
 		examples/browser/build $(TARGET)/site && cd examples/browser/test && $(CURDIR)/.ci/with-driver npm test --silent; \
 	else echo "the page is not tested: see above"; fi

@@ -57,11 +57,11 @@ class Peer:
 
 class Jointwise(Peer):
     def __init__(self, binary, recompute):
-        super().__init__("jointwise", [binary])
+        super().__init__(f"jointwise-{recompute}", [binary])
         self.recompute = recompute
         info = json.loads(self.run([binary, "info", "--json"])[0])["device"]
         self.device, self.driver, self.on_cpu = info["name"], info["driver"], info["is_cpu"]
-        self.name = f"jointwise {self.run([binary, '--version'])[0].split()[-1]}"
+        self.name = f"jointwise {self.run([binary, '--version'])[0].split()[-1]}, recompute {recompute}"
 
     def steps(self, folder, steps):
         out = folder / "out"
@@ -182,7 +182,7 @@ def main():
     parser.add_argument("binary", type=Path)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--peers", default="jointwise,burn,torch", help="of these; PyTorch always runs, for its losses")
-    parser.add_argument("--recompute", default="elementwise", help="jointwise's; none is faster, block takes less memory")
+    parser.add_argument("--recompute", default="elementwise,block", help="jointwise's, a row each: none is fastest, block takes least memory")
     parser.add_argument("--cuda", action="store_true", help="PyTorch and TRL on CUDA too")
     parser.add_argument("--warm", action="store_true", help="keep the caches of the run before; nothing with empty ones")
     parser.add_argument("--out", type=Path)
@@ -191,8 +191,9 @@ def main():
         parser.error(f"--steps {args.steps}: at least {COLD_STEPS + 1}")
     load, named = os.getloadavg()[0], args.peers.split(",")
     torch = Torch("cpu")
-    ours = Jointwise(args.binary.resolve(), args.recompute)
-    peers = [ours] if "jointwise" in named else []
+    jointwise = [Jointwise(args.binary.resolve(), recompute) for recompute in args.recompute.split(",")]
+    ours = jointwise[0]
+    peers = jointwise if "jointwise" in named else []
     peers += [Burn(ours.on_cpu)] if "burn" in named else []
     peers += [torch] + ([Torch("cuda"), Trl()] if args.cuda else [])
     results = [measure(peer, args.steps, args.warm) for peer in peers]

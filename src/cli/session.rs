@@ -15,6 +15,7 @@ use crate::data::rows::{FieldMap, Purpose, read_rows};
 use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
+use crate::eval::generate::{GENERATION_CONFIG, eos_ids};
 use crate::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
 use crate::kernels::with_checked_variants;
 use crate::model::checkpoint::Checkpoint;
@@ -102,32 +103,10 @@ impl Model {
         Ok(tokenizer)
     }
 
-    /// Tokens that end a response: the tokenizer's EOS, and what `generation_config.json` names besides (chat models end a turn
-    /// with a token of its own).
+    /// Tokens that end a response, see [`eos_ids`].
     pub fn stop_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        let path = self.dir.join("generation_config.json");
-        let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
-        let Some(text) = read_optional(&self.dir, "generation_config.json", MAX_CONFIG_BYTES)? else {
-            return Ok(ids);
-        };
-        let config: serde_json::Value =
-            serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), format!("no JSON: {e}")))?;
-        let named = match &config["eos_token_id"] {
-            serde_json::Value::Null => Vec::new(),
-            serde_json::Value::Array(list) => list.clone(),
-            one => vec![one.clone()],
-        };
-        for id in named {
-            let token = id.as_u64().filter(|&id| id < self.description.vocab as u64);
-            let token = token.ok_or_else(|| {
-                let reason = format!("expected ids below {}, found {id}", self.description.vocab);
-                Error::field(&path, "eos_token_id", reason)
-            })?;
-            if !ids.contains(&(token as u32)) {
-                ids.push(token as u32);
-            }
-        }
-        Ok(ids)
+        let config = read_optional(&self.dir, GENERATION_CONFIG, MAX_CONFIG_BYTES)?;
+        eos_ids(&self.dir.join(GENERATION_CONFIG), config.as_deref(), tokenizer.eos_id(), self.description.vocab)
     }
 
     /// Onto a device.

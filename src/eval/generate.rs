@@ -1,5 +1,7 @@
 //! Sampling with a KV cache: prompts side by side, one row of the cache a token.
 
+use std::path::Path;
+
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Recording, Slot};
 use crate::kernels::attention::Segments;
@@ -40,6 +42,36 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// Where a model folder says which tokens end a response.
+pub const GENERATION_CONFIG: &str = "generation_config.json";
+
+/// Tokens that end a response: the tokenizer's EOS, and what `generation_config.json` names besides (chat models end a turn with a token of
+/// its own). `path` is for messages.
+///
+/// # Errors
+/// [`Error::Line`], [`Error::Field`]: no JSON, or ids that the vocabulary does not have.
+pub fn eos_ids(path: &Path, generation_config: Option<&str>, eos: Option<u32>, vocab: usize) -> Result<Vec<u32>> {
+    let mut ids: Vec<u32> = eos.into_iter().collect();
+    let Some(text) = generation_config else { return Ok(ids) };
+    let config: serde_json::Value =
+        serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("no JSON: {e}")))?;
+    let named = match &config["eos_token_id"] {
+        serde_json::Value::Null => Vec::new(),
+        serde_json::Value::Array(list) => list.clone(),
+        one => vec![one.clone()],
+    };
+    for id in named {
+        let token = id
+            .as_u64()
+            .filter(|&id| id < vocab as u64)
+            .ok_or_else(|| Error::field(path, "eos_token_id", format!("expected ids below {vocab}, found {id}")))?;
+        if !ids.contains(&(token as u32)) {
+            ids.push(token as u32);
+        }
+    }
+    Ok(ids)
 }
 
 /// A response on its way.

@@ -6,15 +6,18 @@ use crate::gpu::Slot;
 
 /// How much of it. All give the same bits: the same kernels run again on the same values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
 pub enum Keep {
     /// Nothing: there is no backward pass.
+    #[serde(skip)]
     Nothing,
     /// Each layer's input, T·D: the backward pass runs the layer again. About a third more work.
+    #[serde(rename = "block")]
     Inputs,
     /// What products and attention gave: the backward pass computes norms and activations again, which is a pass over memory each.
+    #[serde(rename = "elementwise")]
     Products,
     /// All that the backward pass reads.
+    #[serde(rename = "none")]
     Everything,
 }
 

@@ -7,7 +7,7 @@ import * as model from "./model.js";
 import * as preferences from "./preferences.js";
 import { restore, session } from "./session.js";
 import * as training from "./training.js";
-import { $, act, fail, progress, status } from "./ui.js";
+import { $, fail, progress, status } from "./ui.js";
 
 /** What to do where there is no WebGPU, by browser. */
 function withoutWebGpu() {
@@ -24,13 +24,27 @@ async function openDevice() {
   $("main").inert = false;
 }
 
-/** A lost device, or a worker that ended: a new one, and the session as it was kept. */
+let recovering = false;
+
+/** A lost device, or a worker that ended: a new one, and the session as it was kept. One that is lost at once again is left to the user. */
 async function recover({ detail: error }) {
+  if (recovering) return;
+  recovering = true;
   $("main").inert = true;
   restart();
-  await act("Opening the GPU again…", openDevice);
-  await model.reload(session.model);
-  fail(`${error.message} (${session.kept ? "Restored: Start goes on from the last step kept" : "The session is as before the run"})`);
+  try {
+    status("Opening the GPU again…");
+    progress(null);
+    await openDevice();
+    await model.reload(session.model);
+    fail(`${error.message} (${session.kept ? "Restored: Go on begins at the last step kept" : "The session is as before the run"})`);
+  } catch (again) {
+    fail(`${error.message}. The GPU cannot be opened again (${again.message}): reload the page, the session is kept.`);
+  } finally {
+    progress(undefined);
+    status("");
+    recovering = false;
+  }
 }
 
 async function main() {

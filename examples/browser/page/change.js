@@ -19,21 +19,27 @@ async function compare() {
   $("comparison").hidden = false;
 }
 
-/** Blue: likelier than before; orange: less likely. The scale ends at a factor of e. */
-function colour(change) {
-  const strength = Math.min(1, Math.abs(change)) * 0.6;
+/** Smallest end of the heat-map's scale: below it there is nothing to see. */
+const LEAST = 0.01;
+
+/** Blue: likelier than before; orange: less likely. `most`: where the scale ends. */
+function colour(change, most) {
+  const strength = (Math.abs(change) / most) * 0.6;
   return change === null ? "" : `background: rgba(var(--${change >= 0 ? "up" : "down"}), ${strength.toFixed(3)})`;
 }
 
 async function heat() {
   const [instruction, response] = [$("heat-instruction").value, $("heat-response").value];
   const tokens = await engine.score(instruction, response, template());
-  const spans = tokens.map((t) => {
-    const change = t.logp === null ? null : t.logp - t.reference;
+  const changes = tokens.map((t) => (t.logp === null ? null : t.logp - t.reference));
+  const most = Math.max(LEAST, ...changes.map(Math.abs));
+  const spans = tokens.map((t, i) => {
+    const change = changes[i];
     const title = change === null ? "first token: not scored" : `log π ${t.logp.toFixed(3)}, before ${t.reference.toFixed(3)}, change ${change.toFixed(3)}`;
-    return make("span", { style: colour(change), title, class: t.response ? "response" : "instruction" }, t.text);
+    return make("span", { style: colour(change, most), title, class: t.response ? "response" : "instruction" }, t.text);
   });
   $("heat-map").replaceChildren(...spans);
+  $("heat-factor").textContent = Math.exp(most).toPrecision(3);
   $("heat-map").hidden = $("heat-key").hidden = false;
   const sum = (part) => part.reduce((n, t) => n + (t.logp ?? 0) - (t.reference ?? 0), 0);
   const [all, answer] = [sum(tokens), sum(tokens.filter((t) => t.response))];

@@ -10,7 +10,7 @@ const CHARTS = [
   { title: "Gradient norm", lines: ["grad_norm"] },
   { title: "Tokens a second", value: (line) => line.tokens / line.seconds },
 ];
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [260, 130, 38, 8, 8, 18];
+const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [260, 130, 46, 8, 8, 18];
 const SVG = "http://www.w3.org/2000/svg";
 
 function svg(tag, attributes, text) {

@@ -1,9 +1,18 @@
-// The engine's methods as promises; it lives in a worker. A worker that ended (a panic, a lost device) is replaced by `restart`.
+// The engine's methods as promises; it lives in a worker. One that can do nothing more (a panic, a lost device) is told of by an event, "lost",
+// and replaced by `restart`.
 
 /** Told of {event, ...} messages. */
 export const listeners = new Set();
 
 let worker, waiting, number;
+
+/** Fails what waits, and tells the page once. */
+function lost(error) {
+  error.lost = true;
+  waiting.forEach(({ reject }) => reject(error));
+  waiting.clear();
+  document.dispatchEvent(new CustomEvent("lost", { detail: error }));
+}
 
 function start() {
   worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
@@ -11,16 +20,17 @@ function start() {
   number = 0;
   worker.onmessage = ({ data }) => {
     if (data.event) return listeners.forEach((tell) => tell(data));
-    const { resolve, reject } = waiting.get(data.id);
+    const request = waiting.get(data.id);
+    // Already failed with the others.
+    if (!request) return;
+    if (data.lost) return lost(new Error(data.error));
     waiting.delete(data.id);
-    if (data.error === undefined) resolve(data.result);
-    else reject(new Error(data.error));
+    if (data.error === undefined) request.resolve(data.result);
+    else request.reject(new Error(data.error));
   };
   worker.onerror = (event) => {
     event.preventDefault();
-    const error = new Error(`the engine ended: ${event.message || "out of memory?"}`);
-    waiting.forEach(({ reject }) => reject(error));
-    waiting.clear();
+    lost(new Error(`the engine ended: ${event.message || "out of memory?"}`));
   };
 }
 

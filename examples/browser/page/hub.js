@@ -2,7 +2,7 @@
 // the browser holds on disk, and of which the engine reads a tensor at a time.
 
 export const WEIGHTS = /\.safetensors$/;
-const SMALL = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+const SMALL = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
 const CACHE = "jointwise-hub";
 const INDEX = "model.safetensors.index.json";
 

@@ -2,9 +2,12 @@
 
 import { engine, listeners } from "./engine.js";
 import { keep, session } from "./session.js";
+import { fill, settings } from "./training.js";
 import { $, act, make, mib, progress, status } from "./ui.js";
 
 const DEMO = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+/** How `recompute` reads in the plan's table. */
+const RECOMPUTE = { none: "all kept", elementwise: "norms twice", block: "layers twice" };
 
 async function demoFiles() {
   const one = async (name) => {
@@ -18,8 +21,10 @@ async function demoFiles() {
 /** Loads, and tells the rest of the page. */
 async function load(model, files) {
   const name = model.id ?? model.name ?? "demo";
-  const notes = await engine.load(name, files);
-  if (JSON.stringify(model) !== JSON.stringify(session.model)) Object.assign(session, { model, lines: [], kept: null, settings: null, data: null });
+  const isKept = JSON.stringify(model) === JSON.stringify(session.model);
+  if (isKept && session.settings) fill(session.settings);
+  const notes = await engine.load(name, files, settings());
+  if (!isKept) Object.assign(session, { model, lines: [], kept: null, settings: null, data: null });
   await keep();
   $("model-name").textContent = [model.kind === "demo" ? "The demo model: a million parameters, trained on small tasks" : name, ...notes].join(". ");
   $("plan").hidden = true;
@@ -37,22 +42,46 @@ export async function reload(model) {
   else return loadDemo();
 }
 
+/** What each setting takes of the GPU's memory; a click on one picks it for training. */
 function planTable(lines, id) {
+  const keeps = Object.keys(RECOMPUTE);
   const fits = lines.filter((l) => !l.refused);
   const best = fits.reduce((a, b) => (a && a.max_length * a.batch_size >= b.max_length * b.batch_size ? a : b), null);
-  const row = (l) => {
-    const cells = [`${l.batch_size} × 2 × ${l.max_length}`, l.recompute === "none" ? "" : "layers run twice", l.refused ?? mib(l.peak_bytes)];
-    return make("tr", l.refused ? { class: "bad" } : {}, ...cells.map((c) => make("td", {}, c)));
+  const cell = (line) => {
+    if (line.refused) return make("td", { class: "n", title: line.refused }, "too large");
+    const button = make("button", { type: "button", "aria-pressed": "false" }, mib(line.peak_bytes));
+    button.onclick = () => {
+      fill({ max_length: line.max_length, batch_size: line.batch_size, recompute: line.recompute });
+      $("plan").querySelectorAll("[aria-pressed]").forEach((other) => other.setAttribute("aria-pressed", other === button));
+    };
+    if (line === best) button.dataset.best = "";
+    return make("td", { class: "n" }, button);
   };
-  const head = make("tr", {}, ...["pairs × sides × tokens", "", "memory on the GPU"].map((h) => make("th", {}, h)));
-  const button = make("button", { class: "primary" }, "Download and load");
-  button.onclick = () => loadHub(id);
+  const rows = [];
+  for (let i = 0; i < lines.length; i += keeps.length) {
+    const { batch_size, max_length } = lines[i];
+    rows.push(make("tr", {}, make("td", {}, `${batch_size} × 2 × ${max_length}`), ...lines.slice(i, i + keeps.length).map(cell)));
+  }
+  const head = make("tr", {}, make("th", {}, "pairs × 2 × tokens"), ...keeps.map((k) => make("th", { class: "n" }, RECOMPUTE[k])));
+  const load = make("button", { class: "primary" }, "Download and load");
+  load.onclick = () => loadHub(id);
+  const base = $("settings").elements.base_dtype.cloneNode(true);
+  base.value = settings().base_dtype;
+  base.onchange = () => {
+    fill({ base_dtype: base.value });
+    plan(id);
+  };
   const verdict = best
-    ? `The largest that fits a binding of this adapter: ${best.batch_size} pairs of ${best.max_length} tokens, ${mib(best.peak_bytes)}. How much memory the GPU has, a browser does not tell.`
-    : "No setting fits this adapter.";
-  $("plan").replaceChildren(make("p", {}, verdict), make("div", { class: "row" }, button), make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines.map(row))));
+    ? `The largest that this adapter takes: ${best.batch_size} pairs of ${best.max_length} tokens, ${mib(best.peak_bytes)}. How much memory the GPU has, a browser does not tell: pick what yours has.`
+    : `No setting fits this adapter: ${lines[0].refused}`;
+  const controls = make("div", { class: "row" }, load, make("label", {}, "with its frozen weights ", base));
+  const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
+  $("plan").replaceChildren(make("p", {}, verdict), controls, make("div", { class: "wide" }, table));
+  $("plan").querySelector("[data-best]")?.click();
   $("plan").hidden = false;
 }
+
+const plan = (id) => act(`Asking the hub about ${id}…`, async () => planTable(await engine.planHub(id, settings()), id));
 
 export function setUp() {
   $("load-demo").onclick = loadDemo;
@@ -66,7 +95,7 @@ export function setUp() {
   $("hub").onsubmit = (event) => {
     event.preventDefault();
     const id = $("hub-id").value.trim();
-    if (id) act(`Asking the hub about ${id}…`, async () => planTable(await engine.planHub(id, {}), id));
+    if (id) plan(id);
   };
   listeners.add(({ event, done, total, name }) => {
     if (event !== "download") return;

@@ -1,9 +1,9 @@
 // Section 3: a run, step by step; each step is a message to the worker and back, so that pausing is not sending the next one.
 
 import { draw } from "./charts.js";
-import { engine } from "./engine.js";
+import { engine, listeners } from "./engine.js";
 import { keep, session, toJsonl } from "./session.js";
-import { $, act } from "./ui.js";
+import { $, act, fail, progress } from "./ui.js";
 
 const KEPT_EVERY_MS = 5000;
 
@@ -15,7 +15,8 @@ let looping = false;
 /** The engine holds the session's run. */
 let onDevice = false;
 
-function settings() {
+/** The form's, as the engine takes them. */
+export function settings() {
   const form = new FormData($("settings"));
   const number = (name) => Number(form.get(name));
   return {
@@ -26,13 +27,16 @@ function settings() {
     max_steps: number("max_steps"),
     batch_size: number("batch_size"),
     max_length: number("max_length"),
+    recompute: form.get("recompute"),
+    base_dtype: form.get("base_dtype"),
     template: form.get("template"),
     lora: { rank: number("rank"), alpha: number("alpha"), targets: ["all-linear"] },
   };
 }
 
-function fill(s) {
-  const values = { ...s, rank: s.lora.rank, alpha: s.lora.alpha };
+/** Settings into the form; those that are not given stay. */
+export function fill(s) {
+  const values = { ...s, rank: s.lora?.rank, alpha: s.lora?.alpha };
   for (const field of $("settings").elements) if (values[field.name] !== undefined) field.value = values[field.name];
 }
 
@@ -69,15 +73,17 @@ async function loop() {
       }
       session.lines.push(line);
       if (state === "idle") return;
-      show(state, `Step ${line.step} of ${session.settings.max_steps}`);
+      // Paused meanwhile, it says so.
+      show(state, state === "running" ? `Step ${line.step} of ${session.settings.max_steps}` : undefined);
       if (performance.now() - keptAt > KEPT_EVERY_MS) await keepState();
     }
     if (state !== "idle") await keepState();
   } catch (error) {
     // Back to the last step kept: "Go on" begins there.
-    session.lines = session.lines.slice(0, kept()?.step ?? 0);
+    onDevice = false;
+    session.lines = session.lines.slice(0, stepKept());
     show("idle", "");
-    document.dispatchEvent(new CustomEvent("lost", { detail: error }));
+    if (!error.lost) fail(error);
   } finally {
     looping = false;
   }
@@ -87,11 +93,11 @@ async function loop() {
 async function begin() {
   onDevice = false;
   await engine.begin(session.data, session.settings, session.kept);
-  session.lines = session.lines.slice(0, kept()?.step ?? 0);
+  session.lines = session.lines.slice(0, stepKept());
   onDevice = true;
 }
 
-const kept = () => session.kept && JSON.parse(session.kept.state);
+const stepKept = () => (session.kept ? JSON.parse(session.kept.state).state.step : 0);
 
 function run() {
   show("running");
@@ -133,6 +139,7 @@ export function setUp() {
     if (document.hidden && state === "running") show("hidden", "Paused while the tab is hidden");
     else if (!document.hidden && state === "hidden") run();
   });
+  listeners.add(({ event, share }) => event === "scored" && progress(share));
   document.addEventListener("model", async () => {
     if (session.settings) fill(session.settings);
     // A run of an earlier visit is put back on the device, so that it can be looked at, taken home, and gone on with.

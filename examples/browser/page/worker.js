@@ -58,7 +58,7 @@ const methods = {
   },
 
   /** `files`: File objects of a model folder, in any order. */
-  load(name, files) {
+  load(name, files, settings) {
     const weights = files.filter((f) => WEIGHTS.test(f.name));
     if (weights.length === 0) throw "no .safetensors file among them";
     const bytes = (file) => new Uint8Array(reader.readAsArrayBuffer(file));
@@ -69,8 +69,10 @@ const methods = {
         bytes(need(files, "tokenizer.json")),
         text(files, "tokenizer_config.json"),
         text(files, "chat_template.jinja"),
+        text(files, "generation_config.json"),
         weights.map((f) => f.name),
         weights.map((f) => new Readable(f)),
+        JSON.stringify(settings),
       ),
     );
   },
@@ -91,7 +93,8 @@ const methods = {
   demoPrompts: (seed, n) => Engine.demo_prompts(seed, n),
   demoPreferences: (seed, n) => Engine.demo_preferences(seed, n),
 
-  begin: (jsonl, settings, kept) => engine.begin(jsonl, JSON.stringify(settings), kept?.state, kept?.arena),
+  begin: (jsonl, settings, kept) =>
+    engine.begin(jsonl, JSON.stringify(settings), kept?.state, kept?.arena, (share) => postMessage({ event: "scored", share })),
 
   async step() {
     const line = await engine.step();
@@ -123,7 +126,7 @@ onmessage = ({ data: { id, method, args } }) => {
     try {
       postMessage({ id, result: await methods[method](...args) });
     } catch (error) {
-      postMessage({ id, error: typeof error === "string" ? error : String(error?.message ?? error) });
+      postMessage({ id, error: typeof error === "string" ? error : String(error?.message ?? error), lost: error?.name === "GpuError" });
     }
   });
 };

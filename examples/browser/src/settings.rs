@@ -2,6 +2,8 @@
 
 use jointwise::Result;
 use jointwise::config::{Defaults, Length, LoraSettings, TrainSettings};
+use jointwise::model::trace::Keep;
+use jointwise::model::weights::BaseDtype;
 use jointwise::objective::{Loss, Objective, Preference};
 use jointwise::train::schedule::Shape;
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,10 @@ pub struct Settings {
     pub batch_size: usize,
     /// Tokens a sequence, at most.
     pub max_length: usize,
+    /// What the backward pass computes again: `none`, `elementwise` or `block`. How much memory there is, no browser tells.
+    pub recompute: Keep,
+    /// How the weights below the adapter are held: `auto`, `int8`, `nf4`, ...
+    pub base_dtype: BaseDtype,
     /// R, α and modules.
     pub lora: LoraSettings,
     /// Of the order, and of a new adapter.
@@ -47,6 +53,8 @@ impl Default for Settings {
             max_steps: 100,
             batch_size: Defaults::BATCH_SIZE,
             max_length: Defaults::MAX_LENGTH,
+            recompute: Keep::Everything,
+            base_dtype: BaseDtype::Auto,
             lora: LoraSettings { targets: vec!["all-linear".into()], ..LoraSettings::default() },
             seed: 0,
             template: "paper".into(),

@@ -10,7 +10,7 @@ use jointwise::data::dataset::{Dataset, Limits, Overflow};
 use jointwise::data::rows::{FieldMap, Instruction, Purpose, Text, parse_rows};
 use jointwise::data::template::Template;
 use jointwise::data::tokens::Tokenizer;
-use jointwise::eval::generate::{self, check_length};
+use jointwise::eval::generate::{self, GENERATION_CONFIG, check_length, eos_ids};
 use jointwise::eval::tasks::{Split, rows};
 use jointwise::gpu::{DeviceChoice, Gpu, Variant};
 use jointwise::kernels::objective::Goal;
@@ -48,6 +48,8 @@ pub struct Files {
     pub tokenizer_config: Option<String>,
     /// `chat_template.jinja`.
     pub chat_template: Option<String>,
+    /// `generation_config.json`.
+    pub generation_config: Option<String>,
     /// safetensors by name.
     pub weights: Vec<(String, Box<dyn Content>)>,
 }
@@ -58,6 +60,23 @@ struct Model {
     description: Description,
     checkpoint: Rc<dyn Source>,
     tokenizer: Tokenizer,
+    /// Tokens that end a response.
+    eos: Vec<u32>,
+}
+
+/// What a run goes on from.
+pub struct Kept {
+    /// JSON.
+    pub state: String,
+    /// Trained tensors and their moments, as safetensors.
+    pub arena: Vec<u8>,
+}
+
+/// Its JSON.
+#[derive(Serialize, serde::Deserialize)]
+struct KeptState {
+    state: State,
+    reference: Vec<Reference>,
 }
 
 /// A run on its way.
@@ -121,7 +140,7 @@ pub struct PlanLine {
     pub max_length: usize,
     /// Pairs a step.
     pub batch_size: usize,
-    /// What the backward pass computes again: `none` or `block`.
+    /// What the backward pass computes again: `none`, `elementwise` or `block`.
     pub recompute: &'static str,
     /// Highest sum of all buffers, in bytes.
     pub peak_bytes: u64,
@@ -173,8 +192,8 @@ impl Tab {
                 };
                 let rows: Vec<Example> = (0..batch_size).map(row).collect();
                 let rows: Vec<&Example> = rows.iter().collect();
-                let options = options(&adapter, max_length);
-                for keep in [Keep::Everything, Keep::Inputs] {
+                let options = options(&adapter, max_length, settings.base_dtype);
+                for keep in Keep::TRAINING {
                     let load = |gpu: &Gpu| Decoder::load(gpu, &description, &source, &options);
                     let found = rehearse(self.gpu.caps(), load, &goal, &rows, false, keep);
                     let (peak_bytes, refused) = match found {
@@ -205,11 +224,11 @@ impl Tab {
         Ok(lines.join("\n") + "\n")
     }
 
-    /// Reads a model and puts it on the device, without an adapter. Gives what the tokenizer has to note.
+    /// Reads a model and puts it on the device, without an adapter, its weights held as the settings say. Gives what the tokenizer has to note.
     ///
     /// # Errors
     /// What is wrong with which file.
-    pub fn load(&mut self, files: Files) -> Result<Vec<String>> {
+    pub fn load(&mut self, files: Files, settings: &Settings) -> Result<Vec<String>> {
         let description = Description::from_json("config.json", &files.config)?;
         let checkpoint = Checkpoint::of(files.weights)?;
         checkpoint.verify(&description)?;
@@ -217,16 +236,18 @@ impl Tab {
         let mut tokenizer = Tokenizer::from_parts(Path::new(""), &files.tokenizer, config, chat)?;
         tokenizer.check_vocab(description.vocab)?;
         let notes = tokenizer.notes().to_vec();
+        let generation_config = files.generation_config.as_deref();
+        let eos = eos_ids(Path::new(GENERATION_CONFIG), generation_config, tokenizer.eos_id(), description.vocab)?;
         (self.run, self.policy) = (None, None);
-        let model = Model { name: files.name, description, checkpoint: Rc::new(checkpoint), tokenizer };
+        let model = Model { name: files.name, description, checkpoint: Rc::new(checkpoint), tokenizer, eos };
         let none = LoadOptions {
             trained: Trained::Nothing,
             lora: None,
             training: Training::NONE,
             n_positions: model.description.max_positions.min(Defaults::MAX_LENGTH),
-            base: BaseDtype::Auto,
+            base: settings.base_dtype,
         };
-        self.policy = Some(self.trainer(&model, &none, &Settings::default())?);
+        self.policy = Some(self.trainer(&model, &none, settings)?);
         self.model = Some(model);
         Ok(notes)
     }
@@ -237,7 +258,7 @@ impl Tab {
             decoder: Decoder::load(self.gpu, &model.description, &model.checkpoint, options)?,
             goal: Goal::Preference(settings.preference()?),
             share_prefix: true,
-            keep: Keep::Everything,
+            keep: settings.recompute,
             seed: settings.seed,
         })
     }
@@ -274,7 +295,7 @@ impl Tab {
             sampling: Sampling { temperature: settings.temperature, top_k: 0, top_p: settings.top_p },
             max_new_tokens: settings.max_new_tokens,
             seed: settings.seed,
-            eos: model.tokenizer.eos_id().into_iter().collect(),
+            eos: model.eos.clone(),
             with_lora: settings.tuned,
         };
         settings.validate()?;
@@ -290,11 +311,18 @@ impl Tab {
         ids.iter().map(|ids| shown(ids)).collect()
     }
 
-    /// Begins a run over preferences in JSONL, or goes on from what [`Self::state`] gave. Says what became of the rows.
+    /// Begins a run over preferences in JSONL, or goes on from what [`Self::state`] gave. Says what became of the rows. `on_scored(share)` sees
+    /// how much of the reference's scores is there.
     ///
     /// # Errors
     /// Which line of the rows, or which setting, is wrong; a state of another run.
-    pub async fn begin(&mut self, jsonl: &str, settings: Settings, kept: Option<(&str, &[u8])>) -> Result<String> {
+    pub async fn begin(
+        &mut self,
+        jsonl: &str,
+        settings: Settings,
+        kept: Option<&Kept>,
+        on_scored: &mut dyn FnMut(f64),
+    ) -> Result<String> {
         self.run = None;
         let (model, _) = self.model()?;
         let training = settings.training()?;
@@ -306,36 +334,47 @@ impl Tab {
         let adapter = Adapter::new(&model.description, &settings.lora, &model.name, settings.seed)?;
         let n_positions = model.description.max_positions.min(Defaults::MAX_LENGTH);
         let fingerprint = format!("{} {}", serde_json::to_string(&settings).unwrap_or_default(), data.content_hash());
-        let fresh = State { step: 0, num_tokens: 0, best: None, fingerprint: fingerprint.clone() };
-        let state = match kept {
-            None => fresh,
-            Some((state, _)) => serde_json::from_str(state).map_err(|e| Error::file("state.json", e))?,
+        let known: Option<KeptState> = match kept {
+            None => None,
+            Some(kept) => serde_json::from_str(&kept.state).map_err(|e| Error::file("state.json", e))?,
         };
-        if state.fingerprint != fingerprint {
+        let n = data.examples.len();
+        if known.as_ref().is_some_and(|k| k.state.fingerprint != fingerprint || k.reference.len() != n) {
             return Err(Error::file("state.json", "is of a run with other settings or data"));
         }
         let examples: Vec<&Example> = data.examples.iter().collect();
         let largest = largest_micro_batch(&examples, settings.batch_size, true);
-        let options = options(&adapter, n_positions);
+        let options = options(&adapter, n_positions, settings.base_dtype);
         let goal = Goal::Preference(settings.preference()?);
         let load = |gpu: &Gpu| Decoder::load(gpu, &model.description, &model.checkpoint, &options);
-        rehearse(self.gpu.caps(), load, &goal, &largest, true, Keep::Everything)?;
+        rehearse(self.gpu.caps(), load, &goal, &largest, true, settings.recompute)?;
         // The old policy's buffers make room first.
         self.policy = None;
         let model = self.model.as_ref().ok_or_else(|| missing("load a model"))?;
         let policy = self.trainer(model, &options, &settings)?;
-        // A new adapter changes nothing yet, so this is the starting policy, also when a run goes on.
-        let scored =
-            trainer::score(self.gpu, &policy.decoder, &examples, false, true, Defaults::SCORE_TOKENS, &mut |_| ())
-                .await;
-        let objective = settings.objective;
-        let reference = scored?.chunks(2).map(|s| [s[0].sums.score(objective), s[1].sums.score(objective)]).collect();
-        if let Some((_, arena)) = kept {
-            state::restore(self.gpu, &policy.decoder.arena, Path::new("state.safetensors"), arena)?;
+        let KeptState { state, reference } = match known {
+            Some(known) => known,
+            None => {
+                // A new adapter changes nothing yet: this is the starting policy.
+                let (decoder, objective) = (&policy.decoder, settings.objective);
+                let mut done = 0;
+                let mut tell = |more| {
+                    done += more;
+                    on_scored(done as f64 / n as f64);
+                };
+                let scored =
+                    trainer::score(self.gpu, decoder, &examples, false, true, Defaults::SCORE_TOKENS, &mut tell)
+                        .await?;
+                let reference = scored.chunks(2).map(|s| [0, 1].map(|side| s[side].sums.score(objective))).collect();
+                KeptState { state: State { step: 0, num_tokens: 0, best: None, fingerprint }, reference }
+            }
+        };
+        if let Some(kept) = kept {
+            state::restore(self.gpu, &policy.decoder.arena, Path::new("state.safetensors"), &kept.arena)?;
         }
         self.policy = Some(policy);
         let summary = data.summary();
-        let steps = Steps::new(training, data.examples.len(), state);
+        let steps = Steps::new(training, n, state);
         self.run = Some(Run { adapter, data, reference, steps });
         Ok(summary)
     }
@@ -355,16 +394,17 @@ impl Tab {
         Ok(Some(run.steps.finish(policy, running, started).await?.line()))
     }
 
-    /// The run's state, for [`Self::begin`]: its JSON and its tensors.
+    /// The run's state, for [`Self::begin`].
     ///
     /// # Errors
     /// [`Error::Gpu`].
-    pub async fn state(&self) -> Result<(String, Vec<u8>)> {
+    pub async fn state(&self) -> Result<Kept> {
         let (Some(run), Some(policy)) = (&self.run, &self.policy) else { return Err(missing("begin a run")) };
         let mut arena = Vec::new();
         state::encode(self.gpu, &policy.decoder.arena, Path::new("state.safetensors"), &mut arena).await?;
-        let text = serde_json::to_string(&run.steps.state).map_err(|e| Error::file("state.json", e))?;
-        Ok((text, arena))
+        let known = KeptState { state: run.steps.state.clone(), reference: run.reference.clone() };
+        let state = serde_json::to_string(&known).map_err(|e| Error::file("state.json", e))?;
+        Ok(Kept { state, arena })
     }
 
     /// The run as a page of its own.
@@ -440,12 +480,12 @@ impl Tab {
     }
 }
 
-fn options(adapter: &Adapter, n_positions: usize) -> LoadOptions {
+fn options(adapter: &Adapter, n_positions: usize, base: BaseDtype) -> LoadOptions {
     LoadOptions {
         trained: Trained::Lora,
         lora: Some(adapter.lora.clone()),
         training: Training { optim: Some(Defaults::OPTIM), param_dtype: Defaults::PARAM_DTYPE, decay_all: false },
         n_positions,
-        base: BaseDtype::Auto,
+        base,
     }
 }

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use wasm_bindgen::prelude::*;
 
 use crate::card;
-use crate::tab::{Files, Tab};
+use crate::tab::{self, Files, Tab};
 
 #[wasm_bindgen]
 extern "C" {
@@ -37,8 +37,13 @@ impl Content for Readable {
 
 type Js<T> = Result<T, JsValue>;
 
+/// An `Error`; its name is `GpuError` where the device failed, which then does nothing more.
 fn failed(error: jointwise::Error) -> JsValue {
-    JsValue::from_str(&jointwise::error::one_line(&error.to_string()))
+    let told = js_sys::Error::new(&jointwise::error::one_line(&error.to_string()));
+    if matches!(error, jointwise::Error::Gpu(_)) {
+        told.set_name("GpuError");
+    }
+    told.into()
 }
 
 fn parse<T: DeserializeOwned>(json: &str) -> Js<T> {
@@ -99,12 +104,14 @@ impl Engine {
         tokenizer: Vec<u8>,
         tokenizer_config: Option<String>,
         chat_template: Option<String>,
+        generation_config: Option<String>,
         names: Vec<String>,
         contents: Vec<Readable>,
+        settings: &str,
     ) -> Js<String> {
-        let files =
-            Files { name, config, tokenizer, tokenizer_config, chat_template, weights: weights(names, contents) };
-        json(&self.tab.load(files).map_err(failed)?)
+        let weights = weights(names, contents);
+        let files = Files { name, config, tokenizer, tokenizer_config, chat_template, generation_config, weights };
+        json(&self.tab.load(files, &parse(settings)?).map_err(failed)?)
     }
 
     /// Instructions for the demo model.
@@ -151,16 +158,20 @@ impl Engine {
         self.tab.sample(&instructions, &settings, &mut tell).await.map_err(failed)
     }
 
-    /// Begins a run, or goes on with one.
+    /// Begins a run, or goes on with one; `on_scored(share)` as the reference is scored.
     pub async fn begin(
         &mut self,
         jsonl: &str,
         settings: &str,
         state: Option<String>,
         arena: Option<Vec<u8>>,
+        on_scored: Function,
     ) -> Js<String> {
-        let kept = state.as_deref().zip(arena.as_deref());
-        self.tab.begin(jsonl, parse(settings)?, kept).await.map_err(failed)
+        let kept = state.zip(arena).map(|(state, arena)| tab::Kept { state, arena });
+        let mut tell = |share: f64| {
+            let _ = on_scored.call1(&JsValue::NULL, &JsValue::from_f64(share));
+        };
+        self.tab.begin(jsonl, parse(settings)?, kept.as_ref(), &mut tell).await.map_err(failed)
     }
 
     /// A step's metrics as JSON; nothing when all are done.
@@ -168,9 +179,9 @@ impl Engine {
         self.tab.step().await.map_err(failed)?.map(|line| json(&line)).transpose()
     }
 
-    /// The run's state: JSON.
+    /// The run's state.
     pub async fn state(&self) -> Js<Kept> {
-        let (state, arena) = self.tab.state().await.map_err(failed)?;
+        let tab::Kept { state, arena } = self.tab.state().await.map_err(failed)?;
         Ok(Kept { state, arena })
     }
 

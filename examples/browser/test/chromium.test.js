@@ -4,14 +4,12 @@ import assert from "node:assert/strict";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { chromium } from "playwright-core";
 
-import { choose, click, losses, ready, runState, same, set, until, value } from "./flow.js";
+import { launchChromium, loseGpu, noChromium as skip } from "./browsers.js";
+import { choose, click, heatMap, losses, ready, runState, same, sameTokens, set, steps, until, value } from "./flow.js";
 import * as native from "./native.js";
 import { SITE, serve } from "./site.js";
 
-const executablePath = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
-const skip = executablePath ? false : "Chromium is not installed";
 const SHOTS = join(SITE, "../screenshots");
 const SETTINGS = { max_steps: 4, batch_size: 2 };
 
@@ -21,8 +19,7 @@ const complaints = [];
 before(async () => {
   if (skip) return;
   site = await serve();
-  const args = ["--headless=new", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-unsafe-webgpu"];
-  context = await chromium.launchPersistentContext(native.folder(), { executablePath, headless: false, ignoreDefaultArgs: ["--disable-gpu"], args, viewport: { width: 1100, height: 900 } });
+  context = await launchChromium();
   page = await context.newPage();
   page.setDefaultTimeout(300_000);
   // A browser notes each file that the hub does not have; that is no fault.
@@ -76,7 +73,7 @@ test("trains as the program does, paused and reloaded on the way", { skip }, asy
   await until(page, "the grader's rows", () => document.getElementById("count").value.startsWith("66"));
   await set(page, SETTINGS);
   await click(page, "start");
-  await until(page, "two steps", async () => (await import("./session.js")).session.lines.length >= 2);
+  await steps(page, 2);
   await click(page, "pause");
   await runState(page, "Paused");
   await until(page, "the state in the store", async () => (await import("./session.js")).session.kept !== null);
@@ -92,20 +89,35 @@ test("trains as the program does, paused and reloaded on the way", { skip }, asy
 test("shows the change, and its numbers are the adapter's that is taken home", { skip }, async () => {
   await until(page, "the comparison", () => !document.getElementById("comparison").hidden);
   await click(page, "compare");
-  await page.click("#heat button");
-  await until(page, "the heat-map", () => !document.getElementById("heat-map").hidden);
-  const tokens = await page.evaluate(() => [...document.querySelectorAll("#heat-map span")].map((s) => [s.title, s.style.background]));
-  assert.ok(tokens.filter(([, background]) => background.includes("rgba")).length > 5, "the heat-map has colours");
+  const shown = await heatMap(page);
   await shoot("3-change");
   const [download] = await Promise.all([page.waitForEvent("download"), click(page, "download")]);
   const dir = native.folder();
   await download.saveAs(join(dir, "adapter.zip"));
   for (const { name, bytes } of stored(readFileSync(join(dir, "adapter.zip")))) writeFileSync(join(dir, name), bytes);
   assert.match(readFileSync(join(dir, "report.html"), "utf8"), /<svg/);
-  const expected = native.tokenLogps(dir, "Spell the word fox.", "f-o-x");
-  const shown = tokens.slice(1).map(([title]) => Number(title.match(/^log π (\S+),/)[1]));
-  assert.equal(shown.length, expected.length);
-  shown.forEach((logp, i) => assert.ok(Math.abs(logp - expected[i]) < 6e-4, `token ${i + 1}: ${logp}, native ${expected[i]}`));
+  sameTokens(shown, native.tokenLogps(dir, "Spell the word fox.", "f-o-x"));
+});
+
+test("pauses while the tab is hidden, outlives a lost GPU, and comes to the same numbers", { skip }, async () => {
+  const [settings, hide] = [{ ...SETTINGS, max_steps: 6 }, (hidden) => page.evaluate((hidden) => {
+    Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+  }, hidden)];
+  await set(page, settings);
+  await click(page, "start");
+  await steps(page, 2);
+  await hide(true);
+  await runState(page, "hidden");
+  await until(page, "the state in the store", async () => (await import("./session.js")).session.kept !== null);
+  await hide(false);
+  await steps(page, 3);
+  loseGpu(context);
+  await page.waitForFunction(() => /Restored: Go on/.test(document.getElementById("error").textContent));
+  await shoot("4-lost");
+  await click(page, "start");
+  await runState(page, "Done: 6 steps");
+  same(await losses(page), native.losses(await value(page, "rows"), settings));
 });
 
 test("a hub model is planned before it is downloaded, and downloaded once", { skip }, async () => {
@@ -132,8 +144,16 @@ test("a hub model is planned before it is downloaded, and downloaded once", { sk
   await ask("some/demo");
   await until(page, "the plan", () => !document.getElementById("plan").hidden);
   assert.ok(!asked.includes("model.safetensors"), `downloaded before it was asked for: ${asked}`);
-  assert.equal(await page.evaluate(() => document.querySelectorAll("#plan tbody tr").length), 18);
-  await shoot("4-plan");
+  assert.equal(await page.evaluate(() => document.querySelectorAll("#plan td button").length), 27);
+  await page.locator("#plan td button").nth(2).click();
+  assert.deepEqual(await page.evaluate(() => ["batch_size", "max_length", "recompute"].map((name) => document.forms.settings.elements[name].value)), ["1", "128", "block"]);
+  const bytes = () => page.evaluate(() => document.querySelector("#plan td button").textContent);
+  const whole = await bytes();
+  await page.selectOption("#plan select", "nf4");
+  await page.waitForFunction((whole) => document.querySelector("#plan td button").textContent !== whole, whole);
+  await page.selectOption("#plan select", "auto");
+  await page.waitForFunction((whole) => document.querySelector("#plan td button").textContent === whole, whole);
+  await shoot("5-plan");
   const load = async () => {
     await page.click("#plan button");
     await until(page, "the model", () => document.getElementById("model-name").textContent.startsWith("some/demo"));
@@ -164,7 +184,7 @@ test("errors of files are told on the page", { skip }, async () => {
   await page.evaluate(() => (document.getElementById("rows").value = "{\n"));
   await click(page, "apply-rows");
   await page.waitForFunction(() => /line 1/.test(document.getElementById("error").textContent));
-  await shoot("5-error");
+  await shoot("6-error");
 });
 
 test("measures the adapter", { skip }, async () => {
@@ -172,7 +192,7 @@ test("measures the adapter", { skip }, async () => {
   await until(page, "all kernels", () => !document.getElementById("copy-bench").hidden);
   const wrong = await page.evaluate(() => document.querySelectorAll("#bench-table tr.bad").length);
   assert.equal(wrong, 0, "kernels that compute wrongly");
-  await shoot("6-card");
+  await shoot("7-card");
 });
 
 test("nothing was complained of in the console", { skip }, () => assert.deepEqual(complaints, []));

@@ -1,29 +1,27 @@
 // The page in headless Firefox, whose WebGPU is wgpu, on the machine's Vulkan driver: a second browser, and a second shader compiler.
 
-import { existsSync } from "node:fs";
+import assert from "node:assert/strict";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { after, before, test } from "node:test";
-import puppeteer from "puppeteer-core";
 
-import { choose, click, losses, ready, runState, same, set, until, value } from "./flow.js";
+import { launchFirefox, noFirefox as skip } from "./browsers.js";
+import { choose, click, heatMap, losses, ready, runState, same, sameTokens, set, steps, until, value } from "./flow.js";
 import * as native from "./native.js";
 import { serve } from "./site.js";
 
-const executablePath = ["/usr/bin/firefox-esr", "/usr/bin/firefox"].find(existsSync);
-const skip = executablePath ? false : "Firefox is not installed";
-const SETTINGS = { max_steps: 3, batch_size: 2 };
+const SETTINGS = { max_steps: 4, batch_size: 2 };
 
 let site, browser, page;
+const complaints = [];
 
 before(async () => {
   if (skip) return;
   site = await serve();
-  browser = await puppeteer.launch({
-    browser: "firefox",
-    executablePath,
-    headless: true,
-    extraPrefsFirefox: { "dom.webgpu.enabled": true, "dom.webgpu.workers.enabled": true, "gfx.webgpu.ignore-blocklist": true },
-  });
+  browser = await launchFirefox();
   page = await browser.newPage();
+  page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
+  page.on("pageerror", (error) => complaints.push(error.message));
 });
 
 after(async () => {
@@ -31,7 +29,7 @@ after(async () => {
   site?.close();
 });
 
-test("collects preferences and trains as the program does", { skip }, async () => {
+test("collects preferences and trains as the program does, reloaded on the way", { skip }, async () => {
   await page.goto(site.url);
   await ready(page);
   for (const side of ["a", "b", "a"]) await choose(page, side);
@@ -39,7 +37,43 @@ test("collects preferences and trains as the program does", { skip }, async () =
   await until(page, "the grader's rows", () => Number.parseInt(document.getElementById("count").value) >= 64);
   await set(page, SETTINGS);
   await click(page, "start");
-  await runState(page, "Done: 3 steps");
+  await steps(page, 2);
+  await click(page, "pause");
+  await runState(page, "Paused");
+  await until(page, "the state in the store", async () => (await import("./session.js")).session.kept !== null);
+  await page.reload();
+  await ready(page);
+  await runState(page, "Restored: step [23] of 4");
+  await click(page, "start");
+  await runState(page, "Done: 4 steps");
   same(await losses(page), native.losses(await value(page, "rows"), SETTINGS));
   await until(page, "the comparison", () => !document.getElementById("comparison").hidden);
 });
+
+test("its adapter is read by the program, and gives what the heat-map shows", { skip }, async () => {
+  const shown = await heatMap(page);
+  const files = await page.evaluate(async () => {
+    const { engine } = await import("./engine.js");
+    return (await engine.adapter()).map(({ name, bytes }) => [name, btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""))]);
+  });
+  const dir = native.folder();
+  for (const [name, bytes] of files) writeFileSync(join(dir, name), Buffer.from(bytes, "base64"));
+  sameTokens(shown, native.tokenLogps(dir, "Spell the word fox.", "f-o-x"));
+});
+
+test("errors of files are told on the page", { skip }, async () => {
+  const told = async (input, name, text, pattern) => {
+    await page.evaluate((input, name, text) => {
+      const chosen = new DataTransfer();
+      chosen.items.add(new File([text], name));
+      const element = document.getElementById(input);
+      element.files = chosen.files;
+      element.dispatchEvent(new Event("change"));
+    }, input, name, text);
+    await page.waitForFunction((p) => new RegExp(p).test(document.getElementById("error").textContent), {}, pattern);
+  };
+  await told("load-rows", "rows.jsonl", '{"a": 1}\n{', "line 2");
+  await told("load-folder", "model.safetensors", "", "config.json: is missing");
+});
+
+test("nothing was complained of in the console", { skip }, () => assert.deepEqual(complaints, []));

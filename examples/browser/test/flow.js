@@ -36,6 +36,23 @@ export const set = (page, fields) =>
 export const runState = (page, pattern) =>
   until(page, `the run's state ${pattern}`, (p) => new RegExp(p).test(document.getElementById("run-state").value) && document.getElementById("run-state").value, pattern);
 
+export const steps = (page, n) => until(page, `${n} steps`, async (n) => (await import("./session.js")).session.lines.length >= n, n);
+
+/** Shows the heat-map: log π of each token but the first. */
+export async function heatMap(page) {
+  await page.evaluate(() => document.querySelector("#heat button").click());
+  await until(page, "the heat-map", () => !document.getElementById("heat-map").hidden);
+  const tokens = await page.evaluate(() => [...document.querySelectorAll("#heat-map span")].map((s) => [s.title, s.style.background]));
+  assert.ok(tokens.filter(([, background]) => background.includes("rgba")).length > 5, "the heat-map has colours");
+  return tokens.slice(1).map(([title]) => Number(title.match(/^log π (\S+),/)[1]));
+}
+
+/** To half of the last digit that is shown, and float32 noise. */
+export function sameTokens(shown, expected) {
+  assert.equal(shown.length, expected.length);
+  shown.forEach((logp, i) => assert.ok(Math.abs(logp - expected[i]) < 6e-4, `token ${i + 1}: ${logp}, native ${expected[i]}`));
+}
+
 /** Losses of all steps so far, as kept by the page. */
 export const losses = (page) =>
   page.evaluate(async () => {

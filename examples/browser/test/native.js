@@ -16,14 +16,16 @@ export function jointwise(...args) {
   return execFileSync(join(ROOT, ".ci/with-driver"), [join(TARGET, "release/jointwise"), ...args.map(String)], { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
 }
 
-/** Losses of a run as the page's settings have it. */
-export function losses(jsonl, { max_steps, batch_size }) {
+/** Lines of `metrics.jsonl` of a run as the page's settings have it. */
+export function metrics(jsonl, { max_steps, batch_size }) {
   const dir = folder();
   writeFileSync(join(dir, "rows.jsonl"), jsonl);
   const out = join(dir, "out");
   jointwise("train", "--model", MODEL, "--data", join(dir, "rows.jsonl"), "--lora-targets", "all-linear", "--learning-rate", "1e-3", "--max-length", 512, "--max-steps", max_steps, "--batch-size", batch_size, "--output-dir", out);
-  return readFileSync(join(out, "metrics.jsonl"), "utf8").trim().split("\n").map((line) => JSON.parse(line).loss);
+  return readFileSync(join(out, "metrics.jsonl"), "utf8").trim().split("\n").map((line) => JSON.parse(line));
 }
+
+export const losses = (jsonl, settings) => metrics(jsonl, settings).map((line) => line.loss);
 
 /** Log-probs of each token of a text with an adapter, the first one left out. */
 export function tokenLogps(adapter, instruction, response) {
