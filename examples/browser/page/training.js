@@ -60,24 +60,36 @@ async function keepState() {
   await keep();
 }
 
+/** Steps until the run is paused or over. */
+async function stepOn() {
+  while (state === "running") {
+    const line = await engine.step();
+    if (line === null) {
+      await keepState();
+      show("idle", `Done: ${session.lines.length} steps`);
+      document.dispatchEvent(new CustomEvent("trained"));
+      return;
+    }
+    session.lines.push(line);
+    if (state === "running") {
+      show(state, `Step ${line.step} of ${session.settings.max_steps}`);
+      if (performance.now() - keptAt > KEPT_EVERY_MS) await keepState();
+    }
+  }
+}
+
+const PAUSED = { paused: "Paused", hidden: "Paused while the tab is hidden," };
+
 async function loop() {
   looping = true;
   try {
+    // It may be resumed while its state is being kept.
     while (state === "running") {
-      const line = await engine.step();
-      if (line === null) {
-        await keepState();
-        show("idle", `Done: ${session.lines.length} steps`);
-        document.dispatchEvent(new CustomEvent("trained"));
-        return;
-      }
-      session.lines.push(line);
+      await stepOn();
       if (state === "idle") return;
-      // Paused meanwhile, it says so.
-      show(state, state === "running" ? `Step ${line.step} of ${session.settings.max_steps}` : undefined);
-      if (performance.now() - keptAt > KEPT_EVERY_MS) await keepState();
+      await keepState();
+      if (PAUSED[state]) show(state, `${PAUSED[state]} after step ${session.lines.length}`);
     }
-    if (state !== "idle") await keepState();
   } catch (error) {
     // Back to the last step kept: "Go on" begins there.
     onDevice = false;
@@ -132,11 +144,11 @@ async function stop() {
 
 export function setUp() {
   $("start").onclick = start;
-  $("pause").onclick = () => (state === "paused" ? run() : show("paused", "Paused"));
+  $("pause").onclick = () => (state === "paused" ? run() : show("paused", "Pausing…"));
   $("stop").onclick = stop;
   $("settings").onsubmit = (event) => event.preventDefault();
   document.addEventListener("visibilitychange", () => {
-    if (document.hidden && state === "running") show("hidden", "Paused while the tab is hidden");
+    if (document.hidden && state === "running") show("hidden", "Pausing…");
     else if (!document.hidden && state === "hidden") run();
   });
   listeners.add(({ event, share }) => event === "scored" && progress(share));

@@ -75,8 +75,7 @@ test("trains as the program does, paused and reloaded on the way", { skip }, asy
   await click(page, "start");
   await steps(page, 2);
   await click(page, "pause");
-  await runState(page, "Paused");
-  await until(page, "the state in the store", async () => (await import("./session.js")).session.kept !== null);
+  await runState(page, "Paused after step");
   await shoot("2-paused");
   await page.reload();
   await ready(page);
@@ -108,8 +107,7 @@ test("pauses while the tab is hidden, outlives a lost GPU, and comes to the same
   await click(page, "start");
   await steps(page, 2);
   await hide(true);
-  await runState(page, "hidden");
-  await until(page, "the state in the store", async () => (await import("./session.js")).session.kept !== null);
+  await runState(page, "hidden, after step");
   await hide(false);
   await steps(page, 3);
   loseGpu(context);

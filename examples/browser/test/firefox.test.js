@@ -39,8 +39,7 @@ test("collects preferences and trains as the program does, reloaded on the way",
   await click(page, "start");
   await steps(page, 2);
   await click(page, "pause");
-  await runState(page, "Paused");
-  await until(page, "the state in the store", async () => (await import("./session.js")).session.kept !== null);
+  await runState(page, "Paused after step");
   await page.reload();
   await ready(page);
   await runState(page, "Restored: step [23] of 4");
