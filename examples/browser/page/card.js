@@ -32,14 +32,14 @@ async function bench() {
     progress(i / names.length);
     const measured = await engine.bench(name, ceilings);
     results.kernels.push(measured);
-    const error = measured.error <= 1 ? `${measured.error.toFixed(2)} of the tolerance` : `${measured.error.toFixed(1)} × the tolerance: wrong`;
+    const error = measured.error <= 1 ? measured.error.toFixed(2) : `${measured.error.toPrecision(2)}: wrong`;
     const rows = measured.lines.length ? measured.lines : [null];
     rows.forEach((line, n) => {
       const numbers = line ? [line.us.toFixed(0), line.gb_s.toFixed(2), line.gflop_s.toFixed(2)] : ["", "", ""];
       const share = line ? Math.min(1, line.of_ceiling) : 0;
       const bar = line ? [make("span", { class: "bar", style: `width: ${(5 * share).toFixed(2)}rem` }), `${(100 * share).toFixed(0)} %`] : [];
       body.append(
-        make("tr", measured.error > 1 ? { class: "bad" } : {}, make("td", {}, line ? `${name} ${line.case}` : name), make("td", {}, n ? "" : error), ...numbers.map((x) => make("td", { class: "n" }, x)), make("td", {}, ...bar)),
+        make("tr", measured.error > 1 ? { class: "bad" } : {}, make("td", {}, line ? `${name} ${line.case}` : name), make("td", { class: "n" }, n ? "" : error), ...numbers.map((x) => make("td", { class: "n" }, x)), make("td", { class: "share" }, ...bar)),
       );
     });
   }

@@ -49,7 +49,7 @@ function planTable(lines, id) {
   const best = fits.reduce((a, b) => (a && a.max_length * a.batch_size >= b.max_length * b.batch_size ? a : b), null);
   const cell = (line) => {
     if (line.refused) return make("td", { class: "n", title: line.refused }, "too large");
-    const button = make("button", { type: "button", "aria-pressed": "false" }, mib(line.peak_bytes));
+    const button = make("button", { type: "button", "aria-pressed": "false" }, mib(line.peak_bytes).replace(" MiB", ""));
     button.onclick = () => {
       fill({ max_length: line.max_length, batch_size: line.batch_size, recompute: line.recompute });
       $("plan").querySelectorAll("[aria-pressed]").forEach((other) => other.setAttribute("aria-pressed", other === button));
@@ -62,7 +62,7 @@ function planTable(lines, id) {
     const { batch_size, max_length } = lines[i];
     rows.push(make("tr", {}, make("td", {}, `${batch_size} × 2 × ${max_length}`), ...lines.slice(i, i + keeps.length).map(cell)));
   }
-  const head = make("tr", {}, make("th", {}, "pairs × 2 × tokens"), ...keeps.map((k) => make("th", { class: "n" }, RECOMPUTE[k])));
+  const head = make("tr", {}, make("th", {}, "pairs × 2 × tokens, MiB"), ...keeps.map((k) => make("th", { class: "n" }, RECOMPUTE[k])));
   const load = make("button", { class: "primary" }, "Download and load");
   load.onclick = () => loadHub(id);
   const base = $("settings").elements.base_dtype.cloneNode(true);
