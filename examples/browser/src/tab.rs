@@ -25,11 +25,14 @@ use jointwise::model::save::OutputDtype;
 use jointwise::model::tensor_file::Content;
 use jointwise::model::trace::Keep;
 use jointwise::model::weights::{BaseDtype, Source, Training, read_back};
+use jointwise::objective::Loss;
 use jointwise::train::metrics::Line;
+use jointwise::train::outcome::Reference;
 use jointwise::train::report::{self, Report};
+use jointwise::train::similarity;
 use jointwise::train::state::{self, State};
 use jointwise::train::steps::{Rows, Steps};
-use jointwise::train::trainer::{self, Reference, Trainer, largest_micro_batch, rehearse};
+use jointwise::train::trainer::{self, Scored, Trainer, largest_micro_batch, rehearse};
 use jointwise::{Error, Result};
 use serde::Serialize;
 use web_time::{Duration, Instant, UNIX_EPOCH};
@@ -170,6 +173,7 @@ impl Tab {
                 let row = |row| Example {
                     row,
                     sequences: [1, 2].map(|first| Sequence { ids: vec![first; max_length], response_start: 1 }).into(),
+                    desirable: None,
                 };
                 let rows: Vec<Example> = (0..batch_size).map(row).collect();
                 let rows: Vec<&Example> = rows.iter().collect();
@@ -329,7 +333,13 @@ impl Tab {
             trainer::score(self.gpu, &policy.decoder, &examples, false, true, Defaults::SCORE_TOKENS, &mut |_| ())
                 .await;
         let objective = settings.objective;
-        let reference = scored?.chunks(2).map(|s| [s[0].sums.score(objective), s[1].sums.score(objective)]).collect();
+        let scores = |s: &[Scored]| [s[0].sums.score(objective), s[1].sums.score(objective)].into();
+        let mut reference: Vec<Reference> = scored?.chunks(2).map(scores).collect();
+        if settings.loss.has(Loss::Rpo) {
+            let most = Defaults::SCORE_TOKENS;
+            let directions = similarity::directions(self.gpu, &policy.decoder, &examples, most).await?;
+            reference.iter_mut().zip(directions).for_each(|(r, d)| r.directions = d);
+        }
         if let Some((_, arena)) = kept {
             state::restore(self.gpu, &policy.decoder.arena, Path::new("state.safetensors"), arena)?;
         }
@@ -415,7 +425,7 @@ impl Tab {
         let bad = |reason: String| Error::flag("prompt", reason);
         let sequence = model.tokenizer.encode(&text, &template).map_err(bad)?;
         check_length(sequence.ids.len(), 0, model.description.max_positions.min(Defaults::MAX_LENGTH))?;
-        let example = Example { row: 0, sequences: vec![sequence.clone()] };
+        let example = Example { row: 0, sequences: vec![sequence.clone()], desirable: None };
         let mut sides = Vec::new();
         for with_lora in [true, false] {
             let scored = trainer::score(
