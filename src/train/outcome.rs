@@ -24,26 +24,20 @@ impl From<[f64; 2]> for Reference {
 /// The same of a micro-batch, as losses take it. Without references, every score of theirs is 0.
 pub fn known(goal: &Goal, examples: &[&Example], reference: &[Reference]) -> Known {
     let none = Reference::default();
-    let sides = || {
-        let of = |(i, e): (usize, &'_ &Example)| (0..e.sequences.len()).map(move |side| (i, side));
-        examples.iter().enumerate().flat_map(of).map(|(i, side)| (reference.get(i).unwrap_or(&none), i, side))
-    };
-    let paired = examples.iter().all(|e| e.sequences.len() == 2);
-    let mut known = Known {
-        paired,
-        desirable: sides().map(|(_, i, side)| examples[i].desirable.unwrap_or(side == 0)).collect(),
-        reference: sides().map(|(r, _, side)| r.scores[side]).collect(),
-        cross: Vec::new(),
-    };
+    let of = |i| reference.get(i).unwrap_or(&none);
+    let mut known = Known { paired: examples.iter().all(|e| e.sequences.len() == 2), ..Known::default() };
+    for (i, example) in examples.iter().enumerate() {
+        for side in 0..example.sequences.len() {
+            known.desirable.push(example.desirable.unwrap_or(side == 0));
+            known.reference.push(of(i).scores[side]);
+        }
+    }
     if let Goal::Preference(p) = goal
-        && paired
         && p.loss.has(Loss::Rpo)
     {
-        let directions = |side: usize| -> Vec<&[f32]> {
-            let of = |i| reference.get(i).unwrap_or(&none).directions[side].as_slice();
-            (0..examples.len()).map(of).collect()
-        };
-        known.cross = cross_weights(&cosines(&directions(0), &directions(1)), examples.len(), p.rpo_tau);
+        let n = examples.len();
+        let [chosen, rejected] = [0, 1].map(|side| (0..n).map(|i| &of(i).directions[side][..]).collect::<Vec<_>>());
+        known.cross = cross_weights(&cosines(&chosen, &rejected), n, p.rpo_tau);
     }
     known
 }
