@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let text =
         |response: &str| Text { instruction: Instruction::Plain("Say hello.".into()), response: response.into() };
     let encode = |response| tokenizer.encode(&text(response), &Template::Paper);
-    let pair = Example { row: 0, sequences: vec![encode(" Hello!")?, encode(" No.")?] };
+    let pair = Example { row: 0, sequences: vec![encode(" Hello!")?, encode(" No.")?], desirable: None };
 
     let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best))?;
     let n_positions = pair.sequences.iter().map(|s| s.ids.len()).max().unwrap_or(1);

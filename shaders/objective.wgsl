@@ -1,28 +1,47 @@
-// Scores of sequences -> gradient of the loss by each token's log-probability. The formulas stand in src/objective.rs, which is the twin.
+// Scores of sequences -> gradient of the loss by each token's log-probability. A loss is a sum of terms (src/objective/term.rs, the twin, has
+// their parts; src/objective/loss.rs what each loss is made of); a dispatch adds one term's gradient.
 //
-//   objective_sums:   sums[s] = (Σ instruction rows, Σ response rows) of logp
-//   objective_pairs:  d_sums[s] from sums, reference scores and counts; one workgroup for all pairs (kto_pair needs their means)
-//   objective_spread: d_logp[r] = Σ over the sequences that row r belongs to
+//   objective_sums:    sums[s] = (Σ instruction rows, Σ response rows) of logp
+//   objective_pairs:   d_sums[s] of a term that compares a pair's sides:    z = scale·(x_c − x_r) − offset
+//   objective_sorted:  the same of sides of one rank over all pairs
+//   objective_cross:   the mean over all pairs of sides:                    z = scale·ω_ij·(x_c,i − x_r,j) − offset
+//   objective_sides:   of a term on single sequences:                       z = ±scale·(x − shift)
+//   objective_spread:  d_logp[r] = Σ over the sequences that row r belongs to
+//
+// One workgroup for all sequences of a micro-batch: most losses look at several of them.
 
 import package::shared::grid::{flat_group};
 import package::shared::reduce::{WG, sum_across};
 
 struct ObjectiveParams {
     n: u32,      // sequences; rows in objective_spread
-    kind: u32,   // SIGMOID ..
+    add: u32,    // 1: to the terms before it
     joint: u32,  // 1: instruction rows count
-    pad: u32,
-    beta: f32,
-    smoothing: f32,
-    sft_weight: f32, // of the chosen response's mean negative log-likelihood
-    pad1: f32,
+    link: u32,   // SUM ..
+    curve: u32,  // LOGISTIC ..
+    shift: u32,  // ZERO ..
+    scale: f32,
+    offset: f32,
+    up: f32,     // of LOGISTIC
+    down: f32,
+    pad0: u32,
+    pad1: u32,
 }
 
-const SIGMOID = 0u;
+const SUM = 0u;
+const MEAN = 1u;
+const LOG_ODDS = 2u;
+
+const LOGISTIC = 0u;
 const HINGE = 1u;
-const IPO = 2u;
-const KTO_PAIR = 3u;
-const SFT = 4u;
+const SQUARE = 2u;
+const SIGMOID = 3u;
+const LINEAR = 4u;
+
+const ZERO = 0u;
+const MEAN_OF_ALL = 1u;
+const POSITIVE = 2u;
+const OPPOSITE = 3u;
 
 @group(0) @binding(0) var<uniform> params: ObjectiveParams;
 @group(0) @binding(1) var<storage, read> spans: array<u32>; // (S, 5): prefix first, end; own first, end; first response row
@@ -53,66 +72,159 @@ fn objective_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
 }
 
 @group(0) @binding(1) var<storage, read> sums_in: array<vec2<f32>>;
-@group(0) @binding(2) var<storage, read> known: array<vec4<f32>>; // (S): reference score, scored tokens, response tokens, -
+@group(0) @binding(2) var<storage, read> known: array<vec4<f32>>; // (S): reference score, tokens, weight, 1 desirable or −1
 @group(0) @binding(3) var<storage, read_write> d_sums: array<vec2<f32>>;
 
 fn sigmoid(x: f32) -> f32 {
     return 1.0 / (1.0 + exp(-clamp(x, -80.0, 80.0)));
 }
 
-// s = log π − log π_ref; ipo: per scored token.
-fn log_ratio(s: u32) -> f32 {
+const CERTAIN = -9.5367431640625e-7;
+
+// 1 − exp(x), x below 0; a series where the difference would lose digits.
+fn one_minus_exp(x: f32) -> f32 {
+    let series = -x * (1.0 + x / 2.0 * (1.0 + x / 3.0 * (1.0 + x / 4.0 * (1.0 + x / 5.0))));
+    return select(1.0 - exp(x), series, x > -0.1);
+}
+
+// x of a sequence, and its slope by the score.
+fn x_of(s: u32) -> vec2<f32> {
     let score = sums_in[s].y + select(0.0, sums_in[s].x, params.joint == 1u) - known[s].x;
-    return select(score, score / known[s].y, params.kind == IPO);
+    if params.link == SUM {
+        return vec2<f32>(score, 1.0);
+    }
+    let n = known[s].y;
+    if params.link == MEAN {
+        return vec2<f32>(score, 1.0) / n;
+    }
+    let mean = min(score / n, CERTAIN);
+    let rest = one_minus_exp(mean);
+    return vec2<f32>(mean - log(rest), select(0.0, 1.0 / (n * rest), score / n < CERTAIN));
+}
+
+// The curve's slope at z.
+fn slope(z: f32) -> f32 {
+    switch params.curve {
+        case LOGISTIC: {
+            return params.down * sigmoid(z) - params.up * sigmoid(-z);
+        }
+        case HINGE: {
+            return select(0.0, -1.0, z < 1.0);
+        }
+        case SQUARE: {
+            return 2.0 * z;
+        }
+        case SIGMOID: {
+            return -sigmoid(z) * sigmoid(-z);
+        }
+        default: {
+            return -1.0;
+        }
+    }
+}
+
+fn put(s: u32, d_score: f32) {
+    let d = d_score * vec2<f32>(f32(params.joint), 1.0);
+    d_sums[s] = select(d, d + d_sums[s], params.add == 1u);
+}
+
+fn compare(c: u32, r: u32) {
+    let chosen = x_of(c);
+    let rejected = x_of(r);
+    let d = known[c].z * params.scale * slope(params.scale * (chosen.x - rejected.x) - params.offset);
+    put(c, d * chosen.y);
+    put(r, -d * rejected.y);
 }
 
 @compute @workgroup_size(WG)
 fn objective_pairs(@builtin(local_invocation_id) local: vec3<u32>) {
+    for (var p = local.x; p < params.n / 2u; p += WG) {
+        compare(2u * p, 2u * p + 1u);
+    }
+}
+
+@group(0) @binding(4) var<storage, read_write> ranked: array<u32>; // (pairs): the rejected sequence of each rank
+
+// Among the sequences of its side; of equals, the earlier first.
+fn rank_of(s: u32) -> u32 {
+    let x = x_of(s).x;
+    var rank = 0u;
+    for (var other = s & 1u; other < params.n; other += 2u) {
+        let its = x_of(other).x;
+        rank += select(0u, 1u, its < x || (its == x && other < s));
+    }
+    return rank;
+}
+
+@compute @workgroup_size(WG)
+fn objective_sorted(@builtin(local_invocation_id) local: vec3<u32>) {
+    for (var p = local.x; p < params.n / 2u; p += WG) {
+        ranked[rank_of(2u * p + 1u)] = 2u * p + 1u;
+    }
+    storageBarrier();
+    for (var p = local.x; p < params.n / 2u; p += WG) {
+        // A score that is no number has no rank of its own: what then stands there is the run's last step anyway.
+        compare(2u * p, min(ranked[rank_of(2u * p)], params.n - 1u));
+    }
+}
+
+@group(0) @binding(4) var<storage, read> cross: array<f32>; // (pairs, pairs): ω
+
+@compute @workgroup_size(WG)
+fn objective_cross(@builtin(local_invocation_id) local: vec3<u32>) {
     let pairs = params.n / 2u;
-    var kl = vec2<f32>();
-    var d_kl = vec2<f32>();
-    if params.kind == KTO_PAIR {
-        var sum = vec2<f32>();
-        for (var p = local.x; p < pairs; p += WG) {
-            sum += vec2<f32>(log_ratio(2u * p), log_ratio(2u * p + 1u));
-        }
-        let mean = vec2<f32>(sum_across(local.x, sum.x), sum_across(local.x, sum.y)) / f32(pairs);
-        kl = max(mean, vec2<f32>());
-        // How the sum of losses changes with each mean, per member.
-        var slopes = vec2<f32>();
-        for (var p = local.x; p < pairs; p += WG) {
-            let a = sigmoid(params.beta * (log_ratio(2u * p) - kl.y));
-            let b = sigmoid(params.beta * (kl.x - log_ratio(2u * p + 1u)));
-            slopes += 0.5 * params.beta * vec2<f32>(-b * (1.0 - b), a * (1.0 - a));
-        }
-        d_kl = vec2<f32>(sum_across(local.x, slopes.x), sum_across(local.x, slopes.y)) / f32(pairs);
-        d_kl = select(vec2<f32>(), d_kl, mean > vec2<f32>());
-    }
     for (var p = local.x; p < pairs; p += WG) {
-        let c = 2u * p;
-        let r = c + 1u;
-        let gap = log_ratio(c) - log_ratio(r);
+        let chosen = x_of(2u * p);
+        let rejected = x_of(2u * p + 1u);
         var d = vec2<f32>();
-        if params.kind == SIGMOID {
-            let up = (1.0 - params.smoothing) * sigmoid(-params.beta * gap) - params.smoothing * sigmoid(params.beta * gap);
-            d = params.beta * up * vec2<f32>(-1.0, 1.0);
-        } else if params.kind == HINGE {
-            d = select(0.0, params.beta, params.beta * gap < 1.0) * vec2<f32>(-1.0, 1.0);
-        } else if params.kind == IPO {
-            d = 2.0 * (gap - 0.5 / params.beta) * vec2<f32>(1.0 / known[c].y, -1.0 / known[r].y);
-        } else {
-            let a = sigmoid(params.beta * (log_ratio(c) - kl.y));
-            let b = sigmoid(params.beta * (kl.x - log_ratio(r)));
-            d = 0.5 * params.beta * vec2<f32>(-a * (1.0 - a), b * (1.0 - b)) + d_kl;
+        for (var q = 0u; q < pairs; q++) {
+            let of_row = params.scale * cross[p * pairs + q];
+            let of_column = params.scale * cross[q * pairs + p];
+            d.x += of_row * slope(of_row * (chosen.x - x_of(2u * q + 1u).x) - params.offset);
+            d.y -= of_column * slope(of_column * (x_of(2u * q).x - rejected.x) - params.offset);
         }
-        let joint = f32(params.joint);
-        d_sums[c] = vec2<f32>(joint * d.x, d.x - params.sft_weight / known[c].z);
-        d_sums[r] = vec2<f32>(joint * d.y, d.y);
+        d *= known[2u * p].z / f32(pairs);
+        put(2u * p, d.x * chosen.y);
+        put(2u * p + 1u, d.y * rejected.y);
     }
-    if params.kind == SFT {
+}
+
+// Of a single sequence's loss by its x, where desirable and undesirable ones are compared with `shift`.
+fn d_side(s: u32, shift: vec2<f32>) -> f32 {
+    let scale = known[s].w * params.scale;
+    let z = scale * (x_of(s).x - select(shift.y, shift.x, known[s].w > 0.0));
+    return known[s].z * scale * slope(z);
+}
+
+@compute @workgroup_size(WG)
+fn objective_sides(@builtin(local_invocation_id) local: vec3<u32>) {
+    var shift = vec2<f32>();
+    var d_shift = vec2<f32>();
+    if params.shift != ZERO {
+        var sum = vec2<f32>();
         for (var s = local.x; s < params.n; s += WG) {
-            d_sums[s] = vec2<f32>(0.0, -1.0);
+            sum += x_of(s).x * select(vec2<f32>(0.0, 1.0), vec2<f32>(1.0, 0.0), known[s].w > 0.0);
         }
+        sum = vec2<f32>(sum_across(local.x, sum.x), sum_across(local.x, sum.y));
+        shift = vec2<f32>((sum.x + sum.y) / f32(params.n));
+        if params.shift == OPPOSITE {
+            shift = sum.yx / f32(params.n / 2u);
+        }
+        if params.shift != MEAN_OF_ALL {
+            shift = max(shift, vec2<f32>());
+        }
+    }
+    if params.shift == OPPOSITE {
+        // How the sum of losses changes with each shift, per member of the mean.
+        for (var s = local.x; s < params.n; s += WG) {
+            d_shift -= d_side(s, shift) * select(vec2<f32>(0.0, 1.0), vec2<f32>(1.0, 0.0), known[s].w > 0.0);
+        }
+        d_shift = vec2<f32>(sum_across(local.x, d_shift.x), sum_across(local.x, d_shift.y)) / f32(params.n / 2u);
+        d_shift = select(vec2<f32>(), d_shift, shift > vec2<f32>());
+    }
+    for (var s = local.x; s < params.n; s += WG) {
+        let through_shift = select(d_shift.x, d_shift.y, known[s].w > 0.0);
+        put(s, (d_side(s, shift) + through_shift) * x_of(s).y);
     }
 }
 

@@ -12,7 +12,7 @@
 //! | `cli` | flags as typed → resolved settings, one file a subcommand; no logic of the engine (feature `cli`, on by default) |
 //! | [`train`] | the step, the loop, schedule, checkpoints and resuming, metrics, TensorBoard, `report.html` |
 //! | [`eval`] | generation with a KV cache; the demo's tasks, their grader, win rates |
-//! | [`objective`] | per-sequence scores → loss and its gradient, in f64: JPO and DPO × sigmoid, hinge, IPO, KTO pairs |
+//! | [`objective`] | per-sequence scores → loss and its gradient, in f64: JPO and DPO × twelve losses and mixes of them, each a sum of a few kinds of terms |
 //! | [`data`] | JSONL rows → template → ids with a boundary → packed micro-batches; no GPU, no model |
 //! | [`model`] | `config.json` → one [`model::description::Description`]; safetensors in and out; one decoder for every family, forward and reverse; LoRA, PEFT |
 //! | [`kernels`] | one file a kernel family: launcher, f64 twin, cases, cost; [`kernels::REGISTRY`] lists them |
@@ -53,7 +53,7 @@
 //!  │                  └─ objective: with the reference's scores → ∂loss/∂logp   (N)                           │
 //!  │                      └─ the same way back, down to the lowest trained layer; gradients are added up      │
 //!  └──────────────────────────────────────────────────────────────────────────────────────────────────────────┘
-//!   └─ after the last micro-batch: one division by the number of pairs (of response tokens for SFT),
+//!   └─ after the last micro-batch: one division by the number of rows (of response tokens for SFT),
 //!      global norm, clipping, AdamW                       train::trainer
 //!       └─ sums and norm are read back; the host computes loss and metrics from them in f64 (objective, train::metrics)
 //! ```

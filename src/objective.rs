@@ -1,8 +1,19 @@
 //! Losses as small functions from per-sequence scores to (loss, ∂loss/∂score), in f64. `shaders/objective.wgsl` computes the same
 //! gradient on the device, and is tested against this.
 //!
-//! A pair's log-ratios are s_c and s_r (log π − log π_ref, summed over the scored tokens), Δ = s_c − s_r. Formulas: PAPER section 3.
-//! A loss here is of one pair; the optimiser divides the sum by the number of pairs, once.
+//! A loss is a sum of [`Term`]s, a term three choices: what is taken from a sequence ([`Link`]), what it is compared with ([`Coupling`]), and
+//! the curve over the difference ([`Curve`]). Host and device know these few parts alone; which of them a loss is made of stands once, in
+//! [`Loss::terms`], as does its formula with its source.
+//!
+//! The losses of a micro-batch's rows are added up; the optimiser divides by the number of rows, once.
+
+mod loss;
+mod mix;
+mod term;
+
+pub use loss::Loss;
+pub use mix::Mix;
+pub use term::{Coupling, Curve, Link, Shift, Term};
 
 use crate::config::{not_negative, positive};
 use crate::error::{Error, Result};
@@ -17,60 +28,41 @@ pub enum Objective {
     Dpo,
 }
 
-/// The loss on a pair's log-ratios.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Loss {
-    /// −(1−ε)·logσ(βΔ) − ε·logσ(−βΔ).
-    Sigmoid,
-    /// max(0, 1 − βΔ).
-    Hinge,
-    /// (Δ̄ − 1/(2β))², Δ̄ of means per scored token (arXiv 2310.12036).
-    Ipo,
-    /// ½·(1 − σ(β(s_c − KL_r)) + 1 − σ(β(KL_c − s_r))), KL = max(0, batch mean of s) (TRL 0.8).
-    KtoPair,
-}
-
-impl Loss {
-    /// Name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sigmoid => "sigmoid",
-            Self::Hinge => "hinge",
-            Self::Ipo => "ipo",
-            Self::KtoPair => "kto_pair",
-        }
-    }
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Sigmoid, Self::Hinge, Self::Ipo, Self::KtoPair];
-}
-
 /// A preference loss with its constants.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Preference {
     /// What is scored.
     pub objective: Objective,
-    /// On a pair.
-    pub loss: Loss,
-    /// β.
+    /// One loss, or several with weights.
+    pub loss: Mix,
+    /// β; [`Loss::Orpo`]'s λ.
     pub beta: f64,
-    /// ε of the sigmoid loss.
+    /// ε of [`Loss::SMOOTHED`].
     pub label_smoothing: f64,
+    /// γ of [`Loss::Simpo`].
+    pub simpo_gamma: f64,
+    /// τ of [`Loss::Rpo`].
+    pub rpo_tau: f64,
+    /// λ_D of [`Loss::Kto`].
+    pub desirable_weight: f64,
+    /// λ_U of [`Loss::Kto`].
+    pub undesirable_weight: f64,
     /// The reference scores are taken as zero.
     pub reference_free: bool,
-    /// Weight of the chosen response's mean negative log-likelihood, added to each pair's loss.
-    pub sft_weight: f64,
 }
 
 impl Default for Preference {
     fn default() -> Self {
         Self {
             objective: Objective::Jpo,
-            loss: Loss::Sigmoid,
+            loss: Mix::of(Loss::Sigmoid),
             beta: 0.1,
             label_smoothing: 0.0,
+            simpo_gamma: 0.5,
+            rpo_tau: 0.5,
+            desirable_weight: 1.0,
+            undesirable_weight: 1.0,
             reference_free: false,
-            sft_weight: 0.0,
         }
     }
 }
@@ -105,107 +97,100 @@ impl Sums {
     }
 }
 
-/// A pair with everything known.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PairScores {
-    /// Policy on the chosen and the rejected sequence.
-    pub policy: [Sums; 2],
-    /// The reference's scores (the objective's sums).
-    pub reference: [f64; 2],
+/// What is known of a micro-batch's S sequences before the policy scores them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Known {
+    /// A row is a pair: chosen and rejected take turns. Otherwise a row is one sequence.
+    pub paired: bool,
+    /// (S), the preferred ones: chosen, or with a label that says so.
+    pub desirable: Vec<bool>,
+    /// (S), the reference's scores (the objective's sums).
+    pub reference: Vec<f64>,
+    /// (S/2, S/2), ω of [`Loss::Rpo`]: rows are chosen sequences, columns rejected ones. Empty for other losses.
+    pub cross: Vec<f64>,
 }
 
-/// A pair's results. Gradients are of the sum of losses over the batch.
+impl Known {
+    /// Of pairs, by the reference's scores of chosen, rejected, chosen, ...
+    pub fn pairs(reference: Vec<f64>) -> Self {
+        let desirable = (0..reference.len()).map(|s| s % 2 == 0).collect();
+        Self { paired: true, desirable, reference, cross: Vec::new() }
+    }
+    /// Sequences of a row.
+    pub fn row_len(&self) -> usize {
+        1 + usize::from(self.paired)
+    }
+}
+
+/// ω of [`Loss::Rpo`] from the cosines of instructions, both (n, n): the softmax over columns of −(1 − cos)/τ.
+pub fn cross_weights(cosines: &[f64], n: usize, tau: f64) -> Vec<f64> {
+    let row = |cosines: &[f64]| {
+        // The largest cosine is 1 or less, so that no exponential overflows, whatever τ.
+        let most = cosines.iter().copied().fold(f64::MIN, f64::max);
+        let weights: Vec<f64> = cosines.iter().map(|cos| ((cos - most) / tau).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.into_iter().map(move |w| w / sum).collect::<Vec<f64>>()
+    };
+    cosines.chunks(n.max(1)).flat_map(row).collect()
+}
+
+/// A sequence's share of the loss. Gradients are of the sum of losses over the micro-batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct PairOutcome {
-    /// Loss of the pair.
+pub struct SequenceOutcome {
+    /// A row's loss is the sum over its sequences.
     pub loss: f64,
-    /// ∂Σloss/∂(score of chosen, of rejected), the score being a sum of log-probs.
-    pub d_score: [f64; 2],
-    /// ∂Σloss/∂(sum over the chosen response) from the SFT term alone.
-    pub d_chosen_response: f64,
-    /// β·s of chosen and rejected.
-    pub rewards: [f64; 2],
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-/// logσ(x) without overflow.
-fn log_sigmoid(x: f64) -> f64 {
-    if x >= 0.0 { -(-x).exp().ln_1p() } else { x - x.exp().ln_1p() }
+    /// ∂Σloss/∂(sum over instruction tokens, sum over response tokens).
+    pub d_sums: [f64; 2],
+    /// [`Preference::reward`].
+    pub reward: f64,
 }
 
 impl Preference {
     /// # Errors
-    /// [`Error::Flag`] for a value out of range.
+    /// [`Error::Flag`] for a value out of range, or one that the losses do not have.
     pub fn validate(&self) -> Result<()> {
         positive("beta", self.beta)?;
         if !(0.0..0.5).contains(&self.label_smoothing) {
             return Err(Error::flag("label-smoothing", format!("{} is not in 0 .. 0.5", self.label_smoothing)));
         }
-        if self.label_smoothing > 0.0 && self.loss != Loss::Sigmoid {
-            return Err(Error::flag("label-smoothing", format!("goes with --loss sigmoid, not {}", self.loss.name())));
+        if self.label_smoothing > 0.0 && !Loss::SMOOTHED.iter().any(|&loss| self.loss.has(loss)) {
+            let those = Loss::SMOOTHED.map(Loss::name).join(", ");
+            return Err(Error::flag("label-smoothing", format!("goes with --loss {those}, not {}", self.loss)));
         }
-        not_negative("sft-weight", self.sft_weight)
+        not_negative("simpo-gamma", self.simpo_gamma)?;
+        positive("rpo-tau", self.rpo_tau)?;
+        positive("desirable-weight", self.desirable_weight)?;
+        positive("undesirable-weight", self.undesirable_weight)
     }
 
-    /// Loss and gradient of each pair of a batch.
-    pub fn evaluate(&self, pairs: &[PairScores]) -> Vec<PairOutcome> {
-        let n = |p: &PairScores, side: usize| p.policy[side].n_scored(self.objective) as f64;
-        let ratio = |p: &PairScores, side: usize| {
-            let reference = if self.reference_free { 0.0 } else { p.reference[side] };
-            p.policy[side].score(self.objective) - reference
-        };
-        let mean = |side| pairs.iter().map(|p| ratio(p, side)).sum::<f64>() / pairs.len() as f64;
-        let means = [mean(0), mean(1)];
-        let kl = means.map(|m: f64| m.max(0.0));
-        let (beta, e) = (self.beta, self.label_smoothing);
-        let kto = |p: &PairScores| (sigmoid(beta * (ratio(p, 0) - kl[1])), sigmoid(beta * (kl[0] - ratio(p, 1))));
-        // kto_pair: how the sum of losses changes with the means, spread over the members.
-        let mut d_kl = [0.0; 2];
-        if self.loss == Loss::KtoPair {
-            for p in pairs {
-                let (a, b) = kto(p);
-                d_kl[1] += 0.5 * beta * a * (1.0 - a);
-                d_kl[0] -= 0.5 * beta * b * (1.0 - b);
-            }
-            for side in 0..2 {
-                d_kl[side] = if means[side] > 0.0 { d_kl[side] / pairs.len() as f64 } else { 0.0 };
-            }
+    /// Some loss looks at the reference's scores.
+    pub fn needs_reference(&self) -> bool {
+        !self.reference_free && self.loss.parts().any(|(loss, _)| !loss.is_reference_free())
+    }
+
+    /// The losses' terms, over rows that are pairs or not.
+    pub fn terms(&self, paired: bool) -> Vec<Term> {
+        let weighted = |(loss, weight): (Loss, f64)| loss.terms(self, paired).into_iter().map(move |t| t.times(weight));
+        self.loss.parts().flat_map(weighted).collect()
+    }
+
+    /// β·(log π − log π_ref); where every loss is without a reference, β times the mean log-probability of a scored token (SimPO's reward).
+    pub fn reward(&self, sums: &Sums, reference: f64) -> f64 {
+        let score = sums.score(self.objective);
+        if self.loss.parts().all(|(loss, _)| loss.is_reference_free()) {
+            return self.beta * score / sums.n_scored(self.objective) as f64;
         }
-        let outcome = |p: &PairScores| {
-            let s = [ratio(p, 0), ratio(p, 1)];
-            let gap = s[0] - s[1];
-            let (loss, d_score) = match self.loss {
-                Loss::Sigmoid => {
-                    let loss = -(1.0 - e) * log_sigmoid(beta * gap) - e * log_sigmoid(-beta * gap);
-                    let d = beta * (e * sigmoid(beta * gap) - (1.0 - e) * sigmoid(-beta * gap));
-                    (loss, [d, -d])
-                }
-                Loss::Hinge => {
-                    let d = if beta * gap < 1.0 { -beta } else { 0.0 };
-                    ((1.0 - beta * gap).max(0.0), [d, -d])
-                }
-                Loss::Ipo => {
-                    let away = s[0] / n(p, 0) - s[1] / n(p, 1) - 0.5 / beta;
-                    (away * away, [2.0 * away / n(p, 0), -2.0 * away / n(p, 1)])
-                }
-                Loss::KtoPair => {
-                    let (a, b) = kto(p);
-                    let d = [-0.5 * beta * a * (1.0 - a) + d_kl[0], 0.5 * beta * b * (1.0 - b) + d_kl[1]];
-                    (0.5 * (2.0 - a - b), d)
-                }
-            };
-            let per_token = self.sft_weight / p.policy[0].n_response as f64;
-            PairOutcome {
-                loss: loss - per_token * p.policy[0].response,
-                d_score,
-                d_chosen_response: -per_token,
-                rewards: [beta * s[0], beta * s[1]],
-            }
-        };
-        pairs.iter().map(outcome).collect()
+        self.beta * (score - if self.reference_free { 0.0 } else { reference })
+    }
+
+    /// Loss and gradient of each sequence of a micro-batch.
+    pub fn evaluate(&self, sums: &[Sums], known: &Known) -> Vec<SequenceOutcome> {
+        let rewarded = |(s, &reference)| SequenceOutcome { reward: self.reward(s, reference), ..Default::default() };
+        let mut outcomes: Vec<SequenceOutcome> = sums.iter().zip(&known.reference).map(rewarded).collect();
+        for term in self.terms(known.paired) {
+            term.add(sums, known, &mut outcomes);
+        }
+        outcomes
     }
 }
 
@@ -213,34 +198,61 @@ impl Preference {
 mod tests {
     use super::*;
 
-    fn pairs() -> Vec<PairScores> {
+    /// Three pairs, or six labelled rows.
+    fn batch(paired: bool) -> (Vec<Sums>, Known) {
         let sums = |instruction, response| Sums { instruction, response, n_instruction: 7, n_response: 4 };
-        vec![
-            PairScores { policy: [sums(-30.0, -11.0), sums(-25.0, -14.5)], reference: [-42.5, -38.0] },
-            PairScores { policy: [sums(-31.0, -9.0), sums(-21.0, -3.5)], reference: [-41.0, -27.0] },
-            PairScores { policy: [sums(-12.0, -8.0), sums(-33.0, -6.5)], reference: [-20.5, -39.7] },
-        ]
+        let reference = vec![-42.5, -38.0, -41.0, -27.0, -20.5, -39.7];
+        let mut known = Known { paired, ..Known::pairs(reference) };
+        known.cross = cross_weights(&[1.0, 0.3, -0.2, 0.3, 0.9, 0.1, 0.5, 0.5, 1.0], 3, 0.5);
+        if !paired {
+            known.desirable = [true, true, false, true, false, false].into();
+        }
+        let policy = [(-30.0, -11.0), (-25.0, -14.5), (-31.0, -9.0), (-21.0, -3.25), (-12.0, -8.0), (-33.0, -6.5)];
+        (policy.map(|(i, r)| sums(i, r)).into(), known)
+    }
+
+    fn total(p: &Preference, sums: &[Sums], known: &Known) -> f64 {
+        p.evaluate(sums, known).iter().map(|o| o.loss).sum()
     }
 
     #[test]
     fn gradients_equal_differences_of_the_summed_loss() {
+        let mix = "sigmoid=0.5,rpo=2,sft=0.3,bco_pair=0.1".parse().unwrap();
         for objective in [Objective::Jpo, Objective::Dpo] {
-            for loss in Loss::ALL {
-                let label_smoothing = if loss == Loss::Sigmoid { 0.1 } else { 0.0 };
-                let p = Preference { objective, loss, label_smoothing, sft_weight: 0.3, ..Preference::default() };
-                let total = |pairs: &[PairScores]| p.evaluate(pairs).iter().map(|o| o.loss).sum::<f64>();
-                for i in 0..3 {
-                    for side in 0..2 {
-                        let step = 1e-5;
-                        let moved = |by: f64| {
-                            let mut moved = pairs();
-                            moved[i].policy[side].response += by;
-                            total(&moved)
-                        };
-                        let want = (moved(step) - moved(-step)) / (2.0 * step);
-                        let o = p.evaluate(&pairs())[i];
-                        let got = o.d_score[side] + if side == 0 { o.d_chosen_response } else { 0.0 };
-                        assert!((got - want).abs() < 1e-8, "{objective:?} {loss:?} {i} {side}: {got} {want}");
+            for loss in Loss::ALL.map(Mix::of).into_iter().chain([mix]) {
+                for paired in [true, false].into_iter().filter(|&paired| paired || !loss.needs_pairs()) {
+                    let p = Preference { objective, loss, ..Preference::default() };
+                    let smoothed = Loss::SMOOTHED.iter().any(|&l| loss.has(l));
+                    let p =
+                        Preference { label_smoothing: if smoothed { 0.1 } else { 0.0 }, desirable_weight: 1.3, ..p };
+                    p.validate().unwrap();
+                    let (sums, known) = batch(paired);
+                    // What kto and bco compare with is no function of the policy, for their gradients: it is held.
+                    let held = |p: &Preference, sums: &[Sums]| {
+                        let shift_of = |t: &Term| t.shift(&batch(paired).0, &known);
+                        let mut outcomes = vec![SequenceOutcome::default(); sums.len()];
+                        for term in p.terms(paired) {
+                            match term.coupling {
+                                Coupling::Sides(Shift::Opposite) => term.add(sums, &known, &mut outcomes),
+                                _ => term.add_from(sums, &known, shift_of(&term), &mut outcomes),
+                            }
+                        }
+                        outcomes.iter().map(|o| o.loss).sum::<f64>()
+                    };
+                    let got = p.evaluate(&sums, &known);
+                    for s in 0..6 {
+                        for part in 0..2 {
+                            let step = 1e-5;
+                            let moved = |by: f64| {
+                                let mut moved = sums.clone();
+                                let sum = if part == 0 { &mut moved[s].instruction } else { &mut moved[s].response };
+                                *sum += by;
+                                held(&p, &moved)
+                            };
+                            let want = (moved(step) - moved(-step)) / (2.0 * step);
+                            let got = got[s].d_sums[part];
+                            assert!((got - want).abs() < 1e-8, "{objective:?} {loss} {s} {part}: {got} {want}");
+                        }
                     }
                 }
             }
@@ -249,16 +261,29 @@ mod tests {
 
     #[test]
     fn at_the_reference_the_loss_is_ln_2_and_the_slope_half_beta() {
-        let mut p = pairs();
-        for pair in &mut p {
-            pair.reference = [0, 1].map(|s| pair.policy[s].score(Objective::Jpo));
+        let (sums, mut known) = batch(true);
+        known.reference = sums.iter().map(|s| s.score(Objective::Jpo)).collect();
+        for loss in [Loss::Sigmoid, Loss::Robust, Loss::AotUnpaired, Loss::Rpo] {
+            let p = Preference { loss: Mix::of(loss), ..Preference::default() };
+            let losses = total(&p, &sums, &known);
+            assert!((losses / 3.0 - std::f64::consts::LN_2).abs() < 1e-12, "{loss:?}");
         }
-        for o in Preference::default().evaluate(&p) {
-            assert!((o.loss - std::f64::consts::LN_2).abs() < 1e-12);
-            assert!((o.d_score[0] + 0.05).abs() < 1e-12 && o.rewards == [0.0, 0.0]);
+        for (s, o) in Preference::default().evaluate(&sums, &known).iter().enumerate() {
+            let want = if s % 2 == 0 { -0.05 } else { 0.05 };
+            assert!((o.d_sums[0] - want).abs() < 1e-12 && o.d_sums[0] == o.d_sums[1] && o.reward == 0.0);
         }
-        let ipo = Preference { loss: Loss::Ipo, ..Preference::default() };
-        assert!((ipo.evaluate(&p)[0].loss - 1.0 / (4.0 * 0.01)).abs() < 1e-12);
+        let ipo = Preference { loss: Mix::of(Loss::Ipo), ..Preference::default() };
+        assert!((total(&ipo, &sums, &known) / 3.0 - 1.0 / (4.0 * 0.01)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn kto_on_pairs_is_kto_on_their_sides() {
+        let (sums, mut known) = batch(true);
+        let p = Preference { loss: Mix::of(Loss::Kto), undesirable_weight: 0.7, ..Preference::default() };
+        let pairs = total(&p, &sums, &known) / 3.0;
+        known.paired = false;
+        let sides = total(&p, &sums, &known) / 6.0;
+        assert!((pairs - sides).abs() < 1e-12, "{pairs} {sides}");
     }
 
     #[test]
@@ -267,5 +292,10 @@ mod tests {
         assert_eq!(bad.validate().unwrap_err().to_string(), "--beta: -1 is not above 0");
         let bad = Preference { label_smoothing: 0.7, ..Preference::default() };
         assert!(bad.validate().unwrap_err().to_string().starts_with("--label-smoothing: 0.7"));
+        let bad = Preference { label_smoothing: 0.1, loss: Mix::of(Loss::Hinge), ..Preference::default() };
+        let said = bad.validate().unwrap_err().to_string();
+        assert_eq!(said, "--label-smoothing: goes with --loss sigmoid, robust, aot_unpaired, not hinge");
+        let bad = Preference { rpo_tau: 0.0, ..Preference::default() };
+        assert_eq!(bad.validate().unwrap_err().to_string(), "--rpo-tau: 0 is not above 0");
     }
 }

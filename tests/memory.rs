@@ -23,6 +23,7 @@ use jointwise::model::peft::Adapter;
 use jointwise::model::trace::Keep;
 use jointwise::model::weights::{BaseDtype, Source, Training};
 use jointwise::objective::Preference;
+use jointwise::train::outcome::Reference;
 use jointwise::train::synthetic::{self, Lengths};
 use jointwise::train::trainer::{Trainer, rehearse};
 use program::{Ran, fixture};
@@ -81,7 +82,7 @@ fn planned_within(caps: &Caps, config: &str, targets: &str, length: usize, base:
     let training = Training { optim: Some(Optim::Adamw), ..Training::NONE };
     let options = LoadOptions { trained: Trained::Lora, lora, training, n_positions: length, base };
     let side = |first| Sequence { ids: [vec![first], vec![0; length - 1]].concat(), response_start: length / 2 };
-    let pair = Example { row: 0, sequences: vec![side(0), side(1)] };
+    let pair = Example { row: 0, sequences: vec![side(0), side(1)], desirable: None };
     let load = |gpu: &Gpu| Decoder::load(gpu, &d, &(Rc::new(Planned) as Rc<dyn Source>), &options);
     let goal = Goal::Preference(Preference::default());
     let plan = rehearse(caps, load, &goal, &[&pair], true, keep).expect("a plan");
@@ -253,7 +254,8 @@ fn small_bindings_change_no_result() {
         let decoder = synthetic::decoder(&gpu, &d, full, 60).expect("weights");
         let goal = Goal::Preference(Preference::default());
         let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
-        let step = pollster::block_on(trainer.gradients(&examples, &[[-300.0; 2]; 2], 2)).expect("gradients");
+        let step = pollster::block_on(trainer.gradients(&examples, &[[-300.0; 2]; 2].map(Reference::from), 2))
+            .expect("gradients");
         let gradients = pollster::block_on(trainer.read_gradients(&examples)).expect("gradients");
         (step.outcome.loss_sum, gradients, gpu.ledger().largest_activation())
     };

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use jointwise::rng::Rng;
-use jointwise::train::metrics::{self, Accumulator, EvalMetrics, MetricsLog, PairMetrics, PairScores, StepMetrics};
+use jointwise::train::metrics::{self, Accumulator, EvalMetrics, MetricsLog, PairMetrics, SideScores, StepMetrics};
 use jointwise::train::report::{self, Report, Sample, Table};
 use jointwise::train::tensorboard::{EventWriter, crc32c};
 use std::fs;
@@ -79,9 +79,8 @@ fn pairs_are_averaged_and_ties_count_half() {
     let mut all = Accumulator::default();
     assert!(all.pairs().is_none() && all.loss().is_nan());
     for (chosen, rejected) in [(1.0, 0.0), (0.0, 0.0), (-1.0, 1.0), (3.0, 1.0)] {
-        let pair =
-            PairScores { reward_chosen: chosen, reward_rejected: rejected, logp_chosen: -4.0, ..Default::default() };
-        all.add_pair(&pair);
+        let side = |reward, logp| SideScores { reward, logp, ..Default::default() };
+        all.add_pair([&side(chosen, -4.0), &side(rejected, -2.0)]);
     }
     all.add_loss(1.0, 1, 10);
     all.add_loss(5.0, 3, 20);
@@ -89,6 +88,21 @@ fn pairs_are_averaged_and_ties_count_half() {
     assert_eq!((pairs.accuracies, pairs.margins, pairs.logps_chosen), (0.625, 0.25, -4.0));
     assert_eq!(pairs.rewards_chosen - pairs.rewards_rejected, pairs.margins);
     assert_eq!((all.loss(), all.tokens()), (1.5, 30));
+}
+
+#[test]
+fn labelled_texts_have_no_accuracy() {
+    let mut all = Accumulator::default();
+    for (desirable, reward) in [(true, 1.0), (true, 2.0), (false, -0.5)] {
+        all.add_side(desirable, &SideScores { reward, logp: -4.0, ..Default::default() });
+    }
+    let names = |all: &Accumulator| all.pairs().unwrap().entries().map(|(name, _)| name).collect::<Vec<_>>();
+    let pairs = all.pairs().unwrap();
+    assert_eq!((pairs.rewards_chosen, pairs.rewards_rejected, pairs.margins), (1.5, -0.5, 2.0));
+    assert!(!names(&all).contains(&"rewards/accuracies") && names(&all).len() == 7);
+    let mut one = Accumulator::default();
+    one.add_side(false, &SideScores::default());
+    assert_eq!(names(&one), ["rewards/rejected", "logps/rejected"]);
 }
 
 /// Records of an event file, checksums checked.

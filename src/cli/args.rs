@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::kernels::moments::Optim;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 use crate::model::weights::{BaseDtype, ParamDtype};
-use crate::objective::{Loss, Objective};
+use crate::objective::{Mix, Objective};
 use crate::train::schedule::Shape;
 
 /// Preference tuning of language models on any GPU.
@@ -139,20 +139,33 @@ pub struct ObjectiveArgs {
     /// What is scored: jpo the instruction and the response, dpo the response [default: jpo]
     #[arg(long, value_parser = parse_objective)]
     pub objective: Option<Objective>,
-    /// sigmoid, hinge, ipo or kto_pair [default: sigmoid]
-    #[arg(long, value_parser = parse_loss)]
-    pub loss: Option<Loss>,
-    /// How far the policy may move from its reference [default: 0.1]
+    /// sigmoid, robust, hinge, ipo, simpo, orpo, kto_pair, kto (also of texts with a label), bco_pair, aot_unpaired, rpo or sft; or
+    /// several with weights: sigmoid=1,sft=0.2 [default: sigmoid]
+    #[arg(long, value_name = "NAME[=WEIGHT],..")]
+    pub loss: Option<Mix>,
+    /// How far the policy may move from its reference; orpo's λ [default: 0.1]
     #[arg(long, allow_hyphen_values = true)]
     pub beta: Option<f64>,
-    /// Probability that a preference is the wrong way round (sigmoid) [default: 0]
+    /// Probability that a preference is the wrong way round (sigmoid, robust, aot_unpaired) [default: 0]
     #[arg(long, allow_hyphen_values = true)]
     pub label_smoothing: Option<f64>,
+    /// Margin that simpo asks for [default: 0.5]
+    #[arg(long, value_name = "GAMMA", allow_hyphen_values = true)]
+    pub simpo_gamma: Option<f64>,
+    /// How little unlike instructions count in rpo: less, the smaller [default: 0.5]
+    #[arg(long, value_name = "TAU", allow_hyphen_values = true)]
+    pub rpo_tau: Option<f64>,
+    /// Weight of desirable texts in kto [default: 1]
+    #[arg(long, value_name = "WEIGHT", allow_hyphen_values = true)]
+    pub desirable_weight: Option<f64>,
+    /// Weight of undesirable texts in kto [default: 1]
+    #[arg(long, value_name = "WEIGHT", allow_hyphen_values = true)]
+    pub undesirable_weight: Option<f64>,
     /// Score without a reference
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub reference_free: bool,
-    /// Weight of the chosen response's likelihood in the loss [default: 0]
+    /// The same as sft=WEIGHT in --loss: of the chosen response's likelihood [default: 0]
     #[arg(long, allow_hyphen_values = true)]
     pub sft_weight: Option<f64>,
     /// initial: the starting policy; base: without the adapter; or another checkpoint [default: initial]
@@ -184,10 +197,6 @@ fn parse_objective(text: &str) -> Result<Objective, String> {
         "dpo" => Ok(Objective::Dpo),
         _ => Err("expected jpo or dpo".into()),
     }
-}
-
-fn parse_loss(text: &str) -> Result<Loss, String> {
-    one_of(Loss::ALL, Loss::name, text)
 }
 
 /// Units of a size, as memory is sold and as it is counted.

@@ -28,6 +28,7 @@ use crate::model::weights::BaseDtype;
 use crate::objective::{Objective, Preference};
 use crate::rng::Rng;
 use crate::train::metrics::{self, METRICS};
+use crate::train::outcome::Reference;
 use crate::train::report::{self, Report, Sample, Table};
 use crate::train::synthetic;
 use crate::train::trainer::Trainer;
@@ -197,7 +198,7 @@ fn affordable_steps(gpu: &Gpu, d: &Description) -> Result<usize> {
     let goal = Goal::Preference(Preference::default());
     let trainer = Trainer { gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
     let rows = synthetic::pairs(recipe::BATCH, recipe::SIDE_TOKENS, d.vocab, synthetic::Lengths::Equal);
-    let (rows, reference) = (rows.iter().collect::<Vec<_>>(), [[0.0; 2]; recipe::BATCH]);
+    let (rows, reference) = (rows.iter().collect::<Vec<_>>(), vec![Reference::default(); recipe::BATCH]);
     let mut seconds = 0.0;
     for number in 1..=2 {
         let started = Instant::now();

@@ -8,7 +8,6 @@ use super::args::{DeviceArgs, LimitsArg, PlanArgs, with_config};
 use super::session::{self, Model};
 use super::train;
 use crate::data::batch::{Example, Sequence};
-use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Ledger, MatmulPrecision};
 use crate::kernels::objective::Goal;
@@ -70,7 +69,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
             let mut rejected = side();
             rejected.ids[0] = 1;
             let sides = if sft { vec![side()] } else { vec![side(), rejected] };
-            Example { row, sequences: sides }
+            Example { row, sequences: sides, desirable: None }
         };
         let tokens = settings.batch_size.saturating_mul(limits.max_length).saturating_mul(if sft { 1 } else { 2 });
         if tokens > MOST_TOKENS {
@@ -81,7 +80,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
         (0..settings.batch_size).map(example).collect()
     } else {
         let tokenizer = model.tokenizer()?;
-        let purpose = if sft { Purpose::Sft } else { Purpose::Preference };
+        let purpose = session::purpose(settings.preference.as_ref());
         let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
         let all: Vec<&Example> = data.examples.iter().collect();
         largest_micro_batch(&all, settings.batch_size, settings.share_prefix).into_iter().cloned().collect()

@@ -17,9 +17,12 @@ use crate::model::load::{LoadOptions, Trained};
 use crate::model::save::{OutputDtype, Planned, write_safetensors};
 use crate::model::trace::Keep;
 use crate::model::weights::{BaseDtype, Training};
-use crate::objective::{PairScores, Preference};
-use crate::train::metrics::{self, Accumulator};
-use crate::train::trainer::{self, Reference, Scored, Trainer};
+use crate::objective::{Loss, Preference, Sums};
+use crate::train::metrics::Accumulator;
+use crate::train::outcome::{Outcome, Reference, known};
+use crate::train::similarity;
+use crate::train::steps::tally;
+use crate::train::trainer::{self, Scored, Trainer};
 
 /// The decoder's scores of all sequences, at most `max_tokens` a forward pass.
 pub fn scores(gpu: &Gpu, decoder: &Decoder, data: &Dataset, with_lora: bool, max_tokens: usize) -> Result<Vec<Scored>> {
@@ -54,15 +57,20 @@ pub fn reference_scores(
     policy: Option<&[Scored]>,
     max_tokens: usize,
     base: BaseDtype,
-) -> Result<Vec<Reference>> {
-    let pairs = |scored: &[Scored]| -> Vec<Reference> {
-        scored.chunks(2).map(|c| [c[0].sums.score(p.objective), c[c.len() - 1].sums.score(p.objective)]).collect()
+) -> Result<Vec<[f64; 2]>> {
+    let by_example = |scored: &[Scored]| -> Vec<[f64; 2]> {
+        let mut rest = scored.iter().map(|s| s.sums.score(p.objective));
+        let of = |e: &Example| {
+            let first = rest.next().unwrap_or_default();
+            [first, if e.sequences.len() == 2 { rest.next().unwrap_or_default() } else { 0.0 }]
+        };
+        data.examples.iter().map(of).collect()
     };
     Ok(match (choice, policy) {
-        _ if p.reference_free => vec![[0.0; 2]; data.examples.len()],
-        (ReferenceChoice::Initial, Some(policy)) => pairs(policy),
-        (ReferenceChoice::Initial, None) => pairs(&scores(gpu, decoder, data, true, max_tokens)?),
-        (ReferenceChoice::Base, _) => pairs(&scores(gpu, decoder, data, false, max_tokens)?),
+        _ if !p.needs_reference() => vec![[0.0; 2]; data.examples.len()],
+        (ReferenceChoice::Initial, Some(policy)) => by_example(policy),
+        (ReferenceChoice::Initial, None) => by_example(&scores(gpu, decoder, data, true, max_tokens)?),
+        (ReferenceChoice::Base, _) => by_example(&scores(gpu, decoder, data, false, max_tokens)?),
         (ReferenceChoice::Model(name), _) => {
             let model = Model::reference(name, base)?;
             if model.description.vocab != decoder.description.vocab {
@@ -70,12 +78,30 @@ pub fn reference_scores(
                 return Err(Error::flag("reference", format!("{name} has {theirs} tokens, the policy {ours}")));
             }
             let other = model.load(gpu, &session::frozen(base, None, session::longest(data)))?;
-            pairs(&scores(gpu, &other, data, true, max_tokens)?)
+            by_example(&scores(gpu, &other, data, true, max_tokens)?)
         }
     })
 }
 
-fn side(scored: &Scored, example: &Example, index: usize, p: &Preference, tokens: bool) -> Value {
+/// Those scores with the directions of the instructions, where a loss compares them.
+pub fn with_directions(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    data: &Dataset,
+    p: &Preference,
+    scores: Vec<[f64; 2]>,
+    max_tokens: usize,
+) -> Result<Vec<Reference>> {
+    let mut references: Vec<Reference> = scores.into_iter().map(Reference::from).collect();
+    if p.loss.has(Loss::Rpo) {
+        let examples: Vec<&Example> = data.examples.iter().collect();
+        let directions = pollster::block_on(similarity::directions(gpu, decoder, &examples, max_tokens))?;
+        references.iter_mut().zip(directions).for_each(|(r, d)| r.directions = d);
+    }
+    Ok(references)
+}
+
+fn side_of(scored: &Scored, example: &Example, index: usize, p: &Preference, tokens: bool) -> Value {
     let sequence = &example.sequences[index];
     let mut object = json!({
         "n_tokens": sequence.ids.len(),
@@ -93,22 +119,9 @@ fn side(scored: &Scored, example: &Example, index: usize, p: &Preference, tokens
     object
 }
 
-/// What metrics take from a pair.
-pub fn pair_metrics(scores: &PairScores, rewards: [f64; 2], p: &Preference) -> metrics::PairScores {
-    let chosen = &scores.policy[0];
-    metrics::PairScores {
-        reward_chosen: rewards[0],
-        reward_rejected: rewards[1],
-        logp_chosen: chosen.score(p.objective),
-        logp_rejected: scores.policy[1].score(p.objective),
-        logp_instruction: chosen.instruction,
-        logp_response: chosen.response,
-    }
-}
-
 /// `jointwise score`.
 pub fn score(args: &ScoreArgs) -> Result<()> {
-    let mut out = Lines::new(args.out.as_deref(), &args.data.data)?;
+    let out = Lines::new(args.out.as_deref(), &args.data.data)?;
     let p = session::preference(&args.objective)?;
     let model = Model::of(&args.model)?;
     let adapter = model.adapter(args.model.adapter.as_deref())?;
@@ -118,53 +131,72 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), session::longest(&data)))?;
     let scored = finite(&data, scores(&gpu, &decoder, &data, true, Defaults::SCORE_TOKENS)?)?;
     let has_pairs = data.examples.iter().any(|e| e.sequences.len() == 2);
-    if !has_pairs {
+    let judged = data.examples.iter().all(|e| e.desirable.is_some()) && !p.loss.needs_pairs();
+    if !has_pairs && !judged {
         return score_single(&data, &scored, &p, args.tokens, out);
     }
-    if let Some(single) = data.examples.iter().find(|e| e.sequences.len() != 2) {
+    if let Some(single) = data.examples.iter().find(|e| has_pairs && e.sequences.len() != 2) {
         return Err(Error::file(data.place(single.row), "holds one text, the rows before it pairs"));
     }
-    let reference = args.objective.reference.is_some() || p.reference_free;
-    let choice = session::reference(&args.objective);
-    let references = match reference {
-        true => {
-            let (policy, most) = (Some(scored.as_slice()), Defaults::SCORE_TOKENS);
-            reference_scores(&gpu, &decoder, &data, &choice, &p, policy, most, model.base)?
-        }
-        false => vec![[0.0; 2]; data.examples.len()],
+    let references = if args.objective.reference.is_some() || !p.needs_reference() {
+        let (choice, most) = (session::reference(&args.objective), Defaults::SCORE_TOKENS);
+        let scores = reference_scores(&gpu, &decoder, &data, &choice, &p, Some(&scored), most, model.base)?;
+        Some(with_directions(&gpu, &decoder, &data, &p, scores, most)?)
+    } else {
+        None
     };
-    let pairs: Vec<PairScores> = scored
-        .chunks(2)
-        .zip(&references)
-        .map(|(s, &reference)| PairScores { policy: [s[0].sums, s[1].sums], reference })
-        .collect();
-    let outcomes = p.evaluate(&pairs);
+    score_judged(&data, &scored, &p, references.as_deref(), args.tokens, out)
+}
+
+/// Rows with a preference or a label: log-probs, and with a reference rewards and losses.
+fn score_judged(
+    data: &Dataset,
+    scored: &[Scored],
+    p: &Preference,
+    references: Option<&[Reference]>,
+    tokens: bool,
+    mut out: Lines,
+) -> Result<()> {
+    let (goal, examples) = (Goal::Preference(*p), data.examples.iter().collect::<Vec<&Example>>());
+    let known = known(&goal, &examples, references.unwrap_or_default());
+    let sums: Vec<Sums> = scored.iter().map(|s| s.sums).collect();
+    let outcome = Outcome::of(&goal, &sums, &known, examples.iter().map(|e| e.n_tokens(true)).sum());
     let mut total = Accumulator::default();
-    for (i, example) in data.examples.iter().enumerate() {
-        let (pair, outcome) = (&pairs[i], &outcomes[i]);
-        total.add_loss(outcome.loss, 1, example.n_tokens(true));
-        total.add_pair(&pair_metrics(pair, outcome.rewards, &p));
-        let mut row = json!({
-            "row": example.row,
-            "chosen": side(&scored[2 * i], example, 0, &p, args.tokens),
-            "rejected": side(&scored[2 * i + 1], example, 1, &p, args.tokens),
-        });
-        if reference {
-            row["reference_chosen_logp"] = json!(pair.reference[0]);
-            row["reference_rejected_logp"] = json!(pair.reference[1]);
-            row["rewards_chosen"] = json!(outcome.rewards[0]);
-            row["rewards_rejected"] = json!(outcome.rewards[1]);
-            row["margin"] = json!(outcome.rewards[0] - outcome.rewards[1]);
-            row["loss"] = json!(outcome.loss);
+    tally(&goal, &outcome, &mut total);
+    for (i, (example, row)) in examples.iter().zip(&outcome.rows).enumerate() {
+        let sides = i * known.row_len()..(i + 1) * known.row_len();
+        let text = |side: usize| side_of(&scored[sides.start + side], example, side, p, tokens);
+        let reference = &known.reference[sides.clone()];
+        let loss: f64 = row.iter().map(|s| s.outcome.loss).sum();
+        let mut line = match example.desirable {
+            None => json!({"row": example.row, "chosen": text(0), "rejected": text(1)}),
+            Some(label) => json!({"row": example.row, "text": text(0), "label": label}),
+        };
+        if references.is_some() {
+            let more = match row.as_slice() {
+                [chosen, rejected] => {
+                    let [chosen, rejected] = [chosen, rejected].map(|s| s.outcome.reward);
+                    json!({
+                        "reference_chosen_logp": reference[0], "reference_rejected_logp": reference[1],
+                        "rewards_chosen": chosen, "rewards_rejected": rejected, "margin": chosen - rejected, "loss": loss,
+                    })
+                }
+                one => json!({
+                    "reference_logp": reference[0], "reward": one.iter().map(|s| s.outcome.reward).sum::<f64>(), "loss": loss,
+                }),
+            };
+            if let (Some(line), Value::Object(more)) = (line.as_object_mut(), more) {
+                line.extend(more);
+            }
         }
-        out.push(&row)?;
+        out.push(&line)?;
     }
     let mut summary = serde_json::Map::new();
-    if reference {
+    if references.is_some() {
         summary.insert("loss".into(), json!(total.loss()));
     }
     for (name, value) in total.pairs().iter().flat_map(|m| m.entries()) {
-        if reference || !name.starts_with("rewards/") {
+        if references.is_some() || !name.starts_with("rewards/") {
             summary.insert(name.into(), json!(value));
         }
     }
@@ -179,7 +211,7 @@ fn score_single(data: &Dataset, scored: &[Scored], p: &Preference, tokens: bool,
     for (example, s) in data.examples.iter().zip(scored) {
         loss -= s.sums.response;
         n += s.sums.n_response;
-        let text = side(s, example, 0, p, tokens);
+        let text = side_of(s, example, 0, p, tokens);
         out.push(&json!({"row": example.row, "text": text, "loss": -s.sums.response / s.sums.n_response as f64}))?;
     }
     out.push(&json!({"summary": {"loss": loss / n.max(1) as f64, "n_scored": n}}))?;
@@ -196,7 +228,7 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     if adapter.is_none() {
         session::refuse_quantised(model.base, "grad without --adapter")?;
     }
-    let purpose = if args.sft { Purpose::Sft } else { Purpose::Preference };
+    let purpose = session::purpose(Some(&p).filter(|_| !args.sft));
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
     let gpu = session::open_gpu(&args.model.device)?;
     let options = LoadOptions {
@@ -212,11 +244,12 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     } else {
         let choice = session::reference(&args.objective);
         let most = Defaults::SCORE_TOKENS;
-        (Goal::Preference(p), reference_scores(&gpu, &decoder, &data, &choice, &p, None, most, model.base)?)
+        let scores = reference_scores(&gpu, &decoder, &data, &choice, &p, None, most, model.base)?;
+        (Goal::Preference(p), with_directions(&gpu, &decoder, &data, &p, scores, most)?)
     };
     let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
     let examples: Vec<&Example> = data.examples.iter().collect();
-    // One batch, because kto_pair's means run over all of it; other losses could be cut, and memory would then not depend on the file.
+    // One batch, because some losses look at all of it; others could be cut, and memory would then not depend on the file.
     let step = pollster::block_on(trainer.gradients(&examples, &reference, examples.len()))?;
     let gradients = pollster::block_on(trainer.read_gradients(&examples))?;
     let planned: Vec<Planned> = gradients

@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use super::args::{DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
 use super::train::bar;
 use super::tune;
-use crate::config::{Defaults, ReferenceChoice};
+use crate::config::{Defaults, ReferenceChoice, not_negative};
 use crate::data::dataset::{Dataset, Limits, Overflow};
 use crate::data::rows::{FieldMap, Purpose, read_rows};
 use crate::data::template::Template;
@@ -26,7 +26,7 @@ use crate::model::hub;
 use crate::model::load::{LoadOptions, LoraSpec, Trained, linear_modules};
 use crate::model::peft::Adapter;
 use crate::model::weights::{BaseDtype, Source, Training};
-use crate::objective::Preference;
+use crate::objective::{Loss, Preference};
 
 /// A model folder that was read and verified; its weights stay on disk.
 pub struct Model {
@@ -234,16 +234,41 @@ pub fn limits(args: &DataArgs, d: &Description) -> Result<(Template, Limits)> {
 /// The loss as resolved.
 pub fn preference(args: &ObjectiveArgs) -> Result<Preference> {
     let base = Preference::default();
+    let sft_weight = args.sft_weight.unwrap_or(0.0);
+    not_negative("sft-weight", sft_weight)?;
     let p = Preference {
         objective: args.objective.unwrap_or(base.objective),
-        loss: args.loss.unwrap_or(base.loss),
+        loss: args.loss.unwrap_or(base.loss).plus(Loss::Sft, sft_weight),
         beta: args.beta.unwrap_or(base.beta),
         label_smoothing: args.label_smoothing.unwrap_or(base.label_smoothing),
+        simpo_gamma: args.simpo_gamma.unwrap_or(base.simpo_gamma),
+        rpo_tau: args.rpo_tau.unwrap_or(base.rpo_tau),
+        desirable_weight: args.desirable_weight.unwrap_or(base.desirable_weight),
+        undesirable_weight: args.undesirable_weight.unwrap_or(base.undesirable_weight),
         reference_free: args.reference_free,
-        sft_weight: args.sft_weight.unwrap_or(base.sft_weight),
     };
     p.validate()?;
+    // A flag that would change nothing is a mistake.
+    for (flag, value, loss) in [
+        ("simpo-gamma", args.simpo_gamma, Loss::Simpo),
+        ("rpo-tau", args.rpo_tau, Loss::Rpo),
+        ("desirable-weight", args.desirable_weight, Loss::Kto),
+        ("undesirable-weight", args.undesirable_weight, Loss::Kto),
+    ] {
+        if value.is_some() && !p.loss.has(loss) {
+            return Err(Error::flag(flag, format!("goes with --loss {}, not {}", loss.name(), p.loss)));
+        }
+    }
     Ok(p)
+}
+
+/// What rows must be for this loss; `None`: SFT.
+pub fn purpose(preference: Option<&Preference>) -> Purpose {
+    match preference {
+        None => Purpose::Sft,
+        Some(p) if p.loss.needs_pairs() => Purpose::Preference,
+        Some(_) => Purpose::Judgement,
+    }
 }
 
 /// The reference as resolved.

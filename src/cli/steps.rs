@@ -13,8 +13,9 @@ use crate::kernels::objective::Goal;
 use crate::kernels::shapes::ModelShape;
 use crate::model::trace::Keep;
 use crate::objective::Preference;
+use crate::train::outcome::Reference;
 use crate::train::synthetic::{self, Lengths};
-use crate::train::trainer::{MicroCost, Reference, Trainer, reserve};
+use crate::train::trainer::{MicroCost, Trainer, reserve};
 
 /// Tokens of a sequence, at most.
 const SEQUENCE: usize = 256;
@@ -75,7 +76,7 @@ fn time(
     let goal = Goal::Preference(Preference::default());
     let cost = reserve(gpu, &decoder, &goal, &examples, load.share_prefix, Keep::Everything);
     let trainer = Trainer { gpu, decoder, goal, share_prefix: load.share_prefix, keep: Keep::Everything, seed: 0 };
-    let reference: Vec<Reference> = vec![[0.0; 2]; pairs];
+    let reference = vec![Reference::default(); pairs];
     let step_once = |number| {
         let started = Instant::now();
         let rate = Defaults::LEARNING_RATE_LORA;

@@ -15,11 +15,10 @@ use super::Finished;
 use super::args::{RecomputeArg, TrainArgs, with_config};
 use super::merge::dtype;
 use super::output::command_line;
-use super::score::reference_scores;
+use super::score::{reference_scores, with_directions};
 use super::session::{self, Model};
 use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettings, at_least_one};
 use crate::data::dataset::Dataset;
-use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu, Ledger, MatmulPrecision};
 use crate::kernels::objective::Goal;
@@ -32,12 +31,13 @@ use crate::model::weights::{self, BaseDtype, Source, Training};
 use crate::objective::Objective;
 use crate::train::checkpoint;
 use crate::train::metrics::{self, METRICS};
+use crate::train::outcome::Reference;
 use crate::train::report::{self, Report};
 use crate::train::run::{self, Cadence, Ended, Event, Output};
 use crate::train::schedule::Shape;
 use crate::train::state::State;
 use crate::train::steps::Rows;
-use crate::train::trainer::{Optimiser, Reference, Rehearsal, Trainer, largest_micro_batch, rehearse, reserve};
+use crate::train::trainer::{Optimiser, Rehearsal, Trainer, largest_micro_batch, rehearse, reserve};
 
 /// Whether progress can be drawn, and drawn over.
 fn on_a_terminal() -> bool {
@@ -165,9 +165,9 @@ impl ReferenceCache {
     }
 
     /// A cache that cannot be read or written costs time, nothing else.
-    fn get(&self, key: &str, n: usize, compute: impl FnOnce() -> Result<Vec<Reference>>) -> Result<Vec<Reference>> {
+    fn get(&self, key: &str, n: usize, compute: impl FnOnce() -> Result<Vec<[f64; 2]>>) -> Result<Vec<[f64; 2]>> {
         let path = self.dir.join(format!("{key}.json"));
-        let kept = std::fs::read(&path).ok().and_then(|t| serde_json::from_slice::<Vec<Reference>>(&t).ok());
+        let kept = std::fs::read(&path).ok().and_then(|t| serde_json::from_slice::<Vec<[f64; 2]>>(&t).ok());
         if let Some(kept) = kept.filter(|k| k.len() == n) {
             return Ok(kept);
         }
@@ -196,7 +196,7 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let model = Model::of(&args.model)?;
     let adapter = adapter(args, &model, settings.seed)?;
     let tokenizer = model.tokenizer()?;
-    let purpose = if sft { Purpose::Sft } else { Purpose::Preference };
+    let purpose = session::purpose(settings.preference.as_ref());
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
     let eval = args.eval_data.clone().map(|file| session::dataset(&args.data, &[file], &model, &tokenizer, purpose));
     let eval = eval.transpose()?;
@@ -319,7 +319,7 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
     ended
 }
 
-/// Scores of the reference over training and evaluation rows.
+/// What is known of training and evaluation rows before they are learnt from.
 fn references(
     args: &TrainArgs,
     p: &Prepared,
@@ -332,7 +332,7 @@ fn references(
     let of_other = reference_hash(&choice, p.model.base)?;
     let cache = ReferenceCache::new();
     let scores = |data: &Dataset| {
-        if preference.reference_free {
+        if !preference.needs_reference() {
             return Ok(vec![[0.0; 2]; data.examples.len()]);
         }
         let own = model_hash(&p.model, p.adapter.as_ref())?;
@@ -346,7 +346,8 @@ fn references(
             reference_scores(gpu, decoder, data, &choice, preference, None, max_tokens, p.model.base)
         })
     };
-    Ok([scores(&p.data)?, p.eval.as_ref().map_or(Ok(Vec::new()), scores)?])
+    let references = |data: &Dataset| with_directions(gpu, decoder, data, preference, scores(data)?, max_tokens);
+    Ok([references(&p.data)?, p.eval.as_ref().map_or(Ok(Vec::new()), references)?])
 }
 
 fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Result<Ended> {
@@ -462,7 +463,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
 pub fn objective_text(settings: &TrainSettings) -> String {
     match &settings.preference {
         None => "SFT".into(),
-        Some(p) => format!("{:?}, {}, β = {}", p.objective, p.loss.name(), p.beta),
+        Some(p) => format!("{:?}, {}, β = {}", p.objective, p.loss, p.beta),
     }
 }
 
@@ -521,7 +522,7 @@ fn card(args: &TrainArgs, p: &Prepared, gpu: &Gpu, state: &State) -> Card {
         ("seed", s.seed.to_string()),
     ];
     if let Some(p) = &s.preference {
-        settings.extend([("loss", p.loss.name().to_string()), ("beta", p.beta.to_string())]);
+        settings.extend([("loss", p.loss.to_string()), ("beta", p.beta.to_string())]);
     }
     if let Some(a) = &p.adapter {
         settings.extend([
@@ -571,16 +572,18 @@ impl Progress {
     }
 
     fn event(&mut self, event: &Event) {
+        // Texts with a label have no accuracy, and without both kinds no margin.
+        let known = |value: f64, text: String| if value.is_nan() { String::new() } else { text };
+        let accuracy = |value: f64, digits: usize| known(value, format!("  accuracy {value:.digits$}"));
+        let margin = |value: f64| known(value, format!("  margin {value:+.3}"));
         let text = match event {
             Event::Step(m) => {
-                let pairs = m
-                    .pairs
-                    .map_or(String::new(), |p| format!("  accuracy {:.2}  margin {:+.3}", p.accuracies, p.margins));
+                let pairs = m.pairs.map_or(String::new(), |p| accuracy(p.accuracies, 2) + &margin(p.margins));
                 let speed = m.tokens as f64 / m.seconds.max(1e-9);
                 format!("loss {:.4}{pairs}  norm {:.3}  {speed:.0} tokens/s", m.loss, m.grad_norm)
             }
             Event::Eval(m) => {
-                let accuracy = m.pairs.map_or(String::new(), |p| format!("  accuracy {:.3}", p.accuracies));
+                let accuracy = m.pairs.map_or(String::new(), |p| accuracy(p.accuracies, 3));
                 format!("eval loss {:.4}{accuracy}", m.loss)
             }
             Event::Damaged(error) => format!("note: {error}: going on from an older checkpoint"),

@@ -14,8 +14,10 @@ pub struct Sequence {
 pub struct Example {
     /// Row number in the data, from 0, before anything was dropped.
     pub row: usize,
-    /// One sequence for SFT; chosen, then rejected, for preferences.
+    /// One sequence for SFT and for a text with a label; chosen, then rejected, for preferences.
     pub sequences: Vec<Sequence>,
+    /// A text's label; none of other rows.
+    pub desirable: Option<bool>,
 }
 
 impl Example {

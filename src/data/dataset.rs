@@ -92,8 +92,13 @@ impl Dataset {
             data.places.push(place.clone());
             let texts: Vec<&Text> = match content {
                 Content::Preference { chosen, rejected } => vec![chosen, rejected],
-                Content::Single(text) => vec![text],
+                Content::Single(text) | Content::Labelled(text, _) => vec![text],
             };
+            if content.label().is_some() != rows[0].content.label().is_some() {
+                return Err(
+                    place.error("texts with a label stand beside rows of other forms: learn from one or the other")
+                );
+            }
             let mut sequences = Vec::with_capacity(texts.len());
             for (side, text) in texts.iter().enumerate() {
                 let sequence = tokenizer.encode(text, template).map_err(|reason| place.error(reason))?;
@@ -113,7 +118,7 @@ impl Dataset {
                     continue;
                 }
             }
-            data.examples.push(Example { row, sequences });
+            data.examples.push(Example { row, sequences, desirable: content.label() });
         }
         if data.examples.is_empty() && !rows.is_empty() {
             let longest = data.lengths.iter().max().copied().unwrap_or(0);
@@ -159,6 +164,8 @@ impl Dataset {
         number(self.examples.len());
         for example in &self.examples {
             number(example.sequences.len());
+            // Beyond any number of sequences, so that no two data sets are told by the same numbers.
+            example.desirable.iter().for_each(|&desirable| number(usize::MAX - usize::from(desirable)));
             for sequence in &example.sequences {
                 number(sequence.response_start);
                 number(sequence.ids.len());

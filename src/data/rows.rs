@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 /// The forms of a row, as error messages list them.
 pub const FORMS: &str = "{i_chosen, r_chosen, i_reject, r_reject}, {prompt, chosen, rejected}, {chosen, rejected} as conversations, \
-     {prompt_chosen, chosen, prompt_rejected, rejected}, {instruction, response}, {prompt, completion}, {messages}";
+     {prompt_chosen, chosen, prompt_rejected, rejected}, {instruction, response}, {prompt, completion}, {messages}; one text may have a {label}, true or false";
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +52,18 @@ pub enum Content {
     },
     /// One text to imitate.
     Single(Text),
+    /// One text, desirable or not.
+    Labelled(Text, bool),
+}
+
+impl Content {
+    /// A text's label; none of other rows.
+    pub fn label(&self) -> Option<bool> {
+        match self {
+            Self::Labelled(_, desirable) => Some(*desirable),
+            Self::Preference { .. } | Self::Single(_) => None,
+        }
+    }
 }
 
 /// Where a row was read.
@@ -84,6 +96,8 @@ pub struct Row {
 pub enum Purpose {
     /// Every row must hold a preference.
     Preference,
+    /// Every row must hold a preference, or a text with a label.
+    Judgement,
     /// Every row becomes a single text: a preference gives its chosen side.
     Sft,
     /// Rows as they are.
@@ -97,7 +111,7 @@ pub struct FieldMap(Vec<(&'static str, String)>);
 /// Bytes of a line: none is held that is longer.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 15] = [
     "i_chosen",
     "r_chosen",
     "i_reject",
@@ -112,6 +126,7 @@ const FIELDS: [&str; 14] = [
     "completion",
     "messages",
     "gold_response",
+    "label",
 ];
 
 impl FieldMap {
@@ -159,9 +174,28 @@ pub fn read_rows(path: impl AsRef<Path>, map: &FieldMap, purpose: Purpose) -> Re
 pub fn parse_rows(path: &Path, text: impl BufRead, map: &FieldMap, purpose: Purpose) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for_each_object(path, text, |place, object| {
-        let content = content(&Fields { object: &object, map })?;
-        let content = match (content, purpose) {
+        let fields = Fields { object: &object, map };
+        let label = fields.get("label");
+        let content = match (content(&fields)?, purpose) {
             (Content::Preference { chosen, .. }, Purpose::Sft) => Content::Single(chosen),
+            (Content::Single(_), Purpose::Sft) if label.and_then(Value::as_bool) == Some(false) => {
+                return Err(format!(
+                    "the label says that the text is not one to imitate (`{}`: false)",
+                    map.name("label")
+                ));
+            }
+            (Content::Single(text), Purpose::Judgement | Purpose::Any) if label.is_some_and(Value::is_boolean) => {
+                Content::Labelled(text, label == Some(&Value::Bool(true)))
+            }
+            (Content::Single(_), Purpose::Judgement) => {
+                let found = label.map_or("nothing", super::fields::kind);
+                return Err(format!("field `{}`: expected true or false, found {found}", map.name("label")));
+            }
+            (Content::Single(_), Purpose::Preference) if label.is_some_and(Value::is_boolean) => {
+                return Err(
+                    "the row holds one text with a label, which --loss kto learns from, not a preference".into()
+                );
+            }
             (Content::Single(_), Purpose::Preference) => {
                 return Err(format!(
                     "the row holds one text, not a preference ({}); a preference is one of: {}",
@@ -290,7 +324,7 @@ fn content(fields: &Fields) -> std::result::Result<Content, String> {
     };
     let (sides, names): (Vec<&Text>, _) = match &content {
         Content::Preference { chosen, rejected } => (vec![chosen, rejected], ["chosen ", "rejected "]),
-        Content::Single(text) => (vec![text], ["", ""]),
+        Content::Single(text) | Content::Labelled(text, _) => (vec![text], ["", ""]),
     };
     match sides.iter().position(|text| text.response.is_empty()) {
         Some(side) => Err(format!("the {}response is empty", names[side])),

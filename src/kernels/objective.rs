@@ -4,16 +4,37 @@ use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::data::batch::Batch;
 use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, grid_1d};
-use crate::objective::{Loss, Objective, PairScores, Preference, Sums};
+use crate::objective::{
+    Coupling, Curve, Known, Link, Loss, Mix, Objective, Preference, Shift, Sums, Term, cross_weights,
+};
 use crate::rng::Rng;
 
 /// What training minimises.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Goal {
-    /// A preference loss over pairs.
+    /// A preference loss over rows.
     Preference(Preference),
     /// Σ −log π(response token).
     Sft,
+}
+
+impl Goal {
+    /// The terms of its loss, over rows that are pairs or not.
+    pub fn terms(&self, paired: bool) -> Vec<Term> {
+        match self {
+            Self::Preference(p) => p.terms(paired),
+            Self::Sft => vec![Term {
+                link: Link::Sum,
+                scope: Objective::Dpo,
+                referenced: false,
+                coupling: Coupling::Sides(Shift::Zero),
+                curve: Curve::Linear,
+                scale: 1.0,
+                offset: 0.0,
+                weights: [1.0; 2],
+            }],
+        }
+    }
 }
 
 /// Where the sequences' rows are, on the device.
@@ -58,46 +79,56 @@ impl Spans {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 struct ObjectiveParams {
     n: u32,
-    kind: u32,
+    add: u32,
     joint: u32,
-    pad: u32,
-    beta: f32,
-    smoothing: f32,
-    sft_weight: f32,
-    pad1: f32,
+    link: u32,
+    curve: u32,
+    shift: u32,
+    scale: f32,
+    offset: f32,
+    up: f32,
+    down: f32,
+    pad: [u32; 2],
 }
 
-fn params(n: usize, goal: &Goal) -> ObjectiveParams {
-    let zero = ObjectiveParams {
-        n: n as u32,
-        kind: 4,
-        joint: 0,
-        pad: 0,
-        beta: 0.0,
-        smoothing: 0.0,
-        sft_weight: 0.0,
-        pad1: 0.0,
+/// Of one term's dispatch over `n` sequences.
+fn term_params(n: usize, term: &Term, add: bool) -> ObjectiveParams {
+    let (curve, up, down) = match term.curve {
+        Curve::Logistic { up, down } => (0, up, down),
+        Curve::Hinge => (1, 0.0, 0.0),
+        Curve::Square => (2, 0.0, 0.0),
+        Curve::Sigmoid => (3, 0.0, 0.0),
+        Curve::Linear => (4, 0.0, 0.0),
     };
-    match goal {
-        Goal::Sft => zero,
-        Goal::Preference(p) => ObjectiveParams {
-            kind: match p.loss {
-                Loss::Sigmoid => 0,
-                Loss::Hinge => 1,
-                Loss::Ipo => 2,
-                Loss::KtoPair => 3,
-            },
-            joint: u32::from(p.objective == Objective::Jpo),
-            beta: p.beta as f32,
-            smoothing: p.label_smoothing as f32,
-            sft_weight: p.sft_weight as f32,
-            ..zero
+    ObjectiveParams {
+        n: n as u32,
+        add: u32::from(add),
+        joint: u32::from(term.scope == Objective::Jpo),
+        link: match term.link {
+            Link::Sum => 0,
+            Link::Mean => 1,
+            Link::LogOdds => 2,
         },
+        curve,
+        shift: match term.coupling {
+            Coupling::Sides(Shift::Mean) => 1,
+            Coupling::Sides(Shift::Positive) => 2,
+            Coupling::Sides(Shift::Opposite) => 3,
+            Coupling::Sides(Shift::Zero) | Coupling::Own | Coupling::Sorted | Coupling::Cross => 0,
+        },
+        scale: term.scale as f32,
+        offset: term.offset as f32,
+        up: up as f32,
+        down: down as f32,
+        pad: [0; 2],
     }
 }
+
+const ENTRIES: [&str; 6] =
+    ["objective_sums", "objective_pairs", "objective_sorted", "objective_cross", "objective_sides", "objective_spread"];
 
 fn shader(entry: &'static str) -> Shader {
     Shader::new("objective", entry).with("WG", 64.0)
@@ -105,29 +136,38 @@ fn shader(entry: &'static str) -> Shader {
 
 /// sums (S, 2): instruction and response, of logp (rows).
 pub fn objective_sums(rec: &mut Recording, spans: &Spans, logp: &Slot, sums: &Slot) {
-    let params = params(spans.len(), &Goal::Sft);
+    let params = ObjectiveParams { n: spans.len() as u32, ..Default::default() };
     let grid = [spans.len() as u32, 1, 1];
     rec.dispatch(&shader("objective_sums"), &params, &[&spans.spans, logp, sums], grid, spans.rows as u64);
 }
 
-/// d_logp (rows) of the summed loss. `reference`: the objective's score of each sequence (S).
-pub fn objective_bwd(rec: &mut Recording, goal: &Goal, spans: &Spans, sums: &Slot, reference: &[f64], d_logp: &Slot) {
-    let gpu = rec.gpu();
-    let known = |(s, &(instruction, response)): (usize, &(usize, usize))| {
-        let (reference, scored) = match goal {
-            Goal::Sft => (0.0, response),
-            Goal::Preference(p) => (
-                if p.reference_free { 0.0 } else { reference[s] },
-                response + if p.objective == Objective::Jpo { instruction } else { 0 },
-            ),
+/// d_logp (rows) of the summed loss.
+pub fn objective_bwd(rec: &mut Recording, goal: &Goal, spans: &Spans, sums: &Slot, known: &Known, d_logp: &Slot) {
+    let (gpu, n) = (rec.gpu(), spans.len());
+    let d_sums = gpu.slot(2 * n);
+    for (i, term) in goal.terms(known.paired).iter().enumerate() {
+        let of = |(s, &(instruction, response)): (usize, &(usize, usize))| {
+            let tokens = response + if term.scope == Objective::Jpo { instruction } else { 0 };
+            let (weight, sign) = if known.desirable[s] { (term.weights[0], 1.0) } else { (term.weights[1], -1.0) };
+            [if term.referenced { known.reference[s] as f32 } else { 0.0 }, tokens as f32, weight as f32, sign]
         };
-        [reference as f32, scored as f32, response as f32, 0.0]
-    };
-    let known: Vec<[f32; 4]> = spans.counts.iter().enumerate().map(known).collect();
-    let (known, d_sums) = (gpu.upload(&known.concat()), gpu.slot(2 * spans.len()));
-    let pairs = params(spans.len(), goal);
-    rec.dispatch(&shader("objective_pairs"), &pairs, &[sums, &known, &d_sums], [1, 1, 1], 20 * spans.len() as u64);
-    let spread = params(spans.rows, goal);
+        let known_words: Vec<[f32; 4]> = spans.counts.iter().enumerate().map(of).collect();
+        let of_sequences = gpu.upload(&known_words.concat());
+        let (entry, more) = match term.coupling {
+            Coupling::Own => ("objective_pairs", None),
+            Coupling::Sorted => ("objective_sorted", Some(gpu.slot(n / 2))),
+            Coupling::Cross => {
+                let omega: Vec<f32> = known.cross.iter().map(|&w| w as f32).collect();
+                ("objective_cross", Some(gpu.upload(&omega)))
+            }
+            Coupling::Sides(_) => ("objective_sides", None),
+        };
+        let slots: Vec<&Slot> = [sums, &of_sequences, &d_sums].into_iter().chain(&more).collect();
+        // Each sequence is looked at once, or by all others.
+        let looks = if more.is_some() { n * n / 2 } else { n };
+        rec.dispatch(&shader(entry), &term_params(n, term, i > 0), &slots, [1, 1, 1], 20 * looks as u64);
+    }
+    let spread = ObjectiveParams { n: spans.rows as u32, ..Default::default() };
     let grid = grid_1d(spans.rows, 64);
     rec.dispatch(&shader("objective_spread"), &spread, &[&spans.owners, &d_sums, d_logp], grid, 2 * spans.rows as u64);
 }
@@ -143,36 +183,46 @@ impl Kernel for PairLosses {
         &["objective"]
     }
     fn variants(&self) -> Vec<Shader> {
-        ["objective_sums", "objective_pairs", "objective_spread"].map(shader).into()
+        ENTRIES.map(shader).into()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("ObjectiveParams", size_of::<ObjectiveParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let mut all: Vec<Box<dyn Case>> = vec![Box::new(ObjectiveCase { goal: Goal::Sft, pairs: 2 })];
+        let mut all: Vec<Box<dyn Case>> = vec![Box::new(ObjectiveCase { goal: Goal::Sft, rows: 4, paired: false })];
+        let [sigmoid, kto_pair, rpo] = [Loss::Sigmoid, Loss::KtoPair, Loss::Rpo].map(Mix::of);
         for objective in [Objective::Jpo, Objective::Dpo] {
-            for loss in Loss::ALL {
-                let label_smoothing = if loss == Loss::Sigmoid { 0.1 } else { 0.0 };
-                let p = Preference { objective, loss, label_smoothing, sft_weight: 0.25, ..Preference::default() };
-                all.push(Box::new(ObjectiveCase {
-                    goal: Goal::Preference(p),
-                    pairs: if loss == Loss::Ipo { 1 } else { 70 },
-                }));
-            }
+            let mut add = |loss: Mix, reference_free, rows, paired| {
+                let smoothed = Loss::SMOOTHED.iter().any(|&l| loss.has(l));
+                let label_smoothing = if smoothed { 0.1 } else { 0.0 };
+                let p = Preference { objective, loss, label_smoothing, reference_free, ..Preference::default() };
+                let p = Preference { desirable_weight: 1.5, rpo_tau: 0.3, ..p };
+                all.push(Box::new(ObjectiveCase { goal: Goal::Preference(p), rows, paired }));
+            };
+            // More pairs than a workgroup has invocations.
+            Loss::ALL.into_iter().for_each(|loss| add(Mix::of(loss), false, 70, true));
+            add(Mix::of(Loss::Kto), false, 69, false);
+            // Means below 0: nothing is shifted, and no gradient flows through them.
+            add(kto_pair, true, 70, true);
+            [sigmoid, Mix::of(Loss::AotUnpaired), rpo].into_iter().for_each(|loss| add(loss, false, 1, true));
+            add(sigmoid.plus(Loss::Sft, 0.25), false, 70, true);
+            add(rpo.plus(Loss::Orpo, 2.0).plus(Loss::BcoPair, 0.3), false, 3, true);
         }
         all
     }
     fn benches(&self, _: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
         // Pairs of some 64 rows.
         let goal = Goal::Preference(Preference::default());
-        vec![Box::new(ObjectiveCase { goal, pairs: t.div_ceil(64) })]
+        vec![Box::new(ObjectiveCase { goal, rows: t.div_ceil(64), paired: true })]
     }
 }
 
-/// Pairs whose first `PREFIX` rows are shared, then own rows of different lengths; every third pair shares nothing.
+/// Rows of data: pairs whose first `PREFIX` rows are shared, then own rows of different lengths; every third pair shares nothing. Or single
+/// sequences.
 struct ObjectiveCase {
     goal: Goal,
-    pairs: usize,
+    rows: usize,
+    paired: bool,
 }
 
 const PREFIX: usize = 5;
@@ -181,13 +231,13 @@ impl ObjectiveCase {
     fn batch(&self) -> Batch {
         let mut batch = Batch::default();
         let row = crate::data::batch::ScoredRow { hidden: 0, target: 0 };
-        for pair in 0..self.pairs {
+        for row_of_data in 0..self.rows {
             let start = batch.rows.len();
-            let shared = if pair % 3 == 2 { 0 } else { PREFIX };
+            let shared = if row_of_data % 3 == 2 || !self.paired { 0 } else { PREFIX };
             batch.rows.resize(start + shared, row);
-            for side in 0..2 {
+            for side in 0..1 + usize::from(self.paired) {
                 let own = batch.rows.len();
-                let (instruction, response) = (2 + pair % 4, 3 + side);
+                let (instruction, response) = (2 + row_of_data % 4, 3 + side);
                 batch.rows.resize(own + instruction + response, row);
                 batch.spans.push(crate::data::batch::Span {
                     prefix: start..start + shared,
@@ -198,11 +248,21 @@ impl ObjectiveCase {
         }
         batch
     }
-    fn reference(&self) -> Vec<f64> {
-        (0..2 * self.pairs)
-            .map(|s| f64::from(((s as f32) * 0.7).sin()) * 2.0 - 1.0)
-            .map(|x| f64::from(x as f32))
-            .collect()
+    fn known(&self) -> Known {
+        let n = self.rows * if self.paired { 2 } else { 1 };
+        let wave = |s: usize| f64::from(((s as f32) * 0.7).sin());
+        let reference = (0..n).map(|s| f64::from((2.0 * wave(s) - 11.0) as f32)).collect();
+        let mut known = Known { paired: self.paired, ..Known::pairs(reference) };
+        match self.goal {
+            Goal::Sft => known.desirable.fill(true),
+            Goal::Preference(p) if p.loss.has(Loss::Rpo) => {
+                let cosine = |k| if k % (self.rows + 1) == 0 { 1.0 } else { wave(k) };
+                known.cross =
+                    cross_weights(&(0..self.rows.pow(2)).map(cosine).collect::<Vec<_>>(), self.rows, p.rpo_tau);
+            }
+            Goal::Preference(_) => {}
+        }
+        known
     }
     fn sums(&self, logp: &[f64]) -> Vec<Sums> {
         let spans = self.batch().spans;
@@ -219,36 +279,23 @@ impl ObjectiveCase {
 
 impl Case for ObjectiveCase {
     fn label(&self) -> String {
-        format!("pairs={} {:?}", self.pairs, self.goal)
+        format!("rows={} paired={} {:?}", self.rows, self.paired, self.goal)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        vec![Host::normal(rng, self.batch().rows.len())]
+        // Log-probabilities: below 0.
+        let n = self.batch().rows.len();
+        vec![Host::F32((0..n).map(|_| -(rng.normal() * 0.8 - 0.7).exp()).collect())]
     }
     /// The summed loss by each row is this case's *output*: what the device computes. The twin goes through objective.rs, whose own
     /// gradient is tested against differences there.
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let sums = self.sums(&x[0]);
-        let d_sums: Vec<[f64; 2]> = match self.goal {
-            Goal::Sft => sums.iter().map(|_| [0.0, -1.0]).collect(),
-            Goal::Preference(p) => {
-                let reference = self.reference();
-                let pair = |i: usize| PairScores {
-                    policy: [sums[2 * i], sums[2 * i + 1]],
-                    reference: [reference[2 * i], reference[2 * i + 1]],
-                };
-                let pairs: Vec<PairScores> = (0..self.pairs).map(pair).collect();
-                let joint = f64::from(u8::from(p.objective == Objective::Jpo));
-                let of = |o: &crate::objective::PairOutcome| {
-                    let [c, r] = o.d_score;
-                    [[joint * c, c + o.d_chosen_response], [joint * r, r]]
-                };
-                p.evaluate(&pairs).iter().flat_map(of).collect()
-            }
-        };
+        let (sums, known) = (self.sums(&x[0]), self.known());
+        let mut outcomes = vec![Default::default(); sums.len()];
+        self.goal.terms(known.paired).iter().for_each(|term| term.add(&sums, &known, &mut outcomes));
         let mut d = vec![0.0; x[0].len()];
-        for (span, d_sum) in self.batch().spans.iter().zip(d_sums) {
-            span.prefix.clone().for_each(|r| d[r] += d_sum[0]);
-            span.own.clone().for_each(|r| d[r] += d_sum[usize::from(r >= span.response)]);
+        for (span, outcome) in self.batch().spans.iter().zip(outcomes) {
+            span.prefix.clone().for_each(|r| d[r] += outcome.d_sums[0]);
+            span.own.clone().for_each(|r| d[r] += outcome.d_sums[usize::from(r >= span.response)]);
         }
         vec![d, sums.iter().flat_map(|s| [s.instruction, s.response]).collect()]
     }
@@ -256,13 +303,13 @@ impl Case for ObjectiveCase {
         let spans = Spans::new(rec.gpu(), &self.batch());
         let (sums, d_logp) = (rec.gpu().slot(2 * spans.len()), rec.gpu().slot(x[0].len()));
         objective_sums(rec, &spans, &x[0], &sums);
-        objective_bwd(rec, &self.goal, &spans, &sums, &self.reference(), &d_logp);
+        objective_bwd(rec, &self.goal, &spans, &sums, &self.known(), &d_logp);
         Outputs { y: vec![d_logp, sums], d_x: Vec::new() }
     }
     fn reduction(&self) -> usize {
-        self.pairs.max(16)
+        self.rows.max(16)
     }
     fn cost(&self) -> Cost {
-        Cost { bytes: 4 * 60 * self.pairs as u64, flops: 100 * self.pairs as u64 }
+        Cost { bytes: 4 * 60 * self.rows as u64, flops: 100 * self.rows as u64 }
     }
 }

@@ -181,7 +181,7 @@ impl Decoder {
     }
 
     /// Token (and position) embeddings (T, D).
-    fn embed(&self, rec: &mut Recording, tokens: &Tokens) -> Slot {
+    pub fn embed(&self, rec: &mut Recording, tokens: &Tokens) -> Slot {
         let d = &self.description;
         let h = rec.gpu().slot(tokens.t * d.d_model);
         let page = |w: &Weight, first, rows| Page { first, rows, width: d.d_model, storage: w.storage };

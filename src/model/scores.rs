@@ -11,6 +11,7 @@ use crate::kernels::attention::Segments;
 use crate::kernels::gather::{Picks, gather_bwd, gather_fwd};
 use crate::kernels::logprob::{self, logprob_bwd, logprob_fwd};
 use crate::kernels::objective::{Goal, Spans, objective_bwd, objective_sums};
+use crate::objective::Known;
 
 /// A micro-batch on the device.
 #[derive(Debug)]
@@ -71,11 +72,11 @@ impl Decoder {
         Scores { trace, picked, normed, stats, lse, logp, sums }
     }
 
-    /// Adds to all gradients that of the goal's loss, summed over the micro-batch. `reference`: the objective's score of each sequence.
-    pub fn score_backward(&self, rec: &mut Recording, micro: &Micro, scores: Scores, goal: &Goal, reference: &[f64]) {
+    /// Adds to all gradients that of the goal's loss, summed over the micro-batch.
+    pub fn score_backward(&self, rec: &mut Recording, micro: &Micro, scores: Scores, goal: &Goal, known: &Known) {
         let (gpu, d, n) = (rec.gpu(), self.description.d_model, micro.rows);
         let d_logp = gpu.slot(n);
-        objective_bwd(rec, goal, &micro.spans, &scores.sums, reference, &d_logp);
+        objective_bwd(rec, goal, &micro.spans, &scores.sums, known, &d_logp);
         let d_normed = gpu.slot(n * d);
         let saved = logprob::Saved { x: &scores.normed, targets: &micro.targets, lse: &scores.lse };
         logprob_bwd(rec, &self.head(n), n, saved, &d_logp, &d_normed);

@@ -12,7 +12,8 @@ pub const METRICS: &str = "metrics.jsonl";
 /// A line of `metrics.jsonl`: names and numbers in their order.
 pub type Line = Map<String, Value>;
 
-/// Means over pairs; all sums of log-probs are in nats.
+/// Means over pairs, or over texts with a label, the preferred ones being those that are desirable; NaN where there is nothing to take one of. All
+/// sums of log-probs are in nats.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PairMetrics {
     /// `rewards/chosen`, β·s of the preferred side.
@@ -21,7 +22,7 @@ pub struct PairMetrics {
     pub rewards_rejected: f64,
     /// `rewards/margins`, their difference.
     pub margins: f64,
-    /// `rewards/accuracies`: share of pairs with a positive margin, ties ½.
+    /// `rewards/accuracies`: share of pairs with a positive margin, ties ½; texts with a label have none.
     pub accuracies: f64,
     /// `logps/chosen`, the objective's score.
     pub logps_chosen: f64,
@@ -34,9 +35,9 @@ pub struct PairMetrics {
 }
 
 impl PairMetrics {
-    /// The numbers with their names.
-    pub fn entries(&self) -> [(&'static str, f64); 8] {
-        [
+    /// The numbers that there are, with their names.
+    pub fn entries(&self) -> impl Iterator<Item = (&'static str, f64)> + use<> {
+        let all = [
             ("rewards/chosen", self.rewards_chosen),
             ("rewards/rejected", self.rewards_rejected),
             ("rewards/margins", self.margins),
@@ -45,24 +46,21 @@ impl PairMetrics {
             ("logps/rejected", self.logps_rejected),
             ("logps/instruction", self.logps_instruction),
             ("logps/response", self.logps_response),
-        ]
+        ];
+        all.into_iter().filter(|(_, value)| !value.is_nan())
     }
 }
 
-/// One pair's share of [`PairMetrics`].
+/// One sequence's share of [`PairMetrics`].
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct PairScores {
-    /// β·s of the preferred side.
-    pub reward_chosen: f64,
-    /// β·s of the rejected side.
-    pub reward_rejected: f64,
-    /// The objective's score of the preferred side.
-    pub logp_chosen: f64,
-    /// The objective's score of the rejected side.
-    pub logp_rejected: f64,
-    /// log π(I) of the preferred side.
+pub struct SideScores {
+    /// [`crate::objective::Preference::reward`].
+    pub reward: f64,
+    /// The objective's score.
+    pub logp: f64,
+    /// log π(I).
     pub logp_instruction: f64,
-    /// log π(R|I) of the preferred side.
+    /// log π(R|I).
     pub logp_response: f64,
 }
 
@@ -72,6 +70,8 @@ pub struct Accumulator {
     loss_sum: f64,
     n: usize,
     sums: PairMetrics,
+    /// Preferred and other sequences.
+    n_sides: [usize; 2],
     n_pairs: usize,
     tokens: u64,
 }
@@ -84,23 +84,33 @@ impl Accumulator {
         self.tokens += tokens as u64;
     }
 
-    /// Adds a pair.
-    pub fn add_pair(&mut self, pair: &PairScores) {
-        let margin = pair.reward_chosen - pair.reward_rejected;
-        let s = &mut self.sums;
-        s.rewards_chosen += pair.reward_chosen;
-        s.rewards_rejected += pair.reward_rejected;
-        s.margins += margin;
-        s.accuracies += match margin {
+    /// Adds a pair: the preferred side, then the other.
+    pub fn add_pair(&mut self, sides: [&SideScores; 2]) {
+        let margin = sides[0].reward - sides[1].reward;
+        self.sums.margins += margin;
+        self.sums.accuracies += match margin {
             m if m > 0.0 => 1.0,
             0.0 => 0.5,
             _ => 0.0,
         };
-        s.logps_chosen += pair.logp_chosen;
-        s.logps_rejected += pair.logp_rejected;
-        s.logps_instruction += pair.logp_instruction;
-        s.logps_response += pair.logp_response;
         self.n_pairs += 1;
+        self.add_side(true, sides[0]);
+        self.add_side(false, sides[1]);
+    }
+
+    /// Adds a text with a label.
+    pub fn add_side(&mut self, desirable: bool, side: &SideScores) {
+        let s = &mut self.sums;
+        if desirable {
+            s.rewards_chosen += side.reward;
+            s.logps_chosen += side.logp;
+            s.logps_instruction += side.logp_instruction;
+            s.logps_response += side.logp_response;
+        } else {
+            s.rewards_rejected += side.reward;
+            s.logps_rejected += side.logp;
+        }
+        self.n_sides[usize::from(!desirable)] += 1;
     }
 
     /// Mean loss; NaN when nothing was added.
@@ -113,19 +123,20 @@ impl Accumulator {
         self.tokens
     }
 
-    /// Means over the pairs; `None` without pairs (SFT).
+    /// Means over pairs or texts with a label; `None` without any (SFT).
     pub fn pairs(&self) -> Option<PairMetrics> {
-        let n = self.n_pairs as f64;
-        let s = &self.sums;
-        (self.n_pairs > 0).then(|| PairMetrics {
-            rewards_chosen: s.rewards_chosen / n,
-            rewards_rejected: s.rewards_rejected / n,
-            margins: s.margins / n,
-            accuracies: s.accuracies / n,
-            logps_chosen: s.logps_chosen / n,
-            logps_rejected: s.logps_rejected / n,
-            logps_instruction: s.logps_instruction / n,
-            logps_response: s.logps_response / n,
+        let [chosen, rejected] = self.n_sides.map(|n| n as f64);
+        let (s, pairs) = (&self.sums, self.n_pairs as f64);
+        let (rewards_chosen, rewards_rejected) = (s.rewards_chosen / chosen, s.rewards_rejected / rejected);
+        (self.n_sides != [0; 2]).then(|| PairMetrics {
+            rewards_chosen,
+            rewards_rejected,
+            margins: if self.n_pairs > 0 { s.margins / pairs } else { rewards_chosen - rewards_rejected },
+            accuracies: s.accuracies / pairs,
+            logps_chosen: s.logps_chosen / chosen,
+            logps_rejected: s.logps_rejected / rejected,
+            logps_instruction: s.logps_instruction / chosen,
+            logps_response: s.logps_response / chosen,
         })
     }
 }

@@ -3,10 +3,12 @@
 #[cfg(not(target_arch = "wasm32"))]
 pub mod checkpoint;
 pub mod metrics;
+pub mod outcome;
 pub mod report;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
 pub mod schedule;
+pub mod similarity;
 pub mod state;
 pub mod steps;
 pub mod synthetic;

@@ -7,10 +7,11 @@ use web_time::Instant;
 
 use super::checkpoint::{self, Resumed};
 use super::metrics::{Accumulator, EvalMetrics, METRICS, MetricsLog, StepMetrics};
+use super::outcome::{Outcome, known};
 use super::state::State;
-use super::steps::{Rows, Steps, pairs};
+use super::steps::{Rows, Steps, tally};
 use super::tensorboard::EventWriter;
-use super::trainer::{self, Trainer, outcome};
+use super::trainer::{self, Trainer};
 use crate::config::{Defaults, TrainSettings};
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
@@ -67,7 +68,8 @@ pub async fn evaluate(trainer: &Trainer<'_>, rows: &Rows<'_>, batch_size: usize)
         let first = i * batch_size.max(1);
         let reference = rows.reference.get(first..first + chunk.len()).unwrap_or_default();
         let tokens = chunk.iter().map(|e| e.n_tokens(trainer.share_prefix)).sum();
-        pairs(&trainer.goal, &outcome(&trainer.goal, &sums, reference, tokens), &mut total);
+        let known = known(&trainer.goal, chunk, reference);
+        tally(&trainer.goal, &Outcome::of(&trainer.goal, &sums, &known, tokens), &mut total);
     }
     Ok(total)
 }

@@ -2,17 +2,18 @@
 
 use web_time::Instant;
 
-use super::metrics::{Accumulator, PairScores, StepMetrics};
+use super::metrics::{Accumulator, SideScores, StepMetrics};
+use super::outcome::{Judged, Outcome, Reference};
 use super::schedule::Schedule;
 use super::state::State;
-use super::trainer::{Outcome, Recorded, Reference, Running, Trainer, Update};
+use super::trainer::{Recorded, Running, Trainer, Update};
 use crate::config::TrainSettings;
 use crate::data::batch::Example;
 use crate::data::order::{Order, Position};
 use crate::error::Result;
 use crate::kernels::objective::Goal;
 
-/// Rows with their reference scores.
+/// Rows with what is known of them.
 pub struct Rows<'a> {
     /// In the data's order.
     pub examples: &'a [Example],
@@ -21,18 +22,19 @@ pub struct Rows<'a> {
 }
 
 /// Adds an outcome to metrics.
-pub(super) fn pairs(goal: &Goal, outcome: &Outcome, into: &mut Accumulator) {
+pub fn tally(goal: &Goal, outcome: &Outcome, into: &mut Accumulator) {
     into.add_loss(outcome.loss_sum, outcome.n, outcome.tokens);
-    if let Goal::Preference(p) = goal {
-        for (scores, result) in &outcome.pairs {
-            into.add_pair(&PairScores {
-                reward_chosen: result.rewards[0],
-                reward_rejected: result.rewards[1],
-                logp_chosen: scores.policy[0].score(p.objective),
-                logp_rejected: scores.policy[1].score(p.objective),
-                logp_instruction: scores.policy[0].instruction,
-                logp_response: scores.policy[0].response,
-            });
+    let Goal::Preference(p) = goal else { return };
+    let side = |s: &Judged| SideScores {
+        reward: s.outcome.reward,
+        logp: s.sums.score(p.objective),
+        logp_instruction: s.sums.instruction,
+        logp_response: s.sums.response,
+    };
+    for row in &outcome.rows {
+        match row.as_slice() {
+            [chosen, rejected] => into.add_pair([&side(chosen), &side(rejected)]),
+            labelled => labelled.iter().for_each(|s| into.add_side(s.desirable, &side(s))),
         }
     }
 }
@@ -78,7 +80,7 @@ impl Steps {
         self.recorded += 1;
         let taken = self.order.take(self.settings.rows_per_step());
         let examples: Vec<&Example> = taken.iter().map(|&i| &rows.examples[i]).collect();
-        let reference: Vec<Reference> = taken.iter().filter_map(|&i| rows.reference.get(i).copied()).collect();
+        let reference: Vec<Reference> = taken.iter().filter_map(|&i| rows.reference.get(i).cloned()).collect();
         let learning_rate = self.schedule.rate(self.recorded - 1);
         let update = Update { optimiser: &self.settings.optimiser, learning_rate, number: self.recorded };
         let step = trainer.record(examples, reference, self.settings.batch_size, &update);
@@ -100,7 +102,7 @@ impl Steps {
         self.state.step += 1;
         self.state.num_tokens += step.outcome.tokens as u64;
         let mut total = Accumulator::default();
-        pairs(&trainer.goal, &step.outcome, &mut total);
+        tally(&trainer.goal, &step.outcome, &mut total);
         Ok(StepMetrics {
             step: self.state.step as u64,
             epoch,

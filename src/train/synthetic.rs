@@ -107,7 +107,7 @@ pub fn pairs(n: usize, length: usize, vocab: usize, lengths: Lengths) -> Vec<Exa
                 Sequence { ids: ids(n), response_start: (n / 3).max(1) }
             }
         };
-        rows.push(Example { row, sequences: [0, 1].map(sequence).into() });
+        rows.push(Example { row, sequences: [0, 1].map(sequence).into(), desirable: None });
     }
     rows
 }

@@ -11,7 +11,9 @@ use crate::model::decoder::Decoder;
 use crate::model::scores::Micro;
 use crate::model::trace::Keep;
 use crate::model::weights;
-use crate::objective::{PairOutcome, PairScores, Sums};
+use crate::objective::{Known, Sums};
+
+use super::outcome::{Outcome, Reference, known};
 
 /// Constants of the optimiser, over all steps.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -26,63 +28,6 @@ pub struct Optimiser {
     pub weight_decay: f64,
     /// 0: no clipping.
     pub max_grad_norm: f64,
-}
-
-/// Results of some rows: what metrics are made of.
-#[derive(Debug, Clone, Default)]
-pub struct Outcome {
-    /// Sum of losses: over pairs, or over tokens for SFT.
-    pub loss_sum: f64,
-    /// What it is a sum of: pairs, or response tokens for SFT.
-    pub n: usize,
-    /// Pairs with their scores, in order (empty for SFT).
-    pub pairs: Vec<(PairScores, PairOutcome)>,
-    /// SFT's sequences.
-    pub sequences: Vec<Sums>,
-    /// Packed tokens.
-    pub tokens: usize,
-}
-
-impl Outcome {
-    /// Mean loss.
-    pub fn loss(&self) -> f64 {
-        self.loss_sum / self.n.max(1) as f64
-    }
-    fn add(&mut self, other: Self) {
-        self.loss_sum += other.loss_sum;
-        self.n += other.n;
-        self.pairs.extend(other.pairs);
-        self.sequences.extend(other.sequences);
-        self.tokens += other.tokens;
-    }
-}
-
-/// Reference scores (the objective's sums) of an example's sequences.
-pub type Reference = [f64; 2];
-
-/// From per-sequence sums to losses, on the host, in f64.
-pub fn outcome(goal: &Goal, sums: &[Sums], reference: &[Reference], tokens: usize) -> Outcome {
-    match goal {
-        Goal::Sft => Outcome {
-            loss_sum: -sums.iter().map(|s| s.response).sum::<f64>(),
-            n: sums.iter().map(|s| s.n_response).sum(),
-            sequences: sums.to_vec(),
-            tokens,
-            ..Outcome::default()
-        },
-        Goal::Preference(p) => {
-            let pair = |(s, &reference): (&[Sums], &Reference)| PairScores { policy: [s[0], s[1]], reference };
-            let scores: Vec<PairScores> = sums.chunks_exact(2).zip(reference).map(pair).collect();
-            let outcomes = p.evaluate(&scores);
-            Outcome {
-                loss_sum: outcomes.iter().map(|o| o.loss).sum(),
-                n: scores.len(),
-                pairs: scores.into_iter().zip(outcomes).collect(),
-                tokens,
-                ..Outcome::default()
-            }
-        }
-    }
 }
 
 /// A decoder being trained.
@@ -106,7 +51,7 @@ struct Pending {
     logp: Slot,
     spans: Vec<Span>,
     tokens: usize,
-    range: std::ops::Range<usize>,
+    known: Known,
 }
 
 /// What a step's update needs beside its gradients.
@@ -139,7 +84,6 @@ pub struct Running<'e> {
     pending: Vec<Pending>,
     norm: Slot,
     examples: Vec<&'e Example>,
-    reference: Vec<Reference>,
     number: usize,
 }
 
@@ -168,9 +112,10 @@ impl<'g> Trainer<'g> {
             let mut rec = self.gpu.record();
             let scores = self.decoder.score(&mut rec, &micro, true, self.keep);
             let logp = scores.logp.clone();
-            let reference: Vec<f64> = reference.get(range.clone()).unwrap_or_default().concat();
-            self.decoder.score_backward(&mut rec, &micro, scores, &self.goal, &reference);
-            all.push((rec, Pending { logp, tokens: batch.ids.len(), spans: batch.spans, range }));
+            let reference = reference.get(range.clone()).unwrap_or_default();
+            let known = known(&self.goal, &examples[range], reference);
+            self.decoder.score_backward(&mut rec, &micro, scores, &self.goal, &known);
+            all.push((rec, Pending { logp, tokens: batch.ids.len(), spans: batch.spans, known }));
         }
         all
     }
@@ -181,7 +126,7 @@ impl<'g> Trainer<'g> {
         rec
     }
 
-    /// Units of the mean: pairs, or response tokens.
+    /// Units of the mean: rows, or response tokens.
     fn divisor(&self, examples: &[&Example]) -> usize {
         match self.goal {
             Goal::Preference(_) => examples.len(),
@@ -192,14 +137,14 @@ impl<'g> Trainer<'g> {
         }
     }
 
-    async fn read(&self, pending: Vec<Pending>, norm: &Slot, reference: &[Reference]) -> Result<Step> {
+    async fn read(&self, pending: Vec<Pending>, norm: &Slot) -> Result<Step> {
         let mut slots: Vec<&Slot> = pending.iter().map(|p| &p.logp).collect();
         slots.push(norm);
         let read = self.gpu.read::<f32>(&slots).await?;
         let mut total = Outcome::default();
         for (p, values) in pending.iter().zip(&read) {
             let sums: Vec<Sums> = p.spans.iter().map(|span| Scored::of(span, values).sums).collect();
-            total.add(outcome(&self.goal, &sums, reference.get(p.range.clone()).unwrap_or_default(), p.tokens));
+            total.add(Outcome::of(&self.goal, &sums, &p.known, p.tokens));
         }
         let grad_norm = f64::from(read.last().and_then(|n| n.first()).copied().unwrap_or(f32::NAN));
         Ok(Step { outcome: total, grad_norm })
@@ -256,7 +201,7 @@ impl<'g> Trainer<'g> {
         global_norm(&mut rec, &gradients(pages), scale as f32, &norm);
         pages.iter().for_each(|page| adamw(&mut rec, &adam, page, &norm));
         recordings.push(rec);
-        Recorded { recordings, running: Running { pending, norm, examples, reference, number: update.number } }
+        Recorded { recordings, running: Running { pending, norm, examples, number: update.number } }
     }
 
     /// Waits for a step.
@@ -264,8 +209,8 @@ impl<'g> Trainer<'g> {
     /// # Errors
     /// [`Error::NotFinite`] naming step, rows and tensor: the parameters are then as before the step. [`Error::Gpu`].
     pub async fn finish(&self, running: Running<'_>) -> Result<Step> {
-        let Running { pending, norm, examples, reference, number } = running;
-        let step = self.read(pending, &norm, &reference).await?;
+        let Running { pending, norm, examples, number } = running;
+        let step = self.read(pending, &norm).await?;
         if !step.grad_norm.is_finite() || !step.outcome.loss_sum.is_finite() {
             let place = format!("step {number}, rows {}", row_numbers(&examples));
             return Err(self.not_finite(place, &step).await?);
@@ -289,7 +234,7 @@ impl<'g> Trainer<'g> {
         let mut rec = self.gpu.record();
         global_norm(&mut rec, &gradients(&self.decoder.arena.pages), scale as f32, &norm);
         rec.submit();
-        let step = self.read(pending, &norm, reference).await?;
+        let step = self.read(pending, &norm).await?;
         if !step.grad_norm.is_finite() || !step.outcome.loss_sum.is_finite() {
             return Err(self.not_finite(format!("rows {}", row_numbers(examples)), &step).await?);
         }
@@ -403,7 +348,7 @@ pub fn reserve(
     let mut rec = gpu.record();
     gpu.reserving(|| {
         let scores = decoder.score(&mut rec, &micro, true, keep);
-        decoder.score_backward(&mut rec, &micro, scores, goal, &vec![0.0; batch.spans.len()]);
+        decoder.score_backward(&mut rec, &micro, scores, goal, &known(goal, examples, &[]));
     });
     MicroCost { tokens: batch.ids.len(), dispatches: rec.dispatches(), flops: rec.flops() }
 }

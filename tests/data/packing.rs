@@ -16,7 +16,7 @@ fn example() -> impl Strategy<Value = Example> {
             if pair {
                 sequences.push(if joint { sequence(&[i, more].concat(), &other) } else { sequence(&i, &other) });
             }
-            Example { row: 0, sequences }
+            Example { row: 0, sequences, desirable: None }
         },
     )
 }
@@ -102,7 +102,8 @@ proptest! {
 #[test]
 fn a_shared_pair_s_layout() {
     let sequence = |ids: &[u32]| Sequence { ids: ids.into(), response_start: 3 };
-    let pair = Example { row: 7, sequences: vec![sequence(&[0, 5, 6, 7, 1]), sequence(&[0, 5, 6, 8, 9, 1])] };
+    let pair =
+        Example { row: 7, sequences: vec![sequence(&[0, 5, 6, 7, 1]), sequence(&[0, 5, 6, 8, 9, 1])], desirable: None };
     let batch = Batch::pack(&[&pair], true);
     assert_eq!(batch.ids, [0, 5, 6, 7, 1, 8, 9, 1]);
     assert_eq!(batch.positions, [0, 1, 2, 3, 4, 3, 4, 5]);

@@ -41,6 +41,9 @@ fn every_form_of_row() {
             r#"{"messages":[{"role":"system","content":"S"},{"role":"user","content":"Q"},{"role":"assistant","content":"b"}]}"#,
             Content::Single(chat(&[("system", "S"), ("user", "Q")], "b")),
         ),
+        (r#"{"prompt":"a","completion":"b","label":true}"#, Content::Labelled(plain("a", "b"), true)),
+        (r#"{"instruction":"a","response":"b","label":false}"#, Content::Labelled(plain("a", "b"), false)),
+        (r#"{"instruction":"a","response":"b","label":3}"#, Content::Single(plain("a", "b"))),
     ];
     for (row, expected) in forms {
         assert_eq!(one(row), expected, "{row}");

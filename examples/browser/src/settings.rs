@@ -4,7 +4,7 @@ use jointwise::Result;
 use jointwise::config::{Defaults, Length, LoraSettings, TrainSettings};
 use jointwise::model::trace::Keep;
 use jointwise::model::weights::BaseDtype;
-use jointwise::objective::{Loss, Objective, Preference};
+use jointwise::objective::{Mix, Objective, Preference};
 use jointwise::train::schedule::Shape;
 use serde::{Deserialize, Serialize};
 
@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 pub struct Settings {
     /// `jpo` or `dpo`.
     pub objective: Objective,
-    /// `sigmoid`, `hinge`, `ipo`, `kto_pair`.
-    pub loss: Loss,
+    /// `sigmoid`, or another of the command line's.
+    pub loss: Mix,
     /// How far the policy may move.
     pub beta: f64,
     /// Of sigmoid.

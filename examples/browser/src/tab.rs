@@ -25,11 +25,14 @@ use jointwise::model::save::OutputDtype;
 use jointwise::model::tensor_file::Content;
 use jointwise::model::trace::Keep;
 use jointwise::model::weights::{BaseDtype, Source, Training, read_back};
+use jointwise::objective::Loss;
 use jointwise::train::metrics::Line;
+use jointwise::train::outcome::Reference;
 use jointwise::train::report::{self, Report};
+use jointwise::train::similarity;
 use jointwise::train::state::{self, State};
 use jointwise::train::steps::{Rows, Steps};
-use jointwise::train::trainer::{self, Reference, Trainer, largest_micro_batch, rehearse};
+use jointwise::train::trainer::{self, Scored, Trainer, largest_micro_batch, rehearse};
 use jointwise::{Error, Result};
 use serde::Serialize;
 use web_time::{Duration, Instant, UNIX_EPOCH};
@@ -76,7 +79,8 @@ pub struct Kept {
 #[derive(Serialize, serde::Deserialize)]
 struct KeptState {
     state: State,
-    reference: Vec<Reference>,
+    /// Scores of each example's sequences.
+    reference: Vec<[f64; 2]>,
 }
 
 /// A run on its way.
@@ -189,6 +193,7 @@ impl Tab {
                 let row = |row| Example {
                     row,
                     sequences: [1, 2].map(|first| Sequence { ids: vec![first; max_length], response_start: 1 }).into(),
+                    desirable: None,
                 };
                 let rows: Vec<Example> = (0..batch_size).map(row).collect();
                 let rows: Vec<&Example> = rows.iter().collect();
@@ -369,6 +374,12 @@ impl Tab {
                 KeptState { state: State { step: 0, num_tokens: 0, best: None, fingerprint }, reference }
             }
         };
+        let mut reference: Vec<Reference> = reference.into_iter().map(Reference::from).collect();
+        if settings.loss.has(Loss::Rpo) {
+            let most = Defaults::SCORE_TOKENS;
+            let directions = similarity::directions(self.gpu, &policy.decoder, &examples, most).await?;
+            reference.iter_mut().zip(directions).for_each(|(r, d)| r.directions = d);
+        }
         if let Some(kept) = kept {
             state::restore(self.gpu, &policy.decoder.arena, Path::new("state.safetensors"), &kept.arena)?;
         }
@@ -402,7 +413,10 @@ impl Tab {
         let (Some(run), Some(policy)) = (&self.run, &self.policy) else { return Err(missing("begin a run")) };
         let mut arena = Vec::new();
         state::encode(self.gpu, &policy.decoder.arena, Path::new("state.safetensors"), &mut arena).await?;
-        let known = KeptState { state: run.steps.state.clone(), reference: run.reference.clone() };
+        let known = KeptState {
+            state: run.steps.state.clone(),
+            reference: run.reference.iter().map(|r| r.scores).collect(),
+        };
         let state = serde_json::to_string(&known).map_err(|e| Error::file("state.json", e))?;
         Ok(Kept { state, arena })
     }
@@ -455,7 +469,7 @@ impl Tab {
         let bad = |reason: String| Error::flag("prompt", reason);
         let sequence = model.tokenizer.encode(&text, &template).map_err(bad)?;
         check_length(sequence.ids.len(), 0, model.description.max_positions.min(Defaults::MAX_LENGTH))?;
-        let example = Example { row: 0, sequences: vec![sequence.clone()] };
+        let example = Example { row: 0, sequences: vec![sequence.clone()], desirable: None };
         let mut sides = Vec::new();
         for with_lora in [true, false] {
             let scored = trainer::score(

@@ -1,0 +1,125 @@
+//! `--loss`: a loss, or several with weights.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::Loss;
+
+/// Losses with their weights: `sigmoid`, or `sigmoid=1,sft=0.2`. At least one weight is above 0.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Mix {
+    /// As [`Loss::ALL`]; 0: not a part.
+    weights: [f64; Loss::ALL.len()],
+}
+
+impl Mix {
+    /// One loss.
+    pub const fn of(loss: Loss) -> Self {
+        let mut weights = [0.0; Loss::ALL.len()];
+        weights[loss as usize] = 1.0;
+        Self { weights }
+    }
+    /// With `weight` more of a loss.
+    pub fn plus(mut self, loss: Loss, weight: f64) -> Self {
+        self.weights[loss as usize] += weight;
+        self
+    }
+    /// The losses that it has, with their weights.
+    pub fn parts(&self) -> impl Iterator<Item = (Loss, f64)> + use<> {
+        Loss::ALL.into_iter().zip(self.weights).filter(|(_, weight)| *weight > 0.0)
+    }
+    /// It has this loss.
+    pub fn has(&self, loss: Loss) -> bool {
+        self.weights[loss as usize] > 0.0
+    }
+    /// Some of it is not defined on single texts with a label.
+    pub fn needs_pairs(&self) -> bool {
+        self.parts().any(|(loss, _)| loss.needs_pairs())
+    }
+}
+
+impl FromStr for Mix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut mix = Self { weights: [0.0; Loss::ALL.len()] };
+        for part in text.split(',') {
+            let (name, weight) = part.split_once('=').unwrap_or((part, "1"));
+            let loss = Loss::ALL.into_iter().find(|loss| loss.name() == name.trim()).ok_or_else(|| {
+                let all = Loss::ALL.map(Loss::name).join(", ");
+                format!("expected one of {all}; or several with weights, such as sigmoid=1,sft=0.2")
+            })?;
+            let value = weight.trim().parse::<f64>().ok();
+            // As the device takes it.
+            let value = value.filter(|w| *w > 0.0 && (*w as f32).is_normal());
+            let value = value.ok_or_else(|| format!("the weight of {name}, `{weight}`, is no number above 0"))?;
+            if mix.has(loss) {
+                return Err(format!("{name} is there twice"));
+            }
+            mix = mix.plus(loss, value);
+        }
+        Ok(mix)
+    }
+}
+
+impl fmt::Display for Mix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts: Vec<(Loss, f64)> = self.parts().collect();
+        if let [(loss, 1.0)] = parts.as_slice() {
+            return f.write_str(loss.name());
+        }
+        let texts: Vec<String> = parts.iter().map(|(loss, weight)| format!("{}={weight}", loss.name())).collect();
+        f.write_str(&texts.join(","))
+    }
+}
+
+impl From<Mix> for String {
+    fn from(mix: Mix) -> Self {
+        mix.to_string()
+    }
+}
+
+impl TryFrom<String> for Mix {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_numbered_as_they_are_listed() {
+        for (i, loss) in Loss::ALL.into_iter().enumerate() {
+            assert_eq!(loss as usize, i);
+            assert_eq!(loss.name().parse(), Ok(Mix::of(loss)));
+            assert_eq!(Mix::of(loss).to_string(), loss.name());
+        }
+    }
+
+    #[test]
+    fn mixes_are_read_as_they_are_written() {
+        let mix: Mix = "sft = 0.25, sigmoid".parse().unwrap();
+        assert_eq!(mix, Mix::of(Loss::Sigmoid).plus(Loss::Sft, 0.25));
+        assert_eq!(mix.to_string(), "sigmoid=1,sft=0.25");
+        assert_eq!(mix.to_string().parse(), Ok(mix));
+        assert_eq!("hinge=2".parse::<Mix>().unwrap().to_string(), "hinge=2");
+        let all = "sigmoid, robust, hinge, ipo, simpo, orpo, kto_pair, kto, bco_pair, aot_unpaired, rpo, sft";
+        for (text, reason) in [
+            ("squared", format!("expected one of {all}; or several with weights, such as sigmoid=1,sft=0.2")),
+            ("sigmoid=1,", format!("expected one of {all}; or several with weights, such as sigmoid=1,sft=0.2")),
+            ("sigmoid=0", "the weight of sigmoid, `0`, is no number above 0".into()),
+            ("sigmoid=-1", "the weight of sigmoid, `-1`, is no number above 0".into()),
+            ("sigmoid=inf", "the weight of sigmoid, `inf`, is no number above 0".into()),
+            ("sigmoid=1e-50", "the weight of sigmoid, `1e-50`, is no number above 0".into()),
+            ("sigmoid=a", "the weight of sigmoid, `a`, is no number above 0".into()),
+            ("sigmoid=1,sigmoid=2", "sigmoid is there twice".into()),
+        ] {
+            assert_eq!(text.parse::<Mix>().unwrap_err(), reason, "{text}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! From scores to losses, on the host, in f64: what is known of rows before a step, and what came of them.
+
+use crate::data::batch::Example;
+use crate::kernels::objective::Goal;
+use crate::objective::{Known, Loss, SequenceOutcome, Sums, cross_weights};
+
+use super::similarity::cosines;
+
+/// What is known of an example before the policy scores it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Reference {
+    /// The reference's scores (the objective's sums) of its sequences.
+    pub scores: [f64; 2],
+    /// Directions (D) of its sequences' instructions ([`super::similarity`]); empty where no loss compares them.
+    pub directions: [Vec<f32>; 2],
+}
+
+impl From<[f64; 2]> for Reference {
+    fn from(scores: [f64; 2]) -> Self {
+        Self { scores, ..Self::default() }
+    }
+}
+
+/// The same of a micro-batch, as losses take it. Without references, every score of theirs is 0.
+pub fn known(goal: &Goal, examples: &[&Example], reference: &[Reference]) -> Known {
+    let none = Reference::default();
+    let of = |i| reference.get(i).unwrap_or(&none);
+    let mut known = Known { paired: examples.iter().all(|e| e.sequences.len() == 2), ..Known::default() };
+    for (i, example) in examples.iter().enumerate() {
+        for side in 0..example.sequences.len() {
+            known.desirable.push(example.desirable.unwrap_or(side == 0));
+            known.reference.push(of(i).scores[side]);
+        }
+    }
+    if let Goal::Preference(p) = goal
+        && p.loss.has(Loss::Rpo)
+    {
+        let n = examples.len();
+        let [chosen, rejected] = [0, 1].map(|side| (0..n).map(|i| &of(i).directions[side][..]).collect::<Vec<_>>());
+        known.cross = cross_weights(&cosines(&chosen, &rejected), n, p.rpo_tau);
+    }
+    known
+}
+
+/// A sequence with all that came of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Judged {
+    /// The policy's.
+    pub sums: Sums,
+    /// Preferred, or of a label that says so.
+    pub desirable: bool,
+    /// Its share of the loss.
+    pub outcome: SequenceOutcome,
+}
+
+/// Results of some rows: what metrics are made of.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Sum of losses: over rows, or over tokens for SFT.
+    pub loss_sum: f64,
+    /// What it is a sum of: rows, or response tokens for SFT.
+    pub n: usize,
+    /// Rows with their sequences: chosen and rejected, or one with a label (empty for SFT).
+    pub rows: Vec<Vec<Judged>>,
+    /// Packed tokens.
+    pub tokens: usize,
+}
+
+impl Outcome {
+    /// From per-sequence sums.
+    pub fn of(goal: &Goal, sums: &[Sums], known: &Known, tokens: usize) -> Self {
+        let Goal::Preference(p) = goal else {
+            return Self {
+                loss_sum: -sums.iter().map(|s| s.response).sum::<f64>(),
+                n: sums.iter().map(|s| s.n_response).sum(),
+                rows: Vec::new(),
+                tokens,
+            };
+        };
+        let outcomes = p.evaluate(sums, known);
+        let judged = |((&sums, &desirable), &outcome)| Judged { sums, desirable, outcome };
+        let all: Vec<Judged> = sums.iter().zip(&known.desirable).zip(&outcomes).map(judged).collect();
+        let rows: Vec<Vec<Judged>> = all.chunks(known.row_len()).map(<[Judged]>::to_vec).collect();
+        Self { loss_sum: outcomes.iter().map(|o| o.loss).sum(), n: rows.len(), rows, tokens }
+    }
+
+    /// Mean loss.
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.n.max(1) as f64
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.loss_sum += other.loss_sum;
+        self.n += other.n;
+        self.rows.extend(other.rows);
+        self.tokens += other.tokens;
+    }
+}

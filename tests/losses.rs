@@ -1,0 +1,242 @@
+//! Every loss and its gradient against PyTorch's autograd in float64 (`tests/losses/make.py`); and what the program makes of them: two steps of
+//! each, their numbers in `score`, rows with a label, and lines that refuse what makes no sense.
+
+mod program;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use jointwise::objective::{Known, Loss, Mix, Preference, Sums, cross_weights};
+use program::{Sandbox, Tensors, metrics, read_tensors, update_error};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+#[derive(Deserialize)]
+struct Batch {
+    /// Instruction, response, their tokens.
+    sums: Vec<(f64, f64, usize, usize)>,
+    reference: Vec<f64>,
+    paired: bool,
+    desirable: Vec<bool>,
+    cosines: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    batch: String,
+    preference: Preference,
+    losses: Vec<f64>,
+    d_sums: Vec<[f64; 2]>,
+}
+
+#[derive(Deserialize)]
+struct Fixture {
+    batches: BTreeMap<String, Batch>,
+    cases: Vec<Expected>,
+}
+
+fn fixture() -> Fixture {
+    serde_json::from_str(include_str!("losses/losses.json")).expect("the fixture")
+}
+
+/// The largest error of losses and gradients, relative where they are above 1.
+fn error(p: &Preference, batch: &Batch, want: &Expected) -> f64 {
+    let sums = |&(instruction, response, n_instruction, n_response): &(f64, f64, usize, usize)| Sums {
+        instruction,
+        response,
+        n_instruction,
+        n_response,
+    };
+    let known = Known {
+        paired: batch.paired,
+        desirable: batch.desirable.clone(),
+        reference: batch.reference.clone(),
+        cross: cross_weights(&batch.cosines, batch.sums.len() / 2, p.rpo_tau),
+    };
+    let got = p.evaluate(&batch.sums.iter().map(sums).collect::<Vec<_>>(), &known);
+    let losses = got.chunks(known.row_len()).map(|row| row.iter().map(|o| o.loss).sum::<f64>());
+    let gradients = got.iter().flat_map(|o| o.d_sums);
+    let got: Vec<f64> = losses.chain(gradients).collect();
+    let want: Vec<f64> = want.losses.iter().chain(want.d_sums.as_flattened()).copied().collect();
+    assert_eq!(got.len(), want.len());
+    got.iter().zip(want).map(|(got, want)| (got - want).abs() / want.abs().max(1.0)).fold(0.0, f64::max)
+}
+
+#[test]
+fn losses_and_gradients_are_pytorchs() {
+    let Fixture { batches, cases } = fixture();
+    let (mut seen, mut told) = (BTreeSet::new(), BTreeSet::new());
+    for case in &cases {
+        let (p, batch) = (case.preference, &batches[&case.batch]);
+        p.validate().expect("constants in range");
+        let found = error(&p, batch, case);
+        assert!(found < 1e-9, "{} of {}: {found:.1e}: {p:?}", p.loss, case.batch);
+        seen.extend(p.loss.parts().map(|(loss, _)| loss.name()));
+        // The same comparison must refuse a constant that is slightly wrong.
+        let (nudged, slightly) = (Preference { beta: p.beta * 1.000_001, ..p }, p.loss.plus(Loss::Sft, 1e-6));
+        if error(&nudged, batch, case) > 1e-9 && error(&Preference { loss: slightly, ..p }, batch, case) > 1e-9 {
+            told.extend(p.loss.parts().map(|(loss, _)| loss.name()));
+        }
+    }
+    let all: BTreeSet<&str> = Loss::ALL.map(Loss::name).into();
+    assert_eq!(seen, all);
+    assert_eq!(told, all, "a wrong constant passes");
+}
+
+/// The demo model with a few rows of its tasks: pairs of one instruction, pairs of two, texts with a label.
+struct Demo {
+    sandbox: Sandbox,
+    model: String,
+}
+
+const PAIRS: [[&str; 4]; 6] = [
+    ["Say red.", " red", "Say red.", " blue"],
+    ["Add 2 and 3.", " 5", "Add 2 and 3.", " 6 and more"],
+    ["Say red.", " red", "Add 2 and 3.", " no"],
+    ["Repeat: cat", " cat", "Repeat: dog", " cow"],
+    ["Add 2 and 3.", " 5", "Say red.", " green green"],
+    ["Repeat: cat", " cat", "Say red.", " r"],
+];
+
+impl Demo {
+    fn new() -> Self {
+        let sandbox = Sandbox::new();
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+        let lines = |of: &mut dyn FnMut(usize, &[&str; 4]) -> Value| {
+            PAIRS.iter().enumerate().map(|(i, pair)| of(i, pair).to_string()).collect::<Vec<_>>().join("\n")
+        };
+        let pairs = lines(&mut |_, [a, b, c, d]| json!({"i_chosen": a, "r_chosen": b, "i_reject": c, "r_reject": d}));
+        sandbox.write("pairs.jsonl", pairs);
+        let labelled = |i: usize, [a, b, c, d]: &[&str; 4]| match i % 2 {
+            0 => json!({"prompt": a, "completion": b, "label": true}),
+            _ => json!({"prompt": c, "completion": d, "label": false}),
+        };
+        sandbox.write("labelled.jsonl", lines(&mut { labelled }));
+        Self { model: model.to_str().expect("UTF-8").into(), sandbox }
+    }
+
+    fn args<'a>(&'a self, command: &'a str, data: &'a str, loss: &'a str) -> Vec<&'a str> {
+        vec![command, "--model", &self.model, "--data", data, "--loss", loss]
+    }
+
+    /// Two steps on all six rows, with the loss before each and after both.
+    fn train(&self, data: &str, loss: &str, more: &[&str]) -> [f64; 3] {
+        let out = format!("{data}-{loss}-{}", more.len());
+        let mut args = self.args("train", data, loss);
+        args.extend(["--max-steps", "2", "--learning-rate", "1e-2", "--no-shuffle", "--output-dir", &out]);
+        args.extend(["--eval-data", data, "--lr-scheduler-type", "constant"]);
+        self.sandbox.run(&[&args, more].concat()).ok();
+        let lines = metrics(&self.sandbox.path(&out));
+        let number =
+            |line: &Value, name: &str| line[name].as_f64().unwrap_or_else(|| panic!("{loss}: no {name}: {line}"));
+        for line in &lines[..2] {
+            assert!(number(line, "grad_norm") > 0.0, "{loss}: {line}");
+        }
+        [number(&lines[0], "loss"), number(&lines[1], "loss"), number(&lines[2], "eval_loss")]
+    }
+}
+
+#[test]
+fn two_steps_of_every_loss_go_down() {
+    let demo = Demo::new();
+    let mixes = ["sigmoid=1,sft=0.2", "rpo=0.5,kto=1"];
+    for loss in Loss::ALL.map(Loss::name).into_iter().chain(mixes) {
+        let [first, second, last] = demo.train("pairs.jsonl", loss, &[]);
+        assert!(last < first && second < first, "{loss}: {first} {second} {last}");
+    }
+    for loss in ["kto", "kto=1,sft=0.1"] {
+        let [first, second, last] = demo.train("labelled.jsonl", loss, &["--objective", "dpo"]);
+        assert!(last < first && second < first, "{loss}: {first} {second} {last}");
+    }
+}
+
+#[test]
+fn score_has_every_loss() {
+    let demo = Demo::new();
+    for loss in Loss::ALL {
+        let mut args = demo.args("score", "pairs.jsonl", loss.name());
+        args.extend(["--reference", "initial"]);
+        let lines = demo.sandbox.run(&args).ok().lines();
+        let of_rows: Vec<f64> = lines[..6].iter().map(|l| l["loss"].as_f64().expect("a loss")).collect();
+        let mean = lines[6]["summary"]["loss"].as_f64().expect("a mean");
+        assert!((of_rows.iter().sum::<f64>() / 6.0 - mean).abs() < 1e-12, "{loss:?}");
+        let at_the_start = match loss {
+            Loss::Sigmoid | Loss::Robust | Loss::AotUnpaired | Loss::Rpo => Some(std::f64::consts::LN_2),
+            Loss::BcoPair => Some(2.0 * std::f64::consts::LN_2),
+            Loss::Hinge => Some(1.0),
+            Loss::Ipo => Some(25.0),
+            Loss::KtoPair | Loss::Kto => Some(0.5),
+            Loss::Simpo | Loss::Orpo | Loss::Sft => None,
+        };
+        assert!(at_the_start.is_none_or(|want| (mean - want).abs() < 1e-9), "{loss:?}: {mean}");
+    }
+    // Texts with a label: as rows of their own, and none where the loss is of pairs.
+    let mut args = demo.args("score", "labelled.jsonl", "kto");
+    let lines = demo.sandbox.run(&args).ok().lines();
+    assert!(lines[0]["label"] == true && lines[1]["label"] == false && lines[0].get("loss").is_none());
+    args.extend(["--reference", "base", "--undesirable-weight", "3"]);
+    let lines = demo.sandbox.run(&args).ok().lines();
+    let got: Vec<f64> = lines[..6].iter().map(|l| l["loss"].as_f64().expect("a loss")).collect();
+    assert_eq!(got, [0.5, 1.5, 0.5, 1.5, 0.5, 1.5]);
+    assert_eq!(lines[6]["summary"]["loss"], 1.0);
+    assert!(lines[6]["summary"].get("rewards/accuracies").is_none());
+}
+
+/// Losses that look at a whole micro-batch are others with fewer rows in it, which the README says; the rest are sums over rows.
+#[test]
+fn accumulation_is_exact_where_rows_stand_alone() {
+    let demo = Demo::new();
+    // The half of an adapter that begins at 0: all of it is update.
+    let train = |loss: &str, name: &str, more: &[&str]| -> Tensors {
+        let out = format!("{loss}-{name}");
+        let mut args = demo.args("train", "pairs.jsonl", loss);
+        args.extend(["--max-steps", "3", "--learning-rate", "3e-2", "--adam-epsilon", "1e-2", "--max-grad-norm", "0"]);
+        args.extend(["--no-shuffle", "--output-dir", &out]);
+        demo.sandbox.run(&[&args, more].concat()).ok();
+        let mut adapter = read_tensors(&demo.sandbox.path(&out).join("adapter_model.safetensors"));
+        adapter.retain(|name, _| name.contains("lora_B"));
+        adapter
+    };
+    for (loss, alone) in [
+        ("orpo", true),
+        ("sigmoid=1,sft=0.2", true),
+        ("kto", false),
+        ("bco_pair", false),
+        ("aot_unpaired", false),
+        ("rpo", false),
+    ] {
+        let whole = train(loss, "whole", &["--batch-size", "6"]);
+        let mut zero = whole.clone();
+        zero.values_mut().for_each(|t| t.bytes.fill(0));
+        let parts = ["--batch-size", "1", "--gradient-accumulation-steps", "6"];
+        let error = update_error(&train(loss, "parts", &parts), &whole, &zero);
+        assert!(if alone { error <= 1e-5 } else { error > 1e-3 }, "{loss}: {error:.1e}");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let demo = Demo::new();
+    let out = ["--output-dir", "out"];
+    let refused = |data: &str, loss: &str, more: &[&str], parts: &[&str]| {
+        demo.sandbox.refused(&[&demo.args("train", data, loss), &out[..], more].concat(), parts);
+    };
+    let names = Loss::ALL.map(Loss::name);
+    refused("pairs.jsonl", "squared", &[], &[&format!("expected one of {}", names.join(", "))]);
+    refused("pairs.jsonl", "sigmoid=0", &[], &["--loss", "above 0"]);
+    for loss in Loss::ALL.into_iter().filter(|l| l.needs_pairs()) {
+        refused("labelled.jsonl", loss.name(), &[], &["labelled.jsonl:1", "--loss kto"]);
+    }
+    refused("labelled.jsonl", "kto=1,sigmoid=1", &[], &["labelled.jsonl:1", "--loss kto"]);
+    refused("pairs.jsonl", "kto", &["--data", "labelled.jsonl"], &["labelled.jsonl:1", "label", "other forms"]);
+    refused("pairs.jsonl", "hinge", &["--label-smoothing", "0.1"], &["--label-smoothing", "hinge"]);
+    for (flag, loss) in [("--simpo-gamma", "orpo"), ("--rpo-tau", "sigmoid"), ("--desirable-weight", "kto_pair")] {
+        refused("pairs.jsonl", loss, &[flag, "0.3"], &[flag, loss]);
+    }
+    refused("pairs.jsonl", "rpo", &["--rpo-tau", "0"], &["--rpo-tau"]);
+    demo.sandbox.write("unlabelled.jsonl", r#"{"prompt": "a", "completion": "b", "label": 1}"#);
+    refused("unlabelled.jsonl", "kto", &[], &["unlabelled.jsonl:1", "`label`", "true or false, found a number"]);
+    let sft = ["sft", "--model", &demo.model, "--data", "labelled.jsonl", "--output-dir", "out"];
+    demo.sandbox.refused(&sft, &["labelled.jsonl:2", "not one to imitate"]);
+    assert_eq!("sigmoid".parse(), Ok(Mix::of(Loss::Sigmoid)));
+}
