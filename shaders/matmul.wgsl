@@ -1,10 +1,12 @@
-// C[m,n] = alpha·(Σ_k A[m,k]·B[k,n] + Σ_k A2[m,k]·B2[k,n]) (+ C[m,n])
-// A: (M, K) or stored transposed (K, M); B: (K, N) or stored transposed (N, K); A2, B2: shared/second, or none
+// C[m,n] = alpha·(Σ_k A[m,k]·B[k,n] + Σ_k A2[m,k]·B2[k,n]) (+ C[m,n]) + bias[n] + residual[m,n]
+// A: (M, K) or stored transposed (K, M); B: (K, N) or stored transposed (N, K); A2, B2: shared/second, or none; bias, residual:
+// shared/epilogue, or none
 //
 // The three products of a linear layer y = x·Wᵀ:  y = x·Wᵀ (B transposed),  d_x = d_y·W (neither),  d_W = d_yᵀ·x (A transposed).
 // A workgroup of 16×16 computes a tile of 64×64, each invocation 4×4 values at a stride of 16; tiles of A and B pass through
 // workgroup memory (2 × 16 × 65 × 4 = 8,320 bytes). Any M, N, K. Quantised weights are dequantised into the tile, four at a time.
 
+import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
 import package::shared::second_none::{SECOND, a2_value, b2_value};
 import package::shared::weight::{weight_value, weight_values};
@@ -137,12 +139,11 @@ fn matmul(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id)
             let n = n0 + local.x + 16u * s;
             if m < params.m && n < params.n {
                 let i = params.c_start + m * params.c_stride + n;
-                let value = params.alpha * acc[r][s];
+                var value = params.alpha * acc[r][s];
                 if params.accumulate == 1u {
-                    c[i] += value;
-                } else {
-                    c[i] = value;
+                    value += c[i];
                 }
+                c[i] = with_epilogue(value, n, i);
             }
         }
     }

@@ -10,6 +10,7 @@
 // Four subgroups compute a tile of C, each a block of FRAGMENTS×FRAGMENTS fragments of EDGE×EDGE. Slices of K pass through workgroup
 // memory as f16, as they are stored; the next slice is loaded while this one is multiplied. Any M, N, K: beyond an edge there are zeros.
 
+import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
 import package::shared::weight::{weight_quad};
 import package::shared::fragment8::{EDGE, Left, Right, Sum, begin_slice, end_slice};
@@ -217,11 +218,11 @@ fn matmul_coop(
             if m < params.m && n < params.n {
                 let at = params.c_start + m * params.c_stride + n;
                 let sum = values[subgroup * EDGE * EDGE + i] * inverse_scale(largest[largest_of_a(m)]) * b_inverse;
+                var value = params.alpha * sum;
                 if params.accumulate == 1u {
-                    c[at] += params.alpha * sum;
-                } else {
-                    c[at] = params.alpha * sum;
+                    value += c[at];
                 }
+                c[at] = with_epilogue(value, n, at);
             }
         }
     }

@@ -7,6 +7,7 @@
 //   matmul_dots: B is stored (N, K): an invocation owns 8 rows × 1 column, quads along K
 //   matmul_unpack: C (K, N) = B in f32, B being stored (N, K) where B_TRANSPOSED: for the others, dequantised once
 
+import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
 import package::shared::second_none::{SECOND, a2_value, b2_quad};
 import package::shared::weight::{weight_quad};
@@ -43,11 +44,11 @@ fn b2_column(n: u32) -> u32 {
 
 fn store(row: u32, n: u32, value: f32) {
     let i = params.c_start + row * params.c_stride + n;
+    var sum = params.alpha * value;
     if ACCUMULATE {
-        c[i] += params.alpha * value;
-    } else {
-        c[i] = params.alpha * value;
+        sum += c[i];
     }
+    c[i] = with_epilogue(sum, n, i);
 }
 
 fn store_quad(row: u32, n: u32, values: vec4<f32>) {

@@ -1,9 +1,10 @@
-// C = alpha·A·B (+ C) as in matmul.wgsl, B being (K, N), for adapters that are CPUs and have subgroups.
+// C = alpha·A·B (+ C) (+ bias + residual) as in matmul.wgsl, B being (K, N), for adapters that are CPUs and have subgroups.
 //
 // A workgroup is one subgroup and computes 32 rows (8 where there are few) × 32 columns, an invocation a quad of each row. Lanes load a
 // value of A each and hand it round, so that a load of either side serves 32 multiply-adds of a vector. Start and stride of B are multiples of four; sums in the order of
 // K, as in matmul.wgsl.
 
+import package::shared::epilogue_none::{with_epilogue};
 import package::shared::lanes::{LANES, spread};
 import package::shared::product::{MatmulParams};
 import package::shared::second_none::{SECOND, a2_value, b2_quad};
@@ -61,12 +62,13 @@ fn matmul_lanes(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
     for (var r = 0u; r < ROWS; r++) {
         for (var s = 0u; s < 4u; s++) {
             if m0 + r < params.m && n0 + s < params.n {
-                let i = params.c_start + (m0 + r) * params.c_stride + n0 + s;
+                let n = n0 + s;
+                let i = params.c_start + (m0 + r) * params.c_stride + n;
+                var value = params.alpha * acc[r][s];
                 if ACCUMULATE {
-                    c[i] += params.alpha * acc[r][s];
-                } else {
-                    c[i] = params.alpha * acc[r][s];
+                    value += c[i];
                 }
+                c[i] = with_epilogue(value, n, i);
             }
         }
     }

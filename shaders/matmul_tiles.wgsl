@@ -5,6 +5,7 @@
 // invocation loads one block of 4×4 from memory, while the block before is being multiplied, and turns it where the matrix is stored along K.
 // Each sum has one owner and adds its terms in the order of K, as matmul.wgsl does: the same bits.
 
+import package::shared::epilogue_none::{with_epilogue_quad};
 import package::shared::product::{MatmulParams};
 import package::shared::second_none::{SECOND, a2_quad, b2_quad};
 import package::shared::weight::{weight_quad};
@@ -183,12 +184,11 @@ fn matmul_tiles(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
                 let m = m0 + 4u * (down + r * DOWN) + i;
                 if m < params.m && n < params.n {
                     let at = (params.c_start + m * params.c_stride + n) / 4u;
-                    let value = params.alpha * acc[4u * (r * COLUMN_QUADS + s) + i];
+                    var value = params.alpha * acc[4u * (r * COLUMN_QUADS + s) + i];
                     if params.accumulate == 1u {
-                        c[at] += value;
-                    } else {
-                        c[at] = value;
+                        value += c[at];
                     }
+                    c[at] = with_epilogue_quad(value, n, at);
                 }
             }
         }

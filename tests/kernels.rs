@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{LazyLock, Mutex, MutexGuard};
 
 use jointwise::gpu::{Caps, DeviceChoice, Gpu, MatmulPrecision, Recording, Role, SHADERS, Shader, Slot, Variant};
-use jointwise::kernels::matmul::{self as products, Matrix, Orientation, Product, product};
+use jointwise::kernels::matmul::{self as products, Epilogue, Matrix, Operands, Orientation, Product, Second, product};
 use jointwise::kernels::shapes::ModelShape;
 use jointwise::kernels::storage::Storage;
 use jointwise::kernels::{Case, Cost, Host, Kernel, Outputs, REGISTRY, excess, self_test, verify};
@@ -432,6 +432,59 @@ fn variants_of_a_product_give_the_same_bits() {
     }
     // All but attention's own.
     assert_eq!(compared.len(), Variant::ALL.len() - 1);
+}
+
+/// What rides along in a product has the bits of passes of their own, in their order: the product, then the bias, then the residual.
+#[test]
+fn a_product_adds_bias_and_residual_as_passes_of_their_own_would() {
+    let check = |gpu: &Gpu, name: &str| {
+        let mut rng = Rng::new(3, 8);
+        for (m, n, k, rank) in [(1, 64, 64, 0), (40, 68, 132, 0), (40, 68, 132, 8), (40, 12, 36, 6), (129, 132, 64, 64)]
+        {
+            let (orientation, storage) = (Orientation::Forward, Storage::F32);
+            let p = Product { orientation, storage, m, n, k, alpha: 1.0, accumulate: false };
+            let mut values = |n: usize| random(&mut rng, n);
+            let (x, w, x2, w2) = (values(m * k), values(n * k), values((m * rank).max(1)), values((n * rank).max(1)));
+            let (bias, residual) = (values(n), values(m * n));
+            let [x, w, x2, w2] = [x, w, x2, w2].map(|v| gpu.upload(&v));
+            let (bias_slot, residual_slot) = (gpu.upload(&bias), gpu.upload(&residual));
+            let product = |with_bias: bool, with_residual: bool| {
+                let y = gpu.slot(m * n);
+                let mut rec = gpu.record();
+                let second = Second { storage, k: rank, a: Matrix::new(&x2, rank), b: Matrix::new(&w2, rank) };
+                let epilogue = Epilogue {
+                    bias: with_bias.then_some((&bias_slot, 0)),
+                    residual: with_residual.then_some(&residual_slot),
+                };
+                let operands = Operands::new(Matrix::new(&x, k), Matrix::new(&w, k), Matrix::new(&y, n));
+                let second = (rank > 0).then_some(second);
+                products::matmul_with(&mut rec, &p, Operands { second, epilogue, ..operands });
+                rec.submit();
+                pollster::block_on(gpu.read::<f32>(&[&y])).expect("readback").concat()
+            };
+            let plain = product(false, false);
+            let sums = |sum: &dyn Fn(f32, f32, f32) -> f32| -> Vec<f32> {
+                (0..m * n).map(|i| sum(plain[i], bias[i % n], residual[i])).collect()
+            };
+            let at = format!("{name} {m}x{n}x{k} R={rank}");
+            assert!(product(true, false) == sums(&|y, b, _| y + b), "{at}: bias");
+            assert!(product(false, true) == sums(&|y, _, r| y + r), "{at}: residual");
+            let both = product(true, true);
+            assert!(both == sums(&|y, b, r| (y + b) + r), "{at}: both");
+            // The comparison sees the order of the sums.
+            assert!(both != sums(&|y, b, r| (y + r) + b) && both != sums(&|y, b, r| y + (b + r)), "{at}");
+        }
+    };
+    let mut gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
+    let usual = gpu.caps().variants.clone();
+    let alone = Variant::ALL.into_iter().map(|v| vec![v]);
+    for variants in alone.chain([Vec::new(), usual]) {
+        gpu = gpu.with_variants(variants.clone());
+        check(&gpu, &format!("{variants:?}"));
+    }
+    for gpu in lower_precisions() {
+        check(&gpu, gpu.caps().matmul_precision.name());
+    }
 }
 
 /// A time is of the right thing: what benchmarks run is checked as the other cases are, at a small model's shapes.

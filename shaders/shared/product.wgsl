@@ -1,5 +1,6 @@
-// What a product C = alpha·(A·B + A2·B2) (+ C) is told: the matrices' sizes and places. A is (M, K), B (K, N), either stored transposed. A2
-// (M, K2) and B2 (K2, N, stored transposed where B is) are there where shared/second is.
+// What a product C = alpha·(A·B + A2·B2) (+ C) (+ bias) (+ residual) is told: the matrices' sizes and places. A is (M, K), B (K, N), either
+// stored transposed. A2 (M, K2) and B2 (K2, N, stored transposed where B is) are there where shared/second is, a bias (N) and a residual,
+// laid out as C, where shared/epilogue is.
 
 struct MatmulParams {
     m: u32,
@@ -18,6 +19,7 @@ struct MatmulParams {
     a2_stride: u32,
     b2_start: u32,
     b2_stride: u32,
+    bias_start: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: MatmulParams;

@@ -38,6 +38,8 @@ shaders![
     "rmsnorm",
     "rope",
     "sample",
+    "shared/epilogue",
+    "shared/epilogue_none",
     "shared/fragment16",
     "shared/fragment8",
     "shared/grid",

@@ -1,4 +1,4 @@
-//! Residual sums and biases. A bias's gradient is [`super::column_sum`].
+//! The residual stream behind a norm. Elsewhere [`super::matmul::Epilogue`] adds it, and biases, whose gradient is [`super::column_sum`].
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
@@ -9,34 +9,15 @@ use crate::rng::Rng;
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AddParams {
     n: u32,
-    width: u32,
-    start: u32,
-    stride: u32,
 }
 
-fn shader(entry: &'static str) -> Shader {
-    Shader::new("add", entry).with("WG", 64.0)
-}
-
-fn flat(n: usize) -> AddParams {
-    AddParams { n: n as u32, width: 0, start: 0, stride: 0 }
+fn shader() -> Shader {
+    Shader::new("add", "add").with("WG", 64.0)
 }
 
 /// y = a + b, elementwise over y's length.
 pub fn add(rec: &mut Recording, a: &Slot, b: &Slot, y: &Slot) {
-    rec.dispatch(&shader("add"), &flat(y.len()), &[a, b, y], grid_1d(y.len(), 64), y.len() as u64);
-}
-
-/// y += a, over a's length.
-pub fn add_into(rec: &mut Recording, a: &Slot, y: &Slot) {
-    rec.dispatch(&shader("add_into"), &flat(a.len()), &[a, y], grid_1d(a.len(), 64), a.len() as u64);
-}
-
-/// y[t, start..] += b, for `rows` rows of `stride`.
-pub fn bias_fwd(rec: &mut Recording, b: &Slot, rows: usize, start: usize, stride: usize, y: &Slot) {
-    let n = rows * b.len();
-    let params = AddParams { n: n as u32, width: b.len() as u32, start: start as u32, stride: stride as u32 };
-    rec.dispatch(&shader("bias_fwd"), &params, &[b, y], grid_1d(n, 64), n as u64);
+    rec.dispatch(&shader(), &AddParams { n: y.len() as u32 }, &[a, b, y], grid_1d(y.len(), 64), y.len() as u64);
 }
 
 /// The family.
@@ -50,7 +31,7 @@ impl Kernel for Add {
         &["add"]
     }
     fn variants(&self) -> Vec<Shader> {
-        ["add", "add_into", "bias_fwd"].map(shader).into()
+        vec![shader()]
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("AddParams", size_of::<AddParams>())]
@@ -65,7 +46,7 @@ impl Kernel for Add {
     }
 }
 
-/// y = a + b; y += a; y[:, 1..] += bias.
+/// y = a + b.
 struct AddCase {
     rows: usize,
     width: usize,
@@ -76,26 +57,22 @@ impl Case for AddCase {
         format!("rows={} width={}", self.rows, self.width)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        let n = self.rows * (self.width + 1);
-        vec![Host::normal(rng, n), Host::normal(rng, n), Host::normal(rng, self.width)]
+        let n = self.rows * self.width;
+        vec![Host::normal(rng, n), Host::normal(rng, n)]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let stride = self.width + 1;
-        let bias = |n: usize| if n.is_multiple_of(stride) { 0.0 } else { x[2][n % stride - 1] };
-        vec![(0..x[0].len()).map(|n| 2.0 * x[0][n] + x[1][n] + bias(n)).collect()]
+        vec![x[0].iter().zip(&x[1]).map(|(a, b)| a + b).collect()]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
         let y = rec.gpu().slot(x[0].len());
         add(rec, &x[0], &x[1], &y);
-        add_into(rec, &x[0], &y);
-        bias_fwd(rec, &x[2], self.rows, 1, self.width + 1, &y);
         Outputs { y: vec![y], d_x: Vec::new() }
     }
     fn reduction(&self) -> usize {
-        4
+        1
     }
     fn cost(&self) -> Cost {
-        let n = (self.rows * (self.width + 1)) as u64;
-        Cost { bytes: 4 * 8 * n, flops: 3 * n }
+        let n = (self.rows * self.width) as u64;
+        Cost { bytes: 4 * 3 * n, flops: n }
     }
 }

@@ -1,4 +1,5 @@
-//! C = alpha·(A·B + A2·B2) (+ C), the second pair where there is one, in the three orientations of a linear layer; weights in any [`Storage`].
+//! C = alpha·(A·B + A2·B2) (+ C) + bias + residual, the second pair, bias and residual where there are any, in the three orientations of a
+//! linear layer; weights in any [`Storage`].
 //!
 //! Five ways to compute it, each in a file of its own: the baseline, for any shape (`matmul.wgsl`); tiles of quads, for GPUs
 //! (`matmul_tiles.wgsl`); for CPU adapters without and with subgroups (`matmul_cpu.wgsl`, `matmul_lanes.wgsl`); cooperative matrices, where a
@@ -12,12 +13,12 @@ mod lanes;
 mod operands;
 mod tiles;
 
-pub use operands::{Matrix, Second};
+pub use operands::{Epilogue, Matrix, Operands, Second};
 
-use cases::{LinearCase, LowRankCase, ProductCase};
+use cases::{EpilogueCase, LinearCase, LowRankCase, ProductCase};
 use coop::Coop;
 use cpu::Cpu;
-use operands::{MatmulParams, Operands, with_second};
+use operands::{MatmulParams, with_all, with_second};
 use tiles::Tiles;
 
 use super::shapes::ModelShape;
@@ -86,13 +87,14 @@ fn baseline(orientation: Orientation, storage: Storage) -> Shader {
 
 /// C = alpha·A·B (+ C). Nothing happens when M, N or K is 0 (C is not cleared).
 pub fn matmul(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
-    matmul_with(rec, p, a, b, None, c);
+    matmul_with(rec, p, Operands::new(a, b, c));
 }
 
-/// C = alpha·(A·B + A2·B2) (+ C), the second pair in the first one's pass wherever that is possible.
-pub fn matmul_with(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, second: Option<Second>, c: Matrix) {
+/// C = alpha·(A·B + A2·B2) (+ C) + bias + residual: the second pair in the first one's pass wherever that is possible, the others always in
+/// the last one, with the bits of passes of their own where alpha is a power of two (else a device may round product and sum at once).
+pub fn matmul_with(rec: &mut Recording, p: &Product, o: Operands) {
     let caps = rec.gpu().caps();
-    launch(rec, p, Operands { a, b, second, c }, &caps.variants, caps.matmul_precision);
+    launch(rec, p, o, &caps.variants, caps.matmul_precision);
 }
 
 fn launch(rec: &mut Recording, p: &Product, o: Operands, allowed: &[Variant], precision: MatmulPrecision) {
@@ -102,9 +104,9 @@ fn launch(rec: &mut Recording, p: &Product, o: Operands, allowed: &[Variant], pr
     let coop = Coop::of(p, [o.a, o.b], rec.gpu().caps(), precision);
     // Sums on cooperative matrices are of operands scaled to f16's range: a second pair has scales of its own, its sums cannot be theirs.
     if let Some(second) = o.second.filter(|s| coop.is_some() || !s.rides_along(p)) {
-        launch(rec, p, Operands { second: None, ..o }, allowed, precision);
+        launch(rec, p, Operands { second: None, epilogue: Epilogue::default(), ..o }, allowed, precision);
         let p = Product { storage: second.storage, k: second.k, accumulate: true, ..*p };
-        return launch(rec, &p, Operands::new(second.a, second.b, o.c), allowed, precision);
+        return launch(rec, &p, Operands { a: second.a, b: second.b, second: None, ..o }, allowed, precision);
     }
     if let Some(coop) = coop {
         return coop.launch(rec, p, o);
@@ -221,10 +223,13 @@ impl Kernel for Matmul {
             for &o in orientations(storage) {
                 let mut of_one_pair = vec![baseline(o, storage)];
                 of_one_pair.extend(Tiles::ALL.map(|t| t.shader(o, storage)));
-                if o != Orientation::BackwardW {
-                    all.extend(of_one_pair.iter().cloned().map(with_second));
+                for shader in of_one_pair {
+                    match o {
+                        Orientation::Forward => all.extend(with_all(shader)),
+                        Orientation::BackwardX => all.extend([with_second(shader.clone()), shader]),
+                        Orientation::BackwardW => all.push(shader),
+                    }
                 }
-                all.extend(of_one_pair);
                 all.extend(Coop::shaders(o, storage));
             }
             all.extend(cpu::shaders(storage));
@@ -277,6 +282,11 @@ impl Kernel for Matmul {
                 all.push(Box::new(LowRankCase { linear, rank }));
             }
         }
+        for shape in EpilogueCase::SHAPES {
+            for variant in std::iter::once(None).chain(VARIANTS.map(Some)) {
+                all.push(Box::new(EpilogueCase::new(shape, variant.into_iter().collect(), MatmulPrecision::Highest)));
+            }
+        }
         all
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
@@ -308,7 +318,10 @@ impl Kernel for Matmul {
             let (allowed, precision) = (allowed.clone(), MatmulPrecision::Highest);
             Box::new(LowRankCase { linear: LinearCase { t, n_out, n_in, storage, allowed, precision }, rank })
         };
-        shapes.map(case).into_iter().chain(LowRankCase::SHAPES.map(low_rank)).collect()
+        let epilogue =
+            |shape| -> Box<dyn Case> { Box::new(EpilogueCase::new(shape, allowed.clone(), MatmulPrecision::Highest)) };
+        let added = EpilogueCase::SHAPES.map(epilogue);
+        shapes.map(case).into_iter().chain(LowRankCase::SHAPES.map(low_rank)).chain(added).collect()
     }
     fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
         // Both sides of fragments, slices, blocks of a subgroup, and tiles; all three products are on cooperative matrices.
@@ -325,6 +338,9 @@ impl Kernel for Matmul {
         for (t, n_out, n_in, storage, rank) in LowRankCase::SHAPES {
             let linear = LinearCase { t, n_out, n_in, storage, allowed: Vec::new(), precision };
             all.push(Box::new(LowRankCase { linear, rank }));
+        }
+        for shape in EpilogueCase::SHAPES {
+            all.push(Box::new(EpilogueCase::new(shape, Vec::new(), precision)));
         }
         all
     }

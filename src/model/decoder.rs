@@ -253,7 +253,7 @@ impl Decoder {
                 Some(raw) if column < raw_width => Columns { slot: raw, column, stride: raw_width },
                 _ => Columns { slot: &qkv, column, stride: width },
             };
-            xa_qkv.push(linear.forward(rec, t, &x1, y, with_lora));
+            xa_qkv.push(linear.forward(rec, t, &x1, None, y, with_lora));
         }
         let head_stats = match (&w.qk_norms, &raw) {
             (Some(norms), Some(raw)) => {
@@ -293,15 +293,10 @@ impl Decoder {
             }
         }
 
-        let mut branch = gpu.slot(t * d.d_model);
-        let xa_out = w.out.forward(rec, t, &o, Columns::all(&branch, d.d_model), with_lora);
-        let attn_post = w.attn_post_norm.as_ref().map(|norm| {
-            let (y, stats) = self.norm(rec, norm, t, &branch);
-            (std::mem::replace(&mut branch, y), stats)
+        let mut xa_out = None;
+        let (h_mid, attn_post) = self.add_branch(rec, w.attn_post_norm.as_ref(), t, &h_in, |rec, residual, y| {
+            xa_out = w.out.forward(rec, t, &o, residual, Columns::all(y, d.d_model), with_lora);
         });
-        let h_mid = gpu.slot(t * d.d_model);
-        add::add(rec, &h_in, &branch, &h_mid);
-        drop(branch);
 
         let (x2, stats2) = self.norm(rec, &w.mlp_norm, t, &h_mid);
         let (mut mlp, mut a) = (Vec::new(), Vec::new());
@@ -352,7 +347,7 @@ impl Decoder {
         let mut xa_up = Vec::new();
         for linear in &w.up {
             let y = Columns { slot: &u, column: linear.module.column, stride: up_width };
-            xa_up.push(linear.forward(rec, t, &x2, y, with_lora));
+            xa_up.push(linear.forward(rec, t, &x2, None, y, with_lora));
         }
         MlpTrace { tokens, u, xa_up, xa_down: None }
     }
@@ -374,21 +369,40 @@ impl Decoder {
         with_lora: bool,
         trace: &mut LayerTrace,
     ) -> Slot {
-        let (d, gpu) = (self.description.d_model, rec.gpu());
-        let mut branch = gpu.slot(t * d);
-        let products = &mut trace.products;
+        let d = self.description.d_model;
+        let Products { h_mid, mlp, mlp_post, .. } = &mut trace.products;
         let a = trace.elementwise.iter().flat_map(|e| &e.a);
-        for (mlp, a) in products.mlp.iter_mut().zip(a) {
-            let y = rows_of(&branch, &mlp.tokens, d);
-            mlp.xa_down = w.down.forward(rec, mlp.tokens.len(), a, Columns::all(&y, d), with_lora);
-        }
-        products.mlp_post = w.mlp_post_norm.as_ref().map(|norm| {
-            let (y, stats) = self.norm(rec, norm, t, &branch);
-            (std::mem::replace(&mut branch, y), stats)
+        let (h_out, post) = self.add_branch(rec, w.mlp_post_norm.as_ref(), t, h_mid, |rec, residual, y| {
+            for (mlp, a) in mlp.iter_mut().zip(a) {
+                let rows = |slot: &Slot| rows_of(slot, &mlp.tokens, d);
+                let (residual, y, n) = (residual.map(rows), rows(y), mlp.tokens.len());
+                mlp.xa_down = w.down.forward(rec, n, a, residual.as_ref(), Columns::all(&y, d), with_lora);
+            }
         });
-        let h_out = gpu.slot(t * d);
-        add::add(rec, &products.h_mid, &branch, &h_out);
+        *mlp_post = post;
         h_out
+    }
+
+    /// The residual stream (T, D) behind a branch: h plus what `product` writes, given what it is to add and where to write. The sum rides
+    /// along in the product, unless a norm stands between; then also that norm's input and statistics.
+    fn add_branch(
+        &self,
+        rec: &mut Recording,
+        norm: Option<&Norm>,
+        t: usize,
+        h: &Slot,
+        product: impl FnOnce(&mut Recording, Option<&Slot>, &Slot),
+    ) -> (Slot, Option<(Slot, Stats)>) {
+        let y = rec.gpu().slot(t * self.description.d_model);
+        let Some(norm) = norm else {
+            product(rec, Some(h), &y);
+            return (y, None);
+        };
+        product(rec, None, &y);
+        let (normed, stats) = self.norm(rec, norm, t, &y);
+        let sum = rec.gpu().slot(t * self.description.d_model);
+        add::add(rec, h, &normed, &sum);
+        (sum, Some((y, stats)))
     }
 
     /// What the backward pass of a layer reads; run again where only the input was kept.

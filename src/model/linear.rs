@@ -1,11 +1,12 @@
-//! y = x·Wᵀ + b, with low-rank additions that are never merged: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ + b, one pass over y where `rides_along` says so.
+//! y = x·Wᵀ + b, with low-rank additions that are never merged, and the residual stream: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ + b + h, one pass over y where
+//! `rides_along` says so.
 
 use super::description::Module;
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
-use crate::kernels::matmul::{Matrix, Orientation, Product, Second, matmul, matmul_with};
+use crate::kernels::column_sum;
+use crate::kernels::matmul::{Epilogue, Matrix, Operands, Orientation, Product, Second, matmul, matmul_with};
 use crate::kernels::storage::Storage;
-use crate::kernels::{add, column_sum};
 
 /// A linear layer on the device.
 #[derive(Debug)]
@@ -57,8 +58,17 @@ fn product(orientation: Orientation, storage: Storage, [m, n, k]: [usize; 3], al
 }
 
 impl Linear {
-    /// y (T, n_out) from x (T, n_in). Returns s·x·Aᵀ (T, R), saved for the backward pass, when the addition is on.
-    pub fn forward(&self, rec: &mut Recording, t: usize, x: &Slot, y: Columns, with_lora: bool) -> Option<Slot> {
+    /// y (T, n_out) from x (T, n_in), plus a residual that is laid out as y. Returns s·x·Aᵀ (T, R), saved for the backward pass, when the
+    /// addition is on.
+    pub fn forward(
+        &self,
+        rec: &mut Recording,
+        t: usize,
+        x: &Slot,
+        residual: Option<&Slot>,
+        y: Columns,
+        with_lora: bool,
+    ) -> Option<Slot> {
         let (k, x) = (self.w.cols, Matrix::new(x, self.w.cols));
         let xa = self.lora.as_ref().filter(|_| with_lora).map(|lora| {
             let r = lora.a.rows;
@@ -73,10 +83,10 @@ impl Linear {
                 let b_rows = Matrix { slot: b.slot(), start: part.first * a.rows, stride: a.rows };
                 Second { storage: b.storage, k: a.rows, a: Matrix::new(xa, a.rows), b: b_rows }
             });
-            matmul_with(rec, &p, x, Matrix::new(&part.w, k), second, y.from(part.first));
-        }
-        if let Some(b) = &self.b {
-            add::bias_fwd(rec, b.slot(), t, y.column, y.stride, y.slot);
+            let bias = self.b.as_ref().map(|b| (b.slot(), part.first));
+            let epilogue = Epilogue { bias, residual };
+            let w = Matrix::new(&part.w, k);
+            matmul_with(rec, &p, Operands { a: x, b: w, second, epilogue, c: y.from(part.first) });
         }
         xa
     }
@@ -111,7 +121,8 @@ impl Linear {
             if let Some(d_x) = d_x {
                 let p = product(Orientation::BackwardX, self.w.storage, [t, k, part.rows], 1.0, accumulate || i > 0);
                 let w = Matrix::new(&part.w, k);
-                matmul_with(rec, &p, d_y.from(part.first), w, second.take(), Matrix::new(d_x, k));
+                let operands = Operands::new(d_y.from(part.first), w, Matrix::new(d_x, k));
+                matmul_with(rec, &p, Operands { second: second.take(), ..operands });
             }
             if let Some(d_w) = &part.d_w {
                 let p = product(Orientation::BackwardW, Storage::F32, [part.rows, k, t], 1.0, true);

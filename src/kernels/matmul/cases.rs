@@ -1,6 +1,6 @@
 //! Cases of the products: all three of a linear layer, and one alone.
 
-use super::{Matrix, Operands, Orientation, Product, Second, Storage, Way, launch};
+use super::{Epilogue, Matrix, Operands, Orientation, Product, Second, Storage, Way, launch};
 use crate::gpu::{Caps, Gpu, MatmulPrecision, Recording, Slot, Variant};
 use crate::kernels::storage::Packed;
 use crate::kernels::{Case, Cost, Host, Outputs};
@@ -251,7 +251,8 @@ impl Case for LowRankCase {
         let mut product = |orientation, a, c, b2| {
             let p = Product { accumulate: false, ..self.linear.product(orientation) };
             let second = Some(Second { storage: Storage::F32, k: r, a: Matrix::new(&x[3], r), b: b2 });
-            launch(rec, &p, Operands { a, b: Matrix::new(&x[1], n_in), second, c }, allowed, precision);
+            let operands = Operands { second, ..Operands::new(a, Matrix::new(&x[1], n_in), c) };
+            launch(rec, &p, operands, allowed, precision);
         };
         product(Orientation::Forward, Matrix::new(&x[0], n_in), Matrix::new(&y, n_out), Matrix::new(&x[4], r));
         product(Orientation::BackwardX, Matrix::new(&x[2], n_out), Matrix::new(&d_x, n_in), Matrix::new(&x[5], n_in));
@@ -267,6 +268,97 @@ impl Case for LowRankCase {
         let LinearCase { t, n_out, n_in, storage, .. } = self.linear;
         let words = 2 * t * (n_in + n_out + self.rank) + 2 * storage.words(n_out, n_in) + self.rank * (n_in + n_out);
         let flops = 2 * t * (2 * n_out * n_in + self.rank * (n_in + n_out));
+        Cost { bytes: 4 * words as u64, flops: flops as u64 }
+    }
+}
+
+/// y = 0.5·(x·Wᵀ + x2·W2ᵀ) + bias + residual, C in the middle of a wider slot.
+pub(super) struct EpilogueCase {
+    linear: LinearCase,
+    /// K2; 0: one pair.
+    rank: usize,
+    bias: bool,
+    residual: bool,
+}
+
+/// T, n_out, n_in, W's storage, rank; bias, residual.
+type EpilogueShape = (usize, usize, usize, Storage, usize, bool, bool);
+
+/// First element of the bias: at no quad, as where a trained weight is split anywhere.
+const BIAS_START: usize = 3;
+
+impl EpilogueCase {
+    /// One pair, two, two in two passes; of few rows and columns and of many; both together and each alone.
+    pub const SHAPES: [EpilogueShape; 9] = [
+        (1, 4, 4, Storage::F32, 0, true, true),
+        (3, 5, 64, Storage::F32, 8, true, false),
+        (40, 12, 36, Storage::F32, 0, false, true),
+        (70, 132, 260, Storage::F32, 0, true, true),
+        (33, 68, 128, Storage::Bf16, 16, true, true),
+        (37, 132, 132, Storage::Bf16, 0, true, false),
+        (33, 12, 72, Storage::Int8, 0, true, true),
+        (129, 124, 192, Storage::Nf4, 64, false, true),
+        (33, 68, 36, Storage::F32, 6, true, true),
+    ];
+
+    pub fn new(shape: EpilogueShape, allowed: Vec<Variant>, precision: MatmulPrecision) -> Self {
+        let (t, n_out, n_in, storage, rank, bias, residual) = shape;
+        Self { linear: LinearCase { t, n_out, n_in, storage, allowed, precision }, rank, bias, residual }
+    }
+}
+
+impl Case for EpilogueCase {
+    fn label(&self) -> String {
+        let Self { linear, rank, bias, residual } = self;
+        format!("R={rank} bias={bias} residual={residual} {}", linear.label())
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        let LinearCase { t, n_out, .. } = self.linear;
+        let mut all = self.linear.inputs(rng);
+        // What there is none of is never read.
+        let others = [t * self.rank, n_out * self.rank, BIAS_START + n_out, t * (n_out + COLUMN)];
+        all.extend(others.map(|n| Host::normal(rng, n.max(1))));
+        all
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let LinearCase { t, n_out, .. } = self.linear;
+        let (r, width) = (self.rank, n_out + COLUMN);
+        let mut y = self.linear.forward(x).remove(0);
+        for (t, n) in (0..t).flat_map(|t| (0..n_out).map(move |n| (t, n))) {
+            let at = t * width + COLUMN + n;
+            let second: f64 = (0..r).map(|k| x[2][t * r + k] * x[3][n * r + k]).sum();
+            y[at] += f64::from(ALPHA) * second;
+            y[at] += if self.bias { x[4][BIAS_START + n] } else { 0.0 };
+            y[at] += if self.residual { x[5][at] } else { 0.0 };
+        }
+        vec![y]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+        let LinearCase { t, n_out, n_in, ref allowed, precision, .. } = self.linear;
+        let (r, width) = (self.rank, n_out + COLUMN);
+        let y = rec.gpu().slot(t * width);
+        rec.clear(&y);
+        let p = Product { accumulate: false, ..self.linear.product(Orientation::Forward) };
+        let second = Second { storage: Storage::F32, k: r, a: Matrix::new(&x[2], r), b: Matrix::new(&x[3], r) };
+        let epilogue =
+            Epilogue { bias: self.bias.then_some((&x[4], BIAS_START)), residual: self.residual.then_some(&x[5]) };
+        let c = Matrix::new(&y, width).columns_from(COLUMN);
+        let operands = Operands::new(Matrix::new(&x[0], n_in), Matrix::new(&x[1], n_in), c);
+        let operands = Operands { second: (r > 0).then_some(second), epilogue, ..operands };
+        launch(rec, &p, operands, allowed, precision);
+        Outputs { y: vec![y], d_x: Vec::new() }
+    }
+    fn reduction(&self) -> usize {
+        self.linear.n_in + self.rank + 2
+    }
+    fn precision(&self) -> MatmulPrecision {
+        self.linear.precision
+    }
+    fn cost(&self) -> Cost {
+        let LinearCase { t, n_out, n_in, storage, .. } = self.linear;
+        let added = usize::from(self.bias) * n_out + usize::from(self.residual) * t * n_out;
+        let words = t * (n_in + n_out + self.rank) + storage.words(n_out, n_in) + self.rank * n_out + added;
+        let flops = 2 * t * n_out * (n_in + self.rank) + t * n_out * usize::from(self.bias) + t * n_out;
         Cost { bytes: 4 * words as u64, flops: flops as u64 }
     }
 }

@@ -1,5 +1,6 @@
 //! `matmul_coop.wgsl`, and `matmul_largest.wgsl` before it.
 
+use super::operands::with_epilogues;
 use super::{Matrix, Operands, Orientation, Product, Storage, oriented};
 use crate::gpu::{Caps, Cooperative, MatmulPrecision, Recording, Shader, Slot, grid_1d};
 
@@ -81,7 +82,13 @@ impl Coop {
         let mut all = vec![largest(storage, true, 0)];
         for (edge, subgroup, is_cpu) in [(8, 8, true), (8, 32, false), (16, 32, false)] {
             let (lanes, fragments) = (SUBGROUPS * subgroup, Self::fragments(edge, is_cpu));
-            all.extend([false, true].map(|split| Self { edge, lanes, fragments, split }.shader(orientation, storage)));
+            for shader in [false, true].map(|split| Self { edge, lanes, fragments, split }.shader(orientation, storage))
+            {
+                if orientation == Orientation::Forward {
+                    all.extend(with_epilogues(shader.clone(), 4));
+                }
+                all.push(shader);
+            }
         }
         if storage == Storage::F32 {
             all.push(largest(storage, orientation == Orientation::BackwardW, 1));
@@ -101,8 +108,8 @@ impl Coop {
         find_largest(rec, &largest(p.storage, true, 0), b, (b_rows, b_columns), &magnitudes);
         find_largest(rec, &largest(Storage::F32, a_transposed, 1), a, (a_rows, a_columns), &magnitudes);
         let grid = [p.n.div_ceil(self.tile()) as u32, p.m.div_ceil(self.tile()) as u32, 1];
-        let slots = [a.slot, b.slot, c.slot, &magnitudes];
-        rec.dispatch(&self.shader(p.orientation, p.storage), &o.params(p), &slots, grid, p.flops());
+        let slots = vec![a.slot, b.slot, c.slot, &magnitudes];
+        o.dispatch_to(rec, self.shader(p.orientation, p.storage), p, slots, grid, p.flops());
     }
 }
 

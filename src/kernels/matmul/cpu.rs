@@ -1,5 +1,6 @@
 //! `matmul_cpu.wgsl`: its entry points, and what is copied into another order before them.
 
+use super::operands::{with_all, with_epilogues};
 use super::{Matrix, Operands, Orientation, Product, Second, Storage, with_second};
 use crate::gpu::{MatmulPrecision, Recording, Shader, Slot, Variant};
 
@@ -65,9 +66,14 @@ pub(super) fn shaders(storage: Storage) -> Vec<Shader> {
         all.push(unpacking(storage, false));
     }
     for accumulate in [false, true] {
-        let of_weights = [Cpu::Dots, Cpu::Rows, Cpu::Narrow];
-        all.extend(of_weights.map(|c| with_second(c.shader(false, storage, accumulate))));
-        all.push(Cpu::Dots.shader(false, storage, accumulate));
+        all.extend(with_all(Cpu::Dots.shader(false, storage, accumulate)));
+        for shader in [Cpu::Rows, Cpu::Narrow].map(|c| c.shader(false, storage, accumulate)) {
+            // Forward products of these are of an unpacked weight.
+            if storage == Storage::F32 {
+                all.extend(with_epilogues(shader.clone(), 3).chain(with_epilogues(with_second(shader.clone()), 5)));
+            }
+            all.push(with_second(shader));
+        }
         // A is transposed in d_W alone, whose B is no weight.
         for a_transposed in [false, true].into_iter().take(if storage.is_quantised() { 1 } else { 2 }) {
             all.extend([Cpu::Rows, Cpu::Narrow].map(|c| c.shader(a_transposed, storage, accumulate)));

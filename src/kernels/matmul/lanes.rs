@@ -1,6 +1,7 @@
 //! `matmul_lanes.wgsl`: CPUs with subgroups of 8 or more.
 
 use super::cpu::{NARROW, UNPACK_FROM, Unpacked, last_quad_is_inside};
+use super::operands::with_all;
 use super::{Matrix, Operands, Orientation, Product, Storage, with_second};
 use crate::gpu::{Caps, Recording, Shader, Variant};
 
@@ -57,9 +58,14 @@ pub(super) fn shaders() -> Vec<Shader> {
     let mut all = Vec::new();
     for vectors in VECTORS {
         for storage in [Storage::F32, Storage::Bf16] {
-            all.extend([false, true].map(|accumulate| with_second(shader(vectors, false, storage, accumulate))));
-            for a_transposed in [false, true] {
-                all.extend([false, true].map(|accumulate| shader(vectors, a_transposed, storage, accumulate)));
+            for accumulate in [false, true] {
+                let of_weights = shader(vectors, false, storage, accumulate);
+                // Forward products are of an unpacked weight.
+                match storage {
+                    Storage::F32 => all.extend(with_all(of_weights)),
+                    _ => all.extend([with_second(of_weights.clone()), of_weights]),
+                }
+                all.push(shader(vectors, true, storage, accumulate));
             }
         }
     }

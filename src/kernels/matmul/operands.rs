@@ -56,34 +56,75 @@ impl Second<'_> {
     }
 }
 
+/// What is added behind the sums, first the bias, then the residual: C = alpha·A·B (+ C) + bias + residual.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// (N), from an element of its slot on, to each row.
+    pub bias: Option<(&'a Slot, usize)>,
+    /// (M, N), laid out in its slot as C is in its own.
+    pub residual: Option<&'a Slot>,
+}
+
+impl Epilogue<'_> {
+    fn is_empty(&self) -> bool {
+        self.bias.is_none() && self.residual.is_none()
+    }
+}
+
 /// All of a product's.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Operands<'a> {
+pub struct Operands<'a> {
+    /// (M, K), as stored.
     pub a: Matrix<'a>,
+    /// (K, N), as stored.
     pub b: Matrix<'a>,
+    /// Another pair.
     pub second: Option<Second<'a>>,
+    /// What else is added.
+    pub epilogue: Epilogue<'a>,
+    /// (M, N).
     pub c: Matrix<'a>,
 }
 
 impl<'a> Operands<'a> {
-    /// Of one pair.
+    /// Of one pair, with nothing added.
     pub fn new(a: Matrix<'a>, b: Matrix<'a>, c: Matrix<'a>) -> Self {
-        Self { a, b, second: None, c }
+        Self { a, b, second: None, epilogue: Epilogue::default(), c }
     }
 
-    /// Dispatches a shader of one pair, or the same of two.
-    pub fn dispatch(&self, rec: &mut Recording, shader: &Shader, p: &Product, grid: [u32; 3]) {
+    /// Dispatches a shader of one pair, or the same of two, and of what is added.
+    pub(super) fn dispatch(&self, rec: &mut Recording, shader: &Shader, p: &Product, grid: [u32; 3]) {
         let mut slots = vec![self.a.slot, self.b.slot, self.c.slot];
-        let Some(second) = &self.second else {
-            return rec.dispatch(shader, &self.params(p), &slots, grid, p.flops());
-        };
-        slots.extend([second.a.slot, second.b.slot]);
-        let flops = p.flops() + Product { k: second.k, ..*p }.flops();
-        rec.dispatch(&with_second(shader.clone()), &self.params(p), &slots, grid, flops);
+        let (mut shader, mut flops) = (shader.clone(), p.flops());
+        if let Some(second) = &self.second {
+            slots.extend([second.a.slot, second.b.slot]);
+            shader = with_second(shader);
+            flops += Product { k: second.k, ..*p }.flops();
+        }
+        self.dispatch_to(rec, shader, p, slots, grid, flops);
     }
 
-    pub fn params(&self, p: &Product) -> MatmulParams {
-        let Self { a, b, second, c } = self;
+    /// Dispatches a shader on these slots, and those of what is added behind them.
+    pub(super) fn dispatch_to(
+        &self,
+        rec: &mut Recording,
+        mut shader: Shader,
+        p: &Product,
+        mut slots: Vec<&'a Slot>,
+        grid: [u32; 3],
+        flops: u64,
+    ) {
+        let Epilogue { bias, residual } = self.epilogue;
+        if !self.epilogue.is_empty() {
+            shader = with_epilogue(shader, slots.len(), bias.is_some(), residual.is_some());
+            // A binding that nothing is read from holds A.
+            slots.extend([bias.map_or(self.a.slot, |b| b.0), residual.unwrap_or(self.a.slot)]);
+        }
+        rec.dispatch(&shader, &self.params(p), &slots, grid, flops);
+    }
+
+    pub(super) fn params(&self, p: &Product) -> MatmulParams {
+        let Self { a, b, second, epilogue, c } = self;
         let (a2, b2) = second.map_or((*a, *b), |s| (s.a, s.b));
         MatmulParams {
             m: p.m as u32,
@@ -102,8 +143,32 @@ impl<'a> Operands<'a> {
             a2_stride: a2.stride as u32,
             b2_start: b2.start as u32,
             b2_stride: b2.stride as u32,
+            bias_start: epilogue.bias.map_or(0, |b| b.1 as u32),
         }
     }
+}
+
+/// The same shader with what is added behind the sums, bound behind the first `n_slots` slots.
+fn with_epilogue(shader: Shader, n_slots: usize, bias: bool, residual: bool) -> Shader {
+    let flag = |on| f64::from(u8::from(on));
+    shader
+        .substitute("shared/epilogue_none", "shared/epilogue")
+        .with("EPILOGUE", (n_slots + 1) as f64)
+        .with("BIAS", flag(bias))
+        .with("RESIDUAL", flag(residual))
+}
+
+/// The same shader with all that may be added.
+pub(super) fn with_epilogues(shader: Shader, n_slots: usize) -> impl Iterator<Item = Shader> {
+    let some = [(true, false), (false, true), (true, true)];
+    some.into_iter().map(move |(bias, residual)| with_epilogue(shader.clone(), n_slots, bias, residual))
+}
+
+/// The same shader of one pair and of two, each also with all that may be added.
+pub(super) fn with_all(shader: Shader) -> Vec<Shader> {
+    let two = with_second(shader.clone());
+    let added = with_epilogues(shader.clone(), 3).chain(with_epilogues(two.clone(), 5));
+    added.chain([shader.clone(), two.clone()]).collect()
 }
 
 /// The same shader with a second pair.
@@ -130,4 +195,5 @@ pub(super) struct MatmulParams {
     a2_stride: u32,
     b2_start: u32,
     b2_stride: u32,
+    bias_start: u32,
 }

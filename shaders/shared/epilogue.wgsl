@@ -1,0 +1,37 @@
+// What is added to a product behind its sums: first a bias, then a residual, each rounded as a pass of its own would round it. A weight and
+// C's own pass, then, instead of another two over C. `shared/epilogue_none` defines the same names for products without.
+
+import package::shared::product::{MatmulParams};
+
+override BIAS: bool = true;
+override RESIDUAL: bool = true;
+override EPILOGUE: u32 = 4u; // the first binding behind those of the product; one that nothing is added from holds anything
+
+@group(0) @binding(EPILOGUE) var<storage, read> bias: array<f32>; // (N) from bias_start on
+@group(0) @binding(EPILOGUE + 1u) var<storage, read> residual: array<f32>; // (M, N), laid out as C
+@group(0) @binding(EPILOGUE + 1u) var<storage, read> residual_quads: array<vec4<f32>>;
+
+// Element `at` of C, in its column n. An entry point uses values or quads, not both.
+fn with_epilogue(value: f32, n: u32, at: u32) -> f32 {
+    var sum = value;
+    if BIAS {
+        sum += bias[params.bias_start + n];
+    }
+    if RESIDUAL {
+        sum += residual[at];
+    }
+    return sum;
+}
+
+// Elements 4·quad to 4·quad + 3 of C, the first in its column n.
+fn with_epilogue_quad(values: vec4<f32>, n: u32, quad: u32) -> vec4<f32> {
+    var sums = values;
+    if BIAS {
+        let i = params.bias_start + n;
+        sums += vec4<f32>(bias[i], bias[i + 1u], bias[i + 2u], bias[i + 3u]);
+    }
+    if RESIDUAL {
+        sums += residual_quads[quad];
+    }
+    return sums;
+}

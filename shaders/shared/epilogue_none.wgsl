@@ -1,0 +1,9 @@
+// Products that nothing is added to: what `shared/epilogue` defines, without bindings.
+
+fn with_epilogue(value: f32, n: u32, at: u32) -> f32 {
+    return value;
+}
+
+fn with_epilogue_quad(values: vec4<f32>, n: u32, quad: u32) -> vec4<f32> {
+    return values;
+}
