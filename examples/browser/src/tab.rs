@@ -32,7 +32,7 @@ use jointwise::train::report::{self, Report};
 use jointwise::train::similarity;
 use jointwise::train::state::{self, State};
 use jointwise::train::steps::{Rows, Steps};
-use jointwise::train::trainer::{self, Scored, Trainer, largest_micro_batch, rehearse};
+use jointwise::train::trainer::{self, Trainer, largest_micro_batch, rehearse};
 use jointwise::{Error, Result};
 use serde::Serialize;
 use web_time::{Duration, Instant, UNIX_EPOCH};
