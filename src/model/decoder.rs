@@ -5,7 +5,7 @@
 
 use super::description::{Description, Layer, NormKind};
 use super::linear::{Columns, Linear};
-use super::trace::{Elementwise, Keep, Kept, LayerTrace, MlpTrace, Products, Stats, Trace};
+use super::trace::{Elementwise, Keep, Kept, LayerTrace, MlpTrace, Products, Saved, SavedDtype, Stats, Trace};
 use super::weights::Weight;
 use crate::gpu::{Gpu, Recording, Slot};
 use crate::kernels::activation::{Mlp, activation_fwd};
@@ -65,6 +65,8 @@ pub struct Decoder {
     pub head: Option<Weight>,
     /// Rotary tables, as in the description.
     pub turns: Vec<Turns>,
+    /// How what the backward pass reads is held.
+    pub saved_dtype: SavedDtype,
     /// Names of the trained parameters and their state.
     pub arena: super::weights::Arena,
 }
@@ -217,11 +219,15 @@ impl Decoder {
             match keep {
                 Keep::Nothing => (),
                 Keep::Inputs => layers.push(Kept::Input(input)),
-                Keep::Products => {
-                    trace.elementwise = None;
+                Keep::Products | Keep::Everything => {
+                    if keep == Keep::Products {
+                        trace.elementwise = None;
+                    }
+                    // The next layer's now, in f32; of this one only the rounded copy is kept.
+                    drop(input);
+                    trace.hold(rec, self.saved_dtype);
                     layers.push(Kept::Trace(Box::new(trace)));
                 }
-                Keep::Everything => layers.push(Kept::Trace(Box::new(trace))),
             }
         }
         rec.scope("head");
@@ -297,7 +303,7 @@ impl Decoder {
         let xa_out = w.out.forward(rec, t, &o, Columns::all(&branch, d.d_model), with_lora);
         let attn_post = w.attn_post_norm.as_ref().map(|norm| {
             let (y, stats) = self.norm(rec, norm, t, &branch);
-            (std::mem::replace(&mut branch, y), stats)
+            (Saved::F32(std::mem::replace(&mut branch, y)), stats)
         });
         let h_mid = gpu.slot(t * d.d_model);
         add::add(rec, &h_in, &branch, &h_mid);
@@ -306,12 +312,12 @@ impl Decoder {
         let (x2, stats2) = self.norm(rec, &w.mlp_norm, t, &h_mid);
         let (mut mlp, mut a) = (Vec::new(), Vec::new());
         for tokens in self.mlp_chunks(gpu, t) {
-            let part = self.mlp_up(rec, w, tokens, &x2, with_lora);
-            a.push(self.activation(rec, &part));
+            let (part, u) = self.mlp_up(rec, w, tokens, &x2, with_lora);
+            a.push(self.activation(rec, &part, &u));
             mlp.push(part);
         }
         let products = Products {
-            h_in,
+            h_in: Saved::F32(h_in),
             stats1,
             raw,
             head_stats,
@@ -319,7 +325,7 @@ impl Decoder {
             o,
             lse,
             attn_post,
-            h_mid,
+            h_mid: Saved::F32(h_mid),
             stats2,
             mlp,
             mlp_post: None,
@@ -337,7 +343,7 @@ impl Decoder {
         (0..t).step_by(rows.max(1)).map(move |first| first..(first + rows).min(t))
     }
 
-    /// The MLP of some tokens, up to its first product.
+    /// The MLP of some tokens, up to its first product, which is u.
     fn mlp_up(
         &self,
         rec: &mut Recording,
@@ -345,7 +351,7 @@ impl Decoder {
         tokens: std::ops::Range<usize>,
         x2: &Slot,
         with_lora: bool,
-    ) -> MlpTrace {
+    ) -> (MlpTrace, Slot) {
         let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width());
         let x2 = rows_of(x2, &tokens, d.d_model);
         let u = gpu.slot(t * up_width);
@@ -354,14 +360,14 @@ impl Decoder {
             let y = Columns { slot: &u, column: linear.module.column, stride: up_width };
             xa_up.push(linear.forward(rec, t, &x2, y, with_lora));
         }
-        MlpTrace { tokens, u, xa_up, xa_down: None }
+        (MlpTrace { tokens, u: Saved::F32(u.clone()), xa_up, xa_down: None }, u)
     }
 
-    /// (t, F) of some tokens.
-    pub(super) fn activation(&self, rec: &mut Recording, mlp: &MlpTrace) -> Slot {
+    /// (t, F) of some tokens, from their u.
+    pub(super) fn activation(&self, rec: &mut Recording, mlp: &MlpTrace, u: &Slot) -> Slot {
         let t = mlp.tokens.len();
         let a = rec.gpu().slot(t * self.description.d_ff);
-        activation_fwd(rec, &self.mlp(t), &mlp.u, &a);
+        activation_fwd(rec, &self.mlp(t), u, &a);
         a
     }
 
@@ -384,10 +390,11 @@ impl Decoder {
         }
         products.mlp_post = w.mlp_post_norm.as_ref().map(|norm| {
             let (y, stats) = self.norm(rec, norm, t, &branch);
-            (std::mem::replace(&mut branch, y), stats)
+            (Saved::F32(std::mem::replace(&mut branch, y)), stats)
         });
         let h_out = gpu.slot(t * d);
-        add::add(rec, &products.h_mid, &branch, &h_out);
+        let h_mid = products.h_mid.read(rec);
+        add::add(rec, &h_mid, &branch, &h_out);
         h_out
     }
 
@@ -402,6 +409,7 @@ impl Decoder {
                 if w.down.lora.is_some() || w.mlp_post_norm.is_some() {
                     self.layer_output(rec, w, tokens.t, true, &mut trace);
                 }
+                trace.hold(rec, self.saved_dtype);
                 trace
             }
         }
