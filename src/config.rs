@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::kernels::moments::Optim;
+use crate::model::trace::SavedDtype;
 use crate::model::weights::ParamDtype;
 use crate::objective::Preference;
 use crate::train::schedule::{Schedule, Shape};
@@ -70,6 +71,8 @@ pub struct TrainSettings {
     pub optim: Optim,
     /// How trained matrices are held.
     pub param_dtype: ParamDtype,
+    /// How what is kept for the backward pass is held.
+    pub saved_dtype: SavedDtype,
     /// AdamW's constants.
     pub optimiser: Optimiser,
     /// Highest rate.
@@ -163,6 +166,8 @@ impl Defaults {
     pub const OPTIM: Optim = Optim::Adamw;
     /// Trained parameters in f32.
     pub const PARAM_DTYPE: ParamDtype = ParamDtype::F32;
+    /// What is kept for the backward pass as it was computed.
+    pub const SAVED_DTYPE: SavedDtype = SavedDtype::F32;
     /// AdamW's constants, and the norm that gradients are clipped to.
     pub const OPTIMISER: Optimiser =
         Optimiser { adam_beta1: 0.9, adam_beta2: 0.999, adam_epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };

@@ -82,6 +82,8 @@
 //!   others.
 //! - **Recomputation**: where memory is short, norms and activations are computed again in the backward pass, or a layer keeps its input alone
 //!   and runs again ([`model::trace::Keep`]); the same kernels on the same values give the same bits.
+//! - **Saved values** may be held in bf16 ([`model::trace::SavedDtype`]): rounded where a layer's forward pass ends, or where it has been run
+//!   again, so that recomputation changes no bit here either.
 //! - **The plan** ([`gpu::Gpu::plan`]) is the same program on a device that only counts: what `jointwise plan` prints is what a run
 //!   allocates ([`gpu::Ledger`]), because there is no second description of it.
 //!

@@ -130,6 +130,7 @@ kernels![
     logprob,
     matmul,
     objective,
+    pack,
     rmsnorm,
     rope,
     sample,

@@ -20,7 +20,7 @@ use jointwise::model::decoder::Decoder;
 use jointwise::model::description::{Description, TensorSpec};
 use jointwise::model::load::{LoadOptions, Trained};
 use jointwise::model::peft::Adapter;
-use jointwise::model::trace::Keep;
+use jointwise::model::trace::{Keep, SavedDtype};
 use jointwise::model::weights::{BaseDtype, Source, Training};
 use jointwise::objective::Preference;
 use jointwise::train::outcome::Reference;
@@ -232,6 +232,29 @@ fn a_vocabulary_costs_its_weights_alone() {
     }
 }
 
+/// What is kept in bf16 takes less, the more layers there are; a layer's input that is kept alone is not rounded.
+#[test]
+fn saved_in_bf16_takes_less() {
+    for (shape, pairs, most) in [(MODELS[0], 4, 0.8), (MODELS[1], 1, 0.7)] {
+        let d = synthetic::description(&shape).expect("a model");
+        let examples = synthetic::pairs(pairs, 256, shape.vocab, Lengths::Equal);
+        let examples: Vec<&Example> = examples.iter().collect();
+        let plan = |saved_dtype, keep| {
+            let load = |gpu: &Gpu| Ok(Decoder { saved_dtype, ..synthetic::decoder(gpu, &d, false, 256)? });
+            let goal = Goal::Preference(Preference::default());
+            let ledger = rehearse(&Caps::baseline(), load, &goal, &examples, true, keep).expect("a plan").ledger;
+            let kept = ledger.peak_by_role().into_iter().find(|r| r.0 == Role::Activations).map_or(0, |r| r.1);
+            let [peak, kept] = [ledger.peak_bytes(), kept].map(|bytes| bytes as f64 / 1_048_576.0);
+            println!("{} {keep:?} {saved_dtype:?}: peak {peak:.1} MiB, activations {kept:.1} MiB", shape.name);
+            kept
+        };
+        let [all, products, inputs] = Keep::TRAINING.map(|keep| plan(SavedDtype::F32, keep));
+        let [few, same, block] = Keep::TRAINING.map(|keep| plan(SavedDtype::Bf16, keep));
+        assert!(few == same && few <= most * products && few < all, "{}: {few} {products} {all}", shape.name);
+        assert!(block >= inputs, "{}: {block} {inputs}", shape.name);
+    }
+}
+
 /// Where the MLP of a micro-batch does not fit a binding, its tokens are computed in parts: the same losses to the bit, the same gradients.
 #[test]
 fn small_bindings_change_no_result() {
@@ -290,6 +313,7 @@ fn a_step_takes_what_plan_says() {
     let (int8, nf4) = (quantised("int8"), quantised("nf4"));
     let few_bits = ["--full", "--optim", "adamw8bit", "--param-dtype", "bf16"];
     let elementwise = ["--lora-targets", "all-linear", "--recompute", "elementwise"];
+    let saved = ["--full", "--recompute", "none", "--saved-dtype", "bf16"];
     let cases = [
         (&odd, "train", full, 0.1),
         (&odd, "train", lora, 0.1),
@@ -299,6 +323,7 @@ fn a_step_takes_what_plan_says() {
         (&demo, "train", &int8[..], 0.05),
         (&demo, "train", &nf4[..], 0.05),
         (&demo, "train", &elementwise[..], 0.05),
+        (&demo, "train", &saved[..], 0.01),
     ];
     for (model, command, method, tolerance) in cases {
         let dir = tempfile::tempdir().expect("a folder");

@@ -160,7 +160,7 @@ fn resume_from_nothing_starts_and_two_runs_are_the_same() {
     let before = other.sandbox.listing();
     other.run("two", &["--resume"]).said(2, &["two/checkpoint-4", "other settings, data or model"]);
     let setting = Setting { extra: vec!["--lora-r", "4", "--learning-rate", "1e-2", "--seed", "3"], ..other };
-    for other in [["--optim", "adamw8bit"], ["--param-dtype", "bf16"]] {
+    for other in [["--optim", "adamw8bit"], ["--param-dtype", "bf16"], ["--saved-dtype", "bf16"]] {
         setting.run("two", &[&["--resume"], &other[..]].concat()).said(2, &["checkpoint-4", "other settings"]);
     }
     setting.run("two", &["--resume", "--beta", "0.2"]).said(2, &["checkpoint-4", "other settings"]);

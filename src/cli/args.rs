@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::error::{Error, Result};
 use crate::kernels::moments::Optim;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
+use crate::model::trace::SavedDtype;
 use crate::model::weights::{BaseDtype, ParamDtype};
 use crate::objective::{Mix, Objective};
 use crate::train::schedule::Shape;
@@ -191,6 +192,10 @@ fn parse_param_dtype(text: &str) -> Result<ParamDtype, String> {
     one_of(ParamDtype::ALL, ParamDtype::name, text)
 }
 
+fn parse_saved_dtype(text: &str) -> Result<SavedDtype, String> {
+    one_of(SavedDtype::ALL, SavedDtype::name, text)
+}
+
 fn parse_objective(text: &str) -> Result<Objective, String> {
     match text {
         "jpo" => Ok(Objective::Jpo),
@@ -331,6 +336,9 @@ pub struct TrainArgs {
     /// What the backward pass computes again instead of keeping it: less memory, the same bits [default: auto]
     #[arg(long, value_enum)]
     pub recompute: Option<RecomputeArg>,
+    /// How what the backward pass reads is held: f32, or bf16 where gradients stay within 1 %: less memory, other bits [default: f32]
+    #[arg(long, value_name = "DTYPE", value_parser = parse_saved_dtype)]
+    pub saved_dtype: Option<SavedDtype>,
     /// Steps between lines where there is no terminal [default: 1]
     #[arg(long)]
     pub logging_steps: Option<usize>,

@@ -107,7 +107,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
                 "tokens": cost.tokens, "dispatches": cost.dispatches, "flops": cost.flops,
                 "recompute": recompute, "peak_bytes_by_recompute": peaks.iter().copied().collect::<BTreeMap<_, _>>(),
                 "base_dtype": model.base.name(), "optim": settings.optim.name(),
-                "param_dtype": settings.param_dtype.name(), "device": caps.name,
+                "param_dtype": settings.param_dtype.name(), "saved_dtype": settings.saved_dtype.name(), "device": caps.name,
                 "device_memory_bytes": caps.memory_bytes, "fits": train::fits(&caps, &ledger),
             })
         )?;
@@ -127,7 +127,8 @@ pub fn run(args: PlanArgs) -> Result<()> {
         say!("{:<12} {:>10.1} MiB  with --recompute {name}", "peak", mib(*bytes))?;
     }
     let (base, optim, params) = (model.base.name(), settings.optim.name(), settings.param_dtype.name());
-    say!("\n--recompute {recompute} --base-dtype {base} --optim {optim} --param-dtype {params}")?;
+    let saved = settings.saved_dtype.name();
+    say!("\n--recompute {recompute} --saved-dtype {saved} --base-dtype {base} --optim {optim} --param-dtype {params}")?;
     say!("a micro-batch: {} dispatches, {:.1} GFLOP", cost.dispatches, cost.flops as f64 / 1e9)?;
     say!("{}", verdict(&caps, &ledger))?;
     Ok(())

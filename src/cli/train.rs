@@ -69,6 +69,7 @@ pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
         preference: if sft { None } else { Some(session::preference(&args.objective)?) },
         optim: args.optim.unwrap_or(Defaults::OPTIM),
         param_dtype: args.param_dtype.unwrap_or(Defaults::PARAM_DTYPE),
+        saved_dtype: args.saved_dtype.unwrap_or(Defaults::SAVED_DTYPE),
         optimiser: Optimiser {
             adam_beta1: args.adam_beta1.unwrap_or(o.adam_beta1),
             adam_beta2: args.adam_beta2.unwrap_or(o.adam_beta2),
@@ -226,6 +227,7 @@ pub fn load_options(
         training: Training {
             optim: Some(settings.optim),
             param_dtype: settings.param_dtype,
+            saved_dtype: settings.saved_dtype,
             decay_all: settings.decay_all,
         },
         n_positions,
@@ -517,6 +519,7 @@ fn card(args: &TrainArgs, p: &Prepared, gpu: &Gpu, state: &State) -> Card {
         ("tokens", state.num_tokens.to_string()),
         ("optim", s.optim.name().to_string()),
         ("param-dtype", s.param_dtype.name().to_string()),
+        ("saved-dtype", s.saved_dtype.name().to_string()),
         ("weight-decay", s.optimiser.weight_decay.to_string()),
         ("max-grad-norm", s.optimiser.max_grad_norm.to_string()),
         ("seed", s.seed.to_string()),

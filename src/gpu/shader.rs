@@ -35,6 +35,7 @@ shaders![
     "matmul_largest",
     "matmul_tiles",
     "objective",
+    "pack",
     "rmsnorm",
     "rope",
     "sample",

@@ -18,6 +18,7 @@ pub mod matmul;
 pub mod measure;
 pub mod moments;
 pub mod objective;
+pub mod pack;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sample;
@@ -69,6 +70,7 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &attention::FlashAttention,
     &add::Add,
     &activation::Activations,
+    &pack::Pack,
     &gather::Gather,
     &logprob::Logprob,
     &objective::PairLosses,

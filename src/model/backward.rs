@@ -3,11 +3,11 @@
 use super::decoder::{Decoder, LayerWeights, Norm, Tokens, rows_of};
 use super::description::NormKind;
 use super::linear::{Columns, Linear};
-use super::trace::{LayerTrace, MlpTrace, Trace};
+use super::trace::{LayerTrace, MlpTrace, Saved, Trace};
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::activation::activation_bwd;
-use crate::kernels::attention::{Saved, attention_bwd};
+use crate::kernels::attention::{self, attention_bwd};
 use crate::kernels::embedding::{Page, embedding_bwd_w};
 use crate::kernels::rmsnorm::Rows;
 use crate::kernels::rope::rope;
@@ -98,15 +98,17 @@ impl Decoder {
         let d_post = self.post_norm_backward(rec, w.mlp_post_norm.as_ref(), s.mlp_post.as_ref(), t, d_h);
         let d_branch = d_post.as_ref().unwrap_or(d_h);
         let d_x2 = gpu.slot(t * d.d_model);
-        let x2 = kept.map_or_else(|| self.norm(rec, &w.mlp_norm, t, &s.h_mid).0, |e| e.x2.clone());
+        let h_mid = s.h_mid.read(rec);
+        let x2 = kept.map_or_else(|| self.norm(rec, &w.mlp_norm, t, &h_mid).0, |e| e.x2.clone());
         for (i, mlp) in s.mlp.iter().enumerate() {
-            let a = kept.map_or_else(|| self.activation(rec, mlp), |e| e.a[i].clone());
-            self.mlp_backward(rec, w, mlp, &a, &x2, d_branch, &d_x2);
+            let u = mlp.u.read(rec);
+            let a = kept.map_or_else(|| self.activation(rec, mlp, &u), |e| e.a[i].clone());
+            self.mlp_backward(rec, w, mlp, [&u, &a, &x2], d_branch, &d_x2);
         }
         drop(x2);
         drop(d_post);
-        self.norm_backward(rec, &w.mlp_norm, t, &s.h_mid, &s.stats2, &d_x2, d_h, true);
-        drop(d_x2);
+        self.norm_backward(rec, &w.mlp_norm, t, &h_mid, &s.stats2, &d_x2, d_h, true);
+        drop((d_x2, h_mid));
 
         // Attention branch.
         let d_post = self.post_norm_backward(rec, w.attn_post_norm.as_ref(), s.attn_post.as_ref(), t, d_h);
@@ -117,7 +119,7 @@ impl Decoder {
         let width = d.qkv_width();
         let d_qkv = gpu.slot(t * width);
         let attention = self.attention(layer);
-        let saved = Saved { qkv: &s.qkv, o: &s.o, lse: &s.lse };
+        let saved = attention::Saved { qkv: &s.qkv, o: &s.o, lse: &s.lse };
         attention_bwd(rec, &attention, &attention.packed(), saved, &tokens.segments, &d_o, &d_qkv);
         drop(d_o);
         if let Some(i) = layer.rope {
@@ -139,7 +141,8 @@ impl Decoder {
             }
             _ => None,
         };
-        let x1 = kept.map_or_else(|| self.norm(rec, &w.attn_norm, t, &s.h_in).0, |e| e.x1.clone());
+        let h_in = s.h_in.read(rec);
+        let x1 = kept.map_or_else(|| self.norm(rec, &w.attn_norm, t, &h_in).0, |e| e.x1.clone());
         let d_x1 = gpu.slot(t * d.d_model);
         for (i, linear) in w.qkv.iter().enumerate() {
             let column = linear.module.column;
@@ -150,18 +153,16 @@ impl Decoder {
             linear.backward(rec, t, &x1, s.xa_qkv[i].as_ref(), d_y, Some(&d_x1), i > 0);
         }
         drop((d_qkv, d_raw));
-        self.norm_backward(rec, &w.attn_norm, t, &s.h_in, &s.stats1, &d_x1, d_h, true);
+        self.norm_backward(rec, &w.attn_norm, t, &h_in, &s.stats1, &d_x1, d_h, true);
     }
 
     /// d_x2 (T, D) of some tokens from their d_branch (T, D).
-    #[expect(clippy::too_many_arguments, reason = "what forward saw, and where gradients go")]
     fn mlp_backward(
         &self,
         rec: &mut Recording,
         w: &LayerWeights,
         s: &MlpTrace,
-        a: &Slot,
-        x2: &Slot,
+        [u, a, x2]: [&Slot; 3],
         d_branch: &Slot,
         d_x2: &Slot,
     ) {
@@ -171,7 +172,7 @@ impl Decoder {
         let d_out = Columns::all(&d_branch, d.d_model);
         w.down.backward(rec, t, a, s.xa_down.as_ref(), d_out, Some(&d_a), false);
         let d_u = gpu.slot(t * up_width);
-        activation_bwd(rec, &self.mlp(t), &s.u, &d_a, &d_u);
+        activation_bwd(rec, &self.mlp(t), u, &d_a, &d_u);
         drop(d_a);
         for (i, linear) in w.up.iter().enumerate() {
             let d_y = Columns { slot: &d_u, column: linear.module.column, stride: up_width };
@@ -184,13 +185,14 @@ impl Decoder {
         &self,
         rec: &mut Recording,
         norm: Option<&Norm>,
-        saved: Option<&(Slot, Slot)>,
+        saved: Option<&(Saved, Slot)>,
         t: usize,
         d_h: &Slot,
     ) -> Option<Slot> {
         let (norm, (x, stats)) = norm.zip(saved)?;
         let d_x = rec.gpu().slot(t * self.description.d_model);
-        self.norm_backward(rec, norm, t, x, stats, d_h, &d_x, false);
+        let x = x.read(rec);
+        self.norm_backward(rec, norm, t, &x, stats, d_h, &d_x, false);
         Some(d_x)
     }
 }

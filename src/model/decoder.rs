@@ -5,7 +5,7 @@
 
 use super::description::{Description, Layer, NormKind};
 use super::linear::{Columns, Linear};
-use super::trace::{Elementwise, Keep, Kept, LayerTrace, MlpTrace, Products, Stats, Trace};
+use super::trace::{Elementwise, Keep, Kept, LayerTrace, MlpTrace, Products, Saved, SavedDtype, Stats, Trace};
 use super::weights::Weight;
 use crate::gpu::{Gpu, Recording, Slot};
 use crate::kernels::activation::{Mlp, activation_fwd};
@@ -65,6 +65,8 @@ pub struct Decoder {
     pub head: Option<Weight>,
     /// Rotary tables, as in the description.
     pub turns: Vec<Turns>,
+    /// How what the backward pass reads is held.
+    pub saved_dtype: SavedDtype,
     /// Names of the trained parameters and their state.
     pub arena: super::weights::Arena,
 }
@@ -217,11 +219,15 @@ impl Decoder {
             match keep {
                 Keep::Nothing => (),
                 Keep::Inputs => layers.push(Kept::Input(input)),
-                Keep::Products => {
-                    trace.elementwise = None;
+                Keep::Products | Keep::Everything => {
+                    if keep == Keep::Products {
+                        trace.elementwise = None;
+                    }
+                    // The next layer's now, in f32; of this one only the rounded copy is kept.
+                    drop(input);
+                    trace.hold(rec, self.saved_dtype);
                     layers.push(Kept::Trace(Box::new(trace)));
                 }
-                Keep::Everything => layers.push(Kept::Trace(Box::new(trace))),
             }
         }
         rec.scope("head");
@@ -301,12 +307,12 @@ impl Decoder {
         let (x2, stats2) = self.norm(rec, &w.mlp_norm, t, &h_mid);
         let (mut mlp, mut a) = (Vec::new(), Vec::new());
         for tokens in self.mlp_chunks(gpu, t) {
-            let part = self.mlp_up(rec, w, tokens, &x2, with_lora);
-            a.push(self.activation(rec, &part));
+            let (part, u) = self.mlp_up(rec, w, tokens, &x2, with_lora);
+            a.push(self.activation(rec, &part, &u));
             mlp.push(part);
         }
         let products = Products {
-            h_in,
+            h_in: Saved::F32(h_in),
             stats1,
             raw,
             head_stats,
@@ -314,7 +320,7 @@ impl Decoder {
             o,
             lse,
             attn_post,
-            h_mid,
+            h_mid: Saved::F32(h_mid),
             stats2,
             mlp,
             mlp_post: None,
@@ -332,7 +338,7 @@ impl Decoder {
         (0..t).step_by(rows.max(1)).map(move |first| first..(first + rows).min(t))
     }
 
-    /// The MLP of some tokens, up to its first product.
+    /// The MLP of some tokens, up to its first product, which is u.
     fn mlp_up(
         &self,
         rec: &mut Recording,
@@ -340,7 +346,7 @@ impl Decoder {
         tokens: std::ops::Range<usize>,
         x2: &Slot,
         with_lora: bool,
-    ) -> MlpTrace {
+    ) -> (MlpTrace, Slot) {
         let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width());
         let x2 = rows_of(x2, &tokens, d.d_model);
         let u = gpu.slot(t * up_width);
@@ -349,14 +355,14 @@ impl Decoder {
             let y = Columns { slot: &u, column: linear.module.column, stride: up_width };
             xa_up.push(linear.forward(rec, t, &x2, None, y, with_lora));
         }
-        MlpTrace { tokens, u, xa_up, xa_down: None }
+        (MlpTrace { tokens, u: Saved::F32(u.clone()), xa_up, xa_down: None }, u)
     }
 
-    /// (t, F) of some tokens.
-    pub(super) fn activation(&self, rec: &mut Recording, mlp: &MlpTrace) -> Slot {
+    /// (t, F) of some tokens, from their u.
+    pub(super) fn activation(&self, rec: &mut Recording, mlp: &MlpTrace, u: &Slot) -> Slot {
         let t = mlp.tokens.len();
         let a = rec.gpu().slot(t * self.description.d_ff);
-        activation_fwd(rec, &self.mlp(t), &mlp.u, &a);
+        activation_fwd(rec, &self.mlp(t), u, &a);
         a
     }
 
@@ -372,7 +378,8 @@ impl Decoder {
         let d = self.description.d_model;
         let Products { h_mid, mlp, mlp_post, .. } = &mut trace.products;
         let a = trace.elementwise.iter().flat_map(|e| &e.a);
-        let (h_out, post) = self.add_branch(rec, w.mlp_post_norm.as_ref(), t, h_mid, |rec, residual, y| {
+        let h_mid = h_mid.read(rec);
+        let (h_out, post) = self.add_branch(rec, w.mlp_post_norm.as_ref(), t, &h_mid, |rec, residual, y| {
             for (mlp, a) in mlp.iter_mut().zip(a) {
                 let rows = |slot: &Slot| rows_of(slot, &mlp.tokens, d);
                 let (residual, y, n) = (residual.map(rows), rows(y), mlp.tokens.len());
@@ -392,7 +399,7 @@ impl Decoder {
         t: usize,
         h: &Slot,
         product: impl FnOnce(&mut Recording, Option<&Slot>, &Slot),
-    ) -> (Slot, Option<(Slot, Stats)>) {
+    ) -> (Slot, Option<(Saved, Stats)>) {
         let y = rec.gpu().slot(t * self.description.d_model);
         let Some(norm) = norm else {
             product(rec, Some(h), &y);
@@ -402,7 +409,7 @@ impl Decoder {
         let (normed, stats) = self.norm(rec, norm, t, &y);
         let sum = rec.gpu().slot(t * self.description.d_model);
         add::add(rec, h, &normed, &sum);
-        (sum, Some((y, stats)))
+        (sum, Some((Saved::F32(y), stats)))
     }
 
     /// What the backward pass of a layer reads; run again where only the input was kept.
@@ -416,6 +423,7 @@ impl Decoder {
                 if w.down.lora.is_some() || w.mlp_post_norm.is_some() {
                     self.layer_output(rec, w, tokens.t, true, &mut trace);
                 }
+                trace.hold(rec, self.saved_dtype);
                 trace
             }
         }

@@ -101,7 +101,17 @@ impl Decoder {
         let final_norm = build.norm(&d.final_norm)?;
         let head = if d.tied { None } else { Some((build.take)(&specs[&format!("{}.weight", d.head.name)])?) };
         let turns = d.ropes.iter().map(|r| Turns::new(gpu, r, options.n_positions)).collect();
-        Ok(Self { description: d.clone(), embedding, position_embedding, layers, final_norm, head, turns, arena })
+        Ok(Self {
+            description: d.clone(),
+            embedding,
+            position_embedding,
+            layers,
+            final_norm,
+            head,
+            turns,
+            saved_dtype: options.training.saved_dtype,
+            arena,
+        })
     }
 
     /// Every weight of the checkpoint, for saving and for gradients.

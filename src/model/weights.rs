@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 
 use super::description::TensorSpec;
+use super::trace::SavedDtype;
 use crate::error::Result;
 use crate::gpu::{Gpu, Role, Slot};
 use crate::kernels::adamw;
@@ -126,20 +127,23 @@ pub struct TrainedSpec {
     pub values: Box<dyn FnOnce() -> Result<Vec<f32>>>,
 }
 
-/// How trained parameters are held and updated.
+/// How trained parameters are held and updated, and what is kept for their gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Training {
     /// `None`: there are no updates, so there are no moments.
     pub optim: Option<Optim>,
     /// Of matrices.
     pub param_dtype: ParamDtype,
+    /// Of what the forward pass keeps for the backward one.
+    pub saved_dtype: SavedDtype,
     /// Weight decay on one-dimensional tensors too.
     pub decay_all: bool,
 }
 
 impl Training {
     /// Gradients alone, or an adapter that is only read.
-    pub const NONE: Self = Self { optim: None, param_dtype: ParamDtype::F32, decay_all: false };
+    pub const NONE: Self =
+        Self { optim: None, param_dtype: ParamDtype::F32, saved_dtype: SavedDtype::F32, decay_all: false };
 }
 
 /// How trained matrices are held (`--param-dtype`). Vectors (norm weights, biases) are few, and always f32;

@@ -88,6 +88,7 @@ impl Settings {
             preference: Some(self.preference()?),
             optim: Defaults::OPTIM,
             param_dtype: Defaults::PARAM_DTYPE,
+            saved_dtype: Defaults::SAVED_DTYPE,
             optimiser: Defaults::OPTIMISER,
             learning_rate: self.learning_rate,
             lr_scheduler_type: Shape::Cosine,

@@ -498,7 +498,7 @@ fn options(adapter: &Adapter, n_positions: usize, base: BaseDtype) -> LoadOption
     LoadOptions {
         trained: Trained::Lora,
         lora: Some(adapter.lora.clone()),
-        training: Training { optim: Some(Defaults::OPTIM), param_dtype: Defaults::PARAM_DTYPE, decay_all: false },
+        training: Training { optim: Some(Defaults::OPTIM), ..Training::NONE },
         n_positions,
         base,
     }

@@ -1,0 +1,138 @@
+//! f32 as bf16, two to a word, and back: how a forward pass may keep what the backward one reads ([`crate::model::trace::SavedDtype`]).
+
+use super::shapes::ModelShape;
+use super::{Case, Cost, Host, Kernel, Outputs};
+use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
+use crate::rng::Rng;
+
+/// Bits of bf16's mantissa.
+pub const BF16_MANTISSA: u32 = 7;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct PackParams {
+    n: u32,
+    pad: [u32; 3],
+}
+
+fn params(n: usize) -> PackParams {
+    PackParams { n: n as u32, pad: [0; 3] }
+}
+
+fn pack_shader(mantissa: u32) -> Shader {
+    Shader::new("pack", "pack_bf16").with("WG", 64.0).with("MANTISSA", f64::from(mantissa))
+}
+
+fn unpack_shader() -> Shader {
+    Shader::new("pack", "unpack_bf16").with("WG", 64.0)
+}
+
+/// words (⌈n/2⌉) from x (n), `mantissa` bits of which are kept, [`BF16_MANTISSA`] at most; rounded to the nearest, ties to even.
+pub fn pack_bf16(rec: &mut Recording, mantissa: u32, x: &Slot, words: &Slot) {
+    let n = x.len();
+    rec.dispatch(&pack_shader(mantissa), &params(n), &[x, words], grid_1d(n.div_ceil(2), 64), n as u64);
+}
+
+/// x (n) from words (⌈n/2⌉).
+pub fn unpack_bf16(rec: &mut Recording, words: &Slot, x: &Slot) {
+    rec.dispatch(&unpack_shader(), &params(x.len()), &[words, x], grid_1d(x.len(), 64), 0);
+}
+
+/// The family.
+pub struct Pack;
+
+/// bf16's, and those of [`crate::model::trace::SavedDtype::Coarse`].
+const MANTISSAS: [u32; 2] = [BF16_MANTISSA, 4];
+
+impl Kernel for Pack {
+    fn name(&self) -> &'static str {
+        "pack"
+    }
+    fn modules(&self) -> &'static [&'static str] {
+        &["pack"]
+    }
+    fn variants(&self) -> Vec<Shader> {
+        MANTISSAS.map(pack_shader).into_iter().chain([unpack_shader()]).collect()
+    }
+    fn uniforms(&self) -> Vec<(&'static str, usize)> {
+        vec![("PackParams", size_of::<PackParams>())]
+    }
+    fn cases(&self) -> Vec<Box<dyn Case>> {
+        let sizes = [1, 2, 63, 64, 129, 4001];
+        let case = |mantissa| sizes.map(|n| Box::new(PackCase { n, mantissa }) as Box<dyn Case>);
+        MANTISSAS.into_iter().flat_map(case).collect()
+    }
+    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+        vec![Box::new(PackCase { n: 2 * t * model.d_ff, mantissa: BF16_MANTISSA })]
+    }
+}
+
+/// Words, and what becomes of them.
+struct PackCase {
+    n: usize,
+    mantissa: u32,
+}
+
+/// Both neighbours' middle, twice, and what is next to it; the ends of f32's range; zeros; what is no number.
+const EDGES: [u32; 14] = [
+    0x3f80_8000, // between two values, the lower one even
+    0x3f81_8000, // the upper one
+    0x3f80_7fff,
+    0x3f80_8001,
+    0xbf84_0000, // the same for 4 bits
+    0xbf8c_0000,
+    0x3fff_ffff, // a carry into the exponent
+    0x7f7f_ffff, // to infinity
+    0x7f80_0000,
+    0xff80_0000,
+    0x7f80_0001, // a NaN that only bits which are cut off tell from infinity
+    0x0000_8001, // subnormal
+    0x0000_0000,
+    0x8000_0000,
+];
+
+impl PackCase {
+    /// An f32's bits after rounding, by arithmetic.
+    fn rounded(&self, x: f64) -> u32 {
+        if x.is_nan() {
+            return f32::NAN.to_bits();
+        }
+        if x == 0.0 || x.is_infinite() {
+            return (x as f32).to_bits();
+        }
+        let exponent = x.abs().log2().floor().max(f64::from(f32::MIN_EXP - 1));
+        let step = (exponent - f64::from(self.mantissa)).exp2();
+        // Beyond f32's range it becomes an infinity here.
+        (((x / step).round_ties_even() * step) as f32).to_bits()
+    }
+}
+
+impl Case for PackCase {
+    fn label(&self) -> String {
+        format!("n={} mantissa={}", self.n, self.mantissa)
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        let edges = EDGES.map(f32::from_bits).into_iter();
+        vec![Host::F32(edges.chain(std::iter::repeat_with(|| rng.normal())).take(self.n).collect())]
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let bits: Vec<u32> = x[0].iter().map(|&x| self.rounded(x)).collect();
+        let word = |pair: &[u32]| pair[0] >> 16 | pair.get(1).map_or(0, |high| high & 0xffff_0000);
+        vec![bits.chunks(2).map(|pair| f64::from(word(pair))).collect(), bits.iter().map(|&b| f64::from(b)).collect()]
+    }
+    fn exact(&self, _: usize) -> bool {
+        true
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+        let (words, y) = (rec.gpu().slot(self.n.div_ceil(2)), rec.gpu().slot(self.n));
+        pack_bf16(rec, self.mantissa, &x[0], &words);
+        unpack_bf16(rec, &words, &y);
+        Outputs { y: vec![words, y], d_x: Vec::new() }
+    }
+    fn reduction(&self) -> usize {
+        1
+    }
+    fn cost(&self) -> Cost {
+        Cost { bytes: 12 * self.n as u64, flops: self.n as u64 }
+    }
+}
