@@ -19,8 +19,8 @@
 // With fragments of 16×16 and E = 64, a block of the forward pass is 2·64·32·64 multiply-adds (SPLIT: three times that on tensor cores) for
 // 2·32·64 values of the other side from memory, and 64·64 own ones from a cache: 16 operations a byte where SPLIT, 32 else. A
 // fragment from workgroup memory serves one product (SPLIT: two fragments three). An invocation keeps 8·E/16 outputs, twice that in
-// bwd_kv. Workgroup memory: 25 KiB where SPLIT; 14 KiB with fragments of 8×8. Sizes are chosen by this reasoning; they were not measured
-// on a GPU.
+// bwd_kv. A block of bwd_q is three such products for 3·32·64 values and 2·64·64 own ones, of bwd_kv four for 4·32·64 and 2·64·64. Workgroup
+// memory: 25 KiB where SPLIT; 15 KiB with fragments of 8×8. Sizes are chosen by this reasoning; they were not measured on a GPU.
 
 import package::shared::scores::{sees, capped, cap_slope};
 import package::shared::levels::{LOG2_E, LN_2, LOWEST};

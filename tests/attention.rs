@@ -79,14 +79,14 @@ fn last(bits: &[Bits; 4], n: usize) -> [Bits; 4] {
 
 fn check(variants: &[Variant]) {
     let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device").with_variants(variants.to_vec());
-    check_on(&gpu, &format!("{variants:?}"), 8);
+    check_on(&gpu, &format!("{variants:?}"), &[(8, None), (8, Some(20)), (64, None)]);
 }
 
-/// At two head sizes, one of them narrow.
-fn check_on(gpu: &Gpu, name: &str, narrow: usize) {
+/// At head sizes and windows.
+fn check_on(gpu: &Gpu, name: &str, layers: &[(usize, Option<usize>)]) {
     let n = 45;
     let mine = |sequence: usize| (0..n).map(move |i| (sequence, i));
-    for (e, window) in [(narrow, None), (narrow, Some(20)), (64, None)] {
+    for &(e, window) in layers {
         let alone = attend(gpu, &packed(&[(0, &[n])]), &mine(0).collect::<Vec<_>>(), e, window);
         for before in [1, 7, 31, 32, 40, 64, 77] {
             let tokens: Vec<_> = (0..before).map(|i| (1, i)).chain(mine(0)).collect();
@@ -136,7 +136,7 @@ fn lower_precisions() -> impl Iterator<Item = (Gpu, &'static str)> {
 #[test]
 fn on_cooperative_matrices() {
     for (gpu, name) in lower_precisions() {
-        check_on(&gpu, name, 20);
+        check_on(&gpu, name, &[(20, None), (20, Some(20))]);
     }
 }
 

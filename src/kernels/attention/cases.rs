@@ -61,15 +61,15 @@ pub(super) fn of_variant(variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
     [narrow, masked].map(|a| case(a, segments(shape), &[variant], MatmulPrecision::Highest)).into()
 }
 
-/// Both sides of fragments, blocks and tiles. A head size is compiled once, and that is slow in software: 20 is no whole fragment, at 64
-/// subgroups share keys.
+/// Both sides of fragments, blocks and tiles. A head size is compiled once, and that is slow in software: 20 and 36 are no whole fragments,
+/// and several slices.
 pub(super) fn of_precision(precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
     let of = |head_dim| Attention { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
     let edges: [Shape; 2] = [&[(0, &[31]), (0, &[33])], &[(0, &[129])]];
     let mut all: Vec<(Attention, Shape)> = SHAPES.map(|shape| (of(20), shape)).into();
-    all.push((Attention { softcap: Some(0.7), window: Some(40), ..of(20) }, SHAPES[4]));
-    all.extend(edges.map(|shape| (Attention { window: Some(33), ..of(64) }, shape)));
-    all.push((Attention { heads: 6, kv_heads: 2, ..of(64) }, SHAPES[3]));
+    all.extend(edges.map(|shape| (Attention { window: Some(33), ..of(20) }, shape)));
+    all.push((Attention { heads: 6, kv_heads: 2, ..of(20) }, SHAPES[3]));
+    all.push((Attention { softcap: Some(0.7), window: Some(40), ..of(36) }, SHAPES[4]));
     all.into_iter().map(|(a, shape)| case(a, segments(shape), &[], precision)).collect()
 }
 

@@ -77,7 +77,7 @@ impl Coop {
         self.head_dim >= LEAST && self.head_dim.is_multiple_of(4) && Entry::ALL.into_iter().all(fits)
     }
 
-    /// BLOCK of the shader: rows of the other side. Fewer on CPUs, whose compilers take long for these.
+    /// BLOCK of the shader: rows of the other side. Fewer on CPUs, whose compilers take long for these; so are SLICE's columns.
     fn block(self) -> usize {
         if self.is_cpu { 16 } else { 32 }
     }
@@ -90,7 +90,8 @@ impl Coop {
 
     /// SHARE of the shader: subgroups that own the same rows.
     fn share(self, entry: Entry) -> usize {
-        if self.unshared(entry) > REGISTERS { 2 } else { 1 }
+        // What half of the outputs' products saves a CPU's compiler is worth more than what sharing costs.
+        if self.is_cpu || self.unshared(entry) > REGISTERS { 2 } else { 1 }
     }
 
     fn registers(self, entry: Entry) -> usize {
@@ -106,8 +107,9 @@ impl Coop {
     /// Columns of the other side's rows at a time.
     fn slice(self, entry: Entry) -> usize {
         let least = self.edge * self.share(entry);
+        let most = if self.is_cpu { least } else { SLICE };
         let fits = |slice: &usize| self.width().is_multiple_of(*slice);
-        (1..=SLICE / least).rev().map(|n| n * least).find(fits).unwrap_or(least)
+        (1..=most / least).rev().map(|n| n * least).find(fits).unwrap_or(least)
     }
 
     /// Rows of a workgroup.
