@@ -25,7 +25,7 @@ const SLICE: usize = 32;
 /// Halves between rows in workgroup memory.
 const PAD: usize = 8;
 /// Narrower heads fill fragments badly.
-const LEAST: usize = 16;
+const LEAST: usize = 12;
 /// Outputs that an invocation keeps in registers, before two subgroups share rows; and at most.
 const REGISTERS: usize = 80;
 const MOST_REGISTERS: usize = 128;
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(shares(&tensor_cores, 128), Some([1, 1, 2]));
         assert_eq!(shares(&tensor_cores, 256), Some([2, 2, 2]));
         assert_eq!(shares(&device(8, 32, 32 << 10), 256), Some([1, 1, 2]));
-        assert!((16..=256).step_by(4).all(|e| shares(&tensor_cores, e).is_some_and(|s| s[0] == s[1])));
+        assert!((12..=256).step_by(4).all(|e| shares(&tensor_cores, e).is_some_and(|s| s[0] == s[1])));
         assert_eq!([8, 66, 512].map(|e| shares(&tensor_cores, e)), [None; 3]);
         assert_eq!(shares(&device(16, 32, 16 << 10), 64), None);
         assert_eq!(Coop::of(&tensor_cores, MatmulPrecision::Highest, 64), None);
@@ -213,7 +213,7 @@ mod tests {
     /// What the shader takes for granted.
     #[test]
     fn sizes_are_whole() {
-        for coop in (16..=256).step_by(4).flat_map(Coop::all).filter(|c| c.fits(32 << 10)) {
+        for coop in (12..=256).step_by(4).flat_map(Coop::all).filter(|c| c.fits(32 << 10)) {
             for entry in Entry::ALL {
                 let fragments = coop.edge * coop.share(entry);
                 let (rows, slice) = (coop.rows(entry), coop.slice(entry));
