@@ -13,11 +13,11 @@
 import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
 import package::shared::weight::{weight_quad};
+import package::shared::halves::{SPLIT, rounded};
 import package::shared::fragment8::{EDGE, Left, Right, Sum, begin_slice, end_slice};
 
 override A_TRANSPOSED: bool = false; // A is stored (K, M), and has one scale
 override B_TRANSPOSED: bool = false; // B is stored (N, K)
-override SPLIT: bool = true;
 override LANES: u32 = 128u; // of four subgroups
 override FRAGMENTS: u32 = 2u;
 
@@ -87,11 +87,6 @@ fn load_slice(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 2u * QUA
         }
     }
     return quads;
-}
-
-// To f16's 11 bits. In integers, which no compiler reorders, and alike whichever way a device rounds its conversions.
-fn rounded(v: vec4<f32>) -> vec4<f32> {
-    return bitcast<vec4<f32>>((bitcast<vec4<u32>>(v) + vec4<u32>(0x1000u)) & vec4<u32>(0xffffe000u));
 }
 
 fn store_quad(at: u32, quad: vec4<f32>) {

@@ -108,9 +108,10 @@
 //! chosen by the device and the model alone. So a row's result is the same to the bit, whatever is packed beside it. The baseline, which must always work, is WebGPU's guaranteed minimum ([`gpu::Caps::baseline`]). Every
 //! variant that a kernel lists is translated to SPIR-V, MSL and HLSL in `tests/kernels.rs`.
 //!
-//! Cooperative matrices (`matmul_coop.wgsl`) round otherwise, so they are no variant that a device chooses: [`gpu::MatmulPrecision`] asks for
-//! them. They too give a row the same bits whatever is beside it: each row of x has a scale of its own, and only a weight's shape has a say
-//! in whether they are used. The lines `enable f16;` and `enable wgpu_cooperative_matrix;` come from [`gpu::Shader::enable`]; HLSL has no such
+//! Cooperative matrices (`matmul_coop.wgsl`, `attention_coop.wgsl`) round otherwise, so they are no variant that a device chooses:
+//! [`gpu::MatmulPrecision`] asks for them. They too give a row the same bits whatever is beside it: each row of x has a scale of its own,
+//! only a weight's shape or the head size has a say in whether they are used, and attention's blocks are of positions in a sequence, not of rows
+//! in a batch. The lines `enable f16;` and `enable wgpu_cooperative_matrix;` come from [`gpu::Shader::enable`]; HLSL has no such
 //! matrices, Metal none of 16×16.
 //!
 //! Natively, shaders are compiled without bounds checks; they guard their own indices. `JOINTWISE_CHECKED=1` compiles them with

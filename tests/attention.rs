@@ -1,7 +1,7 @@
 //! What a row of attention gets does not depend on what is packed beside it, to the bit, in any implementation.
 
 use jointwise::data::batch::Batch;
-use jointwise::gpu::{DeviceChoice, Gpu, Variant};
+use jointwise::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
 use jointwise::kernels::attention::{Attention, Saved, Segments, attention_bwd, attention_fwd};
 use jointwise::rng::Rng;
 
@@ -36,12 +36,26 @@ type Bits = Vec<Vec<u32>>;
 
 /// o, lse, d_q and d_kv of a batch whose tokens are (sequence, token).
 fn attend(gpu: &Gpu, batch: &Batch, tokens: &[(usize, usize)], e: usize, window: Option<usize>) -> [Bits; 4] {
+    attend_scaled(gpu, batch, tokens, e, window, [1.0; 4])
+}
+
+/// The same with q, k, v and d_o times a factor each.
+fn attend_scaled(
+    gpu: &Gpu,
+    batch: &Batch,
+    tokens: &[(usize, usize)],
+    e: usize,
+    window: Option<usize>,
+    factors: [f32; 4],
+) -> [Bits; 4] {
     let scale = 1.0 / (e as f32).sqrt();
     let a = Attention { heads: HEADS, kv_heads: KV_HEADS, head_dim: e, scale, softcap: None, window };
     let (l, t, q) = (a.packed(), tokens.len(), HEADS * e);
     assert_eq!(batch.ranges.len(), t);
+    let factor = |c: usize| factors[[l.k_start, l.v_start, l.q_stride].iter().filter(|&&start| c >= start).count()];
     let rows = |width: usize, first: usize| -> Vec<f32> {
-        tokens.iter().flat_map(|&(s, i)| (0..width).map(move |c| value(s, i, first + c))).collect()
+        let columns = first..first + width;
+        tokens.iter().flat_map(|&(s, i)| columns.clone().map(move |c| factor(c) * value(s, i, c))).collect()
     };
     let (qkv, d_o) = (gpu.upload(&rows(l.q_stride, 0)), gpu.upload(&rows(q, l.q_stride)));
     let (o, lse, d_qkv) = (gpu.slot(t * q), gpu.slot(t * HEADS), gpu.slot(t * l.q_stride));
@@ -65,32 +79,32 @@ fn last(bits: &[Bits; 4], n: usize) -> [Bits; 4] {
 
 fn check(variants: &[Variant]) {
     let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device").with_variants(variants.to_vec());
+    check_on(&gpu, &format!("{variants:?}"), &[(8, None), (8, Some(20)), (64, None)]);
+}
+
+/// At head sizes and windows.
+fn check_on(gpu: &Gpu, name: &str, layers: &[(usize, Option<usize>)]) {
     let n = 45;
     let mine = |sequence: usize| (0..n).map(move |i| (sequence, i));
-    for (e, window) in [(8, None), (8, Some(20)), (64, None)] {
-        let alone = attend(&gpu, &packed(&[(0, &[n])]), &mine(0).collect::<Vec<_>>(), e, window);
+    for &(e, window) in layers {
+        let alone = attend(gpu, &packed(&[(0, &[n])]), &mine(0).collect::<Vec<_>>(), e, window);
         for before in [1, 7, 31, 32, 40, 64, 77] {
             let tokens: Vec<_> = (0..before).map(|i| (1, i)).chain(mine(0)).collect();
-            let together = attend(&gpu, &packed(&[(0, &[before]), (0, &[n])]), &tokens, e, window);
-            assert!(last(&together, n) == alone, "{variants:?} E={e} {window:?}: other bits behind {before} tokens");
+            let together = attend(gpu, &packed(&[(0, &[before]), (0, &[n])]), &tokens, e, window);
+            assert!(last(&together, n) == alone, "{name} E={e} {window:?}: other bits behind {before} tokens");
         }
         // The same sequence as the second branch behind a prefix: its queries get what they get alone.
         let prefix = 21;
         let tokens = (0..prefix).map(|i| (0, i)).chain((0..38).map(|i| (1, i))).chain(mine(0).skip(prefix));
         let tokens = tokens.collect::<Vec<_>>();
-        let shared = attend(&gpu, &packed(&[(prefix, &[38, n - prefix])]), &tokens, e, window);
-        assert!(last(&shared, n - prefix) == last(&alone, n - prefix), "{variants:?} E={e} {window:?}: shared prefix");
+        let shared = attend(gpu, &packed(&[(prefix, &[38, n - prefix])]), &tokens, e, window);
+        assert!(last(&shared, n - prefix) == last(&alone, n - prefix), "{name} E={e} {window:?}: shared prefix");
         // The comparison sees a difference: another sequence's rows, and one more token.
-        let other = attend(&gpu, &packed(&[(0, &[n])]), &mine(1).collect::<Vec<_>>(), e, window);
-        let moved = attend(
-            &gpu,
-            &packed(&[(0, &[n + 1])]),
-            &[(1, 0)].into_iter().chain(mine(0)).collect::<Vec<_>>(),
-            e,
-            window,
-        );
+        let other = attend(gpu, &packed(&[(0, &[n])]), &mine(1).collect::<Vec<_>>(), e, window);
+        let moved =
+            attend(gpu, &packed(&[(0, &[n + 1])]), &[(1, 0)].into_iter().chain(mine(0)).collect::<Vec<_>>(), e, window);
         for (i, rows) in alone.iter().enumerate() {
-            assert!(other[i] != *rows && last(&moved, n)[i] != *rows, "{variants:?}: output {i}");
+            assert!(other[i] != *rows && last(&moved, n)[i] != *rows, "{name}: output {i}");
         }
     }
 }
@@ -109,4 +123,51 @@ fn on_cpus() {
 #[test]
 fn on_gpus() {
     check(&[Variant::Flash]);
+}
+
+/// Devices below the highest precision, where there are cooperative matrices (Mesa 26 in CI); elsewhere tests/kernels.rs sees them refused.
+fn lower_precisions() -> impl Iterator<Item = (Gpu, &'static str)> {
+    [MatmulPrecision::High, MatmulPrecision::Medium].into_iter().filter_map(|precision| {
+        let gpu = pollster::block_on(Gpu::open_for(&DeviceChoice::Best, precision)).ok()?;
+        Some((gpu, precision.name()))
+    })
+}
+
+#[test]
+fn on_cooperative_matrices() {
+    for (gpu, name) in lower_precisions() {
+        check_on(&gpu, name, &[(20, None), (20, Some(20))]);
+    }
+}
+
+/// f16's range is narrow: gradients of training are far below it, activations may be above it. What is linear gives 2ⁿ times the result,
+/// to the bit, for 2ⁿ times the operand.
+#[test]
+fn results_scale_with_operands() {
+    let times = |rows: &Bits, n: i32| -> Bits {
+        let scaled = |x: &u32| (f32::from_bits(*x) * 2f32.powi(n)).to_bits();
+        rows.iter().map(|row| row.iter().map(scaled).collect()).collect()
+    };
+    for (gpu, name) in lower_precisions() {
+        let (e, n) = (20, 37);
+        let tokens: Vec<_> = (0..n).map(|i| (0, i)).collect();
+        let scaled = |exponents: [i32; 4]| {
+            attend_scaled(&gpu, &packed(&[(0, &[n])]), &tokens, e, None, exponents.map(|x| 2f32.powi(x)))
+        };
+        let [o, lse, d_q, d_kv] = scaled([0; 4]);
+        let halves = |d_kv: &Bits| -> [Bits; 2] {
+            let half = KV_HEADS * e;
+            [0, half].map(|start| d_kv.iter().map(|row| row[start..start + half].to_vec()).collect())
+        };
+        let [d_k, d_v] = halves(&d_kv);
+        for [qk, v, d_o] in [[0, 0, -30], [0, 24, 0], [0, -20, -40], [40, 0, 0], [-40, 10, -10]] {
+            let got = scaled([qk, -qk, v, d_o]);
+            let got_kv = halves(&got[3]);
+            let want = [times(&o, v), lse.clone(), times(&d_q, v + d_o - qk)];
+            assert!(got[..3] == want, "{name}: q and 1/k times 2^{qk}, v 2^{v}, d_o 2^{d_o}");
+            assert!(got_kv == [times(&d_k, v + d_o + qk), times(&d_v, d_o)], "{name}: 2^{qk}, 2^{v}, 2^{d_o}");
+        }
+        // The comparison sees a last bit.
+        assert!(scaled([1, 0, 0, 0])[1] != lse && scaled([0, 0, 0, 1])[2] != d_q, "{name}");
+    }
 }

@@ -154,9 +154,13 @@ fn the_registry_covers_every_shader() {
 fn capabilities(shader: &Shader) -> naga::valid::Capabilities {
     use naga::valid::Capabilities;
     let subgroups = shader.source().is_ok_and(|s| s.contains("subgroup"));
+    // pack2x16float.
+    let baseline = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let enabled = match shader.enables {
-        [] => Capabilities::empty(),
-        ["f16", "wgpu_cooperative_matrix"] => Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX,
+        [] => baseline,
+        ["f16", "wgpu_cooperative_matrix"] => {
+            baseline | Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX
+        }
         other => panic!("{}: {other:?}", shader.key()),
     };
     if subgroups { enabled | Capabilities::SUBGROUP } else { enabled }
@@ -227,7 +231,7 @@ fn every_variant_becomes_spirv_msl_and_hlsl() {
             let sizes = translate(&shader).unwrap_or_else(|e| panic!("{}: {e}", shader.key()));
             assert!(sizes.iter().all(|&n| n > 100), "{}: {sizes:?}", shader.key());
             languages.insert(sizes.len());
-            assert!(sizes.len() == 3 || shader.module == "matmul_coop", "{}", shader.key());
+            assert!(sizes.len() == 3 || ["attention_coop", "matmul_coop"].contains(&shader.module), "{}", shader.key());
         }
     }
     assert_eq!(languages, BTreeSet::from([1, 2, 3]));
@@ -352,17 +356,26 @@ fn lower_precisions() -> Vec<Gpu> {
     all
 }
 
-#[test]
-fn products_of_lower_precision() {
+fn check_lower_precisions(name: &str) {
     for gpu in lower_precisions() {
-        let cases = kernel("matmul").precision_cases(gpu.caps().matmul_precision);
-        check("matmul", &gpu, &cases);
+        let cases = kernel(name).precision_cases(gpu.caps().matmul_precision);
+        check(name, &gpu, &cases);
         let mut rng = Rng::new(3, 2);
         let mut error = |case: &dyn Case| pollster::block_on(verify(&gpu, case, &mut rng)).expect("a device");
         for gradient in [false, true] {
             assert!(error(&Wrong { case: cases[0].as_ref(), gradient }) > 1.0, "gradient={gradient}");
         }
     }
+}
+
+#[test]
+fn products_of_lower_precision() {
+    check_lower_precisions("matmul");
+}
+
+#[test]
+fn attention_of_lower_precision() {
+    check_lower_precisions("attention");
 }
 
 /// f16's range is narrow: activations exceed it (Qwen's pass 65,504), and gradients lie far below it. Scales are powers of two, and a row

@@ -24,7 +24,8 @@ use jointwise::model::peft::Adapter;
 use jointwise::model::trace::{Keep, SavedDtype};
 use jointwise::model::weights::{BaseDtype, Source, Training};
 use jointwise::objective::{Objective, Preference};
-use jointwise::train::trainer::{Reference, Trainer, score};
+use jointwise::train::outcome::Reference;
+use jointwise::train::trainer::{Trainer, score};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -945,7 +946,7 @@ fn saved_in_bf16_keeps_gradients() {
 
         let tokenizer = Tokenizer::load(&initial).expect("a tokenizer");
         let file = f.data("batch.jsonl", &f.batch());
-        let map = FieldMap::parse::<&str>(&[]).expect("no names");
+        let map = FieldMap::parse(&[]).expect("no names");
         let rows = read_rows(Path::new(&file), &map, Purpose::Preference).expect("rows");
         let limits = Limits { max_length: policy.description.max_positions, overflow: Overflow::Error };
         let data = Dataset::build(&rows, &tokenizer, &Template::Paper, limits).expect("tokens");
@@ -961,7 +962,7 @@ fn saved_in_bf16_keeps_gradients() {
         ));
         let scored = scored.expect("scores");
         let reference: Vec<Reference> =
-            scored.chunks(2).map(|pair| [0, 1].map(|i| pair[i].sums.score(Objective::Jpo))).collect();
+            scored.chunks(2).map(|pair| [0, 1].map(|i| pair[i].sums.score(Objective::Jpo)).into()).collect();
 
         let goal = Goal::Preference(Preference { objective: Objective::Jpo, beta: 0.1, ..Preference::default() });
         let mut trainer =

@@ -1,4 +1,4 @@
-// Fragments of 16×16 for matmul_coop.wgsl (NVIDIA, AMD). `shared/fragment8` defines the same names.
+// Fragments of 16×16 for matmul_coop.wgsl and attention_coop.wgsl (NVIDIA, AMD). `shared/fragment8` defines the same names.
 
 const EDGE = 16u;
 alias Left = coop_mat16x16<f16, A>;

@@ -1,4 +1,4 @@
-// Fragments of 8×8 for matmul_coop.wgsl (Apple's GPUs, lavapipe). `shared/fragment16` defines the same names.
+// Fragments of 8×8 for matmul_coop.wgsl and attention_coop.wgsl (Apple's GPUs, lavapipe). `shared/fragment16` defines the same names.
 
 const EDGE = 8u;
 alias Left = coop_mat8x8<f16, A>;

@@ -61,7 +61,7 @@ pub struct DeviceArgs {
     /// Kernels that may be chosen: baseline, or some of tiles32, tiles64, tiles128, flash, cpu, lanes [default: by the device]
     #[arg(long, value_name = "NAME,..")]
     pub variant: Option<String>,
-    /// Of products: highest (f32), high (three f16 for one f32, on cooperative matrices) or medium (one) [default: highest]
+    /// Of products, attention's too: highest (f32), high (three f16 for one f32, on cooperative matrices) or medium (one) [default: highest]
     #[arg(long, value_name = "NAME")]
     pub matmul_precision: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! How exactly products are computed.
+//! How exactly products are computed, attention's too.
 
 use crate::error::{Error, Result};
 

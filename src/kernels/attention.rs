@@ -1,9 +1,12 @@
 //! FlashAttention-2 over a segment table: causal, grouped queries, sliding window, soft-cap, shared prefixes.
 //!
-//! Three ways to compute it: the baseline, a query or a key an invocation (`attention.wgsl`); tiles in workgroup memory, for GPUs
-//! (`attention_tiles.wgsl`); for CPU adapters with subgroups (`attention_lanes.wgsl`). The device and the head size choose.
+//! Four ways to compute it: the baseline, a query or a key an invocation (`attention.wgsl`); tiles in workgroup memory, for GPUs
+//! (`attention_tiles.wgsl`); for CPU adapters with subgroups (`attention_lanes.wgsl`); cooperative matrices, where a precision below the
+//! highest asks for them (`attention_coop.wgsl`). The device, the precision and the head size choose.
 
 mod cases;
+mod coop;
+mod runs;
 mod segments;
 mod tiles;
 mod walk;
@@ -11,12 +14,13 @@ mod walk;
 pub use segments::Segments;
 
 use cases::{case, segments};
+use coop::{Coop, Halves, Heads};
 use tiles::Tiles;
 use walk::{LANES, TILE, Walk};
 
 use super::shapes::ModelShape;
 use super::{Case, Kernel};
-use crate::gpu::{Caps, Recording, Shader, Slot, Variant};
+use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Slot, Variant};
 
 /// Heads and mask of a layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,6 +59,15 @@ impl Attention {
     pub fn packed(&self) -> Layout {
         let (q, k) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         Layout { q_start: 0, q_stride: q + 2 * k, k_start: q, v_start: q + k, kv_stride: q + 2 * k }
+    }
+}
+
+impl Layout {
+    /// q's, k's and v's.
+    fn heads<'a>(&self, a: &Attention, q: &'a Slot, kv: &'a Slot) -> [Heads<'a>; 3] {
+        let of_kv = |start| Heads { slot: kv, n: a.kv_heads, start, stride: self.kv_stride };
+        let q = Heads { slot: q, n: a.heads, start: self.q_start, stride: self.q_stride };
+        [q, of_kv(self.k_start), of_kv(self.v_start)]
     }
 }
 
@@ -125,11 +138,18 @@ pub fn attention_fwd(
     o: &Slot,
     lse: &Slot,
 ) {
-    let (table, [tile, _]) = (s.table(a.window), s.walk.tiles());
+    let table = s.table(a.window);
     let shader = s.walk.shader(Entry::Forward, a.head_dim, a.softcap.is_some(), in_quads(a, l));
-    let grid = [s.t.div_ceil(tile) as u32, a.heads as u32, 1];
+    let grid = [table.groups[0] as u32, a.heads as u32, 1];
     let flops = 4 * table.pairs * (a.heads * a.head_dim) as u64;
-    rec.dispatch(&shader, &params(a, l, s), &[q, kv, &table.quads, o, lse], grid, flops);
+    let params = params(a, l, s);
+    match s.walk {
+        Walk::Coop(coop) => {
+            let Halves { values, levels } = coop.halves(rec, s.t, &l.heads(a, q, kv));
+            rec.dispatch(&shader, &params, &[&values, &values, &table.quads, o, lse, &levels], grid, flops);
+        }
+        _ => rec.dispatch(&shader, &params, &[q, kv, &table.quads, o, lse], grid, flops),
+    }
 }
 
 /// What the backward pass needs from the forward one.
@@ -153,18 +173,27 @@ pub fn attention_bwd(
     d_o: &Slot,
     d_qkv: &Slot,
 ) {
-    let (params, table, [queries, keys]) = (params(a, l, s), s.table(a.window), s.walk.tiles());
+    let (params, table) = (params(a, l, s), s.table(a.window));
     let make = |entry| s.walk.shader(entry, a.head_dim, a.softcap.is_some(), in_quads(a, l));
-    let groups = |tile| s.t.div_ceil(tile) as u32;
     let flops = table.pairs * (a.heads * a.head_dim) as u64;
     let delta = rec.gpu().slot(s.t * a.heads);
-    let grid = [groups(TILE), a.heads as u32, 1];
+    let grid = [s.t.div_ceil(TILE) as u32, a.heads as u32, 1];
     rec.dispatch(&delta_shader(a.head_dim), &params, &[saved.o, d_o, &delta], grid, 0);
-    let slots = [saved.qkv, d_o, saved.lse, &delta, &table.quads, d_qkv];
-    let grid = [groups(queries), a.heads as u32, 1];
-    rec.dispatch(&make(Entry::BackwardQ), &params, &slots, grid, 6 * flops);
-    let grid = [groups(keys), a.kv_heads as u32, 1];
-    rec.dispatch(&make(Entry::BackwardKv), &params, &slots, grid, 8 * flops);
+    let halves = match s.walk {
+        Walk::Coop(coop) => {
+            let [q, k, v] = l.heads(a, saved.qkv, saved.qkv);
+            let pulls = Heads { slot: d_o, n: a.heads, start: 0, stride: a.heads * a.head_dim };
+            Some(coop.halves(rec, s.t, &[q, k, v, pulls]))
+        }
+        _ => None,
+    };
+    let slots = match &halves {
+        Some(Halves { values, levels }) => vec![values, values, saved.lse, &delta, &table.quads, levels, d_qkv],
+        None => vec![saved.qkv, d_o, saved.lse, &delta, &table.quads, d_qkv],
+    };
+    let [queries, keys] = table.groups.map(|n| n as u32);
+    rec.dispatch(&make(Entry::BackwardQ), &params, &slots, [queries, a.heads as u32, 1], 6 * flops);
+    rec.dispatch(&make(Entry::BackwardKv), &params, &slots, [keys, a.kv_heads as u32, 1], 8 * flops);
 }
 
 /// The family.
@@ -175,7 +204,7 @@ impl Kernel for FlashAttention {
         "attention"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["attention", "attention_lanes", "attention_tiles"]
+        &["attention", "attention_coop", "attention_halves", "attention_lanes", "attention_tiles"]
     }
     fn variants(&self) -> Vec<Shader> {
         let mut all = vec![delta_shader(64), Walk::Rows(1).shader(Entry::Forward, 64, false, true)];
@@ -191,10 +220,18 @@ impl Kernel for FlashAttention {
                 all.extend([false, true].map(|softcap| Walk::Tiles(tiles).shader(entry, e, softcap, true)));
             }
         }
+        for e in [64, 80, 128, 256] {
+            for (entry, coop) in
+                Entry::ALL.into_iter().flat_map(|entry| Coop::all(e).into_iter().map(move |c| (entry, c)))
+            {
+                all.extend([false, true].map(|softcap| Walk::Coop(coop).shader(entry, e, softcap, true)));
+            }
+        }
+        all.extend(Coop::halves_shaders());
         all
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
-        vec![("AttentionParams", size_of::<AttentionParams>())]
+        vec![("AttentionParams", size_of::<AttentionParams>()), ("HalvesParams", size_of::<coop::HalvesParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
         cases::all()
@@ -205,9 +242,12 @@ impl Kernel for FlashAttention {
         let a = Attention { heads, kv_heads, head_dim, scale, softcap: None, window: None };
         // Two sequences, as of a pair.
         let batch = segments(&[(0, &[t / 2]), (0, &[t - t / 2])]);
-        vec![case(a, batch, &caps.variants)]
+        vec![case(a, batch, &caps.variants, caps.matmul_precision)]
     }
     fn variant_cases(&self, variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
         cases::of_variant(variant, caps)
+    }
+    fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
+        cases::of_precision(precision)
     }
 }

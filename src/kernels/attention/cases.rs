@@ -3,7 +3,7 @@
 use super::walk::Walk;
 use super::{Attention, Saved, Segments, attention_bwd, attention_fwd};
 use crate::data::batch::Batch;
-use crate::gpu::{Caps, Recording, Slot, Variant};
+use crate::gpu::{Caps, MatmulPrecision, Recording, Slot, Variant};
 use crate::kernels::{Case, Cost, Host, Outputs};
 use crate::rng::Rng;
 
@@ -26,7 +26,9 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
     let ways = [None, Some(Variant::Cpu), Some(Variant::Lanes)];
     let each = any.into_iter().flat_map(|(a, shape)| ways.map(|variant| (a, shape, variant)));
     let flash = in_tiles().into_iter().map(|(a, shape)| (a, shape, Some(Variant::Flash)));
-    each.chain(flash).map(|(a, shape, variant)| case(a, segments(shape), variant.as_slice())).collect()
+    let case =
+        |(a, shape, variant): (_, _, Option<_>)| case(a, segments(shape), variant.as_slice(), MatmulPrecision::Highest);
+    each.chain(flash).map(case).collect()
 }
 
 /// Tiles of 64, and of 32 for wide heads; blocks of 32. A head size is compiled once, and that is slow in software: 8 is less than the
@@ -56,7 +58,19 @@ pub(super) fn of_variant(variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
         Variant::Tiles32 | Variant::Tiles64 | Variant::Tiles128 => return Vec::new(),
     };
     let masked = Attention { softcap: Some(2.0), window: Some(3), ..wide };
-    [narrow, masked].map(|a| case(a, segments(shape), &[variant])).into()
+    [narrow, masked].map(|a| case(a, segments(shape), &[variant], MatmulPrecision::Highest)).into()
+}
+
+/// Both sides of fragments, blocks and tiles. A head size is compiled once, and that is slow in software: 20 and 36 are no whole fragments,
+/// and several slices.
+pub(super) fn of_precision(precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
+    let of = |head_dim| Attention { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
+    let edges: [Shape; 2] = [&[(0, &[31]), (0, &[33])], &[(0, &[129])]];
+    let mut all: Vec<(Attention, Shape)> = SHAPES.map(|shape| (of(20), shape)).into();
+    all.extend(edges.map(|shape| (Attention { window: Some(33), ..of(20) }, shape)));
+    all.push((Attention { heads: 6, kv_heads: 2, ..of(20) }, SHAPES[3]));
+    all.push((Attention { softcap: Some(0.7), window: Some(40), ..of(36) }, SHAPES[4]));
+    all.into_iter().map(|(a, shape)| case(a, segments(shape), &[], precision)).collect()
 }
 
 /// A batch's table alone.
@@ -84,10 +98,11 @@ struct AttentionCase {
     a: Attention,
     batch: Batch,
     allowed: Vec<Variant>,
+    precision: MatmulPrecision,
 }
 
-pub(super) fn case(a: Attention, batch: Batch, allowed: &[Variant]) -> Box<dyn Case> {
-    Box::new(AttentionCase { a, batch, allowed: allowed.to_vec() })
+pub(super) fn case(a: Attention, batch: Batch, allowed: &[Variant], precision: MatmulPrecision) -> Box<dyn Case> {
+    Box::new(AttentionCase { a, batch, allowed: allowed.to_vec(), precision })
 }
 
 impl AttentionCase {
@@ -126,7 +141,7 @@ impl AttentionCase {
 
 impl Case for AttentionCase {
     fn label(&self) -> String {
-        format!("T={} {:?} {:?}", self.t(), self.a, self.allowed)
+        format!("T={} {:?} {:?} {}", self.t(), self.a, self.allowed, self.precision.name())
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         vec![Host::normal(rng, self.t() * self.a.packed().q_stride)]
@@ -178,7 +193,7 @@ impl Case for AttentionCase {
         let (n, l) = (self.t() * self.a.heads, self.a.packed());
         let (o, lse, d_qkv) = (gpu.slot(n * self.a.head_dim), gpu.slot(n), gpu.slot(x[0].len()));
         let b = &self.batch;
-        let walk = Walk::of(gpu.caps(), &self.allowed, self.a.head_dim);
+        let walk = Walk::of(gpu.caps(), &self.allowed, self.precision, self.a.head_dim);
         let s = Segments::new(gpu, &b.ranges, &b.positions, &[self.a.window], walk, true);
         attention_fwd(rec, &self.a, &l, &x[0], &x[0], &s, &o, &lse);
         let saved = Saved { qkv: &x[0], o: &o, lse: &lse };
@@ -187,6 +202,9 @@ impl Case for AttentionCase {
     }
     fn reduction(&self) -> usize {
         (self.t() * self.a.heads / self.a.kv_heads).max(self.a.head_dim)
+    }
+    fn precision(&self) -> MatmulPrecision {
+        self.precision
     }
     fn cost(&self) -> Cost {
         let seen: usize = (0..self.t()).map(|i| (0..self.t()).filter(|&j| self.sees(i, j)).count()).sum();

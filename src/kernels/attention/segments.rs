@@ -1,5 +1,6 @@
 //! Which keys each query sees, as the shaders read it: views of queries and walks of tiles (`shaders/shared/scores.wgsl`).
 
+use super::runs::over_positions;
 use super::walk::Walk;
 use crate::data::batch::Batch;
 use crate::gpu::{Gpu, Slot};
@@ -20,14 +21,23 @@ pub(super) struct Table {
     pub quads: Slot,
     /// Quads before the walks of tiles of keys.
     pub key_tiles: usize,
+    /// Tiles of queries, and of keys.
+    pub groups: [usize; 2],
     /// Pairs of a query and a key that it sees.
     pub pairs: u64,
+}
+
+/// Quads of tiles, behind the views, and how many tiles there are.
+pub(super) struct Walks {
+    pub of_queries: Vec<[u32; 4]>,
+    pub of_keys: Vec<[u32; 4]>,
+    pub groups: [usize; 2],
 }
 
 impl Segments {
     /// For training: queries and keys are the batch's tokens, heads lie as in [`super::Attention::packed`].
     pub fn of_batch(gpu: &Gpu, batch: &Batch, head_dim: usize, windows: &[Option<usize>]) -> Self {
-        let walk = Walk::of(gpu.caps(), &gpu.caps().variants, head_dim);
+        let walk = Walk::of(gpu.caps(), &gpu.caps().variants, gpu.caps().matmul_precision, head_dim);
         Self::new(gpu, &batch.ranges, &batch.positions, windows, walk, true)
     }
 
@@ -49,11 +59,17 @@ impl Segments {
             let views = views(ranges, positions, window);
             let pairs = views.iter().map(|v| u64::from(v[1] - v[0] + v[3] - v[2])).sum();
             let [queries, keys] = walk.tiles();
-            let key_tiles = t + t.div_ceil(queries);
-            let of_keys = if keys_are_queries { over_queries(&views, keys) } else { Vec::new() };
-            let of_queries = over_keys(&views, queries);
+            let Walks { of_queries, of_keys, groups } = match walk {
+                Walk::Coop(_) => over_positions(ranges, positions, window, [queries, keys]),
+                _ => {
+                    let of_keys = if keys_are_queries { over_queries(&views, keys) } else { Vec::new() };
+                    let groups = [t.div_ceil(queries), of_keys.len()];
+                    Walks { of_queries: over_keys(&views, queries), of_keys, groups }
+                }
+            };
+            let key_tiles = t + of_queries.len();
             let quads = gpu.upload([views, of_queries, of_keys].concat().as_flattened());
-            Table { window, quads, key_tiles, pairs }
+            Table { window, quads, key_tiles, groups, pairs }
         };
         Self { tables: windows.iter().map(table).collect(), t, walk }
     }

@@ -1,8 +1,9 @@
 //! The implementations, and which a device takes.
 
 use super::Entry;
+use super::coop::Coop;
 use super::tiles::Tiles;
-use crate::gpu::{Caps, Shader, Variant};
+use crate::gpu::{Caps, MatmulPrecision, Shader, Variant};
 
 /// Which shader walks the keys, and by how many queries a workgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub(super) enum Walk {
     Lanes,
     /// `attention_tiles.wgsl`.
     Tiles(Tiles),
+    /// `attention_coop.wgsl`.
+    Coop(Coop),
 }
 
 /// Queries (or keys) a workgroup walks the other side with.
@@ -24,7 +27,10 @@ const ROWS: usize = 1;
 
 impl Walk {
     /// By the device and the model, never by a batch: what is packed together then changes no bits.
-    pub fn of(caps: &Caps, allowed: &[Variant], head_dim: usize) -> Self {
+    pub fn of(caps: &Caps, allowed: &[Variant], precision: MatmulPrecision, head_dim: usize) -> Self {
+        if let Some(coop) = Coop::of(caps, precision, head_dim) {
+            return Self::Coop(coop);
+        }
         let tiles = Tiles::of(head_dim).filter(|_| allowed.contains(&Variant::Flash));
         match tiles {
             Some(tiles) => Self::Tiles(tiles),
@@ -40,6 +46,7 @@ impl Walk {
             Self::Rows(tile) => [tile; 2],
             Self::Lanes => [LANES * ROWS; 2],
             Self::Tiles(tiles) => [tiles.rows(Entry::Forward), tiles.rows(Entry::BackwardKv)],
+            Self::Coop(coop) => [coop.rows(Entry::Forward), coop.rows(Entry::BackwardKv)],
         }
     }
 
@@ -55,10 +62,11 @@ impl Walk {
                 Shader::new("attention_lanes", names[entry as usize]).with("ROWS", ROWS as f64)
             }
             Self::Tiles(tiles) => tiles.shader(entry),
+            Self::Coop(coop) => coop.shader(entry),
         };
         let shader = shader.with("E", head_dim as f64).with("SOFTCAP", f64::from(u8::from(softcap)));
         match self {
-            Self::Tiles(_) => {
+            Self::Tiles(_) | Self::Coop(_) => {
                 assert!(quads, "tiles of heads that are not aligned");
                 shader
             }

@@ -1,0 +1,8 @@
+// An f32 as one or two f16, for cooperative matrices: x = high + low, 11 bits each.
+
+override SPLIT: bool = true;
+
+// To f16's 11 bits. In integers, which no compiler reorders, and alike whichever way a device rounds its conversions.
+fn rounded(v: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>((bitcast<vec4<u32>>(v) + vec4<u32>(0x1000u)) & vec4<u32>(0xffffe000u));
+}

@@ -1,0 +1,227 @@
+//! `attention_coop.wgsl`, and `attention_halves.wgsl` before it: sizes by device and head size.
+
+use super::Entry;
+use crate::gpu::{Caps, Cooperative, MatmulPrecision, Recording, Shader, Slot, grid_1d};
+
+/// A specialisation for a device, a precision and a head size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Coop {
+    /// Of a fragment: 8 or 16.
+    edge: usize,
+    /// Invocations of a subgroup.
+    subgroup: usize,
+    is_cpu: bool,
+    /// Three products for one.
+    split: bool,
+    head_dim: usize,
+}
+
+/// Of a workgroup.
+const SUBGROUPS: usize = 4;
+/// Invocations of `attention_halves.wgsl`.
+const ROWS: usize = 64;
+/// Columns of the other side's rows at a time, at most.
+const SLICE: usize = 32;
+/// Halves between rows in workgroup memory.
+const PAD: usize = 8;
+/// Narrower heads fill fragments badly.
+const LEAST: usize = 12;
+/// Outputs that an invocation keeps in registers, before two subgroups share rows; and at most.
+const REGISTERS: usize = 80;
+const MOST_REGISTERS: usize = 128;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(super) struct HalvesParams {
+    t: u32,
+    heads: u32,
+    start: u32,
+    stride: u32,
+    first_head: u32,
+}
+
+/// Rows of heads in a slot: the first one's start, and elements from a row to the next.
+pub(super) struct Heads<'a> {
+    pub slot: &'a Slot,
+    pub n: usize,
+    pub start: usize,
+    pub stride: usize,
+}
+
+/// What `attention_coop.wgsl` reads instead of q, k, v and d_o.
+pub(super) struct Halves {
+    /// (heads, planes, T, WIDTH) f16.
+    pub values: Slot,
+    /// (heads, T).
+    pub levels: Slot,
+}
+
+impl Coop {
+    /// If the precision asks for it, and the head size and the device's workgroup memory allow it.
+    pub fn of(caps: &Caps, precision: MatmulPrecision, head_dim: usize) -> Option<Self> {
+        let Cooperative { edge, subgroup } = caps.cooperative?;
+        let split = match precision {
+            MatmulPrecision::Highest => return None,
+            MatmulPrecision::High => true,
+            MatmulPrecision::Medium => false,
+        };
+        let (edge, subgroup) = (edge as usize, subgroup as usize);
+        let coop = Self { edge, subgroup, is_cpu: caps.is_cpu, split, head_dim };
+        coop.fits(caps.workgroup_bytes as usize).then_some(coop)
+    }
+
+    /// CPUs have no registers for a head, however narrow.
+    fn fits(self, workgroup_bytes: usize) -> bool {
+        let in_registers = |entry| self.is_cpu || self.registers(entry) <= MOST_REGISTERS;
+        let fits = |entry| in_registers(entry) && self.workgroup_bytes(entry) <= workgroup_bytes;
+        self.head_dim >= LEAST && self.head_dim.is_multiple_of(4) && Entry::ALL.into_iter().all(fits)
+    }
+
+    /// BLOCK of the shader: rows of the other side. Fewer on CPUs, whose compilers take long for these; so are SLICE's columns.
+    fn block(self) -> usize {
+        if self.is_cpu { 16 } else { 32 }
+    }
+
+    /// Values of an invocation, if no subgroups shared rows.
+    fn unshared(self, entry: Entry) -> usize {
+        let outputs = if matches!(entry, Entry::BackwardKv) { 2 } else { 1 };
+        outputs * self.head_dim.div_ceil(self.edge) * self.edge * self.edge / self.subgroup
+    }
+
+    /// SHARE of the shader: subgroups that own the same rows.
+    fn share(self, entry: Entry) -> usize {
+        // What half of the outputs' products saves a CPU's compiler is worth more than what sharing costs.
+        if self.is_cpu || self.unshared(entry) > REGISTERS { 2 } else { 1 }
+    }
+
+    fn registers(self, entry: Entry) -> usize {
+        self.unshared(entry) / self.share(entry)
+    }
+
+    /// WIDTH of the shader: of whole fragments for each that shares rows, in all kernels.
+    fn width(self) -> usize {
+        let share = Entry::ALL.into_iter().map(|entry| self.share(entry)).max().unwrap_or(1);
+        self.head_dim.next_multiple_of(self.edge * share)
+    }
+
+    /// Columns of the other side's rows at a time.
+    fn slice(self, entry: Entry) -> usize {
+        let least = self.edge * self.share(entry);
+        let most = if self.is_cpu { least } else { SLICE };
+        let fits = |slice: &usize| self.width().is_multiple_of(*slice);
+        (1..=most / least).rev().map(|n| n * least).find(fits).unwrap_or(least)
+    }
+
+    /// Rows of a workgroup.
+    pub fn rows(self, entry: Entry) -> usize {
+        SUBGROUPS / self.share(entry) * self.edge
+    }
+
+    /// As the shader declares it.
+    fn workgroup_bytes(self, entry: Entry) -> usize {
+        let rows = self.rows(entry);
+        let halves = self.block() * (self.slice(entry) + PAD) + rows * (self.block() + PAD);
+        let words = rows * (self.block() + PAD / 2) + SUBGROUPS * self.subgroup + 1;
+        2 * self.planes() * halves + 4 * words
+    }
+
+    fn planes(self) -> usize {
+        if self.split { 2 } else { 1 }
+    }
+
+    pub fn shader(self, entry: Entry) -> Shader {
+        let names = ["attention_coop_fwd", "attention_coop_bwd_q", "attention_coop_bwd_kv"];
+        let shader = Shader::new("attention_coop", names[entry as usize])
+            .with("SPLIT", f64::from(u8::from(self.split)))
+            .with("WIDTH", self.width() as f64)
+            .with("LANES", (SUBGROUPS * self.subgroup) as f64)
+            .with("SHARE", self.share(entry) as f64)
+            .with("BLOCK", self.block() as f64)
+            .with("SLICE", self.slice(entry) as f64)
+            .enable(&["f16", "wgpu_cooperative_matrix"]);
+        if self.edge == 16 { shader.substitute("shared/fragment8", "shared/fragment16") } else { shader }
+    }
+
+    fn halves_shader(self) -> Shader {
+        Shader::new("attention_halves", "attention_halves")
+            .with("SPLIT", f64::from(u8::from(self.split)))
+            .with("E", self.head_dim as f64)
+            .with("WIDTH", self.width() as f64)
+    }
+
+    /// Every specialisation of a head size for lavapipe, and for GPUs with subgroups of 32.
+    pub fn all(head_dim: usize) -> Vec<Self> {
+        let devices = [(8, 8, true), (8, 32, false), (16, 32, false)];
+        let of = |(edge, subgroup, is_cpu)| [false, true].map(|split| Self { edge, subgroup, is_cpu, split, head_dim });
+        devices.into_iter().flat_map(of).collect()
+    }
+
+    /// Of `attention_halves.wgsl`.
+    pub fn halves_shaders() -> Vec<Shader> {
+        Self::all(64).into_iter().map(Self::halves_shader).collect()
+    }
+
+    /// Heads one after the other, of `t` rows each.
+    pub fn halves(self, rec: &mut Recording, t: usize, all: &[Heads]) -> Halves {
+        let n_heads: usize = all.iter().map(|heads| heads.n).sum();
+        // A tile's fragments may begin at the last row.
+        let rows = n_heads * self.planes() * t + SUBGROUPS * self.edge;
+        let halves = Halves { values: rec.gpu().slot(rows * self.width() / 2), levels: rec.gpu().slot(n_heads * t) };
+        let mut first_head = 0;
+        for heads in all {
+            let params = HalvesParams {
+                t: t as u32,
+                heads: heads.n as u32,
+                start: heads.start as u32,
+                stride: heads.stride as u32,
+                first_head,
+            };
+            let slots = [heads.slot, &halves.values, &halves.levels];
+            rec.dispatch(&self.halves_shader(), &params, &slots, grid_1d(heads.n * t, ROWS), 0);
+            first_head += heads.n as u32;
+        }
+        halves
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(edge: u32, subgroup: u32, workgroup_bytes: u32) -> Caps {
+        Caps { cooperative: Some(Cooperative { edge, subgroup }), workgroup_bytes, ..Caps::baseline() }
+    }
+
+    /// Every model's head size is served where workgroup memory is the usual, and none where it is the baseline's.
+    #[test]
+    fn sizes_by_device_and_head_size() {
+        let high = MatmulPrecision::High;
+        let shares = |caps: &Caps, e| Coop::of(caps, high, e).map(|c| Entry::ALL.map(|entry| c.share(entry)));
+        let tensor_cores = device(16, 32, 32 << 10);
+        assert_eq!(shares(&tensor_cores, 64), Some([1, 1, 1]));
+        assert_eq!(shares(&tensor_cores, 80), Some([1, 1, 1]));
+        assert_eq!(shares(&tensor_cores, 128), Some([1, 1, 2]));
+        assert_eq!(shares(&tensor_cores, 256), Some([2, 2, 2]));
+        assert_eq!(shares(&device(8, 32, 32 << 10), 256), Some([1, 1, 2]));
+        assert!((12..=256).step_by(4).all(|e| shares(&tensor_cores, e).is_some_and(|s| s[0] == s[1])));
+        assert_eq!([8, 66, 512].map(|e| shares(&tensor_cores, e)), [None; 3]);
+        assert_eq!(shares(&device(16, 32, 16 << 10), 64), None);
+        assert_eq!(Coop::of(&tensor_cores, MatmulPrecision::Highest, 64), None);
+        assert_eq!(Coop::of(&Caps::baseline(), high, 64), None);
+    }
+
+    /// What the shader takes for granted.
+    #[test]
+    fn sizes_are_whole() {
+        for coop in (12..=256).step_by(4).flat_map(Coop::all).filter(|c| c.fits(32 << 10)) {
+            for entry in Entry::ALL {
+                let fragments = coop.edge * coop.share(entry);
+                let (rows, slice) = (coop.rows(entry), coop.slice(entry));
+                assert!([coop.block(), slice, coop.width()].iter().all(|n| n.is_multiple_of(fragments)), "{coop:?}");
+                assert!(coop.width().is_multiple_of(slice) && coop.width() >= coop.head_dim, "{coop:?}");
+                let lanes = SUBGROUPS * coop.subgroup;
+                assert!(lanes.is_multiple_of(rows) && coop.block().is_multiple_of(lanes / rows), "{coop:?}");
+            }
+        }
+    }
+}
