@@ -946,7 +946,7 @@ fn saved_in_bf16_keeps_gradients() {
 
         let tokenizer = Tokenizer::load(&initial).expect("a tokenizer");
         let file = f.data("batch.jsonl", &f.batch());
-        let map = FieldMap::parse(&[]).expect("no names");
+        let map = FieldMap::default();
         let rows = read_rows(Path::new(&file), &map, Purpose::Preference).expect("rows");
         let limits = Limits { max_length: policy.description.max_positions, overflow: Overflow::Error };
         let data = Dataset::build(&rows, &tokenizer, &Template::Paper, limits).expect("tokens");
