@@ -453,8 +453,7 @@ fn variants_of_a_product_give_the_same_bits() {
 fn a_product_adds_bias_and_residual_as_passes_of_their_own_would() {
     let check = |gpu: &Gpu, name: &str| {
         let mut rng = Rng::new(3, 8);
-        for (m, n, k, rank) in [(1, 64, 64, 0), (40, 68, 132, 0), (40, 68, 132, 8), (40, 12, 36, 6), (129, 132, 64, 64)]
-        {
+        for (m, n, k, rank) in [(40, 68, 132, 0), (40, 12, 36, 6), (129, 132, 64, 64)] {
             let (orientation, storage) = (Orientation::Forward, Storage::F32);
             let p = Product { orientation, storage, m, n, k, alpha: 1.0, accumulate: false };
             let mut values = |n: usize| random(&mut rng, n);

@@ -413,10 +413,8 @@ impl Tab {
         let (Some(run), Some(policy)) = (&self.run, &self.policy) else { return Err(missing("begin a run")) };
         let mut arena = Vec::new();
         state::encode(self.gpu, &policy.decoder.arena, Path::new("state.safetensors"), &mut arena).await?;
-        let known = KeptState {
-            state: run.steps.state.clone(),
-            reference: run.reference.iter().map(|r| r.scores).collect(),
-        };
+        let known =
+            KeptState { state: run.steps.state.clone(), reference: run.reference.iter().map(|r| r.scores).collect() };
         let state = serde_json::to_string(&known).map_err(|e| Error::file("state.json", e))?;
         Ok(Kept { state, arena })
     }
