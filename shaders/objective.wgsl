@@ -24,8 +24,6 @@ struct ObjectiveParams {
     offset: f32,
     up: f32,     // of LOGISTIC
     down: f32,
-    pad0: u32,
-    pad1: u32,
 }
 
 const SUM = 0u;

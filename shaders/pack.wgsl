@@ -10,9 +10,6 @@ override MANTISSA: u32 = 7u; // bits that are kept: bf16's, or fewer
 
 struct PackParams {
     n: u32, // elements of x
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: PackParams;

@@ -91,7 +91,6 @@ struct ObjectiveParams {
     offset: f32,
     up: f32,
     down: f32,
-    pad: [u32; 2],
 }
 
 /// Of one term's dispatch over `n` sequences.
@@ -123,7 +122,6 @@ fn term_params(n: usize, term: &Term, add: bool) -> ObjectiveParams {
         offset: term.offset as f32,
         up: up as f32,
         down: down as f32,
-        pad: [0; 2],
     }
 }
 

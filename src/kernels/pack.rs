@@ -12,11 +12,10 @@ pub const BF16_MANTISSA: u32 = 7;
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct PackParams {
     n: u32,
-    pad: [u32; 3],
 }
 
 fn params(n: usize) -> PackParams {
-    PackParams { n: n as u32, pad: [0; 3] }
+    PackParams { n: n as u32 }
 }
 
 fn pack_shader(mantissa: u32) -> Shader {
