@@ -2,7 +2,8 @@
 //! refused, every variant through naga to SPIR-V, MSL and HLSL, and uniform layouts against their Rust structs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{LazyLock, Mutex, MutexGuard};
+use std::ops::Deref;
+use std::sync::Mutex;
 
 use jointwise::gpu::{Caps, DeviceChoice, Gpu, MatmulPrecision, Recording, Role, SHADERS, Shader, Slot, Variant};
 use jointwise::kernels::matmul::{self as products, Epilogue, Matrix, Operands, Orientation, Product, Second, product};
@@ -11,12 +12,30 @@ use jointwise::kernels::storage::Storage;
 use jointwise::kernels::{Case, Cost, Host, Kernel, Outputs, REGISTRY, excess, self_test, verify};
 use jointwise::rng::Rng;
 
-/// One device for all tests, one test at a time: recordings of a device are submitted in the order in which they were recorded.
-fn gpu() -> MutexGuard<'static, Gpu> {
-    static GPU: LazyLock<Mutex<Gpu>> = LazyLock::new(|| {
-        Mutex::new(pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device, or Mesa's lavapipe"))
-    });
-    GPU.lock().unwrap_or_else(|e| e.into_inner())
+/// A device of a test's own while it runs, and the next one's after it: recordings of a device are submitted in the order in which they
+/// were recorded, and a software driver compiles on one thread a device.
+struct Borrowed(Option<Gpu>);
+
+static IDLE: Mutex<Vec<Gpu>> = Mutex::new(Vec::new());
+
+fn gpu() -> Borrowed {
+    let mut idle = IDLE.lock().unwrap_or_else(|e| e.into_inner());
+    // Opened under the lock: the second finds what the first compiled on the disk.
+    let open = || pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device, or Mesa's lavapipe");
+    Borrowed(Some(idle.pop().unwrap_or_else(open)))
+}
+
+impl Deref for Borrowed {
+    type Target = Gpu;
+    fn deref(&self) -> &Gpu {
+        self.0.as_ref().expect("lent until it is dropped")
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        IDLE.lock().unwrap_or_else(|e| e.into_inner()).extend(self.0.take());
+    }
 }
 
 fn kernel(name: &str) -> &'static dyn Kernel {
@@ -47,10 +66,32 @@ fn check_differences(case: &dyn Case, x: &[Vec<f64>], d_y: &[Vec<f64>], d_x: &[V
     }
 }
 
-fn check(name: &str, gpu: &Gpu, cases: &[Box<dyn Case>]) {
-    let mut rng = Rng::new(20_240_404, 530);
-    for case in cases {
-        let case = case.as_ref();
+/// All of a kernel's cases, on as many devices as there are cores. Cases whose labels differ in numbers alone share shaders, and so a device.
+fn check_all(name: &str) {
+    let mut groups = Vec::new();
+    let mut group = |label: String| {
+        let words = label.replace(|c: char| c.is_ascii_digit(), "");
+        groups.iter().position(|g| *g == words).unwrap_or_else(|| {
+            groups.push(words);
+            groups.len() - 1
+        })
+    };
+    let of_case: Vec<usize> = kernel(name).cases().iter().map(|case| group(case.label())).collect();
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(groups.len());
+    std::thread::scope(|scope| {
+        for worker in 0..workers {
+            let of_case = &of_case;
+            scope.spawn(move || {
+                let cases = kernel(name).cases();
+                check(name, &gpu(), cases.iter().enumerate().filter(|(i, _)| of_case[*i] % workers == worker));
+            });
+        }
+    });
+}
+
+fn check<'a>(name: &str, gpu: &Gpu, cases: impl Iterator<Item = (usize, &'a Box<dyn Case>)>) {
+    for (i, case) in cases {
+        let (case, mut rng) = (case.as_ref(), Rng::new(20_240_404, 530 + i as u64));
         let inputs = case.inputs(&mut rng);
         let x: Vec<Vec<f64>> = inputs.iter().map(Host::to_f64).collect();
         let y = case.forward(&x);
@@ -106,7 +147,7 @@ fn check(name: &str, gpu: &Gpu, cases: &[Box<dyn Case>]) {
 
 macro_rules! kernels {
     ($($name:ident),* $(,)?) => {
-        $(#[test] fn $name() { check(stringify!($name), &gpu(), &kernel(stringify!($name)).cases()); })*
+        $(#[test] fn $name() { check_all(stringify!($name)); })*
 
         #[test]
         fn every_kernel_has_its_test() {
@@ -359,7 +400,7 @@ fn lower_precisions() -> Vec<Gpu> {
 fn check_lower_precisions(name: &str) {
     for gpu in lower_precisions() {
         let cases = kernel(name).precision_cases(gpu.caps().matmul_precision);
-        check(name, &gpu, &cases);
+        check(name, &gpu, cases.iter().enumerate());
         let mut rng = Rng::new(3, 2);
         let mut error = |case: &dyn Case| pollster::block_on(verify(&gpu, case, &mut rng)).expect("a device");
         for gradient in [false, true] {
