@@ -213,6 +213,11 @@ fn put_outputs(me: Lane, first: u32, outputs: ptr<function, array<Sum, OUTPUTS>>
     workgroupBarrier();
 }
 
+fn value_quad(row: u32, column: u32) -> vec4<f32> {
+    let x = row * VALUES_ROW + column;
+    return vec4<f32>(values[x], values[x + 1u], values[x + 2u], values[x + 3u]);
+}
+
 // A level at which weights below 2^needed fit, for the row that PARTS invocations share; outputs, of the old level, are brought to it.
 fn raised(me: Lane, needed: i32, level: i32, outputs: ptr<function, array<Sum, OUTPUTS>>) -> i32 {
     tops[me.index] = needed;
@@ -333,9 +338,7 @@ fn attention_coop_fwd(
             let c = i % (BLOCK / 4u) * 4u;
             let column = first * SHARE * EDGE + c;
             if row < tile.y && column < E {
-                let x = row * VALUES_ROW + c;
-                let quad = vec4<f32>(values[x], values[x + 1u], values[x + 2u], values[x + 3u]);
-                o[(((tile.x + row) * params.heads + head) * E + column) / 4u] = quad;
+                o[(((tile.x + row) * params.heads + head) * E + column) / 4u] = value_quad(row, c);
             }
         }
     }
@@ -358,9 +361,7 @@ fn store_d(
             let c = i % (BLOCK / 4u) * 4u;
             let column = first * SHARE * EDGE + c;
             if row < n_rows && column < E {
-                let x = row * VALUES_ROW + c;
-                let quad = vec4<f32>(values[x], values[x + 1u], values[x + 2u], values[x + 3u]);
-                d_qkv[(start + (own + row) * stride + column) / 4u] = quad;
+                d_qkv[(start + (own + row) * stride + column) / 4u] = value_quad(row, c);
             }
         }
     }

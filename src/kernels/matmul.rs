@@ -326,18 +326,16 @@ impl Kernel for Matmul {
     fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
         // Both sides of fragments, slices, blocks of a subgroup, and tiles; all three products are on cooperative matrices.
         let shapes =
-            [(1, 32, 32), (3, 36, 44), (8, 64, 64), (33, 68, 128), (37, 132, 140), (64, 32, 320), (129, 124, 64)];
+            [(33, 68, 128), (1, 32, 32), (3, 36, 44), (8, 64, 64), (37, 132, 140), (64, 32, 320), (129, 124, 64)];
+        let linear = |(t, n_out, n_in), storage| LinearCase { t, n_out, n_in, storage, allowed: Vec::new(), precision };
         let mut all: Vec<Box<dyn Case>> = Vec::new();
-        for (t, n_out, n_in) in shapes {
-            for storage in Storage::ALL {
-                if n_in % storage.columns() == 0 {
-                    all.push(Box::new(LinearCase { t, n_out, n_in, storage, allowed: Vec::new(), precision }));
-                }
+        for shape in shapes {
+            for storage in Storage::ALL.into_iter().filter(|storage| shape.2 % storage.columns() == 0) {
+                all.push(Box::new(linear(shape, storage)));
             }
         }
         for (t, n_out, n_in, storage, rank) in LowRankCase::SHAPES {
-            let linear = LinearCase { t, n_out, n_in, storage, allowed: Vec::new(), precision };
-            all.push(Box::new(LowRankCase { linear, rank }));
+            all.push(Box::new(LowRankCase { linear: linear((t, n_out, n_in), storage), rank }));
         }
         for shape in EpilogueCase::SHAPES {
             all.push(Box::new(EpilogueCase::new(shape, Vec::new(), precision)));

@@ -1,0 +1,113 @@
+//! `--saved-dtype bf16`, through the library.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use jointwise::data::batch::Example;
+use jointwise::data::dataset::{Dataset, Limits, Overflow};
+use jointwise::data::rows::{FieldMap, Purpose, read_rows};
+use jointwise::data::template::Template;
+use jointwise::data::tokens::Tokenizer;
+use jointwise::gpu::{DeviceChoice, Gpu};
+use jointwise::kernels::objective::Goal;
+use jointwise::model::checkpoint::Checkpoint;
+use jointwise::model::decoder::Decoder;
+use jointwise::model::description::Description;
+use jointwise::model::load::{LoadOptions, Trained};
+use jointwise::model::peft::Adapter;
+use jointwise::model::trace::{Keep, SavedDtype};
+use jointwise::model::weights::{BaseDtype, Source, Training};
+use jointwise::objective::{Objective, Preference};
+use jointwise::train::outcome::Reference;
+use jointwise::train::trainer::{Trainer, score};
+
+use super::checks::{Checks, tolerance};
+use super::fixture::{Fixture, OURS, PUBLIC, Tensor, Tensors, family, text, write_checkpoint};
+use super::gradients;
+
+/// A model as the library has it.
+fn decoder(gpu: &Gpu, dir: &Path, adapter: Option<&Path>, trained: bool) -> Decoder {
+    let config = dir.join("config.json");
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    let d = Description::from_json(&config, &text).expect("a configuration");
+    let lora = adapter.map(|dir| Adapter::open(dir, &d).expect("an adapter").lora);
+    let trained = match (trained, &lora) {
+        (false, _) => Trained::Nothing,
+        (true, None) => Trained::Full,
+        (true, Some(_)) => Trained::Lora,
+    };
+    let options =
+        LoadOptions { trained, lora, training: Training::NONE, n_positions: d.max_positions, base: BaseDtype::Auto };
+    let source: Rc<dyn Source> = Rc::new(Checkpoint::open(dir).expect("a checkpoint"));
+    Decoder::load(gpu, &d, &source, &options).expect("weights")
+}
+
+/// The gate of `--saved-dtype bf16`: every gradient of the models, whatever is computed again to the same bits. With 4 bits of mantissa instead
+/// of 7 it must fail.
+#[test]
+fn saved_in_bf16_keeps_gradients() {
+    let ours = ["gemma2", "gemma3", "llama3-scaling", "mistral-odd", "phi3", "qwen3", "lora-mistral"];
+    let public = ["gpt2", "llama", "mistral", "qwen2", "lora-llama"];
+    let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
+    for (set, name) in ours.map(|name| (OURS, name)).into_iter().chain(public.map(|name| (PUBLIC, name))) {
+        let Some(dir) = family(set, name) else { continue };
+        let f = Fixture::new(dir);
+        let lora = f.meta.get("base").map(|_| f.dir.join("adapter"));
+        let initial = f.base.join("model");
+        let policy = if lora.is_some() { initial.clone() } else { f.policy() };
+        let policy = decoder(&gpu, &policy, lora.as_deref(), true);
+
+        let tokenizer = Tokenizer::load(&initial).expect("a tokenizer");
+        let file = f.data("batch.jsonl", &f.batch());
+        let map = FieldMap::default();
+        let rows = read_rows(Path::new(&file), &map, Purpose::Preference).expect("rows");
+        let limits = Limits { max_length: policy.description.max_positions, overflow: Overflow::Error };
+        let data = Dataset::build(&rows, &tokenizer, &Template::Paper, limits).expect("tokens");
+        let examples: Vec<&Example> = data.examples.iter().collect();
+        let scored = pollster::block_on(score(
+            &gpu,
+            &decoder(&gpu, &initial, None, false),
+            &examples,
+            false,
+            true,
+            4096,
+            &mut |_| (),
+        ));
+        let scored = scored.expect("scores");
+        let reference: Vec<Reference> =
+            scored.chunks(2).map(|pair| [0, 1].map(|i| pair[i].sums.score(Objective::Jpo)).into()).collect();
+
+        let goal = Goal::Preference(Preference { objective: Objective::Jpo, beta: 0.1, ..Preference::default() });
+        let mut trainer =
+            Trainer { gpu: &gpu, decoder: policy, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
+        let mut gradient_file = |keep: Keep, dtype: SavedDtype| {
+            (trainer.keep, trainer.decoder.saved_dtype) = (keep, dtype);
+            pollster::block_on(trainer.gradients(&examples, &reference, examples.len())).expect("gradients");
+            let all = pollster::block_on(trainer.read_gradients(&examples)).expect("gradients");
+            let all: Tensors = all
+                .into_iter()
+                .map(|(name, shape, values)| {
+                    (name, Tensor { shape, data: values.into_iter().map(f64::from).collect() })
+                })
+                .collect();
+            let dir = f.path(&format!("{keep:?}-{dtype:?}"));
+            std::fs::create_dir(&dir).expect("a fresh folder");
+            write_checkpoint(&all, &dir);
+            dir.join("model.safetensors")
+        };
+        let check = |file: &Path, tol: f64| {
+            let mut c = Checks::new(name);
+            gradients(&mut c, &f, text(file), "grad_jpo", tol);
+            c
+        };
+        let exact = gradient_file(Keep::Everything, SavedDtype::F32);
+        check(&exact, tolerance::GRADIENT).finish();
+        let bf16 = Keep::TRAINING.map(|keep| gradient_file(keep, SavedDtype::Bf16));
+        check(&bf16[0], tolerance::GRADIENT_MEDIUM).finish();
+        let [bf16, others @ ..] = bf16.map(|file| std::fs::read(file).expect("gradients"));
+        assert!(others.iter().all(|other| *other == bf16), "{name}: --recompute gives other bits");
+        assert!(std::fs::read(exact).expect("gradients") != bf16, "{name}: bf16 is f32");
+        let coarse = check(&gradient_file(Keep::Everything, SavedDtype::Coarse), tolerance::GRADIENT_MEDIUM);
+        assert!(!coarse.failed.is_empty(), "{name}: 4 bits pass");
+    }
+}
