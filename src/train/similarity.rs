@@ -42,9 +42,8 @@ pub async fn directions(
         }
     }
     let mut rest = centred(means).into_iter();
-    let two = |e: &&Example| {
-        [0, 1].map(|side| if side < e.sequences.len() { rest.next() } else { None }.unwrap_or_default())
-    };
+    let two =
+        |e: &&Example| [0, 1].map(|side| if side < e.sequences.len() { rest.next() } else { None }.unwrap_or_default());
     Ok(examples.iter().map(two).collect())
 }
 
