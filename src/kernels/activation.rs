@@ -132,7 +132,8 @@ fn slope(kind: Activation, x: f64) -> f64 {
 
 impl Case for MlpCase {
     fn label(&self) -> String {
-        format!("{:?}", self.mlp)
+        let Mlp { tokens, width, gated, activation } = self.mlp;
+        format!("T={tokens} F={width} {activation:?}{}", if gated { " gated" } else { "" })
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         let n = self.mlp.tokens * self.mlp.width * if self.mlp.gated { 2 } else { 1 };

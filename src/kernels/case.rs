@@ -1,6 +1,6 @@
 //! A kernel on concrete shapes: inputs, f64 twin, launch, cost.
 
-use crate::gpu::{Gpu, MatmulPrecision, Recording, Slot};
+use crate::gpu::{Caps, Gpu, MatmulPrecision, Recording, Slot};
 use crate::rng::Rng;
 
 /// An input of a case, as the host holds it.
@@ -110,6 +110,11 @@ pub trait Case {
     /// Of its products.
     fn precision(&self) -> MatmulPrecision {
         MatmulPrecision::Highest
+    }
+    /// Whether the device takes the variant that it is of, where it is of one.
+    fn is_taken(&self, caps: &Caps) -> bool {
+        let _ = caps;
+        true
     }
     /// From the table.
     fn tolerance(&self) -> f64 {

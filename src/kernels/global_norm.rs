@@ -74,7 +74,8 @@ struct NormCase(Vec<(usize, Storage)>);
 
 impl Case for NormCase {
     fn label(&self) -> String {
-        format!("pages of {:?}", self.0)
+        let page = |(n, storage): &(usize, Storage)| format!("{n} {storage:?}");
+        format!("pages of {}", self.0.iter().map(page).collect::<Vec<_>>().join(", "))
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         let page = |&(n, storage): &(usize, Storage)| match storage {

@@ -118,7 +118,7 @@ fn stats(row: &[f64]) -> (f64, f64) {
 
 impl Case for Shape {
     fn label(&self) -> String {
-        format!("{self:?}")
+        format!("rows={} D={} offset={}", self.rows, self.width, self.offset)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         [self.rows * self.width, self.width, self.width].map(|n| Host::normal(rng, n)).into()

@@ -225,10 +225,8 @@ impl LogprobCase {
 impl Case for LogprobCase {
     fn label(&self) -> String {
         let n = self.targets.len();
-        format!(
-            "rows={n} V={} D={} pages={} cap={:?} {:?}",
-            self.vocab, self.width, self.pages, self.softcap, self.storage
-        )
+        let cap = self.softcap.map_or(String::new(), |c| format!(" cap={c}"));
+        format!("rows={n} V={} D={} pages={}{cap} {:?}", self.vocab, self.width, self.pages, self.storage)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         let rows = self.vocab / self.pages * self.width;

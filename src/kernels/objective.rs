@@ -277,7 +277,14 @@ impl ObjectiveCase {
 
 impl Case for ObjectiveCase {
     fn label(&self) -> String {
-        format!("rows={} paired={} {:?}", self.rows, self.paired, self.goal)
+        let goal = match self.goal {
+            Goal::Sft => "sft of responses".into(),
+            Goal::Preference(Preference { objective, loss, reference_free, .. }) => {
+                let free = if reference_free { " reference-free" } else { "" };
+                format!("{objective:?} {loss}{free}")
+            }
+        };
+        format!("rows={} paired={} {goal}", self.rows, self.paired)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         // Log-probabilities: below 0.

@@ -176,7 +176,9 @@ impl RmsnormCase {
 
 impl Case for RmsnormCase {
     fn label(&self) -> String {
-        format!("{:?} offset={}", self.rows, self.offset)
+        let Rows { tokens, groups, width, x_start, x_stride, y_start, y_stride } = self.rows;
+        let at = format!("x={x_start}+{x_stride} y={y_start}+{y_stride}");
+        format!("T={tokens} groups={groups} D={width} {at} offset={}", self.offset)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         let n = self.rows.x_start + self.rows.tokens * self.rows.x_stride;

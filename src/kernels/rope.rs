@@ -162,7 +162,14 @@ impl RopeCase {
 
 impl Case for RopeCase {
     fn label(&self) -> String {
-        format!("{:?} {:?}", self.heads, self.rope)
+        let Heads { tokens, heads, head_dim, start, stride } = self.heads;
+        let Rope { theta, rotary_dim, ref scaling } = self.rope;
+        let scaling = match scaling {
+            RopeScaling::Default => "",
+            RopeScaling::Linear { .. } => " linear",
+            RopeScaling::Llama3 { .. } => " llama3",
+        };
+        format!("T={tokens} H={heads} E={head_dim} x={start}+{stride} rotary={rotary_dim} theta={theta}{scaling}")
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         vec![Host::normal(rng, self.heads.start + self.heads.tokens * self.heads.stride)]

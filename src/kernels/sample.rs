@@ -107,7 +107,9 @@ struct SampleCase {
 
 impl Case for SampleCase {
     fn label(&self) -> String {
-        format!("rows={} V={} {:?} cap={:?}", self.rows, self.vocab, self.sampling, self.softcap)
+        let Sampling { temperature, top_k, top_p } = self.sampling;
+        let cap = self.softcap.map_or(String::new(), |c| format!(" cap={c}"));
+        format!("rows={} V={} temperature={temperature} top_k={top_k} top_p={top_p}{cap}", self.rows, self.vocab)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         let uniforms = (0..self.rows).map(|_| rng.next_f32()).collect();

@@ -142,7 +142,13 @@ impl AttentionCase {
 
 impl Case for AttentionCase {
     fn label(&self) -> String {
-        format!("T={} {:?} {:?} {}", self.t(), self.a, self.allowed, self.precision.name())
+        let Attention { heads, kv_heads, head_dim, softcap, window, .. } = self.a;
+        let mut label = format!("T={} H={heads} K={kv_heads} E={head_dim}", self.t());
+        label += &softcap.map_or(String::new(), |c| format!(" cap={c}"));
+        label += &window.map_or(String::new(), |w| format!(" window={w}"));
+        let variants: Vec<&str> = self.allowed.iter().map(|v| v.name()).collect();
+        let variants = if variants.is_empty() { "baseline".into() } else { variants.join(",") };
+        format!("{label} {variants} {}", self.precision.name())
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         vec![Host::normal(rng, self.t() * self.a.packed().q_stride)]
@@ -206,6 +212,9 @@ impl Case for AttentionCase {
     }
     fn precision(&self) -> MatmulPrecision {
         self.precision
+    }
+    fn is_taken(&self, caps: &Caps) -> bool {
+        self.allowed.iter().all(|variant| caps.variants.contains(variant))
     }
     fn cost(&self) -> Cost {
         let seen: usize = (0..self.t()).map(|i| (0..self.t()).filter(|&j| self.sees(i, j)).count()).sum();

@@ -187,6 +187,9 @@ impl Case for LinearCase {
     fn precision(&self) -> MatmulPrecision {
         self.precision
     }
+    fn is_taken(&self, caps: &Caps) -> bool {
+        self.allowed.iter().all(|variant| caps.variants.contains(variant))
+    }
     fn cost(&self) -> Cost {
         let weight = 4 * self.storage.words(self.n_out, self.n_in);
         let bytes = 2 * 4 * self.t * (self.n_in + self.n_out) + 2 * weight + 4 * self.n_out * self.n_in;
@@ -263,6 +266,9 @@ impl Case for LowRankCase {
     }
     fn precision(&self) -> MatmulPrecision {
         self.linear.precision
+    }
+    fn is_taken(&self, caps: &Caps) -> bool {
+        self.linear.is_taken(caps)
     }
     fn cost(&self) -> Cost {
         let LinearCase { t, n_out, n_in, storage, .. } = self.linear;
@@ -353,6 +359,9 @@ impl Case for EpilogueCase {
     }
     fn precision(&self) -> MatmulPrecision {
         self.linear.precision
+    }
+    fn is_taken(&self, caps: &Caps) -> bool {
+        self.linear.is_taken(caps)
     }
     fn cost(&self) -> Cost {
         let LinearCase { t, n_out, n_in, storage, .. } = self.linear;
