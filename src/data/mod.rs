@@ -3,6 +3,7 @@
 //! file → [`rows`] → ([`template`], [`chat`], [`tokens`]) → [`dataset`] → ([`order`], [`pack`]) → [`batch`].
 pub mod batch;
 pub mod chat;
+pub mod comparisons;
 pub mod check;
 pub mod dataset;
 mod fields;
