@@ -20,8 +20,10 @@ pub fn run(args: InterplayArgs) -> Result<()> {
     }
     let draws = args.draws.unwrap_or(Defaults::BOOTSTRAP_DRAWS);
     at_least_one("draws", draws)?;
-    let inputs: Vec<(PathBuf, bool)> =
-        [(&args.data, false), (&args.people, true)].iter().flat_map(|(all, person)| all.iter().map(|p| (resolved(p), *person))).collect();
+    let inputs: Vec<(PathBuf, bool)> = [(&args.data, false), (&args.people, true)]
+        .iter()
+        .flat_map(|(all, person)| all.iter().map(|p| (resolved(p), *person)))
+        .collect();
     if let Some(page) = &args.report {
         check_page(page, inputs.iter().map(|(path, _)| path))?;
     }

@@ -1,8 +1,9 @@
 //! `judge`: preferences from a model, a program, the demo's grader or a person.
 
+mod flags;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -12,12 +13,12 @@ use super::interrupt::stop_on_ctrl_c;
 use super::screen::Terminal;
 use super::session::{self, Model};
 use super::train::bar;
-use crate::config::{Defaults, at_least_one, not_negative, positive};
+use crate::config::Defaults;
 use crate::data::comparisons::{Comparison, Mode, read_comparisons};
 use crate::data::rows::{FieldMap, Purpose, read_rows};
 use crate::data::template::Template;
 use crate::error::{Error, Result};
-use crate::eval::acquire::{Acquired, Event, acquire, pending};
+use crate::eval::acquire::{Acquired, Event, acquire, pending, questions};
 use crate::eval::journal::{ANSWERS, Journal};
 use crate::eval::judge::command::Program;
 use crate::eval::judge::endpoint::{Endpoint, Key, Settings};
@@ -40,8 +41,8 @@ const COMPARISONS: &str = "comparisons.jsonl";
 pub fn run(args: JudgeArgs) -> Result<Finished> {
     let config = args.config.clone();
     let args = with_config(args, config.as_deref(), "judge")?;
-    one_judge(&args)?;
-    check(&args)?;
+    flags::one_judge(&args)?;
+    flags::check(&args)?;
     let out = match (&args.output_dir, args.estimate) {
         (Some(out), _) => out.clone(),
         (None, true) => PathBuf::new(),
@@ -60,7 +61,7 @@ pub fn run(args: JudgeArgs) -> Result<Finished> {
         return task.ask(&endpoint, Some(&endpoint));
     }
     if let Some(command) = &args.command {
-        let timeout = seconds("timeout", args.timeout.unwrap_or(Defaults::JUDGE_TIMEOUT))?;
+        let timeout = flags::seconds("timeout", args.timeout.unwrap_or(Defaults::JUDGE_TIMEOUT))?;
         let concurrency = args.concurrency.unwrap_or(1);
         return task.ask(&Program { command: command.clone(), timeout, concurrency, prompt }, None);
     }
@@ -75,87 +76,6 @@ pub fn run(args: JudgeArgs) -> Result<Finished> {
     let model = Model::of(&args.model)?;
     let gpu = session::open_gpu(&args.model.device)?;
     task.ask(&local(&args, &model, &gpu, prompt)?, None)
-}
-
-/// Exactly one of the flags that name a judge.
-fn one_judge(args: &JudgeArgs) -> Result<()> {
-    let named = [
-        ("endpoint", args.endpoint.is_some()),
-        ("model", args.model.model.is_some()),
-        ("command", args.command.is_some()),
-        ("person", args.person),
-        ("grader", args.grader),
-    ];
-    let mut given = named.into_iter().filter(|(_, given)| *given).map(|(name, _)| name);
-    match (given.next(), given.next()) {
-        (None, _) => Err(Error::flag(
-            "endpoint",
-            "who judges? One of --endpoint URL, --model DIR, --command COMMAND, --person, --grader",
-        )),
-        (Some(first), Some(second)) => Err(Error::flag(second, format!("goes not with --{first}: one judge at a time"))),
-        _ => Ok(()),
-    }
-}
-
-fn seconds(flag: &'static str, value: f64) -> Result<Duration> {
-    positive(flag, value)?;
-    Duration::try_from_secs_f64(value).map_err(|e| Error::flag(flag, e))
-}
-
-/// Flags in their range, and none that would change nothing.
-fn check(args: &JudgeArgs) -> Result<()> {
-    let endpoint = args.endpoint.is_some();
-    let of_endpoint = [
-        ("judge-model", args.judge_model.is_some()),
-        ("api-key-env", args.api_key_env.is_some()),
-        ("temperature", args.temperature.is_some()),
-        ("max-tokens", args.max_tokens.is_some()),
-        ("request", args.request.is_some()),
-        ("retries", args.retries.is_some()),
-        ("backoff", args.backoff.is_some()),
-        ("max-wait", args.max_wait.is_some()),
-        ("requests-per-minute", args.requests_per_minute.is_some()),
-        ("tokens-per-minute", args.tokens_per_minute.is_some()),
-        ("price-in", args.price_in.is_some()),
-        ("price-out", args.price_out.is_some()),
-        ("max-cost", args.max_cost.is_some()),
-        ("estimate", args.estimate),
-    ];
-    if let Some((flag, _)) = of_endpoint.into_iter().find(|(_, given)| *given && !endpoint) {
-        return Err(Error::flag(flag, "goes with --endpoint"));
-    }
-    let local = args.model.model.is_some();
-    let of_local = [
-        ("template", args.template.is_some()),
-        ("max-length", args.max_length.is_some()),
-        ("batch-tokens", args.batch_tokens.is_some()),
-        ("adapter", args.model.adapter.is_some()),
-        ("base-dtype", args.model.base_dtype.is_some()),
-    ];
-    if let Some((flag, _)) = of_local.into_iter().find(|(_, given)| *given && !local) {
-        return Err(Error::flag(flag, "goes with --model, a local judge"));
-    }
-    for (flag, value) in [
-        ("price-in", args.price_in),
-        ("price-out", args.price_out),
-        ("max-cost", args.max_cost),
-        ("requests-per-minute", args.requests_per_minute),
-        ("tokens-per-minute", args.tokens_per_minute),
-        ("temperature", args.temperature),
-    ] {
-        value.map_or(Ok(()), |value| not_negative(flag, value))?;
-    }
-    if args.max_cost.is_some() && (args.price_in.is_none() || args.price_out.is_none()) {
-        return Err(Error::flag("max-cost", "needs --price-in and --price-out"));
-    }
-    for (flag, value) in [("concurrency", args.concurrency), ("pairs", args.pairs), ("batch-tokens", args.batch_tokens)] {
-        value.map_or(Ok(()), |value| at_least_one(flag, value))?;
-    }
-    args.max_tokens.map_or(Ok(()), |n| at_least_one("max-tokens", n as usize))?;
-    match args.person || args.grader {
-        true if args.prompt.is_some() => Err(Error::flag("prompt", "is for models and commands")),
-        _ => Ok(()),
-    }
 }
 
 /// The rows to judge, read or drawn.
@@ -190,7 +110,8 @@ fn comparisons(args: &JudgeArgs, out: &Path) -> Result<Vec<Comparison>> {
 }
 
 fn endpoint(args: &JudgeArgs, prompt: Prompt) -> Result<Endpoint> {
-    let model = args.judge_model.clone().ok_or_else(|| Error::flag("judge-model", "is missing: the model's name there"))?;
+    let model =
+        args.judge_model.clone().ok_or_else(|| Error::flag("judge-model", "is missing: the model's name there"))?;
     let extra: Map<String, Value> = match &args.request {
         Some(text) => serde_json::from_str(text).map_err(|e| Error::flag("request", format!("no JSON object: {e}")))?,
         None => Map::new(),
@@ -203,9 +124,9 @@ fn endpoint(args: &JudgeArgs, prompt: Prompt) -> Result<Endpoint> {
         extra,
         concurrency: args.concurrency.unwrap_or(Defaults::JUDGE_CONCURRENCY),
         retries: args.retries.unwrap_or(Defaults::JUDGE_RETRIES),
-        timeout: seconds("timeout", args.timeout.unwrap_or(Defaults::JUDGE_TIMEOUT))?,
-        backoff: seconds("backoff", args.backoff.unwrap_or(Defaults::JUDGE_BACKOFF))?,
-        max_wait: seconds("max-wait", args.max_wait.unwrap_or(Defaults::JUDGE_MAX_WAIT))?,
+        timeout: flags::seconds("timeout", args.timeout.unwrap_or(Defaults::JUDGE_TIMEOUT))?,
+        backoff: flags::seconds("backoff", args.backoff.unwrap_or(Defaults::JUDGE_BACKOFF))?,
+        max_wait: flags::seconds("max-wait", args.max_wait.unwrap_or(Defaults::JUDGE_MAX_WAIT))?,
         requests_per_minute: args.requests_per_minute.unwrap_or(0.0),
         tokens_per_minute: args.tokens_per_minute.unwrap_or(0.0),
     };
@@ -271,12 +192,11 @@ impl Task<'_> {
     fn ask(&self, judge: &dyn Judge, endpoint: Option<&Endpoint>) -> Result<Finished> {
         let (args, out) = (self.args, self.out);
         if args.estimate {
-            let all = self.comparisons.iter().flat_map(|comparison| {
-                crate::eval::judge::Order::ALL.map(|order| Question { comparison, order })
-            });
-            return self.estimate(endpoint, &all.collect::<Vec<_>>()).map(Finished::from);
+            return self.estimate(endpoint, &questions(self.comparisons)).map(Finished::from);
         }
+        // Before anything is left behind.
         if !args.resume {
+            self.estimate(endpoint, &questions(self.comparisons))?;
             fresh_folder(out)?;
         }
         std::fs::create_dir_all(out).map_err(|e| Error::file(out, e))?;
@@ -285,16 +205,14 @@ impl Task<'_> {
         if !args.sample.is_empty() {
             write(&out.join(COMPARISONS), self.comparisons.iter().map(Comparison::row))?;
         }
-        let questions = pending(self.comparisons, &journal);
+        let left = pending(self.comparisons, &journal);
         if !journal.is_empty() {
-            note!("{} of an earlier run kept, {} to ask", counted(journal.len(), "answer"), questions.len());
+            note!("{} of an earlier run kept, {} to ask", counted(journal.len(), "answer"), left.len());
         }
-        if endpoint.is_some() && !questions.is_empty() {
-            self.estimate(endpoint, &questions)?;
+        if args.resume && !left.is_empty() {
+            self.estimate(endpoint, &left)?;
         }
-        let total = questions.len();
-        drop(questions);
-        let acquired = self.acquire(judge, &mut journal, total);
+        let acquired = self.acquire(judge, &mut journal, left.len());
         self.write(judge, &acquired)?;
         self.tell(judge, &acquired)?;
         if let Some(error) = acquired.error {
@@ -364,7 +282,10 @@ impl Task<'_> {
             note!("{text}");
         } else if self.args.json {
             let (tokens_in, tokens_out) = (usage.prompt_tokens, usage.completion_tokens);
-            say!("{}", json!({"questions": questions.len(), "prompt_tokens": tokens_in, "completion_tokens": tokens_out, "cost": cost}))?;
+            say!(
+                "{}",
+                json!({"questions": questions.len(), "prompt_tokens": tokens_in, "completion_tokens": tokens_out, "cost": cost})
+            )?;
         } else {
             say!("{text}")?;
         }
@@ -418,10 +339,6 @@ impl Task<'_> {
             let price = spent.map_or(String::new(), |cost| format!(", cost {cost:.4}"));
             say!("{} tokens in, {} out{price}", acquired.usage.prompt_tokens, acquired.usage.completion_tokens)?;
         }
-        say!(
-            "{} in {}",
-            counted(counts.first + counts.second, "preference"),
-            self.out.join(PREFERENCES).display()
-        )
+        say!("{} in {}", counted(counts.first + counts.second, "preference"), self.out.join(PREFERENCES).display())
     }
 }

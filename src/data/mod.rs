@@ -3,8 +3,8 @@
 //! file → [`rows`] → ([`template`], [`chat`], [`tokens`]) → [`dataset`] → ([`order`], [`pack`]) → [`batch`].
 pub mod batch;
 pub mod chat;
-pub mod comparisons;
 pub mod check;
+pub mod comparisons;
 pub mod dataset;
 mod fields;
 pub mod order;

@@ -136,15 +136,18 @@ pub struct Event<'a> {
     pub total: usize,
 }
 
-/// The questions that still have no letter, row by row; a comparison that stands in several rows is asked once.
-pub fn pending<'a>(comparisons: &'a [Comparison], journal: &Journal) -> Vec<Question<'a>> {
+/// Both orders of every comparison, row by row; a comparison that stands in several rows is asked once.
+pub fn questions(comparisons: &[Comparison]) -> Vec<Question<'_>> {
     let mut seen = HashSet::new();
     let all = comparisons.iter().flat_map(|comparison| Order::ALL.map(|order| Question { comparison, order }));
-    all.filter(|question| {
-        let key = question.key();
-        journal.answer(&key).is_none_or(|answer| answer.choice.is_none()) && seen.insert(key)
-    })
-    .collect()
+    all.filter(|question| seen.insert(question.key())).collect()
+}
+
+/// Those that still have no letter.
+pub fn pending<'a>(comparisons: &'a [Comparison], journal: &Journal) -> Vec<Question<'a>> {
+    let mut all = questions(comparisons);
+    all.retain(|question| journal.answer(&question.key()).is_none_or(|answer| answer.choice.is_none()));
+    all
 }
 
 /// Asks what has no answer yet. Each answer is on disk before `watch` sees it. `stop` ends the run: what is under way is still kept. What goes

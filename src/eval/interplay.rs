@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::judge::{Choice, Order, Question, Verdict, is_flip};
-use super::statistics::{Interval, Resampler, Units, kappa, share};
+use super::statistics::{Interval, Resampler, kappa, share};
 use super::strata::Stratum;
 use crate::data::comparisons::Comparison;
 use crate::data::rows::{FieldMap, Place};
@@ -57,7 +57,8 @@ impl Annotated {
         let answers: Option<[Option<Choice>; 2]> = match field("answers") {
             None => None,
             Some(value) => Some(
-                serde_json::from_value(value.clone()).map_err(|_| wrong("answers", "two of \"a\", \"b\", \"tie\", null"))?,
+                serde_json::from_value(value.clone())
+                    .map_err(|_| wrong("answers", "two of \"a\", \"b\", \"tie\", null"))?,
             ),
         };
         let verdict: Option<Verdict> = match field("verdict") {
@@ -102,7 +103,9 @@ impl Annotated {
             (Some(told), Some(found)) if told != found => {
                 return Err("field `stratum` contradicts `chosen_0` and `chosen_1`".into());
             }
-            (Some(Stratum::Mixed), None) => return Err("fields `chosen_0` and `chosen_1` are missing: which side was preferred?".into()),
+            (Some(Stratum::Mixed), None) => {
+                return Err("fields `chosen_0` and `chosen_1` are missing: which side was preferred?".into());
+            }
             (Some(stratum), _) | (None, Some(stratum)) => stratum,
             (None, None) if first.instruction == second.instruction => Stratum::Conditional,
             (None, None) => Stratum::Other,
@@ -172,8 +175,6 @@ pub struct Analysis {
     pub rows: usize,
     /// Not answered in both orders.
     pub no_answer: usize,
-    /// What is drawn for its intervals.
-    pub units: Units,
     /// first + second over all with a verdict: all rows, then by stratum.
     pub decisive: Vec<(&'static str, Interval)>,
     /// Of mixed pairs with a verdict: C>R, C<R, tie.
@@ -197,8 +198,6 @@ pub struct Agreement {
     pub judges: [String; 2],
     /// Either is a person.
     pub with_person: bool,
-    /// What is drawn.
-    pub units: Units,
     /// The same of first, second and tie, and κ over these.
     pub verdicts: Interval,
     /// See there.
@@ -220,98 +219,86 @@ pub struct Interplay {
     pub agreement: Vec<Agreement>,
 }
 
-/// A statistic of weighted rows, and how many rows are behind it.
-struct Statistic<'a> {
-    of: Box<dyn Fn(&[f64]) -> f64 + 'a>,
+/// A statistic of weighted rows, with its interval: drawn again is what is behind these rows alone.
+fn interval<'a>(
+    rows: impl Iterator<Item = &'a Annotated>,
     n: usize,
+    bootstrap: &Bootstrap,
+    of: &dyn Fn(&[f64]) -> f64,
+) -> Interval {
+    let resampler = Resampler::new(rows.map(|row| row.sources.iter().map(String::as_str).collect()));
+    let [value, low, high] = resampler.interval(of, bootstrap.level, bootstrap.draws, bootstrap.seed);
+    Interval { value, low, high, n, units: resampler.units() }
 }
 
 /// The part of the rows of `of` that are.
-fn part<'a>(of: Vec<bool>, are: Vec<bool>) -> Statistic<'a> {
-    let n = of.iter().filter(|&&of| of).count();
-    Statistic { of: Box::new(move |weights| share(weights, &of, &are)), n }
+fn part(
+    rows: &[&Annotated],
+    bootstrap: &Bootstrap,
+    of: impl Fn(&Annotated) -> bool,
+    are: impl Fn(&Annotated) -> bool,
+) -> Interval {
+    let some: Vec<&Annotated> = rows.iter().copied().filter(|row| of(row)).collect();
+    let are: Vec<bool> = some.iter().map(|row| are(row)).collect();
+    interval(some.iter().copied(), some.len(), bootstrap, &|weights| share(weights, &are))
 }
 
-/// κ of the rows that have a pair of categories.
-fn agreement<'a>(pairs: Vec<Option<[usize; 2]>>, categories: usize) -> Statistic<'a> {
-    let n = pairs.iter().flatten().count();
-    let of = move |weights: &[f64]| {
-        kappa(pairs.iter().zip(weights).filter_map(|(pair, &weight)| Some(((*pair)?, weight))), categories)
-    };
-    Statistic { of: Box::new(of), n }
-}
-
-fn measure(resampler: &Resampler, statistics: &[Statistic<'_>], bootstrap: &Bootstrap) -> Vec<Interval> {
-    let all: Vec<&dyn Fn(&[f64]) -> f64> = statistics.iter().map(|s| &*s.of as &dyn Fn(&[f64]) -> f64).collect();
-    let found = resampler.intervals(&all, bootstrap.level, bootstrap.draws, bootstrap.seed);
-    let of = |([value, low, high], s): ([f64; 3], &Statistic<'_>)| Interval { value, low, high, n: s.n };
-    found.into_iter().zip(statistics).map(of).collect()
-}
-
-fn resampler<'a>(rows: impl Iterator<Item = &'a Annotated>) -> Resampler {
-    Resampler::new(rows.map(|row| row.sources.iter().map(String::as_str).collect()))
+/// κ of rows and what two say of them.
+fn agreement(pairs: &[(&Annotated, [usize; 2])], bootstrap: &Bootstrap, categories: usize) -> Interval {
+    interval(pairs.iter().map(|(row, _)| *row), pairs.len(), bootstrap, &|weights| {
+        kappa(pairs.iter().zip(weights).map(|((_, pair), &weight)| (*pair, weight)), categories)
+    })
 }
 
 /// One judge's rows.
 pub fn analyse(file: &File, bootstrap: &Bootstrap) -> Analysis {
-    let rows = &file.rows;
-    let by = |what: &dyn Fn(&Annotated) -> bool| -> Vec<bool> { rows.iter().map(what).collect() };
-    let judged = by(&|r| r.verdict != Verdict::NoAnswer);
-    let decided = by(&|r| r.verdict.side().is_some());
-    let resampler = resampler(rows.iter());
-    let strata: Vec<Stratum> =
-        Stratum::ALL.into_iter().filter(|stratum| rows.iter().any(|r| r.stratum == *stratum)).collect();
-
-    let mut statistics = vec![part(judged, decided.clone())];
-    for stratum in &strata {
-        let of = by(&|r| r.stratum == *stratum && r.verdict != Verdict::NoAnswer);
-        statistics.push(part(of, decided.clone()));
-    }
+    let rows: Vec<&Annotated> = file.rows.iter().collect();
+    let part = |of: &dyn Fn(&Annotated) -> bool, are: &dyn Fn(&Annotated) -> bool| part(&rows, bootstrap, of, are);
+    let judged = |r: &Annotated| r.verdict != Verdict::NoAnswer;
+    let decided = |r: &Annotated| r.verdict.side().is_some();
     // Whether a mixed pair went as before, or the other way round.
     let joint = |r: &Annotated| Some(r.chosen? == r.verdict.side()?);
-    let mixed = by(&|r| r.chosen.is_some() && r.verdict != Verdict::NoAnswer);
-    for are in [by(&|r| joint(r) == Some(true)), by(&|r| joint(r) == Some(false)), by(&|r| r.verdict == Verdict::Tie)] {
-        statistics.push(part(mixed.clone(), are));
-    }
-    statistics.push(part(by(&|r| joint(r).is_some()), by(&|r| joint(r) == Some(true))));
-    statistics.push(agreement(rows.iter().map(|r| Some([r.chosen?, r.verdict.side()?])).collect(), 2));
-    statistics.push(said_a(rows));
+    let mixed = |r: &Annotated| r.chosen.is_some() && judged(r);
     let letters = |r: &Annotated| r.answers.iter().all(|a| matches!(a, Some(Choice::A | Choice::B)));
-    let flips = by(&|r| is_flip(r.answers));
-    statistics.push(part(by(&letters), flips.clone()));
-    statistics.push(part(flips, by(&|r| r.answers[0] == Some(Choice::A))));
+    let flips = |r: &Annotated| is_flip(r.answers);
 
-    let mut found = measure(&resampler, &statistics, bootstrap).into_iter();
-    let mut next = || found.next().unwrap_or(Interval { value: f64::NAN, low: f64::NAN, high: f64::NAN, n: 0 });
-    let names = std::iter::once("all").chain(strata.iter().map(|s| s.name()));
+    let mut decisive = vec![("all", part(&judged, &decided))];
+    for stratum in Stratum::ALL.into_iter().filter(|stratum| rows.iter().any(|r| r.stratum == *stratum)) {
+        decisive.push((stratum.name(), part(&|r| r.stratum == stratum && judged(r), &decided)));
+    }
+    let both = rows.iter().filter_map(|r| Some((*r, [r.chosen?, r.verdict.side()?])));
     Analysis {
         judge: file.judge.clone(),
         is_person: file.is_person,
         file: file.path.clone(),
         rows: rows.len(),
-        no_answer: rows.iter().filter(|r| r.verdict == Verdict::NoAnswer).count(),
-        units: resampler.units(),
-        decisive: names.map(|name| (name, next())).collect(),
-        mixed: ["C>R", "C<R", "tie"].map(|name| (name, next())).into(),
-        conditional_agreement: next(),
-        conditional_kappa: next(),
-        said_a: next(),
-        flips: next(),
-        flips_to_a: next(),
+        no_answer: rows.iter().filter(|r| !judged(r)).count(),
+        decisive,
+        mixed: vec![
+            ("C>R", part(&mixed, &|r| joint(r) == Some(true))),
+            ("C<R", part(&mixed, &|r| joint(r) == Some(false))),
+            ("tie", part(&mixed, &|r| r.verdict == Verdict::Tie)),
+        ],
+        conditional_agreement: part(&|r| joint(r).is_some(), &|r| joint(r) == Some(true)),
+        conditional_kappa: agreement(&both.collect::<Vec<_>>(), bootstrap, 2),
+        said_a: said_a(&rows, bootstrap),
+        flips: part(&letters, &flips),
+        flips_to_a: part(&flips, &|r| r.answers[0] == Some(Choice::A)),
     }
 }
 
 /// Of all letters said, the part that are (a).
-fn said_a(rows: &[Annotated]) -> Statistic<'_> {
+fn said_a(rows: &[&Annotated], bootstrap: &Bootstrap) -> Interval {
     let count = |r: &Annotated, choice| r.answers.iter().filter(|a| **a == Some(choice)).count() as f64;
-    let letters: Vec<[f64; 2]> = rows.iter().map(|r| [Choice::A, Choice::B].map(|choice| count(r, choice))).collect();
+    let of = |r: &Annotated| [Choice::A, Choice::B].map(|choice| count(r, choice));
+    let some: Vec<&Annotated> = rows.iter().copied().filter(|r| of(r) != [0.0; 2]).collect();
+    let letters: Vec<[f64; 2]> = some.iter().map(|r| of(r)).collect();
     let n = letters.iter().flatten().sum::<f64>() as usize;
-    let of = move |weights: &[f64]| {
+    interval(some.iter().copied(), n, bootstrap, &|weights| {
         let sum = |i: usize| letters.iter().zip(weights).map(|(l, w)| l[i] * w).sum::<f64>();
         let (a, b) = (sum(0), sum(1));
         if a + b > 0.0 { a / (a + b) } else { f64::NAN }
-    };
-    Statistic { of: Box::new(of), n }
+    })
 }
 
 /// Two judges, over the comparisons that both have judged, whatever their order in the files and of their sides.
@@ -334,25 +321,19 @@ pub fn compare(a: &File, b: &File, bootstrap: &Bootstrap) -> Agreement {
         let pair = theirs.remove(&key).and_then(category).zip(category(verdict(row, exchanged)));
         common.extend(pair.map(|(theirs, ours)| (row, [ours, theirs])));
     }
-    let resampler = resampler(common.iter().map(|(row, _)| *row));
-    let pairs: Vec<[usize; 2]> = common.iter().map(|(_, pair)| *pair).collect();
-    let decided: Vec<bool> = pairs.iter().map(|pair| pair.iter().all(|&c| c < 2)).collect();
-    let same: Vec<bool> = pairs.iter().map(|[a, b]| a == b).collect();
-    let statistics = [
-        part(vec![true; pairs.len()], same.clone()),
-        agreement(pairs.iter().map(|pair| Some(*pair)).collect(), 3),
-        part(decided.clone(), same),
-        agreement(pairs.iter().zip(&decided).map(|(pair, &decided)| decided.then_some(*pair)).collect(), 2),
-    ];
-    let found = measure(&resampler, &statistics, bootstrap);
+    let decided: Vec<(&Annotated, [usize; 2])> =
+        common.iter().copied().filter(|(_, pair)| pair.iter().all(|&c| c < 2)).collect();
+    let same = |pairs: &[(&Annotated, [usize; 2])]| {
+        let same: Vec<bool> = pairs.iter().map(|(_, [a, b])| a == b).collect();
+        interval(pairs.iter().map(|(row, _)| *row), pairs.len(), bootstrap, &|weights| share(weights, &same))
+    };
     Agreement {
         judges: [a.judge.clone(), b.judge.clone()],
         with_person: a.is_person || b.is_person,
-        units: resampler.units(),
-        verdicts: found[0],
-        kappa: found[1],
-        decided: found[2],
-        decided_kappa: found[3],
+        verdicts: same(&common),
+        kappa: agreement(&common, bootstrap, 3),
+        decided: same(&decided),
+        decided_kappa: agreement(&decided, bootstrap, 2),
     }
 }
 

@@ -89,7 +89,8 @@ impl Journal {
     /// has the file open.
     pub fn open(path: &Path, judge: &dyn Judge) -> Result<Self> {
         let fail = |e: std::io::Error| Error::file(path, e);
-        let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(fail)?;
+        let mut file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(fail)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::file(path, "another run is writing to it")),

@@ -40,6 +40,8 @@ pub struct Interval {
     pub high: f64,
     /// Observations behind it.
     pub n: usize,
+    /// What was drawn for it.
+    pub units: Units,
 }
 
 /// What is drawn again.
@@ -88,7 +90,6 @@ impl Resampler {
         let mut sizes = vec![0; n_groups];
         groups.iter().for_each(|&g| sizes[g] += 1);
         let largest = sizes.iter().max().copied().unwrap_or(0);
-        // Few observations of few groups are still better drawn by group, as long as none is shared.
         let shares = largest > 1;
         if shares && (n_groups < FEWEST_GROUPS || largest as f64 > LARGEST_GROUP * members.len() as f64) {
             return Self { members, n_drawn: numbers.len(), units: Units::Rows };
@@ -110,38 +111,23 @@ impl Resampler {
         weights.extend(self.members.iter().map(|own| own.iter().map(|&u| counts[u]).product::<f64>()));
     }
 
-    /// Statistics of the weighted observations, each with its percentile interval at `level` over `draws` draws. Draws in which a statistic
-    /// is NaN (nothing of its kind was drawn) are left out of its interval; where that is more than half of them, there is none.
-    pub fn intervals(
-        &self,
-        statistics: &[&dyn Fn(&[f64]) -> f64],
-        level: f64,
-        draws: usize,
-        seed: u64,
-    ) -> Vec<[f64; 3]> {
-        let ones = vec![1.0; self.members.len()];
+    /// A statistic of the weighted observations, and its percentile interval at `level` over `draws` draws: value, lower and upper end. Draws
+    /// in which it is NaN (nothing of its kind was drawn) are left out; where that is more than half of them, there is no interval: NaN.
+    pub fn interval(&self, statistic: &dyn Fn(&[f64]) -> f64, level: f64, draws: usize, seed: u64) -> [f64; 3] {
+        let value = statistic(&vec![1.0; self.members.len()]);
         let mut rng = Rng::new(seed, 14);
-        let (mut counts, mut weights) = (Vec::new(), Vec::new());
-        let mut drawn = vec![Vec::with_capacity(draws); statistics.len()];
+        let (mut counts, mut weights, mut drawn) = (Vec::new(), Vec::new(), Vec::with_capacity(draws));
         for _ in 0..draws {
             self.draw(&mut rng, &mut counts, &mut weights);
-            for (statistic, drawn) in statistics.iter().zip(&mut drawn) {
-                let value = statistic(&weights);
-                if !value.is_nan() {
-                    drawn.push(value);
-                }
-            }
+            drawn.push(statistic(&weights));
         }
+        drawn.retain(|value| !value.is_nan());
+        if 2 * drawn.len() <= draws || value.is_nan() {
+            return [value, f64::NAN, f64::NAN];
+        }
+        drawn.sort_unstable_by(f64::total_cmp);
         let tail = (1.0 - level) / 2.0;
-        let of = |(statistic, mut drawn): (&&dyn Fn(&[f64]) -> f64, Vec<f64>)| {
-            let value = statistic(&ones);
-            if 2 * drawn.len() <= draws || value.is_nan() {
-                return [value, f64::NAN, f64::NAN];
-            }
-            drawn.sort_unstable_by(f64::total_cmp);
-            [value, quantile(&drawn, tail), quantile(&drawn, 1.0 - tail)]
-        };
-        statistics.iter().zip(drawn).map(of).collect()
+        [value, quantile(&drawn, tail), quantile(&drawn, 1.0 - tail)]
     }
 }
 
@@ -170,14 +156,9 @@ fn groups(members: &[Vec<usize>], n_units: usize) -> Vec<usize> {
     members.iter().map(of).collect()
 }
 
-/// The weighted part of the observations of `of` that are also `are`; NaN where there are none.
-pub fn share(weights: &[f64], of: &[bool], are: &[bool]) -> f64 {
-    let (mut all, mut some) = (0.0, 0.0);
-    for ((weight, of), are) in weights.iter().zip(of).zip(are) {
-        if *of {
-            all += weight;
-            some += if *are { *weight } else { 0.0 };
-        }
-    }
+/// The weighted part of the observations that are; NaN where there are none.
+pub fn share(weights: &[f64], are: &[bool]) -> f64 {
+    let all: f64 = weights.iter().sum();
+    let some: f64 = weights.iter().zip(are).filter(|(_, are)| **are).map(|(weight, _)| weight).sum();
     if all > 0.0 { some / all } else { f64::NAN }
 }

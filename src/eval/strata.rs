@@ -30,8 +30,7 @@ impl Stratum {
     /// Those that pairs are drawn in.
     pub const DRAWN: [Stratum; 3] = [Self::BothChosen, Self::BothRejected, Self::Mixed];
     /// All, in the order of tables.
-    pub const ALL: [Stratum; 5] =
-        [Self::BothChosen, Self::BothRejected, Self::Mixed, Self::Conditional, Self::Other];
+    pub const ALL: [Stratum; 5] = [Self::BothChosen, Self::BothRejected, Self::Mixed, Self::Conditional, Self::Other];
 
     /// As in files.
     pub fn name(self) -> &'static str {
@@ -77,7 +76,9 @@ impl Preference {
             return Err(row.place.error("the row holds one text, not a preference"));
         };
         if chosen.instruction != rejected.instruction {
-            return Err(row.place.error("its two instructions differ: joint pairs are drawn from preferences between responses to one"));
+            return Err(row.place.error(
+                "its two instructions differ: joint pairs are drawn from preferences between responses to one",
+            ));
         }
         let Text { instruction: Instruction::Plain(instruction), .. } = chosen else {
             return Err(row.place.error("its instruction is a conversation: judges are asked about texts"));
@@ -205,7 +206,13 @@ impl<'p> Drawing<'p> {
     }
 }
 
-fn row(preferences: &[Preference], stratum: Stratum, pair: [Card; 2], path: &std::path::Path, line: usize) -> Comparison {
+fn row(
+    preferences: &[Preference],
+    stratum: Stratum,
+    pair: [Card; 2],
+    path: &std::path::Path,
+    line: usize,
+) -> Comparison {
     let side = |(preference, side): Card| {
         let from: &Preference = &preferences[preference];
         Side { instruction: from.instruction.clone(), response: from.responses[side].clone() }

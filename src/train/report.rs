@@ -93,7 +93,9 @@ pub fn render(report: &Report) -> String {
     };
     let (brand, reading) = match panels.is_empty() && !report.bars.is_empty() {
         true => ("report", "Whiskers are intervals."),
-        false => ("training report", "Strong lines are smoothed, faint ones are single steps, rings are the validation set."),
+        false => {
+            ("training report", "Strong lines are smoothed, faint ones are single steps, rings are the validation set.")
+        }
     };
     fill(
         TEMPLATE,

@@ -138,18 +138,18 @@ pub struct JudgeArgs {
     pub estimate: bool,
 
     /// Where answers.jsonl, annotated.jsonl and preferences.jsonl are written
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = "What comes of it")]
     pub output_dir: Option<PathBuf>,
     /// Go on with the answers in the output folder: nothing is asked twice
-    #[arg(long)]
+    #[arg(long, help_heading = "What comes of it")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub resume: bool,
     /// Settings from a TOML file; flags win
-    #[arg(long, value_name = "FILE.toml")]
+    #[arg(long, value_name = "FILE.toml", help_heading = "What comes of it")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
     /// Counts as JSON on standard output
-    #[arg(long)]
+    #[arg(long, help_heading = "What comes of it")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub json: bool,
 }

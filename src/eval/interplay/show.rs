@@ -40,24 +40,27 @@ fn stratum(name: &str) -> &'static str {
     Stratum::ALL.into_iter().find(|s| s.name() == name).map_or("all", Stratum::title)
 }
 
-/// What intervals of these units are.
-fn about(found: &Interplay, units: impl Iterator<Item = Units>) -> String {
+/// How the intervals of these were made.
+fn about<'a>(found: &Interplay, shown: impl Iterator<Item = &'a Interval>) -> String {
     let b = &found.bootstrap;
-    let mut all: Vec<&str> = units
-        .map(|u| match u {
-            Units::Groups => "groups of comparisons that share preference rows",
-            Units::Rows => "preference rows (a comparison counts as often as the product of its rows' draws)",
-        })
-        .collect();
-    all.sort_unstable();
-    all.dedup();
-    format!("In brackets {:.0} % bootstrap intervals: {} draws of {}.", 100.0 * b.level, b.draws, all.join("; or of "))
+    let shares = shown.filter(|x| has(x)).any(|x| x.units == Units::Rows);
+    let more = match shares {
+        true => {
+            " Where too many share preference rows, the rows are drawn, and a comparison counts as often as the product of its rows' draws."
+        }
+        false => "",
+    };
+    format!(
+        "In brackets {:.0} % bootstrap intervals: {} draws of comparisons, those that share preference rows together.{more}",
+        100.0 * b.level,
+        b.draws
+    )
 }
 
 /// Tables of everything that there is something to say about.
 pub fn tables(found: &Interplay) -> Vec<Table> {
     let judges = &found.judges;
-    let note = about(found, judges.iter().map(|j| j.units));
+    let note = about(found, judges.iter().flat_map(|j| j.decisive.iter().map(|(_, x)| x)));
     let mut all = Vec::new();
     let mut rows = Vec::new();
     for judge in judges {
@@ -80,7 +83,12 @@ pub fn tables(found: &Interplay) -> Vec<Table> {
         };
         let head = ["judge", "n", "C>R, %", "C<R, %", "tie, %", "agrees with conditional, %", "κ"];
         let note = "C was preferred to another response of its own instruction, R rejected. Agreement and κ: of pairs that were decided.";
-        all.push(table("One of each: does what was preferred conditionally win jointly?", &head, mixed.iter().map(row).collect(), note.into()));
+        all.push(table(
+            "One of each: does what was preferred conditionally win jointly?",
+            &head,
+            mixed.iter().map(row).collect(),
+            note.into(),
+        ));
     }
     let told: Vec<&Analysis> = judges.iter().filter(|j| j.said_a.n > 0).collect();
     if !told.is_empty() {
@@ -103,7 +111,12 @@ pub fn tables(found: &Interplay) -> Vec<Table> {
         };
         let head = ["judges", "n", "same verdict, %", "κ", "n both decided", "same side, %", "κ decided"];
         let note = "κ is Cohen's, over first, second and tie, and over first and second where both decided. n: comparisons with a verdict of both.";
-        all.push(table(caption, &head, pairs.iter().map(row).collect(), format!("{note} {}", about(found, pairs.iter().map(|a| a.units)))));
+        all.push(table(
+            caption,
+            &head,
+            pairs.iter().map(row).collect(),
+            format!("{note} {}", about(found, pairs.iter().map(|a| &a.verdicts))),
+        ));
     }
     all
 }
@@ -122,23 +135,24 @@ pub fn figures(found: &Interplay) -> Vec<Bars> {
         .into_iter()
         .filter(|s| judges.iter().any(|j| j.decisive.iter().any(|(which, x)| *which == s.name() && has(x))))
         .collect();
-    let of = |j: &Analysis, s: &Stratum| j.decisive.iter().find(|(which, _)| *which == s.name()).and_then(|(_, x)| bar(x));
-    let groups = strata.iter().map(|s| Group { label: s.title().into(), bars: judges.iter().map(|j| of(j, s)).collect() });
+    let of =
+        |j: &Analysis, s: &Stratum| j.decisive.iter().find(|(which, _)| *which == s.name()).and_then(|(_, x)| bar(x));
+    let groups =
+        strata.iter().map(|s| Group { label: s.title().into(), bars: judges.iter().map(|j| of(j, s)).collect() });
     let help = "Share of comparisons in which one side wins in both orders, by what the sides were under their conditional preferences.";
     all.push(bars("Decisive", help, series.clone(), groups.collect()));
     if judges.iter().any(|j| j.mixed[0].1.n > 0) {
         let labels = ["C > R", "C < R", "tie"].into_iter().enumerate();
-        let groups = labels.map(|(i, label)| Group {
-            label: label.into(),
-            bars: judges.iter().map(|j| bar(&j.mixed[i].1)).collect(),
-        });
+        let groups = labels
+            .map(|(i, label)| Group { label: label.into(), bars: judges.iter().map(|j| bar(&j.mixed[i].1)).collect() });
         let help = "A side that was preferred conditionally (C) against one that was rejected (R), under different instructions.";
         all.push(bars("One of each", help, series.clone(), groups.collect()));
     }
     if judges.iter().any(|j| j.flips.n > 0) {
         let kinds: [(&str, fn(&Analysis) -> &Interval); 2] =
             [("said (a)", |j| &j.said_a), ("same letter twice", |j| &j.flips)];
-        let groups = kinds.map(|(label, of)| Group { label: label.into(), bars: judges.iter().map(|j| bar(of(j))).collect() });
+        let groups =
+            kinds.map(|(label, of)| Group { label: label.into(), bars: judges.iter().map(|j| bar(of(j))).collect() });
         let help = "How often the order of asking decides: half of all letters are (a) where it does not.";
         all.push(bars("Positional bias", help, series, groups.into()));
     }

@@ -43,11 +43,19 @@ impl Prompt {
         let text = read_file(path, MAX_CONFIG_BYTES)?;
         let has = |name: &str| text.contains(&format!("{{{name}}}"));
         if let Some(name) = places(mode).iter().find(|name| !has(name)) {
-            return Err(Error::field(path, name, format!("{{{name}}} is not in the prompt, and --mode {} needs it", mode.name())));
+            return Err(Error::field(
+                path,
+                name,
+                format!("{{{name}}} is not in the prompt, and --mode {} needs it", mode.name()),
+            ));
         }
         let other = if mode == Mode::Single { Mode::Pair } else { Mode::Single };
         if let Some(name) = places(other).iter().find(|name| !places(mode).contains(name) && has(name)) {
-            return Err(Error::field(path, name, format!("belongs to --mode {}, the rows are of mode {}", other.name(), mode.name())));
+            return Err(Error::field(
+                path,
+                name,
+                format!("belongs to --mode {}, the rows are of mode {}", other.name(), mode.name()),
+            ));
         }
         Ok(Self { text: text.trim_end().into() })
     }

@@ -101,7 +101,8 @@ impl Bars {
         let legend: String = match self.series.as_slice() {
             [] | [_] => String::new(),
             many => {
-                let entry = |(s, name): (usize, &String)| format!("<li class=\"bar c{}\">{}</li>", s % COLOURS, escape(name));
+                let entry =
+                    |(s, name): (usize, &String)| format!("<li class=\"bar c{}\">{}</li>", s % COLOURS, escape(name));
                 format!("<ul>{}</ul>", many.iter().enumerate().map(entry).collect::<String>())
             }
         };
@@ -124,8 +125,7 @@ impl Bars {
         let Some(Some([value, low, high])) = group.bars.get(series) else { return String::new() };
         let name = self.series.get(series).filter(|_| self.series.len() > 1);
         let name = name.map_or(String::new(), |name| format!(", {name}"));
-        let range =
-            if low <= high { format!(" ({:.1} to {:.1})", 100.0 * low, 100.0 * high) } else { String::new() };
+        let range = if low <= high { format!(" ({:.1} to {:.1})", 100.0 * low, 100.0 * high) } else { String::new() };
         format!("{}{name}: {:.1} %{range}", group.label, 100.0 * value)
     }
 }

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 /// Ends a pause within so much when asking ends.
 const SLICE: Duration = Duration::from_millis(50);
 
+/// Between two requests, s: however low the limit is, a day.
+const LONGEST: f64 = 86_400.0;
+
 /// Waits; false where asking ended meanwhile.
 pub fn sleep(pause: Duration, halted: &dyn Fn() -> bool) -> bool {
     let until = Instant::now() + pause;
@@ -49,7 +52,7 @@ impl Pace {
                 let mut next = self.next();
                 let now = Instant::now();
                 if *next <= now {
-                    let takes = self.per_request.max(self.per_token * tokens as f64);
+                    let takes = self.per_request.max(self.per_token * tokens as f64).min(LONGEST);
                     *next = now + Duration::from_secs_f64(takes);
                     return !halted();
                 }

@@ -80,7 +80,9 @@ pub fn outcome(response: Response) -> Outcome {
     if status.is_success() {
         return match read {
             Ok(_) => answer(&bytes),
-            Err(error) if causes(&error).contains("timed out") => Outcome::again("timeout", "timeout in the middle of the answer"),
+            Err(error) if causes(&error).contains("timed out") => {
+                Outcome::again("timeout", "timeout in the middle of the answer")
+            }
             Err(error) => Outcome::again("cut short", format!("the answer was cut short: {}", causes(&error))),
         };
     }
