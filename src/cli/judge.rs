@@ -326,7 +326,7 @@ impl Task<'_> {
             );
         }
         say!(
-            "{}: {} first, {} second, {} ties ({} of them the same letter in both orders), {} without an answer, {} not asked",
+            "{}: {} first, {} second, {} ties ({} of them the same letter in both orders), {} unclear, {} not answered in both orders",
             counted(self.comparisons.len(), "row"),
             counts.first,
             counts.second,
