@@ -160,6 +160,22 @@ impl Defaults {
     pub const SAVE_TOTAL_LIMIT: usize = 2;
     /// Tokens a forward pass when nothing is saved for a backward one.
     pub const SCORE_TOKENS: usize = 4096;
+    /// Tokens of a judge's answer.
+    pub const JUDGE_MAX_TOKENS: u32 = 16;
+    /// Questions to an endpoint at a time.
+    pub const JUDGE_CONCURRENCY: usize = 8;
+    /// How often a question is asked again.
+    pub const JUDGE_RETRIES: usize = 6;
+    /// For one question, s.
+    pub const JUDGE_TIMEOUT: f64 = 60.0;
+    /// The first pause before a question is asked again, s.
+    pub const JUDGE_BACKOFF: f64 = 1.0;
+    /// The longest pause, s.
+    pub const JUDGE_MAX_WAIT: f64 = 120.0;
+    /// Of a bootstrap.
+    pub const BOOTSTRAP_DRAWS: usize = 2000;
+    /// Of its intervals.
+    pub const BOOTSTRAP_LEVEL: f64 = 0.95;
     /// New tokens of a response.
     pub const MAX_NEW_TOKENS: usize = 256;
     /// Moments in f32.

@@ -58,6 +58,9 @@ pub enum Error {
     /// The device was lost or refused work that it should have done.
     #[error("GPU: {0}")]
     Gpu(String),
+    /// A judge that does not answer.
+    #[error("{0}")]
+    Judge(String),
     /// A loss, a gradient, a score or a logit that is no finite number.
     #[error("{place}: {what} is not finite")]
     NotFinite {
@@ -106,7 +109,7 @@ impl Error {
     /// The process's exit status: 2 where the input is at fault, 1 otherwise.
     pub fn exit_status(&self) -> i32 {
         match self {
-            Self::Gpu(_) | Self::NotFinite { .. } => 1,
+            Self::Gpu(_) | Self::NotFinite { .. } | Self::Judge(_) => 1,
             _ => 2,
         }
     }
@@ -115,21 +118,23 @@ impl Error {
 /// Characters of a line that [`one_line`] leaves whole.
 const MAX_LINE: usize = 1000;
 
-/// A message for a terminal or a log, which may quote untrusted files: control characters (and those that turn the direction of
-/// text, or end a line) as escapes, and an ellipsis for the middle of what is too long.
-pub fn one_line(text: &str) -> String {
+/// Control characters, and those that turn the direction of text or end a line, as escapes.
+pub fn visible(text: &str) -> String {
     let escaped = |c: char| {
         let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         c.is_control() || turns
     };
-    let shown = |part: &str| -> String {
-        part.chars().flat_map(|c| if escaped(c) { c.escape_debug().collect::<Vec<_>>() } else { vec![c] }).collect()
-    };
+    text.chars().flat_map(|c| if escaped(c) { c.escape_debug().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+/// A message for a terminal or a log, which may quote untrusted files: control characters (and those that turn the direction of
+/// text, or end a line) as escapes, and an ellipsis for the middle of what is too long.
+pub fn one_line(text: &str) -> String {
     let (head, tail) = (MAX_LINE * 3 / 5, MAX_LINE * 2 / 5 - 1);
     // Where the text is long, its ends are enough: an escape is never shorter than its character.
     let from = text.char_indices().rev().nth(MAX_LINE).map_or(0, |(at, _)| at);
     let to = text.char_indices().nth(MAX_LINE).map_or(text.len(), |(at, _)| at);
-    let (first, last) = (shown(&text[..to]), shown(&text[from..]));
+    let (first, last) = (visible(&text[..to]), visible(&text[from..]));
     if to == text.len() && first.chars().count() <= MAX_LINE {
         return first;
     }

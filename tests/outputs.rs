@@ -3,7 +3,7 @@
 
 use jointwise::rng::Rng;
 use jointwise::train::metrics::{self, Accumulator, EvalMetrics, MetricsLog, PairMetrics, SideScores, StepMetrics};
-use jointwise::train::report::{self, Report, Sample, Table};
+use jointwise::train::report::{self, Bars, Group, Report, Sample, Table};
 use jointwise::train::tensorboard::{EventWriter, crc32c};
 use std::fs;
 
@@ -204,6 +204,7 @@ fn example() -> Report {
         seconds: 290.0,
         facts: vec![("Seed".into(), "0".into())],
         lines,
+        bars: vec![],
         tables: vec![Table {
             caption: "Before and after, on 450 held-out tasks (made-up figures)".into(),
             head: ["Model", "Win rate against gold", "Correct", "Good form", "Reward accuracy", "Margin"].map(String::from).into(),
@@ -267,9 +268,15 @@ fn report_escapes_what_it_shows() {
         }],
         samples: vec![Sample { instruction: text(), answers: vec![(text(), text())] }],
         seconds: 1.0,
+        bars: vec![Bars {
+            title: text(),
+            help: text(),
+            series: vec![text(), text()],
+            groups: vec![Group { label: text(), bars: vec![Some([0.5, f64::NAN, f64::NAN]), Some([2.0, -1.0, 3.0])] }],
+        }],
     };
     let page = report::render(&report);
-    assert!(!page.contains("<script>alert"));
+    assert!(!page.contains("<script>alert") && !page.contains("NaN"));
     assert_eq!(page.matches("</script>").count(), 2);
     assert!(!page.contains('\0'));
 }

@@ -1,5 +1,7 @@
 //! Flags as typed. Every flag of a command is a key of `--config FILE.toml`; flags win.
 
+mod judge;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -12,6 +14,8 @@ use crate::model::trace::SavedDtype;
 use crate::model::weights::{BaseDtype, ParamDtype};
 use crate::objective::{Mix, Objective};
 use crate::train::schedule::Shape;
+
+pub use judge::{InterplayArgs, JudgeArgs};
 
 /// Preference tuning of language models on any GPU.
 #[derive(Debug, Parser)]
@@ -37,6 +41,10 @@ pub enum Command {
     Generate(GenerateArgs),
     /// An adapter merged into its base model
     Merge(MergeArgs),
+    /// Preferences between responses, from a model, a program or a person, asked in both orders
+    Judge(Box<JudgeArgs>),
+    /// How judged pairs decide and agree, by where their sides come from, with intervals
+    Interplay(InterplayArgs),
     /// Memory that a training run needs, before anything is loaded
     Plan(PlanArgs),
     /// Rows as tokens, with the scored ones marked; what would be dropped
@@ -635,14 +643,14 @@ pub struct DemoArgs {
 ///
 /// # Errors
 /// [`Error::File`]: unreadable, or a key that is no flag.
-pub fn with_config<A: Serialize + DeserializeOwned>(flags: A, config: Option<&Path>) -> Result<A> {
+pub fn with_config<A: Serialize + DeserializeOwned>(flags: A, config: Option<&Path>, command: &str) -> Result<A> {
     let Some(path) = config else { return Ok(flags) };
     let text = read_file(path, MAX_CONFIG_BYTES)?;
     let file: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         Error::file(path, e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "))
     })?;
     let bad = |e: serde_json::Error| Error::file(path, e);
-    let known = toml_keys();
+    let known = toml_keys(command);
     for key in file.keys() {
         if !known.contains(key) {
             return Err(Error::field(path, key, "is no flag"));
@@ -659,11 +667,11 @@ pub fn with_config<A: Serialize + DeserializeOwned>(flags: A, config: Option<&Pa
     serde_json::from_value(merged).map_err(bad)
 }
 
-/// Every key that a TOML file may have: the flags of `train`, but for the one that names the file.
-fn toml_keys() -> Vec<String> {
+/// Every key that a TOML file may have: the flags of the command, but for the one that names the file.
+fn toml_keys(command: &str) -> Vec<String> {
     use clap::CommandFactory;
     let cli = Cli::command();
-    let flags = cli.find_subcommand("train").into_iter().flat_map(|c| c.get_arguments()).filter_map(|a| a.get_long());
+    let flags = cli.find_subcommand(command).into_iter().flat_map(|c| c.get_arguments()).filter_map(|a| a.get_long());
     flags.filter(|&flag| flag != "config").map(String::from).collect()
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Finished;
 use super::args::{DataArgs, DemoArgs, ModelArgs, ObjectiveArgs, TrainArgs};
-use super::output::command_line;
+use super::output::{command_line, text_table};
 use super::session::{self, Model};
 use super::train;
 use crate::config::{Defaults, at_least_one};
@@ -340,15 +340,4 @@ fn compare(items: &[Item], all: &[Answers], runs: &[PathBuf]) -> Result<Table> {
         ]);
     }
     Ok(table)
-}
-
-/// For a terminal.
-fn text_table(table: &Table) -> String {
-    let all: Vec<&Vec<String>> = std::iter::once(&table.head).chain(&table.rows).collect();
-    let width = |c: usize| all.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..table.head.len()).map(width).collect();
-    let line = |row: &&Vec<String>| {
-        row.iter().zip(&widths).map(|(cell, w)| format!("{cell:>w$}", w = *w)).collect::<Vec<_>>().join("  ")
-    };
-    format!("{}\n{}\n{}\n", table.caption, all.iter().map(line).collect::<Vec<_>>().join("\n"), table.note)
 }

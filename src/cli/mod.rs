@@ -9,10 +9,14 @@ mod check;
 mod demo;
 mod generate;
 mod info;
+mod interplay;
+mod interrupt;
+mod judge;
 mod merge;
 mod plan;
 mod roofline;
 mod score;
+mod screen;
 mod session;
 mod steps;
 mod train;
@@ -82,6 +86,8 @@ pub fn run() -> ExitCode {
         Command::Grad(args) => score::grad(&args).map(Finished::from),
         Command::Generate(args) => generate::run(&args).map(Finished::from),
         Command::Merge(args) => merge::run(&args).map(Finished::from),
+        Command::Judge(args) => judge::run(*args),
+        Command::Interplay(args) => interplay::run(args).map(Finished::from),
         Command::Plan(args) => plan::run(args).map(Finished::from),
         Command::Check(args) => check::run(&args).map(Finished::from),
         Command::Info(args) => info::run(&args).map(Finished::from),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::train::report::Table;
 
 /// Writes to standard output; an error where `println!` panics (a full disk, a closed pipe).
 pub fn say(text: std::fmt::Arguments<'_>) -> Result<()> {
@@ -24,6 +25,17 @@ macro_rules! say {
     ($($text:tt)*) => { $crate::cli::output::say(format_args!("{}\n", format_args!($($text)*))) };
 }
 
+/// For a terminal.
+pub fn text_table(table: &Table) -> String {
+    let all: Vec<&Vec<String>> = std::iter::once(&table.head).chain(&table.rows).collect();
+    let width = |c: usize| all.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..table.head.len()).map(width).collect();
+    let line = |row: &&Vec<String>| {
+        row.iter().zip(&widths).map(|(cell, w)| format!("{cell:>w$}", w = *w)).collect::<Vec<_>>().join("  ")
+    };
+    format!("{}\n{}\n{}\n", table.caption, all.iter().map(line).collect::<Vec<_>>().join("\n"), table.note)
+}
+
 /// JSON lines to a file (whole or not at all) or to standard output.
 pub struct Lines {
     path: Option<PathBuf>,
@@ -35,7 +47,19 @@ pub struct Lines {
 /// # Errors
 /// [`Error::Flag`].
 pub fn check_out<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
-    let refuse = |reason: &str| Err(Error::flag("out", format!("{} {reason}", out.display())));
+    check_place("out", out, inputs)
+}
+
+/// The same of a `--report`.
+///
+/// # Errors
+/// [`Error::Flag`].
+pub fn check_page<'a>(page: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+    check_place("report", page, inputs)
+}
+
+fn check_place<'a>(flag: &'static str, out: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+    let refuse = |reason: &str| Err(Error::flag(flag, format!("{} {reason}", out.display())));
     if out.is_dir() {
         return refuse("is a folder");
     }

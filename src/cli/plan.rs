@@ -55,7 +55,7 @@ fn verdict(caps: &Caps, ledger: &Ledger) -> String {
 pub fn run(args: PlanArgs) -> Result<()> {
     let PlanArgs { train: args, sft, limits: device_limits, device_memory } = args;
     let config = args.config.clone();
-    let args = with_config(args, config.as_deref())?;
+    let args = with_config(args, config.as_deref(), "train")?;
     let settings = train::settings(&args, sft)?;
     let mut caps = device(&args.model.device, device_limits)?;
     caps.memory_bytes = device_memory.or(caps.memory_bytes);

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -13,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::Finished;
 use super::args::{RecomputeArg, TrainArgs, with_config};
+use super::interrupt::stop_on_ctrl_c;
 use super::merge::dtype;
 use super::output::command_line;
 use super::score::{reference_scores, with_directions};
@@ -235,24 +234,6 @@ pub fn load_options(
     }
 }
 
-/// Set by Ctrl-C: the step under way is then the last. One flag for the process, because the demo trains twice.
-fn stop_on_ctrl_c() -> &'static AtomicBool {
-    static STOP: AtomicBool = AtomicBool::new(false);
-    static HANDLER: Once = Once::new();
-    HANDLER.call_once(|| {
-        let set = ctrlc::set_handler(|| {
-            if STOP.swap(true, Ordering::Relaxed) {
-                std::process::exit(i32::from(super::INTERRUPTED));
-            }
-            note!("ending after this step, with a checkpoint (again: at once)");
-        });
-        if let Err(error) = set {
-            note!("warning: Ctrl-C will end the program at once, without a checkpoint: {error}");
-        }
-    });
-    &STOP
-}
-
 /// Part of the device's memory that a run may plan for; the rest is the driver's and other programs'.
 const MEMORY_SHARE: f64 = 0.9;
 
@@ -302,7 +283,7 @@ pub fn command(args: TrainArgs, sft: bool) -> Result<Finished> {
 /// Trains. Says how the run ended.
 pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
     let config = args.config.clone();
-    let args = with_config(args, config.as_deref())?;
+    let args = with_config(args, config.as_deref(), "train")?;
     let out =
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where everything is written"))?;
     let p = prepare(&args, sft)?;
@@ -403,7 +384,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
         &rows,
         eval.as_ref(),
         &output,
-        stop_on_ctrl_c(),
+        stop_on_ctrl_c("ending after this step, with a checkpoint"),
         &mut |e| {
             progress.event(e);
         },

@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod chat;
 pub mod check;
+pub mod comparisons;
 pub mod dataset;
 mod fields;
 pub mod order;

@@ -111,7 +111,7 @@ pub struct FieldMap(Vec<(&'static str, String)>);
 /// Bytes of a line: none is held that is longer.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 19] = [
     "i_chosen",
     "r_chosen",
     "i_reject",
@@ -127,6 +127,10 @@ const FIELDS: [&str; 15] = [
     "messages",
     "gold_response",
     "label",
+    "instruction_0",
+    "response_0",
+    "instruction_1",
+    "response_1",
 ];
 
 impl FieldMap {

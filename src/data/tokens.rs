@@ -218,6 +218,25 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// `[BOS] + tok(template(I) + start)`: a response that begins so, and has not ended. The boundary is found as in [`Tokenizer::encode`].
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn encode_begun(
+        &self,
+        instruction: &Instruction,
+        start: &str,
+        template: &Template,
+    ) -> std::result::Result<Sequence, String> {
+        let asked = template.instruction(instruction, self.chat.as_ref())?;
+        let encoding = self.tokenise(&format!("{asked}{start}"))?;
+        let (tokens, offsets) = (encoding.get_ids(), encoding.get_offsets());
+        let boundary = offsets.iter().position(|(_, end)| *end > asked.len()).unwrap_or(tokens.len());
+        let before = self.bos.filter(|bos| tokens.first() != Some(bos));
+        let ids = before.into_iter().chain(tokens.iter().copied()).collect();
+        Ok(Sequence { ids, response_start: boundary + usize::from(before.is_some()) })
+    }
+
     /// The ids of a text alone: no template, BOS or EOS.
     ///
     /// # Errors

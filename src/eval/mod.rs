@@ -1,3 +1,9 @@
 //! Generation, judges, win rate, interplay.
+pub mod acquire;
 pub mod generate;
+pub mod interplay;
+pub mod journal;
+pub mod judge;
+pub mod statistics;
+pub mod strata;
 pub mod tasks;

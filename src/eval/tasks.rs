@@ -12,12 +12,14 @@
 mod answers;
 mod grade;
 mod kinds;
+mod read;
 pub mod rows;
 pub mod tokenizer;
 pub mod words;
 
 pub use answers::{Quality, answer};
 pub use grade::{Form, Grade, WinRate, grade, win_rate};
+pub use read::read;
 
 use crate::rng::Rng;
 use serde::{Deserialize, Serialize};

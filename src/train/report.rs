@@ -1,9 +1,11 @@
 //! `report.html`: a run on one page that loads nothing. Curves are SVG drawn here; a small script adds the read-out.
 
+mod bars;
 mod chart;
 
 use super::metrics::Line;
 use crate::error::{Error, Result};
+pub use bars::{Bars, Group};
 use chart::Panel;
 use std::fmt::Write;
 use std::path::Path;
@@ -36,6 +38,8 @@ pub struct Report {
     pub facts: Vec<(String, String)>,
     /// Lines of `metrics.jsonl`.
     pub lines: Vec<Line>,
+    /// Shares, of an analysis.
+    pub bars: Vec<Bars>,
     /// Before and after.
     pub tables: Vec<Table>,
     /// What the models say.
@@ -81,13 +85,23 @@ pub fn render(report: &Report) -> String {
         let class = if aside { "charts aside" } else { "charts" };
         if figures.is_empty() { figures } else { format!("<div class=\"{class}\">{figures}</div>") }
     };
-    let curves = match panels.is_empty() {
-        true => "<p class=\"empty\">No step was logged.</p>".into(),
-        false => row(false) + &row(true),
+    let bars: String = report.bars.iter().map(Bars::figure).collect();
+    let curves = match (panels.is_empty(), bars.is_empty()) {
+        (true, true) => "<p class=\"empty\">No step was logged.</p>".into(),
+        (_, true) => row(false) + &row(true),
+        _ => row(false) + &row(true) + &format!("<div class=\"charts\">{bars}</div>"),
+    };
+    let (brand, reading) = match panels.is_empty() && !report.bars.is_empty() {
+        true => ("report", "Whiskers are intervals."),
+        false => {
+            ("training report", "Strong lines are smoothed, faint ones are single steps, rings are the validation set.")
+        }
     };
     fill(
         TEMPLATE,
         &[
+            ("brand", brand.into()),
+            ("reading", reading.into()),
             ("title", escape(if report.title.is_empty() { "Training report" } else { &report.title })),
             ("lead", lead(report)),
             ("tiles", tiles(&report.lines)),

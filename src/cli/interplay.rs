@@ -1,0 +1,78 @@
+//! `interplay`: annotated rows as tables and figures.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::args::{InterplayArgs, with_config};
+use super::judge::ANNOTATED;
+use super::output::{check_page, command_line, text_table};
+use crate::config::{Defaults, at_least_one};
+use crate::error::{Error, Result};
+use crate::eval::interplay::{Bootstrap, File, Interplay, interplay, read, show};
+use crate::train::report::{self, Report};
+
+/// `jointwise interplay`.
+pub fn run(args: InterplayArgs) -> Result<()> {
+    let config = args.config.clone();
+    let args = with_config(args, config.as_deref(), "interplay")?;
+    if args.data.is_empty() && args.people.is_empty() {
+        return Err(Error::flag("data", "is missing: annotated rows, as `jointwise judge` writes them"));
+    }
+    let draws = args.draws.unwrap_or(Defaults::BOOTSTRAP_DRAWS);
+    at_least_one("draws", draws)?;
+    let inputs: Vec<(PathBuf, bool)> = [(&args.data, false), (&args.people, true)]
+        .iter()
+        .flat_map(|(all, person)| all.iter().map(|p| (resolved(p), *person)))
+        .collect();
+    if let Some(page) = &args.report {
+        check_page(page, inputs.iter().map(|(path, _)| path))?;
+    }
+    let mut files = Vec::new();
+    for (path, is_person) in &inputs {
+        let (file, note) = read(path, *is_person)?;
+        note.iter().for_each(|note| note!("note: {note}"));
+        files.push(file);
+    }
+    tell_apart(&mut files);
+    let bootstrap = Bootstrap { level: Defaults::BOOTSTRAP_LEVEL, draws, seed: args.seed.unwrap_or(0) };
+    let found = interplay(&files, bootstrap);
+    if let Some(page) = &args.report {
+        report::write(page, &of(&found, &files))?;
+    }
+    if args.json {
+        let text = serde_json::to_string_pretty(&found).map_err(|e| Error::file("standard output", e))?;
+        return say!("{text}");
+    }
+    show::tables(&found).iter().try_for_each(|table| say!("{}", text_table(table)))
+}
+
+/// A folder of `judge` stands for its annotated rows.
+fn resolved(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join(ANNOTATED) } else { path.into() }
+}
+
+/// Two files of one judge's name are told by their paths.
+fn tell_apart(files: &mut [File]) {
+    let names: Vec<String> = files.iter().map(|f| f.judge.clone()).collect();
+    for file in files.iter_mut() {
+        if names.iter().filter(|name| **name == file.judge).count() > 1 {
+            file.judge = format!("{} ({})", file.judge, file.path.display());
+        }
+    }
+}
+
+fn of(found: &Interplay, files: &[File]) -> Report {
+    let names: Vec<&str> = files.iter().map(|f| f.judge.as_str()).collect();
+    let data: Vec<String> = files.iter().map(|f| format!("{}: {} rows", f.path.display(), f.rows.len())).collect();
+    Report {
+        title: "Conditional and joint preferences".into(),
+        command: command_line(),
+        objective: format!("judged by {}", names.join(", ")),
+        data: data.join("; "),
+        started: report::utc(SystemTime::now()),
+        facts: vec![("Seed".into(), found.bootstrap.seed.to_string())],
+        bars: show::figures(found),
+        tables: show::tables(found),
+        ..Report::default()
+    }
+}

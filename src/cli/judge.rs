@@ -1,0 +1,356 @@
+//! `judge`: preferences from a model, a program, the demo's grader or a person.
+
+mod flags;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Map, Value, json};
+
+use super::Finished;
+use super::args::{JudgeArgs, with_config};
+use super::interrupt::stop_on_ctrl_c;
+use super::screen::Terminal;
+use super::session::{self, Model};
+use super::train::bar;
+use crate::config::Defaults;
+use crate::data::comparisons::{Comparison, Mode, read_comparisons};
+use crate::data::rows::{FieldMap, Purpose, read_rows};
+use crate::data::template::Template;
+use crate::error::{Error, Result};
+use crate::eval::acquire::{Acquired, Event, acquire, pending, questions};
+use crate::eval::journal::{ANSWERS, Journal};
+use crate::eval::judge::command::Program;
+use crate::eval::judge::endpoint::{Endpoint, Key, Settings};
+use crate::eval::judge::grader::Grader;
+use crate::eval::judge::local::Local;
+use crate::eval::judge::person::Person;
+use crate::eval::judge::prompt::Prompt;
+use crate::eval::judge::{Judge, Question, Reply, Usage};
+use crate::eval::strata::{Preference, draw};
+use crate::eval::tasks::rows::write;
+use crate::gpu::Gpu;
+use crate::model::save::fresh_folder;
+
+/// Rows with what the judge made of them.
+pub const ANNOTATED: &str = "annotated.jsonl";
+const PREFERENCES: &str = "preferences.jsonl";
+const COMPARISONS: &str = "comparisons.jsonl";
+/// Questions without an answer that are told on the terminal.
+const MOST_TROUBLES: usize = 20;
+
+/// `jointwise judge`.
+pub fn run(args: JudgeArgs) -> Result<Finished> {
+    let config = args.config.clone();
+    let args = with_config(args, config.as_deref(), "judge")?;
+    flags::one_judge(&args)?;
+    flags::check(&args)?;
+    let out = match (&args.output_dir, args.estimate) {
+        (Some(out), _) => out.clone(),
+        (None, true) => PathBuf::new(),
+        (None, false) => return Err(Error::flag("output-dir", "is missing: where answers are written")),
+    };
+    let comparisons = comparisons(&args, &out)?;
+    let mode = comparisons[0].mode;
+    let prompt = match &args.prompt {
+        Some(path) => Prompt::read(path, mode)?,
+        None => Prompt::of(mode),
+    };
+    let stop = stop_on_ctrl_c("ending after the questions under way, whose answers are kept");
+    let task = Task { args: &args, out: &out, comparisons: &comparisons, stop };
+    if args.endpoint.is_some() {
+        let endpoint = endpoint(&args, prompt)?;
+        return task.ask(&endpoint, Some(&endpoint));
+    }
+    if let Some(command) = &args.command {
+        let timeout = flags::seconds("timeout", args.timeout.unwrap_or(Defaults::JUDGE_TIMEOUT))?;
+        let concurrency = args.concurrency.unwrap_or(1);
+        return task.ask(&Program { command: command.clone(), timeout, concurrency, prompt }, None);
+    }
+    if args.person {
+        let name = args.judge_name.clone().unwrap_or_else(|| "person".into());
+        let screen = Terminal::open()?;
+        return task.ask(&Person { screen, name, seed: args.seed.unwrap_or(0) }, None);
+    }
+    if args.grader {
+        return task.ask(&Grader, None);
+    }
+    let model = Model::of(&args.model)?;
+    let gpu = session::open_gpu(&args.model.device)?;
+    task.ask(&local(&args, &model, &gpu, prompt)?, None)
+}
+
+/// The rows to judge, read or drawn.
+fn comparisons(args: &JudgeArgs, out: &Path) -> Result<Vec<Comparison>> {
+    let map = FieldMap::parse(&args.map)?;
+    match (args.data.is_empty(), args.sample.is_empty()) {
+        (true, true) => Err(Error::flag("data", "is missing: rows to judge, or --sample FILE")),
+        (false, false) => Err(Error::flag("sample", "goes not with --data: rows are read or drawn")),
+        (false, true) if args.pairs.is_some() => Err(Error::flag("pairs", "goes with --sample")),
+        (false, true) => {
+            let mut rows = Vec::new();
+            let mut mode = args.mode.map(Mode::from);
+            for file in &args.data {
+                rows.extend(read_comparisons(file, &map, mode)?);
+                mode = rows.first().map(|row: &Comparison| row.mode);
+            }
+            Ok(rows)
+        }
+        (true, false) => {
+            if args.mode.map(Mode::from) == Some(Mode::Single) {
+                return Err(Error::flag("mode", "single: --sample draws pairs"));
+            }
+            let mut preferences = Vec::new();
+            for file in &args.sample {
+                for row in read_rows(file, &map, Purpose::Preference)? {
+                    preferences.push(Preference::of(&row)?);
+                }
+            }
+            draw(&preferences, args.pairs.unwrap_or(preferences.len()), args.seed.unwrap_or(0), &out.join(COMPARISONS))
+        }
+    }
+}
+
+fn endpoint(args: &JudgeArgs, prompt: Prompt) -> Result<Endpoint> {
+    let model =
+        args.judge_model.clone().ok_or_else(|| Error::flag("judge-model", "is missing: the model's name there"))?;
+    let extra: Map<String, Value> = match &args.request {
+        Some(text) => serde_json::from_str(text).map_err(|e| Error::flag("request", format!("no JSON object: {e}")))?,
+        None => Map::new(),
+    };
+    let settings = Settings {
+        url: args.endpoint.clone().unwrap_or_default(),
+        model,
+        temperature: Some(args.temperature.unwrap_or(0.0)),
+        max_tokens: args.max_tokens.unwrap_or(Defaults::JUDGE_MAX_TOKENS),
+        extra,
+        concurrency: args.concurrency.unwrap_or(Defaults::JUDGE_CONCURRENCY),
+        retries: args.retries.unwrap_or(Defaults::JUDGE_RETRIES),
+        timeout: flags::seconds("timeout", args.timeout.unwrap_or(Defaults::JUDGE_TIMEOUT))?,
+        backoff: flags::seconds("backoff", args.backoff.unwrap_or(Defaults::JUDGE_BACKOFF))?,
+        max_wait: flags::seconds("max-wait", args.max_wait.unwrap_or(Defaults::JUDGE_MAX_WAIT))?,
+        requests_per_minute: args.requests_per_minute.unwrap_or(0.0),
+        tokens_per_minute: args.tokens_per_minute.unwrap_or(0.0),
+    };
+    let endpoint = Endpoint::new(settings, prompt, Key::from_environment(args.api_key_env.as_deref())?)?;
+    if endpoint.is_in_clear() {
+        note!("warning: the key crosses the network unencrypted: the endpoint is http://");
+    }
+    Ok(endpoint)
+}
+
+fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> Result<Local<'g>> {
+    let adapter = model.adapter(args.model.adapter.as_deref())?;
+    let tokenizer = model.tokenizer()?;
+    let template = match &args.template {
+        Some(name) => Template::parse(name)?,
+        None if tokenizer.check_template(&Template::Chat).is_ok() => Template::Chat,
+        None => Template::None,
+    };
+    tokenizer.check_template(&template)?;
+    let positions = model.description.max_positions;
+    let max_length = args.max_length.unwrap_or(positions);
+    if max_length < 2 || max_length > positions {
+        let reason = format!("{max_length} is not in 2 .. {positions}, the model's positions");
+        return Err(Error::flag("max-length", reason));
+    }
+    let options = session::frozen(model.base, adapter.map(|a| a.lora), max_length);
+    let adapter = args.model.adapter.as_ref().map(|dir| dir.display().to_string());
+    Ok(Local {
+        gpu,
+        decoder: model.load(gpu, &options)?,
+        settings: json!({"adapter": adapter, "template": format!("{template:?}"), "base_dtype": model.base.name()}),
+        tokenizer,
+        template,
+        prompt,
+        max_length,
+        max_tokens: args.batch_tokens.unwrap_or(Defaults::SCORE_TOKENS),
+        name: model.name.clone(),
+    })
+}
+
+/// What a run costs, where prices are known.
+fn cost(args: &JudgeArgs, usage: &Usage) -> Option<f64> {
+    let million = |tokens: u64, price: f64| tokens as f64 * price / 1e6;
+    let (inside, outside) = (args.price_in?, args.price_out?);
+    Some(million(usage.prompt_tokens, inside) + million(usage.completion_tokens, outside))
+}
+
+/// "2 questions", "1 question".
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Rows, where they go, and how asking ends.
+struct Task<'a> {
+    args: &'a JudgeArgs,
+    out: &'a Path,
+    comparisons: &'a [Comparison],
+    stop: &'static AtomicBool,
+}
+
+impl Task<'_> {
+    /// Asks, and writes what was found, whatever ended it.
+    fn ask(&self, judge: &dyn Judge, endpoint: Option<&Endpoint>) -> Result<Finished> {
+        let (args, out) = (self.args, self.out);
+        if args.estimate {
+            return self.estimate(endpoint, &questions(self.comparisons)).map(Finished::from);
+        }
+        // Before anything is left behind.
+        if !args.resume {
+            self.estimate(endpoint, &questions(self.comparisons))?;
+            fresh_folder(out)?;
+        }
+        std::fs::create_dir_all(out).map_err(|e| Error::file(out, e))?;
+        let mut journal = Journal::open(&out.join(ANSWERS), judge)?;
+        journal.notes().iter().for_each(|note| note!("note: {note}"));
+        if !args.sample.is_empty() {
+            write(&out.join(COMPARISONS), self.comparisons.iter().map(Comparison::row))?;
+        }
+        let left = pending(self.comparisons, &journal);
+        if !journal.is_empty() {
+            note!("{} of an earlier run kept, {} to ask", counted(journal.len(), "answer"), left.len());
+        }
+        if args.resume && !left.is_empty() {
+            self.estimate(endpoint, &left)?;
+        }
+        let acquired = self.acquire(judge, &mut journal, left.len());
+        self.write(judge, &acquired)?;
+        self.tell(judge, &acquired)?;
+        if let Some(error) = acquired.error {
+            if acquired.asked > 0 {
+                note!("what was answered is kept: the same command with --resume goes on");
+            }
+            return Err(error);
+        }
+        if acquired.left > 0 {
+            note!("{} left: the same command with --resume goes on", counted(acquired.left, "question"));
+            return Ok(Finished::Interrupted);
+        }
+        match acquired.failures.len() {
+            0 => Ok(Finished::Whole),
+            n => Err(Error::Judge(format!(
+                "{} without an answer (see above): the same command with --resume asks again",
+                counted(n, "question")
+            ))),
+        }
+    }
+
+    fn acquire(&self, judge: &dyn Judge, journal: &mut Journal, total: usize) -> Acquired {
+        let bar = if self.args.person { indicatif::ProgressBar::hidden() } else { bar(total, "judging") };
+        let mut spent = Usage::default();
+        let (mut is_told, mut troubles) = (false, 0);
+        // All of them are in the file of answers.
+        let mut trouble = |text: String| {
+            troubles += 1;
+            if troubles <= MOST_TROUBLES {
+                bar.suspend(|| note!("{text}"));
+            }
+        };
+        let acquired = acquire(self.comparisons, judge, journal, self.stop, &mut |event: &Event<'_>| {
+            bar.set_position(event.done as u64);
+            match event.reply {
+                Reply::Failed(reason) | Reply::Unfit(reason) => {
+                    trouble(format!("{}: {reason}", event.question.told()));
+                }
+                Reply::Answer(answer) if answer.choice.is_none() && !self.args.person => {
+                    let text = answer.text.as_deref().unwrap_or_default();
+                    let text: String = text.chars().take(80).collect();
+                    trouble(format!("{}: no answer: `{text}`", event.question.told()));
+                }
+                Reply::Answer(answer) => spent.add(answer.usage.unwrap_or_default()),
+                Reply::Repeat(_) | Reply::Undone => {}
+            }
+            let over = cost(self.args, &spent).zip(self.args.max_cost).is_some_and(|(cost, most)| cost >= most);
+            if over && event.done < event.total && !std::mem::replace(&mut is_told, true) {
+                bar.suspend(|| note!("--max-cost is reached: ending after the questions under way"));
+                self.stop.store(true, Ordering::Relaxed);
+            }
+        });
+        bar.finish_and_clear();
+        if troubles > MOST_TROUBLES {
+            note!("{} more of these: {}", troubles - MOST_TROUBLES, self.out.join(ANSWERS).display());
+        }
+        acquired
+    }
+
+    /// Questions, tokens and cost, before anything is asked.
+    fn estimate(&self, endpoint: Option<&Endpoint>, questions: &[Question<'_>]) -> Result<()> {
+        let Some(endpoint) = endpoint else { return Ok(()) };
+        let usage = endpoint.estimate(questions);
+        let cost = cost(self.args, &usage);
+        let price = match cost {
+            Some(cost) => format!("cost about {cost:.2} at most"),
+            None => "cost unknown (--price-in, --price-out)".into(),
+        };
+        let text = format!(
+            "{} to {}: about {} tokens in, at most {} out; {price}",
+            counted(questions.len(), "question"),
+            endpoint.name(),
+            usage.prompt_tokens,
+            usage.completion_tokens
+        );
+        if !self.args.estimate {
+            note!("{text}");
+        } else if self.args.json {
+            let (tokens_in, tokens_out) = (usage.prompt_tokens, usage.completion_tokens);
+            say!(
+                "{}",
+                json!({"questions": questions.len(), "prompt_tokens": tokens_in, "completion_tokens": tokens_out, "cost": cost})
+            )?;
+        } else {
+            say!("{text}")?;
+        }
+        match cost.zip(self.args.max_cost) {
+            Some((cost, most)) if cost > most => {
+                Err(Error::flag("max-cost", format!("the estimate is {cost:.2}, above {most}: nothing was asked")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// `annotated.jsonl`, every row that was asked about; `preferences.jsonl`, every row that was decided.
+    fn write(&self, judge: &dyn Judge, acquired: &Acquired) -> Result<()> {
+        let name = self.args.judge_name.as_deref().unwrap_or(judge.name());
+        let rows = || self.comparisons.iter().zip(&acquired.judged);
+        let asked = rows().filter(|(_, judged)| judged.is_asked());
+        write(&self.out.join(ANNOTATED), asked.map(|(comparison, judged)| judged.annotate(comparison, name)))?;
+        write(&self.out.join(PREFERENCES), rows().filter_map(|(comparison, judged)| judged.preference(comparison)))?;
+        Ok(())
+    }
+
+    fn tell(&self, judge: &dyn Judge, acquired: &Acquired) -> Result<()> {
+        let counts = acquired.counts();
+        let spent = cost(self.args, &acquired.usage);
+        if !acquired.repeats.is_empty() {
+            let reasons = acquired.repeats.iter().map(|(reason, n)| format!("{n} × {reason}"));
+            note!("asked again: {}", reasons.collect::<Vec<_>>().join(", "));
+        }
+        if self.args.json {
+            return say!(
+                "{}",
+                json!({
+                    "judge": judge.name(), "rows": self.comparisons.len(), "first": counts.first, "second": counts.second,
+                    "ties": counts.ties, "flips": counts.flips, "no_answer": counts.no_answer, "unasked": counts.unasked,
+                    "asked": acquired.asked, "reused": acquired.reused, "failed": acquired.failures.len(), "left": acquired.left,
+                    "repeated": acquired.repeats, "usage": acquired.usage, "cost": spent,
+                })
+            );
+        }
+        say!(
+            "{}: {} first, {} second, {} ties ({} of them the same letter in both orders), {} unclear, {} not answered in both orders",
+            counted(self.comparisons.len(), "row"),
+            counts.first,
+            counts.second,
+            counts.ties,
+            counts.flips,
+            counts.no_answer,
+            counts.unasked
+        )?;
+        if acquired.usage != Usage::default() {
+            let price = spent.map_or(String::new(), |cost| format!(", cost {cost:.4}"));
+            say!("{} tokens in, {} out{price}", acquired.usage.prompt_tokens, acquired.usage.completion_tokens)?;
+        }
+        say!("{} in {}", counted(counts.first + counts.second, "preference"), self.out.join(PREFERENCES).display())
+    }
+}

@@ -1,0 +1,110 @@
+//! Flags of `judge` that go together, and values in their range.
+
+use std::time::Duration;
+
+use crate::cli::args::JudgeArgs;
+use crate::config::{at_least_one, not_negative, positive};
+use crate::error::{Error, Result};
+
+/// A day: nobody waits longer.
+const MOST_SECONDS: f64 = 86_400.0;
+/// Threads.
+const MOST_AT_A_TIME: usize = 1024;
+
+/// Exactly one of the flags that name a judge.
+///
+/// # Errors
+/// [`Error::Flag`].
+pub fn one_judge(args: &JudgeArgs) -> Result<()> {
+    let named = [
+        ("endpoint", args.endpoint.is_some()),
+        ("model", args.model.model.is_some()),
+        ("command", args.command.is_some()),
+        ("person", args.person),
+        ("grader", args.grader),
+    ];
+    let mut given = named.into_iter().filter(|(_, given)| *given).map(|(name, _)| name);
+    match (given.next(), given.next()) {
+        (None, _) => Err(Error::flag(
+            "endpoint",
+            "who judges? One of --endpoint URL, --model DIR, --command COMMAND, --person, --grader",
+        )),
+        (Some(first), Some(second)) => {
+            Err(Error::flag(second, format!("goes not with --{first}: one judge at a time")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// # Errors
+/// [`Error::Flag`] for what is no time.
+pub fn seconds(flag: &'static str, value: f64) -> Result<Duration> {
+    positive(flag, value)?;
+    match value > MOST_SECONDS {
+        true => Err(Error::flag(flag, format!("{value} is above {MOST_SECONDS}"))),
+        false => Duration::try_from_secs_f64(value).map_err(|e| Error::flag(flag, e)),
+    }
+}
+
+/// Flags in their range, and none that would change nothing.
+///
+/// # Errors
+/// [`Error::Flag`].
+pub fn check(args: &JudgeArgs) -> Result<()> {
+    let endpoint = args.endpoint.is_some();
+    let of_endpoint = [
+        ("judge-model", args.judge_model.is_some()),
+        ("api-key-env", args.api_key_env.is_some()),
+        ("temperature", args.temperature.is_some()),
+        ("max-tokens", args.max_tokens.is_some()),
+        ("request", args.request.is_some()),
+        ("retries", args.retries.is_some()),
+        ("backoff", args.backoff.is_some()),
+        ("max-wait", args.max_wait.is_some()),
+        ("requests-per-minute", args.requests_per_minute.is_some()),
+        ("tokens-per-minute", args.tokens_per_minute.is_some()),
+        ("price-in", args.price_in.is_some()),
+        ("price-out", args.price_out.is_some()),
+        ("max-cost", args.max_cost.is_some()),
+        ("estimate", args.estimate),
+    ];
+    if let Some((flag, _)) = of_endpoint.into_iter().find(|(_, given)| *given && !endpoint) {
+        return Err(Error::flag(flag, "goes with --endpoint"));
+    }
+    let local = args.model.model.is_some();
+    let of_local = [
+        ("template", args.template.is_some()),
+        ("max-length", args.max_length.is_some()),
+        ("batch-tokens", args.batch_tokens.is_some()),
+        ("adapter", args.model.adapter.is_some()),
+        ("base-dtype", args.model.base_dtype.is_some()),
+    ];
+    if let Some((flag, _)) = of_local.into_iter().find(|(_, given)| *given && !local) {
+        return Err(Error::flag(flag, "goes with --model, a local judge"));
+    }
+    for (flag, value) in [
+        ("price-in", args.price_in),
+        ("price-out", args.price_out),
+        ("max-cost", args.max_cost),
+        ("requests-per-minute", args.requests_per_minute),
+        ("tokens-per-minute", args.tokens_per_minute),
+        ("temperature", args.temperature),
+    ] {
+        value.map_or(Ok(()), |value| not_negative(flag, value))?;
+    }
+    if args.max_cost.is_some() && (args.price_in.is_none() || args.price_out.is_none()) {
+        return Err(Error::flag("max-cost", "needs --price-in and --price-out"));
+    }
+    for (flag, value) in [("concurrency", args.concurrency), ("pairs", args.pairs), ("batch-tokens", args.batch_tokens)]
+    {
+        value.map_or(Ok(()), |value| at_least_one(flag, value))?;
+    }
+    if let Some(n) = args.concurrency.filter(|&n| n > MOST_AT_A_TIME) {
+        return Err(Error::flag("concurrency", format!("{n} is above {MOST_AT_A_TIME}")));
+    }
+    args.max_tokens.map_or(Ok(()), |n| at_least_one("max-tokens", n as usize))?;
+    match args.person || args.grader {
+        true if args.prompt.is_some() => Err(Error::flag("prompt", "is for models and commands")),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,135 @@
+//! Comparisons to judge: two responses to one instruction, or two instruction–response pairs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::fields::{Fields, kind, names};
+use super::rows::{FieldMap, Place, for_each_object, open};
+use crate::error::Result;
+
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Two responses to one instruction: a conditional preference.
+    Single,
+    /// Two instructions, each with its response: a joint preference.
+    Pair,
+}
+
+impl Mode {
+    /// As in flags and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Single => "single",
+            Self::Pair => "pair",
+        }
+    }
+
+    /// Its fields in a row, in the order of the sides.
+    pub fn fields(self) -> &'static [&'static str] {
+        match self {
+            Self::Single => &["instruction", "response_0", "response_1"],
+            Self::Pair => &["instruction_0", "response_0", "instruction_1", "response_1"],
+        }
+    }
+}
+
+/// An instruction and its response.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Side {
+    /// I.
+    pub instruction: String,
+    /// R; may be empty, as a model's answer may be.
+    pub response: String,
+}
+
+/// A row to judge.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Comparison {
+    /// Where it was read, for messages.
+    pub place: Place,
+    /// What is compared.
+    pub mode: Mode,
+    /// Side 0 and side 1. Under [`Mode::Single`] their instructions are equal.
+    pub sides: [Side; 2],
+    /// What else the row holds; annotations of an earlier judge ([`ANNOTATIONS`]) are not among it.
+    pub more: Map<String, Value>,
+}
+
+/// Fields that a judge adds to a row.
+pub const ANNOTATIONS: [&str; 6] = ["verdict", "answers", "flip", "judge", "logps", "mode"];
+
+impl Comparison {
+    /// The row without annotations, its own fields first.
+    pub fn row(&self) -> Map<String, Value> {
+        let [first, second] = &self.sides;
+        let texts: Vec<&String> = match self.mode {
+            Mode::Single => vec![&first.instruction, &first.response, &second.response],
+            Mode::Pair => vec![&first.instruction, &first.response, &second.instruction, &second.response],
+        };
+        let own = self.mode.fields().iter().zip(texts).map(|(name, text)| ((*name).into(), text.as_str().into()));
+        own.chain(self.more.iter().map(|(name, value)| (name.clone(), value.clone()))).collect()
+    }
+
+    /// From an object; the reason where it is none.
+    pub(crate) fn of(place: Place, object: Map<String, Value>, map: &FieldMap) -> std::result::Result<Self, String> {
+        let fields = Fields { object: &object, map };
+        let is_pair = ["instruction_0", "instruction_1"].iter().any(|name| fields.get(name).is_some());
+        let mode = if is_pair { Mode::Pair } else { Mode::Single };
+        let text = |field: &str| match fields.get(field) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(other) => Err(format!("field `{}`: expected text, found {}", map.name(field), kind(other))),
+            None => Err(format!(
+                "field `{}` is missing ({}); a row to judge is {{instruction, response_0, response_1}} or {{instruction_0, response_0, \
+                 instruction_1, response_1}}",
+                map.name(field),
+                names(&object)
+            )),
+        };
+        let side = |instruction: &str, response: &str| {
+            Ok::<_, String>(Side { instruction: text(instruction)?, response: text(response)? })
+        };
+        let sides = match mode {
+            Mode::Single => [side("instruction", "response_0")?, side("instruction", "response_1")?],
+            Mode::Pair => [side("instruction_0", "response_0")?, side("instruction_1", "response_1")?],
+        };
+        let own: Vec<&str> = mode.fields().iter().map(|field| map.name(field)).collect();
+        let more = object
+            .iter()
+            .filter(|(name, _)| !own.contains(&name.as_str()) && !ANNOTATIONS.contains(&name.as_str()))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        Ok(Self { place, mode, sides, more })
+    }
+}
+
+/// A row's place in a file that was not read.
+pub fn place(path: PathBuf, line: usize) -> Place {
+    Place { path: Arc::from(path), line }
+}
+
+/// Reads rows to judge; `mode`: what all of them must be.
+///
+/// # Errors
+/// [`crate::Error::Line`] for a malformed line, a missing field, or a row of the other mode; [`crate::Error::File`] where the file cannot be
+/// read or has no rows.
+pub fn read_comparisons(path: impl AsRef<Path>, map: &FieldMap, mode: Option<Mode>) -> Result<Vec<Comparison>> {
+    let (path, mut rows) = (path.as_ref(), Vec::<Comparison>::new());
+    let mut wanted = mode;
+    for_each_object(path, open(path)?, |place, object| {
+        let row = Comparison::of(place, object, map)?;
+        let asked = *wanted.get_or_insert(row.mode);
+        if row.mode != asked {
+            let found = row.mode.fields().join(", ");
+            let why = if mode.is_some() { "--mode is" } else { "the rows before it are of mode" };
+            return Err(format!("the row holds {{{found}}}, {why} {}", asked.name()));
+        }
+        rows.push(row);
+        Ok(())
+    })?;
+    Ok(rows)
+}

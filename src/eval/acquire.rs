@@ -1,0 +1,216 @@
+//! Asking a judge about comparisons, both orders each, and going on where an earlier run ended.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Map, Value, json};
+
+use super::journal::Journal;
+use super::judge::{Answer, Choice, Judge, Order, Question, Reply, Usage, Verdict, is_flip};
+use super::tasks::rows::PreferenceRow;
+use crate::data::comparisons::Comparison;
+use crate::error::Error;
+
+/// Questions that may fail one behind the other before asking ends: the judge, not the rows, is then at fault.
+pub const MOST_FAILURES: usize = 10;
+
+/// A comparison with its answers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Judged {
+    /// In the orders (a)(b), (b)(a); `None` where nothing was said.
+    pub answers: [Option<Answer>; 2],
+}
+
+impl Judged {
+    /// The letters.
+    pub fn choices(&self) -> [Option<Choice>; 2] {
+        [0, 1].map(|i| self.answers[i].as_ref().and_then(|a| a.choice))
+    }
+
+    /// What they make.
+    pub fn verdict(&self) -> Verdict {
+        Verdict::of(self.choices())
+    }
+
+    /// Something was said in either order.
+    pub fn is_asked(&self) -> bool {
+        self.answers.iter().any(Option::is_some)
+    }
+
+    /// The row with `verdict`, `answers`, `flip`, `judge` and, of a local model, `logps`.
+    pub fn annotate(&self, comparison: &Comparison, judge: &str) -> Map<String, Value> {
+        let mut row = comparison.row();
+        row.insert("verdict".into(), json!(self.verdict()));
+        row.insert("answers".into(), json!(self.choices()));
+        row.insert("flip".into(), json!(is_flip(self.choices())));
+        let logps = [0, 1].map(|i| self.answers[i].as_ref().and_then(|a| a.logps));
+        if logps.iter().any(Option::is_some) {
+            row.insert("logps".into(), json!(logps));
+        }
+        row.insert("judge".into(), json!(judge));
+        row
+    }
+
+    /// The preference in the form that training reads; none of ties and rows without an answer.
+    pub fn preference(&self, comparison: &Comparison) -> Option<PreferenceRow> {
+        let better = self.verdict().side()?;
+        let (chosen, reject) = (&comparison.sides[better], &comparison.sides[1 - better]);
+        Some(PreferenceRow {
+            i_chosen: chosen.instruction.clone(),
+            r_chosen: chosen.response.clone(),
+            i_reject: reject.instruction.clone(),
+            r_reject: reject.response.clone(),
+        })
+    }
+}
+
+/// A question without an answer, by row and order, and why.
+pub type Failure = (String, String);
+
+/// What a run found.
+#[derive(Debug, Default)]
+pub struct Acquired {
+    /// One for each comparison, in their order.
+    pub judged: Vec<Judged>,
+    /// Questions answered in this run.
+    pub asked: usize,
+    /// Answers of earlier runs.
+    pub reused: usize,
+    /// Questions without an answer because something went wrong.
+    pub failures: Vec<Failure>,
+    /// Requests that were repeated, by reason.
+    pub repeats: BTreeMap<String, usize>,
+    /// Questions that were not asked, because the run was ended.
+    pub left: usize,
+    /// What this run cost.
+    pub usage: Usage,
+    /// What ended it early: [`Error::Judge`] where [`MOST_FAILURES`] questions failed one behind the other; what the judge or the file says.
+    pub error: Option<Error>,
+}
+
+/// Of annotated rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Side 0 is better.
+    pub first: usize,
+    /// Side 1 is.
+    pub second: usize,
+    /// Neither.
+    pub ties: usize,
+    /// Of those, the same letter twice.
+    pub flips: usize,
+    /// Answered in both orders, and at least one answer says nothing.
+    pub no_answer: usize,
+    /// Not answered in both orders.
+    pub unasked: usize,
+}
+
+impl Acquired {
+    /// By verdict.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for judged in &self.judged {
+            match judged.verdict() {
+                Verdict::First => counts.first += 1,
+                Verdict::Second => counts.second += 1,
+                Verdict::Tie => counts.ties += 1,
+                Verdict::NoAnswer if judged.answers.iter().all(Option::is_some) => counts.no_answer += 1,
+                Verdict::NoAnswer => counts.unasked += 1,
+            }
+            counts.flips += usize::from(is_flip(judged.choices()));
+        }
+        counts
+    }
+}
+
+/// A reply as it comes.
+#[derive(Debug)]
+pub struct Event<'a> {
+    /// To what.
+    pub question: &'a Question<'a>,
+    /// What.
+    pub reply: &'a Reply,
+    /// Questions of this run that are done with.
+    pub done: usize,
+    /// Questions of this run.
+    pub total: usize,
+}
+
+/// Both orders of every comparison, row by row; a comparison that stands in several rows is asked once.
+pub fn questions(comparisons: &[Comparison]) -> Vec<Question<'_>> {
+    let mut seen = HashSet::new();
+    let all = comparisons.iter().flat_map(|comparison| Order::ALL.map(|order| Question { comparison, order }));
+    all.filter(|question| seen.insert(question.key())).collect()
+}
+
+/// Those that still have no letter.
+pub fn pending<'a>(comparisons: &'a [Comparison], journal: &Journal) -> Vec<Question<'a>> {
+    let mut all = questions(comparisons);
+    all.retain(|question| journal.answer(&question.key()).is_none_or(|answer| answer.choice.is_none()));
+    all
+}
+
+/// Asks what has no answer yet. Each answer is on disk before `watch` sees it. `stop` ends the run: what is under way is still kept. What goes
+/// wrong loses no answer either: see [`Acquired::error`].
+pub fn acquire(
+    comparisons: &[Comparison],
+    judge: &dyn Judge,
+    journal: &mut Journal,
+    stop: &AtomicBool,
+    watch: &mut dyn FnMut(&Event<'_>),
+) -> Acquired {
+    let questions = pending(comparisons, journal);
+    let total = questions.len();
+    let mut acquired = Acquired { reused: journal.len(), ..Acquired::default() };
+    let (mut in_a_row, mut done) = (0, 0);
+    let mut failures: BTreeMap<usize, Failure> = BTreeMap::new();
+    let mut answered = vec![false; total];
+    if total > 0 && !stop.load(Ordering::Relaxed) {
+        let ended = judge.ask(&questions, stop, &mut |i, reply| {
+            let question = &questions[i];
+            let mut result = Ok(());
+            match &reply {
+                Reply::Answer(answer) => {
+                    journal.keep(question, answer.clone())?;
+                    acquired.usage.add(answer.usage.unwrap_or_default());
+                    failures.remove(&i);
+                    (in_a_row, done, answered[i]) = (0, done + 1, true);
+                }
+                Reply::Failed(reason) | Reply::Unfit(reason) => {
+                    journal.failed(question, reason)?;
+                    failures.insert(i, (question.told(), reason.clone()));
+                    done += 1;
+                    in_a_row += usize::from(matches!(reply, Reply::Failed(_)));
+                    if in_a_row == MOST_FAILURES {
+                        let last = format!("{}: {reason}", question.told());
+                        result = Err(Error::Judge(format!(
+                            "{in_a_row} questions in a row have no answer; the last: {last}"
+                        )));
+                    }
+                }
+                Reply::Repeat(reason) => *acquired.repeats.entry(reason.clone()).or_default() += 1,
+                Reply::Undone => {
+                    journal.undo(question)?;
+                    (done, answered[i]) = (done - usize::from(answered[i]), false);
+                }
+            }
+            watch(&Event { question, reply: &reply, done, total });
+            result
+        });
+        acquired.error = ended.err();
+    }
+    acquired.asked = answered.iter().filter(|&&a| a).count();
+    acquired.failures = failures.into_values().collect();
+    acquired.left = total - acquired.asked - acquired.failures.len();
+    acquired.judged = judged(comparisons, journal);
+    acquired
+}
+
+/// The answers that a file has, row by row.
+pub fn judged(comparisons: &[Comparison], journal: &Journal) -> Vec<Judged> {
+    let of = |comparison| {
+        let answers = Order::ALL.map(|order| journal.answer(&Question { comparison, order }.key()).cloned());
+        Judged { answers }
+    };
+    comparisons.iter().map(of).collect()
+}

@@ -1,0 +1,348 @@
+//! How conditional and joint preferences go together: the analysis of the paper's figures 2 and 3, from annotated rows. How often a judge
+//! decides, by stratum; how often a pair that was preferred conditionally (C) wins against one that was rejected (R); how judges agree with
+//! each other and with people; and how much the order of asking has a say. Each number has a bootstrap interval ([`super::statistics`]).
+
+pub mod show;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::judge::{Choice, Order, Question, Verdict, is_flip};
+use super::statistics::{Interval, Resampler, kappa, share};
+use super::strata::Stratum;
+use crate::data::comparisons::Comparison;
+use crate::data::rows::{FieldMap, Place};
+use crate::error::{Error, Result};
+use crate::eval::journal::Recovered;
+
+/// A judged row.
+#[derive(Debug, Clone)]
+pub struct Annotated {
+    /// What was compared.
+    pub comparison: Comparison,
+    /// What the two answers made.
+    pub verdict: Verdict,
+    /// In the orders (a)(b), (b)(a), where the row has them.
+    pub answers: [Option<Choice>; 2],
+    /// Where the sides come from.
+    pub stratum: Stratum,
+    /// Of a mixed pair: the side that was preferred conditionally.
+    pub chosen: Option<usize>,
+    /// The preference rows behind it, or its instructions where those are not named.
+    pub sources: Vec<String>,
+}
+
+/// The rows of one judge.
+#[derive(Debug, Clone)]
+pub struct File {
+    /// Where they were read.
+    pub path: PathBuf,
+    /// Who judged: field `judge`, else the file's name.
+    pub judge: String,
+    /// A person.
+    pub is_person: bool,
+    /// In the file's order.
+    pub rows: Vec<Annotated>,
+}
+
+impl Annotated {
+    fn of(place: Place, object: &Map<String, Value>) -> std::result::Result<Self, String> {
+        let comparison = Comparison::of(place, object.clone(), &FieldMap::default())?;
+        let field = |name: &str| object.get(name).filter(|value| !value.is_null());
+        let wrong = |name: &str, expected: &str| format!("field `{name}`: expected {expected}");
+        let answers: Option<[Option<Choice>; 2]> = match field("answers") {
+            None => None,
+            Some(value) => Some(
+                serde_json::from_value(value.clone())
+                    .map_err(|_| wrong("answers", "two of \"a\", \"b\", \"tie\", null"))?,
+            ),
+        };
+        let verdict: Option<Verdict> = match field("verdict") {
+            None => None,
+            Some(value) => Some(
+                serde_json::from_value(value.clone())
+                    .map_err(|_| wrong("verdict", "first, second, tie or no_answer"))?,
+            ),
+        };
+        let verdict = match (verdict, answers) {
+            (Some(verdict), Some(answers)) if verdict != Verdict::of(answers) => {
+                return Err("fields `verdict` and `answers` contradict each other".into());
+            }
+            (Some(verdict), _) => verdict,
+            (None, Some(answers)) => Verdict::of(answers),
+            (None, None) => return Err("field `verdict` is missing: the row was not judged".into()),
+        };
+        let bools = ["chosen_0", "chosen_1"].map(|name| (name, field(name)));
+        let mut chosen = [None; 2];
+        for (side, (name, value)) in chosen.iter_mut().zip(bools) {
+            *side = match value {
+                None => None,
+                Some(Value::Bool(chosen)) => Some(*chosen),
+                Some(_) => return Err(wrong(name, "true or false")),
+            };
+        }
+        let by_sides = match chosen {
+            [Some(true), Some(true)] => Some(Stratum::BothChosen),
+            [Some(false), Some(false)] => Some(Stratum::BothRejected),
+            [Some(_), Some(_)] => Some(Stratum::Mixed),
+            _ => None,
+        };
+        let told: Option<Stratum> = match field("stratum") {
+            None => None,
+            Some(value) => Some(
+                serde_json::from_value(value.clone())
+                    .map_err(|_| wrong("stratum", &Stratum::ALL.map(Stratum::name).join(", ")))?,
+            ),
+        };
+        let [first, second] = &comparison.sides;
+        let stratum = match (told, by_sides) {
+            (Some(told), Some(found)) if told != found => {
+                return Err("field `stratum` contradicts `chosen_0` and `chosen_1`".into());
+            }
+            (Some(Stratum::Mixed), None) => {
+                return Err("fields `chosen_0` and `chosen_1` are missing: which side was preferred?".into());
+            }
+            (Some(stratum), _) | (None, Some(stratum)) => stratum,
+            (None, None) if first.instruction == second.instruction => Stratum::Conditional,
+            (None, None) => Stratum::Other,
+        };
+        let named = ["source_0", "source_1"].map(|name| field(name).and_then(Value::as_str).map(String::from));
+        let sources = match named {
+            [Some(a), Some(b)] => vec![a, b],
+            _ => comparison.sides.iter().map(|side| side.instruction.clone()).collect(),
+        };
+        let chosen = (stratum == Stratum::Mixed).then(|| usize::from(chosen[0] != Some(true)));
+        Ok(Self { comparison, verdict, answers: answers.unwrap_or_default(), stratum, chosen, sources })
+    }
+
+    /// What was compared, whichever side came first, and whether the sides are to be exchanged for it.
+    fn key(&self) -> (String, bool) {
+        let [ab, ba] = Order::ALL.map(|order| Question { comparison: &self.comparison, order }.key());
+        if ab <= ba { (ab, false) } else { (ba, true) }
+    }
+}
+
+/// Reads annotated rows. A last line that a crash cut short is left out; the note says so.
+///
+/// # Errors
+/// [`Error::Line`] for a malformed line or a row that was not judged; [`Error::File`].
+pub fn read(path: &Path, is_person: bool) -> Result<(File, Option<String>)> {
+    let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+    let found = Recovered::of(path, &bytes)?;
+    let shared: Arc<Path> = path.into();
+    let mut judge = None;
+    let mut rows = Vec::with_capacity(found.lines.len());
+    for (line, object) in &found.lines {
+        let place = Place { path: shared.clone(), line: *line };
+        rows.push(Annotated::of(place.clone(), object).map_err(|reason| place.error(reason))?);
+        let named = object.get("judge").and_then(Value::as_str).map(String::from);
+        if judge.get_or_insert_with(|| named.clone()) != &named {
+            return Err(place.error("field `judge`: the rows before it are another judge's"));
+        }
+    }
+    if rows.is_empty() {
+        return Err(Error::file(path, "the file holds no rows"));
+    }
+    let judge = judge.flatten().unwrap_or_else(|| path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+    Ok((File { path: path.into(), judge, is_person, rows }, found.note(path)))
+}
+
+/// How intervals are made.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Bootstrap {
+    /// 0.95.
+    pub level: f64,
+    /// Draws.
+    pub draws: usize,
+    /// Of the draws.
+    pub seed: u64,
+}
+
+/// One judge's rows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Analysis {
+    /// Who.
+    pub judge: String,
+    /// A person.
+    pub is_person: bool,
+    /// The file.
+    pub file: PathBuf,
+    /// Rows, and those of them without a verdict.
+    pub rows: usize,
+    /// Not answered in both orders.
+    pub no_answer: usize,
+    /// first + second over all with a verdict: all rows, then by stratum.
+    pub decisive: Vec<(&'static str, Interval)>,
+    /// Of mixed pairs with a verdict: C>R, C<R, tie.
+    pub mixed: Vec<(&'static str, Interval)>,
+    /// Of decided mixed pairs, those where the joint choice is the conditional one (C>R), and κ between the two choices.
+    pub conditional_agreement: Interval,
+    /// See there.
+    pub conditional_kappa: Interval,
+    /// Of all letters, (a); ½ where the order has no say.
+    pub said_a: Interval,
+    /// Of rows with two letters, those with the same twice.
+    pub flips: Interval,
+    /// Of those, (a) twice.
+    pub flips_to_a: Interval,
+}
+
+/// Two judges over the rows that both have a verdict on.
+#[derive(Debug, Clone, Serialize)]
+pub struct Agreement {
+    /// Who.
+    pub judges: [String; 2],
+    /// Either is a person.
+    pub with_person: bool,
+    /// The same of first, second and tie, and κ over these.
+    pub verdicts: Interval,
+    /// See there.
+    pub kappa: Interval,
+    /// Of the rows that both decided: the same side, and κ.
+    pub decided: Interval,
+    /// See there.
+    pub decided_kappa: Interval,
+}
+
+/// Everything.
+#[derive(Debug, Clone, Serialize)]
+pub struct Interplay {
+    /// How intervals were made.
+    pub bootstrap: Bootstrap,
+    /// One a file.
+    pub judges: Vec<Analysis>,
+    /// Every two files.
+    pub agreement: Vec<Agreement>,
+}
+
+/// A statistic of weighted rows, with its interval: drawn again is what is behind these rows alone.
+fn interval<'a>(
+    rows: impl Iterator<Item = &'a Annotated>,
+    n: usize,
+    bootstrap: &Bootstrap,
+    of: &dyn Fn(&[f64]) -> f64,
+) -> Interval {
+    let resampler = Resampler::new(rows.map(|row| row.sources.iter().map(String::as_str).collect()));
+    let [value, low, high] = resampler.interval(of, bootstrap.level, bootstrap.draws, bootstrap.seed);
+    Interval { value, low, high, n, units: resampler.units() }
+}
+
+/// The part of the rows of `of` that are.
+fn part(
+    rows: &[&Annotated],
+    bootstrap: &Bootstrap,
+    of: impl Fn(&Annotated) -> bool,
+    are: impl Fn(&Annotated) -> bool,
+) -> Interval {
+    let some: Vec<&Annotated> = rows.iter().copied().filter(|row| of(row)).collect();
+    let are: Vec<bool> = some.iter().map(|row| are(row)).collect();
+    interval(some.iter().copied(), some.len(), bootstrap, &|weights| share(weights, &are))
+}
+
+/// κ of rows and what two say of them.
+fn agreement(pairs: &[(&Annotated, [usize; 2])], bootstrap: &Bootstrap, categories: usize) -> Interval {
+    interval(pairs.iter().map(|(row, _)| *row), pairs.len(), bootstrap, &|weights| {
+        kappa(pairs.iter().zip(weights).map(|((_, pair), &weight)| (*pair, weight)), categories)
+    })
+}
+
+/// One judge's rows.
+pub fn analyse(file: &File, bootstrap: &Bootstrap) -> Analysis {
+    let rows: Vec<&Annotated> = file.rows.iter().collect();
+    let part = |of: &dyn Fn(&Annotated) -> bool, are: &dyn Fn(&Annotated) -> bool| part(&rows, bootstrap, of, are);
+    let judged = |r: &Annotated| r.verdict != Verdict::NoAnswer;
+    let decided = |r: &Annotated| r.verdict.side().is_some();
+    // Whether a mixed pair went as before, or the other way round.
+    let joint = |r: &Annotated| Some(r.chosen? == r.verdict.side()?);
+    let mixed = |r: &Annotated| r.chosen.is_some() && judged(r);
+    let letters = |r: &Annotated| r.answers.iter().all(|a| matches!(a, Some(Choice::A | Choice::B)));
+    let flips = |r: &Annotated| is_flip(r.answers);
+
+    let mut decisive = vec![("all", part(&judged, &decided))];
+    for stratum in Stratum::ALL.into_iter().filter(|stratum| rows.iter().any(|r| r.stratum == *stratum)) {
+        decisive.push((stratum.name(), part(&|r| r.stratum == stratum && judged(r), &decided)));
+    }
+    let both = rows.iter().filter_map(|r| Some((*r, [r.chosen?, r.verdict.side()?])));
+    Analysis {
+        judge: file.judge.clone(),
+        is_person: file.is_person,
+        file: file.path.clone(),
+        rows: rows.len(),
+        no_answer: rows.iter().filter(|r| !judged(r)).count(),
+        decisive,
+        mixed: vec![
+            ("C>R", part(&mixed, &|r| joint(r) == Some(true))),
+            ("C<R", part(&mixed, &|r| joint(r) == Some(false))),
+            ("tie", part(&mixed, &|r| r.verdict == Verdict::Tie)),
+        ],
+        conditional_agreement: part(&|r| joint(r).is_some(), &|r| joint(r) == Some(true)),
+        conditional_kappa: agreement(&both.collect::<Vec<_>>(), bootstrap, 2),
+        said_a: said_a(&rows, bootstrap),
+        flips: part(&letters, &flips),
+        flips_to_a: part(&flips, &|r| r.answers[0] == Some(Choice::A)),
+    }
+}
+
+/// Of all letters said, the part that are (a).
+fn said_a(rows: &[&Annotated], bootstrap: &Bootstrap) -> Interval {
+    let count = |r: &Annotated, choice| r.answers.iter().filter(|a| **a == Some(choice)).count() as f64;
+    let of = |r: &Annotated| [Choice::A, Choice::B].map(|choice| count(r, choice));
+    let some: Vec<&Annotated> = rows.iter().copied().filter(|r| of(r) != [0.0; 2]).collect();
+    let letters: Vec<[f64; 2]> = some.iter().map(|r| of(r)).collect();
+    let n = letters.iter().flatten().sum::<f64>() as usize;
+    interval(some.iter().copied(), n, bootstrap, &|weights| {
+        let sum = |i: usize| letters.iter().zip(weights).map(|(l, w)| l[i] * w).sum::<f64>();
+        let (a, b) = (sum(0), sum(1));
+        if a + b > 0.0 { a / (a + b) } else { f64::NAN }
+    })
+}
+
+/// Two judges, over the comparisons that both have judged, whatever their order in the files and of their sides.
+pub fn compare(a: &File, b: &File, bootstrap: &Bootstrap) -> Agreement {
+    let category = |verdict: Verdict| match verdict {
+        Verdict::First => Some(0),
+        Verdict::Second => Some(1),
+        Verdict::Tie => Some(2),
+        Verdict::NoAnswer => None,
+    };
+    let verdict = |row: &Annotated, exchanged: bool| if exchanged { row.verdict.exchanged() } else { row.verdict };
+    let mut theirs: HashMap<String, Verdict> = HashMap::new();
+    for row in &b.rows {
+        let (key, exchanged) = row.key();
+        theirs.entry(key).or_insert(verdict(row, exchanged));
+    }
+    let mut common: Vec<(&Annotated, [usize; 2])> = Vec::new();
+    for row in &a.rows {
+        let (key, exchanged) = row.key();
+        let pair = theirs.remove(&key).and_then(category).zip(category(verdict(row, exchanged)));
+        common.extend(pair.map(|(theirs, ours)| (row, [ours, theirs])));
+    }
+    let decided: Vec<(&Annotated, [usize; 2])> =
+        common.iter().copied().filter(|(_, pair)| pair.iter().all(|&c| c < 2)).collect();
+    let same = |pairs: &[(&Annotated, [usize; 2])]| {
+        let same: Vec<bool> = pairs.iter().map(|(_, [a, b])| a == b).collect();
+        interval(pairs.iter().map(|(row, _)| *row), pairs.len(), bootstrap, &|weights| share(weights, &same))
+    };
+    Agreement {
+        judges: [a.judge.clone(), b.judge.clone()],
+        with_person: a.is_person || b.is_person,
+        verdicts: same(&common),
+        kappa: agreement(&common, bootstrap, 3),
+        decided: same(&decided),
+        decided_kappa: agreement(&decided, bootstrap, 2),
+    }
+}
+
+/// Each file, and every two of them.
+pub fn interplay(files: &[File], bootstrap: Bootstrap) -> Interplay {
+    let pairs = (0..files.len()).flat_map(|i| (i + 1..files.len()).map(move |j| (i, j)));
+    Interplay {
+        bootstrap,
+        judges: files.iter().map(|file| analyse(file, &bootstrap)).collect(),
+        agreement: pairs.map(|(i, j)| compare(&files[i], &files[j], &bootstrap)).collect(),
+    }
+}

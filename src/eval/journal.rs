@@ -1,0 +1,232 @@
+//! Answers on disk, one JSON object a line, each there before the next question depends on it. The first line says who is asked.
+//!
+//! ```text
+//! {"judge":{"kind":"endpoint","model":"...",...}}
+//! {"key":"0f3c...","row":"rows.jsonl:3","order":"ab","choice":"a","text":"Output (a)","usage":{...}}
+//! {"key":"91aa...","row":"rows.jsonl:3","order":"ba","failed":"HTTP 500 ..."}
+//! {"key":"0f3c...","undone":true}
+//! ```
+//!
+//! A later line about the same question replaces an earlier one; one that failed replaces nothing.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::judge::{Answer, Judge, Question};
+use crate::error::{Error, Result};
+
+/// The file's name.
+pub const ANSWERS: &str = "answers.jsonl";
+
+/// Whole lines of a JSONL text, with their numbers from 1, and what the last line is where a crash cut it short: it has no newline, and is no
+/// object. Blank lines are skipped.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Line numbers and objects.
+    pub lines: Vec<(usize, Map<String, Value>)>,
+    /// Bytes that they take.
+    pub whole_bytes: usize,
+    /// The number of the half-written last line, and its bytes.
+    pub cut: Option<(usize, usize)>,
+}
+
+impl Recovered {
+    /// Of a file's bytes; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Line`] for a line that is no object, unless it is the last and unfinished.
+    pub fn of(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let mut found = Self::default();
+        for (i, line) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
+            let finished = line.ends_with(b"\n");
+            if finished && line.trim_ascii().is_empty() {
+                found.whole_bytes += line.len();
+                continue;
+            }
+            match serde_json::from_slice::<Map<String, Value>>(line) {
+                // An object that lacks no more than its newline is whole for a reader; the writer gives it one.
+                Ok(object) => {
+                    found.lines.push((i + 1, object));
+                    found.whole_bytes += line.len();
+                }
+                Err(_) if !finished => found.cut = Some((i + 1, line.len())),
+                Err(error) => {
+                    let reason = error.to_string();
+                    let reason = reason.split(" at line ").next().unwrap_or_default();
+                    return Err(Error::line(path, i + 1, format!("no JSON object: {reason}")));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// "answers.jsonl:7: the last line was cut short: dropped".
+    pub fn note(&self, path: &Path) -> Option<String> {
+        let (line, bytes) = self.cut?;
+        Some(format!("{}:{line}: the last line was cut short after {bytes} bytes, and is dropped", path.display()))
+    }
+}
+
+/// An open file of answers. One program has it at a time.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    answers: HashMap<String, Answer>,
+    durable: bool,
+    notes: Vec<String>,
+}
+
+impl Journal {
+    /// Opens or begins the file of a judge's answers.
+    ///
+    /// # Errors
+    /// [`Error::Line`] for a line that is damaged, [`Error::Flag`] for answers of another judge, [`Error::File`], also where another program
+    /// has the file open.
+    pub fn open(path: &Path, judge: &dyn Judge) -> Result<Self> {
+        let fail = |e: std::io::Error| Error::file(path, e);
+        let mut file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(fail)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::file(path, "another run is writing to it")),
+            // Where the file system has no locks, nobody is kept out.
+            Err(TryLockError::Error(_)) => {}
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(fail)?;
+        let found = Recovered::of(path, &bytes)?;
+        let notes = found.note(path).into_iter().collect();
+        file.set_len(found.whole_bytes as u64).map_err(fail)?;
+        file.seek(SeekFrom::End(0)).map_err(fail)?;
+        if found.whole_bytes > 0 && bytes[found.whole_bytes - 1] != b'\n' {
+            file.write_all(b"\n").map_err(fail)?;
+        }
+        let mut journal = Self { path: path.into(), file, answers: HashMap::new(), durable: judge.is_costly(), notes };
+        let mut lines = found.lines.into_iter();
+        match lines.next() {
+            None => journal.write(&json!({"judge": judge.identity()}))?,
+            Some((line, head)) => journal.check(line, &head, &judge.identity())?,
+        }
+        for (line, object) in lines {
+            journal.take(object).map_err(|reason| Error::line(path, line, reason))?;
+        }
+        Ok(journal)
+    }
+
+    fn check(&self, line: usize, head: &Map<String, Value>, now: &Value) -> Result<()> {
+        let Some(was) = head.get("judge") else {
+            return Err(Error::line(&self.path, line, "field `judge` is missing: this is no file of answers"));
+        };
+        if was == now {
+            return Ok(());
+        }
+        let empty = Map::new();
+        let (old, new) = (was.as_object().unwrap_or(&empty), now.as_object().unwrap_or(&empty));
+        let differs = old.keys().chain(new.keys()).find(|name| old.get(*name) != new.get(*name));
+        let show = |value: Option<&Value>| value.map_or("nothing".into(), Value::to_string);
+        let name = differs.map_or("kind", String::as_str);
+        let reason = format!(
+            "{} holds answers of another judge: its `{name}` is {}, now it is {}",
+            self.path.display(),
+            show(old.get(name)),
+            show(new.get(name))
+        );
+        Err(Error::flag("resume", reason))
+    }
+
+    fn take(&mut self, mut object: Map<String, Value>) -> std::result::Result<(), String> {
+        let key = match object.get("key") {
+            Some(Value::String(key)) => key.clone(),
+            _ => return Err("field `key` is missing".into()),
+        };
+        if object.contains_key("failed") {
+            return Ok(());
+        }
+        if object.contains_key("undone") {
+            self.answers.remove(&key);
+            return Ok(());
+        }
+        ["key", "row", "order"].iter().for_each(|name| drop(object.remove(*name)));
+        let answer = serde_json::from_value(Value::Object(object)).map_err(|e| format!("no answer: {e}"))?;
+        self.answers.insert(key, answer);
+        Ok(())
+    }
+
+    /// What a user should know about the file: a last line that was cut short.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What was answered to a question of this key.
+    pub fn answer(&self, key: &str) -> Option<&Answer> {
+        self.answers.get(key)
+    }
+
+    /// Questions that were answered, with or without sense.
+    pub fn len(&self) -> usize {
+        self.answers.len()
+    }
+
+    /// Nothing was answered yet.
+    pub fn is_empty(&self) -> bool {
+        self.answers.is_empty()
+    }
+
+    /// All answers, in no order.
+    pub fn answers(&self) -> impl Iterator<Item = &Answer> {
+        self.answers.values()
+    }
+
+    fn write(&mut self, line: &Value) -> Result<()> {
+        let mut text = line.to_string();
+        text.push('\n');
+        let written = self.file.write_all(text.as_bytes());
+        let written = if self.durable { written.and_then(|()| self.file.sync_data()) } else { written };
+        written.map_err(|e| Error::file(&self.path, e))
+    }
+
+    fn line(question: &Question<'_>, key: &str, more: Value) -> Value {
+        let place = &question.comparison.place;
+        let row = format!("{}:{}", place.path.display(), place.line);
+        let mut line = json!({"key": key, "row": row, "order": question.order});
+        if let (Some(line), Value::Object(more)) = (line.as_object_mut(), more) {
+            line.extend(more);
+        }
+        line
+    }
+
+    /// Keeps an answer: it is on disk when this returns.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn keep(&mut self, question: &Question<'_>, answer: Answer) -> Result<()> {
+        let key = question.key();
+        self.write(&Self::line(question, &key, json!(answer)))?;
+        self.answers.insert(key, answer);
+        Ok(())
+    }
+
+    /// Keeps that a question has no answer, and why.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn failed(&mut self, question: &Question<'_>, reason: &str) -> Result<()> {
+        self.write(&Self::line(question, &question.key(), json!({"failed": reason})))
+    }
+
+    /// Takes an answer back.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn undo(&mut self, question: &Question<'_>) -> Result<()> {
+        let key = question.key();
+        self.write(&json!({"key": key, "undone": true}))?;
+        self.answers.remove(&key);
+        Ok(())
+    }
+}

@@ -1,0 +1,290 @@
+//! Judges: who is asked which of two sides is better, what is asked, and what two answers make of it.
+//!
+//! Every comparison is asked twice, once in either order ([`Order`]). A judge's answer names a letter ([`Choice`]); two answers that name the
+//! same side are a preference, anything else that was answered twice is a tie ([`Verdict`]). [`super::acquire::acquire`] asks and keeps
+//! what was answered; any [`Judge`] serves it.
+
+#[cfg(feature = "cli")]
+pub mod command;
+#[cfg(feature = "cli")]
+pub mod endpoint;
+pub mod grader;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod local;
+pub mod person;
+#[cfg(feature = "cli")]
+mod pool;
+pub mod prompt;
+
+use std::sync::atomic::AtomicBool;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::data::comparisons::{Comparison, Mode, Side};
+use crate::error::Result;
+
+/// Which side is shown as (a).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Side 0 is (a), side 1 is (b).
+    Ab,
+    /// Side 1 is (a), side 0 is (b).
+    Ba,
+}
+
+impl Order {
+    /// Both, as answers are kept.
+    pub const ALL: [Order; 2] = [Order::Ab, Order::Ba];
+
+    /// As in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ab => "ab",
+            Self::Ba => "ba",
+        }
+    }
+}
+
+/// An answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// What was shown as (a).
+    A,
+    /// What was shown as (b).
+    B,
+    /// Neither is better. Models are not offered it.
+    Tie,
+}
+
+/// Words before a letter that say nothing.
+const LEADS: [&str; 8] = ["the", "final", "answer", "verdict", "output", "response", "choice", "is"];
+
+impl Choice {
+    /// What a text says: it is one of the letters (`(a)`, `Output (b)`, `B.`), or only one of (a) and (b) occurs in it, or its last line is one
+    /// of the letters. Nothing else is guessed at.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim().to_lowercase();
+        if let Some(choice) = Self::of_line(&text) {
+            return Some(choice);
+        }
+        match (text.contains("(a)"), text.contains("(b)")) {
+            (true, false) => Some(Self::A),
+            (false, true) => Some(Self::B),
+            _ => text.lines().last().and_then(Self::of_line),
+        }
+    }
+
+    /// A line in lower case that is nothing but an answer.
+    fn of_line(line: &str) -> Option<Self> {
+        let mark = |c: char| !c.is_alphanumeric();
+        let words: Vec<&str> = line.split(mark).filter(|word| !word.is_empty()).collect();
+        let (last, leads) = words.split_last()?;
+        if !leads.iter().all(|word| LEADS.contains(word)) {
+            return None;
+        }
+        match *last {
+            "a" => Some(Self::A),
+            "b" => Some(Self::B),
+            "tie" | "equal" => Some(Self::Tie),
+            _ => None,
+        }
+    }
+
+    /// The side that is meant; none for a tie.
+    pub fn side(self, order: Order) -> Option<usize> {
+        match (self, order) {
+            (Self::A, Order::Ab) | (Self::B, Order::Ba) => Some(0),
+            (Self::B, Order::Ab) | (Self::A, Order::Ba) => Some(1),
+            (Self::Tie, _) => None,
+        }
+    }
+}
+
+/// What two answers make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Side 0 is better, in both orders.
+    First,
+    /// Side 1 is better, in both orders.
+    Second,
+    /// Both orders were answered, and not with the same side.
+    Tie,
+    /// At least one order has no answer.
+    NoAnswer,
+}
+
+impl Verdict {
+    /// Of the answers in the orders (a)(b) and (b)(a).
+    pub fn of(answers: [Option<Choice>; 2]) -> Self {
+        let [Some(ab), Some(ba)] = answers else { return Self::NoAnswer };
+        match (ab.side(Order::Ab), ba.side(Order::Ba)) {
+            (Some(0), Some(0)) => Self::First,
+            (Some(1), Some(1)) => Self::Second,
+            _ => Self::Tie,
+        }
+    }
+
+    /// The better side.
+    pub fn side(self) -> Option<usize> {
+        match self {
+            Self::First => Some(0),
+            Self::Second => Some(1),
+            Self::Tie | Self::NoAnswer => None,
+        }
+    }
+
+    /// The same with the sides exchanged.
+    pub fn exchanged(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+            other => other,
+        }
+    }
+}
+
+/// A positional flip: the same letter in both orders.
+pub fn is_flip(answers: [Option<Choice>; 2]) -> bool {
+    matches!(answers, [Some(Choice::A), Some(Choice::A)] | [Some(Choice::B), Some(Choice::B)])
+}
+
+/// A comparison in one order.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// What is compared.
+    pub comparison: &'a Comparison,
+    /// Which side is (a).
+    pub order: Order,
+}
+
+impl<'a> Question<'a> {
+    /// What is shown as (a).
+    pub fn a(&self) -> &'a Side {
+        &self.comparison.sides[usize::from(self.order == Order::Ba)]
+    }
+
+    /// What is shown as (b).
+    pub fn b(&self) -> &'a Side {
+        &self.comparison.sides[usize::from(self.order == Order::Ab)]
+    }
+
+    /// What is asked, and nothing of where it stands: rows may come in any order. Hexadecimal, 128 bits of SHA-256.
+    pub fn key(&self) -> String {
+        let (a, b) = (self.a(), self.b());
+        let asked = json!([self.comparison.mode, a.instruction, a.response, b.instruction, b.response]);
+        hash(&asked.to_string())
+    }
+
+    /// "rows.jsonl:3, order ba".
+    pub fn told(&self) -> String {
+        let place = &self.comparison.place;
+        format!("{}:{}, order {}", place.path.display(), place.line, self.order.name())
+    }
+
+    /// Its texts by the names that prompts and commands know.
+    pub fn texts(&self) -> Vec<(&'static str, &'a str)> {
+        let (a, b) = (self.a(), self.b());
+        match self.comparison.mode {
+            Mode::Single => {
+                vec![("instruction", &a.instruction), ("response_a", &a.response), ("response_b", &b.response)]
+            }
+            Mode::Pair => vec![
+                ("instruction_a", &a.instruction),
+                ("response_a", &a.response),
+                ("instruction_b", &b.instruction),
+                ("response_b", &b.response),
+            ],
+        }
+    }
+}
+
+/// 128 bits of a text's SHA-256, in hexadecimal.
+pub fn hash(text: &str) -> String {
+    Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Tokens that an answer cost, as the judge counts them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Read.
+    pub prompt_tokens: u64,
+    /// Written.
+    pub completion_tokens: u64,
+}
+
+impl Usage {
+    /// Adds.
+    pub fn add(&mut self, other: Self) {
+        self.prompt_tokens = self.prompt_tokens.saturating_add(other.prompt_tokens);
+        self.completion_tokens = self.completion_tokens.saturating_add(other.completion_tokens);
+    }
+}
+
+/// What a judge said to one question.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// `None`: what it said is no answer.
+    pub choice: Option<Choice>,
+    /// In its own words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// log π of "(a)" and "(b)", nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logps: Option<[f64; 2]>,
+    /// What it cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+impl From<Choice> for Answer {
+    fn from(choice: Choice) -> Self {
+        Self { choice: Some(choice), ..Self::default() }
+    }
+}
+
+/// What becomes of a question.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// The judge said something.
+    Answer(Answer),
+    /// It did not, and is not asked again in this run: why.
+    Failed(String),
+    /// The same by the fault of the row, which is too long or of another kind than this judge knows.
+    Unfit(String),
+    /// It is asked again: why, in a word or two.
+    Repeat(String),
+    /// The answer is taken back.
+    Undone,
+}
+
+/// Whoever tells which of two is better.
+pub trait Judge {
+    /// For tables and annotated rows.
+    fn name(&self) -> &str;
+
+    /// What its answers depend on: a run with another identity does not go on with them. Holds no secret.
+    fn identity(&self) -> Value;
+
+    /// Whether an answer is worth a wait for the disk, each.
+    fn is_costly(&self) -> bool {
+        true
+    }
+
+    /// Asks, in any order, several at a time where it can, and tells each reply as soon as it is there, with the question's index. Ends early,
+    /// with no more questions begun, once `stop` is set; what is under way, and so paid for, is still told. Questions that were never begun
+    /// are not told.
+    ///
+    /// # Errors
+    /// What no further question would change (a key that is refused), and the first that `tell` returned, after which it begins no more.
+    fn ask(
+        &self,
+        questions: &[Question<'_>],
+        stop: &AtomicBool,
+        tell: &mut dyn FnMut(usize, Reply) -> Result<()>,
+    ) -> Result<()>;
+}

@@ -1,0 +1,130 @@
+//! A local model as a judge, through our own engine: the letter that it would rather begin its answer with. Nothing is sampled or parsed.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use super::prompt::Prompt;
+use super::{Answer, Choice, Judge, Question, Reply};
+use crate::data::batch::{Example, Sequence};
+use crate::data::rows::Instruction;
+use crate::data::template::Template;
+use crate::data::tokens::Tokenizer;
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::model::decoder::Decoder;
+use crate::train::trainer::{by_tokens, score};
+
+/// What an answer begins with.
+pub const LETTERS: [&str; 2] = ["(a)", "(b)"];
+
+/// A model on a device, and how it is asked.
+pub struct Local<'g> {
+    /// The device.
+    pub gpu: &'g Gpu,
+    /// The model.
+    pub decoder: Decoder,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// What stands around the prompt: a chat model's own.
+    pub template: Template,
+    /// What it is asked.
+    pub prompt: Prompt,
+    /// Tokens a sequence may have.
+    pub max_length: usize,
+    /// Tokens of a pass: as many questions at a time as fit.
+    pub max_tokens: usize,
+    /// Shown, and written.
+    pub name: String,
+    /// What else its answers depend on: adapter, storage.
+    pub settings: Value,
+}
+
+/// A question's two sequences, which share the prompt.
+///
+/// # Errors
+/// The reason: a text that the tokenizer or template cannot hold, or that is too long.
+pub fn example(
+    question: &Question<'_>,
+    prompt: &Prompt,
+    tokenizer: &Tokenizer,
+    template: &Template,
+    max_length: usize,
+) -> std::result::Result<Example, String> {
+    let asked = Instruction::Plain(prompt.render(question));
+    let begun = |letter: &str| tokenizer.encode_begun(&asked, letter, template);
+    let sequences: Vec<Sequence> = LETTERS.into_iter().map(begun).collect::<std::result::Result<_, _>>()?;
+    let longest = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0);
+    if longest > max_length {
+        return Err(format!("the question has {longest} tokens, --max-length is {max_length}"));
+    }
+    if sequences[0].ids == sequences[1].ids {
+        return Err("the tokenizer has the same tokens for (a) and (b)".into());
+    }
+    Ok(Example { row: 0, sequences, desirable: None })
+}
+
+/// log π of "(a)" and of "(b)" behind each prompt, nats; a prompt is computed once for both.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub async fn log_probabilities(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    examples: &[&Example],
+    max_tokens: usize,
+) -> Result<Vec<[f64; 2]>> {
+    let scored = score(gpu, decoder, examples, true, true, max_tokens, &mut |_| ()).await?;
+    Ok(scored.as_chunks().0.iter().map(|[a, b]| [a.sums.response, b.sums.response]).collect())
+}
+
+/// The likelier letter.
+fn answer(logps: [f64; 2]) -> Reply {
+    let choice = match logps[0].partial_cmp(&logps[1]) {
+        Some(std::cmp::Ordering::Greater) => Choice::A,
+        Some(std::cmp::Ordering::Less) => Choice::B,
+        Some(std::cmp::Ordering::Equal) => Choice::Tie,
+        None => return Reply::Failed("a log-probability is not finite".into()),
+    };
+    Reply::Answer(Answer { choice: Some(choice), logps: Some(logps), ..Answer::default() })
+}
+
+impl Judge for Local<'_> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn identity(&self) -> Value {
+        json!({"kind": "local", "model": self.name, "settings": self.settings, "prompt": self.prompt.hash()})
+    }
+
+    fn is_costly(&self) -> bool {
+        false
+    }
+
+    fn ask(
+        &self,
+        questions: &[Question<'_>],
+        stop: &AtomicBool,
+        tell: &mut dyn FnMut(usize, Reply) -> Result<()>,
+    ) -> Result<()> {
+        let mut examples = Vec::new();
+        for (i, question) in questions.iter().enumerate() {
+            match example(question, &self.prompt, &self.tokenizer, &self.template, self.max_length) {
+                Ok(example) => examples.push(Example { row: i, ..example }),
+                Err(reason) => tell(i, Reply::Unfit(reason))?,
+            }
+        }
+        let all: Vec<&Example> = examples.iter().collect();
+        for group in by_tokens(&all, true, self.max_tokens) {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let logps = pollster::block_on(log_probabilities(self.gpu, &self.decoder, &group, self.max_tokens))?;
+            for (example, logps) in group.iter().zip(logps) {
+                tell(example.row, answer(logps))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,180 @@
+//! A person as a judge: one key an answer, with a way back. What draws and reads keys is a [`Screen`].
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use super::{Answer, Choice, Judge, Question, Reply};
+use crate::data::comparisons::Mode;
+use crate::error::{Result, visible};
+use crate::rng::Rng;
+
+/// What a key means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Press {
+    /// (a), (b) or neither.
+    Choose(Choice),
+    /// No answer to this one: it is asked again in the next run.
+    Skip,
+    /// The last answer was a mistake.
+    Undo,
+    /// Enough.
+    Quit,
+    /// Anything else.
+    Other,
+}
+
+/// A terminal, or what stands in for it.
+pub trait Screen {
+    /// Shows a page of lines in place of the last one. `title` first, then texts under their headings, then `keys`.
+    ///
+    /// # Errors
+    /// Where it cannot be written to.
+    fn show(&self, title: &str, texts: &[(&str, String)], keys: &str) -> Result<()>;
+
+    /// Waits for a key.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    fn press(&self) -> Result<Press>;
+}
+
+/// Comparisons after which the first of them comes again, in the other order.
+const BLOCK: usize = 10;
+
+const KEYS: &str = "a, b: better   t: equal   s: skip   u: undo   q: quit";
+
+/// Somebody in front of a screen.
+pub struct Person<S> {
+    /// Where.
+    pub screen: S,
+    /// Who: two people's answers are told apart by it.
+    pub name: String,
+    /// Of the order of the questions.
+    pub seed: u64,
+}
+
+/// The order in which a person sees questions: blocks of [`BLOCK`] rows, each block once and then once more in the other order, both times
+/// shuffled, so that nobody answers the same comparison twice in a row, and a block that is done has its verdicts. Which order comes first is
+/// drawn too.
+fn sequence(questions: &[Question<'_>], seed: u64) -> Vec<usize> {
+    let mut rng = Rng::new(seed, 13);
+    // Questions of one comparison are neighbours.
+    let mut rows: Vec<Vec<usize>> = Vec::new();
+    for i in 0..questions.len() {
+        match rows.last_mut() {
+            Some(last) if std::ptr::eq(questions[last[0]].comparison, questions[i].comparison) => last.push(i),
+            _ => rows.push(vec![i]),
+        }
+    }
+    let mut all = Vec::with_capacity(questions.len());
+    for block in rows.chunks_mut(BLOCK) {
+        block.iter_mut().for_each(|row| rng.shuffle(row));
+        for turn in 0..2 {
+            rng.shuffle(block);
+            all.extend(block.iter().filter_map(|row| row.get(turn)));
+        }
+    }
+    all
+}
+
+/// Texts of others may hold anything; a terminal obeys control characters.
+fn shown(text: &str) -> String {
+    text.lines().map(visible).collect::<Vec<_>>().join("\n")
+}
+
+fn texts(question: &Question<'_>) -> Vec<(&'static str, String)> {
+    let headings: &[&str] = match question.comparison.mode {
+        Mode::Single => &["Instruction", "(a)", "(b)"],
+        Mode::Pair => &["Instruction (a)", "(a)", "Instruction (b)", "(b)"],
+    };
+    headings.iter().zip(question.texts()).map(|(heading, (_, text))| (*heading, shown(text))).collect()
+}
+
+impl<S: Screen> Judge for Person<S> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn identity(&self) -> Value {
+        json!({"kind": "person", "name": self.name})
+    }
+
+    fn ask(
+        &self,
+        questions: &[Question<'_>],
+        stop: &AtomicBool,
+        tell: &mut dyn FnMut(usize, Reply) -> Result<()>,
+    ) -> Result<()> {
+        let order = sequence(questions, self.seed);
+        let mut at = 0;
+        while at < order.len() && !stop.load(Ordering::Relaxed) {
+            let i = order[at];
+            let what = match questions[i].comparison.mode {
+                Mode::Single => "which response is better?",
+                Mode::Pair => "which response answers its own instruction better?",
+            };
+            self.screen.show(&format!("{} of {}: {what}", at + 1, order.len()), &texts(&questions[i]), KEYS)?;
+            let answer = loop {
+                match self.screen.press()? {
+                    Press::Choose(choice) => break Some(Answer::from(choice)),
+                    Press::Skip => break Some(Answer::default()),
+                    Press::Undo if at > 0 => break None,
+                    Press::Undo | Press::Other => {}
+                    Press::Quit => return Ok(()),
+                }
+            };
+            match answer {
+                Some(answer) => {
+                    tell(i, Reply::Answer(answer))?;
+                    at += 1;
+                }
+                None => {
+                    at -= 1;
+                    tell(order[at], Reply::Undone)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::comparisons::{Comparison, Side, place};
+    use crate::eval::judge::Order as Shown;
+
+    #[test]
+    fn nobody_sees_a_comparison_twice_in_a_row() {
+        let side = |text: &str| Side { instruction: "I".into(), response: text.into() };
+        let row = |i: usize| Comparison {
+            place: place("rows".into(), i),
+            mode: Mode::Single,
+            sides: [side(&format!("{i}")), side("other")],
+            more: serde_json::Map::new(),
+        };
+        let rows: Vec<Comparison> = (0..25).map(row).collect();
+        let questions: Vec<Question<'_>> =
+            rows.iter().flat_map(|comparison| Shown::ALL.map(|order| Question { comparison, order })).collect();
+        let order = sequence(&questions, 3);
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..50).collect::<Vec<_>>());
+        let seen: Vec<usize> = order.iter().map(|i| i / 2).collect();
+        // A block's two turns have the same rows, the second behind the whole first.
+        for (first, block) in [(0, 10), (20, 10), (40, 5)] {
+            let turn = |from: usize| {
+                let mut rows = seen[from..from + block].to_vec();
+                rows.sort_unstable();
+                rows
+            };
+            assert_eq!(turn(first), turn(first + block));
+        }
+        assert!(order.iter().take(10).any(|i| i % 2 == 0) && order.iter().take(10).any(|i| i % 2 == 1));
+        assert_ne!(order, sequence(&questions, 4));
+        // What an earlier run left: one order each of some rows.
+        let some: Vec<Question<'_>> = questions.iter().copied().step_by(3).collect();
+        assert_eq!(sequence(&some, 3).len(), some.len());
+    }
+}

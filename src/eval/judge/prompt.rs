@@ -1,0 +1,84 @@
+//! What a model is asked: our wording of the paper's criteria (accuracy, coherence, harmlessness), or one's own.
+
+use std::path::Path;
+
+use super::{Question, hash};
+use crate::data::comparisons::Mode;
+use crate::error::{Error, Result};
+use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
+
+const SINGLE: &str = include_str!("prompt_single.txt");
+const PAIR: &str = include_str!("prompt_pair.txt");
+
+/// A prompt with places for the texts of a comparison.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    text: String,
+}
+
+/// Names of the places.
+fn places(mode: Mode) -> &'static [&'static str] {
+    match mode {
+        Mode::Single => &["instruction", "response_a", "response_b"],
+        Mode::Pair => &["instruction_a", "response_a", "instruction_b", "response_b"],
+    }
+}
+
+impl Prompt {
+    /// Ours.
+    pub fn of(mode: Mode) -> Self {
+        let text = match mode {
+            Mode::Single => SINGLE,
+            Mode::Pair => PAIR,
+        };
+        Self { text: text.trim_end().into() }
+    }
+
+    /// One's own: a text file that holds `{instruction}`, `{response_a}` and `{response_b}`, or for pairs `{instruction_a}`, `{response_a}`,
+    /// `{instruction_b}` and `{response_b}`. Other braces are text.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Field`] for a place that is missing or belongs to the other mode.
+    pub fn read(path: &Path, mode: Mode) -> Result<Self> {
+        let text = read_file(path, MAX_CONFIG_BYTES)?;
+        let has = |name: &str| text.contains(&format!("{{{name}}}"));
+        if let Some(name) = places(mode).iter().find(|name| !has(name)) {
+            return Err(Error::field(
+                path,
+                name,
+                format!("{{{name}}} is not in the prompt, and --mode {} needs it", mode.name()),
+            ));
+        }
+        let other = if mode == Mode::Single { Mode::Pair } else { Mode::Single };
+        if let Some(name) = places(other).iter().find(|name| !places(mode).contains(name) && has(name)) {
+            return Err(Error::field(
+                path,
+                name,
+                format!("belongs to --mode {}, the rows are of mode {}", other.name(), mode.name()),
+            ));
+        }
+        Ok(Self { text: text.trim_end().into() })
+    }
+
+    /// The prompt of a question. Places inside of the texts stay as they are.
+    pub fn render(&self, question: &Question<'_>) -> String {
+        let texts = question.texts();
+        let (mut out, mut rest) = (String::with_capacity(self.text.len() * 2), self.text.as_str());
+        while let Some(at) = rest.find('{') {
+            out.push_str(&rest[..at]);
+            rest = &rest[at..];
+            let named = texts.iter().find_map(|(name, text)| {
+                rest[1..].strip_prefix(name).and_then(|r| r.strip_prefix('}')).map(|after| (*text, after))
+            });
+            let (text, after) = named.unwrap_or(("{", &rest[1..]));
+            out.push_str(text);
+            rest = after;
+        }
+        out + rest
+    }
+
+    /// Tells prompts apart.
+    pub fn hash(&self) -> String {
+        hash(&self.text)
+    }
+}

@@ -1,0 +1,227 @@
+//! Joint pairs out of conditional preferences: both sides preferred before, both rejected before, or one of each (PAPER section 5).
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, json};
+
+use crate::data::comparisons::{Comparison, Mode, Side, place};
+use crate::data::rows::{Content, Instruction, Row, Text};
+use crate::error::{Error, Result};
+use crate::rng::Rng;
+
+/// What the two sides were under their conditional preferences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stratum {
+    /// Both preferred.
+    BothChosen,
+    /// Both rejected.
+    BothRejected,
+    /// One of each.
+    Mixed,
+    /// One instruction: a conditional comparison.
+    Conditional,
+    /// Not known.
+    Other,
+}
+
+impl Stratum {
+    /// Those that pairs are drawn in.
+    pub const DRAWN: [Stratum; 3] = [Self::BothChosen, Self::BothRejected, Self::Mixed];
+    /// All, in the order of tables.
+    pub const ALL: [Stratum; 5] = [Self::BothChosen, Self::BothRejected, Self::Mixed, Self::Conditional, Self::Other];
+
+    /// As in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BothChosen => "both_chosen",
+            Self::BothRejected => "both_rejected",
+            Self::Mixed => "mixed",
+            Self::Conditional => "conditional",
+            Self::Other => "other",
+        }
+    }
+
+    /// In words.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::BothChosen => "both chosen",
+            Self::BothRejected => "both rejected",
+            Self::Mixed => "one of each",
+            Self::Conditional => "same instruction",
+            Self::Other => "not known",
+        }
+    }
+}
+
+/// A conditional preference to draw from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preference {
+    /// I.
+    pub instruction: String,
+    /// Preferred, rejected.
+    pub responses: [String; 2],
+    /// "prefs.jsonl:12".
+    pub source: String,
+}
+
+impl Preference {
+    /// Of a row.
+    ///
+    /// # Errors
+    /// [`crate::Error::Line`] for a row whose instructions differ, or are conversations.
+    pub fn of(row: &Row) -> Result<Self> {
+        let Content::Preference { chosen, rejected } = &row.content else {
+            return Err(row.place.error("the row holds one text, not a preference"));
+        };
+        if chosen.instruction != rejected.instruction {
+            return Err(row.place.error(
+                "its two instructions differ: joint pairs are drawn from preferences between responses to one",
+            ));
+        }
+        let Text { instruction: Instruction::Plain(instruction), .. } = chosen else {
+            return Err(row.place.error("its instruction is a conversation: judges are asked about texts"));
+        };
+        let file = row.place.path.file_name().map_or_else(Default::default, |n| n.to_string_lossy().into_owned());
+        Ok(Self {
+            instruction: instruction.clone(),
+            responses: [chosen.response.clone(), rejected.response.clone()],
+            source: format!("{file}:{}", row.place.line),
+        })
+    }
+}
+
+/// A preference and which of its sides (0: preferred).
+type Card = (usize, usize);
+
+/// Cards in a random order, dealt so that each comes up once before any comes up again.
+struct Deck {
+    cards: Vec<usize>,
+    at: usize,
+}
+
+impl Deck {
+    fn new(n: usize, rng: &mut Rng) -> Self {
+        let mut deck = Self { cards: (0..n).collect(), at: 0 };
+        rng.shuffle(&mut deck.cards);
+        deck
+    }
+
+    /// The next card that is wanted; those before it wait. `None`: nothing wanted is left of this round or the next.
+    fn take(&mut self, rng: &mut Rng, wanted: impl Fn(usize) -> bool) -> Option<usize> {
+        for _ in 0..2 {
+            if let Some(found) = (self.at..self.cards.len()).find(|&i| wanted(self.cards[i])) {
+                let card = self.cards[found];
+                self.cards.copy_within(self.at..found, self.at + 1);
+                self.cards[self.at] = card;
+                self.at += 1;
+                return Some(card);
+            }
+            if self.at < self.cards.len() {
+                // What is left of this round leads the next one.
+                self.cards.rotate_left(self.at);
+                let left = self.cards.len() - self.at;
+                rng.shuffle(&mut self.cards[left..]);
+            } else {
+                rng.shuffle(&mut self.cards);
+            }
+            self.at = 0;
+        }
+        None
+    }
+}
+
+/// `n` joint pairs, pair i of stratum i mod 3, so that the strata differ by one at most; of mixed pairs every other has the preferred side
+/// first. Instructions of a pair differ, no pair comes twice, and within a stratum preferences are used as evenly as that allows. The place
+/// of pair i is line i + 1 of `path`.
+///
+/// # Errors
+/// [`Error::Flag`] where the preferences do not hold so many pairs.
+pub fn draw(preferences: &[Preference], n: usize, seed: u64, path: &std::path::Path) -> Result<Vec<Comparison>> {
+    let mut rng = Rng::new(seed, 11);
+    let mut strata = Stratum::DRAWN.map(|stratum| Drawing {
+        stratum,
+        preferences,
+        deck: Deck::new(preferences.len(), &mut rng),
+        seen: HashSet::new(),
+    });
+    let mut rows = Vec::with_capacity(n);
+    for i in 0..n {
+        let Some(pair) = strata[i % 3].next(&mut rng) else {
+            let (stratum, has) = (Stratum::DRAWN[i % 3], strata[i % 3].seen.len());
+            let reason = format!(
+                "{n} pairs in three strata need {} of {}: {} preferences hold {has}",
+                (n + 2 - i % 3) / 3,
+                stratum.title(),
+                preferences.len()
+            );
+            return Err(Error::flag("pairs", reason));
+        };
+        rows.push(row(preferences, Stratum::DRAWN[i % 3], pair, path, i + 1));
+    }
+    Ok(rows)
+}
+
+/// The pairs of one stratum, one after the other. Both sides come from one deck: as long as there are enough preferences, each stands in one
+/// pair, and pairs are independent.
+struct Drawing<'p> {
+    stratum: Stratum,
+    preferences: &'p [Preference],
+    deck: Deck,
+    /// Of mixed pairs the preferred side first, of others the smaller number.
+    seen: HashSet<(usize, usize)>,
+}
+
+impl Drawing<'_> {
+    fn may(&self, a: usize, b: usize) -> bool {
+        let fresh = match self.stratum {
+            Stratum::Mixed => !self.seen.contains(&(a, b)),
+            _ => !self.seen.contains(&(a.min(b), a.max(b))),
+        };
+        fresh && self.preferences[a].instruction != self.preferences[b].instruction
+    }
+
+    fn next(&mut self, rng: &mut Rng) -> Option<[Card; 2]> {
+        let mixed = self.stratum == Stratum::Mixed;
+        let mut refused = HashSet::new();
+        let (a, b) = loop {
+            let a = self.deck.take(rng, |a| !refused.contains(&a))?;
+            let mut deck = std::mem::replace(&mut self.deck, Deck { cards: Vec::new(), at: 0 });
+            let b = deck.take(rng, |b| self.may(a, b));
+            self.deck = deck;
+            match b {
+                Some(b) => break (a, b),
+                None => refused.insert(a),
+            };
+        };
+        self.seen.insert(if mixed { (a, b) } else { (a.min(b), a.max(b)) });
+        let n = self.seen.len();
+        Some(match self.stratum {
+            Stratum::BothRejected => [(a, 1), (b, 1)],
+            Stratum::Mixed if n.is_multiple_of(2) => [(b, 1), (a, 0)],
+            Stratum::Mixed => [(a, 0), (b, 1)],
+            _ => [(a, 0), (b, 0)],
+        })
+    }
+}
+
+fn row(
+    preferences: &[Preference],
+    stratum: Stratum,
+    pair: [Card; 2],
+    path: &std::path::Path,
+    line: usize,
+) -> Comparison {
+    let side = |(preference, side): Card| {
+        let from: &Preference = &preferences[preference];
+        Side { instruction: from.instruction.clone(), response: from.responses[side].clone() }
+    };
+    let mut more = Map::new();
+    more.insert("stratum".into(), json!(stratum));
+    for (i, (preference, side)) in pair.into_iter().enumerate() {
+        more.insert(format!("chosen_{i}"), json!(side == 0));
+        more.insert(format!("source_{i}"), json!(preferences[preference].source));
+    }
+    Comparison { place: place(path.into(), line), mode: Mode::Pair, sides: pair.map(side), more }
+}
