@@ -321,7 +321,7 @@ fn wait_for(path: &Path, n: usize, child: &mut std::process::Child) {
 #[test]
 fn killed_and_resumed_is_uninterrupted() {
     let s = sandbox();
-    let command = judge(&s, "longer.sh", "-gt");
+    let command = format!("sleep 0.05; {}", judge(&s, "longer.sh", "-gt"));
     let of = |out: &'static str| {
         args(&["--temperatures", "1", "--seeds", "3", "--batch-size", "1", "--command", &command, "--output-dir", out])
             .into_iter()

@@ -109,9 +109,6 @@ pub fn run(args: EvaluateArgs) -> Result<Finished> {
         .filter(|r| !is(against.as_ref(), r))
         .collect();
     let theirs: Vec<&Responses> = responses.iter().filter(|r| is(against.as_ref(), r)).collect();
-    if ours.is_empty() {
-        return Err(Error::flag("against", "is the only checkpoint: it is not compared with itself"));
-    }
     let Some((runs, judge, failed)) = task.judged(&asked, &ours, &theirs, &mut gpu)? else {
         return Ok(if args.ask.estimate { Finished::Whole } else { Finished::Interrupted });
     };

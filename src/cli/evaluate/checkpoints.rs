@@ -108,7 +108,10 @@ pub fn against(args: &EvaluateArgs, all: &[Named]) -> Result<Option<Named>> {
     let Some(text) = args.against.as_deref().filter(|text| *text != GOLD) else { return Ok(None) };
     let (name, place) = named(text);
     if let Some(same) = all.iter().find(|c| c.place == place) {
-        return Ok(Some(same.clone()));
+        return match all.len() {
+            1 => Err(Error::flag("against", "is the only checkpoint: it is not compared with itself")),
+            _ => Ok(Some(same.clone())),
+        };
     }
     let name = name.map_or_else(|| last_part(place), plain);
     if name.is_empty() || name == GOLD || all.iter().any(|c| c.name == name) {
