@@ -178,6 +178,10 @@ impl Defaults {
     pub const BOOTSTRAP_LEVEL: f64 = 0.95;
     /// New tokens of a response.
     pub const MAX_NEW_TOKENS: usize = 256;
+    /// Of evaluated responses: the paper's.
+    pub const EVALUATE_TEMPERATURES: [f64; 3] = [0.001, 0.5, 1.0];
+    /// Prompts side by side.
+    pub const GENERATE_BATCH_SIZE: usize = 16;
     /// Moments in f32.
     pub const OPTIM: Optim = Optim::Adamw;
     /// Trained parameters in f32.

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | `cli` | flags as typed → resolved settings, one file a subcommand; no logic of the engine (feature `cli`, on by default) |
 //! | [`train`] | the step, the loop, schedule, checkpoints and resuming, metrics, TensorBoard, `report.html` |
-//! | [`eval`] | generation with a KV cache; judges ([`eval::judge`]), asking them ([`eval::acquire`]), what they say ([`eval::interplay`]); the demo's tasks, their grader, win rates |
+//! | [`eval`] | generation with a KV cache; judges ([`eval::judge`]), asking them ([`eval::acquire`]), what they say ([`eval::interplay`]), win rates of checkpoints ([`eval::evaluate`]); the demo's tasks, their grader, win rates |
 //! | [`objective`] | per-sequence scores → loss and its gradient, in f64: JPO and DPO × twelve losses and mixes of them, each a sum of a few kinds of terms |
 //! | [`data`] | JSONL rows → template → ids with a boundary → packed micro-batches; no GPU, no model |
 //! | [`model`] | `config.json` → one [`model::description::Description`]; safetensors in and out; one decoder for every family, forward and reverse; LoRA, PEFT |

@@ -1,5 +1,6 @@
 //! Flags as typed. Every flag of a command is a key of `--config FILE.toml`; flags win.
 
+mod evaluate;
 mod judge;
 
 use std::path::{Path, PathBuf};
@@ -15,7 +16,8 @@ use crate::model::weights::{BaseDtype, ParamDtype};
 use crate::objective::{Mix, Objective};
 use crate::train::schedule::Shape;
 
-pub use judge::{InterplayArgs, JudgeArgs};
+pub use evaluate::EvaluateArgs;
+pub use judge::{AskArgs, InterplayArgs, JudgeArgs};
 
 /// Preference tuning of language models on any GPU.
 #[derive(Debug, Parser)]
@@ -45,6 +47,8 @@ pub enum Command {
     Judge(Box<JudgeArgs>),
     /// How judged pairs decide and agree, by where their sides come from, with intervals
     Interplay(InterplayArgs),
+    /// Win rates of checkpoints on test prompts, judged in both orders, by temperature and length
+    Evaluate(Box<EvaluateArgs>),
     /// Memory that a training run needs, before anything is loaded
     Plan(PlanArgs),
     /// Rows as tokens, with the scored ones marked; what would be dropped

@@ -1,36 +1,28 @@
 //! `judge`: preferences from a model, a program, the demo's grader or a person.
 
-mod flags;
+pub(super) mod flags;
+pub(super) mod who;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::Finished;
 use super::args::{JudgeArgs, with_config};
 use super::interrupt::stop_on_ctrl_c;
-use super::screen::Terminal;
-use super::session::{self, Model};
 use super::train::bar;
-use crate::config::Defaults;
 use crate::data::comparisons::{Comparison, Mode, read_comparisons};
 use crate::data::rows::{FieldMap, Purpose, read_rows};
-use crate::data::template::Template;
 use crate::error::{Error, Result};
 use crate::eval::acquire::{Acquired, Event, acquire, pending, questions};
 use crate::eval::journal::{ANSWERS, Journal};
-use crate::eval::judge::command::Program;
-use crate::eval::judge::endpoint::{Endpoint, Key, Settings};
-use crate::eval::judge::grader::Grader;
-use crate::eval::judge::local::Local;
-use crate::eval::judge::person::Person;
-use crate::eval::judge::prompt::Prompt;
+use crate::eval::judge::endpoint::Endpoint;
 use crate::eval::judge::{Judge, Question, Reply, Usage};
 use crate::eval::strata::{Preference, draw};
 use crate::eval::tasks::rows::write;
-use crate::gpu::Gpu;
 use crate::model::save::fresh_folder;
+use who::Asked;
 
 /// Rows with what the judge made of them.
 pub const ANNOTATED: &str = "annotated.jsonl";
@@ -45,39 +37,17 @@ pub fn run(args: JudgeArgs) -> Result<Finished> {
     let args = with_config(args, config.as_deref(), "judge")?;
     flags::one_judge(&args)?;
     flags::check(&args)?;
-    let out = match (&args.output_dir, args.estimate) {
+    let out = match (&args.output_dir, args.ask.estimate) {
         (Some(out), _) => out.clone(),
         (None, true) => PathBuf::new(),
         (None, false) => return Err(Error::flag("output-dir", "is missing: where answers are written")),
     };
     let comparisons = comparisons(&args, &out)?;
     let mode = comparisons[0].mode;
-    let prompt = match &args.prompt {
-        Some(path) => Prompt::read(path, mode)?,
-        None => Prompt::of(mode),
-    };
+    let asked = Asked::of(&args, mode)?;
     let stop = stop_on_ctrl_c("ending after the questions under way, whose answers are kept");
     let task = Task { args: &args, out: &out, comparisons: &comparisons, stop };
-    if args.endpoint.is_some() {
-        let endpoint = endpoint(&args, prompt)?;
-        return task.ask(&endpoint, Some(&endpoint));
-    }
-    if let Some(command) = &args.command {
-        let timeout = flags::seconds("timeout", args.timeout.unwrap_or(Defaults::JUDGE_TIMEOUT))?;
-        let concurrency = args.concurrency.unwrap_or(1);
-        return task.ask(&Program { command: command.clone(), timeout, concurrency, prompt }, None);
-    }
-    if args.person {
-        let name = args.judge_name.clone().unwrap_or_else(|| "person".into());
-        let screen = Terminal::open()?;
-        return task.ask(&Person { screen, name, seed: args.seed.unwrap_or(0) }, None);
-    }
-    if args.grader {
-        return task.ask(&Grader, None);
-    }
-    let model = Model::of(&args.model)?;
-    let gpu = session::open_gpu(&args.model.device)?;
-    task.ask(&local(&args, &model, &gpu, prompt)?, None)
+    asked.with(&args, &mut None, &mut |judge, endpoint| task.ask(judge, endpoint))
 }
 
 /// The rows to judge, read or drawn.
@@ -111,89 +81,31 @@ fn comparisons(args: &JudgeArgs, out: &Path) -> Result<Vec<Comparison>> {
     }
 }
 
-fn endpoint(args: &JudgeArgs, prompt: Prompt) -> Result<Endpoint> {
-    let model =
-        args.judge_model.clone().ok_or_else(|| Error::flag("judge-model", "is missing: the model's name there"))?;
-    let extra: Map<String, Value> = match &args.request {
-        Some(text) => serde_json::from_str(text).map_err(|e| Error::flag("request", format!("no JSON object: {e}")))?,
-        None => Map::new(),
-    };
-    let settings = Settings {
-        url: args.endpoint.clone().unwrap_or_default(),
-        model,
-        temperature: Some(args.temperature.unwrap_or(0.0)),
-        max_tokens: args.max_tokens.unwrap_or(Defaults::JUDGE_MAX_TOKENS),
-        extra,
-        concurrency: args.concurrency.unwrap_or(Defaults::JUDGE_CONCURRENCY),
-        retries: args.retries.unwrap_or(Defaults::JUDGE_RETRIES),
-        timeout: flags::seconds("timeout", args.timeout.unwrap_or(Defaults::JUDGE_TIMEOUT))?,
-        backoff: flags::seconds("backoff", args.backoff.unwrap_or(Defaults::JUDGE_BACKOFF))?,
-        max_wait: flags::seconds("max-wait", args.max_wait.unwrap_or(Defaults::JUDGE_MAX_WAIT))?,
-        requests_per_minute: args.requests_per_minute.unwrap_or(0.0),
-        tokens_per_minute: args.tokens_per_minute.unwrap_or(0.0),
-    };
-    let endpoint = Endpoint::new(settings, prompt, Key::from_environment(args.api_key_env.as_deref())?)?;
-    if endpoint.is_in_clear() {
-        note!("warning: the key crosses the network unencrypted: the endpoint is http://");
-    }
-    Ok(endpoint)
-}
-
-fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> Result<Local<'g>> {
-    let adapter = model.adapter(args.model.adapter.as_deref())?;
-    let tokenizer = model.tokenizer()?;
-    let template = match &args.template {
-        Some(name) => Template::parse(name)?,
-        None if tokenizer.check_template(&Template::Chat).is_ok() => Template::Chat,
-        None => Template::None,
-    };
-    tokenizer.check_template(&template)?;
-    let positions = model.description.max_positions;
-    let max_length = args.max_length.unwrap_or(positions);
-    if max_length < 2 || max_length > positions {
-        let reason = format!("{max_length} is not in 2 .. {positions}, the model's positions");
-        return Err(Error::flag("max-length", reason));
-    }
-    let options = session::frozen(model.base, adapter.map(|a| a.lora), max_length);
-    let adapter = args.model.adapter.as_ref().map(|dir| dir.display().to_string());
-    Ok(Local {
-        gpu,
-        decoder: model.load(gpu, &options)?,
-        settings: json!({"adapter": adapter, "template": format!("{template:?}"), "base_dtype": model.base.name()}),
-        tokenizer,
-        template,
-        prompt,
-        max_length,
-        max_tokens: args.batch_tokens.unwrap_or(Defaults::SCORE_TOKENS),
-        name: model.name.clone(),
-    })
-}
-
 /// What a run costs, where prices are known.
 fn cost(args: &JudgeArgs, usage: &Usage) -> Option<f64> {
     let million = |tokens: u64, price: f64| tokens as f64 * price / 1e6;
-    let (inside, outside) = (args.price_in?, args.price_out?);
+    let (inside, outside) = (args.ask.price_in?, args.ask.price_out?);
     Some(million(usage.prompt_tokens, inside) + million(usage.completion_tokens, outside))
 }
 
 /// "2 questions", "1 question".
-fn counted(n: usize, what: &str) -> String {
+pub(super) fn counted(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Rows, where they go, and how asking ends.
-struct Task<'a> {
-    args: &'a JudgeArgs,
-    out: &'a Path,
-    comparisons: &'a [Comparison],
-    stop: &'static AtomicBool,
+pub(super) struct Task<'a> {
+    pub args: &'a JudgeArgs,
+    pub out: &'a Path,
+    pub comparisons: &'a [Comparison],
+    pub stop: &'static AtomicBool,
 }
 
 impl Task<'_> {
     /// Asks, and writes what was found, whatever ended it.
     fn ask(&self, judge: &dyn Judge, endpoint: Option<&Endpoint>) -> Result<Finished> {
         let (args, out) = (self.args, self.out);
-        if args.estimate {
+        if args.ask.estimate {
             return self.estimate(endpoint, &questions(self.comparisons)).map(Finished::from);
         }
         // Before anything is left behind.
@@ -236,8 +148,9 @@ impl Task<'_> {
         }
     }
 
-    fn acquire(&self, judge: &dyn Judge, journal: &mut Journal, total: usize) -> Acquired {
-        let bar = if self.args.person { indicatif::ProgressBar::hidden() } else { bar(total, "judging") };
+    /// Asks what the journal has no answer to; each answer is on disk at once.
+    pub fn acquire(&self, judge: &dyn Judge, journal: &mut Journal, total: usize) -> Acquired {
+        let bar = if self.args.ask.person { indicatif::ProgressBar::hidden() } else { bar(total, "judging") };
         let mut spent = Usage::default();
         let (mut is_told, mut troubles) = (false, 0);
         // All of them are in the file of answers.
@@ -253,7 +166,7 @@ impl Task<'_> {
                 Reply::Failed(reason) | Reply::Unfit(reason) => {
                     trouble(format!("{}: {reason}", event.question.told()));
                 }
-                Reply::Answer(answer) if answer.choice.is_none() && !self.args.person => {
+                Reply::Answer(answer) if answer.choice.is_none() && !self.args.ask.person => {
                     let text = answer.text.as_deref().unwrap_or_default();
                     let text: String = text.chars().take(80).collect();
                     trouble(format!("{}: no answer: `{text}`", event.question.told()));
@@ -261,7 +174,7 @@ impl Task<'_> {
                 Reply::Answer(answer) => spent.add(answer.usage.unwrap_or_default()),
                 Reply::Repeat(_) | Reply::Undone => {}
             }
-            let over = cost(self.args, &spent).zip(self.args.max_cost).is_some_and(|(cost, most)| cost >= most);
+            let over = cost(self.args, &spent).zip(self.args.ask.max_cost).is_some_and(|(cost, most)| cost >= most);
             if over && event.done < event.total && !std::mem::replace(&mut is_told, true) {
                 bar.suspend(|| note!("--max-cost is reached: ending after the questions under way"));
                 self.stop.store(true, Ordering::Relaxed);
@@ -275,7 +188,7 @@ impl Task<'_> {
     }
 
     /// Questions, tokens and cost, before anything is asked.
-    fn estimate(&self, endpoint: Option<&Endpoint>, questions: &[Question<'_>]) -> Result<()> {
+    pub fn estimate(&self, endpoint: Option<&Endpoint>, questions: &[Question<'_>]) -> Result<()> {
         let Some(endpoint) = endpoint else { return Ok(()) };
         let usage = endpoint.estimate(questions);
         let cost = cost(self.args, &usage);
@@ -290,7 +203,7 @@ impl Task<'_> {
             usage.prompt_tokens,
             usage.completion_tokens
         );
-        if !self.args.estimate {
+        if !self.args.ask.estimate {
             note!("{text}");
         } else if self.args.json {
             let (tokens_in, tokens_out) = (usage.prompt_tokens, usage.completion_tokens);
@@ -301,7 +214,7 @@ impl Task<'_> {
         } else {
             say!("{text}")?;
         }
-        match cost.zip(self.args.max_cost) {
+        match cost.zip(self.args.ask.max_cost) {
             Some((cost, most)) if cost > most => {
                 Err(Error::flag("max-cost", format!("the estimate is {cost:.2}, above {most}: nothing was asked")))
             }
@@ -311,7 +224,7 @@ impl Task<'_> {
 
     /// `annotated.jsonl`, every row that was asked about; `preferences.jsonl`, every row that was decided.
     fn write(&self, judge: &dyn Judge, acquired: &Acquired) -> Result<()> {
-        let name = self.args.judge_name.as_deref().unwrap_or(judge.name());
+        let name = self.args.ask.judge_name.as_deref().unwrap_or(judge.name());
         let rows = || self.comparisons.iter().zip(&acquired.judged);
         let asked = rows().filter(|(_, judged)| judged.is_asked());
         write(&self.out.join(ANNOTATED), asked.map(|(comparison, judged)| judged.annotate(comparison, name)))?;

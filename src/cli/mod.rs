@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod check;
 mod demo;
+mod evaluate;
 mod generate;
 mod info;
 mod interplay;
@@ -88,6 +89,7 @@ pub fn run() -> ExitCode {
         Command::Merge(args) => merge::run(&args).map(Finished::from),
         Command::Judge(args) => judge::run(*args),
         Command::Interplay(args) => interplay::run(args).map(Finished::from),
+        Command::Evaluate(args) => evaluate::run(*args),
         Command::Plan(args) => plan::run(args).map(Finished::from),
         Command::Check(args) => check::run(&args).map(Finished::from),
         Command::Info(args) => info::run(&args).map(Finished::from),

@@ -190,6 +190,14 @@ pub fn open_gpu(args: &DeviceArgs) -> Result<Gpu> {
     Ok(gpu)
 }
 
+/// The device that is open, or [`open_gpu`]'s.
+pub fn opened<'g>(gpu: &'g mut Option<Gpu>, args: &DeviceArgs) -> Result<&'g Gpu> {
+    match gpu {
+        Some(gpu) => Ok(gpu),
+        none => Ok(none.insert(open_gpu(args)?)),
+    }
+}
+
 /// Rows as tokens.
 pub fn dataset(
     args: &DataArgs,

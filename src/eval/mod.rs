@@ -1,5 +1,6 @@
 //! Generation, judges, win rate, interplay.
 pub mod acquire;
+pub mod evaluate;
 pub mod generate;
 pub mod interplay;
 pub mod journal;

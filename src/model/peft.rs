@@ -14,8 +14,10 @@ use crate::config::{LoraSettings, positive};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// What an adapter's folder says of it.
+pub const CONFIG: &str = "adapter_config.json";
+/// Its weights.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// Every linear module but the head.
 const ALL_LINEAR: &str = "all-linear";
 const MAX_RANK: usize = 4096;

@@ -191,6 +191,16 @@ pub fn perturb(model: &Path) {
     });
 }
 
+/// Changes a bf16 model: every fourth weight's sign.
+pub fn perturb_bf16(model: &Path) {
+    edit(&model.join("model.safetensors"), |tensors| {
+        for tensor in tensors.values_mut().filter(|t| t.shape.len() == 2) {
+            assert_eq!(tensor.dtype, Dtype::BF16);
+            tensor.bytes.iter_mut().skip(1).step_by(8).for_each(|high| *high ^= 0x80);
+        }
+    });
+}
+
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|v| v * v).sum::<f64>().sqrt()
 }

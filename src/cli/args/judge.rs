@@ -27,38 +27,13 @@ impl From<ModeArg> for Mode {
     }
 }
 
-/// `judge`.
+/// Who judges, and how an endpoint is asked: flags that `evaluate` has under the same names.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
-pub struct JudgeArgs {
-    /// Rows to judge (JSONL); repeatable
-    #[arg(long, value_name = "FILE", help_heading = "What is judged")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub data: Vec<PathBuf>,
-    /// Draw pairs from these conditional preferences instead: both sides preferred, both rejected, one of each; repeatable
-    #[arg(long, value_name = "FILE", help_heading = "What is judged")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub sample: Vec<PathBuf>,
-    /// Pairs that --sample draws, a third of each kind [default: as many as there are preferences]
-    #[arg(long, value_name = "N", help_heading = "What is judged")]
-    pub pairs: Option<usize>,
-    /// What all rows must be [default: what the first row is]
-    #[arg(long, value_enum, help_heading = "What is judged")]
-    pub mode: Option<ModeArg>,
-    /// Our field's name = the file's name for it; repeatable
-    #[arg(long, value_name = "FIELD=NAME", help_heading = "What is judged")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub map: Vec<String>,
-    /// Of the draw, and of a person's order of questions [default: 0]
-    #[arg(long, help_heading = "What is judged")]
-    pub seed: Option<u64>,
-
+pub struct AskArgs {
     /// An OpenAI-compatible endpoint, such as https://api.openai.com/v1; needs --judge-model
     #[arg(long, value_name = "URL", help_heading = "Who judges (one of these)")]
     pub endpoint: Option<String>,
-    #[command(flatten, next_help_heading = "Who judges (one of these)")]
-    #[serde(flatten)]
-    pub model: ModelArgs,
     /// A program: each row as JSON on its standard input, (a) or (b) on its output
     #[arg(long, value_name = "COMMAND", help_heading = "Who judges (one of these)")]
     pub command: Option<String>,
@@ -73,32 +48,18 @@ pub struct JudgeArgs {
     /// The name in annotated rows and tables [default: the model's, the command, person]
     #[arg(long, value_name = "NAME", help_heading = "Who judges (one of these)")]
     pub judge_name: Option<String>,
-
     /// A text with {instruction}, {response_a}, {response_b}; of pairs {instruction_a}, {response_a}, {instruction_b}, {response_b} [default: ours]
     #[arg(long, value_name = "FILE", help_heading = "How it is asked")]
     pub prompt: Option<PathBuf>,
-    /// Of a local model: paper, paper-tldr, chat, none, or a text with {instruction}, around the prompt [default: chat where the tokenizer has one, else none]
-    #[arg(long, help_heading = "How it is asked")]
-    pub template: Option<String>,
-    /// Of a local model: longest question, in tokens [default: the model's positions]
-    #[arg(long, value_name = "TOKENS", help_heading = "How it is asked")]
-    pub max_length: Option<usize>,
     /// Of a local model: tokens of a pass, with as many questions as fit [default: 4096]
     #[arg(long, value_name = "TOKENS", help_heading = "How it is asked")]
     pub batch_tokens: Option<usize>,
-
     /// The model's name at the endpoint
     #[arg(long, value_name = "NAME", help_heading = "Endpoint")]
     pub judge_model: Option<String>,
     /// The environment's variable that holds the key [default: JOINTWISE_API_KEY, else OPENAI_API_KEY]
     #[arg(long, value_name = "VARIABLE", help_heading = "Endpoint")]
     pub api_key_env: Option<String>,
-    /// [default: 0]
-    #[arg(long, allow_hyphen_values = true, help_heading = "Endpoint")]
-    pub temperature: Option<f64>,
-    /// Longest answer [default: 16]
-    #[arg(long, value_name = "TOKENS", help_heading = "Endpoint")]
-    pub max_tokens: Option<u32>,
     /// More fields of the request, over ours; null takes one away: {"max_tokens": null, "max_completion_tokens": 500}
     #[arg(long, value_name = "JSON", help_heading = "Endpoint")]
     pub request: Option<String>,
@@ -136,6 +97,54 @@ pub struct JudgeArgs {
     #[arg(long, help_heading = "Endpoint")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub estimate: bool,
+}
+
+/// `judge`.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct JudgeArgs {
+    /// Rows to judge (JSONL); repeatable
+    #[arg(long, value_name = "FILE", help_heading = "What is judged")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<PathBuf>,
+    /// Draw pairs from these conditional preferences instead: both sides preferred, both rejected, one of each; repeatable
+    #[arg(long, value_name = "FILE", help_heading = "What is judged")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sample: Vec<PathBuf>,
+    /// Pairs that --sample draws, a third of each kind [default: as many as there are preferences]
+    #[arg(long, value_name = "N", help_heading = "What is judged")]
+    pub pairs: Option<usize>,
+    /// What all rows must be [default: what the first row is]
+    #[arg(long, value_enum, help_heading = "What is judged")]
+    pub mode: Option<ModeArg>,
+    /// Our field's name = the file's name for it; repeatable
+    #[arg(long, value_name = "FIELD=NAME", help_heading = "What is judged")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub map: Vec<String>,
+    /// Of the draw, and of a person's order of questions [default: 0]
+    #[arg(long, help_heading = "What is judged")]
+    pub seed: Option<u64>,
+
+    #[command(flatten, next_help_heading = "Who judges (one of these)")]
+    #[serde(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub ask: AskArgs,
+
+    /// Of a local model: paper, paper-tldr, chat, none, or a text with {instruction}, around the prompt [default: chat where the tokenizer has one, else none]
+    #[arg(long, help_heading = "How it is asked")]
+    pub template: Option<String>,
+    /// Of a local model: longest question, in tokens [default: the model's positions]
+    #[arg(long, value_name = "TOKENS", help_heading = "How it is asked")]
+    pub max_length: Option<usize>,
+
+    /// [default: 0]
+    #[arg(long, allow_hyphen_values = true, help_heading = "Endpoint")]
+    pub temperature: Option<f64>,
+    /// Longest answer [default: 16]
+    #[arg(long, value_name = "TOKENS", help_heading = "Endpoint")]
+    pub max_tokens: Option<u32>,
 
     /// Where answers.jsonl, annotated.jsonl and preferences.jsonl are written
     #[arg(long, value_name = "DIR", help_heading = "What comes of it")]

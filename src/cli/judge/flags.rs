@@ -17,11 +17,11 @@ const MOST_AT_A_TIME: usize = 1024;
 /// [`Error::Flag`].
 pub fn one_judge(args: &JudgeArgs) -> Result<()> {
     let named = [
-        ("endpoint", args.endpoint.is_some()),
+        ("endpoint", args.ask.endpoint.is_some()),
         ("model", args.model.model.is_some()),
-        ("command", args.command.is_some()),
-        ("person", args.person),
-        ("grader", args.grader),
+        ("command", args.ask.command.is_some()),
+        ("person", args.ask.person),
+        ("grader", args.ask.grader),
     ];
     let mut given = named.into_iter().filter(|(_, given)| *given).map(|(name, _)| name);
     match (given.next(), given.next()) {
@@ -51,22 +51,22 @@ pub fn seconds(flag: &'static str, value: f64) -> Result<Duration> {
 /// # Errors
 /// [`Error::Flag`].
 pub fn check(args: &JudgeArgs) -> Result<()> {
-    let endpoint = args.endpoint.is_some();
+    let endpoint = args.ask.endpoint.is_some();
     let of_endpoint = [
-        ("judge-model", args.judge_model.is_some()),
-        ("api-key-env", args.api_key_env.is_some()),
+        ("judge-model", args.ask.judge_model.is_some()),
+        ("api-key-env", args.ask.api_key_env.is_some()),
         ("temperature", args.temperature.is_some()),
         ("max-tokens", args.max_tokens.is_some()),
-        ("request", args.request.is_some()),
-        ("retries", args.retries.is_some()),
-        ("backoff", args.backoff.is_some()),
-        ("max-wait", args.max_wait.is_some()),
-        ("requests-per-minute", args.requests_per_minute.is_some()),
-        ("tokens-per-minute", args.tokens_per_minute.is_some()),
-        ("price-in", args.price_in.is_some()),
-        ("price-out", args.price_out.is_some()),
-        ("max-cost", args.max_cost.is_some()),
-        ("estimate", args.estimate),
+        ("request", args.ask.request.is_some()),
+        ("retries", args.ask.retries.is_some()),
+        ("backoff", args.ask.backoff.is_some()),
+        ("max-wait", args.ask.max_wait.is_some()),
+        ("requests-per-minute", args.ask.requests_per_minute.is_some()),
+        ("tokens-per-minute", args.ask.tokens_per_minute.is_some()),
+        ("price-in", args.ask.price_in.is_some()),
+        ("price-out", args.ask.price_out.is_some()),
+        ("max-cost", args.ask.max_cost.is_some()),
+        ("estimate", args.ask.estimate),
     ];
     if let Some((flag, _)) = of_endpoint.into_iter().find(|(_, given)| *given && !endpoint) {
         return Err(Error::flag(flag, "goes with --endpoint"));
@@ -75,7 +75,7 @@ pub fn check(args: &JudgeArgs) -> Result<()> {
     let of_local = [
         ("template", args.template.is_some()),
         ("max-length", args.max_length.is_some()),
-        ("batch-tokens", args.batch_tokens.is_some()),
+        ("batch-tokens", args.ask.batch_tokens.is_some()),
         ("adapter", args.model.adapter.is_some()),
         ("base-dtype", args.model.base_dtype.is_some()),
     ];
@@ -83,28 +83,29 @@ pub fn check(args: &JudgeArgs) -> Result<()> {
         return Err(Error::flag(flag, "goes with --model, a local judge"));
     }
     for (flag, value) in [
-        ("price-in", args.price_in),
-        ("price-out", args.price_out),
-        ("max-cost", args.max_cost),
-        ("requests-per-minute", args.requests_per_minute),
-        ("tokens-per-minute", args.tokens_per_minute),
+        ("price-in", args.ask.price_in),
+        ("price-out", args.ask.price_out),
+        ("max-cost", args.ask.max_cost),
+        ("requests-per-minute", args.ask.requests_per_minute),
+        ("tokens-per-minute", args.ask.tokens_per_minute),
         ("temperature", args.temperature),
     ] {
         value.map_or(Ok(()), |value| not_negative(flag, value))?;
     }
-    if args.max_cost.is_some() && (args.price_in.is_none() || args.price_out.is_none()) {
+    if args.ask.max_cost.is_some() && (args.ask.price_in.is_none() || args.ask.price_out.is_none()) {
         return Err(Error::flag("max-cost", "needs --price-in and --price-out"));
     }
-    for (flag, value) in [("concurrency", args.concurrency), ("pairs", args.pairs), ("batch-tokens", args.batch_tokens)]
+    for (flag, value) in
+        [("concurrency", args.ask.concurrency), ("pairs", args.pairs), ("batch-tokens", args.ask.batch_tokens)]
     {
         value.map_or(Ok(()), |value| at_least_one(flag, value))?;
     }
-    if let Some(n) = args.concurrency.filter(|&n| n > MOST_AT_A_TIME) {
+    if let Some(n) = args.ask.concurrency.filter(|&n| n > MOST_AT_A_TIME) {
         return Err(Error::flag("concurrency", format!("{n} is above {MOST_AT_A_TIME}")));
     }
     args.max_tokens.map_or(Ok(()), |n| at_least_one("max-tokens", n as usize))?;
-    match args.person || args.grader {
-        true if args.prompt.is_some() => Err(Error::flag("prompt", "is for models and commands")),
+    match args.ask.person || args.ask.grader {
+        true if args.ask.prompt.is_some() => Err(Error::flag("prompt", "is for models and commands")),
         _ => Ok(()),
     }
 }

@@ -1,0 +1,201 @@
+//! Checkpoints as flags name them, and their models.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use sha2::{Digest, Sha256};
+
+use crate::cli::args::EvaluateArgs;
+use crate::cli::session::{self, Model};
+use crate::data::tokens::Tokenizer;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::model::decoder::Decoder;
+use crate::model::load::LoraSpec;
+use crate::model::peft;
+
+/// The word of `--against` for the rows' own responses.
+pub const GOLD: &str = "gold";
+
+/// A checkpoint as named: a folder, a hub id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// In tables and names of files.
+    pub name: String,
+    /// Its runs are averaged with those of the same method.
+    pub method: String,
+    /// Folder or hub id.
+    pub place: String,
+}
+
+/// Letters that a file's name has on every system.
+fn plain(text: &str) -> String {
+    let fits = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let name: String = text.chars().map(fits).collect();
+    name.trim_matches(['-', '.']).into()
+}
+
+/// `NAME=DIR`, or `DIR`, whose name is its last part.
+fn named(text: &str) -> (Option<&str>, &str) {
+    match text.split_once('=') {
+        Some((name, place)) if !name.contains(['/', '\\']) && !Path::new(text).exists() => (Some(name), place),
+        _ => (None, text),
+    }
+}
+
+fn last_part(place: &str) -> String {
+    plain(place.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default())
+}
+
+/// Every checkpoint that is evaluated, in the order of the flags.
+///
+/// # Errors
+/// [`Error::Flag`]: nothing is named, or one thing twice.
+pub fn all(args: &EvaluateArgs) -> Result<Vec<Named>> {
+    let mut found = Vec::new();
+    let one = |flag: &'static str, name: Option<&str>, method: Option<&str>, place: &str| {
+        if place.is_empty() || name.is_some_and(|name| plain(name).is_empty()) {
+            return Err(Error::flag(flag, format!("expected [NAME=]DIR, found `{place}`")));
+        }
+        let name = name.map_or_else(|| last_part(place), plain);
+        Ok(Named { method: method.map_or_else(|| name.clone(), String::from), name, place: place.into() })
+    };
+    for text in &args.checkpoint {
+        let (name, place) = named(text);
+        found.push(one("checkpoint", name, None, place)?);
+    }
+    for text in &args.group {
+        let Some((method, places)) = text.split_once('=').filter(|(name, _)| !plain(name).is_empty()) else {
+            return Err(Error::flag("group", format!("expected NAME=DIR,DIR, found `{text}`")));
+        };
+        for place in places.split(',') {
+            found.push(one("group", None, Some(&plain(method)), place)?);
+        }
+    }
+    if found.is_empty() {
+        let model = args.model.as_deref().ok_or_else(|| {
+            Error::flag("model", "is missing: a Hugging Face folder or hub id, or --checkpoint DIR of a model")
+        })?;
+        found.push(one("model", None, None, model)?);
+    }
+    // Where two have the same last part, the whole path tells them apart.
+    let names: Vec<String> = found.iter().map(|c| c.name.clone()).collect();
+    for checkpoint in &mut found {
+        if names.iter().filter(|name| **name == checkpoint.name).count() > 1
+            && checkpoint.name == last_part(&checkpoint.place)
+        {
+            let alone = checkpoint.method == checkpoint.name;
+            checkpoint.name = plain(&checkpoint.place);
+            if alone {
+                checkpoint.method = checkpoint.name.clone();
+            }
+        }
+    }
+    for (i, checkpoint) in found.iter().enumerate() {
+        if found[..i].iter().any(|before| before.name == checkpoint.name) {
+            let reason = format!("two are called {}: NAME=DIR tells them apart", checkpoint.name);
+            return Err(Error::flag("checkpoint", reason));
+        }
+    }
+    Ok(found)
+}
+
+/// The checkpoint of `--against`; `None`: gold. One that is evaluated too keeps its name.
+///
+/// # Errors
+/// [`Error::Flag`].
+pub fn against(args: &EvaluateArgs, all: &[Named]) -> Result<Option<Named>> {
+    let Some(text) = args.against.as_deref().filter(|text| *text != GOLD) else { return Ok(None) };
+    let (name, place) = named(text);
+    if let Some(same) = all.iter().find(|c| c.place == place) {
+        return match all.len() {
+            1 => Err(Error::flag("against", "is the only checkpoint: it is not compared with itself")),
+            _ => Ok(Some(same.clone())),
+        };
+    }
+    let name = name.map_or_else(|| last_part(place), plain);
+    if name.is_empty() || name == GOLD || all.iter().any(|c| c.name == name) {
+        let reason = format!("another checkpoint is called `{name}`: NAME=DIR tells them apart");
+        return Err(Error::flag("against", reason));
+    }
+    Ok(Some(Named { method: name.clone(), name, place: place.into() }))
+}
+
+/// A checkpoint that was read and verified; its model's weights stay on disk.
+pub struct Checkpoint {
+    /// Its names.
+    pub named: Named,
+    /// The model, shared by the adapters on it.
+    pub model: Rc<Model>,
+    /// Of the model.
+    pub tokenizer: Rc<Tokenizer>,
+    /// On the model.
+    lora: Option<LoraSpec>,
+    /// What its weights are: the model's digest, with the adapter's files.
+    pub digest: String,
+}
+
+/// A model that checkpoints stand on.
+struct Base {
+    name: String,
+    model: Rc<Model>,
+    tokenizer: Rc<Tokenizer>,
+    digest: String,
+}
+
+/// Reads and verifies them; a model that several stand on once.
+///
+/// # Errors
+/// [`Error::Flag`] for an adapter without `--model`; those of the folders.
+pub fn open(args: &EvaluateArgs, all: &[Named]) -> Result<Vec<Checkpoint>> {
+    let mut bases: Vec<Base> = Vec::new();
+    let mut found = Vec::new();
+    for named in all {
+        let folder = Path::new(&named.place);
+        let adapter = folder.join(peft::CONFIG).exists().then_some(folder);
+        let name = match adapter {
+            Some(_) => args.model.as_deref().ok_or_else(|| {
+                Error::flag("model", format!("is missing: {} is an adapter, on which model?", named.place))
+            })?,
+            None => &named.place,
+        };
+        let known = bases.iter().position(|base| base.name == name);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let model = Rc::new(Model::open(name, args.base_dtype.unwrap_or_default())?);
+                let (tokenizer, digest) = (Rc::new(model.tokenizer()?), model.checkpoint.digest()?);
+                bases.push(Base { name: name.into(), model, tokenizer, digest });
+                bases.len() - 1
+            }
+        };
+        let base = &bases[at];
+        found.push(Checkpoint {
+            named: named.clone(),
+            lora: base.model.adapter(adapter)?.map(|adapter| adapter.lora),
+            digest: digest(&base.digest, adapter)?,
+            model: base.model.clone(),
+            tokenizer: base.tokenizer.clone(),
+        });
+    }
+    Ok(found)
+}
+
+fn digest(base: &str, adapter: Option<&Path>) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(base);
+    for path in adapter.into_iter().flat_map(|dir| [peft::CONFIG, peft::WEIGHTS].map(|name| dir.join(name))) {
+        hash.update(std::fs::read(&path).map_err(|e| Error::file(&path, e))?);
+    }
+    Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+}
+
+impl Checkpoint {
+    /// Onto a device, for sequences of at most so many tokens.
+    ///
+    /// # Errors
+    /// Those of the model and the device.
+    pub fn load(&self, gpu: &Gpu, longest: usize) -> Result<Decoder> {
+        self.model.load(gpu, &session::frozen(self.model.base, self.lora.clone(), longest))
+    }
+}

@@ -1,0 +1,86 @@
+//! What an evaluation leaves: names of files, and whether an earlier one's may be gone on with.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::model::folder::{MAX_CONFIG_BYTES, read_optional};
+use crate::model::save::write_text;
+
+const SETTINGS: &str = "settings.json";
+const RESPONSES: &str = "responses";
+const JUDGED: &str = "judged";
+const ALPACA: &str = "alpaca_eval";
+
+/// An output folder.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Makes the folder, or goes on in it: responses that are there were made with these settings, and by these weights.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] where they were not; [`Error::File`], [`Error::Line`].
+    pub fn open(dir: &Path, settings: &Value, digests: &[(&str, &str)]) -> Result<Self> {
+        let path = dir.join(SETTINGS);
+        let mut checkpoints: Map<String, Value> = Map::new();
+        if let Some(text) = read_optional(dir, SETTINGS, MAX_CONFIG_BYTES)? {
+            let was: Value =
+                serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), format!("no JSON: {e}")))?;
+            for (name, now) in settings.as_object().into_iter().flatten() {
+                if was["settings"].get(name) != Some(now) {
+                    let reason = format!("{}: `{name}` was {}, now it is {now}", path.display(), was["settings"][name]);
+                    return Err(Error::flag("resume", reason));
+                }
+            }
+            checkpoints.extend(was["checkpoints"].as_object().cloned().unwrap_or_default());
+        }
+        for (name, digest) in digests {
+            match checkpoints.get(*name) {
+                Some(was) if was != digest => {
+                    let reason = format!("{}: checkpoint `{name}` had other weights", path.display());
+                    return Err(Error::flag("resume", reason));
+                }
+                _ => checkpoints.insert((*name).into(), json!(digest)),
+            };
+        }
+        for name in [RESPONSES, JUDGED, ALPACA] {
+            let sub = dir.join(name);
+            fs::create_dir_all(&sub).map_err(|e| Error::file(&sub, e))?;
+        }
+        let text = format!("{:#}\n", json!({"settings": settings, "checkpoints": checkpoints}));
+        write_text(&path, &text)?;
+        Ok(Self(dir.into()))
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    /// What a run answered.
+    pub fn responses(&self, run: &str) -> PathBuf {
+        self.0.join(RESPONSES).join(format!("{run}.jsonl"))
+    }
+
+    /// What the judge made of it.
+    pub fn judged(&self, run: &str) -> PathBuf {
+        self.0.join(JUDGED).join(format!("{run}.jsonl"))
+    }
+
+    /// The same for AlpacaEval.
+    pub fn alpaca(&self, run: &str) -> PathBuf {
+        self.0.join(ALPACA).join(format!("{run}.json"))
+    }
+
+    /// All numbers.
+    pub fn results(&self) -> PathBuf {
+        self.0.join("results.json")
+    }
+
+    /// The page.
+    pub fn report(&self) -> PathBuf {
+        self.0.join("report.html")
+    }
+}

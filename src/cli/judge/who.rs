@@ -1,0 +1,135 @@
+//! Who judges, as flags name them.
+
+use serde_json::{Map, Value, json};
+
+use super::flags;
+use crate::cli::args::JudgeArgs;
+use crate::cli::screen::Terminal;
+use crate::cli::session::{self, Model};
+use crate::config::Defaults;
+use crate::data::comparisons::Mode;
+use crate::data::template::Template;
+use crate::error::{Error, Result};
+use crate::eval::judge::Judge;
+use crate::eval::judge::command::Program;
+use crate::eval::judge::endpoint::{Endpoint, Key, Settings};
+use crate::eval::judge::grader::Grader;
+use crate::eval::judge::local::Local;
+use crate::eval::judge::person::Person;
+use crate::eval::judge::prompt::Prompt;
+use crate::gpu::Gpu;
+
+/// A judge. A model is read and verified, and not yet on a device.
+pub enum Asked {
+    Endpoint(Box<Endpoint>),
+    Here(Box<dyn Judge>),
+    Local { model: Box<Model>, prompt: Prompt },
+}
+
+impl Asked {
+    /// The judge of the flags, one of them ([`flags::one_judge`]).
+    ///
+    /// # Errors
+    /// [`Error::Flag`], and those of its prompt and model.
+    pub fn of(args: &JudgeArgs, mode: Mode) -> Result<Self> {
+        let prompt = match &args.ask.prompt {
+            Some(path) => Prompt::read(path, mode)?,
+            None => Prompt::of(mode),
+        };
+        if args.ask.endpoint.is_some() {
+            return Ok(Self::Endpoint(Box::new(endpoint(args, prompt)?)));
+        }
+        if let Some(command) = &args.ask.command {
+            let timeout = flags::seconds("timeout", args.ask.timeout.unwrap_or(Defaults::JUDGE_TIMEOUT))?;
+            let concurrency = args.ask.concurrency.unwrap_or(1);
+            return Ok(Self::Here(Box::new(Program { command: command.clone(), timeout, concurrency, prompt })));
+        }
+        if args.ask.person {
+            let name = args.ask.judge_name.clone().unwrap_or_else(|| "person".into());
+            let screen = Terminal::open()?;
+            return Ok(Self::Here(Box::new(Person { screen, name, seed: args.seed.unwrap_or(0) })));
+        }
+        if args.ask.grader {
+            return Ok(Self::Here(Box::new(Grader)));
+        }
+        Ok(Self::Local { model: Box::new(Model::of(&args.model)?), prompt })
+    }
+
+    /// Does something with it; a model is put on the device for that time, which is opened where it is not yet.
+    ///
+    /// # Errors
+    /// Those of the device, of the model, and of `then`.
+    pub fn with<T>(
+        &self,
+        args: &JudgeArgs,
+        gpu: &mut Option<Gpu>,
+        then: &mut dyn FnMut(&dyn Judge, Option<&Endpoint>) -> Result<T>,
+    ) -> Result<T> {
+        match self {
+            Self::Endpoint(endpoint) => then(&**endpoint, Some(endpoint)),
+            Self::Here(judge) => then(&**judge, None),
+            Self::Local { model, prompt } => {
+                let gpu = session::opened(gpu, &args.model.device)?;
+                then(&local(args, model, gpu, prompt.clone())?, None)
+            }
+        }
+    }
+}
+
+fn endpoint(args: &JudgeArgs, prompt: Prompt) -> Result<Endpoint> {
+    let model =
+        args.ask.judge_model.clone().ok_or_else(|| Error::flag("judge-model", "is missing: the model's name there"))?;
+    let extra: Map<String, Value> = match &args.ask.request {
+        Some(text) => serde_json::from_str(text).map_err(|e| Error::flag("request", format!("no JSON object: {e}")))?,
+        None => Map::new(),
+    };
+    let settings = Settings {
+        url: args.ask.endpoint.clone().unwrap_or_default(),
+        model,
+        temperature: Some(args.temperature.unwrap_or(0.0)),
+        max_tokens: args.max_tokens.unwrap_or(Defaults::JUDGE_MAX_TOKENS),
+        extra,
+        concurrency: args.ask.concurrency.unwrap_or(Defaults::JUDGE_CONCURRENCY),
+        retries: args.ask.retries.unwrap_or(Defaults::JUDGE_RETRIES),
+        timeout: flags::seconds("timeout", args.ask.timeout.unwrap_or(Defaults::JUDGE_TIMEOUT))?,
+        backoff: flags::seconds("backoff", args.ask.backoff.unwrap_or(Defaults::JUDGE_BACKOFF))?,
+        max_wait: flags::seconds("max-wait", args.ask.max_wait.unwrap_or(Defaults::JUDGE_MAX_WAIT))?,
+        requests_per_minute: args.ask.requests_per_minute.unwrap_or(0.0),
+        tokens_per_minute: args.ask.tokens_per_minute.unwrap_or(0.0),
+    };
+    let endpoint = Endpoint::new(settings, prompt, Key::from_environment(args.ask.api_key_env.as_deref())?)?;
+    if endpoint.is_in_clear() {
+        note!("warning: the key crosses the network unencrypted: the endpoint is http://");
+    }
+    Ok(endpoint)
+}
+
+fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> Result<Local<'g>> {
+    let adapter = model.adapter(args.model.adapter.as_deref())?;
+    let tokenizer = model.tokenizer()?;
+    let template = match &args.template {
+        Some(name) => Template::parse(name)?,
+        None if tokenizer.check_template(&Template::Chat).is_ok() => Template::Chat,
+        None => Template::None,
+    };
+    tokenizer.check_template(&template)?;
+    let positions = model.description.max_positions;
+    let max_length = args.max_length.unwrap_or(positions);
+    if max_length < 2 || max_length > positions {
+        let reason = format!("{max_length} is not in 2 .. {positions}, the model's positions");
+        return Err(Error::flag("max-length", reason));
+    }
+    let options = session::frozen(model.base, adapter.map(|a| a.lora), max_length);
+    let adapter = args.model.adapter.as_ref().map(|dir| dir.display().to_string());
+    Ok(Local {
+        gpu,
+        decoder: model.load(gpu, &options)?,
+        settings: json!({"adapter": adapter, "template": format!("{template:?}"), "base_dtype": model.base.name()}),
+        tokenizer,
+        template,
+        prompt,
+        max_length,
+        max_tokens: args.ask.batch_tokens.unwrap_or(Defaults::SCORE_TOKENS),
+        name: model.name.clone(),
+    })
+}

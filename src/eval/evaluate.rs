@@ -1,0 +1,388 @@
+//! How often responses win: against gold responses or another checkpoint's, judged in both orders, by temperature and by length, with
+//! intervals. From judged rows to numbers: no device, no judge.
+//!
+//! A *run* is one checkpoint at one temperature and sampling seed; a *method* is what its runs have in common, such as checkpoints of several
+//! training seeds. A method's win rate is the mean over its runs, beside their standard deviation (of a sample, n − 1); its interval is a
+//! percentile bootstrap interval over *prompts*: a draw takes whole prompts, with what every run made of them, because responses to one
+//! prompt are not independent.
+//!
+//! [`prompts`] reads test rows, [`responses`] answers them, [`compare`] makes comparisons for [`super::acquire`] and runs of what was judged,
+//! [`evaluate`] counts, [`show`] tells.
+
+pub mod compare;
+pub mod lengths;
+pub mod prompts;
+pub mod responses;
+pub mod show;
+
+use serde::Serialize;
+
+use super::interplay::Bootstrap;
+use super::judge::Verdict;
+use super::statistics::{Interval, Resampler};
+use lengths::{RATIO_NAMES, controlled, features, ratio};
+
+/// A response beside what it was compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// The prompt's number.
+    pub prompt: usize,
+    /// [`Verdict::First`]: the response is better.
+    pub verdict: Verdict,
+    /// The same letter in both orders.
+    pub is_flip: bool,
+    /// Characters of the response and of the other ([`lengths::length`]).
+    pub lengths: [usize; 2],
+    /// Tokens of the response.
+    pub n_tokens: usize,
+    /// It was cut at the longest length.
+    pub cut: bool,
+}
+
+impl Outcome {
+    /// 1, ½ or 0; none where there is no verdict.
+    pub fn score(&self) -> Option<f64> {
+        match self.verdict {
+            Verdict::First => Some(1.0),
+            Verdict::Tie => Some(0.5),
+            Verdict::Second => Some(0.0),
+            Verdict::NoAnswer => None,
+        }
+    }
+}
+
+/// One checkpoint at one temperature and seed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// Its files' name.
+    pub name: String,
+    /// Which.
+    pub checkpoint: String,
+    /// Runs of one method are averaged.
+    pub method: String,
+    /// Of sampling.
+    pub temperature: f64,
+    /// Of sampling.
+    pub seed: u64,
+    /// One a prompt.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// How often what happened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// The response is better.
+    pub wins: usize,
+    /// Neither is.
+    pub ties: usize,
+    /// The other is.
+    pub losses: usize,
+    /// Of the ties, the same letter in both orders.
+    pub flips: usize,
+    /// Left out of every rate.
+    pub no_answer: usize,
+}
+
+impl Tally {
+    fn of<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Self {
+        let mut tally = Self::default();
+        for outcome in outcomes {
+            *match outcome.verdict {
+                Verdict::First => &mut tally.wins,
+                Verdict::Tie => &mut tally.ties,
+                Verdict::Second => &mut tally.losses,
+                Verdict::NoAnswer => &mut tally.no_answer,
+            } += 1;
+            tally.flips += usize::from(outcome.is_flip);
+        }
+        tally
+    }
+
+    /// With a verdict.
+    pub fn judged(&self) -> usize {
+        self.wins + self.ties + self.losses
+    }
+}
+
+/// Means over all responses, judged or not.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Lengths {
+    /// Characters of a response.
+    pub response: f64,
+    /// Of what it is compared with.
+    pub other: f64,
+    /// Tokens of a response.
+    pub tokens: f64,
+    /// Share of the responses that were cut at the longest length.
+    pub cut: f64,
+}
+
+/// A run's numbers.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunResult {
+    /// Its files' name.
+    pub name: String,
+    /// Which.
+    pub checkpoint: String,
+    /// Of which method.
+    pub method: String,
+    /// Of sampling.
+    pub temperature: f64,
+    /// Of sampling.
+    pub seed: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub tally: Tally,
+    /// (wins + ½ ties) / judged.
+    pub win_rate: Interval,
+    /// The rate at equal lengths ([`lengths`]).
+    pub length_controlled: f64,
+    /// Means.
+    pub mean_lengths: Lengths,
+}
+
+/// A mean over runs.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct MeanRate {
+    /// Runs with a verdict.
+    pub runs: usize,
+    /// Of their win rates, with its interval.
+    pub mean: Interval,
+    /// Of them, n − 1; NaN for one run.
+    pub sd: f64,
+}
+
+/// Win rate at one temperature.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct AtTemperature {
+    /// Of sampling.
+    pub temperature: f64,
+    /// Over checkpoints and seeds.
+    #[serde(flatten)]
+    pub win_rate: MeanRate,
+}
+
+/// Win rate of the responses whose length is so many times that of the other.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct AtRatio {
+    /// One of [`RATIO_NAMES`].
+    pub ratio: &'static str,
+    /// Of all runs together.
+    pub win_rate: Interval,
+}
+
+/// A method's numbers.
+#[derive(Debug, Clone, Serialize)]
+pub struct MethodResult {
+    /// Its name.
+    pub name: String,
+    /// Its checkpoints.
+    pub checkpoints: Vec<String>,
+    /// What happened, over all runs.
+    #[serde(flatten)]
+    pub tally: Tally,
+    /// Over checkpoints, temperatures and seeds.
+    pub win_rate: MeanRate,
+    /// From the lowest.
+    pub by_temperature: Vec<AtTemperature>,
+    /// From the shortest.
+    pub by_length_ratio: Vec<AtRatio>,
+    /// Of all runs together, at equal lengths ([`lengths`]); of draws, with the standard deviation of lengths that all have.
+    pub length_controlled: Interval,
+    /// φ: above 0 where longer responses win.
+    pub length_coefficient: f64,
+    /// Means.
+    pub mean_lengths: Lengths,
+}
+
+/// One method's win rate less another's, over the same draws of prompts.
+#[derive(Debug, Clone, Serialize)]
+pub struct Difference {
+    /// Which.
+    pub methods: [String; 2],
+    /// First less second.
+    pub win_rate: Interval,
+}
+
+/// Everything.
+#[derive(Debug, Clone, Serialize)]
+pub struct Evaluation {
+    /// What responses are compared with: `gold`, or a checkpoint.
+    pub against: String,
+    /// Who judged.
+    pub judge: String,
+    /// Prompts that were answered.
+    pub prompts: usize,
+    /// How intervals were made.
+    pub bootstrap: Bootstrap,
+    /// Of methods, in the order of their first run.
+    pub methods: Vec<MethodResult>,
+    /// Of every two.
+    pub differences: Vec<Difference>,
+    /// Of every run.
+    pub runs: Vec<RunResult>,
+}
+
+/// (wins + ½ ties) / judged of outcomes whose prompts have weights; NaN where none was judged.
+fn rate<'a>(outcomes: impl Iterator<Item = &'a Outcome>, weights: &[f64]) -> f64 {
+    let (mut won, mut judged) = (0.0, 0.0);
+    for outcome in outcomes {
+        if let Some(score) = outcome.score() {
+            won += weights[outcome.prompt] * score;
+            judged += weights[outcome.prompt];
+        }
+    }
+    if judged > 0.0 { won / judged } else { f64::NAN }
+}
+
+/// The mean of the runs' rates.
+fn mean_rate(runs: &[&Run], weights: &[f64]) -> f64 {
+    let rates = runs.iter().map(|run| rate(run.outcomes.iter(), weights)).filter(|rate| !rate.is_nan());
+    let (n, sum) = rates.fold((0, 0.0), |(n, sum), rate| (n + 1, sum + rate));
+    if n > 0 { sum / f64::from(n) } else { f64::NAN }
+}
+
+/// Draws of prompts.
+struct Draws<'a> {
+    resampler: Resampler,
+    bootstrap: &'a Bootstrap,
+    ones: Vec<f64>,
+}
+
+impl<'a> Draws<'a> {
+    fn new(n_prompts: usize, bootstrap: &'a Bootstrap) -> Self {
+        let names: Vec<String> = (0..n_prompts).map(|i| i.to_string()).collect();
+        let resampler = Resampler::new(names.iter().map(|name| vec![name.as_str()]));
+        Self { resampler, bootstrap, ones: vec![1.0; n_prompts] }
+    }
+
+    fn interval(&self, n: usize, statistic: &dyn Fn(&[f64]) -> f64) -> Interval {
+        let b = self.bootstrap;
+        let [value, low, high] = self.resampler.interval(statistic, b.level, b.draws, b.seed);
+        Interval { value, low, high, n, units: self.resampler.units() }
+    }
+
+    fn mean(&self, runs: &[&Run]) -> MeanRate {
+        let rates: Vec<f64> = runs.iter().map(|run| rate(run.outcomes.iter(), &self.ones)).collect();
+        let rates: Vec<f64> = rates.into_iter().filter(|rate| !rate.is_nan()).collect();
+        let n = rates.len() as f64;
+        let mean = rates.iter().sum::<f64>() / n;
+        let variance = rates.iter().map(|rate| (rate - mean).powi(2)).sum::<f64>() / (n - 1.0);
+        let judged = runs.iter().map(|run| Tally::of(run.outcomes.iter()).judged()).sum();
+        MeanRate {
+            runs: rates.len(),
+            mean: self.interval(judged, &|weights| mean_rate(runs, weights)),
+            sd: if rates.len() > 1 { variance.sqrt() } else { f64::NAN },
+        }
+    }
+
+    /// The rate at equal lengths, and φ.
+    fn controlled(&self, runs: &[&Run], with_interval: bool) -> (Interval, f64) {
+        let judged: Vec<(&Outcome, f64)> =
+            runs.iter().flat_map(|run| &run.outcomes).filter_map(|o| Some((o, o.score()?))).collect();
+        let difference = |o: &Outcome| o.lengths[0] as f64 - o.lengths[1] as f64;
+        let differences: Vec<f64> = judged.iter().map(|(o, _)| difference(o)).collect();
+        let y: Vec<f64> = judged.iter().map(|(_, score)| *score).collect();
+        let Some(x) = features(&differences).filter(|_| !judged.is_empty()) else {
+            let none = self.interval(judged.len(), &|_| f64::NAN);
+            return (none, f64::NAN);
+        };
+        let fit = |weights: &[f64]| {
+            let weights: Vec<f64> = judged.iter().map(|(o, _)| weights[o.prompt]).collect();
+            controlled(&x, &y, &weights)
+        };
+        let (value, phi) = fit(&self.ones);
+        let interval = match with_interval {
+            true => self.interval(judged.len(), &|weights| fit(weights).0),
+            false => Interval { value, low: f64::NAN, high: f64::NAN, n: judged.len(), units: self.resampler.units() },
+        };
+        (interval, phi)
+    }
+}
+
+fn mean_lengths<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Lengths {
+    let (mut n, mut sums) = (0.0, [0.0; 4]);
+    for o in outcomes {
+        n += 1.0;
+        let values = [o.lengths[0] as f64, o.lengths[1] as f64, o.n_tokens as f64, f64::from(u8::from(o.cut))];
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+    }
+    let [response, other, tokens, cut] = sums.map(|sum| sum / n);
+    Lengths { response, other, tokens, cut }
+}
+
+/// What is there once, in the order of appearance.
+fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut found = Vec::new();
+    for one in all {
+        if !found.contains(&one) {
+            found.push(one);
+        }
+    }
+    found
+}
+
+fn method(name: &str, runs: &[&Run], draws: &Draws<'_>) -> MethodResult {
+    let mut temperatures = distinct(runs.iter().map(|run| run.temperature));
+    temperatures.sort_by(f64::total_cmp);
+    let at = |temperature: f64| {
+        let some: Vec<&Run> = runs.iter().copied().filter(|run| run.temperature == temperature).collect();
+        AtTemperature { temperature, win_rate: draws.mean(&some) }
+    };
+    let outcomes = || runs.iter().flat_map(|run| &run.outcomes);
+    let at_ratio = |(i, name): (usize, &'static str)| {
+        let some: Vec<&Outcome> = outcomes().filter(|o| ratio(o.lengths[0], o.lengths[1]) == i).collect();
+        let n = some.iter().filter(|o| o.score().is_some()).count();
+        AtRatio { ratio: name, win_rate: draws.interval(n, &|weights| rate(some.iter().copied(), weights)) }
+    };
+    let (length_controlled, length_coefficient) = draws.controlled(runs, true);
+    MethodResult {
+        name: name.into(),
+        checkpoints: distinct(runs.iter().map(|run| run.checkpoint.clone())),
+        tally: Tally::of(outcomes()),
+        win_rate: draws.mean(runs),
+        by_temperature: temperatures.into_iter().map(at).collect(),
+        by_length_ratio: RATIO_NAMES.into_iter().enumerate().map(at_ratio).collect(),
+        length_controlled,
+        length_coefficient,
+        mean_lengths: mean_lengths(outcomes()),
+    }
+}
+
+/// Runs into numbers; outcomes name prompts below `n_prompts`.
+pub fn evaluate(runs: &[Run], n_prompts: usize, against: &str, judge: &str, bootstrap: Bootstrap) -> Evaluation {
+    let draws = Draws::new(n_prompts, &bootstrap);
+    let names = distinct(runs.iter().map(|run| run.method.as_str()));
+    let of = |name: &str| runs.iter().filter(|run| run.method == name).collect::<Vec<&Run>>();
+    let judged = |runs: &[&Run]| runs.iter().map(|run| Tally::of(run.outcomes.iter()).judged()).sum::<usize>();
+    let pairs = (0..names.len()).flat_map(|i| (i + 1..names.len()).map(move |j| (i, j)));
+    let difference = |(i, j): (usize, usize)| {
+        let (a, b) = (of(names[i]), of(names[j]));
+        let n = judged(&a) + judged(&b);
+        let win_rate = draws.interval(n, &|weights| mean_rate(&a, weights) - mean_rate(&b, weights));
+        Difference { methods: [names[i].into(), names[j].into()], win_rate }
+    };
+    let run = |run: &Run| {
+        let tally = Tally::of(run.outcomes.iter());
+        RunResult {
+            name: run.name.clone(),
+            checkpoint: run.checkpoint.clone(),
+            method: run.method.clone(),
+            temperature: run.temperature,
+            seed: run.seed,
+            tally,
+            win_rate: draws.interval(tally.judged(), &|weights| rate(run.outcomes.iter(), weights)),
+            length_controlled: draws.controlled(&[run], false).0.value,
+            mean_lengths: mean_lengths(run.outcomes.iter()),
+        }
+    };
+    Evaluation {
+        against: against.into(),
+        judge: judge.into(),
+        prompts: n_prompts,
+        bootstrap,
+        methods: names.iter().map(|name| method(name, &of(name), &draws)).collect(),
+        differences: pairs.map(difference).collect(),
+        runs: runs.iter().map(run).collect(),
+    }
+}

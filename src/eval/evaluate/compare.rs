@@ -1,0 +1,142 @@
+//! Responses as comparisons for a judge, what was judged as runs, and the files of both.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::lengths::length;
+use super::prompts::{TestPrompt, dataset};
+use super::responses::Response;
+use super::{Outcome, Run};
+use crate::data::comparisons::{Comparison, Mode, Side, place};
+use crate::error::{Error, Result};
+use crate::eval::acquire::Judged;
+use crate::eval::judge::is_flip;
+use crate::eval::tasks::rows::write;
+use crate::model::save::write_text;
+
+/// The responses of one checkpoint at one temperature and seed, a row a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Responses {
+    /// Which.
+    pub checkpoint: String,
+    /// Runs of one method are averaged.
+    pub method: String,
+    /// Of sampling.
+    pub temperature: f64,
+    /// Of sampling.
+    pub seed: u64,
+    /// Where they stand, for messages.
+    pub path: PathBuf,
+    /// In the order of the prompts.
+    pub rows: Vec<Response>,
+}
+
+/// `jpo-0-t0.5-s0`.
+pub fn run_name(checkpoint: &str, temperature: f64, seed: u64) -> String {
+    format!("{checkpoint}-t{temperature}-s{seed}")
+}
+
+impl Responses {
+    /// Its files' name.
+    pub fn name(&self) -> String {
+        run_name(&self.checkpoint, self.temperature, self.seed)
+    }
+}
+
+/// The other side of each comparison.
+#[derive(Debug, Clone, Copy)]
+pub enum Against<'a> {
+    /// The rows' gold responses.
+    Gold,
+    /// Responses of another checkpoint.
+    Other(&'a Responses),
+}
+
+impl Against<'_> {
+    /// What a response to a prompt is compared with.
+    fn text<'b>(&'b self, i: usize, prompt: &'b TestPrompt) -> &'b str {
+        match self {
+            Self::Gold => prompt.gold.as_deref().unwrap_or_default(),
+            Self::Other(other) => other.rows.get(i).map_or("", |row| row.response.trim()),
+        }
+    }
+}
+
+/// Each response (side 0) against its other (side 1), without the white space around them: a space that a template asks for would tell a
+/// judge which is the model's. What is not text stands in the row's other fields.
+pub fn comparisons(prompts: &[TestPrompt], ours: &Responses, against: Against<'_>) -> Vec<Comparison> {
+    let of = |(i, (prompt, row)): (usize, (&TestPrompt, &Response))| {
+        let side = |text: &str| Side { instruction: prompt.text.clone(), response: text.trim().into() };
+        let mut more: Map<String, Value> = Map::new();
+        more.insert("checkpoint".into(), json!(ours.checkpoint));
+        more.insert("method".into(), json!(ours.method));
+        more.insert("temperature".into(), json!(ours.temperature));
+        more.insert("seed".into(), json!(ours.seed));
+        more.insert(
+            "against".into(),
+            match against {
+                Against::Gold => json!("gold"),
+                Against::Other(other) => json!(other.checkpoint),
+            },
+        );
+        more.insert("prompt".into(), json!(format!("{}:{}", prompt.place.path.display(), prompt.place.line)));
+        Comparison {
+            place: place(ours.path.clone(), i + 1),
+            mode: Mode::Single,
+            sides: [side(&row.response), side(against.text(i, prompt))],
+            more,
+        }
+    };
+    prompts.iter().zip(&ours.rows).enumerate().map(of).collect()
+}
+
+/// What was made of these comparisons.
+pub fn run(ours: &Responses, comparisons: &[Comparison], judged: &[Judged]) -> Run {
+    let outcome = |(prompt, ((comparison, judged), row)): (usize, ((&Comparison, &Judged), &Response))| Outcome {
+        prompt,
+        verdict: judged.verdict(),
+        is_flip: is_flip(judged.choices()),
+        lengths: [0, 1].map(|i| length(&comparison.sides[i].response)),
+        n_tokens: row.n_tokens,
+        cut: row.cut,
+    };
+    Run {
+        name: ours.name(),
+        checkpoint: ours.checkpoint.clone(),
+        method: ours.method.clone(),
+        temperature: ours.temperature,
+        seed: ours.seed,
+        outcomes: comparisons.iter().zip(judged).zip(&ours.rows).enumerate().map(outcome).collect(),
+    }
+}
+
+/// Annotated rows, as `judge` writes and `interplay` reads them.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn write_judged(path: &Path, comparisons: &[Comparison], judged: &[Judged], judge: &str) -> Result<()> {
+    let rows = comparisons.iter().zip(judged).filter(|(_, judged)| judged.is_asked());
+    write(path, rows.map(|(comparison, judged)| judged.annotate(comparison, judge))).map(drop)
+}
+
+/// AlpacaEval's `--model_outputs` and `--reference_outputs`: a list of `{"instruction", "output", "generator", "dataset"}`.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn write_alpaca<'a>(
+    path: &Path,
+    prompts: &[TestPrompt],
+    outputs: impl Iterator<Item = &'a str>,
+    generator: &str,
+) -> Result<()> {
+    let row = |(prompt, output): (&TestPrompt, &str)| {
+        json!({
+            "instruction": prompt.text, "output": output.trim(), "generator": generator,
+            "dataset": dataset(&prompt.place.path),
+        })
+    };
+    let rows: Vec<Value> = prompts.iter().zip(outputs).map(row).collect();
+    let text = serde_json::to_string_pretty(&rows).map_err(|e| Error::file(path, e))?;
+    write_text(path, &(text + "\n"))
+}

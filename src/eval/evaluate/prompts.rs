@@ -1,0 +1,115 @@
+//! Test prompts, `{instruction, gold_response}`, and whether they fit a model.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::data::prompts::read_prompts;
+use crate::data::rows::{FieldMap, Instruction, Place};
+use crate::data::template::Template;
+use crate::data::tokens::Tokenizer;
+use crate::error::{Error, Result};
+
+/// A prompt to answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestPrompt {
+    /// File and line.
+    pub place: Place,
+    /// I, as the model sees it.
+    pub instruction: Instruction,
+    /// I, as a judge sees it.
+    pub text: String,
+    /// What responses are compared with; never empty.
+    pub gold: Option<String>,
+}
+
+/// The prompts of some files, the first `limit` of them; `needs_gold`: each must have a `gold_response`.
+///
+/// # Errors
+/// [`Error::Line`] for a malformed line, a field that is missing or empty, an instruction that stood there before (what is drawn again for
+/// intervals are prompts, which must be different ones); [`Error::File`].
+pub fn read(files: &[PathBuf], map: &FieldMap, needs_gold: bool, limit: Option<usize>) -> Result<Vec<TestPrompt>> {
+    let mut all: Vec<TestPrompt> = Vec::new();
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    for file in files {
+        for prompt in read_prompts(file, map)? {
+            let gold = prompt.gold.as_deref().map(str::trim);
+            match gold {
+                None if needs_gold => {
+                    let reason = format!(
+                        "field `{}` is missing: a test row is {{instruction, gold_response}}",
+                        map.name("gold_response")
+                    );
+                    return Err(prompt.place.error(reason));
+                }
+                Some("") if needs_gold => {
+                    return Err(prompt.place.error(format!("field `{}` is empty", map.name("gold_response"))));
+                }
+                _ => {}
+            }
+            let text = as_text(&prompt.instruction);
+            if let Some(&before) = seen.get(&text) {
+                let first = &all[before].place;
+                let reason = format!("the instruction of {}:{} again", first.path.display(), first.line);
+                return Err(prompt.place.error(reason));
+            }
+            seen.insert(text.clone(), all.len());
+            all.push(TestPrompt {
+                gold: gold.filter(|gold| !gold.is_empty()).map(String::from),
+                place: prompt.place,
+                instruction: prompt.instruction,
+                text,
+            });
+        }
+    }
+    if all.is_empty() {
+        return Err(Error::flag("data", "is missing: test rows {instruction, gold_response}"));
+    }
+    all.truncate(limit.unwrap_or(usize::MAX));
+    Ok(all)
+}
+
+/// A conversation of one message is that message; of several, each behind its role.
+fn as_text(instruction: &Instruction) -> String {
+    match instruction {
+        Instruction::Plain(text) => text.clone(),
+        Instruction::Chat(messages) => match messages.as_slice() {
+            [one] => one.content.clone(),
+            many => many.iter().map(|m| format!("{}: {}", m.role, m.content)).collect::<Vec<_>>().join("\n\n"),
+        },
+    }
+}
+
+/// A prompt's tokens.
+///
+/// # Errors
+/// [`Error::Line`] for a text that the tokenizer or the template cannot hold.
+pub fn encode(prompt: &TestPrompt, tokenizer: &Tokenizer, template: &Template) -> Result<Vec<u32>> {
+    let ids = tokenizer.encode_prompt(&prompt.instruction, template).map_err(|reason| prompt.place.error(reason))?;
+    if ids.is_empty() { Err(prompt.place.error("it has no tokens")) } else { Ok(ids) }
+}
+
+/// The prompts behind which a model has no room for `max_new_tokens`, with their tokens.
+///
+/// # Errors
+/// As [`encode`].
+pub fn too_long(
+    prompts: &[TestPrompt],
+    tokenizer: &Tokenizer,
+    template: &Template,
+    max_new_tokens: usize,
+    positions: usize,
+) -> Result<Vec<(usize, usize)>> {
+    let mut found = Vec::new();
+    for (i, prompt) in prompts.iter().enumerate() {
+        let n = encode(prompt, tokenizer, template)?.len();
+        if n.saturating_add(max_new_tokens) > positions {
+            found.push((i, n));
+        }
+    }
+    Ok(found)
+}
+
+/// The file's name without its ending: AlpacaEval's `dataset`.
+pub fn dataset(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}

@@ -1,0 +1,195 @@
+//! An evaluation as tables and figures.
+
+use super::lengths::RATIO_NAMES;
+use super::{Evaluation, MeanRate, MethodResult};
+use crate::eval::statistics::Interval;
+use crate::train::report::{Bars, Group, Table};
+
+fn has(x: &Interval) -> bool {
+    x.n > 0 && !x.value.is_nan()
+}
+
+fn percent(x: f64) -> String {
+    if x.is_nan() { "–".into() } else { format!("{:.1}", 100.0 * x) }
+}
+
+/// "73.2 (69.1 to 77.0)", per cent.
+fn with_interval(x: &Interval) -> String {
+    match (has(x), x.low.is_nan()) {
+        (false, _) => "–".into(),
+        (_, true) => percent(x.value),
+        _ => format!("{} ({} to {})", percent(x.value), percent(x.low), percent(x.high)),
+    }
+}
+
+/// "73.2 ± 1.4", per cent.
+fn with_sd(x: &MeanRate) -> String {
+    match x.sd.is_nan() {
+        true => percent(x.mean.value),
+        false => format!("{} ± {}", percent(x.mean.value), percent(x.sd)),
+    }
+}
+
+fn range(x: &Interval) -> String {
+    if x.low.is_nan() { "–".into() } else { format!("{} to {}", percent(x.low), percent(x.high)) }
+}
+
+fn number(x: f64) -> String {
+    if x.is_nan() { "–".into() } else { format!("{x:.1}") }
+}
+
+fn table(caption: String, head: Vec<String>, rows: Vec<Vec<String>>, note: String) -> Table {
+    Table { caption, head, rows, note }
+}
+
+fn names<const N: usize>(head: [&str; N]) -> Vec<String> {
+    head.map(String::from).into()
+}
+
+/// Temperatures of any method, from the lowest.
+fn temperatures(found: &Evaluation) -> Vec<f64> {
+    let mut all: Vec<f64> = found.methods.iter().flat_map(|m| m.by_temperature.iter().map(|t| t.temperature)).collect();
+    all.sort_by(f64::total_cmp);
+    all.dedup();
+    all
+}
+
+fn at(method: &MethodResult, temperature: f64) -> Option<&MeanRate> {
+    method.by_temperature.iter().find(|t| t.temperature == temperature).map(|t| &t.win_rate)
+}
+
+/// All tables that there is something to say in.
+pub fn tables(found: &Evaluation) -> Vec<Table> {
+    let (b, methods, against) = (&found.bootstrap, &found.methods, &found.against);
+    let mut all = Vec::new();
+    let other = format!("{against}'s length");
+    let head = [
+        "",
+        "runs",
+        "win",
+        "tie",
+        "loss",
+        "win rate, %",
+        "interval",
+        "at equal lengths, %",
+        "length",
+        other.as_str(),
+        "tokens",
+        "cut, %",
+    ];
+    let row = |m: &MethodResult| {
+        let (t, l) = (&m.tally, &m.mean_lengths);
+        let counts = [m.win_rate.runs, t.wins, t.ties, t.losses].map(|n| n.to_string());
+        let rates = [with_sd(&m.win_rate), range(&m.win_rate.mean), with_interval(&m.length_controlled)];
+        let lengths = [number(l.response), number(l.other), number(l.tokens), percent(l.cut)];
+        std::iter::once(m.name.clone()).chain(counts).chain(rates).chain(lengths).collect()
+    };
+    let no_answer: usize = methods.iter().map(|m| m.tally.no_answer).sum();
+    let without = match no_answer {
+        0 => String::new(),
+        n => format!(" {n} comparisons have no verdict and are left out."),
+    };
+    let note = format!(
+        "Win rate: (wins + ½ ties) / judged, mean ± standard deviation over runs (checkpoints × temperatures × seeds). Interval: {:.0} % \
+         bootstrap, {} draws of prompts. At equal lengths: length-controlled as in AlpacaEval 2, without instruction difficulty. Lengths \
+         in characters, means; cut: responses that the longest length ended. Judges favour long answers: read the rate beside the lengths.{without}",
+        100.0 * b.level,
+        b.draws
+    );
+    let caption =
+        format!("Win rate against {against}: {} prompts, both orders, judged by {}", found.prompts, found.judge);
+    all.push(table(caption, names(head), methods.iter().map(row).collect(), note));
+
+    let temperatures = temperatures(found);
+    if temperatures.len() > 1 {
+        let head = std::iter::once(String::new()).chain(temperatures.iter().map(f64::to_string)).collect();
+        let cell = |m: &MethodResult, t: f64| {
+            at(m, t).map_or("–".into(), |rate| format!("{} ({})", with_sd(rate), range(&rate.mean)))
+        };
+        let rows = methods
+            .iter()
+            .map(|m| std::iter::once(m.name.clone()).chain(temperatures.iter().map(|&t| cell(m, t))).collect());
+        let note = "Per cent, mean ± standard deviation over checkpoints and seeds, in brackets the interval.";
+        all.push(table("Win rate by temperature".into(), head, rows.collect(), note.into()));
+    }
+
+    let head = std::iter::once(String::new()).chain(RATIO_NAMES.map(String::from)).collect();
+    let cell = |x: &Interval| if has(x) { format!("{} [{}]", with_interval(x), x.n) } else { "–".into() };
+    let rows = methods
+        .iter()
+        .map(|m| std::iter::once(m.name.clone()).chain(m.by_length_ratio.iter().map(|r| cell(&r.win_rate))).collect());
+    let note =
+        format!("Per cent, by a response's length over {against}'s, with the interval and [judged comparisons].");
+    all.push(table("Win rate by ratio of lengths".into(), head, rows.collect(), note));
+
+    if !found.differences.is_empty() {
+        let points = |x: f64| if x.is_nan() { "–".into() } else { format!("{:+.1}", 100.0 * x) };
+        let rows = found.differences.iter().map(|d| {
+            let x = &d.win_rate;
+            let between =
+                if x.low.is_nan() { "–".into() } else { format!("{} to {}", points(x.low), points(x.high)) };
+            vec![d.methods.join(" − "), points(x.value), between]
+        });
+        let note =
+            "Points of win rate, over the same draws of prompts. An interval that holds 0 does not tell the two apart.";
+        all.push(table("Differences".into(), names(["", "difference", "interval"]), rows.collect(), note.into()));
+    }
+    if found.runs.len() > methods.len() {
+        let rows = found.runs.iter().map(|r| {
+            let counts = [r.tally.wins, r.tally.ties, r.tally.losses].map(|n| n.to_string());
+            let rates = [with_interval(&r.win_rate), percent(r.length_controlled), number(r.mean_lengths.response)];
+            [r.checkpoint.clone(), r.temperature.to_string(), r.seed.to_string()]
+                .into_iter()
+                .chain(counts)
+                .chain(rates)
+                .collect()
+        });
+        let head = ["", "temperature", "seed", "win", "tie", "loss", "win rate, %", "at equal lengths, %", "length"];
+        all.push(table("Every run".into(), names(head), rows.collect(), String::new()));
+    }
+    all
+}
+
+fn bar(x: &Interval) -> Option<[f64; 3]> {
+    has(x).then_some([x.value, x.low, x.high])
+}
+
+/// Win rate by method, by temperature, by ratio of lengths.
+pub fn figures(found: &Evaluation) -> Vec<Bars> {
+    let (methods, against) = (&found.methods, &found.against);
+    let series: Vec<String> = methods.iter().map(|m| m.name.clone()).collect();
+    let kinds: [(&str, fn(&MethodResult) -> &Interval); 2] =
+        [("win rate", |m| &m.win_rate.mean), ("at equal lengths", |m| &m.length_controlled)];
+    let group = |m: &MethodResult| Group { label: m.name.clone(), bars: kinds.map(|(_, of)| bar(of(m))).into() };
+    let mut all = vec![Bars {
+        title: format!("Win rate against {against}"),
+        help: "Mean over runs; and what it would be if both sides were equally long. Half is neither better nor worse."
+            .into(),
+        series: kinds.map(|(name, _)| name.into()).into(),
+        groups: methods.iter().map(group).collect(),
+    }];
+    let temperatures = temperatures(found);
+    if temperatures.len() > 1 {
+        let group = |&t: &f64| Group {
+            label: t.to_string(),
+            bars: methods.iter().map(|m| at(m, t).and_then(|rate| bar(&rate.mean))).collect(),
+        };
+        all.push(Bars {
+            title: "By temperature".into(),
+            help: "Of sampling.".into(),
+            series: series.clone(),
+            groups: temperatures.iter().map(group).collect(),
+        });
+    }
+    let group = |(i, label): (usize, &str)| Group {
+        label: label.into(),
+        bars: methods.iter().map(|m| bar(&m.by_length_ratio[i].win_rate)).collect(),
+    };
+    all.push(Bars {
+        title: "By ratio of lengths".into(),
+        help: format!("A response's characters over {against}'s: judges favour long answers."),
+        series,
+        groups: RATIO_NAMES.into_iter().enumerate().map(group).collect(),
+    });
+    all
+}
