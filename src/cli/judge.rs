@@ -34,7 +34,7 @@ use crate::model::save::fresh_folder;
 
 /// Rows with what the judge made of them.
 pub const ANNOTATED: &str = "annotated.jsonl";
-const PREFERENCES: &str = "preferences.jsonl";
+pub const PREFERENCES: &str = "preferences.jsonl";
 const COMPARISONS: &str = "comparisons.jsonl";
 
 /// `jointwise judge`.

@@ -88,6 +88,7 @@ pub fn run() -> ExitCode {
         Command::Merge(args) => merge::run(&args).map(Finished::from),
         Command::Judge(args) => judge::run(*args),
         Command::Interplay(args) => interplay::run(args).map(Finished::from),
+        Command::Study(args) => study::run(&args),
         Command::Plan(args) => plan::run(args).map(Finished::from),
         Command::Check(args) => check::run(&args).map(Finished::from),
         Command::Info(args) => info::run(&args).map(Finished::from),
