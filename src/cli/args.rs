@@ -2,6 +2,7 @@
 
 mod evaluate;
 mod judge;
+mod study;
 
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,7 @@ use crate::train::schedule::Shape;
 
 pub use evaluate::EvaluateArgs;
 pub use judge::{AskArgs, InterplayArgs, JudgeArgs};
+pub use study::StudyArgs;
 
 /// Preference tuning of language models on any GPU.
 #[derive(Debug, Parser)]
@@ -49,6 +51,8 @@ pub enum Command {
     Interplay(InterplayArgs),
     /// Win rates of checkpoints on test prompts, judged in both orders, by temperature and length
     Evaluate(Box<EvaluateArgs>),
+    /// A whole experiment: sampling, judging, every method, seed and part of the data, win rates, one report
+    Study(StudyArgs),
     /// Memory that a training run needs, before anything is loaded
     Plan(PlanArgs),
     /// Rows as tokens, with the scored ones marked; what would be dropped
@@ -653,15 +657,30 @@ pub fn with_config<A: Serialize + DeserializeOwned>(flags: A, config: Option<&Pa
     let file: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         Error::file(path, e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "))
     })?;
+    from_table(flags, file, path, "", command)
+}
+
+/// Flags over the keys of a table; `section` is before a key in messages.
+///
+/// # Errors
+/// [`Error::Field`]: a key that is no flag, or of a wrong type.
+pub fn from_table<A: Serialize + DeserializeOwned>(
+    flags: A,
+    file: toml::Table,
+    path: &Path,
+    section: &str,
+    command: &str,
+) -> Result<A> {
     let bad = |e: serde_json::Error| Error::file(path, e);
     let known = toml_keys(command);
     for key in file.keys() {
+        let field = format!("{section}{key}");
         if !known.contains(key) {
-            return Err(Error::field(path, key, "is no flag"));
+            return Err(Error::field(path, field, "is no flag"));
         }
         // Alone first, so that a wrong type is told with its key.
         let alone = toml::Table::from_iter([(key.clone(), file[key].clone())]);
-        serde_json::to_value(alone).and_then(serde_json::from_value::<A>).map_err(|e| Error::field(path, key, e))?;
+        serde_json::to_value(alone).and_then(serde_json::from_value::<A>).map_err(|e| Error::field(path, field, e))?;
     }
     let mut merged = serde_json::to_value(&file).map_err(bad)?;
     let typed = serde_json::to_value(&flags).map_err(bad)?;

@@ -26,7 +26,7 @@ use who::Asked;
 
 /// Rows with what the judge made of them.
 pub const ANNOTATED: &str = "annotated.jsonl";
-const PREFERENCES: &str = "preferences.jsonl";
+pub const PREFERENCES: &str = "preferences.jsonl";
 const COMPARISONS: &str = "comparisons.jsonl";
 /// Questions without an answer that are told on the terminal.
 const MOST_TROUBLES: usize = 20;

@@ -20,6 +20,7 @@ mod score;
 mod screen;
 mod session;
 mod steps;
+mod study;
 mod train;
 mod tune;
 
@@ -90,6 +91,7 @@ pub fn run() -> ExitCode {
         Command::Judge(args) => judge::run(*args),
         Command::Interplay(args) => interplay::run(args).map(Finished::from),
         Command::Evaluate(args) => evaluate::run(*args),
+        Command::Study(args) => study::run(&args),
         Command::Plan(args) => plan::run(args).map(Finished::from),
         Command::Check(args) => check::run(&args).map(Finished::from),
         Command::Info(args) => info::run(&args).map(Finished::from),

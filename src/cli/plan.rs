@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::args::{DeviceArgs, LimitsArg, PlanArgs, with_config};
+use super::args::{DeviceArgs, LimitsArg, PlanArgs, TrainArgs, with_config};
 use super::session::{self, Model};
 use super::train;
+use crate::config::TrainSettings;
 use crate::data::batch::{Example, Sequence};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Ledger, MatmulPrecision};
@@ -51,18 +52,22 @@ fn verdict(caps: &Caps, ledger: &Ledger) -> String {
     format!("it {fits}: it takes {takes:.1} MiB, and may take {most:.1} of the device's {all:.1}")
 }
 
-/// `jointwise plan`.
-pub fn run(args: PlanArgs) -> Result<()> {
-    let PlanArgs { train: args, sft, limits: device_limits, device_memory } = args;
-    let config = args.config.clone();
-    let args = with_config(args, config.as_deref(), "train")?;
-    let settings = train::settings(&args, sft)?;
-    let mut caps = device(&args.model.device, device_limits)?;
-    caps.memory_bytes = device_memory.or(caps.memory_bytes);
+/// A run as it was rehearsed.
+struct Planned {
+    model: Model,
+    settings: TrainSettings,
+    recompute: &'static str,
+    rehearsal: Rehearsal,
+    /// Peak bytes by what may be computed again.
+    peaks: Vec<(&'static str, u64)>,
+}
+
+/// Rehearses a run's largest micro-batch: of its data where they are given, of the longest rows allowed where they are not.
+fn planned(args: &TrainArgs, sft: bool, caps: &Caps) -> Result<Planned> {
+    let settings = train::settings(args, sft)?;
     let model = Model::of(&args.model)?;
-    let adapter = train::adapter(&args, &model, settings.seed)?;
+    let adapter = train::adapter(args, &model, settings.seed)?;
     let (_, limits) = session::limits(&args.data, &model.description)?;
-    // The largest micro-batch: of the data where they are given, of the longest rows allowed where they are not.
     let examples: Vec<Example> = if args.data.data.is_empty() {
         let side = || Sequence { ids: vec![0; limits.max_length], response_start: limits.max_length / 2 };
         let example = |row| {
@@ -89,11 +94,38 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let options = train::load_options(&settings, model.base, adapter.as_ref(), longest);
     let refs: Vec<&Example> = examples.iter().collect();
     let goal = settings.preference.map_or(Goal::Sft, Goal::Preference);
-    let rehearse = |keep| rehearse(&caps, |gpu| model.load(gpu, &options), &goal, &refs, settings.share_prefix, keep);
-    let (keep, Rehearsal { ledger, cost, trained }) = train::choose_keep(&args, &caps, &rehearse)?;
-    let recompute = keep.recompute();
+    let rehearse = |keep| rehearse(caps, |gpu| model.load(gpu, &options), &goal, &refs, settings.share_prefix, keep);
+    let (keep, rehearsal) = train::choose_keep(args, caps, &rehearse)?;
     let peaks = Keep::TRAINING.map(|keep| Ok((keep.recompute(), rehearse(keep)?.ledger.peak_bytes())));
     let peaks = peaks.into_iter().collect::<Result<Vec<(&str, u64)>>>()?;
+    Ok(Planned { model, settings, recompute: keep.recompute(), rehearsal, peaks })
+}
+
+/// Peak bytes of the run that takes the most, of a model and rows of the longest length allowed.
+///
+/// # Errors
+/// As [`run`]'s.
+pub fn peak<'a>(model: &str, runs: impl Iterator<Item = &'a TrainArgs>) -> Result<u64> {
+    let mut most = 0;
+    for args in runs {
+        let mut args = args.clone();
+        args.model.model = Some(model.into());
+        args.data.data.clear();
+        let caps = device(&args.model.device, None)?;
+        most = most.max(planned(&args, false, &caps)?.rehearsal.ledger.peak_bytes());
+    }
+    Ok(most)
+}
+
+/// `jointwise plan`.
+pub fn run(args: PlanArgs) -> Result<()> {
+    let PlanArgs { train: args, sft, limits, device_memory } = args;
+    let config = args.config.clone();
+    let args = with_config(args, config.as_deref(), "train")?;
+    let mut caps = device(&args.model.device, limits)?;
+    caps.memory_bytes = device_memory.or(caps.memory_bytes);
+    let Planned { model, settings, recompute, rehearsal, peaks } = planned(&args, sft, &caps)?;
+    let Rehearsal { ledger, cost, trained } = rehearsal;
     if args.json {
         let roles: serde_json::Map<_, _> = ledger
             .peak_by_role()

@@ -1,0 +1,25 @@
+//! Flags of `study`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// `study`.
+#[derive(Debug, Clone, Args)]
+pub struct StudyArgs {
+    /// What is trained, on what, and how it is judged: see examples/recipes
+    #[arg(value_name = "STUDY.toml")]
+    pub study: PathBuf,
+    /// Where everything is written
+    #[arg(long, value_name = "DIR")]
+    pub output_dir: PathBuf,
+    /// Go on with what is in the output folder: what is done is not done again
+    #[arg(long)]
+    pub resume: bool,
+    /// Tell the stages, their steps and memory, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// results.json, or the stages of --dry-run, on standard output
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,323 @@
+//! `study`: the paper's experiment as one run that can be stopped anywhere. Supervised tuning, two responses to each prompt, a judge's
+//! preferences between them and between pairs drawn from those, every method × seed × part of the data, win rates, one report.
+//!
+//! Each stage is a command of this program with a folder of its own, and is done once: what it was told is written down when it is whole.
+
+mod plan;
+mod results;
+mod rows;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use sha2::Digest;
+
+use super::Finished;
+use super::args::{DataArgs, EvaluateArgs, JudgeArgs, ModelArgs, StudyArgs, TrainArgs};
+use super::{evaluate, judge, train};
+use crate::error::{Error, Result};
+use crate::eval::evaluate::compare::run_name;
+use crate::model::folder::{MAX_CONFIG_BYTES, read_optional};
+use crate::model::save::{fresh_folder, write_text};
+use plan::{Method, Pairs, Preferences, Sample, Study, Tasks};
+
+/// What methods start from, in tables.
+const START: &str = "SFT";
+const STAGES: &str = "stages";
+const EVALUATE: &str = "evaluate";
+/// A response sampled twice is one observation of each seed.
+const SAMPLE_SEEDS: [u64; 2] = [0, 1];
+
+/// `jointwise study`.
+pub fn run(args: &StudyArgs) -> Result<Finished> {
+    let study = Study::read(&args.study)?;
+    let run = Run { study: &study, out: args.output_dir.clone() };
+    if args.dry_run {
+        return results::dry_run(&run, args.json).map(Finished::from);
+    }
+    let digests = digests(&study)?;
+    if !args.resume {
+        fresh_folder(&args.output_dir)?;
+    }
+    let stages = args.output_dir.join(STAGES);
+    fs::create_dir_all(&stages).map_err(|e| Error::file(&stages, e))?;
+    if run.stage("inputs", &digests, |_| Ok(Finished::Whole))? == Finished::Interrupted {
+        return Ok(Finished::Interrupted);
+    }
+    let finished = run.all()?;
+    if finished == Finished::Interrupted {
+        note!("stopped: the same command with --resume goes on where this one ended");
+        return Ok(finished);
+    }
+    results::write(&run, args.json)?;
+    Ok(Finished::Whole)
+}
+
+/// SHA-256 of the files that the study reads: a result is of these.
+fn digests(study: &Study) -> Result<BTreeMap<PathBuf, String>> {
+    let digest = |path: &PathBuf| {
+        let bytes = fs::read(path).map_err(|e| Error::file(path, e))?;
+        let hex: String = sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok((path.clone(), hex))
+    };
+    study.files().into_iter().map(digest).collect()
+}
+
+/// One training.
+struct Training<'a> {
+    method: &'a Method,
+    fraction: f64,
+    seed: u64,
+}
+
+impl Training<'_> {
+    /// Of its folder and stage.
+    fn name(&self) -> String {
+        format!("{}-{}-{}", self.method.name.replace(' ', "_"), self.fraction, self.seed)
+    }
+}
+
+/// In tables: the method, and the part of the data where it is not all.
+fn shown(method: &str, fraction: f64) -> String {
+    if fraction == 1.0 { method.into() } else { format!("{method} {fraction}") }
+}
+
+/// A study and where it is.
+struct Run<'a> {
+    study: &'a Study,
+    out: PathBuf,
+}
+
+impl Run<'_> {
+    fn dir(&self, name: &str) -> PathBuf {
+        self.out.join(name)
+    }
+
+    /// Does what was not done before; `work` is told whether its folder is there.
+    fn stage(
+        &self,
+        name: &str,
+        told: &impl Serialize,
+        work: impl FnOnce(bool) -> Result<Finished>,
+    ) -> Result<Finished> {
+        let file = format!("{name}.json");
+        let path = self.dir(STAGES).join(&file);
+        let told = serde_json::to_value(told).map_err(|e| Error::file(&path, e))?;
+        if let Some(text) = read_optional(&self.dir(STAGES), &file, MAX_CONFIG_BYTES)? {
+            let was: Value = serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), e))?;
+            match difference(&was, &told, "") {
+                None => return Ok(Finished::Whole),
+                // More seeds, methods or parts of the data: what is there is kept, and checked, by the command itself.
+                Some(_) if name == EVALUATE => {}
+                Some(what) => {
+                    let reason = format!("{}: {what}: the study has changed since that was done", path.display());
+                    return Err(Error::flag("resume", format!("{reason}; it needs a new --output-dir")));
+                }
+            }
+        }
+        let has_begun = self.dir(name).exists();
+        note!("study: {name}{}", if has_begun { ", going on" } else { "" });
+        let finished = work(has_begun)?;
+        if finished == Finished::Whole {
+            write_text(&path, &format!("{told:#}\n"))?;
+        }
+        Ok(finished)
+    }
+
+    fn all(&self) -> Result<Finished> {
+        let steps: [&dyn Fn() -> Result<Finished>; 7] = [
+            &|| self.tasks(),
+            &|| self.sft(),
+            &|| self.sample(),
+            &|| self.conditional(),
+            &|| self.joint(),
+            &|| self.train(),
+            &|| self.evaluate(),
+        ];
+        for step in steps {
+            if step()? == Finished::Interrupted {
+                return Ok(Finished::Interrupted);
+            }
+        }
+        Ok(Finished::Whole)
+    }
+
+    fn tasks(&self) -> Result<Finished> {
+        let Some(tasks) = self.study.tasks else { return Ok(Finished::Whole) };
+        self.stage("tasks", &tasks, |_| rows::tasks(&self.dir("tasks"), &tasks).map(Finished::from))
+    }
+
+    /// Files that were named, or those of the demo's tasks.
+    fn or_tasks(&self, named: &[PathBuf], file: &str) -> Vec<PathBuf> {
+        if named.is_empty() { vec![self.dir("tasks").join(file)] } else { named.to_vec() }
+    }
+
+    fn sft(&self) -> Result<Finished> {
+        let Some(sft) = &self.study.sft else { return Ok(Finished::Whole) };
+        let mut args = sft.clone();
+        args.data.data = self.or_tasks(&sft.data.data, rows::SFT);
+        args.model.model = Some(self.study.model.clone());
+        self.trained("sft", args, self.study.seeds[0], true)
+    }
+
+    fn trained(&self, name: &str, mut args: TrainArgs, seed: u64, sft: bool) -> Result<Finished> {
+        args.data.template = self.study.template.clone();
+        args.seed = Some(seed);
+        args.output_dir = Some(self.dir(name));
+        self.stage(name, &args, |resume| train::command(TrainArgs { resume, ..args.clone() }, sft))
+    }
+
+    /// What methods start from: a model, and an adapter on it.
+    fn start(&self) -> (String, Option<PathBuf>) {
+        match &self.study.sft {
+            Some(sft) if sft.full => (self.dir("sft").display().to_string(), None),
+            Some(_) => (self.study.model.clone(), Some(self.dir("sft"))),
+            None => (self.study.model.clone(), None),
+        }
+    }
+
+    /// The same as one of `evaluate`'s checkpoints.
+    fn start_checkpoint(&self) -> String {
+        let (model, adapter) = self.start();
+        format!("{START}={}", adapter.map_or(model, |dir| dir.display().to_string()))
+    }
+
+    fn sample(&self) -> Result<Finished> {
+        let Preferences::Sampled(sample) = &self.study.conditional else { return Ok(Finished::Whole) };
+        let Sample { temperature, max_new_tokens, batch_size, ref data } = *sample;
+        let args = EvaluateArgs {
+            model: Some(self.start().0),
+            checkpoint: vec![self.start_checkpoint()],
+            data: self.or_tasks(data, rows::PROMPTS),
+            template: self.study.template.clone(),
+            temperatures: vec![temperature],
+            seeds: SAMPLE_SEEDS.into(),
+            max_new_tokens,
+            batch_size,
+            no_judge: true,
+            device: self.study.evaluate.device.clone(),
+            base_dtype: self.study.evaluate.base_dtype,
+            output_dir: Some(self.dir("sample")),
+            ..EvaluateArgs::default()
+        };
+        let responses = SAMPLE_SEEDS
+            .map(|seed| self.dir("sample/responses").join(format!("{}.jsonl", run_name(START, temperature, seed))));
+        let finished = self.stage("sample", &args, |resume| evaluate::run(EvaluateArgs { resume, ..args.clone() }))?;
+        if finished == Finished::Whole {
+            rows::comparisons(&responses, &self.dir("sample").join(rows::COMPARISONS))?;
+        }
+        Ok(finished)
+    }
+
+    fn judged(&self, name: &str, args: JudgeArgs) -> Result<Finished> {
+        let args = JudgeArgs { output_dir: Some(self.dir(name)), ..args };
+        self.stage(name, &args, |resume| judge::run(JudgeArgs { resume, ..args.clone() }))
+    }
+
+    fn judge(&self) -> JudgeArgs {
+        self.study.judge.clone().unwrap_or_default()
+    }
+
+    fn conditional(&self) -> Result<Finished> {
+        let Preferences::Sampled(_) = self.study.conditional else { return Ok(Finished::Whole) };
+        self.judged("conditional", JudgeArgs { data: vec![self.dir("sample").join(rows::COMPARISONS)], ..self.judge() })
+    }
+
+    fn joint(&self) -> Result<Finished> {
+        let Pairs::Drawn(pairs, seed) = self.study.joint else { return Ok(Finished::Whole) };
+        self.judged("joint", JudgeArgs { sample: self.conditional_files(), pairs, seed: Some(seed), ..self.judge() })
+    }
+
+    fn conditional_files(&self) -> Vec<PathBuf> {
+        match &self.study.conditional {
+            Preferences::Sampled(_) => vec![self.dir("conditional").join(judge::PREFERENCES)],
+            Preferences::Files(files) => files.clone(),
+        }
+    }
+
+    fn joint_files(&self) -> Vec<PathBuf> {
+        match &self.study.joint {
+            Pairs::None => Vec::new(),
+            Pairs::Drawn(..) => vec![self.dir("joint").join(judge::PREFERENCES)],
+            Pairs::Files(files) => files.clone(),
+        }
+    }
+
+    /// Every method, part of the data and seed.
+    fn trainings(&self) -> impl Iterator<Item = Training<'_>> {
+        let Study { methods, fractions, seeds, .. } = self.study;
+        methods.iter().flat_map(move |method| {
+            fractions
+                .iter()
+                .flat_map(move |&fraction| seeds.iter().map(move |&seed| Training { method, fraction, seed }))
+        })
+    }
+
+    fn train(&self) -> Result<Finished> {
+        let pools = [rows::pool(&self.conditional_files())?, rows::pool(&self.joint_files())?];
+        let (model, adapter) = self.start();
+        for training in self.trainings() {
+            let data = rows::part(&self.out, training.method, training.fraction, &pools)?;
+            let mut args = training.method.train.clone();
+            args.model = ModelArgs { model: Some(model.clone()), adapter: adapter.clone(), ..args.model };
+            args.data = DataArgs { data: vec![data], ..args.data };
+            if self.trained(&format!("train/{}", training.name()), args, training.seed, false)? == Finished::Interrupted
+            {
+                return Ok(Finished::Interrupted);
+            }
+        }
+        Ok(Finished::Whole)
+    }
+
+    fn evaluate(&self) -> Result<Finished> {
+        let mut groups: Vec<(String, Vec<String>)> = Vec::new();
+        for training in self.trainings() {
+            let (name, dir) =
+                (shown(&training.method.name, training.fraction), self.dir("train").join(training.name()));
+            let dir = dir.display().to_string();
+            match groups.last_mut() {
+                Some((last, dirs)) if *last == name => dirs.push(dir),
+                _ => groups.push((name, vec![dir])),
+            }
+        }
+        let mut args = self.study.evaluate.clone();
+        args.data = self.or_tasks(&args.data, rows::TEST);
+        let args = EvaluateArgs {
+            model: Some(self.start().0),
+            checkpoint: vec![self.start_checkpoint()],
+            group: groups.into_iter().map(|(name, dirs)| format!("{name}={}", dirs.join(","))).collect(),
+            template: self.study.template.clone(),
+            output_dir: Some(self.dir(EVALUATE)),
+            ..args
+        };
+        self.stage(EVALUATE, &args, |resume| evaluate::run(EvaluateArgs { resume, ..args.clone() }))
+    }
+}
+
+/// Where two settings differ first, and how.
+fn difference(was: &Value, now: &Value, at: &str) -> Option<String> {
+    match (was, now) {
+        (Value::Object(a), Value::Object(b)) => a.keys().chain(b.keys()).find_map(|key| {
+            let null = json!(null);
+            difference(a.get(key).unwrap_or(&null), b.get(key).unwrap_or(&null), key)
+        }),
+        _ if was == now => None,
+        _ => Some(format!("`{at}` was {was}, now it is {now}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_named() {
+        let (a, b) = (json!({"x": {"y": 1, "z": 2}}), json!({"x": {"y": 1, "z": 3}}));
+        assert_eq!(difference(&a, &a, ""), None);
+        assert_eq!(difference(&a, &b, "").as_deref(), Some("`z` was 2, now it is 3"));
+        assert_eq!(difference(&json!({}), &json!({"k": true}), "").as_deref(), Some("`k` was null, now it is true"));
+    }
+}

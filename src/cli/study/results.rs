@@ -1,0 +1,339 @@
+//! What a study found, as `results.json` and `report.html`; and what it would take.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::plan::{Pairs, Preferences, Study};
+use super::{Run, START, rows, shown};
+use crate::cli::output::{command_line, text_table};
+use crate::cli::{judge, plan, train};
+use crate::config::Defaults;
+use crate::error::{Error, Result};
+use crate::eval::interplay::{Bootstrap, Interplay, interplay, read, show};
+use crate::model::folder::read_file;
+use crate::model::save::write_text;
+use crate::objective::Objective;
+use crate::train::metrics::{self, METRICS};
+use crate::train::report::{self, Bars, Group, Report, Table};
+
+/// Of results that this program wrote.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// Reads what the stages left, and writes both files.
+pub fn write(run: &Run<'_>, as_json: bool) -> Result<()> {
+    let study = run.study;
+    let evaluation = evaluation(&run.dir("evaluate/results.json"))?;
+    let interplay = analysed(run)?;
+    let trainings = trainings(run)?;
+    let found = json!({
+        "title": study.title, "model": study.model, "seeds": study.seeds, "fractions": study.fractions,
+        "methods": study.methods.iter().map(|m| json!({
+            "name": m.name, "conditional": m.shares[0], "joint": m.shares[1],
+            "objective": m.train.objective.objective.unwrap_or(Objective::Jpo).name(),
+        })).collect::<Vec<_>>(),
+        "trainings": trainings, "interplay": interplay, "evaluation": evaluation,
+    });
+    let path = run.dir("results.json");
+    let text = serde_json::to_string_pretty(&found).map_err(|e| Error::file(&path, e))?;
+    write_text(&path, &format!("{text}\n"))?;
+    let rates = Rates { study, evaluation: &evaluation };
+    let mut bars = rates.figures();
+    let mut tables = vec![rates.table()];
+    tables.extend(rates.differences());
+    if let Some(found) = &interplay {
+        bars.extend(show::figures(found));
+        tables.extend(show::tables(found));
+    }
+    let report = Report {
+        title: study.title.clone(),
+        command: command_line(),
+        model: study.model.clone(),
+        objective: study.methods.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", "),
+        data: rates.data(&trainings),
+        facts: vec![
+            ("Seeds".into(), study.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")),
+            ("Judge".into(), text_of(&evaluation["judge"])),
+        ],
+        bars,
+        tables: tables.clone(),
+        ..Report::default()
+    };
+    let page = run.dir("report.html");
+    report::write(&page, &report)?;
+    match as_json {
+        true => say!("{text}")?,
+        false => tables.iter().take(2).try_for_each(|table| say!("{}", text_table(table)))?,
+    }
+    note!("figures, tables and every number: {} and {}", page.display(), path.display());
+    Ok(())
+}
+
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or_default().into()
+}
+
+/// `evaluate`'s results, without the paths of files.
+fn evaluation(path: &Path) -> Result<Value> {
+    let mut found: Value =
+        serde_json::from_str(&read_file(path, MOST_BYTES)?).map_err(|e| Error::line(path, e.line(), e))?;
+    if let Some(object) = found.as_object_mut() {
+        object.remove("data");
+    }
+    Ok(found)
+}
+
+/// Figures 2 and 3: of what this study asked a judge.
+fn analysed(run: &Run<'_>) -> Result<Option<Interplay>> {
+    let asked = [
+        matches!(run.study.conditional, Preferences::Sampled(_)).then_some("conditional"),
+        matches!(run.study.joint, Pairs::Drawn(..)).then_some("joint"),
+    ];
+    let mut files = Vec::new();
+    for stage in asked.into_iter().flatten() {
+        files.push(read(&run.dir(stage).join(judge::ANNOTATED), false)?.0);
+    }
+    let bootstrap = bootstrap(run.study);
+    // One judge's two files are one table.
+    let merged = files.into_iter().reduce(|mut all, more| {
+        all.rows.extend(more.rows);
+        all
+    });
+    Ok(merged.map(|file| interplay(&[file], bootstrap)))
+}
+
+fn bootstrap(study: &Study) -> Bootstrap {
+    let draws = study.evaluate.draws.unwrap_or(Defaults::BOOTSTRAP_DRAWS);
+    Bootstrap { level: Defaults::BOOTSTRAP_LEVEL, draws, seed: study.evaluate.seed.unwrap_or(0) }
+}
+
+/// Rows, steps and last metrics of each training.
+fn trainings(run: &Run<'_>) -> Result<Vec<Value>> {
+    let one = |training: super::Training<'_>| {
+        let lines = metrics::read(&run.dir("train").join(training.name()).join(METRICS))?;
+        let mut last = lines.last().cloned().unwrap_or_default();
+        last.remove("seconds");
+        let rows =
+            run.dir("data").join(format!("{}-{}.jsonl", training.method.name.replace(' ', "_"), training.fraction));
+        let rows = std::fs::read_to_string(&rows).map_err(|e| Error::file(&rows, e))?.lines().count();
+        Ok(json!({
+            "method": training.method.name, "fraction": training.fraction, "seed": training.seed,
+            "rows": rows, "steps": lines.len(), "last": last,
+        }))
+    };
+    run.trainings().map(one).collect()
+}
+
+/// Win rates as the report shows them.
+struct Rates<'a> {
+    study: &'a Study,
+    evaluation: &'a Value,
+}
+
+impl Rates<'_> {
+    fn method(&self, name: &str) -> Option<&Value> {
+        self.evaluation["methods"].as_array()?.iter().find(|m| m["name"] == name)
+    }
+
+    fn bar(&self, name: &str) -> Option<[f64; 3]> {
+        let mean = &self.method(name)?["win_rate"]["mean"];
+        let end = |key: &str| mean[key].as_f64().unwrap_or(f64::NAN);
+        mean["value"].as_f64().map(|value| [value, end("low"), end("high")])
+    }
+
+    fn group(&self, label: &str, names: &[String]) -> Group {
+        Group { label: label.into(), bars: names.iter().map(|name| self.bar(name)).collect() }
+    }
+
+    /// With the most data.
+    fn most(&self) -> f64 {
+        self.study.fractions.last().copied().unwrap_or(1.0)
+    }
+
+    /// Trained on one kind of preference alone, under the joint objective.
+    fn only(&self, kind: usize) -> Option<&str> {
+        let is = |m: &&super::Method| {
+            let joint = m.train.objective.objective.unwrap_or(Objective::Jpo) == Objective::Jpo;
+            joint && m.shares[kind] > 0.0 && m.shares[1 - kind] == 0.0
+        };
+        self.study.methods.iter().find(is).map(|m| m.name.as_str())
+    }
+
+    fn figures(&self) -> Vec<Bars> {
+        let most = self.most();
+        let against = text_of(&self.evaluation["against"]);
+        let methods: Vec<String> = self.study.methods.iter().map(|m| m.name.clone()).collect();
+        let mut all = vec![Bars {
+            title: format!("Win rate against {against}, by method"),
+            help: "Mean over seeds and temperatures, with its interval; the paper's figure 4.".into(),
+            series: vec!["win rate".into()],
+            groups: std::iter::once(self.group(START, &[START.into()]))
+                .chain(methods.iter().map(|name| self.group(name, &[shown(name, most)])))
+                .collect(),
+        }];
+        if let (Some(identical), Some(different)) = (self.only(0), self.only(1)) {
+            all.push(Bars {
+                title: "JPO on identical and on different instructions".into(),
+                help:
+                    "Preferences between responses to one instruction, and between pairs of two; the paper's figure 5."
+                        .into(),
+                series: vec!["win rate".into()],
+                groups: [("identical", identical), ("different", different)]
+                    .map(|(label, name)| self.group(label, &[shown(name, most)]))
+                    .into(),
+            });
+        }
+        if self.study.fractions.len() > 1 {
+            let group = |&fraction: &f64| {
+                let names: Vec<String> = methods.iter().map(|name| shown(name, fraction)).collect();
+                self.group(&format!("{:.0} %", 100.0 * fraction), &names)
+            };
+            all.push(Bars {
+                title: "Win rate by amount of data".into(),
+                help: "Parts of the preferences, each a part of the next.".into(),
+                series: methods.clone(),
+                groups: self.study.fractions.iter().map(group).collect(),
+            });
+        }
+        all
+    }
+
+    fn table(&self) -> Table {
+        let percent = |x: f64| if x.is_nan() { "–".into() } else { format!("{:.1}", 100.0 * x) };
+        let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+        let row = |name: &str, method: Option<&super::Method>, fraction: f64| {
+            let found = self.method(name)?;
+            let [value, low, high] = self.bar(name)?;
+            let shares = method.map_or(["–".into(), "–".into()], |m| m.shares.map(|s| percent(s * fraction)));
+            let [conditional, joint] = shares;
+            let interval = if low.is_nan() { "–".into() } else { format!("{} to {}", percent(low), percent(high)) };
+            let equal = percent(number(&found["length_controlled"]["value"]));
+            let length = format!("{:.0}", number(&found["mean_lengths"]["response"]));
+            let runs = found["win_rate"]["runs"].to_string();
+            let sd = percent(number(&found["win_rate"]["sd"]));
+            Some(vec![name.into(), conditional, joint, runs, percent(value), sd, interval, equal, length])
+        };
+        let mut all: Vec<Vec<String>> = row(START, None, 1.0).into_iter().collect();
+        for method in &self.study.methods {
+            let of = |&fraction: &f64| row(&shown(&method.name, fraction), Some(method), fraction);
+            all.extend(self.study.fractions.iter().filter_map(of));
+        }
+        let head = [
+            "",
+            "conditional, %",
+            "joint, %",
+            "runs",
+            "win rate, %",
+            "sd",
+            "interval",
+            "at equal lengths, %",
+            "length",
+        ];
+        Table {
+            caption: format!(
+                "Win rate against {}: {} prompts, judged in both orders by {}",
+                text_of(&self.evaluation["against"]),
+                self.evaluation["prompts"],
+                text_of(&self.evaluation["judge"]),
+            ),
+            head: head.map(String::from).into(),
+            rows: all,
+            note: "(wins + ½ ties) / judged. Conditional, joint: parts of those preferences that a method was trained on. Runs are seeds × \
+                   temperatures, sd their standard deviation; the interval draws prompts. Lengths in characters."
+                .into(),
+        }
+    }
+
+    fn differences(&self) -> Option<Table> {
+        let most = self.most();
+        let names: Vec<String> =
+            std::iter::once(START.into()).chain(self.study.methods.iter().map(|m| shown(&m.name, most))).collect();
+        let points = |value: &Value| value.as_f64().map_or("–".into(), |x| format!("{:+.1}", 100.0 * x));
+        let rows = self.evaluation["differences"].as_array()?.iter().filter_map(|d| {
+            let [a, b] = [d["methods"][0].as_str()?, d["methods"][1].as_str()?];
+            let x = &d["win_rate"];
+            let both = [a, b].iter().all(|name| names.iter().any(|n| n == name));
+            both.then(|| vec![format!("{a} − {b}"), points(&x["value"]), points(&x["low"]), points(&x["high"])])
+        });
+        let rows: Vec<Vec<String>> = rows.collect();
+        (!rows.is_empty()).then(|| Table {
+            caption: "Differences of win rates, in points".into(),
+            head: ["", "difference", "from", "to"].map(String::from).into(),
+            rows,
+            note: "Over the same draws of prompts. An interval that holds 0 does not tell the two apart.".into(),
+        })
+    }
+
+    fn data(&self, trainings: &[Value]) -> String {
+        let most = self.most();
+        let rows = trainings.iter().filter(|t| t["fraction"] == most && t["seed"] == self.study.seeds[0]);
+        rows.map(|t| format!("{}: {} preferences", text_of(&t["method"]), t["rows"])).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Stages with what they take, before anything is computed.
+pub fn dry_run(run: &Run<'_>, as_json: bool) -> Result<()> {
+    let study = run.study;
+    let mut stages: Vec<(String, String)> = Vec::new();
+    let mut add = |name: &str, what: String| stages.push((name.into(), what));
+    if let Some(tasks) = study.tasks {
+        add(
+            "tasks",
+            format!("{} supervised rows, {} instructions, {} test rows", tasks.sft, tasks.prompts, tasks.test),
+        );
+    }
+    if let Some(sft) = &study.sft {
+        add("sft", length(sft.max_steps, sft.num_train_epochs));
+    }
+    // What is not sampled yet is at most this.
+    let mut most = [None, None];
+    match &study.conditional {
+        Preferences::Sampled(sample) => {
+            let prompts = match (study.tasks, sample.data.as_slice()) {
+                (Some(tasks), []) => tasks.prompts,
+                (_, files) => rows::pool(files)?.len(),
+            };
+            add("sample", format!("2 responses to each of {prompts} prompts, temperature {}", sample.temperature));
+            add("conditional", format!("at most {} questions", 2 * prompts));
+            most[0] = Some(prompts);
+        }
+        Preferences::Files(files) => most[0] = Some(rows::pool(files)?.len()),
+    }
+    match &study.joint {
+        Pairs::Drawn(pairs, _) => {
+            most[1] = pairs.or(most[0]);
+            add("joint", format!("at most {} questions", 2 * most[1].unwrap_or(0)));
+        }
+        Pairs::Files(files) => most[1] = Some(rows::pool(files)?.len()),
+        Pairs::None => {}
+    }
+    let memory = plan::peak(&run.study.model, study.methods.iter().map(|m| &m.train).chain(&study.sft))?;
+    for training in run.trainings() {
+        let args = &training.method.train;
+        let rows: usize =
+            (0..2).map(|i| rows::count(most[i].unwrap_or(0), training.method.shares[i], training.fraction)).sum();
+        let batch = args.batch_size.unwrap_or(Defaults::BATCH_SIZE) * args.gradient_accumulation_steps.unwrap_or(1);
+        let epochs = args.num_train_epochs.unwrap_or(Defaults::EPOCHS);
+        let steps = args.max_steps.unwrap_or((rows.div_ceil(batch.max(1)) as f64 * epochs).ceil() as usize);
+        add(&format!("train/{}", training.name()), format!("at most {rows} preferences, {steps} steps of {batch}"));
+    }
+    let runs = run.trainings().count() + 1;
+    let evaluate = &study.evaluate;
+    let per = evaluate.temperatures.len().max(1) * evaluate.seeds.len().max(1);
+    add("evaluate", format!("{runs} checkpoints, {per} answers to each prompt, two questions an answer"));
+    if as_json {
+        let stages: Vec<Value> = stages.iter().map(|(name, what)| json!({"stage": name, "what": what})).collect();
+        return say!("{}", json!({"stages": stages, "peak_bytes": memory}));
+    }
+    for (name, what) in &stages {
+        say!("{name:<32} {what}")?;
+    }
+    say!("\ndevice memory of the largest training: {:.0} MiB", memory as f64 / 1_048_576.0)
+}
+
+fn length(max_steps: Option<usize>, epochs: Option<f64>) -> String {
+    match max_steps {
+        Some(steps) => format!("{steps} steps"),
+        None => format!("{} epochs", epochs.unwrap_or(Defaults::EPOCHS)),
+    }
+}

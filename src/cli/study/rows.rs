@@ -1,0 +1,99 @@
+//! Files between a study's stages.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::plan::{Method, Tasks};
+use crate::data::rows::{for_each_object, open};
+use crate::error::{Error, Result};
+use crate::eval::tasks::rows::{held_out, sft, write};
+use crate::eval::tasks::{Split, generate};
+use crate::rng::Rng;
+
+/// The demo's supervised rows.
+pub const SFT: &str = "sft.jsonl";
+/// Its instructions.
+pub const PROMPTS: &str = "prompts.jsonl";
+/// Its test rows.
+pub const TEST: &str = "test.jsonl";
+/// Two responses to each prompt.
+pub const COMPARISONS: &str = "comparisons.jsonl";
+
+/// Streams of a study's seed, apart from those that make the demo's data.
+const OF_PROMPTS: u64 = 40;
+const OF_ORDER: u64 = 41;
+
+/// The demo's data: supervised rows, instructions for responses (none twice), held-out test rows.
+pub fn tasks(dir: &Path, sizes: &Tasks) -> Result<()> {
+    fs::create_dir_all(dir).map_err(|e| Error::file(dir, e))?;
+    write(&dir.join(SFT), sft(Split::Train, sizes.seed, sizes.sft))?;
+    let mut rng = Rng::new(sizes.seed, OF_PROMPTS);
+    let mut seen = std::collections::HashSet::new();
+    // The tasks have some ten thousand instructions: past that, repeat rather than search for ever.
+    let draws = std::iter::repeat_with(|| generate(Split::Train, &mut rng).instruction).take(50 * sizes.prompts);
+    let fresh: Vec<String> = draws.filter(|i| seen.insert(i.clone())).take(sizes.prompts).collect();
+    write(&dir.join(PROMPTS), fresh.iter().map(|instruction| json!({"instruction": instruction})))?;
+    let tests = held_out(sizes.seed, sizes.test);
+    write(
+        &dir.join(TEST),
+        tests.iter().map(|item| json!({"instruction": item.instruction, "gold_response": item.gold})),
+    )?;
+    Ok(())
+}
+
+/// Every object of JSONL files.
+fn objects(files: &[PathBuf]) -> Result<Vec<Map<String, Value>>> {
+    let mut all = Vec::new();
+    for file in files {
+        for_each_object(file, open(file)?, |_, object| {
+            all.push(object);
+            Ok(())
+        })?;
+    }
+    Ok(all)
+}
+
+/// Rows to judge from two files of responses to the same prompts. Equal responses say nothing, and are left out.
+pub fn comparisons(responses: &[PathBuf; 2], to: &Path) -> Result<()> {
+    let [first, second] = [objects(&responses[..1])?, objects(&responses[1..])?];
+    let differ = |(a, b): &(&Map<String, Value>, &Map<String, Value>)| a["response"] != b["response"];
+    let row = |(a, b): (&Map<String, Value>, &Map<String, Value>)| json!({"instruction": a["instruction"], "response_0": a["response"], "response_1": b["response"]});
+    let n = write(to, first.iter().zip(&second).filter(differ).map(row))?;
+    if n < first.len() {
+        note!("{} of {} prompts were answered the same way twice: left out", first.len() - n, first.len());
+    }
+    match n {
+        0 => Err(Error::file(to, "every prompt was answered the same way twice: a higher `temperature` of [sample]")),
+        _ => Ok(()),
+    }
+}
+
+/// Preferences in an order of their own, so that each part of them is a part of every larger one, and like it.
+pub fn pool(files: &[PathBuf]) -> Result<Vec<Map<String, Value>>> {
+    let mut rows = objects(files)?;
+    let mut rng = Rng::new(0, OF_ORDER);
+    for i in (1..rows.len()).rev() {
+        rows.swap(i, rng.below(i as u32 + 1) as usize);
+    }
+    Ok(rows)
+}
+
+/// Rows of a pool of `n`.
+pub fn count(n: usize, share: f64, fraction: f64) -> usize {
+    (n as f64 * share * fraction).round() as usize
+}
+
+/// Writes what a method sees of the pools, conditional and joint; the file.
+pub fn part(out: &Path, method: &Method, fraction: f64, pools: &[Vec<Map<String, Value>>; 2]) -> Result<PathBuf> {
+    let dir = out.join("data");
+    fs::create_dir_all(&dir).map_err(|e| Error::file(&dir, e))?;
+    let path = dir.join(format!("{}-{fraction}.jsonl", method.name.replace(' ', "_")));
+    let rows = pools.iter().zip(method.shares).flat_map(|(pool, share)| &pool[..count(pool.len(), share, fraction)]);
+    let n = write(&path, rows)?;
+    match n {
+        0 => Err(Error::file(&path, format!("no preferences are left for {fraction} of the data"))),
+        _ => Ok(path),
+    }
+}

@@ -1,0 +1,189 @@
+//! The whole experiment through the program: the miniature study of the recipes, what a kill leaves, files that are wrong.
+#![cfg(unix)]
+
+mod program;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use jointwise::rng::Rng;
+use program::{Ran, Sandbox};
+use serde_json::Value;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A study in which nothing takes long: one training a method, of two steps.
+fn smallest() -> String {
+    let model = root().join("models/demo");
+    format!(
+        r#"
+        model = {model:?}
+        seeds = [0]
+        [tasks]
+        prompts = 12
+        test = 6
+        [sample]
+        temperature = 1.0
+        max-new-tokens = 12
+        [judge]
+        grader = true
+        [joint]
+        pairs = 6
+        [train]
+        batch-size = 4
+        max-steps = 2
+        save-steps = 1
+        [[methods]]
+        name = "DPO"
+        objective = "dpo"
+        conditional = 1.0
+        [[methods]]
+        name = "JPO"
+        conditional = 0.5
+        joint = 0.5
+        [evaluate]
+        grader = true
+        temperatures = [0.0]
+        max-new-tokens = 12
+        "#
+    )
+}
+
+fn read(dir: &str, file: &str) -> String {
+    let path = PathBuf::from(dir).join(file);
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn results(dir: &str) -> Value {
+    serde_json::from_str(&read(dir, "results.json")).expect("JSON")
+}
+
+fn lines(dir: &str, file: &str) -> usize {
+    read(dir, file).lines().count()
+}
+
+#[test]
+fn the_miniature_study_runs_to_its_report() {
+    let sandbox = Sandbox::new();
+    let (recipe, out) = (root().join("examples/recipes/miniature.toml"), sandbox.text("out"));
+    let recipe = recipe.to_str().expect("UTF-8");
+    Ran::of(sandbox.command(&["study", recipe, "--output-dir", &out]).current_dir(root())).ok();
+
+    let found = results(&out);
+    let methods: Vec<&str> =
+        found["methods"].as_array().expect("methods").iter().filter_map(|m| m["name"].as_str()).collect();
+    assert_eq!(methods, ["DPO", "JPO conditional", "JPO joint", "JPO both"]);
+    let trainings = found["trainings"].as_array().expect("trainings");
+    assert_eq!(trainings.len(), 4 * 2 * 2, "methods × fractions × seeds");
+    // What each method saw, by the files that it was judged into.
+    let [conditional, joint] =
+        ["conditional", "joint"].map(|kind| lines(&out, &format!("{kind}/preferences.jsonl")) as f64);
+    let rows = |method: &str, fraction: f64| {
+        let is = |t: &&Value| t["method"] == method && t["fraction"] == fraction;
+        trainings.iter().find(is).and_then(|t| t["rows"].as_f64()).expect("a training")
+    };
+    assert_eq!(rows("DPO", 1.0), conditional);
+    assert_eq!(rows("JPO joint", 1.0), joint);
+    assert_eq!(rows("JPO both", 1.0), (conditional / 2.0).round() + (joint / 2.0).round());
+    assert_eq!(rows("DPO", 0.5), (conditional / 2.0).round());
+    // Parts are parts of larger ones.
+    let half = read(&out, "data/DPO-0.5.jsonl");
+    assert!(read(&out, "data/DPO-1.jsonl").starts_with(&half) && !half.is_empty());
+
+    // Win rates follow from what the judge said.
+    let evaluated = found["evaluation"]["methods"].as_array().expect("methods");
+    assert_eq!(evaluated.len(), 1 + 4 * 2, "SFT, and every method by fraction");
+    for method in evaluated {
+        let count = |key: &str| method[key].as_f64().expect("a count");
+        let runs = method["win_rate"]["runs"].as_f64().expect("runs");
+        assert_eq!(count("wins") + count("ties") + count("losses") + count("no_answer"), 24.0 * runs, "{method}");
+        let want = (count("wins") + count("ties") / 2.0) / (count("wins") + count("ties") + count("losses"));
+        let got = method["win_rate"]["mean"]["value"].as_f64().expect("a rate");
+        assert!((got - want).abs() < 1e-9, "{method}");
+    }
+    let page = read(&out, "report.html");
+    for part in ["JPO in miniature", "by method", "identical", "by amount of data", "DPO", "JPO both"] {
+        assert!(page.contains(part), "{part}");
+    }
+    // Nothing is done again: the same command changes no file of a stage.
+    let before = fs::metadata(sandbox.path("out/evaluate/results.json")).and_then(|m| m.modified()).expect("a file");
+    let again = Ran::of(sandbox.command(&["study", recipe, "--output-dir", &out, "--resume"]).current_dir(root())).ok();
+    assert!(!again.stderr.contains("study: train"), "{}", again.stderr);
+    let after = fs::metadata(sandbox.path("out/evaluate/results.json")).and_then(|m| m.modified()).expect("a file");
+    assert_eq!(before, after);
+    assert_eq!(results(&out), found);
+}
+
+/// Killed ten times at random, it ends with the same numbers as a study that was left alone.
+#[test]
+fn killed_at_any_moment_it_ends_the_same() {
+    let sandbox = Sandbox::new();
+    let (file, whole, out) = (sandbox.write("study.toml", smallest()), sandbox.text("whole"), sandbox.text("killed"));
+    let started = Instant::now();
+    sandbox.run(&["study", &file, "--output-dir", &whole]).ok();
+    let length = started.elapsed();
+    let mut rng = Rng::new(2_404, 530);
+    for _ in 0..10 {
+        let mut command = sandbox.command(&["study", &file, "--output-dir", &out, "--resume"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
+        std::thread::sleep(length.mul_f32(0.4 * rng.next_f32()).max(Duration::from_millis(50)));
+        child.kill().expect("killed");
+        child.wait().expect("waited for");
+    }
+    sandbox.run(&["study", &file, "--output-dir", &out, "--resume"]).ok();
+    assert_eq!(results(&out), results(&whole));
+    for file in ["data/DPO-1.jsonl", "joint/preferences.jsonl", "sample/comparisons.jsonl"] {
+        assert_eq!(read(&out, file), read(&whole, file), "{file}");
+    }
+    // The comparison sees a difference.
+    let other = sandbox.write("other.toml", smallest().replace("seeds = [0]", "seeds = [1]"));
+    sandbox.run(&["study", &other, "--output-dir", &sandbox.text("other")]).ok();
+    assert_ne!(results(&sandbox.text("other")), results(&whole));
+    // And a study that has changed is not mixed with what was done.
+    let resumed = sandbox.run(&["study", &other, "--output-dir", &whole, "--resume"]);
+    assert_eq!(resumed.status, 0, "other seeds are other trainings: {}", resumed.stderr);
+    let changed = sandbox.write("changed.toml", smallest().replace("temperature = 1.0", "temperature = 0.9"));
+    sandbox.run(&["study", &changed, "--output-dir", &whole, "--resume"]).said(2, &["--resume", "sample.json", "0.9"]);
+}
+
+#[test]
+fn a_dry_run_tells_and_does_nothing() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.write("study.toml", smallest());
+    let before = sandbox.listing();
+    let told = sandbox.run(&["study", &file, "--output-dir", &sandbox.text("out"), "--dry-run", "--json"]).ok();
+    assert_eq!(sandbox.listing(), before);
+    let told = &told.lines()[0];
+    let stages: Vec<&str> =
+        told["stages"].as_array().expect("stages").iter().filter_map(|s| s["stage"].as_str()).collect();
+    assert_eq!(stages, ["tasks", "sample", "conditional", "joint", "train/DPO-1-0", "train/JPO-1-0", "evaluate"]);
+    assert!(told["peak_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{told}");
+}
+
+#[test]
+fn a_study_that_is_wrong_is_refused_by_its_key() {
+    let sandbox = Sandbox::new();
+    let out = sandbox.text("out");
+    let mut refused = |from: &str, to: &str, parts: &[&str]| {
+        let text = smallest();
+        assert!(text.contains(from), "{from}");
+        let file = sandbox.write("study.toml", text.replacen(from, to, 1));
+        sandbox.refused(&["study", &file, "--output-dir", &out], &[&["study.toml"], parts].concat());
+    };
+    refused("seeds = [0]", "seeds = []", &["seeds"]);
+    refused("seeds = [0]", "seeds = [0]\nfractions = [0.5, 1.5]", &["fractions"]);
+    refused("seeds = [0]", "sedes = [0]", &["sedes"]);
+    refused("max-steps = 2", "max-stepz = 2", &["max-stepz", "is no flag"]);
+    refused("max-steps = 2", "max-steps = \"two\"", &["max-steps"]);
+    refused("max-steps = 2", "seed = 2", &["seed", "set by the study"]);
+    refused("conditional = 1.0", "conditional = 1.2", &["DPO", "shares"]);
+    refused("name = \"JPO\"", "name = \"DPO\"", &["methods.name"]);
+    refused("[judge]\n        grader = true", "", &["judge", "is missing"]);
+    refused("[tasks]\n        prompts = 12\n        test = 6", "", &["data", "is missing"]);
+    let gone = sandbox.text("gone.toml");
+    sandbox.refused(&["study", &gone, "--output-dir", &out], &["gone.toml"]);
+}
