@@ -19,7 +19,7 @@ struct PackParams {
 // The magnitude is rounded as the whole number that its bits are: a carry out of the mantissa is the exponent's, up to infinity.
 fn rounded(bits: u32) -> u32 {
     let cut = 23u - MANTISSA;
-    let nearest = (bits + (1u << (cut - 1u)) - 1u + ((bits >> cut) & 1u)) >> cut << cut;
+    let nearest = ((bits + (1u << (cut - 1u)) - 1u + ((bits >> cut) & 1u)) >> cut) << cut; // Tint wants these brackets
     let is_nan = (bits & 0x7fffffffu) > 0x7f800000u; // a carry would make it a zero, or cutting an infinity
     return select(nearest, 0x7fc00000u, is_nan) >> 16u;
 }

@@ -9,7 +9,7 @@ mod rows;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::eval::evaluate::compare::run_name;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_optional};
 use crate::model::save::{fresh_folder, write_text};
-use plan::{Method, Pairs, Preferences, Sample, Study, Tasks};
+use plan::{Method, Pairs, Preferences, Sample, Study};
 
 /// What methods start from, in tables.
 const START: &str = "SFT";

@@ -215,6 +215,19 @@ pub fn parse_rows(path: &Path, text: impl BufRead, map: &FieldMap, purpose: Purp
     Ok(rows)
 }
 
+/// Every object of a JSONL file, as it stands there.
+///
+/// # Errors
+/// As [`read_rows`].
+pub fn read_objects(path: &Path) -> Result<Vec<Map<String, Value>>> {
+    let mut all = Vec::new();
+    for_each_object(path, open(path)?, |_, object| {
+        all.push(object);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
 /// A file as it is now, or a pipe.
 pub(super) fn open(path: &Path) -> Result<impl BufRead + use<>> {
     let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::plan::{Pairs, Preferences, Study};
 use super::{Run, START, rows, shown};
 use crate::cli::output::{command_line, text_table};
-use crate::cli::{judge, plan, train};
+use crate::cli::{judge, plan};
 use crate::config::Defaults;
 use crate::error::{Error, Result};
 use crate::eval::interplay::{Bootstrap, Interplay, interplay, read, show};
@@ -30,7 +30,7 @@ pub fn write(run: &Run<'_>, as_json: bool) -> Result<()> {
         "title": study.title, "model": study.model, "seeds": study.seeds, "fractions": study.fractions,
         "methods": study.methods.iter().map(|m| json!({
             "name": m.name, "conditional": m.shares[0], "joint": m.shares[1],
-            "objective": m.train.objective.objective.unwrap_or(Objective::Jpo).name(),
+            "objective": m.train.objective.objective.unwrap_or(Objective::Jpo),
         })).collect::<Vec<_>>(),
         "trainings": trainings, "interplay": interplay, "evaluation": evaluation,
     });
@@ -313,7 +313,7 @@ pub fn dry_run(run: &Run<'_>, as_json: bool) -> Result<()> {
         let rows: usize =
             (0..2).map(|i| rows::count(most[i].unwrap_or(0), training.method.shares[i], training.fraction)).sum();
         let batch = args.batch_size.unwrap_or(Defaults::BATCH_SIZE) * args.gradient_accumulation_steps.unwrap_or(1);
-        let epochs = args.num_train_epochs.unwrap_or(Defaults::EPOCHS);
+        let epochs = args.num_train_epochs.unwrap_or(1.0);
         let steps = args.max_steps.unwrap_or((rows.div_ceil(batch.max(1)) as f64 * epochs).ceil() as usize);
         add(&format!("train/{}", training.name()), format!("at most {rows} preferences, {steps} steps of {batch}"));
     }
@@ -334,6 +334,6 @@ pub fn dry_run(run: &Run<'_>, as_json: bool) -> Result<()> {
 fn length(max_steps: Option<usize>, epochs: Option<f64>) -> String {
     match max_steps {
         Some(steps) => format!("{steps} steps"),
-        None => format!("{} epochs", epochs.unwrap_or(Defaults::EPOCHS)),
+        None => format!("{} epochs", epochs.unwrap_or(1.0)),
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::plan::{Method, Tasks};
-use crate::data::rows::{for_each_object, open};
+use crate::data::rows::read_objects;
 use crate::error::{Error, Result};
 use crate::eval::tasks::rows::{held_out, sft, write};
 use crate::eval::tasks::{Split, generate};
@@ -43,21 +43,9 @@ pub fn tasks(dir: &Path, sizes: &Tasks) -> Result<()> {
     Ok(())
 }
 
-/// Every object of JSONL files.
-fn objects(files: &[PathBuf]) -> Result<Vec<Map<String, Value>>> {
-    let mut all = Vec::new();
-    for file in files {
-        for_each_object(file, open(file)?, |_, object| {
-            all.push(object);
-            Ok(())
-        })?;
-    }
-    Ok(all)
-}
-
 /// Rows to judge from two files of responses to the same prompts. Equal responses say nothing, and are left out.
 pub fn comparisons(responses: &[PathBuf; 2], to: &Path) -> Result<()> {
-    let [first, second] = [objects(&responses[..1])?, objects(&responses[1..])?];
+    let [first, second] = [read_objects(&responses[0])?, read_objects(&responses[1])?];
     let differ = |(a, b): &(&Map<String, Value>, &Map<String, Value>)| a["response"] != b["response"];
     let row = |(a, b): (&Map<String, Value>, &Map<String, Value>)| json!({"instruction": a["instruction"], "response_0": a["response"], "response_1": b["response"]});
     let n = write(to, first.iter().zip(&second).filter(differ).map(row))?;
@@ -72,7 +60,10 @@ pub fn comparisons(responses: &[PathBuf; 2], to: &Path) -> Result<()> {
 
 /// Preferences in an order of their own, so that each part of them is a part of every larger one, and like it.
 pub fn pool(files: &[PathBuf]) -> Result<Vec<Map<String, Value>>> {
-    let mut rows = objects(files)?;
+    let mut rows = Vec::new();
+    for file in files {
+        rows.extend(read_objects(file)?);
+    }
     let mut rng = Rng::new(0, OF_ORDER);
     for i in (1..rows.len()).rev() {
         rows.swap(i, rng.below(i as u32 + 1) as usize);
