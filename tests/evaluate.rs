@@ -333,7 +333,10 @@ fn killed_and_resumed_is_uninterrupted() {
     };
     run(&of("whole"), &[]).ok();
     let n_asked = lines_of(&s.path("asked"));
-    assert_eq!(n_asked, 2 * N);
+    // What is compared with itself is one question, whatever the order.
+    let is_same = |row: &Value| row["response_0"] == row["response_1"];
+    let n_same = lines(&s, "whole/judged/model-t1-s3.jsonl").iter().filter(|row| is_same(row)).count();
+    assert_eq!(n_asked, 2 * N - n_same);
     fs::remove_file(s.path("asked")).unwrap();
 
     let files = [
@@ -396,7 +399,7 @@ fn lines_of(path: &Path) -> usize {
 fn prompts_that_are_too_long_are_named_and_left_out() {
     let s = sandbox();
     let long =
-        json!({"instruction": format!("Write {} backwards.", "ab".repeat(240)), "gold_response": "ba"}).to_string();
+        json!({"instruction": format!("Write {} backwards.", "ab".repeat(260)), "gold_response": "ba"}).to_string();
     let mut rows: Vec<String> = text(&s, "test.jsonl").lines().map(String::from).collect();
     rows.insert(2, long);
     s.write("test.jsonl", rows.join("\n"));
