@@ -191,9 +191,8 @@ fn length_control_takes_a_bias_for_length_away() {
         outcome(i, verdict(if lengths[0] > lengths[1] { 1.0 } else { 0.0 }), lengths)
     };
     // Better, whatever its length: of four responses of each length, three win.
-    let better = |i: usize| {
-        outcome(i, verdict(if i.is_multiple_of(4) { 0.0 } else { 1.0 }), [10 + (i / 4 * 7) % 40, 20])
-    };
+    let better =
+        |i: usize| outcome(i, verdict(if i.is_multiple_of(4) { 0.0 } else { 1.0 }), [10 + (i / 4 * 7) % 40, 20]);
     let runs =
         [run("biased", 0, 0.0, (0..200).map(biased).collect()), run("better", 0, 0.0, (0..200).map(better).collect())];
     let found = evaluate(&runs, 200, "gold", "test", BOOTSTRAP);
