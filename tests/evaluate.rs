@@ -46,8 +46,14 @@ fn copy(s: &Sandbox, name: &str) {
 
 /// Short: a few prompts, few tokens; `more` wins.
 fn args<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    let mut all = vec!["evaluate", "--data", "test.jsonl", "--max-new-tokens", "12", "--draws", "200"];
-    for (flag, value) in [("--output-dir", "out"), ("--model", "model"), ("--temperatures", "0")] {
+    let mut all = vec!["evaluate", "--data", "test.jsonl"];
+    for (flag, value) in [
+        ("--output-dir", "out"),
+        ("--model", "model"),
+        ("--temperatures", "0"),
+        ("--max-new-tokens", "12"),
+        ("--draws", "200"),
+    ] {
         if !more.contains(&flag) {
             all.extend([flag, value]);
         }
@@ -432,9 +438,9 @@ fn bad_input_is_told_and_leaves_nothing() {
     refused(&["--temperatures", "0.5,0.5"], &["--temperatures", "twice"]);
     refused(&["--seeds", "1,2,1"], &["--seeds", "twice"]);
     refused(&["--top-p", "0"], &["--top-p"]);
-    refused(&["--draws", "0"], &["--draws"]);
-    refused(&["--limit", "0"], &["--limit"]);
-    refused(&["--batch-size", "0"], &["--batch-size"]);
+    refused(&["--draws", "0"], &["--draws", "0 is not above 0"]);
+    refused(&["--limit", "0"], &["--limit", "0 is not above 0"]);
+    refused(&["--batch-size", "0"], &["--batch-size", "0 is not above 0"]);
     refused(&["--checkpoint", "nowhere"], &["nowhere"]);
     refused(&["--checkpoint", "a=model", "--checkpoint", "a=adapter"], &["--checkpoint", "two are called a"]);
     refused(&["--group", "model"], &["--group", "NAME=DIR,DIR"]);
