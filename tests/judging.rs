@@ -267,7 +267,7 @@ fn nonsense_is_kept_and_asked_again() {
     let text = fs::read_to_string(folder.path().join(ANSWERS)).unwrap();
     assert!(text.contains("as an AI") && text.contains("\"failed\":\"HTTP 500\"") && text.contains("rows.jsonl:3"));
     let annotated = first.judged[1].annotate(&rows[1], "x");
-    assert_eq!((&annotated["verdict"], &annotated["answers"]), (&json!("no_answer"), &json!([null, "a"])));
+    assert_eq!((&annotated["verdict"], &annotated["answers"]), (&json!("no_answer"), &json!([null, "b"])));
     // Those two, and no others.
     let judge = Larger::default();
     let second = run(&rows, &judge, folder.path());
@@ -430,14 +430,14 @@ proptest! {
             *counts.entry(stratum).or_default() += 1;
             prop_assert!(row.sides[0].instruction != row.sides[1].instruction);
             let mut sides = row.sides.clone().map(|s| s.instruction + &s.response);
-            for i in 0..2 {
+            for (i, side) in sides.iter().enumerate() {
                 let chosen = row.more[&format!("chosen_{i}")].as_bool().unwrap();
                 prop_assert_eq!(row.sides[i].response.starts_with("good"), chosen);
                 let source = row.more[&format!("source_{i}")].as_str().unwrap();
                 let preference = all.iter().find(|p| p.source == source).unwrap();
                 prop_assert_eq!(&row.sides[i].instruction, &preference.instruction);
                 prop_assert!(preference.responses.contains(&row.sides[i].response));
-                *used.entry((sides[i].clone(), stratum)).or_default() += 1;
+                *used.entry((side.clone(), stratum)).or_default() += 1;
             }
             let chosen = [0, 1].map(|i| row.more[&format!("chosen_{i}")] == true);
             let expected = match chosen {
@@ -469,12 +469,15 @@ fn preferences_are_used_evenly() {
     for stratum in Stratum::DRAWN {
         let mut used: HashMap<String, usize> = HashMap::new();
         for row in drawn.iter().filter(|row| row.more["stratum"] == stratum.name()) {
-            row.sides.iter().for_each(|side| *used.entry(side.response.clone()).or_default() += 1);
+            row.sides.iter().for_each(|side| *used.entry(side.instruction.clone()).or_default() += 1);
         }
-        // 200 places: each of 50 preferences (of both sides of 50, where mixed) comes 4 (2) times, or one off.
-        let expected = if stratum == Stratum::Mixed { 2 } else { 4 };
-        assert_eq!(used.len(), if stratum == Stratum::Mixed { 100 } else { 50 });
-        assert!(used.values().all(|&n| n.abs_diff(expected) <= 1), "{stratum:?} {used:?}");
+        // 200 places: each of 50 preferences comes 4 times, or one off.
+        assert_eq!(used.len(), 50);
+        assert!(used.values().all(|&n| n.abs_diff(4) <= 1), "{stratum:?} {used:?}");
+        // While there are enough, none comes twice.
+        let first = drawn.iter().filter(|row| row.more["stratum"] == stratum.name()).take(25);
+        let first: HashSet<&str> = first.flat_map(|row| row.sides.iter().map(|s| s.instruction.as_str())).collect();
+        assert_eq!(first.len(), 50);
     }
     assert_ne!(draw(&all, 300, 8, Path::new("c")).unwrap(), drawn);
     says(draw(&preferences(3, 1), 12, 0, Path::new("c")), &["--pairs", "12", "4 of both chosen", "hold 3"]);
@@ -536,8 +539,8 @@ fn intervals_equal_scipy() {
         let found = resampler.interval(&of, 0.95, 2000, 3);
         assert!(near(found, case, "ends") && near(found, case, "exact"), "{found:?} {case}");
         assert!((found[0] - hits.iter().filter(|&&h| h).count() as f64 / hits.len() as f64).abs() < 1e-12);
-        let wrong = resampler.interval(&of, 0.90, 2000, 3);
-        assert!(!near(wrong, case, "ends"), "90 % is told from 95 %: {wrong:?}");
+        let wrong = resampler.interval(&of, 0.80, 2000, 3);
+        assert!(!near(wrong, case, "ends"), "80 % is told from 95 %: {wrong:?}");
         assert_eq!(found, resampler.interval(&of, 0.95, 2000, 3));
     }
     let case = &fixture["kappa_interval"];

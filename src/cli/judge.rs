@@ -28,6 +28,8 @@ use who::Asked;
 pub const ANNOTATED: &str = "annotated.jsonl";
 const PREFERENCES: &str = "preferences.jsonl";
 const COMPARISONS: &str = "comparisons.jsonl";
+/// Questions without an answer that are told on the terminal.
+const MOST_TROUBLES: usize = 20;
 
 /// `jointwise judge`.
 pub fn run(args: JudgeArgs) -> Result<Finished> {
@@ -150,17 +152,24 @@ impl Task<'_> {
     pub fn acquire(&self, judge: &dyn Judge, journal: &mut Journal, total: usize) -> Acquired {
         let bar = if self.args.ask.person { indicatif::ProgressBar::hidden() } else { bar(total, "judging") };
         let mut spent = Usage::default();
-        let mut is_told = false;
+        let (mut is_told, mut troubles) = (false, 0);
+        // All of them are in the file of answers.
+        let mut trouble = |text: String| {
+            troubles += 1;
+            if troubles <= MOST_TROUBLES {
+                bar.suspend(|| note!("{text}"));
+            }
+        };
         let acquired = acquire(self.comparisons, judge, journal, self.stop, &mut |event: &Event<'_>| {
             bar.set_position(event.done as u64);
             match event.reply {
                 Reply::Failed(reason) | Reply::Unfit(reason) => {
-                    bar.suspend(|| note!("{}: {reason}", event.question.told()));
+                    trouble(format!("{}: {reason}", event.question.told()));
                 }
                 Reply::Answer(answer) if answer.choice.is_none() && !self.args.ask.person => {
                     let text = answer.text.as_deref().unwrap_or_default();
                     let text: String = text.chars().take(80).collect();
-                    bar.suspend(|| note!("{}: no answer: `{text}`", event.question.told()));
+                    trouble(format!("{}: no answer: `{text}`", event.question.told()));
                 }
                 Reply::Answer(answer) => spent.add(answer.usage.unwrap_or_default()),
                 Reply::Repeat(_) | Reply::Undone => {}
@@ -172,6 +181,9 @@ impl Task<'_> {
             }
         });
         bar.finish_and_clear();
+        if troubles > MOST_TROUBLES {
+            note!("{} more of these: {}", troubles - MOST_TROUBLES, self.out.join(ANSWERS).display());
+        }
         acquired
     }
 
@@ -239,7 +251,7 @@ impl Task<'_> {
             );
         }
         say!(
-            "{}: {} first, {} second, {} ties ({} of them the same letter in both orders), {} without an answer, {} not asked",
+            "{}: {} first, {} second, {} ties ({} of them the same letter in both orders), {} unclear, {} not answered in both orders",
             counted(self.comparisons.len(), "row"),
             counts.first,
             counts.second,

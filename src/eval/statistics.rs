@@ -160,5 +160,6 @@ fn groups(members: &[Vec<usize>], n_units: usize) -> Vec<usize> {
 pub fn share(weights: &[f64], are: &[bool]) -> f64 {
     let all: f64 = weights.iter().sum();
     let some: f64 = weights.iter().zip(are).filter(|(_, are)| **are).map(|(weight, _)| weight).sum();
-    if all > 0.0 { some / all } else { f64::NAN }
+    // An empty sum is -0.
+    if all > 0.0 { (some + 0.0) / all } else { f64::NAN }
 }

@@ -140,7 +140,12 @@ impl Deck {
 /// [`Error::Flag`] where the preferences do not hold so many pairs.
 pub fn draw(preferences: &[Preference], n: usize, seed: u64, path: &std::path::Path) -> Result<Vec<Comparison>> {
     let mut rng = Rng::new(seed, 11);
-    let mut strata = Stratum::DRAWN.map(|stratum| Drawing::new(stratum, preferences, &mut rng));
+    let mut strata = Stratum::DRAWN.map(|stratum| Drawing {
+        stratum,
+        preferences,
+        deck: Deck::new(preferences.len(), &mut rng),
+        seen: HashSet::new(),
+    });
     let mut rows = Vec::with_capacity(n);
     for i in 0..n {
         let Some(pair) = strata[i % 3].next(&mut rng) else {
@@ -158,21 +163,17 @@ pub fn draw(preferences: &[Preference], n: usize, seed: u64, path: &std::path::P
     Ok(rows)
 }
 
-/// The pairs of one stratum, one after the other.
+/// The pairs of one stratum, one after the other. Both sides come from one deck: as long as there are enough preferences, each stands in one
+/// pair, and pairs are independent.
 struct Drawing<'p> {
     stratum: Stratum,
     preferences: &'p [Preference],
-    /// Of first and second cards; of mixed pairs preferred and rejected ones.
-    decks: [Deck; 2],
+    deck: Deck,
+    /// Of mixed pairs the preferred side first, of others the smaller number.
     seen: HashSet<(usize, usize)>,
 }
 
-impl<'p> Drawing<'p> {
-    fn new(stratum: Stratum, preferences: &'p [Preference], rng: &mut Rng) -> Self {
-        let n = preferences.len();
-        Self { stratum, preferences, decks: [Deck::new(n, rng), Deck::new(n, rng)], seen: HashSet::new() }
-    }
-
+impl Drawing<'_> {
     fn may(&self, a: usize, b: usize) -> bool {
         let fresh = match self.stratum {
             Stratum::Mixed => !self.seen.contains(&(a, b)),
@@ -185,11 +186,10 @@ impl<'p> Drawing<'p> {
         let mixed = self.stratum == Stratum::Mixed;
         let mut refused = HashSet::new();
         let (a, b) = loop {
-            let a = self.decks[0].take(rng, |a| !refused.contains(&a))?;
-            // Both sides of the same sort come from one deck, so that each preference is used as often.
-            let mut deck = std::mem::replace(&mut self.decks[usize::from(mixed)], Deck { cards: Vec::new(), at: 0 });
+            let a = self.deck.take(rng, |a| !refused.contains(&a))?;
+            let mut deck = std::mem::replace(&mut self.deck, Deck { cards: Vec::new(), at: 0 });
             let b = deck.take(rng, |b| self.may(a, b));
-            self.decks[usize::from(mixed)] = deck;
+            self.deck = deck;
             match b {
                 Some(b) => break (a, b),
                 None => refused.insert(a),

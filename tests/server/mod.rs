@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -17,6 +17,8 @@ pub enum Act {
     Say(String),
     /// A status, more header lines, a body.
     Status(u16, String, String),
+    /// 429, with the HTTP date in so many seconds as `Retry-After`.
+    BusyUntil(u64),
     /// Promises the whole answer and closes in its middle.
     Cut,
     /// Closes in the middle of the headers.
@@ -77,7 +79,8 @@ fn read(stream: &TcpStream) -> Option<Request> {
     Some(Request { head, body: serde_json::from_slice(&body).ok()?, at: Instant::now() })
 }
 
-fn respond(mut stream: TcpStream, act: Act, request: &Request) -> std::io::Result<()> {
+/// The bytes of a response, after what it takes.
+fn response(act: Act, request: &Request) -> String {
     let whole = |status: u16, more: &str, body: &str| {
         let length = body.len();
         format!(
@@ -85,19 +88,21 @@ fn respond(mut stream: TcpStream, act: Act, request: &Request) -> std::io::Resul
         )
     };
     let good = || whole(200, "", &completion(judged(&request.body)));
-    let text = match act {
+    match act {
         Act::Judge => good(),
         Act::Say(text) => whole(200, "", &completion(&text)),
         Act::Status(status, more, body) => whole(status, &more, &body),
+        Act::BusyUntil(seconds) => {
+            let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(seconds));
+            whole(429, &format!("Retry-After: {date}\r\n"), "")
+        }
         Act::Cut => good()[..good().len() - 40].to_string(),
         Act::CutHeaders => good()[..30].to_string(),
         Act::Slow(pause) => {
             std::thread::sleep(pause);
             good()
         }
-    };
-    stream.write_all(text.as_bytes())?;
-    stream.shutdown(std::net::Shutdown::Both)
+    }
 }
 
 impl Server {
@@ -120,9 +125,11 @@ impl Server {
                         kept.len() - 1
                     };
                     most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    let act = act(number, &request.body);
-                    let _ = respond(stream, act, &request);
+                    let text = response(act(number, &request.body), &request);
+                    // Before the answer, behind which the next request comes.
                     now.fetch_sub(1, Ordering::SeqCst);
+                    let _ = (&stream).write_all(text.as_bytes());
+                    let _ = stream.shutdown(std::net::Shutdown::Both);
                 });
             }
         });

@@ -149,10 +149,11 @@ pub fn figures(found: &Interplay) -> Vec<Bars> {
         all.push(bars("One of each", help, series.clone(), groups.collect()));
     }
     if judges.iter().any(|j| j.flips.n > 0) {
-        let kinds: [(&str, fn(&Analysis) -> &Interval); 2] =
-            [("said (a)", |j| &j.said_a), ("same letter twice", |j| &j.flips)];
-        let groups =
-            kinds.map(|(label, of)| Group { label: label.into(), bars: judges.iter().map(|j| bar(of(j))).collect() });
+        let kind = |label: &str, of: &dyn Fn(&Analysis) -> Interval| Group {
+            label: label.into(),
+            bars: judges.iter().map(|j| bar(&of(j))).collect(),
+        };
+        let groups = [kind("said (a)", &|j| j.said_a), kind("same letter twice", &|j| j.flips)];
         let help = "How often the order of asking decides: half of all letters are (a) where it does not.";
         all.push(bars("Positional bias", help, series, groups.into()));
     }

@@ -9,7 +9,8 @@ use crate::error::Result;
 /// Asks one question, and says what becomes of it: `work(thread, question, halted, say)`. An error that it says ends the asking.
 pub type Work<'w> = dyn Fn(usize, &Question<'_>, &dyn Fn() -> bool, &dyn Fn(Result<Reply>)) + Sync + 'w;
 
-/// [`super::Judge::ask`] with `concurrency` threads. Everything that was begun is listened to, whatever happens: it is paid for.
+/// [`super::Judge::ask`] with `concurrency` threads. A thread begins with the next question when what it said was heard, so that none is begun
+/// that its last answer forbids. Everything that was begun is listened to, whatever happens: it is paid for.
 ///
 /// # Errors
 /// The first of `work` and `tell`.
@@ -31,12 +32,17 @@ pub fn ask(
                 while !halted() {
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     let Some(question) = questions.get(i) else { break };
-                    work(thread, question, halted, &|said| drop(send.send((i, said))));
+                    work(thread, question, halted, &|said| {
+                        let (heard, wait) = mpsc::channel::<()>();
+                        let _ = send.send((i, said, heard));
+                        // It is dropped there.
+                        let _ = wait.recv();
+                    });
                 }
             });
         }
         drop(send);
-        for (i, said) in receive {
+        for (i, said, _heard) in receive {
             if let Err(error) = said.and_then(|reply| tell(i, reply)) {
                 halt.store(true, Ordering::Relaxed);
                 first_error.get_or_insert(error);

@@ -137,7 +137,7 @@ fn answer(bytes: &[u8]) -> Outcome {
 /// `Retry-After`: seconds, or an HTTP date. Seconds may have a fraction, which some endpoints send.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<f64>() {
+    if let Some(seconds) = text.parse::<f64>().ok().filter(|s| s.is_finite()) {
         return Duration::try_from_secs_f64(seconds.max(0.0)).ok();
     }
     let at = httpdate::parse_http_date(text).ok()?;
