@@ -46,8 +46,14 @@ fn copy(s: &Sandbox, name: &str) {
 
 /// Short: a few prompts, few tokens; `more` wins.
 fn args<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    let mut all = vec!["evaluate", "--data", "test.jsonl", "--max-new-tokens", "12", "--draws", "200"];
-    for (flag, value) in [("--output-dir", "out"), ("--model", "model"), ("--temperatures", "0")] {
+    let mut all = vec!["evaluate", "--data", "test.jsonl"];
+    for (flag, value) in [
+        ("--output-dir", "out"),
+        ("--model", "model"),
+        ("--temperatures", "0"),
+        ("--max-new-tokens", "12"),
+        ("--draws", "200"),
+    ] {
         if !more.contains(&flag) {
             all.extend([flag, value]);
         }
@@ -333,7 +339,10 @@ fn killed_and_resumed_is_uninterrupted() {
     };
     run(&of("whole"), &[]).ok();
     let n_asked = lines_of(&s.path("asked"));
-    assert_eq!(n_asked, 2 * N);
+    // What is compared with itself is one question, whatever the order.
+    let is_same = |row: &Value| row["response_0"] == row["response_1"];
+    let n_same = lines(&s, "whole/judged/model-t1-s3.jsonl").iter().filter(|row| is_same(row)).count();
+    assert_eq!(n_asked, 2 * N - n_same);
     fs::remove_file(s.path("asked")).unwrap();
 
     let files = [
@@ -396,7 +405,7 @@ fn lines_of(path: &Path) -> usize {
 fn prompts_that_are_too_long_are_named_and_left_out() {
     let s = sandbox();
     let long =
-        json!({"instruction": format!("Write {} backwards.", "ab".repeat(240)), "gold_response": "ba"}).to_string();
+        json!({"instruction": format!("Write {} backwards.", "ab".repeat(260)), "gold_response": "ba"}).to_string();
     let mut rows: Vec<String> = text(&s, "test.jsonl").lines().map(String::from).collect();
     rows.insert(2, long);
     s.write("test.jsonl", rows.join("\n"));
@@ -429,9 +438,9 @@ fn bad_input_is_told_and_leaves_nothing() {
     refused(&["--temperatures", "0.5,0.5"], &["--temperatures", "twice"]);
     refused(&["--seeds", "1,2,1"], &["--seeds", "twice"]);
     refused(&["--top-p", "0"], &["--top-p"]);
-    refused(&["--draws", "0"], &["--draws"]);
-    refused(&["--limit", "0"], &["--limit"]);
-    refused(&["--batch-size", "0"], &["--batch-size"]);
+    refused(&["--draws", "0"], &["--draws", "0 is not above 0"]);
+    refused(&["--limit", "0"], &["--limit", "0 is not above 0"]);
+    refused(&["--batch-size", "0"], &["--batch-size", "0 is not above 0"]);
     refused(&["--checkpoint", "nowhere"], &["nowhere"]);
     refused(&["--checkpoint", "a=model", "--checkpoint", "a=adapter"], &["--checkpoint", "two are called a"]);
     refused(&["--group", "model"], &["--group", "NAME=DIR,DIR"]);

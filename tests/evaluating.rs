@@ -190,15 +190,17 @@ fn length_control_takes_a_bias_for_length_away() {
         let lengths = [10 + (i * 7) % 40, 20];
         outcome(i, verdict(if lengths[0] > lengths[1] { 1.0 } else { 0.0 }), lengths)
     };
-    // Better, whatever its length.
-    let better = |i: usize| outcome(i, verdict(if i.is_multiple_of(4) { 0.0 } else { 1.0 }), [10 + (i * 7) % 40, 20]);
+    // Better, whatever its length: of four responses of each length, three win.
+    let better =
+        |i: usize| outcome(i, verdict(if i.is_multiple_of(4) { 0.0 } else { 1.0 }), [10 + (i / 4 * 7) % 40, 20]);
     let runs =
         [run("biased", 0, 0.0, (0..200).map(biased).collect()), run("better", 0, 0.0, (0..200).map(better).collect())];
     let found = evaluate(&runs, 200, "gold", "test", BOOTSTRAP);
     let [biased, better] = [&found.methods[0], &found.methods[1]];
     assert!(biased.win_rate.mean.value > 0.7, "{:?}", biased.win_rate);
     assert!(biased.length_controlled.value < 0.6 && biased.length_coefficient > 5.0, "{:?}", biased.length_controlled);
-    close(better.length_controlled.value, 0.75, 0.02);
+    close(better.length_controlled.value, 0.75, 1e-9);
+    close(better.length_coefficient, 0.0, 1e-9);
     close(better.win_rate.mean.value, 0.75, 1e-12);
     let x = &better.length_controlled;
     assert!(x.low < x.value && x.value < x.high && x.high - x.low < 0.2, "{x:?}");
