@@ -168,7 +168,7 @@ fn a_dry_run_tells_and_does_nothing() {
 fn a_study_that_is_wrong_is_refused_by_its_key() {
     let sandbox = Sandbox::new();
     let out = sandbox.text("out");
-    let mut refused = |from: &str, to: &str, parts: &[&str]| {
+    let refused = |from: &str, to: &str, parts: &[&str]| {
         let text = smallest();
         assert!(text.contains(from), "{from}");
         let file = sandbox.write("study.toml", text.replacen(from, to, 1));
