@@ -76,13 +76,14 @@ struct Training<'a> {
 impl Training<'_> {
     /// Of its folder and stage.
     fn name(&self) -> String {
-        format!("{}-{}-{}", self.method.name.replace(' ', "_"), self.fraction, self.seed)
+        format!("{}-{}-{}", self.method.name.replace(' ', "-"), self.fraction, self.seed)
     }
 }
 
-/// In tables: the method, and the part of the data where it is not all.
-fn shown(method: &str, fraction: f64) -> String {
-    if fraction == 1.0 { method.into() } else { format!("{method} {fraction}") }
+/// As `evaluate` has it: the method, and the part of the data where it is not all.
+fn evaluated(method: &str, fraction: f64) -> String {
+    let method = method.replace(' ', "-");
+    if fraction == 1.0 { method } else { format!("{method}-{fraction}") }
 }
 
 /// A study and where it is.
@@ -103,7 +104,7 @@ impl Run<'_> {
         told: &impl Serialize,
         work: impl FnOnce(bool) -> Result<Finished>,
     ) -> Result<Finished> {
-        let file = format!("{name}.json");
+        let file = format!("{}.json", name.replace('/', "-"));
         let path = self.dir(STAGES).join(&file);
         let told = serde_json::to_value(told).map_err(|e| Error::file(&path, e))?;
         if let Some(text) = read_optional(&self.dir(STAGES), &file, MAX_CONFIG_BYTES)? {
@@ -276,7 +277,7 @@ impl Run<'_> {
         let mut groups: Vec<(String, Vec<String>)> = Vec::new();
         for training in self.trainings() {
             let (name, dir) =
-                (shown(&training.method.name, training.fraction), self.dir("train").join(training.name()));
+                (evaluated(&training.method.name, training.fraction), self.dir("train").join(training.name()));
             let dir = dir.display().to_string();
             match groups.last_mut() {
                 Some((last, dirs)) if *last == name => dirs.push(dir),

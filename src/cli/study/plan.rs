@@ -302,14 +302,14 @@ impl Section<'_> {
         if written.is_empty() {
             return Err(bad("", "there is none: [[methods]] with `name`"));
         }
-        if has_twice(written.iter().map(|m| &m.name)) {
+        if has_twice(written.iter().map(|m| m.name.replace(' ', "-"))) {
             return Err(bad("name", "two have one name"));
         }
         let managed = [OF_TRAINING, &["data"]].concat();
         let method = |m: WrittenMethod| {
-            let is_name = |c: char| c.is_ascii_alphanumeric() || "-_+ ".contains(c);
+            let is_name = |c: char| c.is_ascii_alphanumeric() || "-_ ".contains(c);
             if m.name.trim().is_empty() || !m.name.chars().all(is_name) || m.name == super::START {
-                return Err(bad(&m.name, "a name is of letters, digits, spaces, -, _ and +, and not `SFT`"));
+                return Err(bad(&m.name, "a name is of letters, digits, spaces, - and _, and not `SFT`"));
             }
             let is_share = |share: &f64| (0.0..=1.0).contains(share);
             if ![m.conditional, m.joint].iter().all(is_share) || m.conditional + m.joint <= 0.0 {

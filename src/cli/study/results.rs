@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::plan::{Pairs, Preferences, Study};
-use super::{Run, START, rows, shown};
+use super::{Run, START, evaluated, rows};
 use crate::cli::output::{command_line, text_table};
 use crate::cli::{judge, plan};
 use crate::config::Defaults;
@@ -91,7 +91,10 @@ fn analysed(run: &Run<'_>) -> Result<Option<Interplay>> {
     ];
     let mut files = Vec::new();
     for stage in asked.into_iter().flatten() {
-        files.push(read(&run.dir(stage).join(judge::ANNOTATED), false)?.0);
+        let mut file = read(&run.dir(stage).join(judge::ANNOTATED), false)?.0;
+        // Results are the same wherever they lie.
+        file.path = Path::new(stage).join(judge::ANNOTATED);
+        files.push(file);
     }
     let bootstrap = bootstrap(run.study);
     // One judge's two files are one table.
@@ -114,7 +117,7 @@ fn trainings(run: &Run<'_>) -> Result<Vec<Value>> {
         let mut last = lines.last().cloned().unwrap_or_default();
         last.remove("seconds");
         let rows =
-            run.dir("data").join(format!("{}-{}.jsonl", training.method.name.replace(' ', "_"), training.fraction));
+            run.dir("data").join(format!("{}-{}.jsonl", training.method.name.replace(' ', "-"), training.fraction));
         let rows = std::fs::read_to_string(&rows).map_err(|e| Error::file(&rows, e))?.lines().count();
         Ok(json!({
             "method": training.method.name, "fraction": training.fraction, "seed": training.seed,
@@ -168,7 +171,7 @@ impl Rates<'_> {
             help: "Mean over seeds and temperatures, with its interval; the paper's figure 4.".into(),
             series: vec!["win rate".into()],
             groups: std::iter::once(self.group(START, &[START.into()]))
-                .chain(methods.iter().map(|name| self.group(name, &[shown(name, most)])))
+                .chain(methods.iter().map(|name| self.group(name, &[evaluated(name, most)])))
                 .collect(),
         }];
         if let (Some(identical), Some(different)) = (self.only(0), self.only(1)) {
@@ -179,13 +182,13 @@ impl Rates<'_> {
                         .into(),
                 series: vec!["win rate".into()],
                 groups: [("identical", identical), ("different", different)]
-                    .map(|(label, name)| self.group(label, &[shown(name, most)]))
+                    .map(|(label, name)| self.group(label, &[evaluated(name, most)]))
                     .into(),
             });
         }
         if self.study.fractions.len() > 1 {
             let group = |&fraction: &f64| {
-                let names: Vec<String> = methods.iter().map(|name| shown(name, fraction)).collect();
+                let names: Vec<String> = methods.iter().map(|name| evaluated(name, fraction)).collect();
                 self.group(&format!("{:.0} %", 100.0 * fraction), &names)
             };
             all.push(Bars {
@@ -215,7 +218,7 @@ impl Rates<'_> {
         };
         let mut all: Vec<Vec<String>> = row(START, None, 1.0).into_iter().collect();
         for method in &self.study.methods {
-            let of = |&fraction: &f64| row(&shown(&method.name, fraction), Some(method), fraction);
+            let of = |&fraction: &f64| row(&evaluated(&method.name, fraction), Some(method), fraction);
             all.extend(self.study.fractions.iter().filter_map(of));
         }
         let head = [
@@ -247,7 +250,7 @@ impl Rates<'_> {
     fn differences(&self) -> Option<Table> {
         let most = self.most();
         let names: Vec<String> =
-            std::iter::once(START.into()).chain(self.study.methods.iter().map(|m| shown(&m.name, most))).collect();
+            std::iter::once(START.into()).chain(self.study.methods.iter().map(|m| evaluated(&m.name, most))).collect();
         let points = |value: &Value| value.as_f64().map_or("–".into(), |x| format!("{:+.1}", 100.0 * x));
         let rows = self.evaluation["differences"].as_array()?.iter().filter_map(|d| {
             let [a, b] = [d["methods"][0].as_str()?, d["methods"][1].as_str()?];

@@ -80,7 +80,7 @@ pub fn count(n: usize, share: f64, fraction: f64) -> usize {
 pub fn part(out: &Path, method: &Method, fraction: f64, pools: &[Vec<Map<String, Value>>; 2]) -> Result<PathBuf> {
     let dir = out.join("data");
     fs::create_dir_all(&dir).map_err(|e| Error::file(&dir, e))?;
-    let path = dir.join(format!("{}-{fraction}.jsonl", method.name.replace(' ', "_")));
+    let path = dir.join(format!("{}-{fraction}.jsonl", method.name.replace(' ', "-")));
     let rows = pools.iter().zip(method.shares).flat_map(|(pool, share)| &pool[..count(pool.len(), share, fraction)]);
     let n = write(&path, rows)?;
     match n {
