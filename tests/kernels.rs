@@ -281,6 +281,52 @@ fn every_variant_becomes_spirv_msl_and_hlsl() {
     assert!(translate(&broken).is_err());
 }
 
+/// Shifts beside another operator without brackets: WGSL's grammar forbids them, which Tint (Chromium, Dawn) enforces and naga does not. Operators
+/// stand between spaces here, the brackets of types do not.
+fn bare_shifts(line: &str) -> bool {
+    const SHIFTS: [&str; 2] = ["<<", ">>"];
+    const OTHERS: [&str; 8] = ["+", "-", "*", "/", "%", "&", "|", "^"];
+    // (operators, shifts) of each bracket that is open, the innermost last.
+    let mut open = vec![(0, 0)];
+    let code = line.split("//").next().unwrap_or_default();
+    let spaced = ["(", ")", "[", "]", ",", ";"].iter().fold(code.to_string(), |s, c| s.replace(c, &format!(" {c} ")));
+    for word in spaced.split_whitespace() {
+        match word {
+            "(" | "[" => open.push((0, 0)),
+            ")" | "]" => drop(open.pop()),
+            "," | ";" | "=" | "==" | "!=" | "<" | ">" | "<=" | ">=" | "&&" | "||" => {
+                open.pop();
+                open.push((0, 0));
+            }
+            _ => {
+                let (is_shift, is_other) = (SHIFTS.contains(&word), OTHERS.contains(&word));
+                let Some((operators, shifts)) = open.last_mut() else { return false };
+                *operators += u32::from(is_shift || is_other);
+                *shifts += u32::from(is_shift);
+                if *shifts > 0 && *operators > 1 {
+                    return true;
+                }
+            }
+        }
+    }
+    false
+}
+
+#[test]
+fn shifts_stand_in_brackets() {
+    for (name, source) in SHADERS {
+        for (i, line) in source.lines().enumerate() {
+            assert!(!bare_shifts(line), "{name}:{}: {line}", i + 1);
+        }
+    }
+    for refused in ["let x = (a + b) >> cut << cut;", "let x = a + 1u << b;", "f(1u << n | m);"] {
+        assert!(bare_shifts(refused), "{refused}");
+    }
+    for fine in ["let x = ((a + b) >> cut) << cut;", "x[n >> 1u] + 1u", "a << 2u < b >> 1u", "f(1u << a, b + 1u)"] {
+        assert!(!bare_shifts(fine), "{fine}");
+    }
+}
+
 #[test]
 fn uniform_layouts_equal_their_rust_structs() {
     for kernel in REGISTRY {

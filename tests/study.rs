@@ -92,7 +92,7 @@ fn the_miniature_study_runs_to_its_report() {
     assert_eq!(rows("DPO", 0.5), (conditional / 2.0).round());
     // Parts are parts of larger ones.
     let half = read(&out, "data/DPO-0.5.jsonl");
-    assert!(read(&out, "data/DPO-1.jsonl").starts_with(&half) && !half.is_empty());
+    assert!(read(&out, "data/DPO.jsonl").starts_with(&half) && !half.is_empty());
 
     // Win rates follow from what the judge said.
     let evaluated = found["evaluation"]["methods"].as_array().expect("methods");
@@ -136,7 +136,7 @@ fn killed_at_any_moment_it_ends_the_same() {
     }
     sandbox.run(&["study", &file, "--output-dir", &out, "--resume"]).ok();
     assert_eq!(results(&out), results(&whole));
-    for file in ["data/DPO-1.jsonl", "joint/preferences.jsonl", "sample/comparisons.jsonl"] {
+    for file in ["data/DPO.jsonl", "joint/preferences.jsonl", "sample/comparisons.jsonl"] {
         assert_eq!(read(&out, file), read(&whole, file), "{file}");
     }
     // The comparison sees a difference.
@@ -160,7 +160,7 @@ fn a_dry_run_tells_and_does_nothing() {
     let told = &told.lines()[0];
     let stages: Vec<&str> =
         told["stages"].as_array().expect("stages").iter().filter_map(|s| s["stage"].as_str()).collect();
-    assert_eq!(stages, ["tasks", "sample", "conditional", "joint", "train/DPO-1-0", "train/JPO-1-0", "evaluate"]);
+    assert_eq!(stages, ["tasks", "sample", "conditional", "joint", "train/DPO-seed-0", "train/JPO-seed-0", "evaluate"]);
     assert!(told["peak_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{told}");
 }
 
@@ -182,6 +182,18 @@ fn a_study_that_is_wrong_is_refused_by_its_key() {
     refused("max-steps = 2", "seed = 2", &["seed", "set by the study"]);
     refused("conditional = 1.0", "conditional = 1.2", &["DPO", "shares"]);
     refused("name = \"JPO\"", "name = \"DPO\"", &["methods.name"]);
+    refused("max-steps = 2", "learning-rate = -1.0", &["methods.DPO.learning-rate"]);
+    refused("[judge]\n        grader = true", "[judge]", &["judge.endpoint", "who judges"]);
+    refused(
+        "temperatures = [0.0]",
+        "temperatures = [0.0]\n        endpoint = \"http://localhost\"",
+        &["evaluate.grader"],
+    );
+    refused(
+        "batch-size = 4",
+        "batch-size = 4\n        full = true\n        [sft]\n        data = [\"x.jsonl\"]",
+        &["sft.full"],
+    );
     refused("[judge]\n        grader = true", "", &["judge", "is missing"]);
     refused("[tasks]\n        prompts = 12\n        test = 6", "", &["data", "is missing"]);
     let gone = sandbox.text("gone.toml");

@@ -101,18 +101,18 @@ fn planned(args: &TrainArgs, sft: bool, caps: &Caps) -> Result<Planned> {
     Ok(Planned { model, settings, recompute: keep.recompute(), rehearsal, peaks })
 }
 
-/// Peak bytes of the run that takes the most, of a model and rows of the longest length allowed.
+/// Peak bytes of the run that takes the most, each with whether it is supervised; of a model and rows of the longest length allowed.
 ///
 /// # Errors
 /// As [`run`]'s.
-pub fn peak<'a>(model: &str, runs: impl Iterator<Item = &'a TrainArgs>) -> Result<u64> {
+pub fn peak<'a>(model: &str, runs: impl Iterator<Item = (&'a TrainArgs, bool)>) -> Result<u64> {
     let mut most = 0;
-    for args in runs {
+    for (args, sft) in runs {
         let mut args = args.clone();
         args.model.model = Some(model.into());
         args.data.data.clear();
         let caps = device(&args.model.device, None)?;
-        most = most.max(planned(&args, false, &caps)?.rehearsal.ledger.peak_bytes());
+        most = most.max(planned(&args, sft, &caps)?.rehearsal.ledger.peak_bytes());
     }
     Ok(most)
 }

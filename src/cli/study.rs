@@ -52,8 +52,7 @@ pub fn run(args: &StudyArgs) -> Result<Finished> {
         note!("stopped: the same command with --resume goes on where this one ended");
         return Ok(finished);
     }
-    results::write(&run, args.json)?;
-    Ok(Finished::Whole)
+    results::write(&run).map(Finished::from)
 }
 
 /// SHA-256 of the files that the study reads: a result is of these.
@@ -76,14 +75,8 @@ struct Training<'a> {
 impl Training<'_> {
     /// Of its folder and stage.
     fn name(&self) -> String {
-        format!("{}-{}-{}", self.method.name.replace(' ', "-"), self.fraction, self.seed)
+        format!("{}-seed-{}", self.method.of(self.fraction), self.seed)
     }
-}
-
-/// As `evaluate` has it: the method, and the part of the data where it is not all.
-fn evaluated(method: &str, fraction: f64) -> String {
-    let method = method.replace(' ', "-");
-    if fraction == 1.0 { method } else { format!("{method}-{fraction}") }
 }
 
 /// A study and where it is.
@@ -276,8 +269,7 @@ impl Run<'_> {
     fn evaluate(&self) -> Result<Finished> {
         let mut groups: Vec<(String, Vec<String>)> = Vec::new();
         for training in self.trainings() {
-            let (name, dir) =
-                (evaluated(&training.method.name, training.fraction), self.dir("train").join(training.name()));
+            let (name, dir) = (training.method.of(training.fraction), self.dir("train").join(training.name()));
             let dir = dir.display().to_string();
             match groups.last_mut() {
                 Some((last, dirs)) if *last == name => dirs.push(dir),

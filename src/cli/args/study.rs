@@ -19,7 +19,7 @@ pub struct StudyArgs {
     /// Tell the stages, their steps and memory, and do nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// results.json, or the stages of --dry-run, on standard output
-    #[arg(long)]
+    /// The stages of --dry-run as JSON; of a study, results.json is in its folder
+    #[arg(long, requires = "dry_run")]
     pub json: bool,
 }

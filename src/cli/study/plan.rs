@@ -7,6 +7,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::cli::args::{EvaluateArgs, JudgeArgs, TrainArgs, from_table};
+use crate::cli::judge::flags;
+use crate::cli::train;
 use crate::data::template::Template;
 use crate::error::{Error, Result};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
@@ -133,6 +135,18 @@ pub struct Method {
     pub train: TrainArgs,
 }
 
+impl Method {
+    /// Its name in files and among `evaluate`'s methods, with a part of the data where it is not all.
+    pub fn of(&self, fraction: f64) -> String {
+        let name = slug(&self.name);
+        if fraction == 1.0 { name } else { format!("{name}-{fraction}") }
+    }
+}
+
+fn slug(name: &str) -> String {
+    name.replace(' ', "-")
+}
+
 /// A study, checked.
 #[derive(Debug, Clone)]
 pub struct Study {
@@ -233,6 +247,23 @@ impl Study {
         };
         let evaluate = section.args::<EvaluateArgs>("evaluate", "evaluate", OF_EVALUATE, written.evaluate)?;
         section.needs_data("evaluate", evaluate.data.is_empty())?;
+        // What only the commands know: said before the first of them has run for hours.
+        for method in &methods {
+            let of = |error| section.told(&format!("methods.{}", method.name), error);
+            train::settings(&method.train, false).map_err(of)?;
+            if method.train.full && sft.as_ref().is_some_and(|sft| !sft.full) {
+                return Err(bad(
+                    "sft.full",
+                    "must be true: `full` of a method starts from a model, not from an adapter",
+                ));
+            }
+        }
+        if let Some(sft) = &sft {
+            train::settings(sft, true).map_err(|error| section.told("sft", error))?;
+        }
+        let is_one = |judge: &JudgeArgs| flags::one_judge(judge).and_then(|()| flags::check(judge));
+        judge.as_ref().map_or(Ok(()), is_one).map_err(|error| section.told("judge", error))?;
+        is_one(&evaluate.judge_args()).map_err(|error| section.told("evaluate", EvaluateArgs::renamed(error)))?;
         Ok(Self {
             title: written.title.unwrap_or_else(|| "A study of joint preferences".into()),
             model: written.model,
@@ -290,6 +321,14 @@ impl Section<'_> {
         from_table(A::default(), table, self.path, &format!("{section}."), command)
     }
 
+    /// What a command says of a flag, of the section's key.
+    fn told(&self, section: &str, error: Error) -> Error {
+        match error {
+            Error::Flag { flag, reason } => Error::field(self.path, format!("{section}.{flag}"), reason),
+            other => other,
+        }
+    }
+
     fn needs_data(&self, section: &str, has_none: bool) -> Result<()> {
         match has_none && !self.tasks {
             true => Err(Error::field(self.path, format!("{section}.data"), "is missing: files, or [tasks]")),
@@ -302,7 +341,7 @@ impl Section<'_> {
         if written.is_empty() {
             return Err(bad("", "there is none: [[methods]] with `name`"));
         }
-        if has_twice(written.iter().map(|m| m.name.replace(' ', "-"))) {
+        if has_twice(written.iter().map(|m| slug(&m.name))) {
             return Err(bad("name", "two have one name"));
         }
         let managed = [OF_TRAINING, &["data"]].concat();

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::plan::{Pairs, Preferences, Study};
-use super::{Run, START, evaluated, rows};
+use super::{Method, Run, START, rows};
 use crate::cli::output::{command_line, text_table};
 use crate::cli::{judge, plan};
 use crate::config::Defaults;
@@ -21,7 +21,7 @@ use crate::train::report::{self, Bars, Group, Report, Table};
 const MOST_BYTES: u64 = 1 << 30;
 
 /// Reads what the stages left, and writes both files.
-pub fn write(run: &Run<'_>, as_json: bool) -> Result<()> {
+pub fn write(run: &Run<'_>) -> Result<()> {
     let study = run.study;
     let evaluation = evaluation(&run.dir("evaluate/results.json"))?;
     let interplay = analysed(run)?;
@@ -61,10 +61,7 @@ pub fn write(run: &Run<'_>, as_json: bool) -> Result<()> {
     };
     let page = run.dir("report.html");
     report::write(&page, &report)?;
-    match as_json {
-        true => say!("{text}")?,
-        false => tables.iter().take(2).try_for_each(|table| say!("{}", text_table(table)))?,
-    }
+    tables.iter().take(2).try_for_each(|table| say!("{}", text_table(table)))?;
     note!("figures, tables and every number: {} and {}", page.display(), path.display());
     Ok(())
 }
@@ -116,8 +113,7 @@ fn trainings(run: &Run<'_>) -> Result<Vec<Value>> {
         let lines = metrics::read(&run.dir("train").join(training.name()).join(METRICS))?;
         let mut last = lines.last().cloned().unwrap_or_default();
         last.remove("seconds");
-        let rows =
-            run.dir("data").join(format!("{}-{}.jsonl", training.method.name.replace(' ', "-"), training.fraction));
+        let rows = rows::file(&run.out, training.method, training.fraction);
         let rows = std::fs::read_to_string(&rows).map_err(|e| Error::file(&rows, e))?.lines().count();
         Ok(json!({
             "method": training.method.name, "fraction": training.fraction, "seed": training.seed,
@@ -154,24 +150,24 @@ impl Rates<'_> {
     }
 
     /// Trained on one kind of preference alone, under the joint objective.
-    fn only(&self, kind: usize) -> Option<&str> {
-        let is = |m: &&super::Method| {
+    fn only(&self, kind: usize) -> Option<&Method> {
+        let is = |m: &&Method| {
             let joint = m.train.objective.objective.unwrap_or(Objective::Jpo) == Objective::Jpo;
             joint && m.shares[kind] > 0.0 && m.shares[1 - kind] == 0.0
         };
-        self.study.methods.iter().find(is).map(|m| m.name.as_str())
+        self.study.methods.iter().find(is)
     }
 
     fn figures(&self) -> Vec<Bars> {
         let most = self.most();
         let against = text_of(&self.evaluation["against"]);
-        let methods: Vec<String> = self.study.methods.iter().map(|m| m.name.clone()).collect();
+        let methods = &self.study.methods;
         let mut all = vec![Bars {
             title: format!("Win rate against {against}, by method"),
             help: "Mean over seeds and temperatures, with its interval; the paper's figure 4.".into(),
             series: vec!["win rate".into()],
             groups: std::iter::once(self.group(START, &[START.into()]))
-                .chain(methods.iter().map(|name| self.group(name, &[evaluated(name, most)])))
+                .chain(methods.iter().map(|m| self.group(&m.name, &[m.of(most)])))
                 .collect(),
         }];
         if let (Some(identical), Some(different)) = (self.only(0), self.only(1)) {
@@ -182,19 +178,19 @@ impl Rates<'_> {
                         .into(),
                 series: vec!["win rate".into()],
                 groups: [("identical", identical), ("different", different)]
-                    .map(|(label, name)| self.group(label, &[evaluated(name, most)]))
+                    .map(|(label, method)| self.group(label, &[method.of(most)]))
                     .into(),
             });
         }
         if self.study.fractions.len() > 1 {
             let group = |&fraction: &f64| {
-                let names: Vec<String> = methods.iter().map(|name| evaluated(name, fraction)).collect();
+                let names: Vec<String> = methods.iter().map(|m| m.of(fraction)).collect();
                 self.group(&format!("{:.0} %", 100.0 * fraction), &names)
             };
             all.push(Bars {
                 title: "Win rate by amount of data".into(),
                 help: "Parts of the preferences, each a part of the next.".into(),
-                series: methods.clone(),
+                series: methods.iter().map(|m| m.name.clone()).collect(),
                 groups: self.study.fractions.iter().map(group).collect(),
             });
         }
@@ -204,9 +200,10 @@ impl Rates<'_> {
     fn table(&self) -> Table {
         let percent = |x: f64| if x.is_nan() { "–".into() } else { format!("{:.1}", 100.0 * x) };
         let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
-        let row = |name: &str, method: Option<&super::Method>, fraction: f64| {
-            let found = self.method(name)?;
-            let [value, low, high] = self.bar(name)?;
+        let row = |method: Option<&Method>, fraction: f64| {
+            let name = method.map_or(START.into(), |m| m.of(fraction));
+            let found = self.method(&name)?;
+            let [value, low, high] = self.bar(&name)?;
             let shares = method.map_or(["–".into(), "–".into()], |m| m.shares.map(|s| percent(s * fraction)));
             let [conditional, joint] = shares;
             let interval = if low.is_nan() { "–".into() } else { format!("{} to {}", percent(low), percent(high)) };
@@ -214,11 +211,21 @@ impl Rates<'_> {
             let length = format!("{:.0}", number(&found["mean_lengths"]["response"]));
             let runs = found["win_rate"]["runs"].to_string();
             let sd = percent(number(&found["win_rate"]["sd"]));
-            Some(vec![name.into(), conditional, joint, runs, percent(value), sd, interval, equal, length])
+            Some(vec![
+                method.map_or(START, |m| &m.name).into(),
+                conditional,
+                joint,
+                runs,
+                percent(value),
+                sd,
+                interval,
+                equal,
+                length,
+            ])
         };
-        let mut all: Vec<Vec<String>> = row(START, None, 1.0).into_iter().collect();
+        let mut all: Vec<Vec<String>> = row(None, 1.0).into_iter().collect();
         for method in &self.study.methods {
-            let of = |&fraction: &f64| row(&evaluated(&method.name, fraction), Some(method), fraction);
+            let of = |&fraction: &f64| row(Some(method), fraction);
             all.extend(self.study.fractions.iter().filter_map(of));
         }
         let head = [
@@ -250,7 +257,7 @@ impl Rates<'_> {
     fn differences(&self) -> Option<Table> {
         let most = self.most();
         let names: Vec<String> =
-            std::iter::once(START.into()).chain(self.study.methods.iter().map(|m| evaluated(&m.name, most))).collect();
+            std::iter::once(START.into()).chain(self.study.methods.iter().map(|m| m.of(most))).collect();
         let points = |value: &Value| value.as_f64().map_or("–".into(), |x| format!("{:+.1}", 100.0 * x));
         let rows = self.evaluation["differences"].as_array()?.iter().filter_map(|d| {
             let [a, b] = [d["methods"][0].as_str()?, d["methods"][1].as_str()?];
@@ -310,7 +317,10 @@ pub fn dry_run(run: &Run<'_>, as_json: bool) -> Result<()> {
         Pairs::Files(files) => most[1] = Some(rows::pool(files)?.len()),
         Pairs::None => {}
     }
-    let memory = plan::peak(&run.study.model, study.methods.iter().map(|m| &m.train).chain(&study.sft))?;
+    let memory = plan::peak(
+        &study.model,
+        study.methods.iter().map(|m| (&m.train, false)).chain(study.sft.iter().map(|sft| (sft, true))),
+    )?;
     for training in run.trainings() {
         let args = &training.method.train;
         let rows: usize =

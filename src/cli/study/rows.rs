@@ -76,11 +76,16 @@ pub fn count(n: usize, share: f64, fraction: f64) -> usize {
     (n as f64 * share * fraction).round() as usize
 }
 
+/// Where a method's preferences are.
+pub fn file(out: &Path, method: &Method, fraction: f64) -> PathBuf {
+    out.join("data").join(format!("{}.jsonl", method.of(fraction)))
+}
+
 /// Writes what a method sees of the pools, conditional and joint; the file.
 pub fn part(out: &Path, method: &Method, fraction: f64, pools: &[Vec<Map<String, Value>>; 2]) -> Result<PathBuf> {
+    let path = file(out, method, fraction);
     let dir = out.join("data");
     fs::create_dir_all(&dir).map_err(|e| Error::file(&dir, e))?;
-    let path = dir.join(format!("{}-{fraction}.jsonl", method.name.replace(' ', "-")));
     let rows = pools.iter().zip(method.shares).flat_map(|(pool, share)| &pool[..count(pool.len(), share, fraction)]);
     let n = write(&path, rows)?;
     match n {
