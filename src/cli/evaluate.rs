@@ -297,7 +297,7 @@ impl Evaluate<'_> {
         };
         let rows: Vec<Comparison> = ours.iter().flat_map(of).collect();
         let found = asked
-            .with(self.judge_args, gpu, &mut |judge, endpoint| self.ask(judge, endpoint, &rows))
+            .with(self.judge_args, gpu, |judge, endpoint| self.ask(judge, endpoint, &rows))
             .map_err(EvaluateArgs::renamed)?;
         let Some((name, acquired)) = found else { return Ok(None) };
         let n = self.prompts.len();

@@ -47,7 +47,7 @@ pub fn run(args: JudgeArgs) -> Result<Finished> {
     let asked = Asked::of(&args, mode)?;
     let stop = stop_on_ctrl_c("ending after the questions under way, whose answers are kept");
     let task = Task { args: &args, out: &out, comparisons: &comparisons, stop };
-    asked.with(&args, &mut None, &mut |judge, endpoint| task.ask(judge, endpoint))
+    asked.with(&args, &mut None, |judge, endpoint| task.ask(judge, endpoint))
 }
 
 /// The rows to judge, read or drawn.

@@ -63,7 +63,7 @@ impl Asked {
         &self,
         args: &JudgeArgs,
         gpu: &mut Option<Gpu>,
-        then: &mut dyn FnMut(&dyn Judge, Option<&Endpoint>) -> Result<T>,
+        then: impl FnOnce(&dyn Judge, Option<&Endpoint>) -> Result<T>,
     ) -> Result<T> {
         match self {
             Self::Endpoint(endpoint) => then(&**endpoint, Some(endpoint)),

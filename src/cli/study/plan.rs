@@ -295,9 +295,9 @@ impl Study {
     }
 }
 
-fn has_twice<T: std::hash::Hash + Eq>(values: impl Iterator<Item = T>) -> bool {
+fn has_twice<T: std::hash::Hash + Eq>(mut values: impl Iterator<Item = T>) -> bool {
     let mut seen = HashSet::new();
-    !values.map(|value| seen.insert(value)).all(|is_new| is_new)
+    !values.all(|value| seen.insert(value))
 }
 
 /// Tables of the file as arguments of commands.

@@ -52,12 +52,17 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
+/// Of an objective that is to grow; what is no number is worse than any.
+fn is_worse(next: f64, best: f64) -> bool {
+    next < best || next.is_nan()
+}
+
 /// The fit of [`features`] `x` to what came of them, `y` in 0 ..= 1, each with a weight: (rate, φ). Where all is won or all is lost, the rate
 /// is 1 or 0. NaN where nothing has a weight.
 pub fn controlled(x: &[f64], y: &[f64], weights: &[f64]) -> (f64, f64) {
     let total: f64 = weights.iter().sum();
     let won: f64 = y.iter().zip(weights).map(|(y, w)| y * w).sum();
-    if !(total > 0.0) {
+    if total <= 0.0 || total.is_nan() {
         return (f64::NAN, f64::NAN);
     }
     if won <= 0.0 || won >= total {
@@ -89,11 +94,11 @@ pub fn controlled(x: &[f64], y: &[f64], weights: &[f64]) -> (f64, f64) {
         // The objective is concave: a step that is short enough does not lower it.
         let mut scale = 1.0;
         let mut next = objective(theta + step[0], phi + step[1]);
-        while !(next >= best) && scale > 1e-6 {
+        while is_worse(next, best) && scale > 1e-6 {
             scale *= 0.5;
             next = objective(theta + scale * step[0], phi + scale * step[1]);
         }
-        if !(next >= best) {
+        if is_worse(next, best) {
             break;
         }
         (theta, phi, best) = (theta + scale * step[0], phi + scale * step[1], next);

@@ -158,14 +158,15 @@ fn bar(x: &Interval) -> Option<[f64; 3]> {
 pub fn figures(found: &Evaluation) -> Vec<Bars> {
     let (methods, against) = (&found.methods, &found.against);
     let series: Vec<String> = methods.iter().map(|m| m.name.clone()).collect();
-    let kinds: [(&str, fn(&MethodResult) -> &Interval); 2] =
-        [("win rate", |m| &m.win_rate.mean), ("at equal lengths", |m| &m.length_controlled)];
-    let group = |m: &MethodResult| Group { label: m.name.clone(), bars: kinds.map(|(_, of)| bar(of(m))).into() };
+    let group = |m: &MethodResult| Group {
+        label: m.name.clone(),
+        bars: vec![bar(&m.win_rate.mean), bar(&m.length_controlled)],
+    };
     let mut all = vec![Bars {
         title: format!("Win rate against {against}"),
         help: "Mean over runs; and what it would be if both sides were equally long. Half is neither better nor worse."
             .into(),
-        series: kinds.map(|(name, _)| name.into()).into(),
+        series: ["win rate", "at equal lengths"].map(String::from).into(),
         groups: methods.iter().map(group).collect(),
     }];
     let temperatures = temperatures(found);
