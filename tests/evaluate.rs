@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod program;
+mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use jointwise::model::peft::{Adapter, write_adapter};
 use jointwise::model::save::OutputDtype;
 use program::{Ran, Sandbox};
 use serde_json::{Value, json};
+use server::{Act, Server, behind};
 
 const N: usize = 6;
 
@@ -229,6 +231,83 @@ fn judges_whose_rates_are_known() {
     let broken = ["--temperatures", "1", "--resume", "--command", "echo no >&2; exit 3"];
     s.run(&args(&broken)).said(1, &["10 questions in a row"]);
     s.run(&args(&["--temperatures", "1", "--resume", "--grader"])).said(2, &["--resume", "another judge"]);
+}
+
+/// Says that the longer output is better, each time after a while.
+fn longer(pause: Duration) -> Server {
+    Server::start(move |_, body| {
+        std::thread::sleep(pause);
+        let prompt = body["messages"][0]["content"].as_str().unwrap();
+        let [a, b] = ["Output (a):\n", "Output (b):\n"].map(|heading| behind(prompt, heading).chars().count());
+        Act::Say(if a > b { "Output (a)" } else { "Output (b)" }.into())
+    })
+}
+
+fn asking<'a>(server: &'a Server, more: &[&'a str]) -> Vec<&'a str> {
+    args(&[&["--temperatures", "1", "--endpoint", &server.url, "--judge-model", "m"], more].concat())
+}
+
+#[test]
+fn an_endpoint_is_asked_once_its_cost_is_known() {
+    let (s, server) = (sandbox(), longer(Duration::ZERO));
+    let prices = ["--price-in", "1000", "--price-out", "0"];
+    // Responses cost nothing, and are kept; questions are counted first.
+    let ran = s.run(&asking(&server, &[&prices[..], &["--estimate"]].concat())).ok();
+    assert!(ran.stderr.contains("questions to m: about"), "{}", ran.stderr);
+    let refused = s.run(&asking(&server, &[&prices[..], &["--resume", "--max-cost", "0.01"]].concat()));
+    refused.said(2, &["--max-cost", "above 0.01"]);
+    assert!(server.requests().is_empty() && !s.path("out/results.json").exists());
+    s.run(&asking(&server, &[&prices[..], &["--resume", "--max-cost", "1000"]].concat())).ok();
+
+    let judged = lines(&s, "out/judged/model-t1-s0.jsonl");
+    let (mut won, mut same) = (0.0, 0);
+    for row in &judged {
+        let [ours, gold] = ["response_0", "response_1"].map(|name| row[name].as_str().unwrap().trim());
+        won += match ours.chars().count().cmp(&gold.chars().count()) {
+            std::cmp::Ordering::Greater => 1.0,
+            std::cmp::Ordering::Equal => 0.5,
+            std::cmp::Ordering::Less => 0.0,
+        };
+        same += usize::from(ours == gold);
+    }
+    let found = json_of(&s, "out/results.json");
+    assert_eq!((judged.len(), rate(&found, 0), &found["judge"]), (N, won / N as f64, &json!("m")));
+    assert_eq!(server.requests().len(), 2 * (N - same) + same, "both orders, once for two equal texts");
+    assert!(server.times_asked().iter().all(|&n| n == 1));
+}
+
+#[test]
+fn ctrl_c_keeps_answers_and_responses() {
+    let (s, server) = (sandbox(), longer(Duration::from_millis(150)));
+    let whole = s.run(&asking(&server, &["--output-dir", "whole"])).ok();
+    assert!(!whole.stderr.contains("--resume"), "{}", whole.stderr);
+    let asked = server.requests().len();
+    let interrupt = |more: &[&str], until: &dyn Fn() -> bool| {
+        let all = asking(&server, &[&["--concurrency", "1"], more].concat());
+        let child = s.command(&all).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let started = Instant::now();
+        while !until() {
+            assert!(started.elapsed() < Duration::from_secs(240), "it does not come to it");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // SAFETY: a system call on our own child.
+        unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) };
+        let out = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(130), "{said}");
+        assert!(said.contains("--resume goes on"), "{said}");
+    };
+    // While responses are made, then while they are judged.
+    interrupt(&["--batch-size", "1"], &|| lines_of(&s.path("out/responses/model-t1-s0.jsonl")) > 1);
+    assert!(server.requests().len() == asked && !s.path("out/results.json").exists());
+    interrupt(&["--resume"], &|| server.requests().len() >= asked + 3);
+    assert!(server.requests().len() < 2 * asked && !s.path("out/results.json").exists());
+    s.run(&asking(&server, &["--resume"])).ok();
+    assert_eq!(server.requests().len(), 2 * asked, "nothing was asked twice");
+    let [whole, stopped] = ["whole/results.json", "out/results.json"].map(|name| json_of(&s, name));
+    assert_eq!(whole["methods"], stopped["methods"]);
+    let name = "responses/model-t1-s0.jsonl";
+    assert_eq!(text(&s, &format!("whole/{name}")), text(&s, &format!("out/{name}")));
 }
 
 #[test]

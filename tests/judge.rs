@@ -409,6 +409,7 @@ fn bad_input_is_told_and_leaves_nothing() {
     s.refused(&with(&grader, &["--retries", "3"]), &["--retries", "goes with --endpoint"]);
     s.refused(&with(&grader, &["--template", "chat"]), &["--template", "goes with --model"]);
     s.refused(&with(&grader, &["--prompt", "p.txt"]), &["--prompt"]);
+    s.refused(&with(&grader, &["--grader-noise", "1.5"]), &["--grader-noise", "not in 0 .. 1"]);
     s.refused(&with(&grader, &["--concurrency", "0"]), &["--concurrency"]);
     s.refused(&with(&grader, &["--sample", "rows.jsonl"]), &["--sample", "--data"]);
     s.refused(&with(&grader, &["--pairs", "3"]), &["--pairs", "--sample"]);

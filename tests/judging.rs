@@ -384,10 +384,30 @@ fn the_grader_reads_its_own_tasks() {
         pair(2, [side("What is 2 plus 3?", "5"), side("Add 4 and 4.", "8")]),
         pair(3, [side("What is 2 plus 3?", "5"), side("Who are you?", "8")]),
     ];
-    let acquired = run(&rows, &Grader, tempfile::tempdir().unwrap().path());
+    let acquired = run(&rows, &Grader::default(), tempfile::tempdir().unwrap().path());
     let verdicts: Vec<Verdict> = acquired.judged.iter().map(|j| j.verdict()).collect();
     assert_eq!(verdicts, [Verdict::First, Verdict::Tie, Verdict::NoAnswer]);
     assert!(acquired.failures[0].0.contains("rows.jsonl:3") && acquired.counts().flips == 0);
+}
+
+#[test]
+fn a_grader_with_noise_is_wrong_as_often_as_it_is_told() {
+    let row =
+        |i: usize| pair(i, [side(&format!("What is {i} plus 3?"), &(i + 3).to_string()), side("Add 4 and 4.", "9")]);
+    let rows: Vec<_> = (1..1001).map(row).collect();
+    let wrong = |noise| {
+        let acquired = run(&rows, &Grader { noise }, tempfile::tempdir().unwrap().path());
+        assert_eq!(acquired.counts().flips, 0, "the same mistake in both orders");
+        acquired.judged.iter().map(|j| j.verdict() == Verdict::Second).collect::<Vec<_>>()
+    };
+    let count = |noise| wrong(noise).iter().filter(|w| **w).count();
+    assert_eq!([count(0.0), count(1.0)], [0, 1000]);
+    // Three standard deviations of a binomial count.
+    assert!(count(0.3).abs_diff(300) < 44, "{}", count(0.3));
+    assert_eq!(wrong(0.3), wrong(0.3));
+    let rows = [pair(1, [side("What is 2 plus 3?", "5"), side("Add 4 and 4.", "8")])];
+    let acquired = run(&rows, &Grader { noise: 1.0 }, tempfile::tempdir().unwrap().path());
+    assert_eq!(acquired.judged[0].verdict(), Verdict::Tie, "a tie is no mistake");
 }
 
 // ------------------------------------------------------------------------------------------------------------ strata

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use jointwise::eval::tasks::{Split, rows};
 use jointwise::rng::Rng;
 use program::{Ran, Sandbox};
 use serde_json::Value;
@@ -150,6 +151,80 @@ fn killed_at_any_moment_it_ends_the_same() {
     sandbox.run(&["study", &changed, "--output-dir", &whole, "--resume"]).said(2, &["--resume", "sample.json", "0.9"]);
 }
 
+/// Rows of its own instead of sampling and judging, after supervised tuning: an adapter that methods go on with, or the whole model.
+#[test]
+fn preferences_at_hand_take_the_place_of_a_judge() {
+    let sandbox = Sandbox::new();
+    let model = root().join("models/demo");
+    rows::write(&sandbox.path("sft.jsonl"), rows::sft(Split::Train, 1, 8)).expect("written");
+    rows::write(&sandbox.path("conditional.jsonl"), rows::conditional(Split::Train, 2, 8)).expect("written");
+    rows::write(&sandbox.path("joint.jsonl"), rows::joint(Split::Train, 3, 6)).expect("written");
+    rows::write(&sandbox.path("test.jsonl"), rows::held_out(4, 4)).expect("written");
+    let study = |sft: &str, train: &str| {
+        format!(
+            r#"
+            model = {model:?}
+            seeds = [0]
+            [sft]
+            data = ["sft.jsonl"]
+            max-steps = 2
+            {sft}
+            [conditional]
+            data = ["conditional.jsonl"]
+            [joint]
+            data = ["joint.jsonl"]
+            [train]
+            max-steps = 1
+            {train}
+            [[methods]]
+            name = "DPO"
+            objective = "dpo"
+            conditional = 1.0
+            [[methods]]
+            name = "JPO"
+            conditional = 0.5
+            joint = 1.0
+            [evaluate]
+            data = ["test.jsonl"]
+            grader = true
+            temperatures = [0.0]
+            max-new-tokens = 12
+            "#
+        )
+    };
+    let file = sandbox.write("adapter.toml", study("lora-r = 4", ""));
+    let out = sandbox.text("out");
+    sandbox.run(&["study", &file, "--output-dir", &out]).ok();
+    let found = results(&out);
+    let rows: Vec<u64> =
+        found["trainings"].as_array().expect("trainings").iter().filter_map(|t| t["rows"].as_u64()).collect();
+    assert_eq!(rows, [8, 4 + 6]);
+    assert_eq!(found["interplay"], Value::Null, "nobody was asked");
+    for training in found["trainings"].as_array().expect("trainings") {
+        let loss = training["last"]["loss"].as_f64().expect("a loss");
+        assert!((loss - std::f64::consts::LN_2).abs() < 1e-5, "the reference is what it starts from: {training}");
+    }
+    let adapter = |name: &str| -> Value { serde_json::from_str(&read(&out, name)).expect("JSON") };
+    assert_eq!(adapter("train/DPO-seed-0/adapter_config.json")["r"], 4, "it goes on with the adapter of [sft]");
+    let names: Vec<&str> =
+        found["evaluation"]["methods"].as_array().expect("methods").iter().filter_map(|m| m["name"].as_str()).collect();
+    assert_eq!(names, ["SFT", "DPO", "JPO"]);
+    // Preferences that have changed since are another study's.
+    fs::write(sandbox.path("joint.jsonl"), read(&out, "data/JPO.jsonl")).expect("written");
+    sandbox
+        .run(&["study", &file, "--output-dir", &out, "--resume"])
+        .said(2, &["--resume", "joint.jsonl", "has changed"]);
+
+    let file = sandbox.write("full.toml", study("full = true", "full = true"));
+    let out = sandbox.text("full");
+    sandbox.run(&["study", &file, "--output-dir", &out]).ok();
+    assert!(
+        Path::new(&out).join("sft/model.safetensors").is_file()
+            && Path::new(&out).join("train/JPO-seed-0/model.safetensors").is_file()
+    );
+    assert_ne!(results(&out)["trainings"], found["trainings"]);
+}
+
 #[test]
 fn a_dry_run_tells_and_does_nothing() {
     let sandbox = Sandbox::new();
@@ -162,6 +237,13 @@ fn a_dry_run_tells_and_does_nothing() {
         told["stages"].as_array().expect("stages").iter().filter_map(|s| s["stage"].as_str()).collect();
     assert_eq!(stages, ["tasks", "sample", "conditional", "joint", "train/DPO-seed-0", "train/JPO-seed-0", "evaluate"]);
     assert!(told["peak_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{told}");
+    // What computes has a time, in all the sum; what a judge does has none.
+    let seconds = |stage: &Value| stage["seconds"].as_f64();
+    let stages = told["stages"].as_array().expect("stages");
+    let sum: f64 = stages.iter().filter_map(seconds).sum();
+    assert!(seconds(told).is_some_and(|total| (total - sum).abs() < 1e-9 && (0.01..1000.0).contains(&total)), "{told}");
+    assert_eq!(stages.iter().filter(|s| seconds(s).is_none()).count(), 2, "{told}");
+    assert!(stages.iter().filter(|s| s["stage"] != "tasks").filter_map(seconds).all(|s| s > 1e-3), "{told}");
 }
 
 #[test]

@@ -105,7 +105,7 @@ pub struct ModelArgs {
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct DataArgs {
-    /// JSONL rows; repeatable
+    /// Rows in JSONL or Parquet, or of the hub: hf://datasets/org/name/file; repeatable
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,
@@ -122,6 +122,10 @@ pub struct DataArgs {
     /// What happens to a longer row [default: drop]
     #[arg(long, value_enum)]
     pub on_overflow: Option<OverflowArg>,
+    /// Leave out and cut long rows as the paper's code does: by characters, and each side by the chosen response's length
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub paper_compat: bool,
 }
 
 /// `--on-overflow`.

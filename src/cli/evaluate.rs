@@ -2,7 +2,7 @@
 
 mod checkpoints;
 mod folder;
-mod sampled;
+pub(super) mod sampled;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;

@@ -208,7 +208,7 @@ pub fn dataset(
 ) -> Result<Dataset> {
     let (template, limits) = limits(args, &model.description)?;
     if files.is_empty() {
-        return Err(Error::flag("data", "is missing: a JSONL file"));
+        return Err(Error::flag("data", "is missing: a file of rows"));
     }
     let map = FieldMap::parse(&args.map)?;
     let mut rows = Vec::new();
@@ -231,10 +231,12 @@ pub fn limits(args: &DataArgs, d: &Description) -> Result<(Template, Limits)> {
         let reason = format!("{max_length} is not in 2 .. {}, the model's positions", d.max_positions);
         return Err(Error::flag("max-length", reason));
     }
-    let overflow = match args.on_overflow.unwrap_or(OverflowArg::Drop) {
-        OverflowArg::Drop => Overflow::Drop,
-        OverflowArg::TruncatePrompt => Overflow::TruncatePrompt,
-        OverflowArg::Error => Overflow::Error,
+    let overflow = match (args.on_overflow, args.paper_compat) {
+        (Some(_), true) => return Err(Error::flag("paper-compat", "cannot be used with --on-overflow")),
+        (None, true) => Overflow::Paper,
+        (None | Some(OverflowArg::Drop), false) => Overflow::Drop,
+        (Some(OverflowArg::TruncatePrompt), false) => Overflow::TruncatePrompt,
+        (Some(OverflowArg::Error), false) => Overflow::Error,
     };
     Ok((template, Limits { max_length, overflow }))
 }

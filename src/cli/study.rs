@@ -3,6 +3,8 @@
 //!
 //! Each stage is a command of this program with a folder of its own, and is done once: what it was told is written down when it is whole.
 
+mod clock;
+mod dry_run;
 mod plan;
 mod results;
 mod rows;
@@ -18,6 +20,7 @@ use sha2::Digest;
 use super::Finished;
 use super::args::{DataArgs, EvaluateArgs, JudgeArgs, ModelArgs, StudyArgs, TrainArgs};
 use super::{evaluate, judge, train};
+use crate::data::source;
 use crate::error::{Error, Result};
 use crate::eval::evaluate::compare::run_name;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_optional};
@@ -36,7 +39,7 @@ pub fn run(args: &StudyArgs) -> Result<Finished> {
     let study = Study::read(&args.study)?;
     let run = Run { study: &study, out: args.output_dir.clone() };
     if args.dry_run {
-        return results::dry_run(&run, args.json).map(Finished::from);
+        return dry_run::tell(&run, args.json).map(Finished::from);
     }
     let digests = digests(&study)?;
     if !args.resume {
@@ -58,7 +61,7 @@ pub fn run(args: &StudyArgs) -> Result<Finished> {
 /// SHA-256 of the files that the study reads: a result is of these.
 fn digests(study: &Study) -> Result<BTreeMap<PathBuf, String>> {
     let digest = |path: &PathBuf| {
-        let bytes = fs::read(path).map_err(|e| Error::file(path, e))?;
+        let bytes = fs::read(source::local(path)?).map_err(|e| Error::file(path, e))?;
         let hex: String = sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         Ok((path.clone(), hex))
     };

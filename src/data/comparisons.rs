@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, kind, names};
-use super::rows::{FieldMap, Place, for_each_object, open};
+use super::rows::{FieldMap, Place};
+use super::source::for_each_row;
 use crate::error::Result;
 
 /// What is compared.
@@ -120,7 +121,7 @@ pub fn place(path: PathBuf, line: usize) -> Place {
 pub fn read_comparisons(path: impl AsRef<Path>, map: &FieldMap, mode: Option<Mode>) -> Result<Vec<Comparison>> {
     let (path, mut rows) = (path.as_ref(), Vec::<Comparison>::new());
     let mut wanted = mode;
-    for_each_object(path, open(path)?, |place, object| {
+    for_each_row(path, |place, object| {
         let row = Comparison::of(place, object, map)?;
         let asked = *wanted.get_or_insert(row.mode);
         if row.mode != asked {

@@ -19,6 +19,10 @@ pub enum Overflow {
     TruncatePrompt,
     /// It stops the program.
     Error,
+    /// As the paper's code has it (`--paper-compat`), for comparison with its numbers: a preference is left out where a side has more
+    /// *characters* than the limit; of the others each side alone is cut, by the length of the *chosen* response: an instruction
+    /// to its last half of the limit, then a response to its first half.
+    Paper,
 }
 
 impl Overflow {
@@ -108,6 +112,17 @@ impl Dataset {
                 data.lengths.push(sequence.ids.len());
                 sequences.push(sequence);
             }
+            if limits.overflow == Overflow::Paper && texts.len() == 2 {
+                let characters = |text: &&Text| tokenizer.characters(text, template);
+                let characters = texts.iter().map(characters).collect::<std::result::Result<Vec<_>, _>>();
+                let characters = characters.map_err(|reason| place.error(reason))?;
+                if let Some(side) = characters.iter().position(|&n| n > limits.max_length) {
+                    let (name, n) = (side_name(2, side), characters[side]);
+                    let reason = format!("{name} has {n} characters, --max-length is {}", limits.max_length);
+                    data.notes.push(Note { row, fate: Fate::Dropped, reason });
+                    continue;
+                }
+            }
             let same_instruction = texts.windows(2).all(|pair| pair[0].instruction == pair[1].instruction);
             match fit(&mut sequences, same_instruction, tokenizer.bos_id(), limits) {
                 Fit::Whole => {}
@@ -189,6 +204,9 @@ enum Fit {
 
 /// One rule for a pair: sides with the same instruction lose the same tokens, so they still share it (Lemma D.1 holds).
 fn fit(sequences: &mut [Sequence], same_instruction: bool, bos: Option<u32>, limits: Limits) -> Fit {
+    if let (Overflow::Paper, [chosen, rejected]) = (limits.overflow, &mut *sequences) {
+        return fit_as_the_paper([chosen, rejected], bos, limits.max_length);
+    }
     let excess: Vec<usize> = sequences.iter().map(|s| s.ids.len().saturating_sub(limits.max_length)).collect();
     let most = excess.iter().copied().max().unwrap_or(0);
     if most == 0 {
@@ -208,9 +226,41 @@ fn fit(sequences: &mut [Sequence], same_instruction: bool, bos: Option<u32>, lim
         return Fit::TooLong(format!("{long}; {spare} tokens of instruction are too few to cut"));
     }
     for (sequence, &cut) in sequences.iter_mut().zip(&cuts) {
-        let keep = usize::from(sequence.ids.first().is_some_and(|id| Some(*id) == bos));
-        sequence.ids.drain(keep..keep + cut);
-        sequence.response_start -= cut;
+        cut_instruction(sequence, cut, bos);
     }
     Fit::Cut(format!("{long}: {most} tokens of the instruction were cut"))
+}
+
+/// From the left; BOS stays.
+fn cut_instruction(sequence: &mut Sequence, tokens: usize, bos: Option<u32>) {
+    let keep = usize::from(sequence.ids.first().is_some_and(|id| Some(*id) == bos));
+    sequence.ids.drain(keep..keep + tokens);
+    sequence.response_start -= tokens;
+}
+
+/// [`Overflow::Paper`], but for BOS, which its code loses. Sides with the same instruction may lose different parts of it.
+fn fit_as_the_paper(sides: [&mut Sequence; 2], bos: Option<u32>, max_length: usize) -> Fit {
+    let response = |sequence: &Sequence| sequence.ids.len() - sequence.response_start;
+    let chosen = response(sides[0]);
+    let half = max_length / 2;
+    let mut cut = None;
+    for (side, sequence) in sides.into_iter().enumerate() {
+        let measured = sequence.response_start + chosen;
+        if measured > max_length {
+            let by = if side == 0 { "" } else { ", by the length of the chosen response" };
+            cut = cut.or(Some(format!("{} was cut as the paper's code does{by}", side_name(2, side))));
+            cut_instruction(sequence, sequence.response_start.saturating_sub(half), bos);
+        }
+        if sequence.response_start + chosen > max_length {
+            sequence.ids.truncate(sequence.response_start + response(sequence).min(half));
+        }
+        let length = sequence.ids.len();
+        if length > max_length {
+            let name = side_name(2, side);
+            return Fit::TooLong(format!(
+                "{name} has {length} tokens as the paper's code leaves it, --max-length is {max_length}"
+            ));
+        }
+    }
+    cut.map_or(Fit::Whole, Fit::Cut)
 }

@@ -1,6 +1,6 @@
 //! Rows, templates, tokenising and masks, packing, sampling order.
 //!
-//! file → [`rows`] → ([`template`], [`chat`], [`tokens`]) → [`dataset`] → ([`order`], [`pack`]) → [`batch`].
+//! file → [`source`] → [`rows`] → ([`template`], [`chat`], [`tokens`]) → [`dataset`] → ([`order`], [`pack`]) → [`batch`].
 pub mod batch;
 pub mod chat;
 pub mod check;
@@ -9,8 +9,11 @@ pub mod dataset;
 mod fields;
 pub mod order;
 pub mod pack;
+#[cfg(feature = "cli")]
+mod parquet;
 pub mod prompts;
 pub mod rows;
+pub mod source;
 pub mod template;
 pub mod tokens;
 mod untrusted;

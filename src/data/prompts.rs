@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::fields::{Fields, conversation, messages};
-use super::rows::{FieldMap, Instruction, Place, for_each_object, open};
+use super::rows::{FieldMap, Instruction, Place};
+use super::source::for_each_row;
 use crate::error::Result;
 
 /// An instruction, and the response that it is compared with where the row has one.
@@ -23,7 +24,7 @@ pub struct Prompt {
 /// As [`super::rows::read_rows`].
 pub fn read_prompts(path: impl AsRef<Path>, map: &FieldMap) -> Result<Vec<Prompt>> {
     let (path, mut prompts) = (path.as_ref(), Vec::new());
-    for_each_object(path, open(path)?, |place, object| {
+    for_each_row(path, |place, object| {
         let fields = Fields { object: &object, map };
         let gold = ["gold_response", "response", "completion", "r_chosen", "chosen"]
             .iter()

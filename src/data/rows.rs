@@ -1,12 +1,13 @@
-//! JSONL rows: the paper's form and TRL's, recognised row by row from the fields that are there.
+//! Rows of JSONL and Parquet: the paper's form and TRL's, recognised row by row from the fields that are there.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, Read};
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, conversation, messages};
+use super::source::for_each_row;
 use crate::error::{Error, Result};
 
 /// The forms of a row, as error messages list them.
@@ -161,83 +162,73 @@ impl FieldMap {
     }
 }
 
-/// Reads a JSONL file. A byte order mark, CRLF and blank lines are tolerated.
+/// Reads a JSONL or Parquet file, here or on the hub. A byte order mark, CRLF and blank lines are tolerated.
 ///
 /// # Errors
 /// [`Error::Line`] for a malformed line, a missing field, a wrong type, an empty response, or a row that does not serve the
 /// purpose; [`Error::File`] where the file cannot be read or has no rows.
 pub fn read_rows(path: impl AsRef<Path>, map: &FieldMap, purpose: Purpose) -> Result<Vec<Row>> {
-    let path = path.as_ref();
-    parse_rows(path, open(path)?, map, purpose)
+    let mut rows = Vec::new();
+    for_each_row(path.as_ref(), |place, object| {
+        rows.push(Row { content: content_for(&object, map, purpose)?, place });
+        Ok(())
+    })?;
+    Ok(rows)
 }
 
-/// The same of an open file, or of text; `path` is for messages.
+/// The same of JSON lines; `path` is for messages.
 ///
 /// # Errors
 /// As [`read_rows`].
 pub fn parse_rows(path: &Path, text: impl BufRead, map: &FieldMap, purpose: Purpose) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for_each_object(path, text, |place, object| {
-        let fields = Fields { object: &object, map };
-        let label = fields.get("label");
-        let content = match (content(&fields)?, purpose) {
-            (Content::Preference { chosen, .. }, Purpose::Sft) => Content::Single(chosen),
-            (Content::Single(_), Purpose::Sft) if label.and_then(Value::as_bool) == Some(false) => {
-                return Err(format!(
-                    "the label says that the text is not one to imitate (`{}`: false)",
-                    map.name("label")
-                ));
-            }
-            (Content::Single(text), Purpose::Judgement | Purpose::Any) if label.is_some_and(Value::is_boolean) => {
-                Content::Labelled(text, label == Some(&Value::Bool(true)))
-            }
-            (Content::Single(_), Purpose::Judgement) => {
-                let found = label.map_or("nothing", super::fields::kind);
-                return Err(format!("field `{}`: expected true or false, found {found}", map.name("label")));
-            }
-            (Content::Single(_), Purpose::Preference) if label.is_some_and(Value::is_boolean) => {
-                return Err(
-                    "the row holds one text with a label, which --loss kto learns from, not a preference".into()
-                );
-            }
-            (Content::Single(_), Purpose::Preference) => {
-                return Err(format!(
-                    "the row holds one text, not a preference ({}); a preference is one of: {}",
-                    super::fields::names(&object),
-                    &FORMS[..FORMS.find(", {instruction").unwrap_or(FORMS.len())]
-                ));
-            }
-            (content, _) => content,
-        };
-        rows.push(Row { place, content });
+        rows.push(Row { content: content_for(&object, map, purpose)?, place });
         Ok(())
     })?;
     Ok(rows)
 }
 
-/// Every object of a JSONL file, as it stands there.
+/// What a row holds, as it serves the purpose.
+fn content_for(object: &Map<String, Value>, map: &FieldMap, purpose: Purpose) -> std::result::Result<Content, String> {
+    let fields = Fields { object, map };
+    let label = fields.get("label");
+    let is_label = label.is_some_and(Value::is_boolean);
+    match (content(&fields)?, purpose) {
+        (Content::Preference { chosen, .. }, Purpose::Sft) => Ok(Content::Single(chosen)),
+        (Content::Single(_), Purpose::Sft) if label.and_then(Value::as_bool) == Some(false) => {
+            Err(format!("the label says that the text is not one to imitate (`{}`: false)", map.name("label")))
+        }
+        (Content::Single(text), Purpose::Judgement | Purpose::Any) if is_label => {
+            Ok(Content::Labelled(text, label == Some(&Value::Bool(true))))
+        }
+        (Content::Single(_), Purpose::Judgement) => {
+            let found = label.map_or("nothing", super::fields::kind);
+            Err(format!("field `{}`: expected true or false, found {found}", map.name("label")))
+        }
+        (Content::Single(_), Purpose::Preference) if is_label => {
+            Err("the row holds one text with a label, which --loss kto learns from, not a preference".into())
+        }
+        (Content::Single(_), Purpose::Preference) => Err(format!(
+            "the row holds one text, not a preference ({}); a preference is one of: {}",
+            super::fields::names(object),
+            &FORMS[..FORMS.find(", {instruction").unwrap_or(FORMS.len())]
+        )),
+        (content, _) => Ok(content),
+    }
+}
+
+/// Every row of a file as an object, as it stands there.
 ///
 /// # Errors
 /// As [`read_rows`].
 pub fn read_objects(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let mut all = Vec::new();
-    for_each_object(path, open(path)?, |_, object| {
+    for_each_row(path, |_, object| {
         all.push(object);
         Ok(())
     })?;
     Ok(all)
-}
-
-/// A file as it is now, or a pipe.
-pub(super) fn open(path: &Path) -> Result<impl BufRead + use<>> {
-    let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
-    if !about.is_file() && !is_pipe(&about) {
-        return Err(Error::file(path, "is neither a file nor a pipe"));
-    }
-    let file = std::fs::File::open(path).map_err(|e| Error::file(path, e))?;
-    // A file that grows while it is read ends where it ended; a pipe has no length.
-    let length = if about.is_file() { about.len() } else { u64::MAX };
-    Ok(BufReader::new(file.take(length)))
 }
 
 /// Calls `take` with every object of JSONL text; a reason that it returns becomes the line's error.
@@ -273,17 +264,6 @@ pub(super) fn for_each_object(
         take(place.clone(), object).map_err(|reason| place.error(reason))?;
     }
     if found { Ok(()) } else { Err(Error::file(path, "the file holds no rows")) }
-}
-
-#[cfg(unix)]
-fn is_pipe(about: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    about.file_type().is_fifo()
-}
-
-#[cfg(not(unix))]
-fn is_pipe(about: &std::fs::Metadata) -> bool {
-    !about.is_dir()
 }
 
 fn object(text: &str) -> std::result::Result<Map<String, Value>, String> {

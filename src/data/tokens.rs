@@ -202,6 +202,11 @@ impl Tokenizer {
         Ok(Sequence { ids, response_start: boundary + usize::from(before.is_some()) })
     }
 
+    /// Of the text that [`Tokenizer::encode`] makes tokens of.
+    pub(super) fn characters(&self, text: &Text, template: &Template) -> std::result::Result<usize, String> {
+        Ok(template.render(text, self.chat.as_ref())?.text.chars().count())
+    }
+
     /// `[BOS] + tok(template(I))`: what generation goes on from.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 //! Where a model is: a local folder, or an id on the Hugging Face hub, fetched into hf-hub's cache (`HF_HOME`, `HF_HUB_CACHE`) with
-//! its token (`HF_TOKEN`, or what `hf auth login` stored).
+//! its token (`HF_TOKEN`, or what `hf auth login` stored). Files of the hub's data sets alike.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -77,20 +77,28 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
             format!("{model}: no such folder, and no hub id (those read org/name or org/name@revision)"),
         )
     })?;
+    reached(model, |local_only| fetch(&id, local_only)).map_err(|e| {
+        let reason =
+            refused(&e, "no such folder here, and ", "model", "folder (config.json, *.safetensors, tokenizer.json)");
+        Error::flag("model", format!("{model}: {reason}"))
+    })
+}
+
+/// What the hub gives or, where it cannot be reached or `HF_HUB_OFFLINE` is set, its cache; `fetch` is told whether only that.
+fn reached(name: &str, fetch: impl Fn(bool) -> Result<PathBuf, HFError>) -> Result<PathBuf, HFError> {
     let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"));
     if offline {
-        return fetch(&id, true).map_err(|e| refused(model, &e));
+        return fetch(true);
     }
-    match fetch(&id, false) {
-        Ok(dir) => Ok(dir),
-        Err(e @ HFError::Request { .. }) => match fetch(&id, true) {
-            Ok(dir) => {
-                note!("{model}: the hub cannot be reached; going on with {}", dir.display());
-                Ok(dir)
+    match fetch(false) {
+        Err(e @ HFError::Request { .. }) => match fetch(true) {
+            Ok(kept) => {
+                note!("{name}: the hub cannot be reached; going on with {}", kept.display());
+                Ok(kept)
             }
-            Err(_) => Err(refused(model, &e)),
+            Err(_) => Err(e),
         },
-        Err(e) => Err(refused(model, &e)),
+        done => done,
     }
 }
 
@@ -106,22 +114,62 @@ fn fetch(id: &HubId, local_only: bool) -> Result<PathBuf, HFError> {
     Ok(dir)
 }
 
+/// A file of a data set on the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatasetFile {
+    /// The data set.
+    pub id: HubId,
+    /// Of the file in it.
+    pub path: String,
+}
+
+impl DatasetFile {
+    /// `hf://datasets/org/name/file` or `hf://datasets/org/name@revision/file`, as huggingface_hub and DuckDB read it: a slash in the
+    /// revision is `%2F`, and `~parquet` is where the hub keeps what it converted. `None` of what is no such address.
+    pub fn parse(text: &str) -> Option<Result<Self, String>> {
+        let rest = text.strip_prefix("hf://")?;
+        let parse = || {
+            let mut parts = rest.strip_prefix("datasets/")?.splitn(3, '/');
+            let (owner, name, path) = (parts.next()?, parts.next()?, parts.next()?);
+            let name = name.replace("%2F", "/").replace("~parquet", "refs/convert/parquet");
+            let id = HubId::parse(&format!("{owner}/{name}"))?;
+            let is_inside = path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+            is_inside.then(|| Self { id, path: path.into() })
+        };
+        Some(
+            parse()
+                .ok_or_else(|| "expected hf://datasets/org/name/file or hf://datasets/org/name@revision/file".into()),
+        )
+    }
+}
+
+/// Where the hub's file is kept, fetched where it is not yet.
+///
+/// # Errors
+/// The reason in one line, with the way out.
+pub fn dataset_file(file: &DatasetFile) -> Result<PathBuf, String> {
+    let DatasetFile { id: HubId { owner, name, revision }, path } = file;
+    let fetch = |local_only| {
+        let client = HFClient::builder().retry_max_attempts(2).build_sync()?;
+        let data_set = client.dataset(owner, name);
+        let request = data_set.download_file().filename(path).maybe_revision(revision.clone());
+        request.local_files_only(local_only).progress(Meter::default()).send()
+    };
+    reached(path, fetch).map_err(|e| refused(&e, "", "data set", "file"))
+}
+
 /// One line, with the way out.
-fn refused(model: &str, e: &HFError) -> Error {
-    let local = "give a local folder (config.json, *.safetensors, tokenizer.json) instead";
+fn refused(e: &HFError, before: &str, what: &str, local: &str) -> String {
+    let local = format!("give a local {local} instead");
     let reason = match e {
-        HFError::Request { source, .. } => {
-            format!("no such folder here, and the hub cannot be reached ({source}): {local}")
-        }
-        HFError::LocalEntryNotFound { .. } => format!("no such folder here, and not in the hub's cache: {local}"),
+        HFError::Request { source, .. } => format!("{before}the hub cannot be reached ({source}): {local}"),
+        HFError::LocalEntryNotFound { .. } => format!("{before}not in the hub's cache: {local}"),
         HFError::RepoNotFound { .. } | HFError::AuthRequired { .. } | HFError::Forbidden { .. } => {
-            format!(
-                "no such folder here, and the hub refuses ({e}): for a gated or private model set HF_TOKEN, or {local}"
-            )
+            format!("{before}the hub refuses ({e}): for a gated or private {what} set HF_TOKEN, or {local}")
         }
         _ => format!("from the hub: {e}"),
     };
-    Error::flag("model", format!("{model}: {}", reason.split_whitespace().collect::<Vec<_>>().join(" ")))
+    reason.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Bytes fetched, on standard error: a bar on a terminal, else a line at the start and at the end.
@@ -190,6 +238,26 @@ mod tests {
     }
 
     #[test]
+    fn files_of_data_sets() {
+        let parse = |text| DatasetFile::parse(text).unwrap();
+        let file = parse("hf://datasets/a/b/data/tldr/train.json").unwrap();
+        assert_eq!((file.id, file.path.as_str()), (HubId::parse("a/b").unwrap(), "data/tldr/train.json"));
+        for converted in
+            ["hf://datasets/a/b@~parquet/x/0.parquet", "hf://datasets/a/b@refs%2Fconvert%2Fparquet/x/0.parquet"]
+        {
+            let file = parse(converted).unwrap();
+            assert_eq!(file.id.revision.as_deref(), Some("refs/convert/parquet"));
+            assert_eq!(file.path, "x/0.parquet");
+        }
+        for bad in
+            ["hf://a/b/c", "hf://datasets/a/b", "hf://datasets/a/b/", "hf://datasets/a/b/../c", "hf://datasets/../b/c"]
+        {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        assert_eq!(DatasetFile::parse("datasets/a/b/c"), None);
+    }
+
+    #[test]
     fn folders_win_and_what_is_neither_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(resolve(&dir.path().display().to_string()).unwrap(), dir.path());
@@ -203,7 +271,7 @@ mod tests {
     #[test]
     fn messages_are_one_line_with_the_way_out() {
         let error = HFError::LocalEntryNotFound { path: "x\ny".into() };
-        let text = refused("a/b", &error).to_string();
-        assert!(text.starts_with("--model: a/b: ") && text.contains("give a local folder") && !text.contains('\n'));
+        let text = refused(&error, "no such folder here, and ", "model", "folder");
+        assert_eq!(text, "no such folder here, and not in the hub's cache: give a local folder instead");
     }
 }

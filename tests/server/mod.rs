@@ -42,7 +42,7 @@ pub struct Server {
 }
 
 /// The text behind a heading of our prompt.
-fn behind<'a>(prompt: &'a str, heading: &str) -> &'a str {
+pub fn behind<'a>(prompt: &'a str, heading: &str) -> &'a str {
     let rest = prompt.split_once(heading).unwrap_or_else(|| panic!("`{heading}` in {prompt}")).1;
     rest.split("\n\n").next().unwrap_or_default().trim()
 }

@@ -45,6 +45,9 @@ pub struct AskArgs {
     #[arg(long, help_heading = "Who judges (one of these)")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub grader: bool,
+    /// Part of the comparisons in which --grader prefers the worse side: an annotator's mistakes [default: 0]
+    #[arg(long, value_name = "PART", help_heading = "Who judges (one of these)", allow_hyphen_values = true)]
+    pub grader_noise: Option<f64>,
     /// The name in annotated rows and tables [default: the model's, the command, person]
     #[arg(long, value_name = "NAME", help_heading = "Who judges (one of these)")]
     pub judge_name: Option<String>,

@@ -71,6 +71,9 @@ pub fn check(args: &JudgeArgs) -> Result<()> {
     if let Some((flag, _)) = of_endpoint.into_iter().find(|(_, given)| *given && !endpoint) {
         return Err(Error::flag(flag, "goes with --endpoint"));
     }
+    if args.ask.grader_noise.is_some() && !args.ask.grader {
+        return Err(Error::flag("grader-noise", "goes with --grader"));
+    }
     let local = args.model.model.is_some();
     let of_local = [
         ("template", args.template.is_some()),
@@ -104,6 +107,9 @@ pub fn check(args: &JudgeArgs) -> Result<()> {
         return Err(Error::flag("concurrency", format!("{n} is above {MOST_AT_A_TIME}")));
     }
     args.max_tokens.map_or(Ok(()), |n| at_least_one("max-tokens", n as usize))?;
+    if let Some(noise) = args.ask.grader_noise.filter(|noise| !(0.0..=1.0).contains(noise)) {
+        return Err(Error::flag("grader-noise", format!("{noise} is not in 0 .. 1")));
+    }
     match args.ask.person || args.ask.grader {
         true if args.ask.prompt.is_some() => Err(Error::flag("prompt", "is for models and commands")),
         _ => Ok(()),

@@ -50,7 +50,7 @@ impl Asked {
             return Ok(Self::Here(Box::new(Person { screen, name, seed: args.seed.unwrap_or(0) })));
         }
         if args.ask.grader {
-            return Ok(Self::Here(Box::new(Grader)));
+            return Ok(Self::Here(Box::new(Grader { noise: args.ask.grader_noise.unwrap_or(0.0) })));
         }
         Ok(Self::Local { model: Box::new(Model::of(&args.model)?), prompt })
     }

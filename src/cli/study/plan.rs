@@ -362,3 +362,19 @@ impl Section<'_> {
         written.into_iter().map(method).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::with_config;
+
+    #[test]
+    fn the_recipes_are_read() {
+        let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/recipes");
+        for name in ["miniature", "demo", "helpful", "tldr"] {
+            Study::read(&recipes.join(name).with_extension("toml")).unwrap();
+        }
+        let args = with_config(TrainArgs::default(), Some(&recipes.join("8gb.toml")), "train").unwrap();
+        assert_eq!((args.data.data.len(), args.eval_data.is_some()), (2, true));
+    }
+}

@@ -1,4 +1,4 @@
-//! What a study found, as `results.json` and `report.html`; and what it would take.
+//! What a study found, as `results.json` and `report.html`.
 
 use std::path::Path;
 
@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::plan::{Pairs, Preferences, Study};
 use super::{Method, Run, START, rows};
+use crate::cli::judge;
 use crate::cli::output::{command_line, text_table};
-use crate::cli::{judge, plan};
 use crate::config::Defaults;
 use crate::error::{Error, Result};
 use crate::eval::interplay::{Bootstrap, Interplay, interplay, read, show};
@@ -278,75 +278,5 @@ impl Rates<'_> {
         let most = self.most();
         let rows = trainings.iter().filter(|t| t["fraction"] == most && t["seed"] == self.study.seeds[0]);
         rows.map(|t| format!("{}: {} preferences", text_of(&t["method"]), t["rows"])).collect::<Vec<_>>().join("; ")
-    }
-}
-
-/// Stages with what they take, before anything is computed.
-pub fn dry_run(run: &Run<'_>, as_json: bool) -> Result<()> {
-    let study = run.study;
-    let mut stages: Vec<(String, String)> = Vec::new();
-    let mut add = |name: &str, what: String| stages.push((name.into(), what));
-    if let Some(tasks) = study.tasks {
-        add(
-            "tasks",
-            format!("{} supervised rows, {} instructions, {} test rows", tasks.sft, tasks.prompts, tasks.test),
-        );
-    }
-    if let Some(sft) = &study.sft {
-        add("sft", length(sft.max_steps, sft.num_train_epochs));
-    }
-    // What is not sampled yet is at most this.
-    let mut most = [None, None];
-    match &study.conditional {
-        Preferences::Sampled(sample) => {
-            let prompts = match (study.tasks, sample.data.as_slice()) {
-                (Some(tasks), []) => tasks.prompts,
-                (_, files) => rows::pool(files)?.len(),
-            };
-            add("sample", format!("2 responses to each of {prompts} prompts, temperature {}", sample.temperature));
-            add("conditional", format!("at most {} questions", 2 * prompts));
-            most[0] = Some(prompts);
-        }
-        Preferences::Files(files) => most[0] = Some(rows::pool(files)?.len()),
-    }
-    match &study.joint {
-        Pairs::Drawn(pairs, _) => {
-            most[1] = pairs.or(most[0]);
-            add("joint", format!("at most {} questions", 2 * most[1].unwrap_or(0)));
-        }
-        Pairs::Files(files) => most[1] = Some(rows::pool(files)?.len()),
-        Pairs::None => {}
-    }
-    let memory = plan::peak(
-        &study.model,
-        study.methods.iter().map(|m| (&m.train, false)).chain(study.sft.iter().map(|sft| (sft, true))),
-    )?;
-    for training in run.trainings() {
-        let args = &training.method.train;
-        let rows: usize =
-            (0..2).map(|i| rows::count(most[i].unwrap_or(0), training.method.shares[i], training.fraction)).sum();
-        let batch = args.batch_size.unwrap_or(Defaults::BATCH_SIZE) * args.gradient_accumulation_steps.unwrap_or(1);
-        let epochs = args.num_train_epochs.unwrap_or(1.0);
-        let steps = args.max_steps.unwrap_or((rows.div_ceil(batch.max(1)) as f64 * epochs).ceil() as usize);
-        add(&format!("train/{}", training.name()), format!("at most {rows} preferences, {steps} steps of {batch}"));
-    }
-    let runs = run.trainings().count() + 1;
-    let evaluate = &study.evaluate;
-    let per = evaluate.temperatures.len().max(1) * evaluate.seeds.len().max(1);
-    add("evaluate", format!("{runs} checkpoints, {per} answers to each prompt, two questions an answer"));
-    if as_json {
-        let stages: Vec<Value> = stages.iter().map(|(name, what)| json!({"stage": name, "what": what})).collect();
-        return say!("{}", json!({"stages": stages, "peak_bytes": memory}));
-    }
-    for (name, what) in &stages {
-        say!("{name:<32} {what}")?;
-    }
-    say!("\ndevice memory of the largest training: {:.0} MiB", memory as f64 / 1_048_576.0)
-}
-
-fn length(max_steps: Option<usize>, epochs: Option<f64>) -> String {
-    match max_steps {
-        Some(steps) => format!("{steps} steps"),
-        None => format!("{} epochs", epochs.unwrap_or(1.0)),
     }
 }

@@ -1,17 +1,32 @@
-//! The demo's grader as a judge: no model, no cost, and the same answer always.
+//! The demo's grader as a judge: no model, no cost, and the same answer always; wrong, if it is asked to be, as often as it is told.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::cmp::Ordering;
+use std::sync::atomic::{self, AtomicBool};
 
 use serde_json::{Value, json};
 
-use super::{Answer, Choice, Judge, Question, Reply};
+use super::{Answer, Choice, Judge, Question, Reply, hash};
 use crate::data::comparisons::Side;
 use crate::error::Result;
 use crate::eval::tasks::{grade, read};
 
 /// Compares by [`grade`]; equal grades are a tie.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Grader;
+pub struct Grader {
+    /// Part of the comparisons in which it prefers the worse side, in both orders: an annotator's mistakes. Which ones they are
+    /// follows from the texts compared.
+    pub noise: f64,
+}
+
+impl Grader {
+    fn is_mistaken(self, question: &Question<'_>) -> bool {
+        let mut sides = [question.a(), question.b()].map(|side| [&side.instruction, &side.response]);
+        sides.sort();
+        let digest = hash(&json!(sides).to_string());
+        let draw = u32::from_str_radix(&digest[..8], 16).unwrap_or_default();
+        f64::from(draw) < self.noise * 2f64.powi(32)
+    }
+}
 
 fn score(side: &Side) -> std::result::Result<f64, String> {
     let item = read(&side.instruction).ok_or("the instruction is none of the demo's tasks, which the grader knows")?;
@@ -24,7 +39,10 @@ impl Judge for Grader {
     }
 
     fn identity(&self) -> Value {
-        json!({"kind": "grader"})
+        match self.noise {
+            0.0 => json!({"kind": "grader"}),
+            noise => json!({"kind": "grader", "noise": noise}),
+        }
     }
 
     fn is_costly(&self) -> bool {
@@ -38,14 +56,14 @@ impl Judge for Grader {
         tell: &mut dyn FnMut(usize, Reply) -> Result<()>,
     ) -> Result<()> {
         for (i, question) in questions.iter().enumerate() {
-            if stop.load(Ordering::Relaxed) {
+            if stop.load(atomic::Ordering::Relaxed) {
                 break;
             }
             let reply = match (score(question.a()), score(question.b())) {
-                (Ok(a), Ok(b)) => Reply::Answer(Answer::from(match a.total_cmp(&b) {
-                    std::cmp::Ordering::Greater => Choice::A,
-                    std::cmp::Ordering::Less => Choice::B,
-                    std::cmp::Ordering::Equal => Choice::Tie,
+                (Ok(a), Ok(b)) => Reply::Answer(Answer::from(match (a.total_cmp(&b), self.is_mistaken(question)) {
+                    (Ordering::Equal, _) => Choice::Tie,
+                    (Ordering::Greater, false) | (Ordering::Less, true) => Choice::A,
+                    (Ordering::Less, false) | (Ordering::Greater, true) => Choice::B,
                 })),
                 (Err(reason), _) | (_, Err(reason)) => Reply::Unfit(reason),
             };

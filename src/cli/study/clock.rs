@@ -1,0 +1,234 @@
+//! How long a study takes: steps and responses of its own model on its own device, timed on rows like its own.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::time::Instant;
+
+use super::plan::{Pairs, Preferences, Study};
+use crate::cli::args::{ModelArgs, TrainArgs};
+use crate::cli::session::{self, Model};
+use crate::cli::train;
+use crate::config::Defaults;
+use crate::data::batch::{Example, Sequence};
+use crate::data::dataset::Dataset;
+use crate::data::prompts::read_prompts;
+use crate::data::rows::{Content, FieldMap, Instruction, Place, Purpose, Row, Text, read_rows};
+use crate::data::template::Template;
+use crate::data::tokens::Tokenizer;
+use crate::error::{Error, Result};
+use crate::eval::generate::{Settings, generate};
+use crate::eval::tasks::Split;
+use crate::eval::tasks::rows::{held_out, sft};
+use crate::gpu::Gpu;
+use crate::kernels::objective::Goal;
+use crate::kernels::sample::Sampling;
+use crate::train::outcome::Reference;
+use crate::train::trainer::{Rehearsal, Trainer, rehearse, reserve};
+
+/// Floating point operations of a micro-batch that a CPU is asked to time: more would take minutes.
+const MOST_OF_A_CPU: u64 = 1 << 40;
+/// New tokens of the two runs between which a token's time is measured.
+const NEW_TOKENS: [usize; 2] = [4, 12];
+/// A pass without gradients, in parts of a step: forward's share of forward and backward.
+const REFERENCE: f64 = 1.0 / 3.0;
+
+/// Times what a study repeats.
+pub struct Clock<'a> {
+    study: &'a Study,
+    gpu: Gpu,
+    tokenizer: Tokenizer,
+    template: Template,
+    /// Seconds of micro-batches that were timed, by what was told of them.
+    timed: RefCell<Vec<(String, f64)>>,
+    untimed: RefCell<Option<String>>,
+}
+
+impl<'a> Clock<'a> {
+    /// Opens the device and the tokenizer.
+    pub fn open(study: &'a Study) -> Result<Self> {
+        let model = Model::open(&study.model, Default::default())?;
+        Ok(Self {
+            study,
+            gpu: session::open_gpu(&study.evaluate.device)?,
+            tokenizer: model.tokenizer()?,
+            template: Template::parse(study.template.as_deref().unwrap_or("paper"))?,
+            timed: RefCell::default(),
+            untimed: RefCell::default(),
+        })
+    }
+
+    /// Its name.
+    pub fn device(&self) -> &str {
+        &self.gpu.caps().name
+    }
+
+    /// Why something was not timed.
+    pub fn untimed(&self) -> Option<String> {
+        self.untimed.borrow().clone()
+    }
+
+    /// Seconds of so many micro-batches with their reference scores, of methods that see these shares of preferences or, without
+    /// them, of supervised tuning.
+    pub fn training(&self, args: &TrainArgs, shares: Option<[f64; 2]>, micro_batches: usize) -> Result<Option<f64>> {
+        let key = format!("{args:?} {:?}", shares.map(|shares| shares[1] > 0.0));
+        let known = self.timed.borrow().iter().find(|(other, _)| *other == key).map(|(_, seconds)| *seconds);
+        let seconds = match known {
+            Some(seconds) => Some(seconds),
+            None => self.micro_batch(args, shares)?,
+        };
+        let Some(seconds) = seconds else { return Ok(None) };
+        if known.is_none() {
+            self.timed.borrow_mut().push((key, seconds));
+        }
+        let reference = if shares.is_some() { REFERENCE } else { 0.0 };
+        Ok(Some(micro_batches as f64 * seconds * (1.0 + reference)))
+    }
+
+    fn micro_batch(&self, args: &TrainArgs, shares: Option<[f64; 2]>) -> Result<Option<f64>> {
+        let args = TrainArgs {
+            model: ModelArgs { model: Some(self.study.model.clone()), ..args.model.clone() },
+            ..args.clone()
+        };
+        let settings = train::settings(&args, shares.is_none())?;
+        let model = Model::of(&args.model)?;
+        let adapter = train::adapter(&args, &model, 0)?;
+        let examples = self.examples(&args, &model, shares, settings.batch_size)?;
+        let examples: Vec<&Example> = examples.iter().collect();
+        let longest = examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1);
+        let options = train::load_options(&settings, model.base, adapter.as_ref(), longest);
+        let goal = settings.preference.map_or(Goal::Sft, Goal::Preference);
+        let (gpu, share_prefix) = (&self.gpu, settings.share_prefix);
+        let (keep, Rehearsal { ledger, cost, .. }) = train::choose_keep(&args, gpu.caps(), &|keep| {
+            rehearse(gpu.caps(), |gpu| model.load(gpu, &options), &goal, &examples, share_prefix, keep)
+        })?;
+        if train::fits(gpu.caps(), &ledger) == Some(false) {
+            return Ok(self.is_unknown(format!("a micro-batch does not fit {}", self.device())));
+        }
+        if gpu.caps().is_cpu && cost.flops > MOST_OF_A_CPU {
+            let flops = cost.flops as f64 / 1e9;
+            return Ok(self.is_unknown(format!("a micro-batch of {flops:.0} GFLOP is not timed on a CPU")));
+        }
+        let decoder = model.load(gpu, &options)?;
+        reserve(gpu, &decoder, &goal, &examples, share_prefix, keep);
+        let trainer = Trainer { gpu, decoder, goal, share_prefix, keep, seed: 0 };
+        let reference = vec![Reference::default(); examples.len()];
+        let step = |number| {
+            let started = Instant::now();
+            let done = trainer.step(&examples, &reference, examples.len(), &settings.optimiser, 0.0, number);
+            pollster::block_on(done).map(|_| started.elapsed().as_secs_f64())
+        };
+        // The first one compiles kernels.
+        step(1)?;
+        Ok(Some(step(2)?.min(step(3)?)))
+    }
+
+    fn is_unknown(&self, reason: String) -> Option<f64> {
+        *self.untimed.borrow_mut() = Some(reason);
+        None
+    }
+
+    /// Seconds of so many answers of the longest length, in batches.
+    pub fn answers(&self, answers: usize, batch: Option<usize>, longest: Option<usize>) -> Result<Option<f64>> {
+        let batch = batch.unwrap_or(Defaults::GENERATE_BATCH_SIZE).max(1);
+        let longest = longest.unwrap_or(Defaults::MAX_NEW_TOKENS);
+        let model = Model::open(&self.study.model, self.study.evaluate.base_dtype.unwrap_or_default())?;
+        let prompts: Vec<Vec<u32>> = self.prompts()?.into_iter().cycle().take(batch).collect();
+        let positions = prompts.iter().map(Vec::len).max().unwrap_or(1) + NEW_TOKENS[1];
+        let tokens: usize = prompts.iter().map(Vec::len).sum();
+        let parameters: usize = model.description.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum();
+        let flops = 2 * (tokens * parameters) as u64;
+        if self.gpu.caps().is_cpu && flops > MOST_OF_A_CPU {
+            return Ok(self.is_unknown(format!("{tokens} tokens of prompts are not timed on a CPU")));
+        }
+        let decoder = model.load(&self.gpu, &session::frozen(model.base, None, positions))?;
+        let run = |max_new_tokens| {
+            let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
+            let settings = Settings { sampling, max_new_tokens, seed: 0, eos: Vec::new(), with_lora: false };
+            let (started, mut unseen) = (Instant::now(), |_, _| {});
+            let done = generate(&self.gpu, &decoder, &prompts, 0, &settings, &mut unseen);
+            pollster::block_on(done).map(|_| started.elapsed().as_secs_f64())
+        };
+        run(1)?;
+        let [few, more] = [run(NEW_TOKENS[0])?, run(NEW_TOKENS[1])?];
+        let token = (more - few).max(0.0) / (NEW_TOKENS[1] - NEW_TOKENS[0]) as f64;
+        let seconds = few + token * longest.saturating_sub(NEW_TOKENS[0]) as f64;
+        Ok(Some(seconds * answers.div_ceil(batch) as f64))
+    }
+
+    /// Instructions of the test rows, as tokens.
+    fn prompts(&self) -> Result<Vec<Vec<u32>>> {
+        let study = self.study;
+        let mut all: Vec<Instruction> = Vec::new();
+        match (study.tasks, study.evaluate.data.as_slice()) {
+            (Some(tasks), []) => {
+                all.extend(
+                    held_out(tasks.seed, tasks.test).into_iter().map(|item| Instruction::Plain(item.instruction)),
+                );
+            }
+            (_, files) => {
+                for file in files {
+                    let map = FieldMap::parse(&study.evaluate.map)?;
+                    all.extend(read_prompts(file, &map)?.into_iter().map(|prompt| prompt.instruction));
+                }
+            }
+        }
+        let tokens = |i: &Instruction| self.tokenizer.encode_prompt(i, &self.template);
+        all.iter().map(tokens).collect::<Result<_, _>>().map_err(|reason| Error::flag("template", reason))
+    }
+
+    /// A micro-batch of rows like the study's: of its files, or of prompts with the longest responses that are sampled.
+    fn examples(
+        &self,
+        args: &TrainArgs,
+        model: &Model,
+        shares: Option<[f64; 2]>,
+        batch: usize,
+    ) -> Result<Vec<Example>> {
+        let map = FieldMap::parse(&args.data.map)?;
+        let mut rows: Vec<Row> = Vec::new();
+        let study = self.study;
+        let purpose = if shares.is_some() { Purpose::Preference } else { Purpose::Sft };
+        let files: Vec<_> = match (shares, &study.conditional, &study.joint) {
+            (None, ..) => args.data.data.iter().collect(),
+            (Some([conditional, joint]), Preferences::Files(files), pairs) => {
+                let joint_files = if let (Pairs::Files(files), true) = (pairs, joint > 0.0) { &files[..] } else { &[] };
+                let own = if conditional > 0.0 || joint_files.is_empty() { &files[..] } else { &[] };
+                own.iter().chain(joint_files).collect()
+            }
+            (Some(_), Preferences::Sampled(sample), _) => {
+                return self.sampled(batch, sample.max_new_tokens, shares.is_some_and(|shares| shares[1] > 0.0));
+            }
+        };
+        for file in &files {
+            rows.extend(read_rows(file, &map, purpose)?.into_iter().take(batch.div_ceil(files.len())));
+        }
+        if let (Some(tasks), true) = (study.tasks, rows.is_empty()) {
+            let row = |(i, row): (usize, crate::eval::tasks::rows::SftRow)| Row {
+                place: Place { path: Path::new("tasks").into(), line: i + 1 },
+                content: Content::Single(Text {
+                    instruction: Instruction::Plain(row.instruction),
+                    response: row.response,
+                }),
+            };
+            rows.extend(sft(Split::Train, tasks.seed, batch).enumerate().map(row));
+        }
+        let (_, limits) = session::limits(&args.data, &model.description)?;
+        let mut data = Dataset::build(&rows, &self.tokenizer, &self.template, limits)?;
+        data.examples.truncate(batch);
+        Ok(data.examples)
+    }
+
+    /// Preferences that are not there yet: of one instruction each, or of two.
+    fn sampled(&self, batch: usize, max_new_tokens: Option<usize>, joint: bool) -> Result<Vec<Example>> {
+        let prompts = self.prompts()?;
+        let response = max_new_tokens.unwrap_or(Defaults::MAX_NEW_TOKENS);
+        let side = |row: usize, side: usize| {
+            let mut ids = prompts[(row + if joint { side } else { 0 }) % prompts.len()].clone();
+            let response_start = ids.len();
+            ids.extend(std::iter::repeat_n(side as u32, response));
+            Sequence { ids, response_start }
+        };
+        let example = |row| Example { row, sequences: vec![side(row, 0), side(row, 1)], desirable: None };
+        Ok((0..batch).map(example).collect())
+    }
+}

@@ -1,0 +1,104 @@
+//! Data sets of the hub, read through `hf://`: from a server that the test starts, and from the cache without one.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod program;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::process::Command;
+
+use program::{Ran, Sandbox, rows};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const ROWS: &str = "hf://datasets/org/prefs/data/rows.jsonl";
+const CONVERTED: &str = "hf://datasets/org/prefs@~parquet/default/train/0000.parquet";
+
+/// Serves two files of `org/prefs` as the hub does, and `org/gated` to nobody; its address.
+fn hub() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let parquet = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/parquet/joint.parquet")).unwrap();
+    let files = [
+        ("/datasets/org/prefs/resolve/main/data/rows.jsonl", rows("mistral-odd").join("\n").into_bytes()),
+        ("/datasets/org/prefs/resolve/refs%2Fconvert%2Fparquet/default/train/0000.parquet", parquet),
+    ];
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let first = lines.next().unwrap_or_default();
+            lines.take_while(|line| !line.is_empty()).for_each(drop);
+            let (method, path) = first.split_once(' ').unwrap_or_default();
+            let path = path.split(' ').next().unwrap_or_default();
+            let close = "Connection: close\r\n";
+            let _ = match files.iter().position(|(name, _)| *name == path) {
+                Some(i) => {
+                    let body = &files[i].1;
+                    let head =
+                        format!("ETag: \"file-{i}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Length: {}\r\n", body.len());
+                    let sent = if method == "HEAD" { &[][..] } else { body };
+                    write!(stream, "HTTP/1.1 200 OK\r\n{head}{close}\r\n").and_then(|()| stream.write_all(sent))
+                }
+                None if path.contains("/gated/") => {
+                    write!(
+                        stream,
+                        "HTTP/1.1 403 Forbidden\r\nX-Error-Code: GatedRepo\r\nContent-Length: 0\r\n{close}\r\n"
+                    )
+                }
+                None => {
+                    write!(
+                        stream,
+                        "HTTP/1.1 404 Not Found\r\nX-Error-Code: EntryNotFound\r\nContent-Length: 0\r\n{close}\r\n"
+                    )
+                }
+            };
+        }
+    });
+    address
+}
+
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.copy("mistral-odd/model", "model");
+    sandbox
+}
+
+fn check(s: &Sandbox, endpoint: &str, data: &str) -> Command {
+    let mut command = s.command(&["check", "--model", "model", "--json", "--data", data]);
+    command
+        .env("HF_HOME", s.path("hf"))
+        .env("HF_ENDPOINT", endpoint)
+        .env_remove("HF_HUB_OFFLINE")
+        .env_remove("HF_HUB_CACHE");
+    command
+}
+
+#[test]
+fn a_file_of_a_data_set_is_fetched_once_and_kept() {
+    let (s, endpoint) = (sandbox(), hub());
+    let count = |ran: Ran| ran.ok().lines()[0]["n_rows"].as_u64().unwrap();
+    let there = rows("mistral-odd").len() as u64;
+    assert_eq!(count(Ran::of(&mut check(&s, &endpoint, ROWS))), there);
+    assert_eq!(count(Ran::of(&mut check(&s, &endpoint, CONVERTED))), 7);
+    // Nobody answers there; then nobody is asked.
+    let gone = "http://127.0.0.1:9";
+    assert_eq!(count(Ran::of(&mut check(&s, gone, ROWS))), there);
+    assert_eq!(count(Ran::of(check(&s, gone, CONVERTED).env("HF_HUB_OFFLINE", "1"))), 7);
+}
+
+#[test]
+fn what_the_hub_does_not_give_is_one_line_with_the_way_out() {
+    let (s, endpoint) = (sandbox(), hub());
+    let told = |data: &str, parts: &[&str]| {
+        let parts: Vec<&str> = [&[data], parts].concat();
+        Ran::of(&mut check(&s, &endpoint, data)).said(2, &parts);
+    };
+    told("hf://datasets/org/prefs/data/absent.jsonl", &["from the hub", "absent.jsonl"]);
+    told("hf://datasets/org/gated/rows.jsonl", &["the hub refuses", "gated or private data set set HF_TOKEN"]);
+    told("hf://org/prefs/rows.jsonl", &["expected hf://datasets/org/name/file"]);
+    let gone = Ran::of(&mut check(&s, "http://127.0.0.1:9", ROWS));
+    gone.said(2, &[ROWS, "the hub cannot be reached", "give a local file instead"]);
+    let offline = Ran::of(check(&s, &endpoint, ROWS).env("HF_HUB_OFFLINE", "1"));
+    offline.said(2, &[ROWS, "not in the hub's cache: give a local file instead"]);
+}
