@@ -253,7 +253,7 @@ fn an_endpoint_is_asked_once_its_cost_is_known() {
     let prices = ["--price-in", "1000", "--price-out", "0"];
     // Responses cost nothing, and are kept; questions are counted first.
     let ran = s.run(&asking(&server, &[&prices[..], &["--estimate"]].concat())).ok();
-    assert!(ran.stderr.contains("questions to m: about"), "{}", ran.stderr);
+    assert!(ran.stdout.contains("questions to m: about"), "{}", ran.stdout);
     let refused = s.run(&asking(&server, &[&prices[..], &["--resume", "--max-cost", "0.01"]].concat()));
     refused.said(2, &["--max-cost", "above 0.01"]);
     assert!(server.requests().is_empty() && !s.path("out/results.json").exists());

@@ -293,6 +293,27 @@ fn what_files_say_is_one_short_line() {
 }
 
 #[test]
+fn a_device_is_checked_once_and_again_where_that_was_lost() {
+    let s = sandbox();
+    let checks = || s.run(SCORE).ok().stderr.contains("checks its kernels");
+    let first = checks();
+    assert!(!checks(), "once");
+    let kept: Vec<_> = fs::read_dir(s.path("cache/jointwise/checked")).expect("a folder").flatten().collect();
+    assert_eq!(kept.len(), 1);
+    for broken in ["", "{", "{\"wrong\": 3}"] {
+        fs::write(kept[0].path(), broken).expect("a file");
+        // On a GPU it says nothing.
+        assert_eq!(checks(), first, "{broken}");
+    }
+    // Without the variants that failed.
+    let mut record: Value = serde_json::from_slice(&fs::read(kept[0].path()).expect("a file")).expect("JSON");
+    record["wrong"] = json!(["lanes", "cpu", "flash", "tiles32", "tiles64", "tiles128"]);
+    fs::write(kept[0].path(), record.to_string()).expect("a file");
+    let ran = s.run(SCORE).ok();
+    assert!(ran.stderr.contains("compute wrongly on") && !ran.stderr.contains("checks its kernels"), "{}", ran.stderr);
+}
+
+#[test]
 fn weights_of_nan_stop_the_run() {
     let s = sandbox();
     edit(&s.path("model/model.safetensors"), |t| {

@@ -4,7 +4,7 @@ one table. Each runs in a process of its own: two steps with empty caches of com
 
 usage: run.py JOINTWISE [--steps 4] [--peers jointwise,burn,torch] [--cuda] [--warm] [--out FILE.md]
 needs torch, numpy and safetensors; --cuda also trl. `README.md` says more."""
-import argparse, json, os, shlex, shutil, subprocess, sys, tempfile, time
+import argparse, json, os, shlex, shutil, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 
 import task
@@ -14,6 +14,28 @@ BURN = HERE / "burn"
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", BURN / "target")).resolve()
 TOLERANCE = {"f32": 1e-3, "bf16": 2e-2}  # of a loss, relative to PyTorch's
 COLD_STEPS = 2  # Burn tunes in the second step too: only there has the optimiser a state
+
+
+class Resident(threading.Thread):
+    """The peak resident bytes of a process, as Linux counts them. Not by `wait4`: its maximum begins with that of this process."""
+
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.status, self.peak = Path(f"/proc/{pid}/status"), 0
+        self.start()
+
+    def run(self):
+        while True:
+            try:
+                [line] = [line for line in self.status.read_text().splitlines() if line.startswith("VmHWM")]
+            except (OSError, ValueError):
+                return
+            self.peak = int(line.split()[1]) * 1024
+            time.sleep(0.01)
+
+    def peak_bytes(self):
+        self.join()
+        return self.peak
 
 
 class Peer:
@@ -34,12 +56,12 @@ class Peer:
         command = [str(c) for c in command]
         started = time.time()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, cwd=self.caches)
+        resident = Resident(process.pid)
         out = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        process.wait()
         if process.returncode:
             sys.exit(f"{self.key}: exit status {process.returncode}: {shlex.join(command)}\n{out}")
-        return out, time.time() - started, usage.ru_maxrss * 1024
+        return out, time.time() - started, resident.peak_bytes()
 
     def steps(self, folder, _steps):
         out, wall, rss = self.run([*self.command, "steps", folder / "task.json"])

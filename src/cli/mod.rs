@@ -6,6 +6,7 @@ mod output;
 mod args;
 mod bench;
 mod check;
+mod checked;
 mod demo;
 mod evaluate;
 mod generate;

@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 
 use super::args::{DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
 use super::train::bar;
-use super::tune;
+use super::{checked, tune};
 use crate::config::{Defaults, ReferenceChoice, not_negative};
 use crate::data::dataset::{Dataset, Limits, Overflow};
 use crate::data::rows::{FieldMap, Purpose, read_rows};
@@ -17,7 +17,6 @@ use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::generate::{GENERATION_CONFIG, eos_ids};
 use crate::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
-use crate::kernels::with_checked_variants;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::decoder::Decoder;
 use crate::model::description::{Description, Module};
@@ -171,7 +170,7 @@ pub fn open_unchecked(args: &DeviceArgs) -> Result<Gpu> {
 
 /// Opens the device with the variants that compute rightly, and says so when it is a CPU.
 pub fn open_gpu(args: &DeviceArgs) -> Result<Gpu> {
-    let (gpu, off) = pollster::block_on(with_checked_variants(open_unchecked(args)?))?;
+    let (gpu, off) = checked::once(open_unchecked(args)?)?;
     for variant in off {
         note!(
             "warning: the kernels `{}` compute wrongly on {}: they are switched off",

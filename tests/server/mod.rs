@@ -1,4 +1,5 @@
 //! An OpenAI-compatible endpoint that a test starts, and that misbehaves as it is told.
+#![allow(dead_code, reason = "each test crate uses a part")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

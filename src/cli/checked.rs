@@ -1,0 +1,64 @@
+//! That a device computes rightly is checked once for a program and a driver; what was found is kept in the cache folder.
+
+use std::path::PathBuf;
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::session::cache_folder;
+use crate::error::Result;
+use crate::gpu::{Caps, Gpu, Variant};
+use crate::kernels::with_checked_variants;
+use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
+use crate::model::save::write_text;
+
+/// The file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    device: String,
+    driver: String,
+    /// Names of the variants that failed.
+    wrong: Vec<String>,
+}
+
+/// Another program, driver, device or choice of kernels has another name. `None` where the program does not know its own file.
+fn path(caps: &Caps) -> Option<PathBuf> {
+    let program = std::env::current_exe().and_then(std::fs::metadata).ok()?;
+    let written = program.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
+    let of_device = (&caps.name, &caps.backend, &caps.driver, caps.subgroup, caps.f16, caps.cooperative);
+    let chosen = (&caps.variants, caps.matmul_precision, caps.workgroup_bytes);
+    let key = Sha256::digest(format!("{of_device:?} {chosen:?} {} {written}", program.len()));
+    let name: String = key.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    Some(cache_folder().join("checked").join(name).with_extension("json"))
+}
+
+fn read(path: &PathBuf) -> Option<Kept> {
+    serde_json::from_str(&read_file(path, MAX_CONFIG_BYTES).ok()?).ok()
+}
+
+/// [`with_checked_variants`], once.
+pub fn once(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
+    let path = path(gpu.caps());
+    if let Some(kept) = path.as_ref().and_then(read) {
+        let is_wrong = |variant: &Variant| kept.wrong.iter().any(|name| name == variant.name());
+        let (wrong, right) = gpu.caps().variants.iter().partition(|variant| is_wrong(variant));
+        return Ok((gpu.with_variants(right), wrong));
+    }
+    if gpu.caps().is_cpu {
+        note!("note: the first start on {} checks its kernels, which takes a while", gpu.caps().name);
+    }
+    let (gpu, wrong) = pollster::block_on(with_checked_variants(gpu))?;
+    if let Some(path) = path {
+        let (device, driver) = (gpu.caps().name.clone(), gpu.caps().driver.clone());
+        let kept = Kept { device, driver, wrong: wrong.iter().map(|variant| variant.name().into()).collect() };
+        // A file that cannot be written costs the next start a check.
+        if path.parent().is_some_and(|dir| std::fs::create_dir_all(dir).is_ok())
+            && let Ok(text) = serde_json::to_string(&kept)
+        {
+            let _ = write_text(&path, &text);
+        }
+    }
+    Ok((gpu, wrong))
+}
