@@ -1,6 +1,6 @@
 //! That a device computes rightly is checked once for a program and a driver; what was found is kept in the cache folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
@@ -34,14 +34,14 @@ fn path(caps: &Caps) -> Option<PathBuf> {
     Some(cache_folder().join("checked").join(name).with_extension("json"))
 }
 
-fn read(path: &PathBuf) -> Option<Kept> {
+fn read(path: &Path) -> Option<Kept> {
     serde_json::from_str(&read_file(path, MAX_CONFIG_BYTES).ok()?).ok()
 }
 
 /// [`with_checked_variants`], once.
 pub fn once(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
     let path = path(gpu.caps());
-    if let Some(kept) = path.as_ref().and_then(read) {
+    if let Some(kept) = path.as_deref().and_then(read) {
         let is_wrong = |variant: &Variant| kept.wrong.iter().any(|name| name == variant.name());
         let (wrong, right) = gpu.caps().variants.iter().partition(|variant| is_wrong(variant));
         return Ok((gpu.with_variants(right), wrong));
