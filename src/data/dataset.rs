@@ -137,7 +137,12 @@ impl Dataset {
         }
         if data.examples.is_empty() && !rows.is_empty() {
             let longest = data.lengths.iter().max().copied().unwrap_or(0);
-            let reason = format!("no row fits {} tokens (the longest sequence has {longest})", limits.max_length);
+            let reason = match limits.overflow {
+                Overflow::Paper => {
+                    format!("no row fits {} characters a side, as --paper-compat counts", limits.max_length)
+                }
+                _ => format!("no row fits {} tokens (the longest sequence has {longest})", limits.max_length),
+            };
             return Err(Error::flag("max-length", reason));
         }
         Ok(data)

@@ -1,4 +1,4 @@
-//! tokenizer.json is untrusted and `tokenizers` trusts it: what is checked before it sees the file, and its panics as reasons.
+//! Files are untrusted and libraries trust them: what is checked of tokenizer.json before `tokenizers` sees it, and panics as reasons.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,7 +10,7 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Calls into `tokenizers`; a panic's text as the reason, and nothing of it on standard error. Costs nothing where none happens.
+/// Calls into a library that reads a file; a panic's text as the reason, and nothing of it on standard error. Costs nothing where none happens.
 pub(super) fn without_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

@@ -66,7 +66,7 @@ fn broken_parquet_is_told_not_panicked_over() {
 
 #[test]
 fn the_paper_s_limit_counts_characters_and_the_chosen_response() {
-    // 47 characters of "Say hi ... Hi there" are far fewer tokens.
+    // Without a template: far fewer tokens.
     let characters = "Say hi to the whole wide worldHi there".chars().count();
     let kept = build(PAIRS, &Template::None, characters, Overflow::Paper).unwrap();
     assert_eq!(kept.summary(), "3 rows: 3 kept, 0 dropped");
@@ -103,5 +103,5 @@ fn the_paper_s_limit_counts_characters_and_the_chosen_response() {
     assert_eq!(cut.sequences[1].response_start, limit / 2);
     // Too long by itself, but the chosen response is short.
     let error = build(&rows("x", "🙂🙂🙂🙂🙂🙂"), &Template::None, limit, Overflow::Paper).unwrap_err();
-    assert!(error.starts_with("--max-length: no row fits 20 tokens"), "{error}");
+    assert!(error.starts_with("--max-length: no row fits 20 characters a side"), "{error}");
 }

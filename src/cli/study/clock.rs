@@ -132,7 +132,13 @@ impl<'a> Clock<'a> {
         let batch = batch.unwrap_or(Defaults::GENERATE_BATCH_SIZE).max(1);
         let longest = longest.unwrap_or(Defaults::MAX_NEW_TOKENS);
         let model = Model::open(&self.study.model, self.study.evaluate.base_dtype.unwrap_or_default())?;
-        let prompts: Vec<Vec<u32>> = self.prompts()?.into_iter().cycle().take(batch).collect();
+        // What leaves no room is not answered.
+        let has_room = |prompt: &Vec<u32>| prompt.len() + longest <= model.description.max_positions;
+        let fitting: Vec<Vec<u32>> = self.prompts()?.into_iter().filter(has_room).collect();
+        if fitting.is_empty() {
+            return Ok(self.is_unknown(format!("no prompt leaves room for {longest} tokens")));
+        }
+        let prompts: Vec<Vec<u32>> = fitting.into_iter().cycle().take(batch).collect();
         let positions = prompts.iter().map(Vec::len).max().unwrap_or(1) + NEW_TOKENS[1];
         let tokens: usize = prompts.iter().map(Vec::len).sum();
         let parameters: usize = model.description.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum();
@@ -196,7 +202,9 @@ impl<'a> Clock<'a> {
                 own.iter().chain(joint_files).collect()
             }
             (Some(_), Preferences::Sampled(sample), _) => {
-                return self.sampled(batch, sample.max_new_tokens, shares.is_some_and(|shares| shares[1] > 0.0));
+                let (_, limits) = session::limits(&args.data, &model.description)?;
+                let is_joint = shares.is_some_and(|shares| shares[1] > 0.0);
+                return self.sampled(batch, sample.max_new_tokens, is_joint, limits.max_length);
             }
         };
         for file in &files {
@@ -219,13 +227,21 @@ impl<'a> Clock<'a> {
     }
 
     /// Preferences that are not there yet: of one instruction each, or of two.
-    fn sampled(&self, batch: usize, max_new_tokens: Option<usize>, joint: bool) -> Result<Vec<Example>> {
+    fn sampled(
+        &self,
+        batch: usize,
+        max_new_tokens: Option<usize>,
+        joint: bool,
+        max_length: usize,
+    ) -> Result<Vec<Example>> {
         let prompts = self.prompts()?;
         let response = max_new_tokens.unwrap_or(Defaults::MAX_NEW_TOKENS);
         let side = |row: usize, side: usize| {
             let mut ids = prompts[(row + if joint { side } else { 0 }) % prompts.len()].clone();
+            // What is longer is not trained on.
+            ids.truncate(max_length - 1);
             let response_start = ids.len();
-            ids.extend(std::iter::repeat_n(side as u32, response));
+            ids.extend(std::iter::repeat_n(side as u32, response.min(max_length - response_start)));
             Sequence { ids, response_start }
         };
         let example = |row| Example { row, sequences: vec![side(row, 0), side(row, 1)], desirable: None };

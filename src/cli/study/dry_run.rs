@@ -18,7 +18,7 @@ use crate::train::report::duration;
 struct Stage {
     name: String,
     what: String,
-    /// On this device, at most; `None` where it is not known, as of what a judge does.
+    /// On this device, about; `None` where it is not known, as of what a judge does.
     seconds: Option<f64>,
 }
 
@@ -77,14 +77,14 @@ pub fn tell(run: &Run<'_>, as_json: bool) -> Result<()> {
     }
     say!("\ndevice memory of the largest training: {:.0} MiB", memory as f64 / 1_048_576.0)?;
     match (total, device) {
-        (Some(seconds), Some(device)) => say!("time on {device}, without the judge's: at most {}", duration(seconds)),
+        (Some(seconds), Some(device)) => say!("time on {device}, without the judge's: about {}", duration(seconds)),
         _ => say!("time: not known, {}", untimed.unwrap_or_default()),
     }
 }
 
 fn stages(run: &Run<'_>, clock: Option<&Clock<'_>>) -> Result<Vec<Stage>> {
     let study = run.study;
-    let training = |args: &TrainArgs, shares, micro_batches| {
+    let trained = |args: &TrainArgs, shares, micro_batches| {
         clock.map_or(Ok(None), |clock| clock.training(args, shares, micro_batches))
     };
     let answers = |n, batch, longest| clock.map_or(Ok(None), |clock| clock.answers(n, batch, longest));
@@ -98,7 +98,7 @@ fn stages(run: &Run<'_>, clock: Option<&Clock<'_>>) -> Result<Vec<Stage>> {
         let rows = count(&sft.data.data, study.tasks.map(|tasks| tasks.sft))?;
         let length = Length::of(sft, rows);
         let what = format!("{rows} rows, {} steps of {}", length.steps, length.batch);
-        add("sft", what, training(sft, None, length.micro_batches)?);
+        add("sft", what, trained(sft, None, length.micro_batches)?);
     }
     let most = most(study)?;
     if let Preferences::Sampled(sample) = &study.conditional {
@@ -110,12 +110,13 @@ fn stages(run: &Run<'_>, clock: Option<&Clock<'_>>) -> Result<Vec<Stage>> {
     if let Pairs::Drawn(..) = study.joint {
         add("joint", format!("at most {} questions", 2 * most[1]), None);
     }
-    for Training { method, fraction, seed } in run.trainings() {
+    for training in run.trainings() {
+        let Training { method, fraction, .. } = training;
         let rows: usize = (0..2).map(|i| rows::count(most[i], method.shares[i], fraction)).sum();
         let length = Length::of(&method.train, rows);
-        let seconds = training(&method.train, Some(method.shares), length.micro_batches)?;
+        let seconds = trained(&method.train, Some(method.shares), length.micro_batches)?;
         let what = format!("at most {rows} preferences, {} steps of {}", length.steps, length.batch);
-        add(&format!("train/{}", Training { method, fraction, seed }.name()), what, seconds);
+        add(&format!("train/{}", training.name()), what, seconds);
     }
     let sampled = Sampled::of(&study.evaluate)?;
     let checkpoints = run.trainings().count() + 1;
