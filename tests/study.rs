@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jointwise::eval::tasks::{Split, rows};
 use jointwise::rng::Rng;
 use program::{Ran, Sandbox};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -244,6 +244,38 @@ fn a_dry_run_tells_and_does_nothing() {
     assert!(seconds(told).is_some_and(|total| (total - sum).abs() < 1e-9 && (0.01..1000.0).contains(&total)), "{told}");
     assert_eq!(stages.iter().filter(|s| seconds(s).is_none()).count(), 2, "{told}");
     assert!(stages.iter().filter(|s| s["stage"] != "tasks").filter_map(seconds).all(|s| s > 1e-3), "{told}");
+
+    // Of rows at hand, one at a time, the first of which is too long; and where none fits.
+    let row = |words: usize| json!({"prompt": "Say", "chosen": "a ".repeat(words), "rejected": "b"}).to_string();
+    let own = |rows: &[usize]| {
+        sandbox.write("own.jsonl", rows.iter().map(|&words| row(words)).collect::<Vec<_>>().join("\n"));
+        let model = root().join("models/demo");
+        let file = format!(
+            r#"
+            model = {model:?}
+            seeds = [0]
+            [tasks]
+            prompts = 6
+            test = 6
+            [conditional]
+            data = ["own.jsonl"]
+            [train]
+            batch-size = 1
+            max-length = 64
+            [[methods]]
+            name = "DPO"
+            objective = "dpo"
+            conditional = 1.0
+            [evaluate]
+            grader = true
+            "#
+        );
+        let file = sandbox.write("own.toml", file);
+        let out = sandbox.text("out");
+        sandbox.run(&["study", &file, "--output-dir", &out, "--dry-run", "--json"]).ok().lines().remove(0)
+    };
+    assert!(own(&[200, 3, 4, 5])["seconds"].as_f64().is_some_and(|total| total > 0.0));
+    assert_eq!(own(&[200, 300])["seconds"], Value::Null);
 }
 
 #[test]

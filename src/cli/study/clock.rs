@@ -18,7 +18,7 @@ use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::generate::{Settings, generate};
 use crate::eval::tasks::Split;
-use crate::eval::tasks::rows::{held_out, sft};
+use crate::eval::tasks::rows::{SftRow, held_out, sft};
 use crate::gpu::Gpu;
 use crate::kernels::objective::Goal;
 use crate::kernels::sample::Sampling;
@@ -27,6 +27,8 @@ use crate::train::trainer::{Rehearsal, Trainer, rehearse, reserve};
 
 /// Floating point operations of a micro-batch that a CPU is asked to time: more would take minutes.
 const MOST_OF_A_CPU: u64 = 1 << 40;
+/// Rows of a file among which those of a micro-batch are chosen.
+const ROWS: usize = 512;
 /// New tokens of the two runs between which a token's time is measured.
 const NEW_TOKENS: [usize; 2] = [4, 12];
 /// A pass without gradients, in parts of a step: forward's share of forward and backward.
@@ -92,7 +94,11 @@ impl<'a> Clock<'a> {
         let settings = train::settings(&args, shares.is_none())?;
         let model = Model::of(&args.model)?;
         let adapter = train::adapter(&args, &model, 0)?;
-        let examples = self.examples(&args, &model, shares, settings.batch_size)?;
+        let examples = match self.examples(&args, &model, shares, settings.batch_size) {
+            // Rows further on may fit.
+            Err(Error::Flag { flag: "max-length", reason }) => return Ok(self.is_unknown(reason)),
+            examples => examples?,
+        };
         let examples: Vec<&Example> = examples.iter().collect();
         let longest = examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1);
         let options = train::load_options(&settings, model.base, adapter.as_ref(), longest);
@@ -133,10 +139,11 @@ impl<'a> Clock<'a> {
         let longest = longest.unwrap_or(Defaults::MAX_NEW_TOKENS);
         let model = Model::open(&self.study.model, self.study.evaluate.base_dtype.unwrap_or_default())?;
         // What leaves no room is not answered.
-        let has_room = |prompt: &Vec<u32>| prompt.len() + longest <= model.description.max_positions;
+        let room = longest.max(NEW_TOKENS[1]);
+        let has_room = |prompt: &Vec<u32>| prompt.len() + room <= model.description.max_positions;
         let fitting: Vec<Vec<u32>> = self.prompts()?.into_iter().filter(has_room).collect();
         if fitting.is_empty() {
-            return Ok(self.is_unknown(format!("no prompt leaves room for {longest} tokens")));
+            return Ok(self.is_unknown(format!("no prompt leaves room for {room} tokens")));
         }
         let prompts: Vec<Vec<u32>> = fitting.into_iter().cycle().take(batch).collect();
         let positions = prompts.iter().map(Vec::len).max().unwrap_or(1) + NEW_TOKENS[1];
@@ -182,7 +189,8 @@ impl<'a> Clock<'a> {
         all.iter().map(tokens).collect::<Result<_, _>>().map_err(|reason| Error::flag("template", reason))
     }
 
-    /// A micro-batch of rows like the study's: of its files, or of prompts with the longest responses that are sampled.
+    /// A micro-batch of rows like the study's: of its files those of middle length, or prompts with the longest responses that are
+    /// sampled.
     fn examples(
         &self,
         args: &TrainArgs,
@@ -208,10 +216,10 @@ impl<'a> Clock<'a> {
             }
         };
         for file in &files {
-            rows.extend(read_rows(file, &map, purpose)?.into_iter().take(batch.div_ceil(files.len())));
+            rows.extend(read_rows(file, &map, purpose)?.into_iter().take(ROWS));
         }
         if let (Some(tasks), true) = (study.tasks, rows.is_empty()) {
-            let row = |(i, row): (usize, crate::eval::tasks::rows::SftRow)| Row {
+            let row = |(i, row): (usize, SftRow)| Row {
                 place: Place { path: Path::new("tasks").into(), line: i + 1 },
                 content: Content::Single(Text {
                     instruction: Instruction::Plain(row.instruction),
@@ -222,8 +230,11 @@ impl<'a> Clock<'a> {
         }
         let (_, limits) = session::limits(&args.data, &model.description)?;
         let mut data = Dataset::build(&rows, &self.tokenizer, &self.template, limits)?;
-        data.examples.truncate(batch);
-        Ok(data.examples)
+        let share_prefix = !args.no_share_prefix;
+        data.examples.sort_by_key(|example| example.n_tokens(share_prefix));
+        let n = data.examples.len();
+        let from = n.saturating_sub(batch) / 2;
+        Ok(data.examples.drain(from..n.min(from + batch)).collect())
     }
 
     /// Preferences that are not there yet: of one instruction each, or of two.
