@@ -433,7 +433,7 @@ proptest! {
         let all = preferences(n, per);
         let path = Path::new("out/comparisons.jsonl");
         let most = 3 * capacity(&all);
-        let drawn = draw(&all, pairs, seed, path);
+        let drawn = draw(&all, &Stratum::DRAWN, pairs, seed, path);
         // Each of the first two strata holds `capacity` pairs, the mixed one twice as many.
         if pairs.div_ceil(3) > capacity(&all) {
             prop_assert!(drawn.is_err(), "{pairs} pairs of {most}");
@@ -477,7 +477,7 @@ proptest! {
         let [chosen, rejected, mixed] = Stratum::DRAWN.map(count);
         prop_assert!(chosen - mixed <= 1 && rejected - mixed <= 1 && chosen + rejected + mixed == pairs);
         prop_assert!(first.abs_diff(second) <= 1, "{first} {second}");
-        let again = draw(&all, pairs, seed, path).unwrap();
+        let again = draw(&all, &Stratum::DRAWN, pairs, seed, path).unwrap();
         prop_assert!(again == drawn);
     }
 }
@@ -485,7 +485,7 @@ proptest! {
 #[test]
 fn preferences_are_used_evenly() {
     let all = preferences(50, 1);
-    let drawn = draw(&all, 300, 7, Path::new("c")).unwrap();
+    let drawn = draw(&all, &Stratum::DRAWN, 300, 7, Path::new("c")).unwrap();
     for stratum in Stratum::DRAWN {
         let mut used: HashMap<String, usize> = HashMap::new();
         for row in drawn.iter().filter(|row| row.more["stratum"] == stratum.name()) {
@@ -499,10 +499,31 @@ fn preferences_are_used_evenly() {
         let first: HashSet<&str> = first.flat_map(|row| row.sides.iter().map(|s| s.instruction.as_str())).collect();
         assert_eq!(first.len(), 50);
     }
-    assert_ne!(draw(&all, 300, 8, Path::new("c")).unwrap(), drawn);
-    says(draw(&preferences(3, 1), 12, 0, Path::new("c")), &["--pairs", "12", "4 of both chosen", "hold 3"]);
+    assert_ne!(draw(&all, &Stratum::DRAWN, 300, 8, Path::new("c")).unwrap(), drawn);
+    says(
+        draw(&preferences(3, 1), &Stratum::DRAWN, 12, 0, Path::new("c")),
+        &["--pairs", "12", "4 of both chosen", "hold 3"],
+    );
     // All that there are.
-    assert_eq!(draw(&preferences(3, 1), 9, 0, Path::new("c")).unwrap().len(), 9);
+    assert_eq!(draw(&preferences(3, 1), &Stratum::DRAWN, 9, 0, Path::new("c")).unwrap().len(), 9);
+}
+
+#[test]
+fn the_strata_named_are_drawn_alone() {
+    let all = preferences(20, 1);
+    let kinds = |strata: &[Stratum], n| -> Vec<String> {
+        let drawn = draw(&all, strata, n, 7, Path::new("c")).unwrap();
+        drawn.iter().map(|row| row.more["stratum"].as_str().unwrap().to_string()).collect()
+    };
+    assert_eq!(kinds(&[Stratum::Mixed], 4), ["mixed"; 4]);
+    assert_eq!(
+        kinds(&[Stratum::Mixed, Stratum::BothChosen], 5),
+        ["mixed", "both_chosen", "mixed", "both_chosen", "mixed"]
+    );
+    let twice = draw(&all, &[Stratum::Mixed, Stratum::Mixed], 4, 7, Path::new("c"));
+    says(twice, &["--strata", "none twice"]);
+    let few = draw(&preferences(2, 1), &[Stratum::BothChosen, Stratum::Mixed], 4, 7, Path::new("c"));
+    says(few, &["--pairs", "4 pairs need 2 of both chosen", "hold 1"]);
 }
 
 // -------------------------------------------------------------------------------------------------------- statistics

@@ -19,7 +19,7 @@ use crate::eval::acquire::{Acquired, Event, acquire, pending, questions};
 use crate::eval::journal::{ANSWERS, Journal};
 use crate::eval::judge::endpoint::Endpoint;
 use crate::eval::judge::{Judge, Question, Reply, Usage};
-use crate::eval::strata::{Preference, draw};
+use crate::eval::strata::{Preference, Stratum, draw};
 use crate::eval::tasks::rows::write;
 use crate::model::save::fresh_folder;
 use who::Asked;
@@ -57,6 +57,7 @@ fn comparisons(args: &JudgeArgs, out: &Path) -> Result<Vec<Comparison>> {
         (true, true) => Err(Error::flag("data", "is missing: rows to judge, or --sample FILE")),
         (false, false) => Err(Error::flag("sample", "goes not with --data: rows are read or drawn")),
         (false, true) if args.pairs.is_some() => Err(Error::flag("pairs", "goes with --sample")),
+        (false, true) if !args.strata.is_empty() => Err(Error::flag("strata", "goes with --sample")),
         (false, true) => {
             let mut rows = Vec::new();
             let mut mode = args.mode.map(Mode::from);
@@ -76,7 +77,12 @@ fn comparisons(args: &JudgeArgs, out: &Path) -> Result<Vec<Comparison>> {
                     preferences.push(Preference::of(&row)?);
                 }
             }
-            draw(&preferences, args.pairs.unwrap_or(preferences.len()), args.seed.unwrap_or(0), &out.join(COMPARISONS))
+            let strata: Vec<Stratum> = match &args.strata[..] {
+                [] => Stratum::DRAWN.into(),
+                named => named.iter().copied().map(Stratum::from).collect(),
+            };
+            let pairs = args.pairs.unwrap_or(preferences.len());
+            draw(&preferences, &strata, pairs, args.seed.unwrap_or(0), &out.join(COMPARISONS))
         }
     }
 }

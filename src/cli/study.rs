@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::eval::evaluate::compare::run_name;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_optional};
 use crate::model::save::{fresh_folder, write_text};
-use plan::{Method, Pairs, Preferences, Sample, Study};
+use plan::{Draw, Method, Pairs, Preferences, Sample, Study};
 
 /// What methods start from, in tables.
 const START: &str = "SFT";
@@ -224,8 +224,12 @@ impl Run<'_> {
     }
 
     fn joint(&self) -> Result<Finished> {
-        let Pairs::Drawn(pairs, seed) = self.study.joint else { return Ok(Finished::Whole) };
-        self.judged("joint", JudgeArgs { sample: self.conditional_files(), pairs, seed: Some(seed), ..self.judge() })
+        let Pairs::Drawn(draw) = &self.study.joint else { return Ok(Finished::Whole) };
+        let Draw { pairs, strata, seed } = draw.clone();
+        self.judged(
+            "joint",
+            JudgeArgs { sample: self.conditional_files(), pairs, strata, seed: Some(seed), ..self.judge() },
+        )
     }
 
     fn conditional_files(&self) -> Vec<PathBuf> {

@@ -132,33 +132,47 @@ impl Deck {
     }
 }
 
-/// `n` joint pairs, pair i of stratum i mod 3, so that the strata differ by one at most; of mixed pairs every other has the preferred side
+/// `n` joint pairs, of the `strata` in turn, so that they differ by one at most; of mixed pairs every other has the preferred side
 /// first. Instructions of a pair differ, no pair comes twice, and within a stratum preferences are used as evenly as that allows. The place
 /// of pair i is line i + 1 of `path`.
 ///
 /// # Errors
-/// [`Error::Flag`] where the preferences do not hold so many pairs.
-pub fn draw(preferences: &[Preference], n: usize, seed: u64, path: &std::path::Path) -> Result<Vec<Comparison>> {
+/// [`Error::Flag`] where the preferences do not hold so many pairs, and where a stratum comes twice.
+pub fn draw(
+    preferences: &[Preference],
+    strata: &[Stratum],
+    n: usize,
+    seed: u64,
+    path: &std::path::Path,
+) -> Result<Vec<Comparison>> {
+    if strata.iter().collect::<HashSet<_>>().len() < strata.len() {
+        return Err(Error::flag("strata", "must name none twice"));
+    }
     let mut rng = Rng::new(seed, 11);
-    let mut strata = Stratum::DRAWN.map(|stratum| Drawing {
-        stratum,
-        preferences,
-        deck: Deck::new(preferences.len(), &mut rng),
-        seen: HashSet::new(),
-    });
+    let mut drawings: Vec<Drawing> = strata
+        .iter()
+        .map(|&stratum| Drawing {
+            stratum,
+            preferences,
+            deck: Deck::new(preferences.len(), &mut rng),
+            seen: HashSet::new(),
+        })
+        .collect();
     let mut rows = Vec::with_capacity(n);
     for i in 0..n {
-        let Some(pair) = strata[i % 3].next(&mut rng) else {
-            let (stratum, has) = (Stratum::DRAWN[i % 3], strata[i % 3].seen.len());
+        let of = i % strata.len();
+        let drawing = &mut drawings[of];
+        let Some(pair) = drawing.next(&mut rng) else {
             let reason = format!(
-                "{n} pairs in three strata need {} of {}: {} preferences hold {has}",
-                (n + 2 - i % 3) / 3,
-                stratum.title(),
-                preferences.len()
+                "{n} pairs need {} of {}: {} preferences hold {}",
+                (n - of).div_ceil(strata.len()),
+                drawing.stratum.title(),
+                preferences.len(),
+                drawing.seen.len()
             );
             return Err(Error::flag("pairs", reason));
         };
-        rows.push(row(preferences, Stratum::DRAWN[i % 3], pair, path, i + 1));
+        rows.push(row(preferences, drawing.stratum, pair, path, i + 1));
     }
     Ok(rows)
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ModelArgs;
 use crate::data::comparisons::Mode;
+use crate::eval::strata::Stratum;
 
 /// `--mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -23,6 +24,28 @@ impl From<ModeArg> for Mode {
         match mode {
             ModeArg::Single => Self::Single,
             ModeArg::Pair => Self::Pair,
+        }
+    }
+}
+
+/// `--strata`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StratumArg {
+    /// Both sides preferred under their own instruction
+    BothChosen,
+    /// Both rejected
+    BothRejected,
+    /// One of each
+    Mixed,
+}
+
+impl From<StratumArg> for Stratum {
+    fn from(stratum: StratumArg) -> Self {
+        match stratum {
+            StratumArg::BothChosen => Self::BothChosen,
+            StratumArg::BothRejected => Self::BothRejected,
+            StratumArg::Mixed => Self::Mixed,
         }
     }
 }
@@ -114,9 +137,13 @@ pub struct JudgeArgs {
     #[arg(long, value_name = "FILE", help_heading = "What is judged")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sample: Vec<PathBuf>,
-    /// Pairs that --sample draws, a third of each kind [default: as many as there are preferences]
+    /// Pairs that --sample draws, equally many of each stratum [default: as many as there are preferences]
     #[arg(long, value_name = "N", help_heading = "What is judged")]
     pub pairs: Option<usize>,
+    /// What --sample pairs: both sides preferred before, both rejected, one of each; comma-separated [default: all three]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "STRATUM", help_heading = "What is judged")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub strata: Vec<StratumArg>,
     /// What all rows must be [default: what the first row is]
     #[arg(long, value_enum, help_heading = "What is judged")]
     pub mode: Option<ModeArg>,

@@ -137,7 +137,7 @@ fn most(study: &Study) -> Result<[usize; 2]> {
         Preferences::Files(files) => count(files, None)?,
     };
     let joint = match &study.joint {
-        Pairs::Drawn(pairs, _) => pairs.unwrap_or(conditional),
+        Pairs::Drawn(draw) => draw.pairs.unwrap_or(conditional),
         Pairs::Files(files) => count(files, None)?,
         Pairs::None => 0,
     };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::cli::args::{EvaluateArgs, JudgeArgs, TrainArgs, from_table};
+use crate::cli::args::{EvaluateArgs, JudgeArgs, StratumArg, TrainArgs, from_table};
 use crate::cli::judge::flags;
 use crate::cli::train;
 use crate::data::template::Template;
@@ -89,6 +89,7 @@ struct Conditional {
 struct Joint {
     data: Option<Vec<PathBuf>>,
     pairs: Option<usize>,
+    strata: Option<Vec<StratumArg>>,
     #[serde(default)]
     seed: u64,
 }
@@ -113,13 +114,24 @@ pub enum Preferences {
     Files(Vec<PathBuf>),
 }
 
+/// Of `jointwise judge --sample`.
+#[derive(Debug, Clone, Default)]
+pub struct Draw {
+    /// `None`: as many as there are conditional ones.
+    pub pairs: Option<usize>,
+    /// None named: all three.
+    pub strata: Vec<StratumArg>,
+    /// Of the draw.
+    pub seed: u64,
+}
+
 /// Where joint preferences come from.
 #[derive(Debug, Clone)]
 pub enum Pairs {
     /// No method asks for them.
     None,
-    /// Drawn from the conditional ones in three strata, and judged; `None`: as many as there are.
-    Drawn(Option<usize>, u64),
+    /// Drawn from the conditional ones, and judged.
+    Drawn(Draw),
     /// Files.
     Files(Vec<PathBuf>),
 }
@@ -179,7 +191,8 @@ pub struct Study {
 /// Keys that the study itself sets.
 const OF_TRAINING: &[&str] =
     &["model", "adapter", "output-dir", "resume", "json", "seed", "template", "reference", "eval-data"];
-const OF_JUDGE: &[&str] = &["data", "sample", "pairs", "mode", "output-dir", "resume", "json", "estimate", "seed"];
+const OF_JUDGE: &[&str] =
+    &["data", "sample", "pairs", "strata", "mode", "output-dir", "resume", "json", "estimate", "seed"];
 const OF_EVALUATE: &[&str] =
     &["model", "checkpoint", "group", "against", "output-dir", "resume", "json", "template", "no-judge"];
 
@@ -229,12 +242,14 @@ impl Study {
         };
         let asks_for_joint = methods.iter().any(|m| m.shares[1] > 0.0);
         let joint = match (written.joint, asks_for_joint) {
-            (Some(Joint { data: Some(_), pairs: Some(_), .. }), _) => {
-                return Err(bad("joint", "`pairs` goes not with `data`"));
+            (Some(Joint { data: Some(_), pairs, strata, .. }), _) if pairs.is_some() || strata.is_some() => {
+                return Err(bad("joint", "`pairs` and `strata` go not with `data`"));
             }
             (Some(Joint { data: Some(files), .. }), true) => Pairs::Files(files),
-            (Some(Joint { data: None, pairs, seed }), true) => Pairs::Drawn(pairs, seed),
-            (None, true) => Pairs::Drawn(None, 0),
+            (Some(Joint { data: None, pairs, strata, seed }), true) => {
+                Pairs::Drawn(Draw { pairs, strata: strata.unwrap_or_default(), seed })
+            }
+            (None, true) => Pairs::Drawn(Draw::default()),
             (Some(_), false) => return Err(bad("joint", "no method has `joint` above 0")),
             (None, false) => Pairs::None,
         };
