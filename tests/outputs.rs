@@ -287,6 +287,7 @@ fn report_of_little() {
     let one = Report { lines: vec![step(1).line()], ..Default::default() };
     let page = report::render(&one);
     assert!(page.contains("<circle class=\"dot") && !page.contains("NaN") && !page.contains("inf"));
+    assert!(!page.contains("ln 2"), "a loss that does not begin there");
     let huge = StepMetrics { loss: 1e300, grad_norm: f64::NAN, learning_rate: 0.0, seconds: 0.0, ..step(2) };
     let page = report::render(&Report { lines: vec![step(1).line(), huge.line()], ..Default::default() });
     assert!(!page.contains("NaN") && !page.contains("inf"));

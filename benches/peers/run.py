@@ -12,6 +12,7 @@ import task
 HERE = Path(__file__).resolve().parent
 BURN = HERE / "burn"
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", BURN / "target")).resolve()
+THROUGH = shlex.split(os.environ.get("PEERS_THROUGH", ""))  # A loader of programs on wgpu, where the driver needs another libc: `.ci/with-mesa26`
 TOLERANCE = {"f32": 1e-3, "bf16": 2e-2}  # of a loss, relative to PyTorch's
 COLD_STEPS = 2  # Burn tunes in the second step too: only there has the optimiser a state
 
@@ -79,11 +80,11 @@ class Peer:
 
 class Jointwise(Peer):
     def __init__(self, binary, recompute):
-        super().__init__(f"jointwise-{recompute}", [binary])
+        super().__init__(f"jointwise-{recompute}", [*THROUGH, binary])
         self.recompute = recompute
-        info = json.loads(self.run([binary, "info", "--json"])[0])["device"]
+        info = json.loads(self.run([*self.command, "info", "--json"])[0])["device"]
         self.device, self.driver, self.on_cpu = info["name"], info["driver"], info["is_cpu"]
-        self.name = f"jointwise {self.run([binary, '--version'])[0].split()[-1]}, recompute {recompute}"
+        self.name = f"jointwise {self.run([*self.command, '--version'])[0].split()[-1]}, recompute {recompute}"
 
     def steps(self, folder, steps):
         out = folder / "out"
@@ -108,7 +109,7 @@ class Jointwise(Peer):
 
 class Burn(Peer):
     def __init__(self, on_cpu):
-        super().__init__("burn", [TARGET / "release" / "peer-burn"])
+        super().__init__("burn", [*THROUGH, TARGET / "release" / "peer-burn"])
         env = dict(os.environ, CARGO_TARGET_DIR=str(TARGET))
         # Burn's documentation takes SPIR-V for speed; on Mesa 25.0.7 its compiler crashes lavapipe.
         language = [] if on_cpu else ["--features", "spirv"]

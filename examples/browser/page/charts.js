@@ -20,7 +20,13 @@ function svg(tag, attributes, text) {
   return element;
 }
 
-const short = (x) => (x === undefined ? "" : Math.abs(x) >= 100 ? x.toFixed(0) : Number(x.toPrecision(3)).toString());
+/** Three digits, in at most seven characters: what there is room for left of the axis. */
+function short(x) {
+  if (x === undefined) return "";
+  const size = Math.abs(x);
+  if (size >= 100) return size < 1e6 ? x.toFixed(0) : x.toExponential(1);
+  return size > 0 && size < 0.01 ? x.toExponential(1) : Number(x.toPrecision(3)).toString();
+}
 
 function chart({ title, lines: names = [], value, range }, lines) {
   const series = value ? [lines.map(value)] : names.map((name) => lines.map((line) => line[name]));

@@ -48,7 +48,7 @@ export function fromJsonl(text) {
     try {
       rows.push(JSON.parse(line));
     } catch (error) {
-      throw new Error(`line ${i + 1}: ${error.message}`);
+      throw new Error(`preferences, line ${i + 1}: ${error.message}`);
     }
   });
   return rows;

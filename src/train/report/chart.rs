@@ -2,6 +2,7 @@
 
 use crate::train::metrics::{self, Line};
 use serde_json::{Value, json};
+use std::f64::consts::LN_2;
 use std::fmt::Write;
 
 /// The drawing of a panel in user units: half a page wide, a third, or all of it.
@@ -193,8 +194,9 @@ fn panel(plan: &'static Plan, lines: &[Line], preferences: bool) -> Option<Panel
         return None;
     }
     let x = if x.0 < x.1 { x } else { (x.0 - 0.5, x.1 + 0.5) };
-    let starts_at_ln2 = plan.title == "Loss" && preferences;
-    let level = if starts_at_ln2 { Some((std::f64::consts::LN_2, "ln 2")) } else { plan.level };
+    // Where -log σ begins, at the reference; other losses begin elsewhere.
+    let begins_at_ln2 = plan.title == "Loss" && preferences && (series[0].raw[0].1 / LN_2 - 1.0).abs() < 0.05;
+    let level = if begins_at_ln2 { Some((LN_2, "ln 2")) } else { plan.level };
     let y = if plan.share { (0.0, 1.0) } else { limits(&series, level.map(|l| l.0)) };
     Some(Panel { plan, series, level, size: if plan.aside { THIRD } else { HALF }, x, y })
 }
