@@ -168,7 +168,9 @@ fn example() -> Report {
             StepMetrics {
                 step: i,
                 epoch: 3.0 * t,
-                loss: std::f64::consts::LN_2 * (0.3 + 0.7 * (-3.0 * t).exp()) + noise(0.05),
+                // ln 2 exactly at the first step, where the policy is the reference.
+                loss: std::f64::consts::LN_2 * (0.3 + 0.7 * (-3.0 * (t - 1.0 / n as f64)).exp())
+                    + if i > 1 { noise(0.05) } else { 0.0 },
                 grad_norm: 1.5 + 0.8 * (-5.0 * t).exp() + noise(0.3).abs() + if i == 400 { 9.0 } else { 0.0 },
                 learning_rate: rate,
                 tokens: 850,
@@ -235,6 +237,9 @@ fn report_is_whole_and_loads_nothing() {
     for text in ["JPO on the demo model", "4 min 50 s", "Reward accuracy", "ln 2", "odd one out"] {
         assert!(page.contains(text), "{text}");
     }
+    let mut elsewhere = report;
+    elsewhere.lines[0].insert("loss".into(), 2.5.into());
+    assert!(!report::render(&elsewhere).contains("ln 2"), "a loss that begins at 2.5 has no such line");
     assert!(!page.contains("{{"), "a name without a value");
     for outside in ["http://", "https://", "src=", "@import", "url(", "fetch("] {
         let rest = page.replace("http://www.w3.org/2000/svg", "").replace("url(#clip", "");
