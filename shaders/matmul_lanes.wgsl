@@ -24,8 +24,10 @@ const COLUMNS = 4u * LANES; // a quad a lane
 
 @compute @workgroup_size(LANES)
 fn matmul_lanes(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let m0 = group.y * ROWS;
-    let n0 = group.x * COLUMNS + 4u * local.x;
+    // Of tiles that follow each other, all share the larger matrix's, which stays in a core's cache while the smaller matrix passes by.
+    let tile = select(group.xy, group.yx, params.m <= params.n);
+    let m0 = tile.y * ROWS;
+    let n0 = tile.x * COLUMNS + 4u * local.x;
     // Past the edge: read something, write nothing.
     let quad = params.b_start / 4u + min(n0 / 4u, (params.n - 1u) / 4u);
     var rows: array<u32, VECTORS>;
