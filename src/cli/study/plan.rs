@@ -389,6 +389,14 @@ mod tests {
         for name in ["miniature", "demo", "helpful", "tldr"] {
             Study::read(&recipes.join(name).with_extension("toml")).unwrap();
         }
+        for study in std::fs::read_dir(recipes.with_file_name("studies")).unwrap().map(|e| e.unwrap().path()) {
+            if study.is_dir() && !study.ends_with("demo") {
+                let read = Study::read(&study.join("study.toml")).unwrap();
+                let results = std::fs::read_to_string(study.join("results.json")).unwrap();
+                let results: serde_json::Value = serde_json::from_str(&results).unwrap();
+                assert_eq!(results["title"], read.title, "{}", study.display());
+            }
+        }
         let args = with_config(TrainArgs::default(), Some(&recipes.join("8gb.toml")), "train").unwrap();
         assert_eq!((args.data.data.len(), args.eval_data.is_some()), (2, true));
     }
