@@ -34,6 +34,8 @@ def strengths(pairs):
     return strength
 
 
+if len(sys.argv) == 1:
+    sys.exit(__doc__)
 for path in sys.argv[1:]:
     with open(path) as lines:
         sides = [(row["i_chosen"], row["i_reject"]) for row in map(json.loads, lines)]
