@@ -4,12 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use jointwise::data::batch::{Batch, Example, Sequence};
-use jointwise::data::chat::ChatTemplate;
+use jointwise::data::chat::{ChatInput, ChatTemplate};
 use jointwise::data::check::check;
 use jointwise::data::dataset::{Dataset, Fate, Limits, Overflow};
 use jointwise::data::pack::micro_batches;
 use jointwise::data::prompts::read_prompts;
-use jointwise::data::rows::{Content, FieldMap, Instruction, Message, Purpose, Row, Text, read_rows};
+use jointwise::data::rows::{Content, FieldMap, Instruction, Message, Purpose, Response, Row, Text, read_rows};
 use jointwise::data::template::Template;
 use jointwise::data::tokens::Tokenizer;
 use serde_json::Value;
@@ -20,6 +20,8 @@ mod files;
 mod packing;
 #[path = "data/rows.rs"]
 mod rows;
+#[path = "data/turns.rs"]
+mod turns;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -69,9 +71,15 @@ fn plain(instruction: &str, response: &str) -> Text {
     Text { instruction: Instruction::Plain(instruction.into()), response: response.into() }
 }
 
+fn asked(messages: &[(&str, &str)]) -> Instruction {
+    let message = |(role, content): &(&str, &str)| Message::new(role, content);
+    Instruction::Chat(messages.iter().map(message).collect::<Vec<_>>().into())
+}
+
+/// A conversation and its answer, a message each.
 fn chat(messages: &[(&str, &str)], response: &str) -> Text {
-    let message = |(role, content): &(&str, &str)| Message { role: (*role).into(), content: (*content).into() };
-    Text { instruction: Instruction::Chat(messages.iter().map(message).collect()), response: response.into() }
+    let response = Response::Completion(vec![Message::new("assistant", response)]);
+    Text { instruction: asked(messages), response }
 }
 
 fn preference(chosen: Text, rejected: Text) -> Content {
@@ -91,15 +99,15 @@ fn same_as_transformers(tokenizer: &Tokenizer, cases: &Value) {
     for (case, template) in cases["pairs"].as_array().unwrap().iter().map(|case| (case, Template::Paper)).chain(bare) {
         let text = plain(case["instruction"].as_str().unwrap(), case["response"].as_str().unwrap());
         let expected =
-            Sequence { ids: ids(&case["input_ids"]), response_start: case["prompt_len"].as_u64().unwrap() as usize };
+            Sequence::new(ids(&case["input_ids"]), case["prompt_len"].as_u64().unwrap() as usize);
         assert_eq!(tokenizer.encode(&text, &template).unwrap(), expected, "{text:?}");
     }
     for case in cases["chat"].as_array().unwrap() {
-        let mut expected = ids(&case["ids"]);
+        let expected = ids(&case["ids"]);
         assert_eq!(tokenizer.encode_text(case["text"].as_str().unwrap()).unwrap(), expected);
         if case["add_generation_prompt"] == true {
-            let got = tokenizer.encode_prompt(&Instruction::Chat(messages(case)), &Template::Chat).unwrap();
-            expected.splice(0..0, tokenizer.bos_id());
+            let conversation = Instruction::Chat(messages(case).into());
+            let got = tokenizer.encode_prompt(&conversation, &Template::Chat).unwrap();
             assert_eq!(got, expected);
         }
     }
@@ -129,7 +137,10 @@ fn other_tokenizers_and_chat_templates() {
         let tokens = tokens.into_iter().filter(|(_, text)| !text.is_empty()).collect();
         let template = ChatTemplate::new(cases["config"]["chat_template"].as_str().unwrap(), tokens).unwrap();
         for case in cases["chat"].as_array().unwrap() {
-            let got = template.render(&messages(case), case["add_generation_prompt"] == true);
+            let values: Vec<Value> = messages(case).iter().map(Message::to_value).collect();
+            let add_generation_prompt = case["add_generation_prompt"] == true;
+            let input = ChatInput { messages: &values, add_generation_prompt, ..ChatInput::default() };
+            let got = template.render(&input).map(|rendered| rendered.text);
             assert_eq!(got.clone().ok().as_deref(), case["text"].as_str(), "{name}: {got:?}");
         }
     }
@@ -140,7 +151,7 @@ fn config_text(value: &Value) -> String {
 }
 
 fn messages(case: &Value) -> Vec<Message> {
-    let message = |m: &Value| Message { role: config_text(&m["role"]), content: config_text(&m["content"]) };
+    let message = |m: &Value| Message::new(m["role"].as_str().unwrap(), m["content"].as_str().unwrap());
     case["messages"].as_array().unwrap().iter().map(message).collect()
 }
 
@@ -212,7 +223,7 @@ fn never_two_of_bos_or_eos() {
     assert_eq!(got.ids.iter().filter(|id| **id == 0).count(), 1);
     assert_eq!(got.ids.iter().filter(|id| **id == 1).count(), 1);
     assert_eq!(got.response_start, 2);
-    // The response ends with EOS by the template's own hand; a newline after it does not call for another.
+    // A chat template's text is taken as it is.
     let source = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
     let config = format!(r#"{{"bos_token":{{"content":"<|bos|>"}},"eos_token":"<|eos|>","chat_template":"{source}"}}"#);
     let tokenizer = with_config(&config).unwrap();
@@ -221,10 +232,10 @@ fn never_two_of_bos_or_eos() {
     assert_eq!(tokenizer.decode_all(&got.ids[got.response_start..]).unwrap(), "A<|eos|>\n");
     let prompt = tokenizer.encode_prompt(&plain("Q", "A").instruction, &Template::Chat).unwrap();
     assert_eq!(tokenizer.decode_all(&prompt).unwrap(), "<|bos|>user: Q<|eos|>\nassistant: ");
-    // bpe512's own template closes with another token, so BOS and EOS are added around it.
+    // bpe512's own template closes with another token, and prints no BOS: nothing is added.
     let got = bpe512().encode(&plain("Hi", "Hello!"), &Template::Chat).unwrap();
-    assert_eq!((got.ids[0], *got.ids.last().unwrap()), (0, 1));
-    assert_eq!(bpe512().decode_all(&got.ids[got.response_start..]).unwrap(), "Hello!<|im_end|>\n<|eos|>");
+    assert_eq!((got.ids[0], got.ids.contains(&0), got.ids.contains(&1)), (3, false, false));
+    assert_eq!(bpe512().decode_all(&got.ids[got.response_start..]).unwrap(), "Hello!<|im_end|>\n");
 }
 
 #[test]

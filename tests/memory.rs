@@ -81,7 +81,7 @@ fn planned_within(caps: &Caps, config: &str, targets: &str, length: usize, base:
     let lora = Some(Adapter::new(&d, &settings, config, 0).expect("an adapter").lora);
     let training = Training { optim: Some(Optim::Adamw), ..Training::NONE };
     let options = LoadOptions { trained: Trained::Lora, lora, training, n_positions: length, base };
-    let side = |first| Sequence { ids: [vec![first], vec![0; length - 1]].concat(), response_start: length / 2 };
+    let side = |first| Sequence::new([vec![first], vec![0; length - 1]].concat(), length / 2);
     let pair = Example { row: 0, sequences: vec![side(0), side(1)], desirable: None };
     let load = |gpu: &Gpu| Decoder::load(gpu, &d, &(Rc::new(Planned) as Rc<dyn Source>), &options);
     let goal = Goal::Preference(Preference::default());

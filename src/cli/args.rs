@@ -112,6 +112,17 @@ pub struct DataArgs {
     /// paper, paper-tldr, chat, none, or a text with {instruction} [default: paper]
     #[arg(long)]
     pub template: Option<String>,
+    /// A chat template of your own (a Jinja file), or the name of one that the tokenizer has; implies --template chat [default: the tokenizer's default]
+    #[arg(long, value_name = "FILE|NAME")]
+    pub chat_template: Option<String>,
+    /// Of conversations in `messages` rows, learn the last answer alone, not every one
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub last_turn_only: bool,
+    /// The time that chat templates print, where an earlier run or a study set it: seconds since 1970
+    #[arg(skip)]
+    #[serde(skip)]
+    pub time: Option<u64>,
     /// Our field's name = the file's name for it; repeatable
     #[arg(long, value_name = "FIELD=NAME")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -464,9 +475,12 @@ pub struct GenerateArgs {
     /// Prompts from a JSONL file with `instruction` or `prompt`
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
-    /// paper, paper-tldr, chat, none, or a text with {instruction}
-    #[arg(long, default_value = "paper")]
-    pub template: String,
+    /// paper, paper-tldr, chat, none, or a text with {instruction} [default: paper]
+    #[arg(long)]
+    pub template: Option<String>,
+    /// A chat template of your own (a Jinja file), or the name of one that the tokenizer has; implies --template chat [default: the tokenizer's default]
+    #[arg(long, value_name = "FILE|NAME")]
+    pub chat_template: Option<String>,
     /// Our field's name = the file's name for it
     #[arg(long, value_name = "FIELD=NAME")]
     pub map: Vec<String>,

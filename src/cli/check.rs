@@ -10,7 +10,7 @@ use crate::model::weights::BaseDtype;
 /// `jointwise check`.
 pub fn run(args: &CheckArgs) -> Result<()> {
     let model = Model::named(args.model.as_deref(), BaseDtype::Auto)?;
-    let tokenizer = model.tokenizer()?;
+    let tokenizer = session::tokenizer(&model, args.data.chat())?;
     let purpose = if args.sft { Purpose::Sft } else { Purpose::Any };
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
     let report = data::check::check(&data, &tokenizer, args.rows);

@@ -20,8 +20,10 @@ use super::output::{command_line, text_table};
 use super::session;
 use super::train::bar;
 use crate::config::{Defaults, at_least_one};
+use crate::data::named_templates::run_time;
 use crate::data::comparisons::{Comparison, Mode};
 use crate::data::rows::FieldMap;
+use crate::data::template::Template;
 use crate::error::{Error, Result};
 use crate::eval::acquire::{Acquired, pending, questions};
 use crate::eval::evaluate::compare::{
@@ -56,7 +58,10 @@ struct Dropped {
 pub fn run(args: EvaluateArgs) -> Result<Finished> {
     let (clock, started) = (Instant::now(), SystemTime::now());
     let config = args.config.clone();
-    let args = with_config(args, config.as_deref(), "evaluate")?;
+    let mut args = with_config(args, config.as_deref(), "evaluate")?;
+    if let Some(out) = args.output_dir.as_deref().filter(|_| args.resume) {
+        args.time = folder::kept_time(out)?.or(args.time);
+    }
     let judge_args = args.judge_args();
     check_judge(&args, &judge_args).map_err(EvaluateArgs::renamed)?;
     let sampled = Sampled::of(&args)?;
@@ -87,12 +92,15 @@ pub fn run(args: EvaluateArgs) -> Result<Finished> {
         "template": sampled.template_name, "max_new_tokens": sampled.max_new_tokens, "top_k": sampled.top_k, "top_p": sampled.top_p,
         "base_dtype": args.base_dtype.unwrap_or_default().name(),
     });
-    let digests: Vec<(&str, &str)> = checkpoints.iter().map(|c| (c.named.name.as_str(), c.digest.as_str())).collect();
+    let prints_time = checkpoints.iter().any(|checkpoint| checkpoint.tokenizer.chat_templates().prints_time());
+    let time = (prints_time && sampled.template == Template::Chat).then(|| args.time.unwrap_or_else(run_time));
+    let digests = checkpoints.iter().map(|c| (c.named.name.as_str(), c.digest(&sampled.template)));
+    let digests: Vec<(&str, String)> = digests.collect();
     let task = Evaluate {
         args: &args,
         judge_args: &judge_args,
         sampled: &sampled,
-        folder: Folder::open(&out, &settings, &digests)?,
+        folder: Folder::open(&out, &settings, &digests, time)?,
         prompts: &prompts,
         stop: stop_on_ctrl_c("ending after what is under way, which is kept"),
     };

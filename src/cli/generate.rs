@@ -6,11 +6,10 @@ use serde_json::json;
 
 use super::args::GenerateArgs;
 use super::output::Lines;
-use super::session::{self, Model};
+use super::session::{self, ChatChoice, Model};
 use crate::config::Defaults;
 use crate::data::prompts::read_prompts;
 use crate::data::rows::{FieldMap, Instruction, Place};
-use crate::data::template::Template;
 use crate::error::{Error, Result};
 use crate::eval::generate::{Settings, check_length, generate};
 use crate::kernels::sample::Sampling;
@@ -20,8 +19,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let mut out = Lines::new(args.out.as_deref(), &args.prompts)?;
     let model = Model::of(&args.model)?;
     let adapter = model.adapter(args.model.adapter.as_deref())?;
-    let tokenizer = model.tokenizer()?;
-    let template = Template::parse(&args.template)?;
+    let chat_template = args.chat_template.as_deref();
+    let tokenizer = session::tokenizer(&model, ChatChoice { template: chat_template, time: None })?;
+    let template = session::template(args.template.as_deref(), chat_template)?;
     tokenizer.check_template(&template)?;
     let mut settings = Settings {
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
@@ -93,9 +93,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             let response = tokenizer.decode(ids)?;
             let instruction = match &instructions[first + i] {
                 Instruction::Plain(text) => json!(text),
-                Instruction::Chat(messages) => {
-                    json!(messages.iter().map(|m| json!({"role": m.role, "content": m.content})).collect::<Vec<_>>())
-                }
+                Instruction::Chat(conversation) => json!(conversation.messages),
             };
             if args.json || args.out.is_some() {
                 out.push(

@@ -69,7 +69,7 @@ fn planned(args: &TrainArgs, sft: bool, caps: &Caps) -> Result<Planned> {
     let adapter = train::adapter(args, &model, settings.seed)?;
     let (_, limits) = session::limits(&args.data, &model.description)?;
     let examples: Vec<Example> = if args.data.data.is_empty() {
-        let side = || Sequence { ids: vec![0; limits.max_length], response_start: limits.max_length / 2 };
+        let side = || Sequence::new(vec![0; limits.max_length], limits.max_length / 2);
         let example = |row| {
             let mut rejected = side();
             rejected.ids[0] = 1;
@@ -84,7 +84,7 @@ fn planned(args: &TrainArgs, sft: bool, caps: &Caps) -> Result<Planned> {
         }
         (0..settings.batch_size).map(example).collect()
     } else {
-        let tokenizer = model.tokenizer()?;
+        let tokenizer = session::tokenizer(&model, args.data.chat())?;
         let purpose = session::purpose(settings.preference.as_ref());
         let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
         let all: Vec<&Example> = data.examples.iter().collect();

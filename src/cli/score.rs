@@ -125,7 +125,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let p = session::preference(&args.objective)?;
     let model = Model::of(&args.model)?;
     let adapter = model.adapter(args.model.adapter.as_deref())?;
-    let tokenizer = model.tokenizer()?;
+    let tokenizer = session::tokenizer(&model, args.data.chat())?;
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Any)?;
     let gpu = session::open_gpu(&args.model.device)?;
     let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), session::longest(&data)))?;
@@ -224,7 +224,7 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     let p = session::preference(&args.objective)?;
     let model = Model::of(&args.model)?;
     let adapter = model.adapter(args.model.adapter.as_deref())?;
-    let tokenizer = model.tokenizer()?;
+    let tokenizer = session::tokenizer(&model, args.data.chat())?;
     if adapter.is_none() {
         session::refuse_quantised(model.base, "grad without --adapter")?;
     }

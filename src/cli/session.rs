@@ -5,11 +5,13 @@ use std::rc::Rc;
 use std::sync::Mutex;
 
 use indicatif::ProgressBar;
+use sha2::{Digest, Sha256};
 
 use super::args::{DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
 use super::train::bar;
 use super::{checked, tune};
 use crate::config::{Defaults, ReferenceChoice, not_negative};
+use crate::data::named_templates::run_time;
 use crate::data::dataset::{Dataset, Limits, Overflow};
 use crate::data::rows::{FieldMap, Purpose, read_rows};
 use crate::data::template::Template;
@@ -23,7 +25,7 @@ use crate::model::description::{Description, Module};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_inside, read_optional};
 use crate::model::hub;
 use crate::model::load::{LoadOptions, LoraSpec, Trained, linear_modules};
-use crate::model::peft::Adapter;
+use crate::model::peft::{self, Adapter};
 use crate::model::weights::{BaseDtype, Source, Training};
 use crate::objective::{Loss, Preference};
 
@@ -197,6 +199,50 @@ pub fn opened<'g>(gpu: &'g mut Option<Gpu>, args: &DeviceArgs) -> Result<&'g Gpu
     }
 }
 
+/// SHA-256 of a model's digest and an adapter's files: which weights they are, wherever they lie.
+pub fn weights_digest(base: &str, adapter: Option<&Path>) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(base);
+    for path in adapter.into_iter().flat_map(|dir| [peft::CONFIG, peft::WEIGHTS].map(|name| dir.join(name))) {
+        hash.update(std::fs::read(&path).map_err(|e| Error::file(&path, e))?);
+    }
+    Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Which chat template renders conversations, and the time that it prints.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ChatChoice<'a> {
+    /// `--chat-template`.
+    pub template: Option<&'a str>,
+    /// Seconds since 1970; `None`: the program's start.
+    pub time: Option<u64>,
+}
+
+impl DataArgs {
+    /// The chat template of the flags.
+    pub fn chat(&self) -> ChatChoice<'_> {
+        ChatChoice { template: self.chat_template.as_deref(), time: self.time }
+    }
+}
+
+/// Reads a model's tokenizer, with the chat template of the flags.
+pub fn tokenizer(model: &Model, chat: ChatChoice<'_>) -> Result<Tokenizer> {
+    let mut tokenizer = model.tokenizer()?;
+    chat.template.map_or(Ok(()), |value| tokenizer.choose_chat_template(value))?;
+    tokenizer.chat_templates().set_time(chat.time.unwrap_or_else(run_time));
+    tokenizer.set_stop_ids(model.stop_ids(&tokenizer)?);
+    Ok(tokenizer)
+}
+
+/// The template of `--template` and `--chat-template`, which implies `chat`.
+pub fn template(name: Option<&str>, chat_template: Option<&str>) -> Result<Template> {
+    let template = Template::parse(name.unwrap_or(if chat_template.is_some() { "chat" } else { "paper" }))?;
+    if chat_template.is_some() && template != Template::Chat {
+        return Err(Error::flag("chat-template", "goes with --template chat"));
+    }
+    Ok(template)
+}
+
 /// Rows as tokens.
 pub fn dataset(
     args: &DataArgs,
@@ -214,7 +260,13 @@ pub fn dataset(
     for file in files {
         rows.extend(read_rows(file, &map, purpose)?);
     }
+    if args.last_turn_only {
+        rows.iter_mut().for_each(|row| row.content.keep_last_turn());
+    }
     let data = Dataset::build(&rows, tokenizer, &template, limits)?;
+    for line in data.remarks.lines() {
+        note!("note: {line}");
+    }
     for note in data.notes.iter().take(5) {
         note!("note: {}: {}", data.place(note.row), note.reason);
     }
@@ -224,7 +276,7 @@ pub fn dataset(
 
 /// Template and limits as resolved.
 pub fn limits(args: &DataArgs, d: &Description) -> Result<(Template, Limits)> {
-    let template = Template::parse(args.template.as_deref().unwrap_or("paper"))?;
+    let template = template(args.template.as_deref(), args.chat_template.as_deref())?;
     let max_length = args.max_length.unwrap_or(Defaults::MAX_LENGTH.min(d.max_positions));
     if max_length < 2 || max_length > d.max_positions {
         let reason = format!("{max_length} is not in 2 .. {}, the model's positions", d.max_positions);

@@ -11,7 +11,7 @@ mod rows;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -20,10 +20,13 @@ use sha2::Digest;
 use super::Finished;
 use super::args::{DataArgs, EvaluateArgs, JudgeArgs, ModelArgs, StudyArgs, TrainArgs};
 use super::{evaluate, judge, train};
+use crate::data::named_templates::run_time;
 use crate::data::source;
 use crate::error::{Error, Result};
 use crate::eval::evaluate::compare::run_name;
+use crate::model::checkpoint::Checkpoint;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_optional};
+use crate::model::hub;
 use crate::model::save::{fresh_folder, write_text};
 use plan::{Draw, Method, Pairs, Preferences, Sample, Study};
 
@@ -34,20 +37,26 @@ const EVALUATE: &str = "evaluate";
 /// A response sampled twice is one observation of each seed.
 const SAMPLE_SEEDS: [u64; 2] = [0, 1];
 
+/// The stage of what the study was given.
+const INPUTS: &str = "inputs";
+/// When the study began: what chat templates print in all of its stages.
+const BEGUN: &str = "begun.json";
+
 /// `jointwise study`.
 pub fn run(args: &StudyArgs) -> Result<Finished> {
     let study = Study::read(&args.study)?;
-    let run = Run { study: &study, out: args.output_dir.clone() };
+    let mut run = Run { study: &study, out: args.output_dir.clone(), digests: BTreeMap::new(), time: run_time() };
     if args.dry_run {
         return dry_run::tell(&run, args.json).map(Finished::from);
     }
-    let digests = digests(&study)?;
+    run.digests = digests(&study)?;
     if !args.resume {
         fresh_folder(&args.output_dir)?;
     }
     let stages = args.output_dir.join(STAGES);
     fs::create_dir_all(&stages).map_err(|e| Error::file(&stages, e))?;
-    if run.stage("inputs", &digests, |_| Ok(Finished::Whole))? == Finished::Interrupted {
+    run.time = begun(&stages, run.time)?;
+    if run.stage(INPUTS, &run.digests, |_| Ok(Finished::Whole))? == Finished::Interrupted {
         return Ok(Finished::Interrupted);
     }
     let finished = run.all()?;
@@ -58,14 +67,25 @@ pub fn run(args: &StudyArgs) -> Result<Finished> {
     results::write(&run).map(Finished::from)
 }
 
-/// SHA-256 of the files that the study reads: a result is of these.
+/// SHA-256 of the files that the study reads, and of the model: a result is of these.
 fn digests(study: &Study) -> Result<BTreeMap<PathBuf, String>> {
     let digest = |path: &PathBuf| {
         let bytes = fs::read(source::local(path)?).map_err(|e| Error::file(path, e))?;
         let hex: String = sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         Ok((path.clone(), hex))
     };
-    study.files().into_iter().map(digest).collect()
+    let mut all: BTreeMap<PathBuf, String> = study.files().iter().map(digest).collect::<Result<_>>()?;
+    all.insert(study.model.as_str().into(), Checkpoint::open(hub::resolve(&study.model)?)?.digest()?);
+    Ok(all)
+}
+
+/// The time that the study began, in seconds since 1970: what is kept, else `now`, which is then kept.
+fn begun(stages: &Path, now: u64) -> Result<u64> {
+    let path = stages.join(BEGUN);
+    match read_optional(stages, BEGUN, MAX_CONFIG_BYTES)? {
+        Some(text) => serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), e)),
+        None => write_text(&path, &format!("{now}\n")).map(|()| now),
+    }
 }
 
 /// One training.
@@ -86,6 +106,10 @@ impl Training<'_> {
 struct Run<'a> {
     study: &'a Study,
     out: PathBuf,
+    /// SHA-256 of what the study reads, by path.
+    digests: BTreeMap<PathBuf, String>,
+    /// What chat templates print, in seconds since 1970.
+    time: u64,
 }
 
 impl Run<'_> {
@@ -105,7 +129,10 @@ impl Run<'_> {
         let told = serde_json::to_value(told).map_err(|e| Error::file(&path, e))?;
         if let Some(text) = read_optional(&self.dir(STAGES), &file, MAX_CONFIG_BYTES)? {
             let was: Value = serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), e))?;
-            match difference(&was, &told, "") {
+            if name == INPUTS && same_values(&was, &told) {
+                return Ok(Finished::Whole);
+            }
+            match difference(&self.placeless(&was), &self.placeless(&told), "") {
                 None => return Ok(Finished::Whole),
                 // More seeds, methods or parts of the data: what is there is kept, and checked, by the command itself.
                 Some(_) if name == EVALUATE => {}
@@ -122,6 +149,33 @@ impl Run<'_> {
             write_text(&path, &format!("{told:#}\n"))?;
         }
         Ok(finished)
+    }
+
+    /// What a stage was told, with contents in place of paths: files by their digests, the study's own folder without its place.
+    fn placeless(&self, told: &Value) -> Value {
+        let place = |text: &str| {
+            let path = Path::new(text);
+            match (self.digests.get(path), path.strip_prefix(&self.out)) {
+                (Some(digest), _) => digest.clone(),
+                (None, Ok(own)) => format!("output-dir: {}", own.display()),
+                (None, Err(_)) => text.into(),
+            }
+        };
+        match told {
+            // NAME=DIR,DIR
+            Value::String(text) => {
+                let parts = text.split_inclusive([',', '=']).map(|part| {
+                    let end = part.trim_end_matches([',', '=']).len();
+                    place(&part[..end]) + &part[end..]
+                });
+                json!(parts.collect::<String>())
+            }
+            Value::Array(all) => all.iter().map(|value| self.placeless(value)).collect(),
+            Value::Object(all) => {
+                Value::Object(all.iter().map(|(key, value)| (key.clone(), self.placeless(value))).collect())
+            }
+            other => other.clone(),
+        }
     }
 
     fn all(&self) -> Result<Finished> {
@@ -162,6 +216,8 @@ impl Run<'_> {
 
     fn trained(&self, name: &str, mut args: TrainArgs, seed: u64, sft: bool) -> Result<Finished> {
         args.data.template = self.study.template.clone();
+        args.data.chat_template = self.study.chat_template.clone();
+        args.data.time = Some(self.time);
         args.seed = Some(seed);
         args.output_dir = Some(self.dir(name));
         self.stage(name, &args, |resume| train::command(TrainArgs { resume, ..args.clone() }, sft))
@@ -190,6 +246,8 @@ impl Run<'_> {
             checkpoint: vec![self.start_checkpoint()],
             data: self.or_tasks(data, rows::PROMPTS),
             template: self.study.template.clone(),
+            chat_template: self.study.chat_template.clone(),
+            time: Some(self.time),
             temperatures: vec![temperature],
             seeds: SAMPLE_SEEDS.into(),
             max_new_tokens,
@@ -215,7 +273,7 @@ impl Run<'_> {
     }
 
     fn judge(&self) -> JudgeArgs {
-        self.study.judge.clone().unwrap_or_default()
+        JudgeArgs { time: Some(self.time), ..self.study.judge.clone().unwrap_or_default() }
     }
 
     fn conditional(&self) -> Result<Finished> {
@@ -290,11 +348,23 @@ impl Run<'_> {
             checkpoint: vec![self.start_checkpoint()],
             group: groups.into_iter().map(|(name, dirs)| format!("{name}={}", dirs.join(","))).collect(),
             template: self.study.template.clone(),
+            chat_template: self.study.chat_template.clone(),
+            time: Some(self.time),
             output_dir: Some(self.dir(EVALUATE)),
             ..args
         };
         self.stage(EVALUATE, &args, |resume| evaluate::run(EvaluateArgs { resume, ..args.clone() }))
     }
+}
+
+/// Whether two objects have the same values, under whatever keys: files may have moved.
+fn same_values(was: &Value, now: &Value) -> bool {
+    let values = |of: &Value| -> Vec<String> {
+        let mut all: Vec<String> = of.as_object().into_iter().flatten().map(|(_, value)| value.to_string()).collect();
+        all.sort();
+        all
+    };
+    values(was) == values(now)
 }
 
 /// Where two settings differ first, and how.

@@ -15,9 +15,12 @@ use super::interrupt::stop_on_ctrl_c;
 use super::merge::dtype;
 use super::output::command_line;
 use super::score::{reference_scores, with_directions};
-use super::session::{self, Model};
+use super::session::{self, ChatChoice, Model};
 use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettings, at_least_one};
+use crate::data::named_templates::run_time;
 use crate::data::dataset::Dataset;
+use crate::data::named_templates::CHAT_TEMPLATE;
+use crate::data::template::Template;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu, Ledger, MatmulPrecision};
 use crate::kernels::objective::Goal;
@@ -146,6 +149,15 @@ fn model_hash(model: &Model, adapter: Option<&Adapter>) -> Result<String> {
     Ok(hash(parts))
 }
 
+/// Which kind of reference it is; [`reference_hash`] tells which checkpoint, wherever it lies.
+fn reference_kind(choice: &ReferenceChoice) -> &'static str {
+    match choice {
+        ReferenceChoice::Initial => "Initial",
+        ReferenceChoice::Base => "Base",
+        ReferenceChoice::Model(_) => "Model",
+    }
+}
+
 /// The same of a reference that is another checkpoint; empty for the others.
 fn reference_hash(choice: &ReferenceChoice, base: BaseDtype) -> Result<String> {
     match choice {
@@ -189,20 +201,33 @@ struct Prepared {
     data: Dataset,
     eval: Option<Dataset>,
     fingerprint: String,
+    /// The time that the chat template prints, where it prints one.
+    time: Option<u64>,
+    /// The source of `--chat-template`, which goes with the result.
+    chat_template: Option<String>,
 }
 
 fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
+    if args.data.last_turn_only && !sft {
+        return Err(Error::flag("last-turn-only", "goes with sft: preferences are of what follows the prompt"));
+    }
     let settings = settings(args, sft)?;
     let model = Model::of(&args.model)?;
     let adapter = adapter(args, &model, settings.seed)?;
-    let tokenizer = model.tokenizer()?;
+    let kept_time = args.output_dir.as_deref().filter(|_| args.resume).and_then(checkpoint::kept_time);
+    let chat = ChatChoice { time: kept_time.or(args.data.time), ..args.data.chat() };
+    let tokenizer = session::tokenizer(&model, chat)?;
+    let templates = tokenizer.chat_templates();
+    let prints_time = session::limits(&args.data, &model.description)?.0 == Template::Chat && templates.prints_time();
+    let time = prints_time.then(|| chat.time.unwrap_or_else(run_time));
+    let chat_template = templates.chosen_source().map(String::from);
     let purpose = session::purpose(settings.preference.as_ref());
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
     let eval = args.eval_data.clone().map(|file| session::dataset(&args.data, &[file], &model, &tokenizer, purpose));
     let eval = eval.transpose()?;
     let reference = session::reference(&args.objective);
-    let reference =
-        format!("{reference:?} {}", if sft { String::new() } else { reference_hash(&reference, model.base)? });
+    let reference_hash = if sft { String::new() } else { reference_hash(&reference, model.base)? };
+    let reference = format!("{} {reference_hash}", reference_kind(&reference));
     let text = serde_json::to_string(&settings).map_err(|e| Error::file("settings", e))?;
     let model_hash = model_hash(&model, adapter.as_ref())?;
     let rows = [data.content_hash(), eval.as_ref().map_or(String::new(), Dataset::content_hash)];
@@ -210,7 +235,7 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let precision = precision.unwrap_or_else(|| MatmulPrecision::Highest.name().into());
     let parts = [&text, &rows[0], &rows[1], &model_hash, &reference, &precision];
     let fingerprint = hash(parts.map(String::as_bytes));
-    Ok(Prepared { settings, model, adapter, data, eval, fingerprint })
+    Ok(Prepared { settings, model, adapter, data, eval, fingerprint, time, chat_template })
 }
 
 /// How the decoder is built for training.
@@ -319,7 +344,7 @@ fn references(
             return Ok(vec![[0.0; 2]; data.examples.len()]);
         }
         let own = model_hash(&p.model, p.adapter.as_ref())?;
-        let (choice_text, objective) = (format!("{choice:?}"), format!("{:?}", preference.objective));
+        let (choice_text, objective) = (reference_kind(&choice).to_string(), format!("{:?}", preference.objective));
         // Values that are rounded on loading score otherwise.
         let params = p.settings.param_dtype.name().to_string();
         let (device, precision) = (gpu.caps().name.clone(), gpu.caps().matmul_precision.name().to_string());
@@ -365,6 +390,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     let output = Output {
         dir: out,
         fingerprint: &p.fingerprint,
+        time: p.time,
         cadence: Cadence {
             save_steps: args.save_steps.unwrap_or(Defaults::SAVE_STEPS),
             save_total_limit: args.save_total_limit.unwrap_or(Defaults::SAVE_TOTAL_LIMIT),
@@ -454,7 +480,8 @@ pub fn objective_text(settings: &TrainSettings) -> String {
 fn save(args: &TrainArgs, p: &Prepared, trainer: &Trainer, state: &State, out: &Path) -> Result<()> {
     let (d, gpu) = (&p.model.description, trainer.gpu);
     let read = |w: &weights::Weight| pollster::block_on(weights::read_back(gpu, w, false));
-    let card = ("README.md", card(args, p, gpu, state).to_markdown());
+    let mut texts = vec![("README.md", card(args, p, gpu, state).to_markdown())];
+    texts.extend(p.chat_template.iter().map(|source| (CHAT_TEMPLATE, source.clone())));
     if let Some(adapter) = &p.adapter {
         let dtype = dtype(args.output_dtype).unwrap_or(OutputDtype::F32);
         let matrices = trainer.decoder.adapter();
@@ -464,12 +491,12 @@ fn save(args: &TrainArgs, p: &Prepared, trainer: &Trainer, state: &State, out: &
                 read(if side == 0 { a } else { b })
             })?;
             copy_side_files(&p.model.dir, dir)?;
-            write_text(&dir.join(card.0), &card.1)
+            texts.iter().try_for_each(|(name, text)| write_text(&dir.join(name), text))
         });
     }
     let all: BTreeMap<&str, &weights::Weight> =
         trainer.decoder.weights().into_iter().map(|w| (w.spec.name.as_str(), w)).collect();
-    save_model(out, &p.model.checkpoint, d, dtype(args.output_dtype), &[card], &mut |spec| {
+    save_model(out, &p.model.checkpoint, d, dtype(args.output_dtype), &texts, &mut |spec| {
         all.get(spec.name.as_str()).map_or_else(|| p.model.checkpoint.values(spec), |w| read(w))
     })
 }

@@ -1,12 +1,49 @@
 //! What the data side hands to the engine: tokenised sequences, and micro-batches packed without padding.
 
+use std::ops::Range;
+
 /// One tokenised instruction–response text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sequence {
-    /// `[BOS] + tok(template(I) + R) + [EOS]`.
+    /// `[BOS] + tok(template(I) + R) + [EOS]`; with a chat template what it prints, nothing around it.
     pub ids: Vec<u32>,
     /// Index in `ids` of the first response token: everything before it is BOS, template and instruction.
     pub response_start: usize,
+    /// Parts of `ids` behind `response_start` that are no response but what stands between its answers, rising and apart; none where there is one answer.
+    pub between: Vec<Range<usize>>,
+}
+
+impl Sequence {
+    /// A sequence whose response goes on to its end.
+    pub fn new(ids: Vec<u32>, response_start: usize) -> Self {
+        Self { ids, response_start, between: Vec::new() }
+    }
+
+    /// Whether the token is a part of the response, and so scored by DPO and SFT. The first token of a sequence never is.
+    pub fn is_response(&self, token: usize) -> bool {
+        token >= self.response_start.max(1) && !self.between.iter().any(|range| range.contains(&token))
+    }
+
+    /// Number of response tokens that are scored.
+    pub fn n_response(&self) -> usize {
+        let between: usize = self.between.iter().map(Range::len).sum();
+        self.ids.len().saturating_sub(self.response_start.max(1) + between)
+    }
+
+    /// Cuts tokens out before the response.
+    pub(super) fn cut_before_response(&mut self, tokens: Range<usize>) {
+        let n = tokens.len();
+        self.ids.drain(tokens);
+        self.response_start -= n;
+        self.between.iter_mut().for_each(|range| *range = range.start - n..range.end - n);
+    }
+
+    /// Cuts everything from a token of the response on.
+    pub(super) fn truncate(&mut self, length: usize) {
+        self.ids.truncate(length);
+        self.between.retain(|range| range.start < length);
+        self.between.iter_mut().for_each(|range| range.end = range.end.min(length));
+    }
 }
 
 /// One row of data.
@@ -44,13 +81,14 @@ pub struct ScoredRow {
     pub target: u32,
 }
 
-/// Where a sequence's scored rows are. Rows `prefix` ∪ `own` in order are the predictions of its tokens 1.. .
+/// Where a sequence's scored rows are. Rows `prefix` ∪ `own` are the predictions of its tokens 1.. . Those of `prefix` are in the tokens'
+/// order; of `own` first those that predict no response token, then those that do, each in the tokens' order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
     /// Rows of the shared prefix (empty without one).
-    pub prefix: std::ops::Range<usize>,
+    pub prefix: Range<usize>,
     /// Rows of the sequence's own tokens.
-    pub own: std::ops::Range<usize>,
+    pub own: Range<usize>,
     /// First row of `own` that predicts a response token.
     pub response: usize,
 }
@@ -66,10 +104,19 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// (T), [prefix_start, prefix_end, own_start, own_end): visible keys; own_end = t + 1.
     pub ranges: Vec<[u32; 4]>,
-    /// (N) predictions, grouped: every span's `own` is contiguous, every prefix too.
+    /// (N) predictions, grouped: every span's `own` is contiguous, every prefix too ([`Span`] has their order).
     pub rows: Vec<ScoredRow>,
     /// (S) one per sequence: pairs give chosen, rejected, chosen, rejected...
     pub spans: Vec<Span>,
     /// Row numbers of the examples inside.
     pub examples: Vec<usize>,
+}
+
+impl Batch {
+    /// The rows that predict a sequence's tokens 1.. , in the tokens' order: of a sequence, hidden states follow one another as tokens do.
+    pub fn rows_in_order(&self, span: &Span) -> Vec<usize> {
+        let mut own: Vec<usize> = span.own.clone().collect();
+        own.sort_by_key(|&row| self.rows[row].hidden);
+        span.prefix.clone().chain(own).collect()
+    }
 }

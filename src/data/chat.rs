@@ -2,24 +2,55 @@
 //! untrusted: `bounds` keeps them from taking more than their share of time and memory.
 
 mod bounds;
+mod generation;
 
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
 use bounds::{Size, measure};
 
-use super::rows::Message;
-
 /// A compiled chat template and the special tokens that it may print.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     tokens: Vec<(String, String)>,
+    prints_date: bool,
+    /// What `strftime_now` prints, in seconds since 1970.
+    clock: Arc<AtomicU64>,
     /// For messages.
     file: String,
 }
+
+/// What a chat template is given beside the tokenizer's special tokens.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ChatInput<'a> {
+    /// Objects with every key of the row.
+    pub messages: &'a [serde_json::Value],
+    /// The row's list.
+    pub tools: Option<&'a serde_json::Value>,
+    /// The row's `chat_template_kwargs`.
+    pub kwargs: Option<&'a serde_json::Map<String, serde_json::Value>>,
+    /// Ask for an answer.
+    pub add_generation_prompt: bool,
+}
+
+/// A conversation as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenderedChat {
+    /// The text.
+    pub text: String,
+    /// Bytes within `{% generation %}` tags; empty without tags.
+    pub assistant: Vec<Range<usize>>,
+}
+
+/// The template's name in its environment, and that of its twin which marks what generation tags hold.
+const PLAIN: &str = "chat";
+const MARKED: &str = "marked";
 
 impl ChatTemplate {
     /// `tokens`: (`bos_token`, its text) and so on, as in tokenizer_config.json.
@@ -60,10 +91,32 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, format!("the template says: {message}")))
         });
-        environment.add_function("strftime_now", |format: String| strftime(&format, seconds_now()));
-        let source = bounds::bounded(&without_generation_tags(source), syntax)?;
-        environment.add_template_owned("chat", source).map_err(|e| one_line(&e))?;
-        Ok(Self { environment, tokens, file: String::new() })
+        let clock = Arc::new(AtomicU64::new(seconds_now()));
+        let shown = clock.clone();
+        environment.add_function("strftime_now", move |format: String| {
+            strftime(&format, shown.load(Ordering::Relaxed))
+        });
+        let plain = bounds::bounded(&generation::without_tags(source), syntax.clone())?;
+        environment.add_template_owned(PLAIN, plain).map_err(|e| one_line(&e))?;
+        if let Some(marked) = generation::with_marks(source) {
+            environment.add_template_owned(MARKED, bounds::bounded(&marked, syntax)?).map_err(|e| one_line(&e))?;
+        }
+        Ok(Self { environment, tokens, prints_date: source.contains("strftime_now"), clock, file: String::new() })
+    }
+
+    /// Whether the source has `{% generation %}` tags.
+    pub fn has_generation_tags(&self) -> bool {
+        self.environment.get_template(MARKED).is_ok()
+    }
+
+    /// Whether the source calls `strftime_now`.
+    pub fn prints_date(&self) -> bool {
+        self.prints_date
+    }
+
+    /// Sets what `strftime_now` prints, in seconds since 1970.
+    pub fn set_clock(&self, seconds: u64) {
+        self.clock.store(seconds, Ordering::Relaxed);
     }
 
     /// Messages will name the file that it is from.
@@ -71,22 +124,46 @@ impl ChatTemplate {
         Self { file: format!("{}: ", path.display()), ..self }
     }
 
-    /// The text of a conversation, as `apply_chat_template(..., tokenize=False)`.
+    /// Renders messages as `apply_chat_template` does.
     ///
     /// # Errors
     /// The reason, where the template refuses the conversation.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, String> {
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|m| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]))
-            .collect();
+    pub fn render(&self, input: &ChatInput<'_>) -> Result<RenderedChat, String> {
+        let text = self.render_named(PLAIN, input, &[])?;
+        let Some(marks) = generation::free_marks(&text).filter(|_| self.has_generation_tags()) else {
+            return Ok(RenderedChat { text, assistant: Vec::new() });
+        };
+        let marked = self.render_named(MARKED, input, &generation::values(marks))?;
+        let assistant = generation::spans(&marked, marks).filter(|(plain, _)| *plain == text);
+        Ok(RenderedChat { text, assistant: assistant.map(|(_, spans)| spans).unwrap_or_default() })
+    }
+
+    fn render_named(&self, name: &str, input: &ChatInput<'_>, more: &[(&str, String)]) -> Result<String, String> {
         let mut context: Vec<(String, Value)> =
             self.tokens.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
-        context.push(("messages".into(), Value::from(messages)));
-        context.push(("add_generation_prompt".into(), Value::from(add_generation_prompt)));
-        context.extend(["tools", "documents"].map(|name| (name.into(), Value::from(()))));
-        let template = self.environment.get_template("chat").and_then(|t| t.render(Value::from_pairs(context)));
+        context.push(("documents".into(), Value::from(())));
+        // A row's own values win over special tokens, as in transformers.
+        context.extend(input.kwargs.iter().flat_map(|k| k.iter()).map(|(k, v)| (k.clone(), from_json(v))));
+        context.push(("messages".into(), input.messages.iter().map(from_json).collect::<Value>()));
+        context.push(("add_generation_prompt".into(), Value::from(input.add_generation_prompt)));
+        context.push(("tools".into(), input.tools.map_or(Value::from(()), from_json)));
+        context.extend(more.iter().map(|(k, v)| ((*k).into(), Value::from(v.as_str()))));
+        let template = self.environment.get_template(name).and_then(|t| t.render(Value::from_pairs(context)));
         template.map_err(|e| format!("{}{}", self.file, one_line(&e)))
+    }
+}
+
+fn from_json(value: &serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(b) => Value::from(*b),
+        serde_json::Value::Number(n) => match (n.as_i64(), n.as_f64()) {
+            (Some(n), _) => Value::from(n),
+            (None, n) => Value::from(n.unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(items) => items.iter().map(from_json).collect(),
+        serde_json::Value::Object(map) => Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), from_json(v)))),
     }
 }
 
@@ -97,24 +174,6 @@ fn one_line(error: &Error) -> String {
         Some(line) => format!("chat template, line {line}: {reason}"),
         None => format!("chat template: {reason}"),
     }
-}
-
-/// transformers' `{% generation %}` marks assistant tokens and prints nothing: the same as `{% if true %}`.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (tag, end) = (&rest[start..start + length], start + length);
-        out.push_str(&rest[..start]);
-        match tag.trim_start_matches("{%").trim_matches(['-', '+', ' ', '\n', '\t']) {
-            "generation" => out.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
-            _ => out.push_str(tag),
-        }
-        rest = &rest[end..];
-    }
-    out + rest
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
@@ -223,11 +282,10 @@ mod tests {
     use super::*;
 
     fn render(source: &str, messages: &[(&str, &str)], generation: bool) -> Result<String, String> {
-        let messages: Vec<Message> = messages
-            .iter()
-            .map(|(role, content)| Message { role: (*role).into(), content: (*content).into() })
-            .collect();
-        ChatTemplate::new(source, vec![("bos_token".into(), "<s>".into())])?.render(&messages, generation)
+        let message = |(role, content): &(&str, &str)| serde_json::json!({"role": role, "content": content});
+        let messages: Vec<serde_json::Value> = messages.iter().map(message).collect();
+        let input = ChatInput { messages: &messages, add_generation_prompt: generation, ..ChatInput::default() };
+        ChatTemplate::new(source, vec![("bos_token".into(), "<s>".into())])?.render(&input).map(|r| r.text)
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct Report {
     pub notes: Vec<RowNote>,
     /// About the tokenizer.
     pub tokenizer_notes: Vec<String>,
+    /// About many rows, a line a kind.
+    pub remarks: Vec<String>,
     /// Tokens a sequence, before the limit.
     pub lengths: Lengths,
     /// Tokens of the rows kept, each sequence alone.
@@ -113,11 +115,12 @@ pub fn check(data: &Dataset, tokenizer: &Tokenizer, n_shown: usize) -> Report {
         n_truncated: data.count(Fate::Truncated),
         notes: data.notes.iter().map(note).collect(),
         tokenizer_notes: tokenizer.notes().to_vec(),
+        remarks: data.remarks.lines(),
         lengths: lengths(&data.lengths),
         n_tokens: sum(&|e| e.n_tokens(false)),
         n_tokens_shared: sum(&|e| e.n_tokens(true)),
         n_scored_joint: sum(&|e| e.sequences.iter().map(|s| s.ids.len() - 1).sum()),
-        n_scored_conditional: sum(&|e| e.sequences.iter().map(|s| s.ids.len() - s.response_start.max(1)).sum()),
+        n_scored_conditional: sum(&|e| e.sequences.iter().map(super::batch::Sequence::n_response).sum()),
         rows: data.examples.iter().take(n_shown).map(|e| shown(e, data, tokenizer)).collect(),
     }
 }
@@ -129,7 +132,7 @@ fn shown(example: &Example, data: &Dataset, tokenizer: &Tokenizer) -> ShownRow {
             id,
             text: tokenizer.show(id),
             joint: i > 0,
-            conditional: i >= sequence.response_start.max(1),
+            conditional: sequence.is_response(i),
         };
         ShownSide { name, tokens: sequence.ids.iter().enumerate().map(token).collect() }
     };
@@ -180,7 +183,7 @@ impl fmt::Display for Report {
             }
             writeln!(f)?;
         }
-        for note in &self.tokenizer_notes {
+        for note in self.tokenizer_notes.iter().chain(&self.remarks) {
             writeln!(f, "note: {}", one_line(note))?;
         }
         for note in &self.notes {

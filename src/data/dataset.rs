@@ -1,9 +1,13 @@
 //! Rows → tokenised examples that fit the length limit, with a note for every row that did not come through whole.
 
+use std::collections::BTreeSet;
+
 use sha2::{Digest, Sha256};
 
 use super::batch::{Example, Sequence};
-use super::rows::{Content, Place, Row, Text};
+use super::conversation::Text;
+use super::remarks::Remarks;
+use super::rows::{Place, Row};
 use super::template::Template;
 use super::tokens::Tokenizer;
 use crate::error::{Error, Result};
@@ -81,6 +85,8 @@ pub struct Dataset {
     pub notes: Vec<Note>,
     /// Tokens of every sequence before any limit, dropped rows included.
     pub lengths: Vec<usize>,
+    /// What is to be said of many rows, dropped ones included.
+    pub remarks: Remarks,
 }
 
 impl Dataset {
@@ -94,24 +100,24 @@ impl Dataset {
         let mut data = Self::default();
         for (row, Row { place, content }) in rows.iter().enumerate() {
             data.places.push(place.clone());
-            let texts: Vec<&Text> = match content {
-                Content::Preference { chosen, rejected } => vec![chosen, rejected],
-                Content::Single(text) | Content::Labelled(text, _) => vec![text],
-            };
+            let texts = content.texts();
             if content.label().is_some() != rows[0].content.label().is_some() {
                 return Err(
                     place.error("texts with a label stand beside rows of other forms: learn from one or the other")
                 );
             }
             let mut sequences = Vec::with_capacity(texts.len());
+            let mut remarks = BTreeSet::new();
             for (side, text) in texts.iter().enumerate() {
-                let sequence = tokenizer.encode(text, template).map_err(|reason| place.error(reason))?;
-                if sequence.ids.len() <= sequence.response_start.max(1) {
+                let sequence = tokenizer.encode_with_remarks(text, template, &mut remarks);
+                let sequence = sequence.map_err(|reason| place.error(reason))?;
+                if sequence.n_response() == 0 {
                     return Err(place.error(format!("{} has no token to score", side_name(texts.len(), side))));
                 }
                 data.lengths.push(sequence.ids.len());
                 sequences.push(sequence);
             }
+            data.remarks.add_row(remarks);
             if limits.overflow == Overflow::Paper && texts.len() == 2 {
                 let characters = |text: &&Text| tokenizer.characters(text, template);
                 let characters = texts.iter().map(characters).collect::<std::result::Result<Vec<_>, _>>();
@@ -188,6 +194,10 @@ impl Dataset {
             example.desirable.iter().for_each(|&desirable| number(usize::MAX - usize::from(desirable)));
             for sequence in &example.sequences {
                 number(sequence.response_start);
+                for range in &sequence.between {
+                    // Beyond any number of tokens, as above.
+                    [usize::MAX - 2, range.start, range.end].into_iter().for_each(&mut number);
+                }
                 number(sequence.ids.len());
                 sequence.ids.iter().for_each(|&id| number(id as usize));
             }
@@ -239,8 +249,7 @@ fn fit(sequences: &mut [Sequence], same_instruction: bool, bos: Option<u32>, lim
 /// From the left; BOS stays.
 fn cut_instruction(sequence: &mut Sequence, tokens: usize, bos: Option<u32>) {
     let keep = usize::from(sequence.ids.first().is_some_and(|id| Some(*id) == bos));
-    sequence.ids.drain(keep..keep + tokens);
-    sequence.response_start -= tokens;
+    sequence.cut_before_response(keep..keep + tokens);
 }
 
 /// [`Overflow::Paper`], but for BOS, which its code loses. Sides with the same instruction may lose different parts of it.
@@ -257,7 +266,7 @@ fn fit_as_the_paper(sides: [&mut Sequence; 2], bos: Option<u32>, max_length: usi
             cut_instruction(sequence, sequence.response_start.saturating_sub(half), bos);
         }
         if sequence.response_start + chosen > max_length {
-            sequence.ids.truncate(sequence.response_start + response(sequence).min(half));
+            sequence.truncate(sequence.response_start + response(sequence).min(half));
         }
         let length = sequence.ids.len();
         if length > max_length {

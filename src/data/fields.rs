@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::rows::{FORMS, FieldMap, Instruction, Message, Text};
+use super::conversation::{Conversation, Instruction, Message, Response, TemplateInputs, Text};
+use super::rows::{FORMS, FieldMap};
 
 type Reason = String;
 
@@ -38,10 +39,10 @@ impl<'a> Fields<'a> {
             value => {
                 let messages = messages(value, name)?;
                 match messages.last() {
-                    Some(last) if last.role == "assistant" => {
+                    Some(last) if last.is_assistant() => {
                         Err(format!("field `{name}`: ends with an assistant message, which belongs to the response"))
                     }
-                    _ => Ok(Instruction::Chat(messages)),
+                    _ => Ok(Instruction::Chat(messages.into())),
                 }
             }
         }
@@ -53,43 +54,91 @@ impl<'a> Fields<'a> {
         let name = self.map.name(answer);
         let value = self.need(answer)?;
         if let Value::String(response) = value {
-            return Ok(Text { instruction, response: response.clone() });
+            return Ok(Text { instruction, response: response.as_str().into() });
         }
         let mut said = messages(value, name)?;
-        let conversation_of = |mut before: Vec<Message>, said: Vec<Message>| {
-            before.extend(said);
-            conversation(before, name)
-        };
+        let is_answer = |said: &[Message]| said.first().is_some_and(Message::is_assistant);
         match instruction {
-            Instruction::Chat(before) if said.len() == 1 => conversation_of(before, said),
-            Instruction::Plain(text) if said.len() == 1 => {
-                conversation_of(vec![Message { role: "user".into(), content: text }], said)
-            }
             // UltraFeedback's form: the prompt is told apart and again inside of the conversation.
             Instruction::Plain(text)
-                if said.iter().rev().nth(1).is_some_and(|m| m.role == "user" && m.content == text) =>
+                if said.iter().rev().nth(1).is_some_and(|m| m.role() == "user" && m.text() == text) =>
             {
-                conversation(std::mem::take(&mut said), name)
+                Text::last_turn(std::mem::take(&mut said), name)
             }
-            _ => Err(format!("field `{name}`: expected one assistant message after the prompt, found {}", said.len())),
+            // A list of prompt messages told again works alike.
+            Instruction::Chat(before) if said.len() > before.messages.len() && said.starts_with(&before.messages) => {
+                completion(before, said.split_off(said.len() - 1), name)
+            }
+            instruction if is_answer(&said) || !said.iter().any(Message::is_assistant) => {
+                completion(instruction.conversation(), said, name)
+            }
+            _ => Err(format!(
+                "field `{name}`: expected the assistant's messages after the prompt, found {} of which the first is the {}'s",
+                said.len(),
+                said[0].role().escape_debug()
+            )),
         }
     }
-}
 
-/// Splits off the last message, which must be the assistant's.
-pub(super) fn conversation(mut messages: Vec<Message>, name: &str) -> Result<Text, Reason> {
-    match messages.pop() {
-        Some(last) if last.role != "assistant" => Err(format!(
-            "field `{name}`: the last message must be the assistant's, its role is `{}`",
-            last.role.escape_debug()
-        )),
-        Some(_) if messages.is_empty() => Err(format!("field `{name}`: no message stands before the response")),
-        Some(last) => Ok(Text { instruction: Instruction::Chat(messages), response: last.content }),
-        None => Err(format!("field `{name}`: no messages")),
+    /// The row's `tools` and `chat_template_kwargs`, for its chat template.
+    pub fn inputs(&self) -> Result<TemplateInputs, Reason> {
+        let tools = match self.get("tools") {
+            None => None,
+            Some(list @ Value::Array(_)) => Some(list.clone()),
+            // Data sets keep what differs from row to row as JSON text; TRL reads it so too.
+            Some(Value::String(text)) => match serde_json::from_str(text) {
+                Ok(list @ Value::Array(_)) => Some(list),
+                Ok(Value::Null) => None,
+                _ => return Err("field `tools`: is text, and no JSON list".into()),
+            },
+            Some(other) => return Err(format!("field `tools`: expected a list, found {}", kind(other))),
+        };
+        let kwargs = match self.get("chat_template_kwargs") {
+            None => Map::new(),
+            Some(Value::Object(kwargs)) => kwargs.clone(),
+            Some(other) => {
+                return Err(format!("field `chat_template_kwargs`: expected an object, found {}", kind(other)));
+            }
+        };
+        if let Some(taken) = kwargs.keys().find(|key| TAKEN.contains(&key.as_str())) {
+            return Err(format!("field `chat_template_kwargs.{taken}`: is set by the program, not by a row"));
+        }
+        Ok(TemplateInputs { tools, kwargs })
     }
 }
 
-/// A list of {role, content}; content may be a list of text parts.
+/// Arguments of transformers' `apply_chat_template` that are not the template's.
+const TAKEN: [&str; 13] = [
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "max_length",
+    "messages",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "tools",
+    "truncation",
+];
+
+/// A prompt and the messages behind it.
+pub(super) fn completion(prompt: Conversation, said: Vec<Message>, name: &str) -> Result<Text, Reason> {
+    match said.last() {
+        Some(last) if last.is_assistant() && !prompt.messages.is_empty() => {
+            Ok(Text { instruction: Instruction::Chat(prompt), response: Response::Completion(said) })
+        }
+        Some(last) if last.is_assistant() => Err(format!("field `{name}`: no message stands before the response")),
+        last => Err(format!(
+            "field `{name}`: the last message must be the assistant's, its role is `{}`",
+            last.map_or("", Message::role).escape_debug()
+        )),
+    }
+}
+
+/// A list of {role, content} with all their keys; content may be a list of text parts.
 pub(super) fn messages(value: &Value, name: &str) -> Result<Vec<Message>, Reason> {
     let Value::Array(items) = value else {
         return Err(format!("field `{name}`: expected text or a list of messages, found {}", kind(value)));
@@ -97,43 +146,14 @@ pub(super) fn messages(value: &Value, name: &str) -> Result<Vec<Message>, Reason
     if items.is_empty() {
         return Err(format!("field `{name}`: the list of messages is empty"));
     }
-    let mut all = Vec::with_capacity(items.len());
-    for (i, item) in items.iter().enumerate() {
-        let Value::Object(item) = item else {
-            return Err(format!("field `{name}[{i}]`: expected a message {{role, content}}, found {}", kind(item)));
-        };
-        if item
-            .get("tool_calls")
-            .is_some_and(|calls| !calls.is_null() && calls.as_array().is_none_or(|c| !c.is_empty()))
-        {
-            return Err(format!("field `{name}[{i}].tool_calls`: tool calls are not supported"));
+    let message = |(i, item): (usize, &Value)| {
+        let at = format!("{name}[{i}]");
+        match item {
+            Value::Object(item) => Message::from_object(item, &at),
+            other => Err(format!("field `{at}`: expected a message {{role, content}}, found {}", kind(other))),
         }
-        let role = match item.get("role") {
-            Some(Value::String(role)) => role.clone(),
-            other => {
-                return Err(format!(
-                    "field `{name}[{i}].role`: expected text, found {}",
-                    other.map_or("nothing", kind)
-                ));
-            }
-        };
-        let content = match item.get("content") {
-            Some(Value::String(content)) => content.clone(),
-            Some(Value::Array(parts)) => parts
-                .iter()
-                .map(|part| part.get("text").and_then(Value::as_str))
-                .collect::<Option<String>>()
-                .ok_or_else(|| format!("field `{name}[{i}].content`: only parts of text are supported"))?,
-            other => {
-                return Err(format!(
-                    "field `{name}[{i}].content`: expected text, found {}",
-                    other.map_or("nothing", kind)
-                ));
-            }
-        };
-        all.push(Message { role, content });
-    }
-    Ok(all)
+    };
+    items.iter().enumerate().map(message).collect()
 }
 
 /// "the row has `a`, `b`", on one line and not too long.

@@ -3,6 +3,8 @@
 //! A pair whose instructions share a prefix of P ≥ 2 tokens becomes `[prefix][chosen's rest][rejected's rest]`; both rests go
 //! on at position P and see the prefix. The prefix's last hidden state predicts the first token of either rest.
 
+use std::ops::Range;
+
 use super::batch::{Batch, Example, ScoredRow, Sequence, Span};
 
 /// A prefix of one token saves nothing worth a third segment.
@@ -34,9 +36,9 @@ impl Batch {
     /// The sequences inside, rebuilt from the scored rows: `pack`'s inverse, for sequences of two tokens or more.
     pub fn unpack(&self) -> Vec<Vec<u32>> {
         let ids = |span: &Span| {
-            let rows = || self.rows[span.prefix.clone()].iter().chain(&self.rows[span.own.clone()]);
-            let first = rows().next().map(|row| self.ids[row.hidden as usize]);
-            first.into_iter().chain(rows().map(|row| row.target)).collect()
+            let rows: Vec<ScoredRow> = self.rows_in_order(span).into_iter().map(|row| self.rows[row]).collect();
+            let first = rows.first().map(|row| self.ids[row.hidden as usize]);
+            first.into_iter().chain(rows.iter().map(|row| row.target)).collect()
         };
         self.spans.iter().map(ids).collect()
     }
@@ -45,7 +47,7 @@ impl Batch {
         let start = self.ids.len() as u32;
         self.push_segment(&sequence.ids, 0, [start, start]);
         let own = self.push_rows(&sequence.ids, start, None);
-        let response = (own.start + sequence.response_start.max(1) - 1).min(own.end);
+        let response = self.responses_last(&own, |row| sequence.is_response(row + 1));
         self.spans.push(Span { prefix: own.start..own.start, own, response });
     }
 
@@ -59,9 +61,18 @@ impl Batch {
             let (rest, at) = (&sequence.ids[shared..], self.ids.len() as u32);
             self.push_segment(rest, shared as u32, [start, last + 1]);
             let own = self.push_rows(rest, at, Some(last));
-            let response = (own.start + sequence.response_start - shared).min(own.end);
+            let response = self.responses_last(&own, |row| sequence.is_response(shared + row));
             self.spans.push(Span { prefix: prefix.clone(), own, response });
         }
+    }
+
+    /// Puts a sequence's rows that predict a response token behind its others; gives the first of them.
+    fn responses_last(&mut self, own: &Range<usize>, is_response: impl Fn(usize) -> bool) -> usize {
+        let rows = self.rows[own.clone()].to_vec();
+        let (response, rest): (Vec<_>, Vec<_>) = rows.into_iter().enumerate().partition(|(row, _)| is_response(*row));
+        let first = own.start + rest.len();
+        self.rows.splice(own.clone(), rest.into_iter().chain(response).map(|(_, row)| row));
+        first
     }
 
     fn push_segment(&mut self, ids: &[u32], position: u32, prefix: [u32; 2]) {
@@ -75,7 +86,7 @@ impl Batch {
     }
 
     /// Predictions of the tokens that lie from `start` on: of the first one only by the hidden state `before`.
-    fn push_rows(&mut self, ids: &[u32], start: u32, before: Option<u32>) -> std::ops::Range<usize> {
+    fn push_rows(&mut self, ids: &[u32], start: u32, before: Option<u32>) -> Range<usize> {
         let first = self.rows.len();
         if let (Some(hidden), Some(&target)) = (before, ids.first()) {
             self.rows.push(ScoredRow { hidden, target });

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use super::fields::{Fields, conversation, messages};
-use super::rows::{FieldMap, Instruction, Place};
+use super::conversation::{Instruction, Message, Text};
+use super::fields::{Fields, messages};
+use super::rows::{FieldMap, Place};
 use super::source::for_each_row;
 use crate::error::Result;
 
@@ -35,11 +36,12 @@ pub fn read_prompts(path: impl AsRef<Path>, map: &FieldMap) -> Result<Vec<Prompt
             Some(name) => (fields.instruction(name)?, gold),
             None if fields.get("messages").is_some() => {
                 let messages = messages(fields.need("messages")?, map.name("messages"))?;
-                if messages.last().is_some_and(|m| m.role == "assistant") {
-                    let text = conversation(messages, map.name("messages"))?;
-                    (text.instruction, Some(text.response))
+                if messages.last().is_some_and(Message::is_assistant) {
+                    let text = Text::last_turn(messages, map.name("messages"))?;
+                    let gold = text.response.messages().last().map(Message::text);
+                    (text.instruction, gold)
                 } else {
-                    (Instruction::Chat(messages), gold)
+                    (Instruction::Chat(messages.into()), gold)
                 }
             }
             None => {
@@ -49,7 +51,7 @@ pub fn read_prompts(path: impl AsRef<Path>, map: &FieldMap) -> Result<Vec<Prompt
                 ));
             }
         };
-        prompts.push(Prompt { place, instruction, gold });
+        prompts.push(Prompt { place, instruction: instruction.with_inputs(fields.inputs()?), gold });
         Ok(())
     })?;
     Ok(prompts)

@@ -6,40 +6,14 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::fields::{Fields, conversation, messages};
+pub use super::conversation::{Conversation, Instruction, Message, Response, TemplateInputs, Text};
+use super::fields::{Fields, completion, messages};
 use super::source::for_each_row;
 use crate::error::{Error, Result};
 
 /// The forms of a row, as error messages list them.
 pub const FORMS: &str = "{i_chosen, r_chosen, i_reject, r_reject}, {prompt, chosen, rejected}, {chosen, rejected} as conversations, \
      {prompt_chosen, chosen, prompt_rejected, rejected}, {instruction, response}, {prompt, completion}, {messages}; one text may have a {label}, true or false";
-
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, or whatever the chat template knows.
-    pub role: String,
-    /// Its text.
-    pub content: String,
-}
-
-/// What the response answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Instruction {
-    /// Plain text.
-    Plain(String),
-    /// A conversation up to the response, which is the next assistant message.
-    Chat(Vec<Message>),
-}
-
-/// An instruction and its response.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Text {
-    /// I.
-    pub instruction: Instruction,
-    /// R, never empty.
-    pub response: String,
-}
 
 /// What a row holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +37,28 @@ impl Content {
         match self {
             Self::Labelled(_, desirable) => Some(*desirable),
             Self::Preference { .. } | Self::Single(_) => None,
+        }
+    }
+
+    /// Its texts: chosen and rejected, or one.
+    pub fn texts(&self) -> Vec<&Text> {
+        match self {
+            Self::Preference { chosen, rejected } => vec![chosen, rejected],
+            Self::Single(text) | Self::Labelled(text, _) => vec![text],
+        }
+    }
+
+    /// Scores the last answer of single texts alone: `--last-turn-only`.
+    pub fn keep_last_turn(&mut self) {
+        if let Self::Single(text) | Self::Labelled(text, _) = self {
+            text.keep_last_turn();
+        }
+    }
+
+    fn texts_mut(&mut self) -> Vec<&mut Text> {
+        match self {
+            Self::Preference { chosen, rejected } => vec![chosen, rejected],
+            Self::Single(text) | Self::Labelled(text, _) => vec![text],
         }
     }
 }
@@ -199,7 +195,9 @@ fn content_for(object: &Map<String, Value>, map: &FieldMap, purpose: Purpose) ->
         (Content::Single(_), Purpose::Sft) if label.and_then(Value::as_bool) == Some(false) => {
             Err(format!("the label says that the text is not one to imitate (`{}`: false)", map.name("label")))
         }
-        (Content::Single(text), Purpose::Judgement | Purpose::Any) if is_label => {
+        (Content::Single(mut text), Purpose::Judgement | Purpose::Any) if is_label => {
+            // The label is of the last answer.
+            text.keep_last_turn();
             Ok(Content::Labelled(text, label == Some(&Value::Bool(true))))
         }
         (Content::Single(_), Purpose::Judgement) => {
@@ -289,7 +287,7 @@ fn content(fields: &Fields) -> std::result::Result<Content, String> {
     let any = |names: &[&str]| names.iter().any(|name| fields.get(name).is_some());
     let content = if any(&["i_chosen", "r_chosen", "i_reject", "r_reject"]) {
         let side = |i: &str, r: &str| {
-            Ok::<_, String>(Text { instruction: Instruction::Plain(fields.text(i)?), response: fields.text(r)? })
+            Ok::<_, String>(Text { instruction: Instruction::Plain(fields.text(i)?), response: fields.text(r)?.into() })
         };
         Content::Preference { chosen: side("i_chosen", "r_chosen")?, rejected: side("i_reject", "r_reject")? }
     } else if any(&["prompt_chosen", "prompt_rejected"]) {
@@ -305,10 +303,8 @@ fn content(fields: &Fields) -> std::result::Result<Content, String> {
     } else if any(&["chosen", "rejected"]) {
         implicit(fields)?
     } else if any(&["messages"]) {
-        Content::Single(conversation(
-            messages(fields.need("messages")?, fields.map.name("messages"))?,
-            fields.map.name("messages"),
-        )?)
+        let name = fields.map.name("messages");
+        Content::Single(Text::every_turn(messages(fields.need("messages")?, name)?, name)?)
     } else if any(&["completion"]) {
         Content::Single(fields.answered("prompt", "completion")?)
     } else if any(&["instruction", "response"]) {
@@ -319,10 +315,14 @@ fn content(fields: &Fields) -> std::result::Result<Content, String> {
             super::fields::names(fields.object)
         ));
     };
-    let (sides, names): (Vec<&Text>, _) = match &content {
-        Content::Preference { chosen, rejected } => (vec![chosen, rejected], ["chosen ", "rejected "]),
-        Content::Single(text) | Content::Labelled(text, _) => (vec![text], ["", ""]),
-    };
+    let inputs = fields.inputs()?;
+    let mut content = content;
+    for text in content.texts_mut() {
+        let instruction = std::mem::replace(&mut text.instruction, Instruction::Plain(String::new()));
+        text.instruction = instruction.with_inputs(inputs.clone());
+    }
+    let sides = content.texts();
+    let names = if sides.len() == 2 { ["chosen ", "rejected "] } else { ["", ""] };
     match sides.iter().position(|text| text.response.is_empty()) {
         Some(side) => Err(format!("the {}response is empty", names[side])),
         None => Ok(content),
@@ -344,16 +344,20 @@ fn implicit(fields: &Fields) -> std::result::Result<Content, String> {
     let chosen = messages(fields.need("chosen")?, chosen_name)?;
     let rejected = messages(fields.need("rejected")?, rejected_name)?;
     let shared = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
-    let whole = chosen.len() == shared && rejected.len() == shared;
-    if !whole && (chosen.len() != shared + 1 || rejected.len() != shared + 1) {
+    let shortest = chosen.len().min(rejected.len());
+    // Equal conversations, or one that goes on where the other ends: the last message of the shorter one is the response.
+    let shared = shared.min(shortest - 1);
+    if ![&chosen, &rejected].iter().all(|side| side[shared].is_assistant()) {
         return Err(format!(
-            "`{chosen_name}` ({} messages) and `{rejected_name}` ({}) share their first {shared}; they must differ in one last assistant message",
+            "`{chosen_name}` ({} messages) and `{rejected_name}` ({}) share their first {shared}; what follows must begin with an assistant \
+             message on both sides",
             chosen.len(),
             rejected.len()
         ));
     }
-    Ok(Content::Preference {
-        chosen: conversation(chosen, chosen_name)?,
-        rejected: conversation(rejected, rejected_name)?,
-    })
+    let side = |mut messages: Vec<Message>, name: &str| {
+        let said = messages.split_off(shared);
+        completion(messages.into(), said, name)
+    };
+    Ok(Content::Preference { chosen: side(chosen, chosen_name)?, rejected: side(rejected, rejected_name)? })
 }

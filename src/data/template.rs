@@ -1,7 +1,12 @@
 //! What stands around an instruction: the paper's templates, the tokenizer's chat template, none, or one's own.
 
+use std::ops::Range;
+
+use serde_json::Value;
+
 use super::chat::ChatTemplate;
-use super::rows::{Instruction, Message, Text};
+use super::conversation::{Conversation, Instruction, Message, Text};
+use super::turns::render_turns;
 use crate::error::{Error, Result};
 
 const PAPER: &str = "### Instructions: {instruction}\n\n### Response:";
@@ -23,15 +28,15 @@ pub enum Template {
     Text(String),
 }
 
-/// A text to tokenise, and where its parts end.
+/// A text to tokenise, and what of it is scored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
     /// template(I) + R, and what the chat template puts behind.
     pub text: String,
-    /// Bytes of template(I).
-    pub instruction_bytes: usize,
-    /// Where the chat template's own ending starts; `None` where no template closes the response.
-    pub closing: Option<usize>,
+    /// Bytes of the response, or of each of its answers, rising; the last one ends where the text does, unless tags say otherwise.
+    pub scored: Vec<Range<usize>>,
+    /// Answers (by their number in `scored`) whose prompt is no prefix of the text, each with that prompt: tokens decide where they part.
+    pub cut: Vec<(usize, String)>,
 }
 
 impl Template {
@@ -56,7 +61,7 @@ impl Template {
         }
     }
 
-    /// The text before the response.
+    /// Renders the text before the response.
     ///
     /// # Errors
     /// The reason, where the template can't hold this instruction.
@@ -66,63 +71,38 @@ impl Template {
         chat: Option<&ChatTemplate>,
     ) -> std::result::Result<String, String> {
         let pattern = match self {
-            Self::Chat => return chat.ok_or(NO_CHAT)?.render(&conversation(instruction), true),
+            Self::Chat => {
+                let Conversation { messages, inputs } = instruction.conversation();
+                let values: Vec<Value> = messages.iter().map(Message::to_value).collect();
+                let rendered = chat.ok_or(NO_CHAT)?.render(&inputs.for_template(&values, true))?;
+                return Ok(rendered.text);
+            }
             Self::Paper => PAPER,
             Self::PaperTldr => PAPER_TLDR,
             Self::None => PLACE,
             Self::Text(pattern) => pattern,
         };
-        let text = plain(instruction)?;
+        let text = instruction.plain()?;
         let (before, after) = pattern.split_once(PLACE).unwrap_or((pattern, ""));
         Ok(format!("{before}{text}{after}"))
     }
 
-    /// The whole text.
+    /// Renders the whole text.
     ///
     /// # Errors
     /// The reason, where the template can't hold this text.
     pub fn render(&self, text: &Text, chat: Option<&ChatTemplate>) -> std::result::Result<Rendered, String> {
-        let instruction = self.instruction(&text.instruction, chat)?;
-        let instruction_bytes = instruction.len();
-        if *self != Self::Chat {
-            return Ok(Rendered { text: instruction + &text.response, instruction_bytes, closing: None });
+        if *self == Self::Chat {
+            return render_turns(text, chat.ok_or(NO_CHAT)?);
         }
-        let mut messages = conversation(&text.instruction);
-        messages.push(Message { role: "assistant".into(), content: text.response.clone() });
-        let whole = chat.ok_or(NO_CHAT)?.render(&messages, false)?;
-        let Some(answer) = whole.strip_prefix(&instruction) else {
-            return Err("the chat template's text with the response does not begin with its text that asks for one, so where the \
-                        response begins is unknown: use another template"
-                .into());
-        };
-        // Templates may trim the response, so it is sought as it stands and trimmed.
-        let response =
-            [text.response.as_str(), text.response.trim()].into_iter().find_map(|r| Some((r, answer.find(r)?)));
-        let closing = instruction_bytes + response.map_or(0, |(r, at)| at + r.len());
-        Ok(Rendered { text: whole, instruction_bytes, closing: Some(closing) })
+        let instruction = self.instruction(&text.instruction, chat)?;
+        let start = instruction.len();
+        let text = instruction + &text.response.plain()?;
+        Ok(Rendered { scored: vec![start..text.len()], text, cut: Vec::new() })
     }
 }
 
 const NO_CHAT: &str = "the tokenizer has no chat template";
-
-fn conversation(instruction: &Instruction) -> Vec<Message> {
-    match instruction {
-        Instruction::Plain(text) => vec![Message { role: "user".into(), content: text.clone() }],
-        Instruction::Chat(messages) => messages.clone(),
-    }
-}
-
-fn plain(instruction: &Instruction) -> std::result::Result<&str, String> {
-    match instruction {
-        Instruction::Plain(text) => Ok(text),
-        Instruction::Chat(messages) => match messages.as_slice() {
-            [only] if only.role == "user" => Ok(&only.content),
-            _ => {
-                Err(format!("a conversation of {} messages before the response needs --template chat", messages.len()))
-            }
-        },
-    }
-}
 
 fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -153,7 +133,7 @@ mod tests {
         let t = text(Instruction::Plain("Say {hi} {instruction}".into()), "Hi");
         let r = Template::Paper.render(&t, None).unwrap();
         assert_eq!(r.text, "### Instructions: Say {hi} {instruction}\n\n### Response:Hi");
-        assert_eq!(&r.text[r.instruction_bytes..], "Hi");
+        assert_eq!(&r.text[r.scored[0].clone()], "Hi");
         let r = Template::PaperTldr.render(&t, None).unwrap();
         assert_eq!(
             r.text,
@@ -177,20 +157,20 @@ mod tests {
     }
 
     #[test]
-    fn chat_closes_the_response() {
+    fn chat_scores_what_follows_the_question() {
         let source = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
         let chat = ChatTemplate::new(source, vec![]).unwrap();
         let r = Template::Chat.render(&text(Instruction::Plain("Q".into()), " A </> "), Some(&chat)).unwrap();
         assert_eq!(r.text, "<user>Q</>\n<assistant>A </></>\n");
-        assert_eq!(&r.text[r.instruction_bytes..r.closing.unwrap()], "A </>");
+        assert_eq!((&r.text[r.scored[0].clone()], r.scored.len(), r.cut.len()), ("A </></>\n", 1, 0));
 
+        // The question is no prefix of the answered text.
         let source =
             "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}";
         let chat = ChatTemplate::new(source, vec![]).unwrap();
-        let reason = Template::Chat.render(&text(Instruction::Plain("Q".into()), "A"), Some(&chat)).unwrap_err();
-        assert!(reason.contains("does not begin with"), "{reason}");
-        let many =
-            Instruction::Chat(["system", "user"].map(|r| Message { role: r.into(), content: "x".into() }).into());
+        let r = Template::Chat.render(&text(Instruction::Plain("Q".into()), "A"), Some(&chat)).unwrap();
+        assert_eq!((r.text.as_str(), r.scored, r.cut), ("QA", vec![1..2], vec![(0, "Q<think>".into())]));
+        let many = Instruction::Chat(["system", "user"].map(|r| Message::new(r, "x")).to_vec().into());
         assert!(Template::Paper.render(&text(many.clone(), "A"), None).unwrap_err().contains("--template chat"));
         assert_eq!(Template::Chat.render(&text(many, "A"), None).unwrap_err(), NO_CHAT);
     }

@@ -1,13 +1,16 @@
 //! A checkpoint's tokenizer: texts to ids with the boundary between instruction and response, and back.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::batch::Sequence;
-use super::chat::ChatTemplate;
-use super::rows::{Instruction, Text};
-use super::template::Template;
+use super::conversation::{Instruction, Text};
+use super::named_templates::{NamedTemplates, SourceTemplate};
+use super::remarks::{Remark, note_keys, note_rendering};
+use super::template::{Rendered, Template};
 use super::untrusted::{self, without_panic};
 use crate::error::{Error, Result};
 use crate::model::folder::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, read_inside, read_optional};
@@ -19,7 +22,10 @@ pub struct Tokenizer {
     dir: PathBuf,
     bos: Option<u32>,
     eos: Option<u32>,
-    chat: Option<ChatTemplate>,
+    /// Tokens that end a response, for the note on answers that end in none.
+    stops: Vec<u32>,
+    special: Vec<(String, String)>,
+    chats: NamedTemplates,
     /// Ids from here on are unknown to the model.
     vocab_limit: Option<usize>,
     notes: Vec<String>,
@@ -34,8 +40,8 @@ impl Tokenizer {
         let dir = dir.as_ref();
         let tokenizer = read_inside(dir, "tokenizer.json", MAX_TOKENIZER_BYTES)?;
         let optional = |name: &str| read_optional(dir, name, MAX_CONFIG_BYTES);
-        let (config, chat) = (optional("tokenizer_config.json")?, optional("chat_template.jinja")?);
-        Self::from_parts(dir, tokenizer.as_bytes(), config.as_deref(), chat.as_deref())
+        let config = optional("tokenizer_config.json")?;
+        Self::from_files(dir, tokenizer.as_bytes(), config.as_deref(), &NamedTemplates::read_files(dir)?)
     }
 
     /// From the files' contents; `dir` serves error messages.
@@ -43,6 +49,16 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::load`].
     pub fn from_parts(dir: &Path, tokenizer: &[u8], config: Option<&str>, chat: Option<&str>) -> Result<Self> {
+        let files: Vec<_> = chat.map(|text| ("default".to_string(), text.to_string())).into_iter().collect();
+        Self::from_files(dir, tokenizer, config, &files)
+    }
+
+    fn from_files(
+        dir: &Path,
+        tokenizer: &[u8],
+        config: Option<&str>,
+        chat_files: &[(String, String)],
+    ) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         untrusted::check(tokenizer).map_err(|reason| Error::file(&path, reason))?;
         let mut inner = without_panic(|| tokenizers::Tokenizer::from_bytes(tokenizer).map_err(|e| e.to_string()))
@@ -104,33 +120,29 @@ impl Tokenizer {
         if eos.is_none() {
             notes.push("the tokenizer has no EOS: the end of a response is neither scored nor learnt".into());
         }
-        let source = match (chat, config.get("chat_template")) {
-            (Some(text), _) => Some((dir.join("chat_template.jinja"), text)),
-            (None, None | Some(Value::Null)) => None,
-            (None, Some(Value::String(text))) => Some((config_path.clone(), text.as_str())),
-            (None, Some(Value::Array(list))) => {
-                let default = list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
-                let text = default.or(list.first()).and_then(|t| t.get("template")).and_then(Value::as_str);
-                let reason = "expected a text, or a list of {name, template}";
-                Some((config_path.clone(), text.ok_or_else(|| Error::field(&config_path, "chat_template", reason))?))
-            }
-            (None, Some(other)) => {
-                return Err(Error::field(
-                    &config_path,
-                    "chat_template",
-                    format!("expected text, found {}", super::fields::kind(other)),
-                ));
-            }
-        };
+        let chats = NamedTemplates::compile((&config_path, &config), chat_files, &special)?;
         // A template that cannot be compiled matters only to those who use it.
-        let chat = source.and_then(|(path, text)| match ChatTemplate::new(text, special.clone()) {
-            Ok(chat) => Some(chat.of_file(&path)),
-            Err(reason) => {
-                notes.push(format!("{}: {reason}", path.display()));
-                None
-            }
-        });
-        Ok(Self { inner, dir: dir.into(), bos, eos, chat, vocab_limit: None, notes })
+        notes.extend(chats.failures().cloned());
+        let stops = eos.into_iter().collect();
+        Ok(Self { inner, dir: dir.into(), bos, eos, stops, special, chats, vocab_limit: None, notes })
+    }
+
+    /// Takes `--chat-template`: the name of one of the folder's templates, or a file.
+    ///
+    /// # Errors
+    /// [`Error::Flag`].
+    pub fn choose_chat_template(&mut self, value: &str) -> Result<()> {
+        self.chats.choose(value, &self.special)
+    }
+
+    /// The chat templates.
+    pub fn chat_templates(&self) -> &NamedTemplates {
+        &self.chats
+    }
+
+    /// Takes the tokens that end a response; until then it is EOS alone.
+    pub fn set_stop_ids(&mut self, stops: Vec<u32>) {
+        self.stops = stops;
     }
 
     /// Beginning of sequence.
@@ -171,43 +183,124 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Flag`] for `chat` without a (working) chat template.
     pub fn check_template(&self, template: &Template) -> Result<()> {
-        if *template == Template::Chat && self.chat.is_none() {
-            let reason = self.notes.iter().find(|note| note.contains("chat template"));
-            let reason = reason
-                .cloned()
-                .unwrap_or_else(|| format!("{}: the tokenizer has no chat template", self.dir.display()));
-            return Err(Error::flag("template", format!("chat: {reason}")));
+        if *template != Template::Chat {
+            return Ok(());
         }
-        Ok(())
+        match self.chats.pick(false) {
+            Ok(_) => Ok(()),
+            Err(reason) if self.chats.is_empty() => {
+                Err(Error::flag("template", format!("chat: {}: {reason}", self.dir.display())))
+            }
+            Err(reason) => Err(Error::flag("template", format!("chat: {reason}"))),
+        }
+    }
+
+    /// The chat template of a row, where `--template chat` asks for one.
+    fn chat(
+        &self,
+        instruction: &Instruction,
+        template: &Template,
+    ) -> std::result::Result<Option<&SourceTemplate>, String> {
+        if *template != Template::Chat {
+            return Ok(None);
+        }
+        let has_tools = matches!(instruction, Instruction::Chat(chat) if chat.inputs.tools.is_some());
+        self.chats.pick(has_tools).map(Some)
+    }
+
+    fn render(&self, text: &Text, template: &Template) -> std::result::Result<Rendered, String> {
+        template.render(text, self.chat(&text.instruction, template)?.map(|chat| &chat.template))
+    }
+
+    fn render_instruction(&self, instruction: &Instruction, template: &Template) -> std::result::Result<String, String> {
+        template.instruction(instruction, self.chat(instruction, template)?.map(|chat| &chat.template))
     }
 
     /// `[BOS] + tok(template(I) + R) + [EOS]`, with the boundary found by offsets: a token that spans it belongs to the response.
-    /// BOS and EOS are added only where they are absent; a chat template may have put EOS before its last characters.
+    /// BOS and EOS are added only where they are absent. A chat template's text is tokenised as it is, with nothing before or behind it.
     ///
     /// # Errors
     /// The reason; the caller knows the line.
     pub fn encode(&self, text: &Text, template: &Template) -> std::result::Result<Sequence, String> {
-        let rendered = template.render(text, self.chat.as_ref())?;
+        self.encode_with_remarks(text, template, &mut BTreeSet::new())
+    }
+
+    /// Like [`Tokenizer::encode`], and adds what a user should know of this text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(super) fn encode_with_remarks(
+        &self,
+        text: &Text,
+        template: &Template,
+        remarks: &mut BTreeSet<Remark>,
+    ) -> std::result::Result<Sequence, String> {
+        let chat = self.chat(&text.instruction, template)?;
+        let rendered = template.render(text, chat.map(|chat| &chat.template))?;
+        note_keys(text, chat.map(|chat| chat.source.as_str()), remarks);
+        note_rendering(text, &rendered, remarks);
         let encoding = self.tokenise(&rendered.text)?;
         let (tokens, offsets) = (encoding.get_ids(), encoding.get_offsets());
-        let boundary = offsets.iter().position(|(_, end)| *end > rendered.instruction_bytes).unwrap_or(tokens.len());
-        let ends = match rendered.closing {
-            Some(from) => tokens.iter().zip(offsets).any(|(id, (start, _))| *start >= from && Some(*id) == self.eos),
-            None => tokens.last().is_some_and(|id| Some(*id) == self.eos),
-        };
-        let begins = tokens.first().is_some_and(|id| Some(*id) == self.bos);
-        let before = self.bos.filter(|_| !begins);
+        let mut scored = rendered.scored.clone();
+        for (answer, asks) in &rendered.cut {
+            let parted = self.parted(&encoding, asks)?;
+            scored[*answer].start = scored[*answer].start.min(parted);
+        }
+        let answers: Vec<Range<usize>> = scored
+            .iter()
+            .map(|bytes| {
+                let first = offsets.iter().position(|(_, end)| *end > bytes.start).unwrap_or(tokens.len());
+                let behind = offsets[first..].iter().position(|(start, _)| *start >= bytes.end);
+                let is_last = bytes.end == rendered.text.len();
+                first..behind.filter(|_| !is_last).map_or(tokens.len(), |n| first + n)
+            })
+            .filter(|tokens| !tokens.is_empty())
+            .collect();
+        let start = answers.first().map_or(tokens.len(), |first| first.start);
+        let mut between: Vec<Range<usize>> =
+            answers.windows(2).map(|two| two[0].end..two[1].start).filter(|gap| !gap.is_empty()).collect();
+        if let Some(last) = answers.last().filter(|last| last.end < tokens.len()) {
+            between.push(last.end..tokens.len());
+        }
+        if *template == Template::Chat {
+            let is_blank = |(id, (from, to)): &(&u32, &(usize, usize))| {
+                !self.stops.contains(id) && rendered.text.get(*from..*to).is_some_and(|text| text.trim().is_empty())
+            };
+            let last = tokens.iter().zip(offsets).rev().find(|token| !is_blank(token));
+            if last.is_none_or(|(id, _)| !self.stops.contains(id)) {
+                remarks.insert(Remark::Open);
+            }
+            return Ok(Sequence { ids: tokens.into(), response_start: start, between });
+        }
+        let ends = tokens.last().is_some_and(|id| Some(*id) == self.eos);
+        let before = self.bos_before(tokens);
         let after = self.eos.filter(|_| !ends);
         let ids = before.into_iter().chain(tokens.iter().copied()).chain(after).collect();
-        Ok(Sequence { ids, response_start: boundary + usize::from(before.is_some()) })
+        Ok(Sequence::new(ids, start + usize::from(before.is_some())))
     }
 
-    /// Of the text that [`Tokenizer::encode`] makes tokens of.
+    /// Where a text's tokens part from those of the text that asks for its answer, in bytes.
+    fn parted(&self, whole: &tokenizers::Encoding, asks: &str) -> std::result::Result<usize, String> {
+        let asks = self.tokenise(asks)?;
+        let tokens = |e: &tokenizers::Encoding| -> Vec<(u32, (usize, usize))> {
+            e.get_ids().iter().copied().zip(e.get_offsets().iter().copied()).collect()
+        };
+        let (whole, asks) = (tokens(whole), tokens(&asks));
+        let same = whole.iter().zip(&asks).take_while(|(a, b)| a == b);
+        Ok(same.last().map_or(0, |((_, (_, end)), _)| *end))
+    }
+
+    /// BOS, where the tokens do not begin with it.
+    fn bos_before(&self, tokens: &[u32]) -> Option<u32> {
+        self.bos.filter(|bos| tokens.first() != Some(bos))
+    }
+
+    /// Characters of the text that [`Tokenizer::encode`] makes tokens of.
     pub(super) fn characters(&self, text: &Text, template: &Template) -> std::result::Result<usize, String> {
-        Ok(template.render(text, self.chat.as_ref())?.text.chars().count())
+        Ok(self.render(text, template)?.text.chars().count())
     }
 
-    /// `[BOS] + tok(template(I))`: what generation goes on from.
+    /// `[BOS] + tok(template(I))`: what generation goes on from; nothing is put before what a chat template prints.
     ///
     /// # Errors
     /// The reason.
@@ -216,8 +309,8 @@ impl Tokenizer {
         instruction: &Instruction,
         template: &Template,
     ) -> std::result::Result<Vec<u32>, String> {
-        let mut ids = self.encode_text(&template.instruction(instruction, self.chat.as_ref())?)?;
-        if let Some(bos) = self.bos.filter(|bos| ids.first() != Some(bos)) {
+        let mut ids = self.encode_text(&self.render_instruction(instruction, template)?)?;
+        if let Some(bos) = self.bos_before(&ids).filter(|_| *template != Template::Chat) {
             ids.insert(0, bos);
         }
         Ok(ids)
@@ -233,13 +326,13 @@ impl Tokenizer {
         start: &str,
         template: &Template,
     ) -> std::result::Result<Sequence, String> {
-        let asked = template.instruction(instruction, self.chat.as_ref())?;
+        let asked = self.render_instruction(instruction, template)?;
         let encoding = self.tokenise(&format!("{asked}{start}"))?;
         let (tokens, offsets) = (encoding.get_ids(), encoding.get_offsets());
         let boundary = offsets.iter().position(|(_, end)| *end > asked.len()).unwrap_or(tokens.len());
-        let before = self.bos.filter(|bos| tokens.first() != Some(bos));
+        let before = self.bos_before(tokens).filter(|_| *template != Template::Chat);
         let ids = before.into_iter().chain(tokens.iter().copied()).collect();
-        Ok(Sequence { ids, response_start: boundary + usize::from(before.is_some()) })
+        Ok(Sequence::new(ids, boundary + usize::from(before.is_some())))
     }
 
     /// The ids of a text alone: no template, BOS or EOS.

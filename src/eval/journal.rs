@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -79,6 +79,14 @@ pub struct Journal {
     answers: HashMap<String, Answer>,
     durable: bool,
     notes: Vec<String>,
+}
+
+/// The identity of the judge whose answers a file holds; `None` where there is no such file, or it holds none.
+pub fn kept_identity(path: &Path) -> Option<Value> {
+    let mut head = String::new();
+    BufReader::new(File::open(path).ok()?).read_line(&mut head).ok()?;
+    let head: Map<String, Value> = serde_json::from_str(&head).ok()?;
+    head.get("judge").cloned()
 }
 
 impl Journal {

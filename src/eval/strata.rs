@@ -83,10 +83,11 @@ impl Preference {
         let Text { instruction: Instruction::Plain(instruction), .. } = chosen else {
             return Err(row.place.error("its instruction is a conversation: judges are asked about texts"));
         };
+        let response = |text: &Text| text.response.plain().map_err(|reason| row.place.error(reason));
         let file = row.place.path.file_name().map_or_else(Default::default, |n| n.to_string_lossy().into_owned());
         Ok(Self {
             instruction: instruction.clone(),
-            responses: [chosen.response.clone(), rejected.response.clone()],
+            responses: [response(chosen)?, response(rejected)?],
             source: format!("{file}:{}", row.place.line),
         })
     }

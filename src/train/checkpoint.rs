@@ -109,6 +109,11 @@ pub fn resume(gpu: &Gpu, arena: &Arena, dir: &Path, fingerprint: &str) -> Result
     if found.damaged.is_empty() { Ok(found) } else { Err(found.damaged.swap_remove(0)) }
 }
 
+/// The time that the chat template printed in a folder's run, by its last checkpoint that can be read; `None` where it printed none.
+pub fn kept_time(dir: &Path) -> Option<u64> {
+    list(dir).iter().rev().find_map(|(_, dir)| read_state(dir).ok())?.time
+}
+
 fn read_state(dir: &Path) -> Result<State> {
     let path = dir.join("state.json");
     let text = fs::read(&path).map_err(|e| Error::file(&path, e))?;

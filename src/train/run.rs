@@ -80,6 +80,8 @@ pub struct Output<'a> {
     pub dir: &'a Path,
     /// Settings, data and model, hashed.
     pub fingerprint: &'a str,
+    /// The time that the chat template prints, where it prints one ([`State::time`]).
+    pub time: Option<u64>,
     /// When things are written.
     pub cadence: Cadence,
     /// Go on from the last checkpoint.
@@ -101,7 +103,7 @@ pub async fn run(
 ) -> Result<Ended> {
     let gpu = trainer.gpu;
     let arena = &trainer.decoder.arena;
-    let fresh = State { step: 0, num_tokens: 0, best: None, fingerprint: output.fingerprint.into() };
+    let fresh = State { step: 0, num_tokens: 0, best: None, fingerprint: output.fingerprint.into(), time: output.time };
     let resumed = if output.resume {
         checkpoint::resume(gpu, arena, output.dir, output.fingerprint)?
     } else {

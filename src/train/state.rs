@@ -20,6 +20,9 @@ pub struct State {
     pub best: Option<(f64, usize)>,
     /// What must not change between a run and its continuation: settings, data and model, hashed.
     pub fingerprint: String,
+    /// The time that the chat template prints, in seconds since 1970, where it prints one: a run goes on with its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<u64>,
 }
 
 /// What is stored, in the file's order, by name.

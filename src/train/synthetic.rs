@@ -96,15 +96,15 @@ pub fn pairs(n: usize, length: usize, vocab: usize, lengths: Lengths) -> Vec<Exa
     for row in 0..n {
         let shared = ids(2 * length / 3);
         let sequence = |side: usize| match lengths {
-            Lengths::Equal => Sequence { ids: ids(length), response_start: (length / 3).max(1) },
+            Lengths::Equal => Sequence::new(ids(length), (length / 3).max(1)),
             Lengths::Shared => {
                 let response_start = shared.len();
-                Sequence { ids: [shared.clone(), ids(length - response_start)].concat(), response_start }
+                Sequence::new([shared.clone(), ids(length - response_start)].concat(), response_start)
             }
             Lengths::Mixed => {
                 let (place, places) = (2 * row + side, (2 * n).saturating_sub(1).max(1));
                 let n = length - 3 * length / 4 * place / places;
-                Sequence { ids: ids(n), response_start: (n / 3).max(1) }
+                Sequence::new(ids(n), (n / 3).max(1))
             }
         };
         rows.push(Example { row, sequences: [0, 1].map(sequence).into(), desirable: None });

@@ -130,10 +130,7 @@ impl<'g> Trainer<'g> {
     fn divisor(&self, examples: &[&Example]) -> usize {
         match self.goal {
             Goal::Preference(_) => examples.len(),
-            Goal::Sft => {
-                let tokens = |e: &&Example| e.sequences[0].ids.len() - e.sequences[0].response_start.max(1);
-                examples.iter().map(tokens).sum()
-            }
+            Goal::Sft => examples.iter().map(|e| e.sequences[0].n_response()).sum(),
         }
     }
 
@@ -143,7 +140,7 @@ impl<'g> Trainer<'g> {
         let read = self.gpu.read::<f32>(&slots).await?;
         let mut total = Outcome::default();
         for (p, values) in pending.iter().zip(&read) {
-            let sums: Vec<Sums> = p.spans.iter().map(|span| Scored::of(span, values).sums).collect();
+            let sums: Vec<Sums> = p.spans.iter().map(|span| sums(span, values)).collect();
             total.add(Outcome::of(&self.goal, &sums, &p.known, p.tokens));
         }
         let grad_norm = f64::from(read.last().and_then(|n| n.first()).copied().unwrap_or(f32::NAN));
@@ -424,18 +421,20 @@ pub struct Scored {
 
 impl Scored {
     /// From the log-probs of a batch's rows.
-    fn of(span: &Span, logp: &[f32]) -> Self {
-        let rows = |r: &std::ops::Range<usize>| logp[r.clone()].iter().copied();
-        let token_logps: Vec<f32> = rows(&span.prefix).chain(rows(&span.own)).collect();
-        let n_instruction = span.prefix.len() + span.response - span.own.start;
-        let sum = |v: &[f32]| v.iter().map(|&x| f64::from(x)).sum::<f64>();
-        let sums = Sums {
-            instruction: sum(&token_logps[..n_instruction]),
-            response: sum(&token_logps[n_instruction..]),
-            n_instruction,
-            n_response: token_logps.len() - n_instruction,
-        };
-        Self { sums, token_logps }
+    fn from_rows(batch: &Batch, span: &Span, logp: &[f32]) -> Self {
+        let token_logps = batch.rows_in_order(span).into_iter().map(|row| logp[row]).collect();
+        Self { sums: sums(span, logp), token_logps }
+    }
+}
+
+/// Sums of a sequence, from the log-probs of a batch's rows.
+fn sums(span: &Span, logp: &[f32]) -> Sums {
+    let sum = |rows: &mut dyn Iterator<Item = usize>| rows.map(|row| f64::from(logp[row])).sum::<f64>();
+    Sums {
+        instruction: sum(&mut span.prefix.clone().chain(span.own.start..span.response)),
+        response: sum(&mut (span.response..span.own.end)),
+        n_instruction: span.prefix.len() + span.response - span.own.start,
+        n_response: span.own.end - span.response,
     }
 }
 
@@ -456,7 +455,7 @@ pub async fn score(
     for group in by_tokens(examples, share_prefix, max_tokens) {
         let batch = Batch::pack(&group, share_prefix);
         let logp = decoder.read_scores(gpu, &batch, with_lora).await?;
-        all.extend(batch.spans.iter().map(|span| Scored::of(span, &logp)));
+        all.extend(batch.spans.iter().map(|span| Scored::from_rows(&batch, span, &logp)));
         progress(group.len());
     }
     Ok(all)

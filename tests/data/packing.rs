@@ -3,14 +3,17 @@
 use super::*;
 use proptest::prelude::*;
 
-/// Sequences of a small alphabet, so that prefixes are often shared, of one side or two.
+/// Sequences of a small alphabet, so that prefixes are often shared, of one side or two; some with tokens between their answers.
 fn example() -> impl Strategy<Value = Example> {
     let ids = |n| prop::collection::vec(0_u32..3, n);
-    (ids(0..6), ids(1..6), ids(0..3), ids(1..5), any::<bool>(), any::<bool>()).prop_map(
-        |(i, r, more, other, pair, joint)| {
-            let sequence = |instruction: &[u32], response: &[u32]| Sequence {
-                ids: [&[9], instruction, response].concat(),
-                response_start: 1 + instruction.len(),
+    (ids(0..6), ids(1..6), ids(0..3), ids(1..5), any::<bool>(), any::<bool>(), 0_usize..4, 0_usize..3).prop_map(
+        |(i, r, more, other, pair, joint, after, n)| {
+            let sequence = |instruction: &[u32], response: &[u32]| {
+                let start = 1 + instruction.len();
+                let mut sequence = Sequence::new([&[9], instruction, response].concat(), start);
+                let gap = (start + 1 + after).min(sequence.ids.len())..(start + 1 + after + n).min(sequence.ids.len());
+                sequence.between.extend(Some(gap).filter(|gap| !gap.is_empty()));
+                sequence
             };
             let mut sequences = vec![sequence(&i, &r)];
             if pair {
@@ -23,9 +26,8 @@ fn example() -> impl Strategy<Value = Example> {
 
 /// For each prediction of a sequence: the (token, position) pairs that its hidden state sees, and the target.
 fn context(batch: &Batch, span: usize) -> Vec<(Vec<(u32, u32)>, u32)> {
-    let span = &batch.spans[span];
-    let rows = batch.rows[span.prefix.clone()].iter().chain(&batch.rows[span.own.clone()]);
-    rows.map(|row| {
+    let rows = batch.rows_in_order(&batch.spans[span]);
+    rows.into_iter().map(|row| batch.rows[row]).map(|row| {
         let [a, b, c, d] = batch.ranges[row.hidden as usize];
         let seen = (a..b).chain(c..d).map(|k| (batch.ids[k as usize], batch.positions[k as usize])).collect();
         (seen, row.target)
@@ -60,7 +62,12 @@ proptest! {
                 .collect();
             prop_assert_eq!(context(&batch, s), expected);
             let span = &batch.spans[s];
-            prop_assert_eq!(span.own.end - span.response, sequence.ids.len() - sequence.response_start);
+            prop_assert_eq!(span.own.end - span.response, sequence.n_response());
+            // Behind `response` are the predictions of response tokens, in their order.
+            let scored = |t: &usize| sequence.is_response(*t);
+            let expected: Vec<u32> = (1..sequence.ids.len()).filter(scored).map(|t| sequence.ids[t]).collect();
+            let got: Vec<u32> = batch.rows[span.response..span.own.end].iter().map(|row| row.target).collect();
+            prop_assert_eq!(got, expected);
             prop_assert!(span.response >= span.own.start);
         }
         // Rows and tokens are grouped in order and none is left over.
@@ -101,7 +108,7 @@ proptest! {
 
 #[test]
 fn a_shared_pair_s_layout() {
-    let sequence = |ids: &[u32]| Sequence { ids: ids.into(), response_start: 3 };
+    let sequence = |ids: &[u32]| Sequence::new(ids.into(), 3);
     let pair =
         Example { row: 7, sequences: vec![sequence(&[0, 5, 6, 7, 1]), sequence(&[0, 5, 6, 8, 9, 1])], desirable: None };
     let batch = Batch::pack(&[&pair], true);

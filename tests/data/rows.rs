@@ -16,8 +16,11 @@ fn every_form_of_row() {
             preference(chat(&user, "b"), chat(&user, "d")),
         ),
         (
-            r#"{"prompt":[{"role":"user","content":[{"type":"text","text":"Q"}]}],"chosen":"b","rejected":"d"}"#,
-            preference(chat(&user, "b"), chat(&user, "d")),
+            r#"{"prompt":[{"role":"user","content":"Q"}],"chosen":"b","rejected":"d"}"#,
+            preference(
+                Text { instruction: asked(&user), response: "b".into() },
+                Text { instruction: asked(&user), response: "d".into() },
+            ),
         ),
         (
             r#"{"chosen":[{"role":"user","content":"Q"},{"role":"assistant","content":"b"}],"rejected":[{"role":"user","content":"Q"},{"role":"assistant","content":"d"}]}"#,
@@ -39,7 +42,10 @@ fn every_form_of_row() {
         ),
         (
             r#"{"messages":[{"role":"system","content":"S"},{"role":"user","content":"Q"},{"role":"assistant","content":"b"}]}"#,
-            Content::Single(chat(&[("system", "S"), ("user", "Q")], "b")),
+            Content::Single(Text {
+                instruction: asked(&[("system", "S"), ("user", "Q")]),
+                response: Response::Turns(vec![Message::new("assistant", "b")]),
+            }),
         ),
         (r#"{"prompt":"a","completion":"b","label":true}"#, Content::Labelled(plain("a", "b"), true)),
         (r#"{"instruction":"a","response":"b","label":false}"#, Content::Labelled(plain("a", "b"), false)),
@@ -88,7 +94,7 @@ fn bad_rows_name_their_line() {
         (r#"{"chosen":"b","rejected":"d"}"#, "field `chosen` is text, so field `prompt` is needed too".into()),
         (
             r#"{"chosen":[{"role":"user","content":"Q"},{"role":"assistant","content":"b"}],"rejected":[{"role":"user","content":"R"},{"role":"assistant","content":"d"}]}"#,
-            "`chosen` (2 messages) and `rejected` (2) share their first 0; they must differ in one last assistant message".into(),
+            "`chosen` (2 messages) and `rejected` (2) share their first 0; what follows must begin with an assistant message on both sides".into(),
         ),
         (
             r#"{"prompt":[{"role":"user","content":"Q"}],"chosen":[{"role":"user","content":"b"}],"rejected":"d"}"#,

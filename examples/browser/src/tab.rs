@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use jointwise::config::Defaults;
 use jointwise::data::batch::{Example, Sequence};
+use jointwise::data::named_templates::run_time;
 use jointwise::data::dataset::{Dataset, Limits, Overflow};
 use jointwise::data::rows::{FieldMap, Instruction, Purpose, Text, parse_rows};
 use jointwise::data::template::Template;
@@ -192,7 +193,7 @@ impl Tab {
             for batch_size in [1, 4, 8] {
                 let row = |row| Example {
                     row,
-                    sequences: [1, 2].map(|first| Sequence { ids: vec![first; max_length], response_start: 1 }).into(),
+                    sequences: [1, 2].map(|first| Sequence::new(vec![first; max_length], 1)).into(),
                     desirable: None,
                 };
                 let rows: Vec<Example> = (0..batch_size).map(row).collect();
@@ -335,14 +336,20 @@ impl Tab {
             parse_rows(Path::new("preferences.jsonl"), jsonl.as_bytes(), &FieldMap::default(), Purpose::Preference)?;
         let limits =
             Limits { max_length: settings.max_length.min(model.description.max_positions), overflow: Overflow::Drop };
-        let data = Dataset::build(&rows, &model.tokenizer, &Template::parse(&settings.template)?, limits)?;
-        let adapter = Adapter::new(&model.description, &settings.lora, &model.name, settings.seed)?;
-        let n_positions = model.description.max_positions.min(Defaults::MAX_LENGTH);
-        let fingerprint = format!("{} {}", serde_json::to_string(&settings).unwrap_or_default(), data.content_hash());
         let known: Option<KeptState> = match kept {
             None => None,
             Some(kept) => serde_json::from_str(&kept.state).map_err(|e| Error::file("state.json", e))?,
         };
+        // A chat template may print the date: a run that goes on tomorrow goes on with its own.
+        let template = Template::parse(&settings.template)?;
+        let templates = model.tokenizer.chat_templates();
+        let time = known.as_ref().and_then(|known| known.state.time).unwrap_or_else(run_time);
+        templates.set_time(time);
+        let time = Some(time).filter(|_| template == Template::Chat && templates.prints_time());
+        let data = Dataset::build(&rows, &model.tokenizer, &template, limits)?;
+        let adapter = Adapter::new(&model.description, &settings.lora, &model.name, settings.seed)?;
+        let n_positions = model.description.max_positions.min(Defaults::MAX_LENGTH);
+        let fingerprint = format!("{} {}", serde_json::to_string(&settings).unwrap_or_default(), data.content_hash());
         let n = data.examples.len();
         if known.as_ref().is_some_and(|k| k.state.fingerprint != fingerprint || k.reference.len() != n) {
             return Err(Error::file("state.json", "is of a run with other settings or data"));
@@ -371,7 +378,7 @@ impl Tab {
                     trainer::score(self.gpu, decoder, &examples, false, true, Defaults::SCORE_TOKENS, &mut tell)
                         .await?;
                 let reference = scored.chunks(2).map(|s| [0, 1].map(|side| s[side].sums.score(objective))).collect();
-                KeptState { state: State { step: 0, num_tokens: 0, best: None, fingerprint }, reference }
+                KeptState { state: State { step: 0, num_tokens: 0, best: None, fingerprint, time }, reference }
             }
         };
         let mut reference: Vec<Reference> = reference.into_iter().map(Reference::from).collect();
@@ -384,7 +391,7 @@ impl Tab {
             state::restore(self.gpu, &policy.decoder.arena, Path::new("state.safetensors"), &kept.arena)?;
         }
         self.policy = Some(policy);
-        let summary = data.summary();
+        let summary = [vec![data.summary()], data.remarks.lines()].concat().join("; ");
         let steps = Steps::new(training, n, state);
         self.run = Some(Run { adapter, data, reference, steps });
         Ok(summary)
@@ -484,7 +491,7 @@ impl Tab {
         }
         let token = |(i, &id): (usize, &u32)| TokenScore {
             text: model.tokenizer.show(id),
-            response: i >= sequence.response_start,
+            response: sequence.is_response(i),
             logp: i.checked_sub(1).map(|i| sides[0][i]),
             reference: i.checked_sub(1).map(|i| sides[1][i]),
         };

@@ -48,6 +48,13 @@ pub struct EvaluateArgs {
     /// paper, paper-tldr, chat, none, or a text with {instruction} [default: paper]
     #[arg(long, help_heading = "On what, and how")]
     pub template: Option<String>,
+    /// A chat template of your own (a Jinja file), or the name of one that the tokenizer has; implies --template chat [default: the tokenizer's default]
+    #[arg(long, value_name = "FILE|NAME", help_heading = "On what, and how")]
+    pub chat_template: Option<String>,
+    /// The time that chat templates print, where an earlier run or a study set it: seconds since 1970
+    #[arg(skip)]
+    #[serde(skip)]
+    pub time: Option<u64>,
     /// Comma-separated; 0: the likeliest token always [default: 0.001,0.5,1.0, the paper's]
     #[arg(
         long,
@@ -94,6 +101,9 @@ pub struct EvaluateArgs {
     /// Around --judge's prompt, as --template [default: chat where the tokenizer has one, else none]
     #[arg(long, value_name = "TEMPLATE", help_heading = "How it is asked")]
     pub judge_template: Option<String>,
+    /// Of --judge, as --chat-template
+    #[arg(long, value_name = "FILE|NAME", help_heading = "How it is asked")]
+    pub judge_chat_template: Option<String>,
     /// Longest question to --judge, in tokens [default: the model's positions]
     #[arg(long, value_name = "TOKENS", help_heading = "How it is asked")]
     pub judge_max_length: Option<usize>,
@@ -128,11 +138,12 @@ pub struct EvaluateArgs {
 }
 
 /// A judge's flags there, and here, where the policies have their own of that name.
-const RENAMED: [(&str, &str); 7] = [
+const RENAMED: [(&str, &str); 8] = [
     ("model", "judge"),
     ("adapter", "judge-adapter"),
     ("base-dtype", "judge-base-dtype"),
     ("template", "judge-template"),
+    ("chat-template", "judge-chat-template"),
     ("max-length", "judge-max-length"),
     ("temperature", "judge-temperature"),
     ("max-tokens", "judge-max-tokens"),
@@ -150,6 +161,11 @@ impl EvaluateArgs {
                 base_dtype: self.judge_base_dtype,
             },
             template: self.judge_template.clone(),
+            chat_template: self.judge_chat_template.clone(),
+            time: self.time,
+            // Where its earlier answers are.
+            output_dir: self.output_dir.clone(),
+            resume: self.resume,
             max_length: self.judge_max_length,
             temperature: self.judge_temperature,
             max_tokens: self.judge_max_tokens,

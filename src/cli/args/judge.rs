@@ -165,6 +165,13 @@ pub struct JudgeArgs {
     /// Of a local model: paper, paper-tldr, chat, none, or a text with {instruction}, around the prompt [default: chat where the tokenizer has one, else none]
     #[arg(long, help_heading = "How it is asked")]
     pub template: Option<String>,
+    /// Of a local model: a chat template of your own (a Jinja file), or the name of one that the tokenizer has [default: the tokenizer's default]
+    #[arg(long, value_name = "FILE|NAME", help_heading = "How it is asked")]
+    pub chat_template: Option<String>,
+    /// The time that chat templates print, where an earlier run or a study set it: seconds since 1970
+    #[arg(skip)]
+    #[serde(skip)]
+    pub time: Option<u64>,
     /// Of a local model: longest question, in tokens [default: the model's positions]
     #[arg(long, value_name = "TOKENS", help_heading = "How it is asked")]
     pub max_length: Option<usize>,

@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use sha2::{Digest, Sha256};
-
 use crate::cli::args::EvaluateArgs;
-use crate::cli::session::{self, Model};
+use crate::cli::session::{self, ChatChoice, Model, weights_digest};
+use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -132,7 +131,7 @@ pub struct Checkpoint {
     /// On the model.
     lora: Option<LoraSpec>,
     /// What its weights are: the model's digest, with the adapter's files.
-    pub digest: String,
+    digest: String,
 }
 
 /// A model that checkpoints stand on.
@@ -164,7 +163,8 @@ pub fn open(args: &EvaluateArgs, all: &[Named]) -> Result<Vec<Checkpoint>> {
             Some(at) => at,
             None => {
                 let model = Rc::new(Model::open(name, args.base_dtype.unwrap_or_default())?);
-                let (tokenizer, digest) = (Rc::new(model.tokenizer()?), model.checkpoint.digest()?);
+                let chat = ChatChoice { template: args.chat_template.as_deref(), time: args.time };
+                let (tokenizer, digest) = (Rc::new(session::tokenizer(&model, chat)?), model.checkpoint.digest()?);
                 bases.push(Base { name: name.into(), model, tokenizer, digest });
                 bases.len() - 1
             }
@@ -173,7 +173,7 @@ pub fn open(args: &EvaluateArgs, all: &[Named]) -> Result<Vec<Checkpoint>> {
         found.push(Checkpoint {
             named: named.clone(),
             lora: base.model.adapter(adapter)?.map(|adapter| adapter.lora),
-            digest: digest(&base.digest, adapter)?,
+            digest: weights_digest(&base.digest, adapter)?,
             model: base.model.clone(),
             tokenizer: base.tokenizer.clone(),
         });
@@ -181,16 +181,15 @@ pub fn open(args: &EvaluateArgs, all: &[Named]) -> Result<Vec<Checkpoint>> {
     Ok(found)
 }
 
-fn digest(base: &str, adapter: Option<&Path>) -> Result<String> {
-    let mut hash = Sha256::new();
-    hash.update(base);
-    for path in adapter.into_iter().flat_map(|dir| [peft::CONFIG, peft::WEIGHTS].map(|name| dir.join(name))) {
-        hash.update(std::fs::read(&path).map_err(|e| Error::file(&path, e))?);
-    }
-    Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
-}
-
 impl Checkpoint {
+    /// What its responses depend on: its weights, and its chat template where prompts are put into it.
+    pub fn digest(&self, template: &Template) -> String {
+        match template {
+            Template::Chat => format!("{} {}", self.digest, self.tokenizer.chat_templates().digest()),
+            _ => self.digest.clone(),
+        }
+    }
+
     /// Onto a device, for sequences of at most so many tokens.
     ///
     /// # Errors

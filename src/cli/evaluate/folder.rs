@@ -14,6 +14,20 @@ const RESPONSES: &str = "responses";
 const JUDGED: &str = "judged";
 const ALPACA: &str = "alpaca_eval";
 
+/// The time that chat templates print in all of its responses, in seconds since 1970.
+const TIME: &str = "time";
+
+/// The time that chat templates printed in a folder's responses; `None` where they printed none.
+///
+/// # Errors
+/// [`Error::File`], [`Error::Line`].
+pub fn kept_time(dir: &Path) -> Result<Option<u64>> {
+    let Some(text) = read_optional(dir, SETTINGS, MAX_CONFIG_BYTES)? else { return Ok(None) };
+    let settings: Value =
+        serde_json::from_str(&text).map_err(|e| Error::line(dir.join(SETTINGS), e.line(), format!("no JSON: {e}")))?;
+    Ok(settings[TIME].as_u64())
+}
+
 /// An output folder.
 pub struct Folder(PathBuf);
 
@@ -22,7 +36,7 @@ impl Folder {
     ///
     /// # Errors
     /// [`Error::Flag`] where they were not; [`Error::File`], [`Error::Line`].
-    pub fn open(dir: &Path, settings: &Value, digests: &[(&str, &str)]) -> Result<Self> {
+    pub fn open(dir: &Path, settings: &Value, digests: &[(&str, String)], time: Option<u64>) -> Result<Self> {
         let path = dir.join(SETTINGS);
         let mut checkpoints: Map<String, Value> = Map::new();
         if let Some(text) = read_optional(dir, SETTINGS, MAX_CONFIG_BYTES)? {
@@ -39,7 +53,7 @@ impl Folder {
         for (name, digest) in digests {
             match checkpoints.get(*name) {
                 Some(was) if was != digest => {
-                    let reason = format!("{}: checkpoint `{name}` had other weights", path.display());
+                    let reason = format!("{}: checkpoint `{name}` had other weights, or another chat template", path.display());
                     return Err(Error::flag("resume", reason));
                 }
                 _ => checkpoints.insert((*name).into(), json!(digest)),
@@ -49,7 +63,11 @@ impl Folder {
             let sub = dir.join(name);
             fs::create_dir_all(&sub).map_err(|e| Error::file(&sub, e))?;
         }
-        let text = format!("{:#}\n", json!({"settings": settings, "checkpoints": checkpoints}));
+        let mut written = json!({"settings": settings, "checkpoints": checkpoints});
+        if let Some(time) = time {
+            written[TIME] = json!(time);
+        }
+        let text = format!("{written:#}\n");
         write_text(&path, &text)?;
         Ok(Self(dir.into()))
     }

@@ -1,6 +1,7 @@
 //! How responses are made.
 
 use crate::cli::args::EvaluateArgs;
+use crate::cli::session;
 use crate::config::{Defaults, at_least_one};
 use crate::data::template::Template;
 use crate::error::{Error, Result};
@@ -23,11 +24,13 @@ impl Sampled {
     /// # Errors
     /// [`Error::Flag`] for a value out of range, or given twice.
     pub fn of(args: &EvaluateArgs) -> Result<Self> {
-        let template_name = args.template.clone().unwrap_or_else(|| "paper".into());
+        let template = session::template(args.template.as_deref(), args.chat_template.as_deref())?;
+        let or_default = || if template == Template::Chat { "chat" } else { "paper" }.to_string();
+        let template_name = args.template.clone().unwrap_or_else(or_default);
         let or =
             |given: &[f64]| if given.is_empty() { Defaults::EVALUATE_TEMPERATURES.to_vec() } else { given.to_vec() };
         let sampled = Self {
-            template: Template::parse(&template_name)?,
+            template,
             template_name,
             temperatures: or(&args.temperatures),
             seeds: if args.seeds.is_empty() { vec![0] } else { args.seeds.clone() },

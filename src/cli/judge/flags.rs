@@ -77,6 +77,7 @@ pub fn check(args: &JudgeArgs) -> Result<()> {
     let local = args.model.model.is_some();
     let of_local = [
         ("template", args.template.is_some()),
+        ("chat-template", args.chat_template.is_some()),
         ("max-length", args.max_length.is_some()),
         ("batch-tokens", args.ask.batch_tokens.is_some()),
         ("adapter", args.model.adapter.is_some()),

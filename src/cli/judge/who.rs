@@ -5,11 +5,13 @@ use serde_json::{Map, Value, json};
 use super::flags;
 use crate::cli::args::JudgeArgs;
 use crate::cli::screen::Terminal;
-use crate::cli::session::{self, Model};
+use crate::cli::session::{self, ChatChoice, Model, weights_digest};
 use crate::config::Defaults;
+use crate::data::named_templates::run_time;
 use crate::data::comparisons::Mode;
 use crate::data::template::Template;
 use crate::error::{Error, Result};
+use crate::eval::journal::{ANSWERS, kept_identity};
 use crate::eval::judge::Judge;
 use crate::eval::judge::command::Program;
 use crate::eval::judge::endpoint::{Endpoint, Key, Settings};
@@ -104,15 +106,33 @@ fn endpoint(args: &JudgeArgs, prompt: Prompt) -> Result<Endpoint> {
     Ok(endpoint)
 }
 
+/// A setting of a local judge: the time that its chat template prints, where it prints one.
+const TIME: &str = "time";
+
+/// The time that a local judge's chat template printed when it gave the answers in the output folder.
+fn kept_time(args: &JudgeArgs) -> Option<u64> {
+    let dir = args.output_dir.as_ref().filter(|_| args.resume)?;
+    kept_identity(&dir.join(ANSWERS))?.get("settings")?.get(TIME)?.as_u64()
+}
+
 fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> Result<Local<'g>> {
     let adapter = model.adapter(args.model.adapter.as_deref())?;
-    let tokenizer = model.tokenizer()?;
-    let template = match &args.template {
-        Some(name) => Template::parse(name)?,
-        None if tokenizer.check_template(&Template::Chat).is_ok() => Template::Chat,
-        None => Template::None,
+    let chat = ChatChoice { template: args.chat_template.as_deref(), time: kept_time(args).or(args.time) };
+    let tokenizer = session::tokenizer(model, chat)?;
+    let templates = tokenizer.chat_templates();
+    let template = match (&args.template, chat.template) {
+        (None, None) if templates.is_empty() => Template::None,
+        (None, None) => Template::Chat,
+        (name, chosen) => session::template(name.as_deref(), chosen)?,
     };
     tokenizer.check_template(&template)?;
+    let mut settings = json!({"base_dtype": model.base.name(), "template": format!("{template:?}")});
+    if template == Template::Chat {
+        settings["chat_template"] = json!(templates.digest());
+        if templates.prints_time() {
+            settings[TIME] = json!(chat.time.unwrap_or_else(run_time));
+        }
+    }
     let positions = model.description.max_positions;
     let max_length = args.max_length.unwrap_or(positions);
     if max_length < 2 || max_length > positions {
@@ -120,11 +140,11 @@ fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> R
         return Err(Error::flag("max-length", reason));
     }
     let options = session::frozen(model.base, adapter.map(|a| a.lora), max_length);
-    let adapter = args.model.adapter.as_ref().map(|dir| dir.display().to_string());
     Ok(Local {
         gpu,
         decoder: model.load(gpu, &options)?,
-        settings: json!({"adapter": adapter, "template": format!("{template:?}"), "base_dtype": model.base.name()}),
+        weights: weights_digest(&model.checkpoint.digest()?, args.model.adapter.as_deref())?,
+        settings,
         tokenizer,
         template,
         prompt,

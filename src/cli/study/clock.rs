@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::plan::{Pairs, Preferences, Study};
 use crate::cli::args::{ModelArgs, TrainArgs};
-use crate::cli::session::{self, Model};
+use crate::cli::session::{self, ChatChoice, Model};
 use crate::cli::train;
 use crate::config::Defaults;
 use crate::data::batch::{Example, Sequence};
@@ -49,11 +49,12 @@ impl<'a> Clock<'a> {
     /// Opens the device and the tokenizer.
     pub fn open(study: &'a Study) -> Result<Self> {
         let model = Model::open(&study.model, Default::default())?;
+        let chat_template = study.chat_template.as_deref();
         Ok(Self {
             study,
             gpu: session::open_gpu(&study.evaluate.device)?,
-            tokenizer: model.tokenizer()?,
-            template: Template::parse(study.template.as_deref().unwrap_or("paper"))?,
+            tokenizer: session::tokenizer(&model, ChatChoice { template: chat_template, time: None })?,
+            template: session::template(study.template.as_deref(), chat_template)?,
             timed: RefCell::default(),
             untimed: RefCell::default(),
         })
@@ -223,7 +224,7 @@ impl<'a> Clock<'a> {
                 place: Place { path: Path::new("tasks").into(), line: i + 1 },
                 content: Content::Single(Text {
                     instruction: Instruction::Plain(row.instruction),
-                    response: row.response,
+                    response: row.response.into(),
                 }),
             };
             rows.extend(sft(Split::Train, tasks.seed, batch).enumerate().map(row));
@@ -253,7 +254,7 @@ impl<'a> Clock<'a> {
             ids.truncate(max_length - 1);
             let response_start = ids.len();
             ids.extend(std::iter::repeat_n(side as u32, response.min(max_length - response_start)));
-            Sequence { ids, response_start }
+            Sequence::new(ids, response_start)
         };
         let example = |row| Example { row, sequences: vec![side(row, 0), side(row, 1)], desirable: None };
         Ok((0..batch).map(example).collect())

@@ -8,8 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::cli::args::{EvaluateArgs, JudgeArgs, StratumArg, TrainArgs, from_table};
 use crate::cli::judge::flags;
-use crate::cli::train;
-use crate::data::template::Template;
+use crate::cli::{session, train};
 use crate::error::{Error, Result};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 
@@ -23,6 +22,8 @@ struct Written {
     model: String,
     /// Of every command.
     template: Option<String>,
+    /// Of every command that has `template`: a file, or the name of one of the tokenizer's.
+    chat_template: Option<String>,
     /// Of training, each a run of every method.
     seeds: Vec<u64>,
     /// Parts of the preferences, each a run of every method.
@@ -168,6 +169,8 @@ pub struct Study {
     pub model: String,
     /// Of every command.
     pub template: Option<String>,
+    /// Of every command that has `template`.
+    pub chat_template: Option<String>,
     /// Of training.
     pub seeds: Vec<u64>,
     /// Parts of the preferences, ascending.
@@ -190,11 +193,11 @@ pub struct Study {
 
 /// Keys that the study itself sets.
 const OF_TRAINING: &[&str] =
-    &["model", "adapter", "output-dir", "resume", "json", "seed", "template", "reference", "eval-data"];
+    &["model", "adapter", "output-dir", "resume", "json", "seed", "template", "chat-template", "reference", "eval-data"];
 const OF_JUDGE: &[&str] =
     &["data", "sample", "pairs", "strata", "mode", "output-dir", "resume", "json", "estimate", "seed"];
 const OF_EVALUATE: &[&str] =
-    &["model", "checkpoint", "group", "against", "output-dir", "resume", "json", "template", "no-judge"];
+    &["model", "checkpoint", "group", "against", "output-dir", "resume", "json", "template", "chat-template", "no-judge"];
 
 impl Study {
     /// Reads and checks the file: nothing is computed of a study that cannot end.
@@ -215,10 +218,8 @@ impl Study {
         if fractions.is_empty() || has_twice(bits.iter()) || !fractions.iter().all(|f| *f > 0.0 && *f <= 1.0) {
             return Err(bad("fractions", "must be above 0 and at most 1, and none twice"));
         }
-        if let Some(template) = &written.template {
-            Template::parse(template).map_err(|e| bad("template", &e.to_string()))?;
-        }
-        let template = written.template;
+        let (template, chat_template) = (written.template, written.chat_template);
+        session::template(template.as_deref(), chat_template.as_deref()).map_err(|e| bad("template", &e.to_string()))?;
         if let Some(Tasks { prompts: 0, .. } | Tasks { test: 0, .. }) = written.tasks {
             return Err(bad("tasks", "`prompts` and `test` must be above 0"));
         }
@@ -283,6 +284,7 @@ impl Study {
             title: written.title.unwrap_or_else(|| "A study of joint preferences".into()),
             model: written.model,
             template,
+            chat_template,
             seeds: written.seeds,
             fractions,
             tasks: written.tasks,
@@ -296,7 +298,7 @@ impl Study {
     }
 
     /// Files of the user's that it reads.
-    pub fn files(&self) -> Vec<&PathBuf> {
+    pub fn files(&self) -> Vec<PathBuf> {
         let mut all: Vec<&PathBuf> = self.evaluate.data.iter().collect();
         all.extend(self.sft.iter().flat_map(|sft| &sft.data.data));
         match &self.conditional {
@@ -306,7 +308,8 @@ impl Study {
         if let Pairs::Files(files) = &self.joint {
             all.extend(files);
         }
-        all
+        let named = self.chat_template.iter().map(PathBuf::from).filter(|file| file.is_file());
+        all.into_iter().cloned().chain(named).collect()
     }
 }
 

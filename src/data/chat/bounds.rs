@@ -285,10 +285,11 @@ fn is_written(last: Option<&Token<'_>>, before: Option<&Token<'_>>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ChatTemplate;
+    use super::super::{ChatInput, ChatTemplate};
 
     fn render(source: &str) -> Result<String, String> {
-        ChatTemplate::new(source, vec![("bos_token".into(), "<s>".into())])?.render(&[], false)
+        let template = ChatTemplate::new(source, vec![("bos_token".into(), "<s>".into())])?;
+        template.render(&ChatInput::default()).map(|r| r.text)
     }
 
     /// All of these took gigabytes, hung, or ended the program.

@@ -46,7 +46,7 @@ pub fn read(files: &[PathBuf], map: &FieldMap, needs_gold: bool, limit: Option<u
                 }
                 _ => {}
             }
-            let text = as_text(&prompt.instruction);
+            let text = prompt.instruction.to_text();
             if let Some(&before) = seen.get(&text) {
                 let first = &all[before].place;
                 let reason = format!("the instruction of {}:{} again", first.path.display(), first.line);
@@ -66,17 +66,6 @@ pub fn read(files: &[PathBuf], map: &FieldMap, needs_gold: bool, limit: Option<u
     }
     all.truncate(limit.unwrap_or(usize::MAX));
     Ok(all)
-}
-
-/// A conversation of one message is that message; of several, each behind its role.
-fn as_text(instruction: &Instruction) -> String {
-    match instruction {
-        Instruction::Plain(text) => text.clone(),
-        Instruction::Chat(messages) => match messages.as_slice() {
-            [one] => one.content.clone(),
-            many => many.iter().map(|m| format!("{}: {}", m.role, m.content)).collect::<Vec<_>>().join("\n\n"),
-        },
-    }
 }
 
 /// A prompt's tokens.

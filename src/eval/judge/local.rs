@@ -36,7 +36,9 @@ pub struct Local<'g> {
     pub max_tokens: usize,
     /// Shown, and written.
     pub name: String,
-    /// What else its answers depend on: adapter, storage.
+    /// Digest of its weights, an adapter's among them: what it is, wherever it lies.
+    pub weights: String,
+    /// What else its answers depend on: storage, template.
     pub settings: Value,
 }
 
@@ -95,7 +97,7 @@ impl Judge for Local<'_> {
     }
 
     fn identity(&self) -> Value {
-        json!({"kind": "local", "model": self.name, "settings": self.settings, "prompt": self.prompt.hash()})
+        json!({"kind": "local", "weights": self.weights, "settings": self.settings, "prompt": self.prompt.hash()})
     }
 
     fn is_costly(&self) -> bool {

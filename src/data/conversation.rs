@@ -1,0 +1,336 @@
+//! Texts as rows hold them: an instruction, its response, and messages with every key that they came with.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::chat::ChatInput;
+use super::fields::kind;
+
+/// Role of the messages that a model writes.
+const ASSISTANT: &str = "assistant";
+
+/// A message of a conversation: the JSON object of the row, its keys in their order, so that a chat template sees what transformers' would.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Message(Map<String, Value>);
+
+impl Message {
+    /// A message of these two keys alone.
+    pub fn new(role: &str, content: &str) -> Self {
+        Self(Map::from_iter([("role".into(), role.into()), ("content".into(), content.into())]))
+    }
+
+    /// Checks an object of a row; `at` names it in messages.
+    ///
+    /// # Errors
+    /// The reason: a role that is no text; content that is neither text nor a list of text parts, and not empty beside tool calls.
+    pub(super) fn from_object(object: &Map<String, Value>, at: &str) -> Result<Self, String> {
+        let found = |key: &str| object.get(key).map_or("nothing", kind);
+        if !matches!(object.get("role"), Some(Value::String(_))) {
+            return Err(format!("field `{at}.role`: expected text, found {}", found("role")));
+        }
+        let message = Self(object.clone());
+        match object.get("content") {
+            Some(Value::String(_)) => Ok(message),
+            Some(Value::Array(parts)) if parts.iter().all(|part| part_text(part).is_some()) => Ok(message),
+            Some(Value::Array(_)) => Err(format!("field `{at}.content`: only parts of text are supported")),
+            None | Some(Value::Null) if message.has("tool_calls") => Ok(message),
+            _ => Err(format!("field `{at}.content`: expected text, found {}", found("content"))),
+        }
+    }
+
+    /// `system`, `user`, `assistant`, `tool`, or whatever the chat template knows.
+    pub fn role(&self) -> &str {
+        self.0.get("role").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// The content as one text, parts joined; empty beside tool calls.
+    pub fn text(&self) -> String {
+        match self.0.get("content") {
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Array(parts)) => parts.iter().filter_map(part_text).collect(),
+            _ => String::new(),
+        }
+    }
+
+    /// Whether the content is a list of parts.
+    pub fn is_in_parts(&self) -> bool {
+        self.0.get("content").is_some_and(Value::is_array)
+    }
+
+    /// Whether the assistant says it.
+    pub fn is_assistant(&self) -> bool {
+        self.role() == ASSISTANT
+    }
+
+    /// Whether the key is there with something in it.
+    pub fn has(&self, key: &str) -> bool {
+        self.0.get(key).is_some_and(holds_something)
+    }
+
+    /// Keys besides `role` and `content` that hold something.
+    pub fn more_keys(&self) -> impl Iterator<Item = &str> {
+        let more = self.0.iter().filter(|(key, value)| *key != "role" && *key != "content" && holds_something(value));
+        more.map(|(key, _)| key.as_str())
+    }
+
+    /// The object, as a chat template sees it.
+    pub fn to_value(&self) -> Value {
+        Value::Object(self.0.clone())
+    }
+}
+
+fn part_text(part: &Value) -> Option<&str> {
+    part.get("text").and_then(Value::as_str)
+}
+
+/// Parquet and data sets fill absent keys with null, or with an empty list.
+fn holds_something(value: &Value) -> bool {
+    !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty())
+}
+
+/// Values besides messages that a row gives to its chat template.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TemplateInputs {
+    /// The row's `tools`, a list.
+    pub tools: Option<Value>,
+    /// The row's `chat_template_kwargs`, such as `enable_thinking`.
+    pub kwargs: Map<String, Value>,
+}
+
+impl TemplateInputs {
+    /// What a chat template is given for these messages.
+    pub fn for_template<'a>(&'a self, messages: &'a [Value], add_generation_prompt: bool) -> ChatInput<'a> {
+        ChatInput { messages, tools: self.tools.as_ref(), kwargs: Some(&self.kwargs), add_generation_prompt }
+    }
+}
+
+/// Messages, and what else their row gives to its chat template.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conversation {
+    /// In their order.
+    pub messages: Vec<Message>,
+    /// The row's other values.
+    pub inputs: TemplateInputs,
+}
+
+impl From<Vec<Message>> for Conversation {
+    fn from(messages: Vec<Message>) -> Self {
+        Self { messages, ..Self::default() }
+    }
+}
+
+impl Conversation {
+    /// Refuses what templates for plain texts cannot show.
+    ///
+    /// # Errors
+    /// The reason, with the way out.
+    fn check_plain(&self) -> Result<(), String> {
+        match (&self.inputs.tools, self.inputs.kwargs.is_empty()) {
+            (Some(_), _) => Err("the row's `tools` need --template chat".into()),
+            (None, false) => Err("the row's `chat_template_kwargs` need --template chat".into()),
+            (None, true) => self.messages.iter().try_for_each(check_plain),
+        }
+    }
+}
+
+/// Refuses a message whose keys a template for plain texts would lose. Keys that only name or number a message may go.
+fn check_plain(message: &Message) -> Result<(), String> {
+    match message.more_keys().find(|key| SPOKEN.contains(key)) {
+        Some(key) => Err(format!("`{key}` of a message needs --template chat")),
+        None => Ok(()),
+    }
+}
+
+/// Keys of a message that hold a part of what was said.
+const SPOKEN: [&str; 8] = [
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "tool_calls",
+    "tool_call_id",
+    "function_call",
+    "tool_responses",
+    "documents",
+];
+
+/// What the response answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Instruction {
+    /// Plain text.
+    Plain(String),
+    /// A conversation up to the response.
+    Chat(Conversation),
+}
+
+impl Instruction {
+    /// The conversation that a chat template sees: a plain text is a user's message.
+    pub fn conversation(&self) -> Conversation {
+        match self {
+            Self::Plain(text) => vec![Message::new("user", text)].into(),
+            Self::Chat(conversation) => conversation.clone(),
+        }
+    }
+
+    /// The text that stands in a template for plain texts.
+    ///
+    /// # Errors
+    /// The reason, where it is more than a user's text.
+    pub fn plain(&self) -> Result<String, String> {
+        match self {
+            Self::Plain(text) => Ok(text.clone()),
+            Self::Chat(conversation) => {
+                conversation.check_plain()?;
+                match conversation.messages.as_slice() {
+                    [only] if only.role() == "user" => Ok(only.text()),
+                    many => {
+                        let n = many.len();
+                        Err(format!("a conversation of {n} messages before the response needs --template chat"))
+                    }
+                }
+            }
+        }
+    }
+
+    /// The text that a judge or a reader sees: a message alone as it is, several each behind its role.
+    pub fn to_text(&self) -> String {
+        match self {
+            Self::Plain(text) => text.clone(),
+            Self::Chat(conversation) => match conversation.messages.as_slice() {
+                [one] => one.text(),
+                many => many.iter().map(|m| format!("{}: {}", m.role(), m.text())).collect::<Vec<_>>().join("\n\n"),
+            },
+        }
+    }
+
+    /// Takes in what a row has for its chat template; a plain text becomes a user's message where there is something.
+    #[must_use]
+    pub fn with_inputs(self, inputs: TemplateInputs) -> Self {
+        match self {
+            plain @ Self::Plain(_) if inputs == TemplateInputs::default() => plain,
+            other => Self::Chat(Conversation { inputs, ..other.conversation() }),
+        }
+    }
+}
+
+/// What is learnt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Response {
+    /// The assistant's text.
+    Plain(String),
+    /// Messages behind a prompt, the last one an assistant's; all of the assistant's are scored.
+    Completion(Vec<Message>),
+    /// The rest of a conversation from its first answer on, for `sft`: every answer is scored, by the template's generation tags where it has them.
+    Turns(Vec<Message>),
+}
+
+impl From<&str> for Response {
+    fn from(text: &str) -> Self {
+        Self::Plain(text.into())
+    }
+}
+
+impl From<String> for Response {
+    fn from(text: String) -> Self {
+        Self::Plain(text)
+    }
+}
+
+impl Response {
+    /// The messages that a chat template sees.
+    pub fn messages(&self) -> Vec<Message> {
+        match self {
+            Self::Plain(text) => vec![Message::new(ASSISTANT, text)],
+            Self::Completion(messages) | Self::Turns(messages) => messages.clone(),
+        }
+    }
+
+    /// The text behind a template for plain texts, or before a judge.
+    ///
+    /// # Errors
+    /// The reason, where it is more than a text.
+    pub fn plain(&self) -> Result<String, String> {
+        match self {
+            Self::Plain(text) => Ok(text.clone()),
+            Self::Completion(messages) | Self::Turns(messages) => match messages.as_slice() {
+                [only] => check_plain(only).map(|()| only.text()),
+                many => Err(format!("a response of {} messages needs --template chat", many.len())),
+            },
+        }
+    }
+
+    /// Whether the last answer has neither text nor tool calls.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Plain(text) => text.is_empty(),
+            Self::Completion(messages) | Self::Turns(messages) => {
+                messages.last().is_none_or(|last| last.text().is_empty() && !last.has("tool_calls"))
+            }
+        }
+    }
+}
+
+/// An instruction and its response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    /// I.
+    pub instruction: Instruction,
+    /// R, never empty.
+    pub response: Response,
+}
+
+impl Text {
+    /// Splits a conversation before its last message, which must be the assistant's; `name` is the field's, for messages.
+    ///
+    /// # Errors
+    /// The reason.
+    pub(super) fn last_turn(mut messages: Vec<Message>, name: &str) -> Result<Self, String> {
+        check_ends(&messages, name)?;
+        let response = Response::Completion(messages.split_off(messages.len() - 1));
+        Ok(Self { instruction: Instruction::Chat(messages.into()), response })
+    }
+
+    /// Splits a conversation before its first answer, so that every answer is a part of the response.
+    ///
+    /// # Errors
+    /// As [`Text::last_turn`].
+    pub(super) fn every_turn(mut messages: Vec<Message>, name: &str) -> Result<Self, String> {
+        check_ends(&messages, name)?;
+        // A greeting before any question is context.
+        let first = messages.iter().skip(1).position(Message::is_assistant).map_or(0, |at| at + 1);
+        let response = Response::Turns(messages.split_off(first));
+        Ok(Self { instruction: Instruction::Chat(messages.into()), response })
+    }
+
+    /// Leaves the last message alone in the response: `--last-turn-only`.
+    pub fn keep_last_turn(&mut self) {
+        let (Response::Completion(messages) | Response::Turns(messages)) = &mut self.response else { return };
+        let last = messages.split_off(messages.len().saturating_sub(1));
+        let mut before = self.instruction.conversation();
+        if !messages.is_empty() {
+            before.messages.append(messages);
+            self.instruction = Instruction::Chat(before);
+        }
+        self.response = Response::Completion(last);
+    }
+
+    /// The whole conversation, and the index of the response's first message.
+    pub fn conversation(&self) -> (Conversation, usize) {
+        let mut whole = self.instruction.conversation();
+        let first = whole.messages.len();
+        whole.messages.extend(self.response.messages());
+        (whole, first)
+    }
+}
+
+fn check_ends(messages: &[Message], name: &str) -> Result<(), String> {
+    match messages {
+        [] => Err(format!("field `{name}`: no messages")),
+        [.., last] if !last.is_assistant() => Err(format!(
+            "field `{name}`: the last message must be the assistant's, its role is `{}`",
+            last.role().escape_debug()
+        )),
+        [_] => Err(format!("field `{name}`: no message stands before the response")),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,101 @@
+//! What a user should know of many rows, once each, with the number of rows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::conversation::{Conversation, Message, Response, Text};
+use super::template::Rendered;
+
+/// Something that holds for a row.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Remark {
+    /// The chat template's question for an answer is no prefix of the text with the answer.
+    Parted,
+    /// The last answer does not end in a token that ends a response.
+    Open,
+    /// The chat template prints lists of parts as they stand in Python.
+    PartsPrinted,
+    /// The chat template does not mention a key of a message, `tools`, or one of `chat_template_kwargs`.
+    NotMentioned(String),
+    /// A template for plain texts leaves a key of a message out.
+    LeftOut(String),
+    /// A conversation begins with an answer, before any question.
+    Greeting,
+}
+
+impl Remark {
+    fn line(&self, n: usize) -> String {
+        let rows = format!("{n} row{}", if n == 1 { "" } else { "s" });
+        match self {
+            Self::Parted => format!(
+                "{rows}: the chat template's text that asks for the answer is no prefix of the text with it (such as a `<think>` that it adds): \
+                 the response begins where the two part"
+            ),
+            Self::Open => format!(
+                "{rows}: what the chat template prints does not end in a token that ends a response: such an end is not learnt (nothing is \
+                 added to --template chat)"
+            ),
+            Self::PartsPrinted => format!("{rows}: the chat template prints lists of content parts as Python would: give texts"),
+            Self::NotMentioned(key) => {
+                format!("{rows}: `{}` is given to the chat template, which does not mention it", key.escape_debug())
+            }
+            Self::LeftOut(key) => {
+                format!("{rows}: `{}` of messages is left out: only --template chat can show it", key.escape_debug())
+            }
+            Self::Greeting => {
+                format!("{rows}: the conversation begins with the assistant: that message is context, and not scored")
+            }
+        }
+    }
+}
+
+/// Remarks with the number of rows that each holds for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remarks(BTreeMap<Remark, usize>);
+
+impl Remarks {
+    /// Counts a row's.
+    pub fn add_row(&mut self, found: BTreeSet<Remark>) {
+        found.into_iter().for_each(|remark| *self.0.entry(remark).or_default() += 1);
+    }
+
+    /// A line for each kind.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.iter().map(|(remark, &n)| remark.line(n)).collect()
+    }
+}
+
+/// Keys of which transformers gives a template all where one is there.
+const THOUGHTS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
+
+/// Adds what becomes of a text's keys. `source`: the chat template's, where there is one.
+pub(super) fn note_keys(text: &Text, source: Option<&str>, into: &mut BTreeSet<Remark>) {
+    let (Conversation { messages, inputs }, _) = text.conversation();
+    let of_messages = messages.iter().flat_map(Message::more_keys);
+    let Some(source) = source else {
+        into.extend(of_messages.map(|key| Remark::LeftOut(key.into())));
+        return;
+    };
+    let is_lost = |key: &&str| match THOUGHTS.contains(key) {
+        true => !THOUGHTS.iter().any(|alias| source.contains(alias)),
+        false => !source.contains(*key),
+    };
+    let given = inputs.tools.iter().map(|_| "tools").chain(inputs.kwargs.keys().map(String::as_str));
+    into.extend(of_messages.chain(given).filter(is_lost).map(|key| Remark::NotMentioned(key.into())));
+}
+
+/// Adds what is to be said of a rendered text.
+pub(super) fn note_rendering(text: &Text, rendered: &Rendered, into: &mut BTreeSet<Remark>) {
+    if !rendered.cut.is_empty() {
+        into.insert(Remark::Parted);
+    }
+    let (Conversation { messages, .. }, _) = text.conversation();
+    let in_parts = messages.iter().any(Message::is_in_parts);
+    if in_parts && ["{'type':", "{'text':"].iter().any(|printed| rendered.text.contains(printed)) {
+        into.insert(Remark::PartsPrinted);
+    }
+    let n_answers = messages.iter().filter(|message| message.is_assistant()).count();
+    let is_every_turn = matches!(text.response, Response::Turns(_));
+    if is_every_turn && messages[0].is_assistant() && rendered.scored.len() < n_answers {
+        into.insert(Remark::Greeting);
+    }
+}

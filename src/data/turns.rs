@@ -1,0 +1,108 @@
+//! An assistant's answers in a rendered conversation. Where the template has `{% generation %}` tags, `sft` goes by them. Elsewhere an answer
+//! is what stands between two renderings: of the messages before it with the question for an answer, and of the messages up to it.
+//!
+//! Renderings of fewer messages need not be prefixes of the whole text. Templates that think drop thoughts of answers which are not the last, and some
+//! ask with `<think>`, which the whole text lacks. So places are sought by what both texts share.
+
+use serde_json::Value;
+
+use super::chat::ChatTemplate;
+use super::conversation::{Message, Response, Text};
+use super::template::Rendered;
+
+/// Renders a text, and finds its answers.
+///
+/// # Errors
+/// The reason: the template refuses it, or an answer cannot be told from what stands around it.
+pub(super) fn render_turns(text: &Text, chat: &ChatTemplate) -> Result<Rendered, String> {
+    let (conversation, first) = text.conversation();
+    let messages = &conversation.messages;
+    let values: Vec<Value> = messages.iter().map(Message::to_value).collect();
+    let render = |n: usize, ask: bool| chat.render(&conversation.inputs.for_template(&values[..n], ask));
+    let whole = render(messages.len(), false)?;
+    if matches!(text.response, Response::Turns(_)) && !whole.assistant.is_empty() {
+        let scored = whole.assistant.into_iter().filter(|span| !span.is_empty()).collect();
+        return Ok(Rendered { text: whole.text, scored, cut: Vec::new() });
+    }
+    let render = |n: usize, ask: bool| render(n, ask).map(|rendered| rendered.text);
+    let mut found = Rendered { text: whole.text, scored: Vec::new(), cut: Vec::new() };
+    let mut after = 0;
+    for (k, _) in messages.iter().enumerate().skip(first).filter(|(_, message)| message.is_assistant()) {
+        let asks = render(k, true)?;
+        let start = match shared_prefix(&asks, &found.text) {
+            shared if shared == asks.len() => shared,
+            shared => {
+                let before = render(k, false)?;
+                let start = begins(&found.text, &asks, shared_prefix(&before, &asks), shared, after);
+                let start = start.ok_or_else(|| unknown("begins", k, messages))?;
+                if start == shared {
+                    found.cut.push((found.scored.len(), asks.clone()));
+                }
+                start
+            }
+        };
+        let end = match k + 1 == messages.len() {
+            true => found.text.len(),
+            false => ends(&found.text, &asks, &render(k + 1, false)?, start).ok_or_else(|| unknown("ends", k, messages))?,
+        };
+        if start < after || end < start {
+            return Err(unknown("begins", k, messages));
+        }
+        found.scored.push(start..end);
+        after = end;
+    }
+    Ok(found)
+}
+
+fn unknown(what: &str, k: usize, messages: &[Message]) -> String {
+    format!(
+        "the chat template renders message {} of {} in another way where more messages follow, so where the answer {what} is unknown: \
+         use a template with generation tags (--chat-template), or --last-turn-only",
+        k + 1,
+        messages.len()
+    )
+}
+
+/// Bytes that both texts begin with, whole characters.
+fn shared_prefix(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum()
+}
+
+/// Bytes that both texts end with.
+fn shared_suffix(a: &str, b: &str) -> usize {
+    a.bytes().rev().zip(b.bytes().rev()).take_while(|(x, y)| x == y).count()
+}
+
+/// Where the answer begins in `whole`. `asks` is no prefix of it: they share `shared` bytes. The question for an answer stands in `asks` from
+/// `question` on. `after`: where the answer before ends.
+fn begins(whole: &str, asks: &str, question: usize, shared: usize, after: usize) -> Option<usize> {
+    // What was said before is the same: the question alone is not, as with `<think>`.
+    if shared >= question {
+        return Some(shared);
+    }
+    // Earlier messages differ. The question is sought, or as much of its beginning as there is, where most of what stands before it agrees.
+    let lengths = asks[question..].char_indices().map(|(at, c)| at + c.len_utf8());
+    for length in lengths.collect::<Vec<_>>().into_iter().rev() {
+        let (pattern, before) = (&asks[question..question + length], &asks[..question]);
+        let agreement = |(at, _): (usize, &str)| (shared_suffix(&whole[after..after + at], before), after + at + length);
+        let most = whole[after..].match_indices(pattern).map(agreement).max_by_key(|(n, at)| (*n, usize::MAX - at));
+        if let Some((1.., at)) = most {
+            return Some(at);
+        }
+    }
+    None
+}
+
+/// Where the answer that begins at `start` ends in `whole`. `alone` is the text up to the answer, without what follows; `asks` that which asks for it.
+fn ends(whole: &str, asks: &str, alone: &str, start: usize) -> Option<usize> {
+    if whole.starts_with(alone) && alone.len() >= start {
+        return Some(alone.len());
+    }
+    // As the last message the answer may have had thoughts before it; its end stayed.
+    let answer = &alone[shared_prefix(asks, alone)..];
+    let places = || whole[start..].char_indices().map(|(at, c)| start + at + c.len_utf8());
+    let kept = places().filter(|&at| answer.ends_with(&whole[start..at])).max();
+    let agreement = |at: usize| (shared_suffix(&whole[start..at], answer), at);
+    let most = || places().map(agreement).max_by_key(|(n, at)| (*n, usize::MAX - at)).filter(|(n, _)| *n > 0);
+    kept.or_else(|| most().map(|(_, at)| at))
+}
