@@ -18,7 +18,7 @@ fn sandbox(template: &str) -> Sandbox {
 }
 
 fn conversation(words: &[&str]) -> Value {
-    let message = |(i, text): (usize, &&str)| json!({"role": ["user", "assistant"][i % 2], "content": text});
+    let message = |(i, text): (usize, &&str)| json!({"role": (["user", "assistant"][i % 2]), "content": text});
     json!({"messages": words.iter().enumerate().map(message).collect::<Vec<_>>()})
 }
 
@@ -161,7 +161,9 @@ fn chat_templates_are_chosen_by_name() {
     s.write("rows.jsonl", lines(&[conversation(&["Say hi", "hi"])]));
     fs::create_dir(s.path("model/additional_chat_templates")).unwrap();
     s.write("model/additional_chat_templates/other.jinja", format!("other {CHATML}"));
-    let check = |more: &[&str]| [&["check", "--sft", "--json", "--model", "model", "--data", "rows.jsonl"], more].concat();
+    fn check<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["check", "--sft", "--json", "--model", "model", "--data", "rows.jsonl"], more].concat()
+    }
     let first = |more: &[&str]| {
         let report = s.run(&check(more)).ok().lines().remove(0);
         let tokens = report["rows"][0]["sides"][0]["tokens"].as_array().unwrap().clone();
