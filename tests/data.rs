@@ -98,8 +98,7 @@ fn same_as_transformers(tokenizer: &Tokenizer, cases: &Value) {
     let bare = cases["bare"].as_array().unwrap_or(&none).iter().map(|case| (case, Template::None));
     for (case, template) in cases["pairs"].as_array().unwrap().iter().map(|case| (case, Template::Paper)).chain(bare) {
         let text = plain(case["instruction"].as_str().unwrap(), case["response"].as_str().unwrap());
-        let expected =
-            Sequence::new(ids(&case["input_ids"]), case["prompt_len"].as_u64().unwrap() as usize);
+        let expected = Sequence::new(ids(&case["input_ids"]), case["prompt_len"].as_u64().unwrap() as usize);
         assert_eq!(tokenizer.encode(&text, &template).unwrap(), expected, "{text:?}");
     }
     for case in cases["chat"].as_array().unwrap() {

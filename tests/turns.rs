@@ -72,7 +72,8 @@ fn every_turn_is_learnt_as_alone() {
     }
     assert!((loss + sum(true) / n as f64).abs() < 1e-5, "{loss} {}", sum(true));
     // Each token's log-probability is that of the beginnings, in the tokens' order.
-    let args = ["score", "--tokens", "--model", "model", "--data", "alone.jsonl", "--template", "chat", "--last-turn-only"];
+    let args =
+        ["score", "--tokens", "--model", "model", "--data", "alone.jsonl", "--template", "chat", "--last-turn-only"];
     for row in &s.run(&args).ok().lines()[..3] {
         let part = row["text"]["token_logps"].as_array().unwrap();
         for (a, b) in part.iter().zip(logps).skip(1) {
@@ -87,9 +88,23 @@ fn a_step_is_the_mean_over_all_turns() {
     let s = sandbox(CHATML);
     let rows = [conversation(&["Say hi", "hi", "And bye", "bye bye"]), conversation(&["One", "a"])];
     s.write("rows.jsonl", lines(&rows));
-    let args = ["sft", "--model", "model", "--template", "chat", "--data", "rows.jsonl", "--max-steps", "1", "--no-shuffle", "--learning-rate", "1e-3"];
+    let args = [
+        "sft",
+        "--model",
+        "model",
+        "--template",
+        "chat",
+        "--data",
+        "rows.jsonl",
+        "--max-steps",
+        "1",
+        "--no-shuffle",
+        "--learning-rate",
+        "1e-3",
+    ];
     s.run(&[&args[..], &["--batch-size", "2", "--output-dir", "a"]].concat()).ok();
-    s.run(&[&args[..], &["--batch-size", "1", "--gradient-accumulation-steps", "2", "--output-dir", "b"]].concat()).ok();
+    s.run(&[&args[..], &["--batch-size", "1", "--gradient-accumulation-steps", "2", "--output-dir", "b"]].concat())
+        .ok();
     let (loss, _) = gradients(&s, "rows.jsonl", &[]);
     for out in ["a", "b"] {
         let first = metrics(&s.path(out)).remove(0);
@@ -108,7 +123,21 @@ fn the_date_is_kept() {
     let dated = format!("{{{{ strftime_now('%d %b %Y %H:%M:%S') }}}}\n{CHATML}");
     s.write("own.jinja", &dated);
     s.write("rows.jsonl", lines(&(0..4).map(|i| conversation(&["Say", &i.to_string()])).collect::<Vec<_>>()));
-    let args = ["sft", "--model", "model", "--data", "rows.jsonl", "--chat-template", "own.jinja", "--batch-size", "2", "--save-steps", "1", "--max-steps", "3"];
+    let args = [
+        "sft",
+        "--model",
+        "model",
+        "--data",
+        "rows.jsonl",
+        "--chat-template",
+        "own.jinja",
+        "--batch-size",
+        "2",
+        "--save-steps",
+        "1",
+        "--max-steps",
+        "3",
+    ];
     let run = |out: &str, more: &[&str]| s.run(&[&args[..], &["--output-dir", out], more].concat());
     run("whole", &[]).ok();
     assert_eq!(fs::read_to_string(s.path("whole/chat_template.jinja")).unwrap(), dated);
@@ -142,7 +171,17 @@ fn moved_files_resume() {
     let pair = json!({"prompt": "Say hi", "chosen": "hi", "rejected": "no"});
     s.write("rows.jsonl", lines(&[pair.clone(), pair]));
     let run = |template: &str, reference: &str, more: &[&str]| {
-        let args = ["train", "--model", "model", "--data", "rows.jsonl", "--chat-template", template, "--reference", reference];
+        let args = [
+            "train",
+            "--model",
+            "model",
+            "--data",
+            "rows.jsonl",
+            "--chat-template",
+            template,
+            "--reference",
+            reference,
+        ];
         let rest = ["--batch-size", "1", "--save-steps", "1", "--max-steps", "2", "--output-dir", "out"];
         s.run(&[&args[..], &rest, more].concat())
     };
@@ -171,11 +210,30 @@ fn chat_templates_are_chosen_by_name() {
     };
     assert!(first(&["--template", "chat"]).starts_with("<|im_start|>user"));
     assert!(first(&["--chat-template", "other"]).starts_with("other <|im_start|>user"));
-    s.refused(&check(&["--chat-template", "othr"]), &["--chat-template", "`othr` is neither a file nor", "default, other"]);
-    s.refused(&check(&["--chat-template", "other", "--template", "paper"]), &["--chat-template: goes with --template chat"]);
+    s.refused(
+        &check(&["--chat-template", "othr"]),
+        &["--chat-template", "`othr` is neither a file nor", "default, other"],
+    );
+    s.refused(
+        &check(&["--chat-template", "other", "--template", "paper"]),
+        &["--chat-template: goes with --template chat"],
+    );
     fs::remove_file(s.path("model/chat_template.jinja")).unwrap();
     s.write("model/additional_chat_templates/second.jinja", CHATML);
     s.refused(&check(&["--template", "chat"]), &["--template: chat: ", "(other, second)", "--chat-template NAME"]);
-    let said = s.run(&["generate", "--model", "model", "--chat-template", "second", "--prompt", "Hi", "--max-new-tokens", "2", "--json"]).ok();
+    let said = s
+        .run(&[
+            "generate",
+            "--model",
+            "model",
+            "--chat-template",
+            "second",
+            "--prompt",
+            "Hi",
+            "--max-new-tokens",
+            "2",
+            "--json",
+        ])
+        .ok();
     assert!(said.lines()[0]["prompt_ids"].as_array().unwrap().len() > 3);
 }

@@ -6,8 +6,8 @@ mod generation;
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
@@ -93,9 +93,8 @@ impl ChatTemplate {
         });
         let clock = Arc::new(AtomicU64::new(seconds_now()));
         let shown = clock.clone();
-        environment.add_function("strftime_now", move |format: String| {
-            strftime(&format, shown.load(Ordering::Relaxed))
-        });
+        environment
+            .add_function("strftime_now", move |format: String| strftime(&format, shown.load(Ordering::Relaxed)));
         let plain = bounds::bounded(&generation::without_tags(source), syntax.clone())?;
         environment.add_template_owned(PLAIN, plain).map_err(|e| one_line(&e))?;
         if let Some(marked) = generation::with_marks(source) {

@@ -79,8 +79,8 @@ impl NamedTemplates {
         if found.is_empty() && dir.join(OF_PROCESSOR).exists() {
             let path = dir.join(OF_PROCESSOR);
             let text = read_inside(dir, OF_PROCESSOR, MAX_CONFIG_BYTES)?;
-            let config: Map<String, Value> =
-                serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), format!("no JSON object: {e}")))?;
+            let config: Map<String, Value> = serde_json::from_str(&text)
+                .map_err(|e| Error::line(&path, e.line(), format!("no JSON object: {e}")))?;
             found = of_config(&path, &config)?;
         }
         Ok(found)
@@ -154,9 +154,10 @@ impl NamedTemplates {
         match found {
             Some(found) => found.compiled.as_ref().map_err(String::clone),
             None if self.all.is_empty() => Err("the tokenizer has no chat template".into()),
-            None => {
-                Err(format!("the tokenizer has several chat templates and no default ({}): --chat-template NAME", self.names()))
-            }
+            None => Err(format!(
+                "the tokenizer has several chat templates and no default ({}): --chat-template NAME",
+                self.names()
+            )),
         }
     }
 

@@ -34,7 +34,9 @@ impl Remark {
                 "{rows}: what the chat template prints does not end in a token that ends a response: such an end is not learnt (nothing is \
                  added to --template chat)"
             ),
-            Self::PartsPrinted => format!("{rows}: the chat template prints lists of content parts as Python would: give texts"),
+            Self::PartsPrinted => {
+                format!("{rows}: the chat template prints lists of content parts as Python would: give texts")
+            }
             Self::NotMentioned(key) => {
                 format!("{rows}: `{}` is given to the chat template, which does not mention it", key.escape_debug())
             }

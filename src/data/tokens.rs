@@ -53,12 +53,7 @@ impl Tokenizer {
         Self::from_files(dir, tokenizer, config, &files)
     }
 
-    fn from_files(
-        dir: &Path,
-        tokenizer: &[u8],
-        config: Option<&str>,
-        chat_files: &[(String, String)],
-    ) -> Result<Self> {
+    fn from_files(dir: &Path, tokenizer: &[u8], config: Option<&str>, chat_files: &[(String, String)]) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         untrusted::check(tokenizer).map_err(|reason| Error::file(&path, reason))?;
         let mut inner = without_panic(|| tokenizers::Tokenizer::from_bytes(tokenizer).map_err(|e| e.to_string()))
@@ -212,7 +207,11 @@ impl Tokenizer {
         template.render(text, self.chat(&text.instruction, template)?.map(|chat| &chat.template))
     }
 
-    fn render_instruction(&self, instruction: &Instruction, template: &Template) -> std::result::Result<String, String> {
+    fn render_instruction(
+        &self,
+        instruction: &Instruction,
+        template: &Template,
+    ) -> std::result::Result<String, String> {
         template.instruction(instruction, self.chat(instruction, template)?.map(|chat| &chat.template))
     }
 

@@ -43,7 +43,9 @@ pub(super) fn render_turns(text: &Text, chat: &ChatTemplate) -> Result<Rendered,
         };
         let end = match k + 1 == messages.len() {
             true => found.text.len(),
-            false => ends(&found.text, &asks, &render(k + 1, false)?, start).ok_or_else(|| unknown("ends", k, messages))?,
+            false => {
+                ends(&found.text, &asks, &render(k + 1, false)?, start).ok_or_else(|| unknown("ends", k, messages))?
+            }
         };
         if start < after || end < start {
             return Err(unknown("begins", k, messages));
@@ -84,7 +86,8 @@ fn begins(whole: &str, asks: &str, question: usize, shared: usize, after: usize)
     let lengths = asks[question..].char_indices().map(|(at, c)| at + c.len_utf8());
     for length in lengths.collect::<Vec<_>>().into_iter().rev() {
         let (pattern, before) = (&asks[question..question + length], &asks[..question]);
-        let agreement = |(at, _): (usize, &str)| (shared_suffix(&whole[after..after + at], before), after + at + length);
+        let agreement =
+            |(at, _): (usize, &str)| (shared_suffix(&whole[after..after + at], before), after + at + length);
         let most = whole[after..].match_indices(pattern).map(agreement).max_by_key(|(n, at)| (*n, usize::MAX - at));
         if let Some((1.., at)) = most {
             return Some(at);

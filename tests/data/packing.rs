@@ -27,12 +27,14 @@ fn example() -> impl Strategy<Value = Example> {
 /// For each prediction of a sequence: the (token, position) pairs that its hidden state sees, and the target.
 fn context(batch: &Batch, span: usize) -> Vec<(Vec<(u32, u32)>, u32)> {
     let rows = batch.rows_in_order(&batch.spans[span]);
-    rows.into_iter().map(|row| batch.rows[row]).map(|row| {
-        let [a, b, c, d] = batch.ranges[row.hidden as usize];
-        let seen = (a..b).chain(c..d).map(|k| (batch.ids[k as usize], batch.positions[k as usize])).collect();
-        (seen, row.target)
-    })
-    .collect()
+    rows.into_iter()
+        .map(|row| batch.rows[row])
+        .map(|row| {
+            let [a, b, c, d] = batch.ranges[row.hidden as usize];
+            let seen = (a..b).chain(c..d).map(|k| (batch.ids[k as usize], batch.positions[k as usize])).collect();
+            (seen, row.target)
+        })
+        .collect()
 }
 
 fn well_formed(batch: &Batch) {

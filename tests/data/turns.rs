@@ -76,18 +76,27 @@ fn answers_that_cannot_be_found_are_refused() {
     let row = r#"{"messages":[{"role":"assistant","content":"hello"},{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}"#;
     let rows = read(row, Purpose::Sft, &[]).unwrap();
     let data = Dataset::build(&rows, &bpe512(), &Template::Chat, LIMITS).unwrap();
-    assert!(data.remarks.lines().iter().any(|line| line.starts_with("1 row: the conversation begins with")), "{:?}", data.remarks);
+    assert!(
+        data.remarks.lines().iter().any(|line| line.starts_with("1 row: the conversation begins with")),
+        "{:?}",
+        data.remarks
+    );
 }
 
 #[test]
 fn remarks_count_rows() {
-    let row = |more: &str| format!(r#"{{"messages":[{{"role":"user","content":"q"{more}}},{{"role":"assistant","content":"a"}}]}}"#);
+    let row = |more: &str| {
+        format!(r#"{{"messages":[{{"role":"user","content":"q"{more}}},{{"role":"assistant","content":"a"}}]}}"#)
+    };
     let text = [row(""), row(r#","name":"Ann""#), row(r#","name":"Bo","id":null"#)].join("\n");
     let data = build(&text, &Template::Chat, 99, Overflow::Error).unwrap();
     let lines = data.remarks.lines();
     assert_eq!(lines.len(), 2, "{lines:?}");
     // bpe512 closes with another token than its EOS.
-    assert!(lines[0].starts_with("3 rows: what the chat template prints does not end in a token that ends a response"), "{lines:?}");
+    assert!(
+        lines[0].starts_with("3 rows: what the chat template prints does not end in a token that ends a response"),
+        "{lines:?}"
+    );
     assert_eq!(lines[1], "2 rows: `name` is given to the chat template, which does not mention it");
     let mut closed = bpe512();
     closed.set_stop_ids(vec![4]);
@@ -105,8 +114,14 @@ fn what_only_a_chat_template_can_show_needs_one() {
     for (key, row) in [
         ("tools", r#"{"prompt":"q","completion":"a","tools":[{"type":"function"}]}"#),
         ("chat_template_kwargs", r#"{"prompt":"q","completion":"a","chat_template_kwargs":{"enable_thinking":false}}"#),
-        ("reasoning_content", r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a","reasoning_content":"r"}]}"#),
-        ("tool_calls", r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":null,"tool_calls":[{"type":"function"}]}]}"#),
+        (
+            "reasoning_content",
+            r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a","reasoning_content":"r"}]}"#,
+        ),
+        (
+            "tool_calls",
+            r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":null,"tool_calls":[{"type":"function"}]}]}"#,
+        ),
     ] {
         let error = build(row, &Template::Paper, 99, Overflow::Error).unwrap_err();
         assert!(error.contains(&format!("`{key}`")) && error.ends_with("--template chat"), "{error}");
@@ -114,10 +129,22 @@ fn what_only_a_chat_template_can_show_needs_one() {
     for (row, reason) in [
         (r#"{"prompt":"q","completion":"a","tools":"[{"}"#, "field `tools`: is text, and no JSON list"),
         (r#"{"prompt":"q","completion":"a","tools":7}"#, "field `tools`: expected a list, found a number"),
-        (r#"{"prompt":"q","completion":"a","chat_template_kwargs":[]}"#, "field `chat_template_kwargs`: expected an object, found a list"),
-        (r#"{"prompt":"q","completion":"a","chat_template_kwargs":{"tokenize":true}}"#, "field `chat_template_kwargs.tokenize`: is set by the program, not by a row"),
-        (r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":null}]}"#, "field `messages[1].content`: expected text, found null"),
-        (r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"","tool_calls":[]}]}"#, "the response is empty"),
+        (
+            r#"{"prompt":"q","completion":"a","chat_template_kwargs":[]}"#,
+            "field `chat_template_kwargs`: expected an object, found a list",
+        ),
+        (
+            r#"{"prompt":"q","completion":"a","chat_template_kwargs":{"tokenize":true}}"#,
+            "field `chat_template_kwargs.tokenize`: is set by the program, not by a row",
+        ),
+        (
+            r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":null}]}"#,
+            "field `messages[1].content`: expected text, found null",
+        ),
+        (
+            r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"","tool_calls":[]}]}"#,
+            "the response is empty",
+        ),
     ] {
         assert_eq!(read(row, Purpose::Any, &[]).unwrap_err(), format!("rows.jsonl:1: {reason}"));
     }
@@ -126,7 +153,9 @@ fn what_only_a_chat_template_can_show_needs_one() {
 /// Two messages are one prompt only where all their keys agree.
 #[test]
 fn implicit_prompts_compare_every_key() {
-    let side = |name: &str, answer: &str| format!(r#"[{{"role":"user","content":"q","name":"{name}"}},{{"role":"assistant","content":"{answer}"}}]"#);
+    let side = |name: &str, answer: &str| {
+        format!(r#"[{{"role":"user","content":"q","name":"{name}"}},{{"role":"assistant","content":"{answer}"}}]"#)
+    };
     let row = |a: &str, b: &str| format!(r#"{{"chosen":{},"rejected":{}}}"#, side(a, "x"), side(b, "y"));
     let Content::Preference { chosen, rejected } = one(&row("Ann", "Ann")) else { panic!() };
     assert_eq!(chosen.instruction, rejected.instruction);
@@ -139,12 +168,16 @@ fn implicit_prompts_compare_every_key() {
 #[test]
 fn completions_of_several_messages() {
     let said = |word: &str| {
-        format!(r#"[{{"role":"assistant","content":"{word}"}},{{"role":"tool","content":"t"}},{{"role":"assistant","content":"{word}{word}"}}]"#)
+        format!(
+            r#"[{{"role":"assistant","content":"{word}"}},{{"role":"tool","content":"t"}},{{"role":"assistant","content":"{word}{word}"}}]"#
+        )
     };
-    let row = format!(r#"{{"prompt":[{{"role":"user","content":"q"}}],"chosen":{},"rejected":{}}}"#, said("x"), said("y"));
+    let row =
+        format!(r#"{{"prompt":[{{"role":"user","content":"q"}}],"chosen":{},"rejected":{}}}"#, said("x"), said("y"));
     let data = build(&row, &Template::Chat, 99, Overflow::Error).unwrap();
     for side in &data.examples[0].sequences {
-        let scored: Vec<u32> = side.ids.iter().enumerate().filter(|(i, _)| side.is_response(*i)).map(|(_, id)| *id).collect();
+        let scored: Vec<u32> =
+            side.ids.iter().enumerate().filter(|(i, _)| side.is_response(*i)).map(|(_, id)| *id).collect();
         let text = bpe512().decode_all(&scored).unwrap();
         assert!(["x<|im_end|>\nxx<|im_end|>\n", "y<|im_end|>\nyy<|im_end|>\n"].contains(&text.as_str()), "{text}");
         assert_eq!(side.between.len(), 1);
@@ -161,16 +194,20 @@ fn cuts_keep_the_turns() {
     let row = r#"{"messages":[{"role":"user","content":"A long question with many words"},{"role":"assistant","content":"one"},{"role":"user","content":"more"},{"role":"assistant","content":"two"}]}"#;
     let whole = build(row, &Template::Chat, 999, Overflow::Error).unwrap().examples.remove(0).sequences.remove(0);
     let max = whole.ids.len() - 5;
-    let cut = build(row, &Template::Chat, max, Overflow::TruncatePrompt).unwrap().examples.remove(0).sequences.remove(0);
+    let cut =
+        build(row, &Template::Chat, max, Overflow::TruncatePrompt).unwrap().examples.remove(0).sequences.remove(0);
     assert_eq!(cut.ids, whole.ids[5..]);
     assert_eq!(mask(&cut), mask(&whole)[5..]);
     assert_eq!((cut.n_response(), cut.between.len()), (whole.n_response(), 1));
     // No more than stands before the first answer.
-    let error = build(row, &Template::Chat, whole.ids.len() - whole.response_start, Overflow::TruncatePrompt).unwrap_err();
+    let error =
+        build(row, &Template::Chat, whole.ids.len() - whole.response_start, Overflow::TruncatePrompt).unwrap_err();
     assert!(error.contains("no row fits"), "{error}");
 
     let said = r#"[{"role":"assistant","content":"one"},{"role":"user","content":"more words than fit into it"},{"role":"assistant","content":"two"}]"#;
-    let pair = format!(r#"{{"prompt":[{{"role":"user","content":"Q"}}],"chosen":{said},"rejected":[{{"role":"assistant","content":"x"}}]}}"#);
+    let pair = format!(
+        r#"{{"prompt":[{{"role":"user","content":"Q"}}],"chosen":{said},"rejected":[{{"role":"assistant","content":"x"}}]}}"#
+    );
     let whole = build(&pair, &Template::Chat, 999, Overflow::Paper).unwrap().examples.remove(0).sequences.remove(0);
     let characters = bpe512().decode_all(&whole.ids).unwrap().chars().count();
     // The fewest characters that are not too many; far more tokens than half of them.
@@ -235,7 +272,11 @@ fn templates_have_names() {
     assert_ne!(chosen.chat_templates().digest(), digest);
 
     // Files win over tokenizer_config.json, and lie by name in a folder.
-    let dir = folder(&[("tokenizer_config.json", &two), ("additional_chat_templates/rag.jinja", &c), ("chat_template.jinja", &b)]);
+    let dir = folder(&[
+        ("tokenizer_config.json", &two),
+        ("additional_chat_templates/rag.jinja", &c),
+        ("chat_template.jinja", &b),
+    ]);
     let mut tokenizer = Tokenizer::load(dir.path()).unwrap();
     assert_eq!(said(&tokenizer, &plain).as_deref(), Ok("bx"));
     tokenizer.choose_chat_template("rag").unwrap();
@@ -246,7 +287,10 @@ fn templates_have_names() {
     let error = tokenizer.check_template(&Template::Chat).unwrap_err().to_string();
     assert!(error.contains("rag, tool_use") && error.contains("--chat-template"), "{error}");
     let error = tokenizer.choose_chat_template("rga").unwrap_err().to_string();
-    assert_eq!(error, "--chat-template: `rga` is neither a file nor a template's name; the tokenizer has rag, tool_use");
+    assert_eq!(
+        error,
+        "--chat-template: `rga` is neither a file nor a template's name; the tokenizer has rag, tool_use"
+    );
     // A file of one's own, and its content alone in the digest.
     let own: Vec<PathBuf> = ["one.jinja", "two.jinja"].map(|name| dir.path().join(name)).into();
     own.iter().for_each(|path| std::fs::write(path, &c).unwrap());

@@ -53,7 +53,8 @@ impl Folder {
         for (name, digest) in digests {
             match checkpoints.get(*name) {
                 Some(was) if was != digest => {
-                    let reason = format!("{}: checkpoint `{name}` had other weights, or another chat template", path.display());
+                    let reason =
+                        format!("{}: checkpoint `{name}` had other weights, or another chat template", path.display());
                     return Err(Error::flag("resume", reason));
                 }
                 _ => checkpoints.insert((*name).into(), json!(digest)),

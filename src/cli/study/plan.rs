@@ -192,12 +192,32 @@ pub struct Study {
 }
 
 /// Keys that the study itself sets.
-const OF_TRAINING: &[&str] =
-    &["model", "adapter", "output-dir", "resume", "json", "seed", "template", "chat-template", "reference", "eval-data"];
+const OF_TRAINING: &[&str] = &[
+    "model",
+    "adapter",
+    "output-dir",
+    "resume",
+    "json",
+    "seed",
+    "template",
+    "chat-template",
+    "reference",
+    "eval-data",
+];
 const OF_JUDGE: &[&str] =
     &["data", "sample", "pairs", "strata", "mode", "output-dir", "resume", "json", "estimate", "seed"];
-const OF_EVALUATE: &[&str] =
-    &["model", "checkpoint", "group", "against", "output-dir", "resume", "json", "template", "chat-template", "no-judge"];
+const OF_EVALUATE: &[&str] = &[
+    "model",
+    "checkpoint",
+    "group",
+    "against",
+    "output-dir",
+    "resume",
+    "json",
+    "template",
+    "chat-template",
+    "no-judge",
+];
 
 impl Study {
     /// Reads and checks the file: nothing is computed of a study that cannot end.
@@ -219,7 +239,8 @@ impl Study {
             return Err(bad("fractions", "must be above 0 and at most 1, and none twice"));
         }
         let (template, chat_template) = (written.template, written.chat_template);
-        session::template(template.as_deref(), chat_template.as_deref()).map_err(|e| bad("template", &e.to_string()))?;
+        session::template(template.as_deref(), chat_template.as_deref())
+            .map_err(|e| bad("template", &e.to_string()))?;
         if let Some(Tasks { prompts: 0, .. } | Tasks { test: 0, .. }) = written.tasks {
             return Err(bad("tasks", "`prompts` and `test` must be above 0"));
         }

@@ -29,7 +29,11 @@ fn rewritten(source: &str, open: impl Fn(&str, &str) -> String, close: impl Fn(&
 
 /// The source with blocks that do nothing in place of the tags.
 pub(super) fn without_tags(source: &str) -> String {
-    rewritten(source, |before, after| format!("{before}if true{after}"), |before, after| format!("{before}endif{after}"))
+    rewritten(
+        source,
+        |before, after| format!("{before}if true{after}"),
+        |before, after| format!("{before}endif{after}"),
+    )
 }
 
 /// The source with marks in place of the tags; `None` where it has none.
