@@ -41,7 +41,7 @@ fn every_turn_is_learnt_as_alone() {
     let words = ["Say hi", "hi", "And bye", "bye bye", "Once more", "hi again"];
     let whole = conversation(&words);
     let beginnings: Vec<Value> = [2, 4, 6].map(|n| conversation(&words[..n])).into();
-    s.write("whole.jsonl", lines(&[whole.clone()]));
+    s.write("whole.jsonl", lines(std::slice::from_ref(&whole)));
     s.write("alone.jsonl", lines(&beginnings));
     let (loss, gradient) = gradients(&s, "whole.jsonl", &[]);
     let (alone_loss, alone) = gradients(&s, "alone.jsonl", &["--last-turn-only"]);

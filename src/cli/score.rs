@@ -221,6 +221,7 @@ fn score_single(data: &Dataset, scored: &[Scored], p: &Preference, tokens: bool,
 /// `jointwise grad`.
 pub fn grad(args: &GradArgs) -> Result<()> {
     check_out(&args.out, &args.data.data)?;
+    session::check_last_turn_only(&args.data, args.sft)?;
     let p = session::preference(&args.objective)?;
     let model = Model::of(&args.model)?;
     let adapter = model.adapter(args.model.adapter.as_deref())?;

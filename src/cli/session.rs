@@ -243,6 +243,14 @@ pub fn template(name: Option<&str>, chat_template: Option<&str>) -> Result<Templ
     Ok(template)
 }
 
+/// Refuses `--last-turn-only` where it would change nothing.
+pub fn check_last_turn_only(args: &DataArgs, sft: bool) -> Result<()> {
+    match args.last_turn_only && !sft {
+        true => Err(Error::flag("last-turn-only", "goes with sft: preferences are of what follows the prompt")),
+        false => Ok(()),
+    }
+}
+
 /// Rows as tokens.
 pub fn dataset(
     args: &DataArgs,

@@ -383,6 +383,35 @@ fn difference(was: &Value, now: &Value, at: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// A study that was moved, with all that it reads, is the same study; another file is not.
+    #[test]
+    fn places_are_no_difference() {
+        let study = Study::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/recipes/demo.toml"))).unwrap();
+        let run = |out: &str, model: &str, file: (&str, &str)| Run {
+            study: &study,
+            out: out.into(),
+            digests: [(model, "0a"), file].map(|(path, digest)| (path.into(), digest.into())).into(),
+            time: 0,
+        };
+        let told = |out: &str, model: &str, file: &str| {
+            json!({
+                "model": model, "data": [file], "output-dir": format!("{out}/sft"), "rate": 1e-3,
+                "group": [format!("a={out}/train/a-0,{out}/train/a-1")],
+            })
+        };
+        let before =
+            run("runs/a", "models/demo", ("x.jsonl", "0b")).placeless(&told("runs/a", "models/demo", "x.jsonl"));
+        let moved = run("/b", "demo", ("y/x.jsonl", "0b")).placeless(&told("/b", "demo", "y/x.jsonl"));
+        assert_eq!(before, moved);
+        assert_eq!(before["group"][0], "a=output-dir: train/a-0,output-dir: train/a-1");
+        let changed = run("/b", "demo", ("y/x.jsonl", "0c")).placeless(&told("/b", "demo", "y/x.jsonl"));
+        assert_eq!(difference(&before, &changed, "").as_deref(), Some("`data` was [\"0b\"], now it is [\"0c\"]"));
+        assert!(
+            same_values(&json!({"a": "0b"}), &json!({"b": "0b"}))
+                && !same_values(&json!({"a": "0b"}), &json!({"a": "0c"}))
+        );
+    }
+
     #[test]
     fn a_difference_is_named() {
         let (a, b) = (json!({"x": {"y": 1, "z": 2}}), json!({"x": {"y": 1, "z": 3}}));

@@ -58,6 +58,7 @@ pub fn bar(n: usize, what: &'static str) -> ProgressBar {
 
 /// Flags into settings, with every default filled in.
 pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
+    session::check_last_turn_only(&args.data, sft)?;
     if args.full {
         session::refuse_quantised(args.model.base_dtype.unwrap_or_default(), "--full")?;
     }
@@ -208,9 +209,6 @@ struct Prepared {
 }
 
 fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
-    if args.data.last_turn_only && !sft {
-        return Err(Error::flag("last-turn-only", "goes with sft: preferences are of what follows the prompt"));
-    }
     let settings = settings(args, sft)?;
     let model = Model::of(&args.model)?;
     let adapter = adapter(args, &model, settings.seed)?;

@@ -314,6 +314,13 @@ impl Text {
         self.response = Response::Completion(last);
     }
 
+    /// Leaves the last of a conversation's turns alone in the response, where it holds every turn; a completion stays whole.
+    pub(super) fn turns_to_last(&mut self) {
+        if matches!(self.response, Response::Turns(_)) {
+            self.keep_last_turn();
+        }
+    }
+
     /// The whole conversation, and the index of the response's first message.
     pub fn conversation(&self) -> (Conversation, usize) {
         let mut whole = self.instruction.conversation();

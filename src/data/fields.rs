@@ -65,9 +65,15 @@ impl<'a> Fields<'a> {
             {
                 Text::last_turn(std::mem::take(&mut said), name)
             }
-            // A list of prompt messages told again works alike.
+            // The same of a prompt of messages.
             Instruction::Chat(before) if said.len() > before.messages.len() && said.starts_with(&before.messages) => {
-                completion(before, said.split_off(said.len() - 1), name)
+                let answers = said.split_off(before.messages.len());
+                match is_answer(&answers) {
+                    true => completion(before, answers, name),
+                    false => Err(format!(
+                        "field `{name}`: after the prompt, which it repeats, the assistant's message must follow"
+                    )),
+                }
             }
             instruction if is_answer(&said) || !said.iter().any(Message::is_assistant) => {
                 completion(instruction.conversation(), said, name)

@@ -197,7 +197,7 @@ fn content_for(object: &Map<String, Value>, map: &FieldMap, purpose: Purpose) ->
         }
         (Content::Single(mut text), Purpose::Judgement | Purpose::Any) if is_label => {
             // The label is of the last answer.
-            text.keep_last_turn();
+            text.turns_to_last();
             Ok(Content::Labelled(text, label == Some(&Value::Bool(true))))
         }
         (Content::Single(_), Purpose::Judgement) => {

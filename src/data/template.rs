@@ -98,7 +98,8 @@ impl Template {
         let instruction = self.instruction(&text.instruction, chat)?;
         let start = instruction.len();
         let text = instruction + &text.response.plain()?;
-        Ok(Rendered { scored: vec![start..text.len()], text, cut: Vec::new() })
+        let scored = std::iter::once(start..text.len()).collect();
+        Ok(Rendered { text, scored, cut: Vec::new() })
     }
 }
 
@@ -169,7 +170,7 @@ mod tests {
             "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}";
         let chat = ChatTemplate::new(source, vec![]).unwrap();
         let r = Template::Chat.render(&text(Instruction::Plain("Q".into()), "A"), Some(&chat)).unwrap();
-        assert_eq!((r.text.as_str(), r.scored, r.cut), ("QA", vec![1..2], vec![(0, "Q<think>".into())]));
+        assert_eq!((r.text.as_str(), &r.scored[0], r.cut), ("QA", &(1..2), vec![(0, "Q<think>".into())]));
         let many = Instruction::Chat(["system", "user"].map(|r| Message::new(r, "x")).to_vec().into());
         assert!(Template::Paper.render(&text(many.clone(), "A"), None).unwrap_err().contains("--template chat"));
         assert_eq!(Template::Chat.render(&text(many, "A"), None).unwrap_err(), NO_CHAT);

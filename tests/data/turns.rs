@@ -182,6 +182,19 @@ fn completions_of_several_messages() {
         assert!(["x<|im_end|>\nxx<|im_end|>\n", "y<|im_end|>\nyy<|im_end|>\n"].contains(&text.as_str()), "{text}");
         assert_eq!(side.between.len(), 1);
     }
+    // A prompt that the sides repeat is no part of them.
+    let again = |word: &str| said(word).replacen('[', r#"[{"role":"user","content":"q"},"#, 1);
+    let repeated =
+        format!(r#"{{"prompt":[{{"role":"user","content":"q"}}],"chosen":{},"rejected":{}}}"#, again("x"), again("y"));
+    assert_eq!(one(&repeated), one(&row));
+    // A label is of the whole completion, and of a conversation's last answer.
+    let labelled = format!(r#"{{"prompt":[{{"role":"user","content":"q"}}],"completion":{},"label":true}}"#, said("x"));
+    let Content::Labelled(text, true) = one(&labelled) else { panic!() };
+    assert_eq!(text.response.messages().len(), 3);
+    let Content::Labelled(text, true) = one(&format!(r#"{{"messages":{},"label":true}}"#, again("x"))) else {
+        panic!()
+    };
+    assert_eq!((text.response.messages().len(), text.instruction.conversation().messages.len()), (1, 3));
     // The same tokens with another mask are other data.
     let mut changed = data.clone();
     changed.examples[0].sequences[0].between.clear();
