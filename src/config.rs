@@ -138,6 +138,17 @@ pub fn at_least_one(flag: &'static str, value: usize) -> Result<()> {
     if value > 0 { Ok(()) } else { Err(Error::flag(flag, "0 is not above 0")) }
 }
 
+/// # Errors
+/// [`Error::Flag`] for more than `most`: it would be allocated, or looped over, without end.
+pub fn at_most(flag: &'static str, value: usize, most: usize) -> Result<()> {
+    if value <= most { Ok(()) } else { Err(Error::flag(flag, format!("{value} is above {most}, the most"))) }
+}
+
+/// Most resamples of a bootstrap. More would change no digit that is shown.
+pub const MOST_DRAWS: usize = 1_000_000;
+/// Most pairs of a draw, and most rows that the demo's tasks make: they are held in memory.
+pub const MOST_ROWS: usize = 10_000_000;
+
 /// A step's defaults, by method: full fine-tuning needs smaller rates.
 pub struct Defaults;
 

@@ -118,13 +118,26 @@ impl Error {
 /// Characters of a line that [`one_line`] leaves whole.
 const MAX_LINE: usize = 1000;
 
-/// Control characters, and those that turn the direction of text or end a line, as escapes.
+/// Tells the characters that act on a terminal instead of being shown: controls (ESC and the C1 set among them), and those that turn the
+/// direction of text or end a line.
+pub fn acts_on_terminal(c: char) -> bool {
+    let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns
+}
+
+fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> String {
+    let acts = |c: char| acts_on_terminal(c) && !is_kept(c);
+    text.chars().flat_map(|c| if acts(c) { c.escape_debug().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+/// Writes every character that [acts on a terminal](acts_on_terminal) as an escape: for a message, a name, a table's cell.
 pub fn visible(text: &str) -> String {
-    let escaped = |c: char| {
-        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        c.is_control() || turns
-    };
-    text.chars().flat_map(|c| if escaped(c) { c.escape_debug().collect::<Vec<_>>() } else { vec![c] }).collect()
+    escaped(text, |_| false)
+}
+
+/// Like [`visible`], but keeps line feeds and tabs: for texts of several lines on a terminal.
+pub fn visible_lines(text: &str) -> String {
+    escaped(text, |c| matches!(c, '\n' | '\t'))
 }
 
 /// A message for a terminal or a log, which may quote untrusted files: control characters (and those that turn the direction of
@@ -150,6 +163,10 @@ mod tests {
     #[test]
     fn lines_are_escaped_and_capped() {
         assert_eq!(one_line("a `é`: 漢\\"), "a `é`: 漢\\");
+        assert_eq!(
+            visible_lines("a\n\tb\r\u{1b}]0;x\u{7}\u{9c}\u{61c}é"),
+            "a\n\tb\\r\\u{1b}]0;x\\u{7}\\u{9c}\\u{61c}é"
+        );
         assert_eq!(one_line("a\nb\r\u{1b}[31m\0\u{202e}\u{9b}"), "a\\nb\\r\\u{1b}[31m\\0\\u{202e}\\u{9b}");
         let whole = "é".repeat(1000);
         assert_eq!(one_line(&whole), whole);

@@ -14,6 +14,8 @@ use jointwise::data::template::Template;
 use jointwise::data::tokens::Tokenizer;
 use serde_json::Value;
 
+#[path = "data/chat_templates.rs"]
+mod chat_templates;
 #[path = "data/files.rs"]
 mod files;
 #[path = "data/packing.rs"]

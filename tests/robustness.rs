@@ -2,6 +2,13 @@
 
 mod program;
 
+#[cfg(target_os = "linux")]
+#[path = "robustness/numbers.rs"]
+mod numbers;
+#[cfg(target_os = "linux")]
+#[path = "robustness/terminal.rs"]
+mod terminal;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};

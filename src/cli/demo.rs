@@ -12,10 +12,10 @@ use super::args::{DataArgs, DemoArgs, ModelArgs, ObjectiveArgs, TrainArgs};
 use super::output::{command_line, text_table};
 use super::session::{self, Model};
 use super::train;
-use crate::config::{Defaults, at_least_one};
+use crate::config::{Defaults, MOST_ROWS, at_least_one, at_most};
 use crate::data::rows::Instruction;
 use crate::data::template::Template;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, visible};
 use crate::eval::generate::{Settings, generate};
 use crate::eval::tasks::{Item, Split, grade, rows, tokenizer, win_rate};
 use crate::gpu::Gpu;
@@ -119,6 +119,7 @@ fn story(args: &DemoArgs) -> Result<Finished> {
     let out = &args.output_dir;
     let n_prompts = args.prompts.unwrap_or(recipe::PROMPTS);
     at_least_one("prompts", n_prompts)?;
+    at_most("prompts", n_prompts, MOST_ROWS)?;
     at_least_one("max-steps", args.max_steps.unwrap_or(recipe::STEPS))?;
     let model = Model::open(&args.model.to_string_lossy(), BaseDtype::Auto)?;
     let gpu = session::open_gpu(&args.device)?;
@@ -289,10 +290,10 @@ fn shown(items: &[Item]) -> Vec<usize> {
 
 fn show(items: &[Item], all: &[&Answers]) -> Result<()> {
     for i in shown(items) {
-        say!("   {}", items[i].instruction)?;
+        say!("   {}", visible(&items[i].instruction))?;
         for a in all {
             let g = grade(&items[i], &a.texts[i]);
-            say!("     {} {:>4}  {}", if g.correct { "+" } else { "-" }, a.name, a.texts[i].trim())?;
+            say!("     {} {:>4}  {}", if g.correct { "+" } else { "-" }, a.name, visible(a.texts[i].trim()))?;
         }
     }
     Ok(())

@@ -19,7 +19,7 @@ use super::judge::{Task, counted, flags};
 use super::output::{command_line, text_table};
 use super::session;
 use super::train::bar;
-use crate::config::{Defaults, at_least_one};
+use crate::config::{Defaults, MOST_DRAWS, at_least_one, at_most};
 use crate::data::comparisons::{Comparison, Mode};
 use crate::data::named_templates::run_time;
 use crate::data::rows::FieldMap;
@@ -71,6 +71,7 @@ pub fn run(args: EvaluateArgs) -> Result<Finished> {
         seed: args.seed.unwrap_or(0),
     };
     at_least_one("draws", bootstrap.draws)?;
+    at_most("draws", bootstrap.draws, MOST_DRAWS)?;
     args.limit.map_or(Ok(()), |n| at_least_one("limit", n))?;
     let out =
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where results are written"))?;

@@ -10,7 +10,7 @@ use super::session::{self, ChatChoice, Model};
 use crate::config::Defaults;
 use crate::data::prompts::read_prompts;
 use crate::data::rows::{FieldMap, Instruction, Place};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, visible_lines};
 use crate::eval::generate::{Settings, check_length, generate};
 use crate::kernels::sample::Sampling;
 
@@ -83,7 +83,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
                 let text = tokenizer.decode(&so_far).unwrap_or_default();
                 // A token may hold a part of a character: wait for the rest.
                 if let Some(more) = text.strip_prefix(shown.as_str()).filter(|m| !m.ends_with('\u{fffd}')) {
-                    let _ = write!(std::io::stdout(), "{more}");
+                    let _ = write!(std::io::stdout(), "{}", visible_lines(more));
                     let _ = std::io::stdout().flush();
                     shown = text;
                 }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use super::args::{InterplayArgs, with_config};
 use super::judge::ANNOTATED;
 use super::output::{check_page, command_line, text_table};
-use crate::config::{Defaults, at_least_one};
+use crate::config::{Defaults, MOST_DRAWS, at_least_one, at_most};
 use crate::error::{Error, Result};
 use crate::eval::interplay::{Bootstrap, File, Interplay, interplay, read, show};
 use crate::train::report::{self, Report};
@@ -20,6 +20,7 @@ pub fn run(args: InterplayArgs) -> Result<()> {
     }
     let draws = args.draws.unwrap_or(Defaults::BOOTSTRAP_DRAWS);
     at_least_one("draws", draws)?;
+    at_most("draws", draws, MOST_DRAWS)?;
     let inputs: Vec<(PathBuf, bool)> = [(&args.data, false), (&args.people, true)]
         .iter()
         .flat_map(|(all, person)| all.iter().map(|p| (resolved(p), *person)))

@@ -1,17 +1,35 @@
 //! Where results go.
 
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, acts_on_terminal, visible, visible_lines};
 use crate::train::report::Table;
 
-/// Writes to standard output; an error where `println!` panics (a full disk, a closed pipe).
+/// Writes to standard output; an error where `println!` panics (a full disk, a closed pipe). On a terminal, characters that would act on
+/// it are escapes, because the text may be a model's or from a file; elsewhere the text is as it is.
 pub fn say(text: std::fmt::Arguments<'_>) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_fmt(text).and_then(|()| out.flush()).map_err(|e| Error::file("standard output", e))
+    let written = match out.is_terminal() {
+        true => out.write_all(visible_lines(&text.to_string()).as_bytes()),
+        false => out.write_fmt(text),
+    };
+    written.and_then(|()| out.flush()).map_err(|e| Error::file("standard output", e))
+}
+
+/// Writes the characters that act on a terminal as JSON's escapes, so that the lines stay the same JSON.
+fn visible_json(lines: &str) -> String {
+    let mut out = String::with_capacity(lines.len());
+    for c in lines.chars() {
+        if acts_on_terminal(c) && c != '\n' {
+            out.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// The command as typed, for reports.
@@ -25,12 +43,13 @@ macro_rules! say {
     ($($text:tt)*) => { $crate::cli::output::say(format_args!("{}\n", format_args!($($text)*))) };
 }
 
-/// For a terminal.
+/// Lays a table out in columns. A name with a line feed in it keeps its row.
 pub fn text_table(table: &Table) -> String {
-    let all: Vec<&Vec<String>> = std::iter::once(&table.head).chain(&table.rows).collect();
+    let cells = |row: &Vec<String>| row.iter().map(|cell| visible(cell)).collect();
+    let all: Vec<Vec<String>> = std::iter::once(&table.head).chain(&table.rows).map(cells).collect();
     let width = |c: usize| all.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..table.head.len()).map(width).collect();
-    let line = |row: &&Vec<String>| {
+    let line = |row: &Vec<String>| {
         row.iter().zip(&widths).map(|(cell, w)| format!("{cell:>w$}", w = *w)).collect::<Vec<_>>().join("  ")
     };
     format!("{}\n{}\n{}\n", table.caption, all.iter().map(line).collect::<Vec<_>>().join("\n"), table.note)
@@ -105,9 +124,30 @@ impl Lines {
                 file.write_all(&self.text).map_err(|e| Error::file(path, e))
             }),
             None => {
+                let mut text = self.text;
+                if std::io::stdout().is_terminal() {
+                    text = visible_json(&String::from_utf8_lossy(&text)).into_bytes();
+                }
                 let mut out = BufWriter::new(std::io::stdout().lock());
-                out.write_all(&self.text).and_then(|()| out.flush()).map_err(|e| Error::file("standard output", e))
+                out.write_all(&text).and_then(|()| out.flush()).map_err(|e| Error::file("standard output", e))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{text_table, visible_json};
+    use crate::train::report::Table;
+
+    #[test]
+    fn names_keep_their_row_and_json_its_value() {
+        let rows = vec![vec!["a\nb\u{1b}[2J".into(), "1".into()], vec!["c".into(), "2".into()]];
+        let table = Table { head: vec!["judge".into(), "n".into()], rows, ..Table::default() };
+        assert_eq!(text_table(&table), "\n         judge  n\na\\nb\\u{1b}[2J  1\n             c  2\n\n");
+        let value = serde_json::json!({"response": "\u{9b}31m\u{202e}x\n\u{1b}"});
+        let shown = visible_json(&format!("{value}\n"));
+        assert!(shown.ends_with("\n") && !shown.trim_end().chars().any(crate::error::acts_on_terminal), "{shown}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
     }
 }

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use console::{Key, Term, style};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, visible, visible_lines};
 use crate::eval::judge::Choice;
 use crate::eval::judge::person::{Press, Screen};
 
@@ -57,14 +57,14 @@ impl Screen for Terminal {
     fn show(&self, title: &str, texts: &[(&str, String)], keys: &str) -> Result<()> {
         let width = usize::from(self.0.size().1).clamp(20, WIDEST) - 4;
         self.0.clear_screen().map_err(fail)?;
-        let mut page = vec![style(title).bold().for_stderr().to_string()];
+        let mut page = vec![style(visible(title)).bold().for_stderr().to_string()];
         for (heading, text) in texts {
             page.push(String::new());
-            page.push(style(heading).cyan().bold().for_stderr().to_string());
-            page.extend(wrap(text, width).into_iter().map(|line| format!("  {line}")));
+            page.push(style(visible(heading)).cyan().bold().for_stderr().to_string());
+            page.extend(wrap(&visible_lines(text), width).into_iter().map(|line| format!("  {line}")));
         }
         page.push(String::new());
-        page.push(style(keys).dim().for_stderr().to_string());
+        page.push(style(visible(keys)).dim().for_stderr().to_string());
         page.iter().try_for_each(|line| self.0.write_line(line)).map_err(fail)
     }
 

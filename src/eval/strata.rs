@@ -159,7 +159,8 @@ pub fn draw(
             seen: HashSet::new(),
         })
         .collect();
-    let mut rows = Vec::with_capacity(n);
+    // Where the preferences hold fewer, the draw ends long before `n`.
+    let mut rows = Vec::new();
     for i in 0..n {
         let of = i % strata.len();
         let drawing = &mut drawings[of];

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::error::visible;
+
 /// What a card says. Everything is text that is ready to print.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Card {
@@ -23,21 +25,35 @@ pub struct Card {
     pub device: String,
 }
 
-/// In double quotes, as YAML takes it.
+/// Puts a text in double quotes, as YAML takes it. YAML forbids control characters, which JSON lets stand in part.
 fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    serde_json::Value::from(visible(text)).to_string()
 }
 
-/// In a cell of a table.
-fn cell(text: &str) -> String {
-    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+/// Escapes what Markdown or HTML would take for markup, in a name or a value from outside: it stays on its line and in its cell.
+fn escaped(text: &str) -> String {
+    let text: Vec<char> = visible(&text.replace(['\n', '\r', '\t'], " ")).chars().collect();
+    let mut out = String::with_capacity(text.len());
+    for (i, &c) in text.iter().enumerate() {
+        // Between letters an underscore is one.
+        let within = |i: Option<usize>| i.and_then(|i| text.get(i)).is_some_and(|c| c.is_alphanumeric());
+        let marks = match c {
+            '_' => !(within(i.checked_sub(1)) && within(Some(i + 1))),
+            // These begin a heading, a list or a quotation.
+            '#' | '+' | '-' | '=' => i == 0,
+            _ => matches!(c, '\\' | '`' | '*' | '[' | ']' | '<' | '>' | '|' | '~' | '&' | '$'),
+        };
+        out.extend(marks.then_some('\\'));
+        out.push(c);
+    }
+    out
 }
 
 fn table(out: &mut String, heads: [&str; 2], rows: &[(String, String)]) {
     // Writing to a String does not fail.
     let _ = write!(out, "| {} | {} |\n|---|---|\n", heads[0], heads[1]);
     for (name, value) in rows {
-        let _ = writeln!(out, "| {} | {} |", cell(name), cell(value));
+        let _ = writeln!(out, "| {} | {} |", escaped(name), escaped(value));
     }
     out.push('\n');
 }
@@ -67,13 +83,17 @@ impl Card {
         let title = self.base.trim_end_matches('/').rsplit('/').next().unwrap_or(&self.base);
         let _ = write!(
             out,
-            "# {title}, {}\n\n{what} `{}`, trained with {}. {}\n\n",
-            self.method, self.base, self.method, self.about
+            "# {}, {}\n\n{what} {}, trained with {}. {}\n\n",
+            escaped(title),
+            self.method,
+            escaped(&self.base),
+            self.method,
+            self.about
         );
         if !self.data.is_empty() {
             out.push_str("## Data\n\n");
             for line in &self.data {
-                let _ = writeln!(out, "- {}", cell(line));
+                let _ = writeln!(out, "- {}", escaped(line));
             }
             out.push('\n');
         }
@@ -88,7 +108,7 @@ impl Card {
         let version = env!("CARGO_PKG_VERSION");
         let _ = write!(out, "## Made with\n\njointwise {version}");
         if !self.device.is_empty() {
-            let _ = write!(out, " on {}", cell(&self.device));
+            let _ = write!(out, " on {}", escaped(&self.device));
         }
         out.push_str(".\n");
         out
@@ -118,6 +138,27 @@ mod tests {
         {
             assert!(text.contains(part), "{part} is not in {text}");
         }
+        let evil = "org/x](http://e.vil)<img src=x>\n---\nlicense: `mit`|\u{1b}[2J_a_b";
+        let settings = vec![(evil.into(), evil.into())];
+        let marked =
+            Card { base: evil.into(), data: vec![evil.into()], settings, device: evil.into(), ..Card::default() };
+        let text = marked.to_markdown();
+        let yaml = text.split("---\n").nth(1).unwrap();
+        assert!(
+            yaml.lines().all(|line| ["base_model: \"", "library_name: ", "pipeline_tag: ", "tags:", "- "]
+                .iter()
+                .any(|k| line.starts_with(k))),
+            "{yaml}"
+        );
+        assert_eq!(text.matches("\n---\n").count(), 1, "{text}");
+        let body = text.splitn(3, "---\n").nth(2).unwrap();
+        assert_eq!(
+            body.matches("x\\](http://e.vil)\\<img src=x\\> --- license: \\`mit\\`\\|").count(),
+            5 + 1,
+            "{body}"
+        );
+        assert!(!body.contains('\u{1b}') && !body.contains("x](") && !body.contains(" <img"), "{body}");
+        assert!(body.contains("\\_a_b"), "{body}");
         let local = Card { base: "/home/x/model".into(), ..Card::default() }.to_markdown();
         assert!(!local.contains("base_model") && local.contains("library_name: transformers"));
     }

@@ -61,6 +61,36 @@ pub fn read_file(path: &Path, limit: u64) -> Result<String> {
     Ok(text)
 }
 
+/// Reads a file or a pipe whole. A device has no end, and a pipe may have none.
+///
+/// # Errors
+/// [`Error::File`]: unreadable, neither a file nor a pipe, or longer than `limit`.
+pub fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let at = |e: std::io::Error| Error::file(path, e);
+    let about = std::fs::metadata(path).map_err(at)?;
+    if !about.is_file() && !is_pipe(&about) {
+        return Err(Error::file(path, "is neither a file nor a pipe"));
+    }
+    let too_long = || Error::file(path, format!("is longer than {} MiB, the most that is read of it", limit >> 20));
+    if about.is_file() && about.len() > limit {
+        return Err(too_long());
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).map_err(at)?.take(limit + 1).read_to_end(&mut bytes).map_err(at)?;
+    if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
+}
+
+#[cfg(unix)]
+fn is_pipe(about: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    about.file_type().is_fifo()
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_: &std::fs::Metadata) -> bool {
+    false
+}
+
 /// [`read_inside`], `None` where there is no such file.
 ///
 /// # Errors

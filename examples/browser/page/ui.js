@@ -7,6 +7,8 @@ export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "class") element.className = value;
+    // The page's Content-Security-Policy forbids the attribute.
+    else if (name === "style") element.style.cssText = value;
     else element.setAttribute(name, value);
   }
   element.append(...children);

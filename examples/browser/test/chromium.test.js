@@ -193,6 +193,32 @@ test("measures the adapter", { skip }, async () => {
   await shoot("7-card");
 });
 
+test("talks to itself and to the hub alone, in the page and in its worker, and runs no script that is written into it", { skip }, async () => {
+  const own = await context.newPage();
+  await own.goto(site.url);
+  await ready(own);
+  const refused = () => {
+    const seen = [];
+    addEventListener("securitypolicyviolation", (event) => seen.push(event.effectiveDirective));
+    document.body.insertAdjacentHTML("beforeend", "<img src=x onerror='globalThis.injected = 1'>");
+    document.body.append(Object.assign(document.createElement("script"), { textContent: "globalThis.injected = 1" }));
+    return Promise.allSettled(["https://example.org/", "https://huggingface.co.example.org/", "model/config.json"].map((url) => fetch(url)))
+      .then((all) => ({ seen: seen.sort(), done: all.map((one) => one.status), injected: globalThis.injected ?? null }));
+  };
+  const page = await own.evaluate(refused);
+  assert.deepEqual(page.done, ["rejected", "rejected", "fulfilled"]);
+  assert.deepEqual(page.seen.filter((directive) => directive === "connect-src").length, 2);
+  assert.ok(page.seen.some((directive) => directive.startsWith("script-src")), JSON.stringify(page.seen));
+  assert.equal(page.injected, null);
+  const [worker] = own.workers();
+  const inside = await worker.evaluate(() => new Promise((resolve) => {
+    addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective), { once: true });
+    fetch("https://example.org/").catch(() => setTimeout(() => resolve("sent"), 1000));
+  }));
+  assert.equal(inside, "connect-src");
+  await own.close();
+});
+
 test("nothing was complained of in the console", { skip }, () => assert.deepEqual(complaints, []));
 
 /** Files of an archive that compresses nothing. */

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::cli::args::JudgeArgs;
-use crate::config::{at_least_one, not_negative, positive};
+use crate::config::{MOST_ROWS, at_least_one, at_most, not_negative, positive};
 use crate::error::{Error, Result};
 
 /// A day: nobody waits longer.
@@ -104,6 +104,7 @@ pub fn check(args: &JudgeArgs) -> Result<()> {
     {
         value.map_or(Ok(()), |value| at_least_one(flag, value))?;
     }
+    args.pairs.map_or(Ok(()), |n| at_most("pairs", n, MOST_ROWS))?;
     if let Some(n) = args.ask.concurrency.filter(|&n| n > MOST_AT_A_TIME) {
         return Err(Error::flag("concurrency", format!("{n} is above {MOST_AT_A_TIME}")));
     }

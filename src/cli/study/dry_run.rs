@@ -11,7 +11,7 @@ use crate::cli::args::TrainArgs;
 use crate::cli::evaluate::sampled::Sampled;
 use crate::cli::plan;
 use crate::config::Defaults;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, visible};
 use crate::train::report::duration;
 
 /// A stage, as far as it can be known before those before it.
@@ -73,7 +73,7 @@ pub fn tell(run: &Run<'_>, as_json: bool) -> Result<()> {
     }
     for Stage { name, what, seconds } in &stages {
         let time = seconds.map_or("–".into(), duration);
-        say!("{name:<32} {time:>8}  {what}")?;
+        say!("{:<32} {time:>8}  {}", visible(name), visible(what))?;
     }
     say!("\ndevice memory of the largest training: {:.0} MiB", memory as f64 / 1_048_576.0)?;
     match (total, device) {

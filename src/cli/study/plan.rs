@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::cli::args::{EvaluateArgs, JudgeArgs, StratumArg, TrainArgs, from_table};
 use crate::cli::judge::flags;
 use crate::cli::{session, train};
+use crate::config::{MOST_DRAWS, MOST_ROWS, at_least_one, at_most};
 use crate::error::{Error, Result};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 
@@ -244,6 +245,14 @@ impl Study {
         if let Some(Tasks { prompts: 0, .. } | Tasks { test: 0, .. }) = written.tasks {
             return Err(bad("tasks", "`prompts` and `test` must be above 0"));
         }
+        let tasks = written
+            .tasks
+            .iter()
+            .flat_map(|t| [("tasks.sft", t.sft), ("tasks.prompts", t.prompts), ("tasks.test", t.test)]);
+        let pairs = written.joint.iter().filter_map(|joint| Some(("joint.pairs", joint.pairs?)));
+        if let Some((key, n)) = tasks.chain(pairs).find(|(_, n)| *n > MOST_ROWS) {
+            return Err(bad(key, &format!("{n} is above {MOST_ROWS}, the most")));
+        }
         let section = Section { path, tasks: written.tasks.is_some() };
         let methods = section.methods(written.methods, written.train.unwrap_or_default())?;
         let sft = written.sft.map(|table| section.args::<TrainArgs>("sft", "sft", OF_TRAINING, table)).transpose()?;
@@ -284,6 +293,9 @@ impl Study {
         };
         let evaluate = section.args::<EvaluateArgs>("evaluate", "evaluate", OF_EVALUATE, written.evaluate)?;
         section.needs_data("evaluate", evaluate.data.is_empty())?;
+        let draws =
+            evaluate.draws.map_or(Ok(()), |n| at_least_one("draws", n).and_then(|()| at_most("draws", n, MOST_DRAWS)));
+        draws.map_err(|error| section.told("evaluate", error))?;
         // What only the commands know: said before the first of them has run for hours.
         for method in &methods {
             let of = |error| section.told(&format!("methods.{}", method.name), error);
