@@ -9,7 +9,8 @@ use std::time::Duration;
 use program::{Sandbox, edit, read_tensors, rows};
 use serde_json::{Value, json};
 
-const CHECK: &[&str] = &["check", "--model", "model", "--data", "rows.jsonl", "--template", "none", "--sft", "--json"];
+const CHECK: &[&str] = &["check", "--model", "model", "--data", "rows.jsonl", "--sft", "--json"];
+const PLAIN: &[&str] = &["--template", "none"];
 
 /// A sandbox with a model, an adapter of it without a tokenizer, and a conversation.
 fn sandbox() -> Sandbox {
@@ -48,25 +49,24 @@ fn checked(s: &Sandbox, more: &[&str]) -> (Vec<u64>, String) {
 fn tokens_that_only_a_class_or_config_json_names() {
     let s = sandbox();
     s.write("rows.jsonl", r#"{"prompt": "hi", "completion": "there"}"#);
-    let named = checked(&s, &[]).0;
+    let named = checked(&s, PLAIN).0;
     assert_eq!((named[0], *named.last().expect("tokens")), (1, 2));
     for file in ["special_tokens_map.json", "generation_config.json"] {
         fs::remove_file(s.path("model").join(file)).expect("removed");
     }
     let config = s.path("model/tokenizer_config.json");
     fs::write(&config, r#"{"model_max_length": 1024}"#).expect("a file");
-    let (ids, told) = checked(&s, &[]);
+    let (ids, told) = checked(&s, PLAIN);
     assert_eq!(ids, named);
     assert!(told.contains("eos_token_id, 2 `</s>`, is used as EOS: the tokenizer's files name none"), "{told}");
     edit_json(&s.path("model/config.json"), |c| {
         ["bos_token_id", "eos_token_id"].into_iter().for_each(|n| remove(c, n))
     });
-    fs::write(&config, r#"{"tokenizer_class": "LlamaTokenizer"}"#).expect("a file");
-    let (ids, told) = checked(&s, &[]);
-    // A tokenizer of bytes has no such defaults.
+    fs::write(&config, r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#).expect("a file");
+    let (ids, told) = checked(&s, PLAIN);
     assert!(ids == named[1..named.len() - 1] && told.contains("the tokenizer has no EOS"), "{ids:?} {told}");
-    fs::write(&config, r#"{"tokenizer_class": "CodeLlamaTokenizer"}"#).expect("a file");
-    let (ids, told) = checked(&s, &[]);
+    fs::write(&config, r#"{"tokenizer_class": "LlamaTokenizerFast"}"#).expect("a file");
+    let (ids, told) = checked(&s, PLAIN);
     assert!(ids == named && told.lines().count() == 1, "{ids:?} {told}");
 }
 
@@ -74,8 +74,8 @@ fn tokens_that_only_a_class_or_config_json_names() {
 fn an_end_that_is_never_learnt_is_refused_unless_asked_for() {
     let s = sandbox();
     s.write("rows.jsonl", r#"{"prompt": "hi", "completion": "there"}"#);
-    let ends = checked(&s, &[]).0.len();
-    assert_eq!(checked(&s, &["--no-eos"]).0.len(), ends - 1);
+    let ends = checked(&s, PLAIN).0.len();
+    assert_eq!(checked(&s, &[PLAIN, &["--no-eos"]].concat()).0.len(), ends - 1);
     edit_json(&s.path("model/tokenizer_config.json"), |c| remove(c, "eos_token"));
     edit_json(&s.path("model/config.json"), |c| remove(c, "eos_token_id"));
     let train = [
