@@ -430,6 +430,33 @@ fn saving_and_loading_give_the_same_in_three_types() {
     }
 }
 
+/// Tensors of one model in three types, over two shards: each is read as it is, and saved in its own type.
+#[test]
+fn types_may_be_mixed() {
+    let model = Model::llama();
+    let specs = model.d.tensors();
+    let types = [OutputDtype::F32, OutputDtype::Bf16, OutputDtype::F16];
+    let plan: Vec<Planned> =
+        specs.iter().enumerate().map(|(i, s)| Planned { dtype: types[i % 3], ..planned(&s.name, &s.shape) }).collect();
+    fs::remove_file(model.path().join("model.safetensors")).unwrap();
+    write_model(model.path(), &plan, 6000, &mut |i| Ok(numbers(&specs[i]))).unwrap();
+    let source = Checkpoint::open(model.path()).unwrap();
+    assert!(source.files().count() > 1);
+    let out = model.path().join("out");
+    let side = SideFiles::read(model.path());
+    save_model(&out, &source, &side, &model.d, None, &[], &mut |s| source.read_f32(&s.name)).unwrap();
+    for checkpoint in [&source, &Checkpoint::open(&out).unwrap()] {
+        assert_eq!(checkpoint.verify(&model.d).unwrap(), None);
+        for (spec, planned) in specs.iter().zip(&plan) {
+            assert_eq!(OutputDtype::of(checkpoint.info(&spec.name).unwrap().0), planned.dtype, "{}", spec.name);
+            let tolerance = [0.0, 1.0 / 256.0, 1.0 / 2048.0][types.iter().position(|t| *t == planned.dtype).unwrap()];
+            for (a, b) in checkpoint.read_f32(&spec.name).unwrap().iter().zip(numbers(spec)) {
+                assert!((a - b).abs() <= b.abs() * tolerance, "{}: {a} {b}", spec.name);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_save_that_fails_leaves_nothing() {
     let model = Model::llama();
