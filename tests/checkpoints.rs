@@ -12,6 +12,7 @@ use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::description::{Description, TensorSpec};
 use jointwise::model::peft::{Adapter, AdapterConfig, write_adapter};
 use jointwise::model::save::{OutputDtype, Planned, save_model, write_model, write_safetensors};
+use jointwise::model::side_files::SideFiles;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -59,7 +60,8 @@ impl Model {
         self.dir.path()
     }
 
-    fn verify(&self) -> Result<(), Error> {
+    /// The note on tensors that are not the model's, if there is one.
+    fn verify(&self) -> Result<Option<String>, Error> {
         Checkpoint::open(self.path())?.verify(&self.d)
     }
 }
@@ -77,36 +79,55 @@ fn missing_extra_and_misshapen_tensors_are_named() {
     let without = Model::with(&untied, |t| t.into_iter().filter(|s| s.name != q).collect());
     says(without.verify(), &["model.safetensors", q, "is missing"]);
 
-    let more = Model::with(&untied, |mut t| {
-        t.push(plain("model.layers.0.self_attn.q_proj.bias", &[16]));
-        t
-    });
-    says(more.verify(), &["model.safetensors", "model.layers.0.self_attn.q_proj.bias", "is no weight of this Llama"]);
-
     let wrong = Model::with(&untied, |mut t| {
         t.iter_mut().filter(|s| s.name == q).for_each(|s| s.shape = vec![16, 8]);
         t
     });
     says(wrong.verify(), &["model.safetensors", q, "expected (16, 16), file has (16, 8)"]);
-
-    let buffer = Model::with(&untied, |mut t| {
-        t.push(plain("model.layers.0.self_attn.rotary_emb.inv_freq", &[2]));
-        t
-    });
-    buffer.verify().unwrap();
 }
 
+/// As in transformers, which warns of them.
 #[test]
-fn a_tied_head_must_equal_its_embedding() {
+fn tensors_of_no_module_are_named_once() {
+    let untied = LLAMA.replace("TIED", "false");
+    let with = |names: Vec<String>| {
+        Model::with(&untied, |mut t| {
+            t.extend(names.iter().map(|name| plain(name, &[2])));
+            t
+        })
+    };
+    let computed = ["layers.0.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq", "embed.position_ids"];
+    let buffers = with(computed.iter().map(|name| format!("model.{name}")).collect());
+    assert_eq!(buffers.verify().unwrap(), None);
+
+    let one = with(vec!["model.layers.0.self_attn.q_proj.bias".into()]);
+    let note = one.verify().unwrap().unwrap();
+    let expected = "1 tensor is no part of this LlamaForCausalLM and not used, as in transformers: model.layers.0.self_attn.q_proj.bias";
+    assert!(note.ends_with(expected), "{note}");
+    let many = with((0..10).map(|i| format!("model.layers.{i}.weight_scale")).collect());
+    let note = many.verify().unwrap().unwrap();
+    assert!(
+        note.contains(": 10 tensors are no part of") && note.ends_with("model.layers.7.weight_scale and 2 more"),
+        "{note}"
+    );
+    // A model saved without its head has names of its own.
+    let tied = LLAMA.replace("TIED", "true");
+    let strip = |s: TensorSpec| TensorSpec { name: s.name.replacen("model.", "", 1), ..s };
+    let headless = Model::with(&tied, |t| t.into_iter().map(strip).collect());
+    assert_eq!(headless.verify().unwrap(), None);
+}
+
+/// As in transformers 5: what the files hold counts more than `tie_word_embeddings`.
+#[test]
+fn a_head_is_tied_where_the_files_do_not_differ() {
     let tied = LLAMA.replace("TIED", "true");
     let model = Model::new(&tied);
     model.verify().unwrap();
-    let names: Vec<Planned> = model.d.tensors().iter().map(|s| planned(&s.name, &s.shape)).collect();
+    let specs = model.d.tensors();
+    let embedding = specs.iter().find(|s| s.name == model.d.embedding).unwrap();
     for (equal, shape) in [(true, [40, 16]), (false, [40, 16]), (false, [16, 40])] {
-        let mut plan = names.clone();
+        let mut plan: Vec<Planned> = specs.iter().map(|s| planned(&s.name, &s.shape)).collect();
         plan.push(planned("lm_head.weight", &shape));
-        let specs = model.d.tensors();
-        let embedding = specs.iter().find(|s| s.name == model.d.embedding).unwrap();
         write_model(model.path(), &plan, 1 << 40, &mut |i| {
             let mut values = numbers(specs.get(i).unwrap_or(embedding));
             if i == specs.len() && !equal {
@@ -115,11 +136,42 @@ fn a_tied_head_must_equal_its_embedding() {
             Ok(values)
         })
         .unwrap();
-        match equal {
-            true => model.verify().unwrap(),
-            false => says(model.verify(), &["lm_head.weight", "differs from model.embed_tokens.weight"]),
+        let (mut d, mut checkpoint) = (model.d.clone(), Checkpoint::open(model.path()).unwrap());
+        checkpoint.settle_tying(&mut d).unwrap();
+        let verified = checkpoint.verify(&d);
+        if shape != [40, 16] {
+            says(verified, &["lm_head.weight", "differs from model.embed_tokens.weight"]);
+            continue;
         }
+        assert_eq!((verified.unwrap(), d.tied, checkpoint.notes().len()), (None, equal, usize::from(!equal)));
+        // What is saved says so itself.
+        let out = model.path().join(format!("out-{equal}"));
+        let side = SideFiles::read(model.path());
+        save_model(&out, &checkpoint, &side, &d, None, &[], &mut |s| checkpoint.read_f32(&s.name)).unwrap();
+        assert_eq!(describe(&out.join("config.json")).tied, equal);
+        let saved = Checkpoint::open(&out).unwrap();
+        saved.verify(&d).unwrap();
+        assert_eq!(saved.info("lm_head.weight").is_some(), !equal);
     }
+    assert!(checkpoint_note(&model).is_empty(), "another shape is told by verify");
+
+    // The head alone: it is the embedding.
+    let plan: Vec<Planned> = specs
+        .iter()
+        .map(|s| planned(if s.name == embedding.name { "lm_head.weight" } else { &s.name }, &s.shape))
+        .collect();
+    write_model(model.path(), &plan, 1 << 40, &mut |i| Ok(numbers(&specs[i]))).unwrap();
+    says(model.verify(), &["model.embed_tokens.weight", "is missing"]);
+    let (mut d, mut checkpoint) = (model.d.clone(), Checkpoint::open(model.path()).unwrap());
+    checkpoint.settle_tying(&mut d).unwrap();
+    assert_eq!((checkpoint.verify(&d).unwrap(), d.tied), (None, true));
+    assert_eq!(checkpoint.read_f32(&d.embedding).unwrap(), numbers(embedding));
+}
+
+fn checkpoint_note(model: &Model) -> Vec<String> {
+    let mut checkpoint = Checkpoint::open(model.path()).unwrap();
+    checkpoint.settle_tying(&mut model.d.clone()).unwrap();
+    checkpoint.notes().to_vec()
 }
 
 #[test]
@@ -203,7 +255,7 @@ fn shards_are_read_and_an_index_stays_in_its_folder() {
     let index = model.path().join("model.safetensors.index.json");
     let good = fs::read_to_string(&index).unwrap();
     let first = "model-00001-of-00003.safetensors";
-    for bad in ["../x.safetensors", "/etc/passwd", "..", "", "a/b.safetensors", "C:x", "a\\\\b"] {
+    for bad in ["../x.safetensors", "/etc/passwd", "..", "", "a/../b.safetensors", "a//b", "C:x", "a\\\\b"] {
         fs::write(&index, good.replacen(first, bad, 1)).unwrap();
         let shown = bad.replace("\\\\", "\\");
         says(
@@ -211,10 +263,6 @@ fn shards_are_read_and_an_index_stays_in_its_folder() {
             &["index.json", "weight_map.model.embed_tokens.weight", &format!("`{shown}` is no file of")],
         );
     }
-    fs::write(&index, good.replacen(first, "model-00002-of-00003.safetensors", 1)).unwrap();
-    says(model.verify(), &["model.embed_tokens.weight", "is not in model-00002-of-00003.safetensors"]);
-    fs::write(&index, good.replacen("model.embed_tokens.weight", "other", 1)).unwrap();
-    says(model.verify(), &["`other`", "is not in"]);
     fs::write(&index, "{\n\"weight_map\": {\n").unwrap();
     says(model.verify(), &["index.json:3: "]);
     fs::write(&index, "{}").unwrap();
@@ -222,6 +270,86 @@ fn shards_are_read_and_an_index_stays_in_its_folder() {
     fs::write(&index, &good).unwrap();
     fs::remove_file(model.path().join(first)).unwrap();
     says(model.verify(), &[first, "No such file"]);
+}
+
+/// The index says which files are read, the files which tensors there are.
+#[test]
+fn an_index_that_is_not_exact_is_read_as_transformers_does() {
+    let model = sharded();
+    let index = model.path().join("model.safetensors.index.json");
+    let good = fs::read_to_string(&index).unwrap();
+    let open = |text: &str| {
+        fs::write(&index, text).unwrap();
+        let checkpoint = Checkpoint::open(model.path()).unwrap();
+        assert_eq!(checkpoint.verify(&model.d).unwrap(), None);
+        for spec in model.d.tensors() {
+            assert_eq!(checkpoint.read_f32(&spec.name).unwrap(), numbers(&spec));
+        }
+        checkpoint.notes().to_vec()
+    };
+    let none: [&str; 0] = [];
+    // A wrong size, a tensor said to be in another shard, and one that is not named at all.
+    let size: Value = serde_json::from_str(&good).unwrap();
+    let size = size["metadata"]["total_size"].to_string();
+    assert_eq!(open(&good.replacen(&size, "1", 1)), none);
+    let first = "model-00001-of-00003.safetensors";
+    assert_eq!(open(&good.replacen(first, "model-00002-of-00003.safetensors", 1)), none);
+    let unnamed = open(&good.replacen("model.embed_tokens.weight", "other", 1));
+    assert!(unnamed[0].ends_with("index.json names 1 tensor that no shard holds: other"), "{unnamed:?}");
+    // A tied head that was left out of the shards.
+    let mut with_head: Value = serde_json::from_str(&good).unwrap();
+    with_head["weight_map"]["extra.lm_head.weight"] = json!(first);
+    assert_eq!(open(&with_head.to_string()), none);
+    // Shards in a folder.
+    fs::create_dir(model.path().join("parts")).unwrap();
+    fs::rename(model.path().join(first), model.path().join("parts").join(first)).unwrap();
+    assert_eq!(open(&good.replace(first, &format!("parts/{first}"))), none);
+}
+
+#[test]
+fn two_shards_with_one_tensor_must_agree() {
+    let model = sharded();
+    let index = model.path().join("model.safetensors.index.json");
+    let mut map: Value = serde_json::from_str(&fs::read_to_string(&index).unwrap()).unwrap();
+    map["weight_map"]["again"] = json!("again.safetensors");
+    fs::write(&index, map.to_string()).unwrap();
+    let norm = model.d.tensors().into_iter().find(|s| s.name == "model.norm.weight").unwrap();
+    let again = model.path().join("again.safetensors");
+    for (more, equal) in [(0.0, true), (1.0, false)] {
+        let values = &mut |_| Ok(numbers(&norm).into_iter().map(|v| v + more).collect());
+        write_safetensors(&again, &[planned(&norm.name, &norm.shape)], values).unwrap();
+        match equal {
+            true => assert_eq!(model.verify().unwrap(), None),
+            false => says(model.verify(), &["model.norm.weight", "is also in", "again.safetensors", "other values"]),
+        }
+    }
+}
+
+/// What was opened is what is read: another file of that name is not, and a changed one is refused.
+#[test]
+fn a_file_that_changes_after_it_was_opened_is_not_read() {
+    let model = Model::llama();
+    let (path, spec) = (model.path().join("model.safetensors"), &model.d.tensors()[0]);
+    let bytes = fs::read(&path).unwrap();
+    let checkpoint = Checkpoint::open(model.path()).unwrap();
+    let other = model.path().join("other");
+    fs::write(&other, vec![0; bytes.len()]).unwrap();
+    #[cfg(unix)]
+    {
+        fs::rename(&other, &path).unwrap();
+        assert_eq!(checkpoint.read_f32(&spec.name).unwrap(), numbers(spec));
+        assert!(Checkpoint::open(model.path()).is_err(), "the new file is no model");
+    }
+    drop(checkpoint);
+
+    fs::write(&path, &bytes).unwrap();
+    let checkpoint = Checkpoint::open(model.path()).unwrap();
+    assert_eq!(checkpoint.read_f32(&spec.name).unwrap(), numbers(spec));
+    for change in [&bytes[..100], &[1; 200]] {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::write(&path, change).unwrap();
+        says(checkpoint.read_f32(&spec.name), &["model.safetensors", "was changed after it was opened"]);
+    }
 }
 
 #[cfg(unix)]
@@ -257,7 +385,8 @@ fn gpt2_keeps_its_own_names() {
     model.verify().unwrap();
     let source = Checkpoint::open(model.path()).unwrap();
     let out = model.path().join("out");
-    save_model(&out, &source, &model.d, None, &[], &mut |s| source.read_f32(&s.name)).unwrap();
+    save_model(&out, &source, &SideFiles::read(model.path()), &model.d, None, &[], &mut |s| source.read_f32(&s.name))
+        .unwrap();
     let saved = Checkpoint::open(&out).unwrap();
     saved.verify(&model.d).unwrap();
     let names: Vec<&String> = saved.files().flat_map(|f| f.tensors().keys()).collect();
@@ -275,7 +404,10 @@ fn saving_and_loading_give_the_same_in_three_types() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         let card = [("README.md", "card".to_string())];
-        save_model(&out, &source, &model.d, Some(dtype), &card, &mut |s| source.read_f32(&s.name)).unwrap();
+        save_model(&out, &source, &SideFiles::read(model.path()), &model.d, Some(dtype), &card, &mut |s| {
+            source.read_f32(&s.name)
+        })
+        .unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something was left aside");
         let saved = Checkpoint::open(&out).unwrap();
         saved.verify(&describe(&out.join("config.json"))).unwrap();
@@ -292,8 +424,36 @@ fn saving_and_loading_give_the_same_in_three_types() {
         assert_eq!(fs::read_to_string(out.join("tokenizer.json")).unwrap(), "{}");
         assert_eq!(fs::read_to_string(out.join("README.md")).unwrap(), "card");
         // Once more over what is there.
-        save_model(&out, &saved, &model.d, None, &[], &mut |s| saved.read_f32(&s.name)).unwrap();
+        save_model(&out, &saved, &SideFiles::read(model.path()), &model.d, None, &[], &mut |s| saved.read_f32(&s.name))
+            .unwrap();
         Checkpoint::open(&out).unwrap().verify(&model.d).unwrap();
+    }
+}
+
+/// Tensors of one model in three types, over two shards: each is read as it is, and saved in its own type.
+#[test]
+fn types_may_be_mixed() {
+    let model = Model::llama();
+    let specs = model.d.tensors();
+    let types = [OutputDtype::F32, OutputDtype::Bf16, OutputDtype::F16];
+    let plan: Vec<Planned> =
+        specs.iter().enumerate().map(|(i, s)| Planned { dtype: types[i % 3], ..planned(&s.name, &s.shape) }).collect();
+    fs::remove_file(model.path().join("model.safetensors")).unwrap();
+    write_model(model.path(), &plan, 6000, &mut |i| Ok(numbers(&specs[i]))).unwrap();
+    let source = Checkpoint::open(model.path()).unwrap();
+    assert!(source.files().count() > 1);
+    let out = model.path().join("out");
+    let side = SideFiles::read(model.path());
+    save_model(&out, &source, &side, &model.d, None, &[], &mut |s| source.read_f32(&s.name)).unwrap();
+    for checkpoint in [&source, &Checkpoint::open(&out).unwrap()] {
+        assert_eq!(checkpoint.verify(&model.d).unwrap(), None);
+        for (spec, planned) in specs.iter().zip(&plan) {
+            assert_eq!(OutputDtype::of(checkpoint.info(&spec.name).unwrap().0), planned.dtype, "{}", spec.name);
+            let tolerance = [0.0, 1.0 / 256.0, 1.0 / 2048.0][types.iter().position(|t| *t == planned.dtype).unwrap()];
+            for (a, b) in checkpoint.read_f32(&spec.name).unwrap().iter().zip(numbers(spec)) {
+                assert!((a - b).abs() <= b.abs() * tolerance, "{}: {a} {b}", spec.name);
+            }
+        }
     }
 }
 
@@ -304,11 +464,14 @@ fn a_save_that_fails_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let values = &mut |s: &TensorSpec| Ok(vec![1e6; s.shape.iter().product()]);
-    let result = save_model(&out, &source, &model.d, Some(OutputDtype::F16), &[], values);
+    let result =
+        save_model(&out, &source, &SideFiles::read(model.path()), &model.d, Some(OutputDtype::F16), &[], values);
     says(result, &["model.embed_tokens.weight", "1000000 does not fit float16"]);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     fs::write(&out, "").unwrap();
-    let result = save_model(&out, &source, &model.d, None, &[], &mut |s| source.read_f32(&s.name));
+    let result = save_model(&out, &source, &SideFiles::read(model.path()), &model.d, None, &[], &mut |s| {
+        source.read_f32(&s.name)
+    });
     says(result, &["out", "exists and is no folder"]);
 }
 
@@ -370,7 +533,7 @@ fn targets_of_other_architectures_are_passed_over() {
     retarget(dir.path(), json!(names));
     let read = Adapter::open(dir.path(), &d).unwrap();
     assert_eq!(read.lora.modules, written.lora.modules);
-    assert_eq!(read.absent, ["c_attn", "c_proj", "fc_in", "fc_out"]);
+    assert_eq!(read.notes, ["target_modules that this model does not have: c_attn, c_proj, fc_in, fc_out"]);
     assert_eq!(read.config.to_json(&d)["target_modules"], json!(names));
 
     retarget(dir.path(), json!(["c_attn", "fc_in"]));
@@ -433,6 +596,158 @@ fn rank_stabilised_adapters_scale_by_the_root() {
     assert_eq!((config.scale(), config.dropout), (2.0, 0.1));
 }
 
+/// Writes an adapter with these fields; each module's R, and names of its tensors, as the case has them.
+fn write_forms(dir: &Path, fields: Value, modules: &[(&str, usize)], rename: &dyn Fn(String) -> String) {
+    let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]});
+    config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    fs::write(dir.join("adapter_config.json"), config.to_string()).unwrap();
+    let mut plan = Vec::new();
+    for (module, rank) in modules {
+        let n_out = if module.contains("v_proj") { 8 } else { 16 };
+        let shapes = [("A", [*rank, 16]), ("B", [n_out, *rank])];
+        let name = |side: &str| rename(format!("base_model.model.{module}.lora_{side}.weight"));
+        plan.extend(shapes.map(|(side, shape)| planned(&name(side), &shape)));
+    }
+    let values = |plan: &Planned| (0..plan.shape.iter().product()).map(|i| (i as f32).sin()).collect();
+    write_safetensors(&dir.join("adapter_model.safetensors"), &plan, &mut |i| Ok(values(&plan[i]))).unwrap();
+}
+
+const Q0: &str = "model.layers.0.self_attn.q_proj";
+const Q1: &str = "model.layers.1.self_attn.q_proj";
+const V0: &str = "model.layers.0.self_attn.v_proj";
+const V1: &str = "model.layers.1.self_attn.v_proj";
+
+/// Ranks and scales by pattern, layers and exclusions, as PEFT has them; written and read back.
+#[test]
+fn patterns_layers_and_exclusions_are_peft_s() {
+    let d = Description::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
+    let root = 2.0f32.sqrt();
+    let cases: [(Value, &[(&str, usize, f32)]); 10] = [
+        (json!({"rank_pattern": {"v_proj": 4}}), &[(Q0, 2, 2.0), (V0, 4, 1.0), (Q1, 2, 2.0), (V1, 4, 1.0)]),
+        (json!({"alpha_pattern": {"v_proj": 32}}), &[(Q0, 2, 2.0), (V0, 2, 16.0), (Q1, 2, 2.0), (V1, 2, 16.0)]),
+        (
+            json!({"rank_pattern": {"1.self_attn.q_proj": 3, "q_proj": 1}, "alpha_pattern": {r".*\.1\..*": 6}}),
+            &[(Q0, 1, 4.0), (V0, 2, 2.0), (Q1, 3, 2.0), (V1, 2, 3.0)],
+        ),
+        (
+            json!({"use_rslora": true, "alpha_pattern": {"q_proj": 2}}),
+            &[(Q0, 2, 2.0 / root), (V0, 2, 4.0 / root), (Q1, 2, 2.0 / root), (V1, 2, 4.0 / root)],
+        ),
+        (json!({"layers_to_transform": 1}), &[(Q1, 2, 2.0), (V1, 2, 2.0)]),
+        (json!({"layers_to_transform": [0], "layers_pattern": "layers"}), &[(Q0, 2, 2.0), (V0, 2, 2.0)]),
+        (json!({"exclude_modules": ["1.self_attn.v_proj"]}), &[(Q0, 2, 2.0), (V0, 2, 2.0), (Q1, 2, 2.0)]),
+        (json!({"exclude_modules": r".*\.0\..*"}), &[(Q1, 2, 2.0), (V1, 2, 2.0)]),
+        (json!({"bias": "lora_only", "target_modules": [Q1]}), &[(Q1, 2, 2.0)]),
+        (json!({"target_modules": r".*\.q_proj", "layers_to_transform": null}), &[(Q0, 2, 2.0), (Q1, 2, 2.0)]),
+    ];
+    for (fields, expected) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let modules: Vec<(&str, usize)> = expected.iter().map(|(module, rank, _)| (*module, *rank)).collect();
+        write_forms(dir.path(), fields.clone(), &modules, &|name| name);
+        let again = tempfile::tempdir().unwrap();
+        let read = Adapter::open(dir.path(), &d).unwrap_or_else(|e| panic!("{fields}: {e}"));
+        let values = &mut |module: &str, i: usize| {
+            let (a, b) = &read.lora.modules[module];
+            Ok(if i == 0 { a.clone() } else { b.clone() })
+        };
+        write_adapter(again.path(), &read.config, &d, &read.lora, OutputDtype::F32, values).unwrap();
+        for adapter in [&read, &Adapter::open(again.path(), &d).unwrap()] {
+            assert_eq!(adapter.lora.modules.len(), expected.len(), "{fields}");
+            for (module, rank, scale) in expected {
+                let found = (adapter.lora.rank_of(module), adapter.lora.scale_of(module));
+                assert_eq!(found, (*rank, *scale), "{fields}: {module}");
+                assert_eq!(adapter.lora.modules[*module].0.len(), rank * 16, "{fields}: {module}");
+            }
+        }
+    }
+    // A tensor that the fields do not call for, or of another rank than they say, is an error.
+    let dir = tempfile::tempdir().unwrap();
+    write_forms(dir.path(), json!({"layers_to_transform": [1]}), &[(Q0, 2), (Q1, 2), (V1, 2)], &|name| name);
+    says(Adapter::open(dir.path(), &d), &["layers.0.self_attn.q_proj.lora_A.weight", "belongs to no module"]);
+    write_forms(dir.path(), json!({"rank_pattern": {"k_proj": 4}}), &[(Q0, 2), (Q1, 2), (V0, 4), (V1, 2)], &|name| {
+        name
+    });
+    says(Adapter::open(dir.path(), &d), &["layers.0.self_attn.v_proj.lora_A.weight", "expected (2, 16)", "(4, 16)"]);
+    let unused = json!({"alpha_pattern": {"k_proj": 4}, "new_setting": 3, "eva_config": null});
+    write_forms(dir.path(), unused, &[(Q0, 2), (Q1, 2), (V0, 2), (V1, 2)], &|name| name);
+    assert_eq!(
+        Adapter::open(dir.path(), &d).unwrap().notes,
+        [
+            "rank_pattern, alpha_pattern: names that fit no module here: k_proj",
+            "fields that are not known and not used: new_setting"
+        ]
+    );
+}
+
+#[test]
+fn names_of_other_programs_are_put_right() {
+    let d = Description::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let modules = [(Q0, 2), (Q1, 2), (V0, 2), (V1, 2)];
+    write_forms(dir.path(), json!({}), &modules, &|name| name);
+    let usual = Adapter::open(dir.path(), &d).unwrap().lora.modules;
+    let named = |name: String| name.replace(".weight", ".default.weight");
+    let bare = |name: String| name.replace("base_model.model.", "");
+    for rename in [&named as &dyn Fn(String) -> String, &bare] {
+        write_forms(dir.path(), json!({}), &modules, rename);
+        assert_eq!(Adapter::open(dir.path(), &d).unwrap().lora.modules, usual);
+    }
+    let two = |name: String| {
+        if name.contains("layers.1") {
+            name.replace("layers.1", "layers.0").replace(".weight", ".x.weight")
+        } else {
+            name
+        }
+    };
+    write_forms(dir.path(), json!({}), &modules, &two);
+    says(Adapter::open(dir.path(), &d), &["lora_A.x.weight", "is the same matrix as"]);
+    fs::rename(dir.path().join("adapter_model.safetensors"), dir.path().join("adapter_model.bin")).unwrap();
+    says(Adapter::open(dir.path(), &d), &["holds adapter_model.bin, which is not read"]);
+}
+
+/// Copies of the base's weights, which PEFT saves on its own; others are refused.
+#[test]
+fn weights_saved_with_an_adapter_must_be_the_base_s() {
+    let model = Model::llama();
+    let base = Checkpoint::open(model.path()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let specs = model.d.tensors();
+    let spec = |name: &str| specs.iter().find(|s| s.name == name).unwrap();
+    let write = |fields: Value, extra: &str, shape: &[usize], change: f32| {
+        write_forms(dir.path(), fields, &[(Q0, 2), (Q1, 2), (V0, 2), (V1, 2)], &|name| name);
+        let path = dir.path().join("adapter_model.safetensors");
+        let lora = Checkpoint::of(vec![("x".into(), Box::new(fs::read(&path).unwrap()))]).unwrap();
+        let names: Vec<String> = lora.files().flat_map(|f| f.tensors().keys().cloned()).collect();
+        let mut plan: Vec<Planned> = names.iter().map(|name| planned(name, lora.info(name).unwrap().1)).collect();
+        plan.push(planned(&format!("base_model.model.{extra}"), shape));
+        let own = numbers(spec(extra));
+        let values = |i: usize| match names.get(i) {
+            Some(name) => lora.read_f32(name),
+            None => Ok((0..shape.iter().product()).map(|i| own.get(i).unwrap_or(&0.0) + change).collect()),
+        };
+        write_safetensors(&path, &plan, &mut |i| values(i)).unwrap();
+        Adapter::open_on(dir.path(), &model.d, Some(&base))
+    };
+    let embedding = "model.embed_tokens.weight";
+    let copied = write(json!({}), embedding, &[40, 16], 0.0).unwrap();
+    assert_eq!(copied.notes, [format!("saved with the adapter, and the base's own: {embedding}")]);
+    says(write(json!({}), embedding, &[40, 16], 0.5), &[embedding, "is not the base's own", "merge it with PEFT"]);
+    says(write(json!({}), "lm_head.weight", &[40, 16], 0.5), &["lm_head.weight", "is not the base's own"]);
+    let grown = write(json!({}), embedding, &[42, 16], 0.0);
+    says(grown, &[embedding, "is (42, 16), the base's is (40, 16): the adapter was trained with added tokens"]);
+    // An adapter of the head, which this program has none for.
+    for (module, n_out) in [("lm_head", 40), ("model.embed_tokens", 40)] {
+        write_forms(dir.path(), json!({"target_modules": ["q_proj", "v_proj", module]}), &[], &|name| name);
+        let plan = [
+            planned(&format!("base_model.model.{module}.lora_A.weight"), &[2, 16]),
+            planned(&format!("base_model.model.{module}.lora_B.weight"), &[n_out, 2]),
+        ];
+        write_safetensors(&dir.path().join("adapter_model.safetensors"), &plan, &mut |i| Ok(vec![0.0; [32, 80][i]]))
+            .unwrap();
+        says(Adapter::open(dir.path(), &model.d), &["`target_modules`", module, "no adapter is supported"]);
+    }
+}
+
 #[test]
 fn an_adapter_of_another_base_is_refused() {
     let d = |text: String| Description::from_json("config.json", &text).unwrap();
@@ -467,10 +782,18 @@ fn bad_adapter_configs_name_the_field() {
         ("r", json!(0), "expected 1 ..= 4096, found 0"),
         ("r", json!("8"), "found \"8\""),
         ("lora_alpha", json!(-1), "expected a number above 0"),
-        ("bias", json!("all"), "\"all\" is not supported"),
+        ("bias", json!("some"), "expected none, all or lora_only, found \"some\""),
         ("use_dora", json!(true), "is not supported"),
         ("modules_to_save", json!(["lm_head"]), "is not supported"),
-        ("rank_pattern", json!({"q_proj": 8}), "is not supported"),
+        ("rank_pattern", json!({"q_proj": 0}), "q_proj: expected 1 ..= 4096, found 0"),
+        ("rank_pattern", json!({"q(": 8}), "is no regular expression"),
+        ("alpha_pattern", json!({"q_proj": "8"}), "q_proj: expected numbers above 0, found \"8\""),
+        ("alpha_pattern", json!([1]), "expected an object of names and numbers"),
+        ("layers_to_transform", json!(["1"]), "expected layers' numbers"),
+        ("layers_pattern", json!(3), "expected a name or a list of names"),
+        ("exclude_modules", json!([1]), "expected a name or a list of names"),
+        ("exclude_modules", json!("("), "is no regular expression"),
+        ("trainable_token_indices", json!([1]), "is not supported: merge it with PEFT"),
         ("init_lora_weights", json!("pissa"), "changes the base's weights"),
         ("target_modules", json!(""), "expected a list of names"),
         ("target_modules", json!([]), "expected a list of names"),

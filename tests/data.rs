@@ -22,6 +22,8 @@ mod files;
 mod packing;
 #[path = "data/rows.rs"]
 mod rows;
+#[path = "data/special_tokens.rs"]
+mod special_tokens;
 #[path = "data/turns.rs"]
 mod turns;
 

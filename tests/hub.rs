@@ -102,3 +102,37 @@ fn what_the_hub_does_not_give_is_one_line_with_the_way_out() {
     let offline = Ran::of(check(&s, &endpoint, ROWS).env("HF_HUB_OFFLINE", "1"));
     offline.said(2, &[ROWS, "not in the hub's cache: give a local file instead"]);
 }
+
+/// An adapter in the hub's cache, at a revision and in a folder of its repository.
+#[cfg(unix)]
+#[test]
+fn an_adapter_of_the_hub_is_read_from_its_cache() {
+    let s = sandbox();
+    s.write("rows.jsonl", rows("mistral-odd").join("\n"));
+    s.copy("lora-mistral/adapter", "adapter");
+    let repository = s.path("hf/hub/models--org--tuned");
+    let (blobs, snapshot) = (repository.join("blobs"), repository.join(format!("snapshots/{COMMIT}")));
+    for folder in [blobs.clone(), snapshot.join("runs/dpo"), repository.join("refs")] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    fs::write(repository.join("refs/main"), COMMIT).unwrap();
+    for (name, depth) in [("adapter_config.json", 2), ("adapter_model.safetensors", 2)] {
+        fs::copy(s.path("adapter").join(name), blobs.join(name)).unwrap();
+        let up = |n: usize| format!("{}blobs/{name}", "../".repeat(n));
+        std::os::unix::fs::symlink(up(depth), snapshot.join(name)).unwrap();
+        std::os::unix::fs::symlink(up(depth + 2), snapshot.join("runs/dpo").join(name)).unwrap();
+    }
+    let score = |adapter: &str| {
+        let mut command = s.command(&["score", "--model", "model", "--data", "rows.jsonl", "--adapter", adapter]);
+        command.env("HF_HOME", s.path("hf")).env("HF_HUB_OFFLINE", "1").env_remove("HF_HUB_CACHE");
+        Ran::of(&mut command)
+    };
+    let here = score("adapter").ok().stdout;
+    for id in ["org/tuned".into(), format!("org/tuned@{COMMIT}"), "org/tuned/runs/dpo".into()] {
+        assert_eq!(score(&id).ok().stdout, here, "{id}");
+    }
+    score("org/other")
+        .said(2, &["--adapter: org/other", "not in the hub's cache: give a local folder (adapter_config.json"]);
+    score("org/tuned/runs/absent").said(2, &["--adapter: org/tuned/runs/absent"]);
+    score("nowhere").said(2, &["--adapter: nowhere: no such folder, and no hub id"]);
+}

@@ -93,10 +93,15 @@ fn tensors_that_do_not_fit() {
         t.get_mut(Q_PROJ).expect("q_proj").shape = vec![18, 72];
     });
     refuse(&["model.safetensors", Q_PROJ, "I32"], &|t| t.get_mut(Q_PROJ).expect("q_proj").dtype = Dtype::I32);
-    refuse(&["model.safetensors", "model.layers.7.extra"], &|t| {
+    // One that is no part of the model is left unused, and named.
+    let s = sandbox();
+    edit(&s.path("model/model.safetensors"), |t| {
         let extra = t[Q_PROJ].clone();
         t.insert("model.layers.7.extra".into(), extra);
     });
+    let ran = s.run(SCORE).ok();
+    let note = "note: model: 1 tensor is no part of this MistralForCausalLM and not used, as in transformers: model.layers.7.extra";
+    assert!(ran.stderr.lines().any(|line| line == note), "{}", ran.stderr);
 }
 
 #[test]
@@ -198,13 +203,15 @@ fn tokenizers() {
         fs::write(&path, &good).expect("a file");
     }
 
-    // Without BOS or EOS it works, with a note.
+    // Without BOS or EOS it works, with a note; training asks for an end that can be learnt.
     for name in ["bos_token", "eos_token"] {
         edit_json(&s.path("model/tokenizer_config.json"), |c| c[name] = Value::Null);
+        edit_json(&s.path("model/config.json"), |c| c[format!("{name}_id")] = Value::Null);
         let ran = s.run(&["check", "--model", "model", "--data", "rows.jsonl"]).ok();
-        let note = format!("note: the tokenizer has no {}", name[..3].to_uppercase());
+        let note = format!("note: the tokenizer has no {}: the ", name[..3].to_uppercase());
         assert!(ran.stderr.contains(&note), "{}", ran.stderr);
     }
+    s.refused(TRAIN, &["--model", "neither the tokenizer nor config.json names an EOS", "--no-eos"]);
     let scored = s.run(&["score", "--model", "model", "--data", "rows.jsonl"]).ok();
     assert_eq!(scored.lines().len(), 25);
 }

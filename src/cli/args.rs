@@ -90,8 +90,8 @@ pub struct ModelArgs {
     /// A Hugging Face folder, or a hub id (org/name)
     #[arg(long, value_name = "DIR|HUB_ID")]
     pub model: Option<String>,
-    /// A PEFT LoRA adapter on top of the model
-    #[arg(long, value_name = "DIR")]
+    /// A PEFT LoRA adapter on top of the model: a folder, or a hub id (org/name, org/name/folder)
+    #[arg(long, value_name = "DIR|HUB_ID")]
     pub adapter: Option<PathBuf>,
     #[command(flatten)]
     #[serde(flatten)]
@@ -137,6 +137,10 @@ pub struct DataArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub paper_compat: bool,
+    /// Put no EOS behind a response: its end is neither scored nor learnt
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub no_eos: bool,
 }
 
 /// `--on-overflow`.
@@ -519,8 +523,8 @@ pub struct MergeArgs {
     /// A Hugging Face folder, or a hub id (org/name)
     #[arg(long, value_name = "DIR|HUB_ID")]
     pub model: Option<String>,
-    /// A PEFT LoRA adapter, which is merged into it
-    #[arg(long, value_name = "DIR")]
+    /// A PEFT LoRA adapter, which is merged into it: a folder, or a hub id (org/name, org/name/folder)
+    #[arg(long, value_name = "DIR|HUB_ID")]
     pub adapter: Option<PathBuf>,
     /// Where the merged model is written
     #[arg(long, value_name = "DIR")]
@@ -536,6 +540,9 @@ pub struct CheckArgs {
     /// A Hugging Face folder, or a hub id (org/name)
     #[arg(long, value_name = "DIR|HUB_ID")]
     pub model: Option<String>,
+    /// A PEFT LoRA adapter, whose tokenizer and chat template are used where it has some
+    #[arg(long, value_name = "DIR|HUB_ID")]
+    pub adapter: Option<PathBuf>,
     #[command(flatten)]
     pub data: DataArgs,
     /// Rows are for sft

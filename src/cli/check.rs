@@ -10,7 +10,8 @@ use crate::model::weights::BaseDtype;
 /// `jointwise check`.
 pub fn run(args: &CheckArgs) -> Result<()> {
     let model = Model::named(args.model.as_deref(), BaseDtype::Auto)?;
-    let tokenizer = session::tokenizer(&model, args.data.chat())?;
+    let adapter = model.adapter(args.adapter.as_deref())?;
+    let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
     let purpose = if args.sft { Purpose::Sft } else { Purpose::Any };
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
     let report = data::check::check(&data, &tokenizer, args.rows);

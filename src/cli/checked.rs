@@ -23,13 +23,19 @@ struct Kept {
     wrong: Vec<String>,
 }
 
-/// Another program, driver, device or choice of kernels has another name. `None` where the program does not know its own file.
-fn path(caps: &Caps) -> Option<PathBuf> {
+/// Returns the program's size in bytes, and when it was written: another build has others. `None` where it does not know its own file.
+pub fn program_file() -> Option<(u64, u128)> {
     let program = std::env::current_exe().and_then(std::fs::metadata).ok()?;
     let written = program.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
+    Some((program.len(), written))
+}
+
+/// Another program, driver, device or choice of kernels has another name. `None` where the program does not know its own file.
+fn path(caps: &Caps) -> Option<PathBuf> {
+    let (n_bytes, written) = program_file()?;
     let of_device = (&caps.name, &caps.backend, &caps.driver, caps.subgroup, caps.f16, caps.cooperative);
     let chosen = (&caps.variants, caps.matmul_precision, caps.workgroup_bytes);
-    let key = Sha256::digest(format!("{of_device:?} {chosen:?} {} {written}", program.len()));
+    let key = Sha256::digest(format!("{of_device:?} {chosen:?} {n_bytes} {written}"));
     let name: String = key.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     Some(cache_folder().join("checked").join(name).with_extension("json"))
 }

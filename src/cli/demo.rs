@@ -254,19 +254,21 @@ fn train_args(
 }
 
 fn answer(gpu: &Gpu, model: &Model, adapter: Option<&Path>, items: &[Item], name: &'static str) -> Result<Answers> {
-    let tokenizer = model.tokenizer()?;
+    let adapter = model.adapter(adapter)?;
+    let tokenizer = model.tokenizer(adapter.as_ref())?;
     let encode = |item: &Item| {
         let ids = tokenizer.encode_prompt(&Instruction::Plain(item.instruction.clone()), &Template::Paper);
         ids.map_err(|reason| Error::flag("model", reason))
     };
     let prompts = items.iter().map(encode).collect::<Result<Vec<_>>>()?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + recipe::MAX_NEW_TOKENS;
-    let decoder = model.load(gpu, &session::frozen(model.base, model.adapter(adapter)?.map(|a| a.lora), longest))?;
+    let eos = model.stop_ids(adapter.as_ref(), &tokenizer)?;
+    let decoder = model.load(gpu, &session::frozen(model.base, adapter.map(|a| a.lora), longest))?;
     let settings = Settings {
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
         max_new_tokens: recipe::MAX_NEW_TOKENS,
         seed: 0,
-        eos: model.stop_ids(&tokenizer)?,
+        eos,
         with_lora: true,
     };
     let bar = train::bar(prompts.len(), "answering");

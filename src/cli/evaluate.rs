@@ -253,7 +253,7 @@ impl Evaluate<'_> {
                     longest = longest.max(encode(prompt, tokenizer, template)?.len() + sampled.max_new_tokens);
                 }
                 let decoder = checkpoint.load(gpu, longest)?;
-                let eos = checkpoint.model.stop_ids(tokenizer)?;
+                let eos = checkpoint.stop_ids.clone();
                 note!("{}: {} to make", named.name, counted(missing, "response"));
                 let bar = bar(missing, "answering");
                 for (temperature, seed, _, file) in &mut files {

@@ -20,14 +20,15 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let model = Model::of(&args.model)?;
     let adapter = model.adapter(args.model.adapter.as_deref())?;
     let chat_template = args.chat_template.as_deref();
-    let tokenizer = session::tokenizer(&model, ChatChoice { template: chat_template, time: None })?;
+    let chat = ChatChoice { template: chat_template, time: None };
+    let tokenizer = session::tokenizer(&model, adapter.as_ref(), chat)?;
     let template = session::template(args.template.as_deref(), chat_template)?;
     tokenizer.check_template(&template)?;
     let mut settings = Settings {
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
         max_new_tokens: args.max_new_tokens.unwrap_or(Defaults::MAX_NEW_TOKENS),
         seed: args.seed,
-        eos: if args.ignore_eos { Vec::new() } else { model.stop_ids(&tokenizer)? },
+        eos: if args.ignore_eos { Vec::new() } else { model.stop_ids(adapter.as_ref(), &tokenizer)? },
         with_lora: true,
     };
     settings.validate()?;

@@ -24,20 +24,26 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     let model = Model::named(args.model.as_deref(), BaseDtype::Auto)?;
     let adapter = model.adapter(args.adapter.as_deref())?;
     let adapter = adapter.ok_or_else(|| Error::flag("adapter", "is missing: what to merge"))?;
-    let (rank, scale) = (adapter.lora.rank, adapter.lora.scale);
+    // Notes on a tokenizer that differs; one that does not fit is refused before anything is written.
+    if adapter.side.has_tokenizer_files() {
+        model.tokenizer(Some(&adapter))?;
+    }
     fresh_folder(&args.output_dir)?;
     let modules: BTreeMap<String, _> =
         linear_modules(&model.description).map(|m| (format!("{}.weight", m.name), &m.name)).collect();
     let saved = save_model(
         &args.output_dir,
         &model.checkpoint,
+        &model.side_files(Some(&adapter)),
         &model.description,
         dtype(args.output_dtype),
         &[],
         &mut |spec| {
             let values = model.checkpoint.values(spec)?;
-            let pair = modules.get(&spec.name).and_then(|name| adapter.lora.modules.get(*name));
-            let Some((a, b)) = pair else { return Ok(values) };
+            let lora = &adapter.lora;
+            let pair = modules.get(&spec.name).and_then(|name| lora.modules.get_key_value(*name));
+            let Some((module, (a, b))) = pair else { return Ok(values) };
+            let (rank, scale) = (lora.rank_of(module), lora.scale_of(module));
             if !spec.transposed {
                 return Ok(merged(&values, a, b, rank, scale));
             }

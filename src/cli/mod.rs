@@ -16,6 +16,7 @@ mod interrupt;
 mod judge;
 mod merge;
 mod plan;
+mod reference_cache;
 mod roofline;
 mod score;
 mod screen;

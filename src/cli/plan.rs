@@ -84,7 +84,7 @@ fn planned(args: &TrainArgs, sft: bool, caps: &Caps) -> Result<Planned> {
         }
         (0..settings.batch_size).map(example).collect()
     } else {
-        let tokenizer = session::tokenizer(&model, args.data.chat())?;
+        let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
         let purpose = session::purpose(settings.preference.as_ref());
         let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
         let all: Vec<&Example> = data.examples.iter().collect();

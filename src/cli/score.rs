@@ -16,7 +16,7 @@ use crate::model::decoder::Decoder;
 use crate::model::load::{LoadOptions, Trained};
 use crate::model::save::{OutputDtype, Planned, write_safetensors};
 use crate::model::trace::Keep;
-use crate::model::weights::{BaseDtype, Training};
+use crate::model::weights::Training;
 use crate::objective::{Loss, Preference, Sums};
 use crate::train::metrics::Accumulator;
 use crate::train::outcome::{Outcome, Reference, known};
@@ -46,7 +46,7 @@ fn finite(data: &Dataset, scored: Vec<Scored>) -> Result<Vec<Scored>> {
     }
 }
 
-/// The reference's scores (the objective's sums) of each example, by policy scores or another pass. `base`: how another model is held.
+/// The reference's scores (the objective's sums) of each example, by policy scores or another pass. `other`: the model of the choice.
 #[expect(clippy::too_many_arguments, reason = "the policy, and what tells its reference")]
 pub fn reference_scores(
     gpu: &Gpu,
@@ -56,7 +56,7 @@ pub fn reference_scores(
     p: &Preference,
     policy: Option<&[Scored]>,
     max_tokens: usize,
-    base: BaseDtype,
+    other: Option<&Model>,
 ) -> Result<Vec<[f64; 2]>> {
     let by_example = |scored: &[Scored]| -> Vec<[f64; 2]> {
         let mut rest = scored.iter().map(|s| s.sums.score(p.objective));
@@ -72,13 +72,13 @@ pub fn reference_scores(
         (ReferenceChoice::Initial, None) => by_example(&scores(gpu, decoder, data, true, max_tokens)?),
         (ReferenceChoice::Base, _) => by_example(&scores(gpu, decoder, data, false, max_tokens)?),
         (ReferenceChoice::Model(name), _) => {
-            let model = Model::reference(name, base)?;
+            let model = other.ok_or_else(|| Error::flag("reference", format!("{name} was not opened")))?;
             if model.description.vocab != decoder.description.vocab {
                 let (theirs, ours) = (model.description.vocab, decoder.description.vocab);
                 return Err(Error::flag("reference", format!("{name} has {theirs} tokens, the policy {ours}")));
             }
-            let other = model.load(gpu, &session::frozen(base, None, session::longest(data)))?;
-            by_example(&scores(gpu, &other, data, true, max_tokens)?)
+            let decoder = model.load(gpu, &session::frozen(model.base, None, session::longest(data)))?;
+            by_example(&scores(gpu, &decoder, data, true, max_tokens)?)
         }
     })
 }
@@ -125,7 +125,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let p = session::preference(&args.objective)?;
     let model = Model::of(&args.model)?;
     let adapter = model.adapter(args.model.adapter.as_deref())?;
-    let tokenizer = session::tokenizer(&model, args.data.chat())?;
+    let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Any)?;
     let gpu = session::open_gpu(&args.model.device)?;
     let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), session::longest(&data)))?;
@@ -140,7 +140,8 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     }
     let references = if args.objective.reference.is_some() || !p.needs_reference() {
         let (choice, most) = (session::reference(&args.objective), Defaults::SCORE_TOKENS);
-        let scores = reference_scores(&gpu, &decoder, &data, &choice, &p, Some(&scored), most, model.base)?;
+        let other = session::reference_model(&choice, model.base)?;
+        let scores = reference_scores(&gpu, &decoder, &data, &choice, &p, Some(&scored), most, other.as_ref())?;
         Some(with_directions(&gpu, &decoder, &data, &p, scores, most)?)
     } else {
         None
@@ -225,7 +226,7 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     let p = session::preference(&args.objective)?;
     let model = Model::of(&args.model)?;
     let adapter = model.adapter(args.model.adapter.as_deref())?;
-    let tokenizer = session::tokenizer(&model, args.data.chat())?;
+    let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
     if adapter.is_none() {
         session::refuse_quantised(model.base, "grad without --adapter")?;
     }
@@ -244,8 +245,8 @@ pub fn grad(args: &GradArgs) -> Result<()> {
         (Goal::Sft, Vec::new())
     } else {
         let choice = session::reference(&args.objective);
-        let most = Defaults::SCORE_TOKENS;
-        let scores = reference_scores(&gpu, &decoder, &data, &choice, &p, None, most, model.base)?;
+        let (most, other) = (Defaults::SCORE_TOKENS, session::reference_model(&choice, model.base)?);
+        let scores = reference_scores(&gpu, &decoder, &data, &choice, &p, None, most, other.as_ref())?;
         (Goal::Preference(p), with_directions(&gpu, &decoder, &data, &p, scores, most)?)
     };
     let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };

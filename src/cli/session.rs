@@ -17,28 +17,28 @@ use crate::data::rows::{FieldMap, Purpose, read_rows};
 use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::generate::{GENERATION_CONFIG, eos_ids};
+use crate::eval::generate::eos_ids;
 use crate::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::decoder::Decoder;
 use crate::model::description::{Description, Module};
-use crate::model::folder::{MAX_CONFIG_BYTES, read_inside, read_optional};
 use crate::model::hub;
 use crate::model::load::{LoadOptions, LoraSpec, Trained, linear_modules};
-use crate::model::peft::{self, Adapter};
+use crate::model::peft::Adapter;
+use crate::model::side_files::{CONFIG, SideFiles, TOKENIZER};
 use crate::model::weights::{BaseDtype, Source, Training};
 use crate::objective::{Loss, Preference};
 
 /// A model folder that was read and verified; its weights stay on disk.
 pub struct Model {
-    /// The folder.
-    pub dir: PathBuf,
     /// As the user named it.
     pub name: String,
     /// Resolved.
     pub description: Description,
     /// Verified against the description.
     pub checkpoint: Rc<Checkpoint>,
+    /// What the folder holds besides weights, as it was when the model was opened.
+    pub side: SideFiles,
     /// How frozen linear weights are held.
     pub base: BaseDtype,
 }
@@ -47,10 +47,12 @@ impl Model {
     /// A local folder or a hub id.
     pub fn open(name: &str, base: BaseDtype) -> Result<Self> {
         let dir = hub::resolve(name)?;
-        let text = read_inside(&dir, "config.json", MAX_CONFIG_BYTES)?;
-        let description = Description::from_json(dir.join("config.json"), &text)?;
-        let checkpoint = Checkpoint::open(&dir)?;
-        checkpoint.verify(&description)?;
+        let side = SideFiles::read(&dir);
+        let mut description = Description::from_json(side.path(CONFIG), side.required(CONFIG)?)?;
+        let mut checkpoint = Checkpoint::open(&dir)?;
+        checkpoint.settle_tying(&mut description)?;
+        let unknown = checkpoint.verify(&description)?;
+        checkpoint.notes().iter().chain(&unknown).for_each(|note| note!("note: {note}"));
         if let Some(storage) = base.quantised() {
             let modules: Vec<&Module> = linear_modules(&description).collect();
             let unfit = modules.iter().filter(|m| !m.n_in.is_multiple_of(storage.columns())).count();
@@ -61,7 +63,7 @@ impl Model {
                 );
             }
         }
-        Ok(Self { dir, name: name.into(), description, checkpoint: Rc::new(checkpoint), base })
+        Ok(Self { name: name.into(), description, checkpoint: Rc::new(checkpoint), side, base })
     }
 
     /// The model of `--model`, which must be there.
@@ -83,20 +85,32 @@ impl Model {
         })
     }
 
-    /// The adapter of `--adapter`, if there is one.
-    pub fn adapter(&self, dir: Option<&Path>) -> Result<Option<Adapter>> {
-        let Some(dir) = dir else { return Ok(None) };
-        let adapter = Adapter::open(dir, &self.description)?;
-        if !adapter.absent.is_empty() {
-            let names = adapter.absent.join(", ");
-            note!("note: {}: target_modules that this model does not have: {names}", dir.display());
-        }
+    /// The adapter of `--adapter`, a folder or a hub id, if there is one.
+    pub fn adapter(&self, place: Option<&Path>) -> Result<Option<Adapter>> {
+        let Some(place) = place else { return Ok(None) };
+        let dir = hub::resolve_adapter(place)?;
+        let adapter = Adapter::open_on(&dir, &self.description, Some(&self.checkpoint))?;
+        adapter.notes.iter().for_each(|note| note!("note: {}: {note}", dir.display()));
         Ok(Some(adapter))
     }
 
-    /// Its tokenizer.
-    pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let mut tokenizer = Tokenizer::load(&self.dir)?;
+    /// Its side files, with the tokenizer of an adapter's folder in place of its own.
+    pub fn side_files(&self, adapter: Option<&Adapter>) -> SideFiles {
+        adapter.map_or_else(|| self.side.clone(), |adapter| self.side.with_tokenizer_of(&adapter.side))
+    }
+
+    /// The side files of an adapter whose folder has a tokenizer's files, and not the model's own.
+    pub fn own_tokenizer<'a>(&self, adapter: Option<&'a Adapter>) -> Option<&'a SideFiles> {
+        let side = adapter.map(|adapter| &adapter.side).filter(|side| side.has_tokenizer_files())?;
+        (!side.has_same_tokenizer_files(&self.side)).then_some(side)
+    }
+
+    /// The tokenizer: that of the adapter's folder where it has one, else the model's own.
+    pub fn tokenizer(&self, adapter: Option<&Adapter>) -> Result<Tokenizer> {
+        let mut tokenizer = Tokenizer::from_side_files(&self.side_files(adapter))?;
+        if let Some(own) = self.own_tokenizer(adapter) {
+            self.compare_tokenizers(&tokenizer, own)?;
+        }
         tokenizer.check_vocab(self.description.vocab)?;
         for note in tokenizer.notes() {
             note!("note: {note}");
@@ -104,10 +118,37 @@ impl Model {
         Ok(tokenizer)
     }
 
+    /// Says where the tokenizer of an adapter's folder is not the base's. One with tokens beyond the embedding is refused.
+    fn compare_tokenizers(&self, tokenizer: &Tokenizer, own: &SideFiles) -> Result<()> {
+        let base = self.side.has(TOKENIZER).then(|| Tokenizer::from_side_files(&self.side)).transpose()?;
+        let place = own.path("").display().to_string();
+        let (place, rows) = (place.trim_end_matches('/'), self.description.vocab);
+        let beyond = tokenizer.added_beyond(base.as_ref(), rows);
+        if let Some(last) = beyond.last() {
+            let (n, needs) = (beyond.len(), *last as usize + 1);
+            let reason = format!(
+                "its tokenizer has {n} added tokens and needs {needs} ids, the base model's embedding has {rows} rows: give --model the base that was resized and saved with them"
+            );
+            return Err(Error::file(own.path(TOKENIZER), reason));
+        }
+        let Some(base) = base else {
+            note!("note: {place}: the adapter's own tokenizer is used; the base's folder has none");
+            return Ok(());
+        };
+        if !own.has_template() && self.side.has_template() {
+            note!("note: {place}: the adapter's tokenizer has no chat template: the base's is used");
+        }
+        let differences = tokenizer.differences(&base);
+        if !differences.is_empty() {
+            let what = differences.join(", ");
+            note!("note: {place}: the adapter's own tokenizer is used, which differs from the base's in {what}");
+        }
+        Ok(())
+    }
+
     /// Tokens that end a response, see [`eos_ids`].
-    pub fn stop_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        let config = read_optional(&self.dir, GENERATION_CONFIG, MAX_CONFIG_BYTES)?;
-        eos_ids(&self.dir.join(GENERATION_CONFIG), config.as_deref(), tokenizer.eos_id(), self.description.vocab)
+    pub fn stop_ids(&self, adapter: Option<&Adapter>, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        eos_ids(&self.side_files(adapter), tokenizer.eos_id(), self.description.vocab)
     }
 
     /// Onto a device.
@@ -199,14 +240,13 @@ pub fn opened<'g>(gpu: &'g mut Option<Gpu>, args: &DeviceArgs) -> Result<&'g Gpu
     }
 }
 
-/// SHA-256 of a model's digest and an adapter's files: which weights they are, wherever they lie.
-pub fn weights_digest(base: &str, adapter: Option<&Path>) -> Result<String> {
+/// SHA-256 of a model's digest, an adapter's, and the tokenizer that the adapter brings: what they are, wherever they lie.
+pub fn weights_digest(model: &Model, base: &str, adapter: Option<&Adapter>) -> String {
     let mut hash = Sha256::new();
     hash.update(base);
-    for path in adapter.into_iter().flat_map(|dir| [peft::CONFIG, peft::WEIGHTS].map(|name| dir.join(name))) {
-        hash.update(std::fs::read(&path).map_err(|e| Error::file(&path, e))?);
-    }
-    Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+    adapter.iter().for_each(|adapter| hash.update(&adapter.digest));
+    model.own_tokenizer(adapter).iter().for_each(|own| hash.update(own.tokenizer_digest()));
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Which chat template renders conversations, and the time that it prints.
@@ -225,13 +265,42 @@ impl DataArgs {
     }
 }
 
-/// Reads a model's tokenizer, with the chat template of the flags.
-pub fn tokenizer(model: &Model, chat: ChatChoice<'_>) -> Result<Tokenizer> {
-    let mut tokenizer = model.tokenizer()?;
+/// Reads a model's tokenizer, or that of an adapter's folder, with the chat template of the flags.
+pub fn tokenizer(model: &Model, adapter: Option<&Adapter>, chat: ChatChoice<'_>) -> Result<Tokenizer> {
+    let mut tokenizer = model.tokenizer(adapter)?;
     chat.template.map_or(Ok(()), |value| tokenizer.choose_chat_template(value))?;
     tokenizer.chat_templates().set_time(chat.time.unwrap_or_else(run_time));
-    tokenizer.set_stop_ids(model.stop_ids(&tokenizer)?);
+    tokenizer.set_stop_ids(model.stop_ids(adapter, &tokenizer)?);
     Ok(tokenizer)
+}
+
+/// Reads the tokenizer of a command that reads rows, with or without an end behind them.
+pub fn row_tokenizer(args: &DataArgs, model: &Model, adapter: Option<&Adapter>) -> Result<Tokenizer> {
+    dated_tokenizer(args, model, adapter, args.chat())
+}
+
+/// Like [`row_tokenizer`], with the time that a run has kept.
+pub fn dated_tokenizer(
+    args: &DataArgs,
+    model: &Model,
+    adapter: Option<&Adapter>,
+    chat: ChatChoice<'_>,
+) -> Result<Tokenizer> {
+    let tokenizer = tokenizer(model, adapter, chat)?;
+    Ok(if args.no_eos { tokenizer.without_end() } else { tokenizer })
+}
+
+/// Refuses to train on responses whose end could not be learnt, unless that is asked for. A chat template has an end of its own.
+pub fn require_end(args: &DataArgs, tokenizer: &Tokenizer, model: &Model) -> Result<()> {
+    let is_chat = template(args.template.as_deref(), args.chat_template.as_deref())? == Template::Chat;
+    if tokenizer.eos_id().is_some() || args.no_eos || is_chat {
+        return Ok(());
+    }
+    let reason = format!(
+        "{}: neither the tokenizer nor config.json names an EOS, so the end of a response would not be learnt: add eos_token to tokenizer_config.json, or train without an end with --no-eos",
+        model.name
+    );
+    Err(Error::flag("model", reason))
 }
 
 /// The template of `--template` and `--chat-template`, which implies `chat`.
@@ -343,6 +412,14 @@ pub fn purpose(preference: Option<&Preference>) -> Purpose {
 /// The reference as resolved.
 pub fn reference(args: &ObjectiveArgs) -> ReferenceChoice {
     args.reference.as_deref().map_or(ReferenceChoice::Initial, ReferenceChoice::parse)
+}
+
+/// The model of a reference that is another checkpoint, opened once: what is hashed is what scores.
+pub fn reference_model(choice: &ReferenceChoice, base: BaseDtype) -> Result<Option<Model>> {
+    match choice {
+        ReferenceChoice::Model(name) => Model::reference(name, base).map(Some),
+        ReferenceChoice::Initial | ReferenceChoice::Base => Ok(None),
+    }
 }
 
 /// The longest sequence of some data.

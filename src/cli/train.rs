@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,6 +14,7 @@ use super::args::{RecomputeArg, TrainArgs, with_config};
 use super::interrupt::stop_on_ctrl_c;
 use super::merge::dtype;
 use super::output::command_line;
+use super::reference_cache::ReferenceCache;
 use super::score::{reference_scores, with_directions};
 use super::session::{self, ChatChoice, Model};
 use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettings, at_least_one};
@@ -27,7 +28,7 @@ use crate::kernels::objective::Goal;
 use crate::model::card::Card;
 use crate::model::load::{LoadOptions, Trained};
 use crate::model::peft::{Adapter, write_adapter};
-use crate::model::save::{OutputDtype, Staging, copy_side_files, fresh_folder, save_model, write_text};
+use crate::model::save::{OutputDtype, Staging, fresh_folder, save_model, write_side_files, write_text};
 use crate::model::trace::Keep;
 use crate::model::weights::{self, BaseDtype, Source, Training};
 use crate::objective::Objective;
@@ -128,7 +129,7 @@ pub fn adapter(args: &TrainArgs, model: &Model, seed: u64) -> Result<Option<Adap
 }
 
 /// SHA-256 over parts.
-fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+pub fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hasher = Sha256::new();
     for part in parts {
         hasher.update((part.len() as u64).to_le_bytes());
@@ -147,51 +148,11 @@ fn model_hash(model: &Model, adapter: Option<&Adapter>) -> Result<String> {
     for (module, (a, b)) in adapter.iter().flat_map(|a| &a.lora.modules) {
         parts.extend([module.as_bytes(), bytemuck::cast_slice(a), bytemuck::cast_slice(b)]);
     }
+    let exceptions = adapter.map_or(String::new(), |a| format!("{:?}", a.lora.exceptions));
+    if adapter.is_some_and(|a| !a.lora.exceptions.is_empty()) {
+        parts.push(exceptions.as_bytes());
+    }
     Ok(hash(parts))
-}
-
-/// Which kind of reference it is; [`reference_hash`] tells which checkpoint, wherever it lies.
-fn reference_kind(choice: &ReferenceChoice) -> &'static str {
-    match choice {
-        ReferenceChoice::Initial => "Initial",
-        ReferenceChoice::Base => "Base",
-        ReferenceChoice::Model(_) => "Model",
-    }
-}
-
-/// The same of a reference that is another checkpoint; empty for the others.
-fn reference_hash(choice: &ReferenceChoice, base: BaseDtype) -> Result<String> {
-    match choice {
-        ReferenceChoice::Model(name) => model_hash(&Model::reference(name, base)?, None),
-        ReferenceChoice::Initial | ReferenceChoice::Base => Ok(String::new()),
-    }
-}
-
-/// Reference scores, computed once for a (model, data, objective) and kept in the cache folder.
-struct ReferenceCache {
-    dir: PathBuf,
-}
-
-impl ReferenceCache {
-    fn new() -> Self {
-        Self { dir: session::cache_folder().join("reference") }
-    }
-
-    /// A cache that cannot be read or written costs time, nothing else.
-    fn get(&self, key: &str, n: usize, compute: impl FnOnce() -> Result<Vec<[f64; 2]>>) -> Result<Vec<[f64; 2]>> {
-        let path = self.dir.join(format!("{key}.json"));
-        let kept = std::fs::read(&path).ok().and_then(|t| serde_json::from_slice::<Vec<[f64; 2]>>(&t).ok());
-        if let Some(kept) = kept.filter(|k| k.len() == n) {
-            return Ok(kept);
-        }
-        let scores = compute()?;
-        if std::fs::create_dir_all(&self.dir).is_ok()
-            && let Ok(text) = serde_json::to_string(&scores)
-        {
-            let _ = write_text(&path, &text);
-        }
-        Ok(scores)
-    }
 }
 
 /// Everything before the first step.
@@ -201,11 +162,30 @@ struct Prepared {
     adapter: Option<Adapter>,
     data: Dataset,
     eval: Option<Dataset>,
+    /// The model of `--reference`, where it is another checkpoint, and what [`model_hash`] makes of it.
+    reference: Option<(Model, String)>,
+    /// What [`model_hash`] makes of the policy.
+    model_hash: String,
     fingerprint: String,
     /// The time that the chat template prints, where it prints one.
     time: Option<u64>,
     /// The source of `--chat-template`, which goes with the result.
     chat_template: Option<String>,
+}
+
+impl Prepared {
+    fn reference_hash(&self) -> &str {
+        self.reference.as_ref().map_or("", |(_, hash)| hash)
+    }
+}
+
+/// What a reference is called where contents count: another checkpoint is told by its hash.
+fn reference_kind(choice: &ReferenceChoice) -> &'static str {
+    match choice {
+        ReferenceChoice::Initial => "initial",
+        ReferenceChoice::Base => "base",
+        ReferenceChoice::Model(_) => "model",
+    }
 }
 
 fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
@@ -214,7 +194,8 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let adapter = adapter(args, &model, settings.seed)?;
     let kept_time = args.output_dir.as_deref().filter(|_| args.resume).and_then(checkpoint::kept_time);
     let chat = ChatChoice { time: kept_time.or(args.data.time), ..args.data.chat() };
-    let tokenizer = session::tokenizer(&model, chat)?;
+    let tokenizer = session::dated_tokenizer(&args.data, &model, adapter.as_ref(), chat)?;
+    session::require_end(&args.data, &tokenizer, &model)?;
     let templates = tokenizer.chat_templates();
     let prints_time = session::limits(&args.data, &model.description)?.0 == Template::Chat && templates.prints_time();
     let time = prints_time.then(|| chat.time.unwrap_or_else(run_time));
@@ -223,17 +204,19 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
     let eval = args.eval_data.clone().map(|file| session::dataset(&args.data, &[file], &model, &tokenizer, purpose));
     let eval = eval.transpose()?;
-    let reference = session::reference(&args.objective);
-    let reference_hash = if sft { String::new() } else { reference_hash(&reference, model.base)? };
-    let reference = format!("{} {reference_hash}", reference_kind(&reference));
+    let choice = session::reference(&args.objective);
+    let reference = if sft { None } else { session::reference_model(&choice, model.base)? };
+    let reference = reference.map(|model| model_hash(&model, None).map(|hash| (model, hash))).transpose()?;
+    let of_reference = reference.as_ref().map_or("", |(_, hash)| hash);
+    let of_reference = format!("{} {of_reference}", reference_kind(&choice));
     let text = serde_json::to_string(&settings).map_err(|e| Error::file("settings", e))?;
     let model_hash = model_hash(&model, adapter.as_ref())?;
     let rows = [data.content_hash(), eval.as_ref().map_or(String::new(), Dataset::content_hash)];
     let precision = args.model.device.matmul_precision.clone();
     let precision = precision.unwrap_or_else(|| MatmulPrecision::Highest.name().into());
-    let parts = [&text, &rows[0], &rows[1], &model_hash, &reference, &precision];
+    let parts = [&text, &rows[0], &rows[1], &model_hash, &of_reference, &precision];
     let fingerprint = hash(parts.map(String::as_bytes));
-    Ok(Prepared { settings, model, adapter, data, eval, fingerprint, time, chat_template })
+    Ok(Prepared { settings, model, adapter, data, eval, reference, model_hash, fingerprint, time, chat_template })
 }
 
 /// How the decoder is built for training.
@@ -335,21 +318,19 @@ fn references(
 ) -> Result<[Vec<Reference>; 2]> {
     let Some(preference) = &p.settings.preference else { return Ok([Vec::new(), Vec::new()]) };
     let choice = session::reference(&args.objective);
-    let of_other = reference_hash(&choice, p.model.base)?;
     let cache = ReferenceCache::new();
     let scores = |data: &Dataset| {
         if !preference.needs_reference() {
             return Ok(vec![[0.0; 2]; data.examples.len()]);
         }
-        let own = model_hash(&p.model, p.adapter.as_ref())?;
-        let (choice_text, objective) = (reference_kind(&choice).to_string(), format!("{:?}", preference.objective));
+        let (rows, objective) = (data.content_hash(), format!("{:?}", preference.objective));
         // Values that are rounded on loading score otherwise.
-        let params = p.settings.param_dtype.name().to_string();
-        let (device, precision) = (gpu.caps().name.clone(), gpu.caps().matmul_precision.name().to_string());
-        let parts = [own, params, of_other.clone(), data.content_hash(), choice_text, objective, device, precision];
-        let key = hash(parts.iter().map(String::as_bytes));
+        let params = p.settings.param_dtype.name();
+        let contents = [p.model_hash.as_str(), params, p.reference_hash(), &rows, reference_kind(&choice), &objective];
+        let key = ReferenceCache::key(gpu.caps(), &contents);
+        let other = p.reference.as_ref().map(|(model, _)| model);
         cache.get(&key, data.examples.len(), || {
-            reference_scores(gpu, decoder, data, &choice, preference, None, max_tokens, p.model.base)
+            reference_scores(gpu, decoder, data, &choice, preference, None, max_tokens, other)
         })
     };
     let references = |data: &Dataset| with_directions(gpu, decoder, data, preference, scores(data)?, max_tokens);
@@ -488,13 +469,13 @@ fn save(args: &TrainArgs, p: &Prepared, trainer: &Trainer, state: &State, out: &
                 let (_, a, b) = matrices.iter().find(|m| m.0 == module).ok_or_else(|| Error::file(out, module))?;
                 read(if side == 0 { a } else { b })
             })?;
-            copy_side_files(&p.model.dir, dir)?;
+            write_side_files(&p.model.side_files(Some(adapter)), dir)?;
             texts.iter().try_for_each(|(name, text)| write_text(&dir.join(name), text))
         });
     }
     let all: BTreeMap<&str, &weights::Weight> =
         trainer.decoder.weights().into_iter().map(|w| (w.spec.name.as_str(), w)).collect();
-    save_model(out, &p.model.checkpoint, d, dtype(args.output_dtype), &texts, &mut |spec| {
+    save_model(out, &p.model.checkpoint, &p.model.side, d, dtype(args.output_dtype), &texts, &mut |spec| {
         all.get(spec.name.as_str()).map_or_else(|| p.model.checkpoint.values(spec), |w| read(w))
     })
 }

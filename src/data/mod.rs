@@ -17,6 +17,7 @@ pub mod prompts;
 pub mod remarks;
 pub mod rows;
 pub mod source;
+pub(crate) mod special_tokens;
 pub mod template;
 pub mod tokens;
 mod turns;

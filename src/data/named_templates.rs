@@ -1,6 +1,6 @@
 //! Chat templates of a model folder, by name, and which of them a row is rendered with: as transformers' `get_chat_template` chooses.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
@@ -9,15 +9,14 @@ use sha2::{Digest, Sha256};
 use super::chat::ChatTemplate;
 use super::fields::kind;
 use crate::error::{Error, Result};
-use crate::model::folder::{MAX_CONFIG_BYTES, inside, read_file, read_inside, read_optional};
+use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
+use crate::model::side_files::{MORE_TEMPLATES, SideFiles, TOKENIZER_CONFIG};
 
-/// The default template's file.
-pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
-/// Folder of templates by name.
-const ADDITIONAL: &str = "additional_chat_templates";
+pub use crate::model::side_files::CHAT_TEMPLATE;
+
 /// A processor's file, for folders that have no other.
 const OF_PROCESSOR: &str = "chat_template.json";
-const ENDING: &str = "jinja";
+const ENDING: &str = ".jinja";
 /// Names that transformers gives a meaning.
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
@@ -57,56 +56,33 @@ pub struct NamedTemplates {
 pub type SpecialTokens = [(String, String)];
 
 impl NamedTemplates {
-    /// Reads what a folder has beside `tokenizer_config.json`: `chat_template.jinja` and `additional_chat_templates/NAME.jinja`, by name.
+    /// Compiles the templates of a folder: `chat_template.jinja` and `additional_chat_templates/NAME.jinja`, else a processor's file, else those
+    /// of tokenizer_config.json, whose fields are given.
     ///
     /// # Errors
-    /// [`Error::File`].
-    pub fn read_files(dir: &Path) -> Result<Vec<(String, String)>> {
-        let mut found: Vec<(String, String)> = Vec::new();
-        found.extend(read_optional(dir, CHAT_TEMPLATE, MAX_CONFIG_BYTES)?.map(|text| (DEFAULT.into(), text)));
-        let folder = dir.join(ADDITIONAL);
-        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let mut names: Vec<String> = entries
-            .filter(|path| path.extension().is_some_and(|ending| ending == ENDING))
-            .filter_map(|path| Some(path.file_stem()?.to_str()?.to_string()))
-            .collect();
-        names.sort();
-        for name in names {
-            // Links of the folder may lead to where the model's may.
-            let path = inside(dir, &format!("{ADDITIONAL}/{name}.{ENDING}"))?;
-            found.push((name, read_file(&path, MAX_CONFIG_BYTES)?));
+    /// [`Error::File`]; [`Error::Field`] for a `chat_template` of another form.
+    pub fn compile(side: &SideFiles, config: &Map<String, Value>, special: &SpecialTokens) -> Result<Self> {
+        // Each name with its file and its text.
+        let mut found: Vec<(String, PathBuf, String)> = Vec::new();
+        if let Some(text) = side.text(CHAT_TEMPLATE)? {
+            found.push((DEFAULT.into(), side.path(CHAT_TEMPLATE), text.into()));
         }
-        if found.is_empty() && dir.join(OF_PROCESSOR).exists() {
-            let path = dir.join(OF_PROCESSOR);
-            let text = read_inside(dir, OF_PROCESSOR, MAX_CONFIG_BYTES)?;
-            let config: Map<String, Value> = serde_json::from_str(&text)
-                .map_err(|e| Error::line(&path, e.line(), format!("no JSON object: {e}")))?;
-            found = of_config(&path, &config)?;
+        for file in side.copied().filter(|file| file.starts_with(MORE_TEMPLATES)) {
+            let name = file.trim_start_matches(MORE_TEMPLATES).trim_start_matches('/').trim_end_matches(ENDING);
+            let text = side.text(file)?.unwrap_or_default();
+            found.push((name.into(), side.path(file), text.into()));
         }
-        Ok(found)
-    }
-
-    /// Compiles the templates of a folder: those of files win over those of tokenizer_config.json, whose path and content are given.
-    ///
-    /// # Errors
-    /// [`Error::Field`] for a `chat_template` of another form.
-    pub fn compile(
-        config: (&Path, &Map<String, Value>),
-        files: &[(String, String)],
-        special: &SpecialTokens,
-    ) -> Result<Self> {
-        let listed = of_config(config.0, config.1)?;
-        let dir = config.0.parent().unwrap_or(Path::new(""));
-        let (sources, is_file) = if files.is_empty() { (&listed[..], false) } else { (files, true) };
-        let named = |(name, source): &(String, String)| {
-            let path = match (is_file, name.as_str()) {
-                (false, _) => config.0.to_path_buf(),
-                (true, DEFAULT) => dir.join(CHAT_TEMPLATE),
-                (true, name) => dir.join(ADDITIONAL).join(name).with_extension(ENDING),
-            };
-            NamedTemplate { name: name.clone(), compiled: compiled(source, special, &path) }
+        for (file, fields) in [(OF_PROCESSOR, &side.fields(OF_PROCESSOR)?), (TOKENIZER_CONFIG, config)] {
+            if found.is_empty() {
+                let path = side.path(file);
+                let listed = of_config(&path, fields)?;
+                found.extend(listed.into_iter().map(|(name, text)| (name, path.clone(), text)));
+            }
+        }
+        let named = |(name, path, source): (String, PathBuf, String)| {
+            NamedTemplate { compiled: compiled(&source, special, &path), name }
         };
-        Ok(Self { all: sources.iter().map(named).collect(), chosen: None })
+        Ok(Self { all: found.into_iter().map(named).collect(), chosen: None })
     }
 
     /// Takes `--chat-template`: one of the names, or a file.

@@ -4,24 +4,25 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::batch::Sequence;
 use super::conversation::{Instruction, Text};
 use super::named_templates::{NamedTemplates, SourceTemplate};
 use super::remarks::{Remark, note_keys, note_rendering};
+use super::special_tokens::SpecialTokens;
 use super::template::{Rendered, Template};
 use super::untrusted::{self, without_panic};
 use crate::error::{Error, Result};
-use crate::model::folder::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, read_inside, read_optional};
+use crate::model::side_files::{CHAT_TEMPLATE, SideFiles, TOKENIZER, TOKENIZER_CONFIG};
 
-/// tokenizer.json with the BOS, EOS and chat template of tokenizer_config.json.
+/// tokenizer.json with the special tokens and the chat template of the files beside it.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     dir: PathBuf,
     bos: Option<u32>,
     eos: Option<u32>,
+    /// No EOS is put behind a response (`--no-eos`).
+    open_ended: bool,
     /// Tokens that end a response, for the note on answers that end in none.
     stops: Vec<u32>,
     special: Vec<(String, String)>,
@@ -32,29 +33,31 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, `tokenizer_config.json` and, where there is one, `chat_template.jinja`.
+    /// Reads the tokenizer of a folder.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_side_files`].
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::from_side_files(&SideFiles::read(dir.as_ref()))
+    }
+
+    /// Takes contents of `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`; `dir` serves error messages.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_side_files`].
+    pub fn from_parts(dir: &Path, tokenizer: &[u8], config: Option<&str>, chat: Option<&str>) -> Result<Self> {
+        let optional = [(TOKENIZER_CONFIG, config), (CHAT_TEMPLATE, chat)];
+        let optional = optional.into_iter().filter_map(|(name, text)| Some((name, text?.as_bytes())));
+        Self::from_side_files(&SideFiles::from_contents(dir, optional.chain([(TOKENIZER, tokenizer)])))
+    }
+
+    /// Takes a folder's files as they were read: `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`,
+    /// chat templates, and `config.json`'s ids where these name no BOS or EOS.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Field`] for a file that is missing, malformed, or at odds with the other.
-    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
-        let dir = dir.as_ref();
-        let tokenizer = read_inside(dir, "tokenizer.json", MAX_TOKENIZER_BYTES)?;
-        let optional = |name: &str| read_optional(dir, name, MAX_CONFIG_BYTES);
-        let config = optional("tokenizer_config.json")?;
-        Self::from_files(dir, tokenizer.as_bytes(), config.as_deref(), &NamedTemplates::read_files(dir)?)
-    }
-
-    /// From the files' contents; `dir` serves error messages.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::load`].
-    pub fn from_parts(dir: &Path, tokenizer: &[u8], config: Option<&str>, chat: Option<&str>) -> Result<Self> {
-        let files: Vec<_> = chat.map(|text| ("default".to_string(), text.to_string())).into_iter().collect();
-        Self::from_files(dir, tokenizer, config, &files)
-    }
-
-    fn from_files(dir: &Path, tokenizer: &[u8], config: Option<&str>, chat_files: &[(String, String)]) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
+    pub fn from_side_files(side: &SideFiles) -> Result<Self> {
+        let (path, tokenizer) = (side.path(TOKENIZER), side.required(TOKENIZER)?.as_bytes());
         untrusted::check(tokenizer).map_err(|reason| Error::file(&path, reason))?;
         let mut inner = without_panic(|| tokenizers::Tokenizer::from_bytes(tokenizer).map_err(|e| e.to_string()))
             .and_then(|made| made)
@@ -64,62 +67,20 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|e| Error::file(&path, one_line(&e.to_string())))?;
 
         let mut notes = Vec::new();
-        let config_path = dir.join("tokenizer_config.json");
-        let config: Value = match config {
-            Some(text) => {
-                serde_json::from_str(text).map_err(|e| Error::file(&config_path, format!("malformed JSON: {e}")))?
-            }
-            None => {
-                notes.push("tokenizer_config.json is missing".into());
-                Value::Object(serde_json::Map::new())
-            }
-        };
-        let Value::Object(config) = config else {
-            return Err(Error::file(&config_path, "expected a JSON object"));
-        };
-        let mut special = Vec::new();
-        for (name, value) in config.iter().filter(|(name, _)| name.ends_with("_token")) {
-            let text = match value {
-                Value::String(text) => text,
-                Value::Object(token) => match token.get("content") {
-                    Some(Value::String(text)) => text,
-                    _ => return Err(Error::field(&config_path, name, "expected a text, or an object with `content`")),
-                },
-                // Flags such as add_bos_token end alike.
-                _ => continue,
-            };
-            special.push((name.clone(), text.clone()));
+        if !side.has(TOKENIZER_CONFIG) {
+            notes.push("tokenizer_config.json is missing".into());
         }
-        let id = |name: &str| match special.iter().find(|(known, _)| known == name) {
-            None => match config.get(name) {
-                None | Some(Value::Null) => Ok(None),
-                Some(other) => Err(Error::field(
-                    &config_path,
-                    name,
-                    format!("expected text or null, found {}", super::fields::kind(other)),
-                )),
-            },
-            Some((_, text)) => match inner.token_to_id(text) {
-                Some(id) => Ok(Some(id)),
-                None => Err(Error::field(
-                    &config_path,
-                    name,
-                    format!("tokenizer.json has no token `{}`", text.escape_debug()),
-                )),
-            },
-        };
-        let (bos, eos) = (id("bos_token")?, id("eos_token")?);
-        if bos.is_none() {
-            notes.push("the tokenizer has no BOS: the first token of a text is never scored".into());
-        }
-        if eos.is_none() {
-            notes.push("the tokenizer has no EOS: the end of a response is neither scored nor learnt".into());
-        }
-        let chats = NamedTemplates::compile((&config_path, &config), chat_files, &special)?;
+        let config = side.fields(TOKENIZER_CONFIG)?;
+        let SpecialTokens { bos, eos, named: special, notes: found } =
+            without_panic(|| SpecialTokens::find(&mut inner, side, &config)).map_err(|e| Error::file(&path, e))??;
+        notes.extend(found);
+        let chats = NamedTemplates::compile(side, &config, &special)?;
         // A template that cannot be compiled matters only to those who use it.
         notes.extend(chats.failures().cloned());
         let stops = eos.into_iter().collect();
-        Ok(Self { inner, dir: dir.into(), bos, eos, stops, special, chats, vocab_limit: None, notes })
+        let dir = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+        let open_ended = false;
+        Ok(Self { inner, dir, bos, eos, open_ended, stops, special, chats, vocab_limit: None, notes })
     }
 
     /// Takes `--chat-template`: the name of one of the folder's templates, or a file.
@@ -148,6 +109,36 @@ impl Tokenizer {
     /// End of sequence.
     pub fn eos_id(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// Puts no EOS behind responses: their end is neither scored nor learnt.
+    #[must_use]
+    pub fn without_end(self) -> Self {
+        Self { open_ended: true, ..self }
+    }
+
+    /// Returns what a tokenizer has otherwise than another: "vocabulary", "BOS", "EOS", "chat template", "pre-tokenisation".
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let steps = |t: &tokenizers::Tokenizer| {
+            serde_json::to_string(&(t.get_normalizer(), t.get_pre_tokenizer(), t.get_decoder())).ok()
+        };
+        let differs = [
+            ("vocabulary", self.inner.get_vocab(true) != other.inner.get_vocab(true)),
+            ("pre-tokenisation", steps(&self.inner) != steps(&other.inner)),
+            ("BOS", self.bos != other.bos),
+            ("EOS", self.eos != other.eos),
+            ("chat template", self.chats.digest() != other.chats.digest()),
+        ];
+        differs.into_iter().filter_map(|(what, differs)| differs.then_some(what)).collect()
+    }
+
+    /// Returns the ids that the tokenizer can give and `other` does not know, from `limit` on.
+    pub fn added_beyond(&self, other: Option<&Self>, limit: usize) -> Vec<u32> {
+        let known = |id: u32| other.is_some_and(|other| other.inner.id_to_token(id).is_some());
+        let mut ids: Vec<u32> = self.inner.get_vocab(true).into_values().collect();
+        ids.retain(|id| *id as usize >= limit && !known(*id));
+        ids.sort_unstable();
+        ids
     }
 
     /// What a user should know about this tokenizer: no BOS, no EOS, an unusable chat template.
@@ -273,7 +264,7 @@ impl Tokenizer {
         }
         let ends = tokens.last().is_some_and(|id| Some(*id) == self.eos);
         let before = self.bos_before(tokens);
-        let after = self.eos.filter(|_| !ends);
+        let after = self.eos.filter(|_| !ends && !self.open_ended);
         let ids = before.into_iter().chain(tokens.iter().copied()).chain(after).collect();
         Ok(Sequence::new(ids, start + usize::from(before.is_some())))
     }

@@ -1,7 +1,6 @@
 //! Sampling with a KV cache: prompts side by side, one row of the cache a token.
 
-use std::path::Path;
-
+use crate::data::special_tokens::config_ids;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Recording, Slot};
 use crate::kernels::attention::Segments;
@@ -9,6 +8,7 @@ use crate::kernels::gather::{Picks, gather_fwd};
 use crate::kernels::matmul::{Matrix, Orientation, Product, matmul};
 use crate::kernels::sample::{NOT_FINITE, Sampling, sample};
 use crate::model::decoder::{Cache, Decoder, Tokens};
+use crate::model::side_files::{CONFIG, GENERATION_CONFIG, SideFiles};
 use crate::model::trace::Keep;
 use crate::rng::Rng;
 
@@ -44,19 +44,18 @@ impl Settings {
     }
 }
 
-/// Where a model folder says which tokens end a response.
-pub const GENERATION_CONFIG: &str = "generation_config.json";
-
-/// Tokens that end a response: the tokenizer's EOS, and what `generation_config.json` names besides (chat models end a turn with a token of
-/// its own). `path` is for messages.
+/// Returns the tokens that end a response: the tokenizer's EOS, and what `generation_config.json` and `config.json` name besides (chat models
+/// end a turn with a token of its own).
 ///
 /// # Errors
-/// [`Error::Line`], [`Error::Field`]: no JSON, or ids that the vocabulary does not have.
-pub fn eos_ids(path: &Path, generation_config: Option<&str>, eos: Option<u32>, vocab: usize) -> Result<Vec<u32>> {
+/// [`Error::Line`], [`Error::Field`]: no JSON, or ids of `generation_config.json` that the vocabulary does not have.
+pub fn eos_ids(side: &SideFiles, eos: Option<u32>, vocab: usize) -> Result<Vec<u32>> {
     let mut ids: Vec<u32> = eos.into_iter().collect();
-    let Some(text) = generation_config else { return Ok(ids) };
-    let config: serde_json::Value =
-        serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("no JSON: {e}")))?;
+    let path = side.path(GENERATION_CONFIG);
+    let config: serde_json::Value = match side.text(GENERATION_CONFIG)? {
+        Some(text) => serde_json::from_str(text).map_err(|e| Error::line(&path, e.line(), format!("no JSON: {e}")))?,
+        None => serde_json::Value::Null,
+    };
     let named = match &config["eos_token_id"] {
         serde_json::Value::Null => Vec::new(),
         serde_json::Value::Array(list) => list.clone(),
@@ -66,11 +65,14 @@ pub fn eos_ids(path: &Path, generation_config: Option<&str>, eos: Option<u32>, v
         let token = id
             .as_u64()
             .filter(|&id| id < vocab as u64)
-            .ok_or_else(|| Error::field(path, "eos_token_id", format!("expected ids below {vocab}, found {id}")))?;
-        if !ids.contains(&(token as u32)) {
-            ids.push(token as u32);
-        }
+            .ok_or_else(|| Error::field(&path, "eos_token_id", format!("expected ids below {vocab}, found {id}")))?;
+        ids.push(token as u32);
     }
+    // Ids beyond the vocabulary, which no model can give, were noted with the tokenizer.
+    let of_model = config_ids(&side.fields(CONFIG)?, "eos_token_id");
+    ids.extend(of_model.into_iter().filter(|&id| id < vocab as u64).map(|id| id as u32));
+    let mut seen = std::collections::BTreeSet::new();
+    ids.retain(|id| seen.insert(*id));
     Ok(ids)
 }
 

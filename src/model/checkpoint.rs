@@ -22,8 +22,14 @@ pub struct Checkpoint {
     files: Vec<TensorFile>,
     /// Tensor name in the files -> the file that holds it.
     place: BTreeMap<String, usize>,
-    /// The files' names lack this prefix of the description's (GPT-2 on the hub).
+    /// The files' names lack this prefix of the description's (GPT-2 on the hub, a Llama saved without its head).
     prefix: &'static str,
+    /// The head is stored and differs from the embedding, to which `config.json` ties it.
+    untied: bool,
+    /// The embedding's weight is stored as the tied head's: (description's name, file's name).
+    embedding_as: Option<(String, String)>,
+    /// What a user should know about the files.
+    notes: Vec<String>,
 }
 
 /// A tensor as stored.
@@ -39,14 +45,28 @@ pub struct Tensor<'a> {
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-const GPT2_PREFIX: &str = "transformer.";
+/// Prefixes that a model's tensors lack where it was saved without its head, each with a tensor that tells it.
+const PREFIXES: [(&str, &str); 2] = [("transformer.", "wte.weight"), ("model.", "embed_tokens.weight")];
+/// Names that a note lists.
+const NAMED: usize = 8;
+
+/// "a, b, c and 4 more".
+fn name_list<'a>(names: impl ExactSizeIterator<Item = &'a String>) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let mut text = names.take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        text += &format!(" and {more} more");
+    }
+    text
+}
 
 impl Checkpoint {
-    /// Opens `model.safetensors`, or the shards of `model.safetensors.index.json`.
+    /// Opens `model.safetensors`, or the shards of `model.safetensors.index.json`. As in transformers, the index says which files are
+    /// read, and the files which tensors there are.
     ///
     /// # Errors
     /// [`Error::File`]: missing, truncated, not safetensors, or a link out of the folder; [`Error::Field`]: an index that names a
-    /// file outside the folder; [`Error::Tensor`]: an index and its shards that disagree.
+    /// file outside the folder; [`Error::Tensor`]: two shards that hold different values of one tensor.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         if !dir.is_dir() {
@@ -80,27 +100,69 @@ impl Checkpoint {
     }
 
     fn new(dir: &Path, files: Vec<TensorFile>, index: Option<(&Path, BTreeMap<String, String>)>) -> Result<Self> {
-        let mut place = BTreeMap::new();
+        let mut place: BTreeMap<String, usize> = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
-            for name in file.tensors().keys() {
-                if place.insert(name.clone(), i).is_some() {
-                    return Err(Error::tensor(file.path(), name, "is in two shards"));
+            for (name, stored) in file.tensors() {
+                let Some(first) = place.insert(name.clone(), i) else { continue };
+                let other = &files[first];
+                if !other.same(&other.tensors()[name], file, stored)? {
+                    let reason = format!("is also in {}, with other values", other.path().display());
+                    return Err(Error::tensor(file.path(), name, reason));
                 }
             }
         }
+        let mut notes = Vec::new();
         if let Some((path, index)) = index {
-            for (name, file) in &index {
-                let found = place.get(name).map(|&i| files[i].path());
-                if found != Some(&dir.join(file)) {
-                    return Err(Error::tensor(path, name, format!("is not in {file}")));
-                }
-            }
-            if let Some((name, &i)) = place.iter().find(|(name, _)| !index.contains_key(*name)) {
-                return Err(Error::tensor(files[i].path(), name, format!("is not in {INDEX}")));
+            let tied_head = |name: &str| name.ends_with("lm_head.weight");
+            let absent: Vec<&String> = index.keys().filter(|n| !place.contains_key(*n) && !tied_head(n)).collect();
+            if !absent.is_empty() {
+                let (path, n, names) = (path.display(), absent.len(), name_list(absent.into_iter()));
+                let noun = if n == 1 { "tensor" } else { "tensors" };
+                notes.push(format!("{path} names {n} {noun} that no shard holds: {names}"));
             }
         }
-        let prefix = if place.contains_key("wte.weight") { GPT2_PREFIX } else { "" };
-        Ok(Self { dir: dir.into(), files, place, prefix })
+        let lacks = |(prefix, name): &(&str, &str)| {
+            place.contains_key(*name) && !place.contains_key(&format!("{prefix}{name}"))
+        };
+        let prefix = PREFIXES.into_iter().find(lacks).map_or("", |(prefix, _)| prefix);
+        Ok(Self { dir: dir.into(), files, place, prefix, untied: false, embedding_as: None, notes })
+    }
+
+    /// Decides whether the head is tied, as transformers 5 does: not where `config.json` ties it and the files hold both, with different
+    /// values; where they hold the head alone, it is the embedding too. To be called before [`Checkpoint::verify`].
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn settle_tying(&mut self, d: &mut Description) -> Result<()> {
+        let head_name = format!("{}.weight", d.head.name);
+        if !d.tied || self.entry(&head_name).is_none() {
+            return Ok(());
+        }
+        let Some((embedding, a)) = self.entry(&d.embedding) else {
+            self.embedding_as = Some((d.embedding.clone(), self.file_name(&head_name).into()));
+            return Ok(());
+        };
+        let (head, b) = self.expect(&head_name)?;
+        if a.shape == b.shape && !embedding.same(a, head, b)? {
+            let (path, names) = (head.path().display(), [self.file_name(&head_name), self.file_name(&d.embedding)]);
+            let note = format!(
+                "{path}: {} differs from {}, so the head is not tied to it, as in transformers 5, though tie_word_embeddings is on",
+                names[0], names[1]
+            );
+            self.notes.push(note);
+            (self.untied, d.tied) = (true, false);
+        }
+        Ok(())
+    }
+
+    /// Whether the files untie a head that `config.json` ties.
+    pub fn is_untied(&self) -> bool {
+        self.untied
+    }
+
+    /// Returns what a user should know about the files: names of an index that no shard holds, a head that is not tied.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The folder.
@@ -114,8 +176,11 @@ impl Checkpoint {
     }
 
     /// The description's name as this checkpoint spells it.
-    pub fn file_name<'a>(&self, name: &'a str) -> &'a str {
-        name.strip_prefix(self.prefix).unwrap_or(name)
+    pub fn file_name<'a>(&'a self, name: &'a str) -> &'a str {
+        match &self.embedding_as {
+            Some((embedding, stored)) if embedding == name => stored,
+            _ => name.strip_prefix(self.prefix).unwrap_or(name),
+        }
     }
 
     fn entry(&self, name: &str) -> Option<(&TensorFile, &Stored)> {
@@ -169,12 +234,12 @@ impl Checkpoint {
         Ok(Some(bits))
     }
 
-    /// Every tensor of the description is there with its shape and a supported type, and nothing else is, but for buffers that
-    /// hold no weights and a tied head stored beside its embedding.
+    /// Checks that every tensor of the description is there with its shape and a supported type. Returns a note on tensors that are not
+    /// the model's, which transformers leaves unused too; buffers that hold no weights, and a tied head's copy, are passed over.
     ///
     /// # Errors
     /// [`Error::Tensor`], both sides of a mismatch shown.
-    pub fn verify(&self, d: &Description) -> Result<()> {
+    pub fn verify(&self, d: &Description) -> Result<Option<String>> {
         let mut expected = BTreeSet::new();
         for spec in d.tensors() {
             let (file, stored) = self.expect(&spec.name)?;
@@ -186,21 +251,27 @@ impl Checkpoint {
             file.check_float(&name, stored)?;
             expected.insert(name);
         }
+        let mut unknown = Vec::new();
         for (name, &i) in self.place.iter().filter(|(name, _)| !expected.contains(*name)) {
             if is_buffer(name, d) {
                 continue;
             }
-            let path = self.files[i].path();
             if !(d.tied && *name == format!("{}.weight", d.head.name)) {
-                return Err(Error::tensor(path, name, format!("is no weight of this {}", d.architecture)));
+                unknown.push(name);
+                continue;
             }
             let ((embedding, a), head) = (self.expect(&d.embedding)?, &self.files[i]);
             if !embedding.same(a, head, &head.tensors()[name])? {
                 let reason = format!("differs from {}, though tie_word_embeddings is on", self.file_name(&d.embedding));
-                return Err(Error::tensor(path, name, reason));
+                return Err(Error::tensor(head.path(), name, reason));
             }
         }
-        Ok(())
+        let (n, dir, architecture) = (unknown.len(), self.dir.display(), &d.architecture);
+        let noun = if n == 1 { "tensor is" } else { "tensors are" };
+        let names = name_list(unknown.into_iter());
+        Ok((n > 0).then(|| {
+            format!("{dir}: {n} {noun} no part of this {architecture} and not used, as in transformers: {names}")
+        }))
     }
 
     /// The type of the embedding, which stands for most weights.
@@ -237,13 +308,15 @@ impl Source for Checkpoint {
     }
 }
 
-/// Buffers that old checkpoints hold: rotary frequencies, GPT-2's causal mask.
+/// Buffers that old checkpoints hold and that follow from the configuration: rotary frequencies, positions, GPT-2's causal mask.
 fn is_buffer(name: &str, d: &Description) -> bool {
     let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
-    name.ends_with("rotary_emb.inv_freq") || (mask && d.position_embedding.is_some())
+    let computed = ["inv_freq", "cos_cached", "sin_cached"].map(|buffer| format!("rotary_emb.{buffer}"));
+    let is_computed = computed.iter().any(|buffer| name.ends_with(buffer)) || name.ends_with("position_ids");
+    is_computed || (mask && d.position_embedding.is_some())
 }
 
-/// Tensor -> file name, each a plain name of the index's folder.
+/// Tensor -> file name, each inside the index's folder.
 fn read_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> {
     let index: Value = serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("no JSON: {e}")))?;
     let map = index.get("weight_map").ok_or_else(|| Error::field(path, "weight_map", "is missing"))?;
@@ -251,8 +324,8 @@ fn read_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> {
     let entry = |(tensor, file): (&String, &Value)| {
         let bad = |reason: String| Error::field(path, format!("weight_map.{tensor}"), reason);
         let file = file.as_str().ok_or_else(|| bad(format!("expected a file name, found {file}")))?;
-        let plain = !file.contains(['/', '\\', ':', '\0']) && ![".", "..", ""].contains(&file);
-        if !plain {
+        let is_inside = file.split('/').all(|part| ![".", "..", ""].contains(&part));
+        if !is_inside || file.contains(['\\', ':', '\0']) {
             return Err(bad(format!("`{file}` is no file of this folder")));
         }
         Ok((tensor.clone(), file.to_string()))

@@ -30,7 +30,8 @@ pub fn inside(dir: &Path, name: &str) -> Result<PathBuf> {
 
 /// `<repository>/blobs` of `<repository>/snapshots/<revision>`.
 fn hub_blobs(dir: &Path) -> Option<PathBuf> {
-    let snapshots = dir.parent().filter(|p| p.file_name().is_some_and(|n| n == "snapshots"))?;
+    // An adapter may be in a subfolder of the snapshot.
+    let snapshots = dir.ancestors().skip(1).find(|p| p.file_name().is_some_and(|n| n == "snapshots"))?;
     snapshots.parent()?.join("blobs").canonicalize().ok()
 }
 
@@ -42,11 +43,19 @@ pub fn read_inside(dir: &Path, name: &str, limit: u64) -> Result<String> {
     read_file(&inside(dir, name)?, limit)
 }
 
-/// The text of a regular file of at most `limit` bytes.
+/// Returns the text of a regular file of at most `limit` bytes.
 ///
 /// # Errors
 /// [`Error::File`]: unreadable, something else than a file, longer, or no UTF-8.
 pub fn read_file(path: &Path, limit: u64) -> Result<String> {
+    String::from_utf8(read_bytes(path, limit)?).map_err(|e| Error::file(path, e.utf8_error()))
+}
+
+/// Returns the bytes of a regular file of at most `limit` of them.
+///
+/// # Errors
+/// [`Error::File`]: unreadable, something else than a file, or longer.
+pub fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let at = |e: std::io::Error| Error::file(path, e);
     if !std::fs::metadata(path).map_err(at)?.is_file() {
         return Err(Error::file(path, "is no regular file"));
@@ -56,9 +65,9 @@ pub fn read_file(path: &Path, limit: u64) -> Result<String> {
     if n_bytes > limit {
         return Err(Error::file(path, format!("has {n_bytes} bytes; at most {limit} are read")));
     }
-    let mut text = String::new();
-    file.take(limit).read_to_string(&mut text).map_err(at)?;
-    Ok(text)
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes).map_err(at)?;
+    Ok(bytes)
 }
 
 /// Reads a file or a pipe whole. A device has no end, and a pipe may have none.

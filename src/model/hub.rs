@@ -1,7 +1,7 @@
 //! Where a model is: a local folder, or an id on the Hugging Face hub, fetched into hf-hub's cache (`HF_HOME`, `HF_HUB_CACHE`) with
 //! its token (`HF_TOKEN`, or what `hf auth login` stored). Files of the hub's data sets alike.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -9,15 +9,24 @@ use hf_hub::progress::{DownloadEvent, FileProgress, ProgressEvent, ProgressHandl
 use hf_hub::{HFClient, HFError};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::folder::{MAX_CONFIG_BYTES, read_inside};
 use crate::error::{Error, Result};
 
-/// What is fetched: no pickles, no duplicates in other formats.
-const PATTERNS: [&str; 14] = [
+const INDEX: &str = "model.safetensors.index.json";
+
+/// What is fetched of a model: no pickles, no duplicates in other formats.
+const MODEL_PATTERNS: [&str; 6] = [
     "config.json",
-    "generation_config.json",
     "model.safetensors",
     "model-*.safetensors",
-    "model.safetensors.index.json",
+    INDEX,
+    "preprocessor_config.json",
+    "processor_config.json",
+];
+
+/// What is fetched of a model and of an adapter.
+const PATTERNS: [&str; 13] = [
+    "generation_config.json",
     "adapter_config.json",
     "adapter_model.safetensors",
     "tokenizer*",
@@ -25,8 +34,11 @@ const PATTERNS: [&str; 14] = [
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
     "chat_template.*",
-    "LICENSE",
+    "additional_chat_templates/*.jinja",
+    "LICENSE*",
+    "NOTICE",
 ];
 
 /// A model's name on the hub.
@@ -77,11 +89,73 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
             format!("{model}: no such folder, and no hub id (those read org/name or org/name@revision)"),
         )
     })?;
-    reached(model, |local_only| fetch(&id, local_only)).map_err(|e| {
+    let patterns = || MODEL_PATTERNS.into_iter().chain(PATTERNS).map(String::from).collect();
+    let bad = |e: HFError| {
         let reason =
             refused(&e, "no such folder here, and ", "model", "folder (config.json, *.safetensors, tokenizer.json)");
         Error::flag("model", format!("{model}: {reason}"))
-    })
+    };
+    let dir = reached(model, |local_only| fetch(&id, patterns(), local_only)).map_err(bad)?;
+    // Shards may have any name, and be in folders.
+    let more = unusual_shards(&dir);
+    if more.is_empty() {
+        return Ok(dir);
+    }
+    reached(model, |local_only| fetch(&id, more.clone(), local_only)).map_err(bad)
+}
+
+/// Returns the shards that an index names and that [`MODEL_PATTERNS`] did not bring.
+fn unusual_shards(dir: &Path) -> Vec<String> {
+    let index = read_inside(dir, INDEX, MAX_CONFIG_BYTES).ok();
+    let index = index.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok()).unwrap_or_default();
+    let map = index.get("weight_map").and_then(serde_json::Value::as_object);
+    let names = map.into_iter().flat_map(|map| map.values()).filter_map(|name| name.as_str());
+    let is_plain = |name: &&str| !name.contains(['*', '?', '[', '\\']) && name.ends_with(".safetensors");
+    let names: BTreeSet<&str> = names.filter(is_plain).filter(|name| !dir.join(name).exists()).collect();
+    names.into_iter().map(String::from).collect()
+}
+
+/// The folder of an adapter: itself where there is one, else that of the hub's snapshot. `org/name/folder` is a folder of a repository.
+///
+/// # Errors
+/// [`Error::Flag`], as [`resolve`]'s; where the snapshot holds no adapter, too.
+pub fn resolve_adapter(adapter: &Path) -> Result<PathBuf> {
+    let text = adapter.to_string_lossy();
+    let bad = |reason: String| Error::flag("adapter", format!("{text}: {reason}"));
+    if adapter.is_dir() {
+        return Ok(adapter.into());
+    }
+    if adapter.exists() {
+        return Err(bad("is a file: give its folder".into()));
+    }
+    let (id, folder) = parse_adapter(&text).ok_or_else(|| {
+        bad("no such folder, and no hub id (those read org/name, org/name@revision or org/name/folder)".into())
+    })?;
+    let inside = |pattern: &str| if folder.is_empty() { pattern.into() } else { format!("{folder}/{pattern}") };
+    let patterns = || PATTERNS.map(inside).into();
+    let dir = reached(&text, |local_only| fetch(&id, patterns(), local_only)).map_err(|e| {
+        let local = "folder (adapter_config.json, adapter_model.safetensors)";
+        bad(refused(&e, "no such folder here, and ", "adapter", local))
+    })?;
+    let dir = if folder.is_empty() { dir } else { dir.join(&folder) };
+    if !dir.join("adapter_config.json").exists() {
+        return Err(bad("there is no adapter_config.json in it".into()));
+    }
+    Ok(dir)
+}
+
+/// `org/name`, then folders, then `@revision`; the folder is empty where none is named.
+fn parse_adapter(text: &str) -> Option<(HubId, String)> {
+    let (path, revision) = text.split_once('@').map_or((text, None), |(path, revision)| (path, Some(revision)));
+    let mut parts = path.splitn(3, '/');
+    let (owner, name, folder) = (parts.next()?, parts.next()?, parts.next().unwrap_or_default());
+    let mut id = HubId::parse(&format!("{owner}/{name}"))?;
+    if let Some(revision) = revision {
+        id = HubId::parse(&format!("{owner}/{name}@{revision}"))?;
+    }
+    let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let is_plain = |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(known);
+    (!path.ends_with('/') && (folder.is_empty() || folder.split('/').all(is_plain))).then(|| (id, folder.into()))
 }
 
 /// What the hub gives or, where it cannot be reached or `HF_HUB_OFFLINE` is set, its cache; `fetch` is told whether only that.
@@ -102,13 +176,16 @@ fn reached(name: &str, fetch: impl Fn(bool) -> Result<PathBuf, HFError>) -> Resu
     }
 }
 
-fn fetch(id: &HubId, local_only: bool) -> Result<PathBuf, HFError> {
+fn fetch(id: &HubId, patterns: Vec<String>, local_only: bool) -> Result<PathBuf, HFError> {
     let client = HFClient::builder().retry_max_attempts(2).build_sync()?;
     let repository = client.model(&id.owner, &id.name);
     let request = repository.snapshot_download().maybe_revision(id.revision.clone()).local_files_only(local_only);
-    let dir = request.allow_patterns(PATTERNS.map(String::from).into()).progress(Meter::default()).send()?;
+    let folder =
+        patterns.first().and_then(|pattern| pattern.rsplit_once('/')).map_or("", |(folder, _)| folder).to_string();
+    let dir = request.allow_patterns(patterns).progress(Meter::default()).send()?;
     // An interrupted download leaves a snapshot without its last files; the hub's own list is at hand only online.
-    if local_only && !dir.join("config.json").exists() && !dir.join("adapter_config.json").exists() {
+    let is_there = |name: &str| dir.join(&folder).join(name).exists() || dir.join(name).exists();
+    if local_only && !is_there("config.json") && !is_there("adapter_config.json") {
         return Err(HFError::LocalEntryNotFound { path: dir.display().to_string() });
     }
     Ok(dir)
@@ -235,6 +312,28 @@ mod tests {
         for path in ["gpt2", "./a/b", "../a", "/a/b", "a/b/c", "a/..", "~/a", "a/b@", "a/b@../x", "a b/c", ""] {
             assert_eq!(HubId::parse(path), None, "{path}");
         }
+    }
+
+    #[test]
+    fn adapters_may_be_in_a_folder_of_a_repository() {
+        let parse = |text| parse_adapter(text).map(|(id, folder)| (id.name, id.revision, folder));
+        assert_eq!(parse("org/name"), Some(("name".into(), None, String::new())));
+        assert_eq!(parse("org/name@refs/pr/1"), Some(("name".into(), Some("refs/pr/1".into()), String::new())));
+        assert_eq!(parse("org/name/runs/dpo@v1"), Some(("name".into(), Some("v1".into()), "runs/dpo".into())));
+        for bad in
+            ["name", "org/", "org/name/", "org/name/../x", "org/name//x", "./org/name", "org/name/a b", "org/name@"]
+        {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn shards_of_any_name_are_found_in_the_index() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("here.safetensors"), "").unwrap();
+        let map = r#"{"weight_map": {"a": "here.safetensors", "b": "x/y.safetensors", "c": "x/y.safetensors", "d": "*.safetensors", "e": "f.bin"}}"#;
+        std::fs::write(dir.path().join(INDEX), map).unwrap();
+        assert_eq!(unusual_shards(dir.path()), ["x/y.safetensors"]);
     }
 
     #[test]

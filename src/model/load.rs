@@ -20,6 +20,28 @@ pub struct LoraSpec {
     pub scale: f32,
     /// By module: A (R, n_in) and B (n_out, R).
     pub modules: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
+    /// R and s of modules that have others (PEFT's `rank_pattern`, `alpha_pattern`).
+    pub exceptions: BTreeMap<String, (usize, f32)>,
+}
+
+impl LoraSpec {
+    /// Adds a module with its R, s, and matrices A and B.
+    pub fn insert(&mut self, module: &str, rank: usize, scale: f32, matrices: (Vec<f32>, Vec<f32>)) {
+        if rank != self.rank || scale.to_bits() != self.scale.to_bits() {
+            self.exceptions.insert(module.into(), (rank, scale));
+        }
+        self.modules.insert(module.into(), matrices);
+    }
+
+    /// Returns a module's R.
+    pub fn rank_of(&self, module: &str) -> usize {
+        self.exceptions.get(module).map_or(self.rank, |(rank, _)| *rank)
+    }
+
+    /// Returns a module's s.
+    pub fn scale_of(&self, module: &str) -> f32 {
+        self.exceptions.get(module).map_or(self.scale, |(_, scale)| *scale)
+    }
 }
 
 /// What is trained.
@@ -76,7 +98,8 @@ impl Decoder {
             for module in linear_modules(d) {
                 let Some((a, b)) = lora.modules.get(&module.name) else { continue };
                 let [name_a, name_b] = lora_names(&module.name);
-                let shapes = [vec![lora.rank, module.n_in], vec![module.n_out, lora.rank]];
+                let rank = lora.rank_of(&module.name);
+                let shapes = [vec![rank, module.n_in], vec![module.n_out, rank]];
                 for ((name, shape), values) in [name_a, name_b].into_iter().zip(shapes).zip([a.clone(), b.clone()]) {
                     let spec = TensorSpec { name, shape, transposed: false };
                     trained.push(TrainedSpec { spec, embeds: false, values: Box::new(move || Ok(values)) });
@@ -179,11 +202,12 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> Builder<'_, F> {
         let lora = match self.lora.filter(|l| l.modules.contains_key(&module.name)) {
             None => None,
             Some(spec) => {
+                let (rank, scale) = (spec.rank_of(&module.name), spec.scale_of(&module.name));
                 let [a, b] = lora_names(&module.name);
                 let shape = |name, shape| TensorSpec { name, shape, transposed: false };
-                let a = (self.take)(&shape(a, vec![spec.rank, module.n_in]))?;
-                let b = (self.take)(&shape(b, vec![module.n_out, spec.rank]))?;
-                Some(Lora { a, b, scale: spec.scale })
+                let a = (self.take)(&shape(a, vec![rank, module.n_in]))?;
+                let b = (self.take)(&shape(b, vec![module.n_out, rank]))?;
+                Some(Lora { a, b, scale })
             }
         };
         Ok(Linear { module: module.clone(), w, b, lora })

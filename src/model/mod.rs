@@ -15,6 +15,7 @@ pub mod load;
 pub mod peft;
 pub mod save;
 pub mod scores;
+pub mod side_files;
 pub mod tensor_file;
 pub mod trace;
 pub mod weights;

@@ -1,14 +1,20 @@
 //! PEFT's LoRA adapters: `adapter_config.json` and `adapter_model.safetensors`, in and out.
 
+mod config;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde_json::{Value, json};
+use config::{ALL_LINEAR, MAX_RANK, MERGE};
+pub use config::{AdapterConfig, Targets};
+use sha2::{Digest, Sha256};
 
+use super::checkpoint::Checkpoint;
 use super::description::{Description, Module};
 use super::folder::{MAX_CONFIG_BYTES, inside, read_inside};
 use super::load::{LoraSpec, linear_modules, lora_names};
 use super::save::{OutputDtype, Planned, encode_safetensors, write_safetensors, write_text};
+use super::side_files::SideFiles;
 use super::tensor_file::{TensorFile, shape_text};
 use crate::config::{LoraSettings, positive};
 use crate::error::{Error, Result};
@@ -18,168 +24,11 @@ use crate::rng::Rng;
 pub const CONFIG: &str = "adapter_config.json";
 /// Its weights.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
-/// Every linear module but the head.
-const ALL_LINEAR: &str = "all-linear";
-const MAX_RANK: usize = 4096;
+/// Weights as a pickle, which is not read.
+const PICKLED: &str = "adapter_model.bin";
 
-/// Fields that change the computation, or which modules have an adapter, and are refused unless absent, null, false or empty.
-const REFUSED: [&str; 20] = [
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "lora_bias",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "layers_to_transform",
-    "layers_pattern",
-    "exclude_modules",
-    "target_parameters",
-    "trainable_token_indices",
-    "alora_invocation_tokens",
-    "megatron_config",
-    "arrow_config",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-    "loftq_config",
-];
-
-/// How `lora_A` and `lora_B` began, where the base's weights stayed what they were.
-const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
-
-/// Which modules have an adapter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Targets {
-    /// `all-linear`: all but the head.
-    AllLinear,
-    /// Last components or longer suffixes of modules' names.
-    Names(Vec<String>),
-    /// A regular expression of Python's. It is not understood: the adapter's tensors say which modules it matched.
-    Pattern(String),
-}
-
-impl Targets {
-    /// From names as typed, where `all-linear` may stand among them.
-    fn typed(names: &[String]) -> Self {
-        if names.iter().any(|n| n == ALL_LINEAR) { Self::AllLinear } else { Self::Names(names.to_vec()) }
-    }
-
-    fn to_json(&self) -> Value {
-        match self {
-            Self::AllLinear => json!(ALL_LINEAR),
-            Self::Names(names) => json!(names),
-            Self::Pattern(pattern) => json!(pattern),
-        }
-    }
-}
-
-/// `adapter_config.json`, understood.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AdapterConfig {
-    /// R.
-    pub rank: usize,
-    /// α.
-    pub alpha: f64,
-    /// s = α/√R instead of α/R.
-    pub rslora: bool,
-    /// `target_modules`.
-    pub targets: Targets,
-    /// Dropout of the training that made it: not applied here.
-    pub dropout: f64,
-    /// `base_model_name_or_path`.
-    pub base: Option<String>,
-}
-
-impl AdapterConfig {
-    /// From the text of an `adapter_config.json`; `path` is for messages.
-    ///
-    /// # Errors
-    /// [`Error::Line`]: no JSON; [`Error::Field`]: missing, out of range, or not supported.
-    pub fn from_json(path: &Path, text: &str) -> Result<Self> {
-        let config: Value =
-            serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("no JSON: {e}")))?;
-        let fields = config.as_object().ok_or_else(|| Error::file(path, "expected a JSON object"))?;
-        let get = |field: &str| fields.get(field).filter(|v| !v.is_null());
-        let bad = |field: &str, reason: String| Error::field(path, field, reason);
-        let off = |value: &Value| match value {
-            Value::Bool(on) => !on,
-            Value::Array(list) => list.is_empty(),
-            Value::Object(map) => map.is_empty(),
-            _ => false,
-        };
-        if let Some(field) = REFUSED.into_iter().find(|f| get(f).is_some_and(|v| !off(v))) {
-            return Err(bad(field, "is not supported".into()));
-        }
-        match get("peft_type").and_then(Value::as_str) {
-            Some("LORA") => {}
-            Some(other) => return Err(bad("peft_type", format!("`{other}` is not supported (LORA is)"))),
-            None => return Err(bad("peft_type", "expected `LORA`".into())),
-        }
-        if let Some(bias) = get("bias").filter(|b| *b != "none") {
-            return Err(bad("bias", format!("{bias} is not supported (\"none\" is)")));
-        }
-        if let Some(start) = get("init_lora_weights")
-            && !start.is_boolean()
-            && !start.as_str().is_some_and(|s| PLAIN_STARTS.contains(&s))
-        {
-            return Err(bad("init_lora_weights", format!("{start} is not supported: it changes the base's weights")));
-        }
-        let number = |field: &str| get(field).and_then(Value::as_f64).filter(|x| x.is_finite());
-        let shown = |field: &str| fields.get(field).map_or("nothing".into(), Value::to_string);
-        let rank = get("r").and_then(Value::as_u64).and_then(|r| usize::try_from(r).ok());
-        let rank = rank.filter(|r| (1..=MAX_RANK).contains(r));
-        let alpha = number("lora_alpha").filter(|a| *a > 0.0);
-        let rslora = get("use_rslora").map_or(Some(false), Value::as_bool);
-        Ok(Self {
-            rank: rank.ok_or_else(|| bad("r", format!("expected 1 ..= {MAX_RANK}, found {}", shown("r"))))?,
-            alpha: alpha.ok_or_else(|| {
-                bad("lora_alpha", format!("expected a number above 0, found {}", shown("lora_alpha")))
-            })?,
-            rslora: rslora.ok_or_else(|| bad("use_rslora", "expected true or false".into()))?,
-            targets: read_targets(get("target_modules")).map_err(|reason| bad("target_modules", reason))?,
-            dropout: number("lora_dropout").unwrap_or(0.0),
-            base: get("base_model_name_or_path").and_then(Value::as_str).map(String::from),
-        })
-    }
-
-    /// s: α/R, or α/√R.
-    pub fn scale(&self) -> f32 {
-        let rank = self.rank as f64;
-        (self.alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
-    }
-
-    /// As PEFT reads it back.
-    pub fn to_json(&self, d: &Description) -> Value {
-        json!({
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.base,
-            "r": self.rank,
-            "lora_alpha": self.alpha,
-            "lora_dropout": 0.0,
-            "use_rslora": self.rslora,
-            "bias": "none",
-            "fan_in_fan_out": linear_modules(d).all(|m| m.transposed),
-            "inference_mode": true,
-            "init_lora_weights": true,
-            "target_modules": self.targets.to_json(),
-        })
-    }
-}
-
-fn read_targets(value: Option<&Value>) -> Result<Targets, String> {
-    match value {
-        Some(Value::String(all)) if all == ALL_LINEAR => Ok(Targets::AllLinear),
-        Some(Value::String(pattern)) if !pattern.is_empty() => Ok(Targets::Pattern(pattern.clone())),
-        Some(Value::Array(list)) if !list.is_empty() => {
-            let name = |v: &Value| v.as_str().map(String::from).ok_or_else(|| format!("expected names, found {v}"));
-            list.iter().map(name).collect::<Result<_, _>>().map(Targets::Names)
-        }
-        _ => Err(format!("expected a list of names, a pattern, or \"{ALL_LINEAR}\"")),
-    }
-}
+/// What PEFT's names begin with.
+const PREFIX: &str = "base_model.model.";
 
 /// An adapter.
 #[derive(Debug, Clone)]
@@ -188,8 +37,32 @@ pub struct Adapter {
     pub lora: LoraSpec,
     /// As `adapter_config.json` has it.
     pub config: AdapterConfig,
-    /// Names among `target_modules` that match no module of this model; PEFT passes them over too.
-    pub absent: Vec<String>,
+    /// What a user should know: names among `target_modules` that match no module of this model, which PEFT passes over too; saved copies
+    /// of the base's weights; fields that are not known.
+    pub notes: Vec<String>,
+    /// What its folder holds besides.
+    pub side: SideFiles,
+    /// SHA-256 of its configuration's text and its tensors, in hexadecimal; empty for a new one.
+    pub digest: String,
+}
+
+/// The file's tensors by PEFT's names. A name that another program wrote, without the prefix or with the adapter's own name in it, is put right.
+fn canonical_names(file: &TensorFile) -> Result<BTreeMap<String, &str>> {
+    let mut names: BTreeMap<String, &str> = BTreeMap::new();
+    for stored in file.tensors().keys() {
+        let mut name = if stored.starts_with("base_model.") { stored.clone() } else { format!("{PREFIX}{stored}") };
+        // `lora_A.default.weight`
+        if let Some((module, rest)) = name.split_once(".lora_")
+            && let [side, adapter, "weight"] = rest.split('.').collect::<Vec<_>>().as_slice()
+            && !adapter.is_empty()
+        {
+            name = format!("{module}.lora_{side}.weight");
+        }
+        if let Some(other) = names.insert(name, stored) {
+            return Err(Error::tensor(file.path(), stored, format!("is the same matrix as `{other}`")));
+        }
+    }
+    Ok(names)
 }
 
 impl Adapter {
@@ -198,16 +71,30 @@ impl Adapter {
     /// # Errors
     /// [`Error::File`], [`Error::Field`], or [`Error::Tensor`] where a matrix is missing or is of another base model.
     pub fn open(dir: impl AsRef<Path>, d: &Description) -> Result<Self> {
+        Self::open_on(dir, d, None)
+    }
+
+    /// Reads an adapter of a model whose weights are at hand: weights of the base that were saved with it are compared with them.
+    ///
+    /// # Errors
+    /// As [`Adapter::open`]'s; [`Error::Tensor`] for a weight that is not the base's.
+    pub fn open_on(dir: impl AsRef<Path>, d: &Description, base: Option<&Checkpoint>) -> Result<Self> {
         let dir = dir.as_ref();
         let (path, text) = (dir.join(CONFIG), read_inside(dir, CONFIG, MAX_CONFIG_BYTES)?);
         let config = AdapterConfig::from_json(&path, &text)?;
+        if !dir.join(WEIGHTS).exists() && dir.join(PICKLED).exists() {
+            return Err(Error::file(dir, format!("holds {PICKLED}, which is not read: convert it to {WEIGHTS}")));
+        }
         let file = TensorFile::open(inside(dir, WEIGHTS)?)?;
-        let held = |m: &Module| lora_names(&m.name).iter().any(|n| file.tensors().contains_key(n));
-        let (targeted, absent) = match &config.targets {
+        let names = canonical_names(&file)?;
+        let held = |m: &Module| lora_names(&m.name).iter().any(|n| names.contains_key(n));
+        let (mut targeted, absent) = match &config.targets {
             Targets::AllLinear => (linear_modules(d).collect(), Vec::new()),
-            Targets::Names(names) => select(d, names),
+            Targets::Names(targets) => select(d, targets),
             Targets::Pattern(_) => (linear_modules(d).filter(|m| held(m)).collect(), Vec::new()),
         };
+        targeted.retain(|module| config.keeps(&module.name));
+        refuse_other_targets(&path, &config, d, &names)?;
         if targeted.is_empty() {
             let reason = match &config.targets {
                 Targets::Pattern(_) => format!("{WEIGHTS} holds no module of this model, which has {}", available(d)),
@@ -217,29 +104,54 @@ impl Adapter {
         }
         let bad = |name: &str, reason: String| Error::tensor(file.path(), name, reason);
         let read = |name: &str, shape: [usize; 2]| {
-            let stored = file.tensors().get(name).ok_or_else(|| bad(name, "is missing".into()))?;
+            let stored_name = names.get(name).ok_or_else(|| bad(name, "is missing".into()))?;
+            let stored = &file.tensors()[*stored_name];
             if stored.shape != shape {
                 let (ours, theirs) = (shape_text(&shape), shape_text(&stored.shape));
-                return Err(bad(name, format!("expected {ours} for this base model, file has {theirs}")));
+                return Err(bad(stored_name, format!("expected {ours} for this base model, file has {theirs}")));
             }
-            file.values(name, stored)
+            file.values(stored_name, stored)
         };
-        let mut modules = BTreeMap::new();
+        let mut lora = LoraSpec { rank: config.rank, scale: config.scale(), ..LoraSpec::default() };
         let mut known = BTreeSet::new();
         for module in targeted {
             let [name_a, name_b] = lora_names(&module.name);
-            let a = read(&name_a, [config.rank, module.n_in])?;
-            let b = read(&name_b, [module.n_out, config.rank])?;
-            modules.insert(module.name.clone(), (a, b));
+            let (rank, scale) = (config.rank_of(&module.name), config.scale_of(&module.name));
+            let (a, b) = (read(&name_a, [rank, module.n_in])?, read(&name_b, [module.n_out, rank])?);
+            lora.insert(&module.name, rank, scale, (a, b));
             known.extend([name_a, name_b]);
         }
-        if let Some(name) = file.tensors().keys().find(|n| !known.contains(*n)) {
-            return Err(bad(
-                name,
-                format!("belongs to no module that target_modules names in this {}", d.architecture),
-            ));
+        let mut notes = Vec::new();
+        if !absent.is_empty() {
+            notes.push(format!("target_modules that this model does not have: {}", absent.join(", ")));
         }
-        Ok(Self { lora: LoraSpec { rank: config.rank, scale: config.scale(), modules }, config, absent })
+        let unused = config.unused_patterns(lora.modules.keys().map(String::as_str));
+        if !unused.is_empty() {
+            notes.push(format!("rank_pattern, alpha_pattern: names that fit no module here: {}", unused.join(", ")));
+        }
+        if !config.unknown.is_empty() {
+            notes.push(format!("fields that are not known and not used: {}", config.unknown.join(", ")));
+        }
+        let mut copies = Vec::new();
+        for (name, stored_name) in names.iter().filter(|(name, _)| !known.contains(*name)) {
+            match saved_weight(name, d) {
+                Some(weight) => {
+                    compare_with_base(&file, stored_name, &weight, d, base, &path, &config)?;
+                    copies.push(weight);
+                }
+                None => {
+                    return Err(bad(
+                        stored_name,
+                        format!("belongs to no module that target_modules names in this {}", d.architecture),
+                    ));
+                }
+            }
+        }
+        if !copies.is_empty() {
+            notes.push(format!("saved with the adapter, and the base's own: {}", copies.join(", ")));
+        }
+        let (side, digest) = (SideFiles::read(dir), digest(&text, &file)?);
+        Ok(Self { lora, config, notes, side, digest })
     }
 
     /// A new adapter: A uniform in ±1/√n_in (PEFT's Kaiming with a = √5), B zero, so that it changes nothing yet.
@@ -251,14 +163,7 @@ impl Adapter {
             return Err(Error::flag("lora-r", format!("expected 1 ..= {MAX_RANK}, found {}", settings.rank)));
         }
         positive("lora-alpha", settings.alpha)?;
-        let config = AdapterConfig {
-            rank: settings.rank,
-            alpha: settings.alpha,
-            rslora: false,
-            targets: Targets::typed(&settings.targets),
-            dropout: 0.0,
-            base: Some(base.into()),
-        };
+        let config = AdapterConfig::new(settings.rank, settings.alpha, Targets::typed(&settings.targets), base);
         let (targeted, absent) = match &config.targets {
             Targets::Names(names) => select(d, names),
             Targets::AllLinear | Targets::Pattern(_) => (linear_modules(d).collect(), Vec::new()),
@@ -271,13 +176,90 @@ impl Adapter {
             return Err(Error::flag("lora-targets", format!("names no module; this model has {}", available(d))));
         }
         let mut rng = Rng::new(seed, 0x10ca);
-        let mut modules = BTreeMap::new();
+        let mut lora = LoraSpec { rank: settings.rank, scale: config.scale(), ..LoraSpec::default() };
         for module in targeted {
             let bound = 1.0 / (module.n_in as f32).sqrt();
             let a = (0..settings.rank * module.n_in).map(|_| (2.0 * rng.next_f32() - 1.0) * bound).collect();
-            modules.insert(module.name.clone(), (a, vec![0.0; module.n_out * settings.rank]));
+            lora.modules.insert(module.name.clone(), (a, vec![0.0; module.n_out * settings.rank]));
         }
-        Ok(Self { lora: LoraSpec { rank: settings.rank, scale: config.scale(), modules }, config, absent })
+        Ok(Self { lora, config, notes: Vec::new(), side: SideFiles::default(), digest: String::new() })
+    }
+}
+
+/// Returns SHA-256 of a configuration and tensors, in hexadecimal.
+fn digest(config: &str, file: &TensorFile) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(config);
+    for (name, stored) in file.tensors() {
+        hash.update(format!("\0{name}\0{:?}{:?}\0", stored.dtype, stored.shape));
+        file.pieces(stored, |bytes| {
+            hash.update(bytes);
+            Ok(())
+        })?;
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Refuses adapters of the embedding and the head, which PEFT can have and this program cannot.
+fn refuse_other_targets(
+    path: &Path,
+    config: &AdapterConfig,
+    d: &Description,
+    names: &BTreeMap<String, &str>,
+) -> Result<()> {
+    let embedding = d.embedding.trim_end_matches(".weight");
+    for module in [embedding, &d.head.name] {
+        let begins = format!("{PREFIX}{module}.lora_");
+        if names.keys().any(|name| name.starts_with(&begins)) {
+            let reason = format!("{} has {module}, where no adapter is supported: {MERGE}", config.targets);
+            return Err(Error::field(path, "target_modules", reason));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the base's weight that a tensor of an adapter's file stands for, by its name in the model.
+fn saved_weight(name: &str, d: &Description) -> Option<String> {
+    let name = name.strip_prefix(PREFIX)?.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".");
+    let is_head = name == format!("{}.weight", d.head.name);
+    (is_head || d.tensors().iter().any(|spec| spec.name == name)).then_some(name)
+}
+
+/// Compares a weight that was saved with an adapter with the base's own. PEFT would load it.
+fn compare_with_base(
+    file: &TensorFile,
+    stored_name: &str,
+    weight: &str,
+    d: &Description,
+    base: Option<&Checkpoint>,
+    config_path: &Path,
+    config: &AdapterConfig,
+) -> Result<()> {
+    let stored = &file.tensors()[stored_name];
+    let bad = |reason: String| Error::tensor(file.path(), stored_name, reason);
+    let own = if d.tied && weight == format!("{}.weight", d.head.name) { d.embedding.as_str() } else { weight };
+    let expected = [d.vocab, d.d_model];
+    if own == d.embedding && stored.shape != expected {
+        let (ours, theirs) = (shape_text(&expected), shape_text(&stored.shape));
+        return Err(bad(format!(
+            "is {theirs}, the base's is {ours}: the adapter was trained with added tokens. Give --model a base that was resized and saved with them"
+        )));
+    }
+    let is_same = match base {
+        Some(base) => {
+            base.info(own).is_some_and(|(_, shape)| shape == stored.shape)
+                && base.read_f32(own)? == file.values(stored_name, stored)?
+        }
+        None => false,
+    };
+    match &config.bias {
+        _ if is_same => Ok(()),
+        Some(bias) if weight.ends_with(".bias") => Err(Error::field(
+            config_path,
+            "bias",
+            format!("{bias}: the trained bias {weight} is not supported: {MERGE}"),
+        )),
+        _ => Err(bad(format!("is not the base's own: weights that were trained whole are not supported: {MERGE}"))),
     }
 }
 
@@ -343,7 +325,8 @@ fn planned(d: &Description, lora: &LoraSpec, dtype: OutputDtype) -> (Vec<Planned
     let mut tensors = Vec::new();
     let mut sources = Vec::new();
     for module in linear_modules(d).filter(|m| lora.modules.contains_key(&m.name)) {
-        let shapes = [vec![lora.rank, module.n_in], vec![module.n_out, lora.rank]];
+        let rank = lora.rank_of(&module.name);
+        let shapes = [vec![rank, module.n_in], vec![module.n_out, rank]];
         for (i, (name, shape)) in lora_names(&module.name).into_iter().zip(shapes).enumerate() {
             tensors.push(Planned { name, shape, dtype });
             sources.push((module.name.clone(), i));

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::checkpoint::Checkpoint;
 use super::description::{Description, TensorSpec};
-use super::folder::{MAX_CONFIG_BYTES, inside, read_inside};
+use super::side_files::{CONFIG, SideFiles};
 use crate::error::{Error, Result};
 
 /// Weights' type on disk.
@@ -213,46 +213,30 @@ pub fn write_model(dir: &Path, tensors: &[Planned], shard_bytes: u64, values: &m
     write_text(&dir.join(INDEX), &format!("{index:#}\n"))
 }
 
-/// Files that go with a model and hold no weights.
-const SIDE_FILES: [&str; 12] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "LICENSE",
-];
-
-/// Copies the tokenizer and what else goes with a model.
+/// Writes the tokenizer and what else goes with a model, as they were when they were read.
 ///
 /// # Errors
 /// [`Error::File`].
-pub fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
-    for name in SIDE_FILES {
-        if from.join(name).is_file() {
-            let source = inside(from, name)?;
-            let bytes = fs::read(&source).map_err(|e| Error::file(&source, e))?;
-            let target = to.join(name);
-            write_whole(&target, |file| file.write_all(&bytes).map_err(|e| Error::file(&target, e)))?;
+pub fn write_side_files(side: &SideFiles, to: &Path) -> Result<()> {
+    for name in side.copied() {
+        let target = to.join(name);
+        if let Some(folder) = target.parent() {
+            fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
         }
+        let bytes = side.bytes(name)?.unwrap_or_default();
+        write_whole(&target, |file| file.write_all(bytes).map_err(|e| Error::file(&target, e)))?;
     }
     Ok(())
 }
 
-/// Copies `config.json`, with the weights' type updated where one is given.
+/// Writes `config.json`, with the weights' type where one is given, and with the head untied where the weights are.
 ///
 /// # Errors
 /// [`Error::File`].
-pub fn copy_config(from: &Path, to: &Path, dtype: Option<OutputDtype>) -> Result<()> {
-    let path = from.join("config.json");
-    let text = read_inside(from, "config.json", MAX_CONFIG_BYTES)?;
-    let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), e))?;
+fn write_config(side: &SideFiles, to: &Path, dtype: Option<OutputDtype>, untied: bool) -> Result<()> {
+    let path = side.path(CONFIG);
+    let text = side.required(CONFIG)?;
+    let mut config: Value = serde_json::from_str(text).map_err(|e| Error::line(&path, e.line(), e))?;
     if let (Some(fields), Some(dtype)) = (config.as_object_mut(), dtype) {
         // transformers 4 up to 4.55 reads `torch_dtype`, later ones prefer `dtype`.
         let old = fields.contains_key("torch_dtype");
@@ -263,7 +247,10 @@ pub fn copy_config(from: &Path, to: &Path, dtype: Option<OutputDtype>) -> Result
             fields.insert("dtype".into(), json!(dtype.torch_name()));
         }
     }
-    write_text(&to.join("config.json"), &format!("{config:#}\n"))
+    if let (Some(fields), true) = (config.as_object_mut(), untied) {
+        fields.insert("tie_word_embeddings".into(), json!(false));
+    }
+    write_text(&to.join(CONFIG), &format!("{config:#}\n"))
 }
 
 /// Makes an output folder, which must be absent or empty.
@@ -346,7 +333,12 @@ impl Staging {
         // A folder without config.json is no model: it goes last.
         names.sort_by_key(|n| n == "config.json");
         for name in &names {
-            fs::rename(self.dir.join(name), self.out.join(name)).map_err(at)?;
+            let target = self.out.join(name);
+            // A folder, of chat templates, cannot be renamed over one that holds something.
+            if target.is_dir() {
+                fs::remove_dir_all(&target).map_err(at)?;
+            }
+            fs::rename(self.dir.join(name), target).map_err(at)?;
         }
         if names.iter().any(|n| n == INDEX) && self.out.join(SINGLE).exists() {
             fs::remove_file(self.out.join(SINGLE)).map_err(at)?;
@@ -362,7 +354,7 @@ impl Drop for Staging {
 }
 
 /// Writes a model as a Hugging Face folder: weights under the names of the checkpoint that it came from (each in the type that it
-/// has there, or all in `dtype`), its config and tokenizer, and `texts` (name, content). Buffers and a tied head's copy are left
+/// has there, or all in `dtype`), its config, the side files of `side`, and `texts` (name, content). Buffers and a tied head's copy are left
 /// out, as transformers does. All or nothing, but for a folder that is there already: its files are replaced one by one.
 ///
 /// # Errors
@@ -370,6 +362,7 @@ impl Drop for Staging {
 pub fn save_model(
     out: &Path,
     source: &Checkpoint,
+    side: &SideFiles,
     d: &Description,
     dtype: Option<OutputDtype>,
     texts: &[(&str, String)],
@@ -387,11 +380,11 @@ pub fn save_model(
     let tensors: Vec<Planned> = specs.iter().map(planned).collect();
     Staging::filled(out, |dir| {
         write_model(dir, &tensors, SHARD_BYTES, &mut |i| values(&specs[i]))?;
-        copy_side_files(source.dir(), dir)?;
+        write_side_files(side, dir)?;
         for (name, text) in texts {
             write_text(&dir.join(name), text)?;
         }
-        copy_config(source.dir(), dir, dtype)
+        write_config(side, dir, dtype, source.is_untied())
     })
 }
 

@@ -7,6 +7,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -53,6 +54,17 @@ impl Content for Vec<u8> {
 struct OnDisk {
     file: Mutex<File>,
     n_bytes: u64,
+    /// When it was last written to, as it was opened.
+    modified: Option<SystemTime>,
+}
+
+impl OnDisk {
+    /// Opens a file; one that takes its name later is another file, which is not read.
+    fn open(path: &Path) -> std::io::Result<Self> {
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
+        Ok(Self { file: Mutex::new(file), n_bytes: meta.len(), modified: meta.modified().ok() })
+    }
 }
 
 impl Content for OnDisk {
@@ -61,7 +73,13 @@ impl Content for OnDisk {
     }
     fn read_at(&self, offset: u64, into: &mut [u8]) -> std::result::Result<(), String> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(into)).map_err(|e| e.to_string())
+        let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(into));
+        // Parts of two versions of a file are no model.
+        let now = file.metadata().map_err(|e| e.to_string())?;
+        if now.len() != self.n_bytes || now.modified().ok() != self.modified {
+            return Err("was changed after it was opened: start again".into());
+        }
+        read.map_err(|e| e.to_string())
     }
 }
 
@@ -105,12 +123,10 @@ impl TensorFile {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let at = |e: std::io::Error| Error::file(path, e);
-        let meta = std::fs::metadata(path).map_err(at)?;
-        if !meta.is_file() {
+        if !std::fs::metadata(path).map_err(at)?.is_file() {
             return Err(Error::file(path, "is no file"));
         }
-        let file = Mutex::new(File::open(path).map_err(at)?);
-        Self::of(path, Box::new(OnDisk { file, n_bytes: meta.len() }))
+        Self::of(path, Box::new(OnDisk::open(path).map_err(at)?))
     }
 
     /// From a file's content; `path` is for messages.

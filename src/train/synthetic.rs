@@ -74,7 +74,7 @@ fn adapter(d: &Description) -> LoraSpec {
         let mut some = |n: usize| (0..n).map(|_| STD * rng.normal()).collect::<Vec<f32>>();
         modules.insert(m.name.clone(), (some(RANK * m.n_in), some(m.n_out * RANK)));
     }
-    LoraSpec { rank: RANK, scale: SCALE, modules }
+    LoraSpec { rank: RANK, scale: SCALE, modules, ..LoraSpec::default() }
 }
 
 /// Lengths of a pair's sequences.

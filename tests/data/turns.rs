@@ -1,7 +1,6 @@
 //! Conversations: every key of a message, every turn of the assistant, chat templates by name. `turns/cases.json` is transformers' answers
 //! (`turns/make.py`).
 
-use jointwise::data::named_templates::NamedTemplates;
 
 use super::*;
 
@@ -324,7 +323,6 @@ fn templates_have_names() {
     let processor = serde_json::json!({"chat_template": c}).to_string();
     let dir = folder(&[("chat_template.json", &processor)]);
     assert_eq!(said(&Tokenizer::load(dir.path()).unwrap(), &plain).as_deref(), Ok("cx"));
-    assert!(NamedTemplates::read_files(fixture("bpe512").as_path()).unwrap().is_empty());
 }
 
 #[test]

@@ -92,10 +92,14 @@ pub fn indices(value: &Value) -> Vec<usize> {
     numbers(value).iter().map(|&x| x as usize).collect()
 }
 
-/// Runs the program, or the one that `JOINTWISE_BIN` names; its standard output.
+/// Runs the program, or the one that `JOINTWISE_BIN` names, with the tests' own caches, which its runs share; its standard output.
 pub fn run(args: &[&str]) -> String {
     let program = std::env::var("JOINTWISE_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_jointwise").into());
-    let out = Command::new(program).args(args).output().expect("the program starts");
+    let out = Command::new(program)
+        .args(args)
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+        .output()
+        .expect("the program starts");
     let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "jointwise {}\n{}: {stdout}{stderr}", args.join(" "), out.status);
     stdout.into_owned()

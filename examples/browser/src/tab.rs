@@ -11,7 +11,7 @@ use jointwise::data::dataset::{Dataset, Limits, Overflow};
 use jointwise::data::rows::{FieldMap, Instruction, Purpose, Text, parse_rows};
 use jointwise::data::template::Template;
 use jointwise::data::tokens::Tokenizer;
-use jointwise::eval::generate::{self, GENERATION_CONFIG, check_length, eos_ids};
+use jointwise::eval::generate::{self, check_length, eos_ids};
 use jointwise::eval::tasks::{Split, rows};
 use jointwise::gpu::{DeviceChoice, Gpu, Variant};
 use jointwise::kernels::objective::Goal;
@@ -23,6 +23,7 @@ use jointwise::model::description::Description;
 use jointwise::model::load::{LoadOptions, Trained};
 use jointwise::model::peft::{Adapter, encode_adapter};
 use jointwise::model::save::OutputDtype;
+use jointwise::model::side_files::{CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, SideFiles, TOKENIZER, TOKENIZER_CONFIG};
 use jointwise::model::tensor_file::Content;
 use jointwise::model::trace::Keep;
 use jointwise::model::weights::{BaseDtype, Source, Training, read_back};
@@ -235,15 +236,23 @@ impl Tab {
     /// # Errors
     /// What is wrong with which file.
     pub fn load(&mut self, files: Files, settings: &Settings) -> Result<Vec<String>> {
-        let description = Description::from_json("config.json", &files.config)?;
-        let checkpoint = Checkpoint::of(files.weights)?;
-        checkpoint.verify(&description)?;
-        let (config, chat) = (files.tokenizer_config.as_deref(), files.chat_template.as_deref());
-        let mut tokenizer = Tokenizer::from_parts(Path::new(""), &files.tokenizer, config, chat)?;
+        let mut description = Description::from_json(CONFIG, &files.config)?;
+        let mut checkpoint = Checkpoint::of(files.weights)?;
+        checkpoint.settle_tying(&mut description)?;
+        let unknown = checkpoint.verify(&description)?;
+        let optional = [
+            (CONFIG, Some(files.config.as_str())),
+            (TOKENIZER_CONFIG, files.tokenizer_config.as_deref()),
+            (CHAT_TEMPLATE, files.chat_template.as_deref()),
+            (GENERATION_CONFIG, files.generation_config.as_deref()),
+        ];
+        let optional = optional.into_iter().filter_map(|(name, text)| Some((name, text?.as_bytes())));
+        let tokenizer = (TOKENIZER, files.tokenizer.as_slice());
+        let side = SideFiles::from_contents(Path::new(""), optional.chain([tokenizer]));
+        let mut tokenizer = Tokenizer::from_side_files(&side)?;
         tokenizer.check_vocab(description.vocab)?;
-        let notes = tokenizer.notes().to_vec();
-        let generation_config = files.generation_config.as_deref();
-        let eos = eos_ids(Path::new(GENERATION_CONFIG), generation_config, tokenizer.eos_id(), description.vocab)?;
+        let notes = checkpoint.notes().iter().chain(&unknown).chain(tokenizer.notes()).cloned().collect();
+        let eos = eos_ids(&side, tokenizer.eos_id(), description.vocab)?;
         (self.run, self.policy) = (None, None);
         let model = Model { name: files.name, description, checkpoint: Rc::new(checkpoint), tokenizer, eos };
         let none = LoadOptions {

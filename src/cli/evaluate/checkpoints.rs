@@ -10,6 +10,7 @@ use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::decoder::Decoder;
+use crate::model::hub::{self, HubId};
 use crate::model::load::LoraSpec;
 use crate::model::peft;
 
@@ -126,8 +127,10 @@ pub struct Checkpoint {
     pub named: Named,
     /// The model, shared by the adapters on it.
     pub model: Rc<Model>,
-    /// Of the model.
+    /// The model's, or that of the adapter's folder.
     pub tokenizer: Rc<Tokenizer>,
+    /// Tokens that end a response.
+    pub stop_ids: Vec<u32>,
     /// On the model.
     lora: Option<LoraSpec>,
     /// What its weights are: the model's digest, with the adapter's files.
@@ -147,11 +150,16 @@ struct Base {
 /// # Errors
 /// [`Error::Flag`] for an adapter without `--model`; those of the folders.
 pub fn open(args: &EvaluateArgs, all: &[Named]) -> Result<Vec<Checkpoint>> {
+    let chat = ChatChoice { template: args.chat_template.as_deref(), time: args.time };
     let mut bases: Vec<Base> = Vec::new();
     let mut found = Vec::new();
     for named in all {
-        let folder = Path::new(&named.place);
-        let adapter = folder.join(peft::CONFIG).exists().then_some(folder);
+        let local = Path::new(&named.place);
+        // An id on the hub may be an adapter's or a model's: its files tell.
+        let resolved =
+            if local.exists() { None } else { HubId::parse(&named.place).map(|_| hub::resolve(&named.place)) };
+        let folder = resolved.transpose()?.unwrap_or_else(|| local.to_path_buf());
+        let adapter = folder.join(peft::CONFIG).exists().then_some(folder.as_path());
         let name = match adapter {
             Some(_) => args.model.as_deref().ok_or_else(|| {
                 Error::flag("model", format!("is missing: {} is an adapter, on which model?", named.place))
@@ -163,19 +171,25 @@ pub fn open(args: &EvaluateArgs, all: &[Named]) -> Result<Vec<Checkpoint>> {
             Some(at) => at,
             None => {
                 let model = Rc::new(Model::open(name, args.base_dtype.unwrap_or_default())?);
-                let chat = ChatChoice { template: args.chat_template.as_deref(), time: args.time };
-                let (tokenizer, digest) = (Rc::new(session::tokenizer(&model, chat)?), model.checkpoint.digest()?);
+                let digest = model.checkpoint.digest()?;
+                let tokenizer = Rc::new(session::tokenizer(&model, None, chat)?);
                 bases.push(Base { name: name.into(), model, tokenizer, digest });
                 bases.len() - 1
             }
         };
         let base = &bases[at];
+        let read = base.model.adapter(adapter)?;
+        let tokenizer = match base.model.own_tokenizer(read.as_ref()) {
+            Some(_) => Rc::new(session::tokenizer(&base.model, read.as_ref(), chat)?),
+            None => base.tokenizer.clone(),
+        };
         found.push(Checkpoint {
             named: named.clone(),
-            lora: base.model.adapter(adapter)?.map(|adapter| adapter.lora),
-            digest: weights_digest(&base.digest, adapter)?,
+            digest: weights_digest(&base.model, &base.digest, read.as_ref()),
+            stop_ids: base.model.stop_ids(read.as_ref(), &tokenizer)?,
+            lora: read.map(|adapter| adapter.lora),
             model: base.model.clone(),
-            tokenizer: base.tokenizer.clone(),
+            tokenizer,
         });
     }
     Ok(found)

@@ -118,7 +118,7 @@ fn kept_time(args: &JudgeArgs) -> Option<u64> {
 fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> Result<Local<'g>> {
     let adapter = model.adapter(args.model.adapter.as_deref())?;
     let chat = ChatChoice { template: args.chat_template.as_deref(), time: kept_time(args).or(args.time) };
-    let tokenizer = session::tokenizer(model, chat)?;
+    let tokenizer = session::tokenizer(model, adapter.as_ref(), chat)?;
     let templates = tokenizer.chat_templates();
     let template = match (&args.template, chat.template) {
         (None, None) if templates.is_empty() => Template::None,
@@ -139,11 +139,12 @@ fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> R
         let reason = format!("{max_length} is not in 2 .. {positions}, the model's positions");
         return Err(Error::flag("max-length", reason));
     }
+    let weights = weights_digest(model, &model.checkpoint.digest()?, adapter.as_ref());
     let options = session::frozen(model.base, adapter.map(|a| a.lora), max_length);
     Ok(Local {
         gpu,
         decoder: model.load(gpu, &options)?,
-        weights: weights_digest(&model.checkpoint.digest()?, args.model.adapter.as_deref())?,
+        weights,
         settings,
         tokenizer,
         template,

@@ -53,7 +53,7 @@ impl<'a> Clock<'a> {
         Ok(Self {
             study,
             gpu: session::open_gpu(&study.evaluate.device)?,
-            tokenizer: session::tokenizer(&model, ChatChoice { template: chat_template, time: None })?,
+            tokenizer: session::tokenizer(&model, None, ChatChoice { template: chat_template, time: None })?,
             template: session::template(study.template.as_deref(), chat_template)?,
             timed: RefCell::default(),
             untimed: RefCell::default(),

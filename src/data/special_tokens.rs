@@ -1,0 +1,339 @@
+//! Special tokens, found as transformers 5 finds them: what `tokenizer_config.json` and `special_tokens_map.json` name, then the defaults of
+//! the tokenizer's class; where these name no BOS or EOS, the ids of `config.json`.
+
+use serde_json::{Map, Value};
+use tokenizers::AddedToken;
+
+use super::fields::kind;
+use crate::error::{Error, Result};
+use crate::model::side_files::{CONFIG, SideFiles, TOKENIZER, TOKENIZER_CONFIG};
+
+/// Tokens by name in a file beside the tokenizer.
+const TOKENS_MAP: &str = "special_tokens_map.json";
+/// Ids of tokens that the vocabulary lacks, in folders of transformers 4.
+const ADDED_TOKENS: &str = "added_tokens.json";
+
+/// What a tokenizer's class names where the files name nothing: BOS, EOS and the unknown token.
+struct ClassDefaults {
+    class: &'static str,
+    tokens: &'static [(&'static str, &'static str)],
+}
+
+const END_OF_TEXT: &[(&str, &str)] =
+    &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")];
+const SENTENCE: &[(&str, &str)] = &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")];
+
+/// Classes of transformers 5.24, without their ending `Fast`.
+const CLASSES: [ClassDefaults; 8] = [
+    ClassDefaults { class: "GPT2Tokenizer", tokens: END_OF_TEXT },
+    ClassDefaults { class: "CodeGenTokenizer", tokens: END_OF_TEXT },
+    ClassDefaults { class: "GPTNeoXTokenizer", tokens: END_OF_TEXT },
+    ClassDefaults { class: "LlamaTokenizer", tokens: SENTENCE },
+    ClassDefaults { class: "CodeLlamaTokenizer", tokens: SENTENCE },
+    ClassDefaults {
+        class: "GemmaTokenizer",
+        tokens: &[("bos_token", "<bos>"), ("eos_token", "<eos>"), ("unk_token", "<unk>"), ("pad_token", "<pad>")],
+    },
+    ClassDefaults {
+        class: "Qwen2Tokenizer",
+        tokens: &[("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>"), ("pad_token", "<|endoftext|>")],
+    },
+    ClassDefaults {
+        class: "CohereTokenizer",
+        tokens: &[("bos_token", "<BOS_TOKEN>"), ("eos_token", "<|END_OF_TURN_TOKEN|>"), ("unk_token", "<UNK>")],
+    },
+];
+
+/// Special tokens of a folder.
+#[derive(Debug, Default)]
+pub(super) struct SpecialTokens {
+    /// Beginning of sequence.
+    pub bos: Option<u32>,
+    /// End of sequence.
+    pub eos: Option<u32>,
+    /// Names and texts, for a chat template: `bos_token`, ...
+    pub named: Vec<(String, String)>,
+    /// What a user should know about them.
+    pub notes: Vec<String>,
+}
+
+/// A token as a file names it.
+enum NamedToken {
+    /// Its text.
+    Text(String),
+    /// `null`: there is none, whatever the class says.
+    Nothing,
+}
+
+/// The files that name special tokens.
+struct TokenSources<'a> {
+    side: &'a SideFiles,
+    config: &'a Map<String, Value>,
+    model: Map<String, Value>,
+    /// Entries of [`TOKENIZER_CONFIG`], with those of [`TOKENS_MAP`] over them where transformers reads that.
+    named: Vec<(String, NamedToken, &'static str)>,
+}
+
+impl SpecialTokens {
+    /// Finds the special tokens, and makes the tokenizer know those that its own file lacks. `config`: the fields of
+    /// `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Field`]: a file that is malformed, or a BOS or EOS that the vocabulary lacks.
+    pub fn find(inner: &mut tokenizers::Tokenizer, side: &SideFiles, config: &Map<String, Value>) -> Result<Self> {
+        let sources = TokenSources::read(side, config)?;
+        let mut found = Self::default();
+        sources.add_listed(inner, &mut found.notes)?;
+        let byte_level = serde_json::to_string(&inner.get_pre_tokenizer()).is_ok_and(|t| t.contains("ByteLevel"));
+        let defaults = sources.class_defaults(byte_level);
+        for (name, token, _) in &sources.named {
+            if let NamedToken::Text(text) = token {
+                found.named.push((name.clone(), text.clone()));
+            }
+        }
+        // A default that the vocabulary lacks would be a token beyond the embedding.
+        for (name, text) in defaults.iter().filter(|(_, text)| inner.token_to_id(text).is_some()) {
+            if !sources.named.iter().any(|(known, ..)| known == name) {
+                found.named.push(((*name).into(), (*text).into()));
+            }
+        }
+        found.bos = sources.id("bos_token", &found, inner)?;
+        found.eos = sources.id("eos_token", &found, inner)?;
+        let ids = [("bos_token_id", &mut found.bos, "BOS"), ("eos_token_id", &mut found.eos, "EOS")];
+        let path = side.path(CONFIG).display().to_string();
+        for (field, id, what) in ids {
+            let named = config_ids(&sources.model, field);
+            let text = named.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+            let in_vocabulary = |id: &u64| u32::try_from(*id).ok().filter(|id| inner.id_to_token(*id).is_some());
+            let shown = |id: u32| format!("{id} `{}`", inner.id_to_token(id).unwrap_or_default().escape_debug());
+            match (*id, named.iter().find_map(in_vocabulary)) {
+                (Some(own), _) if !named.is_empty() && !named.contains(&u64::from(own)) => {
+                    found
+                        .notes
+                        .push(format!("{path}: {field} is {text}; the tokenizer's {what}, {}, is used", shown(own)));
+                }
+                (Some(_), _) => {}
+                (None, Some(theirs)) if !sources.is_nothing(field, defaults) => {
+                    *id = Some(theirs);
+                    found.notes.push(format!(
+                        "{path}: {field}, {}, is used as {what}: the tokenizer's files name none",
+                        shown(theirs)
+                    ));
+                }
+                (None, _) => {
+                    let unused = if named.is_empty() { String::new() } else { format!(" ({path}: {field} is {text})") };
+                    let result = match what {
+                        "BOS" => "the first token of a text is never scored",
+                        _ => "the end of a response is neither scored nor learnt",
+                    };
+                    found.notes.push(format!("the tokenizer has no {what}{unused}: {result}"));
+                }
+            }
+        }
+        sources.tell_conflicts(&mut found.notes);
+        sources.add_named(inner, &found.named)?;
+        Ok(found)
+    }
+}
+
+/// Returns the ids of `config.json`, one or a list, also those of its `text_config`.
+pub(crate) fn config_ids(model: &Map<String, Value>, field: &str) -> Vec<u64> {
+    let nested = model.get("text_config").and_then(Value::as_object);
+    let mut ids = Vec::new();
+    for value in [Some(model), nested].into_iter().flatten().filter_map(|fields| fields.get(field)) {
+        let list = value.as_array().map_or_else(|| std::slice::from_ref(value), Vec::as_slice);
+        for id in list.iter().filter_map(Value::as_u64) {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+    }
+    ids
+}
+
+impl<'a> TokenSources<'a> {
+    fn read(side: &'a SideFiles, config: &'a Map<String, Value>) -> Result<Self> {
+        let mut sources = Self { side, config, model: side.fields(CONFIG)?, named: Vec::new() };
+        sources.take(TOKENIZER_CONFIG, config)?;
+        if let Some(Value::Object(extra)) = config.get("extra_special_tokens") {
+            sources.take(TOKENIZER_CONFIG, extra)?;
+        }
+        // transformers reads this file only beside a configuration that does not list the added tokens; there it comes first.
+        if !config.contains_key("added_tokens_decoder") {
+            let map = side.fields(TOKENS_MAP)?;
+            sources.named.retain(|(name, ..)| !map.contains_key(name));
+            sources.take(TOKENS_MAP, &map)?;
+        }
+        Ok(sources)
+    }
+
+    /// Takes the entries of a file that are tokens.
+    fn take(&mut self, file: &'static str, fields: &Map<String, Value>) -> Result<()> {
+        for (name, value) in fields.iter().filter(|(name, _)| name.ends_with("_token")) {
+            let bad = |reason: String| Err(Error::field(self.side.path(file), name, reason));
+            let token = match value {
+                Value::String(text) => NamedToken::Text(text.clone()),
+                Value::Object(token) => match token.get("content") {
+                    Some(Value::String(text)) => NamedToken::Text(text.clone()),
+                    _ => return bad("expected a text, or an object with `content`".into()),
+                },
+                Value::Null => NamedToken::Nothing,
+                other if ["bos_token", "eos_token"].contains(&name.as_str()) => {
+                    return bad(format!("expected text or null, found {}", kind(other)));
+                }
+                // Flags such as add_bos_token end alike.
+                _ => continue,
+            };
+            self.named.push((name.clone(), token, file));
+        }
+        Ok(())
+    }
+
+    /// Returns the defaults of the tokenizer's class, as AutoTokenizer chooses it.
+    fn class_defaults(&self, byte_level: bool) -> &'static [(&'static str, &'static str)] {
+        let text =
+            |fields: &'_ Map<String, Value>, name: &str| fields.get(name).and_then(Value::as_str).map(String::from);
+        let model_type = text(&self.model, "model_type").unwrap_or_default();
+        let named = text(self.config, "tokenizer_class").or_else(|| text(&self.model, "tokenizer_class"));
+        let named = named.map(|class| class.strip_suffix("Fast").unwrap_or(&class).to_string());
+        let class = match (model_type.as_str(), named.as_deref()) {
+            // Qwen2's folders name classes that transformers does not believe.
+            ("qwen2", _) => "Qwen2Tokenizer",
+            // A Llama 3 that calls itself one of Llama 2's.
+            (_, Some("LlamaTokenizer")) if byte_level => "",
+            (_, Some(class)) => class,
+            ("gpt2", None) => "GPT2Tokenizer",
+            ("qwen3", None) => "Qwen2Tokenizer",
+            ("gemma2" | "gemma3" | "gemma3_text", None) => "GemmaTokenizer",
+            _ => "",
+        };
+        CLASSES.iter().find(|known| known.class == class).map_or(&[], |known| known.tokens)
+    }
+
+    /// Whether it is said that there is no such token: by `null`, or by a class that has others.
+    fn is_nothing(&self, field: &str, defaults: &[(&str, &str)]) -> bool {
+        let name = field.trim_end_matches("_id");
+        // An end is too much needed to leave the one that config.json names out.
+        name == "bos_token"
+            && (self.named.iter().any(|(known, ..)| known == name)
+                || !(defaults.is_empty() || defaults.iter().any(|(known, _)| *known == name)))
+    }
+
+    fn id(&self, name: &str, found: &SpecialTokens, inner: &tokenizers::Tokenizer) -> Result<Option<u32>> {
+        let Some((_, text)) = found.named.iter().find(|(known, _)| known == name) else { return Ok(None) };
+        let file = self.named.iter().find(|(known, ..)| known == name).map_or(TOKENIZER_CONFIG, |(.., file)| *file);
+        let missing = || format!("tokenizer.json has no token `{}`", text.escape_debug());
+        inner.token_to_id(text).map(Some).ok_or_else(|| Error::field(self.side.path(file), name, missing()))
+    }
+
+    /// Notes what transformers leaves unread and would have said otherwise.
+    fn tell_conflicts(&self, notes: &mut Vec<String>) {
+        if !self.config.contains_key("added_tokens_decoder") {
+            let mut other = Self { named: Vec::new(), model: Map::new(), ..*self };
+            if other.take(TOKENIZER_CONFIG, self.config).is_ok() {
+                self.tell_difference(&other.named, TOKENS_MAP, TOKENIZER_CONFIG, notes);
+            }
+            return;
+        }
+        let Ok(map) = self.side.fields(TOKENS_MAP) else { return };
+        let mut other = Self { named: Vec::new(), model: Map::new(), ..*self };
+        if other.take(TOKENS_MAP, &map).is_ok() {
+            self.tell_difference(&other.named, TOKENIZER_CONFIG, TOKENS_MAP, notes);
+        }
+    }
+
+    fn tell_difference(
+        &self,
+        unread: &[(String, NamedToken, &'static str)],
+        used: &str,
+        file: &str,
+        notes: &mut Vec<String>,
+    ) {
+        for name in ["bos_token", "eos_token"] {
+            let text = |all: &[(String, NamedToken, &'static str)]| {
+                all.iter().find(|(known, ..)| known == name).and_then(|(_, token, _)| match token {
+                    NamedToken::Text(text) => Some(text.clone()),
+                    NamedToken::Nothing => None,
+                })
+            };
+            let (Some(theirs), ours) = (text(unread), text(&self.named)) else { continue };
+            if ours.as_ref() != Some(&theirs) {
+                let ours = ours.map_or("none".into(), |text| format!("`{}`", text.escape_debug()));
+                let (path, theirs) = (self.side.path(file), theirs.escape_debug());
+                notes.push(format!("{}: {name} is `{theirs}`; that of {used}, {ours}, is used", path.display()));
+            }
+        }
+    }
+
+    /// Adds the tokens that a file beside `tokenizer.json` lists and that itself does not, as transformers does.
+    fn add_listed(&self, inner: &mut tokenizers::Tokenizer, notes: &mut Vec<String>) -> Result<()> {
+        let path = self.side.path(TOKENIZER_CONFIG);
+        let mut listed: Vec<(u64, AddedToken)> = Vec::new();
+        if let Some(decoder) = self.config.get("added_tokens_decoder") {
+            let bad = |reason: String| Error::field(&path, "added_tokens_decoder", reason);
+            let decoder = decoder.as_object().ok_or_else(|| bad("expected an object".into()))?;
+            for (id, token) in decoder {
+                let id = id.parse().map_err(|_| bad(format!("`{}` is no id", id.escape_debug())))?;
+                listed.push((id, added_token(token).ok_or_else(|| bad(format!("token {id} has no `content`")))?));
+            }
+        } else {
+            let is_named = |text: &str| {
+                self.named.iter().any(|(_, token, _)| matches!(token, NamedToken::Text(named) if named == text))
+            };
+            for (text, id) in self.side.fields(ADDED_TOKENS)? {
+                let bad = || Error::field(self.side.path(ADDED_TOKENS), &text, "expected an id");
+                listed.push((id.as_u64().ok_or_else(bad)?, AddedToken::from(text.clone(), is_named(&text))));
+            }
+        }
+        listed.sort_by_key(|(id, _)| *id);
+        let mut moved = Vec::new();
+        for (id, token) in listed {
+            let text = token.content.clone();
+            if text.is_empty() || is_added(inner, &text) {
+                continue;
+            }
+            inner.add_tokens([token]).map_err(|e| Error::file(self.side.path(TOKENIZER), e))?;
+            if let Some(given) = inner.token_to_id(&text).filter(|given| u64::from(*given) != id) {
+                moved.push(format!("`{}` ({id}, here {given})", text.escape_debug()));
+            }
+        }
+        if let [first, ..] = moved.as_slice() {
+            let (path, n) = (path.display(), moved.len());
+            notes.push(format!(
+                "{path}: {n} added tokens get another id than is listed, as in transformers: {first}, ..."
+            ));
+        }
+        Ok(())
+    }
+
+    /// Adds the tokens that have a name to those that are never cut into pieces, as transformers does.
+    fn add_named(&self, inner: &mut tokenizers::Tokenizer, named: &[(String, String)]) -> Result<()> {
+        let lists = ["extra_special_tokens", "additional_special_tokens"];
+        let extra = lists.into_iter().filter_map(|name| self.config.get(name)?.as_array()).flatten();
+        let extra = extra.filter_map(added_token).map(|token| token.content);
+        for text in named.iter().map(|(_, text)| text.clone()).chain(extra) {
+            if !is_added(inner, &text) {
+                let added = inner.add_special_tokens([AddedToken::from(text, true)]);
+                added.map_err(|e| Error::file(self.side.path(TOKENIZER), e))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a text is an added token: one that is never cut into pieces.
+fn is_added(inner: &tokenizers::Tokenizer, text: &str) -> bool {
+    inner.get_added_vocabulary().get_vocab().contains_key(text)
+}
+
+/// Returns a token of a text, or of an object as `added_tokens_decoder` has them.
+fn added_token(value: &Value) -> Option<AddedToken> {
+    if let Value::String(text) = value {
+        return Some(AddedToken::from(text.clone(), true));
+    }
+    let flag = |name: &str| value.get(name).and_then(Value::as_bool);
+    let special = flag("special").unwrap_or(false);
+    let token = AddedToken::from(value.get("content")?.as_str()?.to_string(), special);
+    let token = token.single_word(flag("single_word").unwrap_or(false)).lstrip(flag("lstrip").unwrap_or(false));
+    Some(token.rstrip(flag("rstrip").unwrap_or(false)).normalized(flag("normalized").unwrap_or(!special)))
+}

@@ -1,0 +1,414 @@
+//! `adapter_config.json`: which modules have an adapter, of which rank and scale.
+
+use std::fmt;
+use std::path::Path;
+
+use fancy_regex::Regex;
+use serde_json::{Map, Value, json};
+
+use super::super::description::Description;
+use super::super::load::linear_modules;
+use crate::error::{Error, Result};
+
+/// Every linear module but the head.
+pub(super) const ALL_LINEAR: &str = "all-linear";
+pub(super) const MAX_RANK: usize = 4096;
+
+/// Fields that change the computation, or which modules have an adapter, and are refused unless absent, null, false or empty.
+const REFUSED: [&str; 15] = [
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "modules_to_save",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "megatron_config",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "loftq_config",
+];
+
+/// Fields that choose modules, ranks and scales, and are written as they were read.
+const CARRIED: [&str; 5] =
+    ["rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "exclude_modules"];
+
+/// Fields that are read, or that change nothing in a finished adapter.
+const KNOWN: [&str; 19] = [
+    "peft_type",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "r",
+    "target_modules",
+    "lora_alpha",
+    "lora_dropout",
+    "fan_in_fan_out",
+    "bias",
+    "use_rslora",
+    "init_lora_weights",
+    "megatron_core",
+    "qalora_group_size",
+    "ensure_weight_tying",
+    "runtime_config",
+];
+
+/// Names of further settings of how `lora_A` and `lora_B` began.
+const STARTS: [&str; 3] = ["eva_config", "corda_config", "lora_ga_config"];
+
+/// The way out for what is not supported.
+pub(super) const MERGE: &str = "merge it with PEFT (merge_and_unload) and give the result as --model";
+
+/// How `lora_A` and `lora_B` began, where the base's weights stayed what they were.
+const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+
+/// Which modules have an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Targets {
+    /// `all-linear`: all but the head.
+    AllLinear,
+    /// Last components or longer suffixes of modules' names.
+    Names(Vec<String>),
+    /// A regular expression of Python's. It is not understood: the adapter's tensors say which modules it matched.
+    Pattern(String),
+}
+
+impl fmt::Display for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AllLinear => f.write_str(ALL_LINEAR),
+            Self::Names(names) => f.write_str(&names.join(", ")),
+            Self::Pattern(pattern) => f.write_str(pattern),
+        }
+    }
+}
+
+impl Targets {
+    /// Takes names as typed, where `all-linear` may stand among them.
+    pub(super) fn typed(names: &[String]) -> Self {
+        if names.iter().any(|n| n == ALL_LINEAR) { Self::AllLinear } else { Self::Names(names.to_vec()) }
+    }
+
+    fn to_json(&self) -> Value {
+        match self {
+            Self::AllLinear => json!(ALL_LINEAR),
+            Self::Names(names) => json!(names),
+            Self::Pattern(pattern) => json!(pattern),
+        }
+    }
+}
+
+/// Names of modules, each a regular expression that fits a name's end, with a value: `rank_pattern`, `alpha_pattern`.
+#[derive(Debug, Clone)]
+struct NamePattern<T> {
+    /// As written.
+    text: String,
+    regex: Regex,
+    value: T,
+}
+
+/// Which modules that `target_modules` names have no adapter after all.
+#[derive(Debug, Clone, Default)]
+struct ModuleFilter {
+    /// Names or name endings in `exclude_modules`.
+    excluded: Vec<String>,
+    /// `exclude_modules` as one regular expression.
+    excluded_pattern: Option<Regex>,
+    /// `layers_to_transform`; `None`: all.
+    layers: Option<Vec<u64>>,
+    /// What finds a layer's number in a module's name, the number as group 1.
+    layer_numbers: Vec<Regex>,
+}
+
+/// `adapter_config.json`, understood.
+#[derive(Debug, Clone)]
+pub struct AdapterConfig {
+    /// R.
+    pub rank: usize,
+    /// α.
+    pub alpha: f64,
+    /// s = α/√R instead of α/R.
+    pub rslora: bool,
+    /// `target_modules`.
+    pub targets: Targets,
+    /// Dropout of the training that made it: not applied here.
+    pub dropout: f64,
+    /// `base_model_name_or_path`.
+    pub base: Option<String>,
+    /// `bias`, unless it is `none`: which biases were trained. An adapter that holds some is refused.
+    pub bias: Option<String>,
+    /// Fields that say something and are not known.
+    pub unknown: Vec<String>,
+    ranks: Vec<NamePattern<usize>>,
+    alphas: Vec<NamePattern<f64>>,
+    filter: ModuleFilter,
+    /// Those of [`CARRIED`] that say something.
+    carried: Map<String, Value>,
+}
+
+/// Compares what is written: regular expressions follow from it.
+impl PartialEq for AdapterConfig {
+    fn eq(&self, other: &Self) -> bool {
+        let plain = |c: &Self| {
+            (c.rank, c.alpha, c.rslora, c.targets.clone(), c.dropout, c.base.clone(), c.bias.clone(), c.carried.clone())
+        };
+        plain(self) == plain(other)
+    }
+}
+
+impl AdapterConfig {
+    /// A new adapter's configuration.
+    pub(super) fn new(rank: usize, alpha: f64, targets: Targets, base: &str) -> Self {
+        Self {
+            rank,
+            alpha,
+            rslora: false,
+            targets,
+            dropout: 0.0,
+            base: Some(base.into()),
+            bias: None,
+            unknown: Vec::new(),
+            ranks: Vec::new(),
+            alphas: Vec::new(),
+            filter: ModuleFilter::default(),
+            carried: Map::new(),
+        }
+    }
+
+    /// Reads the text of an `adapter_config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Line`]: no JSON; [`Error::Field`]: missing, out of range, or not supported.
+    pub fn from_json(path: &Path, text: &str) -> Result<Self> {
+        let config: Value =
+            serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("no JSON: {e}")))?;
+        let fields = config.as_object().ok_or_else(|| Error::file(path, "expected a JSON object"))?;
+        let get = |field: &str| fields.get(field).filter(|v| !v.is_null());
+        let bad = |field: &str, reason: String| Error::field(path, field, reason);
+        if let Some(field) = REFUSED.into_iter().find(|f| get(f).is_some_and(|v| !is_off(v))) {
+            return Err(bad(field, format!("is not supported: {MERGE}")));
+        }
+        match get("peft_type").and_then(Value::as_str) {
+            Some("LORA") => {}
+            Some(other) => return Err(bad("peft_type", format!("`{other}` is not supported (LORA is)"))),
+            None => return Err(bad("peft_type", "expected `LORA`".into())),
+        }
+        let bias = match get("bias") {
+            None => None,
+            Some(Value::String(bias)) if bias == "none" => None,
+            Some(Value::String(bias)) if ["all", "lora_only"].contains(&bias.as_str()) => Some(bias.clone()),
+            Some(other) => return Err(bad("bias", format!("expected none, all or lora_only, found {other}"))),
+        };
+        if let Some(start) = get("init_lora_weights")
+            && !start.is_boolean()
+            && !start.as_str().is_some_and(|s| PLAIN_STARTS.contains(&s))
+        {
+            return Err(bad("init_lora_weights", format!("{start} is not supported: it changes the base's weights")));
+        }
+        let number = |field: &str| get(field).and_then(Value::as_f64).filter(|x| x.is_finite());
+        let shown = |field: &str| fields.get(field).map_or("nothing".into(), Value::to_string);
+        let alpha = number("lora_alpha").filter(|a| *a > 0.0);
+        let rslora = get("use_rslora").map_or(Some(false), Value::as_bool);
+        let rank = |value: &Value| as_rank(value).ok_or_else(|| format!("expected 1 ..= {MAX_RANK}, found {value}"));
+        let positive = |value: &Value| {
+            let alpha = value.as_f64().filter(|a| *a > 0.0 && a.is_finite());
+            alpha.ok_or_else(|| format!("expected numbers above 0, found {value}"))
+        };
+        Ok(Self {
+            rank: get("r")
+                .and_then(as_rank)
+                .ok_or_else(|| bad("r", format!("expected 1 ..= {MAX_RANK}, found {}", shown("r"))))?,
+            alpha: alpha.ok_or_else(|| {
+                bad("lora_alpha", format!("expected a number above 0, found {}", shown("lora_alpha")))
+            })?,
+            rslora: rslora.ok_or_else(|| bad("use_rslora", "expected true or false".into()))?,
+            targets: read_targets(get("target_modules")).map_err(|reason| bad("target_modules", reason))?,
+            dropout: number("lora_dropout").unwrap_or(0.0),
+            base: get("base_model_name_or_path").and_then(Value::as_str).map(String::from),
+            bias,
+            unknown: fields
+                .iter()
+                .filter(|(name, value)| is_unknown(name, value))
+                .map(|(name, _)| name.clone())
+                .collect(),
+            ranks: read_patterns(get("rank_pattern"), rank).map_err(|reason| bad("rank_pattern", reason))?,
+            alphas: read_patterns(get("alpha_pattern"), positive).map_err(|reason| bad("alpha_pattern", reason))?,
+            filter: ModuleFilter::read(&get).map_err(|(field, reason)| bad(field, reason))?,
+            carried: CARRIED
+                .into_iter()
+                .filter_map(|name| Some((name.into(), get(name).filter(|v| !is_off(v))?.clone())))
+                .collect(),
+        })
+    }
+
+    /// Returns a module's R: of `rank_pattern`'s first entry that fits, else the adapter's.
+    pub fn rank_of(&self, module: &str) -> usize {
+        first_fit(&self.ranks, module).unwrap_or(self.rank)
+    }
+
+    /// Returns a module's s: α/R, or α/√R.
+    pub fn scale_of(&self, module: &str) -> f32 {
+        let (rank, alpha) = (self.rank_of(module) as f64, first_fit(&self.alphas, module).unwrap_or(self.alpha));
+        (alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
+    }
+
+    /// Returns the adapter's s, of modules that no pattern names: α/R, or α/√R.
+    pub fn scale(&self) -> f32 {
+        let rank = self.rank as f64;
+        (self.alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
+    }
+
+    /// Whether a module that `target_modules` names has an adapter, by `exclude_modules` and `layers_to_transform`.
+    pub(super) fn keeps(&self, module: &str) -> bool {
+        self.filter.keeps(module, matches!(self.targets, Targets::Names(_)))
+    }
+
+    /// Returns the names of `rank_pattern` and `alpha_pattern` that fit none of these modules.
+    pub(super) fn unused_patterns<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
+        let texts =
+            self.ranks.iter().map(|p| (&p.text, &p.regex)).chain(self.alphas.iter().map(|p| (&p.text, &p.regex)));
+        let unused = texts.filter(|(_, regex)| !modules.clone().any(|m| regex.is_match(m).unwrap_or(false)));
+        let mut names: Vec<String> = unused.map(|(text, _)| text.clone()).collect();
+        names.dedup();
+        names
+    }
+
+    /// As PEFT reads it back.
+    pub fn to_json(&self, d: &Description) -> Value {
+        let mut config = json!({
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self.base,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": 0.0,
+            "use_rslora": self.rslora,
+            "bias": "none",
+            "fan_in_fan_out": linear_modules(d).all(|m| m.transposed),
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "target_modules": self.targets.to_json(),
+        });
+        if let Some(fields) = config.as_object_mut() {
+            fields.extend(self.carried.clone());
+        }
+        config
+    }
+}
+
+/// Whether a field's value says no more than its absence.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Bool(on) => !on,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
+/// Whether a field says something that this program does not know.
+fn is_unknown(name: &str, value: &Value) -> bool {
+    let lists: [&[&str]; 4] = [&KNOWN, &STARTS, &CARRIED, &REFUSED];
+    !value.is_null() && !is_off(value) && !lists.iter().any(|list| list.contains(&name))
+}
+
+fn as_rank(value: &Value) -> Option<usize> {
+    value.as_u64().and_then(|r| usize::try_from(r).ok()).filter(|r| (1..=MAX_RANK).contains(r))
+}
+
+/// Compiles a regular expression of Python's.
+fn compiled(pattern: &str) -> Result<Regex, String> {
+    Regex::new(pattern).map_err(|e| format!("{pattern:?} is no regular expression: {e}"))
+}
+
+fn first_fit<T: Copy>(patterns: &[NamePattern<T>], module: &str) -> Option<T> {
+    patterns.iter().find(|p| p.regex.is_match(module).unwrap_or(false)).map(|p| p.value)
+}
+
+/// Reads an object of names and values, whose names PEFT matches as regular expressions at a module name's end.
+fn read_patterns<T>(
+    value: Option<&Value>,
+    read: impl Fn(&Value) -> Result<T, String>,
+) -> Result<Vec<NamePattern<T>>, String> {
+    let Some(value) = value else { return Ok(Vec::new()) };
+    let entries = value.as_object().ok_or_else(|| format!("expected an object of names and numbers, found {value}"))?;
+    let pattern = |(text, value): (&String, &Value)| {
+        let regex = compiled(&format!(r"^(?:.*\.)?(?:{text})$"))?;
+        Ok(NamePattern { text: text.clone(), regex, value: read(value).map_err(|e| format!("{text}: {e}"))? })
+    };
+    entries.iter().map(pattern).collect()
+}
+
+impl ModuleFilter {
+    fn read<'v>(get: &impl Fn(&str) -> Option<&'v Value>) -> Result<Self, (&'static str, String)> {
+        let names = |field: &'static str| -> Result<Vec<String>, (&'static str, String)> {
+            let bad = |found: &Value| (field, format!("expected a name or a list of names, found {found}"));
+            match get(field) {
+                None => Ok(Vec::new()),
+                Some(Value::String(name)) => Ok(vec![name.clone()]),
+                Some(Value::Array(list)) => {
+                    list.iter().map(|v| v.as_str().map(String::from).ok_or_else(|| bad(v))).collect()
+                }
+                Some(other) => Err(bad(other)),
+            }
+        };
+        let mut filter = Self::default();
+        match get("exclude_modules") {
+            Some(Value::String(pattern)) if !pattern.is_empty() => {
+                let regex = compiled(&format!("^(?:{pattern})$")).map_err(|reason| ("exclude_modules", reason))?;
+                filter.excluded_pattern = Some(regex);
+            }
+            _ => filter.excluded = names("exclude_modules")?,
+        }
+        let layer = |value: &Value| {
+            value.as_u64().ok_or_else(|| ("layers_to_transform", format!("expected layers' numbers, found {value}")))
+        };
+        filter.layers = match get("layers_to_transform").filter(|v| !is_off(v)) {
+            None => None,
+            Some(Value::Array(list)) => Some(list.iter().map(layer).collect::<Result<_, _>>()?),
+            Some(one) => Some(vec![layer(one)?]),
+        };
+        let patterns = names("layers_pattern")?;
+        let patterns = patterns.into_iter().filter(|p| !p.is_empty());
+        let numbered = patterns.map(|p| compiled(&format!(r"^(?:|.*?\.)(?:{p})\.(\d+)\.")));
+        filter.layer_numbers = numbered.collect::<Result<_, _>>().map_err(|reason| ("layers_pattern", reason))?;
+        if filter.layer_numbers.is_empty() {
+            let any = compiled(r"^.*?\.[^.]*\.(\d+)\.").map_err(|reason| ("layers_pattern", reason))?;
+            filter.layer_numbers = vec![any];
+        }
+        Ok(filter)
+    }
+
+    /// `by_name`: `layers_to_transform` counts beside a list of names alone, as in PEFT.
+    fn keeps(&self, module: &str, by_name: bool) -> bool {
+        let ends =
+            |name: &String| module == name || module.strip_suffix(name.as_str()).is_some_and(|m| m.ends_with('.'));
+        let matches = |regex: &Regex| regex.is_match(module).unwrap_or(false);
+        if self.excluded.iter().any(ends) || self.excluded_pattern.as_ref().is_some_and(matches) {
+            return false;
+        }
+        let Some(layers) = self.layers.as_ref().filter(|_| by_name) else { return true };
+        let number = |regex: &Regex| regex.captures(module).ok()??.get(1)?.as_str().parse::<u64>().ok();
+        self.layer_numbers.iter().find_map(number).is_some_and(|layer| layers.contains(&layer))
+    }
+}
+
+fn read_targets(value: Option<&Value>) -> Result<Targets, String> {
+    match value {
+        Some(Value::String(all)) if all == ALL_LINEAR => Ok(Targets::AllLinear),
+        Some(Value::String(pattern)) if !pattern.is_empty() => Ok(Targets::Pattern(pattern.clone())),
+        Some(Value::Array(list)) if !list.is_empty() => {
+            let name = |v: &Value| v.as_str().map(String::from).ok_or_else(|| format!("expected names, found {v}"));
+            list.iter().map(name).collect::<Result<_, _>>().map(Targets::Names)
+        }
+        _ => Err(format!("expected a list of names, a pattern, or \"{ALL_LINEAR}\"")),
+    }
+}
