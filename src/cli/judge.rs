@@ -186,7 +186,9 @@ impl Task<'_> {
                     }
                 }
                 Reply::Repeat(reason) if reason == WITHOUT_FORMAT && std::mem::take(&mut has_format) => {
-                    bar.suspend(|| note!("note: the endpoint does not take response_format: answers are text (--answer-format)"));
+                    bar.suspend(|| {
+                        note!("note: the endpoint does not take response_format: answers are text (--answer-format)")
+                    });
                 }
                 Reply::Repeat(_) | Reply::Undone => {}
             }

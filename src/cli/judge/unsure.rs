@@ -37,7 +37,9 @@ impl Unsure {
         let told = match why {
             NoVerdict::Unclear => format!("no answer: {}", shown(answer)),
             NoVerdict::Empty | NoVerdict::ToolCall => format!("no answer: {}", why.told()),
-            NoVerdict::Cut | NoVerdict::Refusal | NoVerdict::Stopped => format!("no answer: {}: {}", why.told(), shown(answer)),
+            NoVerdict::Cut | NoVerdict::Refusal | NoVerdict::Stopped => {
+                format!("no answer: {}: {}", why.told(), shown(answer))
+            }
         };
         // One that says what to do is better than one that was cut.
         if self.example.is_none() || why == NoVerdict::Unclear && self.without == self.cut + 1 {

@@ -11,13 +11,13 @@ use crate::data::comparisons::Mode;
 use crate::data::named_templates::run_time;
 use crate::data::template::Template;
 use crate::error::{Error, Result};
+use crate::eval::generate::Settings as GenerateSettings;
 use crate::eval::journal::{ANSWERS, kept_identity};
 use crate::eval::judge::Judge;
 use crate::eval::judge::command::Program;
 use crate::eval::judge::endpoint::{AnswerFormat, Endpoint, Key, Settings};
-use crate::eval::judge::grader::Grader;
-use crate::eval::generate::Settings as GenerateSettings;
 use crate::eval::judge::generating::GeneratingJudge;
+use crate::eval::judge::grader::Grader;
 use crate::eval::judge::local::{Local, begins_with_thoughts};
 use crate::eval::judge::person::Person;
 use crate::eval::judge::prompt::Prompt;
@@ -154,7 +154,10 @@ fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> R
         return Err(Error::flag("max-length", reason));
     }
     if args.ask.answer != Some(AnswerArg::Generate) && begins_with_thoughts(&tokenizer, &template) {
-        note!("note: {} thinks before it answers, and is asked for its first letter without: --answer generate lets it think", model.name);
+        note!(
+            "note: {} thinks before it answers, and is asked for its first letter without: --answer generate lets it think",
+            model.name
+        );
     }
     let options = session::frozen(model.base, adapter.map(|a| a.lora), max_length);
     Ok(Local {
@@ -173,9 +176,17 @@ fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> R
 
 /// The same model, which writes its answers.
 fn generating<'g>(args: &JudgeArgs, model: &Model, local: Local<'g>) -> Result<GeneratingJudge<'g>> {
+    let most = local.max_length;
+    let max_new_tokens = args.max_tokens.map_or((Defaults::JUDGE_MAX_TOKENS as usize).min(most / 2), |n| n as usize);
+    if max_new_tokens >= most {
+        let reason = format!(
+            "{max_new_tokens} leaves no room for a question: they have {most} positions together (--max-length)"
+        );
+        return Err(Error::flag("max-tokens", reason));
+    }
     let settings = GenerateSettings {
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
-        max_new_tokens: args.max_tokens.unwrap_or(Defaults::JUDGE_MAX_TOKENS) as usize,
+        max_new_tokens,
         seed: 0,
         eos: model.stop_ids(&local.tokenizer)?,
         with_lora: true,

@@ -266,7 +266,8 @@ impl Endpoint {
                 && in_json
             {
                 if self.settings.answer_format == AnswerFormat::Json {
-                    let reason = format!("json: the endpoint does not take `response_format` ({reason}): auto or letter");
+                    let reason =
+                        format!("json: the endpoint does not take `response_format` ({reason}): auto or letter");
                     return say(Err(Error::flag("answer-format", reason)));
                 }
                 self.takes_no_format.store(true, Ordering::Relaxed);

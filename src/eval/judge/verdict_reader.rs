@@ -5,12 +5,15 @@
 //! by a grammar of what verdicts look like, never by which letters occur: a sentence that the grammar does not know says nothing. So what is
 //! not certain is no answer, and a row is left out rather than turned around.
 
+#[cfg(test)]
+mod cases;
 mod json;
 mod plain;
 mod statement;
 #[cfg(test)]
 mod tests;
 mod thoughts;
+mod words;
 
 pub use thoughts::opens_thoughts;
 
@@ -53,6 +56,9 @@ impl NoVerdict {
 
 /// Bytes at an answer's end that are read: a verdict is there, and the reader takes time for what is before it.
 const MOST_BYTES: usize = 256 << 10;
+
+/// Bytes of a line that goes on in the next.
+const MOST_JOINED: usize = 500;
 
 /// Reads an answer that ended by itself.
 ///
@@ -150,7 +156,8 @@ fn sentences(text: &str, all: &mut Vec<Unit>) {
         if is_heading && !begun.is_empty() {
             push(&std::mem::take(&mut begun), false, is_paragraph, all);
         }
-        let bullet = if begun.is_empty() { None } else { ["- ", "> ", "* ", "+ "].iter().find_map(|b| trimmed.strip_prefix(b)) };
+        let bullet =
+            if begun.is_empty() { None } else { ["- ", "> ", "* ", "+ "].iter().find_map(|b| trimmed.strip_prefix(b)) };
         let mut parts = split(bullet.unwrap_or(trimmed).trim());
         let last = parts.pop().unwrap_or_default();
         for part in parts {
@@ -159,7 +166,7 @@ fn sentences(text: &str, all: &mut Vec<Unit>) {
         let whole = std::mem::take(&mut begun) + last;
         let found = tokens(&whole);
         let is_open = found.last() == Some(&Token::Colon);
-        if is_open || is_label(&found) && !is_finished(&whole) {
+        if whole.len() < MOST_JOINED && (is_open || is_label(&found) && !is_finished(&whole)) {
             begun = whole + if is_open { " " } else { ": " };
             continue;
         }
@@ -212,7 +219,8 @@ fn split(line: &str) -> Vec<&str> {
 
 /// The last verdict, if it is certain.
 fn decide(units: &[Unit]) -> Option<Choice> {
-    let said: Vec<Statement> = (0..units.len()).map(|i| if stands(units, i) { units[i].said } else { Statement::Nothing }).collect();
+    let said: Vec<Statement> =
+        (0..units.len()).map(|i| if stands(units, i) { units[i].said } else { Statement::Nothing }).collect();
     let last = said.iter().rposition(|said| matches!(said, Statement::Verdict(..)))?;
     let choice = units[last].choice()?;
     let all_bare = units[last].is_heading && units[last].is_bare();
@@ -231,7 +239,10 @@ fn decide(units: &[Unit]) -> Option<Choice> {
 fn stands(units: &[Unit], i: usize) -> bool {
     let Some(before) = i.checked_sub(1).map(|before| &units[before]) else { return true };
     // "The loser is\n[[A]]".
-    if units[i].tokens.first().is_some_and(|token| matches!(token, Token::Mark(_))) && !before.is_finished && before.has_doubt() {
+    if units[i].tokens.first().is_some_and(|token| matches!(token, Token::Mark(_)))
+        && !before.is_finished
+        && before.has_doubt()
+    {
         return false;
     }
     if matches!(units[i].said, Statement::Verdict(_, Form::Marked)) || before.choice().is_some() {

@@ -115,7 +115,15 @@ fn error_text(bytes: &[u8]) -> (String, String) {
 /// Whether an error is about `response_format`.
 fn names_format(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes).to_lowercase();
-    let names = ["response_format", "response format", "json_schema", "json schema", "structured output", "guided_json", "guided decoding"];
+    let names = [
+        "response_format",
+        "response format",
+        "json_schema",
+        "json schema",
+        "structured output",
+        "guided_json",
+        "guided decoding",
+    ];
     names.iter().any(|name| text.contains(name))
 }
 
@@ -150,9 +158,16 @@ impl Ended {
     fn of(finish_reason: &Value) -> Self {
         let reason = finish_reason.as_str().unwrap_or_default().to_lowercase();
         match reason.as_str() {
-            "" | "stop" | "eos" | "eos_token" | "end_turn" | "end_of_turn" | "stop_sequence" | "stop_token" | "end" | "complete"
-            | "completed" | "finish" | "finished" | "done" | "tool_calls" | "function_call" | "null" => Self::Whole,
-            "length" | "max_tokens" | "max_output_tokens" | "max_completion_tokens" | "model_length" | "token_limit" => Self::Cut,
+            "" | "stop" | "eos" | "eos_token" | "end_turn" | "end_of_turn" | "stop_sequence" | "stop_token" | "end"
+            | "complete" | "completed" | "finish" | "finished" | "done" | "tool_calls" | "function_call" | "null" => {
+                Self::Whole
+            }
+            "length"
+            | "max_tokens"
+            | "max_output_tokens"
+            | "max_completion_tokens"
+            | "model_length"
+            | "token_limit" => Self::Cut,
             _ => Self::Stopped,
         }
     }
@@ -163,7 +178,8 @@ fn read_choice(choice: &Value) -> Answer {
     let message = &choice["message"];
     let (text, has_refusal) = text_of(&message["content"]);
     let is_said = |value: &Value| value.as_str().is_some_and(|text| !text.trim().is_empty());
-    let is_called = message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty()) || message["function_call"].is_object();
+    let is_called =
+        message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty()) || message["function_call"].is_object();
     let ended = Ended::of(&choice["finish_reason"]);
     let why = match &text {
         _ if has_refusal || is_said(&message["refusal"]) => NoVerdict::Refusal,

@@ -8,13 +8,41 @@ use crate::eval::judge::Choice;
 
 /// Fields that name the better side, without case, spaces and underscores.
 const BETTER: &[&str] = &[
-    "winner", "verdict", "finalverdict", "answer", "finalanswer", "choice", "finalchoice", "better", "best", "betteroutput",
-    "betterresponse", "betteranswer", "bestoutput", "bestresponse", "preferred", "preferredoutput", "preferredresponse", "preference",
-    "decision", "finaldecision", "result", "judgment", "judgement", "finaljudgment", "selected", "selection", "chosen", "output", "pick",
-    "winningoutput", "winningresponse",
+    "winner",
+    "verdict",
+    "finalverdict",
+    "answer",
+    "finalanswer",
+    "choice",
+    "finalchoice",
+    "better",
+    "best",
+    "betteroutput",
+    "betterresponse",
+    "betteranswer",
+    "bestoutput",
+    "bestresponse",
+    "preferred",
+    "preferredoutput",
+    "preferredresponse",
+    "preference",
+    "decision",
+    "finaldecision",
+    "result",
+    "judgment",
+    "judgement",
+    "finaljudgment",
+    "selected",
+    "selection",
+    "chosen",
+    "output",
+    "pick",
+    "winningoutput",
+    "winningresponse",
 ];
 /// Fields that name the worse one.
-const WORSE: &[&str] = &["loser", "worse", "worst", "rejected", "worseoutput", "worseresponse", "losingoutput", "losingresponse"];
+const WORSE: &[&str] =
+    &["loser", "worse", "worst", "rejected", "worseoutput", "worseresponse", "losingoutput", "losingresponse"];
 
 /// A part of an answer.
 #[derive(Debug, PartialEq)]
@@ -59,7 +87,8 @@ impl Fields {
     /// What the fields of these names say: `None` where there is none of them, `Some(None)` where they don't agree or don't say.
     fn named(&self, names: &[&str]) -> Option<Option<Choice>> {
         let name = |name: &str| name.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_lowercase();
-        let values = self.0.iter().filter(|(field, _)| names.contains(&name(field).as_str())).map(|(_, value)| side(value));
+        let values =
+            self.0.iter().filter(|(field, _)| names.contains(&name(field).as_str())).map(|(_, value)| side(value));
         values.reduce(|a, b| if a == b { a } else { None })
     }
 

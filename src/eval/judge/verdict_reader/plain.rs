@@ -7,18 +7,41 @@ pub const MARKED: [char; 2] = ['\u{1}', '\u{2}'];
 
 /// LaTeX commands that change how their argument looks, and nothing else.
 const LOOKS: &[&str] = &[
-    "text", "textbf", "textit", "textrm", "textsf", "texttt", "mathbf", "mathrm", "mathit", "mathsf", "mathtt", "bf", "emph",
+    "text",
+    "textbf",
+    "textit",
+    "textrm",
+    "textsf",
+    "texttt",
+    "mathbf",
+    "mathrm",
+    "mathit",
+    "mathsf",
+    "mathtt",
+    "bf",
+    "emph",
     "underline",
 ];
 /// Elements that hold a final answer.
 const ANSWERS: &[&str] = &[
-    "answer", "final_answer", "finalanswer", "final", "verdict", "final_verdict", "choice", "result", "winner", "decision", "judgment",
-    "judgement", "preference", "response",
+    "answer",
+    "final_answer",
+    "finalanswer",
+    "final",
+    "verdict",
+    "final_verdict",
+    "choice",
+    "result",
+    "winner",
+    "decision",
+    "judgment",
+    "judgement",
+    "preference",
+    "response",
 ];
 /// Elements that change how their text looks, and those that begin a line.
 const INLINE: &[&str] = &["b", "strong", "i", "em", "u", "span", "mark", "code", "center", "big"];
-const LINES: &[&str] =
-    &["p", "br", "br/", "div", "li", "ul", "ol", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "hr"];
+const LINES: &[&str] = &["p", "br", "br/", "div", "li", "ul", "ol", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "hr"];
 
 /// Replaces characters by those of ASCII that mean the same here. What is invisible is left out.
 fn ascii(text: &str) -> String {
@@ -32,7 +55,9 @@ fn ascii(text: &str) -> String {
             '\u{2028}' | '\u{2029}' | '\u{85}' | '\u{b}' | '\u{c}' => out.push('\n'),
             '【' | '〔' | '〖' => out.push('['),
             '】' | '〕' | '〗' => out.push(']'),
-            '「' | '」' | '『' | '』' | '《' | '》' | '〈' | '〉' | '“' | '”' | '„' | '″' | '«' | '»' => out.push('"'),
+            '「' | '」' | '『' | '』' | '《' | '》' | '〈' | '〉' | '“' | '”' | '„' | '″' | '«' | '»' => {
+                out.push('"')
+            }
             '‘' | '’' | '‚' | '′' | '´' => out.push('\''),
             '。' | '｡' => out.push_str(". "),
             '、' => out.push(','),

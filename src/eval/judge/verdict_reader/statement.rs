@@ -2,6 +2,9 @@
 //! nothing, so that no negation, condition or comparison is taken for a verdict because nobody thought of it.
 
 use super::plain::MARKED;
+use super::words::{
+    BETTER, CLOSING, DECIDES, DOUBTS, FOREIGN, GROUNDS, LABELS, LEADS, NOUNS, PREDICATE, REASONS, TIE, TIED, VERBS, has,
+};
 use crate::eval::judge::Choice;
 
 /// What a sentence says.
@@ -56,93 +59,6 @@ impl Token {
     }
 }
 
-/// Names of what is compared, before its letter.
-const NOUNS: &[&str] = &[
-    "output", "response", "answer", "option", "choice", "candidate", "assistant", "model", "completion", "reply", "text", "summary",
-    "version", "system", "agent", "solution", "translation", "outputs", "responses", "answers", "continuation", "generation", "chatbot",
-    "letter",
-];
-/// Words that may stand before a side and leave the meaning alone. Several are nouns of [`NOUNS`], which are allowed as well.
-const LEADS: &[&str] = &[
-    "the", "final", "verdict", "is", "my", "our", "so", "therefore", "thus", "hence", "overall", "i", "we", "choose", "chose", "pick",
-    "picked", "select", "selected", "prefer", "favor", "favour", "go", "going", "vote", "for", "with", "would", "will", "say", "think",
-    "believe", "conclude", "judge", "that", "better", "best", "one", "preferred", "winner", "winning", "decision", "judgment",
-    "judgement", "result", "conclusion", "chosen", "preference", "of", "two", "these", "it's", "it", "i'd", "i'll", "be", "must",
-    "clearly", "definitely", "certainly", "clear", "sure", "ok", "okay", "yes", "correct", "here", "evaluation", "assessment", "json",
-    "selection", "superior", "finally", "ultimately", "and", "consequently", "accordingly",
-];
-/// Words of which one, with a colon, makes a label.
-const LABELS: &[&str] = &[
-    "answer", "verdict", "choice", "winner", "decision", "judgment", "judgement", "conclusion", "result", "preference", "selection",
-    "better", "best", "preferred", "pick", "chosen", "overall", // Labels of other languages, whole.
-    "答案", "最终答案", "最終答案", "结论", "結論", "裁决", "判决", "最终裁决", "最终判决", "最终结论", "判断", "最终判断", "选择", "最终选择", "回答", "答え", "判定", "정답", "답변", "결론", "antwort",
-    "ergebnis", "urteil", "fazit", "entscheidung", "réponse", "verdit", "conclusión", "respuesta", "veredicto", "resposta", "risposta",
-    "verdetto", "ответ", "вердикт", "вывод", "odpowiedź", "werdykt", "antwoord", "svar",
-];
-/// Words of labels in other languages that are none alone.
-const FOREIGN: &[&str] = &[
-    "最终答案是", "答案是", "答案为", "我选择", "我的答案是", "endgültige", "endgültiges", "finale", "finaler", "la", "mi", "ma", "meine", "final",
-];
-/// Words that a verdict about a side begins with.
-const VERBS: &[&str] = &[
-    "is", "was", "wins", "answers", "follows", "does", "performs", "remains", "would", "comes", "scores", "provides", "gives", "has",
-    "offers", "it's",
-];
-/// Words of a verdict about a side.
-const PREDICATE: &[&str] = &[
-    "is", "was", "wins", "answers", "follows", "does", "performs", "remains", "be", "the", "a", "better", "best", "one", "overall",
-    "clearly", "definitely", "much", "slightly", "marginally", "significantly", "somewhat", "far", "by", "clear", "strongly", "winner",
-    "preferred", "preferable", "superior", "here", "my", "choice", "output", "response", "answer", "option", "its", "own", "instruction",
-    "instructions", "task", "prompt", "question", "correctly", "of", "two", "these", "outputs", "responses", "answers", "certainly",
-    "considerably", "substantially", "obviously", "simply", "would", "pick", "verdict", "comparison", "therefore", "thus", "hence",
-    "assistant",
-];
-/// Words of which one makes a verdict about a side.
-const BETTER: &[&str] = &["better", "best", "wins", "winner", "preferred", "preferable", "superior", "winning"];
-/// Words of a tie.
-const TIE: &[&str] = &[
-    "it's", "it", "is", "are", "the", "they", "both", "outputs", "responses", "answers", "two", "a", "tie", "tied", "draw", "equal",
-    "equally", "good", "well", "of", "in", "quality", "and", "as", "options", "bad", "strong", "these", "there", "all", "assistants",
-    "completely", "perfectly", "identical", "verdict", "declare", "call", "would",
-];
-/// Words of which one makes a tie.
-const TIED: &[&str] = &["tie", "tied", "draw", "equal", "equally"];
-/// Words that an explanation behind a verdict begins with.
-const REASONS: &[&str] = &[
-    "because", "since", "as", "due", "it", "it's", "its", "this", "the", "explanation", "reason", "reasons", "reasoning", "rationale",
-    "justification", "why", "here", "here's", "note", "confidence", "feedback", "comment",
-];
-/// Words of polite endings.
-const CLOSING: &[&str] = &[
-    "i", "hope", "this", "that", "helps", "help", "let", "me", "know", "if", "you", "have", "any", "questions", "question", "need",
-    "further", "more", "assistance", "anything", "else", "feel", "free", "to", "ask", "thank", "thanks", "your", "for", "please",
-    "happy", "glad", "nice", "great", "good", "day", "a", "an", "regards", "would", "like", "can", "could", "clarification", "details",
-    "cheers", "was", "helpful", "or", "the", "judge", "welcome", "you're",
-];
-/// Words that may turn a verdict around, or put it into doubt.
-const DOUBTS: &[&str] = &[
-    "not", "no", "never", "neither", "nor", "none", "without", "cannot", "cant", "dont", "doesnt", "isnt", "wont", "worse", "worst",
-    "inferior", "weaker", "weakest", "lesser", "least", "less", "loser", "loses", "lost", "losing", "lose", "loss", "reject",
-    "rejected", "rejects", "rejecting", "discard", "discarded", "wrong", "wrongly", "incorrect", "incorrectly", "bad", "poor",
-    "poorer", "poorest", "fails", "fail", "failed", "mistake", "mistaken", "error", "errors", "instead", "rather", "than", "over",
-    "other", "another", "latter", "former", "but", "however", "although", "though", "while", "whereas", "yet", "except", "unless",
-    "if", "could", "should", "might", "may", "maybe", "perhaps", "possibly", "unsure", "uncertain", "actually", "wait", "hm", "hmm",
-    "reconsider", "reconsidering", "reconsidered", "correction", "corrected", "sorry", "apologies", "apologize", "apologise", "oops",
-    "reflection", "scratch", "second", "first", "again", "changed", "change", "revise", "revised", "opposite", "reverse", "reversed",
-    "swap", "swapped", "switch", "switched", "kidding", "joke", "joking", "ironically", "ignore", "ignores", "ignoring", "disregard",
-    "false", "untrue", "deny", "refuse", "avoid", "eliminate", "eliminated", "exclude", "excluded", "excluding", "dispreferred",
-    "flipped", "flip", "tie", "tied", "equal", "equally", "both", "either", "bottom", "last", "dislike", "disagree", "doubt", "unlike",
-    "hardly", "contrary", "beats", "initial", "initially", "preliminary", "tentative", "tentatively", "earlier", "previously", "until", "new",
-    "updated", "lacks", "lack", "misses", "omits", "forgets", "flawed",
-];
-/// Words by which an explanation that names no side may decide anew.
-const DECIDES: &[&str] = &[
-    "winner", "verdict", "prefer", "preferred", "preference", "choose", "chosen", "choice", "pick", "select", "selected", "decision",
-    "number", "judgment",
-];
-/// Words that begin a clause before a verdict in which anything may be said that is no doubt.
-const GROUNDS: &[&str] =
-    &["based", "considering", "given", "after", "comparing", "looking", "weighing", "evaluating", "upon", "having", "taking"];
 /// Phrases that may be left out.
 const PHRASES: &[&[&str]] = &[
     &["in", "my", "opinion"],
@@ -167,11 +83,11 @@ const DECOR: &str = "*_`#\"'.!•●▪◦·★⭐🌟🥇🔹🔸✅✔☑🏆�
 
 /// Whether a word may turn a verdict around.
 pub fn is_doubt(word: &str) -> bool {
-    DOUBTS.contains(&word) || word.ends_with("n't")
+    has(DOUBTS, word) || word.ends_with("n't")
 }
 
 fn is_lead(word: &str) -> bool {
-    LEADS.contains(&word) || NOUNS.contains(&word) || LABELS.contains(&word) || FOREIGN.contains(&word)
+    has(LEADS, word) || has(NOUNS, word) || has(LABELS, word) || has(FOREIGN, word)
 }
 
 /// Splits a sentence, or several, into tokens.
@@ -220,7 +136,9 @@ fn piece(rest: &str, c: char, is_first: bool) -> (Option<Token>, usize) {
     }
     let length = c.len_utf8();
     let token = match c {
-        _ if rest.starts_with("...") => return (Some(Token::Other('…')), rest.len() - rest.trim_start_matches('.').len()),
+        _ if rest.starts_with("...") => {
+            return (Some(Token::Other('…')), rest.len() - rest.trim_start_matches('.').len());
+        }
         ' ' | '\n' => None,
         ':' | '→' | '⇒' | '=' => Some(Token::Colon),
         '?' => Some(Token::Question),
@@ -288,14 +206,16 @@ pub fn inside(text: &str) -> Option<Choice> {
 fn name_sides(all: Vec<Token>) -> Vec<Token> {
     let mut named: Vec<Token> = Vec::with_capacity(all.len());
     for (i, token) in all.iter().enumerate() {
-        let noun = matches!(named.last(), Some(Token::Word(word)) if NOUNS.contains(&word.as_str()));
+        let noun = matches!(named.last(), Some(Token::Word(word)) if has(NOUNS, word.as_str()));
         let side = match token {
             Token::Letter(side, is_capital) => {
                 let is_side = *side == Choice::B || noun && *is_capital || is_followed_as_side(all.get(i + 1));
                 is_side.then_some(*side)
             }
             // output_a
-            Token::Word(word) => word.rsplit_once('_').filter(|(noun, _)| NOUNS.contains(noun)).and_then(|(_, l)| letter(l)),
+            Token::Word(word) => {
+                word.rsplit_once('_').filter(|(noun, _)| has(NOUNS, noun)).and_then(|(_, l)| letter(l))
+            }
             Token::Side(side) => Some(*side),
             _ => None,
         };
@@ -318,7 +238,7 @@ fn name_sides(all: Vec<Token>) -> Vec<Token> {
 fn is_followed_as_side(next: Option<&Token>) -> bool {
     let joins = ["because", "since", "over", "to", "than", "and", "or"];
     match next {
-        Some(Token::Word(word)) => VERBS.contains(&word.as_str()) || joins.contains(&word.as_str()),
+        Some(Token::Word(word)) => has(VERBS, word.as_str()) || joins.contains(&word.as_str()),
         Some(Token::Letter(..) | Token::Side(_) | Token::Mark(_)) => false,
         _ => true,
     }
@@ -378,7 +298,8 @@ pub fn statement(tokens: &[Token]) -> Statement {
             _ => false,
         }
     };
-    let reason = tokens.iter().enumerate().skip(first_side).find(|found| is_reason(*found)).map_or(tokens.len(), |(i, _)| i);
+    let reason =
+        tokens.iter().enumerate().skip(first_side).find(|found| is_reason(*found)).map_or(tokens.len(), |(i, _)| i);
     let (said, reason) = tokens.split_at(reason);
     let found = of_clauses(said);
     match found {
@@ -391,9 +312,9 @@ pub fn statement(tokens: &[Token]) -> Statement {
 fn of_mark(tokens: &[Token], at: usize) -> Statement {
     let (before, after) = (&tokens[..at], &tokens[at + 1..]);
     let Token::Mark(Some(choice)) = tokens[at] else { return Statement::Nothing };
-    let is_labelled = words(before).all(is_lead) || words(before).any(|word| LABELS.contains(&word));
+    let is_labelled = words(before).all(is_lead) || words(before).any(|word| has(LABELS, word));
     let is_free = sides(before).iter().all(|(_, side)| *side == choice);
-    let is_doubt = |word: &str| is_doubt(word) && !(choice == Choice::Tie && TIE.contains(&word));
+    let is_doubt = |word: &str| is_doubt(word) && !(choice == Choice::Tie && has(TIE, word));
     if is_labelled && is_free && !words(before).any(is_doubt) && explains(after, choice) {
         return Statement::Verdict(choice, Form::Marked);
     }
@@ -406,13 +327,19 @@ fn of_clauses(tokens: &[Token]) -> Statement {
     let mut lead: Vec<Token> = Vec::new();
     let clauses: Vec<&[Token]> = tokens.split(|token| *token == Token::Comma).collect();
     for (i, clause) in clauses.iter().enumerate() {
-        let is_ground = words(clause).next().is_some_and(|word| GROUNDS.contains(&word));
+        let is_ground = words(clause).next().is_some_and(|word| has(GROUNDS, word));
         let is_free = |word: &str| !is_doubt(word) || word == "both";
-        if clause.is_empty() || is_ground && i + 1 < clauses.len() && sides(clause).is_empty() && words(clause).all(is_free) {
+        if clause.is_empty()
+            || is_ground && i + 1 < clauses.len() && sides(clause).is_empty() && words(clause).all(is_free)
+        {
             continue;
         }
         // "Therefore, the verdict is, clearly, (a)".
-        if sides(clause).is_empty() && words(clause).all(is_lead) && found == Statement::Nothing && i + 1 < clauses.len() {
+        if sides(clause).is_empty()
+            && words(clause).all(is_lead)
+            && found == Statement::Nothing
+            && i + 1 < clauses.len()
+        {
             lead.extend_from_slice(clause);
             continue;
         }
@@ -444,7 +371,7 @@ fn of_clause(tokens: &[Token]) -> Statement {
 
 /// A clause about one side.
 fn of_side(before: &[Token], side: Choice, after: &[Token]) -> Statement {
-    let known = |word: &str| is_lead(word) || PREDICATE.contains(&word);
+    let known = |word: &str| is_lead(word) || has(PREDICATE, word);
     let negates = |word: &str| is_doubt(word);
     if words(before).chain(words(after)).any(negates) {
         let all = words(before).chain(words(after)).all(|word| known(word) || negates(word));
@@ -452,14 +379,15 @@ fn of_side(before: &[Token], side: Choice, after: &[Token]) -> Statement {
     }
     let asks = words(before).next().is_some_and(|word| ["is", "would", "will", "be", "must"].contains(&word));
     // "So is (a)": what is, was said before.
-    let has_subject = |word: &str| NOUNS.contains(&word) || LABELS.contains(&word) || ["one", "it", "that"].contains(&word);
-    let lacks_subject = matches!(before.last().and_then(Token::word), Some("is" | "be")) && !words(before).any(has_subject);
+    let has_subject = |word: &str| has(NOUNS, word) || has(LABELS, word) || ["one", "it", "that"].contains(&word);
+    let lacks_subject =
+        matches!(before.last().and_then(Token::word), Some("is" | "be")) && !words(before).any(has_subject);
     if !words(before).all(is_lead) || asks || lacks_subject {
         return Statement::Nothing;
     }
     if after.is_empty() {
-        let is_label = before.contains(&Token::Colon) && words(before).any(|word| LABELS.contains(&word));
-        let is_bare = words(before).all(|word| word == "the" || NOUNS.contains(&word));
+        let is_label = before.contains(&Token::Colon) && words(before).any(|word| has(LABELS, word));
+        let is_bare = words(before).all(|word| word == "the" || has(NOUNS, word));
         let form = match (is_label, is_bare) {
             (true, _) => Form::Marked,
             (false, true) => Form::Bare,
@@ -467,9 +395,9 @@ fn of_side(before: &[Token], side: Choice, after: &[Token]) -> Statement {
         };
         return Statement::Verdict(side, form);
     }
-    let is_verdict = words(after).next().is_some_and(|word| VERBS.contains(&word))
-        && after.iter().all(|token| token.word().is_some_and(|word| PREDICATE.contains(&word)))
-        && words(after).any(|word| BETTER.contains(&word));
+    let is_verdict = words(after).next().is_some_and(|word| has(VERBS, word))
+        && after.iter().all(|token| token.word().is_some_and(|word| has(PREDICATE, word)))
+        && words(after).any(|word| has(BETTER, word));
     if is_verdict { Statement::Verdict(side, Form::Sentence) } else { Statement::Nothing }
 }
 
@@ -486,7 +414,7 @@ fn of_both(before: &[Token], first: Choice, between: &[Token], after: &[Token]) 
         _ => false,
     };
     let is_verdict = ["is", "was", "answers", "performs", "does"].contains(verb)
-        && middle.iter().all(|word| PREDICATE.contains(word))
+        && middle.iter().all(|word| has(PREDICATE, word))
         && words(before).all(is_lead)
         && !words(before).next().is_some_and(|word| word == "is")
         && after.is_empty();
@@ -496,9 +424,11 @@ fn of_both(before: &[Token], first: Choice, between: &[Token], after: &[Token]) 
 /// A clause that says that both are equal, without their names.
 fn tie(before: &[Token], after: &[Token]) -> Statement {
     let all = || words(before).chain(words(after));
-    let is_tie = all().all(|word| TIE.contains(&word) || is_lead(word)) && all().any(|word| TIED.contains(&word));
+    let is_tie = all().all(|word| has(TIE, word) || is_lead(word)) && all().any(|word| has(TIED, word));
     match is_tie {
-        true => Statement::Verdict(Choice::Tie, if before.contains(&Token::Colon) { Form::Marked } else { Form::Sentence }),
+        true => {
+            Statement::Verdict(Choice::Tie, if before.contains(&Token::Colon) { Form::Marked } else { Form::Sentence })
+        }
         false => Statement::Nothing,
     }
 }
@@ -509,11 +439,11 @@ fn explains(tokens: &[Token], choice: Choice) -> bool {
         [Token::Comma, rest @ ..] => rest,
         all => all,
     };
-    tokens.is_empty() || words(tokens).next().is_some_and(|word| REASONS.contains(&word)) && is_harmless(tokens, choice)
+    tokens.is_empty() || words(tokens).next().is_some_and(|word| has(REASONS, word)) && is_harmless(tokens, choice)
 }
 
 fn is_harmless(tokens: &[Token], choice: Choice) -> bool {
-    let decides = |word: &str| DECIDES.contains(&word) && sides(tokens).is_empty();
+    let decides = |word: &str| has(DECIDES, word) && sides(tokens).is_empty();
     let is_harmless = |token: &Token| match token {
         Token::Side(side) => *side == choice,
         Token::Word(word) => !is_doubt(word) && !decides(word),
@@ -525,7 +455,8 @@ fn is_harmless(tokens: &[Token], choice: Choice) -> bool {
 
 /// Whether a sentence behind a verdict leaves it alone: a polite ending, an explanation, or more about the same side.
 pub fn is_quiet(tokens: &[Token], choice: Choice) -> bool {
-    let is_closing = !tokens.contains(&Token::Question) && sides(tokens).is_empty() && words(tokens).all(|w| CLOSING.contains(&w));
+    let is_closing =
+        !tokens.contains(&Token::Question) && sides(tokens).is_empty() && words(tokens).all(|w| has(CLOSING, w));
     let is_known = |token: &Token| !matches!(token, Token::Mark(_) | Token::Other(_));
     let about = !sides(tokens).is_empty() && is_harmless(tokens, choice);
     tokens.is_empty() || is_closing && tokens.iter().all(is_known) || explains(tokens, choice) || about
@@ -533,7 +464,8 @@ pub fn is_quiet(tokens: &[Token], choice: Choice) -> bool {
 
 /// Whether a question before a verdict asks for it.
 pub fn asks_for_verdict(tokens: &[Token]) -> bool {
-    let asks = |word: &str| is_lead(word) || PREDICATE.contains(&word) || ["which", "what", "who", "question"].contains(&word);
+    let asks =
+        |word: &str| is_lead(word) || has(PREDICATE, word) || ["which", "what", "who", "question"].contains(&word);
     tokens.iter().all(|token| match token {
         Token::Word(word) => asks(word),
         Token::Question | Token::Comma | Token::Colon => true,
@@ -544,16 +476,19 @@ pub fn asks_for_verdict(tokens: &[Token]) -> bool {
 /// Whether a line without a full stop names what follows it: "Final verdict".
 pub fn is_label(tokens: &[Token]) -> bool {
     sides(tokens).is_empty()
-        && words(tokens).any(|word| LABELS.contains(&word))
+        && words(tokens).any(|word| has(LABELS, word))
         && tokens.iter().all(|token| matches!(token, Token::Colon) || token.word().is_some_and(is_lead))
 }
 
 /// Whether a sentence may turn around what follows it, or goes on in it.
 pub fn may_turn(tokens: &[Token], is_finished: bool) -> bool {
-    let goes_on = ["is", "are", "be", "was", "the", "of", "to", "for", "and", "or", "with", "by", "than", "as", "that", "say", "choose"];
+    let goes_on = [
+        "is", "are", "be", "was", "the", "of", "to", "for", "and", "or", "with", "by", "than", "as", "that", "say",
+        "choose",
+    ];
     let dangles = !is_finished && tokens.last().and_then(Token::word).is_some_and(|word| goes_on.contains(&word));
     // "Worse." is about what follows, a long sentence that is finished is not.
     let is_short = words(tokens).count() <= 6;
-    let doubts = words(tokens).any(|word| is_doubt(word) && (!is_finished || is_short && !TIED.contains(&word)));
+    let doubts = words(tokens).any(|word| is_doubt(word) && (!is_finished || is_short && !has(TIED, word)));
     dangles || doubts || tokens.iter().any(|token| matches!(token, Token::Other('<')))
 }

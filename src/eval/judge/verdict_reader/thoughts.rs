@@ -120,7 +120,10 @@ mod tests {
             ("◁think▷é◁/think▷y", Some("y")),
             ("<seed:think>x</seed:think>y", Some("y")),
             ("<|START_THINKING|>x<|END_THINKING|>y", Some("y")),
-            ("<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final<|message|>y<|return|>", Some("y")),
+            (
+                "<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final<|message|>y<|return|>",
+                Some("y"),
+            ),
             ("<|channel|>final <|constrain|>json<|message|>y", Some("y")),
             ("analysisWe look at both.assistantfinaly", Some("y")),
             ("Analysis: of both", Some("Analysis: of both")),
