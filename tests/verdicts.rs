@@ -388,12 +388,29 @@ fn a_local_model_may_write_its_answer() {
         answers[1]
     );
     assert!(answers[1]["usage"]["completion_tokens"].as_u64().is_some_and(|n| (1..=12).contains(&n)), "{}", answers[1]);
+    // A template that opens a thought: what is written is a thought until it is closed, and a first letter is none of the answer.
+    s.write("thinks.jinja", "{{ messages[0].content }}<think>\n");
+    let thinks = [&judge[..], &["--chat-template", "thinks.jinja"]].concat();
+    let ran = run(
+        &s,
+        &[&thinks[..], &["--answer", "generate", "--max-tokens", "12", "--output-dir", "two", "--json"]].concat(),
+    )
+    .ok();
+    assert_eq!(ran.lines()[0]["cut"], 2, "{}", ran.stdout);
+    assert!(lines(&s, "two/answers.jsonl")[1]["text"].as_str().unwrap().starts_with("<think>"));
+    for (judge, more, is_told) in [
+        (&thinks[..], &["--output-dir", "three"][..], true),
+        (&judge[..], &["--output-dir", "four", "--template", "none"][..], false),
+    ] {
+        let ran = run(&s, &[judge, more].concat()).ok();
+        assert_eq!(ran.stderr.contains("thinks before it answers"), is_told, "{}", ran.stderr);
+    }
     s.refused(
-        &[&judge[..], &["--max-tokens", "3", "--output-dir", "three"]].concat(),
+        &[&judge[..], &["--max-tokens", "3", "--output-dir", "five"]].concat(),
         &["--max-tokens", "--answer generate"],
     );
     s.refused(
-        &[&judge[..], &["--answer", "generate", "--max-tokens", "100000", "--output-dir", "three"]].concat(),
+        &[&judge[..], &["--answer", "generate", "--max-tokens", "100000", "--output-dir", "five"]].concat(),
         &["--max-tokens", "positions"],
     );
 }
