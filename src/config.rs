@@ -171,8 +171,12 @@ impl Defaults {
     pub const SAVE_TOTAL_LIMIT: usize = 2;
     /// Tokens a forward pass when nothing is saved for a backward one.
     pub const SCORE_TOKENS: usize = 4096;
-    /// Tokens of a judge's answer.
-    pub const JUDGE_MAX_TOKENS: u32 = 16;
+    /// Tokens of a judge's answer, with the thoughts before it.
+    pub const JUDGE_MAX_TOKENS: u32 = 1024;
+    /// Tokens of a judge's answer in JSON, which has one field.
+    pub const JUDGE_MAX_TOKENS_JSON: u32 = 64;
+    /// Tokens of a judge's answer that is a side alone.
+    pub const JUDGE_MAX_TOKENS_LETTER: u32 = 16;
     /// Questions to an endpoint at a time.
     pub const JUDGE_CONCURRENCY: usize = 8;
     /// How often a question is asked again.

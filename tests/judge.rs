@@ -107,7 +107,7 @@ fn an_endpoint_judges_both_orders() {
         assert!(request.head.starts_with("POST /v1/chat/completions HTTP/1.1"), "{}", request.head);
         assert!(request.head.to_lowercase().contains(&format!("authorization: bearer {KEY}")), "{}", request.head);
         assert_eq!((&request.body["model"], &request.body["temperature"]), (&json!("m"), &json!(0.0)));
-        assert_eq!(request.body["max_tokens"], 16);
+        assert_eq!(request.body["max_tokens"], 1024);
     }
     for row in lines(&s, "out/annotated.jsonl") {
         let [x, y] = ["response_0", "response_1"].map(|n| row[n].as_str().unwrap().trim().parse::<u32>().unwrap());

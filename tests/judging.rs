@@ -19,6 +19,7 @@ use jointwise::eval::journal::{ANSWERS, Journal};
 use jointwise::eval::judge::grader::Grader;
 use jointwise::eval::judge::person::{Person, Press, Screen};
 use jointwise::eval::judge::prompt::Prompt;
+use jointwise::eval::judge::verdict_reader::read_verdict;
 use jointwise::eval::judge::{Answer, Choice, Judge, Order, Question, Reply, Verdict, is_flip};
 use jointwise::eval::statistics::{Resampler, Units, kappa, quantile, share};
 use jointwise::eval::strata::{Preference, Stratum, draw};
@@ -108,7 +109,7 @@ fn answers_are_read_and_not_guessed() {
         ("", None),
         ("42", None),
     ] {
-        assert_eq!(Choice::parse(text), expected, "{text}");
+        assert_eq!(read_verdict(text).ok(), expected, "{text}");
     }
 }
 

@@ -19,7 +19,7 @@ use crate::train::schedule::Shape;
 
 pub use evaluate::EvaluateArgs;
 pub use file::{from_table, with_config};
-pub use judge::{AskArgs, InterplayArgs, JudgeArgs, StratumArg};
+pub use judge::{AnswerArg, AskArgs, InterplayArgs, JudgeArgs, StratumArg};
 pub use study::StudyArgs;
 
 /// Preference tuning of language models on any GPU.

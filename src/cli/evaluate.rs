@@ -324,7 +324,13 @@ impl Evaluate<'_> {
         endpoint: Option<&Endpoint>,
         rows: &[Comparison],
     ) -> Result<Option<(String, Acquired)>> {
-        let task = Task { args: self.judge_args, out: self.folder.dir(), comparisons: rows, stop: self.stop };
+        let task = Task {
+            args: self.judge_args,
+            out: self.folder.dir(),
+            comparisons: rows,
+            stop: self.stop,
+            flag: EvaluateArgs::flag,
+        };
         if self.args.ask.estimate {
             return task.estimate(endpoint, &questions(rows)).map(|()| None);
         }

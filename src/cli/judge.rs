@@ -1,6 +1,7 @@
 //! `judge`: preferences from a model, a program, the demo's grader or a person.
 
 pub(super) mod flags;
+mod unsure;
 pub(super) mod who;
 
 use std::path::{Path, PathBuf};
@@ -17,11 +18,12 @@ use crate::data::rows::{FieldMap, Purpose, read_rows};
 use crate::error::{Error, Result};
 use crate::eval::acquire::{Acquired, Event, acquire, pending, questions};
 use crate::eval::journal::{ANSWERS, Journal};
-use crate::eval::judge::endpoint::Endpoint;
+use crate::eval::judge::endpoint::{Endpoint, WITHOUT_FORMAT};
 use crate::eval::judge::{Judge, Question, Reply, Usage};
 use crate::eval::strata::{Preference, Stratum, draw};
 use crate::eval::tasks::rows::write;
 use crate::model::save::fresh_folder;
+use unsure::Unsure;
 use who::Asked;
 
 /// Rows with what the judge made of them.
@@ -46,7 +48,7 @@ pub fn run(args: JudgeArgs) -> Result<Finished> {
     let mode = comparisons[0].mode;
     let asked = Asked::of(&args, mode)?;
     let stop = stop_on_ctrl_c("ending after the questions under way, whose answers are kept");
-    let task = Task { args: &args, out: &out, comparisons: &comparisons, stop };
+    let task = Task { args: &args, out: &out, comparisons: &comparisons, stop, flag: |name| name };
     asked.with(&args, &mut None, |judge, endpoint| task.ask(judge, endpoint))
 }
 
@@ -105,6 +107,8 @@ pub(super) struct Task<'a> {
     pub out: &'a Path,
     pub comparisons: &'a [Comparison],
     pub stop: &'static AtomicBool,
+    /// A flag's name in this command.
+    pub flag: fn(&'static str) -> &'static str,
 }
 
 impl Task<'_> {
@@ -157,8 +161,8 @@ impl Task<'_> {
     /// Asks what the journal has no answer to; each answer is on disk at once.
     pub fn acquire(&self, judge: &dyn Judge, journal: &mut Journal, total: usize) -> Acquired {
         let bar = if self.args.ask.person { indicatif::ProgressBar::hidden() } else { bar(total, "judging") };
-        let mut spent = Usage::default();
-        let (mut is_told, mut troubles) = (false, 0);
+        let (mut spent, mut unsure) = (Usage::default(), Unsure::default());
+        let (mut is_told, mut has_format, mut troubles) = (false, true, 0);
         // All of them are in the file of answers.
         let mut trouble = |text: String| {
             troubles += 1;
@@ -172,12 +176,20 @@ impl Task<'_> {
                 Reply::Failed(reason) | Reply::Unfit(reason) => {
                     trouble(format!("{}: {reason}", event.question.told()));
                 }
-                Reply::Answer(answer) if answer.choice.is_none() && !self.args.ask.person => {
-                    let text = answer.text.as_deref().unwrap_or_default();
-                    let text: String = text.chars().take(80).collect();
-                    trouble(format!("{}: no answer: `{text}`", event.question.told()));
+                Reply::Answer(answer) => {
+                    spent.add(answer.usage.unwrap_or_default());
+                    // A person who skips has said so.
+                    if !self.args.ask.person
+                        && let Some(why) = unsure.add(answer)
+                    {
+                        trouble(format!("{}: {why}", event.question.told()));
+                    }
                 }
-                Reply::Answer(answer) => spent.add(answer.usage.unwrap_or_default()),
+                Reply::Repeat(reason) if reason == WITHOUT_FORMAT && std::mem::take(&mut has_format) => {
+                    bar.suspend(|| {
+                        note!("note: the endpoint does not take response_format: answers are text (--answer-format)")
+                    });
+                }
                 Reply::Repeat(_) | Reply::Undone => {}
             }
             let over = cost(self.args, &spent).zip(self.args.ask.max_cost).is_some_and(|(cost, most)| cost >= most);
@@ -190,6 +202,7 @@ impl Task<'_> {
         if troubles > MOST_TROUBLES {
             note!("{} more of these: {}", troubles - MOST_TROUBLES, self.out.join(ANSWERS).display());
         }
+        unsure.notes((self.flag)("max-tokens")).iter().for_each(|note| note!("{note}"));
         acquired
     }
 
@@ -197,22 +210,28 @@ impl Task<'_> {
     pub fn estimate(&self, endpoint: Option<&Endpoint>, questions: &[Question<'_>]) -> Result<()> {
         let Some(endpoint) = endpoint else { return Ok(()) };
         let usage = endpoint.estimate(questions);
-        let cost = cost(self.args, &usage);
+        let is_limited = endpoint.longest_answer().is_some();
+        if !is_limited && self.args.ask.max_cost.is_some() {
+            return Err(Error::flag("max-cost", "needs a limit on an answer's tokens, which --request takes away"));
+        }
+        let cost = cost(self.args, &usage).filter(|_| is_limited);
+        let tokens_out = is_limited.then_some(usage.completion_tokens);
         let price = match cost {
             Some(cost) => format!("cost about {cost:.2} at most"),
-            None => "cost unknown (--price-in, --price-out)".into(),
+            None if is_limited => "cost unknown (--price-in, --price-out)".into(),
+            None => "cost unknown".into(),
         };
+        let out = tokens_out.map_or("no limit on tokens".into(), |tokens| format!("at most {tokens}"));
         let text = format!(
-            "{} to {}: about {} tokens in, at most {} out; {price}",
+            "{} to {}: about {} tokens in, {out} out; {price}",
             counted(questions.len(), "question"),
             endpoint.name(),
             usage.prompt_tokens,
-            usage.completion_tokens
         );
         if !self.args.ask.estimate {
             note!("{text}");
         } else if self.args.json {
-            let (tokens_in, tokens_out) = (usage.prompt_tokens, usage.completion_tokens);
+            let tokens_in = usage.prompt_tokens;
             say!(
                 "{}",
                 json!({"questions": questions.len(), "prompt_tokens": tokens_in, "completion_tokens": tokens_out, "cost": cost})
@@ -250,7 +269,7 @@ impl Task<'_> {
                 "{}",
                 json!({
                     "judge": judge.name(), "rows": self.comparisons.len(), "first": counts.first, "second": counts.second,
-                    "ties": counts.ties, "flips": counts.flips, "no_answer": counts.no_answer, "unasked": counts.unasked,
+                    "ties": counts.ties, "flips": counts.flips, "no_answer": counts.no_answer, "unasked": counts.unasked, "cut": counts.cut,
                     "asked": acquired.asked, "reused": acquired.reused, "failed": acquired.failures.len(), "left": acquired.left,
                     "repeated": acquired.repeats, "usage": acquired.usage, "cost": spent,
                 })

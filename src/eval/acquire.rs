@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Map, Value, json};
 
 use super::journal::Journal;
+use super::judge::verdict_reader::NoVerdict;
 use super::judge::{Answer, Choice, Judge, Order, Question, Reply, Usage, Verdict, is_flip};
 use super::tasks::rows::PreferenceRow;
 use crate::data::comparisons::Comparison;
@@ -103,6 +104,8 @@ pub struct Counts {
     pub no_answer: usize,
     /// Not answered in both orders.
     pub unasked: usize,
+    /// Answers, not rows, that were cut off before a verdict.
+    pub cut: usize,
 }
 
 impl Acquired {
@@ -118,6 +121,8 @@ impl Acquired {
                 Verdict::NoAnswer => counts.unasked += 1,
             }
             counts.flips += usize::from(is_flip(judged.choices()));
+            let is_cut = |answer: &&Answer| answer.no_verdict == Some(NoVerdict::Cut);
+            counts.cut += judged.answers.iter().flatten().filter(is_cut).count();
         }
         counts
     }

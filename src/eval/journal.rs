@@ -7,7 +7,8 @@
 //! {"key":"0f3c...","undone":true}
 //! ```
 //!
-//! A later line about the same question replaces an earlier one; one that failed replaces nothing.
+//! A later line about the same question replaces an earlier one; one that failed replaces nothing. Texts are kept, and read anew whenever the
+//! file is opened: which verdict a text holds is this version's reading, not that of the version that asked.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -123,6 +124,7 @@ impl Journal {
         for (line, object) in lines {
             journal.take(object).map_err(|reason| Error::line(path, line, reason))?;
         }
+        journal.read_again();
         Ok(journal)
     }
 
@@ -139,7 +141,7 @@ impl Journal {
         let show = |value: Option<&Value>| value.map_or("nothing".into(), Value::to_string);
         let name = differs.map_or("kind", String::as_str);
         let reason = format!(
-            "{} holds answers of another judge: its `{name}` is {}, now it is {}",
+            "{} holds answers of another judge: its `{name}` is {}, now it is {} (give the old value, or another --output-dir)",
             self.path.display(),
             show(old.get(name)),
             show(new.get(name))
@@ -165,7 +167,29 @@ impl Journal {
         Ok(())
     }
 
-    /// What a user should know about the file: a last line that was cut short.
+    /// Reads every answer that has a text anew: earlier versions took letters for verdicts that were none.
+    fn read_again(&mut self) {
+        let [mut turned, mut cleared, mut found] = [0; 3];
+        for answer in self.answers.values_mut() {
+            let before = answer.choice;
+            if answer.read_again() {
+                match (before, answer.choice) {
+                    (None, _) => found += 1,
+                    (Some(_), None) => cleared += 1,
+                    (Some(_), Some(_)) => turned += 1,
+                }
+            }
+        }
+        if turned + cleared + found > 0 {
+            self.notes.push(format!(
+                "{}: this version reads the kept texts otherwise than the one that asked: {turned} verdicts are another one, {cleared} are no \
+                 answer now, {found} were none",
+                self.path.display()
+            ));
+        }
+    }
+
+    /// What a user should know about the file: a last line that was cut short, texts that are read otherwise now.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }

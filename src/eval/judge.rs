@@ -1,13 +1,15 @@
 //! Judges: who is asked which of two sides is better, what is asked, and what two answers make of it.
 //!
-//! Every comparison is asked twice, once in either order ([`Order`]). A judge's answer names a letter ([`Choice`]); two answers that name the
-//! same side are a preference, anything else that was answered twice is a tie ([`Verdict`]). [`super::acquire::acquire`] asks and keeps
+//! Every comparison is asked twice, once in either order ([`Order`]). A judge's answer names a letter ([`Choice`]), which [`verdict_reader`]
+//! reads in texts; two answers that name the same side are a preference, anything else that was answered twice is a tie ([`Verdict`]). [`super::acquire::acquire`] asks and keeps
 //! what was answered; any [`Judge`] serves it.
 
 #[cfg(feature = "cli")]
 pub mod command;
 #[cfg(feature = "cli")]
 pub mod endpoint;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod generating;
 pub mod grader;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod local;
@@ -15,6 +17,7 @@ pub mod person;
 #[cfg(feature = "cli")]
 mod pool;
 pub mod prompt;
+pub mod verdict_reader;
 
 use std::sync::atomic::AtomicBool;
 
@@ -24,6 +27,7 @@ use sha2::{Digest, Sha256};
 
 use crate::data::comparisons::{Comparison, Mode, Side};
 use crate::error::Result;
+use verdict_reader::{NoVerdict, read_cut_verdict, read_verdict};
 
 /// Which side is shown as (a).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -60,40 +64,7 @@ pub enum Choice {
     Tie,
 }
 
-/// Words before a letter that say nothing.
-const LEADS: [&str; 8] = ["the", "final", "answer", "verdict", "output", "response", "choice", "is"];
-
 impl Choice {
-    /// What a text says: it is one of the letters (`(a)`, `Output (b)`, `B.`), or only one of (a) and (b) occurs in it, or its last line is one
-    /// of the letters. Nothing else is guessed at.
-    pub fn parse(text: &str) -> Option<Self> {
-        let text = text.trim().to_lowercase();
-        if let Some(choice) = Self::of_line(&text) {
-            return Some(choice);
-        }
-        match (text.contains("(a)"), text.contains("(b)")) {
-            (true, false) => Some(Self::A),
-            (false, true) => Some(Self::B),
-            _ => text.lines().last().and_then(Self::of_line),
-        }
-    }
-
-    /// A line in lower case that is nothing but an answer.
-    fn of_line(line: &str) -> Option<Self> {
-        let mark = |c: char| !c.is_alphanumeric();
-        let words: Vec<&str> = line.split(mark).filter(|word| !word.is_empty()).collect();
-        let (last, leads) = words.split_last()?;
-        if !leads.iter().all(|word| LEADS.contains(word)) {
-            return None;
-        }
-        match *last {
-            "a" => Some(Self::A),
-            "b" => Some(Self::B),
-            "tie" | "equal" => Some(Self::Tie),
-            _ => None,
-        }
-    }
-
     /// The side that is meant; none for a tie.
     pub fn side(self, order: Order) -> Option<usize> {
         match (self, order) {
@@ -233,6 +204,9 @@ pub struct Answer {
     /// In its own words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
+    /// Why there is no choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_verdict: Option<NoVerdict>,
     /// log π of "(a)" and "(b)", nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logps: Option<[f64; 2]>,
@@ -244,6 +218,31 @@ pub struct Answer {
 impl From<Choice> for Answer {
     fn from(choice: Choice) -> Self {
         Self { choice: Some(choice), ..Self::default() }
+    }
+}
+
+impl Answer {
+    /// Reads a text that ended by itself, or that was cut at the longest length.
+    pub fn read(text: String, is_cut: bool) -> Self {
+        let found = if is_cut { read_cut_verdict(&text) } else { read_verdict(&text) };
+        Self { choice: found.ok(), no_verdict: found.err(), text: Some(text), ..Self::default() }
+    }
+
+    /// An answer without a text that could be read.
+    pub fn without_verdict(why: NoVerdict, text: Option<String>) -> Self {
+        Self { no_verdict: Some(why), text, ..Self::default() }
+    }
+
+    /// Reads the text anew, as an answer that an earlier version kept: whether the verdict is another one now.
+    pub fn read_again(&mut self) -> bool {
+        let before = self.choice;
+        let found = match (&self.text, self.no_verdict) {
+            (Some(text), Some(NoVerdict::Cut)) => read_cut_verdict(text),
+            (Some(text), None | Some(NoVerdict::Unclear)) => read_verdict(text),
+            _ => return false,
+        };
+        (self.choice, self.no_verdict) = (found.ok(), found.err());
+        self.choice != before
     }
 }
 

@@ -110,7 +110,7 @@ pub struct EvaluateArgs {
     /// Of the endpoint's answers [default: 0]
     #[arg(long, value_name = "T", allow_hyphen_values = true, help_heading = "Endpoint")]
     pub judge_temperature: Option<f64>,
-    /// Longest answer of the endpoint [default: 16]
+    /// Longest answer of the endpoint, or of --answer generate, with the thoughts before it [default: 1024; with --answer-format json 64, letter 16]
     #[arg(long, value_name = "TOKENS", help_heading = "Endpoint")]
     pub judge_max_tokens: Option<u32>,
 
@@ -175,10 +175,14 @@ impl EvaluateArgs {
         }
     }
 
+    /// The name here of a flag of `judge`.
+    pub fn flag(name: &'static str) -> &'static str {
+        RENAMED.into_iter().find(|(there, _)| *there == name).map_or(name, |(_, here)| here)
+    }
+
     /// What [`EvaluateArgs::judge_args`] is told, in this command's names.
     pub fn renamed(error: Error) -> Error {
         let Error::Flag { flag, reason } = error else { return error };
-        let here = RENAMED.into_iter().find(|(there, _)| *there == flag).map_or(flag, |(_, here)| here);
         // Whole words: `--model` is a part of `--judge-model`.
         let reason = RENAMED.into_iter().fold(reason, |text, (there, here)| {
             text.split_inclusive(' ')
@@ -188,6 +192,6 @@ impl EvaluateArgs {
                 })
                 .collect()
         });
-        Error::Flag { flag: here, reason }
+        Error::Flag { flag: Self::flag(flag), reason }
     }
 }

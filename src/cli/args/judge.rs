@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ModelArgs;
 use crate::data::comparisons::Mode;
+use crate::eval::judge::endpoint::AnswerFormat;
 use crate::eval::strata::Stratum;
 
 /// `--mode`.
@@ -50,6 +51,38 @@ impl From<StratumArg> for Stratum {
     }
 }
 
+/// `--answer-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AnswerFormatArg {
+    /// JSON for our own prompt where the endpoint takes response_format, else text
+    Auto,
+    /// JSON, enforced by response_format; an endpoint that does not take it is an error
+    Json,
+    /// Text, as the prompt asks for it: a side and little else
+    Letter,
+}
+
+impl From<AnswerFormatArg> for AnswerFormat {
+    fn from(format: AnswerFormatArg) -> Self {
+        match format {
+            AnswerFormatArg::Auto => Self::Auto,
+            AnswerFormatArg::Json => Self::Json,
+            AnswerFormatArg::Letter => Self::Letter,
+        }
+    }
+}
+
+/// `--answer`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AnswerArg {
+    /// The likelier of (a) and (b) as its first letter: nothing is written
+    Letter,
+    /// The likeliest text, with thoughts where the model has some; its verdict is read
+    Generate,
+}
+
 /// Who judges, and how an endpoint is asked: flags that `evaluate` has under the same names.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
@@ -77,12 +110,18 @@ pub struct AskArgs {
     /// A text with {instruction}, {response_a}, {response_b}; of pairs {instruction_a}, {response_a}, {instruction_b}, {response_b} [default: ours]
     #[arg(long, value_name = "FILE", help_heading = "How it is asked")]
     pub prompt: Option<PathBuf>,
+    /// How a local model answers [default: letter]
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "How it is asked")]
+    pub answer: Option<AnswerArg>,
     /// Of a local model: tokens of a pass, with as many questions as fit [default: 4096]
     #[arg(long, value_name = "TOKENS", help_heading = "How it is asked")]
     pub batch_tokens: Option<usize>,
     /// The model's name at the endpoint
     #[arg(long, value_name = "NAME", help_heading = "Endpoint")]
     pub judge_model: Option<String>,
+    /// How the model answers [default: auto]
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Endpoint")]
+    pub answer_format: Option<AnswerFormatArg>,
     /// The environment's variable that holds the key [default: JOINTWISE_API_KEY, else OPENAI_API_KEY]
     #[arg(long, value_name = "VARIABLE", help_heading = "Endpoint")]
     pub api_key_env: Option<String>,
@@ -179,7 +218,7 @@ pub struct JudgeArgs {
     /// [default: 0]
     #[arg(long, allow_hyphen_values = true, help_heading = "Endpoint")]
     pub temperature: Option<f64>,
-    /// Longest answer [default: 16]
+    /// Longest answer, also of --answer generate, with the thoughts before it [default: 1024; with --answer-format json 64, letter 16]
     #[arg(long, value_name = "TOKENS", help_heading = "Endpoint")]
     pub max_tokens: Option<u32>,
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cli::args::JudgeArgs;
+use crate::cli::args::{AnswerArg, JudgeArgs};
 use crate::config::{MOST_ROWS, at_least_one, at_most, not_negative, positive};
 use crate::error::{Error, Result};
 
@@ -54,9 +54,9 @@ pub fn check(args: &JudgeArgs) -> Result<()> {
     let endpoint = args.ask.endpoint.is_some();
     let of_endpoint = [
         ("judge-model", args.ask.judge_model.is_some()),
+        ("answer-format", args.ask.answer_format.is_some()),
         ("api-key-env", args.ask.api_key_env.is_some()),
         ("temperature", args.temperature.is_some()),
-        ("max-tokens", args.max_tokens.is_some()),
         ("request", args.ask.request.is_some()),
         ("retries", args.ask.retries.is_some()),
         ("backoff", args.ask.backoff.is_some()),
@@ -71,6 +71,10 @@ pub fn check(args: &JudgeArgs) -> Result<()> {
     if let Some((flag, _)) = of_endpoint.into_iter().find(|(_, given)| *given && !endpoint) {
         return Err(Error::flag(flag, "goes with --endpoint"));
     }
+    let generates = args.ask.answer == Some(AnswerArg::Generate);
+    if args.max_tokens.is_some() && !endpoint && !generates {
+        return Err(Error::flag("max-tokens", "goes with --endpoint, or with --answer generate"));
+    }
     if args.ask.grader_noise.is_some() && !args.ask.grader {
         return Err(Error::flag("grader-noise", "goes with --grader"));
     }
@@ -80,6 +84,7 @@ pub fn check(args: &JudgeArgs) -> Result<()> {
         ("chat-template", args.chat_template.is_some()),
         ("max-length", args.max_length.is_some()),
         ("batch-tokens", args.ask.batch_tokens.is_some()),
+        ("answer", args.ask.answer.is_some()),
         ("adapter", args.model.adapter.is_some()),
         ("base-dtype", args.model.base_dtype.is_some()),
     ];

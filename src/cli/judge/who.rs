@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::flags;
-use crate::cli::args::JudgeArgs;
+use crate::cli::args::{AnswerArg, JudgeArgs};
 use crate::cli::screen::Terminal;
 use crate::cli::session::{self, ChatChoice, Model, weights_digest};
 use crate::config::Defaults;
@@ -11,15 +11,18 @@ use crate::data::comparisons::Mode;
 use crate::data::named_templates::run_time;
 use crate::data::template::Template;
 use crate::error::{Error, Result};
+use crate::eval::generate::Settings as GenerateSettings;
 use crate::eval::journal::{ANSWERS, kept_identity};
 use crate::eval::judge::Judge;
 use crate::eval::judge::command::Program;
-use crate::eval::judge::endpoint::{Endpoint, Key, Settings};
+use crate::eval::judge::endpoint::{AnswerFormat, Endpoint, Key, Settings};
+use crate::eval::judge::generating::GeneratingJudge;
 use crate::eval::judge::grader::Grader;
-use crate::eval::judge::local::Local;
+use crate::eval::judge::local::{Local, begins_with_thoughts};
 use crate::eval::judge::person::Person;
 use crate::eval::judge::prompt::Prompt;
 use crate::gpu::Gpu;
+use crate::kernels::sample::Sampling;
 
 /// A judge. A model is read and verified, and not yet on a device.
 pub enum Asked {
@@ -72,7 +75,11 @@ impl Asked {
             Self::Here(judge) => then(&**judge, None),
             Self::Local { model, prompt } => {
                 let gpu = session::opened(gpu, &args.model.device)?;
-                then(&local(args, model, gpu, prompt.clone())?, None)
+                let local = local(args, model, gpu, prompt.clone())?;
+                match args.ask.answer {
+                    Some(AnswerArg::Generate) => then(&generating(args, model, local)?, None),
+                    Some(AnswerArg::Letter) | None => then(&local, None),
+                }
             }
         }
     }
@@ -85,11 +92,18 @@ fn endpoint(args: &JudgeArgs, prompt: Prompt) -> Result<Endpoint> {
         Some(text) => serde_json::from_str(text).map_err(|e| Error::flag("request", format!("no JSON object: {e}")))?,
         None => Map::new(),
     };
+    let answer_format = args.ask.answer_format.map_or(AnswerFormat::Auto, AnswerFormat::from);
+    let longest = match answer_format {
+        AnswerFormat::Auto => Defaults::JUDGE_MAX_TOKENS,
+        AnswerFormat::Json => Defaults::JUDGE_MAX_TOKENS_JSON,
+        AnswerFormat::Letter => Defaults::JUDGE_MAX_TOKENS_LETTER,
+    };
     let settings = Settings {
         url: args.ask.endpoint.clone().unwrap_or_default(),
         model,
         temperature: Some(args.temperature.unwrap_or(0.0)),
-        max_tokens: args.max_tokens.unwrap_or(Defaults::JUDGE_MAX_TOKENS),
+        max_tokens: args.max_tokens.unwrap_or(longest),
+        answer_format,
         extra,
         concurrency: args.ask.concurrency.unwrap_or(Defaults::JUDGE_CONCURRENCY),
         retries: args.ask.retries.unwrap_or(Defaults::JUDGE_RETRIES),
@@ -139,7 +153,16 @@ fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> R
         let reason = format!("{max_length} is not in 2 .. {positions}, the model's positions");
         return Err(Error::flag("max-length", reason));
     }
+<<<<<<< HEAD
     let weights = weights_digest(model, &model.checkpoint.digest()?, adapter.as_ref());
+=======
+    if args.ask.answer != Some(AnswerArg::Generate) && begins_with_thoughts(&tokenizer, &template) {
+        note!(
+            "note: {} thinks before it answers, and is asked for its first letter without: --answer generate lets it think",
+            model.name
+        );
+    }
+>>>>>>> judges
     let options = session::frozen(model.base, adapter.map(|a| a.lora), max_length);
     Ok(Local {
         gpu,
@@ -153,4 +176,24 @@ fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> R
         max_tokens: args.ask.batch_tokens.unwrap_or(Defaults::SCORE_TOKENS),
         name: model.name.clone(),
     })
+}
+
+/// The same model, which writes its answers.
+fn generating<'g>(args: &JudgeArgs, model: &Model, local: Local<'g>) -> Result<GeneratingJudge<'g>> {
+    let most = local.max_length;
+    let max_new_tokens = args.max_tokens.map_or((Defaults::JUDGE_MAX_TOKENS as usize).min(most / 2), |n| n as usize);
+    if max_new_tokens >= most {
+        let reason = format!(
+            "{max_new_tokens} leaves no room for a question: they have {most} positions together (--max-length)"
+        );
+        return Err(Error::flag("max-tokens", reason));
+    }
+    let settings = GenerateSettings {
+        sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
+        max_new_tokens,
+        seed: 0,
+        eos: model.stop_ids(&local.tokenizer)?,
+        with_lora: true,
+    };
+    Ok(GeneratingJudge { local, settings })
 }

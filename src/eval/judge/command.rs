@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::prompt::Prompt;
-use super::{Answer, Choice, Judge, Question, Reply, pool};
+use super::{Answer, Judge, Question, Reply, pool};
 use crate::error::Result;
 
 /// Bytes of an answer that are read.
@@ -44,7 +44,7 @@ impl Program {
 
     fn run(&self, question: &Question<'_>) -> Reply {
         match self.output(self.input(question)) {
-            Ok(text) => Reply::Answer(Answer { choice: Choice::parse(&text), text: Some(text), ..Answer::default() }),
+            Ok(text) => Reply::Answer(Answer::read(text, false)),
             Err(reason) => Reply::Failed(reason),
         }
     }

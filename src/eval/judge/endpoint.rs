@@ -5,7 +5,7 @@
 mod pace;
 mod request;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::blocking::Client;
@@ -59,6 +59,32 @@ impl Key {
     }
 }
 
+/// The form in which an endpoint's model is to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AnswerFormat {
+    /// Our own prompts are answered in JSON where the endpoint takes `response_format`, else in text. Others always in text.
+    #[default]
+    Auto,
+    /// JSON, enforced by `response_format`.
+    Json,
+    /// Text: a side and little else.
+    Letter,
+}
+
+impl AnswerFormat {
+    /// Its name, as a flag's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Json => "json",
+            Self::Letter => "letter",
+        }
+    }
+}
+
+/// Reason of [`Reply::Repeat`] for a question that is asked again without `response_format`.
+pub const WITHOUT_FORMAT: &str = "without response_format";
+
 /// How an endpoint is asked.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -68,8 +94,10 @@ pub struct Settings {
     pub model: String,
     /// `None`: the endpoint's own.
     pub temperature: Option<f64>,
-    /// Longest answer.
+    /// Longest answer, with the thoughts before it.
     pub max_tokens: u32,
+    /// The form of answers.
+    pub answer_format: AnswerFormat,
     /// Fields of the request, over ours; null takes one away.
     pub extra: Map<String, Value>,
     /// Requests at a time.
@@ -95,6 +123,8 @@ pub struct Endpoint {
     key: Option<Key>,
     client: Client,
     url: String,
+    /// It was found not to take `response_format`.
+    takes_no_format: AtomicBool,
 }
 
 /// Tokens of a text, about: a token is four bytes in English, fewer elsewhere, and a message has some more around it.
@@ -125,7 +155,7 @@ impl Endpoint {
             .build()
             .map_err(|e| bad(&e.without_url().to_string()))?;
         let url = format!("{base}/chat/completions");
-        Ok(Self { prompt, key, client, url, settings })
+        Ok(Self { prompt, key, client, url, settings, takes_no_format: AtomicBool::new(false) })
     }
 
     /// A key would cross the network in clear.
@@ -135,10 +165,28 @@ impl Endpoint {
         self.key.is_some() && self.url.starts_with("http://") && !is_here
     }
 
-    /// Tokens in, about, and tokens out, at most, of these questions, each asked once.
+    /// Tokens in, about, and tokens out, at most, of these questions, each asked once. Tokens out are 0 where they have no limit.
     pub fn estimate(&self, questions: &[Question<'_>]) -> super::Usage {
         let prompt_tokens = questions.iter().map(|q| about_tokens(&self.prompt.render(q))).sum();
-        super::Usage { prompt_tokens, completion_tokens: questions.len() as u64 * u64::from(self.settings.max_tokens) }
+        let longest = self.longest_answer().unwrap_or_default();
+        super::Usage { prompt_tokens, completion_tokens: (questions.len() as u64).saturating_mul(longest) }
+    }
+
+    /// Tokens that an answer may have, as the request says. `None` where its fields were changed so that it says nothing.
+    pub fn longest_answer(&self) -> Option<u64> {
+        let body = self.body("", false);
+        ["max_completion_tokens", "max_tokens"].iter().filter_map(|name| body[*name].as_u64()).max()
+    }
+
+    /// Whether requests ask for JSON.
+    fn asks_for_json(&self) -> bool {
+        let is_ours = !self.settings.extra.contains_key("response_format");
+        is_ours
+            && match self.settings.answer_format {
+                AnswerFormat::Json => true,
+                AnswerFormat::Auto => self.prompt.is_ours() && !self.takes_no_format.load(Ordering::Relaxed),
+                AnswerFormat::Letter => false,
+            }
     }
 
     fn hide(&self, text: &str) -> String {
@@ -152,7 +200,7 @@ impl Endpoint {
         Some(value)
     }
 
-    fn body(&self, prompt: &str) -> Value {
+    fn body(&self, prompt: &str, in_json: bool) -> Value {
         let mut body = json!({
             "model": self.settings.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -161,6 +209,15 @@ impl Endpoint {
         if let Some(fields) = body.as_object_mut() {
             if let Some(temperature) = self.settings.temperature {
                 fields.insert("temperature".into(), json!(temperature));
+            }
+            if in_json {
+                // The words that our prompts ask for.
+                let winner = json!({"type": "string", "enum": ["Output (a)", "Output (b)"]});
+                let schema = json!({
+                    "type": "object", "properties": {"winner": winner}, "required": ["winner"], "additionalProperties": false,
+                });
+                let format = json!({"name": "verdict", "strict": true, "schema": schema});
+                fields.insert("response_format".into(), json!({"type": "json_schema", "json_schema": format}));
             }
             for (name, value) in &self.settings.extra {
                 match value {
@@ -196,15 +253,33 @@ impl Endpoint {
         say: &dyn Fn(Result<Reply>),
     ) {
         let prompt = self.prompt.render(question);
-        let (body, tokens) = (self.body(&prompt), about_tokens(&prompt) + u64::from(self.settings.max_tokens));
+        let longest = self.longest_answer().unwrap_or_else(|| self.settings.max_tokens.into());
+        let tokens = about_tokens(&prompt).saturating_add(longest);
         let mut pause = self.settings.backoff;
         for left in (0..=self.settings.retries).rev() {
             if !pace.turn(tokens, halted) {
                 return;
             }
-            let (reason, kind, asked_for) = match self.attempt(&body) {
+            let in_json = self.asks_for_json();
+            let mut outcome = self.attempt(&self.body(&prompt, in_json));
+            if let Outcome::NoFormat(reason) = &outcome
+                && in_json
+            {
+                if self.settings.answer_format == AnswerFormat::Json {
+                    let reason =
+                        format!("json: the endpoint does not take `response_format` ({reason}): auto or letter");
+                    return say(Err(Error::flag("answer-format", reason)));
+                }
+                self.takes_no_format.store(true, Ordering::Relaxed);
+                say(Ok(Reply::Repeat(WITHOUT_FORMAT.into())));
+                if !pace.turn(tokens, halted) {
+                    return;
+                }
+                outcome = self.attempt(&self.body(&prompt, false));
+            }
+            let (reason, kind, asked_for) = match outcome {
                 Outcome::Answer(answer) => return say(Ok(Reply::Answer(answer))),
-                Outcome::Unfit(reason) => return say(Ok(Reply::Failed(reason))),
+                Outcome::Unfit(reason) | Outcome::NoFormat(reason) => return say(Ok(Reply::Failed(reason))),
                 Outcome::Refused(reason) => {
                     return say(Err(Error::flag("endpoint", format!("{}: {reason}", self.url))));
                 }
@@ -240,10 +315,15 @@ impl Judge for Endpoint {
 
     fn identity(&self) -> Value {
         let s = &self.settings;
-        json!({
+        let mut identity = json!({
             "kind": "endpoint", "endpoint": self.url, "model": s.model, "prompt": self.prompt.hash(), "temperature": s.temperature,
             "max_tokens": s.max_tokens, "extra": s.extra,
-        })
+        });
+        // Text is how all were asked before there were formats: those runs go on.
+        if s.answer_format != AnswerFormat::Letter {
+            identity["answer_format"] = s.answer_format.name().into();
+        }
+        identity
     }
 
     fn ask(

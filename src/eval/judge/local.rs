@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use super::prompt::Prompt;
+use super::verdict_reader::opens_thoughts;
 use super::{Answer, Choice, Judge, Question, Reply};
 use crate::data::batch::{Example, Sequence};
 use crate::data::rows::Instruction;
@@ -64,6 +65,18 @@ pub fn example(
         return Err("the tokenizer has the same tokens for (a) and (b)".into());
     }
     Ok(Example { row: 0, sequences, desirable: None })
+}
+
+/// Whether a chat model's answer begins with a thought, by its template or its vocabulary, so that its first letter is none of the answer.
+pub fn begins_with_thoughts(tokenizer: &Tokenizer, template: &Template) -> bool {
+    if *template != Template::Chat {
+        return false;
+    }
+    let asked = tokenizer.encode_prompt(&Instruction::Plain("?".into()), template);
+    let text = asked.ok().and_then(|ids| tokenizer.decode_all(&ids).ok()).unwrap_or_default();
+    let is_token = |mark: &str| tokenizer.encode_text(mark).is_ok_and(|ids| ids.len() == 1);
+    let is_closed = ["</think>", "[/THINK]"].iter().any(|mark| text.trim_end().ends_with(mark));
+    opens_thoughts(&text) || !is_closed && ["<think>", "[THINK]"].into_iter().any(is_token)
 }
 
 /// log π of "(a)" and of "(b)" behind each prompt, nats; a prompt is computed once for both.

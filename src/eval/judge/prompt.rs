@@ -77,6 +77,11 @@ impl Prompt {
         out + rest
     }
 
+    /// Whether it is one of ours, which ask for nothing but a side.
+    pub fn is_ours(&self) -> bool {
+        [Mode::Single, Mode::Pair].into_iter().any(|mode| *self == Self::of(mode))
+    }
+
     /// Tells prompts apart.
     pub fn hash(&self) -> String {
         hash(&self.text)

@@ -7,7 +7,8 @@ use reqwest::blocking::Response;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use serde_json::Value;
 
-use crate::eval::judge::{Answer, Choice, Usage};
+use crate::eval::judge::verdict_reader::NoVerdict;
+use crate::eval::judge::{Answer, Usage};
 
 /// Bytes of an answer that are read.
 const MOST_BYTES: u64 = 4 << 20;
@@ -30,6 +31,8 @@ pub enum Outcome {
     },
     /// The request was not accepted, others may be.
     Unfit(String),
+    /// The endpoint does not take the `response_format` of the request.
+    NoFormat(String),
     /// No request will be: the key, the address, the account.
     Refused(String),
 }
@@ -41,6 +44,7 @@ impl Outcome {
             Self::Answer(answer) => Self::Answer(Answer { text: answer.text.map(|text| kept(&text)), ..answer }),
             Self::Again { reason, kind, wait } => Self::Again { reason: told(&reason), kind: told(&kind), wait },
             Self::Unfit(reason) => Self::Unfit(told(&reason)),
+            Self::NoFormat(reason) => Self::NoFormat(told(&reason)),
             Self::Refused(reason) => Self::Refused(told(&reason)),
         }
     }
@@ -93,6 +97,7 @@ pub fn outcome(response: Response) -> Outcome {
         // The account is empty: waiting does not fill it.
         _ if code == "insufficient_quota" => Outcome::Refused(reason),
         401 | 402 | 403 | 404 | 405 | 300..=399 => Outcome::Refused(reason),
+        400 | 422 if names_format(&bytes) => Outcome::NoFormat(reason),
         408 | 409 | 425 | 429 | 500..=599 => Outcome::Again { reason, kind: format!("HTTP {number}"), wait },
         _ => Outcome::Unfit(reason),
     }
@@ -107,6 +112,87 @@ fn error_text(bytes: &[u8]) -> (String, String) {
     (text.trim().chars().take(MOST_TOLD).collect(), error["code"].as_str().unwrap_or_default().into())
 }
 
+/// Whether an error is about `response_format`.
+fn names_format(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes).to_lowercase();
+    let names = [
+        "response_format",
+        "response format",
+        "json_schema",
+        "json schema",
+        "structured output",
+        "guided_json",
+        "guided decoding",
+    ];
+    names.iter().any(|name| text.contains(name))
+}
+
+/// The text of a message's content, and whether a part of it is a refusal. Parts that hold thoughts are left out.
+fn text_of(content: &Value) -> (Option<String>, bool) {
+    match content {
+        Value::String(text) => (Some(text.clone()), false),
+        Value::Array(parts) => {
+            let kind = |part: &Value| part["type"].as_str().unwrap_or("text").to_string();
+            let texts = parts.iter().filter(|part| ["text", "output_text"].contains(&kind(part).as_str()));
+            let text = texts.filter_map(|part| part["text"].as_str().or(part["text"]["value"].as_str())).collect();
+            (Some(text), parts.iter().any(|part| kind(part) == "refusal"))
+        }
+        // A server that parsed the JSON that it was asked for.
+        Value::Object(_) => (Some(content.to_string()), false),
+        _ => (None, false),
+    }
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// By itself, or the endpoint does not say.
+    Whole,
+    /// At the longest length.
+    Cut,
+    /// For a reason of the endpoint's own.
+    Stopped,
+}
+
+impl Ended {
+    fn of(finish_reason: &Value) -> Self {
+        let reason = finish_reason.as_str().unwrap_or_default().to_lowercase();
+        match reason.as_str() {
+            "" | "stop" | "eos" | "eos_token" | "end_turn" | "end_of_turn" | "stop_sequence" | "stop_token" | "end"
+            | "complete" | "completed" | "finish" | "finished" | "done" | "tool_calls" | "function_call" | "null" => {
+                Self::Whole
+            }
+            "length"
+            | "max_tokens"
+            | "max_output_tokens"
+            | "max_completion_tokens"
+            | "model_length"
+            | "token_limit" => Self::Cut,
+            _ => Self::Stopped,
+        }
+    }
+}
+
+/// Reads what a choice says. Thoughts in a field of their own (`reasoning_content`, `reasoning`) are no answer.
+fn read_choice(choice: &Value) -> Answer {
+    let message = &choice["message"];
+    let (text, has_refusal) = text_of(&message["content"]);
+    let is_said = |value: &Value| value.as_str().is_some_and(|text| !text.trim().is_empty());
+    let is_called =
+        message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty()) || message["function_call"].is_object();
+    let ended = Ended::of(&choice["finish_reason"]);
+    let why = match &text {
+        _ if has_refusal || is_said(&message["refusal"]) => NoVerdict::Refusal,
+        _ if ended == Ended::Stopped => NoVerdict::Stopped,
+        Some(text) if !text.trim().is_empty() => return Answer::read(text.clone(), ended == Ended::Cut),
+        _ if ended == Ended::Cut => NoVerdict::Cut,
+        _ if is_called => NoVerdict::ToolCall,
+        _ => NoVerdict::Empty,
+    };
+    let text = text.or_else(|| message["refusal"].as_str().map(String::from));
+    Answer::without_verdict(why, text)
+}
+
 /// What a body with status 200 says.
 fn answer(bytes: &[u8]) -> Outcome {
     let body: Value = match serde_json::from_slice(bytes) {
@@ -118,20 +204,15 @@ fn answer(bytes: &[u8]) -> Outcome {
     if !body["error"].is_null() {
         return Outcome::again("an error", format!("an error as an answer: {}", error_text(bytes).0));
     }
-    let Some(message) = body.pointer("/choices/0/message") else {
+    let Some(choice) = body.pointer("/choices/0").filter(|choice| !choice["message"].is_null()) else {
         return Outcome::again("no choice", "field `choices[0].message` is missing in the answer");
-    };
-    let text = match &message["content"] {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(parts) => Some(parts.iter().filter_map(|part| part["text"].as_str()).collect()),
-        _ => None,
     };
     let tokens = |name: &str| body["usage"][name].as_u64();
     let usage = tokens("prompt_tokens").map(|prompt_tokens| Usage {
         prompt_tokens,
         completion_tokens: tokens("completion_tokens").unwrap_or_default(),
     });
-    Outcome::Answer(Answer { choice: text.as_deref().and_then(Choice::parse), text, usage, logps: None })
+    Outcome::Answer(Answer { usage, ..read_choice(choice) })
 }
 
 /// `Retry-After`: seconds, or an HTTP date. Seconds may have a fraction, which some endpoints send.

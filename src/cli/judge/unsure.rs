@@ -1,0 +1,91 @@
+//! Answers without a verdict, as a run tells them.
+
+use crate::eval::judge::Answer;
+use crate::eval::judge::verdict_reader::NoVerdict;
+
+/// Share of answers without a verdict above which a run warns.
+const MOST_UNSURE: f64 = 0.2;
+/// Characters of an answer that are shown: its end, where a verdict would be.
+const SHOWN: usize = 80;
+
+/// Counts of one run.
+#[derive(Debug, Default)]
+pub struct Unsure {
+    answers: usize,
+    without: usize,
+    cut: usize,
+    example: Option<String>,
+}
+
+/// The end of an answer's text.
+fn shown(answer: &Answer) -> String {
+    let text = answer.text.as_deref().unwrap_or_default().trim();
+    let from = text.char_indices().rev().nth(SHOWN).map(|(at, _)| at);
+    from.map_or_else(|| format!("`{text}`"), |at| format!("`…{}`", text[at..].trim_start()))
+}
+
+impl Unsure {
+    /// Counts an answer. Returns why it has no verdict, in words, where it has none.
+    pub fn add(&mut self, answer: &Answer) -> Option<String> {
+        self.answers += 1;
+        if answer.choice.is_some() {
+            return None;
+        }
+        self.without += 1;
+        let why = answer.no_verdict.unwrap_or(NoVerdict::Unclear);
+        self.cut += usize::from(why == NoVerdict::Cut);
+        let told = match why {
+            NoVerdict::Unclear => format!("no answer: {}", shown(answer)),
+            NoVerdict::Empty | NoVerdict::ToolCall => format!("no answer: {}", why.told()),
+            NoVerdict::Cut | NoVerdict::Refusal | NoVerdict::Stopped => {
+                format!("no answer: {}: {}", why.told(), shown(answer))
+            }
+        };
+        // One that says what to do is better than one that was cut.
+        if self.example.is_none() || why == NoVerdict::Unclear && self.without == self.cut + 1 {
+            self.example = Some(format!("{}: {}", why.told(), shown(answer)));
+        }
+        Some(told)
+    }
+
+    /// What a user should know, and do. `max_tokens` is the name of the flag for the longest answer.
+    pub fn notes(&self, max_tokens: &str) -> Vec<String> {
+        let mut notes = Vec::new();
+        let (n, of) = (self.without, self.answers);
+        if self.cut > 0 {
+            let were = if self.cut == 1 { "answer was" } else { "answers were" };
+            notes.push(format!("note: {} {were} cut off before a verdict: raise --{max_tokens}", self.cut));
+        }
+        if n as f64 > MOST_UNSURE * of as f64 {
+            let share = 100.0 * n as f64 / of as f64;
+            let example = self.example.as_deref().unwrap_or_default();
+            notes.push(format!(
+                "warning: {n} of {of} answers ({share:.0} %) have no verdict that is certain, such as {example}; another --prompt or \
+                 --answer-format may help"
+            ));
+        }
+        notes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::judge::Choice;
+
+    #[test]
+    fn above_a_fifth_it_warns_and_shows_the_end_of_an_answer() {
+        let mut unsure = Unsure::default();
+        let long = format!("{} I like both of them.", "word ".repeat(100));
+        assert!(unsure.add(&Answer::read(long, false)).unwrap().ends_with("like both of them.`"));
+        for _ in 0..4 {
+            assert_eq!(unsure.add(&Choice::A.into()), None);
+        }
+        assert!(unsure.notes("max-tokens").is_empty(), "a fifth is not above a fifth");
+        unsure.add(&Answer::read("<think>hm".into(), true));
+        let notes = unsure.notes("judge-max-tokens");
+        assert_eq!(notes.len(), 2);
+        assert_eq!(notes[0], "note: 1 answer was cut off before a verdict: raise --judge-max-tokens");
+        assert!(notes[1].contains("2 of 6 answers (33 %)") && notes[1].contains("`…word word"), "{}", notes[1]);
+    }
+}

@@ -1,0 +1,104 @@
+//! A local model as a judge that writes its answer, with thoughts before it where it has some, and whose text is read as an endpoint's is.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use super::local::Local;
+use super::verdict_reader::opens_thoughts;
+use super::{Answer, Judge, Question, Reply, Usage};
+use crate::data::rows::Instruction;
+use crate::error::Result;
+use crate::eval::generate::{Settings, generate};
+
+/// A model on a device, how it is asked, and how its answers are sampled.
+pub struct GeneratingJudge<'g> {
+    /// The model, its tokenizer and its prompt.
+    pub local: Local<'g>,
+    /// The longest answer, and the tokens that end one. Answers are the likeliest ones, so that a run that goes on gives the same.
+    pub settings: Settings,
+}
+
+/// A question as token ids, and what an answer begins with that the prompt holds already.
+struct Asked {
+    question: usize,
+    ids: Vec<u32>,
+    begun: &'static str,
+}
+
+impl GeneratingJudge<'_> {
+    fn encode(&self, i: usize, question: &Question<'_>) -> std::result::Result<Asked, String> {
+        let local = &self.local;
+        let ids = local.tokenizer.encode_prompt(&Instruction::Plain(local.prompt.render(question)), &local.template)?;
+        let (n, most) = (ids.len() + self.settings.max_new_tokens, local.max_length);
+        if n > most {
+            return Err(format!("question and answer may have {n} tokens, --max-length is {most}"));
+        }
+        let text = local.tokenizer.decode_all(&ids).map_err(|e| e.to_string())?;
+        // Thoughts that the template opened are closed by the answer.
+        let begun = if opens_thoughts(&text) { "<think>" } else { "" };
+        Ok(Asked { question: i, ids, begun })
+    }
+
+    fn answer(&self, asked: &Asked, written: &[u32]) -> Result<Answer> {
+        let (end, before) = written.split_last().map_or((None, written), |(last, before)| (Some(last), before));
+        let is_cut = !end.is_some_and(|id| self.settings.eos.contains(id));
+        // Marks of thoughts may be special tokens.
+        let text = asked.begun.to_string() + &self.local.tokenizer.decode_all(if is_cut { written } else { before })?;
+        let usage = Usage { prompt_tokens: asked.ids.len() as u64, completion_tokens: written.len() as u64 };
+        Ok(Answer { usage: Some(usage), ..Answer::read(text, is_cut) })
+    }
+}
+
+impl Judge for GeneratingJudge<'_> {
+    fn name(&self) -> &str {
+        self.local.name()
+    }
+
+    fn identity(&self) -> Value {
+        let mut identity = self.local.identity();
+        identity["max_tokens"] = json!(self.settings.max_new_tokens);
+        identity
+    }
+
+    fn ask(
+        &self,
+        questions: &[Question<'_>],
+        stop: &AtomicBool,
+        tell: &mut dyn FnMut(usize, Reply) -> Result<()>,
+    ) -> Result<()> {
+        let mut all = Vec::new();
+        for (i, question) in questions.iter().enumerate() {
+            match self.encode(i, question) {
+                Ok(asked) => all.push(asked),
+                Err(reason) => tell(i, Reply::Unfit(reason))?,
+            }
+        }
+        // As many side by side as have room in the cache.
+        let mut groups: Vec<Vec<Asked>> = Vec::new();
+        let mut n_tokens = 0;
+        for asked in all {
+            let n = asked.ids.len() + self.settings.max_new_tokens;
+            match groups.last_mut().filter(|_| n_tokens + n <= self.local.max_tokens) {
+                Some(group) => group.push(asked),
+                None => {
+                    groups.push(vec![asked]);
+                    n_tokens = 0;
+                }
+            }
+            n_tokens += n;
+        }
+        let Local { gpu, decoder, .. } = &self.local;
+        for group in groups {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let prompts: Vec<Vec<u32>> = group.iter().map(|asked| asked.ids.clone()).collect();
+            let written = pollster::block_on(generate(gpu, decoder, &prompts, 0, &self.settings, &mut |_, _| ()))?;
+            for (asked, written) in group.iter().zip(&written) {
+                tell(asked.question, Reply::Answer(self.answer(asked, written)?))?;
+            }
+        }
+        Ok(())
+    }
+}

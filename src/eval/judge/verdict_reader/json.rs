@@ -1,0 +1,132 @@
+//! Verdicts in JSON: `{"winner": "a"}`, alone, in a fence of code, or behind an explanation, with any other fields.
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+
+use super::{plain, statement};
+use crate::eval::judge::Choice;
+
+/// Fields that name the better side, without case, spaces and underscores.
+const BETTER: &[&str] = &[
+    "winner",
+    "verdict",
+    "finalverdict",
+    "answer",
+    "finalanswer",
+    "choice",
+    "finalchoice",
+    "better",
+    "best",
+    "betteroutput",
+    "betterresponse",
+    "betteranswer",
+    "bestoutput",
+    "bestresponse",
+    "preferred",
+    "preferredoutput",
+    "preferredresponse",
+    "preference",
+    "decision",
+    "finaldecision",
+    "result",
+    "judgment",
+    "judgement",
+    "finaljudgment",
+    "selected",
+    "selection",
+    "chosen",
+    "output",
+    "pick",
+    "winningoutput",
+    "winningresponse",
+];
+/// Fields that name the worse one.
+const WORSE: &[&str] =
+    &["loser", "worse", "worst", "rejected", "worseoutput", "worseresponse", "losingoutput", "losingresponse"];
+
+/// A part of an answer.
+#[derive(Debug, PartialEq)]
+pub enum Piece<'a> {
+    /// Not JSON.
+    Text(&'a str),
+    /// An object with a field that names a side: its verdict, where its fields agree.
+    Object(Option<Choice>),
+}
+
+/// An object's fields, those with one name too.
+struct Fields(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Fields;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+/// The object at the beginning of a text, and its bytes.
+fn object(text: &str) -> Option<(Fields, usize)> {
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Fields>();
+    let fields = stream.next()?.ok()?;
+    Some((fields, stream.byte_offset()))
+}
+
+impl Fields {
+    /// What the fields of these names say: `None` where there is none of them, `Some(None)` where they don't agree or don't say.
+    fn named(&self, names: &[&str]) -> Option<Option<Choice>> {
+        let name = |name: &str| name.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_lowercase();
+        let values =
+            self.0.iter().filter(|(field, _)| names.contains(&name(field).as_str())).map(|(_, value)| side(value));
+        values.reduce(|a, b| if a == b { a } else { None })
+    }
+
+    /// `None` where no field names a side.
+    fn verdict(&self) -> Option<Option<Choice>> {
+        let better = self.named(&BETTER)?;
+        let worse = self.named(&WORSE).flatten();
+        Some(better.filter(|choice| worse != Some(*choice)))
+    }
+}
+
+/// The side that a field's value names.
+fn side(value: &Value) -> Option<Choice> {
+    statement::inside(&plain::plain(value.as_str()?.trim()))
+}
+
+/// Splits an answer at the objects that name a side.
+pub fn pieces(text: &str) -> Vec<Piece<'_>> {
+    let mut pieces = Vec::new();
+    let (mut start, mut from) = (0, 0);
+    while let Some(at) = text[from..].find('{').map(|at| from + at) {
+        let found = object(&text[at..]).and_then(|(fields, length)| Some((fields.verdict()?, length)));
+        match found {
+            Some((verdict, length)) => {
+                pieces.push(Piece::Text(&text[start..at]));
+                pieces.push(Piece::Object(verdict));
+                start = at + length;
+                from = start;
+            }
+            None => from = at + 1,
+        }
+    }
+    pieces.push(Piece::Text(&text[start..]));
+    pieces
+}
+
+/// The verdict of a text that is an object and nothing else.
+pub fn whole(text: &str) -> Option<Choice> {
+    let (fields, length) = object(text)?;
+    (length == text.len()).then(|| fields.verdict().flatten()).flatten()
+}
