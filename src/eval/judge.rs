@@ -15,6 +15,8 @@ pub mod person;
 #[cfg(feature = "cli")]
 mod pool;
 pub mod prompt;
+#[cfg(feature = "cli")]
+mod shell;
 
 use std::sync::atomic::AtomicBool;
 
