@@ -1,7 +1,7 @@
 # jointwise. `make demo`: the whole story on the bundled model. `make test`: every test. Both install a Vulkan driver where none is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser test-page browser site build driver lint clean
+.PHONY: help demo test test-browser test-page test-windows check-hlsl check-targets browser site build driver lint clean
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -11,6 +11,9 @@ help:
 	@echo "make browser builds the page that tunes in a tab, and serves it on this machine"
 	@echo "make site    the page as static files: $(TARGET)/site"
 	@echo "make test-browser  the page in Chromium and Firefox, and the shaders through Dawn"
+	@echo "make check-targets program, tests and benches type-checked for Windows and macOS"
+	@echo "make check-hlsl    every shader through Microsoft's compilers, FXC and DXC"
+	@echo "make test-windows  the program for Windows under Wine, Vulkan and DX12, against Linux (as root on Debian, half an hour)"
 	@echo "make build   the program: $(TARGET)/release/jointwise"
 	@echo "make lint    cargo fmt --check, clippy with warnings as errors"
 	@echo "make clean   removes $(TARGET)"
@@ -29,6 +32,9 @@ test-page:
 	@if .ci/browsers; then \
 		examples/browser/build $(TARGET)/site && cd examples/browser/test && $(CURDIR)/.ci/with-driver npm test --silent; \
 	else echo "the page is not tested: see above"; fi
+
+check-targets check-hlsl test-windows:
+	@.ci/$@
 
 browser: site
 	$(TARGET)/release/tool serve $(TARGET)/site 8000

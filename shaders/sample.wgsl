@@ -11,7 +11,7 @@ import package::shared::reduce::{WG, partials, sum_across};
 struct SampleParams {
     rows: u32,
     vocab: u32,
-    top_k: u32, // 0: all
+    top_k: u32, // 0: all; less than the vocabulary
     greedy: u32,
     inverse_temperature: f32,
     top_p: f32, // 1: all
@@ -94,7 +94,7 @@ fn sample(
         return;
     }
     var least = 0u;
-    if params.top_k > 0u && params.top_k < params.vocab {
+    if params.top_k > 0u {
         // The largest threshold that at least top_k tokens reach.
         for (var bit = 0u; bit < 32u; bit++) {
             let higher = least | (0x80000000u >> bit);

@@ -94,7 +94,8 @@
 //! runs. Uniforms of a recording are one buffer. Bind groups are kept: a step with the last one's shapes finds all of them. Kernels that a
 //! recording needs are compiled when it is submitted, in parallel, with progress, and kept on disk where the driver can
 //! ([`gpu::Gpu::keep_pipelines`]). Nothing inside reads back. No shader uses float atomics: sums are two-stage, the embedding's gradient walks sorted buckets, and
-//! dQ has a pass of its own. Two runs on one device give the same bits, which resuming relies on. Errors of the device are kept, and
+//! dQ has a pass of its own. Two runs on one device give the same bits, which resuming relies on. Different kernels give the same bits (variants of a product,
+//! a score as policy and as reference) where the compiler fuses multiplications and additions alike in both, or not at all: Mesa's do, FXC (DX12) does not. Errors of the device are kept, and
 //! reported when results are read.
 //!
 //! # Variants
@@ -106,12 +107,12 @@
 //! memory is slow in software drivers, `matmul_lanes.wgsl` and `attention_lanes.wgsl` where those have subgroups. Launchers choose from [`gpu::Caps`] alone: a family has its baseline, and each [`gpu::Variant`] that the device
 //! has passed a check ([`kernels::with_checked_variants`]; the command line does it at its first start on a driver). Variants of a product add a sum's terms in the baseline's order, and give its bits; those of attention are
 //! chosen by the device and the model alone. So a row's result is the same to the bit, whatever is packed beside it. The baseline, which must always work, is WebGPU's guaranteed minimum ([`gpu::Caps::baseline`]). Every
-//! variant that a kernel lists is translated to SPIR-V, MSL and HLSL in `tests/kernels.rs`.
+//! variant that a kernel lists is translated to SPIR-V, MSL and HLSL in `tests/shaders.rs`.
 //!
 //! Cooperative matrices (`matmul_coop.wgsl`, `attention_coop.wgsl`) round otherwise, so they are no variant that a device chooses:
 //! [`gpu::MatmulPrecision`] asks for them. They too give a row the same bits whatever is beside it: each row of x has a scale of its own,
 //! only a weight's shape or the head size has a say in whether they are used, and attention's blocks are of positions in a sequence, not of rows
-//! in a batch. The lines `enable f16;` and `enable wgpu_cooperative_matrix;` come from [`gpu::Shader::enable`]; HLSL has no such
+//! in a batch. A workgroup is four subgroups; where the driver chooses their size, it is measured as the device is opened. The lines `enable f16;` and `enable wgpu_cooperative_matrix;` come from [`gpu::Shader::enable`]; HLSL has no such
 //! matrices, Metal none of 16×16.
 //!
 //! Natively, shaders are compiled without bounds checks; they guard their own indices. `JOINTWISE_CHECKED=1` compiles them with
@@ -151,6 +152,7 @@ pub mod config;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod files;
 pub mod gpu;
 pub mod kernels;
 pub mod model;

@@ -1,5 +1,4 @@
 //! `jointwise evaluate` as a program, on the demo's model: against its grader, and against judges whose win rates are known beforehand.
-#![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
 mod program;
@@ -82,6 +81,7 @@ fn rate(results: &Value, method: usize) -> f64 {
 }
 
 /// Compares two numbers (lengths in characters) of a line of JSON on standard input, without a parser.
+#[cfg(unix)]
 fn judge(s: &Sandbox, name: &str, test: &str) -> String {
     s.write(
         name,
@@ -189,6 +189,7 @@ fn the_grader_judges_two_temperatures_and_seeds() {
     s.refused(&args(&[&more[..], &["--resume"]].concat()), &["--resume", "`model` had other weights"]);
 }
 
+#[cfg(unix)]
 #[test]
 fn judges_whose_rates_are_known() {
     let s = sandbox();
@@ -276,6 +277,7 @@ fn an_endpoint_is_asked_once_its_cost_is_known() {
     assert!(server.times_asked().iter().all(|&n| n == 1));
 }
 
+#[cfg(unix)]
 #[test]
 fn ctrl_c_keeps_answers_and_responses() {
     let (s, server) = (sandbox(), longer(Duration::from_millis(150)));
@@ -310,6 +312,7 @@ fn ctrl_c_keeps_answers_and_responses() {
     assert_eq!(text(&s, &format!("whole/{name}")), text(&s, &format!("out/{name}")));
 }
 
+#[cfg(unix)]
 #[test]
 fn two_checkpoints_head_to_head() {
     let s = sandbox();
@@ -394,6 +397,7 @@ fn adapters_of_several_seeds_are_one_method() {
     assert_eq!(text(&s, "out/responses/jpo-0-t0.5-s0.jsonl"), text(&s, "out/responses/old-dpo-t0.5-s0.jsonl"));
 }
 
+#[cfg(unix)]
 fn wait_for(path: &Path, n: usize, child: &mut std::process::Child) {
     let started = Instant::now();
     while fs::read_to_string(path).map_or(0, |t| t.matches('\n').count()) < n {
@@ -403,6 +407,7 @@ fn wait_for(path: &Path, n: usize, child: &mut std::process::Child) {
     }
 }
 
+#[cfg(unix)]
 #[test]
 fn killed_and_resumed_is_uninterrupted() {
     let s = sandbox();
@@ -476,6 +481,7 @@ fn killed_and_resumed_is_uninterrupted() {
     assert_ne!(other, text(&s, "seed4/responses/model-t1-s4.jsonl"));
 }
 
+#[cfg(unix)]
 fn lines_of(path: &Path) -> usize {
     fs::read_to_string(path).map_or(0, |text| text.lines().count())
 }

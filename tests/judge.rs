@@ -504,6 +504,23 @@ if [ "$a" -gt "$b" ]; then echo "(a)"; elif [ "$a" -eq "$b" ]; then echo tie; el
     assert!(ran.stdout.contains("1 unclear") && ran.stderr.contains("no answer: `hm`"), "{ran:?}");
 }
 
+/// cmd gets quotes as they were typed, and ends with everything that it started.
+#[cfg(windows)]
+#[test]
+fn a_command_of_cmd_is_quoted_as_typed_and_ended_whole() {
+    let judge = |command: &'static str| ["judge", "--data", "rows.jsonl", "--command", command, "--output-dir", "out"];
+    let s = sandbox(1);
+    s.write("words.txt", "two words");
+    let ran = s.run(&judge(r#"findstr /C:"two words" "words.txt" >nul && echo (a)"#)).ok();
+    assert!(ran.stdout.contains("1 ties (1 of them the same letter"), "{}", ran.stdout);
+    let s = sandbox(1);
+    let before = Instant::now();
+    let ran = s.run(&[&judge("ping -n 60 127.0.0.1 >nul")[..], &["--timeout", "0.5"]].concat());
+    ran.said(1, &["2 questions without an answer"]);
+    assert!(ran.stderr.contains("timeout: the command did not end in 0.5 s"), "{}", ran.stderr);
+    assert!(before.elapsed() < Duration::from_secs(20), "{:?}", before.elapsed());
+}
+
 // ------------------------------------------------------------------------------------------------------------ person
 
 /// A terminal with the program in it; what it draws, and the keys that it gets.
@@ -512,10 +529,10 @@ fn at_a_terminal(s: &Sandbox, args: &[&str], keys: &[u8]) -> (i32, String) {
     use std::io::{Read, Write};
     use std::os::fd::{FromRawFd, OwnedFd};
     let (mut ours, mut theirs) = (0, 0);
-    let size = libc::winsize { ws_row: 40, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+    let mut size = libc::winsize { ws_row: 40, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: both numbers are written by the call, which is checked, and belong to nobody else.
     let (mut ours, theirs) = unsafe {
-        let done = libc::openpty(&mut ours, &mut theirs, std::ptr::null_mut(), std::ptr::null_mut(), &size);
+        let done = libc::openpty(&mut ours, &mut theirs, std::ptr::null_mut(), std::ptr::null_mut(), &raw mut size);
         assert_eq!(done, 0);
         (fs::File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs))
     };

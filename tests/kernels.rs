@@ -1,11 +1,11 @@
 //! Every kernel of the registry: its twin's gradient against finite differences, the device against the twin, a nudged expectation
-//! refused, every variant through naga to SPIR-V, MSL and HLSL, and uniform layouts against their Rust structs.
+//! refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::Mutex;
 
-use jointwise::gpu::{Caps, DeviceChoice, Gpu, MatmulPrecision, Recording, Role, SHADERS, Shader, Slot, Variant};
+use jointwise::gpu::{Caps, DeviceChoice, Gpu, MatmulPrecision, Recording, Role, Slot, Variant};
 use jointwise::kernels::matmul::{self as products, Epilogue, Matrix, Operands, Orientation, Product, Second, product};
 use jointwise::kernels::shapes::ModelShape;
 use jointwise::kernels::storage::Storage;
@@ -178,176 +178,6 @@ kernels![
 ];
 
 #[test]
-fn the_registry_covers_every_shader() {
-    let files = |dir: &str| -> BTreeSet<String> {
-        let entries = std::fs::read_dir(dir).expect("shaders").map(|e| e.expect("entry").path());
-        let wgsl = entries.filter(|p| p.extension().is_some_and(|e| e == "wgsl"));
-        wgsl.map(|p| p.file_stem().expect("stem").to_string_lossy().into_owned()).collect()
-    };
-    let owned: BTreeSet<String> = REGISTRY.iter().flat_map(|k| k.modules()).map(|m| m.to_string()).collect();
-    assert_eq!(owned, files(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders")));
-    let shared: BTreeSet<String> =
-        SHADERS.iter().filter_map(|(n, _)| n.strip_prefix("shared/")).map(String::from).collect();
-    assert_eq!(shared, files(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared")));
-}
-
-/// What a shader asks of a device beyond WebGPU's baseline: subgroups, or what its `enable` lines say.
-fn capabilities(shader: &Shader) -> naga::valid::Capabilities {
-    use naga::valid::Capabilities;
-    let subgroups = shader.source().is_ok_and(|s| s.contains("subgroup"));
-    // pack2x16float.
-    let baseline = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    let enabled = match shader.enables {
-        [] => baseline,
-        ["f16", "wgpu_cooperative_matrix"] => {
-            baseline | Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX
-        }
-        other => panic!("{}: {other:?}", shader.key()),
-    };
-    if subgroups { enabled | Capabilities::SUBGROUP } else { enabled }
-}
-
-fn parse(shader: &Shader) -> Result<naga::Module, String> {
-    use naga::front::wgsl::{Frontend, Options};
-    let source = shader.source().map_err(|e| e.to_string())?;
-    let mut frontend =
-        Frontend::new_with_options(Options { parse_doc_comments: false, capabilities: capabilities(shader) });
-    frontend.parse(&source).map_err(|e| e.emit_to_string(&source))
-}
-
-/// Bytes or words of each translation.
-fn translate(shader: &Shader) -> Result<Vec<usize>, String> {
-    use naga::{back, valid};
-    let module = parse(shader)?;
-    let source = shader.source().map_err(|e| e.to_string())?;
-    let caps = capabilities(shader);
-    let subgroups = caps.contains(valid::Capabilities::SUBGROUP);
-    let info = valid::Validator::new(valid::ValidationFlags::all(), caps)
-        .subgroup_operations(if subgroups { valid::SubgroupOperationSet::all() } else { Default::default() })
-        .subgroup_stages(if subgroups { valid::ShaderStages::COMPUTE } else { valid::ShaderStages::empty() })
-        .validate(&module)
-        .map_err(|e| e.emit_to_string(&source))?;
-    let stage = naga::ShaderStage::Compute;
-    let (module, info) =
-        back::pipeline_constants::process_overrides(&module, &info, Some((stage, shader.entry)), &Default::default())
-            .map_err(|e| e.to_string())?;
-    let options = back::spv::PipelineOptions { shader_stage: stage, entry_point: shader.entry.into() };
-    let spirv = back::spv::write_vec(
-        &module,
-        &info,
-        &back::spv::Options { lang_version: (1, 3), ..Default::default() },
-        Some(&options),
-    )
-    .map_err(|e| e.to_string())?;
-    let mut sizes = vec![spirv.len()];
-    // Metal has no fragments of 16×16, and naga would write down a type that does not exist.
-    if shader.substitutions.iter().any(|(_, taken)| *taken == "shared/fragment16") {
-        return Ok(sizes);
-    }
-    let options = back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
-    let (msl, _) = back::msl::write_string(&module, &info, &options, &Default::default()).map_err(|e| e.to_string())?;
-    sizes.push(msl.len());
-    // HLSL has no cooperative matrices.
-    if shader.enables.contains(&"wgpu_cooperative_matrix") {
-        return Ok(sizes);
-    }
-    let options = back::hlsl::Options {
-        shader_model: back::hlsl::ShaderModel::V6_0,
-        fake_missing_bindings: true,
-        ..Default::default()
-    };
-    let (mut hlsl, pipeline) = (String::new(), back::hlsl::PipelineOptions::default());
-    back::hlsl::Writer::new(&mut hlsl, &options, &pipeline).write(&module, &info, None).map_err(|e| e.to_string())?;
-    sizes.push(hlsl.len());
-    Ok(sizes)
-}
-
-#[test]
-fn every_variant_becomes_spirv_msl_and_hlsl() {
-    let mut languages = BTreeSet::new();
-    for kernel in REGISTRY {
-        let variants = kernel.variants();
-        assert!(!variants.is_empty(), "{}: no variants", kernel.name());
-        for shader in variants {
-            let sizes = translate(&shader).unwrap_or_else(|e| panic!("{}: {e}", shader.key()));
-            assert!(sizes.iter().all(|&n| n > 100), "{}: {sizes:?}", shader.key());
-            languages.insert(sizes.len());
-            assert!(sizes.len() == 3 || ["attention_coop", "matmul_coop"].contains(&shader.module), "{}", shader.key());
-        }
-    }
-    assert_eq!(languages, BTreeSet::from([1, 2, 3]));
-    // The check can fail.
-    let broken = Shader::new("rmsnorm", "rmsnorm_forward");
-    assert!(translate(&broken).is_err());
-}
-
-/// Shifts beside another operator without brackets: WGSL's grammar forbids them, which Tint (Chromium, Dawn) enforces and naga does not. Operators
-/// stand between spaces here, the brackets of types do not.
-fn bare_shifts(line: &str) -> bool {
-    const SHIFTS: [&str; 2] = ["<<", ">>"];
-    const OTHERS: [&str; 8] = ["+", "-", "*", "/", "%", "&", "|", "^"];
-    // (operators, shifts) of each bracket that is open, the innermost last.
-    let mut open = vec![(0, 0)];
-    let code = line.split("//").next().unwrap_or_default();
-    let spaced = ["(", ")", "[", "]", ",", ";"].iter().fold(code.to_string(), |s, c| s.replace(c, &format!(" {c} ")));
-    for word in spaced.split_whitespace() {
-        match word {
-            "(" | "[" => open.push((0, 0)),
-            ")" | "]" => drop(open.pop()),
-            "," | ";" | "=" | "==" | "!=" | "<" | ">" | "<=" | ">=" | "&&" | "||" => {
-                open.pop();
-                open.push((0, 0));
-            }
-            _ => {
-                let (is_shift, is_other) = (SHIFTS.contains(&word), OTHERS.contains(&word));
-                let Some((operators, shifts)) = open.last_mut() else { return false };
-                *operators += u32::from(is_shift || is_other);
-                *shifts += u32::from(is_shift);
-                if *shifts > 0 && *operators > 1 {
-                    return true;
-                }
-            }
-        }
-    }
-    false
-}
-
-#[test]
-fn shifts_stand_in_brackets() {
-    for (name, source) in SHADERS {
-        for (i, line) in source.lines().enumerate() {
-            assert!(!bare_shifts(line), "{name}:{}: {line}", i + 1);
-        }
-    }
-    for refused in ["let x = (a + b) >> cut << cut;", "let x = a + 1u << b;", "f(1u << n | m);"] {
-        assert!(bare_shifts(refused), "{refused}");
-    }
-    for fine in ["let x = ((a + b) >> cut) << cut;", "x[n >> 1u] + 1u", "a << 2u < b >> 1u", "f(1u << a, b + 1u)"] {
-        assert!(!bare_shifts(fine), "{fine}");
-    }
-}
-
-#[test]
-fn uniform_layouts_equal_their_rust_structs() {
-    for kernel in REGISTRY {
-        let mut found = BTreeSet::new();
-        for shader in kernel.variants() {
-            let module = parse(&shader).expect("parsed");
-            for (_, ty) in module.types.iter() {
-                let naga::TypeInner::Struct { span, .. } = ty.inner else { continue };
-                let name = ty.name.clone().unwrap_or_default();
-                let uniform = kernel.uniforms().into_iter().find(|(n, _)| *n == name);
-                if let Some((_, size)) = uniform {
-                    assert_eq!(span as usize, size, "{}: {name}", kernel.name());
-                    found.insert(name);
-                }
-            }
-        }
-        assert_eq!(found.len(), kernel.uniforms().len(), "{}: uniforms not in its WGSL", kernel.name());
-    }
-}
-
-#[test]
 fn slots_return_to_the_pool_and_the_plan_counts_alike() {
     let plan = Gpu::plan(gpu().caps().clone());
     let run = |gpu: &Gpu| {
@@ -503,7 +333,8 @@ fn a_product_scales_with_each_row() {
     }
 }
 
-/// What lets a product's implementation be chosen by speed alone: all of them give the baseline's bits.
+/// What lets a product's implementation be chosen by speed alone: all of them give the baseline's bits. A property of the shader compiler, too: it
+/// holds for Mesa's, which fuse no multiplication with an addition. One that does so in one kernel and not in another (FXC) gives other last bits.
 #[test]
 fn variants_of_a_product_give_the_same_bits() {
     let gpu = &*gpu();

@@ -195,7 +195,8 @@ fn recomputed_is_saved() {
     }
 }
 
-/// Whatever a table of fastest kernels says, the results are the same to the bit; one that cannot be read is left alone.
+/// Whatever a table of fastest kernels says, the results are the same to the bit (with compilers that fuse no multiplication with an addition, as
+/// Mesa's); one that cannot be read is left alone.
 #[test]
 fn tuning_changes_no_result() {
     let s = Setting::new();

@@ -1,12 +1,11 @@
 //! Interrupted at any moment, a run goes on to the same bits.
-#![cfg(unix)]
 
 mod program;
 
 use std::f64::consts::LN_2;
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use program::{Ran, Sandbox, fixture, metrics, rows};
@@ -124,6 +123,7 @@ fn killed_lora_in_few_bits() {
     killed_and_resumed(&setting);
 }
 
+#[cfg(unix)]
 #[test]
 fn interrupted_ends_after_the_step_with_a_checkpoint() {
     let setting = Setting::lora();
@@ -131,7 +131,7 @@ fn interrupted_ends_after_the_step_with_a_checkpoint() {
     let out = setting.sandbox.path("stopped");
     let mut child = setting.start("stopped", &[]);
     wait_for_lines(&out.join("metrics.jsonl"), 1, &mut child);
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
     assert!(sent.success());
     assert_eq!(child.wait().expect("ended").code(), Some(130));
     let steps = metrics(&out).len();

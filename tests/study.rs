@@ -1,5 +1,4 @@
 //! The whole experiment through the program: the miniature study of the recipes, what a kill leaves, files that are wrong.
-#![cfg(unix)]
 
 mod program;
 

@@ -72,7 +72,7 @@ pub enum Command {
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct DeviceArgs {
-    /// Device by number or by part of its name (see `jointwise info`)
+    /// Device by number, by part of its name, or by backend: `vulkan`, `dx12` (see `jointwise info`)
     #[arg(long)]
     pub device: Option<String>,
     /// Kernels that may be chosen: baseline, or some of tiles32, tiles64, tiles128, flash, cpu, lanes [default: by the device]

@@ -52,7 +52,8 @@ pub fn once(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
         let (wrong, right) = gpu.caps().variants.iter().partition(|variant| is_wrong(variant));
         return Ok((gpu.with_variants(right), wrong));
     }
-    if gpu.caps().is_cpu {
+    // Each shader is compiled: by FXC in up to half a second, where others take milliseconds.
+    if gpu.caps().is_cpu || gpu.caps().backend == "dx12" {
         note!("note: the first start on {} checks its kernels, which takes a while", gpu.caps().name);
     }
     let (gpu, wrong) = pollster::block_on(with_checked_variants(gpu))?;

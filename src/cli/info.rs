@@ -37,7 +37,8 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     for d in &devices {
         say!("{}: {} ({}, {}) {}", d.index, d.name, d.backend, d.kind, d.driver)?;
     }
-    say!("\nchosen: {}", caps.name)?;
+    say!("\nchosen: {} ({})", caps.name, caps.backend)?;
+    say!("  driver               {}", caps.driver)?;
     let variants: Vec<&str> = std::iter::once("baseline").chain(caps.variants.iter().map(|v| v.name())).collect();
     say!("  kernels              {}", variants.join(", "))?;
     say!("  tuned                {} classes of shapes (jointwise tune)", caps.tuning.len())?;

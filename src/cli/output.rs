@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result, acts_on_terminal, visible, visible_lines};
+use crate::files::check_name;
 use crate::train::report::Table;
 
 /// Writes to standard output; an error where `println!` panics (a full disk, a closed pipe). On a terminal, characters that would act on
@@ -79,6 +80,7 @@ pub fn check_page<'a>(page: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>
 
 fn check_place<'a>(flag: &'static str, out: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
     let refuse = |reason: &str| Err(Error::flag(flag, format!("{} {reason}", out.display())));
+    check_name(out).map_err(|reason| Error::flag(flag, format!("{}: {reason}", out.display())))?;
     if out.is_dir() {
         return refuse("is a folder");
     }

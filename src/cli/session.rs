@@ -189,6 +189,9 @@ pub fn open_unchecked(args: &DeviceArgs) -> Result<Gpu> {
         Some(name) => pollster::block_on(Gpu::open_for(&choice, MatmulPrecision::parse(name)?))?,
         None => pollster::block_on(Gpu::open(&choice))?,
     };
+    for note in gpu.notes() {
+        note!("note: {note}");
+    }
     gpu.keep_pipelines(&cache_folder().join("pipelines"));
     let shown = Mutex::new(ProgressBar::hidden());
     gpu.on_compile(Some(Box::new(move |done, total| {

@@ -17,6 +17,8 @@ pub mod person;
 #[cfg(feature = "cli")]
 mod pool;
 pub mod prompt;
+#[cfg(feature = "cli")]
+mod shell;
 pub mod verdict_reader;
 
 use std::sync::atomic::AtomicBool;

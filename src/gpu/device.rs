@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::adapters::{Adapters, DeviceChoice, DeviceSummary, memory_bytes};
 use super::memory::Home;
 use super::precision::MatmulPrecision;
 use super::tuning::Tuning;
@@ -15,7 +16,7 @@ pub struct Caps {
     pub name: String,
     /// `vulkan`, `metal`, `dx12`, `webgpu`, ...
     pub backend: String,
-    /// Driver's name and version.
+    /// Driver's name and version; on DX12 with the shader compiler.
     pub driver: String,
     /// A software implementation.
     pub is_cpu: bool,
@@ -35,13 +36,13 @@ pub struct Caps {
     pub subgroup: Option<(u32, u32)>,
     /// f16 in shaders.
     pub f16: bool,
-    /// Cooperative matrices with f16 operands and f32 sums; none where subgroups differ in size.
+    /// Cooperative matrices with f16 operands and f32 sums.
     pub cooperative: Option<Cooperative>,
     /// How products are computed: other than f32 only where there are cooperative matrices.
     pub matmul_precision: MatmulPrecision,
     /// Timestamps around passes.
     pub timestamps: bool,
-    /// The largest heap that is local to the device, where its driver says (Vulkan). A CPU's driver makes one up, so it is left out.
+    /// Memory of the device, where its driver says. A CPU's driver makes one up, so it is left out.
     pub memory_bytes: Option<u64>,
 }
 
@@ -50,7 +51,7 @@ pub struct Caps {
 pub struct Cooperative {
     /// Rows and columns: 8 or 16.
     pub edge: u32,
-    /// Invocations of a subgroup.
+    /// Invocations of a subgroup; the least, until [`Gpu::open_for`] measures it for a precision that needs it.
     pub subgroup: u32,
 }
 
@@ -77,14 +78,14 @@ impl Caps {
         }
     }
 
-    fn of(adapter: &wgpu::Adapter) -> Self {
+    fn new(adapter: &wgpu::Adapter, summary: &DeviceSummary) -> Self {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
         Self {
             is_cpu: info.device_type == wgpu::DeviceType::Cpu,
             variants: Variant::usual(info.device_type == wgpu::DeviceType::Cpu),
             tuning: Tuning::shipped(&info.name),
-            backend: info.backend.to_string(),
-            driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
+            backend: summary.backend.clone(),
+            driver: summary.driver.clone(),
             // wgpu reports bindings up to 2⁶⁴ on some devices; kernels index with u32.
             max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(2 << 30),
             binding_alignment_bytes: u64::from(limits.min_storage_buffer_offset_alignment).max(256),
@@ -125,18 +126,15 @@ impl Caps {
     }
 }
 
-/// The larger edge, where the rest that matmul_coop.wgsl needs is there: f16, its workgroup memory, and subgroups of one size, since a
-/// workgroup is four of them and wgpu cannot ask for a size. Metal does not tell it; Apple's GPUs have 32.
+/// The larger edge, where the rest that matmul_coop.wgsl needs is there: f16, its workgroup memory, and subgroups. A workgroup is four of
+/// them, and wgpu cannot ask for a size: where it varies, the size that the driver chooses is measured ([`Gpu::with_measured_subgroups`]).
 fn cooperative(adapter: &wgpu::Adapter) -> Option<Cooperative> {
-    let info = adapter.get_info();
     let needed = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | COOPERATIVE;
     let too_little = adapter.limits().max_compute_workgroup_storage_size < COOPERATIVE_WORKGROUP_BYTES;
-    let subgroup = match (info.subgroup_min_size, info.subgroup_max_size) {
-        _ if !adapter.features().contains(needed) || too_little => return None,
-        (least, most) if least == most => least,
-        _ if info.backend == wgpu::Backend::Metal => 32,
-        _ => return None,
-    };
+    if !adapter.features().contains(needed) || too_little {
+        return None;
+    }
+    let subgroup = adapter.get_info().subgroup_min_size;
     let all = adapter.cooperative_matrix_properties();
     let fits = |edge: &u32| {
         all.iter().any(|p| {
@@ -148,64 +146,16 @@ fn cooperative(adapter: &wgpu::Adapter) -> Option<Cooperative> {
     [16, 8].into_iter().find(fits).map(|edge| Cooperative { edge, subgroup })
 }
 
+/// Follows the words of a device that was lost: where a reset is what most often loses one.
+const WATCHDOG: &str = if cfg!(windows) {
+    " (Windows resets a GPU whose work takes more than 2 s: a smaller --batch-size makes it shorter)"
+} else {
+    ""
+};
+
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
 /// Tiles of the split form, scales, and a fragment of 16×16 for each of four subgroups: 24,832 bytes, rounded up.
 const COOPERATIVE_WORKGROUP_BYTES: u32 = 32 << 10;
-
-/// WebGPU does not say how much memory a device has; Vulkan does.
-#[cfg(any(target_os = "linux", target_os = "windows", target_os = "android"))]
-fn memory_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
-    // SAFETY: the raw handles live as long as the adapter, and are only asked for properties.
-    unsafe {
-        let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
-        let instance = vulkan.shared_instance().raw_instance();
-        let memory = instance.get_physical_device_memory_properties(vulkan.raw_physical_device());
-        // Bit 0 is VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
-        memory.memory_heaps_as_slice().iter().filter(|h| h.flags.as_raw() & 1 == 1).map(|h| h.size).max()
-    }
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "windows", target_os = "android")))]
-fn memory_bytes(_: &wgpu::Adapter) -> Option<u64> {
-    None
-}
-
-/// `--device`: nothing, an index of [`list_devices`], or a part of a name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// A discrete GPU before an integrated one, a CPU last.
-    #[default]
-    Best,
-    /// Position in [`list_devices`].
-    Index(usize),
-    /// Part of an adapter's name, any case.
-    Name(String),
-}
-
-impl DeviceChoice {
-    /// A number is an index, anything else a name.
-    pub fn parse(text: &str) -> Self {
-        match text.parse() {
-            Ok(index) => Self::Index(index),
-            Err(_) => Self::Name(text.into()),
-        }
-    }
-}
-
-/// A line of [`list_devices`].
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct DeviceSummary {
-    /// What `--device` takes.
-    pub index: usize,
-    /// The adapter's name.
-    pub name: String,
-    /// `vulkan`, `metal`, `dx12`, `webgpu`.
-    pub backend: String,
-    /// `DiscreteGpu`, `IntegratedGpu`, `VirtualGpu`, `Cpu`, `Other`.
-    pub kind: String,
-    /// Driver's name and version.
-    pub driver: String,
-}
 
 pub(super) struct Live {
     pub device: wgpu::Device,
@@ -226,56 +176,30 @@ pub struct Gpu {
     pub(super) uniforms: Mutex<Option<wgpu::Buffer>>,
     pub(super) pace: Mutex<super::submit::Pace>,
     pub(super) profile: Mutex<Option<super::Profile>>,
+    notes: Vec<String>,
 }
 
-fn instance() -> wgpu::Instance {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends =
-        wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::BROWSER_WEBGPU;
-    wgpu::Instance::new(descriptor)
-}
-
-async fn adapters() -> Vec<wgpu::Adapter> {
-    let instance = instance();
-    #[cfg(not(target_arch = "wasm32"))]
-    {
-        let mut all = instance.enumerate_adapters(wgpu::Backends::all()).await;
-        all.sort_by_key(|a| match a.get_info().device_type {
-            wgpu::DeviceType::DiscreteGpu => 0,
-            wgpu::DeviceType::IntegratedGpu => 1,
-            wgpu::DeviceType::VirtualGpu => 2,
-            wgpu::DeviceType::Other => 3,
-            wgpu::DeviceType::Cpu => 4,
-        });
-        all
-    }
-    #[cfg(target_arch = "wasm32")]
-    {
-        let options = wgpu::RequestAdapterOptions {
-            power_preference: wgpu::PowerPreference::HighPerformance,
-            ..Default::default()
-        };
-        instance.request_adapter(&options).await.into_iter().collect()
-    }
-}
-
-/// The machine's devices, best first.
-pub async fn list_devices() -> Vec<DeviceSummary> {
-    let summary = |(index, adapter): (usize, &wgpu::Adapter)| {
-        let info = adapter.get_info();
-        DeviceSummary {
-            index,
-            backend: info.backend.to_string(),
-            kind: format!("{:?}", info.device_type),
-            driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
-            name: info.name,
+/// Opens the first candidate that can be opened; says why those before it cannot.
+///
+/// # Errors
+/// The last candidate's; another one's where it is no [`Error::Device`].
+async fn first_opened<C, T>(
+    candidates: impl IntoIterator<Item = C>,
+    open: impl AsyncFn(C) -> Result<T>,
+) -> Result<(T, Vec<String>)> {
+    let mut failed: Vec<String> = Vec::new();
+    for candidate in candidates {
+        match open(candidate).await {
+            Ok(opened) => {
+                let notes = failed.into_iter().map(|reason| format!("{reason}; the next device is taken"));
+                return Ok((opened, notes.collect()));
+            }
+            Err(Error::Device(reason)) => failed.push(reason),
+            Err(other) => return Err(other),
         }
-    };
-    adapters().await.iter().enumerate().map(summary).collect()
+    }
+    Err(Error::Device(failed.join("; ")))
 }
-
-const NO_DEVICE: &str = "no GPU found: no Vulkan, Metal, DX12 or WebGPU device answers. Install your GPU's Vulkan driver; \
-     without a GPU, the software one works: apt install mesa-vulkan-drivers libvulkan1";
 
 impl Gpu {
     /// Opens a device, for products as JOINTWISE_MATMUL_PRECISION says, or of the highest precision.
@@ -294,29 +218,21 @@ impl Gpu {
     /// [`Error::Device`]: there is none (says what to install), or none that matches (lists them). [`Error::Flag`]: JOINTWISE_VARIANT
     /// names no variant; the precision needs cooperative matrices, and the device has none.
     pub async fn open_for(choice: &DeviceChoice, precision: MatmulPrecision) -> Result<Self> {
-        let all = adapters().await;
-        let names = || {
-            let lines = all.iter().enumerate().map(|(i, a)| format!("{i}: {}", a.get_info().name));
-            lines.collect::<Vec<_>>().join(", ")
-        };
-        let found = match choice {
-            DeviceChoice::Best => all.first(),
-            DeviceChoice::Index(index) => all.get(*index),
-            DeviceChoice::Name(part) => {
-                all.iter().find(|a| a.get_info().name.to_lowercase().contains(&part.to_lowercase()))
-            }
-        };
-        let adapter = found.ok_or_else(|| match choice {
-            _ if all.is_empty() => Error::Device(NO_DEVICE.into()),
-            DeviceChoice::Index(index) => {
-                Error::Device(format!("--device {index}: no such device; choose from {}", names()))
-            }
-            DeviceChoice::Name(part) => {
-                Error::Device(format!("--device {part}: no such device; choose from {}", names()))
-            }
-            DeviceChoice::Best => Error::Device(NO_DEVICE.into()),
-        })?;
-        let mut caps = Caps::of(adapter).with_precision(precision)?;
+        let Adapters { all, summaries, mut notes } = Adapters::find().await;
+        let candidates = choice.candidates(&summaries)?.into_iter().map(|i| (&all[i], &summaries[i]));
+        let open = async |(adapter, summary)| Self::open_adapter(adapter, summary, precision).await;
+        let (mut gpu, failed) = first_opened(candidates, open).await?;
+        notes.extend(failed);
+        gpu.notes = notes;
+        Ok(gpu)
+    }
+
+    async fn open_adapter(
+        adapter: &wgpu::Adapter,
+        summary: &DeviceSummary,
+        precision: MatmulPrecision,
+    ) -> Result<Self> {
+        let mut caps = Caps::new(adapter, summary).with_precision(precision)?;
         if let Ok(names) = std::env::var("JOINTWISE_VARIANT") {
             caps.variants = Variant::parse_list(&names)?;
         }
@@ -338,8 +254,10 @@ impl Gpu {
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         };
-        let (device, queue) =
-            adapter.request_device(&descriptor).await.map_err(|e| Error::Device(format!("{}: {e}", caps.name)))?;
+        let (device, queue) = adapter
+            .request_device(&descriptor)
+            .await
+            .map_err(|e| Error::Device(format!("{} cannot be opened: {e}", summary.title())))?;
         let has_cache = adapter.features().contains(wgpu::Features::PIPELINE_CACHE);
         let cache_name = wgpu::util::pipeline_cache_key(&adapter.get_info()).filter(|_| has_cache);
         let failure = Arc::new(Mutex::new(None));
@@ -351,10 +269,11 @@ impl Gpu {
         device.on_uncaptured_error(Arc::new(move |e| note(e.to_string())));
         device.set_device_lost_callback(move |reason, text| {
             if reason != wgpu::DeviceLostReason::Destroyed {
-                lost(format!("device lost: {text}"));
+                lost(format!("device lost: {text}{WATCHDOG}"));
             }
         });
-        Ok(Self::new(Some(Live { device, queue, failure, cache_name }), caps))
+        let gpu = Self::new(Some(Live { device, queue, failure, cache_name }), caps);
+        if precision == MatmulPrecision::Highest { Ok(gpu) } else { gpu.with_measured_subgroups().await }
     }
 
     /// No device: allocations are counted, recordings go nowhere. What [`super::Ledger`] says afterwards is the memory plan.
@@ -372,6 +291,7 @@ impl Gpu {
             uniforms: Mutex::default(),
             pace: Mutex::default(),
             profile: Mutex::default(),
+            notes: Vec::new(),
         }
     }
 
@@ -393,6 +313,11 @@ impl Gpu {
     pub fn with_max_binding(mut self, bytes: u64) -> Self {
         self.caps.max_binding_bytes = bytes.min(self.caps.max_binding_bytes);
         self
+    }
+
+    /// Tells what was found out while the device was opened, for the user.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What the device can do.

@@ -4,9 +4,11 @@
 //! activation, is a buffer of its own. Activations return to a pool when their last slot is dropped. Commands run in the
 //! order of recording, so a slot may be handed out again as soon as nothing *recorded later* needs it: liveness is Rust's scope.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::Gpu;
+use super::device::Live;
 use crate::error::{Error, Result};
 
 /// What a buffer holds; a column of the memory plan.
@@ -249,25 +251,41 @@ impl Gpu {
         self.live.as_ref().map(|live| live.device.create_buffer(&descriptor))
     }
 
-    /// Reads slots back, after everything submitted so far. Plans give zeros.
+    /// Reads slots back, after everything submitted so far. Plans give zeros. What is larger than a binding, or than [`STAGING_BYTES`], passes
+    /// through a staging buffer part by part: devices limit buffers (DX12 to 2 GiB), and an array may have several pages of that size.
     ///
     /// # Errors
     /// [`Error::Gpu`]: the device failed or was lost.
     pub async fn read<T: bytemuck::Pod>(&self, slots: &[&Slot]) -> Result<Vec<Vec<T>>> {
-        let Some(live) = &self.live else {
-            return Ok(slots.iter().map(|s| vec![T::zeroed(); s.len()]).collect());
-        };
-        let total: u64 = slots.iter().map(|s| s.bytes()).sum();
+        let mut out: Vec<Vec<T>> = slots.iter().map(|s| vec![T::zeroed(); s.len()]).collect();
+        let Some(live) = &self.live else { return Ok(out) };
+        let lens: Vec<usize> = slots.iter().map(|s| s.len()).collect();
+        let most = (STAGING_BYTES.min(self.caps.max_binding_bytes) / 4) as usize;
+        for parts in staged(&lens, most) {
+            self.read_parts(live, slots, &parts, &mut out).await?;
+        }
+        Ok(out)
+    }
+
+    /// Reads parts that fit one staging buffer.
+    async fn read_parts<T: bytemuck::Pod>(
+        &self,
+        live: &Live,
+        slots: &[&Slot],
+        parts: &[(usize, Range<usize>)],
+        out: &mut [Vec<T>],
+    ) -> Result<()> {
+        let words: usize = parts.iter().map(|(_, range)| range.len()).sum();
         let staging = live.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("readback"),
-            size: total.max(4),
+            size: (4 * words as u64).max(4),
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
         let mut encoder = live.device.create_command_encoder(&Default::default());
         let mut at = 0;
-        for slot in slots {
-            if let Some((raw, offset, size)) = slot.binding() {
+        for (i, range) in parts {
+            if let Some((raw, offset, size)) = slots[*i].piece(range.start, range.len()).binding() {
                 encoder.copy_buffer_to_buffer(&raw, offset, &staging, at, size);
                 at += size;
             }
@@ -282,17 +300,39 @@ impl Gpu {
         mapped.await.map_err(Error::Gpu)?;
         self.check()?;
         let view = staging.get_mapped_range(..).map_err(|e| Error::Gpu(e.to_string()))?;
-        let mut out = Vec::with_capacity(slots.len());
         let mut at = 0;
-        for slot in slots {
-            let size = slot.bytes() as usize;
-            let mut values = vec![T::zeroed(); slot.len()];
-            bytemuck::cast_slice_mut(&mut values).copy_from_slice(&view[at..at + size]);
-            out.push(values);
-            at += size;
+        for (i, range) in parts {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut out[*i][range.clone()]);
+            bytes.copy_from_slice(&view[at..at + bytes.len()]);
+            at += bytes.len();
         }
-        Ok(out)
+        Ok(())
     }
+}
+
+/// Most bytes of a staging buffer.
+const STAGING_BYTES: u64 = 256 << 20;
+
+/// Cuts slots of `lens` elements into groups of parts, (slot, elements), of at most `most` elements together; one group at least.
+fn staged(lens: &[usize], most: usize) -> Vec<Vec<(usize, Range<usize>)>> {
+    let mut groups = vec![Vec::new()];
+    let mut left = most;
+    for (i, &len) in lens.iter().enumerate() {
+        let mut start = 0;
+        while start < len {
+            if left == 0 {
+                groups.push(Vec::new());
+                left = most;
+            }
+            let end = len.min(start + left);
+            if let Some(group) = groups.last_mut() {
+                group.push((i, start..end));
+            }
+            left -= end - start;
+            start = end;
+        }
+    }
+    groups
 }
 
 /// A callback's result as a future: the browser resolves it later, native code has it after `poll`.
@@ -326,5 +366,28 @@ impl Future for Arrival {
                 std::task::Poll::Pending
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staging_buffers_hold_no_more_than_they_may() {
+        assert_eq!(staged(&[3, 0, 4], 100), [vec![(0, 0..3), (2, 0..4)]]);
+        assert_eq!(staged(&[5, 7], 4), [vec![(0, 0..4)], vec![(0, 4..5), (1, 0..3)], vec![(1, 3..7)]]);
+        assert_eq!(staged(&[4, 4], 4), [vec![(0, 0..4)], vec![(1, 0..4)]]);
+        // A read of nothing still waits for the device.
+        assert_eq!(staged(&[0], 4), [vec![]]);
+    }
+
+    #[test]
+    fn what_is_larger_than_a_staging_buffer_is_read_in_parts() {
+        let gpu = pollster::block_on(Gpu::open(&crate::gpu::DeviceChoice::Best)).unwrap().with_max_binding(1024);
+        let values: Vec<u32> = (0..1000).collect();
+        let [all, few] = [&values[..], &values[..7]].map(|v| gpu.upload(v));
+        let read = pollster::block_on(gpu.read::<u32>(&[&few, &all, &few, &all.piece(3, 500)])).unwrap();
+        assert_eq!(read, [&values[..7], &values, &values[..7], &values[3..503]]);
     }
 }

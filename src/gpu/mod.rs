@@ -2,6 +2,7 @@
 //!
 //! Everything above this module speaks of [`Slot`]s and [`Recording`]s; wgpu's names end here.
 
+mod adapters;
 mod device;
 mod memory;
 mod pipelines;
@@ -9,11 +10,13 @@ mod precision;
 mod profile;
 mod record;
 mod shader;
+mod subgroups;
 mod submit;
 mod tuning;
 mod variant;
 
-pub use device::{Caps, Cooperative, DeviceChoice, DeviceSummary, Gpu, list_devices};
+pub use adapters::{DeviceChoice, DeviceSummary, list_devices};
+pub use device::{Caps, Cooperative, Gpu};
 pub use memory::{Ledger, Role, Slot};
 pub use pipelines::OnCompile;
 pub use precision::MatmulPrecision;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use super::device::Live;
 use super::{Gpu, Shader};
 use crate::error::Result;
+use crate::files::rename;
 
 /// An entry point, compiled or not yet.
 pub(super) struct Pipeline {
@@ -119,7 +120,7 @@ impl Pipelines {
         let Some(disk) = self.disk.as_ref().filter(|d| d.is_stale.load(Ordering::Relaxed)) else { return };
         let Some(data) = disk.cache.get_data() else { return };
         let aside = disk.path.with_extension(format!("{}.tmp", std::process::id()));
-        if std::fs::write(&aside, data).and_then(|()| std::fs::rename(&aside, &disk.path)).is_err() {
+        if std::fs::write(&aside, data).and_then(|()| rename(&aside, &disk.path)).is_err() {
             let _ = std::fs::remove_file(&aside);
         }
     }

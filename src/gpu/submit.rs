@@ -29,6 +29,25 @@ impl Default for Pace {
 }
 
 impl Pace {
+    /// Counts the commands of the next submission, `most` at most, and their operations. One command alone may pass the budget: a dispatch
+    /// cannot be split here.
+    fn next_submission(&self, commands: &[Command], most: usize) -> (usize, u64) {
+        let flops = commands.iter().map(|c| if let Command::Dispatch(d) = c { d.flops } else { 0 });
+        self.cut(flops.take(most))
+    }
+
+    fn cut(&self, all_flops: impl Iterator<Item = u64>) -> (usize, u64) {
+        let (mut n, mut sum) = (0, 0);
+        for flops in all_flops {
+            if sum >= self.budget_flops {
+                break;
+            }
+            n += 1;
+            sum += flops;
+        }
+        (n, sum)
+    }
+
     /// A submission was queued: waits for the one before it, and sets the next ones' size by how long that took.
     fn queued(&mut self, live: &Live, index: wgpu::SubmissionIndex, flops: u64) {
         let before = self.in_flight.take();
@@ -95,13 +114,8 @@ impl Recording<'_> {
         let mut pace = self.gpu.pace.lock().unwrap_or_else(|e| e.into_inner());
         let mut commands = self.commands.as_slice();
         while !commands.is_empty() {
-            let mut flops = 0;
-            let n = commands.iter().take_while(|c| {
-                let before = flops;
-                flops += if let Command::Dispatch(d) = c { d.flops } else { 0 };
-                before < pace.budget_flops
-            });
-            let (now, later) = commands.split_at(n.count());
+            let (n, flops) = pace.next_submission(commands, usize::MAX);
+            let (now, later) = commands.split_at(n);
             let mut encoder = live.device.create_command_encoder(&Default::default());
             self.encode(live, &uniforms, &mut encoder, now);
             let index = live.queue.submit([encoder.finish()]);
@@ -167,9 +181,10 @@ impl Recording<'_> {
         Uniforms(buffer)
     }
 
-    /// A pass a dispatch, with a timestamp on both sides.
+    /// A pass a dispatch, with a timestamp on both sides; submissions are as long as others, and waited for one by one.
     fn submit_profiled(&self, live: &Live, uniforms: &Uniforms) {
         const CHUNK: usize = 1024;
+        let mut pace = self.gpu.pace.lock().unwrap_or_else(|e| e.into_inner());
         let period_ns = f64::from(live.queue.get_timestamp_period());
         let size = 2 * CHUNK as u64 * 8;
         let buffer = |usage| {
@@ -180,7 +195,11 @@ impl Recording<'_> {
             ty: wgpu::QueryType::Timestamp,
             count: 2 * CHUNK as u32,
         });
-        for chunk in self.commands.chunks(CHUNK) {
+        let mut commands = self.commands.as_slice();
+        while !commands.is_empty() {
+            let (n, flops) = pace.next_submission(commands, CHUNK);
+            let (chunk, later) = commands.split_at(n);
+            commands = later;
             let resolved = buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC);
             let staging = buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
             let mut encoder = live.device.create_command_encoder(&Default::default());
@@ -200,11 +219,13 @@ impl Recording<'_> {
             }
             encoder.resolve_query_set(&queries, 0..2 * chunk.len() as u32, &resolved, 0);
             encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, size);
+            let began = Instant::now();
             live.queue.submit([encoder.finish()]);
             staging.map_async(wgpu::MapMode::Read, .., |_| {});
             if live.device.poll(wgpu::PollType::wait_indefinitely()).is_err() {
                 return;
             }
+            pace.took(flops, began.elapsed().as_secs_f64());
             let Ok(view) = staging.get_mapped_range(..) else { return };
             let ticks: &[u64] = bytemuck::cast_slice(&view);
             if let Some(profile) = &mut *self.gpu.profile.lock().unwrap_or_else(|e| e.into_inner()) {
@@ -282,5 +303,32 @@ impl Recording<'_> {
         pass.set_pipeline(&compiled.raw);
         pass.set_bind_group(0, &group, &[]);
         pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn submissions_are_cut_by_operations() {
+        let pace = Pace { budget_flops: 100, in_flight: None };
+        let cut = |flops: &[u64]| pace.cut(flops.iter().copied());
+        assert_eq!(cut(&[40, 40, 40, 40]), (3, 120));
+        assert_eq!(cut(&[0, 0, 100, 0, 1]), (3, 100));
+        assert_eq!(cut(&[10, 20]), (2, 30));
+        // One that is larger than the budget goes alone.
+        assert_eq!(cut(&[1000, 1]), (1, 1000));
+        assert_eq!(cut(&[]), (0, 0));
+    }
+
+    #[test]
+    fn a_slow_device_gets_less_at_a_time() {
+        let mut pace = Pace { budget_flops: 1_000_000_000, in_flight: None };
+        pace.took(1_000_000_000, 0.4);
+        assert_eq!(pace.budget_flops, 500_000_000);
+        // Small ones tell nothing.
+        pace.took(1_000, 5.0);
+        assert_eq!(pace.budget_flops, 500_000_000);
     }
 }

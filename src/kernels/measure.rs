@@ -83,7 +83,7 @@ pub struct Prepared<'a> {
 /// One run of a case.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// Device time in µs; the clock's where there are no timestamps.
+    /// Device time in µs; the clock's where there are no timestamps, or they read zero.
     pub us: f64,
     /// By entry point; empty without timestamps.
     pub by_entry_us: Vec<(String, f64)>,
@@ -131,9 +131,13 @@ impl<'a> Prepared<'a> {
             .gpu
             .end_profile()
             .map_or(Vec::new(), |p| p.rows().into_iter().map(|(entry, _, us)| (entry, us)).collect());
-        let us = if timestamps { by_entry_us.iter().map(|e| e.1).sum() } else { wall_us };
-        Ok(Run { us, by_entry_us })
+        Ok(Run { us: device_us(&by_entry_us).unwrap_or(wall_us), by_entry_us })
     }
+}
+
+/// Sums entry points' times; `None` where there are no timestamps, or they read zero.
+fn device_us(by_entry_us: &[(String, f64)]) -> Option<f64> {
+    Some(by_entry_us.iter().map(|e| e.1).sum()).filter(|&us| us > 0.0)
 }
 
 /// Runs a case for about `seconds`.
@@ -159,4 +163,17 @@ pub async fn time(gpu: &Gpu, case: &dyn Case, seconds: f64) -> Result<Timing> {
     by_entry_us.sort_by(|a, b| b.1.total_cmp(&a.1));
     runs_us.sort_by(f64::total_cmp);
     Ok(Timing { cost: case.cost(), runs_us, by_entry_us })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_serves_where_timestamps_do_not() {
+        let times = |us: &[f64]| us.iter().map(|&us| ("add".to_string(), us)).collect::<Vec<_>>();
+        assert_eq!(device_us(&times(&[1.5, 2.0])), Some(3.5));
+        assert_eq!(device_us(&times(&[0.0, 0.0])), None);
+        assert_eq!(device_us(&[]), None);
+    }
 }

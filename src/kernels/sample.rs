@@ -51,7 +51,7 @@ pub fn sample(
     let params = SampleParams {
         rows: rows as u32,
         vocab: vocab as u32,
-        top_k: s.top_k as u32,
+        top_k: if s.top_k < vocab { s.top_k as u32 } else { 0 },
         greedy: u32::from(s.temperature == 0.0),
         inverse_temperature: if s.temperature == 0.0 { 1.0 } else { 1.0 / s.temperature },
         top_p: s.top_p,

@@ -12,6 +12,7 @@ use super::checkpoint::Checkpoint;
 use super::description::{Description, TensorSpec};
 use super::side_files::{CONFIG, SideFiles};
 use crate::error::{Error, Result};
+use crate::files::{check_name, rename};
 
 /// Weights' type on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -96,6 +97,7 @@ pub type Values<'a> = dyn FnMut(usize) -> Result<Vec<f32>> + 'a;
 /// # Errors
 /// [`Error::File`] with the file's name; whatever `fill` says.
 pub fn write_whole(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    check_name(path).map_err(|reason| Error::file(path, reason))?;
     // A name of its own, so that nobody's file is in the way.
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -112,7 +114,7 @@ pub fn write_whole(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Resul
         let mut file = BufWriter::new(File::create(&aside).map_err(at)?);
         fill(&mut file)?;
         file.into_inner().map_err(|e| at(e.into_error()))?.sync_all().map_err(at)?;
-        fs::rename(&aside, path).map_err(at)
+        rename(&aside, path).map_err(at)
     };
     write().inspect_err(|_| {
         let _ = fs::remove_file(&aside);
@@ -258,6 +260,7 @@ fn write_config(side: &SideFiles, to: &Path, dtype: Option<OutputDtype>, untied:
 /// # Errors
 /// [`Error::Flag`]: it holds something, or is a file; [`Error::File`].
 pub fn fresh_folder(dir: &Path) -> Result<()> {
+    check_name(dir).map_err(|reason| Error::flag("output-dir", format!("{}: {reason}", dir.display())))?;
     if dir.exists() && !dir.is_dir() {
         return Err(Error::flag("output-dir", format!("{} exists and is no folder", dir.display())));
     }
@@ -284,6 +287,7 @@ impl Staging {
     /// [`Error::File`].
     pub fn new(out: impl AsRef<Path>) -> Result<Self> {
         let out = out.as_ref();
+        check_name(out).map_err(|reason| Error::file(out, reason))?;
         let into_existing = out.exists();
         let dir = if into_existing {
             out.join(".partial")
@@ -324,7 +328,7 @@ impl Staging {
     pub fn commit(self) -> Result<()> {
         let at = |e: std::io::Error| Error::file(&self.out, e);
         if !self.into_existing {
-            return fs::rename(&self.dir, &self.out).map_err(at);
+            return rename(&self.dir, &self.out).map_err(at);
         }
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(at)? {
@@ -338,7 +342,7 @@ impl Staging {
             if target.is_dir() {
                 fs::remove_dir_all(&target).map_err(at)?;
             }
-            fs::rename(self.dir.join(name), target).map_err(at)?;
+            rename(&self.dir.join(name), &target).map_err(at)?;
         }
         if names.iter().any(|n| n == INDEX) && self.out.join(SINGLE).exists() {
             fs::remove_file(self.out.join(SINGLE)).map_err(at)?;

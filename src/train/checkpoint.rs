@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::state::{self, State};
 use crate::error::{Error, Result};
+use crate::files::{remove_dir_all, rename};
 use crate::gpu::Gpu;
 use crate::model::weights::Arena;
 
@@ -43,8 +44,8 @@ pub async fn save(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path, keep: usi
         Ok(()) => {
             // A checkpoint of the same step, from before a resume, gives way.
             let old = dir.join(format!(".checkpoint-{}.old", state.step));
-            let _ = fs::rename(&whole, &old);
-            let done = fs::rename(&aside, &whole).map_err(|e| Error::file(&whole, e));
+            let _ = rename(&whole, &old);
+            let done = rename(&aside, &whole).map_err(|e| Error::file(&whole, e));
             let _ = fs::remove_dir_all(&old);
             done
         }
@@ -56,7 +57,7 @@ pub async fn save(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path, keep: usi
     }
     let all = list(dir);
     for (_, old) in all.iter().take(all.len().saturating_sub(keep.max(1))) {
-        fs::remove_dir_all(old).map_err(|e| Error::file(old, e))?;
+        remove_dir_all(old).map_err(|e| Error::file(old, e))?;
     }
     Ok(whole)
 }

@@ -5,6 +5,7 @@ mod chart;
 
 use super::metrics::Line;
 use crate::error::{Error, Result};
+use crate::files::rename;
 pub use bars::{Bars, Group};
 use chart::Panel;
 use sha2::{Digest, Sha256};
@@ -74,7 +75,7 @@ pub fn write(path: &Path, report: &Report) -> Result<()> {
     let fail = |e| Error::file(path, e);
     let aside = path.with_extension("html.part");
     std::fs::write(&aside, render(report)).map_err(fail)?;
-    std::fs::rename(&aside, path).map_err(fail)
+    rename(&aside, path).map_err(fail)
 }
 
 /// The page.

@@ -59,8 +59,11 @@ pub async fn encode(gpu: &Gpu, arena: &Arena, path: &Path, out: &mut impl Write)
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
     out.write_all(&header).map_err(at)?;
     for (_, array) in arrays(arena) {
-        for words in gpu.read::<u32>(&array.slots.iter().collect::<Vec<_>>()).await? {
-            out.write_all(bytemuck::cast_slice(&words)).map_err(at)?;
+        // One page after the other: an array may be larger than the host's memory has room for twice.
+        for slot in &array.slots {
+            for words in gpu.read::<u32>(&[slot]).await? {
+                out.write_all(bytemuck::cast_slice(&words)).map_err(at)?;
+            }
         }
     }
     Ok(())

@@ -29,7 +29,9 @@ impl Ran {
     pub fn of(command: &mut Command) -> Self {
         let out = command.output().expect("the program starts");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Self { status: out.status.code().unwrap_or(-1), stdout: text(&out.stdout), stderr: text(&out.stderr) }
+        // Paths in messages as tests write them.
+        let messages = if cfg!(windows) { text(&out.stderr).replace('\\', "/") } else { text(&out.stderr) };
+        Self { status: out.status.code().unwrap_or(-1), stdout: text(&out.stdout), stderr: messages }
     }
 
     #[track_caller]

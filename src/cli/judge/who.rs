@@ -153,16 +153,13 @@ fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> R
         let reason = format!("{max_length} is not in 2 .. {positions}, the model's positions");
         return Err(Error::flag("max-length", reason));
     }
-<<<<<<< HEAD
     let weights = weights_digest(model, &model.checkpoint.digest()?, adapter.as_ref());
-=======
     if args.ask.answer != Some(AnswerArg::Generate) && begins_with_thoughts(&tokenizer, &template) {
         note!(
             "note: {} thinks before it answers, and is asked for its first letter without: --answer generate lets it think",
             model.name
         );
     }
->>>>>>> judges
     let options = session::frozen(model.base, adapter.map(|a| a.lora), max_length);
     Ok(Local {
         gpu,

@@ -1,20 +1,17 @@
 //! A program as a judge: the row as JSON on its standard input, the answer on its standard output.
 
 use std::io::{Read, Write};
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use super::prompt::Prompt;
-use super::{Answer, Judge, Question, Reply, pool};
+use super::{Answer, Judge, Question, Reply, pool, shell};
 use crate::error::Result;
 
 /// Bytes of an answer that are read.
 const MOST_BYTES: u64 = 1 << 20;
-/// How often it is looked whether the program has ended.
-const TICK: Duration = Duration::from_millis(5);
 
 /// A command line, run by the shell once for each question.
 #[derive(Debug, Clone)]
@@ -50,25 +47,23 @@ impl Program {
     }
 
     fn output(&self, input: String) -> std::result::Result<String, String> {
-        let mut shell = shell(&self.command);
-        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = shell.spawn().map_err(|e| format!("the command does not start: {e}"))?;
+        let mut running = shell::start(&self.command).map_err(|e| format!("the command does not start: {e}"))?;
+        let child = &mut running.child;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (status, out, err) = std::thread::scope(|scope| {
             // A program that does not read its input may answer all the same.
             scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
             let out = scope.spawn(|| read(stdout));
             let err = scope.spawn(|| read(stderr));
-            let status = wait(&mut child, self.timeout);
-            // Whatever it left running holds the pipes.
-            end(&mut child);
+            let status = running.wait(self.timeout);
+            running.end();
             (status, out.join().unwrap_or_default(), err.join().unwrap_or_default())
         });
         match status {
             Ok(Some(status)) if status.success() => Ok(out.trim().to_string()),
             Ok(Some(status)) => {
                 let said = err.trim().lines().last().map_or(String::new(), |line| format!(": {line}"));
-                Err(format!("the command {}{said}", ended(status)))
+                Err(format!("the command {}{said}", shell::describe(status)))
             }
             Ok(None) => Err(format!("timeout: the command did not end in {} s", self.timeout.as_secs_f64())),
             Err(error) => Err(format!("the command cannot be waited for: {error}")),
@@ -80,69 +75,6 @@ fn read(pipe: Option<impl Read>) -> String {
     let mut bytes = Vec::new();
     let _ = pipe.map(|pipe| pipe.take(MOST_BYTES).read_to_end(&mut bytes));
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// `None`: it took too long.
-fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
-    let until = Instant::now() + timeout;
-    loop {
-        match child.try_wait()? {
-            Some(status) => return Ok(Some(status)),
-            None if Instant::now() >= until => return Ok(None),
-            None => std::thread::sleep(TICK),
-        }
-    }
-}
-
-#[cfg(unix)]
-fn shell(command: &str) -> Command {
-    use std::os::unix::process::CommandExt;
-    let mut shell = Command::new("sh");
-    // A group of its own: Ctrl-C is for us, and what it started can be ended with it.
-    shell.args(["-c", command]).process_group(0);
-    shell
-}
-
-#[cfg(not(unix))]
-fn shell(command: &str) -> Command {
-    let mut shell = Command::new("cmd");
-    shell.args(["/C", command]);
-    shell
-}
-
-#[cfg(unix)]
-fn end(child: &mut Child) {
-    if let Ok(group) = libc::pid_t::try_from(child.id()) {
-        // SAFETY: a system call on numbers. The group is our child's own; where nobody is left in it, the call does nothing.
-        unsafe { libc::killpg(group, libc::SIGKILL) };
-    }
-    let _ = child.wait();
-}
-
-#[cfg(not(unix))]
-fn end(child: &mut Child) {
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
-#[cfg(unix)]
-fn ended(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    status.signal().map_or_else(|| code(status), |signal| format!("was killed by signal {signal}"))
-}
-
-#[cfg(not(unix))]
-fn ended(status: ExitStatus) -> String {
-    code(status)
-}
-
-fn code(status: ExitStatus) -> String {
-    match status.code() {
-        // A shell's way to tell that what it ran was killed.
-        Some(code @ 129..=192) => format!("was killed by signal {}", code - 128),
-        Some(code) => format!("ended with status {code}"),
-        None => "ended".into(),
-    }
 }
 
 impl Judge for Program {

@@ -149,9 +149,9 @@ impl Coop {
             .with("WIDTH", self.width() as f64)
     }
 
-    /// Every specialisation of a head size for lavapipe, and for GPUs with subgroups of 32.
+    /// Every specialisation of a head size for lavapipe, and for GPUs with subgroups of 32 and (AMD) 64.
     pub fn all(head_dim: usize) -> Vec<Self> {
-        let devices = [(8, 8, true), (8, 32, false), (16, 32, false)];
+        let devices = [(8, 8, true), (8, 32, false), (16, 32, false), (16, 64, false)];
         let of = |(edge, subgroup, is_cpu)| [false, true].map(|split| Self { edge, subgroup, is_cpu, split, head_dim });
         devices.into_iter().flat_map(of).collect()
     }

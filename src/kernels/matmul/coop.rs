@@ -77,10 +77,10 @@ impl Coop {
         storage.select(shader)
     }
 
-    /// Every specialisation for lavapipe, and for GPUs with subgroups of 32.
+    /// Every specialisation for lavapipe, and for GPUs with subgroups of 32 and (AMD) 64.
     pub fn shaders(orientation: Orientation, storage: Storage) -> Vec<Shader> {
         let mut all = vec![largest(storage, true, 0)];
-        for (edge, subgroup, is_cpu) in [(8, 8, true), (8, 32, false), (16, 32, false)] {
+        for (edge, subgroup, is_cpu) in [(8, 8, true), (8, 32, false), (16, 32, false), (16, 64, false)] {
             let (lanes, fragments) = (SUBGROUPS * subgroup, Self::fragments(edge, is_cpu));
             for shader in [false, true].map(|split| Self { edge, lanes, fragments, split }.shader(orientation, storage))
             {

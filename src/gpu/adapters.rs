@@ -1,0 +1,310 @@
+//! The machine's adapters: their order, their names, and what their systems tell about them.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+
+/// `--device`: nothing, an index of [`list_devices`], or a part of a line of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first that opens of a discrete GPU, an integrated one, and last a CPU.
+    #[default]
+    Best,
+    /// Position in [`list_devices`].
+    Index(usize),
+    /// Part of `name (backend)`, any case: `4070`, `vulkan`, `4070 (dx12)`.
+    Name(String),
+}
+
+impl DeviceChoice {
+    /// A number is an index, anything else a name.
+    pub fn parse(text: &str) -> Self {
+        match text.parse() {
+            Ok(index) => Self::Index(index),
+            Err(_) => Self::Name(text.into()),
+        }
+    }
+
+    /// Finds positions in a list of devices to try to open, the first one first. Only [`Self::Best`] has more than one.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: there is no device (says what to install), or none that matches (lists them).
+    pub(super) fn candidates(&self, all: &[DeviceSummary]) -> Result<Vec<usize>> {
+        if all.is_empty() {
+            return Err(Error::Device(no_device(std::env::consts::OS)));
+        }
+        let (found, asked) = match self {
+            Self::Best => return Ok((0..all.len()).collect()),
+            Self::Index(index) => ((*index < all.len()).then_some(*index), index.to_string()),
+            Self::Name(part) => {
+                let part = part.to_lowercase();
+                (all.iter().position(|d| d.title().to_lowercase().contains(&part)), part)
+            }
+        };
+        let lines = || all.iter().map(|d| format!("{}: {}", d.index, d.title())).collect::<Vec<_>>().join(", ");
+        let reason = || Error::Device(format!("--device {asked}: no such device; choose from {}", lines()));
+        Ok(vec![found.ok_or_else(reason)?])
+    }
+}
+
+/// A line of [`list_devices`].
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct DeviceSummary {
+    /// Number that `--device` takes.
+    pub index: usize,
+    /// The adapter's name.
+    pub name: String,
+    /// `vulkan`, `metal`, `dx12`, `webgpu`.
+    pub backend: String,
+    /// `DiscreteGpu`, `IntegratedGpu`, `VirtualGpu`, `Cpu`, `Other`.
+    pub kind: String,
+    /// Driver's name and version; on DX12 with the shader compiler.
+    pub driver: String,
+}
+
+impl DeviceSummary {
+    /// Names the device and its backend: one GPU may be listed under several backends.
+    pub fn title(&self) -> String {
+        format!("{} ({})", self.name, self.backend)
+    }
+}
+
+/// Compiler of HLSL for DX12. wgpu's own choice is the first `dxcompiler.dll` on the search path, whoever put it there, and where that one is
+/// damaged or too old no DX12 device is left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum HlslCompiler {
+    /// `d3dcompiler_47.dll`, which Windows has: shader model 5.1, no f16, no subgroups.
+    Fxc,
+    /// A `dxcompiler.dll`.
+    Dxc(PathBuf),
+}
+
+impl HlslCompiler {
+    /// Lists the compilers to try: what WGPU_DX12_COMPILER asks for (`fxc`, or `dxc` from the search path), else DXC where it lies beside the
+    /// program; FXC last.
+    fn candidates(asked: Option<&str>, beside: Option<PathBuf>) -> Vec<Self> {
+        let dxc = match asked.map(str::to_lowercase).as_deref() {
+            Some("fxc") => None,
+            Some("dxc" | "dynamicdxc") => Some(beside.unwrap_or_else(|| DXC.into())),
+            _ => beside,
+        };
+        dxc.map(Self::Dxc).into_iter().chain([Self::Fxc]).collect()
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Fxc => "FXC",
+            Self::Dxc(_) => "DXC",
+        }
+    }
+
+    fn for_wgpu(&self) -> wgpu::Dx12Compiler {
+        match self {
+            Self::Fxc => wgpu::Dx12Compiler::Fxc,
+            Self::Dxc(path) => wgpu::Dx12Compiler::DynamicDxc { dxc_path: path.to_string_lossy().into_owned() },
+        }
+    }
+}
+
+const DXC: &str = "dxcompiler.dll";
+
+fn dxc_beside_program() -> Option<PathBuf> {
+    let dll = std::env::current_exe().ok()?.with_file_name(DXC);
+    dll.is_file().then_some(dll)
+}
+
+/// The machine's adapters, best first.
+pub(super) struct Adapters {
+    pub all: Vec<wgpu::Adapter>,
+    /// One for each adapter.
+    pub summaries: Vec<DeviceSummary>,
+    /// For the user.
+    pub notes: Vec<String>,
+}
+
+impl Adapters {
+    /// Asks every backend of the system.
+    pub async fn find() -> Self {
+        let asked = std::env::var("WGPU_DX12_COMPILER").ok();
+        let mut compilers = HlslCompiler::candidates(asked.as_deref(), dxc_beside_program());
+        if !cfg!(windows) {
+            // No DX12: whatever is asked for compiles nothing.
+            compilers = vec![HlslCompiler::Fxc];
+        }
+        let mut notes = Vec::new();
+        let mut found = (Vec::new(), HlslCompiler::Fxc);
+        for compiler in compilers {
+            found = (enumerate(&compiler).await, compiler);
+            if found.0.iter().any(|a| a.get_info().backend == wgpu::Backend::Dx12) {
+                break;
+            }
+            if let HlslCompiler::Dxc(path) = &found.1 {
+                notes.push(format!("{} cannot be used: DX12's shaders are compiled by FXC", path.display()));
+            }
+        }
+        let (mut all, compiler) = found;
+        if !all.iter().any(|a| a.get_info().backend == wgpu::Backend::Dx12) {
+            notes.clear();
+        }
+        all.sort_by_key(|a| rank(&a.get_info()));
+        let summaries = all.iter().enumerate().map(|(index, a)| summary(index, a.get_info(), &compiler)).collect();
+        Self { all, summaries, notes }
+    }
+}
+
+/// Orders adapters: discrete before integrated before software; of one kind Vulkan before DX12, since it keeps compiled shaders and may have
+/// cooperative matrices.
+fn rank(info: &wgpu::AdapterInfo) -> (u8, u8) {
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    };
+    (kind, u8::from(info.backend == wgpu::Backend::Dx12))
+}
+
+fn summary(index: usize, info: wgpu::AdapterInfo, compiler: &HlslCompiler) -> DeviceSummary {
+    let mut driver = format!("{} {}", info.driver, info.driver_info).trim().to_string();
+    if info.backend == wgpu::Backend::Dx12 {
+        driver = format!("{driver}, shaders by {}", compiler.name()).trim_start_matches(", ").into();
+    }
+    DeviceSummary {
+        index,
+        backend: info.backend.to_string(),
+        kind: format!("{:?}", info.device_type),
+        driver,
+        name: info.name,
+    }
+}
+
+async fn enumerate(compiler: &HlslCompiler) -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends =
+        wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::BROWSER_WEBGPU;
+    descriptor.backend_options.dx12.shader_compiler = compiler.for_wgpu();
+    let instance = wgpu::Instance::new(descriptor);
+    #[cfg(not(target_arch = "wasm32"))]
+    {
+        instance.enumerate_adapters(wgpu::Backends::all()).await
+    }
+    #[cfg(target_arch = "wasm32")]
+    {
+        let options = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        };
+        instance.request_adapter(&options).await.into_iter().collect()
+    }
+}
+
+/// The machine's devices, best first.
+pub async fn list_devices() -> Vec<DeviceSummary> {
+    Adapters::find().await.summaries
+}
+
+fn no_device(os: &str) -> String {
+    let advice = match os {
+        "windows" => {
+            "install the driver of your GPU from its maker (NVIDIA, AMD or Intel); Windows 10 and later bring DX12 with it"
+        }
+        "macos" => "Metal comes with macOS 10.13 and later; a virtual machine may have none",
+        _ => {
+            "install your GPU's Vulkan driver; without a GPU, the software one works: \
+             apt install mesa-vulkan-drivers libvulkan1"
+        }
+    };
+    format!("no GPU found: no Vulkan, Metal, DX12 or WebGPU device answers; {advice}")
+}
+
+/// Asks the backend how much memory a device has, in bytes: WebGPU does not say it. Vulkan: the largest heap that is local to the device. DX12:
+/// the device's own memory, with the system's that it may take where it is integrated. Metal: what the system advises to use.
+pub(super) fn memory_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
+    match adapter.get_info().backend {
+        #[cfg(any(target_os = "linux", target_os = "windows", target_os = "android"))]
+        wgpu::Backend::Vulkan => {
+            // SAFETY: the raw handles live as long as the adapter, and are only asked for properties.
+            let memory = unsafe {
+                let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+                let instance = vulkan.shared_instance().raw_instance();
+                instance.get_physical_device_memory_properties(vulkan.raw_physical_device())
+            };
+            // Bit 0 is VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
+            memory.memory_heaps_as_slice().iter().filter(|h| h.flags.as_raw() & 1 == 1).map(|h| h.size).max()
+        }
+        #[cfg(windows)]
+        wgpu::Backend::Dx12 => {
+            // SAFETY: the raw handle lives as long as the adapter, and is only asked for its description.
+            let about = unsafe { adapter.as_hal::<wgpu::hal::api::Dx12>()?.as_raw().GetDesc1() }.ok()?;
+            let is_integrated = adapter.get_info().device_type == wgpu::DeviceType::IntegratedGpu;
+            let shared = if is_integrated { about.SharedSystemMemory } else { 0 };
+            Some((about.DedicatedVideoMemory + shared) as u64)
+        }
+        #[cfg(target_os = "macos")]
+        wgpu::Backend::Metal => {
+            use objc2_metal::MTLDevice as _;
+            // SAFETY: the raw handle lives as long as the adapter, and is only asked for a property.
+            let metal = unsafe { adapter.as_hal::<wgpu::hal::api::Metal>() }?;
+            Some(metal.raw_device().recommendedMaxWorkingSetSize())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn devices() -> Vec<DeviceSummary> {
+        let of = |(index, (name, backend)): (usize, (&str, &str))| DeviceSummary {
+            index,
+            name: name.into(),
+            backend: backend.into(),
+            kind: "DiscreteGpu".into(),
+            driver: String::new(),
+        };
+        let all = [("RTX 4070", "vulkan"), ("RTX 4070", "dx12"), ("UHD 770", "vulkan"), ("Basic Render", "dx12")];
+        all.into_iter().enumerate().map(of).collect()
+    }
+
+    #[test]
+    fn a_device_is_chosen_by_number_name_or_backend() {
+        let all = devices();
+        let found = |text: &str| DeviceChoice::parse(text).candidates(&all).unwrap();
+        assert_eq!(found("2"), [2]);
+        assert_eq!(found("uhd"), [2]);
+        assert_eq!(found("rtx 4070"), [0]);
+        assert_eq!(found("Vulkan"), [0]);
+        assert_eq!(found("dx12"), [1]);
+        assert_eq!(found("4070 (dx12)"), [1]);
+        assert_eq!(DeviceChoice::Best.candidates(&all).unwrap(), [0, 1, 2, 3]);
+        for unknown in ["4", "metal"] {
+            let error = DeviceChoice::parse(unknown).candidates(&all).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("--device {unknown}: no such device")), "{error}");
+            assert!(error.contains("0: RTX 4070 (vulkan), 1: RTX 4070 (dx12), 2: UHD 770 (vulkan)"), "{error}");
+        }
+        assert!(DeviceChoice::Best.candidates(&[]).unwrap_err().to_string().starts_with("no GPU found"));
+    }
+
+    #[test]
+    fn each_system_gets_its_own_advice() {
+        assert!(no_device("linux").contains("apt install mesa-vulkan-drivers"));
+        for os in ["windows", "macos"] {
+            assert!(!no_device(os).contains("apt"), "{os}");
+        }
+    }
+
+    #[test]
+    fn dxc_is_taken_from_beside_the_program_or_where_it_is_asked_for() {
+        let beside = || Some(PathBuf::from("C:/jointwise/dxcompiler.dll"));
+        let dxc = |path: &str| HlslCompiler::Dxc(path.into());
+        let of = |asked, beside| HlslCompiler::candidates(asked, beside);
+        assert_eq!(of(None, None), [HlslCompiler::Fxc]);
+        assert_eq!(of(None, beside()), [dxc("C:/jointwise/dxcompiler.dll"), HlslCompiler::Fxc]);
+        assert_eq!(of(Some("FXC"), beside()), [HlslCompiler::Fxc]);
+        assert_eq!(of(Some("dxc"), None), [dxc("dxcompiler.dll"), HlslCompiler::Fxc]);
+        // Not built in.
+        assert_eq!(of(Some("staticdxc"), None), [HlslCompiler::Fxc]);
+    }
+}
