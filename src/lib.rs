@@ -14,7 +14,7 @@
 //! | [`eval`] | generation with a KV cache; judges ([`eval::judge`]), asking them ([`eval::acquire`]), what they say ([`eval::interplay`]), win rates of checkpoints ([`eval::evaluate`]); the demo's tasks, their grader, win rates |
 //! | [`objective`] | per-sequence scores → loss and its gradient, in f64: JPO and DPO × twelve losses and mixes of them, each a sum of a few kinds of terms |
 //! | [`data`] | JSONL rows → template → ids with a boundary → packed micro-batches; no GPU, no model |
-//! | [`model`] | `config.json` → one [`model::description::Description`]; safetensors in and out; one decoder for every family, forward and reverse; LoRA, PEFT |
+//! | [`model`] | what a folder holds besides weights, read once ([`model::side_files`]); `config.json` → one [`model::description::Description`]; safetensors in and out; one decoder for every family, forward and reverse; LoRA, PEFT |
 //! | [`kernels`] | one file a kernel family: launcher, f64 twin, cases, cost; [`kernels::REGISTRY`] lists them |
 //! | [`gpu`] | device and [`gpu::Caps`], linker, buffers, recordings; wgpu's names end here |
 //! | `shaders/` | the WGSL; a file has the same stem as its Rust file in `src/kernels/` |
@@ -60,7 +60,7 @@
 //!
 //! A score is a sum of log-probabilities: of every token after the first for JPO, of the response and EOS for DPO. The reference is the
 //! starting policy unless told otherwise; its scores are computed once by the same kernels and cached on disk under a hash of model,
-//! data, objective and device, so one model is in memory. Where both instructions are the same, JPO's loss and gradients equal DPO's
+//! data, objective, program and driver, so one model is in memory. Where both instructions are the same, JPO's loss and gradients equal DPO's
 //! (the paper's Lemma D.1), which is also why the shared prefix may be computed once.
 //!
 //! # Memory

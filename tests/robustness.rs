@@ -498,19 +498,16 @@ fn rows_that_do_not_fit() {
     assert!(ran.stderr.contains("1 dropped") || ran.stdout.contains("1 dropped"), "{}{}", ran.stdout, ran.stderr);
     s.refused(&with(TRAIN, &["--max-length", "4"]), &["--max-length", "no row fits"]);
 
-    // Nothing scored: without an EOS, a response that the tokenizer swallows whole.
-    edit_json(&s.path("model/tokenizer_config.json"), |c| {
-        c["bos_token"] = Value::Null;
-        c["eos_token"] = Value::Null;
-    });
+    // Nothing scored: without an end, a response that the tokenizer swallows whole.
+    edit_json(&s.path("model/tokenizer_config.json"), |c| c["bos_token"] = Value::Null);
     edit_json(&s.path("model/tokenizer.json"), |t| {
         t["normalizer"] = json!({"type": "Replace", "pattern": {"String": "#"}, "content": ""});
     });
     all[4] = json!({"prompt": "a", "chosen": "###", "rejected": "b"}).to_string();
     s.write("rows.jsonl", all.join("\n"));
     let parts = ["rows.jsonl:5: ", "the chosen side has no token to score"];
-    s.refused(&with(SCORE, &["--template", "none"]), &parts);
-    s.refused(&with(TRAIN, &["--template", "none"]), &parts);
+    s.refused(&with(SCORE, &["--template", "none", "--no-eos"]), &parts);
+    s.refused(&with(TRAIN, &["--template", "none", "--no-eos"]), &parts);
 }
 
 // ------------------------------------------------------------------------------------------------------------ flags

@@ -79,8 +79,9 @@ impl NamedTemplates {
                 found.extend(listed.into_iter().map(|(name, text)| (name, path.clone(), text)));
             }
         }
-        let named = |(name, path, source): (String, PathBuf, String)| {
-            NamedTemplate { compiled: compiled(&source, special, &path), name }
+        let named = |(name, path, source): (String, PathBuf, String)| NamedTemplate {
+            compiled: compiled(&source, special, &path),
+            name,
         };
         Ok(Self { all: found.into_iter().map(named).collect(), chosen: None })
     }

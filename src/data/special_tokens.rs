@@ -16,12 +16,12 @@ const ADDED_TOKENS: &str = "added_tokens.json";
 /// What a tokenizer's class names where the files name nothing: BOS, EOS and the unknown token.
 struct ClassDefaults {
     class: &'static str,
-    tokens: &'static [(&'static str, &'static str)],
+    tokens: &'static NamedTexts,
 }
 
-const END_OF_TEXT: &[(&str, &str)] =
+const END_OF_TEXT: &NamedTexts =
     &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")];
-const SENTENCE: &[(&str, &str)] = &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")];
+const SENTENCE: &NamedTexts = &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")];
 
 /// Classes of transformers 5.24, without their ending `Fast`.
 const CLASSES: [ClassDefaults; 8] = [
@@ -56,6 +56,9 @@ pub(super) struct SpecialTokens {
     /// What a user should know about them.
     pub notes: Vec<String>,
 }
+
+/// A class's tokens: (`bos_token`, its text) and so on.
+type NamedTexts = [(&'static str, &'static str)];
 
 /// A token as a file names it.
 enum NamedToken {
@@ -99,8 +102,21 @@ impl SpecialTokens {
         }
         found.bos = sources.id("bos_token", &found, inner)?;
         found.eos = sources.id("eos_token", &found, inner)?;
-        let ids = [("bos_token_id", &mut found.bos, "BOS"), ("eos_token_id", &mut found.eos, "EOS")];
-        let path = side.path(CONFIG).display().to_string();
+        found.compare_with_config(&sources, inner, defaults);
+        sources.tell_conflicts(&mut found.notes);
+        sources.add_named(inner, &found.named)?;
+        Ok(found)
+    }
+
+    /// Takes the ids of `config.json` where the tokenizer names none, and notes where the two contradict each other.
+    fn compare_with_config(
+        &mut self,
+        sources: &TokenSources<'_>,
+        inner: &tokenizers::Tokenizer,
+        defaults: &NamedTexts,
+    ) {
+        let ids = [("bos_token_id", &mut self.bos, "BOS"), ("eos_token_id", &mut self.eos, "EOS")];
+        let path = sources.side.path(CONFIG).display().to_string();
         for (field, id, what) in ids {
             let named = config_ids(&sources.model, field);
             let text = named.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
@@ -108,31 +124,34 @@ impl SpecialTokens {
             let shown = |id: u32| format!("{id} `{}`", inner.id_to_token(id).unwrap_or_default().escape_debug());
             match (*id, named.iter().find_map(in_vocabulary)) {
                 (Some(own), _) if !named.is_empty() && !named.contains(&u64::from(own)) => {
-                    found
-                        .notes
+                    self.notes
                         .push(format!("{path}: {field} is {text}; the tokenizer's {what}, {}, is used", shown(own)));
                 }
                 (Some(_), _) => {}
                 (None, Some(theirs)) if !sources.is_nothing(field, defaults) => {
                     *id = Some(theirs);
-                    found.notes.push(format!(
+                    self.notes.push(format!(
                         "{path}: {field}, {}, is used as {what}: the tokenizer's files name none",
                         shown(theirs)
                     ));
                 }
                 (None, _) => {
-                    let unused = if named.is_empty() { String::new() } else { format!(" ({path}: {field} is {text})") };
+                    let in_map = sources.unread(field.trim_end_matches("_id"));
+                    let unused = match in_map {
+                        _ if !named.is_empty() => format!(" ({path}: {field} is {text})"),
+                        Some((text, file)) => {
+                            format!(" ({file} names `{}`, which transformers does not use here)", text.escape_debug())
+                        }
+                        None => String::new(),
+                    };
                     let result = match what {
                         "BOS" => "the first token of a text is never scored",
                         _ => "the end of a response is neither scored nor learnt",
                     };
-                    found.notes.push(format!("the tokenizer has no {what}{unused}: {result}"));
+                    self.notes.push(format!("the tokenizer has no {what}{unused}: {result}"));
                 }
             }
         }
-        sources.tell_conflicts(&mut found.notes);
-        sources.add_named(inner, &found.named)?;
-        Ok(found)
     }
 }
 
@@ -190,7 +209,7 @@ impl<'a> TokenSources<'a> {
     }
 
     /// Returns the defaults of the tokenizer's class, as AutoTokenizer chooses it.
-    fn class_defaults(&self, byte_level: bool) -> &'static [(&'static str, &'static str)] {
+    fn class_defaults(&self, byte_level: bool) -> &'static NamedTexts {
         let text =
             |fields: &'_ Map<String, Value>, name: &str| fields.get(name).and_then(Value::as_str).map(String::from);
         let model_type = text(&self.model, "model_type").unwrap_or_default();
@@ -211,7 +230,7 @@ impl<'a> TokenSources<'a> {
     }
 
     /// Whether it is said that there is no such token: by `null`, or by a class that has others.
-    fn is_nothing(&self, field: &str, defaults: &[(&str, &str)]) -> bool {
+    fn is_nothing(&self, field: &str, defaults: &NamedTexts) -> bool {
         let name = field.trim_end_matches("_id");
         // An end is too much needed to leave the one that config.json names out.
         name == "bos_token"
@@ -226,41 +245,34 @@ impl<'a> TokenSources<'a> {
         inner.token_to_id(text).map(Some).ok_or_else(|| Error::field(self.side.path(file), name, missing()))
     }
 
-    /// Notes what transformers leaves unread and would have said otherwise.
-    fn tell_conflicts(&self, notes: &mut Vec<String>) {
-        if !self.config.contains_key("added_tokens_decoder") {
-            let mut other = Self { named: Vec::new(), model: Map::new(), ..*self };
-            if other.take(TOKENIZER_CONFIG, self.config).is_ok() {
-                self.tell_difference(&other.named, TOKENS_MAP, TOKENIZER_CONFIG, notes);
-            }
-            return;
-        }
-        let Ok(map) = self.side.fields(TOKENS_MAP) else { return };
+    /// Returns the token of this name in the file that transformers does not read, or reads and overrules, with that file.
+    fn unread(&self, name: &str) -> Option<(String, &'static str)> {
+        let listed = self.config.contains_key("added_tokens_decoder");
+        let (file, fields) = match listed {
+            true => (TOKENS_MAP, self.side.fields(TOKENS_MAP).ok()?),
+            false => (TOKENIZER_CONFIG, self.config.clone()),
+        };
         let mut other = Self { named: Vec::new(), model: Map::new(), ..*self };
-        if other.take(TOKENS_MAP, &map).is_ok() {
-            self.tell_difference(&other.named, TOKENIZER_CONFIG, TOKENS_MAP, notes);
-        }
+        other.take(file, &fields).ok()?;
+        other.text(name).map(|text| (text.to_string(), file))
     }
 
-    fn tell_difference(
-        &self,
-        unread: &[(String, NamedToken, &'static str)],
-        used: &str,
-        file: &str,
-        notes: &mut Vec<String>,
-    ) {
+    /// Returns the text of the token of this name.
+    fn text(&self, name: &str) -> Option<&str> {
+        self.named.iter().find(|(known, ..)| known == name).and_then(|(_, token, _)| match token {
+            NamedToken::Text(text) => Some(text.as_str()),
+            NamedToken::Nothing => None,
+        })
+    }
+
+    /// Notes a BOS and EOS that two files name otherwise.
+    fn tell_conflicts(&self, notes: &mut Vec<String>) {
         for name in ["bos_token", "eos_token"] {
-            let text = |all: &[(String, NamedToken, &'static str)]| {
-                all.iter().find(|(known, ..)| known == name).and_then(|(_, token, _)| match token {
-                    NamedToken::Text(text) => Some(text.clone()),
-                    NamedToken::Nothing => None,
-                })
-            };
-            let (Some(theirs), ours) = (text(unread), text(&self.named)) else { continue };
-            if ours.as_ref() != Some(&theirs) {
-                let ours = ours.map_or("none".into(), |text| format!("`{}`", text.escape_debug()));
-                let (path, theirs) = (self.side.path(file), theirs.escape_debug());
-                notes.push(format!("{}: {name} is `{theirs}`; that of {used}, {ours}, is used", path.display()));
+            let (Some((theirs, file)), Some(ours)) = (self.unread(name), self.text(name)) else { continue };
+            if theirs != ours {
+                let used = if file == TOKENS_MAP { TOKENIZER_CONFIG } else { TOKENS_MAP };
+                let (path, theirs, ours) = (self.side.path(file), theirs.escape_debug(), ours.escape_debug());
+                notes.push(format!("{}: {name} is `{theirs}`; that of {used}, `{ours}`, is used", path.display()));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Hugging Face's `config.json`, of transformers 4 and 5, into a [`Description`]. What is not supported is refused by name.
 //!
 //! Defaults are those of transformers 4.57's `configuration_*.py` (5.23's are the same); sizes have none. Fields that these
-//! classes ignore are ignored here too: one that would add tensors is caught by [`super::checkpoint::Checkpoint::verify`].
+//! classes ignore are ignored here too: [`super::checkpoint::Checkpoint::verify`] notes tensors that one would have added.
 
 use std::path::Path;
 

@@ -300,7 +300,7 @@ mod tests {
         let read = SideFiles::read(dir);
         assert!(read.bytes("LICENSE").unwrap_err().to_string().ends_with("LICENSE: is no regular file"));
         assert!(read.bytes("merges.txt").unwrap_err().to_string().contains("at most 67108864 are read"));
-        let latin = SideFiles::from_contents(Path::new("x"), [(CHAT_TEMPLATE, &b"\xe4"[..])]);
+        let latin = SideFiles::from_contents(Path::new("x"), [(CHAT_TEMPLATE, &b"\xe4x"[..])]);
         assert!(latin.text(CHAT_TEMPLATE).unwrap_err().to_string().contains("chat_template.jinja: invalid utf-8"));
     }
 

@@ -107,6 +107,14 @@ fn files_that_contradict_each_other_are_named() {
     let note = "m/special_tokens_map.json: eos_token is `</s>`; that of tokenizer_config.json, `<|other|>`, is used";
     assert_eq!(found.notes(), [note]);
 
+    let silent = json!({"added_tokens_decoder": {}, "bos_token": "<s>"});
+    let map = ("special_tokens_map.json", json!({"eos_token": "</s>"}));
+    let found = tokenizer(&[("tokenizer_config.json", silent), map]).unwrap();
+    assert_eq!(found.eos_id(), None);
+    let note =
+        "the tokenizer has no EOS (special_tokens_map.json names `</s>`, which transformers does not use here): ";
+    assert!(found.notes().len() == 1 && found.notes()[0].starts_with(note), "{:?}", found.notes());
+
     let moved = json!({"bos_token": "<s>", "eos_token": "</s>", "added_tokens_decoder": {"77": {"content": "<x>"}}});
     let found = tokenizer(&[("tokenizer_config.json", moved)]).unwrap();
     assert!(found.notes()[0].ends_with("as in transformers: `<x>` (77, here 38), ..."), "{:?}", found.notes());

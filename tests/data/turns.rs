@@ -1,7 +1,6 @@
 //! Conversations: every key of a message, every turn of the assistant, chat templates by name. `turns/cases.json` is transformers' answers
 //! (`turns/make.py`).
 
-
 use super::*;
 
 /// bpe512 with this chat template.
