@@ -96,6 +96,11 @@ impl Tokenizer {
         &self.chats
     }
 
+    /// Returns the tokens that end a response.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stops
+    }
+
     /// Takes the tokens that end a response; until then it is EOS alone.
     pub fn set_stop_ids(&mut self, stops: Vec<u32>) {
         self.stops = stops;

@@ -77,7 +77,7 @@ impl Asked {
                 let gpu = session::opened(gpu, &args.model.device)?;
                 let local = local(args, model, gpu, prompt.clone())?;
                 match args.ask.answer {
-                    Some(AnswerArg::Generate) => then(&generating(args, model, local)?, None),
+                    Some(AnswerArg::Generate) => then(&generating(args, local)?, None),
                     Some(AnswerArg::Letter) | None => then(&local, None),
                 }
             }
@@ -176,7 +176,7 @@ fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> R
 }
 
 /// The same model, which writes its answers.
-fn generating<'g>(args: &JudgeArgs, model: &Model, local: Local<'g>) -> Result<GeneratingJudge<'g>> {
+fn generating<'g>(args: &JudgeArgs, local: Local<'g>) -> Result<GeneratingJudge<'g>> {
     let most = local.max_length;
     let max_new_tokens = args.max_tokens.map_or((Defaults::JUDGE_MAX_TOKENS as usize).min(most / 2), |n| n as usize);
     if max_new_tokens >= most {
@@ -189,7 +189,7 @@ fn generating<'g>(args: &JudgeArgs, model: &Model, local: Local<'g>) -> Result<G
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
         max_new_tokens,
         seed: 0,
-        eos: model.stop_ids(&local.tokenizer)?,
+        eos: local.tokenizer.stop_ids().to_vec(),
         with_lora: true,
     };
     Ok(GeneratingJudge { local, settings })
