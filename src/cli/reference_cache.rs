@@ -6,7 +6,7 @@ use super::train::hash;
 use super::{checked, session};
 use crate::error::Result;
 use crate::gpu::Caps;
-use crate::model::folder::read_bytes;
+use crate::model::folder::read_regular;
 use crate::model::save::write_text;
 
 /// A file of scores is smaller than this: two numbers a row.
@@ -39,7 +39,7 @@ impl ReferenceCache {
     /// Those of `compute`.
     pub fn get(&self, key: &str, n: usize, compute: impl FnOnce() -> Result<Vec<[f64; 2]>>) -> Result<Vec<[f64; 2]>> {
         let path = self.dir.join(format!("{key}.json"));
-        let kept = read_bytes(&path, MAX_BYTES).ok().and_then(|t| serde_json::from_slice::<Vec<[f64; 2]>>(&t).ok());
+        let kept = read_regular(&path, MAX_BYTES).ok().and_then(|t| serde_json::from_slice::<Vec<[f64; 2]>>(&t).ok());
         if let Some(kept) = kept.filter(|k| k.len() == n) {
             return Ok(kept);
         }

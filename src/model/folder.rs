@@ -48,14 +48,14 @@ pub fn read_inside(dir: &Path, name: &str, limit: u64) -> Result<String> {
 /// # Errors
 /// [`Error::File`]: unreadable, something else than a file, longer, or no UTF-8.
 pub fn read_file(path: &Path, limit: u64) -> Result<String> {
-    String::from_utf8(read_bytes(path, limit)?).map_err(|e| Error::file(path, e.utf8_error()))
+    String::from_utf8(read_regular(path, limit)?).map_err(|e| Error::file(path, e.utf8_error()))
 }
 
 /// Returns the bytes of a regular file of at most `limit` of them.
 ///
 /// # Errors
 /// [`Error::File`]: unreadable, something else than a file, or longer.
-pub fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
+pub fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let at = |e: std::io::Error| Error::file(path, e);
     if !std::fs::metadata(path).map_err(at)?.is_file() {
         return Err(Error::file(path, "is no regular file"));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::folder::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, inside, read_bytes};
+use super::folder::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, inside, read_regular};
 use crate::error::{Error, Result};
 
 /// The model's configuration: it is written anew with each result.
@@ -96,7 +96,7 @@ impl SideFiles {
         let file = |name: String| {
             let large = [TOKENIZER, "tokenizer.model"].contains(&name.as_str());
             let limit = if large { MAX_TOKENIZER_BYTES } else { MAX_CONFIG_BYTES };
-            let read = inside(dir, &name).and_then(|path| read_bytes(&path, limit));
+            let read = inside(dir, &name).and_then(|path| read_regular(&path, limit));
             let content = read.map_err(|error| match error {
                 Error::File { reason, .. } => reason,
                 other => other.to_string(),
