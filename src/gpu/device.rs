@@ -347,3 +347,27 @@ impl Gpu {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The second of three devices opens; the third is not asked.
+    #[test]
+    fn the_next_device_is_taken_where_one_cannot_be_opened() {
+        let open = async |i: usize| match i {
+            0 => Err(Error::Device("RTX (dx12) cannot be opened: driver too old".into())),
+            1 => Ok("UHD"),
+            _ => panic!("asked"),
+        };
+        let (opened, notes) = pollster::block_on(first_opened(0..3, open)).unwrap();
+        assert_eq!(opened, "UHD");
+        assert_eq!(notes, ["RTX (dx12) cannot be opened: driver too old; the next device is taken"]);
+        // The first that opens needs no note; what is no device's fault is told at once; all reasons are told where none opens.
+        assert_eq!(pollster::block_on(first_opened(1..3, open)).unwrap(), ("UHD", Vec::new()));
+        let flag = async |_| Err::<(), _>(Error::flag("matmul-precision", "no"));
+        assert!(matches!(pollster::block_on(first_opened(0..3, flag)), Err(Error::Flag { .. })));
+        let none = async |i: usize| Err::<(), _>(Error::Device(format!("device {i}")));
+        assert_eq!(pollster::block_on(first_opened(0..2, none)).unwrap_err().to_string(), "device 0; device 1");
+    }
+}
