@@ -323,9 +323,9 @@ fn ctrl_c_keeps_what_is_under_way() {
 /// A run that waits for its judge has the folder; when it is killed, nobody has it.
 #[test]
 fn a_second_run_is_refused_while_the_first_lives() {
-    let server = Server::start(|_, _| Act::Slow(Duration::from_secs(60)));
+    let server = Server::start(|n, _| if n == 0 { Act::Slow(Duration::from_secs(60)) } else { Act::Judge });
     let s = sandbox(4);
-    let mut child = started(&s, &args(&server, &[]));
+    let mut child = started(&s, &args(&server, &["--concurrency", "1"]));
     wait_for(&server, 1);
     let held = format!("another run (process {}) is writing there", child.id());
     for more in [&["--resume"][..], &[]] {
@@ -336,8 +336,7 @@ fn a_second_run_is_refused_while_the_first_lives() {
     child.kill().unwrap();
     child.wait().unwrap();
     let good = expected(4);
-    let quick = Server::start(|_, _| Act::Judge);
-    run(&s, &args(&quick, &["--resume"])).ok();
+    run(&s, &args(&server, &["--resume"])).ok();
     assert_eq!(results(&s), good);
     assert!(!s.path("out/.jointwise.lock").exists());
 }

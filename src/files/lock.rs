@@ -68,12 +68,24 @@ impl FolderLock {
 
 impl Drop for FolderLock {
     fn drop(&mut self) {
-        // Removed before it is unlocked: whoever locks the removed file next finds that it is no longer the folder's. Windows does it by itself.
-        #[cfg(unix)]
-        if self.file.as_ref().is_some_and(|file| is_at(file, &self.path)) {
-            let _ = fs::remove_file(&self.path);
+        if let Some(file) = self.file.take() {
+            release(file, &self.path);
         }
     }
+}
+
+/// Removes the file before it is unlocked: whoever locks the removed file next finds that it is no longer the folder's.
+#[cfg(unix)]
+fn release(file: File, path: &Path) {
+    if is_at(&file, path) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Closes the file, which removes it.
+#[cfg(windows)]
+fn release(file: File, _: &Path) {
+    drop(file);
 }
 
 /// Whether a path still leads to an open file.
@@ -104,8 +116,10 @@ fn attempt(path: &Path) -> Result<Attempt> {
     use std::os::windows::fs::OpenOptionsExt;
     const FILE_SHARE_READ: u32 = 1;
     const FILE_FLAG_DELETE_ON_CLOSE: u32 = 0x0400_0000;
+    const ERROR_INVALID_FUNCTION: i32 = 1;
     const ERROR_ACCESS_DENIED: i32 = 5;
     const ERROR_SHARING_VIOLATION: i32 = 32;
+    const ERROR_NOT_SUPPORTED: i32 = 50;
     super::not_a_link(path)?;
     let mut options = File::options();
     options.create(true).truncate(false).read(true).write(true);
@@ -115,6 +129,9 @@ fn attempt(path: &Path) -> Result<Attempt> {
         Err(e) if e.raw_os_error() == Some(ERROR_SHARING_VIOLATION) => Ok(Attempt::Held),
         // It is being removed.
         Err(e) if e.raw_os_error() == Some(ERROR_ACCESS_DENIED) && path.exists() => Ok(Attempt::Removed),
+        Err(e) if matches!(e.raw_os_error(), Some(ERROR_INVALID_FUNCTION | ERROR_NOT_SUPPORTED)) => {
+            Ok(Attempt::Unsupported(e))
+        }
         Err(e) => Err(Error::file(path, e)),
     }
 }
@@ -205,7 +222,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    while taken.load(Ordering::SeqCst) < 2000 {
+                    while taken.load(Ordering::SeqCst) < 300 {
                         if let Attempt::Locked(file) = attempt(&dir.path().join(LOCK)).unwrap() {
                             let lock = FolderLock { path: dir.path().join(LOCK), file: Some(file), unsupported: None };
                             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two runs have the folder");
