@@ -28,8 +28,8 @@ pub fn list(dir: &Path) -> Vec<(usize, PathBuf)> {
     all
 }
 
-/// Removes what a killed run left half-written. A checkpoint that was about to give way to another one of its step comes back, where the run was
-/// killed between the two.
+/// Removes what a killed run left half-written. Brings back a checkpoint that another one of its step was about to replace, where the run was
+/// killed between the two renames.
 pub fn sweep(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let (name, path) = (entry.file_name(), entry.path());
@@ -44,8 +44,8 @@ pub fn sweep(dir: &Path) {
     }
 }
 
-/// Writes `checkpoint-{step}` into `dir`, whole or not at all. Then removes the oldest beyond `keep`, and those of later steps, which a run that went on from an
-/// older checkpoint has left behind: they are damaged, or of an evaluation that it has not reached yet.
+/// Writes `checkpoint-{step}` into `dir`, whole or not at all. Then removes the oldest beyond `keep`, and those of later steps: they are damaged, or of
+/// an evaluation that a run which went on from an older checkpoint has not reached yet.
 ///
 /// # Errors
 /// [`Error::File`] (a full disk, for one), [`Error::Gpu`].
@@ -59,7 +59,7 @@ pub async fn save(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path, keep: usi
             let old = dir.join(format!(".checkpoint-{}.old", state.step));
             let _ = rename(&whole, &old);
             let done = rename(&aside, &whole).map_err(|e| Error::file(&whole, e));
-            let _ = fs::remove_dir_all(&old);
+            let _ = if done.is_ok() { fs::remove_dir_all(&old) } else { rename(&old, &whole) };
             done
         }
         Err(error) => Err(error.moved(&aside, &whole)),
@@ -106,7 +106,7 @@ pub struct Resumed {
     pub state: Option<State>,
     /// Reasons why later checkpoints are not whole.
     pub damaged: Vec<Error>,
-    /// The checkpoint, where it has no checksums: versions before 0.2 wrote none.
+    /// The checkpoint, where it has no checksums: the first versions wrote none.
     pub unchecked: Option<PathBuf>,
 }
 
