@@ -5,7 +5,7 @@
 //!
 //! # Crate map
 //!
-//! From the outside in; a module uses only those below it, but for [`config`], [`error`] and [`rng`], which everybody uses.
+//! From the outside in; a module uses only those below it, but for [`config`], [`error`], [`files`] and [`rng`], which everybody uses.
 //!
 //! | module | what it decides |
 //! |---|---|

@@ -320,6 +320,56 @@ fn ctrl_c_keeps_what_is_under_way() {
     assert!(server.times_asked().iter().all(|&n| n == 1) && server.requests().len() == 40);
 }
 
+/// A run that waits for its judge has the folder; when it is killed, nobody has it.
+#[test]
+fn a_second_run_is_refused_while_the_first_lives() {
+    let server = Server::start(|n, _| if n == 0 { Act::Slow(Duration::from_secs(60)) } else { Act::Judge });
+    let s = sandbox(4);
+    let mut child = started(&s, &args(&server, &["--concurrency", "1"]));
+    wait_for(&server, 1);
+    let held = format!("another run (process {}) is writing there", child.id());
+    for more in [&["--resume"][..], &[]] {
+        let before = s.listing();
+        run(&s, &args(&server, more)).said(2, &["--output-dir: out", &held]);
+        assert_eq!(s.listing(), before);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let good = expected(4);
+    run(&s, &args(&server, &["--resume"])).ok();
+    assert_eq!(results(&s), good);
+    assert!(!s.path("out/.jointwise.lock").exists());
+}
+
+/// What the folder lacks is told, and links lead nowhere.
+#[cfg(unix)]
+#[test]
+fn journals_that_are_gone_are_told() {
+    let server = Server::start(|_, _| Act::Judge);
+    let s = sandbox(4);
+    run(&s, &args(&server, &[])).ok();
+    let whole = file(&s, "out/answers.jsonl");
+    assert!(!run(&s, &args(&server, &["--resume"])).ok().stderr.contains("are gone"));
+    for text in [None, Some("")] {
+        match text {
+            Some(text) => fs::write(s.path("out/answers.jsonl"), text).unwrap(),
+            None => fs::remove_file(s.path("out/answers.jsonl")).unwrap(),
+        }
+        let said = run(&s, &args(&server, &["--resume"])).ok().stderr;
+        assert!(said.contains("note: out/answers.jsonl: the answers of the earlier run are gone"), "{said}");
+    }
+    fs::rename(s.path("out/answers.jsonl"), s.path("theirs")).unwrap();
+    fs::write(s.path("theirs"), &whole).unwrap();
+    std::os::unix::fs::symlink("../theirs", s.path("out/answers.jsonl")).unwrap();
+    run(&s, &args(&server, &["--resume"])).said(2, &["out/answers.jsonl: is a link"]);
+    assert_eq!(file(&s, "theirs"), whole);
+    fs::remove_file(s.path("out/answers.jsonl")).unwrap();
+    std::os::unix::fs::symlink("../theirs", s.path("out/annotated.new")).unwrap();
+    fs::rename(s.path("out/annotated.new"), s.path("out/annotated.jsonl")).unwrap();
+    run(&s, &args(&server, &["--resume"])).said(2, &["out/annotated.jsonl: is a link"]);
+    assert_eq!(file(&s, "theirs"), whole);
+}
+
 #[test]
 fn several_at_a_time_within_limits() {
     let server = Server::start(|_, _| Act::Slow(Duration::from_millis(60)));
@@ -675,6 +725,17 @@ if [ ${#a} -gt ${#b} ]; then echo "(a)"; elif [ ${#a} -eq ${#b} ]; then echo tie
     s.refused(&["interplay", "--data", "prefs.jsonl"], &["prefs.jsonl:1", "instruction"]);
     s.refused(&["interplay"], &["--data"]);
     s.refused(&["interplay", "--data", "joint", "--report", "none/x.html"], &["--report", "folder"]);
+    s.refused(&["interplay", "--data", "joint", "--report", "-"], &["--report", "standard output"]);
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        s.refused(&["interplay", "--data", "joint", "--report", "/dev/full"], &["/dev/full", "No space left"]);
+        assert!(fs::metadata("/dev/full").unwrap().file_type().is_char_device());
+        symlink("report.html", s.path("page")).unwrap();
+        fs::write(s.path("report.html"), "old").unwrap();
+        s.run(&["interplay", "--data", "joint", "--report", "page"]).ok();
+        assert!(s.path("page").is_symlink() && file(&s, "report.html").contains("<svg"));
+    }
     s.refused(&["interplay", "--data", "joint", "--draws", "0"], &["--draws"]);
 }
 

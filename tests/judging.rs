@@ -232,6 +232,47 @@ fn what_is_cut_anywhere_loses_one_line_at_most() {
     }
 }
 
+/// As the first versions wrote them, and as a person may edit them.
+fn without_checksums(text: &str) -> String {
+    let line = |line: &str| {
+        line.split(",\"crc32c\"").next().map(|l| if l.ends_with('}') { l.into() } else { format!("{l}}}") })
+    };
+    text.lines().filter_map(line).map(|l: String| l + "\n").collect()
+}
+
+/// An answer is never another one than was given: a flipped bit is found, or changes nothing.
+#[test]
+fn every_flipped_bit_of_an_answer_is_found() {
+    let (rows, folder) = (rows(2), tempfile::tempdir().unwrap());
+    let path = folder.path().join(ANSWERS);
+    run(&rows, &Larger::default(), folder.path());
+    let answers = || {
+        let journal = Journal::open(&path, &Larger::default()).ok()?;
+        let mut all: Vec<String> = journal.answers().map(|answer| json!(answer).to_string()).collect();
+        all.sort();
+        Some(all)
+    };
+    let (whole, good) = (fs::read(&path).unwrap(), answers().unwrap());
+    let flipped = |whole: &[u8], bit: usize| {
+        let mut bytes = whole.to_vec();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, bytes).unwrap();
+        answers().is_none_or(|all| all == good)
+    };
+    let line = |whole: &[u8]| {
+        let ends: Vec<usize> = (0..whole.len()).filter(|&i| whole[i] == b'\n').collect();
+        (ends[0] + 1) * 8..ends[1] * 8
+    };
+    for bit in line(&whole) {
+        assert!(flipped(&whole, bit), "bit {bit}");
+    }
+    // The control: what has no checksum is taken, flipped or not.
+    let bare = without_checksums(std::str::from_utf8(&whole).unwrap()).into_bytes();
+    assert!(line(&bare).any(|bit| !flipped(&bare, bit)));
+    fs::write(&path, &bare).unwrap();
+    assert_eq!(answers().unwrap(), good);
+}
+
 #[test]
 fn damaged_and_foreign_files_are_refused() {
     let (rows, folder) = (rows(3), tempfile::tempdir().unwrap());
@@ -240,7 +281,10 @@ fn damaged_and_foreign_files_are_refused() {
     let whole = fs::read_to_string(&path).unwrap();
     let other = Larger { name: "another".into(), ..Larger::default() };
     says(Journal::open(&path, &other), &["--resume", "answers.jsonl", "`model`", "another"]);
-    fs::write(&path, whole.replacen("\"key\"", "\"kex\"", 1)).unwrap();
+    let other_key = whole.replacen("\"key\"", "\"kex\"", 1);
+    fs::write(&path, &other_key).unwrap();
+    says(Journal::open(&path, &Larger::default()), &["answers.jsonl:2", "is damaged", "crc32c"]);
+    fs::write(&path, without_checksums(&other_key)).unwrap();
     says(Journal::open(&path, &Larger::default()), &["answers.jsonl:2", "key"]);
     // In the middle it is damage, not a crash.
     let mut lines: Vec<&str> = whole.lines().collect();

@@ -87,6 +87,8 @@ fn killed_and_resumed(setting: &Setting) {
     child.kill().expect("killed");
     child.wait().expect("ended");
     assert!(!setting.sandbox.path("killed").join(setting.result).exists(), "the run ended before it was killed");
+    let lock = setting.sandbox.path("killed/.jointwise.lock");
+    assert!(lock.is_file(), "its file is left, and locks nothing");
     // As a kill in the middle of a write leaves it: half a line, half a checkpoint.
     let text = fs::read_to_string(&log).expect("a log");
     fs::write(&log, text + "{\"step\":9,\"lo").expect("a log");
@@ -96,6 +98,7 @@ fn killed_and_resumed(setting: &Setting) {
 
     setting.run("killed", &["--resume"]).ok();
     setting.same("whole", "killed");
+    assert!(!lock.exists() && !setting.sandbox.path("whole/.jointwise.lock").exists());
 }
 
 #[test]
@@ -254,4 +257,208 @@ fn other_adapters_and_configurations_are_other_runs() {
     change(&model, "rope_theta", json!(123.0));
     change(&adapter, "lora_alpha", json!(40));
     refused();
+}
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().expect("kill");
+    assert!(sent.success());
+}
+
+/// A run, stopped in the middle, still has its folder: nobody else writes there until it ends.
+#[test]
+fn a_second_run_is_refused_while_the_first_lives() {
+    let setting = Setting::lora();
+    setting.run("whole", &[]).ok();
+    let mut child = setting.start("out", &[]);
+    wait_for_lines(&setting.sandbox.path("out/metrics.jsonl"), 3, &mut child);
+    signal(&child, "STOP");
+    let held = format!("another run (process {}) is writing there", child.id());
+    for more in [&["--resume"][..], &[]] {
+        setting.sandbox.refused(&setting.args("out", more), &["--output-dir: ", "out", &held]);
+    }
+    assert!(child.try_wait().expect("a child").is_none(), "it lived all the time");
+    signal(&child, "CONT");
+    assert!(child.wait().expect("ended").success());
+    setting.same("whole", "out");
+    // The control: it is the first run that was in the way.
+    setting.run("out", &["--resume"]).ok();
+    setting.same("whole", "out");
+}
+
+/// Where a flip of a bit changes numbers, and leaves a file that can be read.
+fn flipped(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).expect("a file");
+    bytes[at] ^= 1;
+    fs::write(path, bytes).expect("a file");
+}
+
+/// The first byte of a tensor of this role.
+fn first_byte(path: &Path, role: &str) -> usize {
+    let bytes = fs::read(path).expect("a file");
+    let n = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + n]).expect("a header");
+    let (_, tensor) =
+        header.as_object().expect("an object").iter().find(|(name, _)| name.starts_with(role)).expect(role);
+    8 + n + tensor["data_offsets"][0].as_u64().expect("an offset") as usize
+}
+
+#[test]
+fn a_flipped_bit_is_found_and_the_older_checkpoint_taken() {
+    let setting = Setting::lora();
+    setting.run("whole", &[]).ok();
+    setting.run("out", &[]).ok();
+    let file = |name: &str| setting.sandbox.path("out/checkpoint-4").join(name);
+    let resumed = || setting.run("out", &["--resume"]).ok().stderr;
+    // The control: a whole checkpoint is not complained of.
+    let said = resumed();
+    assert!(!said.contains("note: out/") && !said.contains("older checkpoint"), "{said}");
+    let tensors = file("state.safetensors");
+    let digit = |field: &str| {
+        let text = fs::read_to_string(file("state.json")).expect("a state");
+        let at = text.find(field).expect("the field") + field.len() + 2;
+        at + text[at..].find(|c: char| c.is_ascii_digit()).expect("a digit")
+    };
+    for (name, at) in [
+        ("state.safetensors", first_byte(&tensors, "param/")),
+        ("state.safetensors", first_byte(&tensors, "m/")),
+        ("state.safetensors", first_byte(&tensors, "v/")),
+        ("state.json", digit("num_tokens")),
+        ("state.json", digit("fingerprint")),
+        ("B3SUMS", 3),
+    ] {
+        flipped(&file(name), at);
+        let said = resumed();
+        assert!(said.contains("note: out/checkpoint-4/") && said.contains("damaged"), "{name}: {said}");
+        assert!(said.contains("going on from an older checkpoint"), "{name}: {said}");
+        setting.same("whole", "out");
+    }
+
+    // Versions that wrote no checksums are resumed from, which is said; what they cannot find goes unseen.
+    fs::remove_file(file("B3SUMS")).expect("removed");
+    let said = resumed();
+    assert!(said.contains("note: out/checkpoint-4 has no checksums"), "{said}");
+    setting.same("whole", "out");
+    flipped(&tensors, first_byte(&tensors, "m/") + 2);
+    assert!(!resumed().contains("older checkpoint"));
+    let bits = |dir: &str| fs::read(setting.sandbox.path(dir).join(setting.result)).expect("a result");
+    assert!(bits("whole") != bits("out"), "the flip is one that matters");
+
+    // The only one: what is wrong, and what can be done.
+    fs::remove_dir_all(setting.sandbox.path("out/checkpoint-2")).expect("removed");
+    fs::write(&tensors, "").expect("emptied");
+    let args = setting.args("out", &["--resume"]);
+    setting
+        .sandbox
+        .refused(&args, &["out: no checkpoint is whole", "checkpoint-4/state.safetensors", "begin anew in another"]);
+}
+
+/// What is left of steps that a run does not go on from is in nobody's way: a checkpoint that was just written stays.
+#[test]
+fn checkpoints_of_later_steps_give_way() {
+    let setting = Setting::lora();
+    setting.run("whole", &[]).ok();
+    setting.run("out", &[]).ok();
+    flipped(&setting.sandbox.path("out/checkpoint-4/state.json"), 20);
+    let mut args = setting.args("out", &["--resume", "--save-total-limit", "1"]);
+    let save_steps = args.iter().position(|arg| *arg == "--save-steps").expect("the flag");
+    args[save_steps + 1] = "3";
+    setting.sandbox.run(&args).ok();
+    let left = |name: &str| setting.sandbox.path("out").join(name).exists();
+    assert_eq!(["checkpoint-2", "checkpoint-3", "checkpoint-4"].map(left), [false, true, false]);
+    setting.same("whole", "out");
+
+    // Killed between the two renames that replace a checkpoint by another one of its step: the old one comes back.
+    let out = setting.sandbox.path("out");
+    fs::rename(out.join("checkpoint-3"), out.join(".checkpoint-3.old")).expect("renamed");
+    fs::create_dir(out.join(".checkpoint-3.tmp")).expect("a folder");
+    let said = setting.run("out", &["--resume"]).ok().stderr;
+    assert!(!said.contains("no checkpoint"), "{said}");
+    assert!(left("checkpoint-3") && !left(".checkpoint-3.old") && !left(".checkpoint-3.tmp"));
+    setting.same("whole", "out");
+}
+
+#[test]
+fn missing_lines_of_the_log_are_told() {
+    let setting = Setting::lora();
+    setting.run("out", &[]).ok();
+    let log = setting.sandbox.path("out/metrics.jsonl");
+    let whole = fs::read_to_string(&log).expect("a log");
+    let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+    for (text, missing) in
+        [(None, 4), (Some(String::new()), 4), (Some(lines[1..3].concat()), 2), (Some(whole.clone()), 0)]
+    {
+        match text {
+            Some(text) => fs::write(&log, text).expect("a log"),
+            None => fs::remove_file(&log).expect("removed"),
+        }
+        let said = setting.run("out", &["--resume"]).ok().stderr;
+        let note = format!("note: out/metrics.jsonl: {missing} of 4 steps are missing");
+        assert_eq!(said.contains(&note), missing > 0, "{said}");
+        assert_eq!(metrics(&setting.sandbox.path("out")).len(), STEPS - missing);
+    }
+    // Without a checkpoint there is nothing to go on from.
+    for step in [2, 4] {
+        fs::remove_dir_all(setting.sandbox.path(&format!("out/checkpoint-{step}"))).expect("removed");
+    }
+    let said = setting.run("out", &["--resume"]).ok().stderr;
+    assert!(said.contains("no checkpoint yet: the run starts at step 1"), "{said}");
+    assert_eq!(metrics(&setting.sandbox.path("out")).len(), STEPS);
+}
+
+/// `nohup` is obeyed: a signal that was ignored when the program started stays ignored.
+#[test]
+fn a_run_under_nohup_outlives_its_terminal() {
+    let setting = Setting::lora();
+    setting.run("whole", &[]).ok();
+    let hung_up = |out: &str, nohup: bool| {
+        let plain = setting.sandbox.command(&setting.args(out, &[]));
+        let mut command = Command::new(if nohup { "nohup".as_ref() } else { plain.get_program() });
+        if nohup {
+            command.arg(plain.get_program());
+        }
+        command.args(plain.get_args()).current_dir(setting.sandbox.path(""));
+        command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
+        wait_for_lines(&setting.sandbox.path(out).join("metrics.jsonl"), 1, &mut child);
+        // Stopped, it cannot end before the signal is there.
+        ["STOP", "HUP", "CONT"].iter().for_each(|name| signal(&child, name));
+        child.wait().expect("ended").code()
+    };
+    assert_eq!(hung_up("nohup", true), Some(0));
+    setting.same("whole", "nohup");
+    // The control: without it a run ends, with a checkpoint.
+    assert_eq!(hung_up("plain", false), Some(130));
+    let steps = metrics(&setting.sandbox.path("plain")).len();
+    assert!((1..STEPS).contains(&steps), "{steps}");
+    setting.run("plain", &["--resume"]).ok();
+    setting.same("whole", "plain");
+}
+
+/// A run writes to its own folder, wherever links in it lead.
+#[test]
+fn links_out_of_the_folder_are_not_followed() {
+    use std::os::unix::fs::symlink;
+    let setting = Setting::lora();
+    setting.run("whole", &[]).ok();
+    setting.run("out", &[]).ok();
+    let (out, theirs) = (setting.sandbox.path("out"), setting.sandbox.path("theirs"));
+    fs::create_dir(&theirs).expect("a folder");
+    let resume = setting.args("out", &["--resume"]);
+    for name in ["metrics.jsonl", "report.html", "runs"] {
+        fs::rename(out.join(name), theirs.join(name)).expect("moved");
+        symlink(theirs.join(name), out.join(name)).expect("a link");
+        setting.sandbox.refused(&resume, &[&format!("out/{name}: is a link")]);
+        fs::remove_file(out.join(name)).expect("removed");
+        fs::rename(theirs.join(name), out.join(name)).expect("moved back");
+    }
+    symlink(&theirs, out.join("best")).expect("a link");
+    setting.sandbox.refused(&resume, &["out/best: is a link"]);
+    fs::remove_file(out.join("best")).expect("removed");
+
+    fs::rename(out.join("checkpoint-4"), theirs.join("checkpoint-4")).expect("moved");
+    symlink(theirs.join("checkpoint-4"), out.join("checkpoint-4")).expect("a link");
+    let said = setting.run("out", &["--resume"]).ok().stderr;
+    assert!(said.contains("out/checkpoint-4: is a link") && said.contains("older checkpoint"), "{said}");
+    setting.same("whole", "out");
+    assert!(theirs.join("checkpoint-4/state.json").is_file() && !out.join("checkpoint-4").is_symlink());
 }

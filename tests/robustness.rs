@@ -721,6 +721,65 @@ fn a_device_that_is_full() {
     }
 }
 
+/// Written to, and still there: what is no regular file is never replaced.
+#[cfg(unix)]
+#[test]
+fn outputs_that_are_no_files() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    let s = sandbox();
+    let score = ["score", "--model", "model", "--data", "rows.jsonl", "--out"];
+    let expected = s.run(&score[..5]).ok().stdout;
+    assert!(expected.contains("summary"));
+    let with_out = |out: &str| s.run(&with(&score, &[out])).ok();
+
+    // Standard output by its names, behind what is there already.
+    for name in ["-", "/dev/stdout"] {
+        assert_eq!(with_out(name).stdout, expected, "{name}");
+        let program = env!("CARGO_BIN_EXE_jointwise");
+        let script = format!("echo first > all && {program} {} {name} >> all 2>/dev/null", score.join(" "));
+        let mut shell = Command::new("sh");
+        shell.current_dir(s.path("")).env("XDG_CACHE_HOME", s.path("cache")).args(["-c", &script]);
+        assert_eq!(Ran::of(&mut shell).status, 0);
+        assert_eq!(fs::read_to_string(s.path("all")).expect("a file"), format!("first\n{expected}"), "{name}");
+    }
+    assert!(!s.path("-").exists());
+    // An open descriptor, likewise.
+    let script = format!(
+        "echo first > all && {} {} /dev/fd/3 3>> all 2>/dev/null",
+        env!("CARGO_BIN_EXE_jointwise"),
+        score.join(" ")
+    );
+    let mut shell = Command::new("sh");
+    shell.current_dir(s.path("")).env("XDG_CACHE_HOME", s.path("cache")).args(["-c", &script]);
+    assert_eq!(Ran::of(&mut shell).stdout, "");
+    assert_eq!(fs::read_to_string(s.path("all")).expect("a file"), format!("first\n{expected}"));
+    s.refused(
+        &["grad", "--model", "model", "--data", "rows.jsonl", "--out", "-"],
+        &["--out", "standard output", "name a file"],
+    );
+
+    // A pipe.
+    assert!(Command::new("mkfifo").arg(s.path("pipe")).status().expect("mkfifo").success());
+    let pipe = s.path("pipe");
+    let reader = std::thread::spawn(move || fs::read_to_string(pipe).expect("text"));
+    with_out("pipe");
+    assert_eq!(reader.join().expect("read"), expected);
+    assert!(fs::symlink_metadata(s.path("pipe")).expect("a pipe").file_type().is_fifo());
+
+    // A link leads to its file, which is replaced as a whole; to nothing, or into a circle, it is refused.
+    fs::create_dir(s.path("elsewhere")).expect("a folder");
+    s.write("elsewhere/scores.jsonl", "old");
+    symlink("elsewhere/scores.jsonl", s.path("link")).expect("a link");
+    with_out("link");
+    assert!(s.path("link").is_symlink());
+    assert_eq!(fs::read_to_string(s.path("elsewhere/scores.jsonl")).expect("scores"), expected);
+    assert_eq!(fs::read_dir(s.path("elsewhere")).expect("a folder").count(), 1);
+    symlink("nowhere", s.path("dangling")).expect("a link");
+    s.refused(&with(&score, &["dangling", "--device", "99"]), &["--out", "dangling", "does not exist"]);
+    symlink("rows.jsonl", s.path("input")).expect("a link");
+    s.refused(&with(&score, &["input", "--device", "99"]), &["--out", "is also an input"]);
+}
+
 /// A file system of 64 KiB at a folder, until it is dropped.
 struct SmallDisk<'a>(&'a Path);
 

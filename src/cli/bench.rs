@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::args::BenchArgs;
+use super::output::check_place;
 use super::roofline::{self, Point};
 use super::{session, steps};
 use crate::config::not_negative;
@@ -63,6 +64,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let models = chosen("models", &args.models, &MODELS, |m| m.name)?;
     let kernels = chosen("kernels", &args.kernels, REGISTRY, |k| k.name())?;
     let earlier = args.compare.as_deref().map(read).transpose()?;
+    let svg = args.svg.as_deref().map(|path| check_place("svg", path, &args.compare)).transpose()?;
     let gpu = session::open_gpu(&args.device)?;
     let on_cpu = gpu.caps().is_cpu;
     let models = if on_cpu && args.models.is_empty() { models[..2].to_vec() } else { models };
@@ -124,7 +126,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         cases.push(m);
     }
     let caps = gpu.caps();
-    if let Some(path) = &args.svg {
+    if let Some(path) = &svg {
         let point = |m: &Measured| Point {
             kernel: m.kernel.clone(),
             intensity: m.flops as f64 / m.bytes as f64,

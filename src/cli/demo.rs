@@ -2,6 +2,7 @@
 //! grader prefers the answers.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
@@ -10,6 +11,7 @@ use serde_json::Value;
 use super::Finished;
 use super::args::{DataArgs, DemoArgs, ModelArgs, ObjectiveArgs, TrainArgs};
 use super::output::{command_line, text_table};
+use super::output_folder::OutputFolder;
 use super::session::{self, Model};
 use super::train;
 use crate::config::{Defaults, MOST_ROWS, at_least_one, at_most};
@@ -18,11 +20,12 @@ use crate::data::template::Template;
 use crate::error::{Error, Result, visible};
 use crate::eval::generate::{Settings, generate};
 use crate::eval::tasks::{Item, Split, grade, rows, tokenizer, win_rate};
+use crate::files::LOCK;
 use crate::gpu::Gpu;
 use crate::kernels::objective::Goal;
 use crate::kernels::sample::Sampling;
 use crate::model::description::Description;
-use crate::model::save::{OutputDtype, Planned, SHARD_BYTES, Staging, fresh_folder, write_model};
+use crate::model::save::{OutputDtype, Planned, SHARD_BYTES, Staging, write_model};
 use crate::model::trace::Keep;
 use crate::model::weights::BaseDtype;
 use crate::objective::{Objective, Preference};
@@ -69,7 +72,7 @@ pub fn run(args: &DemoArgs) -> Result<Finished> {
 
 /// The untrained model in `dir/model`, all data beside it: what the bundled model was made from.
 fn prepare(dir: &Path, seed: u64) -> Result<()> {
-    fresh_folder(dir)?;
+    let _folder = OutputFolder::open(dir, false)?;
     Staging::filled(dir, |aside| prepare_in(aside, seed))?;
     let shape = tokenizer::Shape::DEMO;
     let model = dir.join("model");
@@ -100,12 +103,18 @@ fn prepare_in(dir: &Path, seed: u64) -> Result<()> {
 /// Removes an earlier demo's results, where the folder holds nothing else.
 fn replace_earlier(out: &Path) -> Result<()> {
     const OURS: [&str; 4] = ["data", "dpo", "jpo", "report.html"];
-    let names = fs::read_dir(out).into_iter().flatten().flatten().map(|e| e.file_name());
-    let mut names = names.peekable();
-    if names.peek().is_none() || !names.all(|n| OURS.iter().any(|ours| n == *ours)) {
+    let mut names = fs::read_dir(out).into_iter().flatten().flatten().map(|e| e.file_name());
+    if !names.all(|n| n == LOCK || OURS.iter().any(|ours| n == *ours)) {
         return Ok(());
     }
-    fs::remove_dir_all(out).map_err(|e| Error::file(out, e))
+    for path in OURS.map(|name| out.join(name)) {
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::file(path, e)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// A model's answers to the held-out prompts.
@@ -121,10 +130,11 @@ fn story(args: &DemoArgs) -> Result<Finished> {
     at_least_one("prompts", n_prompts)?;
     at_most("prompts", n_prompts, MOST_ROWS)?;
     at_least_one("max-steps", args.max_steps.unwrap_or(recipe::STEPS))?;
+    let folder = OutputFolder::open(out, true)?;
     let model = Model::open(&args.model.to_string_lossy(), BaseDtype::Auto)?;
     let gpu = session::open_gpu(&args.device)?;
     replace_earlier(out)?;
-    fresh_folder(out)?;
+    folder.require_empty()?;
     let items = rows::held_out(args.seed, n_prompts);
 
     say!("1. The bundled model, fine-tuned on answers of mixed quality ({} prompts that it never saw)\n", items.len())?;

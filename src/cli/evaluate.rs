@@ -17,6 +17,7 @@ use super::interrupt::stop_on_ctrl_c;
 use super::judge::who::Asked;
 use super::judge::{Task, counted, flags};
 use super::output::{command_line, text_table};
+use super::output_folder::OutputFolder;
 use super::session;
 use super::train::bar;
 use crate::config::{Defaults, MOST_DRAWS, at_least_one, at_most};
@@ -37,7 +38,7 @@ use crate::eval::journal::{ANSWERS, Journal};
 use crate::eval::judge::Judge;
 use crate::eval::judge::endpoint::Endpoint;
 use crate::gpu::Gpu;
-use crate::model::save::{fresh_folder, write_text};
+use crate::model::save::write_text;
 use crate::train::report::{self, Report, Sample};
 use checkpoints::{Checkpoint, GOLD, Named};
 use folder::Folder;
@@ -75,6 +76,7 @@ pub fn run(args: EvaluateArgs) -> Result<Finished> {
     args.limit.map_or(Ok(()), |n| at_least_one("limit", n))?;
     let out =
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where results are written"))?;
+    let _folder = OutputFolder::open(&out, args.resume)?;
     let named = checkpoints::all(&args)?;
     let against = checkpoints::against(&args, &named)?;
     let prompts = read(&args.data, &FieldMap::parse(&args.map)?, against.is_none() && !args.no_judge, args.limit)?;
@@ -86,9 +88,6 @@ pub fn run(args: EvaluateArgs) -> Result<Finished> {
         true => None,
         false => Some(Asked::of(&judge_args, Mode::Single).map_err(EvaluateArgs::renamed)?),
     };
-    if !args.resume {
-        fresh_folder(&out)?;
-    }
     let settings = json!({
         "template": sampled.template_name, "max_new_tokens": sampled.max_new_tokens, "top_k": sampled.top_k, "top_p": sampled.top_p,
         "base_dtype": args.base_dtype.unwrap_or_default().name(),
@@ -242,6 +241,9 @@ impl Evaluate<'_> {
                 let path = self.folder.responses(&run_name(&named.name, temperature, seed));
                 let file = ResponseFile::open(&path, prompts)?;
                 file.notes.iter().for_each(|note| note!("note: {note}"));
+                if file.rows().is_empty() && self.folder.alpaca(&run_name(&named.name, temperature, seed)).exists() {
+                    note!("note: {}: the responses of the earlier run are gone, and made again", path.display());
+                }
                 files.push((temperature, seed, path, file));
             }
             let missing = files.iter().map(|(.., file)| prompts.len() - file.rows().len()).sum();
@@ -336,6 +338,10 @@ impl Evaluate<'_> {
         }
         let mut journal = Journal::open(&self.folder.dir().join(ANSWERS), judge)?;
         journal.notes().iter().for_each(|note| note!("note: {note}"));
+        if journal.is_empty() && self.folder.has_judged() {
+            let answers = self.folder.dir().join(ANSWERS);
+            note!("note: {}: the answers of the earlier run are gone: everything is asked again", answers.display());
+        }
         let left = pending(rows, &journal);
         if !left.is_empty() {
             task.estimate(endpoint, &left)?;

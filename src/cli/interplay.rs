@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::args::{InterplayArgs, with_config};
 use super::judge::ANNOTATED;
-use super::output::{check_page, command_line, text_table};
+use super::output::{check_place, command_line, text_table};
 use crate::config::{Defaults, MOST_DRAWS, at_least_one, at_most};
 use crate::error::{Error, Result};
 use crate::eval::interplay::{Bootstrap, File, Interplay, interplay, read, show};
@@ -25,9 +25,8 @@ pub fn run(args: InterplayArgs) -> Result<()> {
         .iter()
         .flat_map(|(all, person)| all.iter().map(|p| (resolved(p), *person)))
         .collect();
-    if let Some(page) = &args.report {
-        check_page(page, inputs.iter().map(|(path, _)| path))?;
-    }
+    let page = args.report.as_deref().map(|page| check_place("report", page, inputs.iter().map(|(path, _)| path)));
+    let page = page.transpose()?;
     let mut files = Vec::new();
     for (path, is_person) in &inputs {
         let (file, note) = read(path, *is_person)?;
@@ -37,7 +36,7 @@ pub fn run(args: InterplayArgs) -> Result<()> {
     tell_apart(&mut files);
     let bootstrap = Bootstrap { level: Defaults::BOOTSTRAP_LEVEL, draws, seed: args.seed.unwrap_or(0) };
     let found = interplay(&files, bootstrap);
-    if let Some(page) = &args.report {
+    if let Some(page) = &page {
         report::write(page, &of(&found, &files))?;
     }
     if args.json {

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::Finished;
 use super::args::{JudgeArgs, with_config};
 use super::interrupt::stop_on_ctrl_c;
+use super::output_folder::OutputFolder;
 use super::train::bar;
 use crate::data::comparisons::{Comparison, Mode, read_comparisons};
 use crate::data::rows::{FieldMap, Purpose, read_rows};
@@ -22,7 +23,6 @@ use crate::eval::judge::endpoint::{Endpoint, WITHOUT_FORMAT};
 use crate::eval::judge::{Judge, Question, Reply, Usage};
 use crate::eval::strata::{Preference, Stratum, draw};
 use crate::eval::tasks::rows::write;
-use crate::model::save::fresh_folder;
 use unsure::Unsure;
 use who::Asked;
 
@@ -44,6 +44,7 @@ pub fn run(args: JudgeArgs) -> Result<Finished> {
         (None, true) => PathBuf::new(),
         (None, false) => return Err(Error::flag("output-dir", "is missing: where answers are written")),
     };
+    let _folder = if args.ask.estimate { None } else { Some(OutputFolder::open(&out, args.resume)?) };
     let comparisons = comparisons(&args, &out)?;
     let mode = comparisons[0].mode;
     let asked = Asked::of(&args, mode)?;
@@ -121,11 +122,15 @@ impl Task<'_> {
         // Before anything is left behind.
         if !args.resume {
             self.estimate(endpoint, &questions(self.comparisons))?;
-            fresh_folder(out)?;
         }
-        std::fs::create_dir_all(out).map_err(|e| Error::file(out, e))?;
         let mut journal = Journal::open(&out.join(ANSWERS), judge)?;
         journal.notes().iter().for_each(|note| note!("note: {note}"));
+        if args.resume && journal.is_empty() && out.join(ANNOTATED).exists() {
+            note!(
+                "note: {}: the answers of the earlier run are gone: everything is asked again",
+                out.join(ANSWERS).display()
+            );
+        }
         if !args.sample.is_empty() {
             write(&out.join(COMPARISONS), self.comparisons.iter().map(Comparison::row))?;
         }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::args::{DtypeArg, MergeArgs};
+use super::output_folder::OutputFolder;
 use super::session::Model;
 use crate::error::{Error, Result};
 use crate::model::load::linear_modules;
 use crate::model::peft::merged;
-use crate::model::save::{OutputDtype, fresh_folder, save_model};
+use crate::model::save::{OutputDtype, save_model};
 use crate::model::weights::{BaseDtype, Source, transpose};
 
 /// As typed; `None`: as the input is.
@@ -28,10 +29,10 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     if adapter.side.has_tokenizer_files() {
         model.tokenizer(Some(&adapter))?;
     }
-    fresh_folder(&args.output_dir)?;
+    let _folder = OutputFolder::open(&args.output_dir, false)?;
     let modules: BTreeMap<String, _> =
         linear_modules(&model.description).map(|m| (format!("{}.weight", m.name), &m.name)).collect();
-    let saved = save_model(
+    save_model(
         &args.output_dir,
         &model.checkpoint,
         &model.side_files(Some(&adapter)),
@@ -51,10 +52,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
             let held = transpose(&values, n_in, n_out);
             Ok(transpose(&merged(&held, a, b, rank, scale), n_out, n_in))
         },
-    );
-    saved.inspect_err(|_| {
-        let _ = std::fs::remove_dir(&args.output_dir);
-    })?;
+    )?;
     note!("merged model in {}", args.output_dir.display());
     Ok(())
 }

@@ -15,6 +15,7 @@ mod interplay;
 mod interrupt;
 mod judge;
 mod merge;
+mod output_folder;
 mod plan;
 mod reference_cache;
 mod roofline;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result, acts_on_terminal, visible, visible_lines};
-use crate::files::check_name;
+use crate::files::{check_name, check_writable, follow_links, is_descriptor, is_standard_output, write_whole};
 use crate::train::report::Table;
 
 /// Writes to standard output; an error where `println!` panics (a full disk, a closed pipe). On a terminal, characters that would act on
@@ -62,50 +62,51 @@ pub struct Lines {
     text: Vec<u8>,
 }
 
-/// Refuses an `--out` that could not be written, or is an input, before anything is computed for it.
+/// Refuses a path of a flag that could not be written, or is an input, before anything is computed for it. Gives the path to write: links are
+/// followed. Standard output is refused: it has the command's own text.
 ///
 /// # Errors
 /// [`Error::Flag`].
-pub fn check_out<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
-    check_place("out", out, inputs)
-}
-
-/// The same of a `--report`.
-///
-/// # Errors
-/// [`Error::Flag`].
-pub fn check_page<'a>(page: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
-    check_place("report", page, inputs)
-}
-
-fn check_place<'a>(flag: &'static str, out: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
-    let refuse = |reason: &str| Err(Error::flag(flag, format!("{} {reason}", out.display())));
-    check_name(out).map_err(|reason| Error::flag(flag, format!("{}: {reason}", out.display())))?;
-    if out.is_dir() {
-        return refuse("is a folder");
+pub fn check_place<'a>(
+    flag: &'static str,
+    out: &Path,
+    inputs: impl IntoIterator<Item = &'a PathBuf>,
+) -> Result<PathBuf> {
+    let refuse = |reason: &str| Error::flag(flag, format!("{} {reason}", out.display()));
+    if is_standard_output(out) {
+        return Err(refuse("is standard output, which has the command's own text: name a file"));
     }
-    let folder = match out.parent() {
+    check_name(out).map_err(|reason| Error::flag(flag, format!("{}: {reason}", out.display())))?;
+    let place = follow_links(out).map_err(refuse)?;
+    if place.is_dir() && !is_descriptor(&place) {
+        return Err(refuse("is a folder"));
+    }
+    let folder = match place.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     if !folder.is_dir() {
-        return refuse("is in a folder that does not exist");
+        return Err(refuse("is in a folder that does not exist"));
     }
     let same = |input: &PathBuf| std::fs::canonicalize(input).ok().zip(std::fs::canonicalize(out).ok());
     if inputs.into_iter().filter_map(same).any(|(input, out)| input == out) {
-        return refuse("is also an input");
+        return Err(refuse("is also an input"));
     }
-    Ok(())
+    check_writable(&place).map_err(|error| match error {
+        Error::File { reason, .. } => refuse(&format!("cannot be written: {reason}")),
+        other => other,
+    })?;
+    Ok(place)
 }
 
 impl Lines {
-    /// To `path`, or to standard output. `inputs`: files that must not be overwritten.
+    /// To `path`, or to standard output, which `-` names, too. `inputs`: files that must not be overwritten.
     ///
     /// # Errors
-    /// As [`check_out`]'s.
+    /// As [`check_place`]'s.
     pub fn new<'a>(path: Option<&Path>, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<Self> {
-        path.map_or(Ok(()), |path| check_out(path, inputs))?;
-        Ok(Self { path: path.map(Path::to_path_buf), text: Vec::new() })
+        let path = path.filter(|path| !is_standard_output(path)).map(|path| check_place("out", path, inputs));
+        Ok(Self { path: path.transpose()?, text: Vec::new() })
     }
 
     fn name(&self) -> PathBuf {
@@ -122,9 +123,7 @@ impl Lines {
     /// Writes everything.
     pub fn finish(self) -> Result<()> {
         match &self.path {
-            Some(path) => crate::model::save::write_whole(path, |file| {
-                file.write_all(&self.text).map_err(|e| Error::file(path, e))
-            }),
+            Some(path) => write_whole(path, |file| file.write_all(&self.text).map_err(|e| Error::file(path, e))),
             None => {
                 let mut text = self.text;
                 if std::io::stdout().is_terminal() {

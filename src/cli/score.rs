@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::args::{GradArgs, ScoreArgs};
-use super::output::{Lines, check_out};
+use super::output::{Lines, check_place};
 use super::session::{self, Model};
 use crate::config::{Defaults, ReferenceChoice};
 use crate::data::batch::Example;
@@ -221,7 +221,7 @@ fn score_single(data: &Dataset, scored: &[Scored], p: &Preference, tokens: bool,
 
 /// `jointwise grad`.
 pub fn grad(args: &GradArgs) -> Result<()> {
-    check_out(&args.out, &args.data.data)?;
+    let out = check_place("out", &args.out, &args.data.data)?;
     session::check_last_turn_only(&args.data, args.sft)?;
     let p = session::preference(&args.objective)?;
     let model = Model::of(&args.model)?;
@@ -258,7 +258,7 @@ pub fn grad(args: &GradArgs) -> Result<()> {
         .iter()
         .map(|(name, shape, _)| Planned { name: name.clone(), shape: shape.clone(), dtype: OutputDtype::F32 })
         .collect();
-    write_safetensors(&args.out, &planned, &mut |i| Ok(gradients[i].2.clone()))?;
+    write_safetensors(&out, &planned, &mut |i| Ok(gradients[i].2.clone()))?;
     say!("{}", json!({"loss": step.outcome.loss(), "grad_norm": step.grad_norm, "tensors": planned.len()}))?;
     Ok(())
 }

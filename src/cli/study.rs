@@ -19,15 +19,17 @@ use sha2::Digest;
 
 use super::Finished;
 use super::args::{DataArgs, EvaluateArgs, JudgeArgs, ModelArgs, StudyArgs, TrainArgs};
+use super::output_folder::OutputFolder;
 use super::{evaluate, judge, train};
 use crate::data::named_templates::run_time;
 use crate::data::source;
 use crate::error::{Error, Result};
 use crate::eval::evaluate::compare::run_name;
+use crate::files::make_folder;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_optional};
 use crate::model::hub;
-use crate::model::save::{fresh_folder, write_text};
+use crate::model::save::write_text;
 use plan::{Draw, Method, Pairs, Preferences, Sample, Study};
 
 /// What methods start from, in tables.
@@ -49,12 +51,10 @@ pub fn run(args: &StudyArgs) -> Result<Finished> {
     if args.dry_run {
         return dry_run::tell(&run, args.json).map(Finished::from);
     }
+    let _folder = OutputFolder::open(&args.output_dir, args.resume)?;
     run.digests = digests(&study)?;
-    if !args.resume {
-        fresh_folder(&args.output_dir)?;
-    }
     let stages = args.output_dir.join(STAGES);
-    fs::create_dir_all(&stages).map_err(|e| Error::file(&stages, e))?;
+    make_folder(&stages)?;
     run.time = begun(&stages, run.time)?;
     if run.stage(INPUTS, &run.digests, |_| Ok(Finished::Whole))? == Finished::Interrupted {
         return Ok(Finished::Interrupted);

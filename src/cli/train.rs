@@ -14,6 +14,7 @@ use super::args::{RecomputeArg, TrainArgs, with_config};
 use super::interrupt::stop_on_ctrl_c;
 use super::merge::dtype;
 use super::output::command_line;
+use super::output_folder::OutputFolder;
 use super::reference_cache::ReferenceCache;
 use super::score::{reference_scores, with_directions};
 use super::session::{self, ChatChoice, Model};
@@ -23,12 +24,13 @@ use crate::data::named_templates::CHAT_TEMPLATE;
 use crate::data::named_templates::run_time;
 use crate::data::template::Template;
 use crate::error::{Error, Result};
+use crate::files::not_a_link;
 use crate::gpu::{Caps, Gpu, Ledger, MatmulPrecision};
 use crate::kernels::objective::Goal;
 use crate::model::card::Card;
 use crate::model::load::{LoadOptions, Trained};
 use crate::model::peft::{Adapter, write_adapter};
-use crate::model::save::{OutputDtype, Staging, fresh_folder, save_model, write_side_files, write_text};
+use crate::model::save::{OutputDtype, Staging, save_model, write_side_files, write_text};
 use crate::model::trace::Keep;
 use crate::model::weights::{self, BaseDtype, Source, Training};
 use crate::objective::Objective;
@@ -36,11 +38,14 @@ use crate::train::checkpoint;
 use crate::train::metrics::{self, METRICS};
 use crate::train::outcome::Reference;
 use crate::train::report::{self, Report};
-use crate::train::run::{self, Cadence, Ended, Event, Output};
+use crate::train::run::{self, BEST, Cadence, EVENTS, Ended, Event, Output};
 use crate::train::schedule::Shape;
 use crate::train::state::State;
 use crate::train::steps::Rows;
 use crate::train::trainer::{Optimiser, Rehearsal, Trainer, largest_micro_batch, rehearse, reserve};
+
+/// The curves' file.
+const REPORT: &str = "report.html";
 
 /// Whether progress can be drawn, and drawn over.
 fn on_a_terminal() -> bool {
@@ -292,20 +297,17 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
     let args = with_config(args, config.as_deref(), "train")?;
     let out =
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where everything is written"))?;
+    let folder = OutputFolder::open(&out, args.resume)?;
     let p = prepare(&args, sft)?;
     let gpu = session::open_gpu(&args.model.device)?;
     // A run begins with its metrics: a folder that holds other things is not one's.
     if args.resume && (out.join(METRICS).exists() || !checkpoint::list(&out).is_empty()) {
-        checkpoint::sweep(&out);
+        [METRICS, BEST, EVENTS, REPORT].iter().try_for_each(|name| not_a_link(&out.join(name)).map(drop))?;
+        [&out, &out.join(BEST)].into_iter().for_each(|dir| checkpoint::sweep(dir));
     } else {
-        fresh_folder(&out)?;
+        folder.require_empty()?;
     }
-    let ended = train(&args, sft, &p, &gpu, &out);
-    // A run that failed before its first line leaves no folder behind.
-    if ended.is_err() && std::fs::read_dir(&out).is_ok_and(|mut d| d.next().is_none()) {
-        let _ = std::fs::remove_dir(&out);
-    }
-    ended
+    train(&args, sft, &p, &gpu, &out)
 }
 
 /// What is known of training and evaluation rows before they are learnt from.
@@ -411,9 +413,8 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
         }
         return Err(error);
     }
-    if ended.state.best.is_some() {
-        save_best(args, p, &trainer, out)?;
-    }
+    // What is wrong with it takes nothing from the rest.
+    let best = ended.state.best.map_or(Ok(()), |(_, step)| save_best(args, p, &trainer, out, step));
     let report = Report {
         title: if sft { "Supervised fine-tuning".into() } else { "Preference tuning".into() },
         command: command_line(),
@@ -430,7 +431,8 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
         lines: metrics::read(&out.join(METRICS))?,
         ..Report::default()
     };
-    report::write(&out.join("report.html"), &report)?;
+    report::write(&out.join(REPORT), &report)?;
+    best?;
     let peak_bytes = gpu.ledger().peak_bytes();
     if args.json {
         say!(
@@ -481,10 +483,18 @@ fn save(args: &TrainArgs, p: &Prepared, trainer: &Trainer, state: &State, out: &
 }
 
 /// `best/`: the same of the step with the lowest evaluation loss. The last step's values are gone from the device after it.
-fn save_best(args: &TrainArgs, p: &Prepared, trainer: &Trainer, out: &Path) -> Result<()> {
-    let best = out.join("best");
-    let best_state = checkpoint::resume(trainer.gpu, &trainer.decoder.arena, &best, &p.fingerprint)?.state;
-    best_state.map_or(Ok(()), |state| save(args, p, trainer, &state, &best))
+fn save_best(args: &TrainArgs, p: &Prepared, trainer: &Trainer, out: &Path, step: usize) -> Result<()> {
+    let best = out.join(BEST);
+    let found = checkpoint::resume(trainer.gpu, &trainer.decoder.arena, &best, &p.fingerprint)?;
+    match found.state.filter(|state| state.step == step) {
+        Some(state) => save(args, p, trainer, &state, &best),
+        None => {
+            let reason = format!(
+                "checkpoint-{step}, the step with the lowest evaluation loss, is gone; the last step's result is whole"
+            );
+            Err(Error::file(best, reason))
+        }
+    }
 }
 
 /// The model card.
@@ -577,6 +587,7 @@ impl Progress {
                 format!("eval loss {:.4}{accuracy}", m.loss)
             }
             Event::Damaged(error) => format!("note: {error}: going on from an older checkpoint"),
+            Event::Note(note) => format!("note: {note}"),
         };
         match event {
             Event::Step(m) => {
@@ -593,7 +604,7 @@ impl Progress {
                     self.bar.println(format!("step {}  {text}", m.step))
                 }
             }
-            Event::Damaged(_) => note!("{text}"),
+            Event::Damaged(_) | Event::Note(_) => note!("{text}"),
         }
     }
 }

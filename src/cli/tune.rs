@@ -9,6 +9,7 @@ use super::bench::chosen;
 use super::session;
 use super::train::bar;
 use crate::error::{Error, Result};
+use crate::files::follow_links;
 use crate::gpu::{Caps, Gpu, Tuning, Variant};
 use crate::kernels::shapes::{MODELS, ModelShape};
 use crate::kernels::tune::{Tuned, tune};
@@ -62,7 +63,9 @@ pub fn run(args: &TuneArgs) -> Result<()> {
     }
     let kept = Kept { version: env!("CARGO_PKG_VERSION").into(), driver: caps.driver.clone(), fastest: all };
     let text = serde_json::to_string_pretty(&kept).map_err(|e| Error::file(&path, e))?;
-    write_text(&path, &text)?;
+    // A user may keep the cache's files elsewhere.
+    let place = follow_links(&path).map_err(|reason| Error::file(&path, reason))?;
+    write_text(&place, &text)?;
     if args.json {
         return say!("{text}");
     }

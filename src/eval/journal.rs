@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! {"judge":{"kind":"endpoint","model":"...",...}}
-//! {"key":"0f3c...","row":"rows.jsonl:3","order":"ab","choice":"a","text":"Output (a)","usage":{...}}
+//! {"key":"0f3c...","row":"rows.jsonl:3","order":"ab","choice":"a","text":"Output (a)","usage":{...},"crc32c":"..."}
 //! {"key":"91aa...","row":"rows.jsonl:3","order":"ba","failed":"HTTP 500 ..."}
 //! {"key":"0f3c...","undone":true}
 //! ```
 //!
 //! A later line about the same question replaces an earlier one; one that failed replaces nothing. Texts are kept, and read anew whenever the
 //! file is opened: which verdict a text holds is this version's reading, not that of the version that asked.
+//! Lines but the first end with a checksum.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -19,9 +20,37 @@ use serde_json::{Map, Value, json};
 
 use super::judge::{Answer, Judge, Question};
 use crate::error::{Error, Result};
+use crate::files::open_log;
+use crate::train::tensorboard::crc32c;
 
 /// The file's name.
 pub const ANSWERS: &str = "answers.jsonl";
+
+/// The last key of a line that has a checksum: CRC-32C, in hexadecimal, of the line without it.
+const CHECKSUM: &str = "crc32c";
+
+fn checksum_entry(object: &str) -> String {
+    format!(",\"{CHECKSUM}\":\"{:08x}\"}}", crc32c(object.as_bytes()))
+}
+
+/// Writes a JSON object that is not empty as a line with a checksum.
+pub fn sealed(object: &Value) -> String {
+    let text = object.to_string();
+    format!("{}{}\n", text.strip_suffix('}').unwrap_or(&text), checksum_entry(&text))
+}
+
+/// Takes the checksum out of a line's object. True where it fits the line, or the line has none.
+fn is_as_written(line: &[u8], object: &mut Map<String, Value>) -> bool {
+    if object.shift_remove(CHECKSUM).is_none() {
+        return true;
+    }
+    let Ok(text) = std::str::from_utf8(line.trim_ascii_end()) else { return false };
+    let n_entry = checksum_entry("{}").len();
+    let Some((head, entry)) = text.len().checked_sub(n_entry).and_then(|at| text.split_at_checked(at)) else {
+        return false;
+    };
+    checksum_entry(&format!("{head}}}")) == entry
+}
 
 /// Whole lines of a JSONL text, with their numbers from 1, and what the last line is where a crash cut it short: it has no newline, and is no
 /// object. Blank lines are skipped.
@@ -39,7 +68,7 @@ impl Recovered {
     /// Of a file's bytes; `path` is for messages.
     ///
     /// # Errors
-    /// [`Error::Line`] for a line that is no object, unless it is the last and unfinished.
+    /// [`Error::Line`] for a line that is no object, unless it is the last and unfinished; for one whose checksum does not fit.
     pub fn of(path: &Path, bytes: &[u8]) -> Result<Self> {
         let mut found = Self::default();
         for (i, line) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
@@ -50,7 +79,14 @@ impl Recovered {
             }
             match serde_json::from_slice::<Map<String, Value>>(line) {
                 // An object that lacks no more than its newline is whole for a reader; the writer gives it one.
-                Ok(object) => {
+                Ok(mut object) => {
+                    if !is_as_written(line, &mut object) {
+                        let reason = format!(
+                            "is damaged: its {CHECKSUM} does not fit. Remove it (of responses: with the lines behind it), and it is made again; \
+                             or its {CHECKSUM} alone, and it is taken as it is"
+                        );
+                        return Err(Error::line(path, i + 1, reason));
+                    }
                     found.lines.push((i + 1, object));
                     found.whole_bytes += line.len();
                 }
@@ -98,8 +134,7 @@ impl Journal {
     /// has the file open.
     pub fn open(path: &Path, judge: &dyn Judge) -> Result<Self> {
         let fail = |e: std::io::Error| Error::file(path, e);
-        let mut file =
-            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(fail)?;
+        let mut file = open_log(path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::file(path, "another run is writing to it")),
@@ -118,7 +153,7 @@ impl Journal {
         let mut journal = Self { path: path.into(), file, answers: HashMap::new(), durable: judge.is_costly(), notes };
         let mut lines = found.lines.into_iter();
         match lines.next() {
-            None => journal.write(&json!({"judge": judge.identity()}))?,
+            None => journal.write(&format!("{}\n", json!({"judge": judge.identity()})))?,
             Some((line, head)) => journal.check(line, &head, &judge.identity())?,
         }
         for (line, object) in lines {
@@ -214,9 +249,7 @@ impl Journal {
         self.answers.values()
     }
 
-    fn write(&mut self, line: &Value) -> Result<()> {
-        let mut text = line.to_string();
-        text.push('\n');
+    fn write(&mut self, text: &str) -> Result<()> {
         let written = self.file.write_all(text.as_bytes());
         let written = if self.durable { written.and_then(|()| self.file.sync_data()) } else { written };
         written.map_err(|e| Error::file(&self.path, e))
@@ -238,7 +271,7 @@ impl Journal {
     /// [`Error::File`].
     pub fn keep(&mut self, question: &Question<'_>, answer: Answer) -> Result<()> {
         let key = question.key();
-        self.write(&Self::line(question, &key, json!(answer)))?;
+        self.write(&sealed(&Self::line(question, &key, json!(answer))))?;
         self.answers.insert(key, answer);
         Ok(())
     }
@@ -248,7 +281,7 @@ impl Journal {
     /// # Errors
     /// [`Error::File`].
     pub fn failed(&mut self, question: &Question<'_>, reason: &str) -> Result<()> {
-        self.write(&Self::line(question, &question.key(), json!({"failed": reason})))
+        self.write(&sealed(&Self::line(question, &question.key(), json!({"failed": reason}))))
     }
 
     /// Takes an answer back.
@@ -257,7 +290,7 @@ impl Journal {
     /// [`Error::File`].
     pub fn undo(&mut self, question: &Question<'_>) -> Result<()> {
         let key = question.key();
-        self.write(&json!({"key": key, "undone": true}))?;
+        self.write(&sealed(&json!({"key": key, "undone": true})))?;
         self.answers.remove(&key);
         Ok(())
     }

@@ -2,14 +2,15 @@
 //! the driver can (Vulkan), so that the first step is not a freeze and the next program's is short.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::device::Live;
 use super::{Gpu, Shader};
-use crate::error::Result;
-use crate::files::rename;
+use crate::error::{Error, Result};
+use crate::files::write_whole;
 
 /// An entry point, compiled or not yet.
 pub(super) struct Pipeline {
@@ -119,10 +120,7 @@ impl Pipelines {
     fn save(&self) {
         let Some(disk) = self.disk.as_ref().filter(|d| d.is_stale.load(Ordering::Relaxed)) else { return };
         let Some(data) = disk.cache.get_data() else { return };
-        let aside = disk.path.with_extension(format!("{}.tmp", std::process::id()));
-        if std::fs::write(&aside, data).and_then(|()| rename(&aside, &disk.path)).is_err() {
-            let _ = std::fs::remove_file(&aside);
-        }
+        let _ = write_whole(&disk.path, |file| file.write_all(&data).map_err(|e| Error::file(&disk.path, e)));
     }
 }
 

@@ -1,7 +1,7 @@
-//! safetensors and Hugging Face folders out: tensor by tensor, written aside, synced, renamed.
+//! safetensors and Hugging Face folders out, tensor by tensor.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, ErrorKind, Write};
+use std::fs;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -12,7 +12,8 @@ use super::checkpoint::Checkpoint;
 use super::description::{Description, TensorSpec};
 use super::side_files::{CONFIG, SideFiles};
 use crate::error::{Error, Result};
-use crate::files::{check_name, rename};
+use crate::files::{check_name, not_a_link, rename};
+pub use crate::files::{write_text, write_whole};
 
 /// Weights' type on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -91,43 +92,6 @@ impl Planned {
 
 /// Gives the i-th tensor's values; asked for one at a time.
 pub type Values<'a> = dyn FnMut(usize) -> Result<Vec<f32>> + 'a;
-
-/// Writes a file whole or not at all: beside its place, synced, renamed.
-///
-/// # Errors
-/// [`Error::File`] with the file's name; whatever `fill` says.
-pub fn write_whole(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    check_name(path).map_err(|reason| Error::file(path, reason))?;
-    // A name of its own, so that nobody's file is in the way.
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.partial", std::process::id()));
-    let aside = path.with_file_name(name);
-    let at = |e: std::io::Error| Error::file(path, e);
-    // A device or a pipe cannot be replaced: it takes the bytes as they come.
-    if path.exists() && !path.is_file() {
-        let mut file = BufWriter::new(File::options().write(true).open(path).map_err(at)?);
-        fill(&mut file)?;
-        return file.flush().map_err(at);
-    }
-    let write = || {
-        let mut file = BufWriter::new(File::create(&aside).map_err(at)?);
-        fill(&mut file)?;
-        file.into_inner().map_err(|e| at(e.into_error()))?.sync_all().map_err(at)?;
-        rename(&aside, path).map_err(at)
-    };
-    write().inspect_err(|_| {
-        let _ = fs::remove_file(&aside);
-    })
-}
-
-/// Writes text whole or not at all.
-///
-/// # Errors
-/// [`Error::File`].
-pub fn write_text(path: &Path, text: &str) -> Result<()> {
-    write_whole(path, |file| file.write_all(text.as_bytes()).map_err(|e| Error::file(path, e)))
-}
 
 /// Writes a safetensors file.
 ///
@@ -255,21 +219,6 @@ fn write_config(side: &SideFiles, to: &Path, dtype: Option<OutputDtype>, untied:
     write_text(&to.join(CONFIG), &format!("{config:#}\n"))
 }
 
-/// Makes an output folder, which must be absent or empty.
-///
-/// # Errors
-/// [`Error::Flag`]: it holds something, or is a file; [`Error::File`].
-pub fn fresh_folder(dir: &Path) -> Result<()> {
-    check_name(dir).map_err(|reason| Error::flag("output-dir", format!("{}: {reason}", dir.display())))?;
-    if dir.exists() && !dir.is_dir() {
-        return Err(Error::flag("output-dir", format!("{} exists and is no folder", dir.display())));
-    }
-    if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(Error::flag("output-dir", format!("{} exists and is not empty", dir.display())));
-    }
-    fs::create_dir_all(dir).map_err(|e| Error::file(dir, e))
-}
-
 /// A folder that is filled aside and takes its place, or adds its files to an existing one, only when it is whole. Dropped
 /// before that it leaves nothing.
 #[derive(Debug)]
@@ -336,6 +285,9 @@ impl Staging {
         }
         // A folder without config.json is no model: it goes last.
         names.sort_by_key(|n| n == "config.json");
+        for name in &names {
+            not_a_link(&self.out.join(name))?;
+        }
         for name in &names {
             let target = self.out.join(name);
             // A folder, of chat templates, cannot be renamed over one that holds something.
@@ -441,31 +393,6 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn a_full_disk_names_the_file_and_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.safetensors");
-        std::os::unix::fs::symlink(
-            "/dev/full",
-            dir.path().join(format!(".x.safetensors.{}.partial", std::process::id())),
-        )
-        .unwrap();
-        let tensors = [planned("a", &[100_000], OutputDtype::F32)];
-        let error = write_safetensors(&path, &tensors, &mut |_| Ok(vec![0.0; 100_000])).unwrap_err().to_string();
-        assert!(error.contains("x.safetensors: ") && error.contains("No space left"), "{error}");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_folder_in_use_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        fresh_folder(dir.path()).unwrap();
-        fs::write(dir.path().join("x"), "").unwrap();
-        assert!(fresh_folder(dir.path()).unwrap_err().to_string().starts_with("--output-dir: "));
-        assert!(fresh_folder(&dir.path().join("x")).unwrap_err().to_string().contains("is no folder"));
-    }
-
     #[test]
     fn a_staged_folder_is_whole_or_absent() {
         let dir = tempfile::tempdir().unwrap();
@@ -480,5 +407,20 @@ mod tests {
             assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_in_the_folder_stays_and_nothing_is_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, theirs) = (dir.path().join("out"), dir.path().join("theirs"));
+        fs::create_dir(&out).unwrap();
+        fs::write(&theirs, "theirs").unwrap();
+        std::os::unix::fs::symlink(&theirs, out.join("x")).unwrap();
+        let fill = |dir: &Path| write_text(&dir.join("a"), "a").and_then(|()| write_text(&dir.join("x"), "x"));
+        let error = Staging::filled(&out, fill).unwrap_err().to_string();
+        assert!(error.contains("out/x: is a link"), "{error}");
+        assert!(out.join("x").is_symlink() && !out.join("a").exists());
+        assert_eq!(fs::read_to_string(&theirs).unwrap(), "theirs");
     }
 }

@@ -1,16 +1,22 @@
 //! Training state on disk: written aside, synced, renamed; read back to the same bits.
 //!
-//! `checkpoint-N/state.safetensors` holds the arena, `checkpoint-N/state.json` the rest.
+//! `checkpoint-N/state.safetensors` holds the arena, `checkpoint-N/state.json` the rest, `checkpoint-N/B3SUMS` the checksums of both.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use super::checksum::{Checksums, HashedWriter, SUMS};
 use super::state::{self, State};
 use crate::error::{Error, Result};
-use crate::files::{remove_dir_all, rename};
+use crate::files::{not_a_link, remove_dir_all, rename, sync_folder};
 use crate::gpu::Gpu;
 use crate::model::weights::Arena;
+
+/// Values and moments.
+const TENSORS: &str = "state.safetensors";
+/// A [`State`].
+const REST: &str = "state.json";
 
 /// Steps of the whole checkpoints in a folder, rising.
 pub fn list(dir: &Path) -> Vec<(usize, PathBuf)> {
@@ -22,17 +28,24 @@ pub fn list(dir: &Path) -> Vec<(usize, PathBuf)> {
     all
 }
 
-/// Removes what a killed run left half-written.
+/// Removes what a killed run left half-written. Brings back a checkpoint that another one of its step was about to replace, where the run was
+/// killed between the two renames.
 pub fn sweep(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|n| n.starts_with(".checkpoint-")) {
-            let _ = fs::remove_dir_all(entry.path());
+        let (name, path) = (entry.file_name(), entry.path());
+        let Some(hidden) = name.to_str().and_then(|n| n.strip_prefix('.')).filter(|n| n.starts_with("checkpoint-"))
+        else {
+            continue;
+        };
+        let whole = hidden.strip_suffix(".old").map(|n| dir.join(n)).filter(|whole| !whole.exists());
+        if whole.is_none_or(|whole| rename(&path, &whole).is_err()) {
+            let _ = fs::remove_dir_all(&path);
         }
     }
 }
 
-/// Writes `checkpoint-{step}` into `dir`, whole or not at all, then removes the oldest beyond `keep`.
+/// Writes `checkpoint-{step}` into `dir`, whole or not at all. Then removes the oldest beyond `keep`, and those of later steps: they are damaged, or of
+/// an evaluation that a run which went on from an older checkpoint has not reached yet.
 ///
 /// # Errors
 /// [`Error::File`] (a full disk, for one), [`Error::Gpu`].
@@ -46,7 +59,7 @@ pub async fn save(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path, keep: usi
             let old = dir.join(format!(".checkpoint-{}.old", state.step));
             let _ = rename(&whole, &old);
             let done = rename(&aside, &whole).map_err(|e| Error::file(&whole, e));
-            let _ = fs::remove_dir_all(&old);
+            let _ = if done.is_ok() { fs::remove_dir_all(&old) } else { rename(&old, &whole) };
             done
         }
         Err(error) => Err(error.moved(&aside, &whole)),
@@ -55,8 +68,11 @@ pub async fn save(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path, keep: usi
         let _ = fs::remove_dir_all(&aside);
         return Err(error);
     }
-    let all = list(dir);
-    for (_, old) in all.iter().take(all.len().saturating_sub(keep.max(1))) {
+    // The new one lasts before an old one goes.
+    sync_folder(dir);
+    let (later, kept): (Vec<_>, Vec<_>) = list(dir).into_iter().partition(|(step, _)| *step > state.step);
+    let too_many = kept.len().saturating_sub(keep.max(1));
+    for (_, old) in kept.iter().take(too_many).chain(&later) {
         remove_dir_all(old).map_err(|e| Error::file(old, e))?;
     }
     Ok(whole)
@@ -65,66 +81,87 @@ pub async fn save(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path, keep: usi
 async fn write(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(dir);
     fs::create_dir_all(dir).map_err(|e| Error::file(dir, e))?;
-    let path = dir.join("state.safetensors");
+    let path = dir.join(TENSORS);
     let at = |e: std::io::Error| Error::file(&path, e);
-    let mut file = BufWriter::new(File::create(&path).map_err(at)?);
+    let mut file = HashedWriter::new(BufWriter::new(File::create_new(&path).map_err(at)?));
     state::encode(gpu, arena, &path, &mut file).await?;
+    let (file, tensors) = file.finish();
     file.into_inner().map_err(|e| Error::file(&path, e.into_error()))?.sync_all().map_err(at)?;
-    let path = dir.join("state.json");
-    let text = serde_json::to_vec_pretty(state).map_err(|e| Error::file(&path, e))?;
-    let mut file = File::create(&path).map_err(|e| Error::file(&path, e))?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(|e| Error::file(&path, e))
+    let text = serde_json::to_vec_pretty(state).map_err(|e| Error::file(dir.join(REST), e))?;
+    let sums = Checksums::from([(TENSORS, tensors), (REST, blake3::hash(&text))]);
+    for (name, bytes) in [(REST, text), (SUMS, sums.to_string().into_bytes())] {
+        let path = dir.join(name);
+        let at = |e: std::io::Error| Error::file(&path, e);
+        let mut file = File::create_new(&path).map_err(at)?;
+        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(at)?;
+    }
+    sync_folder(dir);
+    Ok(())
 }
 
-/// What [`resume`] found.
+/// A checkpoint that was found, and those that could not be used.
 #[derive(Debug, Default)]
 pub struct Resumed {
-    /// Of the last whole checkpoint; `None` where there are none at all.
+    /// State of the last whole checkpoint; `None` where there are no checkpoints.
     pub state: Option<State>,
-    /// Later ones that are damaged, by what is wrong with each.
+    /// Reasons why later checkpoints are not whole.
     pub damaged: Vec<Error>,
+    /// The checkpoint, where it has no checksums: the first versions wrote none.
+    pub unchecked: Option<PathBuf>,
 }
 
-/// The last whole checkpoint of `dir` into the arena.
+/// Reads the last whole checkpoint of `dir` into the arena. Whole: its files have the checksums that were written with them.
 ///
 /// # Errors
 /// [`Error::File`]: it is of a run with other settings. Where none is whole: what is wrong with the last one.
 pub fn resume(gpu: &Gpu, arena: &Arena, dir: &Path, fingerprint: &str) -> Result<Resumed> {
     let mut found = Resumed::default();
-    for (_, dir) in list(dir).into_iter().rev() {
-        let state = read_state(&dir);
-        if state.as_ref().is_ok_and(|s| s.fingerprint != fingerprint) {
+    for (_, checkpoint) in list(dir).into_iter().rev() {
+        let opened = open(&checkpoint);
+        if opened.as_ref().is_ok_and(|(state, _)| state.fingerprint != fingerprint) {
             return Err(Error::file(
-                &dir,
+                &checkpoint,
                 "is of a run with other settings, data or model: resume with the same, or choose another --output-dir",
             ));
         }
-        match state.and_then(|state| restore(gpu, arena, &dir).map(|()| state)) {
-            Ok(state) => {
+        match opened.and_then(|(state, sums)| restore(gpu, arena, &checkpoint, sums.as_ref()).map(|()| (state, sums))) {
+            Ok((state, sums)) => {
                 found.state = Some(state);
+                found.unchecked = sums.is_none().then_some(checkpoint);
                 return Ok(found);
             }
             Err(error) => found.damaged.push(error),
         }
     }
-    if found.damaged.is_empty() { Ok(found) } else { Err(found.damaged.swap_remove(0)) }
+    if found.damaged.is_empty() {
+        return Ok(found);
+    }
+    let last = found.damaged.swap_remove(0);
+    let reason =
+        format!("no checkpoint is whole; the last: {last}. Put back its files, or begin anew in another --output-dir");
+    Err(Error::file(dir, reason))
 }
 
 /// The time that the chat template printed in a folder's run, by its last checkpoint that can be read; `None` where it printed none.
 pub fn kept_time(dir: &Path) -> Option<u64> {
-    list(dir).iter().rev().find_map(|(_, dir)| read_state(dir).ok())?.time
+    list(dir).iter().rev().find_map(|(_, dir)| open(dir).ok())?.0.time
 }
 
-fn read_state(dir: &Path) -> Result<State> {
-    let path = dir.join("state.json");
+/// Reads what is no tensor, checked first: a damaged fingerprint is no other run's.
+fn open(dir: &Path) -> Result<(State, Option<Checksums>)> {
+    not_a_link(dir)?;
+    let sums = Checksums::read(dir)?;
+    let path = dir.join(REST);
     let text = fs::read(&path).map_err(|e| Error::file(&path, e))?;
-    serde_json::from_slice(&text).map_err(|e| Error::file(&path, e))
+    sums.as_ref().map_or(Ok(()), |sums| sums.check(&path, REST, &text))?;
+    Ok((serde_json::from_slice(&text).map_err(|e| Error::file(&path, e))?, sums))
 }
 
-fn restore(gpu: &Gpu, arena: &Arena, dir: &Path) -> Result<()> {
-    let path = dir.join("state.safetensors");
+fn restore(gpu: &Gpu, arena: &Arena, dir: &Path, sums: Option<&Checksums>) -> Result<()> {
+    let path = dir.join(TENSORS);
     let file = File::open(&path).map_err(|e| Error::file(&path, e))?;
-    // SAFETY: the map is read once, here; a file that another process truncates meanwhile is beyond what any reader can mend.
+    // SAFETY: the map is read here alone; a file that another process truncates meanwhile is beyond what any reader can mend.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::file(&path, e))?;
+    sums.map_or(Ok(()), |sums| sums.check(&path, TENSORS, &map))?;
     state::restore(gpu, arena, &path, &map)
 }

@@ -1,9 +1,11 @@
 //! What a step measured, by TRL's names, and `metrics.jsonl`: one JSON object a line.
 
 use crate::error::{Error, Result};
+use crate::files::open_log;
 use serde_json::{Map, Value};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// The file's name.
@@ -233,25 +235,23 @@ pub struct MetricsLog {
 impl MetricsLog {
     /// A new file; one that exists is replaced.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|e| Error::file(path, e))?;
+        let file = open_log(path)?;
+        file.set_len(0).map_err(|e| Error::file(path, e))?;
         Ok(Self { path: path.into(), file })
     }
 
     /// Goes on with a file after the checkpoint of `last_step`: what was written for later steps, and a last line that was cut
-    /// short, is removed. A missing file is created.
-    pub fn resume(path: &Path, last_step: u64) -> Result<Self> {
+    /// short, is removed. A missing file is created. Also gives how many of the steps up to `last_step` have no line.
+    pub fn resume(path: &Path, last_step: u64) -> Result<(Self, u64)> {
         let fail = |e| Error::file(path, e);
-        // Not truncated on opening: its head is kept.
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(fail)?;
-        let kept = split(path, &std::fs::read(path).map_err(fail)?)?
-            .into_iter()
-            .take_while(|(_, line)| step(line).is_none_or(|s| s <= last_step))
-            .last()
-            .map_or(0, |(end, _)| end as u64);
-        file.set_len(kept).map_err(fail)?;
-        drop(file);
-        let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
-        Ok(Self { path: path.into(), file })
+        let mut file = open_log(path)?;
+        let lines = split(path, &std::fs::read(path).map_err(fail)?)?;
+        let kept: Vec<_> = lines.iter().take_while(|(_, line)| step(line).is_none_or(|s| s <= last_step)).collect();
+        let is_training = |line: &&Line| line.contains_key("loss");
+        let steps: BTreeSet<u64> = kept.iter().map(|(_, line)| line).filter(is_training).filter_map(step).collect();
+        file.set_len(kept.last().map_or(0, |(end, _)| *end as u64)).map_err(fail)?;
+        file.seek(SeekFrom::End(0)).map_err(fail)?;
+        Ok((Self { path: path.into(), file }, last_step.saturating_sub(steps.len() as u64)))
     }
 
     /// Appends a line, in one write, before it returns.
@@ -278,7 +278,13 @@ fn split(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, Line)>> {
             Ok(line) if text.ends_with(b"\n") => lines.push((end, line)),
             _ if end == bytes.len() => {}
             Ok(_) => unreachable!("only the last piece lacks its newline"),
-            Err(e) => return Err(Error::line(path, i + 1, format!("not a JSON object: {e}"))),
+            Err(e) => {
+                return Err(Error::line(
+                    path,
+                    i + 1,
+                    format!("not a JSON object: {e}; without this line the rest can be read"),
+                ));
+            }
         }
     }
     Ok(lines)

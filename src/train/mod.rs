@@ -2,6 +2,8 @@
 
 #[cfg(not(target_arch = "wasm32"))]
 pub mod checkpoint;
+#[cfg(not(target_arch = "wasm32"))]
+mod checksum;
 pub mod metrics;
 pub mod outcome;
 pub mod report;

@@ -4,8 +4,8 @@ mod bars;
 mod chart;
 
 use super::metrics::Line;
-use crate::error::{Error, Result};
-use crate::files::rename;
+use crate::error::Result;
+use crate::files::write_text;
 pub use bars::{Bars, Group};
 use chart::Panel;
 use sha2::{Digest, Sha256};
@@ -70,12 +70,9 @@ pub struct Sample {
     pub answers: Vec<(String, String)>,
 }
 
-/// Writes the page, aside and then renamed.
+/// Writes the page, whole or not at all.
 pub fn write(path: &Path, report: &Report) -> Result<()> {
-    let fail = |e| Error::file(path, e);
-    let aside = path.with_extension("html.part");
-    std::fs::write(&aside, render(report)).map_err(fail)?;
-    rename(&aside, path).map_err(fail)
+    write_text(path, &render(report))
 }
 
 /// The page.

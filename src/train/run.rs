@@ -15,6 +15,12 @@ use super::trainer::{self, Trainer};
 use crate::config::{Defaults, TrainSettings};
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
+use crate::files::make_folder;
+
+/// The folder of the step with the lowest evaluation loss.
+pub const BEST: &str = "best";
+/// The folder of TensorBoard's files.
+pub const EVENTS: &str = "runs";
 
 /// When things are written.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +41,8 @@ pub enum Event<'a> {
     Eval(&'a EvalMetrics),
     /// A checkpoint cannot be read: the run goes on from an older one.
     Damaged(&'a Error),
+    /// The folder is not quite as an interrupted run leaves it.
+    Note(&'a str),
 }
 
 /// How a run ended.
@@ -110,6 +118,9 @@ pub async fn run(
         Resumed::default()
     };
     resumed.damaged.iter().for_each(|e| on_event(&Event::Damaged(e)));
+    if let Some(dir) = &resumed.unchecked {
+        on_event(&Event::Note(&format!("{} has no checksums, and is taken unchecked", dir.display())));
+    }
     let mut steps = Steps::new(settings.clone(), rows.examples.len(), resumed.state.unwrap_or(fresh));
     let max_steps = steps.schedule.max_steps;
     if steps.state.step > max_steps {
@@ -117,12 +128,24 @@ pub async fn run(
         return Err(Error::file(dir, format!("is of step {} of {max_steps}", steps.state.step)));
     }
     let log_path = output.dir.join(METRICS);
-    let mut log = match steps.state.step {
-        0 => MetricsLog::create(&log_path)?,
-        step => MetricsLog::resume(&log_path, step as u64)?,
+    let mut log = match steps.state.step as u64 {
+        0 => {
+            if output.resume && log_path.exists() {
+                on_event(&Event::Note("there is no checkpoint yet: the run starts at step 1"));
+            }
+            MetricsLog::create(&log_path)?
+        }
+        step => {
+            let (log, missing) = MetricsLog::resume(&log_path, step)?;
+            if missing > 0 {
+                let text = format!("{}: {missing} of {step} steps are missing: curves have a gap", log_path.display());
+                on_event(&Event::Note(&text));
+            }
+            log
+        }
     };
     let mut events =
-        EventWriter::create(&output.dir.join("runs"), (steps.state.step > 0).then_some(steps.state.step as u64))?;
+        EventWriter::create(&output.dir.join(EVENTS), (steps.state.step > 0).then_some(steps.state.step as u64))?;
 
     let mut next = None;
     let mut interrupted = false;
@@ -186,8 +209,8 @@ pub async fn run(
 
 /// `best/checkpoint-N`: the state with the lowest evaluation loss.
 async fn save_best(trainer: &Trainer<'_>, state: &State, output: &Output<'_>) -> Result<()> {
-    let dir = output.dir.join("best");
-    std::fs::create_dir_all(&dir).map_err(|e| crate::Error::file(&dir, e))?;
+    let dir = output.dir.join(BEST);
+    make_folder(&dir)?;
     checkpoint::save(trainer.gpu, &trainer.decoder.arena, state, &dir, 1).await?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::metrics::{self, Line};
 use crate::error::{Error, Result};
+use crate::files::{machine_name, make_folder};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use web_time::{SystemTime, UNIX_EPOCH};
@@ -104,11 +105,11 @@ impl EventWriter {
     /// Begins `events.out.tfevents.<time>.<host>.jointwise` in a folder, which is created. A run that is resumed after
     /// `last_step` says so, and TensorBoard hides what the broken run had logged beyond it.
     pub fn create(folder: &Path, last_step: Option<u64>) -> Result<Self> {
-        std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
+        make_folder(folder)?;
         let mut time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         // Files are read in the order of their names: a second one in the same second takes the next.
         let path = loop {
-            let path = folder.join(format!("events.out.tfevents.{time:010}.{}.jointwise", host()));
+            let path = folder.join(format!("events.out.tfevents.{time:010}.{}.jointwise", machine_name()));
             if !path.exists() {
                 break path;
             }
@@ -155,13 +156,6 @@ fn summary<'a>(values: impl IntoIterator<Item = (&'a str, f64)>) -> Message {
     values.into_iter().fold(Message::default(), |all, (tag, value)| {
         all.bytes(1, &Message::default().bytes(1, tag.as_bytes()).float(2, value as f32).0)
     })
-}
-
-/// The machine's name, of characters that suit a file's name.
-fn host() -> String {
-    let name = std::env::var("HOSTNAME").or_else(|_| std::fs::read_to_string("/etc/hostname")).unwrap_or_default();
-    let name: String = name.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(64).collect();
-    if name.is_empty() { "localhost".into() } else { name }
 }
 
 #[cfg(test)]

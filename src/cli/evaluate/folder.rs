@@ -1,11 +1,11 @@
 //! What an evaluation leaves: names of files, and whether an earlier one's may be gone on with.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::files::make_folder;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_optional};
 use crate::model::save::write_text;
 
@@ -61,8 +61,7 @@ impl Folder {
             };
         }
         for name in [RESPONSES, JUDGED, ALPACA] {
-            let sub = dir.join(name);
-            fs::create_dir_all(&sub).map_err(|e| Error::file(&sub, e))?;
+            make_folder(&dir.join(name))?;
         }
         let mut written = json!({"settings": settings, "checkpoints": checkpoints});
         if let Some(time) = time {
@@ -86,6 +85,11 @@ impl Folder {
     /// What the judge made of it.
     pub fn judged(&self, run: &str) -> PathBuf {
         self.0.join(JUDGED).join(format!("{run}.jsonl"))
+    }
+
+    /// Whether a judge's verdicts were written.
+    pub fn has_judged(&self) -> bool {
+        self.0.join(JUDGED).read_dir().is_ok_and(|mut files| files.next().is_some())
     }
 
     /// The same for AlpacaEval.

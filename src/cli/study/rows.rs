@@ -1,6 +1,5 @@
 //! Files between a study's stages.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -10,6 +9,7 @@ use crate::data::rows::read_objects;
 use crate::error::{Error, Result};
 use crate::eval::tasks::rows::{held_out, sft, write};
 use crate::eval::tasks::{Split, generate};
+use crate::files::make_folder;
 use crate::rng::Rng;
 
 /// The demo's supervised rows.
@@ -27,7 +27,7 @@ const OF_ORDER: u64 = 41;
 
 /// The demo's data: supervised rows, instructions for responses (none twice), held-out test rows.
 pub fn tasks(dir: &Path, sizes: &Tasks) -> Result<()> {
-    fs::create_dir_all(dir).map_err(|e| Error::file(dir, e))?;
+    make_folder(dir)?;
     write(&dir.join(SFT), sft(Split::Train, sizes.seed, sizes.sft))?;
     let mut rng = Rng::new(sizes.seed, OF_PROMPTS);
     let mut seen = std::collections::HashSet::new();
@@ -85,7 +85,7 @@ pub fn file(out: &Path, method: &Method, fraction: f64) -> PathBuf {
 pub fn part(out: &Path, method: &Method, fraction: f64, pools: &[Vec<Map<String, Value>>; 2]) -> Result<PathBuf> {
     let path = file(out, method, fraction);
     let dir = out.join("data");
-    fs::create_dir_all(&dir).map_err(|e| Error::file(&dir, e))?;
+    make_folder(&dir)?;
     let rows = pools.iter().zip(method.shares).flat_map(|(pool, share)| &pool[..count(pool.len(), share, fraction)]);
     let n = write(&path, rows)?;
     match n {

@@ -1,6 +1,6 @@
 //! Responses to test prompts, on disk as they are made: one JSON object a line, in the order of the prompts.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,8 @@ use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::generate::{Settings, generate};
-use crate::eval::journal::Recovered;
+use crate::eval::journal::{Recovered, sealed};
+use crate::files::open_log;
 use crate::gpu::Gpu;
 use crate::model::decoder::Decoder;
 
@@ -47,8 +48,7 @@ impl ResponseFile {
     /// [`Error::Line`] for a line that is damaged, or answers another prompt; [`Error::File`], also where another program writes to it.
     pub fn open(path: &Path, prompts: &[TestPrompt]) -> Result<Self> {
         let fail = |e: std::io::Error| Error::file(path, e);
-        let mut file =
-            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(fail)?;
+        let mut file = open_log(path)?;
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             return Err(Error::file(path, "another run is writing to it"));
         }
@@ -91,12 +91,11 @@ impl ResponseFile {
 
     fn push(&mut self, rows: Vec<Response>) -> Result<()> {
         let fail = |e: std::io::Error| Error::file(&self.path, e);
-        let mut text = Vec::new();
+        let mut text = String::new();
         for row in &rows {
-            serde_json::to_writer(&mut text, row).map_err(|e| fail(e.into()))?;
-            text.push(b'\n');
+            text += &sealed(&serde_json::to_value(row).map_err(|e| fail(e.into()))?);
         }
-        self.file.write_all(&text).and_then(|()| self.file.flush()).map_err(fail)?;
+        self.file.write_all(text.as_bytes()).and_then(|()| self.file.flush()).map_err(fail)?;
         self.rows.extend(rows);
         Ok(())
     }

@@ -1,0 +1,239 @@
+//! A lock on an output folder. It ends with its process, however that ends.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::machine_name;
+use crate::error::{Error, Result};
+
+/// The lock file's name. It is there while a run has the folder; one that a killed run left locks nothing.
+pub const LOCK: &str = ".jointwise.lock";
+
+/// Attempts at a lock file that others are removing.
+const MAX_ATTEMPTS: usize = 1000;
+
+/// A folder that no other run of this program writes to.
+#[derive(Debug)]
+pub struct FolderLock {
+    path: PathBuf,
+    /// `None`: the file system has no locks.
+    file: Option<File>,
+    unsupported: Option<String>,
+}
+
+enum Attempt {
+    Locked(File),
+    /// Another process has it.
+    Held,
+    /// The file was removed by the run that had it: a new one is to be made.
+    Removed,
+    Unsupported(io::Error),
+}
+
+impl FolderLock {
+    /// Locks a folder, which exists.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] where another run has it, with that run's process id; [`Error::File`] where no file can be made in it.
+    pub fn acquire(dir: &Path) -> Result<Self> {
+        let path = dir.join(LOCK);
+        for _ in 0..MAX_ATTEMPTS {
+            match attempt(&path)? {
+                Attempt::Locked(file) => {
+                    write_holder(&file).map_err(|e| Error::file(&path, e))?;
+                    return Ok(Self { path, file: Some(file), unsupported: None });
+                }
+                Attempt::Held => return Err(Error::flag("output-dir", held(dir, read_holder(&path)))),
+                Attempt::Removed => std::thread::sleep(Duration::from_millis(1)),
+                Attempt::Unsupported(error) => {
+                    let _ = fs::remove_file(&path);
+                    let note = format!(
+                        "{}: the file system has no locks ({error}): nothing keeps a second run out of this folder",
+                        dir.display()
+                    );
+                    return Ok(Self { path, file: None, unsupported: Some(note) });
+                }
+            }
+        }
+        Err(Error::file(path, "other runs come and go: try again"))
+    }
+
+    /// What a user should know: that the file system has no locks.
+    pub fn note(&self) -> Option<&str> {
+        self.unsupported.as_deref()
+    }
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.take() {
+            release(file, &self.path);
+        }
+    }
+}
+
+/// Removes the file before it is unlocked: whoever locks the removed file next finds that it is no longer the folder's.
+#[cfg(unix)]
+fn release(file: File, path: &Path) {
+    if is_at(&file, path) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Closes the file, which removes it.
+#[cfg(windows)]
+fn release(file: File, _: &Path) {
+    drop(file);
+}
+
+/// Whether a path still leads to an open file.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |found: fs::Metadata| (found.dev(), found.ino());
+    file.metadata().ok().map(id).is_some_and(|ours| path.symlink_metadata().ok().map(id) == Some(ours))
+}
+
+/// As [`std::fs::File::try_lock`], which is `flock`: the lock is the open file's, and children don't inherit it.
+#[cfg(unix)]
+fn attempt(path: &Path) -> Result<Attempt> {
+    use std::fs::TryLockError;
+    let file = super::open_log(path)?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => return Ok(Attempt::Held),
+        Err(TryLockError::Error(error)) => return Ok(Attempt::Unsupported(error)),
+        Ok(()) => {}
+    }
+    Ok(if is_at(&file, path) { Attempt::Locked(file) } else { Attempt::Removed })
+}
+
+/// Opens the file so that nobody else can write to it; others may read who has it, which they could not if it were locked. The system
+/// removes it when it is closed.
+#[cfg(windows)]
+fn attempt(path: &Path) -> Result<Attempt> {
+    use std::os::windows::fs::OpenOptionsExt;
+    const FILE_SHARE_READ: u32 = 1;
+    const FILE_FLAG_DELETE_ON_CLOSE: u32 = 0x0400_0000;
+    const ERROR_INVALID_FUNCTION: i32 = 1;
+    const ERROR_ACCESS_DENIED: i32 = 5;
+    const ERROR_SHARING_VIOLATION: i32 = 32;
+    const ERROR_NOT_SUPPORTED: i32 = 50;
+    super::not_a_link(path)?;
+    let mut options = File::options();
+    options.create(true).truncate(false).read(true).write(true);
+    let opened = options.share_mode(FILE_SHARE_READ).custom_flags(FILE_FLAG_DELETE_ON_CLOSE).open(path);
+    match opened {
+        Ok(file) => Ok(Attempt::Locked(file)),
+        Err(e) if e.raw_os_error() == Some(ERROR_SHARING_VIOLATION) => Ok(Attempt::Held),
+        // It is being removed.
+        Err(e) if e.raw_os_error() == Some(ERROR_ACCESS_DENIED) && path.exists() => Ok(Attempt::Removed),
+        Err(e) if matches!(e.raw_os_error(), Some(ERROR_INVALID_FUNCTION | ERROR_NOT_SUPPORTED)) => {
+            Ok(Attempt::Unsupported(e))
+        }
+        Err(e) => Err(Error::file(path, e)),
+    }
+}
+
+fn write_holder(mut file: &File) -> io::Result<()> {
+    use std::io::{Seek, Write};
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(format!("{}\n{}\n", std::process::id(), machine_name()).as_bytes())
+}
+
+/// Process id and machine of the run that has the lock; it may be about to write them.
+fn read_holder(path: &Path) -> Option<(u32, String)> {
+    for _ in 0..20 {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let mut lines = text.lines();
+        if let Some((id, host)) = lines.next().and_then(|id| id.parse().ok()).zip(lines.next()) {
+            return Some((id, host.into()));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    None
+}
+
+fn held(dir: &Path, holder: Option<(u32, String)>) -> String {
+    let who = match holder {
+        Some((id, there)) if there == machine_name() => format!(" (process {id})"),
+        Some((id, there)) => format!(" (process {id} on {there})"),
+        None => String::new(),
+    };
+    format!("{}: another run{who} is writing there: wait until it ends, or choose another folder", dir.display())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn one_at_a_time_and_no_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = FolderLock::acquire(dir.path()).unwrap();
+        let refused = FolderLock::acquire(dir.path()).unwrap_err().to_string();
+        assert!(
+            refused.contains(&format!("another run (process {}) is writing there", std::process::id())),
+            "{refused}"
+        );
+        drop(lock);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // As a killed run leaves it, with more in it than is written next.
+        fs::write(dir.path().join(LOCK), "123456789\nan-old-machine\n").unwrap();
+        drop(FolderLock::acquire(dir.path()).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// A folder that was removed under a run may be another run's by the time the first one ends.
+    #[test]
+    fn the_lock_of_another_run_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("out");
+        fs::create_dir(&dir).unwrap();
+        let first = FolderLock::acquire(&dir).unwrap();
+        if fs::remove_dir_all(&dir).is_err() {
+            return; // Windows keeps what is open.
+        }
+        fs::create_dir(&dir).unwrap();
+        let second = FolderLock::acquire(&dir).unwrap();
+        drop(first);
+        assert!(FolderLock::acquire(&dir).is_err());
+        drop(second);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn another_machine_is_named() {
+        let dir = Path::new("out");
+        assert!(held(dir, Some((7, machine_name()))).contains("another run (process 7) is"));
+        assert!(held(dir, Some((7, "far.away".into()))).contains("another run (process 7 on far.away) is"));
+        assert!(held(dir, None).contains("another run is"));
+    }
+
+    /// A file that is removed while others wait for it is no lock any more.
+    #[test]
+    fn runs_that_come_and_go_never_meet() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while taken.load(Ordering::SeqCst) < 300 {
+                        if let Attempt::Locked(file) = attempt(&dir.path().join(LOCK)).unwrap() {
+                            let lock = FolderLock { path: dir.path().join(LOCK), file: Some(file), unsupported: None };
+                            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two runs have the folder");
+                            taken.fetch_add(1, Ordering::SeqCst);
+                            std::thread::yield_now();
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                            drop(lock);
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
