@@ -177,6 +177,7 @@ fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> R
 
 /// The same model, which writes its answers.
 fn generating<'g>(args: &JudgeArgs, model: &Model, local: Local<'g>) -> Result<GeneratingJudge<'g>> {
+    let adapter = model.adapter(args.model.adapter.as_deref())?;
     let most = local.max_length;
     let max_new_tokens = args.max_tokens.map_or((Defaults::JUDGE_MAX_TOKENS as usize).min(most / 2), |n| n as usize);
     if max_new_tokens >= most {
@@ -189,7 +190,7 @@ fn generating<'g>(args: &JudgeArgs, model: &Model, local: Local<'g>) -> Result<G
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
         max_new_tokens,
         seed: 0,
-        eos: model.stop_ids(&local.tokenizer)?,
+        eos: model.stop_ids(adapter.as_ref(), &local.tokenizer)?,
         with_lora: true,
     };
     Ok(GeneratingJudge { local, settings })
