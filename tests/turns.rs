@@ -237,3 +237,76 @@ fn chat_templates_are_chosen_by_name() {
         .ok();
     assert!(said.lines()[0]["prompt_ids"].as_array().unwrap().len() > 3);
 }
+
+/// A local judge whose template prints the time goes on with the time of its answers, wherever its model lies now; another template is another judge.
+#[test]
+fn a_judge_keeps_its_date() {
+    let dated = format!("{{{{ strftime_now('%H:%M:%S') }}}}\n{CHATML}");
+    let s = sandbox(&dated);
+    let row = json!({"instruction": "Say hi", "response_0": "hi", "response_1": "no"});
+    s.write("rows.jsonl", lines(&[row]));
+    s.write("prompt.txt", "{instruction} {response_a} {response_b}");
+    let judge = |model: &str, more: &[&str]| {
+        s.run(
+            &[
+                &[
+                    "judge",
+                    "--model",
+                    model,
+                    "--data",
+                    "rows.jsonl",
+                    "--prompt",
+                    "prompt.txt",
+                    "--output-dir",
+                    "out",
+                    "--json",
+                ],
+                more,
+            ]
+            .concat(),
+        )
+    };
+    let first = judge("model", &[]).ok().lines().remove(0);
+    assert_eq!(first["asked"], 2, "{first}");
+    fs::rename(s.path("model"), s.path("moved")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let again = judge("moved", &["--resume"]).ok().lines().remove(0);
+    assert_eq!((&again["asked"], &again["reused"]), (&json!(0), &json!(2)));
+    s.write("moved/chat_template.jinja", CHATML);
+    judge("moved", &["--resume"]).said(2, &["--resume", "holds answers of another judge"]);
+}
+
+/// Responses of an evaluation are made with one date.
+#[test]
+fn an_evaluation_keeps_its_date() {
+    let dated = format!("{{{{ strftime_now('%H:%M:%S') }}}}\n{CHATML}");
+    let s = sandbox(&dated);
+    s.write("test.jsonl", lines(&[json!({"instruction": "Say hi", "gold_response": "hi"})]));
+    let evaluate = |more: &[&str]| {
+        let args = [
+            "evaluate",
+            "--model",
+            "model",
+            "--data",
+            "test.jsonl",
+            "--no-judge",
+            "--template",
+            "chat",
+            "--max-new-tokens",
+            "2",
+        ];
+        s.run(&[&args[..], &["--output-dir", "out"], more].concat())
+    };
+    let time = || {
+        let settings: Value = serde_json::from_slice(&fs::read(s.path("out/settings.json")).unwrap()).unwrap();
+        settings["time"].as_u64().unwrap()
+    };
+    evaluate(&["--temperatures", "0"]).ok();
+    let begun = time();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    evaluate(&["--temperatures", "0,1", "--resume"]).ok();
+    assert_eq!(time(), begun);
+    s.write("model/chat_template.jinja", CHATML);
+    evaluate(&["--temperatures", "0,1", "--resume"])
+        .said(2, &["--resume", "had other weights, or another chat template"]);
+}

@@ -296,8 +296,7 @@ impl Text {
     /// As [`Text::last_turn`].
     pub(super) fn every_turn(mut messages: Vec<Message>, name: &str) -> Result<Self, String> {
         check_ends(&messages, name)?;
-        // A greeting before any question is context.
-        let first = messages.iter().skip(1).position(Message::is_assistant).map_or(0, |at| at + 1);
+        let first = messages.iter().position(Message::is_assistant).unwrap_or(0);
         let response = Response::Turns(messages.split_off(first));
         Ok(Self { instruction: Instruction::Chat(messages.into()), response })
     }

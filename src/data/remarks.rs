@@ -18,7 +18,7 @@ pub enum Remark {
     NotMentioned(String),
     /// A template for plain texts leaves a key of a message out.
     LeftOut(String),
-    /// A conversation begins with an answer, before any question.
+    /// A conversation begins with an answer, which the chat template cannot ask for.
     Greeting,
 }
 
@@ -44,7 +44,9 @@ impl Remark {
                 format!("{rows}: `{}` of messages is left out: only --template chat can show it", key.escape_debug())
             }
             Self::Greeting => {
-                format!("{rows}: the conversation begins with the assistant: that message is context, and not scored")
+                format!(
+                    "{rows}: the conversation begins with the assistant, and the chat template cannot ask for that message: it is not scored"
+                )
             }
         }
     }

@@ -28,7 +28,11 @@ pub(super) fn render_turns(text: &Text, chat: &ChatTemplate) -> Result<Rendered,
     let mut found = Rendered { text: whole.text, scored: Vec::new(), cut: Vec::new() };
     let mut after = 0;
     for (k, _) in messages.iter().enumerate().skip(first).filter(|(_, message)| message.is_assistant()) {
-        let asks = render(k, true)?;
+        let asks = match render(k, true) {
+            // A greeting before any question, of a template that needs one: it is context.
+            Err(_) if k == 0 => continue,
+            asks => asks?,
+        };
         let start = match shared_prefix(&asks, &found.text) {
             shared if shared == asks.len() => shared,
             shared => {

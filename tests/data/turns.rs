@@ -73,12 +73,16 @@ fn answers_that_cannot_be_found_are_refused() {
 
     let row = r#"{"messages":[{"role":"assistant","content":"hello"},{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}"#;
     let rows = read(row, Purpose::Sft, &[]).unwrap();
-    let data = Dataset::build(&rows, &bpe512(), &Template::Chat, LIMITS).unwrap();
-    assert!(
-        data.remarks.lines().iter().any(|line| line.starts_with("1 row: the conversation begins with")),
-        "{:?}",
-        data.remarks
-    );
+    let greeted = |tokenizer: &Tokenizer| {
+        let data = Dataset::build(&rows, tokenizer, &Template::Chat, LIMITS).unwrap();
+        let begins = |line: &String| line.starts_with("1 row: the conversation begins with the assistant");
+        let side = &data.examples[0].sequences[0];
+        let scored: Vec<u32> = (0..side.ids.len()).filter(|&i| side.is_response(i)).map(|i| side.ids[i]).collect();
+        (tokenizer.decode_all(&scored).unwrap(), data.remarks.lines().iter().any(begins))
+    };
+    assert_eq!(greeted(&bpe512()), ("hello<|im_end|>\na<|im_end|>\n".into(), false));
+    let needs_one = "{% if messages[0].role == 'system' %}s{% endif %}{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}";
+    assert_eq!(greeted(&with_template(needs_one)), ("a;".into(), true));
 }
 
 #[test]
