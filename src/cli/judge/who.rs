@@ -185,11 +185,12 @@ fn generating<'g>(args: &JudgeArgs, model: &Model, local: Local<'g>) -> Result<G
         );
         return Err(Error::flag("max-tokens", reason));
     }
+    let adapter = model.adapter(args.model.adapter.as_deref())?;
     let settings = GenerateSettings {
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
         max_new_tokens,
         seed: 0,
-        eos: model.stop_ids(&local.tokenizer)?,
+        eos: model.stop_ids(adapter.as_ref(), &local.tokenizer)?,
         with_lora: true,
     };
     Ok(GeneratingJudge { local, settings })
