@@ -127,7 +127,7 @@ fn sizes_of_a_study_that_no_memory_holds() {
     refused(&s, &["study", "study.toml", "--output-dir", "out"], &["study.toml", "test"]);
     // The rest of the file is right: the next that is missing is the model.
     study(good, "", "");
-    refused(&s, &["study", "study.toml", "--output-dir", "out"], &["config.json"]);
+    refused(&s, &["study", "study.toml", "--output-dir", "out"], &["m: no such folder"]);
 }
 
 #[test]
