@@ -149,6 +149,25 @@ pub const MOST_DRAWS: usize = 1_000_000;
 /// Most pairs of a draw, and most rows that the demo's tasks make: they are held in memory.
 pub const MOST_ROWS: usize = 10_000_000;
 
+/// Most tokens of a micro-batch that is measured, and most seconds that measuring may take: a day.
+pub const MOST_MEASURED_TOKENS: usize = 1 << 20;
+const MOST_MEASURED_SECONDS: f64 = 86_400.0;
+
+/// Checks the flags of `bench` and `tune`.
+///
+/// # Errors
+/// [`Error::Flag`] for tokens that no memory holds, and for more than a day.
+pub fn measurable(tokens: &[usize], seconds: f64) -> Result<()> {
+    tokens
+        .iter()
+        .try_for_each(|&n| at_least_one("tokens", n).and_then(|()| at_most("tokens", n, MOST_MEASURED_TOKENS)))?;
+    not_negative("seconds", seconds)?;
+    match seconds > MOST_MEASURED_SECONDS {
+        true => Err(Error::flag("seconds", format!("{seconds} is above {MOST_MEASURED_SECONDS}, the most"))),
+        false => Ok(()),
+    }
+}
+
 /// A step's defaults, by method: full fine-tuning needs smaller rates.
 pub struct Defaults;
 

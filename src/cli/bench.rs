@@ -9,7 +9,7 @@ use super::args::BenchArgs;
 use super::output::check_place;
 use super::roofline::{self, Point};
 use super::{session, steps};
-use crate::config::not_negative;
+use crate::config::{at_most, measurable, not_negative};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::matmul;
@@ -49,16 +49,20 @@ struct Measured {
     entries_us: Vec<(String, f64)>,
 }
 
+/// Most elements of a matrix of --product: 4 GiB.
+const MOST_ELEMENTS: usize = 1 << 30;
+
 /// `jointwise bench`.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    not_negative("seconds", args.seconds)?;
+    measurable(&args.tokens, args.seconds)?;
     not_negative("most-seconds", args.most_seconds)?;
-    if args.tokens.contains(&0) {
-        return Err(Error::flag("tokens", "0 is not above 0"));
-    }
     let product = match args.product[..] {
         [] => None,
-        [m, n, k] if m.min(n).min(k) > 0 => Some([m, n, k]),
+        [m, n, k] if m.min(n).min(k) > 0 => {
+            let largest = m.saturating_mul(n).max(m.saturating_mul(k)).max(k.saturating_mul(n));
+            at_most("product", largest, MOST_ELEMENTS)?;
+            Some([m, n, k])
+        }
         _ => return Err(Error::flag("product", "it is three numbers above 0: M,N,K")),
     };
     let models = chosen("models", &args.models, &MODELS, |m| m.name)?;

@@ -145,7 +145,7 @@ mod tests {
     fn names_keep_their_row_and_json_its_value() {
         let rows = vec![vec!["a\nb\u{1b}[2J".into(), "1".into()], vec!["c".into(), "2".into()]];
         let table = Table { head: vec!["judge".into(), "n".into()], rows, ..Table::default() };
-        assert_eq!(text_table(&table), "\n         judge  n\na\\nb\\u{1b}[2J  1\n             c  2\n\n");
+        assert_eq!(text_table(&table), "\n        judge  n\na\\nb\\u{1b}[2J  1\n            c  2\n\n");
         let value = serde_json::json!({"response": "\u{9b}31m\u{202e}x\n\u{1b}"});
         let shown = visible_json(&format!("{value}\n"));
         assert!(shown.ends_with("\n") && !shown.trim_end().chars().any(crate::error::acts_on_terminal), "{shown}");

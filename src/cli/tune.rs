@@ -39,10 +39,7 @@ pub fn kept(caps: &Caps) -> Option<Tuning> {
 
 /// `jointwise tune`.
 pub fn run(args: &TuneArgs) -> Result<()> {
-    if args.tokens.contains(&0) {
-        return Err(Error::flag("tokens", "0 is not above 0"));
-    }
-    crate::config::not_negative("seconds", args.seconds)?;
+    crate::config::measurable(&args.tokens, args.seconds)?;
     let models = chosen("models", &args.models, &MODELS, |m| m.name)?;
     let gpu = session::open_gpu(&args.device)?;
     let on_cpu = gpu.caps().is_cpu;

@@ -44,7 +44,7 @@ fn counts_that_no_memory_holds() {
     let s = sandbox();
     let judged = ["judge", "--data", "c.jsonl", "--command", "echo '(a)'", "--output-dir", "judged"];
     s.run(&judged).ok();
-    let cases: [(&[&str], &str); 4] = [
+    let cases: [(&[&str], &str); 7] = [
         (&["judge", "--sample", "prefs.jsonl", "--command", "echo '(a)'", "--output-dir", "out"], "pairs"),
         (&["interplay", "--data", "judged"], "draws"),
         (
@@ -62,12 +62,37 @@ fn counts_that_no_memory_holds() {
             "draws",
         ),
         (&["demo", "--output-dir", "out"], "prompts"),
+        (
+            &[
+                "judge",
+                "--data",
+                "c.jsonl",
+                "--endpoint",
+                "http://127.0.0.1:9/v1",
+                "--judge-model",
+                "m",
+                "--output-dir",
+                "out",
+            ],
+            "retries",
+        ),
+        (&["bench"], "tokens"),
+        (&["tune"], "tokens"),
     ];
     for (command, flag) in cases {
         let typed = format!("--{flag}");
         for value in TOO_MANY {
             refused(&s, &[command, &[&typed, value]].concat(), &[&typed, value, "is above", "the most"]);
         }
+    }
+    for (args, parts) in [
+        (["bench", "--product", "2147483648,1,1"], ["--product", "2147483648 is above"]),
+        (["bench", "--product", "4294967296,4294967296,4294967296"], ["--product", "is above"]),
+        (["bench", "--seconds", "1e30"], ["--seconds", "is above"]),
+        (["tune", "--seconds", "1e30"], ["--seconds", "is above"]),
+        (["tune", "--seconds", "inf"], ["--seconds", "range of f32"]),
+    ] {
+        refused(&s, &args, &parts);
     }
     // What is not too much is not refused.
     let ran = within_limits(&s, &["interplay", "--data", "judged", "--draws", "100"]);
@@ -81,7 +106,7 @@ fn sizes_of_a_study_that_no_memory_holds() {
         s.write(
             "study.toml",
             format!(
-                "model = \"m\"\nseeds = [0]\n[tasks]\n{tasks}\n[sft]\nfull = true\n[sample]\n[joint]\nseed = 0\n{joint}\n[judge]\ngrader = true\n\
+                "model = \"m\"\nseeds = [0]\n[tasks]\n{tasks}\n[sft]\nfull = true\n[sample]\ntemperature = 1.0\n[joint]\nseed = 0\n{joint}\n[judge]\ngrader = true\n\
                  [evaluate]\ngrader = true\n{evaluate}\n[[methods]]\nname = \"JPO\"\njoint = 1.0\n"
             ),
         );
@@ -102,7 +127,7 @@ fn sizes_of_a_study_that_no_memory_holds() {
     refused(&s, &["study", "study.toml", "--output-dir", "out"], &["study.toml", "test"]);
     // The rest of the file is right: the next that is missing is the model.
     study(good, "", "");
-    refused(&s, &["study", "study.toml", "--output-dir", "out"], &["config.json"]);
+    refused(&s, &["study", "study.toml", "--output-dir", "out"], &["m: no such folder"]);
 }
 
 #[test]

@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 const MOST_SECONDS: f64 = 86_400.0;
 /// Threads.
 const MOST_AT_A_TIME: usize = 1024;
+/// More would be no end.
+const MOST_RETRIES: usize = 1000;
 
 /// Exactly one of the flags that name a judge.
 ///
@@ -110,6 +112,7 @@ pub fn check(args: &JudgeArgs) -> Result<()> {
         value.map_or(Ok(()), |value| at_least_one(flag, value))?;
     }
     args.pairs.map_or(Ok(()), |n| at_most("pairs", n, MOST_ROWS))?;
+    args.ask.retries.map_or(Ok(()), |n| at_most("retries", n, MOST_RETRIES))?;
     if let Some(n) = args.ask.concurrency.filter(|&n| n > MOST_AT_A_TIME) {
         return Err(Error::flag("concurrency", format!("{n} is above {MOST_AT_A_TIME}")));
     }

@@ -35,7 +35,7 @@ pub(super) struct DictView {
 }
 
 impl DictView {
-    fn new(name: &'static str, items: impl Iterator<Item = Value>) -> Value {
+    fn value(name: &'static str, items: impl Iterator<Item = Value>) -> Value {
         Value::from_object(Self { name, items: items.collect() })
     }
 }
@@ -334,15 +334,15 @@ fn dict_method(value: &Value, method: &str, args: &[Value]) -> Result<Value, Err
         "items" => {
             from_args::<()>(args)?;
             let pair = |(key, item)| Value::from(Tuple::from([key, item]));
-            Ok(DictView::new("dict_items", pairs()?.into_iter().map(pair)))
+            Ok(DictView::value("dict_items", pairs()?.into_iter().map(pair)))
         }
         "keys" => {
             from_args::<()>(args)?;
-            Ok(DictView::new("dict_keys", value.try_iter()?))
+            Ok(DictView::value("dict_keys", value.try_iter()?))
         }
         "values" => {
             from_args::<()>(args)?;
-            Ok(DictView::new("dict_values", pairs()?.into_iter().map(|(_, item)| item)))
+            Ok(DictView::value("dict_values", pairs()?.into_iter().map(|(_, item)| item)))
         }
         "copy" => {
             from_args::<()>(args)?;
