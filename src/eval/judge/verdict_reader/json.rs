@@ -103,8 +103,8 @@ impl Fields {
 
     /// `None` where no field names a side.
     fn verdict(&self) -> Option<Option<Choice>> {
-        let better = self.named(&BETTER)?;
-        let worse = self.named(&WORSE).flatten();
+        let better = self.named(BETTER)?;
+        let worse = self.named(WORSE).flatten();
         Some(better.filter(|choice| worse != Some(*choice)))
     }
 }

@@ -424,7 +424,7 @@ fn of_both(before: &[Token], first: Choice, between: &[Token], after: &[Token]) 
     let is_verdict = ["is", "was", "answers", "performs", "does"].contains(verb)
         && middle.iter().all(|word| has(PREDICATE, word))
         && words(before).all(is_lead)
-        && !words(before).next().is_some_and(|word| word == "is")
+        && words(before).next().is_none_or(|word| word != "is")
         && after.is_empty();
     if is_verdict && compares { Statement::Verdict(first, Form::Sentence) } else { Statement::Nothing }
 }
