@@ -23,6 +23,7 @@ use crate::eval::judge::person::Person;
 use crate::eval::judge::prompt::Prompt;
 use crate::gpu::Gpu;
 use crate::kernels::sample::Sampling;
+use crate::model::peft::Adapter;
 
 /// A judge. A model is read and verified, and not yet on a device.
 pub enum Asked {
@@ -75,9 +76,10 @@ impl Asked {
             Self::Here(judge) => then(&**judge, None),
             Self::Local { model, prompt } => {
                 let gpu = session::opened(gpu, &args.model.device)?;
-                let local = local(args, model, gpu, prompt.clone())?;
+                let mut adapter = model.adapter(args.model.adapter.as_deref())?;
+                let local = local(args, model, &mut adapter, gpu, prompt.clone())?;
                 match args.ask.answer {
-                    Some(AnswerArg::Generate) => then(&generating(args, local)?, None),
+                    Some(AnswerArg::Generate) => then(&generating(args, model, adapter.as_ref(), local)?, None),
                     Some(AnswerArg::Letter) | None => then(&local, None),
                 }
             }
@@ -129,8 +131,14 @@ fn kept_time(args: &JudgeArgs) -> Option<u64> {
     kept_identity(&dir.join(ANSWERS))?.get("settings")?.get(TIME)?.as_u64()
 }
 
-fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> Result<Local<'g>> {
-    let adapter = model.adapter(args.model.adapter.as_deref())?;
+/// A model on the device, and its adapter, whose weights are taken.
+fn local<'g>(
+    args: &JudgeArgs,
+    model: &Model,
+    adapter: &mut Option<Adapter>,
+    gpu: &'g Gpu,
+    prompt: Prompt,
+) -> Result<Local<'g>> {
     let chat = ChatChoice { template: args.chat_template.as_deref(), time: kept_time(args).or(args.time) };
     let tokenizer = session::tokenizer(model, adapter.as_ref(), chat)?;
     let templates = tokenizer.chat_templates();
@@ -160,7 +168,7 @@ fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> R
             model.name
         );
     }
-    let options = session::frozen(model.base, adapter.map(|a| a.lora), max_length);
+    let options = session::frozen(model.base, adapter.as_mut().map(|a| std::mem::take(&mut a.lora)), max_length);
     Ok(Local {
         gpu,
         decoder: model.load(gpu, &options)?,
@@ -175,8 +183,13 @@ fn local<'g>(args: &JudgeArgs, model: &Model, gpu: &'g Gpu, prompt: Prompt) -> R
     })
 }
 
-/// The same model, which writes its answers.
-fn generating<'g>(args: &JudgeArgs, local: Local<'g>) -> Result<GeneratingJudge<'g>> {
+/// A local judge that writes its answers.
+fn generating<'g>(
+    args: &JudgeArgs,
+    model: &Model,
+    adapter: Option<&Adapter>,
+    local: Local<'g>,
+) -> Result<GeneratingJudge<'g>> {
     let most = local.max_length;
     let max_new_tokens = args.max_tokens.map_or((Defaults::JUDGE_MAX_TOKENS as usize).min(most / 2), |n| n as usize);
     if max_new_tokens >= most {
@@ -189,7 +202,7 @@ fn generating<'g>(args: &JudgeArgs, local: Local<'g>) -> Result<GeneratingJudge<
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
         max_new_tokens,
         seed: 0,
-        eos: local.tokenizer.stop_ids().to_vec(),
+        eos: model.stop_ids(adapter, &local.tokenizer)?,
         with_lora: true,
     };
     Ok(GeneratingJudge { local, settings })

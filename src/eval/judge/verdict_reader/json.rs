@@ -44,6 +44,9 @@ const BETTER: &[&str] = &[
 const WORSE: &[&str] =
     &["loser", "worse", "worst", "rejected", "worseoutput", "worseresponse", "losingoutput", "losingresponse"];
 
+/// Bytes of a dictionary as Python prints it.
+const MOST_PRINTED: usize = 500;
+
 /// A part of an answer.
 #[derive(Debug, PartialEq)]
 pub enum Piece<'a> {
@@ -79,8 +82,14 @@ impl<'de> Deserialize<'de> for Fields {
 /// The object at the beginning of a text, and its bytes.
 fn object(text: &str) -> Option<(Fields, usize)> {
     let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Fields>();
-    let fields = stream.next()?.ok()?;
-    Some((fields, stream.byte_offset()))
+    if let Ok(fields) = stream.next()? {
+        return Some((fields, stream.byte_offset()));
+    }
+    // As Python prints a dictionary.
+    let length = text.find('}')? + 1;
+    let printed =
+        text.get(..length).filter(|printed| printed.len() < MOST_PRINTED && !printed.contains(['"', '\\']))?;
+    Some((serde_json::from_str(&printed.replace('\'', "\"")).ok()?, length))
 }
 
 impl Fields {
@@ -94,8 +103,8 @@ impl Fields {
 
     /// `None` where no field names a side.
     fn verdict(&self) -> Option<Option<Choice>> {
-        let better = self.named(&BETTER)?;
-        let worse = self.named(&WORSE).flatten();
+        let better = self.named(BETTER)?;
+        let worse = self.named(WORSE).flatten();
         Some(better.filter(|choice| worse != Some(*choice)))
     }
 }

@@ -382,7 +382,10 @@ fn of_side(before: &[Token], side: Choice, after: &[Token]) -> Statement {
     let has_subject = |word: &str| has(NOUNS, word) || has(LABELS, word) || ["one", "it", "that"].contains(&word);
     let lacks_subject =
         matches!(before.last().and_then(Token::word), Some("is" | "be")) && !words(before).any(has_subject);
-    if !words(before).all(is_lead) || asks || lacks_subject {
+    // "One would think that (a)".
+    let supposes =
+        words(before).any(|word| word == "would") && !words(before).any(|word| ["i", "we", "be"].contains(&word));
+    if !words(before).all(is_lead) || asks || lacks_subject || supposes {
         return Statement::Nothing;
     }
     if after.is_empty() {
@@ -395,7 +398,12 @@ fn of_side(before: &[Token], side: Choice, after: &[Token]) -> Statement {
         };
         return Statement::Verdict(side, form);
     }
-    let is_verdict = words(after).next().is_some_and(|word| has(VERBS, word))
+    // "Output (a) better answers its instruction".
+    let begins = match after {
+        [Token::Word(better), rest @ ..] if better == "better" => rest,
+        all => all,
+    };
+    let is_verdict = words(begins).next().is_some_and(|word| has(VERBS, word))
         && after.iter().all(|token| token.word().is_some_and(|word| has(PREDICATE, word)))
         && words(after).any(|word| has(BETTER, word));
     if is_verdict { Statement::Verdict(side, Form::Sentence) } else { Statement::Nothing }
@@ -416,7 +424,7 @@ fn of_both(before: &[Token], first: Choice, between: &[Token], after: &[Token]) 
     let is_verdict = ["is", "was", "answers", "performs", "does"].contains(verb)
         && middle.iter().all(|word| has(PREDICATE, word))
         && words(before).all(is_lead)
-        && !words(before).next().is_some_and(|word| word == "is")
+        && words(before).next().is_none_or(|word| word != "is")
         && after.is_empty();
     if is_verdict && compares { Statement::Verdict(first, Form::Sentence) } else { Statement::Nothing }
 }
@@ -490,5 +498,8 @@ pub fn may_turn(tokens: &[Token], is_finished: bool) -> bool {
     // "Worse." is about what follows, a long sentence that is finished is not.
     let is_short = words(tokens).count() <= 6;
     let doubts = words(tokens).any(|word| is_doubt(word) && (!is_finished || is_short && !has(TIED, word)));
-    dangles || doubts || tokens.iter().any(|token| matches!(token, Token::Other('<')))
+    // "The output with more errors is the following."
+    let points =
+        words(tokens).any(|word| ["following", "follows", "below"].contains(&word)) && !words(tokens).all(is_lead);
+    dangles || doubts || points || tokens.iter().any(|token| matches!(token, Token::Other('<')))
 }

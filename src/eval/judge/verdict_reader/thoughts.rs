@@ -61,7 +61,7 @@ fn mark(lower: &str) -> Option<(usize, bool)> {
 /// Whether a text, such as a prompt, ends inside of thoughts that it opened.
 pub fn opens_thoughts(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
-    let last = lower.char_indices().filter_map(|(at, _)| mark(&lower[at..])).last();
+    let last = lower.char_indices().filter_map(|(at, _)| mark(&lower[at..])).next_back();
     last.is_some_and(|(_, closes)| !closes) || lower.trim_end().ends_with("<|channel|>analysis<|message|>")
 }
 

@@ -34,7 +34,7 @@ pub const VERBS: &str =
 pub const PREDICATE: &str = "is was wins answers follows does performs remains be the a better best one overall clearly definitely much \
     slightly marginally significantly somewhat far by clear strongly winner preferred preferable superior here \
     my choice output response answer option its own instruction instructions task prompt question correctly of \
-    two these outputs responses certainly considerably substantially obviously simply would pick verdict \
+    two these outputs responses certainly considerably substantially obviously simply pick verdict \
     comparison therefore thus hence assistant";
 
 /// Words of which one makes a verdict about a side.
