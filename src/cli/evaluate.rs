@@ -77,7 +77,11 @@ pub fn run(args: EvaluateArgs) -> Result<Finished> {
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where results are written"))?;
     let named = checkpoints::all(&args)?;
     let against = checkpoints::against(&args, &named)?;
-    let prompts = read(&args.data, &FieldMap::parse(&args.map)?, against.is_none() && !args.no_judge, args.limit)?;
+    let read = read(&args.data, &FieldMap::parse(&args.map)?, against.is_none() && !args.no_judge, args.limit)?;
+    for line in read.notes {
+        note!("note: {line}");
+    }
+    let prompts = read.rows;
     let mut every = named.clone();
     every.extend(against.iter().filter(|a| !named.contains(a)).cloned());
     let checkpoints = checkpoints::open(&args, &every)?;
