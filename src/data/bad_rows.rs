@@ -44,7 +44,7 @@ impl BadRowLimit {
     /// Gives the most bad rows that so many rows may have.
     pub fn most(self, n_rows: usize) -> usize {
         match self {
-            // The product of 0.07 and 100 lies above 7.
+            // The product of 0.29 and 100 lies below 29.
             Self::Share(share) => (share * n_rows as f64 + 1e-9).floor() as usize,
             Self::Count(count) => count,
         }
@@ -123,6 +123,7 @@ mod tests {
             let parsed: BadRowLimit = text.parse().unwrap();
             assert_eq!((parsed, parsed.most(250), parsed.to_string()), (limit, of_250, shown.into()), "{text}");
         }
+        assert_eq!(BadRowLimit::Share(0.29).most(100), 29);
         for text in ["", "%", "1.0", "1.5", "-1", "-0.1", "101%", "nan", "nan%", "inf", "few", "1%%"] {
             let error = text.parse::<BadRowLimit>().unwrap_err();
             assert!(error.contains("1% or 0.01"), "{text}: {error}");

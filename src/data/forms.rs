@@ -61,7 +61,8 @@ fn form(fields: &Fields) -> Result<Content, Reason> {
     if fields.any(&["chosen", "rejected"]) {
         return preference(fields);
     }
-    if let Some(field) = fields.first(&CONVERSATIONS) {
+    let has_pair = fields.first(prompts(fields)).is_some() && fields.any(&RESPONSES);
+    if let Some(field) = fields.first(&CONVERSATIONS).filter(|field| *field == "messages" || !has_pair) {
         let name = fields.map.name(field);
         return Text::every_turn(messages(fields.need(field)?, name)?, name).map(Content::Single);
     }
@@ -98,7 +99,9 @@ fn preference(fields: &Fields) -> Result<Content, Reason> {
         let chosen = fields.answered(instruction.clone(), "chosen")?;
         Ok(Content::Preference { chosen, rejected: fields.answered(instruction, "rejected")? })
     };
-    if let Some(prompt) = fields.first(&PROMPTS) {
+    // A whole conversation has its prompt within, whatever other columns say of it; `prompt` is compared with it.
+    let is_whole = fields.peek("chosen").is_some_and(is_conversation);
+    if let Some(prompt) = fields.first(&PROMPTS).filter(|prompt| *prompt == "prompt" || !is_whole) {
         return both(asked(fields, prompt)?);
     }
     let is_answer = |answer: &Value| answer.as_array().is_none_or(|messages| messages.len() == 1);
@@ -111,6 +114,14 @@ fn preference(fields: &Fields) -> Result<Content, Reason> {
         [Value::String(chosen), Value::String(rejected)] => whole_texts(fields, chosen, rejected),
         _ => conversations(fields),
     }
+}
+
+/// Whether a list of messages begins before the first answer.
+fn is_conversation(answer: &Value) -> bool {
+    let speaker =
+        |message: &Value| message.get("role").or(message.get("from")).and_then(Value::as_str).map(String::from);
+    let first = answer.as_array().and_then(|messages| messages.first()).and_then(speaker);
+    first.is_some_and(|speaker| ["system", "user", "human"].contains(&speaker.as_str()))
 }
 
 /// Reads whole conversations on both sides: the shared leading messages are the prompt.
@@ -188,10 +199,13 @@ fn asked(fields: &Fields, prompt: &str) -> Result<Instruction, Reason> {
                 left_out(field)
             ));
         };
-        if !text.is_empty() {
-            text.push('\n');
+        // Some sets have the prompt again in `input`.
+        if text != more {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(more);
         }
-        text.push_str(more);
     }
     match history(fields)? {
         before if before.is_empty() => Ok(instruction),
@@ -340,7 +354,8 @@ fn prompt_form(fields: &Fields) -> Result<(Instruction, Option<String>), Reason>
     if fields.has("prompt_chosen") {
         return answered(fields.instruction("prompt_chosen")?, "chosen");
     }
-    if let Some(prompt) = fields.first(prompts(fields)) {
+    let is_whole = !fields.any(&RESPONSES) && fields.peek("chosen").is_some_and(is_conversation);
+    if let Some(prompt) = fields.first(prompts(fields)).filter(|prompt| *prompt == "prompt" || !is_whole) {
         let answer = fields.first(&RESPONSES).unwrap_or("chosen");
         return answered(asked(fields, prompt)?, answer);
     }

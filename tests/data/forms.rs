@@ -41,6 +41,11 @@ fn columns_with_a_meaning_are_a_part_of_the_prompt() {
         (r#"{"prompt":"Sort.","input":"b a","completion":"a b"}"#, single("Sort.\nb a", "a b")),
         (r#"{"instruction":"Sort.","input":"b a","output":"a b","prompt":"long"}"#, single("Sort.\nb a", "a b")),
         (r#"{"prompt":"Q","response":"a"}"#, single("Q", "a")),
+        (r#"{"prompt":"Q","input":"Q","completion":"a"}"#, single("Q", "a")),
+        (
+            r#"{"instruction":"Q","response":"a","conversations":[{"from":"human","value":"x"},{"from":"gpt","value":"y"}]}"#,
+            single("Q", "a"),
+        ),
         // Dolly.
         (
             r#"{"instruction":"Who?","context":"Ann wrote it.","response":"Ann","category":"qa"}"#,
@@ -159,6 +164,8 @@ fn sharegpt_and_rankings() {
         r#"{"conversations":[{"from":"human","value":"Q"}],"chosen":{"from":"gpt","value":"a"},"rejected":{"from":"gpt","value":"b"}}"#,
         r#"{"messages":[{"role":"user","content":"Q"}],"chosen":{"role":"assistant","content":"a"},"rejected":{"role":"assistant","content":"b"}}"#,
         r#"{"conversations":[{"from":"human","value":"Q"}],"chosen":[{"from":"gpt","value":"a"}],"rejected":{"from":"gpt","value":"b"}}"#,
+        // What a column says of a whole conversation is no prompt.
+        r#"{"instruction":"about Q","question":"x","chosen":[{"role":"user","content":"Q"},{"role":"assistant","content":"a"}],"rejected":[{"role":"user","content":"Q"},{"role":"assistant","content":"b"}]}"#,
         // UltraFeedback, binarized.
         r#"{"prompt":"Q","prompt_id":"x","chosen":[{"content":"Q","role":"user"},{"content":"a","role":"assistant"}],"rejected":[{"content":"Q","role":"user"},{"content":"b","role":"assistant"}],"messages":[{"content":"Q","role":"user"},{"content":"a","role":"assistant"}],"score_chosen":8.5,"score_rejected":4.0}"#,
     ] {
@@ -454,6 +461,7 @@ fn prompts_of_every_form_that_readme_names() {
         (format!(r#"{{"prompt":"Q","chosen":[{U},{a}],"rejected":[{U},{b}]}}"#), &asked, Some("a")),
         (r#"{"conversations":[{"from":"human","value":"Q"}],"chosen":{"from":"gpt","value":"a"},"rejected":{"from":"gpt","value":"b"}}"#.into(), &asked, Some("a")),
         (format!(r#"{{"prompt":[{U}],"completion":[{a}]}}"#), &asked, Some("a")),
+        (format!(r#"{{"instruction":"x","chosen":[{U},{a}],"rejected":[{U},{b}]}}"#), &asked, Some("a")),
         (r#"{"instruction":"Q","response":"a"}"#.into(), &text, Some("a")),
         (format!(r#"{{"messages":[{U},{a}]}}"#), &asked, Some("a")),
         (format!(r#"{{"messages":[{U}]}}"#), &asked, None),
