@@ -565,6 +565,7 @@ fn rows_that_do_not_fit() {
         c["bos_token"] = Value::Null;
         c["eos_token"] = Value::Null;
     });
+    edit_json(&s.path("model/config.json"), |c| c["eos_token_id"] = Value::Null);
     edit_json(&s.path("model/tokenizer.json"), |t| {
         t["normalizer"] = json!({"type": "Replace", "pattern": {"String": "#"}, "content": ""});
     });
@@ -572,7 +573,7 @@ fn rows_that_do_not_fit() {
     s.write("rows.jsonl", all.join("\n"));
     let parts = ["rows.jsonl:5: ", "the chosen side has no token to score"];
     s.refused(&with(SCORE, &["--template", "none"]), &parts);
-    s.refused(&with(TRAIN, &["--template", "none"]), &parts);
+    s.refused(&with(TRAIN, &["--template", "none", "--no-eos"]), &parts);
 }
 
 // ------------------------------------------------------------------------------------------------------------ flags
