@@ -18,7 +18,7 @@ use crate::data::comparisons::Comparison;
 use crate::data::rows::{FieldMap, Place};
 use crate::error::{Error, Result};
 use crate::eval::journal::Recovered;
-use crate::model::folder::read_bytes;
+use crate::model::folder::read_stream;
 
 /// Bytes of annotated rows of one judge.
 const MAX_ROWS_BYTES: u64 = 4 << 30;
@@ -135,7 +135,7 @@ impl Annotated {
 /// # Errors
 /// [`Error::Line`] for a malformed line or a row that was not judged; [`Error::File`].
 pub fn read(path: &Path, is_person: bool) -> Result<(File, Option<String>)> {
-    let bytes = read_bytes(path, MAX_ROWS_BYTES)?;
+    let bytes = read_stream(path, MAX_ROWS_BYTES)?;
     let found = Recovered::of(path, &bytes)?;
     let shared: Arc<Path> = path.into();
     let mut judge = None;

@@ -74,7 +74,7 @@ pub fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// [`Error::File`]: unreadable, neither a file nor a pipe, or longer than `limit`.
-pub fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
+pub fn read_stream(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let at = |e: std::io::Error| Error::file(path, e);
     let about = std::fs::metadata(path).map_err(at)?;
     if !about.is_file() && !is_pipe(&about) {

@@ -189,7 +189,7 @@ fn generating<'g>(args: &JudgeArgs, model: &Model, local: Local<'g>) -> Result<G
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
         max_new_tokens,
         seed: 0,
-        eos: model.stop_ids(&local.tokenizer)?,
+        eos: model.stop_ids(None, &local.tokenizer)?,
         with_lora: true,
     };
     Ok(GeneratingJudge { local, settings })
