@@ -18,6 +18,8 @@ use serde_json::Value;
 mod chat_templates;
 #[path = "data/files.rs"]
 mod files;
+#[path = "data/forms.rs"]
+mod forms;
 #[path = "data/packing.rs"]
 mod packing;
 #[path = "data/rows.rs"]
@@ -364,7 +366,10 @@ fn rows_that_nothing_can_be_made_of_name_their_line() {
     assert!(error.ends_with("rows.jsonl:1: the row has no token to score"), "{error}");
     let row = r#"{"messages":[{"role":"system","content":"S"},{"role":"user","content":"Q"},{"role":"assistant","content":"b"}]}"#;
     let error = build(row, &Template::Paper, 99, Overflow::Error).unwrap_err();
-    assert_eq!(error, "rows.jsonl:1: a conversation of 2 messages before the response needs --template chat");
+    assert_eq!(
+        error,
+        "rows.jsonl:1: a system message before the response needs --template chat (`--map system=` leaves a column `system` out)"
+    );
     let mut narrow = bpe512();
     narrow.check_vocab(300).unwrap_err();
     let rows = read("{\"prompt\":\"Hello world\",\"completion\":\"A\"}", Purpose::Any, &[]).unwrap();

@@ -219,7 +219,7 @@ fn test_rows_are_read_and_named() {
     let one = file("one.jsonl", &(row("A", " a ") + "\n" + &row("B", "b")));
     let two = file("two.jsonl", &row("C", "c"));
     let read = |files: &[&PathBuf], gold: bool, limit: Option<usize>| {
-        prompts::read(&files.iter().map(|f| (*f).clone()).collect::<Vec<_>>(), &map, gold, limit)
+        prompts::read(&files.iter().map(|f| (*f).clone()).collect::<Vec<_>>(), &map, gold, limit).map(|read| read.rows)
     };
     let rows = read(&[&one, &two], true, None).unwrap();
     let told: Vec<(&str, Option<&str>, usize)> =

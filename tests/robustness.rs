@@ -445,6 +445,68 @@ fn rows_that_are_malformed() {
     both_refuse(&s, &["rows.jsonl"]);
 }
 
+/// Skipped only where asked, counted, the first ten named, and no more of them than allowed.
+#[test]
+fn bad_rows_are_skipped_where_asked() {
+    let s = sandbox();
+    let good = rows("mistral-odd");
+    let mut all = [good.clone(), good.clone()].concat();
+    for (i, bad) in
+        [r#"{"prompt": "a", "chosen": "", "rejected": "b"}"#, r#"{"prompt": "\ud800", "chosen": "a", "rejected": "b"}"#]
+            .into_iter()
+            .chain(vec!["{"; 10])
+            .enumerate()
+    {
+        all.insert(2 * i + 1, bad.into());
+    }
+    s.write("clean.jsonl", [&good[..], &good[..]].concat().join("\n"));
+    s.write("rows.jsonl", all.join("\n"));
+    both_refuse(&s, &["rows.jsonl:2: ", "the chosen response is empty"]);
+    let skip = ["--on-bad-row", "skip"];
+    let score = |more: &[&str]| with(SCORE, &[&skip, more].concat()).into_iter().map(String::from).collect::<Vec<_>>();
+    let strs = |args: &[String]| s.run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let ran = strs(&score(&[]));
+    ran.said(2, &["--max-bad-rows: 12 of 60 rows are bad, more than 1%", "rows.jsonl:2: the chosen response is empty"]);
+    assert_eq!(ran.stderr.matches("note: skipped: ").count(), 10, "{}", ran.stderr);
+    strs(&score(&["--max-bad-rows", "19%"])).said(2, &["--max-bad-rows"]);
+    let ran = strs(&score(&["--max-bad-rows", "0.2"])).ok();
+    assert!(ran.stderr.contains("60 rows: 48 kept, 0 dropped, 12 bad rows skipped"), "{}", ran.stderr);
+    let lines = |file: &str| -> Vec<Value> {
+        let text = fs::read_to_string(s.path(file)).expect("scores");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let skipped = lines("scores.jsonl");
+    s.run(&["score", "--model", "model", "--data", "clean.jsonl", "--out", "clean.out"]).ok();
+    let clean = lines("clean.out");
+    assert_eq!(skipped.len(), clean.len());
+    assert_eq!(skipped[1]["row"], 2, "rows keep their numbers");
+    assert_eq!(skipped[1]["chosen"], clean[1]["chosen"]);
+    assert_eq!(skipped.last(), clean.last(), "the summary");
+    for (args, parts) in [
+        (vec!["--max-bad-rows", "3"], vec!["--max-bad-rows", "--on-bad-row skip"]),
+        (vec!["--on-bad-row", "skip", "--max-bad-rows", "1.5"], vec!["--max-bad-rows", "1% or 0.01"]),
+        (vec!["--on-bad-row", "skip", "--max-bad-rows", "-1"], vec!["--max-bad-rows", "1% or 0.01"]),
+    ] {
+        s.refused(&with(SCORE, &args), &parts);
+    }
+    // In a settings file as text or a number; a run goes on only with what it began with.
+    let train = |out: &str, more: &[&str]| {
+        let args =
+            with(&TRAIN[..5], &["--max-steps", "2", "--save-steps", "1", "--batch-size", "2", "--config", "run.toml"]);
+        s.run(&with(&with(&args, &["--output-dir", out]), more))
+    };
+    s.write("run.toml", "on-bad-row = \"skip\"\nmax-bad-rows = 2.5");
+    train("out", &[]).said(2, &["run.toml", "max-bad-rows"]);
+    for (out, limit) in [("text", "\"20%\""), ("share", "0.2"), ("count", "12")] {
+        s.write("run.toml", format!("on-bad-row = \"skip\"\nmax-bad-rows = {limit}"));
+        let ran = train(out, &[]).ok();
+        assert!(ran.stderr.contains("12 bad rows skipped"), "{}", ran.stderr);
+    }
+    train("count", &["--resume"]).ok();
+    s.write("run.toml", "on-bad-row = \"skip\"\nmax-bad-rows = 13");
+    train("count", &["--resume"]).said(2, &["other settings, data or model"]);
+}
+
 /// A line without an end, a device without one; a pipe is read.
 #[cfg(target_os = "linux")]
 #[test]
@@ -542,6 +604,7 @@ fn flags_out_of_range() {
         ("device", &["99", "no such device"]),
         ("template", &["no placeholder"]),
         ("map", &["prompt", "unheard=of"]),
+        ("on-bad-row", &["ignore"]),
     ];
     let train: Vec<&str> = TRAIN[..TRAIN.len() - 4].to_vec();
     for (flag, values) in cases {

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use crate::data::bad_rows::BadRowLimit;
 use crate::error::Result;
 use crate::kernels::moments::Optim;
 use crate::model::trace::SavedDtype;
@@ -105,7 +106,7 @@ pub struct ModelArgs {
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct DataArgs {
-    /// Rows in JSONL or Parquet, or of the hub: hf://datasets/org/name/file; repeatable
+    /// Rows in JSONL, a JSON list or Parquet, or of the hub: hf://datasets/org/name/file; repeatable
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,
@@ -123,10 +124,16 @@ pub struct DataArgs {
     #[arg(skip)]
     #[serde(skip)]
     pub time: Option<u64>,
-    /// Our field's name = the file's name for it; repeatable
+    /// Our field's name = the file's name for it, or nothing: the field is left out; repeatable
     #[arg(long, value_name = "FIELD=NAME")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub map: Vec<String>,
+    /// What happens to a row that cannot be read, or that the template cannot hold [default: error]
+    #[arg(long, value_enum)]
+    pub on_bad_row: Option<BadRowArg>,
+    /// Most bad rows that --on-bad-row skip leaves out: a part of all rows (1%, 0.01) or a count (20) [default: 1%]
+    #[arg(long, value_name = "PART|COUNT", allow_hyphen_values = true)]
+    pub max_bad_rows: Option<BadRowLimit>,
     /// Longest sequence, in tokens [default: the model's, at most 1024]
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<usize>,
@@ -153,6 +160,16 @@ pub enum OverflowArg {
     TruncatePrompt,
     /// Stop, naming the row
     Error,
+}
+
+/// `--on-bad-row`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BadRowArg {
+    /// Stop, naming the row
+    Error,
+    /// Leave the row out, count it and name the first ten; stop where there are more than --max-bad-rows
+    Skip,
 }
 
 /// `--recompute`.
@@ -476,7 +493,7 @@ pub struct GenerateArgs {
     /// An instruction; repeatable
     #[arg(long)]
     pub prompt: Vec<String>,
-    /// Prompts from a JSONL file with `instruction` or `prompt`
+    /// Prompts of a file: rows of any form, or with `instruction` or `prompt` alone
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
     /// paper, paper-tldr, chat, none, or a text with {instruction} [default: paper]

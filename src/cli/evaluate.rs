@@ -79,7 +79,11 @@ pub fn run(args: EvaluateArgs) -> Result<Finished> {
     let _folder = OutputFolder::open(&out, args.resume)?;
     let named = checkpoints::all(&args)?;
     let against = checkpoints::against(&args, &named)?;
-    let prompts = read(&args.data, &FieldMap::parse(&args.map)?, against.is_none() && !args.no_judge, args.limit)?;
+    let read = read(&args.data, &FieldMap::parse(&args.map)?, against.is_none() && !args.no_judge, args.limit)?;
+    for line in read.notes {
+        note!("note: {line}");
+    }
+    let prompts = read.rows;
     let mut every = named.clone();
     every.extend(against.iter().filter(|a| !named.contains(a)).cloned());
     let checkpoints = checkpoints::open(&args, &every)?;

@@ -8,7 +8,7 @@ use super::args::GenerateArgs;
 use super::output::Lines;
 use super::session::{self, ChatChoice, Model};
 use crate::config::Defaults;
-use crate::data::prompts::read_prompts;
+use crate::data::prompts::read_prompt_file;
 use crate::data::rows::{FieldMap, Instruction, Place};
 use crate::error::{Error, Result, visible_lines};
 use crate::eval::generate::{Settings, check_length, generate};
@@ -38,7 +38,11 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let mut instructions: Vec<Instruction> = args.prompt.iter().cloned().map(Instruction::Plain).collect();
     let mut places: Vec<Option<Place>> = vec![None; instructions.len()];
     if let Some(path) = &args.prompts {
-        for prompt in read_prompts(path, &FieldMap::parse(&args.map)?)? {
+        let read = read_prompt_file(path, &FieldMap::parse(&args.map)?)?;
+        for line in read.notes {
+            note!("note: {line}");
+        }
+        for prompt in read.rows {
             instructions.push(prompt.instruction);
             places.push(Some(prompt.place));
         }
@@ -93,7 +97,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         for (i, ids) in responses.iter().enumerate() {
             let response = tokenizer.decode(ids)?;
             let instruction = match &instructions[first + i] {
-                Instruction::Plain(text) => json!(text),
+                Instruction::Plain(text) | Instruction::Verbatim(text) => json!(text),
                 Instruction::Chat(conversation) => json!(conversation.messages),
             };
             if args.json || args.out.is_some() {

@@ -14,8 +14,9 @@ use super::args::{JudgeArgs, with_config};
 use super::interrupt::stop_on_ctrl_c;
 use super::output_folder::OutputFolder;
 use super::train::bar;
+use crate::data::bad_rows::BadRows;
 use crate::data::comparisons::{Comparison, Mode, read_comparisons};
-use crate::data::rows::{FieldMap, Purpose, read_rows};
+use crate::data::rows::{FieldMap, Purpose, read_row_file};
 use crate::error::{Error, Result};
 use crate::eval::acquire::{Acquired, Event, acquire, pending, questions};
 use crate::eval::journal::{ANSWERS, Journal};
@@ -76,7 +77,11 @@ fn comparisons(args: &JudgeArgs, out: &Path) -> Result<Vec<Comparison>> {
             }
             let mut preferences = Vec::new();
             for file in &args.sample {
-                for row in read_rows(file, &map, Purpose::Preference)? {
+                let read = read_row_file(file, &map, Purpose::Preference, BadRows::Error)?;
+                for line in read.notes {
+                    note!("note: {line}");
+                }
+                for row in read.rows {
                     preferences.push(Preference::of(&row)?);
                 }
             }

@@ -7,13 +7,14 @@ use std::sync::Mutex;
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 
-use super::args::{DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
+use super::args::{BadRowArg, DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
 use super::train::bar;
 use super::{checked, tune};
 use crate::config::{Defaults, ReferenceChoice, not_negative};
-use crate::data::dataset::{Dataset, Limits, Overflow};
+use crate::data::bad_rows::BadRows;
+use crate::data::dataset::{Dataset, Fate, Limits, Note, Overflow};
 use crate::data::named_templates::run_time;
-use crate::data::rows::{FieldMap, Purpose, read_rows};
+use crate::data::rows::{Content, FieldMap, Purpose, read_row_file};
 use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
@@ -323,6 +324,18 @@ pub fn check_last_turn_only(args: &DataArgs, sft: bool) -> Result<()> {
     }
 }
 
+/// Bad rows that are told one by one.
+const SHOWN_BAD_ROWS: usize = 10;
+
+/// Gives what happens to bad rows, as resolved.
+pub fn bad_rows(args: &DataArgs) -> Result<BadRows> {
+    match (args.on_bad_row.unwrap_or(BadRowArg::Error), args.max_bad_rows) {
+        (BadRowArg::Skip, limit) => Ok(BadRows::Skip(limit.unwrap_or_default())),
+        (BadRowArg::Error, None) => Ok(BadRows::Error),
+        (BadRowArg::Error, Some(_)) => Err(Error::flag("max-bad-rows", "goes with --on-bad-row skip")),
+    }
+}
+
 /// Rows as tokens.
 pub fn dataset(
     args: &DataArgs,
@@ -335,19 +348,38 @@ pub fn dataset(
     if files.is_empty() {
         return Err(Error::flag("data", "is missing: a file of rows"));
     }
-    let map = FieldMap::parse(&args.map)?;
+    let (map, bad_rows) = (FieldMap::parse(&args.map)?, bad_rows(args)?);
     let mut rows = Vec::new();
     for file in files {
-        rows.extend(read_rows(file, &map, purpose)?);
+        let read = read_row_file(file, &map, purpose, bad_rows)?;
+        for line in read.notes {
+            note!("note: {line}");
+        }
+        rows.extend(read.rows);
     }
     if args.last_turn_only {
         rows.iter_mut().for_each(|row| row.content.keep_last_turn());
     }
-    let data = Dataset::build(&rows, tokenizer, &template, limits)?;
+    // Told before they may be too many.
+    let mut shown = 0;
+    for row in &rows {
+        if let Content::Unreadable(reason) = &row.content
+            && shown < SHOWN_BAD_ROWS
+        {
+            note!("note: skipped: {}", row.place.error(reason));
+            shown += 1;
+        }
+    }
+    let data = Dataset::build_with(&rows, tokenizer, &template, limits, bad_rows)?;
     for line in data.remarks.lines() {
         note!("note: {line}");
     }
-    for note in data.notes.iter().take(5) {
+    let (skipped, others): (Vec<_>, Vec<_>) = data.notes.iter().partition(|note| note.fate == Fate::Skipped);
+    let is_new = |note: &&&Note| !matches!(rows[note.row].content, Content::Unreadable(_));
+    for note in skipped.iter().filter(is_new).take(SHOWN_BAD_ROWS - shown) {
+        note!("note: skipped: {}: {}", data.place(note.row), note.reason);
+    }
+    for note in others.iter().take(5) {
         note!("note: {}: {}", data.place(note.row), note.reason);
     }
     note!("{}", data.summary());

@@ -75,6 +75,7 @@ pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
         (true, false) => Defaults::LEARNING_RATE_FULL,
     };
     let settings = TrainSettings {
+        bad_rows: session::bad_rows(&args.data)?,
         preference: if sft { None } else { Some(session::preference(&args.objective)?) },
         optim: args.optim.unwrap_or(Defaults::OPTIM),
         param_dtype: args.param_dtype.unwrap_or(Defaults::PARAM_DTYPE),

@@ -18,6 +18,8 @@ pub struct Report {
     pub n_dropped: usize,
     /// Rows truncated.
     pub n_truncated: usize,
+    /// Bad rows skipped.
+    pub n_skipped: usize,
     /// One line for each row dropped or truncated.
     pub notes: Vec<RowNote>,
     /// About the tokenizer.
@@ -113,6 +115,7 @@ pub fn check(data: &Dataset, tokenizer: &Tokenizer, n_shown: usize) -> Report {
         n_kept: data.examples.len(),
         n_dropped: data.count(Fate::Dropped),
         n_truncated: data.count(Fate::Truncated),
+        n_skipped: data.count(Fate::Skipped),
         notes: data.notes.iter().map(note).collect(),
         tokenizer_notes: tokenizer.notes().to_vec(),
         remarks: data.remarks.lines(),
@@ -187,7 +190,11 @@ impl fmt::Display for Report {
             writeln!(f, "note: {}", one_line(note))?;
         }
         for note in &self.notes {
-            let fate = if note.fate == Fate::Dropped { "dropped" } else { "truncated" };
+            let fate = match note.fate {
+                Fate::Dropped => "dropped",
+                Fate::Truncated => "truncated",
+                Fate::Skipped => "skipped",
+            };
             writeln!(f, "{fate}: {} (row {}): {}", note.place, note.row, note.reason)?;
         }
         writeln!(

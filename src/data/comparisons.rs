@@ -78,7 +78,7 @@ impl Comparison {
 
     /// From an object; the reason where it is none.
     pub(crate) fn of(place: Place, object: Map<String, Value>, map: &FieldMap) -> std::result::Result<Self, String> {
-        let fields = Fields { object: &object, map };
+        let fields = Fields::new(&object, map);
         let is_pair = ["instruction_0", "instruction_1"].iter().any(|name| fields.get(name).is_some());
         let mode = if is_pair { Mode::Pair } else { Mode::Single };
         let text = |field: &str| match fields.get(field) {

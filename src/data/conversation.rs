@@ -161,13 +161,15 @@ pub enum Instruction {
     Plain(String),
     /// A conversation up to the response.
     Chat(Conversation),
+    /// What stands before the response as it is, without a template; empty where the response is a whole text.
+    Verbatim(String),
 }
 
 impl Instruction {
     /// The conversation that a chat template sees: a plain text is a user's message.
     pub fn conversation(&self) -> Conversation {
         match self {
-            Self::Plain(text) => vec![Message::new("user", text)].into(),
+            Self::Plain(text) | Self::Verbatim(text) => vec![Message::new("user", text)].into(),
             Self::Chat(conversation) => conversation.clone(),
         }
     }
@@ -178,11 +180,14 @@ impl Instruction {
     /// The reason, where it is more than a user's text.
     pub fn plain(&self) -> Result<String, String> {
         match self {
-            Self::Plain(text) => Ok(text.clone()),
+            Self::Plain(text) | Self::Verbatim(text) => Ok(text.clone()),
             Self::Chat(conversation) => {
                 conversation.check_plain()?;
                 match conversation.messages.as_slice() {
                     [only] if only.role() == "user" => Ok(only.text()),
+                    [first, user] if first.role() == "system" && user.role() == "user" => Err(
+                        "a system message before the response needs --template chat (`--map system=` leaves a column `system` out)".into(),
+                    ),
                     many => {
                         let n = many.len();
                         Err(format!("a conversation of {n} messages before the response needs --template chat"))
@@ -195,7 +200,7 @@ impl Instruction {
     /// The text that a judge or a reader sees: a message alone as it is, several each behind its role.
     pub fn to_text(&self) -> String {
         match self {
-            Self::Plain(text) => text.clone(),
+            Self::Plain(text) | Self::Verbatim(text) => text.clone(),
             Self::Chat(conversation) => match conversation.messages.as_slice() {
                 [one] => one.text(),
                 many => many.iter().map(|m| format!("{}: {}", m.role(), m.text())).collect::<Vec<_>>().join("\n\n"),
@@ -208,6 +213,7 @@ impl Instruction {
     pub fn with_inputs(self, inputs: TemplateInputs) -> Self {
         match self {
             plain @ Self::Plain(_) if inputs == TemplateInputs::default() => plain,
+            verbatim @ Self::Verbatim(_) => verbatim,
             other => Self::Chat(Conversation { inputs, ..other.conversation() }),
         }
     }

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use sha2::{Digest, Sha256};
 
+use super::bad_rows::BadRows;
 use super::batch::{Example, Sequence};
 use super::conversation::Text;
-use super::remarks::Remarks;
-use super::rows::{Place, Row};
+use super::remarks::{Remark, Remarks};
+use super::rows::{Content, Place, Row};
 use super::template::Template;
 use super::tokens::Tokenizer;
 use crate::error::{Error, Result};
@@ -61,6 +62,8 @@ pub enum Fate {
     Dropped,
     /// Kept, its instructions cut.
     Truncated,
+    /// Left out as a bad row: it cannot be read, or the template cannot hold it.
+    Skipped,
 }
 
 /// A row that did not come through whole.
@@ -96,27 +99,47 @@ impl Dataset {
     /// [`Error::Line`] for a row that the template or the tokenizer cannot hold, that has nothing to score, or that is too long
     /// under [`Overflow::Error`]; [`Error::Flag`] where nothing is left, or for a template that the tokenizer lacks.
     pub fn build(rows: &[Row], tokenizer: &Tokenizer, template: &Template, limits: Limits) -> Result<Self> {
+        Self::build_with(rows, tokenizer, template, limits, BadRows::Error)
+    }
+
+    /// Builds the same, and leaves bad rows out where `bad_rows` says so.
+    ///
+    /// # Errors
+    /// As [`Dataset::build`]; [`Error::Flag`] where more rows are bad than may be skipped.
+    pub fn build_with(
+        rows: &[Row],
+        tokenizer: &Tokenizer,
+        template: &Template,
+        limits: Limits,
+        bad_rows: BadRows,
+    ) -> Result<Self> {
         tokenizer.check_template(template)?;
         let mut data = Self::default();
+        let mut is_labelled = None;
         for (row, Row { place, content }) in rows.iter().enumerate() {
             data.places.push(place.clone());
             let texts = content.texts();
-            if content.label().is_some() != rows[0].content.label().is_some() {
-                return Err(
-                    place.error("texts with a label stand beside rows of other forms: learn from one or the other")
-                );
-            }
-            let mut sequences = Vec::with_capacity(texts.len());
             let mut remarks = BTreeSet::new();
-            for (side, text) in texts.iter().enumerate() {
-                let sequence = tokenizer.encode_with_remarks(text, template, &mut remarks);
-                let sequence = sequence.map_err(|reason| place.error(reason))?;
-                if sequence.n_response() == 0 {
-                    return Err(place.error(format!("{} has no token to score", side_name(texts.len(), side))));
+            let sequences = match content {
+                Content::Unreadable(reason) => Err(reason.clone()),
+                _ => {
+                    if *is_labelled.get_or_insert(content.label().is_some()) != content.label().is_some() {
+                        return Err(place.error(
+                            "texts with a label stand beside rows of other forms: learn from one or the other",
+                        ));
+                    }
+                    sequences(&texts, tokenizer, template, &mut remarks)
                 }
-                data.lengths.push(sequence.ids.len());
-                sequences.push(sequence);
-            }
+            };
+            let mut sequences = match (sequences, bad_rows) {
+                (Ok(sequences), _) => sequences,
+                (Err(reason), BadRows::Error) => return Err(place.error(reason)),
+                (Err(reason), BadRows::Skip(_)) => {
+                    data.notes.push(Note { row, fate: Fate::Skipped, reason });
+                    continue;
+                }
+            };
+            data.lengths.extend(sequences.iter().map(|sequence| sequence.ids.len()));
             data.remarks.add_row(remarks);
             if limits.overflow == Overflow::Paper && texts.len() == 2 {
                 let characters = |text: &&Text| tokenizer.characters(text, template);
@@ -141,6 +164,7 @@ impl Dataset {
             }
             data.examples.push(Example { row, sequences, desirable: content.label() });
         }
+        data.check_skipped(bad_rows)?;
         if data.examples.is_empty() && !rows.is_empty() {
             let longest = data.lengths.iter().max().copied().unwrap_or(0);
             let reason = match limits.overflow {
@@ -154,6 +178,16 @@ impl Dataset {
         Ok(data)
     }
 
+    /// Refuses more bad rows than may be skipped.
+    fn check_skipped(&self, bad_rows: BadRows) -> Result<()> {
+        let (BadRows::Skip(limit), n) = (bad_rows, self.count(Fate::Skipped)) else { return Ok(()) };
+        let first = self.notes.iter().find(|note| note.fate == Fate::Skipped);
+        let Some(first) = first.filter(|_| n > limit.most(self.n_rows())) else { return Ok(()) };
+        let (place, n_rows) = (self.place(first.row), self.n_rows());
+        let reason = format!("{n} of {n_rows} rows are bad, more than {limit}; the first is {place}: {}", first.reason);
+        Err(Error::flag("max-bad-rows", reason))
+    }
+
     /// Rows read.
     pub fn n_rows(&self) -> usize {
         self.places.len()
@@ -164,14 +198,19 @@ impl Dataset {
         self.notes.iter().filter(|note| note.fate == fate).count()
     }
 
-    /// "24 rows: 20 kept (3 of them truncated), 4 dropped".
+    /// "24 rows: 20 kept (3 of them truncated), 4 dropped", and how many bad rows were skipped, if any.
     pub fn summary(&self) -> String {
         let truncated = match self.count(Fate::Truncated) {
             0 => String::new(),
             n => format!(" ({n} of them truncated)"),
         };
+        let skipped = match self.count(Fate::Skipped) {
+            0 => String::new(),
+            1 => ", 1 bad row skipped".into(),
+            n => format!(", {n} bad rows skipped"),
+        };
         format!(
-            "{} rows: {} kept{truncated}, {} dropped",
+            "{} rows: {} kept{truncated}, {} dropped{skipped}",
             self.n_rows(),
             self.examples.len(),
             self.count(Fate::Dropped)
@@ -204,6 +243,23 @@ impl Dataset {
         }
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// Tokenises a row's texts; the reason where one cannot be held, or has nothing to score.
+fn sequences(
+    texts: &[&Text],
+    tokenizer: &Tokenizer,
+    template: &Template,
+    remarks: &mut BTreeSet<Remark>,
+) -> std::result::Result<Vec<Sequence>, String> {
+    let sequence = |(side, text): (usize, &&Text)| {
+        let sequence = tokenizer.encode_with_remarks(text, template, remarks)?;
+        match sequence.n_response() {
+            0 => Err(format!("{} has no token to score", side_name(texts.len(), side))),
+            _ => Ok(sequence),
+        }
+    };
+    texts.iter().enumerate().map(sequence).collect()
 }
 
 /// "the chosen side", or "the row" where there is one side only.

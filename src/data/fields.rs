@@ -1,9 +1,13 @@
 //! The fields of one row: texts and messages out of JSON, with reasons that name the field.
 
+use std::cell::RefCell;
+
 use serde_json::{Map, Value};
 
 use super::conversation::{Conversation, Instruction, Message, Response, TemplateInputs, Text};
-use super::rows::{FORMS, FieldMap};
+use super::field_map::FieldMap;
+use super::forms::FORMS;
+use super::{sharegpt, synonyms};
 
 type Reason = String;
 
@@ -11,16 +15,63 @@ type Reason = String;
 pub(super) struct Fields<'a> {
     pub object: &'a Map<String, Value>,
     pub map: &'a FieldMap,
+    /// Columns that were read.
+    read: RefCell<Vec<&'a str>>,
 }
 
 impl<'a> Fields<'a> {
+    pub fn new(object: &'a Map<String, Value>, map: &'a FieldMap) -> Self {
+        Self { object, map, read: RefCell::default() }
+    }
+
+    /// Reads a field.
     pub fn get(&self, field: &str) -> Option<&'a Value> {
-        self.object.get(self.map.name(field)).filter(|value| !value.is_null())
+        let (column, value) = self.column(field)?;
+        let mut read = self.read.borrow_mut();
+        if !read.contains(&column) {
+            read.push(column);
+        }
+        Some(value)
+    }
+
+    /// Looks at a field whose column stays unread by it.
+    pub fn peek(&self, field: &str) -> Option<&'a Value> {
+        self.column(field).map(|(_, value)| value)
+    }
+
+    pub fn has(&self, field: &str) -> bool {
+        self.column(field).is_some()
+    }
+
+    pub fn any(&self, fields: &[&str]) -> bool {
+        fields.iter().any(|field| self.has(field))
+    }
+
+    /// Gives the first of some fields that the row has.
+    pub fn first(&self, fields: &[&'static str]) -> Option<&'static str> {
+        fields.iter().copied().find(|field| self.has(field))
+    }
+
+    /// Gives the columns that hold something and were not read, in the row's order.
+    pub fn unread(&self) -> impl Iterator<Item = &'a str> {
+        let read = self.read.borrow().clone();
+        let columns = self.object.iter().filter(|(_, value)| !value.is_null()).map(|(column, _)| column.as_str());
+        columns.filter(move |column| !read.contains(column))
+    }
+
+    fn column(&self, field: &str) -> Option<(&'a str, &'a Value)> {
+        let (column, value) = self.object.get_key_value(self.map.column(field)?)?;
+        (!value.is_null()).then_some((column.as_str(), value))
     }
 
     pub fn need(&self, field: &str) -> Result<&'a Value, Reason> {
         self.get(field).ok_or_else(|| {
-            format!("field `{}` is missing ({}); a row is one of: {FORMS}", self.map.name(field), names(self.object))
+            format!(
+                "field `{}` is missing ({}){}; a row is one of: {FORMS}",
+                self.map.name(field),
+                names(self.object),
+                synonyms::hint(self, field)
+            )
         })
     }
 
@@ -48,9 +99,8 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A prompt and its completion, each text or messages.
-    pub fn answered(&self, prompt: &str, answer: &str) -> Result<Text, Reason> {
-        let instruction = self.instruction(prompt)?;
+    /// A prompt and its completion, which is text or messages.
+    pub fn answered(&self, instruction: Instruction, answer: &str) -> Result<Text, Reason> {
         let name = self.map.name(answer);
         let value = self.need(answer)?;
         if let Value::String(response) = value {
@@ -90,11 +140,14 @@ impl<'a> Fields<'a> {
     pub fn inputs(&self) -> Result<TemplateInputs, Reason> {
         let tools = match self.get("tools") {
             None => None,
+            // TRL: an empty list is none.
+            Some(Value::Array(list)) if list.is_empty() => None,
+            Some(Value::String(text)) if text.trim().is_empty() => None,
             Some(list @ Value::Array(_)) => Some(list.clone()),
             // Data sets keep what differs from row to row as JSON text; TRL reads it so too.
             Some(Value::String(text)) => match serde_json::from_str(text) {
-                Ok(list @ Value::Array(_)) => Some(list),
                 Ok(Value::Null) => None,
+                Ok(Value::Array(list)) => Some(list).filter(|list| !list.is_empty()).map(Value::Array),
                 _ => return Err("field `tools`: is text, and no JSON list".into()),
             },
             Some(other) => return Err(format!("field `tools`: expected a list, found {}", kind(other))),
@@ -146,7 +199,8 @@ pub(super) fn completion(prompt: Conversation, said: Vec<Message>, name: &str) -
 
 /// A list of {role, content} with all their keys; content may be a list of text parts.
 pub(super) fn messages(value: &Value, name: &str) -> Result<Vec<Message>, Reason> {
-    let Value::Array(items) = value else {
+    let normalised = sharegpt::normalised(value, name)?;
+    let Value::Array(items) = normalised.as_ref() else {
         return Err(format!("field `{name}`: expected text or a list of messages, found {}", kind(value)));
     };
     if items.is_empty() {
@@ -181,6 +235,10 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::Number(_) => "a number",
         Value::String(_) => "text",
         Value::Array(_) => "a list",
+        Value::Object(object) if object.contains_key(NOT_UTF8) => "bytes that are not UTF-8",
         Value::Object(_) => "an object",
     }
 }
+
+/// Key of the object that stands for bytes that are no text: JSON has none.
+pub(super) const NOT_UTF8: &str = "\0bytes";

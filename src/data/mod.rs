@@ -1,14 +1,19 @@
 //! Rows, templates, tokenising and masks, packing, sampling order.
 //!
 //! file → [`source`] → [`rows`] → ([`template`], [`chat`], [`tokens`]) → [`dataset`] → ([`order`], [`pack`]) → [`batch`].
+pub mod bad_rows;
 pub mod batch;
 pub mod chat;
 pub mod check;
 pub mod comparisons;
 pub mod conversation;
 pub mod dataset;
+mod field_map;
 mod fields;
+mod file_notes;
+mod forms;
 pub mod named_templates;
+mod objects;
 pub mod order;
 pub mod pack;
 #[cfg(feature = "cli")]
@@ -16,8 +21,10 @@ mod parquet;
 pub mod prompts;
 pub mod remarks;
 pub mod rows;
+mod sharegpt;
 pub mod source;
 pub(crate) mod special_tokens;
+mod synonyms;
 pub mod template;
 pub mod tokens;
 mod turns;

@@ -5,32 +5,60 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
+use super::fields::NOT_UTF8;
+use super::objects::Parsed;
 use super::rows::Place;
 use super::untrusted::without_panic;
 use crate::error::{Error, Result, one_line};
 
-/// As [`super::rows::for_each_object`] of JSON lines; a place's line is the row's number.
+/// Calls `take` with every row; a place's line is the row's number, from 1.
+///
+/// # Errors
+/// [`Error::File`] for a file that is malformed or holds no rows, [`Error::Line`] for a row that cannot be decoded; what `take` returns.
 pub(super) fn for_each_object(
     path: &Path,
     file: File,
-    mut take: impl FnMut(Place, Map<String, Value>) -> Result<(), String>,
+    mut take: impl FnMut(Place, Parsed) -> Result<()>,
 ) -> Result<()> {
     let shared: Arc<Path> = path.into();
     let reader = reason(|| SerializedFileReader::new(file)).map_err(|reason| Error::file(path, reason))?;
     let mut rows = reason(|| reader.get_row_iter(None)).map_err(|reason| Error::file(path, reason))?;
     for line in 1.. {
         let place = Place { path: shared.clone(), line };
-        let row = reason(|| rows.next().transpose()).map_err(|reason| place.error(reason))?;
-        match row.map(|row| row.to_json_value()) {
-            Some(Value::Object(object)) => take(place.clone(), object).map_err(|reason| place.error(reason))?,
-            Some(_) => return Err(place.error("the row has no columns")),
+        match reason(|| rows.next().transpose()).map_err(|reason| place.error(reason))? {
+            Some(row) => take(place, Ok(object(&row)))?,
             None if line == 1 => return Err(Error::file(path, "the file holds no rows")),
             None => break,
         }
     }
     Ok(())
+}
+
+fn object(row: &Row) -> Map<String, Value> {
+    row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect()
+}
+
+/// Gives the JSON value of a field. Bytes are text, as writers that don't annotate their columns mean them, where they are UTF-8.
+fn value(field: &Field) -> Value {
+    match field {
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.into(),
+            Err(_) => Value::Object(Map::from_iter([(NOT_UTF8.into(), Value::Null)])),
+        },
+        Field::Group(row) => Value::Object(object(row)),
+        Field::ListInternal(list) => list.elements().iter().map(value).collect(),
+        Field::MapInternal(map) => {
+            let key = |key: &Field| match value(key) {
+                Value::String(text) => text,
+                other => other.to_string(),
+            };
+            Value::Object(map.entries().iter().map(|(name, field)| (key(name), value(field))).collect())
+        }
+        other => other.to_json_value(),
+    }
 }
 
 /// An error of the library, or a panic over a malformed file, as a reason.

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use super::conversation::{Instruction, Message, Text};
-use super::fields::{Fields, messages};
-use super::rows::{FieldMap, Place};
+use super::fields::Fields;
+use super::file_notes::FileNotes;
+use super::forms;
+use super::rows::{FieldMap, FileRows, Instruction, Place};
 use super::source::for_each_row;
 use crate::error::Result;
 
@@ -19,40 +20,26 @@ pub struct Prompt {
     pub gold: Option<String>,
 }
 
-/// Reads the instructions of a JSONL file: `instruction`, `prompt`, `messages`, `i_chosen` or `prompt_chosen`.
+/// Reads the instructions of a file: of every form of row, or of rows that have nothing else.
 ///
 /// # Errors
 /// As [`super::rows::read_rows`].
 pub fn read_prompts(path: impl AsRef<Path>, map: &FieldMap) -> Result<Vec<Prompt>> {
-    let (path, mut prompts) = (path.as_ref(), Vec::new());
+    Ok(read_prompt_file(path, map)?.rows)
+}
+
+/// Reads the same, with what is to be told about the file.
+///
+/// # Errors
+/// As [`super::rows::read_rows`].
+pub fn read_prompt_file(path: impl AsRef<Path>, map: &FieldMap) -> Result<FileRows<Prompt>> {
+    let (path, mut rows, mut notes) = (path.as_ref(), Vec::new(), FileNotes::default());
     for_each_row(path, |place, object| {
-        let fields = Fields { object: &object, map };
-        let gold = ["gold_response", "response", "completion", "r_chosen", "chosen"]
-            .iter()
-            .find_map(|name| fields.get(name)?.as_str())
-            .map(String::from);
-        let forms = ["instruction", "prompt", "i_chosen", "prompt_chosen"];
-        let (instruction, gold) = match forms.iter().find(|name| fields.get(name).is_some()) {
-            Some(name) => (fields.instruction(name)?, gold),
-            None if fields.get("messages").is_some() => {
-                let messages = messages(fields.need("messages")?, map.name("messages"))?;
-                if messages.last().is_some_and(Message::is_assistant) {
-                    let text = Text::last_turn(messages, map.name("messages"))?;
-                    let gold = text.response.messages().last().map(Message::text);
-                    (text.instruction, gold)
-                } else {
-                    (Instruction::Chat(messages.into()), gold)
-                }
-            }
-            None => {
-                return Err(format!(
-                    "no field `instruction`, `prompt` or `messages` ({})",
-                    super::fields::names(&object)
-                ));
-            }
-        };
-        prompts.push(Prompt { place, instruction: instruction.with_inputs(fields.inputs()?), gold });
+        let fields = Fields::new(&object, map);
+        let (instruction, gold) = forms::prompt(&fields)?;
+        notes.count(&fields, Some(&instruction));
+        rows.push(Prompt { place, instruction, gold });
         Ok(())
     })?;
-    Ok(prompts)
+    Ok(FileRows { rows, notes: notes.lines(path) })
 }

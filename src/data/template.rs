@@ -61,6 +61,11 @@ impl Template {
         }
     }
 
+    /// Gives the template that an instruction gets: a verbatim one has none.
+    pub fn for_instruction(&self, instruction: &Instruction) -> &Self {
+        if matches!(instruction, Instruction::Verbatim(_)) { &Self::None } else { self }
+    }
+
     /// Renders the text before the response.
     ///
     /// # Errors
@@ -70,7 +75,7 @@ impl Template {
         instruction: &Instruction,
         chat: Option<&ChatTemplate>,
     ) -> std::result::Result<String, String> {
-        let pattern = match self {
+        let pattern = match self.for_instruction(instruction) {
             Self::Chat => {
                 let Conversation { messages, inputs } = instruction.conversation();
                 let values: Vec<Value> = messages.iter().map(Message::to_value).collect();
@@ -92,7 +97,7 @@ impl Template {
     /// # Errors
     /// The reason, where the template can't hold this text.
     pub fn render(&self, text: &Text, chat: Option<&ChatTemplate>) -> std::result::Result<Rendered, String> {
-        if *self == Self::Chat {
+        if *self.for_instruction(&text.instruction) == Self::Chat {
             return render_turns(text, chat.ok_or(NO_CHAT)?);
         }
         let instruction = self.instruction(&text.instruction, chat)?;

@@ -200,6 +200,7 @@ impl Tokenizer {
     }
 
     fn render(&self, text: &Text, template: &Template) -> std::result::Result<Rendered, String> {
+        let template = template.for_instruction(&text.instruction);
         template.render(text, self.chat(&text.instruction, template)?.map(|chat| &chat.template))
     }
 
@@ -230,6 +231,7 @@ impl Tokenizer {
         template: &Template,
         remarks: &mut BTreeSet<Remark>,
     ) -> std::result::Result<Sequence, String> {
+        let template = template.for_instruction(&text.instruction);
         let chat = self.chat(&text.instruction, template)?;
         let rendered = template.render(text, chat.map(|chat| &chat.template))?;
         note_keys(text, chat.map(|chat| chat.source.as_str()), remarks);
@@ -304,6 +306,7 @@ impl Tokenizer {
         instruction: &Instruction,
         template: &Template,
     ) -> std::result::Result<Vec<u32>, String> {
+        let template = template.for_instruction(instruction);
         let mut ids = self.encode_text(&self.render_instruction(instruction, template)?)?;
         if let Some(bos) = self.bos_before(&ids).filter(|_| *template != Template::Chat) {
             ids.insert(0, bos);
@@ -321,6 +324,7 @@ impl Tokenizer {
         start: &str,
         template: &Template,
     ) -> std::result::Result<Sequence, String> {
+        let template = template.for_instruction(instruction);
         let asked = self.render_instruction(instruction, template)?;
         let encoding = self.tokenise(&format!("{asked}{start}"))?;
         let (tokens, offsets) = (encoding.get_ids(), encoding.get_offsets());

@@ -80,8 +80,16 @@ impl Preference {
                 "its two instructions differ: joint pairs are drawn from preferences between responses to one",
             ));
         }
-        let Text { instruction: Instruction::Plain(instruction), .. } = chosen else {
-            return Err(row.place.error("its instruction is a conversation: judges are asked about texts"));
+        let instruction = match &chosen.instruction {
+            Instruction::Plain(instruction) => instruction,
+            Instruction::Chat(_) => {
+                return Err(row.place.error("its instruction is a conversation: judges are asked about texts"));
+            }
+            Instruction::Verbatim(_) => {
+                return Err(row
+                    .place
+                    .error("its sides are whole texts: judges are asked about an instruction and responses"));
+            }
         };
         let response = |text: &Text| text.response.plain().map_err(|reason| row.place.error(reason));
         let file = row.place.path.file_name().map_or_else(Default::default, |n| n.to_string_lossy().into_owned());

@@ -49,7 +49,6 @@ fn every_form_of_row() {
         ),
         (r#"{"prompt":"a","completion":"b","label":true}"#, Content::Labelled(plain("a", "b"), true)),
         (r#"{"instruction":"a","response":"b","label":false}"#, Content::Labelled(plain("a", "b"), false)),
-        (r#"{"instruction":"a","response":"b","label":3}"#, Content::Single(plain("a", "b"))),
     ];
     for (row, expected) in forms {
         assert_eq!(one(row), expected, "{row}");
@@ -80,18 +79,23 @@ fn bad_rows_name_their_line() {
     let cases = [
         ("{\"i_chosen\":", "malformed JSON: EOF while parsing a value, column 12".to_string()),
         ("{\"a\":1,}", "malformed JSON: trailing comma, column 8".into()),
-        ("{", "malformed JSON: expected one object a line (JSONL), found the start of one that spans lines".into()),
+        ("{", "malformed JSON: expected one object a line (JSONL) or one list of objects, found the start of an object that spans lines: \
+             `jq -c .` puts each on a line"
+                .into()),
         ("[1]", "expected one JSON object a line, found a list".into()),
         (
             r#"{"i_chosen":"a","r_chosen":"b","i_reject":"c"}"#,
             format!("field `r_reject` is missing (the row has `i_chosen`, `r_chosen`, `i_reject`); a row is one of: {FORMS}"),
         ),
         ("{}", format!("no form of row has these fields (the row is empty); a row is one of: {FORMS}")),
-        (r#"{"text":"a"}"#, format!("no form of row has these fields (the row has `text`); a row is one of: {FORMS}")),
+        (r#"{"text":7}"#, "field `text`: expected text, found a number".into()),
         (r#"{"i_chosen":"a","r_chosen":7,"i_reject":"c","r_reject":"d"}"#, "field `r_chosen`: expected text, found a number".into()),
         (r#"{"i_chosen":"a","r_chosen":"b","i_reject":"c","r_reject":""}"#, "the rejected response is empty".into()),
         (r#"{"prompt":"a","chosen":true,"rejected":"d"}"#, "field `chosen`: expected text or a list of messages, found true or false".into()),
-        (r#"{"chosen":"b","rejected":"d"}"#, "field `chosen` is text, so field `prompt` is needed too".into()),
+        (
+            r#"{"chosen":"b","rejected":"d"}"#,
+            "fields `chosen` and `rejected` are texts that don't begin alike, so field `prompt` is needed too".into(),
+        ),
         (
             r#"{"chosen":[{"role":"user","content":"Q"},{"role":"assistant","content":"b"}],"rejected":[{"role":"user","content":"R"},{"role":"assistant","content":"d"}]}"#,
             "`chosen` (2 messages) and `rejected` (2) share their first 0; what follows must begin with an assistant message on both sides".into(),
@@ -114,8 +118,8 @@ fn bad_rows_name_their_line() {
         (
             r#"{"instruction":"a","response":"b"}"#,
             "the row holds one text, not a preference (the row has `instruction`, `response`); a preference is one of: \
-             {i_chosen, r_chosen, i_reject, r_reject}, {prompt, chosen, rejected}, {chosen, rejected} as conversations, \
-             {prompt_chosen, chosen, prompt_rejected, rejected}"
+             {i_chosen, r_chosen, i_reject, r_reject}, {prompt, chosen, rejected}, {chosen, rejected} as conversations or whole texts, \
+             {conversations, chosen, rejected}, {prompt_chosen, chosen, prompt_rejected, rejected}"
                 .into(),
         ),
     ];

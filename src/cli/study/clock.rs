@@ -9,10 +9,11 @@ use crate::cli::args::{ModelArgs, TrainArgs};
 use crate::cli::session::{self, ChatChoice, Model};
 use crate::cli::train;
 use crate::config::Defaults;
+use crate::data::bad_rows::{BadRowLimit, BadRows};
 use crate::data::batch::{Example, Sequence};
 use crate::data::dataset::Dataset;
 use crate::data::prompts::read_prompts;
-use crate::data::rows::{Content, FieldMap, Instruction, Place, Purpose, Row, Text, read_rows};
+use crate::data::rows::{Content, FieldMap, Instruction, Place, Purpose, Row, Text, read_row_file};
 use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
@@ -200,6 +201,11 @@ impl<'a> Clock<'a> {
         batch: usize,
     ) -> Result<Vec<Example>> {
         let map = FieldMap::parse(&args.data.map)?;
+        // How many of a file's first rows are bad says little of all.
+        let bad_rows = match session::bad_rows(&args.data)? {
+            BadRows::Error => BadRows::Error,
+            BadRows::Skip(_) => BadRows::Skip(BadRowLimit::Share(1.0)),
+        };
         let mut rows: Vec<Row> = Vec::new();
         let study = self.study;
         let purpose = if shares.is_some() { Purpose::Preference } else { Purpose::Sft };
@@ -217,7 +223,7 @@ impl<'a> Clock<'a> {
             }
         };
         for file in &files {
-            rows.extend(read_rows(file, &map, purpose)?.into_iter().take(ROWS));
+            rows.extend(read_row_file(file, &map, purpose, bad_rows)?.rows.into_iter().take(ROWS));
         }
         if let (Some(tasks), true) = (study.tasks, rows.is_empty()) {
             let row = |(i, row): (usize, SftRow)| Row {
@@ -230,7 +236,7 @@ impl<'a> Clock<'a> {
             rows.extend(sft(Split::Train, tasks.seed, batch).enumerate().map(row));
         }
         let (_, limits) = session::limits(&args.data, &model.description)?;
-        let mut data = Dataset::build(&rows, &self.tokenizer, &self.template, limits)?;
+        let mut data = Dataset::build_with(&rows, &self.tokenizer, &self.template, limits, bad_rows)?;
         let share_prefix = !args.no_share_prefix;
         data.examples.sort_by_key(|example| example.n_tokens(share_prefix));
         let n = data.examples.len();

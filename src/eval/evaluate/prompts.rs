@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::data::prompts::read_prompts;
-use crate::data::rows::{FieldMap, Instruction, Place};
+use crate::data::prompts::read_prompt_file;
+use crate::data::rows::{FieldMap, FileRows, Instruction, Place};
 use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
@@ -22,16 +22,19 @@ pub struct TestPrompt {
     pub gold: Option<String>,
 }
 
-/// The prompts of some files, the first `limit` of them; `needs_gold`: each must have a `gold_response`.
+/// Reads the prompts of some files, the first `limit` of them; `needs_gold`: each must have a `gold_response`.
 ///
 /// # Errors
 /// [`Error::Line`] for a malformed line, a field that is missing or empty, an instruction that stood there before (what is drawn again for
 /// intervals are prompts, which must be different ones); [`Error::File`].
-pub fn read(files: &[PathBuf], map: &FieldMap, needs_gold: bool, limit: Option<usize>) -> Result<Vec<TestPrompt>> {
+pub fn read(files: &[PathBuf], map: &FieldMap, needs_gold: bool, limit: Option<usize>) -> Result<FileRows<TestPrompt>> {
     let mut all: Vec<TestPrompt> = Vec::new();
     let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut notes = Vec::new();
     for file in files {
-        for prompt in read_prompts(file, map)? {
+        let read = read_prompt_file(file, map)?;
+        notes.extend(read.notes);
+        for prompt in read.rows {
             let gold = prompt.gold.as_deref().map(str::trim);
             match gold {
                 None if needs_gold => {
@@ -65,7 +68,7 @@ pub fn read(files: &[PathBuf], map: &FieldMap, needs_gold: bool, limit: Option<u
         return Err(Error::flag("data", "is missing: test rows {instruction, gold_response}"));
     }
     all.truncate(limit.unwrap_or(usize::MAX));
-    Ok(all)
+    Ok(FileRows { rows: all, notes })
 }
 
 /// A prompt's tokens.

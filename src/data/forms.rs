@@ -1,0 +1,386 @@
+//! Forms of rows: which fields make a preference, a text to imitate or a prompt, and how columns beside them become a part of it.
+
+use serde_json::Value;
+
+use super::conversation::{Instruction, Message, Text};
+use super::fields::{Fields, completion, kind, messages};
+use super::rows::Content;
+use super::synonyms::{hint, no_form, refused_form};
+
+/// Forms of a row that error messages list.
+pub const FORMS: &str = "{i_chosen, r_chosen, i_reject, r_reject}, {prompt, chosen, rejected}, {chosen, rejected} as conversations or whole texts, \
+     {conversations, chosen, rejected}, {prompt_chosen, chosen, prompt_rejected, rejected}, {instruction, response}, {prompt, completion}, \
+     {messages}, {conversations}, {text}; one text may have a {label}, true or false";
+
+type Reason = String;
+
+/// Fields of a prompt, beside `completion` or two responses.
+const PROMPTS: [&str; 3] = ["prompt", "instruction", "question"];
+/// Fields of a prompt, beside `response` or `output`.
+const INSTRUCTIONS: [&str; 3] = ["instruction", "prompt", "question"];
+/// Fields of one response.
+const RESPONSES: [&str; 3] = ["completion", "response", "output"];
+/// Fields of a conversation.
+const CONVERSATIONS: [&str; 2] = ["messages", "conversations"];
+/// Fields of a text that stands behind the prompt: Alpaca's and Dolly's.
+const INPUTS: [&str; 2] = ["input", "context"];
+/// Fields of a system message.
+const SYSTEMS: [&str; 2] = ["system", "system_prompt"];
+
+/// Reads what a row holds.
+///
+/// # Errors
+/// The reason, which names the field.
+pub(super) fn content(fields: &Fields) -> Result<Content, Reason> {
+    let mut content = form(fields)?;
+    for text in content.texts_mut() {
+        let instruction = std::mem::replace(&mut text.instruction, Instruction::Plain(String::new()));
+        text.instruction = framed(fields, instruction)?;
+    }
+    let sides = content.texts();
+    let names = if sides.len() == 2 { ["chosen ", "rejected "] } else { ["", ""] };
+    match sides.iter().position(|text| text.response.is_empty()) {
+        Some(side) => Err(format!("the {}response is empty", names[side])),
+        None => Ok(content),
+    }
+}
+
+fn form(fields: &Fields) -> Result<Content, Reason> {
+    if fields.any(&["i_chosen", "r_chosen", "i_reject", "r_reject"]) {
+        let side = |i: &str, r: &str| {
+            Ok::<_, Reason>(Text { instruction: Instruction::Plain(fields.text(i)?), response: fields.text(r)?.into() })
+        };
+        let (chosen, rejected) = (side("i_chosen", "r_chosen")?, side("i_reject", "r_reject")?);
+        return Ok(Content::Preference { chosen, rejected });
+    }
+    if fields.any(&["prompt_chosen", "prompt_rejected"]) {
+        let side = |prompt: &str, answer: &str| fields.answered(fields.instruction(prompt)?, answer);
+        let (chosen, rejected) = (side("prompt_chosen", "chosen")?, side("prompt_rejected", "rejected")?);
+        return Ok(Content::Preference { chosen, rejected });
+    }
+    if fields.any(&["chosen", "rejected"]) {
+        return preference(fields);
+    }
+    let has_pair = fields.first(prompts(fields)).is_some() && fields.any(&RESPONSES);
+    if let Some(field) = fields.first(&CONVERSATIONS).filter(|field| *field == "messages" || !has_pair) {
+        let name = fields.map.name(field);
+        return Text::every_turn(messages(fields.need(field)?, name)?, name).map(Content::Single);
+    }
+    match (fields.first(prompts(fields)), fields.first(&RESPONSES)) {
+        (None, None) if fields.has("text") => {
+            let (instruction, response) = (Instruction::Verbatim(String::new()), fields.text("text")?.into());
+            Ok(Content::Single(Text { instruction, response }))
+        }
+        (None, None) => Err(refused_form(fields).unwrap_or_else(|| no_form(fields))),
+        (prompt, answer) => {
+            if let (None, Some(reason)) = (answer, refused_form(fields)) {
+                return Err(reason);
+            }
+            let prompt = prompt.unwrap_or(prompts(fields)[0]);
+            let answer = answer.unwrap_or(if prompt == "instruction" { "response" } else { "completion" });
+            let text = fields.answered(asked(fields, prompt)?, answer)?;
+            // A history's answers are turns of the conversation, like those of `messages`.
+            match fields.peek("history").and_then(Value::as_array).is_some_and(|turns| !turns.is_empty()) {
+                true => Text::every_turn(text.conversation().0.messages, answer).map(Content::Single),
+                false => Ok(Content::Single(text)),
+            }
+        }
+    }
+}
+
+/// Fields of a prompt in the order in which this row's are sought: TRL's names go together, and Alpaca's.
+fn prompts(fields: &Fields) -> &'static [&'static str] {
+    if fields.any(&["completion", "chosen", "rejected"]) { &PROMPTS } else { &INSTRUCTIONS }
+}
+
+/// Reads two responses to one prompt.
+fn preference(fields: &Fields) -> Result<Content, Reason> {
+    let both = |instruction: Instruction| {
+        let chosen = fields.answered(instruction.clone(), "chosen")?;
+        Ok(Content::Preference { chosen, rejected: fields.answered(instruction, "rejected")? })
+    };
+    // A whole conversation has its prompt within, whatever other columns say of it; `prompt` is compared with it.
+    let is_whole = fields.peek("chosen").is_some_and(is_conversation);
+    if let Some(prompt) = fields.first(&PROMPTS).filter(|prompt| *prompt == "prompt" || !is_whole) {
+        return both(asked(fields, prompt)?);
+    }
+    let is_answer = |answer: &Value| answer.as_array().is_none_or(|messages| messages.len() == 1);
+    if let Some(field) = fields.first(&CONVERSATIONS)
+        && fields.peek("chosen").is_some_and(is_answer)
+    {
+        return both(fields.instruction(field)?);
+    }
+    match [fields.need("chosen")?, fields.need("rejected")?] {
+        [Value::String(chosen), Value::String(rejected)] => whole_texts(fields, chosen, rejected),
+        _ => conversations(fields),
+    }
+}
+
+/// Whether a list of messages begins before the first answer.
+fn is_conversation(answer: &Value) -> bool {
+    let speaker =
+        |message: &Value| message.get("role").or(message.get("from")).and_then(Value::as_str).map(String::from);
+    let first = answer.as_array().and_then(|messages| messages.first()).and_then(speaker);
+    first.is_some_and(|speaker| ["system", "user", "human"].contains(&speaker.as_str()))
+}
+
+/// Reads whole conversations on both sides: the shared leading messages are the prompt.
+fn conversations(fields: &Fields) -> Result<Content, Reason> {
+    for name in ["chosen", "rejected"] {
+        if fields.need(name)?.is_string() {
+            return Err(format!(
+                "field `{}` is text, so field `{}` is needed too{}",
+                fields.map.name(name),
+                fields.map.name("prompt"),
+                hint(fields, "prompt")
+            ));
+        }
+    }
+    let (chosen_name, rejected_name) = (fields.map.name("chosen"), fields.map.name("rejected"));
+    let chosen = messages(fields.need("chosen")?, chosen_name)?;
+    let rejected = messages(fields.need("rejected")?, rejected_name)?;
+    let shared = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
+    let shortest = chosen.len().min(rejected.len());
+    // Equal conversations, or one that goes on where the other ends: the last message of the shorter one is the response.
+    let shared = shared.min(shortest - 1);
+    if ![&chosen, &rejected].iter().all(|side| side[shared].is_assistant()) {
+        return Err(format!(
+            "`{chosen_name}` ({} messages) and `{rejected_name}` ({}) share their first {shared}; what follows must begin with an assistant \
+             message on both sides",
+            chosen.len(),
+            rejected.len()
+        ));
+    }
+    let side = |mut messages: Vec<Message>, name: &str| {
+        let said = messages.split_off(shared);
+        completion(messages.into(), said, name)
+    };
+    Ok(Content::Preference { chosen: side(chosen, chosen_name)?, rejected: side(rejected, rejected_name)? })
+}
+
+/// How hh-rlhf's texts mark a response.
+const TURN: &str = "\n\nAssistant:";
+
+/// Reads whole texts on both sides: the prompt is what they share, up to the last turn where that is marked, else as TRL's
+/// `extract_prompt` cuts it.
+fn whole_texts(fields: &Fields, chosen: &str, rejected: &str) -> Result<Content, Reason> {
+    let hint = hint(fields, "prompt");
+    let mut shared: usize =
+        chosen.chars().zip(rejected.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum();
+    if let Some(turn) = chosen[..shared].rfind(TURN) {
+        shared = turn + TURN.len();
+    } else if chosen[..shared].ends_with(' ') {
+        shared -= 1;
+    }
+    if shared == 0 || !hint.is_empty() {
+        let (names, prompt) = (["chosen", "rejected"].map(|name| fields.map.name(name)), fields.map.name("prompt"));
+        let why = if shared == 0 { " that don't begin alike" } else { "" };
+        return Err(format!(
+            "fields `{}` and `{}` are texts{why}, so field `{prompt}` is needed too{hint}",
+            names[0], names[1]
+        ));
+    }
+    let side = |whole: &str| Text {
+        instruction: Instruction::Verbatim(whole[..shared].into()),
+        response: whole[shared..].into(),
+    };
+    Ok(Content::Preference { chosen: side(chosen), rejected: side(rejected) })
+}
+
+/// Reads a prompt with what stands behind it and before it: `input` or `context` as LLaMA-Factory joins them, and `history`.
+fn asked(fields: &Fields, prompt: &str) -> Result<Instruction, Reason> {
+    let mut instruction = fields.instruction(prompt)?;
+    if let Some((field, more)) = one_text(fields, &INPUTS)? {
+        let Instruction::Plain(text) = &mut instruction else {
+            return Err(format!(
+                "field `{}` is text, and `{}` a list of messages, which it cannot stand behind ({})",
+                fields.map.name(field),
+                fields.map.name(prompt),
+                left_out(field)
+            ));
+        };
+        // Some sets have the prompt again in `input`.
+        if text != more {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(more);
+        }
+    }
+    match history(fields)? {
+        before if before.is_empty() => Ok(instruction),
+        before => {
+            let mut conversation = instruction.conversation();
+            let at = conversation.messages.iter().take_while(|message| message.role() == "system").count();
+            conversation.messages.splice(at..at, before);
+            Ok(Instruction::Chat(conversation))
+        }
+    }
+}
+
+/// Reads `history`: a list of [user's text, assistant's text].
+fn history(fields: &Fields) -> Result<Vec<Message>, Reason> {
+    let Some(turns) = fields.get("history") else { return Ok(Vec::new()) };
+    let wrong = |found: &Value| {
+        let (name, found) = (fields.map.name("history"), kind(found));
+        format!(
+            "field `{name}`: expected a list of [user's text, assistant's text], found {found} ({})",
+            left_out("history")
+        )
+    };
+    let mut all = Vec::new();
+    for turn in turns.as_array().ok_or_else(|| wrong(turns))? {
+        let texts = turn.as_array().map(|texts| texts.iter().map(Value::as_str).collect::<Vec<_>>());
+        let Some(&[Some(user), Some(assistant)]) = texts.as_deref() else { return Err(wrong(turn)) };
+        all.extend([Message::new("user", user), Message::new("assistant", assistant)]);
+    }
+    Ok(all)
+}
+
+/// Puts a row's system message before the others, and takes in what its chat template is given.
+fn framed(fields: &Fields, instruction: Instruction) -> Result<Instruction, Reason> {
+    if let Instruction::Verbatim(_) = instruction {
+        return Ok(instruction);
+    }
+    let instruction = match one_text(fields, &SYSTEMS)? {
+        None => instruction,
+        Some((field, system)) => {
+            let mut conversation = instruction.conversation();
+            match conversation.messages.first().filter(|first| first.role() == "system") {
+                None => conversation.messages.insert(0, Message::new("system", system)),
+                Some(own) if own.text() == system => {}
+                Some(_) => {
+                    return Err(format!(
+                        "field `{}` and the messages' own system message differ ({})",
+                        fields.map.name(field),
+                        left_out(field)
+                    ));
+                }
+            }
+            Instruction::Chat(conversation)
+        }
+    };
+    Ok(instruction.with_inputs(fields.inputs()?))
+}
+
+/// Reads a text that may stand in one of two fields; an empty one is none.
+fn one_text<'a>(fields: &Fields<'a>, names: &[&'static str; 2]) -> Result<Option<(&'static str, &'a str)>, Reason> {
+    let mut found = None;
+    for name in names {
+        let text = match fields.get(name) {
+            None => continue,
+            Some(Value::String(text)) => text.as_str(),
+            Some(other) => {
+                let (column, other) = (fields.map.name(name), kind(other));
+                return Err(format!("field `{column}`: expected text, found {other} ({})", left_out(name)));
+            }
+        };
+        match found {
+            _ if text.is_empty() => {}
+            None => found = Some((*name, text)),
+            Some((_, before)) if before == text => {}
+            Some((before, _)) => {
+                let columns = [before, name].map(|name| fields.map.name(name));
+                return Err(format!(
+                    "fields `{}` and `{}` say different things ({})",
+                    columns[0],
+                    columns[1],
+                    left_out(name)
+                ));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The way out of a column that is no part of the text.
+fn left_out(field: &str) -> String {
+    format!("--map {field}= leaves it out")
+}
+
+/// Reads a row's label: true or false, 1 or 0, 1 or -1.
+///
+/// # Errors
+/// The reason, for anything else.
+pub(super) fn label(fields: &Fields) -> Result<Option<bool>, Reason> {
+    let Some(value) = fields.get("label") else { return Ok(None) };
+    let known = match value {
+        Value::Bool(label) => Some(*label),
+        Value::Number(number) => match number.as_f64() {
+            Some(1.0) => Some(true),
+            Some(0.0 | -1.0) => Some(false),
+            _ => None,
+        },
+        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    };
+    known.map(Some).ok_or_else(|| {
+        let found = match value {
+            Value::Number(number) => number.to_string(),
+            Value::String(text) => format!("`{}`", text.chars().take(40).collect::<String>().escape_debug()),
+            other => kind(other).into(),
+        };
+        let name = fields.map.name("label");
+        format!("field `{name}`: expected true or false (or 1 or 0, 1 or -1), found {found} ({})", left_out("label"))
+    })
+}
+
+/// Reads a row's instruction, and the response that stands beside it.
+///
+/// # Errors
+/// The reason, which names the field.
+pub(super) fn prompt(fields: &Fields) -> Result<(Instruction, Option<String>), Reason> {
+    let (instruction, response) = prompt_form(fields)?;
+    let gold = match fields.get("gold_response") {
+        Some(Value::String(gold)) => Some(gold.clone()),
+        _ => response,
+    };
+    Ok((framed(fields, instruction)?, gold))
+}
+
+fn prompt_form(fields: &Fields) -> Result<(Instruction, Option<String>), Reason> {
+    let of_text = |text: Text| {
+        let response = text.response.messages().last().map(Message::text);
+        (text.instruction, response)
+    };
+    let answered = |instruction: Instruction, answer: &str| match fields.has(answer) {
+        true => fields.answered(instruction, answer).map(of_text),
+        false => Ok((instruction, None)),
+    };
+    if fields.has("i_chosen") {
+        return answered(Instruction::Plain(fields.text("i_chosen")?), "r_chosen");
+    }
+    if fields.has("prompt_chosen") {
+        return answered(fields.instruction("prompt_chosen")?, "chosen");
+    }
+    let is_whole = !fields.any(&RESPONSES) && fields.peek("chosen").is_some_and(is_conversation);
+    if let Some(prompt) = fields.first(prompts(fields)).filter(|prompt| *prompt == "prompt" || !is_whole) {
+        let answer = fields.first(&RESPONSES).unwrap_or("chosen");
+        return answered(asked(fields, prompt)?, answer);
+    }
+    if fields.any(&["chosen", "rejected"]) {
+        return match preference(fields)? {
+            Content::Preference { chosen, .. } => Ok(of_text(chosen)),
+            Content::Single(text) | Content::Labelled(text, _) => Ok(of_text(text)),
+            Content::Unreadable(reason) => Err(reason),
+        };
+    }
+    if let Some(field) = fields.first(&CONVERSATIONS) {
+        let name = fields.map.name(field);
+        let messages = messages(fields.need(field)?, name)?;
+        return match messages.last().is_some_and(Message::is_assistant) {
+            true => Text::last_turn(messages, name).map(of_text),
+            false => Ok((Instruction::Chat(messages.into()), None)),
+        };
+    }
+    if fields.has("text") {
+        let name = fields.map.name("text");
+        return Err(format!("field `{name}` is a whole text, not a prompt (--map prompt={name} reads it as one)"));
+    }
+    Err(format!(
+        "no field `instruction`, `prompt` or `messages` ({}){}",
+        super::fields::names(fields.object),
+        hint(fields, "prompt")
+    ))
+}
