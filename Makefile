@@ -1,13 +1,14 @@
 # jointwise. `make demo`: the whole story on the bundled model. `make test`: every test. Both install a Vulkan driver where none is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser test-page test-windows check-hlsl check-targets browser site build driver lint clean
+.PHONY: help demo test mutants test-browser test-page test-windows check-hlsl check-targets browser site build driver lint clean
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 help:
 	@echo "make demo    look at the bundled model, tune it with DPO and JPO, look again: table and report.html"
 	@echo "make test    every test, in release mode; the page's, too, where there are browsers or can be"
+	@echo "make mutants plants faults, one at a time, and says which of them the tests do not see (by hand: hours)"
 	@echo "make browser builds the page that tunes in a tab, and serves it on this machine"
 	@echo "make site    the page as static files: $(TARGET)/site"
 	@echo "make test-browser  the page in Chromium and Firefox, and the shaders through Dawn"
@@ -24,6 +25,10 @@ demo: build
 test: driver
 	.ci/with-driver cargo test --release
 	@$(MAKE) --no-print-directory test-page
+
+# Goes on where it was stopped. ARGS: see tests/mutants/run.py --help.
+mutants: driver
+	tests/mutants/run.py --all-tests $(ARGS)
 
 test-browser: build test-page
 

@@ -12,6 +12,8 @@ mod checks;
 mod fixture;
 #[path = "oracle/saved.rs"]
 mod saved;
+#[path = "oracle/sft.rs"]
+mod sft;
 
 use checks::{Checks, Metric, tolerance};
 use fixture::*;
@@ -442,6 +444,7 @@ families! {
     phi3: full(OURS, "phi3");
     llama3_scaling: full(OURS, "llama3-scaling");
     mistral_odd: full(OURS, "mistral-odd");
+    gpt2_odd: full(OURS, "gpt2-odd");
     lora_mistral: lora(OURS, "lora-mistral");
     public_gpt2: full(PUBLIC, "gpt2");
     public_llama: full(PUBLIC, "llama");

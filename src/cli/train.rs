@@ -511,6 +511,7 @@ fn card(args: &TrainArgs, p: &Prepared, gpu: &Gpu, state: &State) -> Card {
     let mut settings = vec![
         ("learning-rate", s.learning_rate.to_string()),
         ("lr-scheduler-type", format!("{:?}", s.lr_scheduler_type).to_lowercase()),
+        ("warmup-steps", s.schedule(p.data.examples.len()).warmup_steps.to_string()),
         ("batch-size", s.batch_size.to_string()),
         ("gradient-accumulation-steps", s.gradient_accumulation_steps.to_string()),
         ("steps", state.step.to_string()),
@@ -518,6 +519,9 @@ fn card(args: &TrainArgs, p: &Prepared, gpu: &Gpu, state: &State) -> Card {
         ("optim", s.optim.name().to_string()),
         ("param-dtype", s.param_dtype.name().to_string()),
         ("saved-dtype", s.saved_dtype.name().to_string()),
+        ("adam-beta1", s.optimiser.adam_beta1.to_string()),
+        ("adam-beta2", s.optimiser.adam_beta2.to_string()),
+        ("adam-epsilon", s.optimiser.adam_epsilon.to_string()),
         ("weight-decay", s.optimiser.weight_decay.to_string()),
         ("max-grad-norm", s.optimiser.max_grad_norm.to_string()),
         ("seed", s.seed.to_string()),

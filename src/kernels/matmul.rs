@@ -15,7 +15,7 @@ mod tiles;
 
 pub use operands::{Epilogue, Matrix, Operands, Second};
 
-use cases::{EpilogueCase, LinearCase, LowRankCase, ProductCase};
+use cases::{AccumulateCase, EpilogueCase, LinearCase, LowRankCase, ProductCase};
 use coop::Coop;
 use cpu::Cpu;
 use operands::{MatmulParams, with_all, with_second};
@@ -287,6 +287,13 @@ impl Kernel for Matmul {
                 all.push(Box::new(EpilogueCase::new(shape, variant.into_iter().collect(), MatmulPrecision::Highest)));
             }
         }
+        for (t, n_out, n_in, storage) in AccumulateCase::SHAPES {
+            for variant in std::iter::once(None).chain(VARIANTS.map(Some)) {
+                let (allowed, precision) = (variant.into_iter().collect(), MatmulPrecision::Highest);
+                let linear = LinearCase { t, n_out, n_in, storage, allowed, precision };
+                all.push(Box::new(AccumulateCase { linear }));
+            }
+        }
         all
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
@@ -320,8 +327,15 @@ impl Kernel for Matmul {
         };
         let epilogue =
             |shape| -> Box<dyn Case> { Box::new(EpilogueCase::new(shape, allowed.clone(), MatmulPrecision::Highest)) };
-        let added = EpilogueCase::SHAPES.map(epilogue);
-        shapes.map(case).into_iter().chain(LowRankCase::SHAPES.map(low_rank)).chain(added).collect()
+        let accumulated = |(t, n_out, n_in, storage)| -> Box<dyn Case> {
+            let (allowed, precision) = (allowed.clone(), MatmulPrecision::Highest);
+            Box::new(AccumulateCase { linear: LinearCase { t, n_out, n_in, storage, allowed, precision } })
+        };
+        let mut all: Vec<Box<dyn Case>> = shapes.map(case).into();
+        all.extend(LowRankCase::SHAPES.map(low_rank));
+        all.extend(EpilogueCase::SHAPES.map(epilogue));
+        all.extend(AccumulateCase::SHAPES.map(accumulated));
+        all
     }
     fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
         // Both sides of fragments, slices, blocks of a subgroup, and tiles; all three products are on cooperative matrices.
@@ -339,6 +353,9 @@ impl Kernel for Matmul {
         }
         for shape in EpilogueCase::SHAPES {
             all.push(Box::new(EpilogueCase::new(shape, Vec::new(), precision)));
+        }
+        for (t, n_out, n_in, storage) in AccumulateCase::SHAPES {
+            all.push(Box::new(AccumulateCase { linear: linear((t, n_out, n_in), storage) }));
         }
         all
     }

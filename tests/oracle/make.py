@@ -2,6 +2,7 @@
 """Remakes every fixture of this folder (README.md) with PyTorch, in float64 with stock float32 beside it.
 
 usage: make.py [FAMILY ...]              remake all families, or some
+       make.py --sft                     remake the runs of supervised fine-tuning alone, from the families as they are
        make.py --verify DIR [...]        run this same code on existing families and compare with their expected values
 Needs torch, transformers, peft, tokenizers, safetensors, numpy (versions in README.md)."""
 import copy, json, os, re, shutil, sys, tempfile, warnings
@@ -161,6 +162,10 @@ FAMILIES = {
         seed=16, tokenizer="llama2-bpe",
         config=dict(model_type="mistral", vocab_size=509, hidden_size=36, intermediate_size=50, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1, head_dim=12,
                     hidden_act="silu", rms_norm_eps=1e-3, rope_theta=10000.0, sliding_window=7, tie_word_embeddings=False)),
+    "gpt2-odd": dict(
+        seed=18, tokenizer="gpt2-bpe",
+        config=dict(model_type="gpt2", vocab_size=384, n_embd=36, n_head=3, n_layer=2, n_inner=50, activation_function="gelu_new", layer_norm_epsilon=1e-5, resid_pdrop=0.0,
+                    embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=True)),
     "lora-mistral": dict(seed=17, base="mistral-odd", r=4, alpha=8,
                          targets=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
 }
@@ -168,7 +173,13 @@ FAMILIES = {
 
 def initial_weight(name, shape, family, rng, tied):
     gemma, x = family.startswith("gemma"), rng.standard_normal(shape)
-    if tied and name == "model.norm.weight":  # of both signs, or a tied model only repeats its last token
+    if family.startswith("gpt2") and not name.endswith("ln_f.weight"):
+        if len(shape) == 1:
+            return x * 0.3 + (1 if re.search(r"ln_\w+\.weight", name) else 0)
+        if re.search(r"wte|wpe", name):
+            return x * 0.3
+        return x * (1.5 if "c_attn" in name else 1.0) / np.sqrt(shape[0])  # Conv1D: (in, out)
+    if tied and name.endswith(("model.norm.weight", "ln_f.weight")):  # of both signs, or a tied model only repeats its last token
         return np.sign(rng.standard_normal(shape)) * (1 + 0.3 * x) - (1 if gemma else 0)
     if len(shape) == 1:
         return x * 0.3 + (0 if gemma else 1)
@@ -606,7 +617,8 @@ def make_full(name):
     PreTrainedTokenizerFast(tokenizer_object=tok, bos_token=bos, eos_token=eos, pad_token=pad, unk_token="<unk>" if tok.token_to_id("<unk>") is not None else None,
                             clean_up_tokenization_spaces=False, model_max_length=256, chat_template=CHAT).save_pretrained(d / "model", save_jinja_files=False)
     c = json.load(open(d / "model/config.json"))
-    (d / "model/config_v5.json").write_text(json.dumps(v5(c), indent=2) + "\n")
+    if "rope_theta" in c:
+        (d / "model/config_v5.json").write_text(json.dumps(v5(c), indent=2) + "\n")
     if name.startswith("gemma"):
         (d / "model/config_hub.json").write_text(json.dumps(hub(c), indent=2) + "\n")
         assert AutoConfig.for_model(**hub(c)).layer_types == config.layer_types
@@ -775,11 +787,17 @@ def features(name, config):
         out[f"window {config.sliding_window} (one wider)"] = (dict(sliding_window=config.sliding_window + 1), None)
     if name == "mistral-odd":
         out["rms_norm_eps (1e-5 instead)"] = (dict(rms_norm_eps=1e-5), None)
-    if config.num_key_value_heads > 1:
+    if name.startswith("gpt2"):
+        conv = lambda m, pick: [p.data for k, p in m.named_parameters() if re.search(pick, k)]
+        out["Conv1D of the square c_proj (transposed)"] = ({}, lambda m: [w.copy_(w.T.clone()) for w in conv(m, r"attn\.c_proj\.weight")])
+        for what in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+            out[f"bias of {what}"] = ({}, lambda m, what=what: [b.zero_() for b in conv(m, re.escape(what) + r"\.bias")])
+        out["positions"] = ({}, lambda m: m.transformer.wpe.weight.data.zero_())
+    if getattr(config, "num_key_value_heads", 1) > 1:
         out["grouped heads (tiled instead of interleaved)"] = ({}, "kv")
     if config.tie_word_embeddings:
         out["tied head (a random one instead)"] = ({}, "untie")
-    if config.model_type != "phi3" and config.rms_norm_eps and not name.startswith("gemma"):
+    if config.model_type != "phi3" and getattr(config, "rms_norm_eps", None) and not name.startswith("gemma"):
         out["rope (base 1e6 instead)"] = (dict(rope_theta=1e6), None)
     return out
 
@@ -793,7 +811,7 @@ def sensitivity(name, config, w0, w1, seqs):
         c = copy.deepcopy(config)
         for k, v in (changes or {}).items():
             setattr(c, k, v)
-        old = mod.repeat_kv
+        old = getattr(mod, "repeat_kv", None)
         out = []
         try:
             if patch == "kv":
@@ -811,7 +829,8 @@ def sensitivity(name, config, w0, w1, seqs):
                     tok = t if w is w1 else tok
                     out.append(score(t, seqs["labels_joint"]))
         finally:
-            mod.repeat_kv = old
+            if old is not None:
+                mod.repeat_kv = old
         p, q = out
         return tok, p, q
 
@@ -853,6 +872,62 @@ def readme(table):
     lines = keep + [f"| {n} | {f} | {a:.2g} | {r:.1e} | {t:.1e} |" for n, f, a, r, t in table]
     lines.sort(key=lambda l: list(FAMILIES).index(l.split("|")[1].strip()))
     path.write_text(head + "<!-- sensitivity -->\n| family | feature switched off | change of the JPO loss | of a sequence's log-prob, relative | of a token's log-prob |\n|---|---|---|---|---|\n" + "\n".join(lines) + "\n<!-- /sensitivity -->" + tail)
+
+
+# ------------------------------------------------------------------------------------------- supervised fine-tuning
+# Ten steps of six rows in micro-batches of three, whose numbers of response tokens differ; the last step has four rows: micro-batches of three and
+# one. The mean is over a step's tokens. The clip threshold lies between the steps' norms: some are clipped, some are not.
+SFT = dict(family="mistral-odd", rows=[(5 * i + i // 24) % 24 for i in range(58)], rows_per_step=6, batch_size=3, gradient_accumulation_steps=2, max_grad_norm=3.5)
+
+
+def make_sft():
+    d = HERE / SFT["family"]
+    config, w0 = AutoConfig.from_pretrained(d / "model"), read_weights(d / "model")
+    w1, seqs = add_delta(w0, np_load(d / "delta.safetensors")), np_load(d / "expected.safetensors")
+    steps = [SFT["rows"][i : i + SFT["rows_per_step"]] for i in range(0, len(SFT["rows"]), SFT["rows_per_step"])]
+    assert len(steps) == len(LR) and len(steps[-1]) == 4
+    lengths = seqs["seq_len"] - seqs["prompt_len"]
+    tokens = [[int(sum(lengths[2 * r] for r in rows[i : i + 3])) for i in range(0, len(rows), 3)] for rows in steps]
+    assert all(a != b for a, b in tokens), tokens
+
+    def run(dtype, of_means=False):
+        with Precision(dtype):
+            model = build(config, w1, dtype)
+            params = trainable(model)
+            opt = torch.optim.AdamW(list(params.values()), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, foreach=False)
+            log = dict(loss=[], grad_norm=[], lr=LR)
+            for step, rows in enumerate(steps):
+                if of_means:  # what a mean of the micro-batches' means would be
+                    loss = torch.stack([sft_loss(model, seqs, rows[i : i + 3]) for i in range(0, len(rows), 3)]).mean()
+                else:
+                    loss = sft_loss(model, seqs, rows)
+                for k, g in gradient(params, loss).items():
+                    params[k].grad = g
+                log["loss"].append(float(loss.detach()))
+                log["grad_norm"].append(float(torch.nn.utils.clip_grad_norm_(list(params.values()), SFT["max_grad_norm"])))
+                for g in opt.param_groups:
+                    g["lr"] = float(LR[step])
+                opt.step()
+            with torch.no_grad():
+                final = score(token_logps(model, seqs), seqs["labels_cond"])
+        return {k: [float(x) for x in v] for k, v in log.items()}, {k: p.detach().double().numpy() for k, p in params.items()}, final.double().numpy()
+
+    log, after, final = run(torch.float64)
+    log32, after32, final32 = run(torch.float32)
+    clipped = [n > SFT["max_grad_norm"] for n in log["grad_norm"]]
+    assert any(clipped[1:]) and not all(clipped[1:]), log["grad_norm"]
+    other, _, _ = run(torch.float64, of_means=True)
+    rows = seqs["vocab_rows"]
+    out = {"final_seq_logps_cond": final.astype(np.float32)}
+    for k, v in after.items():
+        by_rows = v.ndim == 2 and v.shape[0] == config.vocab_size
+        out[("after10_rows/" if by_rows else "after10/") + k] = (v[rows] if by_rows else v).astype(np.float32)
+    np_save(out, d / "sft.safetensors")
+    (d / "sft.safetensors").chmod(0o644)
+    worst = max(float(np.linalg.norm(after32[k] - v) / np.linalg.norm(v - w1[k])) for k, v in after.items())
+    dump(d / "sft.json", dict(SFT, scalars={f"sft/{k}": dict(f64=v, f32=log32[k]) for k, v in log.items()}, loss_of_means=other["loss"]))
+    print(f"{SFT['family']}: sft: losses {log['loss'][0]:.4f} .. {log['loss'][-1]:.4f}, norms {min(log['grad_norm']):.2f} .. {max(log['grad_norm']):.2f}, clipped {sum(clipped)} of 10; "
+          f"f32: update {worst:.1e}, log-probs {float(np.abs(final32 - final).max()):.1e}; a mean of means moves a loss by up to {max(abs(a - b) for a, b in zip(log['loss'], other['loss'])):.2g}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- verify
@@ -904,6 +979,8 @@ def main():
         for d in args[1:]:
             verify(d)
         return
+    if args[:1] == ["--sft"]:
+        return make_sft()
     table = []
     for name in args or FAMILIES:
         if "base" in FAMILIES[name]:
@@ -913,6 +990,8 @@ def main():
             table += sensitivity(name, *make_full(name))
     for n, f, a, r, t in table:
         print(f"{n:15} without {f:46} loss moves by {a:8.2g}, a sequence's log-prob by up to {r:.1e} relative, a token's by {t:.1e}")
+    if not args or SFT["family"] in args:
+        make_sft()
     readme(table)
     dull = [(n, f) for n, f, a, r, t in table if t < 8e-4]  # eight times parity.py's tolerance
     assert not dull, f"does not matter: {dull}"

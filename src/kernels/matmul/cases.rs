@@ -371,3 +371,70 @@ impl Case for EpilogueCase {
         Cost { bytes: 4 * words as u64, flops: flops as u64 }
     }
 }
+
+/// C = C + 0.5·A·B of all three products: y, d_x and d_W, each with what was there before.
+pub(super) struct AccumulateCase {
+    pub linear: LinearCase,
+}
+
+impl AccumulateCase {
+    /// T, n_out, n_in, W's storage: of few rows, of few columns, and of many.
+    pub const SHAPES: [(usize, usize, usize, Storage); 5] = [
+        (3, 5, 12, Storage::F32),
+        (33, 68, 36, Storage::F32),
+        (70, 132, 140, Storage::Bf16),
+        (33, 12, 72, Storage::Int8),
+        (129, 124, 64, Storage::Nf4),
+    ];
+}
+
+impl Case for AccumulateCase {
+    fn label(&self) -> String {
+        format!("accumulated {}", self.linear.label())
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        let LinearCase { t, n_out, n_in, .. } = self.linear;
+        let mut all = self.linear.inputs(rng);
+        all.extend([t * n_out, t * n_out, t * n_in, n_out * n_in].map(|n| Host::normal(rng, n)));
+        all
+    }
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let LinearCase { t, n_out, n_in, .. } = self.linear;
+        let mut sums = vec![x[3].clone(), x[4].clone(), x[5].clone()];
+        for (t, n, k) in (0..t).flat_map(|t| (0..n_out).flat_map(move |n| (0..n_in).map(move |k| (t, n, k)))) {
+            let (x_tk, w_nk, d_tn) = (x[0][t * n_in + k], x[1][n * n_in + k], x[2][t * n_out + n]);
+            sums[0][t * n_out + n] += f64::from(ALPHA) * x_tk * w_nk;
+            sums[1][t * n_in + k] += f64::from(ALPHA) * d_tn * w_nk;
+            sums[2][n * n_in + k] += f64::from(ALPHA) * d_tn * x_tk;
+        }
+        sums
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+        let LinearCase { n_out, n_in, ref allowed, precision, .. } = self.linear;
+        let sums = [3, 4, 5].map(|i| rec.gpu().slot(x[i].len()));
+        x[3..].iter().zip(&sums).for_each(|(before, sum)| rec.copy(before, sum));
+        let (input, weight, d_out) = (Matrix::new(&x[0], n_in), Matrix::new(&x[1], n_in), Matrix::new(&x[2], n_out));
+        let products = [
+            (Orientation::Forward, input, weight, n_out),
+            (Orientation::BackwardX, d_out, weight, n_in),
+            (Orientation::BackwardW, d_out, input, n_in),
+        ];
+        for ((orientation, a, b, stride), sum) in products.into_iter().zip(&sums) {
+            let operands = Operands::new(a, b, Matrix::new(sum, stride));
+            launch(rec, &self.linear.product(orientation), operands, allowed, precision);
+        }
+        Outputs { y: sums.into(), d_x: Vec::new() }
+    }
+    fn reduction(&self) -> usize {
+        self.linear.reduction() + 1
+    }
+    fn precision(&self) -> MatmulPrecision {
+        self.linear.precision
+    }
+    fn is_taken(&self, caps: &Caps) -> bool {
+        self.linear.is_taken(caps)
+    }
+    fn cost(&self) -> Cost {
+        self.linear.cost()
+    }
+}
