@@ -233,7 +233,11 @@ fn test_rows_are_read_and_named() {
     assert_eq!(read(&[&no_gold], false, None).unwrap()[1].gold, None);
     says(read(&[&file("empty.jsonl", &row("A", "  "))], true, None), &["empty.jsonl:1", "gold_response", "empty"]);
     says(read(&[&file("none.jsonl", "\n")], true, None), &["none.jsonl", "no rows"]);
-    says(read(&[&file("odd.jsonl", "{\"text\": 1}\n")], true, None), &["odd.jsonl:1", "instruction"]);
+    says(read(&[&file("odd.jsonl", "{\"other\": 1}\n")], true, None), &["odd.jsonl:1", "instruction"]);
+    says(
+        read(&[&file("text.jsonl", "{\"text\": 1}\n")], true, None),
+        &["text.jsonl:1", "whole text", "--map prompt=text"],
+    );
     says(read(&[], true, None), &["--data", "missing"]);
     let chat =
         "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Ho\"}]}\n";
