@@ -260,7 +260,8 @@ fn other_adapters_and_configurations_are_other_runs() {
 }
 
 fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().expect("kill");
+    let sent =
+        std::process::Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().expect("kill");
     assert!(sent.success());
 }
 
@@ -412,7 +413,7 @@ fn a_run_under_nohup_outlives_its_terminal() {
     setting.run("whole", &[]).ok();
     let hung_up = |out: &str, nohup: bool| {
         let plain = setting.sandbox.command(&setting.args(out, &[]));
-        let mut command = Command::new(if nohup { "nohup".as_ref() } else { plain.get_program() });
+        let mut command = std::process::Command::new(if nohup { "nohup".as_ref() } else { plain.get_program() });
         if nohup {
             command.arg(plain.get_program());
         }
