@@ -6,15 +6,20 @@ mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+#[cfg(unix)]
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(unix)]
+use std::time::Instant;
 
 use jointwise::config::LoraSettings;
 use jointwise::eval::tasks::{grade, read, rows};
 use jointwise::model::description::Description;
 use jointwise::model::peft::{Adapter, write_adapter};
 use jointwise::model::save::OutputDtype;
-use program::{Ran, Sandbox};
+#[cfg(unix)]
+use program::Ran;
+use program::Sandbox;
 use serde_json::{Value, json};
 use server::{Act, Server, behind};
 

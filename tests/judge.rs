@@ -7,6 +7,7 @@ mod server;
 
 use std::fs;
 use std::process::{Child, Stdio};
+#[cfg(unix)]
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 

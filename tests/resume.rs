@@ -436,6 +436,7 @@ fn a_run_under_nohup_outlives_its_terminal() {
 }
 
 /// A run writes to its own folder, wherever links in it lead.
+#[cfg(unix)]
 #[test]
 fn links_out_of_the_folder_are_not_followed() {
     use std::os::unix::fs::symlink;

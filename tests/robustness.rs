@@ -11,7 +11,9 @@ mod terminal;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
+#[cfg(target_os = "linux")]
+use std::process::Stdio;
 
 use program::{Ran, Sandbox, edit, rows};
 use proptest::prelude::*;
