@@ -327,14 +327,13 @@ impl Kernel for Matmul {
         };
         let epilogue =
             |shape| -> Box<dyn Case> { Box::new(EpilogueCase::new(shape, allowed.clone(), MatmulPrecision::Highest)) };
-        let accumulated = |(t, n_out, n_in, storage)| -> Box<dyn Case> {
-            let (allowed, precision) = (allowed.clone(), MatmulPrecision::Highest);
-            Box::new(AccumulateCase { linear: LinearCase { t, n_out, n_in, storage, allowed, precision } })
-        };
+        let (t, n_out, n_in, storage) = AccumulateCase::CHECKED;
+        let linear =
+            LinearCase { t, n_out, n_in, storage, allowed: allowed.clone(), precision: MatmulPrecision::Highest };
         let mut all: Vec<Box<dyn Case>> = shapes.map(case).into();
         all.extend(LowRankCase::SHAPES.map(low_rank));
         all.extend(EpilogueCase::SHAPES.map(epilogue));
-        all.extend(AccumulateCase::SHAPES.map(accumulated));
+        all.push(Box::new(AccumulateCase { linear }));
         all
     }
     fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {

@@ -2,7 +2,17 @@
 // the browser holds on disk, and of which the engine reads a tensor at a time.
 
 export const WEIGHTS = /\.safetensors$/;
-const SMALL = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
+/** Files beside the weights that say what the tokenizer does and where an answer ends. */
+export const SIDE = [
+  "config.json",
+  "generation_config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "chat_template.jinja",
+  "chat_template.json",
+];
 const CACHE = "jointwise-hub";
 const INDEX = "model.safetensors.index.json";
 
@@ -69,7 +79,7 @@ export async function headersFromHub(id) {
 export async function fromHub(id, onProgress) {
   checkId(id);
   const files = [new File([await config(id)], "config.json")];
-  for (const name of SMALL) {
+  for (const name of SIDE.slice(1)) {
     const blob = await get(id, name);
     if (blob) files.push(new File([blob], name));
   }

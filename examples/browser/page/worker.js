@@ -2,7 +2,7 @@
 // {id, error}; what comes in between is {event, ...}.
 
 import init, { Engine } from "./pkg/jointwise_browser.js";
-import { WEIGHTS, fromHub, headersFromHub } from "./hub.js";
+import { SIDE, WEIGHTS, fromHub, headersFromHub } from "./hub.js";
 
 const reader = new FileReaderSync();
 
@@ -34,15 +34,8 @@ function take(files, name) {
   return files.find((f) => f.name === name);
 }
 
-function text(files, name) {
-  const file = take(files, name);
-  return file && reader.readAsText(file);
-}
-
 function need(files, name) {
-  const file = take(files, name);
-  if (!file) throw `${name}: is missing among ${files.map((f) => f.name).join(", ") || "no files"}`;
-  return file;
+  if (!take(files, name)) throw `${name}: is missing among ${files.map((f) => f.name).join(", ") || "no files"}`;
 }
 
 const methods = {
@@ -61,15 +54,13 @@ const methods = {
   load(name, files, settings) {
     const weights = files.filter((f) => WEIGHTS.test(f.name));
     if (weights.length === 0) throw "no .safetensors file among them";
-    const bytes = (file) => new Uint8Array(reader.readAsArrayBuffer(file));
+    ["config.json", "tokenizer.json"].forEach((name) => need(files, name));
+    const side = SIDE.map((name) => take(files, name)).filter(Boolean);
     return JSON.parse(
       engine.load(
         name,
-        text([need(files, "config.json")], "config.json"),
-        bytes(need(files, "tokenizer.json")),
-        text(files, "tokenizer_config.json"),
-        text(files, "chat_template.jinja"),
-        text(files, "generation_config.json"),
+        side.map((f) => f.name),
+        side.map((f) => new Uint8Array(reader.readAsArrayBuffer(f))),
         weights.map((f) => f.name),
         weights.map((f) => new Readable(f)),
         JSON.stringify(settings),

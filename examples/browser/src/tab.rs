@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use jointwise::config::Defaults;
 use jointwise::data::batch::{Example, Sequence};
-use jointwise::data::named_templates::run_time;
 use jointwise::data::dataset::{Dataset, Limits, Overflow};
+use jointwise::data::named_templates::run_time;
 use jointwise::data::rows::{FieldMap, Instruction, Purpose, Text, parse_rows};
 use jointwise::data::template::Template;
 use jointwise::data::tokens::Tokenizer;
@@ -23,7 +23,7 @@ use jointwise::model::description::Description;
 use jointwise::model::load::{LoadOptions, Trained};
 use jointwise::model::peft::{Adapter, encode_adapter};
 use jointwise::model::save::OutputDtype;
-use jointwise::model::side_files::{CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, SideFiles, TOKENIZER, TOKENIZER_CONFIG};
+use jointwise::model::side_files::{CONFIG, SideFiles};
 use jointwise::model::tensor_file::Content;
 use jointwise::model::trace::Keep;
 use jointwise::model::weights::{BaseDtype, Source, Training, read_back};
@@ -45,16 +45,8 @@ use crate::settings::Settings;
 pub struct Files {
     /// As the page names it.
     pub name: String,
-    /// `config.json`.
-    pub config: String,
-    /// `tokenizer.json`.
-    pub tokenizer: Vec<u8>,
-    /// `tokenizer_config.json`.
-    pub tokenizer_config: Option<String>,
-    /// `chat_template.jinja`.
-    pub chat_template: Option<String>,
-    /// `generation_config.json`.
-    pub generation_config: Option<String>,
+    /// Configuration and tokenizer files, by name.
+    pub side: Vec<(String, Vec<u8>)>,
     /// safetensors by name.
     pub weights: Vec<(String, Box<dyn Content>)>,
 }
@@ -236,19 +228,12 @@ impl Tab {
     /// # Errors
     /// What is wrong with which file.
     pub fn load(&mut self, files: Files, settings: &Settings) -> Result<Vec<String>> {
-        let mut description = Description::from_json(CONFIG, &files.config)?;
+        let contents = files.side.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
+        let side = SideFiles::from_contents(Path::new(""), contents);
+        let mut description = Description::from_json(CONFIG, side.required(CONFIG)?)?;
         let mut checkpoint = Checkpoint::of(files.weights)?;
         checkpoint.settle_tying(&mut description)?;
         let unknown = checkpoint.verify(&description)?;
-        let optional = [
-            (CONFIG, Some(files.config.as_str())),
-            (TOKENIZER_CONFIG, files.tokenizer_config.as_deref()),
-            (CHAT_TEMPLATE, files.chat_template.as_deref()),
-            (GENERATION_CONFIG, files.generation_config.as_deref()),
-        ];
-        let optional = optional.into_iter().filter_map(|(name, text)| Some((name, text?.as_bytes())));
-        let tokenizer = (TOKENIZER, files.tokenizer.as_slice());
-        let side = SideFiles::from_contents(Path::new(""), optional.chain([tokenizer]));
         let mut tokenizer = Tokenizer::from_side_files(&side)?;
         tokenizer.check_vocab(description.vocab)?;
         let notes = checkpoint.notes().iter().chain(&unknown).chain(tokenizer.notes()).cloned().collect();

@@ -95,22 +95,19 @@ impl Engine {
         json(&self.tab.plan(config, weights(names, contents), &parse(settings)?).map_err(failed)?)
     }
 
-    /// Puts a model on the device. Gives notes, as JSON.
-    #[allow(clippy::too_many_arguments, reason = "JavaScript has no struct to pass: a model's files, one by one")]
+    /// Puts a model on the device. Gives notes, as JSON. `side_names` and `side` are its configuration and tokenizer files, `names` and
+    /// `contents` its weights.
     pub fn load(
         &mut self,
         name: String,
-        config: String,
-        tokenizer: Vec<u8>,
-        tokenizer_config: Option<String>,
-        chat_template: Option<String>,
-        generation_config: Option<String>,
+        side_names: Vec<String>,
+        side: Vec<Uint8Array>,
         names: Vec<String>,
         contents: Vec<Readable>,
         settings: &str,
     ) -> Js<String> {
-        let weights = weights(names, contents);
-        let files = Files { name, config, tokenizer, tokenizer_config, chat_template, generation_config, weights };
+        let side = side_names.into_iter().zip(side.iter().map(Uint8Array::to_vec)).collect();
+        let files = Files { name, side, weights: weights(names, contents) };
         json(&self.tab.load(files, &parse(settings)?).map_err(failed)?)
     }
 
