@@ -234,8 +234,8 @@ fn what_makes_no_sense_is_refused() {
         refused("pairs.jsonl", loss, &[flag, "0.3"], &[flag, loss]);
     }
     refused("pairs.jsonl", "rpo", &["--rpo-tau", "0"], &["--rpo-tau"]);
-    demo.sandbox.write("unlabelled.jsonl", r#"{"prompt": "a", "completion": "b", "label": 1}"#);
-    refused("unlabelled.jsonl", "kto", &[], &["unlabelled.jsonl:1", "`label`", "true or false, found a number"]);
+    demo.sandbox.write("unlabelled.jsonl", r#"{"prompt": "a", "completion": "b", "label": 2}"#);
+    refused("unlabelled.jsonl", "kto", &[], &["unlabelled.jsonl:1", "`label`", "true or false", "found 2"]);
     let sft = ["sft", "--model", &demo.model, "--data", "labelled.jsonl", "--output-dir", "out"];
     demo.sandbox.refused(&sft, &["labelled.jsonl:2", "not one to imitate"]);
     assert_eq!("sigmoid".parse(), Ok(Mix::of(Loss::Sigmoid)));
