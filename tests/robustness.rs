@@ -749,6 +749,15 @@ fn folders_that_exist() {
     s.write("file", "mine");
     s.refused(&["merge", "--model", "model", "--adapter", "adapter", "--output-dir", "file"], &["file"]);
     s.refused(&with(&TRAIN[..5], &["--output-dir", "file/out"]), &["file"]);
+    // As a merge leaves it that was killed: what it was writing is swept. Without its lock the folder is somebody's.
+    let merge = ["merge", "--model", "model", "--adapter", "adapter", "--output-dir", "killed"];
+    fs::create_dir_all(s.path("killed/.partial")).expect("a folder");
+    s.write("killed/.partial/model.safetensors", "half");
+    s.refused(&merge, &["killed exists and is not empty"]);
+    s.write("killed/.jointwise.lock", "1\nx\n");
+    s.run(&merge).ok();
+    assert!(s.path("killed/model.safetensors").is_file());
+    assert!(!s.path("killed/.partial").exists() && !s.path("killed/.jointwise.lock").exists());
 }
 
 /// Before anything is computed for it: the device is not even opened.
