@@ -1,6 +1,5 @@
 //! The only home of defaults, and of the resolved settings of a training run.
 
-use crate::data::bad_rows::BadRows;
 use crate::error::{Error, Result};
 use crate::kernels::moments::Optim;
 use crate::model::trace::SavedDtype;
@@ -66,9 +65,6 @@ pub struct Length {
 /// A training run, with nothing left open.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TrainSettings {
-    /// What happens to bad rows. Settings written before there was a choice stopped at the first.
-    #[serde(default, skip_serializing_if = "BadRows::is_error")]
-    pub bad_rows: BadRows,
     /// `None`: SFT.
     pub preference: Option<Preference>,
     /// How moments are held.

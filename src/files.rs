@@ -11,4 +11,4 @@ pub use atomic::{
 };
 #[cfg(any(unix, windows))]
 pub use lock::{FolderLock, LOCK};
-pub use portable::{check_name, remove_dir_all, rename};
+pub use portable::{check_name, is_pipe, remove_dir_all, rename};

@@ -617,12 +617,15 @@ const Q1: &str = "model.layers.1.self_attn.q_proj";
 const V0: &str = "model.layers.0.self_attn.v_proj";
 const V1: &str = "model.layers.1.self_attn.v_proj";
 
+/// A module with the rank and the scale that it is to have.
+type RankAndScale = (&'static str, usize, f32);
+
 /// Ranks and scales by pattern, layers and exclusions, as PEFT has them; written and read back.
 #[test]
 fn patterns_layers_and_exclusions_are_peft_s() {
     let d = Description::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
     let root = 2.0f32.sqrt();
-    let cases: [(Value, &[(&str, usize, f32)]); 10] = [
+    let cases: [(Value, &[RankAndScale]); 10] = [
         (json!({"rank_pattern": {"v_proj": 4}}), &[(Q0, 2, 2.0), (V0, 4, 1.0), (Q1, 2, 2.0), (V1, 4, 1.0)]),
         (json!({"alpha_pattern": {"v_proj": 32}}), &[(Q0, 2, 2.0), (V0, 2, 16.0), (Q1, 2, 2.0), (V1, 2, 16.0)]),
         (

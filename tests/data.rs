@@ -401,6 +401,7 @@ fn check_shows_masks_and_savings() {
     println!("{text}");
     assert!(text.contains("<|bos|>("), "{text}");
     assert!(text.contains("[<|eos|>]"), "{text}");
+    assert!(text.contains(" truncated, ") && !text.contains("skipped"), "{text}");
     assert!(text.contains("dropped: ") && text.contains("rows.jsonl:1 (row 0): the chosen side has"), "{text}");
     assert_eq!(report.n_kept + report.n_dropped, 3);
     assert_eq!(report.rows.len(), 1);

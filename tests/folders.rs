@@ -209,7 +209,7 @@ fn a_folder_that_changes_under_a_run_does_not_reach_its_result() {
     for (kind, flag) in [("lora", "--no-shuffle"), ("full", "--full")] {
         let out = s.path(kind);
         let args =
-            ["train", "--model", "model", "--data", "rows.jsonl", "--batch-size", "2", "--max-steps", "12", flag];
+            ["train", "--model", "model", "--data", "rows.jsonl", "--batch-size", "2", "--max-steps", "40", flag];
         let mut child = s.command(&[&args[..], &["--output-dir", kind]].concat()).spawn().expect("it starts");
         let begun = || fs::metadata(out.join("metrics.jsonl")).is_ok_and(|meta| meta.len() > 0);
         while !begun() {
@@ -231,6 +231,8 @@ fn a_folder_that_changes_under_a_run_does_not_reach_its_result() {
         for (name, bytes) in &before {
             fs::write(s.path("model").join(name), &bytes[..1]).expect("a file");
         }
+        assert!(!out.join("tokenizer.json").exists(), "the run was over before the change");
+        assert!(child.try_wait().expect("a status").is_none(), "the run was over before the change");
         assert!(child.wait().expect("it ends").success());
         for (name, bytes) in &before {
             fs::write(s.path("model").join(name), bytes).expect("a file");

@@ -13,19 +13,13 @@ use serde_json::{Value, json};
 
 const STEPS: usize = 6;
 
-/// The flags of a run.
-fn args<'a>(model: &'a str, data: &'a str, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
-    let mut all = vec!["train", "--model", model, "--data", data, "--output-dir", out];
-    all.extend(["--max-steps", "6", "--save-steps", "2", "--batch-size", "4", "--gradient-accumulation-steps", "2"]);
-    all.extend(extra);
-    all
-}
-
 struct Setting {
     sandbox: Sandbox,
     model: String,
     data: String,
     extra: Vec<&'static str>,
+    /// Steps of a whole run: [`STEPS`], or more where it must not end before something is done to it.
+    steps: String,
     /// The file that holds what was trained.
     result: &'static str,
 }
@@ -43,11 +37,16 @@ impl Setting {
         let sandbox = Sandbox::new();
         let model = fixture("mistral-odd/model").to_str().expect("UTF-8").to_string();
         let data = sandbox.write("rows.jsonl", rows("mistral-odd").join("\n"));
-        Self { sandbox, model, data, extra, result }
+        Self { sandbox, model, data, extra, steps: STEPS.to_string(), result }
     }
 
     fn args<'a>(&'a self, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-        args(&self.model, &self.data, out, &[self.extra.as_slice(), more].concat())
+        let mut all = vec!["train", "--model", &self.model, "--data", &self.data, "--output-dir", out];
+        all.extend(["--max-steps", &self.steps, "--save-steps", "2", "--batch-size", "4"]);
+        all.extend(["--gradient-accumulation-steps", "2"]);
+        all.extend(&self.extra);
+        all.extend(more);
+        all
     }
 
     fn run(&self, out: &str, more: &[&str]) -> Ran {
@@ -62,7 +61,7 @@ impl Setting {
     /// The same log and the same trained bits.
     fn same(&self, a: &str, b: &str) {
         let [a, b] = [a, b].map(|name| self.sandbox.path(name));
-        assert_eq!(metrics(&a).len(), STEPS);
+        assert_eq!(metrics(&a).len().to_string(), self.steps);
         assert_eq!(metrics(&a), metrics(&b));
         let bits = |dir: &Path| fs::read(dir.join(self.result)).expect("a result");
         assert!(bits(&a) == bits(&b), "{} differs", self.result);
@@ -134,8 +133,7 @@ fn interrupted_ends_after_the_step_with_a_checkpoint() {
     let out = setting.sandbox.path("stopped");
     let mut child = setting.start("stopped", &[]);
     wait_for_lines(&out.join("metrics.jsonl"), 1, &mut child);
-    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
-    assert!(sent.success());
+    signal(&child, libc::SIGINT);
     assert_eq!(child.wait().expect("ended").code(), Some(130));
     let steps = metrics(&out).len();
     assert!((1..STEPS).contains(&steps), "{steps} steps");
@@ -259,26 +257,28 @@ fn other_adapters_and_configurations_are_other_runs() {
     refused();
 }
 
-fn signal(child: &Child, name: &str) {
-    let sent =
-        std::process::Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().expect("kill");
-    assert!(sent.success());
+/// Sends a signal at once: another process to send it might come after the run's end.
+#[cfg(unix)]
+fn signal(child: &Child, number: libc::c_int) {
+    // SAFETY: a system call with two numbers. The child was not waited for, so the id is its own.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, number) }, 0);
 }
 
 /// A run, stopped in the middle, still has its folder: nobody else writes there until it ends.
+#[cfg(unix)]
 #[test]
 fn a_second_run_is_refused_while_the_first_lives() {
     let setting = Setting::lora();
     setting.run("whole", &[]).ok();
     let mut child = setting.start("out", &[]);
     wait_for_lines(&setting.sandbox.path("out/metrics.jsonl"), 3, &mut child);
-    signal(&child, "STOP");
+    signal(&child, libc::SIGSTOP);
     let held = format!("another run (process {}) is writing there", child.id());
     for more in [&["--resume"][..], &[]] {
         setting.sandbox.refused(&setting.args("out", more), &["--output-dir: ", "out", &held]);
     }
     assert!(child.try_wait().expect("a child").is_none(), "it lived all the time");
-    signal(&child, "CONT");
+    signal(&child, libc::SIGCONT);
     assert!(child.wait().expect("ended").success());
     setting.same("whole", "out");
     // The control: it is the first run that was in the way.
@@ -406,33 +406,46 @@ fn missing_lines_of_the_log_are_told() {
     assert_eq!(metrics(&setting.sandbox.path("out")).len(), STEPS);
 }
 
-/// `nohup` is obeyed: a signal that was ignored when the program started stays ignored.
+/// `nohup` is obeyed, and a shell that starts a run in the background of a script: a signal that was ignored when the program started stays ignored.
+#[cfg(unix)]
 #[test]
 fn a_run_under_nohup_outlives_its_terminal() {
-    let setting = Setting::lora();
+    let setting = Setting { steps: "24".into(), ..Setting::lora() };
     setting.run("whole", &[]).ok();
-    let hung_up = |out: &str, nohup: bool| {
+    let signalled = |out: &str, before: &[&str], number: libc::c_int| {
         let plain = setting.sandbox.command(&setting.args(out, &[]));
-        let mut command = std::process::Command::new(if nohup { "nohup".as_ref() } else { plain.get_program() });
-        if nohup {
-            command.arg(plain.get_program());
-        }
-        command.args(plain.get_args()).current_dir(setting.sandbox.path(""));
+        let mut all = before.iter().map(std::ffi::OsStr::new).chain([plain.get_program()]).chain(plain.get_args());
+        let mut command = std::process::Command::new(all.next().expect("a program"));
+        command.args(all).current_dir(setting.sandbox.path(""));
         command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        program::take_signals(&mut command);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
         wait_for_lines(&setting.sandbox.path(out).join("metrics.jsonl"), 1, &mut child);
         // Stopped, it cannot end before the signal is there.
-        ["STOP", "HUP", "CONT"].iter().for_each(|name| signal(&child, name));
+        [libc::SIGSTOP, number, libc::SIGCONT].into_iter().for_each(|number| signal(&child, number));
         child.wait().expect("ended").code()
     };
-    assert_eq!(hung_up("nohup", true), Some(0));
-    setting.same("whole", "nohup");
-    // The control: without it a run ends, with a checkpoint.
-    assert_eq!(hung_up("plain", false), Some(130));
-    let steps = metrics(&setting.sandbox.path("plain")).len();
-    assert!((1..STEPS).contains(&steps), "{steps}");
-    setting.run("plain", &["--resume"]).ok();
-    setting.same("whole", "plain");
+    let ignored = |trap: &'static str| ["sh", "-c", trap];
+    for (out, before, number) in [
+        ("nohup", &["nohup"][..], libc::SIGHUP),
+        ("background", &ignored("trap '' INT; exec \"$0\" \"$@\""), libc::SIGINT),
+        ("unterminated", &ignored("trap '' TERM; exec \"$0\" \"$@\""), libc::SIGTERM),
+    ] {
+        assert_eq!(signalled(out, before, number), Some(0), "{out}");
+        setting.same("whole", out);
+    }
+    // The controls: without it a run ends, with a checkpoint. A signal that is not the ignored one ends it too.
+    for (out, before, number) in [
+        ("hung-up", &[][..], libc::SIGHUP),
+        ("terminated", &[], libc::SIGTERM),
+        ("other", &ignored("trap '' INT; exec \"$0\" \"$@\""), libc::SIGTERM),
+    ] {
+        assert_eq!(signalled(out, before, number), Some(130), "{out}");
+        let steps = metrics(&setting.sandbox.path(out)).len();
+        assert!((1..24).contains(&steps), "{out}: {steps}");
+    }
+    setting.run("hung-up", &["--resume"]).ok();
+    setting.same("whole", "hung-up");
 }
 
 /// A run writes to its own folder, wherever links in it lead.

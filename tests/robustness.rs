@@ -491,7 +491,7 @@ fn bad_rows_are_skipped_where_asked() {
     ] {
         s.refused(&with(SCORE, &args), &parts);
     }
-    // In a settings file as text or a number; a run goes on only with what it began with.
+    // In a settings file as text or a number; a run goes on with the rows that it began with, however many might be skipped.
     let train = |out: &str, more: &[&str]| {
         let args =
             with(&TRAIN[..5], &["--max-steps", "2", "--save-steps", "1", "--batch-size", "2", "--config", "run.toml"]);
@@ -506,6 +506,9 @@ fn bad_rows_are_skipped_where_asked() {
     }
     train("count", &["--resume"]).ok();
     s.write("run.toml", "on-bad-row = \"skip\"\nmax-bad-rows = 13");
+    train("count", &["--resume"]).ok();
+    let fewer: Vec<&String> = all.iter().enumerate().filter(|(i, _)| *i != 2).map(|(_, line)| line).collect();
+    s.write("rows.jsonl", fewer.iter().map(|line| line.as_str()).collect::<Vec<_>>().join("\n"));
     train("count", &["--resume"]).said(2, &["other settings, data or model"]);
 }
 
@@ -746,6 +749,15 @@ fn folders_that_exist() {
     s.write("file", "mine");
     s.refused(&["merge", "--model", "model", "--adapter", "adapter", "--output-dir", "file"], &["file"]);
     s.refused(&with(&TRAIN[..5], &["--output-dir", "file/out"]), &["file"]);
+    // As a merge leaves it that was killed: what it was writing is swept. Without its lock the folder is somebody's.
+    let merge = ["merge", "--model", "model", "--adapter", "adapter", "--output-dir", "killed"];
+    fs::create_dir_all(s.path("killed/.partial")).expect("a folder");
+    s.write("killed/.partial/model.safetensors", "half");
+    s.refused(&merge, &["killed exists and is not empty"]);
+    s.write("killed/.jointwise.lock", "1\nx\n");
+    s.run(&merge).ok();
+    assert!(s.path("killed/model.safetensors").is_file());
+    assert!(!s.path("killed/.partial").exists() && !s.path("killed/.jointwise.lock").exists());
 }
 
 /// Before anything is computed for it: the device is not even opened.

@@ -114,6 +114,14 @@ fn a_step_is_the_mean_over_all_turns() {
         &["train", "--model", "model", "--data", "rows.jsonl", "--last-turn-only", "--output-dir", "c"],
         &["--last-turn-only", "goes with sft"],
     );
+    // What no training does is not shown, and what would change nothing is not taken.
+    let check = ["check", "--model", "model", "--data", "rows.jsonl", "--template", "chat", "--last-turn-only"];
+    s.refused(&check, &["--last-turn-only", "goes with sft"]);
+    s.run(&[&check[..], &["--sft"]].concat()).ok();
+    s.write("pairs.jsonl", r#"{"prompt": "Say hi", "chosen": "hi", "rejected": "no"}"#);
+    let score = ["score", "--model", "model", "--data", "pairs.jsonl", "--template", "chat", "--last-turn-only"];
+    s.refused(&score, &["--last-turn-only", "goes with sft"]);
+    s.run(&score[..7]).ok();
 }
 
 /// A run whose template prints the time goes on with the time that it began at, and leaves the template of its own beside the result.
@@ -150,12 +158,19 @@ fn the_date_is_kept() {
     let again = run("whole", &["--resume"]).ok();
     assert!(again.stderr.contains("3 steps"), "{}", again.stderr);
     assert_eq!(fs::read(s.path("whole/adapter_model.safetensors")).unwrap(), before);
+    // Killed between the two renames that replace its only checkpoint: the time is the old one's.
+    let _ = fs::remove_dir_all(s.path("whole/checkpoint-1"));
+    fs::rename(s.path("whole/checkpoint-2"), s.path("whole/.checkpoint-2.old")).unwrap();
+    let again = run("whole", &["--resume"]).ok();
+    assert!(state.exists() && !again.stderr.contains("no checkpoint yet"), "{}", again.stderr);
+    assert_eq!(fs::read(s.path("whole/adapter_model.safetensors")).unwrap(), before);
     // Without the time that was kept, it is another run.
     let mut lost = kept.clone();
     lost.as_object_mut().unwrap().remove("time");
     for n in [1, 2] {
         let path = s.path(&format!("whole/checkpoint-{n}/state.json"));
         if path.exists() {
+            fs::remove_file(path.with_file_name("B3SUMS")).unwrap();
             fs::write(path, lost.to_string()).unwrap();
         }
     }

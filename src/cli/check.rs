@@ -9,6 +9,7 @@ use crate::model::weights::BaseDtype;
 
 /// `jointwise check`.
 pub fn run(args: &CheckArgs) -> Result<()> {
+    session::check_last_turn_only(&args.data, args.sft)?;
     let model = Model::named(args.model.as_deref(), BaseDtype::Auto)?;
     let adapter = model.adapter(args.adapter.as_deref())?;
     let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;

@@ -28,7 +28,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
         max_new_tokens: args.max_new_tokens.unwrap_or(Defaults::MAX_NEW_TOKENS),
         seed: args.seed,
-        eos: if args.ignore_eos { Vec::new() } else { model.stop_ids(adapter.as_ref(), &tokenizer)? },
+        eos: if args.ignore_eos { Vec::new() } else { tokenizer.stop_ids().to_vec() },
         with_lora: true,
     };
     settings.validate()?;

@@ -1,4 +1,5 @@
-//! Ctrl-C, SIGTERM and SIGHUP: once to end in order, twice to end at once. A run under `nohup` outlives its terminal.
+//! Ctrl-C, SIGTERM and SIGHUP: once to end in order, twice to end at once. A run under `nohup` outlives its terminal:
+//! signals that were ignored when the program started stay ignored.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +9,7 @@ pub fn stop_on_ctrl_c(said: &'static str) -> &'static AtomicBool {
     static STOP: AtomicBool = AtomicBool::new(false);
     static HANDLER: OnceLock<()> = OnceLock::new();
     HANDLER.get_or_init(|| {
-        let hangup = Hangup::now();
+        let ignored = IgnoredSignals::now();
         let set = ctrlc::set_handler(move || {
             if STOP.swap(true, Ordering::Relaxed) {
                 std::process::exit(i32::from(super::INTERRUPTED));
@@ -18,41 +19,46 @@ pub fn stop_on_ctrl_c(said: &'static str) -> &'static AtomicBool {
         if let Err(error) = set {
             note!("warning: Ctrl-C will end the program at once: {error}");
         }
-        hangup.restore();
+        ignored.restore();
     });
     &STOP
 }
 
-/// Whether SIGHUP was ignored when the program started, as `nohup` arranges; the handler of Ctrl-C takes SIGHUP, too.
-struct Hangup {
-    #[cfg(unix)]
-    is_ignored: bool,
-}
+/// Signals that were ignored when the program started. `nohup` ignores SIGHUP, a shell without job control SIGINT of what it starts in the
+/// background. The handler of Ctrl-C takes them too.
+struct IgnoredSignals(#[cfg(unix)] Vec<libc::c_int>);
 
 #[cfg(unix)]
-impl Hangup {
+impl IgnoredSignals {
+    /// Signals that the handler takes.
+    const HANDLED: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
     fn now() -> Self {
-        let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
-        // SAFETY: without a new action the call changes nothing; it fills `action` where it returns 0, which is checked.
-        let is_ignored = unsafe {
-            libc::sigaction(libc::SIGHUP, std::ptr::null(), action.as_mut_ptr()) == 0
-                && action.assume_init_ref().sa_sigaction == libc::SIG_IGN
-        };
-        Self { is_ignored }
+        Self(Self::HANDLED.into_iter().filter(|signal| is_ignored(*signal)).collect())
     }
 
     fn restore(self) {
-        if self.is_ignored {
+        for signal in self.0 {
             // SAFETY: to ignore a signal runs no code of ours.
-            unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
     }
 }
 
+#[cfg(unix)]
+fn is_ignored(signal: libc::c_int) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action the call changes nothing; it fills `action` where it returns 0, which is checked.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init_ref().sa_sigaction == libc::SIG_IGN
+    }
+}
+
 #[cfg(not(unix))]
-impl Hangup {
+impl IgnoredSignals {
     fn now() -> Self {
-        Self {}
+        Self()
     }
 
     fn restore(self) {}

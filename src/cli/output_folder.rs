@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::files::{FolderLock, LOCK, check_name};
+use crate::model::save::PARTIAL;
 
 /// A folder that this run alone writes to. Dropped, it is anybody's; and where nothing was written, it is as it was before.
 pub struct OutputFolder {
@@ -12,6 +13,8 @@ pub struct OutputFolder {
     lock: Option<FolderLock>,
     /// Folders that were made, the innermost first.
     made: Vec<PathBuf>,
+    /// Whether a killed run left its lock file: what it was writing is then no content.
+    was_left: bool,
 }
 
 impl OutputFolder {
@@ -25,12 +28,13 @@ impl OutputFolder {
             return Err(Error::flag("output-dir", format!("{} exists and is no folder", dir.display())));
         }
         // A folder that no run of ours is in is not touched; of one that is, the lock tells more.
-        if !resume && !dir.join(LOCK).exists() {
-            require_empty(dir)?;
+        let was_left = dir.join(LOCK).exists();
+        if !resume && !was_left {
+            require_empty(dir, was_left)?;
         }
         let is_absent = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
         let made = dir.ancestors().take_while(is_absent).map(Path::to_path_buf).collect();
-        let mut folder = Self { dir: dir.into(), lock: None, made };
+        let mut folder = Self { dir: dir.into(), lock: None, made, was_left };
         fs::create_dir_all(dir).map_err(|e| Error::file(dir, e))?;
         let lock = FolderLock::acquire(dir)?;
         lock.note().into_iter().for_each(|note| note!("note: {note}"));
@@ -41,12 +45,12 @@ impl OutputFolder {
         Ok(folder)
     }
 
-    /// Refuses a folder that holds something.
+    /// Refuses a folder that holds something, beside what a killed run of ours was about to write.
     ///
     /// # Errors
     /// [`Error::Flag`].
     pub fn require_empty(&self) -> Result<()> {
-        require_empty(&self.dir)
+        require_empty(&self.dir, self.was_left)
     }
 }
 
@@ -58,8 +62,8 @@ impl Drop for OutputFolder {
     }
 }
 
-fn require_empty(dir: &Path) -> Result<()> {
-    let is_ours = |entry: &fs::DirEntry| entry.file_name() == LOCK;
+fn require_empty(dir: &Path, was_left: bool) -> Result<()> {
+    let is_ours = |entry: &fs::DirEntry| entry.file_name() == LOCK || (was_left && entry.file_name() == PARTIAL);
     match fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| !is_ours(&entry)) {
         true => Err(Error::flag("output-dir", format!("{} exists and is not empty", dir.display()))),
         false => Ok(()),
@@ -96,8 +100,24 @@ mod tests {
         drop(folder);
         assert_eq!(names(&dir), ["x"]);
 
-        let error = OutputFolder::open(&dir, false).err().unwrap().to_string();
-        assert!(error.contains("is not empty"), "{error}");
+        let refused = || {
+            let error = OutputFolder::open(&dir, false).err().unwrap().to_string();
+            assert!(error.contains("is not empty"), "{error}");
+        };
+        refused();
+        // Killed while it wrote: what was to be swept is in nobody's way, other files are.
+        fs::create_dir(dir.join(PARTIAL)).unwrap();
+        let leave_lock = || fs::write(dir.join(LOCK), "1\nx\n").unwrap();
+        leave_lock();
+        refused();
+        fs::remove_file(dir.join("x")).unwrap();
+        assert_eq!(names(&dir), [PARTIAL]);
+        // Without its lock it is not known for ours.
+        refused();
+        leave_lock();
+        drop(OutputFolder::open(&dir, false).unwrap());
+        fs::remove_dir(dir.join(PARTIAL)).unwrap();
+        fs::write(dir.join("x"), "").unwrap();
         drop(OutputFolder::open(&dir, true).unwrap());
         assert_eq!(names(&dir), ["x"]);
         assert!(OutputFolder::open(&dir.join("x"), true).err().unwrap().to_string().contains("is no folder"));

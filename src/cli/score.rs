@@ -127,6 +127,8 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let adapter = model.adapter(args.model.adapter.as_deref())?;
     let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Any)?;
+    let is_imitated = |e: &Example| e.sequences.len() == 1 && e.desirable.is_none();
+    session::check_last_turn_only(&args.data, data.examples.iter().any(is_imitated))?;
     let gpu = session::open_gpu(&args.model.device)?;
     let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), session::longest(&data)))?;
     let scored = finite(&data, scores(&gpu, &decoder, &data, true, Defaults::SCORE_TOKENS)?)?;

@@ -316,10 +316,12 @@ pub fn template(name: Option<&str>, chat_template: Option<&str>) -> Result<Templ
     Ok(template)
 }
 
-/// Refuses `--last-turn-only` where it would change nothing.
+/// Refuses `--last-turn-only` where it would change nothing: without texts to imitate (`sft`).
 pub fn check_last_turn_only(args: &DataArgs, sft: bool) -> Result<()> {
     match args.last_turn_only && !sft {
-        true => Err(Error::flag("last-turn-only", "goes with sft: preferences are of what follows the prompt")),
+        true => {
+            Err(Error::flag("last-turn-only", "goes with sft: preferences and labels are of what follows the prompt"))
+        }
         false => Ok(()),
     }
 }

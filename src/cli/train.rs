@@ -74,8 +74,8 @@ pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
         (true, true) => Defaults::LEARNING_RATE_SFT,
         (true, false) => Defaults::LEARNING_RATE_FULL,
     };
+    session::bad_rows(&args.data)?;
     let settings = TrainSettings {
-        bad_rows: session::bad_rows(&args.data)?,
         preference: if sft { None } else { Some(session::preference(&args.objective)?) },
         optim: args.optim.unwrap_or(Defaults::OPTIM),
         param_dtype: args.param_dtype.unwrap_or(Defaults::PARAM_DTYPE),
@@ -299,8 +299,6 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
     let out =
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where everything is written"))?;
     let folder = OutputFolder::open(&out, args.resume)?;
-    let p = prepare(&args, sft)?;
-    let gpu = session::open_gpu(&args.model.device)?;
     // A run begins with its metrics: a folder that holds other things is not one's.
     if args.resume && (out.join(METRICS).exists() || !checkpoint::list(&out).is_empty()) {
         [METRICS, BEST, EVENTS, REPORT].iter().try_for_each(|name| not_a_link(&out.join(name)).map(drop))?;
@@ -308,6 +306,9 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
     } else {
         folder.require_empty()?;
     }
+    // After the sweep: a checkpoint that it brings back has the run's time.
+    let p = prepare(&args, sft)?;
+    let gpu = session::open_gpu(&args.model.device)?;
     train(&args, sft, &p, &gpu, &out)
 }
 

@@ -54,10 +54,26 @@ pub struct RenderedChat {
     pub assistant: Vec<Range<usize>>,
 }
 
-/// Names that a template always has, so that no `chat_template_kwargs` may have them.
-const VARIABLES: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+/// Names that no `chat_template_kwargs` may have: variables that a template always has, and arguments of transformers' `apply_chat_template` that are
+/// not the template's.
+pub(super) const RESERVED: [&str; 14] = [
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "documents",
+    "max_length",
+    "messages",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "tools",
+    "truncation",
+];
 /// Keys under which a message's reasoning is found; transformers gives the first that is there to the template as the first and the second.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 impl ChatTemplate {
     /// Compiles a template. `tokens`: (`bos_token`, its text) and so on, as in tokenizer_config.json.
@@ -115,8 +131,8 @@ impl ChatTemplate {
         let mut context: Vec<(String, Value)> =
             self.tokens.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
         for (name, value) in input.kwargs.into_iter().flatten() {
-            if VARIABLES.contains(&name.as_str()) {
-                return Err(format!("chat_template_kwargs: `{name}` is the row's own and cannot be set"));
+            if RESERVED.contains(&name.as_str()) {
+                return Err(format!("chat_template_kwargs: `{name}` is set by the program, not by a row"));
             }
             context.push((name.clone(), from_json(value)));
         }

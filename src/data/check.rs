@@ -1,11 +1,11 @@
-//! `jointwise check`: rows as tokens with the scored ones marked, lengths, and what the limits and prefix sharing do.
+//! `jointwise check`: rows as tokens with the scored ones marked, lengths, and what the limits and prefix sharing do. Notes on the tokenizer and on
+//! many rows are the command's to tell, as in every other one; the JSON has them too.
 
 use std::fmt;
 
 use super::batch::Example;
 use super::dataset::{Dataset, Fate};
 use super::tokens::Tokenizer;
-use crate::error::one_line;
 
 /// What `check` prints; serialised for `--json`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -186,9 +186,6 @@ impl fmt::Display for Report {
             }
             writeln!(f)?;
         }
-        for note in self.tokenizer_notes.iter().chain(&self.remarks) {
-            writeln!(f, "note: {}", one_line(note))?;
-        }
         for note in &self.notes {
             let fate = match note.fate {
                 Fate::Dropped => "dropped",
@@ -197,11 +194,15 @@ impl fmt::Display for Report {
             };
             writeln!(f, "{fate}: {} (row {}): {}", note.place, note.row, note.reason)?;
         }
-        writeln!(
+        write!(
             f,
             "rows: {} read, {} kept, {} truncated, {} dropped",
             self.n_rows, self.n_kept, self.n_truncated, self.n_dropped
         )?;
+        match self.n_skipped {
+            0 => writeln!(f)?,
+            n => writeln!(f, ", {n} skipped")?,
+        }
         let l = self.lengths;
         writeln!(f, "tokens a sequence: min {}, median {}, p95 {}, max {}", l.min, l.median, l.p95, l.max)?;
         writeln!(f, "scored tokens: {} jointly, {} conditionally", self.n_scored_joint, self.n_scored_conditional)?;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::chat::ChatInput;
+use super::chat::{ChatInput, REASONING};
 use super::fields::kind;
 
 /// Role of the messages that a model writes.
@@ -136,23 +136,14 @@ impl Conversation {
 
 /// Refuses a message whose keys a template for plain texts would lose. Keys that only name or number a message may go.
 fn check_plain(message: &Message) -> Result<(), String> {
-    match message.more_keys().find(|key| SPOKEN.contains(key)) {
+    match message.more_keys().find(|key| REASONING.contains(key) || SPOKEN.contains(key)) {
         Some(key) => Err(format!("`{key}` of a message needs --template chat")),
         None => Ok(()),
     }
 }
 
-/// Keys of a message that hold a part of what was said.
-const SPOKEN: [&str; 8] = [
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "tool_calls",
-    "tool_call_id",
-    "function_call",
-    "tool_responses",
-    "documents",
-];
+/// Keys of a message that hold a part of what was said, beside its [`REASONING`].
+const SPOKEN: [&str; 5] = ["tool_calls", "tool_call_id", "function_call", "tool_responses", "documents"];
 
 /// What the response answers.
 #[derive(Debug, Clone, PartialEq, Eq)]

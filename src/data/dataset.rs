@@ -166,6 +166,7 @@ impl Dataset {
         }
         data.check_skipped(bad_rows)?;
         if data.examples.is_empty() && !rows.is_empty() {
+            data.check_readable()?;
             let longest = data.lengths.iter().max().copied().unwrap_or(0);
             let reason = match limits.overflow {
                 Overflow::Paper => {
@@ -186,6 +187,17 @@ impl Dataset {
         let (place, n_rows) = (self.place(first.row), self.n_rows());
         let reason = format!("{n} of {n_rows} rows are bad, more than {limit}; the first is {place}: {}", first.reason);
         Err(Error::flag("max-bad-rows", reason))
+    }
+
+    /// Refuses rows of which every one was skipped: no length is in their way.
+    fn check_readable(&self) -> Result<()> {
+        match self.notes.first() {
+            Some(first) if self.count(Fate::Skipped) == self.n_rows() => {
+                let reason = format!("every row is bad; the first: {}: {}", self.place(first.row), first.reason);
+                Err(Error::flag("max-bad-rows", reason))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Rows read.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use serde_json::{Map, Value};
 
+use super::chat::RESERVED;
 use super::conversation::{Conversation, Instruction, Message, Response, TemplateInputs, Text};
 use super::field_map::FieldMap;
 use super::forms::FORMS;
@@ -138,6 +139,7 @@ impl<'a> Fields<'a> {
 
     /// The row's `tools` and `chat_template_kwargs`, for its chat template.
     pub fn inputs(&self) -> Result<TemplateInputs, Reason> {
+        let (tools_name, kwargs_name) = (self.map.name("tools"), self.map.name("chat_template_kwargs"));
         let tools = match self.get("tools") {
             None => None,
             // TRL: an empty list is none.
@@ -148,40 +150,23 @@ impl<'a> Fields<'a> {
             Some(Value::String(text)) => match serde_json::from_str(text) {
                 Ok(Value::Null) => None,
                 Ok(Value::Array(list)) => Some(list).filter(|list| !list.is_empty()).map(Value::Array),
-                _ => return Err("field `tools`: is text, and no JSON list".into()),
+                _ => return Err(format!("field `{tools_name}`: is text, and no JSON list")),
             },
-            Some(other) => return Err(format!("field `tools`: expected a list, found {}", kind(other))),
+            Some(other) => return Err(format!("field `{tools_name}`: expected a list, found {}", kind(other))),
         };
         let kwargs = match self.get("chat_template_kwargs") {
             None => Map::new(),
             Some(Value::Object(kwargs)) => kwargs.clone(),
             Some(other) => {
-                return Err(format!("field `chat_template_kwargs`: expected an object, found {}", kind(other)));
+                return Err(format!("field `{kwargs_name}`: expected an object, found {}", kind(other)));
             }
         };
-        if let Some(taken) = kwargs.keys().find(|key| TAKEN.contains(&key.as_str())) {
-            return Err(format!("field `chat_template_kwargs.{taken}`: is set by the program, not by a row"));
+        if let Some(taken) = kwargs.keys().find(|key| RESERVED.contains(&key.as_str())) {
+            return Err(format!("field `{kwargs_name}.{taken}`: is set by the program, not by a row"));
         }
         Ok(TemplateInputs { tools, kwargs })
     }
 }
-
-/// Arguments of transformers' `apply_chat_template` that are not the template's.
-const TAKEN: [&str; 13] = [
-    "add_generation_prompt",
-    "chat_template",
-    "continue_final_message",
-    "conversation",
-    "max_length",
-    "messages",
-    "padding",
-    "return_assistant_tokens_mask",
-    "return_dict",
-    "return_tensors",
-    "tokenize",
-    "tools",
-    "truncation",
-];
 
 /// A prompt and the messages behind it.
 pub(super) fn completion(prompt: Conversation, said: Vec<Message>, name: &str) -> Result<Text, Reason> {

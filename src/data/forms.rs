@@ -199,13 +199,10 @@ fn asked(fields: &Fields, prompt: &str) -> Result<Instruction, Reason> {
                 left_out(field)
             ));
         };
-        // Some sets have the prompt again in `input`.
-        if text != more {
-            if !text.is_empty() {
-                text.push('\n');
-            }
-            text.push_str(more);
+        if !text.is_empty() {
+            text.push('\n');
         }
+        text.push_str(more);
     }
     match history(fields)? {
         before if before.is_empty() => Ok(instruction),

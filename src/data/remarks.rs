@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::chat::REASONING;
 use super::conversation::{Conversation, Message, Response, Text};
 use super::template::Rendered;
 
@@ -68,9 +69,6 @@ impl Remarks {
     }
 }
 
-/// Keys of which transformers gives a template all where one is there.
-const THOUGHTS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
-
 /// Adds what becomes of a text's keys. `source`: the chat template's, where there is one.
 pub(super) fn note_keys(text: &Text, source: Option<&str>, into: &mut BTreeSet<Remark>) {
     let (Conversation { messages, inputs }, _) = text.conversation();
@@ -79,8 +77,9 @@ pub(super) fn note_keys(text: &Text, source: Option<&str>, into: &mut BTreeSet<R
         into.extend(of_messages.map(|key| Remark::LeftOut(key.into())));
         return;
     };
-    let is_lost = |key: &&str| match THOUGHTS.contains(key) {
-        true => !THOUGHTS.iter().any(|alias| source.contains(alias)),
+    // Transformers gives a template all of these keys where one is there.
+    let is_lost = |key: &&str| match REASONING.contains(key) {
+        true => !REASONING.iter().any(|alias| source.contains(alias)),
         false => !source.contains(*key),
     };
     let given = inputs.tools.iter().map(|_| "tools").chain(inputs.kwargs.keys().map(String::as_str));

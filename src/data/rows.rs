@@ -199,7 +199,7 @@ fn content_for(fields: &Fields, purpose: Purpose) -> std::result::Result<Content
         }
         (_, Purpose::Sft) | (None, Purpose::Any) => Ok(Content::Single(text)),
         (Some(_), Purpose::Judgement | Purpose::Any) if is_whole => Err(format!(
-            "a whole text (`{}`) has no prompt, so it cannot have a label (`{name}`)",
+            "a whole text (`{}`) has no prompt, so it cannot have a label (`{name}`; --map label= leaves it out)",
             fields.map.name("text")
         )),
         (Some(label), Purpose::Judgement | Purpose::Any) => {

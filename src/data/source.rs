@@ -1,7 +1,7 @@
 //! Where rows are: a file, a pipe, or a file of a data set on the hub (`hf://datasets/org/name/file`); JSON text, by its first bytes also
 //! compressed with gzip or Zstandard, or Parquet.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::objects::{Parsed, for_each_object};
 use super::rows::Place;
 use crate::error::{Error, Result};
+use crate::files::is_pipe;
 #[cfg(feature = "cli")]
 use crate::model::hub;
 
@@ -121,15 +122,4 @@ impl<R: Read> Read for Unpacked<R> {
         };
         self.inner.read(bytes).map_err(told)
     }
-}
-
-#[cfg(unix)]
-fn is_pipe(about: &Metadata) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    about.file_type().is_fifo()
-}
-
-#[cfg(not(unix))]
-fn is_pipe(about: &Metadata) -> bool {
-    !about.is_dir()
 }

@@ -176,9 +176,18 @@ pub fn is_descriptor(path: &Path) -> bool {
 
 /// Gives this machine's name, in characters that suit a file's name.
 pub fn machine_name() -> String {
-    let name = std::env::var("HOSTNAME").or_else(|_| fs::read_to_string("/etc/hostname")).unwrap_or_default();
-    let name: String = name.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(64).collect();
-    if name.is_empty() { "localhost".into() } else { name }
+    // Whatever shell it is, Windows sets this one.
+    let variable = if cfg!(windows) { "COMPUTERNAME" } else { "HOSTNAME" };
+    name_in(std::env::var(variable).ok())
+        .or_else(|| name_in(fs::read_to_string("/etc/hostname").ok()))
+        .unwrap_or_else(|| "localhost".into())
+}
+
+/// Keeps of a machine's name what suits a file's name; `None` where that is nothing.
+fn name_in(text: Option<String>) -> Option<String> {
+    let suits = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
+    let name: String = text?.trim().chars().filter(suits).take(64).collect();
+    Some(name).filter(|name| !name.is_empty())
 }
 
 /// Whether a path is a name of standard output: `-`, `/dev/stdout`.
@@ -202,6 +211,15 @@ mod tests {
             assert!(!is_descriptor(Path::new(name)), "{name}");
         }
         assert!(is_standard_output(Path::new("-")) && !is_standard_output(Path::new("./-")));
+    }
+
+    #[test]
+    fn machines_have_names() {
+        assert_eq!(name_in(Some(" a.b-1_/\n".into())).as_deref(), Some("ab-1"));
+        assert_eq!([name_in(Some(" \n".into())), name_in(None)], [None, None]);
+        if let (true, Ok(name)) = (cfg!(windows), std::env::var("COMPUTERNAME")) {
+            assert_eq!(Some(machine_name()), name_in(Some(name)));
+        }
     }
 
     #[cfg(unix)]

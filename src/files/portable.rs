@@ -24,6 +24,17 @@ pub fn remove_dir_all(dir: &Path) -> io::Result<()> {
     retry(is_held_open, || std::fs::remove_dir_all(dir))
 }
 
+/// Whether what was found is a pipe: something to read that has no length. Only Unix tells one.
+pub fn is_pipe(found: &std::fs::Metadata) -> bool {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileTypeExt::is_fifo(&found.file_type());
+    #[cfg(not(unix))]
+    {
+        let _ = found;
+        false
+    }
+}
+
 /// Tells ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION, which Windows gives while a scanner has a file open; elsewhere nothing passes by waiting.
 fn is_held_open(error: &io::Error) -> bool {
     cfg!(windows) && matches!(error.raw_os_error(), Some(5 | 32))

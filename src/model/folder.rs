@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::files::is_pipe;
 
 /// Bytes that a configuration, an index or a template may have.
 pub const MAX_CONFIG_BYTES: u64 = 64 << 20;
@@ -87,17 +88,6 @@ pub fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path).map_err(at)?.take(limit + 1).read_to_end(&mut bytes).map_err(at)?;
     if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
-}
-
-#[cfg(unix)]
-fn is_pipe(about: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    about.file_type().is_fifo()
-}
-
-#[cfg(not(unix))]
-fn is_pipe(_: &std::fs::Metadata) -> bool {
-    false
 }
 
 /// [`read_inside`], `None` where there is no such file.

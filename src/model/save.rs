@@ -219,6 +219,9 @@ fn write_config(side: &SideFiles, to: &Path, dtype: Option<OutputDtype>, untied:
     write_text(&to.join(CONFIG), &format!("{config:#}\n"))
 }
 
+/// The folder, inside of an existing one, in which files are written before they take their places there.
+pub const PARTIAL: &str = ".partial";
+
 /// A folder that is filled aside and takes its place, or adds its files to an existing one, only when it is whole. Dropped
 /// before that it leaves nothing.
 #[derive(Debug)]
@@ -239,7 +242,7 @@ impl Staging {
         check_name(out).map_err(|reason| Error::file(out, reason))?;
         let into_existing = out.exists();
         let dir = if into_existing {
-            out.join(".partial")
+            out.join(PARTIAL)
         } else {
             let name = out.file_name().ok_or_else(|| Error::file(out, "is no name of a folder"))?;
             out.with_file_name(format!(".{}.partial", name.to_string_lossy()))

@@ -41,7 +41,8 @@ fn columns_with_a_meaning_are_a_part_of_the_prompt() {
         (r#"{"prompt":"Sort.","input":"b a","completion":"a b"}"#, single("Sort.\nb a", "a b")),
         (r#"{"instruction":"Sort.","input":"b a","output":"a b","prompt":"long"}"#, single("Sort.\nb a", "a b")),
         (r#"{"prompt":"Q","response":"a"}"#, single("Q", "a")),
-        (r#"{"prompt":"Q","input":"Q","completion":"a"}"#, single("Q", "a")),
+        // Joined as LLaMA-Factory does, whatever the texts are.
+        (r#"{"prompt":"Q","input":"Q","completion":"a"}"#, single("Q\nQ", "a")),
         (
             r#"{"instruction":"Q","response":"a","conversations":[{"from":"human","value":"x"},{"from":"gpt","value":"y"}]}"#,
             single("Q", "a"),
@@ -211,7 +212,11 @@ fn whole_texts_get_no_template() {
     for (label, purpose) in [("1", Purpose::Judgement), ("1", Purpose::Any), ("0", Purpose::Sft), ("2", Purpose::Sft)] {
         let reason = refused(&format!(r#"{{"text":"x","label":{label}}}"#), purpose);
         assert!(reason.contains("label"), "{reason}");
+        let is_way_out = reason.ends_with("(`label`; --map label= leaves it out)");
+        assert_eq!(is_way_out, purpose != Purpose::Sft, "{reason}");
     }
+    let left = told(r#"{"text":"x","label":1}"#, Purpose::Any, &["label="]);
+    assert_eq!(left.rows[0].content, Content::Single(whole("", "x")));
 }
 
 /// The prompt as TRL 1.16's `extract_prompt` cuts it, but for words that both responses begin with.
@@ -434,12 +439,31 @@ fn bad_rows_are_skipped_within_a_limit() {
         assert!(data.place(note.row).ends_with(&format!("rows.jsonl:{}", 10 * i + 2)));
     }
     assert_eq!(data.examples[1].row, 2, "rows keep their numbers");
+    let mut report = check(&data, &bpe512(), 0);
+    report.tokenizer_notes.push("told once".into());
+    let text = report.to_string();
+    assert!(text.contains("rows: 100 read, 91 kept, 0 truncated, 0 dropped, 9 skipped\n"), "{text}");
+    assert!(!text.contains("told once") && serde_json::to_string(&report).unwrap().contains("told once"), "{text}");
     let error = skip(BadRowLimit::Count(8)).unwrap_err();
     assert!(error.starts_with("--max-bad-rows: 9 of 100 rows are bad, more than 8; the first is "), "{error}");
     assert!(error.ends_with("rows.jsonl:2: the response is empty"), "{error}");
     let error = skip(BadRowLimit::default()).unwrap_err();
     assert!(error.starts_with("--max-bad-rows: 9 of 100 rows are bad, more than 1%"), "{error}");
     assert!(skip(BadRowLimit::Share(0.09)).is_ok() && skip(BadRowLimit::Share(0.08)).is_err());
+    // Nothing but bad rows, however many may be skipped: no length is to blame.
+    let limits = BadRows::Skip(BadRowLimit::Share(1.0));
+    let only = |lines: &str| {
+        let (_dir, path) = file(lines.as_bytes());
+        let rows = read_row_file(&path, &FieldMap::default(), Purpose::Sft, limits).unwrap().rows;
+        let fit = Limits { overflow: Overflow::Drop, ..LIMITS };
+        Dataset::build_with(&rows, &bpe512(), &Template::None, fit, limits).unwrap_err().to_string()
+    };
+    let error = only("{\"prompt\":\"Q\"}\n7\n");
+    assert!(error.starts_with("--max-bad-rows: every row is bad; the first: "), "{error}");
+    assert!(error.contains("rows.jsonl:1: field `completion` is missing"), "{error}");
+    // The control: a row that is too long is told by its length.
+    let error = only(&format!("{{}}\n{{\"prompt\":\"Q\",\"completion\":\"{}\"}}\n", "word ".repeat(20_000)));
+    assert!(error.starts_with("--max-length: no row fits"), "{error}");
     // By default the first one stops the program.
     let error = read_rows(&path, &FieldMap::default(), Purpose::Sft).unwrap_err().to_string();
     assert!(error.ends_with("rows.jsonl:2: the response is empty"), "{error}");

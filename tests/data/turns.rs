@@ -136,6 +136,10 @@ fn what_only_a_chat_template_can_show_needs_one() {
             "field `chat_template_kwargs`: expected an object, found a list",
         ),
         (
+            r#"{"prompt":"q","completion":"a","chat_template_kwargs":{"documents":[]}}"#,
+            "field `chat_template_kwargs.documents`: is set by the program, not by a row",
+        ),
+        (
             r#"{"prompt":"q","completion":"a","chat_template_kwargs":{"tokenize":true}}"#,
             "field `chat_template_kwargs.tokenize`: is set by the program, not by a row",
         ),
@@ -149,6 +153,17 @@ fn what_only_a_chat_template_can_show_needs_one() {
         ),
     ] {
         assert_eq!(read(row, Purpose::Any, &[]).unwrap_err(), format!("rows.jsonl:1: {reason}"));
+    }
+    // Under the file's own names.
+    let maps = ["tools=functions", "chat_template_kwargs=options"];
+    for (more, reason) in [
+        (r#""functions":"[{""#, "field `functions`: is text, and no JSON list"),
+        (r#""functions":7"#, "field `functions`: expected a list, found a number"),
+        (r#""options":[]"#, "field `options`: expected an object, found a list"),
+        (r#""options":{"tools":[]}"#, "field `options.tools`: is set by the program, not by a row"),
+    ] {
+        let row = format!(r#"{{"prompt":"q","completion":"a",{more}}}"#);
+        assert_eq!(read(&row, Purpose::Any, &maps).unwrap_err(), format!("rows.jsonl:1: {reason}"));
     }
 }
 

@@ -61,6 +61,23 @@ impl Ran {
     }
 }
 
+/// Lets a program take signals that the tests' own start may have ignored: by `nohup`, or in a script's background.
+pub fn take_signals(command: &mut Command) {
+    #[cfg(unix)]
+    // SAFETY: between fork and exec `signal` alone is called, which is safe there.
+    unsafe {
+        use std::os::unix::process::CommandExt;
+        command.pre_exec(|| {
+            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            Ok(())
+        });
+    }
+    #[cfg(not(unix))]
+    let _ = command;
+}
+
 /// A folder for one test: its model, its data, what the program writes.
 pub struct Sandbox {
     dir: TempDir,
@@ -100,6 +117,7 @@ impl Sandbox {
         let program = std::env::var("JOINTWISE_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_jointwise").into());
         let mut command = Command::new(program);
         command.args(args).current_dir(self.dir.path()).env("XDG_CACHE_HOME", self.path("cache"));
+        take_signals(&mut command);
         command
     }
 

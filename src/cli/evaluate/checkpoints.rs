@@ -186,6 +186,7 @@ pub fn open(args: &EvaluateArgs, all: &[Named]) -> Result<Vec<Checkpoint>> {
         found.push(Checkpoint {
             named: named.clone(),
             digest: weights_digest(&base.model, &base.digest, read.as_ref()),
+            // Also the adapter folder's generation_config.json, whose tokenizer may be the base's.
             stop_ids: base.model.stop_ids(read.as_ref(), &tokenizer)?,
             lora: read.map(|adapter| adapter.lora),
             model: base.model.clone(),

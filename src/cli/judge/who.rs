@@ -79,7 +79,7 @@ impl Asked {
                 let mut adapter = model.adapter(args.model.adapter.as_deref())?;
                 let local = local(args, model, &mut adapter, gpu, prompt.clone())?;
                 match args.ask.answer {
-                    Some(AnswerArg::Generate) => then(&generating(args, model, adapter.as_ref(), local)?, None),
+                    Some(AnswerArg::Generate) => then(&generating(args, local)?, None),
                     Some(AnswerArg::Letter) | None => then(&local, None),
                 }
             }
@@ -184,12 +184,7 @@ fn local<'g>(
 }
 
 /// A local judge that writes its answers.
-fn generating<'g>(
-    args: &JudgeArgs,
-    model: &Model,
-    adapter: Option<&Adapter>,
-    local: Local<'g>,
-) -> Result<GeneratingJudge<'g>> {
+fn generating<'g>(args: &JudgeArgs, local: Local<'g>) -> Result<GeneratingJudge<'g>> {
     let most = local.max_length;
     let max_new_tokens = args.max_tokens.map_or((Defaults::JUDGE_MAX_TOKENS as usize).min(most / 2), |n| n as usize);
     if max_new_tokens >= most {
@@ -202,7 +197,7 @@ fn generating<'g>(
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
         max_new_tokens,
         seed: 0,
-        eos: model.stop_ids(adapter, &local.tokenizer)?,
+        eos: local.tokenizer.stop_ids().to_vec(),
         with_lora: true,
     };
     Ok(GeneratingJudge { local, settings })

@@ -34,10 +34,8 @@ pub(super) struct DictView {
     items: Vec<Value>,
 }
 
-impl DictView {
-    fn value(name: &'static str, items: impl Iterator<Item = Value>) -> Value {
-        Value::from_object(Self { name, items: items.collect() })
-    }
+fn dict_view(name: &'static str, items: impl Iterator<Item = Value>) -> Value {
+    Value::from_object(DictView { name, items: items.collect() })
 }
 
 impl Object for DictView {
@@ -334,15 +332,15 @@ fn dict_method(value: &Value, method: &str, args: &[Value]) -> Result<Value, Err
         "items" => {
             from_args::<()>(args)?;
             let pair = |(key, item)| Value::from(Tuple::from([key, item]));
-            Ok(DictView::value("dict_items", pairs()?.into_iter().map(pair)))
+            Ok(dict_view("dict_items", pairs()?.into_iter().map(pair)))
         }
         "keys" => {
             from_args::<()>(args)?;
-            Ok(DictView::value("dict_keys", value.try_iter()?))
+            Ok(dict_view("dict_keys", value.try_iter()?))
         }
         "values" => {
             from_args::<()>(args)?;
-            Ok(DictView::value("dict_values", pairs()?.into_iter().map(|(_, item)| item)))
+            Ok(dict_view("dict_values", pairs()?.into_iter().map(|(_, item)| item)))
         }
         "copy" => {
             from_args::<()>(args)?;
