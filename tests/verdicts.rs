@@ -405,6 +405,12 @@ fn a_local_model_may_write_its_answer() {
         let ran = run(&s, &[judge, more].concat()).ok();
         assert_eq!(ran.stderr.contains("thinks before it answers"), is_told, "{}", ran.stderr);
     }
+    // A mark in a row's text opens no thought of the answer.
+    s.write("marked.jsonl", "{\"instruction\": \"I\", \"response_0\": \"<think> x\", \"response_1\": \"y\"}\n");
+    let marked = ["judge", "--data", "marked.jsonl", "--model", MODEL, "--prompt", "ask.txt", "--answer", "generate"];
+    run(&s, &[&marked[..], &["--max-tokens", "12", "--output-dir", "six"]].concat()).ok();
+    let answers = lines(&s, "six/answers.jsonl");
+    assert!(answers[1..].iter().all(|line| !line["text"].as_str().unwrap().starts_with("<think>")), "{answers:?}");
     s.refused(
         &[&judge[..], &["--max-tokens", "3", "--output-dir", "five"]].concat(),
         &["--max-tokens", "--answer generate"],
