@@ -258,6 +258,8 @@ fn answers_that_an_earlier_version_kept_are_read_anew() {
     // As the first version kept what thinking models say: the side that occurs in the thoughts, and whatever stands in a text that was cut.
     let path = s.path("out/answers.jsonl");
     let mut kept: Vec<Value> = lines(&s, "out/answers.jsonl");
+    // Nor had its lines checksums.
+    kept[1..].iter_mut().for_each(|line| drop(line.as_object_mut().unwrap().remove("crc32c")));
     assert!(kept[0]["judge"].get("answer_format").is_none(), "the first version had no formats, and its runs go on");
     for (line, good) in [(1, "A"), (2, "B")] {
         let other = if good == "A" { "b" } else { "a" };
@@ -266,11 +268,15 @@ fn answers_that_an_earlier_version_kept_are_read_anew() {
     }
     kept[3]["text"] = "<think>\nLet me begin with output (b). It".into();
     kept[3]["choice"] = "b".into();
+    // As many tokens as it might have: what would have followed is not known.
+    kept[4]["text"] = "Output (b) is better".into();
+    kept[4]["choice"] = "b".into();
+    kept[4]["usage"]["completion_tokens"] = 16.into();
     fs::write(&path, kept.iter().map(|line| line.to_string() + "\n").collect::<String>()).unwrap();
     let before = server.requests().len();
     let ran = run(&s, &[&letter[..], &["--resume"]].concat()).ok();
-    assert!(ran.stderr.contains("2 verdicts are another one, 1 are no answer now, 0 were none"), "{}", ran.stderr);
-    assert_eq!(server.requests().len() - before, 1, "what was cut is asked again");
+    assert!(ran.stderr.contains("2 verdicts are another one, 2 are no answer now, 0 were none"), "{}", ran.stderr);
+    assert_eq!(server.requests().len() - before, 2, "what was cut is asked again");
     assert_eq!(verdicts(&s), ["first"; 3]);
     run(&s, &[&args(&server, &[])[..], &["--resume"]].concat()).said(2, &["--resume", "max_tokens", "16", "1024"]);
 }
@@ -405,6 +411,12 @@ fn a_local_model_may_write_its_answer() {
         let ran = run(&s, &[judge, more].concat()).ok();
         assert_eq!(ran.stderr.contains("thinks before it answers"), is_told, "{}", ran.stderr);
     }
+    // A mark in a row's text opens no thought of the answer.
+    s.write("marked.jsonl", "{\"instruction\": \"I\", \"response_0\": \"<think> x\", \"response_1\": \"y\"}\n");
+    let marked = ["judge", "--data", "marked.jsonl", "--model", MODEL, "--prompt", "ask.txt", "--answer", "generate"];
+    run(&s, &[&marked[..], &["--max-tokens", "12", "--output-dir", "six"]].concat()).ok();
+    let answers = lines(&s, "six/answers.jsonl");
+    assert!(answers[1..].iter().all(|line| !line["text"].as_str().unwrap().starts_with("<think>")), "{answers:?}");
     s.refused(
         &[&judge[..], &["--max-tokens", "3", "--output-dir", "five"]].concat(),
         &["--max-tokens", "--answer generate"],

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, kind, names};
+use super::forms;
 use super::rows::{FieldMap, Place};
 use super::source::for_each_row;
 use crate::error::Result;
@@ -106,6 +107,19 @@ impl Comparison {
             .collect();
         Ok(Self { place, mode, sides, more })
     }
+
+    /// Takes what stands beside the instruction into it; it is not carried along any more.
+    fn with_context(mut self, fields: &Fields) -> std::result::Result<Self, String> {
+        match self.mode {
+            Mode::Pair => forms::refuse_beside_pair(fields)?,
+            Mode::Single => {
+                let whole = forms::judged_instruction(fields)?;
+                self.sides.iter_mut().for_each(|side| side.instruction.clone_from(&whole));
+                forms::input_columns(fields).for_each(|column| drop(self.more.shift_remove(column)));
+            }
+        }
+        Ok(self)
+    }
 }
 
 /// A row's place in a file that was not read.
@@ -113,16 +127,18 @@ pub fn place(path: PathBuf, line: usize) -> Place {
     Place { path: Arc::from(path), line }
 }
 
-/// Reads rows to judge; `mode`: what all of them must be.
+/// Reads rows to judge, `input` or `context` behind the instruction; `mode`: what all of them must be.
 ///
 /// # Errors
-/// [`crate::Error::Line`] for a malformed line, a missing field, or a row of the other mode; [`crate::Error::File`] where the file cannot be
+/// [`crate::Error::Line`] for a malformed line, a missing field, a row of the other mode, or a field that says more of what was asked than
+/// a judge is shown; [`crate::Error::File`] where the file cannot be
 /// read or has no rows.
 pub fn read_comparisons(path: impl AsRef<Path>, map: &FieldMap, mode: Option<Mode>) -> Result<Vec<Comparison>> {
     let (path, mut rows) = (path.as_ref(), Vec::<Comparison>::new());
     let mut wanted = mode;
     for_each_row(path, |place, object| {
-        let row = Comparison::of(place, object, map)?;
+        let fields = Fields::new(&object, map);
+        let row = Comparison::of(place, object.clone(), map)?.with_context(&fields)?;
         let asked = *wanted.get_or_insert(row.mode);
         if row.mode != asked {
             let found = row.mode.fields().join(", ");
@@ -133,4 +149,65 @@ pub fn read_comparisons(path: impl AsRef<Path>, map: &FieldMap, mode: Option<Mod
         Ok(())
     })?;
     Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(row: Value, map: &[&str]) -> std::result::Result<Map<String, Value>, String> {
+        let file = tempfile::NamedTempFile::with_suffix(".jsonl").expect("a file");
+        std::fs::write(file.path(), row.to_string()).expect("written");
+        let map = FieldMap::parse(map).expect("a map");
+        let rows = read_comparisons(file.path(), &map, None).map_err(|error| error.to_string())?;
+        Ok(rows[0].row())
+    }
+
+    fn single(more: Value) -> Value {
+        let mut row = json!({"instruction": "Translate", "response_0": "dog", "response_1": "cat"});
+        row.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        row
+    }
+
+    #[test]
+    fn a_judge_sees_what_stands_behind_the_instruction() {
+        let whole = json!({"instruction": "Translate\nHund", "response_0": "dog", "response_1": "cat"});
+        for name in ["input", "context"] {
+            let row = single(json!({name: "Hund"}));
+            assert_eq!(read(row, &[]).map(Value::Object), Ok(whole.clone()), "{name}");
+        }
+        let mapped = read(single(json!({"word": "Hund"})), &["input=word"]);
+        assert_eq!(mapped.map(Value::Object), Ok(whole));
+        // What means nothing, or is left out, is carried.
+        for (more, map) in [
+            (json!({"id": 3, "input": "", "history": [], "system": null}), vec![]),
+            (json!({"input": "Hund"}), vec!["input="]),
+            (json!({"system": "Be brief.", "tools": [{}]}), vec!["system=", "tools="]),
+        ] {
+            assert_eq!(read(single(more.clone()), &map).map(Value::Object), Ok(single(more)));
+        }
+    }
+
+    #[test]
+    fn what_a_judge_is_not_shown_is_refused_by_name() {
+        for (name, value) in [
+            ("system", json!("Be brief.")),
+            ("system_prompt", json!("Be brief.")),
+            ("history", json!([["Hi", "Hello"]])),
+            ("tools", json!([{"name": "search"}])),
+            ("input", json!({"word": "Hund"})),
+        ] {
+            let error = read(single(json!({name: value})), &[]).expect_err(name);
+            assert!(error.contains(&format!("field `{name}`")) && error.contains(&format!("--map {name}=")), "{error}");
+        }
+        let pair = |more: &str| json!({"instruction_0": "I", "response_0": "R", "instruction_1": "J", "response_1": "S", more: "Hund"});
+        for name in ["input", "context", "system"] {
+            let error = read(pair(name), &[]).expect_err(name);
+            assert!(error.contains(&format!("field `{name}`")) && error.contains(&format!("--map {name}=")), "{error}");
+            assert!(read(pair(name), &[&format!("{name}=")]).is_ok());
+        }
+        assert!(read(pair("id"), &[]).is_ok());
+    }
 }

@@ -53,6 +53,14 @@ impl Message {
         }
     }
 
+    /// The text with the calls of tools below it, in JSON.
+    fn shown(&self) -> String {
+        let calls = self.0.get("tool_calls").filter(|calls| holds_something(calls));
+        let calls = calls.map(|calls| format!("tool_calls: {calls}"));
+        let text = Some(self.text()).filter(|text| !text.is_empty() || calls.is_none());
+        text.into_iter().chain(calls).collect::<Vec<_>>().join("\n")
+    }
+
     /// Whether the content is a list of parts.
     pub fn is_in_parts(&self) -> bool {
         self.0.get("content").is_some_and(Value::is_array)
@@ -188,14 +196,18 @@ impl Instruction {
         }
     }
 
-    /// The text that a judge or a reader sees: a message alone as it is, several each behind its role.
+    /// The text that a judge or a reader sees: a message alone as it is, several each behind its role; tools and their calls in JSON.
     pub fn to_text(&self) -> String {
         match self {
             Self::Plain(text) | Self::Verbatim(text) => text.clone(),
-            Self::Chat(conversation) => match conversation.messages.as_slice() {
-                [one] => one.text(),
-                many => many.iter().map(|m| format!("{}: {}", m.role(), m.text())).collect::<Vec<_>>().join("\n\n"),
-            },
+            Self::Chat(conversation) => {
+                let tools = conversation.inputs.tools.as_ref().map(|tools| format!("tools: {tools}"));
+                let said = |message: &Message| format!("{}: {}", message.role(), message.shown());
+                match (conversation.messages.as_slice(), &tools) {
+                    ([one], None) => one.shown(),
+                    (many, _) => tools.into_iter().chain(many.iter().map(said)).collect::<Vec<_>>().join("\n\n"),
+                }
+            }
         }
     }
 
@@ -335,5 +347,28 @@ fn check_ends(messages: &[Message], name: &str) -> Result<(), String> {
         )),
         [_] => Err(format!("field `{name}`: no message stands before the response")),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_judge_sees_tools_and_their_calls() {
+        let message =
+            |value: Value| Message::from_object(value.as_object().expect("an object"), "m").expect("a message");
+        let asked = message(json!({"role": "user", "content": "How warm is it?"}));
+        let called = message(json!({"role": "assistant", "content": null, "tool_calls": [{"name": "weather"}]}));
+        let plain = Instruction::Chat(vec![asked.clone()].into());
+        assert_eq!(plain.to_text(), "How warm is it?");
+        let with_call = Instruction::Chat(vec![asked, called].into());
+        let text = "user: How warm is it?\n\nassistant: tool_calls: [{\"name\":\"weather\"}]";
+        assert_eq!(with_call.to_text(), text);
+        let inputs = TemplateInputs { tools: Some(json!([{"name": "weather"}])), ..TemplateInputs::default() };
+        let text = "tools: [{\"name\":\"weather\"}]\n\nuser: How warm is it?";
+        assert_eq!(plain.with_inputs(inputs).to_text(), text);
     }
 }

@@ -215,6 +215,49 @@ fn asked(fields: &Fields, prompt: &str) -> Result<Instruction, Reason> {
     }
 }
 
+/// Fields that say more of what was asked than one text of a row to judge does.
+const FRAMES: [&str; 5] = ["system", "system_prompt", "history", "tools", "chat_template_kwargs"];
+
+/// Reads the instruction of a row to judge with what stands behind it in `input` or `context`: one text, which is all that a judge sees.
+///
+/// # Errors
+/// The reason, for whatever belongs to the question and is no part of one text.
+pub(super) fn judged_instruction(fields: &Fields) -> Result<String, Reason> {
+    let instruction = framed(fields, asked(fields, "instruction")?)?;
+    refuse_beside(fields, &FRAMES, "a judge sees one text, field `instruction`: put it there")?;
+    instruction.plain()
+}
+
+/// Refuses what stands beside a joint pair: which of its two instructions it belongs to is not known.
+///
+/// # Errors
+/// The reason.
+pub(super) fn refuse_beside_pair(fields: &Fields) -> Result<(), Reason> {
+    let why = "a joint pair has two instructions, and it may belong to either: put it into `instruction_0` and `instruction_1`";
+    refuse_beside(fields, &INPUTS, why)?;
+    refuse_beside(fields, &FRAMES, why)
+}
+
+fn refuse_beside(fields: &Fields, names: &[&str], why: &str) -> Result<(), Reason> {
+    let holds_something = |value: &Value| match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(object) => !object.is_empty(),
+        Value::Bool(_) | Value::Number(_) => true,
+    };
+    match names.iter().find(|name| fields.peek(name).is_some_and(holds_something)) {
+        Some(name) => Err(format!("field `{}`: {why}, or {}", fields.map.name(name), left_out(name))),
+        None => Ok(()),
+    }
+}
+
+/// Gives the columns of the texts that stand behind a row's prompt.
+pub(super) fn input_columns<'a>(fields: &Fields<'a>) -> impl Iterator<Item = &'a str> {
+    let holds_text = |name: &&str| fields.peek(name).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
+    INPUTS.into_iter().filter(holds_text).filter_map(|name| fields.map.column(name))
+}
+
 /// Reads `history`: a list of [user's text, assistant's text].
 fn history(fields: &Fields) -> Result<Vec<Message>, Reason> {
     let Some(turns) = fields.get("history") else { return Ok(Vec::new()) };

@@ -126,6 +126,13 @@ pub fn kept_identity(path: &Path) -> Option<Value> {
     head.get("judge").cloned()
 }
 
+/// Tokens that an answer of this judge may have, over which fields of its own requests go.
+fn longest_answer(identity: &Value) -> Option<u64> {
+    let extra = &identity["extra"];
+    let own = if extra.get("max_tokens").is_some() { &extra["max_tokens"] } else { &identity["max_tokens"] };
+    [own, &extra["max_completion_tokens"]].into_iter().filter_map(Value::as_u64).max()
+}
+
 impl Journal {
     /// Opens or begins the file of a judge's answers.
     ///
@@ -159,7 +166,7 @@ impl Journal {
         for (line, object) in lines {
             journal.take(object).map_err(|reason| Error::line(path, line, reason))?;
         }
-        journal.read_again();
+        journal.read_again(longest_answer(&judge.identity()));
         Ok(journal)
     }
 
@@ -203,11 +210,11 @@ impl Journal {
     }
 
     /// Reads every answer that has a text anew: earlier versions took letters for verdicts that were none.
-    fn read_again(&mut self) {
+    fn read_again(&mut self, longest: Option<u64>) {
         let [mut turned, mut cleared, mut found] = [0; 3];
         for answer in self.answers.values_mut() {
             let before = answer.choice;
-            if answer.read_again() {
+            if answer.read_again(longest) {
                 match (before, answer.choice) {
                     (None, _) => found += 1,
                     (Some(_), None) => cleared += 1,
@@ -293,5 +300,64 @@ impl Journal {
         self.write(&sealed(&json!({"key": key, "undone": true})))?;
         self.answers.remove(&key);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::eval::judge::{Choice, Reply};
+
+    struct Asked(Value);
+
+    impl Judge for Asked {
+        fn name(&self) -> &str {
+            "asked"
+        }
+        fn identity(&self) -> Value {
+            self.0.clone()
+        }
+        fn ask(&self, _: &[Question<'_>], _: &AtomicBool, _: &mut dyn FnMut(usize, Reply) -> Result<()>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_kept_text_as_long_as_it_may_be_is_read_as_cut() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join(ANSWERS);
+        let said = [
+            ("cut", "Output (a) is better", 16, false),
+            ("short", "Output (a) is better", 15, false),
+            ("told", "Output (a) is better", 16, true),
+            ("json", "{\"winner\": \"a\"}\n\n", 16, false),
+        ];
+        for (identity, cut) in [
+            (json!({"kind": "endpoint", "max_tokens": 16, "extra": {}}), true),
+            (json!({"kind": "endpoint", "max_tokens": 99, "extra": {"max_tokens": 16}}), true),
+            (json!({"kind": "endpoint", "max_tokens": 16, "extra": {"max_tokens": null}}), false),
+            (json!({"kind": "endpoint", "max_tokens": 16, "extra": {"max_completion_tokens": 32}}), false),
+            (json!({"kind": "command"}), false),
+        ] {
+            let mut text = format!("{}\n", json!({"judge": identity}));
+            for (key, said, tokens, is_whole) in said {
+                let mut line = json!({
+                    "key": key, "row": "r:1", "order": "ab", "choice": "a", "text": said,
+                    "usage": {"prompt_tokens": 9, "completion_tokens": tokens},
+                });
+                if is_whole {
+                    line["is_whole"] = true.into();
+                }
+                text += &sealed(&line);
+            }
+            std::fs::write(&path, text).expect("written");
+            let journal = Journal::open(&path, &Asked(identity.clone())).expect("opened");
+            let choices = said.map(|(key, ..)| journal.answer(key).and_then(|answer| answer.choice));
+            let a = Some(Choice::A);
+            assert_eq!(choices, [if cut { None } else { a }, a, a, a], "{identity}");
+            assert_eq!(journal.notes().iter().any(|note| note.contains("1 are no")), cut, "{:?}", journal.notes());
+        }
     }
 }

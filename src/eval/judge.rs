@@ -215,6 +215,9 @@ pub struct Answer {
     /// What it cost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// It ended by itself although it has as many tokens as it may have. Without this, such a text that was kept is taken as cut.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_whole: bool,
 }
 
 impl From<Choice> for Answer {
@@ -235,10 +238,25 @@ impl Answer {
         Self { no_verdict: Some(why), text, ..Self::default() }
     }
 
-    /// Reads the text anew, as an answer that an earlier version kept: whether the verdict is another one now.
-    pub fn read_again(&mut self) -> bool {
+    /// Takes in what it cost; `longest`: tokens that it may have.
+    #[must_use]
+    pub fn with_usage(self, usage: Option<Usage>, longest: Option<u64>) -> Self {
+        let answer = Self { usage, ..self };
+        Self { is_whole: answer.is_full(longest) && answer.no_verdict != Some(NoVerdict::Cut), ..answer }
+    }
+
+    /// Whether it has as many tokens as it may have.
+    fn is_full(&self, longest: Option<u64>) -> bool {
+        self.usage.zip(longest).is_some_and(|(usage, most)| usage.completion_tokens >= most)
+    }
+
+    /// Reads the text anew, as an answer that an earlier version kept: whether the verdict is another one now. Earlier versions did not keep
+    /// how a text ended, so one with as many tokens as it may have is taken as cut.
+    pub fn read_again(&mut self, longest: Option<u64>) -> bool {
         let before = self.choice;
+        let is_cut = self.is_full(longest) && !self.is_whole;
         let found = match (&self.text, self.no_verdict) {
+            (Some(text), None | Some(NoVerdict::Unclear)) if is_cut => read_cut_verdict(text),
             (Some(text), Some(NoVerdict::Cut)) => read_cut_verdict(text),
             (Some(text), None | Some(NoVerdict::Unclear)) => read_verdict(text),
             _ => return false,

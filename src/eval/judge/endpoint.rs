@@ -132,6 +132,11 @@ pub fn about_tokens(text: &str) -> u64 {
     text.len() as u64 / 4 + 8
 }
 
+/// Tokens that an answer to a request may have, by the request's fields.
+fn longest_answer(body: &Value) -> Option<u64> {
+    ["max_completion_tokens", "max_tokens"].iter().filter_map(|name| body[*name].as_u64()).max()
+}
+
 impl Endpoint {
     /// # Errors
     /// [`Error::Flag`] for a URL that is none, or that holds a password.
@@ -174,8 +179,7 @@ impl Endpoint {
 
     /// Tokens that an answer may have, as the request says. `None` where its fields were changed so that it says nothing.
     pub fn longest_answer(&self) -> Option<u64> {
-        let body = self.body("", false);
-        ["max_completion_tokens", "max_tokens"].iter().filter_map(|name| body[*name].as_u64()).max()
+        longest_answer(&self.body("", false))
     }
 
     /// Whether requests ask for JSON.
@@ -236,7 +240,7 @@ impl Endpoint {
             request = request.header(AUTHORIZATION, value);
         }
         let outcome = match request.send() {
-            Ok(response) => request::outcome(response),
+            Ok(response) => request::outcome(response, longest_answer(body)),
             Err(error) => request::unsent(error),
         };
         // Whatever came from outside may hold the key.

@@ -4,8 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use super::local::Local;
-use super::verdict_reader::opens_thoughts;
+use super::local::{Local, opens_answer_with_thoughts};
 use super::{Answer, Judge, Question, Reply, Usage};
 use crate::data::rows::Instruction;
 use crate::error::Result;
@@ -19,11 +18,10 @@ pub struct GeneratingJudge<'g> {
     pub settings: Settings,
 }
 
-/// A question as token ids, and what an answer begins with that the prompt holds already.
+/// A question as token ids.
 struct Asked {
     question: usize,
     ids: Vec<u32>,
-    begun: &'static str,
 }
 
 impl GeneratingJudge<'_> {
@@ -34,19 +32,17 @@ impl GeneratingJudge<'_> {
         if n > most {
             return Err(format!("question and answer may have {n} tokens, --max-length is {most}"));
         }
-        let text = local.tokenizer.decode_all(&ids).map_err(|e| e.to_string())?;
-        // Thoughts that the template opened are closed by the answer.
-        let begun = if opens_thoughts(&text) { "<think>" } else { "" };
-        Ok(Asked { question: i, ids, begun })
+        Ok(Asked { question: i, ids })
     }
 
-    fn answer(&self, asked: &Asked, written: &[u32]) -> Result<Answer> {
+    /// Reads what was written; `begun`: what the answer begins with that the prompt holds already.
+    fn answer(&self, asked: &Asked, begun: &str, written: &[u32]) -> Result<Answer> {
         let (end, before) = written.split_last().map_or((None, written), |(last, before)| (Some(last), before));
         let is_cut = !end.is_some_and(|id| self.settings.eos.contains(id));
         // Marks of thoughts may be special tokens.
-        let text = asked.begun.to_string() + &self.local.tokenizer.decode_all(if is_cut { written } else { before })?;
+        let text = begun.to_string() + &self.local.tokenizer.decode_all(if is_cut { written } else { before })?;
         let usage = Usage { prompt_tokens: asked.ids.len() as u64, completion_tokens: written.len() as u64 };
-        Ok(Answer { usage: Some(usage), ..Answer::read(text, is_cut) })
+        Ok(Answer::read(text, is_cut).with_usage(Some(usage), Some(self.settings.max_new_tokens as u64)))
     }
 }
 
@@ -88,7 +84,9 @@ impl Judge for GeneratingJudge<'_> {
             }
             n_tokens += n;
         }
-        let Local { gpu, decoder, .. } = &self.local;
+        let Local { gpu, decoder, tokenizer, template, .. } = &self.local;
+        // Thoughts that the template opened are closed by the answer.
+        let begun = if opens_answer_with_thoughts(tokenizer, template) { "<think>" } else { "" };
         for group in groups {
             if stop.load(Ordering::Relaxed) {
                 break;
@@ -96,7 +94,7 @@ impl Judge for GeneratingJudge<'_> {
             let prompts: Vec<Vec<u32>> = group.iter().map(|asked| asked.ids.clone()).collect();
             let written = pollster::block_on(generate(gpu, decoder, &prompts, 0, &self.settings, &mut |_, _| ()))?;
             for (asked, written) in group.iter().zip(&written) {
-                tell(asked.question, Reply::Answer(self.answer(asked, written)?))?;
+                tell(asked.question, Reply::Answer(self.answer(asked, begun, written)?))?;
             }
         }
         Ok(())

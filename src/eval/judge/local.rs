@@ -67,13 +67,23 @@ pub fn example(
     Ok(Example { row: 0, sequences, desirable: None })
 }
 
+/// The prompt of a question without a text, as the model sees it.
+fn empty_prompt(tokenizer: &Tokenizer, template: &Template) -> String {
+    let asked = tokenizer.encode_prompt(&Instruction::Plain("?".into()), template);
+    asked.ok().and_then(|ids| tokenizer.decode_all(&ids).ok()).unwrap_or_default()
+}
+
+/// Whether a template itself begins the answer's thoughts; marks in a row's texts begin none.
+pub fn opens_answer_with_thoughts(tokenizer: &Tokenizer, template: &Template) -> bool {
+    opens_thoughts(&empty_prompt(tokenizer, template))
+}
+
 /// Whether a chat model's answer begins with a thought, by its template or its vocabulary, so that its first letter is none of the answer.
 pub fn begins_with_thoughts(tokenizer: &Tokenizer, template: &Template) -> bool {
     if *template != Template::Chat {
         return false;
     }
-    let asked = tokenizer.encode_prompt(&Instruction::Plain("?".into()), template);
-    let text = asked.ok().and_then(|ids| tokenizer.decode_all(&ids).ok()).unwrap_or_default();
+    let text = empty_prompt(tokenizer, template);
     let is_token = |mark: &str| tokenizer.encode_text(mark).is_ok_and(|ids| ids.len() == 1);
     let is_closed = ["</think>", "[/THINK]"].iter().any(|mark| text.trim_end().ends_with(mark));
     opens_thoughts(&text) || !is_closed && ["<think>", "[THINK]"].into_iter().any(is_token)

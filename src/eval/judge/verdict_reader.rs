@@ -13,6 +13,7 @@ mod statement;
 #[cfg(test)]
 mod tests;
 mod thoughts;
+mod tokens;
 mod words;
 
 pub use thoughts::opens_thoughts;
@@ -20,7 +21,10 @@ pub use thoughts::opens_thoughts;
 use serde::{Deserialize, Serialize};
 
 use super::Choice;
-use statement::{Form, Statement, Token, asks_for_verdict, is_doubt, is_label, is_quiet, may_turn, statement, tokens};
+use statement::{
+    Form, Statement, asks_for_verdict, dangles, introduces, is_doubt, is_label, is_quiet, is_title, may_turn, statement,
+};
+use tokens::{Token, tokens};
 
 /// Why an answer has no verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -93,8 +97,10 @@ struct Unit {
     said: Statement,
     /// A full stop or the like ends it.
     is_finished: bool,
-    /// A line of its own that begins with `#`.
+    /// It begins with `#`.
     is_heading: bool,
+    /// An item of a list.
+    is_item: bool,
     /// An empty line is before it.
     is_paragraph: bool,
 }
@@ -108,7 +114,12 @@ impl Unit {
     }
 
     fn has_doubt(&self) -> bool {
-        self.tokens.iter().any(|token| matches!(token, Token::Word(word) if is_doubt(word)))
+        self.tokens.iter().any(|token| matches!(token, Token::Word(word) if is_doubt(word) && word != "both"))
+    }
+
+    /// Whether it is, or may be, the title of what is not the better one: "Worse output", but no item of a list of faults.
+    fn may_deny(&self) -> bool {
+        !self.is_finished && self.has_doubt() && (!self.is_item || is_title(&self.tokens, true))
     }
 
     fn is_bare(&self) -> bool {
@@ -119,18 +130,34 @@ impl Unit {
 /// Splits an answer into objects of JSON and sentences.
 fn units(answer: &str) -> Vec<Unit> {
     let mut all = Vec::new();
+    // The object stands in the line of what is before it.
+    let mut is_inline = false;
     for piece in json::pieces(answer) {
         match piece {
-            json::Piece::Text(text) => sentences(&plain::plain(text), &mut all),
+            json::Piece::Text(text) => {
+                let text = plain::plain(text);
+                let line = text.rsplit('\n').next().unwrap_or_default().trim();
+                is_inline = !line.starts_with("```") && !tokens(line).is_empty();
+                sentences(&text, &mut all);
+            }
             json::Piece::Object(verdict) => {
                 // "I would not say {...}".
-                let turned = all.last().is_some_and(|unit: &Unit| !unit.is_finished && unit.has_doubt());
-                let said = match verdict.filter(|_| !turned) {
-                    Some(choice) => Statement::Verdict(choice, Form::Marked),
-                    None => Statement::Nothing,
+                let begun = all.last().filter(|unit| !unit.is_finished && (is_inline || dangles(&unit.tokens)));
+                let said = match verdict {
+                    Some(choice) if begun.is_none_or(|unit: &Unit| introduces(&unit.tokens, choice)) => {
+                        Statement::Verdict(choice, Form::Marked)
+                    }
+                    _ => Statement::Nothing,
                 };
                 let tokens = vec![Token::Mark(verdict)];
-                all.push(Unit { tokens, said, is_finished: true, is_heading: false, is_paragraph: true });
+                all.push(Unit {
+                    tokens,
+                    said,
+                    is_finished: true,
+                    is_heading: false,
+                    is_item: false,
+                    is_paragraph: true,
+                });
             }
         }
     }
@@ -152,16 +179,19 @@ fn sentences(text: &str, all: &mut Vec<Unit>) {
         if is_fence || trimmed.chars().all(|c| "-*_=# ".contains(c)) {
             continue;
         }
-        let is_heading = trimmed.starts_with('#');
-        if is_heading && !begun.is_empty() {
-            push(&std::mem::take(&mut begun), false, is_paragraph, all);
+        if trimmed.starts_with('#') && !begun.is_empty() {
+            push(&std::mem::take(&mut begun), Line { is_item: false, is_paragraph }, all);
         }
+        let digits = trimmed.trim_start_matches(|c: char| c.is_ascii_digit());
+        let is_numbered = digits.len() < trimmed.len() && (digits.starts_with(". ") || digits.starts_with(") "));
+        let is_item = is_numbered || ["- ", "* ", "+ ", "• "].iter().any(|bullet| trimmed.starts_with(bullet));
         let bullet =
             if begun.is_empty() { None } else { ["- ", "> ", "* ", "+ "].iter().find_map(|b| trimmed.strip_prefix(b)) };
         let mut parts = split(bullet.unwrap_or(trimmed).trim());
         let last = parts.pop().unwrap_or_default();
         for part in parts {
-            push(&(std::mem::take(&mut begun) + part), false, std::mem::take(&mut is_paragraph), all);
+            let line = Line { is_item, is_paragraph: std::mem::take(&mut is_paragraph) };
+            push(&(std::mem::take(&mut begun) + part), line, all);
         }
         let whole = std::mem::take(&mut begun) + last;
         let found = tokens(&whole);
@@ -170,20 +200,29 @@ fn sentences(text: &str, all: &mut Vec<Unit>) {
             begun = whole + if is_open { " " } else { ": " };
             continue;
         }
-        push(&whole, is_heading, std::mem::take(&mut is_paragraph), all);
+        push(&whole, Line { is_item, is_paragraph: std::mem::take(&mut is_paragraph) }, all);
     }
     if !begun.is_empty() {
-        push(&begun, false, is_paragraph, all);
+        push(&begun, Line { is_item: false, is_paragraph }, all);
     }
 }
 
-fn push(sentence: &str, is_heading: bool, is_paragraph: bool, all: &mut Vec<Unit>) {
+/// The line that a sentence stands in, as [`Unit`] has it.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    is_item: bool,
+    is_paragraph: bool,
+}
+
+fn push(sentence: &str, line: Line, all: &mut Vec<Unit>) {
     let tokens = tokens(sentence);
     if tokens.is_empty() {
         return;
     }
     let said = statement(&tokens);
-    all.push(Unit { said, tokens, is_finished: is_finished(sentence), is_heading, is_paragraph });
+    let Line { is_item, is_paragraph } = line;
+    let is_heading = sentence.trim_start().starts_with('#');
+    all.push(Unit { said, tokens, is_finished: is_finished(sentence), is_heading, is_item, is_paragraph });
 }
 
 /// Whether a sentence has its full stop.
@@ -219,37 +258,40 @@ fn split(line: &str) -> Vec<&str> {
 
 /// The last verdict, if it is certain.
 fn decide(units: &[Unit]) -> Option<Choice> {
+    // A heading is over what is said of a side, unless nothing follows.
+    let is_heading = |unit: &Unit| unit.is_heading && unit.is_bare();
+    let ends_with_heading = units.last().is_some_and(is_heading);
+    let counts = |i: usize| stands(units, i) && (ends_with_heading || !is_heading(&units[i]));
     let said: Vec<Statement> =
-        (0..units.len()).map(|i| if stands(units, i) { units[i].said } else { Statement::Nothing }).collect();
+        (0..units.len()).map(|i| if counts(i) { units[i].said } else { Statement::Nothing }).collect();
     let last = said.iter().rposition(|said| matches!(said, Statement::Verdict(..)))?;
     let choice = units[last].choice()?;
-    let all_bare = units[last].is_heading && units[last].is_bare();
-    let agrees = |(i, said): (usize, &Statement)| match said {
-        // A heading over what is said of a side.
-        Statement::Verdict(_, Form::Bare) if units[i].is_heading && i != last && !all_bare => true,
+    let agrees = |said: &Statement| match said {
         Statement::Verdict(other, _) => *other == choice,
         Statement::Against(other) => *other != choice,
         Statement::Nothing => true,
     };
     let is_kept = units[last + 1..].iter().all(|unit| is_quiet(&unit.tokens, choice));
-    (said.iter().enumerate().all(agrees) && is_kept).then_some(choice)
+    (said.iter().all(agrees) && is_kept).then_some(choice)
 }
 
 /// Whether a unit means what it says alone: what is before it may ask the opposite question, or be the beginning of its sentence.
 fn stands(units: &[Unit], i: usize) -> bool {
     let Some(before) = i.checked_sub(1).map(|before| &units[before]) else { return true };
-    // "The loser is\n[[A]]".
-    if units[i].tokens.first().is_some_and(|token| matches!(token, Token::Mark(_)))
-        && !before.is_finished
-        && before.has_doubt()
-    {
-        return false;
-    }
-    if matches!(units[i].said, Statement::Verdict(_, Form::Marked)) || before.choice().is_some() {
+    if before.choice().is_some() {
         return true;
     }
     if before.tokens.contains(&Token::Question) {
         return asks_for_verdict(&before.tokens);
+    }
+    if let Statement::Verdict(choice, Form::Marked) = units[i].said {
+        // "The loser is\n[[A]]", "The answer that breaks the rule is\n[[A]]".
+        let goes_on = !before.is_finished && dangles(&before.tokens) && !introduces(&before.tokens, choice);
+        return !goes_on && !before.may_deny();
+    }
+    // "Runner-up\n\n(b)".
+    if units[i].is_bare() && !before.is_finished && !is_title(&before.tokens, false) {
+        return false;
     }
     let goes_on = !before.is_finished && !units[i].is_paragraph;
     !goes_on && !may_turn(&before.tokens, before.is_finished)

@@ -76,14 +76,14 @@ pub fn unsent(error: reqwest::Error) -> Outcome {
     Outcome::again(kind, format!("{kind}: {}", causes(&error)))
 }
 
-/// Of a response, whose body is still to come.
-pub fn outcome(response: Response) -> Outcome {
+/// Of a response, whose body is still to come; `longest`: tokens that the answer may have.
+pub fn outcome(response: Response, longest: Option<u64>) -> Outcome {
     let (status, wait) = (response.status(), retry_after(response.headers(), SystemTime::now()));
     let mut bytes = Vec::new();
     let read = response.take(MOST_BYTES).read_to_end(&mut bytes);
     if status.is_success() {
         return match read {
-            Ok(_) => answer(&bytes),
+            Ok(_) => answer(&bytes, longest),
             Err(error) if causes(&error).contains("timed out") => {
                 Outcome::again("timeout", "timeout in the middle of the answer")
             }
@@ -155,9 +155,11 @@ enum Ended {
 }
 
 impl Ended {
-    fn of(finish_reason: &Value) -> Self {
+    /// Reads `finish_reason`. Where there is none, an answer with as many tokens as it may have is taken as cut.
+    fn from_reason(finish_reason: &Value, is_full: bool) -> Self {
         let reason = finish_reason.as_str().unwrap_or_default().to_lowercase();
         match reason.as_str() {
+            "" | "null" if is_full => Self::Cut,
             "" | "stop" | "eos" | "eos_token" | "end_turn" | "end_of_turn" | "stop_sequence" | "stop_token" | "end"
             | "complete" | "completed" | "finish" | "finished" | "done" | "tool_calls" | "function_call" | "null" => {
                 Self::Whole
@@ -174,13 +176,13 @@ impl Ended {
 }
 
 /// Reads what a choice says. Thoughts in a field of their own (`reasoning_content`, `reasoning`) are no answer.
-fn read_choice(choice: &Value) -> Answer {
+fn read_choice(choice: &Value, is_full: bool) -> Answer {
     let message = &choice["message"];
     let (text, has_refusal) = text_of(&message["content"]);
     let is_said = |value: &Value| value.as_str().is_some_and(|text| !text.trim().is_empty());
     let is_called =
         message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty()) || message["function_call"].is_object();
-    let ended = Ended::of(&choice["finish_reason"]);
+    let ended = Ended::from_reason(&choice["finish_reason"], is_full);
     let why = match &text {
         _ if has_refusal || is_said(&message["refusal"]) => NoVerdict::Refusal,
         _ if ended == Ended::Stopped => NoVerdict::Stopped,
@@ -194,7 +196,7 @@ fn read_choice(choice: &Value) -> Answer {
 }
 
 /// What a body with status 200 says.
-fn answer(bytes: &[u8]) -> Outcome {
+fn answer(bytes: &[u8], longest: Option<u64>) -> Outcome {
     let body: Value = match serde_json::from_slice(bytes) {
         Ok(body) => body,
         Err(error) if error.is_eof() => return Outcome::again("cut short", "the answer was cut short"),
@@ -212,7 +214,8 @@ fn answer(bytes: &[u8]) -> Outcome {
         prompt_tokens,
         completion_tokens: tokens("completion_tokens").unwrap_or_default(),
     });
-    Outcome::Answer(Answer { usage, ..read_choice(choice) })
+    let is_full = tokens("completion_tokens").zip(longest).is_some_and(|(written, most)| written >= most);
+    Outcome::Answer(read_choice(choice, is_full).with_usage(usage, longest))
 }
 
 /// `Retry-After`: seconds, or an HTTP date. Seconds may have a fraction, which some endpoints send.
@@ -228,7 +231,30 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::judge::Choice;
     use std::time::UNIX_EPOCH;
+
+    #[test]
+    fn an_answer_as_long_as_it_may_be_is_whole_only_where_its_end_is_told() {
+        let read = |content: &str, finish_reason: Value, written: u64, longest: Option<u64>| {
+            let choice = serde_json::json!({"message": {"content": content}, "finish_reason": finish_reason});
+            let usage = serde_json::json!({"prompt_tokens": 9, "completion_tokens": written});
+            let body = serde_json::json!({"choices": [choice], "usage": usage}).to_string();
+            match answer(body.as_bytes(), longest) {
+                Outcome::Answer(answer) => (answer.choice, answer.no_verdict),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (whole, cut) = ((Some(Choice::A), None), (None, Some(NoVerdict::Cut)));
+        for missing in [Value::Null, "".into(), "null".into()] {
+            assert_eq!(read("Output (a) is better", missing.clone(), 16, Some(16)), cut);
+            assert_eq!(read("Output (a) is better", missing.clone(), 15, Some(16)), whole);
+            assert_eq!(read("Output (a) is better", missing.clone(), 16, None), whole);
+            assert_eq!(read("{\"winner\": \"a\"}\n\n", missing, 16, Some(16)), whole, "JSON that is whole");
+        }
+        assert_eq!(read("Output (a) is better", "stop".into(), 16, Some(16)), whole);
+        assert_eq!(read("Output (a) is better", "length".into(), 15, Some(16)), cut);
+    }
 
     #[test]
     fn pauses_are_seconds_or_dates() {

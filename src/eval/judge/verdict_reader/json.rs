@@ -105,7 +105,19 @@ impl Fields {
     fn verdict(&self) -> Option<Option<Choice>> {
         let better = self.named(BETTER)?;
         let worse = self.named(WORSE).flatten();
-        Some(better.filter(|choice| worse != Some(*choice)))
+        Some(better.filter(|choice| worse != Some(*choice) && !self.denies()))
+    }
+
+    /// Whether a field such as `is_correct` is false: what the others say is judged there, and is no verdict.
+    fn denies(&self) -> bool {
+        let is_no = |value: &Value| match value {
+            Value::Bool(is_so) => !is_so,
+            Value::String(text) => ["false", "no"].iter().any(|no| text.trim().eq_ignore_ascii_case(no)),
+            _ => false,
+        };
+        let is_about =
+            |name: &str| ["correct", "better", "winner"].iter().any(|word| name.to_lowercase().contains(word));
+        self.0.iter().any(|(name, value)| is_about(name) && is_no(value))
     }
 }
 

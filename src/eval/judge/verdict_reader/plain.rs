@@ -80,6 +80,9 @@ fn ascii(text: &str) -> String {
 const MARKED_OPEN: char = MARKED[0];
 const MARKED_CLOSE: char = MARKED[1];
 
+/// Bytes of a tag that is known, at most.
+const MOST_TAG: usize = 64;
+
 /// Bytes in braces that may be an answer.
 const MOST_BRACED: usize = 200;
 
@@ -149,7 +152,11 @@ fn without_elements(text: &str) -> String {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
         let lower = &lower[text.len() - rest.len()..];
-        let Some(end) = rest.find('>') else { break };
+        let Some(end) = rest.bytes().take(MOST_TAG).position(|byte| byte == b'>') else {
+            out.push('<');
+            rest = &rest[1..];
+            continue;
+        };
         let (name, after) = (lower[1..end].trim(), &rest[end + 1..]);
         let closing = format!("</{name}>");
         // A stop sequence may have taken the closing tag.

@@ -1,9 +1,10 @@
 //! The grammar of verdicts: which sentences say that one of (a) and (b) is better. A sentence with a word that the grammar does not have says
 //! nothing, so that no negation, condition or comparison is taken for a verdict because nobody thought of it.
 
-use super::plain::MARKED;
+use super::tokens::{Token, sides, tokens, words};
 use super::words::{
-    BETTER, CLOSING, DECIDES, DOUBTS, FOREIGN, GROUNDS, LABELS, LEADS, NOUNS, PREDICATE, REASONS, TIE, TIED, VERBS, has,
+    BETTER, CLOSING, DECIDES, DOUBTS, FOREIGN, GROUNDS, INTRODUCES, LABELS, LEADS, NOUNS, PREDICATE, REASONS, SAYS,
+    TIE, TIED, VERBS, has,
 };
 use crate::eval::judge::Choice;
 
@@ -21,42 +22,12 @@ pub enum Statement {
 /// How a verdict is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// The side alone: `(a)`, `Output (b)`.
+    /// The side, and no word that says what of it: `(a)`, `Output (b)`, `Evaluation of (a)`.
     Bare,
     /// A sentence: "Output (a) is better".
     Sentence,
     /// Behind a label, `Answer: (a)`, or in a mark for final answers, `[[A]]`.
     Marked,
-}
-
-/// A piece of a sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Token {
-    /// One of the sides.
-    Side(Choice),
-    /// A mark for final answers, with the verdict in it, if it is one.
-    Mark(Option<Choice>),
-    /// A letter that may be a side, or an article; whether it is a capital. [`tokens`] decides.
-    Letter(Choice, bool),
-    /// A word in lower case.
-    Word(String),
-    /// A comma, or a dash between spaces.
-    Comma,
-    /// A colon, an arrow or an equals sign.
-    Colon,
-    /// A question mark.
-    Question,
-    /// Any other character.
-    Other(char),
-}
-
-impl Token {
-    fn word(&self) -> Option<&str> {
-        match self {
-            Self::Word(word) => Some(word),
-            _ => None,
-        }
-    }
 }
 
 /// Phrases that may be left out.
@@ -76,11 +47,6 @@ const PHRASES: &[&[&str]] = &[
     &["than", "the", "other", "response"],
     &["than", "the", "other"],
 ];
-/// Bytes in `[[` and `]]` that may be a verdict.
-const MOST_MARKED: usize = 100;
-/// Marks that decorate. Any other one may change what is meant: ❌, ~~, ¬.
-const DECOR: &str = "*_`#\"'.!•●▪◦·★⭐🌟🥇🔹🔸✅✔☑🏆👍🎉👉➡📝🎯⚖😊🙂😀😃👏🙌🚀✨💯";
-
 /// Whether a word may turn a verdict around.
 pub fn is_doubt(word: &str) -> bool {
     has(DOUBTS, word) || word.ends_with("n't")
@@ -88,103 +54,6 @@ pub fn is_doubt(word: &str) -> bool {
 
 fn is_lead(word: &str) -> bool {
     has(LEADS, word) || has(NOUNS, word) || has(LABELS, word) || has(FOREIGN, word)
-}
-
-/// Splits a sentence, or several, into tokens.
-pub fn tokens(text: &str) -> Vec<Token> {
-    let mut all: Vec<Token> = Vec::new();
-    let mut rest = text;
-    while let Some(c) = rest.chars().next() {
-        let (token, length) = piece(rest, c, text.len() == rest.len());
-        // Repeated marks are one: ":::", "--".
-        all.extend(token);
-        rest = &rest[length..];
-    }
-    name_sides(all)
-}
-
-/// The token at the beginning of a text, if it is more than decoration, and its bytes.
-fn piece(rest: &str, c: char, is_first: bool) -> (Option<Token>, usize) {
-    let after = |n: usize| rest.get(n..).unwrap_or_default();
-    if let Some((inner, end)) = marked(rest) {
-        return (Some(Token::Mark(inner)), end);
-    }
-    if let Some(side) = bracketed(rest) {
-        return (Some(Token::Side(side)), 3);
-    }
-    if c.is_alphanumeric() {
-        let is_inside = |c: char, next: Option<char>| {
-            c.is_alphanumeric() || (matches!(c, '\'' | '_') && next.is_some_and(char::is_alphanumeric))
-        };
-        let mut chars = rest.char_indices().peekable();
-        let mut end = rest.len();
-        while let Some((at, c)) = chars.next() {
-            if !is_inside(c, chars.peek().map(|(_, next)| *next)) {
-                end = at;
-                break;
-            }
-        }
-        let token = match letter(&rest[..end]) {
-            Some(side) => Token::Letter(side, rest.starts_with(char::is_uppercase)),
-            None => Token::Word(rest[..end].to_lowercase()),
-        };
-        return (Some(token), end);
-    }
-    let arrows = ["->", "=>", "-->", "==>"];
-    if let Some(arrow) = arrows.iter().find(|arrow| rest.starts_with(**arrow)) {
-        return (Some(Token::Colon), arrow.len());
-    }
-    let length = c.len_utf8();
-    let token = match c {
-        _ if rest.starts_with("...") => {
-            return (Some(Token::Other('…')), rest.len() - rest.trim_start_matches('.').len());
-        }
-        ' ' | '\n' => None,
-        ':' | '→' | '⇒' | '=' => Some(Token::Colon),
-        '?' => Some(Token::Question),
-        ',' | ';' => Some(Token::Comma),
-        // A bullet, a dash, a quotation.
-        '-' | '>' | '+' if is_first && after(length).starts_with(' ') => None,
-        '-' if after(length).starts_with([' ', '-']) => Some(Token::Comma),
-        '!' if after(length).starts_with(|c: char| c.is_alphanumeric() || c == '(') => Some(Token::Other(c)),
-        c if DECOR.contains(c) => None,
-        c => Some(Token::Other(c)),
-    };
-    (token, length)
-}
-
-fn letter(text: &str) -> Option<Choice> {
-    match text {
-        "a" | "A" => Some(Choice::A),
-        "b" | "B" => Some(Choice::B),
-        _ => None,
-    }
-}
-
-/// `(a)`, `[A]`, `{b}`.
-fn bracketed(text: &str) -> Option<Choice> {
-    let close = match text.as_bytes().first()? {
-        b'(' => b')',
-        b'[' => b']',
-        b'{' => b'}',
-        _ => return None,
-    };
-    (text.as_bytes().get(2) == Some(&close)).then(|| letter(&text[1..2])).flatten()
-}
-
-/// `[[A]]`, as of MT-bench, `[[A>B]]`, as of Arena-Hard, or what [`MARKED`] encloses: its verdict, if it is one, and its bytes.
-fn marked(text: &str) -> Option<(Option<Choice>, usize)> {
-    if let Some(inner) = text.strip_prefix(MARKED[0]) {
-        let end = inner.find(MARKED[1])?;
-        return Some((inside(&inner[..end]), MARKED[0].len_utf8() + end + MARKED[1].len_utf8()));
-    }
-    let inner = text.strip_prefix("[[")?;
-    let end = inner.as_bytes().windows(2).take(MOST_MARKED).position(|bytes| bytes == b"]]")?;
-    let choice = match inner[..end].trim() {
-        "C" | "c" => Some(Choice::Tie),
-        inner => inside(inner),
-    };
-    Some((choice, 2 + end + 2))
 }
 
 /// The verdict in a mark: nothing but a statement, or a ranking.
@@ -200,60 +69,6 @@ pub fn inside(text: &str) -> Option<Choice> {
         Statement::Verdict(choice, _) => Some(choice),
         Statement::Against(_) | Statement::Nothing => None,
     }
-}
-
-/// Makes sides of letters and of nouns with letters. A letter before a word that no verdict about it begins with is an article.
-fn name_sides(all: Vec<Token>) -> Vec<Token> {
-    let mut named: Vec<Token> = Vec::with_capacity(all.len());
-    for (i, token) in all.iter().enumerate() {
-        let noun = matches!(named.last(), Some(Token::Word(word)) if has(NOUNS, word.as_str()));
-        let side = match token {
-            Token::Letter(side, is_capital) => {
-                let is_side = *side == Choice::B || noun && *is_capital || is_followed_as_side(all.get(i + 1));
-                is_side.then_some(*side)
-            }
-            // output_a
-            Token::Word(word) => {
-                word.rsplit_once('_').filter(|(noun, _)| has(NOUNS, noun)).and_then(|(_, l)| letter(l))
-            }
-            Token::Side(side) => Some(*side),
-            _ => None,
-        };
-        let Some(side) = side else {
-            named.push(if matches!(token, Token::Letter(..)) { Token::Word("a".into()) } else { token.clone() });
-            continue;
-        };
-        if noun {
-            named.pop();
-        }
-        // "(a) Output (a)" is one side.
-        if named.last() != Some(&Token::Side(side)) {
-            named.push(Token::Side(side));
-        }
-    }
-    named
-}
-
-/// Whether a letter before this is a side, and no article.
-fn is_followed_as_side(next: Option<&Token>) -> bool {
-    let joins = ["because", "since", "over", "to", "than", "and", "or"];
-    match next {
-        Some(Token::Word(word)) => has(VERBS, word.as_str()) || joins.contains(&word.as_str()),
-        Some(Token::Letter(..) | Token::Side(_) | Token::Mark(_)) => false,
-        _ => true,
-    }
-}
-
-fn words(tokens: &[Token]) -> impl Iterator<Item = &str> {
-    tokens.iter().filter_map(Token::word)
-}
-
-fn sides(tokens: &[Token]) -> Vec<(usize, Choice)> {
-    let side = |(i, token): (usize, &Token)| match token {
-        Token::Side(side) => Some((i, *side)),
-        _ => None,
-    };
-    tokens.iter().enumerate().filter_map(side).collect()
 }
 
 /// Leaves phrases out that say nothing.
@@ -308,23 +123,65 @@ pub fn statement(tokens: &[Token]) -> Statement {
     }
 }
 
-/// A sentence with a mark for final answers: free before it, if nothing there may turn it around, and a label is there or nothing else.
+/// A sentence with a mark for final answers.
 fn of_mark(tokens: &[Token], at: usize) -> Statement {
     let (before, after) = (&tokens[..at], &tokens[at + 1..]);
-    let Token::Mark(Some(choice)) = tokens[at] else { return Statement::Nothing };
-    let is_labelled = words(before).all(is_lead) || words(before).any(|word| has(LABELS, word));
-    let is_free = sides(before).iter().all(|(_, side)| *side == choice);
-    let is_doubt = |word: &str| is_doubt(word) && !(choice == Choice::Tie && has(TIE, word));
-    if is_labelled && is_free && !words(before).any(is_doubt) && explains(after, choice) {
-        return Statement::Verdict(choice, Form::Marked);
+    match tokens[at] {
+        Token::Mark(Some(choice)) if introduces(before, choice) && explains(after, choice) => {
+            Statement::Verdict(choice, Form::Marked)
+        }
+        _ => Statement::Nothing,
     }
-    Statement::Nothing
+}
+
+/// Whether what stands before a mark or an object of JSON in its sentence says that a verdict follows: the same verdict, or a label directly
+/// before it. "The answer that breaks the rule is" labels something else.
+pub fn introduces(before: &[Token], choice: Choice) -> bool {
+    let is_doubt = |word: &str| is_doubt(word) && word != "both" && !(choice == Choice::Tie && has(TIE, word));
+    let is_known = |token: &Token| match token {
+        Token::Side(side) => *side == choice,
+        Token::Word(word) => !is_doubt(word),
+        Token::Comma | Token::Colon => true,
+        Token::Other(mark) => "()[]{}|\\/".contains(*mark),
+        Token::Letter(..) | Token::Mark(_) | Token::Question => false,
+    };
+    if !before.iter().all(is_known) {
+        return false;
+    }
+    let is_end = |token: &&Token| matches!(token, Token::Colon | Token::Comma);
+    let said = &before[..before.len() - before.iter().rev().take_while(is_end).count()];
+    if matches!(statement(said), Statement::Verdict(same, _) if same == choice) {
+        return true;
+    }
+    let mut clauses: Vec<&[Token]> = said.split(|token| *token == Token::Comma).collect();
+    let label = clauses.pop().unwrap_or_default();
+    let introduces = |word: &str| is_lead(word) || has(PREDICATE, word) || has(INTRODUCES, word);
+    if !sides(label).is_empty() || !words(label).all(introduces) {
+        return false;
+    }
+    let is_label = words(label).any(|word| has(LABELS, word))
+        && words(label).next().is_some_and(|word| !["is", "was", "be", "would"].contains(&word));
+    let is_better = words(label).any(|word| has(BETTER, word));
+    clauses.iter().all(|clause| {
+        sides(clause).is_empty() && words(clause).all(is_lead) || is_label && (is_better || !asks(clause))
+    })
+}
+
+/// Whether a clause names what is asked for, which may be the worse one: "considering which response breaks more rules".
+fn asks(clause: &[Token]) -> bool {
+    words(clause).any(|word| ["which", "who"].contains(&word))
+}
+
+/// Whether words before a side say that it is the verdict.
+fn says(before: &[Token]) -> bool {
+    words(before).any(|word| has(SAYS, word) || has(LABELS, word) && !has(NOUNS, word))
 }
 
 /// Clauses between commas, which must agree.
 fn of_clauses(tokens: &[Token]) -> Statement {
     let mut found = Statement::Nothing;
     let mut lead: Vec<Token> = Vec::new();
+    let mut grounds: Vec<&[Token]> = Vec::new();
     let clauses: Vec<&[Token]> = tokens.split(|token| *token == Token::Comma).collect();
     for (i, clause) in clauses.iter().enumerate() {
         let is_ground = words(clause).next().is_some_and(|word| has(GROUNDS, word));
@@ -332,6 +189,7 @@ fn of_clauses(tokens: &[Token]) -> Statement {
         if clause.is_empty()
             || is_ground && i + 1 < clauses.len() && sides(clause).is_empty() && words(clause).all(is_free)
         {
+            grounds.extend(Some(*clause).filter(|clause| !clause.is_empty()));
             continue;
         }
         // "Therefore, the verdict is, clearly, (a)".
@@ -344,6 +202,11 @@ fn of_clauses(tokens: &[Token]) -> Statement {
             continue;
         }
         let whole: Vec<Token> = lead.drain(..).chain(clause.iter().cloned()).collect();
+        // "Considering which response breaks more rules, (b)".
+        let is_better = words(&whole).any(|word| has(BETTER, word));
+        if !grounds.is_empty() && !is_better && (!says(&whole) || grounds.iter().any(|ground| asks(ground))) {
+            return Statement::Nothing;
+        }
         found = match (found, of_clause(&whole)) {
             (_, Statement::Nothing) => return Statement::Nothing,
             (Statement::Nothing, one) => one,
@@ -390,11 +253,10 @@ fn of_side(before: &[Token], side: Choice, after: &[Token]) -> Statement {
     }
     if after.is_empty() {
         let is_label = before.contains(&Token::Colon) && words(before).any(|word| has(LABELS, word));
-        let is_bare = words(before).all(|word| word == "the" || has(NOUNS, word));
-        let form = match (is_label, is_bare) {
+        let form = match (is_label, says(before)) {
             (true, _) => Form::Marked,
-            (false, true) => Form::Bare,
-            (false, false) => Form::Sentence,
+            (false, true) => Form::Sentence,
+            (false, false) => Form::Bare,
         };
         return Statement::Verdict(side, form);
     }
@@ -472,8 +334,8 @@ pub fn is_quiet(tokens: &[Token], choice: Choice) -> bool {
 
 /// Whether a question before a verdict asks for it.
 pub fn asks_for_verdict(tokens: &[Token]) -> bool {
-    let asks =
-        |word: &str| is_lead(word) || has(PREDICATE, word) || ["which", "what", "who", "question"].contains(&word);
+    let known = ["which", "what", "who", "why", "question"];
+    let asks = |word: &str| is_lead(word) || has(PREDICATE, word) || known.contains(&word);
     tokens.iter().all(|token| match token {
         Token::Word(word) => asks(word),
         Token::Question | Token::Comma | Token::Colon => true,
@@ -488,13 +350,26 @@ pub fn is_label(tokens: &[Token]) -> bool {
         && tokens.iter().all(|token| matches!(token, Token::Colon) || token.word().is_some_and(is_lead))
 }
 
-/// Whether a sentence may turn around what follows it, or goes on in it.
-pub fn may_turn(tokens: &[Token], is_finished: bool) -> bool {
+/// Whether a sentence without a full stop has to go on.
+pub fn dangles(tokens: &[Token]) -> bool {
     let goes_on = [
         "is", "are", "be", "was", "the", "of", "to", "for", "and", "or", "with", "by", "than", "as", "that", "say",
         "choose",
     ];
-    let dangles = !is_finished && tokens.last().and_then(Token::word).is_some_and(|word| goes_on.contains(&word));
+    tokens.last().is_some_and(|token| match token {
+        Token::Word(word) => goes_on.contains(&word.as_str()),
+        token => *token == Token::Colon,
+    })
+}
+
+/// Whether words are a title of what follows them, by what the grammar knows: of a verdict, or, with its doubts, of the opposite.
+pub fn is_title(tokens: &[Token], with_doubts: bool) -> bool {
+    sides(tokens).is_empty() && words(tokens).all(|word| is_lead(word) || with_doubts && is_doubt(word))
+}
+
+/// Whether a sentence may turn around what follows it, or goes on in it.
+pub fn may_turn(tokens: &[Token], is_finished: bool) -> bool {
+    let dangles = !is_finished && dangles(tokens);
     // "Worse." is about what follows, a long sentence that is finished is not.
     let is_short = words(tokens).count() <= 6;
     let doubts = words(tokens).any(|word| is_doubt(word) && (!is_finished || is_short && !has(TIED, word)));

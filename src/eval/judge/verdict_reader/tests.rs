@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::sample::select;
+use proptest::test_runner::RngSeed;
 
 use super::cases::{DENIALS, FORMS, INSIDE, LEADS, TAILS, THOUGHTS, TURNS};
 use super::*;
@@ -203,11 +204,13 @@ fn why_there_is_no_verdict_is_told() {
     }
     assert_eq!(read_cut_verdict("{\"winner\": \"a\"}\n\n\n"), Ok(Choice::A));
     // Long answers take no long time.
-    for long in ["{\"a\":", "<answer>", "\\boxed{", "[[", "(", "<think>", "A. ", "$", "[result]"] {
-        let text = long.repeat(200_000 / long.len()) + "\n\nAnswer: (b)";
-        let begun = std::time::Instant::now();
-        let _ = read(&text);
-        assert!(begun.elapsed().as_secs_f64() < 20.0, "{long}");
+    for long in ["{\"a\":", "<answer>", "\\boxed{", "[[", "(", "<think>", "A. ", "$", "[result]", "<", "<b"] {
+        for end in ["", " >"] {
+            let text = long.repeat(200_000 / long.len()) + "\n\nAnswer: (b)" + end;
+            let begun = std::time::Instant::now();
+            let _ = read(&text);
+            assert!(begun.elapsed().as_secs_f64() < 10.0, "{long}{end}");
+        }
     }
 }
 
@@ -241,8 +244,16 @@ fn dressed(text: &str, dress: usize) -> String {
     }
 }
 
+/// The same cases in every run. By hand: `PROPTEST_CASES=1000000`, with a seed of its own.
+fn config() -> ProptestConfig {
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => ProptestConfig::default(),
+        None => ProptestConfig { cases: 5_000, rng_seed: RngSeed::Fixed(19), ..ProptestConfig::default() },
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(5_000))]
+    #![proptest_config(config())]
 
     #[test]
     fn a_wrong_side_is_never_read(

@@ -33,9 +33,12 @@ const MARKS: &[[&str; 2]] = &[
     ["<unused94>", "<unused95>"],
 ];
 
+/// Bytes of a tag, at most.
+const MOST_TAG: usize = 64;
+
 /// A tag of an element that holds thoughts, at the beginning of a text: its length, and whether it closes.
 fn element(lower: &str) -> Option<(usize, bool)> {
-    let inside = lower.get(1..lower.find('>')?)?;
+    let inside = lower.get(1..lower.bytes().take(MOST_TAG).position(|byte| byte == b'>')?)?;
     let (name, closes) = match inside.trim().strip_prefix('/') {
         Some(name) => (name.trim(), true),
         None => (inside.trim(), false),

@@ -74,5 +74,13 @@ pub const DOUBTS: &str = "not no never neither nor none without cannot cant dont
 pub const DECIDES: &str = "winner verdict prefer preferred preference choose chosen choice pick select selected decision number \
     judgment";
 
+/// Words of which one, before a side, says that it is the verdict; beside [`LABELS`] that are no [`NOUNS`].
+pub const SAYS: &str = "is be choose chose chosen pick picked select selected prefer preferred favor favour go vote better best \
+    winner winning superior verdict";
+
+/// Words that may stand before a mark or an object of JSON, beside those before a side and [`PREDICATE`].
+pub const INTRODUCES: &str =
+    "this in on comparison based analysis here's json format formatted requested required specified valid object";
+
 /// Words that begin a clause before a verdict in which anything may be said that is no doubt.
 pub const GROUNDS: &str = "based considering given after comparing looking weighing evaluating upon having taking";
