@@ -622,7 +622,8 @@ const V1: &str = "model.layers.1.self_attn.v_proj";
 fn patterns_layers_and_exclusions_are_peft_s() {
     let d = Description::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
     let root = 2.0f32.sqrt();
-    let cases: [(Value, &[(&str, usize, f32)]); 10] = [
+    type Modules = [(&'static str, usize, f32)];
+    let cases: [(Value, &Modules); 10] = [
         (json!({"rank_pattern": {"v_proj": 4}}), &[(Q0, 2, 2.0), (V0, 4, 1.0), (Q1, 2, 2.0), (V1, 4, 1.0)]),
         (json!({"alpha_pattern": {"v_proj": 32}}), &[(Q0, 2, 2.0), (V0, 2, 16.0), (Q1, 2, 2.0), (V1, 2, 16.0)]),
         (
