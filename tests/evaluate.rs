@@ -521,7 +521,7 @@ fn prompts_are_measured_by_each_checkpoints_tokens() {
     s.write("test.jsonl", format!("{{\"instruction\": \"Say hi\"}}\n{long}\n"));
     let all = ["--no-judge", "--template", "chat", "--checkpoint", "tuned"];
     let left_out = |ran: Ran| ran.stderr.contains("note: test.jsonl:2: ");
-    assert!(left_out(s.run(&args(&[&all[..], &["--checkpoint", "model"]].concat())).ok()));
+    assert!(left_out(s.run(&args(&[&["--checkpoint", "model"], &all[..]].concat())).ok()));
     assert_eq!(["model", "tuned"].map(|name| lines(&s, &format!("out/responses/{name}-t0-s0.jsonl")).len()), [1, 1]);
     let alone = ["--no-judge", "--template", "chat", "--checkpoint", "model", "--output-dir", "alone"];
     assert!(!left_out(s.run(&args(&alone)).ok()));
