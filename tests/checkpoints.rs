@@ -680,6 +680,19 @@ fn patterns_layers_and_exclusions_are_peft_s() {
             "fields that are not known and not used: new_setting"
         ]
     );
+    // A pattern that takes too many steps is not one that does not fit.
+    let endless = "((?=.).|(?=.).)*!";
+    for fields in [
+        json!({"rank_pattern": {endless: 4}}),
+        json!({"alpha_pattern": {endless: 4}}),
+        json!({"exclude_modules": endless}),
+        json!({"layers_pattern": endless, "layers_to_transform": [0]}),
+    ] {
+        write_forms(dir.path(), fields.clone(), &[(Q0, 2), (Q1, 2), (V0, 2), (V1, 2)], &|name| name);
+        let field = fields.as_object().unwrap().keys().find(|field| *field != "layers_to_transform").unwrap();
+        let parts = ["adapter_config.json", &format!("`{field}`"), "cannot be matched with model.layers.0."];
+        says(Adapter::open(dir.path(), &d), &parts);
+    }
 }
 
 #[test]

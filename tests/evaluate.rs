@@ -17,9 +17,7 @@ use jointwise::eval::tasks::{grade, read, rows};
 use jointwise::model::description::Description;
 use jointwise::model::peft::{Adapter, write_adapter};
 use jointwise::model::save::OutputDtype;
-#[cfg(unix)]
-use program::Ran;
-use program::Sandbox;
+use program::{Ran, Sandbox};
 use serde_json::{Value, json};
 use server::{Act, Server, behind};
 
@@ -510,6 +508,31 @@ fn prompts_that_are_too_long_are_named_and_left_out() {
         &args(&["--grader", "--max-new-tokens", "511", "--output-dir", "none"]),
         &["--max-new-tokens", "no prompt"],
     );
+}
+
+/// An adapter's own chat template makes prompts longer than the base's: what is too long for either is left out of both.
+#[test]
+fn prompts_are_measured_by_each_checkpoints_tokens() {
+    let s = sandbox();
+    adapter(&s, "tuned", 1);
+    s.write("model/chat_template.jinja", "{{ messages[0].content }}");
+    s.write("tuned/chat_template.jinja", "{% for i in range(5) %}{{ messages[0].content }}{% endfor %}");
+    let long = json!({"instruction": format!("Write {} backwards.", "ab".repeat(80))}).to_string();
+    s.write("test.jsonl", format!("{{\"instruction\": \"Say hi\"}}\n{long}\n"));
+    let all = ["--no-judge", "--template", "chat", "--checkpoint", "tuned"];
+    let left_out = |ran: Ran| ran.stderr.contains("note: test.jsonl:2: ");
+    assert!(left_out(s.run(&args(&[&["--checkpoint", "model"], &all[..]].concat())).ok()));
+    assert_eq!(["model", "tuned"].map(|name| lines(&s, &format!("out/responses/{name}-t0-s0.jsonl")).len()), [1, 1]);
+    let alone = ["--no-judge", "--template", "chat", "--checkpoint", "model", "--output-dir", "alone"];
+    assert!(!left_out(s.run(&args(&alone)).ok()));
+
+    // Of a base whose folder has no tokenizer, where adapters have theirs.
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        fs::rename(s.path("model").join(name), s.path("tuned").join(name)).unwrap();
+    }
+    s.run(&args(&[&all[..], &["--output-dir", "own"]].concat())).ok();
+    assert_eq!(lines(&s, "own/responses/tuned-t0-s0.jsonl"), lines(&s, "out/responses/tuned-t0-s0.jsonl"));
+    s.refused(&args(&["--no-judge", "--output-dir", "none"]), &["model/tokenizer.json", "No such file"]);
 }
 
 #[test]

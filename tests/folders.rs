@@ -246,3 +246,17 @@ fn a_folder_that_changes_under_a_run_does_not_reach_its_result() {
         }
     }
 }
+
+/// A license that goes with the result and cannot be read is told before any work: no device is opened, nothing is written.
+#[test]
+fn a_side_file_that_cannot_be_copied_is_told_first() {
+    let s = sandbox();
+    fs::create_dir(s.path("model/LICENSE")).expect("a folder");
+    let parts = ["model/LICENSE: is no regular file"];
+    let sft = ["sft", "--model", "model", "--data", "rows.jsonl", "--device", "99", "--output-dir", "out"];
+    s.refused(&sft, &parts);
+    s.refused(&[&sft[..], &["--full"]].concat(), &parts);
+    s.refused(&["merge", "--model", "model", "--adapter", "adapter", "--output-dir", "out"], &parts);
+    fs::remove_dir(s.path("model/LICENSE")).expect("removed");
+    s.refused(&sft, &["99"]);
+}

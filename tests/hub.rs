@@ -135,4 +135,20 @@ fn an_adapter_of_the_hub_is_read_from_its_cache() {
         .said(2, &["--adapter: org/other", "not in the hub's cache: give a local folder (adapter_config.json"]);
     score("org/tuned/runs/absent").said(2, &["--adapter: org/tuned/runs/absent"]);
     score("nowhere").said(2, &["--adapter: nowhere: no such folder, and no hub id"]);
+
+    // The same as a checkpoint.
+    s.write("test.jsonl", "{\"instruction\": \"Say hi\"}\n");
+    let evaluate = |place: &str, out: &str| {
+        let args = ["evaluate", "--model", "model", "--data", "test.jsonl", "--no-judge", "--max-new-tokens", "4"];
+        let mut command = s.command(&[&args[..], &["--checkpoint", place, "--output-dir", out]].concat());
+        command.env("HF_HOME", s.path("hf")).env("HF_HUB_OFFLINE", "1").env_remove("HF_HUB_CACHE");
+        Ran::of(command.args(["--temperatures", "0"]))
+    };
+    let responses = |place: &str, out: &str, name: &str| {
+        evaluate(place, out).ok();
+        fs::read_to_string(s.path(out).join("responses").join(name)).unwrap()
+    };
+    let here = responses("adapter", "here", "adapter-t0-s0.jsonl");
+    assert_eq!(responses("org/tuned/runs/dpo", "there", "dpo-t0-s0.jsonl"), here);
+    evaluate("org/tuned/runs/absent", "absent").said(2, &["--checkpoint: org/tuned/runs/absent: there is no adapter"]);
 }

@@ -208,6 +208,13 @@ fn preferences_at_hand_take_the_place_of_a_judge() {
     let names: Vec<&str> =
         found["evaluation"]["methods"].as_array().expect("methods").iter().filter_map(|m| m["name"].as_str()).collect();
     assert_eq!(names, ["SFT", "DPO", "JPO"]);
+    // Moved, it has nothing to do.
+    let moved = sandbox.text("moved");
+    fs::rename(&out, &moved).expect("moved");
+    let again = sandbox.run(&["study", &file, "--output-dir", &moved, "--resume"]).ok();
+    assert!(!again.stderr.contains("study: "), "{}", again.stderr);
+    assert_eq!(results(&moved)["trainings"], found["trainings"]);
+    fs::rename(&moved, &out).expect("moved");
     // Preferences that have changed since are another study's.
     fs::write(sandbox.path("joint.jsonl"), read(&out, "data/JPO.jsonl")).expect("written");
     sandbox
@@ -309,6 +316,29 @@ fn a_study_that_is_wrong_is_refused_by_its_key() {
     );
     refused("[judge]\n        grader = true", "", &["judge", "is missing"]);
     refused("[tasks]\n        prompts = 12\n        test = 6", "", &["data", "is missing"]);
+    // Rows that are read after the first stages are looked at before them.
+    let named = |section: &str, data: &str| format!("[{section}]\n        data = [\"{data}\"]");
+    let conditional = |data: &str, rest: &[&str]| {
+        let text = smallest();
+        let (before, after) = text.split_once("[sample]").expect("a sample");
+        let after = after.split_once("[joint]").expect("joint").1.split_once("[train]").expect("train").1;
+        let after = after.replace("joint = 0.5", "on-bad-row = \"skip\"");
+        let text = format!("{before}{}\n        [train]{after}", named("conditional", data));
+        sandbox.refused(&["study", &sandbox.write("study.toml", text), "--output-dir", &out], rest);
+    };
+    let pair = r#"{"prompt":"Q","chosen":"a","rejected":"b"}"#;
+    sandbox.write("own.jsonl", format!("{pair}\n{{\"prompt\n{pair}\n"));
+    conditional("own.jsonl", &["own.jsonl:2", "malformed JSON"]);
+    #[cfg(unix)]
+    conditional("/dev/zero", &["/dev/zero", "is no regular file"]);
+    let with_data = |from: &str, parts: &[&str]| {
+        let file = sandbox
+            .write("study.toml", smallest().replacen(from, &format!("{from}\n        data = [\"own.jsonl\"]"), 1));
+        sandbox.refused(&["study", &file, "--output-dir", &out], parts);
+    };
+    with_data("[sample]", &["own.jsonl:2", "malformed JSON"]);
+    sandbox.write("own.jsonl", "{\"instruction\": \"Q\"}\n");
+    with_data("[evaluate]", &["own.jsonl:1", "`gold_response` is missing"]);
     let gone = sandbox.text("gone.toml");
     sandbox.refused(&["study", &gone, "--output-dir", &out], &["gone.toml"]);
 }

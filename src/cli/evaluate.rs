@@ -173,7 +173,7 @@ fn is(named: Option<&Named>, responses: &Responses) -> bool {
     named.is_some_and(|named| named.name == responses.checkpoint)
 }
 
-/// The prompts that leave every model room for a response, so that all answer the same ones; the others are named.
+/// The prompts that leave every checkpoint room for a response, by its own tokens, so that all answer the same ones; the others are named.
 fn fitting(
     prompts: Vec<TestPrompt>,
     checkpoints: &[Checkpoint],
@@ -182,7 +182,7 @@ fn fitting(
     let mut longest = vec![None; prompts.len()];
     for (i, checkpoint) in checkpoints.iter().enumerate() {
         checkpoint.tokenizer.check_template(&sampled.template)?;
-        if checkpoints[..i].iter().any(|before| std::rc::Rc::ptr_eq(&before.model, &checkpoint.model)) {
+        if checkpoints[..i].iter().any(|before| before.reads_like(checkpoint)) {
             continue;
         }
         let positions = checkpoint.model.description.max_positions;

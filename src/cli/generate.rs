@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::args::GenerateArgs;
 use super::output::Lines;
@@ -96,14 +96,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         }))?;
         for (i, ids) in responses.iter().enumerate() {
             let response = tokenizer.decode(ids)?;
-            let instruction = match &instructions[first + i] {
-                Instruction::Plain(text) | Instruction::Verbatim(text) => json!(text),
-                Instruction::Chat(conversation) => json!(conversation.messages),
-            };
             if args.json || args.out.is_some() {
-                out.push(
-                    &json!({"instruction": instruction, "response": response, "prompt_ids": some[i], "ids": ids}),
-                )?;
+                out.push(&row(&instructions[first + i], &response, &some[i], ids))?;
             } else if stream {
                 say!()?;
             } else {
@@ -114,4 +108,54 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
     bar.finish_and_clear();
     if args.json || args.out.is_some() { out.finish() } else { Ok(()) }
+}
+
+/// Makes the row of a response, which can be given again: with what else the instruction's row gave to its chat template.
+fn row(instruction: &Instruction, response: &str, prompt_ids: &[u32], ids: &[u32]) -> Value {
+    let (instruction, inputs) = match instruction {
+        Instruction::Plain(text) | Instruction::Verbatim(text) => (json!(text), None),
+        Instruction::Chat(conversation) => (json!(conversation.messages), Some(&conversation.inputs)),
+    };
+    let mut row = json!({"instruction": instruction, "response": response, "prompt_ids": prompt_ids, "ids": ids});
+    if let Some(inputs) = inputs {
+        inputs.tools.iter().for_each(|tools| row["tools"] = tools.clone());
+        if !inputs.kwargs.is_empty() {
+            row["chat_template_kwargs"] = json!(inputs.kwargs);
+        }
+    }
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::prompts::read_prompts;
+
+    /// What `--out` writes is read as the instruction that was answered.
+    #[test]
+    fn rows_can_be_given_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        let read = |row: &Value| {
+            std::fs::write(&path, row.to_string()).unwrap();
+            read_prompts(&path, &FieldMap::default()).unwrap().remove(0).instruction
+        };
+        let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+        let messages = json!([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]);
+        let kwargs = json!({"enable_thinking": false});
+        for given in [
+            json!({"prompt": "q"}),
+            json!({"prompt": messages, "tools": tools, "chat_template_kwargs": kwargs}),
+            json!({"prompt": "q", "tools": tools}),
+            json!({"prompt": "q", "chat_template_kwargs": kwargs}),
+        ] {
+            let instruction = read(&given);
+            let written = row(&instruction, "a", &[1, 2], &[3]);
+            assert_eq!(read(&written), instruction, "{given}");
+            assert_eq!(
+                (&written["tools"], &written["chat_template_kwargs"]),
+                (&given["tools"], &given["chat_template_kwargs"])
+            );
+        }
+    }
 }

@@ -29,13 +29,15 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     if adapter.side.has_tokenizer_files() {
         model.tokenizer(Some(&adapter))?;
     }
+    let side = model.side_files(Some(&adapter));
+    side.check_copied()?;
     let _folder = OutputFolder::open(&args.output_dir, false)?;
     let modules: BTreeMap<String, _> =
         linear_modules(&model.description).map(|m| (format!("{}.weight", m.name), &m.name)).collect();
     save_model(
         &args.output_dir,
         &model.checkpoint,
-        &model.side_files(Some(&adapter)),
+        &side,
         &model.description,
         dtype(args.output_dtype),
         &[],

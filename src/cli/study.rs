@@ -11,18 +11,18 @@ mod rows;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use sha2::Digest;
+use sha2::{Digest, Sha256};
 
 use super::Finished;
 use super::args::{DataArgs, EvaluateArgs, JudgeArgs, ModelArgs, StudyArgs, TrainArgs};
 use super::output_folder::OutputFolder;
 use super::{evaluate, judge, train};
 use crate::data::named_templates::run_time;
-use crate::data::source;
 use crate::error::{Error, Result};
 use crate::eval::evaluate::compare::run_name;
 use crate::files::make_folder;
@@ -30,6 +30,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_optional};
 use crate::model::hub;
 use crate::model::save::write_text;
+use crate::model::side_files::{CONFIG, GENERATION_CONFIG, SideFiles};
 use plan::{Draw, Method, Pairs, Preferences, Sample, Study};
 
 /// What methods start from, in tables.
@@ -47,6 +48,7 @@ const BEGUN: &str = "begun.json";
 /// `jointwise study`.
 pub fn run(args: &StudyArgs) -> Result<Finished> {
     let study = Study::read(&args.study)?;
+    rows::check(&study)?;
     let mut run = Run { study: &study, out: args.output_dir.clone(), digests: BTreeMap::new(), time: run_time() };
     if args.dry_run {
         return dry_run::tell(&run, args.json).map(Finished::from);
@@ -69,14 +71,46 @@ pub fn run(args: &StudyArgs) -> Result<Finished> {
 
 /// SHA-256 of the files that the study reads, and of the model: a result is of these.
 fn digests(study: &Study) -> Result<BTreeMap<PathBuf, String>> {
-    let digest = |path: &PathBuf| {
-        let bytes = fs::read(source::local(path)?).map_err(|e| Error::file(path, e))?;
-        let hex: String = sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok((path.clone(), hex))
-    };
+    let digest = |path: &PathBuf| Ok((path.clone(), file_digest(path)?));
     let mut all: BTreeMap<PathBuf, String> = study.files().iter().map(digest).collect::<Result<_>>()?;
-    all.insert(study.model.as_str().into(), Checkpoint::open(hub::resolve(&study.model)?)?.digest()?);
+    all.insert(study.model.as_str().into(), model_digest(&hub::resolve(&study.model)?)?);
     Ok(all)
+}
+
+/// SHA-256 of a regular file, in hexadecimal, of which no more than a piece is held.
+fn file_digest(path: &Path) -> Result<String> {
+    let at = |e: std::io::Error| Error::file(path, e);
+    let file = rows::regular(path)?;
+    let n_bytes = fs::metadata(&file).map_err(at)?.len();
+    // A file that grows while it is read ends where it ended.
+    let mut file = fs::File::open(&file).map_err(at)?.take(n_bytes);
+    let (mut hash, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(hex(hash)),
+            Ok(n) => hash.update(&piece[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(at(e)),
+        }
+    }
+}
+
+/// SHA-256 of a model's weights and of the side files that a result depends on, in hexadecimal.
+fn model_digest(dir: &Path) -> Result<String> {
+    let side = SideFiles::read(dir);
+    let mut hash = Sha256::new();
+    hash.update(Checkpoint::open(dir)?.digest()?);
+    hash.update(side.tokenizer_digest());
+    for name in [CONFIG, GENERATION_CONFIG] {
+        let bytes = side.bytes(name)?.unwrap_or_default();
+        hash.update(format!("\0{name}\0{}\0", bytes.len()));
+        hash.update(bytes);
+    }
+    Ok(hex(hash))
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The time that the study began, in seconds since 1970: what is kept, else `now`, which is then kept.
@@ -127,12 +161,14 @@ impl Run<'_> {
         let file = format!("{}.json", name.replace('/', "-"));
         let path = self.dir(STAGES).join(&file);
         let told = serde_json::to_value(told).map_err(|e| Error::file(&path, e))?;
+        // Places are not kept: a study may be elsewhere when it goes on.
+        let plain = self.placeless(&told);
         if let Some(text) = read_optional(&self.dir(STAGES), &file, MAX_CONFIG_BYTES)? {
             let was: Value = serde_json::from_str(&text).map_err(|e| Error::line(&path, e.line(), e))?;
             if name == INPUTS && same_values(&was, &told) {
                 return Ok(Finished::Whole);
             }
-            match difference(&self.placeless(&was), &self.placeless(&told), "") {
+            match difference(&self.placeless(&was), &plain, "") {
                 None => return Ok(Finished::Whole),
                 // More seeds, methods or parts of the data: what is there is kept, and checked, by the command itself.
                 Some(_) if name == EVALUATE => {}
@@ -146,7 +182,8 @@ impl Run<'_> {
         note!("study: {name}{}", if has_begun { ", going on" } else { "" });
         let finished = work(has_begun)?;
         if finished == Finished::Whole {
-            write_text(&path, &format!("{told:#}\n"))?;
+            let kept = if name == INPUTS { &told } else { &plain };
+            write_text(&path, &format!("{kept:#}\n"))?;
         }
         Ok(finished)
     }
@@ -162,6 +199,7 @@ impl Run<'_> {
             }
         };
         match told {
+            Value::String(text) if self.digests.contains_key(Path::new(text)) => json!(place(text)),
             // NAME=DIR,DIR
             Value::String(text) => {
                 let parts = text.split_inclusive([',', '=']).map(|part| {
@@ -383,33 +421,74 @@ fn difference(was: &Value, now: &Value, at: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// A study that was moved, with all that it reads, is the same study; another file is not.
+    /// A study that was moved, with all that it reads, goes on where it ended; one that reads another file is refused.
     #[test]
     fn places_are_no_difference() {
         let study = Study::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/recipes/demo.toml"))).unwrap();
+        let root = tempfile::tempdir().unwrap();
         let run = |out: &str, model: &str, file: (&str, &str)| Run {
             study: &study,
-            out: out.into(),
+            out: root.path().join(out),
             digests: [(model, "0a"), file].map(|(path, digest)| (path.into(), digest.into())).into(),
             time: 0,
         };
-        let told = |out: &str, model: &str, file: &str| {
-            json!({
+        // Whether it was done, or the reason why not.
+        let done = |run: &Run<'_>, model: &str, file: &str| {
+            let out = run.out.display();
+            let told = json!({
                 "model": model, "data": [file], "output-dir": format!("{out}/sft"), "rate": 1e-3,
                 "group": [format!("a={out}/train/a-0,{out}/train/a-1")],
-            })
+            });
+            let mut is_done = false;
+            let mut work = |_| {
+                is_done = true;
+                Ok(Finished::Whole)
+            };
+            run.stage(INPUTS, &run.digests, &mut work)?;
+            run.stage("sft", &told, &mut work)?;
+            Ok::<bool, Error>(is_done)
         };
-        let before =
-            run("runs/a", "models/demo", ("x.jsonl", "0b")).placeless(&told("runs/a", "models/demo", "x.jsonl"));
-        let moved = run("/b", "demo", ("y/x.jsonl", "0b")).placeless(&told("/b", "demo", "y/x.jsonl"));
-        assert_eq!(before, moved);
-        assert_eq!(before["group"][0], "a=output-dir: train/a-0,output-dir: train/a-1");
-        let changed = run("/b", "demo", ("y/x.jsonl", "0c")).placeless(&told("/b", "demo", "y/x.jsonl"));
-        assert_eq!(difference(&before, &changed, "").as_deref(), Some("`data` was [\"0b\"], now it is [\"0c\"]"));
-        assert!(
-            same_values(&json!({"a": "0b"}), &json!({"b": "0b"}))
-                && !same_values(&json!({"a": "0b"}), &json!({"a": "0c"}))
-        );
+        std::fs::create_dir_all(root.path().join("a").join(STAGES)).unwrap();
+        let here = run("a", "models/demo", ("x,1.jsonl", "0b"));
+        assert!(done(&here, "models/demo", "x,1.jsonl").unwrap());
+        assert!(!done(&here, "models/demo", "x,1.jsonl").unwrap());
+        std::fs::rename(root.path().join("a"), root.path().join("b")).unwrap();
+        assert!(!done(&run("b", "demo", ("y/x.jsonl", "0b")), "demo", "y/x.jsonl").unwrap());
+        let changed = done(&run("b", "demo", ("y/x.jsonl", "0c")), "demo", "y/x.jsonl").unwrap_err().to_string();
+        assert!(changed.contains("inputs.json: ") && changed.contains("has changed"), "{changed}");
+        std::fs::remove_file(root.path().join("b").join(STAGES).join("inputs.json")).unwrap();
+        let changed = done(&run("b", "demo", ("y/x.jsonl", "0c")), "demo", "y/x.jsonl").unwrap_err().to_string();
+        assert!(changed.contains(r#"sft.json: `data` was ["0b"], now it is ["0c"]"#), "{changed}");
+        let a = json!({"a": "0b"});
+        assert!(same_values(&a, &json!({"b": "0b"})) && !same_values(&a, &json!({"a": "0c"})));
+    }
+
+    #[test]
+    fn what_a_study_reads_has_a_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x");
+        std::fs::write(&file, "abc").unwrap();
+        assert!(file_digest(&file).unwrap().starts_with("ba7816bf8f01cfea"), "SHA-256 of abc");
+        let told = |path: &Path| file_digest(path).unwrap_err().to_string();
+        assert!(told(dir.path()).ends_with("is no regular file"));
+        #[cfg(unix)]
+        assert_eq!(told(Path::new("/dev/zero")), "/dev/zero: is no regular file");
+
+        let model = dir.path().join("model");
+        std::fs::create_dir(&model).unwrap();
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+        for entry in std::fs::read_dir(demo).unwrap().map(|e| e.unwrap().path()).filter(|path| path.is_file()) {
+            std::fs::copy(&entry, model.join(entry.file_name().unwrap())).unwrap();
+        }
+        let was = model_digest(&model).unwrap();
+        assert_eq!(model_digest(&model).unwrap(), was);
+        std::fs::write(model.join("README.md"), "other").unwrap();
+        assert_eq!(model_digest(&model).unwrap(), was, "a card changes no result");
+        for name in ["chat_template.jinja", GENERATION_CONFIG] {
+            std::fs::write(model.join(name), "{ }").unwrap();
+            assert_ne!(model_digest(&model).unwrap(), was, "{name}");
+            std::fs::remove_file(model.join(name)).unwrap();
+        }
     }
 
     #[test]

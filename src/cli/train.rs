@@ -198,6 +198,7 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let settings = settings(args, sft)?;
     let model = Model::of(&args.model)?;
     let adapter = adapter(args, &model, settings.seed)?;
+    model.side_files(adapter.as_ref()).check_copied()?;
     let kept_time = args.output_dir.as_deref().filter(|_| args.resume).and_then(checkpoint::kept_time);
     let chat = ChatChoice { time: kept_time.or(args.data.time), ..args.data.chat() };
     let tokenizer = session::dated_tokenizer(&args.data, &model, adapter.as_ref(), chat)?;

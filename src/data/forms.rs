@@ -373,8 +373,12 @@ pub(super) fn label(fields: &Fields) -> Result<Option<bool>, Reason> {
 pub(super) fn prompt(fields: &Fields) -> Result<(Instruction, Option<String>), Reason> {
     let (instruction, response) = prompt_form(fields)?;
     let gold = match fields.get("gold_response") {
+        None => response,
         Some(Value::String(gold)) => Some(gold.clone()),
-        _ => response,
+        Some(other) => {
+            let (name, found) = (fields.map.name("gold_response"), kind(other));
+            return Err(format!("field `{name}`: expected text, found {found} ({})", left_out("gold_response")));
+        }
     };
     Ok((framed(fields, instruction)?, gold))
 }

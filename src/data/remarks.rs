@@ -11,7 +11,7 @@ use super::template::Rendered;
 pub enum Remark {
     /// The chat template's question for an answer is no prefix of the text with the answer.
     Parted,
-    /// The last answer does not end in a token that ends a response.
+    /// The last scored answer does not end in a token that ends a response.
     Open,
     /// The chat template prints lists of parts as they stand in Python.
     PartsPrinted,
@@ -32,8 +32,8 @@ impl Remark {
                  the response begins where the two part"
             ),
             Self::Open => format!(
-                "{rows}: what the chat template prints does not end in a token that ends a response: such an end is not learnt (nothing is \
-                 added to --template chat)"
+                "{rows}: the last scored answer does not end in a token that ends a response: such an end is not learnt (nothing is added to \
+                 --template chat; `{{% generation %}}` must hold the end)"
             ),
             Self::PartsPrinted => {
                 format!("{rows}: the chat template prints lists of content parts as Python would: give texts")

@@ -263,7 +263,8 @@ impl Tokenizer {
             let is_blank = |(id, (from, to)): &(&u32, &(usize, usize))| {
                 !self.stops.contains(id) && rendered.text.get(*from..*to).is_some_and(|text| text.trim().is_empty())
             };
-            let last = tokens.iter().zip(offsets).rev().find(|token| !is_blank(token));
+            let n = answers.last().map_or(0, |answer| answer.end);
+            let last = tokens[..n].iter().zip(&offsets[..n]).rev().find(|token| !is_blank(token));
             if last.is_none_or(|(id, _)| !self.stops.contains(id)) {
                 remarks.insert(Remark::Open);
             }

@@ -158,6 +158,11 @@ fn parse_adapter(text: &str) -> Option<(HubId, String)> {
     (!path.ends_with('/') && (folder.is_empty() || folder.split('/').all(is_plain))).then(|| (id, folder.into()))
 }
 
+/// Whether a text can name a folder of a repository: `org/name/folder`, `org/name/folder@revision`.
+pub fn is_repository_folder(text: &str) -> bool {
+    parse_adapter(text).is_some_and(|(_, folder)| !folder.is_empty())
+}
+
 /// What the hub gives or, where it cannot be reached or `HF_HUB_OFFLINE` is set, its cache; `fetch` is told whether only that.
 fn reached(name: &str, fetch: impl Fn(bool) -> Result<PathBuf, HFError>) -> Result<PathBuf, HFError> {
     let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"));
@@ -325,6 +330,9 @@ mod tests {
         {
             assert_eq!(parse(bad), None, "{bad}");
         }
+        let folders =
+            ["org/name/a", "org/name/a/b@v1", "org/name", "org/name@refs/pr/1", "/org/name/a", "./org/name/a"];
+        assert_eq!(folders.map(is_repository_folder), [true, true, false, false, false, false]);
     }
 
     #[test]

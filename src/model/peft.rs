@@ -5,7 +5,7 @@ mod config;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use config::{ALL_LINEAR, MAX_RANK, MERGE};
+use config::{ALL_LINEAR, FieldReason, MAX_RANK, MERGE};
 pub use config::{AdapterConfig, Targets};
 use sha2::{Digest, Sha256};
 
@@ -88,12 +88,19 @@ impl Adapter {
         let file = TensorFile::open(inside(dir, WEIGHTS)?)?;
         let names = canonical_names(&file)?;
         let held = |m: &Module| lora_names(&m.name).iter().any(|n| names.contains_key(n));
-        let (mut targeted, absent) = match &config.targets {
+        let (targeted, absent) = match &config.targets {
             Targets::AllLinear => (linear_modules(d).collect(), Vec::new()),
             Targets::Names(targets) => select(d, targets),
             Targets::Pattern(_) => (linear_modules(d).filter(|m| held(m)).collect(), Vec::new()),
         };
-        targeted.retain(|module| config.keeps(&module.name));
+        let of_field = |(field, reason): FieldReason| Error::field(&path, field, reason);
+        let mut kept = Vec::with_capacity(targeted.len());
+        for module in targeted {
+            if config.keeps(&module.name).map_err(of_field)? {
+                kept.push(module);
+            }
+        }
+        let targeted = kept;
         refuse_other_targets(&path, &config, d, &names)?;
         if targeted.is_empty() {
             let reason = match &config.targets {
@@ -116,7 +123,8 @@ impl Adapter {
         let mut known = BTreeSet::new();
         for module in targeted {
             let [name_a, name_b] = lora_names(&module.name);
-            let (rank, scale) = (config.rank_of(&module.name), config.scale_of(&module.name));
+            let rank = config.rank_of(&module.name).map_err(of_field)?;
+            let scale = config.scale_of(&module.name).map_err(of_field)?;
             let (a, b) = (read(&name_a, [rank, module.n_in])?, read(&name_b, [module.n_out, rank])?);
             lora.insert(&module.name, rank, scale, (a, b));
             known.extend([name_a, name_b]);
@@ -125,7 +133,7 @@ impl Adapter {
         if !absent.is_empty() {
             notes.push(format!("target_modules that this model does not have: {}", absent.join(", ")));
         }
-        let unused = config.unused_patterns(lora.modules.keys().map(String::as_str));
+        let unused = config.unused_patterns(lora.modules.keys().map(String::as_str)).map_err(of_field)?;
         if !unused.is_empty() {
             notes.push(format!("rank_pattern, alpha_pattern: names that fit no module here: {}", unused.join(", ")));
         }

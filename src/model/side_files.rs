@@ -189,6 +189,14 @@ impl SideFiles {
         self.files.keys().map(String::as_str).filter(|name| *name != CONFIG)
     }
 
+    /// Checks that every file that is copied with a result was read, before work is done whose result would need it.
+    ///
+    /// # Errors
+    /// As [`SideFiles::bytes`].
+    pub fn check_copied(&self) -> Result<()> {
+        self.copied().try_for_each(|name| self.bytes(name).map(drop))
+    }
+
     /// Returns a JSON file's fields; of a missing file none.
     ///
     /// # Errors
@@ -223,7 +231,7 @@ impl SideFiles {
         };
         let mut files = self.files.clone();
         files.retain(|name, _| stays(name));
-        if !brings_template && own.has(TOKENIZER_CONFIG) {
+        if !brings_template && (whole || own.has(TOKENIZER_CONFIG)) {
             for (name, text) in self.config_templates() {
                 let file = SideFile { path: self.path(TOKENIZER_CONFIG), content: Ok(text.into_bytes()) };
                 files.entry(name).or_insert(file);
@@ -300,6 +308,8 @@ mod tests {
         let read = SideFiles::read(dir);
         assert!(read.bytes("LICENSE").unwrap_err().to_string().ends_with("LICENSE: is no regular file"));
         assert!(read.bytes("merges.txt").unwrap_err().to_string().contains("at most 67108864 are read"));
+        assert!(read.check_copied().unwrap_err().to_string().ends_with("LICENSE: is no regular file"));
+        assert!(side(&[("LICENSE", "x")]).check_copied().is_ok());
         let latin = SideFiles::from_contents(Path::new("x"), [(CHAT_TEMPLATE, &b"\xe4x"[..])]);
         assert!(latin.text(CHAT_TEMPLATE).unwrap_err().to_string().contains("chat_template.jinja: invalid utf-8"));
     }
@@ -325,6 +335,11 @@ mod tests {
         assert_eq!(names(&whole), expected);
         assert_eq!(whole.text(TOKENIZER).unwrap(), Some("own"));
         assert_eq!((whole.text(CHAT_TEMPLATE).unwrap(), whole.text(CONFIG).unwrap()), (Some("D"), Some("base")));
+
+        // The same without a tokenizer's configuration.
+        let whole = base.with_tokenizer_of(&side(&[(TOKENIZER, "own")]));
+        assert_eq!(names(&whole), expected[..expected.len() - 1]);
+        assert_eq!(whole.text(CHAT_TEMPLATE).unwrap(), Some("D"));
 
         // A template alone, in a file or in the tokenizer's configuration: the base's file does not come before it.
         let base = side(&[(TOKENIZER, "base"), (CHAT_TEMPLATE, "base"), (TOKENIZER_CONFIG, "{}")]);

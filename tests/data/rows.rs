@@ -161,6 +161,11 @@ fn prompts_of_every_form() {
     let expected = [plain("a", ""), plain("b", ""), chat(&[("user", "c")], ""), plain("d", "")].map(|t| t.instruction);
     assert_eq!(prompts.iter().map(|p| p.instruction.clone()).collect::<Vec<_>>(), expected);
     assert_eq!(prompts.iter().map(|p| p.gold.as_deref()).collect::<Vec<_>>(), [Some("g"), None, Some("g"), Some("g")]);
+    let (_dir, path) = file(br#"{"prompt":"a","chosen":"b","rejected":"c","gold_response":["g"]}"#);
+    let error = read_prompts(&path, &FieldMap::default()).unwrap_err().to_string();
+    assert!(error.contains("rows.jsonl:1: field `gold_response`: expected text, found a list"), "{error}");
+    let without = FieldMap::parse(&["gold_response="]).unwrap();
+    assert_eq!(read_prompts(&path, &without).unwrap()[0].gold.as_deref(), Some("b"));
     let (_dir, path) = file(b"{\"x\":1}");
     let error = read_prompts(&path, &FieldMap::default()).unwrap_err().to_string();
     assert!(

@@ -96,7 +96,7 @@ fn remarks_count_rows() {
     assert_eq!(lines.len(), 2, "{lines:?}");
     // bpe512 closes with another token than its EOS.
     assert!(
-        lines[0].starts_with("3 rows: what the chat template prints does not end in a token that ends a response"),
+        lines[0].starts_with("3 rows: the last scored answer does not end in a token that ends a response"),
         "{lines:?}"
     );
     assert_eq!(lines[1], "2 rows: `name` is given to the chat template, which does not mention it");
@@ -109,6 +109,31 @@ fn remarks_count_rows() {
     let parts = r#"{"prompt":[{"role":"user","content":[{"type":"text","text":"q"}]}],"completion":"a"}"#;
     let lines = build(parts, &Template::Paper, 99, Overflow::Error).unwrap().remarks.lines();
     assert_eq!(lines, [""; 0], "parts are joined in a plain template");
+}
+
+/// An end that stands behind the generation tag is printed, and not learnt.
+#[test]
+fn an_end_outside_of_the_generation_tag_is_told() {
+    let row = r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}"#;
+    let rows = read(row, Purpose::Any, &[]).unwrap();
+    let told = |answer: &str| {
+        let asks = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n";
+        let source = format!(
+            "{{% for m in messages %}}{{% if m.role == 'assistant' %}}<|im_start|>assistant\n{answer}{{% else %}}{asks}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
+        );
+        let mut tokenizer = with_template(&source);
+        tokenizer.set_stop_ids(vec![4]);
+        let data = Dataset::build(&rows, &tokenizer, &Template::Chat, LIMITS).unwrap();
+        data.remarks
+            .lines()
+            .iter()
+            .filter(|line| line.starts_with("1 row: the last scored answer does not end"))
+            .count()
+    };
+    assert_eq!(told("{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n"), 1);
+    assert_eq!(told("{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}"), 0);
+    assert_eq!(told("{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"), 0);
+    assert_eq!(told("{{ m.content }}<|im_end|>\n"), 0);
 }
 
 #[test]

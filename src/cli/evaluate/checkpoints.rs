@@ -1,6 +1,6 @@
 //! Checkpoints as flags name them, and their models.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::cli::args::EvaluateArgs;
@@ -141,8 +141,23 @@ pub struct Checkpoint {
 struct Base {
     name: String,
     model: Rc<Model>,
-    tokenizer: Rc<Tokenizer>,
+    /// Made where a checkpoint first uses it: an adapter may bring its own.
+    tokenizer: Option<Rc<Tokenizer>>,
     digest: String,
+}
+
+/// Fetches a place that is no local folder from the hub, where it can be an id there: a model's, an adapter's, or a folder of a repository
+/// that holds an adapter.
+fn on_hub(place: &str) -> Option<Result<PathBuf>> {
+    let of_checkpoint = |error| match error {
+        Error::Flag { flag: "adapter", reason } => Error::flag("checkpoint", reason),
+        other => other,
+    };
+    match HubId::parse(place) {
+        Some(_) => Some(hub::resolve(place)),
+        None if hub::is_repository_folder(place) => Some(hub::resolve_adapter(Path::new(place)).map_err(of_checkpoint)),
+        None => None,
+    }
 }
 
 /// Reads and verifies them; a model that several stand on once.
@@ -156,8 +171,7 @@ pub fn open(args: &EvaluateArgs, all: &[Named]) -> Result<Vec<Checkpoint>> {
     for named in all {
         let local = Path::new(&named.place);
         // An id on the hub may be an adapter's or a model's: its files tell.
-        let resolved =
-            if local.exists() { None } else { HubId::parse(&named.place).map(|_| hub::resolve(&named.place)) };
+        let resolved = if local.exists() { None } else { on_hub(&named.place) };
         let folder = resolved.transpose()?.unwrap_or_else(|| local.to_path_buf());
         let adapter = folder.join(peft::CONFIG).exists().then_some(folder.as_path());
         let name = match adapter {
@@ -172,16 +186,18 @@ pub fn open(args: &EvaluateArgs, all: &[Named]) -> Result<Vec<Checkpoint>> {
             None => {
                 let model = Rc::new(Model::open(name, args.base_dtype.unwrap_or_default())?);
                 let digest = model.checkpoint.digest()?;
-                let tokenizer = Rc::new(session::tokenizer(&model, None, chat)?);
-                bases.push(Base { name: name.into(), model, tokenizer, digest });
+                bases.push(Base { name: name.into(), model, tokenizer: None, digest });
                 bases.len() - 1
             }
         };
-        let base = &bases[at];
+        let base = &mut bases[at];
         let read = base.model.adapter(adapter)?;
         let tokenizer = match base.model.own_tokenizer(read.as_ref()) {
             Some(_) => Rc::new(session::tokenizer(&base.model, read.as_ref(), chat)?),
-            None => base.tokenizer.clone(),
+            None => match &base.tokenizer {
+                Some(tokenizer) => tokenizer.clone(),
+                None => base.tokenizer.insert(Rc::new(session::tokenizer(&base.model, None, chat)?)).clone(),
+            },
         };
         found.push(Checkpoint {
             named: named.clone(),
@@ -197,6 +213,11 @@ pub fn open(args: &EvaluateArgs, all: &[Named]) -> Result<Vec<Checkpoint>> {
 }
 
 impl Checkpoint {
+    /// Whether its prompts have the same tokens as another's, in a model of as many positions.
+    pub fn reads_like(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.model, &other.model) && Rc::ptr_eq(&self.tokenizer, &other.tokenizer)
+    }
+
     /// What its responses depend on: its weights, and its chat template where prompts are put into it.
     pub fn digest(&self, template: &Template) -> String {
         match template {

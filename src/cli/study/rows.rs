@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::plan::{Method, Tasks};
-use crate::data::rows::read_objects;
+use super::plan::{Method, Pairs, Preferences, Study, Tasks};
+use crate::cli::args::EvaluateArgs;
+use crate::data::rows::{FieldMap, read_objects};
+use crate::data::source;
 use crate::error::{Error, Result};
+use crate::eval::evaluate::prompts::read;
 use crate::eval::tasks::rows::{held_out, sft, write};
 use crate::eval::tasks::{Split, generate};
 use crate::files::make_folder;
@@ -55,6 +58,39 @@ pub fn comparisons(responses: &[PathBuf; 2], to: &Path) -> Result<()> {
     match n {
         0 => Err(Error::file(to, "every prompt was answered the same way twice: a higher `temperature` of [sample]")),
         _ => Ok(()),
+    }
+}
+
+/// A file that the study reads, which it does more than once: where it is, the hub's once it is fetched.
+///
+/// # Errors
+/// [`Error::File`] for what is no regular file.
+pub fn regular(path: &Path) -> Result<PathBuf> {
+    let local = source::local(path)?;
+    match std::fs::metadata(&local).map_err(|e| Error::file(path, e))?.is_file() {
+        true => Ok(local),
+        false => Err(Error::file(path, "is no regular file")),
+    }
+}
+
+/// Checks what is read only after the first stages have run for hours: preferences, prompts and test rows.
+///
+/// # Errors
+/// [`Error::File`], and [`Error::Line`] of the first row that could not be read then.
+pub fn check(study: &Study) -> Result<()> {
+    study.files().iter().try_for_each(|file| regular(file).map(drop))?;
+    match &study.conditional {
+        Preferences::Files(files) => drop(pool(files)?),
+        Preferences::Sampled(sample) if sample.data.is_empty() => {}
+        Preferences::Sampled(sample) => drop(read(&sample.data, &FieldMap::default(), false, None)?),
+    }
+    if let Pairs::Files(files) = &study.joint {
+        pool(files)?;
+    }
+    let EvaluateArgs { data, map, limit, .. } = &study.evaluate;
+    match data.is_empty() {
+        true => Ok(()),
+        false => read(data, &FieldMap::parse(map)?, true, *limit).map(drop),
     }
 }
 

@@ -69,6 +69,9 @@ pub(super) const MERGE: &str = "merge it with PEFT (merge_and_unload) and give t
 /// How `lora_A` and `lora_B` began, where the base's weights stayed what they were.
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
+/// A field, and the reason why it cannot be used.
+pub(super) type FieldReason = (&'static str, String);
+
 /// Which modules have an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Targets {
@@ -249,14 +252,21 @@ impl AdapterConfig {
     }
 
     /// Returns a module's R: of `rank_pattern`'s first entry that fits, else the adapter's.
-    pub fn rank_of(&self, module: &str) -> usize {
-        first_fit(&self.ranks, module).unwrap_or(self.rank)
+    ///
+    /// # Errors
+    /// The field and the reason, where an entry cannot be matched.
+    pub(super) fn rank_of(&self, module: &str) -> Result<usize, FieldReason> {
+        Ok(first_fit("rank_pattern", &self.ranks, module)?.unwrap_or(self.rank))
     }
 
     /// Returns a module's s: α/R, or α/√R.
-    pub fn scale_of(&self, module: &str) -> f32 {
-        let (rank, alpha) = (self.rank_of(module) as f64, first_fit(&self.alphas, module).unwrap_or(self.alpha));
-        (alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
+    ///
+    /// # Errors
+    /// As [`AdapterConfig::rank_of`].
+    pub(super) fn scale_of(&self, module: &str) -> Result<f32, FieldReason> {
+        let alpha = first_fit("alpha_pattern", &self.alphas, module)?.unwrap_or(self.alpha);
+        let rank = self.rank_of(module)? as f64;
+        Ok((alpha / if self.rslora { rank.sqrt() } else { rank }) as f32)
     }
 
     /// Returns the adapter's s, of modules that no pattern names: α/R, or α/√R.
@@ -266,18 +276,35 @@ impl AdapterConfig {
     }
 
     /// Whether a module that `target_modules` names has an adapter, by `exclude_modules` and `layers_to_transform`.
-    pub(super) fn keeps(&self, module: &str) -> bool {
+    ///
+    /// # Errors
+    /// As [`AdapterConfig::rank_of`].
+    pub(super) fn keeps(&self, module: &str) -> Result<bool, FieldReason> {
         self.filter.keeps(module, matches!(self.targets, Targets::Names(_)))
     }
 
     /// Returns the names of `rank_pattern` and `alpha_pattern` that fit none of these modules.
-    pub(super) fn unused_patterns<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
-        let texts =
-            self.ranks.iter().map(|p| (&p.text, &p.regex)).chain(self.alphas.iter().map(|p| (&p.text, &p.regex)));
-        let unused = texts.filter(|(_, regex)| !modules.clone().any(|m| regex.is_match(m).unwrap_or(false)));
-        let mut names: Vec<String> = unused.map(|(text, _)| text.clone()).collect();
+    ///
+    /// # Errors
+    /// As [`AdapterConfig::rank_of`].
+    pub(super) fn unused_patterns<'a>(
+        &self,
+        modules: impl Iterator<Item = &'a str> + Clone,
+    ) -> Result<Vec<String>, FieldReason> {
+        let ranks = self.ranks.iter().map(|p| ("rank_pattern", &p.text, &p.regex));
+        let alphas = self.alphas.iter().map(|p| ("alpha_pattern", &p.text, &p.regex));
+        let mut names = Vec::new();
+        for (field, text, regex) in ranks.chain(alphas) {
+            let mut is_used = false;
+            for module in modules.clone() {
+                is_used = is_used || fits(field, regex, module)?;
+            }
+            if !is_used {
+                names.push(text.clone());
+            }
+        }
         names.dedup();
-        names
+        Ok(names)
     }
 
     /// As PEFT reads it back.
@@ -329,8 +356,27 @@ fn compiled(pattern: &str) -> Result<Regex, String> {
     Regex::new(pattern).map_err(|e| format!("{pattern:?} is no regular expression: {e}"))
 }
 
-fn first_fit<T: Copy>(patterns: &[NamePattern<T>], module: &str) -> Option<T> {
-    patterns.iter().find(|p| p.regex.is_match(module).unwrap_or(false)).map(|p| p.value)
+/// Whether a field's regular expression fits a module's name. Matching fails where it would take too many steps.
+fn fits(field: &'static str, regex: &Regex, module: &str) -> Result<bool, FieldReason> {
+    regex.is_match(module).map_err(|e| (field, unmatched(regex, module, &e)))
+}
+
+fn unmatched(regex: &Regex, module: &str, error: &fancy_regex::Error) -> String {
+    format!("{:?} cannot be matched with {module}: {error}", regex.as_str())
+}
+
+/// Returns the value of the first entry that fits.
+fn first_fit<T: Copy>(
+    field: &'static str,
+    patterns: &[NamePattern<T>],
+    module: &str,
+) -> Result<Option<T>, FieldReason> {
+    for pattern in patterns {
+        if fits(field, &pattern.regex, module)? {
+            return Ok(Some(pattern.value));
+        }
+    }
+    Ok(None)
 }
 
 /// Reads an object of names and values, whose names PEFT matches as regular expressions at a module name's end.
@@ -348,8 +394,8 @@ fn read_patterns<T>(
 }
 
 impl ModuleFilter {
-    fn read<'v>(get: &impl Fn(&str) -> Option<&'v Value>) -> Result<Self, (&'static str, String)> {
-        let names = |field: &'static str| -> Result<Vec<String>, (&'static str, String)> {
+    fn read<'v>(get: &impl Fn(&str) -> Option<&'v Value>) -> Result<Self, FieldReason> {
+        let names = |field: &'static str| -> Result<Vec<String>, FieldReason> {
             let bad = |found: &Value| (field, format!("expected a name or a list of names, found {found}"));
             match get(field) {
                 None => Ok(Vec::new()),
@@ -388,16 +434,22 @@ impl ModuleFilter {
     }
 
     /// `by_name`: `layers_to_transform` counts beside a list of names alone, as in PEFT.
-    fn keeps(&self, module: &str, by_name: bool) -> bool {
+    fn keeps(&self, module: &str, by_name: bool) -> Result<bool, FieldReason> {
         let ends =
             |name: &String| module == name || module.strip_suffix(name.as_str()).is_some_and(|m| m.ends_with('.'));
-        let matches = |regex: &Regex| regex.is_match(module).unwrap_or(false);
-        if self.excluded.iter().any(ends) || self.excluded_pattern.as_ref().is_some_and(matches) {
-            return false;
+        let excluded =
+            self.excluded_pattern.as_ref().map(|regex| fits("exclude_modules", regex, module)).transpose()?;
+        if self.excluded.iter().any(ends) || excluded == Some(true) {
+            return Ok(false);
         }
-        let Some(layers) = self.layers.as_ref().filter(|_| by_name) else { return true };
-        let number = |regex: &Regex| regex.captures(module).ok()??.get(1)?.as_str().parse::<u64>().ok();
-        self.layer_numbers.iter().find_map(number).is_some_and(|layer| layers.contains(&layer))
+        let Some(layers) = self.layers.as_ref().filter(|_| by_name) else { return Ok(true) };
+        for regex in &self.layer_numbers {
+            let found = regex.captures(module).map_err(|e| ("layers_pattern", unmatched(regex, module, &e)))?;
+            if let Some(layer) = found.and_then(|groups| groups.get(1)?.as_str().parse().ok()) {
+                return Ok(layers.contains(&layer));
+            }
+        }
+        Ok(false)
     }
 }
 
