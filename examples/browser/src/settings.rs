@@ -85,7 +85,6 @@ impl Settings {
     /// As [`Self::preference`].
     pub fn training(&self) -> Result<TrainSettings> {
         let settings = TrainSettings {
-            bad_rows: Default::default(),
             preference: Some(self.preference()?),
             optim: Defaults::OPTIM,
             param_dtype: Defaults::PARAM_DTYPE,
