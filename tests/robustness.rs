@@ -210,8 +210,14 @@ fn tokenizers() {
         edit_json(&s.path("model/tokenizer_config.json"), |c| c[name] = Value::Null);
         edit_json(&s.path("model/config.json"), |c| c[format!("{name}_id")] = Value::Null);
         let ran = s.run(&["check", "--model", "model", "--data", "rows.jsonl"]).ok();
-        let note = format!("note: the tokenizer has no {}: the ", name[..3].to_uppercase());
-        assert!(ran.stderr.contains(&note), "{}", ran.stderr);
+        // The special tokens' map goes on naming it, which counts for nothing where the tokenizer's configuration says null.
+        let start = format!("note: the tokenizer has no {}", name[..3].to_uppercase());
+        let note = ran.stderr.lines().find(|line| line.starts_with(&start));
+        assert!(
+            note.is_some_and(|note| note.contains("special_tokens_map.json") && note.contains(": the ")),
+            "{}",
+            ran.stderr
+        );
     }
     s.refused(TRAIN, &["--model", "neither the tokenizer nor config.json names an EOS", "--no-eos"]);
     let scored = s.run(&["score", "--model", "model", "--data", "rows.jsonl"]).ok();
