@@ -76,6 +76,11 @@ impl Message {
         self.0.get(key).is_some_and(holds_something)
     }
 
+    /// The text of a key besides `content`; `None` where it is no text.
+    pub fn key_text(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(Value::as_str)
+    }
+
     /// Keys besides `role` and `content` that hold something.
     pub fn more_keys(&self) -> impl Iterator<Item = &str> {
         let more = self.0.iter().filter(|(key, value)| *key != "role" && *key != "content" && holds_something(value));
@@ -268,12 +273,14 @@ impl Response {
         }
     }
 
-    /// Whether the last answer has neither text nor tool calls.
+    /// Whether an answer that is scored has neither text nor tool calls. White space alone is no text.
     pub fn is_empty(&self) -> bool {
         match self {
-            Self::Plain(text) => text.is_empty(),
+            Self::Plain(text) => text.trim().is_empty(),
             Self::Completion(messages) | Self::Turns(messages) => {
-                messages.last().is_none_or(|last| last.text().is_empty() && !last.has("tool_calls"))
+                let says_nothing = |message: &Message| message.text().trim().is_empty() && !message.has("tool_calls");
+                let mut answers = messages.iter().filter(|message| message.is_assistant()).peekable();
+                answers.peek().is_none() || answers.any(says_nothing)
             }
         }
     }

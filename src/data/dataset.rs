@@ -140,6 +140,11 @@ impl Dataset {
                 }
             };
             data.lengths.extend(sequences.iter().map(|sequence| sequence.ids.len()));
+            if let [chosen, rejected] = sequences.as_slice()
+                && chosen.ids == rejected.ids
+            {
+                remarks.insert(Remark::SameSides);
+            }
             data.remarks.add_row(remarks);
             if limits.overflow == Overflow::Paper && texts.len() == 2 {
                 let characters = |text: &&Text| tokenizer.characters(text, template);

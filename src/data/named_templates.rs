@@ -108,7 +108,8 @@ impl NamedTemplates {
             return refused(format!("`{}` is neither a file nor a template's name; {names}", value.escape_debug()));
         }
         let source = read_file(path, MAX_CONFIG_BYTES)?;
-        match compiled(&source, special, path) {
+        // Editors on Windows begin files with a byte order mark.
+        match compiled(source.strip_prefix('\u{feff}').unwrap_or(&source), special, path) {
             Ok(template) => {
                 self.chosen = Some(NamedTemplate { name: value.into(), compiled: Ok(template) });
                 Ok(())

@@ -19,6 +19,10 @@ pub enum Remark {
     NotMentioned(String),
     /// A template for plain texts leaves a key of a message out.
     LeftOut(String),
+    /// The rendered text does not hold what a message of a role says, or what a key of a message says.
+    NotShown(String),
+    /// Both sides of a preference have the same tokens.
+    SameSides,
     /// A conversation begins with an answer, which the chat template cannot ask for.
     Greeting,
 }
@@ -44,6 +48,11 @@ impl Remark {
             Self::LeftOut(key) => {
                 format!("{rows}: `{}` of messages is left out: only --template chat can show it", key.escape_debug())
             }
+            Self::NotShown(what) => format!(
+                "{rows}: the chat template leaves the text of `{}` out, or changes it: the model does not see it as it stands",
+                what.escape_debug()
+            ),
+            Self::SameSides => format!("{rows}: both sides have the same tokens: nothing is learnt from them"),
             Self::Greeting => {
                 format!(
                     "{rows}: the conversation begins with the assistant, and the chat template cannot ask for that message: it is not scored"
@@ -96,9 +105,36 @@ pub(super) fn note_rendering(text: &Text, rendered: &Rendered, into: &mut BTreeS
     if in_parts && ["{'type':", "{'text':"].iter().any(|printed| rendered.text.contains(printed)) {
         into.insert(Remark::PartsPrinted);
     }
+    note_lost_texts(&messages, rendered, into);
     let n_answers = messages.iter().filter(|message| message.is_assistant()).count();
     let is_every_turn = matches!(text.response, Response::Turns(_));
     if is_every_turn && messages[0].is_assistant() && rendered.scored.len() < n_answers {
         into.insert(Remark::Greeting);
+    }
+}
+
+/// Adds the roles and keys whose text is not in the rendered text. An answer's thoughts are looked for apart, because many templates show the last
+/// ones alone.
+fn note_lost_texts(messages: &[Message], rendered: &Rendered, into: &mut BTreeSet<Remark>) {
+    const END_OF_THOUGHTS: &str = "</think>";
+    let is_lost = |text: &str| !rendered.text.contains(text.trim());
+    for message in messages {
+        let text = message.text();
+        let (thoughts, said) = match text.rsplit_once(END_OF_THOUGHTS).filter(|_| message.is_assistant()) {
+            Some((thoughts, said)) => (thoughts.trim().trim_start_matches("<think>"), said),
+            None => ("", text.as_str()),
+        };
+        if is_lost(said) {
+            into.insert(Remark::NotShown(message.role().into()));
+        }
+        if is_lost(thoughts) {
+            into.insert(Remark::NotShown("<think>".into()));
+        }
+        for key in REASONING {
+            let is_mentioned = !into.contains(&Remark::NotMentioned(key.into()));
+            if is_mentioned && message.key_text(key).is_some_and(is_lost) {
+                into.insert(Remark::NotShown(key.into()));
+            }
+        }
     }
 }

@@ -173,6 +173,10 @@ fn what_only_a_chat_template_can_show_needs_one() {
             "field `messages[1].content`: expected text, found null",
         ),
         (
+            r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":" "},{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}"#,
+            "the response is empty",
+        ),
+        (
             r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"","tool_calls":[]}]}"#,
             "the response is empty",
         ),

@@ -28,6 +28,7 @@ const BETTER: &[&str] = &[
     "preference",
     "decision",
     "finaldecision",
+    "final",
     "result",
     "judgment",
     "judgement",

@@ -159,6 +159,12 @@ pub fn introduces(before: &[Token], choice: Choice) -> bool {
     if !sides(label).is_empty() || !words(label).all(introduces) {
         return false;
     }
+    // "Format: {...}" shows what an answer looks like; "here is my answer in the requested format: {...}" is one.
+    let shows_format = words(label).any(|word| word == "format")
+        && !words(label).any(|word| ["here", "here's", "in", "my"].contains(&word));
+    if shows_format {
+        return false;
+    }
     let is_label = words(label).any(|word| has(LABELS, word))
         && words(label).next().is_some_and(|word| !["is", "was", "be", "would"].contains(&word));
     let is_better = words(label).any(|word| has(BETTER, word));
@@ -248,7 +254,7 @@ fn of_side(before: &[Token], side: Choice, after: &[Token]) -> Statement {
     // "One would think that (a)".
     let supposes =
         words(before).any(|word| word == "would") && !words(before).any(|word| ["i", "we", "be"].contains(&word));
-    if !words(before).all(is_lead) || asks || lacks_subject || supposes {
+    if !words(before).all(is_lead) || asks || lacks_subject || supposes || instructs(before) {
         return Statement::Nothing;
     }
     if after.is_empty() {
@@ -269,6 +275,17 @@ fn of_side(before: &[Token], side: Choice, after: &[Token]) -> Statement {
         && after.iter().all(|token| token.word().is_some_and(|word| has(PREDICATE, word)))
         && words(after).any(|word| has(BETTER, word));
     if is_verdict { Statement::Verdict(side, Form::Sentence) } else { Statement::Nothing }
+}
+
+/// Whether words before a side tell somebody what to write: "answer with (b)", "say (b)".
+fn instructs(before: &[Token]) -> bool {
+    let all: Vec<&str> = words(before).collect();
+    let follows = |word: &str, subjects: &[&str]| {
+        let at = all.iter().position(|found| *found == word);
+        at.is_some_and(|at| at == 0 || !subjects.contains(&all[at - 1]))
+    };
+    follows("with", &["go", "going"])
+        || follows("say", &["i", "would", "will", "i'd", "i'll", "must", "we", "clearly", "definitely", "certainly"])
 }
 
 /// A clause about both sides: "(a) is better than (b)", "(a) and (b) are equally good".
