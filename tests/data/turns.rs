@@ -137,6 +137,36 @@ fn an_end_outside_of_the_generation_tag_is_told() {
 }
 
 #[test]
+fn texts_that_the_template_leaves_out_are_told() {
+    let only = |roles: &str| {
+        format!(
+            "{{% for m in messages if m.role in {roles} %}}<|im_start|>{{{{ m.role }}}}\n{{{{ m.content.split('</think>')[-1] | trim }}}}<|im_end|>\n{{% endfor %}}{{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
+        )
+    };
+    let told = |roles: &str, row: &str| {
+        let rows = read(row, Purpose::Any, &[]).unwrap();
+        let mut tokenizer = with_template(&only(roles));
+        tokenizer.set_stop_ids(vec![4]);
+        let lines = Dataset::build(&rows, &tokenizer, &Template::Chat, LIMITS).unwrap().remarks.lines();
+        let kinds = ["leaves the text of", "both sides have the same tokens"];
+        lines.into_iter().filter(|line| kinds.iter().any(|kind| line.contains(kind))).collect::<Vec<_>>()
+    };
+    let system = r#"{"system":"Rhyme.","prompt":"q","chosen":"b","rejected":"c"}"#;
+    let lost = told("['user', 'assistant']", system);
+    assert!(lost.len() == 1 && lost[0].starts_with("1 row: ") && lost[0].contains("`system`"), "{lost:?}");
+    assert_eq!(told("['system', 'user', 'assistant']", system), [""; 0]);
+
+    let thoughts =
+        r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"<think>\nhm\n</think>\n\n a "}]}"#;
+    let lost = told("['user', 'assistant']", thoughts);
+    assert!(lost.len() == 1 && lost[0].contains("`<think>`"), "{lost:?}");
+
+    let same = r#"{"prompt":[{"role":"user","content":"q"}],"chosen":"b","rejected":"b "}"#;
+    let lost = told("['user', 'assistant']", same);
+    assert!(lost.len() == 1 && lost[0].starts_with("1 row: both sides"), "{lost:?}");
+}
+
+#[test]
 fn what_only_a_chat_template_can_show_needs_one() {
     for (key, row) in [
         ("tools", r#"{"prompt":"q","completion":"a","tools":[{"type":"function"}]}"#),
