@@ -116,7 +116,7 @@ pub struct DataArgs {
     /// A chat template of your own (a Jinja file), or the name of one that the tokenizer has; implies --template chat [default: the tokenizer's default]
     #[arg(long, value_name = "FILE|NAME")]
     pub chat_template: Option<String>,
-    /// Of conversations in `messages` rows, learn the last answer alone, not every one
+    /// Learn only the last answer of each conversation in `messages` rows, instead of every answer
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub last_turn_only: bool,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What happens to a row that cannot be read, or that the template cannot hold.
+/// Treatment of a row that cannot be read, or that the template cannot hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum BadRows {
     /// It stops the program.
@@ -15,7 +15,7 @@ pub enum BadRows {
     Skip(BadRowLimit),
 }
 
-/// How many bad rows may be skipped.
+/// Limit on the bad rows that are skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "Written")]
 pub enum BadRowLimit {

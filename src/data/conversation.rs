@@ -227,7 +227,7 @@ impl Instruction {
     }
 }
 
-/// What is learnt.
+/// Response that is learnt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Response {
     /// The assistant's text.

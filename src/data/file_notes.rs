@@ -12,7 +12,7 @@ const MAX_NOTE: usize = 900;
 /// Columns that rows were not read from, each with the number of rows that have something in it, and rows of whole texts.
 #[derive(Debug, Default)]
 pub(super) struct FileNotes {
-    /// In the order in which they were met.
+    /// Columns in the order in which they were met.
     unread: Vec<(String, usize)>,
     by_name: HashMap<String, usize>,
     n_verbatim: usize,

@@ -86,7 +86,7 @@ fn skip_blanks(text: &mut impl BufRead, line: &mut usize) -> std::io::Result<Opt
 /// What is known while a file's rows are read.
 struct Rows {
     path: Arc<Path>,
-    /// Of what is read next, from 1.
+    /// Number of the row that is read next, from 1.
     line: usize,
     /// Whether a row was found.
     found: bool,

@@ -16,9 +16,9 @@ use crate::model::hub;
 
 /// How every Parquet file begins.
 const PARQUET: &[u8] = b"PAR1";
-/// How every gzip member begins.
+/// First bytes of every gzip member.
 const GZIP: &[u8] = b"\x1f\x8b";
-/// How every Zstandard frame begins.
+/// First bytes of every Zstandard frame.
 const ZSTANDARD: &[u8] = b"\x28\xb5\x2f\xfd";
 
 /// The file itself, or where the hub's is kept once it is fetched.

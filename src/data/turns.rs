@@ -79,7 +79,7 @@ fn shared_suffix(a: &str, b: &str) -> usize {
     a.bytes().rev().zip(b.bytes().rev()).take_while(|(x, y)| x == y).count()
 }
 
-/// Where the answer begins in `whole`. `asks` is no prefix of it: they share `shared` bytes. The question for an answer stands in `asks` from
+/// Returns where the answer begins in `whole`. `asks` is no prefix of it: they share `shared` bytes. The question for an answer stands in `asks` from
 /// `question` on. `after`: where the answer before ends.
 fn begins(whole: &str, asks: &str, question: usize, shared: usize, after: usize) -> Option<usize> {
     // What was said before is the same: the question alone is not, as with `<think>`.
@@ -100,7 +100,7 @@ fn begins(whole: &str, asks: &str, question: usize, shared: usize, after: usize)
     None
 }
 
-/// Where the answer that begins at `start` ends in `whole`. `alone` is the text up to the answer, without what follows; `asks` that which asks for it.
+/// Returns where the answer that begins at `start` ends in `whole`. `alone` is the text up to the answer, without what follows; `asks` that which asks for it.
 fn ends(whole: &str, asks: &str, alone: &str, start: usize) -> Option<usize> {
     if whole.starts_with(alone) && alone.len() >= start {
         return Some(alone.len());

@@ -101,7 +101,7 @@ pub struct EvaluateArgs {
     /// Around --judge's prompt, as --template [default: chat where the tokenizer has one, else none]
     #[arg(long, value_name = "TEMPLATE", help_heading = "How it is asked")]
     pub judge_template: Option<String>,
-    /// Of --judge, as --chat-template
+    /// Chat template of --judge: a file or a name, like --chat-template
     #[arg(long, value_name = "FILE|NAME", help_heading = "How it is asked")]
     pub judge_chat_template: Option<String>,
     /// Longest question to --judge, in tokens [default: the model's positions]

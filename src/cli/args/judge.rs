@@ -110,7 +110,7 @@ pub struct AskArgs {
     /// A text with {instruction}, {response_a}, {response_b}; of pairs {instruction_a}, {response_a}, {instruction_b}, {response_b} [default: ours]
     #[arg(long, value_name = "FILE", help_heading = "How it is asked")]
     pub prompt: Option<PathBuf>,
-    /// How a local model answers [default: letter]
+    /// Way in which a local model answers [default: letter]
     #[arg(long, value_enum, value_name = "HOW", help_heading = "How it is asked")]
     pub answer: Option<AnswerArg>,
     /// Of a local model: tokens of a pass, with as many questions as fit [default: 4096]
@@ -204,7 +204,7 @@ pub struct JudgeArgs {
     /// Of a local model: paper, paper-tldr, chat, none, or a text with {instruction}, around the prompt [default: chat where the tokenizer has one, else none]
     #[arg(long, help_heading = "How it is asked")]
     pub template: Option<String>,
-    /// Of a local model: a chat template of your own (a Jinja file), or the name of one that the tokenizer has [default: the tokenizer's default]
+    /// Chat template of a local judge: one of your own (a Jinja file), or the name of one that the tokenizer has [default: the tokenizer's default]
     #[arg(long, value_name = "FILE|NAME", help_heading = "How it is asked")]
     pub chat_template: Option<String>,
     /// The time that chat templates print, where an earlier run or a study set it: seconds since 1970

@@ -23,7 +23,7 @@ struct Written {
     model: String,
     /// Of every command.
     template: Option<String>,
-    /// Of every command that has `template`: a file, or the name of one of the tokenizer's.
+    /// Chat template of every command that has `template`: a file, or the name of one of the tokenizer's.
     chat_template: Option<String>,
     /// Of training, each a run of every method.
     seeds: Vec<u64>,

@@ -4,7 +4,7 @@ use std::io;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// How often it is looked whether the command has ended.
+/// Interval at which the command is polled for its end.
 const TICK: Duration = Duration::from_millis(5);
 
 /// A command that runs, with pipes for its input and outputs.

@@ -143,14 +143,14 @@ fn text_of(content: &Value) -> (Option<String>, bool) {
     }
 }
 
-/// How an answer ended.
+/// Reason for which an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
-    /// By itself, or the endpoint does not say.
+    /// The answer ended by itself, or the endpoint does not say.
     Whole,
     /// At the longest length.
     Cut,
-    /// For a reason of the endpoint's own.
+    /// The endpoint ended it for a reason of its own.
     Stopped,
 }
 

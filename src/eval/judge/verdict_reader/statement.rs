@@ -8,7 +8,7 @@ use super::words::{
 };
 use crate::eval::judge::Choice;
 
-/// What a sentence says.
+/// Statement that a sentence makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Statement {
     /// A verdict.
@@ -19,7 +19,7 @@ pub enum Statement {
     Nothing,
 }
 
-/// How a verdict is put.
+/// Way in which a verdict is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// The side, and no word that says what of it: `(a)`, `Output (b)`, `Evaluation of (a)`.
@@ -91,7 +91,7 @@ fn without_phrases(tokens: &[Token]) -> Vec<Token> {
     out
 }
 
-/// What a sentence says.
+/// Statement that a sentence makes.
 pub fn statement(tokens: &[Token]) -> Statement {
     if tokens.contains(&Token::Question) {
         return Statement::Nothing;

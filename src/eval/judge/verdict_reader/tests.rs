@@ -15,7 +15,7 @@ fn read(text: &str) -> Option<Choice> {
     read_verdict(text).ok()
 }
 
-/// The same with the letters exchanged, where they are places in a pattern.
+/// Exchanges the letters of a pattern's placeholders.
 fn of(pattern: &str, side: char) -> String {
     let other = if side == 'a' { 'b' } else { 'a' };
     let upper = |c: char| c.to_ascii_uppercase().to_string();
