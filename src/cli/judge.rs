@@ -69,6 +69,10 @@ fn comparisons(args: &JudgeArgs, out: &Path) -> Result<Vec<Comparison>> {
                 rows.extend(read_comparisons(file, &map, mode)?);
                 mode = rows.first().map(|row: &Comparison| row.mode);
             }
+            let is_empty = |row: &&Comparison| row.sides.iter().any(|side| side.response.trim().is_empty());
+            if let n @ 1.. = rows.iter().filter(is_empty).count() {
+                note!("note: {} with an empty response: it is judged as it stands", counted(n, "row"));
+            }
             Ok(rows)
         }
         (true, false) => {

@@ -306,9 +306,20 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
         [&out, &out.join(BEST)].into_iter().for_each(|dir| checkpoint::sweep(dir));
     } else {
         folder.require_empty()?;
+        if args.resume {
+            note!("note: --resume: {} holds no run: this one begins at the first step", out.display());
+        }
     }
     // After the sweep: a checkpoint that it brings back has the run's time.
     let p = prepare(&args, sft)?;
+    let schedule = p.settings.schedule(p.data.examples.len());
+    if schedule.warmup_steps > 1 && schedule.warmup_steps >= schedule.max_steps {
+        note!(
+            "note: the warm-up has {} steps and the run {}: the learning rate never comes to its highest",
+            schedule.warmup_steps,
+            schedule.max_steps
+        );
+    }
     let gpu = session::open_gpu(&args.model.device)?;
     train(&args, sft, &p, &gpu, &out)
 }

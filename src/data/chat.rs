@@ -108,6 +108,11 @@ impl ChatTemplate {
         !self.generation.is_empty()
     }
 
+    /// The text of `eos_token`, where the tokenizer has one.
+    pub(super) fn eos_token(&self) -> Option<&str> {
+        self.tokens.iter().find(|(name, _)| name == "eos_token").map(|(_, text)| text.as_str())
+    }
+
     /// Whether the template may print a date.
     pub fn prints_date(&self) -> bool {
         self.prints_date

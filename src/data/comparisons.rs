@@ -208,6 +208,10 @@ mod tests {
             assert!(error.contains(&format!("field `{name}`")) && error.contains(&format!("--map {name}=")), "{error}");
             assert!(read(pair(name), &[&format!("{name}=")]).is_ok());
         }
+        for name in ["input_0", "system_1"] {
+            let error = read(pair(name), &[]).expect_err(name);
+            assert!(error.contains(&format!("field `{name}`: a joint pair's sides")), "{error}");
+        }
         assert!(read(pair("id"), &[]).is_ok());
     }
 }

@@ -1,7 +1,9 @@
-//! What is to be told about a file of rows: columns that no field was read from, whole texts.
+//! What is to be told about a file of rows: columns that no field was read from, whole texts, rows without a label among labelled ones.
 
 use std::collections::HashMap;
 use std::path::Path;
+
+use serde_json::Value;
 
 use super::conversation::Instruction;
 use super::fields::Fields;
@@ -9,13 +11,16 @@ use super::fields::Fields;
 /// Bytes of a note; names that don't fit it are counted.
 const MAX_NOTE: usize = 900;
 
-/// Columns that rows were not read from, each with the number of rows that have something in it, and rows of whole texts.
+/// Columns that rows were not read from, each with the number of rows that have something in it; rows of whole texts; labels.
 #[derive(Debug, Default)]
 pub(super) struct FileNotes {
     /// Columns in the order in which they were met.
     unread: Vec<(String, usize)>,
     by_name: HashMap<String, usize>,
     n_verbatim: usize,
+    n_labels: usize,
+    /// Rows whose label is null, and their column.
+    null_labels: (usize, String),
 }
 
 impl FileNotes {
@@ -33,12 +38,27 @@ impl FileNotes {
         }
     }
 
+    /// Counts the label of a row that is imitated.
+    pub fn count_label(&mut self, fields: &Fields) {
+        match fields.map.column("label").and_then(|column| fields.object.get_key_value(column)) {
+            Some((column, Value::Null)) => self.null_labels = (self.null_labels.0 + 1, column.clone()),
+            Some(_) => self.n_labels += 1,
+            None => {}
+        }
+    }
+
     /// Gives the notes of a file, a line each.
     pub fn lines(&self, path: &Path) -> Vec<String> {
         let path = path.display();
         let mut lines = Vec::new();
         if !self.unread.is_empty() {
             lines.push(self.columns(format!("{path}: columns that are not read:")));
+        }
+        if let ((n @ 1.., column), 1..) = (&self.null_labels, self.n_labels) {
+            let (rows, are) = if *n == 1 { ("row", "it is") } else { ("rows", "they are") };
+            lines.push(format!(
+                "{path}: {n} {rows} beside labelled ones have no label (`{column}`: null): {are} imitated"
+            ));
         }
         match self.n_verbatim {
             0 => {}

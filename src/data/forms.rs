@@ -235,18 +235,32 @@ pub(super) fn judged_instruction(fields: &Fields) -> Result<String, Reason> {
 pub(super) fn refuse_beside_pair(fields: &Fields) -> Result<(), Reason> {
     let why = "a joint pair has two instructions, and it may belong to either: put it into `instruction_0` and `instruction_1`";
     refuse_beside(fields, &INPUTS, why)?;
-    refuse_beside(fields, &FRAMES, why)
+    refuse_beside(fields, &FRAMES, why)?;
+    match SIDED.iter().find(|name| fields.peek(name).is_some_and(says_something)) {
+        Some(name) => Err(format!(
+            "field `{name}`: a joint pair's sides have an instruction and a response: put the text into the instruction, or give the column \
+             another name"
+        )),
+        None => Ok(()),
+    }
 }
 
-fn refuse_beside(fields: &Fields, names: &[&str], why: &str) -> Result<(), Reason> {
-    let holds_something = |value: &Value| match value {
+/// Columns that look as if they belonged to one side of a joint pair.
+const SIDED: [&str; 8] =
+    ["input_0", "input_1", "context_0", "context_1", "system_0", "system_1", "history_0", "history_1"];
+
+fn says_something(value: &Value) -> bool {
+    match value {
         Value::Null => false,
         Value::String(text) => !text.is_empty(),
         Value::Array(list) => !list.is_empty(),
         Value::Object(object) => !object.is_empty(),
         Value::Bool(_) | Value::Number(_) => true,
-    };
-    match names.iter().find(|name| fields.peek(name).is_some_and(holds_something)) {
+    }
+}
+
+fn refuse_beside(fields: &Fields, names: &[&str], why: &str) -> Result<(), Reason> {
+    match names.iter().find(|name| fields.peek(name).is_some_and(says_something)) {
         Some(name) => Err(format!("field `{}`: {why}, or {}", fields.map.name(name), left_out(name))),
         None => Ok(()),
     }

@@ -171,6 +171,9 @@ impl<'a> RowCollector<'a> {
         let read = parsed.and_then(|object| {
             let fields = Fields::new(&object, self.map);
             let content = content_for(&fields, self.purpose)?;
+            if self.purpose == Purpose::Sft {
+                self.notes.count_label(&fields);
+            }
             self.notes.count(&fields, content.texts().first().map(|text| &text.instruction));
             Ok(content)
         });

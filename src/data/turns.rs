@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use super::chat::ChatTemplate;
-use super::conversation::{Message, Response, Text};
+use super::conversation::{Message, Response, TemplateInputs, Text};
 use super::template::Rendered;
 
 /// Renders a text, and finds its answers.
@@ -33,23 +33,23 @@ pub(super) fn render_turns(text: &Text, chat: &ChatTemplate) -> Result<Rendered,
             Err(_) if k == 0 => continue,
             asks => asks?,
         };
-        let start = match shared_prefix(&asks, &found.text) {
-            shared if shared == asks.len() => shared,
-            shared => {
-                let before = render(k, false)?;
-                let start = begins(&found.text, &asks, shared_prefix(&before, &asks), shared, after);
-                let start = start.ok_or_else(|| unknown("begins", k, messages))?;
-                if start == shared {
-                    found.cut.push((found.scored.len(), asks.clone()));
-                }
-                start
+        let mut start = shared_prefix(&asks, &found.text);
+        let mut asked = asks.as_str();
+        if start < asks.len() {
+            let header = header_end(&asks, &values[..k], &conversation.inputs, chat).unwrap_or(start);
+            let before = render(k, false)?;
+            let shared = start.min(header);
+            asked = &asks[..header];
+            start = begins(&found.text, asked, shared_prefix(&before, asked), shared, after)
+                .ok_or_else(|| unknown("begins", k, messages))?;
+            if start == shared {
+                found.cut.push((found.scored.len(), asks.clone()));
             }
-        };
+        }
         let end = match k + 1 == messages.len() {
             true => found.text.len(),
-            false => {
-                ends(&found.text, &asks, &render(k + 1, false)?, start).ok_or_else(|| unknown("ends", k, messages))?
-            }
+            false => ends(&found.text, asked, &render(k + 1, false)?, chat.eos_token(), start)
+                .ok_or_else(|| unknown("ends", k, messages))?,
         };
         if start < after || end < start {
             return Err(unknown("begins", k, messages));
@@ -68,6 +68,18 @@ fn unknown(what: &str, k: usize, messages: &[Message]) -> String {
         messages.len()
     )
 }
+
+/// Returns where a text that asks for an answer stops being what stands before one: `asks` may go on with what answers lack, as `<think>`. The
+/// template is shown an answer that begins as no other does, so that what an answer has in common with `asks` stays its own.
+fn header_end(asks: &str, before: &[Value], inputs: &TemplateInputs, chat: &ChatTemplate) -> Option<usize> {
+    let messages: Vec<Value> =
+        before.iter().cloned().chain([Message::new("assistant", NO_ANSWER).to_value()]).collect();
+    let rendered = chat.render(&inputs.for_template(&messages, false)).ok()?;
+    Some(shared_prefix(asks, &rendered.text))
+}
+
+/// A text of private use, which neither templates nor answers begin with.
+const NO_ANSWER: &str = "\u{f8ff}";
 
 /// Bytes that both texts begin with, whole characters.
 fn shared_prefix(a: &str, b: &str) -> usize {
@@ -100,16 +112,21 @@ fn begins(whole: &str, asks: &str, question: usize, shared: usize, after: usize)
     None
 }
 
-/// Returns where the answer that begins at `start` ends in `whole`. `alone` is the text up to the answer, without what follows; `asks` that which asks for it.
-fn ends(whole: &str, asks: &str, alone: &str, start: usize) -> Option<usize> {
-    if whole.starts_with(alone) && alone.len() >= start {
-        return Some(alone.len());
+/// Returns where the answer that begins at `start` ends in `whole`. `alone` is the text up to the answer, without what follows; `asked` the part of it
+/// that asks for the answer. Some templates write `eos` behind the last message alone, whoever said it.
+fn ends(whole: &str, asked: &str, alone: &str, eos: Option<&str>, start: usize) -> Option<usize> {
+    let unended = eos.and_then(|eos| alone.trim_end().strip_suffix(eos));
+    let prefixes = [Some(alone), unended].into_iter().flatten();
+    if let Some(prefix) = prefixes.clone().find(|prefix| whole.starts_with(*prefix) && prefix.len() >= start) {
+        return Some(prefix.len());
     }
     // As the last message the answer may have had thoughts before it; its end stayed.
-    let answer = &alone[shared_prefix(asks, alone)..];
     let places = || whole[start..].char_indices().map(|(at, c)| start + at + c.len_utf8());
-    let kept = places().filter(|&at| answer.ends_with(&whole[start..at])).max();
-    let agreement = |at: usize| (shared_suffix(&whole[start..at], answer), at);
-    let most = || places().map(agreement).max_by_key(|(n, at)| (*n, usize::MAX - at)).filter(|(n, _)| *n > 0);
-    kept.or_else(|| most().map(|(_, at)| at))
+    let answers = prefixes.map(|prefix| &prefix[shared_prefix(asked, prefix)..]);
+    let kept = answers.clone().find_map(|answer| places().filter(|&at| answer.ends_with(&whole[start..at])).max());
+    let most = |answer: &str| {
+        let agreements = places().map(|at| (shared_suffix(&whole[start..at], answer), at));
+        agreements.max_by_key(|(n, at)| (*n, usize::MAX - at)).filter(|(n, _)| *n > 0).map(|(_, at)| at)
+    };
+    kept.or_else(|| answers.clone().next().and_then(most))
 }

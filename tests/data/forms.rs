@@ -187,6 +187,25 @@ fn sharegpt_and_rankings() {
     assert_eq!(conversation.messages[1].to_value()["tool_calls"][0]["function"]["name"], "add");
 }
 
+/// A label that is null among labels is told where the text is imitated; a column of nulls is empty.
+#[test]
+fn rows_without_a_label_among_labelled_ones_are_told() {
+    let row = |label: &str| format!(r#"{{"prompt":"q","completion":"a","label":{label}}}"#);
+    let notes = |labels: &[&str]| {
+        let text: Vec<String> = labels.iter().map(|label| row(label)).collect();
+        told(&text.join("\n"), Purpose::Sft, &[]).notes
+    };
+    let lines = notes(&["true", "null", "null"]);
+    assert!(
+        lines.len() == 1
+            && lines[0]
+                .ends_with("rows.jsonl: 2 rows beside labelled ones have no label (`label`: null): they are imitated"),
+        "{lines:?}"
+    );
+    assert_eq!(notes(&["null", "null"]), [""; 0]);
+    assert_eq!(notes(&["true", "true"]), [""; 0]);
+}
+
 #[test]
 fn whole_texts_get_no_template() {
     let rows = told("{\"text\":\"All of it.\",\"meta\":{}}\n{\"text\":\"More.\",\"meta\":{}}\n", Purpose::Sft, &[]);

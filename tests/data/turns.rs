@@ -40,7 +40,13 @@ fn ids_and_masks_are_those_of_apply_chat_template() {
         );
         let Some(assistant) = case["assistant"].as_array() else { continue };
         let expected: Vec<bool> = assistant.iter().map(|scored| *scored == 1).collect();
-        if case["by_prefixes"] == true {
+        if case["by_prefixes"] != false {
+            let mut expected = expected.clone();
+            if case["by_prefixes"] == "end" {
+                let last = tokenizer.decode_all(&got.ids[got.ids.len() - 1..]).unwrap();
+                assert_eq!((expected.pop(), last.as_str()), (Some(false), "<|eos|>"), "{name} {row}");
+                expected.push(true);
+            }
             assert_eq!(mask(&got), expected, "by prefixes: {name} {row}");
             masks[0] += 1;
         }
