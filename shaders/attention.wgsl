@@ -30,7 +30,8 @@ fn store_o(at: u32, quad: u32, value: vec4<f32>) {
 }
 
 @compute @workgroup_size(TILE)
-fn attention_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn attention_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let head = group.y;
     let i = group.x * TILE + local.x;
     let row = min(i, params.t - 1u);
@@ -80,7 +81,8 @@ fn attention_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
 @group(0) @binding(3) var<storage, read_write> delta_out: array<f32>; // (T, H)
 
 @compute @workgroup_size(TILE)
-fn attention_bwd_delta(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn attention_bwd_delta(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let i = group.x * TILE + local.x;
     if i >= params.t {
         return;
@@ -104,7 +106,8 @@ fn store_d(at: u32, quad: u32, value: vec4<f32>) {
 }
 
 @compute @workgroup_size(TILE)
-fn attention_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn attention_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let head = group.y;
     let i = group.x * TILE + local.x;
     let row = min(i, params.t - 1u);
@@ -148,7 +151,8 @@ fn attention_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
 }
 
 @compute @workgroup_size(TILE)
-fn attention_bwd_kv(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn attention_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let kv_head = group.y;
     let j = group.x * TILE + local.x;
     let row = min(j, params.t - 1u);

@@ -279,10 +279,11 @@ fn add_weighted(me: Lane, theirs: u32, walk: Walk, at: u32, outputs: ptr<functio
 
 @compute @workgroup_size(LANES)
 fn attention_coop_fwd(
-    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(workgroup_id) in_part: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_id) subgroup: u32,
 ) {
+    let group = params.first_group + in_part.xy;
     let me = lane_of(lane, subgroup);
     let head = group.y;
     let kv_head = head / (params.heads / params.kv_heads);
@@ -369,10 +370,11 @@ fn store_d(
 
 @compute @workgroup_size(LANES)
 fn attention_coop_bwd_q(
-    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(workgroup_id) in_part: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_id) subgroup: u32,
 ) {
+    let group = params.first_group + in_part.xy;
     let me = lane_of(lane, subgroup);
     let head = group.y;
     let kv_head = head / (params.heads / params.kv_heads);
@@ -413,10 +415,11 @@ fn attention_coop_bwd_q(
 
 @compute @workgroup_size(LANES)
 fn attention_coop_bwd_kv(
-    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(workgroup_id) in_part: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_id) subgroup: u32,
 ) {
+    let group = params.first_group + in_part.xy;
     let me = lane_of(lane, subgroup);
     let kv_head = group.y;
     let ratio = params.heads / params.kv_heads;

@@ -19,7 +19,8 @@ const QUADS = (E + 3u) / 4u;
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>; // (T, H)
 
 @compute @workgroup_size(LANES)
-fn attention_lanes_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn attention_lanes_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let head = group.y;
     let first = group.x * TILE + local.x;
     let kv_head = head / (params.heads / params.kv_heads);
@@ -109,7 +110,8 @@ fn store_d(at: u32, quad: u32, value: vec4<f32>) {
 }
 
 @compute @workgroup_size(LANES)
-fn attention_lanes_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn attention_lanes_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let head = group.y;
     let first = group.x * TILE + local.x;
     let kv_head = head / (params.heads / params.kv_heads);
@@ -178,7 +180,8 @@ fn attention_lanes_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
 }
 
 @compute @workgroup_size(LANES)
-fn attention_lanes_bwd_kv(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn attention_lanes_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let kv_head = group.y;
     let first = group.x * TILE;
     let ratio = params.heads / params.kv_heads;

@@ -191,7 +191,8 @@ fn slopes(s: vec4<f32>) -> vec4<f32> {
 }
 
 @compute @workgroup_size(INVOCATIONS)
-fn attention_tiles_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn attention_tiles_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let group = params.first_group + in_part.xy;
     let head = group.y;
     let kv_head = head / (params.heads / params.kv_heads);
     let own = group.x * TILE;
@@ -263,7 +264,8 @@ fn store_d(lane: u32, own: u32, rows: Rows, values: ptr<function, array<vec4<f32
 }
 
 @compute @workgroup_size(INVOCATIONS)
-fn attention_tiles_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn attention_tiles_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let group = params.first_group + in_part.xy;
     let head = group.y;
     let kv_head = head / (params.heads / params.kv_heads);
     let own = group.x * TILE;
@@ -304,7 +306,8 @@ fn attention_tiles_bwd_q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
 }
 
 @compute @workgroup_size(INVOCATIONS)
-fn attention_tiles_bwd_kv(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn attention_tiles_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let group = params.first_group + in_part.xy;
     let kv_head = group.y;
     let ratio = params.heads / params.kv_heads;
     let own = group.x * TILE;

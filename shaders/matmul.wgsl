@@ -101,7 +101,8 @@ fn load_second(lane: u32, m0: u32, n0: u32, k0: u32) {
 }
 
 @compute @workgroup_size(16, 16)
-fn matmul(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn matmul(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let m0 = group.y * TILE;
     let n0 = group.x * TILE;
     let lane = local.y * 16u + local.x;

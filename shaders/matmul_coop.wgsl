@@ -155,11 +155,12 @@ fn right_low(at: u32) -> Right {
 
 @compute @workgroup_size(LANES)
 fn matmul_coop(
-    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(workgroup_id) in_part: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) member: u32,
 ) {
+    let group = params.first_group + in_part.xy;
     let m0 = group.y * TILE;
     let n0 = group.x * TILE;
     let m_block = subgroup / ACROSS * BLOCK;

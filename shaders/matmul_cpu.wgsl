@@ -62,7 +62,8 @@ fn store_quad(row: u32, n: u32, values: vec4<f32>) {
 }
 
 @compute @workgroup_size(LANES)
-fn matmul_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn matmul_rows(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let m0 = group.y * ROWS;
     let n0 = (group.x * LANES * 2u + local.x) * 4u;
     let n1 = n0 + LANES * 4u;
@@ -102,7 +103,8 @@ fn matmul_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
 }
 
 @compute @workgroup_size(LANES)
-fn matmul_narrow(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn matmul_narrow(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let m0 = group.y * LANES * 4u + local.x;
     let n0 = group.x * 8u;
     let n1 = n0 + 4u;
@@ -147,7 +149,8 @@ fn plus_quad(sum: f32, i: u32, bs: vec4<f32>) -> f32 {
 }
 
 @compute @workgroup_size(LANES)
-fn matmul_dots(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn matmul_dots(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let m0 = group.y * ROWS;
     let n = group.x * LANES + local.x;
     let row = min(n, params.n - 1u);
@@ -194,7 +197,8 @@ fn matmul_dots(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
 
 // An invocation a quad of B, `k` being the columns as stored; workgroups along y are rows of B. Rows of C are `c_stride` apart.
 @compute @workgroup_size(LANES)
-fn matmul_unpack(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn matmul_unpack(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let column = (group.x * LANES + local.x) * 4u;
     if column >= params.k {
         return;

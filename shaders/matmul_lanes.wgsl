@@ -23,7 +23,8 @@ const ROWS = VECTORS * LANES;
 const COLUMNS = 4u * LANES; // a quad a lane
 
 @compute @workgroup_size(LANES)
-fn matmul_lanes(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn matmul_lanes(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     // Of tiles that follow each other, all share the larger matrix's, which stays in a core's cache while the smaller matrix passes by.
     let tile = select(group.xy, group.yx, params.m <= params.n);
     let m0 = tile.y * ROWS;

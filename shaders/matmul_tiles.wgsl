@@ -152,7 +152,8 @@ fn multiply_tiles(acc: ptr<function, Sums>, across: u32, down: u32) {
 }
 
 @compute @workgroup_size(2u * TILE)
-fn matmul_tiles(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let group = params.first_group + in_part.xy;
     let m0 = group.y * TILE;
     let n0 = group.x * TILE;
     let across = lane % ACROSS;

@@ -27,6 +27,7 @@ use jointwise::train::outcome::Reference;
 use jointwise::train::synthetic::{self, Lengths};
 use jointwise::train::trainer::{Trainer, rehearse};
 use program::{Ran, fixture};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// One pair of 2×1024 tokens on a vocabulary of 151,936: the head's kernels need at most 64 MiB beside their inputs and outputs.
@@ -258,17 +259,7 @@ fn saved_in_bf16_takes_less() {
 /// Where the MLP of a micro-batch does not fit a binding, its tokens are computed in parts: the same losses to the bit, the same gradients.
 #[test]
 fn small_bindings_change_no_result() {
-    let shape = ModelShape {
-        name: "tiny",
-        d_model: 64,
-        n_heads: 4,
-        n_kv_heads: 2,
-        head_dim: 16,
-        d_ff: 192,
-        vocab: 96,
-        n_layers: 2,
-        tied: true,
-    };
+    let shape = TINY;
     let examples = synthetic::pairs(2, 60, shape.vocab, Lengths::Mixed);
     let examples: Vec<&Example> = examples.iter().collect();
     let run = |max_binding: u64, full: bool| {
@@ -298,6 +289,113 @@ fn small_bindings_change_no_result() {
                 excess(&got, &other, tolerance(MatmulPrecision::Highest, 120)) > 1.0,
                 "{name}: a wrong gradient passes"
             );
+        }
+    }
+}
+
+const TINY: ModelShape = ModelShape {
+    name: "tiny",
+    d_model: 64,
+    n_heads: 4,
+    n_kv_heads: 2,
+    head_dim: 16,
+    d_ff: 192,
+    vocab: 96,
+    n_layers: 2,
+    tied: true,
+};
+
+/// Loss and gradients of one micro-batch of two pairs, `tokens` long, full or with LoRA; and how often kernels were dispatched.
+fn micro_batch(gpu: Gpu, shape: &ModelShape, tokens: usize, full: bool) -> (f64, Vec<Vec<f32>>, usize) {
+    let examples = synthetic::pairs(2, tokens, shape.vocab, Lengths::Mixed);
+    let examples: Vec<&Example> = examples.iter().collect();
+    let d = synthetic::description(shape).expect("a model");
+    let decoder = synthetic::decoder(&gpu, &d, full, tokens).expect("weights");
+    let goal = Goal::Preference(Preference::default());
+    gpu.start_profile();
+    let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
+    let step = pollster::block_on(trainer.gradients(&examples, &[[-300.0; 2]; 2].map(Reference::from), 2));
+    let step = step.expect("gradients");
+    let gradients = pollster::block_on(trainer.read_gradients(&examples)).expect("gradients");
+    let profile = gpu.end_profile().expect("timestamps");
+    let dispatches = profile.rows().iter().map(|row| row.1).sum();
+    (step.outcome.loss_sum, gradients.into_iter().map(|g| g.2).collect(), dispatches)
+}
+
+/// Where kernels are expected to be slow, they are dispatched in parts of their grids: the same bits.
+#[test]
+fn parts_of_dispatches_change_no_bit() {
+    for variants in [Variant::usual(true), Variant::usual(false), Vec::new()] {
+        let run = |speed: f64| {
+            let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
+            micro_batch(gpu.with_variants(variants.clone()).with_expected_speed(speed), &TINY, 60, true)
+        };
+        let ((loss, gradients, once), (again, in_parts, often)) = (run(1e12), run(1e6));
+        assert!(often > once + 100, "{variants:?}: {once} dispatches, then {often}");
+        assert_eq!(loss.to_bits(), again.to_bits(), "{variants:?}");
+        assert_eq!(gradients, in_parts, "{variants:?}");
+        assert!(gradients.iter().flatten().any(|&g| g != 0.0));
+    }
+}
+
+/// More rows of a matrix than a grid has workgroups (65,535): a step, full and with LoRA.
+#[test]
+fn a_vocabulary_beyond_a_grid_does_its_step() {
+    let shape = ModelShape { vocab: 70_000, d_model: 32, n_heads: 2, n_kv_heads: 2, d_ff: 64, n_layers: 1, ..TINY };
+    for full in [true, false] {
+        let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
+        let (loss, gradients, _) = micro_batch(gpu, &shape, 40, full);
+        assert!(loss.is_finite() && gradients.iter().flatten().any(|&g| g != 0.0), "full={full}: {loss}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any shape that a configuration may have plans its step by the rules of every variant, or is refused by a flag's name.
+    #[test]
+    fn any_shape_plans_a_step(
+        vocab in prop_oneof![1..300_usize, 49_000..52_000_usize, 65_000..66_000_usize, 120_000..160_000_usize],
+        (head_dim, n_kv_heads, ratio) in (prop_oneof![1..20_usize, Just(64), Just(80), Just(128)], 1..4_usize, 1..5_usize),
+        d_model in prop_oneof![1..70_usize, Just(256), Just(768), Just(2048)],
+        d_ff in prop_oneof![1..300_usize, 1000..20_000_usize],
+        tied: bool,
+        full: bool,
+        tokens in prop_oneof![8..80_usize, 500..3000_usize],
+    ) {
+        // Rotations pair the dimensions of a head, and quantised or shared matrices its columns.
+        let (head_dim, d_model) = (head_dim.next_multiple_of(2), d_model.next_multiple_of(2));
+        let shape = ModelShape {
+            name: "any",
+            d_model,
+            n_heads: n_kv_heads * ratio,
+            n_kv_heads,
+            head_dim,
+            d_ff: d_ff.next_multiple_of(2),
+            vocab,
+            n_layers: 1,
+            tied,
+        };
+        let d = match synthetic::description(&shape) {
+            Ok(d) => d,
+            Err(error) => {
+                prop_assert!(error.to_string().contains("field "), "{error}");
+                return Ok(());
+            }
+        };
+        let examples = synthetic::pairs(1, tokens, vocab, Lengths::Mixed);
+        let examples: Vec<&Example> = examples.iter().collect();
+        for (variants, is_cpu) in
+            [(Vec::new(), false), (Variant::usual(false), false), (Variant::usual(true), true), (vec![Variant::Cpu], true)]
+        {
+            let caps = Caps { variants: variants.clone(), is_cpu, subgroup: is_cpu.then_some((8, 8)), ..Caps::baseline() };
+            let load = |gpu: &Gpu| synthetic::decoder(gpu, &d, full, tokens);
+            let goal = Goal::Preference(Preference::default());
+            match rehearse(&caps, load, &goal, &examples, true, Keep::Everything) {
+                Ok(plan) => prop_assert!(plan.ledger.peak_bytes() > 0),
+                // One row of so many tokens may be too wide for a binding; a short one never is.
+                Err(error) => prop_assert!(tokens > 100 && error.to_string().starts_with("--"), "{variants:?}: {error}"),
+            }
         }
     }
 }

@@ -174,7 +174,7 @@ pub struct Gpu {
     pub(super) pipelines: super::pipelines::Pipelines,
     pub(super) bind_groups: Mutex<super::submit::BindGroups>,
     pub(super) uniforms: Mutex<Option<wgpu::Buffer>>,
-    pub(super) pace: Mutex<super::submit::Pace>,
+    pub(super) pace: Mutex<super::pace::Pace>,
     pub(super) profile: Mutex<Option<super::Profile>>,
     notes: Vec<String>,
 }
@@ -312,6 +312,14 @@ impl Gpu {
     #[must_use]
     pub fn with_max_binding(mut self, bytes: u64) -> Self {
         self.caps.max_binding_bytes = bytes.min(self.caps.max_binding_bytes);
+        self
+    }
+
+    /// The same device, taken to do so many floating-point operations a second until kernels are measured: submissions and parts of dispatches
+    /// are of that pace.
+    #[must_use]
+    pub fn with_expected_speed(self, flops_per_second: f64) -> Self {
+        self.pace.lock().unwrap_or_else(|e| e.into_inner()).begin_with(flops_per_second);
         self
     }
 

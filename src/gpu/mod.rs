@@ -5,6 +5,7 @@
 mod adapters;
 mod device;
 mod memory;
+mod pace;
 mod pipelines;
 mod precision;
 mod profile;

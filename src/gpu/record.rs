@@ -5,8 +5,10 @@ use std::sync::Arc;
 use super::pipelines::Pipeline;
 use super::{Gpu, Shader, Slot};
 
+#[derive(Clone)]
 pub(super) struct Dispatch {
     pub pipeline: Arc<Pipeline>,
+    pub entry: &'static str,
     pub label: String,
     /// Offset and bytes.
     pub uniform: (u64, u64),
@@ -15,7 +17,10 @@ pub(super) struct Dispatch {
     /// Whether all of them will be bound again: none is an input of this recording alone.
     pub is_lasting: bool,
     pub grid: [u32; 3],
-    pub flops: u64,
+    /// Whether the uniform begins with the first workgroup of a part of the grid.
+    pub is_splittable: bool,
+    /// Floating-point operations, or elements that are bound where these are more.
+    pub work: u64,
 }
 
 pub(super) enum Command {
@@ -95,29 +100,57 @@ impl<'g> Recording<'g> {
         grid: [u32; 3],
         flops: u64,
     ) {
+        let limit = self.gpu.caps.max_workgroups;
+        assert!(grid.iter().all(|&g| g <= limit), "{}: grid {grid:?}", shader.entry);
+        self.append(shader, &[bytemuck::bytes_of(params)], slots, grid, flops, false);
+    }
+
+    /// Appends a dispatch that may be run in parts of its grid, for which workgroups must not depend on each other. What the shader is given is
+    /// `first_group: vec2<u32>`, to be added to its `workgroup_id`, and then `params`. The grid has two dimensions of any size.
+    pub fn dispatch_in_parts<P: bytemuck::Pod>(
+        &mut self,
+        shader: &Shader,
+        params: &P,
+        slots: &[&Slot],
+        grid: [u32; 2],
+        flops: u64,
+    ) {
+        let params = [bytemuck::bytes_of(&[0_u32; 2]), bytemuck::bytes_of(params)];
+        self.append(shader, &params, slots, [grid[0], grid[1], 1], flops, true);
+    }
+
+    fn append(
+        &mut self,
+        shader: &Shader,
+        params: &[&[u8]],
+        slots: &[&Slot],
+        grid: [u32; 3],
+        flops: u64,
+        is_splittable: bool,
+    ) {
         self.dispatches += 1;
         self.flops += flops;
         if self.gpu.live.is_none() || grid.contains(&0) {
             return;
         }
-        let limit = self.gpu.caps.max_workgroups;
-        assert!(grid.iter().all(|&g| g <= limit), "{}: grid {grid:?}", shader.entry);
         let offset = self.uniforms.len().next_multiple_of(256);
-        let bytes = bytemuck::bytes_of(params);
         self.uniforms.resize(offset, 0);
-        self.uniforms.extend_from_slice(bytes);
+        params.iter().for_each(|bytes| self.uniforms.extend_from_slice(bytes));
         self.uniforms.resize(self.uniforms.len().next_multiple_of(16), 0);
         let size = (self.uniforms.len() - offset) as u64;
         let label =
             if self.scope.is_empty() { shader.entry.into() } else { format!("{}/{}", shader.entry, self.scope) };
+        let n_bound: usize = slots.iter().map(|slot| slot.len()).sum();
         self.commands.push(Command::Dispatch(Dispatch {
             pipeline: self.gpu.pipelines.get(shader),
+            entry: shader.entry,
             label,
             uniform: (offset as u64, size),
             bindings: slots.iter().filter_map(|s| s.binding()).collect(),
             is_lasting: slots.iter().all(|s| s.is_lasting()),
             grid,
-            flops,
+            is_splittable,
+            work: flops.max(n_bound as u64),
         }));
     }
 

@@ -1,5 +1,4 @@
-//! From a recording's commands to submissions. Work is cut into submissions that stay far from a watchdog's limit (2 s on Windows); the cut
-//! adapts to the device's measured speed, and one submission is always queued behind the one that runs.
+//! From a recording's commands to submissions, cut as [`super::pace`] says.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,69 +7,9 @@ use std::sync::atomic::Ordering;
 use web_time::Instant;
 
 use super::device::Live;
+use super::pace::grid_parts;
 use super::pipelines::Pipeline;
 use super::record::{Command, Dispatch, Recording};
-
-/// How much work goes into one submission.
-pub(super) struct Pace {
-    /// Floating-point operations a submission.
-    budget_flops: u64,
-    /// The submission before the last: its index, operations, and when it began at the earliest.
-    in_flight: Option<(wgpu::SubmissionIndex, u64, Instant)>,
-}
-
-/// A submission should take about this long.
-const TARGET_SECONDS: f64 = 0.2;
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self { budget_flops: 20_000_000_000, in_flight: None }
-    }
-}
-
-impl Pace {
-    /// Counts the commands of the next submission, `most` at most, and their operations. One command alone may pass the budget: a dispatch
-    /// cannot be split here.
-    fn next_submission(&self, commands: &[Command], most: usize) -> (usize, u64) {
-        let flops = commands.iter().map(|c| if let Command::Dispatch(d) = c { d.flops } else { 0 });
-        self.cut(flops.take(most))
-    }
-
-    fn cut(&self, all_flops: impl Iterator<Item = u64>) -> (usize, u64) {
-        let (mut n, mut sum) = (0, 0);
-        for flops in all_flops {
-            if sum >= self.budget_flops {
-                break;
-            }
-            n += 1;
-            sum += flops;
-        }
-        (n, sum)
-    }
-
-    /// A submission was queued: waits for the one before it, and sets the next ones' size by how long that took.
-    fn queued(&mut self, live: &Live, index: wgpu::SubmissionIndex, flops: u64) {
-        let before = self.in_flight.take();
-        if let Some((index, flops, began)) = before {
-            // In a browser poll returns at once, and there is nothing to learn.
-            let poll = wgpu::PollType::Wait { submission_index: Some(index), timeout: None };
-            if !cfg!(target_arch = "wasm32") && live.device.poll(poll).is_ok() {
-                self.took(flops, began.elapsed().as_secs_f64());
-            }
-        }
-        self.in_flight = Some((index, flops, Instant::now()));
-    }
-
-    fn took(&mut self, flops: u64, seconds: f64) {
-        // Small ones tell of overheads.
-        if flops < self.budget_flops / 2 {
-            return;
-        }
-        let wanted = flops as f64 * TARGET_SECONDS / seconds.max(1e-4);
-        let (low, high) = (self.budget_flops as f64 / 4.0, self.budget_flops as f64 * 4.0);
-        self.budget_flops = wanted.clamp(low, high).max(1e8) as u64;
-    }
-}
 
 /// Bind groups of earlier recordings: a step that repeats the last one's shapes finds all of them.
 #[derive(Default)]
@@ -92,7 +31,7 @@ struct Uniforms(wgpu::Buffer);
 
 impl Recording<'_> {
     /// Encodes and submits everything; does not wait for it.
-    pub fn submit(self) {
+    pub fn submit(mut self) {
         let Some(live) = &self.gpu.live else { return };
         if self.commands.is_empty() {
             return;
@@ -102,6 +41,7 @@ impl Recording<'_> {
             live.failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error.to_string());
             return;
         }
+        self.split_long();
         // Held until everything is submitted: recordings of two threads must not share the buffer's contents.
         let mut kept = self.gpu.uniforms.lock().unwrap_or_else(|e| e.into_inner());
         let uniforms = self.uniform_buffer(live, &mut kept);
@@ -114,13 +54,44 @@ impl Recording<'_> {
         let mut pace = self.gpu.pace.lock().unwrap_or_else(|e| e.into_inner());
         let mut commands = self.commands.as_slice();
         while !commands.is_empty() {
-            let (n, flops) = pace.next_submission(commands, usize::MAX);
+            let (n, expected) = pace.next_submission(commands, usize::MAX);
             let (now, later) = commands.split_at(n);
             let mut encoder = live.device.create_command_encoder(&Default::default());
             self.encode(live, &uniforms, &mut encoder, now);
             let index = live.queue.submit([encoder.finish()]);
-            pace.queued(live, index, flops);
+            pace.queued(live, index, expected);
             commands = later;
+        }
+    }
+
+    /// Replaces dispatches that would take too long, or whose grid is too large, by parts of them.
+    fn split_long(&mut self) {
+        let pace = self.gpu.pace.lock().unwrap_or_else(|e| e.into_inner());
+        let limit = self.gpu.caps.max_workgroups;
+        let commands = Vec::with_capacity(self.commands.len());
+        for command in std::mem::replace(&mut self.commands, commands) {
+            let parts = match &command {
+                Command::Dispatch(d) if d.is_splittable => grid_parts(d.grid, pace.n_parts(d), limit),
+                _ => Vec::new(),
+            };
+            let Command::Dispatch(whole) = &command else {
+                self.commands.push(command);
+                continue;
+            };
+            if parts.len() < 2 {
+                self.commands.push(command);
+                continue;
+            }
+            let (start, size) = (whole.uniform.0 as usize, whole.uniform.1 as usize);
+            for part in &parts {
+                let offset = self.uniforms.len().next_multiple_of(256);
+                self.uniforms.resize(offset, 0);
+                self.uniforms.extend_from_within(start..start + size);
+                self.uniforms[offset..offset + 8].copy_from_slice(bytemuck::bytes_of(&part.first));
+                let uniform = (offset as u64, whole.uniform.1);
+                let work = whole.work / parts.len() as u64;
+                self.commands.push(Command::Dispatch(Dispatch { uniform, grid: part.grid, work, ..whole.clone() }));
+            }
         }
     }
 
@@ -197,7 +168,7 @@ impl Recording<'_> {
         });
         let mut commands = self.commands.as_slice();
         while !commands.is_empty() {
-            let (n, flops) = pace.next_submission(commands, CHUNK);
+            let (n, expected) = pace.next_submission(commands, CHUNK);
             let (chunk, later) = commands.split_at(n);
             commands = later;
             let resolved = buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC);
@@ -225,7 +196,7 @@ impl Recording<'_> {
             if live.device.poll(wgpu::PollType::wait_indefinitely()).is_err() {
                 return;
             }
-            pace.took(flops, began.elapsed().as_secs_f64());
+            pace.took(&expected, began.elapsed().as_secs_f64());
             let Ok(view) = staging.get_mapped_range(..) else { return };
             let ticks: &[u64] = bytemuck::cast_slice(&view);
             if let Some(profile) = &mut *self.gpu.profile.lock().unwrap_or_else(|e| e.into_inner()) {
@@ -303,32 +274,5 @@ impl Recording<'_> {
         pass.set_pipeline(&compiled.raw);
         pass.set_bind_group(0, &group, &[]);
         pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn submissions_are_cut_by_operations() {
-        let pace = Pace { budget_flops: 100, in_flight: None };
-        let cut = |flops: &[u64]| pace.cut(flops.iter().copied());
-        assert_eq!(cut(&[40, 40, 40, 40]), (3, 120));
-        assert_eq!(cut(&[0, 0, 100, 0, 1]), (3, 100));
-        assert_eq!(cut(&[10, 20]), (2, 30));
-        // One that is larger than the budget goes alone.
-        assert_eq!(cut(&[1000, 1]), (1, 1000));
-        assert_eq!(cut(&[]), (0, 0));
-    }
-
-    #[test]
-    fn a_slow_device_gets_less_at_a_time() {
-        let mut pace = Pace { budget_flops: 1_000_000_000, in_flight: None };
-        pace.took(1_000_000_000, 0.4);
-        assert_eq!(pace.budget_flops, 500_000_000);
-        // Small ones tell nothing.
-        pace.took(1_000, 5.0);
-        assert_eq!(pace.budget_flops, 500_000_000);
     }
 }

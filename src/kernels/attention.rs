@@ -140,15 +140,15 @@ pub fn attention_fwd(
 ) {
     let table = s.table(a.window);
     let shader = s.walk.shader(Entry::Forward, a.head_dim, a.softcap.is_some(), in_quads(a, l));
-    let grid = [table.groups[0] as u32, a.heads as u32, 1];
+    let grid = [table.groups[0] as u32, a.heads as u32];
     let flops = 4 * table.pairs * (a.heads * a.head_dim) as u64;
     let params = params(a, l, s);
     match s.walk {
         Walk::Coop(coop) => {
             let Halves { values, levels } = coop.halves(rec, s.t, &l.heads(a, q, kv));
-            rec.dispatch(&shader, &params, &[&values, &values, &table.quads, o, lse, &levels], grid, flops);
+            rec.dispatch_in_parts(&shader, &params, &[&values, &values, &table.quads, o, lse, &levels], grid, flops);
         }
-        _ => rec.dispatch(&shader, &params, &[q, kv, &table.quads, o, lse], grid, flops),
+        _ => rec.dispatch_in_parts(&shader, &params, &[q, kv, &table.quads, o, lse], grid, flops),
     }
 }
 
@@ -177,8 +177,8 @@ pub fn attention_bwd(
     let make = |entry| s.walk.shader(entry, a.head_dim, a.softcap.is_some(), in_quads(a, l));
     let flops = table.pairs * (a.heads * a.head_dim) as u64;
     let delta = rec.gpu().slot(s.t * a.heads);
-    let grid = [s.t.div_ceil(TILE) as u32, a.heads as u32, 1];
-    rec.dispatch(&delta_shader(a.head_dim), &params, &[saved.o, d_o, &delta], grid, 0);
+    let grid = [s.t.div_ceil(TILE) as u32, a.heads as u32];
+    rec.dispatch_in_parts(&delta_shader(a.head_dim), &params, &[saved.o, d_o, &delta], grid, 0);
     let halves = match s.walk {
         Walk::Coop(coop) => {
             let [q, k, v] = l.heads(a, saved.qkv, saved.qkv);
@@ -192,8 +192,8 @@ pub fn attention_bwd(
         None => vec![saved.qkv, d_o, saved.lse, &delta, &table.quads, d_qkv],
     };
     let [queries, keys] = table.groups.map(|n| n as u32);
-    rec.dispatch(&make(Entry::BackwardQ), &params, &slots, [queries, a.heads as u32, 1], 6 * flops);
-    rec.dispatch(&make(Entry::BackwardKv), &params, &slots, [keys, a.kv_heads as u32, 1], 8 * flops);
+    rec.dispatch_in_parts(&make(Entry::BackwardQ), &params, &slots, [queries, a.heads as u32], 6 * flops);
+    rec.dispatch_in_parts(&make(Entry::BackwardKv), &params, &slots, [keys, a.kv_heads as u32], 8 * flops);
 }
 
 /// The family.

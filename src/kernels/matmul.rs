@@ -115,7 +115,7 @@ fn launch(rec: &mut Recording, p: &Product, o: Operands, allowed: &[Variant], pr
         Way::Lanes => return lanes::launch(rec, p, o),
         Way::Cpu(cpu) => return cpu::launch(rec, cpu, p, o),
         Way::Tiles(tiles) => (tiles.shader(p.orientation, p.storage), tiles.grid(p)),
-        Way::Baseline => (baseline(p.orientation, p.storage), [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32, 1]),
+        Way::Baseline => (baseline(p.orientation, p.storage), [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32]),
     };
     o.dispatch(rec, &shader, p, grid);
 }

@@ -225,6 +225,9 @@ struct Place {
     offset: usize,
 }
 
+/// Rows that a copy of a page's matrix for products is padded to.
+const QUAD_ROWS: usize = 4;
+
 /// Pages and places: tensors in order, those of a kind together, split by rows where one is larger than a page. Each tensor begins at a
 /// block, and is split at one: so all blocks and all numbers of elements are the same for any length of pages.
 fn lay_out(tensors: &[Extent], page_len: usize) -> (Vec<Span>, Vec<Place>) {
@@ -234,16 +237,19 @@ fn lay_out(tensors: &[Extent], page_len: usize) -> (Vec<Span>, Vec<Place>) {
     for (tensor, &Extent { rows, cols, kind }) in tensors.iter().enumerate() {
         // As many rows end at a block's end. (No matrix is so wide that these are more than a page.)
         let unit = BLOCK >> cols.trailing_zeros().min(BLOCK.trailing_zeros());
+        // What is copied into another order has its rows in quads, and must fit a page as well.
+        let unit = unit.max(QUAD_ROWS);
         let mut first = 0;
         while first < rows {
             let left = rows - first;
+            let padded = if rows > 1 { left.next_multiple_of(QUAD_ROWS) } else { left };
             let behind = pages.last().filter(|p| p.kind == kind).map(|p| p.len.next_multiple_of(BLOCK));
-            let at = behind.filter(|at| at + left * cols <= page_len);
+            let at = behind.filter(|at| at + padded * cols <= page_len);
             if at.is_none() {
                 pages.push(Span { kind, first: number + first * cols, len: 0 });
             }
             let (at, fit) = (at.unwrap_or(0), page_len / cols.max(1));
-            let rows = if left <= fit { left } else { (fit / unit * unit).max(1) };
+            let rows = if padded <= fit { left } else { (fit / unit * unit).clamp(1, left) };
             let page = pages.len() - 1;
             pages[page].len = at + rows * cols;
             places.push(Place { tensor, first, rows, page, offset: at });
@@ -424,7 +430,7 @@ pub fn frozen(gpu: &Gpu, spec: &TensorSpec, source: &dyn Source, base: BaseDtype
     };
     let per_row = widest.words(1, cols).max(1);
     let most = gpu.caps().max_binding_bytes as usize / 4 / per_row;
-    let rows_a_part = if most > 4 { most / 4 * 4 } else { 1 }.min(rows.max(1));
+    let rows_a_part = if most > QUAD_ROWS { most / QUAD_ROWS * QUAD_ROWS } else { 1 }.min(rows.max(1));
     let packed = if gpu.is_plan() { None } else { Some(Packed::new(storage, held(spec, source.values(spec)?), cols)) };
     let mut parts = Vec::new();
     for first in (0..rows).step_by(rows_a_part) {
@@ -472,10 +478,19 @@ mod tests {
         let got: Vec<_> = places.iter().map(|p| (p.tensor, p.first, p.rows, p.page, p.offset)).collect();
         assert_eq!(
             got,
-            [(0, 0, 3, 0, 0), (1, 0, 1, 0, 256), (2, 0, 4, 1, 0), (2, 4, 5, 2, 0), (3, 0, 1, 3, 0), (4, 0, 2, 4, 0)]
+            [
+                (0, 0, 3, 0, 0),
+                (1, 0, 1, 0, 256),
+                (2, 0, 4, 1, 0),
+                // Five would fit, but not as the eight that a copy of them takes.
+                (2, 4, 4, 2, 0),
+                (2, 8, 1, 3, 0),
+                (3, 0, 1, 3, 256),
+                (4, 0, 2, 4, 0)
+            ]
         );
         let pages: Vec<_> = pages.iter().map(|p| (p.kind, p.first, p.len)).collect();
-        let want = [(F32, 0, 268), (F32, 512, 512), (F32, 1024, 640), (F32, 1792, 8), (EIGHT, 2048, 256)];
+        let want = [(F32, 0, 268), (F32, 512, 512), (F32, 1024, 512), (F32, 1536, 264), (EIGHT, 2048, 256)];
         assert_eq!(pages, want);
     }
 

@@ -107,7 +107,7 @@ impl Coop {
         rec.clear(&magnitudes);
         find_largest(rec, &largest(p.storage, true, 0), b, (b_rows, b_columns), &magnitudes);
         find_largest(rec, &largest(Storage::F32, a_transposed, 1), a, (a_rows, a_columns), &magnitudes);
-        let grid = [p.n.div_ceil(self.tile()) as u32, p.m.div_ceil(self.tile()) as u32, 1];
+        let grid = [p.n.div_ceil(self.tile()) as u32, p.m.div_ceil(self.tile()) as u32];
         let slots = vec![a.slot, b.slot, c.slot, &magnitudes];
         o.dispatch_to(rec, self.shader(p.orientation, p.storage), p, slots, grid, p.flops());
     }

@@ -44,13 +44,13 @@ impl Cpu {
         if a_transposed { shader.with("A_TRANSPOSED", 1.0) } else { shader }
     }
 
-    fn grid(self, p: &Product) -> [u32; 3] {
+    fn grid(self, p: &Product) -> [u32; 2] {
         let (columns, rows) = match self {
             Self::Rows => (LANES * 8, 8),
             Self::Narrow => (8, LANES * 4),
             Self::Dots => (LANES, 8),
         };
-        [p.n.div_ceil(columns) as u32, p.m.div_ceil(rows) as u32, 1]
+        [p.n.div_ceil(columns) as u32, p.m.div_ceil(rows) as u32]
     }
 }
 
@@ -141,8 +141,8 @@ fn unpack(
     let unpacked = rec.gpu().slot(stride * k);
     let orientation = Orientation::Forward;
     let p = Product { orientation, storage, m: columns, n, k: columns, alpha: 1.0, accumulate: false };
-    let grid = [columns.div_ceil(LANES * 4) as u32, rows as u32, 1];
+    let grid = [columns.div_ceil(LANES * 4) as u32, rows as u32];
     let params = Operands::new(m, m, Matrix::new(&unpacked, stride)).params(&p);
-    rec.dispatch(&unpacking(storage, transposed), &params, &[&unpacked, m.slot], grid, 0);
+    rec.dispatch_in_parts(&unpacking(storage, transposed), &params, &[&unpacked, m.slot], grid, 0);
     (unpacked, stride)
 }

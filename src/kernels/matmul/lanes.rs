@@ -41,7 +41,7 @@ fn dispatch(rec: &mut Recording, p: &Product, o: Operands) {
     let vectors = vectors(p.m);
     let (columns, rows) = (p.n.div_ceil(COLUMNS) as u32, p.m.div_ceil(LANES * vectors) as u32);
     // Which tiles follow each other, the shader decides by the same comparison.
-    let grid = if p.m <= p.n { [rows, columns, 1] } else { [columns, rows, 1] };
+    let grid = if p.m <= p.n { [rows, columns] } else { [columns, rows] };
     let shader = shader(vectors, p.orientation == Orientation::BackwardW, p.storage, p.accumulate);
     o.dispatch(rec, &shader, p, grid);
 }

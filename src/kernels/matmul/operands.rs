@@ -93,7 +93,7 @@ impl<'a> Operands<'a> {
     }
 
     /// Dispatches a shader of one pair, or the same of two, and of what is added.
-    pub(super) fn dispatch(&self, rec: &mut Recording, shader: &Shader, p: &Product, grid: [u32; 3]) {
+    pub(super) fn dispatch(&self, rec: &mut Recording, shader: &Shader, p: &Product, grid: [u32; 2]) {
         let mut slots = vec![self.a.slot, self.b.slot, self.c.slot];
         let (mut shader, mut flops) = (shader.clone(), p.flops());
         if let Some(second) = &self.second {
@@ -111,7 +111,7 @@ impl<'a> Operands<'a> {
         mut shader: Shader,
         p: &Product,
         mut slots: Vec<&'a Slot>,
-        grid: [u32; 3],
+        grid: [u32; 2],
         flops: u64,
     ) {
         let Epilogue { bias, residual } = self.epilogue;
@@ -120,7 +120,7 @@ impl<'a> Operands<'a> {
             // A binding that nothing is read from holds A.
             slots.extend([bias.map_or(self.a.slot, |b| b.0), residual.unwrap_or(self.a.slot)]);
         }
-        rec.dispatch(&shader, &self.params(p), &slots, grid, flops);
+        rec.dispatch_in_parts(&shader, &self.params(p), &slots, grid, flops);
     }
 
     pub(super) fn params(&self, p: &Product) -> MatmulParams {

@@ -53,7 +53,7 @@ impl Tiles {
         storage.select(shader)
     }
 
-    pub fn grid(self, p: &Product) -> [u32; 3] {
-        [p.n.div_ceil(self.tile) as u32, p.m.div_ceil(self.tile) as u32, 1]
+    pub fn grid(self, p: &Product) -> [u32; 2] {
+        [p.n.div_ceil(self.tile) as u32, p.m.div_ceil(self.tile) as u32]
     }
 }
