@@ -18,6 +18,7 @@ use jointwise::model::peft::Adapter;
 use jointwise::model::trace::Keep;
 use jointwise::model::weights::{BaseDtype, ParamDtype, Source, Training};
 use jointwise::objective::Preference;
+use jointwise::rng::Rng;
 use jointwise::train::outcome::Reference;
 use jointwise::train::synthetic::{self, Lengths};
 use jointwise::train::trainer::Trainer;
@@ -35,7 +36,10 @@ fn decoder(gpu: &Gpu, full: bool, training: Training) -> Decoder {
     let text = std::fs::read_to_string(&config).expect("a configuration");
     let d = Description::from_json(&config, &text).expect("a configuration");
     let settings = LoraSettings { rank: 4, targets: vec!["all-linear".into()], ..LoraSettings::default() };
-    let lora = Adapter::new(&d, &settings, "base", 3).expect("an adapter").lora;
+    let mut lora = Adapter::new(&d, &settings, "base", 3).expect("an adapter").lora;
+    // A new adapter's B is zero, and any rows of it are alike.
+    let mut rng = Rng::new(5, 0);
+    lora.modules.values_mut().flat_map(|(_, b)| b).for_each(|value| *value = 0.05 * rng.normal());
     let (trained, lora) = if full { (Trained::Full, None) } else { (Trained::Lora, Some(lora)) };
     let options = LoadOptions { trained, lora, training, n_positions: d.max_positions, base: BaseDtype::Auto };
     let source: Rc<dyn Source> = Rc::new(Checkpoint::open(&dir).expect("a checkpoint"));

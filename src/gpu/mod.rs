@@ -22,7 +22,7 @@ pub use memory::{Ledger, Role, Slot};
 pub use pipelines::OnCompile;
 pub use precision::MatmulPrecision;
 pub use profile::Profile;
-pub use record::{Recording, grid_1d};
+pub use record::{Recording, grid_1d, uniform_bytes_in_parts};
 pub use shader::{SHADERS, Shader, link};
 pub use tuning::Tuning;
 pub use variant::Variant;

@@ -47,6 +47,11 @@ pub fn grid_1d(n: usize, workgroup: usize) -> [u32; 3] {
     [x as u32, groups.div_ceil(x) as u32, 1]
 }
 
+/// Bytes of a uniform of [`Recording::dispatch_in_parts`], whose WGSL struct begins with `first_group`.
+pub const fn uniform_bytes_in_parts<P>() -> usize {
+    (size_of::<[u32; 2]>() + size_of::<P>()).next_multiple_of(align_of::<u64>())
+}
+
 impl Gpu {
     /// An empty recording.
     pub fn record(&self) -> Recording<'_> {

@@ -20,7 +20,7 @@ use walk::{LANES, TILE, Walk};
 
 use super::shapes::ModelShape;
 use super::{Case, Kernel};
-use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Slot, Variant};
+use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Slot, Variant, uniform_bytes_in_parts};
 
 /// Heads and mask of a layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -231,7 +231,10 @@ impl Kernel for FlashAttention {
         all
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
-        vec![("AttentionParams", size_of::<AttentionParams>()), ("HalvesParams", size_of::<coop::HalvesParams>())]
+        vec![
+            ("AttentionParams", uniform_bytes_in_parts::<AttentionParams>()),
+            ("HalvesParams", size_of::<coop::HalvesParams>()),
+        ]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
         cases::all()

@@ -62,7 +62,13 @@ impl Kernel for GlobalNorm {
     fn cases(&self) -> Vec<Box<dyn Case>> {
         let case = |pages: &[(usize, Storage)]| Box::new(NormCase(pages.to_vec())) as Box<dyn Case>;
         let (f32, bf16) = (Storage::F32, Storage::Bf16);
-        vec![case(&[(1, f32)]), case(&[(63, f32), (66, bf16)]), case(&[(20_000, f32), (1, f32), (300, bf16)])]
+        vec![
+            case(&[(1, f32)]),
+            case(&[(63, f32), (66, bf16)]),
+            case(&[(20_000, f32), (1, f32), (300, bf16)]),
+            // More than all workgroups read at once.
+            case(&[(PARTIALS * 256 * 2 + 77, f32), (PARTIALS * 256 + 2, bf16)]),
+        ]
     }
     fn benches(&self, model: &ModelShape, _: usize, _: &Caps) -> Vec<Box<dyn Case>> {
         // One layer's weights; a step does it once, over all of them.

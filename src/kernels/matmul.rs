@@ -25,7 +25,7 @@ use super::shapes::ModelShape;
 use super::storage::Storage;
 use super::tune::Tunable;
 use super::{Case, Kernel};
-use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Variant};
+use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Variant, uniform_bytes_in_parts};
 
 /// Which of the three products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,7 +238,10 @@ impl Kernel for Matmul {
         all
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
-        vec![("MatmulParams", size_of::<MatmulParams>()), ("LargestParams", size_of::<coop::LargestParams>())]
+        vec![
+            ("MatmulParams", uniform_bytes_in_parts::<MatmulParams>()),
+            ("LargestParams", size_of::<coop::LargestParams>()),
+        ]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
         let shapes: [(usize, usize, usize); 17] = [
