@@ -292,3 +292,20 @@ fn cached_reference_scores_are_of_their_rows_and_objective() {
         assert!((free - std::f64::consts::LN_2).abs() > 1e-2, "no reference passes: {free}");
     }
 }
+
+/// Tokens in metrics are those of all rows so far, over steps and epochs.
+#[test]
+fn tokens_are_counted_on() {
+    let setting = Setting::new();
+    let counted = |range: std::ops::Range<usize>, out: &str, more: &[&str]| {
+        let data = setting.rows(range, true);
+        setting.train(true, &data, out, &[&["--batch-size", "2"], more].concat());
+        let lines = metrics(&setting.sandbox.path(out));
+        lines.iter().filter_map(|line| line["num_tokens"].as_u64()).collect::<Vec<_>>()
+    };
+    let alone: Vec<u64> = (0..3).map(|i| counted(i..i + 1, &format!("row-{i}"), &[])[0]).collect();
+    assert!(alone.iter().all(|&n| n > 8) && alone[0] != alone[2], "{alone:?}");
+    let (two, three) = (alone[0] + alone[1], alone.iter().sum::<u64>());
+    let steps = counted(0..3, "all", &["--num-train-epochs", "2", "--logging-steps", "1"]);
+    assert_eq!(steps, [two, three, three + two, 2 * three]);
+}
