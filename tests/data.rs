@@ -24,6 +24,8 @@ mod forms;
 mod packing;
 #[path = "data/rows.rs"]
 mod rows;
+#[path = "data/sources.rs"]
+mod sources;
 #[path = "data/special_tokens.rs"]
 mod special_tokens;
 #[path = "data/turns.rs"]

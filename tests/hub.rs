@@ -14,14 +14,33 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const ROWS: &str = "hf://datasets/org/prefs/data/rows.jsonl";
 const CONVERTED: &str = "hf://datasets/org/prefs@~parquet/default/train/0000.parquet";
 
-/// Serves two files of `org/prefs` as the hub does, and `org/gated` to nobody; its address.
+/// Lists the files that the hub converted, as its tree does.
+fn tree(paths: &[&str]) -> Vec<u8> {
+    let entry = |path: &&str| serde_json::json!({"type": "file", "oid": "0", "size": 1, "path": path});
+    serde_json::to_vec(&paths.iter().map(entry).collect::<Vec<_>>()).unwrap()
+}
+
+/// Serves two files of `org/prefs` as the hub does, what it converted of three data sets, and `org/gated` to nobody; its address.
 fn hub() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let parquet = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/parquet/joint.parquet")).unwrap();
+    let plain = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/parquet/plain.parquet")).unwrap();
+    let converted =
+        |data_set: &str, path: &str| format!("/datasets/org/{data_set}/resolve/refs%2Fconvert%2Fparquet/{path}");
+    let listed = |data_set: &str| format!("/api/datasets/org/{data_set}/tree/refs%2Fconvert%2Fparquet?recursive=true");
     let files = [
-        ("/datasets/org/prefs/resolve/main/data/rows.jsonl", rows("mistral-odd").join("\n").into_bytes()),
-        ("/datasets/org/prefs/resolve/refs%2Fconvert%2Fparquet/default/train/0000.parquet", parquet),
+        ("/datasets/org/prefs/resolve/main/data/rows.jsonl".to_string(), rows("mistral-odd").join("\n").into_bytes()),
+        (converted("prefs", "default/train/0000.parquet"), parquet),
+        (converted("many", "default/train/0000.parquet"), plain.clone()),
+        (converted("many", "default/train/0001.parquet"), plain.clone()),
+        (converted("many", "default/test/0000.parquet"), plain),
+        (listed("prefs"), tree(&[".gitattributes", "default/train/0000.parquet"])),
+        (
+            listed("many"),
+            tree(&["default/train/0001.parquet", "default/test/0000.parquet", "default/train/0000.parquet"]),
+        ),
+        (listed("configured"), tree(&["en/train/0000.parquet", "de/train/0000.parquet"])),
     ];
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -32,7 +51,7 @@ fn hub() -> String {
             let (method, path) = first.split_once(' ').unwrap_or_default();
             let path = path.split(' ').next().unwrap_or_default();
             let close = "Connection: close\r\n";
-            let _ = match files.iter().position(|(name, _)| *name == path) {
+            let _ = match files.iter().position(|(name, _)| name == path) {
                 Some(i) => {
                     let body = &files[i].1;
                     let head =
@@ -44,6 +63,12 @@ fn hub() -> String {
                     write!(
                         stream,
                         "HTTP/1.1 403 Forbidden\r\nX-Error-Code: GatedRepo\r\nContent-Length: 0\r\n{close}\r\n"
+                    )
+                }
+                None if path.contains("/tree/") => {
+                    write!(
+                        stream,
+                        "HTTP/1.1 404 Not Found\r\nX-Error-Code: RevisionNotFound\r\nContent-Length: 0\r\n{close}\r\n"
                     )
                 }
                 None => {
@@ -96,11 +121,53 @@ fn what_the_hub_does_not_give_is_one_line_with_the_way_out() {
     };
     told("hf://datasets/org/prefs/data/absent.jsonl", &["from the hub", "absent.jsonl"]);
     told("hf://datasets/org/gated/rows.jsonl", &["the hub refuses", "gated or private data set set HF_TOKEN"]);
-    told("hf://org/prefs/rows.jsonl", &["expected hf://datasets/org/name/file"]);
+    told(
+        "hf://org/prefs/rows.jsonl",
+        &["expected hf://datasets/org/name, hf://datasets/org/name:split, hf://datasets/org/name/file"],
+    );
     let gone = Ran::of(&mut check(&s, "http://127.0.0.1:9", ROWS));
     gone.said(2, &[ROWS, "the hub cannot be reached", "give a local file instead"]);
     let offline = Ran::of(check(&s, &endpoint, ROWS).env("HF_HUB_OFFLINE", "1"));
     offline.said(2, &[ROWS, "not in the hub's cache: give a local file instead"]);
+}
+
+#[test]
+fn a_data_set_without_a_file_is_what_the_hub_converted() {
+    let (s, endpoint) = (sandbox(), hub());
+    let count = |ran: &Ran| {
+        assert_eq!(ran.status, 0, "{}", ran.stderr);
+        ran.lines()[0]["n_rows"].as_u64().unwrap()
+    };
+    let read = |endpoint: &str, data: &str| Ran::of(check(&s, endpoint, data).args(["--sft"]));
+    let one = read(&endpoint, "hf://datasets/org/prefs");
+    assert_eq!(count(&one), 7);
+    assert!(
+        one.stderr.contains("hf://datasets/org/prefs: the split train of the configuration default is read"),
+        "{}",
+        one.stderr
+    );
+    // Two files of one split; the other split by its name.
+    let many = read(&endpoint, "hf://datasets/org/many");
+    assert_eq!(count(&many), 6);
+    let note =
+        "the split train of the configuration default is read, not test (such as hf://datasets/org/many:default/test)";
+    assert!(many.stderr.contains(note), "{}", many.stderr);
+    for address in ["hf://datasets/org/many:test", "hf://datasets/org/many:default/test"] {
+        assert_eq!(count(&read(&endpoint, address)), 3, "{address}");
+    }
+    let told = |address: &str, parts: &[&str]| read(&endpoint, address).said(2, &[&[address], parts].concat());
+    told("hf://datasets/org/many:dev", &["no split `dev`", "test, train"]);
+    told("hf://datasets/org/configured", &["the configurations de, en", "hf://datasets/org/configured:de/train"]);
+    told("hf://datasets/org/unconverted", &["has not converted", "hf://datasets/org/unconverted/FILE"]);
+    told("hf://datasets/org/gated", &["the hub refuses", "set HF_TOKEN"]);
+    told("hf://datasets/org/many@main", &["expected hf://datasets/org/name"]);
+    // What is in the cache serves without the hub, if it is whole.
+    let gone = "http://127.0.0.1:9";
+    assert_eq!(count(&read(gone, "hf://datasets/org/many:train")), 6);
+    let kept = s.path(&format!("hf/hub/datasets--org--many/snapshots/{COMMIT}/default/train/0000.parquet"));
+    fs::remove_file(kept).unwrap();
+    read(gone, "hf://datasets/org/many:train").said(2, &["0000.parquet", "give a local file instead"]);
+    read(gone, "hf://datasets/org/other").said(2, &["the hub cannot be reached"]);
 }
 
 /// An adapter in the hub's cache, at a revision and in a folder of its repository.

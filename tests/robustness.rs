@@ -532,12 +532,27 @@ fn rows_without_an_end() {
     file.set_len(1 << 40).expect("a sparse file");
     both_refuse(&s, &["rows.jsonl:25: ", "longer than 64 MiB"]);
 
-    let mut command = s.command(&["check", "--model", "model", "--data", "/dev/stdin"]);
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
-    std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), good.as_bytes()).expect("read");
-    let ended = child.wait_with_output().expect("it ends");
-    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let piped = |name: &str, text: &[u8]| {
+        let mut command = s.command(&["check", "--model", "model", "--data", name]);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+        std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), text).expect("read");
+        let ended = child.wait_with_output().expect("it ends");
+        (ended.status.success(), String::from_utf8_lossy(&ended.stderr).into_owned())
+    };
+    for name in ["/dev/stdin", "-"] {
+        let (done, told) = piped(name, good.as_bytes());
+        assert!(done, "{told}");
+    }
+    let (done, told) = piped("-", b"prompt,chosen,rejected\n\"Q\n\",a,b\nQ,a\n");
+    assert!(!done && told.contains("standard input:4: the row has 2 cells, the header 3 columns"), "{told}");
+    let (done, told) = piped("-", b"PAR1 and more");
+    assert!(!done && told.contains("standard input: Parquet cannot be read from a pipe"), "{told}");
+    // A file as standard input is one.
+    let parquet = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/parquet/plain.parquet");
+    let mut command = s.command(&["check", "--model", "model", "--data", "-", "--sft", "--json"]);
+    let ran = Ran::of(command.stdin(fs::File::open(parquet).expect("a file"))).ok();
+    assert_eq!(ran.lines()[0]["n_rows"], 3);
 }
 
 #[test]

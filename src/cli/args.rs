@@ -106,8 +106,9 @@ pub struct ModelArgs {
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct DataArgs {
-    /// Rows in JSONL, a JSON list or Parquet, or of the hub: hf://datasets/org/name/file; repeatable
-    #[arg(long, value_name = "FILE")]
+    /// Rows: a file (JSONL, JSON, CSV, TSV, also compressed; Parquet), a folder, a pattern ('data/*.parquet'), - for standard input, or a data set of the hub
+    /// (hf://datasets/org/name[:split] or .../file); repeatable
+    #[arg(long, value_name = "FILE|FOLDER", num_args = 1..)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,
     /// paper, paper-tldr, chat, none, or a text with {instruction} [default: paper]

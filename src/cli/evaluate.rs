@@ -4,6 +4,7 @@ mod checkpoints;
 mod folder;
 pub(super) mod sampled;
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime};
@@ -52,6 +53,8 @@ const SAMPLES: usize = 3;
 struct Dropped {
     file: PathBuf,
     line: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    row: Option<NonZeroU32>,
     n_tokens: usize,
 }
 
@@ -202,8 +205,8 @@ fn fitting(
             "{n} tokens leave no room for --max-new-tokens {} in the model's {positions} positions",
             sampled.max_new_tokens
         );
-        note!("note: {}:{}: {reason}: left out", place.path.display(), place.line);
-        dropped.push(Dropped { file: place.path.to_path_buf(), line: place.line, n_tokens: n });
+        note!("note: {place}: {reason}: left out");
+        dropped.push(Dropped { file: place.path.to_path_buf(), line: place.line, row: place.element, n_tokens: n });
     }
     if kept.is_empty() {
         return Err(Error::flag(

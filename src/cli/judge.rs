@@ -66,7 +66,11 @@ fn comparisons(args: &JudgeArgs, out: &Path) -> Result<Vec<Comparison>> {
             let mut rows = Vec::new();
             let mut mode = args.mode.map(Mode::from);
             for file in &args.data {
-                rows.extend(read_comparisons(file, &map, mode)?);
+                let read = read_comparisons(file, &map, mode)?;
+                for line in read.notes {
+                    note!("note: {line}");
+                }
+                rows.extend(read.rows);
                 mode = rows.first().map(|row: &Comparison| row.mode);
             }
             let is_empty = |row: &&Comparison| row.sides.iter().any(|side| side.response.trim().is_empty());

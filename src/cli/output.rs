@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::data::source::{SourceFile, SourceFiles};
 use crate::error::{Error, Result, acts_on_terminal, visible, visible_lines};
 use crate::files::{check_name, check_writable, follow_links, is_descriptor, is_standard_output, write_whole};
 use crate::train::report::Table;
@@ -88,8 +89,10 @@ pub fn check_place<'a>(
     if !folder.is_dir() {
         return Err(refuse("is in a folder that does not exist"));
     }
-    let same = |input: &PathBuf| std::fs::canonicalize(input).ok().zip(std::fs::canonicalize(out).ok());
-    if inputs.into_iter().filter_map(same).any(|(input, out)| input == out) {
+    let out_place = std::fs::canonicalize(out).ok();
+    let is_out = |input: SourceFile| input.place.is_some_and(|input| std::fs::canonicalize(input).ok() == out_place);
+    let read = |input: &PathBuf| SourceFiles::find_here(input).map_or_else(|_| Vec::new(), |found| found.files);
+    if out_place.is_some() && inputs.into_iter().flat_map(read).any(is_out) {
         return Err(refuse("is also an input"));
     }
     check_writable(&place).map_err(|error| match error {

@@ -77,22 +77,29 @@ fn digests(study: &Study) -> Result<BTreeMap<PathBuf, String>> {
     Ok(all)
 }
 
-/// SHA-256 of a regular file, in hexadecimal, of which no more than a piece is held.
+/// SHA-256, in hexadecimal, of the regular files that a path stands for, of which no more than a piece is held.
 fn file_digest(path: &Path) -> Result<String> {
     let at = |e: std::io::Error| Error::file(path, e);
-    let file = rows::regular(path)?;
-    let n_bytes = fs::metadata(&file).map_err(at)?.len();
-    // A file that grows while it is read ends where it ended.
-    let mut file = fs::File::open(&file).map_err(at)?.take(n_bytes);
-    let (mut hash, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut piece) {
-            Ok(0) => return Ok(hex(hash)),
-            Ok(n) => hash.update(&piece[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(at(e)),
+    let files = rows::regular(path)?;
+    let mut hash = Sha256::new();
+    for file in &files {
+        let n_bytes = fs::metadata(file).map_err(at)?.len();
+        if files.len() > 1 {
+            hash.update(n_bytes.to_le_bytes());
+        }
+        // A file that grows while it is read ends where it ended.
+        let mut rest = fs::File::open(file).map_err(at)?.take(n_bytes);
+        let mut piece = vec![0; 1 << 20];
+        loop {
+            match rest.read(&mut piece) {
+                Ok(0) => break,
+                Ok(n) => hash.update(&piece[..n]),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(at(e)),
+            }
         }
     }
+    Ok(hex(hash))
 }
 
 /// SHA-256 of a model's weights and of the side files that a result depends on, in hexadecimal.

@@ -1,14 +1,13 @@
 //! Comparisons to judge: two responses to one instruction, or two instruction–response pairs.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, kind, names};
 use super::forms;
-use super::rows::{FieldMap, Place};
+use super::rows::{FieldMap, FileRows, Place};
 use super::source::for_each_row;
 use crate::error::Result;
 
@@ -124,7 +123,7 @@ impl Comparison {
 
 /// A row's place in a file that was not read.
 pub fn place(path: PathBuf, line: usize) -> Place {
-    Place { path: Arc::from(path), line }
+    Place::new(path, line)
 }
 
 /// Reads rows to judge, `input` or `context` behind the instruction; `mode`: what all of them must be.
@@ -133,10 +132,10 @@ pub fn place(path: PathBuf, line: usize) -> Place {
 /// [`crate::Error::Line`] for a malformed line, a missing field, a row of the other mode, or a field that says more of what was asked than
 /// a judge is shown; [`crate::Error::File`] where the file cannot be
 /// read or has no rows.
-pub fn read_comparisons(path: impl AsRef<Path>, map: &FieldMap, mode: Option<Mode>) -> Result<Vec<Comparison>> {
+pub fn read_comparisons(path: impl AsRef<Path>, map: &FieldMap, mode: Option<Mode>) -> Result<FileRows<Comparison>> {
     let (path, mut rows) = (path.as_ref(), Vec::<Comparison>::new());
     let mut wanted = mode;
-    for_each_row(path, |place, object| {
+    let notes = for_each_row(path, |place, object| {
         let fields = Fields::new(&object, map);
         let row = Comparison::of(place, object.clone(), map)?.with_context(&fields)?;
         let asked = *wanted.get_or_insert(row.mode);
@@ -148,7 +147,7 @@ pub fn read_comparisons(path: impl AsRef<Path>, map: &FieldMap, mode: Option<Mod
         rows.push(row);
         Ok(())
     })?;
-    Ok(rows)
+    Ok(FileRows { rows, notes })
 }
 
 #[cfg(test)]
@@ -161,7 +160,7 @@ mod tests {
         let file = tempfile::NamedTempFile::with_suffix(".jsonl").expect("a file");
         std::fs::write(file.path(), row.to_string()).expect("written");
         let map = FieldMap::parse(map).expect("a map");
-        let rows = read_comparisons(file.path(), &map, None).map_err(|error| error.to_string())?;
+        let rows = read_comparisons(file.path(), &map, None).map_err(|error| error.to_string())?.rows;
         Ok(rows[0].row())
     }
 

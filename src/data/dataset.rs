@@ -234,9 +234,9 @@ impl Dataset {
         )
     }
 
-    /// `file:line` of a row.
+    /// `file:line` of a row, with its number where it is an element of a JSON list.
     pub fn place(&self, row: usize) -> String {
-        self.places.get(row).map_or_else(|| format!("row {row}"), |p| format!("{}:{}", p.path.display(), p.line))
+        self.places.get(row).map_or_else(|| format!("row {row}"), Place::to_string)
     }
 
     /// SHA-256, in hexadecimal, of the tokens and boundaries in their order: a part of the key of cached reference scores.

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// Fields that rows are read from, as `--map` knows them.
-const FIELDS: [&str; 30] = [
+const FIELDS: [&str; 31] = [
     "i_chosen",
     "r_chosen",
     "i_reject",
@@ -24,6 +24,7 @@ const FIELDS: [&str; 30] = [
     "instruction_1",
     "response_1",
     "question",
+    "query",
     "output",
     "input",
     "context",
@@ -35,6 +36,11 @@ const FIELDS: [&str; 30] = [
     "tools",
     "chat_template_kwargs",
 ];
+
+/// Whether a name is that of a field that rows are read from.
+pub(super) fn is_field(name: &str) -> bool {
+    FIELDS.contains(&name)
+}
 
 /// Our names of fields, each with its name in the file, as `--map` gives them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

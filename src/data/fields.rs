@@ -1,6 +1,6 @@
 //! The fields of one row: texts and messages out of JSON, with reasons that name the field.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use serde_json::{Map, Value};
 
@@ -18,11 +18,23 @@ pub(super) struct Fields<'a> {
     pub map: &'a FieldMap,
     /// Columns that were read.
     read: RefCell<Vec<&'a str>>,
+    /// The column that was taken for the prompt, where it is not called so.
+    prompt: Cell<Option<&'a str>>,
 }
 
 impl<'a> Fields<'a> {
     pub fn new(object: &'a Map<String, Value>, map: &'a FieldMap) -> Self {
-        Self { object, map, read: RefCell::default() }
+        Self { object, map, read: RefCell::default(), prompt: Cell::default() }
+    }
+
+    /// Keeps the column that a field is read from as the one that was taken for the prompt.
+    pub fn set_prompt(&self, field: &str) {
+        self.prompt.set(self.column(field).map(|(column, _)| column));
+    }
+
+    /// Gives the column that was taken for the prompt.
+    pub fn prompt(&self) -> Option<&'a str> {
+        self.prompt.get()
     }
 
     /// Reads a field.
@@ -67,8 +79,10 @@ impl<'a> Fields<'a> {
 
     pub fn need(&self, field: &str) -> Result<&'a Value, Reason> {
         self.get(field).ok_or_else(|| {
+            let column = self.map.column(field).and_then(|column| self.object.get(column));
+            let how = if column.is_some() { "is null or an empty cell" } else { "is missing" };
             format!(
-                "field `{}` is missing ({}){}; a row is one of: {FORMS}",
+                "field `{}` {how} ({}){}; a row is one of: {FORMS}",
                 self.map.name(field),
                 names(self.object),
                 synonyms::hint(self, field)

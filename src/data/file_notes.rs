@@ -21,12 +21,20 @@ pub(super) struct FileNotes {
     n_labels: usize,
     /// Rows whose label is null, and their column.
     null_labels: (usize, String),
+    /// Columns that were taken for the prompt, each with its number of rows.
+    prompts: Vec<(String, usize)>,
 }
 
 impl FileNotes {
     /// Counts a row that was read.
     pub fn count(&mut self, fields: &Fields, instruction: Option<&Instruction>) {
         self.n_verbatim += usize::from(matches!(instruction, Some(Instruction::Verbatim(_))));
+        if let Some(name) = fields.prompt() {
+            match self.prompts.iter_mut().find(|(known, _)| known == name) {
+                Some((_, n)) => *n += 1,
+                None => self.prompts.push((name.into(), 1)),
+            }
+        }
         for name in fields.unread() {
             match self.by_name.get(name) {
                 Some(&at) => self.unread[at].1 += 1,
@@ -50,7 +58,11 @@ impl FileNotes {
     /// Gives the notes of a file, a line each.
     pub fn lines(&self, path: &Path) -> Vec<String> {
         let path = path.display();
-        let mut lines = Vec::new();
+        let prompt = |(name, n): &(String, usize)| {
+            let rows = if *n == 1 { "row" } else { "rows" };
+            format!("{path}: `{}` is read as the prompt ({n} {rows})", name.escape_debug())
+        };
+        let mut lines: Vec<String> = self.prompts.iter().map(prompt).collect();
         if !self.unread.is_empty() {
             lines.push(self.columns(format!("{path}: columns that are not read:")));
         }

@@ -3,9 +3,12 @@
 use serde_json::Value;
 
 use super::conversation::{Instruction, Message, Text};
-use super::fields::{Fields, completion, kind, messages};
+use super::fields::{Fields, kind, messages};
 use super::rows::Content;
 use super::synonyms::{hint, no_form, refused_form};
+use pairs::{is_conversation, pair_prompt, preference};
+
+mod pairs;
 
 /// Forms of a row that error messages list.
 pub const FORMS: &str = "{i_chosen, r_chosen, i_reject, r_reject}, {prompt, chosen, rejected}, {chosen, rejected} as conversations or whole texts, \
@@ -93,104 +96,11 @@ fn prompts(fields: &Fields) -> &'static [&'static str] {
     if fields.any(&["completion", "chosen", "rejected"]) { &PROMPTS } else { &INSTRUCTIONS }
 }
 
-/// Reads two responses to one prompt.
-fn preference(fields: &Fields) -> Result<Content, Reason> {
-    let both = |instruction: Instruction| {
-        let chosen = fields.answered(instruction.clone(), "chosen")?;
-        Ok(Content::Preference { chosen, rejected: fields.answered(instruction, "rejected")? })
-    };
-    // A whole conversation has its prompt within, whatever other columns say of it; `prompt` is compared with it.
-    let is_whole = fields.peek("chosen").is_some_and(is_conversation);
-    if let Some(prompt) = fields.first(&PROMPTS).filter(|prompt| *prompt == "prompt" || !is_whole) {
-        return both(asked(fields, prompt)?);
-    }
-    let is_answer = |answer: &Value| answer.as_array().is_none_or(|messages| messages.len() == 1);
-    if let Some(field) = fields.first(&CONVERSATIONS)
-        && fields.peek("chosen").is_some_and(is_answer)
-    {
-        return both(fields.instruction(field)?);
-    }
-    match [fields.need("chosen")?, fields.need("rejected")?] {
-        [Value::String(chosen), Value::String(rejected)] => whole_texts(fields, chosen, rejected),
-        _ => conversations(fields),
-    }
-}
-
-/// Whether a list of messages begins before the first answer.
-fn is_conversation(answer: &Value) -> bool {
-    let speaker =
-        |message: &Value| message.get("role").or(message.get("from")).and_then(Value::as_str).map(String::from);
-    let first = answer.as_array().and_then(|messages| messages.first()).and_then(speaker);
-    first.is_some_and(|speaker| ["system", "user", "human"].contains(&speaker.as_str()))
-}
-
-/// Reads whole conversations on both sides: the shared leading messages are the prompt.
-fn conversations(fields: &Fields) -> Result<Content, Reason> {
-    for name in ["chosen", "rejected"] {
-        if fields.need(name)?.is_string() {
-            return Err(format!(
-                "field `{}` is text, so field `{}` is needed too{}",
-                fields.map.name(name),
-                fields.map.name("prompt"),
-                hint(fields, "prompt")
-            ));
-        }
-    }
-    let (chosen_name, rejected_name) = (fields.map.name("chosen"), fields.map.name("rejected"));
-    let chosen = messages(fields.need("chosen")?, chosen_name)?;
-    let rejected = messages(fields.need("rejected")?, rejected_name)?;
-    let shared = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
-    let shortest = chosen.len().min(rejected.len());
-    // Equal conversations, or one that goes on where the other ends: the last message of the shorter one is the response.
-    let shared = shared.min(shortest - 1);
-    if ![&chosen, &rejected].iter().all(|side| side[shared].is_assistant()) {
-        return Err(format!(
-            "`{chosen_name}` ({} messages) and `{rejected_name}` ({}) share their first {shared}; what follows must begin with an assistant \
-             message on both sides",
-            chosen.len(),
-            rejected.len()
-        ));
-    }
-    let side = |mut messages: Vec<Message>, name: &str| {
-        let said = messages.split_off(shared);
-        completion(messages.into(), said, name)
-    };
-    Ok(Content::Preference { chosen: side(chosen, chosen_name)?, rejected: side(rejected, rejected_name)? })
-}
-
-/// How hh-rlhf's texts mark a response.
-const TURN: &str = "\n\nAssistant:";
-
-/// Reads whole texts on both sides: the prompt is what they share, up to the last turn where that is marked, else as TRL's
-/// `extract_prompt` cuts it.
-fn whole_texts(fields: &Fields, chosen: &str, rejected: &str) -> Result<Content, Reason> {
-    let hint = hint(fields, "prompt");
-    let mut shared: usize =
-        chosen.chars().zip(rejected.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum();
-    if let Some(turn) = chosen[..shared].rfind(TURN) {
-        shared = turn + TURN.len();
-    } else if chosen[..shared].ends_with(' ') {
-        shared -= 1;
-    }
-    if shared == 0 || !hint.is_empty() {
-        let (names, prompt) = (["chosen", "rejected"].map(|name| fields.map.name(name)), fields.map.name("prompt"));
-        let why = if shared == 0 { " that don't begin alike" } else { "" };
-        return Err(format!(
-            "fields `{}` and `{}` are texts{why}, so field `{prompt}` is needed too{hint}",
-            names[0], names[1]
-        ));
-    }
-    let side = |whole: &str| Text {
-        instruction: Instruction::Verbatim(whole[..shared].into()),
-        response: whole[shared..].into(),
-    };
-    Ok(Content::Preference { chosen: side(chosen), rejected: side(rejected) })
-}
-
 /// Reads a prompt with what stands behind it and before it: `input` or `context` as LLaMA-Factory joins them, and `history`.
 fn asked(fields: &Fields, prompt: &str) -> Result<Instruction, Reason> {
     let mut instruction = fields.instruction(prompt)?;
-    if let Some((field, more)) = one_text(fields, &INPUTS)? {
+    let behind: Vec<&'static str> = INPUTS.into_iter().filter(|field| *field != prompt).collect();
+    if let Some((field, more)) = one_text(fields, &behind)? {
         let Instruction::Plain(text) = &mut instruction else {
             return Err(format!(
                 "field `{}` is text, and `{}` a list of messages, which it cannot stand behind ({})",
@@ -317,8 +227,8 @@ fn framed(fields: &Fields, instruction: Instruction) -> Result<Instruction, Reas
     Ok(instruction.with_inputs(fields.inputs()?))
 }
 
-/// Reads a text that may stand in one of two fields; an empty one is none.
-fn one_text<'a>(fields: &Fields<'a>, names: &[&'static str; 2]) -> Result<Option<(&'static str, &'a str)>, Reason> {
+/// Reads a text that may stand in one of some fields; an empty one is none.
+fn one_text<'a>(fields: &Fields<'a>, names: &[&'static str]) -> Result<Option<(&'static str, &'a str)>, Reason> {
     let mut found = None;
     for name in names {
         let text = match fields.get(name) {
@@ -365,8 +275,13 @@ pub(super) fn label(fields: &Fields) -> Result<Option<bool>, Reason> {
             Some(0.0 | -1.0) => Some(false),
             _ => None,
         },
-        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
-        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        // Tables have texts alone.
+        Value::String(text) if text.eq_ignore_ascii_case("true") || ["1", "1.0"].contains(&text.as_str()) => Some(true),
+        Value::String(text)
+            if text.eq_ignore_ascii_case("false") || ["0", "0.0", "-1", "-1.0"].contains(&text.as_str()) =>
+        {
+            Some(false)
+        }
         _ => None,
     };
     known.map(Some).ok_or_else(|| {
@@ -413,7 +328,12 @@ fn prompt_form(fields: &Fields) -> Result<(Instruction, Option<String>), Reason>
         return answered(fields.instruction("prompt_chosen")?, "chosen");
     }
     let is_whole = !fields.any(&RESPONSES) && fields.peek("chosen").is_some_and(is_conversation);
-    if let Some(prompt) = fields.first(prompts(fields)).filter(|prompt| *prompt == "prompt" || !is_whole) {
+    let is_pair = !fields.any(&RESPONSES) && fields.any(&["chosen", "rejected"]);
+    let prompt = match is_pair {
+        true => pair_prompt(fields, is_whole)?,
+        false => fields.first(prompts(fields)).filter(|prompt| *prompt == "prompt" || !is_whole),
+    };
+    if let Some(prompt) = prompt {
         let answer = fields.first(&RESPONSES).unwrap_or("chosen");
         return answered(asked(fields, prompt)?, answer);
     }

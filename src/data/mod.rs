@@ -25,6 +25,7 @@ mod sharegpt;
 pub mod source;
 pub(crate) mod special_tokens;
 mod synonyms;
+mod table;
 pub mod template;
 pub mod tokens;
 mod turns;

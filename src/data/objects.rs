@@ -1,22 +1,27 @@
-//! JSON objects out of text: one a line (JSONL), or the elements of one list.
+//! Rows out of text: JSON objects, one a line (JSONL), or the elements of one list, which may stand in an object (`{"data": [..]}`); or a table.
 
-use std::io::{BufRead, Read};
+use std::io::{BufRead, Cursor, Read};
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
+use super::field_map::is_field;
 use super::fields::kind;
 use super::rows::Place;
+use super::table;
 use crate::error::{Error, Result};
 
 /// Bytes of a row: none is held that is longer.
-const MAX_ROW_BYTES: u64 = 64 << 20;
+pub(super) const MAX_ROW_BYTES: u64 = 64 << 20;
 
 /// A row's object, or the reason why it is none.
 pub(super) type Parsed = std::result::Result<Map<String, Value>, String>;
 
-/// Calls `take` with every row of a text that is JSONL or, where it begins with `[`, one JSON list; `path` is for messages.
+/// Calls `take` with every row of a text: one JSON list where it begins with `[`; JSONL or an object that holds one list where it begins with `{`;
+/// else a table with a header. `path` is for messages. Returns notes on the text, a line each.
 ///
 /// # Errors
 /// [`Error::File`] for what is no such text, or holds no rows; [`Error::Line`] for a row that is too long; what `take` returns.
@@ -24,8 +29,9 @@ pub(super) fn for_each_object(
     path: &Path,
     mut text: impl BufRead,
     mut take: impl FnMut(Place, Parsed) -> Result<()>,
-) -> Result<()> {
-    let first = text.fill_buf().map_err(|e| Error::file(path, e))?;
+) -> Result<Vec<String>> {
+    let failed = |e: std::io::Error| Error::file(path, e);
+    let first = text.fill_buf().map_err(failed)?;
     if let Some(reason) = other_form(first) {
         return Err(Error::file(path, reason));
     }
@@ -33,14 +39,34 @@ pub(super) fn for_each_object(
         text.consume(3);
     }
     let mut rows = Rows { path: path.into(), line: 1, found: false };
-    match skip_blanks(&mut text, &mut rows.line).map_err(|e| Error::file(path, e))? {
-        Some(b'[') => rows.of_list(&mut text, &mut take)?,
-        _ => rows.of_lines(&mut text, &mut take)?,
+    let mut notes = Vec::new();
+    // A tab at the beginning may stand behind an empty cell.
+    if let Some(found) = table::separator(path, text.fill_buf().map_err(failed)?) {
+        notes.extend(found.note(path));
+        rows.found = table::for_each_record(&mut text, found.by, &rows.place(), &mut take)?;
+    } else {
+        match skip_blanks(&mut text, &mut rows.line).map_err(failed)? {
+            Some(b'[') => {
+                text.consume(1);
+                rows.of_list(&mut text, &mut take)?;
+                rows.end(&mut text, "list")?;
+            }
+            Some(b'{') if !is_named(path, &[".jsonl", ".ndjson"]) => {
+                notes.extend(rows.of_lines_or_document(&mut text, &mut take)?);
+            }
+            _ => rows.of_lines(&mut text, &mut take)?,
+        }
     }
-    if rows.found { Ok(()) } else { Err(Error::file(path, "the file holds no rows")) }
+    if rows.found { Ok(notes) } else { Err(Error::file(path, "the file holds no rows")) }
 }
 
-/// Names a text that is neither JSONL nor a JSON list by its first bytes, with the way out.
+/// Whether a file's name has one of these endings, behind which may stand that of an archive.
+pub(super) fn is_named(path: &Path, endings: &[&str]) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    endings.iter().any(|ending| name.ends_with(ending) || name.contains(&format!("{ending}.")))
+}
+
+/// Names a text that is neither JSON nor a table by its first bytes, with the way out.
 fn other_form(first: &[u8]) -> Option<String> {
     let begins = |with: &[&[u8]]| with.iter().any(|bytes| first.starts_with(bytes));
     let utf_32: &[&[u8]] = &[b"\xff\xfe\0\0", b"\0\0\xfe\xff", b"{\0\0\0", b"\0\0\0{", b"[\0\0\0", b"\0\0\0["];
@@ -94,7 +120,11 @@ struct Rows {
 
 impl Rows {
     fn place(&self) -> Place {
-        Place { path: self.path.clone(), line: self.line }
+        Place { path: self.path.clone(), line: self.line, element: None }
+    }
+
+    fn failed(&self, e: std::io::Error) -> Error {
+        Error::file(&self.path, e)
     }
 
     fn of_lines(&mut self, text: &mut impl BufRead, take: &mut impl FnMut(Place, Parsed) -> Result<()>) -> Result<()> {
@@ -114,72 +144,173 @@ impl Rows {
             if bytes.is_empty() {
                 continue;
             }
-            let parsed = parse(buffer.trim_ascii_end());
-            if let (false, Err(_), Some(reason)) = (self.found, &parsed, table(&self.path, bytes)) {
-                return Err(Error::file(&self.path, reason));
-            }
             self.found = true;
-            take(place, parsed)?;
+            take(place, parse(buffer.trim_ascii_end()))?;
         }
     }
 
-    /// Reads the elements of a list; each one's line is where it begins.
-    fn of_list(&mut self, text: &mut impl BufRead, take: &mut impl FnMut(Place, Parsed) -> Result<()>) -> Result<()> {
-        let path = self.path.clone();
-        let failed = |e: std::io::Error| Error::file(&path, e);
+    /// Reads a text that begins with an object: JSONL, or one document that holds a list. The first line tells: a whole object with more behind it is
+    /// a row. Returns a note on a document.
+    fn of_lines_or_document(
+        &mut self,
+        text: &mut impl BufRead,
+        take: &mut impl FnMut(Place, Parsed) -> Result<()>,
+    ) -> Result<Option<String>> {
+        let mut head = Vec::new();
+        text.by_ref().take(MAX_ROW_BYTES + 1).read_until(b'\n', &mut head).map_err(|e| self.failed(e))?;
+        let place = self.place();
+        let row = match head.len() as u64 > MAX_ROW_BYTES {
+            true => Err(too_long(&place, "line")),
+            false => Ok(parse(head.trim_ascii_end())),
+        };
+        if let Ok(parsed @ Ok(object)) = &row {
+            let mut line = self.line + 1;
+            let goes_on = skip_blanks(text, &mut line).map_err(|e| self.failed(e))?.is_some();
+            if goes_on || !holds_list(object) {
+                (self.line, self.found) = (line, true);
+                take(place, parsed.clone())?;
+                return self.of_lines(text, take).map(|()| None);
+            }
+        }
+        let document = self.of_document(&mut Cursor::new(head).chain(text), take)?;
+        match (document, row) {
+            (Some(document), _) => Ok(document.note(&self.path)),
+            (None, Ok(parsed)) => parsed.map(|_| None).map_err(|reason| place.error(reason)),
+            (None, Err(error)) => Err(error),
+        }
+    }
+
+    /// Reads the list of objects in an object, as it comes. `None` where there is none: it is not read to its end then.
+    fn of_document(
+        &mut self,
+        text: &mut impl BufRead,
+        take: &mut impl FnMut(Place, Parsed) -> Result<()>,
+    ) -> Result<Option<Document>> {
+        let mut document = Document::default();
         text.consume(1);
         loop {
-            let end = match skip_blanks(text, &mut self.line).map_err(failed)? {
-                Some(b']') if !self.found => b']',
-                _ => {
-                    let place = self.place();
-                    let (element, end) = self.element(text)?;
-                    self.found = true;
-                    take(place, parse(element.trim_ascii()))?;
-                    end
+            match skip_blanks(text, &mut self.line).map_err(|e| self.failed(e))? {
+                Some(b'"') => {}
+                Some(b'}') if !document.lists.is_empty() => break,
+                _ => return self.broken(document),
+            }
+            let (key, _) = self.element(text, &self.place(), b":")?;
+            let Ok(key) = serde_json::from_slice::<String>(key.trim_ascii()) else { return self.broken(document) };
+            text.consume(1);
+            let is_row = is_field(&key);
+            let mut begin = skip_blanks(text, &mut self.line).map_err(|e| self.failed(e))?;
+            let mut value = Vec::new();
+            if begin == Some(b'[') {
+                text.consume(1);
+                value.push(b'[');
+                begin = skip_blanks(text, &mut self.line).map_err(|e| self.failed(e))?;
+            }
+            if is_row && document.lists.is_empty() {
+                return Ok(None);
+            }
+            if value == b"[" && begin == Some(b'{') {
+                match document.lists.is_empty() {
+                    true => self.of_list(text, take)?,
+                    false => self.of_list(text, &mut |_, _| Ok(()))?,
                 }
-            };
+                document.lists.push(key);
+            } else {
+                let ends: &[u8] = if value == b"[" { b"]" } else { b",}" };
+                let (rest, end) = self.element(text, &self.place(), ends)?;
+                value.extend(rest);
+                if end == b']' {
+                    value.push(end);
+                    text.consume(1);
+                }
+                if serde_json::from_slice::<IgnoredAny>(&value).is_err() {
+                    return self.broken(document);
+                }
+                document.others.push(key);
+            }
+            if skip_blanks(text, &mut self.line).map_err(|e| self.failed(e))? == Some(b',') {
+                text.consume(1);
+            }
+        }
+        text.consume(1);
+        self.end(text, "object")?;
+        match document.lists.len() {
+            1 => Ok(Some(document)),
+            _ => Err(Error::file(&self.path, document.several())),
+        }
+    }
+
+    /// Tells of a document that is no JSON, where its list was found; one without a list may be a line.
+    fn broken(&self, document: Document) -> Result<Option<Document>> {
+        match document.lists.first() {
+            None => Ok(None),
+            Some(list) => {
+                let reason = format!(
+                    "malformed JSON behind the list `{}`: expected a name, a comma or the object's end",
+                    list.escape_debug()
+                );
+                Err(self.place().error(reason))
+            }
+        }
+    }
+
+    /// Reads the elements of a list behind its bracket, up to its end; each one's line is where it begins.
+    fn of_list(&mut self, text: &mut impl BufRead, take: &mut impl FnMut(Place, Parsed) -> Result<()>) -> Result<()> {
+        for number in 1.. {
+            let begin = skip_blanks(text, &mut self.line).map_err(|e| self.failed(e))?;
+            let mut end = b']';
+            if number > 1 || begin != Some(b']') {
+                let place = Place { element: NonZeroU32::new(number), ..self.place() };
+                let (element, behind) = self.element(text, &place, b",]")?;
+                self.found = true;
+                take(place, parse(element.trim_ascii()))?;
+                end = behind;
+            }
             text.consume(1);
             if end == b']' {
                 break;
             }
         }
-        match skip_blanks(text, &mut self.line).map_err(failed)? {
+        Ok(())
+    }
+
+    /// Refuses what stands behind the end of the file's list or object.
+    fn end(&mut self, text: &mut impl BufRead, what: &str) -> Result<()> {
+        match skip_blanks(text, &mut self.line).map_err(|e| self.failed(e))? {
             None => Ok(()),
-            Some(_) => Err(self.place().error("more stands behind the end of the file's list")),
+            Some(_) => Err(self.place().error(format!("more stands behind the end of the file's {what}"))),
         }
     }
 
-    /// Reads up to the comma or bracket that ends an element; gives both, and leaves the latter unread.
-    fn element(&mut self, text: &mut impl BufRead) -> Result<(Vec<u8>, u8)> {
-        let start = self.place();
+    /// Reads up to the byte that ends an element, one of `ends`; gives both, and leaves the latter unread. Errors are of `start`.
+    fn element(&mut self, text: &mut impl BufRead, start: &Place, ends: &[u8]) -> Result<(Vec<u8>, u8)> {
         let (mut element, mut depth) = (Vec::new(), 0_usize);
         let (mut in_string, mut is_escaped) = (false, false);
         loop {
             let bytes = text.fill_buf().map_err(|e| Error::file(&self.path, e))?;
             if bytes.is_empty() {
-                return Err(start.error("the file ends inside of its list: it is cut short"));
+                let what = if ends.contains(&b']') { "list" } else { "object" };
+                return Err(start.error(format!("the file ends inside of its {what}: it is cut short")));
             }
-            let ends = bytes.iter().position(|&byte| {
+            let end = bytes.iter().position(|&byte| {
                 match byte {
                     _ if is_escaped => is_escaped = false,
                     b'\\' if in_string => is_escaped = true,
                     b'"' => in_string = !in_string,
                     _ if in_string => {}
-                    b',' | b']' if depth == 0 => return true,
+                    _ if depth == 0 && ends.contains(&byte) => return true,
                     b'{' | b'[' => depth += 1,
                     b'}' | b']' => depth = depth.saturating_sub(1),
                     _ => {}
                 }
                 false
             });
-            let n = ends.unwrap_or(bytes.len());
+            let n = end.unwrap_or(bytes.len());
             let end = bytes.get(n).copied();
             self.line += bytes[..n].iter().filter(|byte| **byte == b'\n').count();
             element.extend_from_slice(&bytes[..n]);
             text.consume(n);
             if element.len() as u64 > MAX_ROW_BYTES {
-                return Err(too_long(&start, "element"));
+                return Err(too_long(start, "element"));
             }
             if let Some(end) = end {
                 return Ok((element, end));
@@ -188,23 +319,51 @@ impl Rows {
     }
 }
 
-fn too_long(place: &Place, what: &str) -> Error {
-    place.error(format!("the {what} is longer than {} MiB", MAX_ROW_BYTES >> 20))
+/// What an object beside its list of rows holds.
+#[derive(Debug, Default)]
+struct Document {
+    /// Names of its lists of objects.
+    lists: Vec<String>,
+    /// Its other names.
+    others: Vec<String>,
 }
 
-/// Names a table of text (CSV, TSV) by the file's name or its first line, which is no JSON.
-fn table(path: &Path, line: &[u8]) -> Option<String> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let is_named = |ending: &str| name.ends_with(ending) || name.contains(&format!("{ending}."));
-    let separated = |by: u8| line.contains(&by) && !matches!(line.first(), Some(b'{' | b'['));
-    let (form, how) = match () {
-        () if is_named(".tsv") || (!is_named(".csv") && separated(b'\t')) => ("TSV", "FILE, sep='\\t'"),
-        () if is_named(".csv") || separated(b',') || separated(b';') => ("CSV", "FILE"),
-        () => return None,
-    };
-    Some(format!(
-        "looks like {form}, which is not read: `pandas.read_csv({how}).to_json(NEW, orient='records', lines=True)` in Python makes JSONL of it"
-    ))
+impl Document {
+    fn note(&self, path: &Path) -> Option<String> {
+        let note = format!(
+            "{}: the rows are the list {}; not read beside it: {}",
+            path.display(),
+            named(&self.lists),
+            named(&self.others)
+        );
+        Some(note).filter(|_| !self.others.is_empty())
+    }
+
+    fn several(&self) -> String {
+        let first = self.lists.first().map_or("", String::as_str).escape_debug().to_string();
+        format!(
+            "holds several lists of objects ({}), and rows are those of one: `jq '.{first}' FILE > NEW` takes one of them",
+            named(&self.lists)
+        )
+    }
+}
+
+/// Names in backquotes, on one line and not too long.
+fn named(names: &[String]) -> String {
+    let short = |name: &String| format!("`{}`", name.chars().take(40).collect::<String>().escape_debug());
+    let listed: Vec<String> = names.iter().take(12).map(short).collect();
+    let more = if names.len() > listed.len() { ", ..." } else { "" };
+    listed.join(", ") + more
+}
+
+/// Whether an object is a document with a list of rows: it has no field of a row.
+fn holds_list(object: &Map<String, Value>) -> bool {
+    let is_list = |value: &Value| value.as_array().is_some_and(|list| list.first().is_some_and(Value::is_object));
+    !object.keys().any(|key| is_field(key)) && object.values().any(is_list)
+}
+
+pub(super) fn too_long(place: &Place, what: &str) -> Error {
+    place.error(format!("the {what} is longer than {} MiB", MAX_ROW_BYTES >> 20))
 }
 
 /// Parses one row.
@@ -212,7 +371,7 @@ fn parse(bytes: &[u8]) -> Parsed {
     let text = std::str::from_utf8(bytes).map_err(|e| format!("not UTF-8 from byte {}", e.valid_up_to() + 1))?;
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => Err(format!("expected one JSON object a line, found {}", kind(&other))),
+        Ok(other) => Err(format!("expected a JSON object, found {}", kind(&other))),
         Err(_) if ["[", "{"].contains(&text.trim_ascii_start()) => Err(
             "malformed JSON: expected one object a line (JSONL) or one list of objects, found the start of an object that spans \
              lines: `jq -c .` puts each on a line"

@@ -27,7 +27,7 @@ pub(super) fn for_each_object(
     let reader = reason(|| SerializedFileReader::new(file)).map_err(|reason| Error::file(path, reason))?;
     let mut rows = reason(|| reader.get_row_iter(None)).map_err(|reason| Error::file(path, reason))?;
     for line in 1.. {
-        let place = Place { path: shared.clone(), line };
+        let place = Place::new(shared.clone(), line);
         match reason(|| rows.next().transpose()).map_err(|reason| place.error(reason))? {
             Some(row) => take(place, Ok(object(&row)))?,
             None if line == 1 => return Err(Error::file(path, "the file holds no rows")),

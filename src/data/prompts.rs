@@ -34,12 +34,13 @@ pub fn read_prompts(path: impl AsRef<Path>, map: &FieldMap) -> Result<Vec<Prompt
 /// As [`super::rows::read_rows`].
 pub fn read_prompt_file(path: impl AsRef<Path>, map: &FieldMap) -> Result<FileRows<Prompt>> {
     let (path, mut rows, mut notes) = (path.as_ref(), Vec::new(), FileNotes::default());
-    for_each_row(path, |place, object| {
+    let mut told = for_each_row(path, |place, object| {
         let fields = Fields::new(&object, map);
         let (instruction, gold) = forms::prompt(&fields)?;
         notes.count(&fields, Some(&instruction));
         rows.push(Prompt { place, instruction, gold });
         Ok(())
     })?;
-    Ok(FileRows { rows, notes: notes.lines(path) })
+    told.extend(notes.lines(path));
+    Ok(FileRows { rows, notes: told })
 }

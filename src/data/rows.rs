@@ -1,6 +1,8 @@
 //! Rows of files: the paper's form, TRL's, LLaMA-Factory's and others, recognised row by row from the fields that are there.
 
+use std::fmt;
 use std::io::BufRead;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -75,14 +77,31 @@ impl Content {
 pub struct Place {
     /// The file.
     pub path: Arc<Path>,
-    /// Its line, from 1.
+    /// Its line, from 1; the row's number in a Parquet file.
     pub line: usize,
+    /// Its number in a JSON list, from 1: many lists stand on one line.
+    pub element: Option<NonZeroU32>,
 }
 
 impl Place {
+    /// The place of a row that is told by its line.
+    pub fn new(path: impl Into<Arc<Path>>, line: usize) -> Self {
+        Self { path: path.into(), line, element: None }
+    }
+
     /// The error of this row.
     pub fn error(&self, reason: impl ToString) -> Error {
-        Error::line(&self.path, self.line, reason)
+        match self.element {
+            Some(number) => Error::line(&self.path, self.line, format!("row {number}: {}", reason.to_string())),
+            None => Error::line(&self.path, self.line, reason),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.line)?;
+        self.element.map_or(Ok(()), |number| write!(f, " (row {number})"))
     }
 }
 
@@ -117,8 +136,9 @@ pub struct FileRows<T> {
     pub notes: Vec<String>,
 }
 
-/// Reads a file of rows, here or on the hub: JSON lines, a JSON list, either compressed with gzip or Zstandard, or Parquet. A byte order
-/// mark, CRLF and blank lines are tolerated.
+/// Reads the rows of a file, a folder, a pattern (`data/*.parquet`), standard input (`-`) or a data set of the hub: JSON lines, a JSON list, an object
+/// that holds one list, CSV or TSV with a header, any of these compressed with gzip or Zstandard, or Parquet. A byte order mark, CRLF and blank
+/// lines are tolerated.
 ///
 /// # Errors
 /// [`Error::Line`] for a malformed line, a missing field, a wrong type, an empty response, or a row that does not serve the
@@ -139,11 +159,12 @@ pub fn read_row_file(
     bad_rows: BadRows,
 ) -> Result<FileRows<Row>> {
     let (path, mut rows) = (path.as_ref(), RowCollector::new(map, purpose, bad_rows));
-    for_each_parsed(path, |place, parsed| rows.take(place, parsed))?;
-    Ok(FileRows { notes: rows.notes.lines(path), rows: rows.rows })
+    let mut notes = for_each_parsed(path, |place, parsed| rows.take(place, parsed))?;
+    notes.extend(rows.notes.lines(path));
+    Ok(FileRows { notes, rows: rows.rows })
 }
 
-/// Reads the rows of JSON lines or of a JSON list; `path` is for messages.
+/// Reads the rows of a text, JSON or a table; `path` is for messages.
 ///
 /// # Errors
 /// As [`read_rows`].
@@ -229,11 +250,24 @@ fn content_for(fields: &Fields, purpose: Purpose) -> std::result::Result<Content
 ///
 /// # Errors
 /// As [`read_rows`].
-pub fn read_objects(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let mut all = Vec::new();
-    for_each_row(path, |_, object| {
-        all.push(object);
+pub fn read_objects(path: &Path) -> Result<FileRows<Map<String, Value>>> {
+    let mut rows = Vec::new();
+    let notes = for_each_row(path, |_, object| {
+        rows.push(object);
         Ok(())
     })?;
-    Ok(all)
+    Ok(FileRows { rows, notes })
+}
+
+/// Reads every row of a text as an object, as it stands there; `path` is for messages.
+///
+/// # Errors
+/// As [`read_rows`].
+pub fn parse_objects(path: &Path, text: impl BufRead) -> Result<FileRows<Map<String, Value>>> {
+    let mut rows = Vec::new();
+    let notes = for_each_object(path, text, |place, parsed| {
+        rows.push(parsed.map_err(|reason| place.error(reason))?);
+        Ok(())
+    })?;
+    Ok(FileRows { rows, notes })
 }

@@ -1,18 +1,19 @@
-//! Where rows are: a file, a pipe, or a file of a data set on the hub (`hf://datasets/org/name/file`); JSON text, by its first bytes also
-//! compressed with gzip or Zstandard, or Parquet.
+//! Where rows are: a file, a folder, a pattern, standard input, or a data set of the hub (`hf://datasets/...`); JSON text or a table (CSV, TSV), by
+//! its first bytes also compressed with gzip or Zstandard, or Parquet.
+
+mod expand;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
+pub use self::expand::{SourceFile, SourceFiles};
 use super::objects::{Parsed, for_each_object};
 use super::rows::Place;
 use crate::error::{Error, Result};
 use crate::files::is_pipe;
-#[cfg(feature = "cli")]
-use crate::model::hub;
 
 /// How every Parquet file begins.
 const PARQUET: &[u8] = b"PAR1";
@@ -21,48 +22,41 @@ const GZIP: &[u8] = b"\x1f\x8b";
 /// First bytes of every Zstandard frame.
 const ZSTANDARD: &[u8] = b"\x28\xb5\x2f\xfd";
 
-/// The file itself, or where the hub's is kept once it is fetched.
+/// Calls `take` with every row as an object; a reason that it returns, or why a row is no object, becomes the row's error. Returns notes on the
+/// files, a line each.
 ///
 /// # Errors
-/// [`Error::File`] where the hub does not give it.
-pub fn local(path: &Path) -> Result<PathBuf> {
-    #[cfg(feature = "cli")]
-    if let Some(file) = path.to_str().and_then(hub::DatasetFile::parse) {
-        return file.and_then(|file| hub::dataset_file(&file)).map_err(|reason| Error::file(path, reason));
-    }
-    Ok(path.into())
-}
-
-/// Calls `take` with every row as an object; a reason that it returns, or why a row is no object, becomes the row's error.
-///
-/// # Errors
-/// [`Error::Line`] of a row, [`Error::File`] where the file cannot be read or has no rows.
+/// [`Error::Line`] of a row, [`Error::File`] where a file cannot be read or has no rows.
 pub(super) fn for_each_row(
     path: &Path,
     mut take: impl FnMut(Place, Map<String, Value>) -> Result<(), String>,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     for_each_parsed(path, |place, parsed| {
         parsed.and_then(|object| take(place.clone(), object)).map_err(|reason| place.error(reason))
     })
 }
 
-/// Calls `take` with every row, or the reason why it is no object.
+/// Calls `take` with every row of the files that a path stands for, or the reason why it is no object. Returns notes on the files.
 ///
 /// # Errors
-/// [`Error::File`] where the file cannot be read or has no rows, [`Error::Line`] of a row that ends the reading; what `take` returns.
-pub(super) fn for_each_parsed(path: &Path, take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<()> {
-    let local = local(path)?;
-    let about = std::fs::metadata(&local).map_err(|e| Error::file(path, e))?;
-    if !about.is_file() && !is_pipe(&about) {
-        return Err(Error::file(path, "is neither a file nor a pipe"));
+/// [`Error::File`] where a file cannot be read or has no rows, [`Error::Line`] of a row that ends the reading; what `take` returns.
+pub(super) fn for_each_parsed(path: &Path, mut take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<Vec<String>> {
+    let SourceFiles { files, mut notes } = SourceFiles::find(path)?;
+    for file in &files {
+        notes.extend(for_each_in(file, &mut take)?);
     }
-    let file = File::open(&local).map_err(|e| Error::file(path, e))?;
-    // A file that grows while it is read ends where it ended; a pipe has no length.
-    let length = if about.is_file() { about.len() } else { u64::MAX };
-    let mut text = BufReader::new(file.take(length));
+    Ok(notes)
+}
+
+fn for_each_in(source: &SourceFile, take: &mut impl FnMut(Place, Parsed) -> Result<()>) -> Result<Vec<String>> {
+    let path = &source.name;
+    let (file, length) = source.open()?;
+    let is_pipe = length.is_none();
+    // A file that grows while it is read ends where it ended.
+    let mut text = BufReader::new(file.take(length.unwrap_or(u64::MAX)));
     let first = text.fill_buf().map_err(|e| Error::file(path, e))?;
     if first.starts_with(PARQUET) {
-        return parquet(path, about.is_file().then_some(local), take);
+        return parquet(path, (!is_pipe).then(|| text.into_inner().into_inner()), take);
     }
     if first.starts_with(GZIP) || first.starts_with(ZSTANDARD) {
         return unpacked(path, text, take);
@@ -70,22 +64,62 @@ pub(super) fn for_each_parsed(path: &Path, take: impl FnMut(Place, Parsed) -> Re
     for_each_object(path, text, take)
 }
 
+impl SourceFile {
+    /// Opens the file. Gives its length, too: none of a pipe.
+    fn open(&self) -> Result<(File, Option<u64>)> {
+        let at = |e: std::io::Error| Error::file(&self.name, e);
+        let Some(place) = &self.place else {
+            return standard_input().map_err(|reason| Error::file(&self.name, reason));
+        };
+        let about = std::fs::metadata(place).map_err(at)?;
+        if !about.is_file() && !is_pipe(&about) {
+            return Err(Error::file(&self.name, "is neither a file nor a pipe"));
+        }
+        Ok((File::open(place).map_err(at)?, about.is_file().then_some(about.len())))
+    }
+}
+
+/// Opens standard input once more: what was read before is gone.
+#[cfg(any(unix, windows))]
+fn standard_input() -> Result<(File, Option<u64>), String> {
+    let input = std::io::stdin();
+    if std::io::IsTerminal::is_terminal(&input) {
+        return Err("is the terminal: give a file, or pipe rows into the program".into());
+    }
+    #[cfg(unix)]
+    let file = std::os::fd::AsFd::as_fd(&input).try_clone_to_owned().map(File::from);
+    #[cfg(windows)]
+    let file = std::os::windows::io::AsHandle::as_handle(&input).try_clone_to_owned().map(File::from);
+    let file = file.map_err(|e| e.to_string())?;
+    // Windows tells nothing of a pipe.
+    let about = file.metadata().ok().filter(|about| about.is_file());
+    Ok((file, about.map(|about| about.len())))
+}
+
+#[cfg(not(any(unix, windows)))]
+fn standard_input() -> Result<(File, Option<u64>), String> {
+    Err("cannot be read here".into())
+}
+
 #[cfg(feature = "cli")]
-fn parquet(path: &Path, file: Option<PathBuf>, take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<()> {
+fn parquet(path: &Path, file: Option<File>, take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<Vec<String>> {
     // Its table of contents stands at its end.
     let file = file.ok_or_else(|| Error::file(path, "Parquet cannot be read from a pipe: give the file"))?;
-    let file = File::open(file).map_err(|e| Error::file(path, e))?;
-    super::parquet::for_each_object(path, file, take)
+    super::parquet::for_each_object(path, file, take).map(|()| Vec::new())
 }
 
 #[cfg(not(feature = "cli"))]
-fn parquet(path: &Path, _file: Option<PathBuf>, _take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<()> {
+fn parquet(path: &Path, _file: Option<File>, _take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<Vec<String>> {
     Err(Error::file(path, "Parquet is read by the command line's build alone"))
 }
 
 /// Reads compressed JSON text as it is unpacked, so that no more is held than a row.
 #[cfg(feature = "cli")]
-fn unpacked(path: &Path, mut packed: impl BufRead, take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<()> {
+fn unpacked(
+    path: &Path,
+    mut packed: impl BufRead,
+    take: impl FnMut(Place, Parsed) -> Result<()>,
+) -> Result<Vec<String>> {
     let is_gzip = packed.fill_buf().map_err(|e| Error::file(path, e))?.starts_with(GZIP);
     let (form, inner): (_, Box<dyn Read + '_>) = if is_gzip {
         ("gzip", Box::new(flate2::bufread::MultiGzDecoder::new(packed)))
@@ -101,7 +135,7 @@ fn unpacked(path: &Path, mut packed: impl BufRead, take: impl FnMut(Place, Parse
 }
 
 #[cfg(not(feature = "cli"))]
-fn unpacked(path: &Path, _packed: impl BufRead, _take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<()> {
+fn unpacked(path: &Path, _packed: impl BufRead, _take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<Vec<String>> {
     Err(Error::file(path, "compressed files are read by the command line's build alone"))
 }
 

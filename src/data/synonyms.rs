@@ -101,6 +101,13 @@ pub(super) fn hint(fields: &Fields, field: &str) -> String {
     if maps.is_empty() { String::new() } else { format!("; it may be `{}`", maps.join("` or `")) }
 }
 
+/// Suggests the columns of texts that nothing was read from, for a prompt that has no known name.
+pub(super) fn any_text(fields: &Fields) -> String {
+    let columns = fields.unread().filter(|column| fields.object[*column].is_string());
+    let maps: Vec<String> = columns.take(3).map(|column| flag("prompt", column)).collect();
+    if maps.is_empty() { String::new() } else { format!("; it may be `{}`", maps.join("` or `")) }
+}
+
 /// Gives the flags that read all of these fields from other columns.
 fn flags(fields: &Fields, all: &[&str]) -> Option<String> {
     let first = |field: &&str| candidates(fields, field).first().map(|column| flag(field, column));

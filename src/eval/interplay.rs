@@ -141,7 +141,7 @@ pub fn read(path: &Path, is_person: bool) -> Result<(File, Option<String>)> {
     let mut judge = None;
     let mut rows = Vec::with_capacity(found.lines.len());
     for (line, object) in &found.lines {
-        let place = Place { path: shared.clone(), line: *line };
+        let place = Place::new(shared.clone(), *line);
         rows.push(Annotated::of(place.clone(), object).map_err(|reason| place.error(reason))?);
         let named = object.get("judge").and_then(Value::as_str).map(String::from);
         if judge.get_or_insert_with(|| named.clone()) != &named {

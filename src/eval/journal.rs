@@ -263,8 +263,7 @@ impl Journal {
     }
 
     fn line(question: &Question<'_>, key: &str, more: Value) -> Value {
-        let place = &question.comparison.place;
-        let row = format!("{}:{}", place.path.display(), place.line);
+        let row = question.comparison.place.to_string();
         let mut line = json!({"key": key, "row": row, "order": question.order});
         if let (Some(line), Value::Object(more)) = (line.as_object_mut(), more) {
             line.extend(more);

@@ -155,8 +155,7 @@ impl<'a> Question<'a> {
 
     /// "rows.jsonl:3, order ba".
     pub fn told(&self) -> String {
-        let place = &self.comparison.place;
-        format!("{}:{}, order {}", place.path.display(), place.line, self.order.name())
+        format!("{}, order {}", self.comparison.place, self.order.name())
     }
 
     /// Its texts by the names that prompts and commands know.

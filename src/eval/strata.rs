@@ -1,12 +1,13 @@
 //! Joint pairs out of conditional preferences: both sides preferred before, both rejected before, or one of each (PAPER section 5).
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 use crate::data::comparisons::{Comparison, Mode, Side, place};
-use crate::data::rows::{Content, Instruction, Row, Text};
+use crate::data::rows::{Content, Instruction, Place, Row, Text};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 
@@ -96,7 +97,7 @@ impl Preference {
         Ok(Self {
             instruction: instruction.clone(),
             responses: [response(chosen)?, response(rejected)?],
-            source: format!("{file}:{}", row.place.line),
+            source: Place { path: Path::new(&file).into(), ..row.place.clone() }.to_string(),
         })
     }
 }

@@ -12,6 +12,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::folder::{MAX_CONFIG_BYTES, read_inside};
 use crate::error::{Error, Result};
 
+pub mod datasets;
+
 const INDEX: &str = "model.safetensors.index.json";
 
 /// What is fetched of a model: no pickles, no duplicates in other formats.
@@ -164,7 +166,7 @@ pub fn is_repository_folder(text: &str) -> bool {
 }
 
 /// What the hub gives or, where it cannot be reached or `HF_HUB_OFFLINE` is set, its cache; `fetch` is told whether only that.
-fn reached(name: &str, fetch: impl Fn(bool) -> Result<PathBuf, HFError>) -> Result<PathBuf, HFError> {
+fn reached<T>(name: &str, fetch: impl Fn(bool) -> Result<T, HFError>) -> Result<T, HFError> {
     let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"));
     if offline {
         return fetch(true);
@@ -172,7 +174,7 @@ fn reached(name: &str, fetch: impl Fn(bool) -> Result<PathBuf, HFError>) -> Resu
     match fetch(false) {
         Err(e @ HFError::Request { .. }) => match fetch(true) {
             Ok(kept) => {
-                note!("{name}: the hub cannot be reached; going on with {}", kept.display());
+                note!("{name}: the hub cannot be reached; going on with what its cache holds");
                 Ok(kept)
             }
             Err(_) => Err(e),
@@ -196,48 +198,14 @@ fn fetch(id: &HubId, patterns: Vec<String>, local_only: bool) -> Result<PathBuf,
     Ok(dir)
 }
 
-/// A file of a data set on the hub.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DatasetFile {
-    /// The data set.
-    pub id: HubId,
-    /// Of the file in it.
-    pub path: String,
-}
-
-impl DatasetFile {
-    /// `hf://datasets/org/name/file` or `hf://datasets/org/name@revision/file`, as huggingface_hub and DuckDB read it: a slash in the
-    /// revision is `%2F`, and `~parquet` is where the hub keeps what it converted. `None` of what is no such address.
-    pub fn parse(text: &str) -> Option<Result<Self, String>> {
-        let rest = text.strip_prefix("hf://")?;
-        let parse = || {
-            let mut parts = rest.strip_prefix("datasets/")?.splitn(3, '/');
-            let (owner, name, path) = (parts.next()?, parts.next()?, parts.next()?);
-            let name = name.replace("%2F", "/").replace("~parquet", "refs/convert/parquet");
-            let id = HubId::parse(&format!("{owner}/{name}"))?;
-            let is_inside = path.split('/').all(|part| !matches!(part, "" | "." | ".."));
-            is_inside.then(|| Self { id, path: path.into() })
-        };
-        Some(
-            parse()
-                .ok_or_else(|| "expected hf://datasets/org/name/file or hf://datasets/org/name@revision/file".into()),
-        )
+/// Whether the hub has what was asked for, and does not give it to this user.
+fn is_refusal(e: &HFError) -> bool {
+    match e {
+        HFError::RepoNotFound { .. } | HFError::AuthRequired { .. } | HFError::Forbidden { .. } => true,
+        // Lists of files.
+        HFError::Http { context } => [401, 403].contains(&context.status.as_u16()),
+        _ => false,
     }
-}
-
-/// Where the hub's file is kept, fetched where it is not yet.
-///
-/// # Errors
-/// The reason in one line, with the way out.
-pub fn dataset_file(file: &DatasetFile) -> Result<PathBuf, String> {
-    let DatasetFile { id: HubId { owner, name, revision }, path } = file;
-    let fetch = |local_only| {
-        let client = HFClient::builder().retry_max_attempts(2).build_sync()?;
-        let data_set = client.dataset(owner, name);
-        let request = data_set.download_file().filename(path).maybe_revision(revision.clone());
-        request.local_files_only(local_only).progress(Meter::default()).send()
-    };
-    reached(path, fetch).map_err(|e| refused(&e, "", "data set", "file"))
 }
 
 /// One line, with the way out.
@@ -246,7 +214,7 @@ fn refused(e: &HFError, before: &str, what: &str, local: &str) -> String {
     let reason = match e {
         HFError::Request { source, .. } => format!("{before}the hub cannot be reached ({source}): {local}"),
         HFError::LocalEntryNotFound { .. } => format!("{before}not in the hub's cache: {local}"),
-        HFError::RepoNotFound { .. } | HFError::AuthRequired { .. } | HFError::Forbidden { .. } => {
+        e if is_refusal(e) => {
             format!("{before}the hub refuses ({e}): for a gated or private {what} set HF_TOKEN, or {local}")
         }
         _ => format!("from the hub: {e}"),
@@ -342,26 +310,6 @@ mod tests {
         let map = r#"{"weight_map": {"a": "here.safetensors", "b": "x/y.safetensors", "c": "x/y.safetensors", "d": "*.safetensors", "e": "f.bin"}}"#;
         std::fs::write(dir.path().join(INDEX), map).unwrap();
         assert_eq!(unusual_shards(dir.path()), ["x/y.safetensors"]);
-    }
-
-    #[test]
-    fn files_of_data_sets() {
-        let parse = |text| DatasetFile::parse(text).unwrap();
-        let file = parse("hf://datasets/a/b/data/tldr/train.json").unwrap();
-        assert_eq!((file.id, file.path.as_str()), (HubId::parse("a/b").unwrap(), "data/tldr/train.json"));
-        for converted in
-            ["hf://datasets/a/b@~parquet/x/0.parquet", "hf://datasets/a/b@refs%2Fconvert%2Fparquet/x/0.parquet"]
-        {
-            let file = parse(converted).unwrap();
-            assert_eq!(file.id.revision.as_deref(), Some("refs/convert/parquet"));
-            assert_eq!(file.path, "x/0.parquet");
-        }
-        for bad in
-            ["hf://a/b/c", "hf://datasets/a/b", "hf://datasets/a/b/", "hf://datasets/a/b/../c", "hf://datasets/../b/c"]
-        {
-            assert!(parse(bad).is_err(), "{bad}");
-        }
-        assert_eq!(DatasetFile::parse("datasets/a/b/c"), None);
     }
 
     #[test]

@@ -270,14 +270,14 @@ fn hh_rlhf_is_cut_before_the_last_turn() {
     let reason = refused(&row("a", "b"), Purpose::Preference);
     assert_eq!(
         reason,
-        "fields `chosen` and `rejected` are texts that don't begin alike, so field `prompt` is needed too"
+        "fields `chosen` and `rejected` are texts that don't begin alike, so field `prompt` is needed too (the row has `chosen`, `rejected`)"
     );
     let reason = refused(&row(turn, &format!("{turn} x")), Purpose::Preference);
     assert_eq!(reason, "the chosen response is empty");
-    let reason = refused(r#"{"query":"Q","chosen":"A b","rejected":"A c"}"#, Purpose::Preference);
-    assert!(reason.ends_with("so field `prompt` is needed too; it may be `--map prompt=query`"), "{reason}");
+    let reason = refused(r#"{"problem":"Q","chosen":"A b","rejected":"A c"}"#, Purpose::Preference);
+    assert!(reason.ends_with("`rejected`); it may be `--map prompt=problem`"), "{reason}");
     let mixed = refused(r#"{"chosen":"A b","rejected":[{"role":"assistant","content":"x"}]}"#, Purpose::Preference);
-    assert_eq!(mixed, "field `chosen` is text, so field `prompt` is needed too");
+    assert_eq!(mixed, "field `chosen` is text, so field `prompt` is needed too (the row has `chosen`, `rejected`)");
 }
 
 #[test]
@@ -373,6 +373,9 @@ fn labels_have_one_meaning() {
         ("0.0", false),
         ("-1", false),
         ("-1.0", false),
+        ("\"1\"", true),
+        ("\"0\"", false),
+        ("\"-1\"", false),
         ("\"false\"", false),
         ("\"False\"", false),
     ] {
@@ -390,7 +393,7 @@ fn labels_have_one_meaning() {
         ("0.5", "0.5"),
         ("-2", "-2"),
         ("\"yes\"", "`yes`"),
-        ("\"1\"", "`1`"),
+        ("\"2\"", "`2`"),
         ("\"\"", "``"),
         ("[]", "a list"),
         ("{}", "an object"),
@@ -434,7 +437,7 @@ fn bad_rows_are_skipped_within_a_limit() {
         ),
         (r#"{"prompt":"Q","completion":"a""#, "malformed JSON: EOF while parsing an object, column 30"),
         (r#"{"prompt":"Q"}"#, "field `completion` is missing"),
-        ("[1]", "expected one JSON object a line, found a list"),
+        ("[1]", "expected a JSON object, found a list"),
         (r#"{"system":"S","prompt":"Q","completion":"a"}"#, "system message"),
     ];
     let mut lines = vec![good.to_string(); 100];

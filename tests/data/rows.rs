@@ -82,7 +82,7 @@ fn bad_rows_name_their_line() {
         ("{", "malformed JSON: expected one object a line (JSONL) or one list of objects, found the start of an object that spans lines: \
              `jq -c .` puts each on a line"
                 .into()),
-        ("[1]", "expected one JSON object a line, found a list".into()),
+        ("[1]", "expected a JSON object, found a list".into()),
         (
             r#"{"i_chosen":"a","r_chosen":"b","i_reject":"c"}"#,
             format!("field `r_reject` is missing (the row has `i_chosen`, `r_chosen`, `i_reject`); a row is one of: {FORMS}"),
@@ -94,7 +94,7 @@ fn bad_rows_name_their_line() {
         (r#"{"prompt":"a","chosen":true,"rejected":"d"}"#, "field `chosen`: expected text or a list of messages, found true or false".into()),
         (
             r#"{"chosen":"b","rejected":"d"}"#,
-            "fields `chosen` and `rejected` are texts that don't begin alike, so field `prompt` is needed too".into(),
+            "fields `chosen` and `rejected` are texts that don't begin alike, so field `prompt` is needed too (the row has `chosen`, `rejected`)".into(),
         ),
         (
             r#"{"chosen":[{"role":"user","content":"Q"},{"role":"assistant","content":"b"}],"rejected":[{"role":"user","content":"R"},{"role":"assistant","content":"d"}]}"#,

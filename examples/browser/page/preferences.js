@@ -76,9 +76,13 @@ async function undo() {
   await changed();
 }
 
-async function replaceRows(text) {
+/** Takes the rows of a file, in any form that the engine reads. */
+async function replaceRows(name, blob) {
   await act("", async () => {
-    session.rows = fromJsonl(text);
+    const isPacked = /\.gz$/i.test(name);
+    const stream = isPacked ? blob.stream().pipeThrough(new DecompressionStream("gzip")) : blob.stream();
+    const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+    session.rows = fromJsonl(await engine.readRows(name, bytes));
     await changed();
   });
 }
@@ -88,10 +92,13 @@ export function setUp() {
   $("pass").onclick = next;
   $("undo").onclick = undo;
   document.querySelectorAll("[name=pairing]").forEach((radio) => (radio.onchange = () => (update(), next())));
-  $("apply-rows").onclick = () => replaceRows($("rows").value);
+  $("apply-rows").onclick = () => {
+    const text = $("rows").value;
+    return text.trim() ? replaceRows("preferences.jsonl", new Blob([text])) : $("clear-rows").onclick();
+  };
   $("load-rows").onchange = async ({ target }) => {
     const [file] = target.files;
-    if (file) await replaceRows(await file.text());
+    if (file) await replaceRows(file.name, file);
     target.value = "";
   };
   $("export-rows").onclick = () => download("preferences.jsonl", new Blob([toJsonl(session.rows)]));

@@ -82,6 +82,7 @@ const methods = {
     engine.sample(instructions, JSON.stringify(settings), (prompt, text) => postMessage({ event: "text", prompt, text })),
 
   demoPrompts: (seed, n) => Engine.demo_prompts(seed, n),
+  readRows: (name, bytes) => Engine.read_rows(name, bytes),
   demoPreferences: (seed, n) => Engine.demo_preferences(seed, n),
 
   begin: (jsonl, settings, kept) =>

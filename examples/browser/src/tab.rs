@@ -8,7 +8,7 @@ use jointwise::config::Defaults;
 use jointwise::data::batch::{Example, Sequence};
 use jointwise::data::dataset::{Dataset, Limits, Overflow};
 use jointwise::data::named_templates::run_time;
-use jointwise::data::rows::{FieldMap, Instruction, Purpose, Text, parse_rows};
+use jointwise::data::rows::{FieldMap, Instruction, Purpose, Text, parse_objects, parse_rows};
 use jointwise::data::template::Template;
 use jointwise::data::tokens::Tokenizer;
 use jointwise::eval::generate::{self, check_length, eos_ids};
@@ -309,6 +309,16 @@ impl Tab {
         })
         .await?;
         ids.iter().map(|ids| shown(ids)).collect()
+    }
+
+    /// Reads a file of rows, JSON or a table, as JSON lines; its name serves messages and tells tables.
+    ///
+    /// # Errors
+    /// Which row, or what of the file, is wrong.
+    pub fn read_rows(name: &str, bytes: &[u8]) -> Result<String> {
+        let rows = parse_objects(Path::new(name), bytes)?.rows;
+        let line = |row| serde_json::to_string(&row).map_err(|e| Error::file(name, e));
+        Ok(rows.into_iter().map(line).collect::<Result<Vec<_>>>()?.join("\n"))
     }
 
     /// Begins a run over preferences in JSONL, or goes on from what [`Self::state`] gave. Says what became of the rows. `on_scored(share)` sees

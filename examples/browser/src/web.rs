@@ -121,6 +121,11 @@ impl Engine {
         Tab::demo_preferences(seed.into(), n as usize).map_err(failed)
     }
 
+    /// A file of rows (JSON lines, a list, CSV, TSV) as JSON lines.
+    pub fn read_rows(name: &str, bytes: &[u8]) -> Js<String> {
+        Tab::read_rows(name, bytes).map_err(failed)
+    }
+
     /// Names of all kernels.
     pub fn kernels() -> Vec<String> {
         card::kernels().into_iter().map(String::from).collect()

@@ -71,7 +71,8 @@ test("errors of files are told on the page", { skip }, async () => {
     }, input, name, text);
     await page.waitForFunction((p) => new RegExp(p).test(document.getElementById("error").textContent), {}, pattern);
   };
-  await told("load-rows", "rows.jsonl", '{"a": 1}\n{', "line 2");
+  await told("load-rows", "rows.jsonl", '{"a": 1}\n{', "rows\\.jsonl:2: malformed JSON");
+  await told("load-rows", "rows.csv", "prompt,chosen,rejected\na,b\n", "rows\\.csv:2: the row has 2 cells");
   await told("load-folder", "model.safetensors", "", "config.json: is missing");
 });
 

@@ -227,7 +227,7 @@ impl<'a> Clock<'a> {
         }
         if let (Some(tasks), true) = (study.tasks, rows.is_empty()) {
             let row = |(i, row): (usize, SftRow)| Row {
-                place: Place { path: Path::new("tasks").into(), line: i + 1 },
+                place: Place::new(Path::new("tasks"), i + 1),
                 content: Content::Single(Text {
                     instruction: Instruction::Plain(row.instruction),
                     response: row.response.into(),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::plan::{Method, Pairs, Preferences, Study, Tasks};
 use crate::cli::args::EvaluateArgs;
 use crate::data::rows::{FieldMap, read_objects};
-use crate::data::source;
+use crate::data::source::{SourceFile, SourceFiles};
 use crate::error::{Error, Result};
 use crate::eval::evaluate::prompts::read;
 use crate::eval::tasks::rows::{held_out, sft, write};
@@ -48,7 +48,7 @@ pub fn tasks(dir: &Path, sizes: &Tasks) -> Result<()> {
 
 /// Rows to judge from two files of responses to the same prompts. Equal responses say nothing, and are left out.
 pub fn comparisons(responses: &[PathBuf; 2], to: &Path) -> Result<()> {
-    let [first, second] = [read_objects(&responses[0])?, read_objects(&responses[1])?];
+    let [first, second] = [read_objects(&responses[0])?.rows, read_objects(&responses[1])?.rows];
     let differ = |(a, b): &(&Map<String, Value>, &Map<String, Value>)| a["response"] != b["response"];
     let row = |(a, b): (&Map<String, Value>, &Map<String, Value>)| json!({"instruction": a["instruction"], "response_0": a["response"], "response_1": b["response"]});
     let n = write(to, first.iter().zip(&second).filter(differ).map(row))?;
@@ -61,16 +61,21 @@ pub fn comparisons(responses: &[PathBuf; 2], to: &Path) -> Result<()> {
     }
 }
 
-/// A file that the study reads, which it does more than once: where it is, the hub's once it is fetched.
+/// Gives the files that a path of a study stands for, which it reads more than once: where they are, the hub's once they are fetched.
 ///
 /// # Errors
 /// [`Error::File`] for what is no regular file.
-pub fn regular(path: &Path) -> Result<PathBuf> {
-    let local = source::local(path)?;
-    match std::fs::metadata(&local).map_err(|e| Error::file(path, e))?.is_file() {
-        true => Ok(local),
-        false => Err(Error::file(path, "is no regular file")),
-    }
+pub fn regular(path: &Path) -> Result<Vec<PathBuf>> {
+    let place = |SourceFile { name, place }: SourceFile| {
+        let Some(place) = place else {
+            return Err(Error::file(path, "can be read only once, and a study reads it again"));
+        };
+        match std::fs::metadata(&place).map_err(|e| Error::file(&name, e))?.is_file() {
+            true => Ok(place),
+            false => Err(Error::file(&name, "is no regular file")),
+        }
+    };
+    SourceFiles::find(path)?.files.into_iter().map(place).collect()
 }
 
 /// Checks what is read only after the first stages have run for hours: preferences, prompts and test rows.
@@ -79,6 +84,9 @@ pub fn regular(path: &Path) -> Result<PathBuf> {
 /// [`Error::File`], and [`Error::Line`] of the first row that could not be read then.
 pub fn check(study: &Study) -> Result<()> {
     study.files().iter().try_for_each(|file| regular(file).map(drop))?;
+    for file in study.files() {
+        SourceFiles::find(&file)?.notes.iter().for_each(|line| note!("note: {line}"));
+    }
     match &study.conditional {
         Preferences::Files(files) => drop(pool(files)?),
         Preferences::Sampled(sample) if sample.data.is_empty() => {}
@@ -98,7 +106,7 @@ pub fn check(study: &Study) -> Result<()> {
 pub fn pool(files: &[PathBuf]) -> Result<Vec<Map<String, Value>>> {
     let mut rows = Vec::new();
     for file in files {
-        rows.extend(read_objects(file)?);
+        rows.extend(read_objects(file)?.rows);
     }
     let mut rng = Rng::new(0, OF_ORDER);
     for i in (1..rows.len()).rev() {

@@ -80,7 +80,7 @@ pub fn comparisons(prompts: &[TestPrompt], ours: &Responses, against: Against<'_
                 Against::Other(other) => json!(other.checkpoint),
             },
         );
-        more.insert("prompt".into(), json!(format!("{}:{}", prompt.place.path.display(), prompt.place.line)));
+        more.insert("prompt".into(), json!(prompt.place.to_string()));
         Comparison {
             place: place(ours.path.clone(), i + 1),
             mode: Mode::Single,

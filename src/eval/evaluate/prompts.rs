@@ -51,8 +51,7 @@ pub fn read(files: &[PathBuf], map: &FieldMap, needs_gold: bool, limit: Option<u
             }
             let text = prompt.instruction.to_text();
             if let Some(&before) = seen.get(&text) {
-                let first = &all[before].place;
-                let reason = format!("the instruction of {}:{} again", first.path.display(), first.line);
+                let reason = format!("the instruction of {} again", all[before].place);
                 return Err(prompt.place.error(reason));
             }
             seen.insert(text.clone(), all.len());

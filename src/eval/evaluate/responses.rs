@@ -63,9 +63,7 @@ impl ResponseFile {
             if row.instruction != prompt.text {
                 let place = &prompt.place;
                 let reason = format!(
-                    "answers another prompt than {}:{}: --data, --limit or the prompts that are too long have changed",
-                    place.path.display(),
-                    place.line
+                    "answers another prompt than {place}: --data, --limit or the prompts that are too long have changed"
                 );
                 return Err(Error::line(path, line, reason));
             }

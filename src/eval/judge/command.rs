@@ -29,11 +29,10 @@ pub struct Program {
 impl Program {
     /// `{"mode", "order", "row", "instruction", "response_a", "response_b", "prompt"}`, for pairs `instruction_a` and `instruction_b`.
     fn input(&self, question: &Question<'_>) -> String {
-        let place = &question.comparison.place;
         let mut row = Map::new();
         row.insert("mode".into(), json!(question.comparison.mode));
         row.insert("order".into(), json!(question.order));
-        row.insert("row".into(), json!(format!("{}:{}", place.path.display(), place.line)));
+        row.insert("row".into(), json!(question.comparison.place.to_string()));
         row.extend(question.texts().into_iter().map(|(name, text)| (name.into(), text.into())));
         row.insert("prompt".into(), self.prompt.render(question).into());
         Value::Object(row).to_string() + "\n"

@@ -1,0 +1,296 @@
+//! CSV and TSV with a header: each record is a row of texts under the header's names. An empty cell counts as absent.
+
+use std::io::{BufRead, Read};
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::fields::NOT_UTF8;
+use super::objects::{MAX_ROW_BYTES, Parsed, is_named, too_long};
+use super::rows::Place;
+use crate::error::{Error, Result};
+
+/// What parts the cells of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Separator {
+    pub by: u8,
+    /// Whether the file's name does not say so.
+    is_guessed: bool,
+}
+
+impl Separator {
+    /// Tells of a separator that the file's name does not.
+    pub fn note(self, path: &Path) -> Option<String> {
+        let by = match self.by {
+            b'\t' => "tabs",
+            b';' => "semicolons",
+            _ => "commas",
+        };
+        self.is_guessed
+            .then(|| format!("{}: is read as a table, its cells parted by {by} as in its first line", path.display()))
+    }
+}
+
+/// Finds what parts a table's cells, from the file's name and the first bytes. `None` of what is JSON, or no table.
+pub(super) fn separator(path: &Path, first: &[u8]) -> Option<Separator> {
+    let first = &first[first.iter().take_while(|byte| is_blank(byte)).count()..];
+    let line = first.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    if matches!(line.trim_ascii_start(), [] | [b'{' | b'[', ..]) {
+        return None;
+    }
+    let parts = |by: &u8| fields(line, *by).len() > 1;
+    let found = b"\t,;".iter().copied().find(parts);
+    let named = if is_named(path, &[".tsv"]) {
+        Some(b'\t')
+    } else {
+        // Spreadsheets write semicolons where a comma stands before decimals.
+        is_named(path, &[".csv"]).then(|| if parts(&b',') { b',' } else { found.unwrap_or(b',') })
+    };
+    match named {
+        Some(by) => Some(Separator { by, is_guessed: is_named(path, &[".csv"]) && by != b',' }),
+        None if is_named(path, &[".json", ".jsonl", ".ndjson"]) => None,
+        None => found.map(|by| Separator { by, is_guessed: true }),
+    }
+}
+
+/// Calls `take` with every record behind the header. Returns whether there is one.
+///
+/// # Errors
+/// [`Error::Line`] for a header that names nothing or a column twice, and a record that is too long or never ends; what `take` returns.
+pub(super) fn for_each_record(
+    text: &mut impl BufRead,
+    by: u8,
+    start: &Place,
+    take: &mut impl FnMut(Place, Parsed) -> Result<()>,
+) -> Result<bool> {
+    let mut records = Records { by, place: start.clone(), record: Vec::new() };
+    let Some((place, _)) = records.next(text)? else { return Ok(false) };
+    let columns = header(&fields(&records.record, by)).map_err(|reason| place.error(reason))?;
+    let mut found = false;
+    while let Some((place, fault)) = records.next(text)? {
+        found = true;
+        let parsed = match fault {
+            Some(reason) => Err(reason.into()),
+            None => row(&columns, &fields(&records.record, by)),
+        };
+        take(place, parsed)?;
+    }
+    Ok(found)
+}
+
+/// Names the columns as pandas does: one without a name by its number.
+fn header(cells: &[Vec<u8>]) -> std::result::Result<Vec<String>, String> {
+    let mut columns: Vec<String> = Vec::new();
+    for (i, cell) in cells.iter().enumerate() {
+        let name =
+            std::str::from_utf8(cell).map_err(|_| format!("column {} of the header is not UTF-8", i + 1))?.trim();
+        let name = if name.is_empty() { format!("Unnamed: {i}") } else { name.to_string() };
+        if columns.contains(&name) {
+            return Err(format!("the header has the column `{}` twice", name.escape_debug()));
+        }
+        columns.push(name);
+    }
+    match cells.iter().all(|cell| cell.trim_ascii().is_empty()) {
+        true => Err("the header names no column".into()),
+        false => Ok(columns),
+    }
+}
+
+/// Makes an object of a record's cells.
+fn row(columns: &[String], cells: &[Vec<u8>]) -> Parsed {
+    if cells.len() != columns.len() {
+        let (n, many) = (cells.len(), if cells.len() == 1 { "cell" } else { "cells" });
+        return Err(format!("the row has {n} {many}, the header {} columns", columns.len()));
+    }
+    let mut object = Map::new();
+    for (column, cell) in columns.iter().zip(cells) {
+        let value = match std::str::from_utf8(cell) {
+            Ok("") => Value::Null,
+            Ok(text) if holds_messages(text) => {
+                return Err(format!(
+                    "column `{}` holds a list of messages as text, which a table cannot: write the data as JSONL or Parquet",
+                    column.escape_debug()
+                ));
+            }
+            Ok(text) => text.into(),
+            Err(_) => Value::Object(Map::from_iter([(NOT_UTF8.into(), Value::Null)])),
+        };
+        object.insert(column.clone(), value);
+    }
+    Ok(object)
+}
+
+/// Whether a text is a list of messages as Python or JSON prints it.
+fn holds_messages(text: &str) -> bool {
+    let inside = text.trim_start().strip_prefix('[').and_then(|text| text.trim_start().strip_prefix('{'));
+    let key = inside.map(str::trim_start).and_then(|text| text.strip_prefix(['"', '\'']));
+    let is_key = |key: &str| {
+        ["role", "content", "from", "value"]
+            .iter()
+            .any(|name| key.starts_with(&format!("{name}'")) || key.starts_with(&format!("{name}\"")))
+    };
+    key.is_some_and(is_key) && ["role", "from"].iter().any(|name| text.contains(name))
+}
+
+/// Parts a record into its cells.
+fn fields(record: &[u8], by: u8) -> Vec<Vec<u8>> {
+    let mut builder = csv::ReaderBuilder::new();
+    builder.has_headers(false).flexible(true).delimiter(by).buffer_capacity(record.len() + 1);
+    let mut reader = builder.from_reader(record);
+    let record = reader.byte_records().next().and_then(std::result::Result::ok).unwrap_or_default();
+    record.iter().map(<[u8]>::to_vec).collect()
+}
+
+/// Whether a byte stands on an empty line. A tab is none: it may part empty cells.
+fn is_blank(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\r' | b'\n')
+}
+
+/// Where a record's bytes are, as it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Within {
+    Start,
+    Plain,
+    Quotes,
+    /// Behind a quote inside of quotes: it ends them, or is the first of two that mean one.
+    Closed,
+}
+
+/// The records of a table, each with the line where it begins.
+struct Records {
+    by: u8,
+    place: Place,
+    record: Vec<u8>,
+}
+
+impl Records {
+    /// Reads the next record into `record`, without its end. Gives its place, and a fault of its quotes.
+    fn next(&mut self, text: &mut impl BufRead) -> Result<Option<(Place, Option<&'static str>)>> {
+        self.record.clear();
+        let (mut within, mut fault, mut start) = (Within::Start, None, self.place.clone());
+        loop {
+            let mut line = text.by_ref().take(MAX_ROW_BYTES + 1 - self.record.len() as u64);
+            let from = self.record.len();
+            let n = line.read_until(b'\n', &mut self.record).map_err(|e| Error::file(&start.path, e))?;
+            if self.record.len() as u64 > MAX_ROW_BYTES {
+                return Err(too_long(&start, "record"));
+            }
+            if n == 0 && within == Within::Quotes {
+                return Err(start.error("a cell's quotes are never closed"));
+            }
+            if n == 0 && from == 0 {
+                return Ok(None);
+            }
+            self.place.line += usize::from(self.record.ends_with(b"\n"));
+            if from == 0 && self.record.iter().all(is_blank) {
+                self.record.clear();
+                start = self.place.clone();
+                continue;
+            }
+            for &byte in &self.record[from..] {
+                within = match (within, byte) {
+                    (Within::Start, b'"') => Within::Quotes,
+                    (Within::Quotes, b'"') => Within::Closed,
+                    (Within::Closed, b'"') | (Within::Quotes, _) => Within::Quotes,
+                    (_, byte) if byte == self.by => Within::Start,
+                    (Within::Closed, b'\r' | b'\n') => Within::Closed,
+                    (Within::Closed, _) => {
+                        fault =
+                            Some("text stands behind the quotes that end a cell: quotes in a cell are written twice");
+                        Within::Plain
+                    }
+                    (Within::Start | Within::Plain, _) => Within::Plain,
+                };
+            }
+            if within != Within::Quotes || n == 0 {
+                let end = self.record.strip_suffix(b"\n").map_or(self.record.len(), <[u8]>::len);
+                self.record.truncate(end);
+                let end = self.record.strip_suffix(b"\r").map_or(self.record.len(), <[u8]>::len);
+                self.record.truncate(end);
+                return Ok(Some((start, fault)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, by: u8) -> Vec<(usize, Result<Value, String>)> {
+        let mut rows = Vec::new();
+        let start = Place::new(Path::new("rows.csv"), 1);
+        let mut take = |place: Place, parsed: Parsed| {
+            rows.push((place.line, parsed.map(Value::Object)));
+            Ok(())
+        };
+        for_each_record(&mut text.as_bytes(), by, &start, &mut take).unwrap();
+        rows
+    }
+
+    #[test]
+    fn records_begin_where_they_stand() {
+        let text = "a,b\r\n\r\n\"one\r\ntwo\",\"say \"\"hi\"\", x\"\r\n\n3,\n";
+        let rows = read(text, b',');
+        assert_eq!(
+            rows,
+            [
+                (3, Ok(serde_json::json!({"a": "one\r\ntwo", "b": "say \"hi\", x"}))),
+                (6, Ok(serde_json::json!({"a": "3", "b": null}))),
+            ]
+        );
+        // Quotes inside of a cell are text; a cell of a tab alone is no blank line.
+        let rows = read("a\tb\n5\" wide\t6\n\t7\n", b'\t');
+        assert_eq!(rows[0].1, Ok(serde_json::json!({"a": "5\" wide", "b": "6"})));
+        assert_eq!(rows[1].1, Ok(serde_json::json!({"a": null, "b": "7"})));
+    }
+
+    #[test]
+    fn faults_are_of_their_row() {
+        let rows = read("a,b\n1\n\"x\" y,2\n1,2,3\n4,5", b',');
+        let reasons: Vec<_> =
+            rows.iter().map(|(line, row)| (*line, row.as_ref().err().map_or("", String::as_str))).collect();
+        assert_eq!(
+            reasons,
+            [
+                (2, "the row has 1 cell, the header 2 columns"),
+                (3, "text stands behind the quotes that end a cell: quotes in a cell are written twice"),
+                (4, "the row has 3 cells, the header 2 columns"),
+                (5, ""),
+            ]
+        );
+        for text in [
+            "[{'role': 'user', 'content': 'x'}]",
+            "[{\"content\": \"x\", \"role\": \"user\"}]",
+            "[ { 'from': 'gpt' } ]",
+        ] {
+            assert!(holds_messages(text), "{text}");
+        }
+        for text in ["[{'roles': 3}]", "[1]", "{'role': 'user'}", "role", "[{'value': 3}]"] {
+            assert!(!holds_messages(text), "{text}");
+        }
+        let open =
+            for_each_record(&mut "a\n1\n\"2\n3".as_bytes(), b',', &Place::new(Path::new("x.csv"), 1), &mut |_, _| {
+                Ok(())
+            });
+        assert_eq!(open.unwrap_err().to_string(), "x.csv:3: a cell's quotes are never closed");
+    }
+
+    #[test]
+    fn separators_are_named_or_told() {
+        let found = |name: &str, line: &str| separator(Path::new(name), line.as_bytes()).map(|s| (s.by, s.is_guessed));
+        assert_eq!(found("x.csv", "a,b;c\n1,2"), Some((b',', false)));
+        assert_eq!(found("x.csv.gz", "text\n1,2"), Some((b',', false)));
+        assert_eq!(found("x.csv", "a;b\n"), Some((b';', true)));
+        assert_eq!(found("x.csv", "\"a,b\";c\n"), Some((b';', true)));
+        assert_eq!(found("x.tsv", "a,b\n"), Some((b'\t', false)));
+        assert_eq!(found("x", "a\tb, c\n"), Some((b'\t', true)));
+        assert_eq!(found("x", "\n\ta\tb\n"), Some((b'\t', true)), "an empty cell stands first");
+        assert_eq!(found("x.txt", "prompt\n1,2"), None);
+        for name in ["x.csv", "x", "x.json"] {
+            assert_eq!(found(name, " {\"a\": 1, \"b\": 2}\n"), None, "{name}");
+        }
+        assert_eq!(found("x.jsonl", "a,b\n"), None);
+    }
+}
