@@ -1,21 +1,27 @@
 //! `generate`: responses to prompts, streamed.
 
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
+use super::Finished;
 use super::args::GenerateArgs;
+use super::interrupt::stop_on_ctrl_c;
 use super::output::Lines;
 use super::session::{self, ChatChoice, Model};
 use crate::config::Defaults;
 use crate::data::prompts::read_prompt_file;
 use crate::data::rows::{FieldMap, Instruction, Place};
+use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result, visible_lines};
 use crate::eval::generate::{Settings, check_length, generate};
+use crate::gpu::Gpu;
 use crate::kernels::sample::Sampling;
+use crate::model::decoder::Decoder;
 
 /// `jointwise generate`.
-pub fn run(args: &GenerateArgs) -> Result<()> {
+pub fn run(args: &GenerateArgs) -> Result<Finished> {
     let mut out = Lines::new(args.out.as_deref(), &args.prompts)?;
     let model = Model::of(&args.model)?;
     let adapter = model.adapter(args.model.adapter.as_deref())?;
@@ -76,38 +82,78 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let gpu = session::open_gpu(&args.model.device)?;
     let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), longest))?;
 
-    let stream = prompts.len() == 1 && !args.json && args.out.is_none() && std::io::stdout().is_terminal();
-    let bar = super::train::bar(if stream { 0 } else { prompts.len() }, "generating");
-    for (group, some) in prompts.chunks(args.batch_size.max(1)).enumerate() {
-        let first = group * args.batch_size.max(1);
-        let mut shown = String::new();
-        let mut so_far = Vec::new();
-        let responses = pollster::block_on(generate(&gpu, &decoder, some, first, &settings, &mut |_, id| {
-            if stream {
-                so_far.push(id);
-                let text = tokenizer.decode(&so_far).unwrap_or_default();
-                // A token may hold a part of a character: wait for the rest.
-                if let Some(more) = text.strip_prefix(shown.as_str()).filter(|m| !m.ends_with('\u{fffd}')) {
-                    let _ = write!(std::io::stdout(), "{}", visible_lines(more));
-                    let _ = std::io::stdout().flush();
-                    shown = text;
+    let asked = Asked { args, gpu: &gpu, decoder: &decoder, tokenizer: &tokenizer, settings, instructions, prompts };
+    let mut n_done = 0;
+    let ended = asked.respond(&mut out, &mut n_done);
+    let n = asked.prompts.len();
+    // What was generated is not lost with what was not.
+    if ended.is_ok() || n_done > 0 {
+        out.finish()?;
+    }
+    if 0 < n_done && n_done < n {
+        note!("note: {n_done} of {n} prompts were answered");
+    }
+    ended
+}
+
+/// Prompts, and what answers them.
+struct Asked<'a> {
+    args: &'a GenerateArgs,
+    gpu: &'a Gpu,
+    decoder: &'a Decoder,
+    tokenizer: &'a Tokenizer,
+    settings: Settings,
+    instructions: Vec<Instruction>,
+    prompts: Vec<Vec<u32>>,
+}
+
+impl Asked<'_> {
+    /// Answers batch after batch, and shows each as soon as it is there; counts the prompts that are done with.
+    fn respond(&self, out: &mut Lines, n_done: &mut usize) -> Result<Finished> {
+        let Self { args, gpu, decoder, tokenizer, settings, instructions, prompts } = self;
+        let (is_rows, batch_size) = (args.json || args.out.is_some(), args.batch_size.max(1));
+        let stream = prompts.len() == 1 && !is_rows && std::io::stdout().is_terminal();
+        // One batch ends at once.
+        let has_more = prompts.len() > batch_size;
+        let stop = has_more.then(|| stop_on_ctrl_c("ending after the prompts under way, whose responses are written"));
+        let bar = super::train::bar(if stream { 0 } else { prompts.len() }, "generating");
+        for some in prompts.chunks(batch_size) {
+            if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+                bar.finish_and_clear();
+                return Ok(Finished::Interrupted);
+            }
+            let first = *n_done;
+            let mut shown = String::new();
+            let mut so_far = Vec::new();
+            let responses = pollster::block_on(generate(gpu, decoder, some, first, settings, &mut |_, id| {
+                if stream {
+                    so_far.push(id);
+                    let text = tokenizer.decode(&so_far).unwrap_or_default();
+                    // A token may hold a part of a character: wait for the rest.
+                    if let Some(more) = text.strip_prefix(shown.as_str()).filter(|m| !m.ends_with('\u{fffd}')) {
+                        let _ = write!(std::io::stdout(), "{}", visible_lines(more));
+                        let _ = std::io::stdout().flush();
+                        shown = text;
+                    }
+                }
+            }))?;
+            for (i, ids) in responses.iter().enumerate() {
+                let response = tokenizer.decode(ids)?;
+                if is_rows {
+                    out.push(&row(&instructions[first + i], &response, &some[i], ids))?;
+                } else if stream {
+                    say!()?;
+                } else {
+                    say!("{response}")?;
                 }
             }
-        }))?;
-        for (i, ids) in responses.iter().enumerate() {
-            let response = tokenizer.decode(ids)?;
-            if args.json || args.out.is_some() {
-                out.push(&row(&instructions[first + i], &response, &some[i], ids))?;
-            } else if stream {
-                say!()?;
-            } else {
-                say!("{response}")?;
-            }
+            out.show()?;
+            *n_done += some.len();
+            bar.inc(some.len() as u64);
         }
-        bar.inc(some.len() as u64);
+        bar.finish_and_clear();
+        Ok(Finished::Whole)
     }
-    bar.finish_and_clear();
-    if args.json || args.out.is_some() { out.finish() } else { Ok(()) }
 }
 
 /// Makes the row of a response, which can be given again: with what else the instruction's row gave to its chat template.

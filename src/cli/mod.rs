@@ -89,7 +89,7 @@ pub fn run() -> ExitCode {
         Command::Train(args) => train::command(args, false),
         Command::Score(args) => score::score(&args).map(Finished::from),
         Command::Grad(args) => score::grad(&args).map(Finished::from),
-        Command::Generate(args) => generate::run(&args).map(Finished::from),
+        Command::Generate(args) => generate::run(&args),
         Command::Merge(args) => merge::run(&args).map(Finished::from),
         Command::Judge(args) => judge::run(*args),
         Command::Interplay(args) => interplay::run(args).map(Finished::from),

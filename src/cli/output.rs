@@ -57,7 +57,7 @@ pub fn text_table(table: &Table) -> String {
     format!("{}\n{}\n{}\n", table.caption, all.iter().map(line).collect::<Vec<_>>().join("\n"), table.note)
 }
 
-/// JSON lines to a file (whole or not at all) or to standard output.
+/// JSON lines to a file, which is written when it is finished, or to standard output, where they can be shown before.
 pub struct Lines {
     path: Option<PathBuf>,
     text: Vec<u8>,
@@ -123,18 +123,24 @@ impl Lines {
         Ok(())
     }
 
+    /// Shows what there is, where it goes to standard output.
+    pub fn show(&mut self) -> Result<()> {
+        if self.path.is_some() {
+            return Ok(());
+        }
+        let mut text = std::mem::take(&mut self.text);
+        if std::io::stdout().is_terminal() {
+            text = visible_json(&String::from_utf8_lossy(&text)).into_bytes();
+        }
+        let mut out = BufWriter::new(std::io::stdout().lock());
+        out.write_all(&text).and_then(|()| out.flush()).map_err(|e| Error::file("standard output", e))
+    }
+
     /// Writes everything.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         match &self.path {
             Some(path) => write_whole(path, |file| file.write_all(&self.text).map_err(|e| Error::file(path, e))),
-            None => {
-                let mut text = self.text;
-                if std::io::stdout().is_terminal() {
-                    text = visible_json(&String::from_utf8_lossy(&text)).into_bytes();
-                }
-                let mut out = BufWriter::new(std::io::stdout().lock());
-                out.write_all(&text).and_then(|()| out.flush()).map_err(|e| Error::file("standard output", e))
-            }
+            None => self.show(),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! `score` and `grad`: the whole file as one batch.
 
+use std::sync::atomic::AtomicBool;
+
 use serde_json::{Value, json};
 
-use super::args::{GradArgs, ScoreArgs};
+use super::args::{GradArgs, ObjectiveArgs, ScoreArgs};
 use super::output::{Lines, check_place};
 use super::session::{self, Model};
 use crate::config::{Defaults, ReferenceChoice};
@@ -17,15 +19,15 @@ use crate::model::load::{LoadOptions, Trained};
 use crate::model::save::{OutputDtype, Planned, write_safetensors};
 use crate::model::trace::Keep;
 use crate::model::weights::Training;
-use crate::objective::{Loss, Preference, Sums};
+use crate::objective::{Preference, Sums};
 use crate::train::metrics::Accumulator;
 use crate::train::outcome::{Outcome, Reference, known};
-use crate::train::similarity;
+use crate::train::reference::{OtherModel, ReferenceModel, ReferenceScorer, Rows, Scoring, Watch};
 use crate::train::steps::tally;
 use crate::train::trainer::{self, Scored, Trainer};
 
 /// The decoder's scores of all sequences, at most `max_tokens` a forward pass.
-pub fn scores(gpu: &Gpu, decoder: &Decoder, data: &Dataset, with_lora: bool, max_tokens: usize) -> Result<Vec<Scored>> {
+fn scores(gpu: &Gpu, decoder: &Decoder, data: &Dataset, with_lora: bool, max_tokens: usize) -> Result<Vec<Scored>> {
     let examples: Vec<&Example> = data.examples.iter().collect();
     let bar = super::train::bar(examples.len(), "scoring");
     let scored = pollster::block_on(trainer::score(gpu, decoder, &examples, with_lora, true, max_tokens, &mut |n| {
@@ -46,59 +48,42 @@ fn finite(data: &Dataset, scored: Vec<Scored>) -> Result<Vec<Scored>> {
     }
 }
 
-/// The reference's scores (the objective's sums) of each example, by policy scores or another pass. `other`: the model of the choice.
-#[expect(clippy::too_many_arguments, reason = "the policy, and what tells its reference")]
-pub fn reference_scores(
+/// What is known of all rows before their losses are: the reference's scores (by `scored`, the policy's own, where that is the reference and they are
+/// there) and, where a loss compares them, the directions of instructions. `other`: the model of the choice.
+fn references(
     gpu: &Gpu,
     decoder: &Decoder,
     data: &Dataset,
-    choice: &ReferenceChoice,
-    p: &Preference,
-    policy: Option<&[Scored]>,
-    max_tokens: usize,
+    args: &ObjectiveArgs,
+    scored: Option<&[Scored]>,
     other: Option<&Model>,
-) -> Result<Vec<[f64; 2]>> {
-    let by_example = |scored: &[Scored]| -> Vec<[f64; 2]> {
-        let mut rest = scored.iter().map(|s| s.sums.score(p.objective));
-        let of = |e: &Example| {
-            let first = rest.next().unwrap_or_default();
-            [first, if e.sequences.len() == 2 { rest.next().unwrap_or_default() } else { 0.0 }]
-        };
-        data.examples.iter().map(of).collect()
-    };
-    Ok(match (choice, policy) {
-        _ if !p.needs_reference() => vec![[0.0; 2]; data.examples.len()],
-        (ReferenceChoice::Initial, Some(policy)) => by_example(policy),
-        (ReferenceChoice::Initial, None) => by_example(&scores(gpu, decoder, data, true, max_tokens)?),
-        (ReferenceChoice::Base, _) => by_example(&scores(gpu, decoder, data, false, max_tokens)?),
-        (ReferenceChoice::Model(name), _) => {
-            let model = other.ok_or_else(|| Error::flag("reference", format!("{name} was not opened")))?;
-            if model.description.vocab != decoder.description.vocab {
-                let (theirs, ours) = (model.description.vocab, decoder.description.vocab);
-                return Err(Error::flag("reference", format!("{name} has {theirs} tokens, the policy {ours}")));
-            }
-            let decoder = model.load(gpu, &session::frozen(model.base, None, session::longest(data)))?;
-            by_example(&scores(gpu, &decoder, data, true, max_tokens)?)
-        }
-    })
-}
-
-/// Those scores with the directions of the instructions, where a loss compares them.
-pub fn with_directions(
-    gpu: &Gpu,
-    decoder: &Decoder,
-    data: &Dataset,
-    p: &Preference,
-    scores: Vec<[f64; 2]>,
-    max_tokens: usize,
 ) -> Result<Vec<Reference>> {
-    let mut references: Vec<Reference> = scores.into_iter().map(Reference::from).collect();
-    if p.loss.has(Loss::Rpo) {
-        let examples: Vec<&Example> = data.examples.iter().collect();
-        let directions = pollster::block_on(similarity::directions(gpu, decoder, &examples, max_tokens))?;
-        references.iter_mut().zip(directions).for_each(|(r, d)| r.directions = d);
+    let (p, longest) = (session::preference(args)?, session::longest(data));
+    let model = match (session::reference(args), other) {
+        (_, Some(model)) => {
+            let load = || model.load(gpu, &session::frozen(model.base, None, longest));
+            ReferenceModel::Other(OtherModel::new(load))
+        }
+        (ReferenceChoice::Base, None) => ReferenceModel::WithoutAdapter,
+        (_, None) => ReferenceModel::Untrained,
+    };
+    let mut scorer = ReferenceScorer::new(gpu, &p, model, Defaults::SCORE_TOKENS, None);
+    let n = data.examples.len();
+    let mut known = scorer.rows(n);
+    let mut rows = Rows { examples: &data.examples, references: &mut known };
+    if let (Some(scored), true) = (scored, scorer.precedes_steps()) {
+        scorer.take(&mut rows, scored);
     }
-    Ok(references)
+    let bar = super::train::bar(n, "scoring the reference");
+    let tell = &mut |scoring: &Scoring<'_>| {
+        if let Scoring::Rows { done, .. } = scoring {
+            bar.set_position(*done as u64);
+        }
+    };
+    let (stop, all) = (AtomicBool::new(false), (0..n).collect::<Vec<_>>());
+    pollster::block_on(scorer.find(decoder, &mut rows, &all, &mut Watch { stop: &stop, tell }))?;
+    bar.finish_and_clear();
+    Ok(all.iter().map(|&row| known.get(row)).collect())
 }
 
 fn side_of(scored: &Scored, example: &Example, index: usize, p: &Preference, tokens: bool) -> Value {
@@ -141,10 +126,8 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
         return Err(Error::file(data.place(single.row), "holds one text, the rows before it pairs"));
     }
     let references = if args.objective.reference.is_some() || !p.needs_reference() {
-        let (choice, most) = (session::reference(&args.objective), Defaults::SCORE_TOKENS);
-        let other = session::reference_model(&choice, model.base)?;
-        let scores = reference_scores(&gpu, &decoder, &data, &choice, &p, Some(&scored), most, other.as_ref())?;
-        Some(with_directions(&gpu, &decoder, &data, &p, scores, most)?)
+        let other = session::reference_model(&session::reference(&args.objective), &model)?;
+        Some(references(&gpu, &decoder, &data, &args.objective, Some(&scored), other.as_ref())?)
     } else {
         None
     };
@@ -246,10 +229,8 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     let (goal, reference) = if args.sft {
         (Goal::Sft, Vec::new())
     } else {
-        let choice = session::reference(&args.objective);
-        let (most, other) = (Defaults::SCORE_TOKENS, session::reference_model(&choice, model.base)?);
-        let scores = reference_scores(&gpu, &decoder, &data, &choice, &p, None, most, other.as_ref())?;
-        (Goal::Preference(p), with_directions(&gpu, &decoder, &data, &p, scores, most)?)
+        let other = session::reference_model(&session::reference(&args.objective), &model)?;
+        (Goal::Preference(p), references(&gpu, &decoder, &data, &args.objective, None, other.as_ref())?)
     };
     let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
     let examples: Vec<&Example> = data.examples.iter().collect();

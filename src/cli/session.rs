@@ -452,11 +452,14 @@ pub fn reference(args: &ObjectiveArgs) -> ReferenceChoice {
 }
 
 /// The model of a reference that is another checkpoint, opened once: what is hashed is what scores.
-pub fn reference_model(choice: &ReferenceChoice, base: BaseDtype) -> Result<Option<Model>> {
-    match choice {
-        ReferenceChoice::Model(name) => Model::reference(name, base).map(Some),
-        ReferenceChoice::Initial | ReferenceChoice::Base => Ok(None),
+pub fn reference_model(choice: &ReferenceChoice, policy: &Model) -> Result<Option<Model>> {
+    let ReferenceChoice::Model(name) = choice else { return Ok(None) };
+    let model = Model::reference(name, policy.base)?;
+    let (theirs, ours) = (model.description.vocab, policy.description.vocab);
+    if theirs != ours {
+        return Err(Error::flag("reference", format!("{name} has {theirs} tokens, the policy {ours}")));
     }
+    Ok(Some(model))
 }
 
 /// The longest sequence of some data.

@@ -15,8 +15,7 @@ use super::interrupt::stop_on_ctrl_c;
 use super::merge::dtype;
 use super::output::command_line;
 use super::output_folder::OutputFolder;
-use super::reference_cache::ReferenceCache;
-use super::score::{reference_scores, with_directions};
+use super::reference_cache;
 use super::session::{self, ChatChoice, Model};
 use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettings, at_least_one};
 use crate::data::dataset::Dataset;
@@ -28,6 +27,7 @@ use crate::files::not_a_link;
 use crate::gpu::{Caps, Gpu, Ledger, MatmulPrecision};
 use crate::kernels::objective::Goal;
 use crate::model::card::Card;
+use crate::model::decoder::Decoder;
 use crate::model::load::{LoadOptions, Trained};
 use crate::model::peft::{Adapter, write_adapter};
 use crate::model::save::{OutputDtype, Staging, save_model, write_side_files, write_text};
@@ -36,12 +36,12 @@ use crate::model::weights::{self, BaseDtype, Source, Training};
 use crate::objective::Objective;
 use crate::train::checkpoint;
 use crate::train::metrics::{self, METRICS};
-use crate::train::outcome::Reference;
+use crate::train::reference::{OtherModel, ReferenceModel, ReferenceScorer, Rows};
 use crate::train::report::{self, Report};
-use crate::train::run::{self, BEST, Cadence, EVENTS, Ended, Event, Output};
+use crate::train::run::{self, BEST, Cadence, EVENTS, Ended, Event, Output, RunData};
 use crate::train::schedule::Shape;
+use crate::train::score_store::ScoreStore;
 use crate::train::state::State;
-use crate::train::steps::Rows;
 use crate::train::trainer::{Optimiser, Rehearsal, Trainer, largest_micro_batch, rehearse, reserve};
 
 /// The curves' file.
@@ -144,9 +144,8 @@ pub fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Everything that a score depends on but the tokens: weights and how they are held, configuration, adapter.
-fn model_hash(model: &Model, adapter: Option<&Adapter>) -> Result<String> {
-    let digest = model.checkpoint.digest()?;
+/// Everything that a score depends on but the tokens: weights, by their digest, and how they are held, configuration, adapter.
+fn model_hash(model: &Model, digest: &str, adapter: Option<&Adapter>) -> String {
     let description = format!("{:?}", model.description);
     let mut parts: Vec<&[u8]> = vec![digest.as_bytes(), model.base.name().as_bytes(), description.as_bytes()];
     let scale = adapter.map_or([0; 4], |a| a.lora.scale.to_le_bytes());
@@ -158,7 +157,7 @@ fn model_hash(model: &Model, adapter: Option<&Adapter>) -> Result<String> {
     if adapter.is_some_and(|a| !a.lora.exceptions.is_empty()) {
         parts.push(exceptions.as_bytes());
     }
-    Ok(hash(parts))
+    hash(parts)
 }
 
 /// Everything before the first step.
@@ -170,19 +169,14 @@ struct Prepared {
     eval: Option<Dataset>,
     /// The model of `--reference`, where it is another checkpoint, and what [`model_hash`] makes of it.
     reference: Option<(Model, String)>,
-    /// What [`model_hash`] makes of the policy.
+    /// What [`model_hash`] makes of the policy, and of its base model alone.
     model_hash: String,
+    base_hash: String,
     fingerprint: String,
     /// The time that the chat template prints, where it prints one.
     time: Option<u64>,
     /// The source of `--chat-template`, which goes with the result.
     chat_template: Option<String>,
-}
-
-impl Prepared {
-    fn reference_hash(&self) -> &str {
-        self.reference.as_ref().map_or("", |(_, hash)| hash)
-    }
 }
 
 /// What a reference is called where contents count: another checkpoint is told by its hash.
@@ -212,18 +206,52 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let eval = args.eval_data.clone().map(|file| session::dataset(&args.data, &[file], &model, &tokenizer, purpose));
     let eval = eval.transpose()?;
     let choice = session::reference(&args.objective);
-    let reference = if sft { None } else { session::reference_model(&choice, model.base)? };
-    let reference = reference.map(|model| model_hash(&model, None).map(|hash| (model, hash))).transpose()?;
+    let reference = if sft { None } else { session::reference_model(&choice, &model)? };
+    let hashed = |model: Model| {
+        let hash = model_hash(&model, &model.checkpoint.digest()?, None);
+        Ok((model, hash))
+    };
+    let reference = reference.map(hashed).transpose()?;
     let of_reference = reference.as_ref().map_or("", |(_, hash)| hash);
     let of_reference = format!("{} {of_reference}", reference_kind(&choice));
     let text = serde_json::to_string(&settings).map_err(|e| Error::file("settings", e))?;
-    let model_hash = model_hash(&model, adapter.as_ref())?;
+    let digest = model.checkpoint.digest()?;
+    let [model_hash, base_hash] = [adapter.as_ref(), None].map(|adapter| model_hash(&model, &digest, adapter));
     let rows = [data.content_hash(), eval.as_ref().map_or(String::new(), Dataset::content_hash)];
     let precision = args.model.device.matmul_precision.clone();
     let precision = precision.unwrap_or_else(|| MatmulPrecision::Highest.name().into());
     let parts = [&text, &rows[0], &rows[1], &model_hash, &of_reference, &precision];
     let fingerprint = hash(parts.map(String::as_bytes));
-    Ok(Prepared { settings, model, adapter, data, eval, reference, model_hash, fingerprint, time, chat_template })
+    Ok(Prepared {
+        settings,
+        model,
+        adapter,
+        data,
+        eval,
+        reference,
+        model_hash,
+        base_hash,
+        fingerprint,
+        time,
+        chat_template,
+    })
+}
+
+/// Whether the adapter that a run starts from is kept beside the one that it trains: it is the reference, and is more than the model without an adapter.
+pub fn keeps_start(args: &TrainArgs, settings: &TrainSettings, adapter: Option<&Adapter>) -> bool {
+    let is_new = |adapter: &Adapter| adapter.lora.modules.values().all(|(_, b)| b.iter().all(|&x| x == 0.0));
+    session::reference(&args.objective) == ReferenceChoice::Initial
+        && settings.preference.is_some_and(|p| p.needs_reference())
+        && adapter.is_some_and(|adapter| !is_new(adapter))
+}
+
+/// Loads the policy of a run.
+pub fn load(model: &Model, gpu: &Gpu, options: &LoadOptions, keeps_start: bool) -> Result<Decoder> {
+    let mut decoder = model.load(gpu, options)?;
+    if keeps_start {
+        decoder.keep_start(gpu);
+    }
+    Ok(decoder)
 }
 
 /// How the decoder is built for training.
@@ -324,33 +352,28 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
     train(&args, sft, &p, &gpu, &out)
 }
 
-/// What is known of training and evaluation rows before they are learnt from.
-fn references(
-    args: &TrainArgs,
-    p: &Prepared,
-    gpu: &Gpu,
-    decoder: &crate::model::decoder::Decoder,
+/// What scores the rows with the reference as the run comes to them, and keeps the scores.
+fn reference_scorer<'a>(
+    p: &'a Prepared,
+    gpu: &'a Gpu,
+    keeps_start: bool,
+    longest: usize,
     max_tokens: usize,
-) -> Result<[Vec<Reference>; 2]> {
-    let Some(preference) = &p.settings.preference else { return Ok([Vec::new(), Vec::new()]) };
-    let choice = session::reference(&args.objective);
-    let cache = ReferenceCache::new();
-    let scores = |data: &Dataset| {
-        if !preference.needs_reference() {
-            return Ok(vec![[0.0; 2]; data.examples.len()]);
+) -> ReferenceScorer<'a> {
+    let Some(preference) = &p.settings.preference else { return ReferenceScorer::unneeded(gpu) };
+    // Trained values that are rounded on loading score otherwise. Frozen ones are not trained here.
+    let (params, frozen) = (p.settings.param_dtype.name(), "frozen");
+    let (model, contents) = match &p.reference {
+        Some((model, hash)) => {
+            let load = move || model.load(gpu, &session::frozen(model.base, None, longest));
+            (ReferenceModel::Other(OtherModel::new(load)), [hash, frozen])
         }
-        let (rows, objective) = (data.content_hash(), format!("{:?}", preference.objective));
-        // Values that are rounded on loading score otherwise.
-        let params = p.settings.param_dtype.name();
-        let contents = [p.model_hash.as_str(), params, p.reference_hash(), &rows, reference_kind(&choice), &objective];
-        let key = ReferenceCache::key(gpu.caps(), &contents);
-        let other = p.reference.as_ref().map(|(model, _)| model);
-        cache.get(&key, data.examples.len(), || {
-            reference_scores(gpu, decoder, data, &choice, preference, None, max_tokens, other)
-        })
+        None if keeps_start => (ReferenceModel::Start, [&p.model_hash, params]),
+        None if p.adapter.is_some() => (ReferenceModel::WithoutAdapter, [&p.base_hash, frozen]),
+        None => (ReferenceModel::Untrained, [&p.model_hash, params]),
     };
-    let references = |data: &Dataset| with_directions(gpu, decoder, data, preference, scores(data)?, max_tokens);
-    Ok([references(&p.data)?, p.eval.as_ref().map_or(Ok(Vec::new()), references)?])
+    let store = ScoreStore::open(&reference_cache::folder(gpu.caps(), &contents));
+    ReferenceScorer::new(gpu, preference, model, max_tokens, Some(store))
 }
 
 fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Result<Ended> {
@@ -359,8 +382,10 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     let goal = p.settings.preference.map_or(Goal::Sft, Goal::Preference);
     let (examples, share_prefix) = (p.data.examples.iter().collect::<Vec<_>>(), p.settings.share_prefix);
     let largest = largest_micro_batch(&examples, p.settings.batch_size, share_prefix);
+    let keeps_start = keeps_start(args, &p.settings, p.adapter.as_ref());
     let (keep, Rehearsal { ledger, .. }) = choose_keep(args, gpu.caps(), &|keep| {
-        rehearse(gpu.caps(), |gpu| p.model.load(gpu, &options), &goal, &largest, share_prefix, keep)
+        let load = |gpu: &Gpu| load(&p.model, gpu, &options, keeps_start);
+        rehearse(gpu.caps(), load, &goal, &largest, share_prefix, keep)
     })?;
     if keep != Keep::Everything && args.recompute.is_none_or(|r| r == RecomputeArg::Auto) {
         note!("note: --recompute {} is chosen: keeping more does not fit the device's memory", keep.recompute());
@@ -370,14 +395,19 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
         let (takes, has) = (mib(ledger.peak_bytes()), mib(gpu.caps().memory_bytes.unwrap_or_default()));
         note!("warning: the run takes {takes} MiB, and {} has {has} MiB: it may fail or be slow", gpu.caps().name);
     }
-    let decoder = p.model.load(gpu, &options)?;
+    let decoder = load(&p.model, gpu, &options, keeps_start)?;
     let cost = reserve(gpu, &decoder, &goal, &largest, share_prefix, keep);
     // A pass without gradients never needs more memory than the steps that follow it.
     let max_tokens = cost.tokens.min(Defaults::SCORE_TOKENS);
-    let [reference, eval_reference] = references(args, p, gpu, &decoder, max_tokens)?;
+    let scorer = reference_scorer(p, gpu, keeps_start, longest, max_tokens);
+    let eval = p.eval.as_ref().map_or(&[][..], |eval| &eval.examples);
+    let (mut known, mut known_of_eval) = (scorer.rows(p.data.examples.len()), scorer.rows(eval.len()));
+    let mut data = RunData {
+        rows: Rows { examples: &p.data.examples, references: &mut known },
+        eval: p.eval.is_some().then(|| Rows { examples: eval, references: &mut known_of_eval }),
+        scorer,
+    };
     let trainer = Trainer { gpu, decoder, goal, share_prefix, keep, seed: p.settings.seed };
-    let rows = Rows { examples: &p.data.examples, reference: &reference };
-    let eval = p.eval.as_ref().map(|e| Rows { examples: &e.examples, reference: &eval_reference });
     let max_steps = p.settings.max_steps(p.data.examples.len());
     let trained: usize = trainer.decoder.trained_weights().iter().map(|w| w.rows * w.cols).sum();
     note!("{trained} parameters trained, {} rows, {max_steps} steps on {}", p.data.examples.len(), gpu.caps().name);
@@ -402,8 +432,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     let ended = pollster::block_on(run::run(
         &trainer,
         &p.settings,
-        &rows,
-        eval.as_ref(),
+        &mut data,
         &output,
         stop_on_ctrl_c("ending after this step, with a checkpoint"),
         &mut |e| {
@@ -567,6 +596,25 @@ struct Progress {
     every: usize,
     max_steps: usize,
     plain: bool,
+    scoring: Option<ScoringProgress>,
+}
+
+/// A pass of reference scores on its way.
+struct ScoringProgress {
+    started: Instant,
+    /// When a line told of it last.
+    told: Instant,
+}
+
+impl ScoringProgress {
+    /// Seconds between lines where there is no terminal.
+    const EVERY: f64 = 10.0;
+
+    /// "reference: 1200 of 4000 rows scored, 35 s left".
+    fn text(&self, done: usize, total: usize) -> String {
+        let left = self.started.elapsed().as_secs_f64() / done.max(1) as f64 * (total - done) as f64;
+        format!("reference: {done} of {total} rows scored, {left:.0} s left")
+    }
 }
 
 impl Progress {
@@ -578,7 +626,7 @@ impl Progress {
             _ => ProgressBar::hidden(),
         };
         bar.enable_steady_tick(Duration::from_millis(500));
-        Self { bar, every: every.max(1), max_steps, plain }
+        Self { bar, every: every.max(1), max_steps, plain, scoring: None }
     }
 
     /// The first step compiles kernels, for seconds on some devices.
@@ -587,6 +635,21 @@ impl Progress {
         gpu.on_compile(Some(Box::new(move |done, total| {
             bar.set_message(format!("compiling kernels: {done}/{total}"))
         })));
+    }
+
+    /// Tells how far a pass of reference scores is, where that takes long.
+    fn scored(&mut self, done: usize, total: usize) {
+        let now = Instant::now();
+        let scoring = self.scoring.get_or_insert(ScoringProgress { started: now, told: now });
+        let text = scoring.text(done, total);
+        if self.plain && (now - scoring.told).as_secs_f64() >= ScoringProgress::EVERY {
+            scoring.told = now;
+            note!("{text}");
+        }
+        self.bar.set_message(text);
+        if done == total {
+            self.scoring = None;
+        }
     }
 
     fn event(&mut self, event: &Event) {
@@ -606,6 +669,7 @@ impl Progress {
             }
             Event::Damaged(error) => format!("note: {error}: going on from an older checkpoint"),
             Event::Note(note) => format!("note: {note}"),
+            Event::Scored { done, total } => return self.scored(*done, *total),
         };
         match event {
             Event::Step(m) => {
@@ -622,7 +686,7 @@ impl Progress {
                     self.bar.println(format!("step {}  {text}", m.step))
                 }
             }
-            Event::Damaged(_) | Event::Note(_) => note!("{text}"),
+            Event::Damaged(_) | Event::Note(_) | Event::Scored { .. } => note!("{text}"),
         }
     }
 }

@@ -40,11 +40,15 @@ impl Order {
 
     /// The next at most `count` rows; fewer at the end of an epoch, which no batch crosses; none only where there are no rows.
     pub fn take(&mut self, count: usize) -> Vec<usize> {
-        let end = (self.position.taken + count).min(self.rows.len());
-        let taken = self.rows[self.position.taken..end].to_vec();
-        self.position.taken = end;
+        let taken = self.next_rows(count).to_vec();
+        self.position.taken += taken.len();
         self.turn();
         taken
+    }
+
+    /// The rows that [`Order::take`] will give.
+    pub fn next_rows(&self, count: usize) -> &[usize] {
+        &self.rows[self.position.taken..(self.position.taken + count).min(self.rows.len())]
     }
 
     fn turn(&mut self) {
@@ -52,6 +56,16 @@ impl Order {
             self.position = Position { epoch: self.position.epoch + 1, taken: 0 };
             self.rows = epoch_order(self.rows.len(), self.seed, self.position.epoch, self.shuffle);
         }
+    }
+
+    /// Rows of an epoch.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
     }
 
     /// To be saved with a checkpoint.

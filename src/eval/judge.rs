@@ -19,6 +19,7 @@ mod pool;
 pub mod prompt;
 #[cfg(feature = "cli")]
 mod shell;
+mod token_group;
 pub mod verdict_reader;
 
 use std::sync::atomic::AtomicBool;

@@ -31,7 +31,7 @@ pub fn inverse_frequencies(rope: &Rope) -> Vec<f64> {
 }
 
 /// cos and sin of every angle up to a position, on the device.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Turns {
     table: Slot,
     half: usize,

@@ -17,7 +17,7 @@ use crate::kernels::rope::{Heads, Turns, rope};
 use crate::kernels::{add, gather, layernorm, rmsnorm};
 
 /// A norm on the device.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Norm {
     /// (D) or (E).
     pub w: Weight,
@@ -26,7 +26,7 @@ pub struct Norm {
 }
 
 /// A layer's weights.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LayerWeights {
     /// Before attention.
     pub attn_norm: Norm,
@@ -69,6 +69,8 @@ pub struct Decoder {
     pub saved_dtype: SavedDtype,
     /// Names of the trained parameters and their state.
     pub arena: super::weights::Arena,
+    /// This decoder with the adapter that it was loaded with, where that is kept ([`Decoder::keep_start`]).
+    pub start: Option<Box<Decoder>>,
 }
 
 /// Packed tokens on the device.

@@ -9,7 +9,7 @@ use crate::kernels::matmul::{Epilogue, Matrix, Operands, Orientation, Product, S
 use crate::kernels::storage::Storage;
 
 /// A linear layer on the device.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Linear {
     /// Name and place.
     pub module: Module,
@@ -22,7 +22,7 @@ pub struct Linear {
 }
 
 /// A low-rank addition.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Lora {
     /// (R, n_in).
     pub a: Weight,

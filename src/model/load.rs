@@ -8,7 +8,7 @@ use super::description::{Description, Module, NormKind, TensorSpec};
 use super::linear::{Linear, Lora};
 use super::weights::{Arena, BaseDtype, Source, TrainedSpec, Training, Weight, frozen};
 use crate::error::Result;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Role};
 use crate::kernels::rope::Turns;
 
 /// A low-rank addition to build: its modules and initial values.
@@ -134,7 +134,34 @@ impl Decoder {
             turns,
             saved_dtype: options.training.saved_dtype,
             arena,
+            start: None,
         })
+    }
+
+    /// Keeps the adapter as it is now, beside the one that is trained: a reference while steps change the other. All else is shared.
+    pub fn keep_start(&mut self, gpu: &Gpu) {
+        let mut layers = self.layers.clone();
+        let mut rec = gpu.record();
+        for lora in layers.iter_mut().flat_map(LayerWeights::linears_mut).filter_map(|l| l.lora.as_mut()) {
+            for part in lora.a.parts.iter_mut().chain(&mut lora.b.parts) {
+                let copy = gpu.lasting(Role::Frozen, part.w.len());
+                rec.copy(&part.w, &copy);
+                (part.w, part.d_w) = (copy, None);
+            }
+        }
+        rec.submit();
+        self.start = Some(Box::new(Self {
+            description: self.description.clone(),
+            embedding: self.embedding.clone(),
+            position_embedding: self.position_embedding.clone(),
+            layers,
+            final_norm: self.final_norm.clone(),
+            head: self.head.clone(),
+            turns: self.turns.clone(),
+            saved_dtype: self.saved_dtype,
+            arena: Arena::default(),
+            start: None,
+        }));
     }
 
     /// Every weight of the checkpoint, for saving and for gradients.
@@ -168,6 +195,12 @@ impl Decoder {
     pub fn trained_weights(&self) -> Vec<&Weight> {
         let own = self.weights().into_iter().filter(|w| w.trained());
         own.chain(self.adapter().into_iter().flat_map(|(_, a, b)| [a, b])).collect()
+    }
+}
+
+impl LayerWeights {
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.qkv.iter_mut().chain([&mut self.out]).chain(&mut self.up).chain([&mut self.down])
     }
 }
 

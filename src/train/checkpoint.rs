@@ -118,11 +118,8 @@ pub fn resume(gpu: &Gpu, arena: &Arena, dir: &Path, fingerprint: &str) -> Result
     let mut found = Resumed::default();
     for (_, checkpoint) in list(dir).into_iter().rev() {
         let opened = open(&checkpoint);
-        if opened.as_ref().is_ok_and(|(state, _)| state.fingerprint != fingerprint) {
-            return Err(Error::file(
-                &checkpoint,
-                "is of a run with other settings, data or model: resume with the same, or choose another --output-dir",
-            ));
+        if let Ok((state, _)) = &opened {
+            check_fingerprint(&checkpoint, state, fingerprint)?;
         }
         match opened.and_then(|(state, sums)| restore(gpu, arena, &checkpoint, sums.as_ref()).map(|()| (state, sums))) {
             Ok((state, sums)) => {
@@ -140,6 +137,28 @@ pub fn resume(gpu: &Gpu, arena: &Arena, dir: &Path, fingerprint: &str) -> Result
     let reason =
         format!("no checkpoint is whole; the last: {last}. Put back its files, or begin anew in another --output-dir");
     Err(Error::file(dir, reason))
+}
+
+/// Gives the steps that [`resume`] may go on from, rising. Of tensors nothing is read.
+///
+/// # Errors
+/// [`Error::File`]: the last one is of a run with other settings.
+pub fn steps(dir: &Path, fingerprint: &str) -> Result<Vec<usize>> {
+    let mut steps = Vec::new();
+    for (_, checkpoint) in list(dir).into_iter().rev() {
+        let Ok((state, _)) = open(&checkpoint) else { continue };
+        match check_fingerprint(&checkpoint, &state, fingerprint) {
+            Ok(()) => steps.insert(0, state.step),
+            Err(error) if steps.is_empty() => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(steps)
+}
+
+fn check_fingerprint(checkpoint: &Path, state: &State, fingerprint: &str) -> Result<()> {
+    let reason = "is of a run with other settings, data or model: resume with the same, or choose another --output-dir";
+    if state.fingerprint == fingerprint { Ok(()) } else { Err(Error::file(checkpoint, reason)) }
 }
 
 /// The time that the chat template printed in a folder's run, by its last checkpoint that can be read; `None` where it printed none.

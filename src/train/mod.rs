@@ -6,10 +6,12 @@ pub mod checkpoint;
 mod checksum;
 pub mod metrics;
 pub mod outcome;
+pub mod reference;
 pub mod report;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
 pub mod schedule;
+pub mod score_store;
 pub mod similarity;
 pub mod state;
 pub mod steps;

@@ -7,9 +7,10 @@ use web_time::Instant;
 
 use super::checkpoint::{self, Resumed};
 use super::metrics::{Accumulator, EvalMetrics, METRICS, MetricsLog, StepMetrics};
-use super::outcome::{Outcome, known};
+use super::outcome::{Outcome, Reference, known};
+use super::reference::{ReferenceScorer, Rows, Scoring, Watch};
 use super::state::State;
-use super::steps::{Rows, Steps, tally};
+use super::steps::{Steps, tally};
 use super::tensorboard::EventWriter;
 use super::trainer::{self, Trainer};
 use crate::config::{Defaults, TrainSettings};
@@ -43,6 +44,86 @@ pub enum Event<'a> {
     Damaged(&'a Error),
     /// The folder is not quite as an interrupted run leaves it.
     Note(&'a str),
+    /// Rows are scored with the reference.
+    Scored {
+        /// So far.
+        done: usize,
+        /// In this pass.
+        total: usize,
+    },
+}
+
+/// What a run learns from, what it is evaluated on, and its reference.
+pub struct RunData<'a> {
+    /// To learn from.
+    pub rows: Rows<'a>,
+    /// For evaluations.
+    pub eval: Option<Rows<'a>>,
+    /// Scores both with the reference, as the run comes to them.
+    pub scorer: ReferenceScorer<'a>,
+}
+
+/// Tells a run's events what a scorer tells.
+fn scoring<'a>(on_event: &'a mut dyn FnMut(&Event<'_>)) -> impl FnMut(&Scoring<'_>) + 'a {
+    move |scoring| match *scoring {
+        Scoring::Rows { done, total } => on_event(&Event::Scored { done, total }),
+        Scoring::NotKept(error) => on_event(&Event::Note(&format!("reference scores are not kept: {error}"))),
+    }
+}
+
+impl RunData<'_> {
+    /// Finds out the reference of every row that steps will visit and of evaluation rows, where the first step changes what it is made of.
+    async fn prepare_all(
+        &mut self,
+        trainer: &Trainer<'_>,
+        steps: &Steps,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(&Event<'_>),
+    ) -> Result<bool> {
+        if !self.scorer.precedes_steps() {
+            return Ok(true);
+        }
+        let mut tell = scoring(on_event);
+        let mut watch = Watch { stop, tell: &mut tell };
+        let found = self.scorer.find(&trainer.decoder, &mut self.rows, &steps.rows_left(), &mut watch).await?;
+        Ok(found && self.prepare_eval(trainer, &mut watch).await?)
+    }
+
+    /// Finds out the reference of the next step's rows.
+    async fn prepare_step(
+        &mut self,
+        trainer: &Trainer<'_>,
+        steps: &Steps,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(&Event<'_>),
+    ) -> Result<bool> {
+        let mut tell = scoring(on_event);
+        let mut watch = Watch { stop, tell: &mut tell };
+        steps.prepare(&mut self.scorer, trainer, &mut self.rows, &mut watch).await
+    }
+
+    /// Finds out the reference of evaluation rows.
+    async fn prepare_eval(&mut self, trainer: &Trainer<'_>, watch: &mut Watch<'_>) -> Result<bool> {
+        let Some(eval) = &mut self.eval else { return Ok(true) };
+        let all: Vec<usize> = (0..eval.examples.len()).collect();
+        self.scorer.find(&trainer.decoder, eval, &all, watch).await
+    }
+
+    /// Returns the loss and metrics of evaluation rows, where there are any.
+    async fn evaluate(
+        &mut self,
+        trainer: &Trainer<'_>,
+        batch_size: usize,
+        on_event: &mut dyn FnMut(&Event<'_>),
+    ) -> Result<Option<(Accumulator, f64)>> {
+        // An evaluation that is due is done, even when the run is to stop.
+        let (stop, mut tell) = (AtomicBool::new(false), scoring(on_event));
+        self.prepare_eval(trainer, &mut Watch { stop: &stop, tell: &mut tell }).await?;
+        let Some(eval) = &self.eval else { return Ok(None) };
+        let started = Instant::now();
+        let total = evaluate(trainer, eval, batch_size).await?;
+        Ok(Some((total, started.elapsed().as_secs_f64())))
+    }
 }
 
 /// How a run ended.
@@ -54,7 +135,7 @@ pub struct Ended {
     pub interrupted: bool,
 }
 
-/// Loss and pair metrics over rows, without gradients.
+/// Loss and pair metrics over rows, of which the reference is known, without gradients.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -74,9 +155,9 @@ pub async fn evaluate(trainer: &Trainer<'_>, rows: &Rows<'_>, batch_size: usize)
         .await?;
         let sums: Vec<_> = scored.iter().map(|s| s.sums).collect();
         let first = i * batch_size.max(1);
-        let reference = rows.reference.get(first..first + chunk.len()).unwrap_or_default();
+        let reference: Vec<Reference> = (first..first + chunk.len()).map(|row| rows.references.get(row)).collect();
         let tokens = chunk.iter().map(|e| e.n_tokens(trainer.share_prefix)).sum();
-        let known = known(&trainer.goal, chunk, reference);
+        let known = known(&trainer.goal, chunk, &reference);
         tally(&trainer.goal, &Outcome::of(&trainer.goal, &sums, &known, tokens), &mut total);
     }
     Ok(total)
@@ -103,15 +184,22 @@ pub struct Output<'a> {
 pub async fn run(
     trainer: &Trainer<'_>,
     settings: &TrainSettings,
-    rows: &Rows<'_>,
-    eval: Option<&Rows<'_>>,
+    data: &mut RunData<'_>,
     output: &Output<'_>,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(&Event<'_>),
 ) -> Result<Ended> {
     let gpu = trainer.gpu;
     let arena = &trainer.decoder.arena;
+    let n = data.rows.examples.len();
     let fresh = State { step: 0, num_tokens: 0, best: None, fingerprint: output.fingerprint.into(), time: output.time };
+    let kept = if output.resume { checkpoint::steps(output.dir, output.fingerprint)? } else { Vec::new() };
+    // Before a checkpoint takes the place of the weights that score; it may be any of those.
+    let first = State { step: kept.first().copied().unwrap_or(0), ..fresh.clone() };
+    if !data.prepare_all(trainer, &Steps::new(settings.clone(), n, first), stop, on_event).await? {
+        let state = State { step: kept.last().copied().unwrap_or(0), ..fresh };
+        return Ok(Ended { state, interrupted: true });
+    }
     let resumed = if output.resume {
         checkpoint::resume(gpu, arena, output.dir, output.fingerprint)?
     } else {
@@ -121,7 +209,7 @@ pub async fn run(
     if let Some(dir) = &resumed.unchecked {
         on_event(&Event::Note(&format!("{} has no checksums, and is taken unchecked", dir.display())));
     }
-    let mut steps = Steps::new(settings.clone(), rows.examples.len(), resumed.state.unwrap_or(fresh));
+    let mut steps = Steps::new(settings.clone(), n, resumed.state.unwrap_or(fresh));
     let max_steps = steps.schedule.max_steps;
     if steps.state.step > max_steps {
         let dir = output.dir.join(format!("checkpoint-{}", steps.state.step));
@@ -154,16 +242,19 @@ pub async fn run(
             interrupted = true;
             break;
         }
+        if next.is_none() && !data.prepare_step(trainer, &steps, stop, on_event).await? {
+            continue;
+        }
         let started = Instant::now();
         let number = steps.state.step + 1;
-        let running = next.take().unwrap_or_else(|| steps.record(trainer, rows)).submit();
+        let running = next.take().unwrap_or_else(|| steps.record(trainer, &data.rows)).submit();
         let last = number == max_steps;
         let due = |every: Option<usize>| every.is_some_and(|e| e > 0 && number.is_multiple_of(e));
-        let evaluates = eval.is_some() && (last || due(output.cadence.eval_steps));
+        let evaluates = data.eval.is_some() && (last || due(output.cadence.eval_steps));
         let saves = last || due(Some(output.cadence.save_steps));
         // While the device works; not across what records something else.
-        if !evaluates && !saves {
-            next = Some(steps.record(trainer, rows));
+        if !evaluates && !saves && steps.is_prepared(&data.scorer, &mut data.rows) {
+            next = Some(steps.record(trainer, &data.rows));
         }
         let metrics = steps.finish(trainer, running, started).await?;
         let epoch = metrics.epoch;
@@ -171,20 +262,13 @@ pub async fn run(
         events.line(&metrics.line())?;
         on_event(&Event::Step(&metrics));
 
-        if let Some(eval) = eval.filter(|_| evaluates) {
-            let started = Instant::now();
-            let total = evaluate(trainer, eval, settings.batch_size).await?;
+        if evaluates && let Some((total, seconds)) = data.evaluate(trainer, settings.batch_size, on_event).await? {
             if !total.loss().is_finite() {
                 return Err(Error::NotFinite { place: format!("step {number}, evaluation"), what: "the loss".into() });
             }
             let state = &mut steps.state;
-            let metrics = EvalMetrics {
-                step: state.step as u64,
-                epoch,
-                loss: total.loss(),
-                seconds: started.elapsed().as_secs_f64(),
-                pairs: total.pairs(),
-            };
+            let metrics =
+                EvalMetrics { step: state.step as u64, epoch, loss: total.loss(), seconds, pairs: total.pairs() };
             log.append(&metrics.line())?;
             events.line(&metrics.line())?;
             on_event(&Event::Eval(&metrics));

@@ -4,6 +4,7 @@ use web_time::Instant;
 
 use super::metrics::{Accumulator, SideScores, StepMetrics};
 use super::outcome::{Judged, Outcome, Reference};
+use super::reference::{ReferenceScorer, Rows, Watch};
 use super::schedule::Schedule;
 use super::state::State;
 use super::trainer::{Recorded, Running, Trainer, Update};
@@ -12,14 +13,6 @@ use crate::data::batch::Example;
 use crate::data::order::{Order, Position};
 use crate::error::Result;
 use crate::kernels::objective::Goal;
-
-/// Rows with what is known of them.
-pub struct Rows<'a> {
-    /// In the data's order.
-    pub examples: &'a [Example],
-    /// As long (empty for SFT).
-    pub reference: &'a [Reference],
-}
 
 /// Adds an outcome to metrics.
 pub fn tally(goal: &Goal, outcome: &Outcome, into: &mut Accumulator) {
@@ -75,12 +68,67 @@ impl Steps {
         Self { state, schedule, settings, order, recorded }
     }
 
-    /// Records the next step; nothing runs. May be done while the one before it runs, unless something else is recorded in between.
+    /// Whether the reference of all rows of the next step is known.
+    pub fn is_prepared(&self, scorer: &ReferenceScorer<'_>, rows: &mut Rows<'_>) -> bool {
+        self.order.next_rows(self.settings.rows_per_step()).iter().all(|&row| scorer.knows(rows, row))
+    }
+
+    /// Finds out the reference of the next step's rows, and in the same block of some of the steps behind it. Nothing may be recorded that is not
+    /// submitted. Says whether the next step can be: not where it was stopped.
+    ///
+    /// # Errors
+    /// As [`ReferenceScorer::find`].
+    pub async fn prepare(
+        &self,
+        scorer: &mut ReferenceScorer<'_>,
+        trainer: &Trainer<'_>,
+        rows: &mut Rows<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Result<bool> {
+        if self.is_prepared(scorer, rows) {
+            return Ok(true);
+        }
+        let block = self.block(scorer, rows);
+        scorer.grow_block();
+        scorer.find(&trainer.decoder, rows, &block, watch).await
+    }
+
+    /// Unknown rows of the next step, and of further ones of its epoch while they have no more tokens than a block.
+    fn block(&self, scorer: &ReferenceScorer<'_>, rows: &mut Rows<'_>) -> Vec<usize> {
+        let (mut order, mut block, mut tokens) = (self.order.clone(), Vec::new(), 0);
+        for _ in self.recorded..self.schedule.max_steps {
+            for row in order.take(self.settings.rows_per_step()) {
+                if !scorer.knows(rows, row) {
+                    tokens += rows.examples[row].n_tokens(true);
+                    block.push(row);
+                }
+            }
+            if tokens >= scorer.block_tokens() || order.position().epoch > self.order.position().epoch {
+                break;
+            }
+        }
+        block
+    }
+
+    /// The rows of all steps that are left, each once, in the order of their first step.
+    pub fn rows_left(&self) -> Vec<usize> {
+        let (mut order, mut seen, mut left) = (self.order.clone(), vec![false; self.order.len()], Vec::new());
+        for _ in self.recorded..self.schedule.max_steps {
+            let taken = order.take(self.settings.rows_per_step());
+            left.extend(taken.into_iter().filter(|&row| !std::mem::replace(&mut seen[row], true)));
+            if left.len() == seen.len() {
+                break;
+            }
+        }
+        left
+    }
+
+    /// Records the next step, which is prepared; nothing runs. May be done while the one before it runs, unless something else is recorded in between.
     pub fn record<'g, 'e>(&mut self, trainer: &Trainer<'g>, rows: &Rows<'e>) -> Next<Recorded<'g, 'e>> {
         self.recorded += 1;
         let taken = self.order.take(self.settings.rows_per_step());
         let examples: Vec<&Example> = taken.iter().map(|&i| &rows.examples[i]).collect();
-        let reference: Vec<Reference> = taken.iter().filter_map(|&i| rows.reference.get(i).cloned()).collect();
+        let reference: Vec<Reference> = taken.iter().map(|&i| rows.references.get(i)).collect();
         let learning_rate = self.schedule.rate(self.recorded - 1);
         let update = Update { optimiser: &self.settings.optimiser, learning_rate, number: self.recorded };
         let step = trainer.record(examples, reference, self.settings.batch_size, &update);

@@ -1,9 +1,9 @@
 // Section 3: a run, step by step; each step is a message to the worker and back, so that pausing is not sending the next one.
 
 import { draw } from "./charts.js";
-import { engine, listeners } from "./engine.js";
+import { engine } from "./engine.js";
 import { keep, session, toJsonl } from "./session.js";
-import { $, act, fail, progress } from "./ui.js";
+import { $, act, fail } from "./ui.js";
 
 const KEPT_EVERY_MS = 5000;
 
@@ -119,7 +119,7 @@ function run() {
 /** Begins anew, or at the last step kept. */
 async function start() {
   const goesOn = session.kept && session.lines.length < session.settings.max_steps;
-  const begun = await act(goesOn ? "Going on…" : "Scoring the reference…", async () => {
+  const begun = await act(goesOn ? "Going on…" : "Starting…", async () => {
     if (!goesOn) {
       if (!session.rows.length) throw new Error("There are no preferences yet: choose some above, or let the grader draw them");
       Object.assign(session, { settings: settings(), data: toJsonl(session.rows), lines: [], kept: null, started: Date.now() / 1000 });
@@ -151,7 +151,6 @@ export function setUp() {
     if (document.hidden && state === "running") show("hidden", "Pausing…");
     else if (!document.hidden && state === "hidden") run();
   });
-  listeners.add(({ event, share }) => event === "scored" && progress(share));
   document.addEventListener("model", async () => {
     if (session.settings) fill(session.settings);
     // A run of an earlier visit is put back on the device, so that it can be looked at, taken home, and gone on with.

@@ -85,8 +85,7 @@ const methods = {
   readRows: (name, bytes) => Engine.read_rows(name, bytes),
   demoPreferences: (seed, n) => Engine.demo_preferences(seed, n),
 
-  begin: (jsonl, settings, kept) =>
-    engine.begin(jsonl, JSON.stringify(settings), kept?.state, kept?.arena, (share) => postMessage({ event: "scored", share })),
+  begin: (jsonl, settings, kept) => engine.begin(jsonl, JSON.stringify(settings), kept?.state, kept?.arena),
 
   async step() {
     const line = await engine.step();

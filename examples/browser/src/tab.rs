@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
 
 use jointwise::config::Defaults;
 use jointwise::data::batch::{Example, Sequence};
@@ -27,13 +28,11 @@ use jointwise::model::side_files::{CONFIG, SideFiles};
 use jointwise::model::tensor_file::Content;
 use jointwise::model::trace::Keep;
 use jointwise::model::weights::{BaseDtype, Source, Training, read_back};
-use jointwise::objective::Loss;
 use jointwise::train::metrics::Line;
-use jointwise::train::outcome::Reference;
+use jointwise::train::reference::{ReferenceModel, ReferenceScorer, RowReferences, Rows, Watch};
 use jointwise::train::report::{self, Report};
-use jointwise::train::similarity;
 use jointwise::train::state::{self, State};
-use jointwise::train::steps::{Rows, Steps};
+use jointwise::train::steps::Steps;
 use jointwise::train::trainer::{self, Trainer, largest_micro_batch, rehearse};
 use jointwise::{Error, Result};
 use serde::Serialize;
@@ -73,15 +72,16 @@ pub struct Kept {
 #[derive(Serialize, serde::Deserialize)]
 struct KeptState {
     state: State,
-    /// Scores of each example's sequences.
-    reference: Vec<[f64; 2]>,
+    /// Scores of the sequences of each example that was visited.
+    reference: Vec<Option<[f64; 2]>>,
 }
 
 /// A run on its way.
 struct Run {
     adapter: Adapter,
     data: Dataset,
-    reference: Vec<Reference>,
+    scorer: ReferenceScorer<'static>,
+    references: RowReferences,
     steps: Steps,
 }
 
@@ -321,18 +321,11 @@ impl Tab {
         Ok(rows.into_iter().map(line).collect::<Result<Vec<_>>>()?.join("\n"))
     }
 
-    /// Begins a run over preferences in JSONL, or goes on from what [`Self::state`] gave. Says what became of the rows. `on_scored(share)` sees
-    /// how much of the reference's scores is there.
+    /// Begins a run over preferences in JSONL, or goes on from what [`Self::state`] gave. Says what became of the rows.
     ///
     /// # Errors
     /// Which line of the rows, or which setting, is wrong; a state of another run.
-    pub async fn begin(
-        &mut self,
-        jsonl: &str,
-        settings: Settings,
-        kept: Option<&Kept>,
-        on_scored: &mut dyn FnMut(f64),
-    ) -> Result<String> {
+    pub async fn begin(&mut self, jsonl: &str, settings: Settings, kept: Option<&Kept>) -> Result<String> {
         self.run = None;
         let (model, _) = self.model()?;
         let training = settings.training()?;
@@ -368,36 +361,24 @@ impl Tab {
         self.policy = None;
         let model = self.model.as_ref().ok_or_else(|| missing("load a model"))?;
         let policy = self.trainer(model, &options, &settings)?;
-        let KeptState { state, reference } = match known {
-            Some(known) => known,
-            None => {
-                // A new adapter changes nothing yet: this is the starting policy.
-                let (decoder, objective) = (&policy.decoder, settings.objective);
-                let mut done = 0;
-                let mut tell = |more| {
-                    done += more;
-                    on_scored(done as f64 / n as f64);
-                };
-                let scored =
-                    trainer::score(self.gpu, decoder, &examples, false, true, Defaults::SCORE_TOKENS, &mut tell)
-                        .await?;
-                let reference = scored.chunks(2).map(|s| [0, 1].map(|side| s[side].sums.score(objective))).collect();
-                KeptState { state: State { step: 0, num_tokens: 0, best: None, fingerprint, time }, reference }
+        // A new adapter changes nothing yet: the model without it is the starting policy.
+        let (preference, reference) = (settings.preference()?, ReferenceModel::WithoutAdapter);
+        let scorer = ReferenceScorer::new(self.gpu, &preference, reference, Defaults::SCORE_TOKENS, None);
+        let mut references = scorer.rows(n);
+        let state = match known {
+            Some(known) => {
+                references.set_scores(known.reference);
+                known.state
             }
+            None => State { step: 0, num_tokens: 0, best: None, fingerprint, time },
         };
-        let mut reference: Vec<Reference> = reference.into_iter().map(Reference::from).collect();
-        if settings.loss.has(Loss::Rpo) {
-            let most = Defaults::SCORE_TOKENS;
-            let directions = similarity::directions(self.gpu, &policy.decoder, &examples, most).await?;
-            reference.iter_mut().zip(directions).for_each(|(r, d)| r.directions = d);
-        }
         if let Some(kept) = kept {
             state::restore(self.gpu, &policy.decoder.arena, Path::new("state.safetensors"), &kept.arena)?;
         }
         self.policy = Some(policy);
         let summary = [vec![data.summary()], data.remarks.lines()].concat().join("; ");
         let steps = Steps::new(training, n, state);
-        self.run = Some(Run { adapter, data, reference, steps });
+        self.run = Some(Run { adapter, data, scorer, references, steps });
         Ok(summary)
     }
 
@@ -410,8 +391,10 @@ impl Tab {
         if run.steps.state.step >= run.steps.schedule.max_steps {
             return Ok(None);
         }
+        let mut rows = Rows { examples: &run.data.examples, references: &mut run.references };
+        let mut watch = Watch { stop: &AtomicBool::new(false), tell: &mut |_| () };
+        run.steps.prepare(&mut run.scorer, policy, &mut rows, &mut watch).await?;
         let started = Instant::now();
-        let rows = Rows { examples: &run.data.examples, reference: &run.reference };
         let running = run.steps.record(policy, &rows).submit();
         Ok(Some(run.steps.finish(policy, running, started).await?.line()))
     }
@@ -424,8 +407,7 @@ impl Tab {
         let (Some(run), Some(policy)) = (&self.run, &self.policy) else { return Err(missing("begin a run")) };
         let mut arena = Vec::new();
         state::encode(self.gpu, &policy.decoder.arena, Path::new("state.safetensors"), &mut arena).await?;
-        let known =
-            KeptState { state: run.steps.state.clone(), reference: run.reference.iter().map(|r| r.scores).collect() };
+        let known = KeptState { state: run.steps.state.clone(), reference: run.references.scores().into() };
         let state = serde_json::to_string(&known).map_err(|e| Error::file("state.json", e))?;
         Ok(Kept { state, arena })
     }

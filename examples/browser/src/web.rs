@@ -160,20 +160,16 @@ impl Engine {
         self.tab.sample(&instructions, &settings, &mut tell).await.map_err(failed)
     }
 
-    /// Begins a run, or goes on with one; `on_scored(share)` as the reference is scored.
+    /// Begins a run, or goes on with one.
     pub async fn begin(
         &mut self,
         jsonl: &str,
         settings: &str,
         state: Option<String>,
         arena: Option<Vec<u8>>,
-        on_scored: Function,
     ) -> Js<String> {
         let kept = state.zip(arena).map(|(state, arena)| tab::Kept { state, arena });
-        let mut tell = |share: f64| {
-            let _ = on_scored.call1(&JsValue::NULL, &JsValue::from_f64(share));
-        };
-        self.tab.begin(jsonl, parse(settings)?, kept.as_ref(), &mut tell).await.map_err(failed)
+        self.tab.begin(jsonl, parse(settings)?, kept.as_ref()).await.map_err(failed)
     }
 
     /// A step's metrics as JSON; nothing when all are done.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use super::local::{Local, opens_answer_with_thoughts};
+use super::token_group::TokenGroup;
 use super::{Answer, Judge, Question, Reply, Usage};
 use crate::data::rows::Instruction;
 use crate::error::Result;
@@ -35,6 +36,22 @@ impl GeneratingJudge<'_> {
         Ok(Asked { question: i, ids })
     }
 
+    /// Writes the answers of a group of questions.
+    fn write(&self, group: &[Asked], tell: &mut dyn FnMut(usize, Reply) -> Result<()>) -> Result<()> {
+        if group.is_empty() {
+            return Ok(());
+        }
+        let Local { gpu, decoder, tokenizer, template, .. } = &self.local;
+        // Thoughts that the template opened are closed by the answer.
+        let begun = if opens_answer_with_thoughts(tokenizer, template) { "<think>" } else { "" };
+        let prompts: Vec<Vec<u32>> = group.iter().map(|asked| asked.ids.clone()).collect();
+        let written = pollster::block_on(generate(gpu, decoder, &prompts, 0, &self.settings, &mut |_, _| ()))?;
+        for (asked, written) in group.iter().zip(&written) {
+            tell(asked.question, Reply::Answer(self.answer(asked, begun, written)?))?;
+        }
+        Ok(())
+    }
+
     /// Reads what was written; `begun`: what the answer begins with that the prompt holds already.
     fn answer(&self, asked: &Asked, begun: &str, written: &[u32]) -> Result<Answer> {
         let (end, before) = written.split_last().map_or((None, written), |(last, before)| (Some(last), before));
@@ -63,40 +80,25 @@ impl Judge for GeneratingJudge<'_> {
         stop: &AtomicBool,
         tell: &mut dyn FnMut(usize, Reply) -> Result<()>,
     ) -> Result<()> {
-        let mut all = Vec::new();
+        // As many side by side as have room in the cache.
+        let mut group = TokenGroup::new(self.local.max_tokens);
         for (i, question) in questions.iter().enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
             match self.encode(i, question) {
-                Ok(asked) => all.push(asked),
+                Ok(asked) => {
+                    let n_tokens = asked.ids.len() + self.settings.max_new_tokens;
+                    if let Some(full) = group.push(asked, n_tokens) {
+                        self.write(&full, tell)?;
+                    }
+                }
                 Err(reason) => tell(i, Reply::Unfit(reason))?,
             }
         }
-        // As many side by side as have room in the cache.
-        let mut groups: Vec<Vec<Asked>> = Vec::new();
-        let mut n_tokens = 0;
-        for asked in all {
-            let n = asked.ids.len() + self.settings.max_new_tokens;
-            match groups.last_mut().filter(|_| n_tokens + n <= self.local.max_tokens) {
-                Some(group) => group.push(asked),
-                None => {
-                    groups.push(vec![asked]);
-                    n_tokens = 0;
-                }
-            }
-            n_tokens += n;
+        match stop.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => self.write(&group.take(), tell),
         }
-        let Local { gpu, decoder, tokenizer, template, .. } = &self.local;
-        // Thoughts that the template opened are closed by the answer.
-        let begun = if opens_answer_with_thoughts(tokenizer, template) { "<think>" } else { "" };
-        for group in groups {
-            if stop.load(Ordering::Relaxed) {
-                break;
-            }
-            let prompts: Vec<Vec<u32>> = group.iter().map(|asked| asked.ids.clone()).collect();
-            let written = pollster::block_on(generate(gpu, decoder, &prompts, 0, &self.settings, &mut |_, _| ()))?;
-            for (asked, written) in group.iter().zip(&written) {
-                tell(asked.question, Reply::Answer(self.answer(asked, begun, written)?))?;
-            }
-        }
-        Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use super::prompt::Prompt;
+use super::token_group::TokenGroup;
 use super::verdict_reader::opens_thoughts;
 use super::{Answer, Choice, Judge, Question, Reply};
 use crate::data::batch::{Example, Sequence};
@@ -14,7 +15,7 @@ use crate::data::tokens::Tokenizer;
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::model::decoder::Decoder;
-use crate::train::trainer::{by_tokens, score};
+use crate::train::trainer::score;
 
 /// What an answer begins with.
 pub const LETTERS: [&str; 2] = ["(a)", "(b)"];
@@ -133,23 +134,33 @@ impl Judge for Local<'_> {
         stop: &AtomicBool,
         tell: &mut dyn FnMut(usize, Reply) -> Result<()>,
     ) -> Result<()> {
-        let mut examples = Vec::new();
+        let mut group = TokenGroup::new(self.max_tokens);
         for (i, question) in questions.iter().enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
             match example(question, &self.prompt, &self.tokenizer, &self.template, self.max_length) {
-                Ok(example) => examples.push(Example { row: i, ..example }),
+                Ok(example) => {
+                    let n_tokens = example.n_tokens(true);
+                    if let Some(full) = group.push(Example { row: i, ..example }, n_tokens) {
+                        self.answer(&full, tell)?;
+                    }
+                }
                 Err(reason) => tell(i, Reply::Unfit(reason))?,
             }
         }
-        let all: Vec<&Example> = examples.iter().collect();
-        for group in by_tokens(&all, true, self.max_tokens) {
-            if stop.load(Ordering::Relaxed) {
-                break;
-            }
-            let logps = pollster::block_on(log_probabilities(self.gpu, &self.decoder, &group, self.max_tokens))?;
-            for (example, logps) in group.iter().zip(logps) {
-                tell(example.row, answer(logps))?;
-            }
+        match stop.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => self.answer(&group.take(), tell),
         }
-        Ok(())
+    }
+}
+
+impl Local<'_> {
+    /// Answers a group of questions, which examples number.
+    fn answer(&self, group: &[Example], tell: &mut dyn FnMut(usize, Reply) -> Result<()>) -> Result<()> {
+        let examples: Vec<&Example> = group.iter().collect();
+        let logps = pollster::block_on(log_probabilities(self.gpu, &self.decoder, &examples, self.max_tokens))?;
+        group.iter().zip(logps).try_for_each(|(example, logps)| tell(example.row, answer(logps)))
     }
 }

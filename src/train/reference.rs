@@ -1,0 +1,288 @@
+//! Scores of the reference, found out when a run comes to a row and not before: a run visits some rows, or begins with some of them, and the others
+//! cost nothing until then. A row's scores are the same whatever is scored beside it, so it does not matter when that is.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::outcome::Reference;
+use super::score_store::{RowKey, ScoreStore, SideSums};
+use super::similarity::{directions, mean_instruction};
+use super::trainer::{Scored, by_tokens, score};
+use crate::data::batch::Example;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::model::decoder::Decoder;
+use crate::objective::{Loss, Objective, Preference, Sums};
+
+/// Forward passes of a block between two steps, at most: it begins with one, so that the first step comes soon, and doubles, so that later steps follow
+/// one another.
+const MOST_PASSES: usize = 16;
+
+/// The model that scores as the reference.
+pub enum ReferenceModel<'a> {
+    /// None: no loss of the run looks at its scores.
+    Unneeded,
+    /// The policy itself, before its first step.
+    Untrained,
+    /// The policy without its adapter.
+    WithoutAdapter,
+    /// The policy with the adapter that it was loaded with ([`Decoder::keep_start`]).
+    Start,
+    /// Another model.
+    Other(OtherModel<'a>),
+}
+
+/// A model that is loaded when a row is first to be scored.
+pub struct OtherModel<'a> {
+    load: Box<dyn Fn() -> Result<Decoder> + 'a>,
+    loaded: Option<Decoder>,
+}
+
+impl<'a> OtherModel<'a> {
+    /// Names how it is loaded.
+    pub fn new(load: impl Fn() -> Result<Decoder> + 'a) -> Self {
+        Self { load: Box::new(load), loaded: None }
+    }
+
+    fn decoder(&mut self) -> Result<&Decoder> {
+        let loaded = match self.loaded.take() {
+            Some(decoder) => decoder,
+            None => (self.load)()?,
+        };
+        Ok(self.loaded.insert(loaded))
+    }
+}
+
+/// What is known of the rows of a data set, by their places in it.
+#[derive(Debug, Clone)]
+pub struct RowReferences {
+    /// The reference's scores (the objective's sums) of a row's sequences.
+    scores: Vec<Option<[f64; 2]>>,
+    /// Directions of their instructions; empty where no loss compares them.
+    directions: Vec<Option<[Vec<f32>; 2]>>,
+    /// The mean of all instructions, which directions lead away from.
+    mean: Option<Vec<f64>>,
+}
+
+impl RowReferences {
+    /// Returns what is known of a row.
+    ///
+    /// # Panics
+    /// Where nothing is: [`ReferenceScorer::find`] goes first.
+    pub fn get(&self, row: usize) -> Reference {
+        let Some(scores) = self.scores[row] else { unreachable!("row {row} has no reference yet") };
+        let directions = self.directions.get(row).map_or_else(Default::default, |found| {
+            found.clone().unwrap_or_else(|| unreachable!("row {row} has no directions yet"))
+        });
+        Reference { scores, directions }
+    }
+
+    /// Returns the scores that are known: what a run that goes on elsewhere needs not find out again.
+    pub fn scores(&self) -> &[Option<[f64; 2]>] {
+        &self.scores
+    }
+
+    /// Takes scores from [`RowReferences::scores`].
+    pub fn set_scores(&mut self, scores: Vec<Option<[f64; 2]>>) {
+        assert_eq!(scores.len(), self.scores.len(), "scores of other rows");
+        self.scores = scores;
+    }
+
+    fn is_known(&self, row: usize) -> bool {
+        self.scores[row].is_some() && self.directions.get(row).is_none_or(Option::is_some)
+    }
+}
+
+/// Rows with what is known of them.
+pub struct Rows<'a> {
+    /// In the data's order.
+    pub examples: &'a [Example],
+    /// As long.
+    pub references: &'a mut RowReferences,
+}
+
+/// What a scorer tells while it works.
+#[derive(Debug)]
+pub enum Scoring<'a> {
+    /// Rows that are scored, of those that this pass is about.
+    Rows {
+        /// So far.
+        done: usize,
+        /// In all.
+        total: usize,
+    },
+    /// Scores are not kept, and will be computed again.
+    NotKept(&'a Error),
+}
+
+/// Whether a pass is to end early, and what sees how far it is.
+pub struct Watch<'a> {
+    /// Set: the pass ends after the rows on the device.
+    pub stop: &'a AtomicBool,
+    /// Sees what happens.
+    pub tell: &'a mut dyn FnMut(&Scoring<'_>),
+}
+
+/// Scores rows with a run's reference.
+pub struct ReferenceScorer<'a> {
+    gpu: &'a Gpu,
+    model: ReferenceModel<'a>,
+    objective: Objective,
+    compares_instructions: bool,
+    max_tokens: usize,
+    store: Option<ScoreStore>,
+    passes: usize,
+}
+
+/// Sums of each example's sequences, from the scores of all of these.
+fn side_sums(examples: &[&Example], scored: &[Scored]) -> Vec<SideSums> {
+    let mut rest = scored.iter().map(|s| [s.sums.instruction, s.sums.response]);
+    let two = |e: &&Example| [0, 1].map(|side| if side < e.sequences.len() { rest.next() } else { None });
+    examples.iter().map(two).map(|sides| sides.map(Option::unwrap_or_default)).collect()
+}
+
+/// The objective's scores of a row's sequences.
+fn scores(objective: Objective, sums: SideSums) -> [f64; 2] {
+    sums.map(|[instruction, response]| Sums { instruction, response, ..Sums::default() }.score(objective))
+}
+
+impl<'a> ReferenceScorer<'a> {
+    /// Names the model of a run with this loss, the tokens of a forward pass, and where scores are kept. A loss without a reference gets none.
+    pub fn new(
+        gpu: &'a Gpu,
+        preference: &Preference,
+        model: ReferenceModel<'a>,
+        max_tokens: usize,
+        store: Option<ScoreStore>,
+    ) -> Self {
+        Self {
+            gpu,
+            model: if preference.needs_reference() { model } else { ReferenceModel::Unneeded },
+            objective: preference.objective,
+            compares_instructions: preference.loss.has(Loss::Rpo),
+            max_tokens,
+            store,
+            passes: 1,
+        }
+    }
+
+    /// Returns the scorer of a run that compares with nothing: supervised fine-tuning.
+    pub fn unneeded(gpu: &'a Gpu) -> Self {
+        Self::new(gpu, &Preference { reference_free: true, ..Preference::default() }, ReferenceModel::Unneeded, 0, None)
+    }
+
+    /// Begins a table of `n` rows.
+    pub fn rows(&self, n: usize) -> RowReferences {
+        let none = matches!(self.model, ReferenceModel::Unneeded).then_some([0.0; 2]);
+        let directions = if self.compares_instructions { vec![None; n] } else { Vec::new() };
+        RowReferences { scores: vec![none; n], directions, mean: None }
+    }
+
+    /// Whether all rows of a run must be known before its first step: steps change what the reference is made of.
+    pub fn precedes_steps(&self) -> bool {
+        matches!(self.model, ReferenceModel::Untrained)
+    }
+
+    /// Tokens of rows that the next block between two steps may have.
+    pub(super) fn block_tokens(&self) -> usize {
+        self.passes * self.max_tokens
+    }
+
+    /// Lets the next block be larger.
+    pub(super) fn grow_block(&mut self) {
+        self.passes = (2 * self.passes).min(MOST_PASSES);
+    }
+
+    /// Whether a row's reference is known; looks among the scores kept.
+    pub fn knows(&self, rows: &mut Rows<'_>, row: usize) -> bool {
+        if rows.references.scores[row].is_none()
+            && let Some(sums) = self.store.as_ref().and_then(|store| store.get((&rows.examples[row]).into()))
+        {
+            rows.references.scores[row] = Some(scores(self.objective, sums));
+        }
+        rows.references.is_known(row)
+    }
+
+    /// Takes the scores of a row's sequences from a pass of the caller's.
+    pub fn take(&self, rows: &mut Rows<'_>, scored: &[Scored]) {
+        let examples: Vec<&Example> = rows.examples.iter().collect();
+        for (known, sums) in rows.references.scores.iter_mut().zip(side_sums(&examples, scored)) {
+            known.get_or_insert(scores(self.objective, sums));
+        }
+    }
+
+    /// Finds out what is not known yet of `wanted` rows; each pass is kept as it ends. Says whether all of it is there: where it was stopped, a part is.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`]; what loading another model says.
+    pub async fn find(
+        &mut self,
+        policy: &Decoder,
+        rows: &mut Rows<'_>,
+        wanted: &[usize],
+        watch: &mut Watch<'_>,
+    ) -> Result<bool> {
+        let unknown: Vec<usize> = wanted.iter().copied().filter(|&row| !self.knows(rows, row)).collect();
+        self.find_directions(policy, rows, &unknown).await?;
+        let unscored: Vec<usize> = unknown.into_iter().filter(|&row| rows.references.scores[row].is_none()).collect();
+        let examples: Vec<&Example> = unscored.iter().map(|&row| &rows.examples[row]).collect();
+        let (mut done, total) = (0, unscored.len());
+        if total > 0 {
+            (watch.tell)(&Scoring::Rows { done, total });
+        }
+        for group in by_tokens(&examples, true, self.max_tokens) {
+            if watch.stop.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
+            let sums = self.score(policy, &group).await?;
+            for (&row, &sums) in unscored[done..].iter().zip(&sums) {
+                rows.references.scores[row] = Some(scores(self.objective, sums));
+            }
+            if let Some(store) = &mut self.store {
+                let kept: Vec<_> = group.iter().map(|&example| RowKey::from(example)).zip(sums).collect();
+                if let Err(error) = store.append(&kept) {
+                    (watch.tell)(&Scoring::NotKept(&error));
+                }
+            }
+            done += group.len();
+            (watch.tell)(&Scoring::Rows { done, total });
+        }
+        Ok(true)
+    }
+
+    /// One forward pass.
+    async fn score(&mut self, policy: &Decoder, group: &[&Example]) -> Result<Vec<SideSums>> {
+        let (decoder, with_lora) = match &mut self.model {
+            ReferenceModel::Unneeded => return Ok(vec![SideSums::default(); group.len()]),
+            ReferenceModel::Untrained => (policy, true),
+            ReferenceModel::WithoutAdapter => (policy, false),
+            ReferenceModel::Start => match &policy.start {
+                Some(start) => (&**start, true),
+                None => unreachable!("the policy's start was not kept"),
+            },
+            ReferenceModel::Other(other) => (other.decoder()?, true),
+        };
+        let scored = score(self.gpu, decoder, group, with_lora, true, self.max_tokens, &mut |_| ()).await?;
+        Ok(side_sums(group, &scored))
+    }
+
+    /// Directions of instructions, where a loss compares them.
+    async fn find_directions(&self, policy: &Decoder, rows: &mut Rows<'_>, unknown: &[usize]) -> Result<()> {
+        let (examples, references) = (rows.examples, &mut *rows.references);
+        let undirected = |row: &usize| references.directions.get(*row).is_some_and(Option::is_none);
+        let undirected: Vec<usize> = unknown.iter().copied().filter(undirected).collect();
+        if undirected.is_empty() {
+            return Ok(());
+        }
+        let (gpu, most) = (self.gpu, self.max_tokens);
+        if references.mean.is_none() {
+            references.mean = Some(mean_instruction(gpu, policy, examples, most).await?);
+        }
+        let mean = references.mean.as_deref().unwrap_or_default();
+        let of_rows: Vec<&Example> = undirected.iter().map(|&row| &examples[row]).collect();
+        let found = directions(gpu, policy, &of_rows, mean, most).await?;
+        for (row, found) in undirected.into_iter().zip(found) {
+            references.directions[row] = Some(found);
+        }
+        Ok(())
+    }
+}
