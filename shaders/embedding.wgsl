@@ -8,14 +8,13 @@ import package::shared::weight::{weight_value};
 override WG: u32 = 64u;
 
 struct EmbeddingParams {
+    first_group: vec2<u32>,
     width: u32,
     first: u32,
     rows: u32,
     accumulate: u32,
     scale: f32,
     bucket: u32, // embedding_bwd_w: first bucket of this page
-    pad0: u32,
-    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: EmbeddingParams;
@@ -25,7 +24,8 @@ struct EmbeddingParams {
 
 // Workgroups: along x columns, along y tokens.
 @compute @workgroup_size(WG)
-fn embedding_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn embedding_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let i = group.x * WG + local.x;
     let id = ids[group.y];
     if i >= params.width || id < params.first || id - params.first >= params.rows {
@@ -44,7 +44,8 @@ fn embedding_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
 
 // Workgroups: along x columns, along y buckets.
 @compute @workgroup_size(WG)
-fn embedding_bwd_w(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn embedding_bwd_w(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let i = group.x * WG + local.x;
     if i >= params.width {
         return;

@@ -4,10 +4,10 @@
 override WG: u32 = 64u;
 
 struct GatherParams {
+    first_group: vec2<u32>,
     width: u32,
     start: u32,  // gather_scatter: first column of x
     stride: u32, // gather_scatter: elements a row of x
-    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: GatherParams;
@@ -17,7 +17,8 @@ struct GatherParams {
 
 // Workgroups: along x columns, along y rows.
 @compute @workgroup_size(WG)
-fn gather_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn gather_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let i = group.x * WG + local.x;
     if i < params.width {
         y[group.y * params.width + i] = x[rows[group.y] * params.width + i];
@@ -25,7 +26,8 @@ fn gather_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
 }
 
 @compute @workgroup_size(WG)
-fn gather_scatter(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn gather_scatter(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let i = group.x * WG + local.x;
     if i < params.width {
         y[rows[group.y] * params.width + i] = x[group.y * params.stride + params.start + i];
@@ -38,7 +40,8 @@ fn gather_scatter(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
 @group(0) @binding(4) var<storage, read_write> d_x: array<f32>;
 
 @compute @workgroup_size(WG)
-fn gather_bwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+fn gather_bwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
     let i = group.x * WG + local.x;
     if i >= params.width {
         return;

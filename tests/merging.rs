@@ -146,6 +146,11 @@ fn an_index_says_how_large_its_shards_are() {
         let shards: std::collections::BTreeSet<&str> =
             index["weight_map"].as_object().expect("a map").values().filter_map(Value::as_str).collect();
         assert!(shards.len() > 1, "{shards:?}");
+        for shard in &shards {
+            let tensors = read_tensors(&dir.join(shard));
+            let size: usize = tensors.values().map(|t| t.bytes.len()).sum();
+            assert!(size <= 60_000 || tensors.len() == 1, "{shard}: {size} bytes");
+        }
         let held: usize =
             shards.iter().flat_map(|s| read_tensors(&dir.join(s)).into_values()).map(|t| t.bytes.len()).sum();
         let elements: usize = specs.values().map(|t| t.shape.iter().product::<usize>()).sum();

@@ -194,6 +194,23 @@ fn the_seed_reaches_generate() {
     assert_eq!(generate(&[]), generate(&["--seed", "0"]));
 }
 
+/// A response ends with its EOS, and goes on behind it where EOS is ignored.
+#[test]
+fn a_response_ends_with_eos() {
+    let sandbox = Sandbox::new();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let ids = |more: &[&str]| -> Vec<u64> {
+        let args =
+            ["generate", "--model", model.to_str().expect("UTF-8"), "--prompt", "reverse abc", "--temperature", "0"];
+        let line = sandbox.run(&[&args, &["--max-new-tokens", "24", "--json"], more].concat()).ok().lines().remove(0);
+        line["ids"].as_array().expect("ids").iter().filter_map(Value::as_u64).collect()
+    };
+    let (ended, ignored) = (ids(&[]), ids(&["--ignore-eos"]));
+    let eos = 2;
+    assert!(ended.len() < 24 && ended.iter().position(|&id| id == eos) == Some(ended.len() - 1), "{ended:?}");
+    assert_eq!((ignored.len(), &ignored[..ended.len()]), (24, &ended[..]));
+}
+
 /// `[default: ...]` of a flag in a command's `--help`.
 fn told(sandbox: &Sandbox, command: &str, flag: &str) -> String {
     let help = sandbox.run(&[command, "--help"]).ok().stdout;

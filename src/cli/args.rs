@@ -390,6 +390,10 @@ pub struct TrainArgs {
     /// What the backward pass computes again instead of keeping it: less memory, the same bits [default: auto]
     #[arg(long, value_enum)]
     pub recompute: Option<RecomputeArg>,
+    /// Where the run does not fit the device's memory, make the cheapest change that fits: fewer rows at once, fewer bits, shorter rows
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub auto_fit: bool,
     /// How what the backward pass reads is held: f32, or bf16 where gradients stay within 1 %: less memory, other bits [default: f32]
     #[arg(long, value_name = "DTYPE", value_parser = parse_saved_dtype)]
     pub saved_dtype: Option<SavedDtype>,

@@ -30,6 +30,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             "cooperative": caps.cooperative,
             "timestamps": caps.timestamps,
             "memory_bytes": caps.memory_bytes,
+            "free_memory_bytes": caps.free_memory_bytes,
         });
         say!("{}", json!({"devices": devices, "device": device, "self_test_failed": failed}))?;
         return Ok(());
@@ -42,8 +43,10 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     let variants: Vec<&str> = std::iter::once("baseline").chain(caps.variants.iter().map(|v| v.name())).collect();
     say!("  kernels              {}", variants.join(", "))?;
     say!("  tuned                {} classes of shapes (jointwise tune)", caps.tuning.len())?;
-    let memory = caps.memory_bytes.map_or("unknown".into(), |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
-    say!("  memory               {memory}")?;
+    let gib = |bytes: Option<u64>| bytes.map(|b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
+    let memory = gib(caps.memory_bytes).unwrap_or("unknown".into());
+    let free = gib(caps.free_memory_bytes).map_or(String::new(), |free| format!(", {free} free"));
+    say!("  memory               {memory}{free}")?;
     say!("  largest binding      {} MiB", caps.max_binding_bytes >> 20)?;
     say!("  workgroup memory     {} KiB", caps.workgroup_bytes >> 10)?;
     let subgroups = caps.subgroup.map_or("none".into(), |(least, most)| format!("{least} to {most} invocations"));

@@ -9,6 +9,7 @@ mod check;
 mod checked;
 mod demo;
 mod evaluate;
+mod fit;
 mod generate;
 mod info;
 mod interplay;

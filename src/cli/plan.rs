@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::args::{DeviceArgs, LimitsArg, PlanArgs, TrainArgs, with_config};
+use super::fit::{self, FittingChange, MemoryDemand};
 use super::session::{self, Model};
 use super::train;
 use crate::config::TrainSettings;
 use crate::data::batch::{Example, Sequence};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu, Ledger, MatmulPrecision};
-use crate::kernels::objective::Goal;
 use crate::model::trace::Keep;
-use crate::train::trainer::{Rehearsal, largest_micro_batch, rehearse};
+use crate::train::trainer::{Rehearsal, largest_micro_batch};
 
 /// Of a micro-batch that is planned without data: no device has the memory for more.
 const MOST_TOKENS: usize = 1 << 24;
@@ -43,13 +43,13 @@ fn device(args: &DeviceArgs, limits: Option<LimitsArg>) -> Result<Caps> {
 
 /// Whether the run fits, in words.
 fn verdict(caps: &Caps, ledger: &Ledger) -> String {
-    let Some((all, most)) = caps.memory_bytes.zip(train::memory_for(caps)) else {
+    let Some(most) = fit::memory_for(caps) else {
         return "whether it fits is unknown: the device does not say what memory it has (--device-memory SIZE does)"
             .into();
     };
-    let fits = if train::fits(caps, ledger) == Some(false) { "does not fit" } else { "fits" };
-    let [takes, most, all] = [ledger.peak_bytes(), most, all].map(mib);
-    format!("it {fits}: it takes {takes:.1} MiB, and may take {most:.1} of the device's {all:.1}")
+    let fits = if fit::fits(caps, ledger) == Some(false) { "does not fit" } else { "fits" };
+    let [takes, most] = [ledger.peak_bytes(), most].map(mib);
+    format!("it {fits}: it takes {takes:.1} MiB, and may take {most:.1}; the device has {}", fit::memory_text(caps))
 }
 
 /// A run as it was rehearsed.
@@ -60,6 +60,9 @@ struct Planned {
     rehearsal: Rehearsal,
     /// Peak bytes by what may be computed again.
     peaks: Vec<(&'static str, u64)>,
+    /// What would make it fit, where it does not.
+    changes: Vec<FittingChange>,
+    is_full: bool,
 }
 
 /// Rehearses a run's largest micro-batch: of its data where they are given, of the longest rows allowed where they are not.
@@ -91,16 +94,26 @@ fn planned(args: &TrainArgs, sft: bool, caps: &Caps) -> Result<Planned> {
         largest_micro_batch(&all, settings.batch_size, settings.share_prefix).into_iter().cloned().collect()
     };
     let longest = examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1);
-    let options = train::load_options(&settings, model.base, adapter.as_ref(), longest);
-    let refs: Vec<&Example> = examples.iter().collect();
-    let goal = settings.preference.map_or(Goal::Sft, Goal::Preference);
-    let keeps_start = train::keeps_start(args, &settings, adapter.as_ref());
-    let load = |gpu: &Gpu| train::load(&model, gpu, &options, keeps_start);
-    let rehearse = |keep| rehearse(caps, load, &goal, &refs, settings.share_prefix, keep);
-    let (keep, rehearsal) = train::choose_keep(args, caps, &rehearse)?;
-    let peaks = Keep::TRAINING.map(|keep| Ok((keep.recompute(), rehearse(keep)?.ledger.peak_bytes())));
+    let demand = MemoryDemand {
+        caps,
+        model: &model,
+        adapter: adapter.as_ref(),
+        base: model.base,
+        recompute: args.recompute,
+        keeps_start: train::keeps_start(args, &settings, adapter.as_ref()),
+        longest,
+        largest: examples,
+        settings: settings.clone(),
+    };
+    let (keep, rehearsal) = demand.chosen()?;
+    let peaks = Keep::TRAINING.map(|keep| Ok((keep.recompute(), demand.rehearse(keep)?.ledger.peak_bytes())));
     let peaks = peaks.into_iter().collect::<Result<Vec<(&str, u64)>>>()?;
-    Ok(Planned { model, settings, recompute: keep.recompute(), rehearsal, peaks })
+    let changes = match fit::fits(caps, &rehearsal.ledger) {
+        Some(false) => demand.fitting_changes()?,
+        _ => Vec::new(),
+    };
+    let is_full = adapter.is_none();
+    Ok(Planned { recompute: keep.recompute(), model, settings, rehearsal, peaks, changes, is_full })
 }
 
 /// Peak bytes of the run that takes the most, each with whether it is supervised; of a model and rows of the longest length allowed.
@@ -125,8 +138,17 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let config = args.config.clone();
     let args = with_config(args, config.as_deref(), "train")?;
     let mut caps = device(&args.model.device, limits)?;
-    caps.memory_bytes = device_memory.or(caps.memory_bytes);
-    let Planned { model, settings, recompute, rehearsal, peaks } = planned(&args, sft, &caps)?;
+    if device_memory.is_some() {
+        (caps.memory_bytes, caps.free_memory_bytes) = (device_memory, None);
+    }
+    let mut found = planned(&args, sft, &caps)?;
+    if let Some(first) = found.changes.first().filter(|_| args.auto_fit) {
+        note!("note: --auto-fit: planned with {}", first.flags());
+        let mut args = args.clone();
+        fit::apply(&first.settings, &mut args);
+        found = planned(&args, sft, &caps)?;
+    }
+    let Planned { model, settings, recompute, rehearsal, peaks, changes, is_full } = found;
     let Rehearsal { ledger, cost, trained } = rehearsal;
     if args.json {
         let roles: serde_json::Map<_, _> = ledger
@@ -142,7 +164,8 @@ pub fn run(args: PlanArgs) -> Result<()> {
                 "recompute": recompute, "peak_bytes_by_recompute": peaks.iter().copied().collect::<BTreeMap<_, _>>(),
                 "base_dtype": model.base.name(), "optim": settings.optim.name(),
                 "param_dtype": settings.param_dtype.name(), "saved_dtype": settings.saved_dtype.name(), "device": caps.name,
-                "device_memory_bytes": caps.memory_bytes, "fits": train::fits(&caps, &ledger),
+                "device_memory_bytes": caps.memory_bytes, "free_memory_bytes": caps.free_memory_bytes,
+                "fits": fit::fits(&caps, &ledger), "would_fit_with": changes.iter().map(would_fit).collect::<Vec<_>>(),
             })
         )?;
         return Ok(());
@@ -165,5 +188,12 @@ pub fn run(args: PlanArgs) -> Result<()> {
     say!("\n--recompute {recompute} --saved-dtype {saved} --base-dtype {base} --optim {optim} --param-dtype {params}")?;
     say!("a micro-batch: {} dispatches, {:.1} GFLOP", cost.dispatches, cost.flops as f64 / 1e9)?;
     say!("{}", verdict(&caps, &ledger))?;
+    if fit::fits(&caps, &ledger) == Some(false) {
+        say!("{}", fit::advice(&changes, is_full))?;
+    }
     Ok(())
+}
+
+fn would_fit(change: &FittingChange) -> serde_json::Value {
+    json!({"flags": change.flags(), "peak_bytes": change.peak_bytes})
 }

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::Finished;
 use super::args::{RecomputeArg, TrainArgs, with_config};
+use super::fit::{self, FittingChange, MemoryDemand, fits};
 use super::interrupt::stop_on_ctrl_c;
 use super::merge::dtype;
 use super::output::command_line;
@@ -18,13 +19,14 @@ use super::output_folder::OutputFolder;
 use super::reference_cache;
 use super::session::{self, ChatChoice, Model};
 use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettings, at_least_one};
+use crate::data::batch::Example;
 use crate::data::dataset::Dataset;
 use crate::data::named_templates::CHAT_TEMPLATE;
 use crate::data::named_templates::run_time;
 use crate::data::template::Template;
 use crate::error::{Error, Result};
 use crate::files::not_a_link;
-use crate::gpu::{Caps, Gpu, Ledger, MatmulPrecision};
+use crate::gpu::{Caps, Gpu, MatmulPrecision};
 use crate::kernels::objective::Goal;
 use crate::model::card::Card;
 use crate::model::decoder::Decoder;
@@ -42,7 +44,7 @@ use crate::train::run::{self, BEST, Cadence, EVENTS, Ended, Event, Output, RunDa
 use crate::train::schedule::Shape;
 use crate::train::score_store::ScoreStore;
 use crate::train::state::State;
-use crate::train::trainer::{Optimiser, Rehearsal, Trainer, largest_micro_batch, rehearse, reserve};
+use crate::train::trainer::{Optimiser, Rehearsal, Trainer, largest_micro_batch, reserve};
 
 /// The curves' file.
 const REPORT: &str = "report.html";
@@ -275,42 +277,6 @@ pub fn load_options(
     }
 }
 
-/// Part of the device's memory that a run may plan for; the rest is the driver's and other programs'.
-const MEMORY_SHARE: f64 = 0.9;
-
-/// What a run may take of a device's memory, where that is known.
-pub fn memory_for(caps: &Caps) -> Option<u64> {
-    caps.memory_bytes.map(|bytes| (bytes as f64 * MEMORY_SHARE) as u64)
-}
-
-/// Whether what a run takes is no more than it may, where that is known.
-pub fn fits(caps: &Caps, takes: &Ledger) -> Option<bool> {
-    memory_for(caps).map(|most| takes.peak_bytes() <= most)
-}
-
-/// `--recompute` resolved, with what the run will then take.
-pub fn choose_keep(
-    args: &TrainArgs,
-    caps: &Caps,
-    rehearse: &dyn Fn(Keep) -> Result<Rehearsal>,
-) -> Result<(Keep, Rehearsal)> {
-    let keep = match args.recompute.unwrap_or(RecomputeArg::Auto) {
-        RecomputeArg::None => Keep::Everything,
-        RecomputeArg::Elementwise => Keep::Products,
-        RecomputeArg::Block => Keep::Inputs,
-        RecomputeArg::Auto => {
-            for keep in [Keep::Everything, Keep::Products] {
-                let found = rehearse(keep)?;
-                if fits(caps, &found.ledger) != Some(false) {
-                    return Ok((keep, found));
-                }
-            }
-            Keep::Inputs
-        }
-    };
-    Ok((keep, rehearse(keep)?))
-}
-
 /// `jointwise sft` and `jointwise train`.
 pub fn command(args: TrainArgs, sft: bool) -> Result<Finished> {
     let ended = run(args, sft)?;
@@ -329,7 +295,7 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where everything is written"))?;
     let folder = OutputFolder::open(&out, args.resume)?;
     // A run begins with its metrics: a folder that holds other things is not one's.
-    if args.resume && (out.join(METRICS).exists() || !checkpoint::list(&out).is_empty()) {
+    if args.resume && is_begun(&out) {
         [METRICS, BEST, EVENTS, REPORT].iter().try_for_each(|name| not_a_link(&out.join(name)).map(drop))?;
         [&out, &out.join(BEST)].into_iter().for_each(|dir| checkpoint::sweep(dir));
     } else {
@@ -339,7 +305,11 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
         }
     }
     // After the sweep: a checkpoint that it brings back has the run's time.
-    let p = prepare(&args, sft)?;
+    let mut args = args;
+    if let Some(settings) = fit::read_auto_fit(&out)?.filter(|_| args.auto_fit) {
+        fit::apply(&settings, &mut args);
+    }
+    let mut p = prepare(&args, sft)?;
     let schedule = p.settings.schedule(p.data.examples.len());
     if schedule.warmup_steps > 1 && schedule.warmup_steps >= schedule.max_steps {
         note!(
@@ -349,7 +319,47 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
         );
     }
     let gpu = session::open_gpu(&args.model.device)?;
+    if args.auto_fit && !is_begun(&out) {
+        let changes = fitting_changes(&args, &p, gpu.caps())?;
+        if let Some(first) = changes.first() {
+            note!("note: --auto-fit: {}: the run then takes {} MiB", first.flags(), first.peak_bytes >> 20);
+            fit::apply(&first.settings, &mut args);
+            p = prepare(&args, sft)?;
+            fit::write_auto_fit(&out, &first.settings)?;
+        }
+    }
     train(&args, sft, &p, &gpu, &out)
+}
+
+/// Whether a folder has a run.
+fn is_begun(out: &Path) -> bool {
+    out.join(METRICS).exists() || out.join(fit::AUTO_FIT).exists() || !checkpoint::list(out).is_empty()
+}
+
+/// What the run takes, as far as memory goes.
+fn memory_demand<'a>(args: &TrainArgs, p: &'a Prepared, caps: &'a Caps) -> MemoryDemand<'a> {
+    let rows: Vec<&Example> = p.data.examples.iter().collect();
+    let largest = largest_micro_batch(&rows, p.settings.batch_size, p.settings.share_prefix);
+    MemoryDemand {
+        caps,
+        model: &p.model,
+        adapter: p.adapter.as_ref(),
+        settings: p.settings.clone(),
+        base: p.model.base,
+        recompute: args.recompute,
+        keeps_start: keeps_start(args, &p.settings, p.adapter.as_ref()),
+        longest: session::longest(&p.data).max(p.eval.as_ref().map_or(0, session::longest)),
+        largest: largest.into_iter().cloned().collect(),
+    }
+}
+
+/// Changes that make a run fit; none where it does, or where that is not known.
+fn fitting_changes(args: &TrainArgs, p: &Prepared, caps: &Caps) -> Result<Vec<FittingChange>> {
+    let demand = memory_demand(args, p, caps);
+    if fits(caps, &demand.chosen()?.1.ledger) != Some(false) {
+        return Ok(Vec::new());
+    }
+    demand.fitting_changes()
 }
 
 /// What scores the rows with the reference as the run comes to them, and keeps the scores.
@@ -377,23 +387,24 @@ fn reference_scorer<'a>(
 }
 
 fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Result<Ended> {
-    let longest = session::longest(&p.data).max(p.eval.as_ref().map_or(0, session::longest));
+    let demand = memory_demand(args, p, gpu.caps());
+    let (longest, keeps_start) = (demand.longest, demand.keeps_start);
     let options = load_options(&p.settings, p.model.base, p.adapter.as_ref(), longest);
     let goal = p.settings.preference.map_or(Goal::Sft, Goal::Preference);
-    let (examples, share_prefix) = (p.data.examples.iter().collect::<Vec<_>>(), p.settings.share_prefix);
-    let largest = largest_micro_batch(&examples, p.settings.batch_size, share_prefix);
-    let keeps_start = keeps_start(args, &p.settings, p.adapter.as_ref());
-    let (keep, Rehearsal { ledger, .. }) = choose_keep(args, gpu.caps(), &|keep| {
-        let load = |gpu: &Gpu| load(&p.model, gpu, &options, keeps_start);
-        rehearse(gpu.caps(), load, &goal, &largest, share_prefix, keep)
-    })?;
+    let share_prefix = p.settings.share_prefix;
+    let largest: Vec<&Example> = demand.largest.iter().collect();
+    let (keep, Rehearsal { ledger, .. }) = demand.chosen()?;
     if keep != Keep::Everything && args.recompute.is_none_or(|r| r == RecomputeArg::Auto) {
         note!("note: --recompute {} is chosen: keeping more does not fit the device's memory", keep.recompute());
     }
     if fits(gpu.caps(), &ledger) == Some(false) {
-        let mib = |bytes: u64| bytes >> 20;
-        let (takes, has) = (mib(ledger.peak_bytes()), mib(gpu.caps().memory_bytes.unwrap_or_default()));
-        note!("warning: the run takes {takes} MiB, and {} has {has} MiB: it may fail or be slow", gpu.caps().name);
+        let (takes, caps) = (ledger.peak_bytes() >> 20, gpu.caps());
+        let advice = fit::advice(&demand.fitting_changes()?, p.adapter.is_none());
+        note!(
+            "warning: the run takes {takes} MiB, and {} has {}: it may fail or be slow; {advice}",
+            caps.name,
+            fit::memory_text(caps)
+        );
     }
     let decoder = load(&p.model, gpu, &options, keeps_start)?;
     let cost = reserve(gpu, &decoder, &goal, &largest, share_prefix, keep);
@@ -688,38 +699,5 @@ impl Progress {
             }
             Event::Damaged(_) | Event::Note(_) | Event::Scored { .. } => note!("{text}"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gpu::Role;
-    use crate::train::trainer::MicroCost;
-
-    /// A run that takes 8,000 bytes with everything kept, 6,000 with products, 2,000 with inputs.
-    fn rehearse(keep: Keep) -> Result<Rehearsal> {
-        let gpu = Gpu::plan(Caps::baseline());
-        let elements = match keep {
-            Keep::Everything => 2_000,
-            Keep::Products => 1_500,
-            Keep::Inputs | Keep::Nothing => 500,
-        };
-        let _held = gpu.lasting(Role::Activations, elements);
-        Ok(Rehearsal { ledger: gpu.ledger(), cost: MicroCost { tokens: 1, dispatches: 1, flops: 1 }, trained: 1 })
-    }
-
-    #[test]
-    fn layers_run_again_where_memory_is_short() {
-        let keep = |recompute, memory_bytes| {
-            let args = TrainArgs { recompute, ..TrainArgs::default() };
-            choose_keep(&args, &Caps { memory_bytes, ..Caps::baseline() }, &rehearse).map(|k| k.0).ok()
-        };
-        assert_eq!(keep(None, None), Some(Keep::Everything));
-        assert_eq!(keep(None, Some(10_000)), Some(Keep::Everything));
-        assert_eq!(keep(None, Some(8_500)), Some(Keep::Products), "a tenth is left to others");
-        assert_eq!(keep(None, Some(6_500)), Some(Keep::Inputs));
-        assert_eq!(keep(Some(RecomputeArg::None), Some(8_500)), Some(Keep::Everything));
-        assert_eq!(keep(Some(RecomputeArg::Block), None), Some(Keep::Inputs));
     }
 }

@@ -218,40 +218,6 @@ fn no_device(os: &str) -> String {
     format!("no GPU found: no Vulkan, Metal, DX12 or WebGPU device answers; {advice}")
 }
 
-/// Asks the backend how much memory a device has, in bytes: WebGPU does not say it. Vulkan: the largest heap that is local to the device. DX12:
-/// the device's own memory, with the system's that it may take where it is integrated. Metal: what the system advises to use.
-pub(super) fn memory_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
-    match adapter.get_info().backend {
-        #[cfg(any(target_os = "linux", target_os = "windows", target_os = "android"))]
-        wgpu::Backend::Vulkan => {
-            // SAFETY: the raw handles live as long as the adapter, and are only asked for properties.
-            let memory = unsafe {
-                let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
-                let instance = vulkan.shared_instance().raw_instance();
-                instance.get_physical_device_memory_properties(vulkan.raw_physical_device())
-            };
-            // Bit 0 is VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
-            memory.memory_heaps_as_slice().iter().filter(|h| h.flags.as_raw() & 1 == 1).map(|h| h.size).max()
-        }
-        #[cfg(windows)]
-        wgpu::Backend::Dx12 => {
-            // SAFETY: the raw handle lives as long as the adapter, and is only asked for its description.
-            let about = unsafe { adapter.as_hal::<wgpu::hal::api::Dx12>()?.as_raw().GetDesc1() }.ok()?;
-            let is_integrated = adapter.get_info().device_type == wgpu::DeviceType::IntegratedGpu;
-            let shared = if is_integrated { about.SharedSystemMemory } else { 0 };
-            Some((about.DedicatedVideoMemory + shared) as u64)
-        }
-        #[cfg(target_os = "macos")]
-        wgpu::Backend::Metal => {
-            use objc2_metal::MTLDevice as _;
-            // SAFETY: the raw handle lives as long as the adapter, and is only asked for a property.
-            let metal = unsafe { adapter.as_hal::<wgpu::hal::api::Metal>() }?;
-            Some(metal.raw_device().recommendedMaxWorkingSetSize())
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

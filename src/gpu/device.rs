@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::adapters::{Adapters, DeviceChoice, DeviceSummary, memory_bytes};
+use super::adapters::{Adapters, DeviceChoice, DeviceSummary};
+use super::device_memory::DeviceMemory;
 use super::memory::Home;
 use super::precision::MatmulPrecision;
 use super::tuning::Tuning;
@@ -44,6 +45,8 @@ pub struct Caps {
     pub timestamps: bool,
     /// Memory of the device, where its driver says. A CPU's driver makes one up, so it is left out.
     pub memory_bytes: Option<u64>,
+    /// What other programs had left of it when the device was opened, where its driver says.
+    pub free_memory_bytes: Option<u64>,
 }
 
 /// Matrices that a subgroup multiplies together.
@@ -75,14 +78,17 @@ impl Caps {
             matmul_precision: MatmulPrecision::Highest,
             timestamps: false,
             memory_bytes: None,
+            free_memory_bytes: None,
         }
     }
 
     fn new(adapter: &wgpu::Adapter, summary: &DeviceSummary) -> Self {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+        let is_cpu = info.device_type == wgpu::DeviceType::Cpu;
+        let memory = DeviceMemory::of_adapter(adapter).filter(|_| !is_cpu);
         Self {
-            is_cpu: info.device_type == wgpu::DeviceType::Cpu,
-            variants: Variant::usual(info.device_type == wgpu::DeviceType::Cpu),
+            is_cpu,
+            variants: Variant::usual(is_cpu),
             tuning: Tuning::shipped(&info.name),
             backend: summary.backend.clone(),
             driver: summary.driver.clone(),
@@ -98,7 +104,8 @@ impl Caps {
             cooperative: cooperative(adapter),
             matmul_precision: MatmulPrecision::Highest,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            memory_bytes: memory_bytes(adapter).filter(|_| info.device_type != wgpu::DeviceType::Cpu),
+            memory_bytes: memory.map(|memory| memory.total),
+            free_memory_bytes: memory.and_then(|memory| memory.free),
             name: info.name,
         }
     }

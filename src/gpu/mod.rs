@@ -4,6 +4,7 @@
 
 mod adapters;
 mod device;
+mod device_memory;
 mod memory;
 mod pace;
 mod pipelines;

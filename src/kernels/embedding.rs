@@ -3,7 +3,7 @@
 use super::shapes::ModelShape;
 use super::storage::Storage;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Caps, Gpu, Recording, Shader, Slot};
+use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, uniform_bytes_in_parts};
 use crate::rng::Rng;
 
 /// A page of rows of a table (V, D).
@@ -55,7 +55,6 @@ struct EmbeddingParams {
     accumulate: u32,
     scale: f32,
     bucket: u32,
-    pad: [u32; 2],
 }
 
 fn params(page: &Page, scale: f32, accumulate: bool, bucket: usize) -> EmbeddingParams {
@@ -66,7 +65,6 @@ fn params(page: &Page, scale: f32, accumulate: bool, bucket: usize) -> Embedding
         accumulate: u32::from(accumulate),
         scale,
         bucket: bucket as u32,
-        pad: [0; 2],
     }
 }
 
@@ -80,17 +78,29 @@ fn backward_shader() -> Shader {
 
 /// y (T, D) = `scale·w[ids]`, for tokens of this page; added to y when `accumulate`.
 pub fn embedding_fwd(rec: &mut Recording, page: &Page, scale: f32, accumulate: bool, ids: &Ids, w: &Slot, y: &Slot) {
-    let grid = [page.width.div_ceil(64) as u32, ids.t as u32, 1];
-    rec.dispatch(&forward_shader(page.storage), &params(page, scale, accumulate, 0), &[&ids.ids, w, y], grid, 0);
+    let grid = [page.width.div_ceil(64) as u32, ids.t as u32];
+    rec.dispatch_in_parts(
+        &forward_shader(page.storage),
+        &params(page, scale, accumulate, 0),
+        &[&ids.ids, w, y],
+        grid,
+        0,
+    );
 }
 
 /// d_w (rows, D) += scale·Σ d_y over the tokens of each id of this page.
 pub fn embedding_bwd_w(rec: &mut Recording, page: &Page, scale: f32, ids: &Ids, d_y: &Slot, d_w: &Slot) {
     let first = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first);
     let end = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first + page.rows);
-    let grid = [page.width.div_ceil(64) as u32, (end - first) as u32, 1];
+    let grid = [page.width.div_ceil(64) as u32, (end - first) as u32];
     let slots = [&ids.buckets, &ids.order, d_y, d_w];
-    rec.dispatch(&backward_shader(), &params(page, scale, true, first), &slots, grid, (ids.t * page.width) as u64);
+    rec.dispatch_in_parts(
+        &backward_shader(),
+        &params(page, scale, true, first),
+        &slots,
+        grid,
+        (ids.t * page.width) as u64,
+    );
 }
 
 /// The family.
@@ -107,26 +117,33 @@ impl Kernel for Embedding {
         vec![forward_shader(Storage::F32), forward_shader(Storage::Bf16), backward_shader()]
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
-        vec![("EmbeddingParams", size_of::<EmbeddingParams>())]
+        vec![("EmbeddingParams", uniform_bytes_in_parts::<EmbeddingParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let make = |t, vocab, width, pages, storage| {
+        let make = |t, vocab, width, pages, storage, accumulate| {
             let mut rng = Rng::new(t as u64, 3);
             let ids = (0..t).map(|_| rng.below(vocab as u32)).collect();
-            Box::new(EmbeddingCase { ids, vocab, width, pages, storage }) as Box<dyn Case>
+            Box::new(EmbeddingCase { ids, vocab, width, pages, storage, accumulate }) as Box<dyn Case>
         };
         vec![
-            make(1, 1, 1, 1, Storage::F32),
-            make(7, 3, 65, 1, Storage::F32),
-            make(40, 12, 64, 2, Storage::Bf16),
-            make(130, 9, 6, 3, Storage::F32),
+            make(1, 1, 1, 1, Storage::F32, false),
+            make(7, 3, 65, 1, Storage::F32, false),
+            make(40, 12, 64, 2, Storage::Bf16, false),
+            make(130, 9, 6, 3, Storage::F32, true),
         ]
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         let mut rng = Rng::new(t as u64, 3);
         let ids = (0..t).map(|_| rng.below(model.vocab as u32)).collect();
         let (vocab, width) = (model.vocab, model.d_model);
-        vec![Box::new(EmbeddingCase { ids, vocab, width, pages: pages(vocab, width, caps), storage: Storage::F32 })]
+        vec![Box::new(EmbeddingCase {
+            ids,
+            vocab,
+            width,
+            pages: pages(vocab, width, caps),
+            storage: Storage::F32,
+            accumulate: false,
+        })]
     }
 }
 
@@ -142,13 +159,16 @@ struct EmbeddingCase {
     width: usize,
     pages: usize,
     storage: Storage,
+    /// Whether the rows are added to what is there, which is the last input.
+    accumulate: bool,
 }
 
 const SCALE: f32 = 1.5;
 
 impl Case for EmbeddingCase {
     fn label(&self) -> String {
-        format!("T={} V={} D={} pages={} {:?}", self.ids.len(), self.vocab, self.width, self.pages, self.storage)
+        let added = if self.accumulate { " added" } else { "" };
+        format!("T={} V={} D={} pages={} {:?}{added}", self.ids.len(), self.vocab, self.width, self.pages, self.storage)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         let rows = self.vocab / self.pages * self.width;
@@ -156,12 +176,16 @@ impl Case for EmbeddingCase {
             Storage::Bf16 => Host::normal_bf16(rng, rows),
             _ => Host::normal(rng, rows),
         };
-        (0..self.pages).map(|_| page(rng)).collect()
+        let mut all: Vec<Host> = (0..self.pages).map(|_| page(rng)).collect();
+        all.extend(self.accumulate.then(|| Host::normal(rng, self.ids.len() * self.width)));
+        all
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let table = x.concat();
+        let table = x[..self.pages].concat();
         let row = |&id: &u32| table[id as usize * self.width..][..self.width].iter().map(|v| f64::from(SCALE) * v);
-        vec![self.ids.iter().flat_map(row).collect()]
+        let mut y: Vec<f64> = self.ids.iter().flat_map(row).collect();
+        x[self.pages..].iter().for_each(|there| y.iter_mut().zip(there).for_each(|(y, there)| *y += there));
+        vec![y]
     }
     fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let mut d = vec![0.0; self.vocab * self.width];
@@ -170,7 +194,9 @@ impl Case for EmbeddingCase {
                 d[id as usize * self.width + i] += f64::from(SCALE) * d_y[0][t * self.width + i];
             }
         }
-        d.chunks(x[0].len()).map(<[f64]>::to_vec).collect()
+        let mut d: Vec<Vec<f64>> = d.chunks(x[0].len()).map(<[f64]>::to_vec).collect();
+        d.extend(self.accumulate.then(|| d_y[0].clone()));
+        d
     }
     fn d_y_lens(&self) -> Vec<usize> {
         vec![self.ids.len() * self.width]
@@ -179,15 +205,19 @@ impl Case for EmbeddingCase {
         let gpu = rec.gpu();
         let (y, ids) = (gpu.slot(self.ids.len() * self.width), Ids::new(gpu, &self.ids));
         let rows = self.vocab / self.pages;
+        let (pages, there) = x.split_at(self.pages);
+        there.iter().for_each(|there| rec.copy(&there.piece(0, y.len()), &y));
         let mut d_x = Vec::new();
-        for (n, w) in x.iter().enumerate() {
+        for (n, w) in pages.iter().enumerate() {
             let page = Page { first: n * rows, rows, width: self.width, storage: self.storage };
             let d_w = gpu.slot(rows * self.width);
             rec.clear(&d_w);
-            embedding_fwd(rec, &page, SCALE, false, &ids, w, &y);
+            embedding_fwd(rec, &page, SCALE, self.accumulate, &ids, w, &y);
             embedding_bwd_w(rec, &page, SCALE, &ids, &d_y[0], &d_w);
             d_x.push(Some(d_w));
         }
+        // What is added to passes its gradient on.
+        d_x.extend(there.iter().map(|_| Some(d_y[0].clone())));
         Outputs { y: vec![y], d_x }
     }
     fn reduction(&self) -> usize {

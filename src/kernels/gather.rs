@@ -2,7 +2,7 @@
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
-use crate::gpu::{Caps, Gpu, Recording, Shader, Slot};
+use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, uniform_bytes_in_parts};
 use crate::rng::Rng;
 
 /// Which rows are taken, and for each source row by whom.
@@ -31,7 +31,6 @@ struct GatherParams {
     width: u32,
     start: u32,
     stride: u32,
-    pad: u32,
 }
 
 fn shader(entry: &'static str) -> Shader {
@@ -39,22 +38,28 @@ fn shader(entry: &'static str) -> Shader {
 }
 
 fn params(width: usize) -> GatherParams {
-    GatherParams { width: width as u32, start: 0, stride: 0, pad: 0 }
+    GatherParams { width: width as u32, start: 0, stride: 0 }
 }
 
-fn grid(width: usize, rows: usize) -> [u32; 3] {
-    [width.div_ceil(64) as u32, rows as u32, 1]
+fn grid(width: usize, rows: usize) -> [u32; 2] {
+    [width.div_ceil(64) as u32, rows as u32]
 }
 
 /// y (N, width) = rows of x.
 pub fn gather_fwd(rec: &mut Recording, picks: &Picks, width: usize, x: &Slot, y: &Slot) {
-    rec.dispatch(&shader("gather_fwd"), &params(width), &[&picks.rows, x, y], grid(width, picks.n), 0);
+    rec.dispatch_in_parts(&shader("gather_fwd"), &params(width), &[&picks.rows, x, y], grid(width, picks.n), 0);
 }
 
 /// d_x (T, width) from d_y (N, width): all rows are written.
 pub fn gather_bwd(rec: &mut Recording, picks: &Picks, width: usize, d_y: &Slot, d_x: &Slot) {
     let slots = [&picks.starts, &picks.uses, d_y, d_x];
-    rec.dispatch(&shader("gather_bwd"), &params(width), &slots, grid(width, picks.t), (picks.n * width) as u64);
+    rec.dispatch_in_parts(
+        &shader("gather_bwd"),
+        &params(width),
+        &slots,
+        grid(width, picks.t),
+        (picks.n * width) as u64,
+    );
 }
 
 /// `y[rows[r]]` (width) = `x[r, start .. start + width]`; `rows` on the device, `n` of them, no row twice.
@@ -69,8 +74,8 @@ pub fn gather_scatter(
     width: usize,
     y: &Slot,
 ) {
-    let params = GatherParams { width: width as u32, start: start as u32, stride: stride as u32, pad: 0 };
-    rec.dispatch(&shader("gather_scatter"), &params, &[rows, x, y], grid(width, n), 0);
+    let params = GatherParams { width: width as u32, start: start as u32, stride: stride as u32 };
+    rec.dispatch_in_parts(&shader("gather_scatter"), &params, &[rows, x, y], grid(width, n), 0);
 }
 
 /// The family.
@@ -87,7 +92,7 @@ impl Kernel for Gather {
         ["gather_fwd", "gather_bwd", "gather_scatter"].map(shader).into()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
-        vec![("GatherParams", size_of::<GatherParams>())]
+        vec![("GatherParams", uniform_bytes_in_parts::<GatherParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
         let make = |rows: &[u32], t, width| Box::new(GatherCase { rows: rows.to_vec(), t, width }) as Box<dyn Case>;

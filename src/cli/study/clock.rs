@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::plan::{Pairs, Preferences, Study};
 use crate::cli::args::{ModelArgs, TrainArgs};
+use crate::cli::fit;
 use crate::cli::session::{self, ChatChoice, Model};
 use crate::cli::train;
 use crate::config::Defaults;
@@ -106,10 +107,10 @@ impl<'a> Clock<'a> {
         let options = train::load_options(&settings, model.base, adapter.as_ref(), longest);
         let goal = settings.preference.map_or(Goal::Sft, Goal::Preference);
         let (gpu, share_prefix) = (&self.gpu, settings.share_prefix);
-        let (keep, Rehearsal { ledger, cost, .. }) = train::choose_keep(&args, gpu.caps(), &|keep| {
+        let (keep, Rehearsal { ledger, cost, .. }) = fit::choose_keep(args.recompute, gpu.caps(), &|keep| {
             rehearse(gpu.caps(), |gpu| model.load(gpu, &options), &goal, &examples, share_prefix, keep)
         })?;
-        if train::fits(gpu.caps(), &ledger) == Some(false) {
+        if fit::fits(gpu.caps(), &ledger) == Some(false) {
             return Ok(self.is_unknown(format!("a micro-batch does not fit {}", self.device())));
         }
         if gpu.caps().is_cpu && cost.flops > MOST_OF_A_CPU {
