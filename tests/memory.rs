@@ -398,6 +398,23 @@ proptest! {
             }
         }
     }
+/// An adapter that a run goes on from is its reference, and is held beside the one that is trained.
+#[test]
+fn the_adapter_that_a_run_starts_from_is_planned() {
+    let (model, adapter) = (fixture("mistral-odd/model"), fixture("lora-mistral/adapter"));
+    let data = fixture("mistral-odd").join("prefs.jsonl");
+    let peak = |more: &[&str]| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_jointwise"));
+        program.args(["plan", "--json", "--limits", "baseline", "--model"]).arg(&model);
+        program.arg("--data").arg(&data).arg("--adapter").arg(&adapter);
+        Ran::of(program.args(more)).ok().lines().pop().expect("an object")["peak_bytes"].as_u64().expect("bytes")
+    };
+    let tensors = program::read_tensors(&adapter.join("adapter_model.safetensors"));
+    // Each on a multiple of 256 bytes.
+    let held: u64 = tensors.values().map(|t| (t.bytes.len() as u64).next_multiple_of(256)).sum();
+    let (initial, base) = (peak(&[]), peak(&["--reference", "base"]));
+    assert_eq!(initial - base, held);
+    assert_eq!(peak(&["--reference-free"]), base);
 }
 
 /// `plan` against the ledger of a run: full and LoRA, preferences and SFT, weights of 4 and 8 bits, moments of 8, parts computed again.
@@ -412,7 +429,10 @@ fn a_step_takes_what_plan_says() {
     let few_bits = ["--full", "--optim", "adamw8bit", "--param-dtype", "bf16"];
     let elementwise = ["--lora-targets", "all-linear", "--recompute", "elementwise"];
     let saved = ["--full", "--recompute", "none", "--saved-dtype", "bf16"];
+    let adapter = fixture("lora-mistral/adapter");
+    let goes_on = ["--adapter", adapter.to_str().expect("UTF-8")];
     let cases = [
+        (&odd, "train", &goes_on[..], 0.1),
         (&odd, "train", full, 0.1),
         (&odd, "train", lora, 0.1),
         (&odd, "sft", full, 0.1),

@@ -4,7 +4,8 @@
 //! a cone (arXiv 1909.00512). So unlike instructions have cosines around 0, and the same ones 1, as RPO's encoder has it. Input embeddings cost
 //! a look-up; hidden states would cost a forward pass, and lie in the narrower cone.
 
-use super::trainer::by_tokens;
+use std::collections::BTreeMap;
+
 use crate::data::batch::{Batch, Example, Sequence};
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -43,52 +44,73 @@ pub async fn directions(
     max_tokens: usize,
 ) -> Result<Vec<[Vec<f32>; 2]>> {
     let mut directions = Vec::new();
-    embedded(gpu, decoder, examples, max_tokens, &mut |vector| directions.push(direction(&vector, mean))).await?;
+    embedded(gpu, decoder, examples, max_tokens, &mut |vector| directions.push(direction(vector, mean))).await?;
     let mut rest = directions.into_iter();
     let two =
         |e: &&Example| [0, 1].map(|side| if side < e.sequences.len() { rest.next() } else { None }.unwrap_or_default());
     Ok(examples.iter().map(two).collect())
 }
 
-/// Keeps of an example the tokens before its responses: one at least.
-fn instructions(example: &Example) -> Example {
-    let instruction = |s: &Sequence| {
-        let n = s.response_start.max(1).min(s.ids.len());
-        Sequence::new(s.ids[..n].to_vec(), n)
-    };
-    Example { sequences: example.sequences.iter().map(instruction).collect(), ..*example }
-}
+/// Examples whose tokens are looked up together.
+const TOGETHER: usize = 1024;
 
-/// Gives the mean (D) of the embeddings of each instruction, in order.
+/// Gives the mean (D) of the embeddings of each instruction, in order. Of the tokens of some examples each is looked up once.
 async fn embedded(
     gpu: &Gpu,
     decoder: &Decoder,
     examples: &[&Example],
     max_tokens: usize,
-    each: &mut dyn FnMut(Vec<f64>),
+    each: &mut dyn FnMut(&[f64]),
 ) -> Result<()> {
-    let d = &decoder.description;
-    let examples: Vec<Example> = examples.iter().map(|e| instructions(e)).collect();
-    for group in by_tokens(&examples.iter().collect::<Vec<_>>(), false, max_tokens) {
-        let batch = Batch::pack(&group, false);
-        let segments = Segments::of_batch(gpu, &batch, d.head_dim, &d.windows());
-        let tokens = Tokens::new(gpu, d, &batch.ids, &batch.positions, segments);
-        let mut rec = gpu.record();
-        let embedded = decoder.embed(&mut rec, &tokens);
-        rec.submit();
-        let values = gpu.read::<f32>(&[&embedded]).await?.concat(); // (T, D)
-        let mut first = 0;
-        for sequence in group.iter().flat_map(|e| &e.sequences) {
-            let n = sequence.ids.len();
-            let mut mean = vec![0.0; d.d_model];
-            for token in values[first * d.d_model..].chunks(d.d_model).take(n) {
-                mean.iter_mut().zip(token).for_each(|(m, &x)| *m += f64::from(x) / n as f64);
-            }
-            each(mean);
-            first += n;
+    let width = decoder.description.d_model;
+    let has_positions = decoder.position_embedding.is_some();
+    let instruction = |s: &Sequence| {
+        let ids = s.ids[..s.response_start.max(1).min(s.ids.len())].iter().zip(0..);
+        ids.map(|(&id, position)| (id, if has_positions { position } else { 0 })).collect::<Vec<Place>>()
+    };
+    for some in examples.chunks(TOGETHER) {
+        let instructions: Vec<Vec<Place>> = some.iter().flat_map(|e| &e.sequences).map(instruction).collect();
+        let mut rows: BTreeMap<Place, usize> = instructions.iter().flatten().map(|&place| (place, 0)).collect();
+        rows.values_mut().enumerate().for_each(|(row, at)| *at = row);
+        let table = look_up(gpu, decoder, &rows.keys().copied().collect::<Vec<_>>(), max_tokens).await?;
+        let mut before: Option<(&[Place], Vec<f64>)> = None;
+        for places in &instructions {
+            // Sides often share their instruction.
+            let known = before.take().filter(|(same, _)| same == places);
+            let mean = known.map_or_else(
+                || {
+                    let (mut mean, n) = (vec![0.0; width], places.len() as f64);
+                    for place in places {
+                        let values = &table[rows[place] * width..][..width];
+                        mean.iter_mut().zip(values).for_each(|(m, &x)| *m += f64::from(x) / n);
+                    }
+                    mean
+                },
+                |(_, mean)| mean,
+            );
+            each(&mean);
+            before = Some((places, mean));
         }
     }
     Ok(())
+}
+
+/// A token and where it stands: 0, where positions are not learned.
+type Place = (u32, u32);
+
+/// Embeddings (n, D) of tokens at their places.
+async fn look_up(gpu: &Gpu, decoder: &Decoder, places: &[Place], max_tokens: usize) -> Result<Vec<f32>> {
+    let (d, mut table) = (&decoder.description, Vec::new());
+    for some in places.chunks(max_tokens.max(1)) {
+        let (ids, positions): (Vec<u32>, Vec<u32>) = some.iter().copied().unzip();
+        let row = Example { row: 0, sequences: vec![Sequence::new(ids.clone(), 1)], desirable: None };
+        let segments = Segments::of_batch(gpu, &Batch::pack(&[&row], false), d.head_dim, &d.windows());
+        let mut rec = gpu.record();
+        let embedded = decoder.embed(&mut rec, &Tokens::new(gpu, d, &ids, &positions, segments));
+        rec.submit();
+        table.extend(gpu.read::<f32>(&[&embedded]).await?.concat());
+    }
+    Ok(table)
 }
 
 /// Below this part of a vector's length, what is left of it is rounding.
