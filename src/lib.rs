@@ -59,8 +59,10 @@
 //! ```
 //!
 //! A score is a sum of log-probabilities: of every token after the first for JPO, of the response and EOS for DPO. The reference is the
-//! starting policy unless told otherwise; its scores are computed once by the same kernels and cached on disk under a hash of model,
-//! data, objective, program and driver, so one model is in memory. Where both instructions are the same, JPO's loss and gradients equal DPO's
+//! starting policy unless told otherwise: the model without its new adapter, the adapter that the run started from (kept beside the one that is
+//! trained), or, where every weight is trained, the weights before the first step. So one model is in memory. The same kernels score a row when the run first
+//! comes to it ([`train::reference`]); the score is kept on disk under a hash of the row's tokens, in a folder of model, program and driver
+//! ([`train::score_store`]). Where both instructions are the same, JPO's loss and gradients equal DPO's
 //! (the paper's Lemma D.1), which is also why the shared prefix may be computed once.
 //!
 //! # Memory

@@ -398,6 +398,8 @@ proptest! {
             }
         }
     }
+}
+
 /// An adapter that a run goes on from is its reference, and is held beside the one that is trained.
 #[test]
 fn the_adapter_that_a_run_starts_from_is_planned() {

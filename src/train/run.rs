@@ -131,7 +131,7 @@ impl RunData<'_> {
 pub struct Ended {
     /// Steps done.
     pub state: State,
-    /// Before `max_steps`, on request; a checkpoint was written.
+    /// Before `max_steps`, on request; there is a checkpoint of the steps done, if there are any.
     pub interrupted: bool,
 }
 
