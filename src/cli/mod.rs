@@ -24,6 +24,7 @@ mod screen;
 mod session;
 mod steps;
 mod study;
+mod tokenised;
 mod train;
 mod tune;
 

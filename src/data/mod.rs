@@ -27,6 +27,9 @@ pub(crate) mod special_tokens;
 mod synonyms;
 mod table;
 pub mod template;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod token_store;
 pub mod tokens;
 mod turns;
 mod untrusted;
+mod word_bounds;
