@@ -3,7 +3,7 @@
 
     benches/data_scale.py target/release/jointwise [--rows 100000] [--model models/demo] [--out FILE.md]
 
-Pairs share an instruction of 30 words; responses have 10 to 50. The model's folder is copied with 2,048 positions, so that all rows are kept. Needs
+Pairs share an instruction of 22 words; responses have 6 to 36. The model's folder is copied with 2,048 positions, so that all rows are kept. Needs
 Linux and Python alone."""
 import argparse, json, os, random, shutil, subprocess, sys, tempfile, time
 
@@ -64,7 +64,7 @@ with tempfile.TemporaryDirectory() as folder:
         json.dump({**config, "max_position_embeddings": 2048}, file)
     with open(path, "w") as file:
         for _ in range(args.rows):
-            file.write(json.dumps({"prompt": text(30), "chosen": text(draw.randint(10, 50)), "rejected": text(draw.randint(10, 50))}) + "\n")
+            file.write(json.dumps({"prompt": text(22), "chosen": text(draw.randint(6, 36)), "rejected": text(draw.randint(6, 36))}) + "\n")
     cores = os.cpu_count()
     lines = ["| start | seconds | tokens a second | MiB at most |", "|---|---|---|---|"]
     reports = []

@@ -1,6 +1,6 @@
 //! Rows, templates, tokenising and masks, packing, sampling order.
 //!
-//! file → [`source`] → [`rows`] → ([`template`], [`chat`], [`tokens`]) → [`dataset`] → ([`order`], [`pack`]) → [`batch`].
+//! file → [`source`] → [`rows`] → ([`template`], [`chat`], [`tokens`]) → [`dataset`] (kept by `token_store`) → ([`order`], [`pack`]) → [`batch`].
 pub mod bad_rows;
 pub mod batch;
 pub mod chat;

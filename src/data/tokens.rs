@@ -321,7 +321,7 @@ impl Tokenizer {
     /// Tokenises a text, from where it parts from `before` on.
     fn tokenise_behind(&self, text: &str, before: Option<TokenisedText>) -> std::result::Result<TokenisedText, String> {
         let shared = before.filter(|_| self.has_word_bounds).and_then(|before| before.cut(text));
-        let (at, mut ids, mut offsets) = shared.unwrap_or_default();
+        let (at, TokenisedText { mut ids, mut offsets, .. }) = shared.unwrap_or_default();
         let rest = self.tokenise(&text[at..])?;
         ids.extend(rest.get_ids());
         offsets.extend(rest.get_offsets().iter().map(|(start, end)| (start + at, end + at)));
@@ -439,7 +439,7 @@ impl Tokenizer {
 }
 
 /// A text with its tokens.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct TokenisedText {
     text: String,
     ids: Vec<u32>,
@@ -448,8 +448,8 @@ pub(super) struct TokenisedText {
 }
 
 impl TokenisedText {
-    /// Gives the tokens of what another text begins with, up to a bound of both, and where that is.
-    fn cut(mut self, text: &str) -> Option<(usize, Vec<u32>, Vec<(usize, usize)>)> {
+    /// Cuts the tokens off behind the last bound of what another text begins with; gives the bound, too.
+    fn cut(mut self, text: &str) -> Option<(usize, Self)> {
         let at = word_bounds::last_shared(&self.text, text)?;
         let n = self.offsets.iter().position(|(_, end)| *end > at).unwrap_or(self.offsets.len());
         // An added token that takes the blanks behind it ends behind the bound.
@@ -458,7 +458,7 @@ impl TokenisedText {
         }
         self.ids.truncate(n);
         self.offsets.truncate(n);
-        Some((at, self.ids, self.offsets))
+        Some((at, self))
     }
 }
 

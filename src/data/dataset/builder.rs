@@ -14,6 +14,7 @@ use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 
 /// Fewer rows than this are tokenised by the thread that adds them.
+#[cfg(not(target_arch = "wasm32"))]
 const FEW: usize = 64;
 /// Stack of the threads that tokenise: what a program's main thread has.
 #[cfg(not(target_arch = "wasm32"))]
