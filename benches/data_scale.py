@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""From a file of pairs to tokens: seconds, tokens a second and memory of a first and a second start, on all cores and on one.
+"""From a file of pairs to tokens: seconds, of all cores and by the clock, tokens a second and memory of a first and a second start, on all cores and on one.
 
     benches/data_scale.py target/release/jointwise [--rows 100000] [--model models/demo] [--out FILE.md]
 
@@ -40,13 +40,14 @@ def run(cache, **environment):
 
 
 def peak(cache, **environment):
-    """Seconds, the report, what was told, and MiB at most: of a process of its own, since children's peaks are one number."""
+    """Seconds, the report, what was told, seconds of cores and MiB at most: of a process of its own, since children's peaks are one number."""
     read, write = os.pipe()
     if (pid := os.fork()) == 0:
         done = run(cache, **environment)
         import resource
         with os.fdopen(write, "w") as to:
-            json.dump([*done, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024], to)
+            used = resource.getrusage(resource.RUSAGE_CHILDREN)
+            json.dump([*done, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024], to)
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as of:
@@ -66,21 +67,21 @@ with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.rows):
             file.write(json.dumps({"prompt": text(22), "chosen": text(draw.randint(6, 36)), "rejected": text(draw.randint(6, 36))}) + "\n")
     cores = os.cpu_count()
-    lines = ["| start | seconds | tokens a second | MiB at most |", "|---|---|---|---|"]
+    lines = ["| start | seconds | of cores | tokens a second | a second of a core | MiB at most |", "|---|---|---|---|---|---|"]
     reports = []
     for name, cache, environment in [
         ("first, one core", "one", {"RAYON_NUM_THREADS": "1"}),
         (f"first, {cores} cores", "all", {}),
         ("second", "all", {}),
     ]:
-        seconds, report, told, mib = peak(os.path.join(folder, cache), **environment)
+        seconds, report, told, used, mib = peak(os.path.join(folder, cache), **environment)
         reports.append(report)
-        lines.append(f"| {name} | {seconds:.1f} | {report['n_tokens'] / seconds:,.0f} | {mib:.0f} |")
+        n = report["n_tokens"]
+        lines.append(f"| {name} | {seconds:.1f} | {used:.1f} | {n / seconds:,.0f} | {n / used:,.0f} | {mib:.0f} |")
         print(lines[-1], *[line for line in told if line.startswith("tokenising")][-1:], file=sys.stderr)
     assert reports[0] == reports[1] == reports[2], "the starts differ"
     store = os.path.join(folder, "all", "jointwise", "tokens")
     kept = sum(os.path.getsize(os.path.join(store, name)) for name in os.listdir(store))
-    n = reports[0]["n_tokens"]
     lines.append("")
     lines.append(f"{args.rows:,} pairs, {os.path.getsize(path) / 2**20:.0f} MiB; {n:,} tokens, {n / args.rows:.0f} a pair: "
                  f"{4 * n / 2**20:.0f} MiB at 4 bytes each; kept in {kept / 2**20:.0f} MiB.")

@@ -261,17 +261,37 @@ impl RowProgress {
     fn tell(&mut self, n: usize) {
         match &self.bar {
             Some(bar) => bar.set_position(n as u64),
-            None if self.told.elapsed() >= SILENCE => {
-                self.told = Instant::now();
-                note!("tokenising: {n} rows after {} s", self.begun.elapsed().as_secs());
-            }
-            None => {}
+            None => self.line(n, Instant::now()).iter().for_each(|line| note!("{line}")),
         }
+    }
+
+    /// Gives the line that is due after [`SILENCE`], and begins another one.
+    fn line(&mut self, n: usize, now: Instant) -> Option<String> {
+        if now.duration_since(self.told) < SILENCE {
+            return None;
+        }
+        self.told = now;
+        Some(format!("tokenising: {n} rows after {} s", now.duration_since(self.begun).as_secs()))
     }
 }
 
 impl Drop for RowProgress {
     fn drop(&mut self) {
         self.bar.iter().for_each(ProgressBar::finish_and_clear);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_told_now_and_then() {
+        let begun = Instant::now();
+        let mut progress = RowProgress { bar: None, begun, told: begun };
+        let times = [1, 9, 10, 11, 19, 20, 45].map(|seconds| begun + Duration::from_secs(seconds));
+        let lines = times.map(|now| progress.line(7, now));
+        let told: Vec<String> = lines.into_iter().flatten().collect();
+        assert_eq!(told, [10, 20, 45].map(|seconds| format!("tokenising: 7 rows after {seconds} s")));
     }
 }

@@ -219,8 +219,15 @@ impl Dataset {
 
     /// SHA-256, in hexadecimal, of the tokens and boundaries in their order: a part of the key of cached reference scores.
     pub fn content_hash(&self) -> String {
-        let mut hash = Sha256::new();
-        let mut number = |n: usize| hash.update((n as u64).to_le_bytes());
+        let (mut hash, mut numbers) = (Sha256::new(), Vec::new());
+        let mut number = |n: usize| {
+            numbers.extend((n as u64).to_le_bytes());
+            // One by one they would take longer than the hash does.
+            if numbers.len() >= 1 << 16 {
+                hash.update(&numbers);
+                numbers.clear();
+            }
+        };
         number(self.examples.len());
         for example in &self.examples {
             number(example.sequences.len());
@@ -236,6 +243,7 @@ impl Dataset {
                 sequence.ids.iter().for_each(|&id| number(id as usize));
             }
         }
+        hash.update(&numbers);
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

@@ -93,14 +93,15 @@ impl TokenStore {
     /// [`Error::File`] for a file that is damaged.
     pub fn get(&self, key: &str) -> Result<Option<TokenisedRows>> {
         let path = self.path(key);
-        let file = match File::open(&path) {
-            Ok(file) => file,
+        let n_bytes = match fs::metadata(&path) {
+            Ok(about) if about.is_file() => about.len(),
+            Ok(_) => return Err(Error::file(&path, "kept tokens are no regular file")),
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::file(&path, e)),
         };
+        let file = File::open(&path).map_err(|e| Error::file(&path, e))?;
         // The time of the last use, by which files make room.
         let _ = file.set_modified(SystemTime::now());
-        let n_bytes = file.metadata().map_err(|e| Error::file(&path, e))?.len();
         let damaged = |reason: io::Error| Error::file(&path, format!("kept tokens are damaged ({reason})"));
         read(BufReader::with_capacity(1 << 20, file), n_bytes).map(Some).map_err(damaged)
     }
