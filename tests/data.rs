@@ -28,6 +28,8 @@ mod rows;
 mod sources;
 #[path = "data/special_tokens.rs"]
 mod special_tokens;
+#[path = "data/tokenised.rs"]
+mod tokenised;
 #[path = "data/turns.rs"]
 mod turns;
 

@@ -573,6 +573,9 @@ pub struct CheckArgs {
     /// Rows shown
     #[arg(long, default_value_t = 3)]
     pub rows: usize,
+    /// Look at no more than the first N rows [default: all]
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
     /// As JSON
     #[arg(long)]
     pub json: bool,

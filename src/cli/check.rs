@@ -14,7 +14,10 @@ pub fn run(args: &CheckArgs) -> Result<()> {
     let adapter = model.adapter(args.adapter.as_deref())?;
     let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
     let purpose = if args.sft { Purpose::Sft } else { Purpose::Any };
-    let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
+    let data = match args.limit {
+        Some(n) => session::first_rows(&args.data, n, &model, &tokenizer, purpose)?,
+        None => session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?,
+    };
     let report = data::check::check(&data, &tokenizer, args.rows);
     if args.json {
         say!("{}", serde_json::to_string(&report).map_err(|e| Error::file("standard output", e))?)?;

@@ -25,6 +25,7 @@ mod screen;
 mod session;
 mod steps;
 mod study;
+mod tokenised;
 mod train;
 mod tune;
 

@@ -8,13 +8,14 @@ use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 
 use super::args::{BadRowArg, DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
+pub use super::tokenised::{dataset, first_rows};
 use super::train::bar;
 use super::{checked, tune};
 use crate::config::{Defaults, ReferenceChoice, not_negative};
 use crate::data::bad_rows::BadRows;
-use crate::data::dataset::{Dataset, Fate, Limits, Note, Overflow};
+use crate::data::dataset::{Dataset, Limits, Overflow};
 use crate::data::named_templates::run_time;
-use crate::data::rows::{Content, FieldMap, Purpose, read_row_file};
+use crate::data::rows::Purpose;
 use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
@@ -326,9 +327,6 @@ pub fn check_last_turn_only(args: &DataArgs, sft: bool) -> Result<()> {
     }
 }
 
-/// Bad rows that are told one by one.
-const SHOWN_BAD_ROWS: usize = 10;
-
 /// Gives what happens to bad rows, as resolved.
 pub fn bad_rows(args: &DataArgs) -> Result<BadRows> {
     match (args.on_bad_row.unwrap_or(BadRowArg::Error), args.max_bad_rows) {
@@ -336,56 +334,6 @@ pub fn bad_rows(args: &DataArgs) -> Result<BadRows> {
         (BadRowArg::Error, None) => Ok(BadRows::Error),
         (BadRowArg::Error, Some(_)) => Err(Error::flag("max-bad-rows", "goes with --on-bad-row skip")),
     }
-}
-
-/// Rows as tokens.
-pub fn dataset(
-    args: &DataArgs,
-    files: &[PathBuf],
-    model: &Model,
-    tokenizer: &Tokenizer,
-    purpose: Purpose,
-) -> Result<Dataset> {
-    let (template, limits) = limits(args, &model.description)?;
-    if files.is_empty() {
-        return Err(Error::flag("data", "is missing: a file of rows"));
-    }
-    let (map, bad_rows) = (FieldMap::parse(&args.map)?, bad_rows(args)?);
-    let mut rows = Vec::new();
-    for file in files {
-        let read = read_row_file(file, &map, purpose, bad_rows)?;
-        for line in read.notes {
-            note!("note: {line}");
-        }
-        rows.extend(read.rows);
-    }
-    if args.last_turn_only {
-        rows.iter_mut().for_each(|row| row.content.keep_last_turn());
-    }
-    // Told before they may be too many.
-    let mut shown = 0;
-    for row in &rows {
-        if let Content::Unreadable(reason) = &row.content
-            && shown < SHOWN_BAD_ROWS
-        {
-            note!("note: skipped: {}", row.place.error(reason));
-            shown += 1;
-        }
-    }
-    let data = Dataset::build_with(&rows, tokenizer, &template, limits, bad_rows)?;
-    for line in data.remarks.lines() {
-        note!("note: {line}");
-    }
-    let (skipped, others): (Vec<_>, Vec<_>) = data.notes.iter().partition(|note| note.fate == Fate::Skipped);
-    let is_new = |note: &&&Note| !matches!(rows[note.row].content, Content::Unreadable(_));
-    for note in skipped.iter().filter(is_new).take(SHOWN_BAD_ROWS - shown) {
-        note!("note: skipped: {}: {}", data.place(note.row), note.reason);
-    }
-    for note in others.iter().take(5) {
-        note!("note: {}: {}", data.place(note.row), note.reason);
-    }
-    note!("{}", data.summary());
-    Ok(data)
 }
 
 /// Template and limits as resolved.

@@ -50,7 +50,7 @@ use crate::train::trainer::{Optimiser, Rehearsal, Trainer, largest_micro_batch, 
 const REPORT: &str = "report.html";
 
 /// Whether progress can be drawn, and drawn over.
-fn on_a_terminal() -> bool {
+pub fn on_a_terminal() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 

@@ -147,11 +147,13 @@ fn shown(example: &Example, data: &Dataset, tokenizer: &Tokenizer) -> ShownRow {
     }
 }
 
-fn lengths(all: &[usize]) -> Lengths {
+fn lengths(all: &[u32]) -> Lengths {
     let mut sorted = all.to_vec();
     sorted.sort_unstable();
     // The smallest length that at least this part of the sequences do not exceed.
-    let quantile = |percent: usize| sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).copied().unwrap_or(0);
+    let quantile = |percent: usize| {
+        sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).map_or(0, |&length| length as usize)
+    };
     Lengths { min: quantile(0), median: quantile(50), p95: quantile(95), max: quantile(100) }
 }
 

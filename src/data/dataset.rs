@@ -1,14 +1,19 @@
 //! Rows → tokenised examples that fit the length limit, with a note for every row that did not come through whole.
 
-use std::collections::BTreeSet;
+mod builder;
+mod fit;
+
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+pub use self::builder::DatasetBuilder;
 use super::bad_rows::BadRows;
-use super::batch::{Example, Sequence};
-use super::conversation::Text;
-use super::remarks::{Remark, Remarks};
-use super::rows::{Content, Place, Row};
+use super::batch::Example;
+use super::remarks::Remarks;
+use super::rows::{Place, Row};
 use super::template::Template;
 use super::tokens::Tokenizer;
 use crate::error::{Error, Result};
@@ -55,7 +60,7 @@ pub struct Limits {
 }
 
 /// What became of a row that was too long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fate {
     /// Left out.
@@ -67,7 +72,7 @@ pub enum Fate {
 }
 
 /// A row that did not come through whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Note {
     /// Row number, from 0.
     pub row: usize,
@@ -77,17 +82,56 @@ pub struct Note {
     pub reason: String,
 }
 
+/// Where rows were read, in their order: 12 bytes a row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// The files, in the order in which they were read.
+    pub(super) files: Vec<Arc<Path>>,
+    /// Number of the file, line, number in a JSON list (0: in none).
+    pub(super) rows: Vec<[u32; 3]>,
+}
+
+impl Places {
+    /// Adds the place of the next row.
+    pub fn push(&mut self, place: &Place) {
+        if self.files.last().is_none_or(|last| *last != place.path) {
+            self.files.push(place.path.clone());
+        }
+        // Beyond four thousand million lines a row is told by the last number that there is.
+        let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let element = place.element.map_or(0, NonZeroU32::get);
+        self.rows.push([small(self.files.len() - 1), small(place.line), element]);
+    }
+
+    /// Returns the place of a row.
+    pub fn get(&self, row: usize) -> Option<Place> {
+        let [file, line, element] = *self.rows.get(row)?;
+        let path = self.files.get(file as usize)?.clone();
+        Some(Place { path, line: line as usize, element: NonZeroU32::new(element) })
+    }
+
+    /// Returns the number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+}
+
 /// The tokenised data.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dataset {
     /// The rows kept, in their order.
     pub examples: Vec<Example>,
     /// Where each row was read, dropped ones included.
-    pub places: Vec<Place>,
+    pub places: Places,
     /// The rows dropped and truncated.
     pub notes: Vec<Note>,
     /// Tokens of every sequence before any limit, dropped rows included.
-    pub lengths: Vec<usize>,
+    pub lengths: Vec<u32>,
     /// What is to be said of many rows, dropped ones included.
     pub remarks: Remarks,
 }
@@ -113,75 +157,9 @@ impl Dataset {
         limits: Limits,
         bad_rows: BadRows,
     ) -> Result<Self> {
-        tokenizer.check_template(template)?;
-        let mut data = Self::default();
-        let mut is_labelled = None;
-        for (row, Row { place, content }) in rows.iter().enumerate() {
-            data.places.push(place.clone());
-            let texts = content.texts();
-            let mut remarks = BTreeSet::new();
-            let sequences = match content {
-                Content::Unreadable(reason) => Err(reason.clone()),
-                _ => {
-                    if *is_labelled.get_or_insert(content.label().is_some()) != content.label().is_some() {
-                        return Err(place.error(
-                            "texts with a label stand beside rows of other forms: learn from one or the other",
-                        ));
-                    }
-                    sequences(&texts, tokenizer, template, &mut remarks)
-                }
-            };
-            let mut sequences = match (sequences, bad_rows) {
-                (Ok(sequences), _) => sequences,
-                (Err(reason), BadRows::Error) => return Err(place.error(reason)),
-                (Err(reason), BadRows::Skip(_)) => {
-                    data.notes.push(Note { row, fate: Fate::Skipped, reason });
-                    continue;
-                }
-            };
-            data.lengths.extend(sequences.iter().map(|sequence| sequence.ids.len()));
-            if let [chosen, rejected] = sequences.as_slice()
-                && chosen.ids == rejected.ids
-            {
-                remarks.insert(Remark::SameSides);
-            }
-            data.remarks.add_row(remarks);
-            if limits.overflow == Overflow::Paper && texts.len() == 2 {
-                let characters = |text: &&Text| tokenizer.characters(text, template);
-                let characters = texts.iter().map(characters).collect::<std::result::Result<Vec<_>, _>>();
-                let characters = characters.map_err(|reason| place.error(reason))?;
-                if let Some(side) = characters.iter().position(|&n| n > limits.max_length) {
-                    let (name, n) = (side_name(2, side), characters[side]);
-                    let reason = format!("{name} has {n} characters, --max-length is {}", limits.max_length);
-                    data.notes.push(Note { row, fate: Fate::Dropped, reason });
-                    continue;
-                }
-            }
-            let same_instruction = texts.windows(2).all(|pair| pair[0].instruction == pair[1].instruction);
-            match fit(&mut sequences, same_instruction, tokenizer.bos_id(), limits) {
-                Fit::Whole => {}
-                Fit::Cut(reason) => data.notes.push(Note { row, fate: Fate::Truncated, reason }),
-                Fit::TooLong(reason) if limits.overflow == Overflow::Error => return Err(place.error(reason)),
-                Fit::TooLong(reason) => {
-                    data.notes.push(Note { row, fate: Fate::Dropped, reason });
-                    continue;
-                }
-            }
-            data.examples.push(Example { row, sequences, desirable: content.label() });
-        }
-        data.check_skipped(bad_rows)?;
-        if data.examples.is_empty() && !rows.is_empty() {
-            data.check_readable()?;
-            let longest = data.lengths.iter().max().copied().unwrap_or(0);
-            let reason = match limits.overflow {
-                Overflow::Paper => {
-                    format!("no row fits {} characters a side, as --paper-compat counts", limits.max_length)
-                }
-                _ => format!("no row fits {} tokens (the longest sequence has {longest})", limits.max_length),
-            };
-            return Err(Error::flag("max-length", reason));
-        }
-        Ok(data)
+        let mut builder = DatasetBuilder::new(tokenizer, template, limits, bad_rows)?;
+        builder.add(rows)?;
+        builder.finish()
     }
 
     /// Refuses more bad rows than may be skipped.
@@ -236,13 +214,20 @@ impl Dataset {
 
     /// `file:line` of a row, with its number where it is an element of a JSON list.
     pub fn place(&self, row: usize) -> String {
-        self.places.get(row).map_or_else(|| format!("row {row}"), Place::to_string)
+        self.places.get(row).map_or_else(|| format!("row {row}"), |place| place.to_string())
     }
 
     /// SHA-256, in hexadecimal, of the tokens and boundaries in their order: a part of the key of cached reference scores.
     pub fn content_hash(&self) -> String {
-        let mut hash = Sha256::new();
-        let mut number = |n: usize| hash.update((n as u64).to_le_bytes());
+        let (mut hash, mut numbers) = (Sha256::new(), Vec::new());
+        let mut number = |n: usize| {
+            numbers.extend((n as u64).to_le_bytes());
+            // One by one they would take longer than the hash does.
+            if numbers.len() >= 1 << 16 {
+                hash.update(&numbers);
+                numbers.clear();
+            }
+        };
         number(self.examples.len());
         for example in &self.examples {
             number(example.sequences.len());
@@ -258,96 +243,12 @@ impl Dataset {
                 sequence.ids.iter().for_each(|&id| number(id as usize));
             }
         }
+        hash.update(&numbers);
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
-}
-
-/// Tokenises a row's texts; the reason where one cannot be held, or has nothing to score.
-fn sequences(
-    texts: &[&Text],
-    tokenizer: &Tokenizer,
-    template: &Template,
-    remarks: &mut BTreeSet<Remark>,
-) -> std::result::Result<Vec<Sequence>, String> {
-    let sequence = |(side, text): (usize, &&Text)| {
-        let sequence = tokenizer.encode_with_remarks(text, template, remarks)?;
-        match sequence.n_response() {
-            0 => Err(format!("{} has no token to score", side_name(texts.len(), side))),
-            _ => Ok(sequence),
-        }
-    };
-    texts.iter().enumerate().map(sequence).collect()
 }
 
 /// "the chosen side", or "the row" where there is one side only.
 fn side_name(n_sides: usize, side: usize) -> &'static str {
     if n_sides == 1 { "the row" } else { ["the chosen side", "the rejected side"][side] }
-}
-
-enum Fit {
-    Whole,
-    Cut(String),
-    TooLong(String),
-}
-
-/// One rule for a pair: sides with the same instruction lose the same tokens, so they still share it (Lemma D.1 holds).
-fn fit(sequences: &mut [Sequence], same_instruction: bool, bos: Option<u32>, limits: Limits) -> Fit {
-    if let (Overflow::Paper, [chosen, rejected]) = (limits.overflow, &mut *sequences) {
-        return fit_as_the_paper([chosen, rejected], bos, limits.max_length);
-    }
-    let excess: Vec<usize> = sequences.iter().map(|s| s.ids.len().saturating_sub(limits.max_length)).collect();
-    let most = excess.iter().copied().max().unwrap_or(0);
-    if most == 0 {
-        return Fit::Whole;
-    }
-    let side = excess.iter().position(|&e| e == most).unwrap_or(0);
-    let (name, length) = (side_name(sequences.len(), side), sequences[side].ids.len());
-    let long = format!("{name} has {length} tokens, --max-length is {}", limits.max_length);
-    if limits.overflow != Overflow::TruncatePrompt {
-        return Fit::TooLong(long);
-    }
-    let cuts: Vec<usize> = excess.iter().map(|&e| if same_instruction { most } else { e }).collect();
-    // One token stays before the response, so that its first token is predicted: BOS, or the instruction's last.
-    if let Some((side, _)) = cuts.iter().enumerate().find(|(i, cut)| **cut > 0 && **cut >= sequences[*i].response_start)
-    {
-        let spare = sequences[side].response_start.saturating_sub(1);
-        return Fit::TooLong(format!("{long}; {spare} tokens of instruction are too few to cut"));
-    }
-    for (sequence, &cut) in sequences.iter_mut().zip(&cuts) {
-        cut_instruction(sequence, cut, bos);
-    }
-    Fit::Cut(format!("{long}: {most} tokens of the instruction were cut"))
-}
-
-/// From the left; BOS stays.
-fn cut_instruction(sequence: &mut Sequence, tokens: usize, bos: Option<u32>) {
-    let keep = usize::from(sequence.ids.first().is_some_and(|id| Some(*id) == bos));
-    sequence.cut_before_response(keep..keep + tokens);
-}
-
-/// [`Overflow::Paper`], but for BOS, which its code loses. Sides with the same instruction may lose different parts of it.
-fn fit_as_the_paper(sides: [&mut Sequence; 2], bos: Option<u32>, max_length: usize) -> Fit {
-    let response = |sequence: &Sequence| sequence.ids.len() - sequence.response_start;
-    let chosen = response(sides[0]);
-    let half = max_length / 2;
-    let mut cut = None;
-    for (side, sequence) in sides.into_iter().enumerate() {
-        let measured = sequence.response_start + chosen;
-        if measured > max_length {
-            let by = if side == 0 { "" } else { ", by the length of the chosen response" };
-            cut = cut.or(Some(format!("{} was cut as the paper's code does{by}", side_name(2, side))));
-            cut_instruction(sequence, sequence.response_start.saturating_sub(half), bos);
-        }
-        if sequence.response_start + chosen > max_length {
-            sequence.truncate(sequence.response_start + response(sequence).min(half));
-        }
-        let length = sequence.ids.len();
-        if length > max_length {
-            let name = side_name(2, side);
-            return Fit::TooLong(format!(
-                "{name} has {length} tokens as the paper's code leaves it, --max-length is {max_length}"
-            ));
-        }
-    }
-    cut.map_or(Fit::Whole, Fit::Cut)
 }

@@ -1,6 +1,6 @@
 //! Rows, templates, tokenising and masks, packing, sampling order.
 //!
-//! file → [`source`] → [`rows`] → ([`template`], [`chat`], [`tokens`]) → [`dataset`] → ([`order`], [`pack`]) → [`batch`].
+//! file → [`source`] → [`rows`] → ([`template`], [`chat`], [`tokens`]) → [`dataset`] (kept by `token_store`) → ([`order`], [`pack`]) → [`batch`].
 pub mod bad_rows;
 pub mod batch;
 pub mod chat;
@@ -27,6 +27,9 @@ pub(crate) mod special_tokens;
 mod synonyms;
 mod table;
 pub mod template;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod token_store;
 pub mod tokens;
 mod turns;
 mod untrusted;
+mod word_bounds;

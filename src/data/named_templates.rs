@@ -174,6 +174,11 @@ impl NamedTemplates {
         self.in_use().for_each(|template| template.template.set_clock(seconds));
     }
 
+    /// The time that templates print, where one prints it.
+    pub fn time(&self) -> Option<u64> {
+        self.in_use().find(|template| template.template.prints_date()).map(|template| template.template.clock())
+    }
+
     fn in_use(&self) -> impl Iterator<Item = &SourceTemplate> {
         let others = if self.chosen.is_some() { &[] } else { &self.all[..] };
         self.chosen.iter().chain(others).filter_map(|template| template.compiled.as_ref().ok())

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, Cursor, Read};
 use std::num::NonZeroU32;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,6 +21,9 @@ pub(super) const MAX_ROW_BYTES: u64 = 64 << 20;
 /// A row's object, or the reason why it is none.
 pub(super) type Parsed = std::result::Result<Map<String, Value>, String>;
 
+/// Whether more rows are wanted.
+pub(super) type Taken = Result<ControlFlow<()>>;
+
 /// Calls `take` with every row of a text: one JSON list where it begins with `[`; JSONL or an object that holds one list where it begins with `{`;
 /// else a table with a header. `path` is for messages. Returns notes on the text, a line each.
 ///
@@ -28,7 +32,7 @@ pub(super) type Parsed = std::result::Result<Map<String, Value>, String>;
 pub(super) fn for_each_object(
     path: &Path,
     mut text: impl BufRead,
-    mut take: impl FnMut(Place, Parsed) -> Result<()>,
+    mut take: impl FnMut(Place, Parsed) -> Taken,
 ) -> Result<Vec<String>> {
     let failed = |e: std::io::Error| Error::file(path, e);
     let first = text.fill_buf().map_err(failed)?;
@@ -48,8 +52,9 @@ pub(super) fn for_each_object(
         match skip_blanks(&mut text, &mut rows.line).map_err(failed)? {
             Some(b'[') => {
                 text.consume(1);
-                rows.of_list(&mut text, &mut take)?;
-                rows.end(&mut text, "list")?;
+                if rows.of_list(&mut text, &mut take)?.is_continue() {
+                    rows.end(&mut text, "list")?;
+                }
             }
             Some(b'{') if !is_named(path, &[".jsonl", ".ndjson"]) => {
                 notes.extend(rows.of_lines_or_document(&mut text, &mut take)?);
@@ -127,7 +132,7 @@ impl Rows {
         Error::file(&self.path, e)
     }
 
-    fn of_lines(&mut self, text: &mut impl BufRead, take: &mut impl FnMut(Place, Parsed) -> Result<()>) -> Result<()> {
+    fn of_lines(&mut self, text: &mut impl BufRead, take: &mut impl FnMut(Place, Parsed) -> Taken) -> Result<()> {
         let mut buffer = Vec::new();
         loop {
             buffer.clear();
@@ -145,7 +150,9 @@ impl Rows {
                 continue;
             }
             self.found = true;
-            take(place, parse(buffer.trim_ascii_end()))?;
+            if take(place, parse(buffer.trim_ascii_end()))?.is_break() {
+                return Ok(());
+            }
         }
     }
 
@@ -154,7 +161,7 @@ impl Rows {
     fn of_lines_or_document(
         &mut self,
         text: &mut impl BufRead,
-        take: &mut impl FnMut(Place, Parsed) -> Result<()>,
+        take: &mut impl FnMut(Place, Parsed) -> Taken,
     ) -> Result<Option<String>> {
         let mut head = Vec::new();
         text.by_ref().take(MAX_ROW_BYTES + 1).read_until(b'\n', &mut head).map_err(|e| self.failed(e))?;
@@ -168,8 +175,10 @@ impl Rows {
             let goes_on = skip_blanks(text, &mut line).map_err(|e| self.failed(e))?.is_some();
             if goes_on || !holds_list(object) {
                 (self.line, self.found) = (line, true);
-                take(place, parsed.clone())?;
-                return self.of_lines(text, take).map(|()| None);
+                return match take(place, parsed.clone())? {
+                    ControlFlow::Continue(()) => self.of_lines(text, take).map(|()| None),
+                    ControlFlow::Break(()) => Ok(None),
+                };
             }
         }
         let document = self.of_document(&mut Cursor::new(head).chain(text), take)?;
@@ -184,7 +193,7 @@ impl Rows {
     fn of_document(
         &mut self,
         text: &mut impl BufRead,
-        take: &mut impl FnMut(Place, Parsed) -> Result<()>,
+        take: &mut impl FnMut(Place, Parsed) -> Taken,
     ) -> Result<Option<Document>> {
         let mut document = Document::default();
         text.consume(1);
@@ -209,11 +218,14 @@ impl Rows {
                 return Ok(None);
             }
             if value == b"[" && begin == Some(b'{') {
-                match document.lists.is_empty() {
+                let flow = match document.lists.is_empty() {
                     true => self.of_list(text, take)?,
-                    false => self.of_list(text, &mut |_, _| Ok(()))?,
-                }
+                    false => self.of_list(text, &mut |_, _| Ok(ControlFlow::Continue(())))?,
+                };
                 document.lists.push(key);
+                if flow.is_break() {
+                    return Ok(Some(document));
+                }
             } else {
                 let ends: &[u8] = if value == b"[" { b"]" } else { b",}" };
                 let (rest, end) = self.element(text, &self.place(), ends)?;
@@ -254,7 +266,7 @@ impl Rows {
     }
 
     /// Reads the elements of a list behind its bracket, up to its end; each one's line is where it begins.
-    fn of_list(&mut self, text: &mut impl BufRead, take: &mut impl FnMut(Place, Parsed) -> Result<()>) -> Result<()> {
+    fn of_list(&mut self, text: &mut impl BufRead, take: &mut impl FnMut(Place, Parsed) -> Taken) -> Taken {
         for number in 1.. {
             let begin = skip_blanks(text, &mut self.line).map_err(|e| self.failed(e))?;
             let mut end = b']';
@@ -262,7 +274,9 @@ impl Rows {
                 let place = Place { element: NonZeroU32::new(number), ..self.place() };
                 let (element, behind) = self.element(text, &place, b",]")?;
                 self.found = true;
-                take(place, parse(element.trim_ascii()))?;
+                if take(place, parse(element.trim_ascii()))?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
                 end = behind;
             }
             text.consume(1);
@@ -270,7 +284,7 @@ impl Rows {
                 break;
             }
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Refuses what stands behind the end of the file's list or object.

@@ -9,7 +9,7 @@ use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
 use super::fields::NOT_UTF8;
-use super::objects::Parsed;
+use super::objects::{Parsed, Taken};
 use super::rows::Place;
 use super::untrusted::without_panic;
 use crate::error::{Error, Result, one_line};
@@ -18,18 +18,15 @@ use crate::error::{Error, Result, one_line};
 ///
 /// # Errors
 /// [`Error::File`] for a file that is malformed or holds no rows, [`Error::Line`] for a row that cannot be decoded; what `take` returns.
-pub(super) fn for_each_object(
-    path: &Path,
-    file: File,
-    mut take: impl FnMut(Place, Parsed) -> Result<()>,
-) -> Result<()> {
+pub(super) fn for_each_object(path: &Path, file: File, mut take: impl FnMut(Place, Parsed) -> Taken) -> Result<()> {
     let shared: Arc<Path> = path.into();
     let reader = reason(|| SerializedFileReader::new(file)).map_err(|reason| Error::file(path, reason))?;
     let mut rows = reason(|| reader.get_row_iter(None)).map_err(|reason| Error::file(path, reason))?;
     for line in 1.. {
         let place = Place::new(shared.clone(), line);
         match reason(|| rows.next().transpose()).map_err(|reason| place.error(reason))? {
-            Some(row) => take(place, Ok(object(&row)))?,
+            Some(row) if take(place.clone(), Ok(object(&row)))?.is_break() => break,
+            Some(_) => {}
             None if line == 1 => return Err(Error::file(path, "the file holds no rows")),
             None => break,
         }

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::chat::REASONING;
 use super::conversation::{Conversation, Message, Response, Text};
 use super::template::Rendered;
 
 /// Something that holds for a row.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Remark {
     /// The chat template's question for an answer is no prefix of the text with the answer.
     Parted,
@@ -63,8 +65,21 @@ impl Remark {
 }
 
 /// Remarks with the number of rows that each holds for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<(Remark, usize)>", into = "Vec<(Remark, usize)>")]
 pub struct Remarks(BTreeMap<Remark, usize>);
+
+impl From<Vec<(Remark, usize)>> for Remarks {
+    fn from(counted: Vec<(Remark, usize)>) -> Self {
+        Self(counted.into_iter().collect())
+    }
+}
+
+impl From<Remarks> for Vec<(Remark, usize)> {
+    fn from(remarks: Remarks) -> Self {
+        remarks.0.into_iter().collect()
+    }
+}
 
 impl Remarks {
     /// Counts a row's.

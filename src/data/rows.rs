@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::BufRead;
 use std::num::NonZeroU32;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use super::file_notes::FileNotes;
 pub use super::forms::FORMS;
 use super::forms::{self, label};
 use super::objects::{Parsed, for_each_object};
-use super::source::{for_each_parsed, for_each_row};
+use super::source::{SourceFiles, for_each_in, for_each_row};
 use super::synonyms::hint;
 use crate::error::{Error, Result};
 
@@ -158,10 +159,32 @@ pub fn read_row_file(
     purpose: Purpose,
     bad_rows: BadRows,
 ) -> Result<FileRows<Row>> {
-    let (path, mut rows) = (path.as_ref(), RowCollector::new(map, purpose, bad_rows));
-    let mut notes = for_each_parsed(path, |place, parsed| rows.take(place, parsed))?;
-    notes.extend(rows.notes.lines(path));
-    Ok(FileRows { notes, rows: rows.rows })
+    let mut rows = Vec::new();
+    let (path, files) = (path.as_ref(), SourceFiles::find(path.as_ref())?);
+    let notes = for_each_row_of(path, files, map, purpose, bad_rows, |row| {
+        rows.push(row);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(FileRows { rows, notes })
+}
+
+/// Calls `take` with every row of the files of a path as it is read, so that no more is held than one, until it breaks off. Returns what is to be told
+/// of them.
+///
+/// # Errors
+/// As [`read_rows`]; what `take` returns.
+pub fn for_each_row_of(
+    path: &Path,
+    files: SourceFiles,
+    map: &FieldMap,
+    purpose: Purpose,
+    bad_rows: BadRows,
+    mut take: impl FnMut(Row) -> Result<ControlFlow<()>>,
+) -> Result<Vec<String>> {
+    let mut reader = RowReader::new(map, purpose, bad_rows);
+    let mut notes = for_each_in(files, |place, parsed| take(reader.read(place, parsed)?))?;
+    notes.extend(reader.notes.lines(path));
+    Ok(notes)
 }
 
 /// Reads the rows of a text, JSON or a table; `path` is for messages.
@@ -169,26 +192,28 @@ pub fn read_row_file(
 /// # Errors
 /// As [`read_rows`].
 pub fn parse_rows(path: &Path, text: impl BufRead, map: &FieldMap, purpose: Purpose) -> Result<Vec<Row>> {
-    let mut rows = RowCollector::new(map, purpose, BadRows::Error);
-    for_each_object(path, text, |place, parsed| rows.take(place, parsed))?;
-    Ok(rows.rows)
+    let (mut rows, mut reader) = (Vec::new(), RowReader::new(map, purpose, BadRows::Error));
+    for_each_object(path, text, |place, parsed| {
+        rows.push(reader.read(place, parsed)?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(rows)
 }
 
-/// Rows as they are read.
-struct RowCollector<'a> {
+/// How rows are read, and what was met in them.
+struct RowReader<'a> {
     map: &'a FieldMap,
     purpose: Purpose,
     bad_rows: BadRows,
-    rows: Vec<Row>,
     notes: FileNotes,
 }
 
-impl<'a> RowCollector<'a> {
+impl<'a> RowReader<'a> {
     fn new(map: &'a FieldMap, purpose: Purpose, bad_rows: BadRows) -> Self {
-        Self { map, purpose, bad_rows, rows: Vec::new(), notes: FileNotes::default() }
+        Self { map, purpose, bad_rows, notes: FileNotes::default() }
     }
 
-    fn take(&mut self, place: Place, parsed: Parsed) -> Result<()> {
+    fn read(&mut self, place: Place, parsed: Parsed) -> Result<Row> {
         let read = parsed.and_then(|object| {
             let fields = Fields::new(&object, self.map);
             let content = content_for(&fields, self.purpose)?;
@@ -203,8 +228,7 @@ impl<'a> RowCollector<'a> {
             (Err(reason), BadRows::Skip(_)) => Content::Unreadable(reason),
             (Err(reason), BadRows::Error) => return Err(place.error(reason)),
         };
-        self.rows.push(Row { place, content });
-        Ok(())
+        Ok(Row { place, content })
     }
 }
 
@@ -267,7 +291,7 @@ pub fn parse_objects(path: &Path, text: impl BufRead) -> Result<FileRows<Map<Str
     let mut rows = Vec::new();
     let notes = for_each_object(path, text, |place, parsed| {
         rows.push(parsed.map_err(|reason| place.error(reason))?);
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     })?;
     Ok(FileRows { rows, notes })
 }

@@ -5,12 +5,13 @@ mod expand;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 pub use self::expand::{SourceFile, SourceFiles};
-use super::objects::{Parsed, for_each_object};
+use super::objects::{Parsed, Taken, for_each_object};
 use super::rows::Place;
 use crate::error::{Error, Result};
 use crate::files::is_pipe;
@@ -32,23 +33,41 @@ pub(super) fn for_each_row(
     mut take: impl FnMut(Place, Map<String, Value>) -> Result<(), String>,
 ) -> Result<Vec<String>> {
     for_each_parsed(path, |place, parsed| {
-        parsed.and_then(|object| take(place.clone(), object)).map_err(|reason| place.error(reason))
+        let taken = parsed.and_then(|object| take(place.clone(), object));
+        taken.map(ControlFlow::Continue).map_err(|reason| place.error(reason))
     })
 }
 
-/// Calls `take` with every row of the files that a path stands for, or the reason why it is no object. Returns notes on the files.
+/// Calls `take` with the rows of the files that a path stands for, or the reason why one is no object, until it breaks off. Returns notes on the
+/// files.
 ///
 /// # Errors
 /// [`Error::File`] where a file cannot be read or has no rows, [`Error::Line`] of a row that ends the reading; what `take` returns.
-pub(super) fn for_each_parsed(path: &Path, mut take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<Vec<String>> {
-    let SourceFiles { files, mut notes } = SourceFiles::find(path)?;
+pub(super) fn for_each_parsed(path: &Path, take: impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
+    for_each_in(SourceFiles::find(path)?, take)
+}
+
+/// Like [`for_each_parsed`], of files that were found.
+pub(super) fn for_each_in(
+    SourceFiles { files, mut notes }: SourceFiles,
+    mut take: impl FnMut(Place, Parsed) -> Taken,
+) -> Result<Vec<String>> {
+    let mut has_ended = false;
     for file in &files {
-        notes.extend(for_each_in(file, &mut take)?);
+        let mut taken = |place, parsed| {
+            let flow = take(place, parsed)?;
+            has_ended |= flow.is_break();
+            Ok(flow)
+        };
+        notes.extend(for_each_of(file, &mut taken)?);
+        if has_ended {
+            break;
+        }
     }
     Ok(notes)
 }
 
-fn for_each_in(source: &SourceFile, take: &mut impl FnMut(Place, Parsed) -> Result<()>) -> Result<Vec<String>> {
+fn for_each_of(source: &SourceFile, take: &mut impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
     let path = &source.name;
     let (file, length) = source.open()?;
     let is_pipe = length.is_none();
@@ -102,24 +121,20 @@ fn standard_input() -> Result<(File, Option<u64>), String> {
 }
 
 #[cfg(feature = "cli")]
-fn parquet(path: &Path, file: Option<File>, take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<Vec<String>> {
+fn parquet(path: &Path, file: Option<File>, take: impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
     // Its table of contents stands at its end.
     let file = file.ok_or_else(|| Error::file(path, "Parquet cannot be read from a pipe: give the file"))?;
     super::parquet::for_each_object(path, file, take).map(|()| Vec::new())
 }
 
 #[cfg(not(feature = "cli"))]
-fn parquet(path: &Path, _file: Option<File>, _take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<Vec<String>> {
+fn parquet(path: &Path, _file: Option<File>, _take: impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
     Err(Error::file(path, "Parquet is read by the command line's build alone"))
 }
 
 /// Reads compressed JSON text as it is unpacked, so that no more is held than a row.
 #[cfg(feature = "cli")]
-fn unpacked(
-    path: &Path,
-    mut packed: impl BufRead,
-    take: impl FnMut(Place, Parsed) -> Result<()>,
-) -> Result<Vec<String>> {
+fn unpacked(path: &Path, mut packed: impl BufRead, take: impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
     let is_gzip = packed.fill_buf().map_err(|e| Error::file(path, e))?.starts_with(GZIP);
     let (form, inner): (_, Box<dyn Read + '_>) = if is_gzip {
         ("gzip", Box::new(flate2::bufread::MultiGzDecoder::new(packed)))
@@ -135,7 +150,7 @@ fn unpacked(
 }
 
 #[cfg(not(feature = "cli"))]
-fn unpacked(path: &Path, _packed: impl BufRead, _take: impl FnMut(Place, Parsed) -> Result<()>) -> Result<Vec<String>> {
+fn unpacked(path: &Path, _packed: impl BufRead, _take: impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
     Err(Error::file(path, "compressed files are read by the command line's build alone"))
 }
 

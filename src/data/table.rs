@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::fields::NOT_UTF8;
-use super::objects::{MAX_ROW_BYTES, Parsed, is_named, too_long};
+use super::objects::{MAX_ROW_BYTES, Parsed, Taken, is_named, too_long};
 use super::rows::Place;
 use crate::error::{Error, Result};
 
@@ -61,7 +61,7 @@ pub(super) fn for_each_record(
     text: &mut impl BufRead,
     by: u8,
     start: &Place,
-    take: &mut impl FnMut(Place, Parsed) -> Result<()>,
+    take: &mut impl FnMut(Place, Parsed) -> Taken,
 ) -> Result<bool> {
     let mut records = Records { by, place: start.clone(), record: Vec::new() };
     let Some((place, _)) = records.next(text)? else { return Ok(false) };
@@ -73,7 +73,9 @@ pub(super) fn for_each_record(
             Some(reason) => Err(reason.into()),
             None => row(&columns, &fields(&records.record, by)),
         };
-        take(place, parsed)?;
+        if take(place, parsed)?.is_break() {
+            break;
+        }
     }
     Ok(found)
 }
@@ -216,6 +218,8 @@ impl Records {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::ops::ControlFlow;
+
     use super::*;
 
     fn read(text: &str, by: u8) -> Vec<(usize, Result<Value, String>)> {
@@ -223,7 +227,7 @@ mod tests {
         let start = Place::new(Path::new("rows.csv"), 1);
         let mut take = |place: Place, parsed: Parsed| {
             rows.push((place.line, parsed.map(Value::Object)));
-            Ok(())
+            Ok(ControlFlow::Continue(()))
         };
         for_each_record(&mut text.as_bytes(), by, &start, &mut take).unwrap();
         rows
@@ -272,7 +276,7 @@ mod tests {
         }
         let open =
             for_each_record(&mut "a\n1\n\"2\n3".as_bytes(), b',', &Place::new(Path::new("x.csv"), 1), &mut |_, _| {
-                Ok(())
+                Ok(ControlFlow::Continue(()))
             });
         assert_eq!(open.unwrap_err().to_string(), "x.csv:3: a cell's quotes are never closed");
     }

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use super::batch::Sequence;
 use super::conversation::{Instruction, Text};
 use super::named_templates::{NamedTemplates, SourceTemplate};
@@ -11,6 +13,7 @@ use super::remarks::{Remark, note_keys, note_rendering};
 use super::special_tokens::SpecialTokens;
 use super::template::{Rendered, Template};
 use super::untrusted::{self, without_panic};
+use super::word_bounds;
 use crate::error::{Error, Result};
 use crate::model::side_files::{CHAT_TEMPLATE, SideFiles, TOKENIZER, TOKENIZER_CONFIG};
 
@@ -29,6 +32,10 @@ pub struct Tokenizer {
     chats: NamedTemplates,
     /// Ids from here on are unknown to the model.
     vocab_limit: Option<usize>,
+    /// SHA-256 of the files.
+    files_digest: String,
+    /// Whether texts are parted at [`word_bounds`].
+    has_word_bounds: bool,
     notes: Vec<String>,
 }
 
@@ -79,8 +86,32 @@ impl Tokenizer {
         notes.extend(chats.failures().cloned());
         let stops = eos.into_iter().collect();
         let dir = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-        let open_ended = false;
-        Ok(Self { inner, dir, bos, eos, open_ended, stops, special, chats, vocab_limit: None, notes })
+        let (files_digest, has_word_bounds) = (side.tokenizer_digest(), word_bounds::are_kept(&inner));
+        Ok(Self {
+            inner,
+            dir,
+            bos,
+            eos,
+            open_ended: false,
+            stops,
+            special,
+            chats,
+            vocab_limit: None,
+            files_digest,
+            has_word_bounds,
+            notes,
+        })
+    }
+
+    /// SHA-256, in hexadecimal, of everything that a text's tokens depend on: the template, the files, what was set since, and of chat templates what
+    /// they are and the date that they print.
+    pub fn digest(&self, template: &Template) -> String {
+        let own =
+            (&self.files_digest, self.bos, self.eos, self.open_ended, &self.stops, self.vocab_limit, &self.special);
+        let chat = (*template == Template::Chat).then(|| (self.chats.digest(), self.chats.time()));
+        let mut hash = Sha256::new();
+        hash.update(format!("{template:?} {own:?} {chat:?}"));
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Takes `--chat-template`: the name of one of the folder's templates, or a file.
@@ -218,29 +249,31 @@ impl Tokenizer {
     /// # Errors
     /// The reason; the caller knows the line.
     pub fn encode(&self, text: &Text, template: &Template) -> std::result::Result<Sequence, String> {
-        self.encode_with_remarks(text, template, &mut BTreeSet::new())
+        self.encode_behind(text, template, &mut BTreeSet::new(), &mut None)
     }
 
-    /// Like [`Tokenizer::encode`], and adds what a user should know of this text.
+    /// Like [`Tokenizer::encode`], and adds what a user should know of this text. `before` is a text that may begin in the same way, whose tokens are not
+    /// computed again there; this one replaces it.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub(super) fn encode_with_remarks(
+    pub(super) fn encode_behind(
         &self,
         text: &Text,
         template: &Template,
         remarks: &mut BTreeSet<Remark>,
+        before: &mut Option<TokenisedText>,
     ) -> std::result::Result<Sequence, String> {
         let template = template.for_instruction(&text.instruction);
         let chat = self.chat(&text.instruction, template)?;
         let rendered = template.render(text, chat.map(|chat| &chat.template))?;
         note_keys(text, chat.map(|chat| chat.source.as_str()), remarks);
         note_rendering(text, &rendered, remarks);
-        let encoding = self.tokenise(&rendered.text)?;
-        let (tokens, offsets) = (encoding.get_ids(), encoding.get_offsets());
+        let tokenised = self.tokenise_behind(&rendered.text, before.take())?;
+        let TokenisedText { ids: tokens, offsets, .. } = before.insert(tokenised);
         let mut scored = rendered.scored.clone();
         for (answer, asks) in &rendered.cut {
-            let parted = self.parted(&encoding, asks)?;
+            let parted = self.parted(tokens, offsets, asks)?;
             scored[*answer].start = scored[*answer].start.min(parted);
         }
         let answers: Vec<Range<usize>> = scored
@@ -268,7 +301,7 @@ impl Tokenizer {
             if last.is_none_or(|(id, _)| !self.stops.contains(id)) {
                 remarks.insert(Remark::Open);
             }
-            return Ok(Sequence { ids: tokens.into(), response_start: start, between });
+            return Ok(Sequence { ids: tokens.clone(), response_start: start, between });
         }
         let ends = tokens.last().is_some_and(|id| Some(*id) == self.eos);
         let before = self.bos_before(tokens);
@@ -278,14 +311,21 @@ impl Tokenizer {
     }
 
     /// Where a text's tokens part from those of the text that asks for its answer, in bytes.
-    fn parted(&self, whole: &tokenizers::Encoding, asks: &str) -> std::result::Result<usize, String> {
+    fn parted(&self, ids: &[u32], offsets: &[(usize, usize)], asks: &str) -> std::result::Result<usize, String> {
         let asks = self.tokenise(asks)?;
-        let tokens = |e: &tokenizers::Encoding| -> Vec<(u32, (usize, usize))> {
-            e.get_ids().iter().copied().zip(e.get_offsets().iter().copied()).collect()
-        };
-        let (whole, asks) = (tokens(whole), tokens(&asks));
-        let same = whole.iter().zip(&asks).take_while(|(a, b)| a == b);
+        let whole = ids.iter().zip(offsets);
+        let same = whole.zip(asks.get_ids().iter().zip(asks.get_offsets())).take_while(|(a, b)| a == b);
         Ok(same.last().map_or(0, |((_, (_, end)), _)| *end))
+    }
+
+    /// Tokenises a text, from where it parts from `before` on.
+    fn tokenise_behind(&self, text: &str, before: Option<TokenisedText>) -> std::result::Result<TokenisedText, String> {
+        let shared = before.filter(|_| self.has_word_bounds).and_then(|before| before.cut(text));
+        let (at, TokenisedText { mut ids, mut offsets, .. }) = shared.unwrap_or_default();
+        let rest = self.tokenise(&text[at..])?;
+        ids.extend(rest.get_ids());
+        offsets.extend(rest.get_offsets().iter().map(|(start, end)| (start + at, end + at)));
+        Ok(TokenisedText { text: text.into(), ids, offsets })
     }
 
     /// BOS, where the tokens do not begin with it.
@@ -395,6 +435,30 @@ impl Tokenizer {
         };
         let text = if text.is_empty() || text.contains('\u{fffd}') { name() } else { text };
         text.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"")
+    }
+}
+
+/// A text with its tokens.
+#[derive(Debug, Default)]
+pub(super) struct TokenisedText {
+    text: String,
+    ids: Vec<u32>,
+    /// Bytes of each token.
+    offsets: Vec<(usize, usize)>,
+}
+
+impl TokenisedText {
+    /// Cuts the tokens off behind the last bound of what another text begins with; gives the bound, too.
+    fn cut(mut self, text: &str) -> Option<(usize, Self)> {
+        let at = word_bounds::last_shared(&self.text, text)?;
+        let n = self.offsets.iter().position(|(_, end)| *end > at).unwrap_or(self.offsets.len());
+        // An added token that takes the blanks behind it ends behind the bound.
+        if self.offsets.get(n).is_some_and(|(start, _)| *start < at) {
+            return None;
+        }
+        self.ids.truncate(n);
+        self.offsets.truncate(n);
+        Some((at, self))
     }
 }
 

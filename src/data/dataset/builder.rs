@@ -1,0 +1,206 @@
+//! Rows into a data set, a part of them at a time: their tokens on all cores, everything else in the rows' order.
+
+use std::collections::BTreeSet;
+
+use super::fit::{Fit, fit};
+use super::{Dataset, Fate, Limits, Note, Overflow, side_name};
+use crate::data::bad_rows::BadRows;
+use crate::data::batch::{Example, Sequence};
+use crate::data::conversation::Text;
+use crate::data::remarks::Remark;
+use crate::data::rows::{Content, Row};
+use crate::data::template::Template;
+use crate::data::tokens::Tokenizer;
+use crate::error::{Error, Result};
+
+/// Fewer rows than this are tokenised by the thread that adds them.
+#[cfg(not(target_arch = "wasm32"))]
+const FEW: usize = 64;
+/// Stack of the threads that tokenise: what a program's main thread has.
+#[cfg(not(target_arch = "wasm32"))]
+const STACK_BYTES: usize = 8 << 20;
+
+/// Data set that takes rows as they are read.
+#[derive(Debug)]
+pub struct DatasetBuilder<'a> {
+    tokenizer: &'a Tokenizer,
+    template: &'a Template,
+    limits: Limits,
+    bad_rows: BadRows,
+    data: Dataset,
+    is_labelled: Option<bool>,
+    #[cfg(not(target_arch = "wasm32"))]
+    threads: Option<rayon::ThreadPool>,
+}
+
+/// A row's tokens, or why there are none, with what else the limits need of its texts.
+struct EncodedRow {
+    sequences: std::result::Result<Vec<Sequence>, String>,
+    remarks: BTreeSet<Remark>,
+    /// Characters of each side, where [`Overflow::Paper`] counts them.
+    characters: std::result::Result<Vec<usize>, String>,
+    has_same_instruction: bool,
+}
+
+impl<'a> DatasetBuilder<'a> {
+    /// Begins without rows.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] for a template that the tokenizer lacks.
+    pub fn new(tokenizer: &'a Tokenizer, template: &'a Template, limits: Limits, bad_rows: BadRows) -> Result<Self> {
+        tokenizer.check_template(template)?;
+        Ok(Self {
+            tokenizer,
+            template,
+            limits,
+            bad_rows,
+            data: Dataset::default(),
+            is_labelled: None,
+            #[cfg(not(target_arch = "wasm32"))]
+            threads: None,
+        })
+    }
+
+    /// Adds rows behind those that are there.
+    ///
+    /// # Errors
+    /// As [`Dataset::build`]'s, of the first of these rows that has one.
+    pub fn add(&mut self, rows: &[Row]) -> Result<()> {
+        let encoded = self.encode(rows);
+        rows.iter().zip(encoded).try_for_each(|(row, encoded)| self.add_row(row, encoded))
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn encode(&mut self, rows: &[Row]) -> Vec<EncodedRow> {
+        use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+        if rows.len() >= FEW && self.threads.is_none() {
+            // Without threads there is still this one.
+            self.threads = rayon::ThreadPoolBuilder::new().stack_size(STACK_BYTES).build().ok();
+        }
+        let (tokenizer, template, limits) = (self.tokenizer, self.template, self.limits);
+        let encode = |row: &Row| EncodedRow::new(row, tokenizer, template, limits);
+        match &self.threads {
+            Some(threads) if rows.len() >= FEW => threads.install(|| rows.par_iter().map(encode).collect()),
+            _ => rows.iter().map(encode).collect(),
+        }
+    }
+
+    #[cfg(target_arch = "wasm32")]
+    fn encode(&mut self, rows: &[Row]) -> Vec<EncodedRow> {
+        rows.iter().map(|row| EncodedRow::new(row, self.tokenizer, self.template, self.limits)).collect()
+    }
+
+    fn add_row(&mut self, Row { place, content }: &Row, encoded: EncodedRow) -> Result<()> {
+        let (data, limits) = (&mut self.data, self.limits);
+        let row = data.places.len();
+        data.places.push(place);
+        if !matches!(content, Content::Unreadable(_)) {
+            let label = content.label().is_some();
+            if *self.is_labelled.get_or_insert(label) != label {
+                return Err(
+                    place.error("texts with a label stand beside rows of other forms: learn from one or the other")
+                );
+            }
+        }
+        let EncodedRow { sequences, mut remarks, characters, has_same_instruction } = encoded;
+        let mut sequences = match (sequences, self.bad_rows) {
+            (Ok(sequences), _) => sequences,
+            (Err(reason), BadRows::Error) => return Err(place.error(reason)),
+            (Err(reason), BadRows::Skip(_)) => {
+                data.notes.push(Note { row, fate: Fate::Skipped, reason });
+                return Ok(());
+            }
+        };
+        data.lengths.extend(sequences.iter().map(|sequence| sequence.ids.len() as u32));
+        if let [chosen, rejected] = sequences.as_slice()
+            && chosen.ids == rejected.ids
+        {
+            remarks.insert(Remark::SameSides);
+        }
+        data.remarks.add_row(remarks);
+        let characters = characters.map_err(|reason| place.error(reason))?;
+        if let Some(side) = characters.iter().position(|&n| n > limits.max_length) {
+            let (name, n) = (side_name(2, side), characters[side]);
+            let reason = format!("{name} has {n} characters, --max-length is {}", limits.max_length);
+            data.notes.push(Note { row, fate: Fate::Dropped, reason });
+            return Ok(());
+        }
+        match fit(&mut sequences, has_same_instruction, self.tokenizer.bos_id(), limits) {
+            Fit::Whole => {}
+            Fit::Cut(reason) => data.notes.push(Note { row, fate: Fate::Truncated, reason }),
+            Fit::TooLong(reason) if limits.overflow == Overflow::Error => return Err(place.error(reason)),
+            Fit::TooLong(reason) => {
+                data.notes.push(Note { row, fate: Fate::Dropped, reason });
+                return Ok(());
+            }
+        }
+        data.examples.push(Example { row, sequences, desirable: content.label() });
+        Ok(())
+    }
+
+    /// Gives the number of rows that were added.
+    pub fn n_rows(&self) -> usize {
+        self.data.n_rows()
+    }
+
+    /// Gives the data set.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] where nothing is left, or more rows are bad than may be skipped.
+    pub fn finish(self) -> Result<Dataset> {
+        let Self { mut data, limits, bad_rows, .. } = self;
+        data.check_skipped(bad_rows)?;
+        if data.examples.is_empty() && data.n_rows() > 0 {
+            data.check_readable()?;
+            let longest = data.lengths.iter().max().copied().unwrap_or(0);
+            let reason = match limits.overflow {
+                Overflow::Paper => {
+                    format!("no row fits {} characters a side, as --paper-compat counts", limits.max_length)
+                }
+                _ => format!("no row fits {} tokens (the longest sequence has {longest})", limits.max_length),
+            };
+            return Err(Error::flag("max-length", reason));
+        }
+        data.examples.shrink_to_fit();
+        data.lengths.shrink_to_fit();
+        data.places.rows.shrink_to_fit();
+        Ok(data)
+    }
+}
+
+impl EncodedRow {
+    fn new(row: &Row, tokenizer: &Tokenizer, template: &Template, limits: Limits) -> Self {
+        let texts = row.content.texts();
+        let mut remarks = BTreeSet::new();
+        let sequences = match &row.content {
+            Content::Unreadable(reason) => Err(reason.clone()),
+            _ => sequences(&texts, tokenizer, template, &mut remarks),
+        };
+        let is_counted = limits.overflow == Overflow::Paper && texts.len() == 2 && sequences.is_ok();
+        let counted = texts.iter().filter(|_| is_counted);
+        Self {
+            sequences,
+            remarks,
+            characters: counted.map(|text| tokenizer.characters(text, template)).collect(),
+            has_same_instruction: texts.windows(2).all(|pair| pair[0].instruction == pair[1].instruction),
+        }
+    }
+}
+
+/// Tokenises a row's texts; the reason where one cannot be held, or has nothing to score.
+fn sequences(
+    texts: &[&Text],
+    tokenizer: &Tokenizer,
+    template: &Template,
+    remarks: &mut BTreeSet<Remark>,
+) -> std::result::Result<Vec<Sequence>, String> {
+    let mut before = None;
+    let sequence = |(side, text): (usize, &&Text)| {
+        let sequence = tokenizer.encode_behind(text, template, remarks, &mut before)?;
+        match sequence.n_response() {
+            0 => Err(format!("{} has no token to score", side_name(texts.len(), side))),
+            _ => Ok(sequence),
+        }
+    };
+    texts.iter().enumerate().map(sequence).collect()
+}
