@@ -11,10 +11,12 @@ use sha2::{Digest, Sha256};
 
 use super::Finished;
 use super::args::{RecomputeArg, TrainArgs, with_config};
+use super::device_notes;
 use super::interrupt::stop_on_ctrl_c;
 use super::merge::dtype;
 use super::output::command_line;
 use super::output_folder::OutputFolder;
+use super::recover::with_recovery;
 use super::reference_cache;
 use super::session::{self, ChatChoice, Model};
 use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettings, at_least_one};
@@ -48,7 +50,7 @@ use crate::train::trainer::{Optimiser, Rehearsal, Trainer, largest_micro_batch, 
 const REPORT: &str = "report.html";
 
 /// Whether progress can be drawn, and drawn over.
-fn on_a_terminal() -> bool {
+pub fn on_a_terminal() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
@@ -327,11 +329,19 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
     let args = with_config(args, config.as_deref(), "train")?;
     let out =
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where everything is written"))?;
-    let folder = OutputFolder::open(&out, args.resume)?;
+    with_recovery(args.on_device_lost, &out, args.resume, |attempt| {
+        let mut args = TrainArgs { resume: attempt.resume, ..args.clone() };
+        attempt.keep_device(&mut args.model.device);
+        run_once(&args, sft, &out)
+    })
+}
+
+fn run_once(args: &TrainArgs, sft: bool, out: &Path) -> Result<Ended> {
+    let folder = OutputFolder::open(out, args.resume)?;
     // A run begins with its metrics: a folder that holds other things is not one's.
-    if args.resume && (out.join(METRICS).exists() || !checkpoint::list(&out).is_empty()) {
+    if args.resume && (out.join(METRICS).exists() || !checkpoint::list(out).is_empty()) {
         [METRICS, BEST, EVENTS, REPORT].iter().try_for_each(|name| not_a_link(&out.join(name)).map(drop))?;
-        [&out, &out.join(BEST)].into_iter().for_each(|dir| checkpoint::sweep(dir));
+        [out, &out.join(BEST)].into_iter().for_each(checkpoint::sweep);
     } else {
         folder.require_empty()?;
         if args.resume {
@@ -339,7 +349,7 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
         }
     }
     // After the sweep: a checkpoint that it brings back has the run's time.
-    let p = prepare(&args, sft)?;
+    let p = prepare(args, sft)?;
     let schedule = p.settings.schedule(p.data.examples.len());
     if schedule.warmup_steps > 1 && schedule.warmup_steps >= schedule.max_steps {
         note!(
@@ -349,7 +359,7 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
         );
     }
     let gpu = session::open_gpu(&args.model.device)?;
-    train(&args, sft, &p, &gpu, &out)
+    train(args, sft, &p, &gpu, out)
 }
 
 /// What scores the rows with the reference as the run comes to them, and keeps the scores.
@@ -397,6 +407,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     }
     let decoder = load(&p.model, gpu, &options, keeps_start)?;
     let cost = reserve(gpu, &decoder, &goal, &largest, share_prefix, keep);
+    gpu.check()?;
     // A pass without gradients never needs more memory than the steps that follow it.
     let max_tokens = cost.tokens.min(Defaults::SCORE_TOKENS);
     let scorer = reference_scorer(p, gpu, keeps_start, longest, max_tokens);
@@ -476,6 +487,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     };
     report::write(&out.join(REPORT), &report)?;
     best?;
+    run::forget_last(out, &ended.state)?;
     let peak_bytes = gpu.ledger().peak_bytes();
     if args.json {
         say!(
@@ -632,9 +644,7 @@ impl Progress {
     /// The first step compiles kernels, for seconds on some devices.
     fn show_compilation(&self, gpu: &Gpu) {
         let bar = self.bar.clone();
-        gpu.on_compile(Some(Box::new(move |done, total| {
-            bar.set_message(format!("compiling kernels: {done}/{total}"))
-        })));
+        device_notes::set_drawn(gpu, move |done, total| bar.set_message(format!("compiling kernels: {done}/{total}")));
     }
 
     /// Tells how far a pass of reference scores is, where that takes long.
