@@ -52,12 +52,31 @@ pub enum Error {
         /// What is wrong with its value.
         reason: String,
     },
-    /// No device, or not the one asked for.
+    /// There is no device, or none that can be opened.
     #[error("{0}")]
     Device(String),
-    /// The device was lost or refused work that it should have done.
+    /// The device refused work that it should have done.
     #[error("GPU: {0}")]
     Gpu(String),
+    /// The device is gone: a watchdog, a driver's crash, sleep. What it held is lost; what is on disk is whole.
+    #[error(
+        "{device} was lost: {reason}. Watchdogs (2 s on Windows and with amdgpu), crashes of a driver and sleep do that: a smaller --batch-size or \
+         --max-length makes submissions shorter, and --resume goes on from what is kept"
+    )]
+    DeviceLost {
+        /// Its name and backend.
+        device: String,
+        /// The driver's words.
+        reason: String,
+    },
+    /// Memory of the device was refused.
+    #[error("out of device memory: {refused}; {advice}")]
+    OutOfMemory {
+        /// For what, how much, and after how much.
+        refused: String,
+        /// Ways to take less.
+        advice: String,
+    },
     /// A judge that does not answer.
     #[error("{0}")]
     Judge(String),
@@ -109,7 +128,12 @@ impl Error {
     /// The process's exit status: 2 where the input is at fault, 1 otherwise.
     pub fn exit_status(&self) -> i32 {
         match self {
-            Self::Gpu(_) | Self::NotFinite { .. } | Self::Judge(_) => 1,
+            Self::Device(_)
+            | Self::Gpu(_)
+            | Self::DeviceLost { .. }
+            | Self::OutOfMemory { .. }
+            | Self::NotFinite { .. }
+            | Self::Judge(_) => 1,
             _ => 2,
         }
     }

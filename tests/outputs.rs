@@ -58,7 +58,7 @@ fn resuming_drops_what_came_after_the_checkpoint() {
     for cut in [whole.len() - 1, whole.len() - 40, whole.len()] {
         for last in [0, 3, 4, 9] {
             fs::write(&path, &whole[..cut]).unwrap();
-            let (mut log, missing) = MetricsLog::resume(&path, last).unwrap();
+            let (mut log, missing) = MetricsLog::resume(&path, last, false).unwrap();
             log.append(&step(last + 1).line()).unwrap();
             let steps: Vec<u64> = metrics::read(&path).unwrap().iter().filter_map(metrics::step).collect();
             let kept = last.min(if cut == whole.len() { 5 } else { 4 });
@@ -67,10 +67,10 @@ fn resuming_drops_what_came_after_the_checkpoint() {
         }
     }
     fs::write(&path, "{\"step\":1}\nnonsense\n{\"step\":2}\n").unwrap();
-    let error = MetricsLog::resume(&path, 1).unwrap_err().to_string();
+    let error = MetricsLog::resume(&path, 1, false).unwrap_err().to_string();
     assert!(error.contains("metrics.jsonl:2:"), "{error}");
     let fresh = folder.path().join("fresh.jsonl");
-    assert_eq!(MetricsLog::resume(&fresh, 3).unwrap().1, 3, "steps without a line");
+    assert_eq!(MetricsLog::resume(&fresh, 3, false).unwrap().1, 3, "steps without a line");
     assert_eq!(fs::read(&fresh).unwrap(), b"");
     assert!(MetricsLog::create(&folder.path().join("no/metrics.jsonl")).is_err());
 }

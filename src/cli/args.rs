@@ -173,6 +173,16 @@ pub enum BadRowArg {
     Skip,
 }
 
+/// `--on-device-lost`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceLostArg {
+    /// Open it again and go on from what is kept, up to three times in a row without progress
+    Resume,
+    /// End with an error
+    Stop,
+}
+
 /// `--recompute`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -419,6 +429,10 @@ pub struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub resume: bool,
+    /// What happens when the device is lost (a watchdog, a driver's crash, sleep) [default: resume]
+    #[arg(long, value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_device_lost: Option<DeviceLostArg>,
     /// Device time by kernel, at the end (slower; needs timestamp queries)
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -19,6 +19,7 @@ use super::judge::who::Asked;
 use super::judge::{Task, counted, flags};
 use super::output::{command_line, text_table};
 use super::output_folder::OutputFolder;
+use super::recover::with_recovery;
 use super::session;
 use super::train::bar;
 use crate::config::{Defaults, MOST_DRAWS, at_least_one, at_most};
@@ -60,9 +61,18 @@ struct Dropped {
 
 /// `jointwise evaluate`.
 pub fn run(args: EvaluateArgs) -> Result<Finished> {
-    let (clock, started) = (Instant::now(), SystemTime::now());
+    let begun = (Instant::now(), SystemTime::now());
     let config = args.config.clone();
-    let mut args = with_config(args, config.as_deref(), "evaluate")?;
+    let args = with_config(args, config.as_deref(), "evaluate")?;
+    let out = args.output_dir.clone().unwrap_or_default();
+    with_recovery(args.on_device_lost, &out, args.resume, |attempt| {
+        let mut args = EvaluateArgs { resume: attempt.resume, ..args.clone() };
+        attempt.keep_device(&mut args.device);
+        run_once(args, begun)
+    })
+}
+
+fn run_once(mut args: EvaluateArgs, (clock, started): (Instant, SystemTime)) -> Result<Finished> {
     if let Some(out) = args.output_dir.as_deref().filter(|_| args.resume) {
         args.time = folder::kept_time(out)?.or(args.time);
     }

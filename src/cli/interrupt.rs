@@ -4,9 +4,16 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Set by Ctrl-C. One flag for the process, because the demo trains twice; `said` (once set) is what the first one prints.
+/// Set by Ctrl-C. One flag for the process, because the demo trains twice.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Tells whether the user wants the program to end.
+pub fn is_stopping() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
+/// Lets Ctrl-C set the flag that is returned; `said` (once set) is what the first one prints.
 pub fn stop_on_ctrl_c(said: &'static str) -> &'static AtomicBool {
-    static STOP: AtomicBool = AtomicBool::new(false);
     static HANDLER: OnceLock<()> = OnceLock::new();
     HANDLER.get_or_init(|| {
         let ignored = IgnoredSignals::now();

@@ -13,6 +13,7 @@ use super::Finished;
 use super::args::{JudgeArgs, with_config};
 use super::interrupt::stop_on_ctrl_c;
 use super::output_folder::OutputFolder;
+use super::recover::with_recovery;
 use super::train::bar;
 use crate::data::bad_rows::BadRows;
 use crate::data::comparisons::{Comparison, Mode, read_comparisons};
@@ -45,13 +46,21 @@ pub fn run(args: JudgeArgs) -> Result<Finished> {
         (None, true) => PathBuf::new(),
         (None, false) => return Err(Error::flag("output-dir", "is missing: where answers are written")),
     };
-    let _folder = if args.ask.estimate { None } else { Some(OutputFolder::open(&out, args.resume)?) };
-    let comparisons = comparisons(&args, &out)?;
+    with_recovery(args.on_device_lost, &out, args.resume, |attempt| {
+        let mut args = JudgeArgs { resume: attempt.resume, ..args.clone() };
+        attempt.keep_device(&mut args.model.device);
+        run_once(&args, &out)
+    })
+}
+
+fn run_once(args: &JudgeArgs, out: &Path) -> Result<Finished> {
+    let _folder = if args.ask.estimate { None } else { Some(OutputFolder::open(out, args.resume)?) };
+    let comparisons = comparisons(args, out)?;
     let mode = comparisons[0].mode;
-    let asked = Asked::of(&args, mode)?;
+    let asked = Asked::of(args, mode)?;
     let stop = stop_on_ctrl_c("ending after the questions under way, whose answers are kept");
-    let task = Task { args: &args, out: &out, comparisons: &comparisons, stop, flag: |name| name };
-    asked.with(&args, &mut None, |judge, endpoint| task.ask(judge, endpoint))
+    let task = Task { args, out, comparisons: &comparisons, stop, flag: |name| name };
+    asked.with(args, &mut None, |judge, endpoint| task.ask(judge, endpoint))
 }
 
 /// The rows to judge, read or drawn.
@@ -156,7 +165,10 @@ impl Task<'_> {
         }
         let acquired = self.acquire(judge, &mut journal, left.len());
         self.write(judge, &acquired)?;
-        self.tell(judge, &acquired)?;
+        // A run that goes on by itself tells its counts once.
+        if !matches!(acquired.error, Some(Error::DeviceLost { .. })) {
+            self.tell(judge, &acquired)?;
+        }
         if let Some(error) = acquired.error {
             if acquired.asked > 0 {
                 note!("what was answered is kept: the same command with --resume goes on");

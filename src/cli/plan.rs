@@ -36,7 +36,10 @@ fn device(args: &DeviceArgs, limits: Option<LimitsArg>) -> Result<Caps> {
         None => match session::open_unchecked(args) {
             Ok(gpu) => Ok(gpu.caps().clone()),
             Err(error) if args.device.is_some() || matches!(error, Error::Flag { .. }) => Err(error),
-            Err(_) => Ok(Caps::baseline()),
+            Err(error) => {
+                note!("note: {error}: planned within WebGPU's guaranteed limits, as by --limits baseline");
+                Ok(Caps::baseline())
+            }
         },
     }
 }

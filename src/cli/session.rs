@@ -2,15 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Mutex;
 
-use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 
 use super::args::{BadRowArg, DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
 pub use super::tokenised::{dataset, first_rows};
-use super::train::bar;
-use super::{checked, tune};
+use super::{checked, device_notes, tune};
 use crate::config::{Defaults, ReferenceChoice, not_negative};
 use crate::data::bad_rows::BadRows;
 use crate::data::dataset::{Dataset, Limits, Overflow};
@@ -195,17 +192,7 @@ pub fn open_unchecked(args: &DeviceArgs) -> Result<Gpu> {
         note!("note: {note}");
     }
     gpu.keep_pipelines(&cache_folder().join("pipelines"));
-    let shown = Mutex::new(ProgressBar::hidden());
-    gpu.on_compile(Some(Box::new(move |done, total| {
-        let mut shown = shown.lock().unwrap_or_else(|e| e.into_inner());
-        if done == 1 {
-            *shown = bar(total, "compiling kernels");
-        }
-        shown.set_position(done as u64);
-        if done == total {
-            shown.finish_and_clear();
-        }
-    })));
+    device_notes::set(&gpu);
     let gpu = match tune::kept(gpu.caps()) {
         Some(tuning) => gpu.with_tuning(tuning),
         None => gpu,

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Finished;
-use super::args::{DataArgs, EvaluateArgs, JudgeArgs, ModelArgs, StudyArgs, TrainArgs};
+use super::args::{DataArgs, DeviceLostArg, EvaluateArgs, JudgeArgs, ModelArgs, StudyArgs, TrainArgs};
 use super::output_folder::OutputFolder;
 use super::{evaluate, judge, train};
 use crate::data::named_templates::run_time;
@@ -49,7 +49,13 @@ const BEGUN: &str = "begun.json";
 pub fn run(args: &StudyArgs) -> Result<Finished> {
     let study = Study::read(&args.study)?;
     rows::check(&study)?;
-    let mut run = Run { study: &study, out: args.output_dir.clone(), digests: BTreeMap::new(), time: run_time() };
+    let mut run = Run {
+        study: &study,
+        out: args.output_dir.clone(),
+        digests: BTreeMap::new(),
+        time: run_time(),
+        on_device_lost: args.on_device_lost,
+    };
     if args.dry_run {
         return dry_run::tell(&run, args.json).map(Finished::from);
     }
@@ -151,6 +157,8 @@ struct Run<'a> {
     digests: BTreeMap<PathBuf, String>,
     /// What chat templates print, in seconds since 1970.
     time: u64,
+    /// `--on-device-lost`: each stage that computes goes on by itself. It is not written down with what a stage was told.
+    on_device_lost: Option<DeviceLostArg>,
 }
 
 impl Run<'_> {
@@ -265,7 +273,10 @@ impl Run<'_> {
         args.data.time = Some(self.time);
         args.seed = Some(seed);
         args.output_dir = Some(self.dir(name));
-        self.stage(name, &args, |resume| train::command(TrainArgs { resume, ..args.clone() }, sft))
+        self.stage(name, &args, |resume| {
+            let on_device_lost = self.on_device_lost.or(args.on_device_lost);
+            train::command(TrainArgs { resume, on_device_lost, ..args.clone() }, sft)
+        })
     }
 
     /// What methods start from: a model, and an adapter on it.
@@ -305,7 +316,7 @@ impl Run<'_> {
         };
         let responses = SAMPLE_SEEDS
             .map(|seed| self.dir("sample/responses").join(format!("{}.jsonl", run_name(START, temperature, seed))));
-        let finished = self.stage("sample", &args, |resume| evaluate::run(EvaluateArgs { resume, ..args.clone() }))?;
+        let finished = self.evaluated("sample", &args)?;
         if finished == Finished::Whole {
             rows::comparisons(&responses, &self.dir("sample").join(rows::COMPARISONS))?;
         }
@@ -314,7 +325,17 @@ impl Run<'_> {
 
     fn judged(&self, name: &str, args: JudgeArgs) -> Result<Finished> {
         let args = JudgeArgs { output_dir: Some(self.dir(name)), ..args };
-        self.stage(name, &args, |resume| judge::run(JudgeArgs { resume, ..args.clone() }))
+        self.stage(name, &args, |resume| {
+            let on_device_lost = self.on_device_lost.or(args.on_device_lost);
+            judge::run(JudgeArgs { resume, on_device_lost, ..args.clone() })
+        })
+    }
+
+    fn evaluated(&self, name: &str, args: &EvaluateArgs) -> Result<Finished> {
+        self.stage(name, args, |resume| {
+            let on_device_lost = self.on_device_lost.or(args.on_device_lost);
+            evaluate::run(EvaluateArgs { resume, on_device_lost, ..args.clone() })
+        })
     }
 
     fn judge(&self) -> JudgeArgs {
@@ -398,7 +419,7 @@ impl Run<'_> {
             output_dir: Some(self.dir(EVALUATE)),
             ..args
         };
-        self.stage(EVALUATE, &args, |resume| evaluate::run(EvaluateArgs { resume, ..args.clone() }))
+        self.evaluated(EVALUATE, &args)
     }
 }
 
@@ -434,6 +455,7 @@ mod tests {
         let study = Study::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/recipes/demo.toml"))).unwrap();
         let root = tempfile::tempdir().unwrap();
         let run = |out: &str, model: &str, file: (&str, &str)| Run {
+            on_device_lost: None,
             study: &study,
             out: root.path().join(out),
             digests: [(model, "0a"), file].map(|(path, digest)| (path.into(), digest.into())).into(),

@@ -11,11 +11,13 @@ use sha2::{Digest, Sha256};
 
 use super::Finished;
 use super::args::{RecomputeArg, TrainArgs, with_config};
+use super::device_notes;
 use super::fit::{self, FittingChange, MemoryDemand, fits};
 use super::interrupt::stop_on_ctrl_c;
 use super::merge::dtype;
 use super::output::command_line;
 use super::output_folder::OutputFolder;
+use super::recover::with_recovery;
 use super::reference_cache;
 use super::session::{self, ChatChoice, Model};
 use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettings, at_least_one};
@@ -293,11 +295,19 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
     let args = with_config(args, config.as_deref(), "train")?;
     let out =
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where everything is written"))?;
-    let folder = OutputFolder::open(&out, args.resume)?;
+    with_recovery(args.on_device_lost, &out, args.resume, |attempt| {
+        let mut args = TrainArgs { resume: attempt.resume, ..args.clone() };
+        attempt.keep_device(&mut args.model.device);
+        run_once(&args, sft, &out)
+    })
+}
+
+fn run_once(args: &TrainArgs, sft: bool, out: &Path) -> Result<Ended> {
+    let folder = OutputFolder::open(out, args.resume)?;
     // A run begins with its metrics: a folder that holds other things is not one's.
-    if args.resume && is_begun(&out) {
+    if args.resume && is_begun(out) {
         [METRICS, BEST, EVENTS, REPORT].iter().try_for_each(|name| not_a_link(&out.join(name)).map(drop))?;
-        [&out, &out.join(BEST)].into_iter().for_each(|dir| checkpoint::sweep(dir));
+        [out, &out.join(BEST)].into_iter().for_each(checkpoint::sweep);
     } else {
         folder.require_empty()?;
         if args.resume {
@@ -305,8 +315,8 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
         }
     }
     // After the sweep: a checkpoint that it brings back has the run's time.
-    let mut args = args;
-    if let Some(settings) = fit::read_auto_fit(&out)?.filter(|_| args.auto_fit) {
+    let mut args = args.clone();
+    if let Some(settings) = fit::read_auto_fit(out)?.filter(|_| args.auto_fit) {
         fit::apply(&settings, &mut args);
     }
     let mut p = prepare(&args, sft)?;
@@ -319,16 +329,16 @@ pub fn run(args: TrainArgs, sft: bool) -> Result<Ended> {
         );
     }
     let gpu = session::open_gpu(&args.model.device)?;
-    if args.auto_fit && !is_begun(&out) {
+    if args.auto_fit && !is_begun(out) {
         let changes = fitting_changes(&args, &p, gpu.caps())?;
         if let Some(first) = changes.first() {
             note!("note: --auto-fit: {}: the run then takes {} MiB", first.flags(), first.peak_bytes >> 20);
             fit::apply(&first.settings, &mut args);
             p = prepare(&args, sft)?;
-            fit::write_auto_fit(&out, &first.settings)?;
+            fit::write_auto_fit(out, &first.settings)?;
         }
     }
-    train(&args, sft, &p, &gpu, &out)
+    train(&args, sft, &p, &gpu, out)
 }
 
 /// Whether a folder has a run.
@@ -408,6 +418,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     }
     let decoder = load(&p.model, gpu, &options, keeps_start)?;
     let cost = reserve(gpu, &decoder, &goal, &largest, share_prefix, keep);
+    gpu.check()?;
     // A pass without gradients never needs more memory than the steps that follow it.
     let max_tokens = cost.tokens.min(Defaults::SCORE_TOKENS);
     let scorer = reference_scorer(p, gpu, keeps_start, longest, max_tokens);
@@ -487,6 +498,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     };
     report::write(&out.join(REPORT), &report)?;
     best?;
+    run::forget_last(out, &ended.state)?;
     let peak_bytes = gpu.ledger().peak_bytes();
     if args.json {
         say!(
@@ -643,9 +655,7 @@ impl Progress {
     /// The first step compiles kernels, for seconds on some devices.
     fn show_compilation(&self, gpu: &Gpu) {
         let bar = self.bar.clone();
-        gpu.on_compile(Some(Box::new(move |done, total| {
-            bar.set_message(format!("compiling kernels: {done}/{total}"))
-        })));
+        device_notes::set_drawn(gpu, move |done, total| bar.set_message(format!("compiling kernels: {done}/{total}")));
     }
 
     /// Tells how far a pass of reference scores is, where that takes long.

@@ -28,7 +28,7 @@ impl DeviceChoice {
     /// Finds positions in a list of devices to try to open, the first one first. Only [`Self::Best`] has more than one.
     ///
     /// # Errors
-    /// [`Error::Device`]: there is no device (says what to install), or none that matches (lists them).
+    /// [`Error::Device`]: there is no device (says what to install). [`Error::Flag`]: none matches (lists them).
     pub(super) fn candidates(&self, all: &[DeviceSummary]) -> Result<Vec<usize>> {
         if all.is_empty() {
             return Err(Error::Device(no_device(std::env::consts::OS)));
@@ -42,7 +42,7 @@ impl DeviceChoice {
             }
         };
         let lines = || all.iter().map(|d| format!("{}: {}", d.index, d.title())).collect::<Vec<_>>().join(", ");
-        let reason = || Error::Device(format!("--device {asked}: no such device; choose from {}", lines()));
+        let reason = || Error::flag("device", format!("{asked}: no such device; choose from {}", lines()));
         Ok(vec![found.ok_or_else(reason)?])
     }
 }
@@ -247,10 +247,11 @@ mod tests {
         assert_eq!(DeviceChoice::Best.candidates(&all).unwrap(), [0, 1, 2, 3]);
         for unknown in ["4", "metal"] {
             let error = DeviceChoice::parse(unknown).candidates(&all).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("--device {unknown}: no such device")), "{error}");
+            assert!(error.starts_with(&format!("--device: {unknown}: no such device")), "{error}");
             assert!(error.contains("0: RTX 4070 (vulkan), 1: RTX 4070 (dx12), 2: UHD 770 (vulkan)"), "{error}");
         }
-        assert!(DeviceChoice::Best.candidates(&[]).unwrap_err().to_string().starts_with("no GPU found"));
+        let none = DeviceChoice::Best.candidates(&[]).unwrap_err();
+        assert!(none.to_string().starts_with("no GPU found") && none.exit_status() == 1, "{none}");
     }
 
     #[test]

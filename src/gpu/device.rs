@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use super::adapters::{Adapters, DeviceChoice, DeviceSummary};
 use super::device_memory::DeviceMemory;
+use super::failure::catch_panic;
+use super::live::{Live, OnWait};
 use super::memory::Home;
 use super::precision::MatmulPrecision;
 use super::tuning::Tuning;
@@ -153,25 +155,9 @@ fn cooperative(adapter: &wgpu::Adapter) -> Option<Cooperative> {
     [16, 8].into_iter().find(fits).map(|edge| Cooperative { edge, subgroup })
 }
 
-/// Follows the words of a device that was lost: where a reset is what most often loses one.
-const WATCHDOG: &str = if cfg!(windows) {
-    " (Windows resets a GPU whose work takes more than 2 s: a smaller --batch-size makes it shorter)"
-} else {
-    ""
-};
-
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
 /// Tiles of the split form, scales, and a fragment of 16×16 for each of four subgroups: 24,832 bytes, rounded up.
 const COOPERATIVE_WORKGROUP_BYTES: u32 = 32 << 10;
-
-pub(super) struct Live {
-    pub device: wgpu::Device,
-    pub queue: wgpu::Queue,
-    /// First error that arrived outside a call: validation, out of memory, device lost.
-    pub failure: Arc<Mutex<Option<String>>>,
-    /// A file name for compiled shaders; none where the driver keeps none.
-    pub cache_name: Option<String>,
-}
 
 /// A device, or the plan of one: the same program runs on both, and the latter only counts bytes.
 pub struct Gpu {
@@ -198,7 +184,9 @@ async fn first_opened<C, T>(
     for candidate in candidates {
         match open(candidate).await {
             Ok(opened) => {
-                let notes = failed.into_iter().map(|reason| format!("{reason}; the next device is taken"));
+                let notes = failed
+                    .into_iter()
+                    .map(|reason| format!("{reason}: the next device is taken (--device chooses one)"));
                 return Ok((opened, notes.collect()));
             }
             Err(Error::Device(reason)) => failed.push(reason),
@@ -206,6 +194,16 @@ async fn first_opened<C, T>(
         }
     }
     Err(Error::Device(failed.join("; ")))
+}
+
+/// Says what else `--device` takes, where the chosen devices cannot be opened.
+fn other_devices(all: &[DeviceSummary], chosen: &[usize]) -> String {
+    let others = all.iter().filter(|d| !chosen.contains(&d.index)).map(|d| format!("{}: {}", d.index, d.title()));
+    let others: Vec<String> = others.collect();
+    match others.is_empty() {
+        true => "there is no other device: its driver may need an update, or a moment after a crash".into(),
+        false => format!("--device takes another: {}", others.join(", ")),
+    }
 }
 
 impl Gpu {
@@ -222,13 +220,18 @@ impl Gpu {
     /// Opens a device.
     ///
     /// # Errors
-    /// [`Error::Device`]: there is none (says what to install), or none that matches (lists them). [`Error::Flag`]: JOINTWISE_VARIANT
-    /// names no variant; the precision needs cooperative matrices, and the device has none.
+    /// [`Error::Device`]: there is none (says what to install), or none that can be opened (says why, and which others there are).
+    /// [`Error::Flag`]: none matches the choice (lists them); JOINTWISE_VARIANT names no variant; the precision needs cooperative matrices,
+    /// and the device has none.
     pub async fn open_for(choice: &DeviceChoice, precision: MatmulPrecision) -> Result<Self> {
         let Adapters { all, summaries, mut notes } = Adapters::find().await;
-        let candidates = choice.candidates(&summaries)?.into_iter().map(|i| (&all[i], &summaries[i]));
+        let chosen = choice.candidates(&summaries)?;
+        let candidates = chosen.iter().map(|&i| (&all[i], &summaries[i]));
         let open = async |(adapter, summary)| Self::open_adapter(adapter, summary, precision).await;
-        let (mut gpu, failed) = first_opened(candidates, open).await?;
+        let (mut gpu, failed) = first_opened(candidates, open).await.map_err(|error| match error {
+            Error::Device(reason) => Error::Device(format!("{reason}; {}", other_devices(&summaries, &chosen))),
+            other => other,
+        })?;
         notes.extend(failed);
         gpu.notes = notes;
         Ok(gpu)
@@ -258,28 +261,18 @@ impl Gpu {
             required_features: adapter.features() & wanted,
             required_limits: adapter.limits(),
             experimental_features,
-            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            // Larger buffers get allocations of their own, so that no more is taken than is planned; these blocks are for small ones.
+            memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: 8 << 20..32 << 20 },
             ..Default::default()
         };
-        let (device, queue) = adapter
-            .request_device(&descriptor)
-            .await
-            .map_err(|e| Error::Device(format!("{} cannot be opened: {e}", summary.title())))?;
+        let closed = |reason: String| Error::Device(format!("{} cannot be opened: {reason}", summary.title()));
+        let asked = catch_panic(|| adapter.request_device(&descriptor))
+            .map_err(|panic| closed(format!("it makes no pipeline ({panic})")))?;
+        let (device, queue) = asked.await.map_err(|e| closed(e.to_string()))?;
         let has_cache = adapter.features().contains(wgpu::Features::PIPELINE_CACHE);
         let cache_name = wgpu::util::pipeline_cache_key(&adapter.get_info()).filter(|_| has_cache);
-        let failure = Arc::new(Mutex::new(None));
-        let first = failure.clone();
-        let note = move |text: String| {
-            first.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(text);
-        };
-        let lost = note.clone();
-        device.on_uncaptured_error(Arc::new(move |e| note(e.to_string())));
-        device.set_device_lost_callback(move |reason, text| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                lost(format!("device lost: {text}{WATCHDOG}"));
-            }
-        });
-        let gpu = Self::new(Some(Live { device, queue, failure, cache_name }), caps);
+        let live = Live::new(device, queue, cache_name, summary.title()).map_err(closed)?;
+        let gpu = Self::new(Some(live), caps);
         if precision == MatmulPrecision::Highest { Ok(gpu) } else { gpu.with_measured_subgroups().await }
     }
 
@@ -350,16 +343,20 @@ impl Gpu {
         self.home.ledger()
     }
 
-    /// The first failure that the device reported outside a call.
+    /// Sets the callback for waits of a minute without progress: what the device was given last, and since when it is waited for.
+    pub fn on_wait(&self, tell: Option<OnWait>) {
+        if let Some(live) = &self.live {
+            live.set_on_wait(tell);
+        }
+    }
+
+    /// Tells the first failure that the device reported outside a call.
     ///
     /// # Errors
-    /// [`Error::Gpu`] with the device's words.
+    /// [`Error::DeviceLost`], [`Error::OutOfMemory`] with what was refused, [`Error::Gpu`] with the device's words.
     pub fn check(&self) -> Result<()> {
         let Some(live) = &self.live else { return Ok(()) };
-        match &*live.failure.lock().unwrap_or_else(|e| e.into_inner()) {
-            Some(text) => Err(Error::Gpu(text.replace('\n', " "))),
-            None => Ok(()),
-        }
+        live.failure.get().map_or(Ok(()), |failure| Err(failure.error(&live.title)))
     }
 }
 
@@ -377,7 +374,10 @@ mod tests {
         };
         let (opened, notes) = pollster::block_on(first_opened(0..3, open)).unwrap();
         assert_eq!(opened, "UHD");
-        assert_eq!(notes, ["RTX (dx12) cannot be opened: driver too old; the next device is taken"]);
+        assert_eq!(
+            notes,
+            ["RTX (dx12) cannot be opened: driver too old: the next device is taken (--device chooses one)"]
+        );
         // The first that opens needs no note; what is no device's fault is told at once; all reasons are told where none opens.
         assert_eq!(pollster::block_on(first_opened(1..3, open)).unwrap(), ("UHD", Vec::new()));
         let flag = async |_| Err::<(), _>(Error::flag("matmul-precision", "no"));

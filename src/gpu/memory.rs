@@ -8,7 +8,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::Gpu;
-use super::device::Live;
+use super::failure::refused;
+use super::live::Live;
 use crate::error::{Error, Result};
 
 /// What a buffer holds; a column of the memory plan.
@@ -29,6 +30,20 @@ pub enum Role {
     Batch,
 }
 
+impl Role {
+    /// Names what a buffer holds, for messages.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Params => "parameters",
+            Self::Grads => "gradients",
+            Self::Moments => "moments",
+            Self::Frozen => "frozen weights",
+            Self::Activations => "activations",
+            Self::Batch => "inputs of a batch",
+        }
+    }
+}
+
 const ROLES: [Role; 6] = [Role::Params, Role::Grads, Role::Moments, Role::Frozen, Role::Activations, Role::Batch];
 
 /// Bytes allocated on the device, by role, with the highest sum so far.
@@ -36,6 +51,8 @@ const ROLES: [Role; 6] = [Role::Params, Role::Grads, Role::Moments, Role::Frozen
 pub struct Ledger {
     now: [u64; ROLES.len()],
     peak: [u64; ROLES.len()],
+    /// Buffers.
+    n_buffers: [u64; ROLES.len()],
     peak_total: u64,
     largest_activation: u64,
 }
@@ -44,11 +61,20 @@ impl Ledger {
     fn add(&mut self, role: Role, bytes: u64) {
         let i = role as usize;
         self.now[i] += bytes;
+        self.n_buffers[i] += 1;
         self.peak[i] = self.peak[i].max(self.now[i]);
         self.peak_total = self.peak_total.max(self.now.iter().sum());
     }
     fn sub(&mut self, role: Role, bytes: u64) {
         self.now[role as usize] -= bytes;
+        self.n_buffers[role as usize] -= 1;
+    }
+    /// Names the buffer that was added last: "parameters, page 3".
+    fn last_added(&self, role: Role) -> String {
+        match role {
+            Role::Activations | Role::Batch => role.name().into(),
+            _ => format!("{}, page {}", role.name(), self.n_buffers[role as usize]),
+        }
     }
     /// Bytes now.
     pub fn total(&self) -> u64 {
@@ -76,6 +102,8 @@ pub(super) struct Home {
 #[derive(Default)]
 struct State {
     ledger: Ledger,
+    /// Bytes that were written since they were last waited for.
+    staged_bytes: u64,
     /// Activations that nobody holds.
     free: Vec<(u64, Option<wgpu::Buffer>)>,
     /// Buffers, but for those of a batch, that were given back to the device.
@@ -201,7 +229,7 @@ impl Gpu {
             state.ledger.add(Role::Activations, bytes);
             state.ledger.largest_activation = state.ledger.largest_activation.max(bytes);
             drop(state);
-            (bytes, self.create(bytes))
+            (bytes, self.create(Role::Activations, bytes))
         });
         let buffer = Buffer { raw, bytes, role: Role::Activations, home: self.home.clone() };
         Slot { buffer: Arc::new(buffer), offset: 0, len }
@@ -211,8 +239,30 @@ impl Gpu {
     pub fn lasting(&self, role: Role, len: usize) -> Slot {
         let bytes = (len.max(1) as u64 * 4).next_multiple_of(256);
         self.home.state().ledger.add(role, bytes);
-        let buffer = Buffer { raw: self.create(bytes), bytes, role, home: self.home.clone() };
+        let buffer = Buffer { raw: self.create(role, bytes), bytes, role, home: self.home.clone() };
         Slot { buffer: Arc::new(buffer), offset: 0, len }
+    }
+
+    /// Allocates slots of a lasting role in buffers of [`PACKED_BYTES`] at most, or of one larger slot. Drivers' memory is taken in blocks: many
+    /// buffers of some MiB leave a good part of their blocks unused, few large ones have their own.
+    pub fn lasting_packed(&self, role: Role, lens: &[usize]) -> Vec<Slot> {
+        let aligned = |len: usize| len.max(1).next_multiple_of(64);
+        let mut all = Vec::with_capacity(lens.len());
+        while let Some(&first) = lens.get(all.len()) {
+            let mut sum = aligned(first);
+            let fits = lens[all.len() + 1..].iter().take_while(|&&len| {
+                let is_full = 4 * (sum + aligned(len)) as u64 > PACKED_BYTES;
+                sum += if is_full { 0 } else { aligned(len) };
+                !is_full
+            });
+            let n = 1 + fits.count();
+            let (page, mut at) = (self.lasting(role, sum), 0);
+            for &len in &lens[all.len()..all.len() + n] {
+                all.push(page.slice(at, len));
+                at += aligned(len);
+            }
+        }
+        all
     }
 
     /// A small input of a recording.
@@ -231,31 +281,61 @@ impl Gpu {
     fn write_bytes(&self, slot: &Slot, bytes: &[u8]) {
         assert!(bytes.len() as u64 <= slot.bytes(), "{} bytes into {slot:?}", bytes.len());
         if let (Some(live), Some((raw, offset, _))) = (&self.live, slot.binding()) {
-            let whole = bytes.len() / 4 * 4;
-            live.queue.write_buffer(&raw, offset, &bytes[..whole]);
-            if whole < bytes.len() {
-                let mut last = [0; 4];
-                last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-                live.queue.write_buffer(&raw, offset + whole as u64, &last);
+            let (words, last) = bytes.split_at(bytes.len() / 4 * 4);
+            let pieces = words.chunks(STAGED_BYTES as usize);
+            for (at, piece) in
+                pieces.scan(offset, |at, piece| Some((std::mem::replace(at, *at + piece.len() as u64), piece)))
+            {
+                self.stage(live, &raw, at, piece);
+            }
+            if !last.is_empty() {
+                let mut word = [0; 4];
+                word[..last.len()].copy_from_slice(last);
+                self.stage(live, &raw, offset + words.len() as u64, &word);
             }
         }
     }
 
-    fn create(&self, bytes: u64) -> Option<wgpu::Buffer> {
+    /// Writes a piece. wgpu holds a copy of what is written until the next submission has ended, so that a model's weights would be there
+    /// twice: pieces are waited for as soon as they are [`STAGED_BYTES`] together.
+    fn stage(&self, live: &Live, raw: &wgpu::Buffer, offset: u64, piece: &[u8]) {
+        if live.failure.is_set() {
+            return;
+        }
+        let n_bytes = piece.len() as u64;
+        let staged = std::mem::replace(&mut self.home.state().staged_bytes, 0);
+        if staged + n_bytes > STAGED_BYTES {
+            let encoder = live.device.create_command_encoder(&Default::default());
+            if let Some(submitted) = live.submit(encoder, None, || "upload".into()) {
+                live.wait(Some(submitted.index));
+            }
+            self.home.state().staged_bytes = n_bytes;
+        } else {
+            self.home.state().staged_bytes = staged + n_bytes;
+        }
+        live.queue.write_buffer(raw, offset, piece);
+        live.failure.name_refusal(|| refused("an upload's copy", n_bytes, self.ledger().total()));
+    }
+
+    fn create(&self, role: Role, bytes: u64) -> Option<wgpu::Buffer> {
         let descriptor = wgpu::BufferDescriptor {
             label: None,
             size: bytes,
             usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         };
-        self.live.as_ref().map(|live| live.device.create_buffer(&descriptor))
+        let what = || {
+            let ledger = self.ledger();
+            refused(&ledger.last_added(role), bytes, ledger.total().saturating_sub(bytes))
+        };
+        self.live.as_ref().map(|live| live.create_buffer(&descriptor, what))
     }
 
     /// Reads slots back, after everything submitted so far. Plans give zeros. What is larger than a binding, or than [`STAGING_BYTES`], passes
     /// through a staging buffer part by part: devices limit buffers (DX12 to 2 GiB), and an array may have several pages of that size.
     ///
     /// # Errors
-    /// [`Error::Gpu`]: the device failed or was lost.
+    /// As [`Gpu::check`]'s; [`Error::DeviceLost`] also where submissions before it have vanished.
     pub async fn read<T: bytemuck::Pod>(&self, slots: &[&Slot]) -> Result<Vec<Vec<T>>> {
         let mut out: Vec<Vec<T>> = slots.iter().map(|s| vec![T::zeroed(); s.len()]).collect();
         let Some(live) = &self.live else { return Ok(out) };
@@ -276,12 +356,16 @@ impl Gpu {
         out: &mut [Vec<T>],
     ) -> Result<()> {
         let words: usize = parts.iter().map(|(_, range)| range.len()).sum();
-        let staging = live.device.create_buffer(&wgpu::BufferDescriptor {
+        // The device's count of submissions comes last.
+        let size = 4 * (words as u64 + 1);
+        let descriptor = wgpu::BufferDescriptor {
             label: Some("readback"),
-            size: (4 * words as u64).max(4),
+            size,
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
-        });
+        };
+        let staging = live.create_buffer(&descriptor, || refused("a readback", size, self.ledger().total()));
+        self.check()?;
         let mut encoder = live.device.create_command_encoder(&Default::default());
         let mut at = 0;
         for (i, range) in parts {
@@ -290,16 +374,27 @@ impl Gpu {
                 at += size;
             }
         }
-        live.queue.submit([encoder.finish()]);
+        let submitted = live.submit(encoder, Some((&staging, at)), || "readback".into());
+        self.check()?;
         let mapped = Arrival::default();
         let signal = mapped.clone();
         staging.map_async(wgpu::MapMode::Read, .., move |result| signal.arrive(result.map_err(|e| e.to_string())));
-        let polled = live.device.poll(wgpu::PollType::wait_indefinitely());
+        if live.wait(None) {
+            self.home.state().staged_bytes = 0;
+        }
         self.check()?;
-        polled.map_err(|e| Error::Gpu(e.to_string()))?;
+        if cfg!(not(target_arch = "wasm32")) && !mapped.has_arrived() {
+            return Err(Error::Gpu("a readback was not mapped, although the device has done everything".into()));
+        }
         mapped.await.map_err(Error::Gpu)?;
         self.check()?;
         let view = staging.get_mapped_range(..).map_err(|e| Error::Gpu(e.to_string()))?;
+        let mut counted = [0_u32];
+        bytemuck::cast_slice_mut(&mut counted).copy_from_slice(&view[4 * words..]);
+        if let Some(submitted) = submitted {
+            live.compare_count(submitted.number, counted[0]);
+        }
+        self.check()?;
         let mut at = 0;
         for (i, range) in parts {
             let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut out[*i][range.clone()]);
@@ -311,7 +406,13 @@ impl Gpu {
 }
 
 /// Most bytes of a staging buffer.
-const STAGING_BYTES: u64 = 256 << 20;
+const STAGING_BYTES: u64 = 16 << 20;
+
+/// Most bytes of a buffer that several lasting slots share.
+const PACKED_BYTES: u64 = 64 << 20;
+
+/// Bytes that may be written before they are waited for.
+const STAGED_BYTES: u64 = 16 << 20;
 
 /// Cuts slots of `lens` elements into groups of parts, (slot, elements), of at most `most` elements together; one group at least.
 fn staged(lens: &[usize], most: usize) -> Vec<Vec<(usize, Range<usize>)>> {
@@ -353,6 +454,10 @@ impl Arrival {
             waker.wake();
         }
     }
+
+    fn has_arrived(&self) -> bool {
+        self.0.lock().unwrap_or_else(|e| e.into_inner()).result.is_some()
+    }
 }
 
 impl Future for Arrival {
@@ -380,6 +485,19 @@ mod tests {
         assert_eq!(staged(&[4, 4], 4), [vec![(0, 0..4)], vec![(1, 0..4)]]);
         // A read of nothing still waits for the device.
         assert_eq!(staged(&[0], 4), [vec![]]);
+    }
+
+    /// Each buffer begins a new one where the next slot does not fit; bytes are those of slots alone.
+    #[test]
+    fn lasting_slots_share_buffers() {
+        let gpu = Gpu::plan(super::super::Caps::baseline());
+        let mib = 1 << 18;
+        let slots = gpu.lasting_packed(Role::Frozen, &[30 * mib, 34 * mib, 1, 70, 100 * mib, 63 * mib, mib]);
+        let shares: Vec<bool> = slots.windows(2).map(|w| w[0].shares_buffer(&w[1])).collect();
+        assert_eq!(shares, [true, false, true, false, false, true]);
+        assert_eq!(slots.iter().map(|s| s.offset).collect::<Vec<_>>(), [0, 30 * mib, 0, 64, 0, 0, 63 * mib]);
+        assert_eq!(gpu.ledger().total(), (228 << 20) + 256 + 512);
+        assert!(gpu.lasting_packed(Role::Frozen, &[]).is_empty());
     }
 
     #[test]

@@ -5,6 +5,8 @@
 mod adapters;
 mod device;
 mod device_memory;
+mod failure;
+mod live;
 mod memory;
 mod pace;
 mod pipelines;
@@ -13,12 +15,14 @@ mod profile;
 mod record;
 mod shader;
 mod subgroups;
+mod submission_count;
 mod submit;
 mod tuning;
 mod variant;
 
 pub use adapters::{DeviceChoice, DeviceSummary, list_devices};
 pub use device::{Caps, Cooperative, Gpu};
+pub use live::OnWait;
 pub use memory::{Ledger, Role, Slot};
 pub use pipelines::OnCompile;
 pub use precision::MatmulPrecision;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use web_time::Instant;
 
-use super::device::Live;
+use super::live::Live;
 use super::record::{Command, Dispatch};
 
 /// A submission should take about this long.
@@ -106,9 +106,8 @@ impl Pace {
     /// Waits for the submission before this one, and learns from how long that took.
     pub fn queued(&mut self, live: &Live, index: wgpu::SubmissionIndex, expected: Expected) {
         if let Some(before) = self.in_flight.take() {
-            // In a browser poll returns at once, and there is nothing to learn.
-            let poll = wgpu::PollType::Wait { submission_index: Some(before.index), timeout: None };
-            if !cfg!(target_arch = "wasm32") && live.device.poll(poll).is_ok() {
+            // In a browser a wait returns at once, and there is nothing to learn.
+            if !cfg!(target_arch = "wasm32") && live.wait(Some(before.index)) {
                 self.took(&before.expected, before.began.elapsed().as_secs_f64());
             }
         }

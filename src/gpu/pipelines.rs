@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::device::Live;
+use super::failure::{Failure, catch_panic};
+use super::live::Live;
 use super::{Gpu, Shader};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
@@ -35,8 +36,12 @@ impl Pipeline {
     }
 }
 
-/// Told of each kernel that was compiled: how many are done, of how many.
+/// Callback for each kernel that was compiled, and natively for each second in which none was: how many are done, of how many.
 pub type OnCompile = Box<dyn Fn(usize, usize) + Send + Sync>;
+
+/// Time without a compiled kernel after which progress is told anyway.
+#[cfg(not(target_arch = "wasm32"))]
+const TICK: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// All of a device's.
 #[derive(Default)]
@@ -73,8 +78,17 @@ impl Pipelines {
         }
         let sources = missing.iter().map(|p| p.shader.source()).collect::<Result<Vec<_>>>()?;
         let one = |i: usize| {
-            let compiled = compile(live, &missing[i].shader, &sources[i], self.disk.as_ref().map(|d| &d.cache));
-            let _ = missing[i].compiled.set(compiled);
+            if live.failure.is_set() {
+                return;
+            }
+            let (shader, cache) = (&missing[i].shader, self.disk.as_ref().map(|d| &d.cache));
+            match catch_panic(|| compile(live, shader, &sources[i], cache)) {
+                Ok(compiled) if !live.failure.is_set() => drop(missing[i].compiled.set(compiled)),
+                Ok(_) => live.failure.name_refusal(|| format!("compiling kernel {}", shader.entry)),
+                Err(panic) => {
+                    live.failure.set(Failure::Refused(format!("kernel {} cannot be compiled: {panic}", shader.entry)));
+                }
+            }
         };
         self.each(missing.len(), &one);
         if let Some(disk) = &self.disk {
@@ -94,6 +108,7 @@ impl Pipelines {
     /// On all cores; told on this thread.
     #[cfg(not(target_arch = "wasm32"))]
     fn each(&self, n: usize, one: &(dyn Fn(usize) + Sync)) {
+        use std::sync::mpsc::RecvTimeoutError;
         let workers = std::thread::available_parallelism().map_or(1, usize::from).min(n);
         let next = std::sync::atomic::AtomicUsize::new(0);
         let (send, done) = std::sync::mpsc::channel();
@@ -112,7 +127,15 @@ impl Pipelines {
                 });
             }
             drop(send);
-            done.iter().enumerate().for_each(|(i, ())| self.progress(i + 1, n));
+            let mut n_done = 0;
+            loop {
+                match done.recv_timeout(TICK) {
+                    Ok(()) => n_done += 1,
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+                self.progress(n_done, n);
+            }
         });
     }
 

@@ -2,7 +2,7 @@
 //! tells no size; wgpu cannot ask for one. matmul_coop.wgsl and attention_coop.wgsl are specialised for a size, so it is measured: in a pipeline
 //! that multiplies fragments, since drivers choose by what a shader does. The checks at start-up then see whether the kernels are right with it.
 
-use super::device::Live;
+use super::live::Live;
 use super::{Gpu, Slot};
 use crate::error::{Error, Result};
 
@@ -117,6 +117,7 @@ fn dispatch_probe(live: &Live, source: &str, found: &Slot) {
     pass.set_bind_group(0, &group, &[]);
     pass.dispatch_workgroups(1, 1, 1);
     drop(pass);
+    // Not counted: it is refused where the shader is.
     live.queue.submit([encoder.finish()]);
 }
 

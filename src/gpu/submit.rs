@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 
 use web_time::Instant;
 
-use super::device::Live;
+use super::failure::{Failure, refused};
+use super::live::Live;
 use super::pace::grid_parts;
 use super::pipelines::Pipeline;
 use super::record::{Command, Dispatch, Recording};
@@ -29,16 +30,29 @@ const MOST_GROUPS: usize = 16_384;
 /// Uniforms of a recording.
 struct Uniforms(wgpu::Buffer);
 
+/// Describes a submission by its first dispatch: "matmul_fwd/L3 and 17 more dispatches".
+fn running(commands: &[Command]) -> String {
+    let mut labels = commands.iter().filter_map(|c| if let Command::Dispatch(d) = c { Some(&d.label) } else { None });
+    match (labels.next(), labels.count()) {
+        (None, _) => "copies".into(),
+        (Some(label), 0) => label.clone(),
+        (Some(label), more) => format!("{label} and {more} more dispatches"),
+    }
+}
+
 impl Recording<'_> {
     /// Encodes and submits everything; does not wait for it.
     pub fn submit(mut self) {
         let Some(live) = &self.gpu.live else { return };
-        if self.commands.is_empty() {
+        if self.commands.is_empty() || live.failure.is_set() {
             return;
         }
         if let Err(error) = self.gpu.pipelines.compile(live, &self.distinct()) {
             // A shader that does not link is our bug, and every variant is linked by a test.
-            live.failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error.to_string());
+            live.failure.set(Failure::Refused(error.to_string()));
+        }
+        // With a kernel left out, or a buffer that is not there, the rest would compute on what is not computed.
+        if live.failure.is_set() {
             return;
         }
         self.split_long();
@@ -58,8 +72,8 @@ impl Recording<'_> {
             let (now, later) = commands.split_at(n);
             let mut encoder = live.device.create_command_encoder(&Default::default());
             self.encode(live, &uniforms, &mut encoder, now);
-            let index = live.queue.submit([encoder.finish()]);
-            pace.queued(live, index, expected);
+            let Some(submitted) = live.submit(encoder, None, || running(now)) else { return };
+            pace.queued(live, submitted.index, expected);
             commands = later;
         }
     }
@@ -128,8 +142,8 @@ impl Recording<'_> {
                 dispatch,
                 [0; 3],
             );
-            live.queue.submit([encoder.finish()]);
-            if live.device.poll(wgpu::PollType::wait_indefinitely()).is_err() {
+            let submitted = live.submit(encoder, None, || format!("the first run of {}", dispatch.label));
+            if submitted.is_none() || !live.wait(None) {
                 return;
             }
             self.gpu.pipelines.progress(i + 1, new.len());
@@ -140,14 +154,18 @@ impl Recording<'_> {
         let need = self.uniforms.len().max(4096) as u64;
         let buffer = match kept.take() {
             Some(buffer) if buffer.size() >= need => buffer,
-            _ => live.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("uniforms"),
-                size: need.next_power_of_two(),
-                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            }),
+            _ => {
+                let descriptor = wgpu::BufferDescriptor {
+                    label: Some("uniforms"),
+                    size: need.next_power_of_two(),
+                    usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                };
+                live.create_buffer(&descriptor, || refused("uniforms", descriptor.size, self.gpu.ledger().total()))
+            }
         };
         live.queue.write_buffer(&buffer, 0, &self.uniforms);
+        live.failure.name_refusal(|| refused("uniforms", need, self.gpu.ledger().total()));
         *kept = Some(buffer.clone());
         Uniforms(buffer)
     }
@@ -159,7 +177,8 @@ impl Recording<'_> {
         let period_ns = f64::from(live.queue.get_timestamp_period());
         let size = 2 * CHUNK as u64 * 8;
         let buffer = |usage| {
-            live.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+            let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+            live.create_buffer(&descriptor, || refused("timestamps", size, self.gpu.ledger().total()))
         };
         let queries = live.device.create_query_set(&wgpu::QuerySetDescriptor {
             label: None,
@@ -191,9 +210,11 @@ impl Recording<'_> {
             encoder.resolve_query_set(&queries, 0..2 * chunk.len() as u32, &resolved, 0);
             encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, size);
             let began = Instant::now();
-            live.queue.submit([encoder.finish()]);
+            if live.submit(encoder, None, || running(chunk)).is_none() {
+                return;
+            }
             staging.map_async(wgpu::MapMode::Read, .., |_| {});
-            if live.device.poll(wgpu::PollType::wait_indefinitely()).is_err() {
+            if !live.wait(None) {
                 return;
             }
             pace.took(&expected, began.elapsed().as_secs_f64());

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::decoder::{Decoder, LayerWeights, Norm};
 use super::description::{Description, Module, NormKind, TensorSpec};
 use super::linear::{Linear, Lora};
-use super::weights::{Arena, BaseDtype, Source, TrainedSpec, Training, Weight, frozen};
+use super::weights::{Arena, BaseDtype, FrozenTensor, Source, TrainedSpec, Training, Weight};
 use crate::error::Result;
 use crate::gpu::{Gpu, Role};
 use crate::kernels::rope::Turns;
@@ -109,14 +109,16 @@ impl Decoder {
         // An adapter that is not trained lives in the arena too: it is small, and its gradients are never touched.
         let (arena, mut weights) = Arena::new(gpu, trained, &options.training)?;
         let linear: BTreeSet<String> = linear_modules(d).map(|m| format!("{}.weight", m.name)).collect();
-        let mut take = |spec: &TensorSpec| match weights.remove(&spec.name) {
-            Some(weight) => Ok(weight),
-            None => {
-                let base = if linear.contains(&spec.name) { options.base } else { BaseDtype::Auto };
-                frozen(gpu, spec, source.as_ref(), base)
-            }
+        let tensors = d.tensors();
+        let frozen = tensors.iter().filter(|spec| !weights.contains_key(&spec.name));
+        let frozen = frozen.map(|s| (s, if linear.contains(&s.name) { options.base } else { BaseDtype::Auto }));
+        let mut frozen = FrozenTensor::allocate(gpu, frozen, source.as_ref())?;
+        let mut take = |spec: &TensorSpec| match (weights.remove(&spec.name), frozen.remove(&spec.name)) {
+            (Some(weight), _) => Ok(weight),
+            (None, Some(frozen)) => frozen.load(gpu, spec, source.as_ref()),
+            (None, None) => unreachable!("{} is used twice", spec.name),
         };
-        let specs: BTreeMap<String, TensorSpec> = d.tensors().into_iter().map(|s| (s.name.clone(), s)).collect();
+        let specs: BTreeMap<String, TensorSpec> = tensors.into_iter().map(|s| (s.name.clone(), s)).collect();
         let embedding = take(&specs[&d.embedding])?;
         let position_embedding = d.position_embedding.as_ref().map(|name| take(&specs[name])).transpose()?;
         let mut build = Builder { d, specs: &specs, lora: options.lora.as_ref(), take: &mut take };

@@ -287,7 +287,7 @@ impl Arena {
     /// Allocates parameters and gradients, and moments where there are updates; loads initial values. Decaying tensors come first.
     ///
     /// # Errors
-    /// From the values.
+    /// From the values; [`crate::Error::OutOfMemory`] and others of [`Gpu::check`].
     pub fn new(
         gpu: &Gpu,
         mut tensors: Vec<TrainedSpec>,
@@ -319,6 +319,8 @@ impl Arena {
             }
         };
         let pages: Vec<adamw::Page> = spans.iter().enumerate().map(page).collect();
+        // Before gigabytes are read for memory that is not there.
+        gpu.check()?;
         let mut weights = BTreeMap::new();
         let mut places = places.into_iter().peekable();
         let mut all = Vec::new();
@@ -343,6 +345,7 @@ impl Arena {
                 }
                 parts.push(Part { first: p.first, rows: p.rows, w, d_w: Some(d_w) });
             }
+            gpu.check()?;
             all.push(Trained { name: tensor.spec.name.clone(), arrays });
             weights.insert(tensor.spec.name.clone(), Weight { spec: tensor.spec, rows, cols, storage, parts });
         }
@@ -414,34 +417,72 @@ impl BaseDtype {
     }
 }
 
-/// A frozen tensor; matrices are quantised as a whole, then cut into parts.
-///
-/// # Errors
-/// From the source.
-pub fn frozen(gpu: &Gpu, spec: &TensorSpec, source: &dyn Source, base: BaseDtype) -> Result<Weight> {
-    let (rows, cols) = held_shape(spec);
-    let is_matrix = spec.shape.len() == 2;
-    let storage = if is_matrix { base.storage(cols, source.is_bf16(spec)) } else { Storage::F32 };
-    // Products for CPUs unpack a part into f32, which must fit a binding too. Quantised parts are smaller than bf16's.
-    let widest = match storage {
-        _ if gpu.caps().unpacks_weights() => Storage::F32,
-        Storage::Int8 | Storage::Nf4 => Storage::Bf16,
-        other => other,
-    };
-    let per_row = widest.words(1, cols).max(1);
-    let most = gpu.caps().max_binding_bytes as usize / 4 / per_row;
-    let rows_a_part = if most > QUAD_ROWS { most / QUAD_ROWS * QUAD_ROWS } else { 1 }.min(rows.max(1));
-    let packed = if gpu.is_plan() { None } else { Some(Packed::new(storage, held(spec, source.values(spec)?), cols)) };
-    let mut parts = Vec::new();
-    for first in (0..rows).step_by(rows_a_part) {
-        let n = rows_a_part.min(rows - first);
-        let w = gpu.lasting(Role::Frozen, storage.words(n, cols));
-        if let Some(packed) = &packed {
-            gpu.write(&w, &packed.part(first, n, cols));
+/// A frozen tensor before it is loaded: how it is held, and memory for its parts.
+#[derive(Debug)]
+pub struct FrozenTensor {
+    storage: Storage,
+    /// First row, rows and elements of four bytes.
+    parts: Vec<(usize, usize, usize)>,
+    slots: Vec<Slot>,
+}
+
+impl FrozenTensor {
+    fn new(gpu: &Gpu, spec: &TensorSpec, source: &dyn Source, base: BaseDtype) -> Self {
+        let (rows, cols) = held_shape(spec);
+        let is_matrix = spec.shape.len() == 2;
+        let storage = if is_matrix { base.storage(cols, source.is_bf16(spec)) } else { Storage::F32 };
+        // Products for CPUs unpack a part into f32, which must fit a binding too. Quantised parts are smaller than bf16's.
+        let widest = match storage {
+            _ if gpu.caps().unpacks_weights() => Storage::F32,
+            Storage::Int8 | Storage::Nf4 => Storage::Bf16,
+            other => other,
+        };
+        let per_row = widest.words(1, cols).max(1);
+        let most = gpu.caps().max_binding_bytes as usize / 4 / per_row;
+        let rows_a_part = if most > QUAD_ROWS { most / QUAD_ROWS * QUAD_ROWS } else { 1 }.min(rows.max(1));
+        let mut parts = Vec::new();
+        for first in (0..rows).step_by(rows_a_part) {
+            let n = rows_a_part.min(rows - first);
+            parts.push((first, n, storage.words(n, cols)));
         }
-        parts.push(Part { first, rows: n, w, d_w: None });
+        Self { storage, parts, slots: Vec::new() }
     }
-    Ok(Weight { spec: spec.clone(), rows, cols, storage, parts })
+
+    /// Allocates all of a model's, before any is read.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`] and others of [`Gpu::check`].
+    pub fn allocate<'s>(
+        gpu: &Gpu,
+        specs: impl Iterator<Item = (&'s TensorSpec, BaseDtype)>,
+        source: &dyn Source,
+    ) -> Result<BTreeMap<String, Self>> {
+        let mut all: Vec<(&str, Self)> =
+            specs.map(|(spec, base)| (spec.name.as_str(), Self::new(gpu, spec, source, base))).collect();
+        let lens: Vec<usize> = all.iter().flat_map(|(_, t)| t.parts.iter().map(|p| p.2)).collect();
+        let mut slots = gpu.lasting_packed(Role::Frozen, &lens).into_iter();
+        gpu.check()?;
+        all.iter_mut().for_each(|(_, t)| t.slots.extend(slots.by_ref().take(t.parts.len())));
+        Ok(all.into_iter().map(|(name, tensor)| (name.into(), tensor)).collect())
+    }
+
+    /// Loads the values; matrices are quantised as a whole, then cut into parts.
+    ///
+    /// # Errors
+    /// From the source; those of [`Gpu::check`].
+    pub fn load(self, gpu: &Gpu, spec: &TensorSpec, source: &dyn Source) -> Result<Weight> {
+        let (rows, cols) = held_shape(spec);
+        let Self { storage, parts, slots } = self;
+        if !gpu.is_plan() {
+            let packed = Packed::new(storage, held(spec, source.values(spec)?), cols);
+            for (slot, (first, n, _)) in slots.iter().zip(&parts) {
+                gpu.write(slot, &packed.part(*first, *n, cols));
+            }
+            gpu.check()?;
+        }
+        let parts = slots.into_iter().zip(parts).map(|(w, (first, rows, _))| Part { first, rows, w, d_w: None });
+        Ok(Weight { spec: spec.clone(), rows, cols, storage, parts: parts.collect() })
+    }
 }
 
 /// A tensor's values, or its gradient's, as the checkpoint stores them.

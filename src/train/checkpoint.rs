@@ -18,12 +18,16 @@ const TENSORS: &str = "state.safetensors";
 /// A [`State`].
 const REST: &str = "state.json";
 
+/// Reads the step from a checkpoint's name.
+pub fn step_of(name: &str) -> Option<usize> {
+    name.strip_prefix("checkpoint-")?.parse().ok()
+}
+
 /// Steps of the whole checkpoints in a folder, rising.
 pub fn list(dir: &Path) -> Vec<(usize, PathBuf)> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let step = |name: &str| name.strip_prefix("checkpoint-")?.parse::<usize>().ok();
     let mut all: Vec<(usize, PathBuf)> =
-        entries.filter_map(|e| Some((step(e.file_name().to_str()?)?, e.path()))).collect();
+        entries.filter_map(|e| Some((step_of(e.file_name().to_str()?)?, e.path()))).collect();
     all.sort();
     all
 }

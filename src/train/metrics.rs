@@ -241,13 +241,17 @@ impl MetricsLog {
     }
 
     /// Goes on with a file after the checkpoint of `last_step`: what was written for later steps, and a last line that was cut
-    /// short, is removed. A missing file is created. Also gives how many of the steps up to `last_step` have no line.
-    pub fn resume(path: &Path, last_step: u64) -> Result<(Self, u64)> {
+    /// short, is removed; so is that step's evaluation where it `evaluates_again`. A missing file is created. Also gives how many of the
+    /// steps up to `last_step` have no line.
+    pub fn resume(path: &Path, last_step: u64, evaluates_again: bool) -> Result<(Self, u64)> {
         let fail = |e| Error::file(path, e);
         let mut file = open_log(path)?;
         let lines = split(path, &std::fs::read(path).map_err(fail)?)?;
-        let kept: Vec<_> = lines.iter().take_while(|(_, line)| step(line).is_none_or(|s| s <= last_step)).collect();
         let is_training = |line: &&Line| line.contains_key("loss");
+        let is_old = |line: &Line| {
+            step(line).is_none_or(|s| s < last_step || (s == last_step && !(evaluates_again && !is_training(&line))))
+        };
+        let kept: Vec<_> = lines.iter().take_while(|(_, line)| is_old(line)).collect();
         let steps: BTreeSet<u64> = kept.iter().map(|(_, line)| line).filter(is_training).filter_map(step).collect();
         file.set_len(kept.last().map_or(0, |(end, _)| *end as u64)).map_err(fail)?;
         file.seek(SeekFrom::End(0)).map_err(fail)?;

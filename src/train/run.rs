@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use web_time::Instant;
 
 use super::checkpoint::{self, Resumed};
-use super::metrics::{Accumulator, EvalMetrics, METRICS, MetricsLog, StepMetrics};
+use super::metrics::{Accumulator, EvalMetrics, Line, METRICS, MetricsLog, StepMetrics};
 use super::outcome::{Outcome, Reference, known};
 use super::reference::{ReferenceScorer, Rows, Scoring, Watch};
 use super::state::State;
@@ -16,7 +16,7 @@ use super::trainer::{self, Trainer};
 use crate::config::{Defaults, TrainSettings};
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
-use crate::files::make_folder;
+use crate::files::{make_folder, remove_dir_all};
 
 /// The folder of the step with the lowest evaluation loss.
 pub const BEST: &str = "best";
@@ -215,8 +215,12 @@ pub async fn run(
         let dir = output.dir.join(format!("checkpoint-{}", steps.state.step));
         return Err(Error::file(dir, format!("is of step {} of {max_steps}", steps.state.step)));
     }
+    let is_due = |every: Option<usize>, step: usize| every.is_some_and(|e| e > 0 && step.is_multiple_of(e));
+    let has_eval = data.eval.is_some();
+    let evaluates_after =
+        |step: usize| has_eval && step > 0 && (step == max_steps || is_due(output.cadence.eval_steps, step));
     let log_path = output.dir.join(METRICS);
-    let mut log = match steps.state.step as u64 {
+    let log = match steps.state.step as u64 {
         0 => {
             if output.resume && log_path.exists() {
                 on_event(&Event::Note("there is no checkpoint yet: the run starts at step 1"));
@@ -224,7 +228,7 @@ pub async fn run(
             MetricsLog::create(&log_path)?
         }
         step => {
-            let (log, missing) = MetricsLog::resume(&log_path, step)?;
+            let (log, missing) = MetricsLog::resume(&log_path, step, evaluates_after(steps.state.step))?;
             if missing > 0 {
                 let text = format!("{}: {missing} of {step} steps are missing: curves have a gap", log_path.display());
                 on_event(&Event::Note(&text));
@@ -232,9 +236,15 @@ pub async fn run(
             log
         }
     };
-    let mut events =
+    let events =
         EventWriter::create(&output.dir.join(EVENTS), (steps.state.step > 0).then_some(steps.state.step as u64))?;
 
+    let mut told = Told { log, events, on_event };
+    // A step's checkpoint comes before its evaluation, which may not have ended.
+    if evaluates_after(steps.state.step) {
+        let epoch = steps.epoch();
+        evaluate_step(trainer, settings, data, &mut steps.state, epoch, output, &mut told).await?;
+    }
     let mut next = None;
     let mut interrupted = false;
     while steps.state.step < max_steps {
@@ -242,46 +252,33 @@ pub async fn run(
             interrupted = true;
             break;
         }
-        if next.is_none() && !data.prepare_step(trainer, &steps, stop, on_event).await? {
+        if next.is_none() && !data.prepare_step(trainer, &steps, stop, told.on_event).await? {
             continue;
         }
         let started = Instant::now();
         let number = steps.state.step + 1;
         let running = next.take().unwrap_or_else(|| steps.record(trainer, &data.rows)).submit();
         let last = number == max_steps;
-        let due = |every: Option<usize>| every.is_some_and(|e| e > 0 && number.is_multiple_of(e));
-        let evaluates = data.eval.is_some() && (last || due(output.cadence.eval_steps));
-        let saves = last || due(Some(output.cadence.save_steps));
+        let evaluates = evaluates_after(number);
+        let saves = last || is_due(Some(output.cadence.save_steps), number);
         // While the device works; not across what records something else.
         if !evaluates && !saves && steps.is_prepared(&data.scorer, &mut data.rows) {
             next = Some(steps.record(trainer, &data.rows));
         }
         let metrics = steps.finish(trainer, running, started).await?;
-        let epoch = metrics.epoch;
-        log.append(&metrics.line())?;
-        events.line(&metrics.line())?;
-        on_event(&Event::Step(&metrics));
+        told.line(&metrics.line())?;
+        (told.on_event)(&Event::Step(&metrics));
 
-        if evaluates && let Some((total, seconds)) = data.evaluate(trainer, settings.batch_size, on_event).await? {
-            if !total.loss().is_finite() {
-                return Err(Error::NotFinite { place: format!("step {number}, evaluation"), what: "the loss".into() });
-            }
-            let state = &mut steps.state;
-            let metrics =
-                EvalMetrics { step: state.step as u64, epoch, loss: total.loss(), seconds, pairs: total.pairs() };
-            log.append(&metrics.line())?;
-            events.line(&metrics.line())?;
-            on_event(&Event::Eval(&metrics));
-            if state.best.is_none_or(|(best, _)| total.loss() < best) {
-                state.best = Some((total.loss(), state.step));
-                save_best(trainer, state, output).await?;
-            }
-        }
         if saves {
             trainer.check_weights(number).await?;
         }
-        if saves && !last {
-            checkpoint::save(gpu, arena, &steps.state, output.dir, output.cadence.save_total_limit).await?;
+        // The last step's goes when the result is there ([`forget_last`]), and takes no older one's place.
+        if saves && (!last || evaluates) {
+            let keep = output.cadence.save_total_limit + usize::from(last);
+            checkpoint::save(gpu, arena, &steps.state, output.dir, keep).await?;
+        }
+        if evaluates {
+            evaluate_step(trainer, settings, data, &mut steps.state, metrics.epoch, output, &mut told).await?;
         }
     }
     if interrupted {
@@ -289,6 +286,54 @@ pub async fn run(
         checkpoint::save(gpu, arena, &steps.state, output.dir, output.cadence.save_total_limit).await?;
     }
     Ok(Ended { state: steps.state, interrupted })
+}
+
+/// Removes the checkpoint of the last step, which was there for what came behind it: the result is whole.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn forget_last(dir: &Path, state: &State) -> Result<()> {
+    let last = checkpoint::list(dir).into_iter().find(|(step, _)| *step == state.step);
+    last.map_or(Ok(()), |(_, dir)| remove_dir_all(&dir).map_err(|e| Error::file(&dir, e)))
+}
+
+/// Where a run's metrics go.
+struct Told<'a> {
+    log: MetricsLog,
+    events: EventWriter,
+    on_event: &'a mut dyn FnMut(&Event<'_>),
+}
+
+impl Told<'_> {
+    fn line(&mut self, line: &Line) -> Result<()> {
+        self.log.append(line)?;
+        self.events.line(line)
+    }
+}
+
+/// Evaluates after a step, and keeps the state where it is the best so far.
+async fn evaluate_step(
+    trainer: &Trainer<'_>,
+    settings: &TrainSettings,
+    data: &mut RunData<'_>,
+    state: &mut State,
+    epoch: f64,
+    output: &Output<'_>,
+    told: &mut Told<'_>,
+) -> Result<()> {
+    let found = data.evaluate(trainer, settings.batch_size, told.on_event).await?;
+    let Some((total, seconds)) = found else { return Ok(()) };
+    if !total.loss().is_finite() {
+        return Err(Error::NotFinite { place: format!("step {}, evaluation", state.step), what: "the loss".into() });
+    }
+    let metrics = EvalMetrics { step: state.step as u64, epoch, loss: total.loss(), seconds, pairs: total.pairs() };
+    told.line(&metrics.line())?;
+    (told.on_event)(&Event::Eval(&metrics));
+    if state.best.is_none_or(|(best, _)| total.loss() < best) {
+        state.best = Some((total.loss(), state.step));
+        save_best(trainer, state, output).await?;
+    }
+    Ok(())
 }
 
 /// `best/checkpoint-N`: the state with the lowest evaluation loss.

@@ -135,6 +135,11 @@ impl Steps {
         Next { step, learning_rate, epoch: self.order.epochs() }
     }
 
+    /// Gives the passes over the data up to the last step that was recorded, a fraction.
+    pub fn epoch(&self) -> f64 {
+        self.order.epochs()
+    }
+
     /// Waits for a step that began at `started`.
     ///
     /// # Errors

@@ -40,7 +40,8 @@ type Js<T> = Result<T, JsValue>;
 /// An `Error`; its name is `GpuError` where the device failed, which then does nothing more.
 fn failed(error: jointwise::Error) -> JsValue {
     let told = js_sys::Error::new(&jointwise::error::one_line(&error.to_string()));
-    if matches!(error, jointwise::Error::Gpu(_)) {
+    use jointwise::Error::{DeviceLost, Gpu, OutOfMemory};
+    if matches!(error, Gpu(_) | DeviceLost { .. } | OutOfMemory { .. }) {
         told.set_name("GpuError");
     }
     told.into()

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::{AskArgs, DeviceArgs, JudgeArgs, ModelArgs, parse_base_dtype};
+use super::{AskArgs, DeviceArgs, DeviceLostArg, JudgeArgs, ModelArgs, parse_base_dtype};
 use crate::error::Error;
 use crate::model::weights::BaseDtype;
 
@@ -127,6 +127,10 @@ pub struct EvaluateArgs {
     #[arg(long, help_heading = "What comes of it")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub resume: bool,
+    /// What happens when the device is lost (a watchdog, a driver's crash, sleep) [default: resume]
+    #[arg(long, value_enum, help_heading = "What comes of it")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_device_lost: Option<DeviceLostArg>,
     /// Settings from a TOML file; flags win
     #[arg(long, value_name = "FILE.toml", help_heading = "What comes of it")]
     #[serde(skip)]

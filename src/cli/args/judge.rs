@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::ModelArgs;
+use super::{DeviceLostArg, ModelArgs};
 use crate::data::comparisons::Mode;
 use crate::eval::judge::endpoint::AnswerFormat;
 use crate::eval::strata::Stratum;
@@ -229,6 +229,10 @@ pub struct JudgeArgs {
     #[arg(long, help_heading = "What comes of it")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub resume: bool,
+    /// What happens when the device is lost (a watchdog, a driver's crash, sleep) [default: resume]
+    #[arg(long, value_enum, help_heading = "What comes of it")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_device_lost: Option<DeviceLostArg>,
     /// Settings from a TOML file; flags win
     #[arg(long, value_name = "FILE.toml", help_heading = "What comes of it")]
     #[serde(skip)]

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::DeviceLostArg;
+
 /// `study`.
 #[derive(Debug, Clone, Args)]
 pub struct StudyArgs {
@@ -16,6 +18,9 @@ pub struct StudyArgs {
     /// Go on with what is in the output folder: what is done is not done again
     #[arg(long)]
     pub resume: bool,
+    /// What happens when the device is lost (a watchdog, a driver's crash, sleep) [default: resume]
+    #[arg(long, value_enum)]
+    pub on_device_lost: Option<DeviceLostArg>,
     /// Tell the stages, their steps and memory, and do nothing
     #[arg(long)]
     pub dry_run: bool,

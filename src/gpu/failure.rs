@@ -1,0 +1,207 @@
+//! Failures of a device: those that it reports outside a call, and panics of wgpu where it fails.
+
+use std::sync::{Arc, Mutex};
+
+use crate::error::Error;
+
+/// A failure of the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The device is gone, or work vanished on it: nothing that it holds can be relied on.
+    Lost(String),
+    /// An allocation was refused; `None` until it is known for what.
+    OutOfMemory(Option<String>),
+    /// A call was refused: validation, a pipeline that does not compile.
+    Refused(String),
+}
+
+impl Failure {
+    /// Sorts the words of a lost device: wgpu gives a device up where memory for its own needs is refused.
+    pub fn lost(words: &str) -> Self {
+        match words.to_lowercase().contains("out of memory") {
+            true => Self::OutOfMemory(None),
+            false => Self::Lost(words.into()),
+        }
+    }
+
+    /// Gives the device's own words.
+    pub fn words(self) -> String {
+        match self {
+            Self::Lost(words) | Self::Refused(words) => words,
+            Self::OutOfMemory(what) => what.unwrap_or("out of memory".into()),
+        }
+    }
+
+    /// Makes an error that names the device.
+    pub fn error(&self, device: &str) -> Error {
+        let line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        match self {
+            Self::Lost(words) => Error::DeviceLost { device: device.into(), reason: line(words) },
+            Self::OutOfMemory(what) => Error::OutOfMemory {
+                refused: what.as_deref().map_or("memory was refused".into(), line),
+                advice: memory_advice().into(),
+            },
+            Self::Refused(words) => Error::Gpu(line(words)),
+        }
+    }
+}
+
+/// Says what makes a run take less memory.
+fn memory_advice() -> &'static str {
+    "a smaller --batch-size or --max-length, --recompute block or --base-dtype int8 or nf4 takes less (jointwise plan tells how much)"
+}
+
+/// Describes an allocation that was refused: "activations: 12 MiB refused after 1,871 MiB".
+pub(super) fn refused(what: &str, bytes: u64, held_bytes: u64) -> String {
+    format!("{what}: {} refused after {}", size(bytes), size(held_bytes))
+}
+
+/// Writes a size in MiB, or in KiB where it is smaller, with commas between thousands.
+fn size(bytes: u64) -> String {
+    let (n, unit) = if bytes < 1 << 20 { (bytes.div_ceil(1 << 10), "KiB") } else { (bytes.div_ceil(1 << 20), "MiB") };
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    format!("{text} {unit}")
+}
+
+/// The first failure of a device.
+#[derive(Debug, Clone, Default)]
+pub(super) struct FirstFailure(Arc<Mutex<Option<Failure>>>);
+
+impl FirstFailure {
+    fn cell(&self) -> std::sync::MutexGuard<'_, Option<Failure>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Keeps a failure, unless there was one before.
+    pub fn set(&self, failure: Failure) {
+        self.cell().get_or_insert(failure);
+    }
+
+    /// Says what an allocation was for, where it was refused and nothing has said so yet.
+    pub fn name_refusal(&self, what: impl FnOnce() -> String) {
+        if let Some(Failure::OutOfMemory(named @ None)) = &mut *self.cell() {
+            *named = Some(what());
+        }
+    }
+
+    pub fn get(&self) -> Option<Failure> {
+        self.cell().clone()
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.cell().is_some()
+    }
+}
+
+/// Calls wgpu where it may panic because a device fails, and gives the panic's words instead. wgpu's poll panics where the device is lost, and
+/// its drivers' layers where a driver answers what they don't expect; its locks are released by then.
+///
+/// # Errors
+/// The words of the panic.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    quiet::install();
+    let was = quiet::IS_QUIET.replace(true);
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+    quiet::IS_QUIET.set(was);
+    done.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        text.unwrap_or("wgpu panicked").into()
+    })
+}
+
+/// Calls wgpu: in a browser it has no panics of this kind, and none could be caught.
+///
+/// # Errors
+/// None.
+#[cfg(target_arch = "wasm32")]
+pub(super) fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    Ok(call())
+}
+
+/// A panic hook that is silent where this thread catches panics. It is installed once, before the first such call, and stays: other threads, and
+/// this one outside [`catch_panic`], panic as before.
+#[cfg(not(target_arch = "wasm32"))]
+mod quiet {
+    use std::cell::Cell;
+    use std::sync::Once;
+
+    thread_local! {
+        pub static IS_QUIET: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub fn install() {
+        static INSTALLED: Once = Once::new();
+        // A thread that is panicking may not change the hook.
+        if !std::thread::panicking() {
+            INSTALLED.call_once(|| {
+                let before = std::panic::take_hook();
+                std::panic::set_hook(Box::new(move |info| {
+                    if !IS_QUIET.get() {
+                        before(info);
+                    }
+                }));
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_of_this_thread_are_caught_and_others_go_on() {
+        let caught: Result<(), _> = catch_panic(|| panic!("Error in Device::poll: {}", "lost"));
+        assert_eq!(caught, Err("Error in Device::poll: lost".into()));
+        assert_eq!(catch_panic(|| 3), Ok(3));
+        assert!(!quiet::IS_QUIET.get());
+        // One within another, and one of another thread meanwhile.
+        let inner = catch_panic(|| {
+            assert!(catch_panic(|| panic!("inner")).is_err() && quiet::IS_QUIET.get());
+            std::thread::spawn(|| assert!(!quiet::IS_QUIET.get())).join().is_ok()
+        });
+        assert_eq!(inner, Ok(true));
+    }
+
+    #[test]
+    fn a_failure_is_one_line_with_a_way_out() {
+        let told = |failure: Failure| failure.error("RTX (vulkan)").to_string();
+        let lost = told(Failure::lost("Device is lost"));
+        assert!(lost.starts_with("RTX (vulkan) was lost: Device is lost"), "{lost}");
+        for way_out in ["--batch-size", "--max-length", "Watchdogs", "--resume"] {
+            assert!(lost.contains(way_out), "{lost}");
+        }
+        let cell = FirstFailure::default();
+        cell.name_refusal(|| panic!("nothing was refused"));
+        cell.set(Failure::lost("Out of memory"));
+        cell.set(Failure::Refused("later".into()));
+        cell.name_refusal(|| refused("parameters, page 3", 128 << 20, 1871 << 20));
+        cell.name_refusal(|| panic!("named before"));
+        let refused = told(cell.get().unwrap());
+        assert!(
+            refused.starts_with("out of device memory: parameters, page 3: 128 MiB refused after 1,871 MiB; "),
+            "{refused}"
+        );
+        assert!(refused.contains("--batch-size") && refused.contains("plan"), "{refused}");
+        assert_eq!(
+            told(Failure::Refused("Validation Error\n\nCaused by:\n  x".into())),
+            "GPU: Validation Error Caused by: x"
+        );
+    }
+
+    #[test]
+    fn sizes_have_their_unit() {
+        assert_eq!(size(0), "0 KiB");
+        assert_eq!(size(256), "1 KiB");
+        assert_eq!(size(1_234_567 << 20), "1,234,567 MiB");
+        assert_eq!(size(999 << 20), "999 MiB");
+    }
+}

@@ -1,0 +1,426 @@
+//! GPUs that fail: a Vulkan layer (tests/faults/layer.c) loses the device, refuses allocations and drops submissions under the program, which goes
+//! on to the same bits or says in one line what to do. Needs a C compiler and Vulkan's headers (gcc, libvulkan-dev); skipped where they are missing.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
+
+mod program;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use program::{Ran, Sandbox, Tensor, fixture, rows, write_tensors};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const STEPS: &str = "6";
+const LAYER: &str = "VK_LAYER_JOINTWISE_FAULTS";
+
+/// The layer's folder, and caches of a first run: kernels that were checked and compiled.
+struct Tools {
+    dir: TempDir,
+}
+
+impl Tools {
+    /// Compiles the layer, once. `None`, with the reason printed, where it cannot be compiled.
+    fn get() -> Option<&'static Self> {
+        static TOOLS: OnceLock<Option<Tools>> = OnceLock::new();
+        TOOLS.get_or_init(|| Self::make().inspect_err(|why| println!("skipped: {why}")).ok()).as_ref()
+    }
+
+    fn make() -> Result<Self, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/layer.c");
+        let library = dir.path().join("libfaults.so");
+        let mut compiler = Command::new("cc");
+        // The loader closes it with an instance: its counts go over all of them.
+        compiler.args(["-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-z,nodelete", "-o"]);
+        compiler.arg(&library).arg(source).arg("-lpthread");
+        let said = compiler.output().map_err(|e| format!("cc, a C compiler, does not start: {e}"))?;
+        if !said.status.success() {
+            let text = String::from_utf8_lossy(&said.stderr).into_owned();
+            assert!(text.contains("vulkan/"), "the layer does not compile: {text}");
+            return Err("Vulkan's headers are missing (libvulkan-dev)".into());
+        }
+        let manifest = json!({"file_format_version": "1.2.0", "layer": {
+            "name": LAYER, "type": "GLOBAL", "library_path": library, "api_version": "1.3.0", "implementation_version": "1",
+            "description": "Lets devices fail",
+        }});
+        fs::write(dir.path().join("faults.json"), manifest.to_string()).unwrap();
+        let tools = Self { dir };
+        // Without faults: later runs find checked kernels, and differ in what they are given alone.
+        let s = Sandbox::new();
+        let setting = Setting::new(s, &["--lora-r", "4"]);
+        Ran::of(setting.sandbox.command(&setting.args("warm", &[])).env("XDG_CACHE_HOME", tools.dir.path())).ok();
+        Ok(tools)
+    }
+
+    /// Runs the program with these faults, and gives the layer's counts, too.
+    fn run(&self, s: &Sandbox, faults: &[(&str, u64)], args: &[&str]) -> (Ran, Value) {
+        let cache = s.path("cache/jointwise");
+        let _ = fs::remove_dir_all(&cache);
+        for name in ["checked", "pipelines"] {
+            copy(&self.dir.path().join("jointwise").join(name), &cache.join(name));
+        }
+        let log = s.path("counts");
+        let _ = fs::remove_file(&log);
+        let mut command = s.command(args);
+        command.env("VK_LAYER_PATH", self.dir.path()).env("VK_INSTANCE_LAYERS", LAYER).env("FAULT_LOG", &log);
+        command.envs(faults.iter().map(|(name, value)| (name, value.to_string())));
+        let ran = Ran::of(&mut command);
+        assert!(!ran.stderr.contains("panicked"), "{faults:?}: {}", ran.stderr);
+        let counts = fs::read_to_string(&log).unwrap_or_default();
+        (ran, counts.lines().last().map_or(Value::Null, |line| serde_json::from_str(line).unwrap()))
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).into_iter().flatten() {
+        let file = entry.unwrap().path();
+        fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+    }
+}
+
+/// A training run with evaluations and checkpoints at steps of their own.
+struct Setting {
+    sandbox: Sandbox,
+    model: String,
+    data: String,
+    extra: Vec<&'static str>,
+}
+
+impl Setting {
+    fn new(sandbox: Sandbox, extra: &[&'static str]) -> Self {
+        let model = fixture("mistral-odd/model").to_str().unwrap().to_string();
+        let data = sandbox.write("rows.jsonl", rows("mistral-odd").join("\n"));
+        Self { sandbox, model, data, extra: extra.into() }
+    }
+
+    fn lora() -> Self {
+        Self::new(Sandbox::new(), &["--lora-r", "4", "--learning-rate", "1e-2"])
+    }
+
+    fn full() -> Self {
+        Self::new(Sandbox::new(), &["--full", "--learning-rate", "1e-3"])
+    }
+
+    fn args<'a>(&'a self, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let mut all = vec!["train", "--model", &self.model, "--data", &self.data, "--eval-data", &self.data];
+        all.extend(["--output-dir", out, "--max-steps", STEPS, "--batch-size", "4"]);
+        if !more.contains(&"--save-steps") {
+            all.extend(["--save-steps", "2", "--eval-steps", "3"]);
+        }
+        all.extend(&self.extra);
+        all.extend(more);
+        all
+    }
+
+    fn run(&self, tools: &Tools, faults: &[(&str, u64)], out: &str, more: &[&str]) -> (Ran, Value) {
+        tools.run(&self.sandbox, faults, &self.args(out, more))
+    }
+
+    /// A run without faults, and how many submissions it makes.
+    fn whole(&self, tools: &Tools) -> u64 {
+        let (ran, counts) = self.run(tools, &[], "whole", &[]);
+        ran.ok();
+        counts["submissions"].as_u64().unwrap()
+    }
+
+    /// What a run left, but for times: trained tensors, metrics, names of everything.
+    fn result(&self, out: &str) -> (BTreeMap<PathBuf, Vec<u8>>, Vec<Value>, Vec<PathBuf>) {
+        let dir = self.sandbox.path(out);
+        let names: Vec<PathBuf> =
+            self.sandbox.listing().into_keys().filter_map(|p| Some(p.strip_prefix(&dir).ok()?.into())).collect();
+        let is_events = |path: &&PathBuf| path.starts_with("runs");
+        let tensors = names.iter().filter(|path| path.extension().is_some_and(|e| e == "safetensors"));
+        let tensors = tensors.map(|path| (path.clone(), fs::read(dir.join(path)).unwrap())).collect();
+        let text = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+        let mut metrics: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        for line in &mut metrics {
+            line.as_object_mut().unwrap().retain(|name, _| !name.ends_with("seconds"));
+        }
+        (tensors, metrics, names.iter().filter(|p| !is_events(p)).cloned().collect())
+    }
+
+    /// Nothing half-written: no file of ours that begins with a dot.
+    fn has_no_leftovers(&self, out: &str) {
+        let hidden =
+            |path: &PathBuf| path.components().any(|c| c.as_os_str().to_string_lossy().starts_with(".checkpoint"));
+        let listing = self.sandbox.listing();
+        let dir = self.sandbox.path(out);
+        assert!(!listing.keys().any(|p| p.strip_prefix(&dir).is_ok_and(|p| hidden(&p.into()))), "{listing:?}");
+    }
+}
+
+/// At the start, in the reference's pass, in steps, evaluations and checkpoints, in the result.
+fn moments(submissions: u64) -> [u64; 6] {
+    [1, submissions / 5, submissions * 2 / 5, submissions * 3 / 5, submissions * 4 / 5, submissions - 2]
+}
+
+fn a_lost_device_is_opened_again(setting: &Setting) {
+    let Some(tools) = Tools::get() else { return };
+    let moments = moments(setting.whole(tools));
+    for at in moments {
+        let out = format!("lost-{at}");
+        let (ran, counts) = setting.run(tools, &[("FAULT_LOST_SUBMIT", at)], &out, &[]);
+        let ran = ran.ok();
+        assert!(ran.stderr.contains(" was lost: ") && ran.stderr.contains("attempt 1 of 3"), "{}", ran.stderr);
+        assert!(counts["devices"].as_u64() >= Some(2), "{counts}");
+        assert!(setting.result(&out) == setting.result("whole"), "lost at {at}: another result");
+        setting.has_no_leftovers(&out);
+    }
+}
+
+#[test]
+fn a_lost_device_is_opened_again_with_lora() {
+    a_lost_device_is_opened_again(&Setting::lora());
+}
+
+#[test]
+fn a_lost_device_is_opened_again_with_all_weights() {
+    a_lost_device_is_opened_again(&Setting::full());
+}
+
+/// One line, what to do, and a folder that `--resume` goes on in.
+#[test]
+fn a_lost_device_ends_a_run_in_order_where_it_shall() {
+    let Some(tools) = Tools::get() else { return };
+    let setting = Setting::full();
+    let moments = moments(setting.whole(tools));
+    for at in [moments[2], moments[4]] {
+        let (ran, counts) = setting.run(tools, &[("FAULT_LOST_SUBMIT", at)], "stopped", &["--on-device-lost", "stop"]);
+        ran.said(1, &[" was lost: ", "--batch-size", "--max-length", "--resume"]);
+        assert_eq!(counts["devices"], 1);
+        setting.has_no_leftovers("stopped");
+        setting.run(tools, &[], "stopped", &["--resume"]).0.ok();
+        assert!(setting.result("stopped") == setting.result("whole"), "lost at {at}: another result");
+        fs::remove_dir_all(setting.sandbox.path("stopped")).unwrap();
+    }
+}
+
+/// Of a run that writes no checkpoint before its end, evaluated there: the steps are kept.
+#[test]
+fn the_last_step_is_kept_before_its_evaluation() {
+    let Some(tools) = Tools::get() else { return };
+    let setting = Setting::lora();
+    let rare = ["--save-steps", "500"];
+    let (ran, counts) = setting.run(tools, &[], "whole", &rare);
+    ran.ok();
+    let kept = setting.sandbox.path("lost/checkpoint-6");
+    assert!(!setting.sandbox.path("whole/checkpoint-6").exists());
+    let mut is_kept = Vec::new();
+    let last = counts["submissions"].as_u64().unwrap();
+    // From the last steps on, through the evaluation and what comes behind it.
+    for at in (last - 18..last).step_by(4) {
+        let fault = [("FAULT_LOST_SUBMIT", at)];
+        setting
+            .run(tools, &fault, "lost", &[&rare[..], &["--on-device-lost", "stop"]].concat())
+            .0
+            .said(1, &["was lost"]);
+        is_kept.push(kept.exists());
+        let (ran, _) = setting.run(tools, &[], "lost", &[&rare[..], &["--resume"]].concat());
+        assert_eq!(ran.ok().stderr.contains("there is no checkpoint yet"), !is_kept.last().unwrap());
+        assert!(setting.result("lost") == setting.result("whole"), "lost at {at}: another result");
+        fs::remove_dir_all(setting.sandbox.path("lost")).unwrap();
+    }
+    assert!(is_kept.iter().filter(|kept| **kept).count() >= 3 && is_kept.is_sorted(), "{is_kept:?}");
+}
+
+#[test]
+fn work_that_vanishes_is_noticed() {
+    let Some(tools) = Tools::get() else { return };
+    let setting = Setting::lora();
+    let moments = moments(setting.whole(tools));
+    for at in &moments[1..] {
+        let out = format!("dropped-{at}");
+        let (ran, _) = setting.run(tools, &[("FAULT_DROP_SUBMIT", *at)], &out, &[]);
+        let ran = ran.ok();
+        assert!(ran.stderr.contains("submissions it has executed"), "{at}: {}", ran.stderr);
+        assert!(setting.result(&out) == setting.result("whole"), "dropped {at}: another result");
+    }
+}
+
+#[test]
+fn refused_allocations_end_a_run_in_order() {
+    let Some(tools) = Tools::get() else { return };
+    let setting = Setting::full();
+    let (ran, counts) = setting.run(tools, &[], "whole", &[]);
+    ran.ok();
+    for at in 1..=counts["allocations"].as_u64().unwrap() {
+        let (ran, _) = setting.run(tools, &[("FAULT_ALLOC", at)], "refused", &[]);
+        let is_told = ["out of device memory", "cannot be opened"].iter().any(|words| ran.stderr.contains(words));
+        assert!(is_told, "allocation {at}: {}", ran.stderr);
+        ran.said(1, &[]);
+        if setting.sandbox.path("refused").exists() {
+            setting.has_no_leftovers("refused");
+        }
+        setting.run(tools, &[], "refused", &["--resume"]).0.ok();
+        assert!(setting.result("refused") == setting.result("whole"), "allocation {at}: another result");
+        fs::remove_dir_all(setting.sandbox.path("refused")).unwrap();
+    }
+}
+
+#[test]
+fn a_device_that_does_not_open_is_named() {
+    let Some(tools) = Tools::get() else { return };
+    let setting = Setting::lora();
+    for fault in ["FAULT_OPEN", "FAULT_PIPELINE"] {
+        let (ran, _) = setting.run(tools, &[(fault, 1)], "out", &[]);
+        ran.said(1, &[" cannot be opened: ", "(vulkan)"]);
+        assert!(!setting.sandbox.path("out").exists());
+    }
+    // A kernel's pipeline.
+    let (ran, _) = setting.run(tools, &[("FAULT_PIPELINE", 8)], "out", &[]);
+    ran.said(1, &["out of device memory: ", "kernel"]);
+}
+
+/// A llama of 19 million weights, and one short pair.
+fn larger(s: &Sandbox) -> Vec<String> {
+    const WIDTH: usize = 512;
+    const FEED_FORWARD: usize = 1024;
+    const VOCAB: usize = 8192;
+    let model = s.copy("mistral-odd/model", "larger");
+    let path = model.join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    for (name, value) in [
+        ("hidden_size", WIDTH),
+        ("intermediate_size", FEED_FORWARD),
+        ("num_hidden_layers", 4),
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 8),
+        ("head_dim", 64),
+        ("vocab_size", VOCAB),
+    ] {
+        config[name] = json!(value);
+    }
+    fs::write(&path, config.to_string()).unwrap();
+    let mut state = 1_u32;
+    let mut tensor = |shape: &[usize]| {
+        let n = shape.iter().product();
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            if shape.len() == 1 { 1.0 } else { 0.04 * ((state >> 8) as f32 / (1 << 24) as f32 - 0.5) }
+        };
+        let bytes = (0..n).flat_map(|_| f32::to_le_bytes(next())).collect();
+        Tensor { dtype: Dtype::F32, shape: shape.into(), bytes }
+    };
+    let mut all = BTreeMap::new();
+    for name in ["lm_head.weight", "model.embed_tokens.weight"] {
+        all.insert(name.to_string(), tensor(&[VOCAB, WIDTH]));
+    }
+    all.insert("model.norm.weight".into(), tensor(&[WIDTH]));
+    for layer in 0..4 {
+        for (name, shape) in [
+            ("self_attn.q_proj", &[WIDTH, WIDTH][..]),
+            ("self_attn.k_proj", &[WIDTH, WIDTH]),
+            ("self_attn.v_proj", &[WIDTH, WIDTH]),
+            ("self_attn.o_proj", &[WIDTH, WIDTH]),
+            ("mlp.gate_proj", &[FEED_FORWARD, WIDTH]),
+            ("mlp.up_proj", &[FEED_FORWARD, WIDTH]),
+            ("mlp.down_proj", &[WIDTH, FEED_FORWARD]),
+            ("input_layernorm", &[WIDTH]),
+            ("post_attention_layernorm", &[WIDTH]),
+        ] {
+            all.insert(format!("model.layers.{layer}.{name}.weight"), tensor(shape));
+        }
+    }
+    write_tensors(&model.join("model.safetensors"), &all);
+    let data = s.write("pair.jsonl", &rows("mistral-odd")[0]);
+    let args = ["train", "--model", model.to_str().unwrap(), "--data", &data, "--max-steps", "2", "--loss", "orpo"];
+    args.map(String::from).into()
+}
+
+/// What is planned is what the driver is asked for: 8 %, and 32 MiB for blocks and copies on their way. Uploads that were held twice would be a
+/// fifth more and above.
+#[test]
+fn no_more_memory_is_taken_than_is_planned() {
+    let Some(tools) = Tools::get() else { return };
+    let s = Sandbox::new();
+    let args = larger(&s);
+    for more in [
+        &["--full"][..],
+        &["--lora-r", "4"],
+        &["--base-dtype", "bf16"],
+        &["--base-dtype", "int8"],
+        &["--base-dtype", "nf4"],
+    ] {
+        let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        let plan = s.run(&[&["plan", "--json"], &args[1..]].concat()).ok();
+        let planned = plan.lines()[0]["peak_bytes"].as_f64().unwrap();
+        let (ran, counts) = tools.run(&s, &[], &[&args[..], &["--output-dir", "out", "--json"]].concat());
+        ran.ok();
+        let taken = counts["peak_bytes"].as_f64().unwrap();
+        assert!(
+            taken > 0.9 * planned && taken < 1.08 * planned + f64::from(32 << 20),
+            "{more:?}: {taken} of {planned}"
+        );
+        fs::remove_dir_all(s.path("out")).unwrap();
+    }
+}
+
+/// By name and size, before anything is read or computed.
+#[test]
+fn too_little_memory_is_told_by_size() {
+    let Some(tools) = Tools::get() else { return };
+    let s = Sandbox::new();
+    let args = larger(&s);
+    for (more, most, what) in [("--full", 200, "moments, page 1: 7"), ("--no-shuffle", 70, "frozen weights, page 2: ")]
+    {
+        let args: Vec<&str> = args.iter().map(String::as_str).chain([more, "--output-dir", "out"]).collect();
+        let (ran, _) = tools.run(&s, &[("FAULT_ALLOC_ABOVE", most << 20)], &args);
+        ran.said(1, &["out of device memory: ", what, " MiB refused after ", " MiB; ", "--batch-size", "plan"]);
+        assert!(!s.path("out").exists());
+    }
+}
+
+/// A JSON file, or JSON lines, without what names its own folder.
+fn placeless(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let values = serde_json::Deserializer::from_str(&text).into_iter::<Value>().map(Result::unwrap);
+    let without = |mut value: Value| {
+        value.as_object_mut().unwrap().retain(|name, _| !["row", "crc32c"].contains(&name.as_str()));
+        value
+    };
+    values.map(without).collect()
+}
+
+#[test]
+fn evaluations_and_local_judges_go_on_too() {
+    let Some(tools) = Tools::get() else { return };
+    let s = Sandbox::new();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo").to_str().unwrap().to_string();
+    let row = |i: usize| {
+        json!({"instruction": format!("Count to {i}."), "gold_response": "1", "response_0": "1", "response_1": "2"})
+            .to_string()
+    };
+    let data = s.write("rows.jsonl", (0..6).map(row).collect::<Vec<_>>().join("\n"));
+    let prompt = s.write("prompt.txt", "{instruction} (a) {response_a} (b) {response_b} Which?");
+    let common = ["--data", &data, "--batch-tokens", "64", "--prompt", &prompt];
+    let evaluate = ["evaluate", "--model", &model, "--judge", &model, "--temperatures", "0", "--max-new-tokens", "8"];
+    let evaluate = [&evaluate[..], &["--batch-size", "2", "--draws", "50"], &common].concat();
+    let judge = [&["judge", "--model", &model][..], &common].concat();
+    for (args, files) in [
+        (&evaluate[..], &["results.json", "answers.jsonl", "responses/demo-t0-s0.jsonl"][..]),
+        (&judge, &["answers.jsonl", "annotated.jsonl", "preferences.jsonl"]),
+    ] {
+        let (ran, counts) = tools.run(&s, &[], &[args, &["--output-dir", "whole"]].concat());
+        let whole = ran.ok();
+        let submissions = counts["submissions"].as_u64().unwrap();
+        for at in [submissions / 3, submissions * 2 / 3, submissions - 1] {
+            let (ran, _) = tools.run(&s, &[("FAULT_LOST_SUBMIT", at)], &[args, &["--output-dir", "lost"]].concat());
+            let ran = ran.ok();
+            assert!(ran.stderr.contains("attempt 1 of 3"), "{}", ran.stderr);
+            assert_eq!(ran.stdout, whole.stdout.replace("whole", "lost"), "told once");
+            for name in files {
+                let [a, b] = ["whole", "lost"].map(|dir| placeless(&s.path(dir).join(name)));
+                assert!(a == b, "{} at {at}: {name} differs", args[0]);
+            }
+            fs::remove_dir_all(s.path("lost")).unwrap();
+        }
+        fs::remove_dir_all(s.path("whole")).unwrap();
+    }
+}
