@@ -202,7 +202,8 @@ fn a_response_ends_with_eos() {
     let ids = |more: &[&str]| -> Vec<u64> {
         let args =
             ["generate", "--model", model.to_str().expect("UTF-8"), "--prompt", "reverse abc", "--temperature", "0"];
-        let line = sandbox.run(&[&args, &["--max-new-tokens", "24", "--json"], more].concat()).ok().lines().remove(0);
+        let line =
+            sandbox.run(&[&args[..], &["--max-new-tokens", "24", "--json"], more].concat()).ok().lines().remove(0);
         line["ids"].as_array().expect("ids").iter().filter_map(Value::as_u64).collect()
     };
     let (ended, ignored) = (ids(&[]), ids(&["--ignore-eos"]));

@@ -280,17 +280,37 @@ pub fn memory_text(caps: &Caps) -> String {
     }
 }
 
-/// Says what would make a run fit.
-pub fn advice(changes: &[FittingChange], full: bool) -> String {
+/// Lists changes with what the run then takes, or says that there is none.
+fn listed(changes: &[FittingChange], full: bool) -> std::result::Result<String, &'static str> {
     let one = |change: &FittingChange| format!("{} ({} MiB)", change.flags(), change.peak_bytes >> 20);
     match (changes, full) {
-        ([], true) => "no setting that is known makes it fit with --full: leave it out, for LoRA".into(),
-        ([], false) => "no setting that is known makes it fit: take a smaller model".into(),
-        (changes, _) => format!(
-            "it would with {}; --auto-fit takes the first that does",
-            changes.iter().map(one).collect::<Vec<_>>().join(", or ")
-        ),
+        ([], true) => Err("no setting that is known makes it fit with --full: leave it out, for LoRA"),
+        ([], false) => Err("no setting that is known makes it fit: take a smaller model"),
+        (changes, _) => Ok(changes.iter().map(one).collect::<Vec<_>>().join(", or ")),
     }
+}
+
+/// Says what would make a run fit.
+pub fn advice(changes: &[FittingChange], full: bool) -> String {
+    match listed(changes, full) {
+        Ok(changes) => format!("it fits with {changes}; --auto-fit takes the first that does"),
+        Err(none) => none.into(),
+    }
+}
+
+/// Says what takes less than a run to which the device refused memory, whatever it told of that before.
+///
+/// # Errors
+/// As [`rehearse`]'s.
+pub fn advice_after_refusal(demand: &MemoryDemand) -> Result<String> {
+    let takes = demand.chosen()?.1.ledger.peak_bytes();
+    let most = memory_for(demand.caps).map_or(takes, |most| most.min(takes));
+    let caps = Caps { memory_bytes: Some(most), free_memory_bytes: None, ..demand.caps.clone() };
+    let changes = MemoryDemand { caps: &caps, ..demand.clone() }.fitting_changes()?;
+    Ok(match listed(&changes, demand.adapter.is_none()) {
+        Ok(changes) => format!("the run takes {} MiB, and less with {changes}", takes >> 20),
+        Err(none) => none.into(),
+    })
 }
 
 /// Applies changes to a run's arguments.

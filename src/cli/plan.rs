@@ -11,7 +11,7 @@ use super::train;
 use crate::config::TrainSettings;
 use crate::data::batch::{Example, Sequence};
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Gpu, Ledger, MatmulPrecision};
+use crate::gpu::{Caps, Ledger, MatmulPrecision};
 use crate::model::trace::Keep;
 use crate::train::trainer::{Rehearsal, largest_micro_batch};
 

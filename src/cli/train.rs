@@ -338,7 +338,14 @@ fn run_once(args: &TrainArgs, sft: bool, out: &Path) -> Result<Ended> {
             fit::write_auto_fit(out, &first.settings)?;
         }
     }
-    train(&args, sft, &p, &gpu, out)
+    match train(&args, sft, &p, &gpu, out) {
+        Err(Error::OutOfMemory { refused, advice }) => {
+            let demand = memory_demand(&args, &p, gpu.caps());
+            let advice = fit::advice_after_refusal(&demand).unwrap_or(advice);
+            Err(Error::OutOfMemory { refused, advice })
+        }
+        ended => ended,
+    }
 }
 
 /// Whether a folder has a run.
