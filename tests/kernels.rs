@@ -21,7 +21,10 @@ static IDLE: Mutex<Vec<Gpu>> = Mutex::new(Vec::new());
 fn gpu() -> Borrowed {
     let mut idle = IDLE.lock().unwrap_or_else(|e| e.into_inner());
     // Opened under the lock: the second finds what the first compiled on the disk.
-    let open = || pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device, or Mesa's lavapipe");
+    let open = || {
+        let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device, or Mesa's lavapipe");
+        gpu.with_guards()
+    };
     Borrowed(Some(idle.pop().unwrap_or_else(open)))
 }
 
@@ -66,30 +69,6 @@ fn check_differences(case: &dyn Case, x: &[Vec<f64>], d_y: &[Vec<f64>], d_x: &[V
     }
 }
 
-/// An input as the device gets it, with what is no number behind it in the same binding: a kernel that reads past an input's end shows it.
-/// (Past a binding, software drivers give 0, and GPUs anything.)
-fn within_nans(gpu: &Gpu, host: &Host) -> Slot {
-    // A NaN in f32, and two in bf16; far beyond every index.
-    const NANS: u32 = 0x7fc0_7fc0;
-    let bits = |v: &f32| v.to_bits();
-    let mut words: Vec<u32> = match host {
-        Host::F32(values) => values.iter().map(bits).collect(),
-        Host::Bf16(values) => {
-            values.chunks(2).map(|two| bits(&two[0]) >> 16 | two.get(1).map_or(NANS, bits) & 0xffff_0000).collect()
-        }
-        Host::U32(words) | Host::Packed { words, .. } => words.clone(),
-    };
-    words.resize(words.len() + 4096, NANS);
-    gpu.upload(&words)
-}
-
-/// Leaves NaNs where the next recording's activations will be: a kernel that reads one before it is written shows it.
-fn fill_pool_with_nans(gpu: &Gpu) {
-    let nans = vec![f32::NAN; 1 << 16];
-    let slots: Vec<Slot> = (0..16).map(|_| gpu.slot(nans.len())).collect();
-    slots.iter().for_each(|slot| gpu.write(slot, &nans));
-}
-
 /// All of a kernel's cases, on as many devices as there are cores. Cases whose labels differ in numbers alone share shaders, and so a device.
 fn check_all(name: &str) {
     let mut groups = Vec::new();
@@ -126,12 +105,8 @@ fn check<'a>(name: &str, gpu: &Gpu, cases: impl Iterator<Item = (usize, &'a Box<
         assert_eq!(case.d_y_lens(), lens, "{}", case.label());
         check_differences(case, &x, &d_y, &d_x, &mut rng);
 
-        fill_pool_with_nans(gpu);
-        // These two take a slot's length for the number of elements.
-        let is_sized_by_slots = ["global_norm", "pack"].contains(&name);
-        let upload = |h: &Host| if is_sized_by_slots { h.upload(gpu) } else { within_nans(gpu, h) };
-        let slots: Vec<Slot> = inputs.iter().map(upload).collect();
-        let d_slots: Vec<Slot> = d_y_host.into_iter().map(|d| within_nans(gpu, &Host::F32(d))).collect();
+        let slots: Vec<Slot> = inputs.iter().map(|input| input.upload(gpu)).collect();
+        let d_slots: Vec<Slot> = d_y_host.into_iter().map(|d| Host::F32(d).upload(gpu)).collect();
         let mut rec = gpu.record();
         let out = case.launch(&mut rec, &slots, &d_slots);
         rec.submit();
@@ -168,6 +143,8 @@ fn check<'a>(name: &str, gpu: &Gpu, cases: impl Iterator<Item = (usize, &'a Box<
             compare(format!("gradient of input {i}"), slot, want, false);
         }
         assert!(compared > 0, "{}: nothing compared", case.label());
+        let damaged = pollster::block_on(gpu.damaged_guards()).expect("readback");
+        assert_eq!(damaged, 0, "{name} {}: written outside of a slot", case.label());
         let cost = case.cost();
         assert!(cost.bytes > 0, "{}: no cost", case.label());
     }
@@ -223,6 +200,34 @@ fn slots_return_to_the_pool_and_the_plan_counts_alike() {
     let counted = run(&plan);
     assert_eq!(counted.iter().find(|c| c.0 == Role::Activations).map(|c| c.1), Some(4096 + 256));
     assert_eq!(counted.iter().find(|c| c.0 == Role::Params).map(|c| c.1), Some(512));
+}
+
+/// What a kernel reads behind a slot is no number, and what it writes there is found.
+#[test]
+fn guards_show_indices_out_of_a_slot() {
+    let gpu = gpu();
+    let run = |rows_of_a: usize, rows_of_c: usize| {
+        let (m, n, k) = (16, 16, 16);
+        let [a, b, c] = [rows_of_a * k, n * k, rows_of_c * n].map(|len| gpu.lasting(Role::Frozen, len));
+        let p = Product {
+            orientation: Orientation::Forward,
+            storage: Storage::F32,
+            m,
+            n,
+            k,
+            alpha: 1.0,
+            accumulate: false,
+        };
+        let mut rec = gpu.record();
+        products::matmul(&mut rec, &p, Matrix::new(&a, k), Matrix::new(&b, k), Matrix::new(&c, n));
+        rec.submit();
+        let c = pollster::block_on(gpu.read::<f32>(&[&c])).expect("readback").concat();
+        let damaged = pollster::block_on(gpu.damaged_guards()).expect("readback");
+        (c.iter().filter(|x| x.is_nan()).count(), damaged)
+    };
+    assert_eq!(run(16, 16), (0, 0));
+    assert_eq!(run(15, 16), (16, 0), "a row is read behind A");
+    assert_eq!(run(16, 15), (0, 1), "a row is written behind C");
 }
 
 /// A case whose twin is wrong in one place.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use super::Gpu;
 use super::failure::refused;
+use super::guards::Guards;
 use super::live::Live;
 use crate::error::{Error, Result};
 
@@ -97,6 +98,7 @@ impl Ledger {
 #[derive(Default)]
 pub(super) struct Home {
     state: Mutex<State>,
+    guards: Mutex<Guards>,
 }
 
 #[derive(Default)]
@@ -115,6 +117,9 @@ struct State {
 impl Home {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+    fn guards(&self) -> std::sync::MutexGuard<'_, Guards> {
+        self.guards.lock().unwrap_or_else(|e| e.into_inner())
     }
     pub fn ledger(&self) -> Ledger {
         self.state().ledger.clone()
@@ -142,8 +147,10 @@ struct Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        // Between guards, no slot is used again.
+        let is_pooled = self.role == Role::Activations && !self.home.guards().is_on();
         let mut state = self.home.state();
-        if self.role == Role::Activations {
+        if is_pooled {
             state.free.push((self.bytes, self.raw.take()));
         } else {
             state.ledger.sub(self.role, self.bytes);
@@ -158,6 +165,8 @@ pub struct Slot {
     buffer: Arc<Buffer>,
     offset: usize,
     len: usize,
+    /// Elements behind it that its bindings reach: a guard's.
+    reach: usize,
 }
 
 impl std::fmt::Debug for Slot {
@@ -182,15 +191,21 @@ impl Slot {
     /// A part of this slot; `start` must be a multiple of 64 elements, the alignment of bindings.
     pub fn slice(&self, start: usize, len: usize) -> Self {
         assert!(start.is_multiple_of(64) && start + len <= self.len, "slice {start}+{len} of {self:?}");
-        Self { buffer: self.buffer.clone(), offset: self.offset + start, len }
+        let reach = if start + len == self.len { self.reach } else { 0 };
+        Self { buffer: self.buffer.clone(), offset: self.offset + start, len, reach }
     }
     /// A part that begins anywhere, for the host to read and write: no binding.
     pub fn piece(&self, start: usize, len: usize) -> Self {
         assert!(start + len <= self.len, "piece {start}+{len} of {self:?}");
-        Self { buffer: self.buffer.clone(), offset: self.offset + start, len }
+        Self { buffer: self.buffer.clone(), offset: self.offset + start, len, reach: 0 }
+    }
+    /// What lies between two guards, one of which bindings reach.
+    pub(super) fn between_guards(&self, guard: usize, len: usize) -> Self {
+        Self { reach: guard, ..self.slice(guard, len) }
     }
     pub(super) fn binding(&self) -> Option<(wgpu::Buffer, u64, u64)> {
-        self.buffer.raw.clone().map(|raw| (raw, self.offset as u64 * 4, self.bytes()))
+        let bytes = 4 * (self.len + self.reach) as u64;
+        self.buffer.raw.clone().map(|raw| (raw, self.offset as u64 * 4, bytes))
     }
     /// Whether the buffer outlives a recording.
     pub(super) fn is_lasting(&self) -> bool {
@@ -216,6 +231,10 @@ impl Gpu {
     /// `len` elements for a recording's use, contents undefined; it returns to the pool with the last clone. Recordings of one device
     /// must therefore be submitted in the order in which they were recorded: record and submit from one thread.
     pub fn slot(&self, len: usize) -> Slot {
+        if self.guards().is_on() { self.guarded(Role::Activations, len) } else { self.pooled(len) }
+    }
+
+    fn pooled(&self, len: usize) -> Slot {
         let bytes = (len.max(1) as u64 * 4).next_multiple_of(256);
         let (bytes, raw) = self.home.take(bytes).unwrap_or_else(|| {
             let mut state = self.home.state();
@@ -232,15 +251,24 @@ impl Gpu {
             (bytes, self.create(Role::Activations, bytes))
         });
         let buffer = Buffer { raw, bytes, role: Role::Activations, home: self.home.clone() };
-        Slot { buffer: Arc::new(buffer), offset: 0, len }
+        Slot { buffer: Arc::new(buffer), offset: 0, len, reach: 0 }
     }
 
     /// `len` elements of a lasting role, zeros.
     pub fn lasting(&self, role: Role, len: usize) -> Slot {
+        if self.guards().is_on() { self.guarded(role, len) } else { self.unguarded(role, len) }
+    }
+
+    pub(super) fn guards(&self) -> std::sync::MutexGuard<'_, Guards> {
+        self.home.guards()
+    }
+
+    /// A buffer of its own.
+    pub(super) fn unguarded(&self, role: Role, len: usize) -> Slot {
         let bytes = (len.max(1) as u64 * 4).next_multiple_of(256);
         self.home.state().ledger.add(role, bytes);
         let buffer = Buffer { raw: self.create(role, bytes), bytes, role, home: self.home.clone() };
-        Slot { buffer: Arc::new(buffer), offset: 0, len }
+        Slot { buffer: Arc::new(buffer), offset: 0, len, reach: 0 }
     }
 
     /// Allocates slots of a lasting role in buffers of [`PACKED_BYTES`] at most, or of one larger slot. Drivers' memory is taken in blocks: many

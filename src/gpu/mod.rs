@@ -6,6 +6,7 @@ mod adapters;
 mod device;
 mod device_memory;
 mod failure;
+mod guards;
 mod live;
 mod memory;
 mod pace;

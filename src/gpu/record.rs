@@ -161,8 +161,8 @@ impl<'g> Recording<'g> {
 
     /// Zeros.
     pub fn clear(&mut self, slot: &Slot) {
-        if let Some((raw, offset, bytes)) = slot.binding() {
-            self.commands.push(Command::Clear(raw, offset, bytes));
+        if let Some((raw, offset, _)) = slot.binding() {
+            self.commands.push(Command::Clear(raw, offset, slot.bytes()));
         }
     }
 
@@ -170,7 +170,7 @@ impl<'g> Recording<'g> {
     pub fn copy(&mut self, from: &Slot, to: &Slot) {
         assert!(from.len() <= to.len(), "copy {from:?} into {to:?}");
         if let (Some(a), Some(b)) = (from.binding(), to.binding()) {
-            self.commands.push(Command::Copy { from: (a.0, a.1), to: (b.0, b.1), bytes: a.2 });
+            self.commands.push(Command::Copy { from: (a.0, a.1), to: (b.0, b.1), bytes: from.bytes() });
         }
     }
 }
