@@ -499,7 +499,17 @@ mod tests {
         std::fs::write(&file, "abc").unwrap();
         assert!(file_digest(&file).unwrap().starts_with("ba7816bf8f01cfea"), "SHA-256 of abc");
         let told = |path: &Path| file_digest(path).unwrap_err().to_string();
-        assert!(told(dir.path()).ends_with("is no regular file"));
+        assert!(told(dir.path()).contains("the folder holds no file of rows"));
+        let rows = dir.path().join("rows");
+        std::fs::create_dir(&rows).unwrap();
+        let folder = |b: &str| {
+            [("a.jsonl", "a"), ("b.jsonl", b)]
+                .iter()
+                .for_each(|(name, text)| std::fs::write(rows.join(name), text).unwrap());
+            file_digest(&rows).unwrap()
+        };
+        assert_eq!(folder("b"), folder("b"));
+        assert_ne!(folder("b"), folder("c"), "every file of a folder counts");
         #[cfg(unix)]
         assert_eq!(told(Path::new("/dev/zero")), "/dev/zero: is no regular file");
 
