@@ -34,7 +34,7 @@ pub enum ReferenceModel<'a> {
 /// A model that is loaded when a row is first to be scored.
 pub struct OtherModel<'a> {
     load: Box<dyn Fn() -> Result<Decoder> + 'a>,
-    loaded: Option<Decoder>,
+    loaded: Option<Box<Decoder>>,
 }
 
 impl<'a> OtherModel<'a> {
@@ -46,7 +46,7 @@ impl<'a> OtherModel<'a> {
     fn decoder(&mut self) -> Result<&Decoder> {
         let loaded = match self.loaded.take() {
             Some(decoder) => decoder,
-            None => (self.load)()?,
+            None => Box::new((self.load)()?),
         };
         Ok(self.loaded.insert(loaded))
     }
