@@ -59,7 +59,8 @@ fn generate_ends_in_order() {
     let ended = child.wait_with_output().expect("ended");
     let said = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(130), "{said}");
-    let n = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a whole row")).count();
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("a whole row")).collect();
+    let n = rows.len();
     assert!((1..N).contains(&n) && said.contains(&format!("note: {n} of {N} prompts were answered")), "{said}");
 }
 

@@ -23,7 +23,7 @@ use jointwise::model::peft::Adapter;
 use jointwise::model::trace::Keep;
 use jointwise::model::weights::{BaseDtype, ParamDtype, Source, Training};
 use jointwise::objective::{Loss, Mix, Preference};
-use jointwise::train::reference::{ReferenceModel, ReferenceScorer, RowReferences, Rows, Scoring, Watch};
+use jointwise::train::reference::{OtherModel, ReferenceModel, ReferenceScorer, RowReferences, Rows, Scoring, Watch};
 use jointwise::train::schedule::Shape;
 use jointwise::train::score_store::{RowKey, ScoreStore};
 use jointwise::train::state::State;
@@ -43,6 +43,8 @@ enum Case {
     Base,
     /// Everything; the start, before the first step.
     Full,
+    /// Everything; another model, which happens to be the start. What instructions are compared by is trained.
+    Beside,
 }
 
 fn load(gpu: &Gpu, case: Case) -> Decoder {
@@ -51,14 +53,15 @@ fn load(gpu: &Gpu, case: Case) -> Decoder {
     let d = Description::from_json(&config, &fs::read_to_string(&config).expect("a file")).expect("a configuration");
     let settings = LoraSettings { rank: 4, targets: vec!["all-linear".into()], ..LoraSettings::default() };
     let mut lora = Adapter::new(&d, &settings, "base", 3).expect("an adapter").lora;
+    let is_full = matches!(case, Case::Full | Case::Beside);
     if case != Case::New {
         let wave = |(i, b): (usize, &mut f32)| *b = 0.05 * (i as f32 * 0.7).sin();
         lora.modules.values_mut().for_each(|(_, b)| b.iter_mut().enumerate().for_each(wave));
     }
     let param_dtype = if let Case::Start(dtype) = case { dtype } else { ParamDtype::F32 };
     let options = LoadOptions {
-        trained: if case == Case::Full { Trained::Full } else { Trained::Lora },
-        lora: (case != Case::Full).then_some(lora),
+        trained: if is_full { Trained::Full } else { Trained::Lora },
+        lora: (!is_full).then_some(lora),
         training: Training { optim: Some(Defaults::OPTIM), param_dtype, ..Training::NONE },
         n_positions: d.max_positions,
         base: BaseDtype::Auto,
@@ -71,11 +74,12 @@ fn load(gpu: &Gpu, case: Case) -> Decoder {
     decoder
 }
 
-fn model(case: Case) -> ReferenceModel<'static> {
+fn model(gpu: &Gpu, case: Case) -> ReferenceModel<'_> {
     match case {
         Case::New | Case::Base => ReferenceModel::WithoutAdapter,
         Case::Start(_) => ReferenceModel::Start,
         Case::Full => ReferenceModel::Untrained,
+        Case::Beside => ReferenceModel::Other(OtherModel::new(move || Ok(load(gpu, Case::Full)))),
     }
 }
 
@@ -132,22 +136,28 @@ fn blocks_between_steps_have_the_bits_of_one_pass() {
     let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
     let (stop, mut tell) = (AtomicBool::new(false), unseen);
     let preference = Preference { loss: Mix::of(Loss::Rpo), ..Preference::default() };
-    for case in [Case::New, Case::Start(ParamDtype::F32), Case::Start(ParamDtype::Bf16), Case::Base, Case::Full] {
+    for case in
+        [Case::New, Case::Start(ParamDtype::F32), Case::Start(ParamDtype::Bf16), Case::Base, Case::Full, Case::Beside]
+    {
         let decoder = load(&gpu, case);
         let examples = examples(decoder.description.vocab);
         let (with_lora, most) = (!matches!(case, Case::New | Case::Base), Defaults::SCORE_TOKENS);
         let score = |decoder: &Decoder, with_lora| whole_pass(&gpu, decoder, &examples, with_lora);
         let want = score(&decoder, with_lora);
         // The adapter's part shows, so that to leave it out would.
-        assert_eq!(want == score(&decoder, !with_lora), matches!(case, Case::New | Case::Full), "{case:?}");
+        assert_eq!(
+            want == score(&decoder, !with_lora),
+            matches!(case, Case::New | Case::Full | Case::Beside),
+            "{case:?}"
+        );
         let mut watch = Watch { stop: &stop, tell: &mut tell };
-        let mut whole = ReferenceScorer::new(&gpu, &preference, model(case), most, None);
+        let mut whole = ReferenceScorer::new(&gpu, &preference, model(&gpu, case), most, None);
         let mut of_whole = whole.rows(ROWS);
         let rows = &mut Rows { examples: &examples, references: &mut of_whole };
         let every: Vec<usize> = (0..ROWS).collect();
         assert!(pollster::block_on(whole.find(&decoder, rows, &every, &mut watch)).expect("a device"));
 
-        let mut scorer = ReferenceScorer::new(&gpu, &preference, model(case), 150, None);
+        let mut scorer = ReferenceScorer::new(&gpu, &preference, model(&gpu, case), 150, None);
         let mut known = scorer.rows(ROWS);
         let mut rows = Rows { examples: &examples, references: &mut known };
         let goal = Goal::Preference(preference);
@@ -155,7 +165,7 @@ fn blocks_between_steps_have_the_bits_of_one_pass() {
         let start = State { step: 0, num_tokens: 0, best: None, fingerprint: String::new(), time: None };
         let mut steps = Steps::new(settings(preference), ROWS, start);
         let mut n_known = Vec::new();
-        if scorer.precedes_steps() {
+        if scorer.precedes_steps(&trainer.decoder) {
             let left = steps.rows_left();
             assert!(pollster::block_on(scorer.find(&trainer.decoder, &mut rows, &left, &mut watch)).expect("a device"));
         }
@@ -168,7 +178,7 @@ fn blocks_between_steps_have_the_bits_of_one_pass() {
         assert_eq!(n_known.len(), 14);
         let rises = n_known.windows(2).filter(|n| n[0] < n[1]).count();
         match case {
-            Case::Full => assert_eq!(n_known[0], ROWS),
+            Case::Full | Case::Beside => assert_eq!(n_known[0], ROWS),
             _ => assert!(n_known[0] < ROWS / 2 && rises > 1 && n_known[6] == ROWS, "{case:?}: {n_known:?}"),
         }
         for (row, want) in want.iter().enumerate() {
@@ -194,7 +204,7 @@ fn a_stopped_pass_goes_on_where_it_ended() {
     // Gives what is known of rows, and how many were scored, where a pass ends after some.
     let pass = |examples: &[Example], wanted: &[usize], stop_after: usize| {
         let store = ScoreStore::open(dir.path());
-        let mut scorer = ReferenceScorer::new(&gpu, &preference, model(Case::Full), 150, Some(store));
+        let mut scorer = ReferenceScorer::new(&gpu, &preference, model(&gpu, Case::Full), 150, Some(store));
         let mut known = scorer.rows(examples.len());
         let (stop, mut last) = (AtomicBool::new(false), 0);
         let mut tell = |scoring: &Scoring<'_>| {

@@ -71,9 +71,7 @@ fn references(
     let n = data.examples.len();
     let mut known = scorer.rows(n);
     let mut rows = Rows { examples: &data.examples, references: &mut known };
-    if let (Some(scored), true) = (scored, scorer.precedes_steps()) {
-        scorer.take(&mut rows, scored);
-    }
+    scored.iter().for_each(|scored| scorer.take(&mut rows, scored));
     let bar = super::train::bar(n, "scoring the reference");
     let tell = &mut |scoring: &Scoring<'_>| {
         if let Scoring::Rows { done, .. } = scoring {

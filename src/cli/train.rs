@@ -433,7 +433,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     let (mut known, mut known_of_eval) = (scorer.rows(p.data.examples.len()), scorer.rows(eval.len()));
     let mut data = RunData {
         rows: Rows { examples: &p.data.examples, references: &mut known },
-        eval: p.eval.is_some().then(|| Rows { examples: eval, references: &mut known_of_eval }),
+        eval: p.eval.is_some().then_some(Rows { examples: eval, references: &mut known_of_eval }),
         scorer,
     };
     let trainer = Trainer { gpu, decoder, goal, share_prefix, keep, seed: p.settings.seed };

@@ -11,6 +11,7 @@ use crate::data::batch::Example;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::decoder::Decoder;
+use crate::model::weights::Weight;
 use crate::objective::{Loss, Objective, Preference, Sums};
 
 /// Forward passes of a block between two steps, at most: it begins with one, so that the first step comes soon, and doubles, so that later steps follow
@@ -34,7 +35,7 @@ pub enum ReferenceModel<'a> {
 /// A model that is loaded when a row is first to be scored.
 pub struct OtherModel<'a> {
     load: Box<dyn Fn() -> Result<Decoder> + 'a>,
-    loaded: Option<Decoder>,
+    loaded: Option<Box<Decoder>>,
 }
 
 impl<'a> OtherModel<'a> {
@@ -46,7 +47,7 @@ impl<'a> OtherModel<'a> {
     fn decoder(&mut self) -> Result<&Decoder> {
         let loaded = match self.loaded.take() {
             Some(decoder) => decoder,
-            None => (self.load)()?,
+            None => Box::new((self.load)()?),
         };
         Ok(self.loaded.insert(loaded))
     }
@@ -177,9 +178,11 @@ impl<'a> ReferenceScorer<'a> {
         RowReferences { scores: vec![none; n], directions, mean: None }
     }
 
-    /// Whether all rows of a run must be known before its first step: steps change what the reference is made of.
-    pub fn precedes_steps(&self) -> bool {
+    /// Whether all rows of a run must be known before its first step: steps change what scores, or the embeddings that instructions are compared by.
+    pub fn precedes_steps(&self, policy: &Decoder) -> bool {
+        let embeddings = [Some(&policy.embedding), policy.position_embedding.as_ref()];
         matches!(self.model, ReferenceModel::Untrained)
+            || self.compares_instructions && embeddings.into_iter().flatten().any(Weight::trained)
     }
 
     /// Tokens of rows that the next block between two steps may have.
@@ -202,8 +205,11 @@ impl<'a> ReferenceScorer<'a> {
         rows.references.is_known(row)
     }
 
-    /// Takes the scores of a row's sequences from a pass of the caller's.
+    /// Takes the scores of all rows from a pass of the caller's over the untrained policy, where that is the reference.
     pub fn take(&self, rows: &mut Rows<'_>, scored: &[Scored]) {
+        if !matches!(self.model, ReferenceModel::Untrained) {
+            return;
+        }
         let examples: Vec<&Example> = rows.examples.iter().collect();
         for (known, sums) in rows.references.scores.iter_mut().zip(side_sums(&examples, scored)) {
             known.get_or_insert(scores(self.objective, sums));

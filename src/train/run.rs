@@ -80,7 +80,7 @@ impl RunData<'_> {
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(&Event<'_>),
     ) -> Result<bool> {
-        if !self.scorer.precedes_steps() {
+        if !self.scorer.precedes_steps(&trainer.decoder) {
             return Ok(true);
         }
         let mut tell = scoring(on_event);
