@@ -350,7 +350,7 @@ fn larger(s: &Sandbox) -> Vec<String> {
     args.map(String::from).into()
 }
 
-/// What is planned is what the driver is asked for: 8 %, and 32 MiB for blocks and copies on their way. Uploads that were held twice would be a
+/// What is planned is what the driver is asked for, with 8 % and 32 MiB for blocks and copies on their way. Uploads that were held twice would be a
 /// fifth more and above.
 #[test]
 fn no_more_memory_is_taken_than_is_planned() {
