@@ -69,6 +69,13 @@ fn resuming_drops_what_came_after_the_checkpoint() {
     fs::write(&path, "{\"step\":1}\nnonsense\n{\"step\":2}\n").unwrap();
     let error = MetricsLog::resume(&path, 1, false).unwrap_err().to_string();
     assert!(error.contains("metrics.jsonl:2:"), "{error}");
+    // An evaluation that is done again: its line goes, the step's stays, and so does an earlier evaluation.
+    let evaluated = "{\"step\":1,\"loss\":1}\n{\"step\":1,\"eval_loss\":1}\n{\"step\":2,\"loss\":1}\n{\"step\":2,\"eval_loss\":1}\n";
+    for (again, lines) in [(true, 3), (false, 4)] {
+        fs::write(&path, evaluated).unwrap();
+        assert_eq!(MetricsLog::resume(&path, 2, again).unwrap().1, 0);
+        assert_eq!(metrics::read(&path).unwrap().len(), lines);
+    }
     let fresh = folder.path().join("fresh.jsonl");
     assert_eq!(MetricsLog::resume(&fresh, 3, false).unwrap().1, 3, "steps without a line");
     assert_eq!(fs::read(&fresh).unwrap(), b"");

@@ -677,7 +677,7 @@ fn devices_that_cannot_be_planned_for() {
         s.refused(&with(&plan, &["--device-memory", size]), &["--device-memory", "expected"]);
     }
     s.refused(&with(&plan, &["--limits", "none"]), &["--limits", "baseline"]);
-    s.refused(&with(&plan, &["--device", "99"]), &["--device 99"]);
+    s.refused(&with(&plan, &["--device", "99"]), &["--device: 99", "no such device"]);
     let baseline = with(&plan, &["--limits", "baseline"]);
     s.refused(&with(&baseline, &["--device", "0"]), &["--limits", "with --device"]);
     s.refused(&with(&baseline, &["--variant", "tiles64"]), &["--limits", "with --variant"]);

@@ -248,9 +248,9 @@ impl MetricsLog {
         let mut file = open_log(path)?;
         let lines = split(path, &std::fs::read(path).map_err(fail)?)?;
         let is_training = |line: &&Line| line.contains_key("loss");
-        let is_old = |line: &Line| {
-            step(line).is_none_or(|s| s < last_step || (s == last_step && !(evaluates_again && !is_training(&line))))
-        };
+        let is_kept =
+            |line: &Line, s: u64| s < last_step || (s == last_step && (is_training(&line) || !evaluates_again));
+        let is_old = |line: &Line| step(line).is_none_or(|s| is_kept(line, s));
         let kept: Vec<_> = lines.iter().take_while(|(_, line)| is_old(line)).collect();
         let steps: BTreeSet<u64> = kept.iter().map(|(_, line)| line).filter(is_training).filter_map(step).collect();
         file.set_len(kept.last().map_or(0, |(end, _)| *end as u64)).map_err(fail)?;
