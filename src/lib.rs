@@ -118,7 +118,8 @@
 //! matrices, Metal none of 16×16.
 //!
 //! Natively, shaders are compiled without bounds checks; they guard their own indices. `JOINTWISE_CHECKED=1` compiles them with
-//! checks, as a browser does. `JOINTWISE_VARIANT=tiles64` (`--variant`) allows these variants and no others: what a GPU runs, on a machine without one.
+//! wgpu's checks: of loops, and of arrays in private and workgroup memory, while indices of buffers are left to drivers that answer wrong ones
+//! with zeros. Kernel tests put guards around each slot instead ([`gpu::Gpu::with_guards`]). `JOINTWISE_VARIANT=tiles64` (`--variant`) allows these variants and no others: what a GPU runs, on a machine without one.
 //!
 //! # How it is known to be right
 //!

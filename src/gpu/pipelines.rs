@@ -156,8 +156,9 @@ impl Drop for Pipelines {
 fn compile(live: &Live, shader: &Shader, source: &str, cache: Option<&wgpu::PipelineCache>) -> Compiled {
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(shader.module), source: wgpu::ShaderSource::Wgsl(source.into()) };
-    // SAFETY: every kernel guards its own indices and ends its own loops; the kernel tests run with checks on as well
-    // (JOINTWISE_CHECKED=1), and a browser never lets them go.
+    // SAFETY: every kernel guards its own indices and ends its own loops; kernel tests have guards around each slot (`Gpu::with_guards`), and a
+    // browser always checks. JOINTWISE_CHECKED=1 has wgpu write its checks: of loops, and of arrays in private and workgroup memory. It
+    // leaves storage buffers to the driver on Vulkan with robustBufferAccess2, which then gives zeros.
     let module = if std::env::var_os("JOINTWISE_CHECKED").is_some() {
         live.device.create_shader_module(descriptor)
     } else {
