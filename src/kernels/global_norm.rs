@@ -17,9 +17,11 @@ struct GlobalNormParams {
 
 /// Workgroups a page.
 const PARTIALS: usize = 256;
+/// Invocations of a workgroup.
+const WG: usize = 64;
 
 fn shader(entry: &'static str) -> Shader {
-    Shader::new("global_norm", entry).with("WG", 64.0)
+    Shader::new("global_norm", entry).with("WG", WG as f64)
 }
 
 fn partial(storage: Storage) -> Shader {
@@ -66,8 +68,8 @@ impl Kernel for GlobalNorm {
             case(&[(1, f32)]),
             case(&[(63, f32), (66, bf16)]),
             case(&[(20_000, f32), (1, f32), (300, bf16)]),
-            // More than all workgroups read at once.
-            case(&[(PARTIALS * 256 * 2 + 77, f32), (PARTIALS * 256 + 2, bf16)]),
+            // More than all workgroups read at twice.
+            case(&[(PARTIALS * WG * 2 + 77, f32), (PARTIALS * WG + 2, bf16)]),
         ]
     }
     fn benches(&self, model: &ModelShape, _: usize, _: &Caps) -> Vec<Box<dyn Case>> {
@@ -84,9 +86,18 @@ impl Case for NormCase {
         format!("pages of {}", self.0.iter().map(page).collect::<Vec<_>>().join(", "))
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        let page = |&(n, storage): &(usize, Storage)| match storage {
-            Storage::Bf16 => Host::normal_bf16(rng, n),
-            _ => Host::normal(rng, n),
+        let page = |&(n, storage): &(usize, Storage)| {
+            let mut page = match storage {
+                Storage::Bf16 => Host::normal_bf16(rng, n),
+                _ => Host::normal(rng, n),
+            };
+            // The first that a workgroup reads in its second turn: a sum without it must show that.
+            if let Host::F32(values) | Host::Bf16(values) = &mut page
+                && let Some(value) = values.get_mut(PARTIALS * WG)
+            {
+                *value = 256.0;
+            }
+            page
         };
         self.0.iter().map(page).collect()
     }
