@@ -754,7 +754,7 @@ fn settings_files() {
     }
     // A good key works, and a flag wins over it.
     s.write("run.toml", "beta = -1.0\nlearning-rate = 1e-4");
-    s.refused(&with(&train, &["--beta", "0.1", "--device", "99"]), &["--device 99"]);
+    s.refused(&with(&train, &["--beta", "0.1", "--device", "99"]), &["--device: 99"]);
 }
 
 // ----------------------------------------------------------------------------------------------------------- outputs
