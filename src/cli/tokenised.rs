@@ -29,6 +29,8 @@ const CHUNK: usize = 512;
 const WAITING: usize = 2;
 /// Fewer rows than this are tokenised sooner than kept.
 const FEW_ROWS: usize = 1000;
+/// A larger file is not read once more, for its digest: its tokens are not kept.
+const MOST_BYTES: u64 = 16 << 30;
 /// Bad rows, and rows that were cut or dropped, which are told one by one.
 const SHOWN_BAD_ROWS: usize = 10;
 const SHOWN_NOTES: usize = 5;
@@ -129,7 +131,7 @@ impl<'a> RowSource<'a> {
         Ok(Self { files, map, purpose, bad_rows, last_turn_only: args.last_turn_only, limit })
     }
 
-    /// Names the tokens of these rows; `None` where a file can be read only once, or not at all.
+    /// Names the tokens of these rows; `None` where a file can be read only once, or not at all, or is larger than [`MOST_BYTES`].
     fn key(&self, tokenizer: &Tokenizer, template: &Template, limits: Limits) -> Option<TokenKey> {
         let program = format!("{} {:?}", env!("CARGO_PKG_VERSION"), checked::program_file()?);
         let read = format!("{:?} {:?} {:?} {}", self.map, self.purpose, self.bad_rows, self.last_turn_only);
@@ -140,6 +142,9 @@ impl<'a> RowSource<'a> {
             parts.push(format!("{path:?} {:?}", found.notes));
             for file in &found.files {
                 let place = file.place.as_deref()?;
+                if fs::metadata(place).ok()?.len() > MOST_BYTES {
+                    return None;
+                }
                 stamps.push((place.to_path_buf(), stamp(place)?));
                 parts.push(format!("{:?} {}", file.name, file_digest(place)?));
             }

@@ -19,6 +19,7 @@ mod pool;
 pub mod prompt;
 #[cfg(feature = "cli")]
 mod shell;
+#[cfg(not(target_arch = "wasm32"))]
 mod token_group;
 pub mod verdict_reader;
 
