@@ -72,7 +72,7 @@ pub enum Error {
     /// Memory of the device was refused.
     #[error("out of device memory: {refused}; {advice}")]
     OutOfMemory {
-        /// For what, how much, and after how much.
+        /// The use, size and memory in use of the refused allocation.
         refused: String,
         /// Ways to take less.
         advice: String,

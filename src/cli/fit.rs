@@ -21,23 +21,23 @@ use crate::train::trainer::{Rehearsal, largest_micro_batch, rehearse};
 
 /// Part of the device's memory that a run may plan for; the rest is the driver's and other programs'.
 const MEMORY_SHARE: f64 = 0.9;
-/// The same of what other programs have left of it.
+/// Part that a run may plan for of what other programs have left of the memory.
 const FREE_SHARE: f64 = 0.95;
 
-/// What `--auto-fit` changed in a run, beside its metrics.
+/// File that keeps what `--auto-fit` changed in a run, beside its metrics.
 pub const AUTO_FIT: &str = "auto_fit.json";
 
 /// The shortest `--max-length` that is advised.
 const SHORTEST: usize = 64;
 
-/// What a run may take of a device's memory, in bytes, where that is known.
+/// Returns what a run may take of a device's memory, in bytes, where that is known.
 pub fn memory_for(caps: &Caps) -> Option<u64> {
     let part = |bytes: u64, share: f64| (bytes as f64 * share) as u64;
     let of_all = part(caps.memory_bytes?, MEMORY_SHARE);
     Some(caps.free_memory_bytes.map_or(of_all, |free| of_all.min(part(free, FREE_SHARE))))
 }
 
-/// Whether what a run takes is no more than it may, where that is known.
+/// Tells whether what a run takes is no more than it may, where that is known.
 pub fn fits(caps: &Caps, takes: &Ledger) -> Option<bool> {
     memory_for(caps).map(|most| takes.peak_bytes() <= most)
 }
@@ -112,7 +112,7 @@ impl Setting {
         }
     }
 
-    /// Whether it is another value of the same setting.
+    /// Tells whether it is another value of the same setting.
     fn replaces(self, other: Self) -> bool {
         std::mem::discriminant(&self) == std::mem::discriminant(&other)
     }

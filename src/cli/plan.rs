@@ -63,7 +63,7 @@ struct Planned {
     rehearsal: Rehearsal,
     /// Peak bytes by what may be computed again.
     peaks: Vec<(&'static str, u64)>,
-    /// What would make it fit, where it does not.
+    /// Changes that would make it fit, where it does not.
     changes: Vec<FittingChange>,
     is_full: bool,
 }

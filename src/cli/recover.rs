@@ -15,7 +15,7 @@ const MOST_IN_VAIN: u32 = 3;
 /// A run of a command: the first one, or one after a loss.
 #[derive(Debug, Clone, Default)]
 pub struct Attempt {
-    /// Whether it goes on from what is kept.
+    /// Tells whether it goes on from what is kept.
     pub resume: bool,
     /// The device that was lost: another one may give other bits.
     device: Option<String>,

@@ -48,7 +48,7 @@ fn finite(data: &Dataset, scored: Vec<Scored>) -> Result<Vec<Scored>> {
     }
 }
 
-/// What is known of all rows before their losses are: the reference's scores (by `scored`, the policy's own, where that is the reference and they are
+/// Returns what is known of all rows before their losses are: the reference's scores (by `scored`, the policy's own, where that is the reference and they are
 /// there) and, where a loss compares them, the directions of instructions. `other`: the model of the choice.
 fn references(
     gpu: &Gpu,

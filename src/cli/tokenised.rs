@@ -109,7 +109,7 @@ struct UnreadableRows {
     first: Vec<String>,
 }
 
-/// What was told, which goes with the tokens.
+/// Lines that were told, which go with the tokens.
 #[derive(Default)]
 struct Told(Vec<String>);
 
@@ -227,7 +227,7 @@ struct TokenKey {
 }
 
 impl TokenKey {
-    /// Whether the files are what the name says still.
+    /// Tells whether the files are what the name says still.
     fn still_holds(&self) -> bool {
         self.stamps.iter().all(|(path, was)| stamp(path) == Some(*was))
     }
@@ -249,7 +249,7 @@ fn file_digest(path: &Path) -> Option<String> {
     Some(hasher.finalize().to_hex().to_string())
 }
 
-/// How many rows are tokenised: in place on a terminal, now and then elsewhere.
+/// Number of rows that are tokenised: in place on a terminal, now and then elsewhere.
 struct RowProgress {
     bar: Option<ProgressBar>,
     begun: Instant,

@@ -173,7 +173,7 @@ struct Prepared {
     eval: Option<Dataset>,
     /// The model of `--reference`, where it is another checkpoint, and what [`model_hash`] makes of it.
     reference: Option<(Model, String)>,
-    /// What [`model_hash`] makes of the policy, and of its base model alone.
+    /// Hashes by [`model_hash`] of the policy, and of its base model alone.
     model_hash: String,
     base_hash: String,
     fingerprint: String,
@@ -241,7 +241,7 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     })
 }
 
-/// Whether the adapter that a run starts from is kept beside the one that it trains: it is the reference, and is more than the model without an adapter.
+/// Tells whether the adapter that a run starts from is kept beside the one that it trains: it is the reference, and is more than the model without an adapter.
 pub fn keeps_start(args: &TrainArgs, settings: &TrainSettings, adapter: Option<&Adapter>) -> bool {
     let is_new = |adapter: &Adapter| adapter.lora.modules.values().all(|(_, b)| b.iter().all(|&x| x == 0.0));
     session::reference(&args.objective) == ReferenceChoice::Initial
@@ -348,12 +348,12 @@ fn run_once(args: &TrainArgs, sft: bool, out: &Path) -> Result<Ended> {
     }
 }
 
-/// Whether a folder has a run.
+/// Tells whether a folder has a run.
 fn is_begun(out: &Path) -> bool {
     out.join(METRICS).exists() || out.join(fit::AUTO_FIT).exists() || !checkpoint::list(out).is_empty()
 }
 
-/// What the run takes, as far as memory goes.
+/// Describes what decides how much memory the run takes.
 fn memory_demand<'a>(args: &TrainArgs, p: &'a Prepared, caps: &'a Caps) -> MemoryDemand<'a> {
     let rows: Vec<&Example> = p.data.examples.iter().collect();
     let largest = largest_micro_batch(&rows, p.settings.batch_size, p.settings.share_prefix);
@@ -379,7 +379,7 @@ fn fitting_changes(args: &TrainArgs, p: &Prepared, caps: &Caps) -> Result<Vec<Fi
     demand.fitting_changes()
 }
 
-/// What scores the rows with the reference as the run comes to them, and keeps the scores.
+/// Makes the scorer of the rows with the reference as the run comes to them, and keeps the scores.
 fn reference_scorer<'a>(
     p: &'a Prepared,
     gpu: &'a Gpu,

@@ -273,7 +273,7 @@ impl Response {
         }
     }
 
-    /// Whether an answer that is scored has neither text nor tool calls. White space alone is no text.
+    /// Tells whether an answer that is scored has neither text nor tool calls. White space alone is no text.
     pub fn is_empty(&self) -> bool {
         match self {
             Self::Plain(text) => text.trim().is_empty(),

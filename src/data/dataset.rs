@@ -82,7 +82,7 @@ pub struct Note {
     pub reason: String,
 }
 
-/// Where rows were read, in their order: 12 bytes a row.
+/// Places where rows were read, in their order: 12 bytes a row.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Places {
     /// The files, in the order in which they were read.
@@ -115,7 +115,7 @@ impl Places {
         self.rows.len()
     }
 
-    /// Whether there are no rows.
+    /// Tells whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }

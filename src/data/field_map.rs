@@ -37,7 +37,7 @@ const FIELDS: [&str; 31] = [
     "chat_template_kwargs",
 ];
 
-/// Whether a name is that of a field that rows are read from.
+/// Tells whether a name is that of a field that rows are read from.
 pub(super) fn is_field(name: &str) -> bool {
     FIELDS.contains(&name)
 }

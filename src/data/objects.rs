@@ -21,7 +21,7 @@ pub(super) const MAX_ROW_BYTES: u64 = 64 << 20;
 /// A row's object, or the reason why it is none.
 pub(super) type Parsed = std::result::Result<Map<String, Value>, String>;
 
-/// Whether more rows are wanted.
+/// Tells whether more rows are wanted.
 pub(super) type Taken = Result<ControlFlow<()>>;
 
 /// Calls `take` with every row of a text: one JSON list where it begins with `[`; JSONL or an object that holds one list where it begins with `{`;
@@ -65,7 +65,7 @@ pub(super) fn for_each_object(
     if rows.found { Ok(notes) } else { Err(Error::file(path, "the file holds no rows")) }
 }
 
-/// Whether a file's name has one of these endings, behind which may stand that of an archive.
+/// Tells whether a file's name has one of these endings, behind which may stand that of an archive.
 pub(super) fn is_named(path: &Path, endings: &[&str]) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     endings.iter().any(|ending| name.ends_with(ending) || name.contains(&format!("{ending}.")))
@@ -333,7 +333,7 @@ impl Rows {
     }
 }
 
-/// What an object beside its list of rows holds.
+/// Names of what an object holds beside its list of rows.
 #[derive(Debug, Default)]
 struct Document {
     /// Names of its lists of objects.
@@ -370,7 +370,7 @@ fn named(names: &[String]) -> String {
     listed.join(", ") + more
 }
 
-/// Whether an object is a document with a list of rows: it has no field of a row.
+/// Tells whether an object is a document with a list of rows: it has no field of a row.
 fn holds_list(object: &Map<String, Value>) -> bool {
     let is_list = |value: &Value| value.as_array().is_some_and(|list| list.first().is_some_and(Value::is_object));
     !object.keys().any(|key| is_field(key)) && object.values().any(is_list)

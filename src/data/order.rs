@@ -63,7 +63,7 @@ impl Order {
         self.rows.len()
     }
 
-    /// Whether there are no rows.
+    /// Tells whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }

@@ -200,7 +200,7 @@ pub fn parse_rows(path: &Path, text: impl BufRead, map: &FieldMap, purpose: Purp
     Ok(rows)
 }
 
-/// How rows are read, and what was met in them.
+/// Settings of a reading of rows, and what was met in them.
 struct RowReader<'a> {
     map: &'a FieldMap,
     purpose: Purpose,

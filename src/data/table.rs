@@ -10,11 +10,11 @@ use super::objects::{MAX_ROW_BYTES, Parsed, Taken, is_named, too_long};
 use super::rows::Place;
 use crate::error::{Error, Result};
 
-/// What parts the cells of a table.
+/// Separator of a table's cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Separator {
     pub by: u8,
-    /// Whether the file's name does not say so.
+    /// Tells whether the file's name does not say so.
     is_guessed: bool,
 }
 
@@ -122,7 +122,7 @@ fn row(columns: &[String], cells: &[Vec<u8>]) -> Parsed {
     Ok(object)
 }
 
-/// Whether a text is a list of messages as Python or JSON prints it.
+/// Tells whether a text is a list of messages as Python or JSON prints it.
 fn holds_messages(text: &str) -> bool {
     let inside = text.trim_start().strip_prefix('[').and_then(|text| text.trim_start().strip_prefix('{'));
     let key = inside.map(str::trim_start).and_then(|text| text.strip_prefix(['"', '\'']));
@@ -143,12 +143,12 @@ fn fields(record: &[u8], by: u8) -> Vec<Vec<u8>> {
     record.iter().map(<[u8]>::to_vec).collect()
 }
 
-/// Whether a byte stands on an empty line. A tab is none: it may part empty cells.
+/// Tells whether a byte stands on an empty line. A tab is none: it may part empty cells.
 fn is_blank(byte: &u8) -> bool {
     matches!(byte, b' ' | b'\r' | b'\n')
 }
 
-/// Where a record's bytes are, as it is read.
+/// Place of a record's bytes, as it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Within {
     Start,

@@ -41,7 +41,7 @@ pub struct TokenisedRows {
     pub told: Vec<String>,
 }
 
-/// What a file holds besides numbers, and how many there are.
+/// Contents of a file besides numbers, and how many there are.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Header {
     files: Vec<PathBuf>,

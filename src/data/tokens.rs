@@ -34,7 +34,7 @@ pub struct Tokenizer {
     vocab_limit: Option<usize>,
     /// SHA-256 of the files.
     files_digest: String,
-    /// Whether texts are parted at [`word_bounds`].
+    /// Tells whether texts are parted at [`word_bounds`].
     has_word_bounds: bool,
     notes: Vec<String>,
 }

@@ -13,7 +13,7 @@ const PATTERNS: [&str; 3] = [
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ];
 
-/// Whether a tokenizer parts every text between an ASCII letter and a space.
+/// Tells whether a tokenizer parts every text between an ASCII letter and a space.
 pub(super) fn are_kept(tokenizer: &tokenizers::Tokenizer) -> bool {
     let json = |part: serde_json::Result<Value>| part.unwrap_or(Value::Bool(false));
     let steps = json(serde_json::to_value(tokenizer.get_pre_tokenizer()));
@@ -31,7 +31,7 @@ pub(super) fn are_kept(tokenizer: &tokenizers::Tokenizer) -> bool {
     is_plain && steps.iter().all(is_known) && steps.iter().any(parts_words) && added.values().all(is_apart)
 }
 
-/// Whether a step joins nothing, and looks at nothing before a piece.
+/// Tells whether a step joins nothing, and looks at nothing before a piece.
 fn is_known(step: &Value) -> bool {
     match step["type"].as_str() {
         Some("ByteLevel") => step["add_prefix_space"] == false,
@@ -41,7 +41,7 @@ fn is_known(step: &Value) -> bool {
     }
 }
 
-/// Whether a step parts words.
+/// Tells whether a step parts words.
 fn parts_words(step: &Value) -> bool {
     match step["type"].as_str() {
         // GPT-2's regular expression, in which the same holds.

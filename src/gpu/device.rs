@@ -47,7 +47,7 @@ pub struct Caps {
     pub timestamps: bool,
     /// Memory of the device, where its driver says. A CPU's driver makes one up, so it is left out.
     pub memory_bytes: Option<u64>,
-    /// What other programs had left of it when the device was opened, where its driver says.
+    /// Memory that other programs had left when the device was opened, where its driver says.
     pub free_memory_bytes: Option<u64>,
 }
 
@@ -315,7 +315,7 @@ impl Gpu {
         self
     }
 
-    /// The same device, taken to do so many floating-point operations a second until kernels are measured: submissions and parts of dispatches
+    /// Returns the same device, taken to do so many floating-point operations a second until kernels are measured: submissions and parts of dispatches
     /// are of that pace.
     #[must_use]
     pub fn with_expected_speed(self, flops_per_second: f64) -> Self {

@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DeviceMemory {
     pub total: u64,
-    /// What is left of it now, where the driver says.
+    /// Memory that is left now, where the driver says.
     pub free: Option<u64>,
 }
 

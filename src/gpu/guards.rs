@@ -22,7 +22,7 @@ impl Guards {
 }
 
 impl Gpu {
-    /// The same device, whose slots have guards and are not used again. Slow, and for tests.
+    /// Returns the same device, whose slots have guards and are not used again. Slow, and for tests.
     #[must_use]
     pub fn with_guards(self) -> Self {
         *self.guards() = Guards(Some(Vec::new()));

@@ -199,7 +199,7 @@ impl Slot {
         assert!(start + len <= self.len, "piece {start}+{len} of {self:?}");
         Self { buffer: self.buffer.clone(), offset: self.offset + start, len, reach: 0 }
     }
-    /// What lies between two guards, one of which bindings reach.
+    /// Returns what lies between two guards, one of which bindings reach.
     pub(super) fn between_guards(&self, guard: usize, len: usize) -> Self {
         Self { reach: guard, ..self.slice(guard, len) }
     }

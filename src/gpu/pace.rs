@@ -20,7 +20,7 @@ const FIRST_SPEED: f64 = if cfg!(target_arch = "wasm32") { 1e11 } else { 5e9 };
 /// A kernel's speed changes by this factor at most with one submission.
 const MOST_CHANGE: f64 = 4.0;
 
-/// What kernels are expected to take.
+/// Times that kernels are expected to take.
 #[derive(Debug)]
 pub(super) struct Pace {
     /// Work a second, by entry point.

@@ -17,7 +17,7 @@ pub(super) struct Dispatch {
     /// Whether all of them will be bound again: none is an input of this recording alone.
     pub is_lasting: bool,
     pub grid: [u32; 3],
-    /// Whether the uniform begins with the first workgroup of a part of the grid.
+    /// Tells whether the uniform begins with the first workgroup of a part of the grid.
     pub is_splittable: bool,
     /// Floating-point operations, or elements that are bound where these are more.
     pub work: u64,

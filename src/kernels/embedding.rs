@@ -159,7 +159,7 @@ struct EmbeddingCase {
     width: usize,
     pages: usize,
     storage: Storage,
-    /// Whether the rows are added to what is there, which is the last input.
+    /// Tells whether the rows are added to what is there, which is the last input.
     accumulate: bool,
 }
 

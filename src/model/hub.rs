@@ -198,7 +198,7 @@ fn fetch(id: &HubId, patterns: Vec<String>, local_only: bool) -> Result<PathBuf,
     Ok(dir)
 }
 
-/// Whether the hub has what was asked for, and does not give it to this user.
+/// Tells whether the hub has what was asked for, and does not give it to this user.
 fn is_refusal(e: &HFError) -> bool {
     match e {
         HFError::RepoNotFound { .. } | HFError::AuthRequired { .. } | HFError::Forbidden { .. } => true,

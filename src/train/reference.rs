@@ -53,7 +53,7 @@ impl<'a> OtherModel<'a> {
     }
 }
 
-/// What is known of the rows of a data set, by their places in it.
+/// Knowledge of the rows of a data set, by their places in it.
 #[derive(Debug, Clone)]
 pub struct RowReferences {
     /// The reference's scores (the objective's sums) of a row's sequences.
@@ -95,27 +95,27 @@ impl RowReferences {
 
 /// Rows with what is known of them.
 pub struct Rows<'a> {
-    /// In the data's order.
+    /// Examples in the data's order.
     pub examples: &'a [Example],
-    /// As long.
+    /// References of the examples, as many.
     pub references: &'a mut RowReferences,
 }
 
-/// What a scorer tells while it works.
+/// Progress that a scorer tells while it works.
 #[derive(Debug)]
 pub enum Scoring<'a> {
     /// Rows that are scored, of those that this pass is about.
     Rows {
         /// So far.
         done: usize,
-        /// In all.
+        /// Rows of the pass in all.
         total: usize,
     },
     /// Scores are not kept, and will be computed again.
     NotKept(&'a Error),
 }
 
-/// Whether a pass is to end early, and what sees how far it is.
+/// Tells whether a pass is to end early, and what sees how far it is.
 pub struct Watch<'a> {
     /// Set: the pass ends after the rows on the device.
     pub stop: &'a AtomicBool,
@@ -178,7 +178,7 @@ impl<'a> ReferenceScorer<'a> {
         RowReferences { scores: vec![none; n], directions, mean: None }
     }
 
-    /// Whether all rows of a run must be known before its first step: steps change what scores, or the embeddings that instructions are compared by.
+    /// Tells whether all rows of a run must be known before its first step: steps change what scores, or the embeddings that instructions are compared by.
     pub fn precedes_steps(&self, policy: &Decoder) -> bool {
         let embeddings = [Some(&policy.embedding), policy.position_embedding.as_ref()];
         matches!(self.model, ReferenceModel::Untrained)
@@ -195,7 +195,7 @@ impl<'a> ReferenceScorer<'a> {
         self.passes = (2 * self.passes).min(MOST_PASSES);
     }
 
-    /// Whether a row's reference is known; looks among the scores kept.
+    /// Tells whether a row's reference is known; looks among the scores kept.
     pub fn knows(&self, rows: &mut Rows<'_>, row: usize) -> bool {
         if rows.references.scores[row].is_none()
             && let Some(sums) = self.store.as_ref().and_then(|store| store.get((&rows.examples[row]).into()))

@@ -48,16 +48,16 @@ pub enum Event<'a> {
     Scored {
         /// So far.
         done: usize,
-        /// In this pass.
+        /// Rows of this pass.
         total: usize,
     },
 }
 
-/// What a run learns from, what it is evaluated on, and its reference.
+/// Data that a run learns from, what it is evaluated on, and its reference.
 pub struct RunData<'a> {
-    /// To learn from.
+    /// Rows to learn from.
     pub rows: Rows<'a>,
-    /// For evaluations.
+    /// Rows for evaluations.
     pub eval: Option<Rows<'a>>,
     /// Scores both with the reference, as the run comes to them.
     pub scorer: ReferenceScorer<'a>,
@@ -297,7 +297,7 @@ pub fn forget_last(dir: &Path, state: &State) -> Result<()> {
     last.map_or(Ok(()), |(_, dir)| remove_dir_all(&dir).map_err(|e| Error::file(&dir, e)))
 }
 
-/// Where a run's metrics go.
+/// Destinations of a run's metrics.
 struct Told<'a> {
     log: MetricsLog,
     events: EventWriter,

@@ -68,7 +68,7 @@ impl Steps {
         Self { state, schedule, settings, order, recorded }
     }
 
-    /// Whether the reference of all rows of the next step is known.
+    /// Tells whether the reference of all rows of the next step is known.
     pub fn is_prepared(&self, scorer: &ReferenceScorer<'_>, rows: &mut Rows<'_>) -> bool {
         self.order.next_rows(self.settings.rows_per_step()).iter().all(|&row| scorer.knows(rows, row))
     }

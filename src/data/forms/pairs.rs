@@ -62,7 +62,7 @@ pub(super) fn pair_prompt(fields: &Fields, is_whole: bool) -> Result<Option<&'st
     Ok(Some(prompt))
 }
 
-/// Whether a list of messages begins before the first answer.
+/// Tells whether a list of messages begins before the first answer.
 pub(super) fn is_conversation(answer: &Value) -> bool {
     let speaker =
         |message: &Value| message.get("role").or(message.get("from")).and_then(Value::as_str).map(String::from);
@@ -105,7 +105,7 @@ fn conversations(fields: &Fields) -> Result<Content, Reason> {
     Ok(Content::Preference { chosen: side(chosen, chosen_name)?, rejected: side(rejected, rejected_name)? })
 }
 
-/// How hh-rlhf's texts mark a response.
+/// Mark before a response in hh-rlhf's texts.
 const TURN: &str = "\n\nAssistant:";
 
 /// Reads whole texts on both sides: the prompt is what they share, up to the last turn where that is marked, else as TRL's

@@ -21,16 +21,16 @@ const LISTED: usize = 8;
 pub struct SourceFile {
     /// Its name in messages: its path, or its address on the hub.
     pub name: PathBuf,
-    /// Where it is read; `None` for standard input.
+    /// Path that is read; `None` for standard input.
     pub place: Option<PathBuf>,
 }
 
 /// The files that a path stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceFiles {
-    /// In the order in which they are read: sorted by name.
+    /// Files in the order in which they are read: sorted by name.
     pub files: Vec<SourceFile>,
-    /// What a user should know of them, a line each.
+    /// Notes for the user about them, a line each.
     pub notes: Vec<String>,
 }
 
@@ -87,7 +87,7 @@ fn of_hub(path: &Path, address: Result<DatasetAddress, String>) -> Result<Source
     Ok(SourceFiles { files: found.files.into_iter().map(file).collect(), notes: found.notes })
 }
 
-/// Whether a file's name has the ending of a file of rows.
+/// Tells whether a file's name has the ending of a file of rows.
 fn holds_rows(name: &str) -> bool {
     let name = name.to_lowercase();
     let inner = PACKED.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(&name);

@@ -11,7 +11,7 @@ use super::{HubId, Meter, reached, refused};
 
 /// Branch in which the hub keeps what it converted: `configuration/split/0000.parquet`.
 const CONVERTED: &str = "refs/convert/parquet";
-/// What stands before the name of a split of which only the first part was converted.
+/// Prefix of the name of a split of which only the first part was converted.
 const PARTIAL: &str = "partial-";
 /// The split that is read where none is named, as TRL's trainers do.
 const TRAIN: &str = "train";
@@ -44,7 +44,7 @@ pub struct ConvertedSplit {
 /// Files of an address: each with an address of its own and its place in the hub's cache, and what a user should know of them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct DatasetFiles {
-    /// In the order of their names.
+    /// Files in the order of their names.
     pub files: Vec<(String, PathBuf)>,
     /// Notes, a line each.
     pub notes: Vec<String>,

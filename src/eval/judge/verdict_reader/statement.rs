@@ -277,7 +277,7 @@ fn of_side(before: &[Token], side: Choice, after: &[Token]) -> Statement {
     if is_verdict { Statement::Verdict(side, Form::Sentence) } else { Statement::Nothing }
 }
 
-/// Whether words before a side tell somebody what to write: "answer with (b)", "say (b)".
+/// Tells whether words before a side tell somebody what to write: "answer with (b)", "say (b)".
 fn instructs(before: &[Token]) -> bool {
     let all: Vec<&str> = words(before).collect();
     let follows = |word: &str, subjects: &[&str]| {
