@@ -39,7 +39,7 @@ pub(super) fn fit(sequences: &mut [Sequence], same_instruction: bool, bos: Optio
     Fit::Cut(format!("{long}: {most} tokens of the instruction were cut"))
 }
 
-/// Cut from the left; BOS stays.
+/// Cuts from the left; BOS stays.
 fn cut_instruction(sequence: &mut Sequence, tokens: usize, bos: Option<u32>) {
     let keep = usize::from(sequence.ids.first().is_some_and(|id| Some(*id) == bos));
     sequence.cut_before_response(keep..keep + tokens);
