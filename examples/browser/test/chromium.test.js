@@ -181,7 +181,7 @@ test("errors of files are told on the page", { skip }, async () => {
   await told("model.safetensors: truncated");
   await page.evaluate(() => (document.getElementById("rows").value = "{\n"));
   await click(page, "apply-rows");
-  await page.waitForFunction(() => /line 1/.test(document.getElementById("error").textContent));
+  await page.waitForFunction(() => /preferences\.jsonl:1: malformed JSON/.test(document.getElementById("error").textContent));
   await shoot("6-error");
 });
 
