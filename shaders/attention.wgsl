@@ -8,8 +8,8 @@
 // invocation owns a query (forward, d_q) or a key (d_k with d_v), and walks the other side, which all invocations of a workgroup walk
 // together: addresses of that side depend on the workgroup alone. No atomics: every sum has one owner.
 
-import package::shared::head_quads::{E, load_q, load_kv, load_qkv, load_d_o};
-import package::shared::scores::{sees, next, capped, cap_slope};
+import package::shared::head_quads::{E, keys, load_q, load_kv, load_qkv, load_d_o};
+import package::shared::scores::{sees, within, next, capped, cap_slope};
 
 override TILE: u32 = 64u;
 
@@ -46,7 +46,7 @@ fn attention_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoc
     }
     var top = MASKED;
     var total = 0.0;
-    let walk = segments[params.query_tiles + group.x];
+    let walk = within(keys(), segments[params.query_tiles + group.x]);
     for (var j = walk.x; j < walk.w; j = next(walk, j, 1u)) {
         let k_at = params.k_start + j * params.kv_stride + kv_head * E;
         var product = 0.0;
@@ -125,7 +125,7 @@ fn attention_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
     }
     let level = lse_saved[row * params.heads + head];
     let even = delta[row * params.heads + head];
-    let walk = spans[params.query_tiles + group.x];
+    let walk = within(params.t, spans[params.query_tiles + group.x]);
     for (var j = walk.x; j < walk.w; j = next(walk, j, 1u)) {
         let k_at = params.k_start + j * params.kv_stride + kv_head * E;
         let v_at = params.v_start + j * params.kv_stride + kv_head * E;
@@ -169,7 +169,7 @@ fn attention_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_in
         d_key[d] = vec4<f32>();
         d_value[d] = vec4<f32>();
     }
-    let walk = spans[params.key_tiles + group.x];
+    let walk = within(params.t, spans[params.key_tiles + group.x]);
     for (var i = walk.x; i < walk.w; i = next(walk, i, 1u)) {
         let seen = j < params.t && sees(spans[i], row);
         for (var g = 0u; g < ratio; g++) {

@@ -289,7 +289,7 @@ fn attention_coop_fwd(
     let kv_head = head / (params.heads / params.kv_heads);
     let tile = segments[params.query_tiles + 2u * group.x];
     let rows = segments[params.query_tiles + 2u * group.x + 1u];
-    let walk = Walk(rows.x, rows.y, rows.z, tile.z, tile.w);
+    let walk = Walk(rows.x, rows.y, rows.z, tile.z, min(tile.w, params.t));
     let view = select(vec4<u32>(), segments[min(tile.x + me.row, params.t - 1u)], me.row < tile.y);
     var outputs: array<Sum, OUTPUTS>;
     for (var n = 0u; n < OUTPUTS; n++) {
@@ -380,7 +380,7 @@ fn attention_coop_bwd_q(
     let kv_head = head / (params.heads / params.kv_heads);
     let tile = spans[params.query_tiles + 2u * group.x];
     let rows = spans[params.query_tiles + 2u * group.x + 1u];
-    let walk = Walk(rows.x, rows.y, rows.z, tile.z, tile.w);
+    let walk = Walk(rows.x, rows.y, rows.z, tile.z, min(tile.w, params.t));
     let query = min(tile.x + me.row, params.t - 1u);
     let view = select(vec4<u32>(), spans[query], me.row < tile.y);
     let top = lse_saved[query * params.heads + head];
@@ -434,9 +434,9 @@ fn attention_coop_bwd_kv(
     var level_of_key = NO_LEVEL;
     var level_of_value = NO_LEVEL;
     for (var head = kv_head * ratio; head < (kv_head + 1u) * ratio; head++) {
-        for (var run = tile.z; run < tile.w; run++) {
+        for (var run = tile.z; run < min(tile.w, arrayLength(&spans)); run++) {
             let queries = spans[run];
-            let walk = Walk(0u, 0u, queries.x, queries.y, queries.z);
+            let walk = Walk(0u, 0u, queries.x, queries.y, min(queries.z, params.t));
             for (var at = walk.begin / BLOCK * BLOCK; at < walk.end; at += BLOCK) {
                 var p = products(me, key_head(kv_head), tile.x, head, walk, at);
                 var d_s = products(me, value_head(kv_head), tile.x, pull_head(head), walk, at);

@@ -5,8 +5,8 @@
 //
 // What a query gets must not depend on how keys fall into blocks, which depends on the rows that are packed beside it: see shared/levels.
 
-import package::shared::head_quads::{E, load_q, load_kv, load_qkv, load_d_o};
-import package::shared::scores::{sees, part_end, next, capped, cap_slope};
+import package::shared::head_quads::{E, keys, load_q, load_kv, load_qkv, load_d_o};
+import package::shared::scores::{sees, within, part_end, next, capped, cap_slope};
 import package::shared::levels::{LOG2_E, LN_2, LOWEST, power};
 import package::shared::lanes::{LANES, spread, spread_words, spread_quads};
 
@@ -39,7 +39,7 @@ fn attention_lanes_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local
             acc[q][d] = vec4<f32>();
         }
     }
-    let walk = segments[params.query_tiles + group.x];
+    let walk = within(keys(), segments[params.query_tiles + group.x]);
     for (var j = walk.x; j < walk.w; j = next(walk, j, LANES)) {
         let end = part_end(walk, j);
         let row = min(j + local.x, end - 1u);
@@ -132,7 +132,7 @@ fn attention_lanes_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(loc
             acc[q][d] = vec4<f32>();
         }
     }
-    let walk = spans[params.query_tiles + group.x];
+    let walk = within(params.t, spans[params.query_tiles + group.x]);
     for (var j = walk.x; j < walk.w; j = next(walk, j, LANES)) {
         let end = part_end(walk, j);
         let row = min(j + local.x, end - 1u);
@@ -200,7 +200,7 @@ fn attention_lanes_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(lo
             d_value[n][d] = vec4<f32>();
         }
     }
-    let walk = spans[params.key_tiles + group.x];
+    let walk = within(params.t, spans[params.key_tiles + group.x]);
     // Heads outside: the order of a sum must not depend on where blocks begin.
     for (var g = 0u; g < ratio; g++) {
         let head = kv_head * ratio + g;

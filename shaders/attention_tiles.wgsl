@@ -17,7 +17,7 @@
 //
 // In workgroup memory, neighbours in a row are turned by the row's number: neighbours on either axis lie in different banks.
 
-import package::shared::scores::{sees, part_end, next, capped, cap_slope};
+import package::shared::scores::{sees, within, part_end, next, capped, cap_slope};
 import package::shared::levels::{LOG2_E, LN_2, LOWEST, powers};
 
 override E: u32 = 64u;
@@ -204,7 +204,7 @@ fn attention_tiles_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local
     }
     var level = vec4<f32>(LOWEST);
     var total = vec4<f32>();
-    let walk = segments[params.query_tiles + group.x];
+    let walk = within(4u * arrayLength(&second) / params.kv_stride, segments[params.query_tiles + group.x]);
     for (var j = walk.x; j < walk.w; j = next(walk, j, BLOCK)) {
         let end = part_end(walk, j);
         var s = products(lane, queries_of(head), own, keys_of(kv_head, true), j, end);
@@ -284,7 +284,7 @@ fn attention_tiles_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(loc
     let at = rows * params.heads + head;
     let level = vec4<f32>(lse_saved[at.x], lse_saved[at.y], lse_saved[at.z], lse_saved[at.w]);
     let even = vec4<f32>(delta[at.x], delta[at.y], delta[at.z], delta[at.w]);
-    let walk = spans[params.query_tiles + group.x];
+    let walk = within(params.t, spans[params.query_tiles + group.x]);
     for (var j = walk.x; j < walk.w; j = next(walk, j, BLOCK)) {
         let end = part_end(walk, j);
         var s = products(lane, queries_of(head), own, keys_of(kv_head, false), j, end);
@@ -319,7 +319,7 @@ fn attention_tiles_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(lo
         d_key[n] = vec4<f32>();
         d_value[n] = vec4<f32>();
     }
-    let walk = spans[params.key_tiles + group.x];
+    let walk = within(params.t, spans[params.key_tiles + group.x]);
     // Heads outside: the order of a sum must not depend on where blocks begin.
     for (var head = kv_head * ratio; head < (kv_head + 1u) * ratio; head++) {
         for (var i = walk.x; i < walk.w; i = next(walk, i, BLOCK)) {

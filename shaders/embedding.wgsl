@@ -52,7 +52,7 @@ fn embedding_bwd_w(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
     }
     let bucket = (params.bucket + group.y) * 3u;
     var sum = 0.0;
-    let end = buckets[bucket + 2u];
+    let end = min(buckets[bucket + 2u], arrayLength(&order)); // of a table that never arrived, too
     for (var n = buckets[bucket + 1u]; n < end; n++) {
         sum += d_y[order[n] * params.width + i];
     }

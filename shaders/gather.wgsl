@@ -47,7 +47,7 @@ fn gather_bwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocati
         return;
     }
     var sum = 0.0;
-    let end = starts[group.y + 1u];
+    let end = min(starts[group.y + 1u], arrayLength(&uses)); // of a table that never arrived, too
     for (var n = starts[group.y]; n < end; n++) {
         sum += d_y[uses[n] * params.width + i];
     }

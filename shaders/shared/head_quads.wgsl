@@ -8,6 +8,11 @@ override E: u32 = 64u;
 @group(0) @binding(1) var<storage, read> qkv: array<vec4<f32>>; // (T, q_stride)
 @group(0) @binding(2) var<storage, read> d_o: array<vec4<f32>>; // (T, H·E)
 
+// Rows of `kv`.
+fn keys() -> u32 {
+    return 4u * arrayLength(&kv) / params.kv_stride;
+}
+
 fn load_q(at: u32, quad: u32) -> vec4<f32> {
     return q[at / 4u + quad];
 }

@@ -8,6 +8,11 @@ override E: u32 = 64u;
 @group(0) @binding(1) var<storage, read> qkv: array<f32>; // (T, q_stride)
 @group(0) @binding(2) var<storage, read> d_o: array<f32>; // (T, H·E)
 
+// Rows of `kv`.
+fn keys() -> u32 {
+    return arrayLength(&kv) / params.kv_stride;
+}
+
 fn load_q(at: u32, quad: u32) -> vec4<f32> {
     let i = at + 4u * quad;
     if E % 4u == 0u {

@@ -5,9 +5,9 @@ const LOG2_E = 1.4426950408889634;
 const LN_2 = 0.6931471805599453;
 const LOWEST = -1e30; // of what is not seen
 
-// 2^n for n of -126 .. 0; lower ones are 2^-126.
+// 2^n for n of -126 .. 0; lower ones are 2^-126. Of a signed integer: CPUs' vectors have no unsigned conversion.
 fn power(n: f32) -> f32 {
-    return bitcast<f32>(u32(max(n, -126.0) + 127.0) << 23u);
+    return bitcast<f32>(i32(max(n, -126.0) + 127.0) << 23u);
 }
 
 fn powers(n: vec4<f32>) -> vec4<f32> {

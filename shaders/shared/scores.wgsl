@@ -30,6 +30,11 @@ fn sees(view: vec4<u32>, j: u32) -> bool {
     return (j >= view.x && j < view.y) || (j >= view.z && j < view.w);
 }
 
+// A walk that stays within so many rows. A device may lose an upload: what its memory held before must not become a loop without an end.
+fn within(rows: u32, walk: vec4<u32>) -> vec4<u32> {
+    return min(walk, vec4<u32>(rows));
+}
+
 // End of the part of a walk that j is in.
 fn part_end(walk: vec4<u32>, j: u32) -> u32 {
     return select(walk.w, walk.y, j < walk.y);

@@ -79,14 +79,16 @@ pub struct Shader {
     pub constants: Vec<(&'static str, f64)>,
     /// Modules replaced: (imported, taken instead).
     pub substitutions: Vec<(&'static str, &'static str)>,
+    /// Loops that are written out: the constant that they run to, and its value.
+    pub unrolled: Vec<(&'static str, usize)>,
     /// Extensions of WGSL that the device must have: `enable` lines, which a shader's file has none of.
     pub enables: &'static [&'static str],
 }
 
 impl Shader {
-    /// With no constants, no substitutions and no extensions.
+    /// With no constants, no substitutions, no loops written out and no extensions.
     pub fn new(module: &'static str, entry: &'static str) -> Self {
-        Self { module, entry, constants: Vec::new(), substitutions: Vec::new(), enables: &[] }
+        Self { module, entry, constants: Vec::new(), substitutions: Vec::new(), unrolled: Vec::new(), enables: &[] }
     }
     /// Asks for extensions.
     pub fn enable(self, enables: &'static [&'static str]) -> Self {
@@ -102,20 +104,30 @@ impl Shader {
         self.substitutions.push((imported, instead));
         self
     }
+    /// Writes out every `for (var i = 0u; i < BOUND; i++)` of the module, `times` times: what a private array holds at a constant index
+    /// may stay in registers. BOUND is a constant of that value.
+    pub fn unroll(mut self, bound: &'static str, times: usize) -> Self {
+        self.unrolled.push((bound, times));
+        self
+    }
     /// Names the specialisation.
     pub fn key(&self) -> String {
-        format!("{}/{} {:?} {:?}", self.module, self.entry, self.constants, self.substitutions)
+        format!("{}/{} {:?} {:?} {:?}", self.module, self.entry, self.constants, self.substitutions, self.unrolled)
     }
     /// The linked WGSL, constants baked, after the `enable` lines.
     ///
     /// # Errors
     /// [`Error::File`] naming the module: an import that does not exist, or lacks a name that is imported; a constant that is no
-    /// `override`.
+    /// `override`; no loop to the bound of those that are written out.
     pub fn source(&self) -> Result<String> {
         let mut source = link(self.module, &self.substitutions)?;
         for (name, value) in &self.constants {
             source = bake(&source, name, *value)
                 .ok_or_else(|| Error::file(format!("shaders/{}.wgsl", self.module), format!("no `override {name}`")))?;
+        }
+        for (bound, times) in &self.unrolled {
+            source = unroll(&source, bound, *times)
+                .ok_or_else(|| Error::file(format!("shaders/{}.wgsl", self.module), format!("no loop to {bound}")))?;
         }
         let enables = self.enables.iter().map(|name| format!("enable {name};\n"));
         Ok(enables.chain([source]).collect())
@@ -143,6 +155,32 @@ fn bake(source: &str, name: &str, value: f64) -> Option<String> {
         _ => format!("{value:?}"),
     };
     Some(source.replace(line, &format!("const {name}: {ty} = {text};")))
+}
+
+/// Writes each loop of `for (var i = 0u; i < BOUND; i++) {` out, its body a block for every i, which is a constant there. Loops end with
+/// a brace that is as far from the margin as they are. They are not nested.
+fn unroll(source: &str, bound: &str, times: usize) -> Option<String> {
+    let mut out = String::new();
+    let mut lines = source.lines();
+    let mut found = false;
+    while let Some(line) = lines.next() {
+        let counter = line.trim_start().strip_prefix("for (var ").and_then(|rest| {
+            let name = rest.split(' ').next()?;
+            (rest == format!("{name} = 0u; {name} < {bound}; {name}++) {{")).then_some(name)
+        });
+        let Some(counter) = counter else {
+            out.push_str(line);
+            out.push('\n');
+            continue;
+        };
+        found = true;
+        let end = format!("{}}}", &line[..line.len() - line.trim_start().len()]);
+        let body: Vec<&str> = lines.by_ref().take_while(|line| **line != end).collect();
+        for i in 0..times {
+            out.push_str(&format!("{{\nconst {counter} = {i}u;\n{}\n}}\n", body.join("\n")));
+        }
+    }
+    found.then_some(out)
 }
 
 struct Linked<'a> {
@@ -203,6 +241,15 @@ mod tests {
         assert_eq!(source.matches("fn sum_across").count(), 1);
         assert!(source.find("fn sum_across") < source.find("fn rmsnorm_fwd"));
         assert!(!source.contains("import "));
+    }
+
+    #[test]
+    fn loops_to_a_bound_are_written_out() {
+        let source = "    for (var d = 0u; d < N; d++) {\n        if d > 0u {\n            x[d] += 1.0;\n        }\n    }\nafter;\n";
+        let body = "        if d > 0u {\n            x[d] += 1.0;\n        }";
+        let block = |d: usize| format!("{{\nconst d = {d}u;\n{body}\n}}\n");
+        assert_eq!(unroll(source, "N", 2).unwrap(), block(0) + &block(1) + "after;\n");
+        assert_eq!(unroll(source, "M", 2), None);
     }
 
     #[test]

@@ -208,7 +208,7 @@ impl Kernel for FlashAttention {
     }
     fn variants(&self) -> Vec<Shader> {
         let mut all = vec![delta_shader(64), Walk::Rows(1).shader(Entry::Forward, 64, false, true)];
-        for walk in [Walk::Rows(TILE), Walk::Rows(LANES), Walk::Lanes] {
+        for walk in [Walk::Rows(TILE), Walk::Rows(LANES), Walk::Lanes { long: false }, Walk::Lanes { long: true }] {
             for quads in [true, false] {
                 for entry in Entry::ALL {
                     all.extend([false, true].map(|softcap| walk.shader(entry, 64, softcap, quads)));

@@ -1,5 +1,6 @@
 //! Cases of attention over any segments, and the twin.
 
+use super::segments::longest;
 use super::walk::Walk;
 use super::{Attention, Saved, Segments, attention_bwd, attention_fwd};
 use crate::data::batch::Batch;
@@ -26,6 +27,10 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
     let ways = [None, Some(Variant::Cpu), Some(Variant::Lanes)];
     let each = any.into_iter().flat_map(|(a, shape)| ways.map(|variant| (a, shape, variant)));
     let flash = in_tiles().into_iter().map(|(a, shape)| (a, shape, Some(Variant::Flash)));
+    // Long enough for more rows a lane: a head of whole quads, and one of half a quad more, which is not aligned.
+    let long: Shape = &[(500, &[530, 3]), (0, &[20])];
+    let heads = [Attention { softcap: Some(2.0), window: Some(700), ..plain(2, 1, 8) }, plain(2, 2, 10)];
+    let flash = flash.chain(heads.map(|a| (a, long, Some(Variant::Lanes))));
     let case =
         |(a, shape, variant): (_, _, Option<_>)| case(a, segments(shape), variant.as_slice(), MatmulPrecision::Highest);
     each.chain(flash).map(case).collect()
@@ -200,7 +205,7 @@ impl Case for AttentionCase {
         let (n, l) = (self.t() * self.a.heads, self.a.packed());
         let (o, lse, d_qkv) = (gpu.slot(n * self.a.head_dim), gpu.slot(n), gpu.slot(x[0].len()));
         let b = &self.batch;
-        let walk = Walk::of(gpu.caps(), &self.allowed, self.precision, self.a.head_dim);
+        let walk = Walk::of(gpu.caps(), &self.allowed, self.precision, self.a.head_dim, longest(&b.ranges));
         let s = Segments::new(gpu, &b.ranges, &b.positions, &[self.a.window], walk, true);
         attention_fwd(rec, &self.a, &l, &x[0], &x[0], &s, &o, &lse);
         let saved = Saved { qkv: &x[0], o: &o, lse: &lse };

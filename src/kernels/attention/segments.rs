@@ -37,7 +37,8 @@ pub(super) struct Walks {
 impl Segments {
     /// For training: queries and keys are the batch's tokens, heads lie as in [`super::Attention::packed`].
     pub fn of_batch(gpu: &Gpu, batch: &Batch, head_dim: usize, windows: &[Option<usize>]) -> Self {
-        let walk = Walk::of(gpu.caps(), &gpu.caps().variants, gpu.caps().matmul_precision, head_dim);
+        let caps = gpu.caps();
+        let walk = Walk::of(caps, &caps.variants, caps.matmul_precision, head_dim, longest(&batch.ranges));
         Self::new(gpu, &batch.ranges, &batch.positions, windows, walk, true)
     }
 
@@ -79,6 +80,11 @@ impl Segments {
         let found = self.tables.iter().find(|t| t.window == window);
         found.expect("segments are made for every window of the model")
     }
+}
+
+/// The keys of the query that sees the most of them, windows aside.
+pub(super) fn longest(ranges: &[[u32; 4]]) -> usize {
+    ranges.iter().map(|r| (r[1] - r[0] + r[3] - r[2]) as usize).max().unwrap_or(0)
 }
 
 /// What each query sees: its ranges, less the keys as far from it as the window. Own keys end with the query itself; a prefix starts at
