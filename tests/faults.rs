@@ -297,25 +297,34 @@ fn a_device_that_does_not_open_is_named() {
     ran.said(1, &["out of device memory: ", "kernel"]);
 }
 
-/// A llama of 19 million weights, and one short pair.
-fn larger(s: &Sandbox) -> Vec<String> {
-    const WIDTH: usize = 512;
-    const FEED_FORWARD: usize = 1024;
-    const VOCAB: usize = 8192;
-    let model = s.copy("mistral-odd/model", "larger");
+/// Sizes of a llama with random weights.
+struct Sizes {
+    width: usize,
+    feed_forward: usize,
+    layers: usize,
+    heads: usize,
+    vocab: usize,
+}
+
+/// Its folder.
+fn llama(s: &Sandbox, sizes: &Sizes) -> String {
+    let &Sizes { width, feed_forward, layers, heads, vocab } = sizes;
+    let model = s.copy("mistral-odd/model", "llama");
     let path = model.join("config.json");
     let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     for (name, value) in [
-        ("hidden_size", WIDTH),
-        ("intermediate_size", FEED_FORWARD),
-        ("num_hidden_layers", 4),
-        ("num_attention_heads", 8),
-        ("num_key_value_heads", 8),
-        ("head_dim", 64),
-        ("vocab_size", VOCAB),
+        ("hidden_size", width),
+        ("intermediate_size", feed_forward),
+        ("num_hidden_layers", layers),
+        ("num_attention_heads", heads),
+        ("num_key_value_heads", heads),
+        ("head_dim", width / heads),
+        ("vocab_size", vocab),
+        ("max_position_embeddings", 8192),
     ] {
         config[name] = json!(value);
     }
+    config["sliding_window"] = Value::Null;
     fs::write(&path, config.to_string()).unwrap();
     let mut state = 1_u32;
     let mut tensor = |shape: &[usize]| {
@@ -329,27 +338,33 @@ fn larger(s: &Sandbox) -> Vec<String> {
     };
     let mut all = BTreeMap::new();
     for name in ["lm_head.weight", "model.embed_tokens.weight"] {
-        all.insert(name.to_string(), tensor(&[VOCAB, WIDTH]));
+        all.insert(name.to_string(), tensor(&[vocab, width]));
     }
-    all.insert("model.norm.weight".into(), tensor(&[WIDTH]));
-    for layer in 0..4 {
+    all.insert("model.norm.weight".into(), tensor(&[width]));
+    for layer in 0..layers {
         for (name, shape) in [
-            ("self_attn.q_proj", &[WIDTH, WIDTH][..]),
-            ("self_attn.k_proj", &[WIDTH, WIDTH]),
-            ("self_attn.v_proj", &[WIDTH, WIDTH]),
-            ("self_attn.o_proj", &[WIDTH, WIDTH]),
-            ("mlp.gate_proj", &[FEED_FORWARD, WIDTH]),
-            ("mlp.up_proj", &[FEED_FORWARD, WIDTH]),
-            ("mlp.down_proj", &[WIDTH, FEED_FORWARD]),
-            ("input_layernorm", &[WIDTH]),
-            ("post_attention_layernorm", &[WIDTH]),
+            ("self_attn.q_proj", &[width, width][..]),
+            ("self_attn.k_proj", &[width, width]),
+            ("self_attn.v_proj", &[width, width]),
+            ("self_attn.o_proj", &[width, width]),
+            ("mlp.gate_proj", &[feed_forward, width]),
+            ("mlp.up_proj", &[feed_forward, width]),
+            ("mlp.down_proj", &[width, feed_forward]),
+            ("input_layernorm", &[width]),
+            ("post_attention_layernorm", &[width]),
         ] {
             all.insert(format!("model.layers.{layer}.{name}.weight"), tensor(shape));
         }
     }
     write_tensors(&model.join("model.safetensors"), &all);
+    model.to_str().unwrap().into()
+}
+
+/// Of 19 million weights, and one short pair.
+fn larger(s: &Sandbox) -> Vec<String> {
+    let model = llama(s, &Sizes { width: 512, feed_forward: 1024, layers: 4, heads: 8, vocab: 8192 });
     let data = s.write("pair.jsonl", &rows("mistral-odd")[0]);
-    let args = ["train", "--model", model.to_str().unwrap(), "--data", &data, "--max-steps", "2", "--loss", "orpo"];
+    let args = ["train", "--model", &model, "--data", &data, "--max-steps", "2", "--loss", "orpo"];
     args.map(String::from).into()
 }
 
@@ -442,4 +457,25 @@ fn evaluations_and_local_judges_go_on_too() {
         }
         fs::remove_dir_all(s.path("whole")).unwrap();
     }
+}
+
+/// A pair of two sequences of 8,000 tokens, whose attention alone is seconds of work a layer: no submission comes near a watchdog's two seconds.
+/// The first run compiles, which a software driver does within a submission.
+#[test]
+fn long_rows_are_submitted_in_short_pieces() {
+    let Some(tools) = Tools::get() else { return };
+    let s = Sandbox::new();
+    let model = llama(&s, &Sizes { width: 64, feed_forward: 64, layers: 1, heads: 4, vocab: 512 });
+    let row = |n: usize| json!({"prompt": "count", "chosen": " the".repeat(n), "rejected": " the".repeat(n - 1)});
+    let (short, long) = (s.write("short.jsonl", row(1100).to_string()), s.write("long.jsonl", row(8000).to_string()));
+    let slowest = |data: &str, out: &str| {
+        let train = ["train", "--model", &model, "--data", data, "--max-length", "8192", "--full", "--max-steps", "1"];
+        let (ran, counts) = tools.run(&s, &[("FAULT_TIME", 1)], &[&train[..], &["--output-dir", out]].concat());
+        ran.ok();
+        counts["slowest_ms"].as_u64().unwrap()
+    };
+    slowest(&short, "short");
+    let slowest = slowest(&long, "long");
+    // Not nothing: a layer that timed nothing would say so.
+    assert!((50..500).contains(&slowest), "{slowest} ms");
 }

@@ -6,11 +6,16 @@
      FAULT_ALLOC_ABOVE=b   allocations that would make more than b bytes in all are refused
      FAULT_PIPELINE=n      pipeline n cannot be made
      FAULT_OPEN=1          no device can be opened
-     FAULT_LOG=file        gets a line of the counts at the end, with the most bytes that were allocated at a time */
+     FAULT_TIME=1          each submission is waited for, and timed: in what the process's threads have taken of the cores, so that what else
+                           runs beside it counts for less
+     FAULT_LOG=file        gets a line of the counts at the end, with the most bytes that were allocated at a time and the
+                           milliseconds of the slowest submission */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 #include <vulkan/vk_layer.h>
 #include <vulkan/vulkan.h>
 
@@ -29,7 +34,7 @@ static VkInstance instance;
 static PFN_vkGetInstanceProcAddr next_of_instance;
 static struct { VkDeviceMemory memory; VkDeviceSize size; } allocations[MOST_ALLOCATIONS];
 static int n_live;
-static unsigned long long live_bytes, peak_bytes, submissions, allocated, pipelines;
+static unsigned long long live_bytes, peak_bytes, submissions, allocated, pipelines, slowest_ms;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 static unsigned long long setting(const char *name) {
@@ -49,7 +54,7 @@ __attribute__((destructor)) static void write_counts(void) {
   const char *path = getenv("FAULT_LOG");
   FILE *file = path && submissions ? fopen(path, "a") : NULL;
   if (!file) return;
-  fprintf(file, "{\"submissions\":%llu,\"allocations\":%llu,\"pipelines\":%llu,\"peak_bytes\":%llu,\"devices\":%d}\n", submissions, allocated, pipelines, peak_bytes, n_devices);
+  fprintf(file, "{\"submissions\":%llu,\"allocations\":%llu,\"pipelines\":%llu,\"peak_bytes\":%llu,\"devices\":%d,\"slowest_ms\":%llu}\n", submissions, allocated, pipelines, peak_bytes, n_devices, slowest_ms);
   fclose(file);
 }
 
@@ -103,6 +108,13 @@ static VKAPI_ATTR void VKAPI_CALL release(VkDevice device, VkDeviceMemory memory
   NEXT(device, vkFreeMemory)(device, memory, alloc);
 }
 
+/* Milliseconds of all cores that the process has taken. */
+static unsigned long long taken_ms(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return (now.tv_sec * 1000ull + now.tv_nsec / 1000000) / sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 static VKAPI_ATTR VkResult VKAPI_CALL submit(VkQueue queue, uint32_t n, const VkSubmitInfo *submits, VkFence fence) {
   struct device *device = device_of(queue);
   pthread_mutex_lock(&mutex);
@@ -119,7 +131,13 @@ static VKAPI_ATTR VkResult VKAPI_CALL submit(VkQueue queue, uint32_t n, const Vk
     empty.commandBufferCount = 0;
     return NEXT(queue, vkQueueSubmit)(queue, 1, &empty, fence);
   }
-  return NEXT(queue, vkQueueSubmit)(queue, n, submits, fence);
+  if (!setting("FAULT_TIME")) return NEXT(queue, vkQueueSubmit)(queue, n, submits, fence);
+  unsigned long long before = taken_ms();
+  VkResult result = NEXT(queue, vkQueueSubmit)(queue, n, submits, fence);
+  NEXT(queue, vkQueueWaitIdle)(queue);
+  unsigned long long took = taken_ms() - before;
+  if (took > slowest_ms) slowest_ms = took;
+  return result;
 }
 
 static VKAPI_ATTR VkResult VKAPI_CALL wait_semaphores(VkDevice device, const VkSemaphoreWaitInfo *info, uint64_t timeout) {
