@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use program::{Ran, Sandbox, Tensor, fixture, rows, write_tensors};
+use program::{Ran, Sandbox, Tensor, fixture, rows, smallest_study, write_tensors};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -456,6 +456,27 @@ fn evaluations_and_local_judges_go_on_too() {
             fs::remove_dir_all(s.path("lost")).unwrap();
         }
         fs::remove_dir_all(s.path("whole")).unwrap();
+    }
+}
+
+/// In each of its parts: answers sampled, training, evaluation.
+#[test]
+fn a_study_goes_on_too() {
+    let Some(tools) = Tools::get() else { return };
+    let s = Sandbox::new();
+    let study = s.write("study.toml", smallest_study());
+    let (whole, counts) = tools.run(&s, &[], &["study", &study, "--output-dir", "whole"]);
+    whole.ok();
+    let submissions = counts["submissions"].as_u64().unwrap();
+    for part in [1, 3, 5, 7] {
+        let at = submissions * part / 8;
+        let (ran, _) = tools.run(&s, &[("FAULT_LOST_SUBMIT", at)], &["study", &study, "--output-dir", "lost"]);
+        assert!(ran.ok().stderr.contains("attempt 1 of 3"), "at {at}");
+        for name in ["results.json", "data/DPO.jsonl", "joint/preferences.jsonl", "sample/comparisons.jsonl"] {
+            let [a, b] = ["whole", "lost"].map(|dir| placeless(&s.path(dir).join(name)));
+            assert!(a == b, "at {at}: {name} differs");
+        }
+        fs::remove_dir_all(s.path("lost")).unwrap();
     }
 }
 

@@ -9,48 +9,11 @@ use std::time::{Duration, Instant};
 
 use jointwise::eval::tasks::{Split, rows};
 use jointwise::rng::Rng;
-use program::{Ran, Sandbox};
+use program::{Ran, Sandbox, smallest_study};
 use serde_json::{Value, json};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A study in which nothing takes long: one training a method, of two steps.
-fn smallest() -> String {
-    let model = root().join("models/demo");
-    format!(
-        r#"
-        model = {model:?}
-        seeds = [0]
-        [tasks]
-        prompts = 12
-        test = 6
-        [sample]
-        temperature = 1.0
-        max-new-tokens = 12
-        [judge]
-        grader = true
-        [joint]
-        pairs = 6
-        [train]
-        batch-size = 4
-        max-steps = 2
-        save-steps = 1
-        [[methods]]
-        name = "DPO"
-        objective = "dpo"
-        conditional = 1.0
-        [[methods]]
-        name = "JPO"
-        conditional = 0.5
-        joint = 0.5
-        [evaluate]
-        grader = true
-        temperatures = [0.0]
-        max-new-tokens = 12
-        "#
-    )
 }
 
 fn read(dir: &str, file: &str) -> String {
@@ -122,7 +85,8 @@ fn the_miniature_study_runs_to_its_report() {
 #[test]
 fn killed_at_any_moment_it_ends_the_same() {
     let sandbox = Sandbox::new();
-    let (file, whole, out) = (sandbox.write("study.toml", smallest()), sandbox.text("whole"), sandbox.text("killed"));
+    let (file, whole, out) =
+        (sandbox.write("study.toml", smallest_study()), sandbox.text("whole"), sandbox.text("killed"));
     let started = Instant::now();
     sandbox.run(&["study", &file, "--output-dir", &whole]).ok();
     let length = started.elapsed();
@@ -140,13 +104,13 @@ fn killed_at_any_moment_it_ends_the_same() {
         assert_eq!(read(&out, file), read(&whole, file), "{file}");
     }
     // The comparison sees a difference.
-    let other = sandbox.write("other.toml", smallest().replace("seeds = [0]", "seeds = [1]"));
+    let other = sandbox.write("other.toml", smallest_study().replace("seeds = [0]", "seeds = [1]"));
     sandbox.run(&["study", &other, "--output-dir", &sandbox.text("other")]).ok();
     assert_ne!(results(&sandbox.text("other")), results(&whole));
     // And a study that has changed is not mixed with what was done.
     let resumed = sandbox.run(&["study", &other, "--output-dir", &whole, "--resume"]);
     assert_eq!(resumed.status, 0, "other seeds are other trainings: {}", resumed.stderr);
-    let changed = sandbox.write("changed.toml", smallest().replace("temperature = 1.0", "temperature = 0.9"));
+    let changed = sandbox.write("changed.toml", smallest_study().replace("temperature = 1.0", "temperature = 0.9"));
     sandbox.run(&["study", &changed, "--output-dir", &whole, "--resume"]).said(2, &["--resume", "sample.json", "0.9"]);
 }
 
@@ -234,7 +198,7 @@ fn preferences_at_hand_take_the_place_of_a_judge() {
 #[test]
 fn a_dry_run_tells_and_does_nothing() {
     let sandbox = Sandbox::new();
-    let file = sandbox.write("study.toml", smallest());
+    let file = sandbox.write("study.toml", smallest_study());
     let before = sandbox.listing();
     let told = sandbox.run(&["study", &file, "--output-dir", &sandbox.text("out"), "--dry-run", "--json"]).ok();
     assert_eq!(sandbox.listing(), before);
@@ -289,7 +253,7 @@ fn a_study_that_is_wrong_is_refused_by_its_key() {
     let sandbox = Sandbox::new();
     let out = sandbox.text("out");
     let refused = |from: &str, to: &str, parts: &[&str]| {
-        let text = smallest();
+        let text = smallest_study();
         assert!(text.contains(from), "{from}");
         let file = sandbox.write("study.toml", text.replacen(from, to, 1));
         sandbox.refused(&["study", &file, "--output-dir", &out], &[&["study.toml"], parts].concat());
@@ -319,7 +283,7 @@ fn a_study_that_is_wrong_is_refused_by_its_key() {
     // Rows that are read after the first stages are looked at before them.
     let named = |section: &str, data: &str| format!("[{section}]\n        data = [\"{data}\"]");
     let conditional = |data: &str, rest: &[&str]| {
-        let text = smallest();
+        let text = smallest_study();
         let (before, after) = text.split_once("[sample]").expect("a sample");
         let after = after.split_once("[joint]").expect("joint").1.split_once("[train]").expect("train").1;
         let after = after.replace("joint = 0.5", "on-bad-row = \"skip\"");
@@ -332,8 +296,10 @@ fn a_study_that_is_wrong_is_refused_by_its_key() {
     #[cfg(unix)]
     conditional("/dev/zero", &["/dev/zero", "is no regular file"]);
     let with_data = |from: &str, parts: &[&str]| {
-        let file = sandbox
-            .write("study.toml", smallest().replacen(from, &format!("{from}\n        data = [\"own.jsonl\"]"), 1));
+        let file = sandbox.write(
+            "study.toml",
+            smallest_study().replacen(from, &format!("{from}\n        data = [\"own.jsonl\"]"), 1),
+        );
         sandbox.refused(&["study", &file, "--output-dir", &out], parts);
     };
     with_data("[sample]", &["own.jsonl:2", "malformed JSON"]);

@@ -258,3 +258,40 @@ pub fn metrics(out: &Path) -> Vec<Value> {
     }
     lines
 }
+
+/// A study in which nothing takes long: one training a method, of two steps.
+pub fn smallest_study() -> String {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    format!(
+        r#"
+        model = {model:?}
+        seeds = [0]
+        [tasks]
+        prompts = 12
+        test = 6
+        [sample]
+        temperature = 1.0
+        max-new-tokens = 12
+        [judge]
+        grader = true
+        [joint]
+        pairs = 6
+        [train]
+        batch-size = 4
+        max-steps = 2
+        save-steps = 1
+        [[methods]]
+        name = "DPO"
+        objective = "dpo"
+        conditional = 1.0
+        [[methods]]
+        name = "JPO"
+        conditional = 0.5
+        joint = 0.5
+        [evaluate]
+        grader = true
+        temperatures = [0.0]
+        max-new-tokens = 12
+        "#
+    )
+}
