@@ -261,8 +261,8 @@ impl Gpu {
             required_features: adapter.features() & wanted,
             required_limits: adapter.limits(),
             experimental_features,
-            // Larger buffers get allocations of their own, so that no more is taken than is planned; these blocks are for small ones.
-            memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: 8 << 20..32 << 20 },
+            // Buffers larger than a block get allocations of their own: the smallest blocks that there are, 4 MiB, leave the least empty.
+            memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: 4 << 20..8 << 20 },
             ..Default::default()
         };
         let closed = |reason: String| Error::Device(format!("{} cannot be opened: {reason}", summary.title()));
