@@ -222,6 +222,8 @@ fn judges_whose_rates_are_known() {
         let method = &found["methods"][0];
         assert_eq!((rate(&found, 0), &method["ties"], &method["flips"]), (0.5, &json!(N), &json!(flips)), "{command}");
         assert_eq!(method["win_rate"]["mean"]["low"], 0.5);
+        let page = text(&s, "out/report.html");
+        assert_eq!(page.contains(&format!("{N} of {N} ties are flips")), flips > 0, "{command}");
         assert_eq!(method["length_controlled"]["value"].as_f64().map(|x| (x - 0.5).abs() < 1e-9), Some(true));
     }
     // Nonsense has no part in a rate.
@@ -234,7 +236,9 @@ fn judges_whose_rates_are_known() {
     fs::remove_file(s.path("out/answers.jsonl")).unwrap();
     let broken = ["--temperatures", "1", "--resume", "--command", "echo no >&2; exit 3"];
     s.run(&args(&broken)).said(1, &["10 questions in a row"]);
-    s.run(&args(&["--temperatures", "1", "--resume", "--grader"])).said(2, &["--resume", "another judge"]);
+    // Nothing was answered: another judge may go on.
+    s.run(&args(&["--temperatures", "1", "--resume", "--grader"])).ok();
+    s.run(&args(&["--temperatures", "1", "--resume", "--command", "echo tie"])).said(2, &["--resume", "another judge"]);
 }
 
 /// Says that the longer output is better, each time after a while.
