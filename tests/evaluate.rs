@@ -198,10 +198,11 @@ fn judges_whose_rates_are_known() {
     let s = sandbox();
     s.run(&args(&["--no-judge", "--temperatures", "1"])).ok();
     assert!(!s.path("out/results.json").exists() && s.path("out/alpaca_eval/model-t1-s0.json").exists());
-    let mut expected = 0.0;
+    let (mut expected, mut n_same) = (0.0, 0);
     for (row, gold) in lines(&s, "out/responses/model-t1-s0.jsonl").iter().zip(lines(&s, "test.jsonl")) {
-        let [ours, theirs] =
-            [&row["response"], &gold["gold_response"]].map(|t| t.as_str().unwrap().trim().chars().count());
+        let texts = [&row["response"], &gold["gold_response"]].map(|t| t.as_str().unwrap().trim());
+        n_same += usize::from(texts[0] == texts[1]);
+        let [ours, theirs] = texts.map(|text| text.chars().count());
         expected += if ours > theirs { 1.0 } else { f64::from(u8::from(ours == theirs)) / 2.0 };
     }
     expected /= N as f64;
@@ -217,24 +218,28 @@ fn judges_whose_rates_are_known() {
     assert_eq!(rate(&shorter, 0), 1.0 - expected);
     assert!(expected != 0.5, "the two cannot be told apart");
     // Whoever always says the same letter, or neither, says nothing: ties are a half, exactly.
-    for (command, flips) in [("echo '(a)'", N), ("echo '(b)'", N), ("echo tie", 0)] {
+    for (command, flips) in [("echo '(a)'", N - n_same), ("echo '(b)'", N - n_same), ("echo tie", 0)] {
         let found = results("half", command);
         let method = &found["methods"][0];
         assert_eq!((rate(&found, 0), &method["ties"], &method["flips"]), (0.5, &json!(N), &json!(flips)), "{command}");
         assert_eq!(method["win_rate"]["mean"]["low"], 0.5);
+        let page = text(&s, "out/report.html");
+        assert_eq!(page.contains(&format!("{} of {N} ties are flips", N - n_same)), flips > 0, "{command}");
         assert_eq!(method["length_controlled"]["value"].as_f64().map(|x| (x - 0.5).abs() < 1e-9), Some(true));
     }
     // Nonsense has no part in a rate.
     let found = results("mumbler", "echo hm");
     assert_eq!(
         (&found["methods"][0]["no_answer"], &found["methods"][0]["win_rate"]["mean"]["value"]),
-        (&json!(N), &Value::Null)
+        (&json!(N - n_same), &json!(0.5))
     );
     // A judge that breaks down loses nothing, and is told.
     fs::remove_file(s.path("out/answers.jsonl")).unwrap();
     let broken = ["--temperatures", "1", "--resume", "--command", "echo no >&2; exit 3"];
     s.run(&args(&broken)).said(1, &["10 questions in a row"]);
-    s.run(&args(&["--temperatures", "1", "--resume", "--grader"])).said(2, &["--resume", "another judge"]);
+    // Nothing was answered: another judge may go on.
+    s.run(&args(&["--temperatures", "1", "--resume", "--grader"])).ok();
+    s.run(&args(&["--temperatures", "1", "--resume", "--command", "echo tie"])).said(2, &["--resume", "another judge"]);
 }
 
 /// Says that the longer output is better, each time after a while.
@@ -276,7 +281,7 @@ fn an_endpoint_is_asked_once_its_cost_is_known() {
     }
     let found = json_of(&s, "out/results.json");
     assert_eq!((judged.len(), rate(&found, 0), &found["judge"]), (N, won / N as f64, &json!("m")));
-    assert_eq!(server.requests().len(), 2 * (N - same) + same, "both orders, once for two equal texts");
+    assert_eq!(server.requests().len(), 2 * (N - same), "both orders, and nobody is asked about two equal texts");
     assert!(server.times_asked().iter().all(|&n| n == 1));
 }
 
@@ -426,10 +431,10 @@ fn killed_and_resumed_is_uninterrupted() {
     };
     run(&of("whole"), &[]).ok();
     let n_asked = lines_of(&s.path("asked"));
-    // What is compared with itself is one question, whatever the order.
+    // Nobody is asked about what is compared with itself.
     let is_same = |row: &Value| row["response_0"] == row["response_1"];
     let n_same = lines(&s, "whole/judged/model-t1-s3.jsonl").iter().filter(|row| is_same(row)).count();
-    assert_eq!(n_asked, 2 * N - n_same);
+    assert_eq!(n_asked, 2 * (N - n_same));
     fs::remove_file(s.path("asked")).unwrap();
 
     let files = [

@@ -175,12 +175,41 @@ fn rates_by_temperature_and_by_length() {
     let tables = show::tables(&found);
     let heads: Vec<&str> = tables.iter().map(|t| t.caption.as_str()).collect();
     assert_eq!(heads[1..], ["Win rate by temperature", "Win rate by ratio of lengths", "Every run"]);
-    assert!(tables[0].note.contains("2 comparisons have no verdict"), "{}", tables[0].note);
+    assert_eq!((tables[0].head[6].as_str(), tables[0].rows[0][6].as_str()), ("no verdict", "2"));
+    assert!(show::warnings(&found).is_empty(), "{:?}", show::warnings(&found));
     for table in &tables {
         assert!(table.rows.iter().all(|row| row.len() == table.head.len()), "{}", table.caption);
     }
     assert_eq!(tables[2].rows[0][2], "–");
     assert_eq!(show::figures(&found)[2].groups[1].bars, [None]);
+}
+
+#[test]
+fn a_judge_that_goes_by_the_order_or_says_nothing_is_warned_of() {
+    let of = |n_flips: usize, n_ties: usize, n_missing: usize| {
+        let outcomes = (0..20).map(|i| {
+            let verdict = match i {
+                _ if i < n_ties => Verdict::Tie,
+                _ if i < n_ties + n_missing => Verdict::NoAnswer,
+                _ => Verdict::First,
+            };
+            Outcome { is_flip: i < n_flips, ..outcome(i, verdict, [10, 20]) }
+        });
+        let found = evaluate(&[run("m", 0, 1.0, outcomes.collect())], 20, "gold", "test", BOOTSTRAP);
+        let table = &show::tables(&found)[0];
+        assert_eq!(
+            (&table.head[5], &table.rows[0][5], &table.rows[0][6]),
+            (&"flips".to_string(), &n_flips.to_string(), &n_missing.to_string())
+        );
+        let warnings = show::warnings(&found);
+        assert!(warnings.iter().all(|warning| table.note.contains(warning)), "the page has them, too: {}", table.note);
+        warnings.join("; ")
+    };
+    assert!(of(20, 20, 0).contains("20 of 20 ties are flips"));
+    assert!(of(0, 0, 5).contains("5 of 20 comparisons (25 %) have no verdict"));
+    for (flips, ties, missing) in [(0, 20, 0), (4, 8, 0), (3, 3, 0), (0, 0, 4)] {
+        assert_eq!(of(flips, ties, missing), "", "{flips} {ties} {missing}");
+    }
 }
 
 #[test]

@@ -198,12 +198,8 @@ fn what_was_paid_for_is_kept_when_the_endpoint_breaks_down() {
     assert_eq!(lines(&s, "out/annotated.jsonl").len(), 7);
     let wrong = run(&s, &args(&server, &[]));
     wrong.said(2, &["--output-dir", "not empty"]);
-    // Another port is another endpoint: the answers are not mixed.
+    // Another port is another address of the same judge.
     let other = Server::start(|_, _| Act::Judge);
-    run(&s, &args(&other, &["--resume"])).said(2, &["--resume", "another judge", "endpoint"]);
-    assert!(other.requests().is_empty());
-    let answers = file(&s, "out/answers.jsonl").replace(&server.url, &other.url);
-    fs::write(s.path("out/answers.jsonl"), answers).unwrap();
     let ran = run(&s, &args(&other, &["--resume"])).ok();
     assert!(ran.stderr.contains("13 answers of an earlier run kept, 27 to ask"), "{}", ran.stderr);
     assert_eq!(other.requests().len(), 27);
@@ -253,12 +249,13 @@ fn nonsense_is_counted_and_asked_again_next_time() {
             |n, _| if [2, 3, 7].contains(&n) { Act::Say("As an AI, I like both.".into()) } else { Act::Judge },
         );
     let s = sandbox(5);
-    let ran = run(&s, &args(&server, &["--concurrency", "1", "--json"])).ok();
+    let warm = |more: &[&'static str]| args(&server, &[&["--temperature", "0.5"], more].concat());
+    let ran = run(&s, &warm(&["--concurrency", "1", "--json"])).ok();
     assert_eq!(ran.lines()[0]["no_answer"], 2, "{}", ran.stdout);
     assert!(ran.stderr.contains("rows.jsonl:2, order ab: no answer: `As an AI, I like both.`"), "{}", ran.stderr);
     let row = &lines(&s, "out/annotated.jsonl")[1];
     assert_eq!((&row["verdict"], &row["answers"]), (&json!("no_answer"), &json!([null, null])));
-    let ran = run(&s, &args(&server, &["--resume", "--json"])).ok();
+    let ran = run(&s, &warm(&["--resume", "--json"])).ok();
     assert_eq!((&ran.lines()[0]["asked"], &ran.lines()[0]["no_answer"]), (&json!(3), &json!(0)));
     assert_eq!(server.requests().len(), 13);
     assert_eq!(results(&s), good);

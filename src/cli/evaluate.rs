@@ -153,6 +153,7 @@ fn run_once(mut args: EvaluateArgs, (clock, started): (Instant, SystemTime)) -> 
         true => say!("{text}")?,
         false => show::tables(&found).iter().try_for_each(|table| say!("{}", text_table(table)))?,
     }
+    show::warnings(&found).iter().for_each(|warning| note!("warning: {warning}"));
     note!("results.json, report.html and the rows behind them are in {}", out.display());
     match failed {
         0 => Ok(Finished::Whole),

@@ -1,12 +1,15 @@
 //! `judge`: preferences from a model, a program, the demo's grader or a person.
 
+mod dry_run;
 pub(super) mod flags;
+mod progress;
 mod unsure;
 pub(super) mod who;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::Finished;
@@ -19,12 +22,13 @@ use crate::data::bad_rows::BadRows;
 use crate::data::comparisons::{Comparison, Mode, read_comparisons};
 use crate::data::rows::{FieldMap, Purpose, read_row_file};
 use crate::error::{Error, Result};
-use crate::eval::acquire::{Acquired, Event, acquire, pending, questions};
+use crate::eval::acquire::{Acquired, Event, acquire, is_same_twice, pending, questions};
 use crate::eval::journal::{ANSWERS, Journal};
-use crate::eval::judge::endpoint::{Endpoint, WITHOUT_FORMAT};
+use crate::eval::judge::endpoint::Endpoint;
 use crate::eval::judge::{Judge, Question, Reply, Usage};
 use crate::eval::strata::{Preference, Stratum, draw};
 use crate::eval::tasks::rows::write;
+use progress::{Progress, with_counts};
 use unsure::Unsure;
 use who::Asked;
 
@@ -41,7 +45,7 @@ pub fn run(args: JudgeArgs) -> Result<Finished> {
     let args = with_config(args, config.as_deref(), "judge")?;
     flags::one_judge(&args)?;
     flags::check(&args)?;
-    let out = match (&args.output_dir, args.ask.estimate) {
+    let out = match (&args.output_dir, args.ask.estimate || args.dry_run.is_some()) {
         (Some(out), _) => out.clone(),
         (None, true) => PathBuf::new(),
         (None, false) => return Err(Error::flag("output-dir", "is missing: where answers are written")),
@@ -54,13 +58,17 @@ pub fn run(args: JudgeArgs) -> Result<Finished> {
 }
 
 fn run_once(args: &JudgeArgs, out: &Path) -> Result<Finished> {
-    let _folder = if args.ask.estimate { None } else { Some(OutputFolder::open(out, args.resume)?) };
+    let _folder =
+        if args.ask.estimate || args.dry_run.is_some() { None } else { Some(OutputFolder::open(out, args.resume)?) };
     let comparisons = comparisons(args, out)?;
     let mode = comparisons[0].mode;
     let asked = Asked::of(args, mode)?;
     let stop = stop_on_ctrl_c("ending after the questions under way, whose answers are kept");
     let task = Task { args, out, comparisons: &comparisons, stop, flag: |name| name };
-    asked.with(args, &mut None, |judge, endpoint| task.ask(judge, endpoint))
+    asked.with(args, &mut None, |judge, endpoint| match args.dry_run {
+        Some(n) => dry_run::ask(args, judge, &questions(&comparisons), n, stop).map(Finished::from),
+        None => task.ask(judge, endpoint),
+    })
 }
 
 /// The rows to judge, read or drawn.
@@ -147,7 +155,8 @@ impl Task<'_> {
         }
         let mut journal = Journal::open(&out.join(ANSWERS), judge)?;
         journal.notes().iter().for_each(|note| note!("note: {note}"));
-        if args.resume && journal.is_empty() && out.join(ANNOTATED).exists() {
+        let was_judged = || out.join(ANNOTATED).metadata().is_ok_and(|file| file.len() > 0);
+        if args.resume && journal.is_empty() && was_judged() {
             note!(
                 "note: {}: the answers of the earlier run are gone: everything is asked again",
                 out.join(ANSWERS).display()
@@ -190,9 +199,14 @@ impl Task<'_> {
 
     /// Asks what the journal has no answer to; each answer is on disk at once.
     pub fn acquire(&self, judge: &dyn Judge, journal: &mut Journal, total: usize) -> Acquired {
-        let bar = if self.args.ask.person { indicatif::ProgressBar::hidden() } else { bar(total, "judging") };
-        let (mut spent, mut unsure) = (Usage::default(), Unsure::default());
-        let (mut is_told, mut has_format, mut troubles) = (false, true, 0);
+        if let n @ 1.. = self.comparisons.iter().filter(|comparison| is_same_twice(comparison)).count() {
+            let are = if n == 1 { "is a tie" } else { "are ties" };
+            note!("note: {} of the same text twice {are}, and not asked about", counted(n, "comparison"));
+        }
+        let is_person = self.args.ask.person;
+        let bar = if is_person { ProgressBar::hidden() } else { with_counts(bar(total, "judging")) };
+        let (mut progress, mut unsure) = (Progress::default(), Unsure::default());
+        let (mut is_told, mut troubles) = (false, 0);
         // All of them are in the file of answers.
         let mut trouble = |text: String| {
             troubles += 1;
@@ -203,26 +217,32 @@ impl Task<'_> {
         let acquired = acquire(self.comparisons, judge, journal, self.stop, &mut |event: &Event<'_>| {
             bar.set_position(event.done as u64);
             match event.reply {
-                Reply::Failed(reason) | Reply::Unfit(reason) => {
+                Reply::Failed(reason) | Reply::Unfit(reason) | Reply::Rejected(reason) => {
                     trouble(format!("{}: {reason}", event.question.told()));
                 }
                 Reply::Answer(answer) => {
-                    spent.add(answer.usage.unwrap_or_default());
+                    progress.spent.add(answer.usage.unwrap_or_default());
                     // A person who skips has said so.
-                    if !self.args.ask.person
-                        && let Some(why) = unsure.add(answer)
-                    {
+                    if !is_person && let Some(why) = unsure.add(answer) {
                         trouble(format!("{}: {why}", event.question.told()));
                     }
+                    if let Some(text) = progress.answer(answer.choice).filter(|_| !is_person) {
+                        bar.suspend(|| note!("note: {text}"));
+                    }
                 }
-                Reply::Repeat(reason) if reason == WITHOUT_FORMAT && std::mem::take(&mut has_format) => {
-                    bar.suspend(|| {
-                        note!("note: the endpoint does not take response_format: answers are text (--answer-format)")
-                    });
+                Reply::Unread { usage, .. } => progress.spent.add(usage.unwrap_or_default()),
+                Reply::Spent(usage) => progress.spent.add(*usage),
+                Reply::Noted(text) => bar.suspend(|| note!("note: {text}")),
+                Reply::Repeat(kind) => {
+                    if let Some(text) = progress.repeat(event.question, kind, self.flag) {
+                        bar.suspend(|| note!("note: {text}"));
+                    }
                 }
-                Reply::Repeat(_) | Reply::Undone => {}
+                Reply::Undone => {}
             }
-            let over = cost(self.args, &spent).zip(self.args.ask.max_cost).is_some_and(|(cost, most)| cost >= most);
+            let cost = cost(self.args, &progress.spent);
+            bar.set_message(progress.text(cost));
+            let over = cost.zip(self.args.ask.max_cost).is_some_and(|(cost, most)| cost >= most);
             if over && event.done < event.total && !std::mem::replace(&mut is_told, true) {
                 bar.suspend(|| note!("--max-cost is reached: ending after the questions under way"));
                 self.stop.store(true, Ordering::Relaxed);

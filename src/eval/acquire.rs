@@ -10,10 +10,13 @@ use super::judge::verdict_reader::NoVerdict;
 use super::judge::{Answer, Choice, Judge, Order, Question, Reply, Usage, Verdict, is_flip};
 use super::tasks::rows::PreferenceRow;
 use crate::data::comparisons::Comparison;
-use crate::error::Error;
+use crate::error::{Error, one_line};
 
 /// Questions that may fail one behind the other before asking ends: the judge, not the rows, is then at fault.
 pub const MOST_FAILURES: usize = 10;
+
+/// Answers that may be unreadable one behind the other before asking ends: they are paid for, and a better question costs less.
+pub const MOST_UNREAD: usize = 20;
 
 /// A comparison with its answers.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -141,18 +144,27 @@ pub struct Event<'a> {
     pub total: usize,
 }
 
-/// Both orders of every comparison, row by row; a comparison that stands in several rows is asked once.
+/// Whether there is nothing to choose between: such a comparison is a tie, about which nobody is asked.
+pub fn is_same_twice(comparison: &Comparison) -> bool {
+    comparison.sides[0] == comparison.sides[1]
+}
+
+/// Both orders of every comparison whose sides differ, row by row; a comparison that stands in several rows is asked once.
 pub fn questions(comparisons: &[Comparison]) -> Vec<Question<'_>> {
     let mut seen = HashSet::new();
-    let all = comparisons.iter().flat_map(|comparison| Order::ALL.map(|order| Question { comparison, order }));
+    let differing = comparisons.iter().filter(|comparison| !is_same_twice(comparison));
+    let all = differing.flat_map(|comparison| Order::ALL.map(|order| Question { comparison, order }));
     all.filter(|question| seen.insert(question.key())).collect()
 }
 
-/// Those that still have no letter.
+/// Those that still have no letter; behind them the ones that failed before, so that no row that always fails keeps others from being asked.
 pub fn pending<'a>(comparisons: &'a [Comparison], journal: &Journal) -> Vec<Question<'a>> {
-    let mut all = questions(comparisons);
-    all.retain(|question| journal.answer(&question.key()).is_none_or(|answer| answer.choice.is_none()));
-    all
+    let is_open =
+        |key: &str| journal.answer(key).is_none_or(|answer| answer.choice.is_none()) && !journal.is_settled(key);
+    let all = questions(comparisons).into_iter().map(|question| (question.key(), question));
+    let (failed, fresh): (Vec<_>, Vec<_>) =
+        all.filter(|(key, _)| is_open(key)).partition(|(key, _)| journal.has_failed(key));
+    fresh.into_iter().chain(failed).map(|(_, question)| question).collect()
 }
 
 /// Asks what has no answer yet. Each answer is on disk before `watch` sees it. `stop` ends the run: what is under way is still kept. What goes
@@ -167,32 +179,54 @@ pub fn acquire(
     let questions = pending(comparisons, journal);
     let total = questions.len();
     let mut acquired = Acquired { reused: journal.len(), ..Acquired::default() };
-    let (mut in_a_row, mut done) = (0, 0);
+    let (mut in_a_row, mut unread, mut done) = (0, 0, 0);
     let mut failures: BTreeMap<usize, Failure> = BTreeMap::new();
     let mut answered = vec![false; total];
     if total > 0 && !stop.load(Ordering::Relaxed) {
         let ended = judge.ask(&questions, stop, &mut |i, reply| {
             let question = &questions[i];
             let mut result = Ok(());
+            let mut is_unread = |why: String| {
+                unread += 1;
+                match unread == MOST_UNREAD {
+                    true => Err(unreadable(question, &why)),
+                    false => Ok(()),
+                }
+            };
             match &reply {
                 Reply::Answer(answer) => {
                     journal.keep(question, answer.clone())?;
+                    match (answer.choice, answer.no_verdict) {
+                        (None, Some(why)) => result = is_unread(format!("{}: {}", why.told(), answer.end())),
+                        _ => unread = 0,
+                    }
                     acquired.usage.add(answer.usage.unwrap_or_default());
                     failures.remove(&i);
                     (in_a_row, done, answered[i]) = (0, done + 1, true);
                 }
-                Reply::Failed(reason) | Reply::Unfit(reason) => {
+                Reply::Failed(reason) | Reply::Unfit(reason) | Reply::Rejected(reason) => {
                     journal.failed(question, reason)?;
                     failures.insert(i, (question.told(), reason.clone()));
                     done += 1;
-                    in_a_row += usize::from(matches!(reply, Reply::Failed(_)));
-                    if in_a_row == MOST_FAILURES {
+                    let is_judges = match reply {
+                        Reply::Failed(_) => true,
+                        Reply::Rejected(_) => journal.is_empty(),
+                        _ => false,
+                    };
+                    in_a_row += usize::from(is_judges);
+                    if is_judges && in_a_row == MOST_FAILURES {
                         let last = format!("{}: {reason}", question.told());
                         result = Err(Error::Judge(format!(
                             "{in_a_row} questions in a row have no answer; the last: {last}"
                         )));
                     }
                 }
+                Reply::Unread { reason, usage } => {
+                    acquired.usage.add(usage.unwrap_or_default());
+                    result = is_unread(reason.clone());
+                }
+                Reply::Spent(usage) => acquired.usage.add(*usage),
+                Reply::Noted(_) => {}
                 Reply::Repeat(reason) => *acquired.repeats.entry(reason.clone()).or_default() += 1,
                 Reply::Undone => {
                     journal.undo(question)?;
@@ -211,9 +245,22 @@ pub fn acquire(
     acquired
 }
 
+/// What ends a run whose answers cannot be read.
+fn unreadable(question: &Question<'_>, why: &str) -> Error {
+    Error::Judge(format!(
+        "{MOST_UNREAD} answers in a row cannot be read; the last: {}: {}. Another --prompt or --answer-format, or a higher limit on an \
+         answer's tokens, may help; a server that answers in another form needs another --endpoint",
+        question.told(),
+        one_line(why)
+    ))
+}
+
 /// The answers that a file has, row by row.
 pub fn judged(comparisons: &[Comparison], journal: &Journal) -> Vec<Judged> {
     let of = |comparison| {
+        if is_same_twice(comparison) {
+            return Judged { answers: Order::ALL.map(|_| Some(Choice::Tie.into())) };
+        }
         let answers = Order::ALL.map(|order| journal.answer(&Question { comparison, order }.key()).cloned());
         Judged { answers }
     };

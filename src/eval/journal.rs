@@ -9,104 +9,26 @@
 //!
 //! A later line about the same question replaces an earlier one; one that failed replaces nothing. Texts are kept, and read anew whenever the
 //! file is opened: which verdict a text holds is this version's reading, not that of the version that asked.
-//! Lines but the first end with a checksum.
+//! Lines but the first end with a checksum. A later `judge` line says that the same judge was reached elsewhere, or might write more from there on.
 
-use std::collections::HashMap;
+mod identity;
+mod lines;
+
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, TryLockError};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::judge::{Answer, Judge, Question};
+use super::judge::{Answer, Choice, Judge, Question};
 use crate::error::{Error, Result};
 use crate::files::open_log;
-use crate::train::tensorboard::crc32c;
+use identity::{Kinship, address, kinship, longest_answer};
+pub use lines::{Recovered, sealed};
 
 /// The file's name.
 pub const ANSWERS: &str = "answers.jsonl";
-
-/// The last key of a line that has a checksum: CRC-32C, in hexadecimal, of the line without it.
-const CHECKSUM: &str = "crc32c";
-
-fn checksum_entry(object: &str) -> String {
-    format!(",\"{CHECKSUM}\":\"{:08x}\"}}", crc32c(object.as_bytes()))
-}
-
-/// Writes a JSON object that is not empty as a line with a checksum.
-pub fn sealed(object: &Value) -> String {
-    let text = object.to_string();
-    format!("{}{}\n", text.strip_suffix('}').unwrap_or(&text), checksum_entry(&text))
-}
-
-/// Takes the checksum out of a line's object. True where it fits the line, or the line has none.
-fn is_as_written(line: &[u8], object: &mut Map<String, Value>) -> bool {
-    if object.shift_remove(CHECKSUM).is_none() {
-        return true;
-    }
-    let Ok(text) = std::str::from_utf8(line.trim_ascii_end()) else { return false };
-    let n_entry = checksum_entry("{}").len();
-    let Some((head, entry)) = text.len().checked_sub(n_entry).and_then(|at| text.split_at_checked(at)) else {
-        return false;
-    };
-    checksum_entry(&format!("{head}}}")) == entry
-}
-
-/// Whole lines of a JSONL text, with their numbers from 1, and what the last line is where a crash cut it short: it has no newline, and is no
-/// object. Blank lines are skipped.
-#[derive(Debug, Default)]
-pub struct Recovered {
-    /// Line numbers and objects.
-    pub lines: Vec<(usize, Map<String, Value>)>,
-    /// Bytes that they take.
-    pub whole_bytes: usize,
-    /// The number of the half-written last line, and its bytes.
-    pub cut: Option<(usize, usize)>,
-}
-
-impl Recovered {
-    /// Of a file's bytes; `path` is for messages.
-    ///
-    /// # Errors
-    /// [`Error::Line`] for a line that is no object, unless it is the last and unfinished; for one whose checksum does not fit.
-    pub fn of(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let mut found = Self::default();
-        for (i, line) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
-            let finished = line.ends_with(b"\n");
-            if finished && line.trim_ascii().is_empty() {
-                found.whole_bytes += line.len();
-                continue;
-            }
-            match serde_json::from_slice::<Map<String, Value>>(line) {
-                // An object that lacks no more than its newline is whole for a reader; the writer gives it one.
-                Ok(mut object) => {
-                    if !is_as_written(line, &mut object) {
-                        let reason = format!(
-                            "is damaged: its {CHECKSUM} does not fit. Remove it (of responses: with the lines behind it), and it is made again; \
-                             or its {CHECKSUM} alone, and it is taken as it is"
-                        );
-                        return Err(Error::line(path, i + 1, reason));
-                    }
-                    found.lines.push((i + 1, object));
-                    found.whole_bytes += line.len();
-                }
-                Err(_) if !finished => found.cut = Some((i + 1, line.len())),
-                Err(error) => {
-                    let reason = error.to_string();
-                    let reason = reason.split(" at line ").next().unwrap_or_default();
-                    return Err(Error::line(path, i + 1, format!("no JSON object: {reason}")));
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// "answers.jsonl:7: the last line was cut short: dropped".
-    pub fn note(&self, path: &Path) -> Option<String> {
-        let (line, bytes) = self.cut?;
-        Some(format!("{}:{line}: the last line was cut short after {bytes} bytes, and is dropped", path.display()))
-    }
-}
 
 /// An open file of answers. One program has it at a time.
 #[derive(Debug)]
@@ -114,8 +36,43 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     answers: HashMap<String, Answer>,
+    /// Keys of questions that failed and were not answered since.
+    failed: HashSet<String>,
+    /// Keys of questions that were answered without a verdict, within the present limit on an answer's tokens.
+    unclear: HashSet<String>,
+    /// The judge says the same when it is asked again.
+    repeats: bool,
     durable: bool,
     notes: Vec<String>,
+}
+
+/// Verdicts of kept texts that this version reads otherwise than the one that asked.
+#[derive(Debug, Default)]
+struct Changed {
+    turned: usize,
+    cleared: usize,
+    found: usize,
+}
+
+impl Changed {
+    fn add(&mut self, before: Option<Choice>, now: Option<Choice>) {
+        match (before, now) {
+            (None, _) => self.found += 1,
+            (Some(_), None) => self.cleared += 1,
+            (Some(_), Some(_)) => self.turned += 1,
+        }
+    }
+
+    fn note(&self, path: &Path) -> Option<String> {
+        let Self { turned, cleared, found } = self;
+        (turned + cleared + found > 0).then(|| {
+            format!(
+                "{}: this version reads the kept texts otherwise than the one that asked: {turned} verdicts are another one, {cleared} are no \
+                 answer now, {found} were none",
+                path.display()
+            )
+        })
+    }
 }
 
 /// The identity of the judge whose answers a file holds; `None` where there is no such file, or it holds none.
@@ -124,13 +81,6 @@ pub fn kept_identity(path: &Path) -> Option<Value> {
     BufReader::new(File::open(path).ok()?).read_line(&mut head).ok()?;
     let head: Map<String, Value> = serde_json::from_str(&head).ok()?;
     head.get("judge").cloned()
-}
-
-/// Tokens that an answer of this judge may have, over which fields of its own requests go.
-fn longest_answer(identity: &Value) -> Option<u64> {
-    let extra = &identity["extra"];
-    let own = if extra.get("max_tokens").is_some() { &extra["max_tokens"] } else { &identity["max_tokens"] };
-    [own, &extra["max_completion_tokens"]].into_iter().filter_map(Value::as_u64).max()
 }
 
 impl Journal {
@@ -157,78 +107,142 @@ impl Journal {
         if found.whole_bytes > 0 && bytes[found.whole_bytes - 1] != b'\n' {
             file.write_all(b"\n").map_err(fail)?;
         }
-        let mut journal = Self { path: path.into(), file, answers: HashMap::new(), durable: judge.is_costly(), notes };
-        let mut lines = found.lines.into_iter();
-        match lines.next() {
-            None => journal.write(&format!("{}\n", json!({"judge": judge.identity()})))?,
-            Some((line, head)) => journal.check(line, &head, &judge.identity())?,
+        let mut journal = Self {
+            path: path.into(),
+            file,
+            answers: HashMap::new(),
+            failed: HashSet::new(),
+            unclear: HashSet::new(),
+            repeats: judge.is_deterministic(),
+            durable: judge.is_costly(),
+            notes,
+        };
+        match journal.take_all(found.lines)? {
+            Some(was) => journal.go_on(&was, &judge.identity())?,
+            None => journal.begin(&judge.identity())?,
         }
-        for (line, object) in lines {
-            journal.take(object).map_err(|reason| Error::line(path, line, reason))?;
+        if journal.repeats && !journal.unclear.is_empty() {
+            journal.notes.push(format!(
+                "{}: {} without a verdict, kept and not asked again: at temperature 0 the judge would say the same (a higher limit on an \
+                 answer's tokens asks again)",
+                path.display(),
+                journal.unclear.len()
+            ));
         }
-        journal.read_again(longest_answer(&judge.identity()));
         Ok(journal)
     }
 
-    fn check(&self, line: usize, head: &Map<String, Value>, now: &Value) -> Result<()> {
-        let Some(was) = head.get("judge") else {
-            return Err(Error::line(&self.path, line, "field `judge` is missing: this is no file of answers"));
-        };
-        if was == now {
-            return Ok(());
-        }
-        let empty = Map::new();
-        let (old, new) = (was.as_object().unwrap_or(&empty), now.as_object().unwrap_or(&empty));
-        let differs = old.keys().chain(new.keys()).find(|name| old.get(*name) != new.get(*name));
-        let show = |value: Option<&Value>| value.map_or("nothing".into(), Value::to_string);
-        let name = differs.map_or("kind", String::as_str);
-        let reason = format!(
-            "{} holds answers of another judge: its `{name}` is {}, now it is {} (give the old value, or another --output-dir)",
-            self.path.display(),
-            show(old.get(name)),
-            show(new.get(name))
-        );
-        Err(Error::flag("resume", reason))
+    /// Begins the file with who is asked.
+    fn begin(&mut self, judge: &Value) -> Result<()> {
+        let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
+        emptied.map_err(|e| Error::file(&self.path, e))?;
+        self.write(&format!("{}\n", json!({"judge": judge})))
     }
 
-    fn take(&mut self, mut object: Map<String, Value>) -> std::result::Result<(), String> {
+    /// Takes the lines of a file in. Returns the identity of the judge that it was last written for; `None` for a file without lines.
+    fn take_all(&mut self, lines: Vec<(usize, Map<String, Value>)>) -> Result<Option<Value>> {
+        let mut lines = lines.into_iter();
+        let Some((line, mut head)) = lines.next() else { return Ok(None) };
+        let missing = || Error::line(&self.path, line, "field `judge` is missing: this is no file of answers");
+        let mut judge = head.remove("judge").ok_or_else(missing)?;
+        let mut changed = Changed::default();
+        for (line, mut object) in lines {
+            if let Some(next) = object.remove("judge") {
+                if longest_answer(&next) != longest_answer(&judge) {
+                    self.unclear.clear();
+                }
+                judge = next;
+                continue;
+            }
+            self.take(object, longest_answer(&judge), &mut changed)
+                .map_err(|reason| Error::line(&self.path, line, reason))?;
+        }
+        self.notes.extend(changed.note(&self.path));
+        Ok(Some(judge))
+    }
+
+    /// Goes on with the answers of `was`, where this is the judge that gave them, or where there is none yet.
+    fn go_on(&mut self, was: &Value, now: &Value) -> Result<()> {
+        let path = self.path.display();
+        match kinship(was, now) {
+            Kinship::Same => Ok(()),
+            Kinship::Moved => {
+                self.notes.push(format!(
+                    "{path}: its answers came from {}, the judge is at {} now",
+                    address(was),
+                    address(now)
+                ));
+                self.write(&sealed(&json!({"judge": now})))
+            }
+            Kinship::Longer => {
+                self.notes.push(format!(
+                    "{path}: answers may be longer than before: {} without a verdict are asked again",
+                    self.unclear.len()
+                ));
+                self.unclear.clear();
+                self.write(&sealed(&json!({"judge": now})))
+            }
+            Kinship::Other(name) if self.answers.is_empty() => {
+                self.notes.push(format!(
+                    "{path}: no question was answered yet, so that another judge may be asked (its `{name}` is another)"
+                ));
+                self.failed.clear();
+                self.begin(now)
+            }
+            Kinship::Other(name) => {
+                let show = |value: Option<&Value>| value.map_or("nothing".into(), Value::to_string);
+                let reason = format!(
+                    "{path} holds answers of another judge: its `{name}` is {}, now it is {} (give the old value, or another --output-dir)",
+                    show(was.get(&name)),
+                    show(now.get(&name))
+                );
+                Err(Error::flag("resume", reason))
+            }
+        }
+    }
+
+    /// Takes a line in. Its text is read anew: earlier versions took letters for verdicts that were none.
+    fn take(
+        &mut self,
+        mut object: Map<String, Value>,
+        longest: Option<u64>,
+        changed: &mut Changed,
+    ) -> std::result::Result<(), String> {
         let key = match object.get("key") {
             Some(Value::String(key)) => key.clone(),
             _ => return Err("field `key` is missing".into()),
         };
         if object.contains_key("failed") {
+            self.failed.insert(key);
             return Ok(());
         }
         if object.contains_key("undone") {
-            self.answers.remove(&key);
+            self.forget(&key);
             return Ok(());
         }
         ["key", "row", "order"].iter().for_each(|name| drop(object.remove(*name)));
-        let answer = serde_json::from_value(Value::Object(object)).map_err(|e| format!("no answer: {e}"))?;
-        self.answers.insert(key, answer);
+        let mut answer: Answer =
+            serde_json::from_value(Value::Object(object)).map_err(|e| format!("no answer: {e}"))?;
+        let before = answer.choice;
+        if answer.read_again(longest) {
+            changed.add(before, answer.choice);
+        }
+        self.insert(key, answer);
         Ok(())
     }
 
-    /// Reads every answer that has a text anew: earlier versions took letters for verdicts that were none.
-    fn read_again(&mut self, longest: Option<u64>) {
-        let [mut turned, mut cleared, mut found] = [0; 3];
-        for answer in self.answers.values_mut() {
-            let before = answer.choice;
-            if answer.read_again(longest) {
-                match (before, answer.choice) {
-                    (None, _) => found += 1,
-                    (Some(_), None) => cleared += 1,
-                    (Some(_), Some(_)) => turned += 1,
-                }
-            }
-        }
-        if turned + cleared + found > 0 {
-            self.notes.push(format!(
-                "{}: this version reads the kept texts otherwise than the one that asked: {turned} verdicts are another one, {cleared} are no \
-                 answer now, {found} were none",
-                self.path.display()
-            ));
-        }
+    fn insert(&mut self, key: String, answer: Answer) {
+        self.failed.remove(&key);
+        match (answer.choice, answer.no_verdict) {
+            (None, Some(_)) => self.unclear.insert(key.clone()),
+            _ => self.unclear.remove(&key),
+        };
+        self.answers.insert(key, answer);
+    }
+
+    fn forget(&mut self, key: &str) {
+        self.answers.remove(key);
+        self.unclear.remove(key);
     }
 
     /// What a user should know about the file: a last line that was cut short, texts that are read otherwise now.
@@ -239,6 +253,16 @@ impl Journal {
     /// What was answered to a question of this key.
     pub fn answer(&self, key: &str) -> Option<&Answer> {
         self.answers.get(key)
+    }
+
+    /// Whether a question of this key failed, and was not answered since.
+    pub fn has_failed(&self, key: &str) -> bool {
+        self.failed.contains(key)
+    }
+
+    /// Whether a question of this key was answered without a verdict, and would be again.
+    pub fn is_settled(&self, key: &str) -> bool {
+        self.repeats && self.unclear.contains(key)
     }
 
     /// Questions that were answered, with or without sense.
@@ -278,7 +302,7 @@ impl Journal {
     pub fn keep(&mut self, question: &Question<'_>, answer: Answer) -> Result<()> {
         let key = question.key();
         self.write(&sealed(&Self::line(question, &key, json!(answer))))?;
-        self.answers.insert(key, answer);
+        self.insert(key, answer);
         Ok(())
     }
 
@@ -287,7 +311,10 @@ impl Journal {
     /// # Errors
     /// [`Error::File`].
     pub fn failed(&mut self, question: &Question<'_>, reason: &str) -> Result<()> {
-        self.write(&sealed(&Self::line(question, &question.key(), json!({"failed": reason}))))
+        let key = question.key();
+        self.write(&sealed(&Self::line(question, &key, json!({"failed": reason}))))?;
+        self.failed.insert(key);
+        Ok(())
     }
 
     /// Takes an answer back.
@@ -297,7 +324,7 @@ impl Journal {
     pub fn undo(&mut self, question: &Question<'_>) -> Result<()> {
         let key = question.key();
         self.write(&sealed(&json!({"key": key, "undone": true})))?;
-        self.answers.remove(&key);
+        self.forget(&key);
         Ok(())
     }
 }

@@ -227,6 +227,9 @@ impl From<Choice> for Answer {
     }
 }
 
+/// Characters of an answer that are shown.
+const SHOWN: usize = 80;
+
 impl Answer {
     /// Reads a text that ended by itself, or that was cut at the longest length.
     pub fn read(text: String, is_cut: bool) -> Self {
@@ -244,6 +247,13 @@ impl Answer {
     pub fn with_usage(self, usage: Option<Usage>, longest: Option<u64>) -> Self {
         let answer = Self { usage, ..self };
         Self { is_whole: answer.is_full(longest) && answer.no_verdict != Some(NoVerdict::Cut), ..answer }
+    }
+
+    /// The end of its text, where a verdict would be, in backquotes.
+    pub fn end(&self) -> String {
+        let text = self.text.as_deref().unwrap_or_default().trim();
+        let from = text.char_indices().rev().nth(SHOWN).map(|(at, _)| at);
+        from.map_or_else(|| format!("`{text}`"), |at| format!("`…{}`", text[at..].trim_start()))
     }
 
     /// Whether it has as many tokens as it may have.
@@ -276,8 +286,21 @@ pub enum Reply {
     Failed(String),
     /// The same by the fault of the row, which is too long or of another kind than this judge knows.
     Unfit(String),
+    /// The judge did not accept the question. The row is at fault where others are accepted, the judge where none is.
+    Rejected(String),
     /// It is asked again: why, in a word or two.
     Repeat(String),
+    /// The judge said something that cannot be read as an answer. What becomes of the question follows.
+    Unread {
+        /// Why it cannot be read.
+        reason: String,
+        /// Tokens that it cost, where the judge says.
+        usage: Option<Usage>,
+    },
+    /// Tokens were paid for without an answer. What becomes of the question follows.
+    Spent(Usage),
+    /// Something that a user should know; nothing becomes of the question.
+    Noted(String),
     /// The answer is taken back.
     Undone,
 }
@@ -287,8 +310,14 @@ pub trait Judge {
     /// For tables and annotated rows.
     fn name(&self) -> &str;
 
-    /// What its answers depend on: a run with another identity does not go on with them. Holds no secret.
+    /// What its answers depend on: a run with another identity does not go on with them. Holds no secret. Field `endpoint` may change, and
+    /// `max_tokens` may grow.
     fn identity(&self) -> Value;
+
+    /// Whether it says the same when it is asked again, so that asking again is in vain.
+    fn is_deterministic(&self) -> bool {
+        false
+    }
 
     /// Whether an answer is worth a wait for the disk, each.
     fn is_costly(&self) -> bool {

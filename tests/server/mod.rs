@@ -26,6 +26,10 @@ pub enum Act {
     CutHeaders,
     /// Waits, then answers as it should.
     Slow(Duration),
+    /// Takes so long for each answer, and makes them one behind the other.
+    Alone(Duration),
+    /// Status 200, more header lines, and a body that may be no text.
+    Bytes(String, Vec<u8>),
 }
 
 /// A request as it came.
@@ -55,7 +59,8 @@ pub fn judged(body: &Value) -> &'static str {
     if a > b { "Output (a)" } else { "Output (b)" }
 }
 
-fn completion(text: &str) -> String {
+/// The body of an answer with this text.
+pub fn completion(text: &str) -> String {
     json!({
         "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 3},
@@ -80,14 +85,38 @@ fn read(stream: &TcpStream) -> Option<Request> {
     Some(Request { head, body: serde_json::from_slice(&body).ok()?, at: Instant::now() })
 }
 
-/// The bytes of a response, after what it takes.
-fn response(act: Act, request: &Request) -> String {
-    let whole = |status: u16, more: &str, body: &str| {
-        let length = body.len();
-        format!(
-            "HTTP/1.1 {status} Status\r\nContent-Type: application/json\r\nConnection: close\r\n{more}Content-Length: {length}\r\n\r\n{body}"
+/// Takes `most` requests in each `window` from the first one on, and refuses the others with these header lines. With `{left}` in them it is
+/// the time to the window's end, in whole seconds.
+pub fn limited(most: usize, window: Duration, more: &'static str) -> impl Fn(usize, &Value) -> Act + Send + Sync {
+    let taken = Mutex::new((Instant::now(), 0));
+    move |_, _| {
+        let mut taken = taken.lock().expect("a lock");
+        if taken.0.elapsed() >= window || taken.1 == 0 {
+            *taken = (Instant::now(), 0);
+        }
+        taken.1 += 1;
+        if taken.1 <= most {
+            return Act::Judge;
+        }
+        let left = (window.saturating_sub(taken.0.elapsed()).as_secs_f64()).ceil();
+        Act::Status(
+            429,
+            more.replace("{left}", &left.to_string()),
+            json!({"error": {"message": "slow down"}}).to_string(),
         )
+    }
+}
+
+/// The bytes of a response, after what it takes.
+fn response(act: Act, request: &Request, alone: &Mutex<()>) -> Vec<u8> {
+    let bytes = |status: u16, more: &str, body: &[u8]| {
+        let length = body.len();
+        let head = format!(
+            "HTTP/1.1 {status} Status\r\nContent-Type: application/json\r\nConnection: close\r\n{more}Content-Length: {length}\r\n\r\n"
+        );
+        [head.as_bytes(), body].concat()
     };
+    let whole = |status: u16, more: &str, body: &str| bytes(status, more, body.as_bytes());
     let good = || whole(200, "", &completion(judged(&request.body)));
     match act {
         Act::Judge => good(),
@@ -97,12 +126,18 @@ fn response(act: Act, request: &Request) -> String {
             let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(seconds));
             whole(429, &format!("Retry-After: {date}\r\n"), "")
         }
-        Act::Cut => good()[..good().len() - 40].to_string(),
-        Act::CutHeaders => good()[..30].to_string(),
+        Act::Cut => good()[..good().len() - 40].to_vec(),
+        Act::CutHeaders => good()[..30].to_vec(),
         Act::Slow(pause) => {
             std::thread::sleep(pause);
             good()
         }
+        Act::Alone(pause) => {
+            let _alone = alone.lock().expect("a lock");
+            std::thread::sleep(pause);
+            good()
+        }
+        Act::Bytes(more, body) => bytes(200, &more, &body),
     }
 }
 
@@ -115,9 +150,11 @@ impl Server {
         let most_at_once = Arc::new(AtomicUsize::new(0));
         let (kept, most, act, now) =
             (requests.clone(), most_at_once.clone(), Arc::new(act), Arc::new(AtomicUsize::new(0)));
+        let alone = Arc::new(Mutex::new(()));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (kept, most, act, now) = (kept.clone(), most.clone(), act.clone(), now.clone());
+                let alone = alone.clone();
                 std::thread::spawn(move || {
                     let Some(request) = read(&stream) else { return };
                     let number = {
@@ -126,10 +163,10 @@ impl Server {
                         kept.len() - 1
                     };
                     most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    let text = response(act(number, &request.body), &request);
+                    let text = response(act(number, &request.body), &request, &alone);
                     // Before the answer, behind which the next request comes.
                     now.fetch_sub(1, Ordering::SeqCst);
-                    let _ = (&stream).write_all(text.as_bytes());
+                    let _ = (&stream).write_all(&text);
                     let _ = stream.shutdown(std::net::Shutdown::Both);
                 });
             }

@@ -131,13 +131,13 @@ pub struct AskArgs {
     /// Questions at a time, also of a command [default: 8; of a command 1]
     #[arg(long, value_name = "N", help_heading = "Endpoint")]
     pub concurrency: Option<usize>,
-    /// How often a question is asked again after 408, 409, 425, 429, 5xx, a timeout or an answer that was cut [default: 6]
+    /// How often a question is asked again after 408, 409, 425, 5xx, a timeout or an answer that was cut; 429 does not count (--max-wait) [default: 6]
     #[arg(long, value_name = "N", help_heading = "Endpoint")]
     pub retries: Option<usize>,
     /// Pause before the first of these; it doubles, unless the endpoint says how long (Retry-After) [default: 1]
     #[arg(long, value_name = "SECONDS", allow_hyphen_values = true, help_heading = "Endpoint")]
     pub backoff: Option<f64>,
-    /// Longest pause [default: 120]
+    /// Longest pause, and how long an endpoint may say 429 (too many requests) and answer nothing [default: 120]
     #[arg(long, value_name = "SECONDS", allow_hyphen_values = true, help_heading = "Endpoint")]
     pub max_wait: Option<f64>,
     /// For one question, also of a command [default: 60]
@@ -222,6 +222,10 @@ pub struct JudgeArgs {
     #[arg(long, value_name = "TOKENS", help_heading = "Endpoint")]
     pub max_tokens: Option<u32>,
 
+    /// Ask the first N questions, print each prompt and its answer as it came, and keep nothing
+    #[arg(long, value_name = "N", help_heading = "What comes of it")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<usize>,
     /// Where answers.jsonl, annotated.jsonl and preferences.jsonl are written
     #[arg(long, value_name = "DIR", help_heading = "What comes of it")]
     pub output_dir: Option<PathBuf>,

@@ -120,6 +120,16 @@ pub fn check(args: &JudgeArgs) -> Result<()> {
     if let Some(noise) = args.ask.grader_noise.filter(|noise| !(0.0..=1.0).contains(noise)) {
         return Err(Error::flag("grader-noise", format!("{noise} is not in 0 .. 1")));
     }
+    if let Some(n) = args.dry_run {
+        at_least_one("dry-run", n)?;
+        if args.ask.person || args.ask.grader {
+            return Err(Error::flag("dry-run", "is for models and commands, which are sent a prompt"));
+        }
+        if args.resume || args.ask.estimate {
+            let other = if args.resume { "resume" } else { "estimate" };
+            return Err(Error::flag("dry-run", format!("goes not with --{other}: it keeps nothing, and asks")));
+        }
+    }
     match args.ask.person || args.ask.grader {
         true if args.ask.prompt.is_some() => Err(Error::flag("prompt", "is for models and commands")),
         _ => Ok(()),

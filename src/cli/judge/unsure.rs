@@ -5,9 +5,6 @@ use crate::eval::judge::verdict_reader::NoVerdict;
 
 /// Share of answers without a verdict above which a run warns.
 const MOST_UNSURE: f64 = 0.2;
-/// Characters of an answer that are shown: its end, where a verdict would be.
-const SHOWN: usize = 80;
-
 /// Counts of one run.
 #[derive(Debug, Default)]
 pub struct Unsure {
@@ -15,13 +12,6 @@ pub struct Unsure {
     without: usize,
     cut: usize,
     example: Option<String>,
-}
-
-/// The end of an answer's text.
-fn shown(answer: &Answer) -> String {
-    let text = answer.text.as_deref().unwrap_or_default().trim();
-    let from = text.char_indices().rev().nth(SHOWN).map(|(at, _)| at);
-    from.map_or_else(|| format!("`{text}`"), |at| format!("`…{}`", text[at..].trim_start()))
 }
 
 impl Unsure {
@@ -35,15 +25,15 @@ impl Unsure {
         let why = answer.no_verdict.unwrap_or(NoVerdict::Unclear);
         self.cut += usize::from(why == NoVerdict::Cut);
         let told = match why {
-            NoVerdict::Unclear => format!("no answer: {}", shown(answer)),
+            NoVerdict::Unclear => format!("no answer: {}", answer.end()),
             NoVerdict::Empty | NoVerdict::ToolCall => format!("no answer: {}", why.told()),
             NoVerdict::Cut | NoVerdict::Refusal | NoVerdict::Stopped => {
-                format!("no answer: {}: {}", why.told(), shown(answer))
+                format!("no answer: {}: {}", why.told(), answer.end())
             }
         };
         // One that says what to do is better than one that was cut.
         if self.example.is_none() || why == NoVerdict::Unclear && self.without == self.cut + 1 {
-            self.example = Some(format!("{}: {}", why.told(), shown(answer)));
+            self.example = Some(format!("{}: {}", why.told(), answer.end()));
         }
         Some(told)
     }

@@ -58,6 +58,33 @@ fn at(method: &MethodResult, temperature: f64) -> Option<&MeanRate> {
     method.by_temperature.iter().find(|t| t.temperature == temperature).map(|t| &t.win_rate)
 }
 
+/// Share of comparisons above which flips, or missing verdicts, make a win rate doubtful.
+const DOUBTFUL: f64 = 0.2;
+
+/// What makes win rates doubtful: a judge that goes by the order in which sides are shown, or that often says nothing.
+pub fn warnings(found: &Evaluation) -> Vec<String> {
+    let of = |m: &MethodResult| {
+        let t = &m.tally;
+        let all = t.judged() + t.no_answer;
+        let share = |n: usize| n as f64 / all.max(1) as f64;
+        let flips = (2 * t.flips > t.ties && share(t.flips) > DOUBTFUL).then(|| {
+            format!(
+                "{}: {} of {} ties are flips: {} said the same letter in both orders, and a rate near 50 % says nothing of the responses",
+                m.name, t.flips, t.ties, found.judge
+            )
+        });
+        let missing = (share(t.no_answer) > DOUBTFUL).then(|| {
+            let percent = 100.0 * share(t.no_answer);
+            format!(
+                "{}: {} of {all} comparisons ({percent:.0} %) have no verdict and are left out",
+                m.name, t.no_answer
+            )
+        });
+        flips.into_iter().chain(missing)
+    };
+    found.methods.iter().flat_map(of).collect()
+}
+
 /// All tables that there is something to say in.
 pub fn tables(found: &Evaluation) -> Vec<Table> {
     let (b, methods, against) = (&found.bootstrap, &found.methods, &found.against);
@@ -69,6 +96,8 @@ pub fn tables(found: &Evaluation) -> Vec<Table> {
         "win",
         "tie",
         "loss",
+        "flips",
+        "no verdict",
         "win rate, %",
         "interval",
         "at equal lengths, %",
@@ -79,22 +108,18 @@ pub fn tables(found: &Evaluation) -> Vec<Table> {
     ];
     let row = |m: &MethodResult| {
         let (t, l) = (&m.tally, &m.mean_lengths);
-        let counts = [m.win_rate.runs, t.wins, t.ties, t.losses].map(|n| n.to_string());
+        let counts = [m.win_rate.runs, t.wins, t.ties, t.losses, t.flips, t.no_answer].map(|n| n.to_string());
         let rates = [with_sd(&m.win_rate), range(&m.win_rate.mean), with_interval(&m.length_controlled)];
         let lengths = [number(l.response), number(l.other), number(l.tokens), percent(l.cut)];
         std::iter::once(m.name.clone()).chain(counts).chain(rates).chain(lengths).collect()
     };
-    let no_answer: usize = methods.iter().map(|m| m.tally.no_answer).sum();
-    let without = match no_answer {
-        0 => String::new(),
-        n => format!(" {n} comparisons have no verdict and are left out."),
-    };
     let note = format!(
         "Win rate: (wins + ½ ties) / judged, mean ± standard deviation over runs (checkpoints × temperatures × seeds). Interval: {:.0} % \
-         bootstrap, {} draws of prompts. At equal lengths: length-controlled as in AlpacaEval 2, without instruction difficulty. Lengths \
-         in characters, means; cut: responses that the longest length ended. Judges favour long answers: read the rate beside the lengths.{without}",
+         bootstrap, {} draws of prompts. At equal lengths: length-controlled as in AlpacaEval 2, without instruction difficulty. Flips: ties for which the judge said the same letter in both orders. No verdict: comparisons that are left out. Lengths \
+         in characters, means; cut: responses that the longest length ended. Judges favour long answers: read the rate beside the lengths.{}",
         100.0 * b.level,
-        b.draws
+        b.draws,
+        warnings(found).iter().map(|warning| format!(" Warning: {warning}.")).collect::<String>()
     );
     let caption =
         format!("Win rate against {against}: {} prompts, both orders, judged by {}", found.prompts, found.judge);
@@ -136,7 +161,8 @@ pub fn tables(found: &Evaluation) -> Vec<Table> {
     }
     if found.runs.len() > methods.len() {
         let rows = found.runs.iter().map(|r| {
-            let counts = [r.tally.wins, r.tally.ties, r.tally.losses].map(|n| n.to_string());
+            let t = &r.tally;
+            let counts = [t.wins, t.ties, t.losses, t.flips, t.no_answer].map(|n| n.to_string());
             let rates = [with_interval(&r.win_rate), percent(r.length_controlled), number(r.mean_lengths.response)];
             [r.checkpoint.clone(), r.temperature.to_string(), r.seed.to_string()]
                 .into_iter()
@@ -144,7 +170,19 @@ pub fn tables(found: &Evaluation) -> Vec<Table> {
                 .chain(rates)
                 .collect()
         });
-        let head = ["", "temperature", "seed", "win", "tie", "loss", "win rate, %", "at equal lengths, %", "length"];
+        let head = [
+            "",
+            "temperature",
+            "seed",
+            "win",
+            "tie",
+            "loss",
+            "flips",
+            "no verdict",
+            "win rate, %",
+            "at equal lengths, %",
+            "length",
+        ];
         all.push(table("Every run".into(), names(head), rows.collect(), String::new()));
     }
     all

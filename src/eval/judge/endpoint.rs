@@ -2,119 +2,32 @@
 //!
 //! The key goes into one header, marked as sensitive, and nowhere else: texts that come back are searched for it before anybody sees them.
 
+mod address;
+mod body;
 mod pace;
 mod request;
+mod settings;
+mod wait;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use reqwest::Url;
 use reqwest::blocking::Client;
-use reqwest::header::{AUTHORIZATION, HeaderValue};
-use serde_json::{Map, Value, json};
+use reqwest::header::AUTHORIZATION;
+use serde_json::{Value, json};
 
 use super::prompt::Prompt;
 use super::{Judge, Question, Reply, pool};
 use crate::error::{Error, Result, one_line};
 use crate::rng::Rng;
 use pace::Pace;
-use request::Outcome;
-
-/// Where a key may be, the first that is set.
-pub const KEY_VARIABLES: [&str; 2] = ["JOINTWISE_API_KEY", "OPENAI_API_KEY"];
-
-/// A secret. Shows as `***`, wherever it is shown.
-#[derive(Clone)]
-pub struct Key(String);
-
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl Key {
-    /// From a variable of the environment, by default the first of [`KEY_VARIABLES`]; `None` where none is set.
-    ///
-    /// # Errors
-    /// [`Error::Flag`] where the variable that was named is not set, or holds no header's text. The message does not hold the key.
-    pub fn from_environment(named: Option<&str>) -> Result<Option<Self>> {
-        let names = named.map_or(KEY_VARIABLES.to_vec(), |name| vec![name]);
-        let found = names.iter().find_map(|name| Some((*name, std::env::var_os(name).filter(|v| !v.is_empty())?)));
-        let Some((name, value)) = found else {
-            return match named {
-                Some(name) => Err(Error::flag("api-key-env", format!("the environment has no variable {name}"))),
-                None => Ok(None),
-            };
-        };
-        let text = value.into_string().map(|text| text.trim().to_string()).unwrap_or_default();
-        match !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()) {
-            true => Ok(Some(Self(text))),
-            false => Err(Error::flag("api-key-env", format!("{name} holds something that is no key"))),
-        }
-    }
-
-    /// The text without the key.
-    fn hide(&self, text: &str) -> String {
-        text.replace(&self.0, "***")
-    }
-}
-
-/// The form in which an endpoint's model is to answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum AnswerFormat {
-    /// Our own prompts are answered in JSON where the endpoint takes `response_format`, else in text. Others always in text.
-    #[default]
-    Auto,
-    /// JSON, enforced by `response_format`.
-    Json,
-    /// Text: a side and little else.
-    Letter,
-}
-
-impl AnswerFormat {
-    /// Its name, as a flag's value.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Json => "json",
-            Self::Letter => "letter",
-        }
-    }
-}
+pub use request::TIMEOUT;
+use request::{Outcome, Received};
+pub use settings::{AnswerFormat, KEY_VARIABLES, Key, Settings};
 
 /// Reason of [`Reply::Repeat`] for a question that is asked again without `response_format`.
 pub const WITHOUT_FORMAT: &str = "without response_format";
-
-/// How an endpoint is asked.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Up to and without `/chat/completions`: `https://api.openai.com/v1`.
-    pub url: String,
-    /// The model's name there.
-    pub model: String,
-    /// `None`: the endpoint's own.
-    pub temperature: Option<f64>,
-    /// Longest answer, with the thoughts before it.
-    pub max_tokens: u32,
-    /// The form of answers.
-    pub answer_format: AnswerFormat,
-    /// Fields of the request, over ours; null takes one away.
-    pub extra: Map<String, Value>,
-    /// Requests at a time.
-    pub concurrency: usize,
-    /// How often a question is asked again after an error.
-    pub retries: usize,
-    /// For one request.
-    pub timeout: Duration,
-    /// The first pause before a question is asked again; it doubles.
-    pub backoff: Duration,
-    /// The longest pause, also where the endpoint asks for one.
-    pub max_wait: Duration,
-    /// Most requests a minute; 0: no limit.
-    pub requests_per_minute: f64,
-    /// Most tokens a minute, by our estimate; 0: no limit.
-    pub tokens_per_minute: f64,
-}
 
 /// An endpoint with a model and a prompt.
 pub struct Endpoint {
@@ -123,8 +36,12 @@ pub struct Endpoint {
     key: Option<Key>,
     client: Client,
     url: String,
+    /// The proxy that the environment names for it, in words.
+    proxy: Option<String>,
     /// It was found not to take `response_format`.
     takes_no_format: AtomicBool,
+    /// It was said that another model answers.
+    is_model_noted: AtomicBool,
 }
 
 /// Tokens of a text, about: a token is four bytes in English, fewer elsewhere, and a message has some more around it.
@@ -142,31 +59,38 @@ impl Endpoint {
     /// [`Error::Flag`] for a URL that is none, or that holds a password.
     pub fn new(settings: Settings, prompt: Prompt, key: Option<Key>) -> Result<Self> {
         let bad = |reason: &str| Error::flag("endpoint", reason.to_string());
-        let url = reqwest::Url::parse(&settings.url).map_err(|e| bad(&format!("no URL: {e}")))?;
+        let url = Url::parse(&settings.url).map_err(|e| bad(&format!("no URL: {e}")))?;
         if !["http", "https"].contains(&url.scheme()) {
             return Err(bad("expected http:// or https://"));
         }
         if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
             return Err(bad("holds a name, a password or a query: a key is taken from the environment alone"));
         }
+        if let Some(fragment) = url.fragment() {
+            return Err(bad(&format!("`#{fragment}` is no part of an address that is asked: leave it away")));
+        }
         let base = settings.url.trim_end_matches('/');
         let base = base.strip_suffix("/chat/completions").unwrap_or(base);
-        let client = Client::builder()
+        let mut builder = Client::builder()
             .timeout(settings.timeout)
             .connect_timeout(settings.timeout.min(Duration::from_secs(30)))
             // A redirect might carry the key elsewhere.
             .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("jointwise/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|e| bad(&e.without_url().to_string()))?;
+            .user_agent(concat!("jointwise/", env!("CARGO_PKG_VERSION")));
+        if address::is_loopback(&url) {
+            // A proxy is another machine: it would get the key, and means itself by localhost.
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|e| bad(&e.without_url().to_string()))?;
+        let proxy = address::proxy(&url);
         let url = format!("{base}/chat/completions");
-        Ok(Self { prompt, key, client, url, settings, takes_no_format: AtomicBool::new(false) })
+        let (takes_no_format, is_model_noted) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { prompt, key, client, url, proxy, settings, takes_no_format, is_model_noted })
     }
 
     /// A key would cross the network in clear.
     pub fn is_in_clear(&self) -> bool {
-        let host = reqwest::Url::parse(&self.url).ok().and_then(|u| u.host_str().map(String::from)).unwrap_or_default();
-        let is_here = host == "localhost" || host.starts_with("127.") || host == "[::1]";
+        let is_here = Url::parse(&self.url).is_ok_and(|url| address::is_loopback(&url));
         self.key.is_some() && self.url.starts_with("http://") && !is_here
     }
 
@@ -193,15 +117,9 @@ impl Endpoint {
             }
     }
 
+    /// Without the key.
     fn hide(&self, text: &str) -> String {
         self.key.as_ref().map_or_else(|| text.to_string(), |key| key.hide(text))
-    }
-
-    fn authorization(&self) -> Option<HeaderValue> {
-        let key = self.key.as_ref()?;
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", key.0)).ok()?;
-        value.set_sensitive(true);
-        Some(value)
     }
 
     fn body(&self, prompt: &str, in_json: bool) -> Value {
@@ -234,17 +152,62 @@ impl Endpoint {
     }
 
     /// One request.
-    fn attempt(&self, body: &Value) -> Outcome {
+    fn attempt(&self, body: &Value) -> Received {
         let mut request = self.client.post(&self.url).json(body);
-        if let Some(value) = self.authorization() {
+        if let Some(value) = self.key.as_ref().and_then(Key::authorization) {
             request = request.header(AUTHORIZATION, value);
         }
-        let outcome = match request.send() {
-            Ok(response) => request::outcome(response, longest_answer(body)),
-            Err(error) => request::unsent(error),
+        let received = match request.send() {
+            Ok(response) => request::receive(response, longest_answer(body)),
+            Err(error) => request::unsent(error).into(),
         };
         // Whatever came from outside may hold the key.
-        outcome.map(|text| one_line(&self.hide(text)), |text| self.hide(text))
+        let told = |text: &str| match &self.proxy {
+            Some(proxy) => format!("{} ({proxy})", one_line(&self.hide(text))),
+            None => one_line(&self.hide(text)),
+        };
+        Received {
+            outcome: received.outcome.map(told, |text| self.hide(text)),
+            model: received.model.map(|model| one_line(&self.hide(&model))),
+            ..received
+        }
+    }
+
+    /// One request in its turn, and what it says beside its outcome. `None` where asking ended meanwhile.
+    fn ask_once(
+        &self,
+        pace: &Pace,
+        request: &Request<'_>,
+        in_json: bool,
+        halted: &dyn Fn() -> bool,
+        say: &dyn Fn(Result<Reply>),
+    ) -> Option<Outcome> {
+        let turn = pace.turn(request.tokens, halted)?;
+        let received = self.attempt(&self.body(request.prompt, in_json));
+        match &received.outcome {
+            Outcome::Answer(_) => pace.answered(),
+            Outcome::Again { kind, .. } if kind == TIMEOUT => pace.timed_out(&turn),
+            Outcome::Again { wait: Some(wait), .. } => pace.hold(&turn, (*wait).min(self.settings.max_wait)),
+            Outcome::Again { is_busy: true, .. } => pace.hold(&turn, request.pause),
+            _ => {}
+        }
+        drop(turn);
+        if let Some(model) = received.model.filter(|model| !is_same_model(&self.settings.model, model))
+            && !self.is_model_noted.swap(true, Ordering::Relaxed)
+        {
+            say(Ok(Reply::Noted(format!(
+                "the answers come from the model `{model}`, and `{}` was asked for",
+                self.settings.model
+            ))));
+        }
+        match &received.outcome {
+            Outcome::Answer(_) => {}
+            Outcome::Again { is_unread: true, reason, .. } => {
+                say(Ok(Reply::Unread { reason: reason.clone(), usage: received.usage }));
+            }
+            _ => received.usage.into_iter().for_each(|usage| say(Ok(Reply::Spent(usage)))),
+        }
+        Some(received.outcome)
     }
 
     /// Asks until there is an answer, a reason to give up, or asking ends (then nothing is said).
@@ -259,13 +222,13 @@ impl Endpoint {
         let prompt = self.prompt.render(question);
         let longest = self.longest_answer().unwrap_or_else(|| self.settings.max_tokens.into());
         let tokens = about_tokens(&prompt).saturating_add(longest);
-        let mut pause = self.settings.backoff;
-        for left in (0..=self.settings.retries).rev() {
-            if !pace.turn(tokens, halted) {
-                return;
-            }
+        let most_wait = self.settings.max_wait;
+        let mut request = Request { prompt: &prompt, tokens, pause: self.settings.backoff };
+        let (mut left, mut asked, mut busy) = (self.settings.retries, 0, 0);
+        let mut busy_since = None;
+        loop {
             let in_json = self.asks_for_json();
-            let mut outcome = self.attempt(&self.body(&prompt, in_json));
+            let Some(mut outcome) = self.ask_once(pace, &request, in_json, halted, say) else { return };
             if let Outcome::NoFormat(reason) = &outcome
                 && in_json
             {
@@ -276,40 +239,69 @@ impl Endpoint {
                 }
                 self.takes_no_format.store(true, Ordering::Relaxed);
                 say(Ok(Reply::Repeat(WITHOUT_FORMAT.into())));
-                if !pace.turn(tokens, halted) {
-                    return;
-                }
-                outcome = self.attempt(&self.body(&prompt, false));
+                let Some(again) = self.ask_once(pace, &request, false, halted, say) else { return };
+                outcome = again;
             }
-            let (reason, kind, asked_for) = match outcome {
+            asked += 1;
+            let (reason, kind, asked_for, is_busy) = match outcome {
                 Outcome::Answer(answer) => return say(Ok(Reply::Answer(answer))),
-                Outcome::Unfit(reason) | Outcome::NoFormat(reason) => return say(Ok(Reply::Failed(reason))),
+                Outcome::Unfit(reason) | Outcome::NoFormat(reason) => return say(Ok(Reply::Rejected(reason))),
                 Outcome::Refused(reason) => {
                     return say(Err(Error::flag("endpoint", format!("{}: {reason}", self.url))));
                 }
-                Outcome::Again { reason, kind, wait } => (reason, kind, wait),
+                Outcome::Again { reason, kind, wait, is_busy, .. } => (reason, kind, wait, is_busy),
             };
-            if left == 0 {
-                let times = self.settings.retries + 1;
-                let after = if times > 1 { format!(" (asked {times} times)") } else { String::new() };
-                return say(Ok(Reply::Failed(format!("{reason}{after}"))));
-            }
-            if let Some(wait) = asked_for.filter(|wait| *wait > self.settings.max_wait) {
-                let (wait, most) = (wait.as_secs(), self.settings.max_wait.as_secs());
+            if let Some(wait) = asked_for.filter(|wait| *wait > most_wait) {
+                let (wait, most) = (wait.as_secs(), most_wait.as_secs());
                 return say(Ok(Reply::Failed(format!("{reason}; it asks to wait for {wait} s, --max-wait is {most}"))));
+            }
+            if is_busy {
+                // What is busy has a time instead of a number: others are answered meanwhile.
+                busy += 1;
+                let unanswered = pace.unanswered(*busy_since.get_or_insert_with(Instant::now));
+                if unanswered >= most_wait || busy > MOST_BUSY {
+                    let most = most_wait.as_secs_f64();
+                    let told = format!("{reason} (asked {asked} times, --max-wait is {most} s)");
+                    return say(Ok(Reply::Failed(told)));
+                }
+            } else if left == 0 {
+                let after = if asked > 1 { format!(" (asked {asked} times)") } else { String::new() };
+                return say(Ok(Reply::Failed(format!("{reason}{after}"))));
+            } else {
+                left -= 1;
             }
             say(Ok(Reply::Repeat(kind)));
             // Between a half and the whole, so that requests that failed together don't return together.
-            let own = pause.mul_f64(0.5 + 0.5 * f64::from(rng.next_f32()));
-            match asked_for {
-                // What one is told holds for all.
-                Some(wait) => pace.hold(wait),
-                None if !pace::sleep(own, halted) => return,
-                None => {}
+            let own = request.pause.mul_f64(0.5 + 0.5 * f64::from(rng.next_f32()));
+            // What one is told holds for all: the next turn comes behind it.
+            if asked_for.is_none() && !is_busy && !pace::sleep(own, halted) {
+                return;
             }
-            pause = (pause * 2).min(self.settings.max_wait);
+            let most = if is_busy { most_wait.min(LONGEST_BUSY_PAUSE) } else { most_wait };
+            request.pause = (request.pause * 2).min(most);
         }
     }
+}
+
+/// A question as it is sent.
+struct Request<'p> {
+    prompt: &'p str,
+    /// Of the prompt and the longest answer, about.
+    tokens: u64,
+    /// The pause before it is sent again, where the endpoint names none.
+    pause: Duration,
+}
+
+/// How often one question may find the endpoint busy while others are answered.
+const MOST_BUSY: usize = 200;
+/// The longest pause of our own after the endpoint was busy: limits are by the minute.
+const LONGEST_BUSY_PAUSE: Duration = Duration::from_secs(60);
+
+/// Whether an endpoint's name for a model is the one that was asked for: with a date behind it, or without the provider before it.
+fn is_same_model(asked: &str, answered: &str) -> bool {
+    let [asked, answered] = [asked, answered].map(|name| name.trim().to_lowercase());
+    let last = |name: &str| name.rsplit('/').next().unwrap_or_default().to_string();
+    answered.is_empty() || answered.starts_with(&asked) || last(&answered).starts_with(&last(&asked))
 }
 
 impl Judge for Endpoint {
@@ -330,13 +322,18 @@ impl Judge for Endpoint {
         identity
     }
 
+    fn is_deterministic(&self) -> bool {
+        self.body("", false)["temperature"].as_f64() == Some(0.0)
+    }
+
     fn ask(
         &self,
         questions: &[Question<'_>],
         stop: &AtomicBool,
         tell: &mut dyn FnMut(usize, Reply) -> Result<()>,
     ) -> Result<()> {
-        let pace = Pace::new(self.settings.requests_per_minute, self.settings.tokens_per_minute);
+        let s = &self.settings;
+        let pace = Pace::new(s.requests_per_minute, s.tokens_per_minute, s.concurrency);
         let work = |thread: usize, question: &Question<'_>, halted: &dyn Fn() -> bool, say: &dyn Fn(Result<Reply>)| {
             // Which pauses are drawn is nobody's result: a thread's stream begins anew with each question.
             self.question(question, &pace, &mut Rng::new(hash_u64(&question.key()), thread as u64), halted, say);

@@ -77,7 +77,32 @@ pub fn read_verdict(text: &str) -> Result<Choice, NoVerdict> {
     if answer.trim().is_empty() {
         return Err(NoVerdict::Empty);
     }
+    if writes_response(answer) {
+        return Err(NoVerdict::Unclear);
+    }
     decide(&units(answer)).ok_or(NoVerdict::Unclear)
+}
+
+/// Whether a judge goes on with the prompt instead of judging: a line "Output (a):" and a response behind it, which may say anything. Where both
+/// sides stand so, or points follow, something is said of them.
+fn writes_response(answer: &str) -> bool {
+    let text = plain::plain(answer);
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines: Vec<(&str, Vec<Token>)> = lines.map(|line| (line, tokens(line))).collect();
+    let is_labelled = |side: Choice| {
+        let label = [Token::Side(side), Token::Colon];
+        lines.iter().any(|(_, tokens)| tokens.windows(2).any(|pair| pair == label))
+    };
+    let begins = |sentence: &str| matches!(tokens(sentence)[..], [Token::Side(_), Token::Colon, ..]);
+    let goes_on = |pair: &[(&str, Vec<Token>)]| split(pair[0].0).into_iter().any(begins) && !is_item(pair[1].0);
+    is_labelled(Choice::A) != is_labelled(Choice::B) && lines.windows(2).any(goes_on)
+}
+
+/// Whether a line is an item of a list.
+fn is_item(line: &str) -> bool {
+    let digits = line.trim_start_matches(|c: char| c.is_ascii_digit());
+    let is_numbered = digits.len() < line.len() && (digits.starts_with(". ") || digits.starts_with(") "));
+    is_numbered || ["- ", "* ", "+ ", "• "].iter().any(|bullet| line.starts_with(bullet))
 }
 
 /// Reads an answer that was cut at the longest length: only a whole JSON object is a verdict, because servers that enforce JSON may write white
@@ -182,9 +207,7 @@ fn sentences(text: &str, all: &mut Vec<Unit>) {
         if trimmed.starts_with('#') && !begun.is_empty() {
             push(&std::mem::take(&mut begun), Line { is_item: false, is_paragraph }, all);
         }
-        let digits = trimmed.trim_start_matches(|c: char| c.is_ascii_digit());
-        let is_numbered = digits.len() < trimmed.len() && (digits.starts_with(". ") || digits.starts_with(") "));
-        let is_item = is_numbered || ["- ", "* ", "+ ", "• "].iter().any(|bullet| trimmed.starts_with(bullet));
+        let is_item = is_item(trimmed);
         let bullet =
             if begun.is_empty() { None } else { ["- ", "> ", "* ", "+ "].iter().find_map(|b| trimmed.strip_prefix(b)) };
         let mut parts = split(bullet.unwrap_or(trimmed).trim());

@@ -3,15 +3,21 @@
 use std::io::Read;
 use std::time::{Duration, SystemTime};
 
+use reqwest::StatusCode;
 use reqwest::blocking::Response;
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_ENCODING, HeaderMap};
 use serde_json::Value;
+
+use super::body::{self, NoBody};
+use super::wait::{reset, retry_after};
 
 use crate::eval::judge::verdict_reader::NoVerdict;
 use crate::eval::judge::{Answer, Usage};
 
-/// Bytes of an answer that are read.
-const MOST_BYTES: u64 = 4 << 20;
+/// The kind of an [`Outcome::Again`] for which no answer came in time.
+pub const TIMEOUT: &str = "timeout";
+/// Characters of a body that are shown.
+const MOST_SHOWN: usize = 80;
 /// Characters of an error's text that are told.
 const MOST_TOLD: usize = 300;
 
@@ -28,6 +34,10 @@ pub enum Outcome {
         kind: String,
         /// What the endpoint asks for.
         wait: Option<Duration>,
+        /// It has too much to do: the question is not at fault.
+        is_busy: bool,
+        /// An answer came that cannot be read.
+        is_unread: bool,
     },
     /// The request was not accepted, others may be.
     Unfit(String),
@@ -42,7 +52,9 @@ impl Outcome {
     pub fn map(self, told: impl Fn(&str) -> String, kept: impl Fn(&str) -> String) -> Self {
         match self {
             Self::Answer(answer) => Self::Answer(Answer { text: answer.text.map(|text| kept(&text)), ..answer }),
-            Self::Again { reason, kind, wait } => Self::Again { reason: told(&reason), kind: told(&kind), wait },
+            Self::Again { reason, kind, wait, is_busy, is_unread } => {
+                Self::Again { reason: told(&reason), kind, wait, is_busy, is_unread }
+            }
             Self::Unfit(reason) => Self::Unfit(told(&reason)),
             Self::NoFormat(reason) => Self::NoFormat(told(&reason)),
             Self::Refused(reason) => Self::Refused(told(&reason)),
@@ -50,7 +62,28 @@ impl Outcome {
     }
 
     fn again(kind: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Again { reason: reason.into(), kind: kind.into(), wait: None }
+        Self::Again { reason: reason.into(), kind: kind.into(), wait: None, is_busy: false, is_unread: false }
+    }
+
+    fn unread(kind: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Again { reason: reason.into(), kind: kind.into(), wait: None, is_busy: false, is_unread: true }
+    }
+}
+
+/// A response, or what there is in its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Received {
+    /// What became of the request.
+    pub outcome: Outcome,
+    /// Tokens that it cost, where the endpoint says.
+    pub usage: Option<Usage>,
+    /// The model that answered, where the endpoint says.
+    pub model: Option<String>,
+}
+
+impl From<Outcome> for Received {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, usage: None, model: None }
     }
 }
 
@@ -69,7 +102,7 @@ fn causes(error: &dyn std::error::Error) -> String {
 pub fn unsent(error: reqwest::Error) -> Outcome {
     let error = error.without_url();
     let kind = match (error.is_timeout(), error.is_connect()) {
-        (true, _) => "timeout",
+        (true, _) => TIMEOUT,
         (_, true) => "no connection",
         _ => "connection lost",
     };
@@ -77,28 +110,45 @@ pub fn unsent(error: reqwest::Error) -> Outcome {
 }
 
 /// Of a response, whose body is still to come; `longest`: tokens that the answer may have.
-pub fn outcome(response: Response, longest: Option<u64>) -> Outcome {
-    let (status, wait) = (response.status(), retry_after(response.headers(), SystemTime::now()));
+pub fn receive(response: Response, longest: Option<u64>) -> Received {
+    let (status, headers) = (response.status(), response.headers().clone());
     let mut bytes = Vec::new();
-    let read = response.take(MOST_BYTES).read_to_end(&mut bytes);
+    let read = response.take(body::MOST_BYTES).read_to_end(&mut bytes);
+    let encoding = headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if status.is_success() {
         return match read {
-            Ok(_) => answer(&bytes, longest),
+            Ok(_) => match body::plain(bytes, encoding).and_then(|bytes| body::parse(&bytes)) {
+                Ok(body) => answer(&body, longest),
+                Err(NoBody::Cut) => Outcome::again("cut short", "the answer was cut short").into(),
+                Err(NoBody::Other(reason)) => Outcome::unread("no JSON", reason).into(),
+            },
             Err(error) if causes(&error).contains("timed out") => {
-                Outcome::again("timeout", "timeout in the middle of the answer")
+                Outcome::again(TIMEOUT, "timeout in the middle of the answer").into()
             }
-            Err(error) => Outcome::again("cut short", format!("the answer was cut short: {}", causes(&error))),
+            Err(error) => Outcome::again("cut short", format!("the answer was cut short: {}", causes(&error))).into(),
         };
     }
-    let (text, code) = error_text(&bytes);
+    let bytes = body::plain(bytes, encoding).unwrap_or_default();
+    let usage = body::parse(&bytes).ok().and_then(|body| usage_of(&body));
+    Received { outcome: refused(status, &headers, &bytes), usage, model: None }
+}
+
+/// Of a status that is no success.
+fn refused(status: StatusCode, headers: &HeaderMap, bytes: &[u8]) -> Outcome {
+    let (text, code) = error_text(bytes);
     let number = status.as_u16();
     let reason = if text.is_empty() { format!("HTTP {status}") } else { format!("HTTP {number}: {text}") };
+    let is_busy = number == 429;
     match number {
         // The account is empty: waiting does not fill it.
         _ if code == "insufficient_quota" => Outcome::Refused(reason),
-        401 | 402 | 403 | 404 | 405 | 300..=399 => Outcome::Refused(reason),
-        400 | 422 if names_format(&bytes) => Outcome::NoFormat(reason),
-        408 | 409 | 425 | 429 | 500..=599 => Outcome::Again { reason, kind: format!("HTTP {number}"), wait },
+        401 | 402 | 403 | 404 | 405 | 407 | 300..=399 => Outcome::Refused(reason),
+        400 | 422 if names_format(bytes) => Outcome::NoFormat(reason),
+        408 | 409 | 425 | 429 | 500..=599 => {
+            let now = SystemTime::now();
+            let wait = retry_after(headers, now).or_else(|| reset(headers, now).filter(|_| is_busy));
+            Outcome::Again { reason, kind: format!("HTTP {number}"), wait, is_busy, is_unread: false }
+        }
         _ => Outcome::Unfit(reason),
     }
 }
@@ -195,52 +245,46 @@ fn read_choice(choice: &Value, is_full: bool) -> Answer {
     Answer::without_verdict(why, text)
 }
 
-/// What a body with status 200 says.
-fn answer(bytes: &[u8], longest: Option<u64>) -> Outcome {
-    let body: Value = match serde_json::from_slice(bytes) {
-        Ok(body) => body,
-        Err(error) if error.is_eof() => return Outcome::again("cut short", "the answer was cut short"),
-        Err(error) => return Outcome::again("no JSON", format!("the answer is no JSON: {error}")),
-    };
-    // Some answer 200 and put the error inside.
-    if !body["error"].is_null() {
-        return Outcome::again("an error", format!("an error as an answer: {}", error_text(bytes).0));
-    }
-    let Some(choice) = body.pointer("/choices/0").filter(|choice| !choice["message"].is_null()) else {
-        return Outcome::again("no choice", "field `choices[0].message` is missing in the answer");
-    };
+/// Tokens that a body says it cost.
+fn usage_of(body: &Value) -> Option<Usage> {
     let tokens = |name: &str| body["usage"][name].as_u64();
-    let usage = tokens("prompt_tokens").map(|prompt_tokens| Usage {
+    tokens("prompt_tokens").map(|prompt_tokens| Usage {
         prompt_tokens,
         completion_tokens: tokens("completion_tokens").unwrap_or_default(),
-    });
-    let is_full = tokens("completion_tokens").zip(longest).is_some_and(|(written, most)| written >= most);
-    Outcome::Answer(read_choice(choice, is_full).with_usage(usage, longest))
+    })
 }
 
-/// `Retry-After`: seconds, or an HTTP date. Seconds may have a fraction, which some endpoints send.
-pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Some(seconds) = text.parse::<f64>().ok().filter(|s| s.is_finite()) {
-        return Duration::try_from_secs_f64(seconds.max(0.0)).ok();
+/// What a body with status 200 says.
+fn answer(body: &Value, longest: Option<u64>) -> Received {
+    let usage = usage_of(body);
+    let model = body["model"].as_str().map(String::from);
+    let received = |outcome: Outcome| Received { outcome, usage, model: model.clone() };
+    // Some answer 200 and put the error inside.
+    if !body["error"].is_null() {
+        let text = error_text(body.to_string().as_bytes()).0;
+        return received(Outcome::again("an error", format!("an error as an answer: {text}")));
     }
-    let at = httpdate::parse_http_date(text).ok()?;
-    Some(at.duration_since(now).unwrap_or_default())
+    let Some(choice) = body.pointer("/choices/0").filter(|choice| !choice["message"].is_null()) else {
+        let text: String = body.to_string().chars().take(MOST_SHOWN).collect();
+        let reason = format!("field `choices[0].message` is missing in the answer: `{text}`");
+        return received(Outcome::unread("no choice", reason));
+    };
+    let is_full = usage.zip(longest).is_some_and(|(usage, most)| usage.completion_tokens >= most);
+    received(Outcome::Answer(read_choice(choice, is_full).with_usage(usage, longest)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::eval::judge::Choice;
-    use std::time::UNIX_EPOCH;
 
     #[test]
     fn an_answer_as_long_as_it_may_be_is_whole_only_where_its_end_is_told() {
         let read = |content: &str, finish_reason: Value, written: u64, longest: Option<u64>| {
             let choice = serde_json::json!({"message": {"content": content}, "finish_reason": finish_reason});
             let usage = serde_json::json!({"prompt_tokens": 9, "completion_tokens": written});
-            let body = serde_json::json!({"choices": [choice], "usage": usage}).to_string();
-            match answer(body.as_bytes(), longest) {
+            let body = serde_json::json!({"choices": [choice], "usage": usage});
+            match answer(&body, longest).outcome {
                 Outcome::Answer(answer) => (answer.choice, answer.no_verdict),
                 other => panic!("{other:?}"),
             }
@@ -254,28 +298,5 @@ mod tests {
         }
         assert_eq!(read("Output (a) is better", "stop".into(), 16, Some(16)), whole);
         assert_eq!(read("Output (a) is better", "length".into(), 15, Some(16)), cut);
-    }
-
-    #[test]
-    fn pauses_are_seconds_or_dates() {
-        // Sun, 06 Nov 1994 08:49:37 GMT, in the three forms of RFC 9110.
-        let date = UNIX_EPOCH + Duration::from_secs(784_111_777);
-        let wait = |value: &str, now: SystemTime| {
-            let mut headers = HeaderMap::new();
-            headers.insert(RETRY_AFTER, value.parse().expect("a header"));
-            retry_after(&headers, now)
-        };
-        let seconds = |n| Some(Duration::from_secs(n));
-        for text in ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"] {
-            assert_eq!(wait(text, date - Duration::from_secs(20)), seconds(20), "{text}");
-            assert_eq!(wait(text, date + Duration::from_secs(20)), seconds(0), "{text}: past");
-        }
-        assert_eq!(wait("7", date), seconds(7));
-        assert_eq!(wait(" 0.25 ", date), Some(Duration::from_millis(250)));
-        assert_eq!(wait("-3", date), seconds(0));
-        for text in ["soon", "", "nan", "1e300", "Sun, 06 Nov 1994"] {
-            assert_eq!(wait(text, date), None, "{text}");
-        }
-        assert_eq!(retry_after(&HeaderMap::new(), date), None);
     }
 }

@@ -158,6 +158,13 @@ pub const FORMS: &[&str] = &[
     "## Final verdict: Output ({s})\n\nIt follows the instruction.",
     "{S}<|im_end|>",
     "({s})</s>",
+    "Output ({s}) is better than Output ({o}).",
+    "Output ({s}) is better than Output ({o}) in terms of accuracy, coherence, and harmlessness.",
+    "Output ({s}) is better in accuracy, coherence and harmlessness.",
+    "{\"label\": \"({s})\"}",
+    "{\"response\": \"Output ({s})\"}",
+    "{\"the_better_one\": \"Output ({s})\"}",
+    "Output ({s}):\nIt is right.\n\nOutput ({o}):\nIt is wrong.\n\n**Answer:** ({s})",
 ];
 
 /// What a model may say before its answer, about the other side too. Empty: nothing.
@@ -408,6 +415,22 @@ pub const DENIALS: &[&str] = &[
     "Looking for made-up facts, Output ({o})",
     "{\"answer\": \"{O}\", \"is_correct\": false}",
     "{\"is_better\": \"No\", \"answer\": \"{O}\"}",
+    // A part of the criteria.
+    "Output ({o}) is better than Output ({s}) in terms of accuracy.",
+    "Output ({o}) is better in coherence and harmlessness.",
+    // One field, of which its name does not say that it is the better side.
+    "{\"reviewed\": \"Output ({o})\"}",
+    "{\"instruction\": \"Output ({o})\"}",
+    "{\"not_chosen\": \"({o})\"}",
+    "{\"label_of_the_worse\": \"({o})\"}",
+    "{\"example\": \"Output ({o})\"}",
+    "{\"first\": \"({o})\"}",
+    // Judges that go on with the prompt.
+    "Output ({o}) is not as accurate as it should be.",
+    "Output ({s}) is not\n\nOutput ({o})",
+    "Output ({o}):\nParis is the capital of France.",
+    "Output ({s}):\nParis lies on the Seine.\n\nThe answer is {O}.",
+    "Output ({s}): Paris lies on the Seine.\nThat is why.\n\nAnswer: ({o})",
     "<think>\n({s}) it is.\n",
     "<think>Output ({o}) is better",
     "[THINK]\n\n({o})",

@@ -45,6 +45,9 @@ const BETTER: &[&str] = &[
 const WORSE: &[&str] =
     &["loser", "worse", "worst", "rejected", "worseoutput", "worseresponse", "losingoutput", "losingresponse"];
 
+/// Words of an only field's name that say nothing of its value.
+const PLAIN: &[&str] = &["label", "value", "text", "content", "letter", "side"];
+
 /// Bytes of a dictionary as Python prints it.
 const MOST_PRINTED: usize = 500;
 
@@ -102,9 +105,20 @@ impl Fields {
         values.reduce(|a, b| if a == b { a } else { None })
     }
 
+    /// The side that the value of an only field names, where its name is made of words that leave the meaning alone, or is one of [`PLAIN`].
+    fn only(&self) -> Option<Option<Choice>> {
+        let [(name, value)] = &self.0[..] else { return None };
+        let lower = name.to_lowercase();
+        let mut words = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).peekable();
+        let is_plain = words.peek().is_some() && words.all(|word| PLAIN.contains(&word) || statement::is_lead(word));
+        side(value)
+            .filter(|_| is_plain && !lower.split(|c: char| !c.is_alphanumeric()).any(statement::is_doubt))
+            .map(Some)
+    }
+
     /// `None` where no field names a side.
     fn verdict(&self) -> Option<Option<Choice>> {
-        let better = self.named(BETTER)?;
+        let better = self.named(BETTER).or_else(|| self.only())?;
         let worse = self.named(WORSE).flatten();
         Some(better.filter(|choice| worse != Some(*choice) && !self.denies()))
     }

@@ -52,7 +52,8 @@ pub fn is_doubt(word: &str) -> bool {
     has(DOUBTS, word) || word.ends_with("n't")
 }
 
-fn is_lead(word: &str) -> bool {
+/// Whether a word before a side leaves the meaning alone.
+pub fn is_lead(word: &str) -> bool {
     has(LEADS, word) || has(NOUNS, word) || has(LABELS, word) || has(FOREIGN, word)
 }
 
@@ -68,6 +69,29 @@ pub fn inside(text: &str) -> Option<Choice> {
     match statement(&tokens(text)) {
         Statement::Verdict(choice, _) => Some(choice),
         Statement::Against(_) | Statement::Nothing => None,
+    }
+}
+
+/// What our prompts ask for. A comparison in all of it is a verdict, one in a part of it is none.
+const CRITERIA: [&str; 3] = ["accuracy", "coherence", "harmlessness"];
+
+/// Leaves "in terms of accuracy, coherence and harmlessness" out at the end.
+fn without_criteria(tokens: &[Token]) -> &[Token] {
+    let is_criterion = |token: &Token| match token {
+        Token::Comma => true,
+        Token::Word(word) => word == "and" || CRITERIA.contains(&word.as_str()),
+        _ => false,
+    };
+    let from = tokens.len() - tokens.iter().rev().take_while(|token| is_criterion(token)).count();
+    let (before, listed) = tokens.split_at(from);
+    let are_all = CRITERIA.iter().all(|criterion| words(listed).any(|word| word == *criterion));
+    let leads = [&["in", "terms", "of"][..], &["in"]].into_iter().find(|lead| {
+        let end = before.len().checked_sub(lead.len()).map(|at| &before[at..]);
+        end.is_some_and(|end| end.iter().map(Token::word).eq(lead.iter().map(|word| Some(*word))))
+    });
+    match leads {
+        Some(lead) if are_all => &before[..before.len() - lead.len()],
+        _ => tokens,
     }
 }
 
@@ -96,7 +120,7 @@ pub fn statement(tokens: &[Token]) -> Statement {
     if tokens.contains(&Token::Question) {
         return Statement::Nothing;
     }
-    let tokens = without_phrases(tokens);
+    let tokens = without_phrases(without_criteria(tokens));
     if let Some(at) = tokens.iter().position(|token| matches!(token, Token::Mark(_))) {
         return of_mark(&tokens, at);
     }

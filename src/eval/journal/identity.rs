@@ -1,0 +1,51 @@
+//! Whether a judge may go on with the answers of a file: it has to be the one that gave them.
+
+use serde_json::{Map, Value};
+
+/// A field that tells where a judge was reached: a server may move.
+const ADDRESS: &str = "endpoint";
+/// A field that may grow: what was read in shorter answers stays.
+const LONGEST: &str = "max_tokens";
+
+/// A judge beside the one that gave a file's answers.
+#[derive(Debug, PartialEq)]
+pub enum Kinship {
+    /// The same one.
+    Same,
+    /// The same one elsewhere.
+    Moved,
+    /// The same one, which may write more now.
+    Longer,
+    /// Another one, by this field.
+    Other(String),
+}
+
+/// Compares identities.
+pub fn kinship(was: &Value, now: &Value) -> Kinship {
+    let empty = Map::new();
+    let (old, new) = (was.as_object().unwrap_or(&empty), now.as_object().unwrap_or(&empty));
+    if was == now {
+        return Kinship::Same;
+    }
+    let differing = || old.keys().chain(new.keys()).filter(|name| old.get(*name) != new.get(*name));
+    let limits = [old, new].map(|identity| identity.get(LONGEST).and_then(Value::as_u64));
+    let grows = matches!(limits, [Some(old), Some(new)] if old <= new);
+    match differing().find(|name| *name != ADDRESS && !(*name == LONGEST && grows)) {
+        Some(name) => Kinship::Other(name.clone()),
+        None if limits[0] != limits[1] => Kinship::Longer,
+        None if differing().next().is_some() => Kinship::Moved,
+        None => Kinship::Other("kind".into()),
+    }
+}
+
+/// Where the judge of an identity is reached.
+pub fn address(identity: &Value) -> &str {
+    identity[ADDRESS].as_str().unwrap_or("elsewhere")
+}
+
+/// Tokens that an answer of this judge may have, over which fields of its own requests go.
+pub fn longest_answer(identity: &Value) -> Option<u64> {
+    let extra = &identity["extra"];
+    let own = if extra.get(LONGEST).is_some() { &extra[LONGEST] } else { &identity[LONGEST] };
+    [own, &extra["max_completion_tokens"]].into_iter().filter_map(Value::as_u64).max()
+}
