@@ -196,7 +196,7 @@ mod tests {
         );
         assert_eq!(
             Template::parse("papper").unwrap_err().to_string(),
-            "--template: `papper`: expected paper, paper-tldr, chat, none, or a text that holds {instruction} once"
+            "--template: `papper`: expected by-rows, paper, paper-tldr, chat, none, or a text that holds {instruction} once"
         );
         assert!(Template::parse("{instruction}{instruction}").is_err());
     }
