@@ -17,7 +17,6 @@ mod interplay;
 mod interrupt;
 mod judge;
 mod merge;
-mod objective_note;
 mod output_folder;
 mod plan;
 mod recover;

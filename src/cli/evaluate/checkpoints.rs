@@ -221,9 +221,7 @@ impl Checkpoint {
     /// What its responses depend on: its weights, and its chat template where prompts are put into it.
     pub fn digest(&self, template: &Template) -> String {
         match template {
-            template if template.renders_chats() => {
-                format!("{} {}", self.digest, self.tokenizer.chat_templates().digest())
-            }
+            Template::Chat => format!("{} {}", self.digest, self.tokenizer.chat_templates().digest()),
             _ => self.digest.clone(),
         }
     }
