@@ -88,7 +88,9 @@ fn check_on(gpu: &Gpu, name: &str, layers: &[(usize, Option<usize>)]) {
     let mine = |sequence: usize| (0..n).map(move |i| (sequence, i));
     for &(e, window) in layers {
         let alone = attend(gpu, &packed(&[(0, &[n])]), &mine(0).collect::<Vec<_>>(), e, window);
-        for before in [1, 7, 31, 32, 40, 64, 77] {
+        // The last are so many that a CPU takes more rows a lane; wide heads are not compiled for that here, which is slow.
+        let long = (e == 8).then_some(1100);
+        for before in [1, 7, 31, 32, 40, 64, 77].into_iter().chain(long) {
             let tokens: Vec<_> = (0..before).map(|i| (1, i)).chain(mine(0)).collect();
             let together = attend(gpu, &packed(&[(0, &[before]), (0, &[n])]), &tokens, e, window);
             assert!(last(&together, n) == alone, "{name} E={e} {window:?}: other bits behind {before} tokens");
