@@ -306,7 +306,7 @@ struct Sizes {
     vocab: usize,
 }
 
-/// Its folder.
+/// Writes a llama of these sizes, and gives its folder.
 fn llama(s: &Sandbox, sizes: &Sizes) -> String {
     let &Sizes { width, feed_forward, layers, heads, vocab } = sizes;
     let model = s.copy("mistral-odd/model", "llama");
@@ -360,7 +360,7 @@ fn llama(s: &Sandbox, sizes: &Sizes) -> String {
     model.to_str().unwrap().into()
 }
 
-/// Of 19 million weights, and one short pair.
+/// Arguments that train a llama of 19 million weights on one short pair.
 fn larger(s: &Sandbox) -> Vec<String> {
     let model = llama(s, &Sizes { width: 512, feed_forward: 1024, layers: 4, heads: 8, vocab: 8192 });
     let data = s.write("pair.jsonl", &rows("mistral-odd")[0]);
@@ -368,7 +368,7 @@ fn larger(s: &Sandbox) -> Vec<String> {
     args.map(String::from).into()
 }
 
-/// What is planned is what the driver is asked for, with 8 % and 16 MiB for blocks and copies on their way. Uploads that were held twice would be a
+/// The driver is asked for what is planned, with 8 % and 16 MiB for blocks and copies on their way. Uploads that were held twice would be a
 /// fifth more and above.
 #[test]
 fn no_more_memory_is_taken_than_is_planned() {
@@ -459,7 +459,7 @@ fn evaluations_and_local_judges_go_on_too() {
     }
 }
 
-/// In each of its parts: answers sampled, training, evaluation.
+/// Loses the device in each part of a study: answers sampled, training, evaluation.
 #[test]
 fn a_study_goes_on_too() {
     let Some(tools) = Tools::get() else { return };

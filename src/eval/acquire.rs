@@ -144,12 +144,12 @@ pub struct Event<'a> {
     pub total: usize,
 }
 
-/// Whether there is nothing to choose between: such a comparison is a tie, about which nobody is asked.
+/// Tells whether there is nothing to choose between: such a comparison is a tie, about which nobody is asked.
 pub fn is_same_twice(comparison: &Comparison) -> bool {
     comparison.sides[0] == comparison.sides[1]
 }
 
-/// Both orders of every comparison whose sides differ, row by row; a comparison that stands in several rows is asked once.
+/// Lists both orders of every comparison whose sides differ, row by row; a comparison that stands in several rows is asked once.
 pub fn questions(comparisons: &[Comparison]) -> Vec<Question<'_>> {
     let mut seen = HashSet::new();
     let differing = comparisons.iter().filter(|comparison| !is_same_twice(comparison));
@@ -157,7 +157,7 @@ pub fn questions(comparisons: &[Comparison]) -> Vec<Question<'_>> {
     all.filter(|question| seen.insert(question.key())).collect()
 }
 
-/// Those that still have no letter; behind them the ones that failed before, so that no row that always fails keeps others from being asked.
+/// Lists the questions that still have no letter, those that failed before at the end, so that no row that always fails keeps others from being asked.
 pub fn pending<'a>(comparisons: &'a [Comparison], journal: &Journal) -> Vec<Question<'a>> {
     let is_open =
         |key: &str| journal.answer(key).is_none_or(|answer| answer.choice.is_none()) && !journal.is_settled(key);
@@ -245,7 +245,7 @@ pub fn acquire(
     acquired
 }
 
-/// What ends a run whose answers cannot be read.
+/// Makes the error that ends a run whose answers cannot be read.
 fn unreadable(question: &Question<'_>, why: &str) -> Error {
     Error::Judge(format!(
         "{MOST_UNREAD} answers in a row cannot be read; the last: {}: {}. Another --prompt or --answer-format, or a higher limit on an \

@@ -255,12 +255,12 @@ impl Journal {
         self.answers.get(key)
     }
 
-    /// Whether a question of this key failed, and was not answered since.
+    /// Tells whether a question of this key failed, and was not answered since.
     pub fn has_failed(&self, key: &str) -> bool {
         self.failed.contains(key)
     }
 
-    /// Whether a question of this key was answered without a verdict, and would be again.
+    /// Tells whether a question of this key was answered without a verdict, and would be again.
     pub fn is_settled(&self, key: &str) -> bool {
         self.repeats && self.unclear.contains(key)
     }

@@ -310,11 +310,11 @@ pub trait Judge {
     /// For tables and annotated rows.
     fn name(&self) -> &str;
 
-    /// What its answers depend on: a run with another identity does not go on with them. Holds no secret. Field `endpoint` may change, and
+    /// Describes what its answers depend on: a run with another identity does not go on with them. Holds no secret. Field `endpoint` may change, and
     /// `max_tokens` may grow.
     fn identity(&self) -> Value;
 
-    /// Whether it says the same when it is asked again, so that asking again is in vain.
+    /// Tells whether it says the same when it is asked again, so that asking again is in vain.
     fn is_deterministic(&self) -> bool {
         false
     }

@@ -86,7 +86,7 @@ pub struct Shader {
 }
 
 impl Shader {
-    /// With no constants, no substitutions, no loops written out and no extensions.
+    /// Makes one with no constants, no substitutions, no loops written out and no extensions.
     pub fn new(module: &'static str, entry: &'static str) -> Self {
         Self { module, entry, constants: Vec::new(), substitutions: Vec::new(), unrolled: Vec::new(), enables: &[] }
     }

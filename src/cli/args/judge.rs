@@ -131,7 +131,7 @@ pub struct AskArgs {
     /// Questions at a time, also of a command [default: 8; of a command 1]
     #[arg(long, value_name = "N", help_heading = "Endpoint")]
     pub concurrency: Option<usize>,
-    /// How often a question is asked again after 408, 409, 425, 5xx, a timeout or an answer that was cut; 429 does not count (--max-wait) [default: 6]
+    /// Ask a question again this often after 408, 409, 425, 5xx, a timeout or an answer that was cut; 429 does not count (--max-wait) [default: 6]
     #[arg(long, value_name = "N", help_heading = "Endpoint")]
     pub retries: Option<usize>,
     /// Pause before the first of these; it doubles, unless the endpoint says how long (Retry-After) [default: 1]

@@ -23,7 +23,7 @@ fn verdict(answer: &Answer) -> &'static str {
 /// Asks the first `n` questions, and prints each prompt and its answer.
 ///
 /// # Errors
-/// Those of the prompt and the judge; [`Error::Judge`] where a question has no answer.
+/// Passes on errors of the prompt and the judge; [`Error::Judge`] where a question has no answer.
 pub fn ask(args: &JudgeArgs, judge: &dyn Judge, questions: &[Question<'_>], n: usize, stop: &AtomicBool) -> Result<()> {
     let Some(first) = questions.first() else { return Ok(()) };
     let mode = first.comparison.mode;

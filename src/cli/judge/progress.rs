@@ -1,4 +1,4 @@
-//! What a run of a judge shows while it asks: counts beside the bar, and what is said once.
+//! Shows how far a run of a judge is: counts beside the bar, and what is said once.
 
 use std::collections::HashSet;
 
@@ -67,7 +67,7 @@ impl Progress {
         self.kinds.insert(kind.into()).then(|| again(question, kind, flag))
     }
 
-    /// What stands beside the bar; `cost` where prices are known.
+    /// Writes what stands beside the bar; `cost` where prices are known.
     pub fn text(&self, cost: Option<f64>) -> String {
         let mut parts = Vec::new();
         let tokens = self.spent.prompt_tokens + self.spent.completion_tokens;
@@ -85,7 +85,7 @@ impl Progress {
     }
 }
 
-/// What is said of the first question that is asked again for this reason.
+/// Words a note on the first question that is asked again for this reason.
 fn again(question: &Question<'_>, kind: &str, flag: fn(&'static str) -> &'static str) -> String {
     let how = match kind {
         WITHOUT_FORMAT => {

@@ -5,6 +5,7 @@ use crate::eval::judge::verdict_reader::NoVerdict;
 
 /// Share of answers without a verdict above which a run warns.
 const MOST_UNSURE: f64 = 0.2;
+
 /// Counts of one run.
 #[derive(Debug, Default)]
 pub struct Unsure {

@@ -61,7 +61,7 @@ fn at(method: &MethodResult, temperature: f64) -> Option<&MeanRate> {
 /// Share of comparisons above which flips, or missing verdicts, make a win rate doubtful.
 const DOUBTFUL: f64 = 0.2;
 
-/// What makes win rates doubtful: a judge that goes by the order in which sides are shown, or that often says nothing.
+/// Names what makes win rates doubtful: a judge that goes by the order in which sides are shown, or that often says nothing.
 pub fn warnings(found: &Evaluation) -> Vec<String> {
     let of = |m: &MethodResult| {
         let t = &m.tally;

@@ -1,4 +1,4 @@
-//! Whether a judge may go on with the answers of a file: it has to be the one that gave them.
+//! Decides whether a judge may go on with the answers of a file: it has to be the one that gave them.
 
 use serde_json::{Map, Value};
 
@@ -38,7 +38,7 @@ pub fn kinship(was: &Value, now: &Value) -> Kinship {
     }
 }
 
-/// Where the judge of an identity is reached.
+/// Gives the address of the judge of an identity.
 pub fn address(identity: &Value) -> &str {
     identity[ADDRESS].as_str().unwrap_or("elsewhere")
 }

@@ -46,7 +46,7 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// Of a file's bytes; `path` is for messages.
+    /// Reads a file's bytes; `path` is for messages.
     ///
     /// # Errors
     /// [`Error::Line`] for a line that is no object, unless it is the last and unfinished; for one whose checksum does not fit.

@@ -117,7 +117,7 @@ impl Endpoint {
             }
     }
 
-    /// Without the key.
+    /// Hides the key in a text.
     fn hide(&self, text: &str) -> String {
         self.key.as_ref().map_or_else(|| text.to_string(), |key| key.hide(text))
     }
@@ -286,18 +286,18 @@ impl Endpoint {
 /// A question as it is sent.
 struct Request<'p> {
     prompt: &'p str,
-    /// Of the prompt and the longest answer, about.
+    /// Tokens of the prompt and the longest answer, about.
     tokens: u64,
     /// The pause before it is sent again, where the endpoint names none.
     pause: Duration,
 }
 
-/// How often one question may find the endpoint busy while others are answered.
+/// The most times that one question may find the endpoint busy while others are answered.
 const MOST_BUSY: usize = 200;
 /// The longest pause of our own after the endpoint was busy: limits are by the minute.
 const LONGEST_BUSY_PAUSE: Duration = Duration::from_secs(60);
 
-/// Whether an endpoint's name for a model is the one that was asked for: with a date behind it, or without the provider before it.
+/// Tells whether an endpoint's name for a model is the one that was asked for: with a date behind it, or without the provider before it.
 fn is_same_model(asked: &str, answered: &str) -> bool {
     let [asked, answered] = [asked, answered].map(|name| name.trim().to_lowercase());
     let last = |name: &str| name.rsplit('/').next().unwrap_or_default().to_string();

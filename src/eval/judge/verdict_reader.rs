@@ -83,7 +83,7 @@ pub fn read_verdict(text: &str) -> Result<Choice, NoVerdict> {
     decide(&units(answer)).ok_or(NoVerdict::Unclear)
 }
 
-/// Whether a judge goes on with the prompt instead of judging: a line "Output (a):" and a response behind it, which may say anything. Where both
+/// Tells whether a judge goes on with the prompt instead of judging: a line "Output (a):" and a response behind it, which may say anything. Where both
 /// sides stand so, or points follow, something is said of them.
 fn writes_response(answer: &str) -> bool {
     let text = plain::plain(answer);
@@ -98,7 +98,7 @@ fn writes_response(answer: &str) -> bool {
     is_labelled(Choice::A) != is_labelled(Choice::B) && lines.windows(2).any(goes_on)
 }
 
-/// Whether a line is an item of a list.
+/// Tells whether a line is an item of a list.
 fn is_item(line: &str) -> bool {
     let digits = line.trim_start_matches(|c: char| c.is_ascii_digit());
     let is_numbered = digits.len() < line.len() && (digits.starts_with(". ") || digits.starts_with(") "));

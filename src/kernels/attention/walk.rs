@@ -32,7 +32,7 @@ const LONG: usize = 1024;
 const LONG_HEAD: usize = 64;
 
 impl Walk {
-    /// By the device and the model. By the batch, whose queries see `longest` keys at most, only where both give the same bits: what is
+    /// Chooses by the device and the model; by the batch, whose queries see `longest` keys at most, only where both give the same bits: what is
     /// packed together changes none.
     pub fn of(caps: &Caps, allowed: &[Variant], precision: MatmulPrecision, head_dim: usize, longest: usize) -> Self {
         if let Some(coop) = Coop::of(caps, precision, head_dim) {

@@ -1,10 +1,10 @@
-//! Where an endpoint is, and the proxy that stands before it.
+//! The address of an endpoint, and the proxy that stands before it.
 
 use std::net::IpAddr;
 
 use reqwest::Url;
 
-/// Whether a URL is of this machine.
+/// Tells whether a URL is of this machine.
 pub fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_end_matches('.').to_lowercase();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();

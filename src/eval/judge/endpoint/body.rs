@@ -27,7 +27,7 @@ pub enum NoBody {
 /// The body's text: without its compression and its byte-order mark.
 ///
 /// # Errors
-/// In words, where it is compressed in a way that is not read here.
+/// Says so in words where it is compressed in a way that is not read here.
 pub fn plain(bytes: Vec<u8>, encoding: &str) -> Result<Vec<u8>, NoBody> {
     let bytes = match encoding.trim().to_ascii_lowercase().as_str() {
         _ if bytes.starts_with(GZIP) => {
@@ -62,7 +62,7 @@ fn beginning(bytes: &[u8]) -> String {
 /// The JSON of a body, or of a stream of events put together.
 ///
 /// # Errors
-/// What it is instead.
+/// Says what it is instead.
 pub fn parse(bytes: &[u8]) -> Result<Value, NoBody> {
     let bytes = bytes.trim_ascii_start();
     if is_stream(bytes) {
@@ -76,7 +76,7 @@ pub fn parse(bytes: &[u8]) -> Result<Value, NoBody> {
     }
 }
 
-/// Whether a body is a stream of server-sent events.
+/// Tells whether a body is a stream of server-sent events.
 fn is_stream(bytes: &[u8]) -> bool {
     [&b"data:"[..], b"event:", b"id:", b"retry:", b": ", b":\n"].iter().any(|field| bytes.starts_with(field))
 }

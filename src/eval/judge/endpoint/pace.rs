@@ -48,7 +48,7 @@ pub struct Pace {
     found: Mutex<Found>,
 }
 
-/// What was found of the endpoint.
+/// The state of the endpoint as answers showed it.
 #[derive(Debug)]
 struct Found {
     /// When the next request may start.

@@ -21,7 +21,7 @@ const MOST_SHOWN: usize = 80;
 /// Characters of an error's text that are told.
 const MOST_TOLD: usize = 300;
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// The model said something.
@@ -73,7 +73,7 @@ impl Outcome {
 /// A response, or what there is in its place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Received {
-    /// What became of the request.
+    /// The outcome of the request.
     pub outcome: Outcome,
     /// Tokens that it cost, where the endpoint says.
     pub usage: Option<Usage>,
@@ -133,7 +133,7 @@ pub fn receive(response: Response, longest: Option<u64>) -> Received {
     Received { outcome: refused(status, &headers, &bytes), usage, model: None }
 }
 
-/// Of a status that is no success.
+/// Reads an answer whose status is no success.
 fn refused(status: StatusCode, headers: &HeaderMap, bytes: &[u8]) -> Outcome {
     let (text, code) = error_text(bytes);
     let number = status.as_u16();
@@ -254,7 +254,7 @@ fn usage_of(body: &Value) -> Option<Usage> {
     })
 }
 
-/// What a body with status 200 says.
+/// Reads a body with status 200.
 fn answer(body: &Value, longest: Option<u64>) -> Received {
     let usage = usage_of(body);
     let model = body["model"].as_str().map(String::from);

@@ -1,4 +1,4 @@
-//! How an endpoint is asked: its address, its key, the form of answers, limits.
+//! Settings of an endpoint: its address, its key, the form of answers, limits.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// Where a key may be, the first that is set.
+/// Variables of the environment that may hold a key; the first that is set counts.
 pub const KEY_VARIABLES: [&str; 2] = ["JOINTWISE_API_KEY", "OPENAI_API_KEY"];
 
 /// A secret. Shows as `***`, wherever it is shown.
@@ -21,7 +21,7 @@ impl std::fmt::Debug for Key {
 }
 
 impl Key {
-    /// From a variable of the environment, by default the first of [`KEY_VARIABLES`]; `None` where none is set.
+    /// Reads the key from a variable of the environment, by default the first of [`KEY_VARIABLES`]; `None` where none is set.
     ///
     /// # Errors
     /// [`Error::Flag`] where the variable that was named is not set, or holds no header's text. The message does not hold the key.
@@ -67,7 +67,7 @@ pub enum AnswerFormat {
 }
 
 impl AnswerFormat {
-    /// Its name, as a flag's value.
+    /// Gives its name, as a flag's value.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -77,7 +77,7 @@ impl AnswerFormat {
     }
 }
 
-/// How an endpoint is asked.
+/// Settings of an endpoint.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Up to and without `/chat/completions`: `https://api.openai.com/v1`.
@@ -94,9 +94,9 @@ pub struct Settings {
     pub extra: Map<String, Value>,
     /// Requests at a time.
     pub concurrency: usize,
-    /// How often a question is asked again after an error.
+    /// The most times that a question is asked again after an error.
     pub retries: usize,
-    /// For one request.
+    /// The longest time for one request.
     pub timeout: Duration,
     /// The first pause before a question is asked again; it doubles.
     pub backoff: Duration,

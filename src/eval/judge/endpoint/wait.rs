@@ -1,4 +1,4 @@
-//! How long an endpoint asks to wait, as its headers say.
+//! Reads from an endpoint's headers how long it asks to wait.
 
 use std::time::{Duration, SystemTime};
 

@@ -47,12 +47,12 @@ const PHRASES: &[&[&str]] = &[
     &["than", "the", "other", "response"],
     &["than", "the", "other"],
 ];
-/// Whether a word may turn a verdict around.
+/// Tells whether a word may turn a verdict around.
 pub fn is_doubt(word: &str) -> bool {
     has(DOUBTS, word) || word.ends_with("n't")
 }
 
-/// Whether a word before a side leaves the meaning alone.
+/// Tells whether a word before a side leaves the meaning alone.
 pub fn is_lead(word: &str) -> bool {
     has(LEADS, word) || has(NOUNS, word) || has(LABELS, word) || has(FOREIGN, word)
 }
@@ -72,7 +72,7 @@ pub fn inside(text: &str) -> Option<Choice> {
     }
 }
 
-/// What our prompts ask for. A comparison in all of it is a verdict, one in a part of it is none.
+/// The qualities that our prompts ask for. A comparison in all of it is a verdict, one in a part of it is none.
 const CRITERIA: [&str; 3] = ["accuracy", "coherence", "harmlessness"];
 
 /// Leaves "in terms of accuracy, coherence and harmlessness" out at the end.
