@@ -52,6 +52,7 @@ fn error(p: &Preference, batch: &Batch, want: &Expected) -> f64 {
         desirable: batch.desirable.clone(),
         reference: batch.reference.clone(),
         cross: cross_weights(&batch.cosines, batch.sums.len() / 2, p.rpo_tau),
+        step_tokens_per_row: None,
     };
     let got = p.evaluate(&batch.sums.iter().map(sums).collect::<Vec<_>>(), &known);
     let losses = got.chunks(known.row_len()).map(|row| row.iter().map(|o| o.loss).sum::<f64>());

@@ -142,7 +142,7 @@ fn score_judged(
     mut out: Lines,
 ) -> Result<()> {
     let (goal, examples) = (Goal::Preference(*p), data.examples.iter().collect::<Vec<&Example>>());
-    let known = known(&goal, &examples, references.unwrap_or_default());
+    let known = known(&goal, &examples, references.unwrap_or_default(), &examples);
     let sums: Vec<Sums> = scored.iter().map(|s| s.sums).collect();
     let outcome = Outcome::of(&goal, &sums, &known, examples.iter().map(|e| e.n_tokens(true)).sum());
     let mut total = Accumulator::default();

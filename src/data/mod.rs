@@ -27,6 +27,7 @@ pub(crate) mod special_tokens;
 mod synonyms;
 mod table;
 pub mod template;
+mod text_start;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod token_store;
 pub mod tokens;
