@@ -53,19 +53,6 @@ fn bpe512() -> Tokenizer {
     Tokenizer::load(fixture("bpe512")).unwrap()
 }
 
-/// bpe512 with a post-processor that puts BOS before a text.
-fn bpe512_with_bos() -> Tokenizer {
-    let mut tokenizer = json(fixture("bpe512/tokenizer.json"));
-    let bos = serde_json::json!({"id": "<|bos|>", "ids": [0], "tokens": ["<|bos|>"]});
-    let text = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
-    tokenizer["post_processor"] = serde_json::json!({
-        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|bos|>", "type_id": 0}}, text], "pair": [text],
-        "special_tokens": {"<|bos|>": bos},
-    });
-    let config = std::fs::read_to_string(fixture("bpe512/tokenizer_config.json")).unwrap();
-    Tokenizer::from_parts(Path::new("m"), tokenizer.to_string().as_bytes(), Some(&config), None).unwrap()
-}
-
 /// bpe512 with another tokenizer_config.json.
 fn with_config(config: &str) -> jointwise::error::Result<Tokenizer> {
     let tokenizer = std::fs::read(fixture("bpe512/tokenizer.json")).unwrap();
@@ -126,10 +113,6 @@ fn same_as_transformers(tokenizer: &Tokenizer, cases: &Value) {
     for (case, template) in cases["pairs"].as_array().unwrap().iter().map(|case| (case, Template::Paper)).chain(bare) {
         let text = plain(case["instruction"].as_str().unwrap(), case["response"].as_str().unwrap());
         let expected = Sequence::new(ids(&case["input_ids"]), case["prompt_len"].as_u64().unwrap() as usize);
-        // The cases have BOS, which these tokenizers do not put before a text themselves.
-        let has_bos = tokenizer.bos_id().is_some_and(|bos| expected.ids[0] == bos);
-        let n = usize::from(template == Template::None && tokenizer.start_ids().is_empty() && has_bos);
-        let expected = Sequence::new(expected.ids[n..].to_vec(), expected.response_start - n);
         assert_eq!(tokenizer.encode(&text, &template).unwrap(), expected, "{text:?}");
     }
     for case in cases["chat"].as_array().unwrap() {
@@ -241,10 +224,11 @@ fn the_boundary_moves_before_a_token_that_spans_it() {
     let alone = tokenizer.encode_text("He").unwrap();
     let whole = tokenizer.encode_text("Hello world").unwrap();
     assert_ne!(whole[..alone.len()], alone, "the case must merge");
-    assert_eq!(got.response_start, alone.len() - 1);
-    assert_eq!(got.ids[..got.ids.len() - 1], whole);
-    // The paper's templates stand behind BOS, whatever the tokenizer puts there.
-    assert_eq!(tokenizer.encode(&text, &Template::Paper).unwrap().ids[0], 0);
+    assert_eq!(got.response_start, 1 + alone.len() - 1);
+    assert_eq!(got.ids[1..got.ids.len() - 1], whole);
+    // This tokenizer itself puts nothing before a text.
+    let as_tokenizer = tokenizer.encode(&text, &Template::Plain).unwrap();
+    assert_eq!((as_tokenizer.response_start, &as_tokenizer.ids[..]), (alone.len() - 1, &got.ids[1..]));
 }
 
 #[test]
@@ -333,7 +317,7 @@ fn bad_tokenizers_are_named() {
 
 fn build(rows: &str, template: &Template, max_length: usize, overflow: Overflow) -> Result<Dataset, String> {
     let rows = read(rows, Purpose::Any, &[])?;
-    Dataset::build(&rows, &bpe512_with_bos(), template, Limits { max_length, overflow }).map_err(|e| {
+    Dataset::build(&rows, &bpe512(), template, Limits { max_length, overflow }).map_err(|e| {
         assert_eq!(e.exit_status(), 2);
         e.to_string().rsplit('/').next().unwrap().to_string()
     })

@@ -111,7 +111,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "FILE|FOLDER", num_args = 1..)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,
-    /// paper, paper-tldr, chat, none, a text with {instruction}, or by-rows: chat for conversations, paper for texts [default: by-rows]
+    /// paper, paper-tldr, chat, none, plain, a text with {instruction}; by-rows: chat for conversations, paper for texts; trl: chat for conversations, plain for texts [default: by-rows]
     #[arg(long)]
     pub template: Option<String>,
     /// A chat template of your own (a Jinja file), or the name of one that the tokenizer has; implies --template chat [default: the tokenizer's default]
@@ -515,7 +515,7 @@ pub struct GenerateArgs {
     /// Prompts of a file: rows of any form, or with `instruction` or `prompt` alone
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
-    /// paper, paper-tldr, chat, none, a text with {instruction}, or by-rows: chat for conversations, paper for texts [default: by-rows]
+    /// paper, paper-tldr, chat, none, plain, a text with {instruction}; by-rows: chat for conversations, paper for texts; trl: chat for conversations, plain for texts [default: by-rows]
     #[arg(long)]
     pub template: Option<String>,
     /// A chat template of your own (a Jinja file), or the name of one that the tokenizer has; implies --template chat [default: the tokenizer's default]
@@ -590,6 +590,9 @@ pub struct CheckArgs {
     /// Look at no more than the first N rows [default: all]
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+    /// Also tell how these tokens differ from those of TRL
+    #[arg(long)]
+    pub like_trl: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

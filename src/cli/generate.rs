@@ -58,6 +58,7 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
     }
     let flag = if args.template.is_some() { "--template" } else { "--chat-template" };
     note!("{}", session::template_line(&template, &instructions[0], "prompts", flag));
+    session::bos_note(&tokenizer, &template, &instructions[0]).into_iter().for_each(|line| note!("{line}"));
     // A prompt is named by its file and line, or by its number.
     let bad = |i: usize, reason: &str| match &places[i] {
         Some(place) => place.error(reason),

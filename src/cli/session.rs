@@ -6,7 +6,7 @@ use std::rc::Rc;
 use sha2::{Digest, Sha256};
 
 use super::args::{BadRowArg, DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
-pub use super::tokenised::{dataset, first_rows, template_line};
+pub use super::tokenised::{bos_note, dataset, first_rows, rows, template_line};
 use super::{checked, device_notes, tune};
 use crate::config::{Defaults, ReferenceChoice, not_negative};
 use crate::data::bad_rows::BadRows;

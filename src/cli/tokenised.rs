@@ -82,6 +82,29 @@ pub fn first_rows(
     rows.tokenise(tokenizer, &template, limits).map(|rows| rows.data)
 }
 
+/// Reads the rows alone, no more than the first `n`.
+///
+/// # Errors
+/// As [`dataset`]'s.
+pub fn rows(args: &DataArgs, n: Option<usize>, purpose: Purpose) -> Result<Vec<Row>> {
+    let source = RowSource::find(args, &args.data, purpose, n)?;
+    let most = n.unwrap_or(usize::MAX);
+    let mut rows = Vec::new();
+    for (path, found) in source.files {
+        if rows.len() == most {
+            break;
+        }
+        for_each_row_of(path, found, &source.map, purpose, source.bad_rows, |mut row| {
+            if source.last_turn_only {
+                row.content.keep_last_turn();
+            }
+            rows.push(row);
+            Ok(if rows.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        })?;
+    }
+    Ok(rows)
+}
+
 /// Looks for tokens that an earlier start kept; what is damaged is told, and replaced.
 fn known(store: &TokenStore, key: &str) -> Option<TokenisedRows> {
     store.get(key).unwrap_or_else(|error| {
@@ -171,7 +194,7 @@ impl<'a> RowSource<'a> {
                 }
                 failed.map_or(Ok(builder), Err)
             });
-            let read = self.read(template, &mut told, |chunk| send.send(chunk).is_ok());
+            let read = self.read(tokenizer, template, &mut told, |chunk| send.send(chunk).is_ok());
             drop(send);
             (read, tokenising.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
@@ -196,6 +219,7 @@ impl<'a> RowSource<'a> {
     /// Reads the rows, and gives them to `take` in chunks while it takes some.
     fn read(
         &mut self,
+        tokenizer: &Tokenizer,
         template: &Template,
         told: &mut Told,
         mut take: impl FnMut(Vec<Row>) -> bool,
@@ -218,6 +242,7 @@ impl<'a> RowSource<'a> {
                 }
                 if let Some(text) = row.content.texts().first().filter(|_| !is_template_told) {
                     told.say(template_line(template, &text.instruction, "rows", flag));
+                    bos_note(tokenizer, template, &text.instruction).into_iter().for_each(|note| told.say(note));
                     is_template_told = true;
                 }
                 n += 1;
@@ -243,6 +268,16 @@ pub fn template_line(template: &Template, first: &Instruction, what: &str, flag:
         (Instruction::Plain(_), _) => format!("the {what} are texts"),
     };
     format!("template: {} ({why})", form.name())
+}
+
+/// Says that `none` puts a BOS before texts which the tokenizer itself does not put there.
+pub fn bos_note(tokenizer: &Tokenizer, template: &Template, first: &Instruction) -> Option<String> {
+    let is_none = *template.for_instruction(first) == Template::None;
+    let bos = tokenizer.bos_id().filter(|bos| is_none && tokenizer.start_ids() != [*bos])?;
+    let token = tokenizer.show(bos);
+    Some(format!(
+        "note: BOS, {token}, stands before each text; the tokenizer itself puts none there (--template plain: none, as TRL)"
+    ))
 }
 
 /// Name of some rows' tokens, and what their files were when it was made.

@@ -255,6 +255,6 @@ impl Dataset {
 }
 
 /// "the chosen side", or "the row" where there is one side only.
-fn side_name(n_sides: usize, side: usize) -> &'static str {
+pub(super) fn side_name(n_sides: usize, side: usize) -> &'static str {
     if n_sides == 1 { "the row" } else { ["the chosen side", "the rejected side"][side] }
 }

@@ -12,6 +12,7 @@ mod field_map;
 mod fields;
 mod file_notes;
 mod forms;
+pub mod like_trl;
 pub mod named_templates;
 mod objects;
 pub mod order;

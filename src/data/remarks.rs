@@ -27,8 +27,8 @@ pub enum Remark {
     SameSides,
     /// The row takes the tokenizer's chat template because it is a conversation.
     TakesChat,
-    /// The row takes the paper's template because it is a text.
-    TakesPaper,
+    /// The row takes the template of this name because it is a text.
+    TextTakes(String),
     /// A conversation begins with an answer, which the chat template cannot ask for.
     Greeting,
 }
@@ -38,7 +38,7 @@ impl Remark {
     pub(super) fn of_template(template: &Template) -> Option<Self> {
         match template {
             Template::Chat => Some(Self::TakesChat),
-            Template::Paper => Some(Self::TakesPaper),
+            Template::Paper | Template::Plain => Some(Self::TextTakes(template.name().into())),
             _ => None,
         }
     }
@@ -73,8 +73,8 @@ impl Remark {
                     "{rows} of conversations among texts: the tokenizer's chat template renders them (--template chat)"
                 )
             }
-            Self::TakesPaper => {
-                format!("{rows} of texts among conversations: they take --template paper")
+            Self::TextTakes(name) => {
+                format!("{rows} of texts among conversations: they take --template {name}")
             }
             Self::Greeting => {
                 format!(
@@ -110,9 +110,10 @@ impl Remarks {
 
     /// A line for each kind. Which template the rows took is told where they took two.
     pub fn lines(&self) -> Vec<String> {
-        let took = [Remark::TakesChat, Remark::TakesPaper];
-        let is_mixed = took.iter().all(|remark| self.0.contains_key(remark));
-        let told = self.0.iter().filter(|(remark, _)| is_mixed || !took.contains(remark));
+        let is_of_text = |remark: &Remark| matches!(remark, Remark::TextTakes(_));
+        let is_mixed = self.0.contains_key(&Remark::TakesChat) && self.0.keys().any(is_of_text);
+        let told =
+            self.0.iter().filter(|(remark, _)| is_mixed || !(**remark == Remark::TakesChat || is_of_text(remark)));
         told.map(|(remark, &n)| remark.line(n)).collect()
     }
 }

@@ -241,7 +241,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Flag`], which names the ways out.
     pub fn check_conversation(&self, instruction: &Instruction, template: &Template, place: &str) -> Result<()> {
-        let is_by_rows = *template == Template::ByRows && *template.for_instruction(instruction) == Template::Chat;
+        let is_by_rows = template.is_by_rows() && *template.for_instruction(instruction) == Template::Chat;
         let Some(reason) = self.chat(instruction, &Template::Chat).err().filter(|_| is_by_rows) else { return Ok(()) };
         let (dir, reason) = (self.dir.display(), reason.trim_end_matches(": --chat-template NAME"));
         let ways = "give --chat-template (a file, or a name), or --template paper, none or a text with {instruction}";
@@ -274,9 +274,9 @@ impl Tokenizer {
         template.instruction(instruction, self.chat(instruction, template)?.map(|chat| &chat.template))
     }
 
-    /// `tok(template(I) + R) + [EOS]`, with the boundary found by offsets: a token that spans it belongs to the response. Before the paper's templates
-    /// stands BOS; before others what the tokenizer puts there ([`Tokenizer::start_ids`]). These and EOS are added only where they are absent. A chat
-    /// template's text is tokenised as it is, with nothing before or behind it.
+    /// `tok(template(I) + R) + [EOS]`, with the boundary found by offsets: a token that spans it belongs to the response. Before [`Template::None`] and
+    /// the paper's templates stands BOS; before others what the tokenizer puts there ([`Tokenizer::start_ids`]). These and EOS are added only where they
+    /// are absent. A chat template's text is tokenised as it is, with nothing before or behind it.
     ///
     /// # Errors
     /// The reason; the caller knows the line.
@@ -363,8 +363,8 @@ impl Tokenizer {
     /// Returns what stands before a template's tokens, where they do not begin with it.
     fn ids_before(&self, tokens: &[u32], template: &Template) -> &[u32] {
         let before = match template {
-            Template::Paper | Template::PaperTldr | Template::ByRows => self.bos.as_slice(),
-            Template::None | Template::Text(_) => &self.start,
+            Template::Paper | Template::PaperTldr | Template::ByRows | Template::None => self.bos.as_slice(),
+            Template::Plain | Template::Trl | Template::Text(_) => &self.start,
             Template::Chat => &[],
         };
         if tokens.starts_with(before) { &[] } else { before }

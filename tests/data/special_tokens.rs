@@ -152,6 +152,6 @@ fn a_response_without_an_end_where_that_is_asked_for() {
     let config = json!({"bos_token": "<s>", "eos_token": "</s>"});
     let text = plain("a", "b");
     let with = tokenizer(&[("tokenizer_config.json", config)]).unwrap();
-    assert_eq!(with.encode(&text, &Template::None).unwrap().ids, [0, 1, 29]);
-    assert_eq!(with.without_end().encode(&text, &Template::None).unwrap().ids, [0, 1]);
+    assert_eq!(with.encode(&text, &Template::None).unwrap().ids, [28, 0, 1, 29]);
+    assert_eq!(with.without_end().encode(&text, &Template::None).unwrap().ids, [28, 0, 1]);
 }

@@ -60,7 +60,7 @@ fn sequences_and_masks_are_those_of_trl() {
                 None => (form.as_str(), Overflow::Error),
             };
             let purpose = if ["texts", "chats"].contains(&kind) { Purpose::Preference } else { Purpose::Sft };
-            let template = if kind == "chats" { Template::ByRows } else { Template::None };
+            let template = if kind == "chats" { Template::ByRows } else { Template::Plain };
             let mut rows = rows(&all["rows"][kind], purpose);
             let expected = expected.as_array().unwrap();
             if overflow == Overflow::Error {

@@ -62,8 +62,8 @@ impl Sampled {
         let Some(first) = prompts.first() else { return };
         let flag = if args.template.is_some() { "--template" } else { "--chat-template" };
         note!("{}", session::template_line(&self.template, &first.instruction, "prompts", flag));
-        if self.template == Template::ByRows {
-            self.template = Template::ByRows.settled(prompts.iter().map(|prompt| &prompt.instruction));
+        if self.template.is_by_rows() {
+            self.template = self.template.clone().settled(prompts.iter().map(|prompt| &prompt.instruction));
             self.template_name = self.template.name().into();
         }
     }

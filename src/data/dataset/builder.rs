@@ -179,7 +179,7 @@ impl EncodedRow {
             Content::Unreadable(reason) => Err(reason.clone()),
             _ => sequences(&texts, tokenizer, template, &mut remarks),
         };
-        if let (Template::ByRows, Some(text)) = (template, texts.first()) {
+        if let Some(text) = texts.first().filter(|_| template.is_by_rows()) {
             remarks.extend(Remark::of_template(template.for_instruction(&text.instruction)));
         }
         let is_counted = limits.overflow == Overflow::Paper && texts.len() == 2 && sequences.is_ok();
