@@ -347,28 +347,29 @@ mod tests {
     use crate::gpu::{Gpu, Role};
     use crate::train::trainer::MicroCost;
 
-    /// A run that takes 8,000 bytes with everything kept, 6,000 with products, 2,000 with inputs.
+    /// A run that takes 80 MiB with everything kept, 60 with products, 20 with inputs.
     fn rehearse(keep: Keep) -> Result<Rehearsal> {
         let gpu = Gpu::plan(Caps::baseline());
-        let elements = match keep {
-            Keep::Everything => 2_000,
-            Keep::Products => 1_500,
-            Keep::Inputs | Keep::Nothing => 500,
+        let mib = match keep {
+            Keep::Everything => 80,
+            Keep::Products => 60,
+            Keep::Inputs | Keep::Nothing => 20,
         };
-        let _held = gpu.lasting(Role::Activations, elements);
+        let _held = gpu.lasting(Role::Activations, mib << 18);
         Ok(Rehearsal { ledger: gpu.ledger(), cost: MicroCost { tokens: 1, dispatches: 1, flops: 1 }, trained: 1 })
     }
 
     #[test]
     fn layers_run_again_where_memory_is_short() {
-        let keep = |recompute, memory_bytes| {
+        let keep = |recompute, mib: Option<u64>| {
+            let memory_bytes = mib.map(|mib| mib << 20);
             choose_keep(recompute, &Caps { memory_bytes, ..Caps::baseline() }, &rehearse).map(|k| k.0).ok()
         };
         assert_eq!(keep(None, None), Some(Keep::Everything));
-        assert_eq!(keep(None, Some(10_000)), Some(Keep::Everything));
-        assert_eq!(keep(None, Some(8_500)), Some(Keep::Products), "a tenth is left to others");
-        assert_eq!(keep(None, Some(6_500)), Some(Keep::Inputs));
-        assert_eq!(keep(Some(RecomputeArg::None), Some(8_500)), Some(Keep::Everything));
+        assert_eq!(keep(None, Some(100)), Some(Keep::Everything));
+        assert_eq!(keep(None, Some(85)), Some(Keep::Products), "a tenth is left to others");
+        assert_eq!(keep(None, Some(65)), Some(Keep::Inputs));
+        assert_eq!(keep(Some(RecomputeArg::None), Some(85)), Some(Keep::Everything));
         assert_eq!(keep(Some(RecomputeArg::Block), None), Some(Keep::Inputs));
     }
 

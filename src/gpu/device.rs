@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::adapters::{Adapters, DeviceChoice, DeviceSummary};
+use super::blocks::{BLOCK_BYTES, HOST_VISIBLE_BLOCK_BYTES};
 use super::device_memory::DeviceMemory;
 use super::failure::catch_panic;
 use super::live::{Live, OnWait};
@@ -49,6 +50,8 @@ pub struct Caps {
     pub memory_bytes: Option<u64>,
     /// Memory that other programs had left when the device was opened, where its driver says.
     pub free_memory_bytes: Option<u64>,
+    /// Bytes of a block of memory, in which buffers that are not larger share it.
+    pub memory_block_bytes: u64,
 }
 
 /// Matrices that a subgroup multiplies together.
@@ -81,13 +84,16 @@ impl Caps {
             timestamps: false,
             memory_bytes: None,
             free_memory_bytes: None,
+            memory_block_bytes: BLOCK_BYTES,
         }
     }
 
     fn new(adapter: &wgpu::Adapter, summary: &DeviceSummary) -> Self {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
         let is_cpu = info.device_type == wgpu::DeviceType::Cpu;
-        let memory = DeviceMemory::of_adapter(adapter).filter(|_| !is_cpu);
+        let memory = DeviceMemory::of_adapter(adapter);
+        let is_host_visible = memory.is_some_and(|memory| memory.is_host_visible);
+        let memory = memory.filter(|_| !is_cpu);
         Self {
             is_cpu,
             variants: Variant::usual(is_cpu),
@@ -108,6 +114,7 @@ impl Caps {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             memory_bytes: memory.map(|memory| memory.total),
             free_memory_bytes: memory.and_then(|memory| memory.free),
+            memory_block_bytes: if is_host_visible { HOST_VISIBLE_BLOCK_BYTES } else { BLOCK_BYTES },
             name: info.name,
         }
     }
@@ -261,8 +268,8 @@ impl Gpu {
             required_features: adapter.features() & wanted,
             required_limits: adapter.limits(),
             experimental_features,
-            // Buffers larger than a block get allocations of their own: the smallest blocks that there are, 4 MiB, leave the least empty.
-            memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: 4 << 20..8 << 20 },
+            // From the first block to the last one: the size does not grow.
+            memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: BLOCK_BYTES..BLOCK_BYTES },
             ..Default::default()
         };
         let closed = |reason: String| Error::Device(format!("{} cannot be opened: {reason}", summary.title()));
@@ -284,8 +291,8 @@ impl Gpu {
     fn new(live: Option<Live>, caps: Caps) -> Self {
         Self {
             live,
+            home: Arc::new(Home::new(caps.memory_block_bytes)),
             caps,
-            home: Arc::default(),
             pipelines: super::pipelines::Pipelines::default(),
             bind_groups: Mutex::default(),
             uniforms: Mutex::default(),

@@ -6,6 +6,8 @@ pub(super) struct DeviceMemory {
     pub total: u64,
     /// Memory that is left now, where the driver says.
     pub free: Option<u64>,
+    /// Whether the memory that buffers get is the host's, too, as Vulkan tells of integrated devices and CPUs.
+    pub is_host_visible: bool,
 }
 
 impl DeviceMemory {
@@ -15,7 +17,8 @@ impl DeviceMemory {
         expect(dead_code, reason = "Metal gives no budget")
     )]
     fn from_budget(total: u64, budget: u64, used: u64) -> Self {
-        Self { total, free: (budget > 0).then(|| budget.min(total).saturating_sub(used)) }
+        let free = (budget > 0).then(|| budget.min(total).saturating_sub(used));
+        Self { total, free, is_host_visible: false }
     }
 
     /// Asks the backend; WebGPU does not say it. Vulkan: the largest heap that is local to the device, and its budget. DX12: the device's own
@@ -45,7 +48,8 @@ impl DeviceMemory {
                 // SAFETY: the raw handle lives as long as this reference, and is only asked for properties.
                 let metal = unsafe { adapter.as_hal::<wgpu::hal::api::Metal>() }?;
                 let total = metal.raw_device().recommendedMaxWorkingSetSize();
-                Some(Self { total, free: Some(total.saturating_sub(metal.raw_device().currentAllocatedSize() as u64)) })
+                let free = Some(total.saturating_sub(metal.raw_device().currentAllocatedSize() as u64));
+                Some(Self { total, free, is_host_visible: false })
             }
             _ => None,
         }
@@ -73,7 +77,12 @@ fn vulkan(adapter: &wgpu::Adapter) -> Option<DeviceMemory> {
     let heaps = memory.memory_heaps_as_slice().iter().enumerate();
     let local = heaps.filter(|(_, heap)| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
     let (at, heap) = local.max_by_key(|(_, heap)| heap.size)?;
-    Some(DeviceMemory::from_budget(heap.size, budgets.heap_budget[at], budgets.heap_usage[at]))
+    // gpu-allocator takes the first type that is local to the device.
+    let mut types = memory.memory_types_as_slice().iter().map(|kind| kind.property_flags);
+    let taken = types.find(|flags| flags.contains(vk::MemoryPropertyFlags::DEVICE_LOCAL));
+    let is_host_visible = taken.is_some_and(|flags| flags.contains(vk::MemoryPropertyFlags::HOST_VISIBLE));
+    let found = DeviceMemory::from_budget(heap.size, budgets.heap_budget[at], budgets.heap_usage[at]);
+    Some(DeviceMemory { is_host_visible, ..found })
 }
 
 #[cfg(test)]

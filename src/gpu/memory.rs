@@ -8,106 +8,24 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::Gpu;
+use super::blocks::Place;
 use super::failure::refused;
 use super::guards::Guards;
+use super::ledger::{Ledger, Role};
 use super::live::Live;
 use crate::error::{Error, Result};
 
-/// What a buffer holds; a column of the memory plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Trained weights, f32 or bf16.
-    Params,
-    /// Their gradients, f32.
-    Grads,
-    /// AdamW's two moments, f32 or eight bits with their scales.
-    Moments,
-    /// Weights that are not trained, in any storage.
-    Frozen,
-    /// Saved for the backward pass, and scratch.
-    Activations,
-    /// Token ids, tables, and other small inputs of a micro-batch.
-    Batch,
-}
-
-impl Role {
-    /// Names what a buffer holds, for messages.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Params => "parameters",
-            Self::Grads => "gradients",
-            Self::Moments => "moments",
-            Self::Frozen => "frozen weights",
-            Self::Activations => "activations",
-            Self::Batch => "inputs of a batch",
-        }
-    }
-}
-
-const ROLES: [Role; 6] = [Role::Params, Role::Grads, Role::Moments, Role::Frozen, Role::Activations, Role::Batch];
-
-/// Bytes allocated on the device, by role, with the highest sum so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ledger {
-    now: [u64; ROLES.len()],
-    peak: [u64; ROLES.len()],
-    /// Buffers.
-    n_buffers: [u64; ROLES.len()],
-    peak_total: u64,
-    largest_activation: u64,
-}
-
-impl Ledger {
-    fn add(&mut self, role: Role, bytes: u64) {
-        let i = role as usize;
-        self.now[i] += bytes;
-        self.n_buffers[i] += 1;
-        self.peak[i] = self.peak[i].max(self.now[i]);
-        self.peak_total = self.peak_total.max(self.now.iter().sum());
-    }
-    fn sub(&mut self, role: Role, bytes: u64) {
-        self.now[role as usize] -= bytes;
-        self.n_buffers[role as usize] -= 1;
-    }
-    /// Names the buffer that was added last: "parameters, page 3".
-    fn last_added(&self, role: Role) -> String {
-        match role {
-            Role::Activations | Role::Batch => role.name().into(),
-            _ => format!("{}, page {}", role.name(), self.n_buffers[role as usize]),
-        }
-    }
-    /// Bytes now.
-    pub fn total(&self) -> u64 {
-        self.now.iter().sum()
-    }
-    /// The highest sum over all roles, in bytes.
-    pub fn peak_bytes(&self) -> u64 {
-        self.peak_total
-    }
-    /// The largest single activation, in bytes: it must fit a binding.
-    pub fn largest_activation(&self) -> u64 {
-        self.largest_activation
-    }
-    /// The highest sum of each role, in bytes.
-    pub fn peak_by_role(&self) -> Vec<(Role, u64)> {
-        ROLES.iter().map(|&r| (r, self.peak[r as usize])).collect()
-    }
-}
-
-#[derive(Default)]
 pub(super) struct Home {
     state: Mutex<State>,
     guards: Mutex<Guards>,
 }
 
-#[derive(Default)]
 struct State {
     ledger: Ledger,
     /// Bytes that were written since they were last waited for.
     staged_bytes: u64,
     /// Activations that nobody holds.
-    free: Vec<(u64, Option<wgpu::Buffer>)>,
+    free: Vec<Memory>,
     /// Buffers, but for those of a batch, that were given back to the device.
     given_up: u64,
     /// See [`Gpu::reserving`].
@@ -115,6 +33,13 @@ struct State {
 }
 
 impl Home {
+    /// Nothing yet, in blocks of this size.
+    pub fn new(block_bytes: u64) -> Self {
+        let ledger = Ledger::new(block_bytes);
+        let state = State { ledger, staged_bytes: 0, free: Vec::new(), given_up: 0, reserving: false };
+        Self { state: Mutex::new(state), guards: Mutex::default() }
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -129,18 +54,25 @@ impl Home {
         self.state().given_up
     }
     /// The smallest free activation of at least `bytes`.
-    fn take(&self, bytes: u64) -> Option<(u64, Option<wgpu::Buffer>)> {
+    fn take(&self, bytes: u64) -> Option<Memory> {
         let mut state = self.state();
         let most = if state.reserving { bytes + bytes / 2 } else { u64::MAX };
-        let fits = state.free.iter().enumerate().filter(|(_, f)| (bytes..=most).contains(&f.0));
-        let best = fits.min_by_key(|(_, f)| f.0).map(|(i, _)| i)?;
+        let fits = state.free.iter().enumerate().filter(|(_, f)| (bytes..=most).contains(&f.bytes));
+        let best = fits.min_by_key(|(_, f)| f.bytes).map(|(i, _)| i)?;
         Some(state.free.swap_remove(best))
     }
 }
 
-struct Buffer {
+/// A device buffer; a plan has none, but its place.
+#[derive(Default)]
+struct Memory {
     raw: Option<wgpu::Buffer>,
     bytes: u64,
+    place: Place,
+}
+
+struct Buffer {
+    memory: Memory,
     role: Role,
     home: Arc<Home>,
 }
@@ -150,10 +82,11 @@ impl Drop for Buffer {
         // Between guards, no slot is used again.
         let is_pooled = self.role == Role::Activations && !self.home.guards().is_on();
         let mut state = self.home.state();
+        let memory = std::mem::take(&mut self.memory);
         if is_pooled {
-            state.free.push((self.bytes, self.raw.take()));
+            state.free.push(memory);
         } else {
-            state.ledger.sub(self.role, self.bytes);
+            state.ledger.sub(self.role, memory.bytes, memory.place);
             state.given_up += u64::from(self.role != Role::Batch);
         }
     }
@@ -205,7 +138,7 @@ impl Slot {
     }
     pub(super) fn binding(&self) -> Option<(wgpu::Buffer, u64, u64)> {
         let bytes = 4 * (self.len + self.reach) as u64;
-        self.buffer.raw.clone().map(|raw| (raw, self.offset as u64 * 4, bytes))
+        self.buffer.memory.raw.clone().map(|raw| (raw, self.offset as u64 * 4, bytes))
     }
     /// Whether the buffer outlives a recording.
     pub(super) fn is_lasting(&self) -> bool {
@@ -236,21 +169,22 @@ impl Gpu {
 
     fn pooled(&self, len: usize) -> Slot {
         let bytes = (len.max(1) as u64 * 4).next_multiple_of(256);
-        let (bytes, raw) = self.home.take(bytes).unwrap_or_else(|| {
+        let memory = self.home.take(bytes).unwrap_or_else(|| {
             let mut state = self.home.state();
             // Batches differ in length: what is free but too small makes room, so that the pool is that of the longest batch.
-            let largest = (0..state.free.len()).max_by_key(|&i| state.free[i].0);
+            let largest = (0..state.free.len()).max_by_key(|&i| state.free[i].bytes);
             if let Some(largest) = largest.filter(|_| !state.reserving) {
-                let (too_small, _) = state.free.swap_remove(largest);
-                state.ledger.sub(Role::Activations, too_small);
+                let too_small = state.free.swap_remove(largest);
+                state.ledger.sub(Role::Activations, too_small.bytes, too_small.place);
                 state.given_up += 1;
             }
-            state.ledger.add(Role::Activations, bytes);
-            state.ledger.largest_activation = state.ledger.largest_activation.max(bytes);
+            let place = state.ledger.add(Role::Activations, bytes);
             drop(state);
-            (bytes, self.create(Role::Activations, bytes))
+            // Copies of weights on their way are not in a plan: they make room for a step's memory.
+            self.live.as_ref().into_iter().for_each(|live| self.settle_uploads(live, SMALL_UPLOADS_BYTES));
+            Memory { raw: self.create(Role::Activations, bytes), bytes, place }
         });
-        let buffer = Buffer { raw, bytes, role: Role::Activations, home: self.home.clone() };
+        let buffer = Buffer { memory, role: Role::Activations, home: self.home.clone() };
         Slot { buffer: Arc::new(buffer), offset: 0, len, reach: 0 }
     }
 
@@ -266,8 +200,9 @@ impl Gpu {
     /// A buffer of its own.
     pub(super) fn unguarded(&self, role: Role, len: usize) -> Slot {
         let bytes = (len.max(1) as u64 * 4).next_multiple_of(256);
-        self.home.state().ledger.add(role, bytes);
-        let buffer = Buffer { raw: self.create(role, bytes), bytes, role, home: self.home.clone() };
+        let place = self.home.state().ledger.add(role, bytes);
+        let memory = Memory { raw: self.create(role, bytes), bytes, place };
+        let buffer = Buffer { memory, role, home: self.home.clone() };
         Slot { buffer: Arc::new(buffer), offset: 0, len, reach: 0 }
     }
 
@@ -331,18 +266,22 @@ impl Gpu {
             return;
         }
         let n_bytes = piece.len() as u64;
-        let staged = std::mem::replace(&mut self.home.state().staged_bytes, 0);
-        if staged + n_bytes > STAGED_BYTES {
-            let encoder = live.device.create_command_encoder(&Default::default());
-            if let Some(submitted) = live.submit(encoder, None, || "upload".into()) {
-                live.wait(Some(submitted.index));
-            }
-            self.home.state().staged_bytes = n_bytes;
-        } else {
-            self.home.state().staged_bytes = staged + n_bytes;
-        }
+        self.settle_uploads(live, STAGED_BYTES.saturating_sub(n_bytes));
+        self.home.state().staged_bytes += n_bytes;
         live.queue.write_buffer(raw, offset, piece);
         live.failure.name_refusal(|| refused("an upload's copy", n_bytes, self.ledger().total()));
+    }
+
+    /// Waits for what was written, where it may be more than `most` bytes, so that wgpu's copies are gone.
+    fn settle_uploads(&self, live: &Live, most: u64) {
+        if self.home.state().staged_bytes <= most {
+            return;
+        }
+        let encoder = live.device.create_command_encoder(&Default::default());
+        if let Some(submitted) = live.submit(encoder, None, || "upload".into()) {
+            live.wait(Some(submitted.index));
+        }
+        self.home.state().staged_bytes = 0;
     }
 
     fn create(&self, role: Role, bytes: u64) -> Option<wgpu::Buffer> {
@@ -434,13 +373,16 @@ impl Gpu {
 }
 
 /// Most bytes of a staging buffer.
-const STAGING_BYTES: u64 = 16 << 20;
+const STAGING_BYTES: u64 = 4 << 20;
 
 /// Most bytes of a buffer that several lasting slots share.
 const PACKED_BYTES: u64 = 64 << 20;
 
 /// Bytes that may be written before they are waited for.
 const STAGED_BYTES: u64 = 16 << 20;
+
+/// Bytes that may be on their way when a step's memory is taken: a batch's inputs.
+const SMALL_UPLOADS_BYTES: u64 = 1 << 20;
 
 /// Cuts slots of `lens` elements into groups of parts, (slot, elements), of at most `most` elements together; one group at least.
 fn staged(lens: &[usize], most: usize) -> Vec<Vec<(usize, Range<usize>)>> {

@@ -3,10 +3,12 @@
 //! Everything above this module speaks of [`Slot`]s and [`Recording`]s; wgpu's names end here.
 
 mod adapters;
+mod blocks;
 mod device;
 mod device_memory;
 mod failure;
 mod guards;
+mod ledger;
 mod live;
 mod memory;
 mod pace;
@@ -23,8 +25,9 @@ mod variant;
 
 pub use adapters::{DeviceChoice, DeviceSummary, list_devices};
 pub use device::{Caps, Cooperative, Gpu};
+pub use ledger::{Ledger, Role};
 pub use live::OnWait;
-pub use memory::{Ledger, Role, Slot};
+pub use memory::Slot;
 pub use pipelines::OnCompile;
 pub use precision::MatmulPrecision;
 pub use profile::Profile;

@@ -1,0 +1,108 @@
+//! The count of buffers by role, and of the device memory that they take: the same for a run and for its plan.
+
+use super::blocks::{Blocks, Place};
+
+/// What a buffer holds; a column of the memory plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Trained weights, f32 or bf16.
+    Params,
+    /// Their gradients, f32.
+    Grads,
+    /// AdamW's two moments, f32 or eight bits with their scales.
+    Moments,
+    /// Weights that are not trained, in any storage.
+    Frozen,
+    /// Saved for the backward pass, and scratch.
+    Activations,
+    /// Token ids, tables, and other small inputs of a micro-batch.
+    Batch,
+}
+
+impl Role {
+    /// Names what a buffer holds, for messages.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Params => "parameters",
+            Self::Grads => "gradients",
+            Self::Moments => "moments",
+            Self::Frozen => "frozen weights",
+            Self::Activations => "activations",
+            Self::Batch => "inputs of a batch",
+        }
+    }
+}
+
+const ROLES: [Role; 6] = [Role::Params, Role::Grads, Role::Moments, Role::Frozen, Role::Activations, Role::Batch];
+
+/// Bytes of buffers by role, and of the memory that holds them, with the highest so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ledger {
+    now: [u64; ROLES.len()],
+    peak: [u64; ROLES.len()],
+    /// Buffers.
+    n_buffers: [u64; ROLES.len()],
+    blocks: Blocks,
+    /// Bytes of blocks.
+    peak_of_blocks: u64,
+    largest_activation: u64,
+}
+
+impl Ledger {
+    /// Nothing yet, in blocks of this size.
+    pub(super) fn new(block_bytes: u64) -> Self {
+        let none = [0; ROLES.len()];
+        let blocks = Blocks::new(block_bytes);
+        Self { now: none, peak: none, n_buffers: none, blocks, peak_of_blocks: 0, largest_activation: 0 }
+    }
+
+    /// Counts a buffer, and says where it lies.
+    pub(super) fn add(&mut self, role: Role, bytes: u64) -> Place {
+        let i = role as usize;
+        self.now[i] += bytes;
+        self.n_buffers[i] += 1;
+        self.peak[i] = self.peak[i].max(self.now[i]);
+        if role == Role::Activations {
+            self.largest_activation = self.largest_activation.max(bytes);
+        }
+        let place = self.blocks.add(bytes);
+        self.peak_of_blocks = self.peak_of_blocks.max(self.blocks.bytes());
+        place
+    }
+
+    /// Counts a buffer no more.
+    pub(super) fn sub(&mut self, role: Role, bytes: u64, place: Place) {
+        self.now[role as usize] -= bytes;
+        self.n_buffers[role as usize] -= 1;
+        self.blocks.remove(place, bytes);
+    }
+
+    /// Names the buffer that was added last: "parameters, page 3".
+    pub(super) fn last_added(&self, role: Role) -> String {
+        match role {
+            Role::Activations | Role::Batch => role.name().into(),
+            _ => format!("{}, page {}", role.name(), self.n_buffers[role as usize]),
+        }
+    }
+
+    /// Bytes of buffers now.
+    pub fn total(&self) -> u64 {
+        self.now.iter().sum()
+    }
+
+    /// The most memory that was asked of the driver for buffers at once, in bytes: whole blocks, some of which are partly empty.
+    pub fn peak_bytes(&self) -> u64 {
+        self.peak_of_blocks
+    }
+
+    /// The largest single activation, in bytes: it must fit a binding.
+    pub fn largest_activation(&self) -> u64 {
+        self.largest_activation
+    }
+
+    /// The highest sum of each role, in bytes.
+    pub fn peak_by_role(&self) -> Vec<(Role, u64)> {
+        ROLES.iter().map(|&r| (r, self.peak[r as usize])).collect()
+    }
+}
