@@ -29,6 +29,36 @@ fn the_first_line_about_rows_names_their_template_and_why() {
     assert_eq!(first(&["--data", "texts.jsonl"]), "template: paper (the rows are texts)");
     assert_eq!(first(&["--data", "chats.jsonl"]), "template: chat (the rows are conversations)");
     assert_eq!(first(&["--data", "chats.jsonl", "--template", "paper"]), "template: paper (--template)");
+    assert_eq!(first(&["--data", "texts.jsonl", "--template", "trl"]), "template: plain (--template)");
+    let bos = |template: &str| {
+        let args = ["check", "--model", &model, "--data", "texts.jsonl", "--template", template];
+        s.run(&args).ok().stderr.contains("note: BOS, <s>, stands before each text")
+    };
+    assert!(bos("none") && !bos("plain") && !bos("paper"));
+}
+
+#[test]
+fn check_tells_what_trl_would_tokenise() {
+    let s = Sandbox::new();
+    s.write("texts.jsonl", TEXTS);
+    let model = demo();
+    let like_trl = |more: &[&str]| -> Vec<String> {
+        let args = ["check", "--model", &model, "--data", "texts.jsonl", "--rows", "0", "--like-trl"];
+        let ran = s.run(&[&args[..], more].concat()).ok();
+        ran.stdout.lines().skip_while(|line| !line.starts_with("as TRL")).map(String::from).collect()
+    };
+    let same = "4 of 4 sequences have the same tokens, 4 also score the same ones";
+    assert!(like_trl(&["--template", "trl"])[0].contains(same));
+    let paper = like_trl(&[]);
+    assert!(paper[0].contains("0 of 4 sequences"), "{paper:?}");
+    assert!(paper[1].contains("texts.jsonl:1: the chosen side: token 0 is <s> here, S"), "{paper:?}");
+    assert_eq!(paper.len(), 4, "the first three differences");
+    // Where this program leaves rows out, TRL cuts their responses, but for prompts that fill the limit.
+    let short = like_trl(&["--template", "trl", "--max-length", "14"]);
+    assert!(short[0].contains("left out here"), "{short:?}");
+    let args = ["check", "--model", &model, "--data", "texts.jsonl", "--like-trl", "--json", "--template", "none"];
+    let report = s.run(&args).ok().lines().remove(0);
+    assert_eq!((&report["like_trl"]["n_sequences"], &report["like_trl"]["n_same"]), (&4.into(), &0.into()));
 }
 
 #[test]
@@ -43,6 +73,11 @@ fn an_objective_left_out_is_told_where_it_matters() {
     assert!(note("a", &["--loss", "ipo"]));
     assert!(!note("b", &["--loss", "sigmoid=1,sft=0.5"]), "the same loss under both");
     assert!(!note("c", &["--loss", "ipo", "--objective", "jpo"]), "it was chosen");
+    let scores = |more: &[&str]| {
+        let args = ["score", "--model", &model, "--data", "rows.jsonl", "--out", "scores.jsonl"];
+        s.run(&[&args[..], more].concat()).ok().stderr.contains("TRL's is --objective dpo")
+    };
+    assert!(scores(&["--loss", "kto"]) && !scores(&[]));
 }
 
 #[test]

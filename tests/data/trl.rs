@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use jointwise::data::dataset::{Dataset, Limits, Overflow};
+use jointwise::data::like_trl::{TrlComparison, trl_sequences};
 use jointwise::data::rows::{FieldMap, Purpose, Row, parse_rows};
 use jointwise::data::template::Template;
 use jointwise::data::tokens::Tokenizer;
@@ -50,7 +51,7 @@ fn rows(of: &Value, purpose: Purpose) -> Vec<Row> {
 #[test]
 fn sequences_and_masks_are_those_of_trl() {
     let all = json(fixture("trl/sequences.json"));
-    let (mut n_sequences, mut n_later) = (0, 0);
+    let (mut n_sequences, mut n_later, mut n_compared_same) = (0, 0, 0);
     for case in all["cases"].as_array().unwrap() {
         let tokenizer = tokenizer(case);
         assert_eq!(tokenizer.start_ids(), ids(&case["before"]), "{} {}", case["folder"], case["config"]);
@@ -60,22 +61,31 @@ fn sequences_and_masks_are_those_of_trl() {
                 None => (form.as_str(), Overflow::Error),
             };
             let purpose = if ["texts", "chats"].contains(&kind) { Purpose::Preference } else { Purpose::Sft };
-            let template = if kind == "chats" { Template::ByRows } else { Template::Plain };
             let mut rows = rows(&all["rows"][kind], purpose);
             let expected = expected.as_array().unwrap();
             if overflow == Overflow::Error {
                 rows.truncate(expected.len());
             }
             let max_length = if overflow == Overflow::Error { 4096 } else { CUT };
-            let data = Dataset::build(&rows, &tokenizer, &template, Limits { max_length, overflow }).unwrap();
+            let data = Dataset::build(&rows, &tokenizer, &Template::Trl, Limits { max_length, overflow }).unwrap();
+            let as_trl = TrlComparison::new(&rows, &data, &tokenizer, max_length);
             assert_eq!(data.examples.len(), expected.len(), "{form}");
+            n_compared_same += as_trl.n_scored_same;
             for (example, row) in data.examples.iter().zip(expected) {
                 let row = row.as_array().unwrap();
                 assert_eq!(example.sequences.len(), row.len());
-                for (sequence, theirs) in example.sequences.iter().zip(row) {
+                let modelled = trl_sequences(&rows[example.row].content, &tokenizer, max_length).unwrap();
+                for ((sequence, modelled), theirs) in example.sequences.iter().zip(&modelled).zip(row) {
                     let name = format!("{} {} {form}, row {}", case["folder"], case["config"], example.row);
                     assert_eq!(sequence.ids, ids(&theirs[1]), "{name}");
                     let start = theirs[0].as_u64().unwrap() as usize;
+                    // `check --like-trl` compares with this: ids and masks.
+                    assert_eq!(
+                        (&modelled.ids, modelled.response_start.max(1)),
+                        (&sequence.ids, start.max(1)),
+                        "{name}"
+                    );
+                    assert_eq!(modelled.n_response(), modelled.ids.len() - start.max(1), "{name}");
                     n_sequences += 1;
                     // TRL gives both sides the earlier of two places, and begins where tokens of the prompt alone would be others.
                     n_later += usize::from(sequence.response_start.max(1) != start.max(1));
@@ -84,6 +94,7 @@ fn sequences_and_masks_are_those_of_trl() {
             }
         }
     }
+    assert_eq!(n_compared_same, n_sequences - n_later);
     assert!(n_sequences >= 256, "{n_sequences}");
     assert_eq!(n_later, 7, "of {n_sequences}");
 }
