@@ -5,7 +5,7 @@ use crate::kernels::moments::Optim;
 use crate::model::trace::SavedDtype;
 use crate::model::weights::ParamDtype;
 use crate::objective::Preference;
-use crate::train::schedule::{Schedule, Shape};
+use crate::train::schedule::{POLYNOMIAL_END, Schedule, Shape};
 use crate::train::trainer::Optimiser;
 
 /// Where the reference scores come from.
@@ -62,6 +62,15 @@ pub struct Length {
     pub warmup_ratio: f64,
 }
 
+fn one() -> usize {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_one(n: &usize) -> bool {
+    *n == one()
+}
+
 /// A training run, with nothing left open.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TrainSettings {
@@ -79,6 +88,9 @@ pub struct TrainSettings {
     pub learning_rate: f64,
     /// After the warm-up.
     pub lr_scheduler_type: Shape,
+    /// Falls to 0 of [`Shape::CosineWithRestarts`]; 1 elsewhere.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub lr_num_cycles: usize,
     /// How long.
     pub length: Length,
     /// Rows a micro-batch.
@@ -96,7 +108,7 @@ pub struct TrainSettings {
 }
 
 /// The optimiser counts steps in 32 bits.
-const MOST_STEPS: usize = 1 << 31;
+pub const MOST_STEPS: usize = 1 << 31;
 const MOST_EPOCHS: f64 = 1e6;
 
 /// Whether a value goes into f32, as kernels take it, and stays what it is: neither infinite nor, above 0, lost.
@@ -248,6 +260,7 @@ impl TrainSettings {
             shape: self.lr_scheduler_type,
             warmup_steps: self.length.warmup_steps.unwrap_or(by_ratio),
             max_steps,
+            num_cycles: self.lr_num_cycles,
         }
     }
 
@@ -269,6 +282,11 @@ impl TrainSettings {
             return Err(Error::flag("num-train-epochs", reason));
         }
         below_one("warmup-ratio", self.length.warmup_ratio)?;
+        at_least_one("lr-num-cycles", self.lr_num_cycles)?;
+        if self.lr_scheduler_type == Shape::Polynomial && self.learning_rate <= POLYNOMIAL_END {
+            let reason = format!("{} is not above {POLYNOMIAL_END:e}, where polynomial ends", self.learning_rate);
+            return Err(Error::flag("learning-rate", reason));
+        }
         below_one("adam-beta1", self.optimiser.adam_beta1)?;
         below_one("adam-beta2", self.optimiser.adam_beta2)?;
         positive("adam-epsilon", self.optimiser.adam_epsilon)?;

@@ -108,13 +108,26 @@ pub struct Known {
     pub reference: Vec<f64>,
     /// (S/2, S/2), ω of [`Loss::Rpo`]: rows are chosen sequences, columns rejected ones. Empty for other losses.
     pub cross: Vec<f64>,
+    /// Tokens that JPO and DPO score of the desirable sequences of a whole step, per row of it: [`Link::TokenMean`]'s n̄. `None`: the micro-batch is
+    /// the step.
+    pub step_tokens_per_row: Option<[f64; 2]>,
 }
 
 impl Known {
     /// Of pairs, by the reference's scores of chosen, rejected, chosen, ...
     pub fn pairs(reference: Vec<f64>) -> Self {
         let desirable = (0..reference.len()).map(|s| s % 2 == 0).collect();
-        Self { paired: true, desirable, reference, cross: Vec::new() }
+        Self { paired: true, desirable, reference, ..Self::default() }
+    }
+    /// Returns n̄ of [`Link::TokenMean`] from the micro-batch's scored tokens, where the step's is not known; 1 where nothing is desirable.
+    pub fn tokens_per_row(&self, scope: Objective, n_scored: impl Iterator<Item = usize>) -> f64 {
+        let of_step = self.step_tokens_per_row.map(|by| by[usize::from(scope == Objective::Dpo)]);
+        let n = of_step.unwrap_or_else(|| {
+            let tokens: usize =
+                n_scored.zip(&self.desirable).filter(|(_, desirable)| **desirable).map(|(n, _)| n).sum();
+            tokens as f64 * self.row_len() as f64 / self.desirable.len() as f64
+        });
+        if n > 0.0 { n } else { 1.0 }
     }
     /// Sequences of a row.
     pub fn row_len(&self) -> usize {
@@ -163,9 +176,15 @@ impl Preference {
         positive("undesirable-weight", self.undesirable_weight)
     }
 
-    /// Some loss looks at the reference's scores.
+    /// Tells whether the losses or the rewards look at the reference's scores. Beside a likelihood alone, rewards do.
     pub fn needs_reference(&self) -> bool {
-        !self.reference_free && self.loss.parts().any(|(loss, _)| !loss.is_reference_free())
+        !self.reference_free && !self.compares_without_reference()
+    }
+
+    /// Tells whether the losses compare sequences, and none of them looks at a reference.
+    fn compares_without_reference(&self) -> bool {
+        let mut comparing = self.loss.parts().filter(|(loss, _)| *loss != Loss::Sft).peekable();
+        comparing.peek().is_some() && comparing.all(|(loss, _)| loss.is_reference_free())
     }
 
     /// The losses' terms, over rows that are pairs or not.
@@ -174,10 +193,11 @@ impl Preference {
         self.loss.parts().flat_map(weighted).collect()
     }
 
-    /// β·(log π − log π_ref); where every loss is without a reference, β times the mean log-probability of a scored token (SimPO's reward).
+    /// β·(log π − log π_ref); where the losses that compare sequences have no reference, β times the mean log-probability of a scored token (SimPO's
+    /// reward).
     pub fn reward(&self, sums: &Sums, reference: f64) -> f64 {
         let score = sums.score(self.objective);
-        if self.loss.parts().all(|(loss, _)| loss.is_reference_free()) {
+        if self.compares_without_reference() {
             return self.beta * score / sums.n_scored(self.objective) as f64;
         }
         self.beta * (score - if self.reference_free { 0.0 } else { reference })

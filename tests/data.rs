@@ -14,6 +14,8 @@ use jointwise::data::template::Template;
 use jointwise::data::tokens::Tokenizer;
 use serde_json::Value;
 
+#[path = "data/by_rows.rs"]
+mod by_rows;
 #[path = "data/chat_templates.rs"]
 mod chat_templates;
 #[path = "data/files.rs"]
@@ -30,6 +32,8 @@ mod sources;
 mod special_tokens;
 #[path = "data/tokenised.rs"]
 mod tokenised;
+#[path = "data/trl.rs"]
+mod trl;
 #[path = "data/turns.rs"]
 mod turns;
 
@@ -222,6 +226,9 @@ fn the_boundary_moves_before_a_token_that_spans_it() {
     assert_ne!(whole[..alone.len()], alone, "the case must merge");
     assert_eq!(got.response_start, 1 + alone.len() - 1);
     assert_eq!(got.ids[1..got.ids.len() - 1], whole);
+    // This tokenizer itself puts nothing before a text.
+    let as_tokenizer = tokenizer.encode(&text, &Template::Plain).unwrap();
+    assert_eq!((as_tokenizer.response_start, &as_tokenizer.ids[..]), (alone.len() - 1, &got.ids[1..]));
 }
 
 #[test]

@@ -52,6 +52,7 @@ fn error(p: &Preference, batch: &Batch, want: &Expected) -> f64 {
         desirable: batch.desirable.clone(),
         reference: batch.reference.clone(),
         cross: cross_weights(&batch.cosines, batch.sums.len() / 2, p.rpo_tau),
+        step_tokens_per_row: None,
     };
     let got = p.evaluate(&batch.sums.iter().map(sums).collect::<Vec<_>>(), &known);
     let losses = got.chunks(known.row_len()).map(|row| row.iter().map(|o| o.loss).sum::<f64>());
@@ -147,6 +148,20 @@ fn two_steps_of_every_loss_go_down() {
     for loss in ["kto", "kto=1,sft=0.1"] {
         let [first, second, last] = demo.train("labelled.jsonl", loss, &["--objective", "dpo"]);
         assert!(last < first && second < first, "{loss}: {first} {second} {last}");
+    }
+}
+
+/// Rewards are β·(log π − log π_ref) where the loss is the likelihood alone, too, as with every other loss: 0 before the first step.
+#[test]
+fn rewards_of_the_likelihood_alone_are_against_the_reference() {
+    let demo = Demo::new();
+    demo.train("pairs.jsonl", "sft", &["--beta", "0.25"]);
+    let steps = metrics(&demo.sandbox.path("pairs.jsonl-sft-2"));
+    for side in ["chosen", "rejected"] {
+        let of = |step: usize, kind: &str| steps[step][format!("{kind}/{side}")].as_f64().expect("a number");
+        assert_eq!(of(0, "rewards"), 0.0, "{side}");
+        let expected = 0.25 * (of(1, "logps") - of(0, "logps"));
+        assert!((of(1, "rewards") - expected).abs() < 1e-5 && expected != 0.0, "{side}: {expected}");
     }
 }
 

@@ -93,6 +93,7 @@ fn settings(preference: Preference) -> TrainSettings {
         optimiser: Defaults::OPTIMISER,
         learning_rate: 1e-2,
         lr_scheduler_type: Shape::Constant,
+        lr_num_cycles: 1,
         length: Length { num_train_epochs: 2.0, max_steps: None, warmup_steps: None, warmup_ratio: 0.0 },
         batch_size: 3,
         gradient_accumulation_steps: 2,

@@ -558,7 +558,19 @@ fn rows_without_an_end() {
 #[test]
 fn prompts_are_named_by_file_and_line() {
     let s = sandbox();
-    let args = ["generate", "--model", "model", "--prompt", "Hello", "--prompts", "p.jsonl", "--max-new-tokens", "4"];
+    let args = [
+        "generate",
+        "--model",
+        "model",
+        "--prompt",
+        "Hello",
+        "--prompts",
+        "p.jsonl",
+        "--max-new-tokens",
+        "4",
+        "--template",
+        "paper",
+    ];
     let refuse = |second: Value, parts: &[&str]| {
         s.write("p.jsonl", format!("{{\"prompt\": \"ok\"}}\n\n{second}\n"));
         s.refused(&args, &[&["p.jsonl:3: "], parts].concat());

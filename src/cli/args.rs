@@ -111,7 +111,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "FILE|FOLDER", num_args = 1..)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,
-    /// paper, paper-tldr, chat, none, or a text with {instruction} [default: paper]
+    /// paper, paper-tldr, chat, none, plain, a text with {instruction}; by-rows: chat for conversations, paper for texts; trl: chat for conversations, plain for texts [default: by-rows]
     #[arg(long)]
     pub template: Option<String>,
     /// A chat template of your own (a Jinja file), or the name of one that the tokenizer has; implies --template chat [default: the tokenizer's default]
@@ -159,6 +159,8 @@ pub enum OverflowArg {
     Drop,
     /// Cut the instruction from the left, alike on both sides
     TruncatePrompt,
+    /// Cut the end of the response (TRL's keep_start); a row whose prompt alone fills the limit is left out
+    TruncateResponse,
     /// Stop, naming the row
     Error,
 }
@@ -287,12 +289,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 fn parse_shape(text: &str) -> Result<Shape, String> {
-    match text {
-        "linear" => Ok(Shape::Linear),
-        "cosine" => Ok(Shape::Cosine),
-        "constant" => Ok(Shape::Constant),
-        _ => Err("expected linear, cosine or constant".into()),
-    }
+    one_of(Shape::ALL, Shape::name, text)
 }
 
 /// How weights are written.
@@ -340,13 +337,16 @@ pub struct TrainArgs {
     /// Highest learning rate [default: 5e-5; --full: 1e-6, sft --full: 2e-5]
     #[arg(long, allow_hyphen_values = true)]
     pub learning_rate: Option<f64>,
-    /// linear, cosine or constant [default: cosine]
+    /// linear, cosine, cosine_with_restarts, polynomial, inverse_sqrt, constant or constant_with_warmup, as in transformers [default: cosine]
     #[arg(long, value_parser = parse_shape)]
     pub lr_scheduler_type: Option<Shape>,
-    /// Steps from 0 to the highest rate
-    #[arg(long)]
-    pub warmup_steps: Option<usize>,
-    /// The same as a part of all steps [default: 0]
+    /// Falls to 0 of cosine_with_restarts [default: 1]
+    #[arg(long, value_name = "N")]
+    pub lr_num_cycles: Option<usize>,
+    /// Steps from 0 to the highest rate; a number below 1 is a part of all steps, as in transformers 5
+    #[arg(long, value_name = "STEPS|PART", allow_hyphen_values = true)]
+    pub warmup_steps: Option<f64>,
+    /// Warm-up as a part of all steps [default: 0]
     #[arg(long, allow_hyphen_values = true)]
     pub warmup_ratio: Option<f64>,
     /// Stop after so many steps
@@ -515,7 +515,7 @@ pub struct GenerateArgs {
     /// Prompts of a file: rows of any form, or with `instruction` or `prompt` alone
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
-    /// paper, paper-tldr, chat, none, or a text with {instruction} [default: paper]
+    /// paper, paper-tldr, chat, none, plain, a text with {instruction}; by-rows: chat for conversations, paper for texts; trl: chat for conversations, plain for texts [default: by-rows]
     #[arg(long)]
     pub template: Option<String>,
     /// A chat template of your own (a Jinja file), or the name of one that the tokenizer has; implies --template chat [default: the tokenizer's default]
@@ -590,6 +590,9 @@ pub struct CheckArgs {
     /// Look at no more than the first N rows [default: all]
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+    /// Also tell how these tokens differ from those of TRL
+    #[arg(long)]
+    pub like_trl: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -3,6 +3,7 @@
 use super::args::CheckArgs;
 use super::session::{self, Model};
 use crate::data;
+use crate::data::like_trl::TrlComparison;
 use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
 use crate::model::weights::BaseDtype;
@@ -18,7 +19,12 @@ pub fn run(args: &CheckArgs) -> Result<()> {
         Some(n) => session::first_rows(&args.data, n, &model, &tokenizer, purpose)?,
         None => session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?,
     };
-    let report = data::check::check(&data, &tokenizer, args.rows);
+    let mut report = data::check::check(&data, &tokenizer, args.rows);
+    if args.like_trl {
+        let rows = session::rows(&args.data, args.limit, purpose)?;
+        let max_length = session::limits(&args.data, &model.description)?.1.max_length;
+        report.like_trl = Some(TrlComparison::new(&rows, &data, &tokenizer, max_length));
+    }
     if args.json {
         say!("{}", serde_json::to_string(&report).map_err(|e| Error::file("standard output", e))?)?;
     } else {

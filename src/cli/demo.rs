@@ -255,7 +255,7 @@ fn train_args(
         learning_rate: Some(recipe::LEARNING_RATE),
         batch_size: Some(recipe::BATCH),
         max_steps: Some(steps),
-        warmup_steps: Some(5),
+        warmup_steps: Some(5.0),
         logging_steps: Some(10),
         seed: Some(args.seed),
         output_dir: Some(dir.into()),

@@ -26,7 +26,6 @@ use crate::config::{Defaults, MOST_DRAWS, at_least_one, at_most};
 use crate::data::comparisons::{Comparison, Mode};
 use crate::data::named_templates::run_time;
 use crate::data::rows::FieldMap;
-use crate::data::template::Template;
 use crate::error::{Error, Result};
 use crate::eval::acquire::{Acquired, pending, questions};
 use crate::eval::evaluate::compare::{
@@ -78,7 +77,7 @@ fn run_once(mut args: EvaluateArgs, (clock, started): (Instant, SystemTime)) -> 
     }
     let judge_args = args.judge_args();
     check_judge(&args, &judge_args).map_err(EvaluateArgs::renamed)?;
-    let sampled = Sampled::of(&args)?;
+    let mut sampled = Sampled::of(&args)?;
     let bootstrap = Bootstrap {
         level: Defaults::BOOTSTRAP_LEVEL,
         draws: args.draws.unwrap_or(Defaults::BOOTSTRAP_DRAWS),
@@ -97,6 +96,7 @@ fn run_once(mut args: EvaluateArgs, (clock, started): (Instant, SystemTime)) -> 
         note!("note: {line}");
     }
     let prompts = read.rows;
+    sampled.settle(&args, &prompts);
     let mut every = named.clone();
     every.extend(against.iter().filter(|a| !named.contains(a)).cloned());
     let checkpoints = checkpoints::open(&args, &every)?;
@@ -110,7 +110,7 @@ fn run_once(mut args: EvaluateArgs, (clock, started): (Instant, SystemTime)) -> 
         "base_dtype": args.base_dtype.unwrap_or_default().name(),
     });
     let prints_time = checkpoints.iter().any(|checkpoint| checkpoint.tokenizer.chat_templates().prints_time());
-    let time = (prints_time && sampled.template == Template::Chat).then(|| args.time.unwrap_or_else(run_time));
+    let time = (prints_time && sampled.template.renders_chats()).then(|| args.time.unwrap_or_else(run_time));
     let digests = checkpoints.iter().map(|c| (c.named.name.as_str(), c.digest(&sampled.template)));
     let digests: Vec<(&str, String)> = digests.collect();
     let task = Evaluate {
@@ -201,6 +201,9 @@ fn fitting(
         }
         let positions = checkpoint.model.description.max_positions;
         let (tokenizer, template) = (&checkpoint.tokenizer, &sampled.template);
+        for prompt in &prompts {
+            tokenizer.check_conversation(&prompt.instruction, template, &prompt.place.to_string())?;
+        }
         for (prompt, n) in too_long(&prompts, tokenizer, template, sampled.max_new_tokens, positions)? {
             longest[prompt] = longest[prompt].max(Some((n, positions)));
         }

@@ -56,6 +56,9 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
     if instructions.is_empty() {
         return Err(Error::flag("prompt", "is missing: a text, or --prompts FILE"));
     }
+    let flag = if args.template.is_some() { "--template" } else { "--chat-template" };
+    note!("{}", session::template_line(&template, &instructions[0], "prompts", flag));
+    session::bos_note(&tokenizer, &template, &instructions[0]).into_iter().for_each(|line| note!("{line}"));
     // A prompt is named by its file and line, or by its number.
     let bad = |i: usize, reason: &str| match &places[i] {
         Some(place) => place.error(reason),
@@ -63,6 +66,8 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
     };
     let mut prompts = Vec::new();
     for (i, instruction) in instructions.iter().enumerate() {
+        let place = places[i].as_ref().map_or_else(|| format!("prompt {}", i + 1), Place::to_string);
+        tokenizer.check_conversation(instruction, &template, &place)?;
         let ids = tokenizer.encode_prompt(instruction, &template).map_err(|reason| bad(i, &reason))?;
         if ids.is_empty() {
             return Err(bad(i, "it has no tokens"));

@@ -17,6 +17,7 @@ mod interplay;
 mod interrupt;
 mod judge;
 mod merge;
+mod objective_note;
 mod output_folder;
 mod plan;
 mod recover;

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::{Value, json};
 
 use super::args::{GradArgs, ObjectiveArgs, ScoreArgs};
+use super::objective_note::objective_note;
 use super::output::{Lines, check_place};
 use super::session::{self, Model};
 use crate::config::{Defaults, ReferenceChoice};
@@ -102,6 +103,12 @@ fn side_of(scored: &Scored, example: &Example, index: usize, p: &Preference, tok
     object
 }
 
+fn tell_objective(args: &ObjectiveArgs, p: &Preference, data: &Dataset) {
+    if let Some(note) = objective_note(args, Some(p), data) {
+        note!("note: {note}");
+    }
+}
+
 /// `jointwise score`.
 pub fn score(args: &ScoreArgs) -> Result<()> {
     let out = Lines::new(args.out.as_deref(), &args.data.data)?;
@@ -110,6 +117,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let adapter = model.adapter(args.model.adapter.as_deref())?;
     let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Any)?;
+    tell_objective(&args.objective, &p, &data);
     let is_imitated = |e: &Example| e.sequences.len() == 1 && e.desirable.is_none();
     session::check_last_turn_only(&args.data, data.examples.iter().any(is_imitated))?;
     let gpu = session::open_gpu(&args.model.device)?;
@@ -142,7 +150,7 @@ fn score_judged(
     mut out: Lines,
 ) -> Result<()> {
     let (goal, examples) = (Goal::Preference(*p), data.examples.iter().collect::<Vec<&Example>>());
-    let known = known(&goal, &examples, references.unwrap_or_default());
+    let known = known(&goal, &examples, references.unwrap_or_default(), &examples);
     let sums: Vec<Sums> = scored.iter().map(|s| s.sums).collect();
     let outcome = Outcome::of(&goal, &sums, &known, examples.iter().map(|e| e.n_tokens(true)).sum());
     let mut total = Accumulator::default();
@@ -215,6 +223,9 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     }
     let purpose = session::purpose(Some(&p).filter(|_| !args.sft));
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
+    if !args.sft {
+        tell_objective(&args.objective, &p, &data);
+    }
     let gpu = session::open_gpu(&args.model.device)?;
     let options = LoadOptions {
         trained: if adapter.is_some() { Trained::Lora } else { Trained::Full },

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use sha2::{Digest, Sha256};
 
 use super::args::{BadRowArg, DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
-pub use super::tokenised::{dataset, first_rows};
+pub use super::tokenised::{bos_note, dataset, first_rows, rows, template_line};
 use super::{checked, device_notes, tune};
 use crate::config::{Defaults, ReferenceChoice, not_negative};
 use crate::data::bad_rows::BadRows;
@@ -295,9 +295,9 @@ pub fn require_end(args: &DataArgs, tokenizer: &Tokenizer, model: &Model) -> Res
     Err(Error::flag("model", reason))
 }
 
-/// The template of `--template` and `--chat-template`, which implies `chat`.
+/// The template of `--template` and `--chat-template`, which implies `chat`; without them each row's form decides.
 pub fn template(name: Option<&str>, chat_template: Option<&str>) -> Result<Template> {
-    let template = Template::parse(name.unwrap_or(if chat_template.is_some() { "chat" } else { "paper" }))?;
+    let template = Template::parse(name.unwrap_or(if chat_template.is_some() { "chat" } else { "by-rows" }))?;
     if chat_template.is_some() && template != Template::Chat {
         return Err(Error::flag("chat-template", "goes with --template chat"));
     }
@@ -336,6 +336,7 @@ pub fn limits(args: &DataArgs, d: &Description) -> Result<(Template, Limits)> {
         (None, true) => Overflow::Paper,
         (None | Some(OverflowArg::Drop), false) => Overflow::Drop,
         (Some(OverflowArg::TruncatePrompt), false) => Overflow::TruncatePrompt,
+        (Some(OverflowArg::TruncateResponse), false) => Overflow::TruncateResponse,
         (Some(OverflowArg::Error), false) => Overflow::Error,
     };
     Ok((template, Limits { max_length, overflow }))

@@ -16,7 +16,7 @@ use super::train::{hash, on_a_terminal};
 use crate::config::at_least_one;
 use crate::data::bad_rows::BadRows;
 use crate::data::dataset::{Dataset, DatasetBuilder, Fate, Limits};
-use crate::data::rows::{Content, FieldMap, Purpose, Row, for_each_row_of};
+use crate::data::rows::{Content, FieldMap, Instruction, Purpose, Row, for_each_row_of};
 use crate::data::source::SourceFiles;
 use crate::data::template::Template;
 use crate::data::token_store::{TokenStore, TokenisedRows};
@@ -82,6 +82,29 @@ pub fn first_rows(
     rows.tokenise(tokenizer, &template, limits).map(|rows| rows.data)
 }
 
+/// Reads the rows alone, no more than the first `n`.
+///
+/// # Errors
+/// As [`dataset`]'s.
+pub fn rows(args: &DataArgs, n: Option<usize>, purpose: Purpose) -> Result<Vec<Row>> {
+    let source = RowSource::find(args, &args.data, purpose, n)?;
+    let most = n.unwrap_or(usize::MAX);
+    let mut rows = Vec::new();
+    for (path, found) in source.files {
+        if rows.len() == most {
+            break;
+        }
+        for_each_row_of(path, found, &source.map, purpose, source.bad_rows, |mut row| {
+            if source.last_turn_only {
+                row.content.keep_last_turn();
+            }
+            rows.push(row);
+            Ok(if rows.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        })?;
+    }
+    Ok(rows)
+}
+
 /// Looks for tokens that an earlier start kept; what is damaged is told, and replaced.
 fn known(store: &TokenStore, key: &str) -> Option<TokenisedRows> {
     store.get(key).unwrap_or_else(|error| {
@@ -98,6 +121,8 @@ struct RowSource<'a> {
     purpose: Purpose,
     bad_rows: BadRows,
     last_turn_only: bool,
+    /// The flag that sets the template, where one does.
+    template_flag: &'static str,
     /// Rows after which the reading ends.
     limit: Option<usize>,
 }
@@ -128,7 +153,8 @@ impl<'a> RowSource<'a> {
         let (map, bad_rows) = (FieldMap::parse(&args.map)?, session::bad_rows(args)?);
         let found = |path: &'a PathBuf| SourceFiles::find(path).map(|files| (path.as_path(), files));
         let files = files.iter().map(found).collect::<Result<_>>()?;
-        Ok(Self { files, map, purpose, bad_rows, last_turn_only: args.last_turn_only, limit })
+        let template_flag = if args.template.is_some() { "--template" } else { "--chat-template" };
+        Ok(Self { files, map, purpose, bad_rows, last_turn_only: args.last_turn_only, template_flag, limit })
     }
 
     /// Names the tokens of these rows; `None` where a file can be read only once, or not at all, or is larger than [`MOST_BYTES`].
@@ -168,7 +194,7 @@ impl<'a> RowSource<'a> {
                 }
                 failed.map_or(Ok(builder), Err)
             });
-            let read = self.read(&mut told, |chunk| send.send(chunk).is_ok());
+            let read = self.read(tokenizer, template, &mut told, |chunk| send.send(chunk).is_ok());
             drop(send);
             (read, tokenising.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
@@ -191,8 +217,15 @@ impl<'a> RowSource<'a> {
     }
 
     /// Reads the rows, and gives them to `take` in chunks while it takes some.
-    fn read(&mut self, told: &mut Told, mut take: impl FnMut(Vec<Row>) -> bool) -> Result<UnreadableRows> {
+    fn read(
+        &mut self,
+        tokenizer: &Tokenizer,
+        template: &Template,
+        told: &mut Told,
+        mut take: impl FnMut(Vec<Row>) -> bool,
+    ) -> Result<UnreadableRows> {
         let (mut unreadable, mut chunk, mut n) = (UnreadableRows::default(), Vec::new(), 0);
+        let (flag, mut is_template_told) = (self.template_flag, false);
         for (path, found) in std::mem::take(&mut self.files) {
             if self.limit.is_some_and(|limit| n >= limit) {
                 break;
@@ -207,6 +240,11 @@ impl<'a> RowSource<'a> {
                         unreadable.first.push(row.place.error(reason).to_string());
                     }
                 }
+                if let Some(text) = row.content.texts().first().filter(|_| !is_template_told) {
+                    told.say(template_line(template, &text.instruction, "rows", flag));
+                    bos_note(tokenizer, template, &text.instruction).into_iter().for_each(|note| told.say(note));
+                    is_template_told = true;
+                }
                 n += 1;
                 chunk.push(row);
                 let is_taken = chunk.len() < CHUNK || take(std::mem::take(&mut chunk));
@@ -218,6 +256,28 @@ impl<'a> RowSource<'a> {
         take(chunk);
         Ok(unreadable)
     }
+}
+
+/// Says which template texts get, and why. `what` they are: rows, prompts.
+pub fn template_line(template: &Template, first: &Instruction, what: &str, flag: &str) -> String {
+    let (form, theirs) = (template.for_instruction(first), if *template == Template::ByRows { "" } else { flag });
+    let why = match (first, theirs) {
+        (Instruction::Verbatim(_), _) => format!("the {what} are whole texts"),
+        (_, flag @ ("--template" | "--chat-template")) => flag.into(),
+        (Instruction::Chat(_), _) => format!("the {what} are conversations"),
+        (Instruction::Plain(_), _) => format!("the {what} are texts"),
+    };
+    format!("template: {} ({why})", form.name())
+}
+
+/// Says that `none` puts a BOS before texts which the tokenizer itself does not put there.
+pub fn bos_note(tokenizer: &Tokenizer, template: &Template, first: &Instruction) -> Option<String> {
+    let is_none = *template.for_instruction(first) == Template::None;
+    let bos = tokenizer.bos_id().filter(|bos| is_none && tokenizer.start_ids() != [*bos])?;
+    let token = tokenizer.show(bos);
+    Some(format!(
+        "note: BOS, {token}, stands before each text; the tokenizer itself puts none there (--template plain: none, as TRL)"
+    ))
 }
 
 /// Name of some rows' tokens, and what their files were when it was made.

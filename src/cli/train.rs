@@ -15,17 +15,17 @@ use super::device_notes;
 use super::fit::{self, FittingChange, MemoryDemand, fits};
 use super::interrupt::stop_on_ctrl_c;
 use super::merge::dtype;
+use super::objective_note::objective_note;
 use super::output::command_line;
 use super::output_folder::OutputFolder;
 use super::recover::with_recovery;
 use super::reference_cache;
 use super::session::{self, ChatChoice, Model};
-use crate::config::{Defaults, Length, LoraSettings, ReferenceChoice, TrainSettings, at_least_one};
+use crate::config::{Defaults, Length, LoraSettings, MOST_STEPS, ReferenceChoice, TrainSettings, at_least_one};
 use crate::data::batch::Example;
 use crate::data::dataset::Dataset;
 use crate::data::named_templates::CHAT_TEMPLATE;
 use crate::data::named_templates::run_time;
-use crate::data::template::Template;
 use crate::error::{Error, Result};
 use crate::files::not_a_link;
 use crate::gpu::{Caps, Gpu, MatmulPrecision};
@@ -66,6 +66,22 @@ pub fn bar(n: usize, what: &'static str) -> ProgressBar {
     style.map_or(ProgressBar::hidden(), |style| bar.with_style(style))
 }
 
+/// Returns the steps of the warm-up, or its part of all steps: `--warmup-steps` below 1 is one, as in transformers 5.
+fn warmup(args: &TrainArgs) -> Result<(Option<usize>, Option<f64>)> {
+    let wrong = |reason: String| Err(Error::flag("warmup-steps", reason));
+    match (args.warmup_steps, args.warmup_ratio) {
+        (Some(steps), _) if steps == 0.0 || (steps >= 1.0 && steps.fract() == 0.0 && steps <= MOST_STEPS as f64) => {
+            Ok((Some(steps as usize), args.warmup_ratio))
+        }
+        (Some(part), None) if 0.0 < part && part < 1.0 => Ok((None, Some(part))),
+        (Some(part), Some(_)) if 0.0 < part && part < 1.0 => {
+            wrong(format!("{part} is a part of all steps, which --warmup-ratio gives too"))
+        }
+        (Some(other), _) => wrong(format!("{other} is neither a number of steps nor a part of all steps below 1")),
+        (None, part) => Ok((None, part)),
+    }
+}
+
 /// Flags into settings, with every default filled in.
 pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
     session::check_last_turn_only(&args.data, sft)?;
@@ -79,6 +95,11 @@ pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
         (true, false) => Defaults::LEARNING_RATE_FULL,
     };
     session::bad_rows(&args.data)?;
+    let (warmup_steps, warmup_part) = warmup(args)?;
+    let lr_scheduler_type = args.lr_scheduler_type.unwrap_or(Shape::Cosine);
+    if args.lr_num_cycles.is_some() && lr_scheduler_type != Shape::CosineWithRestarts {
+        return Err(Error::flag("lr-num-cycles", "goes with --lr-scheduler-type cosine_with_restarts"));
+    }
     let settings = TrainSettings {
         preference: if sft { None } else { Some(session::preference(&args.objective)?) },
         optim: args.optim.unwrap_or(Defaults::OPTIM),
@@ -92,12 +113,13 @@ pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
             max_grad_norm: args.max_grad_norm.unwrap_or(o.max_grad_norm),
         },
         learning_rate: args.learning_rate.unwrap_or(rate),
-        lr_scheduler_type: args.lr_scheduler_type.unwrap_or(Shape::Cosine),
+        lr_scheduler_type,
+        lr_num_cycles: args.lr_num_cycles.unwrap_or(1),
         length: Length {
             num_train_epochs: args.num_train_epochs.unwrap_or(1.0),
             max_steps: args.max_steps,
-            warmup_steps: args.warmup_steps,
-            warmup_ratio: args.warmup_ratio.unwrap_or(0.0),
+            warmup_steps,
+            warmup_ratio: warmup_part.unwrap_or(0.0),
         },
         batch_size: args.batch_size.unwrap_or(Defaults::BATCH_SIZE),
         gradient_accumulation_steps: args.gradient_accumulation_steps.unwrap_or(1),
@@ -202,13 +224,16 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let tokenizer = session::dated_tokenizer(&args.data, &model, adapter.as_ref(), chat)?;
     session::require_end(&args.data, &tokenizer, &model)?;
     let templates = tokenizer.chat_templates();
-    let prints_time = session::limits(&args.data, &model.description)?.0 == Template::Chat && templates.prints_time();
+    let prints_time = session::limits(&args.data, &model.description)?.0.renders_chats() && templates.prints_time();
     let time = prints_time.then(|| chat.time.unwrap_or_else(run_time));
     let chat_template = templates.chosen_source().map(String::from);
     let purpose = session::purpose(settings.preference.as_ref());
     let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
     let eval = args.eval_data.clone().map(|file| session::dataset(&args.data, &[file], &model, &tokenizer, purpose));
     let eval = eval.transpose()?;
+    if let Some(note) = objective_note(&args.objective, settings.preference.as_ref(), &data) {
+        note!("note: {note}");
+    }
     let choice = session::reference(&args.objective);
     let reference = if sft { None } else { session::reference_model(&choice, &model)? };
     let hashed = |model: Model| {
@@ -582,7 +607,7 @@ fn card(args: &TrainArgs, p: &Prepared, gpu: &Gpu, state: &State) -> Card {
     };
     let mut settings = vec![
         ("learning-rate", s.learning_rate.to_string()),
-        ("lr-scheduler-type", format!("{:?}", s.lr_scheduler_type).to_lowercase()),
+        ("lr-scheduler-type", s.lr_scheduler_type.name().into()),
         ("warmup-steps", s.schedule(p.data.examples.len()).warmup_steps.to_string()),
         ("batch-size", s.batch_size.to_string()),
         ("gradient-accumulation-steps", s.gradient_accumulation_steps.to_string()),

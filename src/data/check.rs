@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::batch::Example;
 use super::dataset::{Dataset, Fate};
+use super::like_trl::TrlComparison;
 use super::tokens::Tokenizer;
 
 /// What `check` prints; serialised for `--json`.
@@ -38,6 +39,9 @@ pub struct Report {
     pub n_scored_conditional: usize,
     /// The first rows, token by token.
     pub rows: Vec<ShownRow>,
+    /// How the tokens differ from TRL's, where that is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub like_trl: Option<TrlComparison>,
 }
 
 /// A row dropped or truncated.
@@ -125,6 +129,7 @@ pub fn check(data: &Dataset, tokenizer: &Tokenizer, n_shown: usize) -> Report {
         n_scored_joint: sum(&|e| e.sequences.iter().map(|s| s.ids.len() - 1).sum()),
         n_scored_conditional: sum(&|e| e.sequences.iter().map(super::batch::Sequence::n_response).sum()),
         rows: data.examples.iter().take(n_shown).map(|e| shown(e, data, tokenizer)).collect(),
+        like_trl: None,
     }
 }
 
@@ -214,6 +219,7 @@ impl fmt::Display for Report {
             f,
             "tokens: {}, with shared instructions stored once {} ({percent:.1} % saved)",
             self.n_tokens, self.n_tokens_shared
-        )
+        )?;
+        self.like_trl.as_ref().map_or(Ok(()), |trl| write!(f, "\n{trl}"))
     }
 }

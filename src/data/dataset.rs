@@ -24,9 +24,11 @@ use crate::error::{Error, Result};
 pub enum Overflow {
     /// It is left out.
     Drop,
-    /// Its instructions lose tokens from the left (BOS stays, the response stays whole, at least one token stays before it);
+    /// Its instructions lose tokens from the left (BOS, or what else stands before a text, stays, the response stays whole, at least one token stays before it);
     /// where that does not suffice the row is left out.
     TruncatePrompt,
+    /// Each of its sequences ends at the limit, as with TRL's `keep_start`; where what stands before a response fills the limit the row is left out.
+    TruncateResponse,
     /// It stops the program.
     Error,
     /// As the paper's code has it (`--paper-compat`), for comparison with its numbers: a preference is left out where a side has more
@@ -36,7 +38,7 @@ pub enum Overflow {
 }
 
 impl Overflow {
-    /// From `drop`, `truncate-prompt` or `error`.
+    /// From `drop`, `truncate-prompt`, `truncate-response` or `error`.
     ///
     /// # Errors
     /// [`Error::Flag`] for anything else.
@@ -44,8 +46,12 @@ impl Overflow {
         match value {
             "drop" => Ok(Self::Drop),
             "truncate-prompt" => Ok(Self::TruncatePrompt),
+            "truncate-response" => Ok(Self::TruncateResponse),
             "error" => Ok(Self::Error),
-            other => Err(Error::flag("on-overflow", format!("`{other}`: expected drop, truncate-prompt or error"))),
+            other => Err(Error::flag(
+                "on-overflow",
+                format!("`{other}`: expected drop, truncate-prompt, truncate-response or error"),
+            )),
         }
     }
 }
@@ -249,6 +255,6 @@ impl Dataset {
 }
 
 /// "the chosen side", or "the row" where there is one side only.
-fn side_name(n_sides: usize, side: usize) -> &'static str {
+pub(super) fn side_name(n_sides: usize, side: usize) -> &'static str {
     if n_sides == 1 { "the row" } else { ["the chosen side", "the rejected side"][side] }
 }

@@ -12,6 +12,7 @@ mod field_map;
 mod fields;
 mod file_notes;
 mod forms;
+pub mod like_trl;
 pub mod named_templates;
 mod objects;
 pub mod order;
@@ -27,6 +28,7 @@ pub(crate) mod special_tokens;
 mod synonyms;
 mod table;
 pub mod template;
+mod text_start;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod token_store;
 pub mod tokens;

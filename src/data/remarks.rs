@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chat::REASONING;
 use super::conversation::{Conversation, Message, Response, Text};
-use super::template::Rendered;
+use super::template::{Rendered, Template};
 
 /// Something that holds for a row.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -25,11 +25,24 @@ pub enum Remark {
     NotShown(String),
     /// Both sides of a preference have the same tokens.
     SameSides,
+    /// The row takes the tokenizer's chat template because it is a conversation.
+    TakesChat,
+    /// The row takes the template of this name because it is a text.
+    TextTakes(String),
     /// A conversation begins with an answer, which the chat template cannot ask for.
     Greeting,
 }
 
 impl Remark {
+    /// Tells which template a row took where its form decides.
+    pub(super) fn of_template(template: &Template) -> Option<Self> {
+        match template {
+            Template::Chat => Some(Self::TakesChat),
+            Template::Paper | Template::Plain => Some(Self::TextTakes(template.name().into())),
+            _ => None,
+        }
+    }
+
     fn line(&self, n: usize) -> String {
         let rows = format!("{n} row{}", if n == 1 { "" } else { "s" });
         match self {
@@ -55,6 +68,14 @@ impl Remark {
                 what.escape_debug()
             ),
             Self::SameSides => format!("{rows}: both sides have the same tokens: nothing is learnt from them"),
+            Self::TakesChat => {
+                format!(
+                    "{rows} of conversations among texts: the tokenizer's chat template renders them (--template chat)"
+                )
+            }
+            Self::TextTakes(name) => {
+                format!("{rows} of texts among conversations: they take --template {name}")
+            }
             Self::Greeting => {
                 format!(
                     "{rows}: the conversation begins with the assistant, and the chat template cannot ask for that message: it is not scored"
@@ -87,9 +108,13 @@ impl Remarks {
         found.into_iter().for_each(|remark| *self.0.entry(remark).or_default() += 1);
     }
 
-    /// A line for each kind.
+    /// A line for each kind. Which template the rows took is told where they took two.
     pub fn lines(&self) -> Vec<String> {
-        self.0.iter().map(|(remark, &n)| remark.line(n)).collect()
+        let is_of_text = |remark: &Remark| matches!(remark, Remark::TextTakes(_));
+        let is_mixed = self.0.contains_key(&Remark::TakesChat) && self.0.keys().any(is_of_text);
+        let told =
+            self.0.iter().filter(|(remark, _)| is_mixed || !(**remark == Remark::TakesChat || is_of_text(remark)));
+        told.map(|(remark, &n)| remark.line(n)).collect()
     }
 }
 

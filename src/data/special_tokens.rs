@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use super::fields::kind;
+use super::text_start::TextStart;
 use crate::error::{Error, Result};
 use crate::model::side_files::{CONFIG, SideFiles, TOKENIZER, TOKENIZER_CONFIG};
 
@@ -17,6 +18,7 @@ const ADDED_TOKENS: &str = "added_tokens.json";
 struct ClassDefaults {
     class: &'static str,
     tokens: &'static NamedTexts,
+    start: TextStart,
 }
 
 const END_OF_TEXT: &NamedTexts =
@@ -25,22 +27,25 @@ const SENTENCE: &NamedTexts = &[("bos_token", "<s>"), ("eos_token", "</s>"), ("u
 
 /// Classes of transformers 5.24, without their ending `Fast`.
 const CLASSES: [ClassDefaults; 8] = [
-    ClassDefaults { class: "GPT2Tokenizer", tokens: END_OF_TEXT },
-    ClassDefaults { class: "CodeGenTokenizer", tokens: END_OF_TEXT },
-    ClassDefaults { class: "GPTNeoXTokenizer", tokens: END_OF_TEXT },
-    ClassDefaults { class: "LlamaTokenizer", tokens: SENTENCE },
-    ClassDefaults { class: "CodeLlamaTokenizer", tokens: SENTENCE },
+    ClassDefaults { class: "GPT2Tokenizer", tokens: END_OF_TEXT, start: TextStart::PostProcessor },
+    ClassDefaults { class: "CodeGenTokenizer", tokens: END_OF_TEXT, start: TextStart::Nothing },
+    ClassDefaults { class: "GPTNeoXTokenizer", tokens: END_OF_TEXT, start: TextStart::Nothing },
+    ClassDefaults { class: "LlamaTokenizer", tokens: SENTENCE, start: TextStart::PostProcessor },
+    ClassDefaults { class: "CodeLlamaTokenizer", tokens: SENTENCE, start: TextStart::Bos },
     ClassDefaults {
         class: "GemmaTokenizer",
         tokens: &[("bos_token", "<bos>"), ("eos_token", "<eos>"), ("unk_token", "<unk>"), ("pad_token", "<pad>")],
+        start: TextStart::PostProcessor,
     },
     ClassDefaults {
         class: "Qwen2Tokenizer",
         tokens: &[("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>"), ("pad_token", "<|endoftext|>")],
+        start: TextStart::PostProcessor,
     },
     ClassDefaults {
         class: "CohereTokenizer",
         tokens: &[("bos_token", "<BOS_TOKEN>"), ("eos_token", "<|END_OF_TURN_TOKEN|>"), ("unk_token", "<UNK>")],
+        start: TextStart::PostProcessor,
     },
 ];
 
@@ -53,6 +58,8 @@ pub(super) struct SpecialTokens {
     pub eos: Option<u32>,
     /// Names and texts, for a chat template: `bos_token`, ...
     pub named: Vec<(String, String)>,
+    /// Who says which tokens stand before a text.
+    pub start: TextStart,
     /// What a user should know about them.
     pub notes: Vec<String>,
 }
@@ -88,7 +95,9 @@ impl SpecialTokens {
         let mut found = Self::default();
         sources.add_listed(inner, &mut found.notes)?;
         let byte_level = serde_json::to_string(&inner.get_pre_tokenizer()).is_ok_and(|t| t.contains("ByteLevel"));
-        let defaults = sources.class_defaults(byte_level);
+        let class = sources.class(byte_level);
+        let defaults = class.map_or(&[][..], |known| known.tokens);
+        found.start = class.map_or(TextStart::default(), |known| known.start);
         for (name, token, _) in &sources.named {
             if let NamedToken::Text(text) = token {
                 found.named.push((name.clone(), text.clone()));
@@ -208,8 +217,8 @@ impl<'a> TokenSources<'a> {
         Ok(())
     }
 
-    /// Returns the defaults of the tokenizer's class, as AutoTokenizer chooses it.
-    fn class_defaults(&self, byte_level: bool) -> &'static NamedTexts {
+    /// Returns what is known of the tokenizer's class, as AutoTokenizer chooses it.
+    fn class(&self, byte_level: bool) -> Option<&'static ClassDefaults> {
         let text =
             |fields: &'_ Map<String, Value>, name: &str| fields.get(name).and_then(Value::as_str).map(String::from);
         let model_type = text(&self.model, "model_type").unwrap_or_default();
@@ -226,7 +235,7 @@ impl<'a> TokenSources<'a> {
             ("gemma2" | "gemma3" | "gemma3_text", None) => "GemmaTokenizer",
             _ => "",
         };
-        CLASSES.iter().find(|known| known.class == class).map_or(&[], |known| known.tokens)
+        CLASSES.iter().find(|known| known.class == class)
     }
 
     /// Whether it is said that there is no such token: by `null`, or by a class that has others.

@@ -12,18 +12,25 @@ use crate::error::{Error, Result};
 const PAPER: &str = "### Instructions: {instruction}\n\n### Response:";
 const PAPER_TLDR: &str = "### Instructions: You are given a social media post, summarize it accordingly. \nPost: {instruction}\n\n### Response:";
 const PLACE: &str = "{instruction}";
+const BY_ROWS: &str = "by-rows";
 
 /// The value of `--template`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Template {
+    /// The default: [`Template::Chat`] for rows that are conversations, [`Template::Paper`] for texts.
+    ByRows,
+    /// As TRL: [`Template::Chat`] for rows that are conversations, [`Template::Plain`] for texts.
+    Trl,
     /// The paper's, for helpful answers.
     Paper,
     /// The paper's, for TL;DR summaries.
     PaperTldr,
     /// The tokenizer's own.
     Chat,
-    /// Instruction and response as they are, with nothing between them.
+    /// Instruction and response as they are, with nothing between them, behind BOS.
     None,
+    /// The same, with BOS only where the tokenizer itself puts one before a text, as in transformers and TRL.
+    Plain,
     /// A text that holds `{instruction}` once; the response follows it with no separator.
     Text(String),
 }
@@ -40,30 +47,76 @@ pub struct Rendered {
 }
 
 impl Template {
-    /// From `paper`, `paper-tldr`, `chat`, `none`, or a text with `{instruction}`, in which `\n`, `\t` and `\\` are escapes.
+    /// From `by-rows`, `trl`, `paper`, `paper-tldr`, `chat`, `none`, `plain`, or a text with `{instruction}`, in which `\n`, `\t` and `\\` are escapes.
     ///
     /// # Errors
     /// [`Error::Flag`] for anything else.
     pub fn parse(value: &str) -> Result<Self> {
         match value {
+            BY_ROWS => Ok(Self::ByRows),
+            "trl" => Ok(Self::Trl),
             "paper" => Ok(Self::Paper),
             "paper-tldr" => Ok(Self::PaperTldr),
             "chat" => Ok(Self::Chat),
             "none" => Ok(Self::None),
+            "plain" => Ok(Self::Plain),
             text if text.matches(PLACE).count() == 1 => Ok(Self::Text(unescape(text))),
             other => Err(Error::flag(
                 "template",
                 format!(
-                    "`{}`: expected paper, paper-tldr, chat, none, or a text that holds {PLACE} once",
+                    "`{}`: expected {BY_ROWS}, trl, paper, paper-tldr, chat, none, plain, or a text that holds {PLACE} once",
                     other.escape_debug()
                 ),
             )),
         }
     }
 
-    /// Gives the template that an instruction gets: a verbatim one has none.
+    /// Gives the template that an instruction gets: a verbatim one has none, and stands behind what the tokenizer puts there.
     pub fn for_instruction(&self, instruction: &Instruction) -> &Self {
-        if matches!(instruction, Instruction::Verbatim(_)) { &Self::None } else { self }
+        match (self, instruction) {
+            (_, Instruction::Verbatim(_)) => &Self::Plain,
+            (Self::ByRows | Self::Trl, Instruction::Chat(_)) => &Self::Chat,
+            (Self::ByRows, Instruction::Plain(_)) => &Self::Paper,
+            (Self::Trl, Instruction::Plain(_)) => &Self::Plain,
+            (chosen, _) => chosen,
+        }
+    }
+
+    /// Tells whether a conversation is rendered by the tokenizer's chat template.
+    pub fn renders_chats(&self) -> bool {
+        matches!(self, Self::Chat | Self::ByRows | Self::Trl)
+    }
+
+    /// Tells whether each row's form decides.
+    pub fn is_by_rows(&self) -> bool {
+        matches!(self, Self::ByRows | Self::Trl)
+    }
+
+    /// Puts one template in the place of one that goes by rows, where all instructions take the same.
+    #[must_use]
+    pub fn settled<'a>(self, mut instructions: impl Iterator<Item = &'a Instruction>) -> Self {
+        let templated = |instruction: &&Instruction| !matches!(instruction, Instruction::Verbatim(_));
+        let Some(first) = instructions.find(templated).map(|first| self.for_instruction(first).clone()) else {
+            return self;
+        };
+        match instructions.filter(templated).all(|next| *self.for_instruction(next) == first) {
+            true => first,
+            false => self,
+        }
+    }
+
+    /// Returns the value of `--template`, short: one's own text is called so.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ByRows => BY_ROWS,
+            Self::Trl => "trl",
+            Self::Paper => "paper",
+            Self::PaperTldr => "paper-tldr",
+            Self::Chat => "chat",
+            Self::None => "none",
+            Self::Plain => "plain",
+            Self::Text(_) => "a text of your own",
+        }
     }
 
     /// Renders the text before the response.
@@ -82,9 +135,9 @@ impl Template {
                 let rendered = chat.ok_or(NO_CHAT)?.render(&inputs.for_template(&values, true))?;
                 return Ok(rendered.text);
             }
-            Self::Paper => PAPER,
+            Self::Paper | Self::ByRows => PAPER,
             Self::PaperTldr => PAPER_TLDR,
-            Self::None => PLACE,
+            Self::None | Self::Plain | Self::Trl => PLACE,
             Self::Text(pattern) => pattern,
         };
         let text = instruction.plain()?;
@@ -157,7 +210,7 @@ mod tests {
         );
         assert_eq!(
             Template::parse("papper").unwrap_err().to_string(),
-            "--template: `papper`: expected paper, paper-tldr, chat, none, or a text that holds {instruction} once"
+            "--template: `papper`: expected by-rows, trl, paper, paper-tldr, chat, none, plain, or a text that holds {instruction} once"
         );
         assert!(Template::parse("{instruction}{instruction}").is_err());
     }

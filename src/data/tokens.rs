@@ -12,6 +12,7 @@ use super::named_templates::{NamedTemplates, SourceTemplate};
 use super::remarks::{Remark, note_keys, note_rendering};
 use super::special_tokens::SpecialTokens;
 use super::template::{Rendered, Template};
+use super::text_start::of_post_processor;
 use super::untrusted::{self, without_panic};
 use super::word_bounds;
 use crate::error::{Error, Result};
@@ -24,6 +25,8 @@ pub struct Tokenizer {
     dir: PathBuf,
     bos: Option<u32>,
     eos: Option<u32>,
+    /// Ids that transformers puts before a text: BOS, or what else the post-processor has there; often none.
+    start: Vec<u32>,
     /// No EOS is put behind a response (`--no-eos`).
     open_ended: bool,
     /// Tokens that end a response, for the note on answers that end in none.
@@ -69,6 +72,8 @@ impl Tokenizer {
         let mut inner = without_panic(|| tokenizers::Tokenizer::from_bytes(tokenizer).map_err(|e| e.to_string()))
             .and_then(|made| made)
             .map_err(|e| Error::file(&path, format!("no tokenizer can be made of it: {}", one_line(&e))))?;
+        let start = without_panic(|| of_post_processor(&inner)).and_then(|made| made);
+        let of_file = start.map_err(|e| Error::file(&path, format!("its post_processor fails: {}", one_line(&e))))?;
         // Only the plain text is tokenised: no special tokens, nothing cut or filled up, offsets not trimmed.
         inner.with_padding(None).with_post_processor(None::<tokenizers::PostProcessorWrapper>);
         inner.with_truncation(None).map_err(|e| Error::file(&path, one_line(&e.to_string())))?;
@@ -78,9 +83,10 @@ impl Tokenizer {
             notes.push("tokenizer_config.json is missing".into());
         }
         let config = side.fields(TOKENIZER_CONFIG)?;
-        let SpecialTokens { bos, eos, named: special, notes: found } =
+        let SpecialTokens { bos, eos, named: special, start, notes: found } =
             without_panic(|| SpecialTokens::find(&mut inner, side, &config)).map_err(|e| Error::file(&path, e))??;
         notes.extend(found);
+        let start = start.ids(of_file, bos);
         let chats = NamedTemplates::compile(side, &config, &special)?;
         // A template that cannot be compiled matters only to those who use it.
         notes.extend(chats.failures().cloned());
@@ -92,6 +98,7 @@ impl Tokenizer {
             dir,
             bos,
             eos,
+            start,
             open_ended: false,
             stops,
             special,
@@ -108,7 +115,7 @@ impl Tokenizer {
     pub fn digest(&self, template: &Template) -> String {
         let own =
             (&self.files_digest, self.bos, self.eos, self.open_ended, &self.stops, self.vocab_limit, &self.special);
-        let chat = (*template == Template::Chat).then(|| (self.chats.digest(), self.chats.time()));
+        let chat = template.renders_chats().then(|| (self.chats.digest(), self.chats.time()));
         let mut hash = Sha256::new();
         hash.update(format!("{template:?} {own:?} {chat:?}"));
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -140,6 +147,17 @@ impl Tokenizer {
     /// Beginning of sequence.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos
+    }
+
+    /// Returns the ids that transformers puts before a text: BOS, other tokens of the post-processor, or none.
+    pub fn start_ids(&self) -> &[u32] {
+        &self.start
+    }
+
+    /// Counts the tokens that stand before a text: [`Tokenizer::start_ids`], or BOS.
+    pub(super) fn n_before(&self, ids: &[u32]) -> usize {
+        let is_bos = ids.first().is_some_and(|id| Some(*id) == self.bos);
+        if ids.starts_with(&self.start) { self.start.len().max(usize::from(is_bos)) } else { usize::from(is_bos) }
     }
 
     /// End of sequence.
@@ -190,7 +208,8 @@ impl Tokenizer {
     pub fn check_vocab(&mut self, model_vocab: usize) -> Result<()> {
         self.vocab_limit = Some(model_vocab);
         let own = self.inner.get_vocab_size(false);
-        let last = self.bos.max(self.eos).map_or(0, |id| id as usize + 1).max(own);
+        let special = self.start.iter().copied().chain(self.bos).chain(self.eos);
+        let last = special.map(|id| id as usize + 1).max().unwrap_or(0).max(own);
         if last > model_vocab {
             return Err(Error::file(
                 self.path(),
@@ -215,6 +234,18 @@ impl Tokenizer {
             }
             Err(reason) => Err(Error::flag("template", format!("chat: {reason}"))),
         }
+    }
+
+    /// Refuses a conversation where nothing says how it is rendered: by default the tokenizer's own template does. `place` is the row's.
+    ///
+    /// # Errors
+    /// [`Error::Flag`], which names the ways out.
+    pub fn check_conversation(&self, instruction: &Instruction, template: &Template, place: &str) -> Result<()> {
+        let is_by_rows = template.is_by_rows() && *template.for_instruction(instruction) == Template::Chat;
+        let Some(reason) = self.chat(instruction, &Template::Chat).err().filter(|_| is_by_rows) else { return Ok(()) };
+        let (dir, reason) = (self.dir.display(), reason.trim_end_matches(": --chat-template NAME"));
+        let ways = "give --chat-template (a file, or a name), or --template paper, none or a text with {instruction}";
+        Err(Error::flag("template", format!("{place} is a conversation, and {reason} ({dir}): {ways}")))
     }
 
     /// The chat template of a row, where `--template chat` asks for one.
@@ -243,8 +274,9 @@ impl Tokenizer {
         template.instruction(instruction, self.chat(instruction, template)?.map(|chat| &chat.template))
     }
 
-    /// `[BOS] + tok(template(I) + R) + [EOS]`, with the boundary found by offsets: a token that spans it belongs to the response.
-    /// BOS and EOS are added only where they are absent. A chat template's text is tokenised as it is, with nothing before or behind it.
+    /// `tok(template(I) + R) + [EOS]`, with the boundary found by offsets: a token that spans it belongs to the response. Before [`Template::None`] and
+    /// the paper's templates stands BOS; before others what the tokenizer puts there ([`Tokenizer::start_ids`]). These and EOS are added only where they
+    /// are absent. A chat template's text is tokenised as it is, with nothing before or behind it.
     ///
     /// # Errors
     /// The reason; the caller knows the line.
@@ -304,10 +336,10 @@ impl Tokenizer {
             return Ok(Sequence { ids: tokens.clone(), response_start: start, between });
         }
         let ends = tokens.last().is_some_and(|id| Some(*id) == self.eos);
-        let before = self.bos_before(tokens);
+        let before = self.ids_before(tokens, template);
         let after = self.eos.filter(|_| !ends && !self.open_ended);
-        let ids = before.into_iter().chain(tokens.iter().copied()).chain(after).collect();
-        Ok(Sequence::new(ids, start + usize::from(before.is_some())))
+        let ids = before.iter().chain(tokens.iter()).copied().chain(after).collect();
+        Ok(Sequence::new(ids, start + before.len()))
     }
 
     /// Where a text's tokens part from those of the text that asks for its answer, in bytes.
@@ -328,9 +360,14 @@ impl Tokenizer {
         Ok(TokenisedText { text: text.into(), ids, offsets })
     }
 
-    /// BOS, where the tokens do not begin with it.
-    fn bos_before(&self, tokens: &[u32]) -> Option<u32> {
-        self.bos.filter(|bos| tokens.first() != Some(bos))
+    /// Returns what stands before a template's tokens, where they do not begin with it.
+    fn ids_before(&self, tokens: &[u32], template: &Template) -> &[u32] {
+        let before = match template {
+            Template::Paper | Template::PaperTldr | Template::ByRows | Template::None => self.bos.as_slice(),
+            Template::Plain | Template::Trl | Template::Text(_) => &self.start,
+            Template::Chat => &[],
+        };
+        if tokens.starts_with(before) { &[] } else { before }
     }
 
     /// Characters of the text that [`Tokenizer::encode`] makes tokens of.
@@ -338,7 +375,7 @@ impl Tokenizer {
         Ok(self.render(text, template)?.text.chars().count())
     }
 
-    /// `[BOS] + tok(template(I))`: what generation goes on from; nothing is put before what a chat template prints.
+    /// `tok(template(I))`, with the same before it as in [`Tokenizer::encode`]: what generation goes on from.
     ///
     /// # Errors
     /// The reason.
@@ -348,14 +385,11 @@ impl Tokenizer {
         template: &Template,
     ) -> std::result::Result<Vec<u32>, String> {
         let template = template.for_instruction(instruction);
-        let mut ids = self.encode_text(&self.render_instruction(instruction, template)?)?;
-        if let Some(bos) = self.bos_before(&ids).filter(|_| *template != Template::Chat) {
-            ids.insert(0, bos);
-        }
-        Ok(ids)
+        let ids = self.encode_text(&self.render_instruction(instruction, template)?)?;
+        Ok([self.ids_before(&ids, template), &ids].concat())
     }
 
-    /// `[BOS] + tok(template(I) + start)`: a response that begins so, and has not ended. The boundary is found as in [`Tokenizer::encode`].
+    /// `tok(template(I) + start)`, with the same before it as in [`Tokenizer::encode`]: a response that begins so, and has not ended. The boundary is found as in [`Tokenizer::encode`].
     ///
     /// # Errors
     /// The reason.
@@ -370,9 +404,8 @@ impl Tokenizer {
         let encoding = self.tokenise(&format!("{asked}{start}"))?;
         let (tokens, offsets) = (encoding.get_ids(), encoding.get_offsets());
         let boundary = offsets.iter().position(|(_, end)| *end > asked.len()).unwrap_or(tokens.len());
-        let before = self.bos_before(tokens).filter(|_| *template != Template::Chat);
-        let ids = before.into_iter().chain(tokens.iter().copied()).collect();
-        Ok(Sequence::new(ids, boundary + usize::from(before.is_some())))
+        let before = self.ids_before(tokens, template);
+        Ok(Sequence::new([before, tokens].concat(), boundary + before.len()))
     }
 
     /// The ids of a text alone: no template, BOS or EOS.

@@ -108,7 +108,8 @@ fn term_params(n: usize, term: &Term, add: bool) -> ObjectiveParams {
         joint: u32::from(term.scope == Objective::Jpo),
         link: match term.link {
             Link::Sum => 0,
-            Link::Mean => 1,
+            // A mean over other tokens, by the host's number.
+            Link::Mean | Link::TokenMean => 1,
             Link::LogOdds => 2,
         },
         curve,
@@ -144,8 +145,12 @@ pub fn objective_bwd(rec: &mut Recording, goal: &Goal, spans: &Spans, sums: &Slo
     let (gpu, n) = (rec.gpu(), spans.len());
     let d_sums = gpu.slot(2 * n);
     for (i, term) in goal.terms(known.paired).iter().enumerate() {
-        let of = |(s, &(instruction, response)): (usize, &(usize, usize))| {
-            let tokens = response + if term.scope == Objective::Jpo { instruction } else { 0 };
+        let n_scored = |&(instruction, response): &(usize, usize)| {
+            response + if term.scope == Objective::Jpo { instruction } else { 0 }
+        };
+        let n_mean = known.tokens_per_row(term.scope, spans.counts.iter().map(n_scored));
+        let of = |(s, counts): (usize, &(usize, usize))| {
+            let tokens = if term.link == Link::TokenMean { n_mean } else { n_scored(counts) as f64 };
             let (weight, sign) = if known.desirable[s] { (term.weights[0], 1.0) } else { (term.weights[1], -1.0) };
             [if term.referenced { known.reference[s] as f32 } else { 0.0 }, tokens as f32, weight as f32, sign]
         };

@@ -7,7 +7,8 @@ use super::{Objective, Preference};
 /// Δ = s_c − s_r; p̄ = exp of the mean log-probability of a scored token. What is scored is the objective's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// −(1−ε)·logσ(βΔ) − ε·logσ(−βΔ): DPO (arXiv 2305.18290), with ε > 0 cDPO (Mitchell, *A note on DPO with noisy preferences*, 2023).
+    /// −(1−ε)·logσ(βΔ) − ε·logσ(−βΔ): DPO (arXiv 2305.18290), with ε > 0 cDPO (Mitchell, *A note on DPO with noisy preferences*, 2023). (TRL 1.16
+    /// ignores ε here.)
     Sigmoid,
     /// (−(1−ε)·logσ(βΔ) + ε·logσ(−βΔ))/(1−2ε): unbiased where a share ε of the preferences is the wrong way round (arXiv 2403.00409).
     Robust,
@@ -17,7 +18,8 @@ pub enum Loss {
     Ipo,
     /// −logσ(β·(log p̄_c − log p̄_r) − γ), without a reference (arXiv 2405.14734).
     Simpo,
-    /// −log p̄_c − β·logσ(log(p̄_c/(1−p̄_c)) − log(p̄_r/(1−p̄_r))), without a reference (arXiv 2403.07691; β is its λ).
+    /// −log p̄_all − β·logσ(log(p̄_c/(1−p̄_c)) − log(p̄_r/(1−p̄_r))), without a reference (arXiv 2403.07691; β is its λ). p̄_all is over all tokens of a
+    /// step's chosen sides, as in [`Loss::Sft`]. (TRL's likelihood scores the prompt, too, which the paper's does not.)
     Orpo,
     /// ½·(1 − σ(β(s_c − KL_r)) + 1 − σ(β(KL_c − s_r))), KL = max(0, mean of s over the micro-batch), differentiated too (TRL 0.8).
     KtoPair,
@@ -25,14 +27,14 @@ pub enum Loss {
     /// of a pair's sides. z = max(0, mean of s over the micro-batch), not differentiated. (TRL estimates z on completions of other rows,
     /// which costs a third pass, and for log π(I, R) would be of pairs that nobody wrote.)
     Kto,
-    /// −logσ(βs_c − δ) − logσ(δ − βs_r) (arXiv 2404.04656). δ is the mean of βs over the micro-batch, not differentiated. (TRL has its mean over all
-    /// steps so far; this one needs no state, so that a row's loss does not depend on what was trained before.)
+    /// −logσ(βs_c − δ) − logσ(δ − βs_r) (arXiv 2404.04656). δ is the mean of βs over the micro-batch, not differentiated. (The paper has its mean over
+    /// all steps so far; this one needs no state, so that a row's loss does not depend on what was trained before. TRL 1.16 has no δ.)
     BcoPair,
     /// Sigmoid of the k-th largest s_c against the k-th largest s_r of the micro-batch, for every k (arXiv 2406.05882).
     AotUnpaired,
     /// −mean_j logσ(β·ω_ij·(s_c,i − s_r,j)) over the micro-batch's pairs, ω_ij the softmax over j of −(1 − cos(I_i, I_j))/τ (arXiv 2402.10958).
     Rpo,
-    /// −mean log-probability of the chosen response's tokens, whatever the objective.
+    /// −mean log-probability of the tokens of a step's chosen responses, whatever the objective: a mean over tokens, not over rows, as in `sft`.
     Sft,
 }
 
@@ -78,6 +80,12 @@ impl Loss {
         matches!(self, Self::Simpo | Self::Orpo | Self::Sft)
     }
 
+    /// Tells whether it is the same loss under both objectives where a pair's sides have one instruction: it is a function of Δ alone, or of responses
+    /// alone. Means over scored tokens, and scores of single sequences, change with the instruction's.
+    pub const fn is_same_for_one_instruction(self) -> bool {
+        matches!(self, Self::Sigmoid | Self::Robust | Self::Hinge | Self::Sft)
+    }
+
     /// It is not defined on single texts with a label.
     pub const fn needs_pairs(self) -> bool {
         !matches!(self, Self::Kto | Self::Sft)
@@ -98,7 +106,7 @@ impl Loss {
         };
         let smoothed = Term { curve: Curve::Logistic { up: 1.0 - e, down: e }, ..plain };
         let likelihood = Term {
-            link: Link::Mean,
+            link: Link::TokenMean,
             coupling: Coupling::Sides(Shift::Zero),
             curve: Curve::Linear,
             scale: 1.0,

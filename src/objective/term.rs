@@ -9,6 +9,8 @@ pub enum Link {
     Sum,
     /// x = score/n.
     Mean,
+    /// x = score/n̄, n̄ being the scored tokens of all desirable sequences of a step per row: means over rows are then means over those tokens.
+    TokenMean,
     /// x = log(p/(1−p)), p = exp(score/n); p is at most exp([`CERTAIN`]).
     LogOdds,
 }
@@ -131,12 +133,14 @@ impl Term {
         Self { weights: self.weights.map(|w| weight * w), ..self }
     }
 
-    fn x(&self, sums: &Sums, reference: f64) -> X {
+    /// `n_mean`: n̄ of [`Link::TokenMean`].
+    fn x(&self, sums: &Sums, reference: f64, n_mean: f64) -> X {
         let score = sums.score(self.scope) - if self.referenced { reference } else { 0.0 };
         let n = sums.n_scored(self.scope) as f64;
         match self.link {
             Link::Sum => X { value: score, slope: 1.0 },
             Link::Mean => X { value: score / n, slope: 1.0 / n },
+            Link::TokenMean => X { value: score / n_mean, slope: 1.0 / n_mean },
             Link::LogOdds => {
                 let mean = (score / n).min(CERTAIN);
                 let rest = -mean.exp_m1(); // 1 − p
@@ -146,7 +150,8 @@ impl Term {
     }
 
     fn all_x(&self, sums: &[Sums], known: &Known) -> Vec<X> {
-        sums.iter().zip(&known.reference).map(|(s, &reference)| self.x(s, reference)).collect()
+        let n_mean = known.tokens_per_row(self.scope, sums.iter().map(|s| s.n_scored(self.scope)));
+        sums.iter().zip(&known.reference).map(|(s, &reference)| self.x(s, reference, n_mean)).collect()
     }
 
     /// What desirable and undesirable sequences are compared with; 0 for pairs.

@@ -21,11 +21,20 @@ impl From<[f64; 2]> for Reference {
     }
 }
 
-/// The same of a micro-batch, as losses take it. Without references, every score of theirs is 0.
-pub fn known(goal: &Goal, examples: &[&Example], reference: &[Reference]) -> Known {
+/// Tokens that JPO and DPO score of the preferred sequences of some examples, per example.
+fn tokens_per_row(examples: &[&Example]) -> [f64; 2] {
+    let preferred = examples.iter().filter(|e| e.desirable.unwrap_or(true)).map(|e| &e.sequences[0]);
+    let counts: Vec<[usize; 2]> = preferred.map(|s| [s.ids.len() - 1, s.n_response()]).collect();
+    [0, 1].map(|i| counts.iter().map(|n| n[i]).sum::<usize>() as f64 / examples.len() as f64)
+}
+
+/// Returns what is known of a micro-batch, as losses take it. Without references, every score of theirs is 0. `step` has the examples over which the
+/// loss is a mean, those of the micro-batch among them.
+pub fn known(goal: &Goal, examples: &[&Example], reference: &[Reference], step: &[&Example]) -> Known {
     let none = Reference::default();
     let of = |i| reference.get(i).unwrap_or(&none);
-    let mut known = Known { paired: examples.iter().all(|e| e.sequences.len() == 2), ..Known::default() };
+    let paired = examples.iter().all(|e| e.sequences.len() == 2);
+    let mut known = Known { paired, step_tokens_per_row: Some(tokens_per_row(step)), ..Known::default() };
     for (i, example) in examples.iter().enumerate() {
         for side in 0..example.sequences.len() {
             known.desirable.push(example.desirable.unwrap_or(side == 0));

@@ -157,7 +157,7 @@ pub async fn evaluate(trainer: &Trainer<'_>, rows: &Rows<'_>, batch_size: usize)
         let first = i * batch_size.max(1);
         let reference: Vec<Reference> = (first..first + chunk.len()).map(|row| rows.references.get(row)).collect();
         let tokens = chunk.iter().map(|e| e.n_tokens(trainer.share_prefix)).sum();
-        let known = known(&trainer.goal, chunk, &reference);
+        let known = known(&trainer.goal, chunk, &reference, &examples);
         tally(&trainer.goal, &Outcome::of(&trainer.goal, &sums, &known, tokens), &mut total);
     }
     Ok(total)

@@ -113,7 +113,7 @@ impl<'g> Trainer<'g> {
             let scores = self.decoder.score(&mut rec, &micro, true, self.keep);
             let logp = scores.logp.clone();
             let reference = reference.get(range.clone()).unwrap_or_default();
-            let known = known(&self.goal, &examples[range], reference);
+            let known = known(&self.goal, &examples[range], reference, examples);
             self.decoder.score_backward(&mut rec, &micro, scores, &self.goal, &known);
             all.push((rec, Pending { logp, tokens: batch.ids.len(), spans: batch.spans, known }));
         }
@@ -345,7 +345,7 @@ pub fn reserve(
     let mut rec = gpu.record();
     gpu.reserving(|| {
         let scores = decoder.score(&mut rec, &micro, true, keep);
-        decoder.score_backward(&mut rec, &micro, scores, goal, &known(goal, examples, &[]));
+        decoder.score_backward(&mut rec, &micro, scores, goal, &known(goal, examples, &[], examples));
     });
     MicroCost { tokens: batch.ids.len(), dispatches: rec.dispatches(), flops: rec.flops() }
 }

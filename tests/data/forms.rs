@@ -217,14 +217,14 @@ fn whole_texts_get_no_template() {
         "{:?}",
         rows.notes
     );
-    // BOS, text, EOS under every template; all but BOS is scored.
+    // Text and EOS under every template, and before them what the tokenizer puts there: nothing.
     let tokenizer = bpe512();
     let alone = tokenizer.encode_text("All of it.").unwrap();
     for template in [Template::Paper, Template::None, Template::Chat] {
         let data = Dataset::build(&rows.rows[..1], &tokenizer, &template, LIMITS).unwrap();
         let sequence = &data.examples[0].sequences[0];
-        assert_eq!(sequence.ids, [&[0], &alone[..], &[1]].concat(), "{template:?}");
-        assert_eq!(sequence.response_start, 1);
+        assert_eq!(sequence.ids, [&alone[..], &[1]].concat(), "{template:?}");
+        assert_eq!(sequence.response_start, 0);
     }
     let reason = refused(r#"{"text":"x"}"#, Purpose::Preference);
     assert!(reason.starts_with("the row holds one text, not a preference"), "{reason}");
@@ -259,13 +259,13 @@ fn hh_rlhf_is_cut_before_the_last_turn() {
     pair("2+2=", "4", "5");
     let rows = told(&row(&format!("{turn} Hello"), &format!("{turn} No")), Purpose::Preference, &[]);
     assert!(rows.notes[0].contains("1 row holds whole texts"), "{:?}", rows.notes);
-    // TRL's tokens: BOS, prompt, response, EOS, whatever the template.
+    // TRL's tokens: prompt, response, EOS, whatever the template.
     let tokenizer = bpe512();
     for template in [Template::Chat, Template::None, Template::Paper] {
         let data = Dataset::build(&rows.rows, &tokenizer, &template, LIMITS).unwrap();
         let chosen = &data.examples[0].sequences[0];
-        assert_eq!(tokenizer.decode_all(&chosen.ids[1..chosen.ids.len() - 1]).unwrap(), format!("{turn} Hello"));
-        assert_eq!(tokenizer.decode_all(&chosen.ids[1..chosen.response_start]).unwrap(), turn);
+        assert_eq!(tokenizer.decode_all(&chosen.ids[..chosen.ids.len() - 1]).unwrap(), format!("{turn} Hello"));
+        assert_eq!(tokenizer.decode_all(&chosen.ids[..chosen.response_start]).unwrap(), turn);
     }
     let reason = refused(&row("a", "b"), Purpose::Preference);
     assert_eq!(

@@ -55,6 +55,15 @@ def batches():
     return {"mixed": mixed, "alone": alone, "far": far, "ties": ties, "high": high, "labelled": labelled, "sure": sure}
 
 
+def likelihood(x, n, preferred):
+    """Each row's share of TRL's likelihood: the mean over all tokens of the preferred sequences, not over sequences."""
+    rows = len(x) // 2 if preferred is None else len(x)
+    one, tokens = (x[0::2], n[0::2].sum()) if preferred is None else (torch.where(preferred, x, 0.0), n[preferred].sum())
+    shares = -one * rows / tokens
+    assert torch.isclose(shares.mean(), -one.sum() / tokens)
+    return shares
+
+
 def losses(name, p, x, n, reference, desirable, cosines):
     """Loss of each row, of scores x (S) that are sums over n (S) tokens."""
     beta, e = p["beta"], p["label_smoothing"]
@@ -77,7 +86,7 @@ def losses(name, p, x, n, reference, desirable, cosines):
     if name == "orpo":
         capped = mean.clamp(max=CERTAIN)
         odds = capped - torch.log(-torch.expm1(capped))
-        return -mean[0::2] + beta * -logsigmoid(odds[0::2] - odds[1::2])
+        return likelihood(x, n, None) + beta * -logsigmoid(odds[0::2] - odds[1::2])
     if name == "kto_pair":
         kl_c, kl_r = c.mean().clamp(min=0), r.mean().clamp(min=0)
         return ((1 - sigmoid(beta * (c - kl_r))) + (1 - sigmoid(beta * (kl_c - r)))) / 2
@@ -122,8 +131,7 @@ def case(batch, objective, loss, **constants):
     for part in loss.split(","):
         name, _, weight = part.partition("=")
         if name == "sft":
-            one = -sums[:, 1] / n[:, 1]
-            one = one[0::2] if batch["paired"] else torch.where(desirable, one, 0.0)
+            one = likelihood(sums[:, 1], n[:, 1], None if batch["paired"] else desirable)
         else:
             one = losses(name, p, x, tokens, reference, desirable, cosines)
             if name == "kto" and batch["paired"]:

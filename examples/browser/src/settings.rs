@@ -92,6 +92,7 @@ impl Settings {
             optimiser: Defaults::OPTIMISER,
             learning_rate: self.learning_rate,
             lr_scheduler_type: Shape::Cosine,
+            lr_num_cycles: 1,
             length: Length {
                 num_train_epochs: 1.0,
                 max_steps: Some(self.max_steps),

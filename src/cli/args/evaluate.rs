@@ -45,7 +45,7 @@ pub struct EvaluateArgs {
     /// Only the first N prompts
     #[arg(long, value_name = "N", help_heading = "On what, and how")]
     pub limit: Option<usize>,
-    /// paper, paper-tldr, chat, none, or a text with {instruction} [default: paper]
+    /// paper, paper-tldr, chat, none, plain, a text with {instruction}; by-rows: chat for conversations, paper for texts; trl: chat for conversations, plain for texts [default: by-rows]
     #[arg(long, help_heading = "On what, and how")]
     pub template: Option<String>,
     /// A chat template of your own (a Jinja file), or the name of one that the tokenizer has; implies --template chat [default: the tokenizer's default]

@@ -201,7 +201,7 @@ pub struct JudgeArgs {
     #[serde(flatten)]
     pub ask: AskArgs,
 
-    /// Of a local model: paper, paper-tldr, chat, none, or a text with {instruction}, around the prompt [default: chat where the tokenizer has one, else none]
+    /// Of a local model: paper, paper-tldr, chat, none, plain, or a text with {instruction}, around the prompt [default: chat where the tokenizer has one, else none]
     #[arg(long, help_heading = "How it is asked")]
     pub template: Option<String>,
     /// Chat template of a local judge: one of your own (a Jinja file), or the name of one that the tokenizer has [default: the tokenizer's default]

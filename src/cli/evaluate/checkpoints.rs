@@ -221,7 +221,9 @@ impl Checkpoint {
     /// What its responses depend on: its weights, and its chat template where prompts are put into it.
     pub fn digest(&self, template: &Template) -> String {
         match template {
-            Template::Chat => format!("{} {}", self.digest, self.tokenizer.chat_templates().digest()),
+            template if template.renders_chats() => {
+                format!("{} {}", self.digest, self.tokenizer.chat_templates().digest())
+            }
             _ => self.digest.clone(),
         }
     }

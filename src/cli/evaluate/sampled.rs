@@ -5,6 +5,7 @@ use crate::cli::session;
 use crate::config::{Defaults, at_least_one};
 use crate::data::template::Template;
 use crate::error::{Error, Result};
+use crate::eval::evaluate::prompts::TestPrompt;
 use crate::eval::generate::Settings;
 use crate::kernels::sample::Sampling;
 
@@ -25,8 +26,7 @@ impl Sampled {
     /// [`Error::Flag`] for a value out of range, or given twice.
     pub fn of(args: &EvaluateArgs) -> Result<Self> {
         let template = session::template(args.template.as_deref(), args.chat_template.as_deref())?;
-        let or_default = || if template == Template::Chat { "chat" } else { "paper" }.to_string();
-        let template_name = args.template.clone().unwrap_or_else(or_default);
+        let template_name = args.template.clone().unwrap_or_else(|| template.name().into());
         let or =
             |given: &[f64]| if given.is_empty() { Defaults::EVALUATE_TEMPERATURES.to_vec() } else { given.to_vec() };
         let sampled = Self {
@@ -55,6 +55,17 @@ impl Sampled {
             return Err(Error::flag("seeds", "one is given twice"));
         }
         Ok(sampled)
+    }
+
+    /// Lets the prompts decide on the template where no flag does, and says which one they get.
+    pub fn settle(&mut self, args: &EvaluateArgs, prompts: &[TestPrompt]) {
+        let Some(first) = prompts.first() else { return };
+        let flag = if args.template.is_some() { "--template" } else { "--chat-template" };
+        note!("{}", session::template_line(&self.template, &first.instruction, "prompts", flag));
+        if self.template.is_by_rows() {
+            self.template = self.template.clone().settled(prompts.iter().map(|prompt| &prompt.instruction));
+            self.template_name = self.template.name().into();
+        }
     }
 
     /// Of one run.

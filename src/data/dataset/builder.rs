@@ -102,6 +102,9 @@ impl<'a> DatasetBuilder<'a> {
                 );
             }
         }
+        for text in content.texts() {
+            self.tokenizer.check_conversation(&text.instruction, self.template, &place.to_string())?;
+        }
         let EncodedRow { sequences, mut remarks, characters, has_same_instruction } = encoded;
         let mut sequences = match (sequences, self.bad_rows) {
             (Ok(sequences), _) => sequences,
@@ -125,7 +128,7 @@ impl<'a> DatasetBuilder<'a> {
             data.notes.push(Note { row, fate: Fate::Dropped, reason });
             return Ok(());
         }
-        match fit(&mut sequences, has_same_instruction, self.tokenizer.bos_id(), limits) {
+        match fit(&mut sequences, has_same_instruction, &|ids| self.tokenizer.n_before(ids), limits) {
             Fit::Whole => {}
             Fit::Cut(reason) => data.notes.push(Note { row, fate: Fate::Truncated, reason }),
             Fit::TooLong(reason) if limits.overflow == Overflow::Error => return Err(place.error(reason)),
@@ -176,6 +179,9 @@ impl EncodedRow {
             Content::Unreadable(reason) => Err(reason.clone()),
             _ => sequences(&texts, tokenizer, template, &mut remarks),
         };
+        if let Some(text) = texts.first().filter(|_| template.is_by_rows()) {
+            remarks.extend(Remark::of_template(template.for_instruction(&text.instruction)));
+        }
         let is_counted = limits.overflow == Overflow::Paper && texts.len() == 2 && sequences.is_ok();
         let counted = texts.iter().filter(|_| is_counted);
         Self {

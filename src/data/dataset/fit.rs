@@ -10,10 +10,16 @@ pub(super) enum Fit {
     TooLong(String),
 }
 
-/// One rule for a pair: sides with the same instruction lose the same tokens, so they still share it (Lemma D.1 holds).
-pub(super) fn fit(sequences: &mut [Sequence], same_instruction: bool, bos: Option<u32>, limits: Limits) -> Fit {
+/// One rule for a pair: sides with the same instruction lose the same tokens, so they still share it (Lemma D.1 holds). `n_start` counts the tokens
+/// that stand before a text, which stay.
+pub(super) fn fit(
+    sequences: &mut [Sequence],
+    same_instruction: bool,
+    n_start: &dyn Fn(&[u32]) -> usize,
+    limits: Limits,
+) -> Fit {
     if let (Overflow::Paper, [chosen, rejected]) = (limits.overflow, &mut *sequences) {
-        return fit_as_the_paper([chosen, rejected], bos, limits.max_length);
+        return fit_as_the_paper([chosen, rejected], n_start, limits.max_length);
     }
     let excess: Vec<usize> = sequences.iter().map(|s| s.ids.len().saturating_sub(limits.max_length)).collect();
     let most = excess.iter().copied().max().unwrap_or(0);
@@ -23,30 +29,53 @@ pub(super) fn fit(sequences: &mut [Sequence], same_instruction: bool, bos: Optio
     let side = excess.iter().position(|&e| e == most).unwrap_or(0);
     let (name, length) = (side_name(sequences.len(), side), sequences[side].ids.len());
     let long = format!("{name} has {length} tokens, --max-length is {}", limits.max_length);
-    if limits.overflow != Overflow::TruncatePrompt {
-        return Fit::TooLong(long);
+    match limits.overflow {
+        Overflow::TruncatePrompt => {
+            let cuts = excess.iter().map(|&e| if same_instruction { most } else { e }).collect();
+            cut_instructions(sequences, cuts, n_start, &long)
+        }
+        Overflow::TruncateResponse => cut_responses(sequences, limits.max_length, &long),
+        Overflow::Drop | Overflow::Error | Overflow::Paper => Fit::TooLong(long),
     }
-    let cuts: Vec<usize> = excess.iter().map(|&e| if same_instruction { most } else { e }).collect();
+}
+
+fn cut_instructions(
+    sequences: &mut [Sequence],
+    cuts: Vec<usize>,
+    n_start: &dyn Fn(&[u32]) -> usize,
+    long: &str,
+) -> Fit {
     // One token stays before the response, so that its first token is predicted: BOS, or the instruction's last.
-    if let Some((side, _)) = cuts.iter().enumerate().find(|(i, cut)| **cut > 0 && **cut >= sequences[*i].response_start)
-    {
-        let spare = sequences[side].response_start.saturating_sub(1);
+    let spare = |sequence: &Sequence| sequence.response_start.saturating_sub(n_start(&sequence.ids).max(1));
+    if let Some((side, _)) = cuts.iter().enumerate().find(|(i, cut)| **cut > 0 && **cut > spare(&sequences[*i])) {
+        let spare = spare(&sequences[side]);
         return Fit::TooLong(format!("{long}; {spare} tokens of instruction are too few to cut"));
     }
-    for (sequence, &cut) in sequences.iter_mut().zip(&cuts) {
-        cut_instruction(sequence, cut, bos);
+    let most = cuts.iter().copied().max().unwrap_or(0);
+    for (sequence, cut) in sequences.iter_mut().zip(cuts) {
+        cut_instruction(sequence, cut, n_start);
     }
     Fit::Cut(format!("{long}: {most} tokens of the instruction were cut"))
 }
 
-/// Cuts from the left; BOS stays.
-fn cut_instruction(sequence: &mut Sequence, tokens: usize, bos: Option<u32>) {
-    let keep = usize::from(sequence.ids.first().is_some_and(|id| Some(*id) == bos));
+/// Cuts each sequence at the limit, as TRL's `keep_start` does: the end of a longer response is not learnt.
+fn cut_responses(sequences: &mut [Sequence], max_length: usize, long: &str) -> Fit {
+    if let Some(filled) = sequences.iter().map(|sequence| sequence.response_start).find(|&start| start >= max_length) {
+        return Fit::TooLong(format!("{long}; the {filled} tokens before the response leave it none"));
+    }
+    let most = sequences.iter().map(|sequence| sequence.ids.len() - max_length.min(sequence.ids.len())).max();
+    sequences.iter_mut().for_each(|sequence| sequence.truncate(max_length));
+    Fit::Cut(format!("{long}: {} tokens of the response were cut", most.unwrap_or(0)))
+}
+
+/// Cuts from the left; what stands before the text stays.
+fn cut_instruction(sequence: &mut Sequence, tokens: usize, n_start: &dyn Fn(&[u32]) -> usize) {
+    let keep = n_start(&sequence.ids).min(sequence.response_start - tokens);
     sequence.cut_before_response(keep..keep + tokens);
 }
 
 /// [`Overflow::Paper`], but for BOS, which its code loses. Sides with the same instruction may lose different parts of it.
-fn fit_as_the_paper(sides: [&mut Sequence; 2], bos: Option<u32>, max_length: usize) -> Fit {
+fn fit_as_the_paper(sides: [&mut Sequence; 2], n_start: &dyn Fn(&[u32]) -> usize, max_length: usize) -> Fit {
     let response = |sequence: &Sequence| sequence.ids.len() - sequence.response_start;
     let chosen = response(sides[0]);
     let half = max_length / 2;
@@ -56,7 +85,7 @@ fn fit_as_the_paper(sides: [&mut Sequence; 2], bos: Option<u32>, max_length: usi
         if measured > max_length {
             let by = if side == 0 { "" } else { ", by the length of the chosen response" };
             cut = cut.or(Some(format!("{} was cut as the paper's code does{by}", side_name(2, side))));
-            cut_instruction(sequence, sequence.response_start.saturating_sub(half), bos);
+            cut_instruction(sequence, sequence.response_start.saturating_sub(half), n_start);
         }
         if sequence.response_start + chosen > max_length {
             sequence.truncate(sequence.response_start + response(sequence).min(half));

@@ -1,0 +1,28 @@
+//! What is to be said where `--objective` is left out, and matters although every row has one instruction.
+
+use super::args::ObjectiveArgs;
+use crate::data::batch::Example;
+use crate::data::dataset::Dataset;
+use crate::objective::{Loss, Preference};
+
+/// Says that JPO, the default, is not DPO under these losses, where all rows have one instruction each and nothing was chosen.
+pub fn objective_note(args: &ObjectiveArgs, preference: Option<&Preference>, data: &Dataset) -> Option<String> {
+    let preference = preference.filter(|_| args.objective.is_none())?;
+    let differing = |(loss, _): (Loss, f64)| (!loss.is_same_for_one_instruction()).then(|| loss.name());
+    let losses: Vec<&str> = preference.loss.parts().filter_map(differing).collect();
+    if losses.is_empty() || !data.examples.iter().all(has_one_instruction) {
+        return None;
+    }
+    Some(format!(
+        "every row has one instruction, and {} is not the same under both objectives then: --objective jpo, the default, scores the instruction too; \
+         TRL's is --objective dpo",
+        losses.join(", ")
+    ))
+}
+
+fn has_one_instruction(example: &Example) -> bool {
+    match example.sequences.as_slice() {
+        [chosen, rejected] => chosen.ids[..chosen.response_start] == rejected.ids[..rejected.response_start],
+        _ => true,
+    }
+}
