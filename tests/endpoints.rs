@@ -109,6 +109,14 @@ fn answers_that_cannot_be_read_are_paid_for() {
     let ran = run(&s, &args(&half, &[&prices[..], &["--max-cost", "0.30"]].concat()));
     assert_eq!((ran.status, half.requests().len()), (130, 30), "{}", ran.stderr);
     assert!((ran.lines()[0]["cost"].as_f64().unwrap() - 0.30).abs() < 1e-9, "{}", ran.stdout);
+    // A server that does not say what an answer took: the estimate counts, which a run without repeats stays within.
+    let silent = Server::start(move |_, body| {
+        let message = json!({"message": {"content": judged(body)}, "finish_reason": "stop"});
+        Act::Status(200, String::new(), json!({"choices": [message]}).to_string())
+    });
+    let dear = ["--price-in", "100", "--price-out", "0", "--max-cost", "2"];
+    let ran = run(&sandbox(40), &args(&silent, &dear)).ok();
+    assert_eq!(ran.stderr.matches("--max-cost counts the estimate").count(), 1, "{}", ran.stderr);
     // A run in which nothing can be read ends.
     let none = Server::start(move |_, _| unread());
     let ran = run(&sandbox(40), &args(&none, &prices));

@@ -67,7 +67,7 @@ fn tokens_that_only_a_class_or_config_json_names() {
     assert!(ids == named[1..named.len() - 1] && told.contains("the tokenizer has no EOS"), "{ids:?} {told}");
     fs::write(&config, r#"{"tokenizer_class": "LlamaTokenizerFast"}"#).expect("a file");
     let (ids, told) = checked(&s, PLAIN);
-    assert!(ids == named && told.lines().count() == 1, "{ids:?} {told}");
+    assert!(ids == named && !told.contains("note: "), "{ids:?} {told}");
 }
 
 #[test]

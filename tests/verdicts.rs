@@ -217,6 +217,11 @@ fn an_endpoint_without_formats_is_asked_in_text() {
         (400, json!({"error": {"message": "Unrecognized request argument supplied: response_format"}})),
         (422, json!({"detail": [{"loc": ["body", "response_format", "type"], "msg": "unexpected value"}]})),
         (400, json!({"error": {"message": "This response_format type is unavailable now"}})),
+        // Of llama-cpp-python's server 0.3.
+        (
+            500,
+            json!({"error": {"message": "1 validation error:\n  {'type': 'literal_error', 'loc': ('body', 'response_format', 'type'), 'msg': \"Input should be 'text' or 'json_object'\"}", "type": "internal_server_error"}}),
+        ),
     ] {
         let said = message.to_string();
         let refuses = move |_: usize, body: &Value| match body.get("response_format") {

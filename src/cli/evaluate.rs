@@ -367,7 +367,7 @@ impl Evaluate<'_> {
         if !left.is_empty() {
             task.estimate(endpoint, &left)?;
         }
-        let acquired = task.acquire(judge, &mut journal, left.len());
+        let acquired = task.acquire(judge, endpoint, &mut journal, left.len());
         if let Some(error) = acquired.error {
             note!("what was answered is kept: the same command with --resume goes on");
             return Err(error);

@@ -172,7 +172,7 @@ impl Task<'_> {
         if args.resume && !left.is_empty() {
             self.estimate(endpoint, &left)?;
         }
-        let acquired = self.acquire(judge, &mut journal, left.len());
+        let acquired = self.acquire(judge, endpoint, &mut journal, left.len());
         self.write(judge, &acquired)?;
         // A run that goes on by itself tells its counts once.
         if !matches!(acquired.error, Some(Error::DeviceLost { .. })) {
@@ -198,7 +198,13 @@ impl Task<'_> {
     }
 
     /// Asks what the journal has no answer to; each answer is on disk at once.
-    pub fn acquire(&self, judge: &dyn Judge, journal: &mut Journal, total: usize) -> Acquired {
+    pub fn acquire(
+        &self,
+        judge: &dyn Judge,
+        endpoint: Option<&Endpoint>,
+        journal: &mut Journal,
+        total: usize,
+    ) -> Acquired {
         if let n @ 1.. = self.comparisons.iter().filter(|comparison| is_same_twice(comparison)).count() {
             let are = if n == 1 { "is a tie" } else { "are ties" };
             note!("note: {} of the same text twice {are}, and not asked about", counted(n, "comparison"));
@@ -206,7 +212,8 @@ impl Task<'_> {
         let is_person = self.args.ask.person;
         let bar = if is_person { ProgressBar::hidden() } else { with_counts(bar(total, "judging")) };
         let (mut progress, mut unsure) = (Progress::default(), Unsure::default());
-        let (mut is_told, mut troubles) = (false, 0);
+        let (mut is_told, mut is_guess_told, mut troubles) = (false, false, 0);
+        let priced = endpoint.filter(|_| self.args.ask.max_cost.is_some());
         // All of them are in the file of answers.
         let mut trouble = |text: String| {
             troubles += 1;
@@ -222,6 +229,13 @@ impl Task<'_> {
                 }
                 Reply::Answer(answer) => {
                     progress.spent.add(answer.usage.unwrap_or_default());
+                    if let Some(endpoint) = priced.filter(|_| answer.usage.is_none()) {
+                        progress.spent.add(endpoint.estimate(std::slice::from_ref(event.question)));
+                        if !std::mem::replace(&mut is_guess_told, true) {
+                            let text = "the server does not say how many tokens an answer took: --max-cost counts the estimate";
+                            bar.suspend(|| note!("note: {text}"));
+                        }
+                    }
                     // A person who skips has said so.
                     if !is_person && let Some(why) = unsure.add(answer) {
                         trouble(format!("{}: {why}", event.question.told()));

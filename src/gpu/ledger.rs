@@ -106,3 +106,22 @@ impl Ledger {
         ROLES.iter().map(|&r| (r, self.peak[r as usize])).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_of_then_and_in_blocks() {
+        let mut ledger = Ledger::new(1 << 20);
+        let small = ledger.add(Role::Params, 512);
+        let large = ledger.add(Role::Activations, 3 << 20);
+        assert_eq!((ledger.peak_bytes(), ledger.total()), (4 << 20, (3 << 20) + 512));
+        ledger.sub(Role::Activations, 3 << 20, large);
+        ledger.add(Role::Activations, 1 << 20);
+        assert_eq!((ledger.peak_bytes(), ledger.total()), (4 << 20, (1 << 20) + 512));
+        assert_eq!(ledger.largest_activation(), 3 << 20);
+        ledger.sub(Role::Params, 512, small);
+        assert_eq!(ledger.peak_by_role()[..2], [(Role::Params, 512), (Role::Grads, 0)]);
+    }
+}

@@ -206,7 +206,7 @@ const OF_TRAINING: &[&str] = &[
     "eval-data",
 ];
 const OF_JUDGE: &[&str] =
-    &["data", "sample", "pairs", "strata", "mode", "output-dir", "resume", "json", "estimate", "seed"];
+    &["data", "sample", "pairs", "strata", "mode", "output-dir", "resume", "json", "estimate", "dry-run", "seed"];
 const OF_EVALUATE: &[&str] = &[
     "model",
     "checkpoint",

@@ -158,7 +158,7 @@ impl Endpoint {
             request = request.header(AUTHORIZATION, value);
         }
         let received = match request.send() {
-            Ok(response) => request::receive(response, longest_answer(body)),
+            Ok(response) => request::receive(response, longest_answer(body), body.get("response_format").is_some()),
             Err(error) => request::unsent(error).into(),
         };
         // Whatever came from outside may hold the key.

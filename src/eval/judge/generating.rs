@@ -74,6 +74,10 @@ impl Judge for GeneratingJudge<'_> {
         identity
     }
 
+    fn is_deterministic(&self) -> bool {
+        self.settings.sampling.temperature == 0.0
+    }
+
     fn ask(
         &self,
         questions: &[Question<'_>],

@@ -109,8 +109,8 @@ pub fn unsent(error: reqwest::Error) -> Outcome {
     Outcome::again(kind, format!("{kind}: {}", causes(&error)))
 }
 
-/// Of a response, whose body is still to come; `longest`: tokens that the answer may have.
-pub fn receive(response: Response, longest: Option<u64>) -> Received {
+/// Of a response, whose body is still to come; `longest`: tokens that the answer may have; `has_format`: whether the request had a `response_format`.
+pub fn receive(response: Response, longest: Option<u64>, has_format: bool) -> Received {
     let (status, headers) = (response.status(), response.headers().clone());
     let mut bytes = Vec::new();
     let read = response.take(body::MOST_BYTES).read_to_end(&mut bytes);
@@ -130,11 +130,11 @@ pub fn receive(response: Response, longest: Option<u64>) -> Received {
     }
     let bytes = body::plain(bytes, encoding).unwrap_or_default();
     let usage = body::parse(&bytes).ok().and_then(|body| usage_of(&body));
-    Received { outcome: refused(status, &headers, &bytes), usage, model: None }
+    Received { outcome: refused(status, &headers, &bytes, has_format), usage, model: None }
 }
 
 /// Reads an answer whose status is no success.
-fn refused(status: StatusCode, headers: &HeaderMap, bytes: &[u8]) -> Outcome {
+fn refused(status: StatusCode, headers: &HeaderMap, bytes: &[u8], has_format: bool) -> Outcome {
     let (text, code) = error_text(bytes);
     let number = status.as_u16();
     let reason = if text.is_empty() { format!("HTTP {status}") } else { format!("HTTP {number}: {text}") };
@@ -143,7 +143,8 @@ fn refused(status: StatusCode, headers: &HeaderMap, bytes: &[u8]) -> Outcome {
         // The account is empty: waiting does not fill it.
         _ if code == "insufficient_quota" => Outcome::Refused(reason),
         401 | 402 | 403 | 404 | 405 | 407 | 300..=399 => Outcome::Refused(reason),
-        400 | 422 if names_format(bytes) => Outcome::NoFormat(reason),
+        // llama-cpp-python's server tells it as a fault of its own.
+        400 | 422 | 500..=599 if has_format && names_format(bytes) => Outcome::NoFormat(reason),
         408 | 409 | 425 | 429 | 500..=599 => {
             let now = SystemTime::now();
             let wait = retry_after(headers, now).or_else(|| reset(headers, now).filter(|_| is_busy));

@@ -46,7 +46,12 @@ const PHRASES: &[&[&str]] = &[
     &["than", "the", "other", "output"],
     &["than", "the", "other", "response"],
     &["than", "the", "other"],
+    &["to", "the", "instruction"],
+    &["to", "its", "instruction"],
+    &["to", "its", "own", "instruction"],
+    &["that", "answers", "its", "own", "instruction"],
 ];
+
 /// Tells whether a word may turn a verdict around.
 pub fn is_doubt(word: &str) -> bool {
     has(DOUBTS, word) || word.ends_with("n't")
