@@ -5,7 +5,6 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use jointwise::config::Defaults;
 use jointwise::data::batch::Example;
 use jointwise::data::rows::{Instruction, Text};
 use jointwise::data::template::Template;
@@ -15,6 +14,7 @@ use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::decoder::Decoder;
 use jointwise::model::description::Description;
 use jointwise::model::load::{LoadOptions, Trained};
+use jointwise::model::scores::DEFAULT_SCORE_TOKENS;
 use jointwise::model::weights::{BaseDtype, Source, Training};
 use jointwise::objective::Objective;
 use jointwise::train::trainer::score;
@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let source: Rc<dyn Source> = Rc::new(checkpoint);
     let decoder = Decoder::load(&gpu, &description, &source, &options)?;
 
-    let scored = pollster::block_on(score(&gpu, &decoder, &[&pair], false, true, Defaults::SCORE_TOKENS, &mut |_| ()))?;
+    let scored = pollster::block_on(score(&gpu, &decoder, &[&pair], false, true, DEFAULT_SCORE_TOKENS, &mut |_| ()))?;
     for (side, s) in ["chosen", "rejected"].iter().zip(&scored) {
         let [joint, conditional] = [Objective::Jpo, Objective::Dpo].map(|o| s.sums.score(o));
         println!("{side:<9} log π(I, R) = {joint:9.4}   log π(R | I) = {conditional:9.4}   on {}", gpu.caps().name);

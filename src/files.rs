@@ -3,6 +3,7 @@
 mod atomic;
 #[cfg(any(unix, windows))]
 mod lock;
+mod parts_hash;
 mod portable;
 
 pub use atomic::{
@@ -11,4 +12,5 @@ pub use atomic::{
 };
 #[cfg(any(unix, windows))]
 pub use lock::{FolderLock, LOCK};
+pub use parts_hash::parts_hash;
 pub use portable::{check_name, is_pipe, remove_dir_all, rename};

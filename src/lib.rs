@@ -5,16 +5,17 @@
 //!
 //! # Crate map
 //!
-//! From the outside in; a module uses only those below it, but for [`config`], [`error`], [`files`] and [`rng`], which everybody uses.
+//! From the top floor to the ground. A module uses only the modules below it, and files of a folder do not use each other in circles:
+//! `tests/layers.rs` proves both. [`error`], [`files`], [`rng`] and `validate` are the ground, which every module uses.
 //!
 //! | module | what it decides |
 //! |---|---|
 //! | `cli` | flags as typed → resolved settings, one file a subcommand; no logic of the engine (feature `cli`, on by default) |
-//! | [`train`] | the step, the loop, schedule, checkpoints and resuming, metrics, TensorBoard, `report.html` |
 //! | [`eval`] | generation with a KV cache; judges ([`eval::judge`]), asking them ([`eval::acquire`]), what they say ([`eval::interplay`]), win rates of checkpoints ([`eval::evaluate`]); the demo's tasks, their grader, win rates |
-//! | [`objective`] | per-sequence scores → loss and its gradient, in f64: JPO and DPO × twelve losses and mixes of them, each a sum of a few kinds of terms |
-//! | [`data`] | JSONL rows → template → ids with a boundary → packed micro-batches; no GPU, no model |
+//! | [`train`] | a run's settings ([`train::settings`]), the step, the loop, schedule, checkpoints and resuming, metrics, TensorBoard, `report.html` |
+//! | [`data`] | rows of files → template → ids with a boundary → packed micro-batches ([`kernels::packed_batch`]); no GPU |
 //! | [`model`] | what a folder holds besides weights, read once ([`model::side_files`]); `config.json` → one [`model::description::Description`]; safetensors in and out; one decoder for every family, forward and reverse; LoRA, PEFT |
+//! | [`objective`] | per-sequence scores → loss and its gradient, in f64: JPO and DPO × twelve losses and mixes of them, each a sum of a few kinds of terms ([`kernels::objective::term`]) |
 //! | [`kernels`] | one file a kernel family: launcher, f64 twin, cases, cost; [`kernels::REGISTRY`] lists them |
 //! | [`gpu`] | device and [`gpu::Caps`], linker, buffers, recordings; wgpu's names end here |
 //! | `shaders/` | the WGSL; a file has the same stem as its Rust file in `src/kernels/` |
@@ -40,7 +41,7 @@
 //!  row (JSONL)                                            data::rows, data::template
 //!   └─ pair {chosen, rejected}, each (instruction, response)
 //!       └─ ids and the first response token               data::tokens, data::dataset
-//!           └─ micro-batch: T tokens in S segments,       data::order, data::pack, data::batch
+//!           └─ micro-batch: T tokens in S segments,       data::order, data::pack, kernels::packed_batch
 //!              no padding; a shared instruction is a
 //!              prefix with two branches
 //!  ┌───────────────────────────────────────────────────────────── one recording, nothing waits for the host ──┐
@@ -151,7 +152,6 @@ macro_rules! note {
 
 #[cfg(feature = "cli")]
 pub mod cli;
-pub mod config;
 pub mod data;
 pub mod error;
 pub mod eval;
@@ -162,5 +162,6 @@ pub mod model;
 pub mod objective;
 pub mod rng;
 pub mod train;
+mod validate;
 
 pub use error::{Error, Result};

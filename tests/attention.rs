@@ -1,8 +1,8 @@
 //! What a row of attention gets does not depend on what is packed beside it, to the bit, in any implementation.
 
-use jointwise::data::batch::Batch;
 use jointwise::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
 use jointwise::kernels::attention::{Attention, Saved, Segments, attention_bwd, attention_fwd};
+use jointwise::kernels::packed_batch::Batch;
 use jointwise::rng::Rng;
 
 const HEADS: usize = 4;

@@ -6,10 +6,10 @@ use std::fs;
 use std::path::Path;
 
 use common::{describe, oracles, says};
-use jointwise::config::LoraSettings;
 use jointwise::error::Error;
 use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::description::{Description, TensorSpec};
+use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::peft::{Adapter, AdapterConfig, write_adapter};
 use jointwise::model::save::{OutputDtype, Planned, save_model, write_model, write_safetensors};
 use jointwise::model::side_files::SideFiles;
@@ -477,8 +477,8 @@ fn a_save_that_fails_leaves_nothing() {
 
 // Adapters.
 
-fn settings(targets: &[&str]) -> LoraSettings {
-    LoraSettings { rank: 4, alpha: 8.0, targets: targets.iter().map(|t| t.to_string()).collect() }
+fn settings(targets: &[&str]) -> LoraConfig {
+    LoraConfig { rank: 4, alpha: 8.0, targets: targets.iter().map(|t| t.to_string()).collect() }
 }
 
 /// Writes a new adapter of `d`.
@@ -835,6 +835,6 @@ fn a_target_that_matches_nothing_lists_what_there_is() {
         );
     }
     says(Adapter::new(&d, &settings(&[]), "base", 0), &["--lora-targets", "names no module"]);
-    says(Adapter::new(&d, &LoraSettings { rank: 0, ..settings(&["q_proj"]) }, "base", 0), &["--lora-r"]);
-    says(Adapter::new(&d, &LoraSettings { alpha: f64::NAN, ..settings(&["q_proj"]) }, "base", 0), &["--lora-alpha"]);
+    says(Adapter::new(&d, &LoraConfig { rank: 0, ..settings(&["q_proj"]) }, "base", 0), &["--lora-r"]);
+    says(Adapter::new(&d, &LoraConfig { alpha: f64::NAN, ..settings(&["q_proj"]) }, "base", 0), &["--lora-alpha"]);
 }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use jointwise::data::batch::{Batch, Example, Sequence};
+use jointwise::data::batch::{Example, Sequence};
 use jointwise::data::chat::{ChatInput, ChatTemplate};
 use jointwise::data::check::check;
 use jointwise::data::dataset::{Dataset, Fate, Limits, Overflow};
@@ -12,6 +12,7 @@ use jointwise::data::prompts::read_prompts;
 use jointwise::data::rows::{Content, FieldMap, Instruction, Message, Purpose, Response, Row, Text, read_rows};
 use jointwise::data::template::Template;
 use jointwise::data::tokens::Tokenizer;
+use jointwise::kernels::packed_batch::Batch;
 use serde_json::Value;
 
 #[path = "data/by_rows.rs"]

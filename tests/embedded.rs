@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 
-use jointwise::data::batch::Batch;
 use jointwise::gpu::{DeviceChoice, Gpu, MatmulPrecision, Slot, Variant};
 use jointwise::kernels::attention::{Attention, Layout, Saved, Segments, attention_bwd, attention_fwd};
 use jointwise::kernels::matmul::{Epilogue, Matrix, Operands, Orientation, Product, Second, matmul_with};
+use jointwise::kernels::packed_batch::Batch;
 use jointwise::kernels::storage::{Packed, Storage};
 use jointwise::kernels::{excess, tolerance};
 use jointwise::rng::Rng;

@@ -12,9 +12,9 @@ use std::time::Duration;
 #[cfg(unix)]
 use std::time::Instant;
 
-use jointwise::config::LoraSettings;
 use jointwise::eval::tasks::{grade, read, rows};
 use jointwise::model::description::Description;
+use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::peft::{Adapter, write_adapter};
 use jointwise::model::save::OutputDtype;
 use program::{Ran, Sandbox};
@@ -372,7 +372,7 @@ fn two_checkpoints_head_to_head() {
 fn adapter(s: &Sandbox, name: &str, seed: u64) {
     let config = demo().join("config.json");
     let d = Description::from_json(&config, &fs::read_to_string(&config).unwrap()).unwrap();
-    let lora = LoraSettings { rank: 2, ..LoraSettings::default() };
+    let lora = LoraConfig { rank: 2, ..LoraConfig::default() };
     let adapter = Adapter::new(&d, &lora, "model", seed).unwrap();
     let modules = adapter.lora.modules.clone();
     let values = &mut |module: &str, i: usize| {

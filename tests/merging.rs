@@ -162,12 +162,12 @@ fn an_index_says_how_large_its_shards_are() {
 /// PEFT's start: A uniform in ±1/√n_in, B zero, so that nothing is changed yet.
 #[test]
 fn a_new_adapter_begins_as_pefts_does() {
-    use jointwise::config::LoraSettings;
+    use jointwise::model::lora_config::LoraConfig;
     use jointwise::model::peft::Adapter;
     let model = fixture("mistral-odd").join("model");
     let config = model.join("config.json");
     let d = Description::from_json(&config, &std::fs::read_to_string(&config).expect("text")).expect("a configuration");
-    let settings = LoraSettings { rank: 16, alpha: 32.0, targets: vec!["q_proj".into(), "down_proj".into()] };
+    let settings = LoraConfig { rank: 16, alpha: 32.0, targets: vec!["q_proj".into(), "down_proj".into()] };
     let lora = Adapter::new(&d, &settings, "base", 1).expect("an adapter").lora;
     assert_eq!((lora.scale, lora.modules.len()), (2.0, 4));
     for (name, (a, b)) in &lora.modules {

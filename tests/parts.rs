@@ -3,20 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use jointwise::config::LoraSettings;
 use jointwise::data::batch::Example;
 use jointwise::gpu::{DeviceChoice, Gpu};
 use jointwise::kernels::adamw::{AdamW, adamw};
 use jointwise::kernels::moments::Optim;
-use jointwise::kernels::objective::Goal;
 use jointwise::kernels::storage::Storage;
 use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::decoder::Decoder;
 use jointwise::model::description::Description;
 use jointwise::model::load::{LoadOptions, Trained};
+use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::peft::Adapter;
 use jointwise::model::trace::Keep;
 use jointwise::model::weights::{BaseDtype, ParamDtype, Source, Training};
+use jointwise::objective::Goal;
 use jointwise::objective::Preference;
 use jointwise::rng::Rng;
 use jointwise::train::outcome::Reference;
@@ -35,7 +35,7 @@ fn decoder(gpu: &Gpu, full: bool, training: Training) -> Decoder {
     let config = dir.join("config.json");
     let text = std::fs::read_to_string(&config).expect("a configuration");
     let d = Description::from_json(&config, &text).expect("a configuration");
-    let settings = LoraSettings { rank: 4, targets: vec!["all-linear".into()], ..LoraSettings::default() };
+    let settings = LoraConfig { rank: 4, targets: vec!["all-linear".into()], ..LoraConfig::default() };
     let mut lora = Adapter::new(&d, &settings, "base", 3).expect("an adapter").lora;
     // A new adapter's B is zero, and any rows of it are alike.
     let mut rng = Rng::new(5, 0);

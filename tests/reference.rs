@@ -11,21 +11,23 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use jointwise::config::{Defaults, Length, LoraSettings, TrainSettings};
 use jointwise::data::batch::Example;
 use jointwise::gpu::{DeviceChoice, Gpu};
-use jointwise::kernels::objective::Goal;
 use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::decoder::Decoder;
 use jointwise::model::description::Description;
 use jointwise::model::load::{LoadOptions, Trained};
+use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::peft::Adapter;
+use jointwise::model::scores::DEFAULT_SCORE_TOKENS;
 use jointwise::model::trace::Keep;
 use jointwise::model::weights::{BaseDtype, ParamDtype, Source, Training};
+use jointwise::objective::Goal;
 use jointwise::objective::{Loss, Mix, Preference};
 use jointwise::train::reference::{OtherModel, ReferenceModel, ReferenceScorer, RowReferences, Rows, Scoring, Watch};
 use jointwise::train::schedule::Shape;
 use jointwise::train::score_store::{RowKey, ScoreStore};
+use jointwise::train::settings::{Length, TrainDefaults, TrainSettings};
 use jointwise::train::state::State;
 use jointwise::train::steps::Steps;
 use jointwise::train::synthetic::{self, Lengths};
@@ -51,7 +53,7 @@ fn load(gpu: &Gpu, case: Case) -> Decoder {
     let dir = fixture("mistral-odd/model");
     let config = dir.join("config.json");
     let d = Description::from_json(&config, &fs::read_to_string(&config).expect("a file")).expect("a configuration");
-    let settings = LoraSettings { rank: 4, targets: vec!["all-linear".into()], ..LoraSettings::default() };
+    let settings = LoraConfig { rank: 4, targets: vec!["all-linear".into()], ..LoraConfig::default() };
     let mut lora = Adapter::new(&d, &settings, "base", 3).expect("an adapter").lora;
     let is_full = matches!(case, Case::Full | Case::Beside);
     if case != Case::New {
@@ -62,7 +64,7 @@ fn load(gpu: &Gpu, case: Case) -> Decoder {
     let options = LoadOptions {
         trained: if is_full { Trained::Full } else { Trained::Lora },
         lora: (!is_full).then_some(lora),
-        training: Training { optim: Some(Defaults::OPTIM), param_dtype, ..Training::NONE },
+        training: Training { optim: Some(TrainDefaults::OPTIM), param_dtype, ..Training::NONE },
         n_positions: d.max_positions,
         base: BaseDtype::Auto,
     };
@@ -87,10 +89,10 @@ fn model(gpu: &Gpu, case: Case) -> ReferenceModel<'_> {
 fn settings(preference: Preference) -> TrainSettings {
     TrainSettings {
         preference: Some(preference),
-        optim: Defaults::OPTIM,
-        param_dtype: Defaults::PARAM_DTYPE,
-        saved_dtype: Defaults::SAVED_DTYPE,
-        optimiser: Defaults::OPTIMISER,
+        optim: TrainDefaults::OPTIM,
+        param_dtype: TrainDefaults::PARAM_DTYPE,
+        saved_dtype: TrainDefaults::SAVED_DTYPE,
+        optimiser: TrainDefaults::OPTIMISER,
         learning_rate: 1e-2,
         lr_scheduler_type: Shape::Constant,
         lr_num_cycles: 1,
@@ -117,7 +119,7 @@ fn bits(scores: &[f64; 2]) -> [u64; 2] {
 
 /// Bits of the scores of each row's sequences, of one pass over all rows.
 fn whole_pass(gpu: &Gpu, decoder: &Decoder, examples: &[Example], with_lora: bool) -> Vec<[u64; 2]> {
-    let (examples, most) = (examples.iter().collect::<Vec<_>>(), Defaults::SCORE_TOKENS);
+    let (examples, most) = (examples.iter().collect::<Vec<_>>(), DEFAULT_SCORE_TOKENS);
     let mut unseen = |_| ();
     let scored = trainer::score(gpu, decoder, &examples, with_lora, true, most, &mut unseen);
     let scored = pollster::block_on(scored).expect("scores");
@@ -142,7 +144,7 @@ fn blocks_between_steps_have_the_bits_of_one_pass() {
     {
         let decoder = load(&gpu, case);
         let examples = examples(decoder.description.vocab);
-        let (with_lora, most) = (!matches!(case, Case::New | Case::Base), Defaults::SCORE_TOKENS);
+        let (with_lora, most) = (!matches!(case, Case::New | Case::Base), DEFAULT_SCORE_TOKENS);
         let score = |decoder: &Decoder, with_lora| whole_pass(&gpu, decoder, &examples, with_lora);
         let want = score(&decoder, with_lora);
         // The adapter's part shows, so that to leave it out would.

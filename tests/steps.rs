@@ -5,8 +5,8 @@ mod program;
 
 use std::path::Path;
 
-use jointwise::config::LoraSettings;
 use jointwise::model::description::Description;
+use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::peft::Adapter;
 use program::{Sandbox, Tensors, fixture, metrics, read_tensors, rows, update_error};
 use serde_json::{Value, json};
@@ -167,7 +167,7 @@ fn the_seed_reaches_a_new_adapter() {
         for seed in [0, 5] {
             let got = trained(command, &seed.to_string());
             let begun =
-                |seed: u64| Adapter::new(&d, &LoraSettings::default(), "base", seed).expect("an adapter").lora.modules;
+                |seed: u64| Adapter::new(&d, &LoraConfig::default(), "base", seed).expect("an adapter").lora.modules;
             assert_eq!(got.len(), 2 * begun(seed).len());
             for (module, (a, _)) in begun(seed) {
                 let name = format!("base_model.model.{module}.lora_A.weight");

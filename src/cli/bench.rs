@@ -9,7 +9,6 @@ use super::args::BenchArgs;
 use super::output::check_place;
 use super::roofline::{self, Point};
 use super::{session, steps};
-use crate::config::{at_most, measurable, not_negative};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::matmul;
@@ -18,6 +17,7 @@ use crate::kernels::shapes::{MODELS, ModelShape, TOKENS};
 use crate::kernels::{Case, Kernel, REGISTRY, verify};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 use crate::rng::Rng;
+use crate::validate::{at_least_one, at_most, not_negative};
 
 /// A run, as `--json` prints it and `--compare` reads it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -266,4 +266,24 @@ fn verdict(earlier: &Results, now: &Measured) -> String {
 fn read(path: &Path) -> Result<Results> {
     let text = read_file(path, MAX_CONFIG_BYTES)?;
     serde_json::from_str(&text).map_err(|e| Error::line(path, e.line(), e))
+}
+
+/// Most tokens of a micro-batch that is measured.
+const MOST_MEASURED_TOKENS: usize = 1 << 20;
+/// Most seconds that measuring may take: a day.
+const MOST_MEASURED_SECONDS: f64 = 86_400.0;
+
+/// Checks the flags of `bench` and `tune`.
+///
+/// # Errors
+/// [`Error::Flag`] for tokens that no memory holds, and for more than a day.
+pub(super) fn measurable(tokens: &[usize], seconds: f64) -> Result<()> {
+    tokens
+        .iter()
+        .try_for_each(|&n| at_least_one("tokens", n).and_then(|()| at_most("tokens", n, MOST_MEASURED_TOKENS)))?;
+    not_negative("seconds", seconds)?;
+    match seconds > MOST_MEASURED_SECONDS {
+        true => Err(Error::flag("seconds", format!("{seconds} is above {MOST_MEASURED_SECONDS}, the most"))),
+        false => Ok(()),
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::args::CheckArgs;
 use super::session::{self, Model};
+use crate::cli::tokenised;
 use crate::data;
 use crate::data::like_trl::TrlComparison;
 use crate::data::rows::Purpose;
@@ -16,12 +17,12 @@ pub fn run(args: &CheckArgs) -> Result<()> {
     let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
     let purpose = if args.sft { Purpose::Sft } else { Purpose::Any };
     let data = match args.limit {
-        Some(n) => session::first_rows(&args.data, n, &model, &tokenizer, purpose)?,
-        None => session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?,
+        Some(n) => tokenised::first_rows(&args.data, n, &model, &tokenizer, purpose)?,
+        None => tokenised::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?,
     };
     let mut report = data::check::check(&data, &tokenizer, args.rows);
     if args.like_trl {
-        let rows = session::rows(&args.data, args.limit, purpose)?;
+        let rows = tokenised::rows(&args.data, args.limit, purpose)?;
         let max_length = session::limits(&args.data, &model.description)?.1.max_length;
         report.like_trl = Some(TrlComparison::new(&rows, &data, &tokenizer, max_length));
     }

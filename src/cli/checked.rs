@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::session::cache_folder;
+use super::cache_folder::cache_folder;
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu, Variant};
 use crate::kernels::with_checked_variants;

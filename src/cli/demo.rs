@@ -14,27 +14,29 @@ use super::output::{command_line, text_table};
 use super::output_folder::OutputFolder;
 use super::session::{self, Model};
 use super::train;
-use crate::config::{Defaults, MOST_ROWS, at_least_one, at_most};
 use crate::data::rows::Instruction;
 use crate::data::template::Template;
 use crate::error::{Error, Result, visible};
+use crate::eval::MOST_ROWS;
 use crate::eval::generate::{Settings, generate};
 use crate::eval::tasks::{Item, Split, grade, rows, tokenizer, win_rate};
 use crate::files::LOCK;
 use crate::gpu::Gpu;
-use crate::kernels::objective::Goal;
 use crate::kernels::sample::Sampling;
 use crate::model::description::Description;
 use crate::model::save::{OutputDtype, Planned, SHARD_BYTES, Staging, write_model};
 use crate::model::trace::Keep;
 use crate::model::weights::BaseDtype;
+use crate::objective::Goal;
 use crate::objective::{Objective, Preference};
 use crate::rng::Rng;
 use crate::train::metrics::{self, METRICS};
 use crate::train::outcome::Reference;
 use crate::train::report::{self, Report, Sample, Table};
+use crate::train::settings::TrainDefaults;
 use crate::train::synthetic;
 use crate::train::trainer::Trainer;
+use crate::validate::{at_least_one, at_most};
 
 /// Sizes and rates of the demo, chosen so that it ends within five minutes on two CPU cores.
 mod recipe {
@@ -213,7 +215,8 @@ fn affordable_steps(gpu: &Gpu, d: &Description) -> Result<usize> {
     let mut seconds = 0.0;
     for number in 1..=2 {
         let started = Instant::now();
-        let step = trainer.step(&rows, &reference, recipe::BATCH, &Defaults::OPTIMISER, recipe::LEARNING_RATE, number);
+        let step =
+            trainer.step(&rows, &reference, recipe::BATCH, &TrainDefaults::OPTIMISER, recipe::LEARNING_RATE, number);
         pollster::block_on(step)?;
         seconds = started.elapsed().as_secs_f64();
     }
@@ -281,7 +284,7 @@ fn answer(gpu: &Gpu, model: &Model, adapter: Option<&Path>, items: &[Item], name
         eos,
         with_lora: true,
     };
-    let bar = train::bar(prompts.len(), "answering");
+    let bar = super::progress_bar::bar(prompts.len(), "answering");
     let mut texts = Vec::new();
     for group in prompts.chunks(64) {
         let ids = pollster::block_on(generate(gpu, &decoder, group, texts.len(), &settings, &mut |_, _| ()))?;

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::train::{bar, on_a_terminal};
+use super::progress_bar::{bar, on_a_terminal};
 use crate::gpu::{Gpu, OnCompile};
 
 /// Time between lines about compilation, where nothing is drawn.

@@ -19,10 +19,9 @@ use super::judge::who::Asked;
 use super::judge::{Task, counted, flags};
 use super::output::{command_line, text_table};
 use super::output_folder::OutputFolder;
+use super::progress_bar::bar;
 use super::recover::with_recovery;
 use super::session;
-use super::train::bar;
-use crate::config::{Defaults, MOST_DRAWS, at_least_one, at_most};
 use crate::data::comparisons::{Comparison, Mode};
 use crate::data::named_templates::run_time;
 use crate::data::rows::FieldMap;
@@ -38,9 +37,11 @@ use crate::eval::interplay::Bootstrap;
 use crate::eval::journal::{ANSWERS, Journal};
 use crate::eval::judge::Judge;
 use crate::eval::judge::endpoint::Endpoint;
+use crate::eval::statistics::{DEFAULT_LEVEL, DEFAULT_RESAMPLES, MOST_RESAMPLES};
 use crate::gpu::Gpu;
 use crate::model::save::write_text;
 use crate::train::report::{self, Report, Sample};
+use crate::validate::{at_least_one, at_most};
 use checkpoints::{Checkpoint, GOLD, Named};
 use folder::Folder;
 use sampled::Sampled;
@@ -79,12 +80,12 @@ fn run_once(mut args: EvaluateArgs, (clock, started): (Instant, SystemTime)) -> 
     check_judge(&args, &judge_args).map_err(EvaluateArgs::renamed)?;
     let mut sampled = Sampled::of(&args)?;
     let bootstrap = Bootstrap {
-        level: Defaults::BOOTSTRAP_LEVEL,
-        draws: args.draws.unwrap_or(Defaults::BOOTSTRAP_DRAWS),
+        level: DEFAULT_LEVEL,
+        draws: args.draws.unwrap_or(DEFAULT_RESAMPLES),
         seed: args.seed.unwrap_or(0),
     };
     at_least_one("draws", bootstrap.draws)?;
-    at_most("draws", bootstrap.draws, MOST_DRAWS)?;
+    at_most("draws", bootstrap.draws, MOST_RESAMPLES)?;
     args.limit.map_or(Ok(()), |n| at_least_one("limit", n))?;
     let out =
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where results are written"))?;

@@ -5,18 +5,18 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::args::{RecomputeArg, TrainArgs};
+use super::load::{load, load_options};
 use super::session::Model;
-use super::train::{load, load_options};
-use crate::config::TrainSettings;
 use crate::data::batch::{Example, Sequence};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::gpu::{Caps, Ledger};
 use crate::kernels::moments::Optim;
-use crate::kernels::objective::Goal;
 use crate::model::peft::Adapter;
 use crate::model::trace::{Keep, SavedDtype};
 use crate::model::weights::BaseDtype;
+use crate::objective::Goal;
+use crate::train::settings::TrainSettings;
 use crate::train::trainer::{Rehearsal, largest_micro_batch, rehearse};
 
 /// Part of the device's memory that a run may plan for; the rest is the driver's and other programs'.

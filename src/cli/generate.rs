@@ -10,11 +10,12 @@ use super::args::GenerateArgs;
 use super::interrupt::stop_on_ctrl_c;
 use super::output::Lines;
 use super::session::{self, ChatChoice, Model};
-use crate::config::Defaults;
+use crate::cli::tokenised;
 use crate::data::prompts::read_prompt_file;
 use crate::data::rows::{FieldMap, Instruction, Place};
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result, visible_lines};
+use crate::eval::generate::DEFAULT_MAX_NEW_TOKENS;
 use crate::eval::generate::{Settings, check_length, generate};
 use crate::gpu::Gpu;
 use crate::kernels::sample::Sampling;
@@ -32,7 +33,7 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
     tokenizer.check_template(&template)?;
     let mut settings = Settings {
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
-        max_new_tokens: args.max_new_tokens.unwrap_or(Defaults::MAX_NEW_TOKENS),
+        max_new_tokens: args.max_new_tokens.unwrap_or(DEFAULT_MAX_NEW_TOKENS),
         seed: args.seed,
         eos: if args.ignore_eos { Vec::new() } else { tokenizer.stop_ids().to_vec() },
         with_lora: true,
@@ -57,8 +58,8 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
         return Err(Error::flag("prompt", "is missing: a text, or --prompts FILE"));
     }
     let flag = if args.template.is_some() { "--template" } else { "--chat-template" };
-    note!("{}", session::template_line(&template, &instructions[0], "prompts", flag));
-    session::bos_note(&tokenizer, &template, &instructions[0]).into_iter().for_each(|line| note!("{line}"));
+    note!("{}", tokenised::template_line(&template, &instructions[0], "prompts", flag));
+    tokenised::bos_note(&tokenizer, &template, &instructions[0]).into_iter().for_each(|line| note!("{line}"));
     // A prompt is named by its file and line, or by its number.
     let bad = |i: usize, reason: &str| match &places[i] {
         Some(place) => place.error(reason),
@@ -121,7 +122,7 @@ impl Asked<'_> {
         // One batch ends at once.
         let has_more = prompts.len() > batch_size;
         let stop = has_more.then(|| stop_on_ctrl_c("ending after the prompts under way, whose responses are written"));
-        let bar = super::train::bar(if stream { 0 } else { prompts.len() }, "generating");
+        let bar = super::progress_bar::bar(if stream { 0 } else { prompts.len() }, "generating");
         for some in prompts.chunks(batch_size) {
             if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
                 bar.finish_and_clear();

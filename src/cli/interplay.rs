@@ -6,10 +6,11 @@ use std::time::SystemTime;
 use super::args::{InterplayArgs, with_config};
 use super::judge::ANNOTATED;
 use super::output::{check_place, command_line, text_table};
-use crate::config::{Defaults, MOST_DRAWS, at_least_one, at_most};
 use crate::error::{Error, Result};
 use crate::eval::interplay::{Bootstrap, File, Interplay, interplay, read, show};
+use crate::eval::statistics::{DEFAULT_LEVEL, DEFAULT_RESAMPLES, MOST_RESAMPLES};
 use crate::train::report::{self, Report};
+use crate::validate::{at_least_one, at_most};
 
 /// `jointwise interplay`.
 pub fn run(args: InterplayArgs) -> Result<()> {
@@ -18,9 +19,9 @@ pub fn run(args: InterplayArgs) -> Result<()> {
     if args.data.is_empty() && args.people.is_empty() {
         return Err(Error::flag("data", "is missing: annotated rows, as `jointwise judge` writes them"));
     }
-    let draws = args.draws.unwrap_or(Defaults::BOOTSTRAP_DRAWS);
+    let draws = args.draws.unwrap_or(DEFAULT_RESAMPLES);
     at_least_one("draws", draws)?;
-    at_most("draws", draws, MOST_DRAWS)?;
+    at_most("draws", draws, MOST_RESAMPLES)?;
     let inputs: Vec<(PathBuf, bool)> = [(&args.data, false), (&args.people, true)]
         .iter()
         .flat_map(|(all, person)| all.iter().map(|p| (resolved(p), *person)))
@@ -34,7 +35,7 @@ pub fn run(args: InterplayArgs) -> Result<()> {
         files.push(file);
     }
     tell_apart(&mut files);
-    let bootstrap = Bootstrap { level: Defaults::BOOTSTRAP_LEVEL, draws, seed: args.seed.unwrap_or(0) };
+    let bootstrap = Bootstrap { level: DEFAULT_LEVEL, draws, seed: args.seed.unwrap_or(0) };
     let found = interplay(&files, bootstrap);
     if let Some(page) = &page {
         report::write(page, &of(&found, &files))?;

@@ -5,6 +5,7 @@ mod output;
 
 mod args;
 mod bench;
+mod cache_folder;
 mod check;
 mod checked;
 mod demo;
@@ -16,10 +17,12 @@ mod info;
 mod interplay;
 mod interrupt;
 mod judge;
+mod load;
 mod merge;
 mod objective_note;
 mod output_folder;
 mod plan;
+mod progress_bar;
 mod recover;
 mod reference_cache;
 mod roofline;
@@ -31,6 +34,7 @@ mod study;
 mod tokenised;
 mod train;
 mod tune;
+mod tuning_cache;
 
 use std::process::ExitCode;
 

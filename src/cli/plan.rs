@@ -8,11 +8,12 @@ use super::args::{DeviceArgs, LimitsArg, PlanArgs, TrainArgs, with_config};
 use super::fit::{self, FittingChange, MemoryDemand};
 use super::session::{self, Model};
 use super::train;
-use crate::config::TrainSettings;
+use crate::cli::tokenised;
 use crate::data::batch::{Example, Sequence};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Ledger, MatmulPrecision};
 use crate::model::trace::Keep;
+use crate::train::settings::TrainSettings;
 use crate::train::trainer::{Rehearsal, largest_micro_batch};
 
 /// Of a micro-batch that is planned without data: no device has the memory for more.
@@ -92,7 +93,7 @@ fn planned(args: &TrainArgs, sft: bool, caps: &Caps) -> Result<Planned> {
     } else {
         let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
         let purpose = session::purpose(settings.preference.as_ref());
-        let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
+        let data = tokenised::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
         let all: Vec<&Example> = data.examples.iter().collect();
         largest_micro_batch(&all, settings.batch_size, settings.share_prefix).into_iter().cloned().collect()
     };

@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::train::hash;
-use super::{checked, session};
+use super::cache_folder::cache_folder;
+use super::checked;
+use crate::files::parts_hash;
 use crate::gpu::Caps;
 
 /// Returns the folder of scores of a reference: by a hash of `contents`, which holds no paths, of the program's version and file, and of the device with
 /// its driver's name and version. Another driver or program may round otherwise.
 pub fn folder(caps: &Caps, contents: &[&str]) -> PathBuf {
-    session::cache_folder().join("reference").join(key(caps, contents))
+    cache_folder().join("reference").join(key(caps, contents))
 }
 
 fn key(caps: &Caps, contents: &[&str]) -> String {
@@ -17,7 +18,7 @@ fn key(caps: &Caps, contents: &[&str]) -> String {
     let device = format!("{} {} {} {:?}", caps.name, caps.backend, caps.driver, caps.variants);
     let precision = caps.matmul_precision.name();
     let own = [program.as_str(), device.as_str(), precision];
-    hash(own.iter().chain(contents).map(|part| part.as_bytes()))
+    parts_hash(own.iter().chain(contents).map(|part| part.as_bytes()))
 }
 
 #[cfg(test)]

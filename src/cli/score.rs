@@ -8,29 +8,31 @@ use super::args::{GradArgs, ObjectiveArgs, ScoreArgs};
 use super::objective_note::objective_note;
 use super::output::{Lines, check_place};
 use super::session::{self, Model};
-use crate::config::{Defaults, ReferenceChoice};
+use crate::cli::tokenised;
 use crate::data::batch::Example;
 use crate::data::dataset::Dataset;
 use crate::data::rows::Purpose;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::kernels::objective::Goal;
 use crate::model::decoder::Decoder;
 use crate::model::load::{LoadOptions, Trained};
 use crate::model::save::{OutputDtype, Planned, write_safetensors};
+use crate::model::scores::DEFAULT_SCORE_TOKENS;
 use crate::model::trace::Keep;
 use crate::model::weights::Training;
+use crate::objective::Goal;
 use crate::objective::{Preference, Sums};
 use crate::train::metrics::Accumulator;
 use crate::train::outcome::{Outcome, Reference, known};
 use crate::train::reference::{OtherModel, ReferenceModel, ReferenceScorer, Rows, Scoring, Watch};
+use crate::train::settings::ReferenceChoice;
 use crate::train::steps::tally;
 use crate::train::trainer::{self, Scored, Trainer};
 
 /// The decoder's scores of all sequences, at most `max_tokens` a forward pass.
 fn scores(gpu: &Gpu, decoder: &Decoder, data: &Dataset, with_lora: bool, max_tokens: usize) -> Result<Vec<Scored>> {
     let examples: Vec<&Example> = data.examples.iter().collect();
-    let bar = super::train::bar(examples.len(), "scoring");
+    let bar = super::progress_bar::bar(examples.len(), "scoring");
     let scored = pollster::block_on(trainer::score(gpu, decoder, &examples, with_lora, true, max_tokens, &mut |n| {
         bar.inc(n as u64);
     }));
@@ -68,12 +70,12 @@ fn references(
         (ReferenceChoice::Base, None) => ReferenceModel::WithoutAdapter,
         (_, None) => ReferenceModel::Untrained,
     };
-    let mut scorer = ReferenceScorer::new(gpu, &p, model, Defaults::SCORE_TOKENS, None);
+    let mut scorer = ReferenceScorer::new(gpu, &p, model, DEFAULT_SCORE_TOKENS, None);
     let n = data.examples.len();
     let mut known = scorer.rows(n);
     let mut rows = Rows { examples: &data.examples, references: &mut known };
     scored.iter().for_each(|scored| scorer.take(&mut rows, scored));
-    let bar = super::train::bar(n, "scoring the reference");
+    let bar = super::progress_bar::bar(n, "scoring the reference");
     let tell = &mut |scoring: &Scoring<'_>| {
         if let Scoring::Rows { done, .. } = scoring {
             bar.set_position(*done as u64);
@@ -116,13 +118,13 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let model = Model::of(&args.model)?;
     let adapter = model.adapter(args.model.adapter.as_deref())?;
     let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
-    let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Any)?;
+    let data = tokenised::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Any)?;
     tell_objective(&args.objective, &p, &data);
     let is_imitated = |e: &Example| e.sequences.len() == 1 && e.desirable.is_none();
     session::check_last_turn_only(&args.data, data.examples.iter().any(is_imitated))?;
     let gpu = session::open_gpu(&args.model.device)?;
     let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), session::longest(&data)))?;
-    let scored = finite(&data, scores(&gpu, &decoder, &data, true, Defaults::SCORE_TOKENS)?)?;
+    let scored = finite(&data, scores(&gpu, &decoder, &data, true, DEFAULT_SCORE_TOKENS)?)?;
     let has_pairs = data.examples.iter().any(|e| e.sequences.len() == 2);
     let judged = data.examples.iter().all(|e| e.desirable.is_some()) && !p.loss.needs_pairs();
     if !has_pairs && !judged {
@@ -222,7 +224,7 @@ pub fn grad(args: &GradArgs) -> Result<()> {
         session::refuse_quantised(model.base, "grad without --adapter")?;
     }
     let purpose = session::purpose(Some(&p).filter(|_| !args.sft));
-    let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
+    let data = tokenised::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
     if !args.sft {
         tell_objective(&args.objective, &p, &data);
     }

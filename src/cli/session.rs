@@ -1,15 +1,15 @@
 //! What most commands begin with: a model folder, its tokenizer, its weights on a device, rows as tokens.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 
 use sha2::{Digest, Sha256};
 
 use super::args::{BadRowArg, DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs, OverflowArg};
-pub use super::tokenised::{bos_note, dataset, first_rows, rows, template_line};
-use super::{checked, device_notes, tune};
-use crate::config::{Defaults, ReferenceChoice, not_negative};
+use super::cache_folder::cache_folder;
+use super::{checked, device_notes, tuning_cache};
 use crate::data::bad_rows::BadRows;
+use crate::data::dataset::DEFAULT_MAX_LENGTH;
 use crate::data::dataset::{Dataset, Limits, Overflow};
 use crate::data::named_templates::run_time;
 use crate::data::rows::Purpose;
@@ -27,6 +27,8 @@ use crate::model::peft::Adapter;
 use crate::model::side_files::{CONFIG, SideFiles, TOKENIZER};
 use crate::model::weights::{BaseDtype, Source, Training};
 use crate::objective::{Loss, Preference};
+use crate::train::settings::ReferenceChoice;
+use crate::validate::not_negative;
 
 /// A model folder that was read and verified; its weights stay on disk.
 pub struct Model {
@@ -173,13 +175,6 @@ pub fn refuse_quantised(base: BaseDtype, what: &str) -> Result<()> {
     }
 }
 
-/// Where things are kept that cost time alone when they are lost.
-pub fn cache_folder() -> PathBuf {
-    let home = std::env::var_os("XDG_CACHE_HOME").or_else(|| std::env::var_os("LOCALAPPDATA")).map(PathBuf::from);
-    let home = home.or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")));
-    home.unwrap_or_else(std::env::temp_dir).join("jointwise")
-}
-
 /// Opens the device, with the variants and the precision that the flags ask for.
 pub fn open_unchecked(args: &DeviceArgs) -> Result<Gpu> {
     let variants = args.variant.as_deref().map(Variant::parse_list).transpose()?;
@@ -193,7 +188,7 @@ pub fn open_unchecked(args: &DeviceArgs) -> Result<Gpu> {
     }
     gpu.keep_pipelines(&cache_folder().join("pipelines"));
     device_notes::set(&gpu);
-    let gpu = match tune::kept(gpu.caps()) {
+    let gpu = match tuning_cache::kept(gpu.caps()) {
         Some(tuning) => gpu.with_tuning(tuning),
         None => gpu,
     };
@@ -326,7 +321,7 @@ pub fn bad_rows(args: &DataArgs) -> Result<BadRows> {
 /// Template and limits as resolved.
 pub fn limits(args: &DataArgs, d: &Description) -> Result<(Template, Limits)> {
     let template = template(args.template.as_deref(), args.chat_template.as_deref())?;
-    let max_length = args.max_length.unwrap_or(Defaults::MAX_LENGTH.min(d.max_positions));
+    let max_length = args.max_length.unwrap_or(DEFAULT_MAX_LENGTH.min(d.max_positions));
     if max_length < 2 || max_length > d.max_positions {
         let reason = format!("{max_length} is not in 2 .. {}, the model's positions", d.max_positions);
         return Err(Error::flag("max-length", reason));

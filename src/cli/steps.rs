@@ -5,15 +5,15 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::args::{BenchArgs, RowsArg, StepArg};
-use crate::config::Defaults;
 use crate::data::batch::Example;
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::kernels::objective::Goal;
 use crate::kernels::shapes::ModelShape;
 use crate::model::trace::Keep;
+use crate::objective::Goal;
 use crate::objective::Preference;
 use crate::train::outcome::Reference;
+use crate::train::settings::TrainDefaults;
 use crate::train::synthetic::{self, Lengths};
 use crate::train::trainer::{MicroCost, Trainer, reserve};
 
@@ -79,8 +79,8 @@ fn time(
     let reference = vec![Reference::default(); pairs];
     let step_once = |number| {
         let started = Instant::now();
-        let rate = Defaults::LEARNING_RATE_LORA;
-        let done = trainer.step(&examples, &reference, pairs, &Defaults::OPTIMISER, rate, number);
+        let rate = TrainDefaults::LEARNING_RATE_LORA;
+        let done = trainer.step(&examples, &reference, pairs, &TrainDefaults::OPTIMISER, rate, number);
         pollster::block_on(done).map(|_| started.elapsed().as_secs_f64())
     };
     let first = step_once(1)?;

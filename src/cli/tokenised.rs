@@ -10,10 +10,10 @@ use std::time::{Duration, Instant, SystemTime};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::DataArgs;
+use super::cache_folder::cache_folder;
 use super::checked;
+use super::progress_bar::on_a_terminal;
 use super::session::{self, Model};
-use super::train::{hash, on_a_terminal};
-use crate::config::at_least_one;
 use crate::data::bad_rows::BadRows;
 use crate::data::dataset::{Dataset, DatasetBuilder, Fate, Limits};
 use crate::data::rows::{Content, FieldMap, Instruction, Purpose, Row, for_each_row_of};
@@ -22,6 +22,8 @@ use crate::data::template::Template;
 use crate::data::token_store::{TokenStore, TokenisedRows};
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
+use crate::files::parts_hash;
+use crate::validate::at_least_one;
 
 /// Rows that are tokenised together.
 const CHUNK: usize = 512;
@@ -51,7 +53,7 @@ pub fn dataset(
     let rows = RowSource::find(args, files, purpose, None)?;
     let (template, limits) = session::limits(args, &model.description)?;
     let key = rows.key(tokenizer, &template, limits);
-    let store = TokenStore::new(session::cache_folder().join("tokens"));
+    let store = TokenStore::new(cache_folder().join("tokens"));
     if let Some(known) = key.as_ref().and_then(|key| known(&store, &key.name)) {
         known.told.iter().for_each(|line| note!("{line}"));
         return Ok(known.data);
@@ -175,7 +177,7 @@ impl<'a> RowSource<'a> {
                 parts.push(format!("{:?} {}", file.name, file_digest(place)?));
             }
         }
-        Some(TokenKey { name: hash(parts.iter().map(String::as_bytes)), stamps })
+        Some(TokenKey { name: parts_hash(parts.iter().map(String::as_bytes)), stamps })
     }
 
     fn tokenise(mut self, tokenizer: &Tokenizer, template: &Template, limits: Limits) -> Result<TokenisedRows> {

@@ -1,42 +1,42 @@
 //! `sft` and `train`.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::Finished;
 use super::args::{RecomputeArg, TrainArgs, with_config};
 use super::device_notes;
 use super::fit::{self, FittingChange, MemoryDemand, fits};
 use super::interrupt::stop_on_ctrl_c;
+use super::load::{load, load_options};
 use super::merge::dtype;
 use super::objective_note::objective_note;
 use super::output::command_line;
 use super::output_folder::OutputFolder;
+use super::progress_bar::on_a_terminal;
 use super::recover::with_recovery;
 use super::reference_cache;
 use super::session::{self, ChatChoice, Model};
-use crate::config::{Defaults, Length, LoraSettings, MOST_STEPS, ReferenceChoice, TrainSettings, at_least_one};
+use crate::cli::tokenised;
 use crate::data::batch::Example;
 use crate::data::dataset::Dataset;
 use crate::data::named_templates::CHAT_TEMPLATE;
 use crate::data::named_templates::run_time;
 use crate::error::{Error, Result};
-use crate::files::not_a_link;
+use crate::files::{not_a_link, parts_hash};
 use crate::gpu::{Caps, Gpu, MatmulPrecision};
-use crate::kernels::objective::Goal;
 use crate::model::card::Card;
-use crate::model::decoder::Decoder;
-use crate::model::load::{LoadOptions, Trained};
+use crate::model::lora_config::LoraConfig;
 use crate::model::peft::{Adapter, write_adapter};
 use crate::model::save::{OutputDtype, Staging, save_model, write_side_files, write_text};
+use crate::model::scores::DEFAULT_SCORE_TOKENS;
 use crate::model::trace::Keep;
-use crate::model::weights::{self, BaseDtype, Source, Training};
+use crate::model::weights::{self, Source};
+use crate::objective::Goal;
 use crate::objective::Objective;
 use crate::train::checkpoint;
 use crate::train::metrics::{self, METRICS};
@@ -45,26 +45,13 @@ use crate::train::report::{self, Report};
 use crate::train::run::{self, BEST, Cadence, EVENTS, Ended, Event, Output, RunData};
 use crate::train::schedule::Shape;
 use crate::train::score_store::ScoreStore;
+use crate::train::settings::{Length, MOST_STEPS, ReferenceChoice, TrainDefaults, TrainSettings};
 use crate::train::state::State;
 use crate::train::trainer::{Optimiser, Rehearsal, Trainer, largest_micro_batch, reserve};
+use crate::validate::at_least_one;
 
 /// The curves' file.
 const REPORT: &str = "report.html";
-
-/// Whether progress can be drawn, and drawn over.
-pub fn on_a_terminal() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
-}
-
-/// A bar on a terminal, nothing elsewhere.
-pub fn bar(n: usize, what: &'static str) -> ProgressBar {
-    if n < 2 || !on_a_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {elapsed} left {eta}");
-    let bar = ProgressBar::new(n as u64).with_message(what);
-    style.map_or(ProgressBar::hidden(), |style| bar.with_style(style))
-}
 
 /// Returns the steps of the warm-up, or its part of all steps: `--warmup-steps` below 1 is one, as in transformers 5.
 fn warmup(args: &TrainArgs) -> Result<(Option<usize>, Option<f64>)> {
@@ -88,11 +75,11 @@ pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
     if args.full {
         session::refuse_quantised(args.model.base_dtype.unwrap_or_default(), "--full")?;
     }
-    let o = Defaults::OPTIMISER;
+    let o = TrainDefaults::OPTIMISER;
     let rate = match (args.full, sft) {
-        (false, _) => Defaults::LEARNING_RATE_LORA,
-        (true, true) => Defaults::LEARNING_RATE_SFT,
-        (true, false) => Defaults::LEARNING_RATE_FULL,
+        (false, _) => TrainDefaults::LEARNING_RATE_LORA,
+        (true, true) => TrainDefaults::LEARNING_RATE_SFT,
+        (true, false) => TrainDefaults::LEARNING_RATE_FULL,
     };
     session::bad_rows(&args.data)?;
     let (warmup_steps, warmup_part) = warmup(args)?;
@@ -102,9 +89,9 @@ pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
     }
     let settings = TrainSettings {
         preference: if sft { None } else { Some(session::preference(&args.objective)?) },
-        optim: args.optim.unwrap_or(Defaults::OPTIM),
-        param_dtype: args.param_dtype.unwrap_or(Defaults::PARAM_DTYPE),
-        saved_dtype: args.saved_dtype.unwrap_or(Defaults::SAVED_DTYPE),
+        optim: args.optim.unwrap_or(TrainDefaults::OPTIM),
+        param_dtype: args.param_dtype.unwrap_or(TrainDefaults::PARAM_DTYPE),
+        saved_dtype: args.saved_dtype.unwrap_or(TrainDefaults::SAVED_DTYPE),
         optimiser: Optimiser {
             adam_beta1: args.adam_beta1.unwrap_or(o.adam_beta1),
             adam_beta2: args.adam_beta2.unwrap_or(o.adam_beta2),
@@ -121,7 +108,7 @@ pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
             warmup_steps,
             warmup_ratio: warmup_part.unwrap_or(0.0),
         },
-        batch_size: args.batch_size.unwrap_or(Defaults::BATCH_SIZE),
+        batch_size: args.batch_size.unwrap_or(TrainDefaults::BATCH_SIZE),
         gradient_accumulation_steps: args.gradient_accumulation_steps.unwrap_or(1),
         seed: args.seed.unwrap_or(0),
         shuffle: !args.no_shuffle,
@@ -129,9 +116,9 @@ pub fn settings(args: &TrainArgs, sft: bool) -> Result<TrainSettings> {
         share_prefix: !args.no_share_prefix,
     };
     settings.validate()?;
-    at_least_one("logging-steps", args.logging_steps.unwrap_or(Defaults::LOGGING_STEPS))?;
-    at_least_one("save-steps", args.save_steps.unwrap_or(Defaults::SAVE_STEPS))?;
-    at_least_one("save-total-limit", args.save_total_limit.unwrap_or(Defaults::SAVE_TOTAL_LIMIT))?;
+    at_least_one("logging-steps", args.logging_steps.unwrap_or(TrainDefaults::LOGGING_STEPS))?;
+    at_least_one("save-steps", args.save_steps.unwrap_or(TrainDefaults::SAVE_STEPS))?;
+    at_least_one("save-total-limit", args.save_total_limit.unwrap_or(TrainDefaults::SAVE_TOTAL_LIMIT))?;
     at_least_one("eval-steps", args.eval_steps.unwrap_or(1))?;
     Ok(settings)
 }
@@ -151,23 +138,13 @@ pub fn adapter(args: &TrainArgs, model: &Model, seed: u64) -> Result<Option<Adap
         }
         return Ok(Some(adapter));
     }
-    let d = LoraSettings::default();
-    let lora = LoraSettings {
+    let d = LoraConfig::default();
+    let lora = LoraConfig {
         rank: args.lora_r.unwrap_or(d.rank),
         alpha: args.lora_alpha.unwrap_or(d.alpha),
         targets: if args.lora_targets.is_empty() { d.targets } else { args.lora_targets.clone() },
     };
     Adapter::new(&model.description, &lora, &model.name, seed).map(Some)
-}
-
-/// SHA-256 over parts.
-pub fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
-    let mut hasher = Sha256::new();
-    for part in parts {
-        hasher.update((part.len() as u64).to_le_bytes());
-        hasher.update(part);
-    }
-    hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Everything that a score depends on but the tokens: weights, by their digest, and how they are held, configuration, adapter.
@@ -183,7 +160,7 @@ fn model_hash(model: &Model, digest: &str, adapter: Option<&Adapter>) -> String 
     if adapter.is_some_and(|a| !a.lora.exceptions.is_empty()) {
         parts.push(exceptions.as_bytes());
     }
-    hash(parts)
+    parts_hash(parts)
 }
 
 /// Everything before the first step.
@@ -228,8 +205,8 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let time = prints_time.then(|| chat.time.unwrap_or_else(run_time));
     let chat_template = templates.chosen_source().map(String::from);
     let purpose = session::purpose(settings.preference.as_ref());
-    let data = session::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
-    let eval = args.eval_data.clone().map(|file| session::dataset(&args.data, &[file], &model, &tokenizer, purpose));
+    let data = tokenised::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
+    let eval = args.eval_data.clone().map(|file| tokenised::dataset(&args.data, &[file], &model, &tokenizer, purpose));
     let eval = eval.transpose()?;
     if let Some(note) = objective_note(&args.objective, settings.preference.as_ref(), &data) {
         note!("note: {note}");
@@ -250,7 +227,7 @@ fn prepare(args: &TrainArgs, sft: bool) -> Result<Prepared> {
     let precision = args.model.device.matmul_precision.clone();
     let precision = precision.unwrap_or_else(|| MatmulPrecision::Highest.name().into());
     let parts = [&text, &rows[0], &rows[1], &model_hash, &of_reference, &precision];
-    let fingerprint = hash(parts.map(String::as_bytes));
+    let fingerprint = parts_hash(parts.map(String::as_bytes));
     Ok(Prepared {
         settings,
         model,
@@ -272,36 +249,6 @@ pub fn keeps_start(args: &TrainArgs, settings: &TrainSettings, adapter: Option<&
     session::reference(&args.objective) == ReferenceChoice::Initial
         && settings.preference.is_some_and(|p| p.needs_reference())
         && adapter.is_some_and(|adapter| !is_new(adapter))
-}
-
-/// Loads the policy of a run.
-pub fn load(model: &Model, gpu: &Gpu, options: &LoadOptions, keeps_start: bool) -> Result<Decoder> {
-    let mut decoder = model.load(gpu, options)?;
-    if keeps_start {
-        decoder.keep_start(gpu);
-    }
-    Ok(decoder)
-}
-
-/// How the decoder is built for training.
-pub fn load_options(
-    settings: &TrainSettings,
-    base: BaseDtype,
-    adapter: Option<&Adapter>,
-    n_positions: usize,
-) -> LoadOptions {
-    LoadOptions {
-        trained: if adapter.is_some() { Trained::Lora } else { Trained::Full },
-        lora: adapter.map(|a| a.lora.clone()),
-        training: Training {
-            optim: Some(settings.optim),
-            param_dtype: settings.param_dtype,
-            saved_dtype: settings.saved_dtype,
-            decay_all: settings.decay_all,
-        },
-        n_positions,
-        base,
-    }
 }
 
 /// `jointwise sft` and `jointwise train`.
@@ -452,7 +399,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
     let cost = reserve(gpu, &decoder, &goal, &largest, share_prefix, keep);
     gpu.check()?;
     // A pass without gradients never needs more memory than the steps that follow it.
-    let max_tokens = cost.tokens.min(Defaults::SCORE_TOKENS);
+    let max_tokens = cost.tokens.min(DEFAULT_SCORE_TOKENS);
     let scorer = reference_scorer(p, gpu, keeps_start, longest, max_tokens);
     let eval = p.eval.as_ref().map_or(&[][..], |eval| &eval.examples);
     let (mut known, mut known_of_eval) = (scorer.rows(p.data.examples.len()), scorer.rows(eval.len()));
@@ -471,8 +418,8 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
         fingerprint: &p.fingerprint,
         time: p.time,
         cadence: Cadence {
-            save_steps: args.save_steps.unwrap_or(Defaults::SAVE_STEPS),
-            save_total_limit: args.save_total_limit.unwrap_or(Defaults::SAVE_TOTAL_LIMIT),
+            save_steps: args.save_steps.unwrap_or(TrainDefaults::SAVE_STEPS),
+            save_total_limit: args.save_total_limit.unwrap_or(TrainDefaults::SAVE_TOTAL_LIMIT),
             eval_steps: args.eval_steps,
         },
         resume: args.resume,
@@ -481,7 +428,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
         gpu.start_profile();
     }
     let (started, clock) = (SystemTime::now(), Instant::now());
-    let mut progress = Progress::new(max_steps, args.logging_steps.unwrap_or(Defaults::LOGGING_STEPS));
+    let mut progress = Progress::new(max_steps, args.logging_steps.unwrap_or(TrainDefaults::LOGGING_STEPS));
     progress.show_compilation(gpu);
     let ended = pollster::block_on(run::run(
         &trainer,

@@ -1,5 +1,5 @@
 //! A tokenizer's own chat template, rendered as transformers does: Jinja2 with Python's values and methods, blocks trimmed. Templates are
-//! untrusted: [`bounds`] keeps them from taking more than their share of time and memory.
+//! untrusted: `bounds` keeps them from taking more than their share of time and memory.
 
 mod bounds;
 mod clock;

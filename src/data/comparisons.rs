@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::fields::{Fields, kind, names};
+use super::fields::{Fields, names};
 use super::forms;
+use super::json_kind::kind;
 use super::rows::{FieldMap, FileRows, Place};
 use super::source::for_each_row;
 use crate::error::Result;

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::chat::{ChatInput, REASONING};
-use super::fields::kind;
+use super::json_kind::kind;
 
 /// Role of the messages that a model writes.
 const ASSISTANT: &str = "assistant";

@@ -18,6 +18,9 @@ use super::template::Template;
 use super::tokens::Tokenizer;
 use crate::error::{Error, Result};
 
+/// Default of `--max-length`, in tokens per sequence.
+pub const DEFAULT_MAX_LENGTH: usize = 1024;
+
 /// What happens to a row longer than the limit: `--on-overflow`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use super::chat::RESERVED;
 use super::conversation::{Conversation, Instruction, Message, Response, TemplateInputs, Text};
 use super::field_map::FieldMap;
-use super::forms::FORMS;
+use super::form_names::FORMS;
+use super::json_kind::kind;
 use super::{sharegpt, synonyms};
 
 type Reason = String;
@@ -225,19 +226,3 @@ pub(super) fn names(object: &Map<String, Value>) -> String {
     let more = if object.len() > listed.len() { ", ..." } else { "" };
     format!("the row has {}{more}", listed.join(", "))
 }
-
-/// A JSON type, in words.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(object) if object.contains_key(NOT_UTF8) => "bytes that are not UTF-8",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// Key of the object that stands for bytes that are no text: JSON has none.
-pub(super) const NOT_UTF8: &str = "\0bytes";

@@ -3,17 +3,13 @@
 use serde_json::Value;
 
 use super::conversation::{Instruction, Message, Text};
-use super::fields::{Fields, kind, messages};
-use super::rows::Content;
+use super::fields::{Fields, messages};
+use super::json_kind::kind;
+use super::row::Content;
 use super::synonyms::{hint, no_form, refused_form};
 use pairs::{is_conversation, pair_prompt, preference};
 
 mod pairs;
-
-/// Forms of a row that error messages list.
-pub const FORMS: &str = "{i_chosen, r_chosen, i_reject, r_reject}, {prompt, chosen, rejected}, {chosen, rejected} as conversations or whole texts, \
-     {conversations, chosen, rejected}, {prompt_chosen, chosen, prompt_rejected, rejected}, {instruction, response}, {prompt, completion}, \
-     {messages}, {conversations}, {text}; one text may have a {label}, true or false";
 
 type Reason = String;
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::chat::ChatTemplate;
-use super::fields::kind;
+use super::json_kind::kind;
 use crate::error::{Error, Result};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 use crate::model::side_files::{MORE_TEMPLATES, SideFiles, TOKENIZER_CONFIG};

@@ -10,19 +10,12 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::field_map::is_field;
-use super::fields::kind;
-use super::rows::Place;
+use super::file_ending::is_named;
+use super::json_kind::kind;
+use super::parsed_row::{MAX_ROW_BYTES, Parsed, Taken, too_long};
+use super::source_location::Place;
 use super::table;
 use crate::error::{Error, Result};
-
-/// Bytes of a row: none is held that is longer.
-pub(super) const MAX_ROW_BYTES: u64 = 64 << 20;
-
-/// A row's object, or the reason why it is none.
-pub(super) type Parsed = std::result::Result<Map<String, Value>, String>;
-
-/// Tells whether more rows are wanted.
-pub(super) type Taken = Result<ControlFlow<()>>;
 
 /// Calls `take` with every row of a text: one JSON list where it begins with `[`; JSONL or an object that holds one list where it begins with `{`;
 /// else a table with a header. `path` is for messages. Returns notes on the text, a line each.
@@ -63,12 +56,6 @@ pub(super) fn for_each_object(
         }
     }
     if rows.found { Ok(notes) } else { Err(Error::file(path, "the file holds no rows")) }
-}
-
-/// Tells whether a file's name has one of these endings, behind which may stand that of an archive.
-pub(super) fn is_named(path: &Path, endings: &[&str]) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    endings.iter().any(|ending| name.ends_with(ending) || name.contains(&format!("{ending}.")))
 }
 
 /// Names a text that is neither JSON nor a table by its first bytes, with the way out.
@@ -374,10 +361,6 @@ fn named(names: &[String]) -> String {
 fn holds_list(object: &Map<String, Value>) -> bool {
     let is_list = |value: &Value| value.as_array().is_some_and(|list| list.first().is_some_and(Value::is_object));
     !object.keys().any(|key| is_field(key)) && object.values().any(is_list)
-}
-
-pub(super) fn too_long(place: &Place, what: &str) -> Error {
-    place.error(format!("the {what} is longer than {} MiB", MAX_ROW_BYTES >> 20))
 }
 
 /// Parses one row.

@@ -5,7 +5,8 @@
 
 use std::ops::Range;
 
-use super::batch::{Batch, Example, ScoredRow, Sequence, Span};
+use super::batch::{Example, Sequence};
+use crate::kernels::packed_batch::{Batch, ScoredRow, Span};
 
 /// A prefix of one token saves nothing worth a third segment.
 const MIN_PREFIX: usize = 2;

@@ -8,9 +8,9 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
-use super::fields::NOT_UTF8;
-use super::objects::{Parsed, Taken};
-use super::rows::Place;
+use super::json_kind::NOT_UTF8;
+use super::parsed_row::{Parsed, Taken};
+use super::source_location::Place;
 use super::untrusted::without_panic;
 use crate::error::{Error, Result, one_line};
 

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::chat::REASONING;
 use super::conversation::{Conversation, Message, Response, Text};
-use super::template::{Rendered, Template};
+use super::rendered::Rendered;
+use super::template::Template;
 
 /// Something that holds for a row.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

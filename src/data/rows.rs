@@ -1,11 +1,8 @@
 //! Rows of files: the paper's form, TRL's, LLaMA-Factory's and others, recognised row by row from the fields that are there.
 
-use std::fmt;
 use std::io::BufRead;
-use std::num::NonZeroU32;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -14,119 +11,15 @@ pub use super::conversation::{Conversation, Instruction, Message, Response, Temp
 pub use super::field_map::FieldMap;
 use super::fields::Fields;
 use super::file_notes::FileNotes;
-pub use super::forms::FORMS;
+pub use super::form_names::FORMS;
 use super::forms::{self, label};
-use super::objects::{Parsed, for_each_object};
+use super::objects::for_each_object;
+use super::parsed_row::Parsed;
+pub use super::row::{Content, Purpose, Row};
 use super::source::{SourceFiles, for_each_in, for_each_row};
+pub use super::source_location::Place;
 use super::synonyms::hint;
-use crate::error::{Error, Result};
-
-/// What a row holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
-    /// Two sides; their instructions may differ.
-    Preference {
-        /// Preferred.
-        chosen: Text,
-        /// The other one.
-        rejected: Text,
-    },
-    /// One text to imitate.
-    Single(Text),
-    /// One text, desirable or not.
-    Labelled(Text, bool),
-    /// Nothing that can be read, and why: a bad row that [`BadRows::Skip`] keeps in its place.
-    Unreadable(String),
-}
-
-impl Content {
-    /// A text's label; none of other rows.
-    pub fn label(&self) -> Option<bool> {
-        match self {
-            Self::Labelled(_, desirable) => Some(*desirable),
-            Self::Preference { .. } | Self::Single(_) | Self::Unreadable(_) => None,
-        }
-    }
-
-    /// Scores the last answer of single texts alone: `--last-turn-only`.
-    pub fn keep_last_turn(&mut self) {
-        if let Self::Single(text) | Self::Labelled(text, _) = self {
-            text.keep_last_turn();
-        }
-    }
-
-    /// Its texts: chosen and rejected, or one; none of a bad row.
-    pub fn texts(&self) -> Vec<&Text> {
-        match self {
-            Self::Preference { chosen, rejected } => vec![chosen, rejected],
-            Self::Single(text) | Self::Labelled(text, _) => vec![text],
-            Self::Unreadable(_) => Vec::new(),
-        }
-    }
-
-    pub(super) fn texts_mut(&mut self) -> Vec<&mut Text> {
-        match self {
-            Self::Preference { chosen, rejected } => vec![chosen, rejected],
-            Self::Single(text) | Self::Labelled(text, _) => vec![text],
-            Self::Unreadable(_) => Vec::new(),
-        }
-    }
-}
-
-/// Where a row was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The file.
-    pub path: Arc<Path>,
-    /// Its line, from 1; the row's number in a Parquet file.
-    pub line: usize,
-    /// Its number in a JSON list, from 1: many lists stand on one line.
-    pub element: Option<NonZeroU32>,
-}
-
-impl Place {
-    /// The place of a row that is told by its line.
-    pub fn new(path: impl Into<Arc<Path>>, line: usize) -> Self {
-        Self { path: path.into(), line, element: None }
-    }
-
-    /// The error of this row.
-    pub fn error(&self, reason: impl ToString) -> Error {
-        match self.element {
-            Some(number) => Error::line(&self.path, self.line, format!("row {number}: {}", reason.to_string())),
-            None => Error::line(&self.path, self.line, reason),
-        }
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}:{}", self.path.display(), self.line)?;
-        self.element.map_or(Ok(()), |number| write!(f, " (row {number})"))
-    }
-}
-
-/// A row and where it comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    /// File and line.
-    pub place: Place,
-    /// What it holds.
-    pub content: Content,
-}
-
-/// What the rows are for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// Every row must hold a preference.
-    Preference,
-    /// Every row must hold a preference, or a text with a label.
-    Judgement,
-    /// Every row becomes a single text: a preference gives its chosen side.
-    Sft,
-    /// Rows as they are.
-    Any,
-}
+use crate::error::Result;
 
 /// The rows of a file, and what is to be told about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,8 +35,8 @@ pub struct FileRows<T> {
 /// lines are tolerated.
 ///
 /// # Errors
-/// [`Error::Line`] for a malformed line, a missing field, a wrong type, an empty response, or a row that does not serve the
-/// purpose; [`Error::File`] where the file cannot be read or has no rows.
+/// [`crate::error::Error::Line`] for a malformed line, a missing field, a wrong type, an empty response, or a row that does not serve the
+/// purpose; [`crate::error::Error::File`] where the file cannot be read or has no rows.
 pub fn read_rows(path: impl AsRef<Path>, map: &FieldMap, purpose: Purpose) -> Result<Vec<Row>> {
     Ok(read_row_file(path, map, purpose, BadRows::Error)?.rows)
 }

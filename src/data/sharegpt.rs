@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value, json};
 
-use super::fields::kind;
+use super::json_kind::kind;
 
 /// Speakers of ShareGPT and LLaMA-Factory, and the roles that chat templates know. A function's call is the assistant's.
 const ROLES: [(&str, &str); 14] = [

@@ -11,8 +11,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 pub use self::expand::{SourceFile, SourceFiles};
-use super::objects::{Parsed, Taken, for_each_object};
-use super::rows::Place;
+use super::objects::for_each_object;
+use super::parsed_row::{Parsed, Taken};
+use super::source_location::Place;
 use crate::error::{Error, Result};
 use crate::files::is_pipe;
 

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use super::fields::kind;
+use super::json_kind::kind;
 use super::text_start::TextStart;
 use crate::error::{Error, Result};
 use crate::model::side_files::{CONFIG, SideFiles, TOKENIZER, TOKENIZER_CONFIG};

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::fields::{Fields, names};
-use super::forms::FORMS;
+use super::form_names::FORMS;
 
 /// Our fields, and what others call them.
 const SYNONYMS: [(&[&str], &[&str]); 6] = [

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::fields::NOT_UTF8;
-use super::objects::{MAX_ROW_BYTES, Parsed, Taken, is_named, too_long};
-use super::rows::Place;
+use super::file_ending::is_named;
+use super::json_kind::NOT_UTF8;
+use super::parsed_row::{MAX_ROW_BYTES, Parsed, Taken, too_long};
+use super::source_location::Place;
 use crate::error::{Error, Result};
 
 /// Separator of a table's cells.

@@ -1,11 +1,10 @@
 //! What stands around an instruction: the paper's templates, the tokenizer's chat template, none, or one's own.
 
-use std::ops::Range;
-
 use serde_json::Value;
 
 use super::chat::ChatTemplate;
 use super::conversation::{Conversation, Instruction, Message, Text};
+use super::rendered::Rendered;
 use super::turns::render_turns;
 use crate::error::{Error, Result};
 
@@ -33,17 +32,6 @@ pub enum Template {
     Plain,
     /// A text that holds `{instruction}` once; the response follows it with no separator.
     Text(String),
-}
-
-/// A text to tokenise, and what of it is scored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rendered {
-    /// template(I) + R, and what the chat template puts behind.
-    pub text: String,
-    /// Bytes of the response, or of each of its answers, rising; the last one ends where the text does, unless tags say otherwise.
-    pub scored: Vec<Range<usize>>,
-    /// Answers (by their number in `scored`) whose prompt is no prefix of the text, each with that prompt: tokens decide where they part.
-    pub cut: Vec<(usize, String)>,
 }
 
 impl Template {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::chat::ChatTemplate;
 use super::conversation::{Message, Response, TemplateInputs, Text};
-use super::template::Rendered;
+use super::rendered::Rendered;
 
 /// Renders a text, and finds its answers.
 ///

@@ -22,6 +22,9 @@ use super::judge::Verdict;
 use super::statistics::{Interval, Resampler};
 use lengths::{RATIO_NAMES, controlled, features, ratio};
 
+/// Default sampling temperatures: the paper's.
+pub const DEFAULT_TEMPERATURES: [f64; 3] = [0.001, 0.5, 1.0];
+
 /// A response beside what it was compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {

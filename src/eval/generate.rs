@@ -12,6 +12,12 @@ use crate::model::side_files::{CONFIG, GENERATION_CONFIG, SideFiles};
 use crate::model::trace::Keep;
 use crate::rng::Rng;
 
+/// Default of `--max-new-tokens`, in tokens per response.
+pub const DEFAULT_MAX_NEW_TOKENS: usize = 256;
+
+/// Default number of prompts per batch.
+pub const DEFAULT_BATCH_SIZE: usize = 16;
+
 /// How responses are made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {

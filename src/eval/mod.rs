@@ -8,3 +8,6 @@ pub mod judge;
 pub mod statistics;
 pub mod strata;
 pub mod tasks;
+
+/// Most pairs that are drawn, and most rows that the demo's tasks make: they are held in memory.
+pub const MOST_ROWS: usize = 10_000_000;

@@ -6,6 +6,15 @@ use serde::Serialize;
 
 use crate::rng::Rng;
 
+/// Default number of resamples of a bootstrap.
+pub const DEFAULT_RESAMPLES: usize = 2000;
+
+/// Most resamples of a bootstrap. More would change no digit that is shown.
+pub const MOST_RESAMPLES: usize = 1_000_000;
+
+/// Default confidence level of a bootstrap's intervals.
+pub const DEFAULT_LEVEL: f64 = 0.95;
+
 /// Cohen's κ of weighted pairs of categories below `n` (Cohen 1960): (p_o − p_e)/(1 − p_e). NaN where both always say the same one thing, or
 /// nothing was said.
 pub fn kappa(pairs: impl IntoIterator<Item = ([usize; 2], f64)>, n: usize) -> f64 {

@@ -206,7 +206,7 @@ impl Gpu {
         Slot { buffer: Arc::new(buffer), offset: 0, len, reach: 0 }
     }
 
-    /// Allocates slots of a lasting role in buffers of [`PACKED_BYTES`] at most, or of one larger slot. Drivers' memory is taken in blocks: many
+    /// Allocates slots of a lasting role in buffers of `PACKED_BYTES` at most, or of one larger slot. Drivers' memory is taken in blocks: many
     /// buffers of some MiB leave a good part of their blocks unused, few large ones have their own.
     pub fn lasting_packed(&self, role: Role, lens: &[usize]) -> Vec<Slot> {
         let aligned = |len: usize| len.max(1).next_multiple_of(64);
@@ -298,7 +298,7 @@ impl Gpu {
         self.live.as_ref().map(|live| live.create_buffer(&descriptor, what))
     }
 
-    /// Reads slots back, after everything submitted so far. Plans give zeros. What is larger than a binding, or than [`STAGING_BYTES`], passes
+    /// Reads slots back, after everything submitted so far. Plans give zeros. What is larger than a binding, or than `STAGING_BYTES`, passes
     /// through a staging buffer part by part: devices limit buffers (DX12 to 2 GiB), and an array may have several pages of that size.
     ///
     /// # Errors

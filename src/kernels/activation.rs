@@ -3,8 +3,18 @@
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
-use crate::model::description::Activation;
 use crate::rng::Rng;
+
+/// f of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x·σ(x).
+    Silu,
+    /// x·Φ(x), by erf.
+    Gelu,
+    /// The tanh form (`gelu_new`, `gelu_pytorch_tanh`).
+    GeluTanh,
+}
 
 /// Shape of an MLP's inner part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,7 +23,7 @@ use tiles::Tiles;
 
 use super::shapes::ModelShape;
 use super::storage::Storage;
-use super::tune::Tunable;
+use super::tunable::Tunable;
 use super::{Case, Kernel};
 use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Variant, uniform_bytes_in_parts};
 

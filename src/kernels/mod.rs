@@ -19,11 +19,13 @@ pub mod measure;
 pub mod moments;
 pub mod objective;
 pub mod pack;
+pub mod packed_batch;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sample;
 pub mod shapes;
 pub mod storage;
+pub mod tunable;
 pub mod tune;
 
 pub use case::{Case, Cost, Host, Outputs, tolerance};
@@ -53,7 +55,7 @@ pub trait Kernel: Sync {
         let _ = (variant, caps);
         Vec::new()
     }
-    /// For a precision of products below the highest, on a device that has cooperative matrices: the first [`AT_START`] are those that
+    /// For a precision of products below the highest, on a device that has cooperative matrices: the first `AT_START` are those that
     /// [`with_checked_variants`] runs, the rest are the tests', as each shader of theirs takes a CPU's driver seconds to compile.
     fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
         let _ = precision;

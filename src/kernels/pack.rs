@@ -1,4 +1,4 @@
-//! f32 as bf16, two to a word, and back: how a forward pass may keep what the backward one reads ([`crate::model::trace::SavedDtype`]).
+//! Packs f32 as bf16, two to a word, and unpacks it: a forward pass may save activations so for the backward pass.
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
@@ -40,7 +40,7 @@ pub fn unpack_bf16(rec: &mut Recording, words: &Slot, x: &Slot) {
 /// The family.
 pub struct Pack;
 
-/// bf16's, and those of [`crate::model::trace::SavedDtype::Coarse`].
+/// Bits of mantissa: bf16's, and the 4 that tests use because the gradient tests must notice them.
 const MANTISSAS: [u32; 2] = [BF16_MANTISSA, 4];
 
 impl Kernel for Pack {

@@ -5,8 +5,41 @@ use std::f64::consts::TAU;
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, grid_1d};
-use crate::model::description::{Rope, RopeScaling};
 use crate::rng::Rng;
+
+/// Inverse frequencies of one rotary table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Base.
+    pub theta: f64,
+    /// Leading dimensions of a head that rotate (even, ≤ E); pairs are (i, i + rotary_dim/2).
+    pub rotary_dim: usize,
+    /// How the frequencies are scaled.
+    pub scaling: RopeScaling,
+}
+
+/// Scaling of inverse frequencies.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// None.
+    Default,
+    /// All divided by the factor.
+    Linear {
+        /// Divisor.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies divided, high kept, smooth between.
+    Llama3 {
+        /// Divisor of low frequencies.
+        factor: f64,
+        /// `low_freq_factor`.
+        low: f64,
+        /// `high_freq_factor`.
+        high: f64,
+        /// `original_max_position_embeddings`.
+        original_max_positions: f64,
+    },
+}
 
 /// Inverse frequencies (rotary_dim/2), as transformers computes them (`modeling_rope_utils.py`).
 pub fn inverse_frequencies(rope: &Rope) -> Vec<f64> {

@@ -2,20 +2,12 @@
 
 use web_time::Instant;
 
-use super::Case;
 use super::matmul;
 use super::measure::Prepared;
 use super::shapes::ModelShape;
+use super::tunable::Tunable;
 use crate::error::Result;
 use crate::gpu::{Gpu, Tuning, Variant};
-
-/// Shapes that are alike, and a case of them for every variant that serves, the best guess first.
-pub struct Tunable {
-    /// As [`Tuning`] knows it.
-    pub class: String,
-    /// `None`: the baseline.
-    pub cases: Vec<(Option<Variant>, Box<dyn Case>)>,
-}
 
 /// A class of shapes, measured.
 #[derive(Debug, Clone)]

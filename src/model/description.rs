@@ -4,6 +4,9 @@
 
 use std::collections::BTreeSet;
 
+pub use crate::kernels::activation::Activation;
+pub use crate::kernels::rope::{Rope, RopeScaling};
+
 /// A decoder-only transformer. Dimensions as in the crate's legend: D, H, K, E, F, V, L.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Description {
@@ -75,51 +78,6 @@ pub enum NormKind {
     Rms,
     /// LayerNorm: with mean and bias.
     Layer,
-}
-
-/// f of the MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// x·σ(x).
-    Silu,
-    /// x·Φ(x), by erf.
-    Gelu,
-    /// The tanh form (`gelu_new`, `gelu_pytorch_tanh`).
-    GeluTanh,
-}
-
-/// Inverse frequencies of one rotary table.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rope {
-    /// Base.
-    pub theta: f64,
-    /// Leading dimensions of a head that rotate (even, ≤ E); pairs are (i, i + rotary_dim/2).
-    pub rotary_dim: usize,
-    /// How the frequencies are scaled.
-    pub scaling: RopeScaling,
-}
-
-/// Scaling of inverse frequencies.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    /// None.
-    Default,
-    /// All divided by the factor.
-    Linear {
-        /// Divisor.
-        factor: f64,
-    },
-    /// Llama 3.1: low frequencies divided, high kept, smooth between.
-    Llama3 {
-        /// Divisor of low frequencies.
-        factor: f64,
-        /// `low_freq_factor`.
-        low: f64,
-        /// `high_freq_factor`.
-        high: f64,
-        /// `original_max_position_embeddings`.
-        original_max_positions: f64,
-    },
 }
 
 /// One decoder layer, by Hugging Face's names.

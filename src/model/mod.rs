@@ -12,6 +12,7 @@ pub mod folder;
 pub mod hub;
 pub mod linear;
 pub mod load;
+pub mod lora_config;
 pub mod peft;
 pub mod save;
 pub mod scores;

@@ -16,9 +16,10 @@ use super::load::{LoraSpec, linear_modules, lora_names};
 use super::save::{OutputDtype, Planned, encode_safetensors, write_safetensors, write_text};
 use super::side_files::SideFiles;
 use super::tensor_file::{TensorFile, shape_text};
-use crate::config::{LoraSettings, positive};
 use crate::error::{Error, Result};
+use crate::model::lora_config::LoraConfig;
 use crate::rng::Rng;
+use crate::validate::positive;
 
 /// What an adapter's folder says of it.
 pub const CONFIG: &str = "adapter_config.json";
@@ -166,7 +167,7 @@ impl Adapter {
     ///
     /// # Errors
     /// [`Error::Flag`]: a target that matches no module, a rank or alpha out of range.
-    pub fn new(d: &Description, settings: &LoraSettings, base: &str, seed: u64) -> Result<Self> {
+    pub fn new(d: &Description, settings: &LoraConfig, base: &str, seed: u64) -> Result<Self> {
         if !(1..=MAX_RANK).contains(&settings.rank) {
             return Err(Error::flag("lora-r", format!("expected 1 ..= {MAX_RANK}, found {}", settings.rank)));
         }

@@ -4,14 +4,18 @@
 use super::decoder::{Decoder, Tokens};
 use super::description::Description;
 use super::trace::{Keep, Trace};
-use crate::data::batch::Batch;
 use crate::error::Result;
 use crate::gpu::{Gpu, Recording, Role, Slot};
 use crate::kernels::attention::Segments;
 use crate::kernels::gather::{Picks, gather_bwd, gather_fwd};
 use crate::kernels::logprob::{self, logprob_bwd, logprob_fwd};
-use crate::kernels::objective::{Goal, Spans, objective_bwd, objective_sums};
+use crate::kernels::objective::{Spans, objective_bwd, objective_sums};
+use crate::kernels::packed_batch::Batch;
+use crate::objective::Goal;
 use crate::objective::Known;
+
+/// Default number of tokens per forward pass that saves nothing for a backward one.
+pub const DEFAULT_SCORE_TOKENS: usize = 4096;
 
 /// A micro-batch on the device.
 #[derive(Debug)]
@@ -76,7 +80,7 @@ impl Decoder {
     pub fn score_backward(&self, rec: &mut Recording, micro: &Micro, scores: Scores, goal: &Goal, known: &Known) {
         let (gpu, d, n) = (rec.gpu(), self.description.d_model, micro.rows);
         let d_logp = gpu.slot(n);
-        objective_bwd(rec, goal, &micro.spans, &scores.sums, known, &d_logp);
+        objective_bwd(rec, &goal.terms(known.paired), &micro.spans, &scores.sums, known, &d_logp);
         let d_normed = gpu.slot(n * d);
         let saved = logprob::Saved { x: &scores.normed, targets: &micro.targets, lse: &scores.lse };
         logprob_bwd(rec, &self.head(n), n, saved, &d_logp, &d_normed);

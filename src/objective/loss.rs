@@ -1,7 +1,6 @@
 //! The losses: names, formulas with their sources, and what they are made of.
 
-use super::term::{Coupling, Curve, Link, Shift, Term};
-use super::{Objective, Preference};
+use super::{Coupling, Curve, Link, Objective, Preference, Shift, Term};
 
 /// A loss. In the formulas s = log π − log π_ref of the chosen (c) and the rejected (r) side, a mean over scored tokens where barred;
 /// Δ = s_c − s_r; p̄ = exp of the mean log-probability of a scored token. What is scored is the objective's choice.

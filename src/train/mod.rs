@@ -12,6 +12,7 @@ pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod score_store;
+pub mod settings;
 pub mod similarity;
 pub mod state;
 pub mod steps;

@@ -1,7 +1,7 @@
 //! From scores to losses, on the host, in f64: what is known of rows before a step, and what came of them.
 
 use crate::data::batch::Example;
-use crate::kernels::objective::Goal;
+use crate::objective::Goal;
 use crate::objective::{Known, Loss, SequenceOutcome, Sums, cross_weights};
 
 use super::similarity::cosines;

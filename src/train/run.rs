@@ -13,10 +13,11 @@ use super::state::State;
 use super::steps::{Steps, tally};
 use super::tensorboard::EventWriter;
 use super::trainer::{self, Trainer};
-use crate::config::{Defaults, TrainSettings};
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, remove_dir_all};
+use crate::model::scores::DEFAULT_SCORE_TOKENS;
+use crate::train::settings::TrainSettings;
 
 /// The folder of the step with the lowest evaluation loss.
 pub const BEST: &str = "best";
@@ -149,7 +150,7 @@ pub async fn evaluate(trainer: &Trainer<'_>, rows: &Rows<'_>, batch_size: usize)
             chunk,
             true,
             trainer.share_prefix,
-            Defaults::SCORE_TOKENS,
+            DEFAULT_SCORE_TOKENS,
             &mut |_| (),
         )
         .await?;

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::data::batch::{Batch, Example, Sequence};
+use crate::data::batch::{Example, Sequence};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernels::attention::Segments;
+use crate::kernels::packed_batch::Batch;
 use crate::model::decoder::{Decoder, Tokens};
 
 /// Returns the mean (D) over all instructions of the data, of which nothing else is held.

@@ -8,11 +8,11 @@ use super::reference::{ReferenceScorer, Rows, Watch};
 use super::schedule::Schedule;
 use super::state::State;
 use super::trainer::{Recorded, Running, Trainer, Update};
-use crate::config::TrainSettings;
 use crate::data::batch::Example;
 use crate::data::order::{Order, Position};
 use crate::error::Result;
-use crate::kernels::objective::Goal;
+use crate::objective::Goal;
+use crate::train::settings::TrainSettings;
 
 /// Adds an outcome to metrics.
 pub fn tally(goal: &Goal, outcome: &Outcome, into: &mut Accumulator) {

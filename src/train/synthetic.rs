@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::config::Defaults;
 use crate::data::batch::{Example, Sequence};
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -13,6 +12,7 @@ use crate::model::description::{Description, TensorSpec};
 use crate::model::load::{LoadOptions, LoraSpec, Trained, linear_modules};
 use crate::model::weights::{BaseDtype, Source, Training};
 use crate::rng::Rng;
+use crate::train::settings::TrainDefaults;
 
 /// Standard deviation of the weights.
 const STD: f32 = 0.02;
@@ -61,7 +61,7 @@ pub fn decoder(gpu: &Gpu, d: &Description, full: bool, n_positions: usize) -> Re
         base: BaseDtype::Auto,
         trained: if full { Trained::Full } else { Trained::Lora },
         lora: (!full).then(|| adapter(d)),
-        training: Training { optim: Some(Defaults::OPTIM), ..Training::NONE },
+        training: Training { optim: Some(TrainDefaults::OPTIM), ..Training::NONE },
         n_positions,
     };
     Decoder::load(gpu, d, &source, &options)

@@ -1,16 +1,17 @@
 //! The optimiser step: micro-batches forward and backward, one division, clip, AdamW; and scores over whole data sets.
 
-use crate::data::batch::{Batch, Example, Span};
+use crate::data::batch::Example;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu, Ledger, Recording, Role, Slot};
 use crate::kernels::adamw::{AdamW, Page, adamw};
 use crate::kernels::global_norm::global_norm;
-use crate::kernels::objective::Goal;
+use crate::kernels::packed_batch::{Batch, Span};
 use crate::kernels::storage::Storage;
 use crate::model::decoder::Decoder;
 use crate::model::scores::Micro;
 use crate::model::trace::Keep;
 use crate::model::weights;
+use crate::objective::Goal;
 use crate::objective::{Known, Sums};
 
 use super::outcome::{Outcome, Reference, known};

@@ -1,7 +1,9 @@
 //! What the page can set, and what follows from it.
 
+use jointwise::data::dataset::DEFAULT_MAX_LENGTH;
+use jointwise::model::lora_config::LoraConfig;
+use jointwise::train::settings::{Length, TrainDefaults, TrainSettings};
 use jointwise::Result;
-use jointwise::config::{Defaults, Length, LoraSettings, TrainSettings};
 use jointwise::model::trace::Keep;
 use jointwise::model::weights::BaseDtype;
 use jointwise::objective::{Mix, Objective, Preference};
@@ -34,7 +36,7 @@ pub struct Settings {
     /// How the weights below the adapter are held: `auto`, `int8`, `nf4`, ...
     pub base_dtype: BaseDtype,
     /// R, α and modules.
-    pub lora: LoraSettings,
+    pub lora: LoraConfig,
     /// Of the order, and of a new adapter.
     pub seed: u64,
     /// `paper`, `chat`, ...
@@ -51,11 +53,11 @@ impl Default for Settings {
             label_smoothing: p.label_smoothing,
             learning_rate: 1e-3,
             max_steps: 100,
-            batch_size: Defaults::BATCH_SIZE,
-            max_length: Defaults::MAX_LENGTH,
+            batch_size: TrainDefaults::BATCH_SIZE,
+            max_length: DEFAULT_MAX_LENGTH,
             recompute: Keep::Everything,
             base_dtype: BaseDtype::Auto,
-            lora: LoraSettings { targets: vec!["all-linear".into()], ..LoraSettings::default() },
+            lora: LoraConfig { targets: vec!["all-linear".into()], ..LoraConfig::default() },
             seed: 0,
             template: "paper".into(),
         }
@@ -86,10 +88,10 @@ impl Settings {
     pub fn training(&self) -> Result<TrainSettings> {
         let settings = TrainSettings {
             preference: Some(self.preference()?),
-            optim: Defaults::OPTIM,
-            param_dtype: Defaults::PARAM_DTYPE,
-            saved_dtype: Defaults::SAVED_DTYPE,
-            optimiser: Defaults::OPTIMISER,
+            optim: TrainDefaults::OPTIM,
+            param_dtype: TrainDefaults::PARAM_DTYPE,
+            saved_dtype: TrainDefaults::SAVED_DTYPE,
+            optimiser: TrainDefaults::OPTIMISER,
             learning_rate: self.learning_rate,
             lr_scheduler_type: Shape::Cosine,
             lr_num_cycles: 1,

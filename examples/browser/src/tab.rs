@@ -5,7 +5,9 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
-use jointwise::config::Defaults;
+use jointwise::data::dataset::DEFAULT_MAX_LENGTH;
+use jointwise::model::scores::DEFAULT_SCORE_TOKENS;
+use jointwise::train::settings::TrainDefaults;
 use jointwise::data::batch::{Example, Sequence};
 use jointwise::data::dataset::{Dataset, Limits, Overflow};
 use jointwise::data::named_templates::run_time;
@@ -15,7 +17,7 @@ use jointwise::data::tokens::Tokenizer;
 use jointwise::eval::generate::{self, check_length, eos_ids};
 use jointwise::eval::tasks::{Split, rows};
 use jointwise::gpu::{DeviceChoice, Gpu, Variant};
-use jointwise::kernels::objective::Goal;
+use jointwise::objective::Goal;
 use jointwise::kernels::sample::Sampling;
 use jointwise::kernels::with_checked_variants;
 use jointwise::model::checkpoint::Checkpoint;
@@ -244,7 +246,7 @@ impl Tab {
             trained: Trained::Nothing,
             lora: None,
             training: Training::NONE,
-            n_positions: model.description.max_positions.min(Defaults::MAX_LENGTH),
+            n_positions: model.description.max_positions.min(DEFAULT_MAX_LENGTH),
             base: settings.base_dtype,
         };
         self.policy = Some(self.trainer(&model, &none, settings)?);
@@ -287,7 +289,7 @@ impl Tab {
             check_length(
                 ids.len(),
                 settings.max_new_tokens,
-                model.description.max_positions.min(Defaults::MAX_LENGTH),
+                model.description.max_positions.min(DEFAULT_MAX_LENGTH),
             )?;
             prompts.push(ids);
         }
@@ -345,7 +347,7 @@ impl Tab {
         let time = Some(time).filter(|_| template == Template::Chat && templates.prints_time());
         let data = Dataset::build(&rows, &model.tokenizer, &template, limits)?;
         let adapter = Adapter::new(&model.description, &settings.lora, &model.name, settings.seed)?;
-        let n_positions = model.description.max_positions.min(Defaults::MAX_LENGTH);
+        let n_positions = model.description.max_positions.min(DEFAULT_MAX_LENGTH);
         let fingerprint = format!("{} {}", serde_json::to_string(&settings).unwrap_or_default(), data.content_hash());
         let n = data.examples.len();
         if known.as_ref().is_some_and(|k| k.state.fingerprint != fingerprint || k.reference.len() != n) {
@@ -363,7 +365,7 @@ impl Tab {
         let policy = self.trainer(model, &options, &settings)?;
         // A new adapter changes nothing yet: the model without it is the starting policy.
         let (preference, reference) = (settings.preference()?, ReferenceModel::WithoutAdapter);
-        let scorer = ReferenceScorer::new(self.gpu, &preference, reference, Defaults::SCORE_TOKENS, None);
+        let scorer = ReferenceScorer::new(self.gpu, &preference, reference, DEFAULT_SCORE_TOKENS, None);
         let mut references = scorer.rows(n);
         let state = match known {
             Some(known) => {
@@ -459,7 +461,7 @@ impl Tab {
         let text = Text { instruction: Instruction::Plain(instruction.into()), response: response.into() };
         let bad = |reason: String| Error::flag("prompt", reason);
         let sequence = model.tokenizer.encode(&text, &template).map_err(bad)?;
-        check_length(sequence.ids.len(), 0, model.description.max_positions.min(Defaults::MAX_LENGTH))?;
+        check_length(sequence.ids.len(), 0, model.description.max_positions.min(DEFAULT_MAX_LENGTH))?;
         let example = Example { row: 0, sequences: vec![sequence.clone()], desirable: None };
         let mut sides = Vec::new();
         for with_lora in [true, false] {
@@ -469,7 +471,7 @@ impl Tab {
                 &[&example],
                 with_lora,
                 true,
-                Defaults::SCORE_TOKENS,
+                DEFAULT_SCORE_TOKENS,
                 &mut |_| (),
             )
             .await?;
@@ -489,7 +491,7 @@ fn options(adapter: &Adapter, n_positions: usize, base: BaseDtype) -> LoadOption
     LoadOptions {
         trained: Trained::Lora,
         lora: Some(adapter.lora.clone()),
-        training: Training { optim: Some(Defaults::OPTIM), ..Training::NONE },
+        training: Training { optim: Some(TrainDefaults::OPTIM), ..Training::NONE },
         n_positions,
         base,
     }

@@ -2,12 +2,15 @@
 
 use crate::cli::args::EvaluateArgs;
 use crate::cli::session;
-use crate::config::{Defaults, at_least_one};
+use crate::cli::tokenised;
 use crate::data::template::Template;
 use crate::error::{Error, Result};
+use crate::eval::evaluate::DEFAULT_TEMPERATURES;
 use crate::eval::evaluate::prompts::TestPrompt;
 use crate::eval::generate::Settings;
+use crate::eval::generate::{DEFAULT_BATCH_SIZE, DEFAULT_MAX_NEW_TOKENS};
 use crate::kernels::sample::Sampling;
+use crate::validate::at_least_one;
 
 /// How responses are made, with every default filled in.
 pub struct Sampled {
@@ -27,17 +30,16 @@ impl Sampled {
     pub fn of(args: &EvaluateArgs) -> Result<Self> {
         let template = session::template(args.template.as_deref(), args.chat_template.as_deref())?;
         let template_name = args.template.clone().unwrap_or_else(|| template.name().into());
-        let or =
-            |given: &[f64]| if given.is_empty() { Defaults::EVALUATE_TEMPERATURES.to_vec() } else { given.to_vec() };
+        let or = |given: &[f64]| if given.is_empty() { DEFAULT_TEMPERATURES.to_vec() } else { given.to_vec() };
         let sampled = Self {
             template,
             template_name,
             temperatures: or(&args.temperatures),
             seeds: if args.seeds.is_empty() { vec![0] } else { args.seeds.clone() },
-            max_new_tokens: args.max_new_tokens.unwrap_or(Defaults::MAX_NEW_TOKENS),
+            max_new_tokens: args.max_new_tokens.unwrap_or(DEFAULT_MAX_NEW_TOKENS),
             top_k: args.top_k.unwrap_or(0),
             top_p: args.top_p.unwrap_or(1.0),
-            batch_size: args.batch_size.unwrap_or(Defaults::GENERATE_BATCH_SIZE),
+            batch_size: args.batch_size.unwrap_or(DEFAULT_BATCH_SIZE),
         };
         at_least_one("batch-size", sampled.batch_size)?;
         for &temperature in &sampled.temperatures {
@@ -61,7 +63,7 @@ impl Sampled {
     pub fn settle(&mut self, args: &EvaluateArgs, prompts: &[TestPrompt]) {
         let Some(first) = prompts.first() else { return };
         let flag = if args.template.is_some() { "--template" } else { "--chat-template" };
-        note!("{}", session::template_line(&self.template, &first.instruction, "prompts", flag));
+        note!("{}", tokenised::template_line(&self.template, &first.instruction, "prompts", flag));
         if self.template.is_by_rows() {
             self.template = self.template.clone().settled(prompts.iter().map(|prompt| &prompt.instruction));
             self.template_name = self.template.name().into();

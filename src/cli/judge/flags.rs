@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::cli::args::{AnswerArg, JudgeArgs};
-use crate::config::{MOST_ROWS, at_least_one, at_most, not_negative, positive};
 use crate::error::{Error, Result};
+use crate::eval::MOST_ROWS;
+use crate::validate::{at_least_one, at_most, not_negative, positive};
 
 /// A day: nobody waits longer.
 const MOST_SECONDS: f64 = 86_400.0;

@@ -6,7 +6,6 @@ use super::flags;
 use crate::cli::args::{AnswerArg, JudgeArgs};
 use crate::cli::screen::Terminal;
 use crate::cli::session::{self, ChatChoice, Model, weights_digest};
-use crate::config::Defaults;
 use crate::data::comparisons::Mode;
 use crate::data::named_templates::run_time;
 use crate::data::template::Template;
@@ -15,6 +14,7 @@ use crate::eval::generate::Settings as GenerateSettings;
 use crate::eval::journal::{ANSWERS, kept_identity};
 use crate::eval::judge::Judge;
 use crate::eval::judge::command::Program;
+use crate::eval::judge::endpoint::EndpointDefaults;
 use crate::eval::judge::endpoint::{AnswerFormat, Endpoint, Key, Settings};
 use crate::eval::judge::generating::GeneratingJudge;
 use crate::eval::judge::grader::Grader;
@@ -24,6 +24,7 @@ use crate::eval::judge::prompt::Prompt;
 use crate::gpu::Gpu;
 use crate::kernels::sample::Sampling;
 use crate::model::peft::Adapter;
+use crate::model::scores::DEFAULT_SCORE_TOKENS;
 
 /// A judge. A model is read and verified, and not yet on a device.
 pub enum Asked {
@@ -46,7 +47,7 @@ impl Asked {
             return Ok(Self::Endpoint(Box::new(endpoint(args, prompt)?)));
         }
         if let Some(command) = &args.ask.command {
-            let timeout = flags::seconds("timeout", args.ask.timeout.unwrap_or(Defaults::JUDGE_TIMEOUT))?;
+            let timeout = flags::seconds("timeout", args.ask.timeout.unwrap_or(EndpointDefaults::TIMEOUT))?;
             let concurrency = args.ask.concurrency.unwrap_or(1);
             return Ok(Self::Here(Box::new(Program { command: command.clone(), timeout, concurrency, prompt })));
         }
@@ -96,9 +97,9 @@ fn endpoint(args: &JudgeArgs, prompt: Prompt) -> Result<Endpoint> {
     };
     let answer_format = args.ask.answer_format.map_or(AnswerFormat::Auto, AnswerFormat::from);
     let longest = match answer_format {
-        AnswerFormat::Auto => Defaults::JUDGE_MAX_TOKENS,
-        AnswerFormat::Json => Defaults::JUDGE_MAX_TOKENS_JSON,
-        AnswerFormat::Letter => Defaults::JUDGE_MAX_TOKENS_LETTER,
+        AnswerFormat::Auto => EndpointDefaults::MAX_TOKENS,
+        AnswerFormat::Json => EndpointDefaults::MAX_TOKENS_JSON,
+        AnswerFormat::Letter => EndpointDefaults::MAX_TOKENS_LETTER,
     };
     let settings = Settings {
         url: args.ask.endpoint.clone().unwrap_or_default(),
@@ -107,11 +108,11 @@ fn endpoint(args: &JudgeArgs, prompt: Prompt) -> Result<Endpoint> {
         max_tokens: args.max_tokens.unwrap_or(longest),
         answer_format,
         extra,
-        concurrency: args.ask.concurrency.unwrap_or(Defaults::JUDGE_CONCURRENCY),
-        retries: args.ask.retries.unwrap_or(Defaults::JUDGE_RETRIES),
-        timeout: flags::seconds("timeout", args.ask.timeout.unwrap_or(Defaults::JUDGE_TIMEOUT))?,
-        backoff: flags::seconds("backoff", args.ask.backoff.unwrap_or(Defaults::JUDGE_BACKOFF))?,
-        max_wait: flags::seconds("max-wait", args.ask.max_wait.unwrap_or(Defaults::JUDGE_MAX_WAIT))?,
+        concurrency: args.ask.concurrency.unwrap_or(EndpointDefaults::CONCURRENCY),
+        retries: args.ask.retries.unwrap_or(EndpointDefaults::RETRIES),
+        timeout: flags::seconds("timeout", args.ask.timeout.unwrap_or(EndpointDefaults::TIMEOUT))?,
+        backoff: flags::seconds("backoff", args.ask.backoff.unwrap_or(EndpointDefaults::BACKOFF))?,
+        max_wait: flags::seconds("max-wait", args.ask.max_wait.unwrap_or(EndpointDefaults::MAX_WAIT))?,
         requests_per_minute: args.ask.requests_per_minute.unwrap_or(0.0),
         tokens_per_minute: args.ask.tokens_per_minute.unwrap_or(0.0),
     };
@@ -178,7 +179,7 @@ fn local<'g>(
         template,
         prompt,
         max_length,
-        max_tokens: args.ask.batch_tokens.unwrap_or(Defaults::SCORE_TOKENS),
+        max_tokens: args.ask.batch_tokens.unwrap_or(DEFAULT_SCORE_TOKENS),
         name: model.name.clone(),
     })
 }
@@ -186,7 +187,7 @@ fn local<'g>(
 /// A local judge that writes its answers.
 fn generating<'g>(args: &JudgeArgs, local: Local<'g>) -> Result<GeneratingJudge<'g>> {
     let most = local.max_length;
-    let max_new_tokens = args.max_tokens.map_or((Defaults::JUDGE_MAX_TOKENS as usize).min(most / 2), |n| n as usize);
+    let max_new_tokens = args.max_tokens.map_or((EndpointDefaults::MAX_TOKENS as usize).min(most / 2), |n| n as usize);
     if max_new_tokens >= most {
         let reason = format!(
             "{max_new_tokens} leaves no room for a question: they have {most} positions together (--max-length)"

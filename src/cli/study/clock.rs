@@ -7,9 +7,9 @@ use std::time::Instant;
 use super::plan::{Pairs, Preferences, Study};
 use crate::cli::args::{ModelArgs, TrainArgs};
 use crate::cli::fit;
+use crate::cli::load;
 use crate::cli::session::{self, ChatChoice, Model};
 use crate::cli::train;
-use crate::config::Defaults;
 use crate::data::bad_rows::{BadRowLimit, BadRows};
 use crate::data::batch::{Example, Sequence};
 use crate::data::dataset::Dataset;
@@ -18,12 +18,13 @@ use crate::data::rows::{Content, FieldMap, Instruction, Place, Purpose, Row, Tex
 use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
+use crate::eval::generate::{DEFAULT_BATCH_SIZE, DEFAULT_MAX_NEW_TOKENS};
 use crate::eval::generate::{Settings, generate};
 use crate::eval::tasks::Split;
 use crate::eval::tasks::rows::{SftRow, held_out, sft};
 use crate::gpu::Gpu;
-use crate::kernels::objective::Goal;
 use crate::kernels::sample::Sampling;
+use crate::objective::Goal;
 use crate::train::outcome::Reference;
 use crate::train::trainer::{Rehearsal, Trainer, rehearse, reserve};
 
@@ -104,7 +105,7 @@ impl<'a> Clock<'a> {
         };
         let examples: Vec<&Example> = examples.iter().collect();
         let longest = examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1);
-        let options = train::load_options(&settings, model.base, adapter.as_ref(), longest);
+        let options = load::load_options(&settings, model.base, adapter.as_ref(), longest);
         let goal = settings.preference.map_or(Goal::Sft, Goal::Preference);
         let (gpu, share_prefix) = (&self.gpu, settings.share_prefix);
         let (keep, Rehearsal { ledger, cost, .. }) = fit::choose_keep(args.recompute, gpu.caps(), &|keep| {
@@ -138,8 +139,8 @@ impl<'a> Clock<'a> {
 
     /// Seconds of so many answers of the longest length, in batches.
     pub fn answers(&self, answers: usize, batch: Option<usize>, longest: Option<usize>) -> Result<Option<f64>> {
-        let batch = batch.unwrap_or(Defaults::GENERATE_BATCH_SIZE).max(1);
-        let longest = longest.unwrap_or(Defaults::MAX_NEW_TOKENS);
+        let batch = batch.unwrap_or(DEFAULT_BATCH_SIZE).max(1);
+        let longest = longest.unwrap_or(DEFAULT_MAX_NEW_TOKENS);
         let model = Model::open(&self.study.model, self.study.evaluate.base_dtype.unwrap_or_default())?;
         // What leaves no room is not answered.
         let room = longest.max(NEW_TOKENS[1]);
@@ -254,7 +255,7 @@ impl<'a> Clock<'a> {
         max_length: usize,
     ) -> Result<Vec<Example>> {
         let prompts = self.prompts()?;
-        let response = max_new_tokens.unwrap_or(Defaults::MAX_NEW_TOKENS);
+        let response = max_new_tokens.unwrap_or(DEFAULT_MAX_NEW_TOKENS);
         let side = |row: usize, side: usize| {
             let mut ids = prompts[(row + if joint { side } else { 0 }) % prompts.len()].clone();
             // What is longer is not trained on.

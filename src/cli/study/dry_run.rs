@@ -10,9 +10,9 @@ use super::{Run, Training, rows};
 use crate::cli::args::TrainArgs;
 use crate::cli::evaluate::sampled::Sampled;
 use crate::cli::plan;
-use crate::config::Defaults;
 use crate::error::{Error, Result, visible};
 use crate::train::report::duration;
+use crate::train::settings::TrainDefaults;
 
 /// A stage, as far as it can be known before those before it.
 struct Stage {
@@ -32,7 +32,7 @@ struct Length {
 impl Length {
     fn of(args: &TrainArgs, rows: usize) -> Self {
         let accumulated = args.gradient_accumulation_steps.unwrap_or(1).max(1);
-        let batch = args.batch_size.unwrap_or(Defaults::BATCH_SIZE).max(1) * accumulated;
+        let batch = args.batch_size.unwrap_or(TrainDefaults::BATCH_SIZE).max(1) * accumulated;
         let epochs = args.num_train_epochs.unwrap_or(1.0);
         let steps = args.max_steps.unwrap_or((rows.div_ceil(batch) as f64 * epochs).ceil() as usize);
         Self { micro_batches: steps * accumulated, steps, batch }

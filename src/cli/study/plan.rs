@@ -9,9 +9,11 @@ use serde::de::DeserializeOwned;
 use crate::cli::args::{EvaluateArgs, JudgeArgs, StratumArg, TrainArgs, from_table};
 use crate::cli::judge::flags;
 use crate::cli::{session, train};
-use crate::config::{MOST_DRAWS, MOST_ROWS, at_least_one, at_most};
 use crate::error::{Error, Result};
+use crate::eval::MOST_ROWS;
+use crate::eval::statistics::MOST_RESAMPLES;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
+use crate::validate::{at_least_one, at_most};
 
 /// `study.toml`. Paths are taken from the folder that the program runs in, as everywhere.
 #[derive(Debug, Clone, Deserialize)]
@@ -293,8 +295,9 @@ impl Study {
         };
         let evaluate = section.args::<EvaluateArgs>("evaluate", "evaluate", OF_EVALUATE, written.evaluate)?;
         section.needs_data("evaluate", evaluate.data.is_empty())?;
-        let draws =
-            evaluate.draws.map_or(Ok(()), |n| at_least_one("draws", n).and_then(|()| at_most("draws", n, MOST_DRAWS)));
+        let draws = evaluate
+            .draws
+            .map_or(Ok(()), |n| at_least_one("draws", n).and_then(|()| at_most("draws", n, MOST_RESAMPLES)));
         draws.map_err(|error| section.told("evaluate", error))?;
         // What only the commands know: said before the first of them has run for hours.
         for method in &methods {

@@ -8,9 +8,9 @@ use super::plan::{Pairs, Preferences, Study};
 use super::{Method, Run, START, rows};
 use crate::cli::judge;
 use crate::cli::output::{command_line, text_table};
-use crate::config::Defaults;
 use crate::error::{Error, Result};
 use crate::eval::interplay::{Bootstrap, Interplay, interplay, read, show};
+use crate::eval::statistics::{DEFAULT_LEVEL, DEFAULT_RESAMPLES};
 use crate::model::folder::read_file;
 use crate::model::save::write_text;
 use crate::objective::Objective;
@@ -103,8 +103,8 @@ fn analysed(run: &Run<'_>) -> Result<Option<Interplay>> {
 }
 
 fn bootstrap(study: &Study) -> Bootstrap {
-    let draws = study.evaluate.draws.unwrap_or(Defaults::BOOTSTRAP_DRAWS);
-    Bootstrap { level: Defaults::BOOTSTRAP_LEVEL, draws, seed: study.evaluate.seed.unwrap_or(0) }
+    let draws = study.evaluate.draws.unwrap_or(DEFAULT_RESAMPLES);
+    Bootstrap { level: DEFAULT_LEVEL, draws, seed: study.evaluate.seed.unwrap_or(0) }
 }
 
 /// Rows, steps and last metrics of each training.

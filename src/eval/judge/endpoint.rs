@@ -24,7 +24,7 @@ use crate::rng::Rng;
 use pace::Pace;
 pub use request::TIMEOUT;
 use request::{Outcome, Received};
-pub use settings::{AnswerFormat, KEY_VARIABLES, Key, Settings};
+pub use settings::{AnswerFormat, EndpointDefaults, KEY_VARIABLES, Key, Settings};
 
 /// Reason of [`Reply::Repeat`] for a question that is asked again without `response_format`.
 pub const WITHOUT_FORMAT: &str = "without response_format";

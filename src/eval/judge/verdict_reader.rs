@@ -1,7 +1,7 @@
 //! Reads the verdict in a judge's answer: the one reader for endpoints, programs and local models that generate.
 //!
-//! Thoughts are set aside ([`thoughts`]), decoration is taken off ([`plain`]), and what is left is read sentence by sentence from its end
-//! ([`statement`]). The last verdict counts where nothing after it takes it back and no other verdict contradicts it. Everything is read
+//! Thoughts are set aside (`thoughts`), decoration is taken off (`plain`), and what is left is read sentence by sentence from its end
+//! (`statement`). The last verdict counts where nothing after it takes it back and no other verdict contradicts it. Everything is read
 //! by a grammar of what verdicts look like, never by which letters occur: a sentence that the grammar does not know says nothing. So what is
 //! not certain is no answer, and a row is left out rather than turned around.
 

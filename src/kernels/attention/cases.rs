@@ -3,8 +3,8 @@
 use super::segments::longest;
 use super::walk::Walk;
 use super::{Attention, Saved, Segments, attention_bwd, attention_fwd};
-use crate::data::batch::Batch;
 use crate::gpu::{Caps, MatmulPrecision, Recording, Slot, Variant};
+use crate::kernels::packed_batch::Batch;
 use crate::kernels::{Case, Cost, Host, Outputs};
 use crate::rng::Rng;
 

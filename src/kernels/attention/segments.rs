@@ -2,8 +2,8 @@
 
 use super::runs::over_positions;
 use super::walk::Walk;
-use crate::data::batch::Batch;
 use crate::gpu::{Gpu, Slot};
+use crate::kernels::packed_batch::Batch;
 
 /// The keys that each query sees, on the device: a table for each window of a model's layers.
 #[derive(Debug)]

@@ -7,6 +7,28 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+/// Defaults of an endpoint's settings.
+pub struct EndpointDefaults;
+
+impl EndpointDefaults {
+    /// Tokens of an answer, with the thoughts before it.
+    pub const MAX_TOKENS: u32 = 1024;
+    /// Tokens of an answer in JSON, which has one field.
+    pub const MAX_TOKENS_JSON: u32 = 64;
+    /// Tokens of an answer that is a side alone.
+    pub const MAX_TOKENS_LETTER: u32 = 16;
+    /// Requests at the same time.
+    pub const CONCURRENCY: usize = 8;
+    /// Times that a question is asked again.
+    pub const RETRIES: usize = 6;
+    /// Time for one request, in seconds.
+    pub const TIMEOUT: f64 = 60.0;
+    /// First pause before a question is asked again, in seconds.
+    pub const BACKOFF: f64 = 1.0;
+    /// Longest pause, in seconds.
+    pub const MAX_WAIT: f64 = 120.0;
+}
+
 /// Variables of the environment that may hold a key; the first that is set counts.
 pub const KEY_VARIABLES: [&str; 2] = ["JOINTWISE_API_KEY", "OPENAI_API_KEY"];
 

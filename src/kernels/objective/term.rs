@@ -1,6 +1,6 @@
 //! What losses are made of.
 
-use super::{Known, Objective, SequenceOutcome, Sums};
+use super::scores::{Known, Objective, SequenceOutcome, Sums};
 
 /// What is taken from a sequence: x, of its score (a sum over n tokens) less the reference's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl Term {
     }
 
     /// What desirable and undesirable sequences are compared with; 0 for pairs.
-    pub(super) fn shift(&self, sums: &[Sums], known: &Known) -> [f64; 2] {
+    pub(crate) fn shift(&self, sums: &[Sums], known: &Known) -> [f64; 2] {
         let x = self.all_x(sums, known);
         let mean = |side: Option<bool>| {
             let of = |(x, desirable): (&X, &bool)| side.is_none_or(|d| d == *desirable).then_some(x.value);
@@ -199,7 +199,7 @@ impl Term {
     }
 
     /// The same, compared with `shift`.
-    pub(super) fn add_from(&self, sums: &[Sums], known: &Known, shift: [f64; 2], into: &mut [SequenceOutcome]) {
+    pub(crate) fn add_from(&self, sums: &[Sums], known: &Known, shift: [f64; 2], into: &mut [SequenceOutcome]) {
         let x = self.all_x(sums, known);
         let mut d_x = vec![0.0; x.len()];
         match self.coupling {

@@ -1,12 +1,13 @@
-//! The only home of defaults, and of the resolved settings of a training run.
+//! The resolved settings of a training run, and their defaults.
 
+use super::schedule::{POLYNOMIAL_END, Schedule, Shape};
+use super::trainer::Optimiser;
 use crate::error::{Error, Result};
 use crate::kernels::moments::Optim;
 use crate::model::trace::SavedDtype;
 use crate::model::weights::ParamDtype;
 use crate::objective::Preference;
-use crate::train::schedule::{POLYNOMIAL_END, Schedule, Shape};
-use crate::train::trainer::Optimiser;
+use crate::validate::{at_least_one, below_one, not_negative, positive};
 
 /// Where the reference scores come from.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -28,24 +29,6 @@ impl ReferenceChoice {
             "base" => Self::Base,
             other => Self::Model(other.into()),
         }
-    }
-}
-
-/// Low-rank settings.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct LoraSettings {
-    /// R.
-    pub rank: usize,
-    /// α; the addition is scaled by α/R.
-    pub alpha: f64,
-    /// Names of modules, or `all-linear`.
-    pub targets: Vec<String>,
-}
-
-impl Default for LoraSettings {
-    /// The paper's adapter: R 8, α 16 on q, k, v.
-    fn default() -> Self {
-        Self { rank: 8, alpha: 16.0, targets: ["q_proj", "k_proj", "v_proj"].map(String::from).into() }
     }
 }
 
@@ -111,79 +94,10 @@ pub struct TrainSettings {
 pub const MOST_STEPS: usize = 1 << 31;
 const MOST_EPOCHS: f64 = 1e6;
 
-/// Whether a value goes into f32, as kernels take it, and stays what it is: neither infinite nor, above 0, lost.
-fn fits_f32(value: f64) -> bool {
-    let held = value as f32;
-    held.is_finite() && (value == 0.0 || held.abs() >= f32::MIN_POSITIVE)
-}
+/// Defaults of a training run, some of them by method: full fine-tuning needs smaller rates.
+pub struct TrainDefaults;
 
-/// # Errors
-/// [`Error::Flag`] for a value that is not above 0, or not in f32's range.
-pub fn positive(flag: &'static str, value: f64) -> Result<()> {
-    if value > 0.0 && fits_f32(value) { Ok(()) } else { Err(out_of_range(flag, value, "is not above 0")) }
-}
-
-/// # Errors
-/// [`Error::Flag`] for a value below 0, or not in f32's range.
-pub fn not_negative(flag: &'static str, value: f64) -> Result<()> {
-    if value >= 0.0 && fits_f32(value) { Ok(()) } else { Err(out_of_range(flag, value, "is below 0")) }
-}
-
-/// # Errors
-/// [`Error::Flag`] for a value outside 0 .. 1, also when rounded to f32.
-pub fn below_one(flag: &'static str, value: f64) -> Result<()> {
-    if (0.0..1.0).contains(&value) && (value as f32) < 1.0 {
-        Ok(())
-    } else {
-        Err(out_of_range(flag, value, "is not in 0 .. 1"))
-    }
-}
-
-fn out_of_range(flag: &'static str, value: f64, otherwise: &str) -> Error {
-    let reason = if value > 0.0 && !fits_f32(value) { "is beyond the range of f32" } else { otherwise };
-    Error::flag(flag, format!("{value} {reason}"))
-}
-
-/// # Errors
-/// [`Error::Flag`] for 0.
-pub fn at_least_one(flag: &'static str, value: usize) -> Result<()> {
-    if value > 0 { Ok(()) } else { Err(Error::flag(flag, "0 is not above 0")) }
-}
-
-/// # Errors
-/// [`Error::Flag`] for more than `most`: it would be allocated, or looped over, without end.
-pub fn at_most(flag: &'static str, value: usize, most: usize) -> Result<()> {
-    if value <= most { Ok(()) } else { Err(Error::flag(flag, format!("{value} is above {most}, the most"))) }
-}
-
-/// Most resamples of a bootstrap. More would change no digit that is shown.
-pub const MOST_DRAWS: usize = 1_000_000;
-/// Most pairs of a draw, and most rows that the demo's tasks make: they are held in memory.
-pub const MOST_ROWS: usize = 10_000_000;
-
-/// Most tokens of a micro-batch that is measured, and most seconds that measuring may take: a day.
-pub const MOST_MEASURED_TOKENS: usize = 1 << 20;
-const MOST_MEASURED_SECONDS: f64 = 86_400.0;
-
-/// Checks the flags of `bench` and `tune`.
-///
-/// # Errors
-/// [`Error::Flag`] for tokens that no memory holds, and for more than a day.
-pub fn measurable(tokens: &[usize], seconds: f64) -> Result<()> {
-    tokens
-        .iter()
-        .try_for_each(|&n| at_least_one("tokens", n).and_then(|()| at_most("tokens", n, MOST_MEASURED_TOKENS)))?;
-    not_negative("seconds", seconds)?;
-    match seconds > MOST_MEASURED_SECONDS {
-        true => Err(Error::flag("seconds", format!("{seconds} is above {MOST_MEASURED_SECONDS}, the most"))),
-        false => Ok(()),
-    }
-}
-
-/// A step's defaults, by method: full fine-tuning needs smaller rates.
-pub struct Defaults;
-
-impl Defaults {
+impl TrainDefaults {
     /// Rate for LoRA (the paper's).
     pub const LEARNING_RATE_LORA: f64 = 5e-5;
     /// Rate for `--full`.
@@ -192,42 +106,12 @@ impl Defaults {
     pub const LEARNING_RATE_SFT: f64 = 2e-5;
     /// Rows a micro-batch.
     pub const BATCH_SIZE: usize = 8;
-    /// Tokens a sequence, at most.
-    pub const MAX_LENGTH: usize = 1024;
     /// Steps between lines on the terminal when it is not one.
     pub const LOGGING_STEPS: usize = 1;
     /// Steps between checkpoints.
     pub const SAVE_STEPS: usize = 500;
     /// Checkpoints kept.
     pub const SAVE_TOTAL_LIMIT: usize = 2;
-    /// Tokens a forward pass when nothing is saved for a backward one.
-    pub const SCORE_TOKENS: usize = 4096;
-    /// Tokens of a judge's answer, with the thoughts before it.
-    pub const JUDGE_MAX_TOKENS: u32 = 1024;
-    /// Tokens of a judge's answer in JSON, which has one field.
-    pub const JUDGE_MAX_TOKENS_JSON: u32 = 64;
-    /// Tokens of a judge's answer that is a side alone.
-    pub const JUDGE_MAX_TOKENS_LETTER: u32 = 16;
-    /// Questions to an endpoint at a time.
-    pub const JUDGE_CONCURRENCY: usize = 8;
-    /// How often a question is asked again.
-    pub const JUDGE_RETRIES: usize = 6;
-    /// For one question, s.
-    pub const JUDGE_TIMEOUT: f64 = 60.0;
-    /// The first pause before a question is asked again, s.
-    pub const JUDGE_BACKOFF: f64 = 1.0;
-    /// The longest pause, s.
-    pub const JUDGE_MAX_WAIT: f64 = 120.0;
-    /// Of a bootstrap.
-    pub const BOOTSTRAP_DRAWS: usize = 2000;
-    /// Of its intervals.
-    pub const BOOTSTRAP_LEVEL: f64 = 0.95;
-    /// New tokens of a response.
-    pub const MAX_NEW_TOKENS: usize = 256;
-    /// Of evaluated responses: the paper's.
-    pub const EVALUATE_TEMPERATURES: [f64; 3] = [0.001, 0.5, 1.0];
-    /// Prompts side by side.
-    pub const GENERATE_BATCH_SIZE: usize = 16;
     /// Moments in f32.
     pub const OPTIM: Optim = Optim::Adamw;
     /// Trained parameters in f32.

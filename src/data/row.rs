@@ -1,0 +1,78 @@
+//! A row: its texts, its label, and where it was read.
+
+use super::conversation::Text;
+use super::source_location::Place;
+
+/// What a row holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Two sides; their instructions may differ.
+    Preference {
+        /// Preferred.
+        chosen: Text,
+        /// The other one.
+        rejected: Text,
+    },
+    /// One text to imitate.
+    Single(Text),
+    /// One text, desirable or not.
+    Labelled(Text, bool),
+    /// Nothing that can be read, and why: a bad row that [`super::bad_rows::BadRows::Skip`] keeps in its place.
+    Unreadable(String),
+}
+
+impl Content {
+    /// A text's label; none of other rows.
+    pub fn label(&self) -> Option<bool> {
+        match self {
+            Self::Labelled(_, desirable) => Some(*desirable),
+            Self::Preference { .. } | Self::Single(_) | Self::Unreadable(_) => None,
+        }
+    }
+
+    /// Scores the last answer of single texts alone: `--last-turn-only`.
+    pub fn keep_last_turn(&mut self) {
+        if let Self::Single(text) | Self::Labelled(text, _) = self {
+            text.keep_last_turn();
+        }
+    }
+
+    /// Its texts: chosen and rejected, or one; none of a bad row.
+    pub fn texts(&self) -> Vec<&Text> {
+        match self {
+            Self::Preference { chosen, rejected } => vec![chosen, rejected],
+            Self::Single(text) | Self::Labelled(text, _) => vec![text],
+            Self::Unreadable(_) => Vec::new(),
+        }
+    }
+
+    pub(super) fn texts_mut(&mut self) -> Vec<&mut Text> {
+        match self {
+            Self::Preference { chosen, rejected } => vec![chosen, rejected],
+            Self::Single(text) | Self::Labelled(text, _) => vec![text],
+            Self::Unreadable(_) => Vec::new(),
+        }
+    }
+}
+
+/// A row and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// File and line.
+    pub place: Place,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// What the rows are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Every row must hold a preference.
+    Preference,
+    /// Every row must hold a preference, or a text with a label.
+    Judgement,
+    /// Every row becomes a single text: a preference gives its chosen side.
+    Sft,
+    /// Rows as they are.
+    Any,
+}

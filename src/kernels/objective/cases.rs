@@ -1,0 +1,210 @@
+//! Cases of the objective's kernels: each kind of term, over pairs that share a prefix or do not, and over single sequences.
+
+use std::ops::Range;
+
+use super::scores::{Known, Objective, Sums, cross_weights};
+use super::term::{Coupling, Curve, Link, Shift, Term};
+use super::{Spans, objective_bwd, objective_sums};
+use crate::gpu::{Recording, Slot};
+use crate::kernels::packed_batch::{Batch, ScoredRow, Span};
+use crate::kernels::{Case, Cost, Host, Outputs};
+use crate::rng::Rng;
+
+/// β of the cases, and τ of their cross weights.
+const BETA: f64 = 0.1;
+const TAU: f64 = 0.3;
+
+/// −logσ(β·(x_c − x_r)): the term of which the others differ in some choices.
+const LOGISTIC: Term = Term {
+    link: Link::Sum,
+    scope: Objective::Jpo,
+    referenced: true,
+    coupling: Coupling::Own,
+    curve: Curve::Logistic { up: 1.0, down: 0.0 },
+    scale: BETA,
+    offset: 0.0,
+    weights: [1.0; 2],
+};
+
+const SMOOTHED: Curve = Curve::Logistic { up: 0.9, down: 0.1 };
+
+/// The mean log-probability of the tokens of desirable sequences.
+const LIKELIHOOD: Term = Term {
+    link: Link::TokenMean,
+    referenced: false,
+    coupling: Coupling::Sides(Shift::Zero),
+    curve: Curve::Linear,
+    scale: 1.0,
+    weights: [1.0, 0.0],
+    ..LOGISTIC
+};
+
+const OF_BOTH: Term = Term { coupling: Coupling::Sides(Shift::Opposite), curve: Curve::Sigmoid, ..LOGISTIC };
+const SORTED: Term = Term { coupling: Coupling::Sorted, curve: SMOOTHED, ..LOGISTIC };
+const CROSS: Term = Term { coupling: Coupling::Cross, ..LOGISTIC };
+const CENTRED: Term = Term { coupling: Coupling::Sides(Shift::Mean), ..LOGISTIC };
+const ODDS: Term = Term { link: Link::LogOdds, referenced: false, scale: 1.0, weights: [BETA; 2], ..LOGISTIC };
+
+/// Losses of pairs by the names of those that have such terms.
+const OF_PAIRS: [(&str, &[Term]); 12] = [
+    ("sigmoid", &[Term { curve: SMOOTHED, ..LOGISTIC }]),
+    ("robust", &[Term { curve: Curve::Logistic { up: 1.125, down: -0.125 }, ..LOGISTIC }]),
+    ("hinge", &[Term { curve: Curve::Hinge, ..LOGISTIC }]),
+    ("ipo", &[Term { link: Link::Mean, curve: Curve::Square, scale: 1.0, offset: 0.5 / BETA, ..LOGISTIC }]),
+    ("simpo", &[Term { link: Link::Mean, offset: 0.5, referenced: false, ..LOGISTIC }]),
+    ("orpo", &[ODDS, LIKELIHOOD]),
+    ("kto_pair", &[Term { weights: [0.5; 2], ..OF_BOTH }]),
+    ("kto", &[Term { coupling: Coupling::Sides(Shift::Positive), weights: [0.75, 0.5], ..OF_BOTH }]),
+    ("bco_pair", &[CENTRED]),
+    ("aot_unpaired", &[SORTED]),
+    ("rpo", &[CROSS]),
+    ("sft", &[Term { scope: Objective::Dpo, ..LIKELIHOOD }]),
+];
+
+/// Every case, under both scopes.
+pub(super) fn all() -> Vec<Box<dyn Case>> {
+    let sum_of_responses = Term { link: Link::Sum, scope: Objective::Dpo, weights: [1.0; 2], ..LIKELIHOOD };
+    let mut all: Vec<Box<dyn Case>> = Vec::new();
+    let mut add = |name: &str, terms: Vec<Term>, rows, paired| {
+        all.push(Box::new(ObjectiveCase { name: name.into(), terms, rows, paired }));
+    };
+    add("sft of responses", vec![sum_of_responses], 4, false);
+    for scope in [Objective::Jpo, Objective::Dpo] {
+        let scoped = |terms: &[Term]| -> Vec<Term> {
+            terms
+                .iter()
+                .map(|term| Term { scope: if term.scope == Objective::Dpo { term.scope } else { scope }, ..*term })
+                .collect()
+        };
+        let mut add = |name: &str, terms: &[Term], rows, paired| {
+            add(&format!("{scope:?} {name}"), scoped(terms), rows, paired);
+        };
+        // More pairs than a workgroup has invocations.
+        OF_PAIRS.into_iter().for_each(|(name, terms)| add(name, terms, 70, true));
+        let unpaired = Term { coupling: Coupling::Sides(Shift::Positive), weights: [1.5, 1.0], ..OF_BOTH };
+        add("kto", &[unpaired], 69, false);
+        // Means below 0: nothing is shifted, and no gradient flows through them.
+        add("kto_pair reference-free", &[Term { referenced: false, weights: [0.5; 2], ..OF_BOTH }], 70, true);
+        for (name, term) in [("sigmoid", LOGISTIC), ("aot_unpaired", SORTED), ("rpo", CROSS)] {
+            add(name, &[term], 1, true);
+        }
+        let likelihood = Term { scope: Objective::Dpo, ..LIKELIHOOD }.times(0.25);
+        add("sigmoid and sft", &[LOGISTIC, likelihood], 70, true);
+        add("rpo, orpo and bco_pair", &[CROSS, ODDS.times(2.0), LIKELIHOOD.times(2.0), CENTRED.times(0.3)], 3, true);
+    }
+    all
+}
+
+/// Pairs of some 64 rows, `t` in all.
+pub(super) fn bench(t: usize) -> Vec<Box<dyn Case>> {
+    vec![Box::new(ObjectiveCase {
+        name: "Jpo sigmoid".into(),
+        terms: vec![LOGISTIC],
+        rows: t.div_ceil(64),
+        paired: true,
+    })]
+}
+
+/// Tells whether some case has a term of these choices.
+#[cfg(test)]
+pub(crate) fn has_case(term: &Term) -> bool {
+    let kind = |term: &Term| (term.link, term.referenced, term.coupling, std::mem::discriminant(&term.curve));
+    OF_PAIRS.iter().flat_map(|(_, terms)| *terms).any(|case| kind(case) == kind(term))
+}
+
+/// Rows of data: pairs whose first `PREFIX` rows are shared, then own rows of different lengths; every third pair shares nothing. Or single
+/// sequences.
+struct ObjectiveCase {
+    name: String,
+    terms: Vec<Term>,
+    rows: usize,
+    paired: bool,
+}
+
+const PREFIX: usize = 5;
+
+impl ObjectiveCase {
+    fn batch(&self) -> Batch {
+        let mut batch = Batch::default();
+        let row = ScoredRow { hidden: 0, target: 0 };
+        for row_of_data in 0..self.rows {
+            let start = batch.rows.len();
+            let shared = if row_of_data % 3 == 2 || !self.paired { 0 } else { PREFIX };
+            batch.rows.resize(start + shared, row);
+            for side in 0..1 + usize::from(self.paired) {
+                let own = batch.rows.len();
+                let (instruction, response) = (2 + row_of_data % 4, 3 + side);
+                batch.rows.resize(own + instruction + response, row);
+                batch.spans.push(Span {
+                    prefix: start..start + shared,
+                    own: own..batch.rows.len(),
+                    response: own + instruction,
+                });
+            }
+        }
+        batch
+    }
+    fn known(&self) -> Known {
+        let n = self.rows * if self.paired { 2 } else { 1 };
+        let wave = |s: usize| f64::from(((s as f32) * 0.7).sin());
+        let reference = (0..n).map(|s| f64::from((2.0 * wave(s) - 11.0) as f32)).collect();
+        let mut known = Known { paired: self.paired, ..Known::pairs(reference) };
+        if !self.paired && self.terms.iter().all(|term| term.weights[0] == term.weights[1]) {
+            known.desirable.fill(true);
+        }
+        if self.terms.iter().any(|term| term.coupling == Coupling::Cross) {
+            let cosine = |k| if k % (self.rows + 1) == 0 { 1.0 } else { wave(k) };
+            let cosines: Vec<f64> = (0..self.rows.pow(2)).map(cosine).collect();
+            known.cross = cross_weights(&cosines, self.rows, TAU);
+        }
+        known
+    }
+    fn sums(&self, logp: &[f64]) -> Vec<Sums> {
+        let spans = self.batch().spans;
+        let sum = |r: Range<usize>| logp[r].iter().sum::<f64>();
+        let of = |s: &Span| Sums {
+            instruction: sum(s.prefix.clone()) + sum(s.own.start..s.response),
+            response: sum(s.response..s.own.end),
+            n_instruction: s.prefix.len() + s.response - s.own.start,
+            n_response: s.own.end - s.response,
+        };
+        spans.iter().map(of).collect()
+    }
+}
+
+impl Case for ObjectiveCase {
+    fn label(&self) -> String {
+        format!("rows={} paired={} {}", self.rows, self.paired, self.name)
+    }
+    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+        // Log-probabilities: below 0.
+        let n = self.batch().rows.len();
+        vec![Host::F32((0..n).map(|_| -(rng.normal() * 0.8 - 0.7).exp()).collect())]
+    }
+    /// The summed loss by each row is this case's *output*: what the device computes. The twin goes through objective.rs, whose own
+    /// gradient is tested against differences there.
+    fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let (sums, known) = (self.sums(&x[0]), self.known());
+        let mut outcomes = vec![Default::default(); sums.len()];
+        self.terms.iter().for_each(|term| term.add(&sums, &known, &mut outcomes));
+        let mut d = vec![0.0; x[0].len()];
+        for (span, outcome) in self.batch().spans.iter().zip(outcomes) {
+            span.prefix.clone().for_each(|r| d[r] += outcome.d_sums[0]);
+            span.own.clone().for_each(|r| d[r] += outcome.d_sums[usize::from(r >= span.response)]);
+        }
+        vec![d, sums.iter().flat_map(|s| [s.instruction, s.response]).collect()]
+    }
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+        let spans = Spans::new(rec.gpu(), &self.batch());
+        let (sums, d_logp) = (rec.gpu().slot(2 * spans.len()), rec.gpu().slot(x[0].len()));
+        objective_sums(rec, &spans, &x[0], &sums);
+        objective_bwd(rec, &self.terms, &spans, &sums, &self.known(), &d_logp);
+        Outputs { y: vec![d_logp, sums], d_x: Vec::new() }
+    }
+    fn reduction(&self) -> usize {
+        self.rows.max(16)
+    }
+    fn cost(&self) -> Cost {
+        Cost { bytes: 4 * 60 * self.rows as u64, flops: 100 * self.rows as u64 }
+    }
+}

@@ -1,0 +1,102 @@
+//! Scores of sequences, what else a loss looks at, and what it makes of them.
+
+/// What is scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// log π(I, R): every token after the first.
+    Jpo,
+    /// log π(R | I): response tokens and EOS.
+    Dpo,
+}
+
+/// log-probs of a sequence, summed.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Sums {
+    /// Σ over template and instruction.
+    pub instruction: f64,
+    /// Σ over response and EOS.
+    pub response: f64,
+    /// Tokens in `instruction`.
+    pub n_instruction: usize,
+    /// Tokens in `response`.
+    pub n_response: usize,
+}
+
+impl Sums {
+    /// The objective's score.
+    pub fn score(&self, objective: Objective) -> f64 {
+        match objective {
+            Objective::Jpo => self.instruction + self.response,
+            Objective::Dpo => self.response,
+        }
+    }
+    /// Tokens in the score.
+    pub fn n_scored(&self, objective: Objective) -> usize {
+        match objective {
+            Objective::Jpo => self.n_instruction + self.n_response,
+            Objective::Dpo => self.n_response,
+        }
+    }
+}
+
+/// What is known of a micro-batch's S sequences before the policy scores them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Known {
+    /// A row is a pair: chosen and rejected take turns. Otherwise a row is one sequence.
+    pub paired: bool,
+    /// (S), the preferred ones: chosen, or with a label that says so.
+    pub desirable: Vec<bool>,
+    /// (S), the reference's scores (the objective's sums).
+    pub reference: Vec<f64>,
+    /// (S/2, S/2), ω of [`super::term::Coupling::Cross`]: rows are chosen sequences, columns rejected ones. Empty for other losses.
+    pub cross: Vec<f64>,
+    /// Tokens that JPO and DPO score of the desirable sequences of a whole step, per row of it: [`super::term::Link::TokenMean`]'s n̄. `None`: the micro-batch is
+    /// the step.
+    pub step_tokens_per_row: Option<[f64; 2]>,
+}
+
+impl Known {
+    /// Of pairs, by the reference's scores of chosen, rejected, chosen, ...
+    pub fn pairs(reference: Vec<f64>) -> Self {
+        let desirable = (0..reference.len()).map(|s| s % 2 == 0).collect();
+        Self { paired: true, desirable, reference, ..Self::default() }
+    }
+    /// Returns n̄ of [`super::term::Link::TokenMean`] from the micro-batch's scored tokens, where the step's is not known; 1 where nothing is desirable.
+    pub fn tokens_per_row(&self, scope: Objective, n_scored: impl Iterator<Item = usize>) -> f64 {
+        let of_step = self.step_tokens_per_row.map(|by| by[usize::from(scope == Objective::Dpo)]);
+        let n = of_step.unwrap_or_else(|| {
+            let tokens: usize =
+                n_scored.zip(&self.desirable).filter(|(_, desirable)| **desirable).map(|(n, _)| n).sum();
+            tokens as f64 * self.row_len() as f64 / self.desirable.len() as f64
+        });
+        if n > 0.0 { n } else { 1.0 }
+    }
+    /// Sequences of a row.
+    pub fn row_len(&self) -> usize {
+        1 + usize::from(self.paired)
+    }
+}
+
+/// Computes RPO's ω from the cosines of instructions, both (n, n): the softmax over columns of −(1 − cos)/τ.
+pub fn cross_weights(cosines: &[f64], n: usize, tau: f64) -> Vec<f64> {
+    let row = |cosines: &[f64]| {
+        // The largest cosine is 1 or less, so that no exponential overflows, whatever τ.
+        let most = cosines.iter().copied().fold(f64::MIN, f64::max);
+        let weights: Vec<f64> = cosines.iter().map(|cos| ((cos - most) / tau).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.into_iter().map(move |w| w / sum).collect::<Vec<f64>>()
+    };
+    cosines.chunks(n.max(1)).flat_map(row).collect()
+}
+
+/// A sequence's share of the loss. Gradients are of the sum of losses over the micro-batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct SequenceOutcome {
+    /// A row's loss is the sum over its sequences.
+    pub loss: f64,
+    /// ∂Σloss/∂(sum over instruction tokens, sum over response tokens).
+    pub d_sums: [f64; 2],
+    /// The implicit reward: β times the log-ratio to the reference, or SimPO's reward.
+    pub reward: f64,
+}

@@ -1,0 +1,52 @@
+//! A micro-batch as kernels read it: packed tokens, who sees whom, and which predictions are scored.
+
+use std::ops::Range;
+
+/// A prediction that is scored: the hidden state of token `hidden` predicts `target`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScoredRow {
+    /// Index into the packed tokens.
+    pub hidden: u32,
+    /// Token id.
+    pub target: u32,
+}
+
+/// Where a sequence's scored rows are. Rows `prefix` ∪ `own` are the predictions of its tokens 1.. . Those of `prefix` are in the tokens'
+/// order; of `own` first those that predict no response token, then those that do, each in the tokens' order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Rows of the shared prefix (empty without one).
+    pub prefix: Range<usize>,
+    /// Rows of the sequence's own tokens.
+    pub own: Range<usize>,
+    /// First row of `own` that predicts a response token.
+    pub response: usize,
+}
+
+/// A micro-batch: T packed tokens in S segments, no padding.
+///
+/// A query sees the keys of its prefix range and of its own range (which ends with itself).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// (T).
+    pub ids: Vec<u32>,
+    /// (T), position in the sequence: a branch goes on from its prefix.
+    pub positions: Vec<u32>,
+    /// (T), [prefix_start, prefix_end, own_start, own_end): visible keys; own_end = t + 1.
+    pub ranges: Vec<[u32; 4]>,
+    /// (N) predictions, grouped: every span's `own` is contiguous, every prefix too ([`Span`] has their order).
+    pub rows: Vec<ScoredRow>,
+    /// (S) one per sequence: pairs give chosen, rejected, chosen, rejected...
+    pub spans: Vec<Span>,
+    /// Row numbers of the examples inside.
+    pub examples: Vec<usize>,
+}
+
+impl Batch {
+    /// The rows that predict a sequence's tokens 1.. , in the tokens' order: of a sequence, hidden states follow one another as tokens do.
+    pub fn rows_in_order(&self, span: &Span) -> Vec<usize> {
+        let mut own: Vec<usize> = span.own.clone().collect();
+        own.sort_by_key(|&row| self.rows[row].hidden);
+        span.prefix.clone().chain(own).collect()
+    }
+}

@@ -1,0 +1,19 @@
+//! Settings of a low-rank adapter.
+
+/// Size and place of a low-rank adapter.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LoraConfig {
+    /// R.
+    pub rank: usize,
+    /// α; the addition is scaled by α/R.
+    pub alpha: f64,
+    /// Names of modules, or `all-linear`.
+    pub targets: Vec<String>,
+}
+
+impl Default for LoraConfig {
+    /// The paper's adapter: R 8, α 16 on q, k, v.
+    fn default() -> Self {
+        Self { rank: 8, alpha: 16.0, targets: ["q_proj", "k_proj", "v_proj"].map(String::from).into() }
+    }
+}
