@@ -1,5 +1,5 @@
-//! Where a model is: a local folder, or an id on the Hugging Face hub, fetched into hf-hub's cache (`HF_HOME`, `HF_HUB_CACHE`) with
-//! its token (`HF_TOKEN`, or what `hf auth login` stored). Files of the hub's data sets alike.
+//! Finds a model: a local folder, or an id on the Hugging Face hub. A hub model is fetched into hf-hub's cache (`HF_HOME`, `HF_HUB_CACHE`)
+//! with hf-hub's token (`HF_TOKEN`, or the token that `hf auth login` stored). Data sets on the hub are fetched likewise.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub mod datasets;
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// What is fetched of a model: no pickles, no duplicates in other formats.
+/// Files that are fetched of a model: no pickles, no duplicates in other formats.
 const MODEL_PATTERNS: [&str; 6] = [
     "config.json",
     "model.safetensors",
@@ -26,7 +26,7 @@ const MODEL_PATTERNS: [&str; 6] = [
     "processor_config.json",
 ];
 
-/// What is fetched of a model and of an adapter.
+/// Files that are fetched of a model and of an adapter.
 const PATTERNS: [&str; 13] = [
     "generation_config.json",
     "adapter_config.json",
@@ -165,7 +165,8 @@ pub fn is_repository_folder(text: &str) -> bool {
     parse_adapter(text).is_some_and(|(_, folder)| !folder.is_empty())
 }
 
-/// What the hub gives or, where it cannot be reached or `HF_HUB_OFFLINE` is set, its cache; `fetch` is told whether only that.
+/// Runs `fetch` on the hub or, where the hub cannot be reached or `HF_HUB_OFFLINE` is set, on its cache alone. `fetch` gets true for the
+/// cache alone.
 fn reached<T>(name: &str, fetch: impl Fn(bool) -> Result<T, HFError>) -> Result<T, HFError> {
     let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"));
     if offline {
@@ -232,7 +233,7 @@ struct Meter {
 struct State {
     bar: Option<ProgressBar>,
     by_file: BTreeMap<String, u64>,
-    /// Of the batched transfers, which tell no files apart.
+    /// Bytes of the batched transfers, which tell no files apart.
     batch: u64,
 }
 

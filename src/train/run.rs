@@ -1,4 +1,4 @@
-//! A training run: steps, evaluations, checkpoints, metrics; interrupted at any moment, resumed to the same bits.
+//! A training run: steps, evaluations, checkpoints, metrics. It may be interrupted at any moment, and resumes with bit-identical results.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ pub const BEST: &str = "best";
 /// The folder of TensorBoard's files.
 pub const EVENTS: &str = "runs";
 
-/// When things are written.
+/// Intervals of checkpoints and evaluations, in steps, and the number of checkpoints kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Cadence {
     /// Steps between checkpoints.
@@ -35,7 +35,7 @@ pub struct Cadence {
     pub eval_steps: Option<usize>,
 }
 
-/// What a run tells.
+/// Event that a run reports.
 pub enum Event<'a> {
     /// A step was done.
     Step(&'a StepMetrics),
@@ -127,12 +127,12 @@ impl RunData<'_> {
     }
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ended {
     /// Steps done.
     pub state: State,
-    /// Before `max_steps`, on request; there is a checkpoint of the steps done, if there are any.
+    /// The run was stopped on request before `max_steps`. There is a checkpoint of the steps done, if there are any.
     pub interrupted: bool,
 }
 
@@ -164,7 +164,7 @@ pub async fn evaluate(trainer: &Trainer<'_>, rows: &Rows<'_>, batch_size: usize)
     Ok(total)
 }
 
-/// Where a run writes, and what it must match to be resumed.
+/// Output folder of a run, with the values that a resumed run must match.
 pub struct Output<'a> {
     /// `--output-dir`.
     pub dir: &'a Path,
@@ -172,7 +172,7 @@ pub struct Output<'a> {
     pub fingerprint: &'a str,
     /// The time that the chat template prints, where it prints one ([`State::time`]).
     pub time: Option<u64>,
-    /// When things are written.
+    /// Intervals of checkpoints and evaluations.
     pub cadence: Cadence,
     /// Go on from the last checkpoint.
     pub resume: bool,
