@@ -4,7 +4,7 @@ use clap::builder::StyledStr;
 use clap::{Arg, ArgAction, Command};
 use clap_complete::Shell;
 
-/// Commands that document the program instead of computing something; `docs/reference.md` names them in its head.
+/// The head of `docs/reference.md`.
 const PREFACE: &str = "# Reference
 
 Every command and flag of `jointwise`, with values and defaults.
@@ -129,7 +129,8 @@ fn push_flag(out: &mut String, arg: &Arg) {
     if arg.is_required_set() {
         meaning = format!("{meaning} (required)");
     }
-    let default = if default.is_empty() { default } else { format!("`{default}`") };
+    // A value is code; a default that depends on something is a text.
+    let default = if default.is_empty() || default.contains(' ') { default } else { format!("`{default}`") };
     out.push_str(&format!(
         "| `{}` | {} | {} |\n",
         cell(flag.trim()),
