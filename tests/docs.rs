@@ -137,6 +137,19 @@ fn flag_mistakes(name: &str, text: &str) -> Vec<String> {
     unknown.map(|flag| format!("{name}: no command has {flag}")).collect()
 }
 
+/// Returns the targets of `make TARGET`, in code blocks and code spans, that the Makefile lacks.
+fn target_mistakes(name: &str, text: &str) -> Vec<String> {
+    let makefile = read("Makefile");
+    let known = |target: &str| {
+        makefile.lines().any(|l| l.split(':').next().unwrap_or_default().split(' ').any(|t| t == target))
+    };
+    let blocks = text.lines().filter(|line| line.starts_with("    ")).map(str::trim);
+    let commands = blocks.chain(code_spans(text)).flat_map(|line| line.split("&&"));
+    let targets =
+        commands.filter_map(|c| c.trim().strip_prefix("make ")).filter_map(|rest| rest.split_whitespace().next());
+    targets.filter(|target| !known(target)).map(|target| format!("{name}: the Makefile has no {target}")).collect()
+}
+
 /// GitHub's anchor of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().to_lowercase().replace(' ', "-");
@@ -202,6 +215,12 @@ fn commands_of_the_documents_parse() {
 #[test]
 fn flags_of_the_documents_exist() {
     let mistakes: Vec<String> = manual().iter().flat_map(|name| flag_mistakes(name, &read(name))).collect();
+    no_mistakes(&mistakes);
+}
+
+#[test]
+fn targets_of_make_exist() {
+    let mistakes: Vec<String> = manual().iter().flat_map(|name| target_mistakes(name, &read(name))).collect();
     no_mistakes(&mistakes);
 }
 

@@ -51,7 +51,8 @@ pub fn man_page(name: Option<&str>) -> Vec<u8> {
     // The page of `train` is jointwise-train(1), as git's are.
     let page = found.map(|c| c.clone().display_name(format!("jointwise-{}", c.get_name())));
     let mut out = Vec::new();
-    clap_mangen::Man::new(page.unwrap_or(program)).render(&mut out).expect("a Vec takes everything");
+    let man = clap_mangen::Man::new(page.unwrap_or(program)).source(concat!("jointwise ", env!("CARGO_PKG_VERSION")));
+    man.render(&mut out).expect("a Vec takes everything");
     out
 }
 
