@@ -150,6 +150,15 @@ fn target_mistakes(name: &str, text: &str) -> Vec<String> {
     targets.filter(|target| !known(target)).map(|target| format!("{name}: the Makefile has no {target}")).collect()
 }
 
+/// Returns the repository's files in code spans that do not exist. A rename must reach the documents too.
+fn file_mistakes(name: &str, text: &str) -> Vec<String> {
+    const FOLDERS: [&str; 8] = ["src/", "shaders/", "tests/", "benches/", "examples/", "models/", "docs/", ".ci/"];
+    let words = code_spans(text).filter_map(|span| span.split_whitespace().next());
+    let paths = words.filter(|word| FOLDERS.iter().any(|f| word.starts_with(f)) && !word.contains(['<', '*']));
+    let missing = paths.filter(|path| !root().join(path).exists());
+    missing.map(|path| format!("{name}: there is no {path}")).collect()
+}
+
 /// GitHub's anchor of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().to_lowercase().replace(' ', "-");
@@ -221,6 +230,12 @@ fn flags_of_the_documents_exist() {
 #[test]
 fn targets_of_make_exist() {
     let mistakes: Vec<String> = manual().iter().flat_map(|name| target_mistakes(name, &read(name))).collect();
+    no_mistakes(&mistakes);
+}
+
+#[test]
+fn files_that_the_documents_name_exist() {
+    let mistakes: Vec<String> = manual().iter().flat_map(|name| file_mistakes(name, &read(name))).collect();
     no_mistakes(&mistakes);
 }
 
