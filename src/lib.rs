@@ -1,7 +1,7 @@
 //! jointwise: preference tuning of language models (SFT, DPO, JPO) on any GPU. Transformer forward, backward and AdamW are WGSL compute
 //! shaders, dispatched through wgpu; a Hugging Face checkpoint goes in, a Hugging Face checkpoint or a PEFT adapter comes out.
 //!
-//! This page is the architecture. `README.md` is for users; `examples/score.rs` uses the library in about 40 lines.
+//! This page is the architecture. `README.md` and `docs/` are for users, `CONTRIBUTING.md` says how to change something; `examples/score.rs` uses the library in about 40 lines.
 //!
 //! # Crate map
 //!
