@@ -5,7 +5,7 @@
 //!
 //! # Crate map
 //!
-//! From the outside in; a module uses only those below it, but for [`config`], [`error`], [`files`] and [`rng`], which everybody uses.
+//! From the outside in; a module uses only those below it, but for [`config`], [`error`], [`files`], `progress` and [`rng`], which everybody uses.
 //!
 //! | module | what it decides |
 //! |---|---|
@@ -160,6 +160,8 @@ pub mod gpu;
 pub mod kernels;
 pub mod model;
 pub mod objective;
+#[cfg(feature = "cli")]
+pub mod progress;
 pub mod rng;
 pub mod train;
 

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::args::TuneArgs;
 use super::bench::chosen;
 use super::session;
-use super::train::bar;
 use crate::error::{Error, Result};
 use crate::files::follow_links;
 use crate::gpu::{Caps, Gpu, Tuning, Variant};
@@ -15,6 +14,7 @@ use crate::kernels::shapes::{MODELS, ModelShape};
 use crate::kernels::tune::{Tuned, tune};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 use crate::model::save::write_text;
+use crate::progress::ProgressReporter;
 
 /// The file.
 #[derive(Serialize, Deserialize)]
@@ -74,8 +74,8 @@ fn measure(gpu: &Gpu, models: &[ModelShape], tokens: &[usize], args: &TuneArgs) 
     let mut told = Ok(());
     let name = |v: Option<Variant>| v.map_or("baseline", Variant::name);
     let tuning = pollster::block_on(tune(gpu, models, tokens, args.seconds, &mut |tuned: &Tuned, total| {
-        let progress = progress.get_or_insert_with(|| bar(total, "classes"));
-        progress.inc(1);
+        let progress = progress.get_or_insert_with(|| ProgressReporter::items("tuning", total));
+        progress.advance(1);
         if args.json || told.is_err() {
             return;
         }
