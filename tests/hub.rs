@@ -51,7 +51,9 @@ fn hub() -> String {
             let (method, path) = first.split_once(' ').unwrap_or_default();
             let path = path.split(' ').next().unwrap_or_default();
             let close = "Connection: close\r\n";
-            let _ = match files.iter().position(|(name, _)| name == path) {
+            // A content may be asked for by its commit, too.
+            let revision = ["main", "refs%2Fconvert%2Fparquet"].map(|name| path.replace(COMMIT, name));
+            let _ = match files.iter().position(|(name, _)| name == path || revision.contains(name)) {
                 Some(i) => {
                     let body = &files[i].1;
                     let head =
