@@ -6,7 +6,7 @@
 //! # Crate map
 //!
 //! From the top floor to the ground. A module uses only the modules below it, and files of a folder do not use each other in circles:
-//! `tests/layers.rs` proves both. [`error`], [`files`], [`rng`] and `validate` are the ground, which every module uses.
+//! `tests/layers.rs` proves both. [`error`], [`files`], [`rng`], `progress` and `validate` are the ground, which every module uses.
 //!
 //! | module | what it decides |
 //! |---|---|
@@ -160,6 +160,8 @@ pub mod gpu;
 pub mod kernels;
 pub mod model;
 pub mod objective;
+#[cfg(feature = "cli")]
+pub mod progress;
 pub mod rng;
 pub mod train;
 mod validate;

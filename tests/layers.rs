@@ -19,7 +19,7 @@ const ORDER: &[&[&str]] = &[
     &["objective"],
     &["kernels"],
     &["gpu"],
-    &["files", "rng", "validate"],
+    &["files", "progress", "rng", "validate"],
     &["error"],
 ];
 

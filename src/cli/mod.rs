@@ -22,7 +22,6 @@ mod merge;
 mod objective_note;
 mod output_folder;
 mod plan;
-mod progress_bar;
 mod recover;
 pub mod reference;
 mod reference_cache;

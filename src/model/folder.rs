@@ -11,7 +11,7 @@ pub const MAX_CONFIG_BYTES: u64 = 64 << 20;
 /// Bytes that `tokenizer.json` may have.
 pub const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 
-/// A regular file of a folder, which may be a link only to within the folder, or into the blobs of hf-hub's cache where the folder
+/// A regular file of a folder, which may be a link only to within the folder, or into the blobs of the hub's cache where the folder
 /// is one of its snapshots.
 ///
 /// # Errors

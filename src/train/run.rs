@@ -52,6 +52,13 @@ pub enum Event<'a> {
         /// Rows of this pass.
         total: usize,
     },
+    /// Rows are evaluated.
+    Evaluated {
+        /// Rows so far.
+        done: usize,
+        /// Rows of the evaluation.
+        total: usize,
+    },
 }
 
 /// Data that a run learns from, what it is evaluated on, and its reference.
@@ -118,11 +125,16 @@ impl RunData<'_> {
         on_event: &mut dyn FnMut(&Event<'_>),
     ) -> Result<Option<(Accumulator, f64)>> {
         // An evaluation that is due is done, even when the run is to stop.
-        let (stop, mut tell) = (AtomicBool::new(false), scoring(on_event));
-        self.prepare_eval(trainer, &mut Watch { stop: &stop, tell: &mut tell }).await?;
+        let stop = AtomicBool::new(false);
+        {
+            let mut tell = scoring(&mut *on_event);
+            self.prepare_eval(trainer, &mut Watch { stop: &stop, tell: &mut tell }).await?;
+        }
         let Some(eval) = &self.eval else { return Ok(None) };
         let started = Instant::now();
-        let total = evaluate(trainer, eval, batch_size).await?;
+        let n_rows = eval.examples.len();
+        let tell = &mut |done| on_event(&Event::Evaluated { done, total: n_rows });
+        let total = evaluate(trainer, eval, batch_size, tell).await?;
         Ok(Some((total, started.elapsed().as_secs_f64())))
     }
 }
@@ -136,11 +148,16 @@ pub struct Ended {
     pub interrupted: bool,
 }
 
-/// Loss and pair metrics over rows, of which the reference is known, without gradients.
+/// Computes loss and pair metrics over rows whose reference is known, without gradients. Tells `tell` the rows so far.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
-pub async fn evaluate(trainer: &Trainer<'_>, rows: &Rows<'_>, batch_size: usize) -> Result<Accumulator> {
+pub async fn evaluate(
+    trainer: &Trainer<'_>,
+    rows: &Rows<'_>,
+    batch_size: usize,
+    tell: &mut dyn FnMut(usize),
+) -> Result<Accumulator> {
     let mut total = Accumulator::default();
     let examples: Vec<&Example> = rows.examples.iter().collect();
     for (i, chunk) in examples.chunks(batch_size.max(1)).enumerate() {
@@ -160,6 +177,7 @@ pub async fn evaluate(trainer: &Trainer<'_>, rows: &Rows<'_>, batch_size: usize)
         let tokens = chunk.iter().map(|e| e.n_tokens(trainer.share_prefix)).sum();
         let known = known(&trainer.goal, chunk, &reference, &examples);
         tally(&trainer.goal, &Outcome::of(&trainer.goal, &sums, &known, tokens), &mut total);
+        tell(first + chunk.len());
     }
     Ok(total)
 }
