@@ -1,12 +1,12 @@
 //! jointwise: preference tuning of language models (SFT, DPO, JPO) on any GPU. Transformer forward, backward and AdamW are WGSL compute
 //! shaders, dispatched through wgpu; a Hugging Face checkpoint goes in, a Hugging Face checkpoint or a PEFT adapter comes out.
 //!
-//! This page is the architecture. `README.md` is for users; `examples/score.rs` uses the library in about 40 lines.
+//! This page is the architecture. `README.md` and `docs/` are for users, `CONTRIBUTING.md` says how to change something; `examples/score.rs` uses the library in about 40 lines.
 //!
 //! # Crate map
 //!
 //! From the top floor to the ground. A module uses only the modules below it, and files of a folder do not use each other in circles:
-//! `tests/layers.rs` proves both. [`error`], [`files`], [`rng`] and `validate` are the ground, which every module uses.
+//! `tests/layers.rs` proves both. [`error`], [`files`], [`rng`], `progress` and `validate` are the ground, which every module uses.
 //!
 //! | module | what it decides |
 //! |---|---|
@@ -160,6 +160,8 @@ pub mod gpu;
 pub mod kernels;
 pub mod model;
 pub mod objective;
+#[cfg(feature = "cli")]
+pub mod progress;
 pub mod rng;
 pub mod train;
 mod validate;

@@ -24,7 +24,7 @@ use crate::validate::{not_negative, positive};
 /// A preference loss with its constants.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Preference {
-    /// What is scored.
+    /// Objective that is trained: the rows and the score of a sequence.
     pub objective: Objective,
     /// One loss, or several with weights.
     pub loss: Mix,

@@ -197,7 +197,7 @@ fn score_has_every_loss() {
     assert!(lines[6]["summary"].get("rewards/accuracies").is_none());
 }
 
-/// Losses that look at a whole micro-batch are others with fewer rows in it, which the README says; the rest are sums over rows.
+/// Losses that look at a whole micro-batch are others with fewer rows in it, which docs/objectives.md says; the rest are sums over rows.
 #[test]
 fn accumulation_is_exact_where_rows_stand_alone() {
     let demo = Demo::new();

@@ -277,7 +277,7 @@ fn files_that_are_no_files_of_the_folder() {
     refuse(&check, "model/model.safetensors.index.json");
 }
 
-/// hf-hub's cache, where every file is a link to a blob.
+/// The hub's cache, where every file is a link to a blob.
 #[cfg(unix)]
 #[test]
 fn a_snapshot_of_the_hub_is_read() {

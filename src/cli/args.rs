@@ -67,6 +67,13 @@ pub enum Command {
     Tune(TuneArgs),
     /// The whole story on the bundled model: SFT, DPO, JPO, samples and win rates
     Demo(DemoArgs),
+    /// Shell completions, on standard output
+    Completions(CompletionsArgs),
+    /// The man page of the program or of one command, on standard output
+    Man(ManArgs),
+    /// The reference of all commands as Markdown: docs/reference.md
+    #[command(hide = true)]
+    Reference,
 }
 
 /// Where to compute, and how.
@@ -713,6 +720,22 @@ pub struct DemoArgs {
     /// Held-out prompts for the win rates
     #[arg(long)]
     pub prompts: Option<usize>,
+}
+
+/// `completions`.
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsArgs {
+    /// The shell that reads them
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// `man`.
+#[derive(Debug, Clone, Args)]
+pub struct ManArgs {
+    /// A command, such as train; without it, the program
+    #[arg(value_parser = super::reference::parse_command_name)]
+    pub command: Option<String>,
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::kernels::measure::{Ceilings, time};
 use crate::kernels::shapes::{MODELS, ModelShape, TOKENS};
 use crate::kernels::{Case, Kernel, REGISTRY, verify};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
+use crate::progress::ProgressReporter;
 use crate::rng::Rng;
 use crate::validate::{at_least_one, at_most, not_negative};
 
@@ -95,13 +96,15 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     };
     let mut cases = Vec::new();
     let mut verified = None;
+    let progress = ProgressReporter::items("measuring kernels", work.len());
     for Bench { kernel, model, tokens, case } in work {
+        progress.advance(1);
         let line = format!("{} {model} T={tokens} {}", kernel.name(), case.label());
         if args.filter.as_ref().is_some_and(|f| !line.contains(f)) {
             continue;
         }
         if let Some(why) = left_out(&gpu, case.as_ref(), &ceilings, args.most_seconds) {
-            note!("left out: {line}: {why}");
+            progress.note(&format!("left out: {line}: {why}"));
             continue;
         }
         if product.is_some_and(|[m, n, k]| m.saturating_mul(n).saturating_mul(k) <= SOON) {
@@ -125,10 +128,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             entries_us: timing.by_entry_us,
         };
         if !args.json {
-            say!("{}{}", row(&m), earlier.as_ref().map_or(String::new(), |e| verdict(e, &m)))?;
+            progress.suspend(|| say!("{}{}", row(&m), earlier.as_ref().map_or(String::new(), |e| verdict(e, &m))))?;
         }
         cases.push(m);
     }
+    drop(progress);
     let caps = gpu.caps();
     if let Some(path) = &svg {
         let point = |m: &Measured| Point {

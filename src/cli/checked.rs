@@ -12,6 +12,7 @@ use crate::gpu::{Caps, Gpu, Variant};
 use crate::kernels::with_checked_variants;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 use crate::model::save::write_text;
+use crate::progress::ProgressReporter;
 
 /// The file.
 #[derive(Serialize, Deserialize)]
@@ -56,7 +57,10 @@ pub fn once(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
     if gpu.caps().is_cpu || gpu.caps().backend == "dx12" {
         note!("note: the first start on {} checks its kernels, which takes a while", gpu.caps().name);
     }
-    let (gpu, wrong) = pollster::block_on(with_checked_variants(gpu))?;
+    let (gpu, wrong) = {
+        let _progress = ProgressReporter::uncounted("checking the device's kernels");
+        pollster::block_on(with_checked_variants(gpu))?
+    };
     if let Some(path) = path {
         let (device, driver) = (gpu.caps().name.clone(), gpu.caps().driver.clone());
         let kept = Kept { device, driver, wrong: wrong.iter().map(|variant| variant.name().into()).collect() };

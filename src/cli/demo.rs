@@ -29,6 +29,7 @@ use crate::model::trace::Keep;
 use crate::model::weights::BaseDtype;
 use crate::objective::Goal;
 use crate::objective::{Objective, Preference};
+use crate::progress::ProgressReporter;
 use crate::rng::Rng;
 use crate::train::metrics::{self, METRICS};
 use crate::train::outcome::Reference;
@@ -284,16 +285,16 @@ fn answer(gpu: &Gpu, model: &Model, adapter: Option<&Path>, items: &[Item], name
         eos,
         with_lora: true,
     };
-    let bar = super::progress_bar::bar(prompts.len(), "answering");
+    let progress = ProgressReporter::items("answering", prompts.len());
     let mut texts = Vec::new();
     for group in prompts.chunks(64) {
         let ids = pollster::block_on(generate(gpu, &decoder, group, texts.len(), &settings, &mut |_, _| ()))?;
         for ids in &ids {
             texts.push(tokenizer.decode(ids)?);
         }
-        bar.inc(group.len() as u64);
+        progress.advance(group.len() as u64);
     }
-    bar.finish_and_clear();
+    drop(progress);
     Ok(Answers { name, texts })
 }
 

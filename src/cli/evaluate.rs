@@ -19,7 +19,6 @@ use super::judge::who::Asked;
 use super::judge::{Task, counted, flags};
 use super::output::{command_line, text_table};
 use super::output_folder::OutputFolder;
-use super::progress_bar::bar;
 use super::recover::with_recovery;
 use super::session;
 use crate::data::comparisons::{Comparison, Mode};
@@ -40,6 +39,7 @@ use crate::eval::judge::endpoint::Endpoint;
 use crate::eval::statistics::{DEFAULT_LEVEL, DEFAULT_RESAMPLES, MOST_RESAMPLES};
 use crate::gpu::Gpu;
 use crate::model::save::write_text;
+use crate::progress::ProgressReporter;
 use crate::train::report::{self, Report, Sample};
 use crate::validate::{at_least_one, at_most};
 use checkpoints::{Checkpoint, GOLD, Named};
@@ -279,18 +279,16 @@ impl Evaluate<'_> {
                 let decoder = checkpoint.load(gpu, longest)?;
                 let eos = checkpoint.stop_ids.clone();
                 note!("{}: {} to make", named.name, counted(missing, "response"));
-                let bar = bar(missing, "answering");
+                let progress = ProgressReporter::items("answering", missing);
                 for (temperature, seed, _, file) in &mut files {
                     let settings = &sampled.settings(*temperature, *seed, eos.clone());
                     let batch_size = sampled.batch_size;
                     let policy = Policy { gpu, decoder: &decoder, tokenizer, template, settings, batch_size };
-                    let watch = &mut |n| bar.inc(n as u64);
+                    let watch = &mut |n| progress.advance(n as u64);
                     if !pollster::block_on(respond(&policy, prompts, file, self.stop, watch))? {
-                        bar.finish_and_clear();
                         return Ok(None);
                     }
                 }
-                bar.finish_and_clear();
             }
             all.extend(files.into_iter().map(|(temperature, seed, path, file)| Responses {
                 checkpoint: named.name.clone(),

@@ -20,6 +20,7 @@ use crate::eval::generate::{Settings, check_length, generate};
 use crate::gpu::Gpu;
 use crate::kernels::sample::Sampling;
 use crate::model::decoder::Decoder;
+use crate::progress::ProgressReporter;
 
 /// `jointwise generate`.
 pub fn run(args: &GenerateArgs) -> Result<Finished> {
@@ -122,10 +123,12 @@ impl Asked<'_> {
         // One batch ends at once.
         let has_more = prompts.len() > batch_size;
         let stop = has_more.then(|| stop_on_ctrl_c("ending after the prompts under way, whose responses are written"));
-        let bar = super::progress_bar::bar(if stream { 0 } else { prompts.len() }, "generating");
+        let progress = match stream {
+            true => ProgressReporter::hidden(),
+            false => ProgressReporter::items("generating", prompts.len()),
+        };
         for some in prompts.chunks(batch_size) {
             if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
-                bar.finish_and_clear();
                 return Ok(Finished::Interrupted);
             }
             let first = *n_done;
@@ -143,21 +146,22 @@ impl Asked<'_> {
                     }
                 }
             }))?;
-            for (i, ids) in responses.iter().enumerate() {
-                let response = tokenizer.decode(ids)?;
-                if is_rows {
-                    out.push(&row(&instructions[first + i], &response, &some[i], ids))?;
-                } else if stream {
-                    say!()?;
-                } else {
-                    say!("{response}")?;
+            progress.suspend(|| {
+                for (i, ids) in responses.iter().enumerate() {
+                    let response = tokenizer.decode(ids)?;
+                    if is_rows {
+                        out.push(&row(&instructions[first + i], &response, &some[i], ids))?;
+                    } else if stream {
+                        say!()?;
+                    } else {
+                        say!("{response}")?;
+                    }
                 }
-            }
-            out.show()?;
+                out.show()
+            })?;
             *n_done += some.len();
-            bar.inc(some.len() as u64);
+            progress.advance(some.len() as u64);
         }
-        bar.finish_and_clear();
         Ok(Finished::Whole)
     }
 }

@@ -7,13 +7,17 @@ use super::session::open_unchecked;
 use crate::error::Result;
 use crate::gpu::list_devices;
 use crate::kernels::self_test;
+use crate::progress::ProgressReporter;
 
 /// `jointwise info`.
 pub fn run(args: &InfoArgs) -> Result<()> {
     let devices = pollster::block_on(list_devices());
     let gpu = open_unchecked(&args.device)?;
     let caps = gpu.caps();
-    let results = pollster::block_on(self_test(&gpu))?;
+    let results = {
+        let _progress = ProgressReporter::uncounted("checking the device's kernels");
+        pollster::block_on(self_test(&gpu))?
+    };
     let failed: Vec<&str> = results.iter().filter(|(_, error)| *error > 1.0).map(|(name, _)| *name).collect();
     if args.json {
         let device = json!({

@@ -9,14 +9,12 @@ pub(super) mod who;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::Finished;
 use super::args::{JudgeArgs, with_config};
 use super::interrupt::stop_on_ctrl_c;
 use super::output_folder::OutputFolder;
-use super::progress_bar::bar;
 use super::recover::with_recovery;
 use crate::data::bad_rows::BadRows;
 use crate::data::comparisons::{Comparison, Mode, read_comparisons};
@@ -28,7 +26,8 @@ use crate::eval::judge::endpoint::Endpoint;
 use crate::eval::judge::{Judge, Question, Reply, Usage};
 use crate::eval::strata::{Preference, Stratum, draw};
 use crate::eval::tasks::rows::write;
-use progress::{Progress, with_counts};
+use crate::progress::ProgressReporter;
+use progress::Progress;
 use unsure::Unsure;
 use who::Asked;
 
@@ -210,7 +209,10 @@ impl Task<'_> {
             note!("note: {} of the same text twice {are}, and not asked about", counted(n, "comparison"));
         }
         let is_person = self.args.ask.person;
-        let bar = if is_person { ProgressBar::hidden() } else { with_counts(bar(total, "judging")) };
+        let reporter = match is_person {
+            true => ProgressReporter::hidden(),
+            false => ProgressReporter::items("judging", total),
+        };
         let (mut progress, mut unsure) = (Progress::default(), Unsure::default());
         let (mut is_told, mut is_guess_told, mut troubles) = (false, false, 0);
         let priced = endpoint.filter(|_| self.args.ask.max_cost.is_some());
@@ -218,11 +220,11 @@ impl Task<'_> {
         let mut trouble = |text: String| {
             troubles += 1;
             if troubles <= MOST_TROUBLES {
-                bar.suspend(|| note!("{text}"));
+                reporter.note(&text);
             }
         };
         let acquired = acquire(self.comparisons, judge, journal, self.stop, &mut |event: &Event<'_>| {
-            bar.set_position(event.done as u64);
+            reporter.set_done(event.done);
             match event.reply {
                 Reply::Failed(reason) | Reply::Unfit(reason) | Reply::Rejected(reason) => {
                     trouble(format!("{}: {reason}", event.question.told()));
@@ -233,7 +235,7 @@ impl Task<'_> {
                         progress.spent.add(endpoint.estimate(std::slice::from_ref(event.question)));
                         if !std::mem::replace(&mut is_guess_told, true) {
                             let text = "the server does not say how many tokens an answer took: --max-cost counts the estimate";
-                            bar.suspend(|| note!("note: {text}"));
+                            reporter.note(&format!("note: {text}"));
                         }
                     }
                     // A person who skips has said so.
@@ -241,28 +243,28 @@ impl Task<'_> {
                         trouble(format!("{}: {why}", event.question.told()));
                     }
                     if let Some(text) = progress.answer(answer.choice).filter(|_| !is_person) {
-                        bar.suspend(|| note!("note: {text}"));
+                        reporter.note(&format!("note: {text}"));
                     }
                 }
                 Reply::Unread { usage, .. } => progress.spent.add(usage.unwrap_or_default()),
                 Reply::Spent(usage) => progress.spent.add(*usage),
-                Reply::Noted(text) => bar.suspend(|| note!("note: {text}")),
+                Reply::Noted(text) => reporter.note(&format!("note: {text}")),
                 Reply::Repeat(kind) => {
                     if let Some(text) = progress.repeat(event.question, kind, self.flag) {
-                        bar.suspend(|| note!("note: {text}"));
+                        reporter.note(&format!("note: {text}"));
                     }
                 }
                 Reply::Undone => {}
             }
             let cost = cost(self.args, &progress.spent);
-            bar.set_message(progress.text(cost));
+            reporter.set_detail(progress.text(cost));
             let over = cost.zip(self.args.ask.max_cost).is_some_and(|(cost, most)| cost >= most);
             if over && event.done < event.total && !std::mem::replace(&mut is_told, true) {
-                bar.suspend(|| note!("--max-cost is reached: ending after the questions under way"));
+                reporter.note("--max-cost is reached: ending after the questions under way");
                 self.stop.store(true, Ordering::Relaxed);
             }
         });
-        bar.finish_and_clear();
+        drop(reporter);
         if troubles > MOST_TROUBLES {
             note!("{} more of these: {}", troubles - MOST_TROUBLES, self.out.join(ANSWERS).display());
         }

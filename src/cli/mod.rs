@@ -22,8 +22,8 @@ mod merge;
 mod objective_note;
 mod output_folder;
 mod plan;
-mod progress_bar;
 mod recover;
+pub mod reference;
 mod reference_cache;
 mod roofline;
 mod score;
@@ -36,22 +36,41 @@ mod train;
 mod tune;
 mod tuning_cache;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
 
 use args::{Cli, Command};
 
-/// Flags as typed; one line where they are wrong.
-fn parse() -> Result<Cli, ExitCode> {
+/// Returns the program's definition for clap: commands, flags, values, help.
+pub fn command() -> clap::Command {
     // A value may be negative: it is then out of range, and the message can name its flag.
-    let command = Cli::command().mut_subcommands(|c| {
+    Cli::command().mut_subcommands(|c| {
         c.mut_args(|a| {
             let takes_value = a.get_action().takes_values();
             a.allow_negative_numbers(takes_value)
         })
-    });
-    let parsed = command.try_get_matches().and_then(|m| Cli::from_arg_matches(&m));
+    })
+}
+
+/// Parses arguments without running the command. The first one is the program's name. Tests of the documents use it.
+///
+/// # Errors
+/// Clap's message, for unknown flags and values.
+pub fn parse_only<T: Into<OsString> + Clone>(arguments: impl IntoIterator<Item = T>) -> Result<(), String> {
+    let parsed = command().try_get_matches_from(arguments).and_then(|m| Cli::from_arg_matches(&m));
+    match parsed {
+        Ok(_) => Ok(()),
+        // --help and --version are no mistakes.
+        Err(error) if !error.use_stderr() => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Flags as typed; one line where they are wrong.
+fn parse() -> Result<Cli, ExitCode> {
+    let parsed = command().try_get_matches().and_then(|m| Cli::from_arg_matches(&m));
     parsed.map_err(|error| {
         if !error.use_stderr() {
             let _ = error.print();
@@ -110,6 +129,9 @@ pub fn run() -> ExitCode {
         Command::Bench(args) => bench::run(&args).map(Finished::from),
         Command::Tune(args) => tune::run(&args).map(Finished::from),
         Command::Demo(args) => demo::run(&args),
+        Command::Completions(args) => output::write_stdout(&reference::completions(args.shell)).map(Finished::from),
+        Command::Man(args) => output::write_stdout(&reference::man_page(args.command.as_deref())).map(Finished::from),
+        Command::Reference => output::write_stdout(reference::reference().as_bytes()).map(Finished::from),
     };
     match done {
         Ok(Finished::Whole) => ExitCode::SUCCESS,

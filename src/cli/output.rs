@@ -21,6 +21,12 @@ pub fn say(text: std::fmt::Arguments<'_>) -> Result<()> {
     written.and_then(|()| out.flush()).map_err(|e| Error::file("standard output", e))
 }
 
+/// Writes bytes of the program's own to standard output, as they are: completions, man pages, the reference.
+pub fn write_stdout(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|e| Error::file("standard output", e))
+}
+
 /// Writes the characters that act on a terminal as JSON's escapes, so that the lines stay the same JSON.
 fn visible_json(lines: &str) -> String {
     let mut out = String::with_capacity(lines.len());

@@ -22,6 +22,7 @@ use crate::model::trace::Keep;
 use crate::model::weights::Training;
 use crate::objective::Goal;
 use crate::objective::{Preference, Sums};
+use crate::progress::ProgressReporter;
 use crate::train::metrics::Accumulator;
 use crate::train::outcome::{Outcome, Reference, known};
 use crate::train::reference::{OtherModel, ReferenceModel, ReferenceScorer, Rows, Scoring, Watch};
@@ -32,12 +33,10 @@ use crate::train::trainer::{self, Scored, Trainer};
 /// The decoder's scores of all sequences, at most `max_tokens` a forward pass.
 fn scores(gpu: &Gpu, decoder: &Decoder, data: &Dataset, with_lora: bool, max_tokens: usize) -> Result<Vec<Scored>> {
     let examples: Vec<&Example> = data.examples.iter().collect();
-    let bar = super::progress_bar::bar(examples.len(), "scoring");
-    let scored = pollster::block_on(trainer::score(gpu, decoder, &examples, with_lora, true, max_tokens, &mut |n| {
-        bar.inc(n as u64);
-    }));
-    bar.finish_and_clear();
-    scored
+    let progress = ProgressReporter::items("scoring", examples.len());
+    pollster::block_on(trainer::score(gpu, decoder, &examples, with_lora, true, max_tokens, &mut |n| {
+        progress.advance(n as u64);
+    }))
 }
 
 /// Scores that are shown, or that gradients are taken against, are numbers.
@@ -75,15 +74,14 @@ fn references(
     let mut known = scorer.rows(n);
     let mut rows = Rows { examples: &data.examples, references: &mut known };
     scored.iter().for_each(|scored| scorer.take(&mut rows, scored));
-    let bar = super::progress_bar::bar(n, "scoring the reference");
+    let progress = ProgressReporter::items("scoring with the reference", n);
     let tell = &mut |scoring: &Scoring<'_>| {
         if let Scoring::Rows { done, .. } = scoring {
-            bar.set_position(*done as u64);
+            progress.set_done(*done);
         }
     };
     let (stop, all) = (AtomicBool::new(false), (0..n).collect::<Vec<_>>());
     pollster::block_on(scorer.find(decoder, &mut rows, &all, &mut Watch { stop: &stop, tell }))?;
-    bar.finish_and_clear();
     Ok(all.iter().map(|&row| known.get(row)).collect())
 }
 
@@ -246,8 +244,12 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
     let examples: Vec<&Example> = data.examples.iter().collect();
     // One batch, because some losses look at all of it; others could be cut, and memory would then not depend on the file.
-    let step = pollster::block_on(trainer.gradients(&examples, &reference, examples.len()))?;
-    let gradients = pollster::block_on(trainer.read_gradients(&examples))?;
+    let gradients = {
+        let _progress = ProgressReporter::uncounted("computing gradients");
+        let step = pollster::block_on(trainer.gradients(&examples, &reference, examples.len()))?;
+        (step, pollster::block_on(trainer.read_gradients(&examples))?)
+    };
+    let (step, gradients) = gradients;
     let planned: Vec<Planned> = gradients
         .iter()
         .map(|(name, shape, _)| Planned { name: name.clone(), shape: shape.clone(), dtype: OutputDtype::F32 })

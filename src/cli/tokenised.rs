@@ -5,14 +5,11 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
-use std::time::{Duration, Instant, SystemTime};
-
-use indicatif::{ProgressBar, ProgressStyle};
+use std::time::SystemTime;
 
 use super::args::DataArgs;
 use super::cache_folder::cache_folder;
 use super::checked;
-use super::progress_bar::on_a_terminal;
 use super::session::{self, Model};
 use crate::data::bad_rows::BadRows;
 use crate::data::dataset::{Dataset, DatasetBuilder, Fate, Limits};
@@ -23,6 +20,7 @@ use crate::data::token_store::{TokenStore, TokenisedRows};
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::parts_hash;
+use crate::progress::ProgressReporter;
 use crate::validate::at_least_one;
 
 /// Rows that are tokenised together.
@@ -36,8 +34,6 @@ const MOST_BYTES: u64 = 16 << 30;
 /// Bad rows, and rows that were cut or dropped, which are told one by one.
 const SHOWN_BAD_ROWS: usize = 10;
 const SHOWN_NOTES: usize = 5;
-/// Time between two lines about progress without a terminal.
-const SILENCE: Duration = Duration::from_secs(10);
 
 /// Reads the rows of the files as tokens.
 ///
@@ -186,12 +182,13 @@ impl<'a> RowSource<'a> {
         let (read, built) = std::thread::scope(|scope| {
             let (send, receive) = sync_channel::<Vec<Row>>(WAITING);
             let tokenising = scope.spawn(move || {
-                let (mut progress, mut failed) = (RowProgress::new(), None);
+                let progress = ProgressReporter::open_ended("tokenising rows");
+                let mut failed = None;
                 // An error of a file is told before one of a row's tokens, so the rest is read, too.
                 for chunk in receive {
                     if failed.is_none() {
                         failed = builder.add(&chunk).err();
-                        progress.tell(builder.n_rows());
+                        progress.set_done(builder.n_rows());
                     }
                 }
                 failed.map_or(Ok(builder), Err)
@@ -309,56 +306,4 @@ fn file_digest(path: &Path) -> Option<String> {
     // A file that grows while it is read ends where it ended.
     hasher.update_reader(file.by_ref().take(length)).ok()?;
     Some(hasher.finalize().to_hex().to_string())
-}
-
-/// Number of rows that are tokenised: in place on a terminal, now and then elsewhere.
-struct RowProgress {
-    bar: Option<ProgressBar>,
-    begun: Instant,
-    told: Instant,
-}
-
-impl RowProgress {
-    fn new() -> Self {
-        let (begun, style) = (Instant::now(), ProgressStyle::with_template("tokenising {human_pos} rows {elapsed}"));
-        let bar = style.ok().filter(|_| on_a_terminal()).map(|style| ProgressBar::no_length().with_style(style));
-        Self { bar, begun, told: begun }
-    }
-
-    fn tell(&mut self, n: usize) {
-        match &self.bar {
-            Some(bar) => bar.set_position(n as u64),
-            None => self.line(n, Instant::now()).iter().for_each(|line| note!("{line}")),
-        }
-    }
-
-    /// Gives the line that is due after [`SILENCE`], and begins another one.
-    fn line(&mut self, n: usize, now: Instant) -> Option<String> {
-        if now.duration_since(self.told) < SILENCE {
-            return None;
-        }
-        self.told = now;
-        Some(format!("tokenising: {n} rows after {} s", now.duration_since(self.begun).as_secs()))
-    }
-}
-
-impl Drop for RowProgress {
-    fn drop(&mut self) {
-        self.bar.iter().for_each(ProgressBar::finish_and_clear);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_is_told_now_and_then() {
-        let begun = Instant::now();
-        let mut progress = RowProgress { bar: None, begun, told: begun };
-        let times = [1, 9, 10, 11, 19, 20, 45].map(|seconds| begun + Duration::from_secs(seconds));
-        let lines = times.map(|now| progress.line(7, now));
-        let told: Vec<String> = lines.into_iter().flatten().collect();
-        assert_eq!(told, [10, 20, 45].map(|seconds| format!("tokenising: 7 rows after {seconds} s")));
-    }
 }

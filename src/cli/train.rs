@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::Finished;
 use super::args::{RecomputeArg, TrainArgs, with_config};
-use super::device_notes;
 use super::fit::{self, FittingChange, MemoryDemand, fits};
 use super::interrupt::stop_on_ctrl_c;
 use super::load::{load, load_options};
@@ -17,7 +15,6 @@ use super::merge::dtype;
 use super::objective_note::objective_note;
 use super::output::command_line;
 use super::output_folder::OutputFolder;
-use super::progress_bar::on_a_terminal;
 use super::recover::with_recovery;
 use super::reference_cache;
 use super::session::{self, ChatChoice, Model};
@@ -38,8 +35,9 @@ use crate::model::trace::Keep;
 use crate::model::weights::{self, Source};
 use crate::objective::Goal;
 use crate::objective::Objective;
+use crate::progress::ProgressReporter;
 use crate::train::checkpoint;
-use crate::train::metrics::{self, METRICS};
+use crate::train::metrics::{self, METRICS, StepMetrics};
 use crate::train::reference::{OtherModel, ReferenceModel, ReferenceScorer, Rows};
 use crate::train::report::{self, Report};
 use crate::train::run::{self, BEST, Cadence, EVENTS, Ended, Event, Output, RunData};
@@ -428,8 +426,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
         gpu.start_profile();
     }
     let (started, clock) = (SystemTime::now(), Instant::now());
-    let mut progress = Progress::new(max_steps, args.logging_steps.unwrap_or(TrainDefaults::LOGGING_STEPS));
-    progress.show_compilation(gpu);
+    let mut progress = TrainingProgress::new(max_steps, args.logging_steps.unwrap_or(TrainDefaults::LOGGING_STEPS));
     let ended = pollster::block_on(run::run(
         &trainer,
         &p.settings,
@@ -440,7 +437,7 @@ fn train(args: &TrainArgs, sft: bool, p: &Prepared, gpu: &Gpu, out: &Path) -> Re
             progress.event(e);
         },
     ));
-    progress.bar.finish_and_clear();
+    drop(progress);
     if let Some(profile) = gpu.end_profile() {
         profile.table().lines().for_each(|line| note!("{line}"));
     }
@@ -592,101 +589,70 @@ fn card(args: &TrainArgs, p: &Prepared, gpu: &Gpu, state: &State) -> Card {
     }
 }
 
-/// A bar with loss, accuracy and speed; plain lines where there is no terminal.
-struct Progress {
-    bar: ProgressBar,
-    every: usize,
+/// Progress of a training run: steps with loss, accuracy and speed, and below them the pass of scoring or evaluation under way.
+struct TrainingProgress {
+    steps: ProgressReporter,
+    pass: Option<(&'static str, ProgressReporter)>,
+    logging_steps: usize,
     max_steps: usize,
-    plain: bool,
-    scoring: Option<ScoringProgress>,
+    has_begun: bool,
 }
 
-/// A pass of reference scores on its way.
-struct ScoringProgress {
-    started: Instant,
-    /// When a line told of it last.
-    told: Instant,
-}
-
-impl ScoringProgress {
-    /// Seconds between lines where there is no terminal.
-    const EVERY: f64 = 10.0;
-
-    /// "reference: 1200 of 4000 rows scored, 35 s left".
-    fn text(&self, done: usize, total: usize) -> String {
-        let left = self.started.elapsed().as_secs_f64() / done.max(1) as f64 * (total - done) as f64;
-        format!("reference: {done} of {total} rows scored, {left:.0} s left")
-    }
-}
-
-impl Progress {
-    fn new(max_steps: usize, every: usize) -> Self {
-        let plain = !on_a_terminal();
-        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} left {eta}");
-        let bar = match style {
-            Ok(style) if !plain => ProgressBar::new(max_steps as u64).with_style(style),
-            _ => ProgressBar::hidden(),
-        };
-        bar.enable_steady_tick(Duration::from_millis(500));
-        Self { bar, every: every.max(1), max_steps, plain, scoring: None }
+impl TrainingProgress {
+    fn new(max_steps: usize, logging_steps: usize) -> Self {
+        let steps = ProgressReporter::items("training", max_steps);
+        Self { steps, pass: None, logging_steps: logging_steps.max(1), max_steps, has_begun: false }
     }
 
-    /// The first step compiles kernels, for seconds on some devices.
-    fn show_compilation(&self, gpu: &Gpu) {
-        let bar = self.bar.clone();
-        device_notes::set_drawn(gpu, move |done, total| bar.set_message(format!("compiling kernels: {done}/{total}")));
-    }
-
-    /// Tells how far a pass of reference scores is, where that takes long.
-    fn scored(&mut self, done: usize, total: usize) {
-        let now = Instant::now();
-        let scoring = self.scoring.get_or_insert(ScoringProgress { started: now, told: now });
-        let text = scoring.text(done, total);
-        if self.plain && (now - scoring.told).as_secs_f64() >= ScoringProgress::EVERY {
-            scoring.told = now;
-            note!("{text}");
+    /// Shows how far a pass over rows is.
+    fn pass(&mut self, label: &'static str, done: usize, total: usize) {
+        if self.pass.as_ref().is_none_or(|(shown, _)| *shown != label) {
+            self.pass = Some((label, ProgressReporter::items(label, total)));
         }
-        self.bar.set_message(text);
-        if done == total {
-            self.scoring = None;
+        if let Some((_, reporter)) = &self.pass {
+            reporter.set_counts(done, total);
         }
+        if done >= total {
+            self.pass = None;
+        }
+    }
+
+    fn step(&mut self, m: &StepMetrics) {
+        let pairs = m.pairs.map_or(String::new(), |p| accuracy(p.accuracies, 2) + &margin(p.margins));
+        let speed = m.tokens as f64 / m.seconds.max(1e-9);
+        let text = format!("loss {:.4}{pairs}  norm {:.3}  {speed:.0} tokens/s", m.loss, m.grad_norm);
+        if !std::mem::replace(&mut self.has_begun, true) {
+            // Steps of the run that this one goes on with.
+            self.steps.skip(m.step.saturating_sub(1));
+        }
+        self.steps.set_done(m.step as usize);
+        if self.steps.writes_lines() && (m.step as usize).is_multiple_of(self.logging_steps) {
+            self.steps.note(&format!("step {}/{}  {text}", m.step, self.max_steps));
+        }
+        self.steps.set_detail(format!("  {text}"));
     }
 
     fn event(&mut self, event: &Event) {
-        // Texts with a label have no accuracy, and without both kinds no margin.
-        let known = |value: f64, text: String| if value.is_nan() { String::new() } else { text };
-        let accuracy = |value: f64, digits: usize| known(value, format!("  accuracy {value:.digits$}"));
-        let margin = |value: f64| known(value, format!("  margin {value:+.3}"));
-        let text = match event {
-            Event::Step(m) => {
-                let pairs = m.pairs.map_or(String::new(), |p| accuracy(p.accuracies, 2) + &margin(p.margins));
-                let speed = m.tokens as f64 / m.seconds.max(1e-9);
-                format!("loss {:.4}{pairs}  norm {:.3}  {speed:.0} tokens/s", m.loss, m.grad_norm)
-            }
+        match event {
+            Event::Step(m) => self.step(m),
             Event::Eval(m) => {
                 let accuracy = m.pairs.map_or(String::new(), |p| accuracy(p.accuracies, 3));
-                format!("eval loss {:.4}{accuracy}", m.loss)
+                self.steps.note(&format!("step {}  eval loss {:.4}{accuracy}", m.step, m.loss));
             }
-            Event::Damaged(error) => format!("note: {error}: going on from an older checkpoint"),
-            Event::Note(note) => format!("note: {note}"),
-            Event::Scored { done, total } => return self.scored(*done, *total),
-        };
-        match event {
-            Event::Step(m) => {
-                self.bar.set_position(m.step);
-                self.bar.set_message(text.clone());
-                if self.plain && (m.step as usize).is_multiple_of(self.every) {
-                    note!("step {}/{}  {text}", m.step, self.max_steps);
-                }
-            }
-            Event::Eval(m) => {
-                if self.plain {
-                    note!("step {}  {text}", m.step)
-                } else {
-                    self.bar.println(format!("step {}  {text}", m.step))
-                }
-            }
-            Event::Damaged(_) | Event::Note(_) | Event::Scored { .. } => note!("{text}"),
+            Event::Damaged(error) => self.steps.note(&format!("note: {error}: going on from an older checkpoint")),
+            Event::Note(note) => self.steps.note(&format!("note: {note}")),
+            Event::Scored { done, total } => self.pass("scoring with the reference", *done, *total),
+            Event::Evaluated { done, total } => self.pass("evaluating", *done, *total),
         }
     }
+}
+
+/// Writes an accuracy. Texts with a label have none.
+fn accuracy(value: f64, digits: usize) -> String {
+    if value.is_nan() { String::new() } else { format!("  accuracy {value:.digits$}") }
+}
+
+/// Writes a margin. Texts without both kinds of label have none.
+fn margin(value: f64) -> String {
+    if value.is_nan() { String::new() } else { format!("  margin {value:+.3}") }
 }

@@ -2,13 +2,13 @@
 
 use super::args::TuneArgs;
 use super::bench::chosen;
-use super::progress_bar::bar;
 use super::session;
 use super::tuning_cache;
 use crate::error::Result;
 use crate::gpu::{Gpu, Tuning, Variant};
 use crate::kernels::shapes::{MODELS, ModelShape};
 use crate::kernels::tune::{Tuned, tune};
+use crate::progress::ProgressReporter;
 
 /// `jointwise tune`.
 pub fn run(args: &TuneArgs) -> Result<()> {
@@ -39,8 +39,8 @@ fn measure(gpu: &Gpu, models: &[ModelShape], tokens: &[usize], args: &TuneArgs) 
     let mut told = Ok(());
     let name = |v: Option<Variant>| v.map_or("baseline", Variant::name);
     let tuning = pollster::block_on(tune(gpu, models, tokens, args.seconds, &mut |tuned: &Tuned, total| {
-        let progress = progress.get_or_insert_with(|| bar(total, "classes"));
-        progress.inc(1);
+        let progress = progress.get_or_insert_with(|| ProgressReporter::items("tuning", total));
+        progress.advance(1);
         if args.json || told.is_err() {
             return;
         }

@@ -1,4 +1,4 @@
-//! What happens to bad rows: `--on-bad-row`, `--max-bad-rows`.
+//! Treatment of bad rows: `--on-bad-row`, `--max-bad-rows`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 /// Treatment of a row that cannot be read, or that the template cannot hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum BadRows {
-    /// It stops the program.
+    /// A bad row stops the program.
     #[default]
     Error,
-    /// It is left out, counted and told; more of them than this stop the program.
+    /// A bad row is left out, counted and reported. More bad rows than the limit stop the program.
     Skip(BadRowLimit),
 }
 

@@ -1,4 +1,4 @@
-//! What the data side hands to the engine: tokenised sequences, and micro-batches packed without padding.
+//! Tokenised sequences, and micro-batches packed without padding: the data that the engine gets.
 
 use std::ops::Range;
 
@@ -46,7 +46,7 @@ impl Sequence {
     }
 }
 
-/// One row of data.
+/// Row of data, tokenised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {
     /// Row number in the data, from 0, before anything was dropped.

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod clock;
+mod fuel;
 mod library;
 mod methods;
 mod python;
@@ -28,11 +29,11 @@ pub struct ChatTemplate {
     generation: Vec<Range<usize>>,
     clock: Arc<FixedClock>,
     prints_date: bool,
-    /// For messages.
+    /// Prefix of messages: the template's path with a colon, or empty.
     file: String,
 }
 
-/// Everything that a chat template is given beside the tokenizer's special tokens.
+/// Input of a chat template besides the tokenizer's special tokens.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ChatInput<'a> {
     /// Objects with every key of the row, in its order.

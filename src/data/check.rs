@@ -8,7 +8,7 @@ use super::dataset::{Dataset, Fate};
 use super::like_trl::TrlComparison;
 use super::tokens::Tokenizer;
 
-/// What `check` prints; serialised for `--json`.
+/// Report that `check` prints; serialised for `--json`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Report {
     /// Rows read.
@@ -21,17 +21,17 @@ pub struct Report {
     pub n_truncated: usize,
     /// Bad rows skipped.
     pub n_skipped: usize,
-    /// One line for each row dropped or truncated.
+    /// Notes, one for each row dropped or truncated.
     pub notes: Vec<RowNote>,
-    /// About the tokenizer.
+    /// Remarks on the tokenizer.
     pub tokenizer_notes: Vec<String>,
-    /// About many rows, a line a kind.
+    /// Remarks on many rows, a line per kind.
     pub remarks: Vec<String>,
-    /// Tokens a sequence, before the limit.
+    /// Tokens per sequence, before the limit.
     pub lengths: Lengths,
     /// Tokens of the rows kept, each sequence alone.
     pub n_tokens: usize,
-    /// The same with shared instructions stored once.
+    /// Tokens of all sequences, shared instructions counted once.
     pub n_tokens_shared: usize,
     /// Tokens that the joint objective scores.
     pub n_scored_joint: usize,
@@ -39,7 +39,7 @@ pub struct Report {
     pub n_scored_conditional: usize,
     /// The first rows, token by token.
     pub rows: Vec<ShownRow>,
-    /// How the tokens differ from TRL's, where that is asked for.
+    /// Comparison of the tokens with TRL's, where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub like_trl: Option<TrlComparison>,
 }
@@ -51,13 +51,13 @@ pub struct RowNote {
     pub row: usize,
     /// `file:line`.
     pub place: String,
-    /// What became of it.
+    /// Treatment of the row.
     pub fate: Fate,
-    /// Why.
+    /// Reason for the treatment.
     pub reason: String,
 }
 
-/// How tokens a sequence are distributed.
+/// Distribution of the sequences' lengths, in tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Lengths {
     /// Shortest.
@@ -88,16 +88,16 @@ pub struct ShownRow {
 pub struct ShownSide {
     /// `chosen`, `rejected` or `text`.
     pub name: &'static str,
-    /// Its tokens.
+    /// Tokens of the side.
     pub tokens: Vec<ShownToken>,
 }
 
 /// A token and the objectives that score it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ShownToken {
-    /// Its id.
+    /// Token id.
     pub id: u32,
-    /// Its text, escaped.
+    /// Token's text, escaped.
     pub text: String,
     /// Scored by JPO.
     pub joint: bool,

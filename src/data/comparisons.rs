@@ -12,7 +12,7 @@ use super::rows::{FieldMap, FileRows, Place};
 use super::source::for_each_row;
 use crate::error::Result;
 
-/// What is compared.
+/// Kind of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -23,7 +23,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// As in flags and files.
+    /// Returns the mode's name in flags and files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Single => "single",
@@ -31,7 +31,7 @@ impl Mode {
         }
     }
 
-    /// Its fields in a row, in the order of the sides.
+    /// Returns the mode's fields in a row, in the order of the sides.
     pub fn fields(self) -> &'static [&'static str] {
         match self {
             Self::Single => &["instruction", "response_0", "response_1"],
@@ -52,13 +52,13 @@ pub struct Side {
 /// A row to judge.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
-    /// Where it was read, for messages.
+    /// File and line of the row, for messages.
     pub place: Place,
-    /// What is compared.
+    /// Kind of the comparison.
     pub mode: Mode,
     /// Side 0 and side 1. Under [`Mode::Single`] their instructions are equal.
     pub sides: [Side; 2],
-    /// What else the row holds; annotations of an earlier judge ([`ANNOTATIONS`]) are not among it.
+    /// Other fields of the row, without an earlier judge's annotations ([`ANNOTATIONS`]).
     pub more: Map<String, Value>,
 }
 
@@ -77,7 +77,7 @@ impl Comparison {
         own.chain(self.more.iter().map(|(name, value)| (name.clone(), value.clone()))).collect()
     }
 
-    /// From an object; the reason where it is none.
+    /// Reads a comparison from an object; the error is the reason.
     pub(crate) fn of(place: Place, object: Map<String, Value>, map: &FieldMap) -> std::result::Result<Self, String> {
         let fields = Fields::new(&object, map);
         let is_pair = ["instruction_0", "instruction_1"].iter().any(|name| fields.get(name).is_some());

@@ -112,7 +112,7 @@ pub struct TemplateInputs {
 }
 
 impl TemplateInputs {
-    /// What a chat template is given for these messages.
+    /// Returns the input of a chat template for these messages.
     pub fn for_template<'a>(&'a self, messages: &'a [Value], add_generation_prompt: bool) -> ChatInput<'a> {
         ChatInput { messages, tools: self.tools.as_ref(), kwargs: Some(&self.kwargs), add_generation_prompt }
     }
@@ -121,7 +121,7 @@ impl TemplateInputs {
 /// Messages, and what else their row gives to its chat template.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Conversation {
-    /// In their order.
+    /// Messages in their order.
     pub messages: Vec<Message>,
     /// The row's other values.
     pub inputs: TemplateInputs,
@@ -158,14 +158,14 @@ fn check_plain(message: &Message) -> Result<(), String> {
 /// Keys of a message that hold a part of what was said, beside its [`REASONING`].
 const SPOKEN: [&str; 5] = ["tool_calls", "tool_call_id", "function_call", "tool_responses", "documents"];
 
-/// What the response answers.
+/// Instruction that a response answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Instruction {
     /// Plain text.
     Plain(String),
     /// A conversation up to the response.
     Chat(Conversation),
-    /// What stands before the response as it is, without a template; empty where the response is a whole text.
+    /// Text that stands before the response without a template; empty where the response is a whole text.
     Verbatim(String),
 }
 
@@ -309,7 +309,7 @@ impl Text {
     /// Splits a conversation before its first answer, so that every answer is a part of the response.
     ///
     /// # Errors
-    /// As [`Text::last_turn`].
+    /// Fails like [`Text::last_turn`].
     pub(super) fn every_turn(mut messages: Vec<Message>, name: &str) -> Result<Self, String> {
         check_ends(&messages, name)?;
         let first = messages.iter().position(Message::is_assistant).unwrap_or(0);

@@ -21,27 +21,27 @@ use crate::error::{Error, Result};
 /// Default of `--max-length`, in tokens per sequence.
 pub const DEFAULT_MAX_LENGTH: usize = 1024;
 
-/// What happens to a row longer than the limit: `--on-overflow`.
+/// Treatment of a row longer than the limit: `--on-overflow`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Overflow {
-    /// It is left out.
+    /// The row is left out.
     Drop,
     /// Its instructions lose tokens from the left (BOS, or what else stands before a text, stays, the response stays whole, at least one token stays before it);
     /// where that does not suffice the row is left out.
     TruncatePrompt,
     /// Each of its sequences ends at the limit, as with TRL's `keep_start`; where what stands before a response fills the limit the row is left out.
     TruncateResponse,
-    /// It stops the program.
+    /// The row stops the program.
     Error,
-    /// As the paper's code has it (`--paper-compat`), for comparison with its numbers: a preference is left out where a side has more
-    /// *characters* than the limit; of the others each side alone is cut, by the length of the *chosen* response: an instruction
-    /// to its last half of the limit, then a response to its first half.
+    /// The paper's code (`--paper-compat`), for comparison with its numbers. A preference is left out where a side has more *characters*
+    /// than the limit. Each side of the others is cut by itself, by the length of the *chosen* response: an instruction to its last half of
+    /// the limit, then a response to its first half.
     Paper,
 }
 
 impl Overflow {
-    /// From `drop`, `truncate-prompt`, `truncate-response` or `error`.
+    /// Parses `drop`, `truncate-prompt`, `truncate-response` or `error`.
     ///
     /// # Errors
     /// [`Error::Flag`] for anything else.
@@ -64,11 +64,11 @@ impl Overflow {
 pub struct Limits {
     /// Tokens of a sequence, BOS and EOS included.
     pub max_length: usize,
-    /// What happens to longer ones.
+    /// Treatment of longer sequences.
     pub overflow: Overflow,
 }
 
-/// What became of a row that was too long.
+/// Treatment of a row that was too long or bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fate {
@@ -85,13 +85,13 @@ pub enum Fate {
 pub struct Note {
     /// Row number, from 0.
     pub row: usize,
-    /// What became of it.
+    /// Treatment of the row.
     pub fate: Fate,
-    /// Why.
+    /// Reason for the treatment.
     pub reason: String,
 }
 
-/// Places where rows were read, in their order: 12 bytes a row.
+/// Places where rows were read, in their order: 12 bytes per row.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Places {
     /// The files, in the order in which they were read.
@@ -135,13 +135,13 @@ impl Places {
 pub struct Dataset {
     /// The rows kept, in their order.
     pub examples: Vec<Example>,
-    /// Where each row was read, dropped ones included.
+    /// Location of every row in the files, dropped rows included.
     pub places: Places,
     /// The rows dropped and truncated.
     pub notes: Vec<Note>,
     /// Tokens of every sequence before any limit, dropped rows included.
     pub lengths: Vec<u32>,
-    /// What is to be said of many rows, dropped ones included.
+    /// Remarks that concern many rows, dropped rows included.
     pub remarks: Remarks,
 }
 
@@ -155,10 +155,10 @@ impl Dataset {
         Self::build_with(rows, tokenizer, template, limits, BadRows::Error)
     }
 
-    /// Builds the same, and leaves bad rows out where `bad_rows` says so.
+    /// Builds the data set like [`Dataset::build`], but leaves bad rows out where `bad_rows` says so.
     ///
     /// # Errors
-    /// As [`Dataset::build`]; [`Error::Flag`] where more rows are bad than may be skipped.
+    /// Fails like [`Dataset::build`]; also [`Error::Flag`] where more rows are bad than may be skipped.
     pub fn build_with(
         rows: &[Row],
         tokenizer: &Tokenizer,

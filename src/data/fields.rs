@@ -1,4 +1,4 @@
-//! The fields of one row: texts and messages out of JSON, with reasons that name the field.
+pub(super) mod synonyms;
 
 use std::cell::{Cell, RefCell};
 
@@ -9,7 +9,7 @@ use super::conversation::{Conversation, Instruction, Message, Response, Template
 use super::field_map::FieldMap;
 use super::form_names::FORMS;
 use super::json_kind::kind;
-use super::{sharegpt, synonyms};
+use super::sharegpt;
 
 type Reason = String;
 

@@ -1,4 +1,4 @@
-//! What is to be told about a file of rows: columns that no field was read from, whole texts, rows without a label among labelled ones.
+//! Notes on a file of rows: columns that no field was read from, whole texts, rows without a label among labelled ones.
 
 use std::collections::HashMap;
 use std::path::Path;

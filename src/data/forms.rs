@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::conversation::{Instruction, Message, Text};
+use super::fields::synonyms::{hint, no_form, refused_form};
 use super::fields::{Fields, messages};
 use super::json_kind::kind;
 use super::row::Content;
-use super::synonyms::{hint, no_form, refused_form};
 use pairs::{is_conversation, pair_prompt, preference};
 
 mod pairs;

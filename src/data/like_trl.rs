@@ -12,18 +12,18 @@ use super::tokens::Tokenizer;
 /// Differences that are shown.
 const SHOWN: usize = 3;
 
-/// How many sequences of some rows are TRL's.
+/// Counts of the sequences whose tokens equal TRL's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct TrlComparison {
     /// Sequences that TRL makes of the rows: two of a preference.
     pub n_sequences: usize,
-    /// Those with the same tokens here.
+    /// Sequences whose tokens equal TRL's.
     pub n_same: usize,
-    /// Those of the same tokens whose scored tokens are the same, too.
+    /// Sequences whose tokens and scored tokens both equal TRL's.
     pub n_scored_same: usize,
-    /// Those of rows that are left out here.
+    /// Sequences of rows that are left out here.
     pub n_left_out: usize,
-    /// Those of rows that TRL leaves out.
+    /// Sequences of rows that TRL leaves out.
     pub n_left_out_by_trl: usize,
     /// The first differences, a line each.
     pub differences: Vec<String>,

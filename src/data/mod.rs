@@ -32,7 +32,6 @@ mod sharegpt;
 pub mod source;
 pub mod source_location;
 pub(crate) mod special_tokens;
-mod synonyms;
 mod table;
 pub mod template;
 mod text_start;

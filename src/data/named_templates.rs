@@ -48,7 +48,7 @@ pub fn run_time() -> u64 {
 #[derive(Debug, Default)]
 pub struct NamedTemplates {
     all: Vec<NamedTemplate>,
-    /// What `--chat-template` says, over all others.
+    /// Template given with `--chat-template`, which overrides all others.
     chosen: Option<NamedTemplate>,
 }
 

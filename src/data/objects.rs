@@ -101,7 +101,7 @@ fn skip_blanks(text: &mut impl BufRead, line: &mut usize) -> std::io::Result<Opt
     }
 }
 
-/// What is known while a file's rows are read.
+/// State of the reading of a file's rows.
 struct Rows {
     path: Arc<Path>,
     /// Number of the row that is read next, from 1.
@@ -325,7 +325,7 @@ impl Rows {
 struct Document {
     /// Names of its lists of objects.
     lists: Vec<String>,
-    /// Its other names.
+    /// Names of its other values.
     others: Vec<String>,
 }
 

@@ -12,7 +12,7 @@ pub fn epoch_order(n: usize, seed: u64, epoch: u64, shuffle: bool) -> Vec<usize>
     order
 }
 
-/// Where a run is in its data. Enough, with (n, seed, shuffle), to go on to the same rows.
+/// Position of a run in its data. Together with (n, seed, shuffle) it determines all rows that follow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Position {
     /// Epochs finished.
@@ -31,7 +31,7 @@ pub struct Order {
 }
 
 impl Order {
-    /// From a position: [`Position::default`] is the start of a run. A position beyond an epoch's end starts the next one.
+    /// Starts from a position: [`Position::default`] is the start of a run. A position beyond an epoch's end starts the next one.
     pub fn new(n: usize, seed: u64, shuffle: bool, position: Position) -> Self {
         let mut order = Self { seed, shuffle, position, rows: epoch_order(n, seed, position.epoch, shuffle) };
         order.turn();
@@ -68,7 +68,7 @@ impl Order {
         self.rows.is_empty()
     }
 
-    /// To be saved with a checkpoint.
+    /// Returns the position, to be saved with a checkpoint.
     pub fn position(&self) -> Position {
         self.position
     }

@@ -23,15 +23,15 @@ pub struct Prompt {
 /// Reads the instructions of a file: of every form of row, or of rows that have nothing else.
 ///
 /// # Errors
-/// As [`super::rows::read_rows`].
+/// Fails like [`super::rows::read_rows`].
 pub fn read_prompts(path: impl AsRef<Path>, map: &FieldMap) -> Result<Vec<Prompt>> {
     Ok(read_prompt_file(path, map)?.rows)
 }
 
-/// Reads the same, with what is to be told about the file.
+/// Reads the instructions like [`read_prompts`], with notes on the file.
 ///
 /// # Errors
-/// As [`super::rows::read_rows`].
+/// Fails like [`super::rows::read_rows`].
 pub fn read_prompt_file(path: impl AsRef<Path>, map: &FieldMap) -> Result<FileRows<Prompt>> {
     let (path, mut rows, mut notes) = (path.as_ref(), Vec::new(), FileNotes::default());
     let mut told = for_each_row(path, |place, object| {

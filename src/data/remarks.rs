@@ -1,4 +1,4 @@
-//! What a user should know of many rows, once each, with the number of rows.
+//! Remarks on rows for the user: each is printed once, with the number of rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use super::conversation::{Conversation, Message, Response, Text};
 use super::rendered::Rendered;
 use super::template::Template;
 
-/// Something that holds for a row.
+/// Remark on a row.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Remark {
     /// The chat template's question for an answer is no prefix of the text with the answer.

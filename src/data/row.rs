@@ -3,7 +3,7 @@
 use super::conversation::Text;
 use super::source_location::Place;
 
-/// What a row holds.
+/// Contents of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// Two sides; their instructions may differ.
@@ -37,7 +37,7 @@ impl Content {
         }
     }
 
-    /// Its texts: chosen and rejected, or one; none of a bad row.
+    /// Returns the texts: chosen and rejected, or one; none of a bad row.
     pub fn texts(&self) -> Vec<&Text> {
         match self {
             Self::Preference { chosen, rejected } => vec![chosen, rejected],
@@ -60,11 +60,11 @@ impl Content {
 pub struct Row {
     /// File and line.
     pub place: Place,
-    /// What it holds.
+    /// Contents of the row.
     pub content: Content,
 }
 
-/// What the rows are for.
+/// Purpose that the rows serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Every row must hold a preference.
@@ -73,6 +73,6 @@ pub enum Purpose {
     Judgement,
     /// Every row becomes a single text: a preference gives its chosen side.
     Sft,
-    /// Rows as they are.
+    /// Any row, unchanged.
     Any,
 }

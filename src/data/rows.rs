@@ -10,6 +10,7 @@ use super::bad_rows::BadRows;
 pub use super::conversation::{Conversation, Instruction, Message, Response, TemplateInputs, Text};
 pub use super::field_map::FieldMap;
 use super::fields::Fields;
+use super::fields::synonyms::hint;
 use super::file_notes::FileNotes;
 pub use super::form_names::FORMS;
 use super::forms::{self, label};
@@ -18,13 +19,12 @@ use super::parsed_row::Parsed;
 pub use super::row::{Content, Purpose, Row};
 use super::source::{SourceFiles, for_each_in, for_each_row};
 pub use super::source_location::Place;
-use super::synonyms::hint;
 use crate::error::Result;
 
 /// The rows of a file, and what is to be told about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileRows<T> {
-    /// In the file's order.
+    /// Rows in the file's order.
     pub rows: Vec<T>,
     /// Notes, a line each: columns that are not read, texts that get no template.
     pub notes: Vec<String>,
@@ -41,11 +41,11 @@ pub fn read_rows(path: impl AsRef<Path>, map: &FieldMap, purpose: Purpose) -> Re
     Ok(read_row_file(path, map, purpose, BadRows::Error)?.rows)
 }
 
-/// Reads the same, with what is to be told about the file. Where bad rows are skipped, each stays in its place as
-/// [`Content::Unreadable`]; their limit is not looked at, since the other files of a data set may count too.
+/// Reads the rows like [`read_rows`], with notes on the file. Where bad rows are skipped, each stays in its place as
+/// [`Content::Unreadable`]. Their limit is not checked here, because the other files of a data set may count too.
 ///
 /// # Errors
-/// As [`read_rows`].
+/// Fails like [`read_rows`].
 pub fn read_row_file(
     path: impl AsRef<Path>,
     map: &FieldMap,
@@ -65,7 +65,7 @@ pub fn read_row_file(
 /// of them.
 ///
 /// # Errors
-/// As [`read_rows`]; what `take` returns.
+/// Fails like [`read_rows`]; also with the error that `take` returns.
 pub fn for_each_row_of(
     path: &Path,
     files: SourceFiles,
@@ -83,7 +83,7 @@ pub fn for_each_row_of(
 /// Reads the rows of a text, JSON or a table; `path` is for messages.
 ///
 /// # Errors
-/// As [`read_rows`].
+/// Fails like [`read_rows`].
 pub fn parse_rows(path: &Path, text: impl BufRead, map: &FieldMap, purpose: Purpose) -> Result<Vec<Row>> {
     let (mut rows, mut reader) = (Vec::new(), RowReader::new(map, purpose, BadRows::Error));
     for_each_object(path, text, |place, parsed| {
@@ -125,7 +125,7 @@ impl<'a> RowReader<'a> {
     }
 }
 
-/// What a row holds, as it serves the purpose.
+/// Returns the contents of a row, converted for the purpose.
 fn content_for(fields: &Fields, purpose: Purpose) -> std::result::Result<Content, String> {
     let name = fields.map.name("label");
     let text = match (forms::content(fields)?, purpose) {
@@ -163,10 +163,10 @@ fn content_for(fields: &Fields, purpose: Purpose) -> std::result::Result<Content
     }
 }
 
-/// Every row of a file as an object, as it stands there.
+/// Reads every row of a file as an object, unchanged.
 ///
 /// # Errors
-/// As [`read_rows`].
+/// Fails like [`read_rows`].
 pub fn read_objects(path: &Path) -> Result<FileRows<Map<String, Value>>> {
     let mut rows = Vec::new();
     let notes = for_each_row(path, |_, object| {
@@ -176,10 +176,10 @@ pub fn read_objects(path: &Path) -> Result<FileRows<Map<String, Value>>> {
     Ok(FileRows { rows, notes })
 }
 
-/// Reads every row of a text as an object, as it stands there; `path` is for messages.
+/// Reads every row of a text as an object, unchanged; `path` is for messages.
 ///
 /// # Errors
-/// As [`read_rows`].
+/// Fails like [`read_rows`].
 pub fn parse_objects(path: &Path, text: impl BufRead) -> Result<FileRows<Map<String, Value>>> {
     let mut rows = Vec::new();
     let notes = for_each_object(path, text, |place, parsed| {

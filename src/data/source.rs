@@ -1,5 +1,5 @@
-//! Where rows are: a file, a folder, a pattern, standard input, or a data set of the hub (`hf://datasets/...`); JSON text or a table (CSV, TSV), by
-//! its first bytes also compressed with gzip or Zstandard, or Parquet.
+//! Sources of rows: a file, a folder, a pattern, standard input, or a data set of the hub (`hf://datasets/...`). Each is JSON text, a table
+//! (CSV, TSV) or Parquet. Text may be compressed with gzip or Zstandard, which its first bytes tell.
 
 mod expand;
 
@@ -17,7 +17,7 @@ use super::source_location::Place;
 use crate::error::{Error, Result};
 use crate::files::is_pipe;
 
-/// How every Parquet file begins.
+/// First bytes of every Parquet file.
 const PARQUET: &[u8] = b"PAR1";
 /// First bytes of every gzip member.
 const GZIP: &[u8] = b"\x1f\x8b";
@@ -133,7 +133,7 @@ fn parquet(path: &Path, _file: Option<File>, _take: impl FnMut(Place, Parsed) ->
     Err(Error::file(path, "Parquet is read by the command line's build alone"))
 }
 
-/// Reads compressed JSON text as it is unpacked, so that no more is held than a row.
+/// Reads compressed JSON text as it is unpacked, so that no more than a row is in memory.
 #[cfg(feature = "cli")]
 fn unpacked(path: &Path, mut packed: impl BufRead, take: impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
     let is_gzip = packed.fill_buf().map_err(|e| Error::file(path, e))?.starts_with(GZIP);

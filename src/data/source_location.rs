@@ -1,4 +1,4 @@
-//! Where a row was read: file and line, for messages.
+//! Location of a row: file and line, for messages.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use crate::error::Error;
 
-/// Where a row was read.
+/// Location of a row in the files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The file.
     pub path: Arc<Path>,
-    /// Its line, from 1; the row's number in a Parquet file.
+    /// Line in the file, from 1; the row's number in a Parquet file.
     pub line: usize,
-    /// Its number in a JSON list, from 1: many lists stand on one line.
+    /// Number in a JSON list, from 1: many lists stand on one line.
     pub element: Option<NonZeroU32>,
 }
 

@@ -14,7 +14,7 @@ const TOKENS_MAP: &str = "special_tokens_map.json";
 /// Ids of tokens that the vocabulary lacks, in folders of transformers 4.
 const ADDED_TOKENS: &str = "added_tokens.json";
 
-/// What a tokenizer's class names where the files name nothing: BOS, EOS and the unknown token.
+/// Defaults of a tokenizer's class, where the files name nothing: BOS, EOS and the unknown token.
 struct ClassDefaults {
     class: &'static str,
     tokens: &'static NamedTexts,
@@ -58,9 +58,9 @@ pub(super) struct SpecialTokens {
     pub eos: Option<u32>,
     /// Names and texts, for a chat template: `bos_token`, ...
     pub named: Vec<(String, String)>,
-    /// Who says which tokens stand before a text.
+    /// Source of the tokens before a text.
     pub start: TextStart,
-    /// What a user should know about them.
+    /// Remarks on the special tokens for the user.
     pub notes: Vec<String>,
 }
 
@@ -69,7 +69,7 @@ type NamedTexts = [(&'static str, &'static str)];
 
 /// A token as a file names it.
 enum NamedToken {
-    /// Its text.
+    /// Text of the token.
     Text(String),
     /// `null`: there is none, whatever the class says.
     Nothing,

@@ -1,4 +1,4 @@
-//! What stands around an instruction: the paper's templates, the tokenizer's chat template, none, or one's own.
+//! Template around an instruction: the paper's templates, the tokenizer's chat template, none, or one's own.
 
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ const BY_ROWS: &str = "by-rows";
 pub enum Template {
     /// The default: [`Template::Chat`] for rows that are conversations, [`Template::Paper`] for texts.
     ByRows,
-    /// As TRL: [`Template::Chat`] for rows that are conversations, [`Template::Plain`] for texts.
+    /// TRL's choice: [`Template::Chat`] for rows that are conversations, [`Template::Plain`] for texts.
     Trl,
     /// The paper's, for helpful answers.
     Paper,
@@ -28,7 +28,7 @@ pub enum Template {
     Chat,
     /// Instruction and response as they are, with nothing between them, behind BOS.
     None,
-    /// The same, with BOS only where the tokenizer itself puts one before a text, as in transformers and TRL.
+    /// Like [`Template::None`], but with BOS only where the tokenizer itself puts one before a text, as in transformers and TRL.
     Plain,
     /// A text that holds `{instruction}` once; the response follows it with no separator.
     Text(String),

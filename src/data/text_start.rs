@@ -3,7 +3,7 @@
 
 use tokenizers::{Encoding, PostProcessor, Token, Tokenizer};
 
-/// Who says which tokens stand before a text.
+/// Source of the tokens before a text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum TextStart {
     /// The post-processor of `tokenizer.json`.

@@ -28,7 +28,7 @@ pub struct Tokenizer {
     eos: Option<u32>,
     /// Ids that transformers puts before a text: BOS, or what else the post-processor has there; often none.
     start: Vec<u32>,
-    /// No EOS is put behind a response (`--no-eos`).
+    /// Leaves out EOS behind a response (`--no-eos`).
     open_ended: bool,
     /// Tokens that end a response, for the note on answers that end in none.
     stops: Vec<u32>,
@@ -47,7 +47,7 @@ impl Tokenizer {
     /// Reads the tokenizer of a folder.
     ///
     /// # Errors
-    /// As [`Tokenizer::from_side_files`].
+    /// Fails like [`Tokenizer::from_side_files`].
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         Self::from_side_files(&SideFiles::read(dir.as_ref()))
     }
@@ -55,7 +55,7 @@ impl Tokenizer {
     /// Takes contents of `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`; `dir` serves error messages.
     ///
     /// # Errors
-    /// As [`Tokenizer::from_side_files`].
+    /// Fails like [`Tokenizer::from_side_files`].
     pub fn from_parts(dir: &Path, tokenizer: &[u8], config: Option<&str>, chat: Option<&str>) -> Result<Self> {
         let optional = [(TOKENIZER_CONFIG, config), (CHAT_TEMPLATE, chat)];
         let optional = optional.into_iter().filter_map(|(name, text)| Some((name, text?.as_bytes())));
@@ -196,7 +196,7 @@ impl Tokenizer {
         ids
     }
 
-    /// What a user should know about this tokenizer: no BOS, no EOS, an unusable chat template.
+    /// Returns remarks on this tokenizer for the user: no BOS, no EOS, an unusable chat template.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -285,11 +285,11 @@ impl Tokenizer {
         self.encode_behind(text, template, &mut BTreeSet::new(), &mut None)
     }
 
-    /// Like [`Tokenizer::encode`], and adds what a user should know of this text. `before` is a text that may begin in the same way, whose tokens are not
-    /// computed again there; this one replaces it.
+    /// Encodes a text like [`Tokenizer::encode`], and adds the remarks on it for the user. `before` is a text that may begin in the same
+    /// way, whose tokens are then reused; this text replaces it.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// Fails like [`Tokenizer::encode`].
     pub(super) fn encode_behind(
         &self,
         text: &Text,
@@ -343,7 +343,7 @@ impl Tokenizer {
         Ok(Sequence::new(ids, start + before.len()))
     }
 
-    /// Where a text's tokens part from those of the text that asks for its answer, in bytes.
+    /// Returns the byte offset up to which a text's tokens equal those of `asks`, the text that asks for its answer.
     fn parted(&self, ids: &[u32], offsets: &[(usize, usize)], asks: &str) -> std::result::Result<usize, String> {
         let asks = self.tokenise(asks)?;
         let whole = ids.iter().zip(offsets);
@@ -444,7 +444,7 @@ impl Tokenizer {
     /// The text of ids, special tokens included.
     ///
     /// # Errors
-    /// As [`Tokenizer::decode`].
+    /// Fails like [`Tokenizer::decode`].
     pub fn decode_all(&self, ids: &[u32]) -> Result<String> {
         self.decode_with(ids, false)
     }

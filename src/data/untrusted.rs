@@ -30,7 +30,7 @@ pub(super) fn without_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// How many bytes replacements may make of one.
+/// Most bytes that replacements may make of one byte.
 const MAX_GROWTH: usize = 4096;
 
 /// The parts that can ask for memory that neither the file nor the text has.
@@ -42,7 +42,7 @@ struct Parts {
     decoder: Value,
 }
 
-/// That it is JSON, and that neither loading nor using it allocates without measure.
+/// Checks that the tokenizer is JSON, and that neither loading nor using it allocates without bound.
 pub(super) fn check(tokenizer: &[u8]) -> Result<(), String> {
     let parts: Parts = serde_json::from_slice(tokenizer).map_err(|e| format!("malformed JSON: {e}"))?;
     for (name, part) in [("normalizer", &parts.normalizer), ("decoder", &parts.decoder)] {

@@ -1,4 +1,5 @@
-//! Where a tokenizer parts a text whatever stands on either side, so that what two texts begin with is tokenised once.
+//! Word bounds: places where a tokenizer splits a text whatever stands on either side. There, the common start of two texts is tokenised
+//! only once.
 //!
 //! A text is parted into pieces before its model sees them: at added tokens, then by regular expressions. In those that are known here no piece holds an
 //! ASCII letter with a space behind it, and what a piece is does not depend on what stands before it. So pieces end between such a letter and such a

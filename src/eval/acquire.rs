@@ -21,22 +21,22 @@ pub const MOST_UNREAD: usize = 20;
 /// A comparison with its answers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Judged {
-    /// In the orders (a)(b), (b)(a); `None` where nothing was said.
+    /// Answers in the orders (a)(b) and (b)(a); `None` where there is none.
     pub answers: [Option<Answer>; 2],
 }
 
 impl Judged {
-    /// The letters.
+    /// Returns the letters chosen in the orders (a)(b) and (b)(a).
     pub fn choices(&self) -> [Option<Choice>; 2] {
         [0, 1].map(|i| self.answers[i].as_ref().and_then(|a| a.choice))
     }
 
-    /// What they make.
+    /// Returns the verdict from both orders: a tie unless both name the same side.
     pub fn verdict(&self) -> Verdict {
         Verdict::of(self.choices())
     }
 
-    /// Something was said in either order.
+    /// Tells whether at least one order has an answer.
     pub fn is_asked(&self) -> bool {
         self.answers.iter().any(Option::is_some)
     }
@@ -71,10 +71,10 @@ impl Judged {
 /// A question without an answer, by row and order, and why.
 pub type Failure = (String, String);
 
-/// What a run found.
+/// Results of a run of questions.
 #[derive(Debug, Default)]
 pub struct Acquired {
-    /// One for each comparison, in their order.
+    /// Answers per comparison, in the comparisons' order.
     pub judged: Vec<Judged>,
     /// Questions answered in this run.
     pub asked: usize,
@@ -86,33 +86,33 @@ pub struct Acquired {
     pub repeats: BTreeMap<String, usize>,
     /// Questions that were not asked, because the run was ended.
     pub left: usize,
-    /// What this run cost.
+    /// Tokens that this run read and wrote.
     pub usage: Usage,
-    /// What ended it early: [`Error::Judge`] where [`MOST_FAILURES`] questions failed one behind the other; what the judge or the file says.
+    /// Error that ended the run early: [`Error::Judge`] after [`MOST_FAILURES`] failures in a row, or an error of the judge or of the file.
     pub error: Option<Error>,
 }
 
-/// Of annotated rows.
+/// Counts of annotated rows by verdict.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
     /// Side 0 is better.
     pub first: usize,
-    /// Side 1 is.
+    /// Side 1 is better.
     pub second: usize,
-    /// Neither.
+    /// Neither side is better.
     pub ties: usize,
-    /// Of those, the same letter twice.
+    /// Ties in which both orders gave the same letter.
     pub flips: usize,
     /// Answered in both orders, and at least one answer says nothing.
     pub no_answer: usize,
-    /// Not answered in both orders.
+    /// Comparisons that lack an answer in at least one order.
     pub unasked: usize,
     /// Answers, not rows, that were cut off before a verdict.
     pub cut: usize,
 }
 
 impl Acquired {
-    /// By verdict.
+    /// Counts the comparisons by verdict.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for judged in &self.judged {
@@ -134,9 +134,9 @@ impl Acquired {
 /// A reply as it comes.
 #[derive(Debug)]
 pub struct Event<'a> {
-    /// To what.
+    /// Question that was asked.
     pub question: &'a Question<'a>,
-    /// What.
+    /// Reply to the question.
     pub reply: &'a Reply,
     /// Questions of this run that are done with.
     pub done: usize,

@@ -1,5 +1,5 @@
-//! How often responses win: against gold responses or another checkpoint's, judged in both orders, by temperature and by length, with
-//! intervals. From judged rows to numbers: no device, no judge.
+//! Win rates of responses: against gold responses or another checkpoint's, judged in both orders, by temperature and by length, with
+//! intervals. The input is judged rows, so this module needs neither a device nor a judge.
 //!
 //! A *run* is one checkpoint at one temperature and sampling seed; a *method* is what its runs have in common, such as checkpoints of several
 //! training seeds. A method's win rate is the mean over its runs, beside their standard deviation (of a sample, n − 1); its interval is a
@@ -32,13 +32,13 @@ pub struct Outcome {
     pub prompt: usize,
     /// [`Verdict::First`]: the response is better.
     pub verdict: Verdict,
-    /// The same letter in both orders.
+    /// Both orders gave the same letter.
     pub is_flip: bool,
     /// Characters of the response and of the other ([`lengths::length`]).
     pub lengths: [usize; 2],
     /// Tokens of the response.
     pub n_tokens: usize,
-    /// It was cut at the longest length.
+    /// The longest length cut the response.
     pub cut: bool,
 }
 
@@ -54,35 +54,35 @@ impl Outcome {
     }
 }
 
-/// One checkpoint at one temperature and seed.
+/// Responses of one checkpoint at one temperature and seed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
-    /// Its files' name.
+    /// Name of the run's files.
     pub name: String,
-    /// Which.
+    /// Name of the checkpoint.
     pub checkpoint: String,
     /// Runs of one method are averaged.
     pub method: String,
-    /// Of sampling.
+    /// Temperature of sampling.
     pub temperature: f64,
-    /// Of sampling.
+    /// Seed of sampling.
     pub seed: u64,
-    /// One a prompt.
+    /// Outcome per prompt.
     pub outcomes: Vec<Outcome>,
 }
 
-/// How often what happened.
+/// Counts of the verdicts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
     /// The response is better.
     pub wins: usize,
-    /// Neither is.
+    /// Neither response is better.
     pub ties: usize,
-    /// The other is.
+    /// The other response is better.
     pub losses: usize,
-    /// Of the ties, the same letter in both orders.
+    /// Ties in which both orders gave the same letter.
     pub flips: usize,
-    /// Left out of every rate.
+    /// Comparisons without a verdict, left out of every rate.
     pub no_answer: usize,
 }
 
@@ -101,7 +101,7 @@ impl Tally {
         tally
     }
 
-    /// With a verdict.
+    /// Counts the comparisons with a verdict.
     pub fn judged(&self) -> usize {
         self.wins + self.ties + self.losses
     }
@@ -112,7 +112,7 @@ impl Tally {
 pub struct Lengths {
     /// Characters of a response.
     pub response: f64,
-    /// Of what it is compared with.
+    /// Characters of the response that it is compared with.
     pub other: f64,
     /// Tokens of a response.
     pub tokens: f64,
@@ -123,17 +123,17 @@ pub struct Lengths {
 /// A run's numbers.
 #[derive(Debug, Clone, Serialize)]
 pub struct RunResult {
-    /// Its files' name.
+    /// Name of the run's files.
     pub name: String,
-    /// Which.
+    /// Name of the checkpoint.
     pub checkpoint: String,
-    /// Of which method.
+    /// Method that the run belongs to.
     pub method: String,
-    /// Of sampling.
+    /// Temperature of sampling.
     pub temperature: f64,
-    /// Of sampling.
+    /// Seed of sampling.
     pub seed: u64,
-    /// What happened.
+    /// Counts of the verdicts.
     #[serde(flatten)]
     pub tally: Tally,
     /// (wins + ½ ties) / judged.
@@ -149,18 +149,18 @@ pub struct RunResult {
 pub struct MeanRate {
     /// Runs with a verdict.
     pub runs: usize,
-    /// Of their win rates, with its interval.
+    /// Mean of the runs' win rates, with its interval.
     pub mean: Interval,
-    /// Of them, n − 1; NaN for one run.
+    /// Standard deviation of the runs' win rates, with n − 1; NaN for one run.
     pub sd: f64,
 }
 
 /// Win rate at one temperature.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct AtTemperature {
-    /// Of sampling.
+    /// Temperature of sampling.
     pub temperature: f64,
-    /// Over checkpoints and seeds.
+    /// Win rate over checkpoints and seeds.
     #[serde(flatten)]
     pub win_rate: MeanRate,
 }
@@ -168,29 +168,29 @@ pub struct AtTemperature {
 /// Win rate of the responses whose length is so many times that of the other.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct AtRatio {
-    /// One of [`RATIO_NAMES`].
+    /// Range of the ratio, one of [`RATIO_NAMES`].
     pub ratio: &'static str,
-    /// Of all runs together.
+    /// Win rate of all runs together.
     pub win_rate: Interval,
 }
 
 /// A method's numbers.
 #[derive(Debug, Clone, Serialize)]
 pub struct MethodResult {
-    /// Its name.
+    /// Name of the method.
     pub name: String,
-    /// Its checkpoints.
+    /// Names of the method's checkpoints.
     pub checkpoints: Vec<String>,
-    /// What happened, over all runs.
+    /// Counts of the verdicts, over all runs.
     #[serde(flatten)]
     pub tally: Tally,
-    /// Over checkpoints, temperatures and seeds.
+    /// Win rate over checkpoints, temperatures and seeds.
     pub win_rate: MeanRate,
-    /// From the lowest.
+    /// Win rates per temperature, from the lowest.
     pub by_temperature: Vec<AtTemperature>,
-    /// From the shortest.
+    /// Win rates per ratio of lengths, from the shortest responses.
     pub by_length_ratio: Vec<AtRatio>,
-    /// Of all runs together, at equal lengths ([`lengths`]); of draws, with the standard deviation of lengths that all have.
+    /// Win rate of all runs together at equal lengths ([`lengths`]). Every draw uses the standard deviation of lengths of the whole data.
     pub length_controlled: Interval,
     /// φ: above 0 where longer responses win.
     pub length_coefficient: f64,
@@ -198,31 +198,31 @@ pub struct MethodResult {
     pub mean_lengths: Lengths,
 }
 
-/// One method's win rate less another's, over the same draws of prompts.
+/// Difference of two methods' win rates, over common draws of prompts.
 #[derive(Debug, Clone, Serialize)]
 pub struct Difference {
-    /// Which.
+    /// Names of the two methods.
     pub methods: [String; 2],
-    /// First less second.
+    /// Win rate of the first method less that of the second.
     pub win_rate: Interval,
 }
 
-/// Everything.
+/// Results of an evaluation.
 #[derive(Debug, Clone, Serialize)]
 pub struct Evaluation {
-    /// What responses are compared with: `gold`, or a checkpoint.
+    /// Opponent of the responses: `gold`, or a checkpoint.
     pub against: String,
-    /// Who judged.
+    /// Name of the judge.
     pub judge: String,
     /// Prompts that were answered.
     pub prompts: usize,
-    /// How intervals were made.
+    /// Settings of the bootstrap intervals.
     pub bootstrap: Bootstrap,
-    /// Of methods, in the order of their first run.
+    /// Results per method, in the order of their first run.
     pub methods: Vec<MethodResult>,
-    /// Of every two.
+    /// Differences between every two methods.
     pub differences: Vec<Difference>,
-    /// Of every run.
+    /// Results per run.
     pub runs: Vec<RunResult>,
 }
 
@@ -314,7 +314,7 @@ fn mean_lengths<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Lengths {
     Lengths { response, other, tokens, cut }
 }
 
-/// What is there once, in the order of appearance.
+/// Returns the distinct values, in the order of appearance.
 fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
     let mut found = Vec::new();
     for one in all {

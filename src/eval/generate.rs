@@ -18,7 +18,7 @@ pub const DEFAULT_MAX_NEW_TOKENS: usize = 256;
 /// Default number of prompts per batch.
 pub const DEFAULT_BATCH_SIZE: usize = 16;
 
-/// How responses are made.
+/// Settings of generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// The next token's choice.
@@ -27,7 +27,7 @@ pub struct Settings {
     pub max_new_tokens: usize,
     /// Each prompt draws from a stream of its own: its response does not depend on its neighbours.
     pub seed: u64,
-    /// These end a response (and are part of it).
+    /// Tokens that end a response, and are part of it.
     pub eos: Vec<u32>,
     /// The adapter, where there is one, has a part in it.
     pub with_lora: bool,
@@ -85,7 +85,7 @@ pub fn eos_ids(side: &SideFiles, eos: Option<u32>, vocab: usize) -> Result<Vec<u
 /// A response on its way.
 struct Active {
     prompt: usize,
-    /// From 1, for messages.
+    /// Number of the prompt, from 1, for messages.
     number: usize,
     /// First row in the cache.
     start: u32,

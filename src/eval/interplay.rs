@@ -1,6 +1,7 @@
-//! How conditional and joint preferences go together: the analysis of the paper's figures 2 and 3, from annotated rows. How often a judge
-//! decides, by stratum; how often a pair that was preferred conditionally (C) wins against one that was rejected (R); how judges agree with
-//! each other and with people; and how much the order of asking has a say. Each number has a bootstrap interval ([`super::statistics`]).
+//! Interplay of conditional and joint preferences: the analysis of the paper's figures 2 and 3, from annotated rows. It counts how often a
+//! judge decides, by stratum, and how often a pair that was preferred conditionally (C) wins against one that was rejected (R). It measures
+//! how judges agree with each other and with people, and how much the order of asking matters. Each number has a bootstrap interval
+//! ([`super::statistics`]).
 
 pub mod show;
 
@@ -26,15 +27,15 @@ const MAX_ROWS_BYTES: u64 = 4 << 30;
 /// A judged row.
 #[derive(Debug, Clone)]
 pub struct Annotated {
-    /// What was compared.
+    /// Comparison that was judged.
     pub comparison: Comparison,
-    /// What the two answers made.
+    /// Verdict from both orders.
     pub verdict: Verdict,
-    /// In the orders (a)(b), (b)(a), where the row has them.
+    /// Answers in the orders (a)(b) and (b)(a), where the row has them.
     pub answers: [Option<Choice>; 2],
-    /// Where the sides come from.
+    /// Stratum that the sides were drawn from.
     pub stratum: Stratum,
-    /// Of a mixed pair: the side that was preferred conditionally.
+    /// Side of a mixed pair that was preferred conditionally.
     pub chosen: Option<usize>,
     /// The preference rows behind it, or its instructions where those are not named.
     pub sources: Vec<String>,
@@ -43,13 +44,13 @@ pub struct Annotated {
 /// The rows of one judge.
 #[derive(Debug, Clone)]
 pub struct File {
-    /// Where they were read.
+    /// File of the rows.
     pub path: PathBuf,
     /// Who judged: field `judge`, else the file's name.
     pub judge: String,
     /// A person.
     pub is_person: bool,
-    /// In the file's order.
+    /// Rows in the file's order.
     pub rows: Vec<Annotated>,
 }
 
@@ -123,7 +124,7 @@ impl Annotated {
         Ok(Self { comparison, verdict, answers: answers.unwrap_or_default(), stratum, chosen, sources })
     }
 
-    /// What was compared, whichever side came first, and whether the sides are to be exchanged for it.
+    /// Returns a key of the comparison that does not depend on the order of its sides, and whether the sides are to be exchanged for it.
     fn key(&self) -> (String, bool) {
         let [ab, ba] = Order::ALL.map(|order| Question { comparison: &self.comparison, order }.key());
         if ab <= ba { (ab, false) } else { (ba, true) }
@@ -155,75 +156,75 @@ pub fn read(path: &Path, is_person: bool) -> Result<(File, Option<String>)> {
     Ok((File { path: path.into(), judge, is_person, rows }, found.note(path)))
 }
 
-/// How intervals are made.
+/// Settings of bootstrap intervals.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Bootstrap {
-    /// 0.95.
+    /// Level of the interval, such as 0.95.
     pub level: f64,
-    /// Draws.
+    /// Number of draws.
     pub draws: usize,
-    /// Of the draws.
+    /// Seed of the draws.
     pub seed: u64,
 }
 
 /// One judge's rows.
 #[derive(Debug, Clone, Serialize)]
 pub struct Analysis {
-    /// Who.
+    /// Name of the judge.
     pub judge: String,
-    /// A person.
+    /// The judge is a person.
     pub is_person: bool,
-    /// The file.
+    /// File of the rows.
     pub file: PathBuf,
-    /// Rows, and those of them without a verdict.
+    /// Number of rows.
     pub rows: usize,
-    /// Not answered in both orders.
+    /// Rows without a verdict.
     pub no_answer: usize,
-    /// first + second over all with a verdict: all rows, then by stratum.
+    /// Share of decided rows (first or second) among those with a verdict: all rows, then by stratum.
     pub decisive: Vec<(&'static str, Interval)>,
-    /// Of mixed pairs with a verdict: C>R, C<R, tie.
+    /// Shares of C>R, C<R and ties among mixed pairs with a verdict.
     pub mixed: Vec<(&'static str, Interval)>,
-    /// Of decided mixed pairs, those where the joint choice is the conditional one (C>R), and κ between the two choices.
+    /// Share of decided mixed pairs whose joint choice is the conditional one (C>R).
     pub conditional_agreement: Interval,
-    /// See there.
+    /// κ between the joint and the conditional choice, over decided mixed pairs.
     pub conditional_kappa: Interval,
-    /// Of all letters, (a); ½ where the order has no say.
+    /// Share of (a) among all letters; ½ where the order does not matter.
     pub said_a: Interval,
-    /// Of rows with two letters, those with the same twice.
+    /// Share of rows with the same letter twice, among rows with two letters.
     pub flips: Interval,
-    /// Of those, (a) twice.
+    /// Share of (a) among the rows with the same letter twice.
     pub flips_to_a: Interval,
 }
 
 /// Two judges over the rows that both have a verdict on.
 #[derive(Debug, Clone, Serialize)]
 pub struct Agreement {
-    /// Who.
+    /// Names of the two judges.
     pub judges: [String; 2],
-    /// Either is a person.
+    /// At least one of the judges is a person.
     pub with_person: bool,
-    /// The same of first, second and tie, and κ over these.
+    /// Share of rows with equal verdicts among first, second and tie.
     pub verdicts: Interval,
-    /// See there.
+    /// κ over first, second and tie.
     pub kappa: Interval,
-    /// Of the rows that both decided: the same side, and κ.
+    /// Share of rows with equal verdicts, among rows that both judges decided.
     pub decided: Interval,
-    /// See there.
+    /// κ over the rows that both judges decided.
     pub decided_kappa: Interval,
 }
 
-/// Everything.
+/// Results of an analysis.
 #[derive(Debug, Clone, Serialize)]
 pub struct Interplay {
-    /// How intervals were made.
+    /// Settings of the bootstrap intervals.
     pub bootstrap: Bootstrap,
-    /// One a file.
+    /// Analysis per file.
     pub judges: Vec<Analysis>,
-    /// Every two files.
+    /// Agreement of every two files.
     pub agreement: Vec<Agreement>,
 }
 
-/// A statistic of weighted rows, with its interval: drawn again is what is behind these rows alone.
+/// Computes a statistic of weighted rows, with its interval. The bootstrap draws from the sources of these rows alone.
 fn interval<'a>(
     rows: impl Iterator<Item = &'a Annotated>,
     n: usize,
@@ -235,7 +236,7 @@ fn interval<'a>(
     Interval { value, low, high, n, units: resampler.units() }
 }
 
-/// The part of the rows of `of` that are.
+/// Computes the share of rows for which `are` holds, among rows for which `of` holds.
 fn part(
     rows: &[&Annotated],
     bootstrap: &Bootstrap,
@@ -247,7 +248,7 @@ fn part(
     interval(some.iter().copied(), some.len(), bootstrap, &|weights| share(weights, &are))
 }
 
-/// κ of rows and what two say of them.
+/// Computes κ over rows, each with two judges' categories.
 fn agreement(pairs: &[(&Annotated, [usize; 2])], bootstrap: &Bootstrap, categories: usize) -> Interval {
     interval(pairs.iter().map(|(row, _)| *row), pairs.len(), bootstrap, &|weights| {
         kappa(pairs.iter().zip(weights).map(|((_, pair), &weight)| (*pair, weight)), categories)
@@ -291,7 +292,7 @@ pub fn analyse(file: &File, bootstrap: &Bootstrap) -> Analysis {
     }
 }
 
-/// Of all letters said, the part that are (a).
+/// Computes the share of (a) among all letters.
 fn said_a(rows: &[&Annotated], bootstrap: &Bootstrap) -> Interval {
     let count = |r: &Annotated, choice| r.answers.iter().filter(|a| **a == Some(choice)).count() as f64;
     let of = |r: &Annotated| [Choice::A, Choice::B].map(|choice| count(r, choice));

@@ -245,12 +245,12 @@ impl Journal {
         self.unclear.remove(key);
     }
 
-    /// What a user should know about the file: a last line that was cut short, texts that are read otherwise now.
+    /// Returns remarks on the file for the user: a last line that was cut short, texts that are now read differently.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// What was answered to a question of this key.
+    /// Returns the answer to a question of this key.
     pub fn answer(&self, key: &str) -> Option<&Answer> {
         self.answers.get(key)
     }

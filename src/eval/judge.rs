@@ -33,7 +33,7 @@ use crate::data::comparisons::{Comparison, Mode, Side};
 use crate::error::Result;
 use verdict_reader::{NoVerdict, read_cut_verdict, read_verdict};
 
-/// Which side is shown as (a).
+/// Order in which the sides are shown: the side that is (a).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
@@ -47,7 +47,7 @@ impl Order {
     /// Both, as answers are kept.
     pub const ALL: [Order; 2] = [Order::Ab, Order::Ba];
 
-    /// As in files.
+    /// Returns the order's name in files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ab => "ab",
@@ -60,9 +60,9 @@ impl Order {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Choice {
-    /// What was shown as (a).
+    /// Side shown as (a).
     A,
-    /// What was shown as (b).
+    /// Side shown as (b).
     B,
     /// Neither is better. Models are not offered it.
     Tie,
@@ -79,7 +79,7 @@ impl Choice {
     }
 }
 
-/// What two answers make.
+/// Verdict from the answers in both orders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -94,7 +94,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Of the answers in the orders (a)(b) and (b)(a).
+    /// Makes the verdict from the answers in the orders (a)(b) and (b)(a).
     pub fn of(answers: [Option<Choice>; 2]) -> Self {
         let [Some(ab), Some(ba)] = answers else { return Self::NoAnswer };
         match (ab.side(Order::Ab), ba.side(Order::Ba)) {
@@ -113,7 +113,7 @@ impl Verdict {
         }
     }
 
-    /// The same with the sides exchanged.
+    /// Returns the verdict with the sides exchanged.
     pub fn exchanged(self) -> Self {
         match self {
             Self::First => Self::Second,
@@ -131,24 +131,24 @@ pub fn is_flip(answers: [Option<Choice>; 2]) -> bool {
 /// A comparison in one order.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
-    /// What is compared.
+    /// Comparison that the question is about.
     pub comparison: &'a Comparison,
-    /// Which side is (a).
+    /// Order in which the sides are shown.
     pub order: Order,
 }
 
 impl<'a> Question<'a> {
-    /// What is shown as (a).
+    /// Returns the side shown as (a).
     pub fn a(&self) -> &'a Side {
         &self.comparison.sides[usize::from(self.order == Order::Ba)]
     }
 
-    /// What is shown as (b).
+    /// Returns the side shown as (b).
     pub fn b(&self) -> &'a Side {
         &self.comparison.sides[usize::from(self.order == Order::Ab)]
     }
 
-    /// What is asked, and nothing of where it stands: rows may come in any order. Hexadecimal, 128 bits of SHA-256.
+    /// Returns a key of the question's texts: 128 bits of SHA-256, in hexadecimal. It does not depend on the row's place in the file.
     pub fn key(&self) -> String {
         let (a, b) = (self.a(), self.b());
         let asked = json!([self.comparison.mode, a.instruction, a.response, b.instruction, b.response]);
@@ -160,7 +160,7 @@ impl<'a> Question<'a> {
         format!("{}, order {}", self.comparison.place, self.order.name())
     }
 
-    /// Its texts by the names that prompts and commands know.
+    /// Returns the question's texts by the names that prompts and commands know.
     pub fn texts(&self) -> Vec<(&'static str, &'a str)> {
         let (a, b) = (self.a(), self.b());
         match self.comparison.mode {
@@ -199,21 +199,21 @@ impl Usage {
     }
 }
 
-/// What a judge said to one question.
+/// Answer of a judge to one question.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     /// `None`: what it said is no answer.
     pub choice: Option<Choice>,
-    /// In its own words.
+    /// Text of the judge's answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Why there is no choice.
+    /// Reason for which there is no choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_verdict: Option<NoVerdict>,
     /// log π of "(a)" and "(b)", nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logps: Option<[f64; 2]>,
-    /// What it cost.
+    /// Tokens that the answer cost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
     /// It ended by itself although it has as many tokens as it may have. Without this, such a text that was kept is taken as cut.
@@ -277,37 +277,37 @@ impl Answer {
     }
 }
 
-/// What becomes of a question.
+/// Reply to a question.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
     /// The judge said something.
     Answer(Answer),
-    /// It did not, and is not asked again in this run: why.
+    /// The judge gave no answer, for this reason. The question is not asked again in this run.
     Failed(String),
-    /// The same by the fault of the row, which is too long or of another kind than this judge knows.
+    /// The judge cannot answer, because the row is too long or of a kind that it does not know.
     Unfit(String),
     /// The judge did not accept the question. The row is at fault where others are accepted, the judge where none is.
     Rejected(String),
-    /// It is asked again: why, in a word or two.
+    /// The question is asked again, for this reason, in a word or two.
     Repeat(String),
     /// The judge said something that cannot be read as an answer. What becomes of the question follows.
     Unread {
-        /// Why it cannot be read.
+        /// Reason for which the answer cannot be read.
         reason: String,
         /// Tokens that it cost, where the judge says.
         usage: Option<Usage>,
     },
     /// Tokens were paid for without an answer. What becomes of the question follows.
     Spent(Usage),
-    /// Something that a user should know; nothing becomes of the question.
+    /// Remark for the user, without effect on the question.
     Noted(String),
     /// The answer is taken back.
     Undone,
 }
 
-/// Whoever tells which of two is better.
+/// Judge that tells which of two sides is better.
 pub trait Judge {
-    /// For tables and annotated rows.
+    /// Returns the judge's name, for tables and annotated rows.
     fn name(&self) -> &str;
 
     /// Describes what its answers depend on: a run with another identity does not go on with them. Holds no secret. Field `endpoint` may change, and
@@ -329,7 +329,8 @@ pub trait Judge {
     /// are not told.
     ///
     /// # Errors
-    /// What no further question would change (a key that is refused), and the first that `tell` returned, after which it begins no more.
+    /// Fails with an error that every further question would meet (a key that is refused), or with the first error that `tell` returned.
+    /// No question is begun after it.
     fn ask(
         &self,
         questions: &[Question<'_>],

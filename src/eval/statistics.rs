@@ -41,7 +41,7 @@ pub fn quantile(sorted: &[f64], q: f64) -> f64 {
 /// A number with its interval. NaN becomes null in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Interval {
-    /// On the data.
+    /// Value on the data themselves.
     pub value: f64,
     /// Lower end.
     pub low: f64,
@@ -49,11 +49,11 @@ pub struct Interval {
     pub high: f64,
     /// Observations behind it.
     pub n: usize,
-    /// What was drawn for it.
+    /// Units that the bootstrap draws.
     pub units: Units,
 }
 
-/// What is drawn again.
+/// Units that the bootstrap draws.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Units {
@@ -65,15 +65,15 @@ pub enum Units {
     Rows,
 }
 
-/// The largest part of all observations that one group may have under [`Units::Groups`].
+/// Largest share of all observations that one group may have under [`Units::Groups`].
 const LARGEST_GROUP: f64 = 0.1;
-/// And the fewest groups.
+/// Fewest groups under [`Units::Groups`].
 const FEWEST_GROUPS: usize = 10;
 
 /// Observations and the units that they come from.
 #[derive(Debug, Clone)]
 pub struct Resampler {
-    /// Of each observation: the groups (one), or the units, to look up.
+    /// Numbers of each observation's group (one), or of its units.
     members: Vec<Vec<usize>>,
     n_drawn: usize,
     units: Units,
@@ -106,12 +106,12 @@ impl Resampler {
         Self { members: groups.into_iter().map(|g| vec![g]).collect(), n_drawn: n_groups, units: Units::Groups }
     }
 
-    /// What is drawn.
+    /// Returns the units that the bootstrap draws.
     pub fn units(&self) -> Units {
         self.units
     }
 
-    /// How often each observation counts in one draw.
+    /// Draws once, and computes each observation's weight in that draw: the number of times that it counts.
     fn draw(&self, rng: &mut Rng, counts: &mut Vec<f64>, weights: &mut Vec<f64>) {
         counts.clear();
         counts.resize(self.n_drawn, 0.0);

@@ -11,7 +11,7 @@ use crate::data::rows::{Content, Instruction, Place, Row, Text};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 
-/// What the two sides were under their conditional preferences.
+/// Stratum of a comparison: whether each side was chosen or rejected in its conditional preference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stratum {
@@ -19,21 +19,21 @@ pub enum Stratum {
     BothChosen,
     /// Both rejected.
     BothRejected,
-    /// One of each.
+    /// One side preferred, the other rejected.
     Mixed,
-    /// One instruction: a conditional comparison.
+    /// Both sides answer one instruction: a conditional comparison.
     Conditional,
-    /// Not known.
+    /// Conditional preferences not known.
     Other,
 }
 
 impl Stratum {
-    /// Those that pairs are drawn in.
+    /// Strata that pairs are drawn in.
     pub const DRAWN: [Stratum; 3] = [Self::BothChosen, Self::BothRejected, Self::Mixed];
     /// All, in the order of tables.
     pub const ALL: [Stratum; 5] = [Self::BothChosen, Self::BothRejected, Self::Mixed, Self::Conditional, Self::Other];
 
-    /// As in files.
+    /// Returns the stratum's name in files.
     pub fn name(self) -> &'static str {
         match self {
             Self::BothChosen => "both_chosen",
@@ -44,7 +44,7 @@ impl Stratum {
         }
     }
 
-    /// In words.
+    /// Returns the stratum's name in words.
     pub fn title(self) -> &'static str {
         match self {
             Self::BothChosen => "both chosen",
@@ -68,7 +68,7 @@ pub struct Preference {
 }
 
 impl Preference {
-    /// Of a row.
+    /// Makes a conditional preference from a row.
     ///
     /// # Errors
     /// [`crate::Error::Line`] for a row whose instructions differ, or are conversations.
@@ -194,7 +194,7 @@ struct Drawing<'p> {
     stratum: Stratum,
     preferences: &'p [Preference],
     deck: Deck,
-    /// Of mixed pairs the preferred side first, of others the smaller number.
+    /// Pairs drawn so far: of mixed pairs the preferred side first, of others the smaller number.
     seen: HashSet<(usize, usize)>,
 }
 

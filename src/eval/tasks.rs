@@ -80,7 +80,7 @@ impl Kind {
         Kind::Polite,
     ];
 
-    /// As in the rows: `spell`.
+    /// Returns the kind's name in the rows, such as `spell`.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Spell => "spell",
@@ -121,28 +121,28 @@ impl Kind {
     }
 }
 
-/// Which side of the wall an item is on. A tenth of all contents is held out.
+/// Split of an item. A tenth of all contents is held out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
-    /// For supervised rows and preferences.
+    /// Items for supervised rows and preferences.
     Train,
-    /// For evaluation only.
+    /// Items for evaluation only.
     HeldOut,
 }
 
 /// A task. Its JSON is a row of held-out prompts, PAPER section 5's `{instruction, gold_response}` with two fields more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {
-    /// What is asked.
+    /// Instruction of the task.
     pub instruction: String,
     /// The best answer: one sentence around [`Item::answer`].
     #[serde(rename = "gold_response")]
     pub gold: String,
-    /// Its kind.
+    /// Kind of the task.
     pub kind: Kind,
     /// The bare answer.
     pub answer: String,
-    /// What the item is about, apart from its wording: decides the split.
+    /// Content of the item apart from its wording, which decides the split.
     #[serde(skip)]
     content: String,
     /// Plausible wrong answers; may be empty.

@@ -1,13 +1,13 @@
-//! The machine's adapters: their order, their names, and what their systems tell about them.
+//! Adapters of the machine: their order, their names, and what their drivers report.
 
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
-/// `--device`: nothing, an index of [`list_devices`], or a part of a line of it.
+/// Value of `--device`: nothing, an index into [`list_devices`], or a part of one of its lines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first that opens of a discrete GPU, an integrated one, and last a CPU.
+    /// First device that opens: discrete GPUs, then integrated ones, CPUs last.
     #[default]
     Best,
     /// Position in [`list_devices`].
@@ -17,7 +17,7 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// A number is an index, anything else a name.
+    /// Parses a number as an index, and anything else as a name.
     pub fn parse(text: &str) -> Self {
         match text.parse() {
             Ok(index) => Self::Index(index),
@@ -25,7 +25,7 @@ impl DeviceChoice {
         }
     }
 
-    /// Finds positions in a list of devices to try to open, the first one first. Only [`Self::Best`] has more than one.
+    /// Returns the positions of the devices to try to open, the first one first. Only [`Self::Best`] has more than one.
     ///
     /// # Errors
     /// [`Error::Device`]: there is no device (says what to install). [`Error::Flag`]: none matches (lists them).
@@ -47,7 +47,7 @@ impl DeviceChoice {
     }
 }
 
-/// A line of [`list_devices`].
+/// Line of [`list_devices`].
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct DeviceSummary {
     /// Number that `--device` takes.
@@ -63,14 +63,14 @@ pub struct DeviceSummary {
 }
 
 impl DeviceSummary {
-    /// Names the device and its backend: one GPU may be listed under several backends.
+    /// Returns the device's name and backend: one GPU may be listed under several backends.
     pub fn title(&self) -> String {
         format!("{} ({})", self.name, self.backend)
     }
 }
 
-/// Compiler of HLSL for DX12. wgpu's own choice is the first `dxcompiler.dll` on the search path, whoever put it there, and where that one is
-/// damaged or too old no DX12 device is left.
+/// Compiler of HLSL for DX12. wgpu's own choice is the first `dxcompiler.dll` on the search path, whoever put it there. If it is damaged or
+/// too old, no DX12 device is left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum HlslCompiler {
     /// `d3dcompiler_47.dll`, which Windows has: shader model 5.1, no f16, no subgroups.
@@ -80,8 +80,8 @@ enum HlslCompiler {
 }
 
 impl HlslCompiler {
-    /// Lists the compilers to try: what WGPU_DX12_COMPILER asks for (`fxc`, or `dxc` from the search path), else DXC where it lies beside the
-    /// program; FXC last.
+    /// Returns the compilers to try: the one that WGPU_DX12_COMPILER names (`fxc`, or `dxc` from the search path), else DXC where it lies
+    /// beside the program; FXC last.
     fn candidates(asked: Option<&str>, beside: Option<PathBuf>) -> Vec<Self> {
         let dxc = match asked.map(str::to_lowercase).as_deref() {
             Some("fxc") => None,
@@ -113,17 +113,17 @@ fn dxc_beside_program() -> Option<PathBuf> {
     dll.is_file().then_some(dll)
 }
 
-/// The machine's adapters, best first.
+/// Adapters of the machine, the best first.
 pub(super) struct Adapters {
     pub all: Vec<wgpu::Adapter>,
-    /// One for each adapter.
+    /// Summary of each adapter.
     pub summaries: Vec<DeviceSummary>,
-    /// For the user.
+    /// Messages for the user.
     pub notes: Vec<String>,
 }
 
 impl Adapters {
-    /// Asks every backend of the system.
+    /// Lists the adapters of every backend of the system.
     pub async fn find() -> Self {
         let asked = std::env::var("WGPU_DX12_COMPILER").ok();
         let mut compilers = HlslCompiler::candidates(asked.as_deref(), dxc_beside_program());
@@ -152,8 +152,8 @@ impl Adapters {
     }
 }
 
-/// Orders adapters: discrete before integrated before software; of one kind Vulkan before DX12, since it keeps compiled shaders and may have
-/// cooperative matrices.
+/// Returns the sort key of an adapter: discrete before integrated before software. Vulkan comes before DX12, since it caches compiled
+/// shaders and may have cooperative matrices.
 fn rank(info: &wgpu::AdapterInfo) -> (u8, u8) {
     let kind = match info.device_type {
         wgpu::DeviceType::DiscreteGpu => 0,
@@ -199,7 +199,7 @@ async fn enumerate(compiler: &HlslCompiler) -> Vec<wgpu::Adapter> {
     }
 }
 
-/// The machine's devices, best first.
+/// Returns the machine's devices, the best first.
 pub async fn list_devices() -> Vec<DeviceSummary> {
     Adapters::find().await.summaries
 }

@@ -1,21 +1,22 @@
-//! Where buffers lie in the driver's memory. wgpu asks Vulkan and DX12 for blocks of one size (through the crate gpu-allocator), and puts buffers into the
-//! gaps of these; a buffer that is larger than a block gets memory of its own. A plan places its buffers in the same way, and so knows what is asked for.
+//! Model of the driver's memory allocator. wgpu requests memory from Vulkan and DX12 in blocks of one size (through the crate
+//! gpu-allocator), and places buffers in their gaps. A buffer larger than a block gets memory of its own. A plan places its buffers
+//! likewise, and so knows how much memory is requested.
 
 use std::ops::Range;
 
-/// The size of a block, where the device has memory of its own. What is empty in a block nothing else gets, and buffers of more than half a block leave much of
-/// it empty: of 4, 8 and 16 MiB, 8 and 16 plan the least for small models (2 x 512 tokens of SmolLM2-135M: 1,608, 1,504 and 1,451 MiB), and large ones have
-/// buffers that are larger than any.
+/// Bytes of a block in device-local memory. No other program can use the empty part of a block, and buffers above half a block leave much
+/// of it empty. Among 4, 8 and 16 MiB, 8 and 16 plan the least for small models (2 x 512 tokens of SmolLM2-135M: 1,608, 1,504 and 1,451
+/// MiB). Large models have buffers larger than any of these.
 pub(super) const BLOCK_BYTES: u64 = 16 << 20;
 
-/// The size of a block in memory that the host sees, too: wgpu halves it there.
+/// Bytes of a block in memory that the host can access too: wgpu halves it there.
 pub(super) const HOST_VISIBLE_BLOCK_BYTES: u64 = BLOCK_BYTES / 2;
 
-/// Blocks, and the gaps in them.
+/// Blocks of memory, and the gaps in them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Blocks {
     block_bytes: u64,
-    /// In the order in which they are searched, backwards; `None` where one was given back.
+    /// Blocks, searched from the last to the first; `None` where one was freed.
     blocks: Vec<Option<Block>>,
     bytes: u64,
 }
@@ -23,11 +24,11 @@ pub(super) struct Blocks {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Block {
     size: u64,
-    /// Gaps, in no order: apart, and never next to each other.
+    /// Gaps in any order; adjacent gaps are merged.
     gaps: Vec<Range<u64>>,
 }
 
-/// Where a buffer lies: its block, and its offset there.
+/// Place of a buffer: its block, and its offset in the block.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Place {
     block: usize,
@@ -35,7 +36,7 @@ pub(super) struct Place {
 }
 
 impl Block {
-    /// Takes the smallest gap that is large enough.
+    /// Allocates `bytes` in the smallest gap that fits, and returns the offset.
     fn add(&mut self, bytes: u64) -> Option<u64> {
         let len = |gap: &Range<u64>| gap.end - gap.start;
         let fits = (0..self.gaps.len()).filter(|&i| len(&self.gaps[i]) >= bytes);
@@ -65,17 +66,17 @@ impl Block {
 }
 
 impl Blocks {
-    /// None yet.
+    /// Creates an empty list of blocks of `block_bytes` bytes.
     pub fn new(block_bytes: u64) -> Self {
         Self { block_bytes, blocks: Vec::new(), bytes: 0 }
     }
 
-    /// Bytes of all blocks.
+    /// Returns the bytes of all blocks.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Finds a place for a buffer.
+    /// Places a buffer in a gap of a block, else in a new block.
     pub fn add(&mut self, bytes: u64) -> Place {
         let block_bytes = self.block_bytes;
         let blocks = self.blocks.iter_mut().enumerate().rev().filter(|_| bytes <= block_bytes);
@@ -95,7 +96,7 @@ impl Blocks {
         Place { block, offset: 0 }
     }
 
-    /// Frees a buffer's place. An empty block is given back, but for the last one that several buffers may share.
+    /// Frees a buffer's place. An empty block is freed too, except the last one of the shared size.
     pub fn remove(&mut self, place: Place, bytes: u64) {
         let block_bytes = self.block_bytes;
         let is_shared = |block: &Block| block.size == block_bytes;

@@ -1,4 +1,4 @@
-//! Choosing an adapter, opening it, and what it can do.
+//! Devices and plans: choosing an adapter, opening it, and its capabilities.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +13,7 @@ use super::tuning::Tuning;
 use super::variant::Variant;
 use crate::error::{Error, Result};
 
-/// What a device can do, as far as kernels ask. Variants are chosen from this and from nothing else.
+/// Capabilities of a device, as far as kernels need them. Variants are chosen by these alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Caps {
     /// The adapter's name.
@@ -22,49 +22,49 @@ pub struct Caps {
     pub backend: String,
     /// Driver's name and version; on DX12 with the shader compiler.
     pub driver: String,
-    /// A software implementation.
+    /// Whether it is a software implementation.
     pub is_cpu: bool,
     /// Implementations beside the baseline that kernels may choose.
     pub variants: Vec<Variant>,
-    /// Which of them is the fastest for which shapes, where that was measured.
+    /// Fastest of these variants per class of shapes, where measured.
     pub tuning: Tuning,
-    /// Largest storage binding.
+    /// Largest storage binding, at most 2 GiB.
     pub max_binding_bytes: u64,
-    /// Alignment of a binding's offset.
+    /// Alignment of a binding's offset, at least 256.
     pub binding_alignment_bytes: u64,
-    /// Workgroups a dimension.
+    /// Largest number of workgroups per dimension, at most 65,535.
     pub max_workgroups: u32,
-    /// Workgroup memory.
+    /// Workgroup memory of a kernel.
     pub workgroup_bytes: u32,
-    /// Subgroup sizes, where the feature exists.
+    /// Smallest and largest subgroup size, where the feature exists.
     pub subgroup: Option<(u32, u32)>,
-    /// f16 in shaders.
+    /// Whether shaders may use f16.
     pub f16: bool,
     /// Cooperative matrices with f16 operands and f32 sums.
     pub cooperative: Option<Cooperative>,
-    /// How products are computed: other than f32 only where there are cooperative matrices.
+    /// Precision of matrix products: below the highest only with cooperative matrices.
     pub matmul_precision: MatmulPrecision,
-    /// Timestamps around passes.
+    /// Whether passes can have timestamps.
     pub timestamps: bool,
-    /// Memory of the device, where its driver says. A CPU's driver makes one up, so it is left out.
+    /// Memory of the device, where its driver reports it. `None` for CPUs, whose drivers invent a size.
     pub memory_bytes: Option<u64>,
-    /// Memory that other programs had left when the device was opened, where its driver says.
+    /// Memory that other programs had left when the device was opened, where its driver reports it.
     pub free_memory_bytes: Option<u64>,
-    /// Bytes of a block of memory, in which buffers that are not larger share it.
+    /// Size of a block of memory, which buffers that fit share.
     pub memory_block_bytes: u64,
 }
 
-/// Matrices that a subgroup multiplies together.
+/// Cooperative matrices: fragments that a subgroup multiplies together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Cooperative {
-    /// Rows and columns: 8 or 16.
+    /// Rows and columns of a fragment: 8 or 16.
     pub edge: u32,
-    /// Invocations of a subgroup; the least, until [`Gpu::open_for`] measures it for a precision that needs it.
+    /// Invocations per subgroup: the smallest size, until [`Gpu::open_for`] measures it for a precision that needs it.
     pub subgroup: u32,
 }
 
 impl Caps {
-    /// WebGPU's guaranteed minimum: what every variant called "baseline" runs on, and what planning assumes without a device.
+    /// Returns WebGPU's guaranteed minimum, which baseline kernels need and planning without a device assumes.
     pub fn baseline() -> Self {
         Self {
             name: "baseline".into(),
@@ -119,10 +119,10 @@ impl Caps {
         }
     }
 
-    /// With products as asked for.
+    /// Returns these capabilities with another precision of matrix products.
     ///
     /// # Errors
-    /// [`Error::Flag`] for other than f32 where there are no cooperative matrices.
+    /// [`Error::Flag`] for a precision below the highest where there are no cooperative matrices.
     pub fn with_precision(self, precision: MatmulPrecision) -> Result<Self> {
         if precision != MatmulPrecision::Highest && self.cooperative.is_none() {
             let reason = format!("{}: {} has no cooperative matrices; choose highest", precision.name(), self.name);
@@ -131,19 +131,20 @@ impl Caps {
         Ok(Self { matmul_precision: precision, ..self })
     }
 
-    /// Whether products copy a weight into f32 first.
+    /// Returns whether matmul variants copy a weight into f32 first.
     pub fn unpacks_weights(&self) -> bool {
         self.variants.iter().any(|v| matches!(v, Variant::Cpu | Variant::Lanes))
     }
 
-    /// Whether workgroups of 8 are one subgroup, as [`Variant::Lanes`] needs.
+    /// Returns whether a workgroup of 8 is one subgroup, as [`Variant::Lanes`] needs.
     pub fn has_lanes(&self) -> bool {
         self.subgroup.is_some_and(|(least, _)| least >= 8)
     }
 }
 
-/// The larger edge, where the rest that matmul_coop.wgsl needs is there: f16, its workgroup memory, and subgroups. A workgroup is four of
-/// them, and wgpu cannot ask for a size: where it varies, the size that the driver chooses is measured ([`Gpu::with_measured_subgroups`]).
+/// Returns the largest supported fragment, if the device has what matmul_coop.wgsl needs: f16, workgroup memory, and subgroups. A workgroup
+/// is four subgroups, whose size wgpu cannot request. Where the size varies, the driver's choice is measured
+/// ([`Gpu::with_measured_subgroups`]).
 fn cooperative(adapter: &wgpu::Adapter) -> Option<Cooperative> {
     let needed = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | COOPERATIVE;
     let too_little = adapter.limits().max_compute_workgroup_storage_size < COOPERATIVE_WORKGROUP_BYTES;
@@ -163,10 +164,10 @@ fn cooperative(adapter: &wgpu::Adapter) -> Option<Cooperative> {
 }
 
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-/// Tiles of the split form, scales, and a fragment of 16×16 for each of four subgroups: 24,832 bytes, rounded up.
+/// Workgroup memory of matmul_coop.wgsl, rounded up from 24,832 bytes: tiles of the split form, scales, and a 16×16 fragment per subgroup.
 const COOPERATIVE_WORKGROUP_BYTES: u32 = 32 << 10;
 
-/// A device, or the plan of one: the same program runs on both, and the latter only counts bytes.
+/// Device, or a plan that only counts bytes. One program runs on both.
 pub struct Gpu {
     pub(super) live: Option<Live>,
     pub(super) caps: Caps,
@@ -179,10 +180,10 @@ pub struct Gpu {
     notes: Vec<String>,
 }
 
-/// Opens the first candidate that can be opened; says why those before it cannot.
+/// Opens the first candidate that can be opened, and returns the reasons why earlier ones cannot.
 ///
 /// # Errors
-/// The last candidate's; another one's where it is no [`Error::Device`].
+/// [`Error::Device`] with all reasons where none opens; any other error of a candidate at once.
 async fn first_opened<C, T>(
     candidates: impl IntoIterator<Item = C>,
     open: impl AsyncFn(C) -> Result<T>,
@@ -203,7 +204,7 @@ async fn first_opened<C, T>(
     Err(Error::Device(failed.join("; ")))
 }
 
-/// Says what else `--device` takes, where the chosen devices cannot be opened.
+/// Describes what else `--device` takes, where the chosen devices cannot be opened.
 fn other_devices(all: &[DeviceSummary], chosen: &[usize]) -> String {
     let others = all.iter().filter(|d| !chosen.contains(&d.index)).map(|d| format!("{}: {}", d.index, d.title()));
     let others: Vec<String> = others.collect();
@@ -214,17 +215,17 @@ fn other_devices(all: &[DeviceSummary], chosen: &[usize]) -> String {
 }
 
 impl Gpu {
-    /// Opens a device, for products as JOINTWISE_MATMUL_PRECISION says, or of the highest precision.
+    /// Opens a device with the precision that JOINTWISE_MATMUL_PRECISION names, else with the highest.
     ///
     /// # Errors
-    /// As [`Self::open_for`].
+    /// See [`Self::open_for`]; [`Error::Flag`] where the variable names no precision.
     pub async fn open(choice: &DeviceChoice) -> Result<Self> {
         let precision = std::env::var("JOINTWISE_MATMUL_PRECISION")
             .map_or(Ok(MatmulPrecision::Highest), |name| MatmulPrecision::parse(&name))?;
         Self::open_for(choice, precision).await
     }
 
-    /// Opens a device.
+    /// Opens the first of the chosen devices that can be opened.
     ///
     /// # Errors
     /// [`Error::Device`]: there is none (says what to install), or none that can be opened (says why, and which others there are).
@@ -283,7 +284,7 @@ impl Gpu {
         if precision == MatmulPrecision::Highest { Ok(gpu) } else { gpu.with_measured_subgroups().await }
     }
 
-    /// No device: allocations are counted, recordings go nowhere. What [`super::Ledger`] says afterwards is the memory plan.
+    /// Creates a plan without a device: allocations are counted, recordings are discarded. Its [`super::Ledger`] is the memory plan.
     pub fn plan(caps: Caps) -> Self {
         Self::new(None, caps)
     }
@@ -302,62 +303,62 @@ impl Gpu {
         }
     }
 
-    /// The same device, with these implementations beside the baseline and no others.
+    /// Returns this device with `variants` as the only implementations beside the baseline.
     #[must_use]
     pub fn with_variants(self, variants: Vec<Variant>) -> Self {
         Self { caps: Caps { variants, ..self.caps }, ..self }
     }
 
-    /// The same device, with more entries in its table of fastest variants.
+    /// Returns this device with more entries in its table of fastest variants.
     #[must_use]
     pub fn with_tuning(mut self, tuning: Tuning) -> Self {
         self.caps.tuning.merge(tuning);
         self
     }
 
-    /// The same device, as if its bindings were smaller.
+    /// Returns this device with bindings of at most `bytes`.
     #[must_use]
     pub fn with_max_binding(mut self, bytes: u64) -> Self {
         self.caps.max_binding_bytes = bytes.min(self.caps.max_binding_bytes);
         self
     }
 
-    /// Returns the same device, taken to do so many floating-point operations a second until kernels are measured: submissions and parts of dispatches
-    /// are of that pace.
+    /// Returns this device with an assumed speed of unmeasured kernels, in floating-point operations per second. It sizes submissions and
+    /// parts of dispatches.
     #[must_use]
     pub fn with_expected_speed(self, flops_per_second: f64) -> Self {
         self.pace.lock().unwrap_or_else(|e| e.into_inner()).begin_with(flops_per_second);
         self
     }
 
-    /// Tells what was found out while the device was opened, for the user.
+    /// Returns messages for the user about how the device was opened.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// What the device can do.
+    /// Returns the device's capabilities.
     pub fn caps(&self) -> &Caps {
         &self.caps
     }
 
-    /// Whether this only plans.
+    /// Returns whether this is a plan, without a device.
     pub fn is_plan(&self) -> bool {
         self.live.is_none()
     }
 
-    /// Bytes on the device, by role.
+    /// Returns the bytes on the device, by role.
     pub fn ledger(&self) -> super::Ledger {
         self.home.ledger()
     }
 
-    /// Sets the callback for waits of a minute without progress: what the device was given last, and since when it is waited for.
+    /// Sets or removes the callback for waits of a minute without progress.
     pub fn on_wait(&self, tell: Option<OnWait>) {
         if let Some(live) = &self.live {
             live.set_on_wait(tell);
         }
     }
 
-    /// Tells the first failure that the device reported outside a call.
+    /// Returns an error for the first failure that the device reported outside a call.
     ///
     /// # Errors
     /// [`Error::DeviceLost`], [`Error::OutOfMemory`] with what was refused, [`Error::Gpu`] with the device's words.

@@ -1,17 +1,18 @@
-//! A device's memory, as its driver tells it: all of it, and what other programs have left.
+//! Memory of a device as its driver reports it: the total, and what other programs have left.
 
 /// Memory of a device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DeviceMemory {
     pub total: u64,
-    /// Memory that is left now, where the driver says.
+    /// Free memory now; `None` where the driver does not report it.
     pub free: Option<u64>,
-    /// Whether the memory that buffers get is the host's, too, as Vulkan tells of integrated devices and CPUs.
+    /// Whether buffers get memory that the host can access too, which Vulkan reports for integrated devices and CPUs.
     pub is_host_visible: bool,
 }
 
 impl DeviceMemory {
-    /// Takes a budget for this program, what it has of that already, and all that there is: some drivers give a budget beyond that.
+    /// Computes the free memory from the total, the driver's budget for this program, and what the program uses of it. Some drivers give a
+    /// budget above the total.
     #[cfg_attr(
         all(any(target_os = "macos", target_arch = "wasm32"), not(test)),
         expect(dead_code, reason = "Metal gives no budget")
@@ -21,8 +22,8 @@ impl DeviceMemory {
         Self { total, free, is_host_visible: false }
     }
 
-    /// Asks the backend; WebGPU does not say it. Vulkan: the largest heap that is local to the device, and its budget. DX12: the device's own
-    /// memory, with the system's that it may take where it is integrated. Metal: what the system advises to use.
+    /// Returns the adapter's memory as its backend reports it, or `None` on WebGPU. Vulkan: the largest device-local heap, and its budget.
+    /// DX12: dedicated memory, plus shared system memory on integrated devices. Metal: the recommended working-set size.
     pub fn of_adapter(adapter: &wgpu::Adapter) -> Option<Self> {
         match adapter.get_info().backend {
             #[cfg(any(target_os = "linux", target_os = "windows", target_os = "android"))]

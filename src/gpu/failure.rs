@@ -7,16 +7,16 @@ use crate::error::Error;
 /// A failure of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The device is gone, or work vanished on it: nothing that it holds can be relied on.
+    /// The device is gone, or work vanished on it: its memory is not reliable.
     Lost(String),
-    /// An allocation was refused; `None` until it is known for what.
+    /// An allocation was refused. The text describes it; `None` until it is known.
     OutOfMemory(Option<String>),
     /// A call was refused: validation, a pipeline that does not compile.
     Refused(String),
 }
 
 impl Failure {
-    /// Sorts the words of a lost device: wgpu gives a device up where memory for its own needs is refused.
+    /// Classifies a lost device by the driver's words: wgpu also gives a device up where memory for its own needs is refused.
     pub fn lost(words: &str) -> Self {
         match words.to_lowercase().contains("out of memory") {
             true => Self::OutOfMemory(None),
@@ -24,7 +24,7 @@ impl Failure {
         }
     }
 
-    /// Gives the device's own words.
+    /// Returns the device's own words.
     pub fn words(self) -> String {
         match self {
             Self::Lost(words) | Self::Refused(words) => words,

@@ -1,17 +1,17 @@
-//! Guards around slots, for tests: elements that are no numbers before and behind each slot, within reach of its bindings. Neither wgpu's
-//! checked modules nor a driver's robust access tell of an index that is out of a slot and in its binding, or of one that a driver turns
-//! into zero. A kernel that reads a guard shows it in its results, and one that writes there is counted.
+//! Guards for tests: NaNs before and behind each slot; bindings reach the guard behind. Neither wgpu's checked modules nor a driver's
+//! robust access detect an index that leaves a slot but not its binding, nor one that the driver turns into zero. A kernel that reads a
+//! guard shows it in its results; a guard that is overwritten is counted.
 
 use super::{Gpu, Role, Slot};
 use crate::error::Result;
 
-/// Elements of a guard; a multiple of what bindings are aligned to.
+/// Elements per guard: a multiple of the alignment of bindings.
 const GUARD: usize = 1024;
 
-/// A NaN in f32, and two in bf16; as an index far beyond every table.
+/// Filler of guards: NaN as f32 and as each bf16 half, and beyond every table as an index.
 const NO_NUMBER: u32 = 0x7fc0_7fc0;
 
-/// Slots with guards, each with its guards as slots of their own.
+/// Guards `[before, behind]` of each slot that was allocated since the last check; `None` where guards are off.
 #[derive(Default)]
 pub(super) struct Guards(Option<Vec<[Slot; 2]>>);
 
@@ -22,17 +22,17 @@ impl Guards {
 }
 
 impl Gpu {
-    /// Returns the same device, whose slots have guards and are not used again. Slow, and for tests.
+    /// Returns this device with guards around each new slot, and without reuse of slots. Slow; for tests.
     #[must_use]
     pub fn with_guards(self) -> Self {
         *self.guards() = Guards(Some(Vec::new()));
         self
     }
 
-    /// Counts the guards that were written since this was asked last.
+    /// Counts the guards that were overwritten since the last call.
     ///
     /// # Errors
-    /// As [`Gpu::read`]'s.
+    /// See [`Gpu::read`].
     pub async fn damaged_guards(&self) -> Result<usize> {
         let known = self.guards().0.as_mut().map(std::mem::take).unwrap_or_default();
         let all: Vec<&Slot> = known.iter().flatten().collect();
@@ -40,7 +40,7 @@ impl Gpu {
         Ok(words.iter().filter(|guard| guard.iter().any(|word| *word != NO_NUMBER)).count())
     }
 
-    /// Allocates `len` elements between guards: zeros where they last, and no numbers where their contents are undefined.
+    /// Allocates `len` elements between guards: NaNs for activations, whose contents are undefined, and zeros for other roles.
     pub(super) fn guarded(&self, role: Role, len: usize) -> Slot {
         let whole = self.unguarded(role, GUARD + len + GUARD);
         let mut words = vec![NO_NUMBER; whole.len()];

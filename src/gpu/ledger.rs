@@ -1,27 +1,27 @@
-//! The count of buffers by role, and of the device memory that they take: the same for a run and for its plan.
+//! Bytes of buffers by role, and of the device memory that they take. A run and its memory plan count alike.
 
 use super::blocks::{Blocks, Place};
 
-/// What a buffer holds; a column of the memory plan.
+/// Role of a buffer: a column of the memory plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Trained weights, f32 or bf16.
     Params,
-    /// Their gradients, f32.
+    /// Gradients of trained weights, f32.
     Grads,
     /// AdamW's two moments, f32 or eight bits with their scales.
     Moments,
     /// Weights that are not trained, in any storage.
     Frozen,
-    /// Saved for the backward pass, and scratch.
+    /// Activations saved for the backward pass, and scratch.
     Activations,
     /// Token ids, tables, and other small inputs of a micro-batch.
     Batch,
 }
 
 impl Role {
-    /// Names what a buffer holds, for messages.
+    /// Returns the role's name for messages.
     fn name(self) -> &'static str {
         match self {
             Self::Params => "parameters",
@@ -41,23 +41,23 @@ const ROLES: [Role; 6] = [Role::Params, Role::Grads, Role::Moments, Role::Frozen
 pub struct Ledger {
     now: [u64; ROLES.len()],
     peak: [u64; ROLES.len()],
-    /// Buffers.
+    /// Buffers that exist now, by role.
     n_buffers: [u64; ROLES.len()],
     blocks: Blocks,
-    /// Bytes of blocks.
+    /// Largest sum of the blocks' bytes so far.
     peak_of_blocks: u64,
     largest_activation: u64,
 }
 
 impl Ledger {
-    /// Nothing yet, in blocks of this size.
+    /// Creates an empty ledger whose blocks have `block_bytes` bytes.
     pub(super) fn new(block_bytes: u64) -> Self {
         let none = [0; ROLES.len()];
         let blocks = Blocks::new(block_bytes);
         Self { now: none, peak: none, n_buffers: none, blocks, peak_of_blocks: 0, largest_activation: 0 }
     }
 
-    /// Counts a buffer, and says where it lies.
+    /// Counts a new buffer, and returns its place in the blocks.
     pub(super) fn add(&mut self, role: Role, bytes: u64) -> Place {
         let i = role as usize;
         self.now[i] += bytes;
@@ -71,7 +71,7 @@ impl Ledger {
         place
     }
 
-    /// Counts a buffer no more.
+    /// Removes a buffer from the counts.
     pub(super) fn sub(&mut self, role: Role, bytes: u64, place: Place) {
         self.now[role as usize] -= bytes;
         self.n_buffers[role as usize] -= 1;
@@ -86,22 +86,22 @@ impl Ledger {
         }
     }
 
-    /// Bytes of buffers now.
+    /// Returns the bytes of all buffers that exist now.
     pub fn total(&self) -> u64 {
         self.now.iter().sum()
     }
 
-    /// The most memory that was asked of the driver for buffers at once, in bytes: whole blocks, some of which are partly empty.
+    /// Returns the most memory that was requested from the driver at once, in bytes: whole blocks, some of them partly empty.
     pub fn peak_bytes(&self) -> u64 {
         self.peak_of_blocks
     }
 
-    /// The largest single activation, in bytes: it must fit a binding.
+    /// Returns the bytes of the largest single activation, which must fit a binding.
     pub fn largest_activation(&self) -> u64 {
         self.largest_activation
     }
 
-    /// The highest sum of each role, in bytes.
+    /// Returns the highest sum of each role, in bytes.
     pub fn peak_by_role(&self) -> Vec<(Role, u64)> {
         ROLES.iter().map(|&r| (r, self.peak[r as usize])).collect()
     }

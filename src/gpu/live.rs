@@ -1,4 +1,4 @@
-//! An open device, and the calls of wgpu that fail where a GPU fails: allocating, submitting, waiting.
+//! Open device, and the calls of wgpu that fail where a GPU fails: allocating, submitting, waiting.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -8,40 +8,40 @@ use web_time::Instant;
 use super::failure::{Failure, FirstFailure, catch_panic};
 use super::submission_count::SubmissionCount;
 
-/// A wait that lasts longer is told, again and again.
+/// Time after which a wait is reported, and then reported again each time it passes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A callback for waits without progress: what the device was given last, and since when it is waited for.
+/// Callback for waits without progress: the last submission's label, and how long it has been waited for.
 pub type OnWait = Box<dyn Fn(&str, Duration) + Send + Sync>;
 
 pub(super) struct Live {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
-    /// The first failure that arrived.
+    /// First failure that the device reported.
     pub failure: FirstFailure,
-    /// A file name for compiled shaders; none where the driver keeps none.
+    /// File name of the pipeline cache; `None` where the driver has no cache.
     pub cache_name: Option<String>,
-    /// Name and backend.
+    /// Name and backend of the device.
     pub title: String,
     count: SubmissionCount,
-    /// The dispatch with which the last submission begins.
+    /// Label of the last submission: its first dispatch.
     running: Mutex<String>,
     on_wait: Mutex<Option<OnWait>>,
     patience: Duration,
 }
 
-/// A submission on its way.
+/// Submission that the queue has accepted.
 pub(super) struct Submitted {
     pub index: wgpu::SubmissionIndex,
-    /// The number of this submission, which the device counts too.
+    /// Number of this submission, which the device counts too.
     pub number: u32,
 }
 
 impl Live {
-    /// Listens to a device that was just opened.
+    /// Installs the error callbacks of a device that was just opened, and creates its count of submissions.
     ///
     /// # Errors
-    /// The failure's words, where its first pipeline cannot be made.
+    /// The failure's words, where the device's first pipeline cannot be made.
     pub fn new(
         device: wgpu::Device,
         queue: wgpu::Queue,
@@ -83,7 +83,7 @@ impl Live {
         *self.on_wait.lock().unwrap_or_else(|e| e.into_inner()) = tell;
     }
 
-    /// Creates a buffer; `what` says for what, and after how much, where it is refused.
+    /// Creates a buffer. If it is refused, `what` describes the allocation for the error message.
     pub fn create_buffer(
         &self,
         descriptor: &wgpu::BufferDescriptor<'_>,
@@ -94,8 +94,8 @@ impl Live {
         buffer
     }
 
-    /// Submits an encoder's commands, unless the device has failed; the device counts the submission behind them. `count_to` also gets the
-    /// device's count. `running` says what runs, for who waits.
+    /// Submits an encoder's commands, followed by the increment of the device's count; `None` where the device has failed. The count is
+    /// also copied to `count_to`. `running` labels the submission for [`OnWait`].
     pub fn submit(
         &self,
         mut encoder: wgpu::CommandEncoder,
@@ -123,7 +123,7 @@ impl Live {
         }
     }
 
-    /// Compares the device's count of submissions, as the submission of `number` read it.
+    /// Compares the device's count of submissions, as a readback copied it, with `number`. A difference is a lost device.
     pub fn compare_count(&self, number: u32, counted: u32) {
         if number != counted {
             let words = format!(
@@ -133,7 +133,7 @@ impl Live {
         }
     }
 
-    /// Waits for a submission, or for all of them; false where the device has failed. In a browser it returns at once.
+    /// Waits for a submission, or for all of them; returns false where the device has failed. Returns at once in a browser.
     pub fn wait(&self, index: Option<wgpu::SubmissionIndex>) -> bool {
         let began = Instant::now();
         while !self.failure.is_set() {
@@ -142,7 +142,7 @@ impl Live {
                 Ok(Ok(_)) => break,
                 Ok(Err(wgpu::PollError::Timeout)) => self.tell_wait(began.elapsed()),
                 Ok(Err(error)) => self.failure.set(Failure::Lost(error.to_string())),
-                // Told by the callback before, in most cases.
+                // The callback has reported this before, in most cases.
                 Err(panic) => self.failure.set(Failure::lost(&panic)),
             }
         }

@@ -22,18 +22,18 @@ pub(super) struct Home {
 
 struct State {
     ledger: Ledger,
-    /// Bytes that were written since they were last waited for.
+    /// Bytes that were uploaded since uploads were last waited for.
     staged_bytes: u64,
-    /// Activations that nobody holds.
+    /// Activation buffers that no slot uses.
     free: Vec<Memory>,
-    /// Buffers, but for those of a batch, that were given back to the device.
+    /// Buffers freed so far, except those of [`Role::Batch`].
     given_up: u64,
     /// See [`Gpu::reserving`].
     reserving: bool,
 }
 
 impl Home {
-    /// Nothing yet, in blocks of this size.
+    /// Creates an empty pool whose ledger has blocks of `block_bytes` bytes.
     pub fn new(block_bytes: u64) -> Self {
         let ledger = Ledger::new(block_bytes);
         let state = State { ledger, staged_bytes: 0, free: Vec::new(), given_up: 0, reserving: false };
@@ -49,11 +49,11 @@ impl Home {
     pub fn ledger(&self) -> Ledger {
         self.state().ledger.clone()
     }
-    /// Buffers, but for those of a batch, that were given back to the device so far.
+    /// Returns the number of buffers freed so far, except those of [`Role::Batch`].
     pub fn given_up(&self) -> u64 {
         self.state().given_up
     }
-    /// The smallest free activation of at least `bytes`.
+    /// Takes the smallest free activation buffer of at least `bytes`; while reserving, of at most 1.5 times `bytes`.
     fn take(&self, bytes: u64) -> Option<Memory> {
         let mut state = self.state();
         let most = if state.reserving { bytes + bytes / 2 } else { u64::MAX };
@@ -63,7 +63,7 @@ impl Home {
     }
 }
 
-/// A device buffer; a plan has none, but its place.
+/// Device buffer and its place; a plan has the place alone.
 #[derive(Default)]
 struct Memory {
     raw: Option<wgpu::Buffer>,
@@ -79,7 +79,7 @@ struct Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // Between guards, no slot is used again.
+        // Slots with guards are not reused.
         let is_pooled = self.role == Role::Activations && !self.home.guards().is_on();
         let mut state = self.home.state();
         let memory = std::mem::take(&mut self.memory);
@@ -92,13 +92,13 @@ impl Drop for Buffer {
     }
 }
 
-/// A range of a device buffer, in elements of four bytes (f32, u32, or two packed bf16).
+/// Range of a device buffer, in elements of four bytes (f32, u32, or two packed bf16).
 #[derive(Clone)]
 pub struct Slot {
     buffer: Arc<Buffer>,
     offset: usize,
     len: usize,
-    /// Elements behind it that its bindings reach: a guard's.
+    /// Elements behind the slot that its bindings reach too: those of a guard, or none.
     reach: usize,
 }
 
@@ -109,30 +109,30 @@ impl std::fmt::Debug for Slot {
 }
 
 impl Slot {
-    /// Elements of four bytes.
+    /// Returns the number of elements, of four bytes each.
     pub fn len(&self) -> usize {
         self.len
     }
-    /// No elements.
+    /// Returns whether the slot has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
-    /// Bytes.
+    /// Returns the size in bytes.
     pub fn bytes(&self) -> u64 {
         self.len as u64 * 4
     }
-    /// A part of this slot; `start` must be a multiple of 64 elements, the alignment of bindings.
+    /// Returns a part of this slot. `start` must be a multiple of 64 elements, the alignment of bindings.
     pub fn slice(&self, start: usize, len: usize) -> Self {
         assert!(start.is_multiple_of(64) && start + len <= self.len, "slice {start}+{len} of {self:?}");
         let reach = if start + len == self.len { self.reach } else { 0 };
         Self { buffer: self.buffer.clone(), offset: self.offset + start, len, reach }
     }
-    /// A part that begins anywhere, for the host to read and write: no binding.
+    /// Returns a part that may begin at any element. It is for the host to read and write, and cannot be bound.
     pub fn piece(&self, start: usize, len: usize) -> Self {
         assert!(start + len <= self.len, "piece {start}+{len} of {self:?}");
         Self { buffer: self.buffer.clone(), offset: self.offset + start, len, reach: 0 }
     }
-    /// Returns what lies between two guards, one of which bindings reach.
+    /// Returns the slot between two guards; its bindings reach the guard behind.
     pub(super) fn between_guards(&self, guard: usize, len: usize) -> Self {
         Self { reach: guard, ..self.slice(guard, len) }
     }
@@ -140,20 +140,20 @@ impl Slot {
         let bytes = 4 * (self.len + self.reach) as u64;
         self.buffer.memory.raw.clone().map(|raw| (raw, self.offset as u64 * 4, bytes))
     }
-    /// Whether the buffer outlives a recording.
+    /// Returns whether the buffer outlives a recording.
     pub(super) fn is_lasting(&self) -> bool {
         self.buffer.role != Role::Batch
     }
-    /// Whether two slots are ranges of one buffer.
+    /// Returns whether two slots are ranges of one buffer.
     pub fn shares_buffer(&self, other: &Slot) -> bool {
         Arc::ptr_eq(&self.buffer, &other.buffer)
     }
 }
 
 impl Gpu {
-    /// What `record` takes makes the pool, and gets buffers of about the sizes that it asks for, half as much again at most. Later the
-    /// smallest free buffer serves, however large it is; were it so here, a layer's wide temporaries would be held as the narrow slots
-    /// that are kept for the backward pass, and each layer would need new ones.
+    /// Fills the pool. Inside `record`, a request reuses a free buffer of at most 1.5 times its size, else allocates. Otherwise the narrow
+    /// slots that are saved for the backward pass would hold a layer's wide temporaries, and each layer would need new ones. Afterwards a
+    /// request takes the smallest free buffer that fits.
     pub fn reserving<T>(&self, record: impl FnOnce() -> T) -> T {
         self.home.state().reserving = true;
         let done = record();
@@ -161,8 +161,8 @@ impl Gpu {
         done
     }
 
-    /// `len` elements for a recording's use, contents undefined; it returns to the pool with the last clone. Recordings of one device
-    /// must therefore be submitted in the order in which they were recorded: record and submit from one thread.
+    /// Allocates `len` elements with undefined contents for a recording; the buffer returns to the pool with the last clone. So recordings
+    /// of one device must be submitted in the order in which they were recorded: record and submit from one thread.
     pub fn slot(&self, len: usize) -> Slot {
         if self.guards().is_on() { self.guarded(Role::Activations, len) } else { self.pooled(len) }
     }
@@ -180,7 +180,7 @@ impl Gpu {
             }
             let place = state.ledger.add(Role::Activations, bytes);
             drop(state);
-            // Copies of weights on their way are not in a plan: they make room for a step's memory.
+            // A plan does not count wgpu's copies of uploads, so these must be gone before a step's memory is allocated.
             self.live.as_ref().into_iter().for_each(|live| self.settle_uploads(live, SMALL_UPLOADS_BYTES));
             Memory { raw: self.create(Role::Activations, bytes), bytes, place }
         });
@@ -188,7 +188,7 @@ impl Gpu {
         Slot { buffer: Arc::new(buffer), offset: 0, len, reach: 0 }
     }
 
-    /// `len` elements of a lasting role, zeros.
+    /// Allocates `len` zeros of a role that outlives a step.
     pub fn lasting(&self, role: Role, len: usize) -> Slot {
         if self.guards().is_on() { self.guarded(role, len) } else { self.unguarded(role, len) }
     }
@@ -197,7 +197,7 @@ impl Gpu {
         self.home.guards()
     }
 
-    /// A buffer of its own.
+    /// Allocates a buffer that holds this slot alone, without guards.
     pub(super) fn unguarded(&self, role: Role, len: usize) -> Slot {
         let bytes = (len.max(1) as u64 * 4).next_multiple_of(256);
         let place = self.home.state().ledger.add(role, bytes);
@@ -206,8 +206,8 @@ impl Gpu {
         Slot { buffer: Arc::new(buffer), offset: 0, len, reach: 0 }
     }
 
-    /// Allocates slots of a lasting role in buffers of `PACKED_BYTES` at most, or of one larger slot. Drivers' memory is taken in blocks: many
-    /// buffers of some MiB leave a good part of their blocks unused, few large ones have their own.
+    /// Allocates slots of a lasting role in shared buffers of at most `PACKED_BYTES`; a larger slot gets its own. Drivers give memory in
+    /// blocks: many buffers of a few MiB leave much of their blocks unused, while a few large ones have memory of their own.
     pub fn lasting_packed(&self, role: Role, lens: &[usize]) -> Vec<Slot> {
         let aligned = |len: usize| len.max(1).next_multiple_of(64);
         let mut all = Vec::with_capacity(lens.len());
@@ -228,7 +228,7 @@ impl Gpu {
         all
     }
 
-    /// A small input of a recording.
+    /// Allocates a small input of a recording, and writes it.
     pub fn upload<T: bytemuck::Pod>(&self, data: &[T]) -> Slot {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let slot = self.lasting(Role::Batch, bytes.len().div_ceil(4));
@@ -236,7 +236,8 @@ impl Gpu {
         slot
     }
 
-    /// Writes at once: before any recording that is submitted later, so never into a slot that a pending one still needs.
+    /// Writes to a slot at once, before any recording that is submitted later. So the slot must not be one that a pending recording still
+    /// needs.
     pub fn write<T: bytemuck::Pod>(&self, slot: &Slot, data: &[T]) {
         self.write_bytes(slot, bytemuck::cast_slice(data));
     }
@@ -259,8 +260,8 @@ impl Gpu {
         }
     }
 
-    /// Writes a piece. wgpu holds a copy of what is written until the next submission has ended, so that a model's weights would be there
-    /// twice: pieces are waited for as soon as they are [`STAGED_BYTES`] together.
+    /// Writes a piece of an upload. wgpu holds a copy of each piece until the next submission has ended, which would double a model's
+    /// weights. So uploads are waited for before more than [`STAGED_BYTES`] are pending.
     fn stage(&self, live: &Live, raw: &wgpu::Buffer, offset: u64, piece: &[u8]) {
         if live.failure.is_set() {
             return;
@@ -272,7 +273,7 @@ impl Gpu {
         live.failure.name_refusal(|| refused("an upload's copy", n_bytes, self.ledger().total()));
     }
 
-    /// Waits for what was written, where it may be more than `most` bytes, so that wgpu's copies are gone.
+    /// Waits for pending uploads, where they exceed `most` bytes, so that wgpu frees its copies.
     fn settle_uploads(&self, live: &Live, most: u64) {
         if self.home.state().staged_bytes <= most {
             return;
@@ -298,11 +299,11 @@ impl Gpu {
         self.live.as_ref().map(|live| live.create_buffer(&descriptor, what))
     }
 
-    /// Reads slots back, after everything submitted so far. Plans give zeros. What is larger than a binding, or than `STAGING_BYTES`, passes
-    /// through a staging buffer part by part: devices limit buffers (DX12 to 2 GiB), and an array may have several pages of that size.
+    /// Reads slots back, after everything submitted so far. Plans give zeros. A read larger than a binding, or than `STAGING_BYTES`, passes
+    /// through a staging buffer in parts: devices limit buffers (DX12 to 2 GiB), and an array may have several pages of that size.
     ///
     /// # Errors
-    /// As [`Gpu::check`]'s; [`Error::DeviceLost`] also where submissions before it have vanished.
+    /// See [`Gpu::check`]; [`Error::DeviceLost`] also where earlier submissions have vanished.
     pub async fn read<T: bytemuck::Pod>(&self, slots: &[&Slot]) -> Result<Vec<Vec<T>>> {
         let mut out: Vec<Vec<T>> = slots.iter().map(|s| vec![T::zeroed(); s.len()]).collect();
         let Some(live) = &self.live else { return Ok(out) };
@@ -372,19 +373,20 @@ impl Gpu {
     }
 }
 
-/// Most bytes of a staging buffer.
+/// Largest size of a staging buffer, in bytes.
 const STAGING_BYTES: u64 = 4 << 20;
 
-/// Most bytes of a buffer that several lasting slots share.
+/// Largest size of a buffer that several lasting slots share, in bytes.
 const PACKED_BYTES: u64 = 64 << 20;
 
-/// Bytes that may be written before they are waited for.
+/// Largest sum of pending uploads, in bytes.
 const STAGED_BYTES: u64 = 16 << 20;
 
-/// Bytes that may be on their way when a step's memory is taken: a batch's inputs.
+/// Largest sum of uploads, in bytes, that may be pending when a step's memory is allocated: a batch's inputs.
 const SMALL_UPLOADS_BYTES: u64 = 1 << 20;
 
-/// Cuts slots of `lens` elements into groups of parts, (slot, elements), of at most `most` elements together; one group at least.
+/// Cuts slots of `lens` elements into groups of parts (slot, range of elements), with at most `most` elements per group. Returns at least
+/// one group.
 fn staged(lens: &[usize], most: usize) -> Vec<Vec<(usize, Range<usize>)>> {
     let mut groups = vec![Vec::new()];
     let mut left = most;
@@ -406,7 +408,7 @@ fn staged(lens: &[usize], most: usize) -> Vec<Vec<(usize, Range<usize>)>> {
     groups
 }
 
-/// A callback's result as a future: the browser resolves it later, native code has it after `poll`.
+/// Future of a callback's result: the browser resolves it later, native code during `poll`.
 #[derive(Clone, Default)]
 struct Arrival(Arc<Mutex<Mapped>>);
 
@@ -457,7 +459,7 @@ mod tests {
         assert_eq!(staged(&[0], 4), [vec![]]);
     }
 
-    /// Each buffer begins a new one where the next slot does not fit; bytes are those of slots alone.
+    /// A slot that does not fit begins a new buffer; the expected bytes count the slots alone.
     #[test]
     fn lasting_slots_share_buffers() {
         let gpu = Gpu::plan(super::super::Caps::baseline());

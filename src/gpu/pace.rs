@@ -1,7 +1,6 @@
-//! How much work goes into one submission. A watchdog ends what takes too long (2 s on Windows and amdgpu), so submissions are cut to a
-//! fraction of that by what each kernel's work is expected to take, and a dispatch that alone would take longer is split into parts of its
-//! grid. Kernels begin as slow ones; each submission that was waited for corrects them. One submission is always queued behind the one that
-//! runs.
+//! Size of submissions. A watchdog ends a submission that takes too long (2 s on Windows and amdgpu). So submissions are cut to a fraction
+//! of that by each kernel's expected time, and a longer dispatch is split into parts of its grid. Unmeasured kernels count as slow; each
+//! submission that was waited for corrects their speeds. One submission is always queued behind the running one.
 
 use std::collections::HashMap;
 
@@ -10,35 +9,35 @@ use web_time::Instant;
 use super::live::Live;
 use super::record::{Command, Dispatch};
 
-/// A submission should take about this long.
+/// Seconds that a submission should take.
 const TARGET_SECONDS: f64 = 0.2;
 
-/// Work a second of a kernel that was not measured yet: a first submission has 1 GFLOP. A browser's submissions can't be waited for, so
-/// nothing is learnt there.
+/// Work per second of a kernel that was not measured yet: a first submission has 1 GFLOP. A browser's submissions cannot be waited for, so
+/// nothing is measured there.
 const FIRST_SPEED: f64 = if cfg!(target_arch = "wasm32") { 1e11 } else { 5e9 };
 
-/// A kernel's speed changes by this factor at most with one submission.
+/// Largest factor by which one submission changes a kernel's speed.
 const MOST_CHANGE: f64 = 4.0;
 
-/// Times that kernels are expected to take.
+/// Speeds of kernels, from which submissions are sized, and the submission in flight.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// Work a second, by entry point.
+    /// Work per second, by entry point.
     speeds: HashMap<&'static str, f64>,
     first_speed: f64,
     in_flight: Option<InFlight>,
 }
 
-/// The submission that runs, or is the next to.
+/// Submission that runs, or runs next.
 #[derive(Debug)]
 struct InFlight {
     index: wgpu::SubmissionIndex,
     expected: Expected,
-    /// When it began at the earliest.
+    /// Earliest time at which it began.
     began: Instant,
 }
 
-/// Seconds that a submission should take, by entry point.
+/// Expected seconds of a submission, by entry point.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Expected(Vec<(&'static str, f64)>);
 
@@ -62,7 +61,7 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Forgets what was measured, and takes every kernel to do so much work a second.
+    /// Discards all measurements, and assumes `speed` (work per second) for every kernel.
     pub fn begin_with(&mut self, speed: f64) {
         self.speeds.clear();
         self.first_speed = speed;
@@ -72,12 +71,13 @@ impl Pace {
         work as f64 / self.speeds.get(entry).unwrap_or(&self.first_speed)
     }
 
-    /// Counts the parts that a dispatch is to be split into.
+    /// Returns the number of parts that a dispatch should be split into.
     pub fn n_parts(&self, dispatch: &Dispatch) -> u32 {
         (self.seconds(dispatch.entry, dispatch.work) / TARGET_SECONDS).ceil().clamp(1.0, f64::from(u32::MAX)) as u32
     }
 
-    /// Counts the commands of the next submission, `most` at most, and says what they should take. A first one alone may take longer.
+    /// Returns the number of commands in the next submission, at most `most`, and their expected time. A first command that takes longer is
+    /// submitted alone.
     pub fn next_submission(&self, commands: &[Command], most: usize) -> (usize, Expected) {
         let work = commands.iter().map(|command| match command {
             Command::Dispatch(dispatch) => Some((dispatch.entry, dispatch.work)),
@@ -103,7 +103,7 @@ impl Pace {
         (n, expected)
     }
 
-    /// Waits for the submission before this one, and learns from how long that took.
+    /// Waits for the previous submission and corrects the speeds by its time; then records this submission as the one in flight.
     pub fn queued(&mut self, live: &Live, index: wgpu::SubmissionIndex, expected: Expected) {
         if let Some(before) = self.in_flight.take() {
             // In a browser a wait returns at once, and there is nothing to learn.
@@ -114,11 +114,11 @@ impl Pace {
         self.in_flight = Some(InFlight { index, expected, began: Instant::now() });
     }
 
-    /// Corrects kernels by their shares of a submission's time.
+    /// Corrects the kernels' speeds by their shares of a submission's measured time.
     pub fn took(&mut self, expected: &Expected, seconds: f64) {
         let whole = expected.seconds();
         let is_telling = if seconds < whole { whole > TARGET_SECONDS / 2.0 } else { seconds > TARGET_SECONDS / 4.0 };
-        // Short ones tell of overheads.
+        // Short submissions measure overheads.
         if !is_telling || whole <= 0.0 {
             return;
         }
@@ -130,15 +130,15 @@ impl Pace {
     }
 }
 
-/// A part of a dispatch's grid: its first workgroup, and its extent.
+/// Part of a dispatch's grid: its first workgroup, and its extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct GridPart {
     pub first: [u32; 2],
     pub grid: [u32; 3],
 }
 
-/// Splits a grid of two dimensions into about `n` parts of at most `limit` workgroups a dimension. Its rows are split first: where they
-/// are heads or tiles of rows, they are alike.
+/// Splits a grid into about `n` parts along x and y, of at most `limit` workgroups per dimension. Rows (y) are split first: heads or tiles
+/// of rows cost alike.
 pub(super) fn grid_parts([x, y, z]: [u32; 3], n: u32, limit: u32) -> Vec<GridPart> {
     let in_y = n.max(y.div_ceil(limit)).min(y).max(1);
     let in_x = n.div_ceil(in_y).max(x.div_ceil(limit)).min(x).max(1);

@@ -1,5 +1,5 @@
-//! Compiled entry points. A recording only names them; what it lacks is compiled when it is submitted, in parallel, and kept on disk where
-//! the driver can (Vulkan), so that the first step is not a freeze and the next program's is short.
+//! Cache of compiled entry points. A recording only names them. Missing ones are compiled in parallel at submission, which reports
+//! progress. The result is cached on disk where the driver can (Vulkan), so that the next program starts faster.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -13,11 +13,11 @@ use super::{Gpu, Shader};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 
-/// An entry point, compiled or not yet.
+/// Entry point, compiled or not yet.
 pub(super) struct Pipeline {
     shader: Shader,
     compiled: OnceLock<Compiled>,
-    /// Drivers for CPUs translate to machine code at the first dispatch: whether there was one.
+    /// Whether it was dispatched before: CPU drivers translate to machine code at the first dispatch.
     pub ran: AtomicBool,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Compiled {
 }
 
 impl Pipeline {
-    /// `None` where it does not compile: the device has reported that.
+    /// Returns the compiled pipeline; `None` before it is compiled, or where it does not compile, which the device has reported.
     pub fn compiled(&self) -> Option<&Compiled> {
         self.compiled.get()
     }
@@ -36,14 +36,14 @@ impl Pipeline {
     }
 }
 
-/// Callback for each kernel that was compiled, and natively for each second in which none was: how many are done, of how many.
+/// Progress callback (kernels compiled, kernels in all): called per compiled kernel and, except in a browser, per second without one.
 pub type OnCompile = Box<dyn Fn(usize, usize) + Send + Sync>;
 
-/// Time without a compiled kernel after which progress is told anyway.
+/// Longest time between two calls of the progress callback.
 #[cfg(not(target_arch = "wasm32"))]
 const TICK: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// All of a device's.
+/// Pipelines of a device by shader key, and their cache on disk.
 #[derive(Default)]
 pub(super) struct Pipelines {
     by_key: Mutex<HashMap<String, Arc<Pipeline>>>,
@@ -70,7 +70,7 @@ impl Pipelines {
         }
     }
 
-    /// Compiles what is not compiled yet.
+    /// Compiles the pipelines of `wanted` that are not compiled yet.
     pub fn compile(&self, live: &Live, wanted: &[Arc<Pipeline>]) -> Result<()> {
         let missing: Vec<&Arc<Pipeline>> = wanted.iter().filter(|p| !p.is_compiled()).collect();
         if missing.is_empty() {
@@ -105,7 +105,7 @@ impl Pipelines {
         }
     }
 
-    /// On all cores; told on this thread.
+    /// Calls `one` for 0..n on all cores, and the progress callback on this thread.
     #[cfg(not(target_arch = "wasm32"))]
     fn each(&self, n: usize, one: &(dyn Fn(usize) + Sync)) {
         use std::sync::mpsc::RecvTimeoutError;
@@ -139,7 +139,7 @@ impl Pipelines {
         });
     }
 
-    /// Writes what the driver made of all shaders; failing costs the next program time, nothing else.
+    /// Writes the driver's pipeline cache to disk. A failure is ignored, because the next program can recompile.
     fn save(&self) {
         let Some(disk) = self.disk.as_ref().filter(|d| d.is_stale.load(Ordering::Relaxed)) else { return };
         let Some(data) = disk.cache.get_data() else { return };
@@ -180,7 +180,7 @@ fn compile(live: &Live, shader: &Shader, source: &str, cache: Option<&wgpu::Pipe
 }
 
 impl Gpu {
-    /// Keeps compiled shaders in a folder, where the driver can: to be said before anything is computed.
+    /// Caches compiled shaders in a folder, where the driver can. Must be called before anything is computed.
     pub fn keep_pipelines(&mut self, dir: &Path) {
         let Some((live, name)) = self.live.as_ref().and_then(|l| Some((l, l.cache_name.as_ref()?))) else { return };
         if std::fs::create_dir_all(dir).is_err() {
@@ -200,7 +200,7 @@ impl Gpu {
         self.pipelines.disk = Some(Disk { cache, path, is_stale: AtomicBool::new(false) });
     }
 
-    /// What is told while kernels are compiled; a driver for CPUs does that as they first run.
+    /// Sets or removes the progress callback of compilation. CPU drivers compile at the first dispatch, so it is called then too.
     pub fn on_compile(&self, tell: Option<OnCompile>) {
         *self.pipelines.on_compile.lock().unwrap_or_else(|e| e.into_inner()) = tell;
     }

@@ -1,26 +1,26 @@
-//! How exactly products are computed, attention's too.
+//! Precision of matrix products, including attention's.
 
 use crate::error::{Error, Result};
 
-/// How exactly a product of f32 matrices is computed: PyTorch's names. Below the highest, results have other bits, so a device does not
-/// choose it by speed: it is asked for.
+/// Precision of products of f32 matrices, with PyTorch's names. Results change below the highest precision, so the device never chooses it
+/// by speed: the user asks for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MatmulPrecision {
-    /// f32 throughout.
+    /// Computes in f32 throughout.
     #[default]
     Highest,
-    /// Three products of f16 on cooperative matrices for one of f32, summed in f32: within f32's tolerances.
+    /// Computes an f32 product as three f16 products on cooperative matrices, summed in f32: within f32's tolerances.
     High,
-    /// One product of f16 on cooperative matrices, summed in f32: operands are rounded to 11 bits.
+    /// Computes one f16 product on cooperative matrices, summed in f32: operands are rounded to 11 bits.
     Medium,
 }
 
 impl MatmulPrecision {
-    /// All, the most exact first.
+    /// All precisions, the most exact first.
     pub const ALL: [Self; 3] = [Self::Highest, Self::High, Self::Medium];
 
-    /// As `--matmul-precision` takes it.
+    /// Returns the name that `--matmul-precision` takes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Highest => "highest",
@@ -29,7 +29,7 @@ impl MatmulPrecision {
         }
     }
 
-    /// A name.
+    /// Parses a name.
     ///
     /// # Errors
     /// [`Error::Flag`] listing the names.

@@ -1,4 +1,4 @@
-//! Time on the device by kernel, from timestamp queries.
+//! Device time per kernel, from timestamp queries.
 
 use std::collections::BTreeMap;
 
@@ -16,12 +16,12 @@ impl Profile {
         entry.1 += time_us;
     }
 
-    /// Tells whether the device's timestamps measured anything: some systems have them and let them read zero (macOS 26).
+    /// Returns whether the device's timestamps measured anything: some systems have them, but they read zero (macOS 26).
     pub fn is_timed(&self) -> bool {
         self.by_kernel.values().any(|v| v.1 > 0.0)
     }
 
-    /// (kernel, dispatches, total time in µs), the longest first; none where timestamps read zero.
+    /// Returns (kernel, dispatches, total time in µs) per kernel, the longest first; empty where timestamps read zero.
     pub fn rows(&self) -> Vec<(String, usize, f64)> {
         if !self.is_timed() {
             return Vec::new();
@@ -31,7 +31,7 @@ impl Profile {
         rows
     }
 
-    /// A table for a terminal.
+    /// Formats a table for a terminal.
     pub fn table(&self) -> String {
         if !self.is_timed() {
             return "no kernel can be timed: the timestamps of this device read zero\n".into();

@@ -10,16 +10,16 @@ pub(super) struct Dispatch {
     pub pipeline: Arc<Pipeline>,
     pub entry: &'static str,
     pub label: String,
-    /// Offset and bytes.
+    /// Offset and size of the uniform, in bytes.
     pub uniform: (u64, u64),
-    /// Buffer, offset and bytes.
+    /// Buffer, offset and size in bytes, per binding.
     pub bindings: Vec<(wgpu::Buffer, u64, u64)>,
-    /// Whether all of them will be bound again: none is an input of this recording alone.
+    /// Whether all bindings outlive the recording, so that their bind group can be reused.
     pub is_lasting: bool,
     pub grid: [u32; 3],
-    /// Tells whether the uniform begins with the first workgroup of a part of the grid.
+    /// Whether the grid may be split: the uniform then begins with the part's first workgroup.
     pub is_splittable: bool,
-    /// Floating-point operations, or elements that are bound where these are more.
+    /// Estimated cost: the larger of the floating-point operations and the bound elements.
     pub work: u64,
 }
 
@@ -29,7 +29,7 @@ pub(super) enum Command {
     Copy { from: (wgpu::Buffer, u64), to: (wgpu::Buffer, u64), bytes: u64 },
 }
 
-/// Dispatches, clears and copies, in order.
+/// Recording of dispatches, clears and copies, which run in order.
 pub struct Recording<'g> {
     pub(super) gpu: &'g Gpu,
     pub(super) commands: Vec<Command>,
@@ -39,21 +39,20 @@ pub struct Recording<'g> {
     flops: u64,
 }
 
-/// Workgroups for `n` invocations of one dimension, spread over two dimensions where one is too small; the shader takes its index
-/// from `shared/grid`.
+/// Computes the grid of `n` invocations, over two dimensions where one is too small. The shader takes its index from `shared/grid`.
 pub fn grid_1d(n: usize, workgroup: usize) -> [u32; 3] {
     let groups = n.div_ceil(workgroup).max(1);
     let x = groups.min(32_768);
     [x as u32, groups.div_ceil(x) as u32, 1]
 }
 
-/// Bytes of a uniform of [`Recording::dispatch_in_parts`], whose WGSL struct begins with `first_group`.
+/// Returns the bytes of a uniform of [`Recording::dispatch_in_parts`], whose WGSL struct begins with `first_group`.
 pub const fn uniform_bytes_in_parts<P>() -> usize {
     (size_of::<[u32; 2]>() + size_of::<P>()).next_multiple_of(align_of::<u64>())
 }
 
 impl Gpu {
-    /// An empty recording.
+    /// Creates an empty recording.
     pub fn record(&self) -> Recording<'_> {
         Recording {
             gpu: self,
@@ -65,38 +64,38 @@ impl Gpu {
         }
     }
 
-    /// Starts collecting device times (slower: a pass a dispatch). No effect without timestamp queries.
+    /// Starts collecting device times. Slower, because each dispatch gets a pass of its own. No effect without timestamp queries.
     pub fn start_profile(&self) {
         if self.caps.timestamps {
             *self.profile.lock().unwrap_or_else(|e| e.into_inner()) = Some(super::Profile::default());
         }
     }
 
-    /// Ends collecting, and gives what was collected.
+    /// Stops collecting device times, and returns them.
     pub fn end_profile(&self) -> Option<super::Profile> {
         self.profile.lock().unwrap_or_else(|e| e.into_inner()).take()
     }
 }
 
 impl<'g> Recording<'g> {
-    /// The device.
+    /// Returns the device that runs the recording.
     pub fn gpu(&self) -> &'g Gpu {
         self.gpu
     }
-    /// Labels from now on end with `/scope`.
+    /// Appends `/scope` to the labels of later dispatches.
     pub fn scope(&mut self, scope: impl Into<String>) {
         self.scope = scope.into();
     }
-    /// Dispatches recorded so far.
+    /// Returns the number of dispatches recorded so far.
     pub fn dispatches(&self) -> usize {
         self.dispatches
     }
-    /// Floating-point operations recorded so far, as the launchers count them.
+    /// Returns the floating-point operations recorded so far, as the launchers count them.
     pub fn flops(&self) -> u64 {
         self.flops
     }
 
-    /// Appends a dispatch. Binding 0 is `params`, the slots follow in order. A grid with a zero runs nothing.
+    /// Appends a dispatch. Binding 0 is `params`; the slots follow in order. A grid that contains a zero runs nothing.
     pub fn dispatch<P: bytemuck::Pod>(
         &mut self,
         shader: &Shader,
@@ -110,8 +109,9 @@ impl<'g> Recording<'g> {
         self.append(shader, &[bytemuck::bytes_of(params)], slots, grid, flops, false);
     }
 
-    /// Appends a dispatch that may be run in parts of its grid, for which workgroups must not depend on each other. What the shader is given is
-    /// `first_group: vec2<u32>`, to be added to its `workgroup_id`, and then `params`. The grid has two dimensions of any size.
+    /// Appends a dispatch that may be split into parts of its grid, so workgroups must not depend on each other. The uniform is
+    /// `first_group: vec2<u32>`, which the shader adds to its `workgroup_id`, and then `params`. The grid's two dimensions may have any
+    /// size.
     pub fn dispatch_in_parts<P: bytemuck::Pod>(
         &mut self,
         shader: &Shader,
@@ -159,14 +159,14 @@ impl<'g> Recording<'g> {
         }));
     }
 
-    /// Zeros.
+    /// Fills a slot with zeros.
     pub fn clear(&mut self, slot: &Slot) {
         if let Some((raw, offset, _)) = slot.binding() {
             self.commands.push(Command::Clear(raw, offset, slot.bytes()));
         }
     }
 
-    /// Copies the whole of `from`.
+    /// Copies all of `from` to the beginning of `to`.
     pub fn copy(&mut self, from: &Slot, to: &Slot) {
         assert!(from.len() <= to.len(), "copy {from:?} into {to:?}");
         if let (Some(a), Some(b)) = (from.binding(), to.binding()) {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 macro_rules! shaders {
     ($($name:literal),* $(,)?) => {
-        /// Every module of `shaders/`, by its path without the extension.
+        /// Modules of `shaders/`: (path without extension, source).
         pub const SHADERS: &[(&str, &str)] = &[$(($name, include_str!(concat!("../../shaders/", $name, ".wgsl")))),*];
     };
 }
@@ -68,29 +68,29 @@ shaders![
     "shared/weight_nf4",
 ];
 
-/// A specialised entry point.
+/// Entry point with its specialisation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shader {
-    /// A name of [`SHADERS`].
+    /// Module: a name in [`SHADERS`].
     pub module: &'static str,
     /// Entry point, `<op>_fwd` or `<op>_bwd_<wrt>`.
     pub entry: &'static str,
-    /// Values of `override`s.
+    /// Values of the module's `override`s.
     pub constants: Vec<(&'static str, f64)>,
-    /// Modules replaced: (imported, taken instead).
+    /// Replaced modules: (imported, used instead).
     pub substitutions: Vec<(&'static str, &'static str)>,
-    /// Loops that are written out: the constant that they run to, and its value.
+    /// Unrolled loops: (constant that bounds them, its value).
     pub unrolled: Vec<(&'static str, usize)>,
-    /// Extensions of WGSL that the device must have: `enable` lines, which a shader's file has none of.
+    /// WGSL extensions that the device must have. The linker writes their `enable` lines, which the files leave out.
     pub enables: &'static [&'static str],
 }
 
 impl Shader {
-    /// Makes one with no constants, no substitutions, no loops written out and no extensions.
+    /// Creates a shader without constants, substitutions, unrolled loops or extensions.
     pub fn new(module: &'static str, entry: &'static str) -> Self {
         Self { module, entry, constants: Vec::new(), substitutions: Vec::new(), unrolled: Vec::new(), enables: &[] }
     }
-    /// Asks for extensions.
+    /// Sets the WGSL extensions.
     pub fn enable(self, enables: &'static [&'static str]) -> Self {
         Self { enables, ..self }
     }
@@ -99,26 +99,26 @@ impl Shader {
         self.constants.push((name, value));
         self
     }
-    /// Takes `instead` where `imported` is imported.
+    /// Replaces the imported module `imported` by `instead`.
     pub fn substitute(mut self, imported: &'static str, instead: &'static str) -> Self {
         self.substitutions.push((imported, instead));
         self
     }
-    /// Writes out every `for (var i = 0u; i < BOUND; i++)` of the module, `times` times: what a private array holds at a constant index
-    /// may stay in registers. BOUND is a constant of that value.
+    /// Unrolls every `for (var i = 0u; i < BOUND; i++)` of the module `times` times. A private array that is indexed by constants may stay
+    /// in registers. BOUND is a constant of the value `times`.
     pub fn unroll(mut self, bound: &'static str, times: usize) -> Self {
         self.unrolled.push((bound, times));
         self
     }
-    /// Names the specialisation.
+    /// Returns the specialisation's key in the pipeline cache.
     pub fn key(&self) -> String {
         format!("{}/{} {:?} {:?} {:?}", self.module, self.entry, self.constants, self.substitutions, self.unrolled)
     }
-    /// The linked WGSL, constants baked, after the `enable` lines.
+    /// Returns the linked WGSL with its constants baked, behind the `enable` lines.
     ///
     /// # Errors
-    /// [`Error::File`] naming the module: an import that does not exist, or lacks a name that is imported; a constant that is no
-    /// `override`; no loop to the bound of those that are written out.
+    /// [`Error::File`] naming the module: an import that does not exist, or lacks a name that is imported; a constant that is not an
+    /// `override`; no loop with the bound of an unrolled one.
     pub fn source(&self) -> Result<String> {
         let mut source = link(self.module, &self.substitutions)?;
         for (name, value) in &self.constants {
@@ -144,7 +144,7 @@ pub fn link(module: &str, substitutions: &[(&str, &str)]) -> Result<String> {
     Ok(linked.out)
 }
 
-/// Writes `override NAME: T = default;` as `const NAME: T = value;`.
+/// Replaces `override NAME: T = default;` by `const NAME: T = value;`.
 fn bake(source: &str, name: &str, value: f64) -> Option<String> {
     let prefix = format!("override {name}: ");
     let line = source.lines().find(|l| l.starts_with(&prefix))?;
@@ -157,8 +157,8 @@ fn bake(source: &str, name: &str, value: f64) -> Option<String> {
     Some(source.replace(line, &format!("const {name}: {ty} = {text};")))
 }
 
-/// Writes each loop of `for (var i = 0u; i < BOUND; i++) {` out, its body a block for every i, which is a constant there. Loops end with
-/// a brace that is as far from the margin as they are. They are not nested.
+/// Unrolls each `for (var i = 0u; i < BOUND; i++) {` into one block per i, in which i is a constant. A loop ends at the next brace with its
+/// own indentation. Loops must not be nested.
 fn unroll(source: &str, bound: &str, times: usize) -> Option<String> {
     let mut out = String::new();
     let mut lines = source.lines();
@@ -222,7 +222,7 @@ impl Linked<'_> {
     }
 }
 
-/// Whether a module declares `name` at its top level.
+/// Returns whether a module declares `name` at its top level.
 fn defines(source: &str, name: &str) -> bool {
     source.lines().any(|line| {
         let declared = ["fn ", "const ", "override ", "struct ", "alias ", "var<workgroup> "];

@@ -1,17 +1,18 @@
-//! The size of the subgroups that a driver chooses for cooperative matrices. AMD's may have 32 or 64 invocations, Intel's 8 to 32, and Metal
-//! tells no size; wgpu cannot ask for one. matmul_coop.wgsl and attention_coop.wgsl are specialised for a size, so it is measured: in a pipeline
-//! that multiplies fragments, since drivers choose by what a shader does. The checks at start-up then see whether the kernels are right with it.
+//! Measured size of the subgroups that a driver chooses for cooperative matrices. AMD's have 32 or 64 invocations, Intel's 8 to 32; Metal
+//! reports no size, and wgpu cannot request one. matmul_coop.wgsl and attention_coop.wgsl are specialised for a size, so it is measured.
+//! The probe multiplies fragments, because drivers choose by what a shader does. The self-test at start-up then checks the kernels with
+//! that size.
 
 use super::live::Live;
 use super::{Gpu, Slot};
 use crate::error::{Error, Result};
 
-/// Invocations of the probe's workgroup: four subgroups of the largest size.
+/// Invocations per workgroup of the probe: four subgroups of the largest size.
 const LANES: u32 = 256;
-/// Subgroups of a workgroup of the cooperative kernels.
+/// Subgroups per workgroup of the cooperative-matrix kernels.
 const SUBGROUPS: u32 = 4;
 
-/// Multiplies ones, so that `found` is [invocations of a subgroup, subgroups, EDGE].
+/// Probe shader: multiplies ones, so that `found` becomes `[invocations per subgroup, subgroups, EDGE]`.
 const PROBE: &str = "
 enable f16;
 enable wgpu_cooperative_matrix;
@@ -51,14 +52,14 @@ fn source(edge: u32) -> String {
         .replace("LANES", &format!("{LANES}u"))
 }
 
-/// Takes a size from what the probe found, if the workgroup was cut into whole subgroups and the product is right.
+/// Returns the subgroup size that the probe found, if the workgroup was cut into whole subgroups and the product is right.
 fn size(found: &[u32], edge: u32) -> Option<u32> {
     let [size, n, product] = *found else { return None };
     (size.is_power_of_two() && size * n == LANES && size * SUBGROUPS <= LANES && product == edge).then_some(size)
 }
 
 impl Gpu {
-    /// Replaces the size of subgroups that cooperative matrices are computed with by the measured one, where the driver may choose.
+    /// Replaces the subgroup size of cooperative matrices by the measured one, where the driver may choose.
     ///
     /// # Errors
     /// [`Error::Flag`] where no size is found; [`Error::Gpu`].
@@ -75,7 +76,7 @@ impl Gpu {
         Ok(self)
     }
 
-    /// Runs the probe; empty where the device does not compile it.
+    /// Runs the probe and returns `found`; empty where the device does not compile it.
     async fn probe_subgroups(&self, edge: u32) -> Result<Vec<u32>> {
         let Some(live) = &self.live else { return Ok(Vec::new()) };
         let found = self.upload(&[0_u32; 3]);
@@ -161,7 +162,7 @@ mod tests {
         }
     }
 
-    /// Lavapipe has one size, so what is measured must be it (Mesa 26; elsewhere there are no cooperative matrices).
+    /// Lavapipe has one subgroup size, which must be the measured one (Mesa 26; elsewhere there are no cooperative matrices).
     #[test]
     fn the_measured_size_is_what_the_driver_says() {
         let open = |precision| pollster::block_on(Gpu::open_for(&DeviceChoice::Best, precision)).unwrap();

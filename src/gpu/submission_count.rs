@@ -1,5 +1,5 @@
-//! A count of submissions that the device keeps itself. A driver may reset a ring and tell that its work was done, although nothing ran: the
-//! device's count, which every readback brings along, is then smaller than the host's. An increment costs a dispatch of one invocation per
+//! Count of submissions that the device itself keeps. A driver may reset a ring and report its work as done although nothing ran. The
+//! device's count is then below the host's; every readback compares the two. An increment costs one dispatch of one invocation per
 //! submission, and no wait.
 
 use std::sync::Mutex;
@@ -47,7 +47,7 @@ impl SubmissionCount {
         Self { pipeline, group, on_device, on_host: Mutex::new(0) }
     }
 
-    /// Appends the increment.
+    /// Encodes the increment of the device's count.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
         let mut pass = encoder.begin_compute_pass(&Default::default());
         pass.set_pipeline(&self.pipeline);
@@ -55,12 +55,13 @@ impl SubmissionCount {
         pass.dispatch_workgroups(1, 1, 1);
     }
 
-    /// Copies the count.
+    /// Encodes a copy of the device's count into a buffer.
     pub fn copy(&self, encoder: &mut wgpu::CommandEncoder, to: &wgpu::Buffer, offset: u64) {
         encoder.copy_buffer_to_buffer(&self.on_device, 0, to, offset, 4);
     }
 
-    /// Calls `submit` with the next number: those of two threads reach the queue in their order.
+    /// Counts a submission, calls `submit` and returns the submission's number. The lock keeps the queue in the order of numbers when
+    /// several threads submit.
     pub fn submit<T>(&self, submit: impl FnOnce() -> T) -> (T, u32) {
         let mut number = self.on_host.lock().unwrap_or_else(|e| e.into_inner());
         *number = number.wrapping_add(1);

@@ -1,4 +1,4 @@
-//! From a recording's commands to submissions, cut as [`super::pace`] says.
+//! Encoding of a recording's commands into submissions, whose sizes [`super::pace`] chooses.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use super::pace::grid_parts;
 use super::pipelines::Pipeline;
 use super::record::{Command, Dispatch, Recording};
 
-/// Bind groups of earlier recordings: a step that repeats the last one's shapes finds all of them.
+/// Cache of bind groups: a step that repeats the last step's shapes finds all of its groups here.
 #[derive(Default)]
 pub(super) struct BindGroups {
-    /// By pipeline, uniform range and bindings.
+    /// Bind groups by pipeline, uniform buffer and offset, and bindings.
     known: HashMap<(usize, wgpu::Buffer, u64, Vec<Binding>), wgpu::BindGroup>,
-    /// Buffers that had been given back when these were made: groups would keep them alive.
+    /// Count of freed buffers when the groups were made. A change clears the cache, because groups keep their buffers alive.
     given_up: u64,
 }
 
-/// Buffer, offset and bytes.
+/// Buffer, offset and size in bytes.
 type Binding = (wgpu::Buffer, u64, u64);
 
-/// Groups kept: those of some different lengths of batches.
+/// Largest number of cached groups: enough for several lengths of batches.
 const MOST_GROUPS: usize = 16_384;
 
 /// Uniforms of a recording.
@@ -51,7 +51,7 @@ impl Recording<'_> {
             // A shader that does not link is our bug, and every variant is linked by a test.
             live.failure.set(Failure::Refused(error.to_string()));
         }
-        // With a kernel left out, or a buffer that is not there, the rest would compute on what is not computed.
+        // Without a kernel, or a buffer, the other dispatches would read what was never computed.
         if live.failure.is_set() {
             return;
         }
@@ -78,7 +78,7 @@ impl Recording<'_> {
         }
     }
 
-    /// Replaces dispatches that would take too long, or whose grid is too large, by parts of them.
+    /// Replaces dispatches that would take too long, or whose grid is too large, by several parts each.
     fn split_long(&mut self) {
         let pace = self.gpu.pace.lock().unwrap_or_else(|e| e.into_inner());
         let limit = self.gpu.caps.max_workgroups;
@@ -109,7 +109,7 @@ impl Recording<'_> {
         }
     }
 
-    /// The pipelines of all dispatches, each once, in order.
+    /// Returns the pipelines of all dispatches, each once, in order.
     fn distinct(&self) -> Vec<Arc<Pipeline>> {
         let mut all: Vec<Arc<Pipeline>> = Vec::new();
         let mut seen = std::collections::HashSet::new();
@@ -123,7 +123,8 @@ impl Recording<'_> {
         all
     }
 
-    /// Drivers for CPUs translate a kernel when it is first dispatched, for seconds in all: an empty grid does that, with progress.
+    /// Dispatches each new kernel with an empty grid, and reports progress. CPU drivers translate a kernel at its first dispatch, which
+    /// takes seconds in all.
     fn run_first(&self, live: &Live, uniforms: &Uniforms) {
         let mut new: Vec<&Dispatch> = Vec::new();
         for command in &self.commands {
@@ -170,7 +171,7 @@ impl Recording<'_> {
         Uniforms(buffer)
     }
 
-    /// A pass a dispatch, with a timestamp on both sides; submissions are as long as others, and waited for one by one.
+    /// Submits one pass per dispatch, with a timestamp on both sides. Submissions have the usual size, and each is waited for.
     fn submit_profiled(&self, live: &Live, uniforms: &Uniforms) {
         const CHUNK: usize = 1024;
         let mut pace = self.gpu.pace.lock().unwrap_or_else(|e| e.into_inner());

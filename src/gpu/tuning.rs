@@ -1,50 +1,50 @@
-//! Which variant is the fastest for which shapes: measured by `jointwise tune`, or shipped. All variants of an entry give the same bits, so
-//! an entry that is bad, stale or of another device costs time, and nothing else.
+//! Table of the fastest variant per class of shapes, measured by `jointwise tune` or shipped. All variants of a class give bit-identical
+//! results, so a wrong or stale entry costs time only.
 
 use std::collections::BTreeMap;
 
 use super::Variant;
 
-/// The fastest variants by class of shapes; a class is a family's own name for shapes that are alike.
+/// Fastest variants by class; a class is a kernel family's own name for similar shapes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Tuning {
-    /// `None`: the baseline.
+    /// Fastest variant by class; `None` is the baseline.
     fastest: BTreeMap<String, Option<Variant>>,
 }
 
-/// What was measured before, by a part of the device's name, in lower case.
+/// Tables measured on known devices, by a lower-case part of the device's name.
 const SHIPPED: &str = include_str!("tuning.json");
 
 impl Tuning {
-    /// What the program knows of a device without having measured it.
+    /// Returns the shipped table of a device; empty if there is none.
     pub fn shipped(device: &str) -> Self {
         let families: BTreeMap<String, Self> = serde_json::from_str(SHIPPED).unwrap_or_default();
         let device = device.to_lowercase();
         families.into_iter().find(|(family, _)| device.contains(family)).map(|f| f.1).unwrap_or_default()
     }
 
-    /// The fastest of `candidates`, if one of them was found to be that.
+    /// Returns the fastest variant of a class, if it was measured and is among `candidates`.
     pub fn fastest(&self, class: &str, candidates: &[Option<Variant>]) -> Option<Option<Variant>> {
         self.fastest.get(class).copied().filter(|v| candidates.contains(v))
     }
 
-    /// What was measured.
+    /// Stores the measured fastest variant of a class.
     pub fn set(&mut self, class: String, fastest: Option<Variant>) {
         self.fastest.insert(class, fastest);
     }
 
-    /// Takes another's entries over its own.
+    /// Adds the entries of `other`, which replace existing ones.
     pub fn merge(&mut self, other: Self) {
         self.fastest.extend(other.fastest);
     }
 
-    /// Classes.
+    /// Returns the number of classes.
     pub fn len(&self) -> usize {
         self.fastest.len()
     }
 
-    /// Nothing was measured.
+    /// Returns whether nothing was measured.
     pub fn is_empty(&self) -> bool {
         self.fastest.is_empty()
     }

@@ -2,30 +2,30 @@
 
 use crate::error::{Error, Result};
 
-/// An implementation that a device may be given beside the baseline. Products in all of them add the terms of a sum in the baseline's order,
-/// one after the other: which of them runs does not change a bit, so a choice by speed alone is safe.
+/// Implementation that a device may use beside the baseline. Matmul variants add the terms of a sum one after the other, in the baseline's
+/// order. Their results are bit-identical, so a choice by speed alone is safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Variant {
-    /// Products in tiles of 32×32, loads and stores in quads: for few rows.
+    /// Matmul in tiles of 32×32 with vec4 loads and stores: for few rows.
     Tiles32,
-    /// The same, 64×64.
+    /// Matmul in tiles of 64×64 with vec4 loads and stores.
     Tiles64,
-    /// The same, 128×128: the fewest loads for a multiplication.
+    /// Matmul in tiles of 128×128 with vec4 loads and stores: the fewest loads per multiplication.
     Tiles128,
     /// Attention with tiles of keys in workgroup memory, scores and outputs in blocks of registers.
     Flash,
-    /// No workgroup memory, workgroups as wide as a vector: for adapters that are CPUs.
+    /// Matmul and attention without workgroup memory, in workgroups as wide as a vector: for CPU adapters.
     Cpu,
-    /// The same with values handed from lane to lane: for CPUs with subgroups of 8 or more.
+    /// Like [`Self::Cpu`], but passes values from lane to lane: for CPU adapters with subgroups of 8 or more.
     Lanes,
 }
 
 impl Variant {
-    /// All, in the order of `info`.
+    /// All variants, in the order of `jointwise info`.
     pub const ALL: [Self; 6] = [Self::Tiles32, Self::Tiles64, Self::Tiles128, Self::Flash, Self::Cpu, Self::Lanes];
 
-    /// As `--variant` takes it.
+    /// Returns the name that `--variant` takes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tiles32 => "tiles32",
@@ -37,12 +37,12 @@ impl Variant {
         }
     }
 
-    /// What a device is given: for a CPU, or for a GPU.
+    /// Returns the variants that a CPU or a GPU may use by default.
     pub fn usual(is_cpu: bool) -> Vec<Self> {
         Self::ALL.into_iter().filter(|v| matches!(v, Self::Cpu | Self::Lanes) == is_cpu).collect()
     }
 
-    /// `baseline`, or names with commas between them.
+    /// Parses `baseline` (no variants), or names separated by commas.
     ///
     /// # Errors
     /// [`Error::Flag`] listing the names.

@@ -1,31 +1,31 @@
-//! The MLP's non-linearity, gated or plain: SiLU, GELU by erf, GELU by tanh.
+//! Activation functions of the MLP, gated or plain: SiLU, GELU by erf, GELU by tanh.
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
-/// f of the MLP.
+/// Activation function f of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// x·σ(x).
     Silu,
     /// x·Φ(x), by erf.
     Gelu,
-    /// The tanh form (`gelu_new`, `gelu_pytorch_tanh`).
+    /// GELU's tanh form (`gelu_new`, `gelu_pytorch_tanh`).
     GeluTanh,
 }
 
-/// Shape of an MLP's inner part.
+/// Shape of an MLP's inner part: y = f(u), or f(gate)·up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mlp {
-    /// T.
+    /// T, the number of tokens.
     pub tokens: usize,
-    /// F.
+    /// F, the inner width.
     pub width: usize,
-    /// u is (T, 2F) as gate, up; else (T, F).
+    /// Whether u is (T, 2F), gate and up side by side; else u is (T, F).
     pub gated: bool,
-    /// f.
+    /// Activation function f.
     pub activation: Activation,
 }
 
@@ -51,13 +51,13 @@ fn shader(entry: &'static str, activation: Activation) -> Shader {
     Shader::new("activation", entry).with("WG", 64.0).with("KIND", f64::from(activation as u8))
 }
 
-/// y (T, F) from u.
+/// Computes y (T, F) from u.
 pub fn activation_fwd(rec: &mut Recording, mlp: &Mlp, u: &Slot, y: &Slot) {
     let n = mlp.tokens * mlp.width;
     rec.dispatch(&shader("activation_fwd", mlp.activation), &params(mlp), &[u, y], grid_1d(n, 64), 8 * n as u64);
 }
 
-/// d_u from d_y (T, F).
+/// Computes d_u from u and d_y (T, F).
 pub fn activation_bwd(rec: &mut Recording, mlp: &Mlp, u: &Slot, d_y: &Slot, d_u: &Slot) {
     let n = mlp.tokens * mlp.width;
     rec.dispatch(
@@ -69,7 +69,7 @@ pub fn activation_bwd(rec: &mut Recording, mlp: &Mlp, u: &Slot, d_y: &Slot, d_u:
     );
 }
 
-/// The family.
+/// Activation kernels: `activation_fwd`, `activation_bwd`.
 pub struct Activations;
 
 const KINDS: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
@@ -106,7 +106,7 @@ struct MlpCase {
     mlp: Mlp,
 }
 
-/// Φ(x) by Simpson's rule over the density: an independent road to erf.
+/// Computes Φ(x) by Simpson's rule over the density, independently of erf.
 fn phi(x: f64) -> f64 {
     let density = |z: f64| (-0.5 * z * z).exp() / std::f64::consts::TAU.sqrt();
     let n = 400;

@@ -1,4 +1,4 @@
-//! One AdamW update over a page of parameters, with clipping by the global norm.
+//! AdamW update of a page of parameters, with clipping by the global norm.
 
 use super::moments::{BLOCK, Moments, eight_bits, maps};
 use super::shapes::ModelShape;
@@ -7,46 +7,46 @@ use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::{Rng, philox2x32};
 
-/// Constants of an update.
+/// Constants of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
-    /// Rate of this step.
+    /// Learning rate of this step.
     pub learning_rate: f64,
-    /// β1.
+    /// β1, decay rate of the first moment.
     pub beta1: f64,
-    /// β2.
+    /// β2, decay rate of the second moment.
     pub beta2: f64,
-    /// Added to the root.
+    /// ε, added to the root of the second moment.
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Largest global norm; 0: no clipping.
+    /// Largest global norm of the gradients; 0 disables clipping.
     pub max_norm: f64,
     /// Update number t, from 1.
     pub step: u32,
-    /// One over what the gradient was summed over (pairs, or tokens).
+    /// Factor on gradients: one over the number of pairs, or tokens, that they were summed over.
     pub scale: f64,
-    /// Of chance: parameters in bf16 are rounded stochastically.
+    /// Random seed: parameters in bf16 are rounded stochastically.
     pub seed: u64,
 }
 
-/// A page of trained parameters with its state: the same elements in the same order in all slots.
+/// Page of trained parameters with its state; all slots have the page's elements in one order.
 #[derive(Debug, Clone)]
 pub struct Page {
     /// Elements, a multiple of four.
     pub len: usize,
-    /// The first one's number among all elements that are trained, a multiple of four: rounding depends on it, and so not on how
-    /// elements lie in pages.
+    /// Index of the first element among all trained elements, a multiple of four. Stochastic rounding depends on this index, and so not on
+    /// how elements are split into pages.
     pub first: usize,
-    /// Values.
+    /// Values of the parameters.
     pub params: Slot,
-    /// How they are stored: f32 or bf16.
+    /// Storage format of the values: f32 or bf16.
     pub storage: Storage,
     /// Gradients, f32.
     pub grads: Slot,
     /// First and second moments.
     pub moments: Moments,
-    /// Elements before this one decay; a multiple of four.
+    /// End of the elements that have weight decay; a multiple of four.
     pub decay_end: usize,
 }
 
@@ -76,12 +76,12 @@ fn shader(storage: Storage) -> Shader {
     if storage == Storage::Bf16 { shader.substitute("shared/param", "shared/param_bf16") } else { shader }
 }
 
-/// What chance is drawn from for a seed: `shared/philox` has a key of one word.
+/// Folds a seed into the key of `shared/philox`, which has one word.
 fn key(seed: u64) -> u32 {
     (seed ^ seed >> 32) as u32
 }
 
-/// Updates the page; `norm` (1) is the norm of scaled gradients. Without moments there is nothing to do.
+/// Updates the page. `norm` (1) is the norm of the scaled gradients. Does nothing without moments.
 pub fn adamw(rec: &mut Recording, a: &AdamW, page: &Page, norm: &Slot) {
     if let Moments::None = page.moments {
         return;
@@ -110,7 +110,7 @@ pub fn adamw(rec: &mut Recording, a: &AdamW, page: &Page, norm: &Slot) {
     rec.dispatch(&shader, &params, &slots, grid_1d(page.len, BLOCK), 15 * page.len as u64);
 }
 
-/// The family.
+/// AdamW kernel: `adamw`, for parameters in f32 or bf16 and moments in f32 or eight bits.
 pub struct Optimiser;
 
 impl Kernel for Optimiser {
@@ -153,7 +153,7 @@ impl Kernel for Optimiser {
     }
 }
 
-/// How parameters are stored, and whether moments have eight bits.
+/// Variants: (storage format of parameters, whether moments have eight bits).
 const VARIANTS: [(Storage, bool); 4] =
     [(Storage::F32, false), (Storage::F32, true), (Storage::Bf16, false), (Storage::Bf16, true)];
 
@@ -169,7 +169,7 @@ const BENCH: AdamW = AdamW {
     seed: 7,
 };
 
-/// Errors of f32 that a comparison allows for where the device must choose between two values, in units of its last place.
+/// Relative f32 error, 16 ulp, within which the device may choose either of two neighbouring values.
 const ULPS: f64 = 16.0 * f32::EPSILON as f64;
 
 struct AdamwCase {
@@ -182,17 +182,17 @@ struct AdamwCase {
     eight_bits: bool,
 }
 
-/// An update in f64.
+/// Result of an update in f64.
 struct Updated {
     p: Vec<f64>,
     m: Vec<f64>,
     v: Vec<f64>,
-    /// Sums of the magnitudes that each of the three is a sum of: f32's errors are relative to these.
+    /// Sums of the magnitudes of the terms of p, m and v: f32 errors are relative to these sums.
     sizes: [Vec<f64>; 3],
 }
 
 impl AdamwCase {
-    /// From gradients, values and moments, in f64.
+    /// Computes the update in f64 from `[gradients, values, m, v]`.
     fn update(&self, [g, p, m, v]: [&[f64]; 4]) -> Updated {
         let a = &self.a;
         let clip = if a.max_norm > 0.0 { (a.max_norm / (f64::from(self.norm) + 1e-6)).min(1.0) } else { 1.0 };
@@ -214,7 +214,7 @@ impl AdamwCase {
         all
     }
 
-    /// Moments that codes, or what they stand for, and scales hold.
+    /// Returns both moments, dequantised where they have eight bits.
     fn moments(&self, x: &[Vec<f64>]) -> [Vec<f64>; 2] {
         if !self.eight_bits {
             return [x[2].clone(), x[3].clone()];
@@ -222,7 +222,7 @@ impl AdamwCase {
         [0, 1].map(|i| (0..self.n).map(|k| x[2 + i][k] * x[4][k / BLOCK * 2 + i]).collect())
     }
 
-    /// A value between its two neighbours in bf16: the one towards zero, as bits, and how far it is to the other, 0 to 1.
+    /// Returns a value's bf16 neighbour towards zero, as bits, and its position between both neighbours, 0 to 1.
     fn between(value: f64) -> (u16, f64) {
         let nearest = half::bf16::from_f64(value);
         let below = nearest.to_bits() - u16::from(nearest.to_f64().abs() > value.abs());
@@ -230,13 +230,14 @@ impl AdamwCase {
         (below, (value.abs() - low) / (high - low))
     }
 
-    /// 0 to 65,535, as the device draws it for an element.
+    /// Draws element `i`'s 16 random bits, 0 to 65,535, as the device does.
     fn chance(&self, i: usize) -> f64 {
         let drawn = philox2x32([((self.first + i) / 4) as u32, self.a.step], key(self.a.seed));
         f64::from(drawn[i % 4 / 2] >> (16 * (i % 2)) & 0xffff)
     }
 
-    /// Values as the device stores them: the upper neighbour where chance carries what is cut off.
+    /// Rounds values as the device stores them. In bf16 that is stochastic: the random bits are added to the bits that are cut off, and a
+    /// carry rounds up.
     fn stored(&self, p: &[f64]) -> Vec<f64> {
         if self.storage == Storage::F32 {
             return p.to_vec();
@@ -249,8 +250,8 @@ impl AdamwCase {
         words(&halves).map(f64::from).collect()
     }
 
-    /// Elements where f32's errors may decide: a moment in the middle of two codes, a value that chance just carries or not. There the
-    /// device is right with either.
+    /// Returns the elements where f32 errors may decide: a moment in the middle between two codes, or a value whose random bits barely
+    /// carry or barely do not. Either choice of the device is right there.
     fn open(&self, x: &[Vec<f64>]) -> Vec<usize> {
         if !self.norm.is_finite() {
             return Vec::new();
@@ -282,19 +283,19 @@ impl AdamwCase {
     }
 }
 
-/// How many of the rising middles are below x: the code of the nearest value.
+/// Counts the ascending middles below x: the code of the nearest value.
 fn below(middles: &[f32], x: f64) -> usize {
     middles.partition_point(|m| f64::from(*m) < x)
 }
 
-/// Codes in words, of values in units of their blocks' largest magnitudes.
+/// Quantises values, given in units of their block's absmax, and packs the codes into words.
 fn coded(values: impl Iterator<Item = f64>, map: &[f32]) -> Vec<f64> {
     let middles = middles(map);
     let codes: Vec<u8> = values.map(|x| below(&middles, x) as u8).collect();
     words(&codes).map(f64::from).collect()
 }
 
-/// The largest magnitude of each block.
+/// Computes each block's absmax.
 fn largest(moments: &[f64]) -> Vec<f64> {
     moments.chunks(BLOCK).map(|block| block.iter().fold(0.0, |m: f64, x| m.max(x.abs()))).collect()
 }
@@ -308,7 +309,7 @@ impl Case for AdamwCase {
             "{storage:?} moments={moments} n={n} first={first} decay_end={decay_end} norm={norm}/{max_norm} step={step} seed={seed}"
         )
     }
-    /// What the device must choose is well conditioned: elements that are not are drawn again.
+    /// Redraws elements so close to a rounding boundary that f32 errors could flip the device's choice.
     fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
         let draw = |rng: &mut Rng| (0..self.n).map(|_| rng.normal()).collect::<Vec<f32>>();
         let in_storage = |p: f32| if self.storage == Storage::Bf16 { half::bf16::from_f32(p).to_f32() } else { p };

@@ -1,4 +1,5 @@
-//! The residual stream behind a norm. Elsewhere [`super::matmul::Epilogue`] adds it, and biases, whose gradient is [`super::column_sum`].
+//! Addition of the residual stream behind a norm. Elsewhere, [`super::matmul::Epilogue`] adds the residual stream, and biases, whose
+//! gradient is [`super::column_sum`].
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
@@ -15,12 +16,12 @@ fn shader() -> Shader {
     Shader::new("add", "add").with("WG", 64.0)
 }
 
-/// y = a + b, elementwise over y's length.
+/// Computes y = a + b, elementwise over y's length.
 pub fn add(rec: &mut Recording, a: &Slot, b: &Slot, y: &Slot) {
     rec.dispatch(&shader(), &AddParams { n: y.len() as u32 }, &[a, b, y], grid_1d(y.len(), 64), y.len() as u64);
 }
 
-/// The family.
+/// Addition kernel: `add`.
 pub struct Add;
 
 impl Kernel for Add {
@@ -46,7 +47,7 @@ impl Kernel for Add {
     }
 }
 
-/// y = a + b.
+/// Case of y = a + b.
 struct AddCase {
     rows: usize,
     width: usize,

@@ -1,8 +1,8 @@
 //! FlashAttention-2 over a segment table: causal, grouped queries, sliding window, soft-cap, shared prefixes.
 //!
-//! Four ways to compute it: the baseline, a query or a key an invocation (`attention.wgsl`); tiles in workgroup memory, for GPUs
-//! (`attention_tiles.wgsl`); for CPU adapters with subgroups (`attention_lanes.wgsl`); cooperative matrices, where a precision below the
-//! highest asks for them (`attention_coop.wgsl`). The device, the precision and the head size choose.
+//! Four implementations: the baseline, with one query or key per invocation (`attention.wgsl`); tiles in workgroup memory, for GPUs
+//! (`attention_tiles.wgsl`); lanes, for CPU adapters with subgroups (`attention_lanes.wgsl`); cooperative matrices, for precisions below
+//! the highest (`attention_coop.wgsl`). The device, the precision and the head size choose.
 
 mod cases;
 mod coop;
@@ -22,40 +22,40 @@ use super::shapes::ModelShape;
 use super::{Case, Kernel};
 use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Slot, Variant, uniform_bytes_in_parts};
 
-/// Heads and mask of a layer.
+/// Heads and mask of a layer's attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
-    /// H.
+    /// H, the number of query heads.
     pub heads: usize,
-    /// K, divides H.
+    /// K, the number of key and value heads; divides H.
     pub kv_heads: usize,
-    /// E.
+    /// E, the size of a head.
     pub head_dim: usize,
     /// Factor on q·k.
     pub scale: f32,
-    /// s ← c·tanh(s/c).
+    /// c of the soft cap s ← c·tanh(s/c).
     pub softcap: Option<f32>,
-    /// Key j is visible to query i iff their positions differ by less than this.
+    /// Sliding window: key j is visible to query i iff their positions differ by less than this.
     pub window: Option<usize>,
 }
 
-/// Where q, k, v are: rows of `q_stride` and `kv_stride` elements, heads side by side from the starts.
+/// Layout of q, k and v: rows of `q_stride` and `kv_stride` elements, heads side by side from the starts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Layout {
     /// First query element.
     pub q_start: usize,
-    /// Elements a token.
+    /// Elements per query.
     pub q_stride: usize,
     /// First key element.
     pub k_start: usize,
     /// First value element.
     pub v_start: usize,
-    /// Elements a key.
+    /// Elements per key.
     pub kv_stride: usize,
 }
 
 impl Attention {
-    /// q, k, v side by side in one slot of (T, (H + 2K)·E).
+    /// Returns the layout of q, k and v side by side in one slot of (T, (H + 2K)·E).
     pub fn packed(&self) -> Layout {
         let (q, k) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         Layout { q_start: 0, q_stride: q + 2 * k, k_start: q, v_start: q + k, kv_stride: q + 2 * k }
@@ -63,7 +63,7 @@ impl Attention {
 }
 
 impl Layout {
-    /// q's, k's and v's.
+    /// Returns the heads of q, k and v in their slots.
     fn heads<'a>(&self, a: &Attention, q: &'a Slot, kv: &'a Slot) -> [Heads<'a>; 3] {
         let of_kv = |start| Heads { slot: kv, n: a.kv_heads, start, stride: self.kv_stride };
         let q = Heads { slot: q, n: a.heads, start: self.q_start, stride: self.q_stride };
@@ -105,12 +105,12 @@ fn params(a: &Attention, l: &Layout, s: &Segments) -> AttentionParams {
     }
 }
 
-/// Whether every head's row is of whole, aligned quads.
+/// Returns whether every head's row has whole, aligned vec4s.
 fn in_quads(a: &Attention, l: &Layout) -> bool {
     [a.head_dim, l.q_start, l.q_stride, l.k_start, l.v_start, l.kv_stride].iter().all(|n| n.is_multiple_of(4))
 }
 
-/// A kernel: its entry points in all files.
+/// Kernel of attention, which has an entry point in each implementation's file.
 #[derive(Debug, Clone, Copy)]
 enum Entry {
     Forward,
@@ -126,7 +126,7 @@ fn delta_shader(head_dim: usize) -> Shader {
     Shader::new("attention", "attention_bwd_delta").with("TILE", TILE as f64).with("E", head_dim as f64)
 }
 
-/// o (T, H·E) and the saved log-sum-exp (T, H). `q` and `kv` may be one slot.
+/// Computes o (T, H·E), and saves the log-sum-exp (T, H). `q` and `kv` may be one slot.
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
 pub fn attention_fwd(
     rec: &mut Recording,
@@ -152,18 +152,18 @@ pub fn attention_fwd(
     }
 }
 
-/// What the backward pass needs from the forward one.
+/// Values of the forward pass that the backward pass needs.
 #[derive(Clone, Copy)]
 pub struct Saved<'a> {
-    /// (T, (H + 2K)·E), as `layout` says.
+    /// (T, (H + 2K)·E), laid out as the call's [`Layout`] says.
     pub qkv: &'a Slot,
-    /// (T, H·E).
+    /// (T, H·E), outputs.
     pub o: &'a Slot,
-    /// (T, H).
+    /// (T, H), log-sum-exp.
     pub lse: &'a Slot,
 }
 
-/// d_qkv from d_o (T, H·E): all of it is written.
+/// Computes d_qkv from d_o (T, H·E); all of d_qkv is written.
 pub fn attention_bwd(
     rec: &mut Recording,
     a: &Attention,
@@ -196,7 +196,7 @@ pub fn attention_bwd(
     rec.dispatch_in_parts(&make(Entry::BackwardKv), &params, &slots, [keys, a.kv_heads as u32], 8 * flops);
 }
 
-/// The family.
+/// Attention kernels: forward, delta, d_q, and d_k with d_v, in four implementations.
 pub struct FlashAttention;
 
 impl Kernel for FlashAttention {

@@ -1,4 +1,4 @@
-//! What a device can do at most: a copy, and multiply-adds in registers alone. Benchmarks are held against them.
+//! Peak rates of a device: a copy, and multiply-adds in registers alone. Benchmarks are compared with them.
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
@@ -14,10 +14,10 @@ struct CeilingParams {
     pad: u32,
 }
 
-/// Chains of a lane, each of four values, and steps of each in the loop's body.
+/// Chains of multiply-adds per invocation, each of four values; `UNROLLED` is the steps of each chain in the loop's body.
 const CHAINS: usize = 2;
 const UNROLLED: usize = 4;
-/// x ← a·x + b: values go to 1, slowly enough that a few steps more or less show.
+/// Constants of a chain's step x ← a·x + b: values go to 1, so slowly that a few steps more or less show.
 const A: f32 = 0.9;
 const B: f32 = 0.1;
 
@@ -30,14 +30,14 @@ fn shader(ceiling: Ceiling) -> Shader {
     }
 }
 
-/// Which of the two.
+/// Rate that a kernel measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ceiling {
     Copy,
     Fma { iterations: usize },
 }
 
-/// The family.
+/// Peak-rate kernels: `ceiling_copy`, `ceiling_fma`.
 pub struct Ceilings;
 
 impl Kernel for Ceilings {
@@ -63,12 +63,12 @@ impl Kernel for Ceilings {
     }
 }
 
-/// A copy of 64 MiB in and 64 MiB out, beyond the caches of most devices.
+/// Returns the case of a copy, 64 MiB in and 64 MiB out: beyond the caches of most devices.
 pub fn copy() -> Box<dyn Case> {
     Box::new(CeilingCase { ceiling: Ceiling::Copy, quads: 4 << 20 })
 }
 
-/// Multiply-adds: 2.1 GFLOP on a CPU, 137 GFLOP elsewhere, so that either takes milliseconds.
+/// Returns the case of multiply-adds: 2.1 GFLOP on a CPU, 137 GFLOP elsewhere, so that either takes milliseconds.
 pub fn fma(caps: &Caps) -> Box<dyn Case> {
     let (iterations, quads) = if caps.is_cpu { (1024, 1 << 15) } else { (4096, 1 << 19) };
     Box::new(CeilingCase { ceiling: Ceiling::Fma { iterations }, quads })

@@ -1,4 +1,4 @@
-//! `out[i] += Σ_t x[t, i]`, in a fixed order: gradients of biases and norm weights.
+//! Column sums, `out[i] += Σ_t x[t, i]`, in a fixed order: gradients of biases and norm weights.
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
@@ -17,7 +17,7 @@ struct ColumnSumParams {
     pad: [u32; 2],
 }
 
-/// Rows that a first-stage sum covers.
+/// Rows per sum of the first stage.
 const BLOCK: usize = 64;
 
 fn shader() -> Shader {
@@ -49,7 +49,7 @@ fn stage(
     rec.dispatch(&shader(), &params, &[x, out], grid, (rows * width) as u64);
 }
 
-/// out (width) += sums of columns `start..start + width` of x (rows, stride).
+/// Computes out (width) += sums of columns `start..start + width` of x (rows, stride).
 pub fn column_sum(rec: &mut Recording, x: &Slot, rows: usize, stride: usize, start: usize, width: usize, out: &Slot) {
     if rows <= BLOCK {
         return stage(rec, x, rows, stride, start, width, BLOCK, out, true);
@@ -60,7 +60,7 @@ pub fn column_sum(rec: &mut Recording, x: &Slot, rows: usize, stride: usize, sta
     column_sum(rec, &partial, blocks, width, 0, width, out);
 }
 
-/// The family.
+/// Column-sum kernel: `column_sum`, run in stages.
 pub struct ColumnSum;
 
 impl Kernel for ColumnSum {
@@ -90,7 +90,7 @@ struct ColumnSumCase {
     width: usize,
 }
 
-/// Columns on either side of those that are summed.
+/// Columns of x on either side of the summed ones.
 const MARGIN: usize = 3;
 
 impl Case for ColumnSumCase {

@@ -1,4 +1,4 @@
-//! Rows of a table by token id; the gradient by sorted buckets.
+//! Token embedding: rows of a table by token id. The gradient is summed over sorted buckets of ids.
 
 use super::shapes::ModelShape;
 use super::storage::Storage;
@@ -6,16 +6,16 @@ use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, uniform_bytes_in_parts};
 use crate::rng::Rng;
 
-/// A page of rows of a table (V, D).
+/// Page of a table (V, D): consecutive rows in one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Page {
     /// First row of the page.
     pub first: usize,
-    /// Rows in it.
+    /// Rows of the page.
     pub rows: usize,
-    /// D.
+    /// D, elements per row.
     pub width: usize,
-    /// How it is stored.
+    /// Storage format of the page.
     pub storage: Storage,
 }
 
@@ -25,13 +25,13 @@ pub struct Ids {
     ids: Slot,
     order: Slot,
     buckets: Slot,
-    /// Id of each bucket, rising.
+    /// Id of each bucket, ascending.
     bucket_ids: Vec<u32>,
     t: usize,
 }
 
 impl Ids {
-    /// Sorts and uploads.
+    /// Sorts the ids into buckets, and uploads ids and buckets.
     pub fn new(gpu: &Gpu, ids: &[u32]) -> Self {
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
         order.sort_by_key(|&t| ids[t as usize]);
@@ -76,7 +76,7 @@ fn backward_shader() -> Shader {
     Shader::new("embedding", "embedding_bwd_w").with("WG", 64.0)
 }
 
-/// y (T, D) = `scale·w[ids]`, for tokens of this page; added to y when `accumulate`.
+/// Computes y (T, D) = `scale·w[ids]` for the tokens of this page; adds to y when `accumulate`.
 pub fn embedding_fwd(rec: &mut Recording, page: &Page, scale: f32, accumulate: bool, ids: &Ids, w: &Slot, y: &Slot) {
     let grid = [page.width.div_ceil(64) as u32, ids.t as u32];
     rec.dispatch_in_parts(
@@ -88,7 +88,7 @@ pub fn embedding_fwd(rec: &mut Recording, page: &Page, scale: f32, accumulate: b
     );
 }
 
-/// d_w (rows, D) += scale·Σ d_y over the tokens of each id of this page.
+/// Computes d_w (rows, D) += scale·Σ d_y over the tokens of each id of this page.
 pub fn embedding_bwd_w(rec: &mut Recording, page: &Page, scale: f32, ids: &Ids, d_y: &Slot, d_w: &Slot) {
     let first = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first);
     let end = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first + page.rows);
@@ -103,7 +103,7 @@ pub fn embedding_bwd_w(rec: &mut Recording, page: &Page, scale: f32, ids: &Ids, 
     );
 }
 
-/// The family.
+/// Embedding kernels: `embedding_fwd`, `embedding_bwd_w`.
 pub struct Embedding;
 
 impl Kernel for Embedding {
@@ -147,7 +147,7 @@ impl Kernel for Embedding {
     }
 }
 
-/// Pages of a table: each divides it evenly and fits a binding.
+/// Returns the number of pages of a table: equal pages, each of which fits a binding.
 pub(super) fn pages(vocab: usize, width: usize, caps: &Caps) -> usize {
     let fits = |n: &usize| vocab.is_multiple_of(*n) && (vocab / n * width * 4) as u64 <= caps.max_binding_bytes;
     (1..=vocab).find(fits).unwrap_or(vocab)
@@ -159,7 +159,7 @@ struct EmbeddingCase {
     width: usize,
     pages: usize,
     storage: Storage,
-    /// Tells whether the rows are added to what is there, which is the last input.
+    /// Whether the rows are added to an earlier y, which is the last input.
     accumulate: bool,
 }
 
@@ -216,7 +216,7 @@ impl Case for EmbeddingCase {
             embedding_bwd_w(rec, &page, SCALE, &ids, &d_y[0], &d_w);
             d_x.push(Some(d_w));
         }
-        // What is added to passes its gradient on.
+        // The gradient of the earlier y is d_y itself.
         d_x.extend(there.iter().map(|_| Some(d_y[0].clone())));
         Outputs { y: vec![y], d_x }
     }

@@ -1,11 +1,11 @@
-//! Rows of a slot by index: the hidden states that predict something, and new keys and values into a cache.
+//! Gather and scatter of rows by index: hidden states that predict a scored token, and new keys and values for the KV cache.
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, uniform_bytes_in_parts};
 use crate::rng::Rng;
 
-/// Which rows are taken, and for each source row by whom.
+/// Indices of gathered rows, and for each source row the outputs that use it.
 #[derive(Debug)]
 pub struct Picks {
     rows: Slot,
@@ -16,7 +16,7 @@ pub struct Picks {
 }
 
 impl Picks {
-    /// `rows[r] < t`.
+    /// Uploads the indices `rows`, each below `t`, the number of source rows.
     pub fn new(gpu: &Gpu, rows: &[u32], t: usize) -> Self {
         let mut uses: Vec<u32> = (0..rows.len() as u32).collect();
         uses.sort_by_key(|&r| rows[r as usize]);
@@ -45,12 +45,12 @@ fn grid(width: usize, rows: usize) -> [u32; 2] {
     [width.div_ceil(64) as u32, rows as u32]
 }
 
-/// y (N, width) = rows of x.
+/// Computes y (N, width): the picked rows of x.
 pub fn gather_fwd(rec: &mut Recording, picks: &Picks, width: usize, x: &Slot, y: &Slot) {
     rec.dispatch_in_parts(&shader("gather_fwd"), &params(width), &[&picks.rows, x, y], grid(width, picks.n), 0);
 }
 
-/// d_x (T, width) from d_y (N, width): all rows are written.
+/// Computes d_x (T, width) from d_y (N, width); all rows are written.
 pub fn gather_bwd(rec: &mut Recording, picks: &Picks, width: usize, d_y: &Slot, d_x: &Slot) {
     let slots = [&picks.starts, &picks.uses, d_y, d_x];
     rec.dispatch_in_parts(
@@ -62,7 +62,7 @@ pub fn gather_bwd(rec: &mut Recording, picks: &Picks, width: usize, d_y: &Slot, 
     );
 }
 
-/// `y[rows[r]]` (width) = `x[r, start .. start + width]`; `rows` on the device, `n` of them, no row twice.
+/// Writes `y[rows[r]]` (width) = `x[r, start .. start + width]` for the `n` indices `rows` on the device, which must be distinct.
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
 pub fn gather_scatter(
     rec: &mut Recording,
@@ -78,7 +78,7 @@ pub fn gather_scatter(
     rec.dispatch_in_parts(&shader("gather_scatter"), &params, &[rows, x, y], grid(width, n), 0);
 }
 
-/// The family.
+/// Gather kernels: `gather_fwd`, `gather_bwd`, `gather_scatter`.
 pub struct Gather;
 
 impl Kernel for Gather {
@@ -105,7 +105,7 @@ impl Kernel for Gather {
     }
 }
 
-/// y = x[rows], then the same rows scattered back behind a margin.
+/// Case of y = `x[rows]`, whose rows are then scattered without their first column.
 struct GatherCase {
     rows: Vec<u32>,
     t: usize,

@@ -1,4 +1,4 @@
-//! L2 norm over all gradients; or over all parameters, in their storage.
+//! L2 norm over all gradients, or over all parameters in their storage format.
 
 use super::shapes::ModelShape;
 use super::storage::Storage;
@@ -15,9 +15,9 @@ struct GlobalNormParams {
     pad: u32,
 }
 
-/// Workgroups a page.
+/// Workgroups per page.
 const PARTIALS: usize = 256;
-/// Invocations of a workgroup.
+/// Invocations per workgroup.
 const WG: usize = 64;
 
 fn shader(entry: &'static str) -> Shader {
@@ -28,12 +28,12 @@ fn partial(storage: Storage) -> Shader {
     storage.select(shader("global_norm_partial"))
 }
 
-/// Pages hold whole words of f32 or bf16.
+/// Returns a page's elements: pages have whole words of f32 or bf16.
 fn elements(page: &(Slot, Storage)) -> usize {
     page.0.len() * page.1.columns()
 }
 
-/// norm (1) = scale·√(Σ g²) over the pages, of f32 or bf16.
+/// Computes norm (1) = scale·√(Σ g²) over the pages, of f32 or bf16.
 pub fn global_norm(rec: &mut Recording, pages: &[(Slot, Storage)], scale: f32, norm: &Slot) {
     let partials = rec.gpu().slot(pages.len() * PARTIALS);
     for (i, page) in pages.iter().enumerate() {
@@ -45,7 +45,7 @@ pub fn global_norm(rec: &mut Recording, pages: &[(Slot, Storage)], scale: f32, n
     rec.dispatch(&shader("global_norm_total"), &params, &[&partials, norm], [1, 1, 1], 0);
 }
 
-/// The family.
+/// Global-norm kernels: `global_norm_partial`, `global_norm_total`.
 pub struct GlobalNorm;
 
 impl Kernel for GlobalNorm {

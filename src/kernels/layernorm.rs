@@ -1,16 +1,16 @@
-//! y = (x − mean)/√(var + eps)·(w + offset) + b, over rows of D.
+//! LayerNorm: y = (x − mean)/√(var + eps)·(w + offset) + b, over rows of D.
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs, column_sum};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
-/// T rows of D.
+/// Shape of a LayerNorm: T rows of D.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shape {
-    /// T.
+    /// T, the number of rows.
     pub rows: usize,
-    /// D.
+    /// D, elements per row.
     pub width: usize,
     /// Added to the weight.
     pub offset: f32,
@@ -28,7 +28,7 @@ struct LayernormParams {
     pad: [u32; 2],
 }
 
-/// Rows that a partial sum of d_w covers.
+/// Rows per partial sum of d_w.
 const BLOCK: usize = 64;
 
 fn params(s: &Shape, eps: f32, accumulate: bool) -> LayernormParams {
@@ -47,14 +47,14 @@ fn shader(entry: &'static str) -> Shader {
     Shader::new("layernorm", entry).with("WG", 64.0)
 }
 
-/// y from x (T, D), w and b (D); saves mean and r (T, 2).
+/// Computes y from x (T, D), w and b (D); saves mean and r = 1/√(var + eps) (T, 2).
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
 pub fn layernorm_fwd(rec: &mut Recording, s: &Shape, eps: f32, x: &Slot, w: &Slot, b: &Slot, stats: &Slot, y: &Slot) {
     let flops = 7 * (s.rows * s.width) as u64;
     rec.dispatch(&shader("layernorm_fwd"), &params(s, eps, false), &[x, w, b, stats, y], grid_1d(s.rows, 1), flops);
 }
 
-/// d_x from d_y; added to d_x when `accumulate`.
+/// Computes d_x from d_y; adds to d_x when `accumulate`.
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
 pub fn layernorm_bwd_x(
     rec: &mut Recording,
@@ -71,7 +71,7 @@ pub fn layernorm_bwd_x(
     rec.dispatch(&shader("layernorm_bwd_x"), &params(s, 0.0, accumulate), &slots, grid_1d(s.rows, 1), flops);
 }
 
-/// d_w (D) += Σ_t d_y·h;  d_b (D) += Σ_t d_y.
+/// Computes d_w (D) += Σ_t d_y·h, where h = (x − mean)·r, and d_b (D) += Σ_t d_y.
 pub fn layernorm_bwd_w(rec: &mut Recording, s: &Shape, x: &Slot, stats: &Slot, d_y: &Slot, d_w: &Slot, d_b: &Slot) {
     let blocks = s.rows.div_ceil(BLOCK);
     let partial = rec.gpu().slot(blocks * s.width);
@@ -82,7 +82,7 @@ pub fn layernorm_bwd_w(rec: &mut Recording, s: &Shape, x: &Slot, stats: &Slot, d
     column_sum::column_sum(rec, d_y, s.rows, s.width, 0, s.width, d_b);
 }
 
-/// The family.
+/// LayerNorm kernels: `layernorm_fwd`, `layernorm_bwd_x`, `layernorm_bwd_w`.
 pub struct Layernorm;
 
 impl Kernel for Layernorm {
@@ -109,7 +109,7 @@ impl Kernel for Layernorm {
 
 const EPS: f64 = 1e-5;
 
-/// (mean, r) of a row.
+/// Computes (mean, r) of a row.
 fn stats(row: &[f64]) -> (f64, f64) {
     let mean = row.iter().sum::<f64>() / row.len() as f64;
     let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / row.len() as f64;

@@ -1,4 +1,4 @@
-//! Log-probabilities of target tokens and their gradient, without logits of T×V: the head is walked in tiles of the vocabulary.
+//! Log-probabilities of target tokens and their gradient, without logits of T×V: the LM head is computed in tiles of the vocabulary.
 
 use super::matmul::{Matrix, Orientation, Product, matmul};
 use super::shapes::ModelShape;
@@ -7,44 +7,44 @@ use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
-/// Scratch for a tile of logits, at most, in bytes.
+/// Largest scratch for a tile of logits, in bytes.
 pub const SCRATCH_BYTES: usize = 16 << 20;
 
-/// A page of rows of the head's weight.
+/// Page of the LM head's weight: consecutive rows in one slot.
 #[derive(Clone, Copy)]
 pub struct HeadPage<'a> {
     /// First row (token id).
     pub first: usize,
-    /// Rows.
+    /// Rows of the page.
     pub rows: usize,
-    /// (rows, D).
+    /// Weight (rows, D).
     pub w: &'a Slot,
-    /// (rows, D) f32, where it is trained.
+    /// Gradient (rows, D) in f32, where the weight is trained.
     pub d_w: Option<&'a Slot>,
 }
 
-/// The head: logits = x·Wᵀ, soft-capped.
+/// LM head: logits = x·Wᵀ, soft-capped.
 #[derive(Clone)]
 pub struct Head<'a> {
-    /// W by rows, in order; a page fits a binding.
+    /// Pages of W's rows, in order; each fits a binding.
     pub pages: Vec<HeadPage<'a>>,
-    /// How W is stored.
+    /// Storage format of W.
     pub storage: Storage,
-    /// D.
+    /// D, elements per row of W.
     pub width: usize,
-    /// z ← c·tanh(z/c).
+    /// c of the soft cap z ← c·tanh(z/c).
     pub softcap: Option<f32>,
-    /// Columns of a tile, at most.
+    /// Largest number of columns per tile.
     pub tile: usize,
 }
 
 impl Head<'_> {
-    /// Columns of a tile such that `rows` of them fit [`SCRATCH_BYTES`].
+    /// Returns the columns of a tile whose `rows` rows fit [`SCRATCH_BYTES`], but at least 64.
     pub fn tile_for(rows: usize) -> usize {
         (SCRATCH_BYTES / 4 / rows.max(1) / 64 * 64).max(64)
     }
 
-    /// (page, first row inside it, rows) of each tile.
+    /// Returns (page, first row inside it, rows) of each tile.
     fn tiles(&self) -> impl Iterator<Item = (&HeadPage<'_>, usize, usize)> {
         self.pages.iter().flat_map(move |page| {
             (0..page.rows).step_by(self.tile).map(move |at| (page, at, self.tile.min(page.rows - at)))
@@ -86,7 +86,7 @@ fn shader(entry: &'static str, softcap: bool) -> Shader {
     if entry == "logprob_finish" { shader } else { shader.with("SOFTCAP", f64::from(u8::from(softcap))) }
 }
 
-/// logp and lse (rows) of `targets` (rows, u32) from x (rows, D).
+/// Computes logp and lse (rows) of `targets` (rows, u32) from x (rows, D).
 pub fn logprob_fwd(rec: &mut Recording, head: &Head, rows: usize, x: &Slot, targets: &Slot, logp: &Slot, lse: &Slot) {
     let state = rec.gpu().slot(4 * rows);
     let logits = head.scratch(rec, rows);
@@ -106,18 +106,18 @@ pub fn logprob_fwd(rec: &mut Recording, head: &Head, rows: usize, x: &Slot, targ
     rec.dispatch(&shader("logprob_finish", false), &params(0, 0), &[&state, logp, lse], grid, 0);
 }
 
-/// What the backward pass needs from the forward one.
+/// Values of the forward pass that the backward pass needs.
 #[derive(Clone, Copy)]
 pub struct Saved<'a> {
-    /// (rows, D).
+    /// (rows, D), hidden states.
     pub x: &'a Slot,
-    /// (rows), u32.
+    /// (rows), u32 token ids.
     pub targets: &'a Slot,
-    /// (rows).
+    /// (rows), log-sum-exp of the logits.
     pub lse: &'a Slot,
 }
 
-/// d_x (rows, D) from d_logp (rows), overwritten; the pages' d_w += .
+/// Computes d_x (rows, D) from d_logp (rows), overwriting it, and adds to the pages' d_w.
 pub fn logprob_bwd(rec: &mut Recording, head: &Head, rows: usize, saved: Saved, d_logp: &Slot, d_x: &Slot) {
     let logits = head.scratch(rec, rows);
     rec.clear(d_x);
@@ -154,7 +154,7 @@ pub fn logprob_bwd(rec: &mut Recording, head: &Head, rows: usize, saved: Saved, 
     }
 }
 
-/// The family.
+/// Log-probability kernels: `logprob_tile` and `logprob_finish` forward, `logprob_bwd` backward.
 pub struct Logprob;
 
 impl Kernel for Logprob {
@@ -208,7 +208,7 @@ struct LogprobCase {
 }
 
 impl LogprobCase {
-    /// For a row: z, slope of the cap, and log-sum-exp.
+    /// Computes z, the slopes of the soft cap, and the log-sum-exp of a row.
     fn row(&self, x: &[f64], w: &[f64]) -> (Vec<f64>, Vec<f64>, f64) {
         let logits = w.chunks(self.width).map(|w| w.iter().zip(x).map(|(a, b)| a * b).sum::<f64>());
         let (z, slope): (Vec<f64>, Vec<f64>) = logits

@@ -1,10 +1,9 @@
-//! C = alpha·(A·B + A2·B2) (+ C) + bias + residual, the second pair, bias and residual where there are any, in the three orientations of a
-//! linear layer; weights in any [`Storage`].
+//! Matrix products C = alpha·(A·B + A2·B2) (+ C) + bias + residual in the three orientations of a linear layer. The second pair, bias and
+//! residual are optional; weights have any [`Storage`].
 //!
-//! Five ways to compute it, each in a file of its own: the baseline, for any shape (`matmul.wgsl`); tiles of quads, for GPUs
-//! (`matmul_tiles.wgsl`); for CPU adapters without and with subgroups (`matmul_cpu.wgsl`, `matmul_lanes.wgsl`); cooperative matrices, where a
-//! precision below the highest asks for them (`matmul_coop.wgsl`). A product is launched in the fastest that the device has and its alignment
-//! allows.
+//! Five implementations, each in a file of its own: the baseline, for any shape (`matmul.wgsl`); tiles of vec4s, for GPUs
+//! (`matmul_tiles.wgsl`); for CPU adapters without and with subgroups (`matmul_cpu.wgsl`, `matmul_lanes.wgsl`); cooperative matrices, for
+//! precisions below the highest (`matmul_coop.wgsl`). A product runs in the fastest that the device has and its alignment allows.
 
 mod cases;
 mod coop;
@@ -27,7 +26,7 @@ use super::tunable::Tunable;
 use super::{Case, Kernel};
 use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Variant, uniform_bytes_in_parts};
 
-/// Which of the three products.
+/// Product of a linear layer: the output, or one of the two gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Orientation {
     /// y (M, N) = x (M, K) · W (N, K)ᵀ.
@@ -38,12 +37,12 @@ pub enum Orientation {
     BackwardW,
 }
 
-/// M, N, K of a product.
+/// Description of a matrix product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Product {
-    /// Orientation.
+    /// Product of a linear layer that this is; it says how A and B are stored.
     pub orientation: Orientation,
-    /// Storage of B.
+    /// Storage format of B.
     pub storage: Storage,
     /// Rows of C.
     pub m: usize,
@@ -53,18 +52,18 @@ pub struct Product {
     pub k: usize,
     /// Factor on the product.
     pub alpha: f32,
-    /// Add to C instead of replacing it.
+    /// Whether to add to C instead of replacing it.
     pub accumulate: bool,
 }
 
 impl Product {
-    /// Products that are alike: sizes to the nearest power of two.
+    /// Returns the name of the class of similar products: sizes are rounded to powers of two.
     fn class(&self) -> String {
         let near = |n: usize| 1usize << (n as f64).log2().round() as u32;
         let (o, s) = (self.orientation, self.storage);
         format!("{o:?} {s:?} {}x{}x{}", near(self.m), near(self.n), near(self.k))
     }
-    /// Columns of B as stored.
+    /// Returns the columns of B as stored.
     fn stored_columns(&self) -> usize {
         if self.orientation == Orientation::Forward { self.k } else { self.n }
     }
@@ -73,7 +72,7 @@ impl Product {
     }
 }
 
-/// Says how A and B are stored.
+/// Tells a shader how A and B are stored.
 fn oriented(shader: Shader, orientation: Orientation) -> Shader {
     let a = f64::from(u8::from(orientation == Orientation::BackwardW));
     let b = f64::from(u8::from(orientation == Orientation::Forward));
@@ -85,13 +84,14 @@ fn baseline(orientation: Orientation, storage: Storage) -> Shader {
     storage.select(if storage.is_quantised() { shader.with("B_QUADS", 1.0) } else { shader })
 }
 
-/// C = alpha·A·B (+ C). Nothing happens when M, N or K is 0 (C is not cleared).
+/// Computes C = alpha·A·B (+ C). Does nothing when M, N or K is 0 (C is not cleared).
 pub fn matmul(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
     matmul_with(rec, p, Operands::new(a, b, c));
 }
 
-/// C = alpha·(A·B + A2·B2) (+ C) + bias + residual: the second pair in the first one's pass wherever that is possible, the others always in
-/// the last one, with the bits of passes of their own where alpha is a power of two (else a device may round product and sum at once).
+/// Computes C = alpha·(A·B + A2·B2) (+ C) + bias + residual. The second pair is fused into the first pair's pass wherever that is possible;
+/// bias and residual are always added in the last pass. Where alpha is a power of two, the result is bit-identical to that of separate
+/// passes (else a device may round product and sum at once).
 pub fn matmul_with(rec: &mut Recording, p: &Product, o: Operands) {
     let caps = rec.gpu().caps();
     launch(rec, p, o, &caps.variants, caps.matmul_precision);
@@ -102,7 +102,7 @@ fn launch(rec: &mut Recording, p: &Product, o: Operands, allowed: &[Variant], pr
         return;
     }
     let coop = Coop::of(p, [o.a, o.b], rec.gpu().caps(), precision);
-    // Sums on cooperative matrices are of operands scaled to f16's range: a second pair has scales of its own, its sums cannot be theirs.
+    // Cooperative-matrix kernels scale A and B to f16's range. The second pair needs other scales, so it cannot share their sums.
     if let Some(second) = o.second.filter(|s| coop.is_some() || !s.rides_along(p)) {
         launch(rec, p, Operands { second: None, epilogue: Epilogue::default(), ..o }, allowed, precision);
         let p = Product { storage: second.storage, k: second.k, accumulate: true, ..*p };
@@ -120,7 +120,7 @@ fn launch(rec: &mut Recording, p: &Product, o: Operands, allowed: &[Variant], pr
     o.dispatch(rec, &shader, p, grid);
 }
 
-/// An implementation that serves a product.
+/// Implementation that supports a product.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     Lanes,
@@ -140,7 +140,7 @@ impl Way {
     }
 }
 
-/// The fastest by the device's table, else the first.
+/// Returns the fastest implementation by the device's table, else the default choice.
 fn choose(caps: &Caps, p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) -> Way {
     let ways = ways(caps, p, matrices, allowed);
     let variants: Vec<Option<Variant>> = ways.iter().map(|w| w.variant()).collect();
@@ -148,7 +148,7 @@ fn choose(caps: &Caps, p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) 
     ways.into_iter().find(|w| fastest.is_none_or(|f| w.variant() == f)).unwrap_or(Way::Baseline)
 }
 
-/// All that serve, the best guess first.
+/// Returns all implementations that support a product, the default choice first.
 fn ways(caps: &Caps, p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) -> Vec<Way> {
     let b = matrices[1];
     let lanes = lanes::fits(p, b, caps, allowed).then_some(Way::Lanes);
@@ -156,7 +156,7 @@ fn ways(caps: &Caps, p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) ->
     lanes.into_iter().chain(Cpu::of(p, b, allowed).map(Way::Cpu)).chain(tiles).chain([Way::Baseline]).collect()
 }
 
-/// The products of a layer, each in every implementation that serves.
+/// Returns the products of a layer, each in every implementation that supports it.
 pub(super) fn tunable(model: &ModelShape, t: usize, caps: &Caps) -> Vec<Tunable> {
     let tunable = |case: ProductCase| {
         let variants = std::iter::once(None).chain(caps.variants.iter().copied().map(Some));
@@ -171,7 +171,7 @@ pub(super) fn tunable(model: &ModelShape, t: usize, caps: &Caps) -> Vec<Tunable>
     linears(model, t, &caps.variants, MatmulPrecision::Highest).into_iter().map(tunable).collect()
 }
 
-/// The products of a layer's linear modules, in every storage.
+/// Returns the products of a layer's linear modules, in every storage format.
 fn linears(model: &ModelShape, t: usize, allowed: &[Variant], precision: MatmulPrecision) -> Vec<ProductCase> {
     let (q, kv) = (model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim);
     let mut linears =
@@ -191,20 +191,20 @@ fn linears(model: &ModelShape, t: usize, allowed: &[Variant], precision: MatmulP
     all
 }
 
-/// C (M, N) = A (M, K) · B (K, N), for its time.
+/// Returns the case of C (M, N) = A (M, K) · B (K, N), to time it.
 pub fn product(m: usize, n: usize, k: usize, caps: &Caps) -> Box<dyn Case> {
     let (orientation, storage) = (Orientation::BackwardX, Storage::F32);
     let (allowed, precision) = (caps.variants.clone(), caps.matmul_precision);
     Box::new(ProductCase { orientation, storage, t: m, n_out: k, n_in: n, allowed, precision })
 }
 
-/// Those that have products of their own.
+/// Variants that have matmul kernels of their own.
 const VARIANTS: [Variant; 5] = [Variant::Tiles32, Variant::Tiles64, Variant::Tiles128, Variant::Cpu, Variant::Lanes];
 
-/// The family.
+/// Matmul kernels: `matmul`, its variants for GPUs and CPUs, and the one on cooperative matrices.
 pub struct Matmul;
 
-/// Orientations whose B may be in a storage: a quantised one is no activation.
+/// Returns the orientations whose B may have a storage format: B of d_W is an activation, which is never quantised.
 fn orientations(storage: Storage) -> &'static [Orientation] {
     let all = &[Orientation::Forward, Orientation::BackwardX, Orientation::BackwardW];
     if storage.is_quantised() { &all[..2] } else { all }
@@ -307,7 +307,7 @@ impl Kernel for Matmul {
         if !VARIANTS.contains(&variant) {
             return Vec::new();
         }
-        // Beside lanes, what remains for the other CPU kernels are few columns, and few rows of a forward product.
+        // Beside lanes, the other CPU kernels run only for few columns, and for few rows of a forward product.
         let beside = (variant == Variant::Cpu && caps.has_lanes()).then_some(Variant::Lanes);
         let allowed: Vec<Variant> = std::iter::once(variant).chain(beside).collect();
         let shapes = [

@@ -1,4 +1,4 @@
-//! Timing a case on a device: by timestamps where there are any, else by the clock around a submission.
+//! Timing of a case on a device: by timestamps where there are any, else by the clock around a submission.
 
 use web_time::Instant;
 
@@ -7,55 +7,56 @@ use crate::error::Result;
 use crate::gpu::{Gpu, Slot};
 use crate::rng::Rng;
 
-/// Inputs are rotated over copies of at least this much together, so that a cache does not serve what a step would read from memory.
+/// Smallest total size of the copies of a case's inputs. Runs take the copies in turn, so that a cache does not serve what a step would
+/// read from memory.
 const ROTATION_BYTES: usize = 64 << 20;
-/// Copies, at most.
+/// Largest number of copies.
 const MOST_COPIES: usize = 8;
-/// Runs of a case, at least and at most.
+/// Smallest and largest number of runs per case.
 const RUNS: (usize, usize) = (5, 50);
 
-/// What [`time`] measured.
+/// Times of a case, as [`time`] measures them.
 #[derive(Debug, Clone)]
 pub struct Timing {
-    /// Work of a run.
+    /// Work of one run.
     pub cost: Cost,
-    /// Device time of each run in µs, rising.
+    /// Device time of each run in µs, ascending.
     pub runs_us: Vec<f64>,
     /// Device time by entry point in µs, mean over the runs, the longest first; empty without timestamps.
     pub by_entry_us: Vec<(String, f64)>,
 }
 
 impl Timing {
-    /// The middle run, in µs.
+    /// Returns the median run's time in µs.
     pub fn median_us(&self) -> f64 {
         self.runs_us[self.runs_us.len() / 2]
     }
-    /// Half the distance between the quartiles as a part of the median: the noise of a run.
+    /// Returns half the interquartile range as a fraction of the median: the noise of a run.
     pub fn noise(&self) -> f64 {
         let n = self.runs_us.len();
         (self.runs_us[3 * n / 4] - self.runs_us[n / 4]) / 2.0 / self.median_us()
     }
-    /// GB/s over the bytes that must move.
+    /// Returns GB/s over the bytes that must move.
     pub fn gb_s(&self) -> f64 {
         self.cost.bytes as f64 / self.median_us() / 1e3
     }
-    /// GFLOP/s.
+    /// Returns GFLOP/s, at the median time.
     pub fn gflop_s(&self) -> f64 {
         self.cost.flops as f64 / self.median_us() / 1e3
     }
 }
 
-/// What a device can do at most, measured on it.
+/// Peak rates of a device, measured on it.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Ceilings {
-    /// A copy.
+    /// Rate of a copy, bytes read and written together.
     pub copy_gb_s: f64,
-    /// f32 multiply-adds in registers.
+    /// Rate of f32 multiply-adds in registers, two operations each.
     pub fma_gflop_s: f64,
 }
 
 impl Ceilings {
-    /// Measures both.
+    /// Measures both rates, for about `seconds` each.
     ///
     /// # Errors
     /// [`crate::Error::Gpu`].
@@ -65,32 +66,32 @@ impl Ceilings {
         Ok(Self { copy_gb_s: copy.gb_s(), fma_gflop_s: fma.gflop_s() })
     }
 
-    /// The least time for some work, in µs: what its bytes or its operations take, whichever is longer.
+    /// Returns the least time for some work in µs: by its bytes or by its operations, whichever takes longer.
     pub fn least_us(&self, cost: &Cost) -> f64 {
         (cost.bytes as f64 / self.copy_gb_s / 1e3).max(cost.flops as f64 / self.fma_gflop_s / 1e3)
     }
 }
 
-/// A case with its inputs on a device, ready to be run.
+/// Case with its inputs on a device, ready to run.
 pub struct Prepared<'a> {
     gpu: &'a Gpu,
     case: &'a dyn Case,
-    /// Inputs and incoming gradients, in copies.
+    /// Copies of (inputs, incoming gradients).
     sets: Vec<(Vec<Slot>, Vec<Slot>)>,
     next: usize,
 }
 
-/// One run of a case.
+/// Times of one run of a case.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// Device time in µs; the clock's where there are no timestamps, or they read zero.
+    /// Device time in µs; the clock's time where there are no timestamps, or they read zero.
     pub us: f64,
-    /// By entry point; empty without timestamps.
+    /// Device time by entry point in µs; empty without timestamps.
     pub by_entry_us: Vec<(String, f64)>,
 }
 
 impl<'a> Prepared<'a> {
-    /// Uploads, and runs once: compiled and warm.
+    /// Uploads the inputs, and runs once to compile and to warm up.
     ///
     /// # Errors
     /// [`crate::Error::Gpu`].
@@ -140,7 +141,7 @@ fn device_us(by_entry_us: &[(String, f64)]) -> Option<f64> {
     Some(by_entry_us.iter().map(|e| e.1).sum()).filter(|&us| us > 0.0)
 }
 
-/// Runs a case for about `seconds`.
+/// Times a case for about `seconds`.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].

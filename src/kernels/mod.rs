@@ -1,6 +1,7 @@
-//! One file a kernel family: launchers, f64 twin, cases, cost. [`REGISTRY`] lists them all; tests and benches iterate it.
+//! Kernel families, one file each: launchers, f64 twin, cases, cost. [`REGISTRY`] lists all families for tests and benches.
 //!
-//! A family's WGSL has the same stem in `shaders/`. Launchers append to a [`crate::gpu::Recording`] and choose variants from its device's caps.
+//! A family's WGSL has the stem of its Rust file in `shaders/`. Launchers append to a [`crate::gpu::Recording`] and choose variants from
+//! its device's caps.
 
 pub mod activation;
 pub mod adamw;
@@ -35,35 +36,36 @@ use crate::gpu::{Caps, Gpu, MatmulPrecision, Shader, Variant};
 use crate::rng::Rng;
 use shapes::ModelShape;
 
-/// A kernel family.
+/// Kernel family: kernels that share a file, an f64 twin and cases.
 pub trait Kernel: Sync {
-    /// Stem of its Rust file and of its main WGSL file.
+    /// Returns the stem of the Rust file and of the main WGSL file.
     fn name(&self) -> &'static str;
-    /// Its files in `shaders/`.
+    /// Returns the family's modules in `shaders/`.
     fn modules(&self) -> &'static [&'static str];
-    /// Every specialisation that some device may be given.
+    /// Returns every specialisation that some device may use.
     fn variants(&self) -> Vec<Shader>;
-    /// The uniform structs: WGSL's name, Rust's size in bytes.
+    /// Returns the uniform structs: (WGSL name, Rust size in bytes).
     fn uniforms(&self) -> Vec<(&'static str, usize)>;
-    /// Shapes on both sides of every tile edge.
+    /// Returns cases with shapes on both sides of every tile edge.
     fn cases(&self) -> Vec<Box<dyn Case>>;
-    /// What a step of a model asks of it for `t` tokens, in the variants that a device takes; empty where the model does not use it.
+    /// Returns the cases to time: what a step of `model` computes for `t` tokens, in the variants that the device takes. Empty where the
+    /// model does not use the family.
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>>;
-    /// What [`with_checked_variants`] runs: every entry point of a variant that the device may be asked for, at its edges; none where the
-    /// family lacks it.
+    /// Returns the cases that [`with_checked_variants`] runs: every entry point of a variant that the device may use, at its edges. Empty
+    /// where the family lacks the variant.
     fn variant_cases(&self, variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
         let _ = (variant, caps);
         Vec::new()
     }
-    /// For a precision of products below the highest, on a device that has cooperative matrices: the first `AT_START` are those that
-    /// [`with_checked_variants`] runs, the rest are the tests', as each shader of theirs takes a CPU's driver seconds to compile.
+    /// Returns the cases of a precision below the highest, for a device with cooperative matrices. [`with_checked_variants`] runs the first
+    /// `AT_START`. The rest are for tests, because a CPU's driver takes seconds to compile each of their shaders.
     fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
         let _ = precision;
         Vec::new()
     }
 }
 
-/// Of [`Kernel::precision_cases`].
+/// Number of [`Kernel::precision_cases`] per family that are checked at start-up.
 const AT_START: usize = 2;
 
 /// Every kernel family, in the order of a forward pass.
@@ -87,8 +89,8 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &ceiling::Ceilings,
 ];
 
-/// A case on a device against its twin, outputs and gradients: the largest error as a multiple of the tolerance, above 1 where
-/// the device is wrong.
+/// Runs a case on a device and compares outputs and gradients with its twin. Returns the largest error as a multiple of the tolerance:
+/// above 1, the device is wrong.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -119,7 +121,7 @@ pub async fn verify(gpu: &Gpu, case: &dyn Case, rng: &mut Rng) -> Result<f64> {
     Ok(worst)
 }
 
-/// Every kernel's first cases on a device: (kernel, what [`verify`] says).
+/// Runs the first four cases of every kernel family, and returns (family, largest error of [`verify`]).
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -136,10 +138,10 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
     Ok(results)
 }
 
-/// A device whose variants were checked once, with small random cases: one that fails is switched off. Also says which were.
+/// Checks a device's variants with small random cases, and switches off those that fail. Also returns the failed ones.
 ///
 /// # Errors
-/// [`crate::Error::Gpu`]: also where products of the precision that was asked for are wrong.
+/// [`crate::Error::Gpu`]: also where products of the requested precision are wrong.
 pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
     let mut rng = Rng::new(0, 1);
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
@@ -164,7 +166,8 @@ pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
     Ok((gpu.with_variants(right), wrong))
 }
 
-/// The largest error of `got`, as a multiple of what the tolerance allows; infinite where a value is no number.
+/// Computes the largest error of `got`, relative to the largest magnitude of `want`, as a multiple of `tolerance`; infinite where a value
+/// is NaN.
 pub fn excess(got: &[f64], want: &[f64], tolerance: f64) -> f64 {
     let scale = want.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
     let worst = got.iter().zip(want).fold(0.0, |m: f64, (g, w)| {

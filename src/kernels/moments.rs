@@ -1,27 +1,27 @@
-//! AdamW's moments on the device: f32, or eight bits and a scale a block (arXiv 2110.02861), as bitsandbytes' AdamW8bit has them.
-//! `shaders/shared/moments*.wgsl` read and write what is held here.
+//! AdamW's moments on the device: f32, or eight bits with one scale per block (arXiv 2110.02861), as in bitsandbytes' AdamW8bit.
+//! `shaders/shared/moments*.wgsl` read and write this layout.
 
 use super::storage::{DYNAMIC, DYNAMIC_UNSIGNED};
 use crate::gpu::{Gpu, Role, Shader, Slot};
 
-/// Elements that share a scale: what a workgroup of the update walks over.
+/// Elements per block, which share a scale and are updated by one workgroup.
 pub const BLOCK: usize = 256;
 
-/// The optimiser (`--optim`).
+/// Optimiser (`--optim`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Optim {
     /// AdamW with moments in f32.
     Adamw,
-    /// AdamW with moments in eight bits, where there are many.
+    /// AdamW with moments in eight bits; small tensors, vectors and embeddings keep f32.
     Adamw8bit,
 }
 
 impl Optim {
-    /// All of them.
+    /// All optimisers.
     pub const ALL: [Self; 2] = [Self::Adamw, Self::Adamw8bit];
 
-    /// As on the command line.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Adamw => "adamw",
@@ -30,32 +30,32 @@ impl Optim {
     }
 }
 
-/// Both moments of a page.
+/// AdamW's moments of a page of parameters.
 #[derive(Debug, Clone)]
 pub enum Moments {
-    /// There is no optimiser: gradients alone are wanted, or not even these.
+    /// No moments, because there is no optimiser: only gradients are wanted, or not even gradients.
     None,
-    /// One word a value.
+    /// f32, one word per value.
     F32 {
-        /// Of gradients.
+        /// Averages of gradients.
         m: Slot,
-        /// Of their squares.
+        /// Averages of squared gradients.
         v: Slot,
     },
-    /// Four codes a word, in whole blocks. Zeros are zero.
+    /// Eight bits, four codes per word, in whole blocks. Slots of zeros decode to zero.
     EightBits {
-        /// Codes of the signed map.
+        /// Codes of m in the signed map.
         m: Slot,
-        /// Codes of the unsigned one.
+        /// Codes of v in the unsigned map.
         v: Slot,
-        /// (blocks, 2) f32: the largest magnitudes of m and v.
+        /// (blocks, 2) f32: absmax of m and of v per block.
         absmax: Slot,
-        /// [`maps`].
+        /// (2, 256) f32: values of the codes, as [`maps()`] uploads them.
         maps: Slot,
     },
 }
 
-/// (2, 256) f32: what codes of m and of v stand for, in units of their block's largest magnitude.
+/// Uploads (2, 256) f32: the value of each code of m and of v, in units of the block's absmax.
 pub fn maps(gpu: &Gpu) -> Slot {
     let slot = gpu.lasting(Role::Moments, 2 * 256);
     gpu.write(&slot, &[*DYNAMIC, *DYNAMIC_UNSIGNED].concat());
@@ -63,20 +63,20 @@ pub fn maps(gpu: &Gpu) -> Slot {
 }
 
 impl Moments {
-    /// Zeros for `n` elements.
+    /// Allocates f32 moments of zeros for `n` elements.
     pub fn f32(gpu: &Gpu, n: usize) -> Self {
         let moment = || gpu.lasting(Role::Moments, n);
         Self::F32 { m: moment(), v: moment() }
     }
 
-    /// Zeros for `n` elements.
+    /// Allocates moments of zeros in eight bits for `n` elements.
     pub fn eight_bits(gpu: &Gpu, n: usize, maps: &Slot) -> Self {
         let blocks = n.div_ceil(BLOCK);
         let codes = || gpu.lasting(Role::Moments, blocks * BLOCK / 4);
         Self::EightBits { m: codes(), v: codes(), absmax: gpu.lasting(Role::Moments, 2 * blocks), maps: maps.clone() }
     }
 
-    /// In the order of their bindings.
+    /// Returns the slots in the order of their bindings.
     pub(super) fn slots(&self) -> Vec<&Slot> {
         match self {
             Self::None => Vec::new(),
@@ -85,7 +85,7 @@ impl Moments {
         }
     }
 
-    /// The module that the update imports for them.
+    /// Makes the update's shader import the module for these moments.
     pub(super) fn select(&self, shader: Shader) -> Shader {
         match self {
             Self::EightBits { .. } => eight_bits(shader),
@@ -94,7 +94,7 @@ impl Moments {
     }
 }
 
-/// A shader over moments in eight bits.
+/// Makes a shader use moments in eight bits.
 pub(super) fn eight_bits(shader: Shader) -> Shader {
     shader.substitute("shared/moments", "shared/moments_8bit")
 }

@@ -14,7 +14,7 @@ use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, grid_1d};
 use scores::{Known, Objective};
 use term::{Coupling, Curve, Link, Shift, Term};
 
-/// Where the sequences' rows are, on the device.
+/// Row ranges of a batch's sequences, on the device.
 #[derive(Debug)]
 pub struct Spans {
     spans: Slot,
@@ -27,7 +27,7 @@ pub struct Spans {
 const NONE: u32 = u32::MAX;
 
 impl Spans {
-    /// From a packed batch.
+    /// Uploads the row ranges of a packed batch.
     pub fn new(gpu: &Gpu, batch: &Batch) -> Self {
         let mut words = Vec::new();
         let mut counts = Vec::new();
@@ -45,11 +45,11 @@ impl Spans {
         Self { spans: gpu.upload(&words), owners: gpu.upload(&owners.concat()), counts, rows: batch.rows.len() }
     }
 
-    /// S.
+    /// Returns S, the number of sequences.
     pub fn len(&self) -> usize {
         self.counts.len()
     }
-    /// No sequences.
+    /// Returns whether there are no sequences.
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty()
     }
@@ -70,7 +70,7 @@ struct ObjectiveParams {
     down: f32,
 }
 
-/// Of one term's dispatch over `n` sequences.
+/// Returns the uniform of one term's dispatch over `n` sequences.
 fn term_params(n: usize, term: &Term, add: bool) -> ObjectiveParams {
     let (curve, up, down) = match term.curve {
         Curve::Logistic { up, down } => (0, up, down),
@@ -110,14 +110,14 @@ fn shader(entry: &'static str) -> Shader {
     Shader::new("objective", entry).with("WG", 64.0)
 }
 
-/// sums (S, 2): instruction and response, of logp (rows).
+/// Computes sums (S, 2) of logp (rows): over the instruction, and over the response.
 pub fn objective_sums(rec: &mut Recording, spans: &Spans, logp: &Slot, sums: &Slot) {
     let params = ObjectiveParams { n: spans.len() as u32, ..Default::default() };
     let grid = [spans.len() as u32, 1, 1];
     rec.dispatch(&shader("objective_sums"), &params, &[&spans.spans, logp, sums], grid, spans.rows as u64);
 }
 
-/// d_logp (rows) of the sum of the terms.
+/// Computes d_logp (rows) of the sum of the terms.
 pub fn objective_bwd(rec: &mut Recording, terms: &[Term], spans: &Spans, sums: &Slot, known: &Known, d_logp: &Slot) {
     let (gpu, n) = (rec.gpu(), spans.len());
     let d_sums = gpu.slot(2 * n);
@@ -152,7 +152,8 @@ pub fn objective_bwd(rec: &mut Recording, terms: &[Term], spans: &Spans, sums: &
     rec.dispatch(&shader("objective_spread"), &spread, &[&spans.owners, &d_sums, d_logp], grid, 2 * spans.rows as u64);
 }
 
-/// The family.
+/// Objective kernels, in the order of a step: `objective_sums`; one of `objective_pairs`, `_sorted`, `_cross` and `_sides` per term;
+/// `objective_spread`.
 pub struct PairLosses;
 
 impl Kernel for PairLosses {

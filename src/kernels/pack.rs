@@ -1,4 +1,4 @@
-//! Packs f32 as bf16, two to a word, and unpacks it: a forward pass may save activations so for the backward pass.
+//! Packing of f32 as bf16, two per word, and unpacking: a forward pass may save activations so for the backward pass.
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
@@ -26,21 +26,21 @@ fn unpack_shader() -> Shader {
     Shader::new("pack", "unpack_bf16").with("WG", 64.0)
 }
 
-/// words (⌈n/2⌉) from x (n), `mantissa` bits of which are kept, [`BF16_MANTISSA`] at most; rounded to the nearest, ties to even.
+/// Packs x (n) into words (⌈n/2⌉), rounded to the nearest, ties to even. Keeps `mantissa` bits, at most [`BF16_MANTISSA`].
 pub fn pack_bf16(rec: &mut Recording, mantissa: u32, x: &Slot, words: &Slot) {
     let n = x.len();
     rec.dispatch(&pack_shader(mantissa), &params(n), &[x, words], grid_1d(n.div_ceil(2), 64), n as u64);
 }
 
-/// x (n) from words (⌈n/2⌉).
+/// Unpacks words (⌈n/2⌉) into x (n).
 pub fn unpack_bf16(rec: &mut Recording, words: &Slot, x: &Slot) {
     rec.dispatch(&unpack_shader(), &params(x.len()), &[words, x], grid_1d(x.len(), 64), 0);
 }
 
-/// The family.
+/// Packing kernels: `pack_bf16`, `unpack_bf16`.
 pub struct Pack;
 
-/// Bits of mantissa: bf16's, and the 4 that tests use because the gradient tests must notice them.
+/// Bits of mantissa: bf16's, and 4 for tests, so coarse that the gradient tests must fail.
 const MANTISSAS: [u32; 2] = [BF16_MANTISSA, 4];
 
 impl Kernel for Pack {
@@ -66,13 +66,13 @@ impl Kernel for Pack {
     }
 }
 
-/// Words, and what becomes of them.
+/// Case that packs values and unpacks them.
 struct PackCase {
     n: usize,
     mantissa: u32,
 }
 
-/// Both neighbours' middle, twice, and what is next to it; the ends of f32's range; zeros; what is no number.
+/// Bit patterns at the edges: middles between two bf16 values and their neighbours, the ends of f32's range, zeros, NaN.
 const EDGES: [u32; 14] = [
     0x3f80_8000, // between two values, the lower one even
     0x3f81_8000, // the upper one
@@ -91,7 +91,7 @@ const EDGES: [u32; 14] = [
 ];
 
 impl PackCase {
-    /// An f32's bits after rounding, by arithmetic.
+    /// Computes an f32's bits after rounding, by arithmetic and not by bits as the kernel does.
     fn rounded(&self, x: f64) -> u32 {
         if x.is_nan() {
             return f32::NAN.to_bits();

@@ -1,8 +1,8 @@
-//! A micro-batch as kernels read it: packed tokens, who sees whom, and which predictions are scored.
+//! Micro-batch as kernels read it: packed tokens, the keys that each of them sees, and the predictions that are scored.
 
 use std::ops::Range;
 
-/// A prediction that is scored: the hidden state of token `hidden` predicts `target`.
+/// Scored prediction: the hidden state of token `hidden` predicts `target`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScoredRow {
     /// Index into the packed tokens.
@@ -11,8 +11,8 @@ pub struct ScoredRow {
     pub target: u32,
 }
 
-/// Where a sequence's scored rows are. Rows `prefix` ∪ `own` are the predictions of its tokens 1.. . Those of `prefix` are in the tokens'
-/// order; of `own` first those that predict no response token, then those that do, each in the tokens' order.
+/// Ranges of a sequence's scored rows. Rows `prefix` ∪ `own` are the predictions of its tokens 1.. . Rows of `prefix` are in the tokens'
+/// order. Rows of `own` that predict no response token come first, then those that do, each in the tokens' order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
     /// Rows of the shared prefix (empty without one).
@@ -23,14 +23,14 @@ pub struct Span {
     pub response: usize,
 }
 
-/// A micro-batch: T packed tokens in S segments, no padding.
+/// Micro-batch: T packed tokens in S segments, no padding.
 ///
 /// A query sees the keys of its prefix range and of its own range (which ends with itself).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// (T).
+    /// (T), token ids.
     pub ids: Vec<u32>,
-    /// (T), position in the sequence: a branch goes on from its prefix.
+    /// (T), position in the sequence: a branch continues from its prefix.
     pub positions: Vec<u32>,
     /// (T), [prefix_start, prefix_end, own_start, own_end): visible keys; own_end = t + 1.
     pub ranges: Vec<[u32; 4]>,
@@ -43,7 +43,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The rows that predict a sequence's tokens 1.. , in the tokens' order: of a sequence, hidden states follow one another as tokens do.
+    /// Returns the rows that predict a sequence's tokens 1.. in the tokens' order, which is the order of their hidden states.
     pub fn rows_in_order(&self, span: &Span) -> Vec<usize> {
         let mut own: Vec<usize> = span.own.clone().collect();
         own.sort_by_key(|&row| self.rows[row].hidden);

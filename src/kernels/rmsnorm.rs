@@ -1,35 +1,35 @@
-//! y = x·(w + offset)/√(mean x² + eps), over rows of D or over heads of E inside a wider slot.
+//! RMSNorm: y = x·(w + offset)/√(mean x² + eps), over rows of D or over heads of E inside a wider slot.
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs, column_sum};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
-/// Which values are normalised: `tokens × groups` rows of `width`, the groups side by side in a token's row of `stride`.
+/// Rows to normalise: `tokens × groups` rows of `width`, the groups side by side in a token's row of `stride`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rows {
-    /// T.
+    /// T, the number of tokens.
     pub tokens: usize,
-    /// 1, or heads.
+    /// Rows per token: 1, or the number of heads.
     pub groups: usize,
-    /// D, or E.
+    /// Elements per row: D, or E.
     pub width: usize,
     /// First element of x (and d_x).
     pub x_start: usize,
-    /// Elements a token in x (and d_x).
+    /// Elements per token in x (and d_x).
     pub x_stride: usize,
     /// First element of y (and d_y).
     pub y_start: usize,
-    /// Elements a token in y (and d_y).
+    /// Elements per token in y (and d_y).
     pub y_stride: usize,
 }
 
 impl Rows {
-    /// T contiguous rows of D.
+    /// Describes T contiguous rows of D.
     pub fn contiguous(tokens: usize, width: usize) -> Self {
         Self { tokens, groups: 1, width, x_start: 0, x_stride: width, y_start: 0, y_stride: width }
     }
-    /// Rows in all: tokens × groups; also the length of the saved statistics.
+    /// Returns the number of rows, tokens × groups, which is also the length of the saved statistics.
     pub fn count(&self) -> usize {
         self.tokens * self.groups
     }
@@ -52,7 +52,7 @@ struct RmsnormParams {
     pad: u32,
 }
 
-/// Rows that a partial sum of d_w covers.
+/// Rows per partial sum of d_w.
 const BLOCK: usize = 64;
 
 fn params(rows: &Rows, eps: f32, offset: f32, accumulate: bool) -> RmsnormParams {
@@ -76,7 +76,7 @@ fn shader(entry: &'static str) -> Shader {
     Shader::new("rmsnorm", entry).with("WG", 64.0)
 }
 
-/// y from x (T, D) and w (D); saves r (rows).
+/// Computes y from x (T, D) and w (D); saves r = 1/√(mean x² + eps) (rows).
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
 pub fn rmsnorm_fwd(
     rec: &mut Recording,
@@ -93,7 +93,7 @@ pub fn rmsnorm_fwd(
     rec.dispatch(&shader("rmsnorm_fwd"), &params, &[x, w, r_saved, y], grid_1d(rows.count(), 1), flops);
 }
 
-/// d_x from d_y; added to d_x when `accumulate`.
+/// Computes d_x from d_y; adds to d_x when `accumulate`.
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
 pub fn rmsnorm_bwd_x(
     rec: &mut Recording,
@@ -111,7 +111,7 @@ pub fn rmsnorm_bwd_x(
     rec.dispatch(&shader("rmsnorm_bwd_x"), &params, &[x, w, r_saved, d_y, d_x], grid_1d(rows.count(), 1), flops);
 }
 
-/// d_w (D) += Σ_t d_y·x·r.
+/// Computes d_w (D) += Σ_t d_y·x·r.
 pub fn rmsnorm_bwd_w(rec: &mut Recording, rows: &Rows, x: &Slot, r_saved: &Slot, d_y: &Slot, d_w: &Slot) {
     let params = params(rows, 0.0, 0.0, false);
     let blocks = rows.count().div_ceil(BLOCK);
@@ -122,7 +122,7 @@ pub fn rmsnorm_bwd_w(rec: &mut Recording, rows: &Rows, x: &Slot, r_saved: &Slot,
     column_sum::column_sum(rec, &partial, blocks, rows.width, 0, rows.width, d_w);
 }
 
-/// The family.
+/// RMSNorm kernels: `rmsnorm_fwd`, `rmsnorm_bwd_x`, `rmsnorm_bwd_w`.
 pub struct Rmsnorm;
 
 impl Kernel for Rmsnorm {
@@ -157,7 +157,7 @@ struct RmsnormCase {
 const EPS: f32 = 1e-5;
 
 impl RmsnormCase {
-    /// For each row: its first elements in x and y, and r.
+    /// Returns each row's first elements in x and y, and its r.
     fn each(&self, x: &[f64]) -> Vec<(usize, usize, f64)> {
         let s = &self.rows;
         let row = |i: usize| {

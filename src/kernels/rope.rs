@@ -1,4 +1,4 @@
-//! Rotary positions, in place, forward and backward: default, linear and llama3 scaling, whole or partial heads.
+//! Rotary position embedding (RoPE), in place, forward and backward: default, linear and llama3 scaling, whole or partial heads.
 
 use std::f64::consts::TAU;
 
@@ -7,28 +7,28 @@ use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
-/// Inverse frequencies of one rotary table.
+/// Parameters of RoPE's inverse frequencies.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// Base.
+    /// Base θ of the frequencies.
     pub theta: f64,
     /// Leading dimensions of a head that rotate (even, ≤ E); pairs are (i, i + rotary_dim/2).
     pub rotary_dim: usize,
-    /// How the frequencies are scaled.
+    /// Scaling of the frequencies.
     pub scaling: RopeScaling,
 }
 
-/// Scaling of inverse frequencies.
+/// Scaling of RoPE's inverse frequencies.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
-    /// None.
+    /// Unscaled frequencies.
     Default,
-    /// All divided by the factor.
+    /// All frequencies divided by the factor.
     Linear {
-        /// Divisor.
+        /// Divisor of all frequencies.
         factor: f64,
     },
-    /// Llama 3.1: low frequencies divided, high kept, smooth between.
+    /// Llama 3.1: low frequencies divided, high ones kept, smooth between.
     Llama3 {
         /// Divisor of low frequencies.
         factor: f64,
@@ -41,7 +41,7 @@ pub enum RopeScaling {
     },
 }
 
-/// Inverse frequencies (rotary_dim/2), as transformers computes them (`modeling_rope_utils.py`).
+/// Computes the inverse frequencies (rotary_dim/2), as transformers does (`modeling_rope_utils.py`).
 pub fn inverse_frequencies(rope: &Rope) -> Vec<f64> {
     let dim = rope.rotary_dim as f64;
     let plain = (0..rope.rotary_dim / 2).map(|i| rope.theta.powf(-(2.0 * i as f64) / dim));
@@ -63,7 +63,7 @@ pub fn inverse_frequencies(rope: &Rope) -> Vec<f64> {
     plain.map(scale).collect()
 }
 
-/// cos and sin of every angle up to a position, on the device.
+/// RoPE cache on the device: cos and sin of every angle, per position.
 #[derive(Debug, Clone)]
 pub struct Turns {
     table: Slot,
@@ -71,7 +71,7 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// For positions below `n_positions`.
+    /// Computes and uploads cos and sin for positions below `n_positions`.
     pub fn new(gpu: &Gpu, rope: &Rope, n_positions: usize) -> Self {
         let frequencies = inverse_frequencies(rope);
         let mut table = Vec::with_capacity(n_positions * frequencies.len() * 2);
@@ -85,18 +85,18 @@ impl Turns {
     }
 }
 
-/// Heads that turn: `heads` of `head_dim` side by side from `start` in rows of `stride`.
+/// Heads to rotate: `heads` of `head_dim` side by side from `start` in rows of `stride`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
-    /// T.
+    /// T, the number of tokens.
     pub tokens: usize,
-    /// Query and key heads together, where they are neighbours.
+    /// Number of heads: query and key heads together, where they are neighbours.
     pub heads: usize,
-    /// E.
+    /// E, the size of a head.
     pub head_dim: usize,
     /// First element.
     pub start: usize,
-    /// Elements a token.
+    /// Elements per token.
     pub stride: usize,
 }
 
@@ -117,7 +117,7 @@ fn shader() -> Shader {
     Shader::new("rope", "rope").with("WG", 64.0)
 }
 
-/// Turns x by its positions; `backward` turns gradients back.
+/// Rotates x by its positions, in place; `backward` rotates gradients back.
 pub fn rope(rec: &mut Recording, heads: &Heads, backward: bool, positions: &Slot, turns: &Turns, x: &Slot) {
     let n = heads.tokens * heads.heads * turns.half;
     let params = RopeParams {
@@ -133,7 +133,7 @@ pub fn rope(rec: &mut Recording, heads: &Heads, backward: bool, positions: &Slot
     rec.dispatch(&shader(), &params, &[positions, &turns.table, x], grid_1d(n, 64), 6 * n as u64);
 }
 
-/// The family.
+/// RoPE kernel: `rope`.
 pub struct RotaryPositions;
 
 impl Kernel for RotaryPositions {

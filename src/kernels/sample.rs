@@ -1,22 +1,22 @@
-//! Next tokens from logits: greedy, temperature, top-k, top-p.
+//! Sampling of next tokens from logits: greedy, temperature, top-k, top-p.
 
 use super::shapes::ModelShape;
 use super::{Case, Cost, Host, Kernel, Outputs};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
-/// How the next token is chosen.
+/// Parameters of sampling.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// 0: the largest logit.
+    /// Temperature; 0 takes the largest logit.
     pub temperature: f32,
-    /// Only the k largest logits; 0: all.
+    /// Top-k: keeps the k largest logits; 0 keeps all.
     pub top_k: usize,
-    /// Then only the fewest tokens that reach this probability; 1: all.
+    /// Top-p, after top-k: keeps the fewest tokens that reach this probability; 1 keeps all.
     pub top_p: f32,
 }
 
-/// Given instead of a token where the largest logit is no finite number.
+/// Result instead of a token where the largest logit is not finite.
 pub const NOT_FINITE: u32 = u32::MAX;
 
 #[repr(C)]
@@ -36,7 +36,7 @@ fn shader() -> Shader {
     Shader::new("sample", "sample").with("WG", 64.0)
 }
 
-/// tokens (rows, u32) from logits (rows, V) and uniforms in [0, 1) (rows).
+/// Samples tokens (rows, u32) from logits (rows, V), with uniforms in [0, 1) (rows).
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
 pub fn sample(
     rec: &mut Recording,
@@ -61,7 +61,7 @@ pub fn sample(
     rec.dispatch(&shader(), &params, &[logits, uniforms, tokens], grid_1d(rows, 1), 4 * (rows * vocab) as u64);
 }
 
-/// The family.
+/// Sampling kernel: `sample`.
 pub struct Sample;
 
 impl Kernel for Sample {
@@ -115,7 +115,7 @@ impl Case for SampleCase {
         let uniforms = (0..self.rows).map(|_| rng.next_f32()).collect();
         vec![Host::normal(rng, self.rows * self.vocab), Host::F32(uniforms)]
     }
-    /// By sorting: another road than the kernel's bisection.
+    /// Samples by sorting, independently of the kernel's bisection.
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let s = &self.sampling;
         let row = |(logits, u): (&[f64], &f64)| {

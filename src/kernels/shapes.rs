@@ -1,25 +1,25 @@
 //! Shapes of real models, for benchmarks: every kernel is timed where it will be used.
 
-/// A decoder of Llama's kind, by its `config.json`.
+/// Shape of a decoder of Llama's kind, as in its `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelShape {
-    /// For `--models`.
+    /// Name that `--models` takes.
     pub name: &'static str,
-    /// D.
+    /// D, the hidden size.
     pub d_model: usize,
-    /// H.
+    /// H, the number of query heads.
     pub n_heads: usize,
-    /// K.
+    /// K, the number of key and value heads.
     pub n_kv_heads: usize,
-    /// E.
+    /// E, the size of a head.
     pub head_dim: usize,
-    /// F.
+    /// F, the inner width of the MLP.
     pub d_ff: usize,
-    /// V.
+    /// V, the size of the vocabulary.
     pub vocab: usize,
-    /// L.
+    /// L, the number of layers.
     pub n_layers: usize,
-    /// The head shares the embedding's weight.
+    /// Whether the LM head shares the embedding's weight.
     pub tied: bool,
 }
 
@@ -82,21 +82,21 @@ pub const MODELS: [ModelShape; 5] = [
     },
 ];
 
-/// Tokens of a micro-batch, for `--tokens`.
+/// Tokens per micro-batch, for `--tokens`.
 pub const TOKENS: [usize; 4] = [128, 512, 2048, 8192];
 
 impl ModelShape {
-    /// Columns of q, k and v together.
+    /// Returns the columns of q, k and v together.
     pub fn qkv_width(&self) -> usize {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
     }
 
-    /// Elements of a layer's matrices.
+    /// Returns the elements of a layer's matrices.
     pub fn layer_parameters(&self) -> usize {
         self.d_model * (self.qkv_width() + self.n_heads * self.head_dim + 3 * self.d_ff)
     }
 
-    /// As Hugging Face writes it.
+    /// Returns the model's `config.json`, as Hugging Face writes it.
     pub fn config_json(&self) -> String {
         serde_json::json!({
             "architectures": ["LlamaForCausalLM"],

@@ -1,37 +1,37 @@
-//! How weights lie in a buffer: f32, bf16, int8 with a scale a row, 4-bit NormalFloat. `shaders/shared/weight*.wgsl` read what is
-//! written here. Quantised on the host, as bitsandbytes does (0.50).
+//! Storage formats of weights: f32, bf16, int8 with a scale per row, and 4-bit NormalFloat (NF4). `shaders/shared/weight*.wgsl` read this
+//! layout. Weights are quantised on the host, as bitsandbytes 0.50 does.
 
 use std::sync::LazyLock;
 
 use crate::gpu::Shader;
 
-/// How weights are stored.
+/// Storage format of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
-    /// One word a value.
+    /// f32, one word per value.
     F32,
-    /// bf16, two values a word.
+    /// bf16, two values per word.
     Bf16,
-    /// int8, four values a word, and a scale a row: the layout of LLM.int8 (arXiv 2208.07339), without its outlier columns.
+    /// int8, four values per word, and a scale per row: the layout of LLM.int8 (arXiv 2208.07339), without its outlier columns.
     Int8,
-    /// NF4 with double quantisation, eight values a word: QLoRA's (arXiv 2305.14314).
+    /// NF4 with double quantisation, eight values per word, as in QLoRA (arXiv 2305.14314).
     Nf4,
 }
 
-/// Words before int8's codes: where the scales begin, and padding.
+/// Words before int8's codes: the start of the scales, and padding.
 const INT8_HEAD: usize = 4;
-/// Words before NF4's codes: where block scales and groups begin, offset, phase, both tables.
+/// Words before NF4's codes: starts of block scales and of group scales, offset, phase, and both tables.
 const NF4_HEAD: usize = 4 + 16 + 256;
-/// Values that share a scale.
+/// Values per NF4 block, which share a scale.
 const BLOCK: usize = 64;
-/// Scales that share a scale.
+/// Blocks per NF4 group, whose scales share a scale.
 const GROUP: usize = 256;
 
 impl Storage {
-    /// All of them.
+    /// All storage formats.
     pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Nf4];
 
-    /// Words of four bytes of a matrix (rows, cols), or of a part of its rows.
+    /// Returns the most words, of four bytes each, that a matrix (rows, cols) or a part of its rows needs.
     pub fn words(self, rows: usize, cols: usize) -> usize {
         let n = rows * cols;
         match self {
@@ -46,7 +46,7 @@ impl Storage {
         }
     }
 
-    /// What columns must be a multiple of, so that rows begin at words, and at blocks.
+    /// Returns the number that columns must be a multiple of, so that rows begin at words and at blocks.
     pub fn columns(self) -> usize {
         match self {
             Self::F32 => 1,
@@ -56,12 +56,12 @@ impl Storage {
         }
     }
 
-    /// Codes and scales, never written by a kernel.
+    /// Returns whether the format has codes and scales, which no kernel writes.
     pub fn is_quantised(self) -> bool {
         matches!(self, Self::Int8 | Self::Nf4)
     }
 
-    /// The module that a shader imports for this storage.
+    /// Makes a shader import the module for this format.
     pub fn select(self, shader: Shader) -> Shader {
         match self {
             Self::F32 => shader,
@@ -71,7 +71,7 @@ impl Storage {
         }
     }
 
-    /// Values of a matrix (rows, cols), or of a part of its rows, from its words.
+    /// Dequantises a matrix (rows, cols), or a part of its rows, from its words.
     pub fn unpack(self, words: &[u32], rows: usize, cols: usize) -> Vec<f32> {
         let float = |i: usize| f32::from_bits(words[i]);
         // Code i of those that begin at a word, `bits` wide.
@@ -98,16 +98,16 @@ impl Storage {
     }
 }
 
-/// A matrix on the host, ready to be written to the device in parts of its rows.
+/// Matrix in a storage format on the host, ready to be uploaded in parts of its rows.
 #[derive(Debug, Clone)]
 pub enum Packed {
-    /// As it is.
+    /// Unchanged values.
     F32(Vec<f32>),
-    /// Rounded to nearest even.
+    /// Values rounded to the nearest bf16, ties to even.
     Bf16(Vec<half::bf16>),
-    /// Codes, and a scale a row.
+    /// Codes, and a scale per row.
     Int8(Vec<i8>, Vec<f32>),
-    /// Codes, one a byte; codes of the blocks' largest magnitudes; those of the groups of these; what was taken off before.
+    /// Codes, one per byte; codes of the blocks' absmax, less the offset; absmax of each group of blocks; the offset.
     Nf4(Vec<u8>, Vec<u8>, Vec<f32>, f32),
 }
 
@@ -122,7 +122,7 @@ impl Packed {
         }
     }
 
-    /// Rows `first` to `first + rows` of `cols` columns, as [`Storage::words`] of bytes or less.
+    /// Packs rows `first` to `first + rows` of `cols` columns into at most [`Storage::words`] words.
     pub fn part(&self, first: usize, rows: usize, cols: usize) -> Vec<u32> {
         let range = first * cols..(first + rows) * cols;
         match self {
@@ -149,7 +149,7 @@ impl Packed {
     }
 }
 
-/// Bytes as words, the first in the low byte; zeros fill the last.
+/// Packs bytes into words, the first into the low byte; zeros fill the last word.
 pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u32> {
     bytes.chunks(4).map(|c| c.iter().rev().fold(0, |word, &b| word << 8 | u32::from(b)))
 }
@@ -158,7 +158,7 @@ fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |m, v| m.max(v.abs()))
 }
 
-/// q = round(127·w / absmax), ties to even; the scale is absmax/127.
+/// Quantises each row: q = round(127·w / absmax), ties to even; the scale is absmax/127.
 fn int8(values: &[f32], cols: usize) -> Packed {
     let scales: Vec<f32> = values.chunks(cols.max(1)).map(largest).collect();
     // Added and taken off again, it leaves no room for a fraction: rounds to even, without a call for each value.
@@ -171,7 +171,7 @@ fn int8(values: &[f32], cols: usize) -> Packed {
     Packed::Int8(codes, scales.iter().map(|s| s * (1.0 / 127.0)).collect())
 }
 
-/// NF4's 16 values: QLoRA's appendix E, as bitsandbytes has them.
+/// NF4's 16 values: QLoRA's appendix E, as in bitsandbytes.
 #[expect(clippy::excessive_precision, reason = "as published")]
 const NF4: [f32; 16] = [
     -1.0,
@@ -192,13 +192,14 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// The signed dynamic map of eight bits (arXiv 2110.02861), rising.
+/// Signed dynamic map of eight bits (arXiv 2110.02861), ascending.
 pub static DYNAMIC: LazyLock<[f32; 256]> = LazyLock::new(|| dynamic(true));
 
-/// The unsigned one.
+/// Unsigned dynamic map of eight bits, ascending.
 pub static DYNAMIC_UNSIGNED: LazyLock<[f32; 256]> = LazyLock::new(|| dynamic(false));
 
-/// ±10^(i − 6) times the middles of 2^i parts of 0.1 .. 1, for i in 0 .. 7 (without a sign of twice as many parts); and 0 and 1.
+/// Builds an ascending dynamic map: ±10^(i − 6) times the middles of 2^i parts of 0.1 .. 1, for i in 0 .. 7; and 0 and 1. The unsigned map
+/// has twice as many parts.
 fn dynamic(signed: bool) -> [f32; 256] {
     let mut all = vec![0.0, 1.0];
     for i in 0..7 {
@@ -220,13 +221,13 @@ fn dynamic(signed: bool) -> [f32; 256] {
     std::array::from_fn(|i| all[i])
 }
 
-/// Between neighbours of a table.
+/// Returns the middles between neighbours of a table.
 pub(super) fn middles(table: &[f32]) -> Vec<f32> {
     table.windows(2).map(|w| (w[0] + w[1]) / 2.0).collect()
 }
 
-/// Codes of blocks in units of their largest magnitudes, and these. A code is the nearest value's index in the rising table; between
-/// two, the lower one's.
+/// Quantises blocks in units of their absmax; returns the codes and each block's absmax. A code is the nearest value's index in the
+/// ascending table; ties take the lower index.
 pub(super) fn blockwise(values: &[f32], block: usize, table: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let middles = middles(table);
     let absmax: Vec<f32> = values.chunks(block).map(largest).collect();
@@ -260,7 +261,7 @@ mod tests {
         (0..n).map(|_| rng.normal()).collect()
     }
 
-    /// Parts that begin inside a group, and at rows of any number.
+    /// Parts begin inside a group, and at any row.
     #[test]
     fn parts_hold_what_the_whole_holds() {
         let (rows, cols) = (151, 192);
@@ -282,7 +283,7 @@ mod tests {
         let cols = 64;
         let mut values = random(6 * cols);
         values[..cols].fill(0.0);
-        // Of the largest magnitude of its row: half a step of int8; half the widest gap of NF4, and some for the scale's eight bits.
+        // Tolerances relative to the row's absmax: half a step of int8; half the widest gap of NF4, and some for the scale's eight bits.
         for (storage, step) in
             [(Storage::F32, 0.0), (Storage::Bf16, 0.004), (Storage::Int8, 0.004), (Storage::Nf4, 0.17)]
         {

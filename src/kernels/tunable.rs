@@ -1,12 +1,12 @@
-//! Cases among whose variants the device chooses.
+//! Cases whose variant the device chooses by measured times.
 
 use super::Case;
 use crate::gpu::Variant;
 
-/// Shapes that are alike, and a case of them for every variant that serves, the best guess first.
+/// Class of similar shapes, with one case per variant that supports it, the default choice first.
 pub struct Tunable {
-    /// As [`crate::gpu::Tuning`] knows it.
+    /// Name of the class in [`crate::gpu::Tuning`].
     pub class: String,
-    /// `None`: the baseline.
+    /// Cases by variant; `None` is the baseline.
     pub cases: Vec<(Option<Variant>, Box<dyn Case>)>,
 }

@@ -1,4 +1,4 @@
-//! Finding the fastest variants of a device for the shapes of some models.
+//! Search for a device's fastest variants, for the shapes of some models.
 
 use web_time::Instant;
 
@@ -9,17 +9,17 @@ use super::tunable::Tunable;
 use crate::error::Result;
 use crate::gpu::{Gpu, Tuning, Variant};
 
-/// A class of shapes, measured.
+/// Measured times of a class of shapes.
 #[derive(Debug, Clone)]
 pub struct Tuned {
-    /// As [`Tuning`] knows it.
+    /// Name of the class in [`Tuning`].
     pub class: String,
-    /// Device time of every variant that serves it in µs, the one that was the best guess first.
+    /// Device time of every variant that supports the class, in µs; the default choice comes first.
     pub us: Vec<(Option<Variant>, f64)>,
 }
 
 impl Tuned {
-    /// The fastest; the guess, unless another is faster beyond noise.
+    /// Returns the fastest variant: the default choice, unless another is faster beyond noise.
     pub fn fastest(&self) -> Option<Variant> {
         let (guess, limit) = (self.us[0].0, self.us[0].1 / LEAST_GAIN);
         let best = self.us.iter().filter(|u| u.1 < limit).min_by(|a, b| a.1.total_cmp(&b.1));
@@ -27,13 +27,13 @@ impl Tuned {
     }
 }
 
-/// What a variant must gain to be taken.
+/// Smallest speed-up at which a variant replaces the default choice.
 const LEAST_GAIN: f64 = 1.05;
-/// Runs of a variant: the fastest counts.
+/// Runs per variant: the fastest counts.
 const RUNS: usize = 3;
 
-/// Measures the products of models for about `seconds` in all: classes that do not come to their turn keep their guess. `tell` gets every class
-/// as it is done, and how many there are.
+/// Measures the matrix products of `models` for about `seconds` in all. Classes that are not reached keep their default choice. Calls
+/// `tell` with each measured class and the number of classes.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].

@@ -4,10 +4,10 @@ use std::fmt::Write;
 
 use crate::error::visible;
 
-/// What a card says. Everything is text that is ready to print.
+/// Contents of a model card. Every text is ready to print.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Card {
-    /// As `--model` had it: a hub id or a folder.
+    /// Base model as `--model` named it: a hub id or a folder.
     pub base: String,
     /// An adapter (library peft), else a whole model (library transformers).
     pub adapter: bool,

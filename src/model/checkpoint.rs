@@ -28,7 +28,7 @@ pub struct Checkpoint {
     untied: bool,
     /// The embedding's weight is stored as the tied head's: (description's name, file's name).
     embedding_as: Option<(String, String)>,
-    /// What a user should know about the files.
+    /// Remarks on the files for the user.
     notes: Vec<String>,
 }
 
@@ -37,7 +37,7 @@ pub struct Checkpoint {
 pub struct Tensor<'a> {
     /// F32, F16 or BF16 in a checkpoint that was verified.
     pub dtype: Dtype,
-    /// As stored.
+    /// Dimensions as stored in the file.
     pub shape: &'a [usize],
     /// Little-endian values.
     pub bytes: Vec<u8>,
@@ -90,10 +90,10 @@ impl Checkpoint {
         Self::new(dir, files.collect::<Result<_>>()?, Some((&path, index)))
     }
 
-    /// From the contents of safetensors files, where there are no folders: each with its name.
+    /// Opens the contents of safetensors files, each with its name, where there are no folders.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`].
+    /// Fails like [`Checkpoint::open`].
     pub fn of(files: Vec<(String, Box<dyn Content>)>) -> Result<Self> {
         let files = files.into_iter().map(|(name, content)| TensorFile::of(name, content));
         Self::new(Path::new(""), files.collect::<Result<_>>()?, None)
@@ -211,7 +211,7 @@ impl Checkpoint {
     /// A tensor's values as f32, in the file's order: exact.
     ///
     /// # Errors
-    /// As [`Checkpoint::tensor`]; [`Error::Tensor`] where it is neither F32, F16 nor BF16.
+    /// Fails like [`Checkpoint::tensor`]; also [`Error::Tensor`] where the tensor is neither F32, F16 nor BF16.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let (file, stored) = self.expect(name)?;
         file.values(name, stored)
@@ -220,7 +220,7 @@ impl Checkpoint {
     /// The bits of a tensor that is stored as bf16, in the file's order; `None` where it is of another type.
     ///
     /// # Errors
-    /// As [`Checkpoint::tensor`].
+    /// Fails like [`Checkpoint::tensor`].
     pub fn read_bf16(&self, name: &str) -> Result<Option<Vec<u16>>> {
         let (file, stored) = self.expect(name)?;
         if stored.dtype != Dtype::BF16 {

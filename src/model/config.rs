@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// An object of the file, and where it stands.
 struct Config<'a> {
     path: &'a Path,
-    /// Before a field's name in messages: empty or `rope_scaling.`.
+    /// Prefix of a field's name in messages: empty or `rope_scaling.`.
     at: String,
     fields: &'a Map<String, Value>,
 }
@@ -65,7 +65,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// As `number`; null is `None`, absent the default.
+    /// Reads a number like `number`, but null gives `None`, and an absent field the default.
     fn optional(&self, field: &str, default: Option<f64>) -> Result<Option<f64>> {
         match self.fields.get(field) {
             None => Ok(default),
@@ -282,7 +282,7 @@ impl Config<'_> {
 }
 
 impl Description {
-    /// From the text of a `config.json`; `path` is for messages.
+    /// Reads the text of a `config.json`; `path` is for messages.
     ///
     /// # Errors
     /// [`Error::Line`]: no JSON; [`Error::Field`]: a field that is missing, out of range, or not supported.

@@ -28,36 +28,36 @@ pub struct Norm {
 /// A layer's weights.
 #[derive(Debug, Clone)]
 pub struct LayerWeights {
-    /// Before attention.
+    /// Norm before attention.
     pub attn_norm: Norm,
-    /// Fills the columns of qkv.
+    /// Projections that fill the columns of qkv.
     pub qkv: Vec<Linear>,
-    /// Of query and key heads.
+    /// Norms of the query heads and of the key heads.
     pub qk_norms: Option<[Norm; 2]>,
-    /// Attention's output.
+    /// Projection of attention's output.
     pub out: Linear,
-    /// After attention.
+    /// Norm after attention.
     pub attn_post_norm: Option<Norm>,
-    /// Before the MLP.
+    /// Norm before the MLP.
     pub mlp_norm: Norm,
-    /// Fills gate and up.
+    /// Projections that fill gate and up.
     pub up: Vec<Linear>,
-    /// Back to D.
+    /// Projection back to D.
     pub down: Linear,
-    /// After the MLP.
+    /// Norm after the MLP.
     pub mlp_post_norm: Option<Norm>,
 }
 
 /// A decoder on a device.
 #[derive(Debug)]
 pub struct Decoder {
-    /// What it is.
+    /// Architecture and dimensions.
     pub description: Description,
     /// (V, D).
     pub embedding: Weight,
     /// (positions, D), learned.
     pub position_embedding: Option<Weight>,
-    /// L.
+    /// Weights of the L layers.
     pub layers: Vec<LayerWeights>,
     /// (D).
     pub final_norm: Norm,
@@ -65,7 +65,7 @@ pub struct Decoder {
     pub head: Option<Weight>,
     /// Rotary tables, as in the description.
     pub turns: Vec<Turns>,
-    /// How what the backward pass reads is held.
+    /// Data type of the activations that are saved for the backward pass.
     pub saved_dtype: SavedDtype,
     /// Names of the trained parameters and their state.
     pub arena: super::weights::Arena,
@@ -84,7 +84,7 @@ pub struct Tokens {
     pub position_ids: Option<Ids>,
     /// (T).
     pub positions: Slot,
-    /// Who sees whom.
+    /// Segments, which say whose keys a query sees.
     pub segments: Segments,
 }
 
@@ -101,12 +101,12 @@ impl Tokens {
     }
 }
 
-/// Keys and values of earlier tokens: (capacity, 2K·E) a layer.
+/// KV cache: keys and values of earlier tokens, (capacity, 2K·E) per layer.
 #[derive(Debug)]
 pub struct Cache {
-    /// One a layer.
+    /// Keys and values per layer.
     pub layers: Vec<Slot>,
-    /// Where each new token's key and value go (T), u32.
+    /// Cache row of each new token's key and value: (T), u32.
     pub rows: Slot,
 }
 
@@ -414,7 +414,7 @@ impl Decoder {
         (sum, Some((Saved::F32(y), stats)))
     }
 
-    /// What the backward pass of a layer reads; run again where only the input was kept.
+    /// Returns the activations that a layer's backward pass reads. Recomputes the layer where its input alone was kept.
     pub(super) fn restore(&self, rec: &mut Recording, index: usize, tokens: &Tokens, kept: Kept) -> LayerTrace {
         match kept {
             Kept::Trace(trace) => *trace,

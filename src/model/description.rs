@@ -1,4 +1,4 @@
-//! What a decoder is, with nothing left to decide: every default filled in, every family expressed in the same fields.
+//! Description of a decoder, with nothing left to decide: every default filled in, every family expressed in the same fields.
 //!
 //! [`super::config`] turns a Hugging Face `config.json` into a [`Description`]; the decoder reads nothing else.
 
@@ -63,7 +63,7 @@ pub struct Description {
 /// y = (x − mean?)·r·(w + offset) (+ b).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
-    /// Which of the two.
+    /// Kind of the norm.
     pub kind: NormKind,
     /// Inside the root.
     pub eps: f32,
@@ -80,7 +80,7 @@ pub enum NormKind {
     Layer,
 }
 
-/// One decoder layer, by Hugging Face's names.
+/// Decoder layer, by Hugging Face's names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layer {
     /// Sliding window W: key j is visible to query i iff 0 ≤ i − j < W.
@@ -95,9 +95,9 @@ pub struct Layer {
     pub mlp_norm: String,
     /// Norm after the MLP, with `post_norms`.
     pub mlp_post_norm: Option<String>,
-    /// Norms of query and key heads, with `qk_norm`.
+    /// Norm of the query heads, with `qk_norm`.
     pub q_norm: Option<String>,
-    /// As `q_norm`.
+    /// Norm of the key heads, with `qk_norm`.
     pub k_norm: Option<String>,
     /// Fill the columns of qkv: (T, (H + 2K)·E), in the order q, k, v; one module where it is fused (Phi-3, GPT-2).
     pub qkv: Vec<Module>,

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-/// What a family's configuration class fills in.
+/// Values that a family's configuration class fills in.
 pub(super) struct Family {
     pub(super) kind: Kind,
     pub(super) architecture: &'static str,

@@ -11,7 +11,7 @@ pub const MAX_CONFIG_BYTES: u64 = 64 << 20;
 /// Bytes that `tokenizer.json` may have.
 pub const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 
-/// A regular file of a folder, which may be a link only to within the folder, or into the blobs of hf-hub's cache where the folder
+/// A regular file of a folder, which may be a link only to within the folder, or into the blobs of the hub's cache where the folder
 /// is one of its snapshots.
 ///
 /// # Errors
@@ -39,7 +39,7 @@ fn hub_blobs(dir: &Path) -> Option<PathBuf> {
 /// The text of a file of a folder, of at most `limit` bytes.
 ///
 /// # Errors
-/// As [`inside`]; [`Error::File`] where it is longer, or no UTF-8.
+/// Fails like [`inside`]; also [`Error::File`] where the file is longer, or not UTF-8.
 pub fn read_inside(dir: &Path, name: &str, limit: u64) -> Result<String> {
     read_file(&inside(dir, name)?, limit)
 }
@@ -93,7 +93,7 @@ pub fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// [`read_inside`], `None` where there is no such file.
 ///
 /// # Errors
-/// As [`read_inside`].
+/// Fails like [`read_inside`].
 pub fn read_optional(dir: &Path, name: &str, limit: u64) -> Result<Option<String>> {
     match dir.join(name).symlink_metadata() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),

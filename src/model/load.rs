@@ -18,7 +18,7 @@ pub struct LoraSpec {
     pub rank: usize,
     /// s = α/R (or α/√R).
     pub scale: f32,
-    /// By module: A (R, n_in) and B (n_out, R).
+    /// Matrices A (R, n_in) and B (n_out, R) per module's name.
     pub modules: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
     /// R and s of modules that have others (PEFT's `rank_pattern`, `alpha_pattern`).
     pub exceptions: BTreeMap<String, (usize, f32)>,
@@ -44,7 +44,7 @@ impl LoraSpec {
     }
 }
 
-/// What is trained.
+/// Parameters that are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trained {
     /// Nothing: scoring, generation.
@@ -55,18 +55,18 @@ pub enum Trained {
     Lora,
 }
 
-/// How to build a decoder.
+/// Settings for building a decoder.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// What is trained.
+    /// Parameters that are trained.
     pub trained: Trained,
     /// An adapter, trained or not.
     pub lora: Option<LoraSpec>,
-    /// How that is held and updated.
+    /// Storage and update of the trained parameters.
     pub training: Training,
     /// Positions of the rotary tables: the longest sequence.
     pub n_positions: usize,
-    /// How frozen linear weights are held.
+    /// Storage of the frozen linear weights.
     pub base: BaseDtype,
 }
 
@@ -84,7 +84,7 @@ impl Decoder {
     /// Loads onto the device; a plan allocates and reads nothing.
     ///
     /// # Errors
-    /// From the source: a tensor that is missing or unreadable.
+    /// Errors of the source: a tensor that is missing or unreadable.
     pub fn load(gpu: &Gpu, d: &Description, source: &Rc<dyn Source>, options: &LoadOptions) -> Result<Self> {
         let mut trained = Vec::new();
         if options.trained == Trained::Full {
@@ -193,7 +193,7 @@ impl Decoder {
         linears.filter_map(|l| l.lora.as_ref().map(|x| (l.module.name.as_str(), &x.a, &x.b))).collect()
     }
 
-    /// Everything that is trained.
+    /// Returns all trained weights, the adapter's included.
     pub fn trained_weights(&self) -> Vec<&Weight> {
         let own = self.weights().into_iter().filter(|w| w.trained());
         own.chain(self.adapter().into_iter().flat_map(|(_, a, b)| [a, b])).collect()

@@ -21,14 +21,14 @@ use crate::model::lora_config::LoraConfig;
 use crate::rng::Rng;
 use crate::validate::positive;
 
-/// What an adapter's folder says of it.
+/// File of an adapter's configuration.
 pub const CONFIG: &str = "adapter_config.json";
-/// Its weights.
+/// File of an adapter's weights.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// Weights as a pickle, which is not read.
 const PICKLED: &str = "adapter_model.bin";
 
-/// What PEFT's names begin with.
+/// Prefix of every name in PEFT's files.
 const PREFIX: &str = "base_model.model.";
 
 /// An adapter.
@@ -36,12 +36,12 @@ const PREFIX: &str = "base_model.model.";
 pub struct Adapter {
     /// R, s and values.
     pub lora: LoraSpec,
-    /// As `adapter_config.json` has it.
+    /// Contents of `adapter_config.json`.
     pub config: AdapterConfig,
-    /// What a user should know: names among `target_modules` that match no module of this model, which PEFT passes over too; saved copies
-    /// of the base's weights; fields that are not known.
+    /// Remarks for the user: names among `target_modules` that match no module of this model (PEFT passes over them too), saved copies of
+    /// the base's weights, and unknown fields.
     pub notes: Vec<String>,
-    /// What its folder holds besides.
+    /// Other files of the adapter's folder.
     pub side: SideFiles,
     /// SHA-256 of its configuration's text and its tensors, in hexadecimal; empty for a new one.
     pub digest: String,
@@ -78,7 +78,7 @@ impl Adapter {
     /// Reads an adapter of a model whose weights are at hand: weights of the base that were saved with it are compared with them.
     ///
     /// # Errors
-    /// As [`Adapter::open`]'s; [`Error::Tensor`] for a weight that is not the base's.
+    /// Fails like [`Adapter::open`]; also [`Error::Tensor`] for a weight that differs from the base's.
     pub fn open_on(dir: impl AsRef<Path>, d: &Description, base: Option<&Checkpoint>) -> Result<Self> {
         let dir = dir.as_ref();
         let (path, text) = (dir.join(CONFIG), read_inside(dir, CONFIG, MAX_CONFIG_BYTES)?);
@@ -312,7 +312,7 @@ pub fn write_adapter(
     write_text(&dir.join(CONFIG), &format!("{:#}\n", config.to_json(d)))
 }
 
-/// The same files by name, in memory.
+/// Encodes the two files that [`write_adapter`] writes, in memory, each with its name.
 ///
 /// # Errors
 /// Whatever `values` says.

@@ -28,7 +28,7 @@ pub enum OutputDtype {
 }
 
 impl OutputDtype {
-    /// Of a checkpoint's tensors.
+    /// Returns the output type for a checkpoint's tensors of type `dtype`. Types other than BF16 and F16 give f32.
     pub fn of(dtype: Dtype) -> Self {
         match dtype {
             Dtype::BF16 => Self::Bf16,
@@ -46,7 +46,7 @@ impl OutputDtype {
             Self::F16 => "F16",
         }
     }
-    /// As `config.json` calls it.
+    /// Returns the type's name in `config.json`.
     pub fn torch_name(self) -> &'static str {
         match self {
             Self::F32 => "float32",
@@ -75,7 +75,7 @@ impl OutputDtype {
 pub struct Planned {
     /// Name in the file.
     pub name: String,
-    /// As stored.
+    /// Dimensions in the file.
     pub shape: Vec<usize>,
     /// Type in the file.
     pub dtype: OutputDtype,
@@ -96,7 +96,7 @@ pub type Values<'a> = dyn FnMut(usize) -> Result<Vec<f32>> + 'a;
 /// Writes a safetensors file.
 ///
 /// # Errors
-/// As [`encode_safetensors`].
+/// Fails like [`encode_safetensors`].
 pub fn write_safetensors(path: &Path, tensors: &[Planned], values: &mut Values) -> Result<()> {
     write_whole(path, |file| encode_safetensors(path, file, tensors, values))
 }
@@ -150,7 +150,7 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 /// Writes `model.safetensors`, or shards of at most `shard_bytes` with their index, into `dir`.
 ///
 /// # Errors
-/// As [`write_safetensors`].
+/// Fails like [`write_safetensors`].
 pub fn write_model(dir: &Path, tensors: &[Planned], shard_bytes: u64, values: &mut Values) -> Result<()> {
     let mut shards: Vec<std::ops::Range<usize>> = Vec::new();
     let mut size = 0;
@@ -268,12 +268,12 @@ impl Staging {
         staging.commit()
     }
 
-    /// Where to write.
+    /// Returns the folder to write into until [`Staging::commit`].
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Everything is written: into place.
+    /// Moves the finished files into place.
     ///
     /// # Errors
     /// [`Error::File`].

@@ -22,7 +22,7 @@ pub const DEFAULT_SCORE_TOKENS: usize = 4096;
 pub struct Micro {
     /// T tokens.
     pub tokens: Tokens,
-    /// Where sequences' rows are.
+    /// Rows of each sequence's predictions.
     pub spans: Spans,
     picks: Picks,
     targets: Slot,

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 /// The model's configuration: it is written anew with each result.
 pub const CONFIG: &str = "config.json";
-/// How to sample, and which tokens end a response.
+/// File of sampling settings and of the tokens that end a response.
 pub const GENERATION_CONFIG: &str = "generation_config.json";
 /// The tokenizer itself.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -52,7 +52,7 @@ const MAX_FILES: usize = 64;
 /// A side file in memory.
 #[derive(Debug, Clone)]
 struct SideFile {
-    /// Where it was, for messages.
+    /// Path that the file was read from, for messages.
     path: PathBuf,
     /// Bytes, or why there are none.
     content: std::result::Result<Vec<u8>, String>,
@@ -168,7 +168,7 @@ impl SideFiles {
     /// Returns a file's text, `None` where there is no such file.
     ///
     /// # Errors
-    /// As [`SideFiles::bytes`]; [`Error::File`] where it is no UTF-8.
+    /// Fails like [`SideFiles::bytes`]; also [`Error::File`] where the file is not UTF-8.
     pub fn text(&self, name: &str) -> Result<Option<&str>> {
         let text = |bytes| std::str::from_utf8(bytes).map_err(|e| Error::file(self.path(name), e));
         self.bytes(name)?.map(text).transpose()
@@ -177,7 +177,7 @@ impl SideFiles {
     /// Returns a file's text, which must be there.
     ///
     /// # Errors
-    /// As [`SideFiles::text`]; [`Error::File`] where there is no such file.
+    /// Fails like [`SideFiles::text`]; also [`Error::File`] where there is no such file.
     pub fn required(&self, name: &str) -> Result<&str> {
         // The operating system's own words, as for any other missing file.
         let missing = || inside(&self.dir, name).err().unwrap_or_else(|| Error::file(self.path(name), "is missing"));
@@ -192,7 +192,7 @@ impl SideFiles {
     /// Checks that every file that is copied with a result was read, before work is done whose result would need it.
     ///
     /// # Errors
-    /// As [`SideFiles::bytes`].
+    /// Fails like [`SideFiles::bytes`].
     pub fn check_copied(&self) -> Result<()> {
         self.copied().try_for_each(|name| self.bytes(name).map(drop))
     }
@@ -200,7 +200,7 @@ impl SideFiles {
     /// Returns a JSON file's fields; of a missing file none.
     ///
     /// # Errors
-    /// As [`SideFiles::text`]; [`Error::File`] where it is no JSON object.
+    /// Fails like [`SideFiles::text`]; also [`Error::File`] where the file is not a JSON object.
     pub fn fields(&self, name: &str) -> Result<serde_json::Map<String, Value>> {
         let Some(text) = self.text(name)? else { return Ok(serde_json::Map::new()) };
         match serde_json::from_str(text) {

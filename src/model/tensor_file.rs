@@ -28,14 +28,14 @@ impl std::fmt::Debug for TensorFile {
     }
 }
 
-/// What a file holds, wherever it is: a browser has no paths to open.
+/// Contents of a file, wherever the file is: a browser has no paths to open.
 pub trait Content {
     /// Length.
     fn n_bytes(&self) -> u64;
     /// Fills `into` from `offset` on.
     ///
     /// # Errors
-    /// What went wrong; a range beyond the end is "truncated".
+    /// Reason of a failed read; a range beyond the end is "truncated".
     fn read_at(&self, offset: u64, into: &mut [u8]) -> std::result::Result<(), String>;
 }
 
@@ -50,11 +50,11 @@ impl Content for Vec<u8> {
     }
 }
 
-/// Not mapped: a mapping counts as memory of ours, and a file cut short by another process would kill us.
+/// File on disk. It is not mapped, because a mapping counts as memory of ours, and a file cut short by another process would kill us.
 struct OnDisk {
     file: Mutex<File>,
     n_bytes: u64,
-    /// When it was last written to, as it was opened.
+    /// Time of the last write, as seen when the file was opened.
     modified: Option<SystemTime>,
 }
 
@@ -86,9 +86,9 @@ impl Content for OnDisk {
 /// A tensor's place in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// As the header has it; only F32, F16 and BF16 can be read as numbers.
+    /// Data type in the header. Only F32, F16 and BF16 can be read as numbers.
     pub dtype: Dtype,
-    /// As the header has it.
+    /// Dimensions in the header.
     pub shape: Vec<usize>,
     /// Bytes of the file.
     range: Range<u64>,
@@ -129,10 +129,10 @@ impl TensorFile {
         Self::of(path, Box::new(OnDisk::open(path).map_err(at)?))
     }
 
-    /// From a file's content; `path` is for messages.
+    /// Reads the header of a file's content; `path` is for messages.
     ///
     /// # Errors
-    /// As [`TensorFile::open`].
+    /// Fails like [`TensorFile::open`].
     pub fn of(path: impl AsRef<Path>, content: Box<dyn Content>) -> Result<Self> {
         let (path, n_bytes) = (path.as_ref(), content.n_bytes());
         let mut file = Self { path: path.into(), content, tensors: BTreeMap::new() };
@@ -166,12 +166,12 @@ impl TensorFile {
         Ok(file)
     }
 
-    /// Where it is.
+    /// Returns the file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its tensors by name.
+    /// Returns the tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, Stored> {
         &self.tensors
     }

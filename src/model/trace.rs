@@ -1,11 +1,12 @@
-//! What a forward pass keeps for the backward one.
+//! Activations that a forward pass saves for the backward pass.
 
 use std::ops::Range;
 
 use crate::gpu::{Recording, Slot};
 use crate::kernels::pack::{BF16_MANTISSA, pack_bf16, unpack_bf16};
 
-/// How much of it. All give the same bits: the same kernels run again on the same values, rounded alike ([`SavedDtype`]).
+/// Choice of the activations to save; the others are recomputed. All choices give bit-identical gradients, because the same kernels run
+/// on the same values, rounded alike ([`SavedDtype`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Keep {
     /// Nothing: there is no backward pass.
@@ -14,7 +15,7 @@ pub enum Keep {
     /// Each layer's input, T·D: the backward pass runs the layer again. About a third more work.
     #[serde(rename = "block")]
     Inputs,
-    /// What products and attention gave: the backward pass computes norms and activations again, which is a pass over memory each.
+    /// Results of matrix products and attention. The backward pass recomputes norms and activations, each a pass over memory.
     #[serde(rename = "elementwise")]
     Products,
     /// All that the backward pass reads.
@@ -23,10 +24,10 @@ pub enum Keep {
 }
 
 impl Keep {
-    /// What a backward pass may be given, the fastest first: `--recompute`'s choices.
+    /// Choices for a backward pass, the fastest first: `--recompute`'s values.
     pub const TRAINING: [Self; 3] = [Self::Everything, Self::Products, Self::Inputs];
 
-    /// As on the command line: what is computed again.
+    /// Returns the value of `--recompute`, which names the part that is recomputed.
     pub fn recompute(self) -> &'static str {
         match self {
             Self::Nothing | Self::Everything => "none",
@@ -36,29 +37,30 @@ impl Keep {
     }
 }
 
-/// How it is held (`--saved-dtype`).
+/// Data type of saved activations (`--saved-dtype`).
 ///
-/// In bf16: the inputs of norms over D and of the MLP's activation. Norms and activations are then always computed again, from what was rounded.
-/// f32 stay what attention's backward pass reads (q, k, v, and what the head norms and the attention made), because it subtracts
-/// numbers that are nearly equal: exp(q·k − lse) of rounded q and k with the lse of what they were is off by their whole error, and so is
-/// d_y·v − d_o·o. A layer's input that is kept alone stays f32 too, so that the layer runs again on the same values.
+/// With bf16, the inputs of norms over D and of the MLP's activation are saved as bf16. Norms and activations are then always
+/// recomputed, from the rounded inputs. Tensors that attention's backward pass reads stay f32: q, k, v, the head norms' inputs and
+/// statistics, attention's output and lse. That pass subtracts numbers that are nearly equal. With rounded q and k, exp(q·k − lse) is
+/// off by their whole error, because lse belongs to the exact ones; so is d_y·v − d_o·o. A layer's input that is saved alone stays f32
+/// too, so that the layer is recomputed from unrounded values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SavedDtype {
-    /// As computed.
+    /// f32, unrounded.
     F32,
     /// Rounded to the nearest bf16, two to a word.
     Bf16,
-    /// The same with 4 bits of mantissa, which is too coarse: what tests of the gradients must notice. No command asks for it.
+    /// Tests only: a 4-bit mantissa, so coarse that the gradient tests must fail. No command offers it.
     #[serde(skip)]
     Coarse,
 }
 
 impl SavedDtype {
-    /// What may be asked for.
+    /// Choices that a command offers.
     pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
 
-    /// As on the command line.
+    /// Returns the data type's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -80,14 +82,14 @@ impl SavedDtype {
 /// Values that a backward pass reads.
 #[derive(Debug)]
 pub(super) enum Saved {
-    /// As computed.
+    /// f32, unrounded.
     F32(Slot),
-    /// In words of two.
+    /// bf16, two values per word.
     Bf16 { words: Slot, len: usize },
 }
 
 impl Saved {
-    /// f32, in scratch where they are not held so.
+    /// Returns the values as f32, in scratch memory where they are stored otherwise.
     pub fn read(&self, rec: &mut Recording) -> Slot {
         match self {
             Self::F32(slot) => slot.clone(),
@@ -108,19 +110,19 @@ impl Saved {
     }
 }
 
-/// Saved by a norm: statistics.
+/// Statistics that a norm saves, per row.
 pub(super) type Stats = Slot;
 
-/// What a layer's backward pass needs.
+/// Activations that a layer's backward pass needs.
 #[derive(Debug)]
 pub struct LayerTrace {
     pub(super) products: Products,
-    /// `None`: computed again where it is read.
+    /// `None`: recomputed where it is read.
     pub(super) elementwise: Option<Elementwise>,
 }
 
 impl LayerTrace {
-    /// Holds what is behind the forward pass as `dtype` says.
+    /// Rounds the activations saved for the backward pass to `dtype`, and drops those that are then recomputed.
     pub(super) fn hold(&mut self, rec: &mut Recording, dtype: SavedDtype) {
         let Some(mantissa) = dtype.mantissa() else { return };
         self.elementwise = None;
@@ -131,7 +133,7 @@ impl LayerTrace {
     }
 }
 
-/// What products and attention gave, and statistics.
+/// Results of matrix products and attention, with the norms' statistics.
 #[derive(Debug)]
 pub(super) struct Products {
     pub h_in: Saved, // (T, D)
@@ -150,7 +152,7 @@ pub(super) struct Products {
     pub xa_out: Option<Slot>,
 }
 
-/// What follows from them element by element, or row by row.
+/// Results that follow from [`Products`] element by element, or row by row.
 #[derive(Debug)]
 pub(super) struct Elementwise {
     pub x1: Slot,     // (T, D), the normed input of attention
@@ -158,7 +160,7 @@ pub(super) struct Elementwise {
     pub a: Vec<Slot>, // (t, F) of each part of the MLP
 }
 
-/// What the MLP's backward pass needs of some tokens: all of them, unless that would not fit a binding.
+/// Activations that the MLP's backward pass needs for a range of tokens: all tokens, unless they would not fit a binding.
 #[derive(Debug)]
 pub(super) struct MlpTrace {
     pub tokens: Range<usize>,     // t of them
@@ -167,12 +169,12 @@ pub(super) struct MlpTrace {
     pub xa_down: Option<Slot>,
 }
 
-/// What a layer left, see [`Keep`].
+/// State that a layer's forward pass leaves, see [`Keep`].
 #[derive(Debug)]
 pub(super) enum Kept {
     /// (T, D), the layer's input.
     Input(Slot),
-    /// What it computed.
+    /// Saved activations of the layer.
     Trace(Box<LayerTrace>),
 }
 

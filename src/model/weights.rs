@@ -14,14 +14,14 @@ use crate::kernels::adamw;
 use crate::kernels::moments::{self, BLOCK, Moments, Optim};
 use crate::kernels::storage::{Packed, Storage};
 
-/// Where values come from, tensor by tensor, so that one at most is in memory.
+/// Source of weights, read tensor by tensor, so that at most one tensor is in memory.
 pub trait Source {
     /// Whether the tensor is stored as bf16.
     fn is_bf16(&self, spec: &TensorSpec) -> bool;
     /// All values, as stored (before any transposition).
     ///
     /// # Errors
-    /// What the file says.
+    /// Errors of the file that holds the tensor.
     fn values(&self, spec: &TensorSpec) -> Result<Vec<f32>>;
 }
 
@@ -41,15 +41,15 @@ pub struct Part {
 /// A tensor on the device: (rows, cols), vectors being one row. Conv1D weights are held transposed, so that every matrix is (out, in).
 #[derive(Debug, Clone)]
 pub struct Weight {
-    /// As in the checkpoint.
+    /// Name and shape in the checkpoint.
     pub spec: TensorSpec,
     /// Rows.
     pub rows: usize,
     /// Columns.
     pub cols: usize,
-    /// How `parts` are stored.
+    /// Storage format of `parts`.
     pub storage: Storage,
-    /// By rows, in order.
+    /// Parts of the tensor by rows, in order.
     pub parts: Vec<Part>,
 }
 
@@ -58,7 +58,7 @@ impl Weight {
     pub fn slot(&self) -> &Slot {
         &self.parts[0].w
     }
-    /// Its gradient.
+    /// Returns the gradient of [`Weight::slot`], where it is trained.
     pub fn grad(&self) -> Option<&Slot> {
         self.parts[0].d_w.as_ref()
     }
@@ -111,13 +111,13 @@ pub struct Trained {
 pub struct Array {
     /// `param`, `m`, `v` or `absmax`.
     pub role: &'static str,
-    /// As a checkpoint's header has it. Whole words: codes may be followed by such as stand for zero.
+    /// Data type in a checkpoint's header. Slots are whole words: codes may be followed by padding that stands for zero.
     pub dtype: Dtype,
-    /// By parts of the tensor, in order; for the host alone, since they begin anywhere.
+    /// Slots per part of the tensor, in order. Only the host may read them, because they begin at any offset.
     pub slots: Vec<Slot>,
 }
 
-/// What is to be trained.
+/// Description of a tensor to train.
 pub struct TrainedSpec {
     /// The tensor.
     pub spec: TensorSpec,
@@ -127,14 +127,14 @@ pub struct TrainedSpec {
     pub values: Box<dyn FnOnce() -> Result<Vec<f32>>>,
 }
 
-/// How trained parameters are held and updated, and what is kept for their gradients.
+/// Storage and update of trained parameters, and data type of the activations saved for their gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Training {
     /// `None`: there are no updates, so there are no moments.
     pub optim: Option<Optim>,
-    /// Of matrices.
+    /// Data type of trained matrices.
     pub param_dtype: ParamDtype,
-    /// Of what the forward pass keeps for the backward one.
+    /// Data type of the activations that the forward pass saves for the backward pass.
     pub saved_dtype: SavedDtype,
     /// Weight decay on one-dimensional tensors too.
     pub decay_all: bool,
@@ -146,8 +146,8 @@ impl Training {
         Self { optim: None, param_dtype: ParamDtype::F32, saved_dtype: SavedDtype::F32, decay_all: false };
 }
 
-/// How trained matrices are held (`--param-dtype`). Vectors (norm weights, biases) are few, and always f32;
-/// so are matrices of an odd width, whose rows fit no words of bf16.
+/// Data type of trained matrices (`--param-dtype`). Vectors (norm weights, biases) are few, and always f32. Matrices of an odd width are
+/// f32 too, because their rows fit no words of bf16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ParamDtype {
@@ -158,10 +158,10 @@ pub enum ParamDtype {
 }
 
 impl ParamDtype {
-    /// All of them.
+    /// All choices.
     pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
 
-    /// As on the command line.
+    /// Returns the data type's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -173,7 +173,7 @@ impl ParamDtype {
 /// A tensor with fewer elements keeps moments in f32, as bitsandbytes has it (`min_8bit_size`).
 const LEAST_IN_EIGHT_BITS: usize = 4096;
 
-/// What tensors of a page have in common, but that some may decay and the last ones not.
+/// Properties that all tensors of a page share. Weight decay is not one: the last tensors of a page may be without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Kind {
     bf16: bool,
@@ -211,7 +211,7 @@ struct Extent {
 #[derive(Debug, PartialEq)]
 struct Span {
     kind: Kind,
-    /// As [`adamw::Page`] has it.
+    /// Number of the first element, like [`adamw::Page`]'s `first`.
     first: usize,
     len: usize,
 }
@@ -287,7 +287,7 @@ impl Arena {
     /// Allocates parameters and gradients, and moments where there are updates; loads initial values. Decaying tensors come first.
     ///
     /// # Errors
-    /// From the values; [`crate::Error::OutOfMemory`] and others of [`Gpu::check`].
+    /// Errors of the initial values; [`crate::Error::OutOfMemory`] and others of [`Gpu::check`].
     pub fn new(
         gpu: &Gpu,
         mut tensors: Vec<TrainedSpec>,
@@ -362,7 +362,7 @@ impl Arena {
     }
 }
 
-/// How frozen linear weights are held (`--base-dtype`). Embedding, head and norms are always held as [`BaseDtype::Auto`] has them.
+/// Storage of frozen linear weights (`--base-dtype`). Embedding, head and norms are always stored like [`BaseDtype::Auto`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BaseDtype {
@@ -380,10 +380,10 @@ pub enum BaseDtype {
 }
 
 impl BaseDtype {
-    /// All of them.
+    /// All choices.
     pub const ALL: [Self; 5] = [Self::Auto, Self::F32, Self::Bf16, Self::Int8, Self::Nf4];
 
-    /// As on the command line.
+    /// Returns the choice's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -403,7 +403,8 @@ impl BaseDtype {
         }
     }
 
-    /// How a matrix of `cols` columns is held: bf16 where they fit no block of the quantised storage, f32 where they fit no word.
+    /// Returns the storage of a matrix of `cols` columns. Falls back to bf16 where `cols` does not fit the quantised storage's blocks, and
+    /// to f32 where it does not fit a word.
     pub fn storage(self, cols: usize, is_bf16: bool) -> Storage {
         let wanted = match self {
             Self::Auto if is_bf16 => Storage::Bf16,
@@ -469,7 +470,7 @@ impl FrozenTensor {
     /// Loads the values; matrices are quantised as a whole, then cut into parts.
     ///
     /// # Errors
-    /// From the source; those of [`Gpu::check`].
+    /// Errors of the source, and those of [`Gpu::check`].
     pub fn load(self, gpu: &Gpu, spec: &TensorSpec, source: &dyn Source) -> Result<Weight> {
         let (rows, cols) = held_shape(spec);
         let Self { storage, parts, slots } = self;

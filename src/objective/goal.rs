@@ -1,8 +1,8 @@
-//! What training minimises: a preference loss, or the likelihood of responses.
+//! Training loss: a preference loss, or the likelihood of responses.
 
 use super::{Coupling, Curve, Link, Objective, Preference, Shift, Term};
 
-/// What training minimises.
+/// Training loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Goal {
     /// A preference loss over rows.

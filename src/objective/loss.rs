@@ -38,7 +38,7 @@ pub enum Loss {
 }
 
 impl Loss {
-    /// All of them.
+    /// All losses.
     pub const ALL: [Self; 12] = [
         Self::Sigmoid,
         Self::Robust,
@@ -53,7 +53,7 @@ impl Loss {
         Self::Rpo,
         Self::Sft,
     ];
-    /// Those with an ε.
+    /// Losses with an ε.
     pub const SMOOTHED: [Self; 3] = [Self::Sigmoid, Self::Robust, Self::AotUnpaired];
 
     /// Name on the command line.
@@ -74,7 +74,7 @@ impl Loss {
         }
     }
 
-    /// It does not look at the reference.
+    /// Tells whether the loss ignores the reference.
     pub const fn is_reference_free(self) -> bool {
         matches!(self, Self::Simpo | Self::Orpo | Self::Sft)
     }
@@ -85,7 +85,7 @@ impl Loss {
         matches!(self, Self::Sigmoid | Self::Robust | Self::Hinge | Self::Sft)
     }
 
-    /// It is not defined on single texts with a label.
+    /// Tells whether the loss is undefined on single texts with a label.
     pub const fn needs_pairs(self) -> bool {
         !matches!(self, Self::Kto | Self::Sft)
     }

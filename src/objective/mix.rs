@@ -9,31 +9,31 @@ use super::Loss;
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Mix {
-    /// As [`Loss::ALL`]; 0: not a part.
+    /// Weights in the order of [`Loss::ALL`]; 0 leaves the loss out.
     weights: [f64; Loss::ALL.len()],
 }
 
 impl Mix {
-    /// One loss.
+    /// Makes a mix of one loss, with weight 1.
     pub const fn of(loss: Loss) -> Self {
         let mut weights = [0.0; Loss::ALL.len()];
         weights[loss as usize] = 1.0;
         Self { weights }
     }
-    /// With `weight` more of a loss.
+    /// Adds `weight` to a loss's weight.
     pub fn plus(mut self, loss: Loss, weight: f64) -> Self {
         self.weights[loss as usize] += weight;
         self
     }
-    /// The losses that it has, with their weights.
+    /// Iterates over the losses in the mix, with their weights.
     pub fn parts(&self) -> impl Iterator<Item = (Loss, f64)> + use<> {
         Loss::ALL.into_iter().zip(self.weights).filter(|(_, weight)| *weight > 0.0)
     }
-    /// It has this loss.
+    /// Tells whether the mix contains a loss.
     pub fn has(&self, loss: Loss) -> bool {
         self.weights[loss as usize] > 0.0
     }
-    /// Some of it is not defined on single texts with a label.
+    /// Tells whether a loss in the mix is undefined on single texts with a label.
     pub fn needs_pairs(&self) -> bool {
         self.parts().any(|(loss, _)| loss.needs_pairs())
     }

@@ -1,4 +1,4 @@
-//! Training state on disk: written aside, synced, renamed; read back to the same bits.
+//! Training state on disk: written aside, synced, renamed; read back bit-identically.
 //!
 //! `checkpoint-N/state.safetensors` holds the arena, `checkpoint-N/state.json` the rest, `checkpoint-N/B3SUMS` the checksums of both.
 

@@ -1,4 +1,4 @@
-//! What a step measured, by TRL's names, and `metrics.jsonl`: one JSON object a line.
+//! Metrics of a training step, by TRL's names, and `metrics.jsonl`: one JSON object per line.
 
 use crate::error::{Error, Result};
 use crate::files::open_log;
@@ -146,13 +146,13 @@ impl Accumulator {
 /// An optimiser step.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepMetrics {
-    /// From 1.
+    /// Number of the step, from 1.
     pub step: u64,
     /// Passes over the data so far, a fraction.
     pub epoch: f64,
-    /// Before the update.
+    /// Mean loss before the update.
     pub loss: f64,
-    /// Before clipping.
+    /// Norm of the gradients before clipping.
     pub grad_norm: f64,
     /// The rate that this step used.
     pub learning_rate: f64,
@@ -169,7 +169,7 @@ pub struct StepMetrics {
 }
 
 impl StepMetrics {
-    /// As a line.
+    /// Returns the metrics as a line of `metrics.jsonl`.
     pub fn line(&self) -> Line {
         let mut line = Line::new();
         line.insert("step".into(), self.step.into());
@@ -191,7 +191,7 @@ impl StepMetrics {
 pub struct EvalMetrics {
     /// The step after which it was done; 0 before the first.
     pub step: u64,
-    /// As in [`StepMetrics`].
+    /// Epochs of data seen, as in [`StepMetrics`].
     pub epoch: f64,
     /// Mean loss.
     pub loss: f64,
@@ -202,7 +202,7 @@ pub struct EvalMetrics {
 }
 
 impl EvalMetrics {
-    /// As a line.
+    /// Returns the metrics as a line of `metrics.jsonl`.
     pub fn line(&self) -> Line {
         let mut line = Line::new();
         line.insert("step".into(), self.step.into());

@@ -1,4 +1,4 @@
-//! From scores to losses, on the host, in f64: what is known of rows before a step, and what came of them.
+//! Losses from scores, on the host, in f64: the values of rows that are known before a step, and the results.
 
 use crate::data::batch::Example;
 use crate::objective::Goal;
@@ -6,7 +6,7 @@ use crate::objective::{Known, Loss, SequenceOutcome, Sums, cross_weights};
 
 use super::similarity::cosines;
 
-/// What is known of an example before the policy scores it.
+/// Values of an example that are computed before the policy scores it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Reference {
     /// The reference's scores (the objective's sums) of its sequences.
@@ -58,7 +58,7 @@ pub struct Judged {
     pub sums: Sums,
     /// Preferred, or of a label that says so.
     pub desirable: bool,
-    /// Its share of the loss.
+    /// Share of the row's loss, its derivatives, and the implicit reward.
     pub outcome: SequenceOutcome,
 }
 
@@ -67,7 +67,7 @@ pub struct Judged {
 pub struct Outcome {
     /// Sum of losses: over rows, or over tokens for SFT.
     pub loss_sum: f64,
-    /// What it is a sum of: rows, or response tokens for SFT.
+    /// Number of terms in `loss_sum`: rows, or response tokens for SFT.
     pub n: usize,
     /// Rows with their sequences: chosen and rejected, or one with a label (empty for SFT).
     pub rows: Vec<Vec<Judged>>,
@@ -76,7 +76,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// From per-sequence sums.
+    /// Computes the outcome from per-sequence sums.
     pub fn of(goal: &Goal, sums: &[Sums], known: &Known, tokens: usize) -> Self {
         let Goal::Preference(p) = goal else {
             return Self {

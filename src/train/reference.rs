@@ -65,10 +65,10 @@ pub struct RowReferences {
 }
 
 impl RowReferences {
-    /// Returns what is known of a row.
+    /// Returns a row's reference scores, and its directions where a loss compares them.
     ///
     /// # Panics
-    /// Where nothing is: [`ReferenceScorer::find`] goes first.
+    /// Panics where the row was not scored: [`ReferenceScorer::find`] goes first.
     pub fn get(&self, row: usize) -> Reference {
         let Some(scores) = self.scores[row] else { unreachable!("row {row} has no reference yet") };
         let directions = self.directions.get(row).map_or_else(Default::default, |found| {
@@ -111,7 +111,7 @@ pub enum Scoring<'a> {
         /// Rows of the pass in all.
         total: usize,
     },
-    /// Scores are not kept, and will be computed again.
+    /// Scores are not kept, and will be recomputed.
     NotKept(&'a Error),
 }
 
@@ -255,7 +255,7 @@ impl<'a> ReferenceScorer<'a> {
         Ok(true)
     }
 
-    /// One forward pass.
+    /// Scores rows in one forward pass.
     async fn score(&mut self, policy: &Decoder, group: &[&Example]) -> Result<Vec<SideSums>> {
         let (decoder, with_lora) = match &mut self.model {
             ReferenceModel::Unneeded => return Ok(vec![SideSums::default(); group.len()]),

@@ -15,7 +15,7 @@ use web_time::{SystemTime, UNIX_EPOCH};
 
 const TEMPLATE: &str = include_str!("report.html");
 
-/// What a report shows. Every text is escaped; an empty one is left out.
+/// Contents of a report. Every text is escaped; an empty one is left out.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
     /// Headline.
@@ -32,7 +32,7 @@ pub struct Report {
     pub objective: String,
     /// Files, and rows in them.
     pub data: String,
-    /// As [`utc`] writes it.
+    /// Time of the start, written by [`utc`].
     pub started: String,
     /// Wall time, s.
     pub seconds: f64,
@@ -42,31 +42,31 @@ pub struct Report {
     pub lines: Vec<Line>,
     /// Shares, of an analysis.
     pub bars: Vec<Bars>,
-    /// Before and after.
+    /// Tables, such as results before and after training.
     pub tables: Vec<Table>,
-    /// What the models say.
+    /// Example instructions with the models' answers.
     pub samples: Vec<Sample>,
 }
 
 /// A table: the first column names, the others are figures.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table {
-    /// What it shows.
+    /// Title above the table.
     pub caption: String,
     /// Column heads.
     pub head: Vec<String>,
     /// Cells.
     pub rows: Vec<Vec<String>>,
-    /// How to read it; may be empty.
+    /// Explanation below the table; may be empty.
     pub note: String,
 }
 
 /// Answers to one instruction.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
-    /// What was asked.
+    /// Instruction that the models answer.
     pub instruction: String,
-    /// Who answered, and what.
+    /// Answers: the model's name, and its answer.
     pub answers: Vec<(String, String)>,
 }
 
@@ -149,7 +149,7 @@ fn fill(template: &str, values: &[(&str, String)]) -> String {
     out + rest
 }
 
-/// For element content and quoted attributes. Control characters, which HTML forbids, become the replacement character.
+/// Escapes text for element content and quoted attributes. Control characters, which HTML forbids, become the replacement character.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -264,7 +264,7 @@ fn facts(report: &Report) -> String {
     }
 }
 
-/// For a script element: no `<`, so that nothing can close it.
+/// Encodes the panels as JSON for a script element: without `<`, so that nothing can close the element.
 fn chart_json(panels: &[Panel]) -> String {
     let all: Vec<_> = panels.iter().map(Panel::json).collect();
     serde_json::Value::Array(all).to_string().replace('<', "\\u003c")

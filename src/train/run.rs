@@ -1,4 +1,4 @@
-//! A training run: steps, evaluations, checkpoints, metrics; interrupted at any moment, resumed to the same bits.
+//! A training run: steps, evaluations, checkpoints, metrics. It may be interrupted at any moment, and resumes with bit-identical results.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ pub const BEST: &str = "best";
 /// The folder of TensorBoard's files.
 pub const EVENTS: &str = "runs";
 
-/// When things are written.
+/// Intervals of checkpoints and evaluations, in steps, and the number of checkpoints kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Cadence {
     /// Steps between checkpoints.
@@ -35,7 +35,7 @@ pub struct Cadence {
     pub eval_steps: Option<usize>,
 }
 
-/// What a run tells.
+/// Event that a run reports.
 pub enum Event<'a> {
     /// A step was done.
     Step(&'a StepMetrics),
@@ -50,6 +50,13 @@ pub enum Event<'a> {
         /// So far.
         done: usize,
         /// Rows of this pass.
+        total: usize,
+    },
+    /// Rows are evaluated.
+    Evaluated {
+        /// Rows so far.
+        done: usize,
+        /// Rows of the evaluation.
         total: usize,
     },
 }
@@ -118,29 +125,39 @@ impl RunData<'_> {
         on_event: &mut dyn FnMut(&Event<'_>),
     ) -> Result<Option<(Accumulator, f64)>> {
         // An evaluation that is due is done, even when the run is to stop.
-        let (stop, mut tell) = (AtomicBool::new(false), scoring(on_event));
-        self.prepare_eval(trainer, &mut Watch { stop: &stop, tell: &mut tell }).await?;
+        let stop = AtomicBool::new(false);
+        {
+            let mut tell = scoring(&mut *on_event);
+            self.prepare_eval(trainer, &mut Watch { stop: &stop, tell: &mut tell }).await?;
+        }
         let Some(eval) = &self.eval else { return Ok(None) };
         let started = Instant::now();
-        let total = evaluate(trainer, eval, batch_size).await?;
+        let n_rows = eval.examples.len();
+        let tell = &mut |done| on_event(&Event::Evaluated { done, total: n_rows });
+        let total = evaluate(trainer, eval, batch_size, tell).await?;
         Ok(Some((total, started.elapsed().as_secs_f64())))
     }
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ended {
     /// Steps done.
     pub state: State,
-    /// Before `max_steps`, on request; there is a checkpoint of the steps done, if there are any.
+    /// The run was stopped on request before `max_steps`. There is a checkpoint of the steps done, if there are any.
     pub interrupted: bool,
 }
 
-/// Loss and pair metrics over rows, of which the reference is known, without gradients.
+/// Computes loss and pair metrics over rows whose reference is known, without gradients. Tells `tell` the rows so far.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
-pub async fn evaluate(trainer: &Trainer<'_>, rows: &Rows<'_>, batch_size: usize) -> Result<Accumulator> {
+pub async fn evaluate(
+    trainer: &Trainer<'_>,
+    rows: &Rows<'_>,
+    batch_size: usize,
+    tell: &mut dyn FnMut(usize),
+) -> Result<Accumulator> {
     let mut total = Accumulator::default();
     let examples: Vec<&Example> = rows.examples.iter().collect();
     for (i, chunk) in examples.chunks(batch_size.max(1)).enumerate() {
@@ -160,11 +177,12 @@ pub async fn evaluate(trainer: &Trainer<'_>, rows: &Rows<'_>, batch_size: usize)
         let tokens = chunk.iter().map(|e| e.n_tokens(trainer.share_prefix)).sum();
         let known = known(&trainer.goal, chunk, &reference, &examples);
         tally(&trainer.goal, &Outcome::of(&trainer.goal, &sums, &known, tokens), &mut total);
+        tell(first + chunk.len());
     }
     Ok(total)
 }
 
-/// Where a run writes, and what it must match to be resumed.
+/// Output folder of a run, with the values that a resumed run must match.
 pub struct Output<'a> {
     /// `--output-dir`.
     pub dir: &'a Path,
@@ -172,7 +190,7 @@ pub struct Output<'a> {
     pub fingerprint: &'a str,
     /// The time that the chat template prints, where it prints one ([`State::time`]).
     pub time: Option<u64>,
-    /// When things are written.
+    /// Intervals of checkpoints and evaluations.
     pub cadence: Cadence,
     /// Go on from the last checkpoint.
     pub resume: bool,

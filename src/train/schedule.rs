@@ -11,24 +11,24 @@ const INVERSE_SQRT_TIMESCALE: usize = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
-    /// To 0 in a straight line.
+    /// Falls to 0 in a straight line.
     Linear,
-    /// To 0 along half a cosine.
+    /// Falls to 0 along half a cosine.
     Cosine,
-    /// To 0 along half a cosine, [`Schedule::num_cycles`] times.
+    /// Falls to 0 along half a cosine, [`Schedule::num_cycles`] times.
     CosineWithRestarts,
-    /// To [`POLYNOMIAL_END`] in a straight line: power 1, transformers' default.
+    /// Falls to [`POLYNOMIAL_END`] in a straight line: power 1, transformers' default.
     Polynomial,
     /// Highest rate · √(t/(t + n)) after n steps; t is the length of the warm-up, or 10,000 where there is none.
     InverseSqrt,
-    /// As it is.
+    /// Stays at the highest rate.
     Constant,
-    /// As it is: [`Shape::Constant`], which warms up here as well, by transformers' other name.
+    /// Stays at the highest rate: transformers' other name for [`Shape::Constant`], which warms up here as well.
     ConstantWithWarmup,
 }
 
 impl Shape {
-    /// All of them.
+    /// All shapes.
     pub const ALL: [Self; 7] = [
         Self::Linear,
         Self::Cosine,
@@ -58,7 +58,7 @@ impl Shape {
 pub struct Schedule {
     /// Highest rate.
     pub learning_rate: f64,
-    /// After the warm-up.
+    /// Shape after the warm-up.
     pub shape: Shape,
     /// Steps from 0 to the highest rate.
     pub warmup_steps: usize,

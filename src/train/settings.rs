@@ -9,7 +9,7 @@ use crate::model::weights::ParamDtype;
 use crate::objective::Preference;
 use crate::validate::{at_least_one, below_one, not_negative, positive};
 
-/// Where the reference scores come from.
+/// Source of the reference scores.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReferenceChoice {
@@ -32,16 +32,16 @@ impl ReferenceChoice {
     }
 }
 
-/// How long, in steps or epochs.
+/// Length of a run, in steps or epochs.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Length {
-    /// Over the data.
+    /// Epochs over the data.
     pub num_train_epochs: f64,
-    /// Wins over epochs.
+    /// Number of steps, which overrides `num_train_epochs`.
     pub max_steps: Option<usize>,
-    /// Wins over the ratio.
+    /// Steps of warm-up, which override `warmup_ratio`.
     pub warmup_steps: Option<usize>,
-    /// Of all steps.
+    /// Warm-up as a fraction of all steps.
     pub warmup_ratio: f64,
 }
 
@@ -59,28 +59,28 @@ fn is_one(n: &usize) -> bool {
 pub struct TrainSettings {
     /// `None`: SFT.
     pub preference: Option<Preference>,
-    /// How moments are held.
+    /// Optimiser, which decides how the moments are stored.
     pub optim: Optim,
-    /// How trained matrices are held.
+    /// Data type of trained matrices.
     pub param_dtype: ParamDtype,
-    /// How what is kept for the backward pass is held.
+    /// Data type of the activations that are saved for the backward pass.
     pub saved_dtype: SavedDtype,
     /// AdamW's constants.
     pub optimiser: Optimiser,
     /// Highest rate.
     pub learning_rate: f64,
-    /// After the warm-up.
+    /// Shape of the schedule after the warm-up.
     pub lr_scheduler_type: Shape,
     /// Falls to 0 of [`Shape::CosineWithRestarts`]; 1 elsewhere.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub lr_num_cycles: usize,
-    /// How long.
+    /// Length of the run and of its warm-up.
     pub length: Length,
-    /// Rows a micro-batch.
+    /// Rows per micro-batch.
     pub batch_size: usize,
-    /// Micro-batches a step.
+    /// Micro-batches per step.
     pub gradient_accumulation_steps: usize,
-    /// Of the order of rows, of a new adapter, and of stochastic rounding.
+    /// Seed of the order of rows, of a new adapter, and of stochastic rounding.
     pub seed: u64,
     /// A new order each epoch.
     pub shuffle: bool,
@@ -104,7 +104,7 @@ impl TrainDefaults {
     pub const LEARNING_RATE_FULL: f64 = 1e-6;
     /// Rate for SFT of all parameters.
     pub const LEARNING_RATE_SFT: f64 = 2e-5;
-    /// Rows a micro-batch.
+    /// Rows per micro-batch.
     pub const BATCH_SIZE: usize = 8;
     /// Steps between lines on the terminal when it is not one.
     pub const LOGGING_STEPS: usize = 1;
@@ -116,7 +116,7 @@ impl TrainDefaults {
     pub const OPTIM: Optim = Optim::Adamw;
     /// Trained parameters in f32.
     pub const PARAM_DTYPE: ParamDtype = ParamDtype::F32;
-    /// What is kept for the backward pass as it was computed.
+    /// Activations saved for the backward pass in f32, unrounded.
     pub const SAVED_DTYPE: SavedDtype = SavedDtype::F32;
     /// AdamW's constants, and the norm that gradients are clipped to.
     pub const OPTIMISER: Optimiser =
@@ -124,7 +124,7 @@ impl TrainDefaults {
 }
 
 impl TrainSettings {
-    /// Rows a step.
+    /// Returns the number of rows per step.
     pub fn rows_per_step(&self) -> usize {
         self.batch_size * self.gradient_accumulation_steps
     }

@@ -1,8 +1,8 @@
-//! How alike instructions are, for RPO (arXiv 2402.10958), which takes a sentence encoder's word for it. Here the model itself is asked: an
-//! instruction's direction is the mean of its tokens' input embeddings (template included), less the mean over all instructions of the data,
-//! at length 1. Without that subtraction all would point nearly the same way: they share the template, and embeddings of language models lie in
-//! a cone (arXiv 1909.00512). So unlike instructions have cosines around 0, and the same ones 1, as RPO's encoder has it. Input embeddings cost
-//! a look-up; hidden states would cost a forward pass, and lie in the narrower cone.
+//! Similarity of instructions, for RPO (arXiv 2402.10958). RPO uses a sentence encoder; here the model's own input embeddings serve. An
+//! instruction's direction is the mean of its tokens' input embeddings (template included), less the mean over all instructions of the
+//! data, scaled to length 1. Without that subtraction all directions would nearly coincide: instructions share the template, and embeddings
+//! of language models lie in a cone (arXiv 1909.00512). So unlike instructions have cosines around 0, and identical ones 1, like with RPO's
+//! encoder. Input embeddings cost a look-up; hidden states would cost a forward pass, and lie in the narrower cone.
 
 use std::collections::BTreeMap;
 

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::weights::{Arena, Array};
 
-/// What is not a tensor.
+/// Training state besides the tensors.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct State {
     /// Steps done.
@@ -18,14 +18,14 @@ pub struct State {
     pub num_tokens: u64,
     /// Best evaluation loss so far, and its step.
     pub best: Option<(f64, usize)>,
-    /// What must not change between a run and its continuation: settings, data and model, hashed.
+    /// Hash of settings, data and model, which must not change between a run and its continuation.
     pub fingerprint: String,
     /// The time that the chat template prints, in seconds since 1970, where it prints one: a run goes on with its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<u64>,
 }
 
-/// What is stored, in the file's order, by name.
+/// Iterates over the stored arrays by name, in the file's order.
 fn arrays(arena: &Arena) -> impl Iterator<Item = (String, &Array)> {
     arena.tensors.iter().flat_map(|t| t.arrays.iter().map(|a| (format!("{}/{}", a.role, t.name), a)))
 }
@@ -34,7 +34,7 @@ fn n_bytes(array: &Array) -> usize {
     array.slots.iter().map(|s| s.bytes() as usize).sum()
 }
 
-/// As the header has it: whole words, seen as elements.
+/// Returns the number of elements in the header: whole words, counted as elements of the array's type.
 fn n_elements(array: &Array) -> usize {
     n_bytes(array) * 8 / array.dtype.bitsize()
 }

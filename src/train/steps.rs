@@ -60,7 +60,7 @@ impl<'e> Next<Recorded<'_, 'e>> {
 }
 
 impl Steps {
-    /// From the first step on, or from where `state` was kept, over `n` rows.
+    /// Starts at the first step, or at the step where `state` was kept, over `n` rows.
     pub fn new(settings: TrainSettings, n: usize, state: State) -> Self {
         let mut order = Order::new(n, settings.seed, settings.shuffle, Position::default());
         (0..state.step).for_each(|_| drop(order.take(settings.rows_per_step())));
@@ -77,7 +77,7 @@ impl Steps {
     /// submitted. Says whether the next step can be: not where it was stopped.
     ///
     /// # Errors
-    /// As [`ReferenceScorer::find`].
+    /// Fails like [`ReferenceScorer::find`].
     pub async fn prepare(
         &self,
         scorer: &mut ReferenceScorer<'_>,
@@ -143,7 +143,7 @@ impl Steps {
     /// Waits for a step that began at `started`.
     ///
     /// # Errors
-    /// As [`Trainer::finish`].
+    /// Fails like [`Trainer::finish`].
     pub async fn finish(
         &mut self,
         trainer: &Trainer<'_>,

@@ -43,7 +43,7 @@ impl Source for Random {
     }
 }
 
-/// What a shape is as a model.
+/// Returns the description of a model of this shape.
 ///
 /// # Errors
 /// None for the shapes of [`crate::kernels::shapes`].
@@ -84,7 +84,7 @@ pub enum Lengths {
     Equal,
     /// All alike, the first two thirds one instruction of both.
     Shared,
-    /// From a quarter to the whole, evenly; the longest is among them.
+    /// Lengths from a quarter to the whole, evenly; the longest is among them.
     Mixed,
 }
 

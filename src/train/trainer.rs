@@ -37,13 +37,13 @@ pub struct Trainer<'g> {
     pub gpu: &'g Gpu,
     /// The policy.
     pub decoder: Decoder,
-    /// What is minimised.
+    /// Loss to minimise.
     pub goal: Goal,
     /// Shared instructions are computed once.
     pub share_prefix: bool,
-    /// What the forward pass keeps for the backward one: a matter of memory and time, not of results.
+    /// Activations that the forward pass saves for the backward pass. The choice changes memory and time, not results.
     pub keep: Keep,
-    /// Of stochastic rounding.
+    /// Seed of stochastic rounding.
     pub seed: u64,
 }
 
@@ -55,14 +55,14 @@ struct Pending {
     known: Known,
 }
 
-/// What a step's update needs beside its gradients.
+/// Inputs of a step's update besides the gradients.
 #[derive(Debug, Clone, Copy)]
 pub struct Update<'a> {
-    /// Over all steps.
+    /// AdamW's constants, equal for all steps.
     pub optimiser: &'a Optimiser,
-    /// Of this one.
+    /// Learning rate of this step.
     pub learning_rate: f64,
-    /// From 1.
+    /// Number of the step, from 1.
     pub number: usize,
 }
 
@@ -88,12 +88,12 @@ pub struct Running<'e> {
     number: usize,
 }
 
-/// What a step did.
+/// Results of a step.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// Before the update.
+    /// Losses and scores before the update.
     pub outcome: Outcome,
-    /// Before clipping.
+    /// Norm of the gradients before clipping.
     pub grad_norm: f64,
 }
 
@@ -148,10 +148,10 @@ impl<'g> Trainer<'g> {
         Ok(Step { outcome: total, grad_norm })
     }
 
-    /// One optimiser step on the mean loss of `examples`.
+    /// Takes one optimiser step on the mean loss of `examples`.
     ///
     /// # Errors
-    /// As [`Self::finish`].
+    /// Fails like [`Self::finish`].
     pub async fn step(
         &self,
         examples: &[&Example],
@@ -303,7 +303,7 @@ impl<'g> Trainer<'g> {
     }
 }
 
-/// As [`global_norm`] takes them.
+/// Returns the pages' gradients in the form that [`global_norm`] takes.
 fn gradients(pages: &[Page]) -> Vec<(Slot, Storage)> {
     pages.iter().map(|p| (p.grads.clone(), Storage::F32)).collect()
 }
@@ -312,7 +312,7 @@ fn row_numbers(examples: &[&Example]) -> String {
     examples.iter().map(|e| e.row.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// What a micro-batch costs.
+/// Cost of a micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MicroCost {
     /// Packed tokens.
@@ -351,12 +351,12 @@ pub fn reserve(
     MicroCost { tokens: batch.ids.len(), dispatches: rec.dispatches(), flops: rec.flops() }
 }
 
-/// What a run takes on a device.
+/// Cost of a run on a device: the memory plan.
 #[derive(Debug, Clone)]
 pub struct Rehearsal {
     /// Bytes by role.
     pub ledger: Ledger,
-    /// Of the largest micro-batch.
+    /// Cost of the largest micro-batch.
     pub cost: MicroCost,
     /// Trained parameters.
     pub trained: usize,
@@ -365,7 +365,7 @@ pub struct Rehearsal {
 /// The largest micro-batch of a run on a device that only counts: the memory plan.
 ///
 /// # Errors
-/// From `load`; [`Error::Flag`] where an activation does not fit a binding.
+/// Errors of `load`; [`Error::Flag`] where an activation does not fit a binding.
 pub fn rehearse(
     caps: &Caps,
     load: impl FnOnce(&Gpu) -> Result<Decoder>,
@@ -421,7 +421,7 @@ pub struct Scored {
 }
 
 impl Scored {
-    /// From the log-probs of a batch's rows.
+    /// Makes a sequence's scores from the log-probs of a batch's rows.
     fn from_rows(batch: &Batch, span: &Span, logp: &[f32]) -> Self {
         let token_logps = batch.rows_in_order(span).into_iter().map(|row| logp[row]).collect();
         Self { sums: sums(span, logp), token_logps }

@@ -1,8 +1,6 @@
-//! Shows how far a run of a judge is: counts beside the bar, and what is said once.
+//! Counts of a run of a judge, which stand beside its bar, and what is said once.
 
 use std::collections::HashSet;
-
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::counted;
 use crate::eval::judge::endpoint::{TIMEOUT, WITHOUT_FORMAT};
@@ -10,17 +8,6 @@ use crate::eval::judge::{Choice, Question, Usage};
 
 /// Verdicts after which it is said that all of them are the same letter.
 const TELLING: usize = 20;
-
-/// The bar's layout: counts stand behind what is left.
-const LAYOUT: &str = "judging {bar:30} {pos}/{len} {elapsed} left {eta}{msg}";
-
-/// Gives a bar the layout with counts.
-pub fn with_counts(bar: ProgressBar) -> ProgressBar {
-    match ProgressStyle::with_template(LAYOUT) {
-        Ok(style) => bar.with_style(style).with_message(""),
-        Err(_) => bar,
-    }
-}
 
 /// Counts of one run.
 #[derive(Debug, Default)]

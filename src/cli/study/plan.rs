@@ -428,17 +428,26 @@ mod tests {
         for name in ["miniature", "demo", "helpful", "tldr"] {
             Study::read(&recipes.join(name).with_extension("toml")).unwrap();
         }
-        // What was published is of the file beside it, or of the recipe of that name.
-        let published = std::fs::read_dir(recipes.with_file_name("studies")).unwrap().map(|e| e.unwrap().path());
-        for folder in published.filter(|p| p.is_dir()) {
+        // The published tables have the methods and seeds of the study's own file, or of the recipe with its name.
+        let studies = recipes.with_file_name("studies");
+        let tables = std::fs::read_to_string(studies.join("results.md")).unwrap();
+        let folders = std::fs::read_dir(&studies).unwrap().map(|e| e.unwrap().path());
+        for folder in folders.filter(|path| path.is_dir()) {
+            let name = folder.file_name().unwrap().to_str().unwrap();
             let own = folder.join("study.toml");
-            let recipe = recipes.join(folder.file_name().unwrap()).with_extension("toml");
+            let recipe = recipes.join(name).with_extension("toml");
             let read = Study::read(if own.exists() { &own } else { &recipe }).unwrap();
-            let results = std::fs::read_to_string(folder.join("results.json")).unwrap();
-            let results: serde_json::Value = serde_json::from_str(&results).unwrap();
-            let methods: Vec<_> = results["methods"].as_array().unwrap().iter().map(|m| &m["name"]).collect();
-            assert_eq!(methods, read.methods.iter().map(|m| &m.name).collect::<Vec<_>>(), "{}", folder.display());
-            assert_eq!(results["seeds"], serde_json::json!(read.seeds), "{}", folder.display());
+            let (_, table) = tables.split_once(&format!("## `{name}`: {}\n", read.title)).expect(name);
+            let table = table.split("\n## ").next().unwrap();
+            assert!(table.contains(&format!("\n{} seeds, ", read.seeds.len())), "{name}");
+            let rows: Vec<&str> =
+                table.lines().filter_map(|line| line.strip_prefix("| ")?.split(['|', ',']).next()).collect();
+            let per_fraction = |m: &Method| std::iter::repeat_n(m.name.clone(), read.fractions.len());
+            let expected: Vec<String> = ["method".into(), "start".into()]
+                .into_iter()
+                .chain(read.methods.iter().flat_map(per_fraction))
+                .collect();
+            assert_eq!(rows.iter().map(|row| row.trim()).collect::<Vec<_>>(), expected, "{name}");
         }
         let args = with_config(TrainArgs::default(), Some(&recipes.join("8gb.toml")), "train").unwrap();
         assert_eq!((args.data.data.len(), args.eval_data.is_some()), (2, true));

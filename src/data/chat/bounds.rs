@@ -6,15 +6,16 @@
 use minijinja::value::{Tuple, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
+use super::fuel::charge;
 use super::methods;
 
-/// Of a rendering: instructions, or 64 bytes each.
+/// Fuel of one rendering: a unit per instruction, or per 64 bytes.
 const FUEL: u64 = 1 << 22;
 /// Loops, blocks and macros (four each) within each other.
 const MAX_RECURSION: usize = 100;
 const MAX_DEPTH: usize = 64;
 
-/// Of a value with all that it holds, shared parts as often as they are reached.
+/// Size of a value with everything that it contains; a shared part counts as often as it is reached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Size {
     pub n_values: usize,
@@ -81,11 +82,6 @@ fn ordered(value: Value) -> Result<Value, Error> {
     }
 }
 
-/// Pays for bytes ahead.
-pub(super) fn charge(state: &State, n_bytes: usize) -> Result<(), Error> {
-    state.consume_fuel(n_bytes as u64 / 64)
-}
-
 /// The size of a value, paid for; an error where it is nested too deep.
 pub(super) fn measure(state: &State, value: &Value) -> Result<Size, Error> {
     let mut size = Size::default();
@@ -127,7 +123,7 @@ fn walk(state: &State, value: &Value, depth: usize, size: &mut Size) -> Result<(
     Ok(())
 }
 
-/// The same without namespaces in it, so that a namespace never comes to hold itself.
+/// Copies a value, namespaces in it as plain maps, so that a namespace never comes to contain itself.
 fn copied(state: &State, value: &Value, depth: usize) -> Result<Value, Error> {
     deeper(state, value, depth)?;
     match value.kind() {

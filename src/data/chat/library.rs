@@ -5,8 +5,9 @@ use std::sync::Arc;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, escape_formatter};
 
-use super::bounds::{Size, charge, measure};
+use super::bounds::{Size, measure};
 use super::clock::{FixedClock, strftime};
+use super::fuel::charge;
 use super::methods::{self, DictView};
 use super::python::{JsonStyle, write_str};
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 
-use super::bounds::charge;
+use super::fuel::charge;
 
 /// Calls a method. Its arguments have been measured.
 ///

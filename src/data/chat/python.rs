@@ -110,7 +110,7 @@ fn float(x: f64) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct JsonStyle {
     pub ensure_ascii: bool,
-    /// One level's indentation; `None` for one line.
+    /// Indentation per level; `None` for one line.
     pub indent: Option<String>,
     pub item_separator: String,
     pub key_separator: String,

@@ -64,7 +64,7 @@ impl<'a> DatasetBuilder<'a> {
     /// Adds rows behind those that are there.
     ///
     /// # Errors
-    /// As [`Dataset::build`]'s, of the first of these rows that has one.
+    /// Fails like [`Dataset::build`], with the error of the first of these rows that has one.
     pub fn add(&mut self, rows: &[Row]) -> Result<()> {
         let encoded = self.encode(rows);
         rows.iter().zip(encoded).try_for_each(|(row, encoded)| self.add_row(row, encoded))

@@ -1,9 +1,9 @@
-//! What the limits do to the sequences of a row.
+//! Application of the length limits to the sequences of a row.
 
 use super::{Limits, Overflow, side_name};
 use crate::data::batch::Sequence;
 
-/// What became of a row under the limits, and why.
+/// Result of the limits for a row, with the reason.
 pub(super) enum Fit {
     Whole,
     Cut(String),

@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use super::{CONVERSATIONS, Reason, asked};
 use crate::data::conversation::{Instruction, Message, Text};
+use crate::data::fields::synonyms::{any_text, hint};
 use crate::data::fields::{Fields, completion, messages, names};
 use crate::data::row::Content;
-use crate::data::synonyms::{any_text, hint};
 
 /// Fields that may be the prompt of two responses where there is no `prompt`, and one of them alone.
 const ASKED: [&str; 4] = ["instruction", "question", "query", "input"];

@@ -19,7 +19,7 @@ const LISTED: usize = 8;
 /// A file of rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceFile {
-    /// Its name in messages: its path, or its address on the hub.
+    /// Name in messages: the path, or the address on the hub.
     pub name: PathBuf,
     /// Path that is read; `None` for standard input.
     pub place: Option<PathBuf>,

@@ -15,20 +15,20 @@ use crate::eval::judge::is_flip;
 use crate::eval::tasks::rows::write;
 use crate::model::save::write_text;
 
-/// The responses of one checkpoint at one temperature and seed, a row a prompt.
+/// The responses of one checkpoint at one temperature and seed, a row per prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Responses {
-    /// Which.
+    /// Name of the checkpoint.
     pub checkpoint: String,
     /// Runs of one method are averaged.
     pub method: String,
-    /// Of sampling.
+    /// Temperature of sampling.
     pub temperature: f64,
-    /// Of sampling.
+    /// Seed of sampling.
     pub seed: u64,
-    /// Where they stand, for messages.
+    /// File of the responses, for messages.
     pub path: PathBuf,
-    /// In the order of the prompts.
+    /// Responses in the order of the prompts.
     pub rows: Vec<Response>,
 }
 
@@ -38,7 +38,7 @@ pub fn run_name(checkpoint: &str, temperature: f64, seed: u64) -> String {
 }
 
 impl Responses {
-    /// Its files' name.
+    /// Returns the name of the run's files.
     pub fn name(&self) -> String {
         run_name(&self.checkpoint, self.temperature, self.seed)
     }
@@ -54,7 +54,7 @@ pub enum Against<'a> {
 }
 
 impl Against<'_> {
-    /// What a response to a prompt is compared with.
+    /// Returns the text that a response to a prompt is compared with.
     fn text<'b>(&'b self, i: usize, prompt: &'b TestPrompt) -> &'b str {
         match self {
             Self::Gold => prompt.gold.as_deref().unwrap_or_default(),
@@ -91,7 +91,7 @@ pub fn comparisons(prompts: &[TestPrompt], ours: &Responses, against: Against<'_
     prompts.iter().zip(&ours.rows).enumerate().map(of).collect()
 }
 
-/// What was made of these comparisons.
+/// Makes a run's outcomes from judged comparisons.
 pub fn run(ours: &Responses, comparisons: &[Comparison], judged: &[Judged]) -> Run {
     let outcome = |(prompt, ((comparison, judged), row)): (usize, ((&Comparison, &Judged), &Response))| Outcome {
         prompt,

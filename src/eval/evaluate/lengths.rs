@@ -1,4 +1,4 @@
-//! What lengths do to a win rate: the rate by ratio of lengths, and the rate that is left where both sides are equally long.
+//! Influence of lengths on a win rate: the rate by ratio of lengths, and the rate that remains where both sides are equally long.
 //!
 //! The length-controlled rate is that of AlpacaEval 2 (Dubois, Galambosi, Liang, Hashimoto 2024, arXiv 2404.04475) in its form without
 //! instruction difficulty. With d_i the difference of lengths in characters and sd its standard deviation,
@@ -20,9 +20,9 @@ const MOST_STEPS: usize = 50;
 /// θ and φ are known to this.
 const TOLERANCE: f64 = 1e-10;
 
-/// Ratios of lengths are counted from one of these to the next.
+/// Lower ends of the ranges of length ratios.
 pub const RATIOS: [f64; 4] = [0.0, 1.0, 1.5, 3.0];
-/// Their names.
+/// Names of the ranges.
 pub const RATIO_NAMES: [&str; 4] = ["below 1", "1 to 1.5", "1.5 to 3", "3 and more"];
 
 /// A response's length: characters, without the white space around it.
@@ -30,7 +30,7 @@ pub fn length(text: &str) -> usize {
     text.trim().chars().count()
 }
 
-/// Which of [`RATIOS`] `ours / theirs` is in. Two empty texts are as long as each other.
+/// Returns the index in [`RATIOS`] of the range that `ours / theirs` is in. Two empty texts have ratio 1.
 pub fn ratio(ours: usize, theirs: usize) -> usize {
     let ratio = if ours == theirs { 1.0 } else { ours as f64 / theirs as f64 };
     RATIOS.iter().rposition(|&from| ratio >= from).unwrap_or(0)
@@ -52,7 +52,7 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// Of an objective that is to grow; what is no number is worse than any.
+/// Tells whether a step made an objective smaller that is to grow. NaN is worse than any number.
 fn is_worse(next: f64, best: f64) -> bool {
     next < best || next.is_nan()
 }

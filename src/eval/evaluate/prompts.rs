@@ -18,7 +18,7 @@ pub struct TestPrompt {
     pub instruction: Instruction,
     /// I, as a judge sees it.
     pub text: String,
-    /// What responses are compared with; never empty.
+    /// Response that others are compared with; never empty.
     pub gold: Option<String>,
 }
 
@@ -82,7 +82,7 @@ pub fn encode(prompt: &TestPrompt, tokenizer: &Tokenizer, template: &Template) -
 /// The prompts behind which a model has no room for `max_new_tokens`, with their tokens.
 ///
 /// # Errors
-/// As [`encode`].
+/// Fails like [`encode`].
 pub fn too_long(
     prompts: &[TestPrompt],
     tokenizer: &Tokenizer,

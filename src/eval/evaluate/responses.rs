@@ -21,13 +21,13 @@ use crate::model::decoder::Decoder;
 /// A response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Response {
-    /// To what.
+    /// Instruction that was answered.
     pub instruction: String,
-    /// As it was generated.
+    /// Response text as generated.
     pub response: String,
-    /// Its tokens, with the one that ended it.
+    /// Tokens of the response, with the one that ended it.
     pub n_tokens: usize,
-    /// It did not end by itself: `--max-new-tokens` cut it.
+    /// `--max-new-tokens` cut the response, which did not end by itself.
     pub cut: bool,
 }
 
@@ -37,7 +37,7 @@ pub struct ResponseFile {
     path: PathBuf,
     file: File,
     rows: Vec<Response>,
-    /// What a user should know: a last line that was cut short.
+    /// Remarks on the file for the user: a last line that was cut short.
     pub notes: Vec<String>,
 }
 
@@ -77,12 +77,12 @@ impl ResponseFile {
         Ok(Self { path: path.into(), file, rows, notes })
     }
 
-    /// What is there, in the order of the prompts.
+    /// Returns the responses so far, in the order of the prompts.
     pub fn rows(&self) -> &[Response] {
         &self.rows
     }
 
-    /// The same, to keep.
+    /// Returns the responses by value, in the order of the prompts.
     pub fn into_rows(self) -> Vec<Response> {
         self.rows
     }
@@ -105,13 +105,13 @@ pub struct Policy<'a> {
     pub gpu: &'a Gpu,
     /// The model.
     pub decoder: &'a Decoder,
-    /// Its tokenizer.
+    /// Tokenizer of the model.
     pub tokenizer: &'a Tokenizer,
-    /// What stands around an instruction.
+    /// Template around an instruction.
     pub template: &'a Template,
     /// Sampling and lengths.
     pub settings: &'a Settings,
-    /// Prompts side by side.
+    /// Prompts per batch.
     pub batch_size: usize,
 }
 

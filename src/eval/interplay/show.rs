@@ -40,7 +40,7 @@ fn stratum(name: &str) -> &'static str {
     Stratum::ALL.into_iter().find(|s| s.name() == name).map_or("all", Stratum::title)
 }
 
-/// How the intervals of these were made.
+/// Describes how the shown intervals were made.
 fn about<'a>(found: &Interplay, shown: impl Iterator<Item = &'a Interval>) -> String {
     let b = &found.bootstrap;
     let shares = shown.filter(|x| has(x)).any(|x| x.units == Units::Rows);

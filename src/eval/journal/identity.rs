@@ -10,13 +10,13 @@ const LONGEST: &str = "max_tokens";
 /// A judge beside the one that gave a file's answers.
 #[derive(Debug, PartialEq)]
 pub enum Kinship {
-    /// The same one.
+    /// Identical judge.
     Same,
-    /// The same one elsewhere.
+    /// Identical judge at another endpoint.
     Moved,
-    /// The same one, which may write more now.
+    /// Identical judge with a higher limit of tokens per answer.
     Longer,
-    /// Another one, by this field.
+    /// Different judge, with the name of the first field that differs.
     Other(String),
 }
 

@@ -18,11 +18,11 @@ const MOST_BYTES: u64 = 1 << 20;
 pub struct Program {
     /// `python judge.py`.
     pub command: String,
-    /// For one question.
+    /// Longest time per question.
     pub timeout: Duration,
-    /// At a time.
+    /// Questions at a time.
     pub concurrency: usize,
-    /// What a model would be asked: field `prompt`.
+    /// Prompt for a model, passed as field `prompt`.
     pub prompt: Prompt,
 }
 

@@ -38,9 +38,9 @@ pub struct Endpoint {
     url: String,
     /// The proxy that the environment names for it, in words.
     proxy: Option<String>,
-    /// It was found not to take `response_format`.
+    /// The endpoint was found not to take `response_format`.
     takes_no_format: AtomicBool,
-    /// It was said that another model answers.
+    /// The user was told that another model answers.
     is_model_noted: AtomicBool,
 }
 
@@ -151,7 +151,7 @@ impl Endpoint {
         body
     }
 
-    /// One request.
+    /// Sends one request.
     fn attempt(&self, body: &Value) -> Received {
         let mut request = self.client.post(&self.url).json(body);
         if let Some(value) = self.key.as_ref().and_then(Key::authorization) {

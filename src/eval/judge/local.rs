@@ -17,7 +17,7 @@ use crate::gpu::Gpu;
 use crate::model::decoder::Decoder;
 use crate::train::trainer::score;
 
-/// What an answer begins with.
+/// Beginnings of an answer.
 pub const LETTERS: [&str; 2] = ["(a)", "(b)"];
 
 /// A model on a device, and how it is asked.
@@ -26,11 +26,11 @@ pub struct Local<'g> {
     pub gpu: &'g Gpu,
     /// The model.
     pub decoder: Decoder,
-    /// Its tokenizer.
+    /// Tokenizer of the model.
     pub tokenizer: Tokenizer,
-    /// What stands around the prompt: a chat model's own.
+    /// Template around the prompt: a chat model's own.
     pub template: Template,
-    /// What it is asked.
+    /// Prompt that asks for the judgement.
     pub prompt: Prompt,
     /// Tokens a sequence may have.
     pub max_length: usize,
@@ -40,7 +40,7 @@ pub struct Local<'g> {
     pub name: String,
     /// Digest of its weights, an adapter's among them: what it is, wherever it lies.
     pub weights: String,
-    /// What else its answers depend on: storage, template.
+    /// Other settings that its answers depend on: storage, template.
     pub settings: Value,
 }
 

@@ -9,12 +9,12 @@ use crate::data::comparisons::Mode;
 use crate::error::{Result, visible};
 use crate::rng::Rng;
 
-/// What a key means.
+/// Meaning of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Press {
     /// (a), (b) or neither.
     Choose(Choice),
-    /// No answer to this one: it is asked again in the next run.
+    /// Gives no answer to this question: it is asked again in the next run.
     Skip,
     /// The last answer was a mistake.
     Undo,
@@ -29,13 +29,13 @@ pub trait Screen {
     /// Shows a page of lines in place of the last one. `title` first, then texts under their headings, then `keys`.
     ///
     /// # Errors
-    /// Where it cannot be written to.
+    /// Fails where the screen cannot be written to.
     fn show(&self, title: &str, texts: &[(&str, String)], keys: &str) -> Result<()>;
 
     /// Waits for a key.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// Fails where no key can be read.
     fn press(&self) -> Result<Press>;
 }
 
@@ -46,11 +46,11 @@ const KEYS: &str = "a, b: better   t: equal   s: skip   u: undo   q: quit";
 
 /// Somebody in front of a screen.
 pub struct Person<S> {
-    /// Where.
+    /// Screen that shows the questions.
     pub screen: S,
-    /// Who: two people's answers are told apart by it.
+    /// Name of the person: it tells two people's answers apart.
     pub name: String,
-    /// Of the order of the questions.
+    /// Seed of the questions' order.
     pub seed: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What a model is asked: our wording of the paper's criteria (accuracy, coherence, harmlessness), or one's own.
+//! Prompt for a judging model: our wording of the paper's criteria (accuracy, coherence, harmlessness), or one's own.
 
 use std::path::Path;
 

@@ -13,7 +13,6 @@ mod statement;
 #[cfg(test)]
 mod tests;
 mod thoughts;
-mod tokens;
 mod words;
 
 pub use thoughts::opens_thoughts;
@@ -21,18 +20,18 @@ pub use thoughts::opens_thoughts;
 use serde::{Deserialize, Serialize};
 
 use super::Choice;
+use statement::tokens::{Token, tokens};
 use statement::{
     Form, Statement, asks_for_verdict, dangles, introduces, is_doubt, is_label, is_quiet, is_title, may_turn, statement,
 };
-use tokens::{Token, tokens};
 
-/// Why an answer has no verdict.
+/// Reason for which an answer has no verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoVerdict {
-    /// It was cut at the longest length, or ends within its thoughts.
+    /// The answer was cut at the longest length, or ends within its thoughts.
     Cut,
-    /// It has no text: thoughts alone, or nothing.
+    /// The answer has no text: thoughts alone, or nothing.
     Empty,
     /// The model refused to answer.
     Refusal,
@@ -40,7 +39,7 @@ pub enum NoVerdict {
     ToolCall,
     /// The endpoint ended it for a reason of its own, such as a content filter.
     Stopped,
-    /// Its text does not say, or not for certain.
+    /// The text does not say, or not for certain.
     Unclear,
 }
 
@@ -67,7 +66,7 @@ const MOST_JOINED: usize = 500;
 /// Reads an answer that ended by itself.
 ///
 /// # Errors
-/// Why there is no verdict.
+/// Reason for which there is no verdict.
 pub fn read_verdict(text: &str) -> Result<Choice, NoVerdict> {
     let whole = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"");
     let answer = thoughts::without_thoughts(&whole).ok_or(NoVerdict::Cut)?;
@@ -122,7 +121,7 @@ struct Unit {
     said: Statement,
     /// A full stop or the like ends it.
     is_finished: bool,
-    /// It begins with `#`.
+    /// The line begins with `#`.
     is_heading: bool,
     /// An item of a list.
     is_item: bool,

@@ -62,7 +62,7 @@ fn wrong(item: &Item, rng: &mut Rng) -> String {
     }
 }
 
-/// One slip of the pen: another character of the same class, a doubled one, a lost one, or two swapped.
+/// Makes one slip of the pen: another character of the same class, a doubled one, a lost one, or two swapped.
 fn slip(text: &str, rng: &mut Rng) -> String {
     let mut chars: Vec<char> = text.chars().collect();
     let solid: Vec<usize> = (0..chars.len()).filter(|&i| chars[i].is_ascii_alphanumeric()).collect();

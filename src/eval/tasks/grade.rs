@@ -2,7 +2,7 @@
 
 use super::Item;
 
-/// How an answer is put.
+/// Form of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Form {
     /// With hedges and fillers ("um, 32 i guess"), a sentence without its capital or its period, or far too long.
@@ -13,7 +13,7 @@ pub enum Form {
     Sentence,
 }
 
-/// What the grader thinks of a response.
+/// Grade of a response.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Grade {
     /// 0 to 1: (6 if correct, 3 for a sentence or 1 for a bare answer, 1 if brief) / 10. Every correct answer is above
@@ -21,7 +21,7 @@ pub struct Grade {
     pub score: f64,
     /// The answer is the right one, to the letter.
     pub correct: bool,
-    /// How it is put.
+    /// Form of the response.
     pub form: Form,
     /// At most half as long again as the gold response (in characters).
     pub brief: bool,
@@ -105,7 +105,7 @@ impl WinRate {
     }
 }
 
-/// How often the first of two answers to an item is the better one, by the grader.
+/// Computes how often the first of two answers to an item is the better one, by the grader.
 pub fn win_rate<'a>(judged: impl IntoIterator<Item = (&'a Item, &'a str, &'a str)>) -> WinRate {
     let mut rate = WinRate::default();
     for (item, first, second) in judged {

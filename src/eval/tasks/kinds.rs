@@ -1,4 +1,4 @@
-//! One small function a kind: draw the content, word the instruction, know the answer.
+//! Kinds of tasks, a small function per kind: draw the content, word the instruction, know the answer.
 
 use super::{Item, Kind, words};
 use crate::rng::Rng;
@@ -10,7 +10,7 @@ struct Draft {
     content: String,
     instruction: String,
     answer: String,
-    /// With `{}` for the answer.
+    /// Gold sentence, with `{}` for the answer.
     sentence: String,
     wrong: Vec<String>,
 }
@@ -38,7 +38,7 @@ pub(super) fn draw(kind: Kind, rng: &mut Rng) -> Item {
     Item { instruction: d.instruction, gold, kind, answer: d.answer, content: d.content, wrong }
 }
 
-/// One of the wordings.
+/// Draws one of the wordings.
 fn say(wordings: &[String], rng: &mut Rng) -> String {
     wordings[rng.below(wordings.len() as u32) as usize].clone()
 }
@@ -63,7 +63,7 @@ fn joined<T: ToString>(items: &[T], between: &str) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(between)
 }
 
-/// The same things in one order: the content of an item that lists them.
+/// Sorts things: the content of an item that lists them does not depend on their order.
 fn sorted<T: Ord + Clone>(items: &[T]) -> Vec<T> {
     let mut all = items.to_vec();
     all.sort();

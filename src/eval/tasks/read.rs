@@ -4,12 +4,12 @@ use super::{Item, Kind, words};
 
 const ORDINALS: [&str; 4] = ["first", "second", "third", "fourth"];
 
-/// What stands between two parts of a wording.
+/// Returns the text between two parts of a wording.
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
     text.strip_prefix(before)?.strip_suffix(after)
 }
 
-/// The same for either of two wordings.
+/// Returns the text between the two parts of whichever wording fits.
 fn either<'a>(text: &'a str, wordings: [(&str, &str); 2]) -> Option<&'a str> {
     wordings.iter().find_map(|(before, after)| between(text, before, after))
 }

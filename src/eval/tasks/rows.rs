@@ -20,7 +20,7 @@ pub const SFT_MIX: [(Quality, u32); 4] =
 /// A supervised row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SftRow {
-    /// What is asked.
+    /// Instruction of the task.
     pub instruction: String,
     /// An answer, not always a good one.
     pub response: String,
@@ -31,11 +31,11 @@ pub struct SftRow {
 pub struct PreferenceRow {
     /// Instruction of the preferred pair.
     pub i_chosen: String,
-    /// Its response.
+    /// Response of the preferred pair.
     pub r_chosen: String,
     /// Instruction of the rejected pair.
     pub i_reject: String,
-    /// Its response.
+    /// Response of the rejected pair.
     pub r_reject: String,
 }
 
@@ -149,7 +149,7 @@ pub fn write<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Re
     Ok(n)
 }
 
-/// How many rows of each file [`write_all`] makes.
+/// Numbers of rows in the files that [`write_all`] makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     /// `sft.jsonl`.

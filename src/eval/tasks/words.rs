@@ -30,9 +30,9 @@ pub const VERBS: &str = "walk talk jump play work cook look call help wash watch
     shovel whisper wander wonder remember deliver cover discover mention point paint print point hunt melt shift \
     drift knock check kiss hiss pass guess press relax wax tax buzz fetch itch scratch hatch match brush crush rush blush";
 
-/// What one can be asked to do, politely: verbs.
+/// Verbs for what somebody is politely asked to do.
 pub const DEEDS: &str = "open close move clean find fix bring watch hold paint take lift";
-/// And the things to do it to.
+/// Things for [`DEEDS`] to be done to.
 pub const THINGS: &str = "door window table chair box book bag cup lamp plate clock phone garden bottle letter basket \
     picture ladder mirror blanket kettle bucket hammer candle radio carpet pencil button bicycle piano kitchen garage bottle wallet drawer cabinet curtain jacket sofa \
     suitcase package parcel statue candle fence gate shelf oven fridge camera guitar violin tractor wagon";

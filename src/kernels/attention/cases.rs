@@ -1,4 +1,4 @@
-//! Cases of attention over any segments, and the twin.
+//! Cases of attention over any segments, and the f64 twin.
 
 use super::segments::longest;
 use super::walk::Walk;
@@ -8,7 +8,7 @@ use crate::kernels::packed_batch::Batch;
 use crate::kernels::{Case, Cost, Host, Outputs};
 use crate::rng::Rng;
 
-/// Segments: (length of a prefix, lengths of its branches); no prefix: one branch.
+/// Segments of a case: (length of a prefix, lengths of its branches). A prefix of length 0 has one branch.
 type Shape = &'static [(usize, &'static [usize])];
 
 fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Attention {
@@ -18,7 +18,7 @@ fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Attention {
 const SHAPES: [Shape; 5] =
     [&[(0, &[1])], &[(0, &[5]), (0, &[3])], &[(0, &[64])], &[(4, &[3, 70]), (0, &[9])], &[(70, &[2, 5])]];
 
-/// Both sides of every implementation's tiles and blocks.
+/// Returns cases on both sides of every implementation's tiles and blocks.
 pub(super) fn all() -> Vec<Box<dyn Case>> {
     let mut any: Vec<(Attention, Shape)> = SHAPES.map(|shape| (plain(4, 2, 6), shape)).into();
     any.push((Attention { window: Some(3), ..plain(2, 1, 4) }, SHAPES[3]));
@@ -36,8 +36,9 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
     each.chain(flash).map(case).collect()
 }
 
-/// Tiles of 64, and of 32 for wide heads; blocks of 32. A head size is compiled once, and that is slow in software: 8 is less than the
-/// invocations share, 68 is seventeen slices, 80 and 128 are several, 256 has tiles of keys of its own.
+/// Returns (attention, segments) for `attention_tiles.wgsl`: tiles of 64, and of 32 for wide heads; blocks of 32. Each head size is
+/// compiled once, which is slow in software, so they are few. 8 is less than the invocations share, 68 has seventeen slices, 80 and 128
+/// have several, 256 has tiles of keys of its own.
 fn in_tiles() -> Vec<(Attention, Shape)> {
     let of = |head_dim| Attention { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
     let edges: [Shape; 4] = [&[(0, &[31]), (0, &[33])], &[(0, &[63])], &[(0, &[65])], &[(0, &[129])]];
@@ -53,7 +54,7 @@ fn in_tiles() -> Vec<(Attention, Shape)> {
     all
 }
 
-/// Of those that [`super::Walk`] chooses from, at both sides of a tile's edge.
+/// Returns the cases of a variant that [`super::Walk`] may choose, at both sides of a tile's edge.
 pub(super) fn of_variant(variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
     let (narrow, wide, shape): (_, _, Shape) = match variant {
         Variant::Flash => (plain(4, 2, 64), plain(4, 2, 80), SHAPES[3]),
@@ -66,8 +67,8 @@ pub(super) fn of_variant(variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
     [narrow, masked].map(|a| case(a, segments(shape), &[variant], MatmulPrecision::Highest)).into()
 }
 
-/// Both sides of fragments, blocks and tiles. A head size is compiled once, and that is slow in software: 20 and 36 are no whole fragments,
-/// and several slices.
+/// Returns the cases of a precision, on both sides of fragments, blocks and tiles. Each head size is compiled once, which is slow in
+/// software, so there are two: 20 and 36 are not whole fragments, and have several slices.
 pub(super) fn of_precision(precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
     let of = |head_dim| Attention { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
     let edges: [Shape; 2] = [&[(0, &[31]), (0, &[33])], &[(0, &[129])]];
@@ -79,7 +80,7 @@ pub(super) fn of_precision(precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
     all.into_iter().map(|(a, shape)| case(a, segments(shape), &[], precision)).collect()
 }
 
-/// A batch's table alone.
+/// Builds a batch with ranges and positions alone.
 pub(super) fn segments(shape: &[(usize, &[usize])]) -> Batch {
     let mut batch = Batch::default();
     for &(prefix, branches) in shape {
@@ -115,7 +116,7 @@ impl AttentionCase {
     fn t(&self) -> usize {
         self.batch.ranges.len()
     }
-    /// By its definition, not by the kernel's arithmetic: positions of keys are looked up.
+    /// Returns whether query i sees key j, by definition: positions of keys are looked up, independently of the kernel's arithmetic.
     fn sees(&self, i: usize, j: usize) -> bool {
         let r = self.batch.ranges[i].map(|x| x as usize);
         let in_range = (r[0]..r[1]).contains(&j) || (r[2]..r[3]).contains(&j);
@@ -129,7 +130,7 @@ impl AttentionCase {
             None => (s, 1.0),
         }
     }
-    /// (key, p, slope of the cap) for each key that query i of head h sees.
+    /// Computes (key, probability p, slope of the soft cap) for each key that query i of head h sees.
     fn row(&self, x: &[f64], i: usize, h: usize) -> Vec<(usize, f64, f64)> {
         let (e, l) = (self.a.head_dim, self.a.packed());
         let q = &x[i * l.q_stride + h * e..][..e];

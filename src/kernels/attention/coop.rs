@@ -1,32 +1,33 @@
-//! `attention_coop.wgsl`, and `attention_halves.wgsl` before it: sizes by device and head size.
+//! Specialisations of `attention_coop.wgsl`, and of `attention_halves.wgsl`, which runs before it: sizes by device and head size.
 
 use super::Entry;
 use crate::gpu::{Caps, Cooperative, MatmulPrecision, Recording, Shader, Slot, grid_1d};
 
-/// A specialisation for a device, a precision and a head size.
+/// Specialisation for a device, a precision and a head size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Coop {
-    /// Of a fragment: 8 or 16.
+    /// Rows and columns of a fragment: 8 or 16.
     edge: usize,
-    /// Invocations of a subgroup.
+    /// Invocations per subgroup.
     subgroup: usize,
     is_cpu: bool,
-    /// Three products for one.
+    /// Whether an f32 product is split into three f16 products.
     split: bool,
     head_dim: usize,
 }
 
-/// Of a workgroup.
+/// Subgroups per workgroup.
 const SUBGROUPS: usize = 4;
-/// Invocations of `attention_halves.wgsl`.
+/// Invocations per workgroup of `attention_halves.wgsl`: one per row.
 const ROWS: usize = 64;
-/// Columns of the other side's rows at a time, at most.
+/// Largest number of columns of the other side's rows that are loaded at a time.
 const SLICE: usize = 32;
-/// Halves between rows in workgroup memory.
+/// Padding between rows in workgroup memory, in f16 values.
 const PAD: usize = 8;
-/// Narrower heads fill fragments badly.
+/// Smallest head size: narrower heads fill fragments badly.
 const LEAST: usize = 12;
-/// Outputs that an invocation keeps in registers, before two subgroups share rows; and at most.
+/// Largest number of outputs that an invocation keeps in registers before two subgroups share rows; `MOST_REGISTERS` is the limit even
+/// then.
 const REGISTERS: usize = 80;
 const MOST_REGISTERS: usize = 128;
 
@@ -40,7 +41,7 @@ pub(super) struct HalvesParams {
     first_head: u32,
 }
 
-/// Rows of heads in a slot: the first one's start, and elements from a row to the next.
+/// Heads in a slot: `n` heads side by side from `start`, in rows of `stride` elements.
 pub(super) struct Heads<'a> {
     pub slot: &'a Slot,
     pub n: usize,
@@ -48,16 +49,16 @@ pub(super) struct Heads<'a> {
     pub stride: usize,
 }
 
-/// What `attention_coop.wgsl` reads instead of q, k, v and d_o.
+/// Heads split into f16, which `attention_coop.wgsl` reads instead of q, k, v and d_o.
 pub(super) struct Halves {
     /// (heads, planes, T, WIDTH) f16.
     pub values: Slot,
-    /// (heads, T).
+    /// (heads, T), exponent of the power of two that scales each row.
     pub levels: Slot,
 }
 
 impl Coop {
-    /// If the precision asks for it, and the head size and the device's workgroup memory allow it.
+    /// Returns the specialisation, if the precision asks for it, and the head size and the device's workgroup memory allow it.
     pub fn of(caps: &Caps, precision: MatmulPrecision, head_dim: usize) -> Option<Self> {
         let Cooperative { edge, subgroup } = caps.cooperative?;
         let split = match precision {
@@ -70,27 +71,29 @@ impl Coop {
         coop.fits(caps.workgroup_bytes as usize).then_some(coop)
     }
 
-    /// CPUs have no registers for a head, however narrow.
+    /// Returns whether registers and workgroup memory suffice. CPUs have no registers for a head, however narrow, so there they do not
+    /// count.
     fn fits(self, workgroup_bytes: usize) -> bool {
         let in_registers = |entry| self.is_cpu || self.registers(entry) <= MOST_REGISTERS;
         let fits = |entry| in_registers(entry) && self.workgroup_bytes(entry) <= workgroup_bytes;
         self.head_dim >= LEAST && self.head_dim.is_multiple_of(4) && Entry::ALL.into_iter().all(fits)
     }
 
-    /// BLOCK of the shader: rows of the other side. Fewer on CPUs, whose compilers take long for these; so are SLICE's columns.
+    /// Returns the shader's BLOCK: rows of the other side per block. CPUs get fewer, because their compilers take long for these; likewise
+    /// SLICE's columns.
     fn block(self) -> usize {
         if self.is_cpu { 16 } else { 32 }
     }
 
-    /// Values of an invocation, if no subgroups shared rows.
+    /// Returns the outputs of an invocation, if no subgroups shared rows.
     fn unshared(self, entry: Entry) -> usize {
         let outputs = if matches!(entry, Entry::BackwardKv) { 2 } else { 1 };
         outputs * self.head_dim.div_ceil(self.edge) * self.edge * self.edge / self.subgroup
     }
 
-    /// SHARE of the shader: subgroups that own the same rows.
+    /// Returns the shader's SHARE: subgroups that own the same rows.
     fn share(self, entry: Entry) -> usize {
-        // What half of the outputs' products saves a CPU's compiler is worth more than what sharing costs.
+        // On CPUs, sharing halves the outputs' products, which saves the compiler more than it costs.
         if self.is_cpu || self.unshared(entry) > REGISTERS { 2 } else { 1 }
     }
 
@@ -98,13 +101,13 @@ impl Coop {
         self.unshared(entry) / self.share(entry)
     }
 
-    /// WIDTH of the shader: of whole fragments for each that shares rows, in all kernels.
+    /// Returns the shader's WIDTH, one for all kernels: whole fragments for each subgroup that shares rows.
     fn width(self) -> usize {
         let share = Entry::ALL.into_iter().map(|entry| self.share(entry)).max().unwrap_or(1);
         self.head_dim.next_multiple_of(self.edge * share)
     }
 
-    /// Columns of the other side's rows at a time.
+    /// Returns the shader's SLICE: columns of the other side's rows that are loaded at a time.
     fn slice(self, entry: Entry) -> usize {
         let least = self.edge * self.share(entry);
         let most = if self.is_cpu { least } else { SLICE };
@@ -112,12 +115,12 @@ impl Coop {
         (1..=most / least).rev().map(|n| n * least).find(fits).unwrap_or(least)
     }
 
-    /// Rows of a workgroup.
+    /// Returns the rows that a workgroup owns.
     pub fn rows(self, entry: Entry) -> usize {
         SUBGROUPS / self.share(entry) * self.edge
     }
 
-    /// As the shader declares it.
+    /// Returns the bytes of workgroup memory that the shader declares.
     fn workgroup_bytes(self, entry: Entry) -> usize {
         let rows = self.rows(entry);
         let halves = self.block() * (self.slice(entry) + PAD) + rows * (self.block() + PAD);
@@ -149,19 +152,19 @@ impl Coop {
             .with("WIDTH", self.width() as f64)
     }
 
-    /// Every specialisation of a head size for lavapipe, and for GPUs with subgroups of 32 and (AMD) 64.
+    /// Returns every specialisation of a head size for lavapipe, and for GPUs with subgroups of 32 and (AMD) 64.
     pub fn all(head_dim: usize) -> Vec<Self> {
         let devices = [(8, 8, true), (8, 32, false), (16, 32, false), (16, 64, false)];
         let of = |(edge, subgroup, is_cpu)| [false, true].map(|split| Self { edge, subgroup, is_cpu, split, head_dim });
         devices.into_iter().flat_map(of).collect()
     }
 
-    /// Of `attention_halves.wgsl`.
+    /// Returns the specialisations of `attention_halves.wgsl` for heads of 64.
     pub fn halves_shaders() -> Vec<Shader> {
         Self::all(64).into_iter().map(Self::halves_shader).collect()
     }
 
-    /// Heads one after the other, of `t` rows each.
+    /// Splits heads of `t` rows each into f16, one head after the other.
     pub fn halves(self, rec: &mut Recording, t: usize, all: &[Heads]) -> Halves {
         let n_heads: usize = all.iter().map(|heads| heads.n).sum();
         // A tile's fragments may begin at the last row.
@@ -192,7 +195,7 @@ mod tests {
         Caps { cooperative: Some(Cooperative { edge, subgroup }), workgroup_bytes, ..Caps::baseline() }
     }
 
-    /// Every model's head size is served where workgroup memory is the usual, and none where it is the baseline's.
+    /// Every model's head size has a specialisation with the usual 32 KiB of workgroup memory, and none with the baseline's 16 KiB.
     #[test]
     fn sizes_by_device_and_head_size() {
         let high = MatmulPrecision::High;
@@ -210,7 +213,7 @@ mod tests {
         assert_eq!(Coop::of(&Caps::baseline(), high, 64), None);
     }
 
-    /// What the shader takes for granted.
+    /// The shader relies on these divisions having no remainder.
     #[test]
     fn sizes_are_whole() {
         for coop in (12..=256).step_by(4).flat_map(Coop::all).filter(|c| c.fits(32 << 10)) {

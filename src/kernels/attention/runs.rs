@@ -1,26 +1,31 @@
-//! Tiles of one segment each, and walks over positions, for `attention_coop.wgsl`: where a block begins does not depend on what is packed
-//! beside a segment, nor on whether its prefix is shared.
+//! Tiles of one segment each, and walks over positions, for `attention_coop.wgsl`. So a block's start depends neither on what is packed
+//! beside a segment, nor on whether the segment's prefix is shared.
 
-use super::segments::Walks;
+/// Walks of tiles, which follow the views in a table, and the numbers of tiles.
+pub(super) struct Walks {
+    pub of_queries: Vec<[u32; 4]>,
+    pub of_keys: Vec<[u32; 4]>,
+    pub groups: [usize; 2],
+}
 
-/// A segment's rows: neighbours that see the same prefix, each also itself and those before it.
+/// Rows of a segment: neighbours that see one prefix, themselves, and the segment's earlier rows.
 struct Run {
     start: u32,
     end: u32,
     prefix: [u32; 2],
-    /// Of its first row.
+    /// Position of the first row.
     position: u32,
 }
 
 impl Run {
-    /// Where position 0 would be; below row 0 it wraps around, as the shader's sums do.
+    /// Returns the row where position 0 would be. Below row 0 it wraps around, as the shader's sums do.
     fn origin(&self) -> u32 {
         self.start.wrapping_sub(self.position)
     }
     fn position_of(&self, row: u32) -> u32 {
         self.position + (row - self.start)
     }
-    /// Tiles: first row, and the row after the last.
+    /// Returns the tiles: first row, and the row after the last.
     fn tiles(&self, rows: usize) -> impl Iterator<Item = [u32; 2]> {
         let (start, end) = (self.start, self.end);
         (start..end).step_by(rows).map(move |first| [first, end.min(first + rows as u32)])
@@ -39,9 +44,10 @@ fn runs(ranges: &[[u32; 4]], positions: &[u32]) -> Vec<Run> {
     all
 }
 
-/// A tile of queries: two quads, its first row, its rows, the positions from and to which it walks; the prefix's start and length, and
-/// where the segment's position 0 would be. A tile of keys: its first row, its rows, and the first and the last of its walks among all
-/// `quads` of the table, which begins with `ranges.len()` views. A walk of queries: where position 0 would be, and positions.
+/// Builds tiles and walks, in quads. A tile of queries is two quads: first row, number of rows, first and end position of its walk; start
+/// and length of the prefix, row of the segment's position 0. A tile of keys is one quad: first row, number of rows, first and end index of
+/// its walks among all `quads` of the table, which begins with `ranges.len()` views. A walk of queries is one quad: row of position 0,
+/// first and end position.
 pub(super) fn over_positions(
     ranges: &[[u32; 4]],
     positions: &[u32],
@@ -84,7 +90,7 @@ mod tests {
     use super::super::cases::segments;
     use super::*;
 
-    /// Every pair of a query and a key that it sees, once, as the shader walks them.
+    /// The walks meet every visible pair of a query and a key once, as the shader walks them.
     #[test]
     fn walks_hold_what_is_seen() {
         let batch = segments(&[(9, &[5, 14]), (0, &[7]), (3, &[1, 2])]);

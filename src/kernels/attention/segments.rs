@@ -1,11 +1,11 @@
-//! Which keys each query sees, as the shaders read it: views of queries and walks of tiles (`shaders/shared/scores.wgsl`).
+//! Keys that each query sees, as the shaders read them: views of queries and walks of tiles (`shaders/shared/scores.wgsl`).
 
-use super::runs::over_positions;
+use super::runs::{Walks, over_positions};
 use super::walk::Walk;
 use crate::gpu::{Gpu, Slot};
 use crate::kernels::packed_batch::Batch;
 
-/// The keys that each query sees, on the device: a table for each window of a model's layers.
+/// Keys that each query sees, on the device: a table per window of a model's layers.
 #[derive(Debug)]
 pub struct Segments {
     tables: Vec<Table>,
@@ -13,36 +13,30 @@ pub struct Segments {
     pub(super) walk: Walk,
 }
 
-/// For layers of one window.
+/// Table for the layers of one window.
 #[derive(Debug)]
 pub(super) struct Table {
     window: Option<usize>,
-    /// Views, walks of tiles of queries, walks of tiles of keys: quads.
+    /// Views of queries, walks of tiles of queries, walks of tiles of keys: vec4s of u32.
     pub quads: Slot,
-    /// Quads before the walks of tiles of keys.
+    /// Index of the first walk of a tile of keys among the quads.
     pub key_tiles: usize,
-    /// Tiles of queries, and of keys.
+    /// Number of tiles of queries, and of tiles of keys.
     pub groups: [usize; 2],
-    /// Pairs of a query and a key that it sees.
+    /// Number of pairs of a query and a key that it sees.
     pub pairs: u64,
 }
 
-/// Quads of tiles, behind the views, and how many tiles there are.
-pub(super) struct Walks {
-    pub of_queries: Vec<[u32; 4]>,
-    pub of_keys: Vec<[u32; 4]>,
-    pub groups: [usize; 2],
-}
-
 impl Segments {
-    /// For training: queries and keys are the batch's tokens, heads lie as in [`super::Attention::packed`].
+    /// Builds the tables for training: queries and keys are the batch's tokens, heads lie as in [`super::Attention::packed`].
     pub fn of_batch(gpu: &Gpu, batch: &Batch, head_dim: usize, windows: &[Option<usize>]) -> Self {
         let caps = gpu.caps();
         let walk = Walk::of(caps, &caps.variants, caps.matmul_precision, head_dim, longest(&batch.ranges));
         Self::new(gpu, &batch.ranges, &batch.positions, windows, walk, true)
     }
 
-    /// For generation: `ranges` index a cache. Queries of different sequences see different keys, so tiles are one query.
+    /// Builds the tables for generation: `ranges` index a KV cache. Queries of different sequences see different keys, so tiles are one
+    /// query.
     pub fn of_cache(gpu: &Gpu, ranges: &[[u32; 4]], positions: &[u32], windows: &[Option<usize>]) -> Self {
         Self::new(gpu, ranges, positions, windows, Walk::Rows(1), false)
     }
@@ -75,20 +69,20 @@ impl Segments {
         Self { tables: windows.iter().map(table).collect(), t, walk }
     }
 
-    /// The one for layers of a window.
+    /// Returns the table for layers of a window.
     pub(super) fn table(&self, window: Option<usize>) -> &Table {
         let found = self.tables.iter().find(|t| t.window == window);
         found.expect("segments are made for every window of the model")
     }
 }
 
-/// The keys of the query that sees the most of them, windows aside.
+/// Returns the largest number of keys that a query sees, without windows.
 pub(super) fn longest(ranges: &[[u32; 4]]) -> usize {
     ranges.iter().map(|r| (r[1] - r[0] + r[3] - r[2]) as usize).max().unwrap_or(0)
 }
 
-/// What each query sees: its ranges, less the keys as far from it as the window. Own keys end with the query itself; a prefix starts at
-/// position 0.
+/// Returns what each query sees: its ranges, less the keys as far from it as the window. Own keys end with the query itself; a prefix
+/// starts at position 0.
 fn views(ranges: &[[u32; 4]], positions: &[u32], window: Option<usize>) -> Vec<[u32; 4]> {
     let view = |(&[prefix, prefix_end, own, own_end], &position): (&[u32; 4], &u32)| match window {
         None => [prefix, prefix_end, own, own_end],
@@ -101,13 +95,13 @@ fn views(ranges: &[[u32; 4]], positions: &[u32], window: Option<usize>) -> Vec<[
     ranges.iter().zip(positions).map(view).collect()
 }
 
-/// For each tile of queries, the keys that any of them sees.
+/// Returns for each tile of queries the keys that any of its queries sees.
 fn over_keys(views: &[[u32; 4]], tile: usize) -> Vec<[u32; 4]> {
     let both = |v: &[u32; 4]| [[v[0], v[1]], [v[2], v[3]]];
     views.chunks(tile).map(|queries| two_parts(queries.iter().flat_map(both).collect())).collect()
 }
 
-/// For each tile of keys, the queries that see any of them.
+/// Returns for each tile of keys the queries that see any of its keys.
 fn over_queries(views: &[[u32; 4]], tile: usize) -> Vec<[u32; 4]> {
     let mut runs: Vec<Vec<[u32; 2]>> = vec![Vec::new(); views.len().div_ceil(tile)];
     for (i, view) in (0..).zip(views) {
@@ -123,7 +117,7 @@ fn over_queries(views: &[[u32; 4]], tile: usize) -> Vec<[u32; 4]> {
     runs.into_iter().map(two_parts).collect()
 }
 
-/// Two ranges, one after the other, that hold all of these: between them lies the widest gap.
+/// Merges ranges into two, one after the other, that contain all of them: the widest gap lies between.
 fn two_parts(mut ranges: Vec<[u32; 2]>) -> [u32; 4] {
     ranges.retain(|r| r[0] < r[1]);
     ranges.sort_unstable();
@@ -147,7 +141,7 @@ mod tests {
         walks.iter().map(|w| tile * (w[1] - w[0] + w[3] - w[2]) as usize).sum()
     }
 
-    /// By its definition: positions of keys are looked up.
+    /// Returns whether query i sees key j, by definition: positions of keys are looked up.
     fn sees(batch: &Batch, window: Option<usize>, i: usize, j: usize) -> bool {
         let r = batch.ranges[i].map(|x| x as usize);
         let in_range = (r[0]..r[1]).contains(&j) || (r[2]..r[3]).contains(&j);
@@ -192,7 +186,7 @@ mod tests {
         assert!(seen_by_window[1..].is_sorted() && seen_by_window[1] == t && seen_by_window[4] == seen_by_window[0]);
     }
 
-    /// What a window saves, and what leaving out the other branch of a pair saves.
+    /// A window shortens walks, and so does leaving out the other branch of a pair.
     #[test]
     fn walks_are_short() {
         let (t, tile, window) = (2048, 64, 256);

@@ -1,35 +1,35 @@
-//! `attention_tiles.wgsl`: sizes by head size.
+//! Specialisations of `attention_tiles.wgsl`: sizes by head size.
 
 use super::Entry;
 use crate::gpu::Shader;
 
-/// Rows of the other side in a block: BLOCK of the shader.
+/// Rows of the other side per block: the shader's BLOCK.
 const BLOCK: usize = 32;
-/// Quads of E in a slice at most: own slices then fit where weights lie.
+/// Largest number of vec4s of E per slice: slices of own rows then fit where the weights lie later.
 const SLICE: usize = 8;
-/// Quads of the other side's rows at a time: 8 KiB.
+/// vec4s of the other side's rows that are loaded at a time: 8 KiB.
 const RIGHT: usize = 512;
-/// Invocations, and 4 rows of a tile each of DOWN.
+/// Largest number of invocations per workgroup; `DOWN` is the largest number of their groups that own 4 rows of a tile each.
 const INVOCATIONS: usize = 256;
 const DOWN: usize = 16;
-/// Outputs and scores that an invocation keeps in registers.
+/// Largest number of outputs and scores that an invocation keeps in registers.
 const REGISTERS: usize = 80;
 
-/// How tiles of a head size are divided.
+/// Division of a workgroup's tile among invocations, for a head size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tiles {
     head_dim: usize,
 }
 
 impl Tiles {
-    /// For heads of whole quads, unless they are so wide that an invocation would keep too much.
+    /// Returns the tiles for heads of whole vec4s, unless they are so wide that an invocation would keep too much.
     pub fn of(head_dim: usize) -> Option<Self> {
         let tiles = Self { head_dim };
         let fits = head_dim.is_multiple_of(4) && head_dim > 0 && Entry::ALL.iter().all(|&e| tiles.across(e).is_some());
         fits.then_some(tiles)
     }
 
-    /// ACROSS: the fewest invocations that share 4 rows.
+    /// Returns the shader's ACROSS: the fewest invocations that share 4 rows and have enough registers.
     fn across(self, entry: Entry) -> Option<usize> {
         let (outputs, scores) = match entry {
             Entry::Forward => (1, 1),
@@ -46,7 +46,7 @@ impl Tiles {
         [across, DOWN.min(INVOCATIONS / across)]
     }
 
-    /// Rows of a workgroup.
+    /// Returns the rows that a workgroup owns.
     pub fn rows(self, entry: Entry) -> usize {
         4 * self.across_and_down(entry)[1]
     }
@@ -68,7 +68,7 @@ impl Tiles {
 mod tests {
     use super::*;
 
-    /// Every model's head size is served, and those that are not leave the baseline.
+    /// Every model's head size has tiles; sizes without tiles fall back to the baseline.
     #[test]
     fn sizes_by_head_size() {
         let sizes = |e: usize| {

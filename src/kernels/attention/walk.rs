@@ -1,16 +1,16 @@
-//! The implementations, and which a device takes.
+//! Implementations of attention, and the choice among them.
 
 use super::Entry;
 use super::coop::Coop;
 use super::tiles::Tiles;
 use crate::gpu::{Caps, MatmulPrecision, Shader, Variant};
 
-/// Which shader walks the keys, and by how many queries a workgroup.
+/// Implementation of attention: a shader, and how many queries (or keys) its workgroups own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Walk {
-    /// `attention.wgsl`: a query, or a key, an invocation.
+    /// `attention.wgsl`: one query, or key, per invocation; the number is a workgroup's.
     Rows(usize),
-    /// `attention_lanes.wgsl`, for rows that are not long and for long ones.
+    /// `attention_lanes.wgsl`, with one row per lane, or several where rows are long.
     Lanes { long: bool },
     /// `attention_tiles.wgsl`.
     Tiles(Tiles),
@@ -18,22 +18,22 @@ pub(super) enum Walk {
     Coop(Coop),
 }
 
-/// Queries (or keys) a workgroup walks the other side with.
+/// Queries, or keys, per workgroup of `attention.wgsl` on a GPU.
 pub(super) const TILE: usize = 64;
-/// The same on a CPU: as wide as its vectors, because short segments leave wider tiles mostly masked.
+/// Queries, or keys, per workgroup on a CPU: as wide as its vectors, because short segments leave wider tiles mostly masked.
 pub(super) const LANES: usize = 8;
-/// Queries, or keys, a lane of `attention_lanes.wgsl` where rows are long. More than one amortise what a load costs, and loops over a
-/// head's quads are written out: lavapipe leaves them rolled, and indexes a private array at run time by a load a lane. A
-/// step of two rows of 4,096 tokens then takes 3.9 ms a token instead of 5.5 (E = 48), and compiling ten seconds more.
+/// Queries, or keys, per lane of `attention_lanes.wgsl` where rows are long. Several rows share the cost of a load. Loops over a head's
+/// vec4s are unrolled, because lavapipe leaves them rolled and then indexes a private array by one load per lane. A step of two rows of
+/// 4,096 tokens then takes 3.9 ms per token instead of 5.5 (E = 48), and compiling ten seconds more.
 const LONG_ROWS: usize = 4;
-/// Keys that some query sees, from which that compilation is worth while.
+/// Keys that some query must see for the compilation of long rows to pay.
 const LONG: usize = 1024;
-/// The largest head of which LONG_ROWS' rows fit a core's first cache.
+/// Largest head size of which `LONG_ROWS` rows fit a core's L1 cache.
 const LONG_HEAD: usize = 64;
 
 impl Walk {
-    /// Chooses by the device and the model; by the batch, whose queries see `longest` keys at most, only where both give the same bits: what is
-    /// packed together changes none.
+    /// Chooses by the device, the precision and the head size. The batch, whose queries see at most `longest` keys, decides only between
+    /// bit-identical forms: results must not depend on what is packed together.
     pub fn of(caps: &Caps, allowed: &[Variant], precision: MatmulPrecision, head_dim: usize, longest: usize) -> Self {
         if let Some(coop) = Coop::of(caps, precision, head_dim) {
             return Self::Coop(coop);
@@ -49,7 +49,7 @@ impl Walk {
         }
     }
 
-    /// Queries of a workgroup of the forward pass and of d_q; keys of one of d_k with d_v.
+    /// Returns the rows per workgroup: queries in the forward and d_q kernels, keys in the kernel of d_k and d_v.
     pub fn tiles(self) -> [usize; 2] {
         match self {
             Self::Rows(tile) => [tile; 2],
@@ -59,7 +59,7 @@ impl Walk {
         }
     }
 
-    /// For heads of `head_dim`; `quads`: their rows are whole, aligned quads.
+    /// Returns the shader for heads of `head_dim`; `quads`: their rows are whole, aligned vec4s.
     pub fn shader(self, entry: Entry, head_dim: usize, softcap: bool, quads: bool) -> Shader {
         let shader = match self {
             Self::Rows(tile) => {

@@ -1,4 +1,4 @@
-//! Cases of the products: all three of a linear layer, and one alone.
+//! Cases of matrix products: all three of a linear layer, and single ones.
 
 use super::{Epilogue, Matrix, Operands, Orientation, Product, Second, Storage, Way, launch};
 use crate::gpu::{Caps, Gpu, MatmulPrecision, Recording, Slot, Variant};
@@ -6,19 +6,19 @@ use crate::kernels::storage::Packed;
 use crate::kernels::{Case, Cost, Host, Outputs};
 use crate::rng::Rng;
 
-/// y = 0.5·x·Wᵀ with all three products, C in the middle of a wider slot.
+/// Case of y = 0.5·x·Wᵀ and its gradients: all three products, with C in the middle of a wider slot.
 pub(super) struct LinearCase {
     pub t: usize,
     pub n_out: usize,
     pub n_in: usize,
     pub storage: Storage,
-    /// None: the baseline.
+    /// Allowed variants; none of them is the baseline.
     pub allowed: Vec<Variant>,
-    /// Below the highest, instead of any variant.
+    /// Precision: one below the highest replaces any variant.
     pub precision: MatmulPrecision,
 }
 
-/// One product alone, for its time.
+/// Case of one product, to time it.
 #[derive(Debug, Clone)]
 pub(super) struct ProductCase {
     pub orientation: Orientation,
@@ -46,7 +46,7 @@ impl ProductCase {
         };
         Product { orientation: self.orientation, storage: self.storage, m, n, k, alpha: 1.0, accumulate: false }
     }
-    /// Elements of A and B, as stored: (rows, columns).
+    /// Returns (rows, columns) of A and of B, as stored.
     fn shapes(&self) -> [(usize, usize); 2] {
         let (x, w, y) = ((self.t, self.n_in), (self.n_out, self.n_in), (self.t, self.n_out));
         match self.orientation {
@@ -197,16 +197,16 @@ impl Case for LinearCase {
     }
 }
 
-/// y = x·Wᵀ with a second pair x2·W2ᵀ, and d_x = d_y·W with d_x2·V: outputs both.
+/// Case of a second pair: y = 0.5·(x·Wᵀ + x2·W2ᵀ) and d_x = 0.5·(d_y·W + x2·V), both as outputs.
 pub(super) struct LowRankCase {
     /// W, T and the implementation.
     pub linear: LinearCase,
-    /// K2.
+    /// K2, the rank of the second pair.
     pub rank: usize,
 }
 
 impl LowRankCase {
-    /// T, n_out, n_in, W's storage, rank: both sides of a slice of 16, of few columns and rows; a rank that takes two passes.
+    /// Shapes (T, n_out, n_in, W's storage, rank): both sides of a slice of 16, and of few columns and rows; a rank that takes two passes.
     pub const SHAPES: [(usize, usize, usize, Storage, usize); 8] = [
         (1, 4, 4, Storage::F32, 4),
         (3, 5, 64, Storage::F32, 8),
@@ -278,23 +278,24 @@ impl Case for LowRankCase {
     }
 }
 
-/// y = 0.5·(x·Wᵀ + x2·W2ᵀ) + bias + residual, C in the middle of a wider slot.
+/// Case of y = 0.5·(x·Wᵀ + x2·W2ᵀ) + bias + residual, with C in the middle of a wider slot.
 pub(super) struct EpilogueCase {
     linear: LinearCase,
-    /// K2; 0: one pair.
+    /// K2, the rank of the second pair; 0: one pair.
     rank: usize,
     bias: bool,
     residual: bool,
 }
 
-/// T, n_out, n_in, W's storage, rank; bias, residual.
+/// Shape of a case: (T, n_out, n_in, W's storage, rank, bias, residual).
 type EpilogueShape = (usize, usize, usize, Storage, usize, bool, bool);
 
-/// First element of the bias: at no quad, as where a trained weight is split anywhere.
+/// First element of the bias: not at a vec4, because a trained weight may be split anywhere.
 const BIAS_START: usize = 3;
 
 impl EpilogueCase {
-    /// One pair, two, two in two passes; of few rows and columns and of many; both together and each alone.
+    /// Shapes with one pair, two, and two in two passes; with few rows and columns and with many; with bias and residual together and
+    /// alone.
     pub const SHAPES: [EpilogueShape; 9] = [
         (1, 4, 4, Storage::F32, 0, true, true),
         (3, 5, 64, Storage::F32, 8, true, false),
@@ -372,7 +373,7 @@ impl Case for EpilogueCase {
     }
 }
 
-/// C = C + 0.5·A·B of all three products: y, d_x and d_W, each with what was there before.
+/// Case of C = C + 0.5·A·B in all three products: y, d_x and d_W, each with earlier values.
 pub(super) struct AccumulateCase {
     pub linear: LinearCase,
 }

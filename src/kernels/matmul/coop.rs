@@ -1,26 +1,26 @@
-//! `matmul_coop.wgsl`, and `matmul_largest.wgsl` before it.
+//! Specialisations of `matmul_coop.wgsl`, and of `matmul_largest.wgsl`, which runs before it.
 
 use super::operands::with_epilogues;
 use super::{Matrix, Operands, Orientation, Product, Storage, oriented};
 use crate::gpu::{Caps, Cooperative, MatmulPrecision, Recording, Shader, Slot, grid_1d};
 
-/// A specialisation for a device and a precision.
+/// Specialisation for a device and a precision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Coop {
-    /// Of a fragment: 8 or 16.
+    /// Rows and columns of a fragment: 8 or 16.
     edge: u32,
-    /// Invocations of a workgroup.
+    /// Invocations per workgroup.
     lanes: u32,
     /// Fragments along a side of a subgroup's block.
     fragments: u32,
-    /// Three products for one.
+    /// Whether an f32 product is split into three f16 products.
     split: bool,
 }
 
-/// Of a workgroup: two by two.
+/// Subgroups per workgroup: two by two.
 const SUBGROUPS: u32 = 4;
-/// Rows and columns of a weight from which fragments are filled well enough. The batch's size has no say: a row's bits must not depend
-/// on the others.
+/// Smallest number of rows and columns of a weight that fill fragments well enough. The batch's size does not count, because a row's result
+/// must not depend on other rows.
 const LEAST: usize = 32;
 
 #[repr(C)]
@@ -32,14 +32,15 @@ pub(super) struct LargestParams {
     stride: u32,
 }
 
-/// The largest magnitude of a matrix, or of each of its rows.
+/// Returns the shader that finds the absmax of a matrix, or of each of its rows.
 fn largest(storage: Storage, whole: bool, first: usize) -> Shader {
     let shader = Shader::new("matmul_largest", "matmul_largest");
     storage.select(shader.with("WHOLE", f64::from(u8::from(whole))).with("FIRST", first as f64))
 }
 
 impl Coop {
-    /// For a product, if the precision asks for it, and the loads of A and B are aligned.
+    /// Returns the specialisation for a product, if the precision asks for it, the weight is large enough, and the loads of A and B are
+    /// aligned.
     pub fn of(p: &Product, [a, b]: [Matrix; 2], caps: &Caps, precision: MatmulPrecision) -> Option<Self> {
         let Cooperative { edge, subgroup } = caps.cooperative?;
         let (stored_columns, weight) = match p.orientation {
@@ -57,12 +58,13 @@ impl Coop {
         fits.then_some(Self { edge, lanes: SUBGROUPS * subgroup, fragments: Self::fragments(edge, caps.is_cpu), split })
     }
 
-    /// Blocks of 32×32; smaller on CPUs, whose compilers take minutes for these.
+    /// Returns the fragments along a side of a subgroup's block of 32×32. CPUs get smaller blocks, because their compilers take minutes for
+    /// these.
     fn fragments(edge: u32, is_cpu: bool) -> u32 {
         if is_cpu { 2 } else { 32 / edge }
     }
 
-    /// Of C, along a side.
+    /// Returns the side of a workgroup's tile of C.
     fn tile(self) -> usize {
         (2 * self.fragments * self.edge) as usize
     }
@@ -77,7 +79,7 @@ impl Coop {
         storage.select(shader)
     }
 
-    /// Every specialisation for lavapipe, and for GPUs with subgroups of 32 and (AMD) 64.
+    /// Returns every specialisation for lavapipe, and for GPUs with subgroups of 32 and (AMD) 64.
     pub fn shaders(orientation: Orientation, storage: Storage) -> Vec<Shader> {
         let mut all = vec![largest(storage, true, 0)];
         for (edge, subgroup, is_cpu) in [(8, 8, true), (8, 32, false), (16, 32, false), (16, 64, false)] {
@@ -96,7 +98,7 @@ impl Coop {
         all
     }
 
-    /// One pair.
+    /// Launches a product of one pair.
     pub fn launch(self, rec: &mut Recording, p: &Product, o: Operands) {
         let Operands { a, b, c, .. } = o;
         // A is stored (K, M) in d_W alone, whose sums run over the batch: one scale for it. Else each row of x or d_y has its own.

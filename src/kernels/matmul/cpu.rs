@@ -1,6 +1,6 @@
-//! `matmul_cpu.wgsl`: its entry points, and what is copied into another order before them.
+//! Entry points of `matmul_cpu.wgsl`, and the unpacking of weights before them.
 
-use super::operands::{with_all, with_epilogues};
+use super::operands::{last_quad_is_inside, with_all, with_epilogues};
 use super::{Matrix, Operands, Orientation, Product, Second, Storage, with_second};
 use crate::gpu::{MatmulPrecision, Recording, Shader, Slot, Variant};
 
@@ -12,15 +12,15 @@ pub(super) enum Cpu {
     Dots,
 }
 
-/// Lanes of a workgroup of `matmul_cpu`.
+/// Lanes per workgroup of `matmul_cpu`.
 const LANES: usize = 8;
-/// Columns up to which lanes go along the rows instead.
+/// Largest number of columns for which lanes go along the rows instead.
 pub(super) const NARROW: usize = 32;
-/// Rows of x from which unpacking W first pays.
+/// Smallest number of rows of x for which unpacking W first pays.
 pub(super) const UNPACK_FROM: usize = 32;
 
 impl Cpu {
-    /// The fastest for a product, if quads of B are aligned as it needs.
+    /// Returns the fastest entry point for a product, if the vec4s of B are aligned as it needs.
     pub fn of(p: &Product, b: Matrix, allowed: &[Variant]) -> Option<Self> {
         if !allowed.contains(&Variant::Cpu) || !b.in_quads() {
             return None;
@@ -54,12 +54,7 @@ impl Cpu {
     }
 }
 
-/// A last quad beyond N is read: whether it is B's.
-pub(super) fn last_quad_is_inside(p: &Product, b: Matrix) -> bool {
-    p.n.is_multiple_of(4) || (b.start == 0 && p.n <= b.stride)
-}
-
-/// Every specialisation.
+/// Returns every specialisation for a storage format.
 pub(super) fn shaders(storage: Storage) -> Vec<Shader> {
     let mut all = vec![unpacking(storage, true)];
     if storage.is_quantised() {
@@ -93,7 +88,7 @@ pub(super) fn launch(rec: &mut Recording, cpu: Cpu, p: &Product, o: Operands) {
     o.dispatch(rec, &shader, p, cpu.grid(p));
 }
 
-/// B in f32 as (K, N), and B2 as (K2, N) where it is stored transposed, each with its stride.
+/// Unpacked operands, each with its stride: B in f32 as (K, N), and B2 as (K2, N) where it is stored transposed.
 pub(super) struct Unpacked {
     b: (Slot, usize),
     b2: Option<(Slot, usize)>,
@@ -108,7 +103,7 @@ impl Unpacked {
         Self { b, b2: stored_transposed.map(|s| unpack(rec, s.b, s.storage, true, p.n, s.k)) }
     }
 
-    /// The same product of what was unpacked.
+    /// Returns the product of the unpacked operands.
     pub fn product(&self, p: &Product) -> Product {
         Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p }
     }
@@ -120,14 +115,14 @@ impl Unpacked {
     }
 }
 
-/// Of a weight as stored, into f32 by columns or by rows.
+/// Returns the shader that unpacks a weight into f32, transposed or as stored.
 fn unpacking(storage: Storage, b_transposed: bool) -> Shader {
     let shader = Shader::new("matmul_cpu", "matmul_unpack").with("B_TRANSPOSED", f64::from(u8::from(b_transposed)));
     storage.select(shader)
 }
 
-/// A copy in f32 of a matrix stored (rows, columns), transposed or not, its rows padded to whole quads; columns, start and stride are
-/// multiples of four. With the elements from a row of it to the next.
+/// Copies a matrix stored (rows, columns) into f32, transposed or not, with rows padded to whole vec4s. Columns, start and stride must be
+/// multiples of four. Returns the copy and its stride.
 fn unpack(
     rec: &mut Recording,
     m: Matrix,

@@ -1,23 +1,23 @@
-//! `matmul_lanes.wgsl`: CPUs with subgroups of 8 or more.
+//! Specialisations of `matmul_lanes.wgsl`, for CPUs with subgroups of 8 or more.
 
-use super::cpu::{NARROW, UNPACK_FROM, Unpacked, last_quad_is_inside};
-use super::operands::with_all;
+use super::cpu::{NARROW, UNPACK_FROM, Unpacked};
+use super::operands::{last_quad_is_inside, with_all};
 use super::{Matrix, Operands, Orientation, Product, Storage, with_second};
 use crate::gpu::{Caps, Recording, Shader, Variant};
 
-/// Lanes of a workgroup.
+/// Lanes per workgroup.
 const LANES: usize = 8;
-/// Columns of a tile: a quad a lane.
+/// Columns per tile: one vec4 per lane.
 const COLUMNS: usize = 4 * LANES;
-/// Vectors of rows of a tile, where there are many rows and where there are few.
+/// Vectors of rows per tile: where there are many rows, and where there are few.
 const VECTORS: [usize; 2] = [4, 1];
 
-/// For that many rows.
+/// Returns the vectors of rows per tile for `m` rows.
 fn vectors(m: usize) -> usize {
     if m > LANES * VECTORS[0] / 2 { VECTORS[0] } else { VECTORS[1] }
 }
 
-/// Whether it serves a product, and is the fastest.
+/// Returns whether the kernel supports a product, and is the fastest for it.
 pub(super) fn fits(p: &Product, b: Matrix, caps: &Caps, allowed: &[Variant]) -> bool {
     let unpacks = p.orientation == Orientation::Forward || p.storage.is_quantised();
     allowed.contains(&Variant::Lanes)
@@ -25,7 +25,7 @@ pub(super) fn fits(p: &Product, b: Matrix, caps: &Caps, allowed: &[Variant]) -> 
         && (p.m >= UNPACK_FROM || p.orientation != Orientation::Forward)
         && p.n > NARROW
         && b.in_quads()
-        // Of a copy, all is its own; else a last quad beyond N is read, and must be B's.
+        // An unpacked copy has whole rows of vec4s; else the last vec4 is read even beyond N, and must lie inside B.
         && if unpacks { p.stored_columns().is_multiple_of(4) } else { last_quad_is_inside(p, b) }
 }
 
@@ -55,7 +55,7 @@ fn shader(vectors: usize, a_transposed: bool, storage: Storage, accumulate: bool
     storage.select(shader)
 }
 
-/// Every specialisation: quantised weights come unpacked.
+/// Returns every specialisation; quantised weights are unpacked before.
 pub(super) fn shaders() -> Vec<Shader> {
     let mut all = Vec::new();
     for vectors in VECTORS {

@@ -1,13 +1,12 @@
-//! What a product reads and writes.
+//! Operands of a matrix product, and their bindings.
 
-use super::cpu::last_quad_is_inside;
 use super::{Orientation, Product, Storage};
 use crate::gpu::{Recording, Shader, Slot};
 
-/// A matrix inside a slot: `start` and `stride` in elements, as stored.
+/// Matrix inside a slot: `start` and `stride` in elements, as stored.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
-    /// Where.
+    /// Slot that contains the matrix.
     pub slot: &'a Slot,
     /// First element.
     pub start: usize,
@@ -16,35 +15,36 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Rows of `stride` elements from the slot's beginning.
+    /// Describes rows of `stride` elements from the slot's beginning.
     pub fn new(slot: &'a Slot, stride: usize) -> Self {
         Self { slot, start: 0, stride }
     }
-    /// From column `column` on.
+    /// Returns the part from column `column` on.
     pub fn columns_from(self, column: usize) -> Self {
         Self { start: self.start + column, ..self }
     }
-    /// Whether its rows begin at quads.
+    /// Returns whether the matrix's rows begin at vec4s.
     pub(super) fn in_quads(&self) -> bool {
         self.start.is_multiple_of(4) && self.stride.is_multiple_of(4)
     }
 }
 
-/// A second pair of operands, of low rank, added to the same sums: C = alpha·(A·B + A2·B2) (+ C).
+/// Second pair of operands, of low rank (LoRA), added to the first pair's sums: C = alpha·(A·B + A2·B2) (+ C).
 #[derive(Debug, Clone, Copy)]
 pub struct Second<'a> {
-    /// Storage of B2.
+    /// Storage format of B2.
     pub storage: Storage,
-    /// Terms of each of its sums.
+    /// K2, the terms of each of the pair's sums.
     pub k: usize,
-    /// (M, K2).
+    /// A2 (M, K2).
     pub a: Matrix<'a>,
-    /// (K2, N), stored as the orientation has B.
+    /// B2 (K2, N), stored as the orientation stores B.
     pub b: Matrix<'a>,
 }
 
 impl Second<'_> {
-    /// Whether the first pair's pass takes it along. No variant has a say, nor has M: bits must depend on neither.
+    /// Returns whether the second pair is fused into the first pair's pass. Neither the variant nor M decides, because results must depend
+    /// on neither.
     pub(super) fn rides_along(&self, p: &Product) -> bool {
         let in_quads = self.k.is_multiple_of(4) && self.a.in_quads() && self.b.in_quads();
         let is_read = match p.orientation {
@@ -56,12 +56,12 @@ impl Second<'_> {
     }
 }
 
-/// What is added behind the sums, first the bias, then the residual: C = alpha·A·B (+ C) + bias + residual.
+/// Epilogue, added to the sums: first the bias, then the residual. C = alpha·A·B (+ C) + bias + residual.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Epilogue<'a> {
-    /// (N), from an element of its slot on, to each row.
+    /// Bias (N), added to each row: its slot, and its first element there.
     pub bias: Option<(&'a Slot, usize)>,
-    /// (M, N), laid out in its slot as C is in its own.
+    /// Residual (M, N), with the start and the stride of C in its own slot.
     pub residual: Option<&'a Slot>,
 }
 
@@ -71,28 +71,28 @@ impl Epilogue<'_> {
     }
 }
 
-/// All of a product's.
+/// Operands of a product.
 #[derive(Debug, Clone, Copy)]
 pub struct Operands<'a> {
-    /// (M, K), as stored.
+    /// A (M, K); [`super::Orientation`] says whether it is stored transposed.
     pub a: Matrix<'a>,
-    /// (K, N), as stored.
+    /// B (K, N); [`super::Orientation`] says whether it is stored transposed.
     pub b: Matrix<'a>,
-    /// Another pair.
+    /// Second pair of operands.
     pub second: Option<Second<'a>>,
-    /// What else is added.
+    /// Bias and residual.
     pub epilogue: Epilogue<'a>,
-    /// (M, N).
+    /// C (M, N).
     pub c: Matrix<'a>,
 }
 
 impl<'a> Operands<'a> {
-    /// Of one pair, with nothing added.
+    /// Creates the operands of one pair, without an epilogue.
     pub fn new(a: Matrix<'a>, b: Matrix<'a>, c: Matrix<'a>) -> Self {
         Self { a, b, second: None, epilogue: Epilogue::default(), c }
     }
 
-    /// Dispatches a shader of one pair, or the same of two, and of what is added.
+    /// Dispatches a shader of one pair, extended by the second pair and the epilogue where there are any.
     pub(super) fn dispatch(&self, rec: &mut Recording, shader: &Shader, p: &Product, grid: [u32; 2]) {
         let mut slots = vec![self.a.slot, self.b.slot, self.c.slot];
         let (mut shader, mut flops) = (shader.clone(), p.flops());
@@ -104,7 +104,7 @@ impl<'a> Operands<'a> {
         self.dispatch_to(rec, shader, p, slots, grid, flops);
     }
 
-    /// Dispatches a shader on these slots, and those of what is added behind them.
+    /// Dispatches a shader on `slots` and, behind them, the epilogue's slots.
     pub(super) fn dispatch_to(
         &self,
         rec: &mut Recording,
@@ -148,7 +148,7 @@ impl<'a> Operands<'a> {
     }
 }
 
-/// The same shader with what is added behind the sums, bound behind the first `n_slots` slots.
+/// Adds an epilogue to a shader, with its slots bound behind the first `n_slots` slots.
 fn with_epilogue(shader: Shader, n_slots: usize, bias: bool, residual: bool) -> Shader {
     let flag = |on| f64::from(u8::from(on));
     shader
@@ -158,20 +158,20 @@ fn with_epilogue(shader: Shader, n_slots: usize, bias: bool, residual: bool) -> 
         .with("RESIDUAL", flag(residual))
 }
 
-/// The same shader with all that may be added.
+/// Returns a shader with each epilogue: bias, residual, and both.
 pub(super) fn with_epilogues(shader: Shader, n_slots: usize) -> impl Iterator<Item = Shader> {
     let some = [(true, false), (false, true), (true, true)];
     some.into_iter().map(move |(bias, residual)| with_epilogue(shader.clone(), n_slots, bias, residual))
 }
 
-/// The same shader of one pair and of two, each also with all that may be added.
+/// Returns a shader of one pair and of two, each without and with each epilogue.
 pub(super) fn with_all(shader: Shader) -> Vec<Shader> {
     let two = with_second(shader.clone());
     let added = with_epilogues(shader.clone(), 3).chain(with_epilogues(two.clone(), 5));
     added.chain([shader.clone(), two.clone()]).collect()
 }
 
-/// The same shader with a second pair.
+/// Adds the second pair to a shader of one pair.
 pub(super) fn with_second(shader: Shader) -> Shader {
     shader.substitute("shared/second_none", "shared/second")
 }
@@ -196,4 +196,9 @@ pub(super) struct MatmulParams {
     b2_start: u32,
     b2_stride: u32,
     bias_start: u32,
+}
+
+/// Returns whether the last vec4 of a row, which is read even beyond N, lies inside B.
+pub(super) fn last_quad_is_inside(p: &Product, b: Matrix) -> bool {
+    p.n.is_multiple_of(4) || (b.start == 0 && p.n <= b.stride)
 }

@@ -1,9 +1,9 @@
-//! `matmul_tiles.wgsl`: three sizes of tiles.
+//! Specialisations of `matmul_tiles.wgsl`: three sizes of tiles.
 
 use super::{Matrix, Orientation, Product, Storage, oriented};
 use crate::gpu::{Shader, Variant};
 
-/// A size of tiles: TILE, ROW_QUADS and COLUMN_QUADS of the shader.
+/// Size of tiles: TILE, ROW_QUADS and COLUMN_QUADS of the shader.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Tiles {
     pub variant: Variant,
@@ -12,18 +12,18 @@ pub(super) struct Tiles {
     column_quads: usize,
 }
 
-/// Workgroups that keep a GPU busy: of the tiles that give as many, the largest are taken.
+/// Workgroups that keep a GPU busy: the default choice is the largest tiles that give at least this many.
 const ENOUGH_WORKGROUPS: usize = 128;
 
 impl Tiles {
-    /// From the smallest. An invocation's part of a tile is TILE/2 values: 4×4, 8×4, 8×8.
+    /// Sizes from the smallest. An invocation computes TILE/2 values of a tile: 4×4, 8×4, 8×8.
     pub const ALL: [Self; 3] = [
         Self { variant: Variant::Tiles32, tile: 32, row_quads: 1, column_quads: 1 },
         Self { variant: Variant::Tiles64, tile: 64, row_quads: 2, column_quads: 1 },
         Self { variant: Variant::Tiles128, tile: 128, row_quads: 2, column_quads: 2 },
     ];
 
-    /// The sizes for a product, the best guess first; none unless everything is aligned.
+    /// Returns the sizes for a product, the default choice first; empty unless everything is aligned.
     pub fn of(p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) -> Vec<Self> {
         let stored_columns = match p.orientation {
             Orientation::Forward => [p.k, p.k, p.n],

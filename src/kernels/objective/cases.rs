@@ -10,11 +10,11 @@ use crate::kernels::packed_batch::{Batch, ScoredRow, Span};
 use crate::kernels::{Case, Cost, Host, Outputs};
 use crate::rng::Rng;
 
-/// β of the cases, and τ of their cross weights.
+/// β of the cases; `TAU` is τ of their cross weights.
 const BETA: f64 = 0.1;
 const TAU: f64 = 0.3;
 
-/// −logσ(β·(x_c − x_r)): the term of which the others differ in some choices.
+/// Base term −logσ(β·(x_c − x_r)), of which other terms replace some fields.
 const LOGISTIC: Term = Term {
     link: Link::Sum,
     scope: Objective::Jpo,
@@ -28,7 +28,7 @@ const LOGISTIC: Term = Term {
 
 const SMOOTHED: Curve = Curve::Logistic { up: 0.9, down: 0.1 };
 
-/// The mean log-probability of the tokens of desirable sequences.
+/// Term of the mean negative log-probability of the tokens of desirable sequences.
 const LIKELIHOOD: Term = Term {
     link: Link::TokenMean,
     referenced: false,
@@ -45,7 +45,7 @@ const CROSS: Term = Term { coupling: Coupling::Cross, ..LOGISTIC };
 const CENTRED: Term = Term { coupling: Coupling::Sides(Shift::Mean), ..LOGISTIC };
 const ODDS: Term = Term { link: Link::LogOdds, referenced: false, scale: 1.0, weights: [BETA; 2], ..LOGISTIC };
 
-/// Losses of pairs by the names of those that have such terms.
+/// Terms over pairs: (name of a loss that has such terms, terms).
 const OF_PAIRS: [(&str, &[Term]); 12] = [
     ("sigmoid", &[Term { curve: SMOOTHED, ..LOGISTIC }]),
     ("robust", &[Term { curve: Curve::Logistic { up: 1.125, down: -0.125 }, ..LOGISTIC }]),
@@ -61,7 +61,7 @@ const OF_PAIRS: [(&str, &[Term]); 12] = [
     ("sft", &[Term { scope: Objective::Dpo, ..LIKELIHOOD }]),
 ];
 
-/// Every case, under both scopes.
+/// Returns every case, under both scopes.
 pub(super) fn all() -> Vec<Box<dyn Case>> {
     let sum_of_responses = Term { link: Link::Sum, scope: Objective::Dpo, weights: [1.0; 2], ..LIKELIHOOD };
     let mut all: Vec<Box<dyn Case>> = Vec::new();
@@ -95,7 +95,7 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
     all
 }
 
-/// Pairs of some 64 rows, `t` in all.
+/// Returns a case of about `t` rows in all, some 64 per pair.
 pub(super) fn bench(t: usize) -> Vec<Box<dyn Case>> {
     vec![Box::new(ObjectiveCase {
         name: "Jpo sigmoid".into(),
@@ -105,15 +105,15 @@ pub(super) fn bench(t: usize) -> Vec<Box<dyn Case>> {
     })]
 }
 
-/// Tells whether some case has a term of these choices.
+/// Returns whether some case has a term of these choices.
 #[cfg(test)]
 pub(crate) fn has_case(term: &Term) -> bool {
     let kind = |term: &Term| (term.link, term.referenced, term.coupling, std::mem::discriminant(&term.curve));
     OF_PAIRS.iter().flat_map(|(_, terms)| *terms).any(|case| kind(case) == kind(term))
 }
 
-/// Rows of data: pairs whose first `PREFIX` rows are shared, then own rows of different lengths; every third pair shares nothing. Or single
-/// sequences.
+/// Case of `rows` rows of data: pairs whose first `PREFIX` rows are shared, then own rows of different lengths. Every third pair shares
+/// nothing. Unpaired rows are single sequences.
 struct ObjectiveCase {
     name: String,
     terms: Vec<Term>,
@@ -181,8 +181,8 @@ impl Case for ObjectiveCase {
         let n = self.batch().rows.len();
         vec![Host::F32((0..n).map(|_| -(rng.normal() * 0.8 - 0.7).exp()).collect())]
     }
-    /// The summed loss by each row is this case's *output*: what the device computes. The twin goes through objective.rs, whose own
-    /// gradient is tested against differences there.
+    /// Computes the gradient of the summed loss by each row, which is this case's *output*. The twin uses the host's gradient, which
+    /// objective.rs tests against differences.
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let (sums, known) = (self.sums(&x[0]), self.known());
         let mut outcomes = vec![Default::default(); sums.len()];

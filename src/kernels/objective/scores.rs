@@ -1,6 +1,6 @@
-//! Scores of sequences, what else a loss looks at, and what it makes of them.
+//! Scores of sequences, the other inputs of a loss, and a loss's results per sequence.
 
-/// What is scored.
+/// Objective: the tokens whose log-probabilities are scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Objective {
@@ -10,7 +10,7 @@ pub enum Objective {
     Dpo,
 }
 
-/// log-probs of a sequence, summed.
+/// Summed log-probabilities of a sequence.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sums {
     /// Σ over template and instruction.
@@ -24,14 +24,14 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// The objective's score.
+    /// Returns the objective's score.
     pub fn score(&self, objective: Objective) -> f64 {
         match objective {
             Objective::Jpo => self.instruction + self.response,
             Objective::Dpo => self.response,
         }
     }
-    /// Tokens in the score.
+    /// Returns the number of tokens in the score.
     pub fn n_scored(&self, objective: Objective) -> usize {
         match objective {
             Objective::Jpo => self.n_instruction + self.n_response,
@@ -40,29 +40,30 @@ impl Sums {
     }
 }
 
-/// What is known of a micro-batch's S sequences before the policy scores them.
+/// Inputs of a loss that are known before the policy scores a micro-batch's S sequences.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Known {
-    /// A row is a pair: chosen and rejected take turns. Otherwise a row is one sequence.
+    /// Whether a row is a pair: chosen and rejected take turns. Otherwise a row is one sequence.
     pub paired: bool,
-    /// (S), the preferred ones: chosen, or with a label that says so.
+    /// (S), whether a sequence is preferred: chosen, or labelled desirable.
     pub desirable: Vec<bool>,
-    /// (S), the reference's scores (the objective's sums).
+    /// (S), the reference model's scores (the objective's sums).
     pub reference: Vec<f64>,
     /// (S/2, S/2), ω of [`super::term::Coupling::Cross`]: rows are chosen sequences, columns rejected ones. Empty for other losses.
     pub cross: Vec<f64>,
-    /// Tokens that JPO and DPO score of the desirable sequences of a whole step, per row of it: [`super::term::Link::TokenMean`]'s n̄. `None`: the micro-batch is
-    /// the step.
+    /// Scored tokens of the desirable sequences of a whole step, per row, under `[JPO, DPO]`: n̄ of [`super::term::Link::TokenMean`].
+    /// `None`: the micro-batch is the step.
     pub step_tokens_per_row: Option<[f64; 2]>,
 }
 
 impl Known {
-    /// Of pairs, by the reference's scores of chosen, rejected, chosen, ...
+    /// Creates the inputs of pairs from the reference's scores of chosen, rejected, chosen, ...
     pub fn pairs(reference: Vec<f64>) -> Self {
         let desirable = (0..reference.len()).map(|s| s % 2 == 0).collect();
         Self { paired: true, desirable, reference, ..Self::default() }
     }
-    /// Returns n̄ of [`super::term::Link::TokenMean`] from the micro-batch's scored tokens, where the step's is not known; 1 where nothing is desirable.
+    /// Returns n̄ of [`super::term::Link::TokenMean`]: the step's, or that of the micro-batch's scored tokens where the step's is not
+    /// known; 1 where nothing is desirable.
     pub fn tokens_per_row(&self, scope: Objective, n_scored: impl Iterator<Item = usize>) -> f64 {
         let of_step = self.step_tokens_per_row.map(|by| by[usize::from(scope == Objective::Dpo)]);
         let n = of_step.unwrap_or_else(|| {
@@ -72,7 +73,7 @@ impl Known {
         });
         if n > 0.0 { n } else { 1.0 }
     }
-    /// Sequences of a row.
+    /// Returns the number of sequences per row.
     pub fn row_len(&self) -> usize {
         1 + usize::from(self.paired)
     }
@@ -90,13 +91,13 @@ pub fn cross_weights(cosines: &[f64], n: usize, tau: f64) -> Vec<f64> {
     cosines.chunks(n.max(1)).flat_map(row).collect()
 }
 
-/// A sequence's share of the loss. Gradients are of the sum of losses over the micro-batch.
+/// Result of a loss for a sequence. Gradients are those of the sum of losses over the micro-batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SequenceOutcome {
-    /// A row's loss is the sum over its sequences.
+    /// Loss of the sequence; a row's loss is the sum over its sequences.
     pub loss: f64,
     /// ∂Σloss/∂(sum over instruction tokens, sum over response tokens).
     pub d_sums: [f64; 2],
-    /// The implicit reward: β times the log-ratio to the reference, or SimPO's reward.
+    /// Implicit reward: β times the log-ratio to the reference, or SimPO's reward.
     pub reward: f64,
 }

@@ -1,57 +1,58 @@
-//! What losses are made of.
+//! Terms that losses are made of.
 
 use super::scores::{Known, Objective, SequenceOutcome, Sums};
 
-/// What is taken from a sequence: x, of its score (a sum over n tokens) less the reference's.
+/// Kind of score x of a sequence, computed from the sequence's score (a sum over n tokens) less the reference's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
     /// x = score.
     Sum,
     /// x = score/n.
     Mean,
-    /// x = score/n̄, n̄ being the scored tokens of all desirable sequences of a step per row: means over rows are then means over those tokens.
+    /// x = score/n̄, where n̄ is the scored tokens of all desirable sequences of a step, per row. Means over rows are then means over these
+    /// tokens.
     TokenMean,
     /// x = log(p/(1−p)), p = exp(score/n); p is at most exp([`CERTAIN`]).
     LogOdds,
 }
 
-/// The largest mean log-probability of which odds are taken, nearly the largest below 0 that f32 tells from 0; above it they stand still.
+/// Largest mean log-probability whose odds are taken: nearly the largest below 0 that f32 tells from 0. Log-odds are constant above it.
 pub const CERTAIN: f64 = -1.0 / (1 << 20) as f64;
 
-/// What x is compared with, over a micro-batch.
+/// Comparison of sequences within a micro-batch, which turns x into z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coupling {
-    /// A pair's sides: z = scale·(x_c − x_r) − offset.
+    /// Compares a pair's sides: z = scale·(x_c − x_r) − offset.
     Own,
-    /// The same of the chosen and the rejected of the same rank (of equals, the earlier first).
+    /// Compares the chosen and the rejected sequences of equal rank by x (ties: the earlier first), with z as in [`Self::Own`].
     Sorted,
-    /// The mean over all pairs (i, j) of sides: z = scale·ω_ij·(x_c,i − x_r,j) − offset, ω of [`Known::cross`].
+    /// Averages over all pairs (i, j) of sides: z = scale·ω_ij·(x_c,i − x_r,j) − offset, with ω of [`Known::cross`].
     Cross,
-    /// Each sequence alone: z = scale·(x − shift), or −z where it is not desirable.
+    /// Compares each sequence alone: z = scale·(x − shift), or −z where it is not desirable.
     Sides(Shift),
 }
 
-/// What single sequences are compared with.
+/// Reference point that single sequences are compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shift {
-    /// 0.
+    /// Zero: x is not shifted.
     Zero,
-    /// The mean of x over all sequences, without a gradient.
+    /// Mean of x over all sequences, without a gradient.
     Mean,
-    /// The same, at least 0.
+    /// Mean of x over all sequences, or 0 if that is larger, without a gradient.
     Positive,
-    /// The mean of x over the sequences that are the other way desirable, at least 0, with its gradient. Of pairs.
+    /// Mean of x over the sequences of the opposite desirability, or 0 if that is larger, with its gradient. Pairs only.
     Opposite,
 }
 
-/// The loss over z.
+/// Loss as a function of z.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Curve {
     /// −up·logσ(z) − down·logσ(−z).
     Logistic {
         /// Weight of z being positive.
         up: f64,
-        /// Weight of the contrary.
+        /// Weight of z being negative.
         down: f64,
     },
     /// max(0, 1 − z).
@@ -64,24 +65,24 @@ pub enum Curve {
     Linear,
 }
 
-/// A part of a loss: curve ∘ coupling ∘ link.
+/// Term of a loss: curve ∘ coupling ∘ link.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Term {
-    /// From a score to x.
+    /// Map from a score to x.
     pub link: Link,
-    /// Whose score: the objective that sums it.
+    /// Objective whose score is taken.
     pub scope: Objective,
-    /// The reference's score is subtracted.
+    /// Whether the reference's score is subtracted.
     pub referenced: bool,
-    /// From x to z.
+    /// Map from x to z.
     pub coupling: Coupling,
-    /// From z to the loss.
+    /// Map from z to the loss.
     pub curve: Curve,
-    /// Of x in z.
+    /// Factor of x in z.
     pub scale: f64,
-    /// Of z; 0 for single sequences.
+    /// Offset of z; 0 for single sequences.
     pub offset: f64,
-    /// Of the loss of a desirable and of an undesirable sequence; of pairs the first.
+    /// Weights of the loss of a desirable and of an undesirable sequence; pairs use the first.
     pub weights: [f64; 2],
 }
 
@@ -89,13 +90,13 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// logσ(x) without overflow.
+/// Computes logσ(x) without overflow.
 fn log_sigmoid(x: f64) -> f64 {
     if x >= 0.0 { -(-x).exp().ln_1p() } else { x - x.exp().ln_1p() }
 }
 
 impl Curve {
-    /// Loss and slope.
+    /// Computes the loss and its slope at z.
     fn at(self, z: f64) -> (f64, f64) {
         match self {
             Self::Logistic { up, down } => {
@@ -110,30 +111,30 @@ impl Curve {
     }
 }
 
-/// x of a sequence, and ∂x/∂score.
+/// Score x of a sequence, and ∂x/∂score.
 #[derive(Clone, Copy)]
 struct X {
     value: f64,
     slope: f64,
 }
 
-/// A chosen and a rejected sequence that are compared.
+/// Compared pair: a chosen and a rejected sequence.
 struct Meeting {
     chosen: usize,
     rejected: usize,
     omega: f64,
-    /// Of a row's loss.
+    /// Share of the pair in a row's loss.
     share: f64,
 }
 
 impl Term {
-    /// Of this weight.
+    /// Returns the term with its weights multiplied by `weight`.
     #[must_use]
     pub fn times(self, weight: f64) -> Self {
         Self { weights: self.weights.map(|w| weight * w), ..self }
     }
 
-    /// `n_mean`: n̄ of [`Link::TokenMean`].
+    /// Computes x of a sequence; `n_mean` is n̄ of [`Link::TokenMean`].
     fn x(&self, sums: &Sums, reference: f64, n_mean: f64) -> X {
         let score = sums.score(self.scope) - if self.referenced { reference } else { 0.0 };
         let n = sums.n_scored(self.scope) as f64;
@@ -154,7 +155,7 @@ impl Term {
         sums.iter().zip(&known.reference).map(|(s, &reference)| self.x(s, reference, n_mean)).collect()
     }
 
-    /// What desirable and undesirable sequences are compared with; 0 for pairs.
+    /// Computes the reference points of desirable and of undesirable sequences; 0 for pairs.
     pub(crate) fn shift(&self, sums: &[Sums], known: &Known) -> [f64; 2] {
         let x = self.all_x(sums, known);
         let mean = |side: Option<bool>| {
@@ -170,10 +171,10 @@ impl Term {
         }
     }
 
-    /// Who meets whom, of pairs.
+    /// Returns the compared pairs of chosen and rejected sequences.
     fn meetings(&self, x: &[X], known: &Known) -> Vec<Meeting> {
         let n = x.len() / 2;
-        // By x, of equals the earlier first.
+        // Ascending by x; ties: the earlier first.
         let ranked = |side: usize| {
             let mut all: Vec<usize> = (side..x.len()).step_by(2).collect();
             all.sort_by(|&a, &b| x[a].value.total_cmp(&x[b].value));
@@ -193,12 +194,12 @@ impl Term {
         }
     }
 
-    /// Adds loss and gradient of every sequence. A pair's loss is its chosen side's.
+    /// Adds each sequence's loss and gradient. A pair's loss counts at its chosen sequence.
     pub fn add(&self, sums: &[Sums], known: &Known, into: &mut [SequenceOutcome]) {
         self.add_from(sums, known, self.shift(sums, known), into);
     }
 
-    /// The same, compared with `shift`.
+    /// Adds each sequence's loss and gradient, like [`Self::add`], with `shift` as the reference points.
     pub(crate) fn add_from(&self, sums: &[Sums], known: &Known, shift: [f64; 2], into: &mut [SequenceOutcome]) {
         let x = self.all_x(sums, known);
         let mut d_x = vec![0.0; x.len()];

@@ -66,13 +66,13 @@ const STARTS: [&str; 3] = ["eva_config", "corda_config", "lora_ga_config"];
 /// The way out for what is not supported.
 pub(super) const MERGE: &str = "merge it with PEFT (merge_and_unload) and give the result as --model";
 
-/// How `lora_A` and `lora_B` began, where the base's weights stayed what they were.
+/// Initialisations of `lora_A` and `lora_B` that leave the base's weights unchanged.
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
 /// A field, and the reason why it cannot be used.
 pub(super) type FieldReason = (&'static str, String);
 
-/// Which modules have an adapter.
+/// Modules that have an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Targets {
     /// `all-linear`: all but the head.
@@ -111,13 +111,13 @@ impl Targets {
 /// Names of modules, each a regular expression that fits a name's end, with a value: `rank_pattern`, `alpha_pattern`.
 #[derive(Debug, Clone)]
 struct NamePattern<T> {
-    /// As written.
+    /// Pattern as written in the file.
     text: String,
     regex: Regex,
     value: T,
 }
 
-/// Which modules that `target_modules` names have no adapter after all.
+/// Filter of modules that `target_modules` names, but that have no adapter.
 #[derive(Debug, Clone, Default)]
 struct ModuleFilter {
     /// Names or name endings in `exclude_modules`.
@@ -126,7 +126,7 @@ struct ModuleFilter {
     excluded_pattern: Option<Regex>,
     /// `layers_to_transform`; `None`: all.
     layers: Option<Vec<u64>>,
-    /// What finds a layer's number in a module's name, the number as group 1.
+    /// Expressions that find a layer's number in a module's name, the number as group 1.
     layer_numbers: Vec<Regex>,
 }
 
@@ -152,7 +152,7 @@ pub struct AdapterConfig {
     ranks: Vec<NamePattern<usize>>,
     alphas: Vec<NamePattern<f64>>,
     filter: ModuleFilter,
-    /// Those of [`CARRIED`] that say something.
+    /// Fields among [`CARRIED`] that are set.
     carried: Map<String, Value>,
 }
 
@@ -262,7 +262,7 @@ impl AdapterConfig {
     /// Returns a module's s: α/R, or α/√R.
     ///
     /// # Errors
-    /// As [`AdapterConfig::rank_of`].
+    /// Fails like [`AdapterConfig::rank_of`].
     pub(super) fn scale_of(&self, module: &str) -> Result<f32, FieldReason> {
         let alpha = first_fit("alpha_pattern", &self.alphas, module)?.unwrap_or(self.alpha);
         let rank = self.rank_of(module)? as f64;
@@ -278,7 +278,7 @@ impl AdapterConfig {
     /// Whether a module that `target_modules` names has an adapter, by `exclude_modules` and `layers_to_transform`.
     ///
     /// # Errors
-    /// As [`AdapterConfig::rank_of`].
+    /// Fails like [`AdapterConfig::rank_of`].
     pub(super) fn keeps(&self, module: &str) -> Result<bool, FieldReason> {
         self.filter.keeps(module, matches!(self.targets, Targets::Names(_)))
     }
@@ -286,7 +286,7 @@ impl AdapterConfig {
     /// Returns the names of `rank_pattern` and `alpha_pattern` that fit none of these modules.
     ///
     /// # Errors
-    /// As [`AdapterConfig::rank_of`].
+    /// Fails like [`AdapterConfig::rank_of`].
     pub(super) fn unused_patterns<'a>(
         &self,
         modules: impl Iterator<Item = &'a str> + Clone,
@@ -307,7 +307,7 @@ impl AdapterConfig {
         Ok(names)
     }
 
-    /// As PEFT reads it back.
+    /// Returns the contents of `adapter_config.json`, in the form that PEFT reads.
     pub fn to_json(&self, d: &Description) -> Value {
         let mut config = json!({
             "peft_type": "LORA",

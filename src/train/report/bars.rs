@@ -6,13 +6,13 @@ use std::fmt::Write;
 /// A chart of shares between 0 and 1.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Bars {
-    /// What it shows.
+    /// Title above the chart.
     pub title: String,
-    /// How to read it.
+    /// Explanation of the chart.
     pub help: String,
-    /// One colour each.
+    /// Series, one colour each.
     pub series: Vec<String>,
-    /// From left to right.
+    /// Groups from left to right.
     pub groups: Vec<Group>,
 }
 
@@ -21,7 +21,7 @@ pub struct Bars {
 pub struct Group {
     /// Below them.
     pub label: String,
-    /// One a series: value, lower and upper end (NaN: no whisker); `None` leaves a gap.
+    /// Bars, one per series: value, lower and upper end (NaN: no whisker). `None` leaves a gap.
     pub bars: Vec<Option<[f64; 3]>>,
 }
 
@@ -34,7 +34,7 @@ const COLOURS: usize = 8;
 const CHARACTER: f64 = 6.6;
 /// A line of labels.
 const LINE: f64 = 16.0;
-/// Of a label.
+/// Lines per label, at most.
 const MAX_LINES: usize = 3;
 
 impl Bars {

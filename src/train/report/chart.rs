@@ -25,7 +25,7 @@ struct Plan {
     level: Option<(f64, &'static str)>,
     /// Fixed limits, and percent on the axis.
     share: bool,
-    /// How the machine does, not how the model does: smaller.
+    /// Metrics of the training process rather than of the model: drawn smaller.
     aside: bool,
 }
 
@@ -353,7 +353,7 @@ impl Panel {
         )
     }
 
-    /// What the strokes mean, where there is more than one kind.
+    /// Returns the legend's HTML; empty where all strokes are of one kind.
     fn legend(&self) -> String {
         let trained: Vec<&Series> = self.series.iter().filter(|s| !s.eval).collect();
         let mut entries: Vec<String> = match trained.as_slice() {
@@ -372,7 +372,7 @@ impl Panel {
         self.plan.aside
     }
 
-    /// In words, for those who don't see it.
+    /// Describes the curves in words, for readers who do not see them.
     fn summary(&self) -> String {
         let one = |s: &Series| match (s.smooth.first(), s.smooth.last()) {
             (Some(a), Some(b)) => {
@@ -383,7 +383,7 @@ impl Panel {
         self.series.iter().map(one).collect::<Vec<_>>().join(" ")
     }
 
-    /// For the read-out: limits, and the points of each curve.
+    /// Returns the data of the pointer's read-out: limits, and the points of each curve.
     pub(super) fn json(&self) -> Value {
         let rounded = |v: f64| json!(format!("{v:.6e}").parse::<f64>().unwrap_or(v));
         let curve = |s: &Series| {

@@ -15,12 +15,12 @@ const SHOWN: usize = 80;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 const GZIP: &[u8] = &[0x1f, 0x8b];
 
-/// Why a body is no object of JSON.
+/// Reason for which a body is not a JSON object.
 #[derive(Debug, PartialEq)]
 pub enum NoBody {
-    /// It ends too early.
+    /// The body ends too early.
     Cut,
-    /// It is something else: what.
+    /// The body is something else, named here.
     Other(String),
 }
 

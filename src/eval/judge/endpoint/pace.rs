@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 /// Ends a pause within so much when asking ends.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// Between two requests, s: however low the limit is, a day.
+/// Longest distance of two requests, s: a day, however low the limit is.
 const LONGEST: f64 = 86_400.0;
 
-/// Between two requests, s: the most that is found.
+/// Longest distance of two requests that is found, s.
 const LONGEST_FOUND: f64 = 60.0;
 /// Accepted requests from which a pace can be told.
 const TELLING: u32 = 5;
@@ -51,21 +51,21 @@ pub struct Pace {
 /// The state of the endpoint as answers showed it.
 #[derive(Debug)]
 struct Found {
-    /// When the next request may start.
+    /// Earliest time of the next request.
     next: Instant,
     /// Seconds between two requests.
     distance: f64,
     /// Requests accepted since then.
     accepted: u32,
     since: Instant,
-    /// When the pace was last lowered: requests that were sent before say nothing new.
+    /// Time when the pace was last lowered: answers to requests sent before it say nothing new.
     lowered: Instant,
-    /// When there was last an answer.
+    /// Time of the last answer.
     answered: Option<Instant>,
     /// Requests that may be under way, and those that are.
     at_once: f64,
     under_way: u32,
-    /// When the number was last halved.
+    /// Time when the number under way was last halved.
     halved: Instant,
 }
 
@@ -73,7 +73,7 @@ struct Found {
 #[derive(Debug)]
 pub struct Turn<'p> {
     pace: &'p Pace,
-    /// When it began.
+    /// Time when the request began.
     begun: Instant,
 }
 

@@ -1,4 +1,4 @@
-//! What became of one request: an answer, a reason to ask again, or a reason not to.
+//! Result of one request: an answer, a reason to ask again, or a reason not to.
 
 use std::io::Read;
 use std::time::{Duration, SystemTime};
@@ -28,13 +28,13 @@ pub enum Outcome {
     Answer(Answer),
     /// Asking again may help.
     Again {
-        /// Whole.
+        /// Reason in full.
         reason: String,
-        /// In a word or two, for counting.
+        /// Reason in a word or two, for counting.
         kind: String,
-        /// What the endpoint asks for.
+        /// Wait that the endpoint asks for.
         wait: Option<Duration>,
-        /// It has too much to do: the question is not at fault.
+        /// The endpoint is overloaded: the question is not at fault.
         is_busy: bool,
         /// An answer came that cannot be read.
         is_unread: bool,
@@ -43,12 +43,12 @@ pub enum Outcome {
     Unfit(String),
     /// The endpoint does not take the `response_format` of the request.
     NoFormat(String),
-    /// No request will be: the key, the address, the account.
+    /// Every request will be refused, because of the key, the address or the account.
     Refused(String),
 }
 
 impl Outcome {
-    /// With its texts changed: reasons by `told`, answers by `kept`.
+    /// Changes the texts: reasons by `told`, answers by `kept`.
     pub fn map(self, told: impl Fn(&str) -> String, kept: impl Fn(&str) -> String) -> Self {
         match self {
             Self::Answer(answer) => Self::Answer(Answer { text: answer.text.map(|text| kept(&text)), ..answer }),
@@ -98,7 +98,7 @@ fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// No response came.
+/// Makes the outcome of a request that got no response.
 pub fn unsent(error: reqwest::Error) -> Outcome {
     let error = error.without_url();
     let kind = match (error.is_timeout(), error.is_connect()) {
@@ -109,7 +109,8 @@ pub fn unsent(error: reqwest::Error) -> Outcome {
     Outcome::again(kind, format!("{kind}: {}", causes(&error)))
 }
 
-/// Of a response, whose body is still to come; `longest`: tokens that the answer may have; `has_format`: whether the request had a `response_format`.
+/// Reads the outcome from a response, whose body is still to come. `longest` is the limit of the answer's tokens; `has_format` tells
+/// whether the request had a `response_format`.
 pub fn receive(response: Response, longest: Option<u64>, has_format: bool) -> Received {
     let (status, headers) = (response.status(), response.headers().clone());
     let mut bytes = Vec::new();
@@ -199,7 +200,7 @@ fn text_of(content: &Value) -> (Option<String>, bool) {
 enum Ended {
     /// The answer ended by itself, or the endpoint does not say.
     Whole,
-    /// At the longest length.
+    /// The answer reached the longest length.
     Cut,
     /// The endpoint ended it for a reason of its own.
     Stopped,

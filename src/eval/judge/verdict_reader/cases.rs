@@ -171,7 +171,7 @@ pub const FORMS: &[&str] = &[
     "Output ({s}):\nIt is right.\n\nOutput ({o}):\nIt is wrong.\n\n**Answer:** ({s})",
 ];
 
-/// What a model may say before its answer, about the other side too. Empty: nothing.
+/// Texts that a model may put before its answer, about the other side too. Empty: nothing.
 pub const LEADS: &[&str] = &[
     "",
     "Let me look at both of them.\n\n",
@@ -189,7 +189,7 @@ pub const LEADS: &[&str] = &[
     "---\n\n",
 ];
 
-/// How thoughts stand before an answer; `{t}` are the thoughts.
+/// Forms of thoughts before an answer; `{t}` are the thoughts.
 pub const THOUGHTS: &[&str] = &[
     "",
     "<think>\n{t}\n</think>\n\n",
@@ -220,7 +220,7 @@ pub const INSIDE: &[&str] = &[
     "({o})",
 ];
 
-/// What may stand behind a verdict and leaves it alone.
+/// Texts that may follow a verdict without changing it.
 pub const TAILS: &[&str] = &[
     "",
     "\n",
@@ -233,7 +233,7 @@ pub const TAILS: &[&str] = &[
     " 😊",
 ];
 
-/// What takes a verdict back, or puts it into doubt. The sides are those of the verdict that is true in the end.
+/// Texts that take a verdict back, or put it into doubt. The sides are those of the verdict that is true in the end.
 pub const TURNS: &[&str] = &[
     " Wait, no.",
     "\n\nWait, that is wrong: ({s}).",

@@ -54,7 +54,7 @@ const MOST_PRINTED: usize = 500;
 /// A part of an answer.
 #[derive(Debug, PartialEq)]
 pub enum Piece<'a> {
-    /// Not JSON.
+    /// Text that is not JSON.
     Text(&'a str),
     /// An object with a field that names a side: its verdict, where its fields agree.
     Object(Option<Choice>),
@@ -97,7 +97,7 @@ fn object(text: &str) -> Option<(Fields, usize)> {
 }
 
 impl Fields {
-    /// What the fields of these names say: `None` where there is none of them, `Some(None)` where they don't agree or don't say.
+    /// Returns the choice in the fields of these names. `None`: there is no such field; `Some(None)`: they disagree or name no side.
     fn named(&self, names: &[&str]) -> Option<Option<Choice>> {
         let name = |name: &str| name.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_lowercase();
         let values =

@@ -1,7 +1,9 @@
 //! The grammar of verdicts: which sentences say that one of (a) and (b) is better. A sentence with a word that the grammar does not have says
 //! nothing, so that no negation, condition or comparison is taken for a verdict because nobody thought of it.
 
-use super::tokens::{Token, sides, tokens, words};
+pub(super) mod tokens;
+
+use self::tokens::{Token, sides, tokens, words};
 use super::words::{
     BETTER, CLOSING, DECIDES, DOUBTS, FOREIGN, GROUNDS, INTRODUCES, LABELS, LEADS, NOUNS, PREDICATE, REASONS, SAYS,
     TIE, TIED, VERBS, has,
@@ -13,7 +15,7 @@ use crate::eval::judge::Choice;
 pub enum Statement {
     /// A verdict.
     Verdict(Choice, Form),
-    /// That this side is not the better one.
+    /// The statement that this side is not the better one.
     Against(Choice),
     /// Neither.
     Nothing,
@@ -26,7 +28,7 @@ pub enum Form {
     Bare,
     /// A sentence: "Output (a) is better".
     Sentence,
-    /// Behind a label, `Answer: (a)`, or in a mark for final answers, `[[A]]`.
+    /// The side behind a label, `Answer: (a)`, or in a mark for final answers, `[[A]]`.
     Marked,
 }
 

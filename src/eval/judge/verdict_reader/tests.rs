@@ -226,7 +226,7 @@ fn pattern() -> impl Strategy<Value = String> {
     prop_oneof![3 => form, 3 => turned, 2 => denial]
 }
 
-/// How a text may look otherwise and mean the same.
+/// Returns the text in another dress that means the same.
 fn dressed(text: &str, dress: usize) -> String {
     match dress {
         1 => text.to_uppercase(),
@@ -244,7 +244,7 @@ fn dressed(text: &str, dress: usize) -> String {
     }
 }
 
-/// The same cases in every run. By hand: `PROPTEST_CASES=1000000`, with a seed of its own.
+/// Returns proptest's settings: a fixed seed, so that all runs have equal cases. `PROPTEST_CASES=1000000` runs more, with a random seed.
 fn config() -> ProptestConfig {
     match std::env::var_os("PROPTEST_CASES") {
         Some(_) => ProptestConfig::default(),

@@ -1,14 +1,14 @@
 //! Sentences as tokens: sides, marks that hold a final answer, words, and what stands between them.
 
-use super::plain::MARKED;
-use super::statement::inside;
-use super::words::{NOUNS, VERBS, has};
+use super::super::plain::MARKED;
+use super::super::words::{NOUNS, VERBS, has};
+use super::inside;
 use crate::eval::judge::Choice;
 
 /// A piece of a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Token {
-    /// One of the sides.
+    /// Name of a side.
     Side(Choice),
     /// A mark for final answers, with the verdict in it, if it is one.
     Mark(Option<Choice>),

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::fields::{Fields, names};
-use super::form_names::FORMS;
+use super::{Fields, names};
+use crate::data::form_names::FORMS;
 
 /// Our fields, and what others call them.
 const SYNONYMS: [(&[&str], &[&str]); 6] = [
@@ -92,7 +92,7 @@ fn candidates<'a>(fields: &Fields<'a>, field: &str) -> Vec<&'a str> {
 }
 
 /// Suggests how a field that is missing is read from another column; empty where there is none.
-pub(super) fn hint(fields: &Fields, field: &str) -> String {
+pub(in crate::data) fn hint(fields: &Fields, field: &str) -> String {
     let mut maps: Vec<String> = candidates(fields, field).iter().take(3).map(|column| flag(field, column)).collect();
     // Two responses where one is missing.
     if maps.is_empty() && SYNONYMS[1].0.contains(&field) {
@@ -102,7 +102,7 @@ pub(super) fn hint(fields: &Fields, field: &str) -> String {
 }
 
 /// Suggests the columns of texts that nothing was read from, for a prompt that has no known name.
-pub(super) fn any_text(fields: &Fields) -> String {
+pub(in crate::data) fn any_text(fields: &Fields) -> String {
     let columns = fields.unread().filter(|column| fields.object[*column].is_string());
     let maps: Vec<String> = columns.take(3).map(|column| flag("prompt", column)).collect();
     if maps.is_empty() { String::new() } else { format!("; it may be `{}`", maps.join("` or `")) }
@@ -119,7 +119,7 @@ fn flag(field: &str, column: &str) -> String {
 }
 
 /// Names a form that is known, and not read.
-pub(super) fn refused_form(fields: &Fields) -> Option<String> {
+pub(in crate::data) fn refused_form(fields: &Fields) -> Option<String> {
     let has = |name: &str| fields.object.contains_key(name);
     if has("human_ref_A") && has("human_ref_B") {
         return Some(
@@ -134,7 +134,7 @@ pub(super) fn refused_form(fields: &Fields) -> Option<String> {
 }
 
 /// Tells that a row has no form, and suggests what would give it one.
-pub(super) fn no_form(fields: &Fields) -> String {
+pub(in crate::data) fn no_form(fields: &Fields) -> String {
     let forms: [&[&str]; 3] = [&["prompt", "chosen", "rejected"], &["messages"], &["prompt", "completion"]];
     let maps = forms.iter().find_map(|form| flags(fields, form));
     let hint = maps.map_or(String::new(), |maps| format!("; it may be `{maps}`"));
