@@ -29,16 +29,16 @@ static LINES: Mutex<ProgressLines> = Mutex::new(ProgressLines::new());
 
 /// Unit of a task's counts.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Unit {
+enum CountUnit {
     Items,
     Bytes,
 }
 
 /// Counts of a task.
 #[derive(Debug)]
-struct Task {
+struct ProgressTask {
     label: &'static str,
-    unit: Unit,
+    unit: CountUnit,
     done: u64,
     /// Part of `done` that an earlier run did: the rate leaves it out.
     skipped: u64,
@@ -50,17 +50,17 @@ struct Task {
 
 /// Tasks that write lines, the outermost first, and when the last line was written.
 struct ProgressLines {
-    tasks: Vec<Arc<Mutex<Task>>>,
+    tasks: Vec<Arc<Mutex<ProgressTask>>>,
     last_line: Option<Instant>,
     /// Whether the thread that writes the lines runs.
     is_watched: bool,
 }
 
-/// Reports how far one long task is, until it is dropped. On a terminal it draws a bar. Elsewhere it writes a line with what is done, the rate and the
+/// Reporter of how far one long task is, until it is dropped. On a terminal it draws a bar. Elsewhere it writes a line with what is done, the rate and the
 /// time left: the first after 15 s, then one every 30 s, also while the count stands still. Of nested tasks the innermost that is old enough writes.
 #[derive(Debug)]
 pub struct ProgressReporter {
-    task: Arc<Mutex<Task>>,
+    task: Arc<Mutex<ProgressTask>>,
     output: ReporterOutput,
 }
 
@@ -109,7 +109,7 @@ impl ProgressReporter {
         // A single item is done or not: a bar would not move.
         Self::begin(
             label,
-            Unit::Items,
+            CountUnit::Items,
             Some(total as u64),
             total > 1,
             "{prefix} {bar:30} {pos}/{len} {elapsed} left {eta}{msg}",
@@ -118,27 +118,27 @@ impl ProgressReporter {
 
     /// Begins a task whose number of items is not known.
     pub fn open_ended(label: &'static str) -> Self {
-        Self::begin(label, Unit::Items, None, true, "{prefix} {human_pos} {elapsed}{msg}")
+        Self::begin(label, CountUnit::Items, None, true, "{prefix} {human_pos} {elapsed}{msg}")
     }
 
     /// Begins a task that counts nothing.
     pub fn uncounted(label: &'static str) -> Self {
-        Self::begin(label, Unit::Items, None, true, "{prefix} {elapsed}{msg}")
+        Self::begin(label, CountUnit::Items, None, true, "{prefix} {elapsed}{msg}")
     }
 
     /// Begins a download of `total` bytes.
     pub fn bytes(label: &'static str, total: u64) -> Self {
         let layout = "{prefix} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} left {eta}{msg}";
-        Self::begin(label, Unit::Bytes, Some(total), true, layout)
+        Self::begin(label, CountUnit::Bytes, Some(total), true, layout)
     }
 
     /// Begins a task that shows nothing, because something else shows it.
     pub fn hidden() -> Self {
-        Self { task: Task::new("", Unit::Items, None), output: ReporterOutput::Hidden }
+        Self { task: ProgressTask::new("", CountUnit::Items, None), output: ReporterOutput::Hidden }
     }
 
-    fn begin(label: &'static str, unit: Unit, total: Option<u64>, has_bar: bool, layout: &str) -> Self {
-        let task = Task::new(label, unit, total);
+    fn begin(label: &'static str, unit: CountUnit, total: Option<u64>, has_bar: bool, layout: &str) -> Self {
+        let task = ProgressTask::new(label, unit, total);
         if !can_draw() {
             ProgressLines::add(&task);
             return Self { task, output: ReporterOutput::Lines };
@@ -157,7 +157,7 @@ impl ProgressReporter {
         Self { task, output }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Task)) {
+    fn change(&self, change: impl FnOnce(&mut ProgressTask)) {
         let mut task = lock(&self.task);
         change(&mut task);
         if let ReporterOutput::Bar(drawn) = &self.output {
@@ -245,8 +245,8 @@ impl Drop for ProgressReporter {
     }
 }
 
-impl Task {
-    fn new(label: &'static str, unit: Unit, total: Option<u64>) -> Arc<Mutex<Self>> {
+impl ProgressTask {
+    fn new(label: &'static str, unit: CountUnit, total: Option<u64>) -> Arc<Mutex<Self>> {
         let (detail, began) = (String::new(), Instant::now());
         Arc::new(Mutex::new(Self { label, unit, done: 0, skipped: 0, total, detail, began }))
     }
@@ -256,20 +256,20 @@ impl Task {
         let elapsed = now.saturating_duration_since(self.began).as_secs_f64();
         let mut line = format!("{}: ", self.label);
         let done = match (self.unit, self.total) {
-            (Unit::Items, Some(total)) => format!("{} of {total}", self.done),
-            (Unit::Items, None) if self.done == 0 => String::new(),
-            (Unit::Items, None) => self.done.to_string(),
-            (Unit::Bytes, total) => {
+            (CountUnit::Items, Some(total)) => format!("{} of {total}", self.done),
+            (CountUnit::Items, None) if self.done == 0 => String::new(),
+            (CountUnit::Items, None) => self.done.to_string(),
+            (CountUnit::Bytes, total) => {
                 format!("{:.1} of {:.1} MB", megabytes(self.done), megabytes(total.unwrap_or_default()))
             }
         };
         let per_second = self.done.saturating_sub(self.skipped) as f64 / elapsed.max(1e-9);
         let rate = match self.unit {
             _ if per_second == 0.0 => String::new(),
-            Unit::Bytes => format!("{:.1} MB per second", per_second / 1e6),
-            Unit::Items if per_second >= 10.0 => format!("{per_second:.0} per second"),
-            Unit::Items if per_second >= 1.0 => format!("{per_second:.1} per second"),
-            Unit::Items => format!("{:.1} s each", 1.0 / per_second),
+            CountUnit::Bytes => format!("{:.1} MB per second", per_second / 1e6),
+            CountUnit::Items if per_second >= 10.0 => format!("{per_second:.0} per second"),
+            CountUnit::Items if per_second >= 1.0 => format!("{per_second:.1} per second"),
+            CountUnit::Items => format!("{:.1} s each", 1.0 / per_second),
         };
         let time = match self.total {
             Some(total) if per_second > 0.0 => {
@@ -303,7 +303,7 @@ impl ProgressLines {
     }
 
     /// Adds a task, and starts the thread that writes lines where it does not run.
-    fn add(task: &Arc<Mutex<Task>>) {
+    fn add(task: &Arc<Mutex<ProgressTask>>) {
         let mut lines = lock(&LINES);
         lines.tasks.push(task.clone());
         if lines.is_watched {
@@ -333,7 +333,7 @@ impl ProgressLines {
         if self.last_line.is_some_and(|last| now.saturating_duration_since(last) < times[1]) {
             return None;
         }
-        let is_old = |task: &Task| now.saturating_duration_since(task.began) >= times[0];
+        let is_old = |task: &ProgressTask| now.saturating_duration_since(task.began) >= times[0];
         let line = self.tasks.iter().rev().map(|task| lock(task)).find(|task| is_old(task))?.line(now);
         self.last_line = Some(now);
         Some(line)
@@ -350,7 +350,7 @@ mod tests {
 
     #[test]
     fn lines_come_after_15_seconds_and_then_every_30() {
-        let task = Task::new("scoring", Unit::Items, Some(4000));
+        let task = ProgressTask::new("scoring", CountUnit::Items, Some(4000));
         let began = lock(&task).began;
         let mut lines = ProgressLines { tasks: vec![task.clone()], ..ProgressLines::new() };
         let mut written = Vec::new();
@@ -368,8 +368,10 @@ mod tests {
 
     #[test]
     fn the_innermost_task_that_lasts_writes() {
-        let (outer, inner) =
-            (Task::new("training", Unit::Items, Some(9)), Task::new("compiling kernels", Unit::Items, Some(30)));
+        let (outer, inner) = (
+            ProgressTask::new("training", CountUnit::Items, Some(9)),
+            ProgressTask::new("compiling kernels", CountUnit::Items, Some(30)),
+        );
         let began = lock(&outer).began;
         lock(&inner).began = at(began, 10);
         let mut lines = ProgressLines { tasks: vec![outer, inner.clone()], ..ProgressLines::new() };
@@ -383,17 +385,20 @@ mod tests {
     #[test]
     fn a_line_says_what_is_known() {
         let line = |unit, total, done, skipped, seconds| {
-            let task = Task::new("x", unit, total);
+            let task = ProgressTask::new("x", unit, total);
             let mut task = lock(&task);
             (task.done, task.skipped, task.detail) = (done, skipped, ", more".into());
             task.line(at(task.began, seconds))
         };
-        assert_eq!(line(Unit::Items, None, 0, 0, 20), "x: 20 s so far, more");
-        assert_eq!(line(Unit::Items, None, 90_000, 0, 20), "x: 90000, 4500 per second, 20 s so far, more");
+        assert_eq!(line(CountUnit::Items, None, 0, 0, 20), "x: 20 s so far, more");
+        assert_eq!(line(CountUnit::Items, None, 90_000, 0, 20), "x: 90000, 4500 per second, 20 s so far, more");
         // What an earlier run did is no part of the rate.
-        assert_eq!(line(Unit::Items, Some(1000), 950, 900, 20), "x: 950 of 1000, 2.5 per second, 20 s left, more");
-        assert_eq!(line(Unit::Items, Some(1000), 10, 0, 9000), "x: 10 of 1000, 900.0 s each, 247 h 30 min left, more");
-        let bytes = line(Unit::Bytes, Some(270_000_000), 120_000_000, 20_000_000, 10);
+        assert_eq!(line(CountUnit::Items, Some(1000), 950, 900, 20), "x: 950 of 1000, 2.5 per second, 20 s left, more");
+        assert_eq!(
+            line(CountUnit::Items, Some(1000), 10, 0, 9000),
+            "x: 10 of 1000, 900.0 s each, 247 h 30 min left, more"
+        );
+        let bytes = line(CountUnit::Bytes, Some(270_000_000), 120_000_000, 20_000_000, 10);
         assert_eq!(bytes, "x: 120.0 of 270.0 MB, 10.0 MB per second, 15 s left, more");
     }
 }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::folder::{MAX_CONFIG_BYTES, read_inside};
 use crate::error::{Error, Result};
-use cache::{Fetch, RepositoryCache, revision_or_main};
-use client::{HubClient, HubError, Repository, RepositoryKind};
+use cache::{HubFetch, RepositoryCache, revision_or_main};
+use client::{HubClient, HubError, HubRepository, RepositoryKind};
 
 pub mod cache;
 pub mod client;
@@ -185,12 +185,12 @@ fn reached<T>(name: &str, fetch: impl Fn(bool) -> Result<T, HubError>) -> Result
 }
 
 fn fetch(id: &HubId, patterns: Vec<String>, local_only: bool) -> Result<PathBuf, HubError> {
-    let repository = Repository { kind: RepositoryKind::Model, id };
+    let repository = HubRepository { kind: RepositoryKind::Model, id };
     let (cache, revision) = (RepositoryCache::new(repository), revision_or_main(id.revision.as_deref()));
     if !local_only {
         let patterns: Vec<_> = patterns.iter().filter_map(|pattern| glob::Pattern::new(pattern).ok()).collect();
         let client = HubClient::from_environment()?;
-        let fetch = Fetch { client: &client, repository, cache: &cache };
+        let fetch = HubFetch { client: &client, repository, cache: &cache };
         return fetch.snapshot(revision, |path| patterns.iter().any(|pattern| pattern.matches(path)));
     }
     let dir = cache.find_snapshot(revision)?;

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use reqwest::StatusCode;
 use sha2::{Digest, Sha256};
 
-use super::client::{FileMetadata, HubClient, HubError, Repository, is_plain_path};
+use super::client::{FileMetadata, HubClient, HubError, HubRepository, is_plain_path};
 use crate::error::Error;
 use crate::progress::ProgressReporter;
 
@@ -66,7 +66,7 @@ fn create_folder_of(path: &Path) -> Result<(), Error> {
 
 impl RepositoryCache {
     /// Names the folder of a repository. It may not exist.
-    pub fn new(repository: Repository<'_>) -> Self {
+    pub fn new(repository: HubRepository<'_>) -> Self {
         let hub =
             setting("HF_HUB_CACHE").or_else(|| setting("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home().join("hub"));
         let name = format!("{}--{}--{}", repository.plural(), repository.id.owner, repository.id.name);
@@ -148,16 +148,16 @@ impl RepositoryCache {
 }
 
 /// One fetch of files of a repository at a revision.
-pub struct Fetch<'a> {
+pub struct HubFetch<'a> {
     /// HTTP client.
     pub client: &'a HubClient,
     /// Repository that has the files.
-    pub repository: Repository<'a>,
+    pub repository: HubRepository<'a>,
     /// Folder of the repository in the cache.
     pub cache: &'a RepositoryCache,
 }
 
-impl Fetch<'_> {
+impl HubFetch<'_> {
     /// Fetches one file, where the cache lacks it, and returns its place.
     ///
     /// # Errors
@@ -178,7 +178,7 @@ impl Fetch<'_> {
     /// Fetches the files whose paths `is_wanted`, where the cache lacks them, and returns the snapshot's folder.
     ///
     /// # Errors
-    /// Like [`Fetch::file`].
+    /// Like [`HubFetch::file`].
     pub fn snapshot(&self, revision: &str, is_wanted: impl Fn(&str) -> bool) -> Result<PathBuf, HubError> {
         let commit = match is_commit(revision) {
             true => revision.to_string(),

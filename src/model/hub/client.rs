@@ -111,14 +111,14 @@ pub enum RepositoryKind {
 
 /// Repository of the hub.
 #[derive(Debug, Clone, Copy)]
-pub struct Repository<'a> {
+pub struct HubRepository<'a> {
     /// Kind of the repository.
     pub kind: RepositoryKind,
     /// Owner and name.
     pub id: &'a HubId,
 }
 
-impl Repository<'_> {
+impl HubRepository<'_> {
     /// Returns the plural that interfaces and folders of the cache have.
     pub fn plural(&self) -> &'static str {
         match self.kind {
@@ -249,12 +249,12 @@ impl HubClient {
     ///
     /// # Errors
     /// [`HubError::Status`] where there is no such repository or revision; others.
-    pub fn commit(&self, repository: Repository<'_>, revision: &str) -> Result<String, HubError> {
+    pub fn commit(&self, repository: HubRepository<'_>, revision: &str) -> Result<String, HubError> {
         #[derive(serde::Deserialize)]
         struct Info {
             sha: String,
         }
-        let Repository { id, .. } = repository;
+        let HubRepository { id, .. } = repository;
         let url = self.address(["api", repository.plural(), &id.owner, &id.name, "revision", revision]);
         let (info, _) = self.json::<Info>(&url, &repository.name())?;
         checked_name(info.sha, "commit")
@@ -264,7 +264,7 @@ impl HubClient {
     ///
     /// # Errors
     /// Like [`HubClient::commit`].
-    pub fn list_files(&self, repository: Repository<'_>, revision: &str) -> Result<Vec<(String, u64)>, HubError> {
+    pub fn list_files(&self, repository: HubRepository<'_>, revision: &str) -> Result<Vec<(String, u64)>, HubError> {
         #[derive(serde::Deserialize)]
         struct Entry {
             r#type: String,
@@ -272,7 +272,7 @@ impl HubClient {
             #[serde(default)]
             size: u64,
         }
-        let Repository { id, .. } = repository;
+        let HubRepository { id, .. } = repository;
         let mut url = self.address(["api", repository.plural(), &id.owner, &id.name, "tree", revision]);
         url.set_query(Some("recursive=true"));
         let mut files = Vec::new();
@@ -288,7 +288,7 @@ impl HubClient {
         Err(HubError::Unexpected(format!("{}: the list of files does not end", repository.name())))
     }
 
-    fn file_address(&self, repository: Repository<'_>, revision: &str, path: &str) -> Url {
+    fn file_address(&self, repository: HubRepository<'_>, revision: &str, path: &str) -> Url {
         let id = repository.id;
         let kind = (repository.kind == RepositoryKind::DataSet).then_some("datasets");
         let named = [id.owner.as_str(), &id.name, "resolve", revision];
@@ -299,7 +299,12 @@ impl HubClient {
     ///
     /// # Errors
     /// Like [`HubClient::commit`].
-    pub fn metadata(&self, repository: Repository<'_>, revision: &str, path: &str) -> Result<FileMetadata, HubError> {
+    pub fn metadata(
+        &self,
+        repository: HubRepository<'_>,
+        revision: &str,
+        path: &str,
+    ) -> Result<FileMetadata, HubError> {
         let response = self.send(&Method::HEAD, &self.file_address(repository, revision, path), None, path)?;
         let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         let missing = |name: &str| HubError::Unexpected(format!("{path}: the hub's answer has no {name}"));
@@ -325,7 +330,7 @@ impl HubClient {
     /// Like [`HubClient::commit`].
     pub fn open(
         &self,
-        repository: Repository<'_>,
+        repository: HubRepository<'_>,
         revision: &str,
         path: &str,
         start: u64,
@@ -393,8 +398,8 @@ mod tests {
         let client =
             |endpoint: &str| HubClient { http: Client::new(), endpoint: Url::parse(endpoint).unwrap(), token: None };
         let id = HubId::parse("org/name").unwrap();
-        let model = Repository { kind: RepositoryKind::Model, id: &id };
-        let data_set = Repository { kind: RepositoryKind::DataSet, id: &id };
+        let model = HubRepository { kind: RepositoryKind::Model, id: &id };
+        let data_set = HubRepository { kind: RepositoryKind::DataSet, id: &id };
         let hub = client("https://huggingface.co");
         let file = hub.file_address(model, "refs/pr/1", "a b/c#.json");
         assert_eq!(file.as_str(), "https://huggingface.co/org/name/resolve/refs%2Fpr%2F1/a%20b/c%23.json");

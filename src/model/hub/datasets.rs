@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::cache::{Fetch, RepositoryCache, revision_or_main};
-use super::client::{HubClient, HubError, Repository, RepositoryKind};
+use super::cache::{HubFetch, RepositoryCache, revision_or_main};
+use super::client::{HubClient, HubError, HubRepository, RepositoryKind};
 use super::{HubId, reached, refused};
 
 /// Branch in which the hub keeps what it converted: `configuration/split/0000.parquet`.
@@ -113,8 +113,8 @@ fn refused_file(e: &HubError) -> String {
 }
 
 /// Names a data set as a repository.
-fn data_set(id: &HubId) -> Repository<'_> {
-    Repository { kind: RepositoryKind::DataSet, id }
+fn data_set(id: &HubId) -> HubRepository<'_> {
+    HubRepository { kind: RepositoryKind::DataSet, id }
 }
 
 /// Fetches one file into the hub's cache.
@@ -123,7 +123,7 @@ fn fetch(id: &HubId, path: &str, local_only: bool) -> Result<PathBuf, HubError> 
     if local_only {
         return cache.find_file(revision, path);
     }
-    Fetch { client: &HubClient::from_environment()?, repository: data_set(id), cache: &cache }.file(revision, path)
+    HubFetch { client: &HubClient::from_environment()?, repository: data_set(id), cache: &cache }.file(revision, path)
 }
 
 impl ConvertedSplit {
