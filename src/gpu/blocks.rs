@@ -61,7 +61,7 @@ impl Block {
     }
 
     fn is_empty(&self) -> bool {
-        self.gaps == [0..self.size]
+        matches!(self.gaps[..], [Range { start: 0, end }] if end == self.size)
     }
 }
 
@@ -85,8 +85,8 @@ impl Blocks {
             return Place { block, offset };
         }
         let size = bytes.max(block_bytes);
-        let rest = if bytes < size { vec![bytes..size] } else { Vec::new() };
-        let new = Some(Block { size, gaps: rest });
+        let rest = std::iter::once(bytes..size).filter(|gap| !gap.is_empty());
+        let new = Some(Block { size, gaps: rest.collect() });
         self.bytes += size;
         let block = self.blocks.iter().position(Option::is_none).unwrap_or(self.blocks.len());
         match self.blocks.get_mut(block) {

@@ -1,23 +1,22 @@
-//! Where a model is: a local folder, or an id on the Hugging Face hub, fetched into the hub's cache (`HF_HOME`, `HF_HUB_CACHE`) with
-//! the user's token (`HF_TOKEN`, or what `hf auth login` stored). Files of the hub's data sets alike.
-//!
-//! Files come over plain HTTP, which the hub serves of every repository, also of those in its Xet storage.
+//! Where a model is: a local folder, or an id on the Hugging Face hub, fetched into hf-hub's cache (`HF_HOME`, `HF_HUB_CACHE`) with
+//! its token (`HF_TOKEN`, or what `hf auth login` stored). Files of the hub's data sets alike.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use hf_hub::progress::{DownloadEvent, FileProgress, ProgressEvent, ProgressHandler};
+use hf_hub::{HFClient, HFError};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::folder::{MAX_CONFIG_BYTES, read_inside};
 use crate::error::{Error, Result};
-use cache::{HubFetch, RepositoryCache, revision_or_main};
-use client::{HubClient, HubError, HubRepository, RepositoryKind};
 
-pub mod cache;
-pub mod client;
 pub mod datasets;
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Files that are fetched of a model: no pickles, no duplicates in other formats.
+/// What is fetched of a model: no pickles, no duplicates in other formats.
 const MODEL_PATTERNS: [&str; 6] = [
     "config.json",
     "model.safetensors",
@@ -27,7 +26,7 @@ const MODEL_PATTERNS: [&str; 6] = [
     "processor_config.json",
 ];
 
-/// Files that are fetched of a model and of an adapter.
+/// What is fetched of a model and of an adapter.
 const PATTERNS: [&str; 13] = [
     "generation_config.json",
     "adapter_config.json",
@@ -93,7 +92,7 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
         )
     })?;
     let patterns = || MODEL_PATTERNS.into_iter().chain(PATTERNS).map(String::from).collect();
-    let bad = |e: HubError| {
+    let bad = |e: HFError| {
         let reason =
             refused(&e, "no such folder here, and ", "model", "folder (config.json, *.safetensors, tokenizer.json)");
         Error::flag("model", format!("{model}: {reason}"))
@@ -166,14 +165,14 @@ pub fn is_repository_folder(text: &str) -> bool {
     parse_adapter(text).is_some_and(|(_, folder)| !folder.is_empty())
 }
 
-/// Returns what the hub gives or, where it cannot be reached or `HF_HUB_OFFLINE` is set, its cache; `fetch` is told whether only that.
-fn reached<T>(name: &str, fetch: impl Fn(bool) -> Result<T, HubError>) -> Result<T, HubError> {
+/// What the hub gives or, where it cannot be reached or `HF_HUB_OFFLINE` is set, its cache; `fetch` is told whether only that.
+fn reached<T>(name: &str, fetch: impl Fn(bool) -> Result<T, HFError>) -> Result<T, HFError> {
     let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"));
     if offline {
         return fetch(true);
     }
     match fetch(false) {
-        Err(e) if e.is_transient() => match fetch(true) {
+        Err(e @ HFError::Request { .. }) => match fetch(true) {
             Ok(kept) => {
                 note!("{name}: the hub cannot be reached; going on with what its cache holds");
                 Ok(kept)
@@ -184,37 +183,94 @@ fn reached<T>(name: &str, fetch: impl Fn(bool) -> Result<T, HubError>) -> Result
     }
 }
 
-fn fetch(id: &HubId, patterns: Vec<String>, local_only: bool) -> Result<PathBuf, HubError> {
-    let repository = HubRepository { kind: RepositoryKind::Model, id };
-    let (cache, revision) = (RepositoryCache::new(repository), revision_or_main(id.revision.as_deref()));
-    if !local_only {
-        let patterns: Vec<_> = patterns.iter().filter_map(|pattern| glob::Pattern::new(pattern).ok()).collect();
-        let client = HubClient::from_environment()?;
-        let fetch = HubFetch { client: &client, repository, cache: &cache };
-        return fetch.snapshot(revision, |path| patterns.iter().any(|pattern| pattern.matches(path)));
-    }
-    let dir = cache.find_snapshot(revision)?;
-    let folder = patterns.first().and_then(|pattern| pattern.rsplit_once('/')).map_or("", |(folder, _)| folder);
+fn fetch(id: &HubId, patterns: Vec<String>, local_only: bool) -> Result<PathBuf, HFError> {
+    let client = HFClient::builder().retry_max_attempts(2).build_sync()?;
+    let repository = client.model(&id.owner, &id.name);
+    let request = repository.snapshot_download().maybe_revision(id.revision.clone()).local_files_only(local_only);
+    let folder =
+        patterns.first().and_then(|pattern| pattern.rsplit_once('/')).map_or("", |(folder, _)| folder).to_string();
+    let dir = request.allow_patterns(patterns).progress(Meter::default()).send()?;
     // An interrupted download leaves a snapshot without its last files; the hub's own list is at hand only online.
-    let is_there = |name: &str| dir.join(folder).join(name).exists() || dir.join(name).exists();
-    if !is_there("config.json") && !is_there("adapter_config.json") {
-        return Err(HubError::NotCached(dir.display().to_string()));
+    let is_there = |name: &str| dir.join(&folder).join(name).exists() || dir.join(name).exists();
+    if local_only && !is_there("config.json") && !is_there("adapter_config.json") {
+        return Err(HFError::LocalEntryNotFound { path: dir.display().to_string() });
     }
     Ok(dir)
 }
 
+/// Tells whether the hub has what was asked for, and does not give it to this user.
+fn is_refusal(e: &HFError) -> bool {
+    match e {
+        HFError::RepoNotFound { .. } | HFError::AuthRequired { .. } | HFError::Forbidden { .. } => true,
+        // Lists of files.
+        HFError::Http { context } => [401, 403].contains(&context.status.as_u16()),
+        _ => false,
+    }
+}
+
 /// One line, with the way out.
-fn refused(e: &HubError, before: &str, what: &str, local: &str) -> String {
+fn refused(e: &HFError, before: &str, what: &str, local: &str) -> String {
     let local = format!("give a local {local} instead");
     let reason = match e {
-        HubError::Unreachable(why) => format!("{before}the hub cannot be reached ({why}): {local}"),
-        HubError::NotCached(_) => format!("{before}not in the hub's cache: {local}"),
-        e if e.is_refusal() => {
+        HFError::Request { source, .. } => format!("{before}the hub cannot be reached ({source}): {local}"),
+        HFError::LocalEntryNotFound { .. } => format!("{before}not in the hub's cache: {local}"),
+        e if is_refusal(e) => {
             format!("{before}the hub refuses ({e}): for a gated or private {what} set HF_TOKEN, or {local}")
         }
         _ => format!("from the hub: {e}"),
     };
     reason.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Bytes fetched, on standard error: a bar on a terminal, else a line at the start and at the end.
+#[derive(Default)]
+struct Meter {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    bar: Option<ProgressBar>,
+    by_file: BTreeMap<String, u64>,
+    /// Of the batched transfers, which tell no files apart.
+    batch: u64,
+}
+
+impl ProgressHandler for Meter {
+    fn on_progress(&self, event: &ProgressEvent) {
+        let ProgressEvent::Download(event) = event else { return };
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            DownloadEvent::Start { total_bytes: 0, .. } => {}
+            DownloadEvent::Start { total_bytes, .. } => {
+                let bar = ProgressBar::new(*total_bytes);
+                if let Ok(style) = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+                {
+                    bar.set_style(style);
+                }
+                if bar.is_hidden() {
+                    note!("fetching {:.1} MB from the hub", *total_bytes as f64 / 1e6);
+                }
+                state.bar = Some(bar);
+            }
+            DownloadEvent::Progress { files } => {
+                for FileProgress { filename, bytes_completed, .. } in files {
+                    let held = state.by_file.entry(filename.clone()).or_default();
+                    *held = (*held).max(*bytes_completed);
+                }
+            }
+            DownloadEvent::AggregateProgress { bytes_completed, .. } => state.batch = *bytes_completed,
+            DownloadEvent::Complete => {
+                if let Some(bar) = state.bar.take() {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+        let done = state.batch.max(state.by_file.values().sum());
+        if let Some(bar) = &state.bar {
+            bar.set_position(done.min(bar.length().unwrap_or(done)));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -269,7 +325,7 @@ mod tests {
 
     #[test]
     fn messages_are_one_line_with_the_way_out() {
-        let error = HubError::NotCached("x\ny".into());
+        let error = HFError::LocalEntryNotFound { path: "x\ny".into() };
         let text = refused(&error, "no such folder here, and ", "model", "folder");
         assert_eq!(text, "no such folder here, and not in the hub's cache: give a local folder instead");
     }

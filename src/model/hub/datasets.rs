@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::cache::{HubFetch, RepositoryCache, revision_or_main};
-use super::client::{HubClient, HubError, HubRepository, RepositoryKind};
-use super::{HubId, reached, refused};
+use hf_hub::repository::RepoTreeEntry;
+use hf_hub::{HFClient, HFError};
+
+use super::{HubId, Meter, reached, refused};
 
 /// Branch in which the hub keeps what it converted: `configuration/split/0000.parquet`.
 const CONVERTED: &str = "refs/convert/parquet";
@@ -108,31 +109,28 @@ impl DatasetAddress {
     }
 }
 
-fn refused_file(e: &HubError) -> String {
+fn refused_file(e: &HFError) -> String {
     refused(e, "", "data set", "file")
 }
 
-/// Names a data set as a repository.
-fn data_set(id: &HubId) -> HubRepository<'_> {
-    HubRepository { kind: RepositoryKind::DataSet, id }
-}
-
 /// Fetches one file into the hub's cache.
-fn fetch(id: &HubId, path: &str, local_only: bool) -> Result<PathBuf, HubError> {
-    let (cache, revision) = (RepositoryCache::new(data_set(id)), revision_or_main(id.revision.as_deref()));
-    if local_only {
-        return cache.find_file(revision, path);
-    }
-    HubFetch { client: &HubClient::from_environment()?, repository: data_set(id), cache: &cache }.file(revision, path)
+fn fetch(id: &HubId, path: &str, local_only: bool) -> Result<PathBuf, HFError> {
+    let client = HFClient::builder().retry_max_attempts(2).build_sync()?;
+    let data_set = client.dataset(&id.owner, &id.name);
+    let request = data_set.download_file().filename(path).maybe_revision(id.revision.clone());
+    request.local_files_only(local_only).progress(Meter::default()).send()
 }
 
 impl ConvertedSplit {
     fn fetch(&self) -> Result<DatasetFiles, String> {
         let address = format!("hf://datasets/{}/{}", self.id.owner, self.id.name);
         let listed = reached(&address, |local_only| if local_only { self.kept() } else { self.list() });
-        let listed = listed.map_err(|e| match e.is_revision_not_found() {
-            true => not_converted(&address),
-            false => refused_file(&e),
+        let listed = listed.map_err(|e| match e {
+            HFError::RevisionNotFound { .. } => not_converted(&address),
+            HFError::Http { context } if context.error_code.as_deref() == Some("RevisionNotFound") => {
+                not_converted(&address)
+            }
+            e => refused_file(&e),
         })?;
         let Chosen { paths, notes } = self.choose(&address, &listed)?;
         if let Some(path) = gap(&paths) {
@@ -149,16 +147,23 @@ impl ConvertedSplit {
     }
 
     /// Lists the files of the branch of conversions.
-    fn list(&self) -> Result<Vec<String>, HubError> {
-        let revision = revision_or_main(self.id.revision.as_deref());
-        let files = HubClient::from_environment()?.list_files(data_set(&self.id), revision)?;
-        Ok(files.into_iter().map(|(path, _)| path).collect())
+    fn list(&self) -> Result<Vec<String>, HFError> {
+        let client = HFClient::builder().retry_max_attempts(2).build_sync()?;
+        let data_set = client.dataset(&self.id.owner, &self.id.name);
+        let entries = data_set.list_tree().maybe_revision(self.id.revision.clone()).recursive(true).send()?;
+        let path = |entry| match entry {
+            RepoTreeEntry::File { path, .. } => Some(path),
+            _ => None,
+        };
+        Ok(entries.into_iter().filter_map(path).collect())
     }
 
-    /// Lists the files of the branch of conversions that the hub's cache holds.
-    fn kept(&self) -> Result<Vec<String>, HubError> {
-        let revision = revision_or_main(self.id.revision.as_deref());
-        let snapshot = RepositoryCache::new(data_set(&self.id)).find_snapshot(revision)?;
+    /// Lists those of them that the hub's cache holds.
+    fn kept(&self) -> Result<Vec<String>, HFError> {
+        let client = HFClient::builder().retry_max_attempts(2).build_sync()?;
+        let data_set = client.dataset(&self.id.owner, &self.id.name);
+        let snapshot = data_set.snapshot_download().maybe_revision(self.id.revision.clone()).local_files_only(true);
+        let snapshot = snapshot.send()?;
         let mut all = Vec::new();
         for configuration in names_in(&snapshot) {
             for split in names_in(&snapshot.join(&configuration)) {
@@ -167,7 +172,7 @@ impl ConvertedSplit {
             }
         }
         match all.is_empty() {
-            true => Err(HubError::NotCached(snapshot.display().to_string())),
+            true => Err(HFError::LocalEntryNotFound { path: snapshot.display().to_string() }),
             false => Ok(all),
         }
     }
