@@ -53,6 +53,7 @@ pub fn at_least_one(flag: &'static str, value: usize) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Flag`] for more than `most`: it would be allocated, or looped over, without end.
+#[cfg(feature = "cli")]
 pub fn at_most(flag: &'static str, value: usize, most: usize) -> Result<()> {
     if value <= most { Ok(()) } else { Err(Error::flag(flag, format!("{value} is above {most}, the most"))) }
 }
