@@ -1,4 +1,4 @@
-//! What a run says about what was left open: its template, its objective; and schedules as transformers names them.
+//! Notes on settings that were left out, such as the template and the objective; and schedules as transformers names them.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod program;

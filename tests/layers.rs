@@ -199,7 +199,7 @@ fn files_of_a_folder_use_each_other_in_no_circle() {
     assert!(found.is_empty(), "{} circles:\n{}", found.len(), found.join("\n"));
 }
 
-/// What the two tests above are to find is found.
+/// The control: arrows that run up and circles are found.
 #[test]
 fn arrows_that_run_up_and_circles_are_found() {
     let at = |path: &str| module_of(Path::new(path));

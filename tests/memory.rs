@@ -127,7 +127,7 @@ fn plan_for(model: &Path, memory: &str, more: &[&str]) -> Value {
     plan
 }
 
-/// What docs/memory-and-speed.md says of an 8 GB card, from a checkpoint that has Mistral-7B's names and shapes, and a hole for values.
+/// Checks what docs/memory-and-speed.md says of an 8 GB card, with a checkpoint that has Mistral-7B's names and shapes, and a hole for values.
 #[cfg(unix)]
 #[test]
 fn a_model_of_seven_billion_parameters_fits_a_card_of_8_gb() {

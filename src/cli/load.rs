@@ -18,7 +18,7 @@ pub fn load(model: &Model, gpu: &Gpu, options: &LoadOptions, keeps_start: bool) 
     Ok(decoder)
 }
 
-/// How the decoder is built for training.
+/// Returns the options with which a decoder is built for training.
 pub fn load_options(
     settings: &TrainSettings,
     base: BaseDtype,

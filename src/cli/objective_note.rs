@@ -1,4 +1,4 @@
-//! What is to be said where `--objective` is left out, and matters although every row has one instruction.
+//! A note for runs that leave `--objective` out, although it matters while every row has one instruction.
 
 use super::args::ObjectiveArgs;
 use crate::data::batch::Example;

@@ -83,7 +83,7 @@ pub fn first_rows(
 /// Reads the rows alone, no more than the first `n`.
 ///
 /// # Errors
-/// As [`dataset`]'s.
+/// Fails like [`dataset`].
 pub fn rows(args: &DataArgs, n: Option<usize>, purpose: Purpose) -> Result<Vec<Row>> {
     let source = RowSource::find(args, &args.data, purpose, n)?;
     let most = n.unwrap_or(usize::MAX);
@@ -272,7 +272,7 @@ pub fn template_line(template: &Template, first: &Instruction, what: &str, flag:
 /// Says that `none` puts a BOS before texts which the tokenizer itself does not put there.
 pub fn bos_note(tokenizer: &Tokenizer, template: &Template, first: &Instruction) -> Option<String> {
     let is_none = *template.for_instruction(first) == Template::None;
-    let bos = tokenizer.bos_id().filter(|bos| is_none && tokenizer.start_ids() != [*bos])?;
+    let bos = tokenizer.bos_id().filter(|bos| is_none && !tokenizer.start_ids().contains(bos))?;
     let token = tokenizer.show(bos);
     Some(format!(
         "note: BOS, {token}, stands before each text; the tokenizer itself puts none there (--template plain: none, as TRL)"

@@ -10,10 +10,10 @@ use crate::files::{follow_links, write_text};
 use crate::gpu::{Caps, Tuning};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 
-/// What `tune` found for a device.
+/// Tuning that `tune` found for a device.
 #[derive(Serialize, Deserialize)]
 struct Kept {
-    /// What was measured: of another version or driver, entries are stale and not taken.
+    /// Version that measured. Entries of another version or driver are stale and not taken.
     version: String,
     driver: String,
     fastest: Tuning,
