@@ -16,7 +16,7 @@ help:
 	@echo "make check-hlsl    every shader through Microsoft's compilers, FXC and DXC"
 	@echo "make test-windows  the program for Windows under Wine, Vulkan and DX12, against Linux (as root on Debian, half an hour)"
 	@echo "make build   the program: $(TARGET)/release/jointwise"
-	@echo "make lint    cargo fmt --check, clippy with warnings as errors"
+	@echo "make lint    cargo fmt --check, clippy and rustdoc with warnings as errors"
 	@echo "make clean   removes $(TARGET)"
 
 demo: build
@@ -58,6 +58,7 @@ driver:
 lint:
 	cargo fmt --check
 	cargo clippy -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet
 	cargo clippy --all-targets -- -D warnings -A clippy::unwrap_used # tests may unwrap
 	cargo fmt --check --manifest-path examples/browser/Cargo.toml
 	cargo clippy --manifest-path examples/browser/Cargo.toml -- -D warnings

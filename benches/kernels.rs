@@ -6,7 +6,7 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput};
 use jointwise::gpu::{DeviceChoice, Gpu};
 use jointwise::kernels::REGISTRY;
-use jointwise::kernels::measure::Prepared;
+use jointwise::kernels::measure::PreparedCase;
 use jointwise::kernels::shapes::MODELS;
 
 const TOKENS: usize = 256;
@@ -24,8 +24,9 @@ fn main() {
             group.throughput(Throughput::Elements(case.cost().flops.max(1)));
             let mut prepared = None;
             group.bench_function(case.label(), |b| {
-                let prepared = prepared
-                    .get_or_insert_with(|| pollster::block_on(Prepared::new(&gpu, case.as_ref())).expect("a device"));
+                let prepared = prepared.get_or_insert_with(|| {
+                    pollster::block_on(PreparedCase::new(&gpu, case.as_ref())).expect("a device")
+                });
                 b.iter_custom(|runs| {
                     let run = |_| pollster::block_on(prepared.run()).expect("a device").us;
                     Duration::from_secs_f64((0..runs).map(run).sum::<f64>() / 1e6)

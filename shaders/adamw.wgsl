@@ -3,12 +3,12 @@
 //   p ← p − (lr/c1)·m / (√v/√c2 + eps),   c = 1 − βᵗ
 // Elements below decay_end decay; the others (norm weights, biases) do not. A norm that is not finite leaves everything as it was.
 //
-// An invocation updates a quad: four neighbours. A workgroup updates 256 elements, which are a block of moments in eight bits.
+// An invocation updates a vec4: four neighbours. A workgroup updates 256 elements, which are a block of moments in eight bits.
 // How parameters and moments are stored is a module's matter: `shared/param`, `shared/moments`.
 
 import package::shared::grid::{flat_group};
-import package::shared::moments::{Moments, moments_of, keep_moments};
-import package::shared::param::{param_quad, keep_param_quad};
+import package::shared::moments::{Moments, load_moments, store_moments};
+import package::shared::param::{param_vec4, store_param_vec4};
 import package::shared::reduce::{WG};
 
 struct AdamwParams {
@@ -24,7 +24,7 @@ struct AdamwParams {
     step: f32,     // lr/c1
     root_c2: f32,  // √c2
     eps: f32,
-    first_quad: u32, // of the page, among all quads that are trained
+    first_vec4: u32, // of the page, among all vec4s that are trained
     number: u32,     // of this update
     key: u32,        // of chance
     pad: u32,
@@ -42,26 +42,26 @@ fn adamw(
     @builtin(local_invocation_id) local: vec3<u32>,
 ) {
     let block = flat_group(group, n_groups);
-    let quad = block * WG + local.x;
+    let vec4_at = block * WG + local.x;
     // Compilers may assume that there are no NaNs: look at the bits. The whole workgroup returns, or none of it: storing has barriers.
     if 4u * block * WG >= params.n || (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u {
         return;
     }
     var now: Moments;
-    let inside = 4u * quad < params.n;
+    let inside = 4u * vec4_at < params.n;
     if inside {
         var factor = params.scale;
         if params.max_norm > 0.0 {
             factor *= min(1.0, params.max_norm / (norm[0] + 1e-6));
         }
-        let gradient = g[quad] * factor;
-        let before = moments_of(quad);
+        let gradient = g[vec4_at] * factor;
+        let before = load_moments(vec4_at);
         now.m = params.beta1 * before.m + params.one_minus_beta1 * gradient;
         now.v = params.beta2 * before.v + params.one_minus_beta2 * gradient * gradient;
-        let p = param_quad(quad);
-        let decayed = p - select(0.0, params.lr_decay, 4u * quad < params.decay_end) * p;
+        let p = param_vec4(vec4_at);
+        let decayed = p - select(0.0, params.lr_decay, 4u * vec4_at < params.decay_end) * p;
         let updated = decayed - params.step * now.m / (sqrt(now.v) / params.root_c2 + params.eps);
-        keep_param_quad(quad, updated, vec2<u32>(params.first_quad + quad, params.number), params.key);
+        store_param_vec4(vec4_at, updated, vec2<u32>(params.first_vec4 + vec4_at, params.number), params.key);
     }
-    keep_moments(quad, local.x, inside, now);
+    store_moments(vec4_at, local.x, inside, now);
 }

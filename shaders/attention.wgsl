@@ -8,7 +8,7 @@
 // invocation owns a query (forward, d_q) or a key (d_k with d_v), and walks the other side, which all invocations of a workgroup walk
 // together: addresses of that side depend on the workgroup alone. No atomics: every sum has one owner.
 
-import package::shared::head_quads::{E, keys, load_q, load_kv, load_qkv, load_d_o};
+import package::shared::head_vec4s::{E, keys, load_q, load_kv, load_qkv, load_d_o};
 import package::shared::scores::{sees, within, next, capped, cap_slope};
 
 override TILE: u32 = 64u;
@@ -18,13 +18,13 @@ const MASKED = -1e30;
 @group(0) @binding(4) var<storage, read_write> o: array<f32>;   // (T, H·E)
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>; // (T, H)
 
-// A head's row in private memory: quads, in loops that compilers unroll into registers. Dimensions beyond E are zero.
-const QUADS = (E + 3u) / 4u;
+// A head's row in private memory: vec4s, in loops that compilers unroll into registers. Dimensions beyond E are zero.
+const VEC4S = (E + 3u) / 4u;
 
-fn store_o(at: u32, quad: u32, value: vec4<f32>) {
+fn store_o(at: u32, vec4_at: u32, value: vec4<f32>) {
     for (var c = 0u; c < 4u; c++) {
-        if 4u * quad + c < E {
-            o[at + 4u * quad + c] = value[c];
+        if 4u * vec4_at + c < E {
+            o[at + 4u * vec4_at + c] = value[c];
         }
     }
 }
@@ -38,9 +38,9 @@ fn attention_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoc
     let view = segments[row];
     let kv_head = head / (params.heads / params.kv_heads);
     let q_at = params.q_start + row * params.q_stride + head * E;
-    var mine: array<vec4<f32>, QUADS>;
-    var acc: array<vec4<f32>, QUADS>;
-    for (var d = 0u; d < QUADS; d++) {
+    var mine: array<vec4<f32>, VEC4S>;
+    var acc: array<vec4<f32>, VEC4S>;
+    for (var d = 0u; d < VEC4S; d++) {
         mine[d] = load_q(q_at, d);
         acc[d] = vec4<f32>();
     }
@@ -50,7 +50,7 @@ fn attention_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoc
     for (var j = walk.x; j < walk.w; j = next(walk, j, 1u)) {
         let k_at = params.k_start + j * params.kv_stride + kv_head * E;
         var product = 0.0;
-        for (var d = 0u; d < QUADS; d++) {
+        for (var d = 0u; d < VEC4S; d++) {
             product += dot(mine[d], load_kv(k_at, d));
         }
         // No branch: lanes that do not see the key add nothing.
@@ -62,7 +62,7 @@ fn attention_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoc
         total = total * shrink + p;
         top = now;
         let v_at = params.v_start + j * params.kv_stride + kv_head * E;
-        for (var d = 0u; d < QUADS; d++) {
+        for (var d = 0u; d < VEC4S; d++) {
             acc[d] = acc[d] * shrink + p * load_kv(v_at, d);
         }
     }
@@ -70,7 +70,7 @@ fn attention_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoc
         return;
     }
     let o_at = (i * params.heads + head) * E;
-    for (var d = 0u; d < QUADS; d++) {
+    for (var d = 0u; d < VEC4S; d++) {
         store_o(o_at, d, acc[d] / total);
     }
     lse[i * params.heads + head] = top + log(total);
@@ -97,10 +97,10 @@ fn attention_bwd_delta(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local
 
 @group(0) @binding(6) var<storage, read_write> d_qkv: array<f32>;
 
-fn store_d(at: u32, quad: u32, value: vec4<f32>) {
+fn store_d(at: u32, vec4_at: u32, value: vec4<f32>) {
     for (var c = 0u; c < 4u; c++) {
-        if 4u * quad + c < E {
-            d_qkv[at + 4u * quad + c] = value[c];
+        if 4u * vec4_at + c < E {
+            d_qkv[at + 4u * vec4_at + c] = value[c];
         }
     }
 }
@@ -115,15 +115,15 @@ fn attention_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
     let kv_head = head / (params.heads / params.kv_heads);
     let q_at = params.q_start + row * params.q_stride + head * E;
     let o_at = (row * params.heads + head) * E;
-    var mine: array<vec4<f32>, QUADS>;
-    var pull: array<vec4<f32>, QUADS>;
-    var acc: array<vec4<f32>, QUADS>;
-    for (var d = 0u; d < QUADS; d++) {
+    var mine: array<vec4<f32>, VEC4S>;
+    var pull: array<vec4<f32>, VEC4S>;
+    var acc: array<vec4<f32>, VEC4S>;
+    for (var d = 0u; d < VEC4S; d++) {
         mine[d] = load_qkv(q_at, d);
         pull[d] = load_d_o(o_at, d);
         acc[d] = vec4<f32>();
     }
-    let level = lse_saved[row * params.heads + head];
+    let row_exponent = lse_saved[row * params.heads + head];
     let even = delta[row * params.heads + head];
     let walk = within(params.t, spans[params.query_tiles + group.x]);
     for (var j = walk.x; j < walk.w; j = next(walk, j, 1u)) {
@@ -131,21 +131,21 @@ fn attention_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
         let v_at = params.v_start + j * params.kv_stride + kv_head * E;
         var product = 0.0;
         var d_p = 0.0;
-        for (var d = 0u; d < QUADS; d++) {
+        for (var d = 0u; d < VEC4S; d++) {
             product += dot(mine[d], load_qkv(k_at, d));
             d_p += dot(pull[d], load_qkv(v_at, d));
         }
         let s = capped(product);
-        let pull_s = exp(s - level) * (d_p - even) * cap_slope(s) * params.scale;
+        let pull_s = exp(s - row_exponent) * (d_p - even) * cap_slope(s) * params.scale;
         let d_s = select(0.0, pull_s, sees(view, j));
-        for (var d = 0u; d < QUADS; d++) {
+        for (var d = 0u; d < VEC4S; d++) {
             acc[d] += d_s * load_qkv(k_at, d);
         }
     }
     if i >= params.t {
         return;
     }
-    for (var d = 0u; d < QUADS; d++) {
+    for (var d = 0u; d < VEC4S; d++) {
         store_d(q_at, d, acc[d]);
     }
 }
@@ -159,11 +159,11 @@ fn attention_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_in
     let ratio = params.heads / params.kv_heads;
     let k_at = params.k_start + row * params.kv_stride + kv_head * E;
     let v_at = params.v_start + row * params.kv_stride + kv_head * E;
-    var key: array<vec4<f32>, QUADS>;
-    var value: array<vec4<f32>, QUADS>;
-    var d_key: array<vec4<f32>, QUADS>;
-    var d_value: array<vec4<f32>, QUADS>;
-    for (var d = 0u; d < QUADS; d++) {
+    var key: array<vec4<f32>, VEC4S>;
+    var value: array<vec4<f32>, VEC4S>;
+    var d_key: array<vec4<f32>, VEC4S>;
+    var d_value: array<vec4<f32>, VEC4S>;
+    for (var d = 0u; d < VEC4S; d++) {
         key[d] = load_qkv(k_at, d);
         value[d] = load_qkv(v_at, d);
         d_key[d] = vec4<f32>();
@@ -178,7 +178,7 @@ fn attention_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_in
             let o_at = (i * params.heads + head) * E;
             var product = 0.0;
             var d_p = 0.0;
-            for (var d = 0u; d < QUADS; d++) {
+            for (var d = 0u; d < VEC4S; d++) {
                 product += dot(key[d], load_qkv(q_at, d));
                 d_p += dot(value[d], load_d_o(o_at, d));
             }
@@ -186,7 +186,7 @@ fn attention_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_in
             let p = select(0.0, exp(s - lse_saved[i * params.heads + head]), seen);
             let slope = (d_p - delta[i * params.heads + head]) * cap_slope(s) * params.scale;
             let d_s = select(0.0, p * slope, seen);
-            for (var d = 0u; d < QUADS; d++) {
+            for (var d = 0u; d < VEC4S; d++) {
                 d_key[d] += d_s * load_qkv(q_at, d);
                 d_value[d] += p * load_d_o(o_at, d);
             }
@@ -195,7 +195,7 @@ fn attention_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_in
     if j >= params.t {
         return;
     }
-    for (var d = 0u; d < QUADS; d++) {
+    for (var d = 0u; d < VEC4S; d++) {
         store_d(k_at, d, d_key[d]);
         store_d(v_at, d, d_value[d]);
     }

@@ -1,20 +1,20 @@
-// The attention of attention.wgsl on cooperative matrices (tensor cores): f16 operands, f32 sums. Heads' rows are of whole, aligned quads.
+// The attention of attention.wgsl on cooperative matrices (tensor cores): f16 operands, f32 sums. Heads' rows are of whole, aligned vec4s.
 //
-// q, k, v and d_o come as halves with a level a row (attention_halves.wgsl): one f16 each, or where SPLIT two, and then three products for
+// q, k, v and d_o come as halves with a row exponent a row (attention_split_f16.wgsl): one f16 each, or where SPLIT two, and then three products for
 // one, as in matmul_coop.wgsl. A workgroup of four subgroups owns a tile of rows of one segment (queries; keys in bwd_kv) and walks the other
 // side in blocks of BLOCK rows. A subgroup has EDGE own rows; SHARE of them have the same ones, and divide columns.
 //
-// Scores, and d_o·v, are summed over E in fragments, pass through workgroup memory, and each invocation takes COLUMNS of one row: levels are
+// Scores, and d_o·v, are summed over E in fragments, pass through workgroup memory, and each invocation takes COLUMNS of one row: row exponents are
 // undone, the softmax is f32. The weights of the other side's rows that follow (p, d_s) are put down as halves, and multiplied with these rows
 // into outputs, which stay in fragments for the whole walk.
 //
-// Fragments cannot be scaled by rows. So weights are, by a power of two that a row keeps, its level, into which go the levels of the other side's
+// Fragments cannot be scaled by rows. So weights are, by a power of two that a row keeps, its row exponent, into which go the row exponents of the other side's
 // rows: f16's range does not matter for d_s either, which is 1e-6 in training. Where a block's weights pass 2¹⁵, outputs go through workgroup
-// memory once and are scaled there; the new level leaves HEADROOM, so that this is rare. In the forward pass the softmax needs no other maximum.
+// memory once and are scaled there; the new row exponent leaves HEADROOM, so that this is rare. In the forward pass the softmax needs no other maximum.
 //
 // Bits do not depend on what is packed beside a row, whatever a tensor core's order of sums: blocks are of positions, from 0 on, not of rows; a
 // position's row is in the prefix or in the segment itself. So a sum's fragments are the same alone, behind other sequences, and behind a
-// prefix; what is not seen has weights of zero; own rows are the fragments' rows, which do not mix; levels are powers of two.
+// prefix; what is not seen has weights of zero; own rows are the fragments' rows, which do not mix; row exponents are powers of two.
 //
 // With fragments of 16×16 and E = 64, a block of the forward pass is 2·64·32·64 multiply-adds (SPLIT: three times that on tensor cores) for
 // 2·32·64 values of the other side from memory, and 64·64 own ones from a cache: 16 operations a byte where SPLIT, 32 else. A
@@ -23,9 +23,9 @@
 // memory: 25 KiB where SPLIT; 15 KiB with fragments of 8×8. Sizes are chosen by this reasoning; they were not measured on a GPU.
 
 import package::shared::scores::{sees, capped, cap_slope};
-import package::shared::levels::{LOG2_E, LN_2, LOWEST};
+import package::shared::exponents::{LOG2_E, LN_2, LOWEST};
 import package::shared::halves::{SPLIT, rounded};
-import package::shared::head_halves::{E, WIDTH, halves_at};
+import package::shared::head_split_f16::{E, WIDTH, halves_at};
 import package::shared::fragment8::{EDGE, Left, Right, Sum, begin_slice, end_slice};
 
 override LANES: u32 = 128u; // of four subgroups
@@ -41,7 +41,7 @@ const SCORES = BLOCK / EDGE / SHARE;  // fragments of a subgroup
 const OUTPUTS = WIDTH / EDGE / SHARE; // the same
 const PAD = 8u; // rows begin at 16 bytes, and at different banks
 const WEIGHTS_ROW = BLOCK + PAD;
-const THEIRS_ROW = SLICE + PAD;
+const OTHER_ROW = SLICE + PAD;
 const VALUES_ROW = BLOCK + PAD / 2u;
 
 const HIGHEST_HALF = 15; // log2 of the largest weight
@@ -49,14 +49,14 @@ const HEADROOM = 6;
 const NO_LEVEL = -10000; // of a row that has seen nothing
 
 @group(0) @binding(1) var<storage, read> halves: array<f16>;
-@group(0) @binding(2) var<storage, read> quads: array<vec4<f16>>; // the same
+@group(0) @binding(2) var<storage, read> vec4s: array<vec4<f16>>; // the same
 @group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>; // (T, H·E)
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;     // (T, H)
-@group(0) @binding(6) var<storage, read> levels: array<i32>;        // (heads, T)
+@group(0) @binding(6) var<storage, read> row_exponents: array<i32>;        // (heads, T)
 @group(0) @binding(7) var<storage, read_write> d_qkv: array<vec4<f32>>;
 
-var<workgroup> theirs_high: array<f16, BLOCK * THEIRS_ROW>;
-var<workgroup> theirs_low: array<f16, select(1u, BLOCK * THEIRS_ROW, SPLIT)>;
+var<workgroup> other_high: array<f16, BLOCK * OTHER_ROW>;
+var<workgroup> other_low: array<f16, select(1u, BLOCK * OTHER_ROW, SPLIT)>;
 var<workgroup> weights_high: array<f16, TILE * WEIGHTS_ROW>;
 var<workgroup> weights_low: array<f16, select(1u, TILE * WEIGHTS_ROW, SPLIT)>;
 var<workgroup> values: array<f32, TILE * VALUES_ROW>;
@@ -78,7 +78,7 @@ fn lane_of(index: u32, subgroup: u32) -> Lane {
 }
 
 // Positions from `begin` to `end`: those below n_prefix are rows of the prefix, others of a segment, whose position 0 would be at `own`.
-struct Walk {
+struct KeyRange {
     prefix: u32,
     n_prefix: u32,
     own: u32,
@@ -86,12 +86,12 @@ struct Walk {
     end: u32,
 }
 
-fn is_on(walk: Walk, position: u32) -> bool {
+fn is_on(walk: KeyRange, position: u32) -> bool {
     return position >= walk.begin && position < walk.end;
 }
 
 // The row at a position; some row of the walk where it is not on it.
-fn row_at(walk: Walk, position: u32) -> u32 {
+fn row_at(walk: KeyRange, position: u32) -> u32 {
     let p = clamp(position, walk.begin, walk.end - 1u);
     return select(walk.own + p, walk.prefix + p, p < walk.n_prefix);
 }
@@ -105,12 +105,12 @@ fn value_head(kv_head: u32) -> u32 {
     return params.heads + params.kv_heads + kv_head;
 }
 
-fn pull_head(head: u32) -> u32 {
+fn d_o_head(head: u32) -> u32 {
     return params.heads + 2u * params.kv_heads + head;
 }
 
-fn level_of(head: u32, row: u32) -> i32 {
-    return levels[head * params.t + min(row, params.t - 1u)];
+fn row_exponent_of(head: u32, row: u32) -> i32 {
+    return row_exponents[head * params.t + min(row, params.t - 1u)];
 }
 
 // 2^n; at least 2^-126.
@@ -124,24 +124,24 @@ fn exponent(x: f32) -> i32 {
 }
 
 // A slice of a block's rows of a head, from a column on.
-fn load_theirs(lane: u32, head: u32, walk: Walk, at: u32, column: u32) {
+fn load_other(lane: u32, head: u32, walk: KeyRange, at: u32, column: u32) {
     workgroupBarrier();
     for (var i = lane; i < BLOCK * (SLICE / 4u); i += LANES) {
         let row = i / (SLICE / 4u);
         let d = i % (SLICE / 4u) * 4u;
         let source = (halves_at(params.t, head, row_at(walk, at + row)) + column + d) / 4u;
-        let to = row * THEIRS_ROW + d;
-        let high = quads[source];
-        theirs_high[to] = high.x;
-        theirs_high[to + 1u] = high.y;
-        theirs_high[to + 2u] = high.z;
-        theirs_high[to + 3u] = high.w;
+        let to = row * OTHER_ROW + d;
+        let high = vec4s[source];
+        other_high[to] = high.x;
+        other_high[to + 1u] = high.y;
+        other_high[to + 2u] = high.z;
+        other_high[to + 3u] = high.w;
         if SPLIT {
-            let low = quads[source + params.t * (WIDTH / 4u)];
-            theirs_low[to] = low.x;
-            theirs_low[to + 1u] = low.y;
-            theirs_low[to + 2u] = low.z;
-            theirs_low[to + 3u] = low.w;
+            let low = vec4s[source + params.t * (WIDTH / 4u)];
+            other_low[to] = low.x;
+            other_low[to + 1u] = low.y;
+            other_low[to + 2u] = low.z;
+            other_low[to + 3u] = low.w;
         }
     }
     workgroupBarrier();
@@ -153,13 +153,13 @@ fn value_at(me: Lane, fragment: u32) -> u32 {
 }
 
 // Products of the own rows of head `mine` with a block of head `theirs`: of the invocation's row and columns.
-fn products(me: Lane, mine: u32, own: u32, theirs: u32, walk: Walk, at: u32) -> array<f32, COLUMNS> {
+fn tile_dots(me: Lane, mine: u32, own: u32, other: u32, walk: KeyRange, at: u32) -> array<f32, COLUMNS> {
     var sums: array<Sum, SCORES>;
     for (var n = 0u; n < SCORES; n++) {
         sums[n] = Sum();
     }
     for (var column = 0u; column < WIDTH; column += SLICE) {
-        load_theirs(me.index, theirs, walk, at, column);
+        load_other(me.index, other, walk, at, column);
         var parts: array<Sum, SCORES>;
         for (var n = 0u; n < SCORES; n++) {
             parts[n] = begin_slice(sums[n]);
@@ -173,11 +173,11 @@ fn products(me: Lane, mine: u32, own: u32, theirs: u32, walk: Walk, at: u32) -> 
                 left_low = coopLoadT<Left>(&halves[own_at + params.t * WIDTH], WIDTH);
             }
             for (var n = 0u; n < SCORES; n++) {
-                let theirs_at = (n * SHARE * EDGE + me.part) * THEIRS_ROW + k;
-                let right = coopLoad<Right>(&theirs_high[theirs_at], THEIRS_ROW);
+                let other_at = (n * SHARE * EDGE + me.part) * OTHER_ROW + k;
+                let right = coopLoad<Right>(&other_high[other_at], OTHER_ROW);
                 if SPLIT {
                     parts[n] = coopMultiplyAdd(left_low, right, parts[n]);
-                    parts[n] = coopMultiplyAdd(left, coopLoad<Right>(&theirs_low[theirs_at], THEIRS_ROW), parts[n]);
+                    parts[n] = coopMultiplyAdd(left, coopLoad<Right>(&other_low[other_at], OTHER_ROW), parts[n]);
                 }
                 parts[n] = coopMultiplyAdd(left, right, parts[n]);
             }
@@ -190,17 +190,17 @@ fn products(me: Lane, mine: u32, own: u32, theirs: u32, walk: Walk, at: u32) -> 
         coopStoreT(sums[n], &values[value_at(me, n)], VALUES_ROW);
     }
     workgroupBarrier();
-    let factor = two_to(level_of(mine, own + me.row));
+    let factor = two_to(row_exponent_of(mine, own + me.row));
     var results: array<f32, COLUMNS>;
     for (var n = 0u; n < COLUMNS; n++) {
         let c = me.column + n * PARTS;
-        results[n] = values[me.row * VALUES_ROW + c] * factor * two_to(level_of(theirs, row_at(walk, at + c)));
+        results[n] = values[me.row * VALUES_ROW + c] * factor * two_to(row_exponent_of(other, row_at(walk, at + c)));
     }
     return results;
 }
 
-// Outputs from fragment `first` on, in `values`, times 2^n·factor of each row. A level may be below f32's range.
-fn put_outputs(me: Lane, first: u32, outputs: ptr<function, array<Sum, OUTPUTS>>, n: i32, factor: f32) {
+// Outputs from fragment `first` on, in `values`, times 2^n·factor of each row. A row exponent may be below f32's range.
+fn store_outputs_scaled(me: Lane, first: u32, outputs: ptr<function, array<Sum, OUTPUTS>>, n: i32, factor: f32) {
     workgroupBarrier();
     for (var f = first; f < min(first + SCORES, OUTPUTS); f++) {
         coopStoreT((*outputs)[f], &values[value_at(me, f - first)], VALUES_ROW);
@@ -213,13 +213,13 @@ fn put_outputs(me: Lane, first: u32, outputs: ptr<function, array<Sum, OUTPUTS>>
     workgroupBarrier();
 }
 
-fn value_quad(row: u32, column: u32) -> vec4<f32> {
+fn value_vec4(row: u32, column: u32) -> vec4<f32> {
     let x = row * VALUES_ROW + column;
     return vec4<f32>(values[x], values[x + 1u], values[x + 2u], values[x + 3u]);
 }
 
-// A level at which weights below 2^needed fit, for the row that PARTS invocations share; outputs, of the old level, are brought to it.
-fn raised(me: Lane, needed: i32, level: i32, outputs: ptr<function, array<Sum, OUTPUTS>>) -> i32 {
+// A row exponent at which weights below 2^needed fit, for the row that PARTS invocations share; outputs, of the old row exponent, are brought to it.
+fn raise_exponent(me: Lane, needed: i32, row_exponent: i32, outputs: ptr<function, array<Sum, OUTPUTS>>) -> i32 {
     tops[me.index] = needed;
     if me.index == 0u {
         atomicStore(&rises, 0u);
@@ -229,14 +229,14 @@ fn raised(me: Lane, needed: i32, level: i32, outputs: ptr<function, array<Sum, O
     for (var n = 0u; n < PARTS; n++) {
         top = max(top, tops[me.row * PARTS + n]);
     }
-    let is_higher = top > level + HIGHEST_HALF;
+    let is_higher = top > row_exponent + HIGHEST_HALF;
     if is_higher {
         atomicStore(&rises, 1u);
     }
-    let now = select(level, top - HIGHEST_HALF + HEADROOM, is_higher);
+    let now = select(row_exponent, top - HIGHEST_HALF + HEADROOM, is_higher);
     if workgroupUniformLoad(&rises) != 0u {
         for (var first = 0u; first < OUTPUTS; first += SCORES) {
-            put_outputs(me, first, outputs, level - now, 1.0);
+            store_outputs_scaled(me, first, outputs, row_exponent - now, 1.0);
             for (var f = first; f < min(first + SCORES, OUTPUTS); f++) {
                 (*outputs)[f] = coopLoadT<Sum>(&values[value_at(me, f - first)], VALUES_ROW);
             }
@@ -255,20 +255,20 @@ fn store_weight(me: Lane, n: u32, weight: f32) {
 }
 
 // Adds a block of head `theirs` by the weights.
-fn add_weighted(me: Lane, theirs: u32, walk: Walk, at: u32, outputs: ptr<function, array<Sum, OUTPUTS>>) {
+fn add_weighted(me: Lane, other: u32, walk: KeyRange, at: u32, outputs: ptr<function, array<Sum, OUTPUTS>>) {
     for (var column = 0u; column < WIDTH; column += SLICE) {
-        load_theirs(me.index, theirs, walk, at, column);
+        load_other(me.index, other, walk, at, column);
         for (var j = 0u; j < SLICE / EDGE / SHARE; j++) {
             let output = column / EDGE / SHARE + j;
             var part = begin_slice((*outputs)[output]);
             for (var k = 0u; k < BLOCK; k += EDGE) {
                 let weights_at = me.block * WEIGHTS_ROW + k;
-                let theirs_at = k * THEIRS_ROW + j * SHARE * EDGE + me.part;
+                let other_at = k * OTHER_ROW + j * SHARE * EDGE + me.part;
                 let left = coopLoadT<Left>(&weights_high[weights_at], WEIGHTS_ROW);
-                let right = coopLoadT<Right>(&theirs_high[theirs_at], THEIRS_ROW);
+                let right = coopLoadT<Right>(&other_high[other_at], OTHER_ROW);
                 if SPLIT {
                     part = coopMultiplyAdd(coopLoadT<Left>(&weights_low[weights_at], WEIGHTS_ROW), right, part);
-                    part = coopMultiplyAdd(left, coopLoadT<Right>(&theirs_low[theirs_at], THEIRS_ROW), part);
+                    part = coopMultiplyAdd(left, coopLoadT<Right>(&other_low[other_at], OTHER_ROW), part);
                 }
                 part = coopMultiplyAdd(left, right, part);
             }
@@ -289,34 +289,34 @@ fn attention_coop_fwd(
     let kv_head = head / (params.heads / params.kv_heads);
     let tile = segments[params.query_tiles + 2u * group.x];
     let rows = segments[params.query_tiles + 2u * group.x + 1u];
-    let walk = Walk(rows.x, rows.y, rows.z, tile.z, min(tile.w, params.t));
+    let walk = KeyRange(rows.x, rows.y, rows.z, tile.z, min(tile.w, params.t));
     let view = select(vec4<u32>(), segments[min(tile.x + me.row, params.t - 1u)], me.row < tile.y);
     var outputs: array<Sum, OUTPUTS>;
     for (var n = 0u; n < OUTPUTS; n++) {
         outputs[n] = Sum();
     }
-    var level = NO_LEVEL;
+    var row_exponent = NO_LEVEL;
     var total = 0.0;
     for (var at = walk.begin / BLOCK * BLOCK; at < walk.end; at += BLOCK) {
-        var s = products(me, head, tile.x, key_head(kv_head), walk, at);
+        var s = tile_dots(me, head, tile.x, key_head(kv_head), walk, at);
         var needed = NO_LEVEL;
         for (var n = 0u; n < COLUMNS; n++) {
             let position = at + me.column + n * PARTS;
             let row = row_at(walk, position);
             let seen = is_on(walk, position) && sees(view, row);
             s[n] = select(LOWEST, capped(s[n]) * LOG2_E, seen);
-            needed = max(needed, select(NO_LEVEL, i32(ceil(s[n])) + level_of(value_head(kv_head), row), seen));
+            needed = max(needed, select(NO_LEVEL, i32(ceil(s[n])) + row_exponent_of(value_head(kv_head), row), seen));
         }
-        let now = raised(me, needed, level, &outputs);
-        total *= two_to(level - now);
-        level = now;
+        let now = raise_exponent(me, needed, row_exponent, &outputs);
+        total *= two_to(row_exponent - now);
+        row_exponent = now;
         for (var n = 0u; n < COLUMNS; n++) {
             let row = row_at(walk, at + me.column + n * PARTS);
             let whole = floor(s[n]);
             let p = select(exp2(s[n] - whole), 0.0, s[n] == LOWEST);
-            let above = i32(whole) - level;
+            let above = i32(whole) - row_exponent;
             total += p * two_to(above);
-            store_weight(me, n, p * two_to(above + level_of(value_head(kv_head), row)));
+            store_weight(me, n, p * two_to(above + row_exponent_of(value_head(kv_head), row)));
         }
         add_weighted(me, value_head(kv_head), walk, at, &outputs);
     }
@@ -330,16 +330,16 @@ fn attention_coop_fwd(
     if me.column == 0u && me.row < tile.y {
         // Of the total, too, its power of two apart: the logarithm's error is not that of a large number.
         let shift = exponent(total);
-        lse[(tile.x + me.row) * params.heads + head] = f32(level + shift) * LN_2 + log(total * two_to(-shift));
+        lse[(tile.x + me.row) * params.heads + head] = f32(row_exponent + shift) * LN_2 + log(total * two_to(-shift));
     }
     for (var first = 0u; first < OUTPUTS; first += SCORES) {
-        put_outputs(me, first, &outputs, 0, 1.0 / total);
+        store_outputs_scaled(me, first, &outputs, 0, 1.0 / total);
         for (var i = lane; i < TILE * (BLOCK / 4u); i += LANES) {
             let row = i / (BLOCK / 4u);
             let c = i % (BLOCK / 4u) * 4u;
             let column = first * SHARE * EDGE + c;
             if row < tile.y && column < E {
-                o[(((tile.x + row) * params.heads + head) * E + column) / 4u] = value_quad(row, c);
+                o[(((tile.x + row) * params.heads + head) * E + column) / 4u] = value_vec4(row, c);
             }
         }
     }
@@ -349,20 +349,20 @@ fn attention_coop_fwd(
 fn store_d(
     me: Lane,
     outputs: ptr<function, array<Sum, OUTPUTS>>,
-    level: i32,
+    row_exponent: i32,
     own: u32,
     n_rows: u32,
     start: u32,
     stride: u32,
 ) {
     for (var first = 0u; first < OUTPUTS; first += SCORES) {
-        put_outputs(me, first, outputs, level, 1.0);
+        store_outputs_scaled(me, first, outputs, row_exponent, 1.0);
         for (var i = me.index; i < TILE * (BLOCK / 4u); i += LANES) {
             let row = i / (BLOCK / 4u);
             let c = i % (BLOCK / 4u) * 4u;
             let column = first * SHARE * EDGE + c;
             if row < n_rows && column < E {
-                d_qkv[(start + (own + row) * stride + column) / 4u] = value_quad(row, c);
+                d_qkv[(start + (own + row) * stride + column) / 4u] = value_vec4(row, c);
             }
         }
     }
@@ -380,7 +380,7 @@ fn attention_coop_bwd_q(
     let kv_head = head / (params.heads / params.kv_heads);
     let tile = spans[params.query_tiles + 2u * group.x];
     let rows = spans[params.query_tiles + 2u * group.x + 1u];
-    let walk = Walk(rows.x, rows.y, rows.z, tile.z, min(tile.w, params.t));
+    let walk = KeyRange(rows.x, rows.y, rows.z, tile.z, min(tile.w, params.t));
     let query = min(tile.x + me.row, params.t - 1u);
     let view = select(vec4<u32>(), spans[query], me.row < tile.y);
     let top = lse_saved[query * params.heads + head];
@@ -389,10 +389,10 @@ fn attention_coop_bwd_q(
     for (var n = 0u; n < OUTPUTS; n++) {
         outputs[n] = Sum();
     }
-    var level = NO_LEVEL;
+    var row_exponent = NO_LEVEL;
     for (var at = walk.begin / BLOCK * BLOCK; at < walk.end; at += BLOCK) {
-        var s = products(me, head, tile.x, key_head(kv_head), walk, at);
-        var d_s = products(me, pull_head(head), tile.x, value_head(kv_head), walk, at);
+        var s = tile_dots(me, head, tile.x, key_head(kv_head), walk, at);
+        var d_s = tile_dots(me, d_o_head(head), tile.x, value_head(kv_head), walk, at);
         var needed = NO_LEVEL;
         for (var n = 0u; n < COLUMNS; n++) {
             let position = at + me.column + n * PARTS;
@@ -401,16 +401,16 @@ fn attention_coop_bwd_q(
             let score = capped(s[n]);
             let slope = exp(score - top) * cap_slope(score) * params.scale;
             d_s[n] = select(0.0, slope * (d_s[n] - even), seen);
-            needed = max(needed, exponent(d_s[n]) + level_of(key_head(kv_head), row));
+            needed = max(needed, exponent(d_s[n]) + row_exponent_of(key_head(kv_head), row));
         }
-        level = raised(me, needed, level, &outputs);
+        row_exponent = raise_exponent(me, needed, row_exponent, &outputs);
         for (var n = 0u; n < COLUMNS; n++) {
             let row = row_at(walk, at + me.column + n * PARTS);
-            store_weight(me, n, d_s[n] * two_to(level_of(key_head(kv_head), row) - level));
+            store_weight(me, n, d_s[n] * two_to(row_exponent_of(key_head(kv_head), row) - row_exponent));
         }
         add_weighted(me, key_head(kv_head), walk, at, &outputs);
     }
-    store_d(me, &outputs, level, tile.x, tile.y, params.q_start + head * E, params.q_stride);
+    store_d(me, &outputs, row_exponent, tile.x, tile.y, params.q_start + head * E, params.q_stride);
 }
 
 @compute @workgroup_size(LANES)
@@ -431,15 +431,15 @@ fn attention_coop_bwd_kv(
         d_key[n] = Sum();
         d_value[n] = Sum();
     }
-    var level_of_key = NO_LEVEL;
-    var level_of_value = NO_LEVEL;
+    var row_exponent_of_key = NO_LEVEL;
+    var row_exponent_of_value = NO_LEVEL;
     for (var head = kv_head * ratio; head < (kv_head + 1u) * ratio; head++) {
         for (var run = tile.z; run < min(tile.w, arrayLength(&spans)); run++) {
             let queries = spans[run];
-            let walk = Walk(0u, 0u, queries.x, queries.y, min(queries.z, params.t));
+            let walk = KeyRange(0u, 0u, queries.x, queries.y, min(queries.z, params.t));
             for (var at = walk.begin / BLOCK * BLOCK; at < walk.end; at += BLOCK) {
-                var p = products(me, key_head(kv_head), tile.x, head, walk, at);
-                var d_s = products(me, value_head(kv_head), tile.x, pull_head(head), walk, at);
+                var p = tile_dots(me, key_head(kv_head), tile.x, head, walk, at);
+                var d_s = tile_dots(me, value_head(kv_head), tile.x, d_o_head(head), walk, at);
                 var needed_by_value = NO_LEVEL;
                 var needed_by_key = NO_LEVEL;
                 for (var n = 0u; n < COLUMNS; n++) {
@@ -450,24 +450,24 @@ fn attention_coop_bwd_kv(
                     p[n] = select(0.0, exp(score - lse_saved[query * params.heads + head]), seen);
                     let pull = d_s[n] - delta[query * params.heads + head];
                     d_s[n] = select(0.0, p[n] * cap_slope(score) * params.scale * pull, seen);
-                    needed_by_value = max(needed_by_value, exponent(p[n]) + level_of(pull_head(head), query));
-                    needed_by_key = max(needed_by_key, exponent(d_s[n]) + level_of(head, query));
+                    needed_by_value = max(needed_by_value, exponent(p[n]) + row_exponent_of(d_o_head(head), query));
+                    needed_by_key = max(needed_by_key, exponent(d_s[n]) + row_exponent_of(head, query));
                 }
-                level_of_value = raised(me, needed_by_value, level_of_value, &d_value);
+                row_exponent_of_value = raise_exponent(me, needed_by_value, row_exponent_of_value, &d_value);
                 for (var n = 0u; n < COLUMNS; n++) {
                     let query = row_at(walk, at + me.column + n * PARTS);
-                    store_weight(me, n, p[n] * two_to(level_of(pull_head(head), query) - level_of_value));
+                    store_weight(me, n, p[n] * two_to(row_exponent_of(d_o_head(head), query) - row_exponent_of_value));
                 }
-                add_weighted(me, pull_head(head), walk, at, &d_value);
-                level_of_key = raised(me, needed_by_key, level_of_key, &d_key);
+                add_weighted(me, d_o_head(head), walk, at, &d_value);
+                row_exponent_of_key = raise_exponent(me, needed_by_key, row_exponent_of_key, &d_key);
                 for (var n = 0u; n < COLUMNS; n++) {
                     let query = row_at(walk, at + me.column + n * PARTS);
-                    store_weight(me, n, d_s[n] * two_to(level_of(head, query) - level_of_key));
+                    store_weight(me, n, d_s[n] * two_to(row_exponent_of(head, query) - row_exponent_of_key));
                 }
                 add_weighted(me, head, walk, at, &d_key);
             }
         }
     }
-    store_d(me, &d_key, level_of_key, tile.x, tile.y, params.k_start + kv_head * E, params.kv_stride);
-    store_d(me, &d_value, level_of_value, tile.x, tile.y, params.v_start + kv_head * E, params.kv_stride);
+    store_d(me, &d_key, row_exponent_of_key, tile.x, tile.y, params.k_start + kv_head * E, params.kv_stride);
+    store_d(me, &d_value, row_exponent_of_value, tile.x, tile.y, params.v_start + kv_head * E, params.kv_stride);
 }

@@ -1,36 +1,36 @@
-// The attention of attention.wgsl for GPUs, where heads' rows are of whole, aligned quads.
+// The attention of attention.wgsl for GPUs, where heads' rows are of whole, aligned vec4s.
 //
 // A workgroup owns TILE = 4·DOWN rows (queries; keys in bwd_kv) and walks the other side in blocks of BLOCK rows. For scores, and for d_o·v,
-// slices of SLICE quads of E of both sides pass through workgroup memory, as in matmul_tiles.wgsl, and an invocation computes 4 × PART values in
+// slices of SLICE vec4s of E of both sides pass through workgroup memory, as in matmul_tiles.wgsl, and an invocation computes 4 × PART values in
 // registers. The weights that follow take the own slices' place, the other side's rows come once more, whole, ROWS at a time, and an
-// invocation adds them up into 4 rows × WIDE quads of outputs. So 4 rows are shared by ACROSS invocations.
+// invocation adds them up into 4 rows × WIDE vec4s of outputs. So 4 rows are shared by ACROSS invocations.
 //
 // A block costs a workgroup of 64 rows at E = 64, forward, 2·64·32·64 multiply-adds for (64 + 2·32)·64 values from memory or its caches: 16
-// operations a byte. A quad from workgroup memory serves 8 multiply-adds in scores, 11 in outputs; in attention.wgsl each quad that is loaded
-// serves 4, and an invocation keeps 2·E values and more in registers, where it has 56 here at E = 64 (outputs 32, scores 16, levels and totals 8)
+// operations a byte. A vec4 from workgroup memory serves 8 multiply-adds in scores, 11 in outputs; in attention.wgsl each vec4 that is loaded
+// serves 4, and an invocation keeps 2·E values and more in registers, where it has 56 here at E = 64 (outputs 32, scores 16, row exponents and totals 8)
 // and 88 at most, besides operands. Workgroup memory: 2 × 8 KiB.
 // Sizes are chosen by this reasoning; they were not measured on a GPU.
 //
 // What a row gets must not depend on how the other side falls into blocks, which depends on the rows that are packed beside it. Terms are added in
-// the order of the other side's rows, by one invocation, those that are not seen being zeros; so is a sum over E; and shared/levels scales
+// the order of the other side's rows, by one invocation, those that are not seen being zeros; so is a sum over E; and shared/exponents scales
 // by powers of two. Only of maxima do invocations put theirs together.
 //
 // In workgroup memory, neighbours in a row are turned by the row's number: neighbours on either axis lie in different banks.
 
 import package::shared::scores::{sees, within, part_end, next, capped, cap_slope};
-import package::shared::levels::{LOG2_E, LN_2, LOWEST, powers};
+import package::shared::exponents::{LOG2_E, LN_2, LOWEST, pow2_vec4};
 
 override E: u32 = 64u;
-override SLICE: u32 = 8u;   // at most 8; divides E's quads
-override ROWS: u32 = 32u;   // divides BLOCK; as many as 512 quads hold
+override SLICE: u32 = 8u;   // at most 8; divides E's vec4s
+override ROWS: u32 = 32u;   // divides BLOCK; as many as 512 vec4s hold
 override ACROSS: u32 = 8u;  // 8, 16 or 32
 override DOWN: u32 = 16u;   // 16 or 8: at most 256 invocations
 
-const QUADS = E / 4u;
+const VEC4S = E / 4u;
 const TILE = 4u * DOWN;
 const BLOCK = 32u;
 const PART = BLOCK / ACROSS;
-const WIDE = (QUADS + ACROSS - 1u) / ACROSS;
+const WIDE = (VEC4S + ACROSS - 1u) / ACROSS;
 const INVOCATIONS = ACROSS * DOWN;
 
 @group(0) @binding(1) var<storage, read> first: array<vec4<f32>>;   // q; in the backward pass q, k and v
@@ -39,17 +39,17 @@ const INVOCATIONS = ACROSS * DOWN;
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;     // (T, H)
 @group(0) @binding(6) var<storage, read_write> d_qkv: array<vec4<f32>>;
 
-var<workgroup> left: array<vec4<f32>, BLOCK * DOWN>; // own slices (SLICE, TILE), then weights (BLOCK, DOWN), a quad being of 4 own rows
-var<workgroup> right: array<vec4<f32>, max(BLOCK * SLICE, ROWS * QUADS)>; // the other side's slices (SLICE, BLOCK), then rows
+var<workgroup> left: array<vec4<f32>, BLOCK * DOWN>; // own slices (SLICE, TILE), then weights (BLOCK, DOWN), a vec4 being of 4 own rows
+var<workgroup> right: array<vec4<f32>, max(BLOCK * SLICE, ROWS * VEC4S)>; // the other side's slices (SLICE, BLOCK), then rows
 
-// A matrix of a head: its first quad, and quads from a row to the next.
+// A matrix of a head: its first vec4, and vec4s from a row to the next.
 struct Rows {
     in_second: bool,
     start: u32,
     stride: u32,
 }
 
-fn quad(rows: Rows, row: u32, column: u32) -> vec4<f32> {
+fn head_vec4(rows: Rows, row: u32, column: u32) -> vec4<f32> {
     let at = rows.start + row * rows.stride + column;
     if rows.in_second {
         return second[at];
@@ -61,8 +61,8 @@ fn queries_of(head: u32) -> Rows {
     return Rows(false, (params.q_start + head * E) / 4u, params.q_stride / 4u);
 }
 
-fn pulls_of(head: u32) -> Rows {
-    return Rows(true, head * QUADS, params.heads * QUADS);
+fn d_o_rows(head: u32) -> Rows {
+    return Rows(true, head * VEC4S, params.heads * VEC4S);
 }
 
 fn keys_of(head: u32, in_second: bool) -> Rows {
@@ -74,13 +74,13 @@ fn values_of(head: u32, in_second: bool) -> Rows {
 }
 
 // Where x of `width` neighbours is in a row, the neighbours being turned by its number.
-fn turned(x: u32, row: u32, width: u32) -> u32 {
+fn swizzle(x: u32, row: u32, width: u32) -> u32 {
     return (x + row) & (width - 1u);
 }
 
 // Where an invocation's weight of 4 own rows and a row of the other side's is, in `left`.
 fn weight_at(row: u32, down: u32) -> u32 {
-    return row * DOWN + turned(down, row, DOWN);
+    return row * DOWN + swizzle(down, row, DOWN);
 }
 
 // The i-th row of an invocation, if its tile begins with `own`; there may be fewer.
@@ -88,40 +88,40 @@ fn own_row(own: u32, lane: u32, i: u32) -> u32 {
     return own + lane / ACROSS + i * DOWN;
 }
 
-fn last_row(row: u32) -> u32 {
+fn clamp_row(row: u32) -> u32 {
     return min(row, params.t - 1u);
 }
 
 // A row that nobody sees, from `end` on.
-fn up_to(end: u32, row: u32) -> u32 {
+fn mask_row(end: u32, row: u32) -> u32 {
     return select(0xffffffffu, row, row < end);
 }
 
 // Products of 4 own rows with PART of the other side's rows from `at` on. Those beyond `end` are some product.
-fn products(lane: u32, mine: Rows, own: u32, theirs: Rows, at: u32, end: u32) -> array<vec4<f32>, PART> {
+fn tile_dots(lane: u32, mine: Rows, own: u32, other: Rows, at: u32, end: u32) -> array<vec4<f32>, PART> {
     let across = lane % ACROSS;
     let down = lane / ACROSS;
     var sums: array<vec4<f32>, PART>;
     for (var n = 0u; n < PART; n++) {
         sums[n] = vec4<f32>();
     }
-    for (var slice = 0u; slice < QUADS; slice += SLICE) {
+    for (var slice = 0u; slice < VEC4S; slice += SLICE) {
         for (var i = lane; i < TILE * SLICE; i += INVOCATIONS) {
             let d = i % SLICE;
             let row = i / SLICE;
             let group = row / DOWN * DOWN;
-            left[d * TILE + group + turned(row, d, DOWN)] = quad(mine, last_row(own + row), slice + d);
+            left[d * TILE + group + swizzle(row, d, DOWN)] = head_vec4(mine, clamp_row(own + row), slice + d);
         }
         for (var i = lane; i < BLOCK * SLICE; i += INVOCATIONS) {
             let d = i % SLICE;
             let row = i / SLICE;
             let group = row / ACROSS * ACROSS;
-            right[d * BLOCK + group + turned(row, d, ACROSS)] = quad(theirs, min(at + row, end - 1u), slice + d);
+            right[d * BLOCK + group + swizzle(row, d, ACROSS)] = head_vec4(other, min(at + row, end - 1u), slice + d);
         }
         workgroupBarrier();
         for (var d = 0u; d < SLICE; d++) {
-            let from_left = d * TILE + turned(down, d, DOWN);
-            let from_right = d * BLOCK + turned(across, d, ACROSS);
+            let from_left = d * TILE + swizzle(down, d, DOWN);
+            let from_right = d * BLOCK + swizzle(across, d, ACROSS);
             let row_0 = left[from_left];
             let row_1 = left[from_left + DOWN];
             let row_2 = left[from_left + 2u * DOWN];
@@ -136,10 +136,10 @@ fn products(lane: u32, mine: Rows, own: u32, theirs: Rows, at: u32, end: u32) ->
     return sums;
 }
 
-// Adds to `outputs` (4 own rows, WIDE quads) the other side's rows from `at` on by the weights in `left`, and those to a total: the new total.
+// Adds to `outputs` (4 own rows, WIDE vec4s) the other side's rows from `at` on by the weights in `left`, and those to a total: the new total.
 fn add_weighted(
     lane: u32,
-    theirs: Rows,
+    other: Rows,
     at: u32,
     end: u32,
     outputs: ptr<function, array<vec4<f32>, 4u * WIDE>>,
@@ -149,8 +149,8 @@ fn add_weighted(
     let down = lane / ACROSS;
     var sum = total;
     for (var row = 0u; row < BLOCK; row += ROWS) {
-        for (var i = lane; i < ROWS * QUADS; i += INVOCATIONS) {
-            right[i] = quad(theirs, min(at + row + i / QUADS, end - 1u), i % QUADS);
+        for (var i = lane; i < ROWS * VEC4S; i += INVOCATIONS) {
+            right[i] = head_vec4(other, min(at + row + i / VEC4S, end - 1u), i % VEC4S);
         }
         workgroupBarrier();
         for (var r = 0u; r < ROWS; r++) {
@@ -158,7 +158,7 @@ fn add_weighted(
             sum += weight;
             for (var w = 0u; w < WIDE; w++) {
                 // Beyond E: some value, which is not stored.
-                let value = right[r * QUADS + min(across + w * ACROSS, QUADS - 1u)];
+                let value = right[r * VEC4S + min(across + w * ACROSS, VEC4S - 1u)];
                 (*outputs)[4u * w] += weight.x * value;
                 (*outputs)[4u * w + 1u] += weight.y * value;
                 (*outputs)[4u * w + 2u] += weight.z * value;
@@ -182,7 +182,7 @@ fn largest(lane: u32, values: vec4<f32>) -> vec4<f32> {
     return top;
 }
 
-fn capped_quad(raw: vec4<f32>) -> vec4<f32> {
+fn capped_vec4(raw: vec4<f32>) -> vec4<f32> {
     return vec4<f32>(capped(raw.x), capped(raw.y), capped(raw.z), capped(raw.w));
 }
 
@@ -202,29 +202,29 @@ fn attention_tiles_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local
     for (var n = 0u; n < 4u * WIDE; n++) {
         acc[n] = vec4<f32>();
     }
-    var level = vec4<f32>(LOWEST);
+    var row_exponent = vec4<f32>(LOWEST);
     var total = vec4<f32>();
     let walk = within(4u * arrayLength(&second) / params.kv_stride, segments[params.query_tiles + group.x]);
     for (var j = walk.x; j < walk.w; j = next(walk, j, BLOCK)) {
         let end = part_end(walk, j);
-        var s = products(lane, queries_of(head), own, keys_of(kv_head, true), j, end);
-        var top = level;
-        let a = segments[last_row(own_row(own, lane, 0u))];
-        let b = segments[last_row(own_row(own, lane, 1u))];
-        let c = segments[last_row(own_row(own, lane, 2u))];
-        let d = segments[last_row(own_row(own, lane, 3u))];
+        var s = tile_dots(lane, queries_of(head), own, keys_of(kv_head, true), j, end);
+        var top = row_exponent;
+        let a = segments[clamp_row(own_row(own, lane, 0u))];
+        let b = segments[clamp_row(own_row(own, lane, 1u))];
+        let c = segments[clamp_row(own_row(own, lane, 2u))];
+        let d = segments[clamp_row(own_row(own, lane, 3u))];
         for (var n = 0u; n < PART; n++) {
-            let key = up_to(end, j + across + n * ACROSS);
+            let key = mask_row(end, j + across + n * ACROSS);
             let seen = vec4<bool>(sees(a, key), sees(b, key), sees(c, key), sees(d, key));
-            s[n] = select(vec4<f32>(LOWEST), capped_quad(s[n]) * LOG2_E, seen);
+            s[n] = select(vec4<f32>(LOWEST), capped_vec4(s[n]) * LOG2_E, seen);
             top = max(top, ceil(s[n]));
         }
         top = largest(lane, top);
-        let shrink = powers(level - top);
-        level = top;
+        let shrink = pow2_vec4(row_exponent - top);
+        row_exponent = top;
         for (var n = 0u; n < PART; n++) {
             let whole = floor(s[n]);
-            let p = exp2(s[n] - whole) * powers(whole - top);
+            let p = exp2(s[n] - whole) * pow2_vec4(whole - top);
             left[weight_at(across + n * ACROSS, down)] = select(p, vec4<f32>(), s[n] == vec4<f32>(LOWEST));
         }
         for (var w = 0u; w < WIDE; w++) {
@@ -239,24 +239,24 @@ fn attention_tiles_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local
         let row = own_row(own, lane, i);
         if row < params.t {
             for (var w = 0u; w < WIDE; w++) {
-                if across + w * ACROSS < QUADS {
-                    o[(row * params.heads + head) * QUADS + across + w * ACROSS] = acc[4u * w + i] / total[i];
+                if across + w * ACROSS < VEC4S {
+                    o[(row * params.heads + head) * VEC4S + across + w * ACROSS] = acc[4u * w + i] / total[i];
                 }
             }
             if across == 0u {
-                lse[row * params.heads + head] = level[i] * LN_2 + log(total[i]);
+                lse[row * params.heads + head] = row_exponent[i] * LN_2 + log(total[i]);
             }
         }
     }
 }
 
-// Of 4 own rows: WIDE quads each.
+// Of 4 own rows: WIDE vec4s each.
 fn store_d(lane: u32, own: u32, rows: Rows, values: ptr<function, array<vec4<f32>, 4u * WIDE>>) {
     let across = lane % ACROSS;
     for (var w = 0u; w < WIDE; w++) {
         for (var i = 0u; i < 4u; i++) {
             let row = own_row(own, lane, i);
-            if row < params.t && across + w * ACROSS < QUADS {
+            if row < params.t && across + w * ACROSS < VEC4S {
                 d_qkv[rows.start + row * rows.stride + across + w * ACROSS] = (*values)[4u * w + i];
             }
         }
@@ -276,28 +276,28 @@ fn attention_tiles_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(loc
         d_q[n] = vec4<f32>();
     }
     let rows = vec4<u32>(
-        last_row(own_row(own, lane, 0u)),
-        last_row(own_row(own, lane, 1u)),
-        last_row(own_row(own, lane, 2u)),
-        last_row(own_row(own, lane, 3u)),
+        clamp_row(own_row(own, lane, 0u)),
+        clamp_row(own_row(own, lane, 1u)),
+        clamp_row(own_row(own, lane, 2u)),
+        clamp_row(own_row(own, lane, 3u)),
     );
     let at = rows * params.heads + head;
-    let level = vec4<f32>(lse_saved[at.x], lse_saved[at.y], lse_saved[at.z], lse_saved[at.w]);
+    let row_exponent = vec4<f32>(lse_saved[at.x], lse_saved[at.y], lse_saved[at.z], lse_saved[at.w]);
     let even = vec4<f32>(delta[at.x], delta[at.y], delta[at.z], delta[at.w]);
     let walk = within(params.t, spans[params.query_tiles + group.x]);
     for (var j = walk.x; j < walk.w; j = next(walk, j, BLOCK)) {
         let end = part_end(walk, j);
-        var s = products(lane, queries_of(head), own, keys_of(kv_head, false), j, end);
-        var d_p = products(lane, pulls_of(head), own, values_of(kv_head, false), j, end);
+        var s = tile_dots(lane, queries_of(head), own, keys_of(kv_head, false), j, end);
+        var d_p = tile_dots(lane, d_o_rows(head), own, values_of(kv_head, false), j, end);
         let a = spans[rows.x];
         let b = spans[rows.y];
         let c = spans[rows.z];
         let d = spans[rows.w];
         for (var n = 0u; n < PART; n++) {
-            let key = up_to(end, j + across + n * ACROSS);
+            let key = mask_row(end, j + across + n * ACROSS);
             let seen = vec4<bool>(sees(a, key), sees(b, key), sees(c, key), sees(d, key));
-            let score = capped_quad(s[n]);
-            let d_s = exp(score - level) * (d_p[n] - even) * slopes(score) * params.scale;
+            let score = capped_vec4(s[n]);
+            let d_s = exp(score - row_exponent) * (d_p[n] - even) * slopes(score) * params.scale;
             left[weight_at(across + n * ACROSS, down)] = select(vec4<f32>(), d_s, seen);
         }
         _ = add_weighted(lane, keys_of(kv_head, false), j, end, &d_q, vec4<f32>());
@@ -324,8 +324,8 @@ fn attention_tiles_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(lo
     for (var head = kv_head * ratio; head < (kv_head + 1u) * ratio; head++) {
         for (var i = walk.x; i < walk.w; i = next(walk, i, BLOCK)) {
             let end = part_end(walk, i);
-            var s = products(lane, keys_of(kv_head, false), own, queries_of(head), i, end);
-            var d_p = products(lane, values_of(kv_head, false), own, pulls_of(head), i, end);
+            var s = tile_dots(lane, keys_of(kv_head, false), own, queries_of(head), i, end);
+            var d_p = tile_dots(lane, values_of(kv_head, false), own, d_o_rows(head), i, end);
             var d_s: array<vec4<f32>, PART>;
             for (var n = 0u; n < PART; n++) {
                 let row = i + across + n * ACROSS;
@@ -338,12 +338,12 @@ fn attention_tiles_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(lo
                     sees(view, own_row(own, lane, 3u)),
                 );
                 let at = query * params.heads + head;
-                let score = capped_quad(s[n]);
+                let score = capped_vec4(s[n]);
                 let p = select(vec4<f32>(), exp(score - lse_saved[at]), seen);
                 d_s[n] = select(vec4<f32>(), p * (d_p[n] - delta[at]) * slopes(score) * params.scale, seen);
                 left[weight_at(across + n * ACROSS, down)] = p;
             }
-            _ = add_weighted(lane, pulls_of(head), i, end, &d_value, vec4<f32>());
+            _ = add_weighted(lane, d_o_rows(head), i, end, &d_value, vec4<f32>());
             for (var n = 0u; n < PART; n++) {
                 left[weight_at(across + n * ACROSS, down)] = d_s[n];
             }

@@ -1,4 +1,4 @@
-// What a device can do at most: copy: y[n] = x[n];   fma: y[n] = x ← a·x + b, 4·ITERATIONS times over 2 quads a lane, in registers.
+// What a device can do at most: copy: y[n] = x[n];   fma: y[n] = x ← a·x + b, 4·ITERATIONS times over 2 vec4s a lane, in registers.
 //
 // The benchmarks hold every kernel against these two.
 
@@ -8,7 +8,7 @@ override WG: u32 = 64u;
 override ITERATIONS: u32 = 64u;
 
 struct CeilingParams {
-    n: u32, // quads
+    n: u32, // vec4s
     a: f32,
     b: f32,
     pad: u32,
@@ -30,7 +30,7 @@ fn ceiling_copy(
     }
 }
 
-// Eight values in flight hide the latency of one, and fit the registers of any CPU. Both quads start from the same one; their mean is
+// Eight values in flight hide the latency of one, and fit the registers of any CPU. Both vec4s start from the same one; their mean is
 // stored. Written as a product and a sum: that is what kernels write, and compilers contract it where fma is fast.
 @compute @workgroup_size(WG)
 fn ceiling_fma(

@@ -1,5 +1,5 @@
 // C[m,n] = alpha·(Σ_k A[m,k]·B[k,n] + Σ_k A2[m,k]·B2[k,n]) (+ C[m,n]) + bias[n] + residual[m,n]
-// A: (M, K) or stored transposed (K, M); B: (K, N) or stored transposed (N, K); A2, B2: shared/second, or none; bias, residual:
+// A: (M, K) or stored transposed (K, M); B: (K, N) or stored transposed (N, K); A2, B2: shared/low_rank, or none; bias, residual:
 // shared/epilogue, or none
 //
 // The three products of a linear layer y = x·Wᵀ:  y = x·Wᵀ (B transposed),  d_x = d_y·W (neither),  d_W = d_yᵀ·x (A transposed).
@@ -8,12 +8,12 @@
 
 import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
-import package::shared::second_none::{SECOND, a2_value, b2_value};
+import package::shared::low_rank_none::{LOW_RANK, low_rank_x_value, low_rank_w_value};
 import package::shared::weight::{weight_value, weight_values};
 
 override A_TRANSPOSED: bool = false;
 override B_TRANSPOSED: bool = false;
-override B_QUADS: bool = false; // B's start, stride and stored columns are multiples of four
+override B_VEC4S: bool = false; // B's start, stride and stored columns are multiples of four
 
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 // Binding 2: B.
@@ -47,7 +47,7 @@ fn stored_b(k: u32, n: u32) -> vec2<u32> {
 }
 
 // Four elements of B, neighbours as stored, into their places in the tile.
-fn load_b_quad(k0: u32, n0: u32, lane: u32) {
+fn load_b_vec4(k0: u32, n0: u32, lane: u32) {
     let along_n = vec2<u32>(lane / (TILE / 4u), lane % (TILE / 4u) * 4u);
     let along_k = vec2<u32>(lane % (TILE_K / 4u) * 4u, lane / (TILE_K / 4u));
     let place = select(along_n, along_k, B_TRANSPOSED);
@@ -91,11 +91,11 @@ fn load_second(lane: u32, m0: u32, n0: u32, k0: u32) {
         a_tile[place] = 0.0;
         b_tile[place] = 0.0;
         if k < params.k2 && m < params.m {
-            a_tile[place] = a2_value(m, k);
+            a_tile[place] = low_rank_x_value(m, k);
         }
         if k < params.k2 && n < params.n {
             let stored = stored_b(k, n);
-            b_tile[place] = b2_value(stored.x, stored.y);
+            b_tile[place] = low_rank_w_value(stored.x, stored.y);
         }
     }
 }
@@ -116,17 +116,17 @@ fn matmul(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_i
             let at_a = select(along_k, along_tile, A_TRANSPOSED);
             let at_b = select(along_tile, along_k, B_TRANSPOSED);
             a_tile[at_a.x * ROW + at_a.y] = load_a(m0 + at_a.y, k0 + at_a.x);
-            if !B_QUADS {
+            if !B_VEC4S {
                 b_tile[at_b.x * ROW + at_b.y] = load_b(k0 + at_b.x, n0 + at_b.y);
             }
         }
-        if B_QUADS {
-            load_b_quad(k0, n0, lane);
+        if B_VEC4S {
+            load_b_vec4(k0, n0, lane);
         }
         workgroupBarrier();
         multiply_tiles(&acc, local.xy);
     }
-    if SECOND {
+    if LOW_RANK {
         for (var k0 = 0u; k0 < params.k2; k0 += TILE_K) {
             workgroupBarrier();
             load_second(lane, m0, n0, k0);

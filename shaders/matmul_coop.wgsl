@@ -2,7 +2,7 @@
 // columns are multiples of four.
 //
 // f16 has 11 bits and a narrow range. Range: A's rows and B are multiplied by powers of two that bring their largest magnitudes to
-// [2¹⁴, 2¹⁵), which is exact, and C is divided by both (matmul_largest.wgsl finds the magnitudes; a row of x has one of its own, so it does
+// [2¹⁴, 2¹⁵), which is exact, and C is divided by both (matmul_absmax.wgsl finds the magnitudes; a row of x has one of its own, so it does
 // not matter what else is in the batch). Precision: where SPLIT, an operand is the sum of two f16, x = high + low, 22 bits of it, and
 //   x·y ≈ high·high + high·low + low·high
 // so that three products give f32's accuracy but for low·low (2⁻²² of the product). Else an operand is rounded to f16 once.
@@ -12,7 +12,7 @@
 
 import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
-import package::shared::weight::{weight_quad};
+import package::shared::weight::{weight_vec4};
 import package::shared::halves::{SPLIT, rounded};
 import package::shared::fragment8::{EDGE, Left, Right, Sum, begin_slice, end_slice};
 
@@ -41,7 +41,7 @@ const A_ROW = A_COLUMNS + PAD;
 const B_ROW = B_COLUMNS + PAD;
 const B_BEGIN = A_ROWS * A_ROW;
 const TILES = B_BEGIN + B_ROWS * B_ROW;
-const QUADS = TILE * K_TILE / 4u / LANES; // of a tile, an invocation
+const VEC4S = TILE * K_TILE / 4u / LANES; // of a tile, an invocation
 
 var<workgroup> high: array<f16, TILES>; // A's tile, then B's
 var<workgroup> low: array<f16, select(1u, TILES, SPLIT)>;
@@ -66,38 +66,38 @@ fn largest_of_a(m: u32) -> u32 {
     return select(1u + min(m, params.m - 1u), 1u, A_TRANSPOSED);
 }
 
-// This invocation's quads of the slice that begins at k0: of A, then of B. Neighbours are neighbours in memory.
-fn load_slice(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 2u * QUADS> {
+// This invocation's vec4s of the slice that begins at k0: of A, then of B. Neighbours are neighbours in memory.
+fn load_slice(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 2u * VEC4S> {
     let a_at = select(vec2<u32>(m0, k0), vec2<u32>(k0, m0), A_TRANSPOSED);
     let a_end = select(vec2<u32>(params.m, params.k), vec2<u32>(params.k, params.m), A_TRANSPOSED);
     let b_at = select(vec2<u32>(k0, n0), vec2<u32>(n0, k0), B_TRANSPOSED);
     let b_end = select(vec2<u32>(params.k, params.n), vec2<u32>(params.n, params.k), B_TRANSPOSED);
-    var quads: array<vec4<f32>, 2u * QUADS>;
-    for (var i = 0u; i < QUADS; i++) {
-        let quad = lane + i * LANES;
-        let at_a = a_at + vec2<u32>(quad / (A_COLUMNS / 4u), quad % (A_COLUMNS / 4u) * 4u);
-        quads[i] = vec4<f32>();
+    var vec4s: array<vec4<f32>, 2u * VEC4S>;
+    for (var i = 0u; i < VEC4S; i++) {
+        let vec4_at = lane + i * LANES;
+        let at_a = a_at + vec2<u32>(vec4_at / (A_COLUMNS / 4u), vec4_at % (A_COLUMNS / 4u) * 4u);
+        vec4s[i] = vec4<f32>();
         if all(at_a < a_end) {
-            quads[i] = a[(params.a_start + at_a.x * params.a_stride + at_a.y) / 4u];
+            vec4s[i] = a[(params.a_start + at_a.x * params.a_stride + at_a.y) / 4u];
         }
-        let at_b = b_at + vec2<u32>(quad / (B_COLUMNS / 4u), quad % (B_COLUMNS / 4u) * 4u);
-        quads[QUADS + i] = vec4<f32>();
+        let at_b = b_at + vec2<u32>(vec4_at / (B_COLUMNS / 4u), vec4_at % (B_COLUMNS / 4u) * 4u);
+        vec4s[VEC4S + i] = vec4<f32>();
         if all(at_b < b_end) {
-            quads[QUADS + i] = weight_quad(at_b.x, (params.b_start + at_b.x * params.b_stride + at_b.y) / 4u);
+            vec4s[VEC4S + i] = weight_vec4(at_b.x, (params.b_start + at_b.x * params.b_stride + at_b.y) / 4u);
         }
     }
-    return quads;
+    return vec4s;
 }
 
-fn store_quad(at: u32, quad: vec4<f32>) {
-    let near = rounded(quad);
+fn store_vec4(at: u32, value: vec4<f32>) {
+    let near = rounded(value);
     let highs = vec4<f16>(near);
     high[at] = highs.x;
     high[at + 1u] = highs.y;
     high[at + 2u] = highs.z;
     high[at + 3u] = highs.w;
     if SPLIT {
-        let lows = vec4<f16>(rounded(quad - near));
+        let lows = vec4<f16>(rounded(value - near));
         low[at] = lows.x;
         low[at + 1u] = lows.y;
         low[at + 2u] = lows.z;
@@ -105,14 +105,14 @@ fn store_quad(at: u32, quad: vec4<f32>) {
     }
 }
 
-fn store_slice(lane: u32, quads: array<vec4<f32>, 2u * QUADS>, b_scale: f32) {
-    for (var i = 0u; i < QUADS; i++) {
-        let quad = lane + i * LANES;
-        let row = quad / (A_COLUMNS / 4u);
+fn store_slice(lane: u32, vec4s: array<vec4<f32>, 2u * VEC4S>, b_scale: f32) {
+    for (var i = 0u; i < VEC4S; i++) {
+        let vec4_at = lane + i * LANES;
+        let row = vec4_at / (A_COLUMNS / 4u);
         let factor = a_scale[select(row, 0u, A_TRANSPOSED)];
-        store_quad(row * A_ROW + quad % (A_COLUMNS / 4u) * 4u, quads[i] * factor);
-        let at_b = quad / (B_COLUMNS / 4u) * B_ROW + quad % (B_COLUMNS / 4u) * 4u;
-        store_quad(B_BEGIN + at_b, quads[QUADS + i] * b_scale);
+        store_vec4(row * A_ROW + vec4_at % (A_COLUMNS / 4u) * 4u, vec4s[i] * factor);
+        let at_b = vec4_at / (B_COLUMNS / 4u) * B_ROW + vec4_at % (B_COLUMNS / 4u) * 4u;
+        store_vec4(B_BEGIN + at_b, vec4s[VEC4S + i] * b_scale);
     }
 }
 

@@ -4,13 +4,13 @@
 //
 //   matmul_rows: B is (K, N): an invocation owns 8 rows × 8 columns, lanes along the columns
 //   matmul_narrow: for few columns: 4 rows × 8 columns, lanes along the rows
-//   matmul_dots: B is stored (N, K): an invocation owns 8 rows × 1 column, quads along K
+//   matmul_dots: B is stored (N, K): an invocation owns 8 rows × 1 column, vec4s along K
 //   matmul_unpack: C (K, N) = B in f32, B being stored (N, K) where B_TRANSPOSED: for the others, dequantised once
 
 import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
-import package::shared::second_none::{SECOND, a2_value, b2_quad};
-import package::shared::weight::{weight_quad};
+import package::shared::low_rank_none::{LOW_RANK, low_rank_x_value, low_rank_w_vec4};
+import package::shared::weight::{weight_vec4};
 
 override A_TRANSPOSED: bool = false;
 override B_TRANSPOSED: bool = false;
@@ -33,12 +33,12 @@ fn a_step() -> u32 {
 }
 
 // Past the edge: read something, write nothing.
-fn b_quad(n: u32) -> u32 {
+fn b_vec4(n: u32) -> u32 {
     return params.b_start / 4u + min(n / 4u, (params.n - 1u) / 4u);
 }
 
 // The same for B2 (K2, N): its column.
-fn b2_column(n: u32) -> u32 {
+fn low_rank_w_column(n: u32) -> u32 {
     return min(n, (params.n - 1u) / 4u * 4u);
 }
 
@@ -51,7 +51,7 @@ fn store(row: u32, n: u32, value: f32) {
     c[i] = with_epilogue(sum, n, i);
 }
 
-fn store_quad(row: u32, n: u32, values: vec4<f32>) {
+fn store_vec4(row: u32, n: u32, values: vec4<f32>) {
     if row < params.m {
         for (var s = 0u; s < 4u; s++) {
             if n + s < params.n {
@@ -67,7 +67,7 @@ fn matmul_rows(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocat
     let m0 = group.y * ROWS;
     let n0 = (group.x * LANES * 2u + local.x) * 4u;
     let n1 = n0 + LANES * 4u;
-    let quads = vec2<u32>(b_quad(n0), b_quad(n1));
+    let vec4s = vec2<u32>(b_vec4(n0), b_vec4(n1));
     var rows: array<u32, 8>;
     for (var r = 0u; r < ROWS; r++) {
         rows[r] = a_row(m0 + r);
@@ -77,28 +77,28 @@ fn matmul_rows(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocat
     var acc1: array<vec4<f32>, 8>;
     for (var k = 0u; k < params.k; k++) {
         let at = k * params.b_stride / 4u;
-        let b0 = weight_quad(k, at + quads.x);
-        let b1 = weight_quad(k, at + quads.y);
+        let b0 = weight_vec4(k, at + vec4s.x);
+        let b1 = weight_vec4(k, at + vec4s.y);
         for (var r = 0u; r < ROWS; r++) {
             let value = a[rows[r] + k * step];
             acc0[r] += value * b0;
             acc1[r] += value * b1;
         }
     }
-    if SECOND {
+    if LOW_RANK {
         for (var k = 0u; k < params.k2; k++) {
-            let b0 = b2_quad(k, b2_column(n0));
-            let b1 = b2_quad(k, b2_column(n1));
+            let b0 = low_rank_w_vec4(k, low_rank_w_column(n0));
+            let b1 = low_rank_w_vec4(k, low_rank_w_column(n1));
             for (var r = 0u; r < ROWS; r++) {
-                let value = a2_value(min(m0 + r, params.m - 1u), k);
+                let value = low_rank_x_value(min(m0 + r, params.m - 1u), k);
                 acc0[r] += value * b0;
                 acc1[r] += value * b1;
             }
         }
     }
     for (var r = 0u; r < ROWS; r++) {
-        store_quad(m0 + r, n0, acc0[r]);
-        store_quad(m0 + r, n1, acc1[r]);
+        store_vec4(m0 + r, n0, acc0[r]);
+        store_vec4(m0 + r, n1, acc1[r]);
     }
 }
 
@@ -108,7 +108,7 @@ fn matmul_narrow(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoc
     let m0 = group.y * LANES * 4u + local.x;
     let n0 = group.x * 8u;
     let n1 = n0 + 4u;
-    let quads = vec2<u32>(b_quad(n0), b_quad(n1));
+    let vec4s = vec2<u32>(b_vec4(n0), b_vec4(n1));
     var rows: array<u32, 4>;
     for (var r = 0u; r < 4u; r++) {
         rows[r] = a_row(m0 + r * LANES);
@@ -118,33 +118,33 @@ fn matmul_narrow(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoc
     var acc1: array<vec4<f32>, 4>;
     for (var k = 0u; k < params.k; k++) {
         let at = k * params.b_stride / 4u;
-        let b0 = weight_quad(k, at + quads.x);
-        let b1 = weight_quad(k, at + quads.y);
+        let b0 = weight_vec4(k, at + vec4s.x);
+        let b1 = weight_vec4(k, at + vec4s.y);
         for (var r = 0u; r < 4u; r++) {
             let value = a[rows[r] + k * step];
             acc0[r] += value * b0;
             acc1[r] += value * b1;
         }
     }
-    if SECOND {
+    if LOW_RANK {
         for (var k = 0u; k < params.k2; k++) {
-            let b0 = b2_quad(k, b2_column(n0));
-            let b1 = b2_quad(k, b2_column(n1));
+            let b0 = low_rank_w_vec4(k, low_rank_w_column(n0));
+            let b1 = low_rank_w_vec4(k, low_rank_w_column(n1));
             for (var r = 0u; r < 4u; r++) {
-                let value = a2_value(min(m0 + r * LANES, params.m - 1u), k);
+                let value = low_rank_x_value(min(m0 + r * LANES, params.m - 1u), k);
                 acc0[r] += value * b0;
                 acc1[r] += value * b1;
             }
         }
     }
     for (var r = 0u; r < 4u; r++) {
-        store_quad(m0 + r * LANES, n0, acc0[r]);
-        store_quad(m0 + r * LANES, n1, acc1[r]);
+        store_vec4(m0 + r * LANES, n0, acc0[r]);
+        store_vec4(m0 + r * LANES, n1, acc1[r]);
     }
 }
 
 // Elements i to i + 3 of A times those of B, added to a sum one after the other: in matmul.wgsl's order.
-fn plus_quad(sum: f32, i: u32, bs: vec4<f32>) -> f32 {
+fn plus_vec4(sum: f32, i: u32, bs: vec4<f32>) -> f32 {
     return sum + a[i] * bs.x + a[i + 1u] * bs.y + a[i + 2u] * bs.z + a[i + 3u] * bs.w;
 }
 
@@ -154,32 +154,32 @@ fn matmul_dots(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocat
     let m0 = group.y * ROWS;
     let n = group.x * LANES + local.x;
     let row = min(n, params.n - 1u);
-    let quads = (params.b_start + row * params.b_stride) / 4u;
+    let vec4s = (params.b_start + row * params.b_stride) / 4u;
     var rows: array<u32, 8>;
     for (var r = 0u; r < ROWS; r++) {
         rows[r] = params.a_start + min(m0 + r, params.m - 1u) * params.a_stride;
     }
     var acc: array<f32, 8>;
     for (var k = 0u; k < params.k; k += 4u) {
-        let bs = weight_quad(row, quads + k / 4u);
-        acc[0] = plus_quad(acc[0], rows[0] + k, bs);
-        acc[1] = plus_quad(acc[1], rows[1] + k, bs);
-        acc[2] = plus_quad(acc[2], rows[2] + k, bs);
-        acc[3] = plus_quad(acc[3], rows[3] + k, bs);
-        acc[4] = plus_quad(acc[4], rows[4] + k, bs);
-        acc[5] = plus_quad(acc[5], rows[5] + k, bs);
-        acc[6] = plus_quad(acc[6], rows[6] + k, bs);
-        acc[7] = plus_quad(acc[7], rows[7] + k, bs);
+        let bs = weight_vec4(row, vec4s + k / 4u);
+        acc[0] = plus_vec4(acc[0], rows[0] + k, bs);
+        acc[1] = plus_vec4(acc[1], rows[1] + k, bs);
+        acc[2] = plus_vec4(acc[2], rows[2] + k, bs);
+        acc[3] = plus_vec4(acc[3], rows[3] + k, bs);
+        acc[4] = plus_vec4(acc[4], rows[4] + k, bs);
+        acc[5] = plus_vec4(acc[5], rows[5] + k, bs);
+        acc[6] = plus_vec4(acc[6], rows[6] + k, bs);
+        acc[7] = plus_vec4(acc[7], rows[7] + k, bs);
     }
-    if SECOND {
+    if LOW_RANK {
         for (var k = 0u; k < params.k2; k += 4u) {
-            let bs = b2_quad(row, k);
+            let bs = low_rank_w_vec4(row, k);
             for (var r = 0u; r < ROWS; r++) {
                 let m = min(m0 + r, params.m - 1u);
-                acc[r] += a2_value(m, k) * bs.x;
-                acc[r] += a2_value(m, k + 1u) * bs.y;
-                acc[r] += a2_value(m, k + 2u) * bs.z;
-                acc[r] += a2_value(m, k + 3u) * bs.w;
+                acc[r] += low_rank_x_value(m, k) * bs.x;
+                acc[r] += low_rank_x_value(m, k + 1u) * bs.y;
+                acc[r] += low_rank_x_value(m, k + 2u) * bs.z;
+                acc[r] += low_rank_x_value(m, k + 3u) * bs.w;
             }
         }
     }
@@ -195,7 +195,7 @@ fn matmul_dots(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocat
 
 @group(0) @binding(1) var<storage, read_write> b_unpacked: array<f32>;
 
-// An invocation a quad of B, `k` being the columns as stored; workgroups along y are rows of B. Rows of C are `c_stride` apart.
+// An invocation a vec4 of B, `k` being the columns as stored; workgroups along y are rows of B. Rows of C are `c_stride` apart.
 @compute @workgroup_size(LANES)
 fn matmul_unpack(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let group = params.first_group + in_part.xy;
@@ -203,7 +203,7 @@ fn matmul_unpack(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoc
     if column >= params.k {
         return;
     }
-    let values = weight_quad(group.y, (params.b_start + group.y * params.b_stride + column) / 4u);
+    let values = weight_vec4(group.y, (params.b_start + group.y * params.b_stride + column) / 4u);
     for (var s = 0u; s < 4u; s++) {
         let at = select(vec2<u32>(group.y, column + s), vec2<u32>(column + s, group.y), B_TRANSPOSED);
         b_unpacked[at.x * params.c_stride + at.y] = values[s];

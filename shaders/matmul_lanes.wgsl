@@ -1,14 +1,14 @@
 // C = alpha·A·B (+ C) (+ bias + residual) as in matmul.wgsl, B being (K, N), for adapters that are CPUs and have subgroups.
 //
-// A workgroup is one subgroup and computes 32 rows (8 where there are few) × 32 columns, an invocation a quad of each row. Lanes load a
+// A workgroup is one subgroup and computes 32 rows (8 where there are few) × 32 columns, an invocation a vec4 of each row. Lanes load a
 // value of A each and hand it round, so that a load of either side serves 32 multiply-adds of a vector. Start and stride of B are multiples of four; sums in the order of
 // K, as in matmul.wgsl.
 
 import package::shared::epilogue_none::{with_epilogue};
-import package::shared::lanes::{LANES, spread};
+import package::shared::lanes::{LANES, broadcast_lanes_f32};
 import package::shared::product::{MatmulParams};
-import package::shared::second_none::{SECOND, a2_value, b2_quad};
-import package::shared::weight::{weight_quad};
+import package::shared::low_rank_none::{LOW_RANK, low_rank_x_value, low_rank_w_vec4};
+import package::shared::weight::{weight_vec4};
 
 override A_TRANSPOSED: bool = false;
 override ACCUMULATE: bool = false;
@@ -20,7 +20,7 @@ override ACCUMULATE: bool = false;
 override VECTORS: u32 = 4u; // of rows
 
 const ROWS = VECTORS * LANES;
-const COLUMNS = 4u * LANES; // a quad a lane
+const COLUMNS = 4u * LANES; // a vec4 a lane
 
 @compute @workgroup_size(LANES)
 fn matmul_lanes(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
@@ -30,7 +30,7 @@ fn matmul_lanes(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
     let m0 = tile.y * ROWS;
     let n0 = tile.x * COLUMNS + 4u * local.x;
     // Past the edge: read something, write nothing.
-    let quad = params.b_start / 4u + min(n0 / 4u, (params.n - 1u) / 4u);
+    let vec4_at = params.b_start / 4u + min(n0 / 4u, (params.n - 1u) / 4u);
     var rows: array<u32, VECTORS>;
     for (var v = 0u; v < VECTORS; v++) {
         let row = min(m0 + v * LANES + local.x, params.m - 1u);
@@ -41,21 +41,21 @@ fn matmul_lanes(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
     // Two steps a pass, and both for a sum before the next one: what a loop carries costs as much as what it computes.
     for (var k = 0u; k < params.k; k += 2u) {
         let next = min(k + 1u, params.k - 1u);
-        let bs = weight_quad(k, k * params.b_stride / 4u + quad);
-        let bs_next = weight_quad(next, next * params.b_stride / 4u + quad);
+        let bs = weight_vec4(k, k * params.b_stride / 4u + vec4_at);
+        let bs_next = weight_vec4(next, next * params.b_stride / 4u + vec4_at);
         for (var v = 0u; v < VECTORS; v++) {
-            let mine = spread(a[rows[v] + k * step]);
-            let mine_next = spread(select(0.0, a[rows[v] + next * step], next > k));
+            let mine = broadcast_lanes_f32(a[rows[v] + k * step]);
+            let mine_next = broadcast_lanes_f32(select(0.0, a[rows[v] + next * step], next > k));
             for (var r = 0u; r < LANES; r++) {
                 acc[v * LANES + r] = acc[v * LANES + r] + mine[r] * bs + mine_next[r] * bs_next;
             }
         }
     }
-    if SECOND {
+    if LOW_RANK {
         for (var k = 0u; k < params.k2; k++) {
-            let bs = b2_quad(k, min(n0, (params.n - 1u) / 4u * 4u));
+            let bs = low_rank_w_vec4(k, min(n0, (params.n - 1u) / 4u * 4u));
             for (var v = 0u; v < VECTORS; v++) {
-                let mine = spread(a2_value(min(m0 + v * LANES + local.x, params.m - 1u), k));
+                let mine = broadcast_lanes_f32(low_rank_x_value(min(m0 + v * LANES + local.x, params.m - 1u), k));
                 for (var r = 0u; r < LANES; r++) {
                     acc[v * LANES + r] += mine[r] * bs;
                 }

@@ -1,39 +1,39 @@
-// The products of matmul.wgsl where everything is aligned in quads (starts, strides, stored columns of A and B, and N).
+// The products of matmul.wgsl where everything is aligned in vec4s (starts, strides, stored columns of A and B, and N).
 //
 // 2·TILE invocations compute a tile of TILE×TILE values, each ROW_QUADS·4 rows × COLUMN_QUADS·4 columns of it in registers. Tiles of A
 // (K_TILE, TILE) and B (K_TILE, TILE) pass through workgroup memory (2 × 16·TILE × 4 bytes: 16 KiB for TILE = 128). To fill both, an
 // invocation loads one block of 4×4 from memory, while the block before is being multiplied, and turns it where the matrix is stored along K.
 // Each sum has one owner and adds its terms in the order of K, as matmul.wgsl does: the same bits.
 
-import package::shared::epilogue_none::{with_epilogue_quad};
+import package::shared::epilogue_none::{with_epilogue_vec4};
 import package::shared::product::{MatmulParams};
-import package::shared::second_none::{SECOND, a2_quad, b2_quad};
-import package::shared::weight::{weight_quad};
+import package::shared::low_rank_none::{LOW_RANK, low_rank_x_vec4, low_rank_w_vec4};
+import package::shared::weight::{weight_vec4};
 
 override A_TRANSPOSED: bool = false; // A is stored (K, M)
 override B_TRANSPOSED: bool = false; // B is stored (N, K)
 override TILE: u32 = 64u;
-override ROW_QUADS: u32 = 2u;
-override COLUMN_QUADS: u32 = 1u;
+override ROW_VEC4S: u32 = 2u;
+override COLUMN_VEC4S: u32 = 1u;
 
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 // Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;
 
 const K_TILE = 16u;
-const QUADS = TILE / 4u; // of a tile's row
-const ACROSS = QUADS / COLUMN_QUADS; // invocations along a row of C
-const DOWN = QUADS / ROW_QUADS;
+const VEC4S = TILE / 4u; // of a tile's row
+const ACROSS = VEC4S / COLUMN_VEC4S; // invocations along a row of C
+const DOWN = VEC4S / ROW_VEC4S;
 
-var<workgroup> a_tile: array<vec4<f32>, 16u * TILE / 4u>; // (K_TILE, TILE), quads along M
-var<workgroup> b_tile: array<vec4<f32>, 16u * TILE / 4u>; // (K_TILE, TILE), quads along N
+var<workgroup> a_tile: array<vec4<f32>, 16u * TILE / 4u>; // (K_TILE, TILE), vec4s along M
+var<workgroup> b_tile: array<vec4<f32>, 16u * TILE / 4u>; // (K_TILE, TILE), vec4s along N
 
-// Where an invocation's block is in its tile: quad along K, quad along M or N. Neighbours are neighbours in memory.
+// Where an invocation's block is in its tile: vec4 along K, vec4 along M or N. Neighbours are neighbours in memory.
 fn place(i: u32, along_k: bool) -> vec2<u32> {
-    return select(vec2<u32>(i / QUADS, i % QUADS), vec2<u32>(i % (K_TILE / 4u), i / (K_TILE / 4u)), along_k);
+    return select(vec2<u32>(i / VEC4S, i % VEC4S), vec2<u32>(i % (K_TILE / 4u), i / (K_TILE / 4u)), along_k);
 }
 
-// Rows row .. row + 3 of A as stored, one quad of each; zeros beyond the edge.
+// Rows row .. row + 3 of A as stored, one vec4 of each; zeros beyond the edge.
 fn block_of_a(row: u32, column: u32) -> array<vec4<f32>, 4> {
     let end = select(vec2<u32>(params.m, params.k), vec2<u32>(params.k, params.m), A_TRANSPOSED);
     var block: array<vec4<f32>, 4>;
@@ -52,7 +52,7 @@ fn block_of_b(row: u32, column: u32) -> array<vec4<f32>, 4> {
     for (var s = 0u; s < 4u; s++) {
         block[s] = vec4<f32>();
         if row + s < end.x && column < end.y {
-            block[s] = weight_quad(row + s, (params.b_start + (row + s) * params.b_stride + column) / 4u);
+            block[s] = weight_vec4(row + s, (params.b_start + (row + s) * params.b_stride + column) / 4u);
         }
     }
     return block;
@@ -89,16 +89,16 @@ fn load_second(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
         block[s] = vec4<f32>();
         if row + s < end.x && column < end.y {
             if lane < TILE {
-                block[s] = a2_quad(row + s, column);
+                block[s] = low_rank_x_vec4(row + s, column);
             } else {
-                block[s] = b2_quad(row + s, column);
+                block[s] = low_rank_w_vec4(row + s, column);
             }
         }
     }
     return block;
 }
 
-fn turned(b: array<vec4<f32>, 4>) -> array<vec4<f32>, 4> {
+fn transpose4x4(b: array<vec4<f32>, 4>) -> array<vec4<f32>, 4> {
     return array<vec4<f32>, 4>(
         vec4<f32>(b[0].x, b[1].x, b[2].x, b[3].x),
         vec4<f32>(b[0].y, b[1].y, b[2].y, b[3].y),
@@ -112,36 +112,36 @@ fn store_block(lane: u32, loaded: array<vec4<f32>, 4>) {
         let at = place(lane, !A_TRANSPOSED);
         var block = loaded;
         if !A_TRANSPOSED {
-            block = turned(loaded);
+            block = transpose4x4(loaded);
         }
         for (var s = 0u; s < 4u; s++) {
-            a_tile[(4u * at.x + s) * QUADS + at.y] = block[s];
+            a_tile[(4u * at.x + s) * VEC4S + at.y] = block[s];
         }
     } else {
         let at = place(lane - TILE, B_TRANSPOSED);
         var block = loaded;
         if B_TRANSPOSED {
-            block = turned(loaded);
+            block = transpose4x4(loaded);
         }
         for (var s = 0u; s < 4u; s++) {
-            b_tile[(4u * at.x + s) * QUADS + at.y] = block[s];
+            b_tile[(4u * at.x + s) * VEC4S + at.y] = block[s];
         }
     }
 }
 
-alias Sums = array<vec4<f32>, 4u * ROW_QUADS * COLUMN_QUADS>;
+alias Sums = array<vec4<f32>, 4u * ROW_VEC4S * COLUMN_VEC4S>;
 
 // Adds the product of the tiles, in the order of K.
 fn multiply_tiles(acc: ptr<function, Sums>, across: u32, down: u32) {
     for (var k = 0u; k < K_TILE; k++) {
-        var bs: array<vec4<f32>, COLUMN_QUADS>;
-        for (var s = 0u; s < COLUMN_QUADS; s++) {
-            bs[s] = b_tile[k * QUADS + across + s * ACROSS];
+        var bs: array<vec4<f32>, COLUMN_VEC4S>;
+        for (var s = 0u; s < COLUMN_VEC4S; s++) {
+            bs[s] = b_tile[k * VEC4S + across + s * ACROSS];
         }
-        for (var r = 0u; r < ROW_QUADS; r++) {
-            let rows = a_tile[k * QUADS + down + r * DOWN];
-            for (var s = 0u; s < COLUMN_QUADS; s++) {
-                let at = 4u * (r * COLUMN_QUADS + s);
+        for (var r = 0u; r < ROW_VEC4S; r++) {
+            let rows = a_tile[k * VEC4S + down + r * DOWN];
+            for (var s = 0u; s < COLUMN_VEC4S; s++) {
+                let at = 4u * (r * COLUMN_VEC4S + s);
                 (*acc)[at] += rows.x * bs[s];
                 (*acc)[at + 1u] += rows.y * bs[s];
                 (*acc)[at + 2u] += rows.z * bs[s];
@@ -159,7 +159,7 @@ fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
     let across = lane % ACROSS;
     let down = lane / ACROSS;
     var acc: Sums;
-    for (var i = 0u; i < 4u * ROW_QUADS * COLUMN_QUADS; i++) {
+    for (var i = 0u; i < 4u * ROW_VEC4S * COLUMN_VEC4S; i++) {
         acc[i] = vec4<f32>();
     }
     var block = load_block(lane, m0, n0, 0u);
@@ -170,7 +170,7 @@ fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
         block = load_block(lane, m0, n0, k0 + K_TILE);
         multiply_tiles(&acc, across, down);
     }
-    if SECOND {
+    if LOW_RANK {
         for (var k0 = 0u; k0 < params.k2; k0 += K_TILE) {
             workgroupBarrier();
             store_block(lane, load_second(lane, m0, n0, k0));
@@ -178,18 +178,18 @@ fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
             multiply_tiles(&acc, across, down);
         }
     }
-    for (var r = 0u; r < ROW_QUADS; r++) {
-        for (var s = 0u; s < COLUMN_QUADS; s++) {
+    for (var r = 0u; r < ROW_VEC4S; r++) {
+        for (var s = 0u; s < COLUMN_VEC4S; s++) {
             let n = n0 + 4u * (across + s * ACROSS);
             for (var i = 0u; i < 4u; i++) {
                 let m = m0 + 4u * (down + r * DOWN) + i;
                 if m < params.m && n < params.n {
                     let at = (params.c_start + m * params.c_stride + n) / 4u;
-                    var value = params.alpha * acc[4u * (r * COLUMN_QUADS + s) + i];
+                    var value = params.alpha * acc[4u * (r * COLUMN_VEC4S + s) + i];
                     if params.accumulate == 1u {
                         value += c[at];
                     }
-                    c[at] = with_epilogue_quad(value, n, at);
+                    c[at] = with_epilogue_vec4(value, n, at);
                 }
             }
         }

@@ -5,8 +5,8 @@
 //   objective_pairs:   d_sums[s] of a term that compares a pair's sides:    z = scale·(x_c − x_r) − offset
 //   objective_sorted:  the same of sides of one rank over all pairs
 //   objective_cross:   the mean over all pairs of sides:                    z = scale·ω_ij·(x_c,i − x_r,j) − offset
-//   objective_sides:   of a term on single sequences:                       z = ±scale·(x − shift)
-//   objective_spread:  d_logp[r] = Σ over the sequences that row r belongs to
+//   objective_unpaired:   of a term on single sequences:                       z = ±scale·(x − shift)
+//   objective_scatter:  d_logp[r] = Σ over the sequences that row r belongs to
 //
 // One workgroup for all sequences of a micro-batch: most losses look at several of them.
 
@@ -14,7 +14,7 @@ import package::shared::grid::{flat_group};
 import package::shared::reduce::{WG, sum_across};
 
 struct ObjectiveParams {
-    n: u32,      // sequences; rows in objective_spread
+    n: u32,      // sequences; rows in objective_scatter
     add: u32,    // 1: to the terms before it
     joint: u32,  // 1: instruction rows count
     link: u32,   // SUM ..
@@ -121,7 +121,7 @@ fn slope(z: f32) -> f32 {
     }
 }
 
-fn put(s: u32, d_score: f32) {
+fn add_d_sum(s: u32, d_score: f32) {
     let d = d_score * vec2<f32>(f32(params.joint), 1.0);
     d_sums[s] = select(d, d + d_sums[s], params.add == 1u);
 }
@@ -130,8 +130,8 @@ fn compare(c: u32, r: u32) {
     let chosen = x_of(c);
     let rejected = x_of(r);
     let d = known[c].z * params.scale * slope(params.scale * (chosen.x - rejected.x) - params.offset);
-    put(c, d * chosen.y);
-    put(r, -d * rejected.y);
+    add_d_sum(c, d * chosen.y);
+    add_d_sum(r, -d * rejected.y);
 }
 
 @compute @workgroup_size(WG)
@@ -182,8 +182,8 @@ fn objective_cross(@builtin(local_invocation_id) local: vec3<u32>) {
             d.y -= of_column * slope(of_column * (x_of(2u * q).x - rejected.x) - params.offset);
         }
         d *= known[2u * p].z / f32(pairs);
-        put(2u * p, d.x * chosen.y);
-        put(2u * p + 1u, d.y * rejected.y);
+        add_d_sum(2u * p, d.x * chosen.y);
+        add_d_sum(2u * p + 1u, d.y * rejected.y);
     }
 }
 
@@ -195,7 +195,7 @@ fn d_side(s: u32, shift: vec2<f32>) -> f32 {
 }
 
 @compute @workgroup_size(WG)
-fn objective_sides(@builtin(local_invocation_id) local: vec3<u32>) {
+fn objective_unpaired(@builtin(local_invocation_id) local: vec3<u32>) {
     var shift = vec2<f32>();
     var d_shift = vec2<f32>();
     if params.shift != ZERO {
@@ -222,7 +222,7 @@ fn objective_sides(@builtin(local_invocation_id) local: vec3<u32>) {
     }
     for (var s = local.x; s < params.n; s += WG) {
         let through_shift = select(d_shift.x, d_shift.y, known[s].w > 0.0);
-        put(s, (d_side(s, shift) + through_shift) * x_of(s).y);
+        add_d_sum(s, (d_side(s, shift) + through_shift) * x_of(s).y);
     }
 }
 
@@ -232,7 +232,7 @@ fn objective_sides(@builtin(local_invocation_id) local: vec3<u32>) {
 
 const NONE = 0xffffffffu;
 
-fn share(owner: u32) -> f32 {
+fn d_sum_of(owner: u32) -> f32 {
     if owner == NONE {
         return 0.0;
     }
@@ -241,13 +241,13 @@ fn share(owner: u32) -> f32 {
 }
 
 @compute @workgroup_size(WG)
-fn objective_spread(
+fn objective_scatter(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) n_groups: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
 ) {
     let r = flat_group(group, n_groups) * WG + local.x;
     if r < params.n {
-        d_logp[r] = share(owners[r].x) + share(owners[r].y);
+        d_logp[r] = d_sum_of(owners[r].x) + d_sum_of(owners[r].y);
     }
 }

@@ -27,7 +27,7 @@ struct SampleParams {
 var<workgroup> found: array<u32, WG>;
 
 // Rising with the float, as an integer.
-fn rank(x: f32) -> u32 {
+fn sortable_bits(x: f32) -> u32 {
     let bits = bitcast<u32>(x);
     return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
 }
@@ -41,19 +41,19 @@ fn value(row: u32, v: u32) -> f32 {
 }
 
 // Tokens of at least this rank, as a number or as a mass.
-fn count_from(lane: u32, row: u32, least: u32) -> f32 {
+fn count_at_least(lane: u32, row: u32, least: u32) -> f32 {
     var n = 0.0;
     for (var v = lane; v < params.vocab; v += WG) {
-        n += select(0.0, 1.0, rank(value(row, v)) >= least);
+        n += select(0.0, 1.0, sortable_bits(value(row, v)) >= least);
     }
     return sum_across(lane, n);
 }
 
-fn mass_from(lane: u32, row: u32, least: u32, top: f32) -> f32 {
+fn probability_at_least(lane: u32, row: u32, least: u32, top: f32) -> f32 {
     var mass = 0.0;
     for (var v = lane; v < params.vocab; v += WG) {
         let x = value(row, v);
-        mass += select(0.0, exp((x - top) * params.inverse_temperature), rank(x) >= least);
+        mass += select(0.0, exp((x - top) * params.inverse_temperature), sortable_bits(x) >= least);
     }
     return sum_across(lane, mass);
 }
@@ -98,23 +98,23 @@ fn sample(
         // The largest threshold that at least top_k tokens reach.
         for (var bit = 0u; bit < 32u; bit++) {
             let higher = least | (0x80000000u >> bit);
-            if count_from(lane, row, higher) >= f32(params.top_k) {
+            if count_at_least(lane, row, higher) >= f32(params.top_k) {
                 least = higher;
             }
         }
     }
-    var total = mass_from(lane, row, least, top);
+    var total = probability_at_least(lane, row, least, top);
     if params.top_p < 1.0 {
         let wanted = params.top_p * total;
         var nucleus = 0u;
         for (var bit = 0u; bit < 32u; bit++) {
             let higher = nucleus | (0x80000000u >> bit);
-            if mass_from(lane, row, max(higher, least), top) >= wanted {
+            if probability_at_least(lane, row, max(higher, least), top) >= wanted {
                 nucleus = higher;
             }
         }
         least = max(least, nucleus);
-        total = mass_from(lane, row, least, top);
+        total = probability_at_least(lane, row, least, top);
     }
     // Each lane owns a run of ids; the one where the running mass passes the drawn point walks its run.
     let run = (params.vocab + WG - 1u) / WG;
@@ -123,7 +123,7 @@ fn sample(
     var mass = 0.0;
     for (var v = begin; v < end; v++) {
         let x = value(row, v);
-        mass += select(0.0, exp((x - top) * params.inverse_temperature), rank(x) >= least);
+        mass += select(0.0, exp((x - top) * params.inverse_temperature), sortable_bits(x) >= least);
     }
     workgroupBarrier();
     partials[lane] = mass;
@@ -142,7 +142,7 @@ fn sample(
         if point < passed + partials[i] {
             for (var v = i * run; v < min(i * run + run, params.vocab); v++) {
                 let x = value(row, v);
-                if rank(x) >= least {
+                if sortable_bits(x) >= least {
                     token = v;
                     passed += exp((x - top) * params.inverse_temperature);
                     if point < passed {

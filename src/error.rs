@@ -1,4 +1,4 @@
-//! One error type. Bad input is told in one line that names the file, line, field or tensor, and both sides of a mismatch.
+//! The crate's error type. Bad input is reported in one line that names the file, line, field or tensor, and both sides of a mismatch.
 
 use std::path::{Path, PathBuf};
 
@@ -9,47 +9,47 @@ pub enum Error {
     /// A file or folder that cannot be read, written or understood.
     #[error("{}: {reason}", path.display())]
     File {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Reason why the file or folder cannot be used.
         reason: String,
     },
     /// A line of a text file.
     #[error("{}:{line}: {reason}", path.display())]
     Line {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its line, from 1.
+        /// Number of the line, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// Reason why the line is refused.
         reason: String,
     },
     /// A field of a JSON or TOML file.
     #[error("{}: field `{field}`: {reason}", path.display())]
     Field {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The field's path, dots between levels.
+        /// Path of the field, with dots between levels.
         field: String,
-        /// What is wrong with it.
+        /// Reason why the field is refused.
         reason: String,
     },
     /// A tensor of a checkpoint.
     #[error("{}: tensor `{tensor}`: {reason}", path.display())]
     Tensor {
-        /// The safetensors file (or the folder where the tensor is missing).
+        /// Path of the safetensors file, or of the folder where the tensor is missing.
         path: PathBuf,
-        /// The tensor's name.
+        /// Name of the tensor.
         tensor: String,
-        /// What is wrong with it.
+        /// Reason why the tensor is refused.
         reason: String,
     },
     /// A flag, or its key in a configuration file.
     #[error("--{flag}: {reason}")]
     Flag {
-        /// Without its dashes.
+        /// Name of the flag, without its dashes.
         flag: &'static str,
-        /// What is wrong with its value.
+        /// Reason why the flag or its value is refused.
         reason: String,
     },
     /// There is no device, or none that can be opened.
@@ -58,15 +58,15 @@ pub enum Error {
     /// The device refused work that it should have done.
     #[error("GPU: {0}")]
     Gpu(String),
-    /// The device is gone: a watchdog, a driver's crash, sleep. What it held is lost; what is on disk is whole.
+    /// The device is gone, because of a watchdog, a driver's crash or sleep. Its memory is lost; files on disk are whole.
     #[error(
         "{device} was lost: {reason}. Watchdogs (2 s on Windows and with amdgpu), crashes of a driver and sleep do that: a smaller --batch-size or \
          --max-length makes submissions shorter, and --resume goes on from what is kept"
     )]
     DeviceLost {
-        /// Its name and backend.
+        /// Name and backend of the device.
         device: String,
-        /// The driver's words.
+        /// Reason in the driver's words.
         reason: String,
     },
     /// Memory of the device was refused.
@@ -74,47 +74,47 @@ pub enum Error {
     OutOfMemory {
         /// The use, size and memory in use of the refused allocation.
         refused: String,
-        /// Ways to take less.
+        /// Ways to take less memory.
         advice: String,
     },
     /// A judge that does not answer.
     #[error("{0}")]
     Judge(String),
-    /// A loss, a gradient, a score or a logit that is no finite number.
+    /// A loss, a gradient, a score or a logit that is not a finite number.
     #[error("{place}: {what} is not finite")]
     NotFinite {
         /// Optimiser step (from 1) and row numbers of the data, or a prompt's number.
         place: String,
-        /// A tensor's name, or the loss.
+        /// Name of a tensor, or the loss.
         what: String,
     },
 }
 
-/// The crate's result.
+/// Result with the crate's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// [`Error::File`].
+    /// Makes an [`Error::File`].
     pub fn file(path: impl AsRef<Path>, reason: impl ToString) -> Self {
         Self::File { path: path.as_ref().into(), reason: reason.to_string() }
     }
-    /// [`Error::Line`]; lines count from 1.
+    /// Makes an [`Error::Line`]; lines count from 1.
     pub fn line(path: impl AsRef<Path>, line: usize, reason: impl ToString) -> Self {
         Self::Line { path: path.as_ref().into(), line, reason: reason.to_string() }
     }
-    /// [`Error::Field`].
+    /// Makes an [`Error::Field`].
     pub fn field(path: impl AsRef<Path>, field: impl ToString, reason: impl ToString) -> Self {
         Self::Field { path: path.as_ref().into(), field: field.to_string(), reason: reason.to_string() }
     }
-    /// [`Error::Tensor`].
+    /// Makes an [`Error::Tensor`].
     pub fn tensor(path: impl AsRef<Path>, tensor: impl ToString, reason: impl ToString) -> Self {
         Self::Tensor { path: path.as_ref().into(), tensor: tensor.to_string(), reason: reason.to_string() }
     }
-    /// [`Error::Flag`].
+    /// Makes an [`Error::Flag`].
     pub fn flag(flag: &'static str, reason: impl ToString) -> Self {
         Self::Flag { flag, reason: reason.to_string() }
     }
-    /// The same about a file's final place, where it is written aside.
+    /// Moves the error's path from `aside`, the folder that a result is written to first, to `place`, where it belongs.
     #[must_use]
     pub fn moved(mut self, aside: &Path, place: &Path) -> Self {
         if let Self::File { path, .. } | Self::Line { path, .. } | Self::Field { path, .. } | Self::Tensor { path, .. } =
@@ -125,7 +125,7 @@ impl Error {
         }
         self
     }
-    /// The process's exit status: 2 where the input is at fault, 1 otherwise.
+    /// Returns the process's exit status: 2 where the input is at fault, 1 otherwise.
     pub fn exit_status(&self) -> i32 {
         match self {
             Self::Device(_)
@@ -142,8 +142,8 @@ impl Error {
 /// Characters of a line that [`one_line`] leaves whole.
 const MAX_LINE: usize = 1000;
 
-/// Tells the characters that act on a terminal instead of being shown: controls (ESC and the C1 set among them), and those that turn the
-/// direction of text or end a line.
+/// Tells whether a character acts on a terminal instead of being shown: a control character (such as ESC or the C1 set), or one that turns the direction of
+/// text or ends a line.
 pub fn acts_on_terminal(c: char) -> bool {
     let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || turns
@@ -154,7 +154,7 @@ fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> String {
     text.chars().flat_map(|c| if acts(c) { c.escape_debug().collect::<Vec<_>>() } else { vec![c] }).collect()
 }
 
-/// Writes every character that [acts on a terminal](acts_on_terminal) as an escape: for a message, a name, a table's cell.
+/// Writes every character that [acts on a terminal](acts_on_terminal) as an escape, for a message, a name or a table's cell.
 pub fn visible(text: &str) -> String {
     escaped(text, |_| false)
 }
@@ -164,8 +164,8 @@ pub fn visible_lines(text: &str) -> String {
     escaped(text, |c| matches!(c, '\n' | '\t'))
 }
 
-/// A message for a terminal or a log, which may quote untrusted files: control characters (and those that turn the direction of
-/// text, or end a line) as escapes, and an ellipsis for the middle of what is too long.
+/// Makes one line of a message for a terminal or a log, which may quote untrusted files. Characters that [act on a terminal](acts_on_terminal) become escapes,
+/// and the middle of a long message becomes an ellipsis.
 pub fn one_line(text: &str) -> String {
     let (head, tail) = (MAX_LINE * 3 / 5, MAX_LINE * 2 / 5 - 1);
     // Where the text is long, its ends are enough: an escape is never shorter than its character.

@@ -8,7 +8,7 @@ mod portable;
 
 pub use atomic::{
     check_writable, follow_links, is_descriptor, is_standard_output, machine_name, make_folder, not_a_link, open_log,
-    sync_folder, write_text, write_whole,
+    sync_folder, write_atomic, write_text,
 };
 #[cfg(any(unix, windows))]
 pub use lock::{FolderLock, LOCK};

@@ -1,7 +1,7 @@
 //! jointwise: preference tuning of language models (SFT, DPO, JPO) on any GPU. Transformer forward, backward and AdamW are WGSL compute
 //! shaders, dispatched through wgpu; a Hugging Face checkpoint goes in, a Hugging Face checkpoint or a PEFT adapter comes out.
 //!
-//! This page is the architecture. `README.md` and `docs/` are for users, `CONTRIBUTING.md` says how to change something; `examples/score.rs` uses the library in about 40 lines.
+//! This page is the architecture. `README.md` and `docs/` are for users, `CONTRIBUTING.md` says how to change something; `docs/library.md` and `examples/` use the library.
 //!
 //! # Crate map
 //!
@@ -10,11 +10,15 @@
 //!
 //! | module | what it decides |
 //! |---|---|
-//! | `cli` | flags as typed → resolved settings, one file a subcommand; no logic of the engine (feature `cli`, on by default) |
+//! | `cli` | the terminal, one file a subcommand; no logic of the engine (feature `cli`, on by default) |
+//! | `study` | a whole experiment from one file: stages, each done once |
+//! | `flags` | flags as typed, which the command line, `--config` and studies read; each group resolves into settings of `workflow` |
+//! | [`workflow`] | whole jobs in a few calls: [`Policy`], [`Preferences`], [`Recipe`], [`Training`], devices with their caches; re-exported from the root |
+//! | [`report`] | `report.html`: charts and tables that load nothing |
 //! | [`eval`] | generation with a KV cache; judges ([`eval::judge`]), asking them ([`eval::acquire`]), what they say ([`eval::interplay`]), win rates of checkpoints ([`eval::evaluate`]); the demo's tasks, their grader, win rates |
-//! | [`train`] | a run's settings ([`train::settings`]), the step, the loop, schedule, checkpoints and resuming, metrics, TensorBoard, `report.html` |
+//! | [`train`] | a run's settings ([`train::settings`]), the step, the loop, schedule, checkpoints and resuming, metrics, TensorBoard |
 //! | [`data`] | rows of files → template → ids with a boundary → packed micro-batches ([`kernels::packed_batch`]); no GPU |
-//! | [`model`] | what a folder holds besides weights, read once ([`model::side_files`]); `config.json` → one [`model::description::Description`]; safetensors in and out; one decoder for every family, forward and reverse; LoRA, PEFT |
+//! | [`model`] | what a folder holds besides weights, read once ([`model::side_files`]); `config.json` → one [`model::description::ModelConfig`]; safetensors in and out; one decoder for every family, forward and reverse; LoRA, PEFT |
 //! | [`objective`] | per-sequence scores → loss and its gradient, in f64: JPO and DPO × twelve losses and mixes of them, each a sum of a few kinds of terms ([`kernels::objective::term`]) |
 //! | [`kernels`] | one file a kernel family: launcher, f64 twin, cases, cost; [`kernels::REGISTRY`] lists them |
 //! | [`gpu`] | device and [`gpu::Caps`], linker, buffers, recordings; wgpu's names end here |
@@ -38,7 +42,7 @@
 //! # Data flow
 //!
 //! ```text
-//!  row (JSONL)                                            data::rows, data::template
+//!  row (JSONL)                                            data::rows, data::prompt_template
 //!   └─ pair {chosen, rejected}, each (instruction, response)
 //!       └─ ids and the first response token               data::tokens, data::dataset
 //!           └─ micro-batch: T tokens in S segments,       data::order, data::pack, kernels::packed_batch
@@ -79,13 +83,13 @@
 //! - **Frozen weights** are held as stored: bf16 two to a word where the file has bf16, f32 otherwise; linear ones also in int8 or NF4
 //!   ([`kernels::storage`]), quantised on loading, codes and scales of a part in one buffer, dequantised inside the products. Arithmetic is
 //!   f32 throughout.
-//! - **Activations** come from a pool ([`gpu::Gpu::slot`]) and go back when the last [`gpu::Slot`] is dropped. Commands run in the order
+//! - **Activations** come from a pool ([`gpu::Gpu::alloc_activation`]) and go back when the last [`gpu::Slot`] is dropped. Commands run in the order
 //!   of recording, so a slot may be given to a later command at once: liveness is Rust's scope.
 //! - **The MLP's width** is the largest of all activations: where it would not fit a binding, the MLP is computed for some tokens after the
 //!   others.
 //! - **Recomputation**: where memory is short, norms and activations are computed again in the backward pass, or a layer keeps its input alone
-//!   and runs again ([`model::trace::Keep`]); the same kernels on the same values give the same bits.
-//! - **Saved values** may be held in bf16 ([`model::trace::SavedDtype`]): rounded where a layer's forward pass ends, or where it has been run
+//!   and runs again ([`model::saved::RecomputePolicy`]); the same kernels on the same values give the same bits.
+//! - **Saved values** may be held in bf16 ([`model::saved::SavedDtype`]): rounded where a layer's forward pass ends, or where it has been run
 //!   again, so that recomputation changes no bit here either.
 //! - **The plan** ([`gpu::Gpu::plan`]) is the same program on a device that only counts: what `jointwise plan` prints is what a run
 //!   allocates ([`gpu::Ledger`]), because there is no second description of it.
@@ -141,12 +145,16 @@
 //! - **The tuning table knows products only** ([`gpu::Tuning`], `jointwise tune`), and what is shipped was measured on lavapipe; elsewhere tiles
 //!   are chosen by how many workgroups they give.
 
-/// A line on standard error, whatever is in it; one that is closed or full stops nothing.
-#[cfg(feature = "cli")]
+/// Logs one line for the user at level `info`, or `warn` where the line begins with `warning: `. A line without `note: ` before it goes to the target
+/// `jointwise::status`. The command line writes all of them to standard error.
 macro_rules! note {
     ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), "{}", $crate::error::one_line(&format!($($text)*)));
+        let text = $crate::error::one_line(&format!($($text)*));
+        match (text.strip_prefix("note: "), text.strip_prefix("warning: ")) {
+            (Some(rest), _) => log::info!("{rest}"),
+            (_, Some(rest)) => log::warn!("{rest}"),
+            _ => log::info!(target: "jointwise::status", "{text}"),
+        }
     }};
 }
 
@@ -156,14 +164,27 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod files;
+#[cfg(feature = "cli")]
+mod flags;
 pub mod gpu;
 pub mod kernels;
 pub mod model;
 pub mod objective;
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 pub mod progress;
+pub mod report;
 pub mod rng;
+#[cfg(feature = "cli")]
+mod study;
 pub mod train;
 mod validate;
+pub mod workflow;
 
+pub use data::prompt_template::Template;
 pub use error::{Error, Result};
+pub use gpu::Gpu;
+pub use model::lora_config::LoraConfig;
+pub use objective::{Objective, Term};
+pub use workflow::{DataOptions, Policy, PolicyOptions, Preferences, Recipe, Recompute, SequenceScore};
+#[cfg(feature = "native")]
+pub use workflow::{DeviceOptions, RunFolder, Training, TrainingOptions, TrainingStep, TunedModel, judge_comparisons};

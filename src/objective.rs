@@ -1,8 +1,8 @@
 //! Losses as small functions from per-sequence scores to (loss, ∂loss/∂score), in f64. `shaders/objective.wgsl` computes the same
 //! gradient on the device, and is tested against this.
 //!
-//! A loss is a sum of [`Term`]s, a term three choices: what is taken from a sequence ([`Link`]), what it is compared with ([`Coupling`]), and
-//! the curve over the difference ([`Curve`]). Host and device know these few parts alone; which of them a loss is made of stands once, in
+//! A loss is a sum of [`Term`]s, a term three choices: what is taken from a sequence ([`ScoreKind`]), what it is compared with ([`ScoreCoupling`]), and
+//! the curve over the difference ([`LossFn`]). Host and device know these few parts alone; which of them a loss is made of stands once, in
 //! [`Loss::terms`], as does its formula with its source.
 //!
 //! The losses of a micro-batch's rows are added up; the optimiser divides by the number of rows, once.
@@ -11,23 +11,26 @@ mod goal;
 mod loss;
 mod mix;
 
-pub use goal::Goal;
+pub use goal::TrainingLoss;
 pub use loss::Loss;
-pub use mix::Mix;
+pub use mix::LossMix;
 
-pub use crate::kernels::objective::scores::{Known, Objective, SequenceOutcome, Sums, cross_weights};
-pub use crate::kernels::objective::term::{Coupling, Curve, Link, Shift, Term};
+pub use crate::kernels::objective::scores::{LossInputs, Objective, SequenceLogps, SequenceOutcome, cross_weights};
+pub use crate::kernels::objective::term::{LossFn, ReferencePoint, ScoreCoupling, ScoreKind, Term};
 
 use crate::error::{Error, Result};
 use crate::validate::{not_negative, positive};
 
 /// A preference loss with its constants.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Preference {
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct PreferenceLoss {
     /// Objective that is trained: the rows and the score of a sequence.
     pub objective: Objective,
     /// One loss, or several with weights.
-    pub loss: Mix,
+    pub loss: LossMix,
+    /// Terms of a loss of one's own, which take the place of `loss`; none of a named loss. Their scales and offsets hold β and margins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub custom_terms: Vec<Term>,
     /// β; [`Loss::Orpo`]'s λ.
     pub beta: f64,
     /// ε of [`Loss::SMOOTHED`].
@@ -44,11 +47,12 @@ pub struct Preference {
     pub reference_free: bool,
 }
 
-impl Default for Preference {
+impl Default for PreferenceLoss {
     fn default() -> Self {
         Self {
             objective: Objective::Jpo,
-            loss: Mix::of(Loss::Sigmoid),
+            loss: LossMix::single(Loss::Sigmoid),
+            custom_terms: Vec::new(),
             beta: 0.1,
             label_smoothing: 0.0,
             simpo_gamma: 0.5,
@@ -60,7 +64,7 @@ impl Default for Preference {
     }
 }
 
-impl Preference {
+impl PreferenceLoss {
     /// # Errors
     /// [`Error::Flag`] for a value out of range, or one that the losses do not have.
     pub fn validate(&self) -> Result<()> {
@@ -70,7 +74,7 @@ impl Preference {
         }
         if self.label_smoothing > 0.0 && !Loss::SMOOTHED.iter().any(|&loss| self.loss.has(loss)) {
             let those = Loss::SMOOTHED.map(Loss::name).join(", ");
-            return Err(Error::flag("label-smoothing", format!("goes with --loss {those}, not {}", self.loss)));
+            return Err(Error::flag("label-smoothing", format!("needs --loss {those}, not {}", self.loss)));
         }
         not_negative("simpo-gamma", self.simpo_gamma)?;
         positive("rpo-tau", self.rpo_tau)?;
@@ -85,19 +89,43 @@ impl Preference {
 
     /// Tells whether the losses compare sequences, and none of them looks at a reference.
     fn compares_without_reference(&self) -> bool {
+        if !self.custom_terms.is_empty() {
+            return self.custom_terms.iter().all(|term| !term.referenced);
+        }
         let mut comparing = self.loss.parts().filter(|(loss, _)| *loss != Loss::Sft).peekable();
         comparing.peek().is_some() && comparing.all(|(loss, _)| loss.is_reference_free())
     }
 
+    /// Tells whether the loss is undefined on single texts with a label.
+    pub fn needs_pairs(&self) -> bool {
+        let is_single =
+            |term: &Term| matches!(term.coupling, ScoreCoupling::Sides(shift) if shift != ReferencePoint::Opposite);
+        match self.custom_terms.is_empty() {
+            true => self.loss.needs_pairs(),
+            false => !self.custom_terms.iter().all(is_single),
+        }
+    }
+
+    /// Tells whether the loss compares instructions with each other ([`ScoreCoupling::Cross`]).
+    pub fn compares_instructions(&self) -> bool {
+        match self.custom_terms.is_empty() {
+            true => self.loss.has(Loss::Rpo),
+            false => self.custom_terms.iter().any(|term| term.coupling == ScoreCoupling::Cross),
+        }
+    }
+
     /// The losses' terms, over rows that are pairs or not.
     pub fn terms(&self, paired: bool) -> Vec<Term> {
+        if !self.custom_terms.is_empty() {
+            return self.custom_terms.clone();
+        }
         let weighted = |(loss, weight): (Loss, f64)| loss.terms(self, paired).into_iter().map(move |t| t.times(weight));
         self.loss.parts().flat_map(weighted).collect()
     }
 
     /// β·(log π − log π_ref); where the losses that compare sequences have no reference, β times the mean log-probability of a scored token (SimPO's
     /// reward).
-    pub fn reward(&self, sums: &Sums, reference: f64) -> f64 {
+    pub fn reward(&self, sums: &SequenceLogps, reference: f64) -> f64 {
         let score = sums.score(self.objective);
         if self.compares_without_reference() {
             return self.beta * score / sums.n_scored(self.objective) as f64;
@@ -106,7 +134,7 @@ impl Preference {
     }
 
     /// Loss and gradient of each sequence of a micro-batch.
-    pub fn evaluate(&self, sums: &[Sums], known: &Known) -> Vec<SequenceOutcome> {
+    pub fn evaluate(&self, sums: &[SequenceLogps], known: &LossInputs) -> Vec<SequenceOutcome> {
         let rewarded = |(s, &reference)| SequenceOutcome { reward: self.reward(s, reference), ..Default::default() };
         let mut outcomes: Vec<SequenceOutcome> = sums.iter().zip(&known.reference).map(rewarded).collect();
         for term in self.terms(known.paired) {
@@ -124,19 +152,20 @@ mod tests {
     fn the_kernels_are_tested_with_every_kind_of_term() {
         for loss in Loss::ALL {
             for paired in [true, false].into_iter().filter(|paired| *paired || !loss.needs_pairs()) {
-                let p = Preference { loss: Mix::of(loss), ..Preference::default() };
+                let p = PreferenceLoss { loss: LossMix::single(loss), ..PreferenceLoss::default() };
                 assert!(p.terms(paired).iter().all(crate::kernels::objective::has_case), "{loss:?}");
             }
         }
-        let other = Term { link: Link::LogOdds, coupling: Coupling::Cross, ..Goal::Sft.terms(true)[0] };
+        let other =
+            Term { link: ScoreKind::LogOdds, coupling: ScoreCoupling::Cross, ..TrainingLoss::Sft.terms(true)[0] };
         assert!(!crate::kernels::objective::has_case(&other));
     }
 
     /// Three pairs, or six labelled rows.
-    fn batch(paired: bool) -> (Vec<Sums>, Known) {
-        let sums = |instruction, response| Sums { instruction, response, n_instruction: 7, n_response: 4 };
+    fn batch(paired: bool) -> (Vec<SequenceLogps>, LossInputs) {
+        let sums = |instruction, response| SequenceLogps { instruction, response, n_instruction: 7, n_response: 4 };
         let reference = vec![-42.5, -38.0, -41.0, -27.0, -20.5, -39.7];
-        let mut known = Known { paired, ..Known::pairs(reference) };
+        let mut known = LossInputs { paired, ..LossInputs::pairs(reference) };
         known.cross = cross_weights(&[1.0, 0.3, -0.2, 0.3, 0.9, 0.1, 0.5, 0.5, 1.0], 3, 0.5);
         if !paired {
             known.desirable = [true, true, false, true, false, false].into();
@@ -145,7 +174,7 @@ mod tests {
         (policy.map(|(i, r)| sums(i, r)).into(), known)
     }
 
-    fn total(p: &Preference, sums: &[Sums], known: &Known) -> f64 {
+    fn total(p: &PreferenceLoss, sums: &[SequenceLogps], known: &LossInputs) -> f64 {
         p.evaluate(sums, known).iter().map(|o| o.loss).sum()
     }
 
@@ -153,21 +182,24 @@ mod tests {
     fn gradients_equal_differences_of_the_summed_loss() {
         let mix = "sigmoid=0.5,rpo=2,sft=0.3,bco_pair=0.1".parse().unwrap();
         for objective in [Objective::Jpo, Objective::Dpo] {
-            for loss in Loss::ALL.map(Mix::of).into_iter().chain([mix]) {
+            for loss in Loss::ALL.map(LossMix::single).into_iter().chain([mix]) {
                 for paired in [true, false].into_iter().filter(|&paired| paired || !loss.needs_pairs()) {
-                    let p = Preference { objective, loss, ..Preference::default() };
+                    let p = PreferenceLoss { objective, loss, ..PreferenceLoss::default() };
                     let smoothed = Loss::SMOOTHED.iter().any(|&l| loss.has(l));
-                    let p =
-                        Preference { label_smoothing: if smoothed { 0.1 } else { 0.0 }, desirable_weight: 1.3, ..p };
+                    let p = PreferenceLoss {
+                        label_smoothing: if smoothed { 0.1 } else { 0.0 },
+                        desirable_weight: 1.3,
+                        ..p
+                    };
                     p.validate().unwrap();
                     let (sums, known) = batch(paired);
                     // What kto and bco compare with is no function of the policy, for their gradients: it is held.
-                    let held = |p: &Preference, sums: &[Sums]| {
+                    let held = |p: &PreferenceLoss, sums: &[SequenceLogps]| {
                         let shift_of = |t: &Term| t.shift(&batch(paired).0, &known);
                         let mut outcomes = vec![SequenceOutcome::default(); sums.len()];
                         for term in p.terms(paired) {
                             match term.coupling {
-                                Coupling::Sides(Shift::Opposite) => term.add(sums, &known, &mut outcomes),
+                                ScoreCoupling::Sides(ReferencePoint::Opposite) => term.add(sums, &known, &mut outcomes),
                                 _ => term.add_from(sums, &known, shift_of(&term), &mut outcomes),
                             }
                         }
@@ -198,22 +230,23 @@ mod tests {
         let (sums, mut known) = batch(true);
         known.reference = sums.iter().map(|s| s.score(Objective::Jpo)).collect();
         for loss in [Loss::Sigmoid, Loss::Robust, Loss::AotUnpaired, Loss::Rpo] {
-            let p = Preference { loss: Mix::of(loss), ..Preference::default() };
+            let p = PreferenceLoss { loss: LossMix::single(loss), ..PreferenceLoss::default() };
             let losses = total(&p, &sums, &known);
             assert!((losses / 3.0 - std::f64::consts::LN_2).abs() < 1e-12, "{loss:?}");
         }
-        for (s, o) in Preference::default().evaluate(&sums, &known).iter().enumerate() {
+        for (s, o) in PreferenceLoss::default().evaluate(&sums, &known).iter().enumerate() {
             let want = if s % 2 == 0 { -0.05 } else { 0.05 };
             assert!((o.d_sums[0] - want).abs() < 1e-12 && o.d_sums[0] == o.d_sums[1] && o.reward == 0.0);
         }
-        let ipo = Preference { loss: Mix::of(Loss::Ipo), ..Preference::default() };
+        let ipo = PreferenceLoss { loss: LossMix::single(Loss::Ipo), ..PreferenceLoss::default() };
         assert!((total(&ipo, &sums, &known) / 3.0 - 1.0 / (4.0 * 0.01)).abs() < 1e-12);
     }
 
     #[test]
     fn kto_on_pairs_is_kto_on_their_sides() {
         let (sums, mut known) = batch(true);
-        let p = Preference { loss: Mix::of(Loss::Kto), undesirable_weight: 0.7, ..Preference::default() };
+        let p =
+            PreferenceLoss { loss: LossMix::single(Loss::Kto), undesirable_weight: 0.7, ..PreferenceLoss::default() };
         let pairs = total(&p, &sums, &known) / 3.0;
         known.paired = false;
         let sides = total(&p, &sums, &known) / 6.0;
@@ -222,14 +255,15 @@ mod tests {
 
     #[test]
     fn values_out_of_range_name_their_flag() {
-        let bad = Preference { beta: -1.0, ..Preference::default() };
+        let bad = PreferenceLoss { beta: -1.0, ..PreferenceLoss::default() };
         assert_eq!(bad.validate().unwrap_err().to_string(), "--beta: -1 is not above 0");
-        let bad = Preference { label_smoothing: 0.7, ..Preference::default() };
+        let bad = PreferenceLoss { label_smoothing: 0.7, ..PreferenceLoss::default() };
         assert!(bad.validate().unwrap_err().to_string().starts_with("--label-smoothing: 0.7"));
-        let bad = Preference { label_smoothing: 0.1, loss: Mix::of(Loss::Hinge), ..Preference::default() };
+        let bad =
+            PreferenceLoss { label_smoothing: 0.1, loss: LossMix::single(Loss::Hinge), ..PreferenceLoss::default() };
         let said = bad.validate().unwrap_err().to_string();
-        assert_eq!(said, "--label-smoothing: goes with --loss sigmoid, robust, aot_unpaired, not hinge");
-        let bad = Preference { rpo_tau: 0.0, ..Preference::default() };
+        assert_eq!(said, "--label-smoothing: needs --loss sigmoid, robust, aot_unpaired, not hinge");
+        let bad = PreferenceLoss { rpo_tau: 0.0, ..PreferenceLoss::default() };
         assert_eq!(bad.validate().unwrap_err().to_string(), "--rpo-tau: 0 is not above 0");
     }
 }

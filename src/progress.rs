@@ -87,6 +87,14 @@ impl DrawnBar {
     }
 }
 
+/// Whether tasks are shown at all: a library says nothing unless its program wants that.
+static IS_SHOWN: AtomicBool = AtomicBool::new(false);
+
+/// Shows the progress of long work on standard error from now on, as the command line does.
+pub fn show_progress() {
+    IS_SHOWN.store(true, Ordering::Relaxed);
+}
+
 /// Tells whether bars can be drawn on standard error.
 fn can_draw() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
@@ -139,6 +147,9 @@ impl ProgressReporter {
 
     fn begin(label: &'static str, unit: CountUnit, total: Option<u64>, has_bar: bool, layout: &str) -> Self {
         let task = ProgressTask::new(label, unit, total);
+        if !IS_SHOWN.load(Ordering::Relaxed) {
+            return Self { task, output: ReporterOutput::Hidden };
+        }
         if !can_draw() {
             ProgressLines::add(&task);
             return Self { task, output: ReporterOutput::Lines };
@@ -207,7 +218,7 @@ impl ProgressReporter {
         self.change(|task| task.detail = detail);
     }
 
-    /// Writes a line above the bar. The next line about progress comes [`BETWEEN_LINES`] later.
+    /// Writes a line above the bar. The next line about progress comes 30 s later.
     pub fn note(&self, line: &str) {
         if self.writes_lines() {
             lock(&LINES).last_line = Some(Instant::now());

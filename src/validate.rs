@@ -46,7 +46,7 @@ fn out_of_range(flag: &'static str, value: f64, otherwise: &str) -> Error {
 /// # Errors
 /// [`Error::Flag`] for 0.
 pub fn at_least_one(flag: &'static str, value: usize) -> Result<()> {
-    if value > 0 { Ok(()) } else { Err(Error::flag(flag, "0 is not above 0")) }
+    if value > 0 { Ok(()) } else { Err(Error::flag(flag, "must be at least 1")) }
 }
 
 /// Checks that a number is at most `most`.

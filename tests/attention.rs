@@ -1,16 +1,16 @@
 //! What a row of attention gets does not depend on what is packed beside it, to the bit, in any implementation.
 
 use jointwise::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
-use jointwise::kernels::attention::{Attention, Saved, Segments, attention_bwd, attention_fwd};
-use jointwise::kernels::packed_batch::Batch;
+use jointwise::kernels::attention::{AttentionConfig, AttentionSaved, SegmentTable, attention_bwd, attention_fwd};
+use jointwise::kernels::packed_batch::PackedBatch;
 use jointwise::rng::Rng;
 
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 
 /// Sequences one after the other, each a prefix's length and its branches'.
-fn packed(shape: &[(usize, &[usize])]) -> Batch {
-    let mut batch = Batch::default();
+fn packed(shape: &[(usize, &[usize])]) -> PackedBatch {
+    let mut batch = PackedBatch::default();
     let mut add = |n: usize, position: usize, prefix: [u32; 2]| {
         let start = batch.ranges.len() as u32;
         batch.positions.extend((position..position + n).map(|p| p as u32));
@@ -35,21 +35,21 @@ fn value(sequence: usize, token: usize, column: usize) -> f32 {
 type Bits = Vec<Vec<u32>>;
 
 /// o, lse, d_q and d_kv of a batch whose tokens are (sequence, token).
-fn attend(gpu: &Gpu, batch: &Batch, tokens: &[(usize, usize)], e: usize, window: Option<usize>) -> [Bits; 4] {
+fn attend(gpu: &Gpu, batch: &PackedBatch, tokens: &[(usize, usize)], e: usize, window: Option<usize>) -> [Bits; 4] {
     attend_scaled(gpu, batch, tokens, e, window, [1.0; 4])
 }
 
 /// The same with q, k, v and d_o times a factor each.
 fn attend_scaled(
     gpu: &Gpu,
-    batch: &Batch,
+    batch: &PackedBatch,
     tokens: &[(usize, usize)],
     e: usize,
     window: Option<usize>,
     factors: [f32; 4],
 ) -> [Bits; 4] {
     let scale = 1.0 / (e as f32).sqrt();
-    let a = Attention { heads: HEADS, kv_heads: KV_HEADS, head_dim: e, scale, softcap: None, window };
+    let a = AttentionConfig { heads: HEADS, kv_heads: KV_HEADS, head_dim: e, scale, softcap: None, window };
     let (l, t, q) = (a.packed(), tokens.len(), HEADS * e);
     assert_eq!(batch.ranges.len(), t);
     let factor = |c: usize| factors[[l.k_start, l.v_start, l.q_stride].iter().filter(|&&start| c >= start).count()];
@@ -58,11 +58,12 @@ fn attend_scaled(
         tokens.iter().flat_map(|&(s, i)| columns.clone().map(move |c| factor(c) * value(s, i, c))).collect()
     };
     let (qkv, d_o) = (gpu.upload(&rows(l.q_stride, 0)), gpu.upload(&rows(q, l.q_stride)));
-    let (o, lse, d_qkv) = (gpu.slot(t * q), gpu.slot(t * HEADS), gpu.slot(t * l.q_stride));
-    let s = Segments::of_batch(gpu, batch, e, &[window]);
+    let (o, lse, d_qkv) =
+        (gpu.alloc_activation(t * q), gpu.alloc_activation(t * HEADS), gpu.alloc_activation(t * l.q_stride));
+    let s = SegmentTable::of_batch(gpu, batch, e, &[window]);
     let mut rec = gpu.record();
     attention_fwd(&mut rec, &a, &l, &qkv, &qkv, &s, &o, &lse);
-    attention_bwd(&mut rec, &a, &l, Saved { qkv: &qkv, o: &o, lse: &lse }, &s, &d_o, &d_qkv);
+    attention_bwd(&mut rec, &a, &l, AttentionSaved { qkv: &qkv, o: &o, lse: &lse }, &s, &d_o, &d_qkv);
     rec.submit();
     let read = |slot, width| -> Bits {
         let words: Vec<Vec<u32>> = pollster::block_on(gpu.read(&[slot])).expect("readback");

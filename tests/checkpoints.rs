@@ -8,10 +8,10 @@ use std::path::Path;
 use common::{describe, oracles, says};
 use jointwise::error::Error;
 use jointwise::model::checkpoint::Checkpoint;
-use jointwise::model::description::{Description, TensorSpec};
+use jointwise::model::description::{ModelConfig, TensorSpec};
 use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::peft::{Adapter, AdapterConfig, write_adapter};
-use jointwise::model::save::{OutputDtype, Planned, save_model, write_model, write_safetensors};
+use jointwise::model::save::{OutputDtype, TensorToWrite, save_model, write_model, write_safetensors};
 use jointwise::model::side_files::SideFiles;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 /// A small model: its config, every tensor, all values different.
 struct Model {
     dir: tempfile::TempDir,
-    d: Description,
+    d: ModelConfig,
 }
 
 const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16,
@@ -31,8 +31,8 @@ fn numbers(spec: &TensorSpec) -> Vec<f32> {
     (0..spec.shape.iter().product::<usize>()).map(|i| (salt + i as f32).sin() / 3.0).collect()
 }
 
-fn planned(name: &str, shape: &[usize]) -> Planned {
-    Planned { name: name.into(), shape: shape.into(), dtype: OutputDtype::F32 }
+fn planned(name: &str, shape: &[usize]) -> TensorToWrite {
+    TensorToWrite { name: name.into(), shape: shape.into(), dtype: OutputDtype::F32 }
 }
 
 impl Model {
@@ -43,11 +43,11 @@ impl Model {
     /// The tensors changed before they are written.
     fn with(config: &str, change: impl FnOnce(Vec<TensorSpec>) -> Vec<TensorSpec>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let d = Description::from_json("config.json", config).unwrap();
+        let d = ModelConfig::from_json("config.json", config).unwrap();
         let tensors = change(d.tensors());
         fs::write(dir.path().join("config.json"), config).unwrap();
         fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
-        let plan: Vec<Planned> = tensors.iter().map(|s| planned(&s.name, &s.shape)).collect();
+        let plan: Vec<TensorToWrite> = tensors.iter().map(|s| planned(&s.name, &s.shape)).collect();
         write_model(dir.path(), &plan, 1 << 40, &mut |i| Ok(numbers(&tensors[i]))).unwrap();
         Self { dir, d }
     }
@@ -126,7 +126,7 @@ fn a_head_is_tied_where_the_files_do_not_differ() {
     let specs = model.d.tensors();
     let embedding = specs.iter().find(|s| s.name == model.d.embedding).unwrap();
     for (equal, shape) in [(true, [40, 16]), (false, [40, 16]), (false, [16, 40])] {
-        let mut plan: Vec<Planned> = specs.iter().map(|s| planned(&s.name, &s.shape)).collect();
+        let mut plan: Vec<TensorToWrite> = specs.iter().map(|s| planned(&s.name, &s.shape)).collect();
         plan.push(planned("lm_head.weight", &shape));
         write_model(model.path(), &plan, 1 << 40, &mut |i| {
             let mut values = numbers(specs.get(i).unwrap_or(embedding));
@@ -156,7 +156,7 @@ fn a_head_is_tied_where_the_files_do_not_differ() {
     assert!(checkpoint_note(&model).is_empty(), "another shape is told by verify");
 
     // The head alone: it is the embedding.
-    let plan: Vec<Planned> = specs
+    let plan: Vec<TensorToWrite> = specs
         .iter()
         .map(|s| planned(if s.name == embedding.name { "lm_head.weight" } else { &s.name }, &s.shape))
         .collect();
@@ -224,7 +224,7 @@ proptest! {
         if to.is_multiple_of(2) {
             bytes.truncate(cut.index(bytes.len() + 1));
         }
-        if let Ok(checkpoint) = Checkpoint::of(vec![("x.safetensors".into(), Box::new(bytes))]) {
+        if let Ok(checkpoint) = Checkpoint::from_contents(vec![("x.safetensors".into(), Box::new(bytes))]) {
             let _ = checkpoint.read_f32("a");
         }
     }
@@ -234,7 +234,7 @@ proptest! {
 fn sharded() -> Model {
     let model = Model::llama();
     let specs = model.d.tensors();
-    let plan: Vec<Planned> = specs.iter().map(|s| planned(&s.name, &s.shape)).collect();
+    let plan: Vec<TensorToWrite> = specs.iter().map(|s| planned(&s.name, &s.shape)).collect();
     fs::remove_file(model.path().join("model.safetensors")).unwrap();
     write_model(model.path(), &plan, 8000, &mut |i| Ok(numbers(&specs[i]))).unwrap();
     assert!(model.path().join("model-00001-of-00003.safetensors").exists());
@@ -260,7 +260,7 @@ fn shards_are_read_and_an_index_stays_in_its_folder() {
         let shown = bad.replace("\\\\", "\\");
         says(
             model.verify(),
-            &["index.json", "weight_map.model.embed_tokens.weight", &format!("`{shown}` is no file of")],
+            &["index.json", "weight_map.model.embed_tokens.weight", &format!("`{shown}` is not a file of")],
         );
     }
     fs::write(&index, "{\n\"weight_map\": {\n").unwrap();
@@ -411,7 +411,7 @@ fn saving_and_loading_give_the_same_in_three_types() {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something was left aside");
         let saved = Checkpoint::open(&out).unwrap();
         saved.verify(&describe(&out.join("config.json"))).unwrap();
-        assert_eq!(OutputDtype::of(saved.dtype(&model.d)), dtype);
+        assert_eq!(OutputDtype::from_stored(saved.dtype(&model.d)), dtype);
         for spec in model.d.tensors() {
             for (a, b) in saved.read_f32(&spec.name).unwrap().iter().zip(numbers(&spec)) {
                 assert!((a - b).abs() <= b.abs() * tolerance, "{a} {b}");
@@ -436,8 +436,11 @@ fn types_may_be_mixed() {
     let model = Model::llama();
     let specs = model.d.tensors();
     let types = [OutputDtype::F32, OutputDtype::Bf16, OutputDtype::F16];
-    let plan: Vec<Planned> =
-        specs.iter().enumerate().map(|(i, s)| Planned { dtype: types[i % 3], ..planned(&s.name, &s.shape) }).collect();
+    let plan: Vec<TensorToWrite> = specs
+        .iter()
+        .enumerate()
+        .map(|(i, s)| TensorToWrite { dtype: types[i % 3], ..planned(&s.name, &s.shape) })
+        .collect();
     fs::remove_file(model.path().join("model.safetensors")).unwrap();
     write_model(model.path(), &plan, 6000, &mut |i| Ok(numbers(&specs[i]))).unwrap();
     let source = Checkpoint::open(model.path()).unwrap();
@@ -448,7 +451,12 @@ fn types_may_be_mixed() {
     for checkpoint in [&source, &Checkpoint::open(&out).unwrap()] {
         assert_eq!(checkpoint.verify(&model.d).unwrap(), None);
         for (spec, planned) in specs.iter().zip(&plan) {
-            assert_eq!(OutputDtype::of(checkpoint.info(&spec.name).unwrap().0), planned.dtype, "{}", spec.name);
+            assert_eq!(
+                OutputDtype::from_stored(checkpoint.info(&spec.name).unwrap().0),
+                planned.dtype,
+                "{}",
+                spec.name
+            );
             let tolerance = [0.0, 1.0 / 256.0, 1.0 / 2048.0][types.iter().position(|t| *t == planned.dtype).unwrap()];
             for (a, b) in checkpoint.read_f32(&spec.name).unwrap().iter().zip(numbers(spec)) {
                 assert!((a - b).abs() <= b.abs() * tolerance, "{}: {a} {b}", spec.name);
@@ -472,7 +480,7 @@ fn a_save_that_fails_leaves_nothing() {
     let result = save_model(&out, &source, &SideFiles::read(model.path()), &model.d, None, &[], &mut |s| {
         source.read_f32(&s.name)
     });
-    says(result, &["out", "exists and is no folder"]);
+    says(result, &["out", "exists and is not a folder"]);
 }
 
 // Adapters.
@@ -482,7 +490,7 @@ fn settings(targets: &[&str]) -> LoraConfig {
 }
 
 /// Writes a new adapter of `d`.
-fn write_new(dir: &Path, d: &Description, targets: &[&str]) -> Adapter {
+fn write_new(dir: &Path, d: &ModelConfig, targets: &[&str]) -> Adapter {
     let adapter = Adapter::new(d, &settings(targets), "base", 7).unwrap();
     let modules = adapter.lora.modules.clone();
     let values = &mut |module: &str, i: usize| {
@@ -505,7 +513,7 @@ fn adapters_are_read_back() {
             4,
         ),
     ] {
-        let d = Description::from_json("config.json", &config).unwrap();
+        let d = ModelConfig::from_json("config.json", &config).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let written = write_new(dir.path(), &d, targets);
         let read = Adapter::open(dir.path(), &d).unwrap();
@@ -525,7 +533,7 @@ fn retarget(dir: &Path, targets: Value) {
 /// As PEFT: names that match nothing are passed over where others match.
 #[test]
 fn targets_of_other_architectures_are_passed_over() {
-    let d = Description::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
+    let d = ModelConfig::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let written = write_new(dir.path(), &d, &["q_proj", "v_proj"]);
     // The paper's own list.
@@ -545,7 +553,7 @@ fn targets_of_other_architectures_are_passed_over() {
 /// A pattern is Python's: the tensors say what it matched.
 #[test]
 fn a_pattern_of_targets_is_kept() {
-    let d = Description::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
+    let d = ModelConfig::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let written = write_new(dir.path(), &d, &["layers.1.self_attn.q_proj", "down_proj"]);
     let pattern = json!(r"^(?:.*\.1\.self_attn\.q_proj|.*down_proj)$");
@@ -608,7 +616,7 @@ fn write_forms(dir: &Path, fields: Value, modules: &[(&str, usize)], rename: &dy
         let name = |side: &str| rename(format!("base_model.model.{module}.lora_{side}.weight"));
         plan.extend(shapes.map(|(side, shape)| planned(&name(side), &shape)));
     }
-    let values = |plan: &Planned| (0..plan.shape.iter().product()).map(|i| (i as f32).sin()).collect();
+    let values = |plan: &TensorToWrite| (0..plan.shape.iter().product()).map(|i| (i as f32).sin()).collect();
     write_safetensors(&dir.join("adapter_model.safetensors"), &plan, &mut |i| Ok(values(&plan[i]))).unwrap();
 }
 
@@ -623,7 +631,7 @@ type RankAndScale = (&'static str, usize, f32);
 /// Ranks and scales by pattern, layers and exclusions, as PEFT has them; written and read back.
 #[test]
 fn patterns_layers_and_exclusions_are_peft_s() {
-    let d = Description::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
+    let d = ModelConfig::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
     let root = 2.0f32.sqrt();
     let cases: [(Value, &[RankAndScale]); 10] = [
         (json!({"rank_pattern": {"v_proj": 4}}), &[(Q0, 2, 2.0), (V0, 4, 1.0), (Q1, 2, 2.0), (V1, 4, 1.0)]),
@@ -697,7 +705,7 @@ fn patterns_layers_and_exclusions_are_peft_s() {
 
 #[test]
 fn names_of_other_programs_are_put_right() {
-    let d = Description::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
+    let d = ModelConfig::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let modules = [(Q0, 2), (Q1, 2), (V0, 2), (V1, 2)];
     write_forms(dir.path(), json!({}), &modules, &|name| name);
@@ -732,9 +740,9 @@ fn weights_saved_with_an_adapter_must_be_the_base_s() {
     let write = |fields: Value, extra: &str, shape: &[usize], change: f32| {
         write_forms(dir.path(), fields, &[(Q0, 2), (Q1, 2), (V0, 2), (V1, 2)], &|name| name);
         let path = dir.path().join("adapter_model.safetensors");
-        let lora = Checkpoint::of(vec![("x".into(), Box::new(fs::read(&path).unwrap()))]).unwrap();
+        let lora = Checkpoint::from_contents(vec![("x".into(), Box::new(fs::read(&path).unwrap()))]).unwrap();
         let names: Vec<String> = lora.files().flat_map(|f| f.tensors().keys().cloned()).collect();
-        let mut plan: Vec<Planned> = names.iter().map(|name| planned(name, lora.info(name).unwrap().1)).collect();
+        let mut plan: Vec<TensorToWrite> = names.iter().map(|name| planned(name, lora.info(name).unwrap().1)).collect();
         plan.push(planned(&format!("base_model.model.{extra}"), shape));
         let own = numbers(spec(extra));
         let values = |i: usize| match names.get(i) {
@@ -766,7 +774,7 @@ fn weights_saved_with_an_adapter_must_be_the_base_s() {
 
 #[test]
 fn an_adapter_of_another_base_is_refused() {
-    let d = |text: String| Description::from_json("config.json", &text).unwrap();
+    let d = |text: String| ModelConfig::from_json("config.json", &text).unwrap();
     let (small, wide) = (d(LLAMA.replace("TIED", "true")), d(LLAMA.replace("TIED", "true").replace("24", "32")));
     let deep = d(LLAMA.replace("TIED", "true").replace(r#""num_hidden_layers": 2"#, r#""num_hidden_layers": 3"#));
     let dir = tempfile::tempdir().unwrap();
@@ -802,13 +810,13 @@ fn bad_adapter_configs_name_the_field() {
         ("use_dora", json!(true), "is not supported"),
         ("modules_to_save", json!(["lm_head"]), "is not supported"),
         ("rank_pattern", json!({"q_proj": 0}), "q_proj: expected 1 ..= 4096, found 0"),
-        ("rank_pattern", json!({"q(": 8}), "is no regular expression"),
+        ("rank_pattern", json!({"q(": 8}), "is not a regular expression"),
         ("alpha_pattern", json!({"q_proj": "8"}), "q_proj: expected numbers above 0, found \"8\""),
         ("alpha_pattern", json!([1]), "expected an object of names and numbers"),
         ("layers_to_transform", json!(["1"]), "expected layers' numbers"),
         ("layers_pattern", json!(3), "expected a name or a list of names"),
         ("exclude_modules", json!([1]), "expected a name or a list of names"),
-        ("exclude_modules", json!("("), "is no regular expression"),
+        ("exclude_modules", json!("("), "is not a regular expression"),
         ("trainable_token_indices", json!([1]), "is not supported: merge it with PEFT"),
         ("init_lora_weights", json!("pissa"), "changes the base's weights"),
         ("target_modules", json!(""), "expected a list of names"),
@@ -826,7 +834,7 @@ fn bad_adapter_configs_name_the_field() {
 
 #[test]
 fn a_target_that_matches_nothing_lists_what_there_is() {
-    let d = Description::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
+    let d = ModelConfig::from_json("config.json", &LLAMA.replace("TIED", "true")).unwrap();
     let listed = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj";
     for target in ["c_attn", "lm_head", "proj"] {
         says(

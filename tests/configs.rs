@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use common::{describe, oracles, says};
 use jointwise::error::Error;
 use jointwise::model::checkpoint::Checkpoint;
-use jointwise::model::description::{Activation, Description, RopeScaling};
+use jointwise::model::description::{Activation, ModelConfig, RopeScaling};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ fn configs_resolve_as_in_transformers() {
     let mut n = 0;
     for path in fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().unwrap() == "json") {
         let fixture: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-        let d = Description::from_json(&path, &fixture["config"].to_string()).unwrap();
+        let d = ModelConfig::from_json(&path, &fixture["config"].to_string()).unwrap();
         let ours: BTreeMap<String, Value> = d.tensors().into_iter().map(|s| (s.name, json!(s.shape))).collect();
         let theirs: BTreeMap<String, Value> =
             fixture["tensors"].as_object().unwrap().iter().map(|(k, v)| (k.clone(), v.clone())).collect();
@@ -78,12 +78,12 @@ fn both_forms_of_config_and_the_checkpoints_of_the_oracles_agree() {
 fn a_config_without_architectures_goes_by_its_model_type() {
     let text = LLAMA.to_string();
     let bare = text.replace(r#""architectures": ["LlamaForCausalLM"], "#, "");
-    let parse = |text: &str| Description::from_json("config.json", text).unwrap();
+    let parse = |text: &str| ModelConfig::from_json("config.json", text).unwrap();
     assert_eq!(parse(&bare), parse(&text));
 }
 
 /// A config of a family, from the fixtures, with a field changed.
-fn changed(name: &str, field: &str, value: Value) -> Result<Description, Error> {
+fn changed(name: &str, field: &str, value: Value) -> Result<ModelConfig, Error> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/configs/{name}.json"));
     let mut config = serde_json::from_str::<Value>(&fs::read_to_string(path).unwrap()).unwrap()["config"].take();
     match value {
@@ -92,7 +92,7 @@ fn changed(name: &str, field: &str, value: Value) -> Result<Description, Error> 
         }
         value => config[field] = value,
     }
-    Description::from_json("m/config.json", &config.to_string())
+    ModelConfig::from_json("m/config.json", &config.to_string())
 }
 
 #[test]
@@ -176,9 +176,9 @@ fn bad_configs_name_the_field() {
 
 #[test]
 fn a_malformed_config_names_file_and_line() {
-    says(Description::from_json("m/config.json", "{\n\"a\": 1,\n}"), &["m/config.json:3: "]);
-    says(Description::from_json("m/config.json", "[]"), &["m/config.json", "expected a JSON object"]);
-    says(Description::from_json("m/config.json", &"[".repeat(100_000)), &["m/config.json:1: "]);
+    says(ModelConfig::from_json("m/config.json", "{\n\"a\": 1,\n}"), &["m/config.json:3: "]);
+    says(ModelConfig::from_json("m/config.json", "[]"), &["m/config.json", "expected a JSON object"]);
+    says(ModelConfig::from_json("m/config.json", &"[".repeat(100_000)), &["m/config.json:1: "]);
 }
 
 proptest! {
@@ -203,7 +203,7 @@ proptest! {
             let name = fields.keys().nth(field.index(fields.len())).unwrap().clone();
             fields.insert(name, values[value].clone());
         }
-        if let Ok(d) = Description::from_json("config.json", &config.to_string()) {
+        if let Ok(d) = ModelConfig::from_json("config.json", &config.to_string()) {
             prop_assert!(d.n_heads.is_multiple_of(d.n_kv_heads));
             prop_assert!(!d.tensors().is_empty());
         }

@@ -4,15 +4,17 @@
 use std::path::{Path, PathBuf};
 
 use jointwise::data::batch::{Example, Sequence};
-use jointwise::data::chat::{ChatInput, ChatTemplate};
+use jointwise::data::chat_template::{ChatInput, ChatTemplate};
 use jointwise::data::check::check;
-use jointwise::data::dataset::{Dataset, Fate, Limits, Overflow};
+use jointwise::data::dataset::{Dataset, LengthLimits, Overflow, OverflowAction};
 use jointwise::data::pack::micro_batches;
+use jointwise::data::prompt_template::Template;
 use jointwise::data::prompts::read_prompts;
-use jointwise::data::rows::{Content, FieldMap, Instruction, Message, Purpose, Response, Row, Text, read_rows};
-use jointwise::data::template::Template;
+use jointwise::data::rows::{
+    DatasetType, FieldMap, Instruction, Message, PromptResponse, ResponseText, Row, RowContent, read_rows,
+};
 use jointwise::data::tokens::Tokenizer;
-use jointwise::kernels::packed_batch::Batch;
+use jointwise::kernels::packed_batch::PackedBatch;
 use serde_json::Value;
 
 #[path = "data/by_rows.rs"]
@@ -67,7 +69,7 @@ fn file(content: &[u8]) -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
-fn read(content: &str, purpose: Purpose, maps: &[&str]) -> Result<Vec<Row>, String> {
+fn read(content: &str, purpose: DatasetType, maps: &[&str]) -> Result<Vec<Row>, String> {
     let (_dir, path) = file(content.as_bytes());
     let map = FieldMap::parse(maps).map_err(|e| e.to_string())?;
     read_rows(&path, &map, purpose).map_err(|e| {
@@ -78,12 +80,12 @@ fn read(content: &str, purpose: Purpose, maps: &[&str]) -> Result<Vec<Row>, Stri
     })
 }
 
-fn one(content: &str) -> Content {
-    read(content, Purpose::Any, &[]).unwrap().remove(0).content
+fn one(content: &str) -> RowContent {
+    read(content, DatasetType::Any, &[]).unwrap().remove(0).content
 }
 
-fn plain(instruction: &str, response: &str) -> Text {
-    Text { instruction: Instruction::Plain(instruction.into()), response: response.into() }
+fn plain(instruction: &str, response: &str) -> PromptResponse {
+    PromptResponse { instruction: Instruction::Plain(instruction.into()), response: response.into() }
 }
 
 fn asked(messages: &[(&str, &str)]) -> Instruction {
@@ -92,13 +94,13 @@ fn asked(messages: &[(&str, &str)]) -> Instruction {
 }
 
 /// A conversation and its answer, a message each.
-fn chat(messages: &[(&str, &str)], response: &str) -> Text {
-    let response = Response::Completion(vec![Message::new("assistant", response)]);
-    Text { instruction: asked(messages), response }
+fn chat(messages: &[(&str, &str)], response: &str) -> PromptResponse {
+    let response = ResponseText::Completion(vec![Message::new("assistant", response)]);
+    PromptResponse { instruction: asked(messages), response }
 }
 
-fn preference(chosen: Text, rejected: Text) -> Content {
-    Content::Preference { chosen, rejected }
+fn preference(chosen: PromptResponse, rejected: PromptResponse) -> RowContent {
+    RowContent::Preference { chosen, rejected }
 }
 
 fn same_as_transformers(tokenizer: &Tokenizer, cases: &Value) {
@@ -172,7 +174,7 @@ fn messages(case: &Value) -> Vec<Message> {
 #[test]
 fn sequences_are_the_oracle_s() {
     let expected = json(fixture("prefs_expected.json"));
-    let rows = read_rows(fixture("prefs.jsonl"), &FieldMap::default(), Purpose::Preference).unwrap();
+    let rows = read_rows(fixture("prefs.jsonl"), &FieldMap::default(), DatasetType::Preference).unwrap();
     let data = Dataset::build(&rows, &bpe512(), &Template::Paper, LIMITS).unwrap();
     let got: Vec<&Sequence> = data.examples.iter().flat_map(|e| &e.sequences).collect();
     assert_eq!(got.len(), 48);
@@ -200,7 +202,7 @@ fn every_family_s_sequences_are_the_oracle_s() {
             tensor.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
         };
         let (ids, starts, lengths) = (ints("input_ids"), ints("prompt_len"), ints("seq_len"));
-        let rows = read_rows(dir.join("prefs.jsonl"), &FieldMap::default(), Purpose::Preference).unwrap();
+        let rows = read_rows(dir.join("prefs.jsonl"), &FieldMap::default(), DatasetType::Preference).unwrap();
         let tokenizer = Tokenizer::load(dir.join("model")).unwrap();
         let data = Dataset::build(&rows, &tokenizer, &Template::Paper, LIMITS).unwrap();
         let got: Vec<&Sequence> = data.examples.iter().flat_map(|e| &e.sequences).collect();
@@ -214,7 +216,7 @@ fn every_family_s_sequences_are_the_oracle_s() {
     }
 }
 
-const LIMITS: Limits = Limits { max_length: 1024, overflow: Overflow::Error };
+const LIMITS: LengthLimits = LengthLimits { max_length: 1024, overflow: Overflow::Error };
 
 #[test]
 fn the_boundary_moves_before_a_token_that_spans_it() {
@@ -317,8 +319,8 @@ fn bad_tokenizers_are_named() {
 }
 
 fn build(rows: &str, template: &Template, max_length: usize, overflow: Overflow) -> Result<Dataset, String> {
-    let rows = read(rows, Purpose::Any, &[])?;
-    Dataset::build(&rows, &bpe512(), template, Limits { max_length, overflow }).map_err(|e| {
+    let rows = read(rows, DatasetType::Any, &[])?;
+    Dataset::build(&rows, &bpe512(), template, LengthLimits { max_length, overflow }).map_err(|e| {
         assert_eq!(e.exit_status(), 2);
         e.to_string().rsplit('/').next().unwrap().to_string()
     })
@@ -346,7 +348,7 @@ fn overflow_drops_refuses_or_cuts() {
     assert_eq!(refused, format!("rows.jsonl:1: the chosen side has {a} tokens, --max-length is {max}"));
 
     let cut = build(PAIRS, &Template::None, max, Overflow::TruncatePrompt).unwrap();
-    assert_eq!(cut.count(Fate::Truncated), cut.notes.len());
+    assert_eq!(cut.count(OverflowAction::Truncated), cut.notes.len());
     let (before, after) = (&whole.examples[0], &cut.examples[0]);
     assert_eq!((length(&cut, 0, 0), length(&cut, 0, 1)), (a - 3, b - 3), "the same tokens from both sides");
     for side in 0..2 {
@@ -363,7 +365,7 @@ fn overflow_drops_refuses_or_cuts() {
     );
 
     let short = build(PAIRS, &Template::None, 4, Overflow::TruncatePrompt).unwrap();
-    let note = short.notes.iter().find(|n| n.fate == Fate::Dropped).unwrap();
+    let note = short.notes.iter().find(|n| n.fate == OverflowAction::Dropped).unwrap();
     assert!(note.reason.contains("tokens of instruction are too few to cut"), "{}", note.reason);
     let none = build(PAIRS, &Template::None, 2, Overflow::Drop).unwrap_err();
     assert_eq!(none, format!("--max-length: no row fits 2 tokens (the longest sequence has {a})"));
@@ -372,7 +374,7 @@ fn overflow_drops_refuses_or_cuts() {
 
 #[test]
 fn rows_that_nothing_can_be_made_of_name_their_line() {
-    let rows = read("{\"prompt\":\"\",\"completion\":\"A\"}", Purpose::Any, &[]).unwrap();
+    let rows = read("{\"prompt\":\"\",\"completion\":\"A\"}", DatasetType::Any, &[]).unwrap();
     let bare = with_config("{}").unwrap();
     let error = Dataset::build(&rows, &bare, &Template::None, LIMITS).unwrap_err().to_string();
     assert!(error.ends_with("rows.jsonl:1: the row has no token to score"), "{error}");
@@ -384,7 +386,7 @@ fn rows_that_nothing_can_be_made_of_name_their_line() {
     );
     let mut narrow = bpe512();
     narrow.check_vocab(300).unwrap_err();
-    let rows = read("{\"prompt\":\"Hello world\",\"completion\":\"A\"}", Purpose::Any, &[]).unwrap();
+    let rows = read("{\"prompt\":\"Hello world\",\"completion\":\"A\"}", DatasetType::Any, &[]).unwrap();
     let error = Dataset::build(&rows, &narrow, &Template::None, LIMITS).unwrap_err().to_string();
     assert!(
         error.contains("rows.jsonl:1: token `") && error.ends_with("the model's embedding has 300 rows"),

@@ -101,5 +101,5 @@ fn warm_ups_and_cycles_are_transformers() {
         |more: &[&str], said: &str| s.run(&[&args[..], &["--output-dir", "x"], more].concat()).said(2, &[said]);
     refused(&["--warmup-steps", "1.5"], "--warmup-steps: 1.5 is neither");
     refused(&["--warmup-steps", "0.1", "--warmup-ratio", "0.1"], "--warmup-ratio gives too");
-    refused(&["--lr-num-cycles", "2"], "--lr-num-cycles: goes with");
+    refused(&["--lr-num-cycles", "2"], "--lr-num-cycles: needs");
 }

@@ -111,6 +111,59 @@ fn command_mistakes(name: &str, text: &str) -> Vec<String> {
     commands(text).into_iter().filter_map(wrong).collect()
 }
 
+/// Commands that need no network, no other machine and no minutes. The documents' model stands for the bundled one.
+const RUNS: &[&str] = &["check", "completions", "info", "man", "plan"];
+
+/// Runs a command of the documents in a folder that has the bundled model, the demo's data and a file of preferences; `None` where it needs another file.
+fn run_in(folder: &Path, words: &[String]) -> Option<Result<(), String>> {
+    if !RUNS.contains(&words.first()?.as_str()) || words.iter().any(|word| word.contains("[FLAGS]")) {
+        return None;
+    }
+    let words: Vec<&str> = words.iter().map(|w| w.trim_start_matches("HuggingFaceTB/SmolLM2-135M")).collect();
+    let words: Vec<&str> = words.into_iter().map(|w| if w.is_empty() { "models/demo" } else { w }).collect();
+    let is_name = |word: &str| word.chars().all(|c| c.is_ascii_uppercase());
+    let mut flag = "";
+    for &word in &words[1..] {
+        if word.starts_with("--") {
+            flag = word;
+        } else if is_name(word) || ["--model", "--data", "--adapter"].contains(&flag) && !folder.join(word).exists() {
+            return None;
+        }
+    }
+    let done =
+        Command::new(env!("CARGO_BIN_EXE_jointwise")).args(&words).current_dir(folder).output().expect("the program");
+    let said = String::from_utf8_lossy(&done.stderr);
+    Some(if done.status.success() { Ok(()) } else { Err(said.lines().last().unwrap_or_default().into()) })
+}
+
+#[test]
+fn commands_that_need_no_network_run() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = dir.path().join("models/demo");
+    fs::create_dir_all(&model).expect("a folder");
+    for entry in fs::read_dir(root().join("models/demo")).expect("the model").map(|e| e.expect("an entry").path()) {
+        fs::copy(&entry, model.join(entry.file_name().expect("a name"))).expect("a copy");
+    }
+    let row = r#"{"prompt": "Say red.", "chosen": " red", "rejected": " blue"}"#;
+    fs::write(dir.path().join("prefs.jsonl"), [row; 8].join("\n")).expect("rows");
+    let prepare: Vec<String> = ["demo", "--prepare", "runs/demo-data"].map(String::from).into();
+    let prepared = Command::new(env!("CARGO_BIN_EXE_jointwise")).args(&prepare).current_dir(dir.path()).output();
+    assert!(prepared.expect("the program").status.success());
+    let mut n_run = 0;
+    for page in manual() {
+        for (line, words) in commands(&read(&page)) {
+            if let Some(done) = run_in(dir.path(), &words) {
+                n_run += 1;
+                assert_eq!(done, Ok(()), "{page}:{line}: {}", words.join(" "));
+            }
+        }
+    }
+    assert!(n_run >= 8, "{n_run} commands were run");
+    // The check can fail.
+    let wrong: Vec<String> = ["check", "--model", "models/demo", "--data", "models/demo"].map(String::from).into();
+    assert!(run_in(dir.path(), &wrong).is_some_and(|done| done.is_err()));
+}
+
 /// Code spans of a text, outside blocks.
 fn code_spans(text: &str) -> impl Iterator<Item = &str> {
     let lines = text.lines().filter(|line| !line.starts_with("    "));

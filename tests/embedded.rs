@@ -4,11 +4,15 @@
 use std::ops::Range;
 
 use jointwise::gpu::{DeviceChoice, Gpu, MatmulPrecision, Slot, Variant};
-use jointwise::kernels::attention::{Attention, Layout, Saved, Segments, attention_bwd, attention_fwd};
-use jointwise::kernels::matmul::{Epilogue, Matrix, Operands, Orientation, Product, Second, matmul_with};
-use jointwise::kernels::packed_batch::Batch;
-use jointwise::kernels::storage::{Packed, Storage};
-use jointwise::kernels::{excess, tolerance};
+use jointwise::kernels::attention::{
+    AttentionConfig, AttentionSaved, QkvLayout, SegmentTable, attention_bwd, attention_fwd,
+};
+use jointwise::kernels::matmul::{
+    Epilogue, LinearPass, LowRank, MatmulDesc, MatmulOperands, OperandMatrix, matmul_with,
+};
+use jointwise::kernels::packed_batch::PackedBatch;
+use jointwise::kernels::storage::{PackedWeight, WeightFormat};
+use jointwise::kernels::{error_over_tolerance, tolerance};
 use jointwise::rng::Rng;
 
 /// What lies around C, and must stay.
@@ -40,13 +44,13 @@ impl Field {
         Self { words, start, stride, columns }
     }
 
-    fn upload(&self, gpu: &Gpu, storage: Storage) -> Slot {
+    fn upload(&self, gpu: &Gpu, storage: WeightFormat) -> Slot {
         let n = self.words.len();
-        gpu.upload(&Packed::new(storage, self.words.clone(), n).part(0, 1, n))
+        gpu.upload(&PackedWeight::new(storage, self.words.clone(), n).part(0, 1, n))
     }
 
-    fn matrix<'a>(&self, slot: &'a Slot) -> Matrix<'a> {
-        Matrix { slot, start: self.start, stride: self.stride }
+    fn matrix<'a>(&self, slot: &'a Slot) -> OperandMatrix<'a> {
+        OperandMatrix { slot, start: self.start, stride: self.stride }
     }
 
     fn columns_of(&self, row: usize) -> Range<usize> {
@@ -66,7 +70,7 @@ impl Field {
 
 /// One product: what is added to it, and how many terms of its sums are computed.
 struct Embedded {
-    p: Product,
+    p: MatmulDesc,
     rank: usize,
     epilogue: bool,
 }
@@ -74,19 +78,19 @@ struct Embedded {
 impl Embedded {
     /// Stored shapes of A and B.
     fn shapes(&self) -> [(usize, usize); 2] {
-        let Product { m, n, k, .. } = self.p;
+        let MatmulDesc { m, n, k, .. } = self.p;
         match self.p.orientation {
-            Orientation::Forward => [(m, k), (n, k)],
-            Orientation::BackwardX => [(m, k), (k, n)],
-            Orientation::BackwardW => [(k, m), (k, n)],
+            LinearPass::Forward => [(m, k), (n, k)],
+            LinearPass::BackwardX => [(m, k), (k, n)],
+            LinearPass::BackwardW => [(k, m), (k, n)],
         }
     }
 
     /// As a multiple of the tolerance; and whether all around C stayed. `more`: terms beyond K.
     fn error(&self, gpu: &Gpu, more: usize) -> (f64, bool) {
         let mut rng = Rng::new(20_261_129, 3);
-        let Product { orientation, m, n, k, .. } = self.p;
-        let (r, transposed) = (self.rank, orientation == Orientation::Forward);
+        let MatmulDesc { orientation, m, n, k, .. } = self.p;
+        let (r, transposed) = (self.rank, orientation == LinearPass::Forward);
         let [(a_rows, a_columns), (b_rows, b_columns)] = self.shapes();
         let (b2_rows, b2_columns) = match r {
             0 => (1, 1),
@@ -102,7 +106,7 @@ impl Embedded {
         let want = (0..m * n).map(|i| {
             let (row, column) = (i / n, i % n);
             let term = |k: usize| {
-                let a = if orientation == Orientation::BackwardW { a[k * m + row] } else { a[row * self.p.k + k] };
+                let a = if orientation == LinearPass::BackwardW { a[k * m + row] } else { a[row * self.p.k + k] };
                 let b = if transposed { b[column * self.p.k + k] } else { b[k * n + column] };
                 f64::from(a) * f64::from(b)
             };
@@ -123,22 +127,22 @@ impl Embedded {
         let (c, residual) = (Field::new(&before, n, AROUND), field(&residual, n));
         let bias: Vec<f32> = [vec![nan; 3], bias, vec![nan; 64]].concat();
 
-        let slots = [&a, &a2, &b2, &c, &residual].map(|field| field.upload(gpu, Storage::F32));
+        let slots = [&a, &a2, &b2, &c, &residual].map(|field| field.upload(gpu, WeightFormat::F32));
         let ([a_slot, a2_slot, b2_slot, c_slot, residual_slot], b_slot) = (&slots, b.upload(gpu, self.p.storage));
         let bias_slot = gpu.upload(&bias);
-        let second = Second { storage: Storage::F32, k: r, a: a2.matrix(a2_slot), b: b2.matrix(b2_slot) };
+        let second = LowRank { storage: WeightFormat::F32, k: r, a: a2.matrix(a2_slot), b: b2.matrix(b2_slot) };
         let epilogue = Epilogue { bias: Some((&bias_slot, 3)), residual: Some(residual_slot) };
-        let operands = Operands::new(a.matrix(a_slot), b.matrix(&b_slot), c.matrix(c_slot));
-        let operands = Operands {
+        let operands = MatmulOperands::new(a.matrix(a_slot), b.matrix(&b_slot), c.matrix(c_slot));
+        let operands = MatmulOperands {
             second: (r > 0).then_some(second),
             epilogue: if self.epilogue { epilogue } else { Epilogue::default() },
             ..operands
         };
         let mut rec = gpu.record();
-        matmul_with(&mut rec, &Product { k: k + more, ..self.p }, operands);
+        matmul_with(&mut rec, &MatmulDesc { k: k + more, ..self.p }, operands);
         rec.submit();
         let (got, stayed) = c.read(gpu, c_slot);
-        (excess(&got, &want, tolerance(gpu.caps().matmul_precision, k + r + 3)), stayed)
+        (error_over_tolerance(&got, &want, tolerance(gpu.caps().matmul_precision, k + r + 3)), stayed)
     }
 }
 
@@ -148,13 +152,16 @@ const SIZES: [(usize, usize, usize); 8] =
 
 fn products(gpu: &Gpu, name: &str) {
     for (m, n, k) in SIZES {
-        for orientation in [Orientation::Forward, Orientation::BackwardX, Orientation::BackwardW] {
-            let storages: &[Storage] =
-                if orientation == Orientation::BackwardW { &[Storage::F32] } else { &[Storage::F32, Storage::Bf16] };
+        for orientation in [LinearPass::Forward, LinearPass::BackwardX, LinearPass::BackwardW] {
+            let storages: &[WeightFormat] = if orientation == LinearPass::BackwardW {
+                &[WeightFormat::F32]
+            } else {
+                &[WeightFormat::F32, WeightFormat::Bf16]
+            };
             for (&storage, accumulate) in storages.iter().flat_map(|s| [(s, false), (s, true)]) {
-                let rank = if orientation == Orientation::BackwardW { 0 } else { 8 };
-                let p = Product { orientation, storage, m, n, k, alpha: ALPHA, accumulate };
-                let all = [(0, false), (rank, false), (rank, orientation == Orientation::Forward)];
+                let rank = if orientation == LinearPass::BackwardW { 0 } else { 8 };
+                let p = MatmulDesc { orientation, storage, m, n, k, alpha: ALPHA, accumulate };
+                let all = [(0, false), (rank, false), (rank, orientation == LinearPass::Forward)];
                 for (i, (rank, epilogue)) in all.into_iter().enumerate().filter(|(i, (rank, _))| *i == 0 || *rank > 0) {
                     let case = Embedded { p, rank, epilogue };
                     let at =
@@ -208,8 +215,8 @@ const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 
 /// A prefix with two branches, and a sequence alone: at no tile's edge.
-fn batch() -> Batch {
-    let mut batch = Batch::default();
+fn batch() -> PackedBatch {
+    let mut batch = PackedBatch::default();
     for (n, prefix, position) in [(21, [0, 0], 0), (38, [0, 21], 21), (9, [0, 21], 21), (33, [0, 0], 0)] {
         let start = batch.ranges.len() as u32;
         batch.positions.extend(position..position + n);
@@ -222,10 +229,10 @@ fn batch() -> Batch {
 fn attend(gpu: &Gpu, e: usize, window: Option<usize>, gap: usize, tail: usize) -> [Vec<u32>; 3] {
     let batch = batch();
     let (t, q, k) = (batch.ranges.len(), HEADS * e, KV_HEADS * e);
-    let a = Attention { heads: HEADS, kv_heads: KV_HEADS, head_dim: e, scale: 0.3, softcap: None, window };
+    let a = AttentionConfig { heads: HEADS, kv_heads: KV_HEADS, head_dim: e, scale: 0.3, softcap: None, window };
     let stride = q + 2 * k + 4 * gap;
     let l =
-        Layout { q_start: gap, q_stride: stride, k_start: 2 * gap + q, v_start: 3 * gap + q + k, kv_stride: stride };
+        QkvLayout { q_start: gap, q_stride: stride, k_start: 2 * gap + q, v_start: 3 * gap + q + k, kv_stride: stride };
     let is_inside = |column: usize| {
         [(l.q_start, q), (l.k_start, k), (l.v_start, k)].iter().any(|&(start, n)| (start..start + n).contains(&column))
     };
@@ -236,12 +243,16 @@ fn attend(gpu: &Gpu, e: usize, window: Option<usize>, gap: usize, tail: usize) -
     let mut d_o: Vec<f32> = (0..t * q).map(|_| rng_d.normal()).collect();
     d_o.resize(t * q + tail, f32::NAN);
     let (qkv, d_o) = (gpu.upload(&qkv), gpu.upload(&d_o));
-    let (o, lse, d_qkv) = (gpu.slot(t * q + tail), gpu.slot(t * HEADS + tail), gpu.slot(t * stride + tail));
+    let (o, lse, d_qkv) = (
+        gpu.alloc_activation(t * q + tail),
+        gpu.alloc_activation(t * HEADS + tail),
+        gpu.alloc_activation(t * stride + tail),
+    );
     [&o, &lse, &d_qkv].iter().for_each(|slot| gpu.write(slot, &vec![f32::NAN; slot.len()]));
-    let s = Segments::of_batch(gpu, &batch, e, &[window]);
+    let s = SegmentTable::of_batch(gpu, &batch, e, &[window]);
     let mut rec = gpu.record();
     attention_fwd(&mut rec, &a, &l, &qkv, &qkv, &s, &o, &lse);
-    attention_bwd(&mut rec, &a, &l, Saved { qkv: &qkv, o: &o, lse: &lse }, &s, &d_o, &d_qkv);
+    attention_bwd(&mut rec, &a, &l, AttentionSaved { qkv: &qkv, o: &o, lse: &lse }, &s, &d_o, &d_qkv);
     rec.submit();
     let read = |slot: &Slot| pollster::block_on(gpu.read::<f32>(&[slot])).expect("readback").concat();
     let (o, lse, d) = (read(&o), read(&lse), read(&d_qkv));

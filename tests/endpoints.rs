@@ -250,8 +250,8 @@ fn bodies_are_read_however_they_are_sent_or_shown() {
     }
     // What is not read is shown.
     for (more, body, shown) in [
-        ("", "<html><body>Welcome".to_string(), "no JSON: `<html><body>Welcome`"),
-        ("", "[1, 2]".into(), "no JSON object: `[1, 2]`"),
+        ("", "<html><body>Welcome".to_string(), "not JSON: `<html><body>Welcome`"),
+        ("", "[1, 2]".into(), "not a JSON object: `[1, 2]`"),
         ("", "word ".repeat(40), "word …`"),
         ("Content-Encoding: br\r\n", "\u{1}\u{2}".into(), "compressed as `br`"),
         ("", format!("data: {}", json!({"choices": [{"delta": {"content": "Output (a)"}}]})), "cut short"),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use jointwise::eval::tasks::{grade, read, rows};
-use jointwise::model::description::Description;
+use jointwise::model::description::ModelConfig;
 use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::peft::{Adapter, write_adapter};
 use jointwise::model::save::OutputDtype;
@@ -371,7 +371,7 @@ fn two_checkpoints_head_to_head() {
 /// A fresh adapter, which changes nothing.
 fn adapter(s: &Sandbox, name: &str, seed: u64) {
     let config = demo().join("config.json");
-    let d = Description::from_json(&config, &fs::read_to_string(&config).unwrap()).unwrap();
+    let d = ModelConfig::from_json(&config, &fs::read_to_string(&config).unwrap()).unwrap();
     let lora = LoraConfig { rank: 2, ..LoraConfig::default() };
     let adapter = Adapter::new(&d, &lora, "model", seed).unwrap();
     let modules = adapter.lora.modules.clone();
@@ -551,15 +551,15 @@ fn bad_input_is_told_and_leaves_nothing() {
     refused(&["--person"], &["--grader", "--person", "one judge"]);
     refused(&["--no-judge"], &["--no-judge"]);
     refused(&["--judge", "model"], &["--grader", "--judge", "one judge"]);
-    refused(&["--judge-temperature", "1"], &["--judge-temperature", "goes with --endpoint"]);
-    refused(&["--judge-template", "chat"], &["--judge-template", "goes with --judge"]);
+    refused(&["--judge-temperature", "1"], &["--judge-temperature", "needs --endpoint"]);
+    refused(&["--judge-template", "chat"], &["--judge-template", "needs --judge"]);
     refused(&["--temperatures", "0.5,-1"], &["--temperatures", "-1 is below 0"]);
     refused(&["--temperatures", "0.5,0.5"], &["--temperatures", "twice"]);
     refused(&["--seeds", "1,2,1"], &["--seeds", "twice"]);
     refused(&["--top-p", "0"], &["--top-p"]);
-    refused(&["--draws", "0"], &["--draws", "0 is not above 0"]);
-    refused(&["--limit", "0"], &["--limit", "0 is not above 0"]);
-    refused(&["--batch-size", "0"], &["--batch-size", "0 is not above 0"]);
+    refused(&["--draws", "0"], &["--draws", "must be at least 1"]);
+    refused(&["--limit", "0"], &["--limit", "must be at least 1"]);
+    refused(&["--batch-size", "0"], &["--batch-size", "must be at least 1"]);
     refused(&["--checkpoint", "nowhere"], &["nowhere"]);
     refused(&["--checkpoint", "a=model", "--checkpoint", "a=adapter"], &["--checkpoint", "two are called a"]);
     refused(&["--group", "model"], &["--group", "NAME=DIR,DIR"]);

@@ -9,13 +9,14 @@ use std::path::PathBuf;
 
 use common::says;
 use jointwise::data::rows::FieldMap;
-use jointwise::eval::evaluate::lengths::{controlled, features, length, ratio};
-use jointwise::eval::evaluate::{Evaluation, Outcome, Run, evaluate, prompts, show};
-use jointwise::eval::interplay::Bootstrap;
+use jointwise::eval::evaluate::lengths::{features, length, length_controlled, ratio_bin};
+use jointwise::eval::evaluate::{EvaluatedRun, EvaluationResult, JudgedResponse, evaluate, prompts};
+use jointwise::eval::interplay::BootstrapSettings;
 use jointwise::eval::judge::Verdict;
+use jointwise::report::evaluation as evaluation_report;
 use serde_json::Value;
 
-const BOOTSTRAP: Bootstrap = Bootstrap { level: 0.95, draws: 2000, seed: 1 };
+const BOOTSTRAP: BootstrapSettings = BootstrapSettings { level: 0.95, draws: 2000, seed: 1 };
 
 fn answers() -> Value {
     serde_json::from_str(include_str!("statistics/evaluate.json")).unwrap()
@@ -34,13 +35,13 @@ fn close(found: f64, expected: f64, tolerance: f64) {
     assert!(near(found, expected, tolerance), "{found}, not {expected} ± {tolerance}");
 }
 
-fn outcome(prompt: usize, verdict: Verdict, lengths: [usize; 2]) -> Outcome {
-    Outcome { prompt, verdict, is_flip: false, lengths, n_tokens: lengths[0], cut: false }
+fn outcome(prompt: usize, verdict: Verdict, lengths: [usize; 2]) -> JudgedResponse {
+    JudgedResponse { prompt, verdict, is_flip: false, lengths, n_tokens: lengths[0], cut: false }
 }
 
-fn run(method: &str, number: usize, temperature: f64, outcomes: Vec<Outcome>) -> Run {
+fn run(method: &str, number: usize, temperature: f64, outcomes: Vec<JudgedResponse>) -> EvaluatedRun {
     let checkpoint = format!("{method}-{number}");
-    Run { name: checkpoint.clone(), checkpoint, method: method.into(), temperature, seed: 0, outcomes }
+    EvaluatedRun { name: checkpoint.clone(), checkpoint, method: method.into(), temperature, seed: 0, outcomes }
 }
 
 fn verdict(score: f64) -> Verdict {
@@ -62,10 +63,10 @@ fn length_controlled_rates_are_scikit_learns() {
             close(*found, expected, 1e-12);
         }
         let number = |name: &str| case[name].as_f64().unwrap();
-        let (rate, phi) = controlled(&x, &y, &vec![1.0; y.len()]);
+        let (rate, phi) = length_controlled(&x, &y, &vec![1.0; y.len()]);
         close(rate, number("rate"), 1e-6);
         close(phi, number("phi"), 1e-5);
-        let (weighted, weighted_phi) = controlled(&x, &y, &weights);
+        let (weighted, weighted_phi) = length_controlled(&x, &y, &weights);
         close(weighted, number("weighted"), 1e-6);
         close(weighted_phi, number("weighted_phi"), 1e-5);
         // Neither the raw rate nor the other weights' passes.
@@ -87,18 +88,18 @@ fn lengths_at_the_edges() {
         ((1, 0), 3),
         ((0, 0), 1),
     ] {
-        assert_eq!(ratio(ours, theirs), expected, "{ours} to {theirs}");
+        assert_eq!(ratio_bin(ours, theirs), expected, "{ours} to {theirs}");
     }
     let ones = [1.0; 4];
-    assert_eq!(controlled(&[0.1, -0.2, 0.3, 0.0], &ones, &ones).0, 1.0, "all is won");
-    assert_eq!(controlled(&[0.1, -0.2, 0.3, 0.0], &[0.0; 4], &ones).0, 0.0, "all is lost");
-    assert!(controlled(&[0.1; 4], &ones, &[0.0; 4]).0.is_nan(), "nothing counts");
+    assert_eq!(length_controlled(&[0.1, -0.2, 0.3, 0.0], &ones, &ones).0, 1.0, "all is won");
+    assert_eq!(length_controlled(&[0.1, -0.2, 0.3, 0.0], &[0.0; 4], &ones).0, 0.0, "all is lost");
+    assert!(length_controlled(&[0.1; 4], &ones, &[0.0; 4]).0.is_nan(), "nothing counts");
     // Without a difference of lengths it is the raw rate; with the same difference everywhere there is no telling.
-    close(controlled(&features(&[0.0; 4]).unwrap(), &[1.0, 1.0, 0.5, 0.0], &ones).0, 0.625, 1e-12);
+    close(length_controlled(&features(&[0.0; 4]).unwrap(), &[1.0, 1.0, 0.5, 0.0], &ones).0, 0.625, 1e-12);
     assert_eq!(features(&[3.0; 4]), None);
 }
 
-fn methods(answers: &Value) -> Vec<Run> {
+fn methods(answers: &Value) -> Vec<EvaluatedRun> {
     let scores: Vec<Vec<f64>> = answers["scores"].as_array().unwrap().iter().map(floats).collect();
     let outcomes = |scores: &[f64]| {
         scores.iter().enumerate().map(|(i, s)| outcome(i, verdict(*s), [10 + i % 7, 12])).collect::<Vec<_>>()
@@ -134,8 +135,8 @@ fn means_over_runs_and_intervals_over_prompts_are_numpys() {
     close(difference.win_rate.value, expected["difference"]["value"].as_f64().unwrap(), 1e-12);
     assert!(ends_match([difference.win_rate.low, difference.win_rate.high], &expected["difference"]), "{difference:?}");
     let again = evaluate(&methods(expected), 120, "gold", "test", BOOTSTRAP);
-    let other = evaluate(&methods(expected), 120, "gold", "test", Bootstrap { seed: 2, ..BOOTSTRAP });
-    let text = |e: &Evaluation| serde_json::to_string(&e.methods).unwrap();
+    let other = evaluate(&methods(expected), 120, "gold", "test", BootstrapSettings { seed: 2, ..BOOTSTRAP });
+    let text = |e: &EvaluationResult| serde_json::to_string(&e.methods).unwrap();
     assert_eq!(text(&found), text(&again), "seeded");
     assert_ne!(text(&found), text(&other));
 }
@@ -172,16 +173,16 @@ fn rates_by_temperature_and_by_length() {
     // Nothing that has no number breaks a table, a figure or the JSON.
     let text = serde_json::to_string(&found).unwrap();
     assert!(!text.contains("NaN") && text.contains("\"sd\":null"), "{text}");
-    let tables = show::tables(&found);
+    let tables = evaluation_report::tables(&found);
     let heads: Vec<&str> = tables.iter().map(|t| t.caption.as_str()).collect();
     assert_eq!(heads[1..], ["Win rate by temperature", "Win rate by ratio of lengths", "Every run"]);
     assert_eq!((tables[0].head[6].as_str(), tables[0].rows[0][6].as_str()), ("no verdict", "2"));
-    assert!(show::warnings(&found).is_empty(), "{:?}", show::warnings(&found));
+    assert!(evaluation_report::warnings(&found).is_empty(), "{:?}", evaluation_report::warnings(&found));
     for table in &tables {
         assert!(table.rows.iter().all(|row| row.len() == table.head.len()), "{}", table.caption);
     }
     assert_eq!(tables[2].rows[0][2], "–");
-    assert_eq!(show::figures(&found)[2].groups[1].bars, [None]);
+    assert_eq!(evaluation_report::figures(&found)[2].groups[1].bars, [None]);
 }
 
 #[test]
@@ -193,15 +194,15 @@ fn a_judge_that_goes_by_the_order_or_says_nothing_is_warned_of() {
                 _ if i < n_ties + n_missing => Verdict::NoAnswer,
                 _ => Verdict::First,
             };
-            Outcome { is_flip: i < n_flips, ..outcome(i, verdict, [10, 20]) }
+            JudgedResponse { is_flip: i < n_flips, ..outcome(i, verdict, [10, 20]) }
         });
         let found = evaluate(&[run("m", 0, 1.0, outcomes.collect())], 20, "gold", "test", BOOTSTRAP);
-        let table = &show::tables(&found)[0];
+        let table = &evaluation_report::tables(&found)[0];
         assert_eq!(
             (&table.head[5], &table.rows[0][5], &table.rows[0][6]),
             (&"flips".to_string(), &n_flips.to_string(), &n_missing.to_string())
         );
-        let warnings = show::warnings(&found);
+        let warnings = evaluation_report::warnings(&found);
         assert!(warnings.iter().all(|warning| table.note.contains(warning)), "the page has them, too: {}", table.note);
         warnings.join("; ")
     };

@@ -252,7 +252,7 @@ fn a_folder_that_changes_under_a_run_does_not_reach_its_result() {
 fn a_side_file_that_cannot_be_copied_is_told_first() {
     let s = sandbox();
     fs::create_dir(s.path("model/LICENSE")).expect("a folder");
-    let parts = ["model/LICENSE: is no regular file"];
+    let parts = ["model/LICENSE: is not a regular file"];
     let sft = ["sft", "--model", "model", "--data", "rows.jsonl", "--device", "99", "--output-dir", "out"];
     s.refused(&sft, &parts);
     s.refused(&[&sft[..], &["--full"]].concat(), &parts);

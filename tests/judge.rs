@@ -439,7 +439,7 @@ fn requests_may_be_changed() {
     assert!(body.get("max_tokens").is_none() && body.get("temperature").is_none());
     s.write("bad.toml", "learning-rate = 3\n");
     run(&s, &[&judge[..], &["--config", "bad.toml"]].concat());
-    s.refused(&["judge", "--config", "bad.toml", "--grader"], &["bad.toml", "learning-rate", "is no flag"]);
+    s.refused(&["judge", "--config", "bad.toml", "--grader"], &["bad.toml", "learning-rate", "is not a flag"]);
     s.write("bad.toml", "retries = \"many\"\n");
     s.refused(&["judge", "--config", "bad.toml", "--grader"], &["bad.toml", "retries"]);
 }
@@ -454,8 +454,8 @@ fn bad_input_is_told_and_leaves_nothing() {
     s.refused(&with(&grader, &["--person"]), &["--grader", "--person", "one judge"]);
     s.refused(&url, &["--output-dir", "missing"]);
     s.refused(&with(&url, OUT), &["--judge-model", "missing"]);
-    s.refused(&with(&grader, &["--retries", "3"]), &["--retries", "goes with --endpoint"]);
-    s.refused(&with(&grader, &["--template", "chat"]), &["--template", "goes with --model"]);
+    s.refused(&with(&grader, &["--retries", "3"]), &["--retries", "needs --endpoint"]);
+    s.refused(&with(&grader, &["--template", "chat"]), &["--template", "needs --model"]);
     s.refused(&with(&grader, &["--prompt", "p.txt"]), &["--prompt"]);
     s.refused(&with(&grader, &["--grader-noise", "1.5"]), &["--grader-noise", "not in 0 .. 1"]);
     s.refused(&with(&grader, &["--concurrency", "0"]), &["--concurrency"]);
@@ -644,8 +644,8 @@ fn a_person_judges_at_a_terminal() {
 
 /// Conditional preferences of the demo's tasks.
 fn demo_preferences(n: usize) -> String {
-    use jointwise::eval::tasks::{Split, rows::conditional};
-    conditional(Split::Train, 3, n).map(|row| serde_json::to_string(&row).unwrap() + "\n").collect()
+    use jointwise::eval::tasks::{DataSplit, rows::conditional};
+    conditional(DataSplit::Train, 3, n).map(|row| serde_json::to_string(&row).unwrap() + "\n").collect()
 }
 
 #[test]

@@ -12,20 +12,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::says;
 use jointwise::Result;
-use jointwise::data::comparisons::{Comparison, Mode, Side, place};
-use jointwise::eval::acquire::{Acquired, MOST_FAILURES, acquire, pending};
-use jointwise::eval::interplay::{Bootstrap, analyse, compare, interplay, read, show};
-use jointwise::eval::journal::{ANSWERS, Journal};
+use jointwise::data::comparisons::{Comparison, ComparisonKind, Side, place};
+use jointwise::eval::acquire::{JudgingResult, MOST_FAILURES, acquire, pending};
+use jointwise::eval::interplay::{BootstrapSettings, analyse, compare, interplay, read};
+use jointwise::eval::journal::{ANSWERS, AnswerJournal};
 use jointwise::eval::judge::grader::Grader;
-use jointwise::eval::judge::person::{Person, Press, Screen};
-use jointwise::eval::judge::prompt::Prompt;
+use jointwise::eval::judge::person::{HumanJudge, JudgeScreen, KeyPress};
+use jointwise::eval::judge::prompt::JudgePrompt;
 use jointwise::eval::judge::verdict_reader::read_verdict;
-use jointwise::eval::judge::{Answer, Choice, Judge, Order, Question, Reply, Verdict, is_flip};
-use jointwise::eval::statistics::{Resampler, Units, kappa, quantile, share};
-use jointwise::eval::strata::{Preference, Stratum, draw};
-use jointwise::eval::tasks::{self, Kind, Split};
+use jointwise::eval::judge::{Answer, Choice, Judge, PresentationOrder, Question, Reply, Verdict, is_flip};
+use jointwise::eval::statistics::{ClusterResampler, ResamplingUnits, kappa, quantile, share};
+use jointwise::eval::strata::{ConditionalPreference, Stratum, draw};
+use jointwise::eval::tasks::{self, DataSplit, TaskKind};
+use jointwise::report::interplay as interplay_report;
+use jointwise::report::{self, Report};
 use jointwise::rng::Rng;
-use jointwise::train::report::{self, Report};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -34,7 +35,7 @@ fn side(instruction: &str, response: &str) -> Side {
 }
 
 fn pair(line: usize, sides: [Side; 2]) -> Comparison {
-    Comparison { place: place("rows.jsonl".into(), line), mode: Mode::Pair, sides, more: Map::new() }
+    Comparison { place: place("rows.jsonl".into(), line), mode: ComparisonKind::Pair, sides, more: Map::new() }
 }
 
 /// Row i asks for the larger of two numbers; equal every fifth time.
@@ -83,8 +84,8 @@ impl Judge for Larger {
     }
 }
 
-fn run(rows: &[Comparison], judge: &dyn Judge, folder: &Path) -> Acquired {
-    let mut journal = Journal::open(&folder.join(ANSWERS), judge).unwrap();
+fn run(rows: &[Comparison], judge: &dyn Judge, folder: &Path) -> JudgingResult {
+    let mut journal = AnswerJournal::open(&folder.join(ANSWERS), judge).unwrap();
     acquire(rows, judge, &mut journal, &AtomicBool::new(false), &mut |_| ())
 }
 
@@ -126,28 +127,28 @@ fn two_orders_make_a_verdict() {
         ([a, None], Verdict::NoAnswer, false),
         ([None, tie], Verdict::NoAnswer, false),
     ] {
-        assert_eq!((Verdict::of(answers), is_flip(answers)), (verdict, flip), "{answers:?}");
+        assert_eq!((Verdict::from_answers(answers), is_flip(answers)), (verdict, flip), "{answers:?}");
     }
 }
 
 #[test]
 fn prompts_hold_the_texts_once_and_as_they_are() {
     let row = pair(1, [side("{response_b}", "first {instruction_a}"), side("I1", "second")]);
-    let [ab, ba] = Order::ALL.map(|order| Question { comparison: &row, order });
+    let [ab, ba] = PresentationOrder::ALL.map(|order| Question { comparison: &row, order });
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("prompt.txt");
     fs::write(&path, "{\"x\": 1} A {instruction_a}|{response_a} B {instruction_b}|{response_b} {other}\n").unwrap();
-    let own = Prompt::read(&path, Mode::Pair).unwrap();
+    let own = JudgePrompt::read(&path, ComparisonKind::Pair).unwrap();
     assert_eq!(own.render(&ab), "{\"x\": 1} A {response_b}|first {instruction_a} B I1|second {other}");
     assert_eq!(own.render(&ba), "{\"x\": 1} A I1|second B {response_b}|first {instruction_a} {other}");
-    let ours = Prompt::of(Mode::Pair);
+    let ours = JudgePrompt::default_for(ComparisonKind::Pair);
     assert_ne!(ours.hash(), own.hash());
     for text in ["first {instruction_a}", "second", "I1", "Accuracy", "Coherence", "Harmlessness"] {
         assert_eq!(ours.render(&ab).matches(text).count(), 1, "{text}");
     }
-    says(Prompt::read(&path, Mode::Single), &["prompt.txt", "{instruction}", "single"]);
+    says(JudgePrompt::read(&path, ComparisonKind::Single), &["prompt.txt", "{instruction}", "single"]);
     fs::write(&path, "{instruction} {response_a} {response_b} {instruction_a}").unwrap();
-    says(Prompt::read(&path, Mode::Single), &["prompt.txt", "instruction_a", "pair"]);
+    says(JudgePrompt::read(&path, ComparisonKind::Single), &["prompt.txt", "instruction_a", "pair"]);
 }
 
 // --------------------------------------------------------------------------------------------------------- acquiring
@@ -196,7 +197,7 @@ fn resumed_is_uninterrupted_and_nothing_is_asked_twice() {
             bytes.extend(b"{\"key\":\"0123");
             fs::write(&path, bytes).unwrap();
             let judge = Larger::default();
-            let journal = Journal::open(&path, &judge).unwrap();
+            let journal = AnswerJournal::open(&path, &judge).unwrap();
             assert_eq!(journal.notes().len(), 1);
             assert!(journal.notes()[0].contains("cut short after 12 bytes"), "{:?}", journal.notes());
             if acquired.left == 0 {
@@ -219,7 +220,7 @@ fn what_is_cut_anywhere_loses_one_line_at_most() {
     let lines: Vec<usize> = (0..whole.len()).filter(|&i| whole[i] == b'\n').collect();
     for cut in 0..=whole.len() {
         fs::write(&path, &whole[..cut]).unwrap();
-        let journal = Journal::open(&path, &Larger::default()).unwrap();
+        let journal = AnswerJournal::open(&path, &Larger::default()).unwrap();
         // A line that lacks its newline alone is whole.
         let kept = lines.iter().filter(|&&end| end <= cut).count().saturating_sub(1);
         assert_eq!(journal.len(), kept, "cut at {cut}");
@@ -247,7 +248,7 @@ fn every_flipped_bit_of_an_answer_is_found() {
     let path = folder.path().join(ANSWERS);
     run(&rows, &Larger::default(), folder.path());
     let answers = || {
-        let journal = Journal::open(&path, &Larger::default()).ok()?;
+        let journal = AnswerJournal::open(&path, &Larger::default()).ok()?;
         let mut all: Vec<String> = journal.answers().map(|answer| json!(answer).to_string()).collect();
         all.sort();
         Some(all)
@@ -280,24 +281,24 @@ fn damaged_and_foreign_files_are_refused() {
     run(&rows, &Larger::default(), folder.path());
     let whole = fs::read_to_string(&path).unwrap();
     let other = Larger { name: "another".into(), ..Larger::default() };
-    says(Journal::open(&path, &other), &["--resume", "answers.jsonl", "`model`", "another"]);
+    says(AnswerJournal::open(&path, &other), &["--resume", "answers.jsonl", "`model`", "another"]);
     let other_key = whole.replacen("\"key\"", "\"kex\"", 1);
     fs::write(&path, &other_key).unwrap();
-    says(Journal::open(&path, &Larger::default()), &["answers.jsonl:2", "is damaged", "crc32c"]);
+    says(AnswerJournal::open(&path, &Larger::default()), &["answers.jsonl:2", "is damaged", "crc32c"]);
     fs::write(&path, without_checksums(&other_key)).unwrap();
-    says(Journal::open(&path, &Larger::default()), &["answers.jsonl:2", "key"]);
+    says(AnswerJournal::open(&path, &Larger::default()), &["answers.jsonl:2", "key"]);
     // In the middle it is damage, not a crash.
     let mut lines: Vec<&str> = whole.lines().collect();
     lines[2] = "{\"key\":\"01";
     fs::write(&path, lines.join("\n")).unwrap();
-    says(Journal::open(&path, &Larger::default()), &["answers.jsonl:3", "no JSON object"]);
+    says(AnswerJournal::open(&path, &Larger::default()), &["answers.jsonl:3", "not a JSON object"]);
     fs::write(&path, "{\"a\": 1}\n").unwrap();
-    says(Journal::open(&path, &Larger::default()), &["answers.jsonl:1", "judge"]);
+    says(AnswerJournal::open(&path, &Larger::default()), &["answers.jsonl:1", "judge"]);
     fs::write(&path, &whole).unwrap();
-    let first = Journal::open(&path, &Larger::default()).unwrap();
-    says(Journal::open(&path, &Larger::default()), &["answers.jsonl", "another run"]);
+    let first = AnswerJournal::open(&path, &Larger::default()).unwrap();
+    says(AnswerJournal::open(&path, &Larger::default()), &["answers.jsonl", "another run"]);
     drop(first);
-    Journal::open(&path, &Larger::default()).unwrap();
+    AnswerJournal::open(&path, &Larger::default()).unwrap();
 }
 
 #[test]
@@ -317,7 +318,7 @@ fn nonsense_is_kept_and_asked_again() {
     let judge = Larger::default();
     let second = run(&rows, &judge, folder.path());
     assert_eq!((second.asked, second.counts().no_answer, second.failures.len()), (2, 0, 0));
-    assert!(judge.asked.borrow().contains_key(&Question { comparison: &rows[1], order: Order::Ab }.key()));
+    assert!(judge.asked.borrow().contains_key(&Question { comparison: &rows[1], order: PresentationOrder::Ab }.key()));
 }
 
 #[test]
@@ -356,30 +357,39 @@ fn equal_comparisons_are_asked_once() {
 
 /// Presses keys in turn; keeps what it was shown.
 struct Script {
-    keys: Vec<Press>,
+    keys: Vec<KeyPress>,
     at: Cell<usize>,
     shown: RefCell<Vec<String>>,
 }
 
-impl Screen for &Script {
+impl JudgeScreen for &Script {
     fn show(&self, title: &str, texts: &[(&str, String)], _: &str) -> Result<()> {
         let texts: Vec<String> = texts.iter().map(|(heading, text)| format!("{heading}: {text}")).collect();
         self.shown.borrow_mut().push(format!("{title}\n{}", texts.join("\n")));
         Ok(())
     }
-    fn press(&self) -> Result<Press> {
+    fn press(&self) -> Result<KeyPress> {
         self.at.set(self.at.get() + 1);
-        Ok(self.keys.get(self.at.get() - 1).copied().unwrap_or(Press::Quit))
+        Ok(self.keys.get(self.at.get() - 1).copied().unwrap_or(KeyPress::Quit))
     }
 }
 
 #[test]
 fn a_person_answers_undoes_skips_and_quits() {
     let (rows, folder) = (rows(4), tempfile::tempdir().unwrap());
-    let press = |keys: Vec<Press>| Script { keys, at: Cell::new(0), shown: RefCell::default() };
-    let [a, b] = [Press::Choose(Choice::A), Press::Choose(Choice::B)];
-    let script = press(vec![Press::Undo, a, Press::Other, b, Press::Undo, a, Press::Skip, Press::Choose(Choice::Tie)]);
-    let person = |screen| Person { screen, name: "ann".into(), seed: 5 };
+    let press = |keys: Vec<KeyPress>| Script { keys, at: Cell::new(0), shown: RefCell::default() };
+    let [a, b] = [KeyPress::Choose(Choice::A), KeyPress::Choose(Choice::B)];
+    let script = press(vec![
+        KeyPress::Undo,
+        a,
+        KeyPress::Other,
+        b,
+        KeyPress::Undo,
+        a,
+        KeyPress::Skip,
+        KeyPress::Choose(Choice::Tie),
+    ]);
+    let person = |screen| HumanJudge { screen, name: "ann".into(), seed: 5 };
     let first = run(&rows, &person(&script), folder.path());
     // (a), (a) in place of (b), nothing, a tie.
     assert_eq!((first.asked, first.left), (4, 4));
@@ -407,8 +417,8 @@ fn a_person_answers_undoes_skips_and_quits() {
 fn the_grader_reads_its_own_tasks() {
     let mut rng = Rng::new(5, 5);
     for i in 0..30_000 {
-        let kind = Kind::ALL[i % Kind::ALL.len()];
-        let split = if i % 2 == 0 { Split::Train } else { Split::HeldOut };
+        let kind = TaskKind::ALL[i % TaskKind::ALL.len()];
+        let split = if i % 2 == 0 { DataSplit::Train } else { DataSplit::HeldOut };
         let item = tasks::generate_kind(kind, split, &mut rng);
         let found = tasks::read(&item.instruction).unwrap_or_else(|| panic!("{}", item.instruction));
         assert_eq!(
@@ -457,8 +467,8 @@ fn a_grader_with_noise_is_wrong_as_often_as_it_is_told() {
 
 // ------------------------------------------------------------------------------------------------------------ strata
 
-fn preferences(n: usize, per_instruction: usize) -> Vec<Preference> {
-    let one = |i: usize| Preference {
+fn preferences(n: usize, per_instruction: usize) -> Vec<ConditionalPreference> {
+    let one = |i: usize| ConditionalPreference {
         instruction: format!("I{}", i / per_instruction),
         responses: [format!("good {i}"), format!("bad {i}")],
         source: format!("prefs.jsonl:{}", i + 1),
@@ -467,7 +477,7 @@ fn preferences(n: usize, per_instruction: usize) -> Vec<Preference> {
 }
 
 /// Unordered pairs of preferences with different instructions.
-fn capacity(all: &[Preference]) -> usize {
+fn capacity(all: &[ConditionalPreference]) -> usize {
     (0..all.len()).map(|i| (0..i).filter(|&j| all[i].instruction != all[j].instruction).count()).sum()
 }
 
@@ -619,8 +629,8 @@ fn intervals_equal_scipy() {
     for case in fixture["shares"].as_array().unwrap() {
         let hits: Vec<bool> = floats(&case["hits"]).iter().map(|&h| h == 1.0).collect();
         let names: Vec<String> = (0..hits.len()).map(|i| i.to_string()).collect();
-        let resampler = Resampler::new(names.iter().map(|name| vec![name.as_str()]));
-        assert_eq!(resampler.units(), Units::Groups);
+        let resampler = ClusterResampler::new(names.iter().map(|name| vec![name.as_str()]));
+        assert_eq!(resampler.units(), ResamplingUnits::Groups);
         let of = |weights: &[f64]| share(weights, &hits);
         let found = resampler.interval(&of, 0.95, 2000, 3);
         assert!(near(found, case, "ends") && near(found, case, "exact"), "{found:?} {case}");
@@ -632,7 +642,7 @@ fn intervals_equal_scipy() {
     let case = &fixture["kappa_interval"];
     let (a, b) = (floats(&case["a"]), floats(&case["b"]));
     let names: Vec<String> = (0..a.len()).map(|i| i.to_string()).collect();
-    let resampler = Resampler::new(names.iter().map(|name| vec![name.as_str()]));
+    let resampler = ClusterResampler::new(names.iter().map(|name| vec![name.as_str()]));
     let of = |weights: &[f64]| kappa((0..a.len()).map(|i| ([a[i] as usize, b[i] as usize], weights[i])), 3);
     let found = resampler.interval(&of, 0.95, 2000, 3);
     assert!(near(found, case, "ends"), "{found:?} {}", case["ends"]);
@@ -641,11 +651,11 @@ fn intervals_equal_scipy() {
 #[test]
 fn shared_rows_are_drawn_not_comparisons() {
     let fixture = fixture();
-    for (name, units) in [("groups", Units::Groups), ("rows", Units::Rows)] {
+    for (name, units) in [("groups", ResamplingUnits::Groups), ("rows", ResamplingUnits::Rows)] {
         let case = &fixture[name];
         let hits: Vec<bool> = floats(&case["hits"]).iter().map(|&h| h == 1.0).collect();
         let names = case["units"].as_array().unwrap();
-        let resampler = Resampler::new(
+        let resampler = ClusterResampler::new(
             names.iter().map(|own| own.as_array().unwrap().iter().map(|u| u.as_str().unwrap()).collect()),
         );
         assert_eq!(resampler.units(), units);
@@ -657,13 +667,13 @@ fn shared_rows_are_drawn_not_comparisons() {
         }
     }
     // What is nowhere has no interval.
-    let nothing = Resampler::new([]).interval(&|weights| share(weights, &[]), 0.95, 100, 0);
+    let nothing = ClusterResampler::new([]).interval(&|weights| share(weights, &[]), 0.95, 100, 0);
     assert!(nothing.iter().all(|x| x.is_nan()));
 }
 
 // --------------------------------------------------------------------------------------------------------- interplay
 
-const BOOTSTRAP: Bootstrap = Bootstrap { level: 0.95, draws: 200, seed: 0 };
+const BOOTSTRAP: BootstrapSettings = BootstrapSettings { level: 0.95, draws: 200, seed: 0 };
 
 fn annotated(i: usize, chosen: [bool; 2], answers: [&str; 2], judge: &str) -> String {
     json!({
@@ -700,7 +710,7 @@ fn the_analysis_counts_by_hand() {
     assert!(note.unwrap().contains("annotated.jsonl:13"), "the half-written line is named");
     let found = analyse(&file, &BOOTSTRAP);
     assert_eq!((found.rows, found.no_answer), (12, 1));
-    assert!(found.decisive.iter().all(|(_, x)| x.units == Units::Groups));
+    assert!(found.decisive.iter().all(|(_, x)| x.units == ResamplingUnits::Groups));
     let decisive: Vec<(&str, usize, f64)> = found.decisive.iter().map(|(name, x)| (*name, x.n, x.value)).collect();
     assert_eq!(
         decisive,
@@ -753,12 +763,12 @@ fn judges_are_matched_by_what_they_compared() {
     assert!(opposite.verdicts.value < 1.0 && opposite.kappa.value < 1.0 && opposite.decided.value < 1.0);
 
     let all = interplay(&[one, two], BOOTSTRAP);
-    let tables = show::tables(&all);
+    let tables = interplay_report::tables(&all);
     let captions: Vec<&str> = tables.iter().map(|t| t.caption.as_str()).collect();
     assert_eq!(captions.len(), 4, "{captions:?}");
     assert!(captions[3].contains("people") && tables[3].rows[0][2].starts_with("100.0"), "{:?}", tables[3]);
     assert!(tables.iter().all(|t| t.rows.iter().all(|row| row.len() == t.head.len())));
-    let page = report::render(&Report { bars: show::figures(&all), tables, ..Report::default() });
+    let page = report::render(&Report { bars: interplay_report::figures(&all), tables, ..Report::default() });
     assert_eq!(page.matches("<figure").count(), 4);
     assert!(page.contains("class=\"whisker\"") && !page.contains("NaN") && !page.contains("{{"));
     assert!(!page.contains("training report") && !page.contains("No step"));
@@ -795,10 +805,10 @@ fn rows_that_were_not_judged_are_told() {
 fn pending_is_what_has_no_letter() {
     let (rows, folder) = (rows(2), tempfile::tempdir().unwrap());
     let judge = Larger::default();
-    let mut journal = Journal::open(&folder.path().join(ANSWERS), &judge).unwrap();
+    let mut journal = AnswerJournal::open(&folder.path().join(ANSWERS), &judge).unwrap();
     assert!(journal.is_empty());
     assert_eq!(pending(&rows, &journal).len(), 4);
-    let question = Question { comparison: &rows[0], order: Order::Ba };
+    let question = Question { comparison: &rows[0], order: PresentationOrder::Ba };
     journal.keep(&question, Answer::default()).unwrap();
     assert_eq!(pending(&rows, &journal).len(), 4, "nonsense is asked again");
     journal.keep(&question, Choice::B.into()).unwrap();

@@ -6,10 +6,14 @@ use std::ops::Deref;
 use std::sync::Mutex;
 
 use jointwise::gpu::{Caps, DeviceChoice, Gpu, MatmulPrecision, Recording, Role, Slot, Variant};
-use jointwise::kernels::matmul::{self as products, Epilogue, Matrix, Operands, Orientation, Product, Second, product};
+use jointwise::kernels::matmul::{
+    self as products, Epilogue, LinearPass, LowRank, MatmulDesc, MatmulOperands, OperandMatrix, product,
+};
 use jointwise::kernels::shapes::ModelShape;
-use jointwise::kernels::storage::Storage;
-use jointwise::kernels::{Case, Cost, Host, Kernel, Outputs, REGISTRY, excess, self_test, verify};
+use jointwise::kernels::storage::WeightFormat;
+use jointwise::kernels::{
+    Case, CaseOutputs, Cost, HostTensor, Kernel, REGISTRY, error_over_tolerance, self_test, verify,
+};
 use jointwise::rng::Rng;
 
 /// A device of a test's own while it runs, and the next one's after it: recordings of a device are submitted in the order in which they
@@ -96,7 +100,7 @@ fn check<'a>(name: &str, gpu: &Gpu, cases: impl Iterator<Item = (usize, &'a Box<
     for (i, case) in cases {
         let (case, mut rng) = (case.as_ref(), Rng::new(20_240_404, 530 + i as u64));
         let inputs = case.inputs(&mut rng);
-        let x: Vec<Vec<f64>> = inputs.iter().map(Host::to_f64).collect();
+        let x: Vec<Vec<f64>> = inputs.iter().map(HostTensor::to_f64).collect();
         let y = case.forward(&x);
         let d_y_host: Vec<Vec<f32>> = y.iter().take(case.differentiable()).map(|y| random(&mut rng, y.len())).collect();
         let d_y: Vec<Vec<f64>> = d_y_host.iter().map(|d| d.iter().map(|&v| f64::from(v)).collect()).collect();
@@ -106,7 +110,7 @@ fn check<'a>(name: &str, gpu: &Gpu, cases: impl Iterator<Item = (usize, &'a Box<
         check_differences(case, &x, &d_y, &d_x, &mut rng);
 
         let slots: Vec<Slot> = inputs.iter().map(|input| input.upload(gpu)).collect();
-        let d_slots: Vec<Slot> = d_y_host.into_iter().map(|d| Host::F32(d).upload(gpu)).collect();
+        let d_slots: Vec<Slot> = d_y_host.into_iter().map(|d| HostTensor::F32(d).upload(gpu)).collect();
         let mut rec = gpu.record();
         let out = case.launch(&mut rec, &slots, &d_slots);
         rec.submit();
@@ -127,13 +131,13 @@ fn check<'a>(name: &str, gpu: &Gpu, cases: impl Iterator<Item = (usize, &'a Box<
                 return;
             }
             assert_eq!(got.len(), want.len(), "{at}");
-            let error = excess(&got, want, case.tolerance());
+            let error = error_over_tolerance(&got, want, case.tolerance());
             assert!(error <= 1.0, "{at}: error is {error:.2} × the tolerance");
             // The same comparison must refuse an expectation that is slightly wrong, in one place.
             let mut nudged = want.to_vec();
             let scale = want.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
             nudged[want.len() / 2] += 3.0 * scale * case.tolerance();
-            assert!(excess(&got, &nudged, case.tolerance()) > 1.0, "{at}: a wrong expectation passes");
+            assert!(error_over_tolerance(&got, &nudged, case.tolerance()) > 1.0, "{at}: a wrong expectation passes");
         };
         for (i, (slot, want)) in out.y.iter().zip(&y).enumerate() {
             compare(format!("output {i}"), slot, want, case.exact(i));
@@ -186,13 +190,13 @@ kernels![
 fn slots_return_to_the_pool_and_the_plan_counts_alike() {
     let plan = Gpu::plan(gpu().caps().clone());
     let run = |gpu: &Gpu| {
-        let held = gpu.lasting(Role::Params, 100);
-        let first = gpu.slot(1000);
+        let held = gpu.alloc_persistent(Role::Params, 100);
+        let first = gpu.alloc_activation(1000);
         drop(first);
-        let again = gpu.slot(900);
-        let more = gpu.slot(10);
+        let again = gpu.alloc_activation(900);
+        let more = gpu.alloc_activation(10);
         drop((held, again, more));
-        let _later = gpu.lasting(Role::Batch, 1);
+        let _later = gpu.alloc_persistent(Role::Batch, 1);
         // They share one block of the driver's memory.
         let block = gpu.caps().memory_block_bytes;
         assert_eq!((gpu.ledger().peak_bytes(), gpu.ledger().total()), (block, 4096 + 256 + 256));
@@ -209,10 +213,10 @@ fn guards_show_indices_out_of_a_slot() {
     let gpu = gpu();
     let run = |rows_of_a: usize, rows_of_c: usize| {
         let (m, n, k) = (16, 16, 16);
-        let [a, b, c] = [rows_of_a * k, n * k, rows_of_c * n].map(|len| gpu.lasting(Role::Frozen, len));
-        let p = Product {
-            orientation: Orientation::Forward,
-            storage: Storage::F32,
+        let [a, b, c] = [rows_of_a * k, n * k, rows_of_c * n].map(|len| gpu.alloc_persistent(Role::Frozen, len));
+        let p = MatmulDesc {
+            orientation: LinearPass::Forward,
+            storage: WeightFormat::F32,
             m,
             n,
             k,
@@ -220,7 +224,7 @@ fn guards_show_indices_out_of_a_slot() {
             accumulate: false,
         };
         let mut rec = gpu.record();
-        products::matmul(&mut rec, &p, Matrix::new(&a, k), Matrix::new(&b, k), Matrix::new(&c, n));
+        products::matmul(&mut rec, &p, OperandMatrix::new(&a, k), OperandMatrix::new(&b, k), OperandMatrix::new(&c, n));
         rec.submit();
         let c = pollster::block_on(gpu.read::<f32>(&[&c])).expect("readback").concat();
         let damaged = pollster::block_on(gpu.damaged_guards()).expect("readback");
@@ -241,7 +245,7 @@ impl Case for Wrong<'_> {
     fn label(&self) -> String {
         self.case.label()
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         self.case.inputs(rng)
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
@@ -256,11 +260,11 @@ impl Case for Wrong<'_> {
         }
         d_x
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         self.case.launch(rec, x, d_y)
     }
-    fn reduction(&self) -> usize {
-        self.case.reduction()
+    fn reduction_len(&self) -> usize {
+        self.case.reduction_len()
     }
     fn precision(&self) -> MatmulPrecision {
         self.case.precision()
@@ -339,18 +343,18 @@ fn a_product_scales_with_each_row() {
     let powers = |exponents: &[i32]| exponents.iter().map(|&e| 2f32.powi(e)).collect::<Vec<f32>>();
     let factors = [powers(&[0, 24, -30, 60, -60]), vec![f32::NAN, f32::INFINITY]].concat();
     for gpu in lower_precisions() {
-        for orientation in [Orientation::Forward, Orientation::BackwardX] {
+        for orientation in [LinearPass::Forward, LinearPass::BackwardX] {
             let (m, n, k) = (factors.len(), 36, 68);
-            let p = Product { orientation, storage: Storage::F32, m, n, k, alpha: 1.0, accumulate: false };
+            let p = MatmulDesc { orientation, storage: WeightFormat::F32, m, n, k, alpha: 1.0, accumulate: false };
             let mut rng = Rng::new(3, 7);
             let (row, w) = (random(&mut rng, k), random(&mut rng, n * k));
             let x: Vec<f32> = factors.iter().flat_map(|f| row.iter().map(move |x| f * x)).collect();
             let product = |w_factor: f32| {
                 let w: Vec<f32> = w.iter().map(|w| w_factor * w).collect();
-                let (x, w, y) = (gpu.upload(&x), gpu.upload(&w), gpu.slot(m * n));
+                let (x, w, y) = (gpu.upload(&x), gpu.upload(&w), gpu.alloc_activation(m * n));
                 let mut rec = gpu.record();
-                let w = Matrix::new(&w, if orientation == Orientation::Forward { k } else { n });
-                products::matmul(&mut rec, &p, Matrix::new(&x, k), w, Matrix::new(&y, n));
+                let w = OperandMatrix::new(&w, if orientation == LinearPass::Forward { k } else { n });
+                products::matmul(&mut rec, &p, OperandMatrix::new(&x, k), w, OperandMatrix::new(&y, n));
                 rec.submit();
                 pollster::block_on(gpu.read::<f32>(&[&y])).expect("readback").concat()
             };
@@ -378,7 +382,7 @@ fn variants_of_a_product_give_the_same_bits() {
     let outputs = |case: &dyn Case, seed: u64| -> Vec<Vec<u32>> {
         let mut rng = Rng::new(seed, 6);
         let x: Vec<Slot> = case.inputs(&mut rng).iter().map(|h| h.upload(gpu)).collect();
-        let d_y: Vec<Slot> = case.d_y_lens().iter().map(|&n| Host::normal(&mut rng, n).upload(gpu)).collect();
+        let d_y: Vec<Slot> = case.d_y_lens().iter().map(|&n| HostTensor::normal(&mut rng, n).upload(gpu)).collect();
         let mut rec = gpu.record();
         let out = case.launch(&mut rec, &x, &d_y);
         rec.submit();
@@ -409,24 +413,29 @@ fn a_product_adds_bias_and_residual_as_passes_of_their_own_would() {
     let check = |gpu: &Gpu, name: &str| {
         let mut rng = Rng::new(3, 8);
         for (m, n, k, rank) in [(40, 68, 132, 0), (40, 12, 36, 6), (129, 132, 64, 64)] {
-            let (orientation, storage) = (Orientation::Forward, Storage::F32);
-            let p = Product { orientation, storage, m, n, k, alpha: 1.0, accumulate: false };
+            let (orientation, storage) = (LinearPass::Forward, WeightFormat::F32);
+            let p = MatmulDesc { orientation, storage, m, n, k, alpha: 1.0, accumulate: false };
             let mut values = |n: usize| random(&mut rng, n);
             let (x, w, x2, w2) = (values(m * k), values(n * k), values((m * rank).max(1)), values((n * rank).max(1)));
             let (bias, residual) = (values(n), values(m * n));
             let [x, w, x2, w2] = [x, w, x2, w2].map(|v| gpu.upload(&v));
             let (bias_slot, residual_slot) = (gpu.upload(&bias), gpu.upload(&residual));
             let product = |with_bias: bool, with_residual: bool| {
-                let y = gpu.slot(m * n);
+                let y = gpu.alloc_activation(m * n);
                 let mut rec = gpu.record();
-                let second = Second { storage, k: rank, a: Matrix::new(&x2, rank), b: Matrix::new(&w2, rank) };
+                let second =
+                    LowRank { storage, k: rank, a: OperandMatrix::new(&x2, rank), b: OperandMatrix::new(&w2, rank) };
                 let epilogue = Epilogue {
                     bias: with_bias.then_some((&bias_slot, 0)),
                     residual: with_residual.then_some(&residual_slot),
                 };
-                let operands = Operands::new(Matrix::new(&x, k), Matrix::new(&w, k), Matrix::new(&y, n));
+                let operands = MatmulOperands::new(
+                    OperandMatrix::new(&x, k),
+                    OperandMatrix::new(&w, k),
+                    OperandMatrix::new(&y, n),
+                );
                 let second = (rank > 0).then_some(second);
-                products::matmul_with(&mut rec, &p, Operands { second, epilogue, ..operands });
+                products::matmul_with(&mut rec, &p, MatmulOperands { second, epilogue, ..operands });
                 rec.submit();
                 pollster::block_on(gpu.read::<f32>(&[&y])).expect("readback").concat()
             };
@@ -473,9 +482,9 @@ fn benches_compute_what_they_time() {
     let gpu = &*gpu();
     let baseline = gpu.caps().clone();
     for is_cpu in [false, true] {
-        let caps = Caps { variants: Variant::usual(is_cpu), ..baseline.clone() };
+        let caps = Caps { variants: Variant::default_for(is_cpu), ..baseline.clone() };
         let alone = product(34, 40, 24, &caps);
-        assert_eq!(alone.inputs(&mut rng).iter().map(Host::len).collect::<Vec<_>>(), [34 * 24, 24 * 40]);
+        assert_eq!(alone.inputs(&mut rng).iter().map(HostTensor::len).collect::<Vec<_>>(), [34 * 24, 24 * 40]);
         let mut all = vec![("product", alone)];
         for kernel in REGISTRY {
             let cases = kernel.benches(&model, 34, &caps);

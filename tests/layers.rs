@@ -12,6 +12,10 @@ use syn::visit::{self, Visit};
 const ORDER: &[&[&str]] = &[
     &["main"],
     &["cli"],
+    &["study"],
+    &["flags"],
+    &["workflow"],
+    &["report"],
     &["eval"],
     &["train"],
     &["data"],

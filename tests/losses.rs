@@ -6,7 +6,7 @@ mod program;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use jointwise::objective::{Known, Loss, Mix, Preference, Sums, cross_weights};
+use jointwise::objective::{Loss, LossInputs, LossMix, PreferenceLoss, SequenceLogps, cross_weights};
 use program::{Sandbox, Tensors, metrics, read_tensors, update_error};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ struct Batch {
 #[derive(Deserialize)]
 struct Expected {
     batch: String,
-    preference: Preference,
+    preference: PreferenceLoss,
     losses: Vec<f64>,
     d_sums: Vec<[f64; 2]>,
 }
@@ -40,14 +40,14 @@ fn fixture() -> Fixture {
 }
 
 /// The largest error of losses and gradients, relative where they are above 1.
-fn error(p: &Preference, batch: &Batch, want: &Expected) -> f64 {
-    let sums = |&(instruction, response, n_instruction, n_response): &(f64, f64, usize, usize)| Sums {
+fn error(p: &PreferenceLoss, batch: &Batch, want: &Expected) -> f64 {
+    let sums = |&(instruction, response, n_instruction, n_response): &(f64, f64, usize, usize)| SequenceLogps {
         instruction,
         response,
         n_instruction,
         n_response,
     };
-    let known = Known {
+    let known = LossInputs {
         paired: batch.paired,
         desirable: batch.desirable.clone(),
         reference: batch.reference.clone(),
@@ -68,14 +68,17 @@ fn losses_and_gradients_are_pytorchs() {
     let Fixture { batches, cases } = fixture();
     let (mut seen, mut told) = (BTreeSet::new(), BTreeSet::new());
     for case in &cases {
-        let (p, batch) = (case.preference, &batches[&case.batch]);
+        let (p, batch) = (case.preference.clone(), &batches[&case.batch]);
         p.validate().expect("constants in range");
         let found = error(&p, batch, case);
         assert!(found < 1e-9, "{} of {}: {found:.1e}: {p:?}", p.loss, case.batch);
         seen.extend(p.loss.parts().map(|(loss, _)| loss.name()));
         // The same comparison must refuse a constant that is slightly wrong.
-        let (nudged, slightly) = (Preference { beta: p.beta * 1.000_001, ..p }, p.loss.plus(Loss::Sft, 1e-6));
-        if error(&nudged, batch, case) > 1e-9 && error(&Preference { loss: slightly, ..p }, batch, case) > 1e-9 {
+        let (nudged, slightly) =
+            (PreferenceLoss { beta: p.beta * 1.000_001, ..p.clone() }, p.loss.plus(Loss::Sft, 1e-6));
+        if error(&nudged, batch, case) > 1e-9
+            && error(&PreferenceLoss { loss: slightly, ..p.clone() }, batch, case) > 1e-9
+        {
             told.extend(p.loss.parts().map(|(loss, _)| loss.name()));
         }
     }
@@ -253,5 +256,5 @@ fn what_makes_no_sense_is_refused() {
     refused("unlabelled.jsonl", "kto", &[], &["unlabelled.jsonl:1", "`label`", "true or false", "found 2"]);
     let sft = ["sft", "--model", &demo.model, "--data", "labelled.jsonl", "--output-dir", "out"];
     demo.sandbox.refused(&sft, &["labelled.jsonl:2", "not one to imitate"]);
-    assert_eq!("sigmoid".parse(), Ok(Mix::of(Loss::Sigmoid)));
+    assert_eq!("sigmoid".parse(), Ok(LossMix::single(Loss::Sigmoid)));
 }

@@ -9,23 +9,24 @@ use std::rc::Rc;
 use jointwise::Result;
 use jointwise::data::batch::{Example, Sequence};
 use jointwise::gpu::{Caps, DeviceChoice, Gpu, MatmulPrecision, Role, Variant};
-use jointwise::kernels::logprob::{Head, HeadPage, Saved, logprob_bwd, logprob_fwd};
+use jointwise::kernels::logprob::{HeadShard, LmHead, LogprobSaved, logprob_bwd, logprob_fwd};
 use jointwise::kernels::moments::Optim;
 use jointwise::kernels::shapes::{MODELS, ModelShape};
-use jointwise::kernels::storage::Storage;
-use jointwise::kernels::{excess, tolerance};
+use jointwise::kernels::storage::WeightFormat;
+use jointwise::kernels::{error_over_tolerance, tolerance};
 use jointwise::model::decoder::Decoder;
-use jointwise::model::description::{Description, TensorSpec};
-use jointwise::model::load::{LoadOptions, Trained};
+use jointwise::model::description::{ModelConfig, TensorSpec};
+use jointwise::model::load::{LoadOptions, TrainMode};
 use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::peft::Adapter;
-use jointwise::model::trace::{Keep, SavedDtype};
-use jointwise::model::weights::{BaseDtype, Source, Training};
-use jointwise::objective::Goal;
-use jointwise::objective::Preference;
-use jointwise::train::outcome::Reference;
-use jointwise::train::synthetic::{self, Lengths};
-use jointwise::train::trainer::{Trainer, rehearse};
+use jointwise::model::saved::{RecomputePolicy, SavedDtype};
+use jointwise::model::weights::{BaseDtype, TrainOptions, WeightSource};
+use jointwise::objective::PreferenceLoss;
+use jointwise::objective::TrainingLoss;
+use jointwise::train::memory_plan::plan_memory;
+use jointwise::train::outcome::RowReference;
+use jointwise::train::synthetic::{self, RowLengths};
+use jointwise::train::trainer::Trainer;
 use program::{Ran, fixture};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -34,22 +35,27 @@ use serde_json::{Value, json};
 #[test]
 fn the_head_of_a_large_vocabulary_needs_little_scratch() {
     for is_cpu in [false, true] {
-        let gpu = Gpu::plan(Caps { is_cpu, variants: Variant::usual(is_cpu), ..Caps::baseline() });
+        let gpu = Gpu::plan(Caps { is_cpu, variants: Variant::default_for(is_cpu), ..Caps::baseline() });
         let (rows, vocab, width) = (2048, 151_936, 896);
         let scratch =
             |gpu: &Gpu| gpu.ledger().peak_by_role().into_iter().find(|r| r.0 == Role::Activations).map_or(0, |r| r.1);
         // Two pages: the matrix is larger than a binding.
-        let halves: Vec<_> = (0..2).map(|_| gpu.lasting(Role::Frozen, vocab / 2 * width / 2)).collect();
+        let halves: Vec<_> = (0..2).map(|_| gpu.alloc_persistent(Role::Frozen, vocab / 2 * width / 2)).collect();
         let pages =
-            halves.iter().enumerate().map(|(i, w)| HeadPage { first: i * vocab / 2, rows: vocab / 2, w, d_w: None });
-        let head =
-            Head { pages: pages.collect(), storage: Storage::Bf16, width, softcap: None, tile: Head::tile_for(rows) };
-        let input = |n| gpu.lasting(Role::Batch, n);
+            halves.iter().enumerate().map(|(i, w)| HeadShard { first: i * vocab / 2, rows: vocab / 2, w, d_w: None });
+        let head = LmHead {
+            pages: pages.collect(),
+            storage: WeightFormat::Bf16,
+            width,
+            softcap: None,
+            tile: LmHead::tile_for(rows),
+        };
+        let input = |n| gpu.alloc_persistent(Role::Batch, n);
         let (x, targets, logp, lse) = (input(rows * width), input(rows), input(rows), input(rows));
         let (d_logp, d_x) = (input(rows), input(rows * width));
         let mut rec = gpu.record();
         logprob_fwd(&mut rec, &head, rows, &x, &targets, &logp, &lse);
-        logprob_bwd(&mut rec, &head, rows, Saved { x: &x, targets: &targets, lse: &lse }, &d_logp, &d_x);
+        logprob_bwd(&mut rec, &head, rows, LogprobSaved { x: &x, targets: &targets, lse: &lse }, &d_logp, &d_x);
         let bytes = scratch(&gpu);
         assert!(bytes > 1 << 20 && bytes <= 64 << 20, "is_cpu={is_cpu}: {bytes} bytes");
         assert!((bytes as usize) < rows * vocab, "as much as T×V bytes");
@@ -59,7 +65,7 @@ fn the_head_of_a_large_vocabulary_needs_little_scratch() {
 /// A checkpoint that is planned with: matrices of bf16, no values.
 struct Planned;
 
-impl Source for Planned {
+impl WeightSource for Planned {
     fn is_bf16(&self, _: &TensorSpec) -> bool {
         true
     }
@@ -69,24 +75,31 @@ impl Source for Planned {
 }
 
 /// Peak bytes of a LoRA step (r 8) on one pair of 2×`length` tokens, within WebGPU's baseline (bindings of 128 MiB); and the frozen weights'.
-fn planned(config: &str, targets: &str, length: usize, base: BaseDtype, keep: Keep) -> (u64, u64) {
+fn planned(config: &str, targets: &str, length: usize, base: BaseDtype, keep: RecomputePolicy) -> (u64, u64) {
     planned_within(&Caps::baseline(), config, targets, length, base, keep)
 }
 
 /// The same within other limits.
-fn planned_within(caps: &Caps, config: &str, targets: &str, length: usize, base: BaseDtype, keep: Keep) -> (u64, u64) {
+fn planned_within(
+    caps: &Caps,
+    config: &str,
+    targets: &str,
+    length: usize,
+    base: BaseDtype,
+    keep: RecomputePolicy,
+) -> (u64, u64) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs").join(config);
     let json: Value = serde_json::from_str(&std::fs::read_to_string(&path).expect("text")).expect("JSON");
-    let d = Description::from_json(&path, &json["config"].to_string()).expect("a configuration");
+    let d = ModelConfig::from_json(&path, &json["config"].to_string()).expect("a configuration");
     let settings = LoraConfig { targets: targets.split(',').map(String::from).collect(), ..LoraConfig::default() };
     let lora = Some(Adapter::new(&d, &settings, config, 0).expect("an adapter").lora);
-    let training = Training { optim: Some(Optim::Adamw), ..Training::NONE };
-    let options = LoadOptions { trained: Trained::Lora, lora, training, n_positions: length, base };
+    let training = TrainOptions { optim: Some(Optim::Adamw), ..TrainOptions::NONE };
+    let options = LoadOptions { trained: TrainMode::Lora, lora, training, n_positions: length, base };
     let side = |first| Sequence::new([vec![first], vec![0; length - 1]].concat(), length / 2);
     let pair = Example { row: 0, sequences: vec![side(0), side(1)], desirable: None };
-    let load = |gpu: &Gpu| Decoder::load(gpu, &d, &(Rc::new(Planned) as Rc<dyn Source>), &options);
-    let goal = Goal::Preference(Preference::default());
-    let plan = rehearse(caps, load, &goal, &[&pair], true, keep).expect("a plan");
+    let load = |gpu: &Gpu| Decoder::load(gpu, &d, &(Rc::new(Planned) as Rc<dyn WeightSource>), &options);
+    let goal = TrainingLoss::Preference(PreferenceLoss::default());
+    let plan = plan_memory(caps, load, &goal, &[&pair], true, keep).expect("a plan");
     let frozen = plan.ledger.peak_by_role().into_iter().find(|r| r.0 == Role::Frozen).map_or(0, |r| r.1);
     let (peak, mib) = (plan.ledger.peak_bytes(), 1_048_576.0);
     println!(
@@ -101,7 +114,7 @@ fn planned_within(caps: &Caps, config: &str, targets: &str, length: usize, base:
 /// Four bits are what makes seven billion parameters trainable in 7 GiB.
 #[test]
 fn a_model_of_seven_billion_parameters_fits_seven_gib() {
-    let (block, all) = (Keep::Inputs, Keep::Everything);
+    let (block, all) = (RecomputePolicy::Inputs, RecomputePolicy::Everything);
     for keep in [all, block] {
         let plan = |base| planned("smollm2-135m.json", "all-linear", 512, base, keep);
         let [(auto, _), (int8, _), (nf4, _)] = [BaseDtype::Auto, BaseDtype::Int8, BaseDtype::Nf4].map(plan);
@@ -162,7 +175,15 @@ fn a_model_of_seven_billion_parameters_fits_a_card_of_8_gb() {
     // Larger bindings, as GPUs have them, let more be computed at once.
     let [peak, large] = [128 << 20, 2 << 30].map(|max_binding_bytes| {
         let caps = Caps { max_binding_bytes, ..Caps::baseline() };
-        planned_within(&caps, "mistral-7b-v0.1.json", "q_proj,k_proj,v_proj", 1024, BaseDtype::Nf4, Keep::Inputs).0
+        planned_within(
+            &caps,
+            "mistral-7b-v0.1.json",
+            "q_proj,k_proj,v_proj",
+            1024,
+            BaseDtype::Nf4,
+            RecomputePolicy::Inputs,
+        )
+        .0
     });
     assert_eq!(plan_for(dir.path(), "8GB", &nf4)["peak_bytes"], peak);
     assert!(peak <= large && large <= 8_000_000_000 / 10 * 9, "{peak} {large}");
@@ -214,13 +235,14 @@ fn a_vocabulary_costs_its_weights_alone() {
     for full in [true, false] {
         let peaks = [4096, 151_936].map(|vocab| {
             let shape = ModelShape { vocab, ..small };
-            let examples = synthetic::pairs(4, 256, vocab, Lengths::Equal);
+            let examples = synthetic::pairs(4, 256, vocab, RowLengths::Equal);
             let examples: Vec<&Example> = examples.iter().collect();
             let d = synthetic::description(&shape).expect("a model");
             let load = |gpu: &Gpu| synthetic::decoder(gpu, &d, full, 256);
-            let goal = Goal::Preference(Preference::default());
-            let plan =
-                rehearse(&Caps::baseline(), load, &goal, &examples, true, Keep::Everything).expect("a plan").ledger;
+            let goal = TrainingLoss::Preference(PreferenceLoss::default());
+            let plan = plan_memory(&Caps::baseline(), load, &goal, &examples, true, RecomputePolicy::Everything)
+                .expect("a plan")
+                .ledger;
             let by_role = plan.peak_by_role();
             (by_role.iter().map(|(_, bytes)| bytes).sum::<u64>(), by_role)
         });
@@ -239,19 +261,19 @@ fn a_vocabulary_costs_its_weights_alone() {
 fn saved_in_bf16_takes_less() {
     for (shape, pairs, most) in [(MODELS[0], 4, 0.85), (MODELS[1], 1, 0.85)] {
         let d = synthetic::description(&shape).expect("a model");
-        let examples = synthetic::pairs(pairs, 256, shape.vocab, Lengths::Equal);
+        let examples = synthetic::pairs(pairs, 256, shape.vocab, RowLengths::Equal);
         let examples: Vec<&Example> = examples.iter().collect();
         let plan = |saved_dtype, keep| {
             let load = |gpu: &Gpu| Ok(Decoder { saved_dtype, ..synthetic::decoder(gpu, &d, false, 256)? });
-            let goal = Goal::Preference(Preference::default());
-            let ledger = rehearse(&Caps::baseline(), load, &goal, &examples, true, keep).expect("a plan").ledger;
+            let goal = TrainingLoss::Preference(PreferenceLoss::default());
+            let ledger = plan_memory(&Caps::baseline(), load, &goal, &examples, true, keep).expect("a plan").ledger;
             let kept = ledger.peak_by_role().into_iter().find(|r| r.0 == Role::Activations).map_or(0, |r| r.1);
             let [peak, kept] = [ledger.peak_bytes(), kept].map(|bytes| bytes as f64 / 1_048_576.0);
             println!("{} {keep:?} {saved_dtype:?}: peak {peak:.1} MiB, activations {kept:.1} MiB", shape.name);
             kept
         };
-        let [all, products, inputs] = Keep::TRAINING.map(|keep| plan(SavedDtype::F32, keep));
-        let [few, same, block] = Keep::TRAINING.map(|keep| plan(SavedDtype::Bf16, keep));
+        let [all, products, inputs] = RecomputePolicy::TRAINING.map(|keep| plan(SavedDtype::F32, keep));
+        let [few, same, block] = RecomputePolicy::TRAINING.map(|keep| plan(SavedDtype::Bf16, keep));
         assert!(few == same && few <= most * products && few < all, "{}: {few} {products} {all}", shape.name);
         assert!(block >= inputs, "{}: {block} {inputs}", shape.name);
     }
@@ -261,15 +283,16 @@ fn saved_in_bf16_takes_less() {
 #[test]
 fn small_bindings_change_no_result() {
     let shape = TINY;
-    let examples = synthetic::pairs(2, 60, shape.vocab, Lengths::Mixed);
+    let examples = synthetic::pairs(2, 60, shape.vocab, RowLengths::Mixed);
     let examples: Vec<&Example> = examples.iter().collect();
     let run = |max_binding: u64, full: bool| {
         let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device").with_max_binding(max_binding);
         let d = synthetic::description(&shape).expect("a model");
         let decoder = synthetic::decoder(&gpu, &d, full, 60).expect("weights");
-        let goal = Goal::Preference(Preference::default());
-        let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
-        let step = pollster::block_on(trainer.gradients(&examples, &[[-300.0; 2]; 2].map(Reference::from), 2))
+        let goal = TrainingLoss::Preference(PreferenceLoss::default());
+        let trainer =
+            Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: RecomputePolicy::Everything, seed: 0 };
+        let step = pollster::block_on(trainer.gradients(&examples, &[[-300.0; 2]; 2].map(RowReference::from), 2))
             .expect("gradients");
         let gradients = pollster::block_on(trainer.read_gradients(&examples)).expect("gradients");
         (step.outcome.loss_sum, gradients, gpu.ledger().largest_activation())
@@ -281,13 +304,13 @@ fn small_bindings_change_no_result() {
         for ((name, _, want), (_, _, got)) in gradients.iter().zip(&in_parts) {
             let [want, got] = [want, got].map(|g| g.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
             let (error, size) = (
-                excess(&got, &want, tolerance(MatmulPrecision::Highest, 120)),
+                error_over_tolerance(&got, &want, tolerance(MatmulPrecision::Highest, 120)),
                 want.iter().fold(0.0, |m: f64, x| m.max(x.abs())),
             );
             assert!(size > 0.0 && error <= 1.0, "{name}: {error:.2} × the tolerance");
             let other: Vec<f64> = want.iter().map(|x| x * 1.001).collect();
             assert!(
-                excess(&got, &other, tolerance(MatmulPrecision::Highest, 120)) > 1.0,
+                error_over_tolerance(&got, &other, tolerance(MatmulPrecision::Highest, 120)) > 1.0,
                 "{name}: a wrong gradient passes"
             );
         }
@@ -308,14 +331,14 @@ const TINY: ModelShape = ModelShape {
 
 /// Loss and gradients of one micro-batch of two pairs, `tokens` long, full or with LoRA; and how often kernels were dispatched.
 fn micro_batch(gpu: Gpu, shape: &ModelShape, tokens: usize, full: bool) -> (f64, Vec<Vec<f32>>, usize) {
-    let examples = synthetic::pairs(2, tokens, shape.vocab, Lengths::Mixed);
+    let examples = synthetic::pairs(2, tokens, shape.vocab, RowLengths::Mixed);
     let examples: Vec<&Example> = examples.iter().collect();
     let d = synthetic::description(shape).expect("a model");
     let decoder = synthetic::decoder(&gpu, &d, full, tokens).expect("weights");
-    let goal = Goal::Preference(Preference::default());
+    let goal = TrainingLoss::Preference(PreferenceLoss::default());
     gpu.start_profile();
-    let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
-    let step = pollster::block_on(trainer.gradients(&examples, &[[-300.0; 2]; 2].map(Reference::from), 2));
+    let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: RecomputePolicy::Everything, seed: 0 };
+    let step = pollster::block_on(trainer.gradients(&examples, &[[-300.0; 2]; 2].map(RowReference::from), 2));
     let step = step.expect("gradients");
     let gradients = pollster::block_on(trainer.read_gradients(&examples)).expect("gradients");
     let profile = gpu.end_profile().expect("timestamps");
@@ -326,7 +349,7 @@ fn micro_batch(gpu: Gpu, shape: &ModelShape, tokens: usize, full: bool) -> (f64,
 /// Where kernels are expected to be slow, they are dispatched in parts of their grids: the same bits.
 #[test]
 fn parts_of_dispatches_change_no_bit() {
-    for variants in [Variant::usual(true), Variant::usual(false), Vec::new()] {
+    for variants in [Variant::default_for(true), Variant::default_for(false), Vec::new()] {
         let run = |speed: f64| {
             let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
             micro_batch(gpu.with_variants(variants.clone()).with_expected_speed(speed), &TINY, 60, true)
@@ -384,15 +407,15 @@ proptest! {
                 return Ok(());
             }
         };
-        let examples = synthetic::pairs(1, tokens, vocab, Lengths::Mixed);
+        let examples = synthetic::pairs(1, tokens, vocab, RowLengths::Mixed);
         let examples: Vec<&Example> = examples.iter().collect();
         for (variants, is_cpu) in
-            [(Vec::new(), false), (Variant::usual(false), false), (Variant::usual(true), true), (vec![Variant::Cpu], true)]
+            [(Vec::new(), false), (Variant::default_for(false), false), (Variant::default_for(true), true), (vec![Variant::Cpu], true)]
         {
             let caps = Caps { variants: variants.clone(), is_cpu, subgroup: is_cpu.then_some((8, 8)), ..Caps::baseline() };
             let load = |gpu: &Gpu| synthetic::decoder(gpu, &d, full, tokens);
-            let goal = Goal::Preference(Preference::default());
-            match rehearse(&caps, load, &goal, &examples, true, Keep::Everything) {
+            let goal = TrainingLoss::Preference(PreferenceLoss::default());
+            match plan_memory(&caps, load, &goal, &examples, true, RecomputePolicy::Everything) {
                 Ok(plan) => prop_assert!(plan.ledger.peak_bytes() > 0),
                 // One row of so many tokens may be too wide for a binding; a short one never is.
                 Err(error) => prop_assert!(tokens > 100 && error.to_string().starts_with("--"), "{variants:?}: {error}"),

@@ -5,7 +5,7 @@ mod program;
 
 use std::path::Path;
 
-use jointwise::model::description::Description;
+use jointwise::model::description::ModelConfig;
 use jointwise::rng::Rng;
 use program::{Sandbox, Tensor, Tensors, fixture, read_tensors, write_tensors};
 use safetensors::Dtype;
@@ -25,7 +25,7 @@ struct Module {
 
 fn modules(model: &Path, names: &[&str]) -> Vec<Module> {
     let config = model.join("config.json");
-    let d = Description::from_json(&config, &std::fs::read_to_string(&config).expect("text")).expect("a configuration");
+    let d = ModelConfig::from_json(&config, &std::fs::read_to_string(&config).expect("text")).expect("a configuration");
     let specs = d.tensors();
     let of = |spec: &jointwise::model::description::TensorSpec| {
         let name = spec.name.strip_suffix(".weight")?.to_string();
@@ -131,9 +131,9 @@ fn an_index_says_how_large_its_shards_are() {
     let sandbox = Sandbox::new();
     let model = fixture("mistral-odd/model");
     let specs = read_tensors(&model.join("model.safetensors"));
-    use jointwise::model::save::{OutputDtype, Planned, write_model};
-    let plan = |dtype| -> Vec<Planned> {
-        specs.iter().map(|(name, t)| Planned { name: name.clone(), shape: t.shape.clone(), dtype }).collect()
+    use jointwise::model::save::{OutputDtype, TensorToWrite, write_model};
+    let plan = |dtype| -> Vec<TensorToWrite> {
+        specs.iter().map(|(name, t)| TensorToWrite { name: name.clone(), shape: t.shape.clone(), dtype }).collect()
     };
     for (dtype, bytes) in [(OutputDtype::F32, 4), (OutputDtype::Bf16, 2)] {
         let plan = plan(dtype);
@@ -166,7 +166,7 @@ fn a_new_adapter_begins_as_pefts_does() {
     use jointwise::model::peft::Adapter;
     let model = fixture("mistral-odd").join("model");
     let config = model.join("config.json");
-    let d = Description::from_json(&config, &std::fs::read_to_string(&config).expect("text")).expect("a configuration");
+    let d = ModelConfig::from_json(&config, &std::fs::read_to_string(&config).expect("text")).expect("a configuration");
     let settings = LoraConfig { rank: 16, alpha: 32.0, targets: vec!["q_proj".into(), "down_proj".into()] };
     let lora = Adapter::new(&d, &settings, "base", 1).expect("an adapter").lora;
     assert_eq!((lora.scale, lora.modules.len()), (2.0, 4));

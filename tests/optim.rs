@@ -8,10 +8,10 @@ use std::sync::LazyLock;
 
 use jointwise::gpu::MatmulPrecision;
 use jointwise::gpu::{DeviceChoice, Gpu, Slot};
-use jointwise::kernels::adamw::{AdamW, Page, adamw};
-use jointwise::kernels::moments::{BLOCK, Moments, maps};
-use jointwise::kernels::storage::{DYNAMIC, DYNAMIC_UNSIGNED, Packed, Storage};
-use jointwise::kernels::{excess, tolerance};
+use jointwise::kernels::adamw::{AdamwStep, ParamBucket, adamw};
+use jointwise::kernels::moments::{BLOCK, MomentFormat, maps};
+use jointwise::kernels::storage::{DYNAMIC, DYNAMIC_UNSIGNED, PackedWeight, WeightFormat};
+use jointwise::kernels::{error_over_tolerance, tolerance};
 use jointwise::model::checkpoint::to_f32;
 use jointwise::rng::Rng;
 use program::{Sandbox, Tensors, metrics, read_tensors, rows};
@@ -29,7 +29,7 @@ fn floats(words: &[u32]) -> Vec<f32> {
 }
 
 /// Wide of any memory of before: an update of ±lr, whatever the gradient and the step.
-const PLAIN: AdamW = AdamW {
+const PLAIN: AdamwStep = AdamwStep {
     learning_rate: 1e-3,
     beta1: 0.0,
     beta2: 0.0,
@@ -41,23 +41,23 @@ const PLAIN: AdamW = AdamW {
     seed: 0,
 };
 
-fn page(storage: Storage, params: &[f32], grads: &[f32], first: usize, moments: Moments) -> Page {
+fn page(storage: WeightFormat, params: &[f32], grads: &[f32], first: usize, moments: MomentFormat) -> ParamBucket {
     let n = params.len();
-    let words = Packed::new(storage, params.to_vec(), n).part(0, 1, n);
+    let words = PackedWeight::new(storage, params.to_vec(), n).part(0, 1, n);
     let (params, grads) = (GPU.upload(&words), GPU.upload(grads));
-    Page { len: n, first, params, storage, grads, moments, decay_end: n }
+    ParamBucket { len: n, first, params, storage, grads, moments, decay_end: n }
 }
 
-fn update(a: &AdamW, page: &Page) {
+fn update(a: &AdamwStep, page: &ParamBucket) {
     let mut rec = GPU.record();
     adamw(&mut rec, a, page, &GPU.upload(&[1.0_f32]));
     rec.submit();
 }
 
 /// A state of bitsandbytes after some steps, on the device.
-fn state(theirs: &Tensors, step: usize, n: usize) -> Moments {
+fn state(theirs: &Tensors, step: usize, n: usize) -> MomentFormat {
     if step == 0 {
-        return Moments::eight_bits(&GPU, n, &maps(&GPU));
+        return MomentFormat::eight_bits(&GPU, n, &maps(&GPU));
     }
     let scales = |name: &str| theirs[&format!("{name}_absmax{step}")].values();
     let pairs: Vec<f32> = scales("m").iter().zip(scales("v")).flat_map(|(m, v)| [*m, v]).collect();
@@ -66,7 +66,7 @@ fn state(theirs: &Tensors, step: usize, n: usize) -> Moments {
         bytes.resize(n.next_multiple_of(BLOCK), 0);
         GPU.upload(&bytes)
     };
-    Moments::EightBits { m: codes("m"), v: codes("v"), absmax: GPU.upload(&pairs), maps: maps(&GPU) }
+    MomentFormat::EightBits { m: codes("m"), v: codes("v"), absmax: GPU.upload(&pairs), maps: maps(&GPU) }
 }
 
 fn bytes(slot: &Slot, n: usize) -> Vec<u8> {
@@ -88,25 +88,27 @@ fn steps_are_those_of_bitsandbytes() {
     let (beta1, beta2, steps) = (0.9, 0.999, 6);
     let mut open = 0;
     for step in 1..=steps {
-        let a = AdamW { learning_rate: 1e-2, beta1, beta2, eps: 1e-8, weight_decay: 0.1, step: step as u32, ..PLAIN };
+        let a =
+            AdamwStep { learning_rate: 1e-2, beta1, beta2, eps: 1e-8, weight_decay: 0.1, step: step as u32, ..PLAIN };
         let values = |name: &str, step: usize| theirs[&format!("{name}{step}")].values();
         let one = |grads: &[f32]| {
-            let page = page(Storage::F32, &values("p", step - 1), grads, 0, state(&theirs, step - 1, n));
+            let page = page(WeightFormat::F32, &values("p", step - 1), grads, 0, state(&theirs, step - 1, n));
             update(&a, &page);
             page
         };
         let page = one(&values("g", step));
         let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
         let want = wide(&values("p", step));
-        let error = excess(&wide(&floats(&read(&page.params))), &want, tolerance(MatmulPrecision::Highest, 4));
+        let error =
+            error_over_tolerance(&wide(&floats(&read(&page.params))), &want, tolerance(MatmulPrecision::Highest, 4));
         assert!(error <= 1.0, "step {step}: parameters: {error} × the tolerance");
-        let Moments::EightBits { m, v, absmax, .. } = &page.moments else { panic!("moments in eight bits") };
+        let MomentFormat::EightBits { m, v, absmax, .. } = &page.moments else { panic!("moments in eight bits") };
         let got = floats(&read(absmax));
         for (i, (name, slot, map)) in [("m", m, &*DYNAMIC), ("v", v, &*DYNAMIC_UNSIGNED)].into_iter().enumerate() {
             let scales = values(&format!("{name}_absmax"), step);
             let ours: Vec<f64> = got.chunks(2).map(|s| f64::from(s[i])).collect();
             assert!(
-                excess(&ours, &wide(&scales), tolerance(MatmulPrecision::Highest, 1)) <= 1.0,
+                error_over_tolerance(&ours, &wide(&scales), tolerance(MatmulPrecision::Highest, 1)) <= 1.0,
                 "step {step}: scales of {name}"
             );
             let (ours, want) = (bytes(slot, n), &theirs[&format!("{name}{step}")].bytes);
@@ -135,7 +137,7 @@ fn steps_are_those_of_bitsandbytes() {
             }
             // The comparison can fail: another gradient has other codes.
             let other = one(&values("g", step % steps + 1));
-            let Moments::EightBits { m, v, .. } = &other.moments else { panic!("moments in eight bits") };
+            let MomentFormat::EightBits { m, v, .. } = &other.moments else { panic!("moments in eight bits") };
             let differ = bytes([m, v][i], n).iter().zip(want).filter(|(a, b)| a != b).count();
             assert!(differ > n / 4, "step {step}: {name}: only {differ} differ");
         }
@@ -167,8 +169,8 @@ fn between_one_and_two(n: usize) -> (Vec<f32>, Vec<f32>) {
 /// An update of an eighth of a step is kept in the mean over elements, over updates and over seeds. Rounded to the nearest it is lost.
 #[test]
 fn rounding_has_no_bias_and_to_the_nearest_would_have() {
-    let run = |storage, a: &AdamW, params: &[f32], grads: &[f32]| {
-        let page = page(storage, params, grads, 0, Moments::f32(&GPU, params.len()));
+    let run = |storage, a: &AdamwStep, params: &[f32], grads: &[f32]| {
+        let page = page(storage, params, grads, 0, MomentFormat::f32(&GPU, params.len()));
         update(a, &page);
         storage.unpack(&read(&page.params), 1, params.len())
     };
@@ -177,9 +179,9 @@ fn rounding_has_no_bias_and_to_the_nearest_would_have() {
     let nearest = |exact: &[f32]| exact.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect::<Vec<_>>();
     let n = 1 << 16;
     let (params, grads) = between_one_and_two(n);
-    let exact = run(Storage::F32, &PLAIN, &params, &grads);
+    let exact = run(WeightFormat::F32, &PLAIN, &params, &grads);
     let bound = 5.0 * deviation / (n as f64).sqrt();
-    let got = mean(&drift(&run(Storage::Bf16, &PLAIN, &params, &grads), &exact, &grads));
+    let got = mean(&drift(&run(WeightFormat::Bf16, &PLAIN, &params, &grads), &exact, &grads));
     println!("over elements: {got:.5} of a step, at most {bound:.5}");
     assert!(got.abs() < bound, "{got}");
     let lost = mean(&drift(&nearest(&exact), &exact, &grads));
@@ -187,12 +189,12 @@ fn rounding_has_no_bias_and_to_the_nearest_would_have() {
 
     let (n, runs) = (256, 400);
     let (params, grads) = (&params[..n], &grads[..n]);
-    let by_update = |i: u32| AdamW { step: 1 + i, ..PLAIN };
-    let by_seed = |i: u32| AdamW { seed: u64::from(i) << 20, ..PLAIN };
-    for (name, vary) in [("updates", &by_update as &dyn Fn(u32) -> AdamW), ("seeds", &by_seed)] {
+    let by_update = |i: u32| AdamwStep { step: 1 + i, ..PLAIN };
+    let by_seed = |i: u32| AdamwStep { seed: u64::from(i) << 20, ..PLAIN };
+    for (name, vary) in [("updates", &by_update as &dyn Fn(u32) -> AdamwStep), ("seeds", &by_seed)] {
         let mut sums = vec![0.0; n];
         for i in 0..runs {
-            let all = drift(&run(Storage::Bf16, &vary(i), params, grads), &exact[..n], grads);
+            let all = drift(&run(WeightFormat::Bf16, &vary(i), params, grads), &exact[..n], grads);
             sums.iter_mut().zip(all).for_each(|(sum, d)| *sum += d);
         }
         // The largest of 256: five standard errors are exceeded once in seven thousand such tests.
@@ -210,24 +212,24 @@ fn rounding_has_no_bias_and_to_the_nearest_would_have() {
 fn bits_do_not_depend_on_pages() {
     let (n, cut) = (1280, 512);
     let (params, grads) = between_one_and_two(n);
-    let all_words = |page: &Page| {
+    let all_words = |page: &ParamBucket| {
         let slots = match &page.moments {
-            Moments::F32 { m, v } => vec![m, v],
-            Moments::EightBits { m, v, absmax, .. } => vec![m, v, absmax],
-            Moments::None => panic!("no moments"),
+            MomentFormat::F32 { m, v } => vec![m, v],
+            MomentFormat::EightBits { m, v, absmax, .. } => vec![m, v, absmax],
+            MomentFormat::None => panic!("no moments"),
         };
         [vec![read(&page.params)], slots.into_iter().map(read).collect()].concat()
     };
-    for storage in [Storage::F32, Storage::Bf16] {
+    for storage in [WeightFormat::F32, WeightFormat::Bf16] {
         for eight_bits in [false, true] {
             let run = |range: std::ops::Range<usize>, first| {
                 let moments = match eight_bits {
-                    true => Moments::eight_bits(&GPU, range.len(), &maps(&GPU)),
-                    false => Moments::f32(&GPU, range.len()),
+                    true => MomentFormat::eight_bits(&GPU, range.len(), &maps(&GPU)),
+                    false => MomentFormat::f32(&GPU, range.len()),
                 };
                 let page = page(storage, &params[range.clone()], &grads[range], first, moments);
                 for step in 1..4 {
-                    update(&AdamW { step, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, ..PLAIN }, &page);
+                    update(&AdamwStep { step, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, ..PLAIN }, &page);
                 }
                 all_words(&page)
             };
@@ -238,7 +240,7 @@ fn bits_do_not_depend_on_pages() {
             assert_eq!(joined(run(0..cut, 0), run(cut..n, cut)), whole, "{storage:?} eight_bits={eight_bits}");
             // Chance, and nothing else, depends on an element's number.
             let misplaced = joined(run(0..cut, 0), run(cut..n, 0));
-            assert_eq!(misplaced == whole, storage == Storage::F32, "{storage:?} eight_bits={eight_bits}");
+            assert_eq!(misplaced == whole, storage == WeightFormat::F32, "{storage:?} eight_bits={eight_bits}");
         }
     }
 }

@@ -1,9 +1,11 @@
 //! What a run writes beside its weights: metrics.jsonl, TensorBoard events, report.html.
 #![allow(clippy::unwrap_used)]
 
+use jointwise::report::{self, BarFigure, BarGroup, Report, ReportSample, ReportTable};
 use jointwise::rng::Rng;
-use jointwise::train::metrics::{self, Accumulator, EvalMetrics, MetricsLog, PairMetrics, SideScores, StepMetrics};
-use jointwise::train::report::{self, Bars, Group, Report, Sample, Table};
+use jointwise::train::metrics::{
+    self, EvalMetrics, MetricsAccumulator, MetricsLog, PairMetrics, SideScores, StepMetrics,
+};
 use jointwise::train::tensorboard::{EventWriter, crc32c};
 use std::fs;
 
@@ -84,7 +86,7 @@ fn resuming_drops_what_came_after_the_checkpoint() {
 
 #[test]
 fn pairs_are_averaged_and_ties_count_half() {
-    let mut all = Accumulator::default();
+    let mut all = MetricsAccumulator::default();
     assert!(all.pairs().is_none() && all.loss().is_nan());
     for (chosen, rejected) in [(1.0, 0.0), (0.0, 0.0), (-1.0, 1.0), (3.0, 1.0)] {
         let side = |reward, logp| SideScores { reward, logp, ..Default::default() };
@@ -100,15 +102,15 @@ fn pairs_are_averaged_and_ties_count_half() {
 
 #[test]
 fn labelled_texts_have_no_accuracy() {
-    let mut all = Accumulator::default();
+    let mut all = MetricsAccumulator::default();
     for (desirable, reward) in [(true, 1.0), (true, 2.0), (false, -0.5)] {
         all.add_side(desirable, &SideScores { reward, logp: -4.0, ..Default::default() });
     }
-    let names = |all: &Accumulator| all.pairs().unwrap().entries().map(|(name, _)| name).collect::<Vec<_>>();
+    let names = |all: &MetricsAccumulator| all.pairs().unwrap().entries().map(|(name, _)| name).collect::<Vec<_>>();
     let pairs = all.pairs().unwrap();
     assert_eq!((pairs.rewards_chosen, pairs.rewards_rejected, pairs.margins), (1.5, -0.5, 2.0));
     assert!(!names(&all).contains(&"rewards/accuracies") && names(&all).len() == 7);
-    let mut one = Accumulator::default();
+    let mut one = MetricsAccumulator::default();
     one.add_side(false, &SideScores::default());
     assert_eq!(names(&one), ["rewards/rejected", "logps/rejected"]);
 }
@@ -198,7 +200,7 @@ fn example() -> Report {
     }
     let text =
         |rows: &[&[&str]]| rows.iter().map(|r| r.iter().map(|c| c.to_string()).collect()).collect::<Vec<Vec<_>>>();
-    let sample = |i: &str, a: &str, b: &str| Sample {
+    let sample = |i: &str, a: &str, b: &str| ReportSample {
         instruction: i.into(),
         answers: vec![("SFT".into(), a.into()), ("JPO".into(), b.into())],
     };
@@ -215,7 +217,7 @@ fn example() -> Report {
         facts: vec![("Seed".into(), "0".into())],
         lines,
         bars: vec![],
-        tables: vec![Table {
+        tables: vec![ReportTable {
             caption: "Before and after, on 450 held-out tasks (made-up figures)".into(),
             head: ["Model", "Win rate against gold", "Correct", "Good form", "Reward accuracy", "Margin"].map(String::from).into(),
             rows: text(&[
@@ -273,19 +275,22 @@ fn report_escapes_what_it_shows() {
         lines: vec![
             serde_json::from_str(r#"{"step":1,"loss":null,"</script>":1,"rewards/margins":"</script>"}"#).unwrap(),
         ],
-        tables: vec![Table {
+        tables: vec![ReportTable {
             caption: text(),
             head: vec![text()],
             rows: vec![vec![text(), text()], vec![]],
             note: text(),
         }],
-        samples: vec![Sample { instruction: text(), answers: vec![(text(), text())] }],
+        samples: vec![ReportSample { instruction: text(), answers: vec![(text(), text())] }],
         seconds: 1.0,
-        bars: vec![Bars {
+        bars: vec![BarFigure {
             title: text(),
             help: text(),
             series: vec![text(), text()],
-            groups: vec![Group { label: text(), bars: vec![Some([0.5, f64::NAN, f64::NAN]), Some([2.0, -1.0, 3.0])] }],
+            groups: vec![BarGroup {
+                label: text(),
+                bars: vec![Some([0.5, f64::NAN, f64::NAN]), Some([2.0, -1.0, 3.0])],
+            }],
         }],
     };
     let page = report::render(&report);

@@ -9,19 +9,19 @@ use std::rc::Rc;
 
 use jointwise::Result;
 use jointwise::gpu::{DeviceChoice, Gpu};
-use jointwise::kernels::storage::{DYNAMIC, Packed, Storage};
+use jointwise::kernels::storage::{DYNAMIC, PackedWeight, WeightFormat};
 use jointwise::model::decoder::Decoder;
-use jointwise::model::description::{Description, TensorSpec};
-use jointwise::model::load::{LoadOptions, Trained, linear_modules};
-use jointwise::model::weights::{BaseDtype, Source, Training, read_back, transpose};
+use jointwise::model::description::{ModelConfig, TensorSpec};
+use jointwise::model::load::{LoadOptions, TrainMode, linear_modules};
+use jointwise::model::weights::{BaseDtype, TrainOptions, WeightSource, read_back, transpose};
 use jointwise::rng::Rng;
 use program::{Sandbox, Tensors, metrics, read_tensors, relative_l2, rows, write_tensors};
 use safetensors::Dtype;
 
 /// A matrix quantised and dequantised.
-fn through(storage: Storage, values: Vec<f32>, cols: usize) -> Vec<f32> {
+fn through(storage: WeightFormat, values: Vec<f32>, cols: usize) -> Vec<f32> {
     let rows = values.len() / cols;
-    storage.unpack(&Packed::new(storage, values, cols).part(0, rows, cols), rows, cols)
+    storage.unpack(&PackedWeight::new(storage, values, cols).part(0, rows, cols), rows, cols)
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -38,9 +38,10 @@ fn values_are_those_of_bitsandbytes() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/quantised/bitsandbytes.safetensors");
     let theirs = read_tensors(&path);
     assert_eq!(bits(&*DYNAMIC), bits(&values(&theirs, "dynamic_map")));
-    for (name, input, storage, other) in
-        [("nf4", "weight", Storage::Nf4, Storage::Int8), ("int8", "rows", Storage::Int8, Storage::Nf4)]
-    {
+    for (name, input, storage, other) in [
+        ("nf4", "weight", WeightFormat::Nf4, WeightFormat::Int8),
+        ("int8", "rows", WeightFormat::Int8, WeightFormat::Nf4),
+    ] {
         let (weight, want) = (values(&theirs, input), values(&theirs, name));
         let cols = theirs[input].shape[1];
         assert!(weight.len() == want.len() && cols == 192, "{name}");
@@ -58,7 +59,7 @@ fn values_are_those_of_bitsandbytes() {
 /// Random values by name, stored as f32.
 struct Random;
 
-impl Source for Random {
+impl WeightSource for Random {
     fn is_bf16(&self, _: &TensorSpec) -> bool {
         false
     }
@@ -73,15 +74,17 @@ impl Source for Random {
 fn what_is_held_is_quantised_and_the_rest_is_not() {
     let config = r#"{"architectures": ["GPT2LMHeadModel"], "n_embd": 64, "n_head": 2, "n_layer": 1, "n_positions": 16,
         "vocab_size": 20}"#;
-    let d = Description::from_json("config.json", config).expect("GPT-2");
+    let d = ModelConfig::from_json("config.json", config).expect("GPT-2");
     let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
     let linear: Vec<String> = linear_modules(&d).map(|m| format!("{}.weight", m.name)).collect();
-    for (base, storage) in
-        [(BaseDtype::Int8, Storage::Int8), (BaseDtype::Nf4, Storage::Nf4), (BaseDtype::Bf16, Storage::Bf16)]
-    {
+    for (base, storage) in [
+        (BaseDtype::Int8, WeightFormat::Int8),
+        (BaseDtype::Nf4, WeightFormat::Nf4),
+        (BaseDtype::Bf16, WeightFormat::Bf16),
+    ] {
         let options =
-            LoadOptions { trained: Trained::Nothing, lora: None, training: Training::NONE, n_positions: 8, base };
-        let source: Rc<dyn Source> = Rc::new(Random);
+            LoadOptions { trained: TrainMode::Nothing, lora: None, training: TrainOptions::NONE, n_positions: 8, base };
+        let source: Rc<dyn WeightSource> = Rc::new(Random);
         let decoder = Decoder::load(&gpu, &d, &source, &options).expect("a decoder");
         let mut seen = 0;
         for weight in decoder.weights() {
@@ -107,14 +110,14 @@ fn demo_model() -> String {
 }
 
 /// The demo model with its linear weights replaced by what a storage makes of them, all in f32.
-fn dequantised(sandbox: &Sandbox, storage: Storage, name: &str) -> PathBuf {
+fn dequantised(sandbox: &Sandbox, storage: WeightFormat, name: &str) -> PathBuf {
     let (from, to) = (PathBuf::from(demo_model()), sandbox.path(name));
     fs::create_dir_all(&to).expect("a folder");
     for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
         fs::copy(from.join(file), to.join(file)).expect("a copy");
     }
     let text = fs::read_to_string(to.join("config.json")).expect("text");
-    let d = Description::from_json("config.json", &text).expect("a configuration");
+    let d = ModelConfig::from_json("config.json", &text).expect("a configuration");
     let linear: Vec<String> = linear_modules(&d).map(|m| format!("{}.weight", m.name)).collect();
     let mut tensors = read_tensors(&from.join("model.safetensors"));
     let names: Vec<String> = tensors.keys().cloned().collect();
@@ -139,7 +142,7 @@ fn training_on_a_quantised_base_is_training_on_its_values() {
     let sandbox = Sandbox::new();
     let data = sandbox.write("prefs.jsonl", rows("mistral-odd")[..8].join("\n"));
     let model = demo_model();
-    for (base, storage) in [("nf4", Storage::Nf4), ("int8", Storage::Int8)] {
+    for (base, storage) in [("nf4", WeightFormat::Nf4), ("int8", WeightFormat::Int8)] {
         let plain = dequantised(&sandbox, storage, &format!("plain-{base}"));
         let plain = plain.to_str().expect("UTF-8");
         let run = |model: &str, base: &str, out: &str| {

@@ -15,23 +15,25 @@ use jointwise::data::batch::Example;
 use jointwise::gpu::{DeviceChoice, Gpu};
 use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::decoder::Decoder;
-use jointwise::model::description::Description;
-use jointwise::model::load::{LoadOptions, Trained};
+use jointwise::model::description::ModelConfig;
+use jointwise::model::load::{LoadOptions, TrainMode};
 use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::peft::Adapter;
+use jointwise::model::saved::RecomputePolicy;
 use jointwise::model::scores::DEFAULT_SCORE_TOKENS;
-use jointwise::model::trace::Keep;
-use jointwise::model::weights::{BaseDtype, ParamDtype, Source, Training};
-use jointwise::objective::Goal;
-use jointwise::objective::{Loss, Mix, Preference};
-use jointwise::train::reference::{OtherModel, ReferenceModel, ReferenceScorer, RowReferences, Rows, Scoring, Watch};
-use jointwise::train::schedule::Shape;
+use jointwise::model::weights::{BaseDtype, ParamDtype, TrainOptions, WeightSource};
+use jointwise::objective::TrainingLoss;
+use jointwise::objective::{Loss, LossMix, PreferenceLoss};
+use jointwise::train::lr_schedule::LrSchedulerType;
+use jointwise::train::reference::{
+    OtherModel, ReferenceModel, ReferenceScorer, RowReferences, ScoringEvent, ScoringWatch, TrainingRows,
+};
 use jointwise::train::score_store::{RowKey, ScoreStore};
-use jointwise::train::settings::{Length, TrainDefaults, TrainSettings};
-use jointwise::train::state::State;
-use jointwise::train::steps::Steps;
-use jointwise::train::synthetic::{self, Lengths};
-use jointwise::train::trainer::{self, Scored, Trainer};
+use jointwise::train::settings::{RunLength, TrainDefaults, TrainSettings};
+use jointwise::train::state::TrainingState;
+use jointwise::train::steps::StepRunner;
+use jointwise::train::synthetic::{self, RowLengths};
+use jointwise::train::trainer::{self, ScoredSequence, Trainer};
 use program::{Ran, Sandbox, fixture, metrics};
 
 /// What is trained, and what scores.
@@ -52,7 +54,7 @@ enum Case {
 fn load(gpu: &Gpu, case: Case) -> Decoder {
     let dir = fixture("mistral-odd/model");
     let config = dir.join("config.json");
-    let d = Description::from_json(&config, &fs::read_to_string(&config).expect("a file")).expect("a configuration");
+    let d = ModelConfig::from_json(&config, &fs::read_to_string(&config).expect("a file")).expect("a configuration");
     let settings = LoraConfig { rank: 4, targets: vec!["all-linear".into()], ..LoraConfig::default() };
     let mut lora = Adapter::new(&d, &settings, "base", 3).expect("an adapter").lora;
     let is_full = matches!(case, Case::Full | Case::Beside);
@@ -62,13 +64,13 @@ fn load(gpu: &Gpu, case: Case) -> Decoder {
     }
     let param_dtype = if let Case::Start(dtype) = case { dtype } else { ParamDtype::F32 };
     let options = LoadOptions {
-        trained: if is_full { Trained::Full } else { Trained::Lora },
+        trained: if is_full { TrainMode::Full } else { TrainMode::Lora },
         lora: (!is_full).then_some(lora),
-        training: Training { optim: Some(TrainDefaults::OPTIM), param_dtype, ..Training::NONE },
+        training: TrainOptions { optim: Some(TrainDefaults::OPTIM), param_dtype, ..TrainOptions::NONE },
         n_positions: d.max_positions,
         base: BaseDtype::Auto,
     };
-    let source: Rc<dyn Source> = Rc::new(Checkpoint::open(&dir).expect("a checkpoint"));
+    let source: Rc<dyn WeightSource> = Rc::new(Checkpoint::open(&dir).expect("a checkpoint"));
     let mut decoder = Decoder::load(gpu, &d, &source, &options).expect("weights");
     if matches!(case, Case::Start(_)) {
         decoder.keep_start(gpu);
@@ -86,7 +88,7 @@ fn model(gpu: &Gpu, case: Case) -> ReferenceModel<'_> {
 }
 
 /// Two epochs of steps of six rows, in two micro-batches; the last of an epoch is shorter.
-fn settings(preference: Preference) -> TrainSettings {
+fn settings(preference: PreferenceLoss) -> TrainSettings {
     TrainSettings {
         preference: Some(preference),
         optim: TrainDefaults::OPTIM,
@@ -94,9 +96,9 @@ fn settings(preference: Preference) -> TrainSettings {
         saved_dtype: TrainDefaults::SAVED_DTYPE,
         optimiser: TrainDefaults::OPTIMISER,
         learning_rate: 1e-2,
-        lr_scheduler_type: Shape::Constant,
+        lr_scheduler_type: LrSchedulerType::Constant,
         lr_num_cycles: 1,
-        length: Length { num_train_epochs: 2.0, max_steps: None, warmup_steps: None, warmup_ratio: 0.0 },
+        length: RunLength { num_train_epochs: 2.0, max_steps: None, warmup_steps: None, warmup_ratio: 0.0 },
         batch_size: 3,
         gradient_accumulation_steps: 2,
         seed: 5,
@@ -109,7 +111,7 @@ fn settings(preference: Preference) -> TrainSettings {
 const ROWS: usize = 40;
 
 fn examples(vocab: usize) -> Vec<Example> {
-    let [shared, mixed] = [Lengths::Shared, Lengths::Mixed].map(|l| synthetic::pairs(ROWS / 2, 24, vocab, l));
+    let [shared, mixed] = [RowLengths::Shared, RowLengths::Mixed].map(|l| synthetic::pairs(ROWS / 2, 24, vocab, l));
     shared.into_iter().chain(mixed).enumerate().map(|(row, e)| Example { row, ..e }).collect()
 }
 
@@ -123,11 +125,12 @@ fn whole_pass(gpu: &Gpu, decoder: &Decoder, examples: &[Example], with_lora: boo
     let mut unseen = |_| ();
     let scored = trainer::score(gpu, decoder, &examples, with_lora, true, most, &mut unseen);
     let scored = pollster::block_on(scored).expect("scores");
-    let score = |sides: &[Scored]| bits(&[0, 1].map(|i| sides[i].sums.score(Preference::default().objective)));
+    let score =
+        |sides: &[ScoredSequence]| bits(&[0, 1].map(|i| sides[i].sums.score(PreferenceLoss::default().objective)));
     scored.chunks(2).map(score).collect()
 }
 
-fn unseen(_: &Scoring<'_>) {}
+fn unseen(_: &ScoringEvent<'_>) {}
 
 fn found(references: &RowReferences) -> usize {
     references.scores().iter().flatten().count()
@@ -138,7 +141,7 @@ fn found(references: &RowReferences) -> usize {
 fn blocks_between_steps_have_the_bits_of_one_pass() {
     let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
     let (stop, mut tell) = (AtomicBool::new(false), unseen);
-    let preference = Preference { loss: Mix::of(Loss::Rpo), ..Preference::default() };
+    let preference = PreferenceLoss { loss: LossMix::single(Loss::Rpo), ..PreferenceLoss::default() };
     for case in
         [Case::New, Case::Start(ParamDtype::F32), Case::Start(ParamDtype::Bf16), Case::Base, Case::Full, Case::Beside]
     {
@@ -153,20 +156,21 @@ fn blocks_between_steps_have_the_bits_of_one_pass() {
             matches!(case, Case::New | Case::Full | Case::Beside),
             "{case:?}"
         );
-        let mut watch = Watch { stop: &stop, tell: &mut tell };
+        let mut watch = ScoringWatch { stop: &stop, tell: &mut tell };
         let mut whole = ReferenceScorer::new(&gpu, &preference, model(&gpu, case), most, None);
         let mut of_whole = whole.rows(ROWS);
-        let rows = &mut Rows { examples: &examples, references: &mut of_whole };
+        let rows = &mut TrainingRows { examples: &examples, references: &mut of_whole };
         let every: Vec<usize> = (0..ROWS).collect();
         assert!(pollster::block_on(whole.find(&decoder, rows, &every, &mut watch)).expect("a device"));
 
         let mut scorer = ReferenceScorer::new(&gpu, &preference, model(&gpu, case), 150, None);
         let mut known = scorer.rows(ROWS);
-        let mut rows = Rows { examples: &examples, references: &mut known };
-        let goal = Goal::Preference(preference);
-        let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
-        let start = State { step: 0, num_tokens: 0, best: None, fingerprint: String::new(), time: None };
-        let mut steps = Steps::new(settings(preference), ROWS, start);
+        let mut rows = TrainingRows { examples: &examples, references: &mut known };
+        let goal = TrainingLoss::Preference(preference.clone());
+        let trainer =
+            Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: RecomputePolicy::Everything, seed: 0 };
+        let start = TrainingState { step: 0, num_tokens: 0, best: None, fingerprint: String::new(), time: None };
+        let mut steps = StepRunner::new(settings(preference.clone()), ROWS, start);
         let mut n_known = Vec::new();
         if scorer.precedes_steps(&trainer.decoder) {
             let left = steps.rows_left();
@@ -188,7 +192,7 @@ fn blocks_between_steps_have_the_bits_of_one_pass() {
             let got = known.get(row);
             assert_eq!(bits(&got.scores), *want, "{case:?}, row {row}");
             assert_eq!(got, of_whole.get(row), "{case:?}, row {row}");
-            assert!(got.directions[0].iter().any(|&x| x != 0.0));
+            assert!(got.prompt_embeddings[0].iter().any(|&x| x != 0.0));
         }
         // The policy is another one by now.
         assert!(score(&trainer.decoder, true).iter().zip(&want).all(|(now, before)| now != before), "{case:?}");
@@ -203,21 +207,21 @@ fn a_stopped_pass_goes_on_where_it_ended() {
     let decoder = load(&gpu, Case::Full);
     let examples = examples(decoder.description.vocab);
     let every: Vec<usize> = (0..ROWS).collect();
-    let preference = Preference::default();
+    let preference = PreferenceLoss::default();
     // Gives what is known of rows, and how many were scored, where a pass ends after some.
     let pass = |examples: &[Example], wanted: &[usize], stop_after: usize| {
         let store = ScoreStore::open(dir.path());
         let mut scorer = ReferenceScorer::new(&gpu, &preference, model(&gpu, Case::Full), 150, Some(store));
         let mut known = scorer.rows(examples.len());
         let (stop, mut last) = (AtomicBool::new(false), 0);
-        let mut tell = |scoring: &Scoring<'_>| {
-            if let Scoring::Rows { done, .. } = scoring {
+        let mut tell = |scoring: &ScoringEvent<'_>| {
+            if let ScoringEvent::Rows { done, .. } = scoring {
                 last = *done;
                 stop.store(*done >= stop_after, std::sync::atomic::Ordering::Relaxed);
             }
         };
-        let mut rows = Rows { examples, references: &mut known };
-        let mut watch = Watch { stop: &stop, tell: &mut tell };
+        let mut rows = TrainingRows { examples, references: &mut known };
+        let mut watch = ScoringWatch { stop: &stop, tell: &mut tell };
         let is_whole = pollster::block_on(scorer.find(&decoder, &mut rows, wanted, &mut watch)).expect("a device");
         assert_eq!(is_whole, found(&known) == wanted.len());
         (known, last)

@@ -259,7 +259,7 @@ fn files_that_are_no_files_of_the_folder() {
             fs::remove_file(&path).expect("removed");
         }
         assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
-        s.refused(args, &[file, "is no regular file"]);
+        s.refused(args, &[file, "is not a regular file"]);
         fs::remove_file(&path).expect("removed");
         if let Some(good) = good {
             fs::write(&path, good).expect("a file");
@@ -332,7 +332,11 @@ fn a_device_is_checked_once_and_again_where_that_was_lost() {
     record["wrong"] = json!(["lanes", "cpu", "flash", "tiles32", "tiles64", "tiles128"]);
     fs::write(kept[0].path(), record.to_string()).expect("a file");
     let ran = s.run(SCORE).ok();
-    assert!(ran.stderr.contains("compute wrongly on") && !ran.stderr.contains("checks its kernels"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("failed the self-test on") && !ran.stderr.contains("checks its kernels"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod program;
 
 use std::path::Path;
 
-use jointwise::model::description::Description;
+use jointwise::model::description::ModelConfig;
 use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::peft::Adapter;
 use program::{Sandbox, Tensors, fixture, metrics, read_tensors, rows, update_error};
@@ -153,7 +153,7 @@ fn an_evaluation_file_with_a_remainder() {
 fn the_seed_reaches_a_new_adapter() {
     let s = Setting::new();
     let config = Path::new(&s.model).join("config.json");
-    let d = Description::from_json(&config, &std::fs::read_to_string(&config).expect("text")).expect("a configuration");
+    let d = ModelConfig::from_json(&config, &std::fs::read_to_string(&config).expect("text")).expect("a configuration");
     let data = [s.rows(0..4, false), s.rows(0..4, true)];
     let trained = |command: &str, seed: &str| {
         let out = format!("{command}-{seed}");
@@ -252,7 +252,7 @@ fn documented_defaults_are_a_runs() {
         let card = card(&s.sandbox.path(&out));
         let has =
             |name: &str| card.iter().find(|c| c.0 == name).unwrap_or_else(|| panic!("no {name}: {card:?}")).1.clone();
-        let number = |text: &str| text.parse::<f64>().unwrap_or_else(|_| panic!("{text} is no number"));
+        let number = |text: &str| text.parse::<f64>().unwrap_or_else(|_| panic!("{text} is not a number"));
         assert_eq!(number(&has("learning-rate")), number(rate), "{out}");
         let constants = ["adam-beta1", "adam-beta2", "adam-epsilon", "weight-decay", "max-grad-norm"];
         for name in constants.into_iter().chain(["batch-size", "gradient-accumulation-steps", "seed"]) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use jointwise::eval::tasks::{Split, rows};
+use jointwise::eval::tasks::{DataSplit, rows};
 use jointwise::rng::Rng;
 use program::{Ran, Sandbox, smallest_study};
 use serde_json::{Value, json};
@@ -119,9 +119,9 @@ fn killed_at_any_moment_it_ends_the_same() {
 fn preferences_at_hand_take_the_place_of_a_judge() {
     let sandbox = Sandbox::new();
     let model = root().join("models/demo");
-    rows::write(&sandbox.path("sft.jsonl"), rows::sft(Split::Train, 1, 8)).expect("written");
-    rows::write(&sandbox.path("conditional.jsonl"), rows::conditional(Split::Train, 2, 8)).expect("written");
-    rows::write(&sandbox.path("joint.jsonl"), rows::joint(Split::Train, 3, 6)).expect("written");
+    rows::write(&sandbox.path("sft.jsonl"), rows::sft(DataSplit::Train, 1, 8)).expect("written");
+    rows::write(&sandbox.path("conditional.jsonl"), rows::conditional(DataSplit::Train, 2, 8)).expect("written");
+    rows::write(&sandbox.path("joint.jsonl"), rows::joint(DataSplit::Train, 3, 6)).expect("written");
     rows::write(&sandbox.path("test.jsonl"), rows::held_out(4, 4)).expect("written");
     let study = |sft: &str, train: &str| {
         format!(
@@ -261,7 +261,7 @@ fn a_study_that_is_wrong_is_refused_by_its_key() {
     refused("seeds = [0]", "seeds = []", &["seeds"]);
     refused("seeds = [0]", "seeds = [0]\nfractions = [0.5, 1.5]", &["fractions"]);
     refused("seeds = [0]", "sedes = [0]", &["sedes"]);
-    refused("max-steps = 2", "max-stepz = 2", &["max-stepz", "is no flag"]);
+    refused("max-steps = 2", "max-stepz = 2", &["max-stepz", "is not a flag"]);
     refused("max-steps = 2", "max-steps = \"two\"", &["max-steps"]);
     refused("max-steps = 2", "seed = 2", &["seed", "set by the study"]);
     refused("conditional = 1.0", "conditional = 1.2", &["DPO", "shares"]);
@@ -294,7 +294,7 @@ fn a_study_that_is_wrong_is_refused_by_its_key() {
     sandbox.write("own.jsonl", format!("{pair}\n{{\"prompt\n{pair}\n"));
     conditional("own.jsonl", &["own.jsonl:2", "malformed JSON"]);
     #[cfg(unix)]
-    conditional("/dev/zero", &["/dev/zero", "is no regular file"]);
+    conditional("/dev/zero", &["/dev/zero", "is not a regular file"]);
     let with_data = |from: &str, parts: &[&str]| {
         let file = sandbox.write(
             "study.toml",

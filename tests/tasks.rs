@@ -1,14 +1,14 @@
 //! The demo's world: graders, splits, rows, tokenizer.
 #![allow(clippy::unwrap_used)]
 
-use jointwise::eval::tasks::{self, Form, Item, Kind, Quality, Split, rows, tokenizer, words};
+use jointwise::eval::tasks::{self, AnswerForm, AnswerQuality, DataSplit, TaskItem, TaskKind, rows, tokenizer, words};
 use jointwise::rng::Rng;
 use std::collections::{HashMap, HashSet};
 use tokenizers::Tokenizer;
 
-fn items(n: usize) -> Vec<Item> {
+fn items(n: usize) -> Vec<TaskItem> {
     let mut rng = Rng::new(7, 7);
-    (0..n).map(|i| tasks::generate_kind(Kind::ALL[i % Kind::ALL.len()], Split::Train, &mut rng)).collect()
+    (0..n).map(|i| tasks::generate_kind(TaskKind::ALL[i % TaskKind::ALL.len()], DataSplit::Train, &mut rng)).collect()
 }
 
 #[test]
@@ -20,10 +20,10 @@ fn grades_follow_quality() {
             (tasks::grade(&item, &response), response)
         };
         let [good, bare, sloppy, wrong] =
-            [Quality::Good, Quality::Bare, Quality::Sloppy, Quality::Wrong].map(&mut grade);
-        assert!(good.0.correct && good.0.score == 1.0 && good.0.form == Form::Sentence, "{item:?} {good:?}");
-        assert!(bare.0.correct && bare.0.score == 0.8 && bare.0.form == Form::Bare, "{item:?} {bare:?}");
-        assert!(sloppy.0.correct && sloppy.0.score < 0.8 && sloppy.0.form == Form::Sloppy, "{item:?} {sloppy:?}");
+            [AnswerQuality::Good, AnswerQuality::Bare, AnswerQuality::Sloppy, AnswerQuality::Wrong].map(&mut grade);
+        assert!(good.0.correct && good.0.score == 1.0 && good.0.form == AnswerForm::Sentence, "{item:?} {good:?}");
+        assert!(bare.0.correct && bare.0.score == 0.8 && bare.0.form == AnswerForm::Bare, "{item:?} {bare:?}");
+        assert!(sloppy.0.correct && sloppy.0.score < 0.8 && sloppy.0.form == AnswerForm::Sloppy, "{item:?} {sloppy:?}");
         assert!(!wrong.0.correct && wrong.0.score < 0.5, "{item:?} {wrong:?}");
         assert!(good.1.ends_with('.') && good.1.is_ascii() && item.instruction.is_ascii());
     }
@@ -31,7 +31,7 @@ fn grades_follow_quality() {
 
 #[test]
 fn grades_of_odd_responses() {
-    let item: Item = serde_json::from_str(
+    let item: TaskItem = serde_json::from_str(
         r#"{"instruction":"What is 27 plus 5?","gold_response":"The sum is 32.","kind":"add","answer":"32"}"#,
     )
     .unwrap();
@@ -57,16 +57,16 @@ fn answers_are_true() {
         let content: Vec<&str> = item.instruction.trim_end_matches(['.', '?']).split([' ', ',']).collect();
         let numbers: Vec<i64> = content.iter().filter_map(|w| w.parse().ok()).collect();
         match item.kind {
-            Kind::Add => assert_eq!(item.answer, numbers.iter().sum::<i64>().to_string()),
-            Kind::Subtract => assert_eq!(item.answer, (numbers[0] - numbers[1]).abs().to_string()),
-            Kind::Capitals => assert!(item.instruction.contains(&item.answer.to_lowercase())),
-            Kind::Spell => assert!(item.instruction.contains(&item.answer.replace('-', ""))),
-            Kind::Reverse => assert!(item.instruction.contains(&item.answer.chars().rev().collect::<String>())),
-            Kind::Pick | Kind::Odd => assert!(item.instruction.contains(&item.answer)),
-            Kind::Extreme if item.instruction.contains("largest") => {
+            TaskKind::Add => assert_eq!(item.answer, numbers.iter().sum::<i64>().to_string()),
+            TaskKind::Subtract => assert_eq!(item.answer, (numbers[0] - numbers[1]).abs().to_string()),
+            TaskKind::Capitals => assert!(item.instruction.contains(&item.answer.to_lowercase())),
+            TaskKind::Spell => assert!(item.instruction.contains(&item.answer.replace('-', ""))),
+            TaskKind::Reverse => assert!(item.instruction.contains(&item.answer.chars().rev().collect::<String>())),
+            TaskKind::Pick | TaskKind::Odd => assert!(item.instruction.contains(&item.answer)),
+            TaskKind::Extreme if item.instruction.contains("largest") => {
                 assert_eq!(item.answer, numbers.iter().max().unwrap().to_string());
             }
-            Kind::Extreme => assert_eq!(item.answer, numbers.iter().min().unwrap().to_string()),
+            TaskKind::Extreme => assert_eq!(item.answer, numbers.iter().min().unwrap().to_string()),
             _ => {}
         }
     }
@@ -82,8 +82,8 @@ fn answers_are_true() {
 
 #[test]
 fn sides_never_meet() {
-    let trained: HashSet<String> = rows::sft(Split::Train, 1, 20_000).map(|r| r.instruction).collect();
-    let joint = rows::joint(Split::Train, 1, 3000).flat_map(|r| [r.i_chosen, r.i_reject]);
+    let trained: HashSet<String> = rows::sft(DataSplit::Train, 1, 20_000).map(|r| r.instruction).collect();
+    let joint = rows::joint(DataSplit::Train, 1, 3000).flat_map(|r| [r.i_chosen, r.i_reject]);
     let trained: HashSet<String> = trained.into_iter().chain(joint).collect();
     let held = rows::held_out(1, 450);
     assert!(held.iter().all(|i| !trained.contains(&i.instruction)));
@@ -92,39 +92,39 @@ fn sides_never_meet() {
     // The same question in the other order or wording stays on its side.
     let mut rng = Rng::new(3, 3);
     let sums = |split, rng: &mut Rng| -> HashSet<Vec<u32>> {
-        let terms = |i: Item| {
+        let terms = |i: TaskItem| {
             let parts = i.instruction.split(|c: char| !c.is_ascii_digit()).filter_map(|w| w.parse().ok());
             let mut parts: Vec<u32> = parts.collect();
             parts.sort();
             parts
         };
-        (0..2000).map(|_| terms(tasks::generate_kind(Kind::Add, split, rng))).collect()
+        (0..2000).map(|_| terms(tasks::generate_kind(TaskKind::Add, split, rng))).collect()
     };
-    let (train, held) = (sums(Split::Train, &mut rng), sums(Split::HeldOut, &mut rng));
+    let (train, held) = (sums(DataSplit::Train, &mut rng), sums(DataSplit::HeldOut, &mut rng));
     assert!(train.is_disjoint(&held) && held.len() > 80, "{} {}", train.len(), held.len());
 }
 
 #[test]
 fn rows_are_deterministic_and_as_documented() {
-    assert!(rows::joint(Split::Train, 5, 50).eq(rows::joint(Split::Train, 5, 50)));
-    assert!(!rows::sft(Split::Train, 5, 50).eq(rows::sft(Split::Train, 6, 50)));
+    assert!(rows::joint(DataSplit::Train, 5, 50).eq(rows::joint(DataSplit::Train, 5, 50)));
+    assert!(!rows::sft(DataSplit::Train, 5, 50).eq(rows::sft(DataSplit::Train, 6, 50)));
     assert_eq!(rows::held_out(5, 40), rows::held_out(5, 40));
     // Each kind is drawn as often as its weight says.
-    let mut kinds: HashMap<Kind, u32> = HashMap::new();
+    let mut kinds: HashMap<TaskKind, u32> = HashMap::new();
     let mut rng = Rng::new(2, 2);
     let n = 18_000;
     for _ in 0..n {
-        *kinds.entry(tasks::generate(Split::Train, &mut rng).kind).or_default() += 1;
+        *kinds.entry(tasks::generate(DataSplit::Train, &mut rng).kind).or_default() += 1;
     }
-    let total: u32 = Kind::ALL.iter().map(|k| k.weight()).sum();
-    for kind in Kind::ALL {
+    let total: u32 = TaskKind::ALL.iter().map(|k| k.weight()).sum();
+    for kind in TaskKind::ALL {
         let expected = f64::from(n * kind.weight() / total);
         assert!((f64::from(kinds[&kind]) / expected - 1.0).abs() < 0.15, "{kind:?} {} of {expected}", kinds[&kind]);
     }
-    for row in rows::conditional(Split::Train, 5, 300) {
+    for row in rows::conditional(DataSplit::Train, 5, 300) {
         assert!(row.i_chosen == row.i_reject && row.r_chosen != row.r_reject);
     }
-    for row in rows::joint(Split::Train, 5, 300) {
+    for row in rows::joint(DataSplit::Train, 5, 300) {
         assert_ne!(row.i_chosen, row.i_reject);
     }
 }
@@ -132,18 +132,18 @@ fn rows_are_deterministic_and_as_documented() {
 #[test]
 fn files_are_written() {
     let folder = tempfile::tempdir().unwrap();
-    let sizes = rows::Sizes { sft: 20, preferences: 10, validation: 5, held_out: 15 };
+    let sizes = rows::TaskSizes { sft: 20, preferences: 10, validation: 5, held_out: 15 };
     rows::write_all(folder.path(), 1, &sizes).unwrap();
     let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
     assert_eq!(read("sft.jsonl").lines().count(), 20);
     let row: rows::PreferenceRow = serde_json::from_str(read("joint.jsonl").lines().next().unwrap()).unwrap();
     assert!(!row.i_chosen.is_empty());
     for line in read("held_out.jsonl").lines() {
-        let item: Item = serde_json::from_str(line).unwrap();
+        let item: TaskItem = serde_json::from_str(line).unwrap();
         assert_eq!(tasks::grade(&item, &item.gold).score, 1.0);
     }
     let missing = folder.path().join("no/such/sft.jsonl");
-    assert!(rows::write(&missing, rows::sft(Split::Train, 1, 1)).unwrap_err().to_string().contains("sft.jsonl"));
+    assert!(rows::write(&missing, rows::sft(DataSplit::Train, 1, 1)).unwrap_err().to_string().contains("sft.jsonl"));
 }
 
 fn tokenizer() -> Tokenizer {
@@ -161,7 +161,7 @@ fn tokenizer_returns_every_text() {
         assert_eq!(round(text), text);
     }
     let (mut n, mut tokens, mut longest, mut response) = (0, 0, 0, 0);
-    for row in rows::sft(Split::Train, 9, 5000) {
+    for row in rows::sft(DataSplit::Train, 9, 5000) {
         let prompt = format!("### Instructions: {}\n\n### Response:", row.instruction);
         let text = format!("{prompt}{}", row.response);
         let ids = tokenizer.encode(text.as_str(), false).unwrap();
@@ -212,7 +212,7 @@ fn tokenizer_spells_material_and_keeps_the_words_of_instructions() {
 
 #[test]
 fn the_model_has_about_a_million_parameters() {
-    let shape = tokenizer::Shape::DEMO;
+    let shape = tokenizer::DemoShape::DEMO;
     let n = shape.n_parameters();
     println!("{n} parameters, {} tokens", tokenizer::vocabulary().len());
     assert!((900_000..1_100_000).contains(&n), "{n}");

@@ -112,15 +112,15 @@ fn a_step_is_the_mean_over_all_turns() {
     }
     s.refused(
         &["train", "--model", "model", "--data", "rows.jsonl", "--last-turn-only", "--output-dir", "c"],
-        &["--last-turn-only", "goes with sft"],
+        &["--last-turn-only", "is only for sft"],
     );
     // What no training does is not shown, and what would change nothing is not taken.
     let check = ["check", "--model", "model", "--data", "rows.jsonl", "--template", "chat", "--last-turn-only"];
-    s.refused(&check, &["--last-turn-only", "goes with sft"]);
+    s.refused(&check, &["--last-turn-only", "is only for sft"]);
     s.run(&[&check[..], &["--sft"]].concat()).ok();
     s.write("pairs.jsonl", r#"{"prompt": "Say hi", "chosen": "hi", "rejected": "no"}"#);
     let score = ["score", "--model", "model", "--data", "pairs.jsonl", "--template", "chat", "--last-turn-only"];
-    s.refused(&score, &["--last-turn-only", "goes with sft"]);
+    s.refused(&score, &["--last-turn-only", "is only for sft"]);
     s.run(&score[..7]).ok();
 }
 
@@ -231,7 +231,7 @@ fn chat_templates_are_chosen_by_name() {
     );
     s.refused(
         &check(&["--chat-template", "other", "--template", "paper"]),
-        &["--chat-template: goes with --template chat"],
+        &["--chat-template: needs --template chat"],
     );
     fs::remove_file(s.path("model/chat_template.jinja")).unwrap();
     s.write("model/additional_chat_templates/second.jinja", CHATML);

@@ -9,9 +9,9 @@ override EPILOGUE: u32 = 4u; // the first binding behind those of the product; o
 
 @group(0) @binding(EPILOGUE) var<storage, read> bias: array<f32>; // (N) from bias_start on
 @group(0) @binding(EPILOGUE + 1u) var<storage, read> residual: array<f32>; // (M, N), laid out as C
-@group(0) @binding(EPILOGUE + 1u) var<storage, read> residual_quads: array<vec4<f32>>;
+@group(0) @binding(EPILOGUE + 1u) var<storage, read> residual_vec4s: array<vec4<f32>>;
 
-// Element `at` of C, in its column n. An entry point uses values or quads, not both.
+// Element `at` of C, in its column n. An entry point uses values or vec4s, not both.
 fn with_epilogue(value: f32, n: u32, at: u32) -> f32 {
     var sum = value;
     if BIAS {
@@ -23,15 +23,15 @@ fn with_epilogue(value: f32, n: u32, at: u32) -> f32 {
     return sum;
 }
 
-// Elements 4·quad to 4·quad + 3 of C, the first in its column n.
-fn with_epilogue_quad(values: vec4<f32>, n: u32, quad: u32) -> vec4<f32> {
+// Elements 4·vec4 to 4·vec4 + 3 of C, the first in its column n.
+fn with_epilogue_vec4(values: vec4<f32>, n: u32, vec4_at: u32) -> vec4<f32> {
     var sums = values;
     if BIAS {
         let i = params.bias_start + n;
         sums += vec4<f32>(bias[i], bias[i + 1u], bias[i + 2u], bias[i + 3u]);
     }
     if RESIDUAL {
-        sums += residual_quads[quad];
+        sums += residual_vec4s[vec4_at];
     }
     return sums;
 }

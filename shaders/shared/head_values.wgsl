@@ -1,5 +1,5 @@
-// Heads' rows as quads, for attention.wgsl: the case of any E and any alignment. A row begins at element `at`.
-// A function a binding: WGSL takes no pointers into storage as arguments. Dimensions beyond E are zero. `shared/head_quads` is faster.
+// Heads' rows as vec4s, for attention.wgsl: the case of any E and any alignment. A row begins at element `at`.
+// A function a binding: WGSL takes no pointers into storage as arguments. Dimensions beyond E are zero. `shared/head_vec4s` is faster.
 
 override E: u32 = 64u;
 
@@ -13,46 +13,46 @@ fn keys() -> u32 {
     return arrayLength(&kv) / params.kv_stride;
 }
 
-fn load_q(at: u32, quad: u32) -> vec4<f32> {
-    let i = at + 4u * quad;
+fn load_q(at: u32, vec4_at: u32) -> vec4<f32> {
+    let i = at + 4u * vec4_at;
     if E % 4u == 0u {
         return vec4<f32>(q[i], q[i + 1u], q[i + 2u], q[i + 3u]);
     }
     // No loop over a vector's components: FXC unrolls those, and gives up.
     let last = at + E - 1u;
     let all = vec4<f32>(q[i], q[min(i + 1u, last)], q[min(i + 2u, last)], q[min(i + 3u, last)]);
-    return select(vec4<f32>(), all, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(E - 4u * quad));
+    return select(vec4<f32>(), all, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(E - 4u * vec4_at));
 }
 
-fn load_kv(at: u32, quad: u32) -> vec4<f32> {
-    let i = at + 4u * quad;
+fn load_kv(at: u32, vec4_at: u32) -> vec4<f32> {
+    let i = at + 4u * vec4_at;
     if E % 4u == 0u {
         return vec4<f32>(kv[i], kv[i + 1u], kv[i + 2u], kv[i + 3u]);
     }
     // No loop over a vector's components: FXC unrolls those, and gives up.
     let last = at + E - 1u;
     let all = vec4<f32>(kv[i], kv[min(i + 1u, last)], kv[min(i + 2u, last)], kv[min(i + 3u, last)]);
-    return select(vec4<f32>(), all, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(E - 4u * quad));
+    return select(vec4<f32>(), all, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(E - 4u * vec4_at));
 }
 
-fn load_qkv(at: u32, quad: u32) -> vec4<f32> {
-    let i = at + 4u * quad;
+fn load_qkv(at: u32, vec4_at: u32) -> vec4<f32> {
+    let i = at + 4u * vec4_at;
     if E % 4u == 0u {
         return vec4<f32>(qkv[i], qkv[i + 1u], qkv[i + 2u], qkv[i + 3u]);
     }
     // No loop over a vector's components: FXC unrolls those, and gives up.
     let last = at + E - 1u;
     let all = vec4<f32>(qkv[i], qkv[min(i + 1u, last)], qkv[min(i + 2u, last)], qkv[min(i + 3u, last)]);
-    return select(vec4<f32>(), all, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(E - 4u * quad));
+    return select(vec4<f32>(), all, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(E - 4u * vec4_at));
 }
 
-fn load_d_o(at: u32, quad: u32) -> vec4<f32> {
-    let i = at + 4u * quad;
+fn load_d_o(at: u32, vec4_at: u32) -> vec4<f32> {
+    let i = at + 4u * vec4_at;
     if E % 4u == 0u {
         return vec4<f32>(d_o[i], d_o[i + 1u], d_o[i + 2u], d_o[i + 3u]);
     }
     // No loop over a vector's components: FXC unrolls those, and gives up.
     let last = at + E - 1u;
     let all = vec4<f32>(d_o[i], d_o[min(i + 1u, last)], d_o[min(i + 2u, last)], d_o[min(i + 3u, last)]);
-    return select(vec4<f32>(), all, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(E - 4u * quad));
+    return select(vec4<f32>(), all, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(E - 4u * vec4_at));
 }

@@ -4,7 +4,7 @@
 const LANES = 8u;
 
 // The lanes' values, in their order.
-fn spread(x: f32) -> array<f32, LANES> {
+fn broadcast_lanes_f32(x: f32) -> array<f32, LANES> {
     return array<f32, LANES>(
         subgroupBroadcast(x, 0u),
         subgroupBroadcast(x, 1u),
@@ -17,7 +17,7 @@ fn spread(x: f32) -> array<f32, LANES> {
     );
 }
 
-fn spread_words(x: u32) -> array<u32, LANES> {
+fn broadcast_lanes_u32(x: u32) -> array<u32, LANES> {
     return array<u32, LANES>(
         subgroupBroadcast(x, 0u),
         subgroupBroadcast(x, 1u),
@@ -30,7 +30,7 @@ fn spread_words(x: u32) -> array<u32, LANES> {
     );
 }
 
-fn spread_quads(x: vec4<f32>) -> array<vec4<f32>, LANES> {
+fn broadcast_lanes_vec4(x: vec4<f32>) -> array<vec4<f32>, LANES> {
     return array<vec4<f32>, LANES>(
         subgroupBroadcast(x, 0u),
         subgroupBroadcast(x, 1u),

@@ -8,14 +8,14 @@ struct Moments {
     v: vec4<f32>,
 }
 
-fn moments_of(quad: u32) -> Moments {
-    return Moments(m[quad], v[quad]);
+fn load_moments(vec4_at: u32) -> Moments {
+    return Moments(m[vec4_at], v[vec4_at]);
 }
 
-// All of a workgroup call it together; `lane` is the invocation's number there, `inside` whether its quad is one of the page.
-fn keep_moments(quad: u32, lane: u32, inside: bool, now: Moments) {
+// All of a workgroup call it together; `lane` is the invocation's number there, `inside` whether its vec4 is one of the page.
+fn store_moments(vec4_at: u32, lane: u32, inside: bool, now: Moments) {
     if inside {
-        m[quad] = now.m;
-        v[quad] = now.v;
+        m[vec4_at] = now.m;
+        v[vec4_at] = now.v;
     }
 }

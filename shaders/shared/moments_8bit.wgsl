@@ -23,7 +23,7 @@ struct Moments {
 
 var<workgroup> largest: array<vec2<f32>, WG>;
 
-fn values(map: u32, word: u32) -> vec4<f32> {
+fn dequantize4(map: u32, word: u32) -> vec4<f32> {
     return vec4<f32>(
         maps[map + (word & 255u)],
         maps[map + ((word >> 8u) & 255u)],
@@ -32,13 +32,13 @@ fn values(map: u32, word: u32) -> vec4<f32> {
     );
 }
 
-fn moments_of(quad: u32) -> Moments {
-    let scale = absmax[quad / WG];
-    return Moments(values(SIGNED, m[quad]) * scale.x, values(UNSIGNED, v[quad]) * scale.y);
+fn load_moments(vec4_at: u32) -> Moments {
+    let scale = absmax[vec4_at / WG];
+    return Moments(dequantize4(SIGNED, m[vec4_at]) * scale.x, dequantize4(UNSIGNED, v[vec4_at]) * scale.y);
 }
 
 // How many middles of neighbours in the map are below x, by bisection: the number of the nearest value.
-fn code_of(map: u32, x: f32) -> u32 {
+fn quantize(map: u32, x: f32) -> u32 {
     var code = 0u;
     for (var half = 128u; half > 0u; half /= 2u) {
         let at = map + code + half;
@@ -49,14 +49,14 @@ fn code_of(map: u32, x: f32) -> u32 {
     return code;
 }
 
-fn word_of(map: u32, value: vec4<f32>, scale: f32) -> u32 {
+fn quantize4(map: u32, value: vec4<f32>, scale: f32) -> u32 {
     let per = select(0.0, 1.0 / scale, scale >= TINIEST);
     let x = clamp(value * per, vec4<f32>(-1.0), vec4<f32>(1.0));
-    return code_of(map, x.x) | (code_of(map, x.y) << 8u) | (code_of(map, x.z) << 16u) | (code_of(map, x.w) << 24u);
+    return quantize(map, x.x) | (quantize(map, x.y) << 8u) | (quantize(map, x.z) << 16u) | (quantize(map, x.w) << 24u);
 }
 
 // All of a workgroup call it together: what lies outside the page is zero.
-fn keep_moments(quad: u32, lane: u32, inside: bool, now: Moments) {
+fn store_moments(vec4_at: u32, lane: u32, inside: bool, now: Moments) {
     let pairs = max(abs(now.m.xy), abs(now.m.zw));
     let squares = max(now.v.xy, now.v.zw);
     largest[lane] = vec2<f32>(max(pairs.x, pairs.y), max(squares.x, squares.y));
@@ -71,8 +71,8 @@ fn keep_moments(quad: u32, lane: u32, inside: bool, now: Moments) {
     workgroupBarrier();
     let scale = largest[0];
     if lane == 0u {
-        absmax[quad / WG] = scale;
+        absmax[vec4_at / WG] = scale;
     }
-    m[quad] = word_of(SIGNED, now.m, scale.x);
-    v[quad] = word_of(UNSIGNED, now.v, scale.y);
+    m[vec4_at] = quantize4(SIGNED, now.m, scale.x);
+    v[vec4_at] = quantize4(UNSIGNED, now.v, scale.y);
 }

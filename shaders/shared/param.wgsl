@@ -2,11 +2,11 @@
 
 @group(0) @binding(3) var<storage, read_write> p: array<vec4<f32>>;
 
-fn param_quad(quad: u32) -> vec4<f32> {
-    return p[quad];
+fn param_vec4(vec4_at: u32) -> vec4<f32> {
+    return p[vec4_at];
 }
 
 // `counter` and `key` are what chance is drawn from, where there is any.
-fn keep_param_quad(quad: u32, value: vec4<f32>, counter: vec2<u32>, key: u32) {
-    p[quad] = value;
+fn store_param_vec4(vec4_at: u32, value: vec4<f32>, counter: vec2<u32>, key: u32) {
+    p[vec4_at] = value;
 }

@@ -1,5 +1,5 @@
 // What a product C = alpha·(A·B + A2·B2) (+ C) (+ bias) (+ residual) is told: the matrices' sizes and places. A is (M, K), B (K, N), either
-// stored transposed. A2 (M, K2) and B2 (K2, N, stored transposed where B is) are there where shared/second is, a bias (N) and a residual,
+// stored transposed. A2 (M, K2) and B2 (K2, N, stored transposed where B is) are there where shared/low_rank is, a bias (N) and a residual,
 // laid out as C, where shared/epilogue is.
 
 struct MatmulParams {
@@ -16,10 +16,10 @@ struct MatmulParams {
     c_stride: u32,
     alpha: f32,
     k2: u32,
-    a2_start: u32,
-    a2_stride: u32,
-    b2_start: u32,
-    b2_stride: u32,
+    low_rank_x_start: u32,
+    low_rank_x_stride: u32,
+    low_rank_w_start: u32,
+    low_rank_w_stride: u32,
     bias_start: u32,
 }
 

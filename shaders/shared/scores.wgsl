@@ -19,7 +19,7 @@ struct AttentionParams {
 }
 
 @group(0) @binding(0) var<uniform> params: AttentionParams;
-// A quad a query: the keys that it sees, as [x, y) ∪ [z, w), of its prefix and of its own segment, the window applied. Then a quad a tile of
+// A vec4 a query: the keys that it sees, as [x, y) ∪ [z, w), of its prefix and of its own segment, the window applied. Then a vec4 a tile of
 // queries, its walk: the keys that any of them sees, as [x, y) ∪ [z, w) where the widest gap is left out. Then the walks of tiles of keys.
 @group(0) @binding(3) var<storage, read> segments: array<vec4<u32>>;
 @group(0) @binding(5) var<storage, read> spans: array<vec4<u32>>; // as `segments`, in the backward pass

@@ -2,7 +2,7 @@
 // the same names over other storage. Elements are counted from the beginning of the binding; `row` is the stored row that they lie in.
 
 @group(0) @binding(2) var<storage, read> weights: array<f32>;
-@group(0) @binding(2) var<storage, read> weight_quads: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> weight_vec4s: array<vec4<f32>>;
 
 fn weight_value(row: u32, i: u32) -> f32 {
     return weights[i];
@@ -13,7 +13,7 @@ fn weight_values(row: u32, i: u32) -> vec4<f32> {
     return vec4<f32>(weights[i], weights[i + 1u], weights[i + 2u], weights[i + 3u]);
 }
 
-// Elements 4·quad to 4·quad + 3 in one load. An entry point that uses it uses neither of the others.
-fn weight_quad(row: u32, quad: u32) -> vec4<f32> {
-    return weight_quads[quad];
+// Elements 4·vec4 to 4·vec4 + 3 in one load. An entry point that uses it uses neither of the others.
+fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
+    return weight_vec4s[vec4_at];
 }

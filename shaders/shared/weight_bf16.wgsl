@@ -1,7 +1,7 @@
 // Weights stored as bf16, two to a u32, the even element in the low half. bf16 is the upper half of an f32: exact.
 
 @group(0) @binding(2) var<storage, read> weights: array<u32>;
-@group(0) @binding(2) var<storage, read> weight_quads: array<vec2<u32>>;
+@group(0) @binding(2) var<storage, read> weight_vec4s: array<vec2<u32>>;
 
 fn weight_value(row: u32, i: u32) -> f32 {
     let word = weights[i >> 1u];
@@ -12,8 +12,8 @@ fn weight_values(row: u32, i: u32) -> vec4<f32> {
     return unpack(vec2<u32>(weights[i >> 1u], weights[(i >> 1u) + 1u]));
 }
 
-fn weight_quad(row: u32, quad: u32) -> vec4<f32> {
-    return unpack(weight_quads[quad]);
+fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
+    return unpack(weight_vec4s[vec4_at]);
 }
 
 fn unpack(words: vec2<u32>) -> vec4<f32> {

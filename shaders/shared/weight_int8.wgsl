@@ -17,11 +17,11 @@ fn weight_value(row: u32, i: u32) -> f32 {
 }
 
 fn weight_values(row: u32, i: u32) -> vec4<f32> {
-    return weight_quad(row, i >> 2u);
+    return weight_vec4(row, i >> 2u);
 }
 
-fn weight_quad(row: u32, quad: u32) -> vec4<f32> {
-    let word = weights[CODES + quad];
+fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
+    let word = weights[CODES + vec4_at];
     let codes = bitcast<vec4<i32>>(vec4<u32>(word << 24u, word << 16u, word << 8u, word)) >> vec4<u32>(24u);
     return vec4<f32>(codes) * scale_of(row);
 }

@@ -24,16 +24,16 @@ fn weight_value(row: u32, i: u32) -> f32 {
 }
 
 fn weight_values(row: u32, i: u32) -> vec4<f32> {
-    return weight_quad(row, i >> 2u);
+    return weight_vec4(row, i >> 2u);
 }
 
-fn weight_quad(row: u32, quad: u32) -> vec4<f32> {
-    let q = weights[CODES + (quad >> 1u)] >> (16u * (quad & 1u));
+fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
+    let q = weights[CODES + (vec4_at >> 1u)] >> (16u * (vec4_at & 1u));
     let values = vec4<u32>(
         weights[NF4 + (q & 15u)],
         weights[NF4 + ((q >> 4u) & 15u)],
         weights[NF4 + ((q >> 8u) & 15u)],
         weights[NF4 + ((q >> 12u) & 15u)],
     );
-    return bitcast<vec4<f32>>(values) * absmax_of(quad >> 4u);
+    return bitcast<vec4<f32>>(values) * absmax_of(vec4_at >> 4u);
 }

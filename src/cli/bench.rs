@@ -5,55 +5,55 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::args::BenchArgs;
 use super::output::check_place;
-use super::roofline::{self, Point};
-use super::{session, steps};
+use super::steps;
 use crate::error::{Error, Result};
+use crate::flags::BenchArgs;
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::matmul;
-use crate::kernels::measure::{Ceilings, time};
+use crate::kernels::measure::{DevicePeaks, time};
 use crate::kernels::shapes::{MODELS, ModelShape, TOKENS};
 use crate::kernels::{Case, Kernel, REGISTRY, verify};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 use crate::progress::ProgressReporter;
+use crate::report::roofline::{self, RooflinePoint};
 use crate::rng::Rng;
 use crate::validate::{at_least_one, at_most, not_negative};
 
-/// A run, as `--json` prints it and `--compare` reads it.
+/// Results of a run, as `--json` prints them and `--compare` reads them.
 #[derive(Debug, Serialize, Deserialize)]
-struct Results {
+struct BenchResults {
     version: String,
     device: String,
     driver: String,
     backend: String,
-    ceilings: Ceilings,
-    cases: Vec<Measured>,
+    ceilings: DevicePeaks,
+    cases: Vec<MeasuredCase>,
 }
 
-/// A case.
+/// Measurements of one case.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Measured {
+struct MeasuredCase {
     kernel: String,
     model: String,
     tokens: usize,
     case: String,
-    /// The middle run.
+    /// Median time per run, in µs.
     us: f64,
-    /// Half the distance between the quartiles, as a part of it.
+    /// Half the interquartile range, as a fraction of the median.
     noise: f64,
     bytes: u64,
     flops: u64,
-    /// The least time by the ceilings, as a part of the measured one.
+    /// Least time by the device's ceilings, as a fraction of the measured time.
     of_ceiling: f64,
-    /// By entry point.
+    /// Time per entry point, in µs.
     entries_us: Vec<(String, f64)>,
 }
 
-/// Most elements of a matrix of --product: 4 GiB.
+/// Most elements of a matrix of `--product`: 4 GiB.
 const MOST_ELEMENTS: usize = 1 << 30;
 
-/// `jointwise bench`.
+/// Runs `jointwise bench`.
 pub fn run(args: &BenchArgs) -> Result<()> {
     measurable(&args.tokens, args.seconds)?;
     not_negative("most-seconds", args.most_seconds)?;
@@ -70,7 +70,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let kernels = chosen("kernels", &args.kernels, REGISTRY, |k| k.name())?;
     let earlier = args.compare.as_deref().map(read).transpose()?;
     let svg = args.svg.as_deref().map(|path| check_place("svg", path, &args.compare)).transpose()?;
-    let gpu = session::open_gpu(&args.device)?;
+    let gpu = Gpu::open_with(&args.device.options()?)?;
     let on_cpu = gpu.caps().is_cpu;
     let models = if on_cpu && args.models.is_empty() { models[..2].to_vec() } else { models };
     let tokens = match (args.tokens.as_slice(), on_cpu) {
@@ -81,7 +81,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if let Some(step) = args.step {
         return models.iter().try_for_each(|m| tokens.iter().try_for_each(|&t| steps::run(args, &gpu, m, t, step)));
     }
-    let ceilings = pollster::block_on(Ceilings::measure(&gpu, args.seconds))?;
+    let ceilings = pollster::block_on(DevicePeaks::measure(&gpu, args.seconds))?;
     if !args.json {
         say!("{} {}", gpu.caps().name, gpu.caps().driver)?;
         say!("copy {:.1} GB/s, f32 multiply-adds {:.1} GFLOP/s\n", ceilings.copy_gb_s, ceilings.fma_gflop_s)?;
@@ -90,14 +90,14 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let work = match product {
         Some([m, n, k]) => {
             let case = matmul::product(m, n, k, gpu.caps());
-            vec![Bench { kernel: &matmul::Matmul, model: "product", tokens: m, case }]
+            vec![KernelBench { kernel: &matmul::MatmulKernels, model: "product", tokens: m, case }]
         }
         None => benches(&kernels, &models, &tokens, gpu.caps()),
     };
     let mut cases = Vec::new();
     let mut verified = None;
     let progress = ProgressReporter::items("measuring kernels", work.len());
-    for Bench { kernel, model, tokens, case } in work {
+    for KernelBench { kernel, model, tokens, case } in work {
         progress.advance(1);
         let line = format!("{} {model} T={tokens} {}", kernel.name(), case.label());
         if args.filter.as_ref().is_some_and(|f| !line.contains(f)) {
@@ -111,11 +111,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             check(&gpu, kernel, &[case.as_ref()])?;
         } else if verified.replace(kernel.name()) != Some(kernel.name()) {
             let cases = kernel.cases();
-            let taken = cases.iter().map(AsRef::as_ref).filter(|case| case.is_taken(gpu.caps()));
+            let taken = cases.iter().map(AsRef::as_ref).filter(|case| case.is_supported(gpu.caps()));
             check(&gpu, kernel, &taken.collect::<Vec<_>>())?;
         }
         let timing = pollster::block_on(time(&gpu, case.as_ref(), args.seconds))?;
-        let m = Measured {
+        let m = MeasuredCase {
             kernel: kernel.name().into(),
             model: model.into(),
             tokens,
@@ -135,16 +135,16 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     drop(progress);
     let caps = gpu.caps();
     if let Some(path) = &svg {
-        let point = |m: &Measured| Point {
+        let point = |m: &MeasuredCase| RooflinePoint {
             kernel: m.kernel.clone(),
             intensity: m.flops as f64 / m.bytes as f64,
             gflop_s: m.flops as f64 / m.us / 1e3,
         };
-        let points: Vec<Point> = cases.iter().filter(|m| m.flops > 0).map(point).collect();
+        let points: Vec<RooflinePoint> = cases.iter().filter(|m| m.flops > 0).map(point).collect();
         roofline::write(path, &format!("{} {}", caps.name, caps.driver), &ceilings, &points)?;
     }
     if args.json {
-        let results = Results {
+        let results = BenchResults {
             version: env!("CARGO_PKG_VERSION").into(),
             device: caps.name.clone(),
             driver: caps.driver.clone(),
@@ -157,29 +157,29 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
-/// A case to be timed, and what it is a case of.
-struct Bench {
+/// Case to be timed, with its kernel, its model and the number of tokens.
+struct KernelBench {
     kernel: &'static dyn Kernel,
     model: &'static str,
     tokens: usize,
     case: Box<dyn Case>,
 }
 
-/// The kernels' cases at the models' shapes.
-fn benches(kernels: &[&'static dyn Kernel], models: &[ModelShape], tokens: &[usize], caps: &Caps) -> Vec<Bench> {
+/// Returns the kernels' cases at the models' shapes.
+fn benches(kernels: &[&'static dyn Kernel], models: &[ModelShape], tokens: &[usize], caps: &Caps) -> Vec<KernelBench> {
     let mut all = Vec::new();
     for &kernel in kernels {
         for model in models {
             for &tokens in tokens {
                 let cases = kernel.benches(model, tokens, caps).into_iter();
-                all.extend(cases.map(|case| Bench { kernel, model: model.name, tokens, case }));
+                all.extend(cases.map(|case| KernelBench { kernel, model: model.name, tokens, case }));
             }
         }
     }
     all
 }
 
-/// All of `from`, or those that were named.
+/// Returns the items of `from` that were named, or all items where none was named.
 pub fn chosen<T: Copy>(
     flag: &'static str,
     names: &[String],
@@ -194,15 +194,15 @@ pub fn chosen<T: Copy>(
         from.iter()
             .find(|x| name(x) == typed)
             .copied()
-            .ok_or_else(|| Error::flag(flag, format!("there is no `{typed}`; there are {}", all())))
+            .ok_or_else(|| Error::flag(flag, format!("unknown `{typed}`: expected one of {}", all())))
     };
     names.iter().map(find).collect()
 }
 
-/// A twin's multiply-adds that are soon done.
+/// Most multiply-adds of a `--product` that is verified itself. A larger product would take its CPU twin too long.
 const SOON: usize = 1 << 31;
 
-/// The kernel computes what its twin does: no time of a wrong kernel is shown.
+/// Verifies a kernel against its CPU twin, so that no time of a wrong kernel is shown.
 fn check(gpu: &Gpu, kernel: &dyn Kernel, cases: &[&dyn Case]) -> Result<()> {
     let mut rng = Rng::new(0, 3);
     for case in cases {
@@ -215,11 +215,11 @@ fn check(gpu: &Gpu, kernel: &dyn Kernel, cases: &[&dyn Case]) -> Result<()> {
     Ok(())
 }
 
-/// Least times of a run, by which a case's time is guessed before it is run: what slow kernels of software drivers take.
+/// Factor from a case's least time to the time that is guessed before it is run. Slow kernels on software drivers take this long.
 const GUESS: f64 = 30.0;
 
-/// Why a case is not run here.
-fn left_out(gpu: &Gpu, case: &dyn Case, ceilings: &Ceilings, most_seconds: f64) -> Option<String> {
+/// Returns why a case is not run on this device, or `None` where it is run.
+fn left_out(gpu: &Gpu, case: &dyn Case, ceilings: &DevicePeaks, most_seconds: f64) -> Option<String> {
     let guess = GUESS * ceilings.least_us(&case.cost()) / 1e6;
     if guess > most_seconds {
         return Some(format!("a run may take {guess:.0} s (--most-seconds)"));
@@ -227,7 +227,7 @@ fn left_out(gpu: &Gpu, case: &dyn Case, ceilings: &Ceilings, most_seconds: f64) 
     // On a device that only counts, for the largest of its buffers.
     let plan = Gpu::plan(gpu.caps().clone());
     let inputs: Vec<_> = case.inputs(&mut Rng::new(0, 0)).iter().map(|h| h.upload(&plan)).collect();
-    let d_y: Vec<_> = case.d_y_lens().iter().map(|&n| plan.slot(n)).collect();
+    let d_y: Vec<_> = case.d_y_lens().iter().map(|&n| plan.alloc_activation(n)).collect();
     case.launch(&mut plan.record(), &inputs, &d_y);
     let largest = inputs.iter().map(|s| s.bytes()).max().unwrap_or(0).max(plan.ledger().largest_activation());
     (largest > gpu.caps().max_binding_bytes).then(|| format!("{} MiB do not fit a binding", largest >> 20))
@@ -235,7 +235,7 @@ fn left_out(gpu: &Gpu, case: &dyn Case, ceilings: &Ceilings, most_seconds: f64) 
 
 const HEAD: &str = "kernel       model            T       us   noise     GB/s  GFLOP/s  ceiling";
 
-fn row(m: &Measured) -> String {
+fn row(m: &MeasuredCase) -> String {
     let (gb_s, gflop_s) = (m.bytes as f64 / m.us / 1e3, m.flops as f64 / m.us / 1e3);
     // Families with several cases a model.
     let case = if ["matmul", "adamw"].contains(&m.kernel.as_str()) { format!("  {}", m.case) } else { String::new() };
@@ -250,13 +250,14 @@ fn row(m: &Measured) -> String {
     )
 }
 
-/// What must be exceeded before a difference is called one, whatever the noise of the runs says.
+/// Least relative change that is reported as a change, even where the noise of the runs is smaller.
 const LEAST_CHANGE: f64 = 0.03;
 
-/// Against the same case of an earlier run.
-fn verdict(earlier: &Results, now: &Measured) -> String {
-    let same =
-        |m: &&Measured| (&m.kernel, &m.model, m.tokens, &m.case) == (&now.kernel, &now.model, now.tokens, &now.case);
+/// Compares a case with the same case of an earlier run, in words.
+fn verdict(earlier: &BenchResults, now: &MeasuredCase) -> String {
+    let same = |m: &&MeasuredCase| {
+        (&m.kernel, &m.model, m.tokens, &m.case) == (&now.kernel, &now.model, now.tokens, &now.case)
+    };
     let Some(before) = earlier.cases.iter().find(same) else { return "   new".into() };
     let (ratio, noise) = (now.us / before.us, (3.0 * (now.noise + before.noise)).max(LEAST_CHANGE));
     let word = match ratio {
@@ -267,7 +268,7 @@ fn verdict(earlier: &Results, now: &Measured) -> String {
     format!("   {:.0} us, {:.2} times: {word}", before.us, ratio)
 }
 
-fn read(path: &Path) -> Result<Results> {
+fn read(path: &Path) -> Result<BenchResults> {
     let text = read_file(path, MAX_CONFIG_BYTES)?;
     serde_json::from_str(&text).map_err(|e| Error::line(path, e.line(), e))
 }

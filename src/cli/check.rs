@@ -1,30 +1,35 @@
 //! `check`: rows as tokens, before any GPU is needed.
 
-use super::args::CheckArgs;
-use super::session::{self, Model};
-use crate::cli::tokenised;
 use crate::data;
 use crate::data::like_trl::TrlComparison;
-use crate::data::rows::Purpose;
+use crate::data::rows::DatasetType;
 use crate::error::{Error, Result};
+use crate::flags::CheckArgs;
+use crate::flags::open_model;
 use crate::model::weights::BaseDtype;
+use crate::workflow::tokenised_rows::{read_first_rows, read_rows};
+use crate::workflow::{Policy, Preferences};
 
-/// `jointwise check`.
+/// Runs `jointwise check`.
 pub fn run(args: &CheckArgs) -> Result<()> {
-    session::check_last_turn_only(&args.data, args.sft)?;
-    let model = Model::named(args.model.as_deref(), BaseDtype::Auto)?;
-    let adapter = model.adapter(args.adapter.as_deref())?;
-    let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
-    let purpose = if args.sft { Purpose::Sft } else { Purpose::Any };
-    let data = match args.limit {
-        Some(n) => tokenised::first_rows(&args.data, n, &model, &tokenizer, purpose)?,
-        None => tokenised::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?,
+    args.data.check_last_turn_only(args.sft)?;
+    let model = open_model(args.model.as_deref(), BaseDtype::Auto)?;
+    let adapter = args.adapter.as_deref().map(|place| model.open_adapter(place)).transpose()?;
+    let policy = Policy::from_model(model, adapter, args.data.policy_options(BaseDtype::Auto))?;
+    let options = args.data.options(if args.sft { DatasetType::Sft } else { DatasetType::Any })?;
+    let limits = options.limits(policy.description())?;
+    let (tokenizer, files) = (policy.tokenizer(), &args.data.data);
+    let preferences = match args.limit {
+        Some(n) => {
+            Preferences::from_dataset(read_first_rows(files, n, tokenizer, &options, limits)?, options.template.clone())
+        }
+        None => Preferences::read_with(files, &policy, &options)?,
     };
-    let mut report = data::check::check(&data, &tokenizer, args.rows);
+    let data = preferences.dataset();
+    let mut report = data::check::check(data, tokenizer, args.rows);
     if args.like_trl {
-        let rows = tokenised::rows(&args.data, args.limit, purpose)?;
-        let max_length = session::limits(&args.data, &model.description)?.1.max_length;
-        report.like_trl = Some(TrlComparison::new(&rows, &data, &tokenizer, max_length));
+        let rows = read_rows(files, args.limit, &options)?;
+        report.like_trl = Some(TrlComparison::new(&rows, data, tokenizer, limits.max_length));
     }
     if args.json {
         say!("{}", serde_json::to_string(&report).map_err(|e| Error::file("standard output", e))?)?;

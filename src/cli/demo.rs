@@ -8,36 +8,33 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::Value;
 
-use super::Finished;
-use super::args::{DataArgs, DemoArgs, ModelArgs, ObjectiveArgs, TrainArgs};
-use super::output::{command_line, text_table};
-use super::output_folder::OutputFolder;
-use super::session::{self, Model};
 use super::train;
+use crate::data::prompt_template::Template;
 use crate::data::rows::Instruction;
-use crate::data::template::Template;
 use crate::error::{Error, Result, visible};
 use crate::eval::MOST_ROWS;
-use crate::eval::generate::{Settings, generate};
-use crate::eval::tasks::{Item, Split, grade, rows, tokenizer, win_rate};
+use crate::eval::generate::{GenerateSettings, generate};
+use crate::eval::tasks::untrained_model::write_untrained;
+use crate::eval::tasks::{DataSplit, TaskItem, grade, rows, tokenizer, win_rate};
 use crate::files::LOCK;
+use crate::flags::{DataArgs, DemoArgs, ModelArgs, ObjectiveArgs, TrainArgs};
 use crate::gpu::Gpu;
 use crate::kernels::sample::Sampling;
-use crate::model::description::Description;
-use crate::model::save::{OutputDtype, Planned, SHARD_BYTES, Staging, write_model};
-use crate::model::trace::Keep;
+use crate::model::description::ModelConfig;
+use crate::model::save::StagedFolder;
+use crate::model::saved::RecomputePolicy;
 use crate::model::weights::BaseDtype;
-use crate::objective::Goal;
-use crate::objective::{Objective, Preference};
+use crate::objective::TrainingLoss;
+use crate::objective::{Objective, PreferenceLoss};
 use crate::progress::ProgressReporter;
-use crate::rng::Rng;
+use crate::report::{self, Report, ReportSample, ReportTable};
 use crate::train::metrics::{self, METRICS};
-use crate::train::outcome::Reference;
-use crate::train::report::{self, Report, Sample, Table};
+use crate::train::outcome::RowReference;
 use crate::train::settings::TrainDefaults;
 use crate::train::synthetic;
 use crate::train::trainer::Trainer;
 use crate::validate::{at_least_one, at_most};
+use crate::workflow::{Finished, OpenModel, OutputFolder, Policy, PolicyOptions};
 
 /// Sizes and rates of the demo, chosen so that it ends within five minutes on two CPU cores.
 mod recipe {
@@ -45,62 +42,40 @@ mod recipe {
     pub const PAIRS: usize = 2_000;
     /// Pairs to measure accuracy and margins on.
     pub const VALIDATION: usize = 90;
-    /// Prompts to answer.
+    /// Held-out prompts to answer.
     pub const PROMPTS: usize = 150;
-    /// Steps of each objective.
+    /// Most steps per objective.
     pub const STEPS: usize = 80;
-    /// Of each objective, at least, however slow the device is.
+    /// Fewest steps per objective, however slow the device is.
     pub const LEAST_STEPS: usize = 10;
-    /// What both trainings may take, reference scores included: these cost about a third of the steps.
+    /// Seconds that both training runs together may take. Reference scores are included, which cost about a third of the steps.
     pub const TRAINING_SECONDS: f64 = 220.0;
-    /// Tokens of a side, about.
+    /// Approximate number of tokens per side.
     pub const SIDE_TOKENS: usize = 24;
-    /// Pairs a step.
+    /// Pairs per step.
     pub const BATCH: usize = 32;
-    /// Of the adapter.
+    /// Learning rate of the adapter.
     pub const LEARNING_RATE: f64 = 1e-3;
-    /// Longest answer.
+    /// Longest answer, in tokens.
     pub const MAX_NEW_TOKENS: usize = 32;
-    /// Standard deviation of untrained weights.
-    pub const INIT_STD: f32 = 0.04;
 }
 
-/// `jointwise demo`.
+/// Runs `jointwise demo`.
 pub fn run(args: &DemoArgs) -> Result<Finished> {
     match &args.prepare {
         Some(dir) => prepare(dir, args.seed).map(|()| Finished::Whole),
-        None => story(args),
+        None => run_demo(args),
     }
 }
 
-/// The untrained model in `dir/model`, all data beside it: what the bundled model was made from.
+/// Writes the untrained model to `dir/model` and all data beside it. The bundled model was made from these files.
 fn prepare(dir: &Path, seed: u64) -> Result<()> {
     let _folder = OutputFolder::open(dir, false)?;
-    Staging::filled(dir, |aside| prepare_in(aside, seed))?;
-    let shape = tokenizer::Shape::DEMO;
+    StagedFolder::filled(dir, |aside| write_untrained(aside, seed))?;
+    let shape = tokenizer::DemoShape::DEMO;
     let model = dir.join("model");
     note!("{} parameters, untrained, in {}; data in {}", shape.n_parameters(), model.display(), dir.display());
     Ok(())
-}
-
-fn prepare_in(dir: &Path, seed: u64) -> Result<()> {
-    let model = dir.join("model");
-    fs::create_dir(&model).map_err(|e| Error::file(&model, e))?;
-    let shape = tokenizer::Shape::DEMO;
-    tokenizer::write(&model, &shape)?;
-    let d = Description::from_json(model.join("config.json"), &shape.config_json())?;
-    let specs = d.tensors();
-    let planned: Vec<Planned> = specs
-        .iter()
-        .map(|s| Planned { name: s.name.clone(), shape: s.shape.clone(), dtype: OutputDtype::F32 })
-        .collect();
-    let mut rng = Rng::new(seed, 7);
-    write_model(&model, &planned, SHARD_BYTES, &mut |i| {
-        let n: usize = specs[i].shape.iter().product();
-        let is_norm = specs[i].shape.len() == 1;
-        Ok((0..n).map(|_| if is_norm { 1.0 } else { recipe::INIT_STD * rng.normal() }).collect())
-    })?;
-    rows::write_all(dir, seed, &rows::Sizes::default())
 }
 
 /// Removes an earlier demo's results, where the folder holds nothing else.
@@ -121,12 +96,12 @@ fn replace_earlier(out: &Path) -> Result<()> {
 }
 
 /// A model's answers to the held-out prompts.
-struct Answers {
+struct ModelAnswers {
     name: &'static str,
     texts: Vec<String>,
 }
 
-fn story(args: &DemoArgs) -> Result<Finished> {
+fn run_demo(args: &DemoArgs) -> Result<Finished> {
     let (clock, started) = (Instant::now(), SystemTime::now());
     let out = &args.output_dir;
     let n_prompts = args.prompts.unwrap_or(recipe::PROMPTS);
@@ -134,8 +109,9 @@ fn story(args: &DemoArgs) -> Result<Finished> {
     at_most("prompts", n_prompts, MOST_ROWS)?;
     at_least_one("max-steps", args.max_steps.unwrap_or(recipe::STEPS))?;
     let folder = OutputFolder::open(out, true)?;
-    let model = Model::open(&args.model.to_string_lossy(), BaseDtype::Auto)?;
-    let gpu = session::open_gpu(&args.device)?;
+    let model = args.model.to_string_lossy();
+    let description = OpenModel::open(&model, BaseDtype::Auto)?.description;
+    let gpu = Gpu::open_with(&args.device.options()?)?;
     replace_earlier(out)?;
     folder.require_empty()?;
     let items = rows::held_out(args.seed, n_prompts);
@@ -144,7 +120,7 @@ fn story(args: &DemoArgs) -> Result<Finished> {
     let sft = answer(&gpu, &model, None, &items, "SFT")?;
     show(&items, &[&sft])?;
 
-    let steps = args.max_steps.map_or_else(|| affordable_steps(&gpu, &model.description), Ok)?;
+    let steps = args.max_steps.map_or_else(|| affordable_steps(&gpu, &description), Ok)?;
     if steps < args.max_steps.unwrap_or(recipe::STEPS) {
         say!("\nThis device is slow: {steps} steps of each objective instead of {}, to end in time.", recipe::STEPS)?;
     }
@@ -161,7 +137,7 @@ fn story(args: &DemoArgs) -> Result<Finished> {
         say!("\n{}. {name}: preferences between {what}\n", runs.len() + 2)?;
         let dir = out.join(name.to_lowercase());
         let training = Instant::now();
-        if train::run(train_args(args, objective, steps, files, &data[2], &dir), false)?.interrupted {
+        if train::command(train_args(args, objective, steps, files, &data[2], &dir), false)? == Finished::Interrupted {
             note!("stopped: the demo begins anew next time");
             return Ok(Finished::Interrupted);
         }
@@ -173,15 +149,15 @@ fn story(args: &DemoArgs) -> Result<Finished> {
     say!("\n4. The same prompts, answered by all three\n")?;
     show(&items, &all.iter().collect::<Vec<_>>())?;
     let table = compare(&items, &all, &runs)?;
-    say!("{}", text_table(&table))?;
-    let samples = |i: &usize| Sample {
+    say!("{}", table.to_text())?;
+    let samples = |i: &usize| ReportSample {
         instruction: items[*i].instruction.clone(),
         answers: all.iter().map(|a| (a.name.to_string(), a.texts[*i].clone())).collect(),
     };
     let report = Report {
         title: "Preference tuning in a few minutes".into(),
-        command: command_line(),
-        model: model.name.clone(),
+        command: report::command_line(),
+        model: model.to_string(),
         device: gpu.caps().name.clone(),
         parameters: "LoRA, rank 8, all linear layers".into(),
         objective: "JPO (curves) and DPO from the same start".into(),
@@ -206,13 +182,13 @@ fn story(args: &DemoArgs) -> Result<Finished> {
     Ok(Finished::Whole)
 }
 
-/// Steps of each objective that a device has the time for, by the second of two on random rows and weights of the model's shape.
-fn affordable_steps(gpu: &Gpu, d: &Description) -> Result<usize> {
+/// Returns the steps per objective that a device has the time for. The second of two steps on random rows and weights of the model's shape is timed.
+fn affordable_steps(gpu: &Gpu, d: &ModelConfig) -> Result<usize> {
     let decoder = synthetic::decoder(gpu, d, false, recipe::SIDE_TOKENS)?;
-    let goal = Goal::Preference(Preference::default());
-    let trainer = Trainer { gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
-    let rows = synthetic::pairs(recipe::BATCH, recipe::SIDE_TOKENS, d.vocab, synthetic::Lengths::Equal);
-    let (rows, reference) = (rows.iter().collect::<Vec<_>>(), vec![Reference::default(); recipe::BATCH]);
+    let goal = TrainingLoss::Preference(PreferenceLoss::default());
+    let trainer = Trainer { gpu, decoder, goal, share_prefix: true, keep: RecomputePolicy::Everything, seed: 0 };
+    let rows = synthetic::pairs(recipe::BATCH, recipe::SIDE_TOKENS, d.vocab, synthetic::RowLengths::Equal);
+    let (rows, reference) = (rows.iter().collect::<Vec<_>>(), vec![RowReference::default(); recipe::BATCH]);
     let mut seconds = 0.0;
     for number in 1..=2 {
         let started = Instant::now();
@@ -225,16 +201,16 @@ fn affordable_steps(gpu: &Gpu, d: &Description) -> Result<usize> {
     Ok((affordable as usize).clamp(recipe::LEAST_STEPS, recipe::STEPS))
 }
 
-/// Training files (conditional, joint; `pairs` each) and one of validation pairs.
+/// Writes the training files (conditional and joint, `pairs` rows each) and a file of validation pairs.
 fn write_data(out: &Path, seed: u64, pairs: usize) -> Result<[PathBuf; 3]> {
     let dir = out.join("data");
     fs::create_dir(&dir).map_err(|e| Error::file(&dir, e))?;
     let [conditional, joint, validation] =
         ["conditional.jsonl", "joint.jsonl", "validation.jsonl"].map(|n| dir.join(n));
-    rows::write(&conditional, rows::conditional(Split::Train, seed, pairs))?;
-    rows::write(&joint, rows::joint(Split::Train, seed, pairs))?;
-    let held = rows::conditional(Split::HeldOut, seed, recipe::VALIDATION);
-    rows::write(&validation, held.chain(rows::joint(Split::HeldOut, seed, recipe::VALIDATION)))?;
+    rows::write(&conditional, rows::conditional(DataSplit::Train, seed, pairs))?;
+    rows::write(&joint, rows::joint(DataSplit::Train, seed, pairs))?;
+    let held = rows::conditional(DataSplit::HeldOut, seed, recipe::VALIDATION);
+    rows::write(&validation, held.chain(rows::joint(DataSplit::HeldOut, seed, recipe::VALIDATION)))?;
     Ok([conditional, joint, validation])
 }
 
@@ -267,18 +243,26 @@ fn train_args(
     }
 }
 
-fn answer(gpu: &Gpu, model: &Model, adapter: Option<&Path>, items: &[Item], name: &'static str) -> Result<Answers> {
-    let adapter = model.adapter(adapter)?;
-    let tokenizer = model.tokenizer(adapter.as_ref())?;
-    let encode = |item: &Item| {
+fn answer(
+    gpu: &Gpu,
+    model: &str,
+    adapter: Option<&Path>,
+    items: &[TaskItem],
+    name: &'static str,
+) -> Result<ModelAnswers> {
+    let model = OpenModel::open(model, BaseDtype::Auto)?;
+    let adapter = adapter.map(|place| model.open_adapter(place)).transpose()?;
+    let policy = Policy::from_model(model, adapter, PolicyOptions::default())?;
+    let tokenizer = policy.tokenizer();
+    let encode = |item: &TaskItem| {
         let ids = tokenizer.encode_prompt(&Instruction::Plain(item.instruction.clone()), &Template::Paper);
         ids.map_err(|reason| Error::flag("model", reason))
     };
     let prompts = items.iter().map(encode).collect::<Result<Vec<_>>>()?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + recipe::MAX_NEW_TOKENS;
-    let eos = model.stop_ids(adapter.as_ref(), &tokenizer)?;
-    let decoder = model.load(gpu, &session::frozen(model.base, adapter.map(|a| a.lora), longest))?;
-    let settings = Settings {
+    let eos = tokenizer.stop_ids().to_vec();
+    let decoder = policy.load(gpu, longest)?;
+    let settings = GenerateSettings {
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
         max_new_tokens: recipe::MAX_NEW_TOKENS,
         seed: 0,
@@ -295,16 +279,16 @@ fn answer(gpu: &Gpu, model: &Model, adapter: Option<&Path>, items: &[Item], name
         progress.advance(group.len() as u64);
     }
     drop(progress);
-    Ok(Answers { name, texts })
+    Ok(ModelAnswers { name, texts })
 }
 
-/// One item of six different kinds.
-fn shown(items: &[Item]) -> Vec<usize> {
+/// Returns the indices of the items that are shown: six of different kinds.
+fn shown(items: &[TaskItem]) -> Vec<usize> {
     let step = (items.len() / 6).max(1);
     (0..items.len()).step_by(step + 1).take(6).collect()
 }
 
-fn show(items: &[Item], all: &[&Answers]) -> Result<()> {
+fn show(items: &[TaskItem], all: &[&ModelAnswers]) -> Result<()> {
     for i in shown(items) {
         say!("   {}", visible(&items[i].instruction))?;
         for a in all {
@@ -315,10 +299,10 @@ fn show(items: &[Item], all: &[&Answers]) -> Result<()> {
     Ok(())
 }
 
-/// Win rates, accuracy and margins of each model.
-fn compare(items: &[Item], all: &[Answers], runs: &[PathBuf]) -> Result<Table> {
+/// Makes the table of win rates, accuracy and margins per model.
+fn compare(items: &[TaskItem], all: &[ModelAnswers], runs: &[PathBuf]) -> Result<ReportTable> {
     let percent = |x: f64| format!("{:.1} %", 100.0 * x);
-    let mut table = Table {
+    let mut table = ReportTable {
         caption: format!("Held-out tasks: {} prompts, greedy answers, judged by the grader", items.len()),
         head: ["", "win rate against gold", "against SFT", "correct", "well formed", "reward accuracy", "reward margin", "mean length"]
             .map(String::from)

@@ -5,34 +5,34 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
-use super::Finished;
-use super::args::GenerateArgs;
 use super::interrupt::stop_on_ctrl_c;
-use super::output::Lines;
-use super::session::{self, ChatChoice, Model};
-use crate::cli::tokenised;
+use super::output::JsonlWriter;
 use crate::data::prompts::read_prompt_file;
-use crate::data::rows::{FieldMap, Instruction, Place};
+use crate::data::rows::{FieldMap, Instruction, SourceLocation};
+use crate::data::template_notes::{bos_note, template_line};
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result, visible_lines};
 use crate::eval::generate::DEFAULT_MAX_NEW_TOKENS;
-use crate::eval::generate::{Settings, check_length, generate};
+use crate::eval::generate::{GenerateSettings, check_length, generate};
+use crate::flags::GenerateArgs;
+use crate::flags::resolve_template;
 use crate::gpu::Gpu;
 use crate::kernels::sample::Sampling;
 use crate::model::decoder::Decoder;
 use crate::progress::ProgressReporter;
+use crate::workflow::{Finished, Policy, PolicyOptions};
 
-/// `jointwise generate`.
+/// Runs `jointwise generate`.
 pub fn run(args: &GenerateArgs) -> Result<Finished> {
-    let mut out = Lines::new(args.out.as_deref(), &args.prompts)?;
-    let model = Model::of(&args.model)?;
-    let adapter = model.adapter(args.model.adapter.as_deref())?;
-    let chat_template = args.chat_template.as_deref();
-    let chat = ChatChoice { template: chat_template, time: None };
-    let tokenizer = session::tokenizer(&model, adapter.as_ref(), chat)?;
-    let template = session::template(args.template.as_deref(), chat_template)?;
+    let mut out = JsonlWriter::new(args.out.as_deref(), &args.prompts)?;
+    let model = args.model.open()?;
+    let adapter = args.model.adapter.as_deref().map(|place| model.open_adapter(place)).transpose()?;
+    let options = PolicyOptions { chat_template: args.chat_template.clone(), ..PolicyOptions::default() };
+    let policy = Policy::from_model(model, adapter, options)?;
+    let tokenizer = policy.tokenizer();
+    let template = resolve_template(args.template.as_deref(), args.chat_template.as_deref())?;
     tokenizer.check_template(&template)?;
-    let mut settings = Settings {
+    let mut settings = GenerateSettings {
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
         max_new_tokens: args.max_new_tokens.unwrap_or(DEFAULT_MAX_NEW_TOKENS),
         seed: args.seed,
@@ -41,10 +41,10 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
     };
     settings.validate()?;
     if args.batch_size == 0 {
-        return Err(Error::flag("batch-size", "0 is not above 0"));
+        return Err(Error::flag("batch-size", "must be at least 1"));
     }
     let mut instructions: Vec<Instruction> = args.prompt.iter().cloned().map(Instruction::Plain).collect();
-    let mut places: Vec<Option<Place>> = vec![None; instructions.len()];
+    let mut places: Vec<Option<SourceLocation>> = vec![None; instructions.len()];
     if let Some(path) = &args.prompts {
         let read = read_prompt_file(path, &FieldMap::parse(&args.map)?)?;
         for line in read.notes {
@@ -58,9 +58,8 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
     if instructions.is_empty() {
         return Err(Error::flag("prompt", "is missing: a text, or --prompts FILE"));
     }
-    let flag = if args.template.is_some() { "--template" } else { "--chat-template" };
-    note!("{}", tokenised::template_line(&template, &instructions[0], "prompts", flag));
-    tokenised::bos_note(&tokenizer, &template, &instructions[0]).into_iter().for_each(|line| note!("{line}"));
+    note!("{}", template_line(tokenizer, &template, &instructions[0], "prompts"));
+    bos_note(tokenizer, &template, &instructions[0]).into_iter().for_each(|line| note!("{line}"));
     // A prompt is named by its file and line, or by its number.
     let bad = |i: usize, reason: &str| match &places[i] {
         Some(place) => place.error(reason),
@@ -68,7 +67,7 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
     };
     let mut prompts = Vec::new();
     for (i, instruction) in instructions.iter().enumerate() {
-        let place = places[i].as_ref().map_or_else(|| format!("prompt {}", i + 1), Place::to_string);
+        let place = places[i].as_ref().map_or_else(|| format!("prompt {}", i + 1), SourceLocation::to_string);
         tokenizer.check_conversation(instruction, &template, &place)?;
         let ids = tokenizer.encode_prompt(instruction, &template).map_err(|reason| bad(i, &reason))?;
         if ids.is_empty() {
@@ -77,7 +76,7 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
         prompts.push(ids);
     }
     let (at, longest) = prompts.iter().map(Vec::len).enumerate().max_by_key(|(_, n)| *n).unwrap_or_default();
-    let positions = model.description.max_positions;
+    let positions = policy.description().max_positions;
     if args.max_new_tokens.is_none() {
         settings.max_new_tokens = settings.max_new_tokens.min(positions.saturating_sub(longest).max(1));
     }
@@ -86,10 +85,10 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
         None => error,
     })?;
     let longest = longest + settings.max_new_tokens;
-    let gpu = session::open_gpu(&args.model.device)?;
-    let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), longest))?;
+    let gpu = Gpu::open_with(&args.model.device.options()?)?;
+    let decoder = policy.load(&gpu, longest)?;
 
-    let asked = Asked { args, gpu: &gpu, decoder: &decoder, tokenizer: &tokenizer, settings, instructions, prompts };
+    let asked = GenerationJob { args, gpu: &gpu, decoder: &decoder, tokenizer, settings, instructions, prompts };
     let mut n_done = 0;
     let ended = asked.respond(&mut out, &mut n_done);
     let n = asked.prompts.len();
@@ -103,20 +102,20 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
     ended
 }
 
-/// Prompts, and what answers them.
-struct Asked<'a> {
+/// Prompts, with the model and the settings that answer them.
+struct GenerationJob<'a> {
     args: &'a GenerateArgs,
     gpu: &'a Gpu,
     decoder: &'a Decoder,
     tokenizer: &'a Tokenizer,
-    settings: Settings,
+    settings: GenerateSettings,
     instructions: Vec<Instruction>,
     prompts: Vec<Vec<u32>>,
 }
 
-impl Asked<'_> {
-    /// Answers batch after batch, and shows each as soon as it is there; counts the prompts that are done with.
-    fn respond(&self, out: &mut Lines, n_done: &mut usize) -> Result<Finished> {
+impl GenerationJob<'_> {
+    /// Answers the prompts in batches, and shows each batch as soon as it is done. Adds the answered prompts to `n_done`.
+    fn respond(&self, out: &mut JsonlWriter, n_done: &mut usize) -> Result<Finished> {
         let Self { args, gpu, decoder, tokenizer, settings, instructions, prompts } = self;
         let (is_rows, batch_size) = (args.json || args.out.is_some(), args.batch_size.max(1));
         let stream = prompts.len() == 1 && !is_rows && std::io::stdout().is_terminal();
@@ -166,7 +165,7 @@ impl Asked<'_> {
     }
 }
 
-/// Makes the row of a response, which can be given again: with what else the instruction's row gave to its chat template.
+/// Makes the row of a response. It keeps the instruction's inputs to the chat template, so that the row can be read as a prompt again.
 fn row(instruction: &Instruction, response: &str, prompt_ids: &[u32], ids: &[u32]) -> Value {
     let (instruction, inputs) = match instruction {
         Instruction::Plain(text) | Instruction::Verbatim(text) => (json!(text), None),
@@ -187,7 +186,7 @@ mod tests {
     use super::*;
     use crate::data::prompts::read_prompts;
 
-    /// What `--out` writes is read as the instruction that was answered.
+    /// Rows that `--out` writes are read as the instructions that were answered.
     #[test]
     fn rows_can_be_given_again() {
         let dir = tempfile::tempdir().unwrap();

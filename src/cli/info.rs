@@ -1,18 +1,17 @@
-//! `info`: devices, what the chosen one can do, a self-test of every kernel.
+//! `info`: devices, the features of the chosen device, and a self-test of every kernel.
 
 use serde_json::json;
 
-use super::args::InfoArgs;
-use super::session::open_unchecked;
 use crate::error::Result;
-use crate::gpu::list_devices;
+use crate::flags::InfoArgs;
+use crate::gpu::{Gpu, list_devices};
 use crate::kernels::self_test;
 use crate::progress::ProgressReporter;
 
-/// `jointwise info`.
+/// Runs `jointwise info`.
 pub fn run(args: &InfoArgs) -> Result<()> {
     let devices = pollster::block_on(list_devices());
-    let gpu = open_unchecked(&args.device)?;
+    let gpu = Gpu::open_untested(&args.device.options()?)?;
     let caps = gpu.caps();
     let results = {
         let _progress = ProgressReporter::uncounted("checking the device's kernels");

@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::args::{InterplayArgs, with_config};
-use super::judge::ANNOTATED;
-use super::output::{check_place, command_line, text_table};
+use super::output::check_place;
 use crate::error::{Error, Result};
-use crate::eval::interplay::{Bootstrap, File, Interplay, interplay, read, show};
+use crate::eval::acquire::ANNOTATED;
+use crate::eval::interplay::{AnnotatedFile, BootstrapSettings, Interplay, interplay, read};
 use crate::eval::statistics::{DEFAULT_LEVEL, DEFAULT_RESAMPLES, MOST_RESAMPLES};
-use crate::train::report::{self, Report};
+use crate::flags::{InterplayArgs, with_config};
+use crate::report::interplay as interplay_report;
+use crate::report::{self, Report};
 use crate::validate::{at_least_one, at_most};
 
-/// `jointwise interplay`.
+/// Runs `jointwise interplay`.
 pub fn run(args: InterplayArgs) -> Result<()> {
     let config = args.config.clone();
     let args = with_config(args, config.as_deref(), "interplay")?;
@@ -35,25 +36,25 @@ pub fn run(args: InterplayArgs) -> Result<()> {
         files.push(file);
     }
     tell_apart(&mut files);
-    let bootstrap = Bootstrap { level: DEFAULT_LEVEL, draws, seed: args.seed.unwrap_or(0) };
+    let bootstrap = BootstrapSettings { level: DEFAULT_LEVEL, draws, seed: args.seed.unwrap_or(0) };
     let found = interplay(&files, bootstrap);
     if let Some(page) = &page {
-        report::write(page, &of(&found, &files))?;
+        report::write(page, &report_of(&found, &files))?;
     }
     if args.json {
         let text = serde_json::to_string_pretty(&found).map_err(|e| Error::file("standard output", e))?;
         return say!("{text}");
     }
-    show::tables(&found).iter().try_for_each(|table| say!("{}", text_table(table)))
+    interplay_report::tables(&found).iter().try_for_each(|table| say!("{}", table.to_text()))
 }
 
-/// A folder of `judge` stands for its annotated rows.
+/// Returns the file of annotated rows. A folder that `judge` wrote stands for the file in it.
 fn resolved(path: &Path) -> PathBuf {
     if path.is_dir() { path.join(ANNOTATED) } else { path.into() }
 }
 
-/// Two files of one judge's name are told by their paths.
-fn tell_apart(files: &mut [File]) {
+/// Adds its path to a judge's name where several files have that name.
+fn tell_apart(files: &mut [AnnotatedFile]) {
     let names: Vec<String> = files.iter().map(|f| f.judge.clone()).collect();
     for file in files.iter_mut() {
         if names.iter().filter(|name| **name == file.judge).count() > 1 {
@@ -62,18 +63,18 @@ fn tell_apart(files: &mut [File]) {
     }
 }
 
-fn of(found: &Interplay, files: &[File]) -> Report {
+fn report_of(found: &Interplay, files: &[AnnotatedFile]) -> Report {
     let names: Vec<&str> = files.iter().map(|f| f.judge.as_str()).collect();
     let data: Vec<String> = files.iter().map(|f| format!("{}: {} rows", f.path.display(), f.rows.len())).collect();
     Report {
         title: "Conditional and joint preferences".into(),
-        command: command_line(),
+        command: report::command_line(),
         objective: format!("judged by {}", names.join(", ")),
         data: data.join("; "),
         started: report::utc(SystemTime::now()),
         facts: vec![("Seed".into(), found.bootstrap.seed.to_string())],
-        bars: show::figures(found),
-        tables: show::tables(found),
+        bars: interplay_report::figures(found),
+        tables: interplay_report::tables(found),
         ..Report::default()
     }
 }

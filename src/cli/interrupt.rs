@@ -1,18 +1,18 @@
-//! Ctrl-C, SIGTERM and SIGHUP: once to end in order, twice to end at once. A run under `nohup` outlives its terminal:
-//! signals that were ignored when the program started stay ignored.
+//! Ctrl-C, SIGTERM and SIGHUP: the first signal ends the run in order, the second ends it at once. A run under `nohup` outlives its terminal, because signals
+//! that were ignored when the program started stay ignored.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Set by Ctrl-C. One flag for the process, because the demo trains twice.
+/// Flag that Ctrl-C sets. The process has one, because the demo trains twice.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Tells whether the user wants the program to end.
-pub fn is_stopping() -> bool {
-    STOP.load(Ordering::Relaxed)
+/// Returns the flag that Ctrl-C sets.
+pub fn stop_flag() -> &'static AtomicBool {
+    &STOP
 }
 
-/// Lets Ctrl-C set the flag that is returned; `said` (once set) is what the first one prints.
+/// Makes Ctrl-C set the flag that is returned. The first Ctrl-C prints `said` of the first call.
 pub fn stop_on_ctrl_c(said: &'static str) -> &'static AtomicBool {
     static HANDLER: OnceLock<()> = OnceLock::new();
     HANDLER.get_or_init(|| {

@@ -1,57 +1,54 @@
 //! `judge`: preferences from a model, a program, the demo's grader or a person.
 
+mod comparisons;
 mod dry_run;
-pub(super) mod flags;
 mod progress;
-mod unsure;
-pub(super) mod who;
+pub(super) mod selected_judge;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
-use super::Finished;
-use super::args::{JudgeArgs, with_config};
-use super::interrupt::stop_on_ctrl_c;
-use super::output_folder::OutputFolder;
-use super::recover::with_recovery;
-use crate::data::bad_rows::BadRows;
-use crate::data::comparisons::{Comparison, Mode, read_comparisons};
-use crate::data::rows::{FieldMap, Purpose, read_row_file};
+use super::interrupt::{stop_flag, stop_on_ctrl_c};
+use crate::data::comparisons::Comparison;
 use crate::error::{Error, Result};
-use crate::eval::acquire::{Acquired, Event, acquire, is_same_twice, pending, questions};
-use crate::eval::journal::{ANSWERS, Journal};
+use crate::eval::acquire::{
+    ANNOTATED, JudgingResult, PREFERENCES, ReplyEvent, acquire, is_same_twice, pending, questions,
+};
+use crate::eval::journal::{ANSWERS, AnswerJournal};
 use crate::eval::judge::endpoint::Endpoint;
 use crate::eval::judge::{Judge, Question, Reply, Usage};
-use crate::eval::strata::{Preference, Stratum, draw};
 use crate::eval::tasks::rows::write;
+use crate::eval::unclear_answers::UnclearAnswers;
+use crate::flags::{JudgeArgs, judge_checks, with_config};
 use crate::progress::ProgressReporter;
-use progress::Progress;
-use unsure::Unsure;
-use who::Asked;
+use crate::workflow::recovery::{OnDeviceLost, with_recovery};
+use crate::workflow::{Finished, OutputFolder, write_judged};
+use comparisons::comparisons;
+use progress::JudgingProgress;
+use selected_judge::SelectedJudge;
 
-/// Rows with what the judge made of them.
-pub const ANNOTATED: &str = "annotated.jsonl";
-pub const PREFERENCES: &str = "preferences.jsonl";
+/// File of the comparisons that were drawn.
 const COMPARISONS: &str = "comparisons.jsonl";
-/// Questions without an answer that are told on the terminal.
+/// Most questions without an answer that are reported on the terminal.
 const MOST_TROUBLES: usize = 20;
 
-/// `jointwise judge`.
+/// Runs `jointwise judge`.
 pub fn run(args: JudgeArgs) -> Result<Finished> {
     let config = args.config.clone();
     let args = with_config(args, config.as_deref(), "judge")?;
-    flags::one_judge(&args)?;
-    flags::check(&args)?;
+    judge_checks::one_judge(&args)?;
+    judge_checks::check(&args)?;
     let out = match (&args.output_dir, args.ask.estimate || args.dry_run.is_some()) {
         (Some(out), _) => out.clone(),
         (None, true) => PathBuf::new(),
         (None, false) => return Err(Error::flag("output-dir", "is missing: where answers are written")),
     };
-    with_recovery(args.on_device_lost, &out, args.resume, |attempt| {
+    let on_device_lost = args.on_device_lost.map_or(OnDeviceLost::Resume, OnDeviceLost::from);
+    with_recovery(on_device_lost, &out, args.resume, stop_flag(), |attempt| {
         let mut args = JudgeArgs { resume: attempt.resume, ..args.clone() };
-        attempt.keep_device(&mut args.model.device);
+        attempt.keep_device(&mut args.model.device.device);
         run_once(&args, &out)
     })
 }
@@ -61,98 +58,49 @@ fn run_once(args: &JudgeArgs, out: &Path) -> Result<Finished> {
         if args.ask.estimate || args.dry_run.is_some() { None } else { Some(OutputFolder::open(out, args.resume)?) };
     let comparisons = comparisons(args, out)?;
     let mode = comparisons[0].mode;
-    let asked = Asked::of(args, mode)?;
+    let asked = SelectedJudge::from_flags(args, mode)?;
     let stop = stop_on_ctrl_c("ending after the questions under way, whose answers are kept");
-    let task = Task { args, out, comparisons: &comparisons, stop, flag: |name| name };
+    let task = JudgingJob { args, out, comparisons: &comparisons, stop, flag: |name| name };
     asked.with(args, &mut None, |judge, endpoint| match args.dry_run {
-        Some(n) => dry_run::ask(args, judge, &questions(&comparisons), n, stop).map(Finished::from),
+        Some(n) => dry_run::ask(args, judge, &questions(&comparisons), n, stop).map(|()| Finished::Whole),
         None => task.ask(judge, endpoint),
     })
 }
 
-/// The rows to judge, read or drawn.
-fn comparisons(args: &JudgeArgs, out: &Path) -> Result<Vec<Comparison>> {
-    let map = FieldMap::parse(&args.map)?;
-    match (args.data.is_empty(), args.sample.is_empty()) {
-        (true, true) => Err(Error::flag("data", "is missing: rows to judge, or --sample FILE")),
-        (false, false) => Err(Error::flag("sample", "goes not with --data: rows are read or drawn")),
-        (false, true) if args.pairs.is_some() => Err(Error::flag("pairs", "goes with --sample")),
-        (false, true) if !args.strata.is_empty() => Err(Error::flag("strata", "goes with --sample")),
-        (false, true) => {
-            let mut rows = Vec::new();
-            let mut mode = args.mode.map(Mode::from);
-            for file in &args.data {
-                let read = read_comparisons(file, &map, mode)?;
-                for line in read.notes {
-                    note!("note: {line}");
-                }
-                rows.extend(read.rows);
-                mode = rows.first().map(|row: &Comparison| row.mode);
-            }
-            let is_empty = |row: &&Comparison| row.sides.iter().any(|side| side.response.trim().is_empty());
-            if let n @ 1.. = rows.iter().filter(is_empty).count() {
-                note!("note: {} with an empty response: it is judged as it stands", counted(n, "row"));
-            }
-            Ok(rows)
-        }
-        (true, false) => {
-            if args.mode.map(Mode::from) == Some(Mode::Single) {
-                return Err(Error::flag("mode", "single: --sample draws pairs"));
-            }
-            let mut preferences = Vec::new();
-            for file in &args.sample {
-                let read = read_row_file(file, &map, Purpose::Preference, BadRows::Error)?;
-                for line in read.notes {
-                    note!("note: {line}");
-                }
-                for row in read.rows {
-                    preferences.push(Preference::of(&row)?);
-                }
-            }
-            let strata: Vec<Stratum> = match &args.strata[..] {
-                [] => Stratum::DRAWN.into(),
-                named => named.iter().copied().map(Stratum::from).collect(),
-            };
-            let pairs = args.pairs.unwrap_or(preferences.len());
-            draw(&preferences, &strata, pairs, args.seed.unwrap_or(0), &out.join(COMPARISONS))
-        }
-    }
-}
-
-/// What a run costs, where prices are known.
+/// Returns the cost of a run's tokens, or `None` where prices are unknown.
 fn cost(args: &JudgeArgs, usage: &Usage) -> Option<f64> {
     let million = |tokens: u64, price: f64| tokens as f64 * price / 1e6;
     let (inside, outside) = (args.ask.price_in?, args.ask.price_out?);
     Some(million(usage.prompt_tokens, inside) + million(usage.completion_tokens, outside))
 }
 
-/// "2 questions", "1 question".
+/// Writes a number with its noun: "2 questions", "1 question".
 pub(super) fn counted(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// Rows, where they go, and how asking ends.
-pub(super) struct Task<'a> {
+/// Comparisons to ask about, with the flags, the output folder and the flag that stops asking.
+pub(super) struct JudgingJob<'a> {
     pub args: &'a JudgeArgs,
     pub out: &'a Path,
     pub comparisons: &'a [Comparison],
     pub stop: &'static AtomicBool,
-    /// A flag's name in this command.
+    /// Maps a flag of `judge` to its name in the command that asks.
     pub flag: fn(&'static str) -> &'static str,
 }
 
-impl Task<'_> {
-    /// Asks, and writes what was found, whatever ended it.
+impl JudgingJob<'_> {
+    /// Asks the judge, and writes answers and verdicts, whatever ended the run.
     fn ask(&self, judge: &dyn Judge, endpoint: Option<&Endpoint>) -> Result<Finished> {
         let (args, out) = (self.args, self.out);
         if args.ask.estimate {
-            return self.estimate(endpoint, &questions(self.comparisons)).map(Finished::from);
+            return self.estimate(endpoint, &questions(self.comparisons)).map(|()| Finished::Whole);
         }
         // Before anything is left behind.
         if !args.resume {
             self.estimate(endpoint, &questions(self.comparisons))?;
         }
-        let mut journal = Journal::open(&out.join(ANSWERS), judge)?;
+        let mut journal = AnswerJournal::open(&out.join(ANSWERS), judge)?;
         journal.notes().iter().for_each(|note| note!("note: {note}"));
         let was_judged = || out.join(ANNOTATED).metadata().is_ok_and(|file| file.len() > 0);
         if args.resume && journal.is_empty() && was_judged() {
@@ -175,7 +123,7 @@ impl Task<'_> {
         self.write(judge, &acquired)?;
         // A run that goes on by itself tells its counts once.
         if !matches!(acquired.error, Some(Error::DeviceLost { .. })) {
-            self.tell(judge, &acquired)?;
+            self.print_counts(judge, &acquired)?;
         }
         if let Some(error) = acquired.error {
             if acquired.asked > 0 {
@@ -196,14 +144,14 @@ impl Task<'_> {
         }
     }
 
-    /// Asks what the journal has no answer to; each answer is on disk at once.
+    /// Asks every question that the journal has no answer to. Each answer is written to disk at once.
     pub fn acquire(
         &self,
         judge: &dyn Judge,
         endpoint: Option<&Endpoint>,
-        journal: &mut Journal,
+        journal: &mut AnswerJournal,
         total: usize,
-    ) -> Acquired {
+    ) -> JudgingResult {
         if let n @ 1.. = self.comparisons.iter().filter(|comparison| is_same_twice(comparison)).count() {
             let are = if n == 1 { "is a tie" } else { "are ties" };
             note!("note: {} of the same text twice {are}, and not asked about", counted(n, "comparison"));
@@ -213,7 +161,7 @@ impl Task<'_> {
             true => ProgressReporter::hidden(),
             false => ProgressReporter::items("judging", total),
         };
-        let (mut progress, mut unsure) = (Progress::default(), Unsure::default());
+        let (mut progress, mut unsure) = (JudgingProgress::default(), UnclearAnswers::default());
         let (mut is_told, mut is_guess_told, mut troubles) = (false, false, 0);
         let priced = endpoint.filter(|_| self.args.ask.max_cost.is_some());
         // All of them are in the file of answers.
@@ -223,11 +171,11 @@ impl Task<'_> {
                 reporter.note(&text);
             }
         };
-        let acquired = acquire(self.comparisons, judge, journal, self.stop, &mut |event: &Event<'_>| {
+        let acquired = acquire(self.comparisons, judge, journal, self.stop, &mut |event: &ReplyEvent<'_>| {
             reporter.set_done(event.done);
             match event.reply {
                 Reply::Failed(reason) | Reply::Unfit(reason) | Reply::Rejected(reason) => {
-                    trouble(format!("{}: {reason}", event.question.told()));
+                    trouble(format!("{}: {reason}", event.question.place_and_order()));
                 }
                 Reply::Answer(answer) => {
                     progress.spent.add(answer.usage.unwrap_or_default());
@@ -240,7 +188,7 @@ impl Task<'_> {
                     }
                     // A person who skips has said so.
                     if !is_person && let Some(why) = unsure.add(answer) {
-                        trouble(format!("{}: {why}", event.question.told()));
+                        trouble(format!("{}: {why}", event.question.place_and_order()));
                     }
                     if let Some(text) = progress.answer(answer.choice).filter(|_| !is_person) {
                         reporter.note(&format!("note: {text}"));
@@ -272,7 +220,7 @@ impl Task<'_> {
         acquired
     }
 
-    /// Questions, tokens and cost, before anything is asked.
+    /// Prints the number of questions, their tokens and their cost, before anything is asked.
     pub fn estimate(&self, endpoint: Option<&Endpoint>, questions: &[Question<'_>]) -> Result<()> {
         let Some(endpoint) = endpoint else { return Ok(()) };
         let usage = endpoint.estimate(questions);
@@ -313,17 +261,13 @@ impl Task<'_> {
         }
     }
 
-    /// `annotated.jsonl`, every row that was asked about; `preferences.jsonl`, every row that was decided.
-    fn write(&self, judge: &dyn Judge, acquired: &Acquired) -> Result<()> {
+    /// Writes `annotated.jsonl` with every row that was asked about, and `preferences.jsonl` with every row that was decided.
+    fn write(&self, judge: &dyn Judge, acquired: &JudgingResult) -> Result<()> {
         let name = self.args.ask.judge_name.as_deref().unwrap_or(judge.name());
-        let rows = || self.comparisons.iter().zip(&acquired.judged);
-        let asked = rows().filter(|(_, judged)| judged.is_asked());
-        write(&self.out.join(ANNOTATED), asked.map(|(comparison, judged)| judged.annotate(comparison, name)))?;
-        write(&self.out.join(PREFERENCES), rows().filter_map(|(comparison, judged)| judged.preference(comparison)))?;
-        Ok(())
+        write_judged(self.out, name, self.comparisons, acquired)
     }
 
-    fn tell(&self, judge: &dyn Judge, acquired: &Acquired) -> Result<()> {
+    fn print_counts(&self, judge: &dyn Judge, acquired: &JudgingResult) -> Result<()> {
         let counts = acquired.counts();
         let spent = cost(self.args, &acquired.usage);
         if !acquired.repeats.is_empty() {

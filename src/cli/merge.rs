@@ -1,29 +1,19 @@
-//! `merge`: an adapter into its base.
+//! `merge`: merges an adapter into its base model.
 
 use std::collections::BTreeMap;
 
-use super::args::{DtypeArg, MergeArgs};
-use super::output_folder::OutputFolder;
-use super::session::Model;
 use crate::error::{Error, Result};
+use crate::flags::{MergeArgs, open_model};
 use crate::model::load::linear_modules;
 use crate::model::peft::merged;
 use crate::model::save::{OutputDtype, save_model};
-use crate::model::weights::{BaseDtype, Source, transpose};
+use crate::model::weights::{BaseDtype, WeightSource, transpose};
+use crate::workflow::OutputFolder;
 
-/// As typed; `None`: as the input is.
-pub fn dtype(arg: Option<DtypeArg>) -> Option<OutputDtype> {
-    arg.map(|arg| match arg {
-        DtypeArg::F32 => OutputDtype::F32,
-        DtypeArg::Bf16 => OutputDtype::Bf16,
-        DtypeArg::F16 => OutputDtype::F16,
-    })
-}
-
-/// `jointwise merge`.
+/// Runs `jointwise merge`.
 pub fn run(args: &MergeArgs) -> Result<()> {
-    let model = Model::named(args.model.as_deref(), BaseDtype::Auto)?;
-    let adapter = model.adapter(args.adapter.as_deref())?;
+    let model = open_model(args.model.as_deref(), BaseDtype::Auto)?;
+    let adapter = args.adapter.as_deref().map(|place| model.open_adapter(place)).transpose()?;
     let adapter = adapter.ok_or_else(|| Error::flag("adapter", "is missing: what to merge"))?;
     // Notes on a tokenizer that differs; one that does not fit is refused before anything is written.
     if adapter.side.has_tokenizer_files() {
@@ -39,7 +29,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         &model.checkpoint,
         &side,
         &model.description,
-        dtype(args.output_dtype),
+        args.output_dtype.map(OutputDtype::from),
         &[],
         &mut |spec| {
             let values = model.checkpoint.values(spec)?;

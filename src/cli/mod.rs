@@ -1,58 +1,38 @@
-//! Flags as typed -> resolved plan; one file a subcommand. No logic of the engine is here.
+//! The command line, with one file per subcommand: resolves flags, and prints results. The engine's logic is elsewhere.
 
 #[macro_use]
 mod output;
 
-mod args;
 mod bench;
-mod cache_folder;
 mod check;
-mod checked;
 mod demo;
-mod device_notes;
 mod evaluate;
-mod fit;
 mod generate;
 mod info;
 mod interplay;
 mod interrupt;
 mod judge;
-mod load;
 mod merge;
 mod objective_note;
-mod output_folder;
 mod plan;
-mod recover;
-pub mod reference;
-mod reference_cache;
-mod roofline;
 mod score;
 mod screen;
-mod session;
 mod steps;
-mod study;
-mod tokenised;
 mod train;
 mod tune;
-mod tuning_cache;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 
-use args::{Cli, Command};
-
-/// Returns the program's definition for clap: commands, flags, values, help.
-pub fn command() -> clap::Command {
-    // A value may be negative: it is then out of range, and the message can name its flag.
-    Cli::command().mut_subcommands(|c| {
-        c.mut_args(|a| {
-            let takes_value = a.get_action().takes_values();
-            a.allow_negative_numbers(takes_value)
-        })
-    })
-}
+use crate::error::Result;
+use crate::flags::{Cli, Command, StudyArgs};
+pub use crate::flags::{command, reference};
+use crate::progress::show_progress;
+use crate::study::{self, StageCommands};
+use crate::workflow::Finished;
 
 /// Parses arguments without running the command. The first one is the program's name. Tests of the documents use it.
 ///
@@ -68,7 +48,7 @@ pub fn parse_only<T: Into<OsString> + Clone>(arguments: impl IntoIterator<Item =
     }
 }
 
-/// Flags as typed; one line where they are wrong.
+/// Parses the command line. Returns the exit code where help was printed, or a line about what is wrong.
 fn parse() -> Result<Cli, ExitCode> {
     let parsed = command().try_get_matches().and_then(|m| Cli::from_arg_matches(&m));
     parsed.map_err(|error| {
@@ -89,25 +69,49 @@ fn parse() -> Result<Cli, ExitCode> {
     })
 }
 
-/// How a command that succeeded ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Finished {
-    Whole,
-    /// By Ctrl-C, with what was done so far kept.
-    Interrupted,
-}
-
-impl From<()> for Finished {
-    fn from((): ()) -> Self {
-        Self::Whole
+/// Runs `jointwise study`.
+fn run_study(args: &StudyArgs) -> Result<Finished> {
+    let commands = StageCommands { train: train::command, judge: judge::run, evaluate: evaluate::run };
+    let (finished, text) = study::run(args, commands)?;
+    output::say(format_args!("{text}"))?;
+    if finished == Finished::Whole && !args.dry_run {
+        let [page, numbers] = ["report.html", "results.json"].map(|name| args.output_dir.join(name));
+        note!("figures, tables and every number: {} and {}", page.display(), numbers.display());
     }
+    Ok(finished)
 }
 
-/// 128 + SIGINT, as shells have it: `train && merge` stops where training was stopped.
+/// Exit status after Ctrl-C: 128 + SIGINT, as in shells, so that `train && merge` stops where training was stopped.
 const INTERRUPTED: u8 = 130;
 
-/// Runs the program: 0, 2 for bad input, 130 after Ctrl-C, 1 for anything else.
+/// Logger that writes the crate's own messages to standard error, one line each. A standard error that is closed or full stops nothing. Messages of other
+/// crates are not shown.
+struct StderrLog;
+
+impl log::Log for StderrLog {
+    fn enabled(&self, about: &log::Metadata<'_>) -> bool {
+        about.target().starts_with("jointwise")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let prefix = match record.level() {
+            _ if !self.enabled(record.metadata()) => return,
+            log::Level::Warn => "warning: ",
+            _ if record.target() == "jointwise::status" => "",
+            _ => "note: ",
+        };
+        let _ = writeln!(std::io::stderr(), "{prefix}{}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Runs the program. The exit status is 0, 2 for bad input, 130 after Ctrl-C, or 1 for any other error.
 pub fn run() -> ExitCode {
+    if log::set_logger(&StderrLog).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
+    show_progress();
     let cli = match parse() {
         Ok(cli) => cli,
         Err(status) => return status,
@@ -115,23 +119,27 @@ pub fn run() -> ExitCode {
     let done = match cli.command {
         Command::Sft(args) => train::command(args, true),
         Command::Train(args) => train::command(args, false),
-        Command::Score(args) => score::score(&args).map(Finished::from),
-        Command::Grad(args) => score::grad(&args).map(Finished::from),
+        Command::Score(args) => score::score(&args).map(|()| Finished::Whole),
+        Command::Grad(args) => score::grad(&args).map(|()| Finished::Whole),
         Command::Generate(args) => generate::run(&args),
-        Command::Merge(args) => merge::run(&args).map(Finished::from),
+        Command::Merge(args) => merge::run(&args).map(|()| Finished::Whole),
         Command::Judge(args) => judge::run(*args),
-        Command::Interplay(args) => interplay::run(args).map(Finished::from),
+        Command::Interplay(args) => interplay::run(args).map(|()| Finished::Whole),
         Command::Evaluate(args) => evaluate::run(*args),
-        Command::Study(args) => study::run(&args),
-        Command::Plan(args) => plan::run(args).map(Finished::from),
-        Command::Check(args) => check::run(&args).map(Finished::from),
-        Command::Info(args) => info::run(&args).map(Finished::from),
-        Command::Bench(args) => bench::run(&args).map(Finished::from),
-        Command::Tune(args) => tune::run(&args).map(Finished::from),
+        Command::Study(args) => run_study(&args),
+        Command::Plan(args) => plan::run(args).map(|()| Finished::Whole),
+        Command::Check(args) => check::run(&args).map(|()| Finished::Whole),
+        Command::Info(args) => info::run(&args).map(|()| Finished::Whole),
+        Command::Bench(args) => bench::run(&args).map(|()| Finished::Whole),
+        Command::Tune(args) => tune::run(&args).map(|()| Finished::Whole),
         Command::Demo(args) => demo::run(&args),
-        Command::Completions(args) => output::write_stdout(&reference::completions(args.shell)).map(Finished::from),
-        Command::Man(args) => output::write_stdout(&reference::man_page(args.command.as_deref())).map(Finished::from),
-        Command::Reference => output::write_stdout(reference::reference().as_bytes()).map(Finished::from),
+        Command::Completions(args) => {
+            output::write_stdout(&reference::completions(args.shell)).map(|()| Finished::Whole)
+        }
+        Command::Man(args) => {
+            output::write_stdout(&reference::man_page(args.command.as_deref())).map(|()| Finished::Whole)
+        }
+        Command::Reference => output::write_stdout(reference::reference().as_bytes()).map(|()| Finished::Whole),
     };
     match done {
         Ok(Finished::Whole) => ExitCode::SUCCESS,

@@ -1,12 +1,12 @@
 //! A note for runs that leave `--objective` out, although it matters while every row has one instruction.
 
-use super::args::ObjectiveArgs;
 use crate::data::batch::Example;
 use crate::data::dataset::Dataset;
-use crate::objective::{Loss, Preference};
+use crate::flags::ObjectiveArgs;
+use crate::objective::{Loss, PreferenceLoss};
 
-/// Says that JPO, the default, is not DPO under these losses, where all rows have one instruction each and nothing was chosen.
-pub fn objective_note(args: &ObjectiveArgs, preference: Option<&Preference>, data: &Dataset) -> Option<String> {
+/// Returns a note that JPO, the default, is not DPO under these losses, where every row has one instruction and `--objective` was left out.
+pub fn objective_note(args: &ObjectiveArgs, preference: Option<&PreferenceLoss>, data: &Dataset) -> Option<String> {
     let preference = preference.filter(|_| args.objective.is_none())?;
     let differing = |(loss, _): (Loss, f64)| (!loss.is_same_for_one_instruction()).then(|| loss.name());
     let losses: Vec<&str> = preference.loss.parts().filter_map(differing).collect();

@@ -1,4 +1,4 @@
-//! Where results go.
+//! Output to standard output and to files.
 
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::data::source::{SourceFile, SourceFiles};
-use crate::error::{Error, Result, acts_on_terminal, visible, visible_lines};
-use crate::files::{check_name, check_writable, follow_links, is_descriptor, is_standard_output, write_whole};
-use crate::train::report::Table;
+use crate::error::{Error, Result, acts_on_terminal, visible_lines};
+use crate::files::{check_name, check_writable, follow_links, is_descriptor, is_standard_output, write_atomic};
 
-/// Writes to standard output; an error where `println!` panics (a full disk, a closed pipe). On a terminal, characters that would act on
-/// it are escapes, because the text may be a model's or from a file; elsewhere the text is as it is.
+/// Writes to standard output. Returns an error where `println!` panics (a full disk, a closed pipe). On a terminal, characters that would act on it are written
+/// as escapes, because the text may be a model's or from a file; elsewhere the text is unchanged.
 pub fn say(text: std::fmt::Arguments<'_>) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let written = match out.is_terminal() {
@@ -40,37 +39,20 @@ fn visible_json(lines: &str) -> String {
     out
 }
 
-/// The command as typed, for reports.
-pub fn command_line() -> String {
-    std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-}
-
-/// `println!`, with an error instead of a panic.
+/// Prints like `println!`, but returns an error instead of panicking.
 macro_rules! say {
     () => { $crate::cli::output::say(format_args!("\n")) };
     ($($text:tt)*) => { $crate::cli::output::say(format_args!("{}\n", format_args!($($text)*))) };
 }
 
-/// Lays a table out in columns. A name with a line feed in it keeps its row.
-pub fn text_table(table: &Table) -> String {
-    let cells = |row: &Vec<String>| row.iter().map(|cell| visible(cell)).collect();
-    let all: Vec<Vec<String>> = std::iter::once(&table.head).chain(&table.rows).map(cells).collect();
-    let width = |c: usize| all.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..table.head.len()).map(width).collect();
-    let line = |row: &Vec<String>| {
-        row.iter().zip(&widths).map(|(cell, w)| format!("{cell:>w$}", w = *w)).collect::<Vec<_>>().join("  ")
-    };
-    format!("{}\n{}\n{}\n", table.caption, all.iter().map(line).collect::<Vec<_>>().join("\n"), table.note)
-}
-
-/// JSON lines to a file, which is written when it is finished, or to standard output, where they can be shown before.
-pub struct Lines {
+/// Writer of JSON lines. A file is written as a whole by [`JsonlWriter::finish`]; on standard output, lines can be shown earlier.
+pub struct JsonlWriter {
     path: Option<PathBuf>,
     text: Vec<u8>,
 }
 
-/// Refuses a path of a flag that could not be written, or is an input, before anything is computed for it. Gives the path to write: links are
-/// followed. Standard output is refused: it has the command's own text.
+/// Checks the output path of a flag before anything is computed for it. Returns the path to write, with links followed. Refuses a path that cannot be written
+/// or is an input, and standard output, because it has the command's own text.
 ///
 /// # Errors
 /// [`Error::Flag`].
@@ -108,11 +90,11 @@ pub fn check_place<'a>(
     Ok(place)
 }
 
-impl Lines {
-    /// To `path`, or to standard output, which `-` names, too. `inputs`: files that must not be overwritten.
+impl JsonlWriter {
+    /// Makes a writer to `path`, or to standard output if `path` is `None` or `-`. `inputs` are files that must not be overwritten.
     ///
     /// # Errors
-    /// As [`check_place`]'s.
+    /// Those of [`check_place`].
     pub fn new<'a>(path: Option<&Path>, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<Self> {
         let path = path.filter(|path| !is_standard_output(path)).map(|path| check_place("out", path, inputs));
         Ok(Self { path: path.transpose()?, text: Vec::new() })
@@ -122,14 +104,14 @@ impl Lines {
         self.path.clone().unwrap_or_else(|| "standard output".into())
     }
 
-    /// One object.
+    /// Adds one object as a line.
     pub fn push(&mut self, value: &impl Serialize) -> Result<()> {
         serde_json::to_writer(&mut self.text, value).map_err(|e| Error::file(self.name(), e))?;
         self.text.push(b'\n');
         Ok(())
     }
 
-    /// Shows what there is, where it goes to standard output.
+    /// Prints the lines so far, if they go to standard output.
     pub fn show(&mut self) -> Result<()> {
         if self.path.is_some() {
             return Ok(());
@@ -142,10 +124,10 @@ impl Lines {
         out.write_all(&text).and_then(|()| out.flush()).map_err(|e| Error::file("standard output", e))
     }
 
-    /// Writes everything.
+    /// Writes all lines to the file, or the remaining lines to standard output.
     pub fn finish(mut self) -> Result<()> {
         match &self.path {
-            Some(path) => write_whole(path, |file| file.write_all(&self.text).map_err(|e| Error::file(path, e))),
+            Some(path) => write_atomic(path, |file| file.write_all(&self.text).map_err(|e| Error::file(path, e))),
             None => self.show(),
         }
     }
@@ -153,14 +135,10 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use super::{text_table, visible_json};
-    use crate::train::report::Table;
+    use super::visible_json;
 
     #[test]
-    fn names_keep_their_row_and_json_its_value() {
-        let rows = vec![vec!["a\nb\u{1b}[2J".into(), "1".into()], vec!["c".into(), "2".into()]];
-        let table = Table { head: vec!["judge".into(), "n".into()], rows, ..Table::default() };
-        assert_eq!(text_table(&table), "\n        judge  n\na\\nb\\u{1b}[2J  1\n            c  2\n\n");
+    fn json_keeps_its_value() {
         let value = serde_json::json!({"response": "\u{9b}31m\u{202e}x\n\u{1b}"});
         let shown = visible_json(&format!("{value}\n"));
         assert!(shown.ends_with("\n") && !shown.trim_end().chars().any(crate::error::acts_on_terminal), "{shown}");

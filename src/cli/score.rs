@@ -1,91 +1,32 @@
 //! `score` and `grad`: the whole file as one batch.
 
-use std::sync::atomic::AtomicBool;
-
 use serde_json::{Value, json};
 
-use super::args::{GradArgs, ObjectiveArgs, ScoreArgs};
 use super::objective_note::objective_note;
-use super::output::{Lines, check_place};
-use super::session::{self, Model};
-use crate::cli::tokenised;
+use super::output::{JsonlWriter, check_place};
 use crate::data::batch::Example;
 use crate::data::dataset::Dataset;
-use crate::data::rows::Purpose;
+use crate::data::rows::DatasetType;
 use crate::error::{Error, Result};
+use crate::flags::{DataArgs, GradArgs, ModelArgs, ObjectiveArgs, ScoreArgs};
 use crate::gpu::Gpu;
-use crate::model::decoder::Decoder;
-use crate::model::load::{LoadOptions, Trained};
-use crate::model::save::{OutputDtype, Planned, write_safetensors};
-use crate::model::scores::DEFAULT_SCORE_TOKENS;
-use crate::model::trace::Keep;
-use crate::model::weights::Training;
-use crate::objective::Goal;
-use crate::objective::{Preference, Sums};
-use crate::progress::ProgressReporter;
-use crate::train::metrics::Accumulator;
-use crate::train::outcome::{Outcome, Reference, known};
-use crate::train::reference::{OtherModel, ReferenceModel, ReferenceScorer, Rows, Scoring, Watch};
-use crate::train::settings::ReferenceChoice;
+use crate::model::save::{OutputDtype, TensorToWrite, write_safetensors};
+use crate::objective::{PreferenceLoss, SequenceLogps, TrainingLoss};
+use crate::train::metrics::MetricsAccumulator;
+use crate::train::outcome::{BatchResult, RowReference, known};
 use crate::train::steps::tally;
-use crate::train::trainer::{self, Scored, Trainer};
+use crate::train::trainer::ScoredSequence;
+use crate::workflow::{Policy, Preferences, RowScores};
 
-/// The decoder's scores of all sequences, at most `max_tokens` a forward pass.
-fn scores(gpu: &Gpu, decoder: &Decoder, data: &Dataset, with_lora: bool, max_tokens: usize) -> Result<Vec<Scored>> {
-    let examples: Vec<&Example> = data.examples.iter().collect();
-    let progress = ProgressReporter::items("scoring", examples.len());
-    pollster::block_on(trainer::score(gpu, decoder, &examples, with_lora, true, max_tokens, &mut |n| {
-        progress.advance(n as u64);
-    }))
+/// Opens a command's model, with the adapter and the tokenizer of its flags.
+fn open_policy(model: &ModelArgs, data: &DataArgs) -> Result<Policy> {
+    let open = model.open()?;
+    let adapter = model.adapter.as_deref().map(|place| open.open_adapter(place)).transpose()?;
+    let options = data.policy_options(open.base);
+    Policy::from_model(open, adapter, options)
 }
 
-/// Scores that are shown, or that gradients are taken against, are numbers.
-fn finite(data: &Dataset, scored: Vec<Scored>) -> Result<Vec<Scored>> {
-    let sides = data.examples.iter().flat_map(|e| e.sequences.iter().map(|_| e.row));
-    match sides.zip(&scored).find(|(_, s)| s.token_logps.iter().any(|l| !l.is_finite())) {
-        Some((row, _)) => {
-            Err(Error::NotFinite { place: format!("row {row}"), what: "a token's log-probability".into() })
-        }
-        None => Ok(scored),
-    }
-}
-
-/// Returns what is known of all rows before their losses are: the reference's scores (by `scored`, the policy's own, where that is the reference and they are
-/// there) and, where a loss compares them, the directions of instructions. `other`: the model of the choice.
-fn references(
-    gpu: &Gpu,
-    decoder: &Decoder,
-    data: &Dataset,
-    args: &ObjectiveArgs,
-    scored: Option<&[Scored]>,
-    other: Option<&Model>,
-) -> Result<Vec<Reference>> {
-    let (p, longest) = (session::preference(args)?, session::longest(data));
-    let model = match (session::reference(args), other) {
-        (_, Some(model)) => {
-            let load = || model.load(gpu, &session::frozen(model.base, None, longest));
-            ReferenceModel::Other(OtherModel::new(load))
-        }
-        (ReferenceChoice::Base, None) => ReferenceModel::WithoutAdapter,
-        (_, None) => ReferenceModel::Untrained,
-    };
-    let mut scorer = ReferenceScorer::new(gpu, &p, model, DEFAULT_SCORE_TOKENS, None);
-    let n = data.examples.len();
-    let mut known = scorer.rows(n);
-    let mut rows = Rows { examples: &data.examples, references: &mut known };
-    scored.iter().for_each(|scored| scorer.take(&mut rows, scored));
-    let progress = ProgressReporter::items("scoring with the reference", n);
-    let tell = &mut |scoring: &Scoring<'_>| {
-        if let Scoring::Rows { done, .. } = scoring {
-            progress.set_done(*done);
-        }
-    };
-    let (stop, all) = (AtomicBool::new(false), (0..n).collect::<Vec<_>>());
-    pollster::block_on(scorer.find(decoder, &mut rows, &all, &mut Watch { stop: &stop, tell }))?;
-    Ok(all.iter().map(|&row| known.get(row)).collect())
-}
-
-fn side_of(scored: &Scored, example: &Example, index: usize, p: &Preference, tokens: bool) -> Value {
+fn side_of(scored: &ScoredSequence, example: &Example, index: usize, p: &PreferenceLoss, tokens: bool) -> Value {
     let sequence = &example.sequences[index];
     let mut object = json!({
         "n_tokens": sequence.ids.len(),
@@ -103,57 +44,54 @@ fn side_of(scored: &Scored, example: &Example, index: usize, p: &Preference, tok
     object
 }
 
-fn tell_objective(args: &ObjectiveArgs, p: &Preference, data: &Dataset) {
+fn tell_objective(args: &ObjectiveArgs, p: &PreferenceLoss, data: &Dataset) {
     if let Some(note) = objective_note(args, Some(p), data) {
         note!("note: {note}");
     }
 }
 
-/// `jointwise score`.
+/// Runs `jointwise score`.
 pub fn score(args: &ScoreArgs) -> Result<()> {
-    let out = Lines::new(args.out.as_deref(), &args.data.data)?;
-    let p = session::preference(&args.objective)?;
-    let model = Model::of(&args.model)?;
-    let adapter = model.adapter(args.model.adapter.as_deref())?;
-    let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
-    let data = tokenised::dataset(&args.data, &args.data.data, &model, &tokenizer, Purpose::Any)?;
-    tell_objective(&args.objective, &p, &data);
+    let out = JsonlWriter::new(args.out.as_deref(), &args.data.data)?;
+    let p = args.objective.preference()?;
+    let policy = open_policy(&args.model, &args.data)?;
+    let options = args.data.options(DatasetType::Any)?;
+    let preferences = Preferences::read_with(&args.data.data, &policy, &options)?;
+    let data = preferences.dataset();
+    tell_objective(&args.objective, &p, data);
     let is_imitated = |e: &Example| e.sequences.len() == 1 && e.desirable.is_none();
-    session::check_last_turn_only(&args.data, data.examples.iter().any(is_imitated))?;
-    let gpu = session::open_gpu(&args.model.device)?;
-    let decoder = model.load(&gpu, &session::frozen(model.base, adapter.map(|a| a.lora), session::longest(&data)))?;
-    let scored = finite(&data, scores(&gpu, &decoder, &data, true, DEFAULT_SCORE_TOKENS)?)?;
+    args.data.check_last_turn_only(data.examples.iter().any(is_imitated))?;
     let has_pairs = data.examples.iter().any(|e| e.sequences.len() == 2);
-    let judged = data.examples.iter().all(|e| e.desirable.is_some()) && !p.loss.needs_pairs();
-    if !has_pairs && !judged {
-        return score_single(&data, &scored, &p, args.tokens, out);
-    }
+    let judged = data.examples.iter().all(|e| e.desirable.is_some()) && !p.needs_pairs();
+    let is_compared = has_pairs || judged;
     if let Some(single) = data.examples.iter().find(|e| has_pairs && e.sequences.len() != 2) {
         return Err(Error::file(data.place(single.row), "holds one text, the rows before it pairs"));
     }
-    let references = if args.objective.reference.is_some() || !p.needs_reference() {
-        let other = session::reference_model(&session::reference(&args.objective), &model)?;
-        Some(references(&gpu, &decoder, &data, &args.objective, Some(&scored), other.as_ref())?)
-    } else {
-        None
-    };
-    score_judged(&data, &scored, &p, references.as_deref(), args.tokens, out)
+    let gpu = Gpu::open_with(&args.model.device.options()?)?;
+    let needs_references = is_compared && (args.objective.reference.is_some() || !p.needs_reference());
+    let reference = args.objective.reference();
+    let RowScores { sequences, references } =
+        policy.score_rows(&gpu, &preferences, &p, needs_references.then_some(&reference))?;
+    match is_compared {
+        true => score_judged(data, &sequences, &p, references.as_deref(), args.tokens, out),
+        false => score_single(data, &sequences, &p, args.tokens, out),
+    }
 }
 
-/// Rows with a preference or a label: log-probs, and with a reference rewards and losses.
+/// Writes log-probabilities of rows with a preference or a label; with a reference, rewards and losses too.
 fn score_judged(
     data: &Dataset,
-    scored: &[Scored],
-    p: &Preference,
-    references: Option<&[Reference]>,
+    scored: &[ScoredSequence],
+    p: &PreferenceLoss,
+    references: Option<&[RowReference]>,
     tokens: bool,
-    mut out: Lines,
+    mut out: JsonlWriter,
 ) -> Result<()> {
-    let (goal, examples) = (Goal::Preference(*p), data.examples.iter().collect::<Vec<&Example>>());
+    let (goal, examples) = (TrainingLoss::Preference(p.clone()), data.examples.iter().collect::<Vec<&Example>>());
     let known = known(&goal, &examples, references.unwrap_or_default(), &examples);
-    let sums: Vec<Sums> = scored.iter().map(|s| s.sums).collect();
-    let outcome = Outcome::of(&goal, &sums, &known, examples.iter().map(|e| e.n_tokens(true)).sum());
-    let mut total = Accumulator::default();
+    let sums: Vec<SequenceLogps> = scored.iter().map(|s| s.sums).collect();
+    let outcome = BatchResult::new(&goal, &sums, &known, examples.iter().map(|e| e.n_tokens(true)).sum());
+    let mut total = MetricsAccumulator::default();
     tally(&goal, &outcome, &mut total);
     for (i, (example, row)) in examples.iter().zip(&outcome.rows).enumerate() {
         let sides = i * known.row_len()..(i + 1) * known.row_len();
@@ -197,8 +135,14 @@ fn score_judged(
     out.finish()
 }
 
-/// Rows of one text each: log-probs, and SFT's loss.
-fn score_single(data: &Dataset, scored: &[Scored], p: &Preference, tokens: bool, mut out: Lines) -> Result<()> {
+/// Writes log-probabilities and SFT losses of rows of one text each.
+fn score_single(
+    data: &Dataset,
+    scored: &[ScoredSequence],
+    p: &PreferenceLoss,
+    tokens: bool,
+    mut out: JsonlWriter,
+) -> Result<()> {
     let (mut loss, mut n) = (0.0, 0);
     for (example, s) in data.examples.iter().zip(scored) {
         loss -= s.sums.response;
@@ -210,51 +154,28 @@ fn score_single(data: &Dataset, scored: &[Scored], p: &Preference, tokens: bool,
     out.finish()
 }
 
-/// `jointwise grad`.
+/// Runs `jointwise grad`.
 pub fn grad(args: &GradArgs) -> Result<()> {
     let out = check_place("out", &args.out, &args.data.data)?;
-    session::check_last_turn_only(&args.data, args.sft)?;
-    let p = session::preference(&args.objective)?;
-    let model = Model::of(&args.model)?;
-    let adapter = model.adapter(args.model.adapter.as_deref())?;
-    let tokenizer = session::row_tokenizer(&args.data, &model, adapter.as_ref())?;
-    if adapter.is_none() {
-        session::refuse_quantised(model.base, "grad without --adapter")?;
+    args.data.check_last_turn_only(args.sft)?;
+    let p = args.objective.preference()?;
+    let policy = open_policy(&args.model, &args.data)?;
+    if policy.is_full() {
+        policy.model().refuse_quantised("grad without --adapter")?;
     }
-    let purpose = session::purpose(Some(&p).filter(|_| !args.sft));
-    let data = tokenised::dataset(&args.data, &args.data.data, &model, &tokenizer, purpose)?;
-    if !args.sft {
-        tell_objective(&args.objective, &p, &data);
-    }
-    let gpu = session::open_gpu(&args.model.device)?;
-    let options = LoadOptions {
-        trained: if adapter.is_some() { Trained::Lora } else { Trained::Full },
-        lora: adapter.map(|a| a.lora),
-        training: Training::NONE,
-        n_positions: session::longest(&data),
-        base: model.base,
-    };
-    let decoder = model.load(&gpu, &options)?;
-    let (goal, reference) = if args.sft {
-        (Goal::Sft, Vec::new())
-    } else {
-        let other = session::reference_model(&session::reference(&args.objective), &model)?;
-        (Goal::Preference(p), references(&gpu, &decoder, &data, &args.objective, None, other.as_ref())?)
-    };
-    let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
-    let examples: Vec<&Example> = data.examples.iter().collect();
-    // One batch, because some losses look at all of it; others could be cut, and memory would then not depend on the file.
-    let gradients = {
-        let _progress = ProgressReporter::uncounted("computing gradients");
-        let step = pollster::block_on(trainer.gradients(&examples, &reference, examples.len()))?;
-        (step, pollster::block_on(trainer.read_gradients(&examples))?)
-    };
-    let (step, gradients) = gradients;
-    let planned: Vec<Planned> = gradients
+    let preference = Some(&p).filter(|_| !args.sft);
+    let options = args.data.options(DatasetType::for_loss(preference))?;
+    let data = Preferences::read_with(&args.data.data, &policy, &options)?;
+    preference.iter().for_each(|p| tell_objective(&args.objective, p, data.dataset()));
+    let gpu = Gpu::open_with(&args.model.device.options()?)?;
+    let found = policy.loss_gradients(&gpu, &data, preference, &args.objective.reference())?;
+    let planned: Vec<TensorToWrite> = found
+        .tensors
         .iter()
-        .map(|(name, shape, _)| Planned { name: name.clone(), shape: shape.clone(), dtype: OutputDtype::F32 })
+        .map(|(name, shape, _)| TensorToWrite { name: name.clone(), shape: shape.clone(), dtype: OutputDtype::F32 })
         .collect();
-    write_safetensors(&out, &planned, &mut |i| Ok(gradients[i].2.clone()))?;
+    write_safetensors(&out, &planned, &mut |i| Ok(found.tensors[i].2.clone()))?;
+    let step = found.step;
     say!("{}", json!({"loss": step.outcome.loss(), "grad_norm": step.grad_norm, "tensors": planned.len()}))?;
     Ok(())
 }

@@ -6,17 +6,19 @@ use console::{Key, Term, style};
 
 use crate::error::{Error, Result, visible, visible_lines};
 use crate::eval::judge::Choice;
-use crate::eval::judge::person::{Press, Screen};
+use crate::eval::judge::person::{JudgeScreen, KeyPress};
 
-/// Columns of text on a wide terminal.
+/// Most columns of text, on a wide terminal.
 const WIDEST: usize = 110;
 
-/// Standard error and the keyboard.
+/// Terminal made of standard error and the keyboard.
 pub struct Terminal(Term);
 
 impl Terminal {
+    /// Opens the terminal.
+    ///
     /// # Errors
-    /// [`Error::Flag`] where there is none.
+    /// [`Error::Flag`] where there is no terminal.
     pub fn open() -> Result<Self> {
         let term = Term::stderr();
         match std::io::stdin().is_terminal() && term.is_term() {
@@ -30,7 +32,7 @@ fn fail(error: std::io::Error) -> Error {
     Error::file("terminal", error)
 }
 
-/// Lines of at most `width` columns, broken between words where there are some. Columns are counted in characters.
+/// Breaks a text into lines of at most `width` columns, between words where possible. Columns are counted in characters.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for paragraph in text.split('\n') {
@@ -53,7 +55,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-impl Screen for Terminal {
+impl JudgeScreen for Terminal {
     fn show(&self, title: &str, texts: &[(&str, String)], keys: &str) -> Result<()> {
         let width = usize::from(self.0.size().1).clamp(20, WIDEST) - 4;
         self.0.clear_screen().map_err(fail)?;
@@ -68,15 +70,15 @@ impl Screen for Terminal {
         page.iter().try_for_each(|line| self.0.write_line(line)).map_err(fail)
     }
 
-    fn press(&self) -> Result<Press> {
+    fn press(&self) -> Result<KeyPress> {
         Ok(match self.0.read_key_raw().map_err(fail)? {
-            Key::Char('a' | 'A' | '1') | Key::ArrowLeft => Press::Choose(Choice::A),
-            Key::Char('b' | 'B' | '2') | Key::ArrowRight => Press::Choose(Choice::B),
-            Key::Char('t' | 'T' | '=') => Press::Choose(Choice::Tie),
-            Key::Char('s' | 'S') => Press::Skip,
-            Key::Char('u' | 'U') | Key::Backspace => Press::Undo,
-            Key::Char('q' | 'Q' | '\u{4}') | Key::CtrlC => Press::Quit,
-            _ => Press::Other,
+            Key::Char('a' | 'A' | '1') | Key::ArrowLeft => KeyPress::Choose(Choice::A),
+            Key::Char('b' | 'B' | '2') | Key::ArrowRight => KeyPress::Choose(Choice::B),
+            Key::Char('t' | 'T' | '=') => KeyPress::Choose(Choice::Tie),
+            Key::Char('s' | 'S') => KeyPress::Skip,
+            Key::Char('u' | 'U') | Key::Backspace => KeyPress::Undo,
+            Key::Char('q' | 'Q' | '\u{4}') | Key::CtrlC => KeyPress::Quit,
+            _ => KeyPress::Other,
         })
     }
 }

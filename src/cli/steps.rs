@@ -4,58 +4,59 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::args::{BenchArgs, RowsArg, StepArg};
 use crate::data::batch::Example;
 use crate::error::Result;
+use crate::flags::{BenchArgs, RowsArg, StepArg};
 use crate::gpu::Gpu;
 use crate::kernels::shapes::ModelShape;
-use crate::model::trace::Keep;
-use crate::objective::Goal;
-use crate::objective::Preference;
-use crate::train::outcome::Reference;
+use crate::model::saved::RecomputePolicy;
+use crate::objective::PreferenceLoss;
+use crate::objective::TrainingLoss;
+use crate::train::memory_plan::{MicroCost, reserve};
+use crate::train::outcome::RowReference;
 use crate::train::settings::TrainDefaults;
-use crate::train::synthetic::{self, Lengths};
-use crate::train::trainer::{MicroCost, Trainer, reserve};
+use crate::train::synthetic::{self, RowLengths};
+use crate::train::trainer::Trainer;
 
-/// Tokens of a sequence, at most.
+/// Most tokens per sequence.
 const SEQUENCE: usize = 256;
 
-/// Rows of a step, and how they are computed.
-struct Workload {
+/// Rows of a step, with the way that they are computed.
+struct StepWorkload {
     name: &'static str,
-    lengths: Lengths,
+    lengths: RowLengths,
     share_prefix: bool,
 }
 
-/// What is timed: the first, against the second where there is one.
-fn workloads(rows: RowsArg) -> Vec<Workload> {
-    let load = |name, lengths, share_prefix| Workload { name, lengths, share_prefix };
+/// Returns the workloads to time. Where there are two, the first is compared with the second.
+fn workloads(rows: RowsArg) -> Vec<StepWorkload> {
+    let load = |name, lengths, share_prefix| StepWorkload { name, lengths, share_prefix };
     match rows {
-        RowsArg::Joint => vec![load("joint pairs", Lengths::Equal, true)],
+        RowsArg::Joint => vec![load("joint pairs", RowLengths::Equal, true)],
         RowsArg::Conditional => vec![
-            load("one instruction a pair, two thirds of a row, computed once", Lengths::Shared, true),
-            load("computed twice", Lengths::Shared, false),
+            load("one instruction a pair, two thirds of a row, computed once", RowLengths::Shared, true),
+            load("computed twice", RowLengths::Shared, false),
         ],
         RowsArg::Mixed => vec![
-            load("lengths of a quarter to the whole, packed", Lengths::Mixed, true),
-            load("padded to the longest", Lengths::Equal, true),
+            load("lengths of a quarter to the whole, packed", RowLengths::Mixed, true),
+            load("padded to the longest", RowLengths::Equal, true),
         ],
     }
 }
 
-/// Steps of one workload.
-struct Timed {
+/// Measurements of one workload's steps.
+struct TimedSteps {
     cost: MicroCost,
     pairs: usize,
     first: f64,
-    /// In seconds, rising.
+    /// Seconds per step, rising.
     runs: Vec<f64>,
-    /// (kernel, dispatches, µs) of one more.
-    profile: Option<crate::gpu::Profile>,
+    /// Kernels, dispatches and device time of one more step.
+    profile: Option<crate::gpu::KernelProfile>,
     peak_bytes: u64,
 }
 
-impl Timed {
+impl TimedSteps {
     fn seconds(&self) -> f64 {
         self.runs[self.runs.len() / 2]
     }
@@ -67,16 +68,17 @@ fn time(
     model: &ModelShape,
     pairs: usize,
     step: StepArg,
-    load: &Workload,
-) -> Result<Timed> {
+    load: &StepWorkload,
+) -> Result<TimedSteps> {
     let d = synthetic::description(model)?;
     let decoder = synthetic::decoder(gpu, &d, step == StepArg::Full, SEQUENCE)?;
     let examples = synthetic::pairs(pairs, SEQUENCE, model.vocab, load.lengths);
     let examples: Vec<&Example> = examples.iter().collect();
-    let goal = Goal::Preference(Preference::default());
-    let cost = reserve(gpu, &decoder, &goal, &examples, load.share_prefix, Keep::Everything);
-    let trainer = Trainer { gpu, decoder, goal, share_prefix: load.share_prefix, keep: Keep::Everything, seed: 0 };
-    let reference = vec![Reference::default(); pairs];
+    let goal = TrainingLoss::Preference(PreferenceLoss::default());
+    let cost = reserve(gpu, &decoder, &goal, &examples, load.share_prefix, RecomputePolicy::Everything);
+    let trainer =
+        Trainer { gpu, decoder, goal, share_prefix: load.share_prefix, keep: RecomputePolicy::Everything, seed: 0 };
+    let reference = vec![RowReference::default(); pairs];
     let step_once = |number| {
         let started = Instant::now();
         let rate = TrainDefaults::LEARNING_RATE_LORA;
@@ -93,18 +95,18 @@ fn time(
     gpu.start_profile();
     step_once(2 + runs.len())?;
     let profile = gpu.end_profile();
-    Ok(Timed { cost, pairs, first, runs, profile, peak_bytes: gpu.ledger().peak_bytes() })
+    Ok(TimedSteps { cost, pairs, first, runs, profile, peak_bytes: gpu.ledger().peak_bytes() })
 }
 
-/// Time, tokens a second, memory, and device time by kernel; and how much faster than the other way to compute the same rows.
+/// Prints time, tokens per second, memory and device time per kernel. Where there are two workloads, also prints how much faster the first one is.
 pub fn run(args: &BenchArgs, gpu: &Gpu, model: &ModelShape, t: usize, step: StepArg) -> Result<()> {
     let pairs = t.div_ceil(2 * SEQUENCE);
     let step_name = format!("{step:?}").to_lowercase();
-    let mut all: Vec<(Workload, Timed)> = Vec::new();
+    let mut all: Vec<(StepWorkload, TimedSteps)> = Vec::new();
     for load in workloads(args.rows.unwrap_or(RowsArg::Joint)) {
         let timed = time(args, gpu, model, pairs, step, &load)?;
         if !args.json {
-            tell(model, &step_name, &load, &timed)?;
+            print_timing(model, &step_name, &load, &timed)?;
         }
         all.push((load, timed));
     }
@@ -134,7 +136,7 @@ pub fn run(args: &BenchArgs, gpu: &Gpu, model: &ModelShape, t: usize, step: Step
     say!("{line}")
 }
 
-fn tell(model: &ModelShape, step: &str, load: &Workload, timed: &Timed) -> Result<()> {
+fn print_timing(model: &ModelShape, step: &str, load: &StepWorkload, timed: &TimedSteps) -> Result<()> {
     let (seconds, tokens) = (timed.seconds(), timed.cost.tokens as f64);
     say!(
         "{}, {step} step, {} pairs of 2 × {SEQUENCE} tokens, {}: first {:.2} s, then {seconds:.3} s ({:.0} tokens/s, {:.1} GFLOP/s), {:.0} MiB",

@@ -1,20 +1,19 @@
-//! `tune`: the fastest kernels of this device for the shapes of models, kept in the cache folder.
+//! `tune`: finds this device's fastest kernels for the shapes of models, and caches them on disk.
 
-use super::args::TuneArgs;
 use super::bench::chosen;
-use super::session;
-use super::tuning_cache;
 use crate::error::Result;
+use crate::flags::TuneArgs;
 use crate::gpu::{Gpu, Tuning, Variant};
 use crate::kernels::shapes::{MODELS, ModelShape};
-use crate::kernels::tune::{Tuned, tune};
+use crate::kernels::tune::{TunedProduct, tune};
 use crate::progress::ProgressReporter;
+use crate::workflow::tuning_cache;
 
-/// `jointwise tune`.
+/// Runs `jointwise tune`.
 pub fn run(args: &TuneArgs) -> Result<()> {
     super::bench::measurable(&args.tokens, args.seconds)?;
     let models = chosen("models", &args.models, &MODELS, |m| m.name)?;
-    let gpu = session::open_gpu(&args.device)?;
+    let gpu = Gpu::open_with(&args.device.options()?)?;
     let on_cpu = gpu.caps().is_cpu;
     let models = if on_cpu && args.models.is_empty() { models[..1].to_vec() } else { models };
     let tokens = match args.tokens.as_slice() {
@@ -38,7 +37,7 @@ fn measure(gpu: &Gpu, models: &[ModelShape], tokens: &[usize], args: &TuneArgs) 
     let mut progress = None;
     let mut told = Ok(());
     let name = |v: Option<Variant>| v.map_or("baseline", Variant::name);
-    let tuning = pollster::block_on(tune(gpu, models, tokens, args.seconds, &mut |tuned: &Tuned, total| {
+    let tuning = pollster::block_on(tune(gpu, models, tokens, args.seconds, &mut |tuned: &TunedProduct, total| {
         let progress = progress.get_or_insert_with(|| ProgressReporter::items("tuning", total));
         progress.advance(1);
         if args.json || told.is_err() {

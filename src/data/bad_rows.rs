@@ -17,7 +17,7 @@ pub enum BadRows {
 
 /// Limit on the bad rows that are skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "Written")]
+#[serde(into = "String", try_from = "BadRowLimitText")]
 pub enum BadRowLimit {
     /// A part of all rows, 0 to 1.
     Share(f64),
@@ -78,20 +78,20 @@ impl From<BadRowLimit> for String {
 /// A limit in a settings file: text, or a number.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Written {
+enum BadRowLimitText {
     Text(String),
     Count(u64),
     Share(f64),
 }
 
-impl TryFrom<Written> for BadRowLimit {
+impl TryFrom<BadRowLimitText> for BadRowLimit {
     type Error = String;
 
-    fn try_from(written: Written) -> Result<Self, String> {
+    fn try_from(written: BadRowLimitText) -> Result<Self, String> {
         match written {
-            Written::Text(text) => text.parse(),
-            Written::Count(count) => count.to_string().parse(),
-            Written::Share(share) => share.to_string().parse(),
+            BadRowLimitText::Text(text) => text.parse(),
+            BadRowLimitText::Count(count) => count.to_string().parse(),
+            BadRowLimitText::Share(share) => share.to_string().parse(),
         }
     }
 }

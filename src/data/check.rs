@@ -4,13 +4,13 @@
 use std::fmt;
 
 use super::batch::Example;
-use super::dataset::{Dataset, Fate};
+use super::dataset::{Dataset, OverflowAction};
 use super::like_trl::TrlComparison;
 use super::tokens::Tokenizer;
 
 /// Report that `check` prints; serialised for `--json`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub struct Report {
+pub struct CheckReport {
     /// Rows read.
     pub n_rows: usize,
     /// Rows kept, truncated ones included.
@@ -28,7 +28,7 @@ pub struct Report {
     /// Remarks on many rows, a line per kind.
     pub remarks: Vec<String>,
     /// Tokens per sequence, before the limit.
-    pub lengths: Lengths,
+    pub lengths: LengthSummary,
     /// Tokens of the rows kept, each sequence alone.
     pub n_tokens: usize,
     /// Tokens of all sequences, shared instructions counted once.
@@ -52,14 +52,14 @@ pub struct RowNote {
     /// `file:line`.
     pub place: String,
     /// Treatment of the row.
-    pub fate: Fate,
+    pub fate: OverflowAction,
     /// Reason for the treatment.
     pub reason: String,
 }
 
 /// Distribution of the sequences' lengths, in tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Lengths {
+pub struct LengthSummary {
     /// Shortest.
     pub min: usize,
     /// Half are at most as long.
@@ -106,20 +106,20 @@ pub struct ShownToken {
 }
 
 /// Reports on a dataset; `n_shown` rows token by token.
-pub fn check(data: &Dataset, tokenizer: &Tokenizer, n_shown: usize) -> Report {
+pub fn check(data: &Dataset, tokenizer: &Tokenizer, n_shown: usize) -> CheckReport {
     let sum = |f: &dyn Fn(&Example) -> usize| data.examples.iter().map(f).sum();
-    let note = |note: &super::dataset::Note| RowNote {
+    let note = |note: &super::dataset::OverflowNote| RowNote {
         row: note.row,
         place: data.place(note.row),
         fate: note.fate,
         reason: note.reason.clone(),
     };
-    Report {
+    CheckReport {
         n_rows: data.n_rows(),
         n_kept: data.examples.len(),
-        n_dropped: data.count(Fate::Dropped),
-        n_truncated: data.count(Fate::Truncated),
-        n_skipped: data.count(Fate::Skipped),
+        n_dropped: data.count(OverflowAction::Dropped),
+        n_truncated: data.count(OverflowAction::Truncated),
+        n_skipped: data.count(OverflowAction::Skipped),
         notes: data.notes.iter().map(note).collect(),
         tokenizer_notes: tokenizer.notes().to_vec(),
         remarks: data.remarks.lines(),
@@ -152,17 +152,17 @@ fn shown(example: &Example, data: &Dataset, tokenizer: &Tokenizer) -> ShownRow {
     }
 }
 
-fn lengths(all: &[u32]) -> Lengths {
+fn lengths(all: &[u32]) -> LengthSummary {
     let mut sorted = all.to_vec();
     sorted.sort_unstable();
     // The smallest length that at least this part of the sequences do not exceed.
     let quantile = |percent: usize| {
         sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).map_or(0, |&length| length as usize)
     };
-    Lengths { min: quantile(0), median: quantile(50), p95: quantile(95), max: quantile(100) }
+    LengthSummary { min: quantile(0), median: quantile(50), p95: quantile(95), max: quantile(100) }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.rows.is_empty() {
             writeln!(
@@ -195,9 +195,9 @@ impl fmt::Display for Report {
         }
         for note in &self.notes {
             let fate = match note.fate {
-                Fate::Dropped => "dropped",
-                Fate::Truncated => "truncated",
-                Fate::Skipped => "skipped",
+                OverflowAction::Dropped => "dropped",
+                OverflowAction::Truncated => "truncated",
+                OverflowAction::Skipped => "skipped",
             };
             writeln!(f, "{fate}: {} (row {}): {}", note.place, note.row, note.reason)?;
         }

@@ -5,24 +5,24 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::fields::{Fields, names};
+use super::fields::{RowFields, names};
 use super::forms;
 use super::json_kind::kind;
-use super::rows::{FieldMap, FileRows, Place};
+use super::rows::{FieldMap, FileRows, SourceLocation};
 use super::source::for_each_row;
 use crate::error::Result;
 
 /// Kind of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub enum ComparisonKind {
     /// Two responses to one instruction: a conditional preference.
     Single,
     /// Two instructions, each with its response: a joint preference.
     Pair,
 }
 
-impl Mode {
+impl ComparisonKind {
     /// Returns the mode's name in flags and files.
     pub fn name(self) -> &'static str {
         match self {
@@ -53,10 +53,10 @@ pub struct Side {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
     /// File and line of the row, for messages.
-    pub place: Place,
+    pub place: SourceLocation,
     /// Kind of the comparison.
-    pub mode: Mode,
-    /// Side 0 and side 1. Under [`Mode::Single`] their instructions are equal.
+    pub mode: ComparisonKind,
+    /// Side 0 and side 1. Under [`ComparisonKind::Single`] their instructions are equal.
     pub sides: [Side; 2],
     /// Other fields of the row, without an earlier judge's annotations ([`ANNOTATIONS`]).
     pub more: Map<String, Value>,
@@ -70,18 +70,22 @@ impl Comparison {
     pub fn row(&self) -> Map<String, Value> {
         let [first, second] = &self.sides;
         let texts: Vec<&String> = match self.mode {
-            Mode::Single => vec![&first.instruction, &first.response, &second.response],
-            Mode::Pair => vec![&first.instruction, &first.response, &second.instruction, &second.response],
+            ComparisonKind::Single => vec![&first.instruction, &first.response, &second.response],
+            ComparisonKind::Pair => vec![&first.instruction, &first.response, &second.instruction, &second.response],
         };
         let own = self.mode.fields().iter().zip(texts).map(|(name, text)| ((*name).into(), text.as_str().into()));
         own.chain(self.more.iter().map(|(name, value)| (name.clone(), value.clone()))).collect()
     }
 
     /// Reads a comparison from an object; the error is the reason.
-    pub(crate) fn of(place: Place, object: Map<String, Value>, map: &FieldMap) -> std::result::Result<Self, String> {
-        let fields = Fields::new(&object, map);
+    pub(crate) fn from_object(
+        place: SourceLocation,
+        object: Map<String, Value>,
+        map: &FieldMap,
+    ) -> std::result::Result<Self, String> {
+        let fields = RowFields::new(&object, map);
         let is_pair = ["instruction_0", "instruction_1"].iter().any(|name| fields.get(name).is_some());
-        let mode = if is_pair { Mode::Pair } else { Mode::Single };
+        let mode = if is_pair { ComparisonKind::Pair } else { ComparisonKind::Single };
         let text = |field: &str| match fields.get(field) {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(other) => Err(format!("field `{}`: expected text, found {}", map.name(field), kind(other))),
@@ -96,8 +100,8 @@ impl Comparison {
             Ok::<_, String>(Side { instruction: text(instruction)?, response: text(response)? })
         };
         let sides = match mode {
-            Mode::Single => [side("instruction", "response_0")?, side("instruction", "response_1")?],
-            Mode::Pair => [side("instruction_0", "response_0")?, side("instruction_1", "response_1")?],
+            ComparisonKind::Single => [side("instruction", "response_0")?, side("instruction", "response_1")?],
+            ComparisonKind::Pair => [side("instruction_0", "response_0")?, side("instruction_1", "response_1")?],
         };
         let own: Vec<&str> = mode.fields().iter().map(|field| map.name(field)).collect();
         let more = object
@@ -109,10 +113,10 @@ impl Comparison {
     }
 
     /// Takes what stands beside the instruction into it; it is not carried along any more.
-    fn with_context(mut self, fields: &Fields) -> std::result::Result<Self, String> {
+    fn with_context(mut self, fields: &RowFields) -> std::result::Result<Self, String> {
         match self.mode {
-            Mode::Pair => forms::refuse_beside_pair(fields)?,
-            Mode::Single => {
+            ComparisonKind::Pair => forms::refuse_beside_pair(fields)?,
+            ComparisonKind::Single => {
                 let whole = forms::judged_instruction(fields)?;
                 self.sides.iter_mut().for_each(|side| side.instruction.clone_from(&whole));
                 forms::input_columns(fields).for_each(|column| drop(self.more.shift_remove(column)));
@@ -123,8 +127,8 @@ impl Comparison {
 }
 
 /// A row's place in a file that was not read.
-pub fn place(path: PathBuf, line: usize) -> Place {
-    Place::new(path, line)
+pub fn place(path: PathBuf, line: usize) -> SourceLocation {
+    SourceLocation::new(path, line)
 }
 
 /// Reads rows to judge, `input` or `context` behind the instruction; `mode`: what all of them must be.
@@ -133,12 +137,16 @@ pub fn place(path: PathBuf, line: usize) -> Place {
 /// [`crate::Error::Line`] for a malformed line, a missing field, a row of the other mode, or a field that says more of what was asked than
 /// a judge is shown; [`crate::Error::File`] where the file cannot be
 /// read or has no rows.
-pub fn read_comparisons(path: impl AsRef<Path>, map: &FieldMap, mode: Option<Mode>) -> Result<FileRows<Comparison>> {
+pub fn read_comparisons(
+    path: impl AsRef<Path>,
+    map: &FieldMap,
+    mode: Option<ComparisonKind>,
+) -> Result<FileRows<Comparison>> {
     let (path, mut rows) = (path.as_ref(), Vec::<Comparison>::new());
     let mut wanted = mode;
     let notes = for_each_row(path, |place, object| {
-        let fields = Fields::new(&object, map);
-        let row = Comparison::of(place, object.clone(), map)?.with_context(&fields)?;
+        let fields = RowFields::new(&object, map);
+        let row = Comparison::from_object(place, object.clone(), map)?.with_context(&fields)?;
         let asked = *wanted.get_or_insert(row.mode);
         if row.mode != asked {
             let found = row.mode.fields().join(", ");

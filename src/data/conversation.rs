@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::chat::{ChatInput, REASONING};
+use super::chat_template::{ChatInput, REASONING};
 use super::json_kind::kind;
 
 /// Role of the messages that a model writes.
@@ -229,7 +229,7 @@ impl Instruction {
 
 /// Response that is learnt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Response {
+pub enum ResponseText {
     /// The assistant's text.
     Plain(String),
     /// Messages behind a prompt, the last one an assistant's; all of the assistant's are scored.
@@ -238,19 +238,19 @@ pub enum Response {
     Turns(Vec<Message>),
 }
 
-impl From<&str> for Response {
+impl From<&str> for ResponseText {
     fn from(text: &str) -> Self {
         Self::Plain(text.into())
     }
 }
 
-impl From<String> for Response {
+impl From<String> for ResponseText {
     fn from(text: String) -> Self {
         Self::Plain(text)
     }
 }
 
-impl Response {
+impl ResponseText {
     /// The messages that a chat template sees.
     pub fn messages(&self) -> Vec<Message> {
         match self {
@@ -288,50 +288,50 @@ impl Response {
 
 /// An instruction and its response.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Text {
+pub struct PromptResponse {
     /// I.
     pub instruction: Instruction,
     /// R, never empty.
-    pub response: Response,
+    pub response: ResponseText,
 }
 
-impl Text {
+impl PromptResponse {
     /// Splits a conversation before its last message, which must be the assistant's; `name` is the field's, for messages.
     ///
     /// # Errors
     /// The reason.
     pub(super) fn last_turn(mut messages: Vec<Message>, name: &str) -> Result<Self, String> {
         check_ends(&messages, name)?;
-        let response = Response::Completion(messages.split_off(messages.len() - 1));
+        let response = ResponseText::Completion(messages.split_off(messages.len() - 1));
         Ok(Self { instruction: Instruction::Chat(messages.into()), response })
     }
 
     /// Splits a conversation before its first answer, so that every answer is a part of the response.
     ///
     /// # Errors
-    /// Fails like [`Text::last_turn`].
+    /// Fails like [`PromptResponse::last_turn`].
     pub(super) fn every_turn(mut messages: Vec<Message>, name: &str) -> Result<Self, String> {
         check_ends(&messages, name)?;
         let first = messages.iter().position(Message::is_assistant).unwrap_or(0);
-        let response = Response::Turns(messages.split_off(first));
+        let response = ResponseText::Turns(messages.split_off(first));
         Ok(Self { instruction: Instruction::Chat(messages.into()), response })
     }
 
     /// Leaves the last message alone in the response: `--last-turn-only`.
     pub fn keep_last_turn(&mut self) {
-        let (Response::Completion(messages) | Response::Turns(messages)) = &mut self.response else { return };
+        let (ResponseText::Completion(messages) | ResponseText::Turns(messages)) = &mut self.response else { return };
         let last = messages.split_off(messages.len().saturating_sub(1));
         let mut before = self.instruction.conversation();
         if !messages.is_empty() {
             before.messages.append(messages);
             self.instruction = Instruction::Chat(before);
         }
-        self.response = Response::Completion(last);
+        self.response = ResponseText::Completion(last);
     }
 
     /// Leaves the last of a conversation's turns alone in the response, where it holds every turn; a completion stays whole.
     pub(super) fn turns_to_last(&mut self) {
-        if matches!(self.response, Response::Turns(_)) {
+        if matches!(self.response, ResponseText::Turns(_)) {
             self.keep_last_turn();
         }
     }

@@ -12,9 +12,9 @@ use sha2::{Digest, Sha256};
 pub use self::builder::DatasetBuilder;
 use super::bad_rows::BadRows;
 use super::batch::Example;
-use super::remarks::Remarks;
-use super::rows::{Place, Row};
-use super::template::Template;
+use super::prompt_template::Template;
+use super::remarks::DataRemarks;
+use super::rows::{Row, SourceLocation};
 use super::tokens::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -61,7 +61,7 @@ impl Overflow {
 
 /// The length that a sequence may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct LengthLimits {
     /// Tokens of a sequence, BOS and EOS included.
     pub max_length: usize,
     /// Treatment of longer sequences.
@@ -71,7 +71,7 @@ pub struct Limits {
 /// Treatment of a row that was too long or bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Fate {
+pub enum OverflowAction {
     /// Left out.
     Dropped,
     /// Kept, its instructions cut.
@@ -82,27 +82,27 @@ pub enum Fate {
 
 /// A row that did not come through whole.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Note {
+pub struct OverflowNote {
     /// Row number, from 0.
     pub row: usize,
     /// Treatment of the row.
-    pub fate: Fate,
+    pub fate: OverflowAction,
     /// Reason for the treatment.
     pub reason: String,
 }
 
 /// Places where rows were read, in their order: 12 bytes per row.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Places {
+pub struct RowLocations {
     /// The files, in the order in which they were read.
     pub(super) files: Vec<Arc<Path>>,
     /// Number of the file, line, number in a JSON list (0: in none).
     pub(super) rows: Vec<[u32; 3]>,
 }
 
-impl Places {
+impl RowLocations {
     /// Adds the place of the next row.
-    pub fn push(&mut self, place: &Place) {
+    pub fn push(&mut self, place: &SourceLocation) {
         if self.files.last().is_none_or(|last| *last != place.path) {
             self.files.push(place.path.clone());
         }
@@ -113,10 +113,10 @@ impl Places {
     }
 
     /// Returns the place of a row.
-    pub fn get(&self, row: usize) -> Option<Place> {
+    pub fn get(&self, row: usize) -> Option<SourceLocation> {
         let [file, line, element] = *self.rows.get(row)?;
         let path = self.files.get(file as usize)?.clone();
-        Some(Place { path, line: line as usize, element: NonZeroU32::new(element) })
+        Some(SourceLocation { path, line: line as usize, element: NonZeroU32::new(element) })
     }
 
     /// Returns the number of rows.
@@ -136,13 +136,13 @@ pub struct Dataset {
     /// The rows kept, in their order.
     pub examples: Vec<Example>,
     /// Location of every row in the files, dropped rows included.
-    pub places: Places,
+    pub places: RowLocations,
     /// The rows dropped and truncated.
-    pub notes: Vec<Note>,
+    pub notes: Vec<OverflowNote>,
     /// Tokens of every sequence before any limit, dropped rows included.
     pub lengths: Vec<u32>,
     /// Remarks that concern many rows, dropped rows included.
-    pub remarks: Remarks,
+    pub remarks: DataRemarks,
 }
 
 impl Dataset {
@@ -151,7 +151,7 @@ impl Dataset {
     /// # Errors
     /// [`Error::Line`] for a row that the template or the tokenizer cannot hold, that has nothing to score, or that is too long
     /// under [`Overflow::Error`]; [`Error::Flag`] where nothing is left, or for a template that the tokenizer lacks.
-    pub fn build(rows: &[Row], tokenizer: &Tokenizer, template: &Template, limits: Limits) -> Result<Self> {
+    pub fn build(rows: &[Row], tokenizer: &Tokenizer, template: &Template, limits: LengthLimits) -> Result<Self> {
         Self::build_with(rows, tokenizer, template, limits, BadRows::Error)
     }
 
@@ -163,7 +163,7 @@ impl Dataset {
         rows: &[Row],
         tokenizer: &Tokenizer,
         template: &Template,
-        limits: Limits,
+        limits: LengthLimits,
         bad_rows: BadRows,
     ) -> Result<Self> {
         let mut builder = DatasetBuilder::new(tokenizer, template, limits, bad_rows)?;
@@ -173,8 +173,8 @@ impl Dataset {
 
     /// Refuses more bad rows than may be skipped.
     fn check_skipped(&self, bad_rows: BadRows) -> Result<()> {
-        let (BadRows::Skip(limit), n) = (bad_rows, self.count(Fate::Skipped)) else { return Ok(()) };
-        let first = self.notes.iter().find(|note| note.fate == Fate::Skipped);
+        let (BadRows::Skip(limit), n) = (bad_rows, self.count(OverflowAction::Skipped)) else { return Ok(()) };
+        let first = self.notes.iter().find(|note| note.fate == OverflowAction::Skipped);
         let Some(first) = first.filter(|_| n > limit.most(self.n_rows())) else { return Ok(()) };
         let (place, n_rows) = (self.place(first.row), self.n_rows());
         let reason = format!("{n} of {n_rows} rows are bad, more than {limit}; the first is {place}: {}", first.reason);
@@ -184,12 +184,17 @@ impl Dataset {
     /// Refuses rows of which every one was skipped: no length is in their way.
     fn check_readable(&self) -> Result<()> {
         match self.notes.first() {
-            Some(first) if self.count(Fate::Skipped) == self.n_rows() => {
+            Some(first) if self.count(OverflowAction::Skipped) == self.n_rows() => {
                 let reason = format!("every row is bad; the first: {}: {}", self.place(first.row), first.reason);
                 Err(Error::flag("max-bad-rows", reason))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Returns the tokens of the longest sequence.
+    pub fn longest(&self) -> usize {
+        self.examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1)
     }
 
     /// Rows read.
@@ -198,17 +203,17 @@ impl Dataset {
     }
 
     /// Rows of this fate.
-    pub fn count(&self, fate: Fate) -> usize {
+    pub fn count(&self, fate: OverflowAction) -> usize {
         self.notes.iter().filter(|note| note.fate == fate).count()
     }
 
     /// "24 rows: 20 kept (3 of them truncated), 4 dropped", and how many bad rows were skipped, if any.
     pub fn summary(&self) -> String {
-        let truncated = match self.count(Fate::Truncated) {
+        let truncated = match self.count(OverflowAction::Truncated) {
             0 => String::new(),
             n => format!(" ({n} of them truncated)"),
         };
-        let skipped = match self.count(Fate::Skipped) {
+        let skipped = match self.count(OverflowAction::Skipped) {
             0 => String::new(),
             1 => ", 1 bad row skipped".into(),
             n => format!(", {n} bad rows skipped"),
@@ -217,7 +222,7 @@ impl Dataset {
             "{} rows: {} kept{truncated}, {} dropped{skipped}",
             self.n_rows(),
             self.examples.len(),
-            self.count(Fate::Dropped)
+            self.count(OverflowAction::Dropped)
         )
     }
 

@@ -4,17 +4,17 @@ use std::cell::{Cell, RefCell};
 
 use serde_json::{Map, Value};
 
-use super::chat::RESERVED;
-use super::conversation::{Conversation, Instruction, Message, Response, TemplateInputs, Text};
+use super::chat_template::RESERVED;
+use super::conversation::{Conversation, Instruction, Message, PromptResponse, ResponseText, TemplateInputs};
 use super::field_map::FieldMap;
 use super::form_names::FORMS;
 use super::json_kind::kind;
 use super::sharegpt;
 
-type Reason = String;
+type FieldError = String;
 
 /// A row's object, read through the field map. Null counts as absent.
-pub(super) struct Fields<'a> {
+pub(super) struct RowFields<'a> {
     pub object: &'a Map<String, Value>,
     pub map: &'a FieldMap,
     /// Columns that were read.
@@ -23,7 +23,7 @@ pub(super) struct Fields<'a> {
     prompt: Cell<Option<&'a str>>,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> RowFields<'a> {
     pub fn new(object: &'a Map<String, Value>, map: &'a FieldMap) -> Self {
         Self { object, map, read: RefCell::default(), prompt: Cell::default() }
     }
@@ -78,7 +78,7 @@ impl<'a> Fields<'a> {
         (!value.is_null()).then_some((column.as_str(), value))
     }
 
-    pub fn need(&self, field: &str) -> Result<&'a Value, Reason> {
+    pub fn need(&self, field: &str) -> Result<&'a Value, FieldError> {
         self.get(field).ok_or_else(|| {
             let column = self.map.column(field).and_then(|column| self.object.get(column));
             let how = if column.is_some() { "is null or an empty cell" } else { "is missing" };
@@ -91,7 +91,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    pub fn text(&self, field: &str) -> Result<String, Reason> {
+    pub fn text(&self, field: &str) -> Result<String, FieldError> {
         match self.need(field)? {
             Value::String(text) => Ok(text.clone()),
             other => Err(format!("field `{}`: expected text, found {}", self.map.name(field), kind(other))),
@@ -99,7 +99,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Text or messages.
-    pub fn instruction(&self, field: &str) -> Result<Instruction, Reason> {
+    pub fn instruction(&self, field: &str) -> Result<Instruction, FieldError> {
         let name = self.map.name(field);
         match self.need(field)? {
             Value::String(text) => Ok(Instruction::Plain(text.clone())),
@@ -116,11 +116,11 @@ impl<'a> Fields<'a> {
     }
 
     /// A prompt and its completion, which is text or messages.
-    pub fn answered(&self, instruction: Instruction, answer: &str) -> Result<Text, Reason> {
+    pub fn answered(&self, instruction: Instruction, answer: &str) -> Result<PromptResponse, FieldError> {
         let name = self.map.name(answer);
         let value = self.need(answer)?;
         if let Value::String(response) = value {
-            return Ok(Text { instruction, response: response.as_str().into() });
+            return Ok(PromptResponse { instruction, response: response.as_str().into() });
         }
         let mut said = messages(value, name)?;
         let is_answer = |said: &[Message]| said.first().is_some_and(Message::is_assistant);
@@ -129,7 +129,7 @@ impl<'a> Fields<'a> {
             Instruction::Plain(text)
                 if said.iter().rev().nth(1).is_some_and(|m| m.role() == "user" && m.text() == text) =>
             {
-                Text::last_turn(std::mem::take(&mut said), name)
+                PromptResponse::last_turn(std::mem::take(&mut said), name)
             }
             // The same of a prompt of messages.
             Instruction::Chat(before) if said.len() > before.messages.len() && said.starts_with(&before.messages) => {
@@ -153,7 +153,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The row's `tools` and `chat_template_kwargs`, for its chat template.
-    pub fn inputs(&self) -> Result<TemplateInputs, Reason> {
+    pub fn inputs(&self) -> Result<TemplateInputs, FieldError> {
         let (tools_name, kwargs_name) = (self.map.name("tools"), self.map.name("chat_template_kwargs"));
         let tools = match self.get("tools") {
             None => None,
@@ -165,7 +165,7 @@ impl<'a> Fields<'a> {
             Some(Value::String(text)) => match serde_json::from_str(text) {
                 Ok(Value::Null) => None,
                 Ok(Value::Array(list)) => Some(list).filter(|list| !list.is_empty()).map(Value::Array),
-                _ => return Err(format!("field `{tools_name}`: is text, and no JSON list")),
+                _ => return Err(format!("field `{tools_name}`: is text, not a JSON list")),
             },
             Some(other) => return Err(format!("field `{tools_name}`: expected a list, found {}", kind(other))),
         };
@@ -184,10 +184,10 @@ impl<'a> Fields<'a> {
 }
 
 /// A prompt and the messages behind it.
-pub(super) fn completion(prompt: Conversation, said: Vec<Message>, name: &str) -> Result<Text, Reason> {
+pub(super) fn completion(prompt: Conversation, said: Vec<Message>, name: &str) -> Result<PromptResponse, FieldError> {
     match said.last() {
         Some(last) if last.is_assistant() && !prompt.messages.is_empty() => {
-            Ok(Text { instruction: Instruction::Chat(prompt), response: Response::Completion(said) })
+            Ok(PromptResponse { instruction: Instruction::Chat(prompt), response: ResponseText::Completion(said) })
         }
         Some(last) if last.is_assistant() => Err(format!("field `{name}`: no message stands before the response")),
         last => Err(format!(
@@ -198,7 +198,7 @@ pub(super) fn completion(prompt: Conversation, said: Vec<Message>, name: &str) -
 }
 
 /// A list of {role, content} with all their keys; content may be a list of text parts.
-pub(super) fn messages(value: &Value, name: &str) -> Result<Vec<Message>, Reason> {
+pub(super) fn messages(value: &Value, name: &str) -> Result<Vec<Message>, FieldError> {
     let normalised = sharegpt::normalised(value, name)?;
     let Value::Array(items) = normalised.as_ref() else {
         return Err(format!("field `{name}`: expected text or a list of messages, found {}", kind(value)));

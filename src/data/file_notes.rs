@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::conversation::Instruction;
-use super::fields::Fields;
+use super::fields::RowFields;
 
 /// Bytes of a note; names that don't fit it are counted.
 const MAX_NOTE: usize = 900;
@@ -27,7 +27,7 @@ pub(super) struct FileNotes {
 
 impl FileNotes {
     /// Counts a row that was read.
-    pub fn count(&mut self, fields: &Fields, instruction: Option<&Instruction>) {
+    pub fn count(&mut self, fields: &RowFields, instruction: Option<&Instruction>) {
         self.n_verbatim += usize::from(matches!(instruction, Some(Instruction::Verbatim(_))));
         if let Some(name) = fields.prompt() {
             match self.prompts.iter_mut().find(|(known, _)| known == name) {
@@ -47,7 +47,7 @@ impl FileNotes {
     }
 
     /// Counts the label of a row that is imitated.
-    pub fn count_label(&mut self, fields: &Fields) {
+    pub fn count_label(&mut self, fields: &RowFields) {
         match fields.map.column("label").and_then(|column| fields.object.get_key_value(column)) {
             Some((column, Value::Null)) => self.null_labels = (self.null_labels.0 + 1, column.clone()),
             Some(_) => self.n_labels += 1,

@@ -2,16 +2,16 @@
 
 use serde_json::Value;
 
-use super::conversation::{Instruction, Message, Text};
+use super::conversation::{Instruction, Message, PromptResponse};
 use super::fields::synonyms::{hint, no_form, refused_form};
-use super::fields::{Fields, messages};
+use super::fields::{RowFields, messages};
 use super::json_kind::kind;
-use super::row::Content;
+use super::row::RowContent;
 use pairs::{is_conversation, pair_prompt, preference};
 
 mod pairs;
 
-type Reason = String;
+type FormError = String;
 
 /// Fields of a prompt, beside `completion` or two responses.
 const PROMPTS: [&str; 3] = ["prompt", "instruction", "question"];
@@ -30,7 +30,7 @@ const SYSTEMS: [&str; 2] = ["system", "system_prompt"];
 ///
 /// # Errors
 /// The reason, which names the field.
-pub(super) fn content(fields: &Fields) -> Result<Content, Reason> {
+pub(super) fn content(fields: &RowFields) -> Result<RowContent, FormError> {
     let mut content = form(fields)?;
     for text in content.texts_mut() {
         let instruction = std::mem::replace(&mut text.instruction, Instruction::Plain(String::new()));
@@ -44,18 +44,21 @@ pub(super) fn content(fields: &Fields) -> Result<Content, Reason> {
     }
 }
 
-fn form(fields: &Fields) -> Result<Content, Reason> {
+fn form(fields: &RowFields) -> Result<RowContent, FormError> {
     if fields.any(&["i_chosen", "r_chosen", "i_reject", "r_reject"]) {
         let side = |i: &str, r: &str| {
-            Ok::<_, Reason>(Text { instruction: Instruction::Plain(fields.text(i)?), response: fields.text(r)?.into() })
+            Ok::<_, FormError>(PromptResponse {
+                instruction: Instruction::Plain(fields.text(i)?),
+                response: fields.text(r)?.into(),
+            })
         };
         let (chosen, rejected) = (side("i_chosen", "r_chosen")?, side("i_reject", "r_reject")?);
-        return Ok(Content::Preference { chosen, rejected });
+        return Ok(RowContent::Preference { chosen, rejected });
     }
     if fields.any(&["prompt_chosen", "prompt_rejected"]) {
         let side = |prompt: &str, answer: &str| fields.answered(fields.instruction(prompt)?, answer);
         let (chosen, rejected) = (side("prompt_chosen", "chosen")?, side("prompt_rejected", "rejected")?);
-        return Ok(Content::Preference { chosen, rejected });
+        return Ok(RowContent::Preference { chosen, rejected });
     }
     if fields.any(&["chosen", "rejected"]) {
         return preference(fields);
@@ -63,12 +66,12 @@ fn form(fields: &Fields) -> Result<Content, Reason> {
     let has_pair = fields.first(prompts(fields)).is_some() && fields.any(&RESPONSES);
     if let Some(field) = fields.first(&CONVERSATIONS).filter(|field| *field == "messages" || !has_pair) {
         let name = fields.map.name(field);
-        return Text::every_turn(messages(fields.need(field)?, name)?, name).map(Content::Single);
+        return PromptResponse::every_turn(messages(fields.need(field)?, name)?, name).map(RowContent::Single);
     }
     match (fields.first(prompts(fields)), fields.first(&RESPONSES)) {
         (None, None) if fields.has("text") => {
             let (instruction, response) = (Instruction::Verbatim(String::new()), fields.text("text")?.into());
-            Ok(Content::Single(Text { instruction, response }))
+            Ok(RowContent::Single(PromptResponse { instruction, response }))
         }
         (None, None) => Err(refused_form(fields).unwrap_or_else(|| no_form(fields))),
         (prompt, answer) => {
@@ -80,20 +83,20 @@ fn form(fields: &Fields) -> Result<Content, Reason> {
             let text = fields.answered(asked(fields, prompt)?, answer)?;
             // A history's answers are turns of the conversation, like those of `messages`.
             match fields.peek("history").and_then(Value::as_array).is_some_and(|turns| !turns.is_empty()) {
-                true => Text::every_turn(text.conversation().0.messages, answer).map(Content::Single),
-                false => Ok(Content::Single(text)),
+                true => PromptResponse::every_turn(text.conversation().0.messages, answer).map(RowContent::Single),
+                false => Ok(RowContent::Single(text)),
             }
         }
     }
 }
 
 /// Fields of a prompt in the order in which this row's are sought: TRL's names go together, and Alpaca's.
-fn prompts(fields: &Fields) -> &'static [&'static str] {
+fn prompts(fields: &RowFields) -> &'static [&'static str] {
     if fields.any(&["completion", "chosen", "rejected"]) { &PROMPTS } else { &INSTRUCTIONS }
 }
 
 /// Reads a prompt with what stands behind it and before it: `input` or `context` as LLaMA-Factory joins them, and `history`.
-fn asked(fields: &Fields, prompt: &str) -> Result<Instruction, Reason> {
+fn asked(fields: &RowFields, prompt: &str) -> Result<Instruction, FormError> {
     let mut instruction = fields.instruction(prompt)?;
     let behind: Vec<&'static str> = INPUTS.into_iter().filter(|field| *field != prompt).collect();
     if let Some((field, more)) = one_text(fields, &behind)? {
@@ -128,7 +131,7 @@ const FRAMES: [&str; 5] = ["system", "system_prompt", "history", "tools", "chat_
 ///
 /// # Errors
 /// The reason, for whatever belongs to the question and is no part of one text.
-pub(super) fn judged_instruction(fields: &Fields) -> Result<String, Reason> {
+pub(super) fn judged_instruction(fields: &RowFields) -> Result<String, FormError> {
     let instruction = framed(fields, asked(fields, "instruction")?)?;
     refuse_beside(fields, &FRAMES, "a judge sees one text, field `instruction`: put it there")?;
     instruction.plain()
@@ -138,7 +141,7 @@ pub(super) fn judged_instruction(fields: &Fields) -> Result<String, Reason> {
 ///
 /// # Errors
 /// The reason.
-pub(super) fn refuse_beside_pair(fields: &Fields) -> Result<(), Reason> {
+pub(super) fn refuse_beside_pair(fields: &RowFields) -> Result<(), FormError> {
     let why = "a joint pair has two instructions, and it may belong to either: put it into `instruction_0` and `instruction_1`";
     refuse_beside(fields, &INPUTS, why)?;
     refuse_beside(fields, &FRAMES, why)?;
@@ -165,7 +168,7 @@ fn says_something(value: &Value) -> bool {
     }
 }
 
-fn refuse_beside(fields: &Fields, names: &[&str], why: &str) -> Result<(), Reason> {
+fn refuse_beside(fields: &RowFields, names: &[&str], why: &str) -> Result<(), FormError> {
     match names.iter().find(|name| fields.peek(name).is_some_and(says_something)) {
         Some(name) => Err(format!("field `{}`: {why}, or {}", fields.map.name(name), left_out(name))),
         None => Ok(()),
@@ -173,13 +176,13 @@ fn refuse_beside(fields: &Fields, names: &[&str], why: &str) -> Result<(), Reaso
 }
 
 /// Gives the columns of the texts that stand behind a row's prompt.
-pub(super) fn input_columns<'a>(fields: &Fields<'a>) -> impl Iterator<Item = &'a str> {
+pub(super) fn input_columns<'a>(fields: &RowFields<'a>) -> impl Iterator<Item = &'a str> {
     let holds_text = |name: &&str| fields.peek(name).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
     INPUTS.into_iter().filter(holds_text).filter_map(|name| fields.map.column(name))
 }
 
 /// Reads `history`: a list of [user's text, assistant's text].
-fn history(fields: &Fields) -> Result<Vec<Message>, Reason> {
+fn history(fields: &RowFields) -> Result<Vec<Message>, FormError> {
     let Some(turns) = fields.get("history") else { return Ok(Vec::new()) };
     let wrong = |found: &Value| {
         let (name, found) = (fields.map.name("history"), kind(found));
@@ -198,7 +201,7 @@ fn history(fields: &Fields) -> Result<Vec<Message>, Reason> {
 }
 
 /// Puts a row's system message before the others, and takes in what its chat template is given.
-fn framed(fields: &Fields, instruction: Instruction) -> Result<Instruction, Reason> {
+fn framed(fields: &RowFields, instruction: Instruction) -> Result<Instruction, FormError> {
     if let Instruction::Verbatim(_) = instruction {
         return Ok(instruction);
     }
@@ -224,7 +227,7 @@ fn framed(fields: &Fields, instruction: Instruction) -> Result<Instruction, Reas
 }
 
 /// Reads a text that may stand in one of some fields; an empty one is none.
-fn one_text<'a>(fields: &Fields<'a>, names: &[&'static str]) -> Result<Option<(&'static str, &'a str)>, Reason> {
+fn one_text<'a>(fields: &RowFields<'a>, names: &[&'static str]) -> Result<Option<(&'static str, &'a str)>, FormError> {
     let mut found = None;
     for name in names {
         let text = match fields.get(name) {
@@ -262,7 +265,7 @@ fn left_out(field: &str) -> String {
 ///
 /// # Errors
 /// The reason, for anything else.
-pub(super) fn label(fields: &Fields) -> Result<Option<bool>, Reason> {
+pub(super) fn label(fields: &RowFields) -> Result<Option<bool>, FormError> {
     let Some(value) = fields.get("label") else { return Ok(None) };
     let known = match value {
         Value::Bool(label) => Some(*label),
@@ -295,7 +298,7 @@ pub(super) fn label(fields: &Fields) -> Result<Option<bool>, Reason> {
 ///
 /// # Errors
 /// The reason, which names the field.
-pub(super) fn prompt(fields: &Fields) -> Result<(Instruction, Option<String>), Reason> {
+pub(super) fn prompt(fields: &RowFields) -> Result<(Instruction, Option<String>), FormError> {
     let (instruction, response) = prompt_form(fields)?;
     let gold = match fields.get("gold_response") {
         None => response,
@@ -308,8 +311,8 @@ pub(super) fn prompt(fields: &Fields) -> Result<(Instruction, Option<String>), R
     Ok((framed(fields, instruction)?, gold))
 }
 
-fn prompt_form(fields: &Fields) -> Result<(Instruction, Option<String>), Reason> {
-    let of_text = |text: Text| {
+fn prompt_form(fields: &RowFields) -> Result<(Instruction, Option<String>), FormError> {
+    let of_text = |text: PromptResponse| {
         let response = text.response.messages().last().map(Message::text);
         (text.instruction, response)
     };
@@ -335,16 +338,16 @@ fn prompt_form(fields: &Fields) -> Result<(Instruction, Option<String>), Reason>
     }
     if fields.any(&["chosen", "rejected"]) {
         return match preference(fields)? {
-            Content::Preference { chosen, .. } => Ok(of_text(chosen)),
-            Content::Single(text) | Content::Labelled(text, _) => Ok(of_text(text)),
-            Content::Unreadable(reason) => Err(reason),
+            RowContent::Preference { chosen, .. } => Ok(of_text(chosen)),
+            RowContent::Single(text) | RowContent::Labelled(text, _) => Ok(of_text(text)),
+            RowContent::Unreadable(reason) => Err(reason),
         };
     }
     if let Some(field) = fields.first(&CONVERSATIONS) {
         let name = fields.map.name(field);
         let messages = messages(fields.need(field)?, name)?;
         return match messages.last().is_some_and(Message::is_assistant) {
-            true => Text::last_turn(messages, name).map(of_text),
+            true => PromptResponse::last_turn(messages, name).map(of_text),
             false => Ok((Instruction::Chat(messages.into()), None)),
         };
     }

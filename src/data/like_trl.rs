@@ -3,10 +3,10 @@
 use std::fmt;
 
 use super::batch::Sequence;
-use super::conversation::{Response, Text};
+use super::conversation::{PromptResponse, ResponseText};
 use super::dataset::{Dataset, side_name};
-use super::rows::{Content, Row};
-use super::template::Template;
+use super::prompt_template::Template;
+use super::rows::{Row, RowContent};
 use super::tokens::Tokenizer;
 
 /// Differences that are shown.
@@ -34,12 +34,12 @@ pub struct TrlComparison {
 ///
 /// # Errors
 /// The reason: the chat template fails, or there is none.
-pub fn trl_sequences(content: &Content, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Sequence>, String> {
+pub fn trl_sequences(content: &RowContent, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Sequence>, String> {
     let texts = content.texts();
     let mut sequences = Vec::with_capacity(texts.len());
     for text in &texts {
         let mut sequence = tokenizer.encode(text, &Template::Trl)?;
-        if !matches!(text.response, Response::Turns(_)) {
+        if !matches!(text.response, ResponseText::Turns(_)) {
             sequence.response_start = parted(text, &sequence, tokenizer)?;
         }
         sequences.push(sequence);
@@ -55,7 +55,7 @@ pub fn trl_sequences(content: &Content, tokenizer: &Tokenizer, max_length: usize
 }
 
 /// Counts the tokens that a text shares with its prompt alone: behind them begins TRL's completion.
-fn parted(text: &Text, sequence: &Sequence, tokenizer: &Tokenizer) -> Result<usize, String> {
+fn parted(text: &PromptResponse, sequence: &Sequence, tokenizer: &Tokenizer) -> Result<usize, String> {
     let prompt = tokenizer.encode_prompt(&text.instruction, &Template::Trl)?;
     Ok(prompt.iter().zip(&sequence.ids).take_while(|(asked, whole)| asked == whole).count())
 }

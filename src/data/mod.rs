@@ -1,9 +1,9 @@
 //! Rows, templates, tokenising and masks, packing, sampling order.
 //!
-//! file → [`source`] → [`rows`] → ([`template`], [`chat`], [`tokens`]) → [`dataset`] (kept by `token_store`) → ([`order`], [`pack`]) → [`batch`].
+//! file → [`source`] → [`rows`] → ([`prompt_template`], [`chat_template`], [`tokens`]) → [`dataset`] (kept by `token_store`) → ([`order`], [`pack`]) → [`batch`].
 pub mod bad_rows;
 pub mod batch;
-pub mod chat;
+pub mod chat_template;
 pub mod check;
 pub mod comparisons;
 pub mod conversation;
@@ -20,9 +20,10 @@ pub mod named_templates;
 mod objects;
 pub mod order;
 pub mod pack;
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 mod parquet;
 mod parsed_row;
+pub mod prompt_template;
 pub mod prompts;
 pub mod remarks;
 pub mod rendered;
@@ -33,7 +34,7 @@ pub mod source;
 pub mod source_location;
 pub(crate) mod special_tokens;
 mod table;
-pub mod template;
+pub mod template_notes;
 mod text_start;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod token_store;

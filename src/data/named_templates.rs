@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::chat::ChatTemplate;
+use super::chat_template::ChatTemplate;
 use super::json_kind::kind;
 use crate::error::{Error, Result};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
@@ -53,7 +53,7 @@ pub struct NamedTemplates {
 }
 
 /// Special tokens that templates may print: (`bos_token`, its text) and so on.
-pub type SpecialTokens = [(String, String)];
+pub type TemplateTokens = [(String, String)];
 
 impl NamedTemplates {
     /// Compiles the templates of a folder: `chat_template.jinja` and `additional_chat_templates/NAME.jinja`, else a processor's file, else those
@@ -61,7 +61,7 @@ impl NamedTemplates {
     ///
     /// # Errors
     /// [`Error::File`]; [`Error::Field`] for a `chat_template` of another form.
-    pub fn compile(side: &SideFiles, config: &Map<String, Value>, special: &SpecialTokens) -> Result<Self> {
+    pub fn compile(side: &SideFiles, config: &Map<String, Value>, special: &TemplateTokens) -> Result<Self> {
         // Each name with its file and its text.
         let mut found: Vec<(String, PathBuf, String)> = Vec::new();
         if let Some(text) = side.text(CHAT_TEMPLATE)? {
@@ -90,7 +90,7 @@ impl NamedTemplates {
     ///
     /// # Errors
     /// [`Error::Flag`]: it is neither, or cannot be compiled.
-    pub fn choose(&mut self, value: &str, special: &SpecialTokens) -> Result<()> {
+    pub fn choose(&mut self, value: &str, special: &TemplateTokens) -> Result<()> {
         let refused = |reason: String| Err(Error::flag("chat-template", reason));
         if let Some(at) = self.all.iter().position(|template| template.name == value) {
             if let Err(reason) = &self.all[at].compiled {
@@ -189,7 +189,7 @@ impl NamedTemplates {
     }
 }
 
-fn compiled(source: &str, special: &SpecialTokens, path: &Path) -> std::result::Result<SourceTemplate, String> {
+fn compiled(source: &str, special: &TemplateTokens, path: &Path) -> std::result::Result<SourceTemplate, String> {
     match ChatTemplate::new(source, special.to_vec()) {
         Ok(template) => {
             let template = template.of_file(path);

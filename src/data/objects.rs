@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 use super::field_map::is_field;
 use super::file_ending::is_named;
 use super::json_kind::kind;
-use super::parsed_row::{MAX_ROW_BYTES, Parsed, Taken, too_long};
-use super::source_location::Place;
+use super::parsed_row::{MAX_ROW_BYTES, ParsedRow, TakenField, too_long};
+use super::source_location::SourceLocation;
 use super::table;
 use crate::error::{Error, Result};
 
@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 pub(super) fn for_each_object(
     path: &Path,
     mut text: impl BufRead,
-    mut take: impl FnMut(Place, Parsed) -> Taken,
+    mut take: impl FnMut(SourceLocation, ParsedRow) -> TakenField,
 ) -> Result<Vec<String>> {
     let failed = |e: std::io::Error| Error::file(path, e);
     let first = text.fill_buf().map_err(failed)?;
@@ -35,7 +35,7 @@ pub(super) fn for_each_object(
     if first.starts_with(b"\xef\xbb\xbf") {
         text.consume(3);
     }
-    let mut rows = Rows { path: path.into(), line: 1, found: false };
+    let mut rows = ObjectRows { path: path.into(), line: 1, found: false };
     let mut notes = Vec::new();
     // A tab at the beginning may stand behind an empty cell.
     if let Some(found) = table::separator(path, text.fill_buf().map_err(failed)?) {
@@ -102,7 +102,7 @@ fn skip_blanks(text: &mut impl BufRead, line: &mut usize) -> std::io::Result<Opt
 }
 
 /// State of the reading of a file's rows.
-struct Rows {
+struct ObjectRows {
     path: Arc<Path>,
     /// Number of the row that is read next, from 1.
     line: usize,
@@ -110,16 +110,20 @@ struct Rows {
     found: bool,
 }
 
-impl Rows {
-    fn place(&self) -> Place {
-        Place { path: self.path.clone(), line: self.line, element: None }
+impl ObjectRows {
+    fn place(&self) -> SourceLocation {
+        SourceLocation { path: self.path.clone(), line: self.line, element: None }
     }
 
     fn failed(&self, e: std::io::Error) -> Error {
         Error::file(&self.path, e)
     }
 
-    fn of_lines(&mut self, text: &mut impl BufRead, take: &mut impl FnMut(Place, Parsed) -> Taken) -> Result<()> {
+    fn of_lines(
+        &mut self,
+        text: &mut impl BufRead,
+        take: &mut impl FnMut(SourceLocation, ParsedRow) -> TakenField,
+    ) -> Result<()> {
         let mut buffer = Vec::new();
         loop {
             buffer.clear();
@@ -148,7 +152,7 @@ impl Rows {
     fn of_lines_or_document(
         &mut self,
         text: &mut impl BufRead,
-        take: &mut impl FnMut(Place, Parsed) -> Taken,
+        take: &mut impl FnMut(SourceLocation, ParsedRow) -> TakenField,
     ) -> Result<Option<String>> {
         let mut head = Vec::new();
         text.by_ref().take(MAX_ROW_BYTES + 1).read_until(b'\n', &mut head).map_err(|e| self.failed(e))?;
@@ -180,9 +184,9 @@ impl Rows {
     fn of_document(
         &mut self,
         text: &mut impl BufRead,
-        take: &mut impl FnMut(Place, Parsed) -> Taken,
-    ) -> Result<Option<Document>> {
-        let mut document = Document::default();
+        take: &mut impl FnMut(SourceLocation, ParsedRow) -> TakenField,
+    ) -> Result<Option<JsonDocument>> {
+        let mut document = JsonDocument::default();
         text.consume(1);
         loop {
             match skip_blanks(text, &mut self.line).map_err(|e| self.failed(e))? {
@@ -239,7 +243,7 @@ impl Rows {
     }
 
     /// Tells of a document that is no JSON, where its list was found; one without a list may be a line.
-    fn broken(&self, document: Document) -> Result<Option<Document>> {
+    fn broken(&self, document: JsonDocument) -> Result<Option<JsonDocument>> {
         match document.lists.first() {
             None => Ok(None),
             Some(list) => {
@@ -253,12 +257,16 @@ impl Rows {
     }
 
     /// Reads the elements of a list behind its bracket, up to its end; each one's line is where it begins.
-    fn of_list(&mut self, text: &mut impl BufRead, take: &mut impl FnMut(Place, Parsed) -> Taken) -> Taken {
+    fn of_list(
+        &mut self,
+        text: &mut impl BufRead,
+        take: &mut impl FnMut(SourceLocation, ParsedRow) -> TakenField,
+    ) -> TakenField {
         for number in 1.. {
             let begin = skip_blanks(text, &mut self.line).map_err(|e| self.failed(e))?;
             let mut end = b']';
             if number > 1 || begin != Some(b']') {
-                let place = Place { element: NonZeroU32::new(number), ..self.place() };
+                let place = SourceLocation { element: NonZeroU32::new(number), ..self.place() };
                 let (element, behind) = self.element(text, &place, b",]")?;
                 self.found = true;
                 if take(place, parse(element.trim_ascii()))?.is_break() {
@@ -283,7 +291,7 @@ impl Rows {
     }
 
     /// Reads up to the byte that ends an element, one of `ends`; gives both, and leaves the latter unread. Errors are of `start`.
-    fn element(&mut self, text: &mut impl BufRead, start: &Place, ends: &[u8]) -> Result<(Vec<u8>, u8)> {
+    fn element(&mut self, text: &mut impl BufRead, start: &SourceLocation, ends: &[u8]) -> Result<(Vec<u8>, u8)> {
         let (mut element, mut depth) = (Vec::new(), 0_usize);
         let (mut in_string, mut is_escaped) = (false, false);
         loop {
@@ -322,14 +330,14 @@ impl Rows {
 
 /// Names of what an object holds beside its list of rows.
 #[derive(Debug, Default)]
-struct Document {
+struct JsonDocument {
     /// Names of its lists of objects.
     lists: Vec<String>,
     /// Names of its other values.
     others: Vec<String>,
 }
 
-impl Document {
+impl JsonDocument {
     fn note(&self, path: &Path) -> Option<String> {
         let note = format!(
             "{}: the rows are the list {}; not read beside it: {}",
@@ -364,7 +372,7 @@ fn holds_list(object: &Map<String, Value>) -> bool {
 }
 
 /// Parses one row.
-fn parse(bytes: &[u8]) -> Parsed {
+fn parse(bytes: &[u8]) -> ParsedRow {
     let text = std::str::from_utf8(bytes).map_err(|e| format!("not UTF-8 from byte {}", e.valid_up_to() + 1))?;
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(object),
@@ -388,10 +396,10 @@ fn malformed(text: &str, error: &serde_json::Error) -> String {
     let here = &here[column.saturating_sub(1).min(here.len())..];
     let here = here.strip_prefix(b"-").unwrap_or(here);
     if let Some(word) = ["NaN", "Infinity"].into_iter().find(|word| here.starts_with(word.as_bytes())) {
-        return format!("malformed JSON: {word} is no JSON number (null says that there is none), {at}");
+        return format!("malformed JSON: {word} is not a JSON number (null says that there is none), {at}");
     }
     if message.contains("surrogate") || message.contains("unexpected end of hex escape") {
-        return format!("malformed JSON: half of a surrogate pair (\\ud800 to \\udfff) is no character, {at}");
+        return format!("malformed JSON: half of a surrogate pair (\\ud800 to \\udfff) is not a character, {at}");
     }
     format!("malformed JSON: {message}, {at}")
 }

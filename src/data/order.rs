@@ -14,7 +14,7 @@ pub fn epoch_order(n: usize, seed: u64, epoch: u64, shuffle: bool) -> Vec<usize>
 
 /// Position of a run in its data. Together with (n, seed, shuffle) it determines all rows that follow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Position {
+pub struct SamplerState {
     /// Epochs finished.
     pub epoch: u64,
     /// Rows of this epoch already taken.
@@ -23,16 +23,16 @@ pub struct Position {
 
 /// Deals rows, epoch after epoch.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct EpochSampler {
     seed: u64,
     shuffle: bool,
-    position: Position,
+    position: SamplerState,
     rows: Vec<usize>,
 }
 
-impl Order {
-    /// Starts from a position: [`Position::default`] is the start of a run. A position beyond an epoch's end starts the next one.
-    pub fn new(n: usize, seed: u64, shuffle: bool, position: Position) -> Self {
+impl EpochSampler {
+    /// Starts from a position: [`SamplerState::default`] is the start of a run. A position beyond an epoch's end starts the next one.
+    pub fn new(n: usize, seed: u64, shuffle: bool, position: SamplerState) -> Self {
         let mut order = Self { seed, shuffle, position, rows: epoch_order(n, seed, position.epoch, shuffle) };
         order.turn();
         order
@@ -46,14 +46,14 @@ impl Order {
         taken
     }
 
-    /// The rows that [`Order::take`] will give.
+    /// The rows that [`EpochSampler::take`] will give.
     pub fn next_rows(&self, count: usize) -> &[usize] {
         &self.rows[self.position.taken..(self.position.taken + count).min(self.rows.len())]
     }
 
     fn turn(&mut self) {
         if self.position.taken >= self.rows.len() {
-            self.position = Position { epoch: self.position.epoch + 1, taken: 0 };
+            self.position = SamplerState { epoch: self.position.epoch + 1, taken: 0 };
             self.rows = epoch_order(self.rows.len(), self.seed, self.position.epoch, self.shuffle);
         }
     }
@@ -69,7 +69,7 @@ impl Order {
     }
 
     /// Returns the position, to be saved with a checkpoint.
-    pub fn position(&self) -> Position {
+    pub fn position(&self) -> SamplerState {
         self.position
     }
 
@@ -106,12 +106,12 @@ mod tests {
     #[test]
     fn resumes_anywhere() {
         for stop in 0..20 {
-            let mut whole = Order::new(7, 3, true, Position::default());
+            let mut whole = EpochSampler::new(7, 3, true, SamplerState::default());
             let all: Vec<Vec<usize>> = (0..20).map(|_| whole.take(3)).collect();
-            let mut first = Order::new(7, 3, true, Position::default());
+            let mut first = EpochSampler::new(7, 3, true, SamplerState::default());
             (0..stop).for_each(|_| drop(first.take(3)));
             let saved = serde_json::to_string(&first.position()).unwrap();
-            let mut second = Order::new(7, 3, true, serde_json::from_str(&saved).unwrap());
+            let mut second = EpochSampler::new(7, 3, true, serde_json::from_str(&saved).unwrap());
             let rest: Vec<Vec<usize>> = (stop..20).map(|_| second.take(3)).collect();
             assert_eq!(rest, all[stop..]);
         }
@@ -119,12 +119,12 @@ mod tests {
 
     #[test]
     fn no_batch_crosses_an_epoch() {
-        let mut order = Order::new(5, 0, false, Position::default());
+        let mut order = EpochSampler::new(5, 0, false, SamplerState::default());
         assert_eq!(
             [order.take(2), order.take(2), order.take(2), order.take(2)],
             [vec![0, 1], vec![2, 3], vec![4], vec![0, 1]]
         );
         assert!((order.epochs() - 1.4).abs() < 1e-12);
-        assert!(Order::new(0, 0, true, Position::default()).take(3).is_empty());
+        assert!(EpochSampler::new(0, 0, true, SamplerState::default()).take(3).is_empty());
     }
 }

@@ -6,12 +6,12 @@
 use std::ops::Range;
 
 use super::batch::{Example, Sequence};
-use crate::kernels::packed_batch::{Batch, ScoredRow, Span};
+use crate::kernels::packed_batch::{PackedBatch, ScoredRow, SequenceSpan};
 
 /// A prefix of one token saves nothing worth a third segment.
 const MIN_PREFIX: usize = 2;
 
-impl Batch {
+impl PackedBatch {
     /// Packs whole examples, in order.
     pub fn pack(examples: &[&Example], share_prefix: bool) -> Self {
         let mut batch = Self::default();
@@ -36,7 +36,7 @@ impl Batch {
 
     /// The sequences inside, rebuilt from the scored rows: `pack`'s inverse, for sequences of two tokens or more.
     pub fn unpack(&self) -> Vec<Vec<u32>> {
-        let ids = |span: &Span| {
+        let ids = |span: &SequenceSpan| {
             let rows: Vec<ScoredRow> = self.rows_in_order(span).into_iter().map(|row| self.rows[row]).collect();
             let first = rows.first().map(|row| self.ids[row.hidden as usize]);
             first.into_iter().chain(rows.iter().map(|row| row.target)).collect()
@@ -49,7 +49,7 @@ impl Batch {
         self.push_segment(&sequence.ids, 0, [start, start]);
         let own = self.push_rows(&sequence.ids, start, None);
         let response = self.responses_last(&own, |row| sequence.is_response(row + 1));
-        self.spans.push(Span { prefix: own.start..own.start, own, response });
+        self.spans.push(SequenceSpan { prefix: own.start..own.start, own, response });
     }
 
     fn push_shared(&mut self, pair: &Example, shared: usize) {
@@ -63,7 +63,7 @@ impl Batch {
             self.push_segment(rest, shared as u32, [start, last + 1]);
             let own = self.push_rows(rest, at, Some(last));
             let response = self.responses_last(&own, |row| sequence.is_response(shared + row));
-            self.spans.push(Span { prefix: prefix.clone(), own, response });
+            self.spans.push(SequenceSpan { prefix: prefix.clone(), own, response });
         }
     }
 

@@ -9,8 +9,8 @@ use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
 use super::json_kind::NOT_UTF8;
-use super::parsed_row::{Parsed, Taken};
-use super::source_location::Place;
+use super::parsed_row::{ParsedRow, TakenField};
+use super::source_location::SourceLocation;
 use super::untrusted::without_panic;
 use crate::error::{Error, Result, one_line};
 
@@ -18,12 +18,16 @@ use crate::error::{Error, Result, one_line};
 ///
 /// # Errors
 /// [`Error::File`] for a file that is malformed or holds no rows, [`Error::Line`] for a row that cannot be decoded; what `take` returns.
-pub(super) fn for_each_object(path: &Path, file: File, mut take: impl FnMut(Place, Parsed) -> Taken) -> Result<()> {
+pub(super) fn for_each_object(
+    path: &Path,
+    file: File,
+    mut take: impl FnMut(SourceLocation, ParsedRow) -> TakenField,
+) -> Result<()> {
     let shared: Arc<Path> = path.into();
     let reader = reason(|| SerializedFileReader::new(file)).map_err(|reason| Error::file(path, reason))?;
     let mut rows = reason(|| reader.get_row_iter(None)).map_err(|reason| Error::file(path, reason))?;
     for line in 1.. {
-        let place = Place::new(shared.clone(), line);
+        let place = SourceLocation::new(shared.clone(), line);
         match reason(|| rows.next().transpose()).map_err(|reason| place.error(reason))? {
             Some(row) if take(place.clone(), Ok(object(&row)))?.is_break() => break,
             Some(_) => {}

@@ -2,18 +2,18 @@
 
 use std::path::Path;
 
-use super::fields::Fields;
+use super::fields::RowFields;
 use super::file_notes::FileNotes;
 use super::forms;
-use super::rows::{FieldMap, FileRows, Instruction, Place};
+use super::rows::{FieldMap, FileRows, Instruction, SourceLocation};
 use super::source::for_each_row;
 use crate::error::Result;
 
 /// An instruction, and the response that it is compared with where the row has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
+pub struct PromptRow {
     /// File and line.
-    pub place: Place,
+    pub place: SourceLocation,
     /// I.
     pub instruction: Instruction,
     /// `gold_response`, else the row's (chosen) response.
@@ -24,7 +24,7 @@ pub struct Prompt {
 ///
 /// # Errors
 /// Fails like [`super::rows::read_rows`].
-pub fn read_prompts(path: impl AsRef<Path>, map: &FieldMap) -> Result<Vec<Prompt>> {
+pub fn read_prompts(path: impl AsRef<Path>, map: &FieldMap) -> Result<Vec<PromptRow>> {
     Ok(read_prompt_file(path, map)?.rows)
 }
 
@@ -32,13 +32,13 @@ pub fn read_prompts(path: impl AsRef<Path>, map: &FieldMap) -> Result<Vec<Prompt
 ///
 /// # Errors
 /// Fails like [`super::rows::read_rows`].
-pub fn read_prompt_file(path: impl AsRef<Path>, map: &FieldMap) -> Result<FileRows<Prompt>> {
+pub fn read_prompt_file(path: impl AsRef<Path>, map: &FieldMap) -> Result<FileRows<PromptRow>> {
     let (path, mut rows, mut notes) = (path.as_ref(), Vec::new(), FileNotes::default());
     let mut told = for_each_row(path, |place, object| {
-        let fields = Fields::new(&object, map);
+        let fields = RowFields::new(&object, map);
         let (instruction, gold) = forms::prompt(&fields)?;
         notes.count(&fields, Some(&instruction));
-        rows.push(Prompt { place, instruction, gold });
+        rows.push(PromptRow { place, instruction, gold });
         Ok(())
     })?;
     told.extend(notes.lines(path));

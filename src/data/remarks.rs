@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::chat::REASONING;
-use super::conversation::{Conversation, Message, Response, Text};
-use super::rendered::Rendered;
-use super::template::Template;
+use super::chat_template::REASONING;
+use super::conversation::{Conversation, Message, PromptResponse, ResponseText};
+use super::prompt_template::Template;
+use super::rendered::RenderedText;
 
 /// Remark on a row.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Remark {
+pub enum DataRemark {
     /// The chat template's question for an answer is no prefix of the text with the answer.
     Parted,
     /// The last scored answer does not end in a token that ends a response.
@@ -34,7 +34,7 @@ pub enum Remark {
     Greeting,
 }
 
-impl Remark {
+impl DataRemark {
     /// Tells which template a row took where its form decides.
     pub(super) fn of_template(template: &Template) -> Option<Self> {
         match template {
@@ -88,43 +88,43 @@ impl Remark {
 
 /// Remarks with the number of rows that each holds for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Vec<(Remark, usize)>", into = "Vec<(Remark, usize)>")]
-pub struct Remarks(BTreeMap<Remark, usize>);
+#[serde(from = "Vec<(DataRemark, usize)>", into = "Vec<(DataRemark, usize)>")]
+pub struct DataRemarks(BTreeMap<DataRemark, usize>);
 
-impl From<Vec<(Remark, usize)>> for Remarks {
-    fn from(counted: Vec<(Remark, usize)>) -> Self {
+impl From<Vec<(DataRemark, usize)>> for DataRemarks {
+    fn from(counted: Vec<(DataRemark, usize)>) -> Self {
         Self(counted.into_iter().collect())
     }
 }
 
-impl From<Remarks> for Vec<(Remark, usize)> {
-    fn from(remarks: Remarks) -> Self {
+impl From<DataRemarks> for Vec<(DataRemark, usize)> {
+    fn from(remarks: DataRemarks) -> Self {
         remarks.0.into_iter().collect()
     }
 }
 
-impl Remarks {
+impl DataRemarks {
     /// Counts a row's.
-    pub fn add_row(&mut self, found: BTreeSet<Remark>) {
+    pub fn add_row(&mut self, found: BTreeSet<DataRemark>) {
         found.into_iter().for_each(|remark| *self.0.entry(remark).or_default() += 1);
     }
 
     /// A line for each kind. Which template the rows took is told where they took two.
     pub fn lines(&self) -> Vec<String> {
-        let is_of_text = |remark: &Remark| matches!(remark, Remark::TextTakes(_));
-        let is_mixed = self.0.contains_key(&Remark::TakesChat) && self.0.keys().any(is_of_text);
+        let is_of_text = |remark: &DataRemark| matches!(remark, DataRemark::TextTakes(_));
+        let is_mixed = self.0.contains_key(&DataRemark::TakesChat) && self.0.keys().any(is_of_text);
         let told =
-            self.0.iter().filter(|(remark, _)| is_mixed || !(**remark == Remark::TakesChat || is_of_text(remark)));
+            self.0.iter().filter(|(remark, _)| is_mixed || !(**remark == DataRemark::TakesChat || is_of_text(remark)));
         told.map(|(remark, &n)| remark.line(n)).collect()
     }
 }
 
 /// Adds what becomes of a text's keys. `source`: the chat template's, where there is one.
-pub(super) fn note_keys(text: &Text, source: Option<&str>, into: &mut BTreeSet<Remark>) {
+pub(super) fn note_keys(text: &PromptResponse, source: Option<&str>, into: &mut BTreeSet<DataRemark>) {
     let (Conversation { messages, inputs }, _) = text.conversation();
     let of_messages = messages.iter().flat_map(Message::more_keys);
     let Some(source) = source else {
-        into.extend(of_messages.map(|key| Remark::LeftOut(key.into())));
+        into.extend(of_messages.map(|key| DataRemark::LeftOut(key.into())));
         return;
     };
     // Transformers gives a template all of these keys where one is there.
@@ -133,30 +133,30 @@ pub(super) fn note_keys(text: &Text, source: Option<&str>, into: &mut BTreeSet<R
         false => !source.contains(*key),
     };
     let given = inputs.tools.iter().map(|_| "tools").chain(inputs.kwargs.keys().map(String::as_str));
-    into.extend(of_messages.chain(given).filter(is_lost).map(|key| Remark::NotMentioned(key.into())));
+    into.extend(of_messages.chain(given).filter(is_lost).map(|key| DataRemark::NotMentioned(key.into())));
 }
 
 /// Adds what is to be said of a rendered text.
-pub(super) fn note_rendering(text: &Text, rendered: &Rendered, into: &mut BTreeSet<Remark>) {
+pub(super) fn note_rendering(text: &PromptResponse, rendered: &RenderedText, into: &mut BTreeSet<DataRemark>) {
     if !rendered.cut.is_empty() {
-        into.insert(Remark::Parted);
+        into.insert(DataRemark::Parted);
     }
     let (Conversation { messages, .. }, _) = text.conversation();
     let in_parts = messages.iter().any(Message::is_in_parts);
     if in_parts && ["{'type':", "{'text':"].iter().any(|printed| rendered.text.contains(printed)) {
-        into.insert(Remark::PartsPrinted);
+        into.insert(DataRemark::PartsPrinted);
     }
     note_lost_texts(&messages, rendered, into);
     let n_answers = messages.iter().filter(|message| message.is_assistant()).count();
-    let is_every_turn = matches!(text.response, Response::Turns(_));
+    let is_every_turn = matches!(text.response, ResponseText::Turns(_));
     if is_every_turn && messages[0].is_assistant() && rendered.scored.len() < n_answers {
-        into.insert(Remark::Greeting);
+        into.insert(DataRemark::Greeting);
     }
 }
 
 /// Adds the roles and keys whose text is not in the rendered text. An answer's thoughts are looked for apart, because many templates show the last
 /// ones alone.
-fn note_lost_texts(messages: &[Message], rendered: &Rendered, into: &mut BTreeSet<Remark>) {
+fn note_lost_texts(messages: &[Message], rendered: &RenderedText, into: &mut BTreeSet<DataRemark>) {
     const END_OF_THOUGHTS: &str = "</think>";
     let is_lost = |text: &str| !rendered.text.contains(text.trim());
     for message in messages {
@@ -166,15 +166,15 @@ fn note_lost_texts(messages: &[Message], rendered: &Rendered, into: &mut BTreeSe
             None => ("", text.as_str()),
         };
         if is_lost(said) {
-            into.insert(Remark::NotShown(message.role().into()));
+            into.insert(DataRemark::NotShown(message.role().into()));
         }
         if is_lost(thoughts) {
-            into.insert(Remark::NotShown("<think>".into()));
+            into.insert(DataRemark::NotShown("<think>".into()));
         }
         for key in REASONING {
-            let is_mentioned = !into.contains(&Remark::NotMentioned(key.into()));
+            let is_mentioned = !into.contains(&DataRemark::NotMentioned(key.into()));
             if is_mentioned && message.key_text(key).is_some_and(is_lost) {
-                into.insert(Remark::NotShown(key.into()));
+                into.insert(DataRemark::NotShown(key.into()));
             }
         }
     }

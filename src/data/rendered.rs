@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// A text to tokenise, and what of it is scored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rendered {
+pub struct RenderedText {
     /// template(I) + R, and what the chat template puts behind.
     pub text: String,
     /// Bytes of the response, or of each of its answers, rising; the last one ends where the text does, unless tags say otherwise.

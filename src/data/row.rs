@@ -1,27 +1,28 @@
 //! A row: its texts, its label, and where it was read.
 
-use super::conversation::Text;
-use super::source_location::Place;
+use super::conversation::PromptResponse;
+use super::source_location::SourceLocation;
+use crate::objective::PreferenceLoss;
 
 /// Contents of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
+pub enum RowContent {
     /// Two sides; their instructions may differ.
     Preference {
         /// Preferred.
-        chosen: Text,
+        chosen: PromptResponse,
         /// The other one.
-        rejected: Text,
+        rejected: PromptResponse,
     },
     /// One text to imitate.
-    Single(Text),
+    Single(PromptResponse),
     /// One text, desirable or not.
-    Labelled(Text, bool),
+    Labelled(PromptResponse, bool),
     /// Nothing that can be read, and why: a bad row that [`super::bad_rows::BadRows::Skip`] keeps in its place.
     Unreadable(String),
 }
 
-impl Content {
+impl RowContent {
     /// A text's label; none of other rows.
     pub fn label(&self) -> Option<bool> {
         match self {
@@ -38,7 +39,7 @@ impl Content {
     }
 
     /// Returns the texts: chosen and rejected, or one; none of a bad row.
-    pub fn texts(&self) -> Vec<&Text> {
+    pub fn texts(&self) -> Vec<&PromptResponse> {
         match self {
             Self::Preference { chosen, rejected } => vec![chosen, rejected],
             Self::Single(text) | Self::Labelled(text, _) => vec![text],
@@ -46,7 +47,7 @@ impl Content {
         }
     }
 
-    pub(super) fn texts_mut(&mut self) -> Vec<&mut Text> {
+    pub(super) fn texts_mut(&mut self) -> Vec<&mut PromptResponse> {
         match self {
             Self::Preference { chosen, rejected } => vec![chosen, rejected],
             Self::Single(text) | Self::Labelled(text, _) => vec![text],
@@ -59,14 +60,14 @@ impl Content {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// File and line.
-    pub place: Place,
+    pub place: SourceLocation,
     /// Contents of the row.
-    pub content: Content,
+    pub content: RowContent,
 }
 
 /// Purpose that the rows serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub enum DatasetType {
     /// Every row must hold a preference.
     Preference,
     /// Every row must hold a preference, or a text with a label.
@@ -75,4 +76,15 @@ pub enum Purpose {
     Sft,
     /// Any row, unchanged.
     Any,
+}
+
+impl DatasetType {
+    /// Returns what rows must hold for a loss; `None`: supervised fine-tuning.
+    pub fn for_loss(preference: Option<&PreferenceLoss>) -> Self {
+        match preference {
+            None => Self::Sft,
+            Some(p) if p.needs_pairs() => Self::Preference,
+            Some(_) => Self::Judgement,
+        }
+    }
 }

@@ -7,18 +7,18 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::bad_rows::BadRows;
-pub use super::conversation::{Conversation, Instruction, Message, Response, TemplateInputs, Text};
+pub use super::conversation::{Conversation, Instruction, Message, PromptResponse, ResponseText, TemplateInputs};
 pub use super::field_map::FieldMap;
-use super::fields::Fields;
+use super::fields::RowFields;
 use super::fields::synonyms::hint;
 use super::file_notes::FileNotes;
 pub use super::form_names::FORMS;
 use super::forms::{self, label};
 use super::objects::for_each_object;
-use super::parsed_row::Parsed;
-pub use super::row::{Content, Purpose, Row};
+use super::parsed_row::ParsedRow;
+pub use super::row::{DatasetType, Row, RowContent};
 use super::source::{SourceFiles, for_each_in, for_each_row};
-pub use super::source_location::Place;
+pub use super::source_location::SourceLocation;
 use crate::error::Result;
 
 /// The rows of a file, and what is to be told about it.
@@ -37,19 +37,19 @@ pub struct FileRows<T> {
 /// # Errors
 /// [`crate::error::Error::Line`] for a malformed line, a missing field, a wrong type, an empty response, or a row that does not serve the
 /// purpose; [`crate::error::Error::File`] where the file cannot be read or has no rows.
-pub fn read_rows(path: impl AsRef<Path>, map: &FieldMap, purpose: Purpose) -> Result<Vec<Row>> {
+pub fn read_rows(path: impl AsRef<Path>, map: &FieldMap, purpose: DatasetType) -> Result<Vec<Row>> {
     Ok(read_row_file(path, map, purpose, BadRows::Error)?.rows)
 }
 
 /// Reads the rows like [`read_rows`], with notes on the file. Where bad rows are skipped, each stays in its place as
-/// [`Content::Unreadable`]. Their limit is not checked here, because the other files of a data set may count too.
+/// [`RowContent::Unreadable`]. Their limit is not checked here, because the other files of a data set may count too.
 ///
 /// # Errors
 /// Fails like [`read_rows`].
 pub fn read_row_file(
     path: impl AsRef<Path>,
     map: &FieldMap,
-    purpose: Purpose,
+    purpose: DatasetType,
     bad_rows: BadRows,
 ) -> Result<FileRows<Row>> {
     let mut rows = Vec::new();
@@ -70,7 +70,7 @@ pub fn for_each_row_of(
     path: &Path,
     files: SourceFiles,
     map: &FieldMap,
-    purpose: Purpose,
+    purpose: DatasetType,
     bad_rows: BadRows,
     mut take: impl FnMut(Row) -> Result<ControlFlow<()>>,
 ) -> Result<Vec<String>> {
@@ -84,7 +84,7 @@ pub fn for_each_row_of(
 ///
 /// # Errors
 /// Fails like [`read_rows`].
-pub fn parse_rows(path: &Path, text: impl BufRead, map: &FieldMap, purpose: Purpose) -> Result<Vec<Row>> {
+pub fn parse_rows(path: &Path, text: impl BufRead, map: &FieldMap, purpose: DatasetType) -> Result<Vec<Row>> {
     let (mut rows, mut reader) = (Vec::new(), RowReader::new(map, purpose, BadRows::Error));
     for_each_object(path, text, |place, parsed| {
         rows.push(reader.read(place, parsed)?);
@@ -96,21 +96,21 @@ pub fn parse_rows(path: &Path, text: impl BufRead, map: &FieldMap, purpose: Purp
 /// Settings of a reading of rows, and what was met in them.
 struct RowReader<'a> {
     map: &'a FieldMap,
-    purpose: Purpose,
+    purpose: DatasetType,
     bad_rows: BadRows,
     notes: FileNotes,
 }
 
 impl<'a> RowReader<'a> {
-    fn new(map: &'a FieldMap, purpose: Purpose, bad_rows: BadRows) -> Self {
+    fn new(map: &'a FieldMap, purpose: DatasetType, bad_rows: BadRows) -> Self {
         Self { map, purpose, bad_rows, notes: FileNotes::default() }
     }
 
-    fn read(&mut self, place: Place, parsed: Parsed) -> Result<Row> {
+    fn read(&mut self, place: SourceLocation, parsed: ParsedRow) -> Result<Row> {
         let read = parsed.and_then(|object| {
-            let fields = Fields::new(&object, self.map);
+            let fields = RowFields::new(&object, self.map);
             let content = content_for(&fields, self.purpose)?;
-            if self.purpose == Purpose::Sft {
+            if self.purpose == DatasetType::Sft {
                 self.notes.count_label(&fields);
             }
             self.notes.count(&fields, content.texts().first().map(|text| &text.instruction));
@@ -118,7 +118,7 @@ impl<'a> RowReader<'a> {
         });
         let content = match (read, self.bad_rows) {
             (Ok(content), _) => content,
-            (Err(reason), BadRows::Skip(_)) => Content::Unreadable(reason),
+            (Err(reason), BadRows::Skip(_)) => RowContent::Unreadable(reason),
             (Err(reason), BadRows::Error) => return Err(place.error(reason)),
         };
         Ok(Row { place, content })
@@ -126,36 +126,36 @@ impl<'a> RowReader<'a> {
 }
 
 /// Returns the contents of a row, converted for the purpose.
-fn content_for(fields: &Fields, purpose: Purpose) -> std::result::Result<Content, String> {
+fn content_for(fields: &RowFields, purpose: DatasetType) -> std::result::Result<RowContent, String> {
     let name = fields.map.name("label");
     let text = match (forms::content(fields)?, purpose) {
-        (Content::Preference { chosen, .. }, Purpose::Sft) => return Ok(Content::Single(chosen)),
-        (Content::Single(text), _) => text,
+        (RowContent::Preference { chosen, .. }, DatasetType::Sft) => return Ok(RowContent::Single(chosen)),
+        (RowContent::Single(text), _) => text,
         (content, _) => return Ok(content),
     };
     let is_whole = matches!(text.instruction, Instruction::Verbatim(_));
     match (label(fields)?, purpose) {
-        (Some(false), Purpose::Sft) => {
+        (Some(false), DatasetType::Sft) => {
             Err(format!("the label says that the text is not one to imitate (`{name}`: false)"))
         }
-        (_, Purpose::Sft) | (None, Purpose::Any) => Ok(Content::Single(text)),
-        (Some(_), Purpose::Judgement | Purpose::Any) if is_whole => Err(format!(
+        (_, DatasetType::Sft) | (None, DatasetType::Any) => Ok(RowContent::Single(text)),
+        (Some(_), DatasetType::Judgement | DatasetType::Any) if is_whole => Err(format!(
             "a whole text (`{}`) has no prompt, so it cannot have a label (`{name}`; --map label= leaves it out)",
             fields.map.name("text")
         )),
-        (Some(label), Purpose::Judgement | Purpose::Any) => {
+        (Some(label), DatasetType::Judgement | DatasetType::Any) => {
             let mut text = text;
             // The label is of the last answer.
             text.turns_to_last();
-            Ok(Content::Labelled(text, label))
+            Ok(RowContent::Labelled(text, label))
         }
-        (None, Purpose::Judgement) => {
+        (None, DatasetType::Judgement) => {
             Err(format!("field `{name}`: expected true or false, found nothing{}", hint(fields, "label")))
         }
-        (Some(_), Purpose::Preference) => {
+        (Some(_), DatasetType::Preference) => {
             Err("the row holds one text with a label, which --loss kto learns from, not a preference".into())
         }
-        (None, Purpose::Preference) => Err(format!(
+        (None, DatasetType::Preference) => Err(format!(
             "the row holds one text, not a preference ({}); a preference is one of: {}",
             super::fields::names(fields.object),
             &FORMS[..FORMS.find(", {instruction").unwrap_or(FORMS.len())]

@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 
 pub use self::expand::{SourceFile, SourceFiles};
 use super::objects::for_each_object;
-use super::parsed_row::{Parsed, Taken};
-use super::source_location::Place;
+use super::parsed_row::{ParsedRow, TakenField};
+use super::source_location::SourceLocation;
 use crate::error::{Error, Result};
 use crate::files::is_pipe;
 
@@ -31,7 +31,7 @@ const ZSTANDARD: &[u8] = b"\x28\xb5\x2f\xfd";
 /// [`Error::Line`] of a row, [`Error::File`] where a file cannot be read or has no rows.
 pub(super) fn for_each_row(
     path: &Path,
-    mut take: impl FnMut(Place, Map<String, Value>) -> Result<(), String>,
+    mut take: impl FnMut(SourceLocation, Map<String, Value>) -> Result<(), String>,
 ) -> Result<Vec<String>> {
     for_each_parsed(path, |place, parsed| {
         let taken = parsed.and_then(|object| take(place.clone(), object));
@@ -44,14 +44,17 @@ pub(super) fn for_each_row(
 ///
 /// # Errors
 /// [`Error::File`] where a file cannot be read or has no rows, [`Error::Line`] of a row that ends the reading; what `take` returns.
-pub(super) fn for_each_parsed(path: &Path, take: impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
+pub(super) fn for_each_parsed(
+    path: &Path,
+    take: impl FnMut(SourceLocation, ParsedRow) -> TakenField,
+) -> Result<Vec<String>> {
     for_each_in(SourceFiles::find(path)?, take)
 }
 
 /// Like [`for_each_parsed`], of files that were found.
 pub(super) fn for_each_in(
     SourceFiles { files, mut notes }: SourceFiles,
-    mut take: impl FnMut(Place, Parsed) -> Taken,
+    mut take: impl FnMut(SourceLocation, ParsedRow) -> TakenField,
 ) -> Result<Vec<String>> {
     let mut has_ended = false;
     for file in &files {
@@ -68,7 +71,10 @@ pub(super) fn for_each_in(
     Ok(notes)
 }
 
-fn for_each_of(source: &SourceFile, take: &mut impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
+fn for_each_of(
+    source: &SourceFile,
+    take: &mut impl FnMut(SourceLocation, ParsedRow) -> TakenField,
+) -> Result<Vec<String>> {
     let path = &source.name;
     let (file, length) = source.open()?;
     let is_pipe = length.is_none();
@@ -121,21 +127,33 @@ fn standard_input() -> Result<(File, Option<u64>), String> {
     Err("cannot be read here".into())
 }
 
-#[cfg(feature = "cli")]
-fn parquet(path: &Path, file: Option<File>, take: impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
+#[cfg(feature = "native")]
+fn parquet(
+    path: &Path,
+    file: Option<File>,
+    take: impl FnMut(SourceLocation, ParsedRow) -> TakenField,
+) -> Result<Vec<String>> {
     // Its table of contents stands at its end.
     let file = file.ok_or_else(|| Error::file(path, "Parquet cannot be read from a pipe: give the file"))?;
     super::parquet::for_each_object(path, file, take).map(|()| Vec::new())
 }
 
-#[cfg(not(feature = "cli"))]
-fn parquet(path: &Path, _file: Option<File>, _take: impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
+#[cfg(not(feature = "native"))]
+fn parquet(
+    path: &Path,
+    _file: Option<File>,
+    _take: impl FnMut(SourceLocation, ParsedRow) -> TakenField,
+) -> Result<Vec<String>> {
     Err(Error::file(path, "Parquet is read by the command line's build alone"))
 }
 
 /// Reads compressed JSON text as it is unpacked, so that no more than a row is in memory.
-#[cfg(feature = "cli")]
-fn unpacked(path: &Path, mut packed: impl BufRead, take: impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
+#[cfg(feature = "native")]
+fn unpacked(
+    path: &Path,
+    mut packed: impl BufRead,
+    take: impl FnMut(SourceLocation, ParsedRow) -> TakenField,
+) -> Result<Vec<String>> {
     let is_gzip = packed.fill_buf().map_err(|e| Error::file(path, e))?.starts_with(GZIP);
     let (form, inner): (_, Box<dyn Read + '_>) = if is_gzip {
         ("gzip", Box::new(flate2::bufread::MultiGzDecoder::new(packed)))
@@ -143,27 +161,31 @@ fn unpacked(path: &Path, mut packed: impl BufRead, take: impl FnMut(Place, Parse
         let frames = zstd::stream::read::Decoder::with_buffer(packed).map_err(|e| Error::file(path, e))?;
         ("Zstandard", Box::new(frames))
     };
-    let mut text = BufReader::new(Unpacked { inner, form });
+    let mut text = BufReader::new(UnpackedFile { inner, form });
     if text.fill_buf().map_err(|e| Error::file(path, e))?.starts_with(PARQUET) {
         return Err(Error::file(path, format!("is Parquet inside of a {form} archive: unpack it")));
     }
     for_each_object(path, text, take)
 }
 
-#[cfg(not(feature = "cli"))]
-fn unpacked(path: &Path, _packed: impl BufRead, _take: impl FnMut(Place, Parsed) -> Taken) -> Result<Vec<String>> {
+#[cfg(not(feature = "native"))]
+fn unpacked(
+    path: &Path,
+    _packed: impl BufRead,
+    _take: impl FnMut(SourceLocation, ParsedRow) -> TakenField,
+) -> Result<Vec<String>> {
     Err(Error::file(path, "compressed files are read by the command line's build alone"))
 }
 
 /// An archive's content; its errors name the archive's form.
-#[cfg(feature = "cli")]
-struct Unpacked<R> {
+#[cfg(feature = "native")]
+struct UnpackedFile<R> {
     inner: R,
     form: &'static str,
 }
 
-#[cfg(feature = "cli")]
-impl<R: Read> Read for Unpacked<R> {
+#[cfg(feature = "native")]
+impl<R: Read> Read for UnpackedFile<R> {
     fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
         let form = self.form;
         let told = |e: std::io::Error| match e.kind() {

@@ -9,7 +9,7 @@ use crate::error::Error;
 
 /// Location of a row in the files.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct SourceLocation {
     /// The file.
     pub path: Arc<Path>,
     /// Line in the file, from 1; the row's number in a Parquet file.
@@ -18,7 +18,7 @@ pub struct Place {
     pub element: Option<NonZeroU32>,
 }
 
-impl Place {
+impl SourceLocation {
     /// The place of a row that is told by its line.
     pub fn new(path: impl Into<Arc<Path>>, line: usize) -> Self {
         Self { path: path.into(), line, element: None }
@@ -33,7 +33,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SourceLocation {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{}:{}", self.path.display(), self.line)?;
         self.element.map_or(Ok(()), |number| write!(f, " (row {number})"))

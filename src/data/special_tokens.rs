@@ -294,7 +294,7 @@ impl<'a> TokenSources<'a> {
             let bad = |reason: String| Error::field(&path, "added_tokens_decoder", reason);
             let decoder = decoder.as_object().ok_or_else(|| bad("expected an object".into()))?;
             for (id, token) in decoder {
-                let id = id.parse().map_err(|_| bad(format!("`{}` is no id", id.escape_debug())))?;
+                let id = id.parse().map_err(|_| bad(format!("`{}` is not an id", id.escape_debug())))?;
                 listed.push((id, added_token(token).ok_or_else(|| bad(format!("token {id} has no `content`")))?));
             }
         } else {

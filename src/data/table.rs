@@ -7,19 +7,19 @@ use serde_json::{Map, Value};
 
 use super::file_ending::is_named;
 use super::json_kind::NOT_UTF8;
-use super::parsed_row::{MAX_ROW_BYTES, Parsed, Taken, too_long};
-use super::source_location::Place;
+use super::parsed_row::{MAX_ROW_BYTES, ParsedRow, TakenField, too_long};
+use super::source_location::SourceLocation;
 use crate::error::{Error, Result};
 
 /// Separator of a table's cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Separator {
+pub(super) struct FieldSeparator {
     pub by: u8,
     /// Tells whether the file's name does not say so.
     is_guessed: bool,
 }
 
-impl Separator {
+impl FieldSeparator {
     /// Tells of a separator that the file's name does not.
     pub fn note(self, path: &Path) -> Option<String> {
         let by = match self.by {
@@ -33,7 +33,7 @@ impl Separator {
 }
 
 /// Finds what parts a table's cells, from the file's name and the first bytes. `None` of what is JSON, or no table.
-pub(super) fn separator(path: &Path, first: &[u8]) -> Option<Separator> {
+pub(super) fn separator(path: &Path, first: &[u8]) -> Option<FieldSeparator> {
     let first = &first[first.iter().take_while(|byte| is_blank(byte)).count()..];
     let line = first.split(|byte| *byte == b'\n').next().unwrap_or_default();
     if matches!(line.trim_ascii_start(), [] | [b'{' | b'[', ..]) {
@@ -48,9 +48,9 @@ pub(super) fn separator(path: &Path, first: &[u8]) -> Option<Separator> {
         is_named(path, &[".csv"]).then(|| if parts(&b',') { b',' } else { found.unwrap_or(b',') })
     };
     match named {
-        Some(by) => Some(Separator { by, is_guessed: is_named(path, &[".csv"]) && by != b',' }),
+        Some(by) => Some(FieldSeparator { by, is_guessed: is_named(path, &[".csv"]) && by != b',' }),
         None if is_named(path, &[".json", ".jsonl", ".ndjson"]) => None,
-        None => found.map(|by| Separator { by, is_guessed: true }),
+        None => found.map(|by| FieldSeparator { by, is_guessed: true }),
     }
 }
 
@@ -61,10 +61,10 @@ pub(super) fn separator(path: &Path, first: &[u8]) -> Option<Separator> {
 pub(super) fn for_each_record(
     text: &mut impl BufRead,
     by: u8,
-    start: &Place,
-    take: &mut impl FnMut(Place, Parsed) -> Taken,
+    start: &SourceLocation,
+    take: &mut impl FnMut(SourceLocation, ParsedRow) -> TakenField,
 ) -> Result<bool> {
-    let mut records = Records { by, place: start.clone(), record: Vec::new() };
+    let mut records = CsvRecords { by, place: start.clone(), record: Vec::new() };
     let Some((place, _)) = records.next(text)? else { return Ok(false) };
     let columns = header(&fields(&records.record, by)).map_err(|reason| place.error(reason))?;
     let mut found = false;
@@ -100,7 +100,7 @@ fn header(cells: &[Vec<u8>]) -> std::result::Result<Vec<String>, String> {
 }
 
 /// Makes an object of a record's cells.
-fn row(columns: &[String], cells: &[Vec<u8>]) -> Parsed {
+fn row(columns: &[String], cells: &[Vec<u8>]) -> ParsedRow {
     if cells.len() != columns.len() {
         let (n, many) = (cells.len(), if cells.len() == 1 { "cell" } else { "cells" });
         return Err(format!("the row has {n} {many}, the header {} columns", columns.len()));
@@ -151,7 +151,7 @@ fn is_blank(byte: &u8) -> bool {
 
 /// Place of a record's bytes, as it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Within {
+enum QuoteState {
     Start,
     Plain,
     Quotes,
@@ -160,17 +160,17 @@ enum Within {
 }
 
 /// The records of a table, each with the line where it begins.
-struct Records {
+struct CsvRecords {
     by: u8,
-    place: Place,
+    place: SourceLocation,
     record: Vec<u8>,
 }
 
-impl Records {
+impl CsvRecords {
     /// Reads the next record into `record`, without its end. Gives its place, and a fault of its quotes.
-    fn next(&mut self, text: &mut impl BufRead) -> Result<Option<(Place, Option<&'static str>)>> {
+    fn next(&mut self, text: &mut impl BufRead) -> Result<Option<(SourceLocation, Option<&'static str>)>> {
         self.record.clear();
-        let (mut within, mut fault, mut start) = (Within::Start, None, self.place.clone());
+        let (mut within, mut fault, mut start) = (QuoteState::Start, None, self.place.clone());
         loop {
             let mut line = text.by_ref().take(MAX_ROW_BYTES + 1 - self.record.len() as u64);
             let from = self.record.len();
@@ -178,7 +178,7 @@ impl Records {
             if self.record.len() as u64 > MAX_ROW_BYTES {
                 return Err(too_long(&start, "record"));
             }
-            if n == 0 && within == Within::Quotes {
+            if n == 0 && within == QuoteState::Quotes {
                 return Err(start.error("a cell's quotes are never closed"));
             }
             if n == 0 && from == 0 {
@@ -192,20 +192,20 @@ impl Records {
             }
             for &byte in &self.record[from..] {
                 within = match (within, byte) {
-                    (Within::Start, b'"') => Within::Quotes,
-                    (Within::Quotes, b'"') => Within::Closed,
-                    (Within::Closed, b'"') | (Within::Quotes, _) => Within::Quotes,
-                    (_, byte) if byte == self.by => Within::Start,
-                    (Within::Closed, b'\r' | b'\n') => Within::Closed,
-                    (Within::Closed, _) => {
+                    (QuoteState::Start, b'"') => QuoteState::Quotes,
+                    (QuoteState::Quotes, b'"') => QuoteState::Closed,
+                    (QuoteState::Closed, b'"') | (QuoteState::Quotes, _) => QuoteState::Quotes,
+                    (_, byte) if byte == self.by => QuoteState::Start,
+                    (QuoteState::Closed, b'\r' | b'\n') => QuoteState::Closed,
+                    (QuoteState::Closed, _) => {
                         fault =
                             Some("text stands behind the quotes that end a cell: quotes in a cell are written twice");
-                        Within::Plain
+                        QuoteState::Plain
                     }
-                    (Within::Start | Within::Plain, _) => Within::Plain,
+                    (QuoteState::Start | QuoteState::Plain, _) => QuoteState::Plain,
                 };
             }
-            if within != Within::Quotes || n == 0 {
+            if within != QuoteState::Quotes || n == 0 {
                 let end = self.record.strip_suffix(b"\n").map_or(self.record.len(), <[u8]>::len);
                 self.record.truncate(end);
                 let end = self.record.strip_suffix(b"\r").map_or(self.record.len(), <[u8]>::len);
@@ -225,8 +225,8 @@ mod tests {
 
     fn read(text: &str, by: u8) -> Vec<(usize, Result<Value, String>)> {
         let mut rows = Vec::new();
-        let start = Place::new(Path::new("rows.csv"), 1);
-        let mut take = |place: Place, parsed: Parsed| {
+        let start = SourceLocation::new(Path::new("rows.csv"), 1);
+        let mut take = |place: SourceLocation, parsed: ParsedRow| {
             rows.push((place.line, parsed.map(Value::Object)));
             Ok(ControlFlow::Continue(()))
         };
@@ -275,10 +275,12 @@ mod tests {
         for text in ["[{'roles': 3}]", "[1]", "{'role': 'user'}", "role", "[{'value': 3}]"] {
             assert!(!holds_messages(text), "{text}");
         }
-        let open =
-            for_each_record(&mut "a\n1\n\"2\n3".as_bytes(), b',', &Place::new(Path::new("x.csv"), 1), &mut |_, _| {
-                Ok(ControlFlow::Continue(()))
-            });
+        let open = for_each_record(
+            &mut "a\n1\n\"2\n3".as_bytes(),
+            b',',
+            &SourceLocation::new(Path::new("x.csv"), 1),
+            &mut |_, _| Ok(ControlFlow::Continue(())),
+        );
         assert_eq!(open.unwrap_err().to_string(), "x.csv:3: a cell's quotes are never closed");
     }
 

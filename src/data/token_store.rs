@@ -12,10 +12,10 @@ use blake3::Hasher;
 use serde::{Deserialize, Serialize};
 
 use super::batch::{Example, Sequence};
-use super::dataset::{Dataset, Note, Places};
-use super::remarks::Remarks;
+use super::dataset::{Dataset, OverflowNote, RowLocations};
+use super::remarks::DataRemarks;
 use crate::error::{Error, Result};
-use crate::files::write_whole;
+use crate::files::write_atomic;
 
 /// Begins every file; the number is that of the form.
 const MAGIC: [u8; 8] = *b"jwtoken1";
@@ -43,10 +43,10 @@ pub struct TokenisedRows {
 
 /// Contents of a file besides numbers, and how many there are.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Header {
+struct StoreHeader {
     files: Vec<PathBuf>,
-    notes: Vec<Note>,
-    remarks: Remarks,
+    notes: Vec<OverflowNote>,
+    remarks: DataRemarks,
     told: Vec<String>,
     n_rows: usize,
     n_lengths: usize,
@@ -56,7 +56,7 @@ struct Header {
     n_ids: usize,
 }
 
-impl Header {
+impl StoreHeader {
     /// u32s behind the header.
     fn n_words(&self) -> Option<usize> {
         let parts = [
@@ -113,7 +113,7 @@ impl TokenStore {
     pub fn put(&self, key: &str, rows: &TokenisedRows) -> Result<()> {
         let path = self.path(key);
         fs::create_dir_all(&self.dir).map_err(|e| Error::file(&self.dir, e))?;
-        write_whole(&path, |file| write(file, rows).map_err(|e| Error::file(&path, e)))?;
+        write_atomic(&path, |file| write(file, rows).map_err(|e| Error::file(&path, e)))?;
         self.make_room(&path);
         Ok(())
     }
@@ -146,12 +146,12 @@ fn word(n: usize) -> io::Result<u32> {
 }
 
 /// A writer that hashes what passes through it.
-struct Hashed<W> {
+struct HashedContent<W> {
     inner: W,
     hasher: Hasher,
 }
 
-impl<W: Write> Hashed<W> {
+impl<W: Write> HashedContent<W> {
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hasher.update(bytes);
         self.inner.write_all(bytes)
@@ -165,7 +165,7 @@ impl<W: Write> Hashed<W> {
     }
 }
 
-impl<R: Read> Hashed<R> {
+impl<R: Read> HashedContent<R> {
     fn read_bytes(&mut self, bytes: &mut [u8]) -> io::Result<()> {
         self.inner.read_exact(bytes)?;
         self.hasher.update(bytes);
@@ -182,7 +182,7 @@ impl<R: Read> Hashed<R> {
 
 fn write(out: impl Write, TokenisedRows { data, told }: &TokenisedRows) -> io::Result<()> {
     let sequences = || data.examples.iter().flat_map(|example| &example.sequences);
-    let header = Header {
+    let header = StoreHeader {
         files: data.places.files.iter().map(|file| file.to_path_buf()).collect(),
         notes: data.notes.clone(),
         remarks: data.remarks.clone(),
@@ -195,7 +195,7 @@ fn write(out: impl Write, TokenisedRows { data, told }: &TokenisedRows) -> io::R
         n_ids: sequences().map(|sequence| sequence.ids.len()).sum(),
     };
     let header = serde_json::to_vec(&header)?;
-    let mut out = Hashed { inner: out, hasher: Hasher::new() };
+    let mut out = HashedContent { inner: out, hasher: Hasher::new() };
     out.bytes(&MAGIC)?;
     out.bytes(&(header.len() as u64).to_le_bytes())?;
     out.bytes(&header)?;
@@ -219,7 +219,7 @@ fn write(out: impl Write, TokenisedRows { data, told }: &TokenisedRows) -> io::R
 
 fn read(from: impl Read, n_bytes: u64) -> io::Result<TokenisedRows> {
     let wrong = |what: &str| io::Error::new(ErrorKind::InvalidData, what.to_string());
-    let mut from = Hashed { inner: from, hasher: Hasher::new() };
+    let mut from = HashedContent { inner: from, hasher: Hasher::new() };
     let (mut magic, mut length) = ([0; MAGIC.len()], [0; 8]);
     from.read_bytes(&mut magic)?;
     from.read_bytes(&mut length)?;
@@ -229,7 +229,7 @@ fn read(from: impl Read, n_bytes: u64) -> io::Result<TokenisedRows> {
     }
     let mut header = vec![0; n_header as usize];
     from.read_bytes(&mut header)?;
-    let header: Header = serde_json::from_slice(&header)?;
+    let header: StoreHeader = serde_json::from_slice(&header)?;
     let n_hash = blake3::OUT_LEN as u64;
     let before = MAGIC.len() as u64 + 8 + n_header + n_hash;
     let n_words = header.n_words().and_then(|n| (n as u64).checked_mul(4)?.checked_add(before));
@@ -267,7 +267,7 @@ fn read(from: impl Read, n_bytes: u64) -> io::Result<TokenisedRows> {
     if from.hasher.finalize() != blake3::Hash::from_bytes(hash) {
         return Err(wrong("another checksum"));
     }
-    let places = Places {
+    let places = RowLocations {
         files: header.files.iter().map(|file| file.as_path().into()).collect(),
         rows: places.chunks_exact(PLACE_WORDS).map(|words| [words[0], words[1], words[2]]).collect(),
     };
@@ -279,16 +279,18 @@ fn read(from: impl Read, n_bytes: u64) -> io::Result<TokenisedRows> {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::data::dataset::Fate;
-    use crate::data::remarks::Remark;
-    use crate::data::rows::Place;
+    use crate::data::dataset::OverflowAction;
+    use crate::data::remarks::DataRemark;
+    use crate::data::rows::SourceLocation;
 
     fn rows() -> TokenisedRows {
         let mut data = Dataset::default();
-        let place =
-            |line| Place { element: std::num::NonZeroU32::new(line as u32 - 1), ..Place::new(Path::new("a é"), line) };
+        let place = |line| SourceLocation {
+            element: std::num::NonZeroU32::new(line as u32 - 1),
+            ..SourceLocation::new(Path::new("a é"), line)
+        };
         (1..4).for_each(|line| data.places.push(&place(line)));
-        data.places.push(&Place::new(Path::new("b"), 7));
+        data.places.push(&SourceLocation::new(Path::new("b"), 7));
         let between = vec![3..4, 5..6];
         let sequence = |n: u32| Sequence {
             ids: (0..n).map(|i| i * 77_777).collect(),
@@ -302,9 +304,9 @@ mod tests {
             sequences: vec![Sequence::new(vec![u32::MAX], 1)],
             desirable: Some(true),
         });
-        data.notes.push(Note { row: 2, fate: Fate::Dropped, reason: "too \"long\"".into() });
+        data.notes.push(OverflowNote { row: 2, fate: OverflowAction::Dropped, reason: "too \"long\"".into() });
         data.lengths = vec![9, 11, 2, 1];
-        data.remarks.add_row([Remark::SameSides, Remark::LeftOut("name".into())].into());
+        data.remarks.add_row([DataRemark::SameSides, DataRemark::LeftOut("name".into())].into());
         TokenisedRows { data, told: vec!["note: one".into(), "two".into()] }
     }
 

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::batch::Sequence;
-use super::conversation::{Instruction, Text};
+use super::conversation::{Instruction, PromptResponse};
 use super::named_templates::{NamedTemplates, SourceTemplate};
-use super::remarks::{Remark, note_keys, note_rendering};
-use super::rendered::Rendered;
+use super::prompt_template::Template;
+use super::remarks::{DataRemark, note_keys, note_rendering};
+use super::rendered::RenderedText;
 use super::special_tokens::SpecialTokens;
-use super::template::Template;
 use super::text_start::of_post_processor;
 use super::untrusted::{self, without_panic};
 use super::word_bounds;
@@ -262,7 +262,7 @@ impl Tokenizer {
         self.chats.pick(has_tools).map(Some)
     }
 
-    fn render(&self, text: &Text, template: &Template) -> std::result::Result<Rendered, String> {
+    fn render(&self, text: &PromptResponse, template: &Template) -> std::result::Result<RenderedText, String> {
         let template = template.for_instruction(&text.instruction);
         template.render(text, self.chat(&text.instruction, template)?.map(|chat| &chat.template))
     }
@@ -281,7 +281,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// The reason; the caller knows the line.
-    pub fn encode(&self, text: &Text, template: &Template) -> std::result::Result<Sequence, String> {
+    pub fn encode(&self, text: &PromptResponse, template: &Template) -> std::result::Result<Sequence, String> {
         self.encode_behind(text, template, &mut BTreeSet::new(), &mut None)
     }
 
@@ -292,9 +292,9 @@ impl Tokenizer {
     /// Fails like [`Tokenizer::encode`].
     pub(super) fn encode_behind(
         &self,
-        text: &Text,
+        text: &PromptResponse,
         template: &Template,
-        remarks: &mut BTreeSet<Remark>,
+        remarks: &mut BTreeSet<DataRemark>,
         before: &mut Option<TokenisedText>,
     ) -> std::result::Result<Sequence, String> {
         let template = template.for_instruction(&text.instruction);
@@ -332,7 +332,7 @@ impl Tokenizer {
             let n = answers.last().map_or(0, |answer| answer.end);
             let last = tokens[..n].iter().zip(&offsets[..n]).rev().find(|token| !is_blank(token));
             if last.is_none_or(|(id, _)| !self.stops.contains(id)) {
-                remarks.insert(Remark::Open);
+                remarks.insert(DataRemark::Open);
             }
             return Ok(Sequence { ids: tokens.clone(), response_start: start, between });
         }
@@ -372,7 +372,7 @@ impl Tokenizer {
     }
 
     /// Characters of the text that [`Tokenizer::encode`] makes tokens of.
-    pub(super) fn characters(&self, text: &Text, template: &Template) -> std::result::Result<usize, String> {
+    pub(super) fn characters(&self, text: &PromptResponse, template: &Template) -> std::result::Result<usize, String> {
         Ok(self.render(text, template)?.text.chars().count())
     }
 

@@ -6,26 +6,26 @@
 
 use serde_json::Value;
 
-use super::chat::ChatTemplate;
-use super::conversation::{Message, Response, TemplateInputs, Text};
-use super::rendered::Rendered;
+use super::chat_template::ChatTemplate;
+use super::conversation::{Message, PromptResponse, ResponseText, TemplateInputs};
+use super::rendered::RenderedText;
 
 /// Renders a text, and finds its answers.
 ///
 /// # Errors
 /// The reason: the template refuses it, or an answer cannot be told from what stands around it.
-pub(super) fn render_turns(text: &Text, chat: &ChatTemplate) -> Result<Rendered, String> {
+pub(super) fn render_turns(text: &PromptResponse, chat: &ChatTemplate) -> Result<RenderedText, String> {
     let (conversation, first) = text.conversation();
     let messages = &conversation.messages;
     let values: Vec<Value> = messages.iter().map(Message::to_value).collect();
     let render = |n: usize, ask: bool| chat.render(&conversation.inputs.for_template(&values[..n], ask));
     let whole = render(messages.len(), false)?;
-    if matches!(text.response, Response::Turns(_)) && !whole.assistant.is_empty() {
+    if matches!(text.response, ResponseText::Turns(_)) && !whole.assistant.is_empty() {
         let scored = whole.assistant.into_iter().filter(|span| !span.is_empty()).collect();
-        return Ok(Rendered { text: whole.text, scored, cut: Vec::new() });
+        return Ok(RenderedText { text: whole.text, scored, cut: Vec::new() });
     }
     let render = |n: usize, ask: bool| render(n, ask).map(|rendered| rendered.text);
-    let mut found = Rendered { text: whole.text, scored: Vec::new(), cut: Vec::new() };
+    let mut found = RenderedText { text: whole.text, scored: Vec::new(), cut: Vec::new() };
     let mut after = 0;
     for (k, _) in messages.iter().enumerate().skip(first).filter(|(_, message)| message.is_assistant()) {
         let asks = match render(k, true) {

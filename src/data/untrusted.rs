@@ -35,7 +35,7 @@ const MAX_GROWTH: usize = 4096;
 
 /// The parts that can ask for memory that neither the file nor the text has.
 #[derive(serde::Deserialize)]
-struct Parts {
+struct TokenizerParts {
     #[serde(default)]
     normalizer: Value,
     #[serde(default)]
@@ -44,7 +44,7 @@ struct Parts {
 
 /// Checks that the tokenizer is JSON, and that neither loading nor using it allocates without bound.
 pub(super) fn check(tokenizer: &[u8]) -> Result<(), String> {
-    let parts: Parts = serde_json::from_slice(tokenizer).map_err(|e| format!("malformed JSON: {e}"))?;
+    let parts: TokenizerParts = serde_json::from_slice(tokenizer).map_err(|e| format!("malformed JSON: {e}"))?;
     for (name, part) in [("normalizer", &parts.normalizer), ("decoder", &parts.decoder)] {
         let growth = growth(part).map_err(|reason| format!("field `{name}`: {reason}"))?;
         if growth > MAX_GROWTH {

@@ -5,12 +5,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Map, Value, json};
 
-use super::journal::Journal;
+use super::journal::AnswerJournal;
 use super::judge::verdict_reader::NoVerdict;
-use super::judge::{Answer, Choice, Judge, Order, Question, Reply, Usage, Verdict, is_flip};
+use super::judge::{Answer, Choice, Judge, PresentationOrder, Question, Reply, Usage, Verdict, is_flip};
 use super::tasks::rows::PreferenceRow;
 use crate::data::comparisons::Comparison;
 use crate::error::{Error, one_line};
+
+/// File of rows with what the judge made of them.
+pub const ANNOTATED: &str = "annotated.jsonl";
+/// File of rows that were decided.
+pub const PREFERENCES: &str = "preferences.jsonl";
 
 /// Questions that may fail one behind the other before asking ends: the judge, not the rows, is then at fault.
 pub const MOST_FAILURES: usize = 10;
@@ -20,12 +25,12 @@ pub const MOST_UNREAD: usize = 20;
 
 /// A comparison with its answers.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Judged {
+pub struct JudgedComparison {
     /// Answers in the orders (a)(b) and (b)(a); `None` where there is none.
     pub answers: [Option<Answer>; 2],
 }
 
-impl Judged {
+impl JudgedComparison {
     /// Returns the letters chosen in the orders (a)(b) and (b)(a).
     pub fn choices(&self) -> [Option<Choice>; 2] {
         [0, 1].map(|i| self.answers[i].as_ref().and_then(|a| a.choice))
@@ -33,7 +38,7 @@ impl Judged {
 
     /// Returns the verdict from both orders: a tie unless both name the same side.
     pub fn verdict(&self) -> Verdict {
-        Verdict::of(self.choices())
+        Verdict::from_answers(self.choices())
     }
 
     /// Tells whether at least one order has an answer.
@@ -69,19 +74,19 @@ impl Judged {
 }
 
 /// A question without an answer, by row and order, and why.
-pub type Failure = (String, String);
+pub type FailedQuestion = (String, String);
 
 /// Results of a run of questions.
 #[derive(Debug, Default)]
-pub struct Acquired {
+pub struct JudgingResult {
     /// Answers per comparison, in the comparisons' order.
-    pub judged: Vec<Judged>,
+    pub judged: Vec<JudgedComparison>,
     /// Questions answered in this run.
     pub asked: usize,
     /// Answers of earlier runs.
     pub reused: usize,
     /// Questions without an answer because something went wrong.
-    pub failures: Vec<Failure>,
+    pub failures: Vec<FailedQuestion>,
     /// Requests that were repeated, by reason.
     pub repeats: BTreeMap<String, usize>,
     /// Questions that were not asked, because the run was ended.
@@ -94,7 +99,7 @@ pub struct Acquired {
 
 /// Counts of annotated rows by verdict.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Counts {
+pub struct VerdictCounts {
     /// Side 0 is better.
     pub first: usize,
     /// Side 1 is better.
@@ -111,10 +116,10 @@ pub struct Counts {
     pub cut: usize,
 }
 
-impl Acquired {
+impl JudgingResult {
     /// Counts the comparisons by verdict.
-    pub fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
+    pub fn counts(&self) -> VerdictCounts {
+        let mut counts = VerdictCounts::default();
         for judged in &self.judged {
             match judged.verdict() {
                 Verdict::First => counts.first += 1,
@@ -133,7 +138,7 @@ impl Acquired {
 
 /// A reply as it comes.
 #[derive(Debug)]
-pub struct Event<'a> {
+pub struct ReplyEvent<'a> {
     /// Question that was asked.
     pub question: &'a Question<'a>,
     /// Reply to the question.
@@ -153,12 +158,12 @@ pub fn is_same_twice(comparison: &Comparison) -> bool {
 pub fn questions(comparisons: &[Comparison]) -> Vec<Question<'_>> {
     let mut seen = HashSet::new();
     let differing = comparisons.iter().filter(|comparison| !is_same_twice(comparison));
-    let all = differing.flat_map(|comparison| Order::ALL.map(|order| Question { comparison, order }));
+    let all = differing.flat_map(|comparison| PresentationOrder::ALL.map(|order| Question { comparison, order }));
     all.filter(|question| seen.insert(question.key())).collect()
 }
 
 /// Lists the questions that still have no letter, those that failed before at the end, so that no row that always fails keeps others from being asked.
-pub fn pending<'a>(comparisons: &'a [Comparison], journal: &Journal) -> Vec<Question<'a>> {
+pub fn pending<'a>(comparisons: &'a [Comparison], journal: &AnswerJournal) -> Vec<Question<'a>> {
     let is_open =
         |key: &str| journal.answer(key).is_none_or(|answer| answer.choice.is_none()) && !journal.is_settled(key);
     let all = questions(comparisons).into_iter().map(|question| (question.key(), question));
@@ -168,19 +173,19 @@ pub fn pending<'a>(comparisons: &'a [Comparison], journal: &Journal) -> Vec<Ques
 }
 
 /// Asks what has no answer yet. Each answer is on disk before `watch` sees it. `stop` ends the run: what is under way is still kept. What goes
-/// wrong loses no answer either: see [`Acquired::error`].
+/// wrong loses no answer either: see [`JudgingResult::error`].
 pub fn acquire(
     comparisons: &[Comparison],
     judge: &dyn Judge,
-    journal: &mut Journal,
+    journal: &mut AnswerJournal,
     stop: &AtomicBool,
-    watch: &mut dyn FnMut(&Event<'_>),
-) -> Acquired {
+    watch: &mut dyn FnMut(&ReplyEvent<'_>),
+) -> JudgingResult {
     let questions = pending(comparisons, journal);
     let total = questions.len();
-    let mut acquired = Acquired { reused: journal.len(), ..Acquired::default() };
+    let mut acquired = JudgingResult { reused: journal.len(), ..JudgingResult::default() };
     let (mut in_a_row, mut unread, mut done) = (0, 0, 0);
-    let mut failures: BTreeMap<usize, Failure> = BTreeMap::new();
+    let mut failures: BTreeMap<usize, FailedQuestion> = BTreeMap::new();
     let mut answered = vec![false; total];
     if total > 0 && !stop.load(Ordering::Relaxed) {
         let ended = judge.ask(&questions, stop, &mut |i, reply| {
@@ -206,7 +211,7 @@ pub fn acquire(
                 }
                 Reply::Failed(reason) | Reply::Unfit(reason) | Reply::Rejected(reason) => {
                     journal.failed(question, reason)?;
-                    failures.insert(i, (question.told(), reason.clone()));
+                    failures.insert(i, (question.place_and_order(), reason.clone()));
                     done += 1;
                     let is_judges = match reply {
                         Reply::Failed(_) => true,
@@ -215,7 +220,7 @@ pub fn acquire(
                     };
                     in_a_row += usize::from(is_judges);
                     if is_judges && in_a_row == MOST_FAILURES {
-                        let last = format!("{}: {reason}", question.told());
+                        let last = format!("{}: {reason}", question.place_and_order());
                         result = Err(Error::Judge(format!(
                             "{in_a_row} questions in a row have no answer; the last: {last}"
                         )));
@@ -233,7 +238,7 @@ pub fn acquire(
                     (done, answered[i]) = (done - usize::from(answered[i]), false);
                 }
             }
-            watch(&Event { question, reply: &reply, done, total });
+            watch(&ReplyEvent { question, reply: &reply, done, total });
             result
         });
         acquired.error = ended.err();
@@ -250,19 +255,20 @@ fn unreadable(question: &Question<'_>, why: &str) -> Error {
     Error::Judge(format!(
         "{MOST_UNREAD} answers in a row cannot be read; the last: {}: {}. Another --prompt or --answer-format, or a higher limit on an \
          answer's tokens, may help; a server that answers in another form needs another --endpoint",
-        question.told(),
+        question.place_and_order(),
         one_line(why)
     ))
 }
 
 /// The answers that a file has, row by row.
-pub fn judged(comparisons: &[Comparison], journal: &Journal) -> Vec<Judged> {
+pub fn judged(comparisons: &[Comparison], journal: &AnswerJournal) -> Vec<JudgedComparison> {
     let of = |comparison| {
         if is_same_twice(comparison) {
-            return Judged { answers: Order::ALL.map(|_| Some(Choice::Tie.into())) };
+            return JudgedComparison { answers: PresentationOrder::ALL.map(|_| Some(Choice::Tie.into())) };
         }
-        let answers = Order::ALL.map(|order| journal.answer(&Question { comparison, order }.key()).cloned());
-        Judged { answers }
+        let answers =
+            PresentationOrder::ALL.map(|order| journal.answer(&Question { comparison, order }.key()).cloned());
+        JudgedComparison { answers }
     };
     comparisons.iter().map(of).collect()
 }

@@ -7,27 +7,29 @@
 //! prompt are not independent.
 //!
 //! [`prompts`] reads test rows, [`responses`] answers them, [`compare`] makes comparisons for [`super::acquire`] and runs of what was judged,
-//! [`evaluate`] counts, [`show`] tells.
+//! [`evaluate()`] counts; [`crate::report::evaluation`] shows.
 
 pub mod compare;
+#[cfg(feature = "native")]
+pub mod folder;
 pub mod lengths;
 pub mod prompts;
+pub mod response_sampling;
 pub mod responses;
-pub mod show;
 
 use serde::Serialize;
 
-use super::interplay::Bootstrap;
+use super::interplay::BootstrapSettings;
 use super::judge::Verdict;
-use super::statistics::{Interval, Resampler};
-use lengths::{RATIO_NAMES, controlled, features, ratio};
+use super::statistics::{ClusterResampler, Interval};
+use lengths::{RATIO_NAMES, features, length_controlled, ratio_bin};
 
 /// Default sampling temperatures: the paper's.
 pub const DEFAULT_TEMPERATURES: [f64; 3] = [0.001, 0.5, 1.0];
 
 /// A response beside what it was compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outcome {
+pub struct JudgedResponse {
     /// The prompt's number.
     pub prompt: usize,
     /// [`Verdict::First`]: the response is better.
@@ -42,7 +44,7 @@ pub struct Outcome {
     pub cut: bool,
 }
 
-impl Outcome {
+impl JudgedResponse {
     /// 1, ½ or 0; none where there is no verdict.
     pub fn score(&self) -> Option<f64> {
         match self.verdict {
@@ -56,7 +58,7 @@ impl Outcome {
 
 /// Responses of one checkpoint at one temperature and seed.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Run {
+pub struct EvaluatedRun {
     /// Name of the run's files.
     pub name: String,
     /// Name of the checkpoint.
@@ -68,12 +70,12 @@ pub struct Run {
     /// Seed of sampling.
     pub seed: u64,
     /// Outcome per prompt.
-    pub outcomes: Vec<Outcome>,
+    pub outcomes: Vec<JudgedResponse>,
 }
 
 /// Counts of the verdicts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Tally {
+pub struct VerdictTally {
     /// The response is better.
     pub wins: usize,
     /// Neither response is better.
@@ -86,8 +88,8 @@ pub struct Tally {
     pub no_answer: usize,
 }
 
-impl Tally {
-    fn of<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Self {
+impl VerdictTally {
+    fn from_outcomes<'a>(outcomes: impl Iterator<Item = &'a JudgedResponse>) -> Self {
         let mut tally = Self::default();
         for outcome in outcomes {
             *match outcome.verdict {
@@ -109,7 +111,7 @@ impl Tally {
 
 /// Means over all responses, judged or not.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Lengths {
+pub struct LengthRates {
     /// Characters of a response.
     pub response: f64,
     /// Characters of the response that it is compared with.
@@ -135,13 +137,13 @@ pub struct RunResult {
     pub seed: u64,
     /// Counts of the verdicts.
     #[serde(flatten)]
-    pub tally: Tally,
+    pub tally: VerdictTally,
     /// (wins + ½ ties) / judged.
     pub win_rate: Interval,
     /// The rate at equal lengths ([`lengths`]).
     pub length_controlled: f64,
     /// Means.
-    pub mean_lengths: Lengths,
+    pub mean_lengths: LengthRates,
 }
 
 /// A mean over runs.
@@ -183,7 +185,7 @@ pub struct MethodResult {
     pub checkpoints: Vec<String>,
     /// Counts of the verdicts, over all runs.
     #[serde(flatten)]
-    pub tally: Tally,
+    pub tally: VerdictTally,
     /// Win rate over checkpoints, temperatures and seeds.
     pub win_rate: MeanRate,
     /// Win rates per temperature, from the lowest.
@@ -195,12 +197,12 @@ pub struct MethodResult {
     /// φ: above 0 where longer responses win.
     pub length_coefficient: f64,
     /// Means.
-    pub mean_lengths: Lengths,
+    pub mean_lengths: LengthRates,
 }
 
 /// Difference of two methods' win rates, over common draws of prompts.
 #[derive(Debug, Clone, Serialize)]
-pub struct Difference {
+pub struct RateDifference {
     /// Names of the two methods.
     pub methods: [String; 2],
     /// Win rate of the first method less that of the second.
@@ -209,7 +211,7 @@ pub struct Difference {
 
 /// Results of an evaluation.
 #[derive(Debug, Clone, Serialize)]
-pub struct Evaluation {
+pub struct EvaluationResult {
     /// Opponent of the responses: `gold`, or a checkpoint.
     pub against: String,
     /// Name of the judge.
@@ -217,17 +219,17 @@ pub struct Evaluation {
     /// Prompts that were answered.
     pub prompts: usize,
     /// Settings of the bootstrap intervals.
-    pub bootstrap: Bootstrap,
+    pub bootstrap: BootstrapSettings,
     /// Results per method, in the order of their first run.
     pub methods: Vec<MethodResult>,
     /// Differences between every two methods.
-    pub differences: Vec<Difference>,
+    pub differences: Vec<RateDifference>,
     /// Results per run.
     pub runs: Vec<RunResult>,
 }
 
 /// (wins + ½ ties) / judged of outcomes whose prompts have weights; NaN where none was judged.
-fn rate<'a>(outcomes: impl Iterator<Item = &'a Outcome>, weights: &[f64]) -> f64 {
+fn rate<'a>(outcomes: impl Iterator<Item = &'a JudgedResponse>, weights: &[f64]) -> f64 {
     let (mut won, mut judged) = (0.0, 0.0);
     for outcome in outcomes {
         if let Some(score) = outcome.score() {
@@ -239,23 +241,23 @@ fn rate<'a>(outcomes: impl Iterator<Item = &'a Outcome>, weights: &[f64]) -> f64
 }
 
 /// The mean of the runs' rates.
-fn mean_rate(runs: &[&Run], weights: &[f64]) -> f64 {
+fn mean_rate(runs: &[&EvaluatedRun], weights: &[f64]) -> f64 {
     let rates = runs.iter().map(|run| rate(run.outcomes.iter(), weights)).filter(|rate| !rate.is_nan());
     let (n, sum) = rates.fold((0, 0.0), |(n, sum), rate| (n + 1, sum + rate));
     if n > 0 { sum / f64::from(n) } else { f64::NAN }
 }
 
 /// Draws of prompts.
-struct Draws<'a> {
-    resampler: Resampler,
-    bootstrap: &'a Bootstrap,
+struct PromptBootstrap<'a> {
+    resampler: ClusterResampler,
+    bootstrap: &'a BootstrapSettings,
     ones: Vec<f64>,
 }
 
-impl<'a> Draws<'a> {
-    fn new(n_prompts: usize, bootstrap: &'a Bootstrap) -> Self {
+impl<'a> PromptBootstrap<'a> {
+    fn new(n_prompts: usize, bootstrap: &'a BootstrapSettings) -> Self {
         let names: Vec<String> = (0..n_prompts).map(|i| i.to_string()).collect();
-        let resampler = Resampler::new(names.iter().map(|name| vec![name.as_str()]));
+        let resampler = ClusterResampler::new(names.iter().map(|name| vec![name.as_str()]));
         Self { resampler, bootstrap, ones: vec![1.0; n_prompts] }
     }
 
@@ -265,13 +267,13 @@ impl<'a> Draws<'a> {
         Interval { value, low, high, n, units: self.resampler.units() }
     }
 
-    fn mean(&self, runs: &[&Run]) -> MeanRate {
+    fn mean(&self, runs: &[&EvaluatedRun]) -> MeanRate {
         let rates: Vec<f64> = runs.iter().map(|run| rate(run.outcomes.iter(), &self.ones)).collect();
         let rates: Vec<f64> = rates.into_iter().filter(|rate| !rate.is_nan()).collect();
         let n = rates.len() as f64;
         let mean = rates.iter().sum::<f64>() / n;
         let variance = rates.iter().map(|rate| (rate - mean).powi(2)).sum::<f64>() / (n - 1.0);
-        let judged = runs.iter().map(|run| Tally::of(run.outcomes.iter()).judged()).sum();
+        let judged = runs.iter().map(|run| VerdictTally::from_outcomes(run.outcomes.iter()).judged()).sum();
         MeanRate {
             runs: rates.len(),
             mean: self.interval(judged, &|weights| mean_rate(runs, weights)),
@@ -280,10 +282,10 @@ impl<'a> Draws<'a> {
     }
 
     /// The rate at equal lengths, and φ.
-    fn controlled(&self, runs: &[&Run], with_interval: bool) -> (Interval, f64) {
-        let judged: Vec<(&Outcome, f64)> =
+    fn controlled(&self, runs: &[&EvaluatedRun], with_interval: bool) -> (Interval, f64) {
+        let judged: Vec<(&JudgedResponse, f64)> =
             runs.iter().flat_map(|run| &run.outcomes).filter_map(|o| Some((o, o.score()?))).collect();
-        let difference = |o: &Outcome| o.lengths[0] as f64 - o.lengths[1] as f64;
+        let difference = |o: &JudgedResponse| o.lengths[0] as f64 - o.lengths[1] as f64;
         let differences: Vec<f64> = judged.iter().map(|(o, _)| difference(o)).collect();
         let y: Vec<f64> = judged.iter().map(|(_, score)| *score).collect();
         let Some(x) = features(&differences).filter(|_| !judged.is_empty()) else {
@@ -292,7 +294,7 @@ impl<'a> Draws<'a> {
         };
         let fit = |weights: &[f64]| {
             let weights: Vec<f64> = judged.iter().map(|(o, _)| weights[o.prompt]).collect();
-            controlled(&x, &y, &weights)
+            length_controlled(&x, &y, &weights)
         };
         let (value, phi) = fit(&self.ones);
         let interval = match with_interval {
@@ -303,7 +305,7 @@ impl<'a> Draws<'a> {
     }
 }
 
-fn mean_lengths<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Lengths {
+fn mean_lengths<'a>(outcomes: impl Iterator<Item = &'a JudgedResponse>) -> LengthRates {
     let (mut n, mut sums) = (0.0, [0.0; 4]);
     for o in outcomes {
         n += 1.0;
@@ -311,7 +313,7 @@ fn mean_lengths<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Lengths {
         sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
     }
     let [response, other, tokens, cut] = sums.map(|sum| sum / n);
-    Lengths { response, other, tokens, cut }
+    LengthRates { response, other, tokens, cut }
 }
 
 /// Returns the distinct values, in the order of appearance.
@@ -325,16 +327,16 @@ fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
     found
 }
 
-fn method(name: &str, runs: &[&Run], draws: &Draws<'_>) -> MethodResult {
+fn method(name: &str, runs: &[&EvaluatedRun], draws: &PromptBootstrap<'_>) -> MethodResult {
     let mut temperatures = distinct(runs.iter().map(|run| run.temperature));
     temperatures.sort_by(f64::total_cmp);
     let at = |temperature: f64| {
-        let some: Vec<&Run> = runs.iter().copied().filter(|run| run.temperature == temperature).collect();
+        let some: Vec<&EvaluatedRun> = runs.iter().copied().filter(|run| run.temperature == temperature).collect();
         AtTemperature { temperature, win_rate: draws.mean(&some) }
     };
     let outcomes = || runs.iter().flat_map(|run| &run.outcomes);
     let at_ratio = |(i, name): (usize, &'static str)| {
-        let some: Vec<&Outcome> = outcomes().filter(|o| ratio(o.lengths[0], o.lengths[1]) == i).collect();
+        let some: Vec<&JudgedResponse> = outcomes().filter(|o| ratio_bin(o.lengths[0], o.lengths[1]) == i).collect();
         let n = some.iter().filter(|o| o.score().is_some()).count();
         AtRatio { ratio: name, win_rate: draws.interval(n, &|weights| rate(some.iter().copied(), weights)) }
     };
@@ -342,7 +344,7 @@ fn method(name: &str, runs: &[&Run], draws: &Draws<'_>) -> MethodResult {
     MethodResult {
         name: name.into(),
         checkpoints: distinct(runs.iter().map(|run| run.checkpoint.clone())),
-        tally: Tally::of(outcomes()),
+        tally: VerdictTally::from_outcomes(outcomes()),
         win_rate: draws.mean(runs),
         by_temperature: temperatures.into_iter().map(at).collect(),
         by_length_ratio: RATIO_NAMES.into_iter().enumerate().map(at_ratio).collect(),
@@ -353,20 +355,28 @@ fn method(name: &str, runs: &[&Run], draws: &Draws<'_>) -> MethodResult {
 }
 
 /// Runs into numbers; outcomes name prompts below `n_prompts`.
-pub fn evaluate(runs: &[Run], n_prompts: usize, against: &str, judge: &str, bootstrap: Bootstrap) -> Evaluation {
-    let draws = Draws::new(n_prompts, &bootstrap);
+pub fn evaluate(
+    runs: &[EvaluatedRun],
+    n_prompts: usize,
+    against: &str,
+    judge: &str,
+    bootstrap: BootstrapSettings,
+) -> EvaluationResult {
+    let draws = PromptBootstrap::new(n_prompts, &bootstrap);
     let names = distinct(runs.iter().map(|run| run.method.as_str()));
-    let of = |name: &str| runs.iter().filter(|run| run.method == name).collect::<Vec<&Run>>();
-    let judged = |runs: &[&Run]| runs.iter().map(|run| Tally::of(run.outcomes.iter()).judged()).sum::<usize>();
+    let of = |name: &str| runs.iter().filter(|run| run.method == name).collect::<Vec<&EvaluatedRun>>();
+    let judged = |runs: &[&EvaluatedRun]| {
+        runs.iter().map(|run| VerdictTally::from_outcomes(run.outcomes.iter()).judged()).sum::<usize>()
+    };
     let pairs = (0..names.len()).flat_map(|i| (i + 1..names.len()).map(move |j| (i, j)));
     let difference = |(i, j): (usize, usize)| {
         let (a, b) = (of(names[i]), of(names[j]));
         let n = judged(&a) + judged(&b);
         let win_rate = draws.interval(n, &|weights| mean_rate(&a, weights) - mean_rate(&b, weights));
-        Difference { methods: [names[i].into(), names[j].into()], win_rate }
+        RateDifference { methods: [names[i].into(), names[j].into()], win_rate }
     };
-    let run = |run: &Run| {
-        let tally = Tally::of(run.outcomes.iter());
+    let run = |run: &EvaluatedRun| {
+        let tally = VerdictTally::from_outcomes(run.outcomes.iter());
         RunResult {
             name: run.name.clone(),
             checkpoint: run.checkpoint.clone(),
@@ -379,7 +389,7 @@ pub fn evaluate(runs: &[Run], n_prompts: usize, against: &str, judge: &str, boot
             mean_lengths: mean_lengths(run.outcomes.iter()),
         }
     };
-    Evaluation {
+    EvaluationResult {
         against: against.into(),
         judge: judge.into(),
         prompts: n_prompts,

@@ -3,13 +3,14 @@
 use crate::data::special_tokens::config_ids;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Recording, Slot};
-use crate::kernels::attention::Segments;
-use crate::kernels::gather::{Picks, gather_fwd};
-use crate::kernels::matmul::{Matrix, Orientation, Product, matmul};
+use crate::kernels::attention::SegmentTable;
+use crate::kernels::gather::{GatherIndices, gather_fwd};
+use crate::kernels::matmul::{LinearPass, MatmulDesc, OperandMatrix, matmul};
 use crate::kernels::sample::{NOT_FINITE, Sampling, sample};
-use crate::model::decoder::{Cache, Decoder, Tokens};
+use crate::model::decoder::{Decoder, TokenSlots};
+use crate::model::kv_cache::KvCache;
+use crate::model::saved::RecomputePolicy;
 use crate::model::side_files::{CONFIG, GENERATION_CONFIG, SideFiles};
-use crate::model::trace::Keep;
 use crate::rng::Rng;
 
 /// Default of `--max-new-tokens`, in tokens per response.
@@ -20,7 +21,7 @@ pub const DEFAULT_BATCH_SIZE: usize = 16;
 
 /// Settings of generation.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
+pub struct GenerateSettings {
     /// The next token's choice.
     pub sampling: Sampling,
     /// Longest response.
@@ -33,7 +34,7 @@ pub struct Settings {
     pub with_lora: bool,
 }
 
-impl Settings {
+impl GenerateSettings {
     /// # Errors
     /// [`Error::Flag`] for a value out of range.
     pub fn validate(&self) -> Result<()> {
@@ -44,7 +45,7 @@ impl Settings {
             return Err(Error::flag("top-p", format!("{} is not in 0 .. 1", self.sampling.top_p)));
         }
         if self.max_new_tokens == 0 {
-            return Err(Error::flag("max-new-tokens", "0 is not above 0"));
+            return Err(Error::flag("max-new-tokens", "must be at least 1"));
         }
         Ok(())
     }
@@ -59,7 +60,7 @@ pub fn eos_ids(side: &SideFiles, eos: Option<u32>, vocab: usize) -> Result<Vec<u
     let mut ids: Vec<u32> = eos.into_iter().collect();
     let path = side.path(GENERATION_CONFIG);
     let config: serde_json::Value = match side.text(GENERATION_CONFIG)? {
-        Some(text) => serde_json::from_str(text).map_err(|e| Error::line(&path, e.line(), format!("no JSON: {e}")))?,
+        Some(text) => serde_json::from_str(text).map_err(|e| Error::line(&path, e.line(), format!("not JSON: {e}")))?,
         None => serde_json::Value::Null,
     };
     let named = match &config["eos_token_id"] {
@@ -83,7 +84,7 @@ pub fn eos_ids(side: &SideFiles, eos: Option<u32>, vocab: usize) -> Result<Vec<u
 }
 
 /// A response on its way.
-struct Active {
+struct ActivePrompt {
     prompt: usize,
     /// Number of the prompt, from 1, for messages.
     number: usize,
@@ -103,7 +104,7 @@ pub async fn generate(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
     first: usize,
-    settings: &Settings,
+    settings: &GenerateSettings,
     on_token: &mut dyn FnMut(usize, u32),
 ) -> Result<Vec<Vec<u32>>> {
     let d = &decoder.description;
@@ -112,7 +113,7 @@ pub async fn generate(
     let mut rows = 0;
     for (prompt, ids) in prompts.iter().enumerate() {
         let number = first + prompt + 1;
-        active.push(Active {
+        active.push(ActivePrompt {
             prompt,
             number,
             start: rows,
@@ -121,8 +122,7 @@ pub async fn generate(
         });
         rows += (ids.len() + settings.max_new_tokens) as u32;
     }
-    let width = 2 * d.n_kv_heads * d.head_dim;
-    let keys: Vec<Slot> = d.layers.iter().map(|_| gpu.slot(rows as usize * width)).collect();
+    let keys = KvCache::allocate_layers(gpu, d, rows as usize);
     // The whole prompts first, then a token each.
     let mut new: Vec<Vec<u32>> = prompts.to_vec();
     while !active.is_empty() {
@@ -148,9 +148,9 @@ async fn step(
     gpu: &Gpu,
     decoder: &Decoder,
     keys: &[Slot],
-    active: &mut [Active],
+    active: &mut [ActivePrompt],
     new: &[Vec<u32>],
-    settings: &Settings,
+    settings: &GenerateSettings,
 ) -> Result<Vec<u32>> {
     let d = &decoder.description;
     let (mut ids, mut positions, mut ranges, mut cache_rows, mut last) =
@@ -165,18 +165,18 @@ async fn step(
         }
         last.push(ids.len() as u32 - 1);
     }
-    let segments = Segments::of_cache(gpu, &ranges, &positions, &d.windows());
-    let tokens = Tokens::new(gpu, d, &ids, &positions, segments);
-    let cache = Cache { layers: keys.to_vec(), rows: gpu.upload(&cache_rows) };
+    let segments = SegmentTable::of_cache(gpu, &ranges, &positions, &d.windows());
+    let tokens = TokenSlots::new(gpu, d, &ids, &positions, segments);
+    let cache = KvCache { layers: keys.to_vec(), rows: gpu.upload(&cache_rows) };
     let mut rec = gpu.record();
-    let trace = decoder.forward(&mut rec, &tokens, Some(&cache), settings.with_lora, Keep::Nothing);
+    let trace = decoder.forward(&mut rec, &tokens, Some(&cache), settings.with_lora, RecomputePolicy::Nothing);
     let n = last.len();
-    let picked = gpu.slot(n * d.d_model);
-    gather_fwd(&mut rec, &Picks::new(gpu, &last, ids.len()), d.d_model, &trace.h, &picked);
+    let picked = gpu.alloc_activation(n * d.d_model);
+    gather_fwd(&mut rec, &GatherIndices::new(gpu, &last, ids.len()), d.d_model, &trace.h, &picked);
     let (normed, _) = decoder.norm(&mut rec, &decoder.final_norm, n, &picked);
     let logits = logits(&mut rec, decoder, n, &normed);
     let uniforms: Vec<f32> = active.iter_mut().map(|a| a.rng.next_f32()).collect();
-    let chosen = gpu.slot(n);
+    let chosen = gpu.alloc_activation(n);
     let uniforms = gpu.upload(&uniforms);
     sample(&mut rec, &settings.sampling, d.logit_softcap, n, d.vocab, &logits, &uniforms, &chosen);
     rec.submit();
@@ -193,10 +193,10 @@ async fn step(
 fn logits(rec: &mut Recording, decoder: &Decoder, n: usize, x: &Slot) -> Slot {
     let d = &decoder.description;
     let head = decoder.head(n);
-    let logits = rec.gpu().slot(n * d.vocab);
+    let logits = rec.gpu().alloc_activation(n * d.vocab);
     for page in &head.pages {
-        let product = Product {
-            orientation: Orientation::Forward,
+        let product = MatmulDesc {
+            orientation: LinearPass::Forward,
             storage: head.storage,
             m: n,
             n: page.rows,
@@ -204,8 +204,8 @@ fn logits(rec: &mut Recording, decoder: &Decoder, n: usize, x: &Slot) -> Slot {
             alpha: 1.0,
             accumulate: false,
         };
-        let out = Matrix::new(&logits, d.vocab).columns_from(page.first);
-        matmul(rec, &product, Matrix::new(x, d.d_model), Matrix::new(page.w, d.d_model), out);
+        let out = OperandMatrix::new(&logits, d.vocab).columns_from(page.first);
+        matmul(rec, &product, OperandMatrix::new(x, d.d_model), OperandMatrix::new(page.w, d.d_model), out);
     }
     logits
 }

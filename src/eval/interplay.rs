@@ -3,8 +3,6 @@
 //! how judges agree with each other and with people, and how much the order of asking matters. Each number has a bootstrap interval
 //! ([`super::statistics`]).
 
-pub mod show;
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,13 +10,13 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::judge::{Choice, Order, Question, Verdict, is_flip};
-use super::statistics::{Interval, Resampler, kappa, share};
+use super::judge::{Choice, PresentationOrder, Question, Verdict, is_flip};
+use super::statistics::{ClusterResampler, Interval, kappa, share};
 use super::strata::Stratum;
 use crate::data::comparisons::Comparison;
-use crate::data::rows::{FieldMap, Place};
+use crate::data::rows::{FieldMap, SourceLocation};
 use crate::error::{Error, Result};
-use crate::eval::journal::Recovered;
+use crate::eval::journal::RecoveredLines;
 use crate::model::folder::read_whole;
 
 /// Bytes of annotated rows of one judge.
@@ -26,7 +24,7 @@ const MAX_ROWS_BYTES: u64 = 4 << 30;
 
 /// A judged row.
 #[derive(Debug, Clone)]
-pub struct Annotated {
+pub struct AnnotatedRow {
     /// Comparison that was judged.
     pub comparison: Comparison,
     /// Verdict from both orders.
@@ -43,7 +41,7 @@ pub struct Annotated {
 
 /// The rows of one judge.
 #[derive(Debug, Clone)]
-pub struct File {
+pub struct AnnotatedFile {
     /// File of the rows.
     pub path: PathBuf,
     /// Who judged: field `judge`, else the file's name.
@@ -51,12 +49,12 @@ pub struct File {
     /// A person.
     pub is_person: bool,
     /// Rows in the file's order.
-    pub rows: Vec<Annotated>,
+    pub rows: Vec<AnnotatedRow>,
 }
 
-impl Annotated {
-    fn of(place: Place, object: &Map<String, Value>) -> std::result::Result<Self, String> {
-        let comparison = Comparison::of(place, object.clone(), &FieldMap::default())?;
+impl AnnotatedRow {
+    fn from_object(place: SourceLocation, object: &Map<String, Value>) -> std::result::Result<Self, String> {
+        let comparison = Comparison::from_object(place, object.clone(), &FieldMap::default())?;
         let field = |name: &str| object.get(name).filter(|value| !value.is_null());
         let wrong = |name: &str, expected: &str| format!("field `{name}`: expected {expected}");
         let answers: Option<[Option<Choice>; 2]> = match field("answers") {
@@ -74,11 +72,11 @@ impl Annotated {
             ),
         };
         let verdict = match (verdict, answers) {
-            (Some(verdict), Some(answers)) if verdict != Verdict::of(answers) => {
+            (Some(verdict), Some(answers)) if verdict != Verdict::from_answers(answers) => {
                 return Err("fields `verdict` and `answers` contradict each other".into());
             }
             (Some(verdict), _) => verdict,
-            (None, Some(answers)) => Verdict::of(answers),
+            (None, Some(answers)) => Verdict::from_answers(answers),
             (None, None) => return Err("field `verdict` is missing: the row was not judged".into()),
         };
         let bools = ["chosen_0", "chosen_1"].map(|name| (name, field(name)));
@@ -126,7 +124,7 @@ impl Annotated {
 
     /// Returns a key of the comparison that does not depend on the order of its sides, and whether the sides are to be exchanged for it.
     fn key(&self) -> (String, bool) {
-        let [ab, ba] = Order::ALL.map(|order| Question { comparison: &self.comparison, order }.key());
+        let [ab, ba] = PresentationOrder::ALL.map(|order| Question { comparison: &self.comparison, order }.key());
         if ab <= ba { (ab, false) } else { (ba, true) }
     }
 }
@@ -135,15 +133,15 @@ impl Annotated {
 ///
 /// # Errors
 /// [`Error::Line`] for a malformed line or a row that was not judged; [`Error::File`].
-pub fn read(path: &Path, is_person: bool) -> Result<(File, Option<String>)> {
+pub fn read(path: &Path, is_person: bool) -> Result<(AnnotatedFile, Option<String>)> {
     let bytes = read_whole(path, MAX_ROWS_BYTES)?;
-    let found = Recovered::of(path, &bytes)?;
+    let found = RecoveredLines::read(path, &bytes)?;
     let shared: Arc<Path> = path.into();
     let mut judge = None;
     let mut rows = Vec::with_capacity(found.lines.len());
     for (line, object) in &found.lines {
-        let place = Place::new(shared.clone(), *line);
-        rows.push(Annotated::of(place.clone(), object).map_err(|reason| place.error(reason))?);
+        let place = SourceLocation::new(shared.clone(), *line);
+        rows.push(AnnotatedRow::from_object(place.clone(), object).map_err(|reason| place.error(reason))?);
         let named = object.get("judge").and_then(Value::as_str).map(String::from);
         if judge.get_or_insert_with(|| named.clone()) != &named {
             return Err(place.error("field `judge`: the rows before it are another judge's"));
@@ -153,12 +151,12 @@ pub fn read(path: &Path, is_person: bool) -> Result<(File, Option<String>)> {
         return Err(Error::file(path, "the file holds no rows"));
     }
     let judge = judge.flatten().unwrap_or_else(|| path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
-    Ok((File { path: path.into(), judge, is_person, rows }, found.note(path)))
+    Ok((AnnotatedFile { path: path.into(), judge, is_person, rows }, found.note(path)))
 }
 
 /// Settings of bootstrap intervals.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Bootstrap {
+pub struct BootstrapSettings {
     /// Level of the interval, such as 0.95.
     pub level: f64,
     /// Number of draws.
@@ -169,7 +167,7 @@ pub struct Bootstrap {
 
 /// One judge's rows.
 #[derive(Debug, Clone, Serialize)]
-pub struct Analysis {
+pub struct AnnotationAnalysis {
     /// Name of the judge.
     pub judge: String,
     /// The judge is a person.
@@ -198,7 +196,7 @@ pub struct Analysis {
 
 /// Two judges over the rows that both have a verdict on.
 #[derive(Debug, Clone, Serialize)]
-pub struct Agreement {
+pub struct JudgeAgreement {
     /// Names of the two judges.
     pub judges: [String; 2],
     /// At least one of the judges is a person.
@@ -217,62 +215,63 @@ pub struct Agreement {
 #[derive(Debug, Clone, Serialize)]
 pub struct Interplay {
     /// Settings of the bootstrap intervals.
-    pub bootstrap: Bootstrap,
+    pub bootstrap: BootstrapSettings,
     /// Analysis per file.
-    pub judges: Vec<Analysis>,
+    pub judges: Vec<AnnotationAnalysis>,
     /// Agreement of every two files.
-    pub agreement: Vec<Agreement>,
+    pub agreement: Vec<JudgeAgreement>,
 }
 
 /// Computes a statistic of weighted rows, with its interval. The bootstrap draws from the sources of these rows alone.
 fn interval<'a>(
-    rows: impl Iterator<Item = &'a Annotated>,
+    rows: impl Iterator<Item = &'a AnnotatedRow>,
     n: usize,
-    bootstrap: &Bootstrap,
+    bootstrap: &BootstrapSettings,
     of: &dyn Fn(&[f64]) -> f64,
 ) -> Interval {
-    let resampler = Resampler::new(rows.map(|row| row.sources.iter().map(String::as_str).collect()));
+    let resampler = ClusterResampler::new(rows.map(|row| row.sources.iter().map(String::as_str).collect()));
     let [value, low, high] = resampler.interval(of, bootstrap.level, bootstrap.draws, bootstrap.seed);
     Interval { value, low, high, n, units: resampler.units() }
 }
 
 /// Computes the share of rows for which `are` holds, among rows for which `of` holds.
 fn part(
-    rows: &[&Annotated],
-    bootstrap: &Bootstrap,
-    of: impl Fn(&Annotated) -> bool,
-    are: impl Fn(&Annotated) -> bool,
+    rows: &[&AnnotatedRow],
+    bootstrap: &BootstrapSettings,
+    of: impl Fn(&AnnotatedRow) -> bool,
+    are: impl Fn(&AnnotatedRow) -> bool,
 ) -> Interval {
-    let some: Vec<&Annotated> = rows.iter().copied().filter(|row| of(row)).collect();
+    let some: Vec<&AnnotatedRow> = rows.iter().copied().filter(|row| of(row)).collect();
     let are: Vec<bool> = some.iter().map(|row| are(row)).collect();
     interval(some.iter().copied(), some.len(), bootstrap, &|weights| share(weights, &are))
 }
 
 /// Computes κ over rows, each with two judges' categories.
-fn agreement(pairs: &[(&Annotated, [usize; 2])], bootstrap: &Bootstrap, categories: usize) -> Interval {
+fn agreement(pairs: &[(&AnnotatedRow, [usize; 2])], bootstrap: &BootstrapSettings, categories: usize) -> Interval {
     interval(pairs.iter().map(|(row, _)| *row), pairs.len(), bootstrap, &|weights| {
         kappa(pairs.iter().zip(weights).map(|((_, pair), &weight)| (*pair, weight)), categories)
     })
 }
 
 /// One judge's rows.
-pub fn analyse(file: &File, bootstrap: &Bootstrap) -> Analysis {
-    let rows: Vec<&Annotated> = file.rows.iter().collect();
-    let part = |of: &dyn Fn(&Annotated) -> bool, are: &dyn Fn(&Annotated) -> bool| part(&rows, bootstrap, of, are);
-    let judged = |r: &Annotated| r.verdict != Verdict::NoAnswer;
-    let decided = |r: &Annotated| r.verdict.side().is_some();
+pub fn analyse(file: &AnnotatedFile, bootstrap: &BootstrapSettings) -> AnnotationAnalysis {
+    let rows: Vec<&AnnotatedRow> = file.rows.iter().collect();
+    let part =
+        |of: &dyn Fn(&AnnotatedRow) -> bool, are: &dyn Fn(&AnnotatedRow) -> bool| part(&rows, bootstrap, of, are);
+    let judged = |r: &AnnotatedRow| r.verdict != Verdict::NoAnswer;
+    let decided = |r: &AnnotatedRow| r.verdict.side().is_some();
     // Whether a mixed pair went as before, or the other way round.
-    let joint = |r: &Annotated| Some(r.chosen? == r.verdict.side()?);
-    let mixed = |r: &Annotated| r.chosen.is_some() && judged(r);
-    let letters = |r: &Annotated| r.answers.iter().all(|a| matches!(a, Some(Choice::A | Choice::B)));
-    let flips = |r: &Annotated| is_flip(r.answers);
+    let joint = |r: &AnnotatedRow| Some(r.chosen? == r.verdict.side()?);
+    let mixed = |r: &AnnotatedRow| r.chosen.is_some() && judged(r);
+    let letters = |r: &AnnotatedRow| r.answers.iter().all(|a| matches!(a, Some(Choice::A | Choice::B)));
+    let flips = |r: &AnnotatedRow| is_flip(r.answers);
 
     let mut decisive = vec![("all", part(&judged, &decided))];
     for stratum in Stratum::ALL.into_iter().filter(|stratum| rows.iter().any(|r| r.stratum == *stratum)) {
         decisive.push((stratum.name(), part(&|r| r.stratum == stratum && judged(r), &decided)));
     }
     let both = rows.iter().filter_map(|r| Some((*r, [r.chosen?, r.verdict.side()?])));
-    Analysis {
+    AnnotationAnalysis {
         judge: file.judge.clone(),
         is_person: file.is_person,
         file: file.path.clone(),
@@ -293,10 +292,10 @@ pub fn analyse(file: &File, bootstrap: &Bootstrap) -> Analysis {
 }
 
 /// Computes the share of (a) among all letters.
-fn said_a(rows: &[&Annotated], bootstrap: &Bootstrap) -> Interval {
-    let count = |r: &Annotated, choice| r.answers.iter().filter(|a| **a == Some(choice)).count() as f64;
-    let of = |r: &Annotated| [Choice::A, Choice::B].map(|choice| count(r, choice));
-    let some: Vec<&Annotated> = rows.iter().copied().filter(|r| of(r) != [0.0; 2]).collect();
+fn said_a(rows: &[&AnnotatedRow], bootstrap: &BootstrapSettings) -> Interval {
+    let count = |r: &AnnotatedRow, choice| r.answers.iter().filter(|a| **a == Some(choice)).count() as f64;
+    let of = |r: &AnnotatedRow| [Choice::A, Choice::B].map(|choice| count(r, choice));
+    let some: Vec<&AnnotatedRow> = rows.iter().copied().filter(|r| of(r) != [0.0; 2]).collect();
     let letters: Vec<[f64; 2]> = some.iter().map(|r| of(r)).collect();
     let n = letters.iter().flatten().sum::<f64>() as usize;
     interval(some.iter().copied(), n, bootstrap, &|weights| {
@@ -307,32 +306,32 @@ fn said_a(rows: &[&Annotated], bootstrap: &Bootstrap) -> Interval {
 }
 
 /// Two judges, over the comparisons that both have judged, whatever their order in the files and of their sides.
-pub fn compare(a: &File, b: &File, bootstrap: &Bootstrap) -> Agreement {
+pub fn compare(a: &AnnotatedFile, b: &AnnotatedFile, bootstrap: &BootstrapSettings) -> JudgeAgreement {
     let category = |verdict: Verdict| match verdict {
         Verdict::First => Some(0),
         Verdict::Second => Some(1),
         Verdict::Tie => Some(2),
         Verdict::NoAnswer => None,
     };
-    let verdict = |row: &Annotated, exchanged: bool| if exchanged { row.verdict.exchanged() } else { row.verdict };
+    let verdict = |row: &AnnotatedRow, exchanged: bool| if exchanged { row.verdict.exchanged() } else { row.verdict };
     let mut theirs: HashMap<String, Verdict> = HashMap::new();
     for row in &b.rows {
         let (key, exchanged) = row.key();
         theirs.entry(key).or_insert(verdict(row, exchanged));
     }
-    let mut common: Vec<(&Annotated, [usize; 2])> = Vec::new();
+    let mut common: Vec<(&AnnotatedRow, [usize; 2])> = Vec::new();
     for row in &a.rows {
         let (key, exchanged) = row.key();
         let pair = theirs.remove(&key).and_then(category).zip(category(verdict(row, exchanged)));
         common.extend(pair.map(|(theirs, ours)| (row, [ours, theirs])));
     }
-    let decided: Vec<(&Annotated, [usize; 2])> =
+    let decided: Vec<(&AnnotatedRow, [usize; 2])> =
         common.iter().copied().filter(|(_, pair)| pair.iter().all(|&c| c < 2)).collect();
-    let same = |pairs: &[(&Annotated, [usize; 2])]| {
+    let same = |pairs: &[(&AnnotatedRow, [usize; 2])]| {
         let same: Vec<bool> = pairs.iter().map(|(_, [a, b])| a == b).collect();
         interval(pairs.iter().map(|(row, _)| *row), pairs.len(), bootstrap, &|weights| share(weights, &same))
     };
-    Agreement {
+    JudgeAgreement {
         judges: [a.judge.clone(), b.judge.clone()],
         with_person: a.is_person || b.is_person,
         verdicts: same(&common),
@@ -343,7 +342,7 @@ pub fn compare(a: &File, b: &File, bootstrap: &Bootstrap) -> Agreement {
 }
 
 /// Each file, and every two of them.
-pub fn interplay(files: &[File], bootstrap: Bootstrap) -> Interplay {
+pub fn interplay(files: &[AnnotatedFile], bootstrap: BootstrapSettings) -> Interplay {
     let pairs = (0..files.len()).flat_map(|i| (i + 1..files.len()).map(move |j| (i, j)));
     Interplay {
         bootstrap,

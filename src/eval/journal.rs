@@ -24,15 +24,15 @@ use serde_json::{Map, Value, json};
 use super::judge::{Answer, Choice, Judge, Question};
 use crate::error::{Error, Result};
 use crate::files::open_log;
-use identity::{Kinship, address, kinship, longest_answer};
-pub use lines::{Recovered, sealed};
+use identity::{IdentityMatch, address, kinship, longest_answer};
+pub use lines::{RecoveredLines, sealed};
 
 /// The file's name.
 pub const ANSWERS: &str = "answers.jsonl";
 
 /// An open file of answers. One program has it at a time.
 #[derive(Debug)]
-pub struct Journal {
+pub struct AnswerJournal {
     path: PathBuf,
     file: File,
     answers: HashMap<String, Answer>,
@@ -48,13 +48,13 @@ pub struct Journal {
 
 /// Verdicts of kept texts that this version reads otherwise than the one that asked.
 #[derive(Debug, Default)]
-struct Changed {
+struct ChangedIdentity {
     turned: usize,
     cleared: usize,
     found: usize,
 }
 
-impl Changed {
+impl ChangedIdentity {
     fn add(&mut self, before: Option<Choice>, now: Option<Choice>) {
         match (before, now) {
             (None, _) => self.found += 1,
@@ -83,7 +83,7 @@ pub fn kept_identity(path: &Path) -> Option<Value> {
     head.get("judge").cloned()
 }
 
-impl Journal {
+impl AnswerJournal {
     /// Opens or begins the file of a judge's answers.
     ///
     /// # Errors
@@ -100,7 +100,7 @@ impl Journal {
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(fail)?;
-        let found = Recovered::of(path, &bytes)?;
+        let found = RecoveredLines::read(path, &bytes)?;
         let notes = found.note(path).into_iter().collect();
         file.set_len(found.whole_bytes as u64).map_err(fail)?;
         file.seek(SeekFrom::End(0)).map_err(fail)?;
@@ -143,9 +143,9 @@ impl Journal {
     fn take_all(&mut self, lines: Vec<(usize, Map<String, Value>)>) -> Result<Option<Value>> {
         let mut lines = lines.into_iter();
         let Some((line, mut head)) = lines.next() else { return Ok(None) };
-        let missing = || Error::line(&self.path, line, "field `judge` is missing: this is no file of answers");
+        let missing = || Error::line(&self.path, line, "field `judge` is missing: this is not a file of answers");
         let mut judge = head.remove("judge").ok_or_else(missing)?;
-        let mut changed = Changed::default();
+        let mut changed = ChangedIdentity::default();
         for (line, mut object) in lines {
             if let Some(next) = object.remove("judge") {
                 if longest_answer(&next) != longest_answer(&judge) {
@@ -165,8 +165,8 @@ impl Journal {
     fn go_on(&mut self, was: &Value, now: &Value) -> Result<()> {
         let path = self.path.display();
         match kinship(was, now) {
-            Kinship::Same => Ok(()),
-            Kinship::Moved => {
+            IdentityMatch::Same => Ok(()),
+            IdentityMatch::Moved => {
                 self.notes.push(format!(
                     "{path}: its answers came from {}, the judge is at {} now",
                     address(was),
@@ -174,7 +174,7 @@ impl Journal {
                 ));
                 self.write(&sealed(&json!({"judge": now})))
             }
-            Kinship::Longer => {
+            IdentityMatch::Longer => {
                 self.notes.push(format!(
                     "{path}: answers may be longer than before: {} without a verdict are asked again",
                     self.unclear.len()
@@ -182,14 +182,14 @@ impl Journal {
                 self.unclear.clear();
                 self.write(&sealed(&json!({"judge": now})))
             }
-            Kinship::Other(name) if self.answers.is_empty() => {
+            IdentityMatch::Other(name) if self.answers.is_empty() => {
                 self.notes.push(format!(
                     "{path}: no question was answered yet, so that another judge may be asked (its `{name}` is another)"
                 ));
                 self.failed.clear();
                 self.begin(now)
             }
-            Kinship::Other(name) => {
+            IdentityMatch::Other(name) => {
                 let show = |value: Option<&Value>| value.map_or("nothing".into(), Value::to_string);
                 let reason = format!(
                     "{path} holds answers of another judge: its `{name}` is {}, now it is {} (give the old value, or another --output-dir)",
@@ -206,7 +206,7 @@ impl Journal {
         &mut self,
         mut object: Map<String, Value>,
         longest: Option<u64>,
-        changed: &mut Changed,
+        changed: &mut ChangedIdentity,
     ) -> std::result::Result<(), String> {
         let key = match object.get("key") {
             Some(Value::String(key)) => key.clone(),
@@ -336,9 +336,9 @@ mod tests {
     use super::*;
     use crate::eval::judge::{Choice, Reply};
 
-    struct Asked(Value);
+    struct AskedQuestion(Value);
 
-    impl Judge for Asked {
+    impl Judge for AskedQuestion {
         fn name(&self) -> &str {
             "asked"
         }
@@ -379,7 +379,7 @@ mod tests {
                 text += &sealed(&line);
             }
             std::fs::write(&path, text).expect("written");
-            let journal = Journal::open(&path, &Asked(identity.clone())).expect("opened");
+            let journal = AnswerJournal::open(&path, &AskedQuestion(identity.clone())).expect("opened");
             let choices = said.map(|(key, ..)| journal.answer(key).and_then(|answer| answer.choice));
             let a = Some(Choice::A);
             assert_eq!(choices, [if cut { None } else { a }, a, a, a], "{identity}");

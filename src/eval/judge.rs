@@ -1,12 +1,12 @@
 //! Judges: who is asked which of two sides is better, what is asked, and what two answers make of it.
 //!
-//! Every comparison is asked twice, once in either order ([`Order`]). A judge's answer names a letter ([`Choice`]), which [`verdict_reader`]
+//! Every comparison is asked twice, once in either order ([`PresentationOrder`]). A judge's answer names a letter ([`Choice`]), which [`verdict_reader`]
 //! reads in texts; two answers that name the same side are a preference, anything else that was answered twice is a tie ([`Verdict`]). [`super::acquire::acquire`] asks and keeps
 //! what was answered; any [`Judge`] serves it.
 
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 pub mod command;
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 pub mod endpoint;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod generating;
@@ -14,10 +14,10 @@ pub mod grader;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod local;
 pub mod person;
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 mod pool;
 pub mod prompt;
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 mod shell;
 #[cfg(not(target_arch = "wasm32"))]
 mod token_group;
@@ -29,23 +29,23 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::data::comparisons::{Comparison, Mode, Side};
+use crate::data::comparisons::{Comparison, ComparisonKind, Side};
 use crate::error::Result;
 use verdict_reader::{NoVerdict, read_cut_verdict, read_verdict};
 
 /// Order in which the sides are shown: the side that is (a).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Order {
+pub enum PresentationOrder {
     /// Side 0 is (a), side 1 is (b).
     Ab,
     /// Side 1 is (a), side 0 is (b).
     Ba,
 }
 
-impl Order {
+impl PresentationOrder {
     /// Both, as answers are kept.
-    pub const ALL: [Order; 2] = [Order::Ab, Order::Ba];
+    pub const ALL: [PresentationOrder; 2] = [PresentationOrder::Ab, PresentationOrder::Ba];
 
     /// Returns the order's name in files.
     pub fn name(self) -> &'static str {
@@ -70,10 +70,10 @@ pub enum Choice {
 
 impl Choice {
     /// The side that is meant; none for a tie.
-    pub fn side(self, order: Order) -> Option<usize> {
+    pub fn side(self, order: PresentationOrder) -> Option<usize> {
         match (self, order) {
-            (Self::A, Order::Ab) | (Self::B, Order::Ba) => Some(0),
-            (Self::B, Order::Ab) | (Self::A, Order::Ba) => Some(1),
+            (Self::A, PresentationOrder::Ab) | (Self::B, PresentationOrder::Ba) => Some(0),
+            (Self::B, PresentationOrder::Ab) | (Self::A, PresentationOrder::Ba) => Some(1),
             (Self::Tie, _) => None,
         }
     }
@@ -95,9 +95,9 @@ pub enum Verdict {
 
 impl Verdict {
     /// Makes the verdict from the answers in the orders (a)(b) and (b)(a).
-    pub fn of(answers: [Option<Choice>; 2]) -> Self {
+    pub fn from_answers(answers: [Option<Choice>; 2]) -> Self {
         let [Some(ab), Some(ba)] = answers else { return Self::NoAnswer };
-        match (ab.side(Order::Ab), ba.side(Order::Ba)) {
+        match (ab.side(PresentationOrder::Ab), ba.side(PresentationOrder::Ba)) {
             (Some(0), Some(0)) => Self::First,
             (Some(1), Some(1)) => Self::Second,
             _ => Self::Tie,
@@ -134,18 +134,18 @@ pub struct Question<'a> {
     /// Comparison that the question is about.
     pub comparison: &'a Comparison,
     /// Order in which the sides are shown.
-    pub order: Order,
+    pub order: PresentationOrder,
 }
 
 impl<'a> Question<'a> {
     /// Returns the side shown as (a).
     pub fn a(&self) -> &'a Side {
-        &self.comparison.sides[usize::from(self.order == Order::Ba)]
+        &self.comparison.sides[usize::from(self.order == PresentationOrder::Ba)]
     }
 
     /// Returns the side shown as (b).
     pub fn b(&self) -> &'a Side {
-        &self.comparison.sides[usize::from(self.order == Order::Ab)]
+        &self.comparison.sides[usize::from(self.order == PresentationOrder::Ab)]
     }
 
     /// Returns a key of the question's texts: 128 bits of SHA-256, in hexadecimal. It does not depend on the row's place in the file.
@@ -156,7 +156,7 @@ impl<'a> Question<'a> {
     }
 
     /// "rows.jsonl:3, order ba".
-    pub fn told(&self) -> String {
+    pub fn place_and_order(&self) -> String {
         format!("{}, order {}", self.comparison.place, self.order.name())
     }
 
@@ -164,10 +164,10 @@ impl<'a> Question<'a> {
     pub fn texts(&self) -> Vec<(&'static str, &'a str)> {
         let (a, b) = (self.a(), self.b());
         match self.comparison.mode {
-            Mode::Single => {
+            ComparisonKind::Single => {
                 vec![("instruction", &a.instruction), ("response_a", &a.response), ("response_b", &b.response)]
             }
-            Mode::Pair => vec![
+            ComparisonKind::Pair => vec![
                 ("instruction_a", &a.instruction),
                 ("response_a", &a.response),
                 ("instruction_b", &b.instruction),

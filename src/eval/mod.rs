@@ -8,6 +8,7 @@ pub mod judge;
 pub mod statistics;
 pub mod strata;
 pub mod tasks;
+pub mod unclear_answers;
 
 /// Most pairs that are drawn, and most rows that the demo's tasks make: they are held in memory.
 pub const MOST_ROWS: usize = 10_000_000;

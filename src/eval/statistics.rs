@@ -50,13 +50,13 @@ pub struct Interval {
     /// Observations behind it.
     pub n: usize,
     /// Units that the bootstrap draws.
-    pub units: Units,
+    pub units: ResamplingUnits,
 }
 
 /// Units that the bootstrap draws.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Units {
+pub enum ResamplingUnits {
     /// Groups of observations that share units, directly or through others. An observation that shares none is a group of its own, so
     /// where nothing is shared this is the ordinary bootstrap.
     Groups,
@@ -65,21 +65,21 @@ pub enum Units {
     Rows,
 }
 
-/// Largest share of all observations that one group may have under [`Units::Groups`].
+/// Largest share of all observations that one group may have under [`ResamplingUnits::Groups`].
 const LARGEST_GROUP: f64 = 0.1;
-/// Fewest groups under [`Units::Groups`].
+/// Fewest groups under [`ResamplingUnits::Groups`].
 const FEWEST_GROUPS: usize = 10;
 
 /// Observations and the units that they come from.
 #[derive(Debug, Clone)]
-pub struct Resampler {
+pub struct ClusterResampler {
     /// Numbers of each observation's group (one), or of its units.
     members: Vec<Vec<usize>>,
     n_drawn: usize,
-    units: Units,
+    units: ResamplingUnits,
 }
 
-impl Resampler {
+impl ClusterResampler {
     /// `units`: the names of each observation's units, at least one.
     pub fn new<'a>(units: impl IntoIterator<Item = Vec<&'a str>>) -> Self {
         let mut numbers: HashMap<&str, usize> = HashMap::new();
@@ -94,20 +94,24 @@ impl Resampler {
             own.dedup();
             members.push(own);
         }
-        let groups = groups(&members, numbers.len());
+        let groups = clusters(&members, numbers.len());
         let n_groups = groups.iter().max().map_or(0, |g| g + 1);
         let mut sizes = vec![0; n_groups];
         groups.iter().for_each(|&g| sizes[g] += 1);
         let largest = sizes.iter().max().copied().unwrap_or(0);
         let shares = largest > 1;
         if shares && (n_groups < FEWEST_GROUPS || largest as f64 > LARGEST_GROUP * members.len() as f64) {
-            return Self { members, n_drawn: numbers.len(), units: Units::Rows };
+            return Self { members, n_drawn: numbers.len(), units: ResamplingUnits::Rows };
         }
-        Self { members: groups.into_iter().map(|g| vec![g]).collect(), n_drawn: n_groups, units: Units::Groups }
+        Self {
+            members: groups.into_iter().map(|g| vec![g]).collect(),
+            n_drawn: n_groups,
+            units: ResamplingUnits::Groups,
+        }
     }
 
     /// Returns the units that the bootstrap draws.
-    pub fn units(&self) -> Units {
+    pub fn units(&self) -> ResamplingUnits {
         self.units
     }
 
@@ -141,7 +145,7 @@ impl Resampler {
 }
 
 /// Each observation's group, numbered in the order of appearance: those that share a unit, directly or through others, are in one.
-fn groups(members: &[Vec<usize>], n_units: usize) -> Vec<usize> {
+fn clusters(members: &[Vec<usize>], n_units: usize) -> Vec<usize> {
     let mut parent: Vec<usize> = (0..n_units).collect();
     fn root(parent: &mut [usize], mut x: usize) -> usize {
         while parent[x] != x {

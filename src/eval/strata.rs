@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
-use crate::data::comparisons::{Comparison, Mode, Side, place};
-use crate::data::rows::{Content, Instruction, Place, Row, Text};
+use crate::data::comparisons::{Comparison, ComparisonKind, Side, place};
+use crate::data::rows::{Instruction, PromptResponse, Row, RowContent, SourceLocation};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 
@@ -58,7 +58,7 @@ impl Stratum {
 
 /// A conditional preference to draw from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Preference {
+pub struct ConditionalPreference {
     /// I.
     pub instruction: String,
     /// Preferred, rejected.
@@ -67,13 +67,13 @@ pub struct Preference {
     pub source: String,
 }
 
-impl Preference {
+impl ConditionalPreference {
     /// Makes a conditional preference from a row.
     ///
     /// # Errors
     /// [`crate::Error::Line`] for a row whose instructions differ, or are conversations.
-    pub fn of(row: &Row) -> Result<Self> {
-        let Content::Preference { chosen, rejected } = &row.content else {
+    pub fn from_row(row: &Row) -> Result<Self> {
+        let RowContent::Preference { chosen, rejected } = &row.content else {
             return Err(row.place.error("the row holds one text, not a preference"));
         };
         if chosen.instruction != rejected.instruction {
@@ -92,26 +92,26 @@ impl Preference {
                     .error("its sides are whole texts: judges are asked about an instruction and responses"));
             }
         };
-        let response = |text: &Text| text.response.plain().map_err(|reason| row.place.error(reason));
+        let response = |text: &PromptResponse| text.response.plain().map_err(|reason| row.place.error(reason));
         let file = row.place.path.file_name().map_or_else(Default::default, |n| n.to_string_lossy().into_owned());
         Ok(Self {
             instruction: instruction.clone(),
             responses: [response(chosen)?, response(rejected)?],
-            source: Place { path: Path::new(&file).into(), ..row.place.clone() }.to_string(),
+            source: SourceLocation { path: Path::new(&file).into(), ..row.place.clone() }.to_string(),
         })
     }
 }
 
 /// A preference and which of its sides (0: preferred).
-type Card = (usize, usize);
+type SideRef = (usize, usize);
 
 /// Cards in a random order, dealt so that each comes up once before any comes up again.
-struct Deck {
+struct ShuffledQueue {
     cards: Vec<usize>,
     at: usize,
 }
 
-impl Deck {
+impl ShuffledQueue {
     fn new(n: usize, rng: &mut Rng) -> Self {
         let mut deck = Self { cards: (0..n).collect(), at: 0 };
         rng.shuffle(&mut deck.cards);
@@ -149,7 +149,7 @@ impl Deck {
 /// # Errors
 /// [`Error::Flag`] where the preferences do not hold so many pairs, and where a stratum comes twice.
 pub fn draw(
-    preferences: &[Preference],
+    preferences: &[ConditionalPreference],
     strata: &[Stratum],
     n: usize,
     seed: u64,
@@ -159,12 +159,12 @@ pub fn draw(
         return Err(Error::flag("strata", "must name none twice"));
     }
     let mut rng = Rng::new(seed, 11);
-    let mut drawings: Vec<Drawing> = strata
+    let mut drawings: Vec<StratumSampler> = strata
         .iter()
-        .map(|&stratum| Drawing {
+        .map(|&stratum| StratumSampler {
             stratum,
             preferences,
-            deck: Deck::new(preferences.len(), &mut rng),
+            deck: ShuffledQueue::new(preferences.len(), &mut rng),
             seen: HashSet::new(),
         })
         .collect();
@@ -190,15 +190,15 @@ pub fn draw(
 
 /// The pairs of one stratum, one after the other. Both sides come from one deck: as long as there are enough preferences, each stands in one
 /// pair, and pairs are independent.
-struct Drawing<'p> {
+struct StratumSampler<'p> {
     stratum: Stratum,
-    preferences: &'p [Preference],
-    deck: Deck,
+    preferences: &'p [ConditionalPreference],
+    deck: ShuffledQueue,
     /// Pairs drawn so far: of mixed pairs the preferred side first, of others the smaller number.
     seen: HashSet<(usize, usize)>,
 }
 
-impl Drawing<'_> {
+impl StratumSampler<'_> {
     fn may(&self, a: usize, b: usize) -> bool {
         let fresh = match self.stratum {
             Stratum::Mixed => !self.seen.contains(&(a, b)),
@@ -207,12 +207,12 @@ impl Drawing<'_> {
         fresh && self.preferences[a].instruction != self.preferences[b].instruction
     }
 
-    fn next(&mut self, rng: &mut Rng) -> Option<[Card; 2]> {
+    fn next(&mut self, rng: &mut Rng) -> Option<[SideRef; 2]> {
         let mixed = self.stratum == Stratum::Mixed;
         let mut refused = HashSet::new();
         let (a, b) = loop {
             let a = self.deck.take(rng, |a| !refused.contains(&a))?;
-            let mut deck = std::mem::replace(&mut self.deck, Deck { cards: Vec::new(), at: 0 });
+            let mut deck = std::mem::replace(&mut self.deck, ShuffledQueue { cards: Vec::new(), at: 0 });
             let b = deck.take(rng, |b| self.may(a, b));
             self.deck = deck;
             match b {
@@ -232,14 +232,14 @@ impl Drawing<'_> {
 }
 
 fn row(
-    preferences: &[Preference],
+    preferences: &[ConditionalPreference],
     stratum: Stratum,
-    pair: [Card; 2],
+    pair: [SideRef; 2],
     path: &std::path::Path,
     line: usize,
 ) -> Comparison {
-    let side = |(preference, side): Card| {
-        let from: &Preference = &preferences[preference];
+    let side = |(preference, side): SideRef| {
+        let from: &ConditionalPreference = &preferences[preference];
         Side { instruction: from.instruction.clone(), response: from.responses[side].clone() }
     };
     let mut more = Map::new();
@@ -248,5 +248,5 @@ fn row(
         more.insert(format!("chosen_{i}"), json!(side == 0));
         more.insert(format!("source_{i}"), json!(preferences[preference].source));
     }
-    Comparison { place: place(path.into(), line), mode: Mode::Pair, sides: pair.map(side), more }
+    Comparison { place: place(path.into(), line), mode: ComparisonKind::Pair, sides: pair.map(side), more }
 }

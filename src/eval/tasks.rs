@@ -1,13 +1,13 @@
 //! The small world of the demo model: fifteen kinds of task whose answers a program grades.
 //!
-//! An [`Item`] is an instruction with its answer. Words are common ones or made-up ones ("the plural of brop"), numbers are
+//! An [`TaskItem`] is an instruction with its answer. Words are common ones or made-up ones ("the plural of brop"), numbers are
 //! small, so a model of a million parameters can learn the rules from some ten million tokens. What the model is then
 //! *tuned* for is the grader's taste: a right answer in one short sentence beats the bare answer, which beats a sloppy one, and
-//! all of these beat a wrong one ([`Grade`]). Supervised rows mix the four qualities in fixed proportions ([`rows::SFT_MIX`]), so
+//! all of these beat a wrong one ([`AnswerGrade`]). Supervised rows mix the four qualities in fixed proportions ([`rows::SFT_MIX`]), so
 //! supervised training alone does not settle on the best; preferences drawn by the grader do.
 //!
 //! Train and held-out items never meet: a hash of an item's content (not of its wording, nor of the order of what is listed)
-//! decides its [`Split`]. Everything follows from a seed.
+//! decides its [`DataSplit`]. Everything follows from a seed.
 
 mod answers;
 mod grade;
@@ -15,19 +15,20 @@ mod kinds;
 mod read;
 pub mod rows;
 pub mod tokenizer;
+pub mod untrained_model;
 pub mod words;
 
-pub use answers::{Quality, answer};
-pub use grade::{Form, Grade, WinRate, grade, win_rate};
+pub use answers::{AnswerQuality, answer};
+pub use grade::{AnswerForm, AnswerGrade, WinRate, grade, win_rate};
 pub use read::read;
 
 use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
 
-/// A kind of task. [`Kind::ALL`] lists them.
+/// A kind of task. [`TaskKind::ALL`] lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum TaskKind {
     /// "Spell the word fox." f-o-x
     Spell,
     /// "How many letters are in fox?" 3
@@ -60,51 +61,51 @@ pub enum Kind {
     Polite,
 }
 
-impl Kind {
+impl TaskKind {
     /// All kinds.
-    pub const ALL: [Kind; 15] = [
-        Kind::Spell,
-        Kind::Count,
-        Kind::Letter,
-        Kind::Sort,
-        Kind::Add,
-        Kind::Subtract,
-        Kind::Extreme,
-        Kind::Pick,
-        Kind::Odd,
-        Kind::Plural,
-        Kind::Past,
-        Kind::Repeat,
-        Kind::Capitals,
-        Kind::Reverse,
-        Kind::Polite,
+    pub const ALL: [TaskKind; 15] = [
+        TaskKind::Spell,
+        TaskKind::Count,
+        TaskKind::Letter,
+        TaskKind::Sort,
+        TaskKind::Add,
+        TaskKind::Subtract,
+        TaskKind::Extreme,
+        TaskKind::Pick,
+        TaskKind::Odd,
+        TaskKind::Plural,
+        TaskKind::Past,
+        TaskKind::Repeat,
+        TaskKind::Capitals,
+        TaskKind::Reverse,
+        TaskKind::Polite,
     ];
 
     /// Returns the kind's name in the rows, such as `spell`.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Spell => "spell",
-            Kind::Count => "count",
-            Kind::Letter => "letter",
-            Kind::Sort => "sort",
-            Kind::Add => "add",
-            Kind::Subtract => "subtract",
-            Kind::Extreme => "extreme",
-            Kind::Pick => "pick",
-            Kind::Odd => "odd",
-            Kind::Plural => "plural",
-            Kind::Past => "past",
-            Kind::Repeat => "repeat",
-            Kind::Capitals => "capitals",
-            Kind::Reverse => "reverse",
-            Kind::Polite => "polite",
+            TaskKind::Spell => "spell",
+            TaskKind::Count => "count",
+            TaskKind::Letter => "letter",
+            TaskKind::Sort => "sort",
+            TaskKind::Add => "add",
+            TaskKind::Subtract => "subtract",
+            TaskKind::Extreme => "extreme",
+            TaskKind::Pick => "pick",
+            TaskKind::Odd => "odd",
+            TaskKind::Plural => "plural",
+            TaskKind::Past => "past",
+            TaskKind::Repeat => "repeat",
+            TaskKind::Capitals => "capitals",
+            TaskKind::Reverse => "reverse",
+            TaskKind::Polite => "polite",
         }
     }
 
     /// Share of the rows: the kinds that need most practice come twice as often.
     pub fn weight(self) -> u32 {
         match self {
-            Kind::Add | Kind::Subtract | Kind::Count | Kind::Sort | Kind::Extreme => 2,
+            TaskKind::Add | TaskKind::Subtract | TaskKind::Count | TaskKind::Sort | TaskKind::Extreme => 2,
             _ => 1,
         }
     }
@@ -123,7 +124,7 @@ impl Kind {
 
 /// Split of an item. A tenth of all contents is held out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Split {
+pub enum DataSplit {
     /// Items for supervised rows and preferences.
     Train,
     /// Items for evaluation only.
@@ -132,14 +133,14 @@ pub enum Split {
 
 /// A task. Its JSON is a row of held-out prompts, PAPER section 5's `{instruction, gold_response}` with two fields more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Item {
+pub struct TaskItem {
     /// Instruction of the task.
     pub instruction: String,
-    /// The best answer: one sentence around [`Item::answer`].
+    /// The best answer: one sentence around [`TaskItem::answer`].
     #[serde(rename = "gold_response")]
     pub gold: String,
     /// Kind of the task.
-    pub kind: Kind,
+    pub kind: TaskKind,
     /// The bare answer.
     pub answer: String,
     /// Content of the item apart from its wording, which decides the split.
@@ -150,7 +151,7 @@ pub struct Item {
     wrong: Vec<String>,
 }
 
-impl Item {
+impl TaskItem {
     /// The gold sentence before and after the bare answer.
     fn frame(&self) -> (&str, &str) {
         match self.gold.rfind(&self.answer) {
@@ -160,18 +161,18 @@ impl Item {
     }
 
     /// The side that this item belongs to.
-    pub fn split(&self) -> Split {
-        if hash(self.kind.name(), &self.content).is_multiple_of(10) { Split::HeldOut } else { Split::Train }
+    pub fn split(&self) -> DataSplit {
+        if hash(self.kind.name(), &self.content).is_multiple_of(10) { DataSplit::HeldOut } else { DataSplit::Train }
     }
 }
 
-/// A random item of one side, of a random kind by [`Kind::weight`].
-pub fn generate(split: Split, rng: &mut Rng) -> Item {
-    generate_kind(Kind::draw(rng), split, rng)
+/// A random item of one side, of a random kind by [`TaskKind::weight`].
+pub fn generate(split: DataSplit, rng: &mut Rng) -> TaskItem {
+    generate_kind(TaskKind::draw(rng), split, rng)
 }
 
 /// A random item of a kind.
-pub fn generate_kind(kind: Kind, split: Split, rng: &mut Rng) -> Item {
+pub fn generate_kind(kind: TaskKind, split: DataSplit, rng: &mut Rng) -> TaskItem {
     loop {
         let item = kinds::draw(kind, rng);
         if item.split() == split {

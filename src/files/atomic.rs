@@ -17,7 +17,7 @@ const MAX_LINKS: usize = 40;
 ///
 /// # Errors
 /// [`Error::File`] with the file's name; whatever `fill` says.
-pub fn write_whole(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     check_name(path).map_err(|reason| Error::file(path, reason))?;
     let at = |e: io::Error| Error::file(path, e);
     if is_descriptor(path) {
@@ -49,9 +49,9 @@ pub fn write_whole(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Resul
 /// Writes text whole or not at all.
 ///
 /// # Errors
-/// As [`write_whole`].
+/// As [`write_atomic`].
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
-    write_whole(path, |file| file.write_all(text.as_bytes()).map_err(|e| Error::file(path, e)))
+    write_atomic(path, |file| file.write_all(text.as_bytes()).map_err(|e| Error::file(path, e)))
 }
 
 /// The name under which a file is written before it is whole; it has the process id, so that nobody's file is in the way.
@@ -294,7 +294,7 @@ mod tests {
             *file = BufWriter::new(OpenOptions::new().write(true).open("/dev/full").unwrap());
             file.write_all(&[0; 100_000]).map_err(|e| Error::file(&path, e))
         };
-        let error = write_whole(&path, full).unwrap_err().to_string();
+        let error = write_atomic(&path, full).unwrap_err().to_string();
         assert!(error.contains("x: No space left"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

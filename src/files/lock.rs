@@ -1,4 +1,4 @@
-//! A lock on an output folder. It ends with its process, however that ends.
+//! Locks of output folders. A lock ends with its process, however the process ends.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,26 +8,26 @@ use std::time::Duration;
 use super::machine_name;
 use crate::error::{Error, Result};
 
-/// The lock file's name. It is there while a run has the folder; one that a killed run left locks nothing.
+/// Name of the lock file, which exists while a run has the folder. A lock file that a killed run left locks nothing.
 pub const LOCK: &str = ".jointwise.lock";
 
-/// Attempts at a lock file that others are removing.
+/// Most attempts to lock a file that other runs are removing.
 const MAX_ATTEMPTS: usize = 1000;
 
 /// A folder that no other run of this program writes to.
 #[derive(Debug)]
 pub struct FolderLock {
     path: PathBuf,
-    /// `None`: the file system has no locks.
+    /// Locked file. `None`: the file system has no locks.
     file: Option<File>,
     unsupported: Option<String>,
 }
 
-enum Attempt {
+enum LockAttempt {
     Locked(File),
-    /// Another process has it.
+    /// Another process has the lock.
     Held,
-    /// The file was removed by the run that had it: a new one is to be made.
+    /// The file was removed by the run that had the lock, so a new one is made.
     Removed,
     Unsupported(io::Error),
 }
@@ -41,13 +41,13 @@ impl FolderLock {
         let path = dir.join(LOCK);
         for _ in 0..MAX_ATTEMPTS {
             match attempt(&path)? {
-                Attempt::Locked(file) => {
+                LockAttempt::Locked(file) => {
                     write_holder(&file).map_err(|e| Error::file(&path, e))?;
                     return Ok(Self { path, file: Some(file), unsupported: None });
                 }
-                Attempt::Held => return Err(Error::flag("output-dir", held(dir, read_holder(&path)))),
-                Attempt::Removed => std::thread::sleep(Duration::from_millis(1)),
-                Attempt::Unsupported(error) => {
+                LockAttempt::Held => return Err(Error::flag("output-dir", held(dir, read_holder(&path)))),
+                LockAttempt::Removed => std::thread::sleep(Duration::from_millis(1)),
+                LockAttempt::Unsupported(error) => {
                     let _ = fs::remove_file(&path);
                     let note = format!(
                         "{}: the file system has no locks ({error}): nothing keeps a second run out of this folder",
@@ -60,7 +60,7 @@ impl FolderLock {
         Err(Error::file(path, "other runs come and go: try again"))
     }
 
-    /// What a user should know: that the file system has no locks.
+    /// Returns a note for the user where the file system has no locks.
     pub fn note(&self) -> Option<&str> {
         self.unsupported.as_deref()
     }
@@ -74,7 +74,7 @@ impl Drop for FolderLock {
     }
 }
 
-/// Removes the file before it is unlocked: whoever locks the removed file next finds that it is no longer the folder's.
+/// Removes the file before it is unlocked, so that a process that locks the removed file next finds that it is no longer the folder's.
 #[cfg(unix)]
 fn release(file: File, path: &Path) {
     if is_at(&file, path) {
@@ -88,7 +88,7 @@ fn release(file: File, _: &Path) {
     drop(file);
 }
 
-/// Whether a path still leads to an open file.
+/// Tells whether a path still leads to an open file.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -96,23 +96,23 @@ fn is_at(file: &File, path: &Path) -> bool {
     file.metadata().ok().map(id).is_some_and(|ours| path.symlink_metadata().ok().map(id) == Some(ours))
 }
 
-/// As [`std::fs::File::try_lock`], which is `flock`: the lock is the open file's, and children don't inherit it.
+/// Tries to lock the file with [`std::fs::AnnotatedFile::try_lock`], which is `flock`: the lock belongs to the open file, and child processes do not inherit it.
 #[cfg(unix)]
-fn attempt(path: &Path) -> Result<Attempt> {
+fn attempt(path: &Path) -> Result<LockAttempt> {
     use std::fs::TryLockError;
     let file = super::open_log(path)?;
     match file.try_lock() {
-        Err(TryLockError::WouldBlock) => return Ok(Attempt::Held),
-        Err(TryLockError::Error(error)) => return Ok(Attempt::Unsupported(error)),
+        Err(TryLockError::WouldBlock) => return Ok(LockAttempt::Held),
+        Err(TryLockError::Error(error)) => return Ok(LockAttempt::Unsupported(error)),
         Ok(()) => {}
     }
-    Ok(if is_at(&file, path) { Attempt::Locked(file) } else { Attempt::Removed })
+    Ok(if is_at(&file, path) { LockAttempt::Locked(file) } else { LockAttempt::Removed })
 }
 
-/// Opens the file so that nobody else can write to it; others may read who has it, which they could not if it were locked. The system
-/// removes it when it is closed.
+/// Opens the file so that nobody else can write to it. Others may read who has the lock, which they could not if the file were locked. The system removes the
+/// file when it is closed.
 #[cfg(windows)]
-fn attempt(path: &Path) -> Result<Attempt> {
+fn attempt(path: &Path) -> Result<LockAttempt> {
     use std::os::windows::fs::OpenOptionsExt;
     const FILE_SHARE_READ: u32 = 1;
     const FILE_FLAG_DELETE_ON_CLOSE: u32 = 0x0400_0000;
@@ -125,12 +125,12 @@ fn attempt(path: &Path) -> Result<Attempt> {
     options.create(true).truncate(false).read(true).write(true);
     let opened = options.share_mode(FILE_SHARE_READ).custom_flags(FILE_FLAG_DELETE_ON_CLOSE).open(path);
     match opened {
-        Ok(file) => Ok(Attempt::Locked(file)),
-        Err(e) if e.raw_os_error() == Some(ERROR_SHARING_VIOLATION) => Ok(Attempt::Held),
+        Ok(file) => Ok(LockAttempt::Locked(file)),
+        Err(e) if e.raw_os_error() == Some(ERROR_SHARING_VIOLATION) => Ok(LockAttempt::Held),
         // It is being removed.
-        Err(e) if e.raw_os_error() == Some(ERROR_ACCESS_DENIED) && path.exists() => Ok(Attempt::Removed),
+        Err(e) if e.raw_os_error() == Some(ERROR_ACCESS_DENIED) && path.exists() => Ok(LockAttempt::Removed),
         Err(e) if matches!(e.raw_os_error(), Some(ERROR_INVALID_FUNCTION | ERROR_NOT_SUPPORTED)) => {
-            Ok(Attempt::Unsupported(e))
+            Ok(LockAttempt::Unsupported(e))
         }
         Err(e) => Err(Error::file(path, e)),
     }
@@ -143,7 +143,7 @@ fn write_holder(mut file: &File) -> io::Result<()> {
     file.write_all(format!("{}\n{}\n", std::process::id(), machine_name()).as_bytes())
 }
 
-/// Process id and machine of the run that has the lock; it may be about to write them.
+/// Reads the process id and the machine of the run that has the lock, which may be about to write them.
 fn read_holder(path: &Path) -> Option<(u32, String)> {
     for _ in 0..20 {
         let text = fs::read_to_string(path).unwrap_or_default();
@@ -214,7 +214,7 @@ mod tests {
         assert!(held(dir, None).contains("another run is"));
     }
 
-    /// A file that is removed while others wait for it is no lock any more.
+    /// A file that is removed while others wait for it is not a lock any more.
     #[test]
     fn runs_that_come_and_go_never_meet() {
         let dir = tempfile::tempdir().unwrap();
@@ -223,7 +223,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     while taken.load(Ordering::SeqCst) < 300 {
-                        if let Attempt::Locked(file) = attempt(&dir.path().join(LOCK)).unwrap() {
+                        if let LockAttempt::Locked(file) = attempt(&dir.path().join(LOCK)).unwrap() {
                             let lock = FolderLock { path: dir.path().join(LOCK), file: Some(file), unsupported: None };
                             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two runs have the folder");
                             taken.fetch_add(1, Ordering::SeqCst);

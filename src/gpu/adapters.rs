@@ -114,7 +114,7 @@ fn dxc_beside_program() -> Option<PathBuf> {
 }
 
 /// Adapters of the machine, the best first.
-pub(super) struct Adapters {
+pub(super) struct FoundAdapters {
     pub all: Vec<wgpu::Adapter>,
     /// Summary of each adapter.
     pub summaries: Vec<DeviceSummary>,
@@ -122,7 +122,7 @@ pub(super) struct Adapters {
     pub notes: Vec<String>,
 }
 
-impl Adapters {
+impl FoundAdapters {
     /// Lists the adapters of every backend of the system.
     pub async fn find() -> Self {
         let asked = std::env::var("WGPU_DX12_COMPILER").ok();
@@ -201,7 +201,7 @@ async fn enumerate(compiler: &HlslCompiler) -> Vec<wgpu::Adapter> {
 
 /// Returns the machine's devices, the best first.
 pub async fn list_devices() -> Vec<DeviceSummary> {
-    Adapters::find().await.summaries
+    FoundAdapters::find().await.summaries
 }
 
 fn no_device(os: &str) -> String {

@@ -14,15 +14,15 @@ pub(super) const HOST_VISIBLE_BLOCK_BYTES: u64 = BLOCK_BYTES / 2;
 
 /// Blocks of memory, and the gaps in them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Blocks {
+pub(super) struct BlockAllocator {
     block_bytes: u64,
     /// Blocks, searched from the last to the first; `None` where one was freed.
-    blocks: Vec<Option<Block>>,
+    blocks: Vec<Option<MemoryBlock>>,
     bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Block {
+struct MemoryBlock {
     size: u64,
     /// Gaps in any order; adjacent gaps are merged.
     gaps: Vec<Range<u64>>,
@@ -30,12 +30,12 @@ struct Block {
 
 /// Place of a buffer: its block, and its offset in the block.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct BlockPlace {
     block: usize,
     offset: u64,
 }
 
-impl Block {
+impl MemoryBlock {
     /// Allocates `bytes` in the smallest gap that fits, and returns the offset.
     fn add(&mut self, bytes: u64) -> Option<u64> {
         let len = |gap: &Range<u64>| gap.end - gap.start;
@@ -65,7 +65,7 @@ impl Block {
     }
 }
 
-impl Blocks {
+impl BlockAllocator {
     /// Creates an empty list of blocks of `block_bytes` bytes.
     pub fn new(block_bytes: u64) -> Self {
         Self { block_bytes, blocks: Vec::new(), bytes: 0 }
@@ -77,29 +77,29 @@ impl Blocks {
     }
 
     /// Places a buffer in a gap of a block, else in a new block.
-    pub fn add(&mut self, bytes: u64) -> Place {
+    pub fn add(&mut self, bytes: u64) -> BlockPlace {
         let block_bytes = self.block_bytes;
         let blocks = self.blocks.iter_mut().enumerate().rev().filter(|_| bytes <= block_bytes);
         let mut shared = blocks.filter_map(|(i, block)| Some((i, block.as_mut().filter(|b| b.size == block_bytes)?)));
         if let Some((block, offset)) = shared.find_map(|(i, block)| Some((i, block.add(bytes)?))) {
-            return Place { block, offset };
+            return BlockPlace { block, offset };
         }
         let size = bytes.max(block_bytes);
         let rest = std::iter::once(bytes..size).filter(|gap| !gap.is_empty());
-        let new = Some(Block { size, gaps: rest.collect() });
+        let new = Some(MemoryBlock { size, gaps: rest.collect() });
         self.bytes += size;
         let block = self.blocks.iter().position(Option::is_none).unwrap_or(self.blocks.len());
         match self.blocks.get_mut(block) {
             Some(given_back) => *given_back = new,
             None => self.blocks.push(new),
         }
-        Place { block, offset: 0 }
+        BlockPlace { block, offset: 0 }
     }
 
     /// Frees a buffer's place. An empty block is freed too, except the last one of the shared size.
-    pub fn remove(&mut self, place: Place, bytes: u64) {
+    pub fn remove(&mut self, place: BlockPlace, bytes: u64) {
         let block_bytes = self.block_bytes;
-        let is_shared = |block: &Block| block.size == block_bytes;
+        let is_shared = |block: &MemoryBlock| block.size == block_bytes;
         let n_shared = self.blocks.iter().flatten().filter(|block| is_shared(block)).count();
         let Some(Some(block)) = self.blocks.get_mut(place.block) else { return };
         block.remove(place.offset..place.offset + bytes);
@@ -118,10 +118,10 @@ mod tests {
 
     #[test]
     fn buffers_fill_the_gaps_of_blocks() {
-        let mut blocks = Blocks::new(4 * MIB);
+        let mut blocks = BlockAllocator::new(4 * MIB);
         let places = [3, 2, 1, 2, 9].map(|mib| blocks.add(mib * MIB));
         // 3 and 1; 2 and 2; 9 alone: the 1 goes where its gap is, in the latest block that has one.
-        let at = |block, mib| Place { block, offset: mib * MIB };
+        let at = |block, mib| BlockPlace { block, offset: mib * MIB };
         assert_eq!(places, [at(0, 0), at(1, 0), at(1, 2), at(2, 0), at(3, 0)]);
         assert_eq!(blocks.bytes(), 21 * MIB);
         blocks.remove(places[1], 2 * MIB);
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_last_block_that_is_shared_stays() {
-        let mut blocks = Blocks::new(4 * MIB);
+        let mut blocks = BlockAllocator::new(4 * MIB);
         let [small, large] = [256, 5 * MIB].map(|bytes| blocks.add(bytes));
         blocks.remove(small, 256);
         assert_eq!(blocks.bytes(), 9 * MIB);

@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::adapters::{Adapters, DeviceChoice, DeviceSummary};
+use super::adapters::{DeviceChoice, DeviceSummary, FoundAdapters};
 use super::blocks::{BLOCK_BYTES, HOST_VISIBLE_BLOCK_BYTES};
 use super::device_memory::DeviceMemory;
 use super::failure::catch_panic;
-use super::live::{Live, OnWait};
-use super::memory::Home;
+use super::memory::MemoryPool;
+use super::open_device::{OnWait, OpenDevice};
 use super::precision::MatmulPrecision;
 use super::tuning::Tuning;
 use super::variant::Variant;
@@ -41,7 +41,7 @@ pub struct Caps {
     /// Whether shaders may use f16.
     pub f16: bool,
     /// Cooperative matrices with f16 operands and f32 sums.
-    pub cooperative: Option<Cooperative>,
+    pub cooperative: Option<CooperativeMatrix>,
     /// Precision of matrix products: below the highest only with cooperative matrices.
     pub matmul_precision: MatmulPrecision,
     /// Whether passes can have timestamps.
@@ -56,7 +56,7 @@ pub struct Caps {
 
 /// Cooperative matrices: fragments that a subgroup multiplies together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Cooperative {
+pub struct CooperativeMatrix {
     /// Rows and columns of a fragment: 8 or 16.
     pub edge: u32,
     /// Invocations per subgroup: the smallest size, until [`Gpu::open_for`] measures it for a precision that needs it.
@@ -71,7 +71,7 @@ impl Caps {
             backend: "none".into(),
             driver: String::new(),
             is_cpu: false,
-            variants: Variant::usual(false),
+            variants: Variant::default_for(false),
             tuning: Tuning::default(),
             max_binding_bytes: 128 << 20,
             binding_alignment_bytes: 256,
@@ -96,7 +96,7 @@ impl Caps {
         let memory = memory.filter(|_| !is_cpu);
         Self {
             is_cpu,
-            variants: Variant::usual(is_cpu),
+            variants: Variant::default_for(is_cpu),
             tuning: Tuning::shipped(&info.name),
             backend: summary.backend.clone(),
             driver: summary.driver.clone(),
@@ -145,7 +145,7 @@ impl Caps {
 /// Returns the largest supported fragment, if the device has what matmul_coop.wgsl needs: f16, workgroup memory, and subgroups. A workgroup
 /// is four subgroups, whose size wgpu cannot request. Where the size varies, the driver's choice is measured
 /// ([`Gpu::with_measured_subgroups`]).
-fn cooperative(adapter: &wgpu::Adapter) -> Option<Cooperative> {
+fn cooperative(adapter: &wgpu::Adapter) -> Option<CooperativeMatrix> {
     let needed = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | COOPERATIVE;
     let too_little = adapter.limits().max_compute_workgroup_storage_size < COOPERATIVE_WORKGROUP_BYTES;
     if !adapter.features().contains(needed) || too_little {
@@ -160,7 +160,7 @@ fn cooperative(adapter: &wgpu::Adapter) -> Option<Cooperative> {
                 && p.cr_type == wgpu::CooperativeScalarType::F32
         })
     };
-    [16, 8].into_iter().find(fits).map(|edge| Cooperative { edge, subgroup })
+    [16, 8].into_iter().find(fits).map(|edge| CooperativeMatrix { edge, subgroup })
 }
 
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
@@ -169,14 +169,14 @@ const COOPERATIVE_WORKGROUP_BYTES: u32 = 32 << 10;
 
 /// Device, or a plan that only counts bytes. One program runs on both.
 pub struct Gpu {
-    pub(super) live: Option<Live>,
+    pub(super) live: Option<OpenDevice>,
     pub(super) caps: Caps,
-    pub(super) home: Arc<Home>,
-    pub(super) pipelines: super::pipelines::Pipelines,
+    pub(super) home: Arc<MemoryPool>,
+    pub(super) pipelines: super::pipelines::PipelineCache,
     pub(super) bind_groups: Mutex<super::submit::BindGroups>,
     pub(super) uniforms: Mutex<Option<wgpu::Buffer>>,
-    pub(super) pace: Mutex<super::pace::Pace>,
-    pub(super) profile: Mutex<Option<super::Profile>>,
+    pub(super) pace: Mutex<super::submission_budget::SubmissionBudget>,
+    pub(super) profile: Mutex<Option<super::KernelProfile>>,
     notes: Vec<String>,
 }
 
@@ -232,7 +232,7 @@ impl Gpu {
     /// [`Error::Flag`]: none matches the choice (lists them); JOINTWISE_VARIANT names no variant; the precision needs cooperative matrices,
     /// and the device has none.
     pub async fn open_for(choice: &DeviceChoice, precision: MatmulPrecision) -> Result<Self> {
-        let Adapters { all, summaries, mut notes } = Adapters::find().await;
+        let FoundAdapters { all, summaries, mut notes } = FoundAdapters::find().await;
         let chosen = choice.candidates(&summaries)?;
         let candidates = chosen.iter().map(|&i| (&all[i], &summaries[i]));
         let open = async |(adapter, summary)| Self::open_adapter(adapter, summary, precision).await;
@@ -279,7 +279,7 @@ impl Gpu {
         let (device, queue) = asked.await.map_err(|e| closed(e.to_string()))?;
         let has_cache = adapter.features().contains(wgpu::Features::PIPELINE_CACHE);
         let cache_name = wgpu::util::pipeline_cache_key(&adapter.get_info()).filter(|_| has_cache);
-        let live = Live::new(device, queue, cache_name, summary.title()).map_err(closed)?;
+        let live = OpenDevice::new(device, queue, cache_name, summary.title()).map_err(closed)?;
         let gpu = Self::new(Some(live), caps);
         if precision == MatmulPrecision::Highest { Ok(gpu) } else { gpu.with_measured_subgroups().await }
     }
@@ -289,12 +289,12 @@ impl Gpu {
         Self::new(None, caps)
     }
 
-    fn new(live: Option<Live>, caps: Caps) -> Self {
+    fn new(live: Option<OpenDevice>, caps: Caps) -> Self {
         Self {
             live,
-            home: Arc::new(Home::new(caps.memory_block_bytes)),
+            home: Arc::new(MemoryPool::new(caps.memory_block_bytes)),
             caps,
-            pipelines: super::pipelines::Pipelines::default(),
+            pipelines: super::pipelines::PipelineCache::default(),
             bind_groups: Mutex::default(),
             uniforms: Mutex::default(),
             pace: Mutex::default(),

@@ -6,7 +6,7 @@ use crate::error::Error;
 
 /// A failure of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum DeviceFailure {
     /// The device is gone, or work vanished on it: its memory is not reliable.
     Lost(String),
     /// An allocation was refused. The text describes it; `None` until it is known.
@@ -15,7 +15,7 @@ pub(super) enum Failure {
     Refused(String),
 }
 
-impl Failure {
+impl DeviceFailure {
     /// Classifies a lost device by the driver's words: wgpu also gives a device up where memory for its own needs is refused.
     pub fn lost(words: &str) -> Self {
         match words.to_lowercase().contains("out of memory") {
@@ -72,26 +72,26 @@ fn size(bytes: u64) -> String {
 
 /// The first failure of a device.
 #[derive(Debug, Clone, Default)]
-pub(super) struct FirstFailure(Arc<Mutex<Option<Failure>>>);
+pub(super) struct FirstFailure(Arc<Mutex<Option<DeviceFailure>>>);
 
 impl FirstFailure {
-    fn cell(&self) -> std::sync::MutexGuard<'_, Option<Failure>> {
+    fn cell(&self) -> std::sync::MutexGuard<'_, Option<DeviceFailure>> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Keeps a failure, unless there was one before.
-    pub fn set(&self, failure: Failure) {
+    pub fn set(&self, failure: DeviceFailure) {
         self.cell().get_or_insert(failure);
     }
 
     /// Says what an allocation was for, where it was refused and nothing has said so yet.
     pub fn name_refusal(&self, what: impl FnOnce() -> String) {
-        if let Some(Failure::OutOfMemory(named @ None)) = &mut *self.cell() {
+        if let Some(DeviceFailure::OutOfMemory(named @ None)) = &mut *self.cell() {
             *named = Some(what());
         }
     }
 
-    pub fn get(&self) -> Option<Failure> {
+    pub fn get(&self) -> Option<DeviceFailure> {
         self.cell().clone()
     }
 
@@ -173,16 +173,16 @@ mod tests {
 
     #[test]
     fn a_failure_is_one_line_with_a_way_out() {
-        let told = |failure: Failure| failure.error("RTX (vulkan)").to_string();
-        let lost = told(Failure::lost("Device is lost"));
+        let told = |failure: DeviceFailure| failure.error("RTX (vulkan)").to_string();
+        let lost = told(DeviceFailure::lost("Device is lost"));
         assert!(lost.starts_with("RTX (vulkan) was lost: Device is lost"), "{lost}");
         for way_out in ["--batch-size", "--max-length", "Watchdogs", "--resume"] {
             assert!(lost.contains(way_out), "{lost}");
         }
         let cell = FirstFailure::default();
         cell.name_refusal(|| panic!("nothing was refused"));
-        cell.set(Failure::lost("Out of memory"));
-        cell.set(Failure::Refused("later".into()));
+        cell.set(DeviceFailure::lost("Out of memory"));
+        cell.set(DeviceFailure::Refused("later".into()));
         cell.name_refusal(|| refused("parameters, page 3", 128 << 20, 1871 << 20));
         cell.name_refusal(|| panic!("named before"));
         let refused = told(cell.get().unwrap());
@@ -192,7 +192,7 @@ mod tests {
         );
         assert!(refused.contains("--batch-size") && refused.contains("plan"), "{refused}");
         assert_eq!(
-            told(Failure::Refused("Validation Error\n\nCaused by:\n  x".into())),
+            told(DeviceFailure::Refused("Validation Error\n\nCaused by:\n  x".into())),
             "GPU: Validation Error Caused by: x"
         );
     }

@@ -13,9 +13,9 @@ const NO_NUMBER: u32 = 0x7fc0_7fc0;
 
 /// Guards `[before, behind]` of each slot that was allocated since the last check; `None` where guards are off.
 #[derive(Default)]
-pub(super) struct Guards(Option<Vec<[Slot; 2]>>);
+pub(super) struct SlotGuards(Option<Vec<[Slot; 2]>>);
 
-impl Guards {
+impl SlotGuards {
     pub fn is_on(&self) -> bool {
         self.0.is_some()
     }
@@ -25,7 +25,7 @@ impl Gpu {
     /// Returns this device with guards around each new slot, and without reuse of slots. Slow; for tests.
     #[must_use]
     pub fn with_guards(self) -> Self {
-        *self.guards() = Guards(Some(Vec::new()));
+        *self.guards() = SlotGuards(Some(Vec::new()));
         self
     }
 
@@ -48,7 +48,7 @@ impl Gpu {
             words[GUARD..GUARD + len].fill(0);
         }
         self.write(&whole, &words);
-        let guards = [whole.piece(0, GUARD), whole.piece(GUARD + len, GUARD)];
+        let guards = [whole.slice_unaligned(0, GUARD), whole.slice_unaligned(GUARD + len, GUARD)];
         if let Some(known) = &mut self.guards().0 {
             known.push(guards);
         }

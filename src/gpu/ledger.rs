@@ -1,6 +1,6 @@
 //! Bytes of buffers by role, and of the device memory that they take. A run and its memory plan count alike.
 
-use super::blocks::{Blocks, Place};
+use super::blocks::{BlockAllocator, BlockPlace};
 
 /// Role of a buffer: a column of the memory plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -43,7 +43,7 @@ pub struct Ledger {
     peak: [u64; ROLES.len()],
     /// Buffers that exist now, by role.
     n_buffers: [u64; ROLES.len()],
-    blocks: Blocks,
+    blocks: BlockAllocator,
     /// Largest sum of the blocks' bytes so far.
     peak_of_blocks: u64,
     largest_activation: u64,
@@ -53,12 +53,12 @@ impl Ledger {
     /// Creates an empty ledger whose blocks have `block_bytes` bytes.
     pub(super) fn new(block_bytes: u64) -> Self {
         let none = [0; ROLES.len()];
-        let blocks = Blocks::new(block_bytes);
+        let blocks = BlockAllocator::new(block_bytes);
         Self { now: none, peak: none, n_buffers: none, blocks, peak_of_blocks: 0, largest_activation: 0 }
     }
 
     /// Counts a new buffer, and returns its place in the blocks.
-    pub(super) fn add(&mut self, role: Role, bytes: u64) -> Place {
+    pub(super) fn add(&mut self, role: Role, bytes: u64) -> BlockPlace {
         let i = role as usize;
         self.now[i] += bytes;
         self.n_buffers[i] += 1;
@@ -72,7 +72,7 @@ impl Ledger {
     }
 
     /// Removes a buffer from the counts.
-    pub(super) fn sub(&mut self, role: Role, bytes: u64, place: Place) {
+    pub(super) fn sub(&mut self, role: Role, bytes: u64, place: BlockPlace) {
         self.now[role as usize] -= bytes;
         self.n_buffers[role as usize] -= 1;
         self.blocks.remove(place, bytes);

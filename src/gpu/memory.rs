@@ -8,19 +8,19 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::Gpu;
-use super::blocks::Place;
+use super::blocks::BlockPlace;
 use super::failure::refused;
-use super::guards::Guards;
+use super::guards::SlotGuards;
 use super::ledger::{Ledger, Role};
-use super::live::Live;
+use super::open_device::OpenDevice;
 use crate::error::{Error, Result};
 
-pub(super) struct Home {
-    state: Mutex<State>,
-    guards: Mutex<Guards>,
+pub(super) struct MemoryPool {
+    state: Mutex<PoolState>,
+    guards: Mutex<SlotGuards>,
 }
 
-struct State {
+struct PoolState {
     ledger: Ledger,
     /// Bytes that were uploaded since uploads were last waited for.
     staged_bytes: u64,
@@ -28,29 +28,29 @@ struct State {
     free: Vec<Memory>,
     /// Buffers freed so far, except those of [`Role::Batch`].
     given_up: u64,
-    /// See [`Gpu::reserving`].
+    /// See [`Gpu::while_reserving`].
     reserving: bool,
 }
 
-impl Home {
+impl MemoryPool {
     /// Creates an empty pool whose ledger has blocks of `block_bytes` bytes.
     pub fn new(block_bytes: u64) -> Self {
         let ledger = Ledger::new(block_bytes);
-        let state = State { ledger, staged_bytes: 0, free: Vec::new(), given_up: 0, reserving: false };
+        let state = PoolState { ledger, staged_bytes: 0, free: Vec::new(), given_up: 0, reserving: false };
         Self { state: Mutex::new(state), guards: Mutex::default() }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
-    fn guards(&self) -> std::sync::MutexGuard<'_, Guards> {
+    fn guards(&self) -> std::sync::MutexGuard<'_, SlotGuards> {
         self.guards.lock().unwrap_or_else(|e| e.into_inner())
     }
     pub fn ledger(&self) -> Ledger {
         self.state().ledger.clone()
     }
     /// Returns the number of buffers freed so far, except those of [`Role::Batch`].
-    pub fn given_up(&self) -> u64 {
+    pub fn freed_buffers(&self) -> u64 {
         self.state().given_up
     }
     /// Takes the smallest free activation buffer of at least `bytes`; while reserving, of at most 1.5 times `bytes`.
@@ -68,16 +68,16 @@ impl Home {
 struct Memory {
     raw: Option<wgpu::Buffer>,
     bytes: u64,
-    place: Place,
+    place: BlockPlace,
 }
 
-struct Buffer {
+struct PooledBuffer {
     memory: Memory,
     role: Role,
-    home: Arc<Home>,
+    home: Arc<MemoryPool>,
 }
 
-impl Drop for Buffer {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         // Slots with guards are not reused.
         let is_pooled = self.role == Role::Activations && !self.home.guards().is_on();
@@ -95,7 +95,7 @@ impl Drop for Buffer {
 /// Range of a device buffer, in elements of four bytes (f32, u32, or two packed bf16).
 #[derive(Clone)]
 pub struct Slot {
-    buffer: Arc<Buffer>,
+    buffer: Arc<PooledBuffer>,
     offset: usize,
     len: usize,
     /// Elements behind the slot that its bindings reach too: those of a guard, or none.
@@ -128,7 +128,7 @@ impl Slot {
         Self { buffer: self.buffer.clone(), offset: self.offset + start, len, reach }
     }
     /// Returns a part that may begin at any element. It is for the host to read and write, and cannot be bound.
-    pub fn piece(&self, start: usize, len: usize) -> Self {
+    pub fn slice_unaligned(&self, start: usize, len: usize) -> Self {
         assert!(start + len <= self.len, "piece {start}+{len} of {self:?}");
         Self { buffer: self.buffer.clone(), offset: self.offset + start, len, reach: 0 }
     }
@@ -154,7 +154,7 @@ impl Gpu {
     /// Fills the pool. Inside `record`, a request reuses a free buffer of at most 1.5 times its size, else allocates. Otherwise the narrow
     /// slots that are saved for the backward pass would hold a layer's wide temporaries, and each layer would need new ones. Afterwards a
     /// request takes the smallest free buffer that fits.
-    pub fn reserving<T>(&self, record: impl FnOnce() -> T) -> T {
+    pub fn while_reserving<T>(&self, record: impl FnOnce() -> T) -> T {
         self.home.state().reserving = true;
         let done = record();
         self.home.state().reserving = false;
@@ -163,7 +163,7 @@ impl Gpu {
 
     /// Allocates `len` elements with undefined contents for a recording; the buffer returns to the pool with the last clone. So recordings
     /// of one device must be submitted in the order in which they were recorded: record and submit from one thread.
-    pub fn slot(&self, len: usize) -> Slot {
+    pub fn alloc_activation(&self, len: usize) -> Slot {
         if self.guards().is_on() { self.guarded(Role::Activations, len) } else { self.pooled(len) }
     }
 
@@ -184,16 +184,16 @@ impl Gpu {
             self.live.as_ref().into_iter().for_each(|live| self.settle_uploads(live, SMALL_UPLOADS_BYTES));
             Memory { raw: self.create(Role::Activations, bytes), bytes, place }
         });
-        let buffer = Buffer { memory, role: Role::Activations, home: self.home.clone() };
+        let buffer = PooledBuffer { memory, role: Role::Activations, home: self.home.clone() };
         Slot { buffer: Arc::new(buffer), offset: 0, len, reach: 0 }
     }
 
     /// Allocates `len` zeros of a role that outlives a step.
-    pub fn lasting(&self, role: Role, len: usize) -> Slot {
+    pub fn alloc_persistent(&self, role: Role, len: usize) -> Slot {
         if self.guards().is_on() { self.guarded(role, len) } else { self.unguarded(role, len) }
     }
 
-    pub(super) fn guards(&self) -> std::sync::MutexGuard<'_, Guards> {
+    pub(super) fn guards(&self) -> std::sync::MutexGuard<'_, SlotGuards> {
         self.home.guards()
     }
 
@@ -202,7 +202,7 @@ impl Gpu {
         let bytes = (len.max(1) as u64 * 4).next_multiple_of(256);
         let place = self.home.state().ledger.add(role, bytes);
         let memory = Memory { raw: self.create(role, bytes), bytes, place };
-        let buffer = Buffer { memory, role, home: self.home.clone() };
+        let buffer = PooledBuffer { memory, role, home: self.home.clone() };
         Slot { buffer: Arc::new(buffer), offset: 0, len, reach: 0 }
     }
 
@@ -219,7 +219,7 @@ impl Gpu {
                 !is_full
             });
             let n = 1 + fits.count();
-            let (page, mut at) = (self.lasting(role, sum), 0);
+            let (page, mut at) = (self.alloc_persistent(role, sum), 0);
             for &len in &lens[all.len()..all.len() + n] {
                 all.push(page.slice(at, len));
                 at += aligned(len);
@@ -231,7 +231,7 @@ impl Gpu {
     /// Allocates a small input of a recording, and writes it.
     pub fn upload<T: bytemuck::Pod>(&self, data: &[T]) -> Slot {
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        let slot = self.lasting(Role::Batch, bytes.len().div_ceil(4));
+        let slot = self.alloc_persistent(Role::Batch, bytes.len().div_ceil(4));
         self.write_bytes(&slot, bytes);
         slot
     }
@@ -262,7 +262,7 @@ impl Gpu {
 
     /// Writes a piece of an upload. wgpu holds a copy of each piece until the next submission has ended, which would double a model's
     /// weights. So uploads are waited for before more than [`STAGED_BYTES`] are pending.
-    fn stage(&self, live: &Live, raw: &wgpu::Buffer, offset: u64, piece: &[u8]) {
+    fn stage(&self, live: &OpenDevice, raw: &wgpu::Buffer, offset: u64, piece: &[u8]) {
         if live.failure.is_set() {
             return;
         }
@@ -274,7 +274,7 @@ impl Gpu {
     }
 
     /// Waits for pending uploads, where they exceed `most` bytes, so that wgpu frees its copies.
-    fn settle_uploads(&self, live: &Live, most: u64) {
+    fn settle_uploads(&self, live: &OpenDevice, most: u64) {
         if self.home.state().staged_bytes <= most {
             return;
         }
@@ -318,7 +318,7 @@ impl Gpu {
     /// Reads parts that fit one staging buffer.
     async fn read_parts<T: bytemuck::Pod>(
         &self,
-        live: &Live,
+        live: &OpenDevice,
         slots: &[&Slot],
         parts: &[(usize, Range<usize>)],
         out: &mut [Vec<T>],
@@ -337,14 +337,14 @@ impl Gpu {
         let mut encoder = live.device.create_command_encoder(&Default::default());
         let mut at = 0;
         for (i, range) in parts {
-            if let Some((raw, offset, size)) = slots[*i].piece(range.start, range.len()).binding() {
+            if let Some((raw, offset, size)) = slots[*i].slice_unaligned(range.start, range.len()).binding() {
                 encoder.copy_buffer_to_buffer(&raw, offset, &staging, at, size);
                 at += size;
             }
         }
         let submitted = live.submit(encoder, Some((&staging, at)), || "readback".into());
         self.check()?;
-        let mapped = Arrival::default();
+        let mapped = MapFuture::default();
         let signal = mapped.clone();
         staging.map_async(wgpu::MapMode::Read, .., move |result| signal.arrive(result.map_err(|e| e.to_string())));
         if live.wait(None) {
@@ -410,15 +410,15 @@ fn staged(lens: &[usize], most: usize) -> Vec<Vec<(usize, Range<usize>)>> {
 
 /// Future of a callback's result: the browser resolves it later, native code during `poll`.
 #[derive(Clone, Default)]
-struct Arrival(Arc<Mutex<Mapped>>);
+struct MapFuture(Arc<Mutex<MapState>>);
 
 #[derive(Default)]
-struct Mapped {
+struct MapState {
     result: Option<Result<(), String>>,
     waker: Option<std::task::Waker>,
 }
 
-impl Arrival {
+impl MapFuture {
     fn arrive(&self, result: Result<(), String>) {
         let mut state = self.0.lock().unwrap_or_else(|e| e.into_inner());
         state.result = Some(result);
@@ -432,7 +432,7 @@ impl Arrival {
     }
 }
 
-impl Future for Arrival {
+impl Future for MapFuture {
     type Output = Result<(), String>;
     fn poll(self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
         let mut state = self.0.lock().unwrap_or_else(|e| e.into_inner());
@@ -477,7 +477,7 @@ mod tests {
         let gpu = pollster::block_on(Gpu::open(&crate::gpu::DeviceChoice::Best)).unwrap().with_max_binding(1024);
         let values: Vec<u32> = (0..1000).collect();
         let [all, few] = [&values[..], &values[..7]].map(|v| gpu.upload(v));
-        let read = pollster::block_on(gpu.read::<u32>(&[&few, &all, &few, &all.piece(3, 500)])).unwrap();
+        let read = pollster::block_on(gpu.read::<u32>(&[&few, &all, &few, &all.slice_unaligned(3, 500)])).unwrap();
         assert_eq!(read, [&values[..7], &values, &values[..7], &values[3..503]]);
     }
 }

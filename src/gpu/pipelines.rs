@@ -7,28 +7,28 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::failure::{Failure, catch_panic};
-use super::live::Live;
+use super::failure::{DeviceFailure, catch_panic};
+use super::open_device::OpenDevice;
 use super::{Gpu, Shader};
 use crate::error::{Error, Result};
-use crate::files::write_whole;
+use crate::files::write_atomic;
 
 /// Entry point, compiled or not yet.
 pub(super) struct Pipeline {
     shader: Shader,
-    compiled: OnceLock<Compiled>,
+    compiled: OnceLock<CompiledModule>,
     /// Whether it was dispatched before: CPU drivers translate to machine code at the first dispatch.
     pub ran: AtomicBool,
 }
 
-pub(super) struct Compiled {
+pub(super) struct CompiledModule {
     pub raw: wgpu::ComputePipeline,
     pub layout: wgpu::BindGroupLayout,
 }
 
 impl Pipeline {
     /// Returns the compiled pipeline; `None` before it is compiled, or where it does not compile, which the device has reported.
-    pub fn compiled(&self) -> Option<&Compiled> {
+    pub fn compiled(&self) -> Option<&CompiledModule> {
         self.compiled.get()
     }
     pub fn is_compiled(&self) -> bool {
@@ -45,19 +45,19 @@ const TICK: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Pipelines of a device by shader key, and their cache on disk.
 #[derive(Default)]
-pub(super) struct Pipelines {
+pub(super) struct PipelineCache {
     by_key: Mutex<HashMap<String, Arc<Pipeline>>>,
     on_compile: Mutex<Option<OnCompile>>,
-    disk: Option<Disk>,
+    disk: Option<DiskCache>,
 }
 
-struct Disk {
+struct DiskCache {
     cache: wgpu::PipelineCache,
     path: PathBuf,
     is_stale: AtomicBool,
 }
 
-impl Pipelines {
+impl PipelineCache {
     pub fn get(&self, shader: &Shader) -> Arc<Pipeline> {
         let make = || Pipeline { shader: shader.clone(), compiled: OnceLock::new(), ran: AtomicBool::new(false) };
         let mut all = self.by_key.lock().unwrap_or_else(|e| e.into_inner());
@@ -71,7 +71,7 @@ impl Pipelines {
     }
 
     /// Compiles the pipelines of `wanted` that are not compiled yet.
-    pub fn compile(&self, live: &Live, wanted: &[Arc<Pipeline>]) -> Result<()> {
+    pub fn compile(&self, live: &OpenDevice, wanted: &[Arc<Pipeline>]) -> Result<()> {
         let missing: Vec<&Arc<Pipeline>> = wanted.iter().filter(|p| !p.is_compiled()).collect();
         if missing.is_empty() {
             return Ok(());
@@ -86,7 +86,8 @@ impl Pipelines {
                 Ok(compiled) if !live.failure.is_set() => drop(missing[i].compiled.set(compiled)),
                 Ok(_) => live.failure.name_refusal(|| format!("compiling kernel {}", shader.entry)),
                 Err(panic) => {
-                    live.failure.set(Failure::Refused(format!("kernel {} cannot be compiled: {panic}", shader.entry)));
+                    live.failure
+                        .set(DeviceFailure::Refused(format!("kernel {} cannot be compiled: {panic}", shader.entry)));
                 }
             }
         };
@@ -143,17 +144,17 @@ impl Pipelines {
     fn save(&self) {
         let Some(disk) = self.disk.as_ref().filter(|d| d.is_stale.load(Ordering::Relaxed)) else { return };
         let Some(data) = disk.cache.get_data() else { return };
-        let _ = write_whole(&disk.path, |file| file.write_all(&data).map_err(|e| Error::file(&disk.path, e)));
+        let _ = write_atomic(&disk.path, |file| file.write_all(&data).map_err(|e| Error::file(&disk.path, e)));
     }
 }
 
-impl Drop for Pipelines {
+impl Drop for PipelineCache {
     fn drop(&mut self) {
         self.save();
     }
 }
 
-fn compile(live: &Live, shader: &Shader, source: &str, cache: Option<&wgpu::PipelineCache>) -> Compiled {
+fn compile(live: &OpenDevice, shader: &Shader, source: &str, cache: Option<&wgpu::PipelineCache>) -> CompiledModule {
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(shader.module), source: wgpu::ShaderSource::Wgsl(source.into()) };
     // SAFETY: every kernel guards its own indices and ends its own loops; kernel tests have guards around each slot (`Gpu::with_guards`), and a
@@ -176,7 +177,7 @@ fn compile(live: &Live, shader: &Shader, source: &str, cache: Option<&wgpu::Pipe
         cache,
     });
     let layout = raw.get_bind_group_layout(0);
-    Compiled { raw, layout }
+    CompiledModule { raw, layout }
 }
 
 impl Gpu {
@@ -197,7 +198,7 @@ impl Gpu {
                 fallback: true,
             })
         };
-        self.pipelines.disk = Some(Disk { cache, path, is_stale: AtomicBool::new(false) });
+        self.pipelines.disk = Some(DiskCache { cache, path, is_stale: AtomicBool::new(false) });
     }
 
     /// Sets or removes the progress callback of compilation. CPU drivers compile at the first dispatch, so it is called then too.

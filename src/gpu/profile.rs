@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 /// Device time by kernel label (the part before `/`).
 #[derive(Debug, Clone, Default)]
-pub struct Profile {
+pub struct KernelProfile {
     by_kernel: BTreeMap<String, (usize, f64)>,
 }
 
-impl Profile {
+impl KernelProfile {
     pub(super) fn add(&mut self, label: &str, time_us: f64) {
         let kernel = label.split('/').next().unwrap_or(label);
         let entry = self.by_kernel.entry(kernel.into()).or_default();
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn timestamps_that_read_zero_are_no_times() {
-        let mut profile = Profile::default();
+        let mut profile = KernelProfile::default();
         profile.add("add/L0", 0.0);
         profile.add("add/L1", 0.0);
         assert!(!profile.is_timed() && profile.rows().is_empty(), "{profile:?}");

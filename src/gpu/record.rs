@@ -6,7 +6,7 @@ use super::pipelines::Pipeline;
 use super::{Gpu, Shader, Slot};
 
 #[derive(Clone)]
-pub(super) struct Dispatch {
+pub(super) struct RecordedDispatch {
     pub pipeline: Arc<Pipeline>,
     pub entry: &'static str,
     pub label: String,
@@ -23,8 +23,8 @@ pub(super) struct Dispatch {
     pub work: u64,
 }
 
-pub(super) enum Command {
-    Dispatch(Dispatch),
+pub(super) enum RecordedCommand {
+    Dispatch(RecordedDispatch),
     Clear(wgpu::Buffer, u64, u64),
     Copy { from: (wgpu::Buffer, u64), to: (wgpu::Buffer, u64), bytes: u64 },
 }
@@ -32,7 +32,7 @@ pub(super) enum Command {
 /// Recording of dispatches, clears and copies, which run in order.
 pub struct Recording<'g> {
     pub(super) gpu: &'g Gpu,
-    pub(super) commands: Vec<Command>,
+    pub(super) commands: Vec<RecordedCommand>,
     pub(super) uniforms: Vec<u8>,
     scope: String,
     dispatches: usize,
@@ -67,12 +67,12 @@ impl Gpu {
     /// Starts collecting device times. Slower, because each dispatch gets a pass of its own. No effect without timestamp queries.
     pub fn start_profile(&self) {
         if self.caps.timestamps {
-            *self.profile.lock().unwrap_or_else(|e| e.into_inner()) = Some(super::Profile::default());
+            *self.profile.lock().unwrap_or_else(|e| e.into_inner()) = Some(super::KernelProfile::default());
         }
     }
 
     /// Stops collecting device times, and returns them.
-    pub fn end_profile(&self) -> Option<super::Profile> {
+    pub fn end_profile(&self) -> Option<super::KernelProfile> {
         self.profile.lock().unwrap_or_else(|e| e.into_inner()).take()
     }
 }
@@ -146,7 +146,7 @@ impl<'g> Recording<'g> {
         let label =
             if self.scope.is_empty() { shader.entry.into() } else { format!("{}/{}", shader.entry, self.scope) };
         let n_bound: usize = slots.iter().map(|slot| slot.len()).sum();
-        self.commands.push(Command::Dispatch(Dispatch {
+        self.commands.push(RecordedCommand::Dispatch(RecordedDispatch {
             pipeline: self.gpu.pipelines.get(shader),
             entry: shader.entry,
             label,
@@ -162,7 +162,7 @@ impl<'g> Recording<'g> {
     /// Fills a slot with zeros.
     pub fn clear(&mut self, slot: &Slot) {
         if let Some((raw, offset, _)) = slot.binding() {
-            self.commands.push(Command::Clear(raw, offset, slot.bytes()));
+            self.commands.push(RecordedCommand::Clear(raw, offset, slot.bytes()));
         }
     }
 
@@ -170,7 +170,7 @@ impl<'g> Recording<'g> {
     pub fn copy(&mut self, from: &Slot, to: &Slot) {
         assert!(from.len() <= to.len(), "copy {from:?} into {to:?}");
         if let (Some(a), Some(b)) = (from.binding(), to.binding()) {
-            self.commands.push(Command::Copy { from: (a.0, a.1), to: (b.0, b.1), bytes: from.bytes() });
+            self.commands.push(RecordedCommand::Copy { from: (a.0, a.1), to: (b.0, b.1), bytes: from.bytes() });
         }
     }
 }

@@ -20,7 +20,7 @@ shaders![
     "add",
     "attention",
     "attention_coop",
-    "attention_halves",
+    "attention_split_f16",
     "attention_lanes",
     "attention_tiles",
     "ceiling",
@@ -34,7 +34,7 @@ shaders![
     "matmul_coop",
     "matmul_cpu",
     "matmul_lanes",
-    "matmul_largest",
+    "matmul_absmax",
     "matmul_tiles",
     "objective",
     "pack",
@@ -47,11 +47,11 @@ shaders![
     "shared/fragment8",
     "shared/grid",
     "shared/halves",
-    "shared/head_halves",
-    "shared/head_quads",
+    "shared/head_split_f16",
+    "shared/head_vec4s",
     "shared/head_values",
     "shared/lanes",
-    "shared/levels",
+    "shared/exponents",
     "shared/moments",
     "shared/moments_8bit",
     "shared/param",
@@ -60,8 +60,8 @@ shaders![
     "shared/product",
     "shared/reduce",
     "shared/scores",
-    "shared/second",
-    "shared/second_none",
+    "shared/low_rank",
+    "shared/low_rank_none",
     "shared/weight",
     "shared/weight_bf16",
     "shared/weight_int8",
@@ -139,7 +139,7 @@ impl Shader {
 /// # Errors
 /// [`Error::File`] naming the module: an import that does not exist, or lacks a name that is imported.
 pub fn link(module: &str, substitutions: &[(&str, &str)]) -> Result<String> {
-    let mut linked = Linked { substitutions, done: Vec::new(), out: String::new() };
+    let mut linked = LinkedModule { substitutions, done: Vec::new(), out: String::new() };
     linked.add(module, None)?;
     Ok(linked.out)
 }
@@ -183,13 +183,13 @@ fn unroll(source: &str, bound: &str, times: usize) -> Option<String> {
     found.then_some(out)
 }
 
-struct Linked<'a> {
+struct LinkedModule<'a> {
     substitutions: &'a [(&'a str, &'a str)],
     done: Vec<String>,
     out: String,
 }
 
-impl Linked<'_> {
+impl LinkedModule<'_> {
     fn add(&mut self, module: &str, names: Option<&str>) -> Result<()> {
         let module = self.substitutions.iter().find(|(from, _)| *from == module).map_or(module, |(_, to)| to);
         let at = |reason: String| Error::file(format!("shaders/{module}.wgsl"), reason);

@@ -3,7 +3,7 @@
 //! The probe multiplies fragments, because drivers choose by what a shader does. The self-test at start-up then checks the kernels with
 //! that size.
 
-use super::live::Live;
+use super::open_device::OpenDevice;
 use super::{Gpu, Slot};
 use crate::error::{Error, Result};
 
@@ -72,7 +72,7 @@ impl Gpu {
                 format!("subgroups of {} have no size of their own ({found:?}): choose highest", self.caps.name);
             return Err(Error::flag("matmul-precision", reason));
         };
-        self.caps.cooperative = self.caps.cooperative.map(|c| super::Cooperative { subgroup: measured, ..c });
+        self.caps.cooperative = self.caps.cooperative.map(|c| super::CooperativeMatrix { subgroup: measured, ..c });
         Ok(self)
     }
 
@@ -92,7 +92,7 @@ impl Gpu {
     }
 }
 
-fn dispatch_probe(live: &Live, source: &str, found: &Slot) {
+fn dispatch_probe(live: &OpenDevice, source: &str, found: &Slot) {
     let module = live.device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some("subgroups"),
         source: wgpu::ShaderSource::Wgsl(source.into()),
@@ -177,7 +177,7 @@ mod tests {
         }
         // As if it varied.
         gpu.caps.subgroup = Some((told.0, 2 * told.0));
-        gpu.caps.cooperative = gpu.caps.cooperative.map(|c| crate::gpu::Cooperative { subgroup: 1, ..c });
+        gpu.caps.cooperative = gpu.caps.cooperative.map(|c| crate::gpu::CooperativeMatrix { subgroup: 1, ..c });
         let gpu = pollster::block_on(gpu.with_measured_subgroups()).unwrap();
         assert_eq!(gpu.caps.cooperative.unwrap().subgroup, told.0);
         // A shader that does not compile is no failure of the device.

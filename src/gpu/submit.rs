@@ -1,4 +1,4 @@
-//! Encoding of a recording's commands into submissions, whose sizes [`super::pace`] chooses.
+//! Encoding of a recording's commands into submissions, whose sizes [`super::submission_budget`] chooses.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,33 +6,34 @@ use std::sync::atomic::Ordering;
 
 use web_time::Instant;
 
-use super::failure::{Failure, refused};
-use super::live::Live;
-use super::pace::grid_parts;
+use super::failure::{DeviceFailure, refused};
+use super::open_device::OpenDevice;
 use super::pipelines::Pipeline;
-use super::record::{Command, Dispatch, Recording};
+use super::record::{RecordedCommand, RecordedDispatch, Recording};
+use super::submission_budget::grid_parts;
 
 /// Cache of bind groups: a step that repeats the last step's shapes finds all of its groups here.
 #[derive(Default)]
 pub(super) struct BindGroups {
     /// Bind groups by pipeline, uniform buffer and offset, and bindings.
-    known: HashMap<(usize, wgpu::Buffer, u64, Vec<Binding>), wgpu::BindGroup>,
+    known: HashMap<(usize, wgpu::Buffer, u64, Vec<BoundBuffer>), wgpu::BindGroup>,
     /// Count of freed buffers when the groups were made. A change clears the cache, because groups keep their buffers alive.
     given_up: u64,
 }
 
 /// Buffer, offset and size in bytes.
-type Binding = (wgpu::Buffer, u64, u64);
+type BoundBuffer = (wgpu::Buffer, u64, u64);
 
 /// Largest number of cached groups: enough for several lengths of batches.
 const MOST_GROUPS: usize = 16_384;
 
 /// Uniforms of a recording.
-struct Uniforms(wgpu::Buffer);
+struct UniformBuffer(wgpu::Buffer);
 
 /// Describes a submission by its first dispatch: "matmul_fwd/L3 and 17 more dispatches".
-fn running(commands: &[Command]) -> String {
-    let mut labels = commands.iter().filter_map(|c| if let Command::Dispatch(d) = c { Some(&d.label) } else { None });
+fn running(commands: &[RecordedCommand]) -> String {
+    let mut labels =
+        commands.iter().filter_map(|c| if let RecordedCommand::Dispatch(d) = c { Some(&d.label) } else { None });
     match (labels.next(), labels.count()) {
         (None, _) => "copies".into(),
         (Some(label), 0) => label.clone(),
@@ -49,7 +50,7 @@ impl Recording<'_> {
         }
         if let Err(error) = self.gpu.pipelines.compile(live, &self.distinct()) {
             // A shader that does not link is our bug, and every variant is linked by a test.
-            live.failure.set(Failure::Refused(error.to_string()));
+            live.failure.set(DeviceFailure::Refused(error.to_string()));
         }
         // Without a kernel, or a buffer, the other dispatches would read what was never computed.
         if live.failure.is_set() {
@@ -85,10 +86,10 @@ impl Recording<'_> {
         let commands = Vec::with_capacity(self.commands.len());
         for command in std::mem::replace(&mut self.commands, commands) {
             let parts = match &command {
-                Command::Dispatch(d) if d.is_splittable => grid_parts(d.grid, pace.n_parts(d), limit),
+                RecordedCommand::Dispatch(d) if d.is_splittable => grid_parts(d.grid, pace.n_parts(d), limit),
                 _ => Vec::new(),
             };
-            let Command::Dispatch(whole) = &command else {
+            let RecordedCommand::Dispatch(whole) = &command else {
                 self.commands.push(command);
                 continue;
             };
@@ -104,7 +105,12 @@ impl Recording<'_> {
                 self.uniforms[offset..offset + 8].copy_from_slice(bytemuck::bytes_of(&part.first));
                 let uniform = (offset as u64, whole.uniform.1);
                 let work = whole.work / parts.len() as u64;
-                self.commands.push(Command::Dispatch(Dispatch { uniform, grid: part.grid, work, ..whole.clone() }));
+                self.commands.push(RecordedCommand::Dispatch(RecordedDispatch {
+                    uniform,
+                    grid: part.grid,
+                    work,
+                    ..whole.clone()
+                }));
             }
         }
     }
@@ -114,7 +120,7 @@ impl Recording<'_> {
         let mut all: Vec<Arc<Pipeline>> = Vec::new();
         let mut seen = std::collections::HashSet::new();
         for command in &self.commands {
-            if let Command::Dispatch(d) = command
+            if let RecordedCommand::Dispatch(d) = command
                 && seen.insert(Arc::as_ptr(&d.pipeline))
             {
                 all.push(d.pipeline.clone());
@@ -125,10 +131,10 @@ impl Recording<'_> {
 
     /// Dispatches each new kernel with an empty grid, and reports progress. CPU drivers translate a kernel at its first dispatch, which
     /// takes seconds in all.
-    fn run_first(&self, live: &Live, uniforms: &Uniforms) {
-        let mut new: Vec<&Dispatch> = Vec::new();
+    fn run_first(&self, live: &OpenDevice, uniforms: &UniformBuffer) {
+        let mut new: Vec<&RecordedDispatch> = Vec::new();
         for command in &self.commands {
-            if let Command::Dispatch(d) = command
+            if let RecordedCommand::Dispatch(d) = command
                 && !d.pipeline.ran.swap(true, Ordering::Relaxed)
             {
                 new.push(d);
@@ -151,7 +157,7 @@ impl Recording<'_> {
         }
     }
 
-    fn uniform_buffer(&self, live: &Live, kept: &mut Option<wgpu::Buffer>) -> Uniforms {
+    fn uniform_buffer(&self, live: &OpenDevice, kept: &mut Option<wgpu::Buffer>) -> UniformBuffer {
         let need = self.uniforms.len().max(4096) as u64;
         let buffer = match kept.take() {
             Some(buffer) if buffer.size() >= need => buffer,
@@ -168,11 +174,11 @@ impl Recording<'_> {
         live.queue.write_buffer(&buffer, 0, &self.uniforms);
         live.failure.name_refusal(|| refused("uniforms", need, self.gpu.ledger().total()));
         *kept = Some(buffer.clone());
-        Uniforms(buffer)
+        UniformBuffer(buffer)
     }
 
     /// Submits one pass per dispatch, with a timestamp on both sides. Submissions have the usual size, and each is waited for.
-    fn submit_profiled(&self, live: &Live, uniforms: &Uniforms) {
+    fn submit_profiled(&self, live: &OpenDevice, uniforms: &UniformBuffer) {
         const CHUNK: usize = 1024;
         let mut pace = self.gpu.pace.lock().unwrap_or_else(|e| e.into_inner());
         let period_ns = f64::from(live.queue.get_timestamp_period());
@@ -202,7 +208,7 @@ impl Recording<'_> {
                 };
                 let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: Some(writes) };
                 match command {
-                    Command::Dispatch(d) => {
+                    RecordedCommand::Dispatch(d) => {
                         self.encode_dispatch(live, uniforms, &mut encoder.begin_compute_pass(&descriptor), d, d.grid);
                     }
                     _ => self.encode(live, uniforms, &mut encoder, std::slice::from_ref(command)),
@@ -223,7 +229,7 @@ impl Recording<'_> {
             let ticks: &[u64] = bytemuck::cast_slice(&view);
             if let Some(profile) = &mut *self.gpu.profile.lock().unwrap_or_else(|e| e.into_inner()) {
                 for (command, tick) in chunk.iter().zip(ticks.chunks(2)) {
-                    if let Command::Dispatch(d) = command {
+                    if let RecordedCommand::Dispatch(d) = command {
                         profile.add(&d.label, tick[1].saturating_sub(tick[0]) as f64 * period_ns / 1e3);
                     }
                 }
@@ -231,13 +237,19 @@ impl Recording<'_> {
         }
     }
 
-    fn encode(&self, live: &Live, uniforms: &Uniforms, encoder: &mut wgpu::CommandEncoder, commands: &[Command]) {
-        let is_dispatch = |c: &Command| matches!(c, Command::Dispatch(_));
+    fn encode(
+        &self,
+        live: &OpenDevice,
+        uniforms: &UniformBuffer,
+        encoder: &mut wgpu::CommandEncoder,
+        commands: &[RecordedCommand],
+    ) {
+        let is_dispatch = |c: &RecordedCommand| matches!(c, RecordedCommand::Dispatch(_));
         for run in commands.chunk_by(|a, b| is_dispatch(a) == is_dispatch(b)) {
             if is_dispatch(&run[0]) {
                 let mut pass = encoder.begin_compute_pass(&Default::default());
                 for command in run {
-                    if let Command::Dispatch(d) = command {
+                    if let RecordedCommand::Dispatch(d) = command {
                         self.encode_dispatch(live, uniforms, &mut pass, d, d.grid);
                     }
                 }
@@ -245,11 +257,11 @@ impl Recording<'_> {
             }
             for command in run {
                 match command {
-                    Command::Clear(raw, offset, bytes) => encoder.clear_buffer(raw, *offset, Some(*bytes)),
-                    Command::Copy { from, to, bytes } => {
+                    RecordedCommand::Clear(raw, offset, bytes) => encoder.clear_buffer(raw, *offset, Some(*bytes)),
+                    RecordedCommand::Copy { from, to, bytes } => {
                         encoder.copy_buffer_to_buffer(&from.0, from.1, &to.0, to.1, *bytes);
                     }
-                    Command::Dispatch(_) => {}
+                    RecordedCommand::Dispatch(_) => {}
                 }
             }
         }
@@ -257,10 +269,10 @@ impl Recording<'_> {
 
     fn encode_dispatch(
         &self,
-        live: &Live,
-        uniforms: &Uniforms,
+        live: &OpenDevice,
+        uniforms: &UniformBuffer,
         pass: &mut wgpu::ComputePass<'_>,
-        dispatch: &Dispatch,
+        dispatch: &RecordedDispatch,
         grid: [u32; 3],
     ) {
         let Some(compiled) = dispatch.pipeline.compiled() else { return };
@@ -282,7 +294,7 @@ impl Recording<'_> {
             })
         };
         let group = if dispatch.is_lasting {
-            let given_up = self.gpu.home.given_up();
+            let given_up = self.gpu.home.freed_buffers();
             let mut groups = self.gpu.bind_groups.lock().unwrap_or_else(|e| e.into_inner());
             if groups.given_up != given_up || groups.known.len() >= MOST_GROUPS {
                 *groups = BindGroups { known: HashMap::new(), given_up };

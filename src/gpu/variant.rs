@@ -38,7 +38,7 @@ impl Variant {
     }
 
     /// Returns the variants that a CPU or a GPU may use by default.
-    pub fn usual(is_cpu: bool) -> Vec<Self> {
+    pub fn default_for(is_cpu: bool) -> Vec<Self> {
         Self::ALL.into_iter().filter(|v| matches!(v, Self::Cpu | Self::Lanes) == is_cpu).collect()
     }
 

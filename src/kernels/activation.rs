@@ -1,7 +1,7 @@
 //! Activation functions of the MLP, gated or plain: SiLU, GELU by erf, GELU by tanh.
 
 use super::shapes::ModelShape;
-use super::{Case, Cost, Host, Kernel, Outputs};
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
@@ -18,7 +18,7 @@ pub enum Activation {
 
 /// Shape of an MLP's inner part: y = f(u), or f(gate)·up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mlp {
+pub struct MlpShape {
     /// T, the number of tokens.
     pub tokens: usize,
     /// F, the inner width.
@@ -38,7 +38,7 @@ struct ActivationParams {
     pad: u32,
 }
 
-fn params(mlp: &Mlp) -> ActivationParams {
+fn params(mlp: &MlpShape) -> ActivationParams {
     ActivationParams {
         n: (mlp.tokens * mlp.width) as u32,
         width: mlp.width as u32,
@@ -52,13 +52,13 @@ fn shader(entry: &'static str, activation: Activation) -> Shader {
 }
 
 /// Computes y (T, F) from u.
-pub fn activation_fwd(rec: &mut Recording, mlp: &Mlp, u: &Slot, y: &Slot) {
+pub fn activation_fwd(rec: &mut Recording, mlp: &MlpShape, u: &Slot, y: &Slot) {
     let n = mlp.tokens * mlp.width;
     rec.dispatch(&shader("activation_fwd", mlp.activation), &params(mlp), &[u, y], grid_1d(n, 64), 8 * n as u64);
 }
 
 /// Computes d_u from u and d_y (T, F).
-pub fn activation_bwd(rec: &mut Recording, mlp: &Mlp, u: &Slot, d_y: &Slot, d_u: &Slot) {
+pub fn activation_bwd(rec: &mut Recording, mlp: &MlpShape, u: &Slot, d_y: &Slot, d_u: &Slot) {
     let n = mlp.tokens * mlp.width;
     rec.dispatch(
         &shader("activation_bwd", mlp.activation),
@@ -70,11 +70,11 @@ pub fn activation_bwd(rec: &mut Recording, mlp: &Mlp, u: &Slot, d_y: &Slot, d_u:
 }
 
 /// Activation kernels: `activation_fwd`, `activation_bwd`.
-pub struct Activations;
+pub struct ActivationKernels;
 
 const KINDS: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
 
-impl Kernel for Activations {
+impl Kernel for ActivationKernels {
     fn name(&self) -> &'static str {
         "activation"
     }
@@ -91,19 +91,19 @@ impl Kernel for Activations {
         let mut all: Vec<Box<dyn Case>> = Vec::new();
         for activation in KINDS {
             for (tokens, width, gated) in [(1, 1, true), (3, 65, true), (64, 5, false), (70, 64, true)] {
-                all.push(Box::new(MlpCase { mlp: Mlp { tokens, width, gated, activation } }));
+                all.push(Box::new(MlpCase { mlp: MlpShape { tokens, width, gated, activation } }));
             }
         }
         all
     }
     fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
-        let mlp = Mlp { tokens: t, width: model.d_ff, gated: true, activation: Activation::Silu };
+        let mlp = MlpShape { tokens: t, width: model.d_ff, gated: true, activation: Activation::Silu };
         vec![Box::new(MlpCase { mlp })]
     }
 }
 
 struct MlpCase {
-    mlp: Mlp,
+    mlp: MlpShape,
 }
 
 /// Computes Φ(x) by Simpson's rule over the density, independently of erf.
@@ -142,15 +142,15 @@ fn slope(kind: Activation, x: f64) -> f64 {
 
 impl Case for MlpCase {
     fn label(&self) -> String {
-        let Mlp { tokens, width, gated, activation } = self.mlp;
+        let MlpShape { tokens, width, gated, activation } = self.mlp;
         format!("T={tokens} F={width} {activation:?}{}", if gated { " gated" } else { "" })
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let n = self.mlp.tokens * self.mlp.width * if self.mlp.gated { 2 } else { 1 };
         // Wide enough for both branches of erf.
         let mut u: Vec<f32> = (0..n).map(|_| 1.7 * rng.normal()).collect();
         u[0] = 1.0; // errors are relative to the largest output; where all are near zero, 1 + tanh has lost the digits in any f32
-        vec![Host::F32(u)]
+        vec![HostTensor::F32(u)]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let (kind, f) = (self.mlp.activation, self.mlp.width);
@@ -174,13 +174,14 @@ impl Case for MlpCase {
     fn d_y_lens(&self) -> Vec<usize> {
         vec![self.mlp.tokens * self.mlp.width]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
-        let (y, d_u) = (rec.gpu().slot(self.mlp.tokens * self.mlp.width), rec.gpu().slot(x[0].len()));
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
+        let (y, d_u) =
+            (rec.gpu().alloc_activation(self.mlp.tokens * self.mlp.width), rec.gpu().alloc_activation(x[0].len()));
         activation_fwd(rec, &self.mlp, &x[0], &y);
         activation_bwd(rec, &self.mlp, &x[0], &d_y[0], &d_u);
-        Outputs { y: vec![y], d_x: vec![Some(d_u)] }
+        CaseOutputs { y: vec![y], d_x: vec![Some(d_u)] }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         1
     }
     fn cost(&self) -> Cost {

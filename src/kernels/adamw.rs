@@ -1,15 +1,15 @@
 //! AdamW update of a page of parameters, with clipping by the global norm.
 
-use super::moments::{BLOCK, Moments, eight_bits, maps};
+use super::moments::{BLOCK, MomentFormat, eight_bits, maps};
 use super::shapes::ModelShape;
-use super::storage::{DYNAMIC, DYNAMIC_UNSIGNED, Storage, blockwise, middles, words};
-use super::{Case, Cost, Host, Kernel, Outputs};
+use super::storage::{DYNAMIC, DYNAMIC_UNSIGNED, WeightFormat, blockwise, middles, words};
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::{Rng, philox2x32};
 
 /// Constants of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamW {
+pub struct AdamwStep {
     /// Learning rate of this step.
     pub learning_rate: f64,
     /// β1, decay rate of the first moment.
@@ -32,7 +32,7 @@ pub struct AdamW {
 
 /// Page of trained parameters with its state; all slots have the page's elements in one order.
 #[derive(Debug, Clone)]
-pub struct Page {
+pub struct ParamBucket {
     /// Elements, a multiple of four.
     pub len: usize,
     /// Index of the first element among all trained elements, a multiple of four. Stochastic rounding depends on this index, and so not on
@@ -41,11 +41,11 @@ pub struct Page {
     /// Values of the parameters.
     pub params: Slot,
     /// Storage format of the values: f32 or bf16.
-    pub storage: Storage,
+    pub storage: WeightFormat,
     /// Gradients, f32.
     pub grads: Slot,
     /// First and second moments.
-    pub moments: Moments,
+    pub moments: MomentFormat,
     /// End of the elements that have weight decay; a multiple of four.
     pub decay_end: usize,
 }
@@ -65,15 +65,15 @@ struct AdamwParams {
     step: f32,
     root_c2: f32,
     eps: f32,
-    first_quad: u32,
+    first_vec4: u32,
     number: u32,
     key: u32,
     pad: u32,
 }
 
-fn shader(storage: Storage) -> Shader {
+fn shader(storage: WeightFormat) -> Shader {
     let shader = Shader::new("adamw", "adamw").with("WG", (BLOCK / 4) as f64);
-    if storage == Storage::Bf16 { shader.substitute("shared/param", "shared/param_bf16") } else { shader }
+    if storage == WeightFormat::Bf16 { shader.substitute("shared/param", "shared/param_bf16") } else { shader }
 }
 
 /// Folds a seed into the key of `shared/philox`, which has one word.
@@ -82,8 +82,8 @@ fn key(seed: u64) -> u32 {
 }
 
 /// Updates the page. `norm` (1) is the norm of the scaled gradients. Does nothing without moments.
-pub fn adamw(rec: &mut Recording, a: &AdamW, page: &Page, norm: &Slot) {
-    if let Moments::None = page.moments {
+pub fn adamw(rec: &mut Recording, a: &AdamwStep, page: &ParamBucket, norm: &Slot) {
+    if let MomentFormat::None = page.moments {
         return;
     }
     let t = a.step as i32;
@@ -100,7 +100,7 @@ pub fn adamw(rec: &mut Recording, a: &AdamW, page: &Page, norm: &Slot) {
         step: (a.learning_rate / (1.0 - a.beta1.powi(t))) as f32,
         root_c2: (1.0 - a.beta2.powi(t)).sqrt() as f32,
         eps: a.eps as f32,
-        first_quad: (page.first / 4) as u32,
+        first_vec4: (page.first / 4) as u32,
         number: a.step,
         key: key(a.seed),
         pad: 0,
@@ -111,9 +111,9 @@ pub fn adamw(rec: &mut Recording, a: &AdamW, page: &Page, norm: &Slot) {
 }
 
 /// AdamW kernel: `adamw`, for parameters in f32 or bf16 and moments in f32 or eight bits.
-pub struct Optimiser;
+pub struct AdamwKernels;
 
-impl Kernel for Optimiser {
+impl Kernel for AdamwKernels {
     fn name(&self) -> &'static str {
         "adamw"
     }
@@ -128,8 +128,8 @@ impl Kernel for Optimiser {
         vec![("AdamwParams", size_of::<AdamwParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let base = AdamW { learning_rate: 0.02, weight_decay: 0.05, scale: 0.25, ..BENCH };
-        let unclipped = AdamW { max_norm: 0.0, step: 1, ..base };
+        let base = AdamwStep { learning_rate: 0.02, weight_decay: 0.05, scale: 0.25, ..BENCH };
+        let unclipped = AdamwStep { max_norm: 0.0, step: 1, ..base };
         let mut all: Vec<Box<dyn Case>> = Vec::new();
         let mut variants = |n, decay_end, a, norm| {
             let first = 12_345 * BLOCK;
@@ -140,7 +140,7 @@ impl Kernel for Optimiser {
         variants(780, 0, unclipped, 7.0);
         variants(4, 4, base, 4.0);
         variants(256, 40, base, 0.5);
-        variants(1024, 1024, AdamW { seed: 1 << 40, ..base }, 0.5);
+        variants(1024, 1024, AdamwStep { seed: 1 << 40, ..base }, 0.5);
         variants(260, 64, base, f32::NAN);
         all
     }
@@ -154,10 +154,10 @@ impl Kernel for Optimiser {
 }
 
 /// Variants: (storage format of parameters, whether moments have eight bits).
-const VARIANTS: [(Storage, bool); 4] =
-    [(Storage::F32, false), (Storage::F32, true), (Storage::Bf16, false), (Storage::Bf16, true)];
+const VARIANTS: [(WeightFormat, bool); 4] =
+    [(WeightFormat::F32, false), (WeightFormat::F32, true), (WeightFormat::Bf16, false), (WeightFormat::Bf16, true)];
 
-const BENCH: AdamW = AdamW {
+const BENCH: AdamwStep = AdamwStep {
     learning_rate: 1e-4,
     beta1: 0.9,
     beta2: 0.999,
@@ -176,14 +176,14 @@ struct AdamwCase {
     n: usize,
     first: usize,
     decay_end: usize,
-    a: AdamW,
+    a: AdamwStep,
     norm: f32,
-    storage: Storage,
+    storage: WeightFormat,
     eight_bits: bool,
 }
 
 /// Result of an update in f64.
-struct Updated {
+struct UpdatedBucket {
     p: Vec<f64>,
     m: Vec<f64>,
     v: Vec<f64>,
@@ -193,11 +193,11 @@ struct Updated {
 
 impl AdamwCase {
     /// Computes the update in f64 from `[gradients, values, m, v]`.
-    fn update(&self, [g, p, m, v]: [&[f64]; 4]) -> Updated {
+    fn update(&self, [g, p, m, v]: [&[f64]; 4]) -> UpdatedBucket {
         let a = &self.a;
         let clip = if a.max_norm > 0.0 { (a.max_norm / (f64::from(self.norm) + 1e-6)).min(1.0) } else { 1.0 };
         let (c1, c2) = (1.0 - a.beta1.powi(a.step as i32), 1.0 - a.beta2.powi(a.step as i32));
-        let mut all = Updated { p: Vec::new(), m: Vec::new(), v: Vec::new(), sizes: Default::default() };
+        let mut all = UpdatedBucket { p: Vec::new(), m: Vec::new(), v: Vec::new(), sizes: Default::default() };
         for i in 0..self.n {
             let g = g[i] * a.scale * clip;
             let (m_old, m_new) = (a.beta1 * m[i], (1.0 - a.beta1) * g);
@@ -239,7 +239,7 @@ impl AdamwCase {
     /// Rounds values as the device stores them. In bf16 that is stochastic: the random bits are added to the bits that are cut off, and a
     /// carry rounds up.
     fn stored(&self, p: &[f64]) -> Vec<f64> {
-        if self.storage == Storage::F32 {
+        if self.storage == WeightFormat::F32 {
             return p.to_vec();
         }
         let half = |(i, &value): (usize, &f64)| {
@@ -273,7 +273,7 @@ impl AdamwCase {
             let step = (half::bf16::from_bits(below + 1).to_f64() - half::bf16::from_bits(below).to_f64()).abs();
             (part + self.chance(i) / 65_536.0 - 1.0).abs() * step < ULPS * new.sizes[0][i]
         };
-        let mut open: Vec<bool> = (0..self.n).map(|i| self.storage == Storage::Bf16 && near_carry(i)).collect();
+        let mut open: Vec<bool> = (0..self.n).map(|i| self.storage == WeightFormat::Bf16 && near_carry(i)).collect();
         if self.eight_bits {
             let of_m = near_code(&new.m, &*DYNAMIC, &new.sizes[1]);
             let of_v = near_code(&new.v, &*DYNAMIC_UNSIGNED, &new.sizes[2]);
@@ -310,9 +310,9 @@ impl Case for AdamwCase {
         )
     }
     /// Redraws elements so close to a rounding boundary that f32 errors could flip the device's choice.
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let draw = |rng: &mut Rng| (0..self.n).map(|_| rng.normal()).collect::<Vec<f32>>();
-        let in_storage = |p: f32| if self.storage == Storage::Bf16 { half::bf16::from_f32(p).to_f32() } else { p };
+        let in_storage = |p: f32| if self.storage == WeightFormat::Bf16 { half::bf16::from_f32(p).to_f32() } else { p };
         let [mut g, mut p, mut m, v] = [(); 4].map(|()| draw(rng));
         let mut v: Vec<f32> = v.iter().map(|v| v * v).collect();
         p.iter_mut().for_each(|p| *p = in_storage(*p));
@@ -327,18 +327,22 @@ impl Case for AdamwCase {
                 codes[BLOCK.min(self.n)..untouched.end].fill(0);
                 codes.resize(self.n.next_multiple_of(BLOCK), 0);
                 let values = codes.iter().map(|&c| map[usize::from(c)]).collect();
-                (Host::Packed { values, words: words(&codes).collect() }, absmax)
+                (HostTensor::Packed { values, words: words(&codes).collect() }, absmax)
             };
             let ((m, m_absmax), (v, v_absmax)) = (hold(&m, &*DYNAMIC), hold(&v, &*DYNAMIC_UNSIGNED));
             let absmax = m_absmax.iter().zip(&v_absmax).flat_map(|(m, v)| [*m, *v]).collect();
-            vec![m, v, Host::F32(absmax)]
+            vec![m, v, HostTensor::F32(absmax)]
         } else {
-            vec![Host::F32(m), Host::F32(v)]
+            vec![HostTensor::F32(m), HostTensor::F32(v)]
         };
         loop {
-            let params = if self.storage == Storage::Bf16 { Host::Bf16(p.clone()) } else { Host::F32(p.clone()) };
-            let all = [vec![Host::F32(g.clone()), params], moments.clone()].concat();
-            let open = self.open(&all.iter().map(Host::to_f64).collect::<Vec<_>>());
+            let params = if self.storage == WeightFormat::Bf16 {
+                HostTensor::Bf16(p.clone())
+            } else {
+                HostTensor::F32(p.clone())
+            };
+            let all = [vec![HostTensor::F32(g.clone()), params], moments.clone()].concat();
+            let open = self.open(&all.iter().map(HostTensor::to_f64).collect::<Vec<_>>());
             if open.is_empty() {
                 return all;
             }
@@ -371,23 +375,23 @@ impl Case for AdamwCase {
     }
     fn exact(&self, output: usize) -> bool {
         match output {
-            0 => self.storage == Storage::Bf16,
+            0 => self.storage == WeightFormat::Bf16,
             1 | 2 => self.eight_bits,
             _ => false,
         }
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
         let gpu = rec.gpu();
-        let copies: Vec<Slot> = x[1..].iter().map(|x| gpu.slot(x.len())).collect();
+        let copies: Vec<Slot> = x[1..].iter().map(|x| gpu.alloc_activation(x.len())).collect();
         x[1..].iter().zip(&copies).for_each(|(x, copy)| rec.copy(x, copy));
         let moments = match copies.as_slice() {
-            [_, m, v] => Moments::F32 { m: m.clone(), v: v.clone() },
+            [_, m, v] => MomentFormat::F32 { m: m.clone(), v: v.clone() },
             [_, m, v, absmax] => {
-                Moments::EightBits { m: m.clone(), v: v.clone(), absmax: absmax.clone(), maps: maps(gpu) }
+                MomentFormat::EightBits { m: m.clone(), v: v.clone(), absmax: absmax.clone(), maps: maps(gpu) }
             }
-            _ => Moments::None,
+            _ => MomentFormat::None,
         };
-        let page = Page {
+        let page = ParamBucket {
             len: self.n,
             first: self.first,
             params: copies[0].clone(),
@@ -397,14 +401,14 @@ impl Case for AdamwCase {
             decay_end: self.decay_end,
         };
         adamw(rec, &self.a, &page, &gpu.upload(&[self.norm]));
-        Outputs { y: copies, d_x: Vec::new() }
+        CaseOutputs { y: copies, d_x: Vec::new() }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         4
     }
     fn cost(&self) -> Cost {
         let (n, blocks) = (self.n as u64, self.n.div_ceil(BLOCK) as u64);
-        let params = if self.storage == Storage::Bf16 { 2 * n } else { 4 * n };
+        let params = if self.storage == WeightFormat::Bf16 { 2 * n } else { 4 * n };
         let moments = if self.eight_bits { 2 * n + 8 * blocks } else { 8 * n };
         Cost { bytes: 4 * n + 2 * (params + moments), flops: 15 * n }
     }

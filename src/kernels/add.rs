@@ -2,7 +2,7 @@
 //! gradient is [`super::column_sum`].
 
 use super::shapes::ModelShape;
-use super::{Case, Cost, Host, Kernel, Outputs};
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
@@ -22,9 +22,9 @@ pub fn add(rec: &mut Recording, a: &Slot, b: &Slot, y: &Slot) {
 }
 
 /// Addition kernel: `add`.
-pub struct Add;
+pub struct AddKernels;
 
-impl Kernel for Add {
+impl Kernel for AddKernels {
     fn name(&self) -> &'static str {
         "add"
     }
@@ -57,19 +57,19 @@ impl Case for AddCase {
     fn label(&self) -> String {
         format!("rows={} width={}", self.rows, self.width)
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let n = self.rows * self.width;
-        vec![Host::normal(rng, n), Host::normal(rng, n)]
+        vec![HostTensor::normal(rng, n), HostTensor::normal(rng, n)]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         vec![x[0].iter().zip(&x[1]).map(|(a, b)| a + b).collect()]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
-        let y = rec.gpu().slot(x[0].len());
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
+        let y = rec.gpu().alloc_activation(x[0].len());
         add(rec, &x[0], &x[1], &y);
-        Outputs { y: vec![y], d_x: Vec::new() }
+        CaseOutputs { y: vec![y], d_x: Vec::new() }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         1
     }
     fn cost(&self) -> Cost {

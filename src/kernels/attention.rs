@@ -4,19 +4,19 @@
 //! (`attention_tiles.wgsl`); lanes, for CPU adapters with subgroups (`attention_lanes.wgsl`); cooperative matrices, for precisions below
 //! the highest (`attention_coop.wgsl`). The device, the precision and the head size choose.
 
+mod attention_impl;
 mod cases;
 mod coop;
-mod runs;
+mod segment_tiles;
 mod segments;
 mod tiles;
-mod walk;
 
-pub use segments::Segments;
+pub use segments::SegmentTable;
 
+use attention_impl::{AttentionImpl, LANES, TILE};
 use cases::{case, segments};
-use coop::{Coop, Halves, Heads};
-use tiles::Tiles;
-use walk::{LANES, TILE, Walk};
+use coop::{CoopAttention, HeadRows, SplitF16};
+use tiles::AttentionTiles;
 
 use super::shapes::ModelShape;
 use super::{Case, Kernel};
@@ -24,7 +24,7 @@ use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Slot, Variant, unifor
 
 /// Heads and mask of a layer's attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Attention {
+pub struct AttentionConfig {
     /// H, the number of query heads.
     pub heads: usize,
     /// K, the number of key and value heads; divides H.
@@ -41,7 +41,7 @@ pub struct Attention {
 
 /// Layout of q, k and v: rows of `q_stride` and `kv_stride` elements, heads side by side from the starts.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Layout {
+pub struct QkvLayout {
     /// First query element.
     pub q_start: usize,
     /// Elements per query.
@@ -54,19 +54,19 @@ pub struct Layout {
     pub kv_stride: usize,
 }
 
-impl Attention {
+impl AttentionConfig {
     /// Returns the layout of q, k and v side by side in one slot of (T, (H + 2K)·E).
-    pub fn packed(&self) -> Layout {
+    pub fn packed(&self) -> QkvLayout {
         let (q, k) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        Layout { q_start: 0, q_stride: q + 2 * k, k_start: q, v_start: q + k, kv_stride: q + 2 * k }
+        QkvLayout { q_start: 0, q_stride: q + 2 * k, k_start: q, v_start: q + k, kv_stride: q + 2 * k }
     }
 }
 
-impl Layout {
+impl QkvLayout {
     /// Returns the heads of q, k and v in their slots.
-    fn heads<'a>(&self, a: &Attention, q: &'a Slot, kv: &'a Slot) -> [Heads<'a>; 3] {
-        let of_kv = |start| Heads { slot: kv, n: a.kv_heads, start, stride: self.kv_stride };
-        let q = Heads { slot: q, n: a.heads, start: self.q_start, stride: self.q_stride };
+    fn heads<'a>(&self, a: &AttentionConfig, q: &'a Slot, kv: &'a Slot) -> [HeadRows<'a>; 3] {
+        let of_kv = |start| HeadRows { slot: kv, n: a.kv_heads, start, stride: self.kv_stride };
+        let q = HeadRows { slot: q, n: a.heads, start: self.q_start, stride: self.q_stride };
         [q, of_kv(self.k_start), of_kv(self.v_start)]
     }
 }
@@ -88,7 +88,7 @@ struct AttentionParams {
     softcap: f32,
 }
 
-fn params(a: &Attention, l: &Layout, s: &Segments) -> AttentionParams {
+fn params(a: &AttentionConfig, l: &QkvLayout, s: &SegmentTable) -> AttentionParams {
     AttentionParams {
         t: s.t as u32,
         heads: a.heads as u32,
@@ -106,19 +106,19 @@ fn params(a: &Attention, l: &Layout, s: &Segments) -> AttentionParams {
 }
 
 /// Returns whether every head's row has whole, aligned vec4s.
-fn in_quads(a: &Attention, l: &Layout) -> bool {
+fn in_quads(a: &AttentionConfig, l: &QkvLayout) -> bool {
     [a.head_dim, l.q_start, l.q_stride, l.k_start, l.v_start, l.kv_stride].iter().all(|n| n.is_multiple_of(4))
 }
 
 /// Kernel of attention, which has an entry point in each implementation's file.
 #[derive(Debug, Clone, Copy)]
-enum Entry {
+enum AttentionEntry {
     Forward,
     BackwardQ,
     BackwardKv,
 }
 
-impl Entry {
+impl AttentionEntry {
     const ALL: [Self; 3] = [Self::Forward, Self::BackwardQ, Self::BackwardKv];
 }
 
@@ -130,22 +130,22 @@ fn delta_shader(head_dim: usize) -> Shader {
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
 pub fn attention_fwd(
     rec: &mut Recording,
-    a: &Attention,
-    l: &Layout,
+    a: &AttentionConfig,
+    l: &QkvLayout,
     q: &Slot,
     kv: &Slot,
-    s: &Segments,
+    s: &SegmentTable,
     o: &Slot,
     lse: &Slot,
 ) {
     let table = s.table(a.window);
-    let shader = s.walk.shader(Entry::Forward, a.head_dim, a.softcap.is_some(), in_quads(a, l));
+    let shader = s.walk.shader(AttentionEntry::Forward, a.head_dim, a.softcap.is_some(), in_quads(a, l));
     let grid = [table.groups[0] as u32, a.heads as u32];
     let flops = 4 * table.pairs * (a.heads * a.head_dim) as u64;
     let params = params(a, l, s);
     match s.walk {
-        Walk::Coop(coop) => {
-            let Halves { values, levels } = coop.halves(rec, s.t, &l.heads(a, q, kv));
+        AttentionImpl::Coop(coop) => {
+            let SplitF16 { values, levels } = coop.halves(rec, s.t, &l.heads(a, q, kv));
             rec.dispatch_in_parts(&shader, &params, &[&values, &values, &table.quads, o, lse, &levels], grid, flops);
         }
         _ => rec.dispatch_in_parts(&shader, &params, &[q, kv, &table.quads, o, lse], grid, flops),
@@ -154,8 +154,8 @@ pub fn attention_fwd(
 
 /// Values of the forward pass that the backward pass needs.
 #[derive(Clone, Copy)]
-pub struct Saved<'a> {
-    /// (T, (H + 2K)·E), laid out as the call's [`Layout`] says.
+pub struct AttentionSaved<'a> {
+    /// (T, (H + 2K)·E), laid out as the call's [`QkvLayout`] says.
     pub qkv: &'a Slot,
     /// (T, H·E), outputs.
     pub o: &'a Slot,
@@ -166,34 +166,34 @@ pub struct Saved<'a> {
 /// Computes d_qkv from d_o (T, H·E); all of d_qkv is written.
 pub fn attention_bwd(
     rec: &mut Recording,
-    a: &Attention,
-    l: &Layout,
-    saved: Saved,
-    s: &Segments,
+    a: &AttentionConfig,
+    l: &QkvLayout,
+    saved: AttentionSaved,
+    s: &SegmentTable,
     d_o: &Slot,
     d_qkv: &Slot,
 ) {
     let (params, table) = (params(a, l, s), s.table(a.window));
     let make = |entry| s.walk.shader(entry, a.head_dim, a.softcap.is_some(), in_quads(a, l));
     let flops = table.pairs * (a.heads * a.head_dim) as u64;
-    let delta = rec.gpu().slot(s.t * a.heads);
+    let delta = rec.gpu().alloc_activation(s.t * a.heads);
     let grid = [s.t.div_ceil(TILE) as u32, a.heads as u32];
     rec.dispatch_in_parts(&delta_shader(a.head_dim), &params, &[saved.o, d_o, &delta], grid, 0);
     let halves = match s.walk {
-        Walk::Coop(coop) => {
+        AttentionImpl::Coop(coop) => {
             let [q, k, v] = l.heads(a, saved.qkv, saved.qkv);
-            let pulls = Heads { slot: d_o, n: a.heads, start: 0, stride: a.heads * a.head_dim };
+            let pulls = HeadRows { slot: d_o, n: a.heads, start: 0, stride: a.heads * a.head_dim };
             Some(coop.halves(rec, s.t, &[q, k, v, pulls]))
         }
         _ => None,
     };
     let slots = match &halves {
-        Some(Halves { values, levels }) => vec![values, values, saved.lse, &delta, &table.quads, levels, d_qkv],
+        Some(SplitF16 { values, levels }) => vec![values, values, saved.lse, &delta, &table.quads, levels, d_qkv],
         None => vec![saved.qkv, d_o, saved.lse, &delta, &table.quads, d_qkv],
     };
     let [queries, keys] = table.groups.map(|n| n as u32);
-    rec.dispatch_in_parts(&make(Entry::BackwardQ), &params, &slots, [queries, a.heads as u32], 6 * flops);
-    rec.dispatch_in_parts(&make(Entry::BackwardKv), &params, &slots, [keys, a.kv_heads as u32], 8 * flops);
+    rec.dispatch_in_parts(&make(AttentionEntry::BackwardQ), &params, &slots, [queries, a.heads as u32], 6 * flops);
+    rec.dispatch_in_parts(&make(AttentionEntry::BackwardKv), &params, &slots, [keys, a.kv_heads as u32], 8 * flops);
 }
 
 /// Attention kernels: forward, delta, d_q, and d_k with d_v, in four implementations.
@@ -204,30 +204,38 @@ impl Kernel for FlashAttention {
         "attention"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["attention", "attention_coop", "attention_halves", "attention_lanes", "attention_tiles"]
+        &["attention", "attention_coop", "attention_split_f16", "attention_lanes", "attention_tiles"]
     }
     fn variants(&self) -> Vec<Shader> {
-        let mut all = vec![delta_shader(64), Walk::Rows(1).shader(Entry::Forward, 64, false, true)];
-        for walk in [Walk::Rows(TILE), Walk::Rows(LANES), Walk::Lanes { long: false }, Walk::Lanes { long: true }] {
+        let mut all = vec![delta_shader(64), AttentionImpl::Rows(1).shader(AttentionEntry::Forward, 64, false, true)];
+        for walk in [
+            AttentionImpl::Rows(TILE),
+            AttentionImpl::Rows(LANES),
+            AttentionImpl::Lanes { long: false },
+            AttentionImpl::Lanes { long: true },
+        ] {
             for quads in [true, false] {
-                for entry in Entry::ALL {
+                for entry in AttentionEntry::ALL {
                     all.extend([false, true].map(|softcap| walk.shader(entry, 64, softcap, quads)));
                 }
             }
         }
         for e in [8, 64, 80, 128, 256] {
-            for (entry, tiles) in Entry::ALL.into_iter().flat_map(|entry| Tiles::of(e).map(|t| (entry, t))) {
-                all.extend([false, true].map(|softcap| Walk::Tiles(tiles).shader(entry, e, softcap, true)));
+            for (entry, tiles) in
+                AttentionEntry::ALL.into_iter().flat_map(|entry| AttentionTiles::for_head_dim(e).map(|t| (entry, t)))
+            {
+                all.extend([false, true].map(|softcap| AttentionImpl::Tiles(tiles).shader(entry, e, softcap, true)));
             }
         }
         for e in [64, 80, 128, 256] {
-            for (entry, coop) in
-                Entry::ALL.into_iter().flat_map(|entry| Coop::all(e).into_iter().map(move |c| (entry, c)))
+            for (entry, coop) in AttentionEntry::ALL
+                .into_iter()
+                .flat_map(|entry| CoopAttention::all(e).into_iter().map(move |c| (entry, c)))
             {
-                all.extend([false, true].map(|softcap| Walk::Coop(coop).shader(entry, e, softcap, true)));
+                all.extend([false, true].map(|softcap| AttentionImpl::Coop(coop).shader(entry, e, softcap, true)));
             }
         }
-        all.extend(Coop::halves_shaders());
+        all.extend(CoopAttention::halves_shaders());
         all
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
@@ -242,7 +250,7 @@ impl Kernel for FlashAttention {
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         let (heads, kv_heads, head_dim) = (model.n_heads, model.n_kv_heads, model.head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let a = Attention { heads, kv_heads, head_dim, scale, softcap: None, window: None };
+        let a = AttentionConfig { heads, kv_heads, head_dim, scale, softcap: None, window: None };
         // Two sequences, as of a pair.
         let batch = segments(&[(0, &[t / 2]), (0, &[t - t / 2])]);
         vec![case(a, batch, &caps.variants, caps.matmul_precision)]

@@ -5,7 +5,7 @@ use crate::rng::Rng;
 
 /// Input of a case on the host.
 #[derive(Debug, Clone)]
-pub enum Host {
+pub enum HostTensor {
     /// Values in f32.
     F32(Vec<f32>),
     /// Values representable in bf16, two per word on the device.
@@ -21,7 +21,7 @@ pub enum Host {
     },
 }
 
-impl Host {
+impl HostTensor {
     /// Draws normally distributed f32.
     pub fn normal(rng: &mut Rng, n: usize) -> Self {
         Self::F32((0..n).map(|_| rng.normal()).collect())
@@ -60,7 +60,7 @@ impl Host {
 
 /// Slots that a launch returns.
 #[derive(Debug, Default)]
-pub struct Outputs {
+pub struct CaseOutputs {
     /// Outputs, in the order of [`Case::forward`].
     pub y: Vec<Slot>,
     /// Gradient of each input, in the order of [`Case::backward`]; `None` where there is none.
@@ -81,7 +81,7 @@ pub trait Case {
     /// Returns shapes and variant, for messages.
     fn label(&self) -> String;
     /// Draws the inputs. Float inputs may have a gradient.
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host>;
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor>;
     /// Computes the outputs from the inputs in f64: the twin.
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>>;
     /// Computes the twin's gradient of Σ d_y·y for the first `d_y.len()` outputs: one vector per input, empty where there is none. Returns
@@ -104,21 +104,21 @@ pub trait Case {
         false
     }
     /// Records forward, and backward where there is one (`d_y` is then as long as [`Case::differentiable`]).
-    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs;
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs;
     /// Returns the number of terms of the longest sum.
-    fn reduction(&self) -> usize;
+    fn reduction_len(&self) -> usize;
     /// Returns the precision of the case's matrix products.
     fn precision(&self) -> MatmulPrecision {
         MatmulPrecision::Highest
     }
     /// Returns whether the device supports the case's variants.
-    fn is_taken(&self, caps: &Caps) -> bool {
+    fn is_supported(&self, caps: &Caps) -> bool {
         let _ = caps;
         true
     }
     /// Returns the allowed error, from [`tolerance()`].
     fn tolerance(&self) -> f64 {
-        tolerance(self.precision(), self.reduction())
+        tolerance(self.precision(), self.reduction_len())
     }
     /// Returns the work of one run.
     fn cost(&self) -> Cost;

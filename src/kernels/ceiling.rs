@@ -1,7 +1,7 @@
 //! Peak rates of a device: a copy, and multiply-adds in registers alone. Benchmarks are compared with them.
 
 use super::shapes::ModelShape;
-use super::{Case, Cost, Host, Kernel, Outputs};
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
@@ -21,10 +21,10 @@ const UNROLLED: usize = 4;
 const A: f32 = 0.9;
 const B: f32 = 0.1;
 
-fn shader(ceiling: Ceiling) -> Shader {
+fn shader(ceiling: PeakCase) -> Shader {
     match ceiling {
-        Ceiling::Copy => Shader::new("ceiling", "ceiling_copy").with("WG", 64.0),
-        Ceiling::Fma { iterations } => {
+        PeakCase::Copy => Shader::new("ceiling", "ceiling_copy").with("WG", 64.0),
+        PeakCase::Fma { iterations } => {
             Shader::new("ceiling", "ceiling_fma").with("WG", 64.0).with("ITERATIONS", iterations as f64)
         }
     }
@@ -32,15 +32,15 @@ fn shader(ceiling: Ceiling) -> Shader {
 
 /// Rate that a kernel measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ceiling {
+enum PeakCase {
     Copy,
     Fma { iterations: usize },
 }
 
 /// Peak-rate kernels: `ceiling_copy`, `ceiling_fma`.
-pub struct Ceilings;
+pub struct PeakKernels;
 
-impl Kernel for Ceilings {
+impl Kernel for PeakKernels {
     fn name(&self) -> &'static str {
         "ceiling"
     }
@@ -48,15 +48,15 @@ impl Kernel for Ceilings {
         &["ceiling"]
     }
     fn variants(&self) -> Vec<Shader> {
-        vec![shader(Ceiling::Copy), shader(Ceiling::Fma { iterations: 4 })]
+        vec![shader(PeakCase::Copy), shader(PeakCase::Fma { iterations: 4 })]
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("CeilingParams", size_of::<CeilingParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
         let case = |ceiling, quads| Box::new(CeilingCase { ceiling, quads }) as Box<dyn Case>;
-        let fma = Ceiling::Fma { iterations: 4 };
-        vec![case(Ceiling::Copy, 1), case(Ceiling::Copy, 130), case(fma, 3), case(fma, 65)]
+        let fma = PeakCase::Fma { iterations: 4 };
+        vec![case(PeakCase::Copy, 1), case(PeakCase::Copy, 130), case(fma, 3), case(fma, 65)]
     }
     fn benches(&self, _: &ModelShape, _: usize, _: &Caps) -> Vec<Box<dyn Case>> {
         Vec::new() // their shapes are no model's: `copy` and `fma`
@@ -65,17 +65,17 @@ impl Kernel for Ceilings {
 
 /// Returns the case of a copy, 64 MiB in and 64 MiB out: beyond the caches of most devices.
 pub fn copy() -> Box<dyn Case> {
-    Box::new(CeilingCase { ceiling: Ceiling::Copy, quads: 4 << 20 })
+    Box::new(CeilingCase { ceiling: PeakCase::Copy, quads: 4 << 20 })
 }
 
 /// Returns the case of multiply-adds: 2.1 GFLOP on a CPU, 137 GFLOP elsewhere, so that either takes milliseconds.
 pub fn fma(caps: &Caps) -> Box<dyn Case> {
     let (iterations, quads) = if caps.is_cpu { (1024, 1 << 15) } else { (4096, 1 << 19) };
-    Box::new(CeilingCase { ceiling: Ceiling::Fma { iterations }, quads })
+    Box::new(CeilingCase { ceiling: PeakCase::Fma { iterations }, quads })
 }
 
 struct CeilingCase {
-    ceiling: Ceiling,
+    ceiling: PeakCase,
     quads: usize,
 }
 
@@ -83,34 +83,34 @@ impl Case for CeilingCase {
     fn label(&self) -> String {
         format!("{:?} quads={}", self.ceiling, self.quads)
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        vec![Host::normal(rng, 4 * self.quads)]
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
+        vec![HostTensor::normal(rng, 4 * self.quads)]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let Ceiling::Fma { iterations } = self.ceiling else { return x.to_vec() };
+        let PeakCase::Fma { iterations } = self.ceiling else { return x.to_vec() };
         let (a, b) = (f64::from(A), f64::from(B));
         let chain = |x: f64| (0..UNROLLED * iterations).fold(x, |x, _| a * x + b);
         let value = |&x: &f64| (0..CHAINS).map(|c| chain(x + c as f64)).sum::<f64>() / CHAINS as f64;
         vec![x[0].iter().map(value).collect()]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
-        let y = rec.gpu().slot(4 * self.quads);
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
+        let y = rec.gpu().alloc_activation(4 * self.quads);
         let params = CeilingParams { n: self.quads as u32, a: A, b: B, pad: 0 };
         let grid = grid_1d(self.quads, 64);
         rec.dispatch(&shader(self.ceiling), &params, &[&x[0], &y], grid, self.cost().flops);
-        Outputs { y: vec![y], d_x: Vec::new() }
+        CaseOutputs { y: vec![y], d_x: Vec::new() }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         match self.ceiling {
-            Ceiling::Copy => 1,
-            Ceiling::Fma { iterations } => UNROLLED * iterations,
+            PeakCase::Copy => 1,
+            PeakCase::Fma { iterations } => UNROLLED * iterations,
         }
     }
     fn cost(&self) -> Cost {
         let n = 4 * self.quads as u64;
         let flops = match self.ceiling {
-            Ceiling::Copy => 0,
-            Ceiling::Fma { iterations } => 2 * n * (CHAINS * UNROLLED * iterations) as u64,
+            PeakCase::Copy => 0,
+            PeakCase::Fma { iterations } => 2 * n * (CHAINS * UNROLLED * iterations) as u64,
         };
         Cost { bytes: 2 * 4 * n, flops }
     }

@@ -1,7 +1,7 @@
 //! Column sums, `out[i] += Σ_t x[t, i]`, in a fixed order: gradients of biases and norm weights.
 
 use super::shapes::ModelShape;
-use super::{Case, Cost, Host, Kernel, Outputs};
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Recording, Shader, Slot};
 use crate::rng::Rng;
 
@@ -55,7 +55,7 @@ pub fn column_sum(rec: &mut Recording, x: &Slot, rows: usize, stride: usize, sta
         return stage(rec, x, rows, stride, start, width, BLOCK, out, true);
     }
     let blocks = rows.div_ceil(BLOCK);
-    let partial = rec.gpu().slot(blocks * width);
+    let partial = rec.gpu().alloc_activation(blocks * width);
     stage(rec, x, rows, stride, start, width, BLOCK, &partial, false);
     column_sum(rec, &partial, blocks, width, 0, width, out);
 }
@@ -97,20 +97,20 @@ impl Case for ColumnSumCase {
     fn label(&self) -> String {
         format!("rows={} width={}", self.rows, self.width)
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        vec![Host::normal(rng, self.rows * (self.width + 2 * MARGIN))]
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
+        vec![HostTensor::normal(rng, self.rows * (self.width + 2 * MARGIN))]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let stride = self.width + 2 * MARGIN;
         vec![(0..self.width).map(|i| (0..self.rows).map(|t| x[0][t * stride + MARGIN + i]).sum()).collect()]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
-        let out = rec.gpu().slot(self.width);
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
+        let out = rec.gpu().alloc_activation(self.width);
         rec.clear(&out);
         column_sum(rec, &x[0], self.rows, self.width + 2 * MARGIN, MARGIN, self.width, &out);
-        Outputs { y: vec![out], d_x: Vec::new() }
+        CaseOutputs { y: vec![out], d_x: Vec::new() }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.rows
     }
     fn cost(&self) -> Cost {

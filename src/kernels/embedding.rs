@@ -1,14 +1,14 @@
 //! Token embedding: rows of a table by token id. The gradient is summed over sorted buckets of ids.
 
 use super::shapes::ModelShape;
-use super::storage::Storage;
-use super::{Case, Cost, Host, Kernel, Outputs};
+use super::storage::WeightFormat;
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, uniform_bytes_in_parts};
 use crate::rng::Rng;
 
 /// Page of a table (V, D): consecutive rows in one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Page {
+pub struct VocabShard {
     /// First row of the page.
     pub first: usize,
     /// Rows of the page.
@@ -16,12 +16,12 @@ pub struct Page {
     /// D, elements per row.
     pub width: usize,
     /// Storage format of the page.
-    pub storage: Storage,
+    pub storage: WeightFormat,
 }
 
 /// Token ids on the device, with the buckets that the gradient needs.
 #[derive(Debug)]
-pub struct Ids {
+pub struct TokenIds {
     ids: Slot,
     order: Slot,
     buckets: Slot,
@@ -30,7 +30,7 @@ pub struct Ids {
     t: usize,
 }
 
-impl Ids {
+impl TokenIds {
     /// Sorts the ids into buckets, and uploads ids and buckets.
     pub fn new(gpu: &Gpu, ids: &[u32]) -> Self {
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
@@ -57,7 +57,7 @@ struct EmbeddingParams {
     bucket: u32,
 }
 
-fn params(page: &Page, scale: f32, accumulate: bool, bucket: usize) -> EmbeddingParams {
+fn params(page: &VocabShard, scale: f32, accumulate: bool, bucket: usize) -> EmbeddingParams {
     EmbeddingParams {
         width: page.width as u32,
         first: page.first as u32,
@@ -68,7 +68,7 @@ fn params(page: &Page, scale: f32, accumulate: bool, bucket: usize) -> Embedding
     }
 }
 
-fn forward_shader(storage: Storage) -> Shader {
+fn forward_shader(storage: WeightFormat) -> Shader {
     storage.select(Shader::new("embedding", "embedding_fwd").with("WG", 64.0))
 }
 
@@ -77,7 +77,15 @@ fn backward_shader() -> Shader {
 }
 
 /// Computes y (T, D) = `scale·w[ids]` for the tokens of this page; adds to y when `accumulate`.
-pub fn embedding_fwd(rec: &mut Recording, page: &Page, scale: f32, accumulate: bool, ids: &Ids, w: &Slot, y: &Slot) {
+pub fn embedding_fwd(
+    rec: &mut Recording,
+    page: &VocabShard,
+    scale: f32,
+    accumulate: bool,
+    ids: &TokenIds,
+    w: &Slot,
+    y: &Slot,
+) {
     let grid = [page.width.div_ceil(64) as u32, ids.t as u32];
     rec.dispatch_in_parts(
         &forward_shader(page.storage),
@@ -89,7 +97,7 @@ pub fn embedding_fwd(rec: &mut Recording, page: &Page, scale: f32, accumulate: b
 }
 
 /// Computes d_w (rows, D) += scale·Σ d_y over the tokens of each id of this page.
-pub fn embedding_bwd_w(rec: &mut Recording, page: &Page, scale: f32, ids: &Ids, d_y: &Slot, d_w: &Slot) {
+pub fn embedding_bwd_w(rec: &mut Recording, page: &VocabShard, scale: f32, ids: &TokenIds, d_y: &Slot, d_w: &Slot) {
     let first = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first);
     let end = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first + page.rows);
     let grid = [page.width.div_ceil(64) as u32, (end - first) as u32];
@@ -104,9 +112,9 @@ pub fn embedding_bwd_w(rec: &mut Recording, page: &Page, scale: f32, ids: &Ids, 
 }
 
 /// Embedding kernels: `embedding_fwd`, `embedding_bwd_w`.
-pub struct Embedding;
+pub struct EmbeddingKernels;
 
-impl Kernel for Embedding {
+impl Kernel for EmbeddingKernels {
     fn name(&self) -> &'static str {
         "embedding"
     }
@@ -114,7 +122,7 @@ impl Kernel for Embedding {
         &["embedding"]
     }
     fn variants(&self) -> Vec<Shader> {
-        vec![forward_shader(Storage::F32), forward_shader(Storage::Bf16), backward_shader()]
+        vec![forward_shader(WeightFormat::F32), forward_shader(WeightFormat::Bf16), backward_shader()]
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("EmbeddingParams", uniform_bytes_in_parts::<EmbeddingParams>())]
@@ -126,10 +134,10 @@ impl Kernel for Embedding {
             Box::new(EmbeddingCase { ids, vocab, width, pages, storage, accumulate }) as Box<dyn Case>
         };
         vec![
-            make(1, 1, 1, 1, Storage::F32, false),
-            make(7, 3, 65, 1, Storage::F32, false),
-            make(40, 12, 64, 2, Storage::Bf16, false),
-            make(130, 9, 6, 3, Storage::F32, true),
+            make(1, 1, 1, 1, WeightFormat::F32, false),
+            make(7, 3, 65, 1, WeightFormat::F32, false),
+            make(40, 12, 64, 2, WeightFormat::Bf16, false),
+            make(130, 9, 6, 3, WeightFormat::F32, true),
         ]
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
@@ -141,7 +149,7 @@ impl Kernel for Embedding {
             vocab,
             width,
             pages: pages(vocab, width, caps),
-            storage: Storage::F32,
+            storage: WeightFormat::F32,
             accumulate: false,
         })]
     }
@@ -158,7 +166,7 @@ struct EmbeddingCase {
     vocab: usize,
     width: usize,
     pages: usize,
-    storage: Storage,
+    storage: WeightFormat,
     /// Whether the rows are added to an earlier y, which is the last input.
     accumulate: bool,
 }
@@ -170,14 +178,14 @@ impl Case for EmbeddingCase {
         let added = if self.accumulate { " added" } else { "" };
         format!("T={} V={} D={} pages={} {:?}{added}", self.ids.len(), self.vocab, self.width, self.pages, self.storage)
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let rows = self.vocab / self.pages * self.width;
         let page = |rng: &mut Rng| match self.storage {
-            Storage::Bf16 => Host::normal_bf16(rng, rows),
-            _ => Host::normal(rng, rows),
+            WeightFormat::Bf16 => HostTensor::normal_bf16(rng, rows),
+            _ => HostTensor::normal(rng, rows),
         };
-        let mut all: Vec<Host> = (0..self.pages).map(|_| page(rng)).collect();
-        all.extend(self.accumulate.then(|| Host::normal(rng, self.ids.len() * self.width)));
+        let mut all: Vec<HostTensor> = (0..self.pages).map(|_| page(rng)).collect();
+        all.extend(self.accumulate.then(|| HostTensor::normal(rng, self.ids.len() * self.width)));
         all
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
@@ -201,16 +209,16 @@ impl Case for EmbeddingCase {
     fn d_y_lens(&self) -> Vec<usize> {
         vec![self.ids.len() * self.width]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         let gpu = rec.gpu();
-        let (y, ids) = (gpu.slot(self.ids.len() * self.width), Ids::new(gpu, &self.ids));
+        let (y, ids) = (gpu.alloc_activation(self.ids.len() * self.width), TokenIds::new(gpu, &self.ids));
         let rows = self.vocab / self.pages;
         let (pages, there) = x.split_at(self.pages);
-        there.iter().for_each(|there| rec.copy(&there.piece(0, y.len()), &y));
+        there.iter().for_each(|there| rec.copy(&there.slice_unaligned(0, y.len()), &y));
         let mut d_x = Vec::new();
         for (n, w) in pages.iter().enumerate() {
-            let page = Page { first: n * rows, rows, width: self.width, storage: self.storage };
-            let d_w = gpu.slot(rows * self.width);
+            let page = VocabShard { first: n * rows, rows, width: self.width, storage: self.storage };
+            let d_w = gpu.alloc_activation(rows * self.width);
             rec.clear(&d_w);
             embedding_fwd(rec, &page, SCALE, self.accumulate, &ids, w, &y);
             embedding_bwd_w(rec, &page, SCALE, &ids, &d_y[0], &d_w);
@@ -218,9 +226,9 @@ impl Case for EmbeddingCase {
         }
         // The gradient of the earlier y is d_y itself.
         d_x.extend(there.iter().map(|_| Some(d_y[0].clone())));
-        Outputs { y: vec![y], d_x }
+        CaseOutputs { y: vec![y], d_x }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.ids.len()
     }
     fn cost(&self) -> Cost {

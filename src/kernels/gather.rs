@@ -1,13 +1,13 @@
 //! Gather and scatter of rows by index: hidden states that predict a scored token, and new keys and values for the KV cache.
 
 use super::shapes::ModelShape;
-use super::{Case, Cost, Host, Kernel, Outputs};
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, uniform_bytes_in_parts};
 use crate::rng::Rng;
 
 /// Indices of gathered rows, and for each source row the outputs that use it.
 #[derive(Debug)]
-pub struct Picks {
+pub struct GatherIndices {
     rows: Slot,
     starts: Slot,
     uses: Slot,
@@ -15,7 +15,7 @@ pub struct Picks {
     t: usize,
 }
 
-impl Picks {
+impl GatherIndices {
     /// Uploads the indices `rows`, each below `t`, the number of source rows.
     pub fn new(gpu: &Gpu, rows: &[u32], t: usize) -> Self {
         let mut uses: Vec<u32> = (0..rows.len() as u32).collect();
@@ -46,12 +46,12 @@ fn grid(width: usize, rows: usize) -> [u32; 2] {
 }
 
 /// Computes y (N, width): the picked rows of x.
-pub fn gather_fwd(rec: &mut Recording, picks: &Picks, width: usize, x: &Slot, y: &Slot) {
+pub fn gather_fwd(rec: &mut Recording, picks: &GatherIndices, width: usize, x: &Slot, y: &Slot) {
     rec.dispatch_in_parts(&shader("gather_fwd"), &params(width), &[&picks.rows, x, y], grid(width, picks.n), 0);
 }
 
 /// Computes d_x (T, width) from d_y (N, width); all rows are written.
-pub fn gather_bwd(rec: &mut Recording, picks: &Picks, width: usize, d_y: &Slot, d_x: &Slot) {
+pub fn gather_bwd(rec: &mut Recording, picks: &GatherIndices, width: usize, d_y: &Slot, d_x: &Slot) {
     let slots = [&picks.starts, &picks.uses, d_y, d_x];
     rec.dispatch_in_parts(
         &shader("gather_bwd"),
@@ -79,9 +79,9 @@ pub fn gather_scatter(
 }
 
 /// Gather kernels: `gather_fwd`, `gather_bwd`, `gather_scatter`.
-pub struct Gather;
+pub struct GatherKernels;
 
-impl Kernel for Gather {
+impl Kernel for GatherKernels {
     fn name(&self) -> &'static str {
         "gather"
     }
@@ -116,8 +116,8 @@ impl Case for GatherCase {
     fn label(&self) -> String {
         format!("{} of {} width={}", self.rows.len(), self.t, self.width)
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        vec![Host::normal(rng, self.t * self.width)]
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
+        vec![HostTensor::normal(rng, self.t * self.width)]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let y: Vec<f64> =
@@ -143,18 +143,22 @@ impl Case for GatherCase {
     fn d_y_lens(&self) -> Vec<usize> {
         vec![self.rows.len() * self.width]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         let (gpu, n) = (rec.gpu(), self.rows.len());
-        let picks = Picks::new(gpu, &self.rows, self.t);
-        let (y, d_x, scattered) = (gpu.slot(n * self.width), gpu.slot(x[0].len()), gpu.slot(2 * n * self.width));
+        let picks = GatherIndices::new(gpu, &self.rows, self.t);
+        let (y, d_x, scattered) = (
+            gpu.alloc_activation(n * self.width),
+            gpu.alloc_activation(x[0].len()),
+            gpu.alloc_activation(2 * n * self.width),
+        );
         rec.clear(&scattered);
         gather_fwd(rec, &picks, self.width, &x[0], &y);
         gather_bwd(rec, &picks, self.width, &d_y[0], &d_x);
         let targets = gpu.upload(&(0..n as u32).map(|r| 2 * r).collect::<Vec<_>>());
         gather_scatter(rec, &targets, n, &y, 1, self.width, self.width - 1, &scattered);
-        Outputs { y: vec![y, scattered], d_x: vec![Some(d_x)] }
+        CaseOutputs { y: vec![y, scattered], d_x: vec![Some(d_x)] }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.rows.len()
     }
     fn cost(&self) -> Cost {

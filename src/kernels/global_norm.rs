@@ -1,8 +1,8 @@
 //! L2 norm over all gradients, or over all parameters in their storage format.
 
 use super::shapes::ModelShape;
-use super::storage::Storage;
-use super::{Case, Cost, Host, Kernel, Outputs};
+use super::storage::WeightFormat;
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Recording, Shader, Slot};
 use crate::rng::Rng;
 
@@ -24,18 +24,18 @@ fn shader(entry: &'static str) -> Shader {
     Shader::new("global_norm", entry).with("WG", WG as f64)
 }
 
-fn partial(storage: Storage) -> Shader {
+fn partial(storage: WeightFormat) -> Shader {
     storage.select(shader("global_norm_partial"))
 }
 
 /// Returns a page's elements: pages have whole words of f32 or bf16.
-fn elements(page: &(Slot, Storage)) -> usize {
+fn elements(page: &(Slot, WeightFormat)) -> usize {
     page.0.len() * page.1.columns()
 }
 
 /// Computes norm (1) = scale·√(Σ g²) over the pages, of f32 or bf16.
-pub fn global_norm(rec: &mut Recording, pages: &[(Slot, Storage)], scale: f32, norm: &Slot) {
-    let partials = rec.gpu().slot(pages.len() * PARTIALS);
+pub fn global_norm(rec: &mut Recording, pages: &[(Slot, WeightFormat)], scale: f32, norm: &Slot) {
+    let partials = rec.gpu().alloc_activation(pages.len() * PARTIALS);
     for (i, page) in pages.iter().enumerate() {
         let n = elements(page);
         let params = GlobalNormParams { n: n as u32, first: (i * PARTIALS) as u32, scale, pad: 0 };
@@ -56,14 +56,14 @@ impl Kernel for GlobalNorm {
         &["global_norm"]
     }
     fn variants(&self) -> Vec<Shader> {
-        vec![partial(Storage::F32), partial(Storage::Bf16), shader("global_norm_total")]
+        vec![partial(WeightFormat::F32), partial(WeightFormat::Bf16), shader("global_norm_total")]
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("GlobalNormParams", size_of::<GlobalNormParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let case = |pages: &[(usize, Storage)]| Box::new(NormCase(pages.to_vec())) as Box<dyn Case>;
-        let (f32, bf16) = (Storage::F32, Storage::Bf16);
+        let case = |pages: &[(usize, WeightFormat)]| Box::new(NormCase(pages.to_vec())) as Box<dyn Case>;
+        let (f32, bf16) = (WeightFormat::F32, WeightFormat::Bf16);
         vec![
             case(&[(1, f32)]),
             case(&[(63, f32), (66, bf16)]),
@@ -74,25 +74,25 @@ impl Kernel for GlobalNorm {
     }
     fn benches(&self, model: &ModelShape, _: usize, _: &Caps) -> Vec<Box<dyn Case>> {
         // One layer's weights; a step does it once, over all of them.
-        vec![Box::new(NormCase(vec![(model.layer_parameters(), Storage::F32)]))]
+        vec![Box::new(NormCase(vec![(model.layer_parameters(), WeightFormat::F32)]))]
     }
 }
 
-struct NormCase(Vec<(usize, Storage)>);
+struct NormCase(Vec<(usize, WeightFormat)>);
 
 impl Case for NormCase {
     fn label(&self) -> String {
-        let page = |(n, storage): &(usize, Storage)| format!("{n} {storage:?}");
+        let page = |(n, storage): &(usize, WeightFormat)| format!("{n} {storage:?}");
         format!("pages of {}", self.0.iter().map(page).collect::<Vec<_>>().join(", "))
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        let page = |&(n, storage): &(usize, Storage)| {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
+        let page = |&(n, storage): &(usize, WeightFormat)| {
             let mut page = match storage {
-                Storage::Bf16 => Host::normal_bf16(rng, n),
-                _ => Host::normal(rng, n),
+                WeightFormat::Bf16 => HostTensor::normal_bf16(rng, n),
+                _ => HostTensor::normal(rng, n),
             };
             // The first that a workgroup reads in its second turn: a sum without it must show that.
-            if let Host::F32(values) | Host::Bf16(values) = &mut page
+            if let HostTensor::F32(values) | HostTensor::Bf16(values) = &mut page
                 && let Some(value) = values.get_mut(PARTIALS * WG)
             {
                 *value = 256.0;
@@ -104,17 +104,17 @@ impl Case for NormCase {
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         vec![vec![0.5 * x.iter().flatten().map(|g| g * g).sum::<f64>().sqrt()]]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
-        let norm = rec.gpu().slot(1);
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
+        let norm = rec.gpu().alloc_activation(1);
         let pages: Vec<_> = x.iter().cloned().zip(self.0.iter().map(|p| p.1)).collect();
         global_norm(rec, &pages, 0.5, &norm);
-        Outputs { y: vec![norm], d_x: Vec::new() }
+        CaseOutputs { y: vec![norm], d_x: Vec::new() }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.0.iter().map(|p| p.0).sum()
     }
     fn cost(&self) -> Cost {
         let bytes = self.0.iter().map(|&(n, storage)| 4 * storage.words(1, n) as u64).sum();
-        Cost { bytes, flops: 2 * self.reduction() as u64 }
+        Cost { bytes, flops: 2 * self.reduction_len() as u64 }
     }
 }

@@ -1,13 +1,13 @@
 //! LayerNorm: y = (x − mean)/√(var + eps)·(w + offset) + b, over rows of D.
 
 use super::shapes::ModelShape;
-use super::{Case, Cost, Host, Kernel, Outputs, column_sum};
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel, column_sum};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
 /// Shape of a LayerNorm: T rows of D.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Shape {
+pub struct LayernormRows {
     /// T, the number of rows.
     pub rows: usize,
     /// D, elements per row.
@@ -31,7 +31,7 @@ struct LayernormParams {
 /// Rows per partial sum of d_w.
 const BLOCK: usize = 64;
 
-fn params(s: &Shape, eps: f32, accumulate: bool) -> LayernormParams {
+fn params(s: &LayernormRows, eps: f32, accumulate: bool) -> LayernormParams {
     LayernormParams {
         rows: s.rows as u32,
         width: s.width as u32,
@@ -49,7 +49,16 @@ fn shader(entry: &'static str) -> Shader {
 
 /// Computes y from x (T, D), w and b (D); saves mean and r = 1/√(var + eps) (T, 2).
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
-pub fn layernorm_fwd(rec: &mut Recording, s: &Shape, eps: f32, x: &Slot, w: &Slot, b: &Slot, stats: &Slot, y: &Slot) {
+pub fn layernorm_fwd(
+    rec: &mut Recording,
+    s: &LayernormRows,
+    eps: f32,
+    x: &Slot,
+    w: &Slot,
+    b: &Slot,
+    stats: &Slot,
+    y: &Slot,
+) {
     let flops = 7 * (s.rows * s.width) as u64;
     rec.dispatch(&shader("layernorm_fwd"), &params(s, eps, false), &[x, w, b, stats, y], grid_1d(s.rows, 1), flops);
 }
@@ -58,7 +67,7 @@ pub fn layernorm_fwd(rec: &mut Recording, s: &Shape, eps: f32, x: &Slot, w: &Slo
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
 pub fn layernorm_bwd_x(
     rec: &mut Recording,
-    s: &Shape,
+    s: &LayernormRows,
     accumulate: bool,
     x: &Slot,
     w: &Slot,
@@ -72,9 +81,17 @@ pub fn layernorm_bwd_x(
 }
 
 /// Computes d_w (D) += Σ_t d_y·h, where h = (x − mean)·r, and d_b (D) += Σ_t d_y.
-pub fn layernorm_bwd_w(rec: &mut Recording, s: &Shape, x: &Slot, stats: &Slot, d_y: &Slot, d_w: &Slot, d_b: &Slot) {
+pub fn layernorm_bwd_w(
+    rec: &mut Recording,
+    s: &LayernormRows,
+    x: &Slot,
+    stats: &Slot,
+    d_y: &Slot,
+    d_w: &Slot,
+    d_b: &Slot,
+) {
     let blocks = s.rows.div_ceil(BLOCK);
-    let partial = rec.gpu().slot(blocks * s.width);
+    let partial = rec.gpu().alloc_activation(blocks * s.width);
     let grid = [s.width.div_ceil(64) as u32, blocks as u32, 1];
     let flops = 4 * (s.rows * s.width) as u64;
     rec.dispatch(&shader("layernorm_bwd_w"), &params(s, 0.0, false), &[x, stats, d_y, &partial], grid, flops);
@@ -83,9 +100,9 @@ pub fn layernorm_bwd_w(rec: &mut Recording, s: &Shape, x: &Slot, stats: &Slot, d
 }
 
 /// LayerNorm kernels: `layernorm_fwd`, `layernorm_bwd_x`, `layernorm_bwd_w`.
-pub struct Layernorm;
+pub struct LayernormKernels;
 
-impl Kernel for Layernorm {
+impl Kernel for LayernormKernels {
     fn name(&self) -> &'static str {
         "layernorm"
     }
@@ -100,10 +117,10 @@ impl Kernel for Layernorm {
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
         let shapes = [(1, 5, 0.0), (3, 63, 0.0), (65, 64, 1.0), (130, 65, 0.0)];
-        shapes.map(|(rows, width, offset)| Box::new(Shape { rows, width, offset }) as Box<dyn Case>).into()
+        shapes.map(|(rows, width, offset)| Box::new(LayernormRows { rows, width, offset }) as Box<dyn Case>).into()
     }
     fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
-        vec![Box::new(Shape { rows: t, width: model.d_model, offset: 0.0 })]
+        vec![Box::new(LayernormRows { rows: t, width: model.d_model, offset: 0.0 })]
     }
 }
 
@@ -116,12 +133,12 @@ fn stats(row: &[f64]) -> (f64, f64) {
     (mean, 1.0 / (variance + EPS).sqrt())
 }
 
-impl Case for Shape {
+impl Case for LayernormRows {
     fn label(&self) -> String {
         format!("rows={} D={} offset={}", self.rows, self.width, self.offset)
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        [self.rows * self.width, self.width, self.width].map(|n| Host::normal(rng, n)).into()
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
+        [self.rows * self.width, self.width, self.width].map(|n| HostTensor::normal(rng, n)).into()
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let row = |row: &[f64]| {
@@ -151,17 +168,18 @@ impl Case for Shape {
     fn d_y_lens(&self) -> Vec<usize> {
         vec![self.rows * self.width]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         let gpu = rec.gpu();
-        let (y, stats) = (gpu.slot(x[0].len()), gpu.slot(2 * self.rows));
-        let (d_x, d_w, d_b) = (gpu.slot(x[0].len()), gpu.slot(self.width), gpu.slot(self.width));
+        let (y, stats) = (gpu.alloc_activation(x[0].len()), gpu.alloc_activation(2 * self.rows));
+        let (d_x, d_w, d_b) =
+            (gpu.alloc_activation(x[0].len()), gpu.alloc_activation(self.width), gpu.alloc_activation(self.width));
         [&d_w, &d_b].iter().for_each(|s| rec.clear(s));
         layernorm_fwd(rec, self, EPS as f32, &x[0], &x[1], &x[2], &stats, &y);
         layernorm_bwd_x(rec, self, false, &x[0], &x[1], &stats, &d_y[0], &d_x);
         layernorm_bwd_w(rec, self, &x[0], &stats, &d_y[0], &d_w, &d_b);
-        Outputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w), Some(d_b)] }
+        CaseOutputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w), Some(d_b)] }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.rows.max(self.width)
     }
     fn cost(&self) -> Cost {

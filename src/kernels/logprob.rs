@@ -1,9 +1,9 @@
 //! Log-probabilities of target tokens and their gradient, without logits of T×V: the LM head is computed in tiles of the vocabulary.
 
-use super::matmul::{Matrix, Orientation, Product, matmul};
+use super::matmul::{LinearPass, MatmulDesc, OperandMatrix, matmul};
 use super::shapes::ModelShape;
-use super::storage::Storage;
-use super::{Case, Cost, Host, Kernel, Outputs};
+use super::storage::WeightFormat;
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
@@ -12,7 +12,7 @@ pub const SCRATCH_BYTES: usize = 16 << 20;
 
 /// Page of the LM head's weight: consecutive rows in one slot.
 #[derive(Clone, Copy)]
-pub struct HeadPage<'a> {
+pub struct HeadShard<'a> {
     /// First row (token id).
     pub first: usize,
     /// Rows of the page.
@@ -25,11 +25,11 @@ pub struct HeadPage<'a> {
 
 /// LM head: logits = x·Wᵀ, soft-capped.
 #[derive(Clone)]
-pub struct Head<'a> {
+pub struct LmHead<'a> {
     /// Pages of W's rows, in order; each fits a binding.
-    pub pages: Vec<HeadPage<'a>>,
+    pub pages: Vec<HeadShard<'a>>,
     /// Storage format of W.
-    pub storage: Storage,
+    pub storage: WeightFormat,
     /// D, elements per row of W.
     pub width: usize,
     /// c of the soft cap z ← c·tanh(z/c).
@@ -38,23 +38,23 @@ pub struct Head<'a> {
     pub tile: usize,
 }
 
-impl Head<'_> {
+impl LmHead<'_> {
     /// Returns the columns of a tile whose `rows` rows fit [`SCRATCH_BYTES`], but at least 64.
     pub fn tile_for(rows: usize) -> usize {
         (SCRATCH_BYTES / 4 / rows.max(1) / 64 * 64).max(64)
     }
 
     /// Returns (page, first row inside it, rows) of each tile.
-    fn tiles(&self) -> impl Iterator<Item = (&HeadPage<'_>, usize, usize)> {
+    fn tiles(&self) -> impl Iterator<Item = (&HeadShard<'_>, usize, usize)> {
         self.pages.iter().flat_map(move |page| {
             (0..page.rows).step_by(self.tile).map(move |at| (page, at, self.tile.min(page.rows - at)))
         })
     }
 
     #[expect(clippy::too_many_arguments, reason = "a tile of a page, and its slots")]
-    fn logits(&self, rec: &mut Recording, page: &HeadPage, at: usize, n: usize, rows: usize, x: &Slot, logits: &Slot) {
-        let product = Product {
-            orientation: Orientation::Forward,
+    fn logits(&self, rec: &mut Recording, page: &HeadShard, at: usize, n: usize, rows: usize, x: &Slot, logits: &Slot) {
+        let product = MatmulDesc {
+            orientation: LinearPass::Forward,
             storage: self.storage,
             m: rows,
             n,
@@ -62,13 +62,13 @@ impl Head<'_> {
             alpha: 1.0,
             accumulate: false,
         };
-        let w = Matrix { slot: page.w, start: at * self.width, stride: self.width };
-        matmul(rec, &product, Matrix::new(x, self.width), w, Matrix::new(logits, n));
+        let w = OperandMatrix { slot: page.w, start: at * self.width, stride: self.width };
+        matmul(rec, &product, OperandMatrix::new(x, self.width), w, OperandMatrix::new(logits, n));
     }
 
     fn scratch(&self, rec: &Recording, rows: usize) -> Slot {
         let widest = self.pages.iter().map(|p| p.rows).max().unwrap_or(0);
-        rec.gpu().slot(rows * self.tile.min(widest))
+        rec.gpu().alloc_activation(rows * self.tile.min(widest))
     }
 }
 
@@ -87,8 +87,8 @@ fn shader(entry: &'static str, softcap: bool) -> Shader {
 }
 
 /// Computes logp and lse (rows) of `targets` (rows, u32) from x (rows, D).
-pub fn logprob_fwd(rec: &mut Recording, head: &Head, rows: usize, x: &Slot, targets: &Slot, logp: &Slot, lse: &Slot) {
-    let state = rec.gpu().slot(4 * rows);
+pub fn logprob_fwd(rec: &mut Recording, head: &LmHead, rows: usize, x: &Slot, targets: &Slot, logp: &Slot, lse: &Slot) {
+    let state = rec.gpu().alloc_activation(4 * rows);
     let logits = head.scratch(rec, rows);
     let params = |n: usize, first: usize| LogprobParams {
         rows: rows as u32,
@@ -108,7 +108,7 @@ pub fn logprob_fwd(rec: &mut Recording, head: &Head, rows: usize, x: &Slot, targ
 
 /// Values of the forward pass that the backward pass needs.
 #[derive(Clone, Copy)]
-pub struct Saved<'a> {
+pub struct LogprobSaved<'a> {
     /// (rows, D), hidden states.
     pub x: &'a Slot,
     /// (rows), u32 token ids.
@@ -118,7 +118,7 @@ pub struct Saved<'a> {
 }
 
 /// Computes d_x (rows, D) from d_logp (rows), overwriting it, and adds to the pages' d_w.
-pub fn logprob_bwd(rec: &mut Recording, head: &Head, rows: usize, saved: Saved, d_logp: &Slot, d_x: &Slot) {
+pub fn logprob_bwd(rec: &mut Recording, head: &LmHead, rows: usize, saved: LogprobSaved, d_logp: &Slot, d_x: &Slot) {
     let logits = head.scratch(rec, rows);
     rec.clear(d_x);
     for (page, at, n) in head.tiles() {
@@ -132,10 +132,10 @@ pub fn logprob_bwd(rec: &mut Recording, head: &Head, rows: usize, saved: Saved, 
         let slots = [saved.targets, saved.lse, d_logp, &logits];
         let shader = shader("logprob_bwd", head.softcap.is_some());
         rec.dispatch(&shader, &params, &slots, grid_1d(rows * n, 64), 6 * (rows * n) as u64);
-        let d_logits = Matrix::new(&logits, n);
+        let d_logits = OperandMatrix::new(&logits, n);
         let start = at * head.width;
-        let product = Product {
-            orientation: Orientation::BackwardX,
+        let product = MatmulDesc {
+            orientation: LinearPass::BackwardX,
             storage: head.storage,
             m: rows,
             n: head.width,
@@ -143,21 +143,21 @@ pub fn logprob_bwd(rec: &mut Recording, head: &Head, rows: usize, saved: Saved, 
             alpha: 1.0,
             accumulate: true,
         };
-        let w = Matrix { slot: page.w, start, stride: head.width };
-        matmul(rec, &product, d_logits, w, Matrix::new(d_x, head.width));
+        let w = OperandMatrix { slot: page.w, start, stride: head.width };
+        matmul(rec, &product, d_logits, w, OperandMatrix::new(d_x, head.width));
         if let Some(d_w) = page.d_w {
             let product =
-                Product { orientation: Orientation::BackwardW, storage: Storage::F32, m: n, k: rows, ..product };
-            let d_w = Matrix { slot: d_w, start, stride: head.width };
-            matmul(rec, &product, d_logits, Matrix::new(saved.x, head.width), d_w);
+                MatmulDesc { orientation: LinearPass::BackwardW, storage: WeightFormat::F32, m: n, k: rows, ..product };
+            let d_w = OperandMatrix { slot: d_w, start, stride: head.width };
+            matmul(rec, &product, d_logits, OperandMatrix::new(saved.x, head.width), d_w);
         }
     }
 }
 
 /// Log-probability kernels: `logprob_tile` and `logprob_finish` forward, `logprob_bwd` backward.
-pub struct Logprob;
+pub struct LogprobKernels;
 
-impl Kernel for Logprob {
+impl Kernel for LogprobKernels {
     fn name(&self) -> &'static str {
         "logprob"
     }
@@ -182,18 +182,18 @@ impl Kernel for Logprob {
             Box::new(LogprobCase { targets, vocab, width, pages, tile, softcap, storage }) as Box<dyn Case>
         };
         vec![
-            make(1, 2, 1, 1, 64, None, Storage::F32),
-            make(5, 131, 7, 1, 64, None, Storage::F32),
-            make(66, 64, 8, 2, 64, Some(3.0), Storage::Bf16),
-            make(9, 300, 12, 3, 64, Some(2.0), Storage::F32),
+            make(1, 2, 1, 1, 64, None, WeightFormat::F32),
+            make(5, 131, 7, 1, 64, None, WeightFormat::F32),
+            make(66, 64, 8, 2, 64, Some(3.0), WeightFormat::Bf16),
+            make(9, 300, 12, 3, 64, Some(2.0), WeightFormat::F32),
         ]
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         let mut rng = Rng::new(t as u64, 9);
         let targets = (0..t).map(|_| rng.below(model.vocab as u32)).collect();
         let (vocab, width) = (model.vocab, model.d_model);
-        let (pages, tile) = (super::embedding::pages(vocab, width, caps), Head::tile_for(t));
-        vec![Box::new(LogprobCase { targets, vocab, width, pages, tile, softcap: None, storage: Storage::F32 })]
+        let (pages, tile) = (super::embedding::pages(vocab, width, caps), LmHead::tile_for(t));
+        vec![Box::new(LogprobCase { targets, vocab, width, pages, tile, softcap: None, storage: WeightFormat::F32 })]
     }
 }
 
@@ -204,7 +204,7 @@ struct LogprobCase {
     pages: usize,
     tile: usize,
     softcap: Option<f32>,
-    storage: Storage,
+    storage: WeightFormat,
 }
 
 impl LogprobCase {
@@ -228,15 +228,15 @@ impl Case for LogprobCase {
         let cap = self.softcap.map_or(String::new(), |c| format!(" cap={c}"));
         format!("rows={n} V={} D={} pages={}{cap} {:?}", self.vocab, self.width, self.pages, self.storage)
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let rows = self.vocab / self.pages * self.width;
         // Small, so that no probability is near 1, whatever is drawn: 1 − p would have few digits, in any arithmetic of 32 bits.
         let bound = 0.25 / (self.width as f32).sqrt();
         let x = (0..self.targets.len() * self.width).map(|_| bound * (2.0 * rng.next_f32() - 1.0)).collect();
-        let mut all = vec![Host::F32(x)];
+        let mut all = vec![HostTensor::F32(x)];
         all.extend((0..self.pages).map(|_| match self.storage {
-            Storage::Bf16 => Host::normal_bf16(rng, rows),
-            _ => Host::normal(rng, rows),
+            WeightFormat::Bf16 => HostTensor::normal_bf16(rng, rows),
+            _ => HostTensor::normal(rng, rows),
         }));
         all
     }
@@ -271,24 +271,29 @@ impl Case for LogprobCase {
     fn d_y_lens(&self) -> Vec<usize> {
         vec![self.targets.len()]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         let (gpu, n, rows) = (rec.gpu(), self.targets.len(), self.vocab / self.pages);
-        let d_w: Vec<Slot> = (0..self.pages).map(|_| gpu.slot(rows * self.width)).collect();
+        let d_w: Vec<Slot> = (0..self.pages).map(|_| gpu.alloc_activation(rows * self.width)).collect();
         d_w.iter().for_each(|d| rec.clear(d));
-        let page = |(i, d_w)| HeadPage { first: i * rows, rows, w: &x[1 + i], d_w: Some(d_w) };
-        let head = Head {
+        let page = |(i, d_w)| HeadShard { first: i * rows, rows, w: &x[1 + i], d_w: Some(d_w) };
+        let head = LmHead {
             pages: d_w.iter().enumerate().map(page).collect(),
             storage: self.storage,
             width: self.width,
             softcap: self.softcap,
             tile: self.tile,
         };
-        let (targets, logp, lse, d_x) = (gpu.upload(&self.targets), gpu.slot(n), gpu.slot(n), gpu.slot(n * self.width));
+        let (targets, logp, lse, d_x) = (
+            gpu.upload(&self.targets),
+            gpu.alloc_activation(n),
+            gpu.alloc_activation(n),
+            gpu.alloc_activation(n * self.width),
+        );
         logprob_fwd(rec, &head, n, &x[0], &targets, &logp, &lse);
-        logprob_bwd(rec, &head, n, Saved { x: &x[0], targets: &targets, lse: &lse }, &d_y[0], &d_x);
-        Outputs { y: vec![logp], d_x: std::iter::once(Some(d_x)).chain(d_w.into_iter().map(Some)).collect() }
+        logprob_bwd(rec, &head, n, LogprobSaved { x: &x[0], targets: &targets, lse: &lse }, &d_y[0], &d_x);
+        CaseOutputs { y: vec![logp], d_x: std::iter::once(Some(d_x)).chain(d_w.into_iter().map(Some)).collect() }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.vocab.max(self.targets.len())
     }
     fn cost(&self) -> Cost {

@@ -1,5 +1,5 @@
 //! Matrix products C = alpha·(A·B + A2·B2) (+ C) + bias + residual in the three orientations of a linear layer. The second pair, bias and
-//! residual are optional; weights have any [`Storage`].
+//! residual are optional; weights have any [`WeightFormat`].
 //!
 //! Five implementations, each in a file of its own: the baseline, for any shape (`matmul.wgsl`); tiles of vec4s, for GPUs
 //! (`matmul_tiles.wgsl`); for CPU adapters without and with subgroups (`matmul_cpu.wgsl`, `matmul_lanes.wgsl`); cooperative matrices, for
@@ -12,23 +12,23 @@ mod lanes;
 mod operands;
 mod tiles;
 
-pub use operands::{Epilogue, Matrix, Operands, Second};
+pub use operands::{Epilogue, LowRank, MatmulOperands, OperandMatrix};
 
 use cases::{AccumulateCase, EpilogueCase, LinearCase, LowRankCase, ProductCase};
-use coop::Coop;
-use cpu::Cpu;
+use coop::CoopMatmul;
+use cpu::CpuMatmul;
 use operands::{MatmulParams, with_all, with_second};
-use tiles::Tiles;
+use tiles::TiledMatmul;
 
 use super::shapes::ModelShape;
-use super::storage::Storage;
-use super::tunable::Tunable;
+use super::storage::WeightFormat;
+use super::tunable::TunableProduct;
 use super::{Case, Kernel};
 use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Variant, uniform_bytes_in_parts};
 
 /// Product of a linear layer: the output, or one of the two gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Orientation {
+pub enum LinearPass {
     /// y (M, N) = x (M, K) · W (N, K)ᵀ.
     Forward,
     /// d_x (M, N) = d_y (M, K) · W (K, N).
@@ -39,11 +39,11 @@ pub enum Orientation {
 
 /// Description of a matrix product.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Product {
+pub struct MatmulDesc {
     /// Product of a linear layer that this is; it says how A and B are stored.
-    pub orientation: Orientation,
+    pub orientation: LinearPass,
     /// Storage format of B.
-    pub storage: Storage,
+    pub storage: WeightFormat,
     /// Rows of C.
     pub m: usize,
     /// Columns of C.
@@ -56,7 +56,7 @@ pub struct Product {
     pub accumulate: bool,
 }
 
-impl Product {
+impl MatmulDesc {
     /// Returns the name of the class of similar products: sizes are rounded to powers of two.
     fn class(&self) -> String {
         let near = |n: usize| 1usize << (n as f64).log2().round() as u32;
@@ -65,7 +65,7 @@ impl Product {
     }
     /// Returns the columns of B as stored.
     fn stored_columns(&self) -> usize {
-        if self.orientation == Orientation::Forward { self.k } else { self.n }
+        if self.orientation == LinearPass::Forward { self.k } else { self.n }
     }
     fn flops(&self) -> u64 {
         2 * (self.m * self.n * self.k) as u64
@@ -73,63 +73,65 @@ impl Product {
 }
 
 /// Tells a shader how A and B are stored.
-fn oriented(shader: Shader, orientation: Orientation) -> Shader {
-    let a = f64::from(u8::from(orientation == Orientation::BackwardW));
-    let b = f64::from(u8::from(orientation == Orientation::Forward));
+fn oriented(shader: Shader, orientation: LinearPass) -> Shader {
+    let a = f64::from(u8::from(orientation == LinearPass::BackwardW));
+    let b = f64::from(u8::from(orientation == LinearPass::Forward));
     shader.with("A_TRANSPOSED", a).with("B_TRANSPOSED", b)
 }
 
-fn baseline(orientation: Orientation, storage: Storage) -> Shader {
+fn baseline(orientation: LinearPass, storage: WeightFormat) -> Shader {
     let shader = oriented(Shader::new("matmul", "matmul"), orientation);
-    storage.select(if storage.is_quantised() { shader.with("B_QUADS", 1.0) } else { shader })
+    storage.select(if storage.is_quantised() { shader.with("B_VEC4S", 1.0) } else { shader })
 }
 
 /// Computes C = alpha·A·B (+ C). Does nothing when M, N or K is 0 (C is not cleared).
-pub fn matmul(rec: &mut Recording, p: &Product, a: Matrix, b: Matrix, c: Matrix) {
-    matmul_with(rec, p, Operands::new(a, b, c));
+pub fn matmul(rec: &mut Recording, p: &MatmulDesc, a: OperandMatrix, b: OperandMatrix, c: OperandMatrix) {
+    matmul_with(rec, p, MatmulOperands::new(a, b, c));
 }
 
 /// Computes C = alpha·(A·B + A2·B2) (+ C) + bias + residual. The second pair is fused into the first pair's pass wherever that is possible;
 /// bias and residual are always added in the last pass. Where alpha is a power of two, the result is bit-identical to that of separate
 /// passes (else a device may round product and sum at once).
-pub fn matmul_with(rec: &mut Recording, p: &Product, o: Operands) {
+pub fn matmul_with(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands) {
     let caps = rec.gpu().caps();
     launch(rec, p, o, &caps.variants, caps.matmul_precision);
 }
 
-fn launch(rec: &mut Recording, p: &Product, o: Operands, allowed: &[Variant], precision: MatmulPrecision) {
+fn launch(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands, allowed: &[Variant], precision: MatmulPrecision) {
     if p.m * p.n * p.k == 0 {
         return;
     }
-    let coop = Coop::of(p, [o.a, o.b], rec.gpu().caps(), precision);
+    let coop = CoopMatmul::choose(p, [o.a, o.b], rec.gpu().caps(), precision);
     // Cooperative-matrix kernels scale A and B to f16's range. The second pair needs other scales, so it cannot share their sums.
-    if let Some(second) = o.second.filter(|s| coop.is_some() || !s.rides_along(p)) {
-        launch(rec, p, Operands { second: None, epilogue: Epilogue::default(), ..o }, allowed, precision);
-        let p = Product { storage: second.storage, k: second.k, accumulate: true, ..*p };
-        return launch(rec, &p, Operands { a: second.a, b: second.b, second: None, ..o }, allowed, precision);
+    if let Some(second) = o.second.filter(|s| coop.is_some() || !s.can_fuse(p)) {
+        launch(rec, p, MatmulOperands { second: None, epilogue: Epilogue::default(), ..o }, allowed, precision);
+        let p = MatmulDesc { storage: second.storage, k: second.k, accumulate: true, ..*p };
+        return launch(rec, &p, MatmulOperands { a: second.a, b: second.b, second: None, ..o }, allowed, precision);
     }
     if let Some(coop) = coop {
         return coop.launch(rec, p, o);
     }
     let (shader, grid) = match choose(rec.gpu().caps(), p, [o.a, o.b, o.c], allowed) {
-        Way::Lanes => return lanes::launch(rec, p, o),
-        Way::Cpu(cpu) => return cpu::launch(rec, cpu, p, o),
-        Way::Tiles(tiles) => (tiles.shader(p.orientation, p.storage), tiles.grid(p)),
-        Way::Baseline => (baseline(p.orientation, p.storage), [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32]),
+        MatmulImpl::Lanes => return lanes::launch(rec, p, o),
+        MatmulImpl::Cpu(cpu) => return cpu::launch(rec, cpu, p, o),
+        MatmulImpl::Tiles(tiles) => (tiles.shader(p.orientation, p.storage), tiles.grid(p)),
+        MatmulImpl::Baseline => {
+            (baseline(p.orientation, p.storage), [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32])
+        }
     };
     o.dispatch(rec, &shader, p, grid);
 }
 
 /// Implementation that supports a product.
 #[derive(Debug, Clone, Copy)]
-enum Way {
+enum MatmulImpl {
     Lanes,
-    Cpu(Cpu),
-    Tiles(Tiles),
+    Cpu(CpuMatmul),
+    Tiles(TiledMatmul),
     Baseline,
 }
 
-impl Way {
+impl MatmulImpl {
     fn variant(self) -> Option<Variant> {
         match self {
             Self::Lanes => Some(Variant::Lanes),
@@ -141,23 +143,28 @@ impl Way {
 }
 
 /// Returns the fastest implementation by the device's table, else the default choice.
-fn choose(caps: &Caps, p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) -> Way {
-    let ways = ways(caps, p, matrices, allowed);
+fn choose(caps: &Caps, p: &MatmulDesc, matrices: [OperandMatrix; 3], allowed: &[Variant]) -> MatmulImpl {
+    let ways = candidates(caps, p, matrices, allowed);
     let variants: Vec<Option<Variant>> = ways.iter().map(|w| w.variant()).collect();
     let fastest = caps.tuning.fastest(&p.class(), &variants);
-    ways.into_iter().find(|w| fastest.is_none_or(|f| w.variant() == f)).unwrap_or(Way::Baseline)
+    ways.into_iter().find(|w| fastest.is_none_or(|f| w.variant() == f)).unwrap_or(MatmulImpl::Baseline)
 }
 
 /// Returns all implementations that support a product, the default choice first.
-fn ways(caps: &Caps, p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) -> Vec<Way> {
+fn candidates(caps: &Caps, p: &MatmulDesc, matrices: [OperandMatrix; 3], allowed: &[Variant]) -> Vec<MatmulImpl> {
     let b = matrices[1];
-    let lanes = lanes::fits(p, b, caps, allowed).then_some(Way::Lanes);
-    let tiles = Tiles::of(p, matrices, allowed).into_iter().map(Way::Tiles);
-    lanes.into_iter().chain(Cpu::of(p, b, allowed).map(Way::Cpu)).chain(tiles).chain([Way::Baseline]).collect()
+    let lanes = lanes::fits(p, b, caps, allowed).then_some(MatmulImpl::Lanes);
+    let tiles = TiledMatmul::candidates(p, matrices, allowed).into_iter().map(MatmulImpl::Tiles);
+    lanes
+        .into_iter()
+        .chain(CpuMatmul::choose(p, b, allowed).map(MatmulImpl::Cpu))
+        .chain(tiles)
+        .chain([MatmulImpl::Baseline])
+        .collect()
 }
 
 /// Returns the products of a layer, each in every implementation that supports it.
-pub(super) fn tunable(model: &ModelShape, t: usize, caps: &Caps) -> Vec<Tunable> {
+pub(super) fn tunable(model: &ModelShape, t: usize, caps: &Caps) -> Vec<TunableProduct> {
     let tunable = |case: ProductCase| {
         let variants = std::iter::once(None).chain(caps.variants.iter().copied().map(Some));
         let alone = variants.map(|v| (v, ProductCase { allowed: v.into_iter().collect(), ..case.clone() }));
@@ -166,7 +173,7 @@ pub(super) fn tunable(model: &ModelShape, t: usize, caps: &Caps) -> Vec<Tunable>
         let mut cases: Vec<(_, Box<dyn Case>)> = Vec::new();
         alone.filter(|(v, c)| serves(*v, c)).for_each(|(v, c)| cases.push((v, Box::new(c))));
         cases.sort_by_key(|c| c.0 != guess);
-        Tunable { class: case.product().class(), cases }
+        TunableProduct { class: case.product().class(), cases }
     };
     linears(model, t, &caps.variants, MatmulPrecision::Highest).into_iter().map(tunable).collect()
 }
@@ -182,18 +189,18 @@ fn linears(model: &ModelShape, t: usize, allowed: &[Variant], precision: MatmulP
         let mut push = |orientation, storage| {
             all.push(ProductCase { orientation, storage, t, n_out, n_in, allowed: allowed.to_vec(), precision });
         };
-        for storage in Storage::ALL.into_iter().filter(|s| n_in.is_multiple_of(s.columns())) {
-            push(Orientation::Forward, storage);
-            push(Orientation::BackwardX, storage);
+        for storage in WeightFormat::ALL.into_iter().filter(|s| n_in.is_multiple_of(s.columns())) {
+            push(LinearPass::Forward, storage);
+            push(LinearPass::BackwardX, storage);
         }
-        push(Orientation::BackwardW, Storage::F32);
+        push(LinearPass::BackwardW, WeightFormat::F32);
     }
     all
 }
 
 /// Returns the case of C (M, N) = A (M, K) · B (K, N), to time it.
 pub fn product(m: usize, n: usize, k: usize, caps: &Caps) -> Box<dyn Case> {
-    let (orientation, storage) = (Orientation::BackwardX, Storage::F32);
+    let (orientation, storage) = (LinearPass::BackwardX, WeightFormat::F32);
     let (allowed, precision) = (caps.variants.clone(), caps.matmul_precision);
     Box::new(ProductCase { orientation, storage, t: m, n_out: k, n_in: n, allowed, precision })
 }
@@ -202,35 +209,35 @@ pub fn product(m: usize, n: usize, k: usize, caps: &Caps) -> Box<dyn Case> {
 const VARIANTS: [Variant; 5] = [Variant::Tiles32, Variant::Tiles64, Variant::Tiles128, Variant::Cpu, Variant::Lanes];
 
 /// Matmul kernels: `matmul`, its variants for GPUs and CPUs, and the one on cooperative matrices.
-pub struct Matmul;
+pub struct MatmulKernels;
 
 /// Returns the orientations whose B may have a storage format: B of d_W is an activation, which is never quantised.
-fn orientations(storage: Storage) -> &'static [Orientation] {
-    let all = &[Orientation::Forward, Orientation::BackwardX, Orientation::BackwardW];
+fn orientations(storage: WeightFormat) -> &'static [LinearPass] {
+    let all = &[LinearPass::Forward, LinearPass::BackwardX, LinearPass::BackwardW];
     if storage.is_quantised() { &all[..2] } else { all }
 }
 
-impl Kernel for Matmul {
+impl Kernel for MatmulKernels {
     fn name(&self) -> &'static str {
         "matmul"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["matmul", "matmul_coop", "matmul_cpu", "matmul_lanes", "matmul_largest", "matmul_tiles"]
+        &["matmul", "matmul_coop", "matmul_cpu", "matmul_lanes", "matmul_absmax", "matmul_tiles"]
     }
     fn variants(&self) -> Vec<Shader> {
         let mut all = Vec::new();
-        for storage in Storage::ALL {
+        for storage in WeightFormat::ALL {
             for &o in orientations(storage) {
                 let mut of_one_pair = vec![baseline(o, storage)];
-                of_one_pair.extend(Tiles::ALL.map(|t| t.shader(o, storage)));
+                of_one_pair.extend(TiledMatmul::ALL.map(|t| t.shader(o, storage)));
                 for shader in of_one_pair {
                     match o {
-                        Orientation::Forward => all.extend(with_all(shader)),
-                        Orientation::BackwardX => all.extend([with_second(shader.clone()), shader]),
-                        Orientation::BackwardW => all.push(shader),
+                        LinearPass::Forward => all.extend(with_all(shader)),
+                        LinearPass::BackwardX => all.extend([with_second(shader.clone()), shader]),
+                        LinearPass::BackwardW => all.push(shader),
                     }
                 }
-                all.extend(Coop::shaders(o, storage));
+                all.extend(CoopMatmul::shaders(o, storage));
             }
             all.extend(cpu::shaders(storage));
         }
@@ -240,7 +247,7 @@ impl Kernel for Matmul {
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![
             ("MatmulParams", uniform_bytes_in_parts::<MatmulParams>()),
-            ("LargestParams", size_of::<coop::LargestParams>()),
+            ("AbsmaxParams", size_of::<coop::AbsmaxParams>()),
         ]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
@@ -268,7 +275,7 @@ impl Kernel for Matmul {
         let mut all: Vec<Box<dyn Case>> = Vec::new();
         for (t, n_out, n_in) in shapes {
             for variant in std::iter::once(None).chain(VARIANTS.map(Some)) {
-                for storage in Storage::ALL {
+                for storage in WeightFormat::ALL {
                     let fits = !storage.is_quantised() || n_in.is_multiple_of(storage.columns());
                     // Elsewhere the baseline serves, and is tested.
                     if fits && (variant.is_none() || n_in % 4 == 0) {
@@ -311,14 +318,14 @@ impl Kernel for Matmul {
         let beside = (variant == Variant::Cpu && caps.has_lanes()).then_some(Variant::Lanes);
         let allowed: Vec<Variant> = std::iter::once(variant).chain(beside).collect();
         let shapes = [
-            (3, 5, 12, Storage::F32),
-            (33, 66, 36, Storage::F32),
-            (33, 12, 68, Storage::Bf16),
-            (36, 132, 140, Storage::Bf16),
-            (3, 5, 72, Storage::Int8),
-            (33, 12, 72, Storage::Int8),
-            (3, 5, 64, Storage::Nf4),
-            (33, 12, 128, Storage::Nf4),
+            (3, 5, 12, WeightFormat::F32),
+            (33, 66, 36, WeightFormat::F32),
+            (33, 12, 68, WeightFormat::Bf16),
+            (36, 132, 140, WeightFormat::Bf16),
+            (3, 5, 72, WeightFormat::Int8),
+            (33, 12, 72, WeightFormat::Int8),
+            (3, 5, 64, WeightFormat::Nf4),
+            (33, 12, 128, WeightFormat::Nf4),
         ];
         let case = |(t, n_out, n_in, storage)| -> Box<dyn Case> {
             let (allowed, precision) = (allowed.clone(), MatmulPrecision::Highest);
@@ -346,7 +353,7 @@ impl Kernel for Matmul {
         let linear = |(t, n_out, n_in), storage| LinearCase { t, n_out, n_in, storage, allowed: Vec::new(), precision };
         let mut all: Vec<Box<dyn Case>> = Vec::new();
         for shape in shapes {
-            for storage in Storage::ALL.into_iter().filter(|storage| shape.2 % storage.columns() == 0) {
+            for storage in WeightFormat::ALL.into_iter().filter(|storage| shape.2 % storage.columns() == 0) {
                 all.push(Box::new(linear(shape, storage)));
             }
         }

@@ -2,7 +2,7 @@
 
 use web_time::Instant;
 
-use super::{Case, Cost, Host};
+use super::{Case, Cost, HostTensor};
 use crate::error::Result;
 use crate::gpu::{Gpu, Slot};
 use crate::rng::Rng;
@@ -17,7 +17,7 @@ const RUNS: (usize, usize) = (5, 50);
 
 /// Times of a case, as [`time`] measures them.
 #[derive(Debug, Clone)]
-pub struct Timing {
+pub struct CaseTiming {
     /// Work of one run.
     pub cost: Cost,
     /// Device time of each run in µs, ascending.
@@ -26,7 +26,7 @@ pub struct Timing {
     pub by_entry_us: Vec<(String, f64)>,
 }
 
-impl Timing {
+impl CaseTiming {
     /// Returns the median run's time in µs.
     pub fn median_us(&self) -> f64 {
         self.runs_us[self.runs_us.len() / 2]
@@ -48,14 +48,14 @@ impl Timing {
 
 /// Peak rates of a device, measured on it.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Ceilings {
+pub struct DevicePeaks {
     /// Rate of a copy, bytes read and written together.
     pub copy_gb_s: f64,
     /// Rate of f32 multiply-adds in registers, two operations each.
     pub fma_gflop_s: f64,
 }
 
-impl Ceilings {
+impl DevicePeaks {
     /// Measures both rates, for about `seconds` each.
     ///
     /// # Errors
@@ -73,7 +73,7 @@ impl Ceilings {
 }
 
 /// Case with its inputs on a device, ready to run.
-pub struct Prepared<'a> {
+pub struct PreparedCase<'a> {
     gpu: &'a Gpu,
     case: &'a dyn Case,
     /// Copies of (inputs, incoming gradients).
@@ -83,14 +83,14 @@ pub struct Prepared<'a> {
 
 /// Times of one run of a case.
 #[derive(Debug, Clone)]
-pub struct Run {
+pub struct CaseRun {
     /// Device time in µs; the clock's time where there are no timestamps, or they read zero.
     pub us: f64,
     /// Device time by entry point in µs; empty without timestamps.
     pub by_entry_us: Vec<(String, f64)>,
 }
 
-impl<'a> Prepared<'a> {
+impl<'a> PreparedCase<'a> {
     /// Uploads the inputs, and runs once to compile and to warm up.
     ///
     /// # Errors
@@ -98,10 +98,10 @@ impl<'a> Prepared<'a> {
     pub async fn new(gpu: &'a Gpu, case: &'a dyn Case) -> Result<Self> {
         let mut rng = Rng::new(0, 2);
         let inputs = case.inputs(&mut rng);
-        let d_y: Vec<Host> = case.d_y_lens().into_iter().map(|n| Host::normal(&mut rng, n)).collect();
+        let d_y: Vec<HostTensor> = case.d_y_lens().into_iter().map(|n| HostTensor::normal(&mut rng, n)).collect();
         let bytes: usize = inputs.iter().chain(&d_y).map(|h| 4 * h.len()).sum();
         let copies = ROTATION_BYTES.div_ceil(bytes.max(1)).clamp(1, MOST_COPIES);
-        let upload = |hosts: &[Host]| hosts.iter().map(|h| h.upload(gpu)).collect::<Vec<Slot>>();
+        let upload = |hosts: &[HostTensor]| hosts.iter().map(|h| h.upload(gpu)).collect::<Vec<Slot>>();
         let sets = (0..copies).map(|_| (upload(&inputs), upload(&d_y))).collect();
         let mut prepared = Self { gpu, case, sets, next: 0 };
         prepared.run().await?;
@@ -112,7 +112,7 @@ impl<'a> Prepared<'a> {
     ///
     /// # Errors
     /// [`crate::Error::Gpu`].
-    pub async fn run(&mut self) -> Result<Run> {
+    pub async fn run(&mut self) -> Result<CaseRun> {
         let (x, d_y) = &self.sets[self.next];
         self.next = (self.next + 1) % self.sets.len();
         // A profile is read back at once, which a browser does not allow (and there timestamps are coarse).
@@ -125,14 +125,14 @@ impl<'a> Prepared<'a> {
         let started = Instant::now();
         rec.submit();
         // Waits; the outputs are held until then.
-        self.gpu.read::<f32>(&[&self.gpu.slot(1)]).await?;
+        self.gpu.read::<f32>(&[&self.gpu.alloc_activation(1)]).await?;
         let wall_us = started.elapsed().as_secs_f64() * 1e6;
         drop(out);
         let by_entry_us: Vec<_> = self
             .gpu
             .end_profile()
             .map_or(Vec::new(), |p| p.rows().into_iter().map(|(entry, _, us)| (entry, us)).collect());
-        Ok(Run { us: device_us(&by_entry_us).unwrap_or(wall_us), by_entry_us })
+        Ok(CaseRun { us: device_us(&by_entry_us).unwrap_or(wall_us), by_entry_us })
     }
 }
 
@@ -145,8 +145,8 @@ fn device_us(by_entry_us: &[(String, f64)]) -> Option<f64> {
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
-pub async fn time(gpu: &Gpu, case: &dyn Case, seconds: f64) -> Result<Timing> {
-    let mut prepared = Prepared::new(gpu, case).await?;
+pub async fn time(gpu: &Gpu, case: &dyn Case, seconds: f64) -> Result<CaseTiming> {
+    let mut prepared = PreparedCase::new(gpu, case).await?;
     let started = Instant::now();
     let (mut runs_us, mut by_entry_us): (Vec<f64>, Vec<(String, f64)>) = (Vec::new(), Vec::new());
     while runs_us.len() < RUNS.0 || (started.elapsed().as_secs_f64() < seconds && runs_us.len() < RUNS.1) {
@@ -163,7 +163,7 @@ pub async fn time(gpu: &Gpu, case: &dyn Case, seconds: f64) -> Result<Timing> {
     by_entry_us.iter_mut().for_each(|e| e.1 /= n);
     by_entry_us.sort_by(|a, b| b.1.total_cmp(&a.1));
     runs_us.sort_by(f64::total_cmp);
-    Ok(Timing { cost: case.cost(), runs_us, by_entry_us })
+    Ok(CaseTiming { cost: case.cost(), runs_us, by_entry_us })
 }
 
 #[cfg(test)]

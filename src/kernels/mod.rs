@@ -29,7 +29,7 @@ pub mod storage;
 pub mod tunable;
 pub mod tune;
 
-pub use case::{Case, Cost, Host, Outputs, tolerance};
+pub use case::{Case, CaseOutputs, Cost, HostTensor, tolerance};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu, MatmulPrecision, Shader, Variant};
@@ -70,23 +70,23 @@ const AT_START: usize = 2;
 
 /// Every kernel family, in the order of a forward pass.
 pub const REGISTRY: &[&dyn Kernel] = &[
-    &embedding::Embedding,
-    &rmsnorm::Rmsnorm,
-    &layernorm::Layernorm,
-    &matmul::Matmul,
+    &embedding::EmbeddingKernels,
+    &rmsnorm::RmsnormKernels,
+    &layernorm::LayernormKernels,
+    &matmul::MatmulKernels,
     &rope::RotaryPositions,
     &attention::FlashAttention,
-    &add::Add,
-    &activation::Activations,
-    &pack::Pack,
-    &gather::Gather,
-    &logprob::Logprob,
-    &objective::PairLosses,
+    &add::AddKernels,
+    &activation::ActivationKernels,
+    &pack::PackKernels,
+    &gather::GatherKernels,
+    &logprob::LogprobKernels,
+    &objective::ObjectiveKernels,
     &column_sum::ColumnSum,
     &global_norm::GlobalNorm,
-    &adamw::Optimiser,
-    &sample::Sample,
-    &ceiling::Ceilings,
+    &adamw::AdamwKernels,
+    &sample::SampleKernels,
+    &ceiling::PeakKernels,
 ];
 
 /// Runs a case on a device and compares outputs and gradients with its twin. Returns the largest error as a multiple of the tolerance:
@@ -96,11 +96,11 @@ pub const REGISTRY: &[&dyn Kernel] = &[
 /// [`crate::Error::Gpu`].
 pub async fn verify(gpu: &Gpu, case: &dyn Case, rng: &mut Rng) -> Result<f64> {
     let inputs = case.inputs(rng);
-    let x: Vec<Vec<f64>> = inputs.iter().map(Host::to_f64).collect();
+    let x: Vec<Vec<f64>> = inputs.iter().map(HostTensor::to_f64).collect();
     let y = case.forward(&x);
-    let d_y: Vec<Host> = y.iter().take(case.differentiable()).map(|y| Host::normal(rng, y.len())).collect();
-    let d_x = case.backward(&x, &d_y.iter().map(Host::to_f64).collect::<Vec<_>>());
-    let upload = |hosts: &[Host]| hosts.iter().map(|h| h.upload(gpu)).collect::<Vec<_>>();
+    let d_y: Vec<HostTensor> = y.iter().take(case.differentiable()).map(|y| HostTensor::normal(rng, y.len())).collect();
+    let d_x = case.backward(&x, &d_y.iter().map(HostTensor::to_f64).collect::<Vec<_>>());
+    let upload = |hosts: &[HostTensor]| hosts.iter().map(|h| h.upload(gpu)).collect::<Vec<_>>();
     let mut rec = gpu.record();
     let out = case.launch(&mut rec, &upload(&inputs), &upload(&d_y));
     rec.submit();
@@ -115,7 +115,7 @@ pub async fn verify(gpu: &Gpu, case: &dyn Case, rng: &mut Rng) -> Result<f64> {
             if same { 0.0 } else { f64::INFINITY }
         } else {
             let got = gpu.read::<f32>(&[slot]).await?.concat();
-            excess(&got.iter().map(|&g| f64::from(g)).collect::<Vec<_>>(), want, case.tolerance())
+            error_over_tolerance(&got.iter().map(|&g| f64::from(g)).collect::<Vec<_>>(), want, case.tolerance())
         });
     }
     Ok(worst)
@@ -168,7 +168,7 @@ pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
 
 /// Computes the largest error of `got`, relative to the largest magnitude of `want`, as a multiple of `tolerance`; infinite where a value
 /// is NaN.
-pub fn excess(got: &[f64], want: &[f64], tolerance: f64) -> f64 {
+pub fn error_over_tolerance(got: &[f64], want: &[f64], tolerance: f64) -> f64 {
     let scale = want.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
     let worst = got.iter().zip(want).fold(0.0, |m: f64, (g, w)| {
         let e = (g - w).abs();

@@ -32,7 +32,7 @@ impl Optim {
 
 /// AdamW's moments of a page of parameters.
 #[derive(Debug, Clone)]
-pub enum Moments {
+pub enum MomentFormat {
     /// No moments, because there is no optimiser: only gradients are wanted, or not even gradients.
     None,
     /// f32, one word per value.
@@ -57,23 +57,28 @@ pub enum Moments {
 
 /// Uploads (2, 256) f32: the value of each code of m and of v, in units of the block's absmax.
 pub fn maps(gpu: &Gpu) -> Slot {
-    let slot = gpu.lasting(Role::Moments, 2 * 256);
+    let slot = gpu.alloc_persistent(Role::Moments, 2 * 256);
     gpu.write(&slot, &[*DYNAMIC, *DYNAMIC_UNSIGNED].concat());
     slot
 }
 
-impl Moments {
+impl MomentFormat {
     /// Allocates f32 moments of zeros for `n` elements.
     pub fn f32(gpu: &Gpu, n: usize) -> Self {
-        let moment = || gpu.lasting(Role::Moments, n);
+        let moment = || gpu.alloc_persistent(Role::Moments, n);
         Self::F32 { m: moment(), v: moment() }
     }
 
     /// Allocates moments of zeros in eight bits for `n` elements.
     pub fn eight_bits(gpu: &Gpu, n: usize, maps: &Slot) -> Self {
         let blocks = n.div_ceil(BLOCK);
-        let codes = || gpu.lasting(Role::Moments, blocks * BLOCK / 4);
-        Self::EightBits { m: codes(), v: codes(), absmax: gpu.lasting(Role::Moments, 2 * blocks), maps: maps.clone() }
+        let codes = || gpu.alloc_persistent(Role::Moments, blocks * BLOCK / 4);
+        Self::EightBits {
+            m: codes(),
+            v: codes(),
+            absmax: gpu.alloc_persistent(Role::Moments, 2 * blocks),
+            maps: maps.clone(),
+        }
     }
 
     /// Returns the slots in the order of their bindings.

@@ -1,7 +1,7 @@
 //! Packing of f32 as bf16, two per word, and unpacking: a forward pass may save activations so for the backward pass.
 
 use super::shapes::ModelShape;
-use super::{Case, Cost, Host, Kernel, Outputs};
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
@@ -38,12 +38,12 @@ pub fn unpack_bf16(rec: &mut Recording, words: &Slot, x: &Slot) {
 }
 
 /// Packing kernels: `pack_bf16`, `unpack_bf16`.
-pub struct Pack;
+pub struct PackKernels;
 
 /// Bits of mantissa: bf16's, and 4 for tests, so coarse that the gradient tests must fail.
 const MANTISSAS: [u32; 2] = [BF16_MANTISSA, 4];
 
-impl Kernel for Pack {
+impl Kernel for PackKernels {
     fn name(&self) -> &'static str {
         "pack"
     }
@@ -110,9 +110,9 @@ impl Case for PackCase {
     fn label(&self) -> String {
         format!("n={} mantissa={}", self.n, self.mantissa)
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let edges = EDGES.map(f32::from_bits).into_iter();
-        vec![Host::F32(edges.chain(std::iter::repeat_with(|| rng.normal())).take(self.n).collect())]
+        vec![HostTensor::F32(edges.chain(std::iter::repeat_with(|| rng.normal())).take(self.n).collect())]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let bits: Vec<u32> = x[0].iter().map(|&x| self.rounded(x)).collect();
@@ -122,13 +122,13 @@ impl Case for PackCase {
     fn exact(&self, _: usize) -> bool {
         true
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
-        let (words, y) = (rec.gpu().slot(self.n.div_ceil(2)), rec.gpu().slot(self.n));
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
+        let (words, y) = (rec.gpu().alloc_activation(self.n.div_ceil(2)), rec.gpu().alloc_activation(self.n));
         pack_bf16(rec, self.mantissa, &x[0], &words);
         unpack_bf16(rec, &words, &y);
-        Outputs { y: vec![words, y], d_x: Vec::new() }
+        CaseOutputs { y: vec![words, y], d_x: Vec::new() }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         1
     }
     fn cost(&self) -> Cost {

@@ -14,7 +14,7 @@ pub struct ScoredRow {
 /// Ranges of a sequence's scored rows. Rows `prefix` ∪ `own` are the predictions of its tokens 1.. . Rows of `prefix` are in the tokens'
 /// order. Rows of `own` that predict no response token come first, then those that do, each in the tokens' order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Span {
+pub struct SequenceSpan {
     /// Rows of the shared prefix (empty without one).
     pub prefix: Range<usize>,
     /// Rows of the sequence's own tokens.
@@ -27,24 +27,24 @@ pub struct Span {
 ///
 /// A query sees the keys of its prefix range and of its own range (which ends with itself).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Batch {
+pub struct PackedBatch {
     /// (T), token ids.
     pub ids: Vec<u32>,
     /// (T), position in the sequence: a branch continues from its prefix.
     pub positions: Vec<u32>,
     /// (T), [prefix_start, prefix_end, own_start, own_end): visible keys; own_end = t + 1.
     pub ranges: Vec<[u32; 4]>,
-    /// (N) predictions, grouped: every span's `own` is contiguous, every prefix too ([`Span`] has their order).
+    /// (N) predictions, grouped: every span's `own` is contiguous, every prefix too ([`SequenceSpan`] has their order).
     pub rows: Vec<ScoredRow>,
     /// (S) one per sequence: pairs give chosen, rejected, chosen, rejected...
-    pub spans: Vec<Span>,
+    pub spans: Vec<SequenceSpan>,
     /// Row numbers of the examples inside.
     pub examples: Vec<usize>,
 }
 
-impl Batch {
+impl PackedBatch {
     /// Returns the rows that predict a sequence's tokens 1.. in the tokens' order, which is the order of their hidden states.
-    pub fn rows_in_order(&self, span: &Span) -> Vec<usize> {
+    pub fn rows_in_order(&self, span: &SequenceSpan) -> Vec<usize> {
         let mut own: Vec<usize> = span.own.clone().collect();
         own.sort_by_key(|&row| self.rows[row].hidden);
         span.prefix.clone().chain(own).collect()

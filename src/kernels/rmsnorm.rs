@@ -1,13 +1,13 @@
 //! RMSNorm: y = x·(w + offset)/√(mean x² + eps), over rows of D or over heads of E inside a wider slot.
 
 use super::shapes::ModelShape;
-use super::{Case, Cost, Host, Kernel, Outputs, column_sum};
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel, column_sum};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
 /// Rows to normalise: `tokens × groups` rows of `width`, the groups side by side in a token's row of `stride`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rows {
+pub struct RmsnormRows {
     /// T, the number of tokens.
     pub tokens: usize,
     /// Rows per token: 1, or the number of heads.
@@ -24,7 +24,7 @@ pub struct Rows {
     pub y_stride: usize,
 }
 
-impl Rows {
+impl RmsnormRows {
     /// Describes T contiguous rows of D.
     pub fn contiguous(tokens: usize, width: usize) -> Self {
         Self { tokens, groups: 1, width, x_start: 0, x_stride: width, y_start: 0, y_stride: width }
@@ -55,7 +55,7 @@ struct RmsnormParams {
 /// Rows per partial sum of d_w.
 const BLOCK: usize = 64;
 
-fn params(rows: &Rows, eps: f32, offset: f32, accumulate: bool) -> RmsnormParams {
+fn params(rows: &RmsnormRows, eps: f32, offset: f32, accumulate: bool) -> RmsnormParams {
     RmsnormParams {
         rows: rows.count() as u32,
         groups: rows.groups as u32,
@@ -80,7 +80,7 @@ fn shader(entry: &'static str) -> Shader {
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
 pub fn rmsnorm_fwd(
     rec: &mut Recording,
-    rows: &Rows,
+    rows: &RmsnormRows,
     eps: f32,
     offset: f32,
     x: &Slot,
@@ -97,7 +97,7 @@ pub fn rmsnorm_fwd(
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
 pub fn rmsnorm_bwd_x(
     rec: &mut Recording,
-    rows: &Rows,
+    rows: &RmsnormRows,
     offset: f32,
     accumulate: bool,
     x: &Slot,
@@ -112,10 +112,10 @@ pub fn rmsnorm_bwd_x(
 }
 
 /// Computes d_w (D) += Σ_t d_y·x·r.
-pub fn rmsnorm_bwd_w(rec: &mut Recording, rows: &Rows, x: &Slot, r_saved: &Slot, d_y: &Slot, d_w: &Slot) {
+pub fn rmsnorm_bwd_w(rec: &mut Recording, rows: &RmsnormRows, x: &Slot, r_saved: &Slot, d_y: &Slot, d_w: &Slot) {
     let params = params(rows, 0.0, 0.0, false);
     let blocks = rows.count().div_ceil(BLOCK);
-    let partial = rec.gpu().slot(blocks * rows.width);
+    let partial = rec.gpu().alloc_activation(blocks * rows.width);
     let grid = [rows.width.div_ceil(64) as u32, blocks as u32, 1];
     let flops = 3 * (rows.count() * rows.width) as u64;
     rec.dispatch(&shader("rmsnorm_bwd_w"), &params, &[x, r_saved, d_y, &partial], grid, flops);
@@ -123,9 +123,9 @@ pub fn rmsnorm_bwd_w(rec: &mut Recording, rows: &Rows, x: &Slot, r_saved: &Slot,
 }
 
 /// RMSNorm kernels: `rmsnorm_fwd`, `rmsnorm_bwd_x`, `rmsnorm_bwd_w`.
-pub struct Rmsnorm;
+pub struct RmsnormKernels;
 
-impl Kernel for Rmsnorm {
+impl Kernel for RmsnormKernels {
     fn name(&self) -> &'static str {
         "rmsnorm"
     }
@@ -139,18 +139,18 @@ impl Kernel for Rmsnorm {
         vec![("RmsnormParams", size_of::<RmsnormParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let heads = Rows { tokens: 5, groups: 3, width: 12, x_start: 4, x_stride: 60, y_start: 8, y_stride: 52 };
-        let all = [(2, 3), (3, 63), (2, 64), (65, 65), (130, 300)].map(|(t, d)| (Rows::contiguous(t, d), 0.0));
-        let all = all.into_iter().chain([(heads, 1.0), (Rows::contiguous(7, 96), 1.0)]);
+        let heads = RmsnormRows { tokens: 5, groups: 3, width: 12, x_start: 4, x_stride: 60, y_start: 8, y_stride: 52 };
+        let all = [(2, 3), (3, 63), (2, 64), (65, 65), (130, 300)].map(|(t, d)| (RmsnormRows::contiguous(t, d), 0.0));
+        let all = all.into_iter().chain([(heads, 1.0), (RmsnormRows::contiguous(7, 96), 1.0)]);
         all.map(|(rows, offset)| Box::new(RmsnormCase { rows, offset }) as Box<dyn Case>).collect()
     }
     fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
-        vec![Box::new(RmsnormCase { rows: Rows::contiguous(t, model.d_model), offset: 0.0 })]
+        vec![Box::new(RmsnormCase { rows: RmsnormRows::contiguous(t, model.d_model), offset: 0.0 })]
     }
 }
 
 struct RmsnormCase {
-    rows: Rows,
+    rows: RmsnormRows,
     offset: f32,
 }
 
@@ -176,13 +176,13 @@ impl RmsnormCase {
 
 impl Case for RmsnormCase {
     fn label(&self) -> String {
-        let Rows { tokens, groups, width, x_start, x_stride, y_start, y_stride } = self.rows;
+        let RmsnormRows { tokens, groups, width, x_start, x_stride, y_start, y_stride } = self.rows;
         let at = format!("x={x_start}+{x_stride} y={y_start}+{y_stride}");
         format!("T={tokens} groups={groups} D={width} {at} offset={}", self.offset)
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let n = self.rows.x_start + self.rows.tokens * self.rows.x_stride;
-        vec![Host::normal(rng, n), Host::normal(rng, self.rows.width)]
+        vec![HostTensor::normal(rng, n), HostTensor::normal(rng, self.rows.width)]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let mut y = vec![0.0; self.y_len()];
@@ -210,17 +210,17 @@ impl Case for RmsnormCase {
     fn d_y_lens(&self) -> Vec<usize> {
         vec![self.y_len()]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         let gpu = rec.gpu();
-        let (y, r) = (gpu.slot(self.y_len()), gpu.slot(self.rows.count()));
-        let (d_x, d_w) = (gpu.slot(x[0].len()), gpu.slot(self.rows.width));
+        let (y, r) = (gpu.alloc_activation(self.y_len()), gpu.alloc_activation(self.rows.count()));
+        let (d_x, d_w) = (gpu.alloc_activation(x[0].len()), gpu.alloc_activation(self.rows.width));
         [&y, &d_x, &d_w].iter().for_each(|s| rec.clear(s));
         rmsnorm_fwd(rec, &self.rows, EPS, self.offset, &x[0], &x[1], &r, &y);
         rmsnorm_bwd_x(rec, &self.rows, self.offset, true, &x[0], &x[1], &r, &d_y[0], &d_x);
         rmsnorm_bwd_w(rec, &self.rows, &x[0], &r, &d_y[0], &d_w);
-        Outputs { y: vec![y, r], d_x: vec![Some(d_x), Some(d_w)] }
+        CaseOutputs { y: vec![y, r], d_x: vec![Some(d_x), Some(d_w)] }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.rows.count().max(self.rows.width)
     }
     fn cost(&self) -> Cost {

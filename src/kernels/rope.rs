@@ -3,13 +3,13 @@
 use std::f64::consts::TAU;
 
 use super::shapes::ModelShape;
-use super::{Case, Cost, Host, Kernel, Outputs};
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
 /// Parameters of RoPE's inverse frequencies.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rope {
+pub struct RopeKernels {
     /// Base θ of the frequencies.
     pub theta: f64,
     /// Leading dimensions of a head that rotate (even, ≤ E); pairs are (i, i + rotary_dim/2).
@@ -42,7 +42,7 @@ pub enum RopeScaling {
 }
 
 /// Computes the inverse frequencies (rotary_dim/2), as transformers does (`modeling_rope_utils.py`).
-pub fn inverse_frequencies(rope: &Rope) -> Vec<f64> {
+pub fn inverse_frequencies(rope: &RopeKernels) -> Vec<f64> {
     let dim = rope.rotary_dim as f64;
     let plain = (0..rope.rotary_dim / 2).map(|i| rope.theta.powf(-(2.0 * i as f64) / dim));
     let scale = |f: f64| match rope.scaling {
@@ -65,14 +65,14 @@ pub fn inverse_frequencies(rope: &Rope) -> Vec<f64> {
 
 /// RoPE cache on the device: cos and sin of every angle, per position.
 #[derive(Debug, Clone)]
-pub struct Turns {
+pub struct RopeCache {
     table: Slot,
     half: usize,
 }
 
-impl Turns {
+impl RopeCache {
     /// Computes and uploads cos and sin for positions below `n_positions`.
-    pub fn new(gpu: &Gpu, rope: &Rope, n_positions: usize) -> Self {
+    pub fn new(gpu: &Gpu, rope: &RopeKernels, n_positions: usize) -> Self {
         let frequencies = inverse_frequencies(rope);
         let mut table = Vec::with_capacity(n_positions * frequencies.len() * 2);
         for position in 0..n_positions {
@@ -87,7 +87,7 @@ impl Turns {
 
 /// Heads to rotate: `heads` of `head_dim` side by side from `start` in rows of `stride`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heads {
+pub struct RopeHeads {
     /// T, the number of tokens.
     pub tokens: usize,
     /// Number of heads: query and key heads together, where they are neighbours.
@@ -118,7 +118,7 @@ fn shader() -> Shader {
 }
 
 /// Rotates x by its positions, in place; `backward` rotates gradients back.
-pub fn rope(rec: &mut Recording, heads: &Heads, backward: bool, positions: &Slot, turns: &Turns, x: &Slot) {
+pub fn rope(rec: &mut Recording, heads: &RopeHeads, backward: bool, positions: &Slot, turns: &RopeCache, x: &Slot) {
     let n = heads.tokens * heads.heads * turns.half;
     let params = RopeParams {
         n: n as u32,
@@ -151,8 +151,8 @@ impl Kernel for RotaryPositions {
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
         let make = |tokens, heads, head_dim, rotary_dim, scaling| {
-            let heads = Heads { tokens, heads, head_dim, start: 3, stride: heads * head_dim + 7 };
-            Box::new(RopeCase { heads, rope: Rope { theta: 10_000.0, rotary_dim, scaling } }) as Box<dyn Case>
+            let heads = RopeHeads { tokens, heads, head_dim, start: 3, stride: heads * head_dim + 7 };
+            Box::new(RopeCase { heads, rope: RopeKernels { theta: 10_000.0, rotary_dim, scaling } }) as Box<dyn Case>
         };
         let llama3 = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original_max_positions: 64.0 };
         vec![
@@ -164,15 +164,15 @@ impl Kernel for RotaryPositions {
     }
     fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
         let heads = model.n_heads + model.n_kv_heads;
-        let heads = Heads { tokens: t, heads, head_dim: model.head_dim, start: 0, stride: model.qkv_width() };
-        let rope = Rope { theta: 10_000.0, rotary_dim: model.head_dim, scaling: RopeScaling::Default };
+        let heads = RopeHeads { tokens: t, heads, head_dim: model.head_dim, start: 0, stride: model.qkv_width() };
+        let rope = RopeKernels { theta: 10_000.0, rotary_dim: model.head_dim, scaling: RopeScaling::Default };
         vec![Box::new(RopeCase { heads, rope })]
     }
 }
 
 struct RopeCase {
-    heads: Heads,
-    rope: Rope,
+    heads: RopeHeads,
+    rope: RopeKernels,
 }
 
 impl RopeCase {
@@ -195,8 +195,8 @@ impl RopeCase {
 
 impl Case for RopeCase {
     fn label(&self) -> String {
-        let Heads { tokens, heads, head_dim, start, stride } = self.heads;
-        let Rope { theta, rotary_dim, ref scaling } = self.rope;
+        let RopeHeads { tokens, heads, head_dim, start, stride } = self.heads;
+        let RopeKernels { theta, rotary_dim, ref scaling } = self.rope;
         let scaling = match scaling {
             RopeScaling::Default => "",
             RopeScaling::Linear { .. } => " linear",
@@ -204,8 +204,8 @@ impl Case for RopeCase {
         };
         format!("T={tokens} H={heads} E={head_dim} x={start}+{stride} rotary={rotary_dim} theta={theta}{scaling}")
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        vec![Host::normal(rng, self.heads.start + self.heads.tokens * self.heads.stride)]
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
+        vec![HostTensor::normal(rng, self.heads.start + self.heads.tokens * self.heads.stride)]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         vec![self.turn(&x[0], 1.0)]
@@ -216,18 +216,18 @@ impl Case for RopeCase {
     fn d_y_lens(&self) -> Vec<usize> {
         vec![self.heads.start + self.heads.tokens * self.heads.stride]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         let gpu = rec.gpu();
         let positions: Vec<u32> = (1..=self.heads.tokens as u32).collect();
-        let (positions, turns) = (gpu.upload(&positions), Turns::new(gpu, &self.rope, self.heads.tokens + 1));
-        let (y, d_x) = (gpu.slot(x[0].len()), gpu.slot(x[0].len()));
+        let (positions, turns) = (gpu.upload(&positions), RopeCache::new(gpu, &self.rope, self.heads.tokens + 1));
+        let (y, d_x) = (gpu.alloc_activation(x[0].len()), gpu.alloc_activation(x[0].len()));
         rec.copy(&x[0], &y);
         rec.copy(&d_y[0], &d_x);
         rope(rec, &self.heads, false, &positions, &turns, &y);
         rope(rec, &self.heads, true, &positions, &turns, &d_x);
-        Outputs { y: vec![y], d_x: vec![Some(d_x)] }
+        CaseOutputs { y: vec![y], d_x: vec![Some(d_x)] }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         2
     }
     fn cost(&self) -> Cost {

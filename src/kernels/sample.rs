@@ -1,7 +1,7 @@
 //! Sampling of next tokens from logits: greedy, temperature, top-k, top-p.
 
 use super::shapes::ModelShape;
-use super::{Case, Cost, Host, Kernel, Outputs};
+use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
@@ -62,9 +62,9 @@ pub fn sample(
 }
 
 /// Sampling kernel: `sample`.
-pub struct Sample;
+pub struct SampleKernels;
 
-impl Kernel for Sample {
+impl Kernel for SampleKernels {
     fn name(&self) -> &'static str {
         "sample"
     }
@@ -111,9 +111,9 @@ impl Case for SampleCase {
         let cap = self.softcap.map_or(String::new(), |c| format!(" cap={c}"));
         format!("rows={} V={} temperature={temperature} top_k={top_k} top_p={top_p}{cap}", self.rows, self.vocab)
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let uniforms = (0..self.rows).map(|_| rng.next_f32()).collect();
-        vec![Host::normal(rng, self.rows * self.vocab), Host::F32(uniforms)]
+        vec![HostTensor::normal(rng, self.rows * self.vocab), HostTensor::F32(uniforms)]
     }
     /// Samples by sorting, independently of the kernel's bisection.
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
@@ -151,12 +151,12 @@ impl Case for SampleCase {
     fn exact(&self, _: usize) -> bool {
         true
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
-        let tokens = rec.gpu().slot(self.rows);
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
+        let tokens = rec.gpu().alloc_activation(self.rows);
         sample(rec, &self.sampling, self.softcap, self.rows, self.vocab, &x[0], &x[1], &tokens);
-        Outputs { y: vec![tokens], d_x: Vec::new() }
+        CaseOutputs { y: vec![tokens], d_x: Vec::new() }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.vocab
     }
     fn cost(&self) -> Cost {

@@ -7,7 +7,7 @@ use crate::gpu::Shader;
 
 /// Storage format of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Storage {
+pub enum WeightFormat {
     /// f32, one word per value.
     F32,
     /// bf16, two values per word.
@@ -27,7 +27,7 @@ const BLOCK: usize = 64;
 /// Blocks per NF4 group, whose scales share a scale.
 const GROUP: usize = 256;
 
-impl Storage {
+impl WeightFormat {
     /// All storage formats.
     pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Nf4];
 
@@ -100,7 +100,7 @@ impl Storage {
 
 /// Matrix in a storage format on the host, ready to be uploaded in parts of its rows.
 #[derive(Debug, Clone)]
-pub enum Packed {
+pub enum PackedWeight {
     /// Unchanged values.
     F32(Vec<f32>),
     /// Values rounded to the nearest bf16, ties to even.
@@ -111,18 +111,18 @@ pub enum Packed {
     Nf4(Vec<u8>, Vec<u8>, Vec<f32>, f32),
 }
 
-impl Packed {
-    /// Quantises a matrix of `cols` columns, which must be a multiple of [`Storage::columns`].
-    pub fn new(storage: Storage, values: Vec<f32>, cols: usize) -> Self {
+impl PackedWeight {
+    /// Quantises a matrix of `cols` columns, which must be a multiple of [`WeightFormat::columns`].
+    pub fn new(storage: WeightFormat, values: Vec<f32>, cols: usize) -> Self {
         match storage {
-            Storage::F32 => Self::F32(values),
-            Storage::Bf16 => Self::Bf16(values.iter().map(|&v| half::bf16::from_f32(v)).collect()),
-            Storage::Int8 => int8(&values, cols),
-            Storage::Nf4 => nf4(&values),
+            WeightFormat::F32 => Self::F32(values),
+            WeightFormat::Bf16 => Self::Bf16(values.iter().map(|&v| half::bf16::from_f32(v)).collect()),
+            WeightFormat::Int8 => int8(&values, cols),
+            WeightFormat::Nf4 => nf4(&values),
         }
     }
 
-    /// Packs rows `first` to `first + rows` of `cols` columns into at most [`Storage::words`] words.
+    /// Packs rows `first` to `first + rows` of `cols` columns into at most [`WeightFormat::words`] words.
     pub fn part(&self, first: usize, rows: usize, cols: usize) -> Vec<u32> {
         let range = first * cols..(first + rows) * cols;
         match self {
@@ -159,7 +159,7 @@ fn largest(values: &[f32]) -> f32 {
 }
 
 /// Quantises each row: q = round(127·w / absmax), ties to even; the scale is absmax/127.
-fn int8(values: &[f32], cols: usize) -> Packed {
+fn int8(values: &[f32], cols: usize) -> PackedWeight {
     let scales: Vec<f32> = values.chunks(cols.max(1)).map(largest).collect();
     // Added and taken off again, it leaves no room for a fraction: rounds to even, without a call for each value.
     const WHOLE: f32 = 12_582_912.0;
@@ -168,7 +168,7 @@ fn int8(values: &[f32], cols: usize) -> Packed {
         let per = if absmax > 0.0 { 127.0 / absmax } else { 0.0 };
         codes.iter_mut().zip(values).for_each(|(code, v)| *code = ((v * per + WHOLE) - WHOLE) as i8);
     }
-    Packed::Int8(codes, scales.iter().map(|s| s * (1.0 / 127.0)).collect())
+    PackedWeight::Int8(codes, scales.iter().map(|s| s * (1.0 / 127.0)).collect())
 }
 
 /// NF4's 16 values: QLoRA's appendix E, as in bitsandbytes.
@@ -243,12 +243,12 @@ pub(super) fn blockwise(values: &[f32], block: usize, table: &[f32]) -> (Vec<u8>
     (codes, absmax)
 }
 
-fn nf4(values: &[f32]) -> Packed {
+fn nf4(values: &[f32]) -> PackedWeight {
     let (codes, absmax) = blockwise(values, BLOCK, &NF4);
     let offset = (absmax.iter().map(|&m| f64::from(m)).sum::<f64>() / absmax.len().max(1) as f64) as f32;
     let centred: Vec<f32> = absmax.iter().map(|m| m - offset).collect();
     let (scales, groups) = blockwise(&centred, GROUP, &*DYNAMIC);
-    Packed::Nf4(codes, scales, groups, offset)
+    PackedWeight::Nf4(codes, scales, groups, offset)
 }
 
 #[cfg(test)]
@@ -265,8 +265,8 @@ mod tests {
     #[test]
     fn parts_hold_what_the_whole_holds() {
         let (rows, cols) = (151, 192);
-        for storage in Storage::ALL {
-            let packed = Packed::new(storage, random(rows * cols), cols);
+        for storage in WeightFormat::ALL {
+            let packed = PackedWeight::new(storage, random(rows * cols), cols);
             let whole = packed.part(0, rows, cols);
             assert!(whole.len() <= storage.words(rows, cols), "{storage:?}");
             let whole = storage.unpack(&whole, rows, cols);
@@ -284,17 +284,20 @@ mod tests {
         let mut values = random(6 * cols);
         values[..cols].fill(0.0);
         // Tolerances relative to the row's absmax: half a step of int8; half the widest gap of NF4, and some for the scale's eight bits.
-        for (storage, step) in
-            [(Storage::F32, 0.0), (Storage::Bf16, 0.004), (Storage::Int8, 0.004), (Storage::Nf4, 0.17)]
-        {
-            let words = Packed::new(storage, values.clone(), cols).part(0, 6, cols);
+        for (storage, step) in [
+            (WeightFormat::F32, 0.0),
+            (WeightFormat::Bf16, 0.004),
+            (WeightFormat::Int8, 0.004),
+            (WeightFormat::Nf4, 0.17),
+        ] {
+            let words = PackedWeight::new(storage, values.clone(), cols).part(0, 6, cols);
             let got = storage.unpack(&words, 6, cols);
             assert_eq!(got[..cols], values[..cols], "{storage:?}");
             for (got, want) in got.chunks(cols).zip(values.chunks(cols)) {
                 let worst = got.iter().zip(want).fold(0.0, |m: f32, (g, w)| m.max((g - w).abs()));
                 assert!(worst <= step * largest(want), "{storage:?}: {worst}");
                 assert!(
-                    storage == Storage::F32 || largest(want) == 0.0 || worst > 0.0,
+                    storage == WeightFormat::F32 || largest(want) == 0.0 || worst > 0.0,
                     "{storage:?}: nothing was rounded"
                 );
             }
@@ -304,8 +307,13 @@ mod tests {
     #[test]
     fn bits_a_weight() {
         // Mistral's (14336, 4096).
-        let bits = |s: Storage| 32.0 * s.words(14_336, 4096) as f64 / (14_336.0 * 4096.0);
-        let want = [(Storage::F32, 32.0), (Storage::Bf16, 16.0), (Storage::Int8, 8.008), (Storage::Nf4, 4.127)];
+        let bits = |s: WeightFormat| 32.0 * s.words(14_336, 4096) as f64 / (14_336.0 * 4096.0);
+        let want = [
+            (WeightFormat::F32, 32.0),
+            (WeightFormat::Bf16, 16.0),
+            (WeightFormat::Int8, 8.008),
+            (WeightFormat::Nf4, 4.127),
+        ];
         assert!(want.iter().all(|&(s, b)| (bits(s) - b).abs() < 5e-4), "{:?}", want.map(|w| bits(w.0)));
     }
 }

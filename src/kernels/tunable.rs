@@ -4,7 +4,7 @@ use super::Case;
 use crate::gpu::Variant;
 
 /// Class of similar shapes, with one case per variant that supports it, the default choice first.
-pub struct Tunable {
+pub struct TunableProduct {
     /// Name of the class in [`crate::gpu::Tuning`].
     pub class: String,
     /// Cases by variant; `None` is the baseline.

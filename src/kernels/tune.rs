@@ -3,22 +3,22 @@
 use web_time::Instant;
 
 use super::matmul;
-use super::measure::Prepared;
+use super::measure::PreparedCase;
 use super::shapes::ModelShape;
-use super::tunable::Tunable;
+use super::tunable::TunableProduct;
 use crate::error::Result;
 use crate::gpu::{Gpu, Tuning, Variant};
 
 /// Measured times of a class of shapes.
 #[derive(Debug, Clone)]
-pub struct Tuned {
+pub struct TunedProduct {
     /// Name of the class in [`Tuning`].
     pub class: String,
     /// Device time of every variant that supports the class, in µs; the default choice comes first.
     pub us: Vec<(Option<Variant>, f64)>,
 }
 
-impl Tuned {
+impl TunedProduct {
     /// Returns the fastest variant: the default choice, unless another is faster beyond noise.
     pub fn fastest(&self) -> Option<Variant> {
         let (guess, limit) = (self.us[0].0, self.us[0].1 / LEAST_GAIN);
@@ -42,11 +42,11 @@ pub async fn tune(
     models: &[ModelShape],
     tokens: &[usize],
     seconds: f64,
-    tell: &mut dyn FnMut(&Tuned, usize),
+    tell: &mut dyn FnMut(&TunedProduct, usize),
 ) -> Result<Tuning> {
     let started = Instant::now();
     let mut tuning = Tuning::default();
-    let mut classes: Vec<Tunable> = Vec::new();
+    let mut classes: Vec<TunableProduct> = Vec::new();
     for model in models {
         for &t in tokens {
             for tunable in matmul::tunable(model, t, gpu.caps()) {
@@ -57,20 +57,20 @@ pub async fn tune(
         }
     }
     let total = classes.len();
-    for Tunable { class, cases } in classes {
+    for TunableProduct { class, cases } in classes {
         if started.elapsed().as_secs_f64() > seconds {
             break;
         }
         let mut us = Vec::new();
         for (variant, case) in &cases {
-            let mut prepared = Prepared::new(gpu, case.as_ref()).await?;
+            let mut prepared = PreparedCase::new(gpu, case.as_ref()).await?;
             let mut best = f64::INFINITY;
             for _ in 0..RUNS {
                 best = best.min(prepared.run().await?.us);
             }
             us.push((*variant, best));
         }
-        let tuned = Tuned { class, us };
+        let tuned = TunedProduct { class, us };
         tell(&tuned, total);
         tuning.set(tuned.class.clone(), tuned.fastest());
     }

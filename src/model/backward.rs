@@ -1,15 +1,15 @@
 //! The decoder's backward pass: the forward one's steps in reverse, down to the lowest trained layer.
 
-use super::decoder::{Decoder, LayerWeights, Norm, Tokens, rows_of};
+use super::decoder::{Decoder, LayerWeights, NormWeights, TokenSlots, rows_of};
 use super::description::NormKind;
-use super::linear::{Columns, Linear};
-use super::trace::{LayerTrace, MlpTrace, Saved, Trace};
+use super::linear::{Linear, WeightColumns};
+use super::saved::{ActivationSaved, ForwardSaved, LayerSaved, MlpTrace};
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::activation::activation_bwd;
 use crate::kernels::attention::{self, attention_bwd};
-use crate::kernels::embedding::{Page, embedding_bwd_w};
-use crate::kernels::rmsnorm::Rows;
+use crate::kernels::embedding::{VocabShard, embedding_bwd_w};
+use crate::kernels::rmsnorm::RmsnormRows;
 use crate::kernels::rope::rope;
 use crate::kernels::{layernorm, rmsnorm};
 
@@ -19,7 +19,7 @@ impl Decoder {
     pub fn norm_backward(
         &self,
         rec: &mut Recording,
-        norm: &Norm,
+        norm: &NormWeights,
         rows: usize,
         x: &Slot,
         stats: &Slot,
@@ -30,14 +30,14 @@ impl Decoder {
         let (n, d) = (self.description.norm, self.description.d_model);
         match n.kind {
             NormKind::Rms => {
-                let rows = Rows::contiguous(rows, d);
+                let rows = RmsnormRows::contiguous(rows, d);
                 rmsnorm::rmsnorm_bwd_x(rec, &rows, n.weight_offset, accumulate, x, norm.w.slot(), stats, d_y, d_x);
                 if let Some(d_w) = norm.w.grad() {
                     rmsnorm::rmsnorm_bwd_w(rec, &rows, x, stats, d_y, d_w);
                 }
             }
             NormKind::Layer => {
-                let shape = layernorm::Shape { rows, width: d, offset: n.weight_offset };
+                let shape = layernorm::LayernormRows { rows, width: d, offset: n.weight_offset };
                 layernorm::layernorm_bwd_x(rec, &shape, accumulate, x, norm.w.slot(), stats, d_y, d_x);
                 if let (Some(d_w), Some(d_b)) = (norm.w.grad(), norm.b.as_ref().and_then(Weight::grad)) {
                     layernorm::layernorm_bwd_w(rec, &shape, x, stats, d_y, d_w, d_b);
@@ -58,7 +58,7 @@ impl Decoder {
     }
 
     /// All gradients from d_h (T, D), the gradient of the residual stream behind the last layer. Consumes the trace layer by layer.
-    pub fn backward(&self, rec: &mut Recording, tokens: &Tokens, mut trace: Trace, d_h: &Slot) {
+    pub fn backward(&self, rec: &mut Recording, tokens: &TokenSlots, mut trace: ForwardSaved, d_h: &Slot) {
         let Some(lowest) = self.lowest_trained() else { return };
         for index in (lowest..self.layers.len()).rev() {
             rec.scope(format!("L{index}"));
@@ -72,7 +72,7 @@ impl Decoder {
             return;
         }
         let d = &self.description;
-        let page = |w: &Weight, first, rows| Page { first, rows, width: d.d_model, storage: w.storage };
+        let page = |w: &Weight, first, rows| VocabShard { first, rows, width: d.d_model, storage: w.storage };
         for p in &self.embedding.parts {
             if let Some(d_w) = &p.d_w {
                 let page = page(&self.embedding, p.first, p.rows);
@@ -89,7 +89,7 @@ impl Decoder {
     }
 
     /// Adds to d_h what flows through a layer's two branches: d_h is the layer's output gradient on entry, its input's on return.
-    fn layer_backward(&self, rec: &mut Recording, index: usize, tokens: &Tokens, trace: &LayerTrace, d_h: &Slot) {
+    fn layer_backward(&self, rec: &mut Recording, index: usize, tokens: &TokenSlots, trace: &LayerSaved, d_h: &Slot) {
         let (s, kept) = (&trace.products, trace.elementwise.as_ref());
         let (d, w, gpu, t) = (&self.description, &self.layers[index], rec.gpu(), tokens.t);
         let layer = &d.layers[index];
@@ -97,7 +97,7 @@ impl Decoder {
         // MLP branch.
         let d_post = self.post_norm_backward(rec, w.mlp_post_norm.as_ref(), s.mlp_post.as_ref(), t, d_h);
         let d_branch = d_post.as_ref().unwrap_or(d_h);
-        let d_x2 = gpu.slot(t * d.d_model);
+        let d_x2 = gpu.alloc_activation(t * d.d_model);
         let h_mid = s.h_mid.read(rec);
         let x2 = kept.map_or_else(|| self.norm(rec, &w.mlp_norm, t, &h_mid).0, |e| e.x2.clone());
         for (i, mlp) in s.mlp.iter().enumerate() {
@@ -113,13 +113,13 @@ impl Decoder {
         // Attention branch.
         let d_post = self.post_norm_backward(rec, w.attn_post_norm.as_ref(), s.attn_post.as_ref(), t, d_h);
         let d_branch = d_post.as_ref().unwrap_or(d_h);
-        let d_o = gpu.slot(t * d.n_heads * d.head_dim);
-        w.out.backward(rec, t, &s.o, s.xa_out.as_ref(), Columns::all(d_branch, d.d_model), Some(&d_o), false);
+        let d_o = gpu.alloc_activation(t * d.n_heads * d.head_dim);
+        w.out.backward(rec, t, &s.o, s.xa_out.as_ref(), WeightColumns::all(d_branch, d.d_model), Some(&d_o), false);
         drop(d_post);
         let width = d.qkv_width();
-        let d_qkv = gpu.slot(t * width);
+        let d_qkv = gpu.alloc_activation(t * width);
         let attention = self.attention(layer);
-        let saved = attention::Saved { qkv: &s.qkv, o: &s.o, lse: &s.lse };
+        let saved = attention::AttentionSaved { qkv: &s.qkv, o: &s.o, lse: &s.lse };
         attention_bwd(rec, &attention, &attention.packed(), saved, &tokens.segments, &d_o, &d_qkv);
         drop(d_o);
         if let Some(i) = layer.rope {
@@ -128,7 +128,7 @@ impl Decoder {
         let raw_width = (d.n_heads + d.n_kv_heads) * d.head_dim;
         let d_raw = match (&w.qk_norms, &s.raw, &s.head_stats) {
             (Some(norms), Some(raw), Some(stats)) => {
-                let d_raw = gpu.slot(t * raw_width);
+                let d_raw = gpu.alloc_activation(t * raw_width);
                 for (i, rows) in self.head_rows(t).iter().enumerate() {
                     let (weight, offset) = (&norms[i].w, d.norm.weight_offset);
                     let r = &stats[i];
@@ -143,12 +143,12 @@ impl Decoder {
         };
         let h_in = s.h_in.read(rec);
         let x1 = kept.map_or_else(|| self.norm(rec, &w.attn_norm, t, &h_in).0, |e| e.x1.clone());
-        let d_x1 = gpu.slot(t * d.d_model);
+        let d_x1 = gpu.alloc_activation(t * d.d_model);
         for (i, linear) in w.qkv.iter().enumerate() {
             let column = linear.module.column;
             let d_y = match &d_raw {
-                Some(d_raw) if column < raw_width => Columns { slot: d_raw, column, stride: raw_width },
-                _ => Columns { slot: &d_qkv, column, stride: width },
+                Some(d_raw) if column < raw_width => WeightColumns { slot: d_raw, column, stride: raw_width },
+                _ => WeightColumns { slot: &d_qkv, column, stride: width },
             };
             linear.backward(rec, t, &x1, s.xa_qkv[i].as_ref(), d_y, Some(&d_x1), i > 0);
         }
@@ -168,14 +168,14 @@ impl Decoder {
     ) {
         let (d, gpu, t, up_width) = (&self.description, rec.gpu(), s.tokens.len(), self.up_width());
         let [x2, d_branch, d_x2] = [x2, d_branch, d_x2].map(|slot| rows_of(slot, &s.tokens, d.d_model));
-        let d_a = gpu.slot(t * d.d_ff);
-        let d_out = Columns::all(&d_branch, d.d_model);
+        let d_a = gpu.alloc_activation(t * d.d_ff);
+        let d_out = WeightColumns::all(&d_branch, d.d_model);
         w.down.backward(rec, t, a, s.xa_down.as_ref(), d_out, Some(&d_a), false);
-        let d_u = gpu.slot(t * up_width);
+        let d_u = gpu.alloc_activation(t * up_width);
         activation_bwd(rec, &self.mlp(t), u, &d_a, &d_u);
         drop(d_a);
         for (i, linear) in w.up.iter().enumerate() {
-            let d_y = Columns { slot: &d_u, column: linear.module.column, stride: up_width };
+            let d_y = WeightColumns { slot: &d_u, column: linear.module.column, stride: up_width };
             linear.backward(rec, t, &x2, s.xa_up[i].as_ref(), d_y, Some(&d_x2), i > 0);
         }
     }
@@ -184,13 +184,13 @@ impl Decoder {
     fn post_norm_backward(
         &self,
         rec: &mut Recording,
-        norm: Option<&Norm>,
-        saved: Option<&(Saved, Slot)>,
+        norm: Option<&NormWeights>,
+        saved: Option<&(ActivationSaved, Slot)>,
         t: usize,
         d_h: &Slot,
     ) -> Option<Slot> {
         let (norm, (x, stats)) = norm.zip(saved)?;
-        let d_x = rec.gpu().slot(t * self.description.d_model);
+        let d_x = rec.gpu().alloc_activation(t * self.description.d_model);
         let x = x.read(rec);
         self.norm_backward(rec, norm, t, &x, stats, d_h, &d_x, false);
         Some(d_x)

@@ -6,7 +6,7 @@ use crate::error::visible;
 
 /// Contents of a model card. Every text is ready to print.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Card {
+pub struct ModelCard {
     /// Base model as `--model` named it: a hub id or a folder.
     pub base: String,
     /// An adapter (library peft), else a whole model (library transformers).
@@ -58,7 +58,7 @@ fn table(out: &mut String, heads: [&str; 2], rows: &[(String, String)]) {
     out.push('\n');
 }
 
-impl Card {
+impl ModelCard {
     /// The file's text: YAML head and Markdown.
     pub fn to_markdown(&self) -> String {
         let mut out = String::from("---\n");
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_card_names_base_library_and_settings() {
-        let card = Card {
+        let card = ModelCard {
             base: "org/tiny".into(),
             adapter: true,
             method: "JPO".into(),
@@ -140,8 +140,13 @@ mod tests {
         }
         let evil = "org/x](http://e.vil)<img src=x>\n---\nlicense: `mit`|\u{1b}[2J _a_b";
         let settings = vec![(evil.into(), evil.into())];
-        let marked =
-            Card { base: evil.into(), data: vec![evil.into()], settings, device: evil.into(), ..Card::default() };
+        let marked = ModelCard {
+            base: evil.into(),
+            data: vec![evil.into()],
+            settings,
+            device: evil.into(),
+            ..ModelCard::default()
+        };
         let text = marked.to_markdown();
         let yaml = text.split("---\n").nth(1).unwrap();
         assert!(
@@ -155,7 +160,7 @@ mod tests {
         assert_eq!(body.matches("x\\](http://e.vil)\\<img src=x\\> --- license: \\`mit\\`\\|").count(), 5, "{body}");
         assert!(!body.contains('\u{1b}') && !body.contains("x](") && !body.contains(" <img"), "{body}");
         assert!(body.contains("\\_a_b"), "{body}");
-        let local = Card { base: "/home/x/model".into(), ..Card::default() }.to_markdown();
+        let local = ModelCard { base: "/home/x/model".into(), ..ModelCard::default() }.to_markdown();
         assert!(!local.contains("base_model") && local.contains("library_name: transformers"));
     }
 }

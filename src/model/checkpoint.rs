@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::description::{Description, TensorSpec};
+use super::description::{ModelConfig, TensorSpec};
 pub use super::folder::inside;
 use super::folder::{MAX_CONFIG_BYTES, read_inside};
 pub use super::tensor_file::to_f32;
-use super::tensor_file::{Content, Stored, TensorFile, shape_text};
-use super::weights::Source;
+use super::tensor_file::{StoredTensor, TensorContent, TensorFile, shape_text};
+use super::weights::WeightSource;
 use crate::error::{Error, Result};
 
 /// A checkpoint's files, opened.
@@ -34,7 +34,7 @@ pub struct Checkpoint {
 
 /// A tensor as stored.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Tensor<'a> {
+pub struct CheckpointTensor<'a> {
     /// F32, F16 or BF16 in a checkpoint that was verified.
     pub dtype: Dtype,
     /// Dimensions as stored in the file.
@@ -70,7 +70,7 @@ impl Checkpoint {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         if !dir.is_dir() {
-            return Err(Error::file(dir, if dir.exists() { "is no folder" } else { "no such folder" }));
+            return Err(Error::file(dir, if dir.exists() { "is not a folder" } else { "no such folder" }));
         }
         if dir.join(SINGLE).exists() {
             return Self::new(dir, vec![TensorFile::open(inside(dir, SINGLE)?)?], None);
@@ -94,8 +94,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Fails like [`Checkpoint::open`].
-    pub fn of(files: Vec<(String, Box<dyn Content>)>) -> Result<Self> {
-        let files = files.into_iter().map(|(name, content)| TensorFile::of(name, content));
+    pub fn from_contents(files: Vec<(String, Box<dyn TensorContent>)>) -> Result<Self> {
+        let files = files.into_iter().map(|(name, content)| TensorFile::from_content(name, content));
         Self::new(Path::new(""), files.collect::<Result<_>>()?, None)
     }
 
@@ -133,7 +133,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn settle_tying(&mut self, d: &mut Description) -> Result<()> {
+    pub fn settle_tying(&mut self, d: &mut ModelConfig) -> Result<()> {
         let head_name = format!("{}.weight", d.head.name);
         if !d.tied || self.entry(&head_name).is_none() {
             return Ok(());
@@ -183,12 +183,12 @@ impl Checkpoint {
         }
     }
 
-    fn entry(&self, name: &str) -> Option<(&TensorFile, &Stored)> {
+    fn entry(&self, name: &str) -> Option<(&TensorFile, &StoredTensor)> {
         let file = &self.files[*self.place.get(self.file_name(name))?];
         Some((file, file.tensors().get(self.file_name(name))?))
     }
 
-    fn expect(&self, name: &str) -> Result<(&TensorFile, &Stored)> {
+    fn expect(&self, name: &str) -> Result<(&TensorFile, &StoredTensor)> {
         // A single file is named itself; of several none can be blamed.
         let path = if let [file] = self.files.as_slice() { file.path() } else { &self.dir };
         self.entry(name).ok_or_else(|| Error::tensor(path, self.file_name(name), "is missing"))
@@ -203,9 +203,9 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::Tensor`]: it is not there; [`Error::File`].
-    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
+    pub fn tensor(&self, name: &str) -> Result<CheckpointTensor<'_>> {
         let (file, stored) = self.expect(name)?;
-        Ok(Tensor { dtype: stored.dtype, shape: &stored.shape, bytes: file.bytes(stored)? })
+        Ok(CheckpointTensor { dtype: stored.dtype, shape: &stored.shape, bytes: file.bytes(stored)? })
     }
 
     /// A tensor's values as f32, in the file's order: exact.
@@ -239,7 +239,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::Tensor`], both sides of a mismatch shown.
-    pub fn verify(&self, d: &Description) -> Result<Option<String>> {
+    pub fn verify(&self, d: &ModelConfig) -> Result<Option<String>> {
         let mut expected = BTreeSet::new();
         for spec in d.tensors() {
             let (file, stored) = self.expect(&spec.name)?;
@@ -275,7 +275,7 @@ impl Checkpoint {
     }
 
     /// The type of the embedding, which stands for most weights.
-    pub fn dtype(&self, d: &Description) -> Dtype {
+    pub fn dtype(&self, d: &ModelConfig) -> Dtype {
         self.entry(&d.embedding).map_or(Dtype::F32, |(_, stored)| stored.dtype)
     }
 
@@ -299,7 +299,7 @@ impl Checkpoint {
     }
 }
 
-impl Source for Checkpoint {
+impl WeightSource for Checkpoint {
     fn is_bf16(&self, spec: &TensorSpec) -> bool {
         self.info(&spec.name).is_some_and(|(dtype, _)| dtype == Dtype::BF16)
     }
@@ -309,7 +309,7 @@ impl Source for Checkpoint {
 }
 
 /// Buffers that old checkpoints hold and that follow from the configuration: rotary frequencies, positions, GPT-2's causal mask.
-fn is_buffer(name: &str, d: &Description) -> bool {
+fn is_buffer(name: &str, d: &ModelConfig) -> bool {
     let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
     let computed = ["inv_freq", "cos_cached", "sin_cached"].map(|buffer| format!("rotary_emb.{buffer}"));
     let is_computed = computed.iter().any(|buffer| name.ends_with(buffer)) || name.ends_with("position_ids");
@@ -318,7 +318,7 @@ fn is_buffer(name: &str, d: &Description) -> bool {
 
 /// Tensor -> file name, each inside the index's folder.
 fn read_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> {
-    let index: Value = serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("no JSON: {e}")))?;
+    let index: Value = serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("not JSON: {e}")))?;
     let map = index.get("weight_map").ok_or_else(|| Error::field(path, "weight_map", "is missing"))?;
     let map = map.as_object().ok_or_else(|| Error::field(path, "weight_map", "expected an object"))?;
     let entry = |(tensor, file): (&String, &Value)| {
@@ -326,7 +326,7 @@ fn read_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> {
         let file = file.as_str().ok_or_else(|| bad(format!("expected a file name, found {file}")))?;
         let is_inside = file.split('/').all(|part| ![".", "..", ""].contains(&part));
         if !is_inside || file.contains(['\\', ':', '\0']) {
-            return Err(bad(format!("`{file}` is no file of this folder")));
+            return Err(bad(format!("`{file}` is not a file of this folder")));
         }
         Ok((tensor.clone(), file.to_string()))
     };

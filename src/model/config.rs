@@ -1,4 +1,4 @@
-//! Hugging Face's `config.json`, of transformers 4 and 5, into a [`Description`]. What is not supported is refused by name.
+//! Hugging Face's `config.json`, of transformers 4 and 5, into a [`ModelConfig`]. What is not supported is refused by name.
 //!
 //! Defaults are those of transformers 4.57's `configuration_*.py` (5.23's are the same); sizes have none. Fields that these
 //! classes ignore are ignored here too: [`super::checkpoint::Checkpoint::verify`] notes tensors that one would have added.
@@ -7,12 +7,14 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::description::{Activation, Description, Layer, Module, Norm, NormKind, Rope, RopeScaling};
-use super::families::{FAMILIES, Family, Kind, REFUSED, limit};
+use super::description::{
+    Activation, LayerConfig, LinearSpec, ModelConfig, NormKind, NormSpec, RopeKernels, RopeScaling,
+};
+use super::families::{FAMILIES, FamilySpec, ModelFamily, REFUSED, limit};
 use crate::error::{Error, Result};
 
 /// An object of the file, and where it stands.
-struct Config<'a> {
+struct ConfigReader<'a> {
     path: &'a Path,
     /// Prefix of a field's name in messages: empty or `rope_scaling.`.
     at: String,
@@ -29,7 +31,7 @@ fn shown(value: &Value) -> String {
     }
 }
 
-impl<'a> Config<'a> {
+impl<'a> ConfigReader<'a> {
     fn bad(&self, field: &str, reason: impl ToString) -> Error {
         Error::field(self.path, format!("{}{field}", self.at), reason)
     }
@@ -84,10 +86,10 @@ impl<'a> Config<'a> {
         value.as_str().map(Some).ok_or_else(|| self.bad(field, format!("expected a text, found {}", shown(value))))
     }
 
-    fn object(&self, field: &str) -> Result<Option<Config<'a>>> {
+    fn object(&self, field: &str) -> Result<Option<ConfigReader<'a>>> {
         let Some(value) = self.get(field) else { return Ok(None) };
         match value.as_object() {
-            Some(fields) => Ok(Some(Config { path: self.path, at: format!("{}{field}.", self.at), fields })),
+            Some(fields) => Ok(Some(ConfigReader { path: self.path, at: format!("{}{field}.", self.at), fields })),
             None => Err(self.bad(field, format!("expected an object, found {}", shown(value)))),
         }
     }
@@ -104,8 +106,8 @@ impl<'a> Config<'a> {
         }
     }
 
-    fn family(&self) -> Result<&'static Family> {
-        let supported = |of: fn(&Family) -> &'static str| FAMILIES.each_ref().map(of).join(", ");
+    fn family(&self) -> Result<&'static FamilySpec> {
+        let supported = |of: fn(&FamilySpec) -> &'static str| FAMILIES.each_ref().map(of).join(", ");
         let model_type = self.text("model_type")?;
         let Some(list) = self.get("architectures") else {
             let by_type = FAMILIES.iter().find(|f| Some(f.model_type) == model_type);
@@ -130,12 +132,12 @@ impl<'a> Config<'a> {
     }
 }
 
-impl Config<'_> {
+impl ConfigReader<'_> {
     /// A rotary table of an object of `rope_scaling` or `rope_parameters`, or without one. `theta` and `partial` stand in for
     /// what it does not say.
-    fn rope(&self, own: Option<&Config>, theta: f64, partial: f64, head_dim: usize) -> Result<Rope> {
+    fn rope(&self, own: Option<&ConfigReader>, theta: f64, partial: f64, head_dim: usize) -> Result<RopeKernels> {
         let none = Map::new();
-        let none = Config { path: self.path, at: String::new(), fields: &none };
+        let none = ConfigReader { path: self.path, at: String::new(), fields: &none };
         let own = own.unwrap_or(&none);
         let kind = own.text("rope_type")?.or(own.text("type")?).unwrap_or("default");
         let scaling = match kind {
@@ -179,11 +181,11 @@ impl Config<'_> {
                 own.bad("partial_rotary_factor", reason)
             });
         }
-        Ok(Rope { theta, rotary_dim, scaling })
+        Ok(RopeKernels { theta, rotary_dim, scaling })
     }
 
     /// The family's rotary tables: one, or for Gemma 3 that of full layers and that of sliding ones.
-    fn ropes(&self, family: &Family, head_dim: usize) -> Result<Vec<Rope>> {
+    fn ropes(&self, family: &FamilySpec, head_dim: usize) -> Result<Vec<RopeKernels>> {
         let partial = self.number("partial_rotary_factor", Some(1.0))?;
         let theta = self.number("rope_theta", Some(family.theta))?;
         let (scaling, parameters) = (self.object("rope_scaling")?, self.object("rope_parameters")?);
@@ -191,7 +193,7 @@ impl Config<'_> {
             return Err(self.bad("rope_scaling", "stands beside `rope_parameters`: which of the two holds?"));
         }
         let nested = parameters.as_ref().is_some_and(|p| p.fields.contains_key("full_attention"));
-        let ropes = if family.kind == Kind::Gemma3 {
+        let ropes = if family.kind == ModelFamily::Gemma3 {
             let local_theta = self.number("rope_local_base_freq", Some(1e4))?;
             let (mut full, mut local) = (scaling, None);
             if let Some(p) = &parameters {
@@ -216,22 +218,22 @@ impl Config<'_> {
             }
             vec![self.rope(scaling.or(parameters).as_ref(), theta, partial, head_dim)?]
         };
-        if family.kind != Kind::Phi3 && ropes.iter().any(|r| r.rotary_dim != head_dim) {
+        if family.kind != ModelFamily::Phi3 && ropes.iter().any(|r| r.rotary_dim != head_dim) {
             return Err(self.bad("partial_rotary_factor", "is not supported for this family"));
         }
         Ok(ropes)
     }
 
     /// Each layer's window.
-    fn windows(&self, family: &Family, n_layers: usize) -> Result<Vec<Option<usize>>> {
+    fn windows(&self, family: &FamilySpec, n_layers: usize) -> Result<Vec<Option<usize>>> {
         let kind = family.kind;
-        let qwen = matches!(kind, Kind::Qwen2 | Kind::Qwen3);
+        let qwen = matches!(kind, ModelFamily::Qwen2 | ModelFamily::Qwen3);
         let on = match kind {
-            Kind::Llama | Kind::Gpt2 => false,
-            Kind::Qwen2 | Kind::Qwen3 => self.flag("use_sliding_window", false)?,
+            ModelFamily::Llama | ModelFamily::Gpt2 => false,
+            ModelFamily::Qwen2 | ModelFamily::Qwen3 => self.flag("use_sliding_window", false)?,
             _ => true,
         };
-        let default = if kind == Kind::Phi3 { None } else { Some(4096) };
+        let default = if kind == ModelFamily::Phi3 { None } else { Some(4096) };
         let window = match on {
             true if self.is_null("sliding_window") => None,
             true if default.is_none() && self.get("sliding_window").is_none() => None,
@@ -239,20 +241,20 @@ impl Config<'_> {
             false => None,
         };
         let pattern =
-            if kind == Kind::Gemma3 { self.size("sliding_window_pattern", limit::LAYERS, Some(6))? } else { 2 };
+            if kind == ModelFamily::Gemma3 { self.size("sliding_window_pattern", limit::LAYERS, Some(6))? } else { 2 };
         let full_below = match self.get("max_window_layers").filter(|_| qwen) {
             Some(n) => n.as_u64().ok_or_else(|| self.bad("max_window_layers", "expected a whole number"))?,
             None => 28,
         };
         let rule = |i: usize| match kind {
-            Kind::Gemma2 | Kind::Gemma3 => !(i + 1).is_multiple_of(pattern),
-            Kind::Qwen2 | Kind::Qwen3 => window.is_some() && i as u64 >= full_below,
+            ModelFamily::Gemma2 | ModelFamily::Gemma3 => !(i + 1).is_multiple_of(pattern),
+            ModelFamily::Qwen2 | ModelFamily::Qwen3 => window.is_some() && i as u64 >= full_below,
             _ => window.is_some(),
         };
         let mut slides: Vec<bool> = (0..n_layers).map(rule).collect();
         if let Some(types) = self.get("layer_types") {
             let listed = self.layer_types(types, n_layers)?;
-            if !matches!(kind, Kind::Gemma2 | Kind::Gemma3) && !qwen && listed != slides {
+            if !matches!(kind, ModelFamily::Gemma2 | ModelFamily::Gemma3) && !qwen && listed != slides {
                 return Err(self.bad("layer_types", format!("a {} has layers of one kind only", family.architecture)));
             }
             slides = listed;
@@ -281,7 +283,7 @@ impl Config<'_> {
     }
 }
 
-impl Description {
+impl ModelConfig {
     /// Reads the text of a `config.json`; `path` is for messages.
     ///
     /// # Errors
@@ -289,24 +291,24 @@ impl Description {
     pub fn from_json(path: impl AsRef<Path>, text: &str) -> Result<Self> {
         let path = path.as_ref();
         let value: Value =
-            serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("no JSON: {e}")))?;
+            serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("not JSON: {e}")))?;
         let fields = value.as_object().ok_or_else(|| Error::file(path, "expected a JSON object"))?;
-        let c = Config { path, at: String::new(), fields };
+        let c = ConfigReader { path, at: String::new(), fields };
         let family = c.family()?;
         for (field, neutral) in &REFUSED {
             if let Some(value) = c.get(field).filter(|v| !neutral.is(v)) {
                 return Err(c.bad(field, format!("{} is not supported", shown(value))));
             }
         }
-        if family.kind == Kind::Gpt2 { gpt2(&c, family) } else { rotary(&c, family) }
+        if family.kind == ModelFamily::Gpt2 { gpt2(&c, family) } else { rotary(&c, family) }
     }
 }
 
-fn module(name: String, n_out: usize, n_in: usize, column: usize, bias: bool) -> Module {
-    Module { name, n_out, n_in, column, bias, transposed: false }
+fn module(name: String, n_out: usize, n_in: usize, column: usize, bias: bool) -> LinearSpec {
+    LinearSpec { name, n_out, n_in, column, bias, transposed: false }
 }
 
-fn gpt2(c: &Config, family: &Family) -> Result<Description> {
+fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
     let d = c.size("n_embd", limit::WIDTH, None)?;
     let heads = c.size("n_head", limit::HEADS, None)?;
     let f = c.size("n_inner", limit::FEED_FORWARD, Some(4 * d))?;
@@ -319,10 +321,10 @@ fn gpt2(c: &Config, family: &Family) -> Result<Description> {
     if e > limit::HEAD_DIM {
         return Err(c.bad("n_head", format!("heads of {e} are too wide (at most {})", limit::HEAD_DIM)));
     }
-    let conv = |name: String, n_out, n_in| Module { transposed: true, ..module(name, n_out, n_in, 0, true) };
+    let conv = |name: String, n_out, n_in| LinearSpec { transposed: true, ..module(name, n_out, n_in, 0, true) };
     let layer = |i: usize| {
         let at = format!("transformer.h.{i}");
-        Layer {
+        LayerConfig {
             window: None,
             rope: None,
             attn_norm: format!("{at}.ln_1"),
@@ -337,7 +339,7 @@ fn gpt2(c: &Config, family: &Family) -> Result<Description> {
             down: conv(format!("{at}.mlp.c_proj"), d, f),
         }
     };
-    Ok(Description {
+    Ok(ModelConfig {
         architecture: family.architecture.into(),
         d_model: d,
         n_heads: heads,
@@ -346,7 +348,7 @@ fn gpt2(c: &Config, family: &Family) -> Result<Description> {
         d_ff: f,
         vocab,
         max_positions: c.size("n_positions", limit::POSITIONS, Some(family.max_positions))?,
-        norm: Norm {
+        norm: NormSpec {
             kind: NormKind::Layer,
             eps: c.number("layer_norm_epsilon", Some(family.eps))? as f32,
             weight_offset: 0.0,
@@ -370,7 +372,7 @@ fn gpt2(c: &Config, family: &Family) -> Result<Description> {
 }
 
 /// (H, K, E).
-fn heads(c: &Config, family: &Family, d: usize) -> Result<(usize, usize, usize)> {
+fn heads(c: &ConfigReader, family: &FamilySpec, d: usize) -> Result<(usize, usize, usize)> {
     let h = c.size("num_attention_heads", limit::HEADS, None)?;
     let default_kv = if c.is_null("num_key_value_heads") { h } else { family.kv_heads.unwrap_or(h) };
     let kv = c.size("num_key_value_heads", limit::HEADS, Some(default_kv))?;
@@ -389,9 +391,9 @@ fn heads(c: &Config, family: &Family, d: usize) -> Result<(usize, usize, usize)>
 }
 
 /// Llama and its kin.
-fn rotary(c: &Config, family: &Family) -> Result<Description> {
+fn rotary(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
     let kind = family.kind;
-    let gemma = matches!(kind, Kind::Gemma2 | Kind::Gemma3);
+    let gemma = matches!(kind, ModelFamily::Gemma2 | ModelFamily::Gemma3);
     let d = c.size("hidden_size", limit::WIDTH, None)?;
     let (h, kv, e) = heads(c, family, d)?;
     let (f, vocab) =
@@ -400,37 +402,37 @@ fn rotary(c: &Config, family: &Family) -> Result<Description> {
     let (windows, ropes) = (c.windows(family, n_layers)?, c.ropes(family, e)?);
 
     let (qkv_bias, out_bias) = match kind {
-        Kind::Qwen2 => (true, false),
-        Kind::Mistral | Kind::Phi3 => (false, false),
+        ModelFamily::Qwen2 => (true, false),
+        ModelFamily::Mistral | ModelFamily::Phi3 => (false, false),
         _ => {
             let bias = c.flag("attention_bias", false)?;
             (bias, bias)
         }
     };
-    let mlp_bias = kind == Kind::Llama && c.flag("mlp_bias", false)?;
+    let mlp_bias = kind == ModelFamily::Llama && c.flag("mlp_bias", false)?;
     let (q, k) = (h * e, kv * e);
-    let qk_norm = matches!(kind, Kind::Qwen3 | Kind::Gemma3);
+    let qk_norm = matches!(kind, ModelFamily::Qwen3 | ModelFamily::Gemma3);
     let layer = |(i, &window): (usize, &Option<usize>)| {
         let at = format!("model.layers.{i}");
         let attn = |name: &str, n_out, column| module(format!("{at}.self_attn.{name}"), n_out, d, column, qkv_bias);
         let up = |name: &str, n_out, column| module(format!("{at}.mlp.{name}"), n_out, d, column, mlp_bias);
         let named = |yes: bool, name: &str| yes.then(|| format!("{at}.{name}"));
-        Layer {
+        LayerConfig {
             window,
-            rope: Some(usize::from(kind == Kind::Gemma3 && window.is_some())),
+            rope: Some(usize::from(kind == ModelFamily::Gemma3 && window.is_some())),
             attn_norm: format!("{at}.input_layernorm"),
             attn_post_norm: named(gemma, "post_attention_layernorm"),
             mlp_norm: format!("{at}.{}", if gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" }),
             mlp_post_norm: named(gemma, "post_feedforward_layernorm"),
             q_norm: named(qk_norm, "self_attn.q_norm"),
             k_norm: named(qk_norm, "self_attn.k_norm"),
-            qkv: if kind == Kind::Phi3 {
+            qkv: if kind == ModelFamily::Phi3 {
                 vec![attn("qkv_proj", q + 2 * k, 0)]
             } else {
                 vec![attn("q_proj", q, 0), attn("k_proj", k, q), attn("v_proj", k, q + k)]
             },
             out: module(format!("{at}.self_attn.o_proj"), d, q, 0, out_bias),
-            up: if kind == Kind::Phi3 {
+            up: if kind == ModelFamily::Phi3 {
                 vec![up("gate_up_proj", 2 * f, 0)]
             } else {
                 vec![up("gate_proj", f, 0), up("up_proj", f, f)]
@@ -439,17 +441,17 @@ fn rotary(c: &Config, family: &Family) -> Result<Description> {
         }
     };
     let scale_of = if gemma { c.number("query_pre_attn_scalar", Some(256.0))? } else { e as f64 };
-    let attention_cap = c.optional("attn_logit_softcapping", (kind == Kind::Gemma2).then_some(50.0))?;
-    if attention_cap.is_some() && kind != Kind::Gemma2 {
+    let attention_cap = c.optional("attn_logit_softcapping", (kind == ModelFamily::Gemma2).then_some(50.0))?;
+    if attention_cap.is_some() && kind != ModelFamily::Gemma2 {
         return Err(c.bad("attn_logit_softcapping", "is supported for Gemma2ForCausalLM only"));
     }
-    let logit_cap = c.optional("final_logit_softcapping", (kind == Kind::Gemma2).then_some(30.0))?;
+    let logit_cap = c.optional("final_logit_softcapping", (kind == ModelFamily::Gemma2).then_some(30.0))?;
     if logit_cap.is_some() && !gemma {
         return Err(c.bad("final_logit_softcapping", "is supported for Gemma 2 and 3 only"));
     }
     let (act_field, act_default) =
         if gemma { ("hidden_activation", "gelu_pytorch_tanh") } else { ("hidden_act", "silu") };
-    Ok(Description {
+    Ok(ModelConfig {
         architecture: family.architecture.into(),
         d_model: d,
         n_heads: h,
@@ -458,7 +460,7 @@ fn rotary(c: &Config, family: &Family) -> Result<Description> {
         d_ff: f,
         vocab,
         max_positions: c.size("max_position_embeddings", limit::POSITIONS, Some(family.max_positions))?,
-        norm: Norm {
+        norm: NormSpec {
             kind: NormKind::Rms,
             eps: c.number("rms_norm_eps", Some(family.eps))? as f32,
             weight_offset: if gemma { 1.0 } else { 0.0 },

@@ -1,24 +1,28 @@
-//! The decoder's forward pass: one for every family, from a [`Description`].
+//! The decoder's forward pass: one for every family, from a [`ModelConfig`].
 //!
 //! Tokens are packed without padding; a query sees the keys that the segment table gives it. What the backward pass needs is kept in a
-//! [`Trace`], as [`Keep`] says.
+//! [`ForwardSaved`], as [`RecomputePolicy`] says.
 
-use super::description::{Description, Layer, NormKind};
-use super::linear::{Columns, Linear};
-use super::trace::{Elementwise, Keep, Kept, LayerTrace, MlpTrace, Products, Saved, SavedDtype, Stats, Trace};
+use super::description::{LayerConfig, ModelConfig, NormKind};
+use super::kv_cache::KvCache;
+use super::linear::{Linear, WeightColumns};
+use super::saved::{
+    ActivationSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MlpTrace, NormStats, ProductsSaved,
+    RecomputePolicy, SavedDtype,
+};
 use super::weights::Weight;
 use crate::gpu::{Gpu, Recording, Slot};
-use crate::kernels::activation::{Mlp, activation_fwd};
-use crate::kernels::attention::{Attention, Layout, Segments, attention_fwd};
-use crate::kernels::embedding::{Ids, Page, embedding_fwd};
-use crate::kernels::logprob::{Head, HeadPage};
-use crate::kernels::rmsnorm::Rows;
-use crate::kernels::rope::{Heads, Turns, rope};
+use crate::kernels::activation::{MlpShape, activation_fwd};
+use crate::kernels::attention::{AttentionConfig, QkvLayout, SegmentTable, attention_fwd};
+use crate::kernels::embedding::{TokenIds, VocabShard, embedding_fwd};
+use crate::kernels::logprob::{HeadShard, LmHead};
+use crate::kernels::rmsnorm::RmsnormRows;
+use crate::kernels::rope::{RopeCache, RopeHeads, rope};
 use crate::kernels::{add, gather, layernorm, rmsnorm};
 
 /// A norm on the device.
 #[derive(Debug, Clone)]
-pub struct Norm {
+pub struct NormWeights {
     /// (D) or (E).
     pub w: Weight,
     /// (D), LayerNorm's.
@@ -29,30 +33,30 @@ pub struct Norm {
 #[derive(Debug, Clone)]
 pub struct LayerWeights {
     /// Norm before attention.
-    pub attn_norm: Norm,
+    pub attn_norm: NormWeights,
     /// Projections that fill the columns of qkv.
     pub qkv: Vec<Linear>,
     /// Norms of the query heads and of the key heads.
-    pub qk_norms: Option<[Norm; 2]>,
+    pub qk_norms: Option<[NormWeights; 2]>,
     /// Projection of attention's output.
     pub out: Linear,
     /// Norm after attention.
-    pub attn_post_norm: Option<Norm>,
+    pub attn_post_norm: Option<NormWeights>,
     /// Norm before the MLP.
-    pub mlp_norm: Norm,
+    pub mlp_norm: NormWeights,
     /// Projections that fill gate and up.
     pub up: Vec<Linear>,
     /// Projection back to D.
     pub down: Linear,
     /// Norm after the MLP.
-    pub mlp_post_norm: Option<Norm>,
+    pub mlp_post_norm: Option<NormWeights>,
 }
 
 /// A decoder on a device.
 #[derive(Debug)]
 pub struct Decoder {
     /// Architecture and dimensions.
-    pub description: Description,
+    pub description: ModelConfig,
     /// (V, D).
     pub embedding: Weight,
     /// (positions, D), learned.
@@ -60,54 +64,45 @@ pub struct Decoder {
     /// Weights of the L layers.
     pub layers: Vec<LayerWeights>,
     /// (D).
-    pub final_norm: Norm,
+    pub final_norm: NormWeights,
     /// (V, D); `None`: the embedding.
     pub head: Option<Weight>,
     /// Rotary tables, as in the description.
-    pub turns: Vec<Turns>,
+    pub turns: Vec<RopeCache>,
     /// Data type of the activations that are saved for the backward pass.
     pub saved_dtype: SavedDtype,
     /// Names of the trained parameters and their state.
-    pub arena: super::weights::Arena,
+    pub arena: super::weights::WeightArena,
     /// This decoder with the adapter that it was loaded with, where that is kept ([`Decoder::keep_start`]).
     pub start: Option<Box<Decoder>>,
 }
 
 /// Packed tokens on the device.
 #[derive(Debug)]
-pub struct Tokens {
+pub struct TokenSlots {
     /// T.
     pub t: usize,
     /// Token ids.
-    pub ids: Ids,
+    pub ids: TokenIds,
     /// Positions as ids of the learned table, where there is one.
-    pub position_ids: Option<Ids>,
+    pub position_ids: Option<TokenIds>,
     /// (T).
     pub positions: Slot,
     /// Segments, which say whose keys a query sees.
-    pub segments: Segments,
+    pub segments: SegmentTable,
 }
 
-impl Tokens {
+impl TokenSlots {
     /// Uploads.
-    pub fn new(gpu: &Gpu, d: &Description, ids: &[u32], positions: &[u32], segments: Segments) -> Self {
+    pub fn new(gpu: &Gpu, d: &ModelConfig, ids: &[u32], positions: &[u32], segments: SegmentTable) -> Self {
         Self {
             t: ids.len(),
-            ids: Ids::new(gpu, ids),
-            position_ids: d.position_embedding.is_some().then(|| Ids::new(gpu, positions)),
+            ids: TokenIds::new(gpu, ids),
+            position_ids: d.position_embedding.is_some().then(|| TokenIds::new(gpu, positions)),
             positions: gpu.upload(positions),
             segments,
         }
     }
-}
-
-/// KV cache: keys and values of earlier tokens, (capacity, 2K·E) per layer.
-#[derive(Debug)]
-pub struct Cache {
-    /// Keys and values per layer.
-    pub layers: Vec<Slot>,
-    /// Cache row of each new token's key and value: (T), u32.
-    pub rows: Slot,
 }
 
 /// Rows of a slot of `width` columns; the first is a multiple of 64, or 0.
@@ -116,9 +111,9 @@ pub(super) fn rows_of(slot: &Slot, rows: &std::ops::Range<usize>, width: usize) 
 }
 
 impl Decoder {
-    pub(super) fn attention(&self, layer: &Layer) -> Attention {
+    pub(super) fn attention(&self, layer: &LayerConfig) -> AttentionConfig {
         let d = &self.description;
-        Attention {
+        AttentionConfig {
             heads: d.n_heads,
             kv_heads: d.n_kv_heads,
             head_dim: d.head_dim,
@@ -128,9 +123,9 @@ impl Decoder {
         }
     }
 
-    pub(super) fn mlp(&self, t: usize) -> Mlp {
+    pub(super) fn mlp(&self, t: usize) -> MlpShape {
         let d = &self.description;
-        Mlp { tokens: t, width: d.d_ff, gated: d.gated, activation: d.activation }
+        MlpShape { tokens: t, width: d.d_ff, gated: d.gated, activation: d.activation }
     }
 
     /// Width of the MLP's input slot.
@@ -138,43 +133,43 @@ impl Decoder {
         self.description.d_ff * if self.description.gated { 2 } else { 1 }
     }
 
-    pub(super) fn rotating(&self, t: usize) -> Heads {
+    pub(super) fn rotating(&self, t: usize) -> RopeHeads {
         let d = &self.description;
         let heads = d.n_heads + d.n_kv_heads;
-        Heads { tokens: t, heads, head_dim: d.head_dim, start: 0, stride: d.qkv_width() }
+        RopeHeads { tokens: t, heads, head_dim: d.head_dim, start: 0, stride: d.qkv_width() }
     }
 
     /// The head's rows, as the log-prob kernels walk them.
-    pub fn head(&self, rows: usize) -> Head<'_> {
+    pub fn head(&self, rows: usize) -> LmHead<'_> {
         let w = self.head.as_ref().unwrap_or(&self.embedding);
-        let page = |p: &'_ super::weights::Part| (p.first, p.rows);
+        let page = |p: &'_ super::weights::RowShard| (p.first, p.rows);
         let pages = w.parts.iter().map(|p| {
             let (first, rows) = page(p);
-            HeadPage { first, rows, w: &p.w, d_w: p.d_w.as_ref() }
+            HeadShard { first, rows, w: &p.w, d_w: p.d_w.as_ref() }
         });
-        Head {
+        LmHead {
             pages: pages.collect(),
             storage: w.storage,
             width: self.description.d_model,
             softcap: self.description.logit_softcap,
-            tile: Head::tile_for(rows),
+            tile: LmHead::tile_for(rows),
         }
     }
 
     /// Rows of D through a norm; gives the normed rows and the statistics.
-    pub fn norm(&self, rec: &mut Recording, norm: &Norm, rows: usize, x: &Slot) -> (Slot, Stats) {
+    pub fn norm(&self, rec: &mut Recording, norm: &NormWeights, rows: usize, x: &Slot) -> (Slot, NormStats) {
         let (n, d) = (self.description.norm, self.description.d_model);
-        let y = rec.gpu().slot(rows * d);
+        let y = rec.gpu().alloc_activation(rows * d);
         let stats = match n.kind {
             NormKind::Rms => {
-                let stats = rec.gpu().slot(rows);
-                let rows = Rows::contiguous(rows, d);
+                let stats = rec.gpu().alloc_activation(rows);
+                let rows = RmsnormRows::contiguous(rows, d);
                 rmsnorm::rmsnorm_fwd(rec, &rows, n.eps, n.weight_offset, x, norm.w.slot(), &stats, &y);
                 stats
             }
             NormKind::Layer => {
-                let stats = rec.gpu().slot(2 * rows);
-                let shape = layernorm::Shape { rows, width: d, offset: n.weight_offset };
+                let stats = rec.gpu().alloc_activation(2 * rows);
+                let shape = layernorm::LayernormRows { rows, width: d, offset: n.weight_offset };
                 // A LayerNorm of the description has a bias: `Description::tensors` lists it.
                 let b = norm.b.as_ref().map_or(norm.w.slot(), Weight::slot);
                 layernorm::layernorm_fwd(rec, &shape, n.eps, x, norm.w.slot(), b, &stats, &y);
@@ -185,10 +180,10 @@ impl Decoder {
     }
 
     /// Token (and position) embeddings (T, D).
-    pub fn embed(&self, rec: &mut Recording, tokens: &Tokens) -> Slot {
+    pub fn embed(&self, rec: &mut Recording, tokens: &TokenSlots) -> Slot {
         let d = &self.description;
-        let h = rec.gpu().slot(tokens.t * d.d_model);
-        let page = |w: &Weight, first, rows| Page { first, rows, width: d.d_model, storage: w.storage };
+        let h = rec.gpu().alloc_activation(tokens.t * d.d_model);
+        let page = |w: &Weight, first, rows| VocabShard { first, rows, width: d.d_model, storage: w.storage };
         for p in &self.embedding.parts {
             let page = page(&self.embedding, p.first, p.rows);
             embedding_fwd(rec, &page, d.embed_scale, false, &tokens.ids, &p.w, &h);
@@ -205,11 +200,11 @@ impl Decoder {
     pub fn forward(
         &self,
         rec: &mut Recording,
-        tokens: &Tokens,
-        cache: Option<&Cache>,
+        tokens: &TokenSlots,
+        cache: Option<&KvCache>,
         with_lora: bool,
-        keep: Keep,
-    ) -> Trace {
+        keep: RecomputePolicy,
+    ) -> ForwardSaved {
         rec.scope("embed");
         let mut h = self.embed(rec, tokens);
         let mut layers = Vec::new();
@@ -219,21 +214,21 @@ impl Decoder {
             let mut trace = self.layer(rec, index, tokens, cache, with_lora, h);
             h = self.layer_output(rec, weights, tokens.t, with_lora, &mut trace);
             match keep {
-                Keep::Nothing => (),
-                Keep::Inputs => layers.push(Kept::Input(input)),
-                Keep::Products | Keep::Everything => {
-                    if keep == Keep::Products {
+                RecomputePolicy::Nothing => (),
+                RecomputePolicy::Inputs => layers.push(LayerState::Input(input)),
+                RecomputePolicy::Products | RecomputePolicy::Everything => {
+                    if keep == RecomputePolicy::Products {
                         trace.elementwise = None;
                     }
                     // The next layer's now, in f32; of this one only the rounded copy is kept.
                     drop(input);
                     trace.hold(rec, self.saved_dtype);
-                    layers.push(Kept::Trace(Box::new(trace)));
+                    layers.push(LayerState::Trace(Box::new(trace)));
                 }
             }
         }
         rec.scope("head");
-        Trace { layers, h }
+        ForwardSaved { layers, h }
     }
 
     /// A layer from its input to the MLP's activation.
@@ -241,32 +236,32 @@ impl Decoder {
         &self,
         rec: &mut Recording,
         index: usize,
-        tokens: &Tokens,
-        cache: Option<&Cache>,
+        tokens: &TokenSlots,
+        cache: Option<&KvCache>,
         with_lora: bool,
         h_in: Slot,
-    ) -> LayerTrace {
+    ) -> LayerSaved {
         let (d, gpu, t) = (&self.description, rec.gpu(), tokens.t);
         let (w, layer) = (&self.layers[index], &d.layers[index]);
         let mut xa_qkv = Vec::new();
 
         let (x1, stats1) = self.norm(rec, &w.attn_norm, t, &h_in);
         let width = d.qkv_width();
-        let qkv = gpu.slot(t * width);
+        let qkv = gpu.alloc_activation(t * width);
         let raw_width = (d.n_heads + d.n_kv_heads) * d.head_dim;
-        let raw = w.qk_norms.is_some().then(|| gpu.slot(t * raw_width));
+        let raw = w.qk_norms.is_some().then(|| gpu.alloc_activation(t * raw_width));
         for linear in &w.qkv {
             let column = linear.module.column;
             let y = match &raw {
-                Some(raw) if column < raw_width => Columns { slot: raw, column, stride: raw_width },
-                _ => Columns { slot: &qkv, column, stride: width },
+                Some(raw) if column < raw_width => WeightColumns { slot: raw, column, stride: raw_width },
+                _ => WeightColumns { slot: &qkv, column, stride: width },
             };
             xa_qkv.push(linear.forward(rec, t, &x1, None, y, with_lora));
         }
         let head_stats = match (&w.qk_norms, &raw) {
             (Some(norms), Some(raw)) => {
                 let rows = self.head_rows(t);
-                let stats = [0, 1].map(|i| gpu.slot(rows[i].count()));
+                let stats = [0, 1].map(|i| gpu.alloc_activation(rows[i].count()));
                 for i in 0..2 {
                     let n = d.norm;
                     rmsnorm::rmsnorm_fwd(
@@ -289,21 +284,21 @@ impl Decoder {
         }
 
         let attention = self.attention(layer);
-        let (o, lse) = (gpu.slot(t * d.n_heads * d.head_dim), gpu.slot(t * d.n_heads));
+        let (o, lse) = (gpu.alloc_activation(t * d.n_heads * d.head_dim), gpu.alloc_activation(t * d.n_heads));
         match cache {
             None => attention_fwd(rec, &attention, &attention.packed(), &qkv, &qkv, &tokens.segments, &o, &lse),
             Some(cache) => {
                 let (q, kv) = (d.n_heads * d.head_dim, 2 * d.n_kv_heads * d.head_dim);
                 let keys = &cache.layers[index];
                 gather::gather_scatter(rec, &cache.rows, t, &qkv, q, width, kv, keys);
-                let layout = Layout { q_start: 0, q_stride: width, k_start: 0, v_start: kv / 2, kv_stride: kv };
+                let layout = QkvLayout { q_start: 0, q_stride: width, k_start: 0, v_start: kv / 2, kv_stride: kv };
                 attention_fwd(rec, &attention, &layout, &qkv, keys, &tokens.segments, &o, &lse);
             }
         }
 
         let mut xa_out = None;
         let (h_mid, attn_post) = self.add_branch(rec, w.attn_post_norm.as_ref(), t, &h_in, |rec, residual, y| {
-            xa_out = w.out.forward(rec, t, &o, residual, Columns::all(y, d.d_model), with_lora);
+            xa_out = w.out.forward(rec, t, &o, residual, WeightColumns::all(y, d.d_model), with_lora);
         });
 
         let (x2, stats2) = self.norm(rec, &w.mlp_norm, t, &h_mid);
@@ -313,8 +308,8 @@ impl Decoder {
             a.push(self.activation(rec, &part, &u));
             mlp.push(part);
         }
-        let products = Products {
-            h_in: Saved::F32(h_in),
+        let products = ProductsSaved {
+            h_in: ActivationSaved::F32(h_in),
             stats1,
             raw,
             head_stats,
@@ -322,14 +317,14 @@ impl Decoder {
             o,
             lse,
             attn_post,
-            h_mid: Saved::F32(h_mid),
+            h_mid: ActivationSaved::F32(h_mid),
             stats2,
             mlp,
             mlp_post: None,
             xa_qkv,
             xa_out,
         };
-        LayerTrace { products, elementwise: Some(Elementwise { x1, x2, a }) }
+        LayerSaved { products, elementwise: Some(ElementwiseSaved { x1, x2, a }) }
     }
 
     /// Tokens whose MLP is computed at once: its width is the largest of all activations, and must fit a binding.
@@ -351,19 +346,19 @@ impl Decoder {
     ) -> (MlpTrace, Slot) {
         let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width());
         let x2 = rows_of(x2, &tokens, d.d_model);
-        let u = gpu.slot(t * up_width);
+        let u = gpu.alloc_activation(t * up_width);
         let mut xa_up = Vec::new();
         for linear in &w.up {
-            let y = Columns { slot: &u, column: linear.module.column, stride: up_width };
+            let y = WeightColumns { slot: &u, column: linear.module.column, stride: up_width };
             xa_up.push(linear.forward(rec, t, &x2, None, y, with_lora));
         }
-        (MlpTrace { tokens, u: Saved::F32(u.clone()), xa_up, xa_down: None }, u)
+        (MlpTrace { tokens, u: ActivationSaved::F32(u.clone()), xa_up, xa_down: None }, u)
     }
 
     /// (t, F) of some tokens, from their u.
     pub(super) fn activation(&self, rec: &mut Recording, mlp: &MlpTrace, u: &Slot) -> Slot {
         let t = mlp.tokens.len();
-        let a = rec.gpu().slot(t * self.description.d_ff);
+        let a = rec.gpu().alloc_activation(t * self.description.d_ff);
         activation_fwd(rec, &self.mlp(t), u, &a);
         a
     }
@@ -375,17 +370,17 @@ impl Decoder {
         w: &LayerWeights,
         t: usize,
         with_lora: bool,
-        trace: &mut LayerTrace,
+        trace: &mut LayerSaved,
     ) -> Slot {
         let d = self.description.d_model;
-        let Products { h_mid, mlp, mlp_post, .. } = &mut trace.products;
+        let ProductsSaved { h_mid, mlp, mlp_post, .. } = &mut trace.products;
         let a = trace.elementwise.iter().flat_map(|e| &e.a);
         let h_mid = h_mid.read(rec);
         let (h_out, post) = self.add_branch(rec, w.mlp_post_norm.as_ref(), t, &h_mid, |rec, residual, y| {
             for (mlp, a) in mlp.iter_mut().zip(a) {
                 let rows = |slot: &Slot| rows_of(slot, &mlp.tokens, d);
                 let (residual, y, n) = (residual.map(rows), rows(y), mlp.tokens.len());
-                mlp.xa_down = w.down.forward(rec, n, a, residual.as_ref(), Columns::all(&y, d), with_lora);
+                mlp.xa_down = w.down.forward(rec, n, a, residual.as_ref(), WeightColumns::all(&y, d), with_lora);
             }
         });
         *mlp_post = post;
@@ -397,28 +392,34 @@ impl Decoder {
     fn add_branch(
         &self,
         rec: &mut Recording,
-        norm: Option<&Norm>,
+        norm: Option<&NormWeights>,
         t: usize,
         h: &Slot,
         product: impl FnOnce(&mut Recording, Option<&Slot>, &Slot),
-    ) -> (Slot, Option<(Saved, Stats)>) {
-        let y = rec.gpu().slot(t * self.description.d_model);
+    ) -> (Slot, Option<(ActivationSaved, NormStats)>) {
+        let y = rec.gpu().alloc_activation(t * self.description.d_model);
         let Some(norm) = norm else {
             product(rec, Some(h), &y);
             return (y, None);
         };
         product(rec, None, &y);
         let (normed, stats) = self.norm(rec, norm, t, &y);
-        let sum = rec.gpu().slot(t * self.description.d_model);
+        let sum = rec.gpu().alloc_activation(t * self.description.d_model);
         add::add(rec, h, &normed, &sum);
-        (sum, Some((Saved::F32(y), stats)))
+        (sum, Some((ActivationSaved::F32(y), stats)))
     }
 
     /// Returns the activations that a layer's backward pass reads. Recomputes the layer where its input alone was kept.
-    pub(super) fn restore(&self, rec: &mut Recording, index: usize, tokens: &Tokens, kept: Kept) -> LayerTrace {
+    pub(super) fn restore(
+        &self,
+        rec: &mut Recording,
+        index: usize,
+        tokens: &TokenSlots,
+        kept: LayerState,
+    ) -> LayerSaved {
         match kept {
-            Kept::Trace(trace) => *trace,
-            Kept::Input(h_in) => {
+            LayerState::Trace(trace) => *trace,
+            LayerState::Input(h_in) => {
                 let w = &self.layers[index];
                 let mut trace = self.layer(rec, index, tokens, None, true, h_in);
                 // The output itself is not needed again, only what its parts saved.
@@ -432,10 +433,10 @@ impl Decoder {
     }
 
     /// Query and key heads as rows of E: raw slot in, qkv slot out.
-    pub(super) fn head_rows(&self, t: usize) -> [Rows; 2] {
+    pub(super) fn head_rows(&self, t: usize) -> [RmsnormRows; 2] {
         let d = &self.description;
         let (q, stride) = (d.n_heads * d.head_dim, (d.n_heads + d.n_kv_heads) * d.head_dim);
-        let rows = |groups, start| Rows {
+        let rows = |groups, start| RmsnormRows {
             tokens: t,
             groups,
             width: d.head_dim,

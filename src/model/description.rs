@@ -1,15 +1,15 @@
 //! Description of a decoder, with nothing left to decide: every default filled in, every family expressed in the same fields.
 //!
-//! [`super::config`] turns a Hugging Face `config.json` into a [`Description`]; the decoder reads nothing else.
+//! [`super::config`] turns a Hugging Face `config.json` into a [`ModelConfig`]; the decoder reads nothing else.
 
 use std::collections::BTreeSet;
 
 pub use crate::kernels::activation::Activation;
-pub use crate::kernels::rope::{Rope, RopeScaling};
+pub use crate::kernels::rope::{RopeKernels, RopeScaling};
 
 /// A decoder-only transformer. Dimensions as in the crate's legend: D, H, K, E, F, V, L.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Description {
+pub struct ModelConfig {
     /// Hugging Face's class name, `LlamaForCausalLM`.
     pub architecture: String,
     /// D, width of the residual stream.
@@ -27,17 +27,17 @@ pub struct Description {
     /// Longest sequence that the model was made for, in tokens.
     pub max_positions: usize,
     /// All norms but those of `qk_norm` act on D; the latter on E. One kind, epsilon and offset for all.
-    pub norm: Norm,
+    pub norm: NormSpec,
     /// RMS norm of each query and key head before RoPE (Qwen3, Gemma 3).
     pub qk_norm: bool,
     /// Norms after attention and after the MLP, before the residual addition (Gemma 2 and 3).
     pub post_norms: bool,
     /// Distinct rotary tables; empty for learned positions (GPT-2).
-    pub ropes: Vec<Rope>,
+    pub ropes: Vec<RopeKernels>,
     /// Learned position embedding (V is not involved): tensor name, or `None` with RoPE.
     pub position_embedding: Option<String>,
     /// L entries.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<LayerConfig>,
     /// Factor on q·k, usually 1/√E.
     pub attention_scale: f32,
     /// Gemma 2: s ← c·tanh(s/c) on attention scores.
@@ -55,14 +55,14 @@ pub struct Description {
     /// Tensor name of the final norm without `.weight`.
     pub final_norm: String,
     /// The head's module; its weight is the embedding's when `tied`.
-    pub head: Module,
+    pub head: LinearSpec,
     /// The head shares the embedding's weight.
     pub tied: bool,
 }
 
 /// y = (x − mean?)·r·(w + offset) (+ b).
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Norm {
+pub struct NormSpec {
     /// Kind of the norm.
     pub kind: NormKind,
     /// Inside the root.
@@ -82,10 +82,10 @@ pub enum NormKind {
 
 /// Decoder layer, by Hugging Face's names.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Layer {
+pub struct LayerConfig {
     /// Sliding window W: key j is visible to query i iff 0 ≤ i − j < W.
     pub window: Option<usize>,
-    /// Index into [`Description::ropes`].
+    /// Index into [`ModelConfig::ropes`].
     pub rope: Option<usize>,
     /// Norm before attention (name without `.weight`).
     pub attn_norm: String,
@@ -100,18 +100,18 @@ pub struct Layer {
     /// Norm of the key heads, with `qk_norm`.
     pub k_norm: Option<String>,
     /// Fill the columns of qkv: (T, (H + 2K)·E), in the order q, k, v; one module where it is fused (Phi-3, GPT-2).
-    pub qkv: Vec<Module>,
+    pub qkv: Vec<LinearSpec>,
     /// (D, H·E).
-    pub out: Module,
+    pub out: LinearSpec,
     /// Fill the columns of (T, 2F) as gate, up when gated (one module in Phi-3), of (T, F) when plain.
-    pub up: Vec<Module>,
+    pub up: Vec<LinearSpec>,
     /// (D, F).
-    pub down: Module,
+    pub down: LinearSpec,
 }
 
 /// A linear layer: y = x·Wᵀ + b, W: (n_out, n_in).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Module {
+pub struct LinearSpec {
     /// Hugging Face's name, `model.layers.0.self_attn.q_proj`; its tensors are `{name}.weight` and `{name}.bias`.
     pub name: String,
     /// Rows of W.
@@ -126,7 +126,7 @@ pub struct Module {
     pub transposed: bool,
 }
 
-/// A tensor that a checkpoint of a [`Description`] must hold.
+/// A tensor that a checkpoint of a [`ModelConfig`] must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
     /// Hugging Face's name.
@@ -137,7 +137,7 @@ pub struct TensorSpec {
     pub transposed: bool,
 }
 
-impl Module {
+impl LinearSpec {
     /// `{name}.weight` and, with a bias, `{name}.bias`, as stored.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let shape = if self.transposed { vec![self.n_in, self.n_out] } else { vec![self.n_out, self.n_in] };
@@ -149,7 +149,7 @@ impl Module {
     }
 }
 
-impl Description {
+impl ModelConfig {
     /// Columns of a layer's qkv slot: (H + 2K)·E.
     pub fn qkv_width(&self) -> usize {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
@@ -178,14 +178,14 @@ impl Description {
         };
         for layer in &self.layers {
             all.extend(norm(&layer.attn_norm, self.d_model));
-            all.extend(layer.qkv.iter().chain([&layer.out]).flat_map(Module::tensors));
+            all.extend(layer.qkv.iter().chain([&layer.out]).flat_map(LinearSpec::tensors));
             for name in layer.q_norm.iter().chain(&layer.k_norm) {
                 all.extend(norm(name, self.head_dim));
             }
             for name in layer.attn_post_norm.iter().chain([&layer.mlp_norm]) {
                 all.extend(norm(name, self.d_model));
             }
-            all.extend(layer.up.iter().chain([&layer.down]).flat_map(Module::tensors));
+            all.extend(layer.up.iter().chain([&layer.down]).flat_map(LinearSpec::tensors));
             for name in layer.mlp_post_norm.iter() {
                 all.extend(norm(name, self.d_model));
             }

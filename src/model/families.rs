@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 /// Values that a family's configuration class fills in.
-pub(super) struct Family {
-    pub(super) kind: Kind,
+pub(super) struct FamilySpec {
+    pub(super) kind: ModelFamily,
     pub(super) architecture: &'static str,
     pub(super) model_type: &'static str,
     /// `num_key_value_heads` where the field is absent (null is the same as H); `None`: H.
@@ -18,7 +18,7 @@ pub(super) struct Family {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ModelFamily {
     Llama,
     Mistral,
     Qwen2,
@@ -29,8 +29,8 @@ pub(super) enum Kind {
     Gpt2,
 }
 
-const LLAMA: Family = Family {
-    kind: Kind::Llama,
+const LLAMA: FamilySpec = FamilySpec {
+    kind: ModelFamily::Llama,
     architecture: "LlamaForCausalLM",
     model_type: "llama",
     kv_heads: None,
@@ -41,26 +41,26 @@ const LLAMA: Family = Family {
     tied: false,
 };
 
-pub(super) const FAMILIES: [Family; 8] = [
+pub(super) const FAMILIES: [FamilySpec; 8] = [
     LLAMA,
-    Family {
-        kind: Kind::Mistral,
+    FamilySpec {
+        kind: ModelFamily::Mistral,
         architecture: "MistralForCausalLM",
         model_type: "mistral",
         kv_heads: Some(8),
         max_positions: 131_072,
         ..LLAMA
     },
-    Family {
-        kind: Kind::Qwen2,
+    FamilySpec {
+        kind: ModelFamily::Qwen2,
         architecture: "Qwen2ForCausalLM",
         model_type: "qwen2",
         kv_heads: Some(32),
         max_positions: 32_768,
         ..LLAMA
     },
-    Family {
-        kind: Kind::Qwen3,
+    FamilySpec {
+        kind: ModelFamily::Qwen3,
         architecture: "Qwen3ForCausalLM",
         model_type: "qwen3",
         kv_heads: Some(32),
@@ -68,8 +68,8 @@ pub(super) const FAMILIES: [Family; 8] = [
         max_positions: 32_768,
         ..LLAMA
     },
-    Family {
-        kind: Kind::Gemma2,
+    FamilySpec {
+        kind: ModelFamily::Gemma2,
         architecture: "Gemma2ForCausalLM",
         model_type: "gemma2",
         kv_heads: Some(4),
@@ -78,8 +78,8 @@ pub(super) const FAMILIES: [Family; 8] = [
         tied: true,
         ..LLAMA
     },
-    Family {
-        kind: Kind::Gemma3,
+    FamilySpec {
+        kind: ModelFamily::Gemma3,
         architecture: "Gemma3ForCausalLM",
         model_type: "gemma3_text",
         kv_heads: Some(4),
@@ -89,16 +89,16 @@ pub(super) const FAMILIES: [Family; 8] = [
         tied: true,
         ..LLAMA
     },
-    Family {
-        kind: Kind::Phi3,
+    FamilySpec {
+        kind: ModelFamily::Phi3,
         architecture: "Phi3ForCausalLM",
         model_type: "phi3",
         max_positions: 4096,
         eps: 1e-5,
         ..LLAMA
     },
-    Family {
-        kind: Kind::Gpt2,
+    FamilySpec {
+        kind: ModelFamily::Gpt2,
         architecture: "GPT2LMHeadModel",
         model_type: "gpt2",
         max_positions: 1024,
@@ -109,39 +109,39 @@ pub(super) const FAMILIES: [Family; 8] = [
 ];
 
 /// Fields that change what a model computes, and the value (besides null) that changes nothing.
-pub(super) const REFUSED: [(&str, Neutral); 22] = [
-    ("quantization_config", Neutral::None),
-    ("compression_config", Neutral::None),
-    ("pretraining_tp", Neutral::One),
-    ("add_cross_attention", Neutral::False),
-    ("is_encoder_decoder", Neutral::False),
-    ("scale_attn_by_inverse_layer_idx", Neutral::False),
-    ("use_bidirectional_attention", Neutral::False),
-    ("pruned_heads", Neutral::Empty),
-    ("num_experts", Neutral::None),
-    ("num_local_experts", Neutral::None),
-    ("n_routed_experts", Neutral::None),
-    ("dual_chunk_attention_config", Neutral::None),
-    ("residual_multiplier", Neutral::One),
-    ("embedding_multiplier", Neutral::One),
-    ("attention_multiplier", Neutral::None),
-    ("logits_scaling", Neutral::One),
-    ("logit_scale", Neutral::One),
-    ("clip_qkv", Neutral::None),
-    ("use_qk_norm", Neutral::False),
-    ("no_rope_layers", Neutral::Empty),
-    ("alibi", Neutral::False),
-    ("attention_chunk_size", Neutral::None),
+pub(super) const REFUSED: [(&str, DisabledValue); 22] = [
+    ("quantization_config", DisabledValue::None),
+    ("compression_config", DisabledValue::None),
+    ("pretraining_tp", DisabledValue::One),
+    ("add_cross_attention", DisabledValue::False),
+    ("is_encoder_decoder", DisabledValue::False),
+    ("scale_attn_by_inverse_layer_idx", DisabledValue::False),
+    ("use_bidirectional_attention", DisabledValue::False),
+    ("pruned_heads", DisabledValue::Empty),
+    ("num_experts", DisabledValue::None),
+    ("num_local_experts", DisabledValue::None),
+    ("n_routed_experts", DisabledValue::None),
+    ("dual_chunk_attention_config", DisabledValue::None),
+    ("residual_multiplier", DisabledValue::One),
+    ("embedding_multiplier", DisabledValue::One),
+    ("attention_multiplier", DisabledValue::None),
+    ("logits_scaling", DisabledValue::One),
+    ("logit_scale", DisabledValue::One),
+    ("clip_qkv", DisabledValue::None),
+    ("use_qk_norm", DisabledValue::False),
+    ("no_rope_layers", DisabledValue::Empty),
+    ("alibi", DisabledValue::False),
+    ("attention_chunk_size", DisabledValue::None),
 ];
 
-pub(super) enum Neutral {
+pub(super) enum DisabledValue {
     None,
     False,
     One,
     Empty,
 }
 
-impl Neutral {
+impl DisabledValue {
     pub(super) fn is(&self, value: &Value) -> bool {
         match self {
             Self::None => false,

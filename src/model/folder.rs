@@ -24,7 +24,7 @@ pub fn inside(dir: &Path, name: &str) -> Result<PathBuf> {
         return Err(Error::file(&path, "is a link out of the checkpoint's folder"));
     }
     if !target.is_file() {
-        return Err(Error::file(&path, "is no regular file"));
+        return Err(Error::file(&path, "is not a regular file"));
     }
     Ok(path)
 }
@@ -59,7 +59,7 @@ pub fn read_file(path: &Path, limit: u64) -> Result<String> {
 pub fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let at = |e: std::io::Error| Error::file(path, e);
     if !std::fs::metadata(path).map_err(at)?.is_file() {
-        return Err(Error::file(path, "is no regular file"));
+        return Err(Error::file(path, "is not a regular file"));
     }
     let file = std::fs::File::open(path).map_err(at)?;
     let n_bytes = file.metadata().map_err(at)?.len();
@@ -133,8 +133,8 @@ mod tests {
             ("zero", "is a link out of the checkpoint's folder"),
             ("nowhere", "No such file"),
             ("loop", ""),
-            ("folder", "is no regular file"),
-            ("fifo", "is no regular file"),
+            ("folder", "is not a regular file"),
+            ("fifo", "is not a regular file"),
         ] {
             let text = told(name, 100);
             assert!(text.contains(&format!("model/{name}: ")) && text.contains(reason), "{text}");

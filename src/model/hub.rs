@@ -1,5 +1,5 @@
-//! Where a model is: a local folder, or an id on the Hugging Face hub, fetched into hf-hub's cache (`HF_HOME`, `HF_HUB_CACHE`) with
-//! its token (`HF_TOKEN`, or what `hf auth login` stored). Files of the hub's data sets alike.
+//! Models and data sets of the Hugging Face hub, which are fetched into hf-hub's cache (`HF_HOME`, `HF_HUB_CACHE`) with its token (`HF_TOKEN`, or the token
+//! that `hf auth login` stored). A model may be a local folder instead.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub mod datasets;
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// What is fetched of a model: no pickles, no duplicates in other formats.
+/// Files that are fetched for a model alone: no pickles, no duplicates in other formats.
 const MODEL_PATTERNS: [&str; 6] = [
     "config.json",
     "model.safetensors",
@@ -26,7 +26,7 @@ const MODEL_PATTERNS: [&str; 6] = [
     "processor_config.json",
 ];
 
-/// What is fetched of a model and of an adapter.
+/// Files that are fetched for a model and for an adapter.
 const PATTERNS: [&str; 13] = [
     "generation_config.json",
     "adapter_config.json",
@@ -43,19 +43,19 @@ const PATTERNS: [&str; 13] = [
     "NOTICE",
 ];
 
-/// A model's name on the hub.
+/// Name of a repository on the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubId {
-    /// `org`.
+    /// Organisation or user: `org` of `org/name`.
     pub owner: String,
-    /// `name`.
+    /// Name of the repository: `name` of `org/name`.
     pub name: String,
-    /// A branch, a tag or a commit.
+    /// Branch, tag or commit.
     pub revision: Option<String>,
 }
 
 impl HubId {
-    /// `org/name` or `org/name@revision`.
+    /// Parses `org/name` or `org/name@revision`.
     pub fn parse(text: &str) -> Option<Self> {
         let plain = |part: &str, slash: bool| {
             let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c) || (slash && c == '/');
@@ -71,12 +71,12 @@ impl HubId {
     }
 }
 
-/// The folder of `model`: itself where there is one, else that of the hub's snapshot, fetched where it is not yet in the cache.
-/// Without a network a snapshot in the cache is used, with a notice; `HF_HUB_OFFLINE=1` asks for no more than that.
+/// Returns the folder of `model`: `model` itself where it is a folder, else the hub's snapshot, fetched where it is not yet in the cache. Without a network a
+/// cached snapshot is used, with a notice. With `HF_HUB_OFFLINE=1` only the cache is used.
 ///
 /// # Errors
-/// [`Error::Flag`]: neither a folder nor an id, no such repository or revision, no access, no network; one line that says what to
-/// do.
+/// [`Error::Flag`], in one line that says what to do, where `model` is neither a folder nor an id, or there is no such repository or revision, no access or no
+/// network.
 pub fn resolve(model: &str) -> Result<PathBuf> {
     let path = Path::new(model);
     if path.is_dir() {
@@ -117,10 +117,10 @@ fn unusual_shards(dir: &Path) -> Vec<String> {
     names.into_iter().map(String::from).collect()
 }
 
-/// The folder of an adapter: itself where there is one, else that of the hub's snapshot. `org/name/folder` is a folder of a repository.
+/// Returns the folder of an adapter: `adapter` itself where it is a folder, else the hub's snapshot. `org/name/folder` is a folder of a repository.
 ///
 /// # Errors
-/// [`Error::Flag`], as [`resolve`]'s; where the snapshot holds no adapter, too.
+/// Those of [`resolve`]; [`Error::Flag`] where the snapshot has no adapter.
 pub fn resolve_adapter(adapter: &Path) -> Result<PathBuf> {
     let text = adapter.to_string_lossy();
     let bad = |reason: String| Error::flag("adapter", format!("{text}: {reason}"));
@@ -146,7 +146,7 @@ pub fn resolve_adapter(adapter: &Path) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// `org/name`, then folders, then `@revision`; the folder is empty where none is named.
+/// Parses `org/name`, then folders, then `@revision`. The folder is empty where none is named.
 fn parse_adapter(text: &str) -> Option<(HubId, String)> {
     let (path, revision) = text.split_once('@').map_or((text, None), |(path, revision)| (path, Some(revision)));
     let mut parts = path.splitn(3, '/');
@@ -160,12 +160,12 @@ fn parse_adapter(text: &str) -> Option<(HubId, String)> {
     (!path.ends_with('/') && (folder.is_empty() || folder.split('/').all(is_plain))).then(|| (id, folder.into()))
 }
 
-/// Whether a text can name a folder of a repository: `org/name/folder`, `org/name/folder@revision`.
+/// Tells whether a text can name a folder of a repository: `org/name/folder` or `org/name/folder@revision`.
 pub fn is_repository_folder(text: &str) -> bool {
     parse_adapter(text).is_some_and(|(_, folder)| !folder.is_empty())
 }
 
-/// What the hub gives or, where it cannot be reached or `HF_HUB_OFFLINE` is set, its cache; `fetch` is told whether only that.
+/// Fetches from the hub or, where it cannot be reached or `HF_HUB_OFFLINE` is set, from its cache alone: `fetch(true)`.
 fn reached<T>(name: &str, fetch: impl Fn(bool) -> Result<T, HFError>) -> Result<T, HFError> {
     let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"));
     if offline {
@@ -189,7 +189,7 @@ fn fetch(id: &HubId, patterns: Vec<String>, local_only: bool) -> Result<PathBuf,
     let request = repository.snapshot_download().maybe_revision(id.revision.clone()).local_files_only(local_only);
     let folder =
         patterns.first().and_then(|pattern| pattern.rsplit_once('/')).map_or("", |(folder, _)| folder).to_string();
-    let dir = request.allow_patterns(patterns).progress(Meter::default()).send()?;
+    let dir = request.allow_patterns(patterns).progress(DownloadMeter::default()).send()?;
     // An interrupted download leaves a snapshot without its last files; the hub's own list is at hand only online.
     let is_there = |name: &str| dir.join(&folder).join(name).exists() || dir.join(name).exists();
     if local_only && !is_there("config.json") && !is_there("adapter_config.json") {
@@ -198,7 +198,7 @@ fn fetch(id: &HubId, patterns: Vec<String>, local_only: bool) -> Result<PathBuf,
     Ok(dir)
 }
 
-/// Tells whether the hub has what was asked for, and does not give it to this user.
+/// Tells whether the hub refused access to this user.
 fn is_refusal(e: &HFError) -> bool {
     match e {
         HFError::RepoNotFound { .. } | HFError::AuthRequired { .. } | HFError::Forbidden { .. } => true,
@@ -208,7 +208,7 @@ fn is_refusal(e: &HFError) -> bool {
     }
 }
 
-/// One line, with the way out.
+/// Writes an error of the hub as one line, with what to do instead.
 fn refused(e: &HFError, before: &str, what: &str, local: &str) -> String {
     let local = format!("give a local {local} instead");
     let reason = match e {
@@ -222,21 +222,21 @@ fn refused(e: &HFError, before: &str, what: &str, local: &str) -> String {
     reason.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Bytes fetched, on standard error: a bar on a terminal, else a line at the start and at the end.
+/// Progress of a download on standard error: a bar on a terminal, else a line at the start.
 #[derive(Default)]
-struct Meter {
-    state: Mutex<State>,
+struct DownloadMeter {
+    state: Mutex<TransferState>,
 }
 
 #[derive(Default)]
-struct State {
+struct TransferState {
     bar: Option<ProgressBar>,
     by_file: BTreeMap<String, u64>,
-    /// Of the batched transfers, which tell no files apart.
+    /// Bytes of batched transfers, which do not tell files apart.
     batch: u64,
 }
 
-impl ProgressHandler for Meter {
+impl ProgressHandler for DownloadMeter {
     fn on_progress(&self, event: &ProgressEvent) {
         let ProgressEvent::Download(event) = event else { return };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use super::decoder::{Decoder, LayerWeights, Norm};
-use super::description::{Description, Module, NormKind, TensorSpec};
-use super::linear::{Linear, Lora};
-use super::weights::{Arena, BaseDtype, FrozenTensor, Source, TrainedSpec, Training, Weight};
+use super::decoder::{Decoder, LayerWeights, NormWeights};
+use super::description::{LinearSpec, ModelConfig, NormKind, TensorSpec};
+use super::linear::{Linear, LoraWeights};
+use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};
 use crate::error::Result;
 use crate::gpu::{Gpu, Role};
-use crate::kernels::rope::Turns;
+use crate::kernels::rope::RopeCache;
 
 /// A low-rank addition to build: its modules and initial values.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +46,7 @@ impl LoraSpec {
 
 /// Parameters that are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trained {
+pub enum TrainMode {
     /// Nothing: scoring, generation.
     Nothing,
     /// Every parameter.
@@ -59,15 +59,22 @@ pub enum Trained {
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// Parameters that are trained.
-    pub trained: Trained,
+    pub trained: TrainMode,
     /// An adapter, trained or not.
     pub lora: Option<LoraSpec>,
     /// Storage and update of the trained parameters.
-    pub training: Training,
+    pub training: TrainOptions,
     /// Positions of the rotary tables: the longest sequence.
     pub n_positions: usize,
     /// Storage of the frozen linear weights.
     pub base: BaseDtype,
+}
+
+impl LoadOptions {
+    /// Returns the options of a decoder that scores and generates: nothing is trained.
+    pub fn frozen(base: BaseDtype, lora: Option<LoraSpec>, n_positions: usize) -> Self {
+        Self { trained: TrainMode::Nothing, lora, training: TrainOptions::NONE, n_positions, base }
+    }
 }
 
 /// Names of an adapter's tensors, as PEFT has them.
@@ -76,7 +83,7 @@ pub fn lora_names(module: &str) -> [String; 2] {
 }
 
 /// All linear modules of a description but the head.
-pub fn linear_modules(d: &Description) -> impl Iterator<Item = &Module> {
+pub fn linear_modules(d: &ModelConfig) -> impl Iterator<Item = &LinearSpec> {
     d.layers.iter().flat_map(|l| l.qkv.iter().chain([&l.out]).chain(&l.up).chain([&l.down]))
 }
 
@@ -85,9 +92,9 @@ impl Decoder {
     ///
     /// # Errors
     /// Errors of the source: a tensor that is missing or unreadable.
-    pub fn load(gpu: &Gpu, d: &Description, source: &Rc<dyn Source>, options: &LoadOptions) -> Result<Self> {
+    pub fn load(gpu: &Gpu, d: &ModelConfig, source: &Rc<dyn WeightSource>, options: &LoadOptions) -> Result<Self> {
         let mut trained = Vec::new();
-        if options.trained == Trained::Full {
+        if options.trained == TrainMode::Full {
             for spec in d.tensors() {
                 let (source, of) = (source.clone(), spec.clone());
                 let embeds = [Some(&d.embedding), d.position_embedding.as_ref()].contains(&Some(&spec.name));
@@ -107,7 +114,7 @@ impl Decoder {
             }
         }
         // An adapter that is not trained lives in the arena too: it is small, and its gradients are never touched.
-        let (arena, mut weights) = Arena::new(gpu, trained, &options.training)?;
+        let (arena, mut weights) = WeightArena::new(gpu, trained, &options.training)?;
         let linear: BTreeSet<String> = linear_modules(d).map(|m| format!("{}.weight", m.name)).collect();
         let tensors = d.tensors();
         let frozen = tensors.iter().filter(|spec| !weights.contains_key(&spec.name));
@@ -121,11 +128,11 @@ impl Decoder {
         let specs: BTreeMap<String, TensorSpec> = tensors.into_iter().map(|s| (s.name.clone(), s)).collect();
         let embedding = take(&specs[&d.embedding])?;
         let position_embedding = d.position_embedding.as_ref().map(|name| take(&specs[name])).transpose()?;
-        let mut build = Builder { d, specs: &specs, lora: options.lora.as_ref(), take: &mut take };
+        let mut build = DecoderBuilder { d, specs: &specs, lora: options.lora.as_ref(), take: &mut take };
         let layers = d.layers.iter().map(|l| build.layer(l)).collect::<Result<Vec<_>>>()?;
         let final_norm = build.norm(&d.final_norm)?;
         let head = if d.tied { None } else { Some((build.take)(&specs[&format!("{}.weight", d.head.name)])?) };
-        let turns = d.ropes.iter().map(|r| Turns::new(gpu, r, options.n_positions)).collect();
+        let turns = d.ropes.iter().map(|r| RopeCache::new(gpu, r, options.n_positions)).collect();
         Ok(Self {
             description: d.clone(),
             embedding,
@@ -146,7 +153,7 @@ impl Decoder {
         let mut rec = gpu.record();
         for lora in layers.iter_mut().flat_map(LayerWeights::linears_mut).filter_map(|l| l.lora.as_mut()) {
             for part in lora.a.parts.iter_mut().chain(&mut lora.b.parts) {
-                let copy = gpu.lasting(Role::Frozen, part.w.len());
+                let copy = gpu.alloc_persistent(Role::Frozen, part.w.len());
                 rec.copy(&part.w, &copy);
                 (part.w, part.d_w) = (copy, None);
             }
@@ -161,7 +168,7 @@ impl Decoder {
             head: self.head.clone(),
             turns: self.turns.clone(),
             saved_dtype: self.saved_dtype,
-            arena: Arena::default(),
+            arena: WeightArena::default(),
             start: None,
         }));
     }
@@ -206,7 +213,7 @@ impl LayerWeights {
     }
 }
 
-fn push_norm<'a>(all: &mut Vec<&'a Weight>, n: &'a Norm) {
+fn push_norm<'a>(all: &mut Vec<&'a Weight>, n: &'a NormWeights) {
     all.push(&n.w);
     all.extend(&n.b);
 }
@@ -216,22 +223,22 @@ fn push_linear<'a>(all: &mut Vec<&'a Weight>, l: &'a Linear) {
     all.extend(&l.b);
 }
 
-struct Builder<'a, F: FnMut(&TensorSpec) -> Result<Weight>> {
-    d: &'a Description,
+struct DecoderBuilder<'a, F: FnMut(&TensorSpec) -> Result<Weight>> {
+    d: &'a ModelConfig,
     specs: &'a BTreeMap<String, TensorSpec>,
     lora: Option<&'a LoraSpec>,
     take: &'a mut F,
 }
 
-impl<F: FnMut(&TensorSpec) -> Result<Weight>> Builder<'_, F> {
-    fn norm(&mut self, name: &str) -> Result<Norm> {
+impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
+    fn norm(&mut self, name: &str) -> Result<NormWeights> {
         let w = (self.take)(&self.specs[&format!("{name}.weight")])?;
         let with_bias = self.d.norm.kind == NormKind::Layer;
         let b = if with_bias { Some((self.take)(&self.specs[&format!("{name}.bias")])?) } else { None };
-        Ok(Norm { w, b })
+        Ok(NormWeights { w, b })
     }
 
-    fn linear(&mut self, module: &Module) -> Result<Linear> {
+    fn linear(&mut self, module: &LinearSpec) -> Result<Linear> {
         let w = (self.take)(&self.specs[&format!("{}.weight", module.name)])?;
         let b = if module.bias { Some((self.take)(&self.specs[&format!("{}.bias", module.name)])?) } else { None };
         let lora = match self.lora.filter(|l| l.modules.contains_key(&module.name)) {
@@ -242,13 +249,13 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> Builder<'_, F> {
                 let shape = |name, shape| TensorSpec { name, shape, transposed: false };
                 let a = (self.take)(&shape(a, vec![rank, module.n_in]))?;
                 let b = (self.take)(&shape(b, vec![module.n_out, rank]))?;
-                Some(Lora { a, b, scale })
+                Some(LoraWeights { a, b, scale })
             }
         };
         Ok(Linear { module: module.clone(), w, b, lora })
     }
 
-    fn layer(&mut self, l: &super::description::Layer) -> Result<LayerWeights> {
+    fn layer(&mut self, l: &super::description::LayerConfig) -> Result<LayerWeights> {
         let qkv = l.qkv.iter().map(|m| self.linear(m)).collect::<Result<_>>()?;
         let up = l.up.iter().map(|m| self.linear(m)).collect::<Result<_>>()?;
         let qk_norms = match (&l.q_norm, &l.k_norm) {

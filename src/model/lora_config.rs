@@ -11,6 +11,13 @@ pub struct LoraConfig {
     pub targets: Vec<String>,
 }
 
+impl LoraConfig {
+    /// Returns an adapter of rank `rank` on every linear layer of the decoder, with α = 2·rank.
+    pub fn all_linear(rank: usize) -> Self {
+        Self { rank, alpha: 2.0 * rank as f64, targets: vec!["all-linear".into()] }
+    }
+}
+
 impl Default for LoraConfig {
     /// The paper's adapter: R 8, α 16 on q, k, v.
     fn default() -> Self {

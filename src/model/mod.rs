@@ -8,15 +8,16 @@ pub mod decoder;
 pub mod description;
 mod families;
 pub mod folder;
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 pub mod hub;
+pub mod kv_cache;
 pub mod linear;
 pub mod load;
 pub mod lora_config;
 pub mod peft;
 pub mod save;
+pub mod saved;
 pub mod scores;
 pub mod side_files;
 pub mod tensor_file;
-pub mod trace;
 pub mod weights;

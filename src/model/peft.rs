@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use config::{ALL_LINEAR, FieldReason, MAX_RANK, MERGE};
-pub use config::{AdapterConfig, Targets};
+pub use config::{AdapterConfig, LoraTargets};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
-use super::description::{Description, Module};
+use super::description::{LinearSpec, ModelConfig};
 use super::folder::{MAX_CONFIG_BYTES, inside, read_inside};
 use super::load::{LoraSpec, linear_modules, lora_names};
-use super::save::{OutputDtype, Planned, encode_safetensors, write_safetensors, write_text};
+use super::save::{OutputDtype, TensorToWrite, encode_safetensors, write_safetensors, write_text};
 use super::side_files::SideFiles;
 use super::tensor_file::{TensorFile, shape_text};
 use crate::error::{Error, Result};
@@ -71,7 +71,7 @@ impl Adapter {
     ///
     /// # Errors
     /// [`Error::File`], [`Error::Field`], or [`Error::Tensor`] where a matrix is missing or is of another base model.
-    pub fn open(dir: impl AsRef<Path>, d: &Description) -> Result<Self> {
+    pub fn open(dir: impl AsRef<Path>, d: &ModelConfig) -> Result<Self> {
         Self::open_on(dir, d, None)
     }
 
@@ -79,7 +79,7 @@ impl Adapter {
     ///
     /// # Errors
     /// Fails like [`Adapter::open`]; also [`Error::Tensor`] for a weight that differs from the base's.
-    pub fn open_on(dir: impl AsRef<Path>, d: &Description, base: Option<&Checkpoint>) -> Result<Self> {
+    pub fn open_on(dir: impl AsRef<Path>, d: &ModelConfig, base: Option<&Checkpoint>) -> Result<Self> {
         let dir = dir.as_ref();
         let (path, text) = (dir.join(CONFIG), read_inside(dir, CONFIG, MAX_CONFIG_BYTES)?);
         let config = AdapterConfig::from_json(&path, &text)?;
@@ -88,11 +88,11 @@ impl Adapter {
         }
         let file = TensorFile::open(inside(dir, WEIGHTS)?)?;
         let names = canonical_names(&file)?;
-        let held = |m: &Module| lora_names(&m.name).iter().any(|n| names.contains_key(n));
+        let held = |m: &LinearSpec| lora_names(&m.name).iter().any(|n| names.contains_key(n));
         let (targeted, absent) = match &config.targets {
-            Targets::AllLinear => (linear_modules(d).collect(), Vec::new()),
-            Targets::Names(targets) => select(d, targets),
-            Targets::Pattern(_) => (linear_modules(d).filter(|m| held(m)).collect(), Vec::new()),
+            LoraTargets::AllLinear => (linear_modules(d).collect(), Vec::new()),
+            LoraTargets::Names(targets) => select(d, targets),
+            LoraTargets::Pattern(_) => (linear_modules(d).filter(|m| held(m)).collect(), Vec::new()),
         };
         let of_field = |(field, reason): FieldReason| Error::field(&path, field, reason);
         let mut kept = Vec::with_capacity(targeted.len());
@@ -105,7 +105,9 @@ impl Adapter {
         refuse_other_targets(&path, &config, d, &names)?;
         if targeted.is_empty() {
             let reason = match &config.targets {
-                Targets::Pattern(_) => format!("{WEIGHTS} holds no module of this model, which has {}", available(d)),
+                LoraTargets::Pattern(_) => {
+                    format!("{WEIGHTS} holds no module of this model, which has {}", available(d))
+                }
                 _ => format!("names no module of this model, which has {}", available(d)),
             };
             return Err(Error::field(&path, "target_modules", reason));
@@ -163,27 +165,12 @@ impl Adapter {
         Ok(Self { lora, config, notes, side, digest })
     }
 
-    /// A new adapter: A uniform in ±1/√n_in (PEFT's Kaiming with a = √5), B zero, so that it changes nothing yet.
+    /// Makes a new adapter: A uniform in ±1/√n_in (PEFT's Kaiming with a = √5), B zero, so that it changes nothing yet.
     ///
     /// # Errors
     /// [`Error::Flag`]: a target that matches no module, a rank or alpha out of range.
-    pub fn new(d: &Description, settings: &LoraConfig, base: &str, seed: u64) -> Result<Self> {
-        if !(1..=MAX_RANK).contains(&settings.rank) {
-            return Err(Error::flag("lora-r", format!("expected 1 ..= {MAX_RANK}, found {}", settings.rank)));
-        }
-        positive("lora-alpha", settings.alpha)?;
-        let config = AdapterConfig::new(settings.rank, settings.alpha, Targets::typed(&settings.targets), base);
-        let (targeted, absent) = match &config.targets {
-            Targets::Names(names) => select(d, names),
-            Targets::AllLinear | Targets::Pattern(_) => (linear_modules(d).collect(), Vec::new()),
-        };
-        if let Some(target) = absent.first() {
-            let reason = format!("`{target}` matches no module; this model has {}", available(d));
-            return Err(Error::flag("lora-targets", reason));
-        }
-        if targeted.is_empty() {
-            return Err(Error::flag("lora-targets", format!("names no module; this model has {}", available(d))));
-        }
+    pub fn new(d: &ModelConfig, settings: &LoraConfig, base: &str, seed: u64) -> Result<Self> {
+        let (config, targeted) = new_config(d, settings, base)?;
         let mut rng = Rng::new(seed, 0x10ca);
         let mut lora = LoraSpec { rank: settings.rank, scale: config.scale(), ..LoraSpec::default() };
         for module in targeted {
@@ -193,6 +180,34 @@ impl Adapter {
         }
         Ok(Self { lora, config, notes: Vec::new(), side: SideFiles::default(), digest: String::new() })
     }
+}
+
+/// Checks a new adapter's configuration. Returns it with the modules that it names.
+///
+/// # Errors
+/// [`Error::Flag`]: a target that matches no module, a rank or alpha out of range.
+pub fn new_config<'d>(
+    d: &'d ModelConfig,
+    settings: &LoraConfig,
+    base: &str,
+) -> Result<(AdapterConfig, Vec<&'d LinearSpec>)> {
+    if !(1..=MAX_RANK).contains(&settings.rank) {
+        return Err(Error::flag("lora-r", format!("expected 1 ..= {MAX_RANK}, found {}", settings.rank)));
+    }
+    positive("lora-alpha", settings.alpha)?;
+    let config = AdapterConfig::new(settings.rank, settings.alpha, LoraTargets::typed(&settings.targets), base);
+    let (targeted, absent) = match &config.targets {
+        LoraTargets::Names(names) => select(d, names),
+        LoraTargets::AllLinear | LoraTargets::Pattern(_) => (linear_modules(d).collect(), Vec::new()),
+    };
+    if let Some(target) = absent.first() {
+        let reason = format!("`{target}` matches no module; this model has {}", available(d));
+        return Err(Error::flag("lora-targets", reason));
+    }
+    if targeted.is_empty() {
+        return Err(Error::flag("lora-targets", format!("names no module; this model has {}", available(d))));
+    }
+    Ok((config, targeted))
 }
 
 /// Returns SHA-256 of a configuration and tensors, in hexadecimal.
@@ -213,7 +228,7 @@ fn digest(config: &str, file: &TensorFile) -> Result<String> {
 fn refuse_other_targets(
     path: &Path,
     config: &AdapterConfig,
-    d: &Description,
+    d: &ModelConfig,
     names: &BTreeMap<String, &str>,
 ) -> Result<()> {
     let embedding = d.embedding.trim_end_matches(".weight");
@@ -228,7 +243,7 @@ fn refuse_other_targets(
 }
 
 /// Returns the base's weight that a tensor of an adapter's file stands for, by its name in the model.
-fn saved_weight(name: &str, d: &Description) -> Option<String> {
+fn saved_weight(name: &str, d: &ModelConfig) -> Option<String> {
     let name = name.strip_prefix(PREFIX)?.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".");
     let is_head = name == format!("{}.weight", d.head.name);
     (is_head || d.tensors().iter().any(|spec| spec.name == name)).then_some(name)
@@ -239,7 +254,7 @@ fn compare_with_base(
     file: &TensorFile,
     stored_name: &str,
     weight: &str,
-    d: &Description,
+    d: &ModelConfig,
     base: Option<&Checkpoint>,
     config_path: &Path,
     config: &AdapterConfig,
@@ -273,7 +288,7 @@ fn compare_with_base(
 }
 
 /// Modules that names match, by their last component or a longer suffix, as PEFT matches them; and the names that match none.
-fn select<'a>(d: &'a Description, names: &[String]) -> (Vec<&'a Module>, Vec<String>) {
+fn select<'a>(d: &'a ModelConfig, names: &[String]) -> (Vec<&'a LinearSpec>, Vec<String>) {
     let mut hit = BTreeSet::new();
     let wanted: BTreeSet<&str> = names.iter().map(String::as_str).collect();
     let modules = linear_modules(d).filter(|module| {
@@ -287,13 +302,13 @@ fn select<'a>(d: &'a Description, names: &[String]) -> (Vec<&'a Module>, Vec<Str
 }
 
 /// "down_proj, q_proj, ... (or all-linear)".
-fn available(d: &Description) -> String {
+fn available(d: &ModelConfig) -> String {
     let names: BTreeSet<&str> = linear_modules(d).filter_map(|m| m.name.rsplit('.').next()).collect();
     format!("{} (or {ALL_LINEAR})", names.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 /// Gives a module's A (0) or B (1).
-type Sides<'a> = dyn FnMut(&str, usize) -> Result<Vec<f32>> + 'a;
+type LoraSides<'a> = dyn FnMut(&str, usize) -> Result<Vec<f32>> + 'a;
 
 /// Writes an adapter into a folder. The config comes last.
 ///
@@ -302,10 +317,10 @@ type Sides<'a> = dyn FnMut(&str, usize) -> Result<Vec<f32>> + 'a;
 pub fn write_adapter(
     dir: &Path,
     config: &AdapterConfig,
-    d: &Description,
+    d: &ModelConfig,
     lora: &LoraSpec,
     dtype: OutputDtype,
-    values: &mut Sides,
+    values: &mut LoraSides,
 ) -> Result<()> {
     let (tensors, sources) = planned(d, lora, dtype);
     write_safetensors(&dir.join(WEIGHTS), &tensors, &mut |i| values(&sources[i].0, sources[i].1))?;
@@ -318,10 +333,10 @@ pub fn write_adapter(
 /// Whatever `values` says.
 pub fn encode_adapter(
     config: &AdapterConfig,
-    d: &Description,
+    d: &ModelConfig,
     lora: &LoraSpec,
     dtype: OutputDtype,
-    values: &mut Sides,
+    values: &mut LoraSides,
 ) -> Result<[(&'static str, Vec<u8>); 2]> {
     let (tensors, sources) = planned(d, lora, dtype);
     let mut weights = Vec::new();
@@ -330,14 +345,14 @@ pub fn encode_adapter(
 }
 
 /// An adapter's tensors, and each one's module and side.
-fn planned(d: &Description, lora: &LoraSpec, dtype: OutputDtype) -> (Vec<Planned>, Vec<(String, usize)>) {
+fn planned(d: &ModelConfig, lora: &LoraSpec, dtype: OutputDtype) -> (Vec<TensorToWrite>, Vec<(String, usize)>) {
     let mut tensors = Vec::new();
     let mut sources = Vec::new();
     for module in linear_modules(d).filter(|m| lora.modules.contains_key(&m.name)) {
         let rank = lora.rank_of(&module.name);
         let shapes = [vec![rank, module.n_in], vec![module.n_out, rank]];
         for (i, (name, shape)) in lora_names(&module.name).into_iter().zip(shapes).enumerate() {
-            tensors.push(Planned { name, shape, dtype });
+            tensors.push(TensorToWrite { name, shape, dtype });
             sources.push((module.name.clone(), i));
         }
     }

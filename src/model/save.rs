@@ -9,11 +9,11 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::checkpoint::Checkpoint;
-use super::description::{Description, TensorSpec};
+use super::description::{ModelConfig, TensorSpec};
 use super::side_files::{CONFIG, SideFiles};
 use crate::error::{Error, Result};
 use crate::files::{check_name, not_a_link, rename};
-pub use crate::files::{write_text, write_whole};
+pub use crate::files::{write_atomic, write_text};
 
 /// Weights' type on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -29,7 +29,7 @@ pub enum OutputDtype {
 
 impl OutputDtype {
     /// Returns the output type for a checkpoint's tensors of type `dtype`. Types other than BF16 and F16 give f32.
-    pub fn of(dtype: Dtype) -> Self {
+    pub fn from_stored(dtype: Dtype) -> Self {
         match dtype {
             Dtype::BF16 => Self::Bf16,
             Dtype::F16 => Self::F16,
@@ -72,7 +72,7 @@ impl OutputDtype {
 
 /// A tensor to write.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Planned {
+pub struct TensorToWrite {
     /// Name in the file.
     pub name: String,
     /// Dimensions in the file.
@@ -81,7 +81,7 @@ pub struct Planned {
     pub dtype: OutputDtype,
 }
 
-impl Planned {
+impl TensorToWrite {
     fn n_values(&self) -> u64 {
         self.shape.iter().map(|&n| n as u64).product()
     }
@@ -91,21 +91,26 @@ impl Planned {
 }
 
 /// Gives the i-th tensor's values; asked for one at a time.
-pub type Values<'a> = dyn FnMut(usize) -> Result<Vec<f32>> + 'a;
+pub type TensorValues<'a> = dyn FnMut(usize) -> Result<Vec<f32>> + 'a;
 
 /// Writes a safetensors file.
 ///
 /// # Errors
 /// Fails like [`encode_safetensors`].
-pub fn write_safetensors(path: &Path, tensors: &[Planned], values: &mut Values) -> Result<()> {
-    write_whole(path, |file| encode_safetensors(path, file, tensors, values))
+pub fn write_safetensors(path: &Path, tensors: &[TensorToWrite], values: &mut TensorValues) -> Result<()> {
+    write_atomic(path, |file| encode_safetensors(path, file, tensors, values))
 }
 
 /// The bytes of a safetensors file. Wider types come first, so that every tensor is aligned. `path` is for messages.
 ///
 /// # Errors
 /// [`Error::File`]; [`Error::Tensor`] for a value that does not fit; whatever `values` says.
-pub fn encode_safetensors(path: &Path, out: &mut impl Write, tensors: &[Planned], values: &mut Values) -> Result<()> {
+pub fn encode_safetensors(
+    path: &Path,
+    out: &mut impl Write,
+    tensors: &[TensorToWrite],
+    values: &mut TensorValues,
+) -> Result<()> {
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].dtype.bytes()));
     let mut header = serde_json::Map::new();
@@ -151,7 +156,7 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 ///
 /// # Errors
 /// Fails like [`write_safetensors`].
-pub fn write_model(dir: &Path, tensors: &[Planned], shard_bytes: u64, values: &mut Values) -> Result<()> {
+pub fn write_model(dir: &Path, tensors: &[TensorToWrite], shard_bytes: u64, values: &mut TensorValues) -> Result<()> {
     let mut shards: Vec<std::ops::Range<usize>> = Vec::new();
     let mut size = 0;
     for (i, t) in tensors.iter().enumerate() {
@@ -174,7 +179,7 @@ pub fn write_model(dir: &Path, tensors: &[Planned], shard_bytes: u64, values: &m
         write_safetensors(&dir.join(&name), &tensors[shard.clone()], &mut |i| values(first + i))?;
         weight_map.extend(tensors[shard.clone()].iter().map(|t| (t.name.clone(), json!(name))));
     }
-    let total: u64 = tensors.iter().map(Planned::n_bytes).sum();
+    let total: u64 = tensors.iter().map(TensorToWrite::n_bytes).sum();
     let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
     write_text(&dir.join(INDEX), &format!("{index:#}\n"))
 }
@@ -190,7 +195,7 @@ pub fn write_side_files(side: &SideFiles, to: &Path) -> Result<()> {
             fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
         }
         let bytes = side.bytes(name)?.unwrap_or_default();
-        write_whole(&target, |file| file.write_all(bytes).map_err(|e| Error::file(&target, e)))?;
+        write_atomic(&target, |file| file.write_all(bytes).map_err(|e| Error::file(&target, e)))?;
     }
     Ok(())
 }
@@ -225,14 +230,14 @@ pub const PARTIAL: &str = ".partial";
 /// A folder that is filled aside and takes its place, or adds its files to an existing one, only when it is whole. Dropped
 /// before that it leaves nothing.
 #[derive(Debug)]
-pub struct Staging {
+pub struct StagedFolder {
     out: PathBuf,
     dir: PathBuf,
     /// `out` was there: files move one by one.
     into_existing: bool,
 }
 
-impl Staging {
+impl StagedFolder {
     /// Begins; what an earlier, killed run left aside is removed.
     ///
     /// # Errors
@@ -244,12 +249,12 @@ impl Staging {
         let dir = if into_existing {
             out.join(PARTIAL)
         } else {
-            let name = out.file_name().ok_or_else(|| Error::file(out, "is no name of a folder"))?;
+            let name = out.file_name().ok_or_else(|| Error::file(out, "is not the name of a folder"))?;
             out.with_file_name(format!(".{}.partial", name.to_string_lossy()))
         };
         let at = |e: std::io::Error| Error::file(out, e);
         if into_existing && !out.is_dir() {
-            return Err(Error::file(out, "exists and is no folder"));
+            return Err(Error::file(out, "exists and is not a folder"));
         }
         match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(at(e)),
@@ -268,7 +273,7 @@ impl Staging {
         staging.commit()
     }
 
-    /// Returns the folder to write into until [`Staging::commit`].
+    /// Returns the folder to write into until [`StagedFolder::commit`].
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -306,7 +311,7 @@ impl Staging {
     }
 }
 
-impl Drop for Staging {
+impl Drop for StagedFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);
     }
@@ -322,7 +327,7 @@ pub fn save_model(
     out: &Path,
     source: &Checkpoint,
     side: &SideFiles,
-    d: &Description,
+    d: &ModelConfig,
     dtype: Option<OutputDtype>,
     texts: &[(&str, String)],
     values: &mut dyn FnMut(&TensorSpec) -> Result<Vec<f32>>,
@@ -330,14 +335,14 @@ pub fn save_model(
     let specs = d.tensors();
     let planned = |spec: &TensorSpec| {
         let stored = source.info(&spec.name).map_or(Dtype::F32, |(dtype, _)| dtype);
-        Planned {
+        TensorToWrite {
             name: source.file_name(&spec.name).into(),
             shape: spec.shape.clone(),
-            dtype: dtype.unwrap_or(OutputDtype::of(stored)),
+            dtype: dtype.unwrap_or(OutputDtype::from_stored(stored)),
         }
     };
-    let tensors: Vec<Planned> = specs.iter().map(planned).collect();
-    Staging::filled(out, |dir| {
+    let tensors: Vec<TensorToWrite> = specs.iter().map(planned).collect();
+    StagedFolder::filled(out, |dir| {
         write_model(dir, &tensors, SHARD_BYTES, &mut |i| values(&specs[i]))?;
         write_side_files(side, dir)?;
         for (name, text) in texts {
@@ -352,8 +357,8 @@ mod tests {
     use super::*;
     use crate::model::tensor_file::TensorFile;
 
-    fn planned(name: &str, shape: &[usize], dtype: OutputDtype) -> Planned {
-        Planned { name: name.into(), shape: shape.into(), dtype }
+    fn planned(name: &str, shape: &[usize], dtype: OutputDtype) -> TensorToWrite {
+        TensorToWrite { name: name.into(), shape: shape.into(), dtype }
     }
 
     #[test]
@@ -400,10 +405,10 @@ mod tests {
     fn a_staged_folder_is_whole_or_absent() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
-        drop(Staging::new(&out).unwrap());
+        drop(StagedFolder::new(&out).unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         for text in ["one", "two"] {
-            let staging = Staging::new(&out).unwrap();
+            let staging = StagedFolder::new(&out).unwrap();
             write_text(&staging.dir().join("x"), text).unwrap();
             staging.commit().unwrap();
             assert_eq!(fs::read_to_string(out.join("x")).unwrap(), text);
@@ -421,7 +426,7 @@ mod tests {
         fs::write(&theirs, "theirs").unwrap();
         std::os::unix::fs::symlink(&theirs, out.join("x")).unwrap();
         let fill = |dir: &Path| write_text(&dir.join("a"), "a").and_then(|()| write_text(&dir.join("x"), "x"));
-        let error = Staging::filled(&out, fill).unwrap_err().to_string();
+        let error = StagedFolder::filled(&out, fill).unwrap_err().to_string();
         assert!(error.contains("out/x: is a link"), "{error}");
         assert!(out.join("x").is_symlink() && !out.join("a").exists());
         assert_eq!(fs::read_to_string(&theirs).unwrap(), "theirs");

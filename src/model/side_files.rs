@@ -306,9 +306,9 @@ mod tests {
         let large = fs::File::create(dir.join("merges.txt")).unwrap();
         large.set_len(MAX_CONFIG_BYTES + 1).unwrap();
         let read = SideFiles::read(dir);
-        assert!(read.bytes("LICENSE").unwrap_err().to_string().ends_with("LICENSE: is no regular file"));
+        assert!(read.bytes("LICENSE").unwrap_err().to_string().ends_with("LICENSE: is not a regular file"));
         assert!(read.bytes("merges.txt").unwrap_err().to_string().contains("at most 67108864 are read"));
-        assert!(read.check_copied().unwrap_err().to_string().ends_with("LICENSE: is no regular file"));
+        assert!(read.check_copied().unwrap_err().to_string().ends_with("LICENSE: is not a regular file"));
         assert!(side(&[("LICENSE", "x")]).check_copied().is_ok());
         let latin = SideFiles::from_contents(Path::new("x"), [(CHAT_TEMPLATE, &b"\xe4x"[..])]);
         assert!(latin.text(CHAT_TEMPLATE).unwrap_err().to_string().contains("chat_template.jinja: invalid utf-8"));

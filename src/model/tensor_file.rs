@@ -18,8 +18,8 @@ use crate::error::{Error, Result};
 /// An opened safetensors file.
 pub struct TensorFile {
     path: PathBuf,
-    content: Box<dyn Content>,
-    tensors: BTreeMap<String, Stored>,
+    content: Box<dyn TensorContent>,
+    tensors: BTreeMap<String, StoredTensor>,
 }
 
 impl std::fmt::Debug for TensorFile {
@@ -29,7 +29,7 @@ impl std::fmt::Debug for TensorFile {
 }
 
 /// Contents of a file, wherever the file is: a browser has no paths to open.
-pub trait Content {
+pub trait TensorContent {
     /// Length.
     fn n_bytes(&self) -> u64;
     /// Fills `into` from `offset` on.
@@ -39,7 +39,7 @@ pub trait Content {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> std::result::Result<(), String>;
 }
 
-impl Content for Vec<u8> {
+impl TensorContent for Vec<u8> {
     fn n_bytes(&self) -> u64 {
         self.len() as u64
     }
@@ -67,7 +67,7 @@ impl OnDisk {
     }
 }
 
-impl Content for OnDisk {
+impl TensorContent for OnDisk {
     fn n_bytes(&self) -> u64 {
         self.n_bytes
     }
@@ -85,7 +85,7 @@ impl Content for OnDisk {
 
 /// A tensor's place in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredTensor {
     /// Data type in the header. Only F32, F16 and BF16 can be read as numbers.
     pub dtype: Dtype,
     /// Dimensions in the header.
@@ -98,7 +98,7 @@ pub struct Stored {
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 const CHUNK_BYTES: usize = 1 << 18;
 
-impl Stored {
+impl StoredTensor {
     /// Length in bytes.
     pub fn n_bytes(&self) -> u64 {
         self.range.end - self.range.start
@@ -124,16 +124,16 @@ impl TensorFile {
         let path = path.as_ref();
         let at = |e: std::io::Error| Error::file(path, e);
         if !std::fs::metadata(path).map_err(at)?.is_file() {
-            return Err(Error::file(path, "is no file"));
+            return Err(Error::file(path, "is not a file"));
         }
-        Self::of(path, Box::new(OnDisk::open(path).map_err(at)?))
+        Self::from_content(path, Box::new(OnDisk::open(path).map_err(at)?))
     }
 
     /// Reads the header of a file's content; `path` is for messages.
     ///
     /// # Errors
     /// Fails like [`TensorFile::open`].
-    pub fn of(path: impl AsRef<Path>, content: Box<dyn Content>) -> Result<Self> {
+    pub fn from_content(path: impl AsRef<Path>, content: Box<dyn TensorContent>) -> Result<Self> {
         let (path, n_bytes) = (path.as_ref(), content.n_bytes());
         let mut file = Self { path: path.into(), content, tensors: BTreeMap::new() };
         let bad = |reason: String| Error::file(path, reason);
@@ -161,7 +161,7 @@ impl TensorFile {
         }
         for (name, info) in metadata.tensors() {
             let range = start + info.data_offsets.0 as u64..start + info.data_offsets.1 as u64;
-            file.tensors.insert(name, Stored { dtype: info.dtype, shape: info.shape.clone(), range });
+            file.tensors.insert(name, StoredTensor { dtype: info.dtype, shape: info.shape.clone(), range });
         }
         Ok(file)
     }
@@ -172,7 +172,7 @@ impl TensorFile {
     }
 
     /// Returns the tensors by name.
-    pub fn tensors(&self) -> &BTreeMap<String, Stored> {
+    pub fn tensors(&self) -> &BTreeMap<String, StoredTensor> {
         &self.tensors
     }
 
@@ -184,7 +184,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::File`]; whatever `each` says.
-    pub fn pieces(&self, stored: &Stored, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    pub fn pieces(&self, stored: &StoredTensor, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let mut piece = vec![0; CHUNK_BYTES.min(stored.n_bytes() as usize)];
         let mut at = stored.range.start;
         while at < stored.range.end {
@@ -200,7 +200,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn bytes(&self, stored: &Stored) -> Result<Vec<u8>> {
+    pub fn bytes(&self, stored: &StoredTensor) -> Result<Vec<u8>> {
         let mut bytes = vec![0; stored.n_bytes() as usize];
         self.read_at(stored.range.start, &mut bytes)?;
         Ok(bytes)
@@ -210,7 +210,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::File`]; [`Error::Tensor`] for another type.
-    pub fn values(&self, name: &str, stored: &Stored) -> Result<Vec<f32>> {
+    pub fn values(&self, name: &str, stored: &StoredTensor) -> Result<Vec<f32>> {
         self.check_float(name, stored)?;
         let width = if stored.dtype == Dtype::F32 { 4 } else { 2 };
         let mut values = Vec::with_capacity(stored.n_bytes() as usize / width);
@@ -222,7 +222,7 @@ impl TensorFile {
     }
 
     /// [`Error::Tensor`] unless the tensor is F32, F16 or BF16.
-    pub(crate) fn check_float(&self, name: &str, stored: &Stored) -> Result<()> {
+    pub(crate) fn check_float(&self, name: &str, stored: &StoredTensor) -> Result<()> {
         if stored.is_float() {
             return Ok(());
         }
@@ -233,7 +233,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn same(&self, a: &Stored, other: &Self, b: &Stored) -> Result<bool> {
+    pub fn same(&self, a: &StoredTensor, other: &Self, b: &StoredTensor) -> Result<bool> {
         if a.dtype != b.dtype || a.shape != b.shape || a.n_bytes() != b.n_bytes() {
             return Ok(false);
         }

@@ -7,15 +7,15 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 
 use super::description::TensorSpec;
-use super::trace::SavedDtype;
+use super::saved::SavedDtype;
 use crate::error::Result;
 use crate::gpu::{Gpu, Role, Slot};
 use crate::kernels::adamw;
-use crate::kernels::moments::{self, BLOCK, Moments, Optim};
-use crate::kernels::storage::{Packed, Storage};
+use crate::kernels::moments::{self, BLOCK, MomentFormat, Optim};
+use crate::kernels::storage::{PackedWeight, WeightFormat};
 
 /// Source of weights, read tensor by tensor, so that at most one tensor is in memory.
-pub trait Source {
+pub trait WeightSource {
     /// Whether the tensor is stored as bf16.
     fn is_bf16(&self, spec: &TensorSpec) -> bool;
     /// All values, as stored (before any transposition).
@@ -27,7 +27,7 @@ pub trait Source {
 
 /// Rows of a tensor in one buffer.
 #[derive(Debug, Clone)]
-pub struct Part {
+pub struct RowShard {
     /// First row.
     pub first: usize,
     /// Rows.
@@ -48,9 +48,9 @@ pub struct Weight {
     /// Columns.
     pub cols: usize,
     /// Storage format of `parts`.
-    pub storage: Storage,
+    pub storage: WeightFormat,
     /// Parts of the tensor by rows, in order.
-    pub parts: Vec<Part>,
+    pub parts: Vec<RowShard>,
 }
 
 impl Weight {
@@ -90,25 +90,25 @@ fn held(spec: &TensorSpec, values: Vec<f32>) -> Vec<f32> {
 
 /// All trained parameters.
 #[derive(Debug, Default)]
-pub struct Arena {
+pub struct WeightArena {
     /// Pages of values, gradients and moments.
-    pub pages: Vec<adamw::Page>,
+    pub pages: Vec<adamw::ParamBucket>,
     /// The tensors in them.
-    pub tensors: Vec<Trained>,
+    pub tensors: Vec<TrainedTensor>,
 }
 
 /// A trained tensor's state: what a checkpoint holds.
 #[derive(Debug, Clone)]
-pub struct Trained {
+pub struct TrainedTensor {
     /// Hugging Face's or PEFT's.
     pub name: String,
     /// Values and moments.
-    pub arrays: Vec<Array>,
+    pub arrays: Vec<StateArray>,
 }
 
 /// Values, moments, codes of moments or their scales, of one tensor.
 #[derive(Debug, Clone)]
-pub struct Array {
+pub struct StateArray {
     /// `param`, `m`, `v` or `absmax`.
     pub role: &'static str,
     /// Data type in a checkpoint's header. Slots are whole words: codes may be followed by padding that stands for zero.
@@ -129,7 +129,7 @@ pub struct TrainedSpec {
 
 /// Storage and update of trained parameters, and data type of the activations saved for their gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Training {
+pub struct TrainOptions {
     /// `None`: there are no updates, so there are no moments.
     pub optim: Option<Optim>,
     /// Data type of trained matrices.
@@ -140,7 +140,7 @@ pub struct Training {
     pub decay_all: bool,
 }
 
-impl Training {
+impl TrainOptions {
     /// Gradients alone, or an adapter that is only read.
     pub const NONE: Self =
         Self { optim: None, param_dtype: ParamDtype::F32, saved_dtype: SavedDtype::F32, decay_all: false };
@@ -175,23 +175,25 @@ const LEAST_IN_EIGHT_BITS: usize = 4096;
 
 /// Properties that all tensors of a page share. Weight decay is not one: the last tensors of a page may be without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Kind {
+struct BucketKind {
     bf16: bool,
     eight_bits: bool,
 }
 
-impl Training {
+impl TrainOptions {
     fn decays(&self, spec: &TensorSpec) -> bool {
         self.decay_all || spec.shape.len() > 1
     }
 
     /// Embeddings keep moments in f32, as transformers' Trainer leaves them: a row that no token of a step has gets no gradient, and where
     /// its second moment were rounded to zero and the first one not, the update would be divided by ε alone.
-    fn kind(&self, tensor: &TrainedSpec) -> Kind {
+    fn kind(&self, tensor: &TrainedSpec) -> BucketKind {
         let (rows, cols) = held_shape(&tensor.spec);
         let is_matrix = tensor.spec.shape.len() == 2;
-        Kind {
-            bf16: self.param_dtype == ParamDtype::Bf16 && is_matrix && cols.is_multiple_of(Storage::Bf16.columns()),
+        BucketKind {
+            bf16: self.param_dtype == ParamDtype::Bf16
+                && is_matrix
+                && cols.is_multiple_of(WeightFormat::Bf16.columns()),
             eight_bits: self.optim == Some(Optim::Adamw8bit)
                 && is_matrix
                 && !tensor.embeds
@@ -201,23 +203,23 @@ impl Training {
 }
 
 /// A tensor to be laid out.
-struct Extent {
+struct TensorExtent {
     rows: usize,
     cols: usize,
-    kind: Kind,
+    kind: BucketKind,
 }
 
 /// A page to be allocated.
 #[derive(Debug, PartialEq)]
-struct Span {
-    kind: Kind,
-    /// Number of the first element, like [`adamw::Page`]'s `first`.
+struct BucketExtent {
+    kind: BucketKind,
+    /// Number of the first element, like [`adamw::ParamBucket`]'s `first`.
     first: usize,
     len: usize,
 }
 
 #[derive(Debug)]
-struct Place {
+struct TensorPlacement {
     tensor: usize,
     first: usize,
     rows: usize,
@@ -230,11 +232,11 @@ const QUAD_ROWS: usize = 4;
 
 /// Pages and places: tensors in order, those of a kind together, split by rows where one is larger than a page. Each tensor begins at a
 /// block, and is split at one: so all blocks and all numbers of elements are the same for any length of pages.
-fn lay_out(tensors: &[Extent], page_len: usize) -> (Vec<Span>, Vec<Place>) {
-    let (mut pages, mut places): (Vec<Span>, Vec<Place>) = (Vec::new(), Vec::new());
+fn lay_out(tensors: &[TensorExtent], page_len: usize) -> (Vec<BucketExtent>, Vec<TensorPlacement>) {
+    let (mut pages, mut places): (Vec<BucketExtent>, Vec<TensorPlacement>) = (Vec::new(), Vec::new());
     // Of the tensor's first element.
     let mut number = 0;
-    for (tensor, &Extent { rows, cols, kind }) in tensors.iter().enumerate() {
+    for (tensor, &TensorExtent { rows, cols, kind }) in tensors.iter().enumerate() {
         // As many rows end at a block's end. (No matrix is so wide that these are more than a page.)
         let unit = BLOCK >> cols.trailing_zeros().min(BLOCK.trailing_zeros());
         // What is copied into another order has its rows in quads, and must fit a page as well.
@@ -246,13 +248,13 @@ fn lay_out(tensors: &[Extent], page_len: usize) -> (Vec<Span>, Vec<Place>) {
             let behind = pages.last().filter(|p| p.kind == kind).map(|p| p.len.next_multiple_of(BLOCK));
             let at = behind.filter(|at| at + padded * cols <= page_len);
             if at.is_none() {
-                pages.push(Span { kind, first: number + first * cols, len: 0 });
+                pages.push(BucketExtent { kind, first: number + first * cols, len: 0 });
             }
             let (at, fit) = (at.unwrap_or(0), page_len / cols.max(1));
             let rows = if padded <= fit { left } else { (fit / unit * unit).clamp(1, left) };
             let page = pages.len() - 1;
             pages[page].len = at + rows * cols;
-            places.push(Place { tensor, first, rows, page, offset: at });
+            places.push(TensorPlacement { tensor, first, rows, page, offset: at });
             first += rows;
         }
         number += (rows * cols).next_multiple_of(BLOCK);
@@ -263,27 +265,27 @@ fn lay_out(tensors: &[Extent], page_len: usize) -> (Vec<Span>, Vec<Place>) {
 }
 
 /// `n` elements of a page from `at` on: values, gradients, and all arrays of the state.
-fn slices(page: &adamw::Page, at: usize, n: usize) -> (Slot, Slot, Vec<(&'static str, Dtype, Slot)>) {
+fn slices(page: &adamw::ParamBucket, at: usize, n: usize) -> (Slot, Slot, Vec<(&'static str, Dtype, Slot)>) {
     let (w, dtype) = match page.storage {
-        Storage::Bf16 => (page.params.slice(at / 2, n / 2), Dtype::BF16),
+        WeightFormat::Bf16 => (page.params.slice(at / 2, n / 2), Dtype::BF16),
         _ => (page.params.slice(at, n), Dtype::F32),
     };
     let mut arrays = vec![("param", dtype, w.clone())];
     match &page.moments {
-        Moments::None => {}
-        Moments::F32 { m, v } => {
+        MomentFormat::None => {}
+        MomentFormat::F32 { m, v } => {
             arrays.extend([("m", m), ("v", v)].map(|(role, slot)| (role, Dtype::F32, slot.slice(at, n))));
         }
-        Moments::EightBits { m, v, absmax, .. } => {
+        MomentFormat::EightBits { m, v, absmax, .. } => {
             let codes = |slot: &Slot| slot.slice(at / 4, n.div_ceil(4));
             arrays.extend([("m", m), ("v", v)].map(|(role, slot)| (role, Dtype::U8, codes(slot))));
-            arrays.push(("absmax", Dtype::F32, absmax.piece(at / BLOCK * 2, n.div_ceil(BLOCK) * 2)));
+            arrays.push(("absmax", Dtype::F32, absmax.slice_unaligned(at / BLOCK * 2, n.div_ceil(BLOCK) * 2)));
         }
     }
     (w, page.grads.slice(at, n), arrays)
 }
 
-impl Arena {
+impl WeightArena {
     /// Allocates parameters and gradients, and moments where there are updates; loads initial values. Decaying tensors come first.
     ///
     /// # Errors
@@ -291,47 +293,47 @@ impl Arena {
     pub fn new(
         gpu: &Gpu,
         mut tensors: Vec<TrainedSpec>,
-        training: &Training,
+        training: &TrainOptions,
     ) -> Result<(Self, BTreeMap<String, Weight>)> {
         tensors.sort_by_key(|t| (training.kind(t), !training.decays(&t.spec)));
         let extent = |t: &TrainedSpec| {
             let (rows, cols) = held_shape(&t.spec);
-            Extent { rows, cols, kind: training.kind(t) }
+            TensorExtent { rows, cols, kind: training.kind(t) }
         };
-        let extents: Vec<Extent> = tensors.iter().map(extent).collect();
+        let extents: Vec<TensorExtent> = tensors.iter().map(extent).collect();
         let (spans, places) = lay_out(&extents, (gpu.caps().max_binding_bytes / 4) as usize);
         let maps = spans.iter().any(|s| s.kind.eight_bits).then(|| moments::maps(gpu));
-        let page = |(index, span): (usize, &Span)| {
+        let page = |(index, span): (usize, &BucketExtent)| {
             let first_plain = places.iter().find(|p| p.page == index && !training.decays(&tensors[p.tensor].spec));
-            let storage = if span.kind.bf16 { Storage::Bf16 } else { Storage::F32 };
-            adamw::Page {
+            let storage = if span.kind.bf16 { WeightFormat::Bf16 } else { WeightFormat::F32 };
+            adamw::ParamBucket {
                 len: span.len,
                 first: span.first,
-                params: gpu.lasting(Role::Params, storage.words(1, span.len)),
+                params: gpu.alloc_persistent(Role::Params, storage.words(1, span.len)),
                 storage,
-                grads: gpu.lasting(Role::Grads, span.len),
+                grads: gpu.alloc_persistent(Role::Grads, span.len),
                 moments: match (training.optim, &maps) {
-                    (None, _) => Moments::None,
-                    (Some(_), Some(maps)) if span.kind.eight_bits => Moments::eight_bits(gpu, span.len, maps),
-                    (Some(_), _) => Moments::f32(gpu, span.len),
+                    (None, _) => MomentFormat::None,
+                    (Some(_), Some(maps)) if span.kind.eight_bits => MomentFormat::eight_bits(gpu, span.len, maps),
+                    (Some(_), _) => MomentFormat::f32(gpu, span.len),
                 },
                 decay_end: first_plain.map_or(span.len, |p| p.offset),
             }
         };
-        let pages: Vec<adamw::Page> = spans.iter().enumerate().map(page).collect();
+        let pages: Vec<adamw::ParamBucket> = spans.iter().enumerate().map(page).collect();
         // Before gigabytes are read for memory that is not there.
         gpu.check()?;
         let mut weights = BTreeMap::new();
         let mut places = places.into_iter().peekable();
         let mut all = Vec::new();
         for (index, tensor) in tensors.into_iter().enumerate() {
-            let Extent { rows, cols, kind } = extents[index];
-            let storage = if kind.bf16 { Storage::Bf16 } else { Storage::F32 };
+            let TensorExtent { rows, cols, kind } = extents[index];
+            let storage = if kind.bf16 { WeightFormat::Bf16 } else { WeightFormat::F32 };
             let packed = match gpu.is_plan() {
                 true => None,
-                false => Some(Packed::new(storage, held(&tensor.spec, (tensor.values)()?), cols)),
+                false => Some(PackedWeight::new(storage, held(&tensor.spec, (tensor.values)()?), cols)),
             };
-            let (mut parts, mut arrays): (Vec<Part>, Vec<Array>) = (Vec::new(), Vec::new());
+            let (mut parts, mut arrays): (Vec<RowShard>, Vec<StateArray>) = (Vec::new(), Vec::new());
             while let Some(p) = places.next_if(|p| p.tensor == index) {
                 let (w, d_w, slices) = slices(&pages[p.page], p.offset, p.rows * cols);
                 if let Some(packed) = &packed {
@@ -340,13 +342,13 @@ impl Arena {
                 for (i, (role, dtype, slot)) in slices.into_iter().enumerate() {
                     match arrays.get_mut(i) {
                         Some(array) => array.slots.push(slot),
-                        None => arrays.push(Array { role, dtype, slots: vec![slot] }),
+                        None => arrays.push(StateArray { role, dtype, slots: vec![slot] }),
                     }
                 }
-                parts.push(Part { first: p.first, rows: p.rows, w, d_w: Some(d_w) });
+                parts.push(RowShard { first: p.first, rows: p.rows, w, d_w: Some(d_w) });
             }
             gpu.check()?;
-            all.push(Trained { name: tensor.spec.name.clone(), arrays });
+            all.push(TrainedTensor { name: tensor.spec.name.clone(), arrays });
             weights.insert(tensor.spec.name.clone(), Weight { spec: tensor.spec, rows, cols, storage, parts });
         }
         Ok((Self { pages, tensors: all }, weights))
@@ -373,9 +375,9 @@ pub enum BaseDtype {
     F32,
     /// Rounded to bf16.
     Bf16,
-    /// [`Storage::Int8`].
+    /// [`WeightFormat::Int8`].
     Int8,
-    /// [`Storage::Nf4`].
+    /// [`WeightFormat::Nf4`].
     Nf4,
 }
 
@@ -395,47 +397,47 @@ impl BaseDtype {
     }
 
     /// The quantised storage, where it is one.
-    pub fn quantised(self) -> Option<Storage> {
+    pub fn quantised(self) -> Option<WeightFormat> {
         match self {
-            Self::Int8 => Some(Storage::Int8),
-            Self::Nf4 => Some(Storage::Nf4),
+            Self::Int8 => Some(WeightFormat::Int8),
+            Self::Nf4 => Some(WeightFormat::Nf4),
             Self::Auto | Self::F32 | Self::Bf16 => None,
         }
     }
 
     /// Returns the storage of a matrix of `cols` columns. Falls back to bf16 where `cols` does not fit the quantised storage's blocks, and
     /// to f32 where it does not fit a word.
-    pub fn storage(self, cols: usize, is_bf16: bool) -> Storage {
+    pub fn storage(self, cols: usize, is_bf16: bool) -> WeightFormat {
         let wanted = match self {
-            Self::Auto if is_bf16 => Storage::Bf16,
-            Self::Auto | Self::F32 => Storage::F32,
-            Self::Bf16 => Storage::Bf16,
-            Self::Int8 => Storage::Int8,
-            Self::Nf4 => Storage::Nf4,
+            Self::Auto if is_bf16 => WeightFormat::Bf16,
+            Self::Auto | Self::F32 => WeightFormat::F32,
+            Self::Bf16 => WeightFormat::Bf16,
+            Self::Int8 => WeightFormat::Int8,
+            Self::Nf4 => WeightFormat::Nf4,
         };
-        let fits = |s: &Storage| cols.is_multiple_of(s.columns());
-        [wanted, Storage::Bf16].into_iter().find(fits).unwrap_or(Storage::F32)
+        let fits = |s: &WeightFormat| cols.is_multiple_of(s.columns());
+        [wanted, WeightFormat::Bf16].into_iter().find(fits).unwrap_or(WeightFormat::F32)
     }
 }
 
 /// A frozen tensor before it is loaded: how it is held, and memory for its parts.
 #[derive(Debug)]
 pub struct FrozenTensor {
-    storage: Storage,
+    storage: WeightFormat,
     /// First row, rows and elements of four bytes.
     parts: Vec<(usize, usize, usize)>,
     slots: Vec<Slot>,
 }
 
 impl FrozenTensor {
-    fn new(gpu: &Gpu, spec: &TensorSpec, source: &dyn Source, base: BaseDtype) -> Self {
+    fn new(gpu: &Gpu, spec: &TensorSpec, source: &dyn WeightSource, base: BaseDtype) -> Self {
         let (rows, cols) = held_shape(spec);
         let is_matrix = spec.shape.len() == 2;
-        let storage = if is_matrix { base.storage(cols, source.is_bf16(spec)) } else { Storage::F32 };
+        let storage = if is_matrix { base.storage(cols, source.is_bf16(spec)) } else { WeightFormat::F32 };
         // Products for CPUs unpack a part into f32, which must fit a binding too. Quantised parts are smaller than bf16's.
         let widest = match storage {
-            _ if gpu.caps().unpacks_weights() => Storage::F32,
-            Storage::Int8 | Storage::Nf4 => Storage::Bf16,
+            _ if gpu.caps().unpacks_weights() => WeightFormat::F32,
+            WeightFormat::Int8 | WeightFormat::Nf4 => WeightFormat::Bf16,
             other => other,
         };
         let per_row = widest.words(1, cols).max(1);
@@ -456,7 +458,7 @@ impl FrozenTensor {
     pub fn allocate<'s>(
         gpu: &Gpu,
         specs: impl Iterator<Item = (&'s TensorSpec, BaseDtype)>,
-        source: &dyn Source,
+        source: &dyn WeightSource,
     ) -> Result<BTreeMap<String, Self>> {
         let mut all: Vec<(&str, Self)> =
             specs.map(|(spec, base)| (spec.name.as_str(), Self::new(gpu, spec, source, base))).collect();
@@ -471,17 +473,17 @@ impl FrozenTensor {
     ///
     /// # Errors
     /// Errors of the source, and those of [`Gpu::check`].
-    pub fn load(self, gpu: &Gpu, spec: &TensorSpec, source: &dyn Source) -> Result<Weight> {
+    pub fn load(self, gpu: &Gpu, spec: &TensorSpec, source: &dyn WeightSource) -> Result<Weight> {
         let (rows, cols) = held_shape(spec);
         let Self { storage, parts, slots } = self;
         if !gpu.is_plan() {
-            let packed = Packed::new(storage, held(spec, source.values(spec)?), cols);
+            let packed = PackedWeight::new(storage, held(spec, source.values(spec)?), cols);
             for (slot, (first, n, _)) in slots.iter().zip(&parts) {
                 gpu.write(slot, &packed.part(*first, *n, cols));
             }
             gpu.check()?;
         }
-        let parts = slots.into_iter().zip(parts).map(|(w, (first, rows, _))| Part { first, rows, w, d_w: None });
+        let parts = slots.into_iter().zip(parts).map(|(w, (first, rows, _))| RowShard { first, rows, w, d_w: None });
         Ok(Weight { spec: spec.clone(), rows, cols, storage, parts: parts.collect() })
     }
 }
@@ -495,7 +497,7 @@ pub async fn read_back(gpu: &Gpu, weight: &Weight, gradient: bool) -> Result<Vec
     for part in &weight.parts {
         let slot = if gradient { part.d_w.as_ref() } else { Some(&part.w) };
         let Some(slot) = slot else { continue };
-        let storage = if gradient { Storage::F32 } else { weight.storage };
+        let storage = if gradient { WeightFormat::F32 } else { weight.storage };
         let words = gpu.read::<u32>(&[slot]).await?.concat();
         all.extend(storage.unpack(&words, part.rows, weight.cols));
     }
@@ -506,11 +508,11 @@ pub async fn read_back(gpu: &Gpu, weight: &Weight, gradient: bool) -> Result<Vec
 mod tests {
     use super::*;
 
-    const F32: Kind = Kind { bf16: false, eight_bits: false };
-    const EIGHT: Kind = Kind { bf16: false, eight_bits: true };
+    const F32: BucketKind = BucketKind { bf16: false, eight_bits: false };
+    const EIGHT: BucketKind = BucketKind { bf16: false, eight_bits: true };
 
-    fn extents(all: &[(usize, usize, Kind)]) -> Vec<Extent> {
-        all.iter().map(|&(rows, cols, kind)| Extent { rows, cols, kind }).collect()
+    fn extents(all: &[(usize, usize, BucketKind)]) -> Vec<TensorExtent> {
+        all.iter().map(|&(rows, cols, kind)| TensorExtent { rows, cols, kind }).collect()
     }
 
     #[test]

@@ -1,27 +1,27 @@
 //! Training loss: a preference loss, or the likelihood of responses.
 
-use super::{Coupling, Curve, Link, Objective, Preference, Shift, Term};
+use super::{LossFn, Objective, PreferenceLoss, ReferencePoint, ScoreCoupling, ScoreKind, Term};
 
 /// Training loss.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Goal {
+#[derive(Debug, Clone, PartialEq)]
+pub enum TrainingLoss {
     /// A preference loss over rows.
-    Preference(Preference),
+    Preference(PreferenceLoss),
     /// Σ −log π(response token).
     Sft,
 }
 
-impl Goal {
+impl TrainingLoss {
     /// The terms of its loss, over rows that are pairs or not.
     pub fn terms(&self, paired: bool) -> Vec<Term> {
         match self {
             Self::Preference(p) => p.terms(paired),
             Self::Sft => vec![Term {
-                link: Link::Sum,
+                link: ScoreKind::Sum,
                 scope: Objective::Dpo,
                 referenced: false,
-                coupling: Coupling::Sides(Shift::Zero),
-                curve: Curve::Linear,
+                coupling: ScoreCoupling::Sides(ReferencePoint::Zero),
+                curve: LossFn::Linear,
                 scale: 1.0,
                 offset: 0.0,
                 weights: [1.0; 2],

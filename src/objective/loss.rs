@@ -1,6 +1,6 @@
 //! The losses: names, formulas with their sources, and what they are made of.
 
-use super::{Coupling, Curve, Link, Objective, Preference, Shift, Term};
+use super::{LossFn, Objective, PreferenceLoss, ReferencePoint, ScoreCoupling, ScoreKind, Term};
 
 /// A loss. In the formulas s = log π − log π_ref of the chosen (c) and the rejected (r) side, a mean over scored tokens where barred;
 /// Δ = s_c − s_r; p̄ = exp of the mean log-probability of a scored token. What is scored is the objective's choice.
@@ -91,23 +91,23 @@ impl Loss {
     }
 
     /// The sum that it is.
-    pub fn terms(self, p: &Preference, paired: bool) -> Vec<Term> {
+    pub fn terms(self, p: &PreferenceLoss, paired: bool) -> Vec<Term> {
         let e = p.label_smoothing;
         let plain = Term {
-            link: Link::Sum,
+            link: ScoreKind::Sum,
             scope: p.objective,
             referenced: !p.reference_free && !self.is_reference_free(),
-            coupling: Coupling::Own,
-            curve: Curve::Logistic { up: 1.0, down: 0.0 },
+            coupling: ScoreCoupling::Own,
+            curve: LossFn::Logistic { up: 1.0, down: 0.0 },
             scale: p.beta,
             offset: 0.0,
             weights: [1.0; 2],
         };
-        let smoothed = Term { curve: Curve::Logistic { up: 1.0 - e, down: e }, ..plain };
+        let smoothed = Term { curve: LossFn::Logistic { up: 1.0 - e, down: e }, ..plain };
         let likelihood = Term {
-            link: Link::TokenMean,
-            coupling: Coupling::Sides(Shift::Zero),
-            curve: Curve::Linear,
+            link: ScoreKind::TokenMean,
+            coupling: ScoreCoupling::Sides(ReferencePoint::Zero),
+            curve: LossFn::Linear,
             scale: 1.0,
             weights: [1.0, 0.0],
             ..plain
@@ -116,25 +116,33 @@ impl Loss {
             Self::Sigmoid => vec![smoothed],
             Self::Robust => {
                 let (up, down) = ((1.0 - e) / (1.0 - 2.0 * e), -e / (1.0 - 2.0 * e));
-                vec![Term { curve: Curve::Logistic { up, down }, ..plain }]
+                vec![Term { curve: LossFn::Logistic { up, down }, ..plain }]
             }
-            Self::Hinge => vec![Term { curve: Curve::Hinge, ..plain }],
+            Self::Hinge => vec![Term { curve: LossFn::Hinge, ..plain }],
             Self::Ipo => {
-                vec![Term { link: Link::Mean, curve: Curve::Square, scale: 1.0, offset: 0.5 / p.beta, ..plain }]
+                vec![Term { link: ScoreKind::Mean, curve: LossFn::Square, scale: 1.0, offset: 0.5 / p.beta, ..plain }]
             }
-            Self::Simpo => vec![Term { link: Link::Mean, offset: p.simpo_gamma, ..plain }],
-            Self::Orpo => vec![Term { link: Link::LogOdds, scale: 1.0, ..plain }.times(p.beta), likelihood],
+            Self::Simpo => vec![Term { link: ScoreKind::Mean, offset: p.simpo_gamma, ..plain }],
+            Self::Orpo => vec![Term { link: ScoreKind::LogOdds, scale: 1.0, ..plain }.times(p.beta), likelihood],
             Self::KtoPair => {
-                vec![Term { coupling: Coupling::Sides(Shift::Opposite), curve: Curve::Sigmoid, ..plain }.times(0.5)]
+                vec![
+                    Term { coupling: ScoreCoupling::Sides(ReferencePoint::Opposite), curve: LossFn::Sigmoid, ..plain }
+                        .times(0.5),
+                ]
             }
             Self::Kto => {
                 let share = if paired { 0.5 } else { 1.0 };
                 let weights = [share * p.desirable_weight, share * p.undesirable_weight];
-                vec![Term { coupling: Coupling::Sides(Shift::Positive), curve: Curve::Sigmoid, weights, ..plain }]
+                vec![Term {
+                    coupling: ScoreCoupling::Sides(ReferencePoint::Positive),
+                    curve: LossFn::Sigmoid,
+                    weights,
+                    ..plain
+                }]
             }
-            Self::BcoPair => vec![Term { coupling: Coupling::Sides(Shift::Mean), ..plain }],
-            Self::AotUnpaired => vec![Term { coupling: Coupling::Sorted, ..smoothed }],
-            Self::Rpo => vec![Term { coupling: Coupling::Cross, ..plain }],
+            Self::BcoPair => vec![Term { coupling: ScoreCoupling::Sides(ReferencePoint::Mean), ..plain }],
+            Self::AotUnpaired => vec![Term { coupling: ScoreCoupling::Sorted, ..smoothed }],
+            Self::Rpo => vec![Term { coupling: ScoreCoupling::Cross, ..plain }],
             Self::Sft => vec![Term { scope: Objective::Dpo, ..likelihood }],
         }
     }

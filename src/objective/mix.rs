@@ -8,14 +8,14 @@ use super::Loss;
 /// Losses with their weights: `sigmoid`, or `sigmoid=1,sft=0.2`. At least one weight is above 0.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(into = "String", try_from = "String")]
-pub struct Mix {
+pub struct LossMix {
     /// Weights in the order of [`Loss::ALL`]; 0 leaves the loss out.
     weights: [f64; Loss::ALL.len()],
 }
 
-impl Mix {
+impl LossMix {
     /// Makes a mix of one loss, with weight 1.
-    pub const fn of(loss: Loss) -> Self {
+    pub const fn single(loss: Loss) -> Self {
         let mut weights = [0.0; Loss::ALL.len()];
         weights[loss as usize] = 1.0;
         Self { weights }
@@ -39,7 +39,7 @@ impl Mix {
     }
 }
 
-impl FromStr for Mix {
+impl FromStr for LossMix {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -53,7 +53,7 @@ impl FromStr for Mix {
             let value = weight.trim().parse::<f64>().ok();
             // As the device takes it.
             let value = value.filter(|w| *w > 0.0 && (*w as f32).is_normal());
-            let value = value.ok_or_else(|| format!("the weight of {name}, `{weight}`, is no number above 0"))?;
+            let value = value.ok_or_else(|| format!("the weight of {name}, `{weight}`, is not a number above 0"))?;
             if mix.has(loss) {
                 return Err(format!("{name} is there twice"));
             }
@@ -63,7 +63,7 @@ impl FromStr for Mix {
     }
 }
 
-impl fmt::Display for Mix {
+impl fmt::Display for LossMix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts: Vec<(Loss, f64)> = self.parts().collect();
         if let [(loss, 1.0)] = parts.as_slice() {
@@ -74,13 +74,13 @@ impl fmt::Display for Mix {
     }
 }
 
-impl From<Mix> for String {
-    fn from(mix: Mix) -> Self {
+impl From<LossMix> for String {
+    fn from(mix: LossMix) -> Self {
         mix.to_string()
     }
 }
 
-impl TryFrom<String> for Mix {
+impl TryFrom<String> for LossMix {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -96,30 +96,30 @@ mod tests {
     fn losses_are_numbered_as_they_are_listed() {
         for (i, loss) in Loss::ALL.into_iter().enumerate() {
             assert_eq!(loss as usize, i);
-            assert_eq!(loss.name().parse(), Ok(Mix::of(loss)));
-            assert_eq!(Mix::of(loss).to_string(), loss.name());
+            assert_eq!(loss.name().parse(), Ok(LossMix::single(loss)));
+            assert_eq!(LossMix::single(loss).to_string(), loss.name());
         }
     }
 
     #[test]
     fn mixes_are_read_as_they_are_written() {
-        let mix: Mix = "sft = 0.25, sigmoid".parse().unwrap();
-        assert_eq!(mix, Mix::of(Loss::Sigmoid).plus(Loss::Sft, 0.25));
+        let mix: LossMix = "sft = 0.25, sigmoid".parse().unwrap();
+        assert_eq!(mix, LossMix::single(Loss::Sigmoid).plus(Loss::Sft, 0.25));
         assert_eq!(mix.to_string(), "sigmoid=1,sft=0.25");
         assert_eq!(mix.to_string().parse(), Ok(mix));
-        assert_eq!("hinge=2".parse::<Mix>().unwrap().to_string(), "hinge=2");
+        assert_eq!("hinge=2".parse::<LossMix>().unwrap().to_string(), "hinge=2");
         let all = "sigmoid, robust, hinge, ipo, simpo, orpo, kto_pair, kto, bco_pair, aot_unpaired, rpo, sft";
         for (text, reason) in [
             ("squared", format!("expected one of {all}; or several with weights, such as sigmoid=1,sft=0.2")),
             ("sigmoid=1,", format!("expected one of {all}; or several with weights, such as sigmoid=1,sft=0.2")),
-            ("sigmoid=0", "the weight of sigmoid, `0`, is no number above 0".into()),
-            ("sigmoid=-1", "the weight of sigmoid, `-1`, is no number above 0".into()),
-            ("sigmoid=inf", "the weight of sigmoid, `inf`, is no number above 0".into()),
-            ("sigmoid=1e-50", "the weight of sigmoid, `1e-50`, is no number above 0".into()),
-            ("sigmoid=a", "the weight of sigmoid, `a`, is no number above 0".into()),
+            ("sigmoid=0", "the weight of sigmoid, `0`, is not a number above 0".into()),
+            ("sigmoid=-1", "the weight of sigmoid, `-1`, is not a number above 0".into()),
+            ("sigmoid=inf", "the weight of sigmoid, `inf`, is not a number above 0".into()),
+            ("sigmoid=1e-50", "the weight of sigmoid, `1e-50`, is not a number above 0".into()),
+            ("sigmoid=a", "the weight of sigmoid, `a`, is not a number above 0".into()),
             ("sigmoid=1,sigmoid=2", "sigmoid is there twice".into()),
         ] {
-            assert_eq!(text.parse::<Mix>().unwrap_err(), reason, "{text}");
+            assert_eq!(text.parse::<LossMix>().unwrap_err(), reason, "{text}");
         }
     }
 }

@@ -6,16 +6,16 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::checksum::{Checksums, HashedWriter, SUMS};
-use super::state::{self, State};
+use super::checksum::{FileChecksums, HashedWriter, SUMS};
+use super::state::{self, TrainingState};
 use crate::error::{Error, Result};
 use crate::files::{not_a_link, remove_dir_all, rename, sync_folder};
 use crate::gpu::Gpu;
-use crate::model::weights::Arena;
+use crate::model::weights::WeightArena;
 
 /// Values and moments.
 const TENSORS: &str = "state.safetensors";
-/// A [`State`].
+/// A [`TrainingState`].
 const REST: &str = "state.json";
 
 /// Reads the step from a checkpoint's name.
@@ -53,7 +53,7 @@ pub fn sweep(dir: &Path) {
 ///
 /// # Errors
 /// [`Error::File`] (a full disk, for one), [`Error::Gpu`].
-pub async fn save(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path, keep: usize) -> Result<PathBuf> {
+pub async fn save(gpu: &Gpu, arena: &WeightArena, state: &TrainingState, dir: &Path, keep: usize) -> Result<PathBuf> {
     let (aside, whole) =
         (dir.join(format!(".checkpoint-{}.tmp", state.step)), dir.join(format!("checkpoint-{}", state.step)));
     let written = write(gpu, arena, state, &aside).await;
@@ -82,7 +82,7 @@ pub async fn save(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path, keep: usi
     Ok(whole)
 }
 
-async fn write(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path) -> Result<()> {
+async fn write(gpu: &Gpu, arena: &WeightArena, state: &TrainingState, dir: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(dir);
     fs::create_dir_all(dir).map_err(|e| Error::file(dir, e))?;
     let path = dir.join(TENSORS);
@@ -92,7 +92,7 @@ async fn write(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path) -> Result<()
     let (file, tensors) = file.finish();
     file.into_inner().map_err(|e| Error::file(&path, e.into_error()))?.sync_all().map_err(at)?;
     let text = serde_json::to_vec_pretty(state).map_err(|e| Error::file(dir.join(REST), e))?;
-    let sums = Checksums::from([(TENSORS, tensors), (REST, blake3::hash(&text))]);
+    let sums = FileChecksums::from([(TENSORS, tensors), (REST, blake3::hash(&text))]);
     for (name, bytes) in [(REST, text), (SUMS, sums.to_string().into_bytes())] {
         let path = dir.join(name);
         let at = |e: std::io::Error| Error::file(&path, e);
@@ -105,9 +105,9 @@ async fn write(gpu: &Gpu, arena: &Arena, state: &State, dir: &Path) -> Result<()
 
 /// A checkpoint that was found, and those that could not be used.
 #[derive(Debug, Default)]
-pub struct Resumed {
+pub struct ResumedRun {
     /// State of the last whole checkpoint; `None` where there are no checkpoints.
-    pub state: Option<State>,
+    pub state: Option<TrainingState>,
     /// Reasons why later checkpoints are not whole.
     pub damaged: Vec<Error>,
     /// The checkpoint, where it has no checksums: the first versions wrote none.
@@ -118,8 +118,8 @@ pub struct Resumed {
 ///
 /// # Errors
 /// [`Error::File`]: it is of a run with other settings. Where none is whole: what is wrong with the last one.
-pub fn resume(gpu: &Gpu, arena: &Arena, dir: &Path, fingerprint: &str) -> Result<Resumed> {
-    let mut found = Resumed::default();
+pub fn resume(gpu: &Gpu, arena: &WeightArena, dir: &Path, fingerprint: &str) -> Result<ResumedRun> {
+    let mut found = ResumedRun::default();
     for (_, checkpoint) in list(dir).into_iter().rev() {
         let opened = open(&checkpoint);
         if let Ok((state, _)) = &opened {
@@ -160,7 +160,7 @@ pub fn steps(dir: &Path, fingerprint: &str) -> Result<Vec<usize>> {
     Ok(steps)
 }
 
-fn check_fingerprint(checkpoint: &Path, state: &State, fingerprint: &str) -> Result<()> {
+fn check_fingerprint(checkpoint: &Path, state: &TrainingState, fingerprint: &str) -> Result<()> {
     let reason = "is of a run with other settings, data or model: resume with the same, or choose another --output-dir";
     if state.fingerprint == fingerprint { Ok(()) } else { Err(Error::file(checkpoint, reason)) }
 }
@@ -171,16 +171,16 @@ pub fn kept_time(dir: &Path) -> Option<u64> {
 }
 
 /// Reads what is no tensor, checked first: a damaged fingerprint is no other run's.
-fn open(dir: &Path) -> Result<(State, Option<Checksums>)> {
+fn open(dir: &Path) -> Result<(TrainingState, Option<FileChecksums>)> {
     not_a_link(dir)?;
-    let sums = Checksums::read(dir)?;
+    let sums = FileChecksums::read(dir)?;
     let path = dir.join(REST);
     let text = fs::read(&path).map_err(|e| Error::file(&path, e))?;
     sums.as_ref().map_or(Ok(()), |sums| sums.check(&path, REST, &text))?;
     Ok((serde_json::from_slice(&text).map_err(|e| Error::file(&path, e))?, sums))
 }
 
-fn restore(gpu: &Gpu, arena: &Arena, dir: &Path, sums: Option<&Checksums>) -> Result<()> {
+fn restore(gpu: &Gpu, arena: &WeightArena, dir: &Path, sums: Option<&FileChecksums>) -> Result<()> {
     let path = dir.join(TENSORS);
     let file = File::open(&path).map_err(|e| Error::file(&path, e))?;
     // SAFETY: the map is read here alone; a file that another process truncates meanwhile is beyond what any reader can mend.

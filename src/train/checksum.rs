@@ -50,21 +50,21 @@ impl<W: Write> Write for HashedWriter<W> {
 
 /// Names of files with their hashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Checksums(Vec<(String, Hash)>);
+pub struct FileChecksums(Vec<(String, Hash)>);
 
-impl<const N: usize> From<[(&str, Hash); N]> for Checksums {
+impl<const N: usize> From<[(&str, Hash); N]> for FileChecksums {
     fn from(sums: [(&str, Hash); N]) -> Self {
         Self(sums.map(|(name, hash)| (name.into(), hash)).into())
     }
 }
 
-impl fmt::Display for Checksums {
+impl fmt::Display for FileChecksums {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|(name, hash)| writeln!(f, "{hash}  {name}"))
     }
 }
 
-impl Checksums {
+impl FileChecksums {
     /// Reads the checksums of a folder; `None` where it has none.
     ///
     /// # Errors
@@ -100,15 +100,16 @@ mod tests {
     #[test]
     fn every_flipped_bit_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Checksums::read(dir.path()).unwrap(), None);
+        assert_eq!(FileChecksums::read(dir.path()).unwrap(), None);
         let mut writer = HashedWriter::new(Vec::new());
         writer.write_all(b"some ").and_then(|()| writer.write_all(b"bytes")).unwrap();
         let (bytes, hash) = writer.finish();
-        let sums = Checksums::from([("a", hash), ("b", blake3::hash(b""))]);
+        let sums = FileChecksums::from([("a", hash), ("b", blake3::hash(b""))]);
         std::fs::write(dir.path().join(SUMS), sums.to_string()).unwrap();
-        let read = Checksums::read(dir.path()).unwrap().unwrap();
+        let read = FileChecksums::read(dir.path()).unwrap().unwrap();
         assert_eq!(read, sums);
-        let check = |sums: &Checksums, bytes: &[u8]| sums.check(Path::new("a"), "a", bytes).map_err(|e| e.to_string());
+        let check =
+            |sums: &FileChecksums, bytes: &[u8]| sums.check(Path::new("a"), "a", bytes).map_err(|e| e.to_string());
         check(&read, &bytes).unwrap();
         for bit in 0..bytes.len() * 8 {
             let mut bytes = bytes.clone();
@@ -124,7 +125,7 @@ mod tests {
             std::fs::write(dir.path().join(SUMS), text).unwrap();
             // But for a letter of the hash in the other case.
             let case = bit % 8 == 5 && sums.to_string().as_bytes()[bit / 8].is_ascii_alphabetic() && bit / 8 < 64;
-            let read = Checksums::read(dir.path());
+            let read = FileChecksums::read(dir.path());
             assert_eq!(read.is_err() || check(&read.unwrap().unwrap(), &bytes).is_err(), !case, "bit {bit}");
         }
     }

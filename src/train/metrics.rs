@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub const METRICS: &str = "metrics.jsonl";
 
 /// A line of `metrics.jsonl`: names and numbers in their order.
-pub type Line = Map<String, Value>;
+pub type MetricsLine = Map<String, Value>;
 
 /// Means over pairs, or over texts with a label, the preferred ones being those that are desirable; NaN where there is nothing to take one of. All
 /// sums of log-probs are in nats.
@@ -56,7 +56,7 @@ impl PairMetrics {
 /// One sequence's share of [`PairMetrics`].
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SideScores {
-    /// [`crate::objective::Preference::reward`].
+    /// [`crate::objective::PreferenceLoss::reward`].
     pub reward: f64,
     /// The objective's score.
     pub logp: f64,
@@ -68,7 +68,7 @@ pub struct SideScores {
 
 /// Sums over the pairs and sequences of a step's micro-batches; divided once, at the end.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Accumulator {
+pub struct MetricsAccumulator {
     loss_sum: f64,
     n: usize,
     sums: PairMetrics,
@@ -78,7 +78,7 @@ pub struct Accumulator {
     tokens: u64,
 }
 
-impl Accumulator {
+impl MetricsAccumulator {
     /// Adds the summed loss of `n` pairs (or scored tokens: whatever the objective divides by), and the tokens computed.
     pub fn add_loss(&mut self, loss_sum: f64, n: usize, tokens: usize) {
         self.loss_sum += loss_sum;
@@ -170,8 +170,8 @@ pub struct StepMetrics {
 
 impl StepMetrics {
     /// Returns the metrics as a line of `metrics.jsonl`.
-    pub fn line(&self) -> Line {
-        let mut line = Line::new();
+    pub fn line(&self) -> MetricsLine {
+        let mut line = MetricsLine::new();
         line.insert("step".into(), self.step.into());
         for (name, value) in [("epoch", self.epoch), ("loss", self.loss), ("grad_norm", self.grad_norm)] {
             line.insert(name.into(), number(value));
@@ -203,8 +203,8 @@ pub struct EvalMetrics {
 
 impl EvalMetrics {
     /// Returns the metrics as a line of `metrics.jsonl`.
-    pub fn line(&self) -> Line {
-        let mut line = Line::new();
+    pub fn line(&self) -> MetricsLine {
+        let mut line = MetricsLine::new();
         line.insert("step".into(), self.step.into());
         line.insert("epoch".into(), number(self.epoch));
         line.insert("eval_loss".into(), number(self.loss));
@@ -221,7 +221,7 @@ fn number(value: f64) -> Value {
 }
 
 /// The step of a line.
-pub fn step(line: &Line) -> Option<u64> {
+pub fn step(line: &MetricsLine) -> Option<u64> {
     line.get("step").and_then(Value::as_u64)
 }
 
@@ -247,10 +247,10 @@ impl MetricsLog {
         let fail = |e| Error::file(path, e);
         let mut file = open_log(path)?;
         let lines = split(path, &std::fs::read(path).map_err(fail)?)?;
-        let is_training = |line: &&Line| line.contains_key("loss");
+        let is_training = |line: &&MetricsLine| line.contains_key("loss");
         let is_kept =
-            |line: &Line, s: u64| s < last_step || (s == last_step && (is_training(&line) || !evaluates_again));
-        let is_old = |line: &Line| step(line).is_none_or(|s| is_kept(line, s));
+            |line: &MetricsLine, s: u64| s < last_step || (s == last_step && (is_training(&line) || !evaluates_again));
+        let is_old = |line: &MetricsLine| step(line).is_none_or(|s| is_kept(line, s));
         let kept: Vec<_> = lines.iter().take_while(|(_, line)| is_old(line)).collect();
         let steps: BTreeSet<u64> = kept.iter().map(|(_, line)| line).filter(is_training).filter_map(step).collect();
         file.set_len(kept.last().map_or(0, |(end, _)| *end as u64)).map_err(fail)?;
@@ -259,7 +259,7 @@ impl MetricsLog {
     }
 
     /// Appends a line, in one write, before it returns.
-    pub fn append(&mut self, line: &Line) -> Result<()> {
+    pub fn append(&mut self, line: &MetricsLine) -> Result<()> {
         let mut text = Value::Object(line.clone()).to_string();
         text.push('\n');
         self.file.write_all(text.as_bytes()).map_err(|e| Error::file(&self.path, e))
@@ -267,18 +267,18 @@ impl MetricsLog {
 }
 
 /// The lines of a `metrics.jsonl`; a last line that was cut short is left out.
-pub fn read(path: &Path) -> Result<Vec<Line>> {
+pub fn read(path: &Path) -> Result<Vec<MetricsLine>> {
     let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
     Ok(split(path, &bytes)?.into_iter().map(|(_, line)| line).collect())
 }
 
 /// Each line with the offset of its end. Only the last line may be broken.
-fn split(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, Line)>> {
+fn split(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, MetricsLine)>> {
     let mut lines = Vec::new();
     let mut end = 0;
     for (i, text) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
         end += text.len();
-        match serde_json::from_slice::<Line>(text) {
+        match serde_json::from_slice::<MetricsLine>(text) {
             Ok(line) if text.ends_with(b"\n") => lines.push((end, line)),
             _ if end == bytes.len() => {}
             Ok(_) => unreachable!("only the last piece lacks its newline"),

@@ -4,13 +4,13 @@
 pub mod checkpoint;
 #[cfg(not(target_arch = "wasm32"))]
 mod checksum;
+pub mod lr_schedule;
+pub mod memory_plan;
 pub mod metrics;
 pub mod outcome;
 pub mod reference;
-pub mod report;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
-pub mod schedule;
 pub mod score_store;
 pub mod settings;
 pub mod similarity;

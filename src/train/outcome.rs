@@ -1,21 +1,21 @@
 //! Losses from scores, on the host, in f64: the values of rows that are known before a step, and the results.
 
 use crate::data::batch::Example;
-use crate::objective::Goal;
-use crate::objective::{Known, Loss, SequenceOutcome, Sums, cross_weights};
+use crate::objective::TrainingLoss;
+use crate::objective::{LossInputs, SequenceLogps, SequenceOutcome, cross_weights};
 
 use super::similarity::cosines;
 
 /// Values of an example that are computed before the policy scores it.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Reference {
+pub struct RowReference {
     /// The reference's scores (the objective's sums) of its sequences.
     pub scores: [f64; 2],
     /// Directions (D) of its sequences' instructions ([`super::similarity`]); empty where no loss compares them.
-    pub directions: [Vec<f32>; 2],
+    pub prompt_embeddings: [Vec<f32>; 2],
 }
 
-impl From<[f64; 2]> for Reference {
+impl From<[f64; 2]> for RowReference {
     fn from(scores: [f64; 2]) -> Self {
         Self { scores, ..Self::default() }
     }
@@ -30,22 +30,23 @@ fn tokens_per_row(examples: &[&Example]) -> [f64; 2] {
 
 /// Returns what is known of a micro-batch, as losses take it. Without references, every score of theirs is 0. `step` has the examples over which the
 /// loss is a mean, those of the micro-batch among them.
-pub fn known(goal: &Goal, examples: &[&Example], reference: &[Reference], step: &[&Example]) -> Known {
-    let none = Reference::default();
+pub fn known(goal: &TrainingLoss, examples: &[&Example], reference: &[RowReference], step: &[&Example]) -> LossInputs {
+    let none = RowReference::default();
     let of = |i| reference.get(i).unwrap_or(&none);
     let paired = examples.iter().all(|e| e.sequences.len() == 2);
-    let mut known = Known { paired, step_tokens_per_row: Some(tokens_per_row(step)), ..Known::default() };
+    let mut known = LossInputs { paired, step_tokens_per_row: Some(tokens_per_row(step)), ..LossInputs::default() };
     for (i, example) in examples.iter().enumerate() {
         for side in 0..example.sequences.len() {
             known.desirable.push(example.desirable.unwrap_or(side == 0));
             known.reference.push(of(i).scores[side]);
         }
     }
-    if let Goal::Preference(p) = goal
-        && p.loss.has(Loss::Rpo)
+    if let TrainingLoss::Preference(p) = goal
+        && p.compares_instructions()
     {
         let n = examples.len();
-        let [chosen, rejected] = [0, 1].map(|side| (0..n).map(|i| &of(i).directions[side][..]).collect::<Vec<_>>());
+        let [chosen, rejected] =
+            [0, 1].map(|side| (0..n).map(|i| &of(i).prompt_embeddings[side][..]).collect::<Vec<_>>());
         known.cross = cross_weights(&cosines(&chosen, &rejected), n, p.rpo_tau);
     }
     known
@@ -53,9 +54,9 @@ pub fn known(goal: &Goal, examples: &[&Example], reference: &[Reference], step: 
 
 /// A sequence with all that came of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Judged {
+pub struct SequenceResult {
     /// The policy's.
-    pub sums: Sums,
+    pub sums: SequenceLogps,
     /// Preferred, or of a label that says so.
     pub desirable: bool,
     /// Share of the row's loss, its derivatives, and the implicit reward.
@@ -64,21 +65,21 @@ pub struct Judged {
 
 /// Results of some rows: what metrics are made of.
 #[derive(Debug, Clone, Default)]
-pub struct Outcome {
+pub struct BatchResult {
     /// Sum of losses: over rows, or over tokens for SFT.
     pub loss_sum: f64,
     /// Number of terms in `loss_sum`: rows, or response tokens for SFT.
     pub n: usize,
     /// Rows with their sequences: chosen and rejected, or one with a label (empty for SFT).
-    pub rows: Vec<Vec<Judged>>,
+    pub rows: Vec<Vec<SequenceResult>>,
     /// Packed tokens.
     pub tokens: usize,
 }
 
-impl Outcome {
+impl BatchResult {
     /// Computes the outcome from per-sequence sums.
-    pub fn of(goal: &Goal, sums: &[Sums], known: &Known, tokens: usize) -> Self {
-        let Goal::Preference(p) = goal else {
+    pub fn new(goal: &TrainingLoss, sums: &[SequenceLogps], known: &LossInputs, tokens: usize) -> Self {
+        let TrainingLoss::Preference(p) = goal else {
             return Self {
                 loss_sum: -sums.iter().map(|s| s.response).sum::<f64>(),
                 n: sums.iter().map(|s| s.n_response).sum(),
@@ -87,9 +88,9 @@ impl Outcome {
             };
         };
         let outcomes = p.evaluate(sums, known);
-        let judged = |((&sums, &desirable), &outcome)| Judged { sums, desirable, outcome };
-        let all: Vec<Judged> = sums.iter().zip(&known.desirable).zip(&outcomes).map(judged).collect();
-        let rows: Vec<Vec<Judged>> = all.chunks(known.row_len()).map(<[Judged]>::to_vec).collect();
+        let judged = |((&sums, &desirable), &outcome)| SequenceResult { sums, desirable, outcome };
+        let all: Vec<SequenceResult> = sums.iter().zip(&known.desirable).zip(&outcomes).map(judged).collect();
+        let rows: Vec<Vec<SequenceResult>> = all.chunks(known.row_len()).map(<[SequenceResult]>::to_vec).collect();
         Self { loss_sum: outcomes.iter().map(|o| o.loss).sum(), n: rows.len(), rows, tokens }
     }
 

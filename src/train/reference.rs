@@ -3,16 +3,16 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::outcome::Reference;
+use super::outcome::RowReference;
 use super::score_store::{RowKey, ScoreStore, SideSums};
-use super::similarity::{directions, mean_instruction};
-use super::trainer::{Scored, by_tokens, score};
+use super::similarity::{mean_instruction, prompt_embeddings};
+use super::trainer::{ScoredSequence, batches_by_tokens, score};
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::decoder::Decoder;
 use crate::model::weights::Weight;
-use crate::objective::{Loss, Objective, Preference, Sums};
+use crate::objective::{Objective, PreferenceLoss, SequenceLogps};
 
 /// Forward passes of a block between two steps, at most: it begins with one, so that the first step comes soon, and doubles, so that later steps follow
 /// one another.
@@ -59,22 +59,22 @@ pub struct RowReferences {
     /// The reference's scores (the objective's sums) of a row's sequences.
     scores: Vec<Option<[f64; 2]>>,
     /// Directions of their instructions; empty where no loss compares them.
-    directions: Vec<Option<[Vec<f32>; 2]>>,
-    /// The mean of all instructions, which directions lead away from.
+    prompt_embeddings: Vec<Option<[Vec<f32>; 2]>>,
+    /// The mean of all instructions, which prompt_embeddings lead away from.
     mean: Option<Vec<f64>>,
 }
 
 impl RowReferences {
-    /// Returns a row's reference scores, and its directions where a loss compares them.
+    /// Returns a row's reference scores, and its prompt_embeddings where a loss compares them.
     ///
     /// # Panics
     /// Panics where the row was not scored: [`ReferenceScorer::find`] goes first.
-    pub fn get(&self, row: usize) -> Reference {
+    pub fn get(&self, row: usize) -> RowReference {
         let Some(scores) = self.scores[row] else { unreachable!("row {row} has no reference yet") };
-        let directions = self.directions.get(row).map_or_else(Default::default, |found| {
-            found.clone().unwrap_or_else(|| unreachable!("row {row} has no directions yet"))
+        let prompt_embeddings = self.prompt_embeddings.get(row).map_or_else(Default::default, |found| {
+            found.clone().unwrap_or_else(|| unreachable!("row {row} has no prompt_embeddings yet"))
         });
-        Reference { scores, directions }
+        RowReference { scores, prompt_embeddings }
     }
 
     /// Returns the scores that are known: what a run that goes on elsewhere needs not find out again.
@@ -89,21 +89,21 @@ impl RowReferences {
     }
 
     fn is_known(&self, row: usize) -> bool {
-        self.scores[row].is_some() && self.directions.get(row).is_none_or(Option::is_some)
+        self.scores[row].is_some() && self.prompt_embeddings.get(row).is_none_or(Option::is_some)
     }
 }
 
 /// Rows with what is known of them.
-pub struct Rows<'a> {
+pub struct TrainingRows<'e, 'r> {
     /// Examples in the data's order.
-    pub examples: &'a [Example],
+    pub examples: &'e [Example],
     /// References of the examples, as many.
-    pub references: &'a mut RowReferences,
+    pub references: &'r mut RowReferences,
 }
 
 /// Progress that a scorer tells while it works.
 #[derive(Debug)]
-pub enum Scoring<'a> {
+pub enum ScoringEvent<'a> {
     /// Rows that are scored, of those that this pass is about.
     Rows {
         /// So far.
@@ -116,11 +116,11 @@ pub enum Scoring<'a> {
 }
 
 /// Tells whether a pass is to end early, and what sees how far it is.
-pub struct Watch<'a> {
+pub struct ScoringWatch<'a> {
     /// Set: the pass ends after the rows on the device.
     pub stop: &'a AtomicBool,
     /// Sees what happens.
-    pub tell: &'a mut dyn FnMut(&Scoring<'_>),
+    pub tell: &'a mut dyn FnMut(&ScoringEvent<'_>),
 }
 
 /// Scores rows with a run's reference.
@@ -135,7 +135,7 @@ pub struct ReferenceScorer<'a> {
 }
 
 /// Sums of each example's sequences, from the scores of all of these.
-fn side_sums(examples: &[&Example], scored: &[Scored]) -> Vec<SideSums> {
+fn side_sums(examples: &[&Example], scored: &[ScoredSequence]) -> Vec<SideSums> {
     let mut rest = scored.iter().map(|s| [s.sums.instruction, s.sums.response]);
     let two = |e: &&Example| [0, 1].map(|side| if side < e.sequences.len() { rest.next() } else { None });
     examples.iter().map(two).map(|sides| sides.map(Option::unwrap_or_default)).collect()
@@ -143,14 +143,16 @@ fn side_sums(examples: &[&Example], scored: &[Scored]) -> Vec<SideSums> {
 
 /// The objective's scores of a row's sequences.
 fn scores(objective: Objective, sums: SideSums) -> [f64; 2] {
-    sums.map(|[instruction, response]| Sums { instruction, response, ..Sums::default() }.score(objective))
+    sums.map(|[instruction, response]| {
+        SequenceLogps { instruction, response, ..SequenceLogps::default() }.score(objective)
+    })
 }
 
 impl<'a> ReferenceScorer<'a> {
     /// Names the model of a run with this loss, the tokens of a forward pass, and where scores are kept. A loss without a reference gets none.
     pub fn new(
         gpu: &'a Gpu,
-        preference: &Preference,
+        preference: &PreferenceLoss,
         model: ReferenceModel<'a>,
         max_tokens: usize,
         store: Option<ScoreStore>,
@@ -159,7 +161,7 @@ impl<'a> ReferenceScorer<'a> {
             gpu,
             model: if preference.needs_reference() { model } else { ReferenceModel::Unneeded },
             objective: preference.objective,
-            compares_instructions: preference.loss.has(Loss::Rpo),
+            compares_instructions: preference.compares_instructions(),
             max_tokens,
             store,
             passes: 1,
@@ -168,14 +170,20 @@ impl<'a> ReferenceScorer<'a> {
 
     /// Returns the scorer of a run that compares with nothing: supervised fine-tuning.
     pub fn unneeded(gpu: &'a Gpu) -> Self {
-        Self::new(gpu, &Preference { reference_free: true, ..Preference::default() }, ReferenceModel::Unneeded, 0, None)
+        Self::new(
+            gpu,
+            &PreferenceLoss { reference_free: true, ..PreferenceLoss::default() },
+            ReferenceModel::Unneeded,
+            0,
+            None,
+        )
     }
 
     /// Begins a table of `n` rows.
     pub fn rows(&self, n: usize) -> RowReferences {
         let none = matches!(self.model, ReferenceModel::Unneeded).then_some([0.0; 2]);
-        let directions = if self.compares_instructions { vec![None; n] } else { Vec::new() };
-        RowReferences { scores: vec![none; n], directions, mean: None }
+        let prompt_embeddings = if self.compares_instructions { vec![None; n] } else { Vec::new() };
+        RowReferences { scores: vec![none; n], prompt_embeddings, mean: None }
     }
 
     /// Tells whether all rows of a run must be known before its first step: steps change what scores, or the embeddings that instructions are compared by.
@@ -196,7 +204,7 @@ impl<'a> ReferenceScorer<'a> {
     }
 
     /// Tells whether a row's reference is known; looks among the scores kept.
-    pub fn knows(&self, rows: &mut Rows<'_>, row: usize) -> bool {
+    pub fn knows(&self, rows: &mut TrainingRows<'_, '_>, row: usize) -> bool {
         if rows.references.scores[row].is_none()
             && let Some(sums) = self.store.as_ref().and_then(|store| store.get((&rows.examples[row]).into()))
         {
@@ -206,7 +214,7 @@ impl<'a> ReferenceScorer<'a> {
     }
 
     /// Takes the scores of all rows from a pass of the caller's over the untrained policy, where that is the reference.
-    pub fn take(&self, rows: &mut Rows<'_>, scored: &[Scored]) {
+    pub fn take(&self, rows: &mut TrainingRows<'_, '_>, scored: &[ScoredSequence]) {
         if !matches!(self.model, ReferenceModel::Untrained) {
             return;
         }
@@ -223,19 +231,19 @@ impl<'a> ReferenceScorer<'a> {
     pub async fn find(
         &mut self,
         policy: &Decoder,
-        rows: &mut Rows<'_>,
+        rows: &mut TrainingRows<'_, '_>,
         wanted: &[usize],
-        watch: &mut Watch<'_>,
+        watch: &mut ScoringWatch<'_>,
     ) -> Result<bool> {
         let unknown: Vec<usize> = wanted.iter().copied().filter(|&row| !self.knows(rows, row)).collect();
-        self.find_directions(policy, rows, &unknown).await?;
+        self.find_prompt_embeddings(policy, rows, &unknown).await?;
         let unscored: Vec<usize> = unknown.into_iter().filter(|&row| rows.references.scores[row].is_none()).collect();
         let examples: Vec<&Example> = unscored.iter().map(|&row| &rows.examples[row]).collect();
         let (mut done, total) = (0, unscored.len());
         if total > 0 {
-            (watch.tell)(&Scoring::Rows { done, total });
+            (watch.tell)(&ScoringEvent::Rows { done, total });
         }
-        for group in by_tokens(&examples, true, self.max_tokens) {
+        for group in batches_by_tokens(&examples, true, self.max_tokens) {
             if watch.stop.load(Ordering::Relaxed) {
                 return Ok(false);
             }
@@ -246,11 +254,11 @@ impl<'a> ReferenceScorer<'a> {
             if let Some(store) = &mut self.store {
                 let kept: Vec<_> = group.iter().map(|&example| RowKey::from(example)).zip(sums).collect();
                 if let Err(error) = store.append(&kept) {
-                    (watch.tell)(&Scoring::NotKept(&error));
+                    (watch.tell)(&ScoringEvent::NotKept(&error));
                 }
             }
             done += group.len();
-            (watch.tell)(&Scoring::Rows { done, total });
+            (watch.tell)(&ScoringEvent::Rows { done, total });
         }
         Ok(true)
     }
@@ -272,11 +280,16 @@ impl<'a> ReferenceScorer<'a> {
     }
 
     /// Directions of instructions, where a loss compares them.
-    async fn find_directions(&self, policy: &Decoder, rows: &mut Rows<'_>, unknown: &[usize]) -> Result<()> {
+    async fn find_prompt_embeddings(
+        &self,
+        policy: &Decoder,
+        rows: &mut TrainingRows<'_, '_>,
+        unknown: &[usize],
+    ) -> Result<()> {
         let (examples, references) = (rows.examples, &mut *rows.references);
-        let undirected = |row: &usize| references.directions.get(*row).is_some_and(Option::is_none);
-        let undirected: Vec<usize> = unknown.iter().copied().filter(undirected).collect();
-        if undirected.is_empty() {
+        let unembedded = |row: &usize| references.prompt_embeddings.get(*row).is_some_and(Option::is_none);
+        let unembedded: Vec<usize> = unknown.iter().copied().filter(unembedded).collect();
+        if unembedded.is_empty() {
             return Ok(());
         }
         let (gpu, most) = (self.gpu, self.max_tokens);
@@ -284,10 +297,10 @@ impl<'a> ReferenceScorer<'a> {
             references.mean = Some(mean_instruction(gpu, policy, examples, most).await?);
         }
         let mean = references.mean.as_deref().unwrap_or_default();
-        let of_rows: Vec<&Example> = undirected.iter().map(|&row| &examples[row]).collect();
-        let found = directions(gpu, policy, &of_rows, mean, most).await?;
-        for (row, found) in undirected.into_iter().zip(found) {
-            references.directions[row] = Some(found);
+        let of_rows: Vec<&Example> = unembedded.iter().map(|&row| &examples[row]).collect();
+        let found = prompt_embeddings(gpu, policy, &of_rows, mean, most).await?;
+        for (row, found) in unembedded.into_iter().zip(found) {
+            references.prompt_embeddings[row] = Some(found);
         }
         Ok(())
     }

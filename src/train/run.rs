@@ -1,18 +1,18 @@
 //! A training run: steps, evaluations, checkpoints, metrics. It may be interrupted at any moment, and resumes with bit-identical results.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use web_time::Instant;
 
-use super::checkpoint::{self, Resumed};
-use super::metrics::{Accumulator, EvalMetrics, Line, METRICS, MetricsLog, StepMetrics};
-use super::outcome::{Outcome, Reference, known};
-use super::reference::{ReferenceScorer, Rows, Scoring, Watch};
-use super::state::State;
-use super::steps::{Steps, tally};
+use super::checkpoint::{self, ResumedRun};
+use super::metrics::{EvalMetrics, METRICS, MetricsAccumulator, MetricsLine, MetricsLog, StepMetrics};
+use super::outcome::{BatchResult, RowReference, known};
+use super::reference::{ReferenceScorer, RowReferences, ScoringEvent, ScoringWatch, TrainingRows};
+use super::state::TrainingState;
+use super::steps::{StepInFlight, StepRunner, tally};
 use super::tensorboard::EventWriter;
-use super::trainer::{self, Trainer};
+use super::trainer::{self, RecordedStep, Trainer};
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, remove_dir_all};
@@ -24,30 +24,28 @@ pub const BEST: &str = "best";
 /// The folder of TensorBoard's files.
 pub const EVENTS: &str = "runs";
 
-/// Intervals of checkpoints and evaluations, in steps, and the number of checkpoints kept.
+/// Interval of checkpoints in steps, and the number of checkpoints kept.
 #[derive(Debug, Clone, Copy)]
-pub struct Cadence {
+pub struct CheckpointSettings {
     /// Steps between checkpoints.
     pub save_steps: usize,
-    /// Checkpoints kept.
+    /// Number of checkpoints that are kept.
     pub save_total_limit: usize,
-    /// Steps between evaluations; `None`: at the end.
-    pub eval_steps: Option<usize>,
 }
 
 /// Event that a run reports.
-pub enum Event<'a> {
+pub enum TrainingEvent<'a> {
     /// A step was done.
     Step(&'a StepMetrics),
     /// An evaluation was done.
     Eval(&'a EvalMetrics),
     /// A checkpoint cannot be read: the run goes on from an older one.
     Damaged(&'a Error),
-    /// The folder is not quite as an interrupted run leaves it.
+    /// A note, such as that the folder is not quite as an interrupted run leaves it.
     Note(&'a str),
     /// Rows are scored with the reference.
     Scored {
-        /// So far.
+        /// Rows so far.
         done: usize,
         /// Rows of this pass.
         total: usize,
@@ -61,60 +59,75 @@ pub enum Event<'a> {
     },
 }
 
-/// Data that a run learns from, what it is evaluated on, and its reference.
+/// Rows that a run learns from and is evaluated on, with their reference.
 pub struct RunData<'a> {
-    /// Rows to learn from.
-    pub rows: Rows<'a>,
-    /// Rows for evaluations.
-    pub eval: Option<Rows<'a>>,
-    /// Scores both with the reference, as the run comes to them.
-    pub scorer: ReferenceScorer<'a>,
+    examples: &'a [Example],
+    references: RowReferences,
+    /// Examples of evaluations with their references.
+    eval: Option<(&'a [Example], RowReferences)>,
+    scorer: ReferenceScorer<'a>,
 }
 
-/// Tells a run's events what a scorer tells.
-fn scoring<'a>(on_event: &'a mut dyn FnMut(&Event<'_>)) -> impl FnMut(&Scoring<'_>) + 'a {
+/// Reports the progress of a scorer as events of the run.
+fn scoring<'a>(on_event: &'a mut dyn FnMut(&TrainingEvent<'_>)) -> impl FnMut(&ScoringEvent<'_>) + 'a {
     move |scoring| match *scoring {
-        Scoring::Rows { done, total } => on_event(&Event::Scored { done, total }),
-        Scoring::NotKept(error) => on_event(&Event::Note(&format!("reference scores are not kept: {error}"))),
+        ScoringEvent::Rows { done, total } => on_event(&TrainingEvent::Scored { done, total }),
+        ScoringEvent::NotKept(error) => {
+            on_event(&TrainingEvent::Note(&format!("reference scores are not kept: {error}")))
+        }
     }
 }
 
-impl RunData<'_> {
-    /// Finds out the reference of every row that steps will visit and of evaluation rows, where the first step changes what it is made of.
+impl<'a> RunData<'a> {
+    /// Makes the data of a run. `scorer` scores rows with the reference when the run comes to them.
+    pub fn new(examples: &'a [Example], eval: Option<&'a [Example]>, scorer: ReferenceScorer<'a>) -> Self {
+        let references = scorer.rows(examples.len());
+        let eval = eval.map(|eval| (eval, scorer.rows(eval.len())));
+        Self { examples, references, eval, scorer }
+    }
+
+    /// Returns the examples to learn from with their reference values, and the scorer.
+    fn rows(&mut self) -> (TrainingRows<'a, '_>, &mut ReferenceScorer<'a>) {
+        (TrainingRows { examples: self.examples, references: &mut self.references }, &mut self.scorer)
+    }
+
+    /// Computes the reference values of every row that steps will visit and of the evaluation rows, where the first step changes the reference's weights.
     async fn prepare_all(
         &mut self,
         trainer: &Trainer<'_>,
-        steps: &Steps,
+        steps: &StepRunner,
         stop: &AtomicBool,
-        on_event: &mut dyn FnMut(&Event<'_>),
+        on_event: &mut dyn FnMut(&TrainingEvent<'_>),
     ) -> Result<bool> {
         if !self.scorer.precedes_steps(&trainer.decoder) {
             return Ok(true);
         }
         let mut tell = scoring(on_event);
-        let mut watch = Watch { stop, tell: &mut tell };
-        let found = self.scorer.find(&trainer.decoder, &mut self.rows, &steps.rows_left(), &mut watch).await?;
+        let mut watch = ScoringWatch { stop, tell: &mut tell };
+        let (mut rows, scorer) = self.rows();
+        let found = scorer.find(&trainer.decoder, &mut rows, &steps.rows_left(), &mut watch).await?;
         Ok(found && self.prepare_eval(trainer, &mut watch).await?)
     }
 
-    /// Finds out the reference of the next step's rows.
+    /// Computes the reference values of the next step's rows.
     async fn prepare_step(
         &mut self,
         trainer: &Trainer<'_>,
-        steps: &Steps,
+        steps: &StepRunner,
         stop: &AtomicBool,
-        on_event: &mut dyn FnMut(&Event<'_>),
+        on_event: &mut dyn FnMut(&TrainingEvent<'_>),
     ) -> Result<bool> {
         let mut tell = scoring(on_event);
-        let mut watch = Watch { stop, tell: &mut tell };
-        steps.prepare(&mut self.scorer, trainer, &mut self.rows, &mut watch).await
+        let mut watch = ScoringWatch { stop, tell: &mut tell };
+        let (mut rows, scorer) = self.rows();
+        steps.prepare(scorer, trainer, &mut rows, &mut watch).await
     }
 
-    /// Finds out the reference of evaluation rows.
-    async fn prepare_eval(&mut self, trainer: &Trainer<'_>, watch: &mut Watch<'_>) -> Result<bool> {
-        let Some(eval) = &mut self.eval else { return Ok(true) };
-        let all: Vec<usize> = (0..eval.examples.len()).collect();
-        self.scorer.find(&trainer.decoder, eval, &all, watch).await
+    /// Computes the reference values of the evaluation rows.
+    async fn prepare_eval(&mut self, trainer: &Trainer<'_>, watch: &mut ScoringWatch<'_>) -> Result<bool> {
+        let Some((examples, references)) = &mut self.eval else { return Ok(true) };
+        let all: Vec<usize> = (0..examples.len()).collect();
+        self.scorer.find(&trainer.decoder, &mut TrainingRows { examples, references }, &all, watch).await
     }
 
     /// Returns the loss and metrics of evaluation rows, where there are any.
@@ -122,43 +135,34 @@ impl RunData<'_> {
         &mut self,
         trainer: &Trainer<'_>,
         batch_size: usize,
-        on_event: &mut dyn FnMut(&Event<'_>),
-    ) -> Result<Option<(Accumulator, f64)>> {
+        on_event: &mut dyn FnMut(&TrainingEvent<'_>),
+    ) -> Result<Option<(MetricsAccumulator, f64)>> {
         // An evaluation that is due is done, even when the run is to stop.
         let stop = AtomicBool::new(false);
         {
             let mut tell = scoring(&mut *on_event);
-            self.prepare_eval(trainer, &mut Watch { stop: &stop, tell: &mut tell }).await?;
+            self.prepare_eval(trainer, &mut ScoringWatch { stop: &stop, tell: &mut tell }).await?;
         }
-        let Some(eval) = &self.eval else { return Ok(None) };
+        let Some((examples, references)) = &mut self.eval else { return Ok(None) };
         let started = Instant::now();
-        let n_rows = eval.examples.len();
-        let tell = &mut |done| on_event(&Event::Evaluated { done, total: n_rows });
-        let total = evaluate(trainer, eval, batch_size, tell).await?;
+        let n_rows = examples.len();
+        let tell = &mut |done| on_event(&TrainingEvent::Evaluated { done, total: n_rows });
+        let total = evaluate(trainer, &TrainingRows { examples, references }, batch_size, tell).await?;
         Ok(Some((total, started.elapsed().as_secs_f64())))
     }
 }
 
-/// Result of a run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Ended {
-    /// Steps done.
-    pub state: State,
-    /// The run was stopped on request before `max_steps`. There is a checkpoint of the steps done, if there are any.
-    pub interrupted: bool,
-}
-
-/// Computes loss and pair metrics over rows whose reference is known, without gradients. Tells `tell` the rows so far.
+/// Computes loss and pair metrics over rows whose reference values are known, without gradients. Calls `tell` with the rows so far.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
 pub async fn evaluate(
     trainer: &Trainer<'_>,
-    rows: &Rows<'_>,
+    rows: &TrainingRows<'_, '_>,
     batch_size: usize,
     tell: &mut dyn FnMut(usize),
-) -> Result<Accumulator> {
-    let mut total = Accumulator::default();
+) -> Result<MetricsAccumulator> {
+    let mut total = MetricsAccumulator::default();
     let examples: Vec<&Example> = rows.examples.iter().collect();
     for (i, chunk) in examples.chunks(batch_size.max(1)).enumerate() {
         let scored = trainer::score(
@@ -173,192 +177,296 @@ pub async fn evaluate(
         .await?;
         let sums: Vec<_> = scored.iter().map(|s| s.sums).collect();
         let first = i * batch_size.max(1);
-        let reference: Vec<Reference> = (first..first + chunk.len()).map(|row| rows.references.get(row)).collect();
+        let reference: Vec<RowReference> = (first..first + chunk.len()).map(|row| rows.references.get(row)).collect();
         let tokens = chunk.iter().map(|e| e.n_tokens(trainer.share_prefix)).sum();
         let known = known(&trainer.goal, chunk, &reference, &examples);
-        tally(&trainer.goal, &Outcome::of(&trainer.goal, &sums, &known, tokens), &mut total);
+        tally(&trainer.goal, &BatchResult::new(&trainer.goal, &sums, &known, tokens), &mut total);
         tell(first + chunk.len());
     }
     Ok(total)
 }
 
 /// Output folder of a run, with the values that a resumed run must match.
-pub struct Output<'a> {
-    /// `--output-dir`.
-    pub dir: &'a Path,
-    /// Settings, data and model, hashed.
-    pub fingerprint: &'a str,
-    /// The time that the chat template prints, where it prints one ([`State::time`]).
+#[derive(Debug, Clone)]
+pub struct RunOutput {
+    /// Path of the folder (`--output-dir`).
+    pub dir: PathBuf,
+    /// Hash of settings, data and model.
+    pub fingerprint: String,
+    /// Time that the chat template prints, if it prints one ([`TrainingState::time`]).
     pub time: Option<u64>,
-    /// Intervals of checkpoints and evaluations.
-    pub cadence: Cadence,
-    /// Go on from the last checkpoint.
+    /// Interval of checkpoints.
+    pub cadence: CheckpointSettings,
+    /// Whether the run goes on from the last checkpoint.
     pub resume: bool,
 }
 
-/// Trains until `max_steps`, or until `stop` is set: then the step under way ends and a checkpoint is written.
+/// A training run between two steps.
 ///
-/// # Errors
-/// [`crate::Error::NotFinite`], [`crate::Error::Gpu`], [`crate::Error::File`]. What was written before stays whole.
-pub async fn run(
-    trainer: &Trainer<'_>,
-    settings: &TrainSettings,
-    data: &mut RunData<'_>,
-    output: &Output<'_>,
-    stop: &AtomicBool,
-    on_event: &mut dyn FnMut(&Event<'_>),
-) -> Result<Ended> {
-    let gpu = trainer.gpu;
-    let arena = &trainer.decoder.arena;
-    let n = data.rows.examples.len();
-    let fresh = State { step: 0, num_tokens: 0, best: None, fingerprint: output.fingerprint.into(), time: output.time };
-    let kept = if output.resume { checkpoint::steps(output.dir, output.fingerprint)? } else { Vec::new() };
-    // Before a checkpoint takes the place of the weights that score; it may be any of those.
-    let first = State { step: kept.first().copied().unwrap_or(0), ..fresh.clone() };
-    if !data.prepare_all(trainer, &Steps::new(settings.clone(), n, first), stop, on_event).await? {
-        let state = State { step: kept.last().copied().unwrap_or(0), ..fresh };
-        return Ok(Ended { state, interrupted: true });
-    }
-    let resumed = if output.resume {
-        checkpoint::resume(gpu, arena, output.dir, output.fingerprint)?
-    } else {
-        Resumed::default()
-    };
-    resumed.damaged.iter().for_each(|e| on_event(&Event::Damaged(e)));
-    if let Some(dir) = &resumed.unchecked {
-        on_event(&Event::Note(&format!("{} has no checksums, and is taken unchecked", dir.display())));
-    }
-    let mut steps = Steps::new(settings.clone(), n, resumed.state.unwrap_or(fresh));
-    let max_steps = steps.schedule.max_steps;
-    if steps.state.step > max_steps {
-        let dir = output.dir.join(format!("checkpoint-{}", steps.state.step));
-        return Err(Error::file(dir, format!("is of step {} of {max_steps}", steps.state.step)));
-    }
-    let is_due = |every: Option<usize>, step: usize| every.is_some_and(|e| e > 0 && step.is_multiple_of(e));
-    let has_eval = data.eval.is_some();
-    let evaluates_after =
-        |step: usize| has_eval && step > 0 && (step == max_steps || is_due(output.cadence.eval_steps, step));
-    let log_path = output.dir.join(METRICS);
-    let log = match steps.state.step as u64 {
-        0 => {
-            if output.resume && log_path.exists() {
-                on_event(&Event::Note("there is no checkpoint yet: the run starts at step 1"));
-            }
-            MetricsLog::create(&log_path)?
-        }
-        step => {
-            let (log, missing) = MetricsLog::resume(&log_path, step, evaluates_after(steps.state.step))?;
-            if missing > 0 {
-                let text = format!("{}: {missing} of {step} steps are missing: curves have a gap", log_path.display());
-                on_event(&Event::Note(&text));
-            }
-            log
-        }
-    };
-    let events =
-        EventWriter::create(&output.dir.join(EVENTS), (steps.state.step > 0).then_some(steps.state.step as u64))?;
+/// With an output folder it writes metrics, TensorBoard's events and checkpoints there, and may go on from a checkpoint. Without one it lives in memory.
+pub struct TrainingRun<'a> {
+    trainer: Trainer<'a>,
+    settings: TrainSettings,
+    data: RunData<'a>,
+    output: Option<RunFiles>,
+    eval_steps: Option<usize>,
+    steps: StepRunner,
+    /// The next step, recorded while the last one ran.
+    next: Option<StepInFlight<RecordedStep<'a, 'a>>>,
+    /// All metrics of this run, in order.
+    lines: Vec<MetricsLine>,
+    end: Option<RunEnd>,
+}
 
-    let mut told = Told { log, events, on_event };
-    // A step's checkpoint comes before its evaluation, which may not have ended.
-    if evaluates_after(steps.state.step) {
-        let epoch = steps.epoch();
-        evaluate_step(trainer, settings, data, &mut steps.state, epoch, output, &mut told).await?;
-    }
-    let mut next = None;
-    let mut interrupted = false;
-    while steps.state.step < max_steps {
-        if stop.load(Ordering::Relaxed) {
-            interrupted = true;
-            break;
+/// End of a run that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunEnd {
+    /// All steps are done.
+    Finished,
+    /// The run was stopped on request. There is a checkpoint of its steps, if it has done some and has a folder.
+    Interrupted,
+}
+
+impl<'a> TrainingRun<'a> {
+    /// Begins a run, or goes on from the last checkpoint. Computes the reference values of all rows first, where steps would change the reference; `stop` ends
+    /// that.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a checkpoint of other settings, [`Error::Gpu`], [`Error::NotFinite`].
+    pub async fn start(
+        trainer: Trainer<'a>,
+        settings: TrainSettings,
+        mut data: RunData<'a>,
+        output: Option<RunOutput>,
+        eval_steps: Option<usize>,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(&TrainingEvent<'_>),
+    ) -> Result<Self> {
+        let n = data.examples.len();
+        let (fingerprint, time) = output.as_ref().map_or_else(Default::default, |o| (o.fingerprint.clone(), o.time));
+        let fresh = TrainingState { step: 0, num_tokens: 0, best: None, fingerprint, time };
+        let resumes = output.as_ref().filter(|output| output.resume);
+        let kept = resumes.map_or(Ok(Vec::new()), |o| checkpoint::steps(&o.dir, &o.fingerprint))?;
+        // Before a checkpoint takes the place of the weights that score; it may be any of those.
+        let first = TrainingState { step: kept.first().copied().unwrap_or(0), ..fresh.clone() };
+        if !data.prepare_all(&trainer, &StepRunner::new(settings.clone(), n, first), stop, on_event).await? {
+            let state = TrainingState { step: kept.last().copied().unwrap_or(0), ..fresh };
+            let (steps, end) = (StepRunner::new(settings.clone(), n, state), Some(RunEnd::Interrupted));
+            return Ok(Self {
+                trainer,
+                settings,
+                data,
+                output: None,
+                eval_steps,
+                steps,
+                next: None,
+                lines: Vec::new(),
+                end,
+            });
         }
-        if next.is_none() && !data.prepare_step(trainer, &steps, stop, told.on_event).await? {
-            continue;
+        let resumed = match resumes {
+            Some(o) => checkpoint::resume(trainer.gpu, &trainer.decoder.arena, &o.dir, &o.fingerprint)?,
+            None => ResumedRun::default(),
+        };
+        resumed.damaged.iter().for_each(|e| on_event(&TrainingEvent::Damaged(e)));
+        if let Some(dir) = &resumed.unchecked {
+            on_event(&TrainingEvent::Note(&format!("{} has no checksums, and is taken unchecked", dir.display())));
+        }
+        let steps = StepRunner::new(settings.clone(), n, resumed.state.unwrap_or(fresh));
+        let mut run =
+            Self { trainer, settings, data, output: None, eval_steps, steps, next: None, lines: Vec::new(), end: None };
+        if let Some(output) = output {
+            run.output = Some(run.open_files(output, on_event)?);
+        }
+        // A step's checkpoint comes before its evaluation, which may not have ended.
+        if run.evaluates_after(run.steps.state.step) {
+            let epoch = run.steps.epoch();
+            run.evaluate_step(epoch, on_event).await?;
+        }
+        Ok(run)
+    }
+
+    fn open_files(&self, output: RunOutput, on_event: &mut dyn FnMut(&TrainingEvent<'_>)) -> Result<RunFiles> {
+        let (step, max_steps) = (self.steps.state.step, self.steps.schedule.max_steps);
+        if step > max_steps {
+            let dir = output.dir.join(format!("checkpoint-{step}"));
+            return Err(Error::file(dir, format!("is of step {step} of {max_steps}")));
+        }
+        let log_path = output.dir.join(METRICS);
+        let log = match step as u64 {
+            0 => {
+                if output.resume && log_path.exists() {
+                    on_event(&TrainingEvent::Note("there is no checkpoint yet: the run starts at step 1"));
+                }
+                MetricsLog::create(&log_path)?
+            }
+            step => {
+                let (log, missing) = MetricsLog::resume(&log_path, step, self.evaluates_after(step as usize))?;
+                if missing > 0 {
+                    let text =
+                        format!("{}: {missing} of {step} steps are missing: curves have a gap", log_path.display());
+                    on_event(&TrainingEvent::Note(&text));
+                }
+                log
+            }
+        };
+        let events = EventWriter::create(&output.dir.join(EVENTS), (step > 0).then_some(step as u64))?;
+        Ok(RunFiles { output, log, events })
+    }
+
+    /// Does the next step, with the checkpoint and the evaluation that are due after it. Returns `None` where the run has ended ([`Self::end`]), after the last
+    /// step or because `stop` is set. In the latter case a checkpoint is written.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], [`Error::Gpu`], [`Error::File`]. Files that were written before stay whole.
+    pub async fn step(
+        &mut self,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(&TrainingEvent<'_>),
+    ) -> Result<Option<StepMetrics>> {
+        if self.end.is_some() {
+            return Ok(None);
+        }
+        let (done, max_steps) = (self.steps.state.step, self.steps.schedule.max_steps);
+        if done >= max_steps {
+            self.end = Some(RunEnd::Finished);
+            return Ok(None);
+        }
+        let stops = stop.load(Ordering::Relaxed)
+            || self.next.is_none() && !self.data.prepare_step(&self.trainer, &self.steps, stop, on_event).await?;
+        if stops {
+            self.end = Some(RunEnd::Interrupted);
+            self.trainer.check_weights(done).await?;
+            self.save_checkpoint(None).await?;
+            return Ok(None);
         }
         let started = Instant::now();
-        let number = steps.state.step + 1;
-        let running = next.take().unwrap_or_else(|| steps.record(trainer, &data.rows)).submit();
-        let last = number == max_steps;
-        let evaluates = evaluates_after(number);
-        let saves = last || is_due(Some(output.cadence.save_steps), number);
-        // While the device works; not across what records something else.
-        if !evaluates && !saves && steps.is_prepared(&data.scorer, &mut data.rows) {
-            next = Some(steps.record(trainer, &data.rows));
+        let number = done + 1;
+        let running = match self.next.take() {
+            Some(recorded) => recorded,
+            None => self.steps.record(&self.trainer, &self.data.rows().0),
         }
-        let metrics = steps.finish(trainer, running, started).await?;
-        told.line(&metrics.line())?;
-        (told.on_event)(&Event::Step(&metrics));
+        .submit();
+        let last = number == max_steps;
+        let evaluates = self.evaluates_after(number);
+        let saves = last || self.output.as_ref().is_some_and(|f| is_due(Some(f.output.cadence.save_steps), number));
+        // While the device works; not across what records something else.
+        if !evaluates && !saves {
+            let (mut rows, scorer) = self.data.rows();
+            if self.steps.is_prepared(scorer, &mut rows) {
+                self.next = Some(self.steps.record(&self.trainer, &rows));
+            }
+        }
+        let metrics = self.steps.finish(&self.trainer, running, started).await?;
+        self.push_line(metrics.line())?;
+        on_event(&TrainingEvent::Step(&metrics));
 
         if saves {
-            trainer.check_weights(number).await?;
+            self.trainer.check_weights(number).await?;
         }
         // The last step's goes when the result is there ([`forget_last`]), and takes no older one's place.
         if saves && (!last || evaluates) {
-            let keep = output.cadence.save_total_limit + usize::from(last);
-            checkpoint::save(gpu, arena, &steps.state, output.dir, keep).await?;
+            self.save_checkpoint(last.then_some(1)).await?;
         }
         if evaluates {
-            evaluate_step(trainer, settings, data, &mut steps.state, metrics.epoch, output, &mut told).await?;
+            self.evaluate_step(metrics.epoch, on_event).await?;
         }
+        Ok(Some(metrics))
     }
-    if interrupted {
-        trainer.check_weights(steps.state.step).await?;
-        checkpoint::save(gpu, arena, &steps.state, output.dir, output.cadence.save_total_limit).await?;
+
+    /// Returns how the run ended, if it has.
+    pub fn end(&self) -> Option<RunEnd> {
+        self.end
     }
-    Ok(Ended { state: steps.state, interrupted })
+
+    /// Returns the state after the last step.
+    pub fn state(&self) -> &TrainingState {
+        &self.steps.state
+    }
+
+    /// Returns the number of steps of the whole run.
+    pub fn max_steps(&self) -> usize {
+        self.steps.schedule.max_steps
+    }
+
+    /// Returns the trainer with the policy as it is now.
+    pub fn trainer(&self) -> &Trainer<'a> {
+        &self.trainer
+    }
+
+    /// Returns the metrics of the steps and evaluations of this run since it was started.
+    pub fn lines(&self) -> &[MetricsLine] {
+        &self.lines
+    }
+
+    /// Writes a checkpoint of the last step, where there is an output folder. `more` is added to the limit of checkpoints that stay.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Gpu`].
+    pub async fn save_checkpoint(&self, more: Option<usize>) -> Result<()> {
+        let Some(RunFiles { output, .. }) = &self.output else { return Ok(()) };
+        let limit = output.cadence.save_total_limit + more.unwrap_or(0);
+        let (gpu, arena) = (self.trainer.gpu, &self.trainer.decoder.arena);
+        checkpoint::save(gpu, arena, &self.steps.state, &output.dir, limit).await.map(drop)
+    }
+
+    fn evaluates_after(&self, step: usize) -> bool {
+        let is_last = step == self.steps.schedule.max_steps;
+        self.data.eval.is_some() && step > 0 && (is_last || is_due(self.eval_steps, step))
+    }
+
+    fn push_line(&mut self, line: MetricsLine) -> Result<()> {
+        if let Some(files) = &mut self.output {
+            files.log.append(&line)?;
+            files.events.line(&line)?;
+        }
+        self.lines.push(line);
+        Ok(())
+    }
+
+    /// Evaluates after a step, and saves the state where its loss is the lowest so far.
+    async fn evaluate_step(&mut self, epoch: f64, on_event: &mut dyn FnMut(&TrainingEvent<'_>)) -> Result<()> {
+        let found = self.data.evaluate(&self.trainer, self.settings.batch_size, on_event).await?;
+        let Some((total, seconds)) = found else { return Ok(()) };
+        let step = self.steps.state.step;
+        if !total.loss().is_finite() {
+            return Err(Error::NotFinite { place: format!("step {step}, evaluation"), what: "the loss".into() });
+        }
+        let metrics = EvalMetrics { step: step as u64, epoch, loss: total.loss(), seconds, pairs: total.pairs() };
+        self.push_line(metrics.line())?;
+        on_event(&TrainingEvent::Eval(&metrics));
+        if self.steps.state.best.is_none_or(|(best, _)| total.loss() < best) {
+            self.steps.state.best = Some((total.loss(), step));
+            self.save_best().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes `best/checkpoint-N`, the state with the lowest evaluation loss.
+    async fn save_best(&self) -> Result<()> {
+        let Some(RunFiles { output, .. }) = &self.output else { return Ok(()) };
+        let dir = output.dir.join(BEST);
+        make_folder(&dir)?;
+        checkpoint::save(self.trainer.gpu, &self.trainer.decoder.arena, &self.steps.state, &dir, 1).await.map(drop)
+    }
 }
 
-/// Removes the checkpoint of the last step, which was there for what came behind it: the result is whole.
+fn is_due(every: Option<usize>, step: usize) -> bool {
+    every.is_some_and(|every| every > 0 && step.is_multiple_of(every))
+}
+
+/// Removes the checkpoint of the last step, which is no longer needed once the result is written.
 ///
 /// # Errors
 /// [`Error::File`].
-pub fn forget_last(dir: &Path, state: &State) -> Result<()> {
+pub fn forget_last(dir: &Path, state: &TrainingState) -> Result<()> {
     let last = checkpoint::list(dir).into_iter().find(|(step, _)| *step == state.step);
     last.map_or(Ok(()), |(_, dir)| remove_dir_all(&dir).map_err(|e| Error::file(&dir, e)))
 }
 
-/// Destinations of a run's metrics.
-struct Told<'a> {
+/// Files that a run writes to while it goes on.
+struct RunFiles {
+    output: RunOutput,
     log: MetricsLog,
     events: EventWriter,
-    on_event: &'a mut dyn FnMut(&Event<'_>),
-}
-
-impl Told<'_> {
-    fn line(&mut self, line: &Line) -> Result<()> {
-        self.log.append(line)?;
-        self.events.line(line)
-    }
-}
-
-/// Evaluates after a step, and keeps the state where it is the best so far.
-async fn evaluate_step(
-    trainer: &Trainer<'_>,
-    settings: &TrainSettings,
-    data: &mut RunData<'_>,
-    state: &mut State,
-    epoch: f64,
-    output: &Output<'_>,
-    told: &mut Told<'_>,
-) -> Result<()> {
-    let found = data.evaluate(trainer, settings.batch_size, told.on_event).await?;
-    let Some((total, seconds)) = found else { return Ok(()) };
-    if !total.loss().is_finite() {
-        return Err(Error::NotFinite { place: format!("step {}, evaluation", state.step), what: "the loss".into() });
-    }
-    let metrics = EvalMetrics { step: state.step as u64, epoch, loss: total.loss(), seconds, pairs: total.pairs() };
-    told.line(&metrics.line())?;
-    (told.on_event)(&Event::Eval(&metrics));
-    if state.best.is_none_or(|(best, _)| total.loss() < best) {
-        state.best = Some((total.loss(), state.step));
-        save_best(trainer, state, output).await?;
-    }
-    Ok(())
-}
-
-/// `best/checkpoint-N`: the state with the lowest evaluation loss.
-async fn save_best(trainer: &Trainer<'_>, state: &State, output: &Output<'_>) -> Result<()> {
-    let dir = output.dir.join(BEST);
-    make_folder(&dir)?;
-    checkpoint::save(trainer.gpu, &trainer.decoder.arena, state, &dir, 1).await?;
-    Ok(())
 }

@@ -1,12 +1,12 @@
 //! The resolved settings of a training run, and their defaults.
 
-use super::schedule::{POLYNOMIAL_END, Schedule, Shape};
-use super::trainer::Optimiser;
+use super::lr_schedule::{LrSchedule, LrSchedulerType, POLYNOMIAL_END};
+use super::trainer::AdamwConfig;
 use crate::error::{Error, Result};
 use crate::kernels::moments::Optim;
-use crate::model::trace::SavedDtype;
+use crate::model::saved::SavedDtype;
 use crate::model::weights::ParamDtype;
-use crate::objective::Preference;
+use crate::objective::{PreferenceLoss, TrainingLoss};
 use crate::validate::{at_least_one, below_one, not_negative, positive};
 
 /// Source of the reference scores.
@@ -34,7 +34,7 @@ impl ReferenceChoice {
 
 /// Length of a run, in steps or epochs.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Length {
+pub struct RunLength {
     /// Epochs over the data.
     pub num_train_epochs: f64,
     /// Number of steps, which overrides `num_train_epochs`.
@@ -58,7 +58,7 @@ fn is_one(n: &usize) -> bool {
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TrainSettings {
     /// `None`: SFT.
-    pub preference: Option<Preference>,
+    pub preference: Option<PreferenceLoss>,
     /// Optimiser, which decides how the moments are stored.
     pub optim: Optim,
     /// Data type of trained matrices.
@@ -66,16 +66,16 @@ pub struct TrainSettings {
     /// Data type of the activations that are saved for the backward pass.
     pub saved_dtype: SavedDtype,
     /// AdamW's constants.
-    pub optimiser: Optimiser,
+    pub optimiser: AdamwConfig,
     /// Highest rate.
     pub learning_rate: f64,
     /// Shape of the schedule after the warm-up.
-    pub lr_scheduler_type: Shape,
-    /// Falls to 0 of [`Shape::CosineWithRestarts`]; 1 elsewhere.
+    pub lr_scheduler_type: LrSchedulerType,
+    /// Falls to 0 of [`LrSchedulerType::CosineWithRestarts`]; 1 elsewhere.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub lr_num_cycles: usize,
     /// Length of the run and of its warm-up.
-    pub length: Length,
+    pub length: RunLength,
     /// Rows per micro-batch.
     pub batch_size: usize,
     /// Micro-batches per step.
@@ -119,14 +119,19 @@ impl TrainDefaults {
     /// Activations saved for the backward pass in f32, unrounded.
     pub const SAVED_DTYPE: SavedDtype = SavedDtype::F32;
     /// AdamW's constants, and the norm that gradients are clipped to.
-    pub const OPTIMISER: Optimiser =
-        Optimiser { adam_beta1: 0.9, adam_beta2: 0.999, adam_epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
+    pub const OPTIMISER: AdamwConfig =
+        AdamwConfig { adam_beta1: 0.9, adam_beta2: 0.999, adam_epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
 }
 
 impl TrainSettings {
     /// Returns the number of rows per step.
     pub fn rows_per_step(&self) -> usize {
         self.batch_size * self.gradient_accumulation_steps
+    }
+
+    /// Returns the loss to minimise.
+    pub fn goal(&self) -> TrainingLoss {
+        self.preference.clone().map_or(TrainingLoss::Sft, TrainingLoss::Preference)
     }
 
     /// Steps for `n` rows. The last step of an epoch may have fewer rows.
@@ -136,10 +141,10 @@ impl TrainSettings {
     }
 
     /// The schedule for `n` rows.
-    pub fn schedule(&self, n: usize) -> Schedule {
+    pub fn schedule(&self, n: usize) -> LrSchedule {
         let max_steps = self.max_steps(n);
         let by_ratio = (max_steps as f64 * self.length.warmup_ratio).ceil() as usize;
-        Schedule {
+        LrSchedule {
             learning_rate: self.learning_rate,
             shape: self.lr_scheduler_type,
             warmup_steps: self.length.warmup_steps.unwrap_or(by_ratio),
@@ -167,7 +172,7 @@ impl TrainSettings {
         }
         below_one("warmup-ratio", self.length.warmup_ratio)?;
         at_least_one("lr-num-cycles", self.lr_num_cycles)?;
-        if self.lr_scheduler_type == Shape::Polynomial && self.learning_rate <= POLYNOMIAL_END {
+        if self.lr_scheduler_type == LrSchedulerType::Polynomial && self.learning_rate <= POLYNOMIAL_END {
             let reason = format!("{} is not above {POLYNOMIAL_END:e}, where polynomial ends", self.learning_rate);
             return Err(Error::flag("learning-rate", reason));
         }
@@ -176,6 +181,6 @@ impl TrainSettings {
         positive("adam-epsilon", self.optimiser.adam_epsilon)?;
         not_negative("weight-decay", self.optimiser.weight_decay)?;
         not_negative("max-grad-norm", self.optimiser.max_grad_norm)?;
-        self.preference.map_or(Ok(()), |p| p.validate())
+        self.preference.as_ref().map_or(Ok(()), PreferenceLoss::validate)
     }
 }

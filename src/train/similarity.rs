@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use crate::data::batch::{Example, Sequence};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::kernels::attention::Segments;
-use crate::kernels::packed_batch::Batch;
-use crate::model::decoder::{Decoder, Tokens};
+use crate::kernels::attention::SegmentTable;
+use crate::kernels::packed_batch::PackedBatch;
+use crate::model::decoder::{Decoder, TokenSlots};
 
 /// Returns the mean (D) over all instructions of the data, of which nothing else is held.
 ///
@@ -37,16 +37,16 @@ pub async fn mean_instruction(
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
-pub async fn directions(
+pub async fn prompt_embeddings(
     gpu: &Gpu,
     decoder: &Decoder,
     examples: &[&Example],
     mean: &[f64],
     max_tokens: usize,
 ) -> Result<Vec<[Vec<f32>; 2]>> {
-    let mut directions = Vec::new();
-    embedded(gpu, decoder, examples, max_tokens, &mut |vector| directions.push(direction(vector, mean))).await?;
-    let mut rest = directions.into_iter();
+    let mut found = Vec::new();
+    embedded(gpu, decoder, examples, max_tokens, &mut |vector| found.push(direction(vector, mean))).await?;
+    let mut rest = found.into_iter();
     let two =
         |e: &&Example| [0, 1].map(|side| if side < e.sequences.len() { rest.next() } else { None }.unwrap_or_default());
     Ok(examples.iter().map(two).collect())
@@ -67,14 +67,14 @@ async fn embedded(
     let has_positions = decoder.position_embedding.is_some();
     let instruction = |s: &Sequence| {
         let ids = s.ids[..s.response_start.max(1).min(s.ids.len())].iter().zip(0..);
-        ids.map(|(&id, position)| (id, if has_positions { position } else { 0 })).collect::<Vec<Place>>()
+        ids.map(|(&id, position)| (id, if has_positions { position } else { 0 })).collect::<Vec<PromptPlace>>()
     };
     for some in examples.chunks(TOGETHER) {
-        let instructions: Vec<Vec<Place>> = some.iter().flat_map(|e| &e.sequences).map(instruction).collect();
-        let mut rows: BTreeMap<Place, usize> = instructions.iter().flatten().map(|&place| (place, 0)).collect();
+        let instructions: Vec<Vec<PromptPlace>> = some.iter().flat_map(|e| &e.sequences).map(instruction).collect();
+        let mut rows: BTreeMap<PromptPlace, usize> = instructions.iter().flatten().map(|&place| (place, 0)).collect();
         rows.values_mut().enumerate().for_each(|(row, at)| *at = row);
         let table = look_up(gpu, decoder, &rows.keys().copied().collect::<Vec<_>>(), max_tokens).await?;
-        let mut before: Option<(&[Place], Vec<f64>)> = None;
+        let mut before: Option<(&[PromptPlace], Vec<f64>)> = None;
         for places in &instructions {
             // Sides often share their instruction.
             let known = before.take().filter(|(same, _)| same == places);
@@ -97,17 +97,17 @@ async fn embedded(
 }
 
 /// A token and where it stands: 0, where positions are not learned.
-type Place = (u32, u32);
+type PromptPlace = (u32, u32);
 
 /// Embeddings (n, D) of tokens at their places.
-async fn look_up(gpu: &Gpu, decoder: &Decoder, places: &[Place], max_tokens: usize) -> Result<Vec<f32>> {
+async fn look_up(gpu: &Gpu, decoder: &Decoder, places: &[PromptPlace], max_tokens: usize) -> Result<Vec<f32>> {
     let (d, mut table) = (&decoder.description, Vec::new());
     for some in places.chunks(max_tokens.max(1)) {
         let (ids, positions): (Vec<u32>, Vec<u32>) = some.iter().copied().unzip();
         let row = Example { row: 0, sequences: vec![Sequence::new(ids.clone(), 1)], desirable: None };
-        let segments = Segments::of_batch(gpu, &Batch::pack(&[&row], false), d.head_dim, &d.windows());
+        let segments = SegmentTable::of_batch(gpu, &PackedBatch::pack(&[&row], false), d.head_dim, &d.windows());
         let mut rec = gpu.record();
-        let embedded = decoder.embed(&mut rec, &Tokens::new(gpu, d, &ids, &positions, segments));
+        let embedded = decoder.embed(&mut rec, &TokenSlots::new(gpu, d, &ids, &positions, segments));
         rec.submit();
         table.extend(gpu.read::<f32>(&[&embedded]).await?.concat());
     }

@@ -7,11 +7,11 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::model::weights::{Arena, Array};
+use crate::model::weights::{StateArray, WeightArena};
 
 /// Training state besides the tensors.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct State {
+pub struct TrainingState {
     /// Steps done.
     pub step: usize,
     /// Tokens trained on.
@@ -26,16 +26,16 @@ pub struct State {
 }
 
 /// Iterates over the stored arrays by name, in the file's order.
-fn arrays(arena: &Arena) -> impl Iterator<Item = (String, &Array)> {
+fn arrays(arena: &WeightArena) -> impl Iterator<Item = (String, &StateArray)> {
     arena.tensors.iter().flat_map(|t| t.arrays.iter().map(|a| (format!("{}/{}", a.role, t.name), a)))
 }
 
-fn n_bytes(array: &Array) -> usize {
+fn n_bytes(array: &StateArray) -> usize {
     array.slots.iter().map(|s| s.bytes() as usize).sum()
 }
 
 /// Returns the number of elements in the header: whole words, counted as elements of the array's type.
-fn n_elements(array: &Array) -> usize {
+fn n_elements(array: &StateArray) -> usize {
     n_bytes(array) * 8 / array.dtype.bitsize()
 }
 
@@ -43,7 +43,7 @@ fn n_elements(array: &Array) -> usize {
 ///
 /// # Errors
 /// [`Error::File`] (a full disk, for one), [`Error::Gpu`].
-pub async fn encode(gpu: &Gpu, arena: &Arena, path: &Path, out: &mut impl Write) -> Result<()> {
+pub async fn encode(gpu: &Gpu, arena: &WeightArena, path: &Path, out: &mut impl Write) -> Result<()> {
     let at = |e: std::io::Error| Error::file(path, e);
     let mut header = serde_json::Map::new();
     let mut offset = 0;
@@ -73,7 +73,7 @@ pub async fn encode(gpu: &Gpu, arena: &Arena, path: &Path, out: &mut impl Write)
 ///
 /// # Errors
 /// [`Error::File`], [`Error::Tensor`]: it is damaged, or of another arena.
-pub fn restore(gpu: &Gpu, arena: &Arena, path: &Path, content: &[u8]) -> Result<()> {
+pub fn restore(gpu: &Gpu, arena: &WeightArena, path: &Path, content: &[u8]) -> Result<()> {
     let tensors = safetensors::SafeTensors::deserialize(content).map_err(|e| Error::file(path, e))?;
     let by_name: BTreeMap<String, _> = tensors.tensors().into_iter().collect();
     for (name, array) in arrays(arena) {

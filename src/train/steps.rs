@@ -2,23 +2,23 @@
 
 use web_time::Instant;
 
-use super::metrics::{Accumulator, SideScores, StepMetrics};
-use super::outcome::{Judged, Outcome, Reference};
-use super::reference::{ReferenceScorer, Rows, Watch};
-use super::schedule::Schedule;
-use super::state::State;
-use super::trainer::{Recorded, Running, Trainer, Update};
+use super::lr_schedule::LrSchedule;
+use super::metrics::{MetricsAccumulator, SideScores, StepMetrics};
+use super::outcome::{BatchResult, RowReference, SequenceResult};
+use super::reference::{ReferenceScorer, ScoringWatch, TrainingRows};
+use super::state::TrainingState;
+use super::trainer::{RecordedStep, StepUpdate, SubmittedStep, Trainer};
 use crate::data::batch::Example;
-use crate::data::order::{Order, Position};
+use crate::data::order::{EpochSampler, SamplerState};
 use crate::error::Result;
-use crate::objective::Goal;
+use crate::objective::TrainingLoss;
 use crate::train::settings::TrainSettings;
 
 /// Adds an outcome to metrics.
-pub fn tally(goal: &Goal, outcome: &Outcome, into: &mut Accumulator) {
+pub fn tally(goal: &TrainingLoss, outcome: &BatchResult, into: &mut MetricsAccumulator) {
     into.add_loss(outcome.loss_sum, outcome.n, outcome.tokens);
-    let Goal::Preference(p) = goal else { return };
-    let side = |s: &Judged| SideScores {
+    let TrainingLoss::Preference(p) = goal else { return };
+    let side = |s: &SequenceResult| SideScores {
         reward: s.outcome.reward,
         logp: s.sums.score(p.objective),
         logp_instruction: s.sums.instruction,
@@ -34,42 +34,42 @@ pub fn tally(goal: &Goal, outcome: &Outcome, into: &mut Accumulator) {
 
 /// A run between two steps.
 #[derive(Debug)]
-pub struct Steps {
+pub struct StepRunner {
     /// Steps done.
-    pub state: State,
+    pub state: TrainingState,
     /// Rates, and how many steps there are.
-    pub schedule: Schedule,
+    pub schedule: LrSchedule,
     settings: TrainSettings,
-    order: Order,
+    order: EpochSampler,
     /// Steps recorded: `state.step`, or one more.
     recorded: usize,
 }
 
 /// A step that is recorded, or on its way.
-pub struct Next<S> {
+pub struct StepInFlight<S> {
     step: S,
     learning_rate: f64,
     epoch: f64,
 }
 
-impl<'e> Next<Recorded<'_, 'e>> {
+impl<'e> StepInFlight<RecordedStep<'_, 'e>> {
     /// Starts it.
-    pub fn submit(self) -> Next<Running<'e>> {
-        Next { step: self.step.submit(), learning_rate: self.learning_rate, epoch: self.epoch }
+    pub fn submit(self) -> StepInFlight<SubmittedStep<'e>> {
+        StepInFlight { step: self.step.submit(), learning_rate: self.learning_rate, epoch: self.epoch }
     }
 }
 
-impl Steps {
+impl StepRunner {
     /// Starts at the first step, or at the step where `state` was kept, over `n` rows.
-    pub fn new(settings: TrainSettings, n: usize, state: State) -> Self {
-        let mut order = Order::new(n, settings.seed, settings.shuffle, Position::default());
+    pub fn new(settings: TrainSettings, n: usize, state: TrainingState) -> Self {
+        let mut order = EpochSampler::new(n, settings.seed, settings.shuffle, SamplerState::default());
         (0..state.step).for_each(|_| drop(order.take(settings.rows_per_step())));
         let (schedule, recorded) = (settings.schedule(n), state.step);
         Self { state, schedule, settings, order, recorded }
     }
 
     /// Tells whether the reference of all rows of the next step is known.
-    pub fn is_prepared(&self, scorer: &ReferenceScorer<'_>, rows: &mut Rows<'_>) -> bool {
+    pub fn is_prepared(&self, scorer: &ReferenceScorer<'_>, rows: &mut TrainingRows<'_, '_>) -> bool {
         self.order.next_rows(self.settings.rows_per_step()).iter().all(|&row| scorer.knows(rows, row))
     }
 
@@ -82,8 +82,8 @@ impl Steps {
         &self,
         scorer: &mut ReferenceScorer<'_>,
         trainer: &Trainer<'_>,
-        rows: &mut Rows<'_>,
-        watch: &mut Watch<'_>,
+        rows: &mut TrainingRows<'_, '_>,
+        watch: &mut ScoringWatch<'_>,
     ) -> Result<bool> {
         if self.is_prepared(scorer, rows) {
             return Ok(true);
@@ -94,7 +94,7 @@ impl Steps {
     }
 
     /// Unknown rows of the next step, and of further ones of its epoch while they have no more tokens than a block.
-    fn block(&self, scorer: &ReferenceScorer<'_>, rows: &mut Rows<'_>) -> Vec<usize> {
+    fn block(&self, scorer: &ReferenceScorer<'_>, rows: &mut TrainingRows<'_, '_>) -> Vec<usize> {
         let (mut order, mut block, mut tokens) = (self.order.clone(), Vec::new(), 0);
         for _ in self.recorded..self.schedule.max_steps {
             for row in order.take(self.settings.rows_per_step()) {
@@ -124,15 +124,19 @@ impl Steps {
     }
 
     /// Records the next step, which is prepared; nothing runs. May be done while the one before it runs, unless something else is recorded in between.
-    pub fn record<'g, 'e>(&mut self, trainer: &Trainer<'g>, rows: &Rows<'e>) -> Next<Recorded<'g, 'e>> {
+    pub fn record<'g, 'e>(
+        &mut self,
+        trainer: &Trainer<'g>,
+        rows: &TrainingRows<'e, '_>,
+    ) -> StepInFlight<RecordedStep<'g, 'e>> {
         self.recorded += 1;
         let taken = self.order.take(self.settings.rows_per_step());
         let examples: Vec<&Example> = taken.iter().map(|&i| &rows.examples[i]).collect();
-        let reference: Vec<Reference> = taken.iter().map(|&i| rows.references.get(i)).collect();
+        let reference: Vec<RowReference> = taken.iter().map(|&i| rows.references.get(i)).collect();
         let learning_rate = self.schedule.rate(self.recorded - 1);
-        let update = Update { optimiser: &self.settings.optimiser, learning_rate, number: self.recorded };
+        let update = StepUpdate { optimiser: &self.settings.optimiser, learning_rate, number: self.recorded };
         let step = trainer.record(examples, reference, self.settings.batch_size, &update);
-        Next { step, learning_rate, epoch: self.order.epochs() }
+        StepInFlight { step, learning_rate, epoch: self.order.epochs() }
     }
 
     /// Gives the passes over the data up to the last step that was recorded, a fraction.
@@ -147,14 +151,14 @@ impl Steps {
     pub async fn finish(
         &mut self,
         trainer: &Trainer<'_>,
-        next: Next<Running<'_>>,
+        next: StepInFlight<SubmittedStep<'_>>,
         started: Instant,
     ) -> Result<StepMetrics> {
-        let Next { step, learning_rate, epoch } = next;
+        let StepInFlight { step, learning_rate, epoch } = next;
         let step = trainer.finish(step).await?;
         self.state.step += 1;
         self.state.num_tokens += step.outcome.tokens as u64;
-        let mut total = Accumulator::default();
+        let mut total = MetricsAccumulator::default();
         tally(&trainer.goal, &step.outcome, &mut total);
         Ok(StepMetrics {
             step: self.state.step as u64,

@@ -8,9 +8,9 @@ use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernels::shapes::ModelShape;
 use crate::model::decoder::Decoder;
-use crate::model::description::{Description, TensorSpec};
-use crate::model::load::{LoadOptions, LoraSpec, Trained, linear_modules};
-use crate::model::weights::{BaseDtype, Source, Training};
+use crate::model::description::{ModelConfig, TensorSpec};
+use crate::model::load::{LoadOptions, LoraSpec, TrainMode, linear_modules};
+use crate::model::weights::{BaseDtype, TrainOptions, WeightSource};
 use crate::rng::Rng;
 use crate::train::settings::TrainDefaults;
 
@@ -21,11 +21,11 @@ const RANK: usize = 8;
 const SCALE: f32 = 2.0;
 
 /// Weights that no file holds.
-struct Random {
+struct RandomSource {
     bf16: bool,
 }
 
-impl Source for Random {
+impl WeightSource for RandomSource {
     fn is_bf16(&self, _: &TensorSpec) -> bool {
         self.bf16
     }
@@ -47,27 +47,27 @@ impl Source for Random {
 ///
 /// # Errors
 /// None for the shapes of [`crate::kernels::shapes`].
-pub fn description(shape: &ModelShape) -> Result<Description> {
-    Description::from_json(shape.name, &shape.config_json())
+pub fn description(shape: &ModelShape) -> Result<ModelConfig> {
+    ModelConfig::from_json(shape.name, &shape.config_json())
 }
 
 /// A decoder of random weights: every parameter trained in f32, or an adapter on all linear modules of a bf16 base.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
-pub fn decoder(gpu: &Gpu, d: &Description, full: bool, n_positions: usize) -> Result<Decoder> {
-    let source: Rc<dyn Source> = Rc::new(Random { bf16: !full });
+pub fn decoder(gpu: &Gpu, d: &ModelConfig, full: bool, n_positions: usize) -> Result<Decoder> {
+    let source: Rc<dyn WeightSource> = Rc::new(RandomSource { bf16: !full });
     let options = LoadOptions {
         base: BaseDtype::Auto,
-        trained: if full { Trained::Full } else { Trained::Lora },
+        trained: if full { TrainMode::Full } else { TrainMode::Lora },
         lora: (!full).then(|| adapter(d)),
-        training: Training { optim: Some(TrainDefaults::OPTIM), ..Training::NONE },
+        training: TrainOptions { optim: Some(TrainDefaults::OPTIM), ..TrainOptions::NONE },
         n_positions,
     };
     Decoder::load(gpu, d, &source, &options)
 }
 
-fn adapter(d: &Description) -> LoraSpec {
+fn adapter(d: &ModelConfig) -> LoraSpec {
     let mut rng = Rng::new(0, 12);
     let mut modules = BTreeMap::new();
     for m in linear_modules(d) {
@@ -79,7 +79,7 @@ fn adapter(d: &Description) -> LoraSpec {
 
 /// Lengths of a pair's sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lengths {
+pub enum RowLengths {
     /// All alike, the first third an instruction of its own.
     Equal,
     /// All alike, the first two thirds one instruction of both.
@@ -89,19 +89,19 @@ pub enum Lengths {
 }
 
 /// Pairs of two sequences of `length` tokens, at most.
-pub fn pairs(n: usize, length: usize, vocab: usize, lengths: Lengths) -> Vec<Example> {
+pub fn pairs(n: usize, length: usize, vocab: usize, lengths: RowLengths) -> Vec<Example> {
     let mut rng = Rng::new(n as u64, 13);
     let mut ids = |n: usize| (0..n).map(|_| rng.below(vocab as u32)).collect::<Vec<u32>>();
     let mut rows = Vec::new();
     for row in 0..n {
         let shared = ids(2 * length / 3);
         let sequence = |side: usize| match lengths {
-            Lengths::Equal => Sequence::new(ids(length), (length / 3).max(1)),
-            Lengths::Shared => {
+            RowLengths::Equal => Sequence::new(ids(length), (length / 3).max(1)),
+            RowLengths::Shared => {
                 let response_start = shared.len();
                 Sequence::new([shared.clone(), ids(length - response_start)].concat(), response_start)
             }
-            Lengths::Mixed => {
+            RowLengths::Mixed => {
                 let (place, places) = (2 * row + side, (2 * n).saturating_sub(1).max(1));
                 let n = length - 3 * length / 4 * place / places;
                 Sequence::new(ids(n), (n / 3).max(1))

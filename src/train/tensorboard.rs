@@ -1,6 +1,6 @@
 //! TensorBoard event files, written by hand: TFRecord framing with a masked CRC-32C, and the few protobuf fields of a scalar.
 
-use super::metrics::{self, Line};
+use super::metrics::{self, MetricsLine};
 use crate::error::{Error, Result};
 use crate::files::{machine_name, make_folder};
 use std::io::Write;
@@ -44,9 +44,9 @@ fn record(data: &[u8]) -> Vec<u8> {
 
 /// Protobuf's wire format.
 #[derive(Default)]
-struct Message(Vec<u8>);
+struct ProtoMessage(Vec<u8>);
 
-impl Message {
+impl ProtoMessage {
     fn varint(&mut self, mut value: u64) {
         while value > 0x7f {
             self.0.push(value as u8 | 0x80);
@@ -81,9 +81,9 @@ impl Message {
 }
 
 /// `Event`: wall_time = 1, step = 2.
-fn event(step: u64) -> Message {
+fn event(step: u64) -> ProtoMessage {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Message::default().double(1, now.as_secs_f64()).integer(2, step)
+    ProtoMessage::default().double(1, now.as_secs_f64()).integer(2, step)
 }
 
 /// The group of a metric, as transformers has it: `eval_loss` is `eval/loss`, `loss` is `train/loss`.
@@ -121,7 +121,7 @@ impl EventWriter {
         writer.write(&event(0).bytes(3, b"brain.Event:2"))?;
         if let Some(step) = last_step {
             // session_log = 7 with status = 1: START.
-            writer.write(&event(step + 1).bytes(7, &Message::default().integer(1, 1).0))?;
+            writer.write(&event(step + 1).bytes(7, &ProtoMessage::default().integer(1, 1).0))?;
         }
         Ok(writer)
     }
@@ -132,7 +132,7 @@ impl EventWriter {
     }
 
     /// Logs every number of a line of `metrics.jsonl` under `train/` or `eval/`.
-    pub fn line(&mut self, line: &Line) -> Result<()> {
+    pub fn line(&mut self, line: &MetricsLine) -> Result<()> {
         let named: Vec<(String, f64)> = (line.iter())
             .filter(|(name, _)| *name != "step")
             .filter_map(|(name, value)| Some((tag(name), value.as_f64()?)))
@@ -146,15 +146,15 @@ impl EventWriter {
         &self.path
     }
 
-    fn write(&mut self, event: &Message) -> Result<()> {
+    fn write(&mut self, event: &ProtoMessage) -> Result<()> {
         self.file.write_all(&record(&event.0)).map_err(|e| Error::file(&self.path, e))
     }
 }
 
 /// `Summary`: value = 1, repeated; `Summary.Value`: tag = 1, simple_value = 2.
-fn summary<'a>(values: impl IntoIterator<Item = (&'a str, f64)>) -> Message {
-    values.into_iter().fold(Message::default(), |all, (tag, value)| {
-        all.bytes(1, &Message::default().bytes(1, tag.as_bytes()).float(2, value as f32).0)
+fn summary<'a>(values: impl IntoIterator<Item = (&'a str, f64)>) -> ProtoMessage {
+    values.into_iter().fold(ProtoMessage::default(), |all, (tag, value)| {
+        all.bytes(1, &ProtoMessage::default().bytes(1, tag.as_bytes()).float(2, value as f32).0)
     })
 }
 
@@ -174,8 +174,8 @@ mod tests {
 
     #[test]
     fn varints_and_fields_equal_the_protobuf_guide() {
-        assert_eq!(Message::default().integer(1, 150).0, [0x08, 0x96, 0x01]);
-        assert_eq!(Message::default().bytes(2, b"testing").0, b"\x12\x07testing");
+        assert_eq!(ProtoMessage::default().integer(1, 150).0, [0x08, 0x96, 0x01]);
+        assert_eq!(ProtoMessage::default().bytes(2, b"testing").0, b"\x12\x07testing");
     }
 
     #[test]

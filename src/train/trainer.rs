@@ -2,23 +2,23 @@
 
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Gpu, Ledger, Recording, Role, Slot};
-use crate::kernels::adamw::{AdamW, Page, adamw};
+use crate::gpu::{Gpu, Recording, Role, Slot};
+use crate::kernels::adamw::{AdamwStep, ParamBucket, adamw};
 use crate::kernels::global_norm::global_norm;
-use crate::kernels::packed_batch::{Batch, Span};
-use crate::kernels::storage::Storage;
+use crate::kernels::packed_batch::{PackedBatch, SequenceSpan};
+use crate::kernels::storage::WeightFormat;
 use crate::model::decoder::Decoder;
-use crate::model::scores::Micro;
-use crate::model::trace::Keep;
+use crate::model::saved::RecomputePolicy;
+use crate::model::scores::MicroBatch;
 use crate::model::weights;
-use crate::objective::Goal;
-use crate::objective::{Known, Sums};
+use crate::objective::TrainingLoss;
+use crate::objective::{LossInputs, SequenceLogps};
 
-use super::outcome::{Outcome, Reference, known};
+use super::outcome::{BatchResult, RowReference, known};
 
 /// Constants of the optimiser, over all steps.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Optimiser {
+pub struct AdamwConfig {
     /// β1.
     pub adam_beta1: f64,
     /// β2.
@@ -38,28 +38,28 @@ pub struct Trainer<'g> {
     /// The policy.
     pub decoder: Decoder,
     /// Loss to minimise.
-    pub goal: Goal,
+    pub goal: TrainingLoss,
     /// Shared instructions are computed once.
     pub share_prefix: bool,
     /// Activations that the forward pass saves for the backward pass. The choice changes memory and time, not results.
-    pub keep: Keep,
+    pub keep: RecomputePolicy,
     /// Seed of stochastic rounding.
     pub seed: u64,
 }
 
-struct Pending {
+struct PendingScores {
     /// (N), read back after the step: metrics sum them in f64, as reference scores are summed, so that ties are exact.
     logp: Slot,
-    spans: Vec<Span>,
+    spans: Vec<SequenceSpan>,
     tokens: usize,
-    known: Known,
+    known: LossInputs,
 }
 
 /// Inputs of a step's update besides the gradients.
 #[derive(Debug, Clone, Copy)]
-pub struct Update<'a> {
+pub struct StepUpdate<'a> {
     /// AdamW's constants, equal for all steps.
-    pub optimiser: &'a Optimiser,
+    pub optimiser: &'a AdamwConfig,
     /// Learning rate of this step.
     pub learning_rate: f64,
     /// Number of the step, from 1.
@@ -67,22 +67,22 @@ pub struct Update<'a> {
 }
 
 /// A step of which nothing runs yet.
-pub struct Recorded<'g, 'e> {
+pub struct RecordedStep<'g, 'e> {
     recordings: Vec<Recording<'g>>,
-    running: Running<'e>,
+    running: SubmittedStep<'e>,
 }
 
-impl<'e> Recorded<'_, 'e> {
+impl<'e> RecordedStep<'_, 'e> {
     /// Starts it.
-    pub fn submit(self) -> Running<'e> {
+    pub fn submit(self) -> SubmittedStep<'e> {
         self.recordings.into_iter().for_each(Recording::submit);
         self.running
     }
 }
 
 /// A step on its way.
-pub struct Running<'e> {
-    pending: Vec<Pending>,
+pub struct SubmittedStep<'e> {
+    pending: Vec<PendingScores>,
     norm: Slot,
     examples: Vec<&'e Example>,
     number: usize,
@@ -90,9 +90,9 @@ pub struct Running<'e> {
 
 /// Results of a step.
 #[derive(Debug, Clone)]
-pub struct Step {
+pub struct StepResult {
     /// Losses and scores before the update.
-    pub outcome: Outcome,
+    pub outcome: BatchResult,
     /// Norm of the gradients before clipping.
     pub grad_norm: f64,
 }
@@ -102,21 +102,21 @@ impl<'g> Trainer<'g> {
     fn accumulate(
         &self,
         examples: &[&Example],
-        reference: &[Reference],
+        reference: &[RowReference],
         batch_size: usize,
-    ) -> Vec<(Recording<'g>, Pending)> {
+    ) -> Vec<(Recording<'g>, PendingScores)> {
         let mut all = Vec::new();
         for first in (0..examples.len()).step_by(batch_size.max(1)) {
             let range = first..(first + batch_size).min(examples.len());
-            let batch = Batch::pack(&examples[range.clone()], self.share_prefix);
-            let micro = Micro::new(self.gpu, &self.decoder.description, &batch);
+            let batch = PackedBatch::pack(&examples[range.clone()], self.share_prefix);
+            let micro = MicroBatch::new(self.gpu, &self.decoder.description, &batch);
             let mut rec = self.gpu.record();
             let scores = self.decoder.score(&mut rec, &micro, true, self.keep);
             let logp = scores.logp.clone();
             let reference = reference.get(range.clone()).unwrap_or_default();
             let known = known(&self.goal, &examples[range], reference, examples);
             self.decoder.score_backward(&mut rec, &micro, scores, &self.goal, &known);
-            all.push((rec, Pending { logp, tokens: batch.ids.len(), spans: batch.spans, known }));
+            all.push((rec, PendingScores { logp, tokens: batch.ids.len(), spans: batch.spans, known }));
         }
         all
     }
@@ -130,22 +130,22 @@ impl<'g> Trainer<'g> {
     /// Units of the mean: rows, or response tokens.
     fn divisor(&self, examples: &[&Example]) -> usize {
         match self.goal {
-            Goal::Preference(_) => examples.len(),
-            Goal::Sft => examples.iter().map(|e| e.sequences[0].n_response()).sum(),
+            TrainingLoss::Preference(_) => examples.len(),
+            TrainingLoss::Sft => examples.iter().map(|e| e.sequences[0].n_response()).sum(),
         }
     }
 
-    async fn read(&self, pending: Vec<Pending>, norm: &Slot) -> Result<Step> {
+    async fn read(&self, pending: Vec<PendingScores>, norm: &Slot) -> Result<StepResult> {
         let mut slots: Vec<&Slot> = pending.iter().map(|p| &p.logp).collect();
         slots.push(norm);
         let read = self.gpu.read::<f32>(&slots).await?;
-        let mut total = Outcome::default();
+        let mut total = BatchResult::default();
         for (p, values) in pending.iter().zip(&read) {
-            let sums: Vec<Sums> = p.spans.iter().map(|span| sums(span, values)).collect();
-            total.add(Outcome::of(&self.goal, &sums, &p.known, p.tokens));
+            let sums: Vec<SequenceLogps> = p.spans.iter().map(|span| sums(span, values)).collect();
+            total.add(BatchResult::new(&self.goal, &sums, &p.known, p.tokens));
         }
         let grad_norm = f64::from(read.last().and_then(|n| n.first()).copied().unwrap_or(f32::NAN));
-        Ok(Step { outcome: total, grad_norm })
+        Ok(StepResult { outcome: total, grad_norm })
     }
 
     /// Takes one optimiser step on the mean loss of `examples`.
@@ -155,13 +155,13 @@ impl<'g> Trainer<'g> {
     pub async fn step(
         &self,
         examples: &[&Example],
-        reference: &[Reference],
+        reference: &[RowReference],
         batch_size: usize,
-        optimiser: &Optimiser,
+        optimiser: &AdamwConfig,
         learning_rate: f64,
         number: usize,
-    ) -> Result<Step> {
-        let update = Update { optimiser, learning_rate, number };
+    ) -> Result<StepResult> {
+        let update = StepUpdate { optimiser, learning_rate, number };
         self.finish(self.record(examples.to_vec(), reference.to_vec(), batch_size, &update).submit()).await
     }
 
@@ -169,10 +169,10 @@ impl<'g> Trainer<'g> {
     pub fn record<'e>(
         &self,
         examples: Vec<&'e Example>,
-        reference: Vec<Reference>,
+        reference: Vec<RowReference>,
         batch_size: usize,
-        update: &Update,
-    ) -> Recorded<'g, 'e> {
+        update: &StepUpdate,
+    ) -> RecordedStep<'g, 'e> {
         let mut recordings = vec![self.clear_gradients()];
         let mut pending = Vec::new();
         for (rec, p) in self.accumulate(&examples, &reference, batch_size) {
@@ -180,9 +180,9 @@ impl<'g> Trainer<'g> {
             pending.push(p);
         }
         let scale = 1.0 / self.divisor(&examples).max(1) as f64;
-        let norm = self.gpu.lasting(Role::Batch, 1);
+        let norm = self.gpu.alloc_persistent(Role::Batch, 1);
         let optimiser = update.optimiser;
-        let adam = AdamW {
+        let adam = AdamwStep {
             learning_rate: update.learning_rate,
             beta1: optimiser.adam_beta1,
             beta2: optimiser.adam_beta2,
@@ -199,15 +199,15 @@ impl<'g> Trainer<'g> {
         global_norm(&mut rec, &gradients(pages), scale as f32, &norm);
         pages.iter().for_each(|page| adamw(&mut rec, &adam, page, &norm));
         recordings.push(rec);
-        Recorded { recordings, running: Running { pending, norm, examples, number: update.number } }
+        RecordedStep { recordings, running: SubmittedStep { pending, norm, examples, number: update.number } }
     }
 
     /// Waits for a step.
     ///
     /// # Errors
     /// [`Error::NotFinite`] naming step, rows and tensor: the parameters are then as before the step. [`Error::Gpu`].
-    pub async fn finish(&self, running: Running<'_>) -> Result<Step> {
-        let Running { pending, norm, examples, number } = running;
+    pub async fn finish(&self, running: SubmittedStep<'_>) -> Result<StepResult> {
+        let SubmittedStep { pending, norm, examples, number } = running;
         let step = self.read(pending, &norm).await?;
         if !step.grad_norm.is_finite() || !step.outcome.loss_sum.is_finite() {
             let place = format!("step {number}, rows {}", row_numbers(&examples));
@@ -220,14 +220,19 @@ impl<'g> Trainer<'g> {
     ///
     /// # Errors
     /// [`Error::NotFinite`] naming rows and tensor; [`Error::Gpu`].
-    pub async fn gradients(&self, examples: &[&Example], reference: &[Reference], batch_size: usize) -> Result<Step> {
+    pub async fn gradients(
+        &self,
+        examples: &[&Example],
+        reference: &[RowReference],
+        batch_size: usize,
+    ) -> Result<StepResult> {
         self.clear_gradients().submit();
         let mut pending = Vec::new();
         for (rec, p) in self.accumulate(examples, reference, batch_size) {
             rec.submit();
             pending.push(p);
         }
-        let norm = self.gpu.slot(1);
+        let norm = self.gpu.alloc_activation(1);
         let scale = 1.0 / self.divisor(examples).max(1) as f64;
         let mut rec = self.gpu.record();
         global_norm(&mut rec, &gradients(&self.decoder.arena.pages), scale as f32, &norm);
@@ -259,9 +264,9 @@ impl<'g> Trainer<'g> {
     /// # Errors
     /// [`Error::NotFinite`] naming step and tensor; [`Error::Gpu`].
     pub async fn check_weights(&self, step: usize) -> Result<()> {
-        let norm = self.gpu.slot(1);
+        let norm = self.gpu.alloc_activation(1);
         let mut rec = self.gpu.record();
-        let params = |p: &Page| (p.params.clone(), p.storage);
+        let params = |p: &ParamBucket| (p.params.clone(), p.storage);
         global_norm(&mut rec, &self.decoder.arena.pages.iter().map(params).collect::<Vec<_>>(), 1.0, &norm);
         rec.submit();
         if self.gpu.read::<f32>(&[&norm]).await?.concat().iter().all(|n| n.is_finite()) {
@@ -277,7 +282,7 @@ impl<'g> Trainer<'g> {
         }
     }
 
-    async fn not_finite(&self, place: String, result: &Step) -> Result<Error> {
+    async fn not_finite(&self, place: String, result: &StepResult) -> Result<Error> {
         let mut what = self.first_not_finite(self.decoder.weights(), false).await?.map(|w| format!("the weight {w}"));
         if what.is_none() {
             let trained = self.first_not_finite(self.decoder.trained_weights(), false).await?;
@@ -304,97 +309,16 @@ impl<'g> Trainer<'g> {
 }
 
 /// Returns the pages' gradients in the form that [`global_norm`] takes.
-fn gradients(pages: &[Page]) -> Vec<(Slot, Storage)> {
-    pages.iter().map(|p| (p.grads.clone(), Storage::F32)).collect()
+fn gradients(pages: &[ParamBucket]) -> Vec<(Slot, WeightFormat)> {
+    pages.iter().map(|p| (p.grads.clone(), WeightFormat::F32)).collect()
 }
 
 fn row_numbers(examples: &[&Example]) -> String {
     examples.iter().map(|e| e.row.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// Cost of a micro-batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MicroCost {
-    /// Packed tokens.
-    pub tokens: usize,
-    /// Kernel launches.
-    pub dispatches: usize,
-    /// Floating-point operations.
-    pub flops: u64,
-}
-
-/// The examples of the largest micro-batch that `batch_size` of them can make.
-pub fn largest_micro_batch<'e>(examples: &[&'e Example], batch_size: usize, share_prefix: bool) -> Vec<&'e Example> {
-    let mut largest = examples.to_vec();
-    largest.sort_by_key(|e| std::cmp::Reverse(e.n_tokens(share_prefix)));
-    largest.truncate(batch_size);
-    largest
-}
-
-/// Records a micro-batch forward and backward and runs nothing. The activations that it took stay in the pool: done first with the
-/// largest micro-batch, every later one finds its place there, and on a planning device the ledger is the memory plan.
-pub fn reserve(
-    gpu: &Gpu,
-    decoder: &Decoder,
-    goal: &Goal,
-    examples: &[&Example],
-    share_prefix: bool,
-    keep: Keep,
-) -> MicroCost {
-    let batch = Batch::pack(examples, share_prefix);
-    let micro = Micro::new(gpu, &decoder.description, &batch);
-    let mut rec = gpu.record();
-    gpu.reserving(|| {
-        let scores = decoder.score(&mut rec, &micro, true, keep);
-        decoder.score_backward(&mut rec, &micro, scores, goal, &known(goal, examples, &[], examples));
-    });
-    MicroCost { tokens: batch.ids.len(), dispatches: rec.dispatches(), flops: rec.flops() }
-}
-
-/// Cost of a run on a device: the memory plan.
-#[derive(Debug, Clone)]
-pub struct Rehearsal {
-    /// Bytes by role.
-    pub ledger: Ledger,
-    /// Cost of the largest micro-batch.
-    pub cost: MicroCost,
-    /// Trained parameters.
-    pub trained: usize,
-}
-
-/// The largest micro-batch of a run on a device that only counts: the memory plan.
-///
-/// # Errors
-/// Errors of `load`; [`Error::Flag`] where an activation does not fit a binding.
-pub fn rehearse(
-    caps: &Caps,
-    load: impl FnOnce(&Gpu) -> Result<Decoder>,
-    goal: &Goal,
-    examples: &[&Example],
-    share_prefix: bool,
-    keep: Keep,
-) -> Result<Rehearsal> {
-    let gpu = Gpu::plan(caps.clone());
-    let decoder = load(&gpu)?;
-    let cost = reserve(&gpu, &decoder, goal, examples, share_prefix, keep);
-    let trained = decoder.trained_weights().iter().map(|w| w.rows * w.cols).sum();
-    let (largest, most) = (gpu.ledger().largest_activation(), caps.max_binding_bytes);
-    if largest > most {
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        let reason = format!(
-            "a micro-batch of {} tokens has an activation of {} MiB, and a binding of this device holds {} MiB: take fewer rows \
-             with more --gradient-accumulation-steps, or a smaller --max-length",
-            cost.tokens,
-            mib(largest),
-            mib(most)
-        );
-        return Err(Error::flag("batch-size", reason));
-    }
-    Ok(Rehearsal { ledger: gpu.ledger(), cost, trained })
-}
-
 /// Examples in packed micro-batches of at most `max_tokens` (an example that is larger stands alone), in order.
-pub fn by_tokens<'e>(examples: &[&'e Example], share_prefix: bool, max_tokens: usize) -> Vec<Vec<&'e Example>> {
+pub fn batches_by_tokens<'e>(examples: &[&'e Example], share_prefix: bool, max_tokens: usize) -> Vec<Vec<&'e Example>> {
     let mut all: Vec<Vec<&Example>> = Vec::new();
     let mut tokens = 0;
     for &example in examples {
@@ -413,25 +337,25 @@ pub fn by_tokens<'e>(examples: &[&'e Example], share_prefix: bool, max_tokens: u
 
 /// A sequence's scores.
 #[derive(Debug, Clone)]
-pub struct Scored {
+pub struct ScoredSequence {
     /// Sums over instruction and response.
-    pub sums: Sums,
+    pub sums: SequenceLogps,
     /// Log-probability of each token from the second on.
     pub token_logps: Vec<f32>,
 }
 
-impl Scored {
+impl ScoredSequence {
     /// Makes a sequence's scores from the log-probs of a batch's rows.
-    fn from_rows(batch: &Batch, span: &Span, logp: &[f32]) -> Self {
+    fn from_rows(batch: &PackedBatch, span: &SequenceSpan, logp: &[f32]) -> Self {
         let token_logps = batch.rows_in_order(span).into_iter().map(|row| logp[row]).collect();
         Self { sums: sums(span, logp), token_logps }
     }
 }
 
 /// Sums of a sequence, from the log-probs of a batch's rows.
-fn sums(span: &Span, logp: &[f32]) -> Sums {
+fn sums(span: &SequenceSpan, logp: &[f32]) -> SequenceLogps {
     let sum = |rows: &mut dyn Iterator<Item = usize>| rows.map(|row| f64::from(logp[row])).sum::<f64>();
-    Sums {
+    SequenceLogps {
         instruction: sum(&mut span.prefix.clone().chain(span.own.start..span.response)),
         response: sum(&mut (span.response..span.own.end)),
         n_instruction: span.prefix.len() + span.response - span.own.start,
@@ -451,12 +375,12 @@ pub async fn score(
     share_prefix: bool,
     max_tokens: usize,
     progress: &mut dyn FnMut(usize),
-) -> Result<Vec<Scored>> {
+) -> Result<Vec<ScoredSequence>> {
     let mut all = Vec::new();
-    for group in by_tokens(examples, share_prefix, max_tokens) {
-        let batch = Batch::pack(&group, share_prefix);
+    for group in batches_by_tokens(examples, share_prefix, max_tokens) {
+        let batch = PackedBatch::pack(&group, share_prefix);
         let logp = decoder.read_scores(gpu, &batch, with_lora).await?;
-        all.extend(batch.spans.iter().map(|span| Scored::from_rows(&batch, span, &logp)));
+        all.extend(batch.spans.iter().map(|span| ScoredSequence::from_rows(&batch, span, &logp)));
         progress(group.len());
     }
     Ok(all)

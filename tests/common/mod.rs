@@ -3,7 +3,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use jointwise::error::Error;
-use jointwise::model::description::Description;
+use jointwise::model::description::ModelConfig;
 
 /// Fixtures of whole models: ours, and those beside the repository where they are.
 pub fn oracles() -> Vec<PathBuf> {
@@ -16,8 +16,8 @@ pub fn oracles() -> Vec<PathBuf> {
     all
 }
 
-pub fn describe(path: &Path) -> Description {
-    Description::from_json(path, &fs::read_to_string(path).unwrap()).unwrap()
+pub fn describe(path: &Path) -> ModelConfig {
+    ModelConfig::from_json(path, &fs::read_to_string(path).unwrap()).unwrap()
 }
 
 /// One line, status 2, with every part.

@@ -1,8 +1,8 @@
 //! The default template: each row's form decides.
 
 use jointwise::data::dataset::Dataset;
-use jointwise::data::rows::{Purpose, Row};
-use jointwise::data::template::Template;
+use jointwise::data::prompt_template::Template;
+use jointwise::data::rows::{DatasetType, Row};
 use jointwise::data::tokens::Tokenizer;
 
 use super::{LIMITS, asked, bpe512, read, with_config};
@@ -11,7 +11,7 @@ const TEXT: &str = r#"{"instruction":"Say hi","response":"Hi"}"#;
 const CHAT: &str = r#"{"messages":[{"role":"user","content":"Say hi"},{"role":"assistant","content":"Hi"}]}"#;
 
 fn rows(lines: &[&str]) -> Vec<Row> {
-    read(&lines.join("\n"), Purpose::Sft, &[]).unwrap()
+    read(&lines.join("\n"), DatasetType::Sft, &[]).unwrap()
 }
 
 fn built(tokenizer: &Tokenizer, lines: &[&str], template: &Template) -> Result<Dataset, String> {

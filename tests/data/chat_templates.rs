@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use jointwise::data::chat::{ChatInput, ChatTemplate, RenderedChat};
+use jointwise::data::chat_template::{ChatInput, ChatTemplate, RenderedChat};
 use serde_json::Value;
 
 use super::{fixture, json};

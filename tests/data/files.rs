@@ -7,21 +7,21 @@ use super::*;
 
 #[test]
 fn parquet_holds_the_rows_of_json_lines() {
-    let joint = read_rows(fixture("parquet/joint.parquet"), &FieldMap::default(), Purpose::Preference).unwrap();
+    let joint = read_rows(fixture("parquet/joint.parquet"), &FieldMap::default(), DatasetType::Preference).unwrap();
     assert_eq!(joint.len(), 7, "of three row groups");
     for (n, row) in joint.iter().enumerate() {
         let chosen = plain(&format!("Add {n} and {n}"), &(2 * n).to_string());
         assert_eq!(row.content, preference(chosen, plain(&format!("Übersetze {n} 漢"), "no\n\"idea\"")));
         assert_eq!(row.place.line, n + 1);
     }
-    let chats = read_rows(fixture("parquet/chats.parquet"), &FieldMap::default(), Purpose::Preference).unwrap();
+    let chats = read_rows(fixture("parquet/chats.parquet"), &FieldMap::default(), DatasetType::Preference).unwrap();
     for (n, row) in chats.iter().enumerate() {
         let question = format!("Q{n}");
         let [good, bad] = ["good", "bad"].map(|answer| chat(&[("user", &question)], &format!("{answer} {n}")));
         assert_eq!(row.content, preference(good, bad));
     }
-    let gzip = read_rows(fixture("parquet/gzip.parquet"), &FieldMap::default(), Purpose::Sft).unwrap();
-    assert_eq!(gzip[0].content, Content::Single(plain("P", "C")));
+    let gzip = read_rows(fixture("parquet/gzip.parquet"), &FieldMap::default(), DatasetType::Sft).unwrap();
+    assert_eq!(gzip[0].content, RowContent::Single(plain("P", "C")));
     assert_eq!(read_prompts(fixture("parquet/joint.parquet"), &FieldMap::default()).unwrap().len(), 7);
 }
 
@@ -31,15 +31,15 @@ fn what_parquet_lacks_is_named_with_its_row() {
         let error = read_rows(fixture(name), &FieldMap::parse(map).unwrap(), purpose).unwrap_err().to_string();
         error.rsplit('/').next().unwrap().to_string()
     };
-    assert_eq!(told("parquet/empty.parquet", &[], Purpose::Any), "empty.parquet: the file holds no rows");
-    let other = told("parquet/gzip.parquet", &["completion=answer"], Purpose::Sft);
+    assert_eq!(told("parquet/empty.parquet", &[], DatasetType::Any), "empty.parquet: the file holds no rows");
+    let other = told("parquet/gzip.parquet", &["completion=answer"], DatasetType::Sft);
     assert!(
         other.starts_with(
             "gzip.parquet:1: field `answer` is missing (the row has `prompt`, `completion`); a row is one of: "
         ),
         "{other}"
     );
-    let kind = told("parquet/joint.parquet", &["i_chosen=score"], Purpose::Any);
+    let kind = told("parquet/joint.parquet", &["i_chosen=score"], DatasetType::Any);
     assert_eq!(kind, "joint.parquet:1: field `score`: expected text, found a number");
 }
 
@@ -52,7 +52,7 @@ fn broken_parquet_is_told_not_panicked_over() {
     let mut refused = 0;
     let mut try_one = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
-        if let Err(error) = read_rows(&path, &FieldMap::default(), Purpose::Any) {
+        if let Err(error) = read_rows(&path, &FieldMap::default(), DatasetType::Any) {
             let text = error.to_string();
             assert!(text.contains("rows.parquet") && !text.contains('\n'), "{text}");
             refused += 1;
@@ -77,7 +77,10 @@ fn the_paper_s_limit_counts_characters_and_the_chosen_response() {
     assert_eq!(kept.summary(), "3 rows: 3 kept, 0 dropped");
     let fewer = build(PAIRS, &Template::None, characters - 1, Overflow::Paper).unwrap();
     let reason = format!("the chosen side has {characters} characters, --max-length is {}", characters - 1);
-    assert_eq!((fewer.notes[0].row, fewer.notes[0].fate, &fewer.notes[0].reason), (0, Fate::Dropped, &reason));
+    assert_eq!(
+        (fewer.notes[0].row, fewer.notes[0].fate, &fewer.notes[0].reason),
+        (0, OverflowAction::Dropped, &reason)
+    );
     assert_eq!(fewer.notes.len(), 1);
 
     // A character of four tokens: 18 characters, far more tokens. The rejected side is measured by the chosen response.
@@ -98,7 +101,7 @@ fn the_paper_s_limit_counts_characters_and_the_chosen_response() {
     let kept = chosen.response_start - (limit / 2 - 1);
     assert_eq!(side.ids[1..], chosen.ids[kept..], "its end, then the whole response");
     assert_eq!(&cut.examples[0].sequences[1], rejected);
-    assert_eq!((cut.notes[0].row, cut.notes[0].fate), (0, Fate::Truncated));
+    assert_eq!((cut.notes[0].row, cut.notes[0].fate), (0, OverflowAction::Truncated));
     // A side that fits is cut all the same where the chosen response would not fit behind its instruction.
     let row = r#"{"i_chosen":"no","r_chosen":"🙂🙂","i_reject":"🙂🙂🙂","r_reject":"x"}"#;
     let [whole, cut] = [(1024, Overflow::Error), (limit, Overflow::Paper)]
@@ -114,30 +117,31 @@ fn the_paper_s_limit_counts_characters_and_the_chosen_response() {
 #[test]
 fn parquet_of_other_writers() {
     let read = |name: &str, purpose| read_rows(fixture("parquet").join(name), &FieldMap::default(), purpose);
-    let plain_rows = read("plain.parquet", Purpose::Sft).unwrap();
+    let plain_rows = read("plain.parquet", DatasetType::Sft).unwrap();
     let contents = |rows: Vec<Row>| rows.into_iter().map(|row| row.content).collect::<Vec<_>>();
     let expected = contents(plain_rows);
-    assert_eq!(expected[0], Content::Single(plain("Say hello é", "hello")));
+    assert_eq!(expected[0], RowContent::Single(plain("Say hello é", "hello")));
     for name in ["binary", "brotli", "lz4"] {
-        assert_eq!(contents(read(&format!("{name}.parquet"), Purpose::Sft).unwrap()), expected, "{name}");
+        assert_eq!(contents(read(&format!("{name}.parquet"), DatasetType::Sft).unwrap()), expected, "{name}");
     }
     // Large strings, a dictionary, labels of eight bits, and an image that nobody reads.
     let wide =
-        read_row_file(fixture("parquet/wide.parquet"), &FieldMap::default(), Purpose::Any, BadRows::Error).unwrap();
+        read_row_file(fixture("parquet/wide.parquet"), &FieldMap::default(), DatasetType::Any, BadRows::Error).unwrap();
     assert!(wide.notes[0].ends_with("columns that are not read: `image` (3 rows)"), "{:?}", wide.notes);
     let labels: Vec<_> = wide.rows.iter().map(|row| row.content.label()).collect();
     assert_eq!(labels, [Some(true), Some(false), Some(true)]);
     assert_eq!(wide.rows[0].content.texts()[0], &plain("Say hello é", "hello"));
     // Bytes that are no text, where text is read.
-    let error = read("bytes.parquet", Purpose::Sft).unwrap_err().to_string();
+    let error = read("bytes.parquet", DatasetType::Sft).unwrap_err().to_string();
     let reason = "field `prompt`: expected text or a list of messages, found bytes that are not UTF-8";
     assert!(error.ends_with(&format!("bytes.parquet:2: {reason}")), "{error}");
     let skip = BadRows::Skip(BadRowLimit::default());
-    let rows = read_row_file(fixture("parquet/bytes.parquet"), &FieldMap::default(), Purpose::Sft, skip).unwrap().rows;
-    assert_eq!(rows[0].content, Content::Single(plain("Say hello", "hello")));
-    assert_eq!(rows[1].content, Content::Unreadable(reason.into()));
+    let rows =
+        read_row_file(fixture("parquet/bytes.parquet"), &FieldMap::default(), DatasetType::Sft, skip).unwrap().rows;
+    assert_eq!(rows[0].content, RowContent::Single(plain("Say hello", "hello")));
+    assert_eq!(rows[1].content, RowContent::Unreadable(reason.into()));
     // Messages of bytes in large lists; pandas' NaN of a label is none.
-    let nested = read("nested.parquet", Purpose::Any).unwrap();
+    let nested = read("nested.parquet", DatasetType::Any).unwrap();
     let (conversation, _) = nested[0].content.texts()[0].conversation();
     let said: Vec<_> = conversation.messages.iter().map(|m| (m.role().to_string(), m.text())).collect();
     assert_eq!(said, [("user".into(), "Q0".into()), ("assistant".into(), "A".into())]);
@@ -151,12 +155,12 @@ fn compressed_files_and_lists_hold_the_rows_of_json_lines() {
         "{\"instruction\":\"a\",\"response\":\"b\"}\n\n",
         "{\"instruction\":\"c, [d]\",\"response\":\"é \\\"]},{[\\\\\"}\r\n"
     );
-    let expected = read(lines, Purpose::Sft, &[]).unwrap().into_iter().map(|row| row.content).collect::<Vec<_>>();
+    let expected = read(lines, DatasetType::Sft, &[]).unwrap().into_iter().map(|row| row.content).collect::<Vec<_>>();
     let contents = |bytes: &[u8], name: &str| {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let rows = read_rows(&path, &FieldMap::default(), Purpose::Sft);
+        let rows = read_rows(&path, &FieldMap::default(), DatasetType::Sft);
         rows.map_err(|e| e.to_string().rsplit('/').next().unwrap().to_string())
     };
     let texts = |rows: Vec<Row>| rows.into_iter().map(|row| row.content).collect::<Vec<_>>();
@@ -229,7 +233,7 @@ fn archives_that_grow_without_end_are_refused() {
     for (head, what) in [(&b""[..], "the line"), (b"[", "row 1: the element")] {
         std::fs::write(&path, gzip(&[head, &long].concat())).unwrap();
         assert!(std::fs::metadata(&path).unwrap().len() < 1 << 20);
-        let error = read_rows(&path, &FieldMap::default(), Purpose::Any).unwrap_err().to_string();
+        let error = read_rows(&path, &FieldMap::default(), DatasetType::Any).unwrap_err().to_string();
         assert!(error.ends_with(&format!("rows.jsonl.gz:1: {what} is longer than 64 MiB")), "{error}");
     }
 }
@@ -240,7 +244,7 @@ fn files_of_other_forms_are_named_with_the_way_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let error = read_rows(&path, &FieldMap::default(), Purpose::Any).unwrap_err();
+        let error = read_rows(&path, &FieldMap::default(), DatasetType::Any).unwrap_err();
         assert_eq!(error.exit_status(), 2);
         let text = error.to_string();
         assert!(!text.contains('\n'), "{text}");

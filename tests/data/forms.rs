@@ -6,28 +6,28 @@ use jointwise::data::rows::{FileRows, read_row_file};
 
 use super::*;
 
-fn whole(before: &str, response: &str) -> Text {
-    Text { instruction: Instruction::Verbatim(before.into()), response: response.into() }
+fn whole(before: &str, response: &str) -> PromptResponse {
+    PromptResponse { instruction: Instruction::Verbatim(before.into()), response: response.into() }
 }
 
 /// A conversation, answered by a text.
-fn spoken(before: &[(&str, &str)], response: &str) -> Text {
-    Text { response: response.into(), ..chat(before, response) }
+fn spoken(before: &[(&str, &str)], response: &str) -> PromptResponse {
+    PromptResponse { response: response.into(), ..chat(before, response) }
 }
 
-fn told(content: &str, purpose: Purpose, maps: &[&str]) -> FileRows<Row> {
+fn told(content: &str, purpose: DatasetType, maps: &[&str]) -> FileRows<Row> {
     let (_dir, path) = file(content.as_bytes());
     read_row_file(&path, &FieldMap::parse(maps).unwrap(), purpose, BadRows::Error).unwrap()
 }
 
-fn refused(row: &str, purpose: Purpose) -> String {
+fn refused(row: &str, purpose: DatasetType) -> String {
     let error = read(row, purpose, &[]).unwrap_err();
     error.strip_prefix("rows.jsonl:1: ").unwrap().to_string()
 }
 
 #[test]
 fn columns_with_a_meaning_are_a_part_of_the_prompt() {
-    let single = |instruction: &str, response: &str| Content::Single(plain(instruction, response));
+    let single = |instruction: &str, response: &str| RowContent::Single(plain(instruction, response));
     let asked = [("system", "S"), ("user", "Q")];
     for (row, expected) in [
         // Alpaca, with its text in full beside it.
@@ -54,7 +54,7 @@ fn columns_with_a_meaning_are_a_part_of_the_prompt() {
         ),
         (r#"{"instruction":"Who?","context":"x","input":"x","response":"Ann"}"#, single("Who?\nx", "Ann")),
         // OpenOrca, orca_dpo_pairs.
-        (r#"{"id":"1","system_prompt":"S","question":"Q","response":"a"}"#, Content::Single(spoken(&asked, "a"))),
+        (r#"{"id":"1","system_prompt":"S","question":"Q","response":"a"}"#, RowContent::Single(spoken(&asked, "a"))),
         (
             r#"{"system":"S","question":"Q","chosen":"a","rejected":"b"}"#,
             preference(spoken(&asked, "a"), spoken(&asked, "b")),
@@ -134,16 +134,19 @@ fn columns_with_a_meaning_are_a_part_of_the_prompt() {
             "field `history`: expected a list of [user's text, assistant's text], found text (--map history= leaves it out)",
         ),
     ] {
-        assert_eq!(refused(row, Purpose::Any), reason, "{row}");
+        assert_eq!(refused(row, DatasetType::Any), reason, "{row}");
     }
-    let left = read(r#"{"instruction":"Q","input":3,"output":"a"}"#, Purpose::Any, &["input="]).unwrap();
+    let left = read(r#"{"instruction":"Q","input":3,"output":"a"}"#, DatasetType::Any, &["input="]).unwrap();
     assert_eq!(left[0].content, single("Q", "a"));
 }
 
 /// A conversation of one answer, of which `sft` learns every answer.
-fn turns(before: &[(&str, &str)], answer: &str) -> Content {
-    let Text { instruction, .. } = chat(before, answer);
-    Content::Single(Text { instruction, response: Response::Turns(vec![Message::new("assistant", answer)]) })
+fn turns(before: &[(&str, &str)], answer: &str) -> RowContent {
+    let PromptResponse { instruction, .. } = chat(before, answer);
+    RowContent::Single(PromptResponse {
+        instruction,
+        response: ResponseText::Turns(vec![Message::new("assistant", answer)]),
+    })
 }
 
 #[test]
@@ -153,7 +156,7 @@ fn sharegpt_and_rankings() {
     assert_eq!(one(&format!(r#"{{"conversations":{conversation}}}"#)), turns(&asked, "a"));
     assert_eq!(one(&format!(r#"{{"messages":{conversation},"id":1}}"#)), turns(&asked, "a"));
     assert_eq!(
-        read(&format!(r#"{{"talk":{conversation}}}"#), Purpose::Sft, &["conversations=talk"]).unwrap()[0].content,
+        read(&format!(r#"{{"talk":{conversation}}}"#), DatasetType::Sft, &["conversations=talk"]).unwrap()[0].content,
         turns(&asked, "a")
     );
     assert_eq!(
@@ -173,12 +176,12 @@ fn sharegpt_and_rankings() {
         assert_eq!(one(row), both(&[("user", "Q")]), "{row}");
     }
     let labelled = one(r#"{"conversations":[{"from":"human","value":"Q"},{"from":"gpt","value":"a"}],"label":false}"#);
-    assert_eq!(labelled, Content::Labelled(chat(&[("user", "Q")], "a"), false));
+    assert_eq!(labelled, RowContent::Labelled(chat(&[("user", "Q")], "a"), false));
     let reason =
-        refused(r#"{"conversations":[{"from":"human","value":"Q"},{"from":"sensei","value":"a"}]}"#, Purpose::Sft);
+        refused(r#"{"conversations":[{"from":"human","value":"Q"},{"from":"sensei","value":"a"}]}"#, DatasetType::Sft);
     assert!(reason.starts_with("field `conversations[1].from`: `sensei` is none of human, user, gpt"), "{reason}");
     let call = r#"{"conversations":[{"from":"human","value":"2+2?"},{"from":"function_call","value":"{\"name\":\"add\",\"arguments\":{\"a\":2,\"b\":2}}"},{"from":"observation","value":"4"},{"from":"gpt","value":"It is 4."}]}"#;
-    let Content::Single(text) = one(call) else { panic!("one text") };
+    let RowContent::Single(text) = one(call) else { panic!("one text") };
     let (conversation, _) = text.conversation();
     assert_eq!(
         conversation.messages.iter().map(Message::role).collect::<Vec<_>>(),
@@ -193,7 +196,7 @@ fn rows_without_a_label_among_labelled_ones_are_told() {
     let row = |label: &str| format!(r#"{{"prompt":"q","completion":"a","label":{label}}}"#);
     let notes = |labels: &[&str]| {
         let text: Vec<String> = labels.iter().map(|label| row(label)).collect();
-        told(&text.join("\n"), Purpose::Sft, &[]).notes
+        told(&text.join("\n"), DatasetType::Sft, &[]).notes
     };
     let lines = notes(&["true", "null", "null"]);
     assert!(
@@ -208,8 +211,8 @@ fn rows_without_a_label_among_labelled_ones_are_told() {
 
 #[test]
 fn whole_texts_get_no_template() {
-    let rows = told("{\"text\":\"All of it.\",\"meta\":{}}\n{\"text\":\"More.\",\"meta\":{}}\n", Purpose::Sft, &[]);
-    assert_eq!(rows.rows[0].content, Content::Single(whole("", "All of it.")));
+    let rows = told("{\"text\":\"All of it.\",\"meta\":{}}\n{\"text\":\"More.\",\"meta\":{}}\n", DatasetType::Sft, &[]);
+    assert_eq!(rows.rows[0].content, RowContent::Single(whole("", "All of it.")));
     assert_eq!(rows.notes.len(), 2);
     assert!(rows.notes[0].ends_with("rows.jsonl: columns that are not read: `meta` (2 rows)"), "{:?}", rows.notes);
     assert!(
@@ -226,16 +229,18 @@ fn whole_texts_get_no_template() {
         assert_eq!(sequence.ids, [&alone[..], &[1]].concat(), "{template:?}");
         assert_eq!(sequence.response_start, 0);
     }
-    let reason = refused(r#"{"text":"x"}"#, Purpose::Preference);
+    let reason = refused(r#"{"text":"x"}"#, DatasetType::Preference);
     assert!(reason.starts_with("the row holds one text, not a preference"), "{reason}");
-    for (label, purpose) in [("1", Purpose::Judgement), ("1", Purpose::Any), ("0", Purpose::Sft), ("2", Purpose::Sft)] {
+    for (label, purpose) in
+        [("1", DatasetType::Judgement), ("1", DatasetType::Any), ("0", DatasetType::Sft), ("2", DatasetType::Sft)]
+    {
         let reason = refused(&format!(r#"{{"text":"x","label":{label}}}"#), purpose);
         assert!(reason.contains("label"), "{reason}");
         let is_way_out = reason.ends_with("(`label`; --map label= leaves it out)");
-        assert_eq!(is_way_out, purpose != Purpose::Sft, "{reason}");
+        assert_eq!(is_way_out, purpose != DatasetType::Sft, "{reason}");
     }
-    let left = told(r#"{"text":"x","label":1}"#, Purpose::Any, &["label="]);
-    assert_eq!(left.rows[0].content, Content::Single(whole("", "x")));
+    let left = told(r#"{"text":"x","label":1}"#, DatasetType::Any, &["label="]);
+    assert_eq!(left.rows[0].content, RowContent::Single(whole("", "x")));
 }
 
 /// The prompt as TRL 1.16's `extract_prompt` cuts it, but for words that both responses begin with.
@@ -257,7 +262,7 @@ fn hh_rlhf_is_cut_before_the_last_turn() {
     pair(turn, " a\n\nHuman: b\n\nAssistant: c", " d");
     pair("The sky is", " blue.", " green.");
     pair("2+2=", "4", "5");
-    let rows = told(&row(&format!("{turn} Hello"), &format!("{turn} No")), Purpose::Preference, &[]);
+    let rows = told(&row(&format!("{turn} Hello"), &format!("{turn} No")), DatasetType::Preference, &[]);
     assert!(rows.notes[0].contains("1 row holds whole texts"), "{:?}", rows.notes);
     // TRL's tokens: prompt, response, EOS, whatever the template.
     let tokenizer = bpe512();
@@ -267,16 +272,16 @@ fn hh_rlhf_is_cut_before_the_last_turn() {
         assert_eq!(tokenizer.decode_all(&chosen.ids[..chosen.ids.len() - 1]).unwrap(), format!("{turn} Hello"));
         assert_eq!(tokenizer.decode_all(&chosen.ids[..chosen.response_start]).unwrap(), turn);
     }
-    let reason = refused(&row("a", "b"), Purpose::Preference);
+    let reason = refused(&row("a", "b"), DatasetType::Preference);
     assert_eq!(
         reason,
         "fields `chosen` and `rejected` are texts that don't begin alike, so field `prompt` is needed too (the row has `chosen`, `rejected`)"
     );
-    let reason = refused(&row(turn, &format!("{turn} x")), Purpose::Preference);
+    let reason = refused(&row(turn, &format!("{turn} x")), DatasetType::Preference);
     assert_eq!(reason, "the chosen response is empty");
-    let reason = refused(r#"{"problem":"Q","chosen":"A b","rejected":"A c"}"#, Purpose::Preference);
+    let reason = refused(r#"{"problem":"Q","chosen":"A b","rejected":"A c"}"#, DatasetType::Preference);
     assert!(reason.ends_with("`rejected`); it may be `--map prompt=problem`"), "{reason}");
-    let mixed = refused(r#"{"chosen":"A b","rejected":[{"role":"assistant","content":"x"}]}"#, Purpose::Preference);
+    let mixed = refused(r#"{"chosen":"A b","rejected":[{"role":"assistant","content":"x"}]}"#, DatasetType::Preference);
     assert_eq!(mixed, "field `chosen` is text, so field `prompt` is needed too (the row has `chosen`, `rejected`)");
 }
 
@@ -315,16 +320,17 @@ fn errors_suggest_the_map() {
         ),
         (r#"{"prompt":"Q","completions":["a","b"],"labels":[true,false]}"#, "the row labels steps"),
     ] {
-        let reason = refused(row, Purpose::Any);
+        let reason = refused(row, DatasetType::Any);
         assert!(reason.contains(suggestion), "{row}: {reason}");
     }
     // What is suggested is taken.
-    let rows = read(r#"{"query":"Q","answer":"a"}"#, Purpose::Sft, &["prompt=query", "completion=answer"]).unwrap();
-    assert_eq!(rows[0].content, Content::Single(plain("Q", "a")));
-    let rows = read(r#"{"instruction":"Q","input":"b a","output":"a b"}"#, Purpose::Sft, &["response=output"]).unwrap();
-    assert_eq!(rows[0].content, Content::Single(plain("Q\nb a", "a b")));
-    let rows = read(r#"{"input":"Q","output":"a"}"#, Purpose::Sft, &["instruction=input"]).unwrap();
-    assert_eq!(rows[0].content, Content::Single(plain("Q", "a")), "a column is read once");
+    let rows = read(r#"{"query":"Q","answer":"a"}"#, DatasetType::Sft, &["prompt=query", "completion=answer"]).unwrap();
+    assert_eq!(rows[0].content, RowContent::Single(plain("Q", "a")));
+    let rows =
+        read(r#"{"instruction":"Q","input":"b a","output":"a b"}"#, DatasetType::Sft, &["response=output"]).unwrap();
+    assert_eq!(rows[0].content, RowContent::Single(plain("Q\nb a", "a b")));
+    let rows = read(r#"{"input":"Q","output":"a"}"#, DatasetType::Sft, &["instruction=input"]).unwrap();
+    assert_eq!(rows[0].content, RowContent::Single(plain("Q", "a")), "a column is read once");
 }
 
 #[test]
@@ -336,13 +342,13 @@ fn unread_columns_are_told_once_a_file() {
         r#"{"prompt":"Q","completion":"a","source":"y","license":"MIT","label":1}"#,
         "\n"
     );
-    let [note] = &notes(rows, Purpose::Sft, &[])[..] else { panic!("one note") };
+    let [note] = &notes(rows, DatasetType::Sft, &[])[..] else { panic!("one note") };
     assert!(note.ends_with("rows.jsonl: columns that are not read: `source` (2 rows), `license` (1 row)"), "{note}");
-    let [note] = &notes(rows, Purpose::Sft, &["label="])[..] else { panic!("one note") };
+    let [note] = &notes(rows, DatasetType::Sft, &["label="])[..] else { panic!("one note") };
     assert!(note.ends_with("`source` (2 rows), `license` (1 row), `label` (1 row)"), "{note}");
-    assert_eq!(notes(r#"{"prompt":"Q","completion":"a"}"#, Purpose::Sft, &[]), [""; 0]);
+    assert_eq!(notes(r#"{"prompt":"Q","completion":"a"}"#, DatasetType::Sft, &[]), [""; 0]);
     let pair = r#"{"instruction":"Q","prompt":"P","chosen":"a","rejected":"b","messages":[],"text":"T","output":"o"}"#;
-    let [note] = &notes(pair, Purpose::Preference, &[])[..] else { panic!("one note") };
+    let [note] = &notes(pair, DatasetType::Preference, &[])[..] else { panic!("one note") };
     assert!(
         note.ends_with("not read: `instruction` (1 row), `messages` (1 row), `text` (1 row), `output` (1 row)"),
         "{note}"
@@ -350,7 +356,7 @@ fn unread_columns_are_told_once_a_file() {
     let names =
         ["prompt", "completion"].map(String::from).into_iter().chain((0..200).map(|i| format!("column number {i}")));
     let row = Value::Object(names.map(|name| (name, "x".into())).collect()).to_string();
-    let [note] = &notes(&row, Purpose::Any, &[])[..] else { panic!("one note") };
+    let [note] = &notes(&row, DatasetType::Any, &[])[..] else { panic!("one note") };
     let listed = note.matches("(1 row)").count();
     assert!(note.len() < 1000 && note.ends_with(&format!(", and {} more", 200 - listed)), "{note}");
     let (_dir, path) = file(br#"{"prompt":"Q","id":7}"#);
@@ -379,12 +385,12 @@ fn labels_have_one_meaning() {
         ("\"false\"", false),
         ("\"False\"", false),
     ] {
-        for purpose in [Purpose::Judgement, Purpose::Any] {
+        for purpose in [DatasetType::Judgement, DatasetType::Any] {
             let rows = read(&row(label), purpose, &[]).unwrap();
-            assert_eq!(rows[0].content, Content::Labelled(plain("Q", "a"), expected), "{label}");
+            assert_eq!(rows[0].content, RowContent::Labelled(plain("Q", "a"), expected), "{label}");
         }
-        match read(&row(label), Purpose::Sft, &[]) {
-            Ok(rows) => assert!(expected && rows[0].content == Content::Single(plain("Q", "a")), "{label}"),
+        match read(&row(label), DatasetType::Sft, &[]) {
+            Ok(rows) => assert!(expected && rows[0].content == RowContent::Single(plain("Q", "a")), "{label}"),
             Err(error) => assert!(!expected && error.contains("`label`: false"), "{label}: {error}"),
         }
     }
@@ -398,7 +404,7 @@ fn labels_have_one_meaning() {
         ("[]", "a list"),
         ("{}", "an object"),
     ] {
-        for purpose in [Purpose::Sft, Purpose::Judgement, Purpose::Any] {
+        for purpose in [DatasetType::Sft, DatasetType::Judgement, DatasetType::Any] {
             let reason = format!(
                 "field `label`: expected true or false (or 1 or 0, 1 or -1), found {found} (--map label= leaves it out)"
             );
@@ -406,12 +412,12 @@ fn labels_have_one_meaning() {
         }
     }
     let liked = r#"{"prompt":"Q","completion":"a","desirable":false}"#;
-    let reason = refused(liked, Purpose::Judgement);
+    let reason = refused(liked, DatasetType::Judgement);
     assert!(reason.ends_with("found nothing; it may be `--map label=desirable`"), "{reason}");
-    assert_eq!(read(liked, Purpose::Judgement, &["label=desirable"]).unwrap()[0].content.label(), Some(false));
-    assert_eq!(refused(&row("null"), Purpose::Judgement), "field `label`: expected true or false, found nothing");
-    let left = read(&row("2"), Purpose::Sft, &["label="]).unwrap();
-    assert_eq!(left[0].content, Content::Single(plain("Q", "a")));
+    assert_eq!(read(liked, DatasetType::Judgement, &["label=desirable"]).unwrap()[0].content.label(), Some(false));
+    assert_eq!(refused(&row("null"), DatasetType::Judgement), "field `label`: expected true or false, found nothing");
+    let left = read(&row("2"), DatasetType::Sft, &["label="]).unwrap();
+    assert_eq!(left[0].content, RowContent::Single(plain("Q", "a")));
 }
 
 #[test]
@@ -421,19 +427,19 @@ fn bad_rows_are_skipped_within_a_limit() {
         (r#"{"prompt":"Q","completion":""}"#, "the response is empty"),
         (
             r#"{"prompt":"Q","completion":"a","score":NaN}"#,
-            "malformed JSON: NaN is no JSON number (null says that there is none), column 40",
+            "malformed JSON: NaN is not a JSON number (null says that there is none), column 40",
         ),
         (
             r#"{"prompt":"Q","completion":"a","score":-Infinity}"#,
-            "malformed JSON: Infinity is no JSON number (null says that there is none), column 41",
+            "malformed JSON: Infinity is not a JSON number (null says that there is none), column 41",
         ),
         (
             r#"{"prompt":"Q \ud83d","completion":"a"}"#,
-            "malformed JSON: half of a surrogate pair (\\ud800 to \\udfff) is no character, column ",
+            "malformed JSON: half of a surrogate pair (\\ud800 to \\udfff) is not a character, column ",
         ),
         (
             r#"{"prompt":"Q","completion":"\udc00"}"#,
-            "malformed JSON: half of a surrogate pair (\\ud800 to \\udfff) is no character, column ",
+            "malformed JSON: half of a surrogate pair (\\ud800 to \\udfff) is not a character, column ",
         ),
         (r#"{"prompt":"Q","completion":"a""#, "malformed JSON: EOF while parsing an object, column 30"),
         (r#"{"prompt":"Q"}"#, "field `completion` is missing"),
@@ -446,7 +452,7 @@ fn bad_rows_are_skipped_within_a_limit() {
     }
     let (_dir, path) = file(lines.join("\n").as_bytes());
     let skip = |limit| {
-        let rows = read_row_file(&path, &FieldMap::default(), Purpose::Sft, BadRows::Skip(limit)).unwrap().rows;
+        let rows = read_row_file(&path, &FieldMap::default(), DatasetType::Sft, BadRows::Skip(limit)).unwrap().rows;
         Dataset::build_with(&rows, &bpe512(), &Template::None, LIMITS, BadRows::Skip(limit)).map_err(|e| {
             assert_eq!(e.exit_status(), 2);
             e.to_string()
@@ -454,9 +460,9 @@ fn bad_rows_are_skipped_within_a_limit() {
     };
     let data = skip(BadRowLimit::Count(9)).unwrap();
     assert_eq!(data.summary(), "100 rows: 91 kept, 0 dropped, 9 bad rows skipped");
-    assert_eq!(data.count(Fate::Skipped), 9);
+    assert_eq!(data.count(OverflowAction::Skipped), 9);
     for (note, (i, (line, reason))) in data.notes.iter().zip(bad.iter().enumerate()) {
-        assert_eq!((note.row, note.fate), (10 * i + 1, Fate::Skipped));
+        assert_eq!((note.row, note.fate), (10 * i + 1, OverflowAction::Skipped));
         assert!(note.reason.contains(reason), "{line}: {}", note.reason);
         assert!(data.place(note.row).ends_with(&format!("rows.jsonl:{}", 10 * i + 2)));
     }
@@ -476,8 +482,8 @@ fn bad_rows_are_skipped_within_a_limit() {
     let limits = BadRows::Skip(BadRowLimit::Share(1.0));
     let only = |lines: &str| {
         let (_dir, path) = file(lines.as_bytes());
-        let rows = read_row_file(&path, &FieldMap::default(), Purpose::Sft, limits).unwrap().rows;
-        let fit = Limits { overflow: Overflow::Drop, ..LIMITS };
+        let rows = read_row_file(&path, &FieldMap::default(), DatasetType::Sft, limits).unwrap().rows;
+        let fit = LengthLimits { overflow: Overflow::Drop, ..LIMITS };
         Dataset::build_with(&rows, &bpe512(), &Template::None, fit, limits).unwrap_err().to_string()
     };
     let error = only("{\"prompt\":\"Q\"}\n7\n");
@@ -487,7 +493,7 @@ fn bad_rows_are_skipped_within_a_limit() {
     let error = only(&format!("{{}}\n{{\"prompt\":\"Q\",\"completion\":\"{}\"}}\n", "word ".repeat(20_000)));
     assert!(error.starts_with("--max-length: no row fits"), "{error}");
     // By default the first one stops the program.
-    let error = read_rows(&path, &FieldMap::default(), Purpose::Sft).unwrap_err().to_string();
+    let error = read_rows(&path, &FieldMap::default(), DatasetType::Sft).unwrap_err().to_string();
     assert!(error.ends_with("rows.jsonl:2: the response is empty"), "{error}");
 }
 

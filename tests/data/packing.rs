@@ -25,7 +25,7 @@ fn example() -> impl Strategy<Value = Example> {
 }
 
 /// For each prediction of a sequence: the (token, position) pairs that its hidden state sees, and the target.
-fn context(batch: &Batch, span: usize) -> Vec<(Vec<(u32, u32)>, u32)> {
+fn context(batch: &PackedBatch, span: usize) -> Vec<(Vec<(u32, u32)>, u32)> {
     let rows = batch.rows_in_order(&batch.spans[span]);
     rows.into_iter()
         .map(|row| batch.rows[row])
@@ -37,7 +37,7 @@ fn context(batch: &Batch, span: usize) -> Vec<(Vec<(u32, u32)>, u32)> {
         .collect()
 }
 
-fn well_formed(batch: &Batch) {
+fn well_formed(batch: &PackedBatch) {
     let t = batch.ids.len();
     assert_eq!((batch.positions.len(), batch.ranges.len()), (t, t));
     for (q, &[a, b, c, d]) in batch.ranges.iter().enumerate() {
@@ -51,7 +51,7 @@ proptest! {
     #[test]
     fn packed_is_each_alone(examples in prop::collection::vec(example(), 1..5), share in any::<bool>()) {
         let borrowed: Vec<&Example> = examples.iter().collect();
-        let batch = Batch::pack(&borrowed, share);
+        let batch = PackedBatch::pack(&borrowed, share);
         well_formed(&batch);
         let sequences: Vec<&Sequence> = examples.iter().flat_map(|e| &e.sequences).collect();
         let ids: Vec<Vec<u32>> = sequences.iter().map(|s| s.ids.clone()).collect();
@@ -84,10 +84,10 @@ proptest! {
     #[test]
     fn examples_do_not_meet(examples in prop::collection::vec(example(), 1..5), share in any::<bool>()) {
         let borrowed: Vec<&Example> = examples.iter().collect();
-        let packed = Batch::pack(&borrowed, share);
+        let packed = PackedBatch::pack(&borrowed, share);
         let mut span = 0;
         for example in &examples {
-            let alone = Batch::pack(&[example], share);
+            let alone = PackedBatch::pack(&[example], share);
             for s in 0..alone.spans.len() {
                 prop_assert_eq!(context(&alone, s), context(&packed, span));
                 span += 1;
@@ -113,7 +113,7 @@ fn a_shared_pair_s_layout() {
     let sequence = |ids: &[u32]| Sequence::new(ids.into(), 3);
     let pair =
         Example { row: 7, sequences: vec![sequence(&[0, 5, 6, 7, 1]), sequence(&[0, 5, 6, 8, 9, 1])], desirable: None };
-    let batch = Batch::pack(&[&pair], true);
+    let batch = PackedBatch::pack(&[&pair], true);
     assert_eq!(batch.ids, [0, 5, 6, 7, 1, 8, 9, 1]);
     assert_eq!(batch.positions, [0, 1, 2, 3, 4, 3, 4, 5]);
     assert_eq!(batch.ranges[2], [0, 0, 0, 3]);

@@ -18,8 +18,8 @@ fn every_form_of_row() {
         (
             r#"{"prompt":[{"role":"user","content":"Q"}],"chosen":"b","rejected":"d"}"#,
             preference(
-                Text { instruction: asked(&user), response: "b".into() },
-                Text { instruction: asked(&user), response: "d".into() },
+                PromptResponse { instruction: asked(&user), response: "b".into() },
+                PromptResponse { instruction: asked(&user), response: "d".into() },
             ),
         ),
         (
@@ -34,21 +34,21 @@ fn every_form_of_row() {
             r#"{"prompt_chosen":"a","chosen":"b","prompt_rejected":"c","rejected":"d"}"#,
             preference(plain("a", "b"), plain("c", "d")),
         ),
-        (r#"{"instruction":"a","response":"b","prompt":null}"#, Content::Single(plain("a", "b"))),
-        (r#"{"prompt":"a","completion":"b"}"#, Content::Single(plain("a", "b"))),
+        (r#"{"instruction":"a","response":"b","prompt":null}"#, RowContent::Single(plain("a", "b"))),
+        (r#"{"prompt":"a","completion":"b"}"#, RowContent::Single(plain("a", "b"))),
         (
             r#"{"prompt":[{"role":"user","content":"Q"}],"completion":[{"role":"assistant","content":"b"}]}"#,
-            Content::Single(chat(&user, "b")),
+            RowContent::Single(chat(&user, "b")),
         ),
         (
             r#"{"messages":[{"role":"system","content":"S"},{"role":"user","content":"Q"},{"role":"assistant","content":"b"}]}"#,
-            Content::Single(Text {
+            RowContent::Single(PromptResponse {
                 instruction: asked(&[("system", "S"), ("user", "Q")]),
-                response: Response::Turns(vec![Message::new("assistant", "b")]),
+                response: ResponseText::Turns(vec![Message::new("assistant", "b")]),
             }),
         ),
-        (r#"{"prompt":"a","completion":"b","label":true}"#, Content::Labelled(plain("a", "b"), true)),
-        (r#"{"instruction":"a","response":"b","label":false}"#, Content::Labelled(plain("a", "b"), false)),
+        (r#"{"prompt":"a","completion":"b","label":true}"#, RowContent::Labelled(plain("a", "b"), true)),
+        (r#"{"instruction":"a","response":"b","label":false}"#, RowContent::Labelled(plain("a", "b"), false)),
     ];
     for (row, expected) in forms {
         assert_eq!(one(row), expected, "{row}");
@@ -58,14 +58,14 @@ fn every_form_of_row() {
 #[test]
 fn lines_are_read_as_they_come() {
     let text = "\u{feff}{\"instruction\":\"a\",\"response\":\"b\"}\r\n\r\n  \n{\"instruction\":\"c\",\"response\":\"d\\u00e9\"}";
-    let rows = read(text, Purpose::Sft, &[]).unwrap();
+    let rows = read(text, DatasetType::Sft, &[]).unwrap();
     assert_eq!(rows.iter().map(|r| r.place.line).collect::<Vec<_>>(), [1, 4]);
-    assert_eq!(rows[1].content, Content::Single(plain("c", "dé")));
-    let rows = read(r#"{"i_chosen":"a","r_chosen":"b","i_reject":"c","r_reject":"d"}"#, Purpose::Sft, &[]).unwrap();
-    assert_eq!(rows[0].content, Content::Single(plain("a", "b")));
+    assert_eq!(rows[1].content, RowContent::Single(plain("c", "dé")));
+    let rows = read(r#"{"i_chosen":"a","r_chosen":"b","i_reject":"c","r_reject":"d"}"#, DatasetType::Sft, &[]).unwrap();
+    assert_eq!(rows[0].content, RowContent::Single(plain("a", "b")));
     let rows = read(
         r#"{"question":"a","good":"b","bad":"d"}"#,
-        Purpose::Preference,
+        DatasetType::Preference,
         &["prompt=question", "chosen=good", "rejected=bad"],
     )
     .unwrap();
@@ -125,15 +125,15 @@ fn bad_rows_name_their_line() {
     ];
     for (row, reason) in cases {
         let text = format!("{good}\n\n{row}\n{good}\n");
-        assert_eq!(read(&text, Purpose::Preference, &[]).unwrap_err(), format!("rows.jsonl:3: {reason}"));
+        assert_eq!(read(&text, DatasetType::Preference, &[]).unwrap_err(), format!("rows.jsonl:3: {reason}"));
     }
-    assert_eq!(read(" \n\n", Purpose::Any, &[]).unwrap_err(), "rows.jsonl: the file holds no rows");
+    assert_eq!(read(" \n\n", DatasetType::Any, &[]).unwrap_err(), "rows.jsonl: the file holds no rows");
     let empty = r#"{"instruction":"a","response":""}"#;
-    assert_eq!(read(empty, Purpose::Sft, &[]).unwrap_err(), "rows.jsonl:1: the response is empty");
+    assert_eq!(read(empty, DatasetType::Sft, &[]).unwrap_err(), "rows.jsonl:1: the response is empty");
     let (_dir, path) = file(b"{\"instruction\":\"a\xff\"}");
-    let error = read_rows(&path, &FieldMap::default(), Purpose::Any).unwrap_err().to_string();
+    let error = read_rows(&path, &FieldMap::default(), DatasetType::Any).unwrap_err().to_string();
     assert!(error.ends_with("rows.jsonl:1: not UTF-8 from byte 18"), "{error}");
-    let error = read_rows("/nowhere/x.jsonl", &FieldMap::default(), Purpose::Any).unwrap_err().to_string();
+    let error = read_rows("/nowhere/x.jsonl", &FieldMap::default(), DatasetType::Any).unwrap_err().to_string();
     assert!(error.starts_with("/nowhere/x.jsonl: No such file"), "{error}");
     for (value, reason) in [
         ("prompt", "`prompt`: expected field=name, such as prompt=question"),

@@ -5,17 +5,17 @@ use jointwise::data::rows::{FileRows, parse_objects, read_row_file};
 
 use super::*;
 
-fn rows_of(path: impl AsRef<Path>, purpose: Purpose) -> FileRows<Row> {
+fn rows_of(path: impl AsRef<Path>, purpose: DatasetType) -> FileRows<Row> {
     let path = path.as_ref();
     read_row_file(path, &FieldMap::default(), purpose, BadRows::Error).unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn contents(rows: &[Row]) -> Vec<&Content> {
+fn contents(rows: &[Row]) -> Vec<&RowContent> {
     rows.iter().map(|row| &row.content).collect()
 }
 
 fn told(name: &str) -> String {
-    let error = read_rows(fixture("files").join(name), &FieldMap::default(), Purpose::Any).unwrap_err();
+    let error = read_rows(fixture("files").join(name), &FieldMap::default(), DatasetType::Any).unwrap_err();
     assert_eq!(error.exit_status(), 2);
     let text = error.to_string();
     assert!(!text.contains('\n'), "{text}");
@@ -30,7 +30,7 @@ fn parsed(name: &str, text: &str) -> Result<Vec<Value>, String> {
 
 #[test]
 fn every_form_holds_the_same_rows() {
-    let expected = rows_of(fixture("files/rows.jsonl"), Purpose::Preference).rows;
+    let expected = rows_of(fixture("files/rows.jsonl"), DatasetType::Preference).rows;
     assert_eq!(expected.len(), 3);
     assert_eq!(
         expected[1].content,
@@ -51,7 +51,7 @@ fn every_form_holds_the_same_rows() {
         ("rows.jsonl.zst", ["1", "2", "3"]),
         ("rows.csv.zst", ["2", "4", "5"]),
     ] {
-        let read = rows_of(fixture("files").join(name), Purpose::Preference);
+        let read = rows_of(fixture("files").join(name), DatasetType::Preference);
         assert_eq!(contents(&read.rows), contents(&expected), "{name}");
         let found: Vec<String> = read.rows.iter().map(|row| row.place.to_string()).collect();
         let places = places.map(|place| format!("{}:{place}", fixture("files").join(name).display()));
@@ -69,10 +69,10 @@ fn every_form_holds_the_same_rows() {
         };
         assert_eq!(note, expected, "{name}");
     }
-    let alpaca = rows_of(fixture("files/alpaca_data.json"), Purpose::Sft).rows;
-    assert_eq!(alpaca[0].content, Content::Single(plain("Sort the letters.\nb a", "a b")));
-    assert_eq!((&alpaca[1].content, alpaca[1].place.line), (&Content::Single(plain("Say hi.", "Hi")), 7));
-    let labels = rows_of(fixture("files/labels.csv"), Purpose::Judgement).rows;
+    let alpaca = rows_of(fixture("files/alpaca_data.json"), DatasetType::Sft).rows;
+    assert_eq!(alpaca[0].content, RowContent::Single(plain("Sort the letters.\nb a", "a b")));
+    assert_eq!((&alpaca[1].content, alpaca[1].place.line), (&RowContent::Single(plain("Say hi.", "Hi")), 7));
+    let labels = rows_of(fixture("files/labels.csv"), DatasetType::Judgement).rows;
     assert_eq!(labels.iter().map(|row| row.content.label()).collect::<Vec<_>>(), [true, false, true, false].map(Some));
 }
 
@@ -85,10 +85,10 @@ fn faults_name_the_row_and_the_line() {
     );
     // A bad row is skipped alone.
     let skip = BadRows::Skip(BadRowLimit::Count(1));
-    let read = read_row_file(fixture("files/ragged.csv"), &FieldMap::default(), Purpose::Any, skip).unwrap().rows;
+    let read = read_row_file(fixture("files/ragged.csv"), &FieldMap::default(), DatasetType::Any, skip).unwrap().rows;
     assert!(
         read.len() == 4
-            && matches!(&read[3].content, Content::Unreadable(reason) if reason.starts_with("the row has 2"))
+            && matches!(&read[3].content, RowContent::Unreadable(reason) if reason.starts_with("the row has 2"))
     );
 
     let row = r#"{"prompt":"a","completion":"b"}"#;
@@ -134,7 +134,7 @@ fn faults_name_the_row_and_the_line() {
     // Empty cells are absent, and told so where they are needed.
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("x.csv"), "prompt,completion,system\nQ,,\n").unwrap();
-    let error = read_rows(dir.path().join("x.csv"), &FieldMap::default(), Purpose::Any).unwrap_err().to_string();
+    let error = read_rows(dir.path().join("x.csv"), &FieldMap::default(), DatasetType::Any).unwrap_err().to_string();
     assert!(error.contains("x.csv:2: field `completion` is null or an empty cell (the row has"), "{error}");
 }
 
@@ -175,8 +175,8 @@ fn long_lists_are_read_as_they_come() {
     assert!(rows.len() > 64 << 20);
     let text = std::io::Read::chain(&b"{\"data\": ["[..], rows.as_bytes());
     let text = std::io::Read::chain(text, &b"{\"prompt\":\"Q\"}]}"[..]);
-    let error =
-        jointwise::data::rows::parse_rows(Path::new("x.json"), text, &FieldMap::default(), Purpose::Sft).unwrap_err();
+    let error = jointwise::data::rows::parse_rows(Path::new("x.json"), text, &FieldMap::default(), DatasetType::Sft)
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         format!(
@@ -189,8 +189,8 @@ fn long_lists_are_read_as_they_come() {
 
 #[test]
 fn folders_and_patterns_are_read_in_the_order_of_names() {
-    let expected = rows_of(fixture("files/rows.jsonl"), Purpose::Preference).rows;
-    let folder = rows_of(fixture("files/shards"), Purpose::Preference);
+    let expected = rows_of(fixture("files/rows.jsonl"), DatasetType::Preference).rows;
+    let folder = rows_of(fixture("files/shards"), DatasetType::Preference);
     assert_eq!(contents(&folder.rows), contents(&expected));
     let names: Vec<_> =
         folder.rows.iter().map(|row| row.place.path.file_name().unwrap().to_string_lossy().into_owned()).collect();
@@ -200,21 +200,21 @@ fn folders_and_patterns_are_read_in_the_order_of_names() {
         "{:?}",
         folder.notes
     );
-    let pattern = rows_of(fixture("files/shards/[0-2].*"), Purpose::Preference);
+    let pattern = rows_of(fixture("files/shards/[0-2].*"), DatasetType::Preference);
     assert_eq!((contents(&pattern.rows), pattern.notes.len()), (contents(&expected), 0));
-    let two = rows_of(fixture("files/shards/*[!1].js*"), Purpose::Preference);
+    let two = rows_of(fixture("files/shards/*[!1].js*"), DatasetType::Preference);
     assert_eq!(contents(&two.rows), [&expected[0].content, &expected[2].content]);
     // Parquet among them, and the file of an error.
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(fixture("parquet/plain.parquet"), dir.path().join("a.parquet")).unwrap();
     std::fs::write(dir.path().join("b.jsonl"), "{\"prompt\":\"P\",\"completion\":\"C\"}\n{\"prompt\":\"P\"}\n")
         .unwrap();
-    let error = read_rows(dir.path(), &FieldMap::default(), Purpose::Sft).unwrap_err().to_string();
+    let error = read_rows(dir.path(), &FieldMap::default(), DatasetType::Sft).unwrap_err().to_string();
     assert!(error.contains("b.jsonl:2: field `completion` is missing"), "{error}");
-    let rows = read_rows(dir.path().join("*.parquet"), &FieldMap::default(), Purpose::Sft).unwrap();
+    let rows = read_rows(dir.path().join("*.parquet"), &FieldMap::default(), DatasetType::Sft).unwrap();
     assert_eq!(rows.len(), 3);
     std::fs::write(dir.path().join("b.jsonl"), "").unwrap();
-    let error = read_rows(dir.path(), &FieldMap::default(), Purpose::Sft).unwrap_err().to_string();
+    let error = read_rows(dir.path(), &FieldMap::default(), DatasetType::Sft).unwrap_err().to_string();
     assert!(error.ends_with("b.jsonl: the file holds no rows"), "{error}");
     let prompts = read_prompts(fixture("files/shards"), &FieldMap::default()).unwrap();
     assert_eq!(prompts.len(), 3);
@@ -222,8 +222,8 @@ fn folders_and_patterns_are_read_in_the_order_of_names() {
 
 #[test]
 fn one_field_may_be_the_prompt_by_another_name() {
-    let query = rows_of(fixture("files/query.jsonl"), Purpose::Preference);
-    let expected = rows_of(fixture("files/rows.jsonl"), Purpose::Preference).rows;
+    let query = rows_of(fixture("files/query.jsonl"), DatasetType::Preference);
+    let expected = rows_of(fixture("files/rows.jsonl"), DatasetType::Preference).rows;
     assert_eq!(contents(&query.rows), contents(&expected));
     assert_eq!(query.notes.len(), 1);
     assert!(query.notes[0].ends_with("query.jsonl: `query` is read as the prompt (3 rows)"), "{:?}", query.notes);
@@ -231,7 +231,7 @@ fn one_field_may_be_the_prompt_by_another_name() {
 
     let chosen = |fields: &str, map: &[&str]| {
         let row = format!(r#"{{{fields},"chosen":"a","rejected":"b"}}"#);
-        read(&row, Purpose::Preference, map).map(|rows| rows[0].content.texts()[0].instruction.clone())
+        read(&row, DatasetType::Preference, map).map(|rows| rows[0].content.texts()[0].instruction.clone())
     };
     let plain = |text: &str| Ok(Instruction::Plain(text.into()));
     for field in ["question", "instruction", "query", "input"] {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use jointwise::data::template::Template;
+use jointwise::data::prompt_template::Template;
 use jointwise::data::tokens::Tokenizer;
 use jointwise::error::Result;
 use jointwise::eval::generate::eos_ids;
@@ -127,7 +127,7 @@ fn files_that_contradict_each_other_are_named() {
         ),
         ("special_tokens_map.json", json!([]), "expected a JSON object"),
         ("added_tokens.json", json!({"<x>": "1"}), "`<x>`: expected an id"),
-        ("tokenizer_config.json", json!({"added_tokens_decoder": {"a": "<x>"}}), "`a` is no id"),
+        ("tokenizer_config.json", json!({"added_tokens_decoder": {"a": "<x>"}}), "`a` is not an id"),
     ] {
         let text = tokenizer(&[(file, content)]).unwrap_err().to_string();
         assert!(text.starts_with(&format!("m/{file}: ")) && text.contains(reason), "{text}");

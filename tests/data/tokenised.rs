@@ -2,7 +2,7 @@
 
 use jointwise::data::bad_rows::{BadRowLimit, BadRows};
 use jointwise::data::dataset::DatasetBuilder;
-use jointwise::data::rows::Place;
+use jointwise::data::rows::SourceLocation;
 use proptest::prelude::*;
 
 use super::*;
@@ -14,8 +14,8 @@ fn tokenizer(name: &str) -> Tokenizer {
     Tokenizer::load(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle").join(name).join("model")).unwrap()
 }
 
-fn row(line: usize, content: Content) -> Row {
-    Row { place: Place::new(Path::new("rows.jsonl"), line), content }
+fn row(line: usize, content: RowContent) -> Row {
+    Row { place: SourceLocation::new(Path::new("rows.jsonl"), line), content }
 }
 
 /// Rows of every fate: kept, cut, dropped, bad.
@@ -23,7 +23,7 @@ fn many(n: usize) -> Vec<Row> {
     let word = |i: usize| ["colour", "of the", "sea", "42", "ü漢", "it's", "\n\n", "Say"][i % 8];
     let text = |i: usize, n: usize| (0..n).map(|k| word(i * 7 + k * k)).collect::<Vec<_>>().join(" ");
     let content = |i: usize| match i % 37 {
-        5 => Content::Unreadable(format!("bad row {i}")),
+        5 => RowContent::Unreadable(format!("bad row {i}")),
         11 => preference(plain(&text(i, 9), " "), plain(&text(i, 9), "no")),
         17 => preference(plain("same", "a"), plain("same", "a")),
         23 => preference(chat(&[("system", "S"), ("user", "Q")], "a"), plain("Q", "b")),
@@ -37,20 +37,21 @@ fn rows_on_all_cores_are_rows_one_after_the_other() {
     let (rows, tokenizer) = (many(700), bpe512());
     let skip = BadRows::Skip(BadRowLimit::Share(1.0));
     for (max_length, overflow) in [(120, Overflow::Drop), (120, Overflow::TruncatePrompt), (240, Overflow::Paper)] {
-        let limits = Limits { max_length, overflow };
+        let limits = LengthLimits { max_length, overflow };
         let together = Dataset::build_with(&rows, &tokenizer, &Template::Paper, limits, skip).unwrap();
         let mut builder = DatasetBuilder::new(&tokenizer, &Template::Paper, limits, skip).unwrap();
         rows.iter().for_each(|row| builder.add(std::slice::from_ref(row)).unwrap());
         let alone = builder.finish().unwrap();
         assert_eq!(together, alone, "{overflow:?}");
-        let fates = [Fate::Dropped, Fate::Truncated, Fate::Skipped].map(|fate| together.count(fate));
+        let fates = [OverflowAction::Dropped, OverflowAction::Truncated, OverflowAction::Skipped]
+            .map(|fate| together.count(fate));
         assert!(fates[2] > 18 && fates[0] + fates[1] > 30 && together.examples.len() > 100, "{fates:?}");
     }
     // The first error of the rows, wherever the cores are.
     let error = |rows: &[Row]| Dataset::build(rows, &tokenizer, &Template::Paper, LIMITS).unwrap_err().to_string();
     assert_eq!(error(&rows), "rows.jsonl:6: bad row 5");
     let mut labelled = rows.clone();
-    labelled[3].content = Content::Labelled(plain("Q", "a"), true);
+    labelled[3].content = RowContent::Labelled(plain("Q", "a"), true);
     assert!(error(&labelled).starts_with("rows.jsonl:4: texts with a label stand beside"), "{}", error(&labelled));
 }
 
@@ -58,7 +59,7 @@ fn rows_on_all_cores_are_rows_one_after_the_other() {
 fn compare(tokenizer: &Tokenizer, template: &Template, prompt: &str, answers: [&str; 2]) {
     let texts = answers.map(|answer| plain(prompt, answer));
     let pair = row(1, preference(texts[0].clone(), texts[1].clone()));
-    let limits = Limits { max_length: 100_000, overflow: Overflow::Error };
+    let limits = LengthLimits { max_length: 100_000, overflow: Overflow::Error };
     let Ok(data) = Dataset::build(&[pair], tokenizer, template, limits) else { return };
     let alone = texts.map(|text| tokenizer.encode(&text, template).unwrap());
     assert_eq!(data.examples[0].sequences, alone, "{prompt:?} {answers:?}");

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use jointwise::data::dataset::{Dataset, Limits, Overflow};
+use jointwise::data::dataset::{Dataset, LengthLimits, Overflow};
 use jointwise::data::like_trl::{TrlComparison, trl_sequences};
-use jointwise::data::rows::{FieldMap, Purpose, Row, parse_rows};
-use jointwise::data::template::Template;
+use jointwise::data::prompt_template::Template;
+use jointwise::data::rows::{DatasetType, FieldMap, Row, parse_rows};
 use jointwise::data::tokens::Tokenizer;
 use jointwise::model::side_files::SideFiles;
 use serde_json::Value;
@@ -43,7 +43,7 @@ fn tokenizer(case: &Value) -> Tokenizer {
     Tokenizer::from_side_files(&SideFiles::from_contents(&dir, files)).unwrap()
 }
 
-fn rows(of: &Value, purpose: Purpose) -> Vec<Row> {
+fn rows(of: &Value, purpose: DatasetType) -> Vec<Row> {
     let lines: Vec<String> = of.as_array().unwrap().iter().map(Value::to_string).collect();
     parse_rows(Path::new("rows.jsonl"), lines.join("\n").as_bytes(), &FieldMap::default(), purpose).unwrap()
 }
@@ -60,14 +60,15 @@ fn sequences_and_masks_are_those_of_trl() {
                 Some(kind) => (kind, Overflow::TruncateResponse),
                 None => (form.as_str(), Overflow::Error),
             };
-            let purpose = if ["texts", "chats"].contains(&kind) { Purpose::Preference } else { Purpose::Sft };
+            let purpose = if ["texts", "chats"].contains(&kind) { DatasetType::Preference } else { DatasetType::Sft };
             let mut rows = rows(&all["rows"][kind], purpose);
             let expected = expected.as_array().unwrap();
             if overflow == Overflow::Error {
                 rows.truncate(expected.len());
             }
             let max_length = if overflow == Overflow::Error { 4096 } else { CUT };
-            let data = Dataset::build(&rows, &tokenizer, &Template::Trl, Limits { max_length, overflow }).unwrap();
+            let data =
+                Dataset::build(&rows, &tokenizer, &Template::Trl, LengthLimits { max_length, overflow }).unwrap();
             let as_trl = TrlComparison::new(&rows, &data, &tokenizer, max_length);
             assert_eq!(data.examples.len(), expected.len(), "{form}");
             n_compared_same += as_trl.n_scored_same;

@@ -10,9 +10,9 @@ fn with_template(source: &str) -> Tokenizer {
     with_config(&config.to_string()).unwrap()
 }
 
-fn single(row: &Value) -> Text {
+fn single(row: &Value) -> PromptResponse {
     match one(&row.to_string()) {
-        Content::Single(text) => text,
+        RowContent::Single(text) => text,
         other => panic!("{other:?}"),
     }
 }
@@ -70,7 +70,7 @@ fn answers_that_cannot_be_found_are_refused() {
     // Written anew where more follows: in capitals, without what stands around it.
     let source = "{% for m in messages %}{% if loop.last and m.role == 'assistant' %}<{{ m.content }}>{% else %}{{ m.content | upper }}{% endif %}{% endfor %}{% if add_generation_prompt %}?{% endif %}";
     let row = r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"},{"role":"user","content":"r"},{"role":"assistant","content":"b"}]}"#;
-    let rows = read(row, Purpose::Sft, &[]).unwrap();
+    let rows = read(row, DatasetType::Sft, &[]).unwrap();
     let error = Dataset::build(&rows, &with_template(source), &Template::Chat, LIMITS).unwrap_err().to_string();
     assert!(error.contains("rows.jsonl:1: ") && error.contains("--last-turn-only"), "{error}");
     let mut last = rows.clone();
@@ -78,7 +78,7 @@ fn answers_that_cannot_be_found_are_refused() {
     assert!(Dataset::build(&last, &with_template(source), &Template::Chat, LIMITS).is_ok());
 
     let row = r#"{"messages":[{"role":"assistant","content":"hello"},{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}"#;
-    let rows = read(row, Purpose::Sft, &[]).unwrap();
+    let rows = read(row, DatasetType::Sft, &[]).unwrap();
     let greeted = |tokenizer: &Tokenizer| {
         let data = Dataset::build(&rows, tokenizer, &Template::Chat, LIMITS).unwrap();
         let begins = |line: &String| line.starts_with("1 row: the conversation begins with the assistant");
@@ -108,7 +108,7 @@ fn remarks_count_rows() {
     assert_eq!(lines[1], "2 rows: `name` is given to the chat template, which does not mention it");
     let mut closed = bpe512();
     closed.set_stop_ids(vec![4]);
-    let rows = read(&row(""), Purpose::Any, &[]).unwrap();
+    let rows = read(&row(""), DatasetType::Any, &[]).unwrap();
     assert_eq!(Dataset::build(&rows, &closed, &Template::Chat, LIMITS).unwrap().remarks.lines(), [""; 0]);
     let lines = build(&text, &Template::Paper, 99, Overflow::Error).unwrap().remarks.lines();
     assert_eq!(lines, ["2 rows: `name` of messages is left out: only --template chat can show it"]);
@@ -121,7 +121,7 @@ fn remarks_count_rows() {
 #[test]
 fn an_end_outside_of_the_generation_tag_is_told() {
     let row = r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}"#;
-    let rows = read(row, Purpose::Any, &[]).unwrap();
+    let rows = read(row, DatasetType::Any, &[]).unwrap();
     let told = |answer: &str| {
         let asks = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n";
         let source = format!(
@@ -150,7 +150,7 @@ fn texts_that_the_template_leaves_out_are_told() {
         )
     };
     let told = |roles: &str, row: &str| {
-        let rows = read(row, Purpose::Any, &[]).unwrap();
+        let rows = read(row, DatasetType::Any, &[]).unwrap();
         let mut tokenizer = with_template(&only(roles));
         tokenizer.set_stop_ids(vec![4]);
         let lines = Dataset::build(&rows, &tokenizer, &Template::Chat, LIMITS).unwrap().remarks.lines();
@@ -190,7 +190,7 @@ fn what_only_a_chat_template_can_show_needs_one() {
         assert!(error.contains(&format!("`{key}`")) && error.ends_with("--template chat"), "{error}");
     }
     for (row, reason) in [
-        (r#"{"prompt":"q","completion":"a","tools":"[{"}"#, "field `tools`: is text, and no JSON list"),
+        (r#"{"prompt":"q","completion":"a","tools":"[{"}"#, "field `tools`: is text, not a JSON list"),
         (r#"{"prompt":"q","completion":"a","tools":7}"#, "field `tools`: expected a list, found a number"),
         (
             r#"{"prompt":"q","completion":"a","chat_template_kwargs":[]}"#,
@@ -217,18 +217,18 @@ fn what_only_a_chat_template_can_show_needs_one() {
             "the response is empty",
         ),
     ] {
-        assert_eq!(read(row, Purpose::Any, &[]).unwrap_err(), format!("rows.jsonl:1: {reason}"));
+        assert_eq!(read(row, DatasetType::Any, &[]).unwrap_err(), format!("rows.jsonl:1: {reason}"));
     }
     // Under the file's own names.
     let maps = ["tools=functions", "chat_template_kwargs=options"];
     for (more, reason) in [
-        (r#""functions":"[{""#, "field `functions`: is text, and no JSON list"),
+        (r#""functions":"[{""#, "field `functions`: is text, not a JSON list"),
         (r#""functions":7"#, "field `functions`: expected a list, found a number"),
         (r#""options":[]"#, "field `options`: expected an object, found a list"),
         (r#""options":{"tools":[]}"#, "field `options.tools`: is set by the program, not by a row"),
     ] {
         let row = format!(r#"{{"prompt":"q","completion":"a",{more}}}"#);
-        assert_eq!(read(&row, Purpose::Any, &maps).unwrap_err(), format!("rows.jsonl:1: {reason}"));
+        assert_eq!(read(&row, DatasetType::Any, &maps).unwrap_err(), format!("rows.jsonl:1: {reason}"));
     }
 }
 
@@ -239,10 +239,10 @@ fn implicit_prompts_compare_every_key() {
         format!(r#"[{{"role":"user","content":"q","name":"{name}"}},{{"role":"assistant","content":"{answer}"}}]"#)
     };
     let row = |a: &str, b: &str| format!(r#"{{"chosen":{},"rejected":{}}}"#, side(a, "x"), side(b, "y"));
-    let Content::Preference { chosen, rejected } = one(&row("Ann", "Ann")) else { panic!() };
+    let RowContent::Preference { chosen, rejected } = one(&row("Ann", "Ann")) else { panic!() };
     assert_eq!(chosen.instruction, rejected.instruction);
     assert_eq!(chosen.instruction.conversation().messages.len(), 1);
-    let error = read(&row("Ann", "Bo"), Purpose::Preference, &[]).unwrap_err();
+    let error = read(&row("Ann", "Bo"), DatasetType::Preference, &[]).unwrap_err();
     assert!(error.contains("share their first 0"), "{error}");
 }
 
@@ -271,9 +271,9 @@ fn completions_of_several_messages() {
     assert_eq!(one(&repeated), one(&row));
     // A label is of the whole completion, and of a conversation's last answer.
     let labelled = format!(r#"{{"prompt":[{{"role":"user","content":"q"}}],"completion":{},"label":true}}"#, said("x"));
-    let Content::Labelled(text, true) = one(&labelled) else { panic!() };
+    let RowContent::Labelled(text, true) = one(&labelled) else { panic!() };
     assert_eq!(text.response.messages().len(), 3);
-    let Content::Labelled(text, true) = one(&format!(r#"{{"messages":{},"label":true}}"#, again("x"))) else {
+    let RowContent::Labelled(text, true) = one(&format!(r#"{{"messages":{},"label":true}}"#, again("x"))) else {
         panic!()
     };
     assert_eq!((text.response.messages().len(), text.instruction.conversation().messages.len()), (1, 3));

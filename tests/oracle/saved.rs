@@ -4,21 +4,21 @@ use std::path::Path;
 use std::rc::Rc;
 
 use jointwise::data::batch::Example;
-use jointwise::data::dataset::{Dataset, Limits, Overflow};
-use jointwise::data::rows::{FieldMap, Purpose, read_rows};
-use jointwise::data::template::Template;
+use jointwise::data::dataset::{Dataset, LengthLimits, Overflow};
+use jointwise::data::prompt_template::Template;
+use jointwise::data::rows::{DatasetType, FieldMap, read_rows};
 use jointwise::data::tokens::Tokenizer;
 use jointwise::gpu::{DeviceChoice, Gpu};
 use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::decoder::Decoder;
-use jointwise::model::description::Description;
-use jointwise::model::load::{LoadOptions, Trained};
+use jointwise::model::description::ModelConfig;
+use jointwise::model::load::{LoadOptions, TrainMode};
 use jointwise::model::peft::Adapter;
-use jointwise::model::trace::{Keep, SavedDtype};
-use jointwise::model::weights::{BaseDtype, Source, Training};
-use jointwise::objective::Goal;
-use jointwise::objective::{Objective, Preference};
-use jointwise::train::outcome::Reference;
+use jointwise::model::saved::{RecomputePolicy, SavedDtype};
+use jointwise::model::weights::{BaseDtype, TrainOptions, WeightSource};
+use jointwise::objective::TrainingLoss;
+use jointwise::objective::{Objective, PreferenceLoss};
+use jointwise::train::outcome::RowReference;
 use jointwise::train::trainer::{Trainer, score};
 
 use super::checks::{Checks, tolerance};
@@ -29,16 +29,21 @@ use super::gradients;
 fn decoder(gpu: &Gpu, dir: &Path, adapter: Option<&Path>, trained: bool) -> Decoder {
     let config = dir.join("config.json");
     let text = std::fs::read_to_string(&config).expect("a configuration");
-    let d = Description::from_json(&config, &text).expect("a configuration");
+    let d = ModelConfig::from_json(&config, &text).expect("a configuration");
     let lora = adapter.map(|dir| Adapter::open(dir, &d).expect("an adapter").lora);
     let trained = match (trained, &lora) {
-        (false, _) => Trained::Nothing,
-        (true, None) => Trained::Full,
-        (true, Some(_)) => Trained::Lora,
+        (false, _) => TrainMode::Nothing,
+        (true, None) => TrainMode::Full,
+        (true, Some(_)) => TrainMode::Lora,
     };
-    let options =
-        LoadOptions { trained, lora, training: Training::NONE, n_positions: d.max_positions, base: BaseDtype::Auto };
-    let source: Rc<dyn Source> = Rc::new(Checkpoint::open(dir).expect("a checkpoint"));
+    let options = LoadOptions {
+        trained,
+        lora,
+        training: TrainOptions::NONE,
+        n_positions: d.max_positions,
+        base: BaseDtype::Auto,
+    };
+    let source: Rc<dyn WeightSource> = Rc::new(Checkpoint::open(dir).expect("a checkpoint"));
     Decoder::load(gpu, &d, &source, &options).expect("weights")
 }
 
@@ -60,8 +65,8 @@ fn saved_in_bf16_keeps_gradients() {
         let tokenizer = Tokenizer::load(&initial).expect("a tokenizer");
         let file = f.data("batch.jsonl", &f.batch());
         let map = FieldMap::default();
-        let rows = read_rows(Path::new(&file), &map, Purpose::Preference).expect("rows");
-        let limits = Limits { max_length: policy.description.max_positions, overflow: Overflow::Error };
+        let rows = read_rows(Path::new(&file), &map, DatasetType::Preference).expect("rows");
+        let limits = LengthLimits { max_length: policy.description.max_positions, overflow: Overflow::Error };
         let data = Dataset::build(&rows, &tokenizer, &Template::Paper, limits).expect("tokens");
         let examples: Vec<&Example> = data.examples.iter().collect();
         let scored = pollster::block_on(score(
@@ -74,13 +79,23 @@ fn saved_in_bf16_keeps_gradients() {
             &mut |_| (),
         ));
         let scored = scored.expect("scores");
-        let reference: Vec<Reference> =
+        let reference: Vec<RowReference> =
             scored.chunks(2).map(|pair| [0, 1].map(|i| pair[i].sums.score(Objective::Jpo)).into()).collect();
 
-        let goal = Goal::Preference(Preference { objective: Objective::Jpo, beta: 0.1, ..Preference::default() });
-        let mut trainer =
-            Trainer { gpu: &gpu, decoder: policy, goal, share_prefix: true, keep: Keep::Everything, seed: 0 };
-        let mut gradient_file = |keep: Keep, dtype: SavedDtype| {
+        let goal = TrainingLoss::Preference(PreferenceLoss {
+            objective: Objective::Jpo,
+            beta: 0.1,
+            ..PreferenceLoss::default()
+        });
+        let mut trainer = Trainer {
+            gpu: &gpu,
+            decoder: policy,
+            goal,
+            share_prefix: true,
+            keep: RecomputePolicy::Everything,
+            seed: 0,
+        };
+        let mut gradient_file = |keep: RecomputePolicy, dtype: SavedDtype| {
             (trainer.keep, trainer.decoder.saved_dtype) = (keep, dtype);
             pollster::block_on(trainer.gradients(&examples, &reference, examples.len())).expect("gradients");
             let all = pollster::block_on(trainer.read_gradients(&examples)).expect("gradients");
@@ -100,14 +115,14 @@ fn saved_in_bf16_keeps_gradients() {
             gradients(&mut c, &f, text(file), "grad_jpo", tol);
             c
         };
-        let exact = gradient_file(Keep::Everything, SavedDtype::F32);
+        let exact = gradient_file(RecomputePolicy::Everything, SavedDtype::F32);
         check(&exact, tolerance::GRADIENT).finish();
-        let bf16 = Keep::TRAINING.map(|keep| gradient_file(keep, SavedDtype::Bf16));
+        let bf16 = RecomputePolicy::TRAINING.map(|keep| gradient_file(keep, SavedDtype::Bf16));
         check(&bf16[0], tolerance::GRADIENT_MEDIUM).finish();
         let [bf16, others @ ..] = bf16.map(|file| std::fs::read(file).expect("gradients"));
         assert!(others.iter().all(|other| *other == bf16), "{name}: --recompute gives other bits");
         assert!(std::fs::read(exact).expect("gradients") != bf16, "{name}: bf16 is f32");
-        let coarse = check(&gradient_file(Keep::Everything, SavedDtype::Coarse), tolerance::GRADIENT_MEDIUM);
+        let coarse = check(&gradient_file(RecomputePolicy::Everything, SavedDtype::Coarse), tolerance::GRADIENT_MEDIUM);
         assert!(!coarse.failed.is_empty(), "{name}: 4 bits pass");
     }
 }

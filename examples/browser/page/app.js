@@ -1,4 +1,4 @@
-// The page: the device, then its sections.
+// Starts the page: sets up the sections and opens the device.
 
 import * as card from "./card.js";
 import * as change from "./change.js";
@@ -9,14 +9,14 @@ import { restore, session } from "./session.js";
 import * as training from "./training.js";
 import { $, fail, progress, status } from "./ui.js";
 
-/** What to do where there is no WebGPU, by browser. */
+/** Returns advice for a browser without WebGPU. */
 function withoutWebGpu() {
   const agent = navigator.userAgent;
-  if (!window.isSecureContext) return "WebGPU needs a secure page: https, or http://localhost.";
-  if (/Firefox/.test(agent)) return "This Firefox has no WebGPU here. On Windows and Apple Silicon the newest version has it; on Linux set dom.webgpu.enabled in about:config, or take Chrome or Edge.";
-  if (/Chrome|Chromium|Edg/.test(agent)) return "WebGPU is off in this browser. Look at chrome://gpu; on Linux start it with --enable-unsafe-webgpu --enable-features=Vulkan, and switch hardware acceleration on.";
+  if (!window.isSecureContext) return "WebGPU needs a secure page: use https or http://localhost.";
+  if (/Firefox/.test(agent)) return "WebGPU is not available in this Firefox. On Windows and Apple Silicon, install the newest version. On Linux, set dom.webgpu.enabled to true in about:config, or use Chrome or Edge.";
+  if (/Chrome|Chromium|Edg/.test(agent)) return "WebGPU is not available in this browser. Turn on hardware acceleration in the settings, and see chrome://gpu for details. On Linux, start the browser with --enable-unsafe-webgpu --enable-features=Vulkan.";
   if (/Safari/.test(agent)) return "WebGPU needs Safari 26 or newer (macOS 26, iOS 26).";
-  return "This browser has no WebGPU. Chrome, Edge, Safari 26 and Firefox have it.";
+  return "This browser has no WebGPU. Use Chrome, Edge, Firefox or Safari 26.";
 }
 
 async function openDevice() {
@@ -26,20 +26,21 @@ async function openDevice() {
 
 let recovering = false;
 
-/** A lost device, or a worker that ended: a new one, and the session as it was kept. One that is lost at once again is left to the user. */
+/** Opens a new device and reloads the saved session, after the device was lost or the worker ended. A device that is lost
+ * again during the recovery is reported, and not reopened. */
 async function recover({ detail: error }) {
   if (recovering) return;
   recovering = true;
   $("main").inert = true;
   restart();
   try {
-    status("Opening the GPU again…");
+    status("Reopening the GPU…");
     progress(null);
     await openDevice();
     await model.reload(session.model);
-    fail(`${error.message} (${session.kept ? "Restored: Go on begins at the last step kept" : "The session is as before the run"})`);
+    fail(`${error.message} (${session.kept ? "Training can continue from the last saved step." : "No training step was saved yet."})`);
   } catch (again) {
-    fail(`${error.message}. The GPU cannot be opened again (${again.message}): reload the page, the session is kept.`);
+    fail(`${error.message}. The GPU could not be reopened (${again.message}). Reload the page: the session is saved.`);
   } finally {
     progress(undefined);
     status("");
@@ -50,7 +51,8 @@ async function recover({ detail: error }) {
 async function main() {
   [model, preferences, training, change, card].forEach((part) => part.setUp());
   document.addEventListener("lost", recover);
-  // An error stands until something else is asked for. Not at "change": what moves between a button's press and its release is not clicked.
+  // An error stays visible until the next click. A "change" event must not hide it: that would move the page between a button's press and its
+  // release, and the browser would then report no click.
   document.addEventListener("click", () => ($("error").hidden = true), true);
   if (!navigator.gpu) {
     status("");
@@ -63,7 +65,7 @@ async function main() {
   } catch (error) {
     status("");
     progress(undefined);
-    return fail(/no GPU found/.test(error.message) ? `${withoutWebGpu()} (The browser has WebGPU, but no adapter for it.)` : error);
+    return fail(/no GPU found/.test(error.message) ? `${withoutWebGpu()} (The browser supports WebGPU but found no GPU.)` : error);
   }
   progress(undefined);
   status("");

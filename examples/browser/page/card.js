@@ -1,4 +1,4 @@
-// Section 6: what this adapter is, and how fast each kernel runs on it.
+// Section 6: describes this GPU and measures each kernel on it.
 
 import { engine } from "./engine.js";
 import { $, act, download, make, progress, status } from "./ui.js";
@@ -9,30 +9,30 @@ export function show(found) {
   caps = found;
   const size = (bytes) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
   const facts = {
-    Adapter: [found.name, found.driver].filter(Boolean).join(", ") || "the browser does not name it",
-    "Storage binding": size(found.max_binding_bytes),
+    GPU: [found.name, found.driver].filter(Boolean).join(", ") || "not named by the browser",
+    "Largest storage binding": size(found.max_binding_bytes),
     "Workgroup memory": `${found.workgroup_bytes / 1024} KiB`,
-    Features: [found.f16 && "f16", found.subgroup && `subgroups ${found.subgroup.join(" to ")}`, found.timestamps && "timestamps"].filter(Boolean).join(", ") || "the guaranteed minimum",
-    "Kernels chosen": found.variants.join(", ") || "the baseline",
-    "Switched off": found.switched_off.join(", ") || "none",
+    Features: [found.f16 && "f16", found.subgroup && `subgroups ${found.subgroup.join(" to ")}`, found.timestamps && "timestamps"].filter(Boolean).join(", ") || "only the WebGPU minimum",
+    "Kernel variants in use": found.variants.join(", ") || "baseline only",
+    "Failed the self-test": found.switched_off.join(", ") || "none",
   };
   $("caps").replaceChildren(...Object.entries(facts).flatMap(([k, v]) => [make("dt", {}, k), make("dd", {}, v)]));
 }
 
 async function bench() {
   const names = await engine.kernels();
-  status("Measuring what this GPU can do at most…");
+  status("Measuring the peak speed of this GPU…");
   const ceilings = await engine.ceilings();
   const results = { caps, ceilings, kernels: [] };
   const body = $("bench-table").tBodies[0];
   body.replaceChildren();
   $("bench-table").hidden = false;
   for (const [i, name] of names.entries()) {
-    status(`${name}, ${i + 1} of ${names.length}`);
+    status(`Measuring kernel ${i + 1} of ${names.length}: ${name}`);
     progress(i / names.length);
     const measured = await engine.bench(name, ceilings);
     results.kernels.push(measured);
-    const error = measured.error <= 1 ? measured.error.toFixed(2) : `${measured.error.toPrecision(2)}: wrong`;
+    const error = measured.error <= 1 ? measured.error.toFixed(2) : `${measured.error.toPrecision(2)} (wrong)`;
     const rows = measured.lines.length ? measured.lines : [null];
     rows.forEach((line, n) => {
       const numbers = line ? [line.us.toFixed(0), line.gb_s.toFixed(2), line.gflop_s.toFixed(2)] : ["", "", ""];
@@ -50,7 +50,7 @@ async function bench() {
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-    status("Copied");
+    status("Copied to the clipboard");
   } catch {
     download("jointwise-gpu.json", new Blob([text]));
   }

@@ -1,4 +1,4 @@
-// Sections 4 and 5: before and after, token by token, and the way home.
+// Sections 4 and 5: compare answers and token probabilities before and after training, and download the result.
 
 import { engine } from "./engine.js";
 import { forget, session } from "./session.js";
@@ -19,10 +19,10 @@ async function compare() {
   $("comparison").hidden = false;
 }
 
-/** Smallest end of the heat-map's scale: below it there is nothing to see. */
+/** Smallest end of the heat map's scale. Smaller changes stay nearly without colour, so that noise is not shown as a change. */
 const LEAST = 0.01;
 
-/** Blue: likelier than before; orange: less likely. `most`: where the scale ends. */
+/** Returns a token's CSS: blue is more likely than before, orange is less likely. `most` is the end of the scale. */
 function colour(change, most) {
   const strength = (Math.abs(change) / most) * 0.6;
   return change === null ? "" : `background: rgba(var(--${change >= 0 ? "up" : "down"}), ${strength.toFixed(3)})`;
@@ -35,7 +35,7 @@ async function heat() {
   const most = Math.max(LEAST, ...changes.map(Math.abs));
   const spans = tokens.map((t, i) => {
     const change = changes[i];
-    const title = change === null ? "first token: not scored" : `log π ${t.logp.toFixed(3)}, before ${t.reference.toFixed(3)}, change ${change.toFixed(3)}`;
+    const title = change === null ? "The first token has no score" : `log π ${t.logp.toFixed(3)}, before ${t.reference.toFixed(3)}, change ${change.toFixed(3)}`;
     return make("span", { style: colour(change, most), title, class: t.response ? "response" : "instruction" }, t.text);
   });
   $("heat-map").replaceChildren(...spans);
@@ -43,7 +43,7 @@ async function heat() {
   $("heat-map").hidden = $("heat-key").hidden = false;
   const sum = (part) => part.reduce((n, t) => n + (t.logp ?? 0) - (t.reference ?? 0), 0);
   const [all, answer] = [sum(tokens), sum(tokens.filter((t) => t.response))];
-  $("heat-sum").value = `log-ratio ${all.toFixed(3)}, of the response ${answer.toFixed(3)}`;
+  $("heat-sum").value = `Log-ratio: ${all.toFixed(3)} in total, ${answer.toFixed(3)} for the response`;
 }
 
 async function takeHome() {
@@ -61,7 +61,7 @@ export function setUp() {
     event.preventDefault();
     act("Scoring…", heat);
   };
-  $("download").onclick = () => act("Packing…", takeHome);
+  $("download").onclick = () => act("Preparing the download…", takeHome);
   $("forget").onclick = () => act("", async () => {
     await forget();
     location.reload();

@@ -1,14 +1,14 @@
-// Line charts of a run's metrics, drawn anew after each step: SVG, so that a screenshot and a printer have them sharp.
+// Draws line charts of a run's metrics, again after each step. They are SVG, so screenshots and prints stay sharp.
 
 import { make } from "./ui.js";
 
 const CHARTS = [
   { title: "Loss", lines: ["loss"] },
-  { title: "Margin of rewards", lines: ["rewards/margins"] },
+  { title: "Reward margin", lines: ["rewards/margins"] },
   { title: "Reward accuracy", lines: ["rewards/accuracies"], range: [0, 1] },
-  { title: "log π of instruction, response", lines: ["logps/instruction", "logps/response"] },
+  { title: "log π of instruction and response", lines: ["logps/instruction", "logps/response"] },
   { title: "Gradient norm", lines: ["grad_norm"] },
-  { title: "Tokens a second", value: (line) => line.tokens / line.seconds },
+  { title: "Tokens per second", value: (line) => line.tokens / line.seconds },
 ];
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [260, 130, 46, 8, 8, 18];
 const SVG = "http://www.w3.org/2000/svg";
@@ -20,7 +20,7 @@ function svg(tag, attributes, text) {
   return element;
 }
 
-/** Three digits, in at most seven characters: what there is room for left of the axis. */
+/** Formats a number with about three digits, in at most seven characters: the axis has no room for more. */
 function short(x) {
   if (x === undefined) return "";
   const size = Math.abs(x);
@@ -51,7 +51,7 @@ function chart({ title, lines: names = [], value, range }, lines) {
   return figure;
 }
 
-/** Draws all charts of `lines` (of `metrics.jsonl`) into an element. */
+/** Draws all charts into an element. `lines` are the run's lines of `metrics.jsonl`. */
 export function draw(element, lines) {
   element.replaceChildren(...(lines.length ? CHARTS.map((c) => chart(c, lines)) : []));
 }

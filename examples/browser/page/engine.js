@@ -1,12 +1,12 @@
-// The engine's methods as promises; it lives in a worker. One that can do nothing more (a panic, a lost device) is told of by an event, "lost",
-// and replaced by `restart`.
+// Calls the engine, which runs in a worker, and returns promises. After a panic or a lost device the worker is useless: the event "lost" then
+// tells the page, and `restart` starts a new worker.
 
-/** Told of {event, ...} messages. */
+/** Functions that get the worker's {event, ...} messages. */
 export const listeners = new Set();
 
 let worker, waiting, number;
 
-/** Fails what waits, and tells the page once. */
+/** Rejects all waiting requests and tells the page once. */
 function lost(error) {
   error.lost = true;
   waiting.forEach(({ reject }) => reject(error));
@@ -15,7 +15,7 @@ function lost(error) {
 }
 
 function start() {
-  // A worker that is made of a blob inherits the page's Content-Security-Policy; one from a file would have none on a static host.
+  // A worker made from a blob inherits the page's Content-Security-Policy. A worker made from a file on a static host would have none.
   const source = new Blob([`import ${JSON.stringify(new URL("worker.js", import.meta.url).href)};`], { type: "text/javascript" });
   const address = URL.createObjectURL(source);
   worker = new Worker(address, { type: "module" });
@@ -24,7 +24,7 @@ function start() {
   worker.onmessage = ({ data }) => {
     if (data.event) return listeners.forEach((tell) => tell(data));
     const request = waiting.get(data.id);
-    // Already failed with the others.
+    // `lost` has already rejected this request.
     if (!request) return;
     if (data.lost) return lost(new Error(data.error));
     waiting.delete(data.id);
@@ -33,7 +33,7 @@ function start() {
   };
   worker.onerror = (event) => {
     event.preventDefault();
-    lost(new Error(`the engine ended: ${event.message || "out of memory?"}`));
+    lost(new Error(`the engine stopped: ${event.message || "it may have run out of memory"}`));
   };
 }
 
@@ -45,10 +45,10 @@ function call(method, ...args) {
   });
 }
 
-/** `engine.step()` is the worker's method `step`. */
+/** Proxy for the worker's methods: `engine.step()` calls the worker's `step`. */
 export const engine = new Proxy({}, { get: (_, method) => (...args) => call(method, ...args) });
 
-/** A fresh worker, and with it a fresh device. */
+/** Starts a new worker, which opens a new device. */
 export function restart() {
   worker?.terminate();
   start();

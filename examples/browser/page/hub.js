@@ -1,8 +1,8 @@
-// A model's files from the Hugging Face hub. They are kept in the browser's cache, so that a reload downloads nothing; each is a Blob, which
-// the browser holds on disk, and of which the engine reads a tensor at a time.
+// Downloads a model's files from the Hugging Face hub. The browser's cache stores them, so a reload downloads nothing. Each file is a Blob on
+// disk, from which the engine reads one tensor at a time.
 
 export const WEIGHTS = /\.safetensors$/;
-/** Files beside the weights that say what the tokenizer does and where an answer ends. */
+/** Files beside the weights: the model's configuration, the tokenizer, and the tokens that end an answer. */
 export const SIDE = [
   "config.json",
   "generation_config.json",
@@ -16,9 +16,11 @@ export const SIDE = [
 const CACHE = "jointwise-hub";
 const INDEX = "model.safetensors.index.json";
 
+const noWeights = (id, name) => `${id}: the hub has no ${name} for this model, and only safetensors models are supported`;
+
 const address = (id, name) => `https://huggingface.co/${id}/resolve/main/${name}`;
 
-/** A response with the given path, from the cache if it is there; null where the hub has none. */
+/** Returns a file as a Blob, from the cache if possible, or null if the hub does not have it. */
 async function get(id, name, onBytes) {
   const cache = await caches.open(CACHE);
   const url = address(id, name);
@@ -26,8 +28,8 @@ async function get(id, name, onBytes) {
   if (kept) return kept.blob();
   const response = await fetch(url);
   if (response.status === 404) return null;
-  if (response.status === 401 || response.status === 403) throw `${id}: the hub asks for a login: download it, and choose the folder instead`;
-  if (!response.ok) throw `${id}/${name}: the hub answers ${response.status}`;
+  if (response.status === 401 || response.status === 403) throw `${id}: the hub requires a login for this model. Download it yourself, then choose its folder`;
+  if (!response.ok) throw `${id}/${name}: the hub returned HTTP status ${response.status}`;
   const counted = new TransformStream({
     transform(chunk, controller) {
       onBytes?.(chunk.byteLength);
@@ -44,22 +46,22 @@ function checkId(id) {
 
 async function config(id) {
   const blob = await get(id, "config.json");
-  if (!blob) throw `${id}: the hub has no such model, or it has no config.json`;
+  if (!blob) throw `${id}: the hub has no such model, or the model has no config.json`;
   return blob;
 }
 
-/** Names of the files that hold the weights. */
+/** Returns the names of the files with the weights. */
 async function weights(id) {
   const index = await get(id, INDEX);
   return index ? [...new Set(Object.values(JSON.parse(await index.text()).weight_map))] : ["model.safetensors"];
 }
 
-/** A safetensors file's size, and its beginning up to the end of its header. */
+/** Reads a safetensors file's header. Returns the file's size, and its bytes up to the end of the header. */
 async function header(id, name) {
   const part = async (from, to) => {
     const response = await fetch(address(id, name), { headers: { range: `bytes=${from}-${to - 1}` } });
-    if (response.status === 404) throw `${id}: the hub has no ${name}: models in safetensors only`;
-    if (response.status !== 206) throw `${id}/${name}: the hub answers ${response.status}`;
+    if (response.status === 404) throw noWeights(id, name);
+    if (response.status !== 206) throw `${id}/${name}: the hub returned HTTP status ${response.status}`;
     const size = Number(response.headers.get("content-range").split("/")[1]);
     return { size, bytes: new Uint8Array(await response.arrayBuffer()) };
   };
@@ -68,14 +70,14 @@ async function header(id, name) {
   return { name, size, bytes: (await part(0, Math.min(size, 8 + length))).bytes };
 }
 
-/** The config's text and the weights' headers: what a plan needs. */
+/** Reads the parts of a model that a memory plan needs: the config's text and the headers of the weights. */
 export async function headersFromHub(id) {
   checkId(id);
   const text = await (await config(id)).text();
   return { config: text, headers: await Promise.all((await weights(id)).map((name) => header(id, name))) };
 }
 
-/** All files of a model, as File objects. */
+/** Downloads all files of a model. Returns File objects. */
 export async function fromHub(id, onProgress) {
   checkId(id);
   const files = [new File([await config(id)], "config.json")];
@@ -88,7 +90,7 @@ export async function fromHub(id, onProgress) {
   let done = 0;
   for (const name of names) {
     const blob = await get(id, name, (n) => onProgress((done += n), total, name));
-    if (!blob) throw `${id}: the hub has no ${name}: models in safetensors only`;
+    if (!blob) throw noWeights(id, name);
     files.push(new File([blob], name));
   }
   return files;

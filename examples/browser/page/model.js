@@ -1,4 +1,4 @@
-// Section 1: a model from this site, a folder, or the hub; what it would take is told before it is downloaded.
+// Section 1: loads a model from this site, a folder, or the hub. For a hub model it first estimates the GPU memory, before the download.
 
 import { engine, listeners } from "./engine.js";
 import { keep, session } from "./session.js";
@@ -6,8 +6,8 @@ import { fill, settings } from "./training.js";
 import { $, act, make, mib, progress, status } from "./ui.js";
 
 const DEMO = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
-/** How `recompute` reads in the plan's table. */
-const RECOMPUTE = { none: "all kept", elementwise: "norms twice", block: "layers twice" };
+/** Column headings of the plan's table, by value of `recompute`. */
+const RECOMPUTE = { none: "nothing recomputed", elementwise: "norms recomputed", block: "layers recomputed" };
 
 async function demoFiles() {
   const one = async (name) => {
@@ -18,7 +18,7 @@ async function demoFiles() {
   return Promise.all(DEMO.map(one));
 }
 
-/** Loads, and tells the rest of the page. */
+/** Loads a model and tells the rest of the page with an event, "model". */
 async function load(model, files) {
   const name = model.id ?? model.name ?? "demo";
   const isKept = JSON.stringify(model) === JSON.stringify(session.model);
@@ -26,7 +26,7 @@ async function load(model, files) {
   const notes = await engine.load(name, files, settings());
   if (!isKept) Object.assign(session, { model, lines: [], kept: null, settings: null, data: null });
   await keep();
-  $("model-name").textContent = [model.kind === "demo" ? "The demo model: a million parameters, trained on small tasks" : name, ...notes].join(". ");
+  $("model-name").textContent = [model.kind === "demo" ? "The demo model: 1 million parameters, trained on small tasks" : name, ...notes].join(". ");
   $("plan").hidden = true;
   document.dispatchEvent(new CustomEvent("model", { detail: model }));
 }
@@ -35,14 +35,14 @@ export const loadDemo = () => act("Loading the demo model…", async () => load(
 
 export const loadHub = (id) => act(`Loading ${id}…`, async () => load({ kind: "hub", id }, await engine.download(id)));
 
-/** The kept session's model, where it can be had without asking. */
+/** Loads the saved session's model again. A folder cannot be reopened without the user, so the page asks for it. */
 export async function reload(model) {
   if (model?.kind === "hub") return loadHub(model.id);
-  if (model?.kind === "folder") $("model-name").textContent = `Choose ${model.name} again to go on: a page may not reopen folders by itself`;
+  if (model?.kind === "folder") $("model-name").textContent = `Choose the folder ${model.name} again to continue. A page may not reopen a folder by itself`;
   else return loadDemo();
 }
 
-/** What each setting takes of the GPU's memory; a click on one picks it for training. */
+/** Shows a table of the GPU memory that each setting needs. A click on a cell uses its setting for training. */
 function planTable(lines, id) {
   const keeps = Object.keys(RECOMPUTE);
   const fits = lines.filter((l) => !l.refused);
@@ -62,7 +62,7 @@ function planTable(lines, id) {
     const { batch_size, max_length } = lines[i];
     rows.push(make("tr", {}, make("td", {}, `${batch_size} × 2 × ${max_length}`), ...lines.slice(i, i + keeps.length).map(cell)));
   }
-  const head = make("tr", {}, make("th", {}, "pairs × 2 × tokens, MiB"), ...keeps.map((k) => make("th", { class: "n" }, RECOMPUTE[k])));
+  const head = make("tr", {}, make("th", {}, "pairs × 2 × tokens"), ...keeps.map((k) => make("th", { class: "n" }, RECOMPUTE[k])));
   const load = make("button", { class: "primary" }, "Download and load");
   load.onclick = () => loadHub(id);
   const base = $("settings").elements.base_dtype.cloneNode(true);
@@ -72,16 +72,16 @@ function planTable(lines, id) {
     plan(id);
   };
   const verdict = best
-    ? `The largest that this adapter takes: ${best.batch_size} pairs of ${best.max_length} tokens, ${mib(best.peak_bytes)}. How much memory the GPU has, a browser does not tell: pick what yours has.`
-    : `No setting fits this adapter: ${lines[0].refused}`;
-  const controls = make("div", { class: "row" }, load, make("label", {}, "with its frozen weights ", base));
+    ? `The table shows the GPU memory per setting, in MiB. Click a number to use its setting. The largest batch within this GPU's limits is ${best.batch_size} pairs of ${best.max_length} tokens (${mib(best.peak_bytes)}). A browser cannot tell how much memory the GPU has, so choose a number that fits yours.`
+    : `No setting fits within this GPU's limits: ${lines[0].refused}`;
+  const controls = make("div", { class: "row" }, load, make("label", {}, "Format of frozen weights ", base));
   const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
   $("plan").replaceChildren(make("p", {}, verdict), controls, make("div", { class: "wide" }, table));
   $("plan").querySelector("[data-best]")?.click();
   $("plan").hidden = false;
 }
 
-const plan = (id) => act(`Asking the hub about ${id}…`, async () => planTable(await engine.planHub(id, settings()), id));
+const plan = (id) => act(`Estimating the memory for ${id}…`, async () => planTable(await engine.planHub(id, settings()), id));
 
 export function setUp() {
   $("load-demo").onclick = loadDemo;
@@ -99,7 +99,7 @@ export function setUp() {
   };
   listeners.add(({ event, done, total, name }) => {
     if (event !== "download") return;
-    status(`${name}: ${mib(done)}${total ? ` of ${mib(total)}` : ""}`);
+    status(`Downloading ${name}: ${mib(done)}${total ? ` of ${mib(total)}` : ""}`);
     progress(total ? done / total : null);
   });
 }

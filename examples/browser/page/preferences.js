@@ -1,18 +1,18 @@
-// Section 2: two pairs side by side, and the rows that come of choosing.
+// Section 2: shows two instruction-response pairs side by side. Each choice adds a row of preferences.
 
 import { engine, listeners } from "./engine.js";
 import { fromJsonl, keep, session, toJsonl } from "./session.js";
 import { $, act, download } from "./ui.js";
 
 const NOTES = {
-  conditional: "Both answer the same instruction: the choice says how to respond.",
-  joint: "The instructions differ: the choice says which instruction with its answer you would rather have, so it also tells of answers that are never compared directly.",
+  conditional: "Both answer the same instruction. Your choice says which answer is better.",
+  joint: "The instructions differ. Your choice says which instruction and answer you prefer, taken together. The model can learn from this even if no two answers to one instruction are compared.",
 };
 const GENERAL = ["Name three uses of a paper clip.", "Explain rain to a child.", "Write a polite refusal.", "Give a tip for better sleep.", "Describe the sea in one sentence.", "What makes a good friend?"];
 
-/** The two pairs that are shown: [{instruction, response}]; null while they are sampled. */
+/** The two pairs on the page: [{instruction, response}]. It is null while responses are sampled. */
 let shown = null;
-/** Counts draws, so that no pair of responses comes twice. */
+/** Number of pairs drawn so far. It seeds the sampling, so that no pair of responses is repeated. */
 let draw = 0;
 
 const sides = () => [$("side-a"), $("side-b")];
@@ -26,7 +26,7 @@ function update() {
   $("pairing-note").textContent = NOTES[pairing()];
 }
 
-/** Rows changed: shown, and kept. */
+/** Shows and saves the changed rows. */
 async function changed() {
   update();
   await keep();
@@ -53,7 +53,7 @@ export async function next() {
   if (!responses || number !== draw) return;
   shown = pair.map((instruction, i) => ({ instruction, response: responses[i] }));
   sides().forEach((side, i) => {
-    side.querySelector(".response").textContent = responses[i] || "(nothing)";
+    side.querySelector(".response").textContent = responses[i] || "(empty response)";
     side.disabled = false;
   });
 }
@@ -63,7 +63,7 @@ const template = () => document.forms.settings?.template.value ?? "paper";
 async function choose(side) {
   if (!shown) return;
   const [chosen, reject] = [shown[side], shown[1 - side]];
-  // An empty response has nothing to score.
+  // An empty response cannot be scored, so the pair makes no preference.
   if (chosen.response.trim() && reject.response.trim()) {
     session.rows.push({ i_chosen: chosen.instruction, r_chosen: chosen.response, i_reject: reject.instruction, r_reject: reject.response });
     await changed();
@@ -76,7 +76,7 @@ async function undo() {
   await changed();
 }
 
-/** Takes the rows of a file, in any form that the engine reads. */
+/** Replaces all rows by those of a file, in any format that the engine reads. */
 async function replaceRows(name, blob) {
   await act("", async () => {
     const isPacked = /\.gz$/i.test(name);
@@ -102,7 +102,7 @@ export function setUp() {
     target.value = "";
   };
   $("export-rows").onclick = () => download("preferences.jsonl", new Blob([toJsonl(session.rows)]));
-  $("draw-rows").onclick = () => act("Drawing preferences…", async () => {
+  $("draw-rows").onclick = () => act("Generating preferences…", async () => {
     session.rows.push(...fromJsonl(await engine.demoPreferences(session.rows.length, 64)));
     await changed();
   });
@@ -115,7 +115,7 @@ export function setUp() {
     const types = event.target.matches?.("input, textarea, select") && !isRadio;
     if (types || event.ctrlKey || event.metaKey || event.altKey) return;
     const letters = { a: () => choose(0), b: () => choose(1), s: next, u: undo };
-    // Arrows move between radio buttons.
+    // The arrow keys move between radio buttons, so they do not choose there.
     const acts = isRadio ? letters : { ...letters, arrowleft: letters.a, arrowright: letters.b };
     const found = acts[event.key.toLowerCase()];
     if (found && !document.querySelector("main").inert) {

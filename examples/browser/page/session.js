@@ -1,38 +1,39 @@
-// What the page holds, and keeps: the model's place, preferences, settings, metrics, and the last state of the run.
+// The session: the model's source, the preferences, the settings, the metrics, and the run's last saved state. The browser stores it.
 
 import * as store from "./store.js";
 
 export const session = {
-  /** {kind: "demo"} | {kind: "hub", id} | {kind: "folder", name}; null before the first. */
+  /** Source of the model: {kind: "demo"} | {kind: "hub", id} | {kind: "folder", name}. It is null until a model is loaded. */
   model: null,
   /** Preferences, as rows of the training format. */
   rows: [],
-  /** As the engine takes them; of the run under way. */
+  /** Settings of the current run, in the engine's format. */
   settings: null,
-  /** The rows that the run was begun with, as JSON lines. */
+  /** Rows that the current run started with, as JSON lines. */
   data: null,
-  /** Of metrics.jsonl. */
+  /** Metrics of the current run: lines of metrics.jsonl. */
   lines: [],
-  /** {state, arena} of the last step kept. */
+  /** State of the run at the last saved step: {state, arena}. */
   kept: null,
-  /** When the run began, in seconds since 1970. */
+  /** Start time of the run, in seconds since 1970. */
   started: 0,
 };
 
-/** A full or forbidden store costs the next visit its session, nothing else. */
+/** Saves the session. If the browser's storage is full or not allowed, only the next visit is affected: it starts without a session. */
 export async function keep() {
   try {
     await store.save("session", session);
   } catch (error) {
-    console.warn("the session is not kept:", error);
+    console.warn("the session could not be saved:", error);
   }
 }
 
+/** Loads the saved session, if there is one. */
 export async function restore() {
   try {
     Object.assign(session, (await store.load("session")) ?? {});
   } catch (error) {
-    console.warn("no session can be kept here:", error);
+    console.warn("the saved session could not be loaded:", error);
   }
 }
 
@@ -40,7 +41,7 @@ export const forget = () => store.clear();
 
 export const toJsonl = (rows) => rows.map((row) => JSON.stringify(row)).join("\n") + (rows.length ? "\n" : "");
 
-/** Rows of JSON lines; an error names its line. Fields are the engine's to judge. */
+/** Parses rows from JSON lines. An error names its line. The engine checks the fields. */
 export function fromJsonl(text) {
   const rows = [];
   text.split("\n").forEach((line, i) => {

@@ -1,4 +1,4 @@
-// The session in IndexedDB, one value by key: what a reload, or a lost device, goes on from.
+// Stores the session in IndexedDB, one value per key. The page continues from it after a reload or a lost device.
 
 const NAME = "jointwise";
 

@@ -1,4 +1,4 @@
-// Section 3: a run, step by step; each step is a message to the worker and back, so that pausing is not sending the next one.
+// Section 3: trains step by step. Each step is one message to the worker and its answer. To pause, the page does not send the next message.
 
 import { draw } from "./charts.js";
 import { engine } from "./engine.js";
@@ -7,15 +7,15 @@ import { $, act, fail } from "./ui.js";
 
 const KEPT_EVERY_MS = 5000;
 
-/** "idle", "running", "paused" (by the button), "hidden" (by the browser). */
+/** State of the run: "idle", "running", "paused" (by the button) or "hidden" (the tab is hidden, so the page paused the run). */
 let state = "idle";
 let keptAt = 0;
-/** A loop is under way: its last step may outlive "running". */
+/** True while `loop` is active. Its last step may end after the state has left "running". */
 let looping = false;
-/** The engine holds the session's run. */
+/** True while the engine has the session's run on the device. */
 let onDevice = false;
 
-/** The form's, as the engine takes them. */
+/** Returns the form's settings in the engine's format. */
 export function settings() {
   const form = new FormData($("settings"));
   const number = (name) => Number(form.get(name));
@@ -34,7 +34,7 @@ export function settings() {
   };
 }
 
-/** Settings into the form; those that are not given stay. */
+/** Writes settings into the form. Fields without a given setting do not change. */
 export function fill(s) {
   const values = { ...s, rank: s.lora?.rank, alpha: s.lora?.alpha };
   for (const field of $("settings").elements) if (values[field.name] !== undefined) field.value = values[field.name];
@@ -43,7 +43,7 @@ export function fill(s) {
 function show(next, words) {
   state = next;
   $("start").disabled = state !== "idle";
-  $("start").textContent = session.kept && session.lines.length < session.settings?.max_steps ? "Go on" : "Start";
+  $("start").textContent = session.kept && session.lines.length < session.settings?.max_steps ? "Continue" : "Start";
   $("pause").disabled = state === "idle";
   $("pause").textContent = state === "paused" ? "Resume" : "Pause";
   $("stop").disabled = state === "idle";
@@ -53,14 +53,14 @@ function show(next, words) {
   draw($("charts"), session.lines);
 }
 
-/** The run's state into the session, where a reload finds it. */
+/** Saves the run's state in the session, so that a reload finds it. */
 async function keepState() {
   session.kept = await engine.state();
   keptAt = performance.now();
   await keep();
 }
 
-/** Steps until the run is paused or over. */
+/** Runs steps until the run is paused or finished. */
 async function stepOn() {
   while (state === "running") {
     const line = await engine.step();
@@ -78,20 +78,21 @@ async function stepOn() {
   }
 }
 
-const PAUSED = { paused: "Paused", hidden: "Paused while the tab is hidden," };
+/** Reasons of a pause that the page shows, by state. */
+const PAUSED = { paused: "", hidden: " because the tab is hidden" };
 
 async function loop() {
   looping = true;
   try {
-    // It may be resumed while its state is being kept.
+    // The user may resume the run while its state is being saved.
     while (state === "running") {
       await stepOn();
       if (state === "idle") return;
       await keepState();
-      if (PAUSED[state]) show(state, `${PAUSED[state]} after step ${session.lines.length}`);
+      if (state in PAUSED) show(state, `Paused after step ${session.lines.length}${PAUSED[state]}`);
     }
   } catch (error) {
-    // Back to the last step kept: "Go on" begins there.
+    // Goes back to the last saved step, where "Continue" starts.
     onDevice = false;
     session.lines = session.lines.slice(0, stepKept());
     show("idle", "");
@@ -101,7 +102,7 @@ async function loop() {
   }
 }
 
-/** The session's run onto the device, from its beginning or from the last step kept. */
+/** Puts the session's run on the device: from the first step, or from the last saved step. */
 async function begin() {
   onDevice = false;
   await engine.begin(session.data, session.settings, session.kept);
@@ -116,12 +117,12 @@ function run() {
   if (!looping) loop();
 }
 
-/** Begins anew, or at the last step kept. */
+/** Starts a new run, or continues from the last saved step. */
 async function start() {
   const goesOn = session.kept && session.lines.length < session.settings.max_steps;
-  const begun = await act(goesOn ? "Going on…" : "Starting…", async () => {
+  const begun = await act(goesOn ? "Continuing…" : "Starting…", async () => {
     if (!goesOn) {
-      if (!session.rows.length) throw new Error("There are no preferences yet: choose some above, or let the grader draw them");
+      if (!session.rows.length) throw new Error("There are no preferences yet. Choose or load some in section 2");
       Object.assign(session, { settings: settings(), data: toJsonl(session.rows), lines: [], kept: null, started: Date.now() / 1000 });
     }
     if (!goesOn || !onDevice) await begin();
@@ -135,7 +136,7 @@ async function start() {
 async function stop() {
   show("idle", `Stopped after step ${session.lines.length}`);
   await act("", keepState);
-  // What was trained stays; a new start is a new run.
+  // The trained adapter stays. The next start is a new run.
   session.settings = { ...session.settings, max_steps: session.lines.length };
   await keep();
   show("idle");
@@ -153,7 +154,7 @@ export function setUp() {
   });
   document.addEventListener("model", async () => {
     if (session.settings) fill(session.settings);
-    // A run of an earlier visit is put back on the device, so that it can be looked at, taken home, and gone on with.
+    // Puts the run of an earlier visit back on the device, so that the user can look at it, download it and continue it.
     onDevice = false;
     if (session.kept) await act("Restoring the last session…", begin);
     show("idle", session.kept ? `Restored: step ${session.lines.length} of ${session.settings.max_steps}` : "");

@@ -1,13 +1,13 @@
-// What every part of the page uses: elements, messages, progress, downloads.
+// Helpers for every part of the page: elements, messages, progress, downloads.
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element with text or children; text is never parsed. */
+/** Creates an element with text or children. Text is never parsed as HTML. */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "class") element.className = value;
-    // The page's Content-Security-Policy forbids the attribute.
+    // The page's Content-Security-Policy forbids the `style` attribute.
     else if (name === "style") element.style.cssText = value;
     else element.setAttribute(name, value);
   }
@@ -24,14 +24,14 @@ export function fail(error) {
   $("error").hidden = false;
 }
 
-/** A share of 1; null: under way, for how long nobody knows; undefined: over. */
+/** Shows progress: a share from 0 to 1, null if the duration is unknown, or undefined when the work is finished. */
 export function progress(share) {
   $("progress").hidden = share === undefined;
   $("progress").classList.toggle("unknown", share === null);
   $("progress").firstElementChild.style.width = share ? `${100 * share}%` : "";
 }
 
-/** Runs what was asked for: an error is told on the page instead of the console, and there is progress meanwhile. */
+/** Runs a user's action and shows progress meanwhile. An error is shown on the page, not in the console. */
 export async function act(what, run) {
   if (what) status(what);
   progress(null);

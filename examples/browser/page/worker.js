@@ -1,12 +1,12 @@
-// The engine in a worker, so that nothing that it does ever blocks the page. A request is {id, method, args}; its answer {id, result} or
-// {id, error}; what comes in between is {event, ...}.
+// Runs the engine in a worker, so that it never blocks the page. A request is {id, method, args}. Its answer is {id, result} or {id, error}.
+// Before the answer, the worker may send events: {event, ...}.
 
 import init, { Engine } from "./pkg/jointwise_browser.js";
 import { SIDE, WEIGHTS, fromHub, headersFromHub } from "./hub.js";
 
 const reader = new FileReaderSync();
 
-/** A file or a blob, read in pieces where it lies. */
+/** A file or a blob, read in pieces from the disk. */
 class Readable {
   constructor(blob) {
     this.blob = blob;
@@ -17,7 +17,7 @@ class Readable {
   }
 }
 
-/** A file of which only the header is here: what a plan needs. */
+/** A file with only its header in memory, which is enough for a memory plan. */
 class Header {
   constructor({ size, bytes }) {
     this.size = size;
@@ -35,25 +35,25 @@ function take(files, name) {
 }
 
 function need(files, name) {
-  if (!take(files, name)) throw `${name}: is missing among ${files.map((f) => f.name).join(", ") || "no files"}`;
+  if (!take(files, name)) throw `${name} is missing. Files found: ${files.map((f) => f.name).join(", ") || "none"}`;
 }
 
 const methods = {
   async open() {
     await init();
-    if (!navigator.gpu) throw "WebGPU is missing";
+    if (!navigator.gpu) throw "this browser has no WebGPU in workers";
     engine = await Engine.open();
     const caps = JSON.parse(engine.caps());
-    // wgpu passes on a description alone, which most browsers leave empty.
+    // wgpu gives only the adapter's description, which most browsers leave empty.
     const info = (await navigator.gpu.requestAdapter())?.info;
     caps.name ||= [info?.vendor, info?.architecture, info?.description].filter(Boolean).join(" ");
     return caps;
   },
 
-  /** `files`: File objects of a model folder, in any order. */
+  /** Loads a model. `files` are File objects of a model folder, in any order. */
   load(name, files, settings) {
     const weights = files.filter((f) => WEIGHTS.test(f.name));
-    if (weights.length === 0) throw "no .safetensors file among them";
+    if (weights.length === 0) throw "there is no .safetensors file in this folder";
     ["config.json", "tokenizer.json"].forEach((name) => need(files, name));
     const side = SIDE.map((name) => take(files, name)).filter(Boolean);
     return JSON.parse(
@@ -68,10 +68,10 @@ const methods = {
     );
   },
 
-  /** Files of a model on the hub, downloaded once and kept; progress as events. */
+  /** Downloads a hub model's files, or takes them from the cache. Sends its progress as events. */
   download: (id) => fromHub(id, (done, total, name) => postMessage({ event: "download", done, total, name })),
 
-  /** Memory by setting, of a model on the hub: its config and the headers of its weights are read, nothing else. */
+  /** Estimates the memory of a hub model for several settings. Reads only the config and the headers of the weights. */
   async planHub(id, settings) {
     const { config, headers } = await headersFromHub(id);
     const names = headers.map((h) => h.name);
@@ -110,7 +110,7 @@ const methods = {
   score: async (instruction, response, template) => JSON.parse(await engine.score(instruction, response, template)),
 };
 
-// One after the other: the engine has one device.
+// Requests run one after the other, because the engine has one device.
 let last = Promise.resolve();
 onmessage = ({ data: { id, method, args } }) => {
   last = last.then(async () => {

@@ -1,4 +1,4 @@
-// A ZIP archive of stored (not compressed) files: APPNOTE.TXT 6.3.10, sections 4.3.7, 4.3.12 and 4.3.16.
+// Writes a ZIP archive of stored (not compressed) files: APPNOTE.TXT 6.3.10, sections 4.3.7, 4.3.12 and 4.3.16.
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   for (let k = 0; k < 8; k++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
@@ -11,7 +11,7 @@ function crc32(bytes) {
   return ~crc >>> 0;
 }
 
-/** Fields as [value, bytes], little-endian. */
+/** Encodes fields in little-endian order. Each field is [value, number of bytes]. */
 function fields(...list) {
   const view = new DataView(new ArrayBuffer(list.reduce((n, [, size]) => n + size, 0)));
   let at = 0;
@@ -23,7 +23,7 @@ function fields(...list) {
   return new Uint8Array(view.buffer);
 }
 
-/** `files`: [{name, bytes}], names in ASCII. */
+/** Returns an archive as a Blob. `files` is [{name, bytes}], with names in ASCII. */
 export function zip(files) {
   const parts = [], directory = [];
   let offset = 0;

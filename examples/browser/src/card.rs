@@ -1,64 +1,64 @@
-//! What a device computes, and how fast: the kernels of the registry at the shapes of a small model, each verified first.
+//! Verifies and times the kernels of the registry on a device, at the shapes of a small model.
 
 use jointwise::gpu::Gpu;
-use jointwise::kernels::measure::{Ceilings, time};
+use jointwise::kernels::measure::{DevicePeaks, time};
 use jointwise::kernels::shapes::MODELS;
 use jointwise::kernels::{Kernel, REGISTRY, verify};
 use jointwise::rng::Rng;
 use jointwise::{Error, Result};
 use serde::Serialize;
 
-/// Tokens of a micro-batch: enough to fill a GPU, and short on a software adapter.
+/// Number of tokens per micro-batch. It is enough to fill a GPU, and small enough for a software adapter.
 const TOKENS: usize = 128;
-/// Cases of a kernel that are verified before it is timed.
+/// Number of cases to verify before a kernel is timed.
 const VERIFIED: usize = 4;
-/// For a case, about.
+/// Approximate time per measured case, in seconds.
 const SECONDS: f64 = 0.2;
 
-/// A kernel at a shape.
+/// Measurement of a kernel at one shape.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Line {
-    /// Which case.
+pub struct CardLine {
+    /// Label of the case.
     pub case: String,
-    /// The middle run, by the clock: a browser rounds timestamps.
+    /// Median time per run in µs, measured by the clock, because a browser rounds timestamps.
     pub us: f64,
-    /// Over the bytes that must move.
+    /// Throughput in GB/s, over the bytes that must move.
     pub gb_s: f64,
-    /// Over its operations.
+    /// Throughput in GFLOP/s.
     pub gflop_s: f64,
-    /// The least time by the ceilings, as a part of the measured one.
+    /// Least time at the device's peak rates, divided by the measured time.
     pub of_ceiling: f64,
 }
 
-/// A kernel.
+/// Result of verifying and timing a kernel.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
-    /// Its name.
+    /// Name of the kernel.
     pub kernel: &'static str,
-    /// Largest error as a multiple of the tolerance: above 1 it computes wrongly.
+    /// Largest error as a multiple of the tolerance. Above 1, the kernel computes wrongly.
     pub error: f64,
-    /// Its shapes.
-    pub lines: Vec<Line>,
+    /// One measurement per shape.
+    pub lines: Vec<CardLine>,
 }
 
-/// Names of all kernels.
+/// Returns the names of all kernels.
 pub fn kernels() -> Vec<&'static str> {
     REGISTRY.iter().map(|k| k.name()).collect()
 }
 
-/// What the device can do at most.
+/// Measures the device's peak rates.
 ///
 /// # Errors
 /// [`Error::Gpu`].
-pub async fn ceilings(gpu: &Gpu) -> Result<Ceilings> {
-    Ceilings::measure(gpu, SECONDS).await
+pub async fn ceilings(gpu: &Gpu) -> Result<DevicePeaks> {
+    DevicePeaks::measure(gpu, SECONDS).await
 }
 
 fn named(name: &str) -> Result<&'static dyn Kernel> {
     REGISTRY.iter().find(|k| k.name() == name).copied().ok_or_else(|| Error::flag("kernels", name))
 }
 
-/// Errors of at most so many cases, spread over all of them.
+/// Verifies at most `most` cases, spread over all cases of the kernel. Returns each case's label and error.
 async fn errors(gpu: &Gpu, kernel: &dyn Kernel, most: usize) -> Result<Vec<(String, f64)>> {
     let mut rng = Rng::new(0, 0);
     let mut found = Vec::new();
@@ -69,25 +69,25 @@ async fn errors(gpu: &Gpu, kernel: &dyn Kernel, most: usize) -> Result<Vec<(Stri
     Ok(found)
 }
 
-/// At most so many cases of a kernel, each with its largest error as a multiple of the tolerance.
+/// Verifies at most `most` cases of a kernel. Returns each case's label, and its largest error as a multiple of the tolerance.
 ///
 /// # Errors
-/// As [`measure`].
+/// Fails like [`measure`].
 pub async fn cases(gpu: &Gpu, name: &str, most: usize) -> Result<Vec<(String, f64)>> {
     errors(gpu, named(name)?, most).await
 }
 
-/// Verifies a kernel and times it.
+/// Verifies and times a kernel.
 ///
 /// # Errors
-/// [`Error::Gpu`]; [`Error::Flag`] for a name that is none.
-pub async fn measure(gpu: &Gpu, name: &str, ceilings: &Ceilings) -> Result<Measured> {
+/// [`Error::Gpu`]; [`Error::Flag`] if no kernel has this name.
+pub async fn measure(gpu: &Gpu, name: &str, ceilings: &DevicePeaks) -> Result<Measured> {
     let kernel = named(name)?;
     let error = errors(gpu, kernel, VERIFIED).await?.into_iter().map(|(_, error)| error).fold(0.0, f64::max);
     let mut lines = Vec::new();
     for case in kernel.benches(&MODELS[0], TOKENS, gpu.caps()) {
         let timing = time(gpu, case.as_ref(), SECONDS).await?;
-        lines.push(Line {
+        lines.push(CardLine {
             case: case.label(),
             us: timing.median_us(),
             gb_s: timing.gb_s(),

@@ -1,5 +1,5 @@
-//! The engine of the page: the same library, the same shaders, the same recordings as the program. A worker calls it (`web`); the page only
-//! shows what it says.
+//! Engine of the page. It uses the library of the command-line program, with its shaders and its recordings. A worker calls it through `web`,
+//! and the page shows the results.
 
 pub mod card;
 pub mod settings;

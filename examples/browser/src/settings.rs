@@ -1,51 +1,50 @@
-//! What the page can set, and what follows from it.
+//! Settings of the page's form, and the recipe that they make.
 
+use jointwise::Recipe;
 use jointwise::data::dataset::DEFAULT_MAX_LENGTH;
 use jointwise::model::lora_config::LoraConfig;
-use jointwise::train::settings::{Length, TrainDefaults, TrainSettings};
-use jointwise::Result;
-use jointwise::model::trace::Keep;
+use jointwise::model::saved::RecomputePolicy;
 use jointwise::model::weights::BaseDtype;
-use jointwise::objective::{Mix, Objective, Preference};
-use jointwise::train::schedule::Shape;
+use jointwise::objective::{LossMix, Objective};
 use serde::{Deserialize, Serialize};
 
-/// As the page's form has them; what it leaves out is as on the command line, but for the learning rate: a hundred steps of a small
-/// adapter are to show something.
+/// Settings of the page's form. Missing fields have the command line's defaults, except the learning rate: it is higher, so that a hundred
+/// steps of a small adapter show an effect.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// `jpo` or `dpo`.
+    /// Objective: `jpo` or `dpo`.
     pub objective: Objective,
-    /// `sigmoid`, or another of the command line's.
-    pub loss: Mix,
-    /// How far the policy may move.
+    /// Loss: `sigmoid`, or another loss of the command line.
+    pub loss: LossMix,
+    /// KL strength: a larger β keeps the policy closer to the reference.
     pub beta: f64,
-    /// Of sigmoid.
+    /// Label smoothing of the sigmoid loss.
     pub label_smoothing: f64,
-    /// Highest rate.
+    /// Peak learning rate.
     pub learning_rate: f64,
-    /// Steps in all.
+    /// Total number of steps.
     pub max_steps: usize,
-    /// Pairs a step.
+    /// Pairs per step.
     pub batch_size: usize,
-    /// Tokens a sequence, at most.
+    /// Maximum number of tokens per sequence.
     pub max_length: usize,
-    /// What the backward pass computes again: `none`, `elementwise` or `block`. How much memory there is, no browser tells.
-    pub recompute: Keep,
-    /// How the weights below the adapter are held: `auto`, `int8`, `nf4`, ...
+    /// Activations that the backward pass recomputes: `none`, `elementwise` or `block`. There is no `auto`, because a browser does not tell
+    /// how much memory the GPU has.
+    pub recompute: RecomputePolicy,
+    /// Data type of the frozen weights: `auto`, `int8`, `nf4`, ...
     pub base_dtype: BaseDtype,
-    /// R, α and modules.
+    /// Rank, α and target modules of the adapter.
     pub lora: LoraConfig,
-    /// Of the order, and of a new adapter.
+    /// Random seed for the order of the data, and for a new adapter.
     pub seed: u64,
-    /// `paper`, `chat`, ...
+    /// Prompt template: `paper`, `chat`, ...
     pub template: String,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        let p = Preference::default();
+        let p = Recipe::default();
         Self {
             objective: p.objective,
             loss: p.loss,
@@ -53,9 +52,9 @@ impl Default for Settings {
             label_smoothing: p.label_smoothing,
             learning_rate: 1e-3,
             max_steps: 100,
-            batch_size: TrainDefaults::BATCH_SIZE,
+            batch_size: p.batch_size,
             max_length: DEFAULT_MAX_LENGTH,
-            recompute: Keep::Everything,
+            recompute: RecomputePolicy::Everything,
             base_dtype: BaseDtype::Auto,
             lora: LoraConfig { targets: vec!["all-linear".into()], ..LoraConfig::default() },
             seed: 0,
@@ -65,50 +64,18 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The loss.
-    ///
-    /// # Errors
-    /// [`jointwise::Error::Flag`] for a value out of range.
-    pub fn preference(&self) -> Result<Preference> {
-        let p = Preference {
+    /// Returns the recipe of the run.
+    pub fn recipe(&self) -> Recipe {
+        Recipe {
             objective: self.objective,
             loss: self.loss,
             beta: self.beta,
             label_smoothing: self.label_smoothing,
-            ..Preference::default()
-        };
-        p.validate()?;
-        Ok(p)
-    }
-
-    /// The run.
-    ///
-    /// # Errors
-    /// As [`Self::preference`].
-    pub fn training(&self) -> Result<TrainSettings> {
-        let settings = TrainSettings {
-            preference: Some(self.preference()?),
-            optim: TrainDefaults::OPTIM,
-            param_dtype: TrainDefaults::PARAM_DTYPE,
-            saved_dtype: TrainDefaults::SAVED_DTYPE,
-            optimiser: TrainDefaults::OPTIMISER,
             learning_rate: self.learning_rate,
-            lr_scheduler_type: Shape::Cosine,
-            lr_num_cycles: 1,
-            length: Length {
-                num_train_epochs: 1.0,
-                max_steps: Some(self.max_steps),
-                warmup_steps: None,
-                warmup_ratio: 0.0,
-            },
+            max_steps: Some(self.max_steps),
             batch_size: self.batch_size,
-            gradient_accumulation_steps: 1,
             seed: self.seed,
-            shuffle: true,
-            decay_all: false,
-            share_prefix: true,
-        };
-        settings.validate()?;
-        Ok(settings)
+            ..Recipe::default()
+        }
     }
 }

@@ -1,6 +1,6 @@
-//! [`Tab`] for JavaScript. Settings and results are JSON; an error is its text.
+//! JavaScript bindings of [`Tab`]. Settings and results are JSON. An error carries its text.
 
-use jointwise::model::tensor_file::Content;
+use jointwise::model::tensor_file::TensorContent;
 use js_sys::{Function, Uint8Array};
 use serde::de::DeserializeOwned;
 use wasm_bindgen::prelude::*;
@@ -10,7 +10,7 @@ use crate::tab::{self, Files, Tab};
 
 #[wasm_bindgen]
 extern "C" {
-    /// A file that a worker reads at once: a Blob, or a handle of the origin's private files.
+    /// File that a worker reads synchronously: a Blob, or a handle of the origin private file system.
     pub type Readable;
     #[wasm_bindgen(method, getter)]
     fn size(this: &Readable) -> f64;
@@ -21,7 +21,7 @@ extern "C" {
     fn console_error(text: &str);
 }
 
-impl Content for Readable {
+impl TensorContent for Readable {
     fn n_bytes(&self) -> u64 {
         self.size() as u64
     }
@@ -37,7 +37,7 @@ impl Content for Readable {
 
 type Js<T> = Result<T, JsValue>;
 
-/// An `Error`; its name is `GpuError` where the device failed, which then does nothing more.
+/// Converts an error to a JavaScript `Error`. Its name is `GpuError` if the device failed and cannot be used any more.
 fn failed(error: jointwise::Error) -> JsValue {
     let told = js_sys::Error::new(&jointwise::error::one_line(&error.to_string()));
     use jointwise::Error::{DeviceLost, Gpu, OutOfMemory};
@@ -55,17 +55,17 @@ fn json(value: &impl serde::Serialize) -> Js<String> {
     serde_json::to_string(value).map_err(|e| JsValue::from_str(&e.to_string()))
 }
 
-/// A panic is our bug: it is told in the console before the worker ends.
+/// Installs a panic hook. A panic is a bug in the engine, so the hook prints it to the console before the worker ends.
 #[wasm_bindgen(start)]
 pub fn start() {
     std::panic::set_hook(Box::new(|info| console_error(&info.to_string())));
 }
 
-fn weights(names: Vec<String>, contents: Vec<Readable>) -> Vec<(String, Box<dyn Content>)> {
-    names.into_iter().zip(contents).map(|(name, content)| (name, Box::new(content) as Box<dyn Content>)).collect()
+fn weights(names: Vec<String>, contents: Vec<Readable>) -> Vec<(String, Box<dyn TensorContent>)> {
+    names.into_iter().zip(contents).map(|(name, content)| (name, Box::new(content) as Box<dyn TensorContent>)).collect()
 }
 
-/// See [`Tab`].
+/// JavaScript class around [`Tab`].
 #[wasm_bindgen]
 pub struct Engine {
     tab: Tab,
@@ -80,7 +80,7 @@ impl Engine {
         Ok(Self { tab, off })
     }
 
-    /// The device, as JSON.
+    /// Returns the device's name, limits and features, as JSON.
     pub fn caps(&self) -> Js<String> {
         let caps = self.tab.gpu().caps();
         json(&serde_json::json!({
@@ -91,12 +91,12 @@ impl Engine {
         }))
     }
 
-    /// Memory by setting, as JSON.
+    /// Estimates the memory for several settings, as JSON. See [`Tab::plan`].
     pub fn plan(&self, config: &str, names: Vec<String>, contents: Vec<Readable>, settings: &str) -> Js<String> {
         json(&self.tab.plan(config, weights(names, contents), &parse(settings)?).map_err(failed)?)
     }
 
-    /// Puts a model on the device. Gives notes, as JSON. `side_names` and `side` are its configuration and tokenizer files, `names` and
+    /// Loads a model onto the device. Returns notes, as JSON. `side_names` and `side` are its configuration and tokenizer files, `names` and
     /// `contents` its weights.
     pub fn load(
         &mut self,
@@ -112,47 +112,47 @@ impl Engine {
         json(&self.tab.load(files, &parse(settings)?).map_err(failed)?)
     }
 
-    /// Instructions for the demo model.
+    /// Returns instructions for the demo model.
     pub fn demo_prompts(seed: u32, n: u32) -> Vec<String> {
         Tab::demo_prompts(seed.into(), n as usize)
     }
 
-    /// Preferences for it, as JSONL.
+    /// Generates preferences for the demo model, as JSONL.
     pub fn demo_preferences(seed: u32, n: u32) -> Js<String> {
         Tab::demo_preferences(seed.into(), n as usize).map_err(failed)
     }
 
-    /// A file of rows (JSON lines, a list, CSV, TSV) as JSON lines.
+    /// Converts a file of rows (JSON lines, a list, CSV, TSV) to JSON lines.
     pub fn read_rows(name: &str, bytes: &[u8]) -> Js<String> {
         Tab::read_rows(name, bytes).map_err(failed)
     }
 
-    /// Names of all kernels.
+    /// Returns the names of all kernels.
     pub fn kernels() -> Vec<String> {
         card::kernels().into_iter().map(String::from).collect()
     }
 
-    /// What the device can do at most, as JSON.
+    /// Measures the device's peak rates. Returns them as JSON.
     pub async fn ceilings(&self) -> Js<String> {
         json(&card::ceilings(self.tab.gpu()).await.map_err(failed)?)
     }
 
-    /// At most so many cases of a kernel, with their errors, as JSON.
+    /// Verifies at most `most` cases of a kernel. Returns their labels and errors, as JSON.
     pub async fn cases(&self, kernel: &str, most: u32) -> Js<String> {
         json(&card::cases(self.tab.gpu(), kernel, most as usize).await.map_err(failed)?)
     }
 
-    /// A kernel verified and timed, as JSON.
+    /// Verifies and times a kernel. Returns the result as JSON.
     pub async fn bench(&self, kernel: &str, ceilings: &str) -> Js<String> {
         json(&card::measure(self.tab.gpu(), kernel, &parse(ceilings)?).await.map_err(failed)?)
     }
 
-    /// The run's `report.html`; `lines` as JSON, `started` in seconds since 1970.
+    /// Renders the run's `report.html`. `lines` is JSON, and `started` is in seconds since 1970.
     pub fn report(&self, lines: &str, started: f64) -> Js<String> {
         self.tab.report(parse(lines)?, started).map_err(failed)
     }
 
-    /// Responses; `on_text(prompt, text)` as they grow.
+    /// Samples responses. Calls `on_text(prompt, text so far)` as each response grows.
     pub async fn sample(&self, instructions: Vec<String>, settings: &str, on_text: Function) -> Js<Vec<String>> {
         let settings = parse(settings)?;
         let mut tell = |prompt: usize, text: &str| {
@@ -161,7 +161,7 @@ impl Engine {
         self.tab.sample(&instructions, &settings, &mut tell).await.map_err(failed)
     }
 
-    /// Begins a run, or goes on with one.
+    /// Begins a run, or continues one from a saved state.
     pub async fn begin(
         &mut self,
         jsonl: &str,
@@ -173,43 +173,43 @@ impl Engine {
         self.tab.begin(jsonl, parse(settings)?, kept.as_ref()).await.map_err(failed)
     }
 
-    /// A step's metrics as JSON; nothing when all are done.
+    /// Runs one training step. Returns its metrics as JSON, or `undefined` after the last step.
     pub async fn step(&mut self) -> Js<Option<String>> {
         self.tab.step().await.map_err(failed)?.map(|line| json(&line)).transpose()
     }
 
-    /// The run's state.
+    /// Returns the run's state.
     pub async fn state(&self) -> Js<Kept> {
         let tab::Kept { state, arena } = self.tab.state().await.map_err(failed)?;
         Ok(Kept { state, arena })
     }
 
-    /// The adapter's files.
+    /// Returns the adapter's files.
     pub async fn adapter(&self) -> Js<Vec<File>> {
         let files = self.tab.adapter().await.map_err(failed)?;
         Ok(files.into_iter().map(|(name, bytes)| File { name: name.into(), bytes }).collect())
     }
 
-    /// Tokens with their log-probabilities, as JSON.
+    /// Scores a text. Returns its tokens with their log-probabilities, as JSON.
     pub async fn score(&self, instruction: &str, response: &str, template: &str) -> Js<String> {
         json(&self.tab.score(instruction, response, template).await.map_err(failed)?)
     }
 }
 
-/// What a run goes on from.
+/// Saved state of a run, from which it can continue.
 #[wasm_bindgen(getter_with_clone)]
 pub struct Kept {
-    /// JSON.
+    /// JSON text with the run's step, token count and reference scores.
     pub state: String,
-    /// safetensors.
+    /// Trained tensors and their moments, as safetensors.
     pub arena: Vec<u8>,
 }
 
-/// A file to take home.
+/// File to download.
 #[wasm_bindgen(getter_with_clone)]
 pub struct File {
-    /// Its name.
+    /// Name of the file.
     pub name: String,
-    /// Its content.
+    /// TensorContent of the file.
     pub bytes: Vec<u8>,
 }

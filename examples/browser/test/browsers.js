@@ -1,4 +1,4 @@
-// Both browsers, headless, as the tests and the measurements start them.
+// Starts headless Chromium and Firefox for the tests and the measurements.
 
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
@@ -9,14 +9,14 @@ import { folder } from "./native.js";
 const CHROMIUM = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
 const FIREFOX = ["/usr/bin/firefox-esr", "/usr/bin/firefox"].find(existsSync);
 
-/** Why a browser is left out; false where it is there. */
+/** Reasons to skip a browser; false if it is installed. */
 export const noChromium = CHROMIUM ? false : "Chromium is not installed";
 export const noFirefox = FIREFOX ? false : "Firefox is not installed";
 
-/** Chromium's own software adapter is SwiftShader; these flags make it take the machine's OpenGL ES driver on Vulkan, in compatibility mode. */
+/** Flags that make Chromium use the machine's OpenGL ES driver on Vulkan, in compatibility mode, instead of its software adapter SwiftShader. */
 export const ON_VULKAN = ["--force-webgpu-compat", "--use-webgpu-adapter=opengles", "--use-angle=vulkan", "--enable-features=Vulkan", "--use-vulkan=native", "--ignore-gpu-blocklist"];
 
-/** A Playwright context with an empty profile, `profile`. */
+/** Starts Chromium with an empty profile. Returns a Playwright context with an added field, `profile`: the profile's folder. */
 export async function launchChromium(...more) {
   const profile = folder();
   const args = ["--headless=new", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-unsafe-webgpu"];
@@ -24,14 +24,14 @@ export async function launchChromium(...more) {
   return Object.assign(await chromium.launchPersistentContext(profile, options), { profile });
 }
 
-/** Ends the process that has the GPU (Linux): devices of all pages are lost. */
+/** Kills Chromium's GPU process (Linux only), so that all pages lose their devices. */
 export function loseGpu({ profile }) {
   const isIts = (pid) => {
     try {
       const command = readFileSync(`/proc/${pid}/cmdline`, "utf8");
       return command.includes("--type=gpu-process") && command.includes(`--user-data-dir=${profile}`);
     } catch {
-      return false; // Ended meanwhile.
+      return false; // The process has ended meanwhile.
     }
   };
   const pids = readdirSync("/proc").filter((name) => /^\d+$/.test(name) && isIts(name));
@@ -39,7 +39,7 @@ export function loseGpu({ profile }) {
   process.kill(Number(pids[0]), "SIGKILL");
 }
 
-/** A Puppeteer browser; its WebGPU is wgpu, on the machine's Vulkan driver. */
+/** Starts Firefox. Returns a Puppeteer browser. Its WebGPU is wgpu on the machine's Vulkan driver. */
 export function launchFirefox() {
   const extraPrefsFirefox = { "dom.webgpu.enabled": true, "dom.webgpu.workers.enabled": true, "gfx.webgpu.ignore-blocklist": true };
   return puppeteer.launch({ browser: "firefox", executablePath: FIREFOX, headless: true, extraPrefsFirefox });

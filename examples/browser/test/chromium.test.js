@@ -1,4 +1,4 @@
-// The page in headless Chromium on its software adapter.
+// Tests the page in headless Chromium, on Chromium's software adapter.
 
 import assert from "node:assert/strict";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -22,7 +22,7 @@ before(async () => {
   context = await launchChromium();
   page = await context.newPage();
   page.setDefaultTimeout(300_000);
-  // A browser notes each file that the hub does not have; that is no fault.
+  // The browser logs an error for each file that the hub does not have. The page expects that, so the test ignores these errors.
   const ours = (message) => message.type() === "error" && !message.location().url.startsWith("https://huggingface.co/");
   page.on("console", (message) => ours(message) && complaints.push(message.text()));
   page.on("pageerror", (error) => complaints.push(error.message));
@@ -59,16 +59,16 @@ test("opens, and preferences are collected by key and by click", { skip }, async
     const [a, b] = document.querySelectorAll(".side .instruction");
     return !document.getElementById("side-a").disabled && a.textContent !== b.textContent;
   });
-  // A pair with an empty response makes no preference.
+  // A pair with an empty response makes no preference, so three choices may not be enough.
   while (!(await value(page, "count")).startsWith("3")) await choose(page, "b");
   await until(page, "the next pair", () => !document.getElementById("side-a").disabled);
   await page.keyboard.press("u");
-  await until(page, "one taken back", () => document.getElementById("count").value.startsWith("2"));
+  await until(page, "the undone choice", () => document.getElementById("count").value.startsWith("2"));
   const rows = (await value(page, "rows")).trim().split("\n").map((line) => JSON.parse(line));
   assert.deepEqual(rows.map((row) => Object.keys(row).sort()), Array(2).fill(["i_chosen", "i_reject", "r_chosen", "r_reject"]));
 });
 
-test("trains as the program does, paused and reloaded on the way", { skip }, async () => {
+test("trains like the program, with a pause and a reload", { skip }, async () => {
   await click(page, "draw-rows");
   await until(page, "the grader's rows", () => document.getElementById("count").value.startsWith("66"));
   await set(page, SETTINGS);
@@ -85,7 +85,7 @@ test("trains as the program does, paused and reloaded on the way", { skip }, asy
   same(await losses(page), native.losses(await value(page, "rows"), SETTINGS));
 });
 
-test("shows the change, and its numbers are the adapter's that is taken home", { skip }, async () => {
+test("shows the change, with the numbers of the downloaded adapter", { skip }, async () => {
   await until(page, "the comparison", () => !document.getElementById("comparison").hidden);
   await click(page, "compare");
   const shown = await heatMap(page);
@@ -98,7 +98,7 @@ test("shows the change, and its numbers are the adapter's that is taken home", {
   sameTokens(shown, native.tokenLogps(dir, "Spell the word fox.", "f-o-x"));
 });
 
-test("pauses while the tab is hidden, outlives a lost GPU, and comes to the same numbers", { skip }, async () => {
+test("pauses while the tab is hidden, survives a lost GPU, and gives the same numbers", { skip }, async () => {
   const [settings, hide] = [{ ...SETTINGS, max_steps: 6 }, (hidden) => page.evaluate((hidden) => {
     Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
     document.dispatchEvent(new Event("visibilitychange"));
@@ -107,11 +107,11 @@ test("pauses while the tab is hidden, outlives a lost GPU, and comes to the same
   await click(page, "start");
   await steps(page, 2);
   await hide(true);
-  await runState(page, "hidden, after step");
+  await runState(page, "Paused after step \\d+ because the tab is hidden");
   await hide(false);
   await steps(page, 3);
   loseGpu(context);
-  await page.waitForFunction(() => /Restored: Go on/.test(document.getElementById("error").textContent));
+  await page.waitForFunction(() => /Training can continue/.test(document.getElementById("error").textContent));
   await shoot("4-lost");
   await click(page, "start");
   await runState(page, "Done: 6 steps");
@@ -164,7 +164,7 @@ test("a hub model is planned before it is downloaded, and downloaded once", { sk
   assert.equal(asked.filter((name) => name === "model.safetensors").length, 1);
 });
 
-test("errors of files are told on the page", { skip }, async () => {
+test("the page shows errors of files", { skip }, async () => {
   const dir = join(native.folder(), "broken");
   mkdirSync(dir);
   for (const name of ["tokenizer.json", "tokenizer_config.json", "model.safetensors"]) writeFileSync(join(dir, name), readFileSync(join(native.MODEL, name)));
@@ -173,7 +173,7 @@ test("errors of files are told on the page", { skip }, async () => {
     await page.setInputFiles("#load-folder", dir);
     await page.waitForFunction((p) => new RegExp(p).test(document.getElementById("error").textContent), pattern);
   };
-  await told("config.json: is missing");
+  await told("config.json is missing");
   writeFileSync(join(dir, "config.json"), config.replace('"llama"', '"mamba"'));
   await told("config.json.*mamba");
   writeFileSync(join(dir, "config.json"), config);
@@ -185,7 +185,7 @@ test("errors of files are told on the page", { skip }, async () => {
   await shoot("6-error");
 });
 
-test("measures the adapter", { skip }, async () => {
+test("measures all kernels", { skip }, async () => {
   await click(page, "bench");
   await until(page, "all kernels", () => !document.getElementById("copy-bench").hidden);
   const wrong = await page.evaluate(() => document.querySelectorAll("#bench-table tr.bad").length);
@@ -193,7 +193,7 @@ test("measures the adapter", { skip }, async () => {
   await shoot("7-card");
 });
 
-test("talks to itself and to the hub alone, in the page and in its worker, and runs no script that is written into it", { skip }, async () => {
+test("page and worker talk only to their own site and the hub, and run no injected script", { skip }, async () => {
   const own = await context.newPage();
   await own.goto(site.url);
   await ready(own);
@@ -219,9 +219,9 @@ test("talks to itself and to the hub alone, in the page and in its worker, and r
   await own.close();
 });
 
-test("nothing was complained of in the console", { skip }, () => assert.deepEqual(complaints, []));
+test("the console has no errors", { skip }, () => assert.deepEqual(complaints, []));
 
-/** Files of an archive that compresses nothing. */
+/** Yields the files of a ZIP archive without compression. */
 function* stored(zip) {
   let at = 0;
   while (zip.readUInt32LE(at) === 0x04034b50) {

@@ -1,4 +1,5 @@
-// Every kernel through Dawn for Node: Tint, a third compiler of the shaders, without a browser. CASES=1000 runs all cases, in five minutes.
+// Tests every kernel with Dawn for Node, without a browser. Dawn compiles the shaders with Tint, the third shader compiler in these tests.
+// CASES=1000 runs all cases, in five minutes.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -7,9 +8,9 @@ import { before, test } from "node:test";
 
 import { SITE } from "./site.js";
 
-// Native, and absent on some machines.
+// The package has native code, which some machines lack.
 const dawn = await import("webgpu").catch((error) => ({ missing: String(error).split("\n")[0] }));
-// The collector must not take it: https://github.com/dawn-gpu/node-webgpu
+// This variable protects the GPU object from garbage collection: https://github.com/dawn-gpu/node-webgpu
 const gpu = dawn.missing ? null : dawn.create([]);
 const adapter = await gpu?.requestAdapter();
 const skip = adapter ? false : `Dawn finds no adapter: ${dawn.missing ?? "is a Vulkan driver installed?"}`;
@@ -21,7 +22,7 @@ let engine, Engine;
 before(async () => {
   if (skip) return;
   Object.assign(globalThis, dawn.globals);
-  // wgpu asks a window or a worker for its GPU: Node is to be a worker.
+  // wgpu takes the GPU from a window or a worker, so Node must look like a worker.
   globalThis.WorkerGlobalScope = class {
     static [Symbol.hasInstance](object) {
       return object === globalThis;
@@ -34,7 +35,7 @@ before(async () => {
   engine = await Engine.open();
 });
 
-test("every kernel is right", { skip }, async (t) => {
+test("every kernel computes correctly", { skip }, async (t) => {
   const kernels = Engine.kernels();
   assert.ok(kernels.length > 10, `all kernels: ${kernels}`);
   for (const kernel of kernels) {

@@ -1,4 +1,5 @@
-// The page in headless Firefox, whose WebGPU is wgpu, on the machine's Vulkan driver: a second browser, and a second shader compiler.
+// Tests the page in headless Firefox. Its WebGPU is wgpu on the machine's Vulkan driver, so this tests a second browser and a second shader
+// compiler.
 
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
@@ -29,7 +30,7 @@ after(async () => {
   site?.close();
 });
 
-test("collects preferences and trains as the program does, reloaded on the way", { skip }, async () => {
+test("collects preferences and trains like the program, with a reload", { skip }, async () => {
   await page.goto(site.url);
   await ready(page);
   for (const side of ["a", "b", "a"]) await choose(page, side);
@@ -49,7 +50,7 @@ test("collects preferences and trains as the program does, reloaded on the way",
   await until(page, "the comparison", () => !document.getElementById("comparison").hidden);
 });
 
-test("its adapter is read by the program, and gives what the heat-map shows", { skip }, async () => {
+test("the program reads its adapter, and computes the numbers of the heat map", { skip }, async () => {
   const shown = await heatMap(page);
   const files = await page.evaluate(async () => {
     const { engine } = await import("./engine.js");
@@ -60,7 +61,7 @@ test("its adapter is read by the program, and gives what the heat-map shows", { 
   sameTokens(shown, native.tokenLogps(dir, "Spell the word fox.", "f-o-x"));
 });
 
-test("errors of files are told on the page", { skip }, async () => {
+test("the page shows errors of files", { skip }, async () => {
   const told = async (input, name, text, pattern) => {
     await page.evaluate((input, name, text) => {
       const chosen = new DataTransfer();
@@ -73,7 +74,7 @@ test("errors of files are told on the page", { skip }, async () => {
   };
   await told("load-rows", "rows.jsonl", '{"a": 1}\n{', "rows\\.jsonl:2: malformed JSON");
   await told("load-rows", "rows.csv", "prompt,chosen,rejected\na,b\n", "rows\\.csv:2: the row has 2 cells");
-  await told("load-folder", "model.safetensors", "", "config.json: is missing");
+  await told("load-folder", "model.safetensors", "", "config.json is missing");
 });
 
-test("nothing was complained of in the console", { skip }, () => assert.deepEqual(complaints, []));
+test("the console has no errors", { skip }, () => assert.deepEqual(complaints, []));

@@ -1,5 +1,5 @@
-// A table: how large the engine is, how soon the page is there, and how fast it trains, beside the program on the same driver. One run, one
-// browser after the other:
+// Prints a table: the size of the engine, the time until the page is ready, and the training speed, beside the program on the same driver.
+// One run measures one browser after the other:
 //   make site && cd examples/browser/test && ../../../.ci/with-driver npm run --silent measure
 
 import { readFileSync, statSync } from "node:fs";
@@ -12,7 +12,7 @@ import * as native from "./native.js";
 import { SITE, serve } from "./site.js";
 
 const SETTINGS = { max_steps: 12, batch_size: 8 };
-/** The first steps compile shaders. */
+/** Number of first steps that are not counted, because they compile shaders. */
 const COLD = 2;
 
 const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];

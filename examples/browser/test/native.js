@@ -1,4 +1,4 @@
-// The program on the same rows: what the page's numbers are compared with.
+// Runs the program on the page's rows, so that the tests can compare the numbers.
 
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
@@ -16,7 +16,7 @@ export function jointwise(...args) {
   return execFileSync(join(ROOT, ".ci/with-driver"), [join(TARGET, "release/jointwise"), ...args.map(String)], { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
 }
 
-/** Lines of `metrics.jsonl` of a run as the page's settings have it. */
+/** Trains with the page's settings. Returns the lines of `metrics.jsonl`. */
 export function metrics(jsonl, { max_steps, batch_size }) {
   const dir = folder();
   writeFileSync(join(dir, "rows.jsonl"), jsonl);
@@ -27,7 +27,7 @@ export function metrics(jsonl, { max_steps, batch_size }) {
 
 export const losses = (jsonl, settings) => metrics(jsonl, settings).map((line) => line.loss);
 
-/** Log-probs of each token of a text with an adapter, the first one left out. */
+/** Scores a text with an adapter. Returns the log-prob of each token except the first. */
 export function tokenLogps(adapter, instruction, response) {
   const dir = folder();
   writeFileSync(join(dir, "rows.jsonl"), JSON.stringify({ instruction, response }) + "\n");

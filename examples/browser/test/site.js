@@ -1,4 +1,4 @@
-// The built page, served as anybody would serve it.
+// Serves the built page with the tool that `make browser` uses.
 
 import { spawn } from "node:child_process";
 import { join } from "node:path";
@@ -8,7 +8,7 @@ const ROOT = fileURLToPath(new URL("../../..", import.meta.url));
 const TARGET = process.env.CARGO_TARGET_DIR ?? join(ROOT, "target");
 export const SITE = join(TARGET, "site");
 
-/** {url, close}. */
+/** Starts the server. Returns {url, close}. */
 export async function serve() {
   const server = spawn(join(TARGET, "release/tool"), ["serve", SITE, "0"], { stdio: ["ignore", "pipe", "inherit"] });
   const url = await new Promise((resolve, reject) => {

@@ -1,16 +1,16 @@
-//! `judge --dry-run N`: the first questions and what comes back, word for word; nothing is kept.
+//! `judge --dry-run N`: the first questions and their raw answers. Nothing is saved.
 
 use std::sync::atomic::AtomicBool;
 
 use serde_json::json;
 
-use crate::cli::args::JudgeArgs;
 use crate::error::{Error, Result, visible_lines};
-use crate::eval::judge::prompt::Prompt;
+use crate::eval::judge::prompt::JudgePrompt;
 use crate::eval::judge::verdict_reader::NoVerdict;
 use crate::eval::judge::{Answer, Choice, Judge, Question, Reply};
+use crate::flags::JudgeArgs;
 
-/// The verdict that is read in an answer, in words.
+/// Returns the verdict that is read in an answer, in words.
 fn verdict(answer: &Answer) -> &'static str {
     match answer.choice {
         Some(Choice::A) => "(a)",
@@ -27,7 +27,11 @@ fn verdict(answer: &Answer) -> &'static str {
 pub fn ask(args: &JudgeArgs, judge: &dyn Judge, questions: &[Question<'_>], n: usize, stop: &AtomicBool) -> Result<()> {
     let Some(first) = questions.first() else { return Ok(()) };
     let mode = first.comparison.mode;
-    let prompt = args.ask.prompt.as_ref().map_or_else(|| Ok(Prompt::of(mode)), |path| Prompt::read(path, mode))?;
+    let prompt = args
+        .ask
+        .prompt
+        .as_ref()
+        .map_or_else(|| Ok(JudgePrompt::default_for(mode)), |path| JudgePrompt::read(path, mode))?;
     let mut failed = None;
     judge.ask(&questions[..n.min(questions.len())], stop, &mut |i, reply| {
         let question = &questions[i];
@@ -35,7 +39,7 @@ pub fn ask(args: &JudgeArgs, judge: &dyn Judge, questions: &[Question<'_>], n: u
             Reply::Answer(answer) => (answer, None),
             Reply::Failed(reason) | Reply::Unfit(reason) | Reply::Rejected(reason) => (Answer::default(), Some(reason)),
             Reply::Repeat(kind) => {
-                note!("note: {}: {kind}: it is asked again", question.told());
+                note!("note: {}: {kind}: it is asked again", question.place_and_order());
                 return Ok(());
             }
             Reply::Noted(text) => {
@@ -46,10 +50,11 @@ pub fn ask(args: &JudgeArgs, judge: &dyn Judge, questions: &[Question<'_>], n: u
         };
         let asked = prompt.render(question);
         if args.json {
-            let line = json!({"question": question.told(), "prompt": asked, "answer": answer, "failed": reason});
+            let line =
+                json!({"question": question.place_and_order(), "prompt": asked, "answer": answer, "failed": reason});
             say!("{line}")?;
         } else {
-            say!("{}\n\nPrompt:\n{}\n", question.told(), visible_lines(&asked))?;
+            say!("{}\n\nPrompt:\n{}\n", question.place_and_order(), visible_lines(&asked))?;
             match &reason {
                 Some(reason) => say!("No answer: {reason}")?,
                 None => {
@@ -62,7 +67,7 @@ pub fn ask(args: &JudgeArgs, judge: &dyn Judge, questions: &[Question<'_>], n: u
                 }
             }
         }
-        failed = failed.take().or(reason.map(|reason| format!("{}: {reason}", question.told())));
+        failed = failed.take().or(reason.map(|reason| format!("{}: {reason}", question.place_and_order())));
         Ok(())
     })?;
     failed.map_or(Ok(()), |reason| Err(Error::Judge(reason)))

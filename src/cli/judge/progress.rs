@@ -1,4 +1,4 @@
-//! Counts of a run of a judge, which stand beside its bar, and what is said once.
+//! Counts of a judge's run for its progress bar, and notes that are printed once.
 
 use std::collections::HashSet;
 
@@ -6,13 +6,13 @@ use super::counted;
 use crate::eval::judge::endpoint::{TIMEOUT, WITHOUT_FORMAT};
 use crate::eval::judge::{Choice, Question, Usage};
 
-/// Verdicts after which it is said that all of them are the same letter.
+/// Number of first verdicts that are reported where all of them are the same letter.
 const TELLING: usize = 20;
 
-/// Counts of one run.
+/// Counts of one judge's run.
 #[derive(Debug, Default)]
-pub struct Progress {
-    /// Tokens, answered or not.
+pub struct JudgingProgress {
+    /// Tokens of all requests, answered or not.
     pub spent: Usage,
     answers: usize,
     unclear: usize,
@@ -22,8 +22,8 @@ pub struct Progress {
     is_lopsided_told: bool,
 }
 
-impl Progress {
-    /// Counts an answer, and says what should be known of all of them.
+impl JudgingProgress {
+    /// Counts an answer. Returns a note, once, where the first verdicts are all the same letter.
     pub fn answer(&mut self, choice: Option<Choice>) -> Option<String> {
         self.answers += 1;
         match choice {
@@ -43,7 +43,7 @@ impl Progress {
         ))
     }
 
-    /// Counts a question that is asked again. Says so for the first of each kind; `flag` is the name of a flag in this command.
+    /// Counts a question that is asked again. Returns a note for the first of each kind. `flag` maps a flag of `judge` to its name in the command that asks.
     pub fn repeat(
         &mut self,
         question: &Question<'_>,
@@ -54,7 +54,7 @@ impl Progress {
         self.kinds.insert(kind.into()).then(|| again(question, kind, flag))
     }
 
-    /// Writes what stands beside the bar; `cost` where prices are known.
+    /// Writes the counts beside the progress bar. `cost` is `None` where prices are unknown.
     pub fn text(&self, cost: Option<f64>) -> String {
         let mut parts = Vec::new();
         let tokens = self.spent.prompt_tokens + self.spent.completion_tokens;
@@ -72,7 +72,7 @@ impl Progress {
     }
 }
 
-/// Words a note on the first question that is asked again for this reason.
+/// Writes the note on the first question that is asked again for this reason.
 fn again(question: &Question<'_>, kind: &str, flag: fn(&'static str) -> &'static str) -> String {
     let how = match kind {
         WITHOUT_FORMAT => {
@@ -86,7 +86,7 @@ fn again(question: &Question<'_>, kind: &str, flag: fn(&'static str) -> &'static
         "HTTP 429" => ", as soon and as fast as the endpoint takes questions".into(),
         _ => String::new(),
     };
-    format!("{}: {kind}: it is asked again{how}", question.told())
+    format!("{}: {kind}: it is asked again{how}", question.place_and_order())
 }
 
 #[cfg(test)]
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn counts_stand_beside_the_bar() {
-        let mut progress = Progress::default();
+        let mut progress = JudgingProgress::default();
         assert_eq!(progress.text(None), "");
         progress.spent = Usage { prompt_tokens: 900, completion_tokens: 100 };
         for choice in [Some(Choice::A), None, Some(Choice::B), Some(Choice::B)] {
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn twenty_verdicts_of_one_letter_are_told_once() {
         let told = |choices: &[Option<Choice>]| {
-            let mut progress = Progress::default();
+            let mut progress = JudgingProgress::default();
             choices.iter().filter_map(|choice| progress.answer(*choice)).count()
         };
         let all = |choice: Choice, n: usize| vec![Some(choice); n];

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use super::fit::{Fit, fit};
-use super::{Dataset, Fate, Limits, Note, Overflow, side_name};
+use super::fit::{FittedRow, fit};
+use super::{Dataset, LengthLimits, Overflow, OverflowAction, OverflowNote, side_name};
 use crate::data::bad_rows::BadRows;
 use crate::data::batch::{Example, Sequence};
-use crate::data::conversation::Text;
-use crate::data::remarks::Remark;
-use crate::data::rows::{Content, Row};
-use crate::data::template::Template;
+use crate::data::conversation::PromptResponse;
+use crate::data::prompt_template::Template;
+use crate::data::remarks::DataRemark;
+use crate::data::rows::{Row, RowContent};
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -25,7 +25,7 @@ const STACK_BYTES: usize = 8 << 20;
 pub struct DatasetBuilder<'a> {
     tokenizer: &'a Tokenizer,
     template: &'a Template,
-    limits: Limits,
+    limits: LengthLimits,
     bad_rows: BadRows,
     data: Dataset,
     is_labelled: Option<bool>,
@@ -36,7 +36,7 @@ pub struct DatasetBuilder<'a> {
 /// A row's tokens, or why there are none, with what else the limits need of its texts.
 struct EncodedRow {
     sequences: std::result::Result<Vec<Sequence>, String>,
-    remarks: BTreeSet<Remark>,
+    remarks: BTreeSet<DataRemark>,
     /// Characters of each side, where [`Overflow::Paper`] counts them.
     characters: std::result::Result<Vec<usize>, String>,
     has_same_instruction: bool,
@@ -47,7 +47,12 @@ impl<'a> DatasetBuilder<'a> {
     ///
     /// # Errors
     /// [`Error::Flag`] for a template that the tokenizer lacks.
-    pub fn new(tokenizer: &'a Tokenizer, template: &'a Template, limits: Limits, bad_rows: BadRows) -> Result<Self> {
+    pub fn new(
+        tokenizer: &'a Tokenizer,
+        template: &'a Template,
+        limits: LengthLimits,
+        bad_rows: BadRows,
+    ) -> Result<Self> {
         tokenizer.check_template(template)?;
         Ok(Self {
             tokenizer,
@@ -94,7 +99,7 @@ impl<'a> DatasetBuilder<'a> {
         let (data, limits) = (&mut self.data, self.limits);
         let row = data.places.len();
         data.places.push(place);
-        if !matches!(content, Content::Unreadable(_)) {
+        if !matches!(content, RowContent::Unreadable(_)) {
             let label = content.label().is_some();
             if *self.is_labelled.get_or_insert(label) != label {
                 return Err(
@@ -110,7 +115,7 @@ impl<'a> DatasetBuilder<'a> {
             (Ok(sequences), _) => sequences,
             (Err(reason), BadRows::Error) => return Err(place.error(reason)),
             (Err(reason), BadRows::Skip(_)) => {
-                data.notes.push(Note { row, fate: Fate::Skipped, reason });
+                data.notes.push(OverflowNote { row, fate: OverflowAction::Skipped, reason });
                 return Ok(());
             }
         };
@@ -118,22 +123,22 @@ impl<'a> DatasetBuilder<'a> {
         if let [chosen, rejected] = sequences.as_slice()
             && chosen.ids == rejected.ids
         {
-            remarks.insert(Remark::SameSides);
+            remarks.insert(DataRemark::SameSides);
         }
         data.remarks.add_row(remarks);
         let characters = characters.map_err(|reason| place.error(reason))?;
         if let Some(side) = characters.iter().position(|&n| n > limits.max_length) {
             let (name, n) = (side_name(2, side), characters[side]);
             let reason = format!("{name} has {n} characters, --max-length is {}", limits.max_length);
-            data.notes.push(Note { row, fate: Fate::Dropped, reason });
+            data.notes.push(OverflowNote { row, fate: OverflowAction::Dropped, reason });
             return Ok(());
         }
         match fit(&mut sequences, has_same_instruction, &|ids| self.tokenizer.n_before(ids), limits) {
-            Fit::Whole => {}
-            Fit::Cut(reason) => data.notes.push(Note { row, fate: Fate::Truncated, reason }),
-            Fit::TooLong(reason) if limits.overflow == Overflow::Error => return Err(place.error(reason)),
-            Fit::TooLong(reason) => {
-                data.notes.push(Note { row, fate: Fate::Dropped, reason });
+            FittedRow::Whole => {}
+            FittedRow::Cut(reason) => data.notes.push(OverflowNote { row, fate: OverflowAction::Truncated, reason }),
+            FittedRow::TooLong(reason) if limits.overflow == Overflow::Error => return Err(place.error(reason)),
+            FittedRow::TooLong(reason) => {
+                data.notes.push(OverflowNote { row, fate: OverflowAction::Dropped, reason });
                 return Ok(());
             }
         }
@@ -172,15 +177,15 @@ impl<'a> DatasetBuilder<'a> {
 }
 
 impl EncodedRow {
-    fn new(row: &Row, tokenizer: &Tokenizer, template: &Template, limits: Limits) -> Self {
+    fn new(row: &Row, tokenizer: &Tokenizer, template: &Template, limits: LengthLimits) -> Self {
         let texts = row.content.texts();
         let mut remarks = BTreeSet::new();
         let sequences = match &row.content {
-            Content::Unreadable(reason) => Err(reason.clone()),
+            RowContent::Unreadable(reason) => Err(reason.clone()),
             _ => sequences(&texts, tokenizer, template, &mut remarks),
         };
         if let Some(text) = texts.first().filter(|_| template.is_by_rows()) {
-            remarks.extend(Remark::of_template(template.for_instruction(&text.instruction)));
+            remarks.extend(DataRemark::of_template(template.for_instruction(&text.instruction)));
         }
         let is_counted = limits.overflow == Overflow::Paper && texts.len() == 2 && sequences.is_ok();
         let counted = texts.iter().filter(|_| is_counted);
@@ -195,13 +200,13 @@ impl EncodedRow {
 
 /// Tokenises a row's texts; the reason where one cannot be held, or has nothing to score.
 fn sequences(
-    texts: &[&Text],
+    texts: &[&PromptResponse],
     tokenizer: &Tokenizer,
     template: &Template,
-    remarks: &mut BTreeSet<Remark>,
+    remarks: &mut BTreeSet<DataRemark>,
 ) -> std::result::Result<Vec<Sequence>, String> {
     let mut before = None;
-    let sequence = |(side, text): (usize, &&Text)| {
+    let sequence = |(side, text): (usize, &&PromptResponse)| {
         let sequence = tokenizer.encode_behind(text, template, remarks, &mut before)?;
         match sequence.n_response() {
             0 => Err(format!("{} has no token to score", side_name(texts.len(), side))),

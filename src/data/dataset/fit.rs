@@ -1,10 +1,10 @@
 //! Application of the length limits to the sequences of a row.
 
-use super::{Limits, Overflow, side_name};
+use super::{LengthLimits, Overflow, side_name};
 use crate::data::batch::Sequence;
 
 /// Result of the limits for a row, with the reason.
-pub(super) enum Fit {
+pub(super) enum FittedRow {
     Whole,
     Cut(String),
     TooLong(String),
@@ -16,15 +16,15 @@ pub(super) fn fit(
     sequences: &mut [Sequence],
     same_instruction: bool,
     n_start: &dyn Fn(&[u32]) -> usize,
-    limits: Limits,
-) -> Fit {
+    limits: LengthLimits,
+) -> FittedRow {
     if let (Overflow::Paper, [chosen, rejected]) = (limits.overflow, &mut *sequences) {
         return fit_as_the_paper([chosen, rejected], n_start, limits.max_length);
     }
     let excess: Vec<usize> = sequences.iter().map(|s| s.ids.len().saturating_sub(limits.max_length)).collect();
     let most = excess.iter().copied().max().unwrap_or(0);
     if most == 0 {
-        return Fit::Whole;
+        return FittedRow::Whole;
     }
     let side = excess.iter().position(|&e| e == most).unwrap_or(0);
     let (name, length) = (side_name(sequences.len(), side), sequences[side].ids.len());
@@ -35,7 +35,7 @@ pub(super) fn fit(
             cut_instructions(sequences, cuts, n_start, &long)
         }
         Overflow::TruncateResponse => cut_responses(sequences, limits.max_length, &long),
-        Overflow::Drop | Overflow::Error | Overflow::Paper => Fit::TooLong(long),
+        Overflow::Drop | Overflow::Error | Overflow::Paper => FittedRow::TooLong(long),
     }
 }
 
@@ -44,28 +44,28 @@ fn cut_instructions(
     cuts: Vec<usize>,
     n_start: &dyn Fn(&[u32]) -> usize,
     long: &str,
-) -> Fit {
+) -> FittedRow {
     // One token stays before the response, so that its first token is predicted: BOS, or the instruction's last.
     let spare = |sequence: &Sequence| sequence.response_start.saturating_sub(n_start(&sequence.ids).max(1));
     if let Some((side, _)) = cuts.iter().enumerate().find(|(i, cut)| **cut > 0 && **cut > spare(&sequences[*i])) {
         let spare = spare(&sequences[side]);
-        return Fit::TooLong(format!("{long}; {spare} tokens of instruction are too few to cut"));
+        return FittedRow::TooLong(format!("{long}; {spare} tokens of instruction are too few to cut"));
     }
     let most = cuts.iter().copied().max().unwrap_or(0);
     for (sequence, cut) in sequences.iter_mut().zip(cuts) {
         cut_instruction(sequence, cut, n_start);
     }
-    Fit::Cut(format!("{long}: {most} tokens of the instruction were cut"))
+    FittedRow::Cut(format!("{long}: {most} tokens of the instruction were cut"))
 }
 
 /// Cuts each sequence at the limit, as TRL's `keep_start` does: the end of a longer response is not learnt.
-fn cut_responses(sequences: &mut [Sequence], max_length: usize, long: &str) -> Fit {
+fn cut_responses(sequences: &mut [Sequence], max_length: usize, long: &str) -> FittedRow {
     if let Some(filled) = sequences.iter().map(|sequence| sequence.response_start).find(|&start| start >= max_length) {
-        return Fit::TooLong(format!("{long}; the {filled} tokens before the response leave it none"));
+        return FittedRow::TooLong(format!("{long}; the {filled} tokens before the response leave it none"));
     }
     let most = sequences.iter().map(|sequence| sequence.ids.len() - max_length.min(sequence.ids.len())).max();
     sequences.iter_mut().for_each(|sequence| sequence.truncate(max_length));
-    Fit::Cut(format!("{long}: {} tokens of the response were cut", most.unwrap_or(0)))
+    FittedRow::Cut(format!("{long}: {} tokens of the response were cut", most.unwrap_or(0)))
 }
 
 /// Cuts from the left; what stands before the text stays.
@@ -75,7 +75,7 @@ fn cut_instruction(sequence: &mut Sequence, tokens: usize, n_start: &dyn Fn(&[u3
 }
 
 /// [`Overflow::Paper`], but for BOS, which its code loses. Sides with the same instruction may lose different parts of it.
-fn fit_as_the_paper(sides: [&mut Sequence; 2], n_start: &dyn Fn(&[u32]) -> usize, max_length: usize) -> Fit {
+fn fit_as_the_paper(sides: [&mut Sequence; 2], n_start: &dyn Fn(&[u32]) -> usize, max_length: usize) -> FittedRow {
     let response = |sequence: &Sequence| sequence.ids.len() - sequence.response_start;
     let chosen = response(sides[0]);
     let half = max_length / 2;
@@ -93,10 +93,10 @@ fn fit_as_the_paper(sides: [&mut Sequence; 2], n_start: &dyn Fn(&[u32]) -> usize
         let length = sequence.ids.len();
         if length > max_length {
             let name = side_name(2, side);
-            return Fit::TooLong(format!(
+            return FittedRow::TooLong(format!(
                 "{name} has {length} tokens as the paper's code leaves it, --max-length is {max_length}"
             ));
         }
     }
-    cut.map_or(Fit::Whole, Fit::Cut)
+    cut.map_or(FittedRow::Whole, FittedRow::Cut)
 }

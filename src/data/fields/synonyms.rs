@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Fields, names};
+use super::{RowFields, names};
 use crate::data::form_names::FORMS;
 
 /// Our fields, and what others call them.
@@ -82,7 +82,7 @@ const SYNONYMS: [(&[&str], &[&str]); 6] = [
 ];
 
 /// Gives the columns of a row that others call so, in the order of the list.
-fn candidates<'a>(fields: &Fields<'a>, field: &str) -> Vec<&'a str> {
+fn candidates<'a>(fields: &RowFields<'a>, field: &str) -> Vec<&'a str> {
     let Some((_, others)) = SYNONYMS.iter().find(|(ours, _)| ours.contains(&field)) else { return Vec::new() };
     let holds_text = |value: &Value| field == "label" || value.is_string() || value.is_array() || value.is_object();
     let is_called = |column: &str, name: &str| column.to_lowercase().replace(['-', ' '], "_") == name;
@@ -92,7 +92,7 @@ fn candidates<'a>(fields: &Fields<'a>, field: &str) -> Vec<&'a str> {
 }
 
 /// Suggests how a field that is missing is read from another column; empty where there is none.
-pub(in crate::data) fn hint(fields: &Fields, field: &str) -> String {
+pub(in crate::data) fn hint(fields: &RowFields, field: &str) -> String {
     let mut maps: Vec<String> = candidates(fields, field).iter().take(3).map(|column| flag(field, column)).collect();
     // Two responses where one is missing.
     if maps.is_empty() && SYNONYMS[1].0.contains(&field) {
@@ -102,14 +102,14 @@ pub(in crate::data) fn hint(fields: &Fields, field: &str) -> String {
 }
 
 /// Suggests the columns of texts that nothing was read from, for a prompt that has no known name.
-pub(in crate::data) fn any_text(fields: &Fields) -> String {
+pub(in crate::data) fn any_text(fields: &RowFields) -> String {
     let columns = fields.unread().filter(|column| fields.object[*column].is_string());
     let maps: Vec<String> = columns.take(3).map(|column| flag("prompt", column)).collect();
     if maps.is_empty() { String::new() } else { format!("; it may be `{}`", maps.join("` or `")) }
 }
 
 /// Gives the flags that read all of these fields from other columns.
-fn flags(fields: &Fields, all: &[&str]) -> Option<String> {
+fn flags(fields: &RowFields, all: &[&str]) -> Option<String> {
     let first = |field: &&str| candidates(fields, field).first().map(|column| flag(field, column));
     all.iter().map(first).collect::<Option<Vec<_>>>().map(|flags| flags.join(" "))
 }
@@ -119,7 +119,7 @@ fn flag(field: &str, column: &str) -> String {
 }
 
 /// Names a form that is known, and not read.
-pub(in crate::data) fn refused_form(fields: &Fields) -> Option<String> {
+pub(in crate::data) fn refused_form(fields: &RowFields) -> Option<String> {
     let has = |name: &str| fields.object.contains_key(name);
     if has("human_ref_A") && has("human_ref_B") {
         return Some(
@@ -134,7 +134,7 @@ pub(in crate::data) fn refused_form(fields: &Fields) -> Option<String> {
 }
 
 /// Tells that a row has no form, and suggests what would give it one.
-pub(in crate::data) fn no_form(fields: &Fields) -> String {
+pub(in crate::data) fn no_form(fields: &RowFields) -> String {
     let forms: [&[&str]; 3] = [&["prompt", "chosen", "rejected"], &["messages"], &["prompt", "completion"]];
     let maps = forms.iter().find_map(|form| flags(fields, form));
     let hint = maps.map_or(String::new(), |maps| format!("; it may be `{maps}`"));

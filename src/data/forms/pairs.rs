@@ -2,20 +2,20 @@
 
 use serde_json::Value;
 
-use super::{CONVERSATIONS, Reason, asked};
-use crate::data::conversation::{Instruction, Message, Text};
+use super::{CONVERSATIONS, FormError, asked};
+use crate::data::conversation::{Instruction, Message, PromptResponse};
 use crate::data::fields::synonyms::{any_text, hint};
-use crate::data::fields::{Fields, completion, messages, names};
-use crate::data::row::Content;
+use crate::data::fields::{RowFields, completion, messages, names};
+use crate::data::row::RowContent;
 
 /// Fields that may be the prompt of two responses where there is no `prompt`, and one of them alone.
 const ASKED: [&str; 4] = ["instruction", "question", "query", "input"];
 
 /// Reads two responses to one prompt.
-pub(super) fn preference(fields: &Fields) -> Result<Content, Reason> {
+pub(super) fn preference(fields: &RowFields) -> Result<RowContent, FormError> {
     let both = |instruction: Instruction| {
         let chosen = fields.answered(instruction.clone(), "chosen")?;
-        Ok(Content::Preference { chosen, rejected: fields.answered(instruction, "rejected")? })
+        Ok(RowContent::Preference { chosen, rejected: fields.answered(instruction, "rejected")? })
     };
     // A whole conversation has its prompt within, whatever other columns say of it; `prompt` is compared with it.
     let is_whole = fields.peek("chosen").is_some_and(is_conversation);
@@ -35,7 +35,7 @@ pub(super) fn preference(fields: &Fields) -> Result<Content, Reason> {
 }
 
 /// Finds the prompt of two responses: `prompt`, or the one field that asks; `input` stands behind another one.
-pub(super) fn pair_prompt(fields: &Fields, is_whole: bool) -> Result<Option<&'static str>, Reason> {
+pub(super) fn pair_prompt(fields: &RowFields, is_whole: bool) -> Result<Option<&'static str>, FormError> {
     if fields.has("prompt") {
         return Ok(Some("prompt"));
     }
@@ -71,7 +71,7 @@ pub(super) fn is_conversation(answer: &Value) -> bool {
 }
 
 /// Reads whole conversations on both sides: the shared leading messages are the prompt.
-fn conversations(fields: &Fields) -> Result<Content, Reason> {
+fn conversations(fields: &RowFields) -> Result<RowContent, FormError> {
     for name in ["chosen", "rejected"] {
         if fields.need(name)?.is_string() {
             return Err(format!(
@@ -102,7 +102,7 @@ fn conversations(fields: &Fields) -> Result<Content, Reason> {
         let said = messages.split_off(shared);
         completion(messages.into(), said, name)
     };
-    Ok(Content::Preference { chosen: side(chosen, chosen_name)?, rejected: side(rejected, rejected_name)? })
+    Ok(RowContent::Preference { chosen: side(chosen, chosen_name)?, rejected: side(rejected, rejected_name)? })
 }
 
 /// Mark before a response in hh-rlhf's texts.
@@ -110,7 +110,7 @@ const TURN: &str = "\n\nAssistant:";
 
 /// Reads whole texts on both sides: the prompt is what they share, up to the last turn where that is marked, else as TRL's
 /// `extract_prompt` cuts it.
-fn whole_texts(fields: &Fields, chosen: &str, rejected: &str) -> Result<Content, Reason> {
+fn whole_texts(fields: &RowFields, chosen: &str, rejected: &str) -> Result<RowContent, FormError> {
     let hint = hint(fields, "prompt");
     let mut shared: usize =
         chosen.chars().zip(rejected.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum();
@@ -130,9 +130,9 @@ fn whole_texts(fields: &Fields, chosen: &str, rejected: &str) -> Result<Content,
             names(fields.object)
         ));
     }
-    let side = |whole: &str| Text {
+    let side = |whole: &str| PromptResponse {
         instruction: Instruction::Verbatim(whole[..shared].into()),
         response: whole[shared..].into(),
     };
-    Ok(Content::Preference { chosen: side(chosen), rejected: side(rejected) })
+    Ok(RowContent::Preference { chosen: side(chosen), rejected: side(rejected) })
 }

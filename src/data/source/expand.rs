@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 use crate::model::hub::datasets::DatasetAddress;
 
 /// Name of standard input, as users give it.
@@ -43,7 +43,7 @@ impl SourceFiles {
         if path == Path::new(STANDARD_INPUT) {
             return Ok(Self::one(SourceFile { name: "standard input".into(), place: None }));
         }
-        #[cfg(feature = "cli")]
+        #[cfg(feature = "native")]
         if let Some(address) = path.to_str().and_then(DatasetAddress::parse) {
             return of_hub(path, address).map_err(|reason| Error::file(path, reason));
         }
@@ -58,7 +58,7 @@ impl SourceFiles {
         if path.is_dir() {
             return folder(path);
         }
-        #[cfg(feature = "cli")]
+        #[cfg(feature = "native")]
         if let Some(pattern) = pattern_text(path) {
             return matching(path, pattern);
         }
@@ -75,7 +75,7 @@ impl SourceFiles {
     }
 }
 
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 fn of_hub(path: &Path, address: Result<DatasetAddress, String>) -> Result<SourceFiles, String> {
     let address = address?;
     let found = address.fetch()?;
@@ -177,7 +177,7 @@ fn list(names: &[String]) -> String {
 }
 
 /// Gives a path's text where it is a pattern: a file that is there is none, whatever its name.
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 fn pattern_text(path: &Path) -> Option<&str> {
     let text = path.to_str()?;
     // Windows' verbatim paths begin so.
@@ -186,11 +186,12 @@ fn pattern_text(path: &Path) -> Option<&str> {
 }
 
 /// Finds the files of a pattern, in the order of their names. Files that it names are rows, whatever their endings.
-#[cfg(feature = "cli")]
+#[cfg(feature = "native")]
 fn matching(path: &Path, pattern: &str) -> Result<SourceFiles> {
     let rules =
         glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
-    let found = glob::glob_with(pattern, rules).map_err(|e| Error::file(path, format!("is no pattern: {e}")))?;
+    let found =
+        glob::glob_with(pattern, rules).map_err(|e| Error::file(path, format!("is not a valid pattern: {e}")))?;
     let (mut files, mut folders) = (Vec::new(), Vec::new());
     for entry in found {
         let entry = entry.map_err(|e| Error::file(e.path(), e.error()))?;
@@ -237,7 +238,7 @@ mod tests {
         assert!(found.notes[0].contains("1 folders match and are not read: "), "{:?}", found.notes);
         let told = |name: &str| find(name).unwrap_err().to_string();
         assert!(told("*.parquet").ends_with("*.parquet: no file matches the pattern"));
-        assert!(told("***").contains("is no pattern"));
+        assert!(told("***").contains("is not a valid pattern"));
         std::fs::remove_file(dir.path().join("more/d.jsonl")).unwrap();
         assert!(told("more").contains("holds no file of rows") && told("more").contains("it is empty"));
     }

@@ -6,18 +6,18 @@ use serde_json::{Map, Value, json};
 
 use super::lengths::length;
 use super::prompts::{TestPrompt, dataset};
-use super::responses::Response;
-use super::{Outcome, Run};
-use crate::data::comparisons::{Comparison, Mode, Side, place};
+use super::responses::ResponseRow;
+use super::{EvaluatedRun, JudgedResponse};
+use crate::data::comparisons::{Comparison, ComparisonKind, Side, place};
 use crate::error::{Error, Result};
-use crate::eval::acquire::Judged;
+use crate::eval::acquire::JudgedComparison;
 use crate::eval::judge::is_flip;
 use crate::eval::tasks::rows::write;
 use crate::model::save::write_text;
 
 /// The responses of one checkpoint at one temperature and seed, a row per prompt.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Responses {
+pub struct RunResponses {
     /// Name of the checkpoint.
     pub checkpoint: String,
     /// Runs of one method are averaged.
@@ -29,7 +29,7 @@ pub struct Responses {
     /// File of the responses, for messages.
     pub path: PathBuf,
     /// Responses in the order of the prompts.
-    pub rows: Vec<Response>,
+    pub rows: Vec<ResponseRow>,
 }
 
 /// `jpo-0-t0.5-s0`.
@@ -37,7 +37,7 @@ pub fn run_name(checkpoint: &str, temperature: f64, seed: u64) -> String {
     format!("{checkpoint}-t{temperature}-s{seed}")
 }
 
-impl Responses {
+impl RunResponses {
     /// Returns the name of the run's files.
     pub fn name(&self) -> String {
         run_name(&self.checkpoint, self.temperature, self.seed)
@@ -46,14 +46,14 @@ impl Responses {
 
 /// The other side of each comparison.
 #[derive(Debug, Clone, Copy)]
-pub enum Against<'a> {
+pub enum Opponent<'a> {
     /// The rows' gold responses.
     Gold,
     /// Responses of another checkpoint.
-    Other(&'a Responses),
+    Other(&'a RunResponses),
 }
 
-impl Against<'_> {
+impl Opponent<'_> {
     /// Returns the text that a response to a prompt is compared with.
     fn text<'b>(&'b self, i: usize, prompt: &'b TestPrompt) -> &'b str {
         match self {
@@ -65,8 +65,8 @@ impl Against<'_> {
 
 /// Each response (side 0) against its other (side 1), without the white space around them: a space that a template asks for would tell a
 /// judge which is the model's. What is not text stands in the row's other fields.
-pub fn comparisons(prompts: &[TestPrompt], ours: &Responses, against: Against<'_>) -> Vec<Comparison> {
-    let of = |(i, (prompt, row)): (usize, (&TestPrompt, &Response))| {
+pub fn comparisons(prompts: &[TestPrompt], ours: &RunResponses, against: Opponent<'_>) -> Vec<Comparison> {
+    let of = |(i, (prompt, row)): (usize, (&TestPrompt, &ResponseRow))| {
         let side = |text: &str| Side { instruction: prompt.text.clone(), response: text.trim().into() };
         let mut more: Map<String, Value> = Map::new();
         more.insert("checkpoint".into(), json!(ours.checkpoint));
@@ -76,14 +76,14 @@ pub fn comparisons(prompts: &[TestPrompt], ours: &Responses, against: Against<'_
         more.insert(
             "against".into(),
             match against {
-                Against::Gold => json!("gold"),
-                Against::Other(other) => json!(other.checkpoint),
+                Opponent::Gold => json!("gold"),
+                Opponent::Other(other) => json!(other.checkpoint),
             },
         );
         more.insert("prompt".into(), json!(prompt.place.to_string()));
         Comparison {
             place: place(ours.path.clone(), i + 1),
-            mode: Mode::Single,
+            mode: ComparisonKind::Single,
             sides: [side(&row.response), side(against.text(i, prompt))],
             more,
         }
@@ -92,16 +92,18 @@ pub fn comparisons(prompts: &[TestPrompt], ours: &Responses, against: Against<'_
 }
 
 /// Makes a run's outcomes from judged comparisons.
-pub fn run(ours: &Responses, comparisons: &[Comparison], judged: &[Judged]) -> Run {
-    let outcome = |(prompt, ((comparison, judged), row)): (usize, ((&Comparison, &Judged), &Response))| Outcome {
-        prompt,
-        verdict: judged.verdict(),
-        is_flip: is_flip(judged.choices()),
-        lengths: [0, 1].map(|i| length(&comparison.sides[i].response)),
-        n_tokens: row.n_tokens,
-        cut: row.cut,
+pub fn run(ours: &RunResponses, comparisons: &[Comparison], judged: &[JudgedComparison]) -> EvaluatedRun {
+    let outcome = |(prompt, ((comparison, judged), row)): (usize, ((&Comparison, &JudgedComparison), &ResponseRow))| {
+        JudgedResponse {
+            prompt,
+            verdict: judged.verdict(),
+            is_flip: is_flip(judged.choices()),
+            lengths: [0, 1].map(|i| length(&comparison.sides[i].response)),
+            n_tokens: row.n_tokens,
+            cut: row.cut,
+        }
     };
-    Run {
+    EvaluatedRun {
         name: ours.name(),
         checkpoint: ours.checkpoint.clone(),
         method: ours.method.clone(),
@@ -115,7 +117,7 @@ pub fn run(ours: &Responses, comparisons: &[Comparison], judged: &[Judged]) -> R
 ///
 /// # Errors
 /// [`Error::File`].
-pub fn write_judged(path: &Path, comparisons: &[Comparison], judged: &[Judged], judge: &str) -> Result<()> {
+pub fn write_judged(path: &Path, comparisons: &[Comparison], judged: &[JudgedComparison], judge: &str) -> Result<()> {
     let rows = comparisons.iter().zip(judged).filter(|(_, judged)| judged.is_asked());
     write(path, rows.map(|(comparison, judged)| judged.annotate(comparison, judge))).map(drop)
 }

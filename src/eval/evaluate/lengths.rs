@@ -31,7 +31,7 @@ pub fn length(text: &str) -> usize {
 }
 
 /// Returns the index in [`RATIOS`] of the range that `ours / theirs` is in. Two empty texts have ratio 1.
-pub fn ratio(ours: usize, theirs: usize) -> usize {
+pub fn ratio_bin(ours: usize, theirs: usize) -> usize {
     let ratio = if ours == theirs { 1.0 } else { ours as f64 / theirs as f64 };
     RATIOS.iter().rposition(|&from| ratio >= from).unwrap_or(0)
 }
@@ -59,7 +59,7 @@ fn is_worse(next: f64, best: f64) -> bool {
 
 /// The fit of [`features`] `x` to what came of them, `y` in 0 ..= 1, each with a weight: (rate, φ). Where all is won or all is lost, the rate
 /// is 1 or 0. NaN where nothing has a weight.
-pub fn controlled(x: &[f64], y: &[f64], weights: &[f64]) -> (f64, f64) {
+pub fn length_controlled(x: &[f64], y: &[f64], weights: &[f64]) -> (f64, f64) {
     let total: f64 = weights.iter().sum();
     let won: f64 = y.iter().zip(weights).map(|(y, w)| y * w).sum();
     if total <= 0.0 || total.is_nan() {

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use crate::data::prompt_template::Template;
 use crate::data::prompts::read_prompt_file;
-use crate::data::rows::{FieldMap, FileRows, Instruction, Place};
-use crate::data::template::Template;
+use crate::data::rows::{FieldMap, FileRows, Instruction, SourceLocation};
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TestPrompt {
     /// File and line.
-    pub place: Place,
+    pub place: SourceLocation,
     /// I, as the model sees it.
     pub instruction: Instruction,
     /// I, as a judge sees it.

@@ -9,18 +9,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::prompts::{TestPrompt, encode};
-use crate::data::template::Template;
+use crate::data::prompt_template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::generate::{Settings, generate};
-use crate::eval::journal::{Recovered, sealed};
+use crate::eval::generate::{GenerateSettings, generate};
+use crate::eval::journal::{RecoveredLines, sealed};
 use crate::files::open_log;
 use crate::gpu::Gpu;
 use crate::model::decoder::Decoder;
 
 /// A response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Response {
+pub struct ResponseRow {
     /// Instruction that was answered.
     pub instruction: String,
     /// Response text as generated.
@@ -36,7 +36,7 @@ pub struct Response {
 pub struct ResponseFile {
     path: PathBuf,
     file: File,
-    rows: Vec<Response>,
+    rows: Vec<ResponseRow>,
     /// Remarks on the file for the user: a last line that was cut short.
     pub notes: Vec<String>,
 }
@@ -54,11 +54,11 @@ impl ResponseFile {
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(fail)?;
-        let found = Recovered::of(path, &bytes)?;
+        let found = RecoveredLines::read(path, &bytes)?;
         let notes = found.note(path).into_iter().collect();
         let mut rows = Vec::with_capacity(found.lines.len());
         for ((line, object), prompt) in found.lines.into_iter().zip(prompts) {
-            let row: Response = serde_json::from_value(Value::Object(object))
+            let row: ResponseRow = serde_json::from_value(Value::Object(object))
                 .map_err(|e| Error::line(path, line, format!("no response: {e}")))?;
             if row.instruction != prompt.text {
                 let place = &prompt.place;
@@ -78,16 +78,16 @@ impl ResponseFile {
     }
 
     /// Returns the responses so far, in the order of the prompts.
-    pub fn rows(&self) -> &[Response] {
+    pub fn rows(&self) -> &[ResponseRow] {
         &self.rows
     }
 
     /// Returns the responses by value, in the order of the prompts.
-    pub fn into_rows(self) -> Vec<Response> {
+    pub fn into_rows(self) -> Vec<ResponseRow> {
         self.rows
     }
 
-    fn push(&mut self, rows: Vec<Response>) -> Result<()> {
+    fn push(&mut self, rows: Vec<ResponseRow>) -> Result<()> {
         let fail = |e: std::io::Error| Error::file(&self.path, e);
         let mut text = String::new();
         for row in &rows {
@@ -100,7 +100,7 @@ impl ResponseFile {
 }
 
 /// A model on a device, and how it answers.
-pub struct Policy<'a> {
+pub struct RespondingPolicy<'a> {
     /// The device.
     pub gpu: &'a Gpu,
     /// The model.
@@ -110,7 +110,7 @@ pub struct Policy<'a> {
     /// Template around an instruction.
     pub template: &'a Template,
     /// Sampling and lengths.
-    pub settings: &'a Settings,
+    pub settings: &'a GenerateSettings,
     /// Prompts per batch.
     pub batch_size: usize,
 }
@@ -121,13 +121,13 @@ pub struct Policy<'a> {
 /// # Errors
 /// [`Error::NotFinite`], [`Error::Gpu`], [`Error::Line`], [`Error::File`].
 pub async fn respond(
-    policy: &Policy<'_>,
+    policy: &RespondingPolicy<'_>,
     prompts: &[TestPrompt],
     into: &mut ResponseFile,
     stop: &AtomicBool,
     watch: &mut dyn FnMut(usize),
 ) -> Result<bool> {
-    let Policy { gpu, decoder, tokenizer, template, settings, .. } = policy;
+    let RespondingPolicy { gpu, decoder, tokenizer, template, settings, .. } = policy;
     while into.rows.len() < prompts.len() {
         if stop.load(Ordering::Relaxed) {
             return Ok(false);
@@ -140,7 +140,7 @@ pub async fn respond(
         let answers = generate(gpu, decoder, &ids, first, settings, &mut |_, _| ()).await?;
         let mut rows = Vec::with_capacity(some.len());
         for (prompt, ids) in some.iter().zip(&answers) {
-            rows.push(Response {
+            rows.push(ResponseRow {
                 instruction: prompt.text.clone(),
                 response: tokenizer.decode(ids)?,
                 n_tokens: ids.len(),

@@ -9,7 +9,7 @@ const LONGEST: &str = "max_tokens";
 
 /// A judge beside the one that gave a file's answers.
 #[derive(Debug, PartialEq)]
-pub enum Kinship {
+pub enum IdentityMatch {
     /// Identical judge.
     Same,
     /// Identical judge at another endpoint.
@@ -21,20 +21,20 @@ pub enum Kinship {
 }
 
 /// Compares identities.
-pub fn kinship(was: &Value, now: &Value) -> Kinship {
+pub fn kinship(was: &Value, now: &Value) -> IdentityMatch {
     let empty = Map::new();
     let (old, new) = (was.as_object().unwrap_or(&empty), now.as_object().unwrap_or(&empty));
     if was == now {
-        return Kinship::Same;
+        return IdentityMatch::Same;
     }
     let differing = || old.keys().chain(new.keys()).filter(|name| old.get(*name) != new.get(*name));
     let limits = [old, new].map(|identity| identity.get(LONGEST).and_then(Value::as_u64));
     let grows = matches!(limits, [Some(old), Some(new)] if old <= new);
     match differing().find(|name| *name != ADDRESS && !(*name == LONGEST && grows)) {
-        Some(name) => Kinship::Other(name.clone()),
-        None if limits[0] != limits[1] => Kinship::Longer,
-        None if differing().next().is_some() => Kinship::Moved,
-        None => Kinship::Other("kind".into()),
+        Some(name) => IdentityMatch::Other(name.clone()),
+        None if limits[0] != limits[1] => IdentityMatch::Longer,
+        None if differing().next().is_some() => IdentityMatch::Moved,
+        None => IdentityMatch::Other("kind".into()),
     }
 }
 

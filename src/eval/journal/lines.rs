@@ -36,7 +36,7 @@ fn is_as_written(line: &[u8], object: &mut Map<String, Value>) -> bool {
 /// Whole lines of a JSONL text, with their numbers from 1, and what the last line is where a crash cut it short: it has no newline, and is no
 /// object. Blank lines are skipped.
 #[derive(Debug, Default)]
-pub struct Recovered {
+pub struct RecoveredLines {
     /// Line numbers and objects.
     pub lines: Vec<(usize, Map<String, Value>)>,
     /// Bytes that they take.
@@ -45,12 +45,12 @@ pub struct Recovered {
     pub cut: Option<(usize, usize)>,
 }
 
-impl Recovered {
+impl RecoveredLines {
     /// Reads a file's bytes; `path` is for messages.
     ///
     /// # Errors
     /// [`Error::Line`] for a line that is no object, unless it is the last and unfinished; for one whose checksum does not fit.
-    pub fn of(path: &Path, bytes: &[u8]) -> Result<Self> {
+    pub fn read(path: &Path, bytes: &[u8]) -> Result<Self> {
         let mut found = Self::default();
         for (i, line) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
             let finished = line.ends_with(b"\n");
@@ -75,7 +75,7 @@ impl Recovered {
                 Err(error) => {
                     let reason = error.to_string();
                     let reason = reason.split(" at line ").next().unwrap_or_default();
-                    return Err(Error::line(path, i + 1, format!("no JSON object: {reason}")));
+                    return Err(Error::line(path, i + 1, format!("not a JSON object: {reason}")));
                 }
             }
         }

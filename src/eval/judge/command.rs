@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::prompt::Prompt;
+use super::prompt::JudgePrompt;
 use super::{Answer, Judge, Question, Reply, pool, shell};
 use crate::error::Result;
 
@@ -15,7 +15,7 @@ const MOST_BYTES: u64 = 1 << 20;
 
 /// A command line, run by the shell once for each question.
 #[derive(Debug, Clone)]
-pub struct Program {
+pub struct CommandJudge {
     /// `python judge.py`.
     pub command: String,
     /// Longest time per question.
@@ -23,10 +23,10 @@ pub struct Program {
     /// Questions at a time.
     pub concurrency: usize,
     /// Prompt for a model, passed as field `prompt`.
-    pub prompt: Prompt,
+    pub prompt: JudgePrompt,
 }
 
-impl Program {
+impl CommandJudge {
     /// `{"mode", "order", "row", "instruction", "response_a", "response_b", "prompt"}`, for pairs `instruction_a` and `instruction_b`.
     fn input(&self, question: &Question<'_>) -> String {
         let mut row = Map::new();
@@ -76,7 +76,7 @@ fn read(pipe: Option<impl Read>) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-impl Judge for Program {
+impl Judge for CommandJudge {
     fn name(&self) -> &str {
         &self.command
     }

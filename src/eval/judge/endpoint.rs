@@ -4,7 +4,7 @@
 
 mod address;
 mod body;
-mod pace;
+mod rate_limiter;
 mod request;
 mod settings;
 mod wait;
@@ -17,23 +17,23 @@ use reqwest::blocking::Client;
 use reqwest::header::AUTHORIZATION;
 use serde_json::{Value, json};
 
-use super::prompt::Prompt;
+use super::prompt::JudgePrompt;
 use super::{Judge, Question, Reply, pool};
 use crate::error::{Error, Result, one_line};
 use crate::rng::Rng;
-use pace::Pace;
+use rate_limiter::RateLimiter;
 pub use request::TIMEOUT;
-use request::{Outcome, Received};
-pub use settings::{AnswerFormat, EndpointDefaults, KEY_VARIABLES, Key, Settings};
+use request::{ReceivedBody, RequestOutcome};
+pub use settings::{AnswerFormat, ApiKey, EndpointDefaults, EndpointSettings, KEY_VARIABLES};
 
 /// Reason of [`Reply::Repeat`] for a question that is asked again without `response_format`.
 pub const WITHOUT_FORMAT: &str = "without response_format";
 
 /// An endpoint with a model and a prompt.
 pub struct Endpoint {
-    settings: Settings,
-    prompt: Prompt,
-    key: Option<Key>,
+    settings: EndpointSettings,
+    prompt: JudgePrompt,
+    key: Option<ApiKey>,
     client: Client,
     url: String,
     /// The proxy that the environment names for it, in words.
@@ -57,7 +57,7 @@ fn longest_answer(body: &Value) -> Option<u64> {
 impl Endpoint {
     /// # Errors
     /// [`Error::Flag`] for a URL that is none, or that holds a password.
-    pub fn new(settings: Settings, prompt: Prompt, key: Option<Key>) -> Result<Self> {
+    pub fn new(settings: EndpointSettings, prompt: JudgePrompt, key: Option<ApiKey>) -> Result<Self> {
         let bad = |reason: &str| Error::flag("endpoint", reason.to_string());
         let url = Url::parse(&settings.url).map_err(|e| bad(&format!("no URL: {e}")))?;
         if !["http", "https"].contains(&url.scheme()) {
@@ -67,7 +67,7 @@ impl Endpoint {
             return Err(bad("holds a name, a password or a query: a key is taken from the environment alone"));
         }
         if let Some(fragment) = url.fragment() {
-            return Err(bad(&format!("`#{fragment}` is no part of an address that is asked: leave it away")));
+            return Err(bad(&format!("`#{fragment}` is not a part of an address that is asked: leave it away")));
         }
         let base = settings.url.trim_end_matches('/');
         let base = base.strip_suffix("/chat/completions").unwrap_or(base);
@@ -152,9 +152,9 @@ impl Endpoint {
     }
 
     /// Sends one request.
-    fn attempt(&self, body: &Value) -> Received {
+    fn attempt(&self, body: &Value) -> ReceivedBody {
         let mut request = self.client.post(&self.url).json(body);
-        if let Some(value) = self.key.as_ref().and_then(Key::authorization) {
+        if let Some(value) = self.key.as_ref().and_then(ApiKey::authorization) {
             request = request.header(AUTHORIZATION, value);
         }
         let received = match request.send() {
@@ -166,7 +166,7 @@ impl Endpoint {
             Some(proxy) => format!("{} ({proxy})", one_line(&self.hide(text))),
             None => one_line(&self.hide(text)),
         };
-        Received {
+        ReceivedBody {
             outcome: received.outcome.map(told, |text| self.hide(text)),
             model: received.model.map(|model| one_line(&self.hide(&model))),
             ..received
@@ -176,19 +176,19 @@ impl Endpoint {
     /// One request in its turn, and what it says beside its outcome. `None` where asking ended meanwhile.
     fn ask_once(
         &self,
-        pace: &Pace,
-        request: &Request<'_>,
+        pace: &RateLimiter,
+        request: &EndpointRequest<'_>,
         in_json: bool,
         halted: &dyn Fn() -> bool,
         say: &dyn Fn(Result<Reply>),
-    ) -> Option<Outcome> {
+    ) -> Option<RequestOutcome> {
         let turn = pace.turn(request.tokens, halted)?;
         let received = self.attempt(&self.body(request.prompt, in_json));
         match &received.outcome {
-            Outcome::Answer(_) => pace.answered(),
-            Outcome::Again { kind, .. } if kind == TIMEOUT => pace.timed_out(&turn),
-            Outcome::Again { wait: Some(wait), .. } => pace.hold(&turn, (*wait).min(self.settings.max_wait)),
-            Outcome::Again { is_busy: true, .. } => pace.hold(&turn, request.pause),
+            RequestOutcome::Answer(_) => pace.answered(),
+            RequestOutcome::Again { kind, .. } if kind == TIMEOUT => pace.timed_out(&turn),
+            RequestOutcome::Again { wait: Some(wait), .. } => pace.hold(&turn, (*wait).min(self.settings.max_wait)),
+            RequestOutcome::Again { is_busy: true, .. } => pace.hold(&turn, request.pause),
             _ => {}
         }
         drop(turn);
@@ -201,8 +201,8 @@ impl Endpoint {
             ))));
         }
         match &received.outcome {
-            Outcome::Answer(_) => {}
-            Outcome::Again { is_unread: true, reason, .. } => {
+            RequestOutcome::Answer(_) => {}
+            RequestOutcome::Again { is_unread: true, reason, .. } => {
                 say(Ok(Reply::Unread { reason: reason.clone(), usage: received.usage }));
             }
             _ => received.usage.into_iter().for_each(|usage| say(Ok(Reply::Spent(usage)))),
@@ -214,7 +214,7 @@ impl Endpoint {
     fn question(
         &self,
         question: &Question<'_>,
-        pace: &Pace,
+        pace: &RateLimiter,
         rng: &mut Rng,
         halted: &dyn Fn() -> bool,
         say: &dyn Fn(Result<Reply>),
@@ -223,13 +223,13 @@ impl Endpoint {
         let longest = self.longest_answer().unwrap_or_else(|| self.settings.max_tokens.into());
         let tokens = about_tokens(&prompt).saturating_add(longest);
         let most_wait = self.settings.max_wait;
-        let mut request = Request { prompt: &prompt, tokens, pause: self.settings.backoff };
+        let mut request = EndpointRequest { prompt: &prompt, tokens, pause: self.settings.backoff };
         let (mut left, mut asked, mut busy) = (self.settings.retries, 0, 0);
         let mut busy_since = None;
         loop {
             let in_json = self.asks_for_json();
             let Some(mut outcome) = self.ask_once(pace, &request, in_json, halted, say) else { return };
-            if let Outcome::NoFormat(reason) = &outcome
+            if let RequestOutcome::NoFormat(reason) = &outcome
                 && in_json
             {
                 if self.settings.answer_format == AnswerFormat::Json {
@@ -244,12 +244,14 @@ impl Endpoint {
             }
             asked += 1;
             let (reason, kind, asked_for, is_busy) = match outcome {
-                Outcome::Answer(answer) => return say(Ok(Reply::Answer(answer))),
-                Outcome::Unfit(reason) | Outcome::NoFormat(reason) => return say(Ok(Reply::Rejected(reason))),
-                Outcome::Refused(reason) => {
+                RequestOutcome::Answer(answer) => return say(Ok(Reply::Answer(answer))),
+                RequestOutcome::Unfit(reason) | RequestOutcome::NoFormat(reason) => {
+                    return say(Ok(Reply::Rejected(reason)));
+                }
+                RequestOutcome::Refused(reason) => {
                     return say(Err(Error::flag("endpoint", format!("{}: {reason}", self.url))));
                 }
-                Outcome::Again { reason, kind, wait, is_busy, .. } => (reason, kind, wait, is_busy),
+                RequestOutcome::Again { reason, kind, wait, is_busy, .. } => (reason, kind, wait, is_busy),
             };
             if let Some(wait) = asked_for.filter(|wait| *wait > most_wait) {
                 let (wait, most) = (wait.as_secs(), most_wait.as_secs());
@@ -274,7 +276,7 @@ impl Endpoint {
             // Between a half and the whole, so that requests that failed together don't return together.
             let own = request.pause.mul_f64(0.5 + 0.5 * f64::from(rng.next_f32()));
             // What one is told holds for all: the next turn comes behind it.
-            if asked_for.is_none() && !is_busy && !pace::sleep(own, halted) {
+            if asked_for.is_none() && !is_busy && !rate_limiter::sleep(own, halted) {
                 return;
             }
             let most = if is_busy { most_wait.min(LONGEST_BUSY_PAUSE) } else { most_wait };
@@ -284,7 +286,7 @@ impl Endpoint {
 }
 
 /// A question as it is sent.
-struct Request<'p> {
+struct EndpointRequest<'p> {
     prompt: &'p str,
     /// Tokens of the prompt and the longest answer, about.
     tokens: u64,
@@ -333,7 +335,7 @@ impl Judge for Endpoint {
         tell: &mut dyn FnMut(usize, Reply) -> Result<()>,
     ) -> Result<()> {
         let s = &self.settings;
-        let pace = Pace::new(s.requests_per_minute, s.tokens_per_minute, s.concurrency);
+        let pace = RateLimiter::new(s.requests_per_minute, s.tokens_per_minute, s.concurrency);
         let work = |thread: usize, question: &Question<'_>, halted: &dyn Fn() -> bool, say: &dyn Fn(Result<Reply>)| {
             // Which pauses are drawn is nobody's result: a thread's stream begins anew with each question.
             self.question(question, &pace, &mut Rng::new(hash_u64(&question.key()), thread as u64), halted, say);

@@ -4,44 +4,44 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use super::local::{Local, opens_answer_with_thoughts};
+use super::local::{LocalJudge, opens_answer_with_thoughts};
 use super::token_group::TokenGroup;
 use super::{Answer, Judge, Question, Reply, Usage};
 use crate::data::rows::Instruction;
 use crate::error::Result;
-use crate::eval::generate::{Settings, generate};
+use crate::eval::generate::{GenerateSettings, generate};
 
 /// A model on a device, how it is asked, and how its answers are sampled.
 pub struct GeneratingJudge<'g> {
     /// The model, its tokenizer and its prompt.
-    pub local: Local<'g>,
+    pub local: LocalJudge<'g>,
     /// The longest answer, and the tokens that end one. Answers are the likeliest ones, so that a run that goes on gives the same.
-    pub settings: Settings,
+    pub settings: GenerateSettings,
 }
 
 /// A question as token ids.
-struct Asked {
+struct GeneratedAnswer {
     question: usize,
     ids: Vec<u32>,
 }
 
 impl GeneratingJudge<'_> {
-    fn encode(&self, i: usize, question: &Question<'_>) -> std::result::Result<Asked, String> {
+    fn encode(&self, i: usize, question: &Question<'_>) -> std::result::Result<GeneratedAnswer, String> {
         let local = &self.local;
         let ids = local.tokenizer.encode_prompt(&Instruction::Plain(local.prompt.render(question)), &local.template)?;
         let (n, most) = (ids.len() + self.settings.max_new_tokens, local.max_length);
         if n > most {
             return Err(format!("question and answer may have {n} tokens, --max-length is {most}"));
         }
-        Ok(Asked { question: i, ids })
+        Ok(GeneratedAnswer { question: i, ids })
     }
 
     /// Writes the answers of a group of questions.
-    fn write(&self, group: &[Asked], tell: &mut dyn FnMut(usize, Reply) -> Result<()>) -> Result<()> {
+    fn write(&self, group: &[GeneratedAnswer], tell: &mut dyn FnMut(usize, Reply) -> Result<()>) -> Result<()> {
         if group.is_empty() {
             return Ok(());
         }
-        let Local { gpu, decoder, tokenizer, template, .. } = &self.local;
+        let LocalJudge { gpu, decoder, tokenizer, template, .. } = &self.local;
         // Thoughts that the template opened are closed by the answer.
         let begun = if opens_answer_with_thoughts(tokenizer, template) { "<think>" } else { "" };
         let prompts: Vec<Vec<u32>> = group.iter().map(|asked| asked.ids.clone()).collect();
@@ -53,7 +53,7 @@ impl GeneratingJudge<'_> {
     }
 
     /// Reads what was written; `begun`: what the answer begins with that the prompt holds already.
-    fn answer(&self, asked: &Asked, begun: &str, written: &[u32]) -> Result<Answer> {
+    fn answer(&self, asked: &GeneratedAnswer, begun: &str, written: &[u32]) -> Result<Answer> {
         let (end, before) = written.split_last().map_or((None, written), |(last, before)| (Some(last), before));
         let is_cut = !end.is_some_and(|id| self.settings.eos.contains(id));
         // Marks of thoughts may be special tokens.

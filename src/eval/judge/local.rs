@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use super::prompt::Prompt;
+use super::prompt::JudgePrompt;
 use super::token_group::TokenGroup;
 use super::verdict_reader::opens_thoughts;
 use super::{Answer, Choice, Judge, Question, Reply};
 use crate::data::batch::{Example, Sequence};
+use crate::data::prompt_template::Template;
 use crate::data::rows::Instruction;
-use crate::data::template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -21,7 +21,7 @@ use crate::train::trainer::score;
 pub const LETTERS: [&str; 2] = ["(a)", "(b)"];
 
 /// A model on a device, and how it is asked.
-pub struct Local<'g> {
+pub struct LocalJudge<'g> {
     /// The device.
     pub gpu: &'g Gpu,
     /// The model.
@@ -31,7 +31,7 @@ pub struct Local<'g> {
     /// Template around the prompt: a chat model's own.
     pub template: Template,
     /// Prompt that asks for the judgement.
-    pub prompt: Prompt,
+    pub prompt: JudgePrompt,
     /// Tokens a sequence may have.
     pub max_length: usize,
     /// Tokens of a pass: as many questions at a time as fit.
@@ -50,7 +50,7 @@ pub struct Local<'g> {
 /// The reason: a text that the tokenizer or template cannot hold, or that is too long.
 pub fn example(
     question: &Question<'_>,
-    prompt: &Prompt,
+    prompt: &JudgePrompt,
     tokenizer: &Tokenizer,
     template: &Template,
     max_length: usize,
@@ -115,7 +115,7 @@ fn answer(logps: [f64; 2]) -> Reply {
     Reply::Answer(Answer { choice: Some(choice), logps: Some(logps), ..Answer::default() })
 }
 
-impl Judge for Local<'_> {
+impl Judge for LocalJudge<'_> {
     fn name(&self) -> &str {
         &self.name
     }
@@ -156,7 +156,7 @@ impl Judge for Local<'_> {
     }
 }
 
-impl Local<'_> {
+impl LocalJudge<'_> {
     /// Answers a group of questions, which examples number.
     fn answer(&self, group: &[Example], tell: &mut dyn FnMut(usize, Reply) -> Result<()>) -> Result<()> {
         let examples: Vec<&Example> = group.iter().collect();

@@ -1,17 +1,17 @@
-//! A person as a judge: one key an answer, with a way back. What draws and reads keys is a [`Screen`].
+//! A person as a judge: one key an answer, with a way back. What draws and reads keys is a [`JudgeScreen`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
 use super::{Answer, Choice, Judge, Question, Reply};
-use crate::data::comparisons::Mode;
+use crate::data::comparisons::ComparisonKind;
 use crate::error::{Result, visible};
 use crate::rng::Rng;
 
 /// Meaning of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Press {
+pub enum KeyPress {
     /// (a), (b) or neither.
     Choose(Choice),
     /// Gives no answer to this question: it is asked again in the next run.
@@ -25,7 +25,7 @@ pub enum Press {
 }
 
 /// A terminal, or what stands in for it.
-pub trait Screen {
+pub trait JudgeScreen {
     /// Shows a page of lines in place of the last one. `title` first, then texts under their headings, then `keys`.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ pub trait Screen {
     ///
     /// # Errors
     /// Fails where no key can be read.
-    fn press(&self) -> Result<Press>;
+    fn press(&self) -> Result<KeyPress>;
 }
 
 /// Comparisons after which the first of them comes again, in the other order.
@@ -45,7 +45,7 @@ const BLOCK: usize = 10;
 const KEYS: &str = "a, b: better   t: equal   s: skip   u: undo   q: quit";
 
 /// Somebody in front of a screen.
-pub struct Person<S> {
+pub struct HumanJudge<S> {
     /// Screen that shows the questions.
     pub screen: S,
     /// Name of the person: it tells two people's answers apart.
@@ -85,13 +85,13 @@ fn shown(text: &str) -> String {
 
 fn texts(question: &Question<'_>) -> Vec<(&'static str, String)> {
     let headings: &[&str] = match question.comparison.mode {
-        Mode::Single => &["Instruction", "(a)", "(b)"],
-        Mode::Pair => &["Instruction (a)", "(a)", "Instruction (b)", "(b)"],
+        ComparisonKind::Single => &["Instruction", "(a)", "(b)"],
+        ComparisonKind::Pair => &["Instruction (a)", "(a)", "Instruction (b)", "(b)"],
     };
     headings.iter().zip(question.texts()).map(|(heading, (_, text))| (*heading, shown(text))).collect()
 }
 
-impl<S: Screen> Judge for Person<S> {
+impl<S: JudgeScreen> Judge for HumanJudge<S> {
     fn name(&self) -> &str {
         &self.name
     }
@@ -111,17 +111,17 @@ impl<S: Screen> Judge for Person<S> {
         while at < order.len() && !stop.load(Ordering::Relaxed) {
             let i = order[at];
             let what = match questions[i].comparison.mode {
-                Mode::Single => "which response is better?",
-                Mode::Pair => "which response answers its own instruction better?",
+                ComparisonKind::Single => "which response is better?",
+                ComparisonKind::Pair => "which response answers its own instruction better?",
             };
             self.screen.show(&format!("{} of {}: {what}", at + 1, order.len()), &texts(&questions[i]), KEYS)?;
             let answer = loop {
                 match self.screen.press()? {
-                    Press::Choose(choice) => break Some(Answer::from(choice)),
-                    Press::Skip => break Some(Answer::default()),
-                    Press::Undo if at > 0 => break None,
-                    Press::Undo | Press::Other => {}
-                    Press::Quit => return Ok(()),
+                    KeyPress::Choose(choice) => break Some(Answer::from(choice)),
+                    KeyPress::Skip => break Some(Answer::default()),
+                    KeyPress::Undo if at > 0 => break None,
+                    KeyPress::Undo | KeyPress::Other => {}
+                    KeyPress::Quit => return Ok(()),
                 }
             };
             match answer {
@@ -143,14 +143,14 @@ impl<S: Screen> Judge for Person<S> {
 mod tests {
     use super::*;
     use crate::data::comparisons::{Comparison, Side, place};
-    use crate::eval::judge::Order as Shown;
+    use crate::eval::judge::PresentationOrder as Shown;
 
     #[test]
     fn nobody_sees_a_comparison_twice_in_a_row() {
         let side = |text: &str| Side { instruction: "I".into(), response: text.into() };
         let row = |i: usize| Comparison {
             place: place("rows".into(), i),
-            mode: Mode::Single,
+            mode: ComparisonKind::Single,
             sides: [side(&format!("{i}")), side("other")],
             more: serde_json::Map::new(),
         };

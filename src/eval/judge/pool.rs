@@ -7,7 +7,7 @@ use super::{Question, Reply};
 use crate::error::Result;
 
 /// Asks one question, and says what becomes of it: `work(thread, question, halted, say)`. An error that it says ends the asking.
-pub type Work<'w> = dyn Fn(usize, &Question<'_>, &dyn Fn() -> bool, &dyn Fn(Result<Reply>)) + Sync + 'w;
+pub type PoolWork<'w> = dyn Fn(usize, &Question<'_>, &dyn Fn() -> bool, &dyn Fn(Result<Reply>)) + Sync + 'w;
 
 /// [`super::Judge::ask`] with `concurrency` threads. A thread begins with the next question when what it said was heard, so that none is begun
 /// that its last answer forbids. Everything that was begun is listened to, whatever happens: it is paid for.
@@ -18,7 +18,7 @@ pub fn ask(
     questions: &[Question<'_>],
     concurrency: usize,
     stop: &AtomicBool,
-    work: &Work<'_>,
+    work: &PoolWork<'_>,
     tell: &mut dyn FnMut(usize, Reply) -> Result<()>,
 ) -> Result<()> {
     let (next, halt) = (AtomicUsize::new(0), AtomicBool::new(false));

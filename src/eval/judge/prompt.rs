@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Question, hash};
-use crate::data::comparisons::Mode;
+use crate::data::comparisons::ComparisonKind;
 use crate::error::{Error, Result};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 
@@ -12,24 +12,24 @@ const PAIR: &str = include_str!("prompt_pair.txt");
 
 /// A prompt with places for the texts of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
+pub struct JudgePrompt {
     text: String,
 }
 
 /// Names of the places.
-fn places(mode: Mode) -> &'static [&'static str] {
+fn places(mode: ComparisonKind) -> &'static [&'static str] {
     match mode {
-        Mode::Single => &["instruction", "response_a", "response_b"],
-        Mode::Pair => &["instruction_a", "response_a", "instruction_b", "response_b"],
+        ComparisonKind::Single => &["instruction", "response_a", "response_b"],
+        ComparisonKind::Pair => &["instruction_a", "response_a", "instruction_b", "response_b"],
     }
 }
 
-impl Prompt {
+impl JudgePrompt {
     /// Ours.
-    pub fn of(mode: Mode) -> Self {
+    pub fn default_for(mode: ComparisonKind) -> Self {
         let text = match mode {
-            Mode::Single => SINGLE,
-            Mode::Pair => PAIR,
+            ComparisonKind::Single => SINGLE,
+            ComparisonKind::Pair => PAIR,
         };
         Self { text: text.trim_end().into() }
     }
@@ -39,7 +39,7 @@ impl Prompt {
     ///
     /// # Errors
     /// [`Error::File`], [`Error::Field`] for a place that is missing or belongs to the other mode.
-    pub fn read(path: &Path, mode: Mode) -> Result<Self> {
+    pub fn read(path: &Path, mode: ComparisonKind) -> Result<Self> {
         let text = read_file(path, MAX_CONFIG_BYTES)?;
         let has = |name: &str| text.contains(&format!("{{{name}}}"));
         if let Some(name) = places(mode).iter().find(|name| !has(name)) {
@@ -49,7 +49,7 @@ impl Prompt {
                 format!("{{{name}}} is not in the prompt, and --mode {} needs it", mode.name()),
             ));
         }
-        let other = if mode == Mode::Single { Mode::Pair } else { Mode::Single };
+        let other = if mode == ComparisonKind::Single { ComparisonKind::Pair } else { ComparisonKind::Single };
         if let Some(name) = places(other).iter().find(|name| !places(mode).contains(name) && has(name)) {
             return Err(Error::field(
                 path,
@@ -79,7 +79,7 @@ impl Prompt {
 
     /// Whether it is one of ours, which ask for nothing but a side.
     pub fn is_ours(&self) -> bool {
-        [Mode::Single, Mode::Pair].into_iter().any(|mode| *self == Self::of(mode))
+        [ComparisonKind::Single, ComparisonKind::Pair].into_iter().any(|mode| *self == Self::default_for(mode))
     }
 
     /// Tells prompts apart.

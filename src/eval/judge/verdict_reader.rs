@@ -20,9 +20,10 @@ pub use thoughts::opens_thoughts;
 use serde::{Deserialize, Serialize};
 
 use super::Choice;
-use statement::tokens::{Token, tokens};
+use statement::tokens::{StatementToken, tokens};
 use statement::{
-    Form, Statement, asks_for_verdict, dangles, introduces, is_doubt, is_label, is_quiet, is_title, may_turn, statement,
+    StatementForm, VerdictStatement, asks_for_verdict, dangles, introduces, is_doubt, is_label, is_quiet, is_title,
+    may_turn, statement,
 };
 
 /// Reason for which an answer has no verdict.
@@ -87,13 +88,14 @@ pub fn read_verdict(text: &str) -> Result<Choice, NoVerdict> {
 fn writes_response(answer: &str) -> bool {
     let text = plain::plain(answer);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let lines: Vec<(&str, Vec<Token>)> = lines.map(|line| (line, tokens(line))).collect();
+    let lines: Vec<(&str, Vec<StatementToken>)> = lines.map(|line| (line, tokens(line))).collect();
     let is_labelled = |side: Choice| {
-        let label = [Token::Side(side), Token::Colon];
+        let label = [StatementToken::Side(side), StatementToken::Colon];
         lines.iter().any(|(_, tokens)| tokens.windows(2).any(|pair| pair == label))
     };
-    let begins = |sentence: &str| matches!(tokens(sentence)[..], [Token::Side(_), Token::Colon, ..]);
-    let goes_on = |pair: &[(&str, Vec<Token>)]| split(pair[0].0).into_iter().any(begins) && !is_item(pair[1].0);
+    let begins = |sentence: &str| matches!(tokens(sentence)[..], [StatementToken::Side(_), StatementToken::Colon, ..]);
+    let goes_on =
+        |pair: &[(&str, Vec<StatementToken>)]| split(pair[0].0).into_iter().any(begins) && !is_item(pair[1].0);
     is_labelled(Choice::A) != is_labelled(Choice::B) && lines.windows(2).any(goes_on)
 }
 
@@ -116,9 +118,9 @@ pub fn read_cut_verdict(text: &str) -> Result<Choice, NoVerdict> {
 
 /// A sentence, or an object of JSON, and where it stands.
 #[derive(Debug)]
-struct Unit {
-    tokens: Vec<Token>,
-    said: Statement,
+struct AnswerUnit {
+    tokens: Vec<StatementToken>,
+    said: VerdictStatement,
     /// A full stop or the like ends it.
     is_finished: bool,
     /// The line begins with `#`.
@@ -129,16 +131,16 @@ struct Unit {
     is_paragraph: bool,
 }
 
-impl Unit {
+impl AnswerUnit {
     fn choice(&self) -> Option<Choice> {
         match self.said {
-            Statement::Verdict(choice, _) => Some(choice),
-            Statement::Against(_) | Statement::Nothing => None,
+            VerdictStatement::Verdict(choice, _) => Some(choice),
+            VerdictStatement::Against(_) | VerdictStatement::Nothing => None,
         }
     }
 
     fn has_doubt(&self) -> bool {
-        self.tokens.iter().any(|token| matches!(token, Token::Word(word) if is_doubt(word) && word != "both"))
+        self.tokens.iter().any(|token| matches!(token, StatementToken::Word(word) if is_doubt(word) && word != "both"))
     }
 
     /// Whether it is, or may be, the title of what is not the better one: "Worse output", but no item of a list of faults.
@@ -147,34 +149,34 @@ impl Unit {
     }
 
     fn is_bare(&self) -> bool {
-        matches!(self.said, Statement::Verdict(_, Form::Bare))
+        matches!(self.said, VerdictStatement::Verdict(_, StatementForm::Bare))
     }
 }
 
 /// Splits an answer into objects of JSON and sentences.
-fn units(answer: &str) -> Vec<Unit> {
+fn units(answer: &str) -> Vec<AnswerUnit> {
     let mut all = Vec::new();
     // The object stands in the line of what is before it.
     let mut is_inline = false;
     for piece in json::pieces(answer) {
         match piece {
-            json::Piece::Text(text) => {
+            json::JsonPiece::Text(text) => {
                 let text = plain::plain(text);
                 let line = text.rsplit('\n').next().unwrap_or_default().trim();
                 is_inline = !line.starts_with("```") && !tokens(line).is_empty();
                 sentences(&text, &mut all);
             }
-            json::Piece::Object(verdict) => {
+            json::JsonPiece::Object(verdict) => {
                 // "I would not say {...}".
                 let begun = all.last().filter(|unit| !unit.is_finished && (is_inline || dangles(&unit.tokens)));
                 let said = match verdict {
-                    Some(choice) if begun.is_none_or(|unit: &Unit| introduces(&unit.tokens, choice)) => {
-                        Statement::Verdict(choice, Form::Marked)
+                    Some(choice) if begun.is_none_or(|unit: &AnswerUnit| introduces(&unit.tokens, choice)) => {
+                        VerdictStatement::Verdict(choice, StatementForm::Marked)
                     }
-                    _ => Statement::Nothing,
+                    _ => VerdictStatement::Nothing,
                 };
-                let tokens = vec![Token::Mark(verdict)];
-                all.push(Unit {
+                let tokens = vec![StatementToken::Mark(verdict)];
+                all.push(AnswerUnit {
                     tokens,
                     said,
                     is_finished: true,
@@ -189,7 +191,7 @@ fn units(answer: &str) -> Vec<Unit> {
 }
 
 /// Adds a text's sentences. A line ends one, unless it ends with a colon or names what follows.
-fn sentences(text: &str, all: &mut Vec<Unit>) {
+fn sentences(text: &str, all: &mut Vec<AnswerUnit>) {
     let mut begun = String::new();
     let mut is_paragraph = true;
     for line in text.lines() {
@@ -204,7 +206,7 @@ fn sentences(text: &str, all: &mut Vec<Unit>) {
             continue;
         }
         if trimmed.starts_with('#') && !begun.is_empty() {
-            push(&std::mem::take(&mut begun), Line { is_item: false, is_paragraph }, all);
+            push(&std::mem::take(&mut begun), AnswerLine { is_item: false, is_paragraph }, all);
         }
         let is_item = is_item(trimmed);
         let bullet =
@@ -212,39 +214,39 @@ fn sentences(text: &str, all: &mut Vec<Unit>) {
         let mut parts = split(bullet.unwrap_or(trimmed).trim());
         let last = parts.pop().unwrap_or_default();
         for part in parts {
-            let line = Line { is_item, is_paragraph: std::mem::take(&mut is_paragraph) };
+            let line = AnswerLine { is_item, is_paragraph: std::mem::take(&mut is_paragraph) };
             push(&(std::mem::take(&mut begun) + part), line, all);
         }
         let whole = std::mem::take(&mut begun) + last;
         let found = tokens(&whole);
-        let is_open = found.last() == Some(&Token::Colon);
+        let is_open = found.last() == Some(&StatementToken::Colon);
         if whole.len() < MOST_JOINED && (is_open || is_label(&found) && !is_finished(&whole)) {
             begun = whole + if is_open { " " } else { ": " };
             continue;
         }
-        push(&whole, Line { is_item, is_paragraph: std::mem::take(&mut is_paragraph) }, all);
+        push(&whole, AnswerLine { is_item, is_paragraph: std::mem::take(&mut is_paragraph) }, all);
     }
     if !begun.is_empty() {
-        push(&begun, Line { is_item: false, is_paragraph }, all);
+        push(&begun, AnswerLine { is_item: false, is_paragraph }, all);
     }
 }
 
-/// The line that a sentence stands in, as [`Unit`] has it.
+/// The line that a sentence stands in, as [`AnswerUnit`] has it.
 #[derive(Debug, Clone, Copy)]
-struct Line {
+struct AnswerLine {
     is_item: bool,
     is_paragraph: bool,
 }
 
-fn push(sentence: &str, line: Line, all: &mut Vec<Unit>) {
+fn push(sentence: &str, line: AnswerLine, all: &mut Vec<AnswerUnit>) {
     let tokens = tokens(sentence);
     if tokens.is_empty() {
         return;
     }
     let said = statement(&tokens);
-    let Line { is_item, is_paragraph } = line;
+    let AnswerLine { is_item, is_paragraph } = line;
     let is_heading = sentence.trim_start().starts_with('#');
-    all.push(Unit { said, tokens, is_finished: is_finished(sentence), is_heading, is_item, is_paragraph });
+    all.push(AnswerUnit { said, tokens, is_finished: is_finished(sentence), is_heading, is_item, is_paragraph });
 }
 
 /// Whether a sentence has its full stop.
@@ -279,34 +281,34 @@ fn split(line: &str) -> Vec<&str> {
 }
 
 /// The last verdict, if it is certain.
-fn decide(units: &[Unit]) -> Option<Choice> {
+fn decide(units: &[AnswerUnit]) -> Option<Choice> {
     // A heading is over what is said of a side, unless nothing follows.
-    let is_heading = |unit: &Unit| unit.is_heading && unit.is_bare();
+    let is_heading = |unit: &AnswerUnit| unit.is_heading && unit.is_bare();
     let ends_with_heading = units.last().is_some_and(is_heading);
     let counts = |i: usize| stands(units, i) && (ends_with_heading || !is_heading(&units[i]));
-    let said: Vec<Statement> =
-        (0..units.len()).map(|i| if counts(i) { units[i].said } else { Statement::Nothing }).collect();
-    let last = said.iter().rposition(|said| matches!(said, Statement::Verdict(..)))?;
+    let said: Vec<VerdictStatement> =
+        (0..units.len()).map(|i| if counts(i) { units[i].said } else { VerdictStatement::Nothing }).collect();
+    let last = said.iter().rposition(|said| matches!(said, VerdictStatement::Verdict(..)))?;
     let choice = units[last].choice()?;
-    let agrees = |said: &Statement| match said {
-        Statement::Verdict(other, _) => *other == choice,
-        Statement::Against(other) => *other != choice,
-        Statement::Nothing => true,
+    let agrees = |said: &VerdictStatement| match said {
+        VerdictStatement::Verdict(other, _) => *other == choice,
+        VerdictStatement::Against(other) => *other != choice,
+        VerdictStatement::Nothing => true,
     };
     let is_kept = units[last + 1..].iter().all(|unit| is_quiet(&unit.tokens, choice));
     (said.iter().all(agrees) && is_kept).then_some(choice)
 }
 
 /// Whether a unit means what it says alone: what is before it may ask the opposite question, or be the beginning of its sentence.
-fn stands(units: &[Unit], i: usize) -> bool {
+fn stands(units: &[AnswerUnit], i: usize) -> bool {
     let Some(before) = i.checked_sub(1).map(|before| &units[before]) else { return true };
     if before.choice().is_some() {
         return true;
     }
-    if before.tokens.contains(&Token::Question) {
+    if before.tokens.contains(&StatementToken::Question) {
         return asks_for_verdict(&before.tokens);
     }
-    if let Statement::Verdict(choice, Form::Marked) = units[i].said {
+    if let VerdictStatement::Verdict(choice, StatementForm::Marked) = units[i].said {
         // "The loser is\n[[A]]", "The answer that breaks the rule is\n[[A]]".
         let goes_on = !before.is_finished && dangles(&before.tokens) && !introduces(&before.tokens, choice);
         return !goes_on && !before.may_deny();

@@ -1,14 +1,14 @@
 //! Answers of a chosen quality.
 
 use super::grade::{HEDGES, TAILS};
-use super::{Form, Item};
+use super::{AnswerForm, TaskItem};
 use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
 
 /// The four qualities that supervised rows mix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Quality {
+pub enum AnswerQuality {
     /// Right, in one sentence: the gold response.
     Good,
     /// Right, the answer alone.
@@ -20,24 +20,25 @@ pub enum Quality {
 }
 
 /// An answer of that quality.
-pub fn answer(item: &Item, quality: Quality, rng: &mut Rng) -> String {
+pub fn answer(item: &TaskItem, quality: AnswerQuality, rng: &mut Rng) -> String {
     match quality {
-        Quality::Good => item.gold.clone(),
-        Quality::Bare => item.answer.clone(),
-        Quality::Sloppy => put(item, &item.answer, Form::Sloppy, rng),
-        Quality::Wrong => {
-            let form = [Form::Sentence, Form::Bare, Form::Bare, Form::Sloppy][rng.below(4) as usize];
+        AnswerQuality::Good => item.gold.clone(),
+        AnswerQuality::Bare => item.answer.clone(),
+        AnswerQuality::Sloppy => put(item, &item.answer, AnswerForm::Sloppy, rng),
+        AnswerQuality::Wrong => {
+            let form =
+                [AnswerForm::Sentence, AnswerForm::Bare, AnswerForm::Bare, AnswerForm::Sloppy][rng.below(4) as usize];
             put(item, &wrong(item, rng), form, rng)
         }
     }
 }
 
-fn put(item: &Item, answer: &str, form: Form, rng: &mut Rng) -> String {
+fn put(item: &TaskItem, answer: &str, form: AnswerForm, rng: &mut Rng) -> String {
     let (before, after) = item.frame();
     match form {
-        Form::Sentence => format!("{before}{answer}{after}"),
-        Form::Bare => answer.to_string(),
-        Form::Sloppy => {
+        AnswerForm::Sentence => format!("{before}{answer}{after}"),
+        AnswerForm::Bare => answer.to_string(),
+        AnswerForm::Sloppy => {
             let hedge = HEDGES[rng.below(HEDGES.len() as u32) as usize];
             let tail = TAILS[rng.below(TAILS.len() as u32) as usize];
             match rng.below(3) {
@@ -50,7 +51,7 @@ fn put(item: &Item, answer: &str, form: Form, rng: &mut Rng) -> String {
 }
 
 /// A wrong answer: usually a plausible one of the kind, else the right one with a slip.
-fn wrong(item: &Item, rng: &mut Rng) -> String {
+fn wrong(item: &TaskItem, rng: &mut Rng) -> String {
     if !item.wrong.is_empty() && rng.below(4) > 0 {
         return item.wrong[rng.below(item.wrong.len() as u32) as usize].clone();
     }

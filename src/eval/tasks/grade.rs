@@ -1,10 +1,10 @@
 //! The grader, and the win rate that it gives.
 
-use super::Item;
+use super::TaskItem;
 
 /// Form of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Form {
+pub enum AnswerForm {
     /// With hedges and fillers ("um, 32 i guess"), a sentence without its capital or its period, or far too long.
     Sloppy,
     /// The answer alone, with or without a period.
@@ -15,14 +15,14 @@ pub enum Form {
 
 /// Grade of a response.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Grade {
+pub struct AnswerGrade {
     /// 0 to 1: (6 if correct, 3 for a sentence or 1 for a bare answer, 1 if brief) / 10. Every correct answer is above
     /// every wrong one.
     pub score: f64,
     /// The answer is the right one, to the letter.
     pub correct: bool,
     /// Form of the response.
-    pub form: Form,
+    pub form: AnswerForm,
     /// At most half as long again as the gold response (in characters).
     pub brief: bool,
 }
@@ -31,24 +31,24 @@ pub(super) const HEDGES: [&str; 6] = ["um, ", "uh, ", "i think its ", "maybe ", 
 pub(super) const TAILS: [&str; 5] = [" i guess", " lol", " or so", "...", "!!"];
 
 /// Grades a response to an item.
-pub fn grade(item: &Item, response: &str) -> Grade {
+pub fn grade(item: &TaskItem, response: &str) -> AnswerGrade {
     let text = response.trim();
     let (form, answer) = read(item, text);
     let correct = answer == item.answer;
     let length = text.chars().count();
     let brief = length > 0 && 2 * length <= 3 * item.gold.chars().count();
-    let form = if correct || brief { form } else { Form::Sloppy };
+    let form = if correct || brief { form } else { AnswerForm::Sloppy };
     let points = 6 * u32::from(correct) + u32::from(brief) + [0, 1, 3][form as usize];
     let points = if answer.is_empty() { 0 } else { points };
-    Grade { score: f64::from(points) / 10.0, correct, form, brief }
+    AnswerGrade { score: f64::from(points) / 10.0, correct, form, brief }
 }
 
 /// The form of a response, and the answer in it.
-fn read<'a>(item: &Item, text: &'a str) -> (Form, &'a str) {
+fn read<'a>(item: &TaskItem, text: &'a str) -> (AnswerForm, &'a str) {
     let (before, after) = item.frame();
     for (before, after) in [(before, after), ("The answer is ", ".")] {
         if let Some(answer) = text.strip_prefix(before).and_then(|t| t.strip_suffix(after)) {
-            return (Form::Sentence, answer);
+            return (AnswerForm::Sentence, answer);
         }
     }
     let mut rest = text;
@@ -62,7 +62,7 @@ fn read<'a>(item: &Item, text: &'a str) -> (Form, &'a str) {
             None => break,
         }
     }
-    let form = if rest.len() == text.len() { Form::Bare } else { Form::Sloppy };
+    let form = if rest.len() == text.len() { AnswerForm::Bare } else { AnswerForm::Sloppy };
     (form, rest.strip_suffix('.').unwrap_or(rest).trim())
 }
 
@@ -106,7 +106,7 @@ impl WinRate {
 }
 
 /// Computes how often the first of two answers to an item is the better one, by the grader.
-pub fn win_rate<'a>(judged: impl IntoIterator<Item = (&'a Item, &'a str, &'a str)>) -> WinRate {
+pub fn win_rate<'a>(judged: impl IntoIterator<Item = (&'a TaskItem, &'a str, &'a str)>) -> WinRate {
     let mut rate = WinRate::default();
     for (item, first, second) in judged {
         rate.add(grade(item, first).score, grade(item, second).score);

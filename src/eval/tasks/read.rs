@@ -1,6 +1,6 @@
 //! An instruction read back: which task it is, and its answer. For rows that hold no more than texts.
 
-use super::{Item, Kind, words};
+use super::{TaskItem, TaskKind, words};
 
 const ORDINALS: [&str; 4] = ["first", "second", "third", "fourth"];
 
@@ -16,12 +16,12 @@ fn either<'a>(text: &'a str, wordings: [(&str, &str); 2]) -> Option<&'a str> {
 
 /// The task that an instruction asks for, and the answer with its sentence; `None` where it is none of ours. An item so read does not know
 /// its content or plausible wrong answers.
-pub fn read(instruction: &str) -> Option<Item> {
-    Kind::ALL.into_iter().find_map(|kind| {
+pub fn read(instruction: &str) -> Option<TaskItem> {
+    TaskKind::ALL.into_iter().find_map(|kind| {
         let (answer, sentence) = solve(kind, instruction)?;
         let gold = sentence.replacen("{}", &answer, 1);
         let instruction = instruction.into();
-        Some(Item { instruction, gold, kind, answer, content: String::new(), wrong: Vec::new() })
+        Some(TaskItem { instruction, gold, kind, answer, content: String::new(), wrong: Vec::new() })
     })
 }
 
@@ -35,18 +35,18 @@ fn numbers<'a>(parts: impl IntoIterator<Item = &'a str>) -> Option<Vec<u32>> {
 }
 
 /// Answer, and sentence with `{}` for it.
-fn solve(kind: Kind, asked: &str) -> Option<(String, String)> {
+fn solve(kind: TaskKind, asked: &str) -> Option<(String, String)> {
     let fixed = |answer: String, sentence: &str| Some((answer, sentence.to_string()));
     match kind {
-        Kind::Spell => {
+        TaskKind::Spell => {
             let w = word(either(asked, [("Spell the word ", "."), ("How do you spell ", "?")])?)?;
             fixed(w.chars().map(String::from).collect::<Vec<_>>().join("-"), "It is spelled {}.")
         }
-        Kind::Count => {
+        TaskKind::Count => {
             let w = word(either(asked, [("How many letters are in ", "?"), ("Count the letters in ", ".")])?)?;
             fixed(w.len().to_string(), "It has {} letters.")
         }
-        Kind::Letter => {
+        TaskKind::Letter => {
             let (place, w) = either(asked, [("What is the ", "?"), ("Write the ", ".")])?.split_once(" letter of ")?;
             let letters: Vec<char> = word(w)?.chars().collect();
             let letter = match place {
@@ -57,63 +57,63 @@ fn solve(kind: Kind, asked: &str) -> Option<(String, String)> {
             }?;
             Some((letter.to_string(), format!("The {place} letter is {{}}.")))
         }
-        Kind::Sort => {
+        TaskKind::Sort => {
             let list = (between(asked, "Sort the digits ", "."))
                 .or_else(|| either(asked, [("Sort the letters ", "."), ("Sort: ", ".")]))?;
             let mut list: Vec<&str> = list.split(' ').collect();
             list.sort_unstable();
             fixed(list.join(" "), "The order is {}.")
         }
-        Kind::Add => {
+        TaskKind::Add => {
             let sum = between(asked, "What is ", "?").and_then(|t| t.split_once(" plus "));
             let (a, b) = sum.or_else(|| between(asked, "Add ", ".")?.split_once(" and "))?;
             let [a, b] = numbers([a, b])?.try_into().ok()?;
             fixed((a + b).to_string(), "The sum is {}.")
         }
-        Kind::Subtract => {
+        TaskKind::Subtract => {
             let minus = between(asked, "What is ", "?").and_then(|t| t.split_once(" minus "));
             let from = || between(asked, "Subtract ", ".")?.split_once(" from ").map(|(b, a)| (a, b));
             let (a, b) = minus.or_else(from)?;
             let [a, b] = numbers([a, b])?.try_into().ok()?;
             fixed(a.checked_sub(b)?.to_string(), "The difference is {}.")
         }
-        Kind::Extreme => ["largest", "smallest"].into_iter().find_map(|which| {
+        TaskKind::Extreme => ["largest", "smallest"].into_iter().find_map(|which| {
             let listed = between(asked, &format!("Which is the {which} of "), "?").map(|t| t.replace(" and ", ", "));
             let listed = listed.or_else(|| between(asked, &format!("Find the {which}: "), ".").map(String::from))?;
             let list = numbers(listed.split(", "))?;
             let found = if which == "largest" { list.iter().max() } else { list.iter().min() }?;
             Some((found.to_string(), format!("The {which} is {{}}.")))
         }),
-        Kind::Pick => ORDINALS.into_iter().enumerate().find_map(|(at, nth)| {
+        TaskKind::Pick => ORDINALS.into_iter().enumerate().find_map(|(at, nth)| {
             let which = between(asked, &format!("Which word is {nth} in "), "?");
             let list = which.or_else(|| between(asked, &format!("Pick the {nth}: "), "."))?;
             Some((list.split(", ").nth(at)?.to_string(), format!("The {nth} word is {{}}.")))
         }),
-        Kind::Odd => {
+        TaskKind::Odd => {
             let list = either(asked, [("Which is the odd one out: ", "?"), ("Find the odd one out: ", ".")])?;
             fixed(odd(&list.split(' ').collect::<Vec<_>>())?, "The odd one out is {}.")
         }
-        Kind::Plural => {
+        TaskKind::Plural => {
             let w = word(either(asked, [("What is the plural of ", "?"), ("Write the plural of ", ".")])?)?;
             fixed(words::plural(w), "The plural is {}.")
         }
-        Kind::Past => {
+        TaskKind::Past => {
             let w = word(either(asked, [("What is the past tense of ", "?"), ("Write the past tense of ", ".")])?)?;
             fixed(words::past(w), "The past tense is {}.")
         }
-        Kind::Repeat => [(2, " two times."), (3, " three times.")].into_iter().find_map(|(n, times)| {
+        TaskKind::Repeat => [(2, " two times."), (3, " three times.")].into_iter().find_map(|(n, times)| {
             let w = word(either(asked, [("Repeat ", times), ("Say ", times)])?)?;
             fixed(vec![w; n].join(" "), "Here you go: {}.")
         }),
-        Kind::Capitals => {
+        TaskKind::Capitals => {
             let w = word(either(asked, [("Write ", " in capitals."), ("Put ", " in capitals.")])?)?;
             fixed(w.to_uppercase(), "In capitals it is {}.")
         }
-        Kind::Reverse => {
+        TaskKind::Reverse => {
             let w = word(either(asked, [("Write ", " backwards."), ("Reverse the word ", ".")])?)?;
             fixed(w.chars().rev().collect(), "Backwards it is {}.")
         }
-        Kind::Polite => {
+        TaskKind::Polite => {
             let w = either(asked, [("Say politely: ", "."), ("Make this polite: ", ".")])?;
             fixed(format!("please {w}"), "You could say {}.")
         }

@@ -5,17 +5,17 @@
 //! instruction twice. A *joint* pair compares answers to different instructions, in three strata of equal size: the preferred
 //! sides of two conditional pairs, their rejected sides, and one of each.
 
-use super::{Item, Quality, Split, answer, generate, grade};
+use super::{AnswerQuality, DataSplit, TaskItem, answer, generate, grade};
 use crate::error::{Error, Result};
-use crate::model::save::write_whole;
+use crate::model::save::write_atomic;
 use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
 use std::{io::Write, path::Path};
 
 /// Percent of each quality in supervised rows. The bare answer is the commonest, so a model that imitates its data, greedily
 /// decoded, answers barely; the good answer is frequent enough to be learnt, and is what preferences bring out.
-pub const SFT_MIX: [(Quality, u32); 4] =
-    [(Quality::Good, 25), (Quality::Bare, 40), (Quality::Sloppy, 20), (Quality::Wrong, 15)];
+pub const SFT_MIX: [(AnswerQuality, u32); 4] =
+    [(AnswerQuality::Good, 25), (AnswerQuality::Bare, 40), (AnswerQuality::Sloppy, 20), (AnswerQuality::Wrong, 15)];
 
 /// A supervised row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,10 +40,10 @@ pub struct PreferenceRow {
 }
 
 /// An item with a response.
-pub type Answered = (Item, String);
+pub type AnsweredItem = (TaskItem, String);
 
 /// The preference between two answered items by their grades; `None` for a tie.
-pub fn prefer(a: &Answered, b: &Answered) -> Option<PreferenceRow> {
+pub fn prefer(a: &AnsweredItem, b: &AnsweredItem) -> Option<PreferenceRow> {
     let (x, y) = (grade(&a.0, &a.1).score, grade(&b.0, &b.1).score);
     let (chosen, reject) = if x > y { (a, b) } else { (b, a) };
     (x != y).then(|| PreferenceRow {
@@ -55,7 +55,7 @@ pub fn prefer(a: &Answered, b: &Answered) -> Option<PreferenceRow> {
 }
 
 /// An answer of a random quality of the mixture.
-fn mixed(item: &Item, rng: &mut Rng) -> String {
+fn mixed(item: &TaskItem, rng: &mut Rng) -> String {
     let mut ticket = rng.below(SFT_MIX.iter().map(|m| m.1).sum());
     for (quality, share) in SFT_MIX {
         match ticket.checked_sub(share) {
@@ -67,7 +67,7 @@ fn mixed(item: &Item, rng: &mut Rng) -> String {
 }
 
 /// `n` supervised rows.
-pub fn sft(split: Split, seed: u64, n: usize) -> impl Iterator<Item = SftRow> {
+pub fn sft(split: DataSplit, seed: u64, n: usize) -> impl Iterator<Item = SftRow> {
     let mut rng = Rng::new(seed, 1);
     std::iter::repeat_with(move || {
         let item = generate(split, &mut rng);
@@ -77,7 +77,7 @@ pub fn sft(split: Split, seed: u64, n: usize) -> impl Iterator<Item = SftRow> {
 }
 
 /// Two answers to one new instruction, the better one first.
-fn decided(split: Split, rng: &mut Rng) -> (Answered, Answered) {
+fn decided(split: DataSplit, rng: &mut Rng) -> (AnsweredItem, AnsweredItem) {
     loop {
         let item = generate(split, rng);
         let (a, b) = (mixed(&item, rng), mixed(&item, rng));
@@ -90,13 +90,13 @@ fn decided(split: Split, rng: &mut Rng) -> (Answered, Answered) {
 }
 
 /// `n` conditional preferences.
-pub fn conditional(split: Split, seed: u64, n: usize) -> impl Iterator<Item = PreferenceRow> {
+pub fn conditional(split: DataSplit, seed: u64, n: usize) -> impl Iterator<Item = PreferenceRow> {
     let mut rng = Rng::new(seed, 2);
     std::iter::repeat_with(move || decided(split, &mut rng)).filter_map(|(a, b)| prefer(&a, &b)).take(n)
 }
 
 /// `n` joint preferences; row i is of stratum i mod 3: both preferred, both rejected, one of each.
-pub fn joint(split: Split, seed: u64, n: usize) -> impl Iterator<Item = PreferenceRow> {
+pub fn joint(split: DataSplit, seed: u64, n: usize) -> impl Iterator<Item = PreferenceRow> {
     let mut rng = Rng::new(seed, 3);
     (0..n).map(move |i| {
         loop {
@@ -116,14 +116,14 @@ pub fn joint(split: Split, seed: u64, n: usize) -> impl Iterator<Item = Preferen
 }
 
 /// `n` held-out prompts, every kind in turn, no instruction twice.
-pub fn held_out(seed: u64, n: usize) -> Vec<Item> {
+pub fn held_out(seed: u64, n: usize) -> Vec<TaskItem> {
     let mut rng = Rng::new(seed, 4);
     let mut seen = std::collections::HashSet::new();
     let mut items = Vec::with_capacity(n);
     while items.len() < n {
-        let kind = super::Kind::ALL[items.len() % super::Kind::ALL.len()];
+        let kind = super::TaskKind::ALL[items.len() % super::TaskKind::ALL.len()];
         // The smallest kind has some hundred held-out instructions: past that, repeat rather than search for ever.
-        let item = (0..50).map(|_| super::generate_kind(kind, Split::HeldOut, &mut rng));
+        let item = (0..50).map(|_| super::generate_kind(kind, DataSplit::HeldOut, &mut rng));
         let mut item = item.peekable();
         let fallback = item.peek().cloned();
         if let Some(item) = item.find(|i| !seen.contains(&i.instruction)).or(fallback) {
@@ -138,7 +138,7 @@ pub fn held_out(seed: u64, n: usize) -> Vec<Item> {
 pub fn write<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<usize> {
     let fail = |e: std::io::Error| Error::file(path, e);
     let mut n = 0;
-    write_whole(path, |out| {
+    write_atomic(path, |out| {
         for row in rows {
             serde_json::to_writer(&mut *out, &row).map_err(|e| fail(e.into()))?;
             out.write_all(b"\n").map_err(fail)?;
@@ -151,7 +151,7 @@ pub fn write<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Re
 
 /// Numbers of rows in the files that [`write_all`] makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sizes {
+pub struct TaskSizes {
     /// `sft.jsonl`.
     pub sft: usize,
     /// `conditional.jsonl` and `joint.jsonl`, each.
@@ -163,15 +163,15 @@ pub struct Sizes {
 }
 
 /// Enough for the model in `models/demo`.
-impl Default for Sizes {
+impl Default for TaskSizes {
     fn default() -> Self {
         Self { sft: 240_000, preferences: 4_000, validation: 300, held_out: 450 }
     }
 }
 
 /// Writes all files of the demo's data into an existing folder.
-pub fn write_all(folder: &Path, seed: u64, sizes: &Sizes) -> Result<()> {
-    let (train, held) = (Split::Train, Split::HeldOut);
+pub fn write_all(folder: &Path, seed: u64, sizes: &TaskSizes) -> Result<()> {
+    let (train, held) = (DataSplit::Train, DataSplit::HeldOut);
     write(&folder.join("sft.jsonl"), sft(train, seed, sizes.sft))?;
     write(&folder.join("conditional.jsonl"), conditional(train, seed, sizes.preferences))?;
     write(&folder.join("joint.jsonl"), joint(train, seed, sizes.preferences))?;

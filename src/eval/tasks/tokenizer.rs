@@ -90,7 +90,7 @@ pub fn tokenizer_config_json() -> String {
     let [pad, bos, eos] = SPECIAL;
     pretty(&json!({
         "added_tokens_decoder": added, "bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": null,
-        "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": false, "model_max_length": Shape::DEMO.max_positions,
+        "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": false, "model_max_length": DemoShape::DEMO.max_positions,
         "tokenizer_class": "PreTrainedTokenizerFast"
     }))
 }
@@ -103,7 +103,7 @@ pub fn special_tokens_map_json() -> String {
 
 /// Sizes of the demo model, a Llama with tied embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
+pub struct DemoShape {
     /// D.
     pub d_model: usize,
     /// L.
@@ -118,10 +118,10 @@ pub struct Shape {
     pub max_positions: usize,
 }
 
-impl Shape {
+impl DemoShape {
     /// The bundled model.
-    pub const DEMO: Shape =
-        Shape { d_model: 128, n_layers: 4, n_heads: 4, n_kv_heads: 2, d_ff: 512, max_positions: 512 };
+    pub const DEMO: DemoShape =
+        DemoShape { d_model: 128, n_layers: 4, n_heads: 4, n_kv_heads: 2, d_ff: 512, max_positions: 512 };
 
     /// V·D + L·(2·D² + 2·D·K·E + 3·D·F + 2·D) + D.
     pub fn n_parameters(&self) -> usize {
@@ -145,7 +145,7 @@ impl Shape {
 }
 
 /// Writes everything of the untrained model but its weights into an existing folder.
-pub fn write(folder: &Path, shape: &Shape) -> Result<()> {
+pub fn write(folder: &Path, shape: &DemoShape) -> Result<()> {
     for (name, text) in [
         ("config.json", shape.config_json()),
         ("tokenizer.json", tokenizer_json()),

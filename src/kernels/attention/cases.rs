@@ -1,35 +1,35 @@
 //! Cases of attention over any segments, and the f64 twin.
 
+use super::attention_impl::AttentionImpl;
 use super::segments::longest;
-use super::walk::Walk;
-use super::{Attention, Saved, Segments, attention_bwd, attention_fwd};
+use super::{AttentionConfig, AttentionSaved, SegmentTable, attention_bwd, attention_fwd};
 use crate::gpu::{Caps, MatmulPrecision, Recording, Slot, Variant};
-use crate::kernels::packed_batch::Batch;
-use crate::kernels::{Case, Cost, Host, Outputs};
+use crate::kernels::packed_batch::PackedBatch;
+use crate::kernels::{Case, CaseOutputs, Cost, HostTensor};
 use crate::rng::Rng;
 
 /// Segments of a case: (length of a prefix, lengths of its branches). A prefix of length 0 has one branch.
-type Shape = &'static [(usize, &'static [usize])];
+type AttentionShape = &'static [(usize, &'static [usize])];
 
-fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Attention {
-    Attention { heads, kv_heads, head_dim, scale: 0.4, softcap: None, window: None }
+fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionConfig {
+    AttentionConfig { heads, kv_heads, head_dim, scale: 0.4, softcap: None, window: None }
 }
 
-const SHAPES: [Shape; 5] =
+const SHAPES: [AttentionShape; 5] =
     [&[(0, &[1])], &[(0, &[5]), (0, &[3])], &[(0, &[64])], &[(4, &[3, 70]), (0, &[9])], &[(70, &[2, 5])]];
 
 /// Returns cases on both sides of every implementation's tiles and blocks.
 pub(super) fn all() -> Vec<Box<dyn Case>> {
-    let mut any: Vec<(Attention, Shape)> = SHAPES.map(|shape| (plain(4, 2, 6), shape)).into();
-    any.push((Attention { window: Some(3), ..plain(2, 1, 4) }, SHAPES[3]));
-    any.push((Attention { softcap: Some(0.7), window: Some(40), ..plain(3, 3, 5) }, SHAPES[4]));
-    any.push((Attention { softcap: Some(2.0), ..plain(6, 2, 32) }, SHAPES[1]));
+    let mut any: Vec<(AttentionConfig, AttentionShape)> = SHAPES.map(|shape| (plain(4, 2, 6), shape)).into();
+    any.push((AttentionConfig { window: Some(3), ..plain(2, 1, 4) }, SHAPES[3]));
+    any.push((AttentionConfig { softcap: Some(0.7), window: Some(40), ..plain(3, 3, 5) }, SHAPES[4]));
+    any.push((AttentionConfig { softcap: Some(2.0), ..plain(6, 2, 32) }, SHAPES[1]));
     let ways = [None, Some(Variant::Cpu), Some(Variant::Lanes)];
     let each = any.into_iter().flat_map(|(a, shape)| ways.map(|variant| (a, shape, variant)));
     let flash = in_tiles().into_iter().map(|(a, shape)| (a, shape, Some(Variant::Flash)));
     // Long enough for more rows a lane: a head of whole quads, and one of half a quad more, which is not aligned.
-    let long: Shape = &[(500, &[530, 3]), (0, &[20])];
-    let heads = [Attention { softcap: Some(2.0), window: Some(700), ..plain(2, 1, 8) }, plain(2, 2, 10)];
+    let long: AttentionShape = &[(500, &[530, 3]), (0, &[20])];
+    let heads = [AttentionConfig { softcap: Some(2.0), window: Some(700), ..plain(2, 1, 8) }, plain(2, 2, 10)];
     let flash = flash.chain(heads.map(|a| (a, long, Some(Variant::Lanes))));
     let case =
         |(a, shape, variant): (_, _, Option<_>)| case(a, segments(shape), variant.as_slice(), MatmulPrecision::Highest);
@@ -39,50 +39,50 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
 /// Returns (attention, segments) for `attention_tiles.wgsl`: tiles of 64, and of 32 for wide heads; blocks of 32. Each head size is
 /// compiled once, which is slow in software, so they are few. 8 is less than the invocations share, 68 has seventeen slices, 80 and 128
 /// have several, 256 has tiles of keys of its own.
-fn in_tiles() -> Vec<(Attention, Shape)> {
-    let of = |head_dim| Attention { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
-    let edges: [Shape; 4] = [&[(0, &[31]), (0, &[33])], &[(0, &[63])], &[(0, &[65])], &[(0, &[129])]];
-    let mut all: Vec<(Attention, Shape)> = SHAPES.map(|shape| (plain(4, 2, 8), shape)).into();
-    all.extend([edges[0], edges[3]].map(|shape| (Attention { window: Some(33), ..plain(3, 3, 8) }, shape)));
+fn in_tiles() -> Vec<(AttentionConfig, AttentionShape)> {
+    let of = |head_dim| AttentionConfig { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
+    let edges: [AttentionShape; 4] = [&[(0, &[31]), (0, &[33])], &[(0, &[63])], &[(0, &[65])], &[(0, &[129])]];
+    let mut all: Vec<(AttentionConfig, AttentionShape)> = SHAPES.map(|shape| (plain(4, 2, 8), shape)).into();
+    all.extend([edges[0], edges[3]].map(|shape| (AttentionConfig { window: Some(33), ..plain(3, 3, 8) }, shape)));
     all.extend(edges.map(|shape| (of(64), shape)));
-    all.push((Attention { heads: 6, kv_heads: 2, ..of(64) }, SHAPES[3]));
-    all.push((Attention { window: Some(3), ..of(64) }, SHAPES[3]));
-    all.push((Attention { softcap: Some(0.7), window: Some(40), ..of(80) }, SHAPES[4]));
+    all.push((AttentionConfig { heads: 6, kv_heads: 2, ..of(64) }, SHAPES[3]));
+    all.push((AttentionConfig { window: Some(3), ..of(64) }, SHAPES[3]));
+    all.push((AttentionConfig { softcap: Some(0.7), window: Some(40), ..of(80) }, SHAPES[4]));
     all.push((of(68), SHAPES[4]));
     all.extend([edges[2], SHAPES[3]].map(|shape| (of(128), shape)));
-    all.extend([edges[0], edges[2]].map(|shape| (Attention { softcap: Some(2.0), ..of(256) }, shape)));
+    all.extend([edges[0], edges[2]].map(|shape| (AttentionConfig { softcap: Some(2.0), ..of(256) }, shape)));
     all
 }
 
-/// Returns the cases of a variant that [`super::Walk`] may choose, at both sides of a tile's edge.
+/// Returns the cases of a variant that [`super::AttentionImpl`] may choose, at both sides of a tile's edge.
 pub(super) fn of_variant(variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
-    let (narrow, wide, shape): (_, _, Shape) = match variant {
+    let (narrow, wide, shape): (_, _, AttentionShape) = match variant {
         Variant::Flash => (plain(4, 2, 64), plain(4, 2, 80), SHAPES[3]),
         Variant::Cpu if caps.has_lanes() => return Vec::new(),
         Variant::Lanes if !caps.has_lanes() => return Vec::new(),
         Variant::Cpu | Variant::Lanes => (plain(4, 2, 6), plain(4, 2, 8), &[(4, &[3, 21])]),
         Variant::Tiles32 | Variant::Tiles64 | Variant::Tiles128 => return Vec::new(),
     };
-    let masked = Attention { softcap: Some(2.0), window: Some(3), ..wide };
+    let masked = AttentionConfig { softcap: Some(2.0), window: Some(3), ..wide };
     [narrow, masked].map(|a| case(a, segments(shape), &[variant], MatmulPrecision::Highest)).into()
 }
 
 /// Returns the cases of a precision, on both sides of fragments, blocks and tiles. Each head size is compiled once, which is slow in
 /// software, so there are two: 20 and 36 are not whole fragments, and have several slices.
 pub(super) fn of_precision(precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
-    let of = |head_dim| Attention { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
-    let edges: [Shape; 2] = [&[(0, &[31]), (0, &[33])], &[(0, &[129])]];
-    let mut all: Vec<(Attention, Shape)> =
-        [edges[1], edges[0]].map(|shape| (Attention { window: Some(33), ..of(20) }, shape)).into();
+    let of = |head_dim| AttentionConfig { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
+    let edges: [AttentionShape; 2] = [&[(0, &[31]), (0, &[33])], &[(0, &[129])]];
+    let mut all: Vec<(AttentionConfig, AttentionShape)> =
+        [edges[1], edges[0]].map(|shape| (AttentionConfig { window: Some(33), ..of(20) }, shape)).into();
     all.extend(SHAPES.map(|shape| (of(20), shape)));
-    all.push((Attention { heads: 6, kv_heads: 2, ..of(20) }, SHAPES[3]));
-    all.push((Attention { softcap: Some(0.7), window: Some(40), ..of(36) }, SHAPES[4]));
+    all.push((AttentionConfig { heads: 6, kv_heads: 2, ..of(20) }, SHAPES[3]));
+    all.push((AttentionConfig { softcap: Some(0.7), window: Some(40), ..of(36) }, SHAPES[4]));
     all.into_iter().map(|(a, shape)| case(a, segments(shape), &[], precision)).collect()
 }
 
 /// Builds a batch with ranges and positions alone.
-pub(super) fn segments(shape: &[(usize, &[usize])]) -> Batch {
-    let mut batch = Batch::default();
+pub(super) fn segments(shape: &[(usize, &[usize])]) -> PackedBatch {
+    let mut batch = PackedBatch::default();
     for &(prefix, branches) in shape {
         let start = batch.ranges.len() as u32;
         let n = prefix as u32;
@@ -102,13 +102,18 @@ pub(super) fn segments(shape: &[(usize, &[usize])]) -> Batch {
 }
 
 struct AttentionCase {
-    a: Attention,
-    batch: Batch,
+    a: AttentionConfig,
+    batch: PackedBatch,
     allowed: Vec<Variant>,
     precision: MatmulPrecision,
 }
 
-pub(super) fn case(a: Attention, batch: Batch, allowed: &[Variant], precision: MatmulPrecision) -> Box<dyn Case> {
+pub(super) fn case(
+    a: AttentionConfig,
+    batch: PackedBatch,
+    allowed: &[Variant],
+    precision: MatmulPrecision,
+) -> Box<dyn Case> {
     Box::new(AttentionCase { a, batch, allowed: allowed.to_vec(), precision })
 }
 
@@ -148,7 +153,7 @@ impl AttentionCase {
 
 impl Case for AttentionCase {
     fn label(&self) -> String {
-        let Attention { heads, kv_heads, head_dim, softcap, window, .. } = self.a;
+        let AttentionConfig { heads, kv_heads, head_dim, softcap, window, .. } = self.a;
         let mut label = format!("T={} H={heads} K={kv_heads} E={head_dim}", self.t());
         label += &softcap.map_or(String::new(), |c| format!(" cap={c}"));
         label += &window.map_or(String::new(), |w| format!(" window={w}"));
@@ -156,8 +161,8 @@ impl Case for AttentionCase {
         let variants = if variants.is_empty() { "baseline".into() } else { variants.join(",") };
         format!("{label} {variants} {}", self.precision.name())
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
-        vec![Host::normal(rng, self.t() * self.a.packed().q_stride)]
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
+        vec![HostTensor::normal(rng, self.t() * self.a.packed().q_stride)]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let (e, l) = (self.a.head_dim, self.a.packed());
@@ -201,25 +206,27 @@ impl Case for AttentionCase {
     fn d_y_lens(&self) -> Vec<usize> {
         vec![self.t() * self.a.heads * self.a.head_dim]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         let gpu = rec.gpu();
         let (n, l) = (self.t() * self.a.heads, self.a.packed());
-        let (o, lse, d_qkv) = (gpu.slot(n * self.a.head_dim), gpu.slot(n), gpu.slot(x[0].len()));
+        let (o, lse, d_qkv) =
+            (gpu.alloc_activation(n * self.a.head_dim), gpu.alloc_activation(n), gpu.alloc_activation(x[0].len()));
         let b = &self.batch;
-        let walk = Walk::of(gpu.caps(), &self.allowed, self.precision, self.a.head_dim, longest(&b.ranges));
-        let s = Segments::new(gpu, &b.ranges, &b.positions, &[self.a.window], walk, true);
+        let walk =
+            AttentionImpl::choose(gpu.caps(), &self.allowed, self.precision, self.a.head_dim, longest(&b.ranges));
+        let s = SegmentTable::new(gpu, &b.ranges, &b.positions, &[self.a.window], walk, true);
         attention_fwd(rec, &self.a, &l, &x[0], &x[0], &s, &o, &lse);
-        let saved = Saved { qkv: &x[0], o: &o, lse: &lse };
+        let saved = AttentionSaved { qkv: &x[0], o: &o, lse: &lse };
         attention_bwd(rec, &self.a, &l, saved, &s, &d_y[0], &d_qkv);
-        Outputs { y: vec![o], d_x: vec![Some(d_qkv)] }
+        CaseOutputs { y: vec![o], d_x: vec![Some(d_qkv)] }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         (self.t() * self.a.heads / self.a.kv_heads).max(self.a.head_dim)
     }
     fn precision(&self) -> MatmulPrecision {
         self.precision
     }
-    fn is_taken(&self, caps: &Caps) -> bool {
+    fn is_supported(&self, caps: &Caps) -> bool {
         self.allowed.iter().all(|variant| caps.variants.contains(variant))
     }
     fn cost(&self) -> Cost {

@@ -1,11 +1,11 @@
-//! Specialisations of `attention_coop.wgsl`, and of `attention_halves.wgsl`, which runs before it: sizes by device and head size.
+//! Specialisations of `attention_coop.wgsl`, and of `attention_split_f16.wgsl`, which runs before it: sizes by device and head size.
 
-use super::Entry;
-use crate::gpu::{Caps, Cooperative, MatmulPrecision, Recording, Shader, Slot, grid_1d};
+use super::AttentionEntry;
+use crate::gpu::{Caps, CooperativeMatrix, MatmulPrecision, Recording, Shader, Slot, grid_1d};
 
 /// Specialisation for a device, a precision and a head size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Coop {
+pub(super) struct CoopAttention {
     /// Rows and columns of a fragment: 8 or 16.
     edge: usize,
     /// Invocations per subgroup.
@@ -18,7 +18,7 @@ pub(super) struct Coop {
 
 /// Subgroups per workgroup.
 const SUBGROUPS: usize = 4;
-/// Invocations per workgroup of `attention_halves.wgsl`: one per row.
+/// Invocations per workgroup of `attention_split_f16.wgsl`: one per row.
 const ROWS: usize = 64;
 /// Largest number of columns of the other side's rows that are loaded at a time.
 const SLICE: usize = 32;
@@ -42,7 +42,7 @@ pub(super) struct HalvesParams {
 }
 
 /// Heads in a slot: `n` heads side by side from `start`, in rows of `stride` elements.
-pub(super) struct Heads<'a> {
+pub(super) struct HeadRows<'a> {
     pub slot: &'a Slot,
     pub n: usize,
     pub start: usize,
@@ -50,17 +50,17 @@ pub(super) struct Heads<'a> {
 }
 
 /// Heads split into f16, which `attention_coop.wgsl` reads instead of q, k, v and d_o.
-pub(super) struct Halves {
+pub(super) struct SplitF16 {
     /// (heads, planes, T, WIDTH) f16.
     pub values: Slot,
     /// (heads, T), exponent of the power of two that scales each row.
     pub levels: Slot,
 }
 
-impl Coop {
+impl CoopAttention {
     /// Returns the specialisation, if the precision asks for it, and the head size and the device's workgroup memory allow it.
-    pub fn of(caps: &Caps, precision: MatmulPrecision, head_dim: usize) -> Option<Self> {
-        let Cooperative { edge, subgroup } = caps.cooperative?;
+    pub fn choose(caps: &Caps, precision: MatmulPrecision, head_dim: usize) -> Option<Self> {
+        let CooperativeMatrix { edge, subgroup } = caps.cooperative?;
         let split = match precision {
             MatmulPrecision::Highest => return None,
             MatmulPrecision::High => true,
@@ -76,7 +76,7 @@ impl Coop {
     fn fits(self, workgroup_bytes: usize) -> bool {
         let in_registers = |entry| self.is_cpu || self.registers(entry) <= MOST_REGISTERS;
         let fits = |entry| in_registers(entry) && self.workgroup_bytes(entry) <= workgroup_bytes;
-        self.head_dim >= LEAST && self.head_dim.is_multiple_of(4) && Entry::ALL.into_iter().all(fits)
+        self.head_dim >= LEAST && self.head_dim.is_multiple_of(4) && AttentionEntry::ALL.into_iter().all(fits)
     }
 
     /// Returns the shader's BLOCK: rows of the other side per block. CPUs get fewer, because their compilers take long for these; likewise
@@ -86,29 +86,29 @@ impl Coop {
     }
 
     /// Returns the outputs of an invocation, if no subgroups shared rows.
-    fn unshared(self, entry: Entry) -> usize {
-        let outputs = if matches!(entry, Entry::BackwardKv) { 2 } else { 1 };
+    fn unshared(self, entry: AttentionEntry) -> usize {
+        let outputs = if matches!(entry, AttentionEntry::BackwardKv) { 2 } else { 1 };
         outputs * self.head_dim.div_ceil(self.edge) * self.edge * self.edge / self.subgroup
     }
 
     /// Returns the shader's SHARE: subgroups that own the same rows.
-    fn share(self, entry: Entry) -> usize {
+    fn share(self, entry: AttentionEntry) -> usize {
         // On CPUs, sharing halves the outputs' products, which saves the compiler more than it costs.
         if self.is_cpu || self.unshared(entry) > REGISTERS { 2 } else { 1 }
     }
 
-    fn registers(self, entry: Entry) -> usize {
+    fn registers(self, entry: AttentionEntry) -> usize {
         self.unshared(entry) / self.share(entry)
     }
 
     /// Returns the shader's WIDTH, one for all kernels: whole fragments for each subgroup that shares rows.
     fn width(self) -> usize {
-        let share = Entry::ALL.into_iter().map(|entry| self.share(entry)).max().unwrap_or(1);
+        let share = AttentionEntry::ALL.into_iter().map(|entry| self.share(entry)).max().unwrap_or(1);
         self.head_dim.next_multiple_of(self.edge * share)
     }
 
     /// Returns the shader's SLICE: columns of the other side's rows that are loaded at a time.
-    fn slice(self, entry: Entry) -> usize {
+    fn slice(self, entry: AttentionEntry) -> usize {
         let least = self.edge * self.share(entry);
         let most = if self.is_cpu { least } else { SLICE };
         let fits = |slice: &usize| self.width().is_multiple_of(*slice);
@@ -116,12 +116,12 @@ impl Coop {
     }
 
     /// Returns the rows that a workgroup owns.
-    pub fn rows(self, entry: Entry) -> usize {
+    pub fn rows(self, entry: AttentionEntry) -> usize {
         SUBGROUPS / self.share(entry) * self.edge
     }
 
     /// Returns the bytes of workgroup memory that the shader declares.
-    fn workgroup_bytes(self, entry: Entry) -> usize {
+    fn workgroup_bytes(self, entry: AttentionEntry) -> usize {
         let rows = self.rows(entry);
         let halves = self.block() * (self.slice(entry) + PAD) + rows * (self.block() + PAD);
         let words = rows * (self.block() + PAD / 2) + SUBGROUPS * self.subgroup + 1;
@@ -132,7 +132,7 @@ impl Coop {
         if self.split { 2 } else { 1 }
     }
 
-    pub fn shader(self, entry: Entry) -> Shader {
+    pub fn shader(self, entry: AttentionEntry) -> Shader {
         let names = ["attention_coop_fwd", "attention_coop_bwd_q", "attention_coop_bwd_kv"];
         let shader = Shader::new("attention_coop", names[entry as usize])
             .with("SPLIT", f64::from(u8::from(self.split)))
@@ -146,7 +146,7 @@ impl Coop {
     }
 
     fn halves_shader(self) -> Shader {
-        Shader::new("attention_halves", "attention_halves")
+        Shader::new("attention_split_f16", "attention_split_f16")
             .with("SPLIT", f64::from(u8::from(self.split)))
             .with("E", self.head_dim as f64)
             .with("WIDTH", self.width() as f64)
@@ -159,17 +159,20 @@ impl Coop {
         devices.into_iter().flat_map(of).collect()
     }
 
-    /// Returns the specialisations of `attention_halves.wgsl` for heads of 64.
+    /// Returns the specialisations of `attention_split_f16.wgsl` for heads of 64.
     pub fn halves_shaders() -> Vec<Shader> {
         Self::all(64).into_iter().map(Self::halves_shader).collect()
     }
 
     /// Splits heads of `t` rows each into f16, one head after the other.
-    pub fn halves(self, rec: &mut Recording, t: usize, all: &[Heads]) -> Halves {
+    pub fn halves(self, rec: &mut Recording, t: usize, all: &[HeadRows]) -> SplitF16 {
         let n_heads: usize = all.iter().map(|heads| heads.n).sum();
         // A tile's fragments may begin at the last row.
         let rows = n_heads * self.planes() * t + SUBGROUPS * self.edge;
-        let halves = Halves { values: rec.gpu().slot(rows * self.width() / 2), levels: rec.gpu().slot(n_heads * t) };
+        let halves = SplitF16 {
+            values: rec.gpu().alloc_activation(rows * self.width() / 2),
+            levels: rec.gpu().alloc_activation(n_heads * t),
+        };
         let mut first_head = 0;
         for heads in all {
             let params = HalvesParams {
@@ -192,14 +195,16 @@ mod tests {
     use super::*;
 
     fn device(edge: u32, subgroup: u32, workgroup_bytes: u32) -> Caps {
-        Caps { cooperative: Some(Cooperative { edge, subgroup }), workgroup_bytes, ..Caps::baseline() }
+        Caps { cooperative: Some(CooperativeMatrix { edge, subgroup }), workgroup_bytes, ..Caps::baseline() }
     }
 
     /// Every model's head size has a specialisation with the usual 32 KiB of workgroup memory, and none with the baseline's 16 KiB.
     #[test]
     fn sizes_by_device_and_head_size() {
         let high = MatmulPrecision::High;
-        let shares = |caps: &Caps, e| Coop::of(caps, high, e).map(|c| Entry::ALL.map(|entry| c.share(entry)));
+        let shares = |caps: &Caps, e| {
+            CoopAttention::choose(caps, high, e).map(|c| AttentionEntry::ALL.map(|entry| c.share(entry)))
+        };
         let tensor_cores = device(16, 32, 32 << 10);
         assert_eq!(shares(&tensor_cores, 64), Some([1, 1, 1]));
         assert_eq!(shares(&tensor_cores, 80), Some([1, 1, 1]));
@@ -209,15 +214,15 @@ mod tests {
         assert!((12..=256).step_by(4).all(|e| shares(&tensor_cores, e).is_some_and(|s| s[0] == s[1])));
         assert_eq!([8, 66, 512].map(|e| shares(&tensor_cores, e)), [None; 3]);
         assert_eq!(shares(&device(16, 32, 16 << 10), 64), None);
-        assert_eq!(Coop::of(&tensor_cores, MatmulPrecision::Highest, 64), None);
-        assert_eq!(Coop::of(&Caps::baseline(), high, 64), None);
+        assert_eq!(CoopAttention::choose(&tensor_cores, MatmulPrecision::Highest, 64), None);
+        assert_eq!(CoopAttention::choose(&Caps::baseline(), high, 64), None);
     }
 
     /// The shader relies on these divisions having no remainder.
     #[test]
     fn sizes_are_whole() {
-        for coop in (12..=256).step_by(4).flat_map(Coop::all).filter(|c| c.fits(32 << 10)) {
-            for entry in Entry::ALL {
+        for coop in (12..=256).step_by(4).flat_map(CoopAttention::all).filter(|c| c.fits(32 << 10)) {
+            for entry in AttentionEntry::ALL {
                 let fragments = coop.edge * coop.share(entry);
                 let (rows, slice) = (coop.rows(entry), coop.slice(entry));
                 assert!([coop.block(), slice, coop.width()].iter().all(|n| n.is_multiple_of(fragments)), "{coop:?}");

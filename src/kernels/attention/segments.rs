@@ -1,21 +1,21 @@
 //! Keys that each query sees, as the shaders read them: views of queries and walks of tiles (`shaders/shared/scores.wgsl`).
 
-use super::runs::{Walks, over_positions};
-use super::walk::Walk;
+use super::attention_impl::AttentionImpl;
+use super::segment_tiles::{TileKeyRanges, over_positions};
 use crate::gpu::{Gpu, Slot};
-use crate::kernels::packed_batch::Batch;
+use crate::kernels::packed_batch::PackedBatch;
 
 /// Keys that each query sees, on the device: a table per window of a model's layers.
 #[derive(Debug)]
-pub struct Segments {
-    tables: Vec<Table>,
+pub struct SegmentTable {
+    tables: Vec<WindowRanges>,
     pub(super) t: usize,
-    pub(super) walk: Walk,
+    pub(super) walk: AttentionImpl,
 }
 
 /// Table for the layers of one window.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct WindowRanges {
     window: Option<usize>,
     /// Views of queries, walks of tiles of queries, walks of tiles of keys: vec4s of u32.
     pub quads: Slot,
@@ -27,18 +27,18 @@ pub(super) struct Table {
     pub pairs: u64,
 }
 
-impl Segments {
-    /// Builds the tables for training: queries and keys are the batch's tokens, heads lie as in [`super::Attention::packed`].
-    pub fn of_batch(gpu: &Gpu, batch: &Batch, head_dim: usize, windows: &[Option<usize>]) -> Self {
+impl SegmentTable {
+    /// Builds the tables for training: queries and keys are the batch's tokens, heads lie as in [`super::AttentionConfig::packed`].
+    pub fn of_batch(gpu: &Gpu, batch: &PackedBatch, head_dim: usize, windows: &[Option<usize>]) -> Self {
         let caps = gpu.caps();
-        let walk = Walk::of(caps, &caps.variants, caps.matmul_precision, head_dim, longest(&batch.ranges));
+        let walk = AttentionImpl::choose(caps, &caps.variants, caps.matmul_precision, head_dim, longest(&batch.ranges));
         Self::new(gpu, &batch.ranges, &batch.positions, windows, walk, true)
     }
 
     /// Builds the tables for generation: `ranges` index a KV cache. Queries of different sequences see different keys, so tiles are one
     /// query.
     pub fn of_cache(gpu: &Gpu, ranges: &[[u32; 4]], positions: &[u32], windows: &[Option<usize>]) -> Self {
-        Self::new(gpu, ranges, positions, windows, Walk::Rows(1), false)
+        Self::new(gpu, ranges, positions, windows, AttentionImpl::Rows(1), false)
     }
 
     pub(super) fn new(
@@ -46,31 +46,31 @@ impl Segments {
         ranges: &[[u32; 4]],
         positions: &[u32],
         windows: &[Option<usize>],
-        walk: Walk,
+        walk: AttentionImpl,
         keys_are_queries: bool,
     ) -> Self {
         let t = ranges.len();
         let table = |&window: &Option<usize>| {
-            let views = views(ranges, positions, window);
+            let views = key_ranges(ranges, positions, window);
             let pairs = views.iter().map(|v| u64::from(v[1] - v[0] + v[3] - v[2])).sum();
             let [queries, keys] = walk.tiles();
-            let Walks { of_queries, of_keys, groups } = match walk {
-                Walk::Coop(_) => over_positions(ranges, positions, window, [queries, keys]),
+            let TileKeyRanges { of_queries, of_keys, groups } = match walk {
+                AttentionImpl::Coop(_) => over_positions(ranges, positions, window, [queries, keys]),
                 _ => {
                     let of_keys = if keys_are_queries { over_queries(&views, keys) } else { Vec::new() };
                     let groups = [t.div_ceil(queries), of_keys.len()];
-                    Walks { of_queries: over_keys(&views, queries), of_keys, groups }
+                    TileKeyRanges { of_queries: over_keys(&views, queries), of_keys, groups }
                 }
             };
             let key_tiles = t + of_queries.len();
             let quads = gpu.upload([views, of_queries, of_keys].concat().as_flattened());
-            Table { window, quads, key_tiles, groups, pairs }
+            WindowRanges { window, quads, key_tiles, groups, pairs }
         };
         Self { tables: windows.iter().map(table).collect(), t, walk }
     }
 
     /// Returns the table for layers of a window.
-    pub(super) fn table(&self, window: Option<usize>) -> &Table {
+    pub(super) fn table(&self, window: Option<usize>) -> &WindowRanges {
         let found = self.tables.iter().find(|t| t.window == window);
         found.expect("segments are made for every window of the model")
     }
@@ -83,7 +83,7 @@ pub(super) fn longest(ranges: &[[u32; 4]]) -> usize {
 
 /// Returns what each query sees: its ranges, less the keys as far from it as the window. Own keys end with the query itself; a prefix
 /// starts at position 0.
-fn views(ranges: &[[u32; 4]], positions: &[u32], window: Option<usize>) -> Vec<[u32; 4]> {
+fn key_ranges(ranges: &[[u32; 4]], positions: &[u32], window: Option<usize>) -> Vec<[u32; 4]> {
     let view = |(&[prefix, prefix_end, own, own_end], &position): (&[u32; 4], &u32)| match window {
         None => [prefix, prefix_end, own, own_end],
         Some(window) => {
@@ -142,7 +142,7 @@ mod tests {
     }
 
     /// Returns whether query i sees key j, by definition: positions of keys are looked up.
-    fn sees(batch: &Batch, window: Option<usize>, i: usize, j: usize) -> bool {
+    fn sees(batch: &PackedBatch, window: Option<usize>, i: usize, j: usize) -> bool {
         let r = batch.ranges[i].map(|x| x as usize);
         let in_range = (r[0]..r[1]).contains(&j) || (r[2]..r[3]).contains(&j);
         in_range && window.is_none_or(|w| ((batch.positions[i] - batch.positions[j]) as usize) < w)
@@ -160,7 +160,7 @@ mod tests {
         let all = || (0..t).flat_map(|i| (0..t).map(move |j| (i, j)));
         let mut seen_by_window = Vec::new();
         for window in [None, Some(1), Some(4), Some(11), Some(100)] {
-            let views = views(&batch.ranges, &batch.positions, window);
+            let views = key_ranges(&batch.ranges, &batch.positions, window);
             let seen: Vec<_> = all().filter(|&(i, j)| sees(&batch, window, i, j)).collect();
             assert_eq!(all().filter(|&(i, j)| holds(&views[i], j)).collect::<Vec<_>>(), seen, "{window:?}");
             for tile in [1, 4, 7, 64] {
@@ -191,8 +191,8 @@ mod tests {
     fn walks_are_short() {
         let (t, tile, window) = (2048, 64, 256);
         let batch = segments(&[(0, &[t])]);
-        let walked = |batch: &Batch, window| {
-            let views = views(&batch.ranges, &batch.positions, window);
+        let walked = |batch: &PackedBatch, window| {
+            let views = key_ranges(&batch.ranges, &batch.positions, window);
             [pairs(&over_keys(&views, tile), tile), pairs(&over_queries(&views, tile), tile)]
         };
         // A tile's last query sees all before it, or `window` keys behind those that its first query sees.

@@ -1,6 +1,6 @@
 //! Specialisations of `attention_tiles.wgsl`: sizes by head size.
 
-use super::Entry;
+use super::AttentionEntry;
 use crate::gpu::Shader;
 
 /// Rows of the other side per block: the shader's BLOCK.
@@ -17,41 +17,43 @@ const REGISTERS: usize = 80;
 
 /// Division of a workgroup's tile among invocations, for a head size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tiles {
+pub(super) struct AttentionTiles {
     head_dim: usize,
 }
 
-impl Tiles {
+impl AttentionTiles {
     /// Returns the tiles for heads of whole vec4s, unless they are so wide that an invocation would keep too much.
-    pub fn of(head_dim: usize) -> Option<Self> {
+    pub fn for_head_dim(head_dim: usize) -> Option<Self> {
         let tiles = Self { head_dim };
-        let fits = head_dim.is_multiple_of(4) && head_dim > 0 && Entry::ALL.iter().all(|&e| tiles.across(e).is_some());
+        let fits = head_dim.is_multiple_of(4)
+            && head_dim > 0
+            && AttentionEntry::ALL.iter().all(|&e| tiles.across(e).is_some());
         fits.then_some(tiles)
     }
 
     /// Returns the shader's ACROSS: the fewest invocations that share 4 rows and have enough registers.
-    fn across(self, entry: Entry) -> Option<usize> {
+    fn across(self, entry: AttentionEntry) -> Option<usize> {
         let (outputs, scores) = match entry {
-            Entry::Forward => (1, 1),
-            Entry::BackwardQ => (1, 2),
-            Entry::BackwardKv => (2, 2),
+            AttentionEntry::Forward => (1, 1),
+            AttentionEntry::BackwardQ => (1, 2),
+            AttentionEntry::BackwardKv => (2, 2),
         };
         let wide = |across| (self.head_dim / 4).div_ceil(across);
         let kept = |across| outputs * 16 * wide(across) + scores * 4 * BLOCK / across;
         [8, 16, 32].into_iter().find(|&across| kept(across) <= REGISTERS)
     }
 
-    fn across_and_down(self, entry: Entry) -> [usize; 2] {
-        let across = self.across(entry).expect("of() found one");
+    fn across_and_down(self, entry: AttentionEntry) -> [usize; 2] {
+        let across = self.across(entry).expect("for_head_dim found one");
         [across, DOWN.min(INVOCATIONS / across)]
     }
 
     /// Returns the rows that a workgroup owns.
-    pub fn rows(self, entry: Entry) -> usize {
+    pub fn rows(self, entry: AttentionEntry) -> usize {
         4 * self.across_and_down(entry)[1]
     }
 
-    pub fn shader(self, entry: Entry) -> Shader {
+    pub fn shader(self, entry: AttentionEntry) -> Shader {
         let names = ["attention_tiles_fwd", "attention_tiles_bwd_q", "attention_tiles_bwd_kv"];
         let (quads, [across, down]) = (self.head_dim / 4, self.across_and_down(entry));
         let slice = (1..=SLICE).rfind(|&s| quads.is_multiple_of(s)).expect("1 divides all");
@@ -72,8 +74,8 @@ mod tests {
     #[test]
     fn sizes_by_head_size() {
         let sizes = |e: usize| {
-            let tiles = Tiles::of(e)?;
-            Some(Entry::ALL.map(|entry| tiles.across_and_down(entry)))
+            let tiles = AttentionTiles::for_head_dim(e)?;
+            Some(AttentionEntry::ALL.map(|entry| tiles.across_and_down(entry)))
         };
         assert_eq!(sizes(64), Some([[8, 16], [8, 16], [16, 16]]));
         assert_eq!(sizes(80), Some([[8, 16], [8, 16], [16, 16]]));

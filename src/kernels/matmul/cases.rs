@@ -1,9 +1,11 @@
 //! Cases of matrix products: all three of a linear layer, and single ones.
 
-use super::{Epilogue, Matrix, Operands, Orientation, Product, Second, Storage, Way, launch};
+use super::{
+    Epilogue, LinearPass, LowRank, MatmulDesc, MatmulImpl, MatmulOperands, OperandMatrix, WeightFormat, launch,
+};
 use crate::gpu::{Caps, Gpu, MatmulPrecision, Recording, Slot, Variant};
-use crate::kernels::storage::Packed;
-use crate::kernels::{Case, Cost, Host, Outputs};
+use crate::kernels::storage::PackedWeight;
+use crate::kernels::{Case, CaseOutputs, Cost, HostTensor};
 use crate::rng::Rng;
 
 /// Case of y = 0.5·x·Wᵀ and its gradients: all three products, with C in the middle of a wider slot.
@@ -11,7 +13,7 @@ pub(super) struct LinearCase {
     pub t: usize,
     pub n_out: usize,
     pub n_in: usize,
-    pub storage: Storage,
+    pub storage: WeightFormat,
     /// Allowed variants; none of them is the baseline.
     pub allowed: Vec<Variant>,
     /// Precision: one below the highest replaces any variant.
@@ -21,8 +23,8 @@ pub(super) struct LinearCase {
 /// Case of one product, to time it.
 #[derive(Debug, Clone)]
 pub(super) struct ProductCase {
-    pub orientation: Orientation,
-    pub storage: Storage,
+    pub orientation: LinearPass,
+    pub storage: WeightFormat,
     pub t: usize,
     pub n_out: usize,
     pub n_in: usize,
@@ -31,28 +33,28 @@ pub(super) struct ProductCase {
 }
 
 impl ProductCase {
-    pub fn ways(&self, caps: &Caps) -> Vec<Way> {
+    pub fn ways(&self, caps: &Caps) -> Vec<MatmulImpl> {
         let gpu = Gpu::plan(caps.clone());
         let (p, [(_, a_stride), (_, b_stride)]) = (self.product(), self.shapes());
-        let slot = gpu.slot(1);
-        let matrices = [a_stride, b_stride, p.n].map(|stride| Matrix::new(&slot, stride));
-        super::ways(caps, &p, matrices, &self.allowed)
+        let slot = gpu.alloc_activation(1);
+        let matrices = [a_stride, b_stride, p.n].map(|stride| OperandMatrix::new(&slot, stride));
+        super::candidates(caps, &p, matrices, &self.allowed)
     }
-    pub fn product(&self) -> Product {
+    pub fn product(&self) -> MatmulDesc {
         let (m, n, k) = match self.orientation {
-            Orientation::Forward => (self.t, self.n_out, self.n_in),
-            Orientation::BackwardX => (self.t, self.n_in, self.n_out),
-            Orientation::BackwardW => (self.n_out, self.n_in, self.t),
+            LinearPass::Forward => (self.t, self.n_out, self.n_in),
+            LinearPass::BackwardX => (self.t, self.n_in, self.n_out),
+            LinearPass::BackwardW => (self.n_out, self.n_in, self.t),
         };
-        Product { orientation: self.orientation, storage: self.storage, m, n, k, alpha: 1.0, accumulate: false }
+        MatmulDesc { orientation: self.orientation, storage: self.storage, m, n, k, alpha: 1.0, accumulate: false }
     }
     /// Returns (rows, columns) of A and of B, as stored.
     fn shapes(&self) -> [(usize, usize); 2] {
         let (x, w, y) = ((self.t, self.n_in), (self.n_out, self.n_in), (self.t, self.n_out));
         match self.orientation {
-            Orientation::Forward => [x, w],
-            Orientation::BackwardX => [y, w],
-            Orientation::BackwardW => [y, x],
+            LinearPass::Forward => [x, w],
+            LinearPass::BackwardX => [y, w],
+            LinearPass::BackwardW => [y, x],
         }
     }
 }
@@ -62,37 +64,41 @@ impl Case for ProductCase {
         let Self { orientation, storage, t, n_out, n_in, .. } = self;
         format!("{orientation:?} {storage:?} T={t} out={n_out} in={n_in}")
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let [(a_rows, a_columns), (rows, columns)] = self.shapes();
-        let a = Host::normal(rng, a_rows * a_columns);
+        let a = HostTensor::normal(rng, a_rows * a_columns);
         let b = (0..rows * columns).map(|_| rng.normal()).collect();
-        let words = Packed::new(self.storage, b, columns).part(0, rows, columns);
-        vec![a, Host::Packed { values: self.storage.unpack(&words, rows, columns), words }]
+        let words = PackedWeight::new(self.storage, b, columns).part(0, rows, columns);
+        vec![a, HostTensor::Packed { values: self.storage.unpack(&words, rows, columns), words }]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let (p, [(_, a_stride), (_, b_stride)]) = (self.product(), self.shapes());
         let at = |m: usize, k: usize| {
-            if p.orientation == Orientation::BackwardW { k * a_stride + m } else { m * a_stride + k }
+            if p.orientation == LinearPass::BackwardW { k * a_stride + m } else { m * a_stride + k }
         };
         let bt = |k: usize, n: usize| {
-            if p.orientation == Orientation::Forward { n * b_stride + k } else { k * b_stride + n }
+            if p.orientation == LinearPass::Forward { n * b_stride + k } else { k * b_stride + n }
         };
         let value = |i: usize| (0..p.k).map(|k| x[0][at(i / p.n, k)] * x[1][bt(k, i % p.n)]).sum();
         vec![(0..p.m * p.n).map(value).collect()]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
         let (p, [(_, a_stride), (_, b_stride)]) = (self.product(), self.shapes());
-        let y = rec.gpu().slot(p.m * p.n);
+        let y = rec.gpu().alloc_activation(p.m * p.n);
         launch(
             rec,
             &p,
-            Operands::new(Matrix::new(&x[0], a_stride), Matrix::new(&x[1], b_stride), Matrix::new(&y, p.n)),
+            MatmulOperands::new(
+                OperandMatrix::new(&x[0], a_stride),
+                OperandMatrix::new(&x[1], b_stride),
+                OperandMatrix::new(&y, p.n),
+            ),
             &self.allowed,
             self.precision,
         );
-        Outputs { y: vec![y], d_x: Vec::new() }
+        CaseOutputs { y: vec![y], d_x: Vec::new() }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.product().k
     }
     fn precision(&self) -> MatmulPrecision {
@@ -112,14 +118,14 @@ const COLUMN: usize = 4;
 const BEFORE: usize = 3;
 
 impl LinearCase {
-    fn product(&self, orientation: Orientation) -> Product {
+    fn product(&self, orientation: LinearPass) -> MatmulDesc {
         let (m, n, k) = match orientation {
-            Orientation::Forward => (self.t, self.n_out, self.n_in),
-            Orientation::BackwardX => (self.t, self.n_in, self.n_out),
-            Orientation::BackwardW => (self.n_out, self.n_in, self.t),
+            LinearPass::Forward => (self.t, self.n_out, self.n_in),
+            LinearPass::BackwardX => (self.t, self.n_in, self.n_out),
+            LinearPass::BackwardW => (self.n_out, self.n_in, self.t),
         };
-        let storage = if orientation == Orientation::BackwardW { Storage::F32 } else { self.storage };
-        Product { orientation, storage, m, n, k, alpha: ALPHA, accumulate: true }
+        let storage = if orientation == LinearPass::BackwardW { WeightFormat::F32 } else { self.storage };
+        MatmulDesc { orientation, storage, m, n, k, alpha: ALPHA, accumulate: true }
     }
 }
 
@@ -131,11 +137,11 @@ impl Case for LinearCase {
         };
         format!("T={} out={} in={} {:?} {variant}", self.t, self.n_out, self.n_in, self.storage)
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let w = (0..(BEFORE + self.n_out) * self.n_in).map(|_| rng.normal()).collect();
-        let words = Packed::new(self.storage, w, self.n_in).part(BEFORE, self.n_out, self.n_in);
+        let words = PackedWeight::new(self.storage, w, self.n_in).part(BEFORE, self.n_out, self.n_in);
         let values = self.storage.unpack(&words, self.n_out, self.n_in);
-        vec![Host::normal(rng, self.t * self.n_in), Host::Packed { values, words }]
+        vec![HostTensor::normal(rng, self.t * self.n_in), HostTensor::Packed { values, words }]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let width = self.n_out + COLUMN;
@@ -166,28 +172,32 @@ impl Case for LinearCase {
     fn d_y_lens(&self) -> Vec<usize> {
         vec![self.t * (self.n_out + COLUMN)]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         let (gpu, width) = (rec.gpu(), self.n_out + COLUMN);
         let (allowed, precision) = (self.allowed.as_slice(), self.precision);
-        let (y, d_x, d_w) = (gpu.slot(self.t * width), gpu.slot(x[0].len()), gpu.slot(self.n_out * self.n_in));
+        let (y, d_x, d_w) = (
+            gpu.alloc_activation(self.t * width),
+            gpu.alloc_activation(x[0].len()),
+            gpu.alloc_activation(self.n_out * self.n_in),
+        );
         [&y, &d_x, &d_w].iter().for_each(|s| rec.clear(s));
-        let (input, weight) = (Matrix::new(&x[0], self.n_in), Matrix::new(&x[1], self.n_in));
-        let out = Matrix::new(&y, width).columns_from(COLUMN);
-        let d_out = Matrix::new(&d_y[0], width).columns_from(COLUMN);
-        launch(rec, &self.product(Orientation::Forward), Operands::new(input, weight, out), allowed, precision);
-        let operands = Operands::new(d_out, weight, Matrix::new(&d_x, self.n_in));
-        launch(rec, &self.product(Orientation::BackwardX), operands, allowed, precision);
-        let operands = Operands::new(d_out, input, Matrix::new(&d_w, self.n_in));
-        launch(rec, &self.product(Orientation::BackwardW), operands, allowed, precision);
-        Outputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w)] }
+        let (input, weight) = (OperandMatrix::new(&x[0], self.n_in), OperandMatrix::new(&x[1], self.n_in));
+        let out = OperandMatrix::new(&y, width).columns_from(COLUMN);
+        let d_out = OperandMatrix::new(&d_y[0], width).columns_from(COLUMN);
+        launch(rec, &self.product(LinearPass::Forward), MatmulOperands::new(input, weight, out), allowed, precision);
+        let operands = MatmulOperands::new(d_out, weight, OperandMatrix::new(&d_x, self.n_in));
+        launch(rec, &self.product(LinearPass::BackwardX), operands, allowed, precision);
+        let operands = MatmulOperands::new(d_out, input, OperandMatrix::new(&d_w, self.n_in));
+        launch(rec, &self.product(LinearPass::BackwardW), operands, allowed, precision);
+        CaseOutputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w)] }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.n_in.max(self.n_out).max(self.t)
     }
     fn precision(&self) -> MatmulPrecision {
         self.precision
     }
-    fn is_taken(&self, caps: &Caps) -> bool {
+    fn is_supported(&self, caps: &Caps) -> bool {
         self.allowed.iter().all(|variant| caps.variants.contains(variant))
     }
     fn cost(&self) -> Cost {
@@ -207,15 +217,15 @@ pub(super) struct LowRankCase {
 
 impl LowRankCase {
     /// Shapes (T, n_out, n_in, W's storage, rank): both sides of a slice of 16, and of few columns and rows; a rank that takes two passes.
-    pub const SHAPES: [(usize, usize, usize, Storage, usize); 8] = [
-        (1, 4, 4, Storage::F32, 4),
-        (3, 5, 64, Storage::F32, 8),
-        (70, 132, 260, Storage::F32, 8),
-        (33, 68, 128, Storage::Bf16, 16),
-        (37, 132, 132, Storage::Bf16, 20),
-        (33, 12, 72, Storage::Int8, 64),
-        (129, 124, 192, Storage::Nf4, 8),
-        (33, 68, 36, Storage::F32, 6),
+    pub const SHAPES: [(usize, usize, usize, WeightFormat, usize); 8] = [
+        (1, 4, 4, WeightFormat::F32, 4),
+        (3, 5, 64, WeightFormat::F32, 8),
+        (70, 132, 260, WeightFormat::F32, 8),
+        (33, 68, 128, WeightFormat::Bf16, 16),
+        (37, 132, 132, WeightFormat::Bf16, 20),
+        (33, 12, 72, WeightFormat::Int8, 64),
+        (129, 124, 192, WeightFormat::Nf4, 8),
+        (33, 68, 36, WeightFormat::F32, 6),
     ];
 }
 
@@ -223,11 +233,11 @@ impl Case for LowRankCase {
     fn label(&self) -> String {
         format!("R={} {}", self.rank, self.linear.label())
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let LinearCase { t, n_out, n_in, .. } = self.linear;
         let mut all = self.linear.inputs(rng);
         let others = [t * n_out, t * self.rank, n_out * self.rank, self.rank * n_in];
-        all.extend(others.map(|n| Host::normal(rng, n)));
+        all.extend(others.map(|n| HostTensor::normal(rng, n)));
         all
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
@@ -247,28 +257,38 @@ impl Case for LowRankCase {
         };
         vec![(0..t * n_out).map(y).collect(), (0..t * n_in).map(d_x).collect()]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
         let LinearCase { t, n_out, n_in, ref allowed, precision, .. } = self.linear;
         let (r, gpu) = (self.rank, rec.gpu());
-        let (y, d_x) = (gpu.slot(t * n_out), gpu.slot(t * n_in));
+        let (y, d_x) = (gpu.alloc_activation(t * n_out), gpu.alloc_activation(t * n_in));
         let mut product = |orientation, a, c, b2| {
-            let p = Product { accumulate: false, ..self.linear.product(orientation) };
-            let second = Some(Second { storage: Storage::F32, k: r, a: Matrix::new(&x[3], r), b: b2 });
-            let operands = Operands { second, ..Operands::new(a, Matrix::new(&x[1], n_in), c) };
+            let p = MatmulDesc { accumulate: false, ..self.linear.product(orientation) };
+            let second = Some(LowRank { storage: WeightFormat::F32, k: r, a: OperandMatrix::new(&x[3], r), b: b2 });
+            let operands = MatmulOperands { second, ..MatmulOperands::new(a, OperandMatrix::new(&x[1], n_in), c) };
             launch(rec, &p, operands, allowed, precision);
         };
-        product(Orientation::Forward, Matrix::new(&x[0], n_in), Matrix::new(&y, n_out), Matrix::new(&x[4], r));
-        product(Orientation::BackwardX, Matrix::new(&x[2], n_out), Matrix::new(&d_x, n_in), Matrix::new(&x[5], n_in));
-        Outputs { y: vec![y, d_x], d_x: Vec::new() }
+        product(
+            LinearPass::Forward,
+            OperandMatrix::new(&x[0], n_in),
+            OperandMatrix::new(&y, n_out),
+            OperandMatrix::new(&x[4], r),
+        );
+        product(
+            LinearPass::BackwardX,
+            OperandMatrix::new(&x[2], n_out),
+            OperandMatrix::new(&d_x, n_in),
+            OperandMatrix::new(&x[5], n_in),
+        );
+        CaseOutputs { y: vec![y, d_x], d_x: Vec::new() }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.linear.n_in.max(self.linear.n_out) + self.rank
     }
     fn precision(&self) -> MatmulPrecision {
         self.linear.precision
     }
-    fn is_taken(&self, caps: &Caps) -> bool {
-        self.linear.is_taken(caps)
+    fn is_supported(&self, caps: &Caps) -> bool {
+        self.linear.is_supported(caps)
     }
     fn cost(&self) -> Cost {
         let LinearCase { t, n_out, n_in, storage, .. } = self.linear;
@@ -288,7 +308,7 @@ pub(super) struct EpilogueCase {
 }
 
 /// Shape of a case: (T, n_out, n_in, W's storage, rank, bias, residual).
-type EpilogueShape = (usize, usize, usize, Storage, usize, bool, bool);
+type EpilogueShape = (usize, usize, usize, WeightFormat, usize, bool, bool);
 
 /// First element of the bias: not at a vec4, because a trained weight may be split anywhere.
 const BIAS_START: usize = 3;
@@ -297,15 +317,15 @@ impl EpilogueCase {
     /// Shapes with one pair, two, and two in two passes; with few rows and columns and with many; with bias and residual together and
     /// alone.
     pub const SHAPES: [EpilogueShape; 9] = [
-        (1, 4, 4, Storage::F32, 0, true, true),
-        (3, 5, 64, Storage::F32, 8, true, false),
-        (40, 12, 36, Storage::F32, 0, false, true),
-        (70, 132, 260, Storage::F32, 0, true, true),
-        (33, 68, 128, Storage::Bf16, 16, true, true),
-        (37, 132, 132, Storage::Bf16, 0, true, false),
-        (33, 12, 72, Storage::Int8, 0, true, true),
-        (129, 124, 192, Storage::Nf4, 64, false, true),
-        (33, 68, 36, Storage::F32, 6, true, true),
+        (1, 4, 4, WeightFormat::F32, 0, true, true),
+        (3, 5, 64, WeightFormat::F32, 8, true, false),
+        (40, 12, 36, WeightFormat::F32, 0, false, true),
+        (70, 132, 260, WeightFormat::F32, 0, true, true),
+        (33, 68, 128, WeightFormat::Bf16, 16, true, true),
+        (37, 132, 132, WeightFormat::Bf16, 0, true, false),
+        (33, 12, 72, WeightFormat::Int8, 0, true, true),
+        (129, 124, 192, WeightFormat::Nf4, 64, false, true),
+        (33, 68, 36, WeightFormat::F32, 6, true, true),
     ];
 
     pub fn new(shape: EpilogueShape, allowed: Vec<Variant>, precision: MatmulPrecision) -> Self {
@@ -319,12 +339,12 @@ impl Case for EpilogueCase {
         let Self { linear, rank, bias, residual } = self;
         format!("R={rank} bias={bias} residual={residual} {}", linear.label())
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let LinearCase { t, n_out, .. } = self.linear;
         let mut all = self.linear.inputs(rng);
         // What there is none of is never read.
         let others = [t * self.rank, n_out * self.rank, BIAS_START + n_out, t * (n_out + COLUMN)];
-        all.extend(others.map(|n| Host::normal(rng, n.max(1))));
+        all.extend(others.map(|n| HostTensor::normal(rng, n.max(1))));
         all
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
@@ -340,29 +360,34 @@ impl Case for EpilogueCase {
         }
         vec![y]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
         let LinearCase { t, n_out, n_in, ref allowed, precision, .. } = self.linear;
         let (r, width) = (self.rank, n_out + COLUMN);
-        let y = rec.gpu().slot(t * width);
+        let y = rec.gpu().alloc_activation(t * width);
         rec.clear(&y);
-        let p = Product { accumulate: false, ..self.linear.product(Orientation::Forward) };
-        let second = Second { storage: Storage::F32, k: r, a: Matrix::new(&x[2], r), b: Matrix::new(&x[3], r) };
+        let p = MatmulDesc { accumulate: false, ..self.linear.product(LinearPass::Forward) };
+        let second = LowRank {
+            storage: WeightFormat::F32,
+            k: r,
+            a: OperandMatrix::new(&x[2], r),
+            b: OperandMatrix::new(&x[3], r),
+        };
         let epilogue =
             Epilogue { bias: self.bias.then_some((&x[4], BIAS_START)), residual: self.residual.then_some(&x[5]) };
-        let c = Matrix::new(&y, width).columns_from(COLUMN);
-        let operands = Operands::new(Matrix::new(&x[0], n_in), Matrix::new(&x[1], n_in), c);
-        let operands = Operands { second: (r > 0).then_some(second), epilogue, ..operands };
+        let c = OperandMatrix::new(&y, width).columns_from(COLUMN);
+        let operands = MatmulOperands::new(OperandMatrix::new(&x[0], n_in), OperandMatrix::new(&x[1], n_in), c);
+        let operands = MatmulOperands { second: (r > 0).then_some(second), epilogue, ..operands };
         launch(rec, &p, operands, allowed, precision);
-        Outputs { y: vec![y], d_x: Vec::new() }
+        CaseOutputs { y: vec![y], d_x: Vec::new() }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.linear.n_in + self.rank + 2
     }
     fn precision(&self) -> MatmulPrecision {
         self.linear.precision
     }
-    fn is_taken(&self, caps: &Caps) -> bool {
-        self.linear.is_taken(caps)
+    fn is_supported(&self, caps: &Caps) -> bool {
+        self.linear.is_supported(caps)
     }
     fn cost(&self) -> Cost {
         let LinearCase { t, n_out, n_in, storage, .. } = self.linear;
@@ -380,20 +405,20 @@ pub(super) struct AccumulateCase {
 
 impl AccumulateCase {
     /// Shapes (T, n_out, n_in) and the weight's format: few rows, many rows and columns, and a quantised weight.
-    pub const SHAPES: [(usize, usize, usize, Storage); 3] =
-        [(3, 5, 12, Storage::F32), (70, 132, 140, Storage::Bf16), (129, 124, 64, Storage::Nf4)];
+    pub const SHAPES: [(usize, usize, usize, WeightFormat); 3] =
+        [(3, 5, 12, WeightFormat::F32), (70, 132, 140, WeightFormat::Bf16), (129, 124, 64, WeightFormat::Nf4)];
     /// The shape that a device's check at start-up computes: one, because CPU variants compile a pipeline for each format.
-    pub const CHECKED: (usize, usize, usize, Storage) = (33, 68, 36, Storage::F32);
+    pub const CHECKED: (usize, usize, usize, WeightFormat) = (33, 68, 36, WeightFormat::F32);
 }
 
 impl Case for AccumulateCase {
     fn label(&self) -> String {
         format!("accumulated {}", self.linear.label())
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let LinearCase { t, n_out, n_in, .. } = self.linear;
         let mut all = self.linear.inputs(rng);
-        all.extend([t * n_out, t * n_out, t * n_in, n_out * n_in].map(|n| Host::normal(rng, n)));
+        all.extend([t * n_out, t * n_out, t * n_in, n_out * n_in].map(|n| HostTensor::normal(rng, n)));
         all
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
@@ -407,30 +432,31 @@ impl Case for AccumulateCase {
         }
         sums
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
         let LinearCase { n_out, n_in, ref allowed, precision, .. } = self.linear;
-        let sums = [3, 4, 5].map(|i| rec.gpu().slot(x[i].len()));
+        let sums = [3, 4, 5].map(|i| rec.gpu().alloc_activation(x[i].len()));
         x[3..].iter().zip(&sums).for_each(|(before, sum)| rec.copy(before, sum));
-        let (input, weight, d_out) = (Matrix::new(&x[0], n_in), Matrix::new(&x[1], n_in), Matrix::new(&x[2], n_out));
+        let (input, weight, d_out) =
+            (OperandMatrix::new(&x[0], n_in), OperandMatrix::new(&x[1], n_in), OperandMatrix::new(&x[2], n_out));
         let products = [
-            (Orientation::Forward, input, weight, n_out),
-            (Orientation::BackwardX, d_out, weight, n_in),
-            (Orientation::BackwardW, d_out, input, n_in),
+            (LinearPass::Forward, input, weight, n_out),
+            (LinearPass::BackwardX, d_out, weight, n_in),
+            (LinearPass::BackwardW, d_out, input, n_in),
         ];
         for ((orientation, a, b, stride), sum) in products.into_iter().zip(&sums) {
-            let operands = Operands::new(a, b, Matrix::new(sum, stride));
+            let operands = MatmulOperands::new(a, b, OperandMatrix::new(sum, stride));
             launch(rec, &self.linear.product(orientation), operands, allowed, precision);
         }
-        Outputs { y: sums.into(), d_x: Vec::new() }
+        CaseOutputs { y: sums.into(), d_x: Vec::new() }
     }
-    fn reduction(&self) -> usize {
-        self.linear.reduction() + 1
+    fn reduction_len(&self) -> usize {
+        self.linear.reduction_len() + 1
     }
     fn precision(&self) -> MatmulPrecision {
         self.linear.precision
     }
-    fn is_taken(&self, caps: &Caps) -> bool {
-        self.linear.is_taken(caps)
+    fn is_supported(&self, caps: &Caps) -> bool {
+        self.linear.is_supported(caps)
     }
     fn cost(&self) -> Cost {
         self.linear.cost()

@@ -1,12 +1,12 @@
-//! Specialisations of `matmul_coop.wgsl`, and of `matmul_largest.wgsl`, which runs before it.
+//! Specialisations of `matmul_coop.wgsl`, and of `matmul_absmax.wgsl`, which runs before it.
 
 use super::operands::with_epilogues;
-use super::{Matrix, Operands, Orientation, Product, Storage, oriented};
-use crate::gpu::{Caps, Cooperative, MatmulPrecision, Recording, Shader, Slot, grid_1d};
+use super::{LinearPass, MatmulDesc, MatmulOperands, OperandMatrix, WeightFormat, oriented};
+use crate::gpu::{Caps, CooperativeMatrix, MatmulPrecision, Recording, Shader, Slot, grid_1d};
 
 /// Specialisation for a device and a precision.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Coop {
+pub(super) struct CoopMatmul {
     /// Rows and columns of a fragment: 8 or 16.
     edge: u32,
     /// Invocations per workgroup.
@@ -25,7 +25,7 @@ const LEAST: usize = 32;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-pub(super) struct LargestParams {
+pub(super) struct AbsmaxParams {
     rows: u32,
     columns: u32,
     start: u32,
@@ -33,20 +33,20 @@ pub(super) struct LargestParams {
 }
 
 /// Returns the shader that finds the absmax of a matrix, or of each of its rows.
-fn largest(storage: Storage, whole: bool, first: usize) -> Shader {
-    let shader = Shader::new("matmul_largest", "matmul_largest");
+fn largest(storage: WeightFormat, whole: bool, first: usize) -> Shader {
+    let shader = Shader::new("matmul_absmax", "matmul_absmax");
     storage.select(shader.with("WHOLE", f64::from(u8::from(whole))).with("FIRST", first as f64))
 }
 
-impl Coop {
+impl CoopMatmul {
     /// Returns the specialisation for a product, if the precision asks for it, the weight is large enough, and the loads of A and B are
     /// aligned.
-    pub fn of(p: &Product, [a, b]: [Matrix; 2], caps: &Caps, precision: MatmulPrecision) -> Option<Self> {
-        let Cooperative { edge, subgroup } = caps.cooperative?;
+    pub fn choose(p: &MatmulDesc, [a, b]: [OperandMatrix; 2], caps: &Caps, precision: MatmulPrecision) -> Option<Self> {
+        let CooperativeMatrix { edge, subgroup } = caps.cooperative?;
         let (stored_columns, weight) = match p.orientation {
-            Orientation::Forward => ([p.k, p.k], [p.n, p.k]),
-            Orientation::BackwardX => ([p.k, p.n], [p.k, p.n]),
-            Orientation::BackwardW => ([p.m, p.n], [p.m, p.n]),
+            LinearPass::Forward => ([p.k, p.k], [p.n, p.k]),
+            LinearPass::BackwardX => ([p.k, p.n], [p.k, p.n]),
+            LinearPass::BackwardW => ([p.m, p.n], [p.m, p.n]),
         };
         let aligned = a.in_quads() && b.in_quads() && stored_columns.iter().all(|c| c.is_multiple_of(4));
         let fits = aligned && weight.iter().all(|&n| n >= LEAST);
@@ -69,7 +69,7 @@ impl Coop {
         (2 * self.fragments * self.edge) as usize
     }
 
-    fn shader(self, orientation: Orientation, storage: Storage) -> Shader {
+    fn shader(self, orientation: LinearPass, storage: WeightFormat) -> Shader {
         let shader = oriented(Shader::new("matmul_coop", "matmul_coop"), orientation)
             .with("SPLIT", f64::from(u8::from(self.split)))
             .with("LANES", f64::from(self.lanes))
@@ -80,43 +80,49 @@ impl Coop {
     }
 
     /// Returns every specialisation for lavapipe, and for GPUs with subgroups of 32 and (AMD) 64.
-    pub fn shaders(orientation: Orientation, storage: Storage) -> Vec<Shader> {
+    pub fn shaders(orientation: LinearPass, storage: WeightFormat) -> Vec<Shader> {
         let mut all = vec![largest(storage, true, 0)];
         for (edge, subgroup, is_cpu) in [(8, 8, true), (8, 32, false), (16, 32, false), (16, 64, false)] {
             let (lanes, fragments) = (SUBGROUPS * subgroup, Self::fragments(edge, is_cpu));
             for shader in [false, true].map(|split| Self { edge, lanes, fragments, split }.shader(orientation, storage))
             {
-                if orientation == Orientation::Forward {
+                if orientation == LinearPass::Forward {
                     all.extend(with_epilogues(shader.clone(), 4));
                 }
                 all.push(shader);
             }
         }
-        if storage == Storage::F32 {
-            all.push(largest(storage, orientation == Orientation::BackwardW, 1));
+        if storage == WeightFormat::F32 {
+            all.push(largest(storage, orientation == LinearPass::BackwardW, 1));
         }
         all
     }
 
     /// Launches a product of one pair.
-    pub fn launch(self, rec: &mut Recording, p: &Product, o: Operands) {
-        let Operands { a, b, c, .. } = o;
+    pub fn launch(self, rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands) {
+        let MatmulOperands { a, b, c, .. } = o;
         // A is stored (K, M) in d_W alone, whose sums run over the batch: one scale for it. Else each row of x or d_y has its own.
-        let a_transposed = p.orientation == Orientation::BackwardW;
+        let a_transposed = p.orientation == LinearPass::BackwardW;
         let (a_rows, a_columns) = if a_transposed { (p.k, p.m) } else { (p.m, p.k) };
-        let (b_rows, b_columns) = if p.orientation == Orientation::Forward { (p.n, p.k) } else { (p.k, p.n) };
-        let magnitudes = rec.gpu().slot(1 + if a_transposed { 1 } else { a_rows });
+        let (b_rows, b_columns) = if p.orientation == LinearPass::Forward { (p.n, p.k) } else { (p.k, p.n) };
+        let magnitudes = rec.gpu().alloc_activation(1 + if a_transposed { 1 } else { a_rows });
         rec.clear(&magnitudes);
         find_largest(rec, &largest(p.storage, true, 0), b, (b_rows, b_columns), &magnitudes);
-        find_largest(rec, &largest(Storage::F32, a_transposed, 1), a, (a_rows, a_columns), &magnitudes);
+        find_largest(rec, &largest(WeightFormat::F32, a_transposed, 1), a, (a_rows, a_columns), &magnitudes);
         let grid = [p.n.div_ceil(self.tile()) as u32, p.m.div_ceil(self.tile()) as u32];
         let slots = vec![a.slot, b.slot, c.slot, &magnitudes];
         o.dispatch_to(rec, self.shader(p.orientation, p.storage), p, slots, grid, p.flops());
     }
 }
 
-fn find_largest(rec: &mut Recording, shader: &Shader, m: Matrix, (rows, columns): (usize, usize), magnitudes: &Slot) {
+fn find_largest(
+    rec: &mut Recording,
+    shader: &Shader,
+    m: OperandMatrix,
+    (rows, columns): (usize, usize),
+    magnitudes: &Slot,
+) {
     let params =
-        LargestParams { rows: rows as u32, columns: columns as u32, start: m.start as u32, stride: m.stride as u32 };
+        AbsmaxParams { rows: rows as u32, columns: columns as u32, start: m.start as u32, stride: m.stride as u32 };
     rec.dispatch(shader, &params, &[magnitudes, m.slot], grid_1d(rows, 1), 0);
 }

@@ -1,12 +1,12 @@
 //! Entry points of `matmul_cpu.wgsl`, and the unpacking of weights before them.
 
 use super::operands::{last_quad_is_inside, with_all, with_epilogues};
-use super::{Matrix, Operands, Orientation, Product, Second, Storage, with_second};
+use super::{LinearPass, LowRank, MatmulDesc, MatmulOperands, OperandMatrix, WeightFormat, with_second};
 use crate::gpu::{MatmulPrecision, Recording, Shader, Slot, Variant};
 
 /// Entry points of `matmul_cpu` that are products.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Cpu {
+pub(super) enum CpuMatmul {
     Rows,
     Narrow,
     Dots,
@@ -19,21 +19,21 @@ pub(super) const NARROW: usize = 32;
 /// Smallest number of rows of x for which unpacking W first pays.
 pub(super) const UNPACK_FROM: usize = 32;
 
-impl Cpu {
+impl CpuMatmul {
     /// Returns the fastest entry point for a product, if the vec4s of B are aligned as it needs.
-    pub fn of(p: &Product, b: Matrix, allowed: &[Variant]) -> Option<Self> {
+    pub fn choose(p: &MatmulDesc, b: OperandMatrix, allowed: &[Variant]) -> Option<Self> {
         if !allowed.contains(&Variant::Cpu) || !b.in_quads() {
             return None;
         }
         match p.orientation {
-            Orientation::Forward => p.k.is_multiple_of(4).then_some(Self::Dots),
+            LinearPass::Forward => p.k.is_multiple_of(4).then_some(Self::Dots),
             _ if !last_quad_is_inside(p, b) => None,
             _ if p.n <= NARROW => Some(Self::Narrow),
             _ => Some(Self::Rows),
         }
     }
 
-    fn shader(self, a_transposed: bool, storage: Storage, accumulate: bool) -> Shader {
+    fn shader(self, a_transposed: bool, storage: WeightFormat, accumulate: bool) -> Shader {
         let entry = match self {
             Self::Rows => "matmul_rows",
             Self::Narrow => "matmul_narrow",
@@ -44,7 +44,7 @@ impl Cpu {
         if a_transposed { shader.with("A_TRANSPOSED", 1.0) } else { shader }
     }
 
-    fn grid(self, p: &Product) -> [u32; 2] {
+    fn grid(self, p: &MatmulDesc) -> [u32; 2] {
         let (columns, rows) = match self {
             Self::Rows => (LANES * 8, 8),
             Self::Narrow => (8, LANES * 4),
@@ -55,48 +55,48 @@ impl Cpu {
 }
 
 /// Returns every specialisation for a storage format.
-pub(super) fn shaders(storage: Storage) -> Vec<Shader> {
+pub(super) fn shaders(storage: WeightFormat) -> Vec<Shader> {
     let mut all = vec![unpacking(storage, true)];
     if storage.is_quantised() {
         all.push(unpacking(storage, false));
     }
     for accumulate in [false, true] {
-        all.extend(with_all(Cpu::Dots.shader(false, storage, accumulate)));
-        for shader in [Cpu::Rows, Cpu::Narrow].map(|c| c.shader(false, storage, accumulate)) {
+        all.extend(with_all(CpuMatmul::Dots.shader(false, storage, accumulate)));
+        for shader in [CpuMatmul::Rows, CpuMatmul::Narrow].map(|c| c.shader(false, storage, accumulate)) {
             // Forward products of these are of an unpacked weight.
-            if storage == Storage::F32 {
+            if storage == WeightFormat::F32 {
                 all.extend(with_epilogues(shader.clone(), 3).chain(with_epilogues(with_second(shader.clone()), 5)));
             }
             all.push(with_second(shader));
         }
         // A is transposed in d_W alone, whose B is no weight.
         for a_transposed in [false, true].into_iter().take(if storage.is_quantised() { 1 } else { 2 }) {
-            all.extend([Cpu::Rows, Cpu::Narrow].map(|c| c.shader(a_transposed, storage, accumulate)));
+            all.extend([CpuMatmul::Rows, CpuMatmul::Narrow].map(|c| c.shader(a_transposed, storage, accumulate)));
         }
     }
     all
 }
 
-pub(super) fn launch(rec: &mut Recording, cpu: Cpu, p: &Product, o: Operands) {
-    let b_transposed = cpu == Cpu::Dots;
+pub(super) fn launch(rec: &mut Recording, cpu: CpuMatmul, p: &MatmulDesc, o: MatmulOperands) {
+    let b_transposed = cpu == CpuMatmul::Dots;
     if p.m >= UNPACK_FROM && (b_transposed || p.storage.is_quantised()) {
-        let unpacked = Unpacked::new(rec, p, &o);
+        let unpacked = UnpackedWeight::new(rec, p, &o);
         let (p, o) = (unpacked.product(p), unpacked.operands(o));
         return super::launch(rec, &p, o, &[Variant::Cpu], MatmulPrecision::Highest);
     }
-    let shader = cpu.shader(p.orientation == Orientation::BackwardW, p.storage, p.accumulate);
+    let shader = cpu.shader(p.orientation == LinearPass::BackwardW, p.storage, p.accumulate);
     o.dispatch(rec, &shader, p, cpu.grid(p));
 }
 
 /// Unpacked operands, each with its stride: B in f32 as (K, N), and B2 as (K2, N) where it is stored transposed.
-pub(super) struct Unpacked {
+pub(super) struct UnpackedWeight {
     b: (Slot, usize),
     b2: Option<(Slot, usize)>,
 }
 
-impl Unpacked {
-    pub fn new(rec: &mut Recording, p: &Product, o: &Operands) -> Self {
-        let transposed = p.orientation == Orientation::Forward;
+impl UnpackedWeight {
+    pub fn new(rec: &mut Recording, p: &MatmulDesc, o: &MatmulOperands) -> Self {
+        let transposed = p.orientation == LinearPass::Forward;
         let (rows, columns) = if transposed { (p.n, p.k) } else { (p.k, p.n) };
         let b = unpack(rec, o.b, p.storage, transposed, rows, columns);
         let stored_transposed = o.second.filter(|_| transposed);
@@ -104,19 +104,19 @@ impl Unpacked {
     }
 
     /// Returns the product of the unpacked operands.
-    pub fn product(&self, p: &Product) -> Product {
-        Product { orientation: Orientation::BackwardX, storage: Storage::F32, ..*p }
+    pub fn product(&self, p: &MatmulDesc) -> MatmulDesc {
+        MatmulDesc { orientation: LinearPass::BackwardX, storage: WeightFormat::F32, ..*p }
     }
 
-    pub fn operands<'a>(&'a self, o: Operands<'a>) -> Operands<'a> {
-        let matrix = |(slot, stride): &'a (Slot, usize)| Matrix::new(slot, *stride);
-        let second = o.second.map(|s| Second { b: self.b2.as_ref().map_or(s.b, matrix), ..s });
-        Operands { b: matrix(&self.b), second, ..o }
+    pub fn operands<'a>(&'a self, o: MatmulOperands<'a>) -> MatmulOperands<'a> {
+        let matrix = |(slot, stride): &'a (Slot, usize)| OperandMatrix::new(slot, *stride);
+        let second = o.second.map(|s| LowRank { b: self.b2.as_ref().map_or(s.b, matrix), ..s });
+        MatmulOperands { b: matrix(&self.b), second, ..o }
     }
 }
 
 /// Returns the shader that unpacks a weight into f32, transposed or as stored.
-fn unpacking(storage: Storage, b_transposed: bool) -> Shader {
+fn unpacking(storage: WeightFormat, b_transposed: bool) -> Shader {
     let shader = Shader::new("matmul_cpu", "matmul_unpack").with("B_TRANSPOSED", f64::from(u8::from(b_transposed)));
     storage.select(shader)
 }
@@ -125,19 +125,19 @@ fn unpacking(storage: Storage, b_transposed: bool) -> Shader {
 /// multiples of four. Returns the copy and its stride.
 fn unpack(
     rec: &mut Recording,
-    m: Matrix,
-    storage: Storage,
+    m: OperandMatrix,
+    storage: WeightFormat,
     transposed: bool,
     rows: usize,
     columns: usize,
 ) -> (Slot, usize) {
     let (n, k) = if transposed { (rows, columns) } else { (columns, rows) };
     let stride = n.next_multiple_of(4);
-    let unpacked = rec.gpu().slot(stride * k);
-    let orientation = Orientation::Forward;
-    let p = Product { orientation, storage, m: columns, n, k: columns, alpha: 1.0, accumulate: false };
+    let unpacked = rec.gpu().alloc_activation(stride * k);
+    let orientation = LinearPass::Forward;
+    let p = MatmulDesc { orientation, storage, m: columns, n, k: columns, alpha: 1.0, accumulate: false };
     let grid = [columns.div_ceil(LANES * 4) as u32, rows as u32];
-    let params = Operands::new(m, m, Matrix::new(&unpacked, stride)).params(&p);
+    let params = MatmulOperands::new(m, m, OperandMatrix::new(&unpacked, stride)).params(&p);
     rec.dispatch_in_parts(&unpacking(storage, transposed), &params, &[&unpacked, m.slot], grid, 0);
     (unpacked, stride)
 }

@@ -1,8 +1,8 @@
 //! Specialisations of `matmul_lanes.wgsl`, for CPUs with subgroups of 8 or more.
 
-use super::cpu::{NARROW, UNPACK_FROM, Unpacked};
+use super::cpu::{NARROW, UNPACK_FROM, UnpackedWeight};
 use super::operands::{last_quad_is_inside, with_all};
-use super::{Matrix, Operands, Orientation, Product, Storage, with_second};
+use super::{LinearPass, MatmulDesc, MatmulOperands, OperandMatrix, WeightFormat, with_second};
 use crate::gpu::{Caps, Recording, Shader, Variant};
 
 /// Lanes per workgroup.
@@ -18,35 +18,35 @@ fn vectors(m: usize) -> usize {
 }
 
 /// Returns whether the kernel supports a product, and is the fastest for it.
-pub(super) fn fits(p: &Product, b: Matrix, caps: &Caps, allowed: &[Variant]) -> bool {
-    let unpacks = p.orientation == Orientation::Forward || p.storage.is_quantised();
+pub(super) fn fits(p: &MatmulDesc, b: OperandMatrix, caps: &Caps, allowed: &[Variant]) -> bool {
+    let unpacks = p.orientation == LinearPass::Forward || p.storage.is_quantised();
     allowed.contains(&Variant::Lanes)
         && caps.has_lanes()
-        && (p.m >= UNPACK_FROM || p.orientation != Orientation::Forward)
+        && (p.m >= UNPACK_FROM || p.orientation != LinearPass::Forward)
         && p.n > NARROW
         && b.in_quads()
         // An unpacked copy has whole rows of vec4s; else the last vec4 is read even beyond N, and must lie inside B.
         && if unpacks { p.stored_columns().is_multiple_of(4) } else { last_quad_is_inside(p, b) }
 }
 
-pub(super) fn launch(rec: &mut Recording, p: &Product, o: Operands) {
-    if p.orientation == Orientation::Forward || p.storage.is_quantised() {
-        let unpacked = Unpacked::new(rec, p, &o);
+pub(super) fn launch(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands) {
+    if p.orientation == LinearPass::Forward || p.storage.is_quantised() {
+        let unpacked = UnpackedWeight::new(rec, p, &o);
         return dispatch(rec, &unpacked.product(p), unpacked.operands(o));
     }
     dispatch(rec, p, o);
 }
 
-fn dispatch(rec: &mut Recording, p: &Product, o: Operands) {
+fn dispatch(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands) {
     let vectors = vectors(p.m);
     let (columns, rows) = (p.n.div_ceil(COLUMNS) as u32, p.m.div_ceil(LANES * vectors) as u32);
     // Which tiles follow each other, the shader decides by the same comparison.
     let grid = if p.m <= p.n { [rows, columns] } else { [columns, rows] };
-    let shader = shader(vectors, p.orientation == Orientation::BackwardW, p.storage, p.accumulate);
+    let shader = shader(vectors, p.orientation == LinearPass::BackwardW, p.storage, p.accumulate);
     o.dispatch(rec, &shader, p, grid);
 }
 
-fn shader(vectors: usize, a_transposed: bool, storage: Storage, accumulate: bool) -> Shader {
+fn shader(vectors: usize, a_transposed: bool, storage: WeightFormat, accumulate: bool) -> Shader {
     let flag = |on| f64::from(u8::from(on));
     let shader = Shader::new("matmul_lanes", "matmul_lanes")
         .with("VECTORS", vectors as f64)
@@ -59,12 +59,12 @@ fn shader(vectors: usize, a_transposed: bool, storage: Storage, accumulate: bool
 pub(super) fn shaders() -> Vec<Shader> {
     let mut all = Vec::new();
     for vectors in VECTORS {
-        for storage in [Storage::F32, Storage::Bf16] {
+        for storage in [WeightFormat::F32, WeightFormat::Bf16] {
             for accumulate in [false, true] {
                 let of_weights = shader(vectors, false, storage, accumulate);
                 // Forward products are of an unpacked weight.
                 match storage {
-                    Storage::F32 => all.extend(with_all(of_weights)),
+                    WeightFormat::F32 => all.extend(with_all(of_weights)),
                     _ => all.extend([with_second(of_weights.clone()), of_weights]),
                 }
                 all.push(shader(vectors, true, storage, accumulate));

@@ -1,11 +1,11 @@
 //! Operands of a matrix product, and their bindings.
 
-use super::{Orientation, Product, Storage};
+use super::{LinearPass, MatmulDesc, WeightFormat};
 use crate::gpu::{Recording, Shader, Slot};
 
 /// Matrix inside a slot: `start` and `stride` in elements, as stored.
 #[derive(Debug, Clone, Copy)]
-pub struct Matrix<'a> {
+pub struct OperandMatrix<'a> {
     /// Slot that contains the matrix.
     pub slot: &'a Slot,
     /// First element.
@@ -14,7 +14,7 @@ pub struct Matrix<'a> {
     pub stride: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a> OperandMatrix<'a> {
     /// Describes rows of `stride` elements from the slot's beginning.
     pub fn new(slot: &'a Slot, stride: usize) -> Self {
         Self { slot, start: 0, stride }
@@ -31,28 +31,28 @@ impl<'a> Matrix<'a> {
 
 /// Second pair of operands, of low rank (LoRA), added to the first pair's sums: C = alpha·(A·B + A2·B2) (+ C).
 #[derive(Debug, Clone, Copy)]
-pub struct Second<'a> {
+pub struct LowRank<'a> {
     /// Storage format of B2.
-    pub storage: Storage,
+    pub storage: WeightFormat,
     /// K2, the terms of each of the pair's sums.
     pub k: usize,
     /// A2 (M, K2).
-    pub a: Matrix<'a>,
+    pub a: OperandMatrix<'a>,
     /// B2 (K2, N), stored as the orientation stores B.
-    pub b: Matrix<'a>,
+    pub b: OperandMatrix<'a>,
 }
 
-impl Second<'_> {
+impl LowRank<'_> {
     /// Returns whether the second pair is fused into the first pair's pass. Neither the variant nor M decides, because results must depend
     /// on neither.
-    pub(super) fn rides_along(&self, p: &Product) -> bool {
+    pub(super) fn can_fuse(&self, p: &MatmulDesc) -> bool {
         let in_quads = self.k.is_multiple_of(4) && self.a.in_quads() && self.b.in_quads();
         let is_read = match p.orientation {
-            Orientation::Forward => true,
-            Orientation::BackwardX => last_quad_is_inside(p, self.b),
-            Orientation::BackwardW => false,
+            LinearPass::Forward => true,
+            LinearPass::BackwardX => last_quad_is_inside(p, self.b),
+            LinearPass::BackwardW => false,
         };
-        self.storage == Storage::F32 && in_quads && is_read
+        self.storage == WeightFormat::F32 && in_quads && is_read
     }
 }
 
@@ -73,33 +73,33 @@ impl Epilogue<'_> {
 
 /// Operands of a product.
 #[derive(Debug, Clone, Copy)]
-pub struct Operands<'a> {
-    /// A (M, K); [`super::Orientation`] says whether it is stored transposed.
-    pub a: Matrix<'a>,
-    /// B (K, N); [`super::Orientation`] says whether it is stored transposed.
-    pub b: Matrix<'a>,
+pub struct MatmulOperands<'a> {
+    /// A (M, K); [`super::LinearPass`] says whether it is stored transposed.
+    pub a: OperandMatrix<'a>,
+    /// B (K, N); [`super::LinearPass`] says whether it is stored transposed.
+    pub b: OperandMatrix<'a>,
     /// Second pair of operands.
-    pub second: Option<Second<'a>>,
+    pub second: Option<LowRank<'a>>,
     /// Bias and residual.
     pub epilogue: Epilogue<'a>,
     /// C (M, N).
-    pub c: Matrix<'a>,
+    pub c: OperandMatrix<'a>,
 }
 
-impl<'a> Operands<'a> {
+impl<'a> MatmulOperands<'a> {
     /// Creates the operands of one pair, without an epilogue.
-    pub fn new(a: Matrix<'a>, b: Matrix<'a>, c: Matrix<'a>) -> Self {
+    pub fn new(a: OperandMatrix<'a>, b: OperandMatrix<'a>, c: OperandMatrix<'a>) -> Self {
         Self { a, b, second: None, epilogue: Epilogue::default(), c }
     }
 
     /// Dispatches a shader of one pair, extended by the second pair and the epilogue where there are any.
-    pub(super) fn dispatch(&self, rec: &mut Recording, shader: &Shader, p: &Product, grid: [u32; 2]) {
+    pub(super) fn dispatch(&self, rec: &mut Recording, shader: &Shader, p: &MatmulDesc, grid: [u32; 2]) {
         let mut slots = vec![self.a.slot, self.b.slot, self.c.slot];
         let (mut shader, mut flops) = (shader.clone(), p.flops());
         if let Some(second) = &self.second {
             slots.extend([second.a.slot, second.b.slot]);
             shader = with_second(shader);
-            flops += Product { k: second.k, ..*p }.flops();
+            flops += MatmulDesc { k: second.k, ..*p }.flops();
         }
         self.dispatch_to(rec, shader, p, slots, grid, flops);
     }
@@ -109,7 +109,7 @@ impl<'a> Operands<'a> {
         &self,
         rec: &mut Recording,
         mut shader: Shader,
-        p: &Product,
+        p: &MatmulDesc,
         mut slots: Vec<&'a Slot>,
         grid: [u32; 2],
         flops: u64,
@@ -123,7 +123,7 @@ impl<'a> Operands<'a> {
         rec.dispatch_in_parts(&shader, &self.params(p), &slots, grid, flops);
     }
 
-    pub(super) fn params(&self, p: &Product) -> MatmulParams {
+    pub(super) fn params(&self, p: &MatmulDesc) -> MatmulParams {
         let Self { a, b, second, epilogue, c } = self;
         let (a2, b2) = second.map_or((*a, *b), |s| (s.a, s.b));
         MatmulParams {
@@ -139,10 +139,10 @@ impl<'a> Operands<'a> {
             c_stride: c.stride as u32,
             alpha: p.alpha,
             k2: second.map_or(0, |s| s.k as u32),
-            a2_start: a2.start as u32,
-            a2_stride: a2.stride as u32,
-            b2_start: b2.start as u32,
-            b2_stride: b2.stride as u32,
+            low_rank_x_start: a2.start as u32,
+            low_rank_x_stride: a2.stride as u32,
+            low_rank_w_start: b2.start as u32,
+            low_rank_w_stride: b2.stride as u32,
             bias_start: epilogue.bias.map_or(0, |b| b.1 as u32),
         }
     }
@@ -173,7 +173,7 @@ pub(super) fn with_all(shader: Shader) -> Vec<Shader> {
 
 /// Adds the second pair to a shader of one pair.
 pub(super) fn with_second(shader: Shader) -> Shader {
-    shader.substitute("shared/second_none", "shared/second")
+    shader.substitute("shared/low_rank_none", "shared/low_rank")
 }
 
 #[repr(C)]
@@ -191,14 +191,14 @@ pub(super) struct MatmulParams {
     c_stride: u32,
     alpha: f32,
     k2: u32,
-    a2_start: u32,
-    a2_stride: u32,
-    b2_start: u32,
-    b2_stride: u32,
+    low_rank_x_start: u32,
+    low_rank_x_stride: u32,
+    low_rank_w_start: u32,
+    low_rank_w_stride: u32,
     bias_start: u32,
 }
 
 /// Returns whether the last vec4 of a row, which is read even beyond N, lies inside B.
-pub(super) fn last_quad_is_inside(p: &Product, b: Matrix) -> bool {
+pub(super) fn last_quad_is_inside(p: &MatmulDesc, b: OperandMatrix) -> bool {
     p.n.is_multiple_of(4) || (b.start == 0 && p.n <= b.stride)
 }

@@ -1,36 +1,36 @@
 //! Specialisations of `matmul_tiles.wgsl`: three sizes of tiles.
 
-use super::{Matrix, Orientation, Product, Storage, oriented};
+use super::{LinearPass, MatmulDesc, OperandMatrix, WeightFormat, oriented};
 use crate::gpu::{Shader, Variant};
 
-/// Size of tiles: TILE, ROW_QUADS and COLUMN_QUADS of the shader.
+/// Size of tiles: TILE, ROW_VEC4S and COLUMN_VEC4S of the shader.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Tiles {
+pub(super) struct TiledMatmul {
     pub variant: Variant,
     tile: usize,
-    row_quads: usize,
-    column_quads: usize,
+    row_vec4s: usize,
+    column_vec4s: usize,
 }
 
 /// Workgroups that keep a GPU busy: the default choice is the largest tiles that give at least this many.
 const ENOUGH_WORKGROUPS: usize = 128;
 
-impl Tiles {
+impl TiledMatmul {
     /// Sizes from the smallest. An invocation computes TILE/2 values of a tile: 4×4, 8×4, 8×8.
     pub const ALL: [Self; 3] = [
-        Self { variant: Variant::Tiles32, tile: 32, row_quads: 1, column_quads: 1 },
-        Self { variant: Variant::Tiles64, tile: 64, row_quads: 2, column_quads: 1 },
-        Self { variant: Variant::Tiles128, tile: 128, row_quads: 2, column_quads: 2 },
+        Self { variant: Variant::Tiles32, tile: 32, row_vec4s: 1, column_vec4s: 1 },
+        Self { variant: Variant::Tiles64, tile: 64, row_vec4s: 2, column_vec4s: 1 },
+        Self { variant: Variant::Tiles128, tile: 128, row_vec4s: 2, column_vec4s: 2 },
     ];
 
     /// Returns the sizes for a product, the default choice first; empty unless everything is aligned.
-    pub fn of(p: &Product, matrices: [Matrix; 3], allowed: &[Variant]) -> Vec<Self> {
+    pub fn candidates(p: &MatmulDesc, matrices: [OperandMatrix; 3], allowed: &[Variant]) -> Vec<Self> {
         let stored_columns = match p.orientation {
-            Orientation::Forward => [p.k, p.k, p.n],
-            Orientation::BackwardX => [p.k, p.n, p.n],
-            Orientation::BackwardW => [p.m, p.n, p.n],
+            LinearPass::Forward => [p.k, p.k, p.n],
+            LinearPass::BackwardX => [p.k, p.n, p.n],
+            LinearPass::BackwardW => [p.m, p.n, p.n],
         };
-        if !matrices.iter().all(Matrix::in_quads) || !stored_columns.iter().all(|c| c.is_multiple_of(4)) {
+        if !matrices.iter().all(OperandMatrix::in_quads) || !stored_columns.iter().all(|c| c.is_multiple_of(4)) {
             return Vec::new();
         }
         let mut sizes: Vec<Self> = Self::ALL.into_iter().filter(|t| allowed.contains(&t.variant)).collect();
@@ -41,19 +41,19 @@ impl Tiles {
         sizes
     }
 
-    fn workgroups(self, p: &Product) -> usize {
+    fn workgroups(self, p: &MatmulDesc) -> usize {
         p.m.div_ceil(self.tile) * p.n.div_ceil(self.tile)
     }
 
-    pub fn shader(self, orientation: Orientation, storage: Storage) -> Shader {
+    pub fn shader(self, orientation: LinearPass, storage: WeightFormat) -> Shader {
         let shader = oriented(Shader::new("matmul_tiles", "matmul_tiles"), orientation)
             .with("TILE", self.tile as f64)
-            .with("ROW_QUADS", self.row_quads as f64)
-            .with("COLUMN_QUADS", self.column_quads as f64);
+            .with("ROW_VEC4S", self.row_vec4s as f64)
+            .with("COLUMN_VEC4S", self.column_vec4s as f64);
         storage.select(shader)
     }
 
-    pub fn grid(self, p: &Product) -> [u32; 2] {
+    pub fn grid(self, p: &MatmulDesc) -> [u32; 2] {
         [p.n.div_ceil(self.tile) as u32, p.m.div_ceil(self.tile) as u32]
     }
 }

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::scores::{Known, Objective, Sums, cross_weights};
-use super::term::{Coupling, Curve, Link, Shift, Term};
-use super::{Spans, objective_bwd, objective_sums};
+use super::scores::{LossInputs, Objective, SequenceLogps, cross_weights};
+use super::term::{LossFn, ReferencePoint, ScoreCoupling, ScoreKind, Term};
+use super::{SequenceSpans, objective_bwd, objective_sums};
 use crate::gpu::{Recording, Slot};
-use crate::kernels::packed_batch::{Batch, ScoredRow, Span};
-use crate::kernels::{Case, Cost, Host, Outputs};
+use crate::kernels::packed_batch::{PackedBatch, ScoredRow, SequenceSpan};
+use crate::kernels::{Case, CaseOutputs, Cost, HostTensor};
 use crate::rng::Rng;
 
 /// β of the cases; `TAU` is τ of their cross weights.
@@ -16,54 +16,56 @@ const TAU: f64 = 0.3;
 
 /// Base term −logσ(β·(x_c − x_r)), of which other terms replace some fields.
 const LOGISTIC: Term = Term {
-    link: Link::Sum,
+    link: ScoreKind::Sum,
     scope: Objective::Jpo,
     referenced: true,
-    coupling: Coupling::Own,
-    curve: Curve::Logistic { up: 1.0, down: 0.0 },
+    coupling: ScoreCoupling::Own,
+    curve: LossFn::Logistic { up: 1.0, down: 0.0 },
     scale: BETA,
     offset: 0.0,
     weights: [1.0; 2],
 };
 
-const SMOOTHED: Curve = Curve::Logistic { up: 0.9, down: 0.1 };
+const SMOOTHED: LossFn = LossFn::Logistic { up: 0.9, down: 0.1 };
 
 /// Term of the mean negative log-probability of the tokens of desirable sequences.
 const LIKELIHOOD: Term = Term {
-    link: Link::TokenMean,
+    link: ScoreKind::TokenMean,
     referenced: false,
-    coupling: Coupling::Sides(Shift::Zero),
-    curve: Curve::Linear,
+    coupling: ScoreCoupling::Sides(ReferencePoint::Zero),
+    curve: LossFn::Linear,
     scale: 1.0,
     weights: [1.0, 0.0],
     ..LOGISTIC
 };
 
-const OF_BOTH: Term = Term { coupling: Coupling::Sides(Shift::Opposite), curve: Curve::Sigmoid, ..LOGISTIC };
-const SORTED: Term = Term { coupling: Coupling::Sorted, curve: SMOOTHED, ..LOGISTIC };
-const CROSS: Term = Term { coupling: Coupling::Cross, ..LOGISTIC };
-const CENTRED: Term = Term { coupling: Coupling::Sides(Shift::Mean), ..LOGISTIC };
-const ODDS: Term = Term { link: Link::LogOdds, referenced: false, scale: 1.0, weights: [BETA; 2], ..LOGISTIC };
+const OF_BOTH: Term =
+    Term { coupling: ScoreCoupling::Sides(ReferencePoint::Opposite), curve: LossFn::Sigmoid, ..LOGISTIC };
+const SORTED: Term = Term { coupling: ScoreCoupling::Sorted, curve: SMOOTHED, ..LOGISTIC };
+const CROSS: Term = Term { coupling: ScoreCoupling::Cross, ..LOGISTIC };
+const CENTRED: Term = Term { coupling: ScoreCoupling::Sides(ReferencePoint::Mean), ..LOGISTIC };
+const ODDS: Term = Term { link: ScoreKind::LogOdds, referenced: false, scale: 1.0, weights: [BETA; 2], ..LOGISTIC };
 
-/// Terms over pairs: (name of a loss that has such terms, terms).
-const OF_PAIRS: [(&str, &[Term]); 12] = [
+/// Terms over pairs: (name of a loss that has such terms, terms). APO-zero is the loss of examples/custom_loss.rs.
+const OF_PAIRS: [(&str, &[Term]); 13] = [
     ("sigmoid", &[Term { curve: SMOOTHED, ..LOGISTIC }]),
-    ("robust", &[Term { curve: Curve::Logistic { up: 1.125, down: -0.125 }, ..LOGISTIC }]),
-    ("hinge", &[Term { curve: Curve::Hinge, ..LOGISTIC }]),
-    ("ipo", &[Term { link: Link::Mean, curve: Curve::Square, scale: 1.0, offset: 0.5 / BETA, ..LOGISTIC }]),
-    ("simpo", &[Term { link: Link::Mean, offset: 0.5, referenced: false, ..LOGISTIC }]),
+    ("robust", &[Term { curve: LossFn::Logistic { up: 1.125, down: -0.125 }, ..LOGISTIC }]),
+    ("hinge", &[Term { curve: LossFn::Hinge, ..LOGISTIC }]),
+    ("ipo", &[Term { link: ScoreKind::Mean, curve: LossFn::Square, scale: 1.0, offset: 0.5 / BETA, ..LOGISTIC }]),
+    ("simpo", &[Term { link: ScoreKind::Mean, offset: 0.5, referenced: false, ..LOGISTIC }]),
     ("orpo", &[ODDS, LIKELIHOOD]),
     ("kto_pair", &[Term { weights: [0.5; 2], ..OF_BOTH }]),
-    ("kto", &[Term { coupling: Coupling::Sides(Shift::Positive), weights: [0.75, 0.5], ..OF_BOTH }]),
+    ("kto", &[Term { coupling: ScoreCoupling::Sides(ReferencePoint::Positive), weights: [0.75, 0.5], ..OF_BOTH }]),
     ("bco_pair", &[CENTRED]),
     ("aot_unpaired", &[SORTED]),
     ("rpo", &[CROSS]),
     ("sft", &[Term { scope: Objective::Dpo, ..LIKELIHOOD }]),
+    ("apo_zero", &[Term { coupling: ScoreCoupling::Sides(ReferencePoint::Zero), ..OF_BOTH }]),
 ];
 
 /// Returns every case, under both scopes.
 pub(super) fn all() -> Vec<Box<dyn Case>> {
-    let sum_of_responses = Term { link: Link::Sum, scope: Objective::Dpo, weights: [1.0; 2], ..LIKELIHOOD };
+    let sum_of_responses = Term { link: ScoreKind::Sum, scope: Objective::Dpo, weights: [1.0; 2], ..LIKELIHOOD };
     let mut all: Vec<Box<dyn Case>> = Vec::new();
     let mut add = |name: &str, terms: Vec<Term>, rows, paired| {
         all.push(Box::new(ObjectiveCase { name: name.into(), terms, rows, paired }));
@@ -81,7 +83,8 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
         };
         // More pairs than a workgroup has invocations.
         OF_PAIRS.into_iter().for_each(|(name, terms)| add(name, terms, 70, true));
-        let unpaired = Term { coupling: Coupling::Sides(Shift::Positive), weights: [1.5, 1.0], ..OF_BOTH };
+        let unpaired =
+            Term { coupling: ScoreCoupling::Sides(ReferencePoint::Positive), weights: [1.5, 1.0], ..OF_BOTH };
         add("kto", &[unpaired], 69, false);
         // Means below 0: nothing is shifted, and no gradient flows through them.
         add("kto_pair reference-free", &[Term { referenced: false, weights: [0.5; 2], ..OF_BOTH }], 70, true);
@@ -124,8 +127,8 @@ struct ObjectiveCase {
 const PREFIX: usize = 5;
 
 impl ObjectiveCase {
-    fn batch(&self) -> Batch {
-        let mut batch = Batch::default();
+    fn batch(&self) -> PackedBatch {
+        let mut batch = PackedBatch::default();
         let row = ScoredRow { hidden: 0, target: 0 };
         for row_of_data in 0..self.rows {
             let start = batch.rows.len();
@@ -135,7 +138,7 @@ impl ObjectiveCase {
                 let own = batch.rows.len();
                 let (instruction, response) = (2 + row_of_data % 4, 3 + side);
                 batch.rows.resize(own + instruction + response, row);
-                batch.spans.push(Span {
+                batch.spans.push(SequenceSpan {
                     prefix: start..start + shared,
                     own: own..batch.rows.len(),
                     response: own + instruction,
@@ -144,25 +147,25 @@ impl ObjectiveCase {
         }
         batch
     }
-    fn known(&self) -> Known {
+    fn known(&self) -> LossInputs {
         let n = self.rows * if self.paired { 2 } else { 1 };
         let wave = |s: usize| f64::from(((s as f32) * 0.7).sin());
         let reference = (0..n).map(|s| f64::from((2.0 * wave(s) - 11.0) as f32)).collect();
-        let mut known = Known { paired: self.paired, ..Known::pairs(reference) };
+        let mut known = LossInputs { paired: self.paired, ..LossInputs::pairs(reference) };
         if !self.paired && self.terms.iter().all(|term| term.weights[0] == term.weights[1]) {
             known.desirable.fill(true);
         }
-        if self.terms.iter().any(|term| term.coupling == Coupling::Cross) {
+        if self.terms.iter().any(|term| term.coupling == ScoreCoupling::Cross) {
             let cosine = |k| if k % (self.rows + 1) == 0 { 1.0 } else { wave(k) };
             let cosines: Vec<f64> = (0..self.rows.pow(2)).map(cosine).collect();
             known.cross = cross_weights(&cosines, self.rows, TAU);
         }
         known
     }
-    fn sums(&self, logp: &[f64]) -> Vec<Sums> {
+    fn sums(&self, logp: &[f64]) -> Vec<SequenceLogps> {
         let spans = self.batch().spans;
         let sum = |r: Range<usize>| logp[r].iter().sum::<f64>();
-        let of = |s: &Span| Sums {
+        let of = |s: &SequenceSpan| SequenceLogps {
             instruction: sum(s.prefix.clone()) + sum(s.own.start..s.response),
             response: sum(s.response..s.own.end),
             n_instruction: s.prefix.len() + s.response - s.own.start,
@@ -176,10 +179,10 @@ impl Case for ObjectiveCase {
     fn label(&self) -> String {
         format!("rows={} paired={} {}", self.rows, self.paired, self.name)
     }
-    fn inputs(&self, rng: &mut Rng) -> Vec<Host> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         // Log-probabilities: below 0.
         let n = self.batch().rows.len();
-        vec![Host::F32((0..n).map(|_| -(rng.normal() * 0.8 - 0.7).exp()).collect())]
+        vec![HostTensor::F32((0..n).map(|_| -(rng.normal() * 0.8 - 0.7).exp()).collect())]
     }
     /// Computes the gradient of the summed loss by each row, which is this case's *output*. The twin uses the host's gradient, which
     /// objective.rs tests against differences.
@@ -194,14 +197,14 @@ impl Case for ObjectiveCase {
         }
         vec![d, sums.iter().flat_map(|s| [s.instruction, s.response]).collect()]
     }
-    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> Outputs {
-        let spans = Spans::new(rec.gpu(), &self.batch());
-        let (sums, d_logp) = (rec.gpu().slot(2 * spans.len()), rec.gpu().slot(x[0].len()));
+    fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
+        let spans = SequenceSpans::new(rec.gpu(), &self.batch());
+        let (sums, d_logp) = (rec.gpu().alloc_activation(2 * spans.len()), rec.gpu().alloc_activation(x[0].len()));
         objective_sums(rec, &spans, &x[0], &sums);
         objective_bwd(rec, &self.terms, &spans, &sums, &self.known(), &d_logp);
-        Outputs { y: vec![d_logp, sums], d_x: Vec::new() }
+        CaseOutputs { y: vec![d_logp, sums], d_x: Vec::new() }
     }
-    fn reduction(&self) -> usize {
+    fn reduction_len(&self) -> usize {
         self.rows.max(16)
     }
     fn cost(&self) -> Cost {

@@ -12,7 +12,7 @@ pub enum Objective {
 
 /// Summed log-probabilities of a sequence.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Sums {
+pub struct SequenceLogps {
     /// Σ over template and instruction.
     pub instruction: f64,
     /// Σ over response and EOS.
@@ -23,7 +23,7 @@ pub struct Sums {
     pub n_response: usize,
 }
 
-impl Sums {
+impl SequenceLogps {
     /// Returns the objective's score.
     pub fn score(&self, objective: Objective) -> f64 {
         match objective {
@@ -42,27 +42,27 @@ impl Sums {
 
 /// Inputs of a loss that are known before the policy scores a micro-batch's S sequences.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Known {
+pub struct LossInputs {
     /// Whether a row is a pair: chosen and rejected take turns. Otherwise a row is one sequence.
     pub paired: bool,
     /// (S), whether a sequence is preferred: chosen, or labelled desirable.
     pub desirable: Vec<bool>,
     /// (S), the reference model's scores (the objective's sums).
     pub reference: Vec<f64>,
-    /// (S/2, S/2), ω of [`super::term::Coupling::Cross`]: rows are chosen sequences, columns rejected ones. Empty for other losses.
+    /// (S/2, S/2), ω of [`super::term::ScoreCoupling::Cross`]: rows are chosen sequences, columns rejected ones. Empty for other losses.
     pub cross: Vec<f64>,
-    /// Scored tokens of the desirable sequences of a whole step, per row, under `[JPO, DPO]`: n̄ of [`super::term::Link::TokenMean`].
+    /// Scored tokens of the desirable sequences of a whole step, per row, under `[JPO, DPO]`: n̄ of [`super::term::ScoreKind::TokenMean`].
     /// `None`: the micro-batch is the step.
     pub step_tokens_per_row: Option<[f64; 2]>,
 }
 
-impl Known {
+impl LossInputs {
     /// Creates the inputs of pairs from the reference's scores of chosen, rejected, chosen, ...
     pub fn pairs(reference: Vec<f64>) -> Self {
         let desirable = (0..reference.len()).map(|s| s % 2 == 0).collect();
         Self { paired: true, desirable, reference, ..Self::default() }
     }
-    /// Returns n̄ of [`super::term::Link::TokenMean`]: the step's, or that of the micro-batch's scored tokens where the step's is not
+    /// Returns n̄ of [`super::term::ScoreKind::TokenMean`]: the step's, or that of the micro-batch's scored tokens where the step's is not
     /// known; 1 where nothing is desirable.
     pub fn tokens_per_row(&self, scope: Objective, n_scored: impl Iterator<Item = usize>) -> f64 {
         let of_step = self.step_tokens_per_row.map(|by| by[usize::from(scope == Objective::Dpo)]);

@@ -1,10 +1,10 @@
 //! Terms that losses are made of.
 
-use super::scores::{Known, Objective, SequenceOutcome, Sums};
+use super::scores::{LossInputs, Objective, SequenceLogps, SequenceOutcome};
 
 /// Kind of score x of a sequence, computed from the sequence's score (a sum over n tokens) less the reference's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Link {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum ScoreKind {
     /// x = score.
     Sum,
     /// x = score/n.
@@ -20,21 +20,21 @@ pub enum Link {
 pub const CERTAIN: f64 = -1.0 / (1 << 20) as f64;
 
 /// Comparison of sequences within a micro-batch, which turns x into z.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Coupling {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum ScoreCoupling {
     /// Compares a pair's sides: z = scale·(x_c − x_r) − offset.
     Own,
     /// Compares the chosen and the rejected sequences of equal rank by x (ties: the earlier first), with z as in [`Self::Own`].
     Sorted,
-    /// Averages over all pairs (i, j) of sides: z = scale·ω_ij·(x_c,i − x_r,j) − offset, with ω of [`Known::cross`].
+    /// Averages over all pairs (i, j) of sides: z = scale·ω_ij·(x_c,i − x_r,j) − offset, with ω of [`LossInputs::cross`].
     Cross,
     /// Compares each sequence alone: z = scale·(x − shift), or −z where it is not desirable.
-    Sides(Shift),
+    Sides(ReferencePoint),
 }
 
 /// Reference point that single sequences are compared with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shift {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum ReferencePoint {
     /// Zero: x is not shifted.
     Zero,
     /// Mean of x over all sequences, without a gradient.
@@ -46,8 +46,8 @@ pub enum Shift {
 }
 
 /// Loss as a function of z.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Curve {
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub enum LossFn {
     /// −up·logσ(z) − down·logσ(−z).
     Logistic {
         /// Weight of z being positive.
@@ -66,18 +66,18 @@ pub enum Curve {
 }
 
 /// Term of a loss: curve ∘ coupling ∘ link.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Term {
     /// Map from a score to x.
-    pub link: Link,
+    pub link: ScoreKind,
     /// Objective whose score is taken.
     pub scope: Objective,
     /// Whether the reference's score is subtracted.
     pub referenced: bool,
     /// Map from x to z.
-    pub coupling: Coupling,
+    pub coupling: ScoreCoupling,
     /// Map from z to the loss.
-    pub curve: Curve,
+    pub curve: LossFn,
     /// Factor of x in z.
     pub scale: f64,
     /// Offset of z; 0 for single sequences.
@@ -95,7 +95,7 @@ fn log_sigmoid(x: f64) -> f64 {
     if x >= 0.0 { -(-x).exp().ln_1p() } else { x - x.exp().ln_1p() }
 }
 
-impl Curve {
+impl LossFn {
     /// Computes the loss and its slope at z.
     fn at(self, z: f64) -> (f64, f64) {
         match self {
@@ -113,13 +113,13 @@ impl Curve {
 
 /// Score x of a sequence, and ∂x/∂score.
 #[derive(Clone, Copy)]
-struct X {
+struct LinkedScore {
     value: f64,
     slope: f64,
 }
 
 /// Compared pair: a chosen and a rejected sequence.
-struct Meeting {
+struct ComparedPair {
     chosen: usize,
     rejected: usize,
     omega: f64,
@@ -134,45 +134,48 @@ impl Term {
         Self { weights: self.weights.map(|w| weight * w), ..self }
     }
 
-    /// Computes x of a sequence; `n_mean` is n̄ of [`Link::TokenMean`].
-    fn x(&self, sums: &Sums, reference: f64, n_mean: f64) -> X {
+    /// Computes x of a sequence; `n_mean` is n̄ of [`ScoreKind::TokenMean`].
+    fn x(&self, sums: &SequenceLogps, reference: f64, n_mean: f64) -> LinkedScore {
         let score = sums.score(self.scope) - if self.referenced { reference } else { 0.0 };
         let n = sums.n_scored(self.scope) as f64;
         match self.link {
-            Link::Sum => X { value: score, slope: 1.0 },
-            Link::Mean => X { value: score / n, slope: 1.0 / n },
-            Link::TokenMean => X { value: score / n_mean, slope: 1.0 / n_mean },
-            Link::LogOdds => {
+            ScoreKind::Sum => LinkedScore { value: score, slope: 1.0 },
+            ScoreKind::Mean => LinkedScore { value: score / n, slope: 1.0 / n },
+            ScoreKind::TokenMean => LinkedScore { value: score / n_mean, slope: 1.0 / n_mean },
+            ScoreKind::LogOdds => {
                 let mean = (score / n).min(CERTAIN);
                 let rest = -mean.exp_m1(); // 1 − p
-                X { value: mean - rest.ln(), slope: if score / n < CERTAIN { 1.0 / (n * rest) } else { 0.0 } }
+                LinkedScore { value: mean - rest.ln(), slope: if score / n < CERTAIN { 1.0 / (n * rest) } else { 0.0 } }
             }
         }
     }
 
-    fn all_x(&self, sums: &[Sums], known: &Known) -> Vec<X> {
+    fn all_x(&self, sums: &[SequenceLogps], known: &LossInputs) -> Vec<LinkedScore> {
         let n_mean = known.tokens_per_row(self.scope, sums.iter().map(|s| s.n_scored(self.scope)));
         sums.iter().zip(&known.reference).map(|(s, &reference)| self.x(s, reference, n_mean)).collect()
     }
 
     /// Computes the reference points of desirable and of undesirable sequences; 0 for pairs.
-    pub(crate) fn shift(&self, sums: &[Sums], known: &Known) -> [f64; 2] {
+    pub(crate) fn shift(&self, sums: &[SequenceLogps], known: &LossInputs) -> [f64; 2] {
         let x = self.all_x(sums, known);
         let mean = |side: Option<bool>| {
-            let of = |(x, desirable): (&X, &bool)| side.is_none_or(|d| d == *desirable).then_some(x.value);
+            let of = |(x, desirable): (&LinkedScore, &bool)| side.is_none_or(|d| d == *desirable).then_some(x.value);
             let values: Vec<f64> = x.iter().zip(&known.desirable).filter_map(of).collect();
             values.iter().sum::<f64>() / values.len() as f64
         };
         match self.coupling {
-            Coupling::Sides(Shift::Mean) => [mean(None); 2],
-            Coupling::Sides(Shift::Positive) => [mean(None).max(0.0); 2],
-            Coupling::Sides(Shift::Opposite) => [mean(Some(false)).max(0.0), mean(Some(true)).max(0.0)],
-            Coupling::Sides(Shift::Zero) | Coupling::Own | Coupling::Sorted | Coupling::Cross => [0.0; 2],
+            ScoreCoupling::Sides(ReferencePoint::Mean) => [mean(None); 2],
+            ScoreCoupling::Sides(ReferencePoint::Positive) => [mean(None).max(0.0); 2],
+            ScoreCoupling::Sides(ReferencePoint::Opposite) => [mean(Some(false)).max(0.0), mean(Some(true)).max(0.0)],
+            ScoreCoupling::Sides(ReferencePoint::Zero)
+            | ScoreCoupling::Own
+            | ScoreCoupling::Sorted
+            | ScoreCoupling::Cross => [0.0; 2],
         }
     }
 
     /// Returns the compared pairs of chosen and rejected sequences.
-    fn meetings(&self, x: &[X], known: &Known) -> Vec<Meeting> {
+    fn meetings(&self, x: &[LinkedScore], known: &LossInputs) -> Vec<ComparedPair> {
         let n = x.len() / 2;
         // Ascending by x; ties: the earlier first.
         let ranked = |side: usize| {
@@ -180,31 +183,37 @@ impl Term {
             all.sort_by(|&a, &b| x[a].value.total_cmp(&x[b].value));
             all
         };
-        let alone = |(chosen, rejected)| Meeting { chosen, rejected, omega: 1.0, share: 1.0 };
+        let alone = |(chosen, rejected)| ComparedPair { chosen, rejected, omega: 1.0, share: 1.0 };
         match self.coupling {
-            Coupling::Sorted => ranked(0).into_iter().zip(ranked(1)).map(alone).collect(),
-            Coupling::Cross => {
+            ScoreCoupling::Sorted => ranked(0).into_iter().zip(ranked(1)).map(alone).collect(),
+            ScoreCoupling::Cross => {
                 let meet = |(k, &omega)| {
                     let (i, j) = (k / n, k % n);
-                    Meeting { chosen: 2 * i, rejected: 2 * j + 1, omega, share: 1.0 / n as f64 }
+                    ComparedPair { chosen: 2 * i, rejected: 2 * j + 1, omega, share: 1.0 / n as f64 }
                 };
                 known.cross.iter().enumerate().map(meet).collect()
             }
-            Coupling::Own | Coupling::Sides(_) => (0..n).map(|p| alone((2 * p, 2 * p + 1))).collect(),
+            ScoreCoupling::Own | ScoreCoupling::Sides(_) => (0..n).map(|p| alone((2 * p, 2 * p + 1))).collect(),
         }
     }
 
     /// Adds each sequence's loss and gradient. A pair's loss counts at its chosen sequence.
-    pub fn add(&self, sums: &[Sums], known: &Known, into: &mut [SequenceOutcome]) {
+    pub fn add(&self, sums: &[SequenceLogps], known: &LossInputs, into: &mut [SequenceOutcome]) {
         self.add_from(sums, known, self.shift(sums, known), into);
     }
 
     /// Adds each sequence's loss and gradient, like [`Self::add`], with `shift` as the reference points.
-    pub(crate) fn add_from(&self, sums: &[Sums], known: &Known, shift: [f64; 2], into: &mut [SequenceOutcome]) {
+    pub(crate) fn add_from(
+        &self,
+        sums: &[SequenceLogps],
+        known: &LossInputs,
+        shift: [f64; 2],
+        into: &mut [SequenceOutcome],
+    ) {
         let x = self.all_x(sums, known);
         let mut d_x = vec![0.0; x.len()];
         match self.coupling {
-            Coupling::Sides(kind) => {
+            ScoreCoupling::Sides(kind) => {
                 let mut d_shift = [0.0; 2];
                 for (s, &desirable) in known.desirable.iter().enumerate() {
                     let (side, sign) = if desirable { (0, 1.0) } else { (1, -1.0) };
@@ -213,15 +222,15 @@ impl Term {
                     d_x[s] = self.weights[side] * slope * sign * self.scale;
                     d_shift[side] -= d_x[s];
                 }
-                if kind == Shift::Opposite {
+                if kind == ReferencePoint::Opposite {
                     for (s, &desirable) in known.desirable.iter().enumerate() {
                         let other = usize::from(desirable);
                         d_x[s] += if shift[other] > 0.0 { d_shift[other] / (x.len() / 2) as f64 } else { 0.0 };
                     }
                 }
             }
-            Coupling::Own | Coupling::Sorted | Coupling::Cross => {
-                for Meeting { chosen, rejected, omega, share } in self.meetings(&x, known) {
+            ScoreCoupling::Own | ScoreCoupling::Sorted | ScoreCoupling::Cross => {
+                for ComparedPair { chosen, rejected, omega, share } in self.meetings(&x, known) {
                     let (scale, weight) = (self.scale * omega, self.weights[0] * share);
                     let (loss, slope) = self.curve.at(scale * (x[chosen].value - x[rejected].value) - self.offset);
                     into[chosen].loss += weight * loss;

@@ -1,5 +1,5 @@
-//! Data sets of the hub: a file of one (`hf://datasets/org/name/file`), or one split of what the hub converted to Parquet
-//! (`hf://datasets/org/name`, `hf://datasets/org/name:split`, `hf://datasets/org/name:configuration/split`).
+//! Data sets of the hub: one file (`hf://datasets/org/name/file`), or one split that the hub converted to Parquet (`hf://datasets/org/name`,
+//! `hf://datasets/org/name:split`, `hf://datasets/org/name:configuration/split`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use hf_hub::repository::RepoTreeEntry;
 use hf_hub::{HFClient, HFError};
 
-use super::{HubId, Meter, reached, refused};
+use super::{DownloadMeter, HubId, reached, refused};
 
-/// Branch in which the hub keeps what it converted: `configuration/split/0000.parquet`.
+/// Branch in which the hub keeps converted data sets: `configuration/split/0000.parquet`.
 const CONVERTED: &str = "refs/convert/parquet";
 /// Prefix of the name of a split of which only the first part was converted.
 const PARTIAL: &str = "partial-";
@@ -26,7 +26,7 @@ pub enum DatasetAddress {
         /// The file's path in it.
         path: String,
     },
-    /// One split of what the hub converted.
+    /// One split that the hub converted to Parquet.
     Converted(ConvertedSplit),
 }
 
@@ -41,18 +41,18 @@ pub struct ConvertedSplit {
     pub split: Option<String>,
 }
 
-/// Files of an address: each with an address of its own and its place in the hub's cache, and what a user should know of them.
+/// Files of an address, each with an address of its own and its place in the hub's cache, and notes for the user.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct DatasetFiles {
     /// Files in the order of their names.
     pub files: Vec<(String, PathBuf)>,
-    /// Notes, a line each.
+    /// Notes, one line each.
     pub notes: Vec<String>,
 }
 
 impl DatasetAddress {
-    /// Reads `hf://datasets/org/name/file`, `hf://datasets/org/name@revision/file` (as huggingface_hub and DuckDB do: a slash in the revision is
-    /// `%2F`, and `~parquet` is the branch of conversions), and `hf://datasets/org/name[:[configuration/]split]`. `None` of what is no such address.
+    /// Parses `hf://datasets/org/name/file`, `hf://datasets/org/name@revision/file` (like huggingface_hub and DuckDB: a slash in the revision is `%2F`, and
+    /// `~parquet` is the branch of conversions), and `hf://datasets/org/name[:[configuration/]split]`. `None` for a text that does not begin with `hf://`.
     pub fn parse(text: &str) -> Option<Result<Self, String>> {
         let rest = text.strip_prefix("hf://")?;
         Some(Self::parse_rest(rest).ok_or_else(|| {
@@ -97,7 +97,7 @@ impl DatasetAddress {
     /// Returns the files in the hub's cache, fetched where they are not there yet.
     ///
     /// # Errors
-    /// The reason in one line, with the way out.
+    /// The reason in one line, with what to do instead.
     pub fn fetch(&self) -> Result<DatasetFiles, String> {
         match self {
             Self::File { id, path } => {
@@ -118,7 +118,7 @@ fn fetch(id: &HubId, path: &str, local_only: bool) -> Result<PathBuf, HFError> {
     let client = HFClient::builder().retry_max_attempts(2).build_sync()?;
     let data_set = client.dataset(&id.owner, &id.name);
     let request = data_set.download_file().filename(path).maybe_revision(id.revision.clone());
-    request.local_files_only(local_only).progress(Meter::default()).send()
+    request.local_files_only(local_only).progress(DownloadMeter::default()).send()
 }
 
 impl ConvertedSplit {
@@ -132,7 +132,7 @@ impl ConvertedSplit {
             }
             e => refused_file(&e),
         })?;
-        let Chosen { paths, notes } = self.choose(&address, &listed)?;
+        let ChosenFiles { paths, notes } = self.choose(&address, &listed)?;
         if let Some(path) = gap(&paths) {
             return Err(format!("the hub's cache lacks {path}: give a local file instead"));
         }
@@ -158,7 +158,7 @@ impl ConvertedSplit {
         Ok(entries.into_iter().filter_map(path).collect())
     }
 
-    /// Lists those of them that the hub's cache holds.
+    /// Lists the files of the branch of conversions that the hub's cache has.
     fn kept(&self) -> Result<Vec<String>, HFError> {
         let client = HFClient::builder().retry_max_attempts(2).build_sync()?;
         let data_set = client.dataset(&self.id.owner, &self.id.name);
@@ -178,7 +178,7 @@ impl ConvertedSplit {
     }
 
     /// Chooses the files of the configuration and the split.
-    fn choose(&self, address: &str, listed: &[String]) -> Result<Chosen, String> {
+    fn choose(&self, address: &str, listed: &[String]) -> Result<ChosenFiles, String> {
         let mut found: BTreeMap<&str, BTreeMap<&str, Vec<&String>>> = BTreeMap::new();
         for path in listed.iter().filter(|path| path.ends_with(".parquet")) {
             if let [configuration, split, _] = path.split('/').collect::<Vec<_>>()[..] {
@@ -236,18 +236,18 @@ impl ConvertedSplit {
         }
         let mut paths: Vec<String> = splits[chosen].iter().map(|path| (*path).clone()).collect();
         paths.sort();
-        Ok(Chosen { paths, notes })
+        Ok(ChosenFiles { paths, notes })
     }
 }
 
-/// The files of a split.
+/// Files of the chosen split, with notes for the user.
 #[derive(Debug)]
-struct Chosen {
+struct ChosenFiles {
     paths: Vec<String>,
     notes: Vec<String>,
 }
 
-/// Gives the file that is missing where files are numbered from 0.
+/// Returns the first file that is missing, where files are numbered from 0.
 fn gap(paths: &[String]) -> Option<String> {
     let missing = |path: &String| {
         let (folder, number) = path.strip_suffix(".parquet")?.rsplit_once('/')?;
@@ -262,7 +262,7 @@ fn not_converted(address: &str) -> String {
     format!("the hub has not converted the data set to Parquet: name a file of it, {address}/FILE")
 }
 
-/// Gives the names in a folder; none of what is no folder.
+/// Returns the names in a folder; none where there is no folder.
 fn names_in(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()

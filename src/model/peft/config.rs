@@ -6,7 +6,7 @@ use std::path::Path;
 use fancy_regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::super::description::Description;
+use super::super::description::ModelConfig;
 use super::super::load::linear_modules;
 use crate::error::{Error, Result};
 
@@ -74,7 +74,7 @@ pub(super) type FieldReason = (&'static str, String);
 
 /// Modules that have an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Targets {
+pub enum LoraTargets {
     /// `all-linear`: all but the head.
     AllLinear,
     /// Last components or longer suffixes of modules' names.
@@ -83,7 +83,7 @@ pub enum Targets {
     Pattern(String),
 }
 
-impl fmt::Display for Targets {
+impl fmt::Display for LoraTargets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AllLinear => f.write_str(ALL_LINEAR),
@@ -93,7 +93,7 @@ impl fmt::Display for Targets {
     }
 }
 
-impl Targets {
+impl LoraTargets {
     /// Takes names as typed, where `all-linear` may stand among them.
     pub(super) fn typed(names: &[String]) -> Self {
         if names.iter().any(|n| n == ALL_LINEAR) { Self::AllLinear } else { Self::Names(names.to_vec()) }
@@ -140,7 +140,7 @@ pub struct AdapterConfig {
     /// s = α/√R instead of α/R.
     pub rslora: bool,
     /// `target_modules`.
-    pub targets: Targets,
+    pub targets: LoraTargets,
     /// Dropout of the training that made it: not applied here.
     pub dropout: f64,
     /// `base_model_name_or_path`.
@@ -168,7 +168,7 @@ impl PartialEq for AdapterConfig {
 
 impl AdapterConfig {
     /// A new adapter's configuration.
-    pub(super) fn new(rank: usize, alpha: f64, targets: Targets, base: &str) -> Self {
+    pub(super) fn new(rank: usize, alpha: f64, targets: LoraTargets, base: &str) -> Self {
         Self {
             rank,
             alpha,
@@ -191,7 +191,7 @@ impl AdapterConfig {
     /// [`Error::Line`]: no JSON; [`Error::Field`]: missing, out of range, or not supported.
     pub fn from_json(path: &Path, text: &str) -> Result<Self> {
         let config: Value =
-            serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("no JSON: {e}")))?;
+            serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("not JSON: {e}")))?;
         let fields = config.as_object().ok_or_else(|| Error::file(path, "expected a JSON object"))?;
         let get = |field: &str| fields.get(field).filter(|v| !v.is_null());
         let bad = |field: &str, reason: String| Error::field(path, field, reason);
@@ -280,7 +280,7 @@ impl AdapterConfig {
     /// # Errors
     /// Fails like [`AdapterConfig::rank_of`].
     pub(super) fn keeps(&self, module: &str) -> Result<bool, FieldReason> {
-        self.filter.keeps(module, matches!(self.targets, Targets::Names(_)))
+        self.filter.keeps(module, matches!(self.targets, LoraTargets::Names(_)))
     }
 
     /// Returns the names of `rank_pattern` and `alpha_pattern` that fit none of these modules.
@@ -308,7 +308,7 @@ impl AdapterConfig {
     }
 
     /// Returns the contents of `adapter_config.json`, in the form that PEFT reads.
-    pub fn to_json(&self, d: &Description) -> Value {
+    pub fn to_json(&self, d: &ModelConfig) -> Value {
         let mut config = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -353,7 +353,7 @@ fn as_rank(value: &Value) -> Option<usize> {
 
 /// Compiles a regular expression of Python's.
 fn compiled(pattern: &str) -> Result<Regex, String> {
-    Regex::new(pattern).map_err(|e| format!("{pattern:?} is no regular expression: {e}"))
+    Regex::new(pattern).map_err(|e| format!("{pattern:?} is not a regular expression: {e}"))
 }
 
 /// Whether a field's regular expression fits a module's name. Matching fails where it would take too many steps.
@@ -453,13 +453,13 @@ impl ModuleFilter {
     }
 }
 
-fn read_targets(value: Option<&Value>) -> Result<Targets, String> {
+fn read_targets(value: Option<&Value>) -> Result<LoraTargets, String> {
     match value {
-        Some(Value::String(all)) if all == ALL_LINEAR => Ok(Targets::AllLinear),
-        Some(Value::String(pattern)) if !pattern.is_empty() => Ok(Targets::Pattern(pattern.clone())),
+        Some(Value::String(all)) if all == ALL_LINEAR => Ok(LoraTargets::AllLinear),
+        Some(Value::String(pattern)) if !pattern.is_empty() => Ok(LoraTargets::Pattern(pattern.clone())),
         Some(Value::Array(list)) if !list.is_empty() => {
             let name = |v: &Value| v.as_str().map(String::from).ok_or_else(|| format!("expected names, found {v}"));
-            list.iter().map(name).collect::<Result<_, _>>().map(Targets::Names)
+            list.iter().map(name).collect::<Result<_, _>>().map(LoraTargets::Names)
         }
         _ => Err(format!("expected a list of names, a pattern, or \"{ALL_LINEAR}\"")),
     }

@@ -1,5 +1,5 @@
-//! What the page needs beside cargo, so that nothing else has to be installed:
-//! `tool bind IN.wasm OUT_DIR` does what `wasm-bindgen --target web` does, `tool serve DIR [PORT]` serves a folder on this machine.
+//! Builds the page's bindings and serves the page, so that nothing but cargo has to be installed.
+//! `tool bind IN.wasm OUT_DIR` does the work of `wasm-bindgen --target web`. `tool serve DIR [PORT]` serves a folder on this machine.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -22,7 +22,7 @@ fn bind(input: &str, out: &str) -> Result<(), Box<dyn std::error::Error>> {
     Ok(bindgen.generate(out)?)
 }
 
-/// On 127.0.0.1 alone. Port 0: any that is free.
+/// Serves a folder, on 127.0.0.1 only. Port 0 takes any free port.
 fn serve(dir: &Path, port: u16) -> Result<(), Box<dyn std::error::Error>> {
     let dir = dir.canonicalize()?;
     let listener = TcpListener::bind(("127.0.0.1", port)).map_err(|e| format!("port {port}: {e}"))?;
@@ -30,7 +30,7 @@ fn serve(dir: &Path, port: u16) -> Result<(), Box<dyn std::error::Error>> {
     for stream in listener.incoming().flatten() {
         let dir = dir.clone();
         std::thread::spawn(move || {
-            // A browser that hangs up is no matter.
+            // A browser may close the connection early, which is harmless.
             let _ = answer(&dir, stream);
         });
     }
@@ -58,7 +58,7 @@ fn answer(dir: &Path, mut stream: TcpStream) -> std::io::Result<()> {
     stream.write_all(&body)
 }
 
-/// The file that a request asks for, inside the folder.
+/// Returns the path of the requested file, or `None` if it would be outside the folder.
 fn path(dir: &Path, request: &str) -> Option<PathBuf> {
     let target = request.strip_prefix("GET /")?.split([' ', '?']).next()?;
     let inside = Path::new(target).components().all(|c| matches!(c, Component::Normal(_)));

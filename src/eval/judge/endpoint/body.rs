@@ -70,9 +70,9 @@ pub fn parse(bytes: &[u8]) -> Result<Value, NoBody> {
     }
     match serde_json::from_slice::<Value>(bytes) {
         Ok(body) if body.is_object() => Ok(body),
-        Ok(_) => Err(NoBody::Other(format!("the answer is no JSON object: {}", beginning(bytes)))),
+        Ok(_) => Err(NoBody::Other(format!("the answer is not a JSON object: {}", beginning(bytes)))),
         Err(error) if error.is_eof() && (bytes.is_empty() || bytes.starts_with(b"{")) => Err(NoBody::Cut),
-        Err(_) => Err(NoBody::Other(format!("the answer is no JSON: {}", beginning(bytes)))),
+        Err(_) => Err(NoBody::Other(format!("the answer is not JSON: {}", beginning(bytes)))),
     }
 }
 
@@ -101,7 +101,7 @@ fn stream(text: &str) -> Result<Value, NoBody> {
             Err(error) if error.is_eof() => return Err(NoBody::Cut),
             Err(_) => {
                 return Err(NoBody::Other(format!(
-                    "an event of the answer is no JSON: {}",
+                    "an event of the answer is not JSON: {}",
                     beginning(data.as_bytes())
                 )));
             }

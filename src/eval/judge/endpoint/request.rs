@@ -23,7 +23,7 @@ const MOST_TOLD: usize = 300;
 
 /// The outcome of a request.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
+pub enum RequestOutcome {
     /// The model said something.
     Answer(Answer),
     /// Asking again may help.
@@ -47,7 +47,7 @@ pub enum Outcome {
     Refused(String),
 }
 
-impl Outcome {
+impl RequestOutcome {
     /// Changes the texts: reasons by `told`, answers by `kept`.
     pub fn map(self, told: impl Fn(&str) -> String, kept: impl Fn(&str) -> String) -> Self {
         match self {
@@ -72,17 +72,17 @@ impl Outcome {
 
 /// A response, or what there is in its place.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Received {
+pub struct ReceivedBody {
     /// The outcome of the request.
-    pub outcome: Outcome,
+    pub outcome: RequestOutcome,
     /// Tokens that it cost, where the endpoint says.
     pub usage: Option<Usage>,
     /// The model that answered, where the endpoint says.
     pub model: Option<String>,
 }
 
-impl From<Outcome> for Received {
-    fn from(outcome: Outcome) -> Self {
+impl From<RequestOutcome> for ReceivedBody {
+    fn from(outcome: RequestOutcome) -> Self {
         Self { outcome, usage: None, model: None }
     }
 }
@@ -99,19 +99,19 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 /// Makes the outcome of a request that got no response.
-pub fn unsent(error: reqwest::Error) -> Outcome {
+pub fn unsent(error: reqwest::Error) -> RequestOutcome {
     let error = error.without_url();
     let kind = match (error.is_timeout(), error.is_connect()) {
         (true, _) => TIMEOUT,
         (_, true) => "no connection",
         _ => "connection lost",
     };
-    Outcome::again(kind, format!("{kind}: {}", causes(&error)))
+    RequestOutcome::again(kind, format!("{kind}: {}", causes(&error)))
 }
 
 /// Reads the outcome from a response, whose body is still to come. `longest` is the limit of the answer's tokens; `has_format` tells
 /// whether the request had a `response_format`.
-pub fn receive(response: Response, longest: Option<u64>, has_format: bool) -> Received {
+pub fn receive(response: Response, longest: Option<u64>, has_format: bool) -> ReceivedBody {
     let (status, headers) = (response.status(), response.headers().clone());
     let mut bytes = Vec::new();
     let read = response.take(body::MOST_BYTES).read_to_end(&mut bytes);
@@ -120,38 +120,40 @@ pub fn receive(response: Response, longest: Option<u64>, has_format: bool) -> Re
         return match read {
             Ok(_) => match body::plain(bytes, encoding).and_then(|bytes| body::parse(&bytes)) {
                 Ok(body) => answer(&body, longest),
-                Err(NoBody::Cut) => Outcome::again("cut short", "the answer was cut short").into(),
-                Err(NoBody::Other(reason)) => Outcome::unread("no JSON", reason).into(),
+                Err(NoBody::Cut) => RequestOutcome::again("cut short", "the answer was cut short").into(),
+                Err(NoBody::Other(reason)) => RequestOutcome::unread("no JSON", reason).into(),
             },
             Err(error) if causes(&error).contains("timed out") => {
-                Outcome::again(TIMEOUT, "timeout in the middle of the answer").into()
+                RequestOutcome::again(TIMEOUT, "timeout in the middle of the answer").into()
             }
-            Err(error) => Outcome::again("cut short", format!("the answer was cut short: {}", causes(&error))).into(),
+            Err(error) => {
+                RequestOutcome::again("cut short", format!("the answer was cut short: {}", causes(&error))).into()
+            }
         };
     }
     let bytes = body::plain(bytes, encoding).unwrap_or_default();
     let usage = body::parse(&bytes).ok().and_then(|body| usage_of(&body));
-    Received { outcome: refused(status, &headers, &bytes, has_format), usage, model: None }
+    ReceivedBody { outcome: refused(status, &headers, &bytes, has_format), usage, model: None }
 }
 
 /// Reads an answer whose status is no success.
-fn refused(status: StatusCode, headers: &HeaderMap, bytes: &[u8], has_format: bool) -> Outcome {
+fn refused(status: StatusCode, headers: &HeaderMap, bytes: &[u8], has_format: bool) -> RequestOutcome {
     let (text, code) = error_text(bytes);
     let number = status.as_u16();
     let reason = if text.is_empty() { format!("HTTP {status}") } else { format!("HTTP {number}: {text}") };
     let is_busy = number == 429;
     match number {
         // The account is empty: waiting does not fill it.
-        _ if code == "insufficient_quota" => Outcome::Refused(reason),
-        401 | 402 | 403 | 404 | 405 | 407 | 300..=399 => Outcome::Refused(reason),
+        _ if code == "insufficient_quota" => RequestOutcome::Refused(reason),
+        401 | 402 | 403 | 404 | 405 | 407 | 300..=399 => RequestOutcome::Refused(reason),
         // llama-cpp-python's server tells it as a fault of its own.
-        400 | 422 | 500..=599 if has_format && names_format(bytes) => Outcome::NoFormat(reason),
+        400 | 422 | 500..=599 if has_format && names_format(bytes) => RequestOutcome::NoFormat(reason),
         408 | 409 | 425 | 429 | 500..=599 => {
             let now = SystemTime::now();
             let wait = retry_after(headers, now).or_else(|| reset(headers, now).filter(|_| is_busy));
-            Outcome::Again { reason, kind: format!("HTTP {number}"), wait, is_busy, is_unread: false }
+            RequestOutcome::Again { reason, kind: format!("HTTP {number}"), wait, is_busy, is_unread: false }
         }
-        _ => Outcome::Unfit(reason),
+        _ => RequestOutcome::Unfit(reason),
     }
 }
 
@@ -197,7 +199,7 @@ fn text_of(content: &Value) -> (Option<String>, bool) {
 
 /// Reason for which an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
+enum EndedRequest {
     /// The answer ended by itself, or the endpoint does not say.
     Whole,
     /// The answer reached the longest length.
@@ -206,7 +208,7 @@ enum Ended {
     Stopped,
 }
 
-impl Ended {
+impl EndedRequest {
     /// Reads `finish_reason`. Where there is none, an answer with as many tokens as it may have is taken as cut.
     fn from_reason(finish_reason: &Value, is_full: bool) -> Self {
         let reason = finish_reason.as_str().unwrap_or_default().to_lowercase();
@@ -234,12 +236,12 @@ fn read_choice(choice: &Value, is_full: bool) -> Answer {
     let is_said = |value: &Value| value.as_str().is_some_and(|text| !text.trim().is_empty());
     let is_called =
         message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty()) || message["function_call"].is_object();
-    let ended = Ended::from_reason(&choice["finish_reason"], is_full);
+    let ended = EndedRequest::from_reason(&choice["finish_reason"], is_full);
     let why = match &text {
         _ if has_refusal || is_said(&message["refusal"]) => NoVerdict::Refusal,
-        _ if ended == Ended::Stopped => NoVerdict::Stopped,
-        Some(text) if !text.trim().is_empty() => return Answer::read(text.clone(), ended == Ended::Cut),
-        _ if ended == Ended::Cut => NoVerdict::Cut,
+        _ if ended == EndedRequest::Stopped => NoVerdict::Stopped,
+        Some(text) if !text.trim().is_empty() => return Answer::read(text.clone(), ended == EndedRequest::Cut),
+        _ if ended == EndedRequest::Cut => NoVerdict::Cut,
         _ if is_called => NoVerdict::ToolCall,
         _ => NoVerdict::Empty,
     };
@@ -257,22 +259,22 @@ fn usage_of(body: &Value) -> Option<Usage> {
 }
 
 /// Reads a body with status 200.
-fn answer(body: &Value, longest: Option<u64>) -> Received {
+fn answer(body: &Value, longest: Option<u64>) -> ReceivedBody {
     let usage = usage_of(body);
     let model = body["model"].as_str().map(String::from);
-    let received = |outcome: Outcome| Received { outcome, usage, model: model.clone() };
+    let received = |outcome: RequestOutcome| ReceivedBody { outcome, usage, model: model.clone() };
     // Some answer 200 and put the error inside.
     if !body["error"].is_null() {
         let text = error_text(body.to_string().as_bytes()).0;
-        return received(Outcome::again("an error", format!("an error as an answer: {text}")));
+        return received(RequestOutcome::again("an error", format!("an error as an answer: {text}")));
     }
     let Some(choice) = body.pointer("/choices/0").filter(|choice| !choice["message"].is_null()) else {
         let text: String = body.to_string().chars().take(MOST_SHOWN).collect();
         let reason = format!("field `choices[0].message` is missing in the answer: `{text}`");
-        return received(Outcome::unread("no choice", reason));
+        return received(RequestOutcome::unread("no choice", reason));
     };
     let is_full = usage.zip(longest).is_some_and(|(usage, most)| usage.completion_tokens >= most);
-    received(Outcome::Answer(read_choice(choice, is_full).with_usage(usage, longest)))
+    received(RequestOutcome::Answer(read_choice(choice, is_full).with_usage(usage, longest)))
 }
 
 #[cfg(test)]
@@ -287,7 +289,7 @@ mod tests {
             let usage = serde_json::json!({"prompt_tokens": 9, "completion_tokens": written});
             let body = serde_json::json!({"choices": [choice], "usage": usage});
             match answer(&body, longest).outcome {
-                Outcome::Answer(answer) => (answer.choice, answer.no_verdict),
+                RequestOutcome::Answer(answer) => (answer.choice, answer.no_verdict),
                 other => panic!("{other:?}"),
             }
         };

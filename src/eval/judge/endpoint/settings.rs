@@ -34,15 +34,15 @@ pub const KEY_VARIABLES: [&str; 2] = ["JOINTWISE_API_KEY", "OPENAI_API_KEY"];
 
 /// A secret. Shows as `***`, wherever it is shown.
 #[derive(Clone)]
-pub struct Key(String);
+pub struct ApiKey(String);
 
-impl std::fmt::Debug for Key {
+impl std::fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("***")
     }
 }
 
-impl Key {
+impl ApiKey {
     /// Reads the key from a variable of the environment, by default the first of [`KEY_VARIABLES`]; `None` where none is set.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl Key {
         let text = value.into_string().map(|text| text.trim().to_string()).unwrap_or_default();
         match !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()) {
             true => Ok(Some(Self(text))),
-            false => Err(Error::flag("api-key-env", format!("{name} holds something that is no key"))),
+            false => Err(Error::flag("api-key-env", format!("{name} does not hold a valid API key"))),
         }
     }
 
@@ -101,7 +101,7 @@ impl AnswerFormat {
 
 /// Settings of an endpoint.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct EndpointSettings {
     /// Up to and without `/chat/completions`: `https://api.openai.com/v1`.
     pub url: String,
     /// The model's name there.

@@ -53,7 +53,7 @@ const MOST_PRINTED: usize = 500;
 
 /// A part of an answer.
 #[derive(Debug, PartialEq)]
-pub enum Piece<'a> {
+pub enum JsonPiece<'a> {
     /// Text that is not JSON.
     Text(&'a str),
     /// An object with a field that names a side: its verdict, where its fields agree.
@@ -61,22 +61,22 @@ pub enum Piece<'a> {
 }
 
 /// An object's fields, those with one name too.
-struct Fields(Vec<(String, Value)>);
+struct VerdictFields(Vec<(String, Value)>);
 
-impl<'de> Deserialize<'de> for Fields {
+impl<'de> Deserialize<'de> for VerdictFields {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct FieldsVisitor;
         impl<'de> Visitor<'de> for FieldsVisitor {
-            type Value = Fields;
+            type Value = VerdictFields;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an object")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<VerdictFields, A::Error> {
                 let mut fields = Vec::new();
                 while let Some(field) = map.next_entry()? {
                     fields.push(field);
                 }
-                Ok(Fields(fields))
+                Ok(VerdictFields(fields))
             }
         }
         deserializer.deserialize_map(FieldsVisitor)
@@ -84,8 +84,8 @@ impl<'de> Deserialize<'de> for Fields {
 }
 
 /// The object at the beginning of a text, and its bytes.
-fn object(text: &str) -> Option<(Fields, usize)> {
-    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Fields>();
+fn object(text: &str) -> Option<(VerdictFields, usize)> {
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<VerdictFields>();
     if let Ok(fields) = stream.next()? {
         return Some((fields, stream.byte_offset()));
     }
@@ -96,7 +96,7 @@ fn object(text: &str) -> Option<(Fields, usize)> {
     Some((serde_json::from_str(&printed.replace('\'', "\"")).ok()?, length))
 }
 
-impl Fields {
+impl VerdictFields {
     /// Returns the choice in the fields of these names. `None`: there is no such field; `Some(None)`: they disagree or name no side.
     fn named(&self, names: &[&str]) -> Option<Option<Choice>> {
         let name = |name: &str| name.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_lowercase();
@@ -142,22 +142,22 @@ fn side(value: &Value) -> Option<Choice> {
 }
 
 /// Splits an answer at the objects that name a side.
-pub fn pieces(text: &str) -> Vec<Piece<'_>> {
+pub fn pieces(text: &str) -> Vec<JsonPiece<'_>> {
     let mut pieces = Vec::new();
     let (mut start, mut from) = (0, 0);
     while let Some(at) = text[from..].find('{').map(|at| from + at) {
         let found = object(&text[at..]).and_then(|(fields, length)| Some((fields.verdict()?, length)));
         match found {
             Some((verdict, length)) => {
-                pieces.push(Piece::Text(&text[start..at]));
-                pieces.push(Piece::Object(verdict));
+                pieces.push(JsonPiece::Text(&text[start..at]));
+                pieces.push(JsonPiece::Object(verdict));
                 start = at + length;
                 from = start;
             }
             None => from = at + 1,
         }
     }
-    pieces.push(Piece::Text(&text[start..]));
+    pieces.push(JsonPiece::Text(&text[start..]));
     pieces
 }
 

@@ -3,7 +3,7 @@
 
 pub(super) mod tokens;
 
-use self::tokens::{Token, sides, tokens, words};
+use self::tokens::{StatementToken, sides, tokens, words};
 use super::words::{
     BETTER, CLOSING, DECIDES, DOUBTS, FOREIGN, GROUNDS, INTRODUCES, LABELS, LEADS, NOUNS, PREDICATE, REASONS, SAYS,
     TIE, TIED, VERBS, has,
@@ -12,9 +12,9 @@ use crate::eval::judge::Choice;
 
 /// Statement that a sentence makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Statement {
+pub enum VerdictStatement {
     /// A verdict.
-    Verdict(Choice, Form),
+    Verdict(Choice, StatementForm),
     /// The statement that this side is not the better one.
     Against(Choice),
     /// Neither.
@@ -23,7 +23,7 @@ pub enum Statement {
 
 /// Way in which a verdict is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum StatementForm {
     /// The side, and no word that says what of it: `(a)`, `Output (b)`, `Evaluation of (a)`.
     Bare,
     /// A sentence: "Output (a) is better".
@@ -74,8 +74,8 @@ pub fn inside(text: &str) -> Option<Choice> {
         _ => {}
     }
     match statement(&tokens(text)) {
-        Statement::Verdict(choice, _) => Some(choice),
-        Statement::Against(_) | Statement::Nothing => None,
+        VerdictStatement::Verdict(choice, _) => Some(choice),
+        VerdictStatement::Against(_) | VerdictStatement::Nothing => None,
     }
 }
 
@@ -83,10 +83,10 @@ pub fn inside(text: &str) -> Option<Choice> {
 const CRITERIA: [&str; 3] = ["accuracy", "coherence", "harmlessness"];
 
 /// Leaves "in terms of accuracy, coherence and harmlessness" out at the end.
-fn without_criteria(tokens: &[Token]) -> &[Token] {
-    let is_criterion = |token: &Token| match token {
-        Token::Comma => true,
-        Token::Word(word) => word == "and" || CRITERIA.contains(&word.as_str()),
+fn without_criteria(tokens: &[StatementToken]) -> &[StatementToken] {
+    let is_criterion = |token: &StatementToken| match token {
+        StatementToken::Comma => true,
+        StatementToken::Word(word) => word == "and" || CRITERIA.contains(&word.as_str()),
         _ => false,
     };
     let from = tokens.len() - tokens.iter().rev().take_while(|token| is_criterion(token)).count();
@@ -94,7 +94,7 @@ fn without_criteria(tokens: &[Token]) -> &[Token] {
     let are_all = CRITERIA.iter().all(|criterion| words(listed).any(|word| word == *criterion));
     let leads = [&["in", "terms", "of"][..], &["in"]].into_iter().find(|lead| {
         let end = before.len().checked_sub(lead.len()).map(|at| &before[at..]);
-        end.is_some_and(|end| end.iter().map(Token::word).eq(lead.iter().map(|word| Some(*word))))
+        end.is_some_and(|end| end.iter().map(StatementToken::word).eq(lead.iter().map(|word| Some(*word))))
     });
     match leads {
         Some(lead) if are_all => &before[..before.len() - lead.len()],
@@ -103,12 +103,12 @@ fn without_criteria(tokens: &[Token]) -> &[Token] {
 }
 
 /// Leaves phrases out that say nothing.
-fn without_phrases(tokens: &[Token]) -> Vec<Token> {
-    let mut out: Vec<Token> = Vec::with_capacity(tokens.len());
+fn without_phrases(tokens: &[StatementToken]) -> Vec<StatementToken> {
+    let mut out: Vec<StatementToken> = Vec::with_capacity(tokens.len());
     let mut i = 0;
     while i < tokens.len() {
         let is_here = |phrase: &&&[&str]| {
-            let here = tokens[i..].iter().map(Token::word);
+            let here = tokens[i..].iter().map(StatementToken::word);
             phrase.len() <= tokens.len() - i && here.zip(phrase.iter()).all(|(word, expected)| word == Some(*expected))
         };
         match PHRASES.iter().find(is_here) {
@@ -123,21 +123,21 @@ fn without_phrases(tokens: &[Token]) -> Vec<Token> {
 }
 
 /// Statement that a sentence makes.
-pub fn statement(tokens: &[Token]) -> Statement {
-    if tokens.contains(&Token::Question) {
-        return Statement::Nothing;
+pub fn statement(tokens: &[StatementToken]) -> VerdictStatement {
+    if tokens.contains(&StatementToken::Question) {
+        return VerdictStatement::Nothing;
     }
     let tokens = without_phrases(without_criteria(tokens));
-    if let Some(at) = tokens.iter().position(|token| matches!(token, Token::Mark(_))) {
+    if let Some(at) = tokens.iter().position(|token| matches!(token, StatementToken::Mark(_))) {
         return of_mark(&tokens, at);
     }
     // A), as in tests with several choices.
-    if let [Token::Side(side), Token::Other(')')] = tokens[..] {
-        return Statement::Verdict(side, Form::Bare);
+    if let [StatementToken::Side(side), StatementToken::Other(')')] = tokens[..] {
+        return VerdictStatement::Verdict(side, StatementForm::Bare);
     }
-    let first_side = tokens.iter().position(|token| matches!(token, Token::Side(_))).unwrap_or(tokens.len());
-    let is_reason = |(i, token): (usize, &Token)| {
-        let next = tokens.get(i + 1).and_then(Token::word);
+    let first_side = tokens.iter().position(|token| matches!(token, StatementToken::Side(_))).unwrap_or(tokens.len());
+    let is_reason = |(i, token): (usize, &StatementToken)| {
+        let next = tokens.get(i + 1).and_then(StatementToken::word);
         match token.word() {
             Some("because" | "since" | "due") => true,
             Some("as") => matches!(next, Some("it" | "its" | "it's")),
@@ -149,42 +149,42 @@ pub fn statement(tokens: &[Token]) -> Statement {
     let (said, reason) = tokens.split_at(reason);
     let found = of_clauses(said);
     match found {
-        Statement::Verdict(choice, _) if !explains(reason, choice) => Statement::Nothing,
+        VerdictStatement::Verdict(choice, _) if !explains(reason, choice) => VerdictStatement::Nothing,
         found => found,
     }
 }
 
 /// A sentence with a mark for final answers.
-fn of_mark(tokens: &[Token], at: usize) -> Statement {
+fn of_mark(tokens: &[StatementToken], at: usize) -> VerdictStatement {
     let (before, after) = (&tokens[..at], &tokens[at + 1..]);
     match tokens[at] {
-        Token::Mark(Some(choice)) if introduces(before, choice) && explains(after, choice) => {
-            Statement::Verdict(choice, Form::Marked)
+        StatementToken::Mark(Some(choice)) if introduces(before, choice) && explains(after, choice) => {
+            VerdictStatement::Verdict(choice, StatementForm::Marked)
         }
-        _ => Statement::Nothing,
+        _ => VerdictStatement::Nothing,
     }
 }
 
 /// Whether what stands before a mark or an object of JSON in its sentence says that a verdict follows: the same verdict, or a label directly
 /// before it. "The answer that breaks the rule is" labels something else.
-pub fn introduces(before: &[Token], choice: Choice) -> bool {
+pub fn introduces(before: &[StatementToken], choice: Choice) -> bool {
     let is_doubt = |word: &str| is_doubt(word) && word != "both" && !(choice == Choice::Tie && has(TIE, word));
-    let is_known = |token: &Token| match token {
-        Token::Side(side) => *side == choice,
-        Token::Word(word) => !is_doubt(word),
-        Token::Comma | Token::Colon => true,
-        Token::Other(mark) => "()[]{}|\\/".contains(*mark),
-        Token::Letter(..) | Token::Mark(_) | Token::Question => false,
+    let is_known = |token: &StatementToken| match token {
+        StatementToken::Side(side) => *side == choice,
+        StatementToken::Word(word) => !is_doubt(word),
+        StatementToken::Comma | StatementToken::Colon => true,
+        StatementToken::Other(mark) => "()[]{}|\\/".contains(*mark),
+        StatementToken::Letter(..) | StatementToken::Mark(_) | StatementToken::Question => false,
     };
     if !before.iter().all(is_known) {
         return false;
     }
-    let is_end = |token: &&Token| matches!(token, Token::Colon | Token::Comma);
+    let is_end = |token: &&StatementToken| matches!(token, StatementToken::Colon | StatementToken::Comma);
     let said = &before[..before.len() - before.iter().rev().take_while(is_end).count()];
-    if matches!(statement(said), Statement::Verdict(same, _) if same == choice) {
+    if matches!(statement(said), VerdictStatement::Verdict(same, _) if same == choice) {
         return true;
     }
-    let mut clauses: Vec<&[Token]> = said.split(|token| *token == Token::Comma).collect();
+    let mut clauses: Vec<&[StatementToken]> = said.split(|token| *token == StatementToken::Comma).collect();
     let label = clauses.pop().unwrap_or_default();
     let introduces = |word: &str| is_lead(word) || has(PREDICATE, word) || has(INTRODUCES, word);
     if !sides(label).is_empty() || !words(label).all(introduces) {
@@ -205,21 +205,21 @@ pub fn introduces(before: &[Token], choice: Choice) -> bool {
 }
 
 /// Whether a clause names what is asked for, which may be the worse one: "considering which response breaks more rules".
-fn asks(clause: &[Token]) -> bool {
+fn asks(clause: &[StatementToken]) -> bool {
     words(clause).any(|word| ["which", "who"].contains(&word))
 }
 
 /// Whether words before a side say that it is the verdict.
-fn says(before: &[Token]) -> bool {
+fn says(before: &[StatementToken]) -> bool {
     words(before).any(|word| has(SAYS, word) || has(LABELS, word) && !has(NOUNS, word))
 }
 
 /// Clauses between commas, which must agree.
-fn of_clauses(tokens: &[Token]) -> Statement {
-    let mut found = Statement::Nothing;
-    let mut lead: Vec<Token> = Vec::new();
-    let mut grounds: Vec<&[Token]> = Vec::new();
-    let clauses: Vec<&[Token]> = tokens.split(|token| *token == Token::Comma).collect();
+fn of_clauses(tokens: &[StatementToken]) -> VerdictStatement {
+    let mut found = VerdictStatement::Nothing;
+    let mut lead: Vec<StatementToken> = Vec::new();
+    let mut grounds: Vec<&[StatementToken]> = Vec::new();
+    let clauses: Vec<&[StatementToken]> = tokens.split(|token| *token == StatementToken::Comma).collect();
     for (i, clause) in clauses.iter().enumerate() {
         let is_ground = words(clause).next().is_some_and(|word| has(GROUNDS, word));
         let is_free = |word: &str| !is_doubt(word) || word == "both";
@@ -232,32 +232,36 @@ fn of_clauses(tokens: &[Token]) -> Statement {
         // "Therefore, the verdict is, clearly, (a)".
         if sides(clause).is_empty()
             && words(clause).all(is_lead)
-            && found == Statement::Nothing
+            && found == VerdictStatement::Nothing
             && i + 1 < clauses.len()
         {
             lead.extend_from_slice(clause);
             continue;
         }
-        let whole: Vec<Token> = lead.drain(..).chain(clause.iter().cloned()).collect();
+        let whole: Vec<StatementToken> = lead.drain(..).chain(clause.iter().cloned()).collect();
         // "Considering which response breaks more rules, (b)".
         let is_better = words(&whole).any(|word| has(BETTER, word));
         if !grounds.is_empty() && !is_better && (!says(&whole) || grounds.iter().any(|ground| asks(ground))) {
-            return Statement::Nothing;
+            return VerdictStatement::Nothing;
         }
         found = match (found, of_clause(&whole)) {
-            (_, Statement::Nothing) => return Statement::Nothing,
-            (Statement::Nothing, one) => one,
-            (Statement::Verdict(a, form), Statement::Verdict(b, _)) if a == b => Statement::Verdict(a, form),
-            _ => return Statement::Nothing,
+            (_, VerdictStatement::Nothing) => return VerdictStatement::Nothing,
+            (VerdictStatement::Nothing, one) => one,
+            (VerdictStatement::Verdict(a, form), VerdictStatement::Verdict(b, _)) if a == b => {
+                VerdictStatement::Verdict(a, form)
+            }
+            _ => return VerdictStatement::Nothing,
         };
     }
     found
 }
 
-fn of_clause(tokens: &[Token]) -> Statement {
-    let is_known = |token: &Token| matches!(token, Token::Side(_) | Token::Word(_) | Token::Colon);
+fn of_clause(tokens: &[StatementToken]) -> VerdictStatement {
+    let is_known = |token: &StatementToken| {
+        matches!(token, StatementToken::Side(_) | StatementToken::Word(_) | StatementToken::Colon)
+    };
     if !tokens.iter().all(is_known) {
-        return Statement::Nothing;
+        return VerdictStatement::Nothing;
     }
     match sides(tokens)[..] {
         [] => tie(tokens, &[]),
@@ -265,51 +269,51 @@ fn of_clause(tokens: &[Token]) -> Statement {
         [(first, a), (second, b)] if a != b => {
             of_both(&tokens[..first], a, &tokens[first + 1..second], &tokens[second + 1..])
         }
-        _ => Statement::Nothing,
+        _ => VerdictStatement::Nothing,
     }
 }
 
 /// A clause about one side.
-fn of_side(before: &[Token], side: Choice, after: &[Token]) -> Statement {
+fn of_side(before: &[StatementToken], side: Choice, after: &[StatementToken]) -> VerdictStatement {
     let known = |word: &str| is_lead(word) || has(PREDICATE, word);
     let negates = |word: &str| is_doubt(word);
     if words(before).chain(words(after)).any(negates) {
         let all = words(before).chain(words(after)).all(|word| known(word) || negates(word));
-        return if all { Statement::Against(side) } else { Statement::Nothing };
+        return if all { VerdictStatement::Against(side) } else { VerdictStatement::Nothing };
     }
     let asks = words(before).next().is_some_and(|word| ["is", "would", "will", "be", "must"].contains(&word));
     // "So is (a)": what is, was said before.
     let has_subject = |word: &str| has(NOUNS, word) || has(LABELS, word) || ["one", "it", "that"].contains(&word);
     let lacks_subject =
-        matches!(before.last().and_then(Token::word), Some("is" | "be")) && !words(before).any(has_subject);
+        matches!(before.last().and_then(StatementToken::word), Some("is" | "be")) && !words(before).any(has_subject);
     // "One would think that (a)".
     let supposes =
         words(before).any(|word| word == "would") && !words(before).any(|word| ["i", "we", "be"].contains(&word));
     if !words(before).all(is_lead) || asks || lacks_subject || supposes || instructs(before) {
-        return Statement::Nothing;
+        return VerdictStatement::Nothing;
     }
     if after.is_empty() {
-        let is_label = before.contains(&Token::Colon) && words(before).any(|word| has(LABELS, word));
+        let is_label = before.contains(&StatementToken::Colon) && words(before).any(|word| has(LABELS, word));
         let form = match (is_label, says(before)) {
-            (true, _) => Form::Marked,
-            (false, true) => Form::Sentence,
-            (false, false) => Form::Bare,
+            (true, _) => StatementForm::Marked,
+            (false, true) => StatementForm::Sentence,
+            (false, false) => StatementForm::Bare,
         };
-        return Statement::Verdict(side, form);
+        return VerdictStatement::Verdict(side, form);
     }
     // "Output (a) better answers its instruction".
     let begins = match after {
-        [Token::Word(better), rest @ ..] if better == "better" => rest,
+        [StatementToken::Word(better), rest @ ..] if better == "better" => rest,
         all => all,
     };
     let is_verdict = words(begins).next().is_some_and(|word| has(VERBS, word))
         && after.iter().all(|token| token.word().is_some_and(|word| has(PREDICATE, word)))
         && words(after).any(|word| has(BETTER, word));
-    if is_verdict { Statement::Verdict(side, Form::Sentence) } else { Statement::Nothing }
+    if is_verdict { VerdictStatement::Verdict(side, StatementForm::Sentence) } else { VerdictStatement::Nothing }
 }
 
 /// Tells whether words before a side tell somebody what to write: "answer with (b)", "say (b)".
-fn instructs(before: &[Token]) -> bool {
+fn instructs(before: &[StatementToken]) -> bool {
     let all: Vec<&str> = words(before).collect();
     let follows = |word: &str, subjects: &[&str]| {
         let at = all.iter().position(|found| *found == word);
@@ -320,12 +324,17 @@ fn instructs(before: &[Token]) -> bool {
 }
 
 /// A clause about both sides: "(a) is better than (b)", "(a) and (b) are equally good".
-fn of_both(before: &[Token], first: Choice, between: &[Token], after: &[Token]) -> Statement {
+fn of_both(
+    before: &[StatementToken],
+    first: Choice,
+    between: &[StatementToken],
+    after: &[StatementToken],
+) -> VerdictStatement {
     let between: Vec<&str> = between.iter().map(|token| token.word().unwrap_or(":")).collect();
     if between == ["and"] {
         return tie(before, after);
     }
-    let [verb, middle @ .., end] = &between[..] else { return Statement::Nothing };
+    let [verb, middle @ .., end] = &between[..] else { return VerdictStatement::Nothing };
     let compares = match *end {
         "than" => middle.contains(&"better"),
         "to" => middle.iter().any(|word| ["superior", "preferable", "preferred"].contains(word)),
@@ -336,87 +345,95 @@ fn of_both(before: &[Token], first: Choice, between: &[Token], after: &[Token]) 
         && words(before).all(is_lead)
         && words(before).next().is_none_or(|word| word != "is")
         && after.is_empty();
-    if is_verdict && compares { Statement::Verdict(first, Form::Sentence) } else { Statement::Nothing }
+    if is_verdict && compares {
+        VerdictStatement::Verdict(first, StatementForm::Sentence)
+    } else {
+        VerdictStatement::Nothing
+    }
 }
 
 /// A clause that says that both are equal, without their names.
-fn tie(before: &[Token], after: &[Token]) -> Statement {
+fn tie(before: &[StatementToken], after: &[StatementToken]) -> VerdictStatement {
     let all = || words(before).chain(words(after));
     let is_tie = all().all(|word| has(TIE, word) || is_lead(word)) && all().any(|word| has(TIED, word));
     match is_tie {
-        true => {
-            Statement::Verdict(Choice::Tie, if before.contains(&Token::Colon) { Form::Marked } else { Form::Sentence })
-        }
-        false => Statement::Nothing,
+        true => VerdictStatement::Verdict(
+            Choice::Tie,
+            if before.contains(&StatementToken::Colon) { StatementForm::Marked } else { StatementForm::Sentence },
+        ),
+        false => VerdictStatement::Nothing,
     }
 }
 
 /// Whether what follows a verdict in its sentence leaves it alone.
-fn explains(tokens: &[Token], choice: Choice) -> bool {
+fn explains(tokens: &[StatementToken], choice: Choice) -> bool {
     let tokens = match tokens {
-        [Token::Comma, rest @ ..] => rest,
+        [StatementToken::Comma, rest @ ..] => rest,
         all => all,
     };
     tokens.is_empty() || words(tokens).next().is_some_and(|word| has(REASONS, word)) && is_harmless(tokens, choice)
 }
 
-fn is_harmless(tokens: &[Token], choice: Choice) -> bool {
+fn is_harmless(tokens: &[StatementToken], choice: Choice) -> bool {
     let decides = |word: &str| has(DECIDES, word) && sides(tokens).is_empty();
-    let is_harmless = |token: &Token| match token {
-        Token::Side(side) => *side == choice,
-        Token::Word(word) => !is_doubt(word) && !decides(word),
-        Token::Comma | Token::Colon => true,
-        Token::Letter(..) | Token::Mark(_) | Token::Question | Token::Other(_) => false,
+    let is_harmless = |token: &StatementToken| match token {
+        StatementToken::Side(side) => *side == choice,
+        StatementToken::Word(word) => !is_doubt(word) && !decides(word),
+        StatementToken::Comma | StatementToken::Colon => true,
+        StatementToken::Letter(..) | StatementToken::Mark(_) | StatementToken::Question | StatementToken::Other(_) => {
+            false
+        }
     };
     tokens.iter().all(is_harmless)
 }
 
 /// Whether a sentence behind a verdict leaves it alone: a polite ending, an explanation, or more about the same side.
-pub fn is_quiet(tokens: &[Token], choice: Choice) -> bool {
-    let is_closing =
-        !tokens.contains(&Token::Question) && sides(tokens).is_empty() && words(tokens).all(|w| has(CLOSING, w));
-    let is_known = |token: &Token| !matches!(token, Token::Mark(_) | Token::Other(_));
+pub fn is_quiet(tokens: &[StatementToken], choice: Choice) -> bool {
+    let is_closing = !tokens.contains(&StatementToken::Question)
+        && sides(tokens).is_empty()
+        && words(tokens).all(|w| has(CLOSING, w));
+    let is_known = |token: &StatementToken| !matches!(token, StatementToken::Mark(_) | StatementToken::Other(_));
     let about = !sides(tokens).is_empty() && is_harmless(tokens, choice);
     tokens.is_empty() || is_closing && tokens.iter().all(is_known) || explains(tokens, choice) || about
 }
 
 /// Whether a question before a verdict asks for it.
-pub fn asks_for_verdict(tokens: &[Token]) -> bool {
+pub fn asks_for_verdict(tokens: &[StatementToken]) -> bool {
     let known = ["which", "what", "who", "why", "question"];
     let asks = |word: &str| is_lead(word) || has(PREDICATE, word) || known.contains(&word);
     tokens.iter().all(|token| match token {
-        Token::Word(word) => asks(word),
-        Token::Question | Token::Comma | Token::Colon => true,
+        StatementToken::Word(word) => asks(word),
+        StatementToken::Question | StatementToken::Comma | StatementToken::Colon => true,
         _ => false,
     })
 }
 
 /// Whether a line without a full stop names what follows it: "Final verdict".
-pub fn is_label(tokens: &[Token]) -> bool {
+pub fn is_label(tokens: &[StatementToken]) -> bool {
     sides(tokens).is_empty()
         && words(tokens).any(|word| has(LABELS, word))
-        && tokens.iter().all(|token| matches!(token, Token::Colon) || token.word().is_some_and(is_lead))
+        && tokens.iter().all(|token| matches!(token, StatementToken::Colon) || token.word().is_some_and(is_lead))
 }
 
 /// Whether a sentence without a full stop has to go on.
-pub fn dangles(tokens: &[Token]) -> bool {
+pub fn dangles(tokens: &[StatementToken]) -> bool {
     let goes_on = [
         "is", "are", "be", "was", "the", "of", "to", "for", "and", "or", "with", "by", "than", "as", "that", "say",
         "choose",
     ];
     tokens.last().is_some_and(|token| match token {
-        Token::Word(word) => goes_on.contains(&word.as_str()),
-        token => *token == Token::Colon,
+        StatementToken::Word(word) => goes_on.contains(&word.as_str()),
+        token => *token == StatementToken::Colon,
     })
 }
 
 /// Whether words are a title of what follows them, by what the grammar knows: of a verdict, or, with its doubts, of the opposite.
-pub fn is_title(tokens: &[Token], with_doubts: bool) -> bool {
+pub fn is_title(tokens: &[StatementToken], with_doubts: bool) -> bool {
     sides(tokens).is_empty() && words(tokens).all(|word| is_lead(word) || with_doubts && is_doubt(word))
 }
 
 /// Whether a sentence may turn around what follows it, or goes on in it.
-pub fn may_turn(tokens: &[Token], is_finished: bool) -> bool {
+pub fn may_turn(tokens: &[StatementToken], is_finished: bool) -> bool {
     let dangles = !is_finished && dangles(tokens);
     // "Worse." is about what follows, a long sentence that is finished is not.
     let is_short = words(tokens).count() <= 6;
@@ -424,5 +441,5 @@ pub fn may_turn(tokens: &[Token], is_finished: bool) -> bool {
     // "The output with more errors is the following."
     let points =
         words(tokens).any(|word| ["following", "follows", "below"].contains(&word)) && !words(tokens).all(is_lead);
-    dangles || doubts || points || tokens.iter().any(|token| matches!(token, Token::Other('<')))
+    dangles || doubts || points || tokens.iter().any(|token| matches!(token, StatementToken::Other('<')))
 }

@@ -7,7 +7,7 @@ use crate::eval::judge::Choice;
 
 /// A piece of a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Token {
+pub enum StatementToken {
     /// Name of a side.
     Side(Choice),
     /// A mark for final answers, with the verdict in it, if it is one.
@@ -26,7 +26,7 @@ pub enum Token {
     Other(char),
 }
 
-impl Token {
+impl StatementToken {
     /// The word, if it is one.
     pub fn word(&self) -> Option<&str> {
         match self {
@@ -42,8 +42,8 @@ const MOST_MARKED: usize = 100;
 const DECOR: &str = "*_`#\"'.!•●▪◦·★⭐🌟🥇🔹🔸✅✔☑🏆👍🎉👉➡📝🎯⚖😊🙂😀😃👏🙌🚀✨💯";
 
 /// Splits a sentence, or several, into tokens.
-pub fn tokens(text: &str) -> Vec<Token> {
-    let mut all: Vec<Token> = Vec::new();
+pub fn tokens(text: &str) -> Vec<StatementToken> {
+    let mut all: Vec<StatementToken> = Vec::new();
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
         let (token, length) = piece(rest, c, text.len() == rest.len());
@@ -55,13 +55,13 @@ pub fn tokens(text: &str) -> Vec<Token> {
 }
 
 /// The token at the beginning of a text, if it is more than decoration, and its bytes.
-fn piece(rest: &str, c: char, is_first: bool) -> (Option<Token>, usize) {
+fn piece(rest: &str, c: char, is_first: bool) -> (Option<StatementToken>, usize) {
     let after = |n: usize| rest.get(n..).unwrap_or_default();
     if let Some((inner, end)) = marked(rest) {
-        return (Some(Token::Mark(inner)), end);
+        return (Some(StatementToken::Mark(inner)), end);
     }
     if let Some(side) = bracketed(rest) {
-        return (Some(Token::Side(side)), 3);
+        return (Some(StatementToken::Side(side)), 3);
     }
     if c.is_alphanumeric() {
         let is_inside = |c: char, next: Option<char>| {
@@ -76,30 +76,30 @@ fn piece(rest: &str, c: char, is_first: bool) -> (Option<Token>, usize) {
             }
         }
         let token = match letter(&rest[..end]) {
-            Some(side) => Token::Letter(side, rest.starts_with(char::is_uppercase)),
-            None => Token::Word(rest[..end].to_lowercase()),
+            Some(side) => StatementToken::Letter(side, rest.starts_with(char::is_uppercase)),
+            None => StatementToken::Word(rest[..end].to_lowercase()),
         };
         return (Some(token), end);
     }
     let arrows = ["->", "=>", "-->", "==>"];
     if let Some(arrow) = arrows.iter().find(|arrow| rest.starts_with(**arrow)) {
-        return (Some(Token::Colon), arrow.len());
+        return (Some(StatementToken::Colon), arrow.len());
     }
     let length = c.len_utf8();
     let token = match c {
         _ if rest.starts_with("...") => {
-            return (Some(Token::Other('…')), rest.len() - rest.trim_start_matches('.').len());
+            return (Some(StatementToken::Other('…')), rest.len() - rest.trim_start_matches('.').len());
         }
         ' ' | '\n' => None,
-        ':' | '→' | '⇒' | '=' => Some(Token::Colon),
-        '?' => Some(Token::Question),
-        ',' | ';' => Some(Token::Comma),
+        ':' | '→' | '⇒' | '=' => Some(StatementToken::Colon),
+        '?' => Some(StatementToken::Question),
+        ',' | ';' => Some(StatementToken::Comma),
         // A bullet, a dash, a quotation.
         '-' | '>' | '+' if is_first && after(length).starts_with(' ') => None,
-        '-' if after(length).starts_with([' ', '-']) => Some(Token::Comma),
-        '!' if after(length).starts_with(|c: char| c.is_alphanumeric() || c == '(') => Some(Token::Other(c)),
+        '-' if after(length).starts_with([' ', '-']) => Some(StatementToken::Comma),
+        '!' if after(length).starts_with(|c: char| c.is_alphanumeric() || c == '(') => Some(StatementToken::Other(c)),
         c if DECOR.contains(c) => None,
-        c => Some(Token::Other(c)),
+        c => Some(StatementToken::Other(c)),
     };
     (token, length)
 }
@@ -139,56 +139,60 @@ fn marked(text: &str) -> Option<(Option<Choice>, usize)> {
 }
 
 /// Makes sides of letters and of nouns with letters. A letter before a word that no verdict about it begins with is an article.
-fn name_sides(all: Vec<Token>) -> Vec<Token> {
-    let mut named: Vec<Token> = Vec::with_capacity(all.len());
+fn name_sides(all: Vec<StatementToken>) -> Vec<StatementToken> {
+    let mut named: Vec<StatementToken> = Vec::with_capacity(all.len());
     for (i, token) in all.iter().enumerate() {
-        let noun = matches!(named.last(), Some(Token::Word(word)) if has(NOUNS, word.as_str()));
+        let noun = matches!(named.last(), Some(StatementToken::Word(word)) if has(NOUNS, word.as_str()));
         let side = match token {
-            Token::Letter(side, is_capital) => {
+            StatementToken::Letter(side, is_capital) => {
                 let is_side = *side == Choice::B || noun && *is_capital || is_followed_as_side(all.get(i + 1));
                 is_side.then_some(*side)
             }
             // output_a
-            Token::Word(word) => {
+            StatementToken::Word(word) => {
                 word.rsplit_once('_').filter(|(noun, _)| has(NOUNS, noun)).and_then(|(_, l)| letter(l))
             }
-            Token::Side(side) => Some(*side),
+            StatementToken::Side(side) => Some(*side),
             _ => None,
         };
         let Some(side) = side else {
-            named.push(if matches!(token, Token::Letter(..)) { Token::Word("a".into()) } else { token.clone() });
+            named.push(if matches!(token, StatementToken::Letter(..)) {
+                StatementToken::Word("a".into())
+            } else {
+                token.clone()
+            });
             continue;
         };
         if noun {
             named.pop();
         }
         // "(a) Output (a)" is one side.
-        if named.last() != Some(&Token::Side(side)) {
-            named.push(Token::Side(side));
+        if named.last() != Some(&StatementToken::Side(side)) {
+            named.push(StatementToken::Side(side));
         }
     }
     named
 }
 
 /// Whether a letter before this is a side, and no article.
-fn is_followed_as_side(next: Option<&Token>) -> bool {
+fn is_followed_as_side(next: Option<&StatementToken>) -> bool {
     let joins = ["because", "since", "over", "to", "than", "and", "or"];
     match next {
-        Some(Token::Word(word)) => has(VERBS, word.as_str()) || joins.contains(&word.as_str()),
-        Some(Token::Letter(..) | Token::Side(_) | Token::Mark(_)) => false,
+        Some(StatementToken::Word(word)) => has(VERBS, word.as_str()) || joins.contains(&word.as_str()),
+        Some(StatementToken::Letter(..) | StatementToken::Side(_) | StatementToken::Mark(_)) => false,
         _ => true,
     }
 }
 
 /// The words among tokens.
-pub fn words(tokens: &[Token]) -> impl Iterator<Item = &str> {
-    tokens.iter().filter_map(Token::word)
+pub fn words(tokens: &[StatementToken]) -> impl Iterator<Item = &str> {
+    tokens.iter().filter_map(StatementToken::word)
 }
 
 /// The sides among tokens, and where they stand.
-pub fn sides(tokens: &[Token]) -> Vec<(usize, Choice)> {
-    let side = |(i, token): (usize, &Token)| match token {
-        Token::Side(side) => Some((i, *side)),
+pub fn sides(tokens: &[StatementToken]) -> Vec<(usize, Choice)> {
+    let side = |(i, token): (usize, &StatementToken)| match token {
+        StatementToken::Side(side) => Some((i, *side)),
         _ => None,
     };
     tokens.iter().enumerate().filter_map(side).collect()

@@ -1,0 +1,50 @@
+// largest[at(r)] = max_k |B[r,k]|, at(r) = FIRST + r, or FIRST for all rows where WHOLE      B: (rows, columns) in vec4s
+//
+// For the scales of matmul_coop.wgsl. Bits of magnitudes are ordered as the magnitudes are (a NaN above all), so an integer maximum
+// serves, and gives the same whatever the order. `largest` begins as zeros.
+
+import package::shared::grid::{flat_group};
+import package::shared::weight::{weight_vec4};
+
+override WHOLE: bool = false;
+override FIRST: u32 = 0u;
+
+struct AbsmaxParams {
+    rows: u32,
+    columns: u32, // a multiple of four
+    start: u32,   // so are these
+    stride: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: AbsmaxParams;
+@group(0) @binding(1) var<storage, read_write> largest: array<atomic<u32>>;
+// Binding 2: B.
+
+const WG = 64u;
+
+var<workgroup> of_row: atomic<u32>;
+
+@compute @workgroup_size(WG)
+fn matmul_absmax(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) n_groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let row = flat_group(group, n_groups);
+    if lane == 0u {
+        atomicStore(&of_row, 0u);
+    }
+    var mine = vec4<u32>();
+    if row < params.rows {
+        let first = (params.start + row * params.stride) / 4u;
+        for (var vec4_at = lane; vec4_at < params.columns / 4u; vec4_at += WG) {
+            mine = max(mine, bitcast<vec4<u32>>(abs(weight_vec4(row, first + vec4_at))));
+        }
+    }
+    workgroupBarrier();
+    atomicMax(&of_row, max(max(mine.x, mine.y), max(mine.z, mine.w)));
+    workgroupBarrier();
+    if lane == 0u && row < params.rows {
+        atomicMax(&largest[FIRST + select(row, 0u, WHOLE)], atomicLoad(&of_row));
+    }
+}

@@ -1,0 +1,77 @@
+//! Settings of sampling responses to test prompts.
+
+use super::prompts::TestPrompt;
+use crate::data::prompt_template::Template;
+use crate::data::template_notes::template_line;
+use crate::data::tokens::Tokenizer;
+use crate::error::{Error, Result};
+use crate::eval::generate::GenerateSettings;
+use crate::kernels::sample::Sampling;
+use crate::validate::at_least_one;
+
+/// Settings of sampling, with every default filled in.
+#[derive(Debug, Clone)]
+pub struct ResponseSampling {
+    /// Name of the template, for files and reports.
+    pub template_name: String,
+    /// Template around prompts.
+    pub template: Template,
+    /// Temperatures, each a run of every model.
+    pub temperatures: Vec<f64>,
+    /// Seeds, each a run of every model and temperature.
+    pub seeds: Vec<u64>,
+    /// Longest response in tokens.
+    pub max_new_tokens: usize,
+    /// Number of likeliest tokens that are drawn from; 0: all.
+    pub top_k: usize,
+    /// Probability that the tokens that are drawn from reach together.
+    pub top_p: f64,
+    /// Prompts per batch.
+    pub batch_size: usize,
+}
+
+impl ResponseSampling {
+    /// Checks that values are in range, and none is given twice.
+    ///
+    /// # Errors
+    /// [`Error::Flag`].
+    pub fn validate(&self) -> Result<()> {
+        at_least_one("batch-size", self.batch_size)?;
+        for &temperature in &self.temperatures {
+            self.settings(temperature, 0, Vec::new()).validate().map_err(|error| match error {
+                Error::Flag { flag: "temperature", reason } => Error::flag("temperatures", reason),
+                other => other,
+            })?;
+        }
+        let twice = |n: usize, same: &dyn Fn(usize, usize) -> bool| (0..n).any(|i| (0..i).any(|j| same(i, j)));
+        let (t, s) = (&self.temperatures, &self.seeds);
+        if twice(t.len(), &|i, j| t[i] == t[j]) {
+            return Err(Error::flag("temperatures", "one is given twice"));
+        }
+        if twice(s.len(), &|i, j| s[i] == s[j]) {
+            return Err(Error::flag("seeds", "one is given twice"));
+        }
+        Ok(())
+    }
+
+    /// Lets the prompts decide on the template where none was chosen, and says which one they get.
+    pub fn settle(&mut self, tokenizer: &Tokenizer, prompts: &[TestPrompt]) {
+        let Some(first) = prompts.first() else { return };
+        note!("{}", template_line(tokenizer, &self.template, &first.instruction, "prompts"));
+        if self.template.is_by_rows() {
+            self.template = self.template.clone().settled(prompts.iter().map(|prompt| &prompt.instruction));
+            self.template_name = self.template.name().into();
+        }
+    }
+
+    /// Returns the settings of one run.
+    pub fn settings(&self, temperature: f64, seed: u64, eos: Vec<u32>) -> GenerateSettings {
+        GenerateSettings {
+            sampling: Sampling { temperature: temperature as f32, top_k: self.top_k, top_p: self.top_p as f32 },
+            max_new_tokens: self.max_new_tokens,
+            seed,
+            eos,
+            with_lora: true,
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Implementations of attention, and the choice among them.
+
+use super::AttentionEntry;
+use super::coop::CoopAttention;
+use super::tiles::AttentionTiles;
+use crate::gpu::{Caps, MatmulPrecision, Shader, Variant};
+
+/// Implementation of attention: a shader, and how many queries (or keys) its workgroups own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AttentionImpl {
+    /// `attention.wgsl`: one query, or key, per invocation; the number is a workgroup's.
+    Rows(usize),
+    /// `attention_lanes.wgsl`, with one row per lane, or several where rows are long.
+    Lanes { long: bool },
+    /// `attention_tiles.wgsl`.
+    Tiles(AttentionTiles),
+    /// `attention_coop.wgsl`.
+    Coop(CoopAttention),
+}
+
+/// Queries, or keys, per workgroup of `attention.wgsl` on a GPU.
+pub(super) const TILE: usize = 64;
+/// Queries, or keys, per workgroup on a CPU: as wide as its vectors, because short segments leave wider tiles mostly masked.
+pub(super) const LANES: usize = 8;
+/// Queries, or keys, per lane of `attention_lanes.wgsl` where rows are long. Several rows share the cost of a load. Loops over a head's
+/// vec4s are unrolled, because lavapipe leaves them rolled and then indexes a private array by one load per lane. A step of two rows of
+/// 4,096 tokens then takes 3.9 ms per token instead of 5.5 (E = 48), and compiling ten seconds more.
+const LONG_ROWS: usize = 4;
+/// Keys that some query must see for the compilation of long rows to pay.
+const LONG: usize = 1024;
+/// Largest head size of which `LONG_ROWS` rows fit a core's L1 cache.
+const LONG_HEAD: usize = 64;
+
+impl AttentionImpl {
+    /// Chooses by the device, the precision and the head size. The batch, whose queries see at most `longest` keys, decides only between
+    /// bit-identical forms: results must not depend on what is packed together.
+    pub fn choose(
+        caps: &Caps,
+        allowed: &[Variant],
+        precision: MatmulPrecision,
+        head_dim: usize,
+        longest: usize,
+    ) -> Self {
+        if let Some(coop) = CoopAttention::choose(caps, precision, head_dim) {
+            return Self::Coop(coop);
+        }
+        let tiles = AttentionTiles::for_head_dim(head_dim).filter(|_| allowed.contains(&Variant::Flash));
+        match tiles {
+            Some(tiles) => Self::Tiles(tiles),
+            None if allowed.contains(&Variant::Lanes) && caps.has_lanes() => {
+                Self::Lanes { long: longest >= LONG && head_dim <= LONG_HEAD }
+            }
+            None if allowed.contains(&Variant::Cpu) => Self::Rows(LANES),
+            None => Self::Rows(TILE),
+        }
+    }
+
+    /// Returns the rows per workgroup: queries in the forward and d_q kernels, keys in the kernel of d_k and d_v.
+    pub fn tiles(self) -> [usize; 2] {
+        match self {
+            Self::Rows(tile) => [tile; 2],
+            Self::Lanes { long } => [LANES * if long { LONG_ROWS } else { 1 }; 2],
+            Self::Tiles(tiles) => [tiles.rows(AttentionEntry::Forward), tiles.rows(AttentionEntry::BackwardKv)],
+            Self::Coop(coop) => [coop.rows(AttentionEntry::Forward), coop.rows(AttentionEntry::BackwardKv)],
+        }
+    }
+
+    /// Returns the shader for heads of `head_dim`; `quads`: their rows are whole, aligned vec4s.
+    pub fn shader(self, entry: AttentionEntry, head_dim: usize, softcap: bool, quads: bool) -> Shader {
+        let shader = match self {
+            Self::Rows(tile) => {
+                let names = ["attention_fwd", "attention_bwd_q", "attention_bwd_kv"];
+                Shader::new("attention", names[entry as usize]).with("TILE", tile as f64)
+            }
+            Self::Lanes { long } => {
+                let names = ["attention_lanes_fwd", "attention_lanes_bwd_q", "attention_lanes_bwd_kv"];
+                let shader = Shader::new("attention_lanes", names[entry as usize]);
+                if long {
+                    shader.with("ROWS", LONG_ROWS as f64).unroll("VEC4S", head_dim.div_ceil(4))
+                } else {
+                    shader.with("ROWS", 1.0)
+                }
+            }
+            Self::Tiles(tiles) => tiles.shader(entry),
+            Self::Coop(coop) => coop.shader(entry),
+        };
+        let shader = shader.with("E", head_dim as f64).with("SOFTCAP", f64::from(u8::from(softcap)));
+        match self {
+            Self::Tiles(_) | Self::Coop(_) => {
+                assert!(quads, "tiles of heads that are not aligned");
+                shader
+            }
+            _ if quads => shader,
+            _ => shader.substitute("shared/head_vec4s", "shared/head_values"),
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The KV cache of generation.
+
+use super::description::ModelConfig;
+use crate::gpu::{Gpu, Slot};
+
+/// KV cache: keys and values of earlier tokens, (capacity, 2K·E) per layer.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Keys and values per layer.
+    pub layers: Vec<Slot>,
+    /// Cache row of each new token's key and value: (T), u32.
+    pub rows: Slot,
+}
+
+impl KvCache {
+    /// Allocates the layers' keys and values for `rows` tokens of all prompts together: (rows, 2K·E) per layer.
+    pub fn allocate_layers(gpu: &Gpu, d: &ModelConfig, rows: usize) -> Vec<Slot> {
+        d.layers.iter().map(|_| gpu.alloc_activation(rows * 2 * d.n_kv_heads * d.head_dim)).collect()
+    }
+}

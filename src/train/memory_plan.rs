@@ -1,0 +1,92 @@
+//! The memory of a run: its largest micro-batch on a device that only counts.
+
+use super::outcome::known;
+use crate::data::batch::Example;
+use crate::error::{Error, Result};
+use crate::gpu::{Caps, Gpu, Ledger};
+use crate::kernels::packed_batch::PackedBatch;
+use crate::model::decoder::Decoder;
+use crate::model::saved::RecomputePolicy;
+use crate::model::scores::MicroBatch;
+use crate::objective::TrainingLoss;
+
+/// Cost of a micro-batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MicroCost {
+    /// Packed tokens.
+    pub tokens: usize,
+    /// Kernel launches.
+    pub dispatches: usize,
+    /// Floating-point operations.
+    pub flops: u64,
+}
+
+/// The examples of the largest micro-batch that `batch_size` of them can make.
+pub fn largest_micro_batch<'e>(examples: &[&'e Example], batch_size: usize, share_prefix: bool) -> Vec<&'e Example> {
+    let mut largest = examples.to_vec();
+    largest.sort_by_key(|e| std::cmp::Reverse(e.n_tokens(share_prefix)));
+    largest.truncate(batch_size);
+    largest
+}
+
+/// Records a micro-batch forward and backward and runs nothing. The activations that it took stay in the pool: done first with the
+/// largest micro-batch, every later one finds its place there, and on a planning device the ledger is the memory plan.
+pub fn reserve(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    goal: &TrainingLoss,
+    examples: &[&Example],
+    share_prefix: bool,
+    keep: RecomputePolicy,
+) -> MicroCost {
+    let batch = PackedBatch::pack(examples, share_prefix);
+    let micro = MicroBatch::new(gpu, &decoder.description, &batch);
+    let mut rec = gpu.record();
+    gpu.while_reserving(|| {
+        let scores = decoder.score(&mut rec, &micro, true, keep);
+        decoder.score_backward(&mut rec, &micro, scores, goal, &known(goal, examples, &[], examples));
+    });
+    MicroCost { tokens: batch.ids.len(), dispatches: rec.dispatches(), flops: rec.flops() }
+}
+
+/// Cost of a run on a device: the memory plan.
+#[derive(Debug, Clone)]
+pub struct MemoryPlan {
+    /// Bytes by role.
+    pub ledger: Ledger,
+    /// Cost of the largest micro-batch.
+    pub cost: MicroCost,
+    /// Trained parameters.
+    pub trained: usize,
+}
+
+/// The largest micro-batch of a run on a device that only counts: the memory plan.
+///
+/// # Errors
+/// Errors of `load`; [`Error::Flag`] where an activation does not fit a binding.
+pub fn plan_memory(
+    caps: &Caps,
+    load: impl FnOnce(&Gpu) -> Result<Decoder>,
+    goal: &TrainingLoss,
+    examples: &[&Example],
+    share_prefix: bool,
+    keep: RecomputePolicy,
+) -> Result<MemoryPlan> {
+    let gpu = Gpu::plan(caps.clone());
+    let decoder = load(&gpu)?;
+    let cost = reserve(&gpu, &decoder, goal, examples, share_prefix, keep);
+    let trained = decoder.trained_weights().iter().map(|w| w.rows * w.cols).sum();
+    let (largest, most) = (gpu.ledger().largest_activation(), caps.max_binding_bytes);
+    if largest > most {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let reason = format!(
+            "a micro-batch of {} tokens has an activation of {} MiB, and a binding of this device holds {} MiB: take fewer rows \
+             with more --gradient-accumulation-steps, or a smaller --max-length",
+            cost.tokens,
+            mib(largest),
+            mib(most)
+        );
+        return Err(Error::flag("batch-size", reason));
+    }
+    Ok(MemoryPlan { ledger: gpu.ledger(), cost, trained })
+}

@@ -1,0 +1,63 @@
+//! Preferences that a judge gives.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use super::output_folder::OutputFolder;
+use crate::data::comparisons::{Comparison, read_comparisons};
+use crate::data::rows::FieldMap;
+use crate::error::Result;
+use crate::eval::acquire::{ANNOTATED, JudgingResult, PREFERENCES, VerdictCounts, acquire};
+use crate::eval::journal::{ANSWERS, AnswerJournal};
+use crate::eval::judge::Judge;
+use crate::eval::tasks::rows::write;
+
+/// Asks a judge about the comparisons of some files, each in both orders, and writes `preferences.jsonl`, rows to train on, and `annotated.jsonl`, every
+/// comparison with its verdict. Each answer is kept in `answers.jsonl` as it comes: a second call asks what is left.
+///
+/// A comparison is `{"instruction", "response_0", "response_1"}`, or `{"instruction_0", "response_0", "instruction_1", "response_1"}`.
+///
+/// # Errors
+/// [`crate::Error::Line`] for a row that is no comparison; [`crate::Error::Judge`] where the judge does not answer; [`crate::Error::File`].
+///
+/// # Examples
+/// ```no_run
+/// use jointwise::{eval::judge::grader::Grader, judge_comparisons};
+/// let counts = judge_comparisons(&["comparisons.jsonl"], &Grader::default(), "runs/judged")?;
+/// println!("{} ties", counts.ties);
+/// # Ok::<(), jointwise::Error>(())
+/// ```
+pub fn judge_comparisons(
+    files: &[impl AsRef<Path>],
+    judge: &dyn Judge,
+    out: impl AsRef<Path>,
+) -> Result<VerdictCounts> {
+    let (mut comparisons, mut kind) = (Vec::new(), None);
+    for file in files {
+        let read = read_comparisons(file, &FieldMap::default(), kind)?;
+        read.notes.iter().for_each(|line| note!("note: {line}"));
+        comparisons.extend(read.rows);
+        kind = comparisons.first().map(|row: &Comparison| row.mode);
+    }
+    let out = out.as_ref();
+    let _folder = OutputFolder::open(out, true)?;
+    let mut journal = AnswerJournal::open(&out.join(ANSWERS), judge)?;
+    journal.notes().iter().for_each(|note| note!("note: {note}"));
+    let acquired = acquire(&comparisons, judge, &mut journal, &AtomicBool::new(false), &mut |_| ());
+    write_judged(out, judge.name(), &comparisons, &acquired)?;
+    match acquired.error {
+        Some(error) => Err(error),
+        None => Ok(acquired.counts()),
+    }
+}
+
+/// Writes `annotated.jsonl`, every row that was asked about, and `preferences.jsonl`, every row that was decided.
+///
+/// # Errors
+/// [`crate::Error::File`].
+pub fn write_judged(out: &Path, judge: &str, comparisons: &[Comparison], acquired: &JudgingResult) -> Result<()> {
+    let rows = || comparisons.iter().zip(&acquired.judged);
+    let asked = rows().filter(|(_, judged)| judged.is_asked());
+    write(&out.join(ANNOTATED), asked.map(|(comparison, judged)| judged.annotate(comparison, judge)))?;
+    write(&out.join(PREFERENCES), rows().filter_map(|(comparison, judged)| judged.preference(comparison))).map(drop)
+}

@@ -1,0 +1,214 @@
+//! Plans of the memory that a run takes, and whether it fits a device.
+
+use std::rc::Rc;
+
+use super::open_model::OpenModel;
+use super::recipe::{Recipe, Recompute};
+use crate::data::batch::Example;
+use crate::error::Result;
+use crate::gpu::{Caps, Gpu, Ledger};
+use crate::model::decoder::Decoder;
+use crate::model::load::{LoadOptions, TrainMode};
+use crate::model::peft::Adapter;
+use crate::model::saved::RecomputePolicy;
+use crate::model::weights::{BaseDtype, TrainOptions};
+use crate::train::memory_plan::{MemoryPlan, largest_micro_batch, plan_memory};
+use crate::train::settings::{ReferenceChoice, TrainSettings};
+
+/// Fraction of the device's memory that a run may plan for. The rest is the driver's and other programs'.
+const MEMORY_SHARE: f64 = 0.9;
+/// Fraction of the free memory that a run may plan for.
+const FREE_SHARE: f64 = 0.95;
+
+/// Returns the bytes that a run may take of a device's memory; `None` where the memory is unknown.
+pub fn memory_for(caps: &Caps) -> Option<u64> {
+    let part = |bytes: u64, share: f64| (bytes as f64 * share) as u64;
+    let of_all = part(caps.memory_bytes?, MEMORY_SHARE);
+    Some(caps.free_memory_bytes.map_or(of_all, |free| of_all.min(part(free, FREE_SHARE))))
+}
+
+/// Tells whether a run's peak memory is at most [`memory_for`]; `None` where the device's memory is unknown.
+pub fn fits(caps: &Caps, takes: &Ledger) -> Option<bool> {
+    memory_for(caps).map(|most| takes.peak_bytes() <= most)
+}
+
+/// Resolves `--recompute`. Returns the activations to keep, with the rehearsal of the run's memory.
+pub fn choose_keep(
+    recompute: Recompute,
+    caps: &Caps,
+    rehearse: &dyn Fn(RecomputePolicy) -> Result<MemoryPlan>,
+) -> Result<(RecomputePolicy, MemoryPlan)> {
+    let keep = match recompute {
+        Recompute::None => RecomputePolicy::Everything,
+        Recompute::Elementwise => RecomputePolicy::Products,
+        Recompute::Block => RecomputePolicy::Inputs,
+        Recompute::Auto => {
+            for keep in [RecomputePolicy::Everything, RecomputePolicy::Products] {
+                let found = rehearse(keep)?;
+                if fits(caps, &found.ledger) != Some(false) {
+                    return Ok((keep, found));
+                }
+            }
+            RecomputePolicy::Inputs
+        }
+    };
+    Ok((keep, rehearse(keep)?))
+}
+
+/// Loads the policy of a run. `keeps_start` keeps its starting adapter on the device as the reference.
+pub(super) fn load_policy(model: &OpenModel, gpu: &Gpu, options: &LoadOptions, keeps_start: bool) -> Result<Decoder> {
+    let mut decoder = model.load(gpu, options)?;
+    if keeps_start {
+        decoder.keep_start(gpu);
+    }
+    Ok(decoder)
+}
+
+/// Returns the options with which a decoder is built for training.
+pub fn load_options(
+    settings: &TrainSettings,
+    base: BaseDtype,
+    adapter: Option<&Adapter>,
+    n_positions: usize,
+) -> LoadOptions {
+    LoadOptions {
+        trained: if adapter.is_some() { TrainMode::Lora } else { TrainMode::Full },
+        lora: adapter.map(|a| a.lora.clone()),
+        training: TrainOptions {
+            optim: Some(settings.optim),
+            param_dtype: settings.param_dtype,
+            saved_dtype: settings.saved_dtype,
+            decay_all: settings.decay_all,
+        },
+        n_positions,
+        base,
+    }
+}
+
+/// Facts of a run that decide how much memory it takes.
+#[derive(Clone)]
+pub struct MemoryDemand<'a> {
+    /// Device, or what a device is assumed to have.
+    pub caps: &'a Caps,
+    /// Model that is trained.
+    pub model: &'a OpenModel,
+    /// Adapter that is trained. `None`: every parameter is.
+    pub adapter: Option<Rc<Adapter>>,
+    /// Settings of the run.
+    pub settings: TrainSettings,
+    /// Data type of linear weights that are not trained.
+    pub base: BaseDtype,
+    /// Activations that the backward pass recomputes.
+    pub recompute: Recompute,
+    /// Whether the adapter that the run starts from stays on the device as the reference.
+    pub keeps_start: bool,
+    /// Positions of the longest row.
+    pub longest: usize,
+    /// The rows of the largest micro-batch.
+    pub largest: Vec<Example>,
+}
+
+impl<'a> MemoryDemand<'a> {
+    /// Describes a run whose largest micro-batch and longest sequence are known.
+    ///
+    /// # Errors
+    /// [`crate::Error::Flag`] for a recipe that contradicts itself.
+    pub fn new(
+        caps: &'a Caps,
+        model: &'a OpenModel,
+        adapter: Option<Rc<Adapter>>,
+        recipe: &Recipe,
+        largest: Vec<Example>,
+        longest: usize,
+    ) -> Result<Self> {
+        let settings = recipe.settings()?;
+        let keeps_start = keeps_start(&recipe.reference, &settings, adapter.as_deref());
+        let (base, recompute) = (model.base, recipe.recompute);
+        Ok(Self { caps, model, adapter, settings, base, recompute, keeps_start, longest, largest })
+    }
+}
+
+/// Tells whether the adapter that a run starts from is kept beside the adapter that it trains. It is kept where it is the reference and differs from the model
+/// without an adapter.
+pub(super) fn keeps_start(reference: &ReferenceChoice, settings: &TrainSettings, adapter: Option<&Adapter>) -> bool {
+    let is_new = |adapter: &Adapter| adapter.lora.modules.values().all(|(_, b)| b.iter().all(|&x| x == 0.0));
+    *reference == ReferenceChoice::Initial
+        && settings.preference.as_ref().is_some_and(|p| p.needs_reference())
+        && adapter.is_some_and(|adapter| !is_new(adapter))
+}
+
+impl MemoryDemand<'_> {
+    /// Runs the largest micro-batch on a device that only counts memory, with the activations of `keep` saved.
+    ///
+    /// # Errors
+    /// Those of [`plan_memory`].
+    pub fn rehearse(&self, keep: RecomputePolicy) -> Result<MemoryPlan> {
+        let rows: Vec<&Example> = self.largest.iter().collect();
+        let rows = largest_micro_batch(&rows, self.settings.batch_size, self.settings.share_prefix);
+        let options = load_options(&self.settings, self.base, self.adapter.as_deref(), self.longest);
+        let goal = self.settings.goal();
+        let load = |gpu: &_| load_policy(self.model, gpu, &options, self.keeps_start);
+        plan_memory(self.caps, load, &goal, &rows, self.settings.share_prefix, keep)
+    }
+
+    /// Resolves `--recompute`. Returns the activations to keep, with the rehearsal of the run's memory.
+    ///
+    /// # Errors
+    /// Those of [`plan_memory`].
+    pub fn chosen(&self) -> Result<(RecomputePolicy, MemoryPlan)> {
+        choose_keep(self.recompute, self.caps, &|keep| self.rehearse(keep))
+    }
+}
+
+/// Writes the memory that a device has, such as `6,000 MiB, 5,200 of them free`.
+pub fn memory_text(caps: &Caps) -> String {
+    let all = caps.memory_bytes.map_or("unknown memory".into(), |bytes| format!("{} MiB", bytes >> 20));
+    match caps.free_memory_bytes {
+        Some(free) => format!("{all}, {} of them free", free >> 20),
+        None => all,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::Role;
+    use crate::train::memory_plan::MicroCost;
+
+    /// A run that takes 80 MiB with everything kept, 60 with products, 20 with inputs.
+    fn rehearse(keep: RecomputePolicy) -> Result<MemoryPlan> {
+        let gpu = Gpu::plan(Caps::baseline());
+        let mib = match keep {
+            RecomputePolicy::Everything => 80,
+            RecomputePolicy::Products => 60,
+            RecomputePolicy::Inputs | RecomputePolicy::Nothing => 20,
+        };
+        let _held = gpu.alloc_persistent(Role::Activations, mib << 18);
+        Ok(MemoryPlan { ledger: gpu.ledger(), cost: MicroCost { tokens: 1, dispatches: 1, flops: 1 }, trained: 1 })
+    }
+
+    #[test]
+    fn layers_run_again_where_memory_is_short() {
+        let keep = |recompute: Option<Recompute>, mib: Option<u64>| {
+            let recompute = recompute.unwrap_or(Recompute::Auto);
+            let memory_bytes = mib.map(|mib| mib << 20);
+            choose_keep(recompute, &Caps { memory_bytes, ..Caps::baseline() }, &rehearse).map(|k| k.0).ok()
+        };
+        assert_eq!(keep(None, None), Some(RecomputePolicy::Everything));
+        assert_eq!(keep(None, Some(100)), Some(RecomputePolicy::Everything));
+        assert_eq!(keep(None, Some(85)), Some(RecomputePolicy::Products), "a tenth is left to others");
+        assert_eq!(keep(None, Some(65)), Some(RecomputePolicy::Inputs));
+        assert_eq!(keep(Some(Recompute::None), Some(85)), Some(RecomputePolicy::Everything));
+        assert_eq!(keep(Some(Recompute::Block), None), Some(RecomputePolicy::Inputs));
+    }
+
+    #[test]
+    fn what_others_hold_is_no_runs() {
+        let most =
+            |memory_bytes, free_memory_bytes| memory_for(&Caps { memory_bytes, free_memory_bytes, ..Caps::baseline() });
+        assert_eq!(most(None, None), None);
+        assert_eq!(most(Some(1000), None), Some(900));
+        assert_eq!(most(Some(1000), Some(1000)), Some(900));
+        assert_eq!(most(Some(1000), Some(400)), Some(380));
+    }
+}

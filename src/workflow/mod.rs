@@ -1,0 +1,86 @@
+//! Whole jobs in a few calls: open a model, read preferences, plan the memory, train, score, generate, save. These types are re-exported from the crate's
+//! root. The command line, the demo and studies are callers of this module, as a program of yours is.
+//!
+//! - [`Policy`]: a model folder or hub id with its tokenizer, and perhaps an adapter;
+//! - [`Preferences`]: rows as tokens, by a policy's tokenizer;
+//! - [`Recipe`]: what is minimised, at which rate, for how long;
+//! - [`Training`]: a run, an iterator over its steps; it gives a [`TunedModel`], which saves itself;
+//! - `Gpu::open_best`: a device with cached kernels, which has passed its self-test on this machine.
+//!
+//! What takes long is cached on disk ([`cache_folder`]): compiled kernels, the self-test, reference scores, tokens. Calls block; the parts that a browser
+//! can use are async underneath.
+
+#[cfg(feature = "native")]
+mod cache_folder;
+mod data_options;
+#[cfg(feature = "native")]
+mod device;
+#[cfg(feature = "native")]
+mod device_notes;
+#[cfg(feature = "native")]
+pub mod evaluated_models;
+#[cfg(feature = "native")]
+pub mod fitting_changes;
+#[cfg(feature = "native")]
+mod judging;
+#[cfg(feature = "native")]
+pub mod memory_demand;
+#[cfg(feature = "native")]
+pub mod model_responses;
+mod open_model;
+#[cfg(feature = "native")]
+mod output_folder;
+mod policy;
+mod preferences;
+mod recipe;
+#[cfg(feature = "native")]
+pub mod recovery;
+#[cfg(feature = "native")]
+mod reference_cache;
+#[cfg(feature = "native")]
+mod row_scores;
+#[cfg(feature = "native")]
+mod run_about;
+#[cfg(feature = "native")]
+mod run_folder;
+#[cfg(feature = "native")]
+mod save;
+#[cfg(feature = "native")]
+mod self_test_cache;
+#[cfg(feature = "native")]
+pub mod tokenised_rows;
+#[cfg(feature = "native")]
+mod training;
+#[cfg(feature = "native")]
+pub mod tuning_cache;
+
+#[cfg(feature = "native")]
+pub use cache_folder::cache_folder;
+pub use data_options::DataOptions;
+#[cfg(feature = "native")]
+pub use device::DeviceOptions;
+#[cfg(feature = "native")]
+pub use judging::{judge_comparisons, write_judged};
+pub use open_model::{ChatTemplateChoice, OpenModel, refuse_quantised, weights_digest};
+#[cfg(feature = "native")]
+pub use output_folder::OutputFolder;
+pub use policy::{Policy, PolicyOptions, SequenceScore};
+pub use preferences::Preferences;
+pub use recipe::{Recipe, Recompute};
+#[cfg(feature = "native")]
+pub use row_scores::{LossGradients, RowScores};
+#[cfg(feature = "native")]
+pub use run_folder::RunFolder;
+#[cfg(feature = "native")]
+pub use save::{TunedModel, objective_text};
+#[cfg(feature = "native")]
+pub use training::{Training, TrainingOptions, TrainingStep};
+
+/// End of a job that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finished {
+    /// The job is done.
+    Whole,
+    /// The job was stopped. Its work so far is saved, and a resumed job continues from it.
+    Interrupted,
+}

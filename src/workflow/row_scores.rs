@@ -1,0 +1,150 @@
+//! Scores of whole data sets by a policy and its reference, and gradients of their mean loss.
+
+use std::sync::atomic::AtomicBool;
+
+use super::open_model::OpenModel;
+use super::policy::Policy;
+use super::preferences::Preferences;
+use crate::data::batch::Example;
+use crate::data::dataset::Dataset;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::model::decoder::Decoder;
+use crate::model::load::{LoadOptions, TrainMode};
+use crate::model::saved::RecomputePolicy;
+use crate::model::scores::DEFAULT_SCORE_TOKENS;
+use crate::model::weights::TrainOptions;
+use crate::objective::{PreferenceLoss, TrainingLoss};
+use crate::progress::ProgressReporter;
+use crate::train::outcome::RowReference;
+use crate::train::reference::{OtherModel, ReferenceModel, ReferenceScorer, ScoringEvent, ScoringWatch, TrainingRows};
+use crate::train::settings::ReferenceChoice;
+use crate::train::trainer::{ScoredSequence, StepResult, Trainer, score};
+
+/// Scores of rows, by the policy and by a reference.
+#[derive(Debug)]
+pub struct RowScores {
+    /// Scores of all sequences, row by row.
+    pub sequences: Vec<ScoredSequence>,
+    /// Reference's values for each row, where a reference was asked for.
+    pub references: Option<Vec<RowReference>>,
+}
+
+/// Gradients of a mean loss.
+#[derive(Debug)]
+pub struct LossGradients {
+    /// Loss and scores of the rows, and the gradients' global norm.
+    pub step: StepResult,
+    /// Name, shape and values of each trained tensor's gradient.
+    pub tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
+}
+
+impl Policy {
+    /// Scores every sequence of the rows with the policy and, where a reference is given, with the reference.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] naming a row whose log-probability is not a number; [`Error::Gpu`]; [`Error::Flag`] for a reference that does not fit.
+    pub fn score_rows(
+        &self,
+        gpu: &Gpu,
+        data: &Preferences,
+        preference: &PreferenceLoss,
+        reference: Option<&ReferenceChoice>,
+    ) -> Result<RowScores> {
+        let data = data.dataset();
+        let decoder = self.load(gpu, data.longest())?;
+        let sequences = score_finite(gpu, &decoder, data)?;
+        let references = reference
+            .map(|choice| self.reference_scores(gpu, &decoder, data, preference, choice, Some(&sequences)))
+            .transpose()?;
+        Ok(RowScores { sequences, references })
+    }
+
+    /// Computes the gradients of the mean loss over all rows, as one batch, for the adapter's matrices, or for every parameter where there is no adapter. A
+    /// `preference` of `None` is supervised fine-tuning.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] naming rows and tensor; [`Error::Gpu`], [`Error::OutOfMemory`].
+    pub fn loss_gradients(
+        &self,
+        gpu: &Gpu,
+        data: &Preferences,
+        preference: Option<&PreferenceLoss>,
+        reference: &ReferenceChoice,
+    ) -> Result<LossGradients> {
+        let data = data.dataset();
+        let adapter = self.adapter();
+        let options = LoadOptions {
+            trained: if adapter.is_some() { TrainMode::Lora } else { TrainMode::Full },
+            lora: adapter.map(|a| a.lora.clone()),
+            training: TrainOptions::NONE,
+            n_positions: data.longest(),
+            base: self.model().base,
+        };
+        let decoder = self.model().load(gpu, &options)?;
+        let (goal, references) = match preference {
+            None => (TrainingLoss::Sft, Vec::new()),
+            Some(p) => {
+                (TrainingLoss::Preference(p.clone()), self.reference_scores(gpu, &decoder, data, p, reference, None)?)
+            }
+        };
+        let trainer = Trainer { gpu, decoder, goal, share_prefix: true, keep: RecomputePolicy::Everything, seed: 0 };
+        let examples: Vec<&Example> = data.examples.iter().collect();
+        let _progress = ProgressReporter::uncounted("computing gradients");
+        // One batch, because some losses look at all of it; others could be cut, and memory would then not depend on the file.
+        let step = pollster::block_on(trainer.gradients(&examples, &references, examples.len()))?;
+        Ok(LossGradients { step, tensors: pollster::block_on(trainer.read_gradients(&examples))? })
+    }
+
+    /// Returns the reference's values for all rows: its scores and, where a loss compares prompts, their embeddings. `scored` are the policy's own scores,
+    /// which are taken where the policy is the reference.
+    fn reference_scores(
+        &self,
+        gpu: &Gpu,
+        decoder: &Decoder,
+        data: &Dataset,
+        preference: &PreferenceLoss,
+        choice: &ReferenceChoice,
+        scored: Option<&[ScoredSequence]>,
+    ) -> Result<Vec<RowReference>> {
+        let model = match choice {
+            ReferenceChoice::Model(name) => {
+                let (model, longest) = (OpenModel::open_reference(name, self.model())?, data.longest());
+                let load = move || model.load(gpu, &LoadOptions::frozen(model.base, None, longest));
+                ReferenceModel::Other(OtherModel::new(load))
+            }
+            ReferenceChoice::Base => ReferenceModel::WithoutAdapter,
+            ReferenceChoice::Initial => ReferenceModel::Untrained,
+        };
+        let mut scorer = ReferenceScorer::new(gpu, preference, model, DEFAULT_SCORE_TOKENS, None);
+        let n = data.examples.len();
+        let mut known = scorer.rows(n);
+        let mut rows = TrainingRows { examples: &data.examples, references: &mut known };
+        scored.iter().for_each(|scored| scorer.take(&mut rows, scored));
+        let progress = ProgressReporter::items("scoring with the reference", n);
+        let tell = &mut |scoring: &ScoringEvent<'_>| {
+            if let ScoringEvent::Rows { done, .. } = scoring {
+                progress.set_done(*done);
+            }
+        };
+        let (stop, all) = (AtomicBool::new(false), (0..n).collect::<Vec<_>>());
+        pollster::block_on(scorer.find(decoder, &mut rows, &all, &mut ScoringWatch { stop: &stop, tell }))?;
+        Ok(all.iter().map(|&row| known.get(row)).collect())
+    }
+}
+
+/// Scores all sequences, and refuses scores that are not numbers.
+fn score_finite(gpu: &Gpu, decoder: &Decoder, data: &Dataset) -> Result<Vec<ScoredSequence>> {
+    let examples: Vec<&Example> = data.examples.iter().collect();
+    let progress = ProgressReporter::items("scoring", examples.len());
+    let scored = pollster::block_on(score(gpu, decoder, &examples, true, true, DEFAULT_SCORE_TOKENS, &mut |n| {
+        progress.advance(n as u64);
+    }))?;
+    let rows = data.examples.iter().flat_map(|e| e.sequences.iter().map(|_| e.row));
+    match rows.zip(&scored).find(|(_, s)| s.token_logps.iter().any(|l| !l.is_finite())) {
+        Some((row, _)) => {
+            Err(Error::NotFinite { place: format!("row {row}"), what: "a token's log-probability".into() })
+        }
+        None => Ok(scored),
+    }
+}

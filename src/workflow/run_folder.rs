@@ -1,0 +1,77 @@
+//! The output folder of a training run.
+
+use std::path::{Path, PathBuf};
+
+use super::fitting_changes::AUTO_FIT;
+use super::output_folder::OutputFolder;
+use crate::error::Result;
+use crate::files::not_a_link;
+use crate::train::checkpoint;
+use crate::train::metrics::METRICS;
+use crate::train::run::{BEST, EVENTS};
+
+/// Page of a run's curves.
+pub(super) const REPORT: &str = "report.html";
+
+/// Output folder of one training run: metrics, checkpoints, result, model card and report. No other run can have it at the same time.
+pub struct RunFolder {
+    dir: PathBuf,
+    resumes: bool,
+    _lock: OutputFolder,
+}
+
+impl RunFolder {
+    /// Locks a folder for a new run, and makes it where it is absent.
+    ///
+    /// # Errors
+    /// [`crate::Error::Flag`] where the folder is not empty, or another run has it; [`crate::Error::File`].
+    pub fn create(dir: impl Into<PathBuf>) -> Result<Self> {
+        Self::open(dir.into(), false)
+    }
+
+    /// Locks a folder to continue its run from the last whole checkpoint, or from the first step where there is none.
+    ///
+    /// # Errors
+    /// [`crate::Error::Flag`] where the folder holds other things than a run, or another run has it; [`crate::Error::File`].
+    pub fn resume(dir: impl Into<PathBuf>) -> Result<Self> {
+        Self::open(dir.into(), true)
+    }
+
+    fn open(dir: PathBuf, resumes: bool) -> Result<Self> {
+        let lock = OutputFolder::open(&dir, resumes)?;
+        let folder = Self { dir, resumes, _lock: lock };
+        // A run begins with its metrics: a folder that holds other things is not one's.
+        if resumes && folder.is_begun() {
+            let dir = &folder.dir;
+            [METRICS, BEST, EVENTS, REPORT].iter().try_for_each(|name| not_a_link(&dir.join(name)).map(drop))?;
+            [dir, &dir.join(BEST)].into_iter().for_each(|dir| checkpoint::sweep(dir));
+        } else {
+            folder._lock.require_empty()?;
+            if resumes {
+                note!("note: --resume: {} holds no run: this one begins at the first step", folder.dir.display());
+            }
+        }
+        Ok(folder)
+    }
+
+    /// Returns the folder's path.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Tells whether the run goes on from what the folder holds.
+    pub fn resumes(&self) -> bool {
+        self.resumes
+    }
+
+    /// Tells whether the folder has a run.
+    pub fn is_begun(&self) -> bool {
+        let dir = &self.dir;
+        dir.join(METRICS).exists() || dir.join(AUTO_FIT).exists() || !checkpoint::list(dir).is_empty()
+    }
+
+    /// Returns the time that chat templates printed when the run began, where it is resumed: [`super::PolicyOptions::chat_time`] of the policy.
+    pub fn chat_time(&self) -> Option<u64> {
+        if self.resumes { checkpoint::kept_time(&self.dir) } else { None }
+    }
+}

@@ -1,0 +1,77 @@
+//! Cache of the kernel self-test, which is run once per device, driver and program.
+
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::cache_folder::cache_folder;
+use crate::error::Result;
+use crate::gpu::{Caps, Gpu, Variant};
+use crate::kernels::with_checked_variants;
+use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
+use crate::model::save::write_text;
+use crate::progress::ProgressReporter;
+
+/// Cached result of a self-test, as JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SelfTestFile {
+    device: String,
+    driver: String,
+    /// Names of the variants that failed.
+    wrong: Vec<String>,
+}
+
+/// Returns the size of the program's file in bytes, and the time of its last change, which tell builds apart. `None` where the program does not know its own
+/// file.
+pub fn program_file() -> Option<(u64, u128)> {
+    let program = std::env::current_exe().and_then(std::fs::metadata).ok()?;
+    let written = program.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
+    Some((program.len(), written))
+}
+
+/// Returns the file of a device's result. Another program, driver, device or choice of kernels has another file. `None` where the program does not know its own
+/// file.
+fn path(caps: &Caps) -> Option<PathBuf> {
+    let (n_bytes, written) = program_file()?;
+    let of_device = (&caps.name, &caps.backend, &caps.driver, caps.subgroup, caps.f16, caps.cooperative);
+    let chosen = (&caps.variants, caps.matmul_precision, caps.workgroup_bytes);
+    let key = Sha256::digest(format!("{of_device:?} {chosen:?} {n_bytes} {written}"));
+    let name: String = key.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    Some(cache_folder().join("checked").join(name).with_extension("json"))
+}
+
+fn read(path: &Path) -> Option<SelfTestFile> {
+    serde_json::from_str(&read_file(path, MAX_CONFIG_BYTES).ok()?).ok()
+}
+
+/// Runs the self-test of kernel variants once per device, driver and program; the result is cached on disk. Also returns the variants that failed.
+pub fn self_test_cached(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
+    let path = path(gpu.caps());
+    if let Some(kept) = path.as_deref().and_then(read) {
+        let is_wrong = |variant: &Variant| kept.wrong.iter().any(|name| name == variant.name());
+        let (wrong, right) = gpu.caps().variants.iter().partition(|variant| is_wrong(variant));
+        return Ok((gpu.with_variants(right), wrong));
+    }
+    // Each shader is compiled: by FXC in up to half a second, where others take milliseconds.
+    if gpu.caps().is_cpu || gpu.caps().backend == "dx12" {
+        note!("note: the first start on {} checks its kernels, which takes a while", gpu.caps().name);
+    }
+    let (gpu, wrong) = {
+        let _progress = ProgressReporter::uncounted("checking the device's kernels");
+        pollster::block_on(with_checked_variants(gpu))?
+    };
+    if let Some(path) = path {
+        let (device, driver) = (gpu.caps().name.clone(), gpu.caps().driver.clone());
+        let kept = SelfTestFile { device, driver, wrong: wrong.iter().map(|variant| variant.name().into()).collect() };
+        // A file that cannot be written costs the next start a check.
+        if path.parent().is_some_and(|dir| std::fs::create_dir_all(dir).is_ok())
+            && let Ok(text) = serde_json::to_string(&kept)
+        {
+            let _ = write_text(&path, &text);
+        }
+    }
+    Ok((gpu, wrong))
+}

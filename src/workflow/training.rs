@@ -1,0 +1,262 @@
+//! A training run as an iterator over its steps.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::{Instant, SystemTime};
+
+use super::memory_demand::{MemoryDemand, keeps_start};
+use super::open_model::OpenModel;
+use super::policy::Policy;
+use super::preferences::Preferences;
+use super::recipe::Recipe;
+use super::run_about::{ContentHashes, RunAbout, fingerprint};
+use super::run_folder::RunFolder;
+use super::save::TunedModel;
+use crate::data::batch::Example;
+use crate::error::Result;
+use crate::gpu::{Caps, Gpu};
+use crate::model::save::OutputDtype;
+use crate::train::memory_plan::largest_micro_batch;
+use crate::train::metrics::StepMetrics;
+use crate::train::run::{CheckpointSettings, RunEnd, TrainingEvent, TrainingRun};
+use crate::train::settings::{ReferenceChoice, TrainDefaults};
+use crate::validate::at_least_one;
+
+/// Stop flag, which is never set, of a run that has no stop flag of its own.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+/// Options of a run besides its recipe.
+///
+/// # Examples
+/// ```no_run
+/// use jointwise::{RunFolder, TrainingOptions};
+/// let options = TrainingOptions { folder: Some(RunFolder::resume("runs/first")?), save_steps: 50, ..Default::default() };
+/// # Ok::<(), jointwise::Error>(())
+/// ```
+pub struct TrainingOptions<'a> {
+    /// Rows for evaluation.
+    pub eval: Option<&'a Preferences>,
+    /// Steps between evaluations. `None`: at the end.
+    pub eval_steps: Option<usize>,
+    /// Folder for metrics, checkpoints and the result. `None`: the run lives in memory.
+    pub folder: Option<RunFolder>,
+    /// Steps between checkpoints.
+    pub save_steps: usize,
+    /// Number of checkpoints that stay; older ones are removed.
+    pub save_total_limit: usize,
+    /// Data type of the saved weights. `None`: the model's, and f32 for adapters.
+    pub output_dtype: Option<OutputDtype>,
+    /// Flag that another thread sets to end the run after the step under way, with a checkpoint.
+    pub stop: &'a AtomicBool,
+}
+
+impl Default for TrainingOptions<'_> {
+    fn default() -> Self {
+        Self {
+            eval: None,
+            eval_steps: None,
+            folder: None,
+            save_steps: TrainDefaults::SAVE_STEPS,
+            save_total_limit: TrainDefaults::SAVE_TOTAL_LIMIT,
+            output_dtype: None,
+            stop: &NEVER,
+        }
+    }
+}
+
+/// Metrics of a step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainingStep {
+    /// Number of the step, from 1.
+    pub number: usize,
+    /// Mean loss before the update.
+    pub loss: f64,
+    /// Share of pairs whose chosen side has the larger reward, ties ½; NaN without pairs.
+    pub accuracy: f64,
+    /// Mean difference of the rewards of chosen and rejected sides; NaN without both.
+    pub margin: f64,
+    /// Global norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the update.
+    pub learning_rate: f64,
+    /// Tokens that the step computed.
+    pub tokens: u64,
+    /// Seconds that the step took.
+    pub seconds: f64,
+}
+
+impl From<StepMetrics> for TrainingStep {
+    fn from(m: StepMetrics) -> Self {
+        Self {
+            number: m.step as usize,
+            loss: m.loss,
+            accuracy: m.pairs.map_or(f64::NAN, |pairs| pairs.accuracies),
+            margin: m.pairs.map_or(f64::NAN, |pairs| pairs.margins),
+            grad_norm: m.grad_norm,
+            learning_rate: m.learning_rate,
+            tokens: m.tokens,
+            seconds: m.seconds,
+        }
+    }
+}
+
+/// A training run, which computes one step for each item that is taken from it.
+///
+/// Losses and gradients are those of [`Recipe`]; the reference's scores are computed once and cached. After the last step, or at any time before,
+/// [`Self::finish`] gives the tuned model.
+pub struct Training<'a> {
+    about: RunAbout<'a>,
+    run: TrainingRun<'a>,
+    stop: &'a AtomicBool,
+}
+
+impl Policy {
+    /// Begins to train on rows. The recipe's memory is planned first: where activations do not fit the device, some are recomputed.
+    ///
+    /// # Errors
+    /// [`crate::Error::Flag`] for a recipe that does not fit the model or the data; [`crate::Error::OutOfMemory`] with changes that would take less memory;
+    /// [`crate::Error::Gpu`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use jointwise::{Gpu, LoraConfig, Policy, Preferences, Recipe};
+    /// let gpu = Gpu::open_best()?;
+    /// let policy = Policy::open("models/demo")?.with_lora(LoraConfig::default())?;
+    /// let data = Preferences::read("prefs.jsonl", &policy)?;
+    /// let training = policy.train(&gpu, &data, &Recipe::default())?;
+    /// training.finish()?.save("runs/first")?;
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
+    pub fn train<'a>(&'a self, gpu: &'a Gpu, data: &'a Preferences, recipe: &Recipe) -> Result<Training<'a>> {
+        self.train_with(gpu, data, recipe, TrainingOptions::default(), &mut |_| ())
+    }
+
+    /// Begins to train with an output folder, evaluations, or a flag that stops the run. `on_event` sees how far scoring with the reference is.
+    ///
+    /// # Errors
+    /// Those of [`Self::train`]; [`crate::Error::File`] where the folder's checkpoints are of other settings, data or model.
+    pub fn train_with<'a>(
+        &'a self,
+        gpu: &'a Gpu,
+        data: &'a Preferences,
+        recipe: &Recipe,
+        options: TrainingOptions<'a>,
+        on_event: &mut dyn FnMut(&TrainingEvent<'_>),
+    ) -> Result<Training<'a>> {
+        at_least_one("save-steps", options.save_steps)?;
+        at_least_one("save-total-limit", options.save_total_limit)?;
+        at_least_one("eval-steps", options.eval_steps.unwrap_or(1))?;
+        let settings = recipe.settings()?;
+        if self.is_full() {
+            self.model().refuse_quantised("--full")?;
+        }
+        let schedule = settings.schedule(data.len());
+        if schedule.warmup_steps > 1 && schedule.warmup_steps >= schedule.max_steps {
+            note!(
+                "note: the warm-up has {} steps and the run {}: the learning rate never comes to its highest",
+                schedule.warmup_steps,
+                schedule.max_steps
+            );
+        }
+        self.require_end(data.template())?;
+        let adapter = self.starting_adapter(settings.seed)?;
+        let other = match (&recipe.reference, &settings.preference) {
+            (ReferenceChoice::Model(name), Some(_)) => Some(OpenModel::open_reference(name, self.model())?),
+            _ => None,
+        };
+        let hashes = ContentHashes::new(self.model(), adapter.as_deref(), other.as_ref())?;
+        let mut about = RunAbout {
+            fingerprint: fingerprint(&settings, &[Some(data), options.eval], &hashes, &recipe.reference, gpu.caps())?,
+            keeps_start: keeps_start(&recipe.reference, &settings, adapter.as_deref()),
+            longest: data.dataset().longest().max(options.eval.map_or(0, |eval| eval.dataset().longest())),
+            policy: self,
+            adapter,
+            data,
+            eval: options.eval,
+            settings,
+            recipe: recipe.clone(),
+            folder: options.folder,
+            output_dtype: options.output_dtype,
+            n_trained: 0,
+            started: (SystemTime::now(), Instant::now()),
+        };
+        let cadence = CheckpointSettings { save_steps: options.save_steps, save_total_limit: options.save_total_limit };
+        let (eval_steps, stop) = (options.eval_steps, options.stop);
+        let run = about.start(gpu, other, &hashes, cadence, (eval_steps, stop), on_event)?;
+        Ok(Training { about, run, stop })
+    }
+
+    /// Describes what decides how much memory a run takes.
+    ///
+    /// # Errors
+    /// [`crate::Error::Flag`] for a recipe that does not fit the model.
+    pub fn memory_demand<'a>(
+        &'a self,
+        caps: &'a Caps,
+        data: &Preferences,
+        eval: Option<&Preferences>,
+        recipe: &Recipe,
+    ) -> Result<MemoryDemand<'a>> {
+        let rows: Vec<&Example> = data.dataset().examples.iter().collect();
+        let largest = largest_micro_batch(&rows, recipe.batch_size, recipe.share_prefix);
+        let longest = data.dataset().longest().max(eval.map_or(0, |eval| eval.dataset().longest()));
+        let adapter = self.starting_adapter(recipe.seed)?;
+        MemoryDemand::new(caps, self.model(), adapter, recipe, largest.into_iter().cloned().collect(), longest)
+    }
+}
+
+impl<'a> Training<'a> {
+    /// Computes the next step; `on_event` sees its metrics, evaluations and passes over rows as they happen. Returns `None` after the last step, or where
+    /// the run was stopped.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotFinite`] naming step, rows and tensor; [`crate::Error::Gpu`], [`crate::Error::DeviceLost`], [`crate::Error::File`]. Files that were
+    /// written before stay whole.
+    pub fn step(&mut self, on_event: &mut dyn FnMut(&TrainingEvent<'_>)) -> Result<Option<TrainingStep>> {
+        let step = pollster::block_on(self.run.step(self.stop, on_event));
+        let step = self.about.advise(self.run.trainer().gpu.caps(), step)?;
+        Ok(step.map(TrainingStep::from))
+    }
+
+    /// Tells whether the run was stopped before its last step.
+    pub fn is_interrupted(&self) -> bool {
+        self.run.end() == Some(RunEnd::Interrupted)
+    }
+
+    /// Returns the steps that are done.
+    pub fn steps_done(&self) -> usize {
+        self.run.state().step
+    }
+
+    /// Returns the steps of the whole run.
+    pub fn max_steps(&self) -> usize {
+        self.run.max_steps()
+    }
+
+    /// Returns the number of trained parameters.
+    pub fn n_trained(&self) -> usize {
+        self.about.n_trained
+    }
+
+    /// Computes the steps that are left, and gives the tuned model. A run that was stopped gives the model as it is.
+    ///
+    /// # Errors
+    /// Those of [`Self::step`].
+    pub fn finish(mut self) -> Result<TunedModel<'a>> {
+        while self.step(&mut |_| ())?.is_some() {}
+        Ok(TunedModel::new(self.about, self.run))
+    }
+
+    /// Returns the output folder's path.
+    pub fn folder(&self) -> Option<&Path> {
+        self.about.folder.as_ref().map(RunFolder::dir)
+    }
+}
+
+impl Iterator for Training<'_> {
+    type Item = Result<TrainingStep>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.step(&mut |_| ()).transpose()
+    }
+}

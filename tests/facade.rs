@@ -1,0 +1,133 @@
+//! The library as a user of it sees it: the examples run, and do what the command line does.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Runs an example, which is built beside the program; `cargo test --test facade` alone builds it here.
+fn example(name: &str, arguments: &[&str]) -> String {
+    let program = Path::new(env!("CARGO_BIN_EXE_jointwise")).with_file_name("examples").join(name);
+    if !program.exists() {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--example", name]);
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        assert!(cargo.status().unwrap().success());
+    }
+    let done = Command::new(program).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    let [out, err] = [done.stdout, done.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert!(done.status.success(), "{name}: {err}");
+    assert!(err.is_empty(), "a library writes nothing to standard error: {err}");
+    out
+}
+
+/// Lines of code: neither blank nor comments.
+fn lines_of_code(name: &str) -> usize {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
+    let text = fs::read_to_string(path).unwrap();
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).count()
+}
+
+fn program(arguments: &[&str]) -> String {
+    let done = Command::new(env!("CARGO_BIN_EXE_jointwise")).args(arguments).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap()
+}
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+
+/// Preferences between responses to one instruction.
+fn preferences(dir: &Path) -> PathBuf {
+    let path = dir.join("prefs.jsonl");
+    let row = |i: usize| {
+        let (a, b) = (i % 7 + 2, i % 5 + 3);
+        format!(r#"{{"instruction": "Add {a} and {b}.", "chosen": " {}", "rejected": " I do not know."}}"#, a + b)
+    };
+    fs::write(&path, (0..40).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+    path
+}
+
+#[test]
+fn scoring_two_responses_takes_few_lines_and_equals_the_program() {
+    assert!(lines_of_code("score.rs") <= 15, "{}", lines_of_code("score.rs"));
+    let shown = example("score", &[MODEL]);
+    let dir = tempfile::tempdir().unwrap();
+    let (rows, out) = (dir.path().join("rows.jsonl"), dir.path().join("scores.jsonl"));
+    fs::write(&rows, r#"{"instruction": "Say hello.", "chosen": " Hello!", "rejected": " No."}"#).unwrap();
+    let [rows, out] = [&rows, &out].map(|path| path.to_str().unwrap());
+    program(&["score", "--model", MODEL, "--data", rows, "--template", "paper", "--out", out]);
+    let row: Value = serde_json::from_str(fs::read_to_string(out).unwrap().lines().next().unwrap()).unwrap();
+    for (line, side) in shown.lines().zip(["chosen", "rejected"]) {
+        let numbers: Vec<f64> =
+            line.split('=').skip(1).map(|text| text.split_whitespace().next().unwrap().parse().unwrap()).collect();
+        assert!((numbers[0] - row[side]["logp"].as_f64().unwrap()).abs() < 1e-3, "{line}");
+        assert!((numbers[1] - row[side]["logp_response"].as_f64().unwrap()).abs() < 1e-3, "{line}");
+    }
+    assert_eq!(shown.lines().count(), 2);
+}
+
+#[test]
+fn training_takes_few_lines_and_equals_the_program() {
+    assert!(lines_of_code("train.rs") <= 25, "{}", lines_of_code("train.rs"));
+    let dir = tempfile::tempdir().unwrap();
+    let (data, first, second) = (preferences(dir.path()), dir.path().join("first"), dir.path().join("second"));
+    let [data, first, second] = [&data, &first, &second].map(|path| path.to_str().unwrap());
+    let shown = example("train", &[data, first]);
+    assert_eq!(shown.lines().count(), 60);
+    let loss = |line: &str| line.split_whitespace().nth(2).unwrap().parse::<f64>().unwrap();
+    let losses: Vec<f64> = shown.lines().map(loss).collect();
+    assert!((losses[0] - std::f64::consts::LN_2).abs() < 1e-4 && losses[59] < 0.6 * losses[0], "{losses:?}");
+    for name in [
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "README.md",
+        "metrics.jsonl",
+        "report.html",
+    ] {
+        assert!(Path::new(first).join(name).exists(), "{name}");
+    }
+    let same =
+        ["--objective", "jpo", "--learning-rate", "2e-4", "--max-steps", "60", "--lora-r", "16", "--lora-alpha", "32"];
+    let rest = ["--lora-targets", "all-linear", "--model", "models/demo", "--data", data, "--output-dir", second];
+    program(&[&["train"][..], &same, &rest].concat());
+    let weights = |dir: &str| fs::read(Path::new(dir).join("adapter_model.safetensors")).unwrap();
+    assert!(weights(first) == weights(second), "the library and the program train the same adapter");
+}
+
+#[test]
+fn a_loss_of_ones_own_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    let shown = example("custom_loss", &[preferences(dir.path()).to_str().unwrap()]);
+    let number = |line: &str, n: usize| line.split_whitespace().nth(n).unwrap().parse::<f64>().unwrap();
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines.len(), 10);
+    // 1 − σ(0) + σ(0) before the first update.
+    assert!((number(lines[0], 2) - 1.0).abs() < 1e-4, "{}", lines[0]);
+    assert!(number(lines[9], 2) < 0.99 && number(lines[9], 4) > 0.0, "{shown}");
+}
+
+#[test]
+fn a_judge_of_ones_own_makes_preferences() {
+    let dir = tempfile::tempdir().unwrap();
+    let (rows, out) = (dir.path().join("rows.jsonl"), dir.path().join("judged"));
+    let comparisons = [("long words", "short"), ("a", "b"), ("x", "much longer")];
+    let line =
+        |(a, b): &(&str, &str)| format!(r#"{{"instruction": "Say it.", "response_0": "{a}", "response_1": "{b}"}}"#);
+    fs::write(&rows, comparisons.iter().map(line).collect::<Vec<_>>().join("\n")).unwrap();
+    let [rows, out] = [&rows, &out].map(|path| path.to_str().unwrap());
+    let shown = example("judge", &[rows, out]);
+    assert!(shown.starts_with("2 preferences and 1 ties"), "{shown}");
+    let preferences = fs::read_to_string(Path::new(out).join("preferences.jsonl")).unwrap();
+    let chosen: Vec<Value> =
+        preferences.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["r_chosen"].clone()).collect();
+    assert_eq!(chosen, ["short", "x"]);
+    // A second call asks nothing again.
+    let answers = fs::read(Path::new(out).join("answers.jsonl")).unwrap();
+    example("judge", &[rows, out]);
+    assert_eq!(fs::read(Path::new(out).join("answers.jsonl")).unwrap(), answers);
+}
