@@ -116,11 +116,11 @@ fn attention_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
     let q_at = params.q_start + row * params.q_stride + head * E;
     let o_at = (row * params.heads + head) * E;
     var mine: array<vec4<f32>, VEC4S>;
-    var pull: array<vec4<f32>, VEC4S>;
+    var d_o_row: array<vec4<f32>, VEC4S>;
     var acc: array<vec4<f32>, VEC4S>;
     for (var d = 0u; d < VEC4S; d++) {
         mine[d] = load_qkv(q_at, d);
-        pull[d] = load_d_o(o_at, d);
+        d_o_row[d] = load_d_o(o_at, d);
         acc[d] = vec4<f32>();
     }
     let row_exponent = lse_saved[row * params.heads + head];
@@ -133,11 +133,11 @@ fn attention_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
         var d_p = 0.0;
         for (var d = 0u; d < VEC4S; d++) {
             product += dot(mine[d], load_qkv(k_at, d));
-            d_p += dot(pull[d], load_qkv(v_at, d));
+            d_p += dot(d_o_row[d], load_qkv(v_at, d));
         }
         let s = capped(product);
-        let pull_s = exp(s - row_exponent) * (d_p - even) * cap_slope(s) * params.scale;
-        let d_s = select(0.0, pull_s, sees(view, j));
+        let d_s_unmasked = exp(s - row_exponent) * (d_p - even) * cap_slope(s) * params.scale;
+        let d_s = select(0.0, d_s_unmasked, sees(view, j));
         for (var d = 0u; d < VEC4S; d++) {
             acc[d] += d_s * load_qkv(k_at, d);
         }

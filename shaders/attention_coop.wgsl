@@ -1,6 +1,6 @@
 // The attention of attention.wgsl on cooperative matrices (tensor cores): f16 operands, f32 sums. Heads' rows are of whole, aligned vec4s.
 //
-// q, k, v and d_o come as halves with a row exponent a row (attention_split_f16.wgsl): one f16 each, or where SPLIT two, and then three products for
+// q, k, v and d_o come as halves with one exponent per row (attention_split_f16.wgsl): one f16 each, or where SPLIT two, and then three products for
 // one, as in matmul_coop.wgsl. A workgroup of four subgroups owns a tile of rows of one segment (queries; keys in bwd_kv) and walks the other
 // side in blocks of BLOCK rows. A subgroup has EDGE own rows; SHARE of them have the same ones, and divide columns.
 //
@@ -152,7 +152,7 @@ fn value_at(me: Lane, fragment: u32) -> u32 {
     return me.block * VALUES_ROW + fragment * SHARE * EDGE + me.part;
 }
 
-// Products of the own rows of head `mine` with a block of head `theirs`: of the invocation's row and columns.
+// Products of the own rows of head `mine` with a block of head `other`: of the invocation's row and columns.
 fn tile_dots(me: Lane, mine: u32, own: u32, other: u32, walk: KeyRange, at: u32) -> array<f32, COLUMNS> {
     var sums: array<Sum, SCORES>;
     for (var n = 0u; n < SCORES; n++) {
@@ -254,7 +254,7 @@ fn store_weight(me: Lane, n: u32, weight: f32) {
     }
 }
 
-// Adds a block of head `theirs` by the weights.
+// Adds a block of head `other` by the weights.
 fn add_weighted(me: Lane, other: u32, walk: KeyRange, at: u32, outputs: ptr<function, array<Sum, OUTPUTS>>) {
     for (var column = 0u; column < WIDTH; column += SLICE) {
         load_other(me.index, other, walk, at, column);
@@ -448,8 +448,8 @@ fn attention_coop_bwd_kv(
                     let seen = is_on(walk, position) && sees(spans[query], key);
                     let score = capped(p[n]);
                     p[n] = select(0.0, exp(score - lse_saved[query * params.heads + head]), seen);
-                    let pull = d_s[n] - delta[query * params.heads + head];
-                    d_s[n] = select(0.0, p[n] * cap_slope(score) * params.scale * pull, seen);
+                    let d_o_row = d_s[n] - delta[query * params.heads + head];
+                    d_s[n] = select(0.0, p[n] * cap_slope(score) * params.scale * d_o_row, seen);
                     needed_by_value = max(needed_by_value, exponent(p[n]) + row_exponent_of(d_o_head(head), query));
                     needed_by_key = max(needed_by_key, exponent(d_s[n]) + row_exponent_of(head, query));
                 }

@@ -117,7 +117,7 @@ fn attention_lanes_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(loc
     let kv_head = head / (params.heads / params.kv_heads);
     var views: array<vec4<u32>, ROWS>;
     var mine: array<array<vec4<f32>, VEC4S>, ROWS>;
-    var pull: array<array<vec4<f32>, VEC4S>, ROWS>;
+    var d_o_row: array<array<vec4<f32>, VEC4S>, ROWS>;
     var acc: array<array<vec4<f32>, VEC4S>, ROWS>;
     var row_exponent: array<f32, ROWS>;
     var even: array<f32, ROWS>;
@@ -128,7 +128,7 @@ fn attention_lanes_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(loc
         even[q] = delta[row * params.heads + head];
         for (var d = 0u; d < VEC4S; d++) {
             mine[q][d] = load_qkv(params.q_start + row * params.q_stride + head * E, d);
-            pull[q][d] = load_d_o((row * params.heads + head) * E, d);
+            d_o_row[q][d] = load_d_o((row * params.heads + head) * E, d);
             acc[q][d] = vec4<f32>();
         }
     }
@@ -146,7 +146,7 @@ fn attention_lanes_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(loc
             for (var u = 0u; u < LANES; u++) {
                 for (var q = 0u; q < ROWS; q++) {
                     s[q][u] += dot(mine[q][d], keys[u]);
-                    d_p[q][u] += dot(pull[q][d], values[u]);
+                    d_p[q][u] += dot(d_o_row[q][d], values[u]);
                 }
             }
         }
@@ -213,11 +213,11 @@ fn attention_lanes_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(lo
             var d_p: array<array<f32, LANES>, ROWS>;
             for (var d = 0u; d < VEC4S; d++) {
                 let queries = broadcast_lanes_vec4(load_qkv(q_at, d));
-                let pulls = broadcast_lanes_vec4(load_d_o(o_at, d));
+                let d_o_rows = broadcast_lanes_vec4(load_d_o(o_at, d));
                 for (var u = 0u; u < LANES; u++) {
                     for (var n = 0u; n < ROWS; n++) {
                         s[n][u] += dot(key[n][d], queries[u]);
-                        d_p[n][u] += dot(value[n][d], pulls[u]);
+                        d_p[n][u] += dot(value[n][d], d_o_rows[u]);
                     }
                 }
             }
@@ -240,13 +240,13 @@ fn attention_lanes_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(lo
             }
             for (var d = 0u; d < VEC4S; d++) {
                 let queries = broadcast_lanes_vec4(load_qkv(q_at, d));
-                let pulls = broadcast_lanes_vec4(load_d_o(o_at, d));
+                let d_o_rows = broadcast_lanes_vec4(load_d_o(o_at, d));
                 for (var n = 0u; n < ROWS; n++) {
                     var d_k = d_key[n][d];
                     var d_v = d_value[n][d];
                     for (var u = 0u; u < LANES; u++) {
                         d_k += s[n][u] * queries[u];
-                        d_v += d_p[n][u] * pulls[u];
+                        d_v += d_p[n][u] * d_o_rows[u];
                     }
                     d_key[n][d] = d_k;
                     d_value[n][d] = d_v;

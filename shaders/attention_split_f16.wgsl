@@ -1,6 +1,6 @@
 // x[h,i,:] = (high + low)·2^row exponent[h,i]: rows of heads as f16, for attention_coop.wgsl; without `low` unless SPLIT.
 //
-// A row's row exponent brings its largest magnitude to [2¹⁴, 2¹⁵): f16's range does not matter, and a row's halves do not depend on other rows.
+// A row's exponent brings its largest magnitude to [2¹⁴, 2¹⁵): f16's range does not matter, and a row's halves do not depend on other rows.
 // An invocation writes one row of one head, whole, zeros behind E included.
 
 import package::shared::grid::{flat_group};
@@ -12,7 +12,7 @@ struct HalvesParams {
     heads: u32,
     start: u32,      // of the first head; a multiple of four, as `stride` is
     stride: u32,     // from a row to the next
-    first_head: u32, // of `halves` and `row exponents`
+    first_head: u32, // of `halves` and `row_exponents`
 }
 
 @group(0) @binding(0) var<uniform> params: HalvesParams;

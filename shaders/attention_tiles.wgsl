@@ -13,9 +13,9 @@
 //
 // What a row gets must not depend on how the other side falls into blocks, which depends on the rows that are packed beside it. Terms are added in
 // the order of the other side's rows, by one invocation, those that are not seen being zeros; so is a sum over E; and shared/exponents scales
-// by powers of two. Only of maxima do invocations put theirs together.
+// by powers of two. Only of maxima do invocations combine their values.
 //
-// In workgroup memory, neighbours in a row are turned by the row's number: neighbours on either axis lie in different banks.
+// In workgroup memory, neighbours in a row are swizzled by the row's number: neighbours on either axis lie in different banks.
 
 import package::shared::scores::{sees, within, part_end, next, capped, cap_slope};
 import package::shared::exponents::{LOG2_E, LN_2, LOWEST, pow2_vec4};
@@ -73,7 +73,7 @@ fn values_of(head: u32, in_second: bool) -> Rows {
     return Rows(in_second, (params.v_start + head * E) / 4u, params.kv_stride / 4u);
 }
 
-// Where x of `width` neighbours is in a row, the neighbours being turned by its number.
+// Where x of `width` neighbours is in a row, the neighbours being swizzled by its number.
 fn swizzle(x: u32, row: u32, width: u32) -> u32 {
     return (x + row) & (width - 1u);
 }

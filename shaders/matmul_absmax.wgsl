@@ -1,7 +1,7 @@
-// largest[at(r)] = max_k |B[r,k]|, at(r) = FIRST + r, or FIRST for all rows where WHOLE      B: (rows, columns) in vec4s
+// absmax[at(r)] = max_k |B[r,k]|, at(r) = FIRST + r, or FIRST for all rows where WHOLE      B: (rows, columns) in vec4s
 //
 // For the scales of matmul_coop.wgsl. Bits of magnitudes are ordered as the magnitudes are (a NaN above all), so an integer maximum
-// serves, and gives the same whatever the order. `largest` begins as zeros.
+// serves, and gives the same whatever the order. `absmax` begins as zeros.
 
 import package::shared::grid::{flat_group};
 import package::shared::weight::{weight_vec4};
@@ -17,7 +17,7 @@ struct AbsmaxParams {
 }
 
 @group(0) @binding(0) var<uniform> params: AbsmaxParams;
-@group(0) @binding(1) var<storage, read_write> largest: array<atomic<u32>>;
+@group(0) @binding(1) var<storage, read_write> absmax: array<atomic<u32>>;
 // Binding 2: B.
 
 const WG = 64u;
@@ -45,6 +45,6 @@ fn matmul_absmax(
     atomicMax(&of_row, max(max(mine.x, mine.y), max(mine.z, mine.w)));
     workgroupBarrier();
     if lane == 0u && row < params.rows {
-        atomicMax(&largest[FIRST + select(row, 0u, WHOLE)], atomicLoad(&of_row));
+        atomicMax(&absmax[FIRST + select(row, 0u, WHOLE)], atomicLoad(&of_row));
     }
 }

@@ -24,7 +24,7 @@ override FRAGMENTS: u32 = 2u;
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 // Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
-@group(0) @binding(4) var<storage, read> largest: array<u32>; // bits of the largest magnitude: of B, of A or of each row of it
+@group(0) @binding(4) var<storage, read> absmax: array<u32>; // bits of the largest magnitude: of B, of A or of each row of it
 
 const BLOCK = FRAGMENTS * EDGE; // of a subgroup
 const ACROSS = 2u; // subgroups
@@ -61,8 +61,8 @@ fn inverse_scale(bits: u32) -> f32 {
     return bitcast<f32>((254u - exponent_of_scale(bits)) << 23u);
 }
 
-// Index into `largest`.
-fn largest_of_a(m: u32) -> u32 {
+// Index into `absmax`.
+fn absmax_of_a(m: u32) -> u32 {
     return select(1u + min(m, params.m - 1u), 1u, A_TRANSPOSED);
 }
 
@@ -166,9 +166,9 @@ fn matmul_coop(
     let m_block = subgroup / ACROSS * BLOCK;
     let n_block = subgroup % ACROSS * BLOCK;
     for (var i = lane; i < TILE; i += LANES) {
-        a_scale[i] = scale(largest[largest_of_a(m0 + i)]);
+        a_scale[i] = scale(absmax[absmax_of_a(m0 + i)]);
     }
-    let b_scale = scale(largest[0]);
+    let b_scale = scale(absmax[0]);
     var sums: array<Sum, FRAGMENTS * FRAGMENTS>;
     for (var i = 0u; i < FRAGMENTS * FRAGMENTS; i++) {
         sums[i] = Sum();
@@ -203,7 +203,7 @@ fn matmul_coop(
             sums[i] = end_slice(sums[i], parts[i]);
         }
     }
-    let b_inverse = inverse_scale(largest[0]);
+    let b_inverse = inverse_scale(absmax[0]);
     for (var f = 0u; f < FRAGMENTS * FRAGMENTS; f++) {
         workgroupBarrier();
         coopStoreT(sums[f], &values[subgroup * EDGE * EDGE], EDGE);
@@ -213,7 +213,7 @@ fn matmul_coop(
             let n = n0 + n_block + f % FRAGMENTS * EDGE + i % EDGE;
             if m < params.m && n < params.n {
                 let at = params.c_start + m * params.c_stride + n;
-                let sum = values[subgroup * EDGE * EDGE + i] * inverse_scale(largest[largest_of_a(m)]) * b_inverse;
+                let sum = values[subgroup * EDGE * EDGE + i] * inverse_scale(absmax[absmax_of_a(m)]) * b_inverse;
                 var value = params.alpha * sum;
                 if params.accumulate == 1u {
                     value += c[at];

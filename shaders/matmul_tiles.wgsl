@@ -1,8 +1,8 @@
 // The products of matmul.wgsl where everything is aligned in vec4s (starts, strides, stored columns of A and B, and N).
 //
-// 2·TILE invocations compute a tile of TILE×TILE values, each ROW_QUADS·4 rows × COLUMN_QUADS·4 columns of it in registers. Tiles of A
+// 2·TILE invocations compute a tile of TILE×TILE values, each ROW_VEC4S·4 rows × COLUMN_VEC4S·4 columns of it in registers. Tiles of A
 // (K_TILE, TILE) and B (K_TILE, TILE) pass through workgroup memory (2 × 16·TILE × 4 bytes: 16 KiB for TILE = 128). To fill both, an
-// invocation loads one block of 4×4 from memory, while the block before is being multiplied, and turns it where the matrix is stored along K.
+// invocation loads one block of 4×4 from memory, while the block before is being multiplied, and transposes it where the matrix is stored along K.
 // Each sum has one owner and adds its terms in the order of K, as matmul.wgsl does: the same bits.
 
 import package::shared::epilogue_none::{with_epilogue_vec4};

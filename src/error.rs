@@ -77,6 +77,12 @@ pub enum Error {
         /// Ways to take less memory.
         advice: String,
     },
+    /// A training run that ended before its last step.
+    #[error("the run ended after step {step}, before its last step: resume it to finish it")]
+    Stopped {
+        /// Steps that are done.
+        step: usize,
+    },
     /// A judge that does not answer.
     #[error("{0}")]
     Judge(String),
@@ -133,6 +139,7 @@ impl Error {
             | Self::DeviceLost { .. }
             | Self::OutOfMemory { .. }
             | Self::NotFinite { .. }
+            | Self::Stopped { .. }
             | Self::Judge(_) => 1,
             _ => 2,
         }

@@ -112,7 +112,7 @@
 //! `shared/moments_8bit`: the same names, another storage type). There is no `#ifdef`. A different algorithm is
 //! a different file: `matmul_tiles.wgsl` and `attention_tiles.wgsl` for GPUs where everything is aligned, `matmul_cpu.wgsl` with its tile in registers, because workgroup
 //! memory is slow in software drivers, `matmul_lanes.wgsl` and `attention_lanes.wgsl` where those have subgroups. Launchers choose from [`gpu::Caps`] alone: a family has its baseline, and each [`gpu::Variant`] that the device
-//! has passed a check ([`kernels::with_checked_variants`]; the command line does it at its first start on a driver). Variants of a product add a sum's terms in the baseline's order, and give its bits; those of attention are
+//! has passed a check ([`kernels::with_checked_variants`]; [`Gpu::open_with`] does it once for a driver). Variants of a product add a sum's terms in the baseline's order, and give its bits; those of attention are
 //! chosen by the device and the model alone. So a row's result is the same to the bit, whatever is packed beside it. The baseline, which must always work, is WebGPU's guaranteed minimum ([`gpu::Caps::baseline`]). Every
 //! variant that a kernel lists is translated to SPIR-V, MSL and HLSL in `tests/shaders.rs`.
 //!
@@ -181,10 +181,13 @@ mod validate;
 pub mod workflow;
 
 pub use data::prompt_template::Template;
+pub use data::rows::DatasetType;
 pub use error::{Error, Result};
 pub use gpu::Gpu;
 pub use model::lora_config::LoraConfig;
-pub use objective::{Objective, Term};
+pub use model::weights::BaseDtype;
+pub use objective::{Loss, LossMix, Objective, Term};
+pub use train::settings::ReferenceChoice;
 pub use workflow::{DataOptions, Policy, PolicyOptions, Preferences, Recipe, Recompute, SequenceScore};
 #[cfg(feature = "native")]
 pub use workflow::{DeviceOptions, RunFolder, Training, TrainingOptions, TrainingStep, TunedModel, judge_comparisons};

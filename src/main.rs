@@ -1,4 +1,4 @@
-//! The command line. Flags, files and messages live in [`jointwise::cli`]; the engine knows nothing of them.
+//! The command line. The terminal lives in [`jointwise::cli`]; the engine knows nothing of it.
 
 fn main() -> std::process::ExitCode {
     // Mesa's device-select layer asks a Wayland display for its order of devices. Where there is no session it prints "error:

@@ -68,6 +68,21 @@ impl PreferenceLoss {
     /// # Errors
     /// [`Error::Flag`] for a value out of range, or one that the losses do not have.
     pub fn validate(&self) -> Result<()> {
+        for term in &self.custom_terms {
+            let numbers = [term.scale, term.offset, term.weights[0], term.weights[1]];
+            if numbers.iter().any(|x| !x.is_finite()) {
+                return Err(Error::flag("loss", "a custom term has a scale, an offset or a weight that is not finite"));
+            }
+            if term.referenced && term.scope != self.objective {
+                return Err(Error::flag(
+                    "loss",
+                    "a custom term with a reference needs the run's objective as its scope",
+                ));
+            }
+            if term.offset != 0.0 && matches!(term.coupling, ScoreCoupling::Sides(_)) {
+                return Err(Error::flag("loss", "a custom term over single sequences has no offset"));
+            }
+        }
         positive("beta", self.beta)?;
         if !(0.0..0.5).contains(&self.label_smoothing) {
             return Err(Error::flag("label-smoothing", format!("{} is not in 0 .. 0.5", self.label_smoothing)));

@@ -1,4 +1,4 @@
-// The second pair of operands of a product, of low rank: both f32; K2, starts and strides are multiples of four. `shared/second_none` defines
+// The second pair of operands of a product, of low rank: both f32; K2, starts and strides are multiples of four. `shared/low_rank_none` defines
 // the same names for products of one pair. Rows and columns are those of the matrices as stored.
 
 import package::shared::product::{MatmulParams};

@@ -3,7 +3,7 @@
 // laid out as C, where shared/epilogue is.
 
 struct MatmulParams {
-    first_group: vec2<u32>, // of the part of the grid that a dispatch runs: long ones are split (src/gpu/parts.rs)
+    first_group: vec2<u32>, // of the part of the grid that a dispatch runs: long ones are split (src/gpu/submission_budget.rs)
     m: u32,
     n: u32,
     k: u32,

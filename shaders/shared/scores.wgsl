@@ -3,7 +3,7 @@
 override SOFTCAP: bool = false;
 
 struct AttentionParams {
-    first_group: vec2<u32>, // of the part of the grid that a dispatch runs: long ones are split (src/gpu/parts.rs)
+    first_group: vec2<u32>, // of the part of the grid that a dispatch runs: long ones are split (src/gpu/submission_budget.rs)
     t: u32,
     heads: u32,
     kv_heads: u32,

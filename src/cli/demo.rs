@@ -137,7 +137,7 @@ fn run_demo(args: &DemoArgs) -> Result<Finished> {
         say!("\n{}. {name}: preferences between {what}\n", runs.len() + 2)?;
         let dir = out.join(name.to_lowercase());
         let training = Instant::now();
-        if train::command(train_args(args, objective, steps, files, &data[2], &dir), false)? == Finished::Interrupted {
+        if train::run(train_args(args, objective, steps, files, &data[2], &dir), false)?.0 == Finished::Interrupted {
             note!("stopped: the demo begins anew next time");
             return Ok(Finished::Interrupted);
         }

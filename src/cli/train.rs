@@ -14,14 +14,23 @@ use crate::gpu::Gpu;
 use crate::progress::ProgressReporter;
 use crate::train::metrics::StepMetrics;
 use crate::train::run::TrainingEvent;
-use crate::train::settings::TrainDefaults;
+use crate::train::settings::{ReferenceChoice, TrainDefaults};
 use crate::workflow::fitting_changes::{FittingChange, read_auto_fit, write_auto_fit};
 use crate::workflow::memory_demand::fits;
 use crate::workflow::recovery::{OnDeviceLost, with_recovery};
-use crate::workflow::{Finished, Policy, Preferences, Recipe, RunFolder, TrainingOptions};
+use crate::workflow::{Finished, OpenModel, Policy, Preferences, Recipe, RunFolder, TrainingOptions};
 
 /// Runs `jointwise sft` or `jointwise train`.
 pub fn command(args: TrainArgs, sft: bool) -> Result<Finished> {
+    let (finished, steps) = run(args, sft)?;
+    if finished == Finished::Interrupted {
+        note!("stopped after step {steps}: the same command with --resume goes on");
+    }
+    Ok(finished)
+}
+
+/// Trains. Returns how the run ended, and the steps that are done.
+pub fn run(args: TrainArgs, sft: bool) -> Result<(Finished, usize)> {
     let config = args.config.clone();
     let args = with_config(args, config.as_deref(), "train")?;
     let out =
@@ -40,6 +49,8 @@ struct TrainingInputs {
     policy: Policy,
     data: Preferences,
     eval: Option<Preferences>,
+    /// Another checkpoint as the reference, opened before the device is.
+    reference: Option<OpenModel>,
 }
 
 fn read_inputs(args: &TrainArgs, sft: bool, folder: &RunFolder) -> Result<TrainingInputs> {
@@ -54,10 +65,14 @@ fn read_inputs(args: &TrainArgs, sft: bool, folder: &RunFolder) -> Result<Traini
     if let Some(note) = objective_note(&args.objective, preference.as_ref(), data.dataset()) {
         note!("note: {note}");
     }
-    Ok(TrainingInputs { recipe, policy, data, eval })
+    let reference = match &recipe.reference {
+        ReferenceChoice::Model(name) if !sft => Some(OpenModel::open_reference(name, policy.model())?),
+        _ => None,
+    };
+    Ok(TrainingInputs { recipe, policy, data, eval, reference })
 }
 
-fn run_once(mut args: TrainArgs, sft: bool, out: &Path) -> Result<Finished> {
+fn run_once(mut args: TrainArgs, sft: bool, out: &Path) -> Result<(Finished, usize)> {
     let folder = if args.resume { RunFolder::resume(out)? } else { RunFolder::create(out)? };
     if let Some(settings) = read_auto_fit(out)?.filter(|_| args.auto_fit) {
         args.apply(&settings);
@@ -73,12 +88,12 @@ fn run_once(mut args: TrainArgs, sft: bool, out: &Path) -> Result<Finished> {
             write_auto_fit(out, &first.settings)?;
         }
     }
-    train(&args, &inputs, &gpu, folder)
+    train(&args, inputs, &gpu, folder)
 }
 
 /// Returns the changes that make a run fit the device. There are none where the run fits already, or where that is unknown.
 fn fitting_changes(inputs: &TrainingInputs, gpu: &Gpu) -> Result<Vec<FittingChange>> {
-    let TrainingInputs { recipe, policy, data, eval } = inputs;
+    let TrainingInputs { recipe, policy, data, eval, .. } = inputs;
     let demand = policy.memory_demand(gpu.caps(), data, eval.as_ref(), recipe)?;
     if fits(gpu.caps(), &demand.chosen()?.1.ledger) != Some(false) {
         return Ok(Vec::new());
@@ -86,28 +101,33 @@ fn fitting_changes(inputs: &TrainingInputs, gpu: &Gpu) -> Result<Vec<FittingChan
     demand.fitting_changes()
 }
 
-fn train(args: &TrainArgs, inputs: &TrainingInputs, gpu: &Gpu, folder: RunFolder) -> Result<Finished> {
-    let TrainingInputs { recipe, policy, data, eval } = inputs;
+fn train(args: &TrainArgs, inputs: TrainingInputs, gpu: &Gpu, folder: RunFolder) -> Result<(Finished, usize)> {
+    let TrainingInputs { recipe, policy, data, eval, reference } = inputs;
     let out = folder.dir().to_path_buf();
     let max_steps = recipe.settings()?.max_steps(data.len());
     let options = TrainingOptions {
         eval: eval.as_ref(),
         eval_steps: args.eval_steps,
+        reference,
         folder: Some(folder),
         save_steps: args.save_steps.unwrap_or(TrainDefaults::SAVE_STEPS),
         save_total_limit: args.save_total_limit.unwrap_or(TrainDefaults::SAVE_TOTAL_LIMIT),
         output_dtype: args.output_dtype.map(Into::into),
-        stop: stop_on_ctrl_c("ending after this step, with a checkpoint"),
+        stop: stop_flag(),
     };
+    let logging_steps = args.logging_steps.unwrap_or(TrainDefaults::LOGGING_STEPS);
+    let progress = RefCell::new(None);
+    // Once everything is loaded, Ctrl-C ends the run in order.
+    let begin = || {
+        stop_on_ctrl_c("ending after this step, with a checkpoint");
+        TrainingProgress::new(max_steps, logging_steps)
+    };
+    let show = &mut |event: &TrainingEvent<'_>| progress.borrow_mut().get_or_insert_with(begin).event(event);
+    let mut training = policy.train_with(gpu, &data, &recipe, options, show)?;
+    progress.borrow_mut().get_or_insert_with(begin);
     if args.profile {
         gpu.start_profile();
     }
-    let logging_steps = args.logging_steps.unwrap_or(TrainDefaults::LOGGING_STEPS);
-    let progress = RefCell::new(None);
-    let show = &mut |event: &TrainingEvent<'_>| {
-        progress.borrow_mut().get_or_insert_with(|| TrainingProgress::new(max_steps, logging_steps)).event(event);
-    };
-    let mut training = policy.train_with(gpu, data, recipe, options, show)?;
     let steps = std::iter::from_fn(|| training.step(show).transpose()).try_for_each(|step| step.map(drop));
     drop(progress);
     if let Some(profile) = gpu.end_profile() {
@@ -115,16 +135,16 @@ fn train(args: &TrainArgs, inputs: &TrainingInputs, gpu: &Gpu, folder: RunFolder
     }
     steps?;
     if training.is_interrupted() {
-        note!("stopped after step {}: the same command with --resume goes on", training.steps_done());
-        return Ok(Finished::Interrupted);
+        return Ok((Finished::Interrupted, training.steps_done()));
     }
     let tuned = training.finish()?;
+    let (steps, num_tokens) = (tuned.steps(), tuned.num_tokens());
     tuned.save_in_folder()?;
-    let (peak_bytes, steps) = (gpu.ledger().peak_bytes(), tuned.steps());
+    let peak_bytes = gpu.ledger().peak_bytes();
     if args.json {
         say!(
             "{}",
-            json!({"output_dir": out.to_string_lossy(), "steps": steps, "num_tokens": tuned.num_tokens(), "peak_bytes": peak_bytes})
+            json!({"output_dir": out.to_string_lossy(), "steps": steps, "num_tokens": num_tokens, "peak_bytes": peak_bytes})
         )?;
     }
     note!(
@@ -132,7 +152,7 @@ fn train(args: &TrainArgs, inputs: &TrainingInputs, gpu: &Gpu, folder: RunFolder
         peak_bytes as f64 / 1_048_576.0,
         out.display()
     );
-    Ok(Finished::Whole)
+    Ok((Finished::Whole, steps))
 }
 
 /// Progress of a training run: steps with loss, accuracy and speed, and the scoring or evaluation that is under way.

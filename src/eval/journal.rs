@@ -48,13 +48,13 @@ pub struct AnswerJournal {
 
 /// Verdicts of kept texts that this version reads otherwise than the one that asked.
 #[derive(Debug, Default)]
-struct ChangedIdentity {
+struct ChangedVerdicts {
     turned: usize,
     cleared: usize,
     found: usize,
 }
 
-impl ChangedIdentity {
+impl ChangedVerdicts {
     fn add(&mut self, before: Option<Choice>, now: Option<Choice>) {
         match (before, now) {
             (None, _) => self.found += 1,
@@ -145,7 +145,7 @@ impl AnswerJournal {
         let Some((line, mut head)) = lines.next() else { return Ok(None) };
         let missing = || Error::line(&self.path, line, "field `judge` is missing: this is not a file of answers");
         let mut judge = head.remove("judge").ok_or_else(missing)?;
-        let mut changed = ChangedIdentity::default();
+        let mut changed = ChangedVerdicts::default();
         for (line, mut object) in lines {
             if let Some(next) = object.remove("judge") {
                 if longest_answer(&next) != longest_answer(&judge) {
@@ -206,7 +206,7 @@ impl AnswerJournal {
         &mut self,
         mut object: Map<String, Value>,
         longest: Option<u64>,
-        changed: &mut ChangedIdentity,
+        changed: &mut ChangedVerdicts,
     ) -> std::result::Result<(), String> {
         let key = match object.get("key") {
             Some(Value::String(key)) => key.clone(),

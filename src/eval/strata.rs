@@ -105,7 +105,7 @@ impl ConditionalPreference {
 /// A preference and which of its sides (0: preferred).
 type SideRef = (usize, usize);
 
-/// Cards in a random order, dealt so that each comes up once before any comes up again.
+/// Side references in a random order, dealt so that each comes up once before any comes up again.
 struct ShuffledQueue {
     cards: Vec<usize>,
     at: usize,

@@ -219,6 +219,7 @@ impl TrainArgs {
     /// [`Error::Flag`] for a value out of range, or flags that contradict each other.
     pub fn recipe(&self, sft: bool) -> Result<Recipe> {
         self.data.check_last_turn_only(sft)?;
+        self.data.bad_rows()?;
         if self.full {
             refuse_quantised(self.model.base_dtype.unwrap_or_default(), "--full")?;
         }

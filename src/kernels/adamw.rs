@@ -1,4 +1,4 @@
-//! AdamW update of a page of parameters, with clipping by the global norm.
+//! AdamW update of a bucket of parameters, with clipping by the global norm.
 
 use super::moments::{BLOCK, MomentFormat, eight_bits, maps};
 use super::shapes::ModelShape;
@@ -30,13 +30,13 @@ pub struct AdamwStep {
     pub seed: u64,
 }
 
-/// Page of trained parameters with its state; all slots have the page's elements in one order.
+/// Bucket of trained parameters with its state; all slots have the bucket's elements in one order.
 #[derive(Debug, Clone)]
 pub struct ParamBucket {
     /// Elements, a multiple of four.
     pub len: usize,
     /// Index of the first element among all trained elements, a multiple of four. Stochastic rounding depends on this index, and so not on
-    /// how elements are split into pages.
+    /// how elements are split into buckets.
     pub first: usize,
     /// Values of the parameters.
     pub params: Slot,
@@ -81,7 +81,7 @@ fn key(seed: u64) -> u32 {
     (seed ^ seed >> 32) as u32
 }
 
-/// Updates the page. `norm` (1) is the norm of the scaled gradients. Does nothing without moments.
+/// Updates the bucket. `norm` (1) is the norm of the scaled gradients. Does nothing without moments.
 pub fn adamw(rec: &mut Recording, a: &AdamwStep, page: &ParamBucket, norm: &Slot) {
     if let MomentFormat::None = page.moments {
         return;

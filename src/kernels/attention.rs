@@ -106,7 +106,7 @@ fn params(a: &AttentionConfig, l: &QkvLayout, s: &SegmentTable) -> AttentionPara
 }
 
 /// Returns whether every head's row has whole, aligned vec4s.
-fn in_quads(a: &AttentionConfig, l: &QkvLayout) -> bool {
+fn in_vec4s(a: &AttentionConfig, l: &QkvLayout) -> bool {
     [a.head_dim, l.q_start, l.q_stride, l.k_start, l.v_start, l.kv_stride].iter().all(|n| n.is_multiple_of(4))
 }
 
@@ -139,16 +139,16 @@ pub fn attention_fwd(
     lse: &Slot,
 ) {
     let table = s.table(a.window);
-    let shader = s.walk.shader(AttentionEntry::Forward, a.head_dim, a.softcap.is_some(), in_quads(a, l));
+    let shader = s.walk.shader(AttentionEntry::Forward, a.head_dim, a.softcap.is_some(), in_vec4s(a, l));
     let grid = [table.groups[0] as u32, a.heads as u32];
     let flops = 4 * table.pairs * (a.heads * a.head_dim) as u64;
     let params = params(a, l, s);
     match s.walk {
         AttentionImpl::Coop(coop) => {
             let SplitF16 { values, levels } = coop.halves(rec, s.t, &l.heads(a, q, kv));
-            rec.dispatch_in_parts(&shader, &params, &[&values, &values, &table.quads, o, lse, &levels], grid, flops);
+            rec.dispatch_in_parts(&shader, &params, &[&values, &values, &table.vec4s, o, lse, &levels], grid, flops);
         }
-        _ => rec.dispatch_in_parts(&shader, &params, &[q, kv, &table.quads, o, lse], grid, flops),
+        _ => rec.dispatch_in_parts(&shader, &params, &[q, kv, &table.vec4s, o, lse], grid, flops),
     }
 }
 
@@ -174,7 +174,7 @@ pub fn attention_bwd(
     d_qkv: &Slot,
 ) {
     let (params, table) = (params(a, l, s), s.table(a.window));
-    let make = |entry| s.walk.shader(entry, a.head_dim, a.softcap.is_some(), in_quads(a, l));
+    let make = |entry| s.walk.shader(entry, a.head_dim, a.softcap.is_some(), in_vec4s(a, l));
     let flops = table.pairs * (a.heads * a.head_dim) as u64;
     let delta = rec.gpu().alloc_activation(s.t * a.heads);
     let grid = [s.t.div_ceil(TILE) as u32, a.heads as u32];
@@ -188,8 +188,8 @@ pub fn attention_bwd(
         _ => None,
     };
     let slots = match &halves {
-        Some(SplitF16 { values, levels }) => vec![values, values, saved.lse, &delta, &table.quads, levels, d_qkv],
-        None => vec![saved.qkv, d_o, saved.lse, &delta, &table.quads, d_qkv],
+        Some(SplitF16 { values, levels }) => vec![values, values, saved.lse, &delta, &table.vec4s, levels, d_qkv],
+        None => vec![saved.qkv, d_o, saved.lse, &delta, &table.vec4s, d_qkv],
     };
     let [queries, keys] = table.groups.map(|n| n as u32);
     rec.dispatch_in_parts(&make(AttentionEntry::BackwardQ), &params, &slots, [queries, a.heads as u32], 6 * flops);
@@ -214,9 +214,9 @@ impl Kernel for FlashAttention {
             AttentionImpl::Lanes { long: false },
             AttentionImpl::Lanes { long: true },
         ] {
-            for quads in [true, false] {
+            for vec4s in [true, false] {
                 for entry in AttentionEntry::ALL {
-                    all.extend([false, true].map(|softcap| walk.shader(entry, 64, softcap, quads)));
+                    all.extend([false, true].map(|softcap| walk.shader(entry, 64, softcap, vec4s)));
                 }
             }
         }

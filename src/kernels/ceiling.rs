@@ -54,7 +54,7 @@ impl Kernel for PeakKernels {
         vec![("CeilingParams", size_of::<CeilingParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let case = |ceiling, quads| Box::new(CeilingCase { ceiling, quads }) as Box<dyn Case>;
+        let case = |ceiling, vec4s| Box::new(CeilingCase { ceiling, vec4s }) as Box<dyn Case>;
         let fma = PeakCase::Fma { iterations: 4 };
         vec![case(PeakCase::Copy, 1), case(PeakCase::Copy, 130), case(fma, 3), case(fma, 65)]
     }
@@ -65,26 +65,26 @@ impl Kernel for PeakKernels {
 
 /// Returns the case of a copy, 64 MiB in and 64 MiB out: beyond the caches of most devices.
 pub fn copy() -> Box<dyn Case> {
-    Box::new(CeilingCase { ceiling: PeakCase::Copy, quads: 4 << 20 })
+    Box::new(CeilingCase { ceiling: PeakCase::Copy, vec4s: 4 << 20 })
 }
 
 /// Returns the case of multiply-adds: 2.1 GFLOP on a CPU, 137 GFLOP elsewhere, so that either takes milliseconds.
 pub fn fma(caps: &Caps) -> Box<dyn Case> {
-    let (iterations, quads) = if caps.is_cpu { (1024, 1 << 15) } else { (4096, 1 << 19) };
-    Box::new(CeilingCase { ceiling: PeakCase::Fma { iterations }, quads })
+    let (iterations, vec4s) = if caps.is_cpu { (1024, 1 << 15) } else { (4096, 1 << 19) };
+    Box::new(CeilingCase { ceiling: PeakCase::Fma { iterations }, vec4s })
 }
 
 struct CeilingCase {
     ceiling: PeakCase,
-    quads: usize,
+    vec4s: usize,
 }
 
 impl Case for CeilingCase {
     fn label(&self) -> String {
-        format!("{:?} quads={}", self.ceiling, self.quads)
+        format!("{:?} vec4s={}", self.ceiling, self.vec4s)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
-        vec![HostTensor::normal(rng, 4 * self.quads)]
+        vec![HostTensor::normal(rng, 4 * self.vec4s)]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let PeakCase::Fma { iterations } = self.ceiling else { return x.to_vec() };
@@ -94,9 +94,9 @@ impl Case for CeilingCase {
         vec![x[0].iter().map(value).collect()]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
-        let y = rec.gpu().alloc_activation(4 * self.quads);
-        let params = CeilingParams { n: self.quads as u32, a: A, b: B, pad: 0 };
-        let grid = grid_1d(self.quads, 64);
+        let y = rec.gpu().alloc_activation(4 * self.vec4s);
+        let params = CeilingParams { n: self.vec4s as u32, a: A, b: B, pad: 0 };
+        let grid = grid_1d(self.vec4s, 64);
         rec.dispatch(&shader(self.ceiling), &params, &[&x[0], &y], grid, self.cost().flops);
         CaseOutputs { y: vec![y], d_x: Vec::new() }
     }
@@ -107,7 +107,7 @@ impl Case for CeilingCase {
         }
     }
     fn cost(&self) -> Cost {
-        let n = 4 * self.quads as u64;
+        let n = 4 * self.vec4s as u64;
         let flops = match self.ceiling {
             PeakCase::Copy => 0,
             PeakCase::Fma { iterations } => 2 * n * (CHAINS * UNROLLED * iterations) as u64,

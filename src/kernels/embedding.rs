@@ -6,16 +6,16 @@ use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, uniform_bytes_in_parts};
 use crate::rng::Rng;
 
-/// Page of a table (V, D): consecutive rows in one slot.
+/// Shard of a table (V, D): consecutive rows in one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VocabShard {
-    /// First row of the page.
+    /// First row of the shard.
     pub first: usize,
-    /// Rows of the page.
+    /// Rows of the shard.
     pub rows: usize,
     /// D, elements per row.
     pub width: usize,
-    /// Storage format of the page.
+    /// Storage format of the shard.
     pub storage: WeightFormat,
 }
 
@@ -76,7 +76,7 @@ fn backward_shader() -> Shader {
     Shader::new("embedding", "embedding_bwd_w").with("WG", 64.0)
 }
 
-/// Computes y (T, D) = `scale·w[ids]` for the tokens of this page; adds to y when `accumulate`.
+/// Computes y (T, D) = `scale·w[ids]` for the tokens of this shard; adds to y when `accumulate`.
 pub fn embedding_fwd(
     rec: &mut Recording,
     page: &VocabShard,
@@ -96,7 +96,7 @@ pub fn embedding_fwd(
     );
 }
 
-/// Computes d_w (rows, D) += scale·Σ d_y over the tokens of each id of this page.
+/// Computes d_w (rows, D) += scale·Σ d_y over the tokens of each id of this shard.
 pub fn embedding_bwd_w(rec: &mut Recording, page: &VocabShard, scale: f32, ids: &TokenIds, d_y: &Slot, d_w: &Slot) {
     let first = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first);
     let end = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first + page.rows);
@@ -155,7 +155,7 @@ impl Kernel for EmbeddingKernels {
     }
 }
 
-/// Returns the number of pages of a table: equal pages, each of which fits a binding.
+/// Returns the number of shards of a table: equal shards, each of which fits a binding.
 pub(super) fn pages(vocab: usize, width: usize, caps: &Caps) -> usize {
     let fits = |n: &usize| vocab.is_multiple_of(*n) && (vocab / n * width * 4) as u64 <= caps.max_binding_bytes;
     (1..=vocab).find(fits).unwrap_or(vocab)

@@ -10,12 +10,12 @@ use crate::rng::Rng;
 /// Largest scratch for a tile of logits, in bytes.
 pub const SCRATCH_BYTES: usize = 16 << 20;
 
-/// Page of the LM head's weight: consecutive rows in one slot.
+/// Shard of the LM head's weight: consecutive rows in one slot.
 #[derive(Clone, Copy)]
 pub struct HeadShard<'a> {
     /// First row (token id).
     pub first: usize,
-    /// Rows of the page.
+    /// Rows of the shard.
     pub rows: usize,
     /// Weight (rows, D).
     pub w: &'a Slot,
@@ -26,7 +26,7 @@ pub struct HeadShard<'a> {
 /// LM head: logits = x·Wᵀ, soft-capped.
 #[derive(Clone)]
 pub struct LmHead<'a> {
-    /// Pages of W's rows, in order; each fits a binding.
+    /// Shards of W's rows, in order; each fits a binding.
     pub pages: Vec<HeadShard<'a>>,
     /// Storage format of W.
     pub storage: WeightFormat,
@@ -44,7 +44,7 @@ impl LmHead<'_> {
         (SCRATCH_BYTES / 4 / rows.max(1) / 64 * 64).max(64)
     }
 
-    /// Returns (page, first row inside it, rows) of each tile.
+    /// Returns (shard, first row inside it, rows) of each tile.
     fn tiles(&self) -> impl Iterator<Item = (&HeadShard<'_>, usize, usize)> {
         self.pages.iter().flat_map(move |page| {
             (0..page.rows).step_by(self.tile).map(move |at| (page, at, self.tile.min(page.rows - at)))
@@ -117,7 +117,7 @@ pub struct LogprobSaved<'a> {
     pub lse: &'a Slot,
 }
 
-/// Computes d_x (rows, D) from d_logp (rows), overwriting it, and adds to the pages' d_w.
+/// Computes d_x (rows, D) from d_logp (rows), overwriting it, and adds to the shards' d_w.
 pub fn logprob_bwd(rec: &mut Recording, head: &LmHead, rows: usize, saved: LogprobSaved, d_logp: &Slot, d_x: &Slot) {
     let logits = head.scratch(rec, rows);
     rec.clear(d_x);

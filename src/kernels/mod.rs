@@ -74,7 +74,7 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &rmsnorm::RmsnormKernels,
     &layernorm::LayernormKernels,
     &matmul::MatmulKernels,
-    &rope::RotaryPositions,
+    &rope::RopeKernels,
     &attention::FlashAttention,
     &add::AddKernels,
     &activation::ActivationKernels,

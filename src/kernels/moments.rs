@@ -30,7 +30,7 @@ impl Optim {
     }
 }
 
-/// AdamW's moments of a page of parameters.
+/// AdamW's moments of a bucket of parameters.
 #[derive(Debug, Clone)]
 pub enum MomentFormat {
     /// No moments, because there is no optimiser: only gradients are wanted, or not even gradients.

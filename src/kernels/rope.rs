@@ -9,7 +9,7 @@ use crate::rng::Rng;
 
 /// Parameters of RoPE's inverse frequencies.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RopeKernels {
+pub struct RopeConfig {
     /// Base θ of the frequencies.
     pub theta: f64,
     /// Leading dimensions of a head that rotate (even, ≤ E); pairs are (i, i + rotary_dim/2).
@@ -42,7 +42,7 @@ pub enum RopeScaling {
 }
 
 /// Computes the inverse frequencies (rotary_dim/2), as transformers does (`modeling_rope_utils.py`).
-pub fn inverse_frequencies(rope: &RopeKernels) -> Vec<f64> {
+pub fn inverse_frequencies(rope: &RopeConfig) -> Vec<f64> {
     let dim = rope.rotary_dim as f64;
     let plain = (0..rope.rotary_dim / 2).map(|i| rope.theta.powf(-(2.0 * i as f64) / dim));
     let scale = |f: f64| match rope.scaling {
@@ -72,7 +72,7 @@ pub struct RopeCache {
 
 impl RopeCache {
     /// Computes and uploads cos and sin for positions below `n_positions`.
-    pub fn new(gpu: &Gpu, rope: &RopeKernels, n_positions: usize) -> Self {
+    pub fn new(gpu: &Gpu, rope: &RopeConfig, n_positions: usize) -> Self {
         let frequencies = inverse_frequencies(rope);
         let mut table = Vec::with_capacity(n_positions * frequencies.len() * 2);
         for position in 0..n_positions {
@@ -134,9 +134,9 @@ pub fn rope(rec: &mut Recording, heads: &RopeHeads, backward: bool, positions: &
 }
 
 /// RoPE kernel: `rope`.
-pub struct RotaryPositions;
+pub struct RopeKernels;
 
-impl Kernel for RotaryPositions {
+impl Kernel for RopeKernels {
     fn name(&self) -> &'static str {
         "rope"
     }
@@ -152,7 +152,7 @@ impl Kernel for RotaryPositions {
     fn cases(&self) -> Vec<Box<dyn Case>> {
         let make = |tokens, heads, head_dim, rotary_dim, scaling| {
             let heads = RopeHeads { tokens, heads, head_dim, start: 3, stride: heads * head_dim + 7 };
-            Box::new(RopeCase { heads, rope: RopeKernels { theta: 10_000.0, rotary_dim, scaling } }) as Box<dyn Case>
+            Box::new(RopeCase { heads, rope: RopeConfig { theta: 10_000.0, rotary_dim, scaling } }) as Box<dyn Case>
         };
         let llama3 = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original_max_positions: 64.0 };
         vec![
@@ -165,14 +165,14 @@ impl Kernel for RotaryPositions {
     fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
         let heads = model.n_heads + model.n_kv_heads;
         let heads = RopeHeads { tokens: t, heads, head_dim: model.head_dim, start: 0, stride: model.qkv_width() };
-        let rope = RopeKernels { theta: 10_000.0, rotary_dim: model.head_dim, scaling: RopeScaling::Default };
+        let rope = RopeConfig { theta: 10_000.0, rotary_dim: model.head_dim, scaling: RopeScaling::Default };
         vec![Box::new(RopeCase { heads, rope })]
     }
 }
 
 struct RopeCase {
     heads: RopeHeads,
-    rope: RopeKernels,
+    rope: RopeConfig,
 }
 
 impl RopeCase {
@@ -196,7 +196,7 @@ impl RopeCase {
 impl Case for RopeCase {
     fn label(&self) -> String {
         let RopeHeads { tokens, heads, head_dim, start, stride } = self.heads;
-        let RopeKernels { theta, rotary_dim, ref scaling } = self.rope;
+        let RopeConfig { theta, rotary_dim, ref scaling } = self.rope;
         let scaling = match scaling {
             RopeScaling::Default => "",
             RopeScaling::Linear { .. } => " linear",

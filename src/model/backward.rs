@@ -3,7 +3,7 @@
 use super::decoder::{Decoder, LayerWeights, NormWeights, TokenSlots, rows_of};
 use super::description::NormKind;
 use super::linear::{Linear, WeightColumns};
-use super::saved::{ActivationSaved, ForwardSaved, LayerSaved, MlpTrace};
+use super::saved::{ActivationSaved, ForwardSaved, LayerSaved, MlpSaved};
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::activation::activation_bwd;
@@ -161,7 +161,7 @@ impl Decoder {
         &self,
         rec: &mut Recording,
         w: &LayerWeights,
-        s: &MlpTrace,
+        s: &MlpSaved,
         [u, a, x2]: [&Slot; 3],
         d_branch: &Slot,
         d_x2: &Slot,

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::description::{
-    Activation, LayerConfig, LinearSpec, ModelConfig, NormKind, NormSpec, RopeKernels, RopeScaling,
+    Activation, LayerConfig, LinearSpec, ModelConfig, NormKind, NormSpec, RopeConfig, RopeScaling,
 };
 use super::families::{FAMILIES, FamilySpec, ModelFamily, REFUSED, limit};
 use crate::error::{Error, Result};
@@ -135,7 +135,7 @@ impl<'a> ConfigReader<'a> {
 impl ConfigReader<'_> {
     /// A rotary table of an object of `rope_scaling` or `rope_parameters`, or without one. `theta` and `partial` stand in for
     /// what it does not say.
-    fn rope(&self, own: Option<&ConfigReader>, theta: f64, partial: f64, head_dim: usize) -> Result<RopeKernels> {
+    fn rope(&self, own: Option<&ConfigReader>, theta: f64, partial: f64, head_dim: usize) -> Result<RopeConfig> {
         let none = Map::new();
         let none = ConfigReader { path: self.path, at: String::new(), fields: &none };
         let own = own.unwrap_or(&none);
@@ -181,11 +181,11 @@ impl ConfigReader<'_> {
                 own.bad("partial_rotary_factor", reason)
             });
         }
-        Ok(RopeKernels { theta, rotary_dim, scaling })
+        Ok(RopeConfig { theta, rotary_dim, scaling })
     }
 
     /// The family's rotary tables: one, or for Gemma 3 that of full layers and that of sliding ones.
-    fn ropes(&self, family: &FamilySpec, head_dim: usize) -> Result<Vec<RopeKernels>> {
+    fn ropes(&self, family: &FamilySpec, head_dim: usize) -> Result<Vec<RopeConfig>> {
         let partial = self.number("partial_rotary_factor", Some(1.0))?;
         let theta = self.number("rope_theta", Some(family.theta))?;
         let (scaling, parameters) = (self.object("rope_scaling")?, self.object("rope_parameters")?);

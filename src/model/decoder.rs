@@ -7,7 +7,7 @@ use super::description::{LayerConfig, ModelConfig, NormKind};
 use super::kv_cache::KvCache;
 use super::linear::{Linear, WeightColumns};
 use super::saved::{
-    ActivationSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MlpTrace, NormStats, ProductsSaved,
+    ActivationSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MlpSaved, NormStats, ProductsSaved,
     RecomputePolicy, SavedDtype,
 };
 use super::weights::Weight;
@@ -170,7 +170,7 @@ impl Decoder {
             NormKind::Layer => {
                 let stats = rec.gpu().alloc_activation(2 * rows);
                 let shape = layernorm::LayernormRows { rows, width: d, offset: n.weight_offset };
-                // A LayerNorm of the description has a bias: `Description::tensors` lists it.
+                // A LayerNorm of the description has a bias: `ModelConfig::tensors` lists it.
                 let b = norm.b.as_ref().map_or(norm.w.slot(), Weight::slot);
                 layernorm::layernorm_fwd(rec, &shape, n.eps, x, norm.w.slot(), b, &stats, &y);
                 stats
@@ -343,7 +343,7 @@ impl Decoder {
         tokens: std::ops::Range<usize>,
         x2: &Slot,
         with_lora: bool,
-    ) -> (MlpTrace, Slot) {
+    ) -> (MlpSaved, Slot) {
         let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width());
         let x2 = rows_of(x2, &tokens, d.d_model);
         let u = gpu.alloc_activation(t * up_width);
@@ -352,11 +352,11 @@ impl Decoder {
             let y = WeightColumns { slot: &u, column: linear.module.column, stride: up_width };
             xa_up.push(linear.forward(rec, t, &x2, None, y, with_lora));
         }
-        (MlpTrace { tokens, u: ActivationSaved::F32(u.clone()), xa_up, xa_down: None }, u)
+        (MlpSaved { tokens, u: ActivationSaved::F32(u.clone()), xa_up, xa_down: None }, u)
     }
 
     /// (t, F) of some tokens, from their u.
-    pub(super) fn activation(&self, rec: &mut Recording, mlp: &MlpTrace, u: &Slot) -> Slot {
+    pub(super) fn activation(&self, rec: &mut Recording, mlp: &MlpSaved, u: &Slot) -> Slot {
         let t = mlp.tokens.len();
         let a = rec.gpu().alloc_activation(t * self.description.d_ff);
         activation_fwd(rec, &self.mlp(t), u, &a);

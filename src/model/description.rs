@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 pub use crate::kernels::activation::Activation;
-pub use crate::kernels::rope::{RopeKernels, RopeScaling};
+pub use crate::kernels::rope::{RopeConfig, RopeScaling};
 
 /// A decoder-only transformer. Dimensions as in the crate's legend: D, H, K, E, F, V, L.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,7 +33,7 @@ pub struct ModelConfig {
     /// Norms after attention and after the MLP, before the residual addition (Gemma 2 and 3).
     pub post_norms: bool,
     /// Distinct rotary tables; empty for learned positions (GPT-2).
-    pub ropes: Vec<RopeKernels>,
+    pub ropes: Vec<RopeConfig>,
     /// Learned position embedding (V is not involved): tensor name, or `None` with RoPE.
     pub position_embedding: Option<String>,
     /// L entries.

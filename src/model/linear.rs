@@ -1,5 +1,5 @@
 //! y = x·Wᵀ + b, with low-rank additions that are never merged, and the residual stream: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ + b + h, one pass over y where
-//! `rides_along` says so.
+//! `can_fuse` says so.
 
 use super::description::LinearSpec;
 use super::weights::Weight;

@@ -146,7 +146,7 @@ pub(super) struct ProductsSaved {
     pub attn_post: Option<(ActivationSaved, NormStats)>, // input of the norm after attention
     pub h_mid: ActivationSaved,                          // (T, D)
     pub stats2: NormStats,
-    pub mlp: Vec<MlpTrace>,
+    pub mlp: Vec<MlpSaved>,
     pub mlp_post: Option<(ActivationSaved, NormStats)>,
     pub xa_qkv: Vec<Option<Slot>>, // s·x·Aᵀ of each module, (T, R)
     pub xa_out: Option<Slot>,
@@ -162,7 +162,7 @@ pub(super) struct ElementwiseSaved {
 
 /// Activations that the MLP's backward pass needs for a range of tokens: all tokens, unless they would not fit a binding.
 #[derive(Debug)]
-pub(super) struct MlpTrace {
+pub(super) struct MlpSaved {
     pub tokens: Range<usize>,     // t of them
     pub u: ActivationSaved,       // (t, 2F) or (t, F)
     pub xa_up: Vec<Option<Slot>>, // (t, R)

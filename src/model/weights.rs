@@ -1,6 +1,6 @@
 //! Weights on the device: trained ones in arenas by role with equal offsets, frozen ones packed.
 //!
-//! A tensor never straddles a page, and a page fits a binding; a matrix larger than a page is split by rows.
+//! A tensor never straddles a bucket, and a bucket fits a binding; a matrix larger than a bucket is split by rows.
 
 use std::collections::BTreeMap;
 
@@ -91,7 +91,7 @@ fn held(spec: &TensorSpec, values: Vec<f32>) -> Vec<f32> {
 /// All trained parameters.
 #[derive(Debug, Default)]
 pub struct WeightArena {
-    /// Pages of values, gradients and moments.
+    /// Buckets of values, gradients and moments.
     pub pages: Vec<adamw::ParamBucket>,
     /// The tensors in them.
     pub tensors: Vec<TrainedTensor>,
@@ -173,7 +173,7 @@ impl ParamDtype {
 /// A tensor with fewer elements keeps moments in f32, as bitsandbytes has it (`min_8bit_size`).
 const LEAST_IN_EIGHT_BITS: usize = 4096;
 
-/// Properties that all tensors of a page share. Weight decay is not one: the last tensors of a page may be without it.
+/// Properties that all tensors of a bucket share. Weight decay is not one: the last tensors of a bucket may be without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct BucketKind {
     bf16: bool,
@@ -209,7 +209,7 @@ struct TensorExtent {
     kind: BucketKind,
 }
 
-/// A page to be allocated.
+/// A bucket to be allocated.
 #[derive(Debug, PartialEq)]
 struct BucketExtent {
     kind: BucketKind,
@@ -227,24 +227,24 @@ struct TensorPlacement {
     offset: usize,
 }
 
-/// Rows that a copy of a page's matrix for products is padded to.
-const QUAD_ROWS: usize = 4;
+/// Rows that a copy of a bucket's matrix for products is padded to.
+const VEC4_ROWS: usize = 4;
 
-/// Pages and places: tensors in order, those of a kind together, split by rows where one is larger than a page. Each tensor begins at a
-/// block, and is split at one: so all blocks and all numbers of elements are the same for any length of pages.
+/// Buckets and places: tensors in order, those of a kind together, split by rows where one is larger than a bucket. Each tensor begins at a
+/// block, and is split at one: so all blocks and all numbers of elements are the same for any length of buckets.
 fn lay_out(tensors: &[TensorExtent], page_len: usize) -> (Vec<BucketExtent>, Vec<TensorPlacement>) {
     let (mut pages, mut places): (Vec<BucketExtent>, Vec<TensorPlacement>) = (Vec::new(), Vec::new());
     // Of the tensor's first element.
     let mut number = 0;
     for (tensor, &TensorExtent { rows, cols, kind }) in tensors.iter().enumerate() {
-        // As many rows end at a block's end. (No matrix is so wide that these are more than a page.)
+        // As many rows end at a block's end. (No matrix is so wide that these are more than a bucket.)
         let unit = BLOCK >> cols.trailing_zeros().min(BLOCK.trailing_zeros());
-        // What is copied into another order has its rows in quads, and must fit a page as well.
-        let unit = unit.max(QUAD_ROWS);
+        // What is copied into another order has its rows in vec4s, and must fit a bucket as well.
+        let unit = unit.max(VEC4_ROWS);
         let mut first = 0;
         while first < rows {
             let left = rows - first;
-            let padded = if rows > 1 { left.next_multiple_of(QUAD_ROWS) } else { left };
+            let padded = if rows > 1 { left.next_multiple_of(VEC4_ROWS) } else { left };
             let behind = pages.last().filter(|p| p.kind == kind).map(|p| p.len.next_multiple_of(BLOCK));
             let at = behind.filter(|at| at + padded * cols <= page_len);
             if at.is_none() {
@@ -264,7 +264,7 @@ fn lay_out(tensors: &[TensorExtent], page_len: usize) -> (Vec<BucketExtent>, Vec
     (pages, places)
 }
 
-/// `n` elements of a page from `at` on: values, gradients, and all arrays of the state.
+/// `n` elements of a bucket from `at` on: values, gradients, and all arrays of the state.
 fn slices(page: &adamw::ParamBucket, at: usize, n: usize) -> (Slot, Slot, Vec<(&'static str, Dtype, Slot)>) {
     let (w, dtype) = match page.storage {
         WeightFormat::Bf16 => (page.params.slice(at / 2, n / 2), Dtype::BF16),
@@ -442,7 +442,7 @@ impl FrozenTensor {
         };
         let per_row = widest.words(1, cols).max(1);
         let most = gpu.caps().max_binding_bytes as usize / 4 / per_row;
-        let rows_a_part = if most > QUAD_ROWS { most / QUAD_ROWS * QUAD_ROWS } else { 1 }.min(rows.max(1));
+        let rows_a_part = if most > VEC4_ROWS { most / VEC4_ROWS * VEC4_ROWS } else { 1 }.min(rows.max(1));
         let mut parts = Vec::new();
         for first in (0..rows).step_by(rows_a_part) {
             let n = rows_a_part.min(rows - first);
@@ -538,7 +538,7 @@ mod tests {
         assert_eq!(pages, want);
     }
 
-    /// Blocks and numbers of elements, by which they are rounded, do not depend on the length of pages.
+    /// Blocks and numbers of elements, by which they are rounded, do not depend on the length of buckets.
     #[test]
     fn elements_have_their_numbers_and_blocks_in_any_pages() {
         let tensors = extents(&[(700, 24, EIGHT), (3, 50, F32), (600, 96, F32), (1, 7, F32)]);

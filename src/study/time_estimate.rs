@@ -97,16 +97,15 @@ impl<'a> TimeEstimator<'a> {
             ..args.clone()
         };
         let settings = args.recipe(shares.is_none())?.settings()?;
-        let policy = args.policy(None)?;
-        let (model, adapter) = (policy.model(), policy.starting_adapter(0)?);
-        let examples = match self.examples(&args, model, shares, settings.batch_size) {
+        let (model, adapter) = args.model_and_starting_adapter()?;
+        let examples = match self.examples(&args, &model, shares, settings.batch_size) {
             // Rows further on may fit.
             Err(Error::Flag { flag: "max-length", reason }) => return Ok(self.is_unknown(reason)),
             examples => examples?,
         };
         let examples: Vec<&Example> = examples.iter().collect();
         let longest = examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1);
-        let options = load_options(&settings, model.base, adapter.as_deref(), longest);
+        let options = load_options(&settings, model.base, adapter.as_ref(), longest);
         let goal = settings.goal();
         let (gpu, share_prefix) = (&self.gpu, settings.share_prefix);
         let (keep, MemoryPlan { ledger, cost, .. }) =

@@ -11,7 +11,7 @@ use super::similarity::cosines;
 pub struct RowReference {
     /// The reference's scores (the objective's sums) of its sequences.
     pub scores: [f64; 2],
-    /// Directions (D) of its sequences' instructions ([`super::similarity`]); empty where no loss compares them.
+    /// Prompt embeddings (D) of its sequences' instructions ([`super::similarity`]); empty where no loss compares them.
     pub prompt_embeddings: [Vec<f32>; 2],
 }
 

@@ -58,14 +58,14 @@ impl<'a> OtherModel<'a> {
 pub struct RowReferences {
     /// The reference's scores (the objective's sums) of a row's sequences.
     scores: Vec<Option<[f64; 2]>>,
-    /// Directions of their instructions; empty where no loss compares them.
+    /// Prompt embeddings of their instructions; empty where no loss compares them.
     prompt_embeddings: Vec<Option<[Vec<f32>; 2]>>,
-    /// The mean of all instructions, which prompt_embeddings lead away from.
+    /// The mean of all instructions, which prompt embeddings are taken relative to.
     mean: Option<Vec<f64>>,
 }
 
 impl RowReferences {
-    /// Returns a row's reference scores, and its prompt_embeddings where a loss compares them.
+    /// Returns a row's reference scores, and its prompt embeddings where a loss compares them.
     ///
     /// # Panics
     /// Panics where the row was not scored: [`ReferenceScorer::find`] goes first.
@@ -279,7 +279,7 @@ impl<'a> ReferenceScorer<'a> {
         Ok(side_sums(group, &scored))
     }
 
-    /// Directions of instructions, where a loss compares them.
+    /// Prompt embeddings of instructions, where a loss compares them.
     async fn find_prompt_embeddings(
         &self,
         policy: &Decoder,

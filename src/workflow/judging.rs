@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use super::output_folder::OutputFolder;
 use crate::data::comparisons::{Comparison, read_comparisons};
 use crate::data::rows::FieldMap;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::acquire::{ANNOTATED, JudgingResult, PREFERENCES, VerdictCounts, acquire};
 use crate::eval::journal::{ANSWERS, AnswerJournal};
 use crate::eval::judge::Judge;
@@ -45,9 +45,10 @@ pub fn judge_comparisons(
     journal.notes().iter().for_each(|note| note!("note: {note}"));
     let acquired = acquire(&comparisons, judge, &mut journal, &AtomicBool::new(false), &mut |_| ());
     write_judged(out, judge.name(), &comparisons, &acquired)?;
-    match acquired.error {
-        Some(error) => Err(error),
-        None => Ok(acquired.counts()),
+    match (acquired.failures.len(), acquired.error.is_some()) {
+        (_, true) => Err(acquired.error.unwrap_or_else(|| Error::Judge(String::new()))),
+        (0, false) => Ok(acquired.counts()),
+        (n, false) => Err(Error::Judge(format!("{n} questions have no answer: a second call asks them again"))),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Whole jobs in a few calls: open a model, read preferences, plan the memory, train, score, generate, save. These types are re-exported from the crate's
+//! Whole jobs in a few calls: open a model, read preferences, plan the memory, train, score, judge, save. The types below are re-exported from the crate's
 //! root. The command line, the demo and studies are callers of this module, as a program of yours is.
 //!
 //! - [`Policy`]: a model folder or hub id with its tokenizer, and perhaps an adapter;
@@ -40,7 +40,7 @@ mod reference_cache;
 #[cfg(feature = "native")]
 mod row_scores;
 #[cfg(feature = "native")]
-mod run_about;
+mod run_facts;
 #[cfg(feature = "native")]
 mod run_folder;
 #[cfg(feature = "native")]

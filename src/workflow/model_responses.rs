@@ -27,7 +27,7 @@ pub struct DroppedPrompt {
     n_tokens: usize,
 }
 
-/// Returns the prompts that leave every model room for a response, counted in its own tokens, so that all models answer the same prompts. Prints a note for
+/// Returns the prompts that leave every model room for a response, counted in its own tokens, so that all models answer the same prompts. Logs a note for
 /// each prompt that is left out.
 ///
 /// # Errors

@@ -148,7 +148,7 @@ impl OpenModel {
         Ok(tokenizer)
     }
 
-    /// Prints a note where the tokenizer of an adapter's folder differs from the base's. Refuses a tokenizer with tokens beyond the embedding.
+    /// Logs a note where the tokenizer of an adapter's folder differs from the base's. Refuses a tokenizer with tokens beyond the embedding.
     fn compare_tokenizers(&self, tokenizer: &Tokenizer, own: &SideFiles) -> Result<()> {
         let base = self.side.has(TOKENIZER).then(|| Tokenizer::from_side_files(&self.side)).transpose()?;
         let place = own.path("").display().to_string();

@@ -119,6 +119,7 @@ impl Policy {
     /// # Errors
     /// [`Error::File`] for a tokenizer that cannot be read; [`Error::Flag`] for a chat template that is not there.
     pub fn from_model(model: OpenModel, adapter: Option<Adapter>, options: PolicyOptions) -> Result<Self> {
+        let options = PolicyOptions { base_dtype: model.base, ..options };
         let chat = ChatTemplateChoice { template: options.chat_template.as_deref(), time: options.chat_time };
         let mut tokenizer = model.chat_tokenizer(adapter.as_ref(), chat)?;
         if !options.append_eos {
@@ -133,6 +134,9 @@ impl Policy {
     /// # Errors
     /// [`Error::Flag`] for a rank, an α or names of modules that this model does not have.
     pub fn with_lora(mut self, lora: LoraConfig) -> Result<Self> {
+        if self.adapter().is_some() {
+            return Err(Error::flag("lora-r", "the policy has an adapter, which training goes on from"));
+        }
         new_config(&self.model.description, &lora, &self.model.name)?;
         self.adapter = PolicyAdapter::New(lora);
         Ok(self)
@@ -191,12 +195,7 @@ impl Policy {
             PolicyAdapter::New(lora) => {
                 Adapter::new(&self.model.description, lora, &self.model.name, seed).map(|new| Some(Rc::new(new)))
             }
-            PolicyAdapter::Read(adapter) => {
-                if adapter.config.dropout > 0.0 {
-                    note!("note: the adapter was made with dropout {}; it is trained without", adapter.config.dropout);
-                }
-                Ok(Some(adapter.clone()))
-            }
+            PolicyAdapter::Read(adapter) => Ok(Some(adapter.clone())),
         }
     }
 
@@ -259,6 +258,7 @@ impl Policy {
         responses: &[&str],
         template: &Template,
     ) -> Result<Vec<SequenceScore>> {
+        self.tokenizer.check_template(template)?;
         let encode = |response: &&str| {
             let text =
                 PromptResponse { instruction: Instruction::Plain(instruction.into()), response: (*response).into() };
@@ -266,6 +266,13 @@ impl Policy {
         };
         let encoded = responses.iter().map(encode).collect::<Result<Vec<_>>>()?;
         let longest = encoded.iter().map(|s| s.ids.len()).max().unwrap_or(1);
+        let positions = self.model.description.max_positions;
+        if longest > positions {
+            return Err(Error::flag(
+                "max-length",
+                format!("{longest} tokens are more than the model's {positions} positions"),
+            ));
+        }
         let example = |sequence| Example { row: 0, sequences: vec![sequence], desirable: None };
         let examples: Vec<Example> = encoded.into_iter().map(example).collect();
         let decoder = self.load(gpu, longest)?;

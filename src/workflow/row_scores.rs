@@ -73,7 +73,7 @@ impl Policy {
         reference: &ReferenceChoice,
     ) -> Result<LossGradients> {
         let data = data.dataset();
-        let adapter = self.adapter();
+        let adapter = self.starting_adapter(0)?;
         let options = LoadOptions {
             trained: if adapter.is_some() { TrainMode::Lora } else { TrainMode::Full },
             lora: adapter.map(|a| a.lora.clone()),

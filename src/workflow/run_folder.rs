@@ -40,7 +40,7 @@ impl RunFolder {
     fn open(dir: PathBuf, resumes: bool) -> Result<Self> {
         let lock = OutputFolder::open(&dir, resumes)?;
         let folder = Self { dir, resumes, _lock: lock };
-        // A run begins with its metrics: a folder that holds other things is not one's.
+        // A run's folder holds metrics: one that is not empty and has none is refused.
         if resumes && folder.is_begun() {
             let dir = &folder.dir;
             [METRICS, BEST, EVENTS, REPORT].iter().try_for_each(|name| not_a_link(&dir.join(name)).map(drop))?;

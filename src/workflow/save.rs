@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::output_folder::OutputFolder;
-use super::run_about::RunAbout;
+use super::run_facts::RunFacts;
 use super::run_folder::{REPORT, RunFolder};
 use crate::data::named_templates::CHAT_TEMPLATE;
 use crate::error::{Error, Result};
@@ -22,12 +22,12 @@ use crate::train::state::TrainingState;
 
 /// A policy after its training, on the device.
 pub struct TunedModel<'a> {
-    about: RunAbout<'a>,
+    about: RunFacts<'a>,
     run: TrainingRun<'a>,
 }
 
 impl<'a> TunedModel<'a> {
-    pub(super) fn new(about: RunAbout<'a>, run: TrainingRun<'a>) -> Self {
+    pub(super) fn new(about: RunFacts<'a>, run: TrainingRun<'a>) -> Self {
         Self { about, run }
     }
 
@@ -49,10 +49,11 @@ impl<'a> TunedModel<'a> {
     ///
     /// # Panics
     /// Panics where the run has no folder.
-    pub fn save_in_folder(&self) -> Result<()> {
+    pub fn save_in_folder(self) -> Result<()> {
         let Some(dir) = self.about.folder.as_ref().map(RunFolder::dir) else { panic!("the run has no folder") };
         let state = self.run.state();
-        if let Err(error) = self.write(dir, state) {
+        let caps = self.run.trainer().gpu.caps();
+        if let Err(error) = self.about.advise(caps, self.write(dir, state)) {
             // What was trained is not lost with it, if it can be kept at all.
             if pollster::block_on(self.run.save_checkpoint(None)).is_ok() {
                 note!("note: the result could not be written; --resume goes on from step {}", state.step);
@@ -67,14 +68,18 @@ impl<'a> TunedModel<'a> {
     }
 
     /// Writes the result of a run without a folder into one that is empty or absent: a Hugging Face model, or a PEFT adapter, with tokenizer, model card,
-    /// `metrics.jsonl` and `report.html`. The result of a run with a folder goes there, whatever `dir` is: [`Self::save_in_folder`].
+    /// `metrics.jsonl` and `report.html`. The result of a run with a folder is saved there alone.
     ///
     /// # Errors
     /// [`Error::Flag`] where the folder holds something; [`Error::File`].
-    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+    pub fn save(self, dir: impl AsRef<Path>) -> Result<()> {
         let dir = dir.as_ref();
-        if self.about.folder.as_ref().is_some_and(|folder| folder.dir() == dir) {
-            return self.save_in_folder();
+        if let Some(folder) = self.about.folder.as_ref().map(RunFolder::dir) {
+            if folder == dir {
+                return self.save_in_folder();
+            }
+            let reason = format!("the run has a folder, {}, where its result is saved", folder.display());
+            return Err(Error::flag("output-dir", reason));
         }
         let _folder = OutputFolder::open(dir, false)?;
         self.write(dir, self.run.state())?;
@@ -160,7 +165,7 @@ pub fn objective_text(settings: &TrainSettings) -> String {
     }
 }
 
-impl RunAbout<'_> {
+impl RunFacts<'_> {
     /// Makes the model card.
     fn card(&self, device: &str, state: &TrainingState) -> ModelCard {
         let s = &self.settings;

@@ -122,7 +122,7 @@ struct UnreadableRows {
     first: Vec<String>,
 }
 
-/// Lines that were printed, which are cached with the tokens.
+/// Lines that were logged, which are cached with the tokens.
 #[derive(Default)]
 struct ToldLines(Vec<String>);
 

@@ -9,11 +9,11 @@ use super::open_model::OpenModel;
 use super::policy::Policy;
 use super::preferences::Preferences;
 use super::recipe::Recipe;
-use super::run_about::{ContentHashes, RunAbout, fingerprint};
+use super::run_facts::{ContentHashes, RunFacts, fingerprint};
 use super::run_folder::RunFolder;
 use super::save::TunedModel;
 use crate::data::batch::Example;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu};
 use crate::model::save::OutputDtype;
 use crate::train::memory_plan::largest_micro_batch;
@@ -38,6 +38,8 @@ pub struct TrainingOptions<'a> {
     pub eval: Option<&'a Preferences>,
     /// Steps between evaluations. `None`: at the end.
     pub eval_steps: Option<usize>,
+    /// Reference that is open already, where the recipe names another checkpoint. `None`: it is opened when training begins.
+    pub reference: Option<OpenModel>,
     /// Folder for metrics, checkpoints and the result. `None`: the run lives in memory.
     pub folder: Option<RunFolder>,
     /// Steps between checkpoints.
@@ -55,6 +57,7 @@ impl Default for TrainingOptions<'_> {
         Self {
             eval: None,
             eval_steps: None,
+            reference: None,
             folder: None,
             save_steps: TrainDefaults::SAVE_STEPS,
             save_total_limit: TrainDefaults::SAVE_TOTAL_LIMIT,
@@ -102,20 +105,30 @@ impl From<StepMetrics> for TrainingStep {
 
 /// A training run, which computes one step for each item that is taken from it.
 ///
-/// Losses and gradients are those of [`Recipe`]; the reference's scores are computed once and cached. After the last step, or at any time before,
-/// [`Self::finish`] gives the tuned model.
+/// [`Self::finish`] computes the steps that are left and gives the tuned model; [`TrainingOptions::stop`] ends a run earlier.
 pub struct Training<'a> {
-    about: RunAbout<'a>,
+    about: RunFacts<'a>,
     run: TrainingRun<'a>,
     stop: &'a AtomicBool,
+    has_failed: bool,
+}
+
+/// Logs the events that a caller without a handler of its own should know.
+fn log_event(event: &TrainingEvent<'_>) {
+    match event {
+        TrainingEvent::Damaged(error) => note!("warning: {error}: going on from an older checkpoint"),
+        TrainingEvent::Note(text) => note!("note: {text}"),
+        TrainingEvent::Eval(m) => note!("step {}  eval loss {:.4}", m.step, m.loss),
+        TrainingEvent::Step(_) | TrainingEvent::Scored { .. } | TrainingEvent::Evaluated { .. } => {}
+    }
 }
 
 impl Policy {
     /// Begins to train on rows. The recipe's memory is planned first: where activations do not fit the device, some are recomputed.
     ///
     /// # Errors
-    /// [`crate::Error::Flag`] for a recipe that does not fit the model or the data; [`crate::Error::OutOfMemory`] with changes that would take less memory;
-    /// [`crate::Error::Gpu`].
+    /// [`Error::Flag`] for a recipe that does not fit the model or the data; [`Error::OutOfMemory`] with changes that would take less memory;
+    /// [`Error::Gpu`].
     ///
     /// # Examples
     /// ```no_run
@@ -128,13 +141,13 @@ impl Policy {
     /// # Ok::<(), jointwise::Error>(())
     /// ```
     pub fn train<'a>(&'a self, gpu: &'a Gpu, data: &'a Preferences, recipe: &Recipe) -> Result<Training<'a>> {
-        self.train_with(gpu, data, recipe, TrainingOptions::default(), &mut |_| ())
+        self.train_with(gpu, data, recipe, TrainingOptions::default(), &mut log_event)
     }
 
     /// Begins to train with an output folder, evaluations, or a flag that stops the run. `on_event` sees how far scoring with the reference is.
     ///
     /// # Errors
-    /// Those of [`Self::train`]; [`crate::Error::File`] where the folder's checkpoints are of other settings, data or model.
+    /// Those of [`Self::train`]; [`Error::File`] where the folder's checkpoints are of other settings, data or model.
     pub fn train_with<'a>(
         &'a self,
         gpu: &'a Gpu,
@@ -147,6 +160,8 @@ impl Policy {
         at_least_one("save-total-limit", options.save_total_limit)?;
         at_least_one("eval-steps", options.eval_steps.unwrap_or(1))?;
         let settings = recipe.settings()?;
+        [Some(data), options.eval].into_iter().flatten().try_for_each(|rows| rows.check(&settings))?;
+        self.model().side_files(self.adapter()).check_copied()?;
         if self.is_full() {
             self.model().refuse_quantised("--full")?;
         }
@@ -159,13 +174,20 @@ impl Policy {
             );
         }
         self.require_end(data.template())?;
+        let dropout = self.adapter().map_or(0.0, |adapter| adapter.config.dropout);
+        if dropout > 0.0 {
+            note!("note: the adapter was made with dropout {dropout}; it is trained without");
+        }
         let adapter = self.starting_adapter(settings.seed)?;
         let other = match (&recipe.reference, &settings.preference) {
-            (ReferenceChoice::Model(name), Some(_)) => Some(OpenModel::open_reference(name, self.model())?),
+            (ReferenceChoice::Model(name), Some(_)) => match options.reference {
+                Some(open) => Some(open),
+                None => Some(OpenModel::open_reference(name, self.model())?),
+            },
             _ => None,
         };
         let hashes = ContentHashes::new(self.model(), adapter.as_deref(), other.as_ref())?;
-        let mut about = RunAbout {
+        let mut about = RunFacts {
             fingerprint: fingerprint(&settings, &[Some(data), options.eval], &hashes, &recipe.reference, gpu.caps())?,
             keeps_start: keeps_start(&recipe.reference, &settings, adapter.as_deref()),
             longest: data.dataset().longest().max(options.eval.map_or(0, |eval| eval.dataset().longest())),
@@ -183,13 +205,13 @@ impl Policy {
         let cadence = CheckpointSettings { save_steps: options.save_steps, save_total_limit: options.save_total_limit };
         let (eval_steps, stop) = (options.eval_steps, options.stop);
         let run = about.start(gpu, other, &hashes, cadence, (eval_steps, stop), on_event)?;
-        Ok(Training { about, run, stop })
+        Ok(Training { about, run, stop, has_failed: false })
     }
 
     /// Describes what decides how much memory a run takes.
     ///
     /// # Errors
-    /// [`crate::Error::Flag`] for a recipe that does not fit the model.
+    /// [`Error::Flag`] for a recipe that does not fit the model.
     pub fn memory_demand<'a>(
         &'a self,
         caps: &'a Caps,
@@ -210,10 +232,14 @@ impl<'a> Training<'a> {
     /// the run was stopped.
     ///
     /// # Errors
-    /// [`crate::Error::NotFinite`] naming step, rows and tensor; [`crate::Error::Gpu`], [`crate::Error::DeviceLost`], [`crate::Error::File`]. Files that were
+    /// [`Error::NotFinite`] naming step, rows and tensor; [`Error::Gpu`], [`Error::DeviceLost`], [`Error::File`]. Files that were
     /// written before stay whole.
     pub fn step(&mut self, on_event: &mut dyn FnMut(&TrainingEvent<'_>)) -> Result<Option<TrainingStep>> {
+        if self.has_failed {
+            return Ok(None);
+        }
         let step = pollster::block_on(self.run.step(self.stop, on_event));
+        self.has_failed = step.is_err();
         let step = self.about.advise(self.run.trainer().gpu.caps(), step)?;
         Ok(step.map(TrainingStep::from))
     }
@@ -238,12 +264,15 @@ impl<'a> Training<'a> {
         self.about.n_trained
     }
 
-    /// Computes the steps that are left, and gives the tuned model. A run that was stopped gives the model as it is.
+    /// Computes the steps that are left, and gives the tuned model.
     ///
     /// # Errors
-    /// Those of [`Self::step`].
+    /// Those of [`Self::step`]; [`Error::Stopped`] where the run was stopped, or has failed, before its last step.
     pub fn finish(mut self) -> Result<TunedModel<'a>> {
-        while self.step(&mut |_| ())?.is_some() {}
+        while self.step(&mut log_event)?.is_some() {}
+        if self.has_failed || self.is_interrupted() {
+            return Err(Error::Stopped { step: self.steps_done() });
+        }
         Ok(TunedModel::new(self.about, self.run))
     }
 
@@ -257,6 +286,6 @@ impl Iterator for Training<'_> {
     type Item = Result<TrainingStep>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.step(&mut |_| ()).transpose()
+        self.step(&mut log_event).transpose()
     }
 }

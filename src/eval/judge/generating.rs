@@ -20,24 +20,24 @@ pub struct GeneratingJudge<'g> {
 }
 
 /// A question as token ids.
-struct GeneratedAnswer {
+struct EncodedQuestion {
     question: usize,
     ids: Vec<u32>,
 }
 
 impl GeneratingJudge<'_> {
-    fn encode(&self, i: usize, question: &Question<'_>) -> std::result::Result<GeneratedAnswer, String> {
+    fn encode(&self, i: usize, question: &Question<'_>) -> std::result::Result<EncodedQuestion, String> {
         let local = &self.local;
         let ids = local.tokenizer.encode_prompt(&Instruction::Plain(local.prompt.render(question)), &local.template)?;
         let (n, most) = (ids.len() + self.settings.max_new_tokens, local.max_length);
         if n > most {
             return Err(format!("question and answer may have {n} tokens, --max-length is {most}"));
         }
-        Ok(GeneratedAnswer { question: i, ids })
+        Ok(EncodedQuestion { question: i, ids })
     }
 
     /// Writes the answers of a group of questions.
-    fn write(&self, group: &[GeneratedAnswer], tell: &mut dyn FnMut(usize, Reply) -> Result<()>) -> Result<()> {
+    fn write(&self, group: &[EncodedQuestion], tell: &mut dyn FnMut(usize, Reply) -> Result<()>) -> Result<()> {
         if group.is_empty() {
             return Ok(());
         }
@@ -53,7 +53,7 @@ impl GeneratingJudge<'_> {
     }
 
     /// Reads what was written; `begun`: what the answer begins with that the prompt holds already.
-    fn answer(&self, asked: &GeneratedAnswer, begun: &str, written: &[u32]) -> Result<Answer> {
+    fn answer(&self, asked: &EncodedQuestion, begun: &str, written: &[u32]) -> Result<Answer> {
         let (end, before) = written.split_last().map_or((None, written), |(last, before)| (Some(last), before));
         let is_cut = !end.is_some_and(|id| self.settings.eos.contains(id));
         // Marks of thoughts may be special tokens.

@@ -65,8 +65,8 @@ impl AttentionImpl {
         }
     }
 
-    /// Returns the shader for heads of `head_dim`; `quads`: their rows are whole, aligned vec4s.
-    pub fn shader(self, entry: AttentionEntry, head_dim: usize, softcap: bool, quads: bool) -> Shader {
+    /// Returns the shader for heads of `head_dim`; `vec4s`: their rows are whole, aligned vec4s.
+    pub fn shader(self, entry: AttentionEntry, head_dim: usize, softcap: bool, vec4s: bool) -> Shader {
         let shader = match self {
             Self::Rows(tile) => {
                 let names = ["attention_fwd", "attention_bwd_q", "attention_bwd_kv"];
@@ -87,10 +87,10 @@ impl AttentionImpl {
         let shader = shader.with("E", head_dim as f64).with("SOFTCAP", f64::from(u8::from(softcap)));
         match self {
             Self::Tiles(_) | Self::Coop(_) => {
-                assert!(quads, "tiles of heads that are not aligned");
+                assert!(vec4s, "tiles of heads that are not aligned");
                 shader
             }
-            _ if quads => shader,
+            _ if vec4s => shader,
             _ => shader.substitute("shared/head_vec4s", "shared/head_values"),
         }
     }

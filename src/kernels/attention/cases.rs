@@ -27,7 +27,7 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
     let ways = [None, Some(Variant::Cpu), Some(Variant::Lanes)];
     let each = any.into_iter().flat_map(|(a, shape)| ways.map(|variant| (a, shape, variant)));
     let flash = in_tiles().into_iter().map(|(a, shape)| (a, shape, Some(Variant::Flash)));
-    // Long enough for more rows a lane: a head of whole quads, and one of half a quad more, which is not aligned.
+    // Long enough for more rows a lane: a head of whole vec4s, and one of half a vec4 more, which is not aligned.
     let long: AttentionShape = &[(500, &[530, 3]), (0, &[20])];
     let heads = [AttentionConfig { softcap: Some(2.0), window: Some(700), ..plain(2, 1, 8) }, plain(2, 2, 10)];
     let flash = flash.chain(heads.map(|a| (a, long, Some(Variant::Lanes))));

@@ -1,7 +1,7 @@
 //! Tiles of one segment each, and walks over positions, for `attention_coop.wgsl`. So a block's start depends neither on what is packed
 //! beside a segment, nor on whether the segment's prefix is shared.
 
-/// Walks of tiles, which follow the views in a table, and the numbers of tiles.
+/// Key ranges of tiles, which follow the views in a table, and the numbers of tiles.
 pub(super) struct TileKeyRanges {
     pub of_queries: Vec<[u32; 4]>,
     pub of_keys: Vec<[u32; 4]>,
@@ -44,9 +44,9 @@ fn runs(ranges: &[[u32; 4]], positions: &[u32]) -> Vec<SegmentRows> {
     all
 }
 
-/// Builds tiles and walks, in quads. A tile of queries is two quads: first row, number of rows, first and end position of its walk; start
-/// and length of the prefix, row of the segment's position 0. A tile of keys is one quad: first row, number of rows, first and end index of
-/// its walks among all `quads` of the table, which begins with `ranges.len()` views. A walk of queries is one quad: row of position 0,
+/// Builds tiles and walks, in vec4s. A tile of queries is two vec4s: first row, number of rows, first and end position of its walk; start
+/// and length of the prefix, row of the segment's position 0. A tile of keys is one vec4: first row, number of rows, first and end index of
+/// its walks among all `vec4s` of the table, which begins with `ranges.len()` views. A walk of queries is one vec4: row of position 0,
 /// first and end position.
 pub(super) fn over_positions(
     ranges: &[[u32; 4]],

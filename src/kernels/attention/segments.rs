@@ -18,8 +18,8 @@ pub struct SegmentTable {
 pub(super) struct WindowRanges {
     window: Option<usize>,
     /// Views of queries, walks of tiles of queries, walks of tiles of keys: vec4s of u32.
-    pub quads: Slot,
-    /// Index of the first walk of a tile of keys among the quads.
+    pub vec4s: Slot,
+    /// Index of the first walk of a tile of keys among the vec4s.
     pub key_tiles: usize,
     /// Number of tiles of queries, and of tiles of keys.
     pub groups: [usize; 2],
@@ -63,8 +63,8 @@ impl SegmentTable {
                 }
             };
             let key_tiles = t + of_queries.len();
-            let quads = gpu.upload([views, of_queries, of_keys].concat().as_flattened());
-            WindowRanges { window, quads, key_tiles, groups, pairs }
+            let vec4s = gpu.upload([views, of_queries, of_keys].concat().as_flattened());
+            WindowRanges { window, vec4s, key_tiles, groups, pairs }
         };
         Self { tables: windows.iter().map(table).collect(), t, walk }
     }

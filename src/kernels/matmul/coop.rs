@@ -48,7 +48,7 @@ impl CoopMatmul {
             LinearPass::BackwardX => ([p.k, p.n], [p.k, p.n]),
             LinearPass::BackwardW => ([p.m, p.n], [p.m, p.n]),
         };
-        let aligned = a.in_quads() && b.in_quads() && stored_columns.iter().all(|c| c.is_multiple_of(4));
+        let aligned = a.in_vec4s() && b.in_vec4s() && stored_columns.iter().all(|c| c.is_multiple_of(4));
         let fits = aligned && weight.iter().all(|&n| n >= LEAST);
         let split = match precision {
             MatmulPrecision::Highest => return None,

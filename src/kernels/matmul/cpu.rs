@@ -1,6 +1,6 @@
 //! Entry points of `matmul_cpu.wgsl`, and the unpacking of weights before them.
 
-use super::operands::{last_quad_is_inside, with_all, with_epilogues};
+use super::operands::{last_vec4_is_inside, with_all, with_epilogues};
 use super::{LinearPass, LowRank, MatmulDesc, MatmulOperands, OperandMatrix, WeightFormat, with_second};
 use crate::gpu::{MatmulPrecision, Recording, Shader, Slot, Variant};
 
@@ -22,12 +22,12 @@ pub(super) const UNPACK_FROM: usize = 32;
 impl CpuMatmul {
     /// Returns the fastest entry point for a product, if the vec4s of B are aligned as it needs.
     pub fn choose(p: &MatmulDesc, b: OperandMatrix, allowed: &[Variant]) -> Option<Self> {
-        if !allowed.contains(&Variant::Cpu) || !b.in_quads() {
+        if !allowed.contains(&Variant::Cpu) || !b.in_vec4s() {
             return None;
         }
         match p.orientation {
             LinearPass::Forward => p.k.is_multiple_of(4).then_some(Self::Dots),
-            _ if !last_quad_is_inside(p, b) => None,
+            _ if !last_vec4_is_inside(p, b) => None,
             _ if p.n <= NARROW => Some(Self::Narrow),
             _ => Some(Self::Rows),
         }

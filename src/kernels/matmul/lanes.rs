@@ -1,7 +1,7 @@
 //! Specialisations of `matmul_lanes.wgsl`, for CPUs with subgroups of 8 or more.
 
 use super::cpu::{NARROW, UNPACK_FROM, UnpackedWeight};
-use super::operands::{last_quad_is_inside, with_all};
+use super::operands::{last_vec4_is_inside, with_all};
 use super::{LinearPass, MatmulDesc, MatmulOperands, OperandMatrix, WeightFormat, with_second};
 use crate::gpu::{Caps, Recording, Shader, Variant};
 
@@ -24,9 +24,9 @@ pub(super) fn fits(p: &MatmulDesc, b: OperandMatrix, caps: &Caps, allowed: &[Var
         && caps.has_lanes()
         && (p.m >= UNPACK_FROM || p.orientation != LinearPass::Forward)
         && p.n > NARROW
-        && b.in_quads()
+        && b.in_vec4s()
         // An unpacked copy has whole rows of vec4s; else the last vec4 is read even beyond N, and must lie inside B.
-        && if unpacks { p.stored_columns().is_multiple_of(4) } else { last_quad_is_inside(p, b) }
+        && if unpacks { p.stored_columns().is_multiple_of(4) } else { last_vec4_is_inside(p, b) }
 }
 
 pub(super) fn launch(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands) {

@@ -24,7 +24,7 @@ impl<'a> OperandMatrix<'a> {
         Self { start: self.start + column, ..self }
     }
     /// Returns whether the matrix's rows begin at vec4s.
-    pub(super) fn in_quads(&self) -> bool {
+    pub(super) fn in_vec4s(&self) -> bool {
         self.start.is_multiple_of(4) && self.stride.is_multiple_of(4)
     }
 }
@@ -46,13 +46,13 @@ impl LowRank<'_> {
     /// Returns whether the second pair is fused into the first pair's pass. Neither the variant nor M decides, because results must depend
     /// on neither.
     pub(super) fn can_fuse(&self, p: &MatmulDesc) -> bool {
-        let in_quads = self.k.is_multiple_of(4) && self.a.in_quads() && self.b.in_quads();
+        let in_vec4s = self.k.is_multiple_of(4) && self.a.in_vec4s() && self.b.in_vec4s();
         let is_read = match p.orientation {
             LinearPass::Forward => true,
-            LinearPass::BackwardX => last_quad_is_inside(p, self.b),
+            LinearPass::BackwardX => last_vec4_is_inside(p, self.b),
             LinearPass::BackwardW => false,
         };
-        self.storage == WeightFormat::F32 && in_quads && is_read
+        self.storage == WeightFormat::F32 && in_vec4s && is_read
     }
 }
 
@@ -199,6 +199,6 @@ pub(super) struct MatmulParams {
 }
 
 /// Returns whether the last vec4 of a row, which is read even beyond N, lies inside B.
-pub(super) fn last_quad_is_inside(p: &MatmulDesc, b: OperandMatrix) -> bool {
+pub(super) fn last_vec4_is_inside(p: &MatmulDesc, b: OperandMatrix) -> bool {
     p.n.is_multiple_of(4) || (b.start == 0 && p.n <= b.stride)
 }

@@ -30,7 +30,7 @@ impl TiledMatmul {
             LinearPass::BackwardX => [p.k, p.n, p.n],
             LinearPass::BackwardW => [p.m, p.n, p.n],
         };
-        if !matrices.iter().all(OperandMatrix::in_quads) || !stored_columns.iter().all(|c| c.is_multiple_of(4)) {
+        if !matrices.iter().all(OperandMatrix::in_vec4s) || !stored_columns.iter().all(|c| c.is_multiple_of(4)) {
             return Vec::new();
         }
         let mut sizes: Vec<Self> = Self::ALL.into_iter().filter(|t| allowed.contains(&t.variant)).collect();

@@ -14,7 +14,7 @@ use super::wait::{reset, retry_after};
 use crate::eval::judge::verdict_reader::NoVerdict;
 use crate::eval::judge::{Answer, Usage};
 
-/// The kind of an `Outcome::Again` for which no answer came in time.
+/// The kind of an `RequestOutcome::Again` for which no answer came in time.
 pub const TIMEOUT: &str = "timeout";
 /// Characters of a body that are shown.
 const MOST_SHOWN: usize = 80;

@@ -30,7 +30,7 @@ use crate::train::settings::{ReferenceChoice, TrainSettings};
 use crate::train::trainer::Trainer;
 
 /// Facts that are known of a run before its first step.
-pub(super) struct RunAbout<'a> {
+pub(super) struct RunFacts<'a> {
     pub policy: &'a Policy,
     pub adapter: Option<Rc<Adapter>>,
     pub data: &'a Preferences,
@@ -46,7 +46,7 @@ pub(super) struct RunAbout<'a> {
     pub longest: usize,
 }
 
-impl<'a> RunAbout<'a> {
+impl<'a> RunFacts<'a> {
     /// Collects the facts that decide how much memory the run takes.
     fn demand<'b>(&'b self, caps: &'b Caps) -> MemoryDemand<'b> {
         let rows: Vec<&Example> = self.data.dataset().examples.iter().collect();
@@ -86,6 +86,7 @@ impl<'a> RunAbout<'a> {
         on_event: &mut dyn FnMut(&TrainingEvent<'_>),
     ) -> Result<TrainingRun<'a>> {
         let started = self.load(gpu, other, hashes).and_then(|(trainer, scorer)| {
+            self.started = (SystemTime::now(), Instant::now());
             self.n_trained = trainer.decoder.trained_weights().iter().map(|w| w.rows * w.cols).sum();
             let (n_rows, max_steps) = (self.data.len(), self.settings.max_steps(self.data.len()));
             note!("{} parameters trained, {n_rows} rows, {max_steps} steps on {}", self.n_trained, gpu.caps().name);
@@ -167,7 +168,7 @@ impl<'a> RunAbout<'a> {
     }
 }
 
-/// Resolves which activations are recomputed. Prints a note where memory decided this, and a warning where the run does not fit.
+/// Resolves which activations are recomputed. Logs a note where memory decided this, and a warning where the run does not fit.
 fn choose_recompute(demand: &MemoryDemand<'_>) -> Result<RecomputePolicy> {
     let (keep, rehearsal) = demand.chosen()?;
     if keep != RecomputePolicy::Everything && demand.recompute == Recompute::Auto {
