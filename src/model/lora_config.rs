@@ -13,6 +13,12 @@ pub struct LoraConfig {
 
 impl LoraConfig {
     /// Returns an adapter of rank `rank` on every linear layer of the decoder, with α = 2·rank.
+    ///
+    /// # Examples
+    /// ```
+    /// let lora = jointwise::LoraConfig::all_linear(16);
+    /// assert_eq!((lora.rank, lora.alpha), (16, 32.0));
+    /// ```
     pub fn all_linear(rank: usize) -> Self {
         Self { rank, alpha: 2.0 * rank as f64, targets: vec!["all-linear".into()] }
     }

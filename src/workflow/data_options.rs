@@ -52,6 +52,14 @@ impl DataOptions {
     ///
     /// # Errors
     /// [`Error::Flag`] for a length that the model does not have.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use jointwise::{DataOptions, Policy};
+    /// let policy = Policy::open("models/demo")?;
+    /// println!("{} tokens", DataOptions::default().limits(policy.description())?.max_length);
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     pub fn limits(&self, model: &ModelConfig) -> Result<LengthLimits> {
         let positions = model.max_positions;
         let max_length = self.max_length.unwrap_or(DEFAULT_MAX_LENGTH.min(positions));

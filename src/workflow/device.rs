@@ -6,6 +6,14 @@ use crate::error::Result;
 use crate::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
 
 /// Choice of a device and of the kernels that it may use.
+///
+/// # Examples
+/// ```no_run
+/// use jointwise::gpu::DeviceChoice;
+/// use jointwise::{DeviceOptions, Gpu};
+/// let gpu = Gpu::open_with(&DeviceOptions { device: DeviceChoice::parse("vulkan"), ..DeviceOptions::default() })?;
+/// # Ok::<(), jointwise::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct DeviceOptions {
     /// Device to open.

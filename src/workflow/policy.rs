@@ -21,6 +21,14 @@ use crate::objective::Objective;
 use crate::train::trainer::{ScoredSequence, score};
 
 /// Options for opening a policy.
+///
+/// # Examples
+/// ```no_run
+/// use jointwise::{BaseDtype, Policy, PolicyOptions};
+/// let options = PolicyOptions { base_dtype: BaseDtype::Nf4, ..PolicyOptions::default() };
+/// let policy = Policy::open_with("HuggingFaceTB/SmolLM2-360M", options)?;
+/// # Ok::<(), jointwise::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct PolicyOptions {
     /// Data type of linear weights that are not trained.
@@ -133,6 +141,14 @@ impl Policy {
     ///
     /// # Errors
     /// [`Error::Flag`] for a rank, an α or names of modules that this model does not have.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use jointwise::{LoraConfig, Policy};
+    /// let lora = LoraConfig { rank: 8, alpha: 16.0, targets: vec!["q_proj".into(), "v_proj".into()] };
+    /// let policy = Policy::open("models/demo")?.with_lora(lora)?;
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     pub fn with_lora(mut self, lora: LoraConfig) -> Result<Self> {
         if self.adapter().is_some() {
             return Err(Error::flag("lora-r", "the policy has an adapter, which training goes on from"));
@@ -146,6 +162,12 @@ impl Policy {
     ///
     /// # Errors
     /// [`Error::File`], [`Error::Tensor`] for an adapter that does not fit the model.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// let policy = jointwise::Policy::open("models/demo")?.with_adapter("runs/sft")?;
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     #[cfg(feature = "native")]
     pub fn with_adapter(self, place: impl AsRef<Path>) -> Result<Self> {
         let adapter = self.model.open_adapter(place.as_ref())?;
@@ -166,11 +188,26 @@ impl Policy {
     }
 
     /// Tells whether training changes every parameter, because there is no adapter.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use jointwise::{LoraConfig, Policy};
+    /// assert!(Policy::open("models/demo")?.is_full());
+    /// assert!(!Policy::open("models/demo")?.with_lora(LoraConfig::default())?.is_full());
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     pub fn is_full(&self) -> bool {
         matches!(self.adapter, PolicyAdapter::None)
     }
 
     /// Returns the tokenizer.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// let policy = jointwise::Policy::open("models/demo")?;
+    /// println!("EOS is {:?}", policy.tokenizer().eos_id());
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }

@@ -47,6 +47,15 @@ impl Preferences {
     /// # Errors
     /// [`Error::Line`] naming file and line of a row that cannot be read, [`Error::File`]; [`Error::Flag`] for options that contradict
     /// each other or the model.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use jointwise::{DataOptions, DatasetType, Policy, Preferences};
+    /// let policy = Policy::open("models/demo")?;
+    /// let options = DataOptions { purpose: DatasetType::Sft, max_length: Some(256), ..DataOptions::default() };
+    /// let data = Preferences::read_with(&["sft.jsonl", "more.csv"], &policy, &options)?;
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     #[cfg(feature = "native")]
     pub fn read_with(paths: &[impl AsRef<Path>], policy: &Policy, options: &DataOptions) -> Result<Self> {
         let paths: Vec<_> = paths.iter().map(|path| path.as_ref().to_path_buf()).collect();
@@ -119,6 +128,14 @@ impl Preferences {
     }
 
     /// Returns the number of rows that are used.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use jointwise::{Policy, Preferences};
+    /// let data = Preferences::read("prefs.jsonl", &Policy::open("models/demo")?)?;
+    /// println!("{} rows, the longest of {} tokens", data.len(), data.dataset().longest());
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     pub fn len(&self) -> usize {
         self.dataset.examples.len()
     }

@@ -12,6 +12,12 @@ use crate::train::settings::{ReferenceChoice, RunLength, TrainDefaults, TrainSet
 use crate::train::trainer::AdamwConfig;
 
 /// Activations that the backward pass recomputes instead of reading them from memory. The choice changes memory and time; results are bit-identical.
+///
+/// # Examples
+/// ```
+/// use jointwise::{Recipe, Recompute};
+/// let recipe = Recipe { recompute: Recompute::Block, ..Recipe::default() };
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Recompute {
@@ -150,6 +156,12 @@ impl Recipe {
     }
 
     /// Returns the recipe with the learning rate that training every parameter starts from: 1e-6, or 2e-5 for supervised fine-tuning.
+    ///
+    /// # Examples
+    /// ```
+    /// let recipe = jointwise::Recipe::default().full();
+    /// assert_eq!(recipe.learning_rate, 1e-6);
+    /// ```
     #[must_use]
     pub fn full(self) -> Self {
         let learning_rate =
@@ -158,6 +170,13 @@ impl Recipe {
     }
 
     /// Returns the preference loss. `None`: supervised fine-tuning.
+    ///
+    /// # Examples
+    /// ```
+    /// use jointwise::Recipe;
+    /// assert!(Recipe::sft().preference().is_none());
+    /// assert!(Recipe::default().preference().is_some_and(|loss| loss.needs_reference()));
+    /// ```
     pub fn preference(&self) -> Option<PreferenceLoss> {
         (!self.supervised).then(|| PreferenceLoss {
             objective: self.objective,
@@ -177,6 +196,15 @@ impl Recipe {
     ///
     /// # Errors
     /// [`Error::Flag`] for a value out of range; it is named as the command line names it.
+    ///
+    /// # Examples
+    /// ```
+    /// use jointwise::Recipe;
+    /// let recipe = Recipe { batch_size: 4, num_train_epochs: 2.0, ..Recipe::default() };
+    /// assert_eq!(recipe.settings()?.max_steps(100), 50);
+    /// assert!(Recipe { beta: -1.0, ..recipe }.settings().is_err());
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     pub fn settings(&self) -> Result<TrainSettings> {
         if self.lr_num_cycles != 1 && self.lr_scheduler_type != LrSchedulerType::CosineWithRestarts {
             return Err(Error::flag("lr-num-cycles", "needs --lr-scheduler-type cosine_with_restarts"));

@@ -25,6 +25,13 @@ impl RunFolder {
     ///
     /// # Errors
     /// [`crate::Error::Flag`] where the folder is not empty, or another run has it; [`crate::Error::File`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use jointwise::{RunFolder, TrainingOptions};
+    /// let options = TrainingOptions { folder: Some(RunFolder::create("runs/first")?), ..TrainingOptions::default() };
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     pub fn create(dir: impl Into<PathBuf>) -> Result<Self> {
         Self::open(dir.into(), false)
     }
@@ -33,6 +40,13 @@ impl RunFolder {
     ///
     /// # Errors
     /// [`crate::Error::Flag`] where the folder holds other things than a run, or another run has it; [`crate::Error::File`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// let folder = jointwise::RunFolder::resume("runs/first")?;
+    /// println!("{}", if folder.is_begun() { "going on" } else { "beginning" });
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     pub fn resume(dir: impl Into<PathBuf>) -> Result<Self> {
         Self::open(dir.into(), true)
     }

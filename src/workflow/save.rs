@@ -21,6 +21,17 @@ use crate::train::settings::TrainSettings;
 use crate::train::state::TrainingState;
 
 /// A policy after its training, on the device.
+///
+/// # Examples
+/// ```no_run
+/// # use jointwise::{Gpu, LoraConfig, Policy, Preferences, Recipe};
+/// # let (gpu, policy) = (Gpu::open_best()?, Policy::open("models/demo")?.with_lora(LoraConfig::default())?);
+/// # let data = Preferences::read("prefs.jsonl", &policy)?;
+/// let tuned = policy.train(&gpu, &data, &Recipe::default())?.finish()?;
+/// println!("{} steps, {} tokens", tuned.steps(), tuned.num_tokens());
+/// tuned.save("runs/first")?;
+/// # Ok::<(), jointwise::Error>(())
+/// ```
 pub struct TunedModel<'a> {
     about: RunFacts<'a>,
     run: TrainingRun<'a>,

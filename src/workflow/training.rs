@@ -148,6 +148,20 @@ impl Policy {
     ///
     /// # Errors
     /// Those of [`Self::train`]; [`Error::File`] where the folder's checkpoints are of other settings, data or model.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use jointwise::{Gpu, LoraConfig, Policy, Preferences, Recipe, RunFolder, TrainingOptions};
+    /// let gpu = Gpu::open_best()?;
+    /// let policy = Policy::open("models/demo")?.with_lora(LoraConfig::default())?;
+    /// let [data, eval] = ["prefs.jsonl", "held_out.jsonl"].map(|file| Preferences::read(file, &policy));
+    /// let (data, eval) = (data?, eval?);
+    /// let folder = Some(RunFolder::resume("runs/first")?);
+    /// let options = TrainingOptions { eval: Some(&eval), eval_steps: Some(20), folder, ..TrainingOptions::default() };
+    /// let training = policy.train_with(&gpu, &data, &Recipe::default(), options, &mut |_| ())?;
+    /// training.finish()?.save_in_folder()?;
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     pub fn train_with<'a>(
         &'a self,
         gpu: &'a Gpu,
@@ -234,6 +248,24 @@ impl<'a> Training<'a> {
     /// # Errors
     /// [`Error::NotFinite`] naming step, rows and tensor; [`Error::Gpu`], [`Error::DeviceLost`], [`Error::File`]. Files that were
     /// written before stay whole.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # use jointwise::{Gpu, LoraConfig, Policy, Preferences, Recipe};
+    /// # let (gpu, policy) = (Gpu::open_best()?, Policy::open("models/demo")?.with_lora(LoraConfig::default())?);
+    /// # let data = Preferences::read("prefs.jsonl", &policy)?;
+    /// use jointwise::train::run::TrainingEvent;
+    /// let mut training = policy.train(&gpu, &data, &Recipe::default())?;
+    /// let mut show = |event: &TrainingEvent<'_>| {
+    ///     if let TrainingEvent::Eval(metrics) = event {
+    ///         println!("evaluation loss {:.4}", metrics.loss);
+    ///     }
+    /// };
+    /// while let Some(step) = training.step(&mut show)? {
+    ///     println!("step {} of {}", step.number, training.max_steps());
+    /// }
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     pub fn step(&mut self, on_event: &mut dyn FnMut(&TrainingEvent<'_>)) -> Result<Option<TrainingStep>> {
         if self.has_failed {
             return Ok(None);
