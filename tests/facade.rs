@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 
+use jointwise::{Error, Gpu, LoraConfig, Policy, Preferences, Recipe, TrainingOptions};
 use serde_json::Value;
 
 /// Runs an example, which is built beside the program; `cargo test --test facade` alone builds it here.
@@ -130,4 +132,18 @@ fn a_judge_of_ones_own_makes_preferences() {
     let answers = fs::read(Path::new(out).join("answers.jsonl")).unwrap();
     example("judge", &[rows, out]);
     assert_eq!(fs::read(Path::new(out).join("answers.jsonl")).unwrap(), answers);
+}
+
+#[test]
+fn rows_that_a_loss_cannot_take_are_refused_and_a_stopped_run_is_not_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let gpu = Gpu::open_best().unwrap();
+    let policy = Policy::open(MODEL).unwrap().with_lora(LoraConfig::default()).unwrap();
+    let data = Preferences::read(preferences(dir.path()), &policy).unwrap();
+    let refused = policy.train(&gpu, &data, &Recipe::sft()).err().unwrap().to_string();
+    assert!(refused.contains("prefs.jsonl:1") && refused.contains("one text to imitate"), "{refused}");
+    let stop = AtomicBool::new(true);
+    let options = TrainingOptions { stop: &stop, ..TrainingOptions::default() };
+    let training = policy.train_with(&gpu, &data, &Recipe::default(), options, &mut |_| ()).unwrap();
+    assert!(matches!(training.finish(), Err(Error::Stopped { step: 0 })));
 }

@@ -4,12 +4,10 @@ use std::path::Path;
 
 use super::data_options::DataOptions;
 use super::policy::Policy;
-use crate::data::batch::Example;
 use crate::data::dataset::Dataset;
 use crate::data::prompt_template::Template;
 use crate::data::rows::parse_rows;
-use crate::error::{Error, Result};
-use crate::train::settings::TrainSettings;
+use crate::error::Result;
 
 /// Rows as a policy's tokens, which a run learns from or is evaluated on.
 ///
@@ -45,7 +43,7 @@ impl Preferences {
     /// Reads the rows of several files, one after the other. Tokens of many rows are cached for the next run over the same files.
     ///
     /// # Errors
-    /// [`Error::Line`] naming file and line of a row that cannot be read, [`Error::File`]; [`Error::Flag`] for options that contradict
+    /// [`crate::Error::Line`] naming file and line of a row that cannot be read, [`crate::Error::File`]; [`crate::Error::Flag`] for options that contradict
     /// each other or the model.
     ///
     /// # Examples
@@ -92,24 +90,6 @@ impl Preferences {
     /// Makes preferences of rows that a program of your own has tokenised.
     pub fn from_dataset(dataset: Dataset, template: Template) -> Self {
         Self { dataset, template, files: Vec::new() }
-    }
-
-    /// Checks that every row is what a run's loss needs: one text to imitate, a pair, or a pair or a text with a label.
-    ///
-    /// # Errors
-    /// [`Error::File`] naming the first row that is not.
-    pub(super) fn check(&self, settings: &TrainSettings) -> Result<()> {
-        let is_single = |e: &Example| e.sequences.len() == 1 && e.desirable.is_none();
-        let is_pair = |e: &Example| e.sequences.len() == 2;
-        let (needs, is_fit): (&str, &dyn Fn(&Example) -> bool) = match &settings.preference {
-            None => ("one text to imitate (DataOptions::purpose)", &is_single),
-            Some(p) if p.needs_pairs() => ("a preference", &is_pair),
-            Some(_) => ("a preference or a text with a label", &|e| !is_single(e)),
-        };
-        match self.dataset.examples.iter().find(|e| !is_fit(e)) {
-            Some(row) => Err(Error::file(self.dataset.place(row.row), format!("the loss needs {needs} in each row"))),
-            None => Ok(()),
-        }
     }
 
     /// Returns the tokenised rows.

@@ -240,3 +240,22 @@ pub(super) fn fingerprint(
     let parts = [&text, &data, &eval, &hashes.policy, &reference, caps.matmul_precision.name()];
     Ok(parts_hash(parts.map(str::as_bytes)))
 }
+
+/// Checks that every row is what a run's loss needs: one text to imitate, a pair, or a pair or a text with a label.
+///
+/// # Errors
+/// [`Error::File`] naming the first row that is not.
+pub(super) fn check_rows(rows: &Preferences, settings: &TrainSettings) -> Result<()> {
+    let is_single = |e: &Example| e.sequences.len() == 1 && e.desirable.is_none();
+    let is_pair = |e: &Example| e.sequences.len() == 2;
+    let (needs, is_fit): (&str, &dyn Fn(&Example) -> bool) = match &settings.preference {
+        None => ("one text to imitate (DataOptions::purpose)", &is_single),
+        Some(p) if p.needs_pairs() => ("a preference", &is_pair),
+        Some(_) => ("a preference or a text with a label", &|e| !is_single(e)),
+    };
+    let data = rows.dataset();
+    match data.examples.iter().find(|e| !is_fit(e)) {
+        Some(row) => Err(Error::file(data.place(row.row), format!("the loss needs {needs} in each row"))),
+        None => Ok(()),
+    }
+}

@@ -9,7 +9,7 @@ use super::open_model::OpenModel;
 use super::policy::Policy;
 use super::preferences::Preferences;
 use super::recipe::Recipe;
-use super::run_facts::{ContentHashes, RunFacts, fingerprint};
+use super::run_facts::{ContentHashes, RunFacts, check_rows, fingerprint};
 use super::run_folder::RunFolder;
 use super::save::TunedModel;
 use crate::data::batch::Example;
@@ -174,7 +174,7 @@ impl Policy {
         at_least_one("save-total-limit", options.save_total_limit)?;
         at_least_one("eval-steps", options.eval_steps.unwrap_or(1))?;
         let settings = recipe.settings()?;
-        [Some(data), options.eval].into_iter().flatten().try_for_each(|rows| rows.check(&settings))?;
+        [Some(data), options.eval].into_iter().flatten().try_for_each(|rows| check_rows(rows, &settings))?;
         self.model().side_files(self.adapter()).check_copied()?;
         if self.is_full() {
             self.model().refuse_quantised("--full")?;
