@@ -15,7 +15,7 @@
 // the order of the other side's rows, by one invocation, those that are not seen being zeros; so is a sum over E; and shared/exponents scales
 // by powers of two. Only of maxima do invocations combine their values.
 //
-// In workgroup memory, neighbours in a row are swizzled by the row's number: neighbours on either axis lie in different banks.
+// Rows in workgroup memory are swizzled by their number, so that neighbours on either axis lie in different banks.
 
 import package::shared::scores::{sees, within, part_end, next, capped, cap_slope};
 import package::shared::exponents::{LOG2_E, LN_2, LOWEST, pow2_vec4};
@@ -73,7 +73,7 @@ fn values_of(head: u32, in_second: bool) -> Rows {
     return Rows(in_second, (params.v_start + head * E) / 4u, params.kv_stride / 4u);
 }
 
-// Where x of `width` neighbours is in a row, the neighbours being swizzled by its number.
+// Position of x among `width` neighbours of a row, which are swizzled by the row's number.
 fn swizzle(x: u32, row: u32, width: u32) -> u32 {
     return (x + row) & (width - 1u);
 }
@@ -250,7 +250,7 @@ fn attention_tiles_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local
     }
 }
 
-// Of 4 own rows: WIDE vec4s each.
+// WIDE vec4s of each of 4 own rows.
 fn store_d(lane: u32, own: u32, rows: Rows, values: ptr<function, array<vec4<f32>, 4u * WIDE>>) {
     let across = lane % ACROSS;
     for (var w = 0u; w < WIDE; w++) {

@@ -1,4 +1,4 @@
-// What a device can do at most: copy: y[n] = x[n];   fma: y[n] = x ← a·x + b, 4·ITERATIONS times over 2 vec4s a lane, in registers.
+// A device's peaks: copy: y[n] = x[n];   fma: y[n] = x ← a·x + b, 4·ITERATIONS times over 2 vec4s a lane, in registers.
 //
 // The benchmarks hold every kernel against these two.
 

@@ -9,17 +9,15 @@ use std::sync::atomic::AtomicBool;
 use jointwise::{Error, Gpu, LoraConfig, Policy, Preferences, Recipe, TrainingOptions};
 use serde_json::Value;
 
-/// Runs an example, which is built beside the program; `cargo test --test facade` alone builds it here.
+/// Builds an example, which `cargo test` has done unless only this file's tests are run, and runs it.
 fn example(name: &str, arguments: &[&str]) -> String {
     let program = Path::new(env!("CARGO_BIN_EXE_jointwise")).with_file_name("examples").join(name);
-    if !program.exists() {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--example", name]);
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
-        assert!(cargo.status().unwrap().success());
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--example", name]);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
     }
+    assert!(cargo.status().unwrap().success());
     let done = Command::new(program).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
     let [out, err] = [done.stdout, done.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     assert!(done.status.success(), "{name}: {err}");

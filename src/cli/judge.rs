@@ -24,7 +24,7 @@ use crate::eval::unclear_answers::UnclearAnswers;
 use crate::flags::{JudgeArgs, judge_checks, with_config};
 use crate::progress::ProgressReporter;
 use crate::workflow::recovery::{OnDeviceLost, with_recovery};
-use crate::workflow::{Finished, OutputFolder, write_judged};
+use crate::workflow::{Finished, OutputFolder, write_judging_result};
 use comparisons::comparisons;
 use progress::JudgingProgress;
 use selected_judge::SelectedJudge;
@@ -264,7 +264,7 @@ impl JudgingJob<'_> {
     /// Writes `annotated.jsonl` with every row that was asked about, and `preferences.jsonl` with every row that was decided.
     fn write(&self, judge: &dyn Judge, acquired: &JudgingResult) -> Result<()> {
         let name = self.args.ask.judge_name.as_deref().unwrap_or(judge.name());
-        write_judged(self.out, name, self.comparisons, acquired)
+        write_judging_result(self.out, name, self.comparisons, acquired)
     }
 
     fn print_counts(&self, judge: &dyn Judge, acquired: &JudgingResult) -> Result<()> {

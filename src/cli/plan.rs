@@ -42,9 +42,9 @@ pub fn run(args: PlanArgs) -> Result<()> {
         args.apply(&first.settings);
         found = plan_run(&args, sft, &caps)?;
     }
-    let PlannedRun { base_dtype, is_full, settings, recompute, rehearsal, peaks, changes } = found;
+    let PlannedRun { base_dtype, is_full, settings, recompute, memory_plan, peaks, changes } = found;
     let base_dtype = base_dtype.name();
-    let MemoryPlan { ledger, cost, trained } = rehearsal;
+    let MemoryPlan { ledger, cost, trained } = memory_plan;
     if args.json {
         let roles: serde_json::Map<_, _> = ledger
             .peak_by_role()

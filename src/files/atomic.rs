@@ -49,7 +49,7 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Resu
 /// Writes text whole or not at all.
 ///
 /// # Errors
-/// As [`write_atomic`].
+/// Those of [`write_atomic`].
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     write_atomic(path, |file| file.write_all(text.as_bytes()).map_err(|e| Error::file(path, e)))
 }

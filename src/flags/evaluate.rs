@@ -207,7 +207,7 @@ impl EvaluateArgs {
             template: self.judge_template.clone(),
             chat_template: self.judge_chat_template.clone(),
             time: self.time,
-            // Where its earlier answers are.
+            // The folder that has its earlier answers.
             output_dir: self.output_dir.clone(),
             resume: self.resume,
             max_length: self.judge_max_length,

@@ -50,7 +50,7 @@ pub struct PlannedRun {
     pub is_full: bool,
     pub settings: TrainSettings,
     pub recompute: &'static str,
-    pub rehearsal: MemoryPlan,
+    pub memory_plan: MemoryPlan,
     /// Peak bytes per choice of `--recompute`.
     pub peaks: Vec<(&'static str, u64)>,
     /// Changes of settings that would make the run fit the device, where it does not fit.
@@ -76,11 +76,10 @@ pub fn plan_run(args: &TrainArgs, sft: bool, caps: &Caps) -> Result<PlannedRun> 
 
 /// Plans a run's memory, and looks for what would make it fit.
 fn planned(demand: &MemoryDemand<'_>) -> Result<PlannedRun> {
-    let (keep, rehearsal) = demand.chosen()?;
-    let peaks =
-        RecomputePolicy::TRAINING.map(|keep| Ok((keep.recompute(), demand.rehearse(keep)?.ledger.peak_bytes())));
+    let (keep, memory_plan) = demand.chosen()?;
+    let peaks = RecomputePolicy::TRAINING.map(|keep| Ok((keep.recompute(), demand.plan(keep)?.ledger.peak_bytes())));
     let peaks = peaks.into_iter().collect::<Result<Vec<(&str, u64)>>>()?;
-    let changes = match fits(demand.caps, &rehearsal.ledger) {
+    let changes = match fits(demand.caps, &memory_plan.ledger) {
         Some(false) => demand.fitting_changes()?,
         _ => Vec::new(),
     };
@@ -89,7 +88,7 @@ fn planned(demand: &MemoryDemand<'_>) -> Result<PlannedRun> {
         is_full: demand.adapter.is_none(),
         settings: demand.settings.clone(),
         recompute: keep.recompute(),
-        rehearsal,
+        memory_plan,
         peaks,
         changes,
     })
@@ -124,7 +123,7 @@ pub fn peak_bytes<'a>(model: &str, runs: impl Iterator<Item = (&'a TrainArgs, bo
         args.model.model = Some(model.into());
         args.data.data.clear();
         let caps = planned_caps(&args.model.device, None)?;
-        most = most.max(plan_run(&args, sft, &caps)?.rehearsal.ledger.peak_bytes());
+        most = most.max(plan_run(&args, sft, &caps)?.memory_plan.ledger.peak_bytes());
     }
     Ok(most)
 }

@@ -8,7 +8,7 @@ use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
 /// Parameters of RoPE's inverse frequencies.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct RopeConfig {
     /// Base θ of the frequencies.
     pub theta: f64,
@@ -19,7 +19,7 @@ pub struct RopeConfig {
 }
 
 /// Scaling of RoPE's inverse frequencies.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub enum RopeScaling {
     /// Unscaled frequencies.
     Default,

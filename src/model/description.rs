@@ -8,7 +8,7 @@ pub use crate::kernels::activation::Activation;
 pub use crate::kernels::rope::{RopeConfig, RopeScaling};
 
 /// A decoder-only transformer. Dimensions as in the crate's legend: D, H, K, E, F, V, L.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ModelConfig {
     /// Hugging Face's class name, `LlamaForCausalLM`.
     pub architecture: String,
@@ -61,7 +61,7 @@ pub struct ModelConfig {
 }
 
 /// y = (x − mean?)·r·(w + offset) (+ b).
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct NormSpec {
     /// Kind of the norm.
     pub kind: NormKind,
@@ -72,7 +72,7 @@ pub struct NormSpec {
 }
 
 /// Root mean square, or mean and variance with a bias.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub enum NormKind {
     /// RMSNorm: no mean, no bias.
     Rms,
@@ -81,7 +81,7 @@ pub enum NormKind {
 }
 
 /// Decoder layer, by Hugging Face's names.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct LayerConfig {
     /// Sliding window W: key j is visible to query i iff 0 ≤ i − j < W.
     pub window: Option<usize>,
@@ -110,7 +110,7 @@ pub struct LayerConfig {
 }
 
 /// A linear layer: y = x·Wᵀ + b, W: (n_out, n_in).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct LinearSpec {
     /// Hugging Face's name, `model.layers.0.self_attn.q_proj`; its tensors are `{name}.weight` and `{name}.bias`.
     pub name: String,

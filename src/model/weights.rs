@@ -237,9 +237,9 @@ fn lay_out(tensors: &[TensorExtent], page_len: usize) -> (Vec<BucketExtent>, Vec
     // Of the tensor's first element.
     let mut number = 0;
     for (tensor, &TensorExtent { rows, cols, kind }) in tensors.iter().enumerate() {
-        // As many rows end at a block's end. (No matrix is so wide that these are more than a bucket.)
+        // This many rows end at a block's end. (No matrix is so wide that these are more than a bucket.)
         let unit = BLOCK >> cols.trailing_zeros().min(BLOCK.trailing_zeros());
-        // What is copied into another order has its rows in vec4s, and must fit a bucket as well.
+        // A matrix that is copied into another order has its rows in vec4s, and must fit a bucket as well.
         let unit = unit.max(VEC4_ROWS);
         let mut first = 0;
         while first < rows {

@@ -138,7 +138,7 @@ impl MemoryDemand<'_> {
     /// settings; where no known setting helps, returns none.
     ///
     /// # Errors
-    /// Those of [`MemoryDemand::rehearse`].
+    /// Those of [`MemoryDemand::plan`].
     pub fn fitting_changes(&self) -> Result<Vec<FittingChange>> {
         let try_out = |settings: &[MemorySetting]| -> Result<Option<FittingChange>> {
             let ledger = match self.with(settings).chosen() {
@@ -153,7 +153,7 @@ impl MemoryDemand<'_> {
         let candidates = self.candidates();
         let mut alone = Vec::new();
         for setting in &candidates {
-            // Of one setting's values, the one that changes the least.
+            // One value per setting: the first that fits, which changes the least.
             let is_known = |found: &FittingChange| found.settings[0].replaces(*setting);
             if !alone.iter().any(is_known) {
                 alone.extend(try_out(&[*setting])?);
@@ -203,7 +203,7 @@ pub fn advice(changes: &[FittingChange], full: bool) -> String {
 /// Says which changes take less memory than a run to which the device refused memory, even if the run should have fit.
 ///
 /// # Errors
-/// Those of [`MemoryDemand::rehearse`].
+/// Those of [`MemoryDemand::plan`].
 pub fn advice_after_refusal(demand: &MemoryDemand) -> Result<String> {
     let takes = demand.chosen()?.1.ledger.peak_bytes();
     let most = memory_for(demand.caps).map_or(takes, |most| most.min(takes));

@@ -44,11 +44,12 @@ pub fn judge_comparisons(
     let mut journal = AnswerJournal::open(&out.join(ANSWERS), judge)?;
     journal.notes().iter().for_each(|note| note!("note: {note}"));
     let acquired = acquire(&comparisons, judge, &mut journal, &AtomicBool::new(false), &mut |_| ());
-    write_judged(out, judge.name(), &comparisons, &acquired)?;
-    match (acquired.failures.len(), acquired.error.is_some()) {
-        (_, true) => Err(acquired.error.unwrap_or_else(|| Error::Judge(String::new()))),
-        (0, false) => Ok(acquired.counts()),
-        (n, false) => Err(Error::Judge(format!("{n} questions have no answer: a second call asks them again"))),
+    write_judging_result(out, judge.name(), &comparisons, &acquired)?;
+    let (counts, n_failed) = (acquired.counts(), acquired.failures.len());
+    match acquired.error {
+        Some(error) => Err(error),
+        None if n_failed == 0 => Ok(counts),
+        None => Err(Error::Judge(format!("{n_failed} questions have no answer: a second call asks them again"))),
     }
 }
 
@@ -56,7 +57,12 @@ pub fn judge_comparisons(
 ///
 /// # Errors
 /// [`crate::Error::File`].
-pub fn write_judged(out: &Path, judge: &str, comparisons: &[Comparison], acquired: &JudgingResult) -> Result<()> {
+pub fn write_judging_result(
+    out: &Path,
+    judge: &str,
+    comparisons: &[Comparison],
+    acquired: &JudgingResult,
+) -> Result<()> {
     let rows = || comparisons.iter().zip(&acquired.judged);
     let asked = rows().filter(|(_, judged)| judged.is_asked());
     write(&out.join(ANNOTATED), asked.map(|(comparison, judged)| judged.annotate(comparison, judge)))?;

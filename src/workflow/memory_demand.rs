@@ -32,11 +32,11 @@ pub fn fits(caps: &Caps, takes: &Ledger) -> Option<bool> {
     memory_for(caps).map(|most| takes.peak_bytes() <= most)
 }
 
-/// Resolves `--recompute`. Returns the activations to keep, with the rehearsal of the run's memory.
+/// Resolves `--recompute`. Returns the activations to keep, with the memory plan.
 pub fn choose_keep(
     recompute: Recompute,
     caps: &Caps,
-    rehearse: &dyn Fn(RecomputePolicy) -> Result<MemoryPlan>,
+    plan: &dyn Fn(RecomputePolicy) -> Result<MemoryPlan>,
 ) -> Result<(RecomputePolicy, MemoryPlan)> {
     let keep = match recompute {
         Recompute::None => RecomputePolicy::Everything,
@@ -44,7 +44,7 @@ pub fn choose_keep(
         Recompute::Block => RecomputePolicy::Inputs,
         Recompute::Auto => {
             for keep in [RecomputePolicy::Everything, RecomputePolicy::Products] {
-                let found = rehearse(keep)?;
+                let found = plan(keep)?;
                 if fits(caps, &found.ledger) != Some(false) {
                     return Ok((keep, found));
                 }
@@ -52,7 +52,7 @@ pub fn choose_keep(
             RecomputePolicy::Inputs
         }
     };
-    Ok((keep, rehearse(keep)?))
+    Ok((keep, plan(keep)?))
 }
 
 /// Loads the policy of a run. `keeps_start` keeps its starting adapter on the device as the reference.
@@ -142,7 +142,7 @@ impl MemoryDemand<'_> {
     ///
     /// # Errors
     /// Those of [`plan_memory`].
-    pub fn rehearse(&self, keep: RecomputePolicy) -> Result<MemoryPlan> {
+    pub fn plan(&self, keep: RecomputePolicy) -> Result<MemoryPlan> {
         let rows: Vec<&Example> = self.largest.iter().collect();
         let rows = largest_micro_batch(&rows, self.settings.batch_size, self.settings.share_prefix);
         let options = load_options(&self.settings, self.base, self.adapter.as_deref(), self.longest);
@@ -151,12 +151,12 @@ impl MemoryDemand<'_> {
         plan_memory(self.caps, load, &goal, &rows, self.settings.share_prefix, keep)
     }
 
-    /// Resolves `--recompute`. Returns the activations to keep, with the rehearsal of the run's memory.
+    /// Resolves `--recompute`. Returns the activations to keep, with the memory plan.
     ///
     /// # Errors
     /// Those of [`plan_memory`].
     pub fn chosen(&self) -> Result<(RecomputePolicy, MemoryPlan)> {
-        choose_keep(self.recompute, self.caps, &|keep| self.rehearse(keep))
+        choose_keep(self.recompute, self.caps, &|keep| self.plan(keep))
     }
 }
 
@@ -176,7 +176,7 @@ mod tests {
     use crate::train::memory_plan::MicroCost;
 
     /// A run that takes 80 MiB with everything kept, 60 with products, 20 with inputs.
-    fn rehearse(keep: RecomputePolicy) -> Result<MemoryPlan> {
+    fn example_plan(keep: RecomputePolicy) -> Result<MemoryPlan> {
         let gpu = Gpu::plan(Caps::baseline());
         let mib = match keep {
             RecomputePolicy::Everything => 80,
@@ -192,7 +192,7 @@ mod tests {
         let keep = |recompute: Option<Recompute>, mib: Option<u64>| {
             let recompute = recompute.unwrap_or(Recompute::Auto);
             let memory_bytes = mib.map(|mib| mib << 20);
-            choose_keep(recompute, &Caps { memory_bytes, ..Caps::baseline() }, &rehearse).map(|k| k.0).ok()
+            choose_keep(recompute, &Caps { memory_bytes, ..Caps::baseline() }, &example_plan).map(|k| k.0).ok()
         };
         assert_eq!(keep(None, None), Some(RecomputePolicy::Everything));
         assert_eq!(keep(None, Some(100)), Some(RecomputePolicy::Everything));

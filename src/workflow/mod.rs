@@ -7,7 +7,7 @@
 //! - [`Training`]: a run, an iterator over its steps; it gives a [`TunedModel`], which saves itself;
 //! - `Gpu::open_best`: a device with cached kernels, which has passed its self-test on this machine.
 //!
-//! What takes long is cached on disk ([`cache_folder`]): compiled kernels, the self-test, reference scores, tokens. Calls block; the parts that a browser
+//! Long work is cached on disk ([`cache_folder`]): compiled kernels, the self-test, reference scores, tokens. Calls block; the parts that a browser
 //! can use are async underneath.
 
 #[cfg(feature = "native")]
@@ -60,7 +60,7 @@ pub use data_options::DataOptions;
 #[cfg(feature = "native")]
 pub use device::DeviceOptions;
 #[cfg(feature = "native")]
-pub use judging::{judge_comparisons, write_judged};
+pub use judging::{judge_comparisons, write_judging_result};
 pub use open_model::{ChatTemplateChoice, OpenModel, refuse_quantised, weights_digest};
 #[cfg(feature = "native")]
 pub use output_folder::OutputFolder;

@@ -1,4 +1,4 @@
-//! A model to train, score with or generate from.
+//! A model to train or to score with.
 
 #[cfg(feature = "native")]
 use std::path::Path;
@@ -11,6 +11,7 @@ use crate::data::prompt_template::Template;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::model::decoder::Decoder;
 use crate::model::description::ModelConfig;
 use crate::model::load::LoadOptions;
 use crate::model::lora_config::LoraConfig;
@@ -255,7 +256,7 @@ impl Policy {
     ///
     /// # Errors
     /// [`Error::Gpu`], [`Error::OutOfMemory`]; [`Error::File`] where the weights cannot be read.
-    pub fn load(&self, gpu: &Gpu, n_positions: usize) -> Result<crate::model::decoder::Decoder> {
+    pub fn load(&self, gpu: &Gpu, n_positions: usize) -> Result<Decoder> {
         let lora = self.adapter().map(|adapter| adapter.lora.clone());
         self.model.load(gpu, &LoadOptions::frozen(self.model.base, lora, n_positions))
     }

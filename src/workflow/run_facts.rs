@@ -48,27 +48,18 @@ pub(super) struct RunFacts<'a> {
 
 impl<'a> RunFacts<'a> {
     /// Collects the facts that decide how much memory the run takes.
-    fn demand<'b>(&'b self, caps: &'b Caps) -> MemoryDemand<'b> {
+    fn demand<'b>(&'b self, caps: &'b Caps) -> Result<MemoryDemand<'b>> {
         let rows: Vec<&Example> = self.data.dataset().examples.iter().collect();
         let largest = largest_micro_batch(&rows, self.settings.batch_size, self.settings.share_prefix);
-        MemoryDemand {
-            caps,
-            model: self.policy.model(),
-            adapter: self.adapter.clone(),
-            base: self.policy.model().base,
-            recompute: self.recipe.recompute,
-            keeps_start: self.keeps_start,
-            longest: self.longest,
-            largest: largest.into_iter().cloned().collect(),
-            settings: self.settings.clone(),
-        }
+        let largest = largest.into_iter().cloned().collect();
+        MemoryDemand::new(caps, self.policy.model(), self.adapter.clone(), &self.recipe, largest, self.longest)
     }
 
     /// Adds to an out-of-memory error which changes take less memory.
     pub fn advise<T>(&self, caps: &Caps, result: Result<T>) -> Result<T> {
         result.map_err(|error| match error {
             Error::OutOfMemory { refused, advice } => {
-                let advice = advice_after_refusal(&self.demand(caps)).unwrap_or(advice);
+                let advice = self.demand(caps).and_then(|demand| advice_after_refusal(&demand)).unwrap_or(advice);
                 Error::OutOfMemory { refused, advice }
             }
             other => other,
@@ -119,7 +110,7 @@ impl<'a> RunFacts<'a> {
         other: Option<OpenModel>,
         hashes: &ContentHashes,
     ) -> Result<(Trainer<'a>, ReferenceScorer<'a>)> {
-        let demand = self.demand(gpu.caps());
+        let demand = self.demand(gpu.caps())?;
         let keep = choose_recompute(&demand)?;
         let settings = &self.settings;
         let options = load_options(settings, demand.base, self.adapter.as_deref(), self.longest);
@@ -170,12 +161,12 @@ impl<'a> RunFacts<'a> {
 
 /// Resolves which activations are recomputed. Logs a note where memory decided this, and a warning where the run does not fit.
 fn choose_recompute(demand: &MemoryDemand<'_>) -> Result<RecomputePolicy> {
-    let (keep, rehearsal) = demand.chosen()?;
+    let (keep, plan) = demand.chosen()?;
     if keep != RecomputePolicy::Everything && demand.recompute == Recompute::Auto {
         note!("note: --recompute {} is chosen: keeping more does not fit the device's memory", keep.recompute());
     }
-    if fits(demand.caps, &rehearsal.ledger) == Some(false) {
-        let (takes, caps) = (rehearsal.ledger.peak_bytes() >> 20, demand.caps);
+    if fits(demand.caps, &plan.ledger) == Some(false) {
+        let (takes, caps) = (plan.ledger.peak_bytes() >> 20, demand.caps);
         let advice = advice(&demand.fitting_changes()?, demand.adapter.is_none());
         note!(
             "warning: the run takes {takes} MiB, and {} has {}: it may fail or be slow; {advice}",
@@ -198,15 +189,21 @@ pub(super) struct ContentHashes {
 impl ContentHashes {
     pub fn new(model: &OpenModel, adapter: Option<&Adapter>, other: Option<&OpenModel>) -> Result<Self> {
         let digest = model.checkpoint.digest()?;
-        let [policy, base] = [adapter, None].map(|adapter| model_hash(model, &digest, adapter));
-        let other = other.map(|other| Ok(model_hash(other, &other.checkpoint.digest()?, None))).transpose();
-        other.map(|other: Option<String>| Self { policy, base, other: other.unwrap_or_default() })
+        Ok(Self {
+            policy: model_hash(model, &digest, adapter)?,
+            base: model_hash(model, &digest, None)?,
+            other: match other {
+                Some(other) => model_hash(other, &other.checkpoint.digest()?, None)?,
+                None => String::new(),
+            },
+        })
     }
 }
 
 /// Hashes weights, by their digest, their data type, configuration and adapter.
-fn model_hash(model: &OpenModel, digest: &str, adapter: Option<&Adapter>) -> String {
-    let description = format!("{:?}", model.description);
+fn model_hash(model: &OpenModel, digest: &str, adapter: Option<&Adapter>) -> Result<String> {
+    // By the names of fields, as in any file: a type may be renamed.
+    let description = serde_json::to_string(&model.description).map_err(|e| Error::file("config.json", e))?;
     let mut parts: Vec<&[u8]> = vec![digest.as_bytes(), model.base.name().as_bytes(), description.as_bytes()];
     let scale = adapter.map_or([0; 4], |a| a.lora.scale.to_le_bytes());
     parts.push(&scale);
@@ -217,7 +214,7 @@ fn model_hash(model: &OpenModel, digest: &str, adapter: Option<&Adapter>) -> Str
     if adapter.is_some_and(|a| !a.lora.exceptions.is_empty()) {
         parts.push(exceptions.as_bytes());
     }
-    parts_hash(parts)
+    Ok(parts_hash(parts))
 }
 
 /// Hashes the settings, rows, models and precision, which a resumed run must have in common with its checkpoint.

@@ -42,7 +42,7 @@ impl<'a> TunedModel<'a> {
         Self { about, run }
     }
 
-    /// Returns the steps that it was trained for.
+    /// Returns the number of steps of the run.
     pub fn steps(&self) -> usize {
         self.run.state().step
     }
@@ -65,13 +65,13 @@ impl<'a> TunedModel<'a> {
         let state = self.run.state();
         let caps = self.run.trainer().gpu.caps();
         if let Err(error) = self.about.advise(caps, self.write(dir, state)) {
-            // What was trained is not lost with it, if it can be kept at all.
+            // A checkpoint keeps the trained values, if one can be written.
             if pollster::block_on(self.run.save_checkpoint(None)).is_ok() {
                 note!("note: the result could not be written; --resume goes on from step {}", state.step);
             }
             return Err(error);
         }
-        // What is wrong with it takes nothing from the rest.
+        // An error of the best step does not keep the report from being written.
         let best = state.best.map_or(Ok(()), |(_, step)| self.write_best(dir, step));
         report::write(&dir.join(REPORT), &self.report(metrics::read(&dir.join(METRICS))?))?;
         best?;
