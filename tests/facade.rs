@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
-use jointwise::{Error, Gpu, LoraConfig, Policy, Preferences, Recipe, TrainingOptions};
+use jointwise::{Error, Gpu, LoraConfig, Policy, Preferences, Recipe, Template, TrainingOptions};
 use serde_json::Value;
 
 /// Builds an example, which `cargo test` has done unless only this file's tests are run, and runs it.
@@ -144,4 +144,27 @@ fn rows_that_a_loss_cannot_take_are_refused_and_a_stopped_run_is_not_finished() 
     let options = TrainingOptions { stop: &stop, ..TrainingOptions::default() };
     let training = policy.train_with(&gpu, &data, &Recipe::default(), options, &mut |_| ()).unwrap();
     assert!(matches!(training.finish(), Err(Error::Stopped { step: 0 })));
+}
+
+/// Between two steps a program may use the device: the run does not notice.
+#[test]
+fn scoring_between_steps_changes_no_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let gpu = Gpu::open_best().unwrap();
+    let policy = Policy::open(MODEL).unwrap().with_lora(LoraConfig::all_linear(4)).unwrap();
+    let data = Preferences::read(preferences(dir.path()), &policy).unwrap();
+    let recipe = Recipe { learning_rate: 1e-3, max_steps: Some(5), batch_size: 4, ..Recipe::default() };
+    let losses = |scores: bool| -> Vec<u64> {
+        let training = policy.train(&gpu, &data, &recipe).unwrap();
+        let step = |step: jointwise::Result<jointwise::TrainingStep>| {
+            if scores {
+                policy.score(&gpu, "Say hello to everybody.", &[" Hello, everybody!"; 9], &Template::Paper).unwrap();
+            }
+            step.unwrap().loss.to_bits()
+        };
+        training.map(step).collect()
+    };
+    let alone = losses(false);
+    assert_eq!(alone, losses(true));
+    assert!(alone.len() == 5 && alone[0] != alone[4], "the run learns");
 }

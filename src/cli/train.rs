@@ -113,6 +113,7 @@ fn train(args: &TrainArgs, inputs: TrainingInputs, gpu: &Gpu, folder: RunFolder)
         save_steps: args.save_steps.unwrap_or(TrainDefaults::SAVE_STEPS),
         save_total_limit: args.save_total_limit.unwrap_or(TrainDefaults::SAVE_TOTAL_LIMIT),
         output_dtype: args.output_dtype.map(Into::into),
+        record_ahead: true,
         stop: stop_flag(),
     };
     let logging_steps = args.logging_steps.unwrap_or(TrainDefaults::LOGGING_STEPS);

@@ -213,6 +213,8 @@ pub struct TrainingRun<'a> {
     steps: StepRunner,
     /// The next step, recorded while the last one ran.
     next: Option<StepInFlight<RecordedStep<'a, 'a>>>,
+    /// Whether a step is recorded while the one before it runs.
+    records_ahead: bool,
     /// All metrics of this run, in order.
     lines: Vec<MetricsLine>,
     end: Option<RunEnd>,
@@ -260,6 +262,7 @@ impl<'a> TrainingRun<'a> {
                 eval_steps,
                 steps,
                 next: None,
+                records_ahead: false,
                 lines: Vec::new(),
                 end,
             });
@@ -273,8 +276,18 @@ impl<'a> TrainingRun<'a> {
             on_event(&TrainingEvent::Note(&format!("{} has no checksums, and is taken unchecked", dir.display())));
         }
         let steps = StepRunner::new(settings.clone(), n, resumed.state.unwrap_or(fresh));
-        let mut run =
-            Self { trainer, settings, data, output: None, eval_steps, steps, next: None, lines: Vec::new(), end: None };
+        let mut run = Self {
+            trainer,
+            settings,
+            data,
+            output: None,
+            eval_steps,
+            steps,
+            next: None,
+            records_ahead: false,
+            lines: Vec::new(),
+            end: None,
+        };
         if let Some(output) = output {
             run.output = Some(run.open_files(output, on_event)?);
         }
@@ -351,7 +364,7 @@ impl<'a> TrainingRun<'a> {
         let evaluates = self.evaluates_after(number);
         let saves = last || self.output.as_ref().is_some_and(|f| is_due(Some(f.output.cadence.save_steps), number));
         // While the device works; not across what records something else.
-        if !evaluates && !saves {
+        if self.records_ahead && !evaluates && !saves {
             let (mut rows, scorer) = self.data.rows();
             if self.steps.is_prepared(scorer, &mut rows) {
                 self.next = Some(self.steps.record(&self.trainer, &rows));
@@ -372,6 +385,12 @@ impl<'a> TrainingRun<'a> {
             self.evaluate_step(metrics.epoch, on_event).await?;
         }
         Ok(Some(metrics))
+    }
+
+    /// Chooses whether each step is recorded while the one before it runs, which hides the host's work. Nothing else may then be recorded on the device
+    /// between two steps: it could overwrite the inputs of the step that waits.
+    pub fn record_ahead(&mut self, ahead: bool) {
+        self.records_ahead = ahead;
     }
 
     /// Returns how the run ended, if it has.

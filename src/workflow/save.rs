@@ -56,12 +56,10 @@ impl<'a> TunedModel<'a> {
     /// result of the step with the lowest evaluation loss. Once all files are written, the last step's checkpoint is removed.
     ///
     /// # Errors
-    /// [`Error::File`]. A checkpoint of the last step then stays, so that a resumed run saves again.
-    ///
-    /// # Panics
-    /// Panics where the run has no folder.
+    /// [`Error::File`]. A checkpoint of the last step then stays, so that a resumed run saves again. [`Error::Flag`] where the run has no folder.
     pub fn save_in_folder(self) -> Result<()> {
-        let Some(dir) = self.about.folder.as_ref().map(RunFolder::dir) else { panic!("the run has no folder") };
+        let folder = self.about.folder.as_ref().map(RunFolder::dir);
+        let dir = folder.ok_or_else(|| Error::flag("output-dir", "the run has no folder: name one to save in"))?;
         let state = self.run.state();
         let caps = self.run.trainer().gpu.caps();
         if let Err(error) = self.about.advise(caps, self.write(dir, state)) {

@@ -48,6 +48,9 @@ pub struct TrainingOptions<'a> {
     pub save_total_limit: usize,
     /// Data type of the saved weights. `None`: the model's, and f32 for adapters.
     pub output_dtype: Option<OutputDtype>,
+    /// Record each step while the one before it runs, which hides the host's work. Nothing else may then use the device between two steps, so it is off
+    /// unless a program drives the run alone, as the command line does.
+    pub record_ahead: bool,
     /// Flag that another thread sets to end the run after the step under way, with a checkpoint.
     pub stop: &'a AtomicBool,
 }
@@ -62,6 +65,7 @@ impl Default for TrainingOptions<'_> {
             save_steps: TrainDefaults::SAVE_STEPS,
             save_total_limit: TrainDefaults::SAVE_TOTAL_LIMIT,
             output_dtype: None,
+            record_ahead: false,
             stop: &NEVER,
         }
     }
@@ -218,7 +222,8 @@ impl Policy {
         };
         let cadence = CheckpointSettings { save_steps: options.save_steps, save_total_limit: options.save_total_limit };
         let (eval_steps, stop) = (options.eval_steps, options.stop);
-        let run = about.start(gpu, other, &hashes, cadence, (eval_steps, stop), on_event)?;
+        let mut run = about.start(gpu, other, &hashes, cadence, (eval_steps, stop), on_event)?;
+        run.record_ahead(options.record_ahead);
         Ok(Training { about, run, stop, has_failed: false })
     }
 
