@@ -21,7 +21,6 @@ use crate::eval::evaluate::prompts::{TestPrompt, read};
 use crate::eval::evaluate::response_sampling::ResponseSampling;
 use crate::eval::evaluate::{EvaluatedRun, EvaluationResult, evaluate};
 use crate::eval::interplay::BootstrapSettings;
-use crate::eval::journal::{ANSWERS, AnswerJournal};
 use crate::eval::judge::Judge;
 use crate::eval::judge::endpoint::Endpoint;
 use crate::eval::statistics::{DEFAULT_LEVEL, DEFAULT_RESAMPLES, MOST_RESAMPLES};
@@ -231,12 +230,7 @@ impl EvaluationJob<'_> {
         if self.args.ask.estimate {
             return task.estimate(endpoint, &questions(rows)).map(|()| None);
         }
-        let mut journal = AnswerJournal::open(&self.folder.dir().join(ANSWERS), judge)?;
-        journal.notes().iter().for_each(|note| note!("note: {note}"));
-        if journal.is_empty() && self.folder.has_judged() {
-            let answers = self.folder.dir().join(ANSWERS);
-            note!("note: {}: the answers of the earlier run are gone: everything is asked again", answers.display());
-        }
+        let mut journal = task.open_journal(judge, self.folder.has_judged())?;
         let left = pending(rows, &journal);
         if !left.is_empty() {
             task.estimate(endpoint, &left)?;

@@ -100,15 +100,8 @@ impl JudgingJob<'_> {
         if !args.resume {
             self.estimate(endpoint, &questions(self.comparisons))?;
         }
-        let mut journal = AnswerJournal::open(&out.join(ANSWERS), judge)?;
-        journal.notes().iter().for_each(|note| note!("note: {note}"));
-        let was_judged = || out.join(ANNOTATED).metadata().is_ok_and(|file| file.len() > 0);
-        if args.resume && journal.is_empty() && was_judged() {
-            note!(
-                "note: {}: the answers of the earlier run are gone: everything is asked again",
-                out.join(ANSWERS).display()
-            );
-        }
+        let was_judged = args.resume && out.join(ANNOTATED).metadata().is_ok_and(|file| file.len() > 0);
+        let mut journal = self.open_journal(judge, was_judged)?;
         if !args.sample.is_empty() {
             write(&out.join(COMPARISONS), self.comparisons.iter().map(Comparison::row))?;
         }
@@ -142,6 +135,17 @@ impl JudgingJob<'_> {
                 counted(n, "question")
             ))),
         }
+    }
+
+    /// Opens the answers of the output folder, and tells what an earlier run left unreadable or lost. `was_judged`: it wrote verdicts.
+    pub fn open_journal(&self, judge: &dyn Judge, was_judged: bool) -> Result<AnswerJournal> {
+        let path = self.out.join(ANSWERS);
+        let journal = AnswerJournal::open(&path, judge)?;
+        journal.notes().iter().for_each(|note| note!("note: {note}"));
+        if was_judged && journal.is_empty() {
+            note!("note: {}: the answers of the earlier run are gone: everything is asked again", path.display());
+        }
+        Ok(journal)
     }
 
     /// Asks every question that the journal has no answer to. Each answer is written to disk at once.

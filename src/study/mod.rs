@@ -3,6 +3,7 @@
 //!
 //! Each stage is a command of this program with a folder of its own. It is done once: its settings are saved when it is complete.
 
+mod digests;
 mod dry_run;
 mod results;
 mod rows;
@@ -10,13 +11,10 @@ mod study_file;
 mod time_estimate;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::data::named_templates::run_time;
 use crate::error::{Error, Result};
@@ -24,12 +22,10 @@ use crate::eval::acquire::PREFERENCES;
 use crate::eval::evaluate::compare::run_name;
 use crate::files::make_folder;
 use crate::flags::{DataArgs, DeviceLostArg, EvaluateArgs, JudgeArgs, ModelArgs, StudyArgs, TrainArgs};
-use crate::model::checkpoint::Checkpoint;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_optional};
-use crate::model::hub;
 use crate::model::save::write_text;
-use crate::model::side_files::{CONFIG, GENERATION_CONFIG, SideFiles};
 use crate::workflow::{Finished, OutputFolder};
+use digests::digests;
 use study_file::{ConditionalSource, DrawSettings, JointSource, SampleSection, Study, StudyMethod};
 
 /// Name, in tables, of the model that methods start from.
@@ -87,57 +83,6 @@ pub fn run(args: &StudyArgs, commands: StageCommands) -> Result<(Finished, Strin
         return Ok((finished, String::new()));
     }
     Ok((Finished::Whole, results::write(&run)?))
-}
-
-/// Computes the SHA-256 of each file that the study reads, and of the model. Results depend on these contents.
-fn digests(study: &Study) -> Result<BTreeMap<PathBuf, String>> {
-    let digest = |path: &PathBuf| Ok((path.clone(), file_digest(path)?));
-    let mut all: BTreeMap<PathBuf, String> = study.files().iter().map(digest).collect::<Result<_>>()?;
-    all.insert(study.model.as_str().into(), model_digest(&hub::resolve(&study.model)?)?);
-    Ok(all)
-}
-
-/// Computes the SHA-256, in hexadecimal, of the regular files that a path stands for. No more than a piece is in memory at a time.
-fn file_digest(path: &Path) -> Result<String> {
-    let at = |e: std::io::Error| Error::file(path, e);
-    let files = rows::regular(path)?;
-    let mut hash = Sha256::new();
-    for file in &files {
-        let n_bytes = fs::metadata(file).map_err(at)?.len();
-        if files.len() > 1 {
-            hash.update(n_bytes.to_le_bytes());
-        }
-        // A file that grows while it is read ends where it ended.
-        let mut rest = fs::File::open(file).map_err(at)?.take(n_bytes);
-        let mut piece = vec![0; 1 << 20];
-        loop {
-            match rest.read(&mut piece) {
-                Ok(0) => break,
-                Ok(n) => hash.update(&piece[..n]),
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(at(e)),
-            }
-        }
-    }
-    Ok(hex(hash))
-}
-
-/// Computes the SHA-256, in hexadecimal, of a model's weights and of the side files that a result depends on.
-fn model_digest(dir: &Path) -> Result<String> {
-    let side = SideFiles::read(dir);
-    let mut hash = Sha256::new();
-    hash.update(Checkpoint::open(dir)?.digest()?);
-    hash.update(side.tokenizer_digest());
-    for name in [CONFIG, GENERATION_CONFIG] {
-        let bytes = side.bytes(name)?.unwrap_or_default();
-        hash.update(format!("\0{name}\0{}\0", bytes.len()));
-        hash.update(bytes);
-    }
-    Ok(hex(hash))
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Returns the time that the study began, in seconds since 1970: the saved time, else `now`, which is then saved.
@@ -510,44 +455,6 @@ mod tests {
         assert!(changed.contains(r#"sft.json: `data` was ["0b"], now it is ["0c"]"#), "{changed}");
         let a = json!({"a": "0b"});
         assert!(same_values(&a, &json!({"b": "0b"})) && !same_values(&a, &json!({"a": "0c"})));
-    }
-
-    #[test]
-    fn what_a_study_reads_has_a_digest() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("x");
-        std::fs::write(&file, "abc").unwrap();
-        assert!(file_digest(&file).unwrap().starts_with("ba7816bf8f01cfea"), "SHA-256 of abc");
-        let told = |path: &Path| file_digest(path).unwrap_err().to_string();
-        assert!(told(dir.path()).contains("the folder holds no file of rows"));
-        let rows = dir.path().join("rows");
-        std::fs::create_dir(&rows).unwrap();
-        let folder = |b: &str| {
-            [("a.jsonl", "a"), ("b.jsonl", b)]
-                .iter()
-                .for_each(|(name, text)| std::fs::write(rows.join(name), text).unwrap());
-            file_digest(&rows).unwrap()
-        };
-        assert_eq!(folder("b"), folder("b"));
-        assert_ne!(folder("b"), folder("c"), "every file of a folder counts");
-        #[cfg(unix)]
-        assert_eq!(told(Path::new("/dev/zero")), "/dev/zero: is not a regular file");
-
-        let model = dir.path().join("model");
-        std::fs::create_dir(&model).unwrap();
-        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-        for entry in std::fs::read_dir(demo).unwrap().map(|e| e.unwrap().path()).filter(|path| path.is_file()) {
-            std::fs::copy(&entry, model.join(entry.file_name().unwrap())).unwrap();
-        }
-        let was = model_digest(&model).unwrap();
-        assert_eq!(model_digest(&model).unwrap(), was);
-        std::fs::write(model.join("README.md"), "other").unwrap();
-        assert_eq!(model_digest(&model).unwrap(), was, "a card changes no result");
-        for name in ["chat_template.jinja", GENERATION_CONFIG] {
-            std::fs::write(model.join(name), "{ }").unwrap();
-            assert_ne!(model_digest(&model).unwrap(), was, "{name}");
-            std::fs::remove_file(model.join(name)).unwrap();
-        }
     }
 
     #[test]
