@@ -1,5 +1,4 @@
 //! Long work writes lines to standard error where that is not a terminal.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod program;
 
