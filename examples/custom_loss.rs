@@ -1,7 +1,7 @@
 //! Trains with a loss that jointwise does not name: APO-zero (arXiv 2408.06266), (1 − σ(βs_c)) + σ(βs_r), where s is the log-ratio of policy and reference
 //! of the chosen and of the rejected side. It raises the chosen side and lowers the rejected one, each by itself.
 //!
-//!     cargo run --release --example custom_loss -- prefs.jsonl
+//!     cargo run --release --example custom_loss -- examples/preferences.jsonl
 
 use jointwise::objective::{LossFn, Objective, ReferencePoint, ScoreCoupling, ScoreKind, Term};
 use jointwise::{Gpu, LoraConfig, Policy, Preferences, Recipe, Result};
@@ -21,7 +21,7 @@ fn apo_zero(objective: Objective, beta: f64) -> Vec<Term> {
 }
 
 fn main() -> Result<()> {
-    let file = std::env::args().nth(1).unwrap_or_else(|| "prefs.jsonl".into());
+    let file = std::env::args().nth(1).unwrap_or_else(|| "examples/preferences.jsonl".into());
     let gpu = Gpu::open_best()?;
     let policy = Policy::open("models/demo")?.with_lora(LoraConfig::all_linear(8))?;
     let data = Preferences::read(file, &policy)?;

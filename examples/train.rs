@@ -1,11 +1,12 @@
 //! Tunes a model on preferences: JPO of a low-rank adapter.
 //!
-//!     cargo run --release --example train -- prefs.jsonl runs/first
+//!     cargo run --release --example train -- examples/preferences.jsonl runs/first
 
 use jointwise::{Gpu, LoraConfig, Objective, Policy, Preferences, Recipe, Result};
 
 fn main() -> Result<()> {
-    let [file, out] = [(1, "prefs.jsonl"), (2, "runs/first")].map(|(n, d)| std::env::args().nth(n).unwrap_or(d.into()));
+    let [file, out] = [(1, "examples/preferences.jsonl"), (2, "runs/first")]
+        .map(|(n, d)| std::env::args().nth(n).unwrap_or(d.into()));
     let gpu = Gpu::open_best()?;
     let policy = Policy::open("models/demo")?.with_lora(LoraConfig::all_linear(16))?;
     let data = Preferences::read(file, &policy)?;

@@ -46,8 +46,8 @@ fn attention_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoc
     }
     var top = MASKED;
     var total = 0.0;
-    let walk = within(keys(), segments[params.query_tiles + group.x]);
-    for (var j = walk.x; j < walk.w; j = next(walk, j, 1u)) {
+    let ranges = within(keys(), segments[params.query_tiles + group.x]);
+    for (var j = ranges.x; j < ranges.w; j = next(ranges, j, 1u)) {
         let k_at = params.k_start + j * params.kv_stride + kv_head * E;
         var product = 0.0;
         for (var d = 0u; d < VEC4S; d++) {
@@ -125,8 +125,8 @@ fn attention_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
     }
     let row_exponent = lse_saved[row * params.heads + head];
     let even = delta[row * params.heads + head];
-    let walk = within(params.t, spans[params.query_tiles + group.x]);
-    for (var j = walk.x; j < walk.w; j = next(walk, j, 1u)) {
+    let ranges = within(params.t, spans[params.query_tiles + group.x]);
+    for (var j = ranges.x; j < ranges.w; j = next(ranges, j, 1u)) {
         let k_at = params.k_start + j * params.kv_stride + kv_head * E;
         let v_at = params.v_start + j * params.kv_stride + kv_head * E;
         var product = 0.0;
@@ -169,8 +169,8 @@ fn attention_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_in
         d_key[d] = vec4<f32>();
         d_value[d] = vec4<f32>();
     }
-    let walk = within(params.t, spans[params.key_tiles + group.x]);
-    for (var i = walk.x; i < walk.w; i = next(walk, i, 1u)) {
+    let ranges = within(params.t, spans[params.key_tiles + group.x]);
+    for (var i = ranges.x; i < ranges.w; i = next(ranges, i, 1u)) {
         let seen = j < params.t && sees(spans[i], row);
         for (var g = 0u; g < ratio; g++) {
             let head = kv_head * ratio + g;

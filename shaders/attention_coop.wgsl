@@ -1,11 +1,11 @@
 // The attention of attention.wgsl on cooperative matrices (tensor cores): f16 operands, f32 sums. Heads' rows are of whole, aligned vec4s.
 //
-// q, k, v and d_o come as halves with one exponent per row (attention_split_f16.wgsl): one f16 each, or where SPLIT two, and then three products for
+// q, k, v and d_o come as f16 with one exponent per row (attention_split_f16.wgsl): one f16 each, or where SPLIT two, and then three products for
 // one, as in matmul_coop.wgsl. A workgroup of four subgroups owns a tile of rows of one segment (queries; keys in bwd_kv) and walks the other
 // side in blocks of BLOCK rows. A subgroup has EDGE own rows; SHARE of them have the same ones, and divide columns.
 //
 // Scores, and d_o·v, are summed over E in fragments, pass through workgroup memory, and each invocation takes COLUMNS of one row: row exponents are
-// undone, the softmax is f32. The weights of the other side's rows that follow (p, d_s) are put down as halves, and multiplied with these rows
+// undone, the softmax is f32. The weights of the other side's rows that follow (p, d_s) are put down as f16, and multiplied with these rows
 // into outputs, which stay in fragments for the whole walk.
 //
 // Fragments cannot be scaled by rows. So weights are, by a power of two that a row keeps, its row exponent, into which go the row exponents of the other side's
@@ -24,8 +24,8 @@
 
 import package::shared::scores::{sees, capped, cap_slope};
 import package::shared::exponents::{LOG2_E, LN_2, LOWEST};
-import package::shared::halves::{SPLIT, rounded};
-import package::shared::head_split_f16::{E, WIDTH, halves_at};
+import package::shared::split_f16::{SPLIT, rounded};
+import package::shared::head_split_f16::{E, WIDTH, head_row_at};
 import package::shared::fragment8::{EDGE, Left, Right, Sum, begin_slice, end_slice};
 
 override LANES: u32 = 128u; // of four subgroups
@@ -48,7 +48,7 @@ const HIGHEST_HALF = 15; // log2 of the largest weight
 const HEADROOM = 6;
 const NO_LEVEL = -10000; // of a row that has seen nothing
 
-@group(0) @binding(1) var<storage, read> halves: array<f16>;
+@group(0) @binding(1) var<storage, read> heads_f16: array<f16>;
 @group(0) @binding(2) var<storage, read> vec4s: array<vec4<f16>>; // the same
 @group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>; // (T, H·E)
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;     // (T, H)
@@ -86,17 +86,17 @@ struct KeyRange {
     end: u32,
 }
 
-fn is_on(walk: KeyRange, position: u32) -> bool {
-    return position >= walk.begin && position < walk.end;
+fn is_on(range: KeyRange, position: u32) -> bool {
+    return position >= range.begin && position < range.end;
 }
 
 // The row at a position; some row of the walk where it is not on it.
-fn row_at(walk: KeyRange, position: u32) -> u32 {
-    let p = clamp(position, walk.begin, walk.end - 1u);
-    return select(walk.own + p, walk.prefix + p, p < walk.n_prefix);
+fn row_at(range: KeyRange, position: u32) -> u32 {
+    let p = clamp(position, range.begin, range.end - 1u);
+    return select(range.own + p, range.prefix + p, p < range.n_prefix);
 }
 
-// Heads of halves.
+// Heads in f16.
 fn key_head(kv_head: u32) -> u32 {
     return params.heads + kv_head;
 }
@@ -124,12 +124,12 @@ fn exponent(x: f32) -> i32 {
 }
 
 // A slice of a block's rows of a head, from a column on.
-fn load_other(lane: u32, head: u32, walk: KeyRange, at: u32, column: u32) {
+fn load_other(lane: u32, head: u32, range: KeyRange, at: u32, column: u32) {
     workgroupBarrier();
     for (var i = lane; i < BLOCK * (SLICE / 4u); i += LANES) {
         let row = i / (SLICE / 4u);
         let d = i % (SLICE / 4u) * 4u;
-        let source = (halves_at(params.t, head, row_at(walk, at + row)) + column + d) / 4u;
+        let source = (head_row_at(params.t, head, row_at(range, at + row)) + column + d) / 4u;
         let to = row * OTHER_ROW + d;
         let high = vec4s[source];
         other_high[to] = high.x;
@@ -153,24 +153,24 @@ fn value_at(me: Lane, fragment: u32) -> u32 {
 }
 
 // Products of the own rows of head `mine` with a block of head `other`: of the invocation's row and columns.
-fn tile_dots(me: Lane, mine: u32, own: u32, other: u32, walk: KeyRange, at: u32) -> array<f32, COLUMNS> {
+fn tile_dots(me: Lane, mine: u32, own: u32, other: u32, range: KeyRange, at: u32) -> array<f32, COLUMNS> {
     var sums: array<Sum, SCORES>;
     for (var n = 0u; n < SCORES; n++) {
         sums[n] = Sum();
     }
     for (var column = 0u; column < WIDTH; column += SLICE) {
-        load_other(me.index, other, walk, at, column);
+        load_other(me.index, other, range, at, column);
         var parts: array<Sum, SCORES>;
         for (var n = 0u; n < SCORES; n++) {
             parts[n] = begin_slice(sums[n]);
         }
         for (var k = 0u; k < SLICE; k += EDGE) {
             // Beyond the tile's last row, and T: rows of something, or of the slot's end.
-            let own_at = halves_at(params.t, mine, own + me.block) + column + k;
-            let left = coopLoadT<Left>(&halves[own_at], WIDTH);
+            let own_at = head_row_at(params.t, mine, own + me.block) + column + k;
+            let left = coopLoadT<Left>(&heads_f16[own_at], WIDTH);
             var left_low = Left();
             if SPLIT {
-                left_low = coopLoadT<Left>(&halves[own_at + params.t * WIDTH], WIDTH);
+                left_low = coopLoadT<Left>(&heads_f16[own_at + params.t * WIDTH], WIDTH);
             }
             for (var n = 0u; n < SCORES; n++) {
                 let other_at = (n * SHARE * EDGE + me.part) * OTHER_ROW + k;
@@ -194,7 +194,7 @@ fn tile_dots(me: Lane, mine: u32, own: u32, other: u32, walk: KeyRange, at: u32)
     var results: array<f32, COLUMNS>;
     for (var n = 0u; n < COLUMNS; n++) {
         let c = me.column + n * PARTS;
-        results[n] = values[me.row * VALUES_ROW + c] * factor * two_to(row_exponent_of(other, row_at(walk, at + c)));
+        results[n] = values[me.row * VALUES_ROW + c] * factor * two_to(row_exponent_of(other, row_at(range, at + c)));
     }
     return results;
 }
@@ -255,9 +255,9 @@ fn store_weight(me: Lane, n: u32, weight: f32) {
 }
 
 // Adds a block of head `other` by the weights.
-fn add_weighted(me: Lane, other: u32, walk: KeyRange, at: u32, outputs: ptr<function, array<Sum, OUTPUTS>>) {
+fn add_weighted(me: Lane, other: u32, range: KeyRange, at: u32, outputs: ptr<function, array<Sum, OUTPUTS>>) {
     for (var column = 0u; column < WIDTH; column += SLICE) {
-        load_other(me.index, other, walk, at, column);
+        load_other(me.index, other, range, at, column);
         for (var j = 0u; j < SLICE / EDGE / SHARE; j++) {
             let output = column / EDGE / SHARE + j;
             var part = begin_slice((*outputs)[output]);
@@ -289,7 +289,7 @@ fn attention_coop_fwd(
     let kv_head = head / (params.heads / params.kv_heads);
     let tile = segments[params.query_tiles + 2u * group.x];
     let rows = segments[params.query_tiles + 2u * group.x + 1u];
-    let walk = KeyRange(rows.x, rows.y, rows.z, tile.z, min(tile.w, params.t));
+    let range = KeyRange(rows.x, rows.y, rows.z, tile.z, min(tile.w, params.t));
     let view = select(vec4<u32>(), segments[min(tile.x + me.row, params.t - 1u)], me.row < tile.y);
     var outputs: array<Sum, OUTPUTS>;
     for (var n = 0u; n < OUTPUTS; n++) {
@@ -297,13 +297,13 @@ fn attention_coop_fwd(
     }
     var row_exponent = NO_LEVEL;
     var total = 0.0;
-    for (var at = walk.begin / BLOCK * BLOCK; at < walk.end; at += BLOCK) {
-        var s = tile_dots(me, head, tile.x, key_head(kv_head), walk, at);
+    for (var at = range.begin / BLOCK * BLOCK; at < range.end; at += BLOCK) {
+        var s = tile_dots(me, head, tile.x, key_head(kv_head), range, at);
         var needed = NO_LEVEL;
         for (var n = 0u; n < COLUMNS; n++) {
             let position = at + me.column + n * PARTS;
-            let row = row_at(walk, position);
-            let seen = is_on(walk, position) && sees(view, row);
+            let row = row_at(range, position);
+            let seen = is_on(range, position) && sees(view, row);
             s[n] = select(LOWEST, capped(s[n]) * LOG2_E, seen);
             needed = max(needed, select(NO_LEVEL, i32(ceil(s[n])) + row_exponent_of(value_head(kv_head), row), seen));
         }
@@ -311,14 +311,14 @@ fn attention_coop_fwd(
         total *= two_to(row_exponent - now);
         row_exponent = now;
         for (var n = 0u; n < COLUMNS; n++) {
-            let row = row_at(walk, at + me.column + n * PARTS);
+            let row = row_at(range, at + me.column + n * PARTS);
             let whole = floor(s[n]);
             let p = select(exp2(s[n] - whole), 0.0, s[n] == LOWEST);
             let above = i32(whole) - row_exponent;
             total += p * two_to(above);
             store_weight(me, n, p * two_to(above + row_exponent_of(value_head(kv_head), row)));
         }
-        add_weighted(me, value_head(kv_head), walk, at, &outputs);
+        add_weighted(me, value_head(kv_head), range, at, &outputs);
     }
     workgroupBarrier();
     values[lane] = total;
@@ -380,7 +380,7 @@ fn attention_coop_bwd_q(
     let kv_head = head / (params.heads / params.kv_heads);
     let tile = spans[params.query_tiles + 2u * group.x];
     let rows = spans[params.query_tiles + 2u * group.x + 1u];
-    let walk = KeyRange(rows.x, rows.y, rows.z, tile.z, min(tile.w, params.t));
+    let range = KeyRange(rows.x, rows.y, rows.z, tile.z, min(tile.w, params.t));
     let query = min(tile.x + me.row, params.t - 1u);
     let view = select(vec4<u32>(), spans[query], me.row < tile.y);
     let top = lse_saved[query * params.heads + head];
@@ -390,14 +390,14 @@ fn attention_coop_bwd_q(
         outputs[n] = Sum();
     }
     var row_exponent = NO_LEVEL;
-    for (var at = walk.begin / BLOCK * BLOCK; at < walk.end; at += BLOCK) {
-        var s = tile_dots(me, head, tile.x, key_head(kv_head), walk, at);
-        var d_s = tile_dots(me, d_o_head(head), tile.x, value_head(kv_head), walk, at);
+    for (var at = range.begin / BLOCK * BLOCK; at < range.end; at += BLOCK) {
+        var s = tile_dots(me, head, tile.x, key_head(kv_head), range, at);
+        var d_s = tile_dots(me, d_o_head(head), tile.x, value_head(kv_head), range, at);
         var needed = NO_LEVEL;
         for (var n = 0u; n < COLUMNS; n++) {
             let position = at + me.column + n * PARTS;
-            let row = row_at(walk, position);
-            let seen = is_on(walk, position) && sees(view, row);
+            let row = row_at(range, position);
+            let seen = is_on(range, position) && sees(view, row);
             let score = capped(s[n]);
             let slope = exp(score - top) * cap_slope(score) * params.scale;
             d_s[n] = select(0.0, slope * (d_s[n] - even), seen);
@@ -405,10 +405,10 @@ fn attention_coop_bwd_q(
         }
         row_exponent = raise_exponent(me, needed, row_exponent, &outputs);
         for (var n = 0u; n < COLUMNS; n++) {
-            let row = row_at(walk, at + me.column + n * PARTS);
+            let row = row_at(range, at + me.column + n * PARTS);
             store_weight(me, n, d_s[n] * two_to(row_exponent_of(key_head(kv_head), row) - row_exponent));
         }
-        add_weighted(me, key_head(kv_head), walk, at, &outputs);
+        add_weighted(me, key_head(kv_head), range, at, &outputs);
     }
     store_d(me, &outputs, row_exponent, tile.x, tile.y, params.q_start + head * E, params.q_stride);
 }
@@ -436,16 +436,16 @@ fn attention_coop_bwd_kv(
     for (var head = kv_head * ratio; head < (kv_head + 1u) * ratio; head++) {
         for (var run = tile.z; run < min(tile.w, arrayLength(&spans)); run++) {
             let queries = spans[run];
-            let walk = KeyRange(0u, 0u, queries.x, queries.y, min(queries.z, params.t));
-            for (var at = walk.begin / BLOCK * BLOCK; at < walk.end; at += BLOCK) {
-                var p = tile_dots(me, key_head(kv_head), tile.x, head, walk, at);
-                var d_s = tile_dots(me, value_head(kv_head), tile.x, d_o_head(head), walk, at);
+            let range = KeyRange(0u, 0u, queries.x, queries.y, min(queries.z, params.t));
+            for (var at = range.begin / BLOCK * BLOCK; at < range.end; at += BLOCK) {
+                var p = tile_dots(me, key_head(kv_head), tile.x, head, range, at);
+                var d_s = tile_dots(me, value_head(kv_head), tile.x, d_o_head(head), range, at);
                 var needed_by_value = NO_LEVEL;
                 var needed_by_key = NO_LEVEL;
                 for (var n = 0u; n < COLUMNS; n++) {
                     let position = at + me.column + n * PARTS;
-                    let query = row_at(walk, position);
-                    let seen = is_on(walk, position) && sees(spans[query], key);
+                    let query = row_at(range, position);
+                    let seen = is_on(range, position) && sees(spans[query], key);
                     let score = capped(p[n]);
                     p[n] = select(0.0, exp(score - lse_saved[query * params.heads + head]), seen);
                     let d_o_row = d_s[n] - delta[query * params.heads + head];
@@ -455,16 +455,16 @@ fn attention_coop_bwd_kv(
                 }
                 row_exponent_of_value = raise_exponent(me, needed_by_value, row_exponent_of_value, &d_value);
                 for (var n = 0u; n < COLUMNS; n++) {
-                    let query = row_at(walk, at + me.column + n * PARTS);
+                    let query = row_at(range, at + me.column + n * PARTS);
                     store_weight(me, n, p[n] * two_to(row_exponent_of(d_o_head(head), query) - row_exponent_of_value));
                 }
-                add_weighted(me, d_o_head(head), walk, at, &d_value);
+                add_weighted(me, d_o_head(head), range, at, &d_value);
                 row_exponent_of_key = raise_exponent(me, needed_by_key, row_exponent_of_key, &d_key);
                 for (var n = 0u; n < COLUMNS; n++) {
-                    let query = row_at(walk, at + me.column + n * PARTS);
+                    let query = row_at(range, at + me.column + n * PARTS);
                     store_weight(me, n, d_s[n] * two_to(row_exponent_of(head, query) - row_exponent_of_key));
                 }
-                add_weighted(me, head, walk, at, &d_key);
+                add_weighted(me, head, range, at, &d_key);
             }
         }
     }

@@ -39,9 +39,9 @@ fn attention_lanes_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local
             acc[q][d] = vec4<f32>();
         }
     }
-    let walk = within(keys(), segments[params.query_tiles + group.x]);
-    for (var j = walk.x; j < walk.w; j = next(walk, j, LANES)) {
-        let end = part_end(walk, j);
+    let ranges = within(keys(), segments[params.query_tiles + group.x]);
+    for (var j = ranges.x; j < ranges.w; j = next(ranges, j, LANES)) {
+        let end = part_end(ranges, j);
         let row = min(j + local.x, end - 1u);
         let k_at = params.k_start + row * params.kv_stride + kv_head * E;
         let v_at = params.v_start + row * params.kv_stride + kv_head * E;
@@ -132,9 +132,9 @@ fn attention_lanes_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(loc
             acc[q][d] = vec4<f32>();
         }
     }
-    let walk = within(params.t, spans[params.query_tiles + group.x]);
-    for (var j = walk.x; j < walk.w; j = next(walk, j, LANES)) {
-        let end = part_end(walk, j);
+    let ranges = within(params.t, spans[params.query_tiles + group.x]);
+    for (var j = ranges.x; j < ranges.w; j = next(ranges, j, LANES)) {
+        let end = part_end(ranges, j);
         let row = min(j + local.x, end - 1u);
         let k_at = params.k_start + row * params.kv_stride + kv_head * E;
         let v_at = params.v_start + row * params.kv_stride + kv_head * E;
@@ -200,12 +200,12 @@ fn attention_lanes_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(lo
             d_value[n][d] = vec4<f32>();
         }
     }
-    let walk = within(params.t, spans[params.key_tiles + group.x]);
+    let ranges = within(params.t, spans[params.key_tiles + group.x]);
     // Heads outside: the order of a sum must not depend on where blocks begin.
     for (var g = 0u; g < ratio; g++) {
         let head = kv_head * ratio + g;
-        for (var i = walk.x; i < walk.w; i = next(walk, i, LANES)) {
-            let end = part_end(walk, i);
+        for (var i = ranges.x; i < ranges.w; i = next(ranges, i, LANES)) {
+            let end = part_end(ranges, i);
             let row = min(i + local.x, end - 1u);
             let q_at = params.q_start + row * params.q_stride + head * E;
             let o_at = (row * params.heads + head) * E;

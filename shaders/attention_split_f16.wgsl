@@ -1,23 +1,23 @@
 // x[h,i,:] = (high + low)·2^row exponent[h,i]: rows of heads as f16, for attention_coop.wgsl; without `low` unless SPLIT.
 //
-// A row's exponent brings its largest magnitude to [2¹⁴, 2¹⁵): f16's range does not matter, and a row's halves do not depend on other rows.
+// A row's exponent brings its largest magnitude to [2¹⁴, 2¹⁵): f16's range does not matter, and a row's f16 values do not depend on other rows.
 // An invocation writes one row of one head, whole, zeros behind E included.
 
 import package::shared::grid::{flat_group};
-import package::shared::halves::{SPLIT, rounded};
-import package::shared::head_split_f16::{E, WIDTH, halves_at};
+import package::shared::split_f16::{SPLIT, rounded};
+import package::shared::head_split_f16::{E, WIDTH, head_row_at};
 
-struct HalvesParams {
+struct SplitParams {
     t: u32,
     heads: u32,
     start: u32,      // of the first head; a multiple of four, as `stride` is
     stride: u32,     // from a row to the next
-    first_head: u32, // of `halves` and `row_exponents`
+    first_head: u32, // of `heads_f16` and `row_exponents`
 }
 
-@group(0) @binding(0) var<uniform> params: HalvesParams;
+@group(0) @binding(0) var<uniform> params: SplitParams;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> halves: array<vec2<u32>>; // four f16 each
+@group(0) @binding(2) var<storage, read_write> heads_f16: array<vec2<u32>>; // four f16 each
 @group(0) @binding(3) var<storage, read_write> row_exponents: array<i32>;       // (heads, T)
 
 const WG = 64u;
@@ -48,16 +48,16 @@ fn attention_split_f16(
     // Its power of two and the inverse of it are normal, with room for products of two row exponents.
     let row_exponent = clamp(i32(bitcast<u32>(most) >> 23u) - 141, -100, 114);
     let factor = bitcast<f32>(u32(127 - row_exponent) << 23u);
-    let to = halves_at(params.t, params.first_head + head, row) / 4u;
+    let to = head_row_at(params.t, params.first_head + head, row) / 4u;
     for (var d = 0u; d < WIDTH / 4u; d++) {
         var value = vec4<f32>();
         if d < VEC4S {
             value = x[source + d] * factor;
         }
         let high = rounded(value);
-        halves[to + d] = packed(high);
+        heads_f16[to + d] = packed(high);
         if SPLIT {
-            halves[to + params.t * (WIDTH / 4u) + d] = packed(rounded(value - high));
+            heads_f16[to + params.t * (WIDTH / 4u) + d] = packed(rounded(value - high));
         }
     }
     row_exponents[params.first_head * params.t + i] = row_exponent;

@@ -204,9 +204,9 @@ fn attention_tiles_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local
     }
     var row_exponent = vec4<f32>(LOWEST);
     var total = vec4<f32>();
-    let walk = within(4u * arrayLength(&second) / params.kv_stride, segments[params.query_tiles + group.x]);
-    for (var j = walk.x; j < walk.w; j = next(walk, j, BLOCK)) {
-        let end = part_end(walk, j);
+    let ranges = within(4u * arrayLength(&second) / params.kv_stride, segments[params.query_tiles + group.x]);
+    for (var j = ranges.x; j < ranges.w; j = next(ranges, j, BLOCK)) {
+        let end = part_end(ranges, j);
         var s = tile_dots(lane, queries_of(head), own, keys_of(kv_head, true), j, end);
         var top = row_exponent;
         let a = segments[clamp_row(own_row(own, lane, 0u))];
@@ -284,9 +284,9 @@ fn attention_tiles_bwd_q(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(loc
     let at = rows * params.heads + head;
     let row_exponent = vec4<f32>(lse_saved[at.x], lse_saved[at.y], lse_saved[at.z], lse_saved[at.w]);
     let even = vec4<f32>(delta[at.x], delta[at.y], delta[at.z], delta[at.w]);
-    let walk = within(params.t, spans[params.query_tiles + group.x]);
-    for (var j = walk.x; j < walk.w; j = next(walk, j, BLOCK)) {
-        let end = part_end(walk, j);
+    let ranges = within(params.t, spans[params.query_tiles + group.x]);
+    for (var j = ranges.x; j < ranges.w; j = next(ranges, j, BLOCK)) {
+        let end = part_end(ranges, j);
         var s = tile_dots(lane, queries_of(head), own, keys_of(kv_head, false), j, end);
         var d_p = tile_dots(lane, d_o_rows(head), own, values_of(kv_head, false), j, end);
         let a = spans[rows.x];
@@ -319,11 +319,11 @@ fn attention_tiles_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(lo
         d_key[n] = vec4<f32>();
         d_value[n] = vec4<f32>();
     }
-    let walk = within(params.t, spans[params.key_tiles + group.x]);
+    let ranges = within(params.t, spans[params.key_tiles + group.x]);
     // Heads outside: the order of a sum must not depend on where blocks begin.
     for (var head = kv_head * ratio; head < (kv_head + 1u) * ratio; head++) {
-        for (var i = walk.x; i < walk.w; i = next(walk, i, BLOCK)) {
-            let end = part_end(walk, i);
+        for (var i = ranges.x; i < ranges.w; i = next(ranges, i, BLOCK)) {
+            let end = part_end(ranges, i);
             var s = tile_dots(lane, keys_of(kv_head, false), own, queries_of(head), i, end);
             var d_p = tile_dots(lane, values_of(kv_head, false), own, d_o_rows(head), i, end);
             var d_s: array<vec4<f32>, PART>;

@@ -13,7 +13,7 @@
 import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
 import package::shared::weight::{weight_vec4};
-import package::shared::halves::{SPLIT, rounded};
+import package::shared::split_f16::{SPLIT, rounded};
 import package::shared::fragment8::{EDGE, Left, Right, Sum, begin_slice, end_slice};
 
 override A_TRANSPOSED: bool = false; // A is stored (K, M), and has one scale

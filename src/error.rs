@@ -2,7 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-/// Everything that can go wrong without being a bug of this crate.
+/// Everything that can go wrong without being a bug of this crate. Each error names the file, line, field, tensor or setting that it is about.
+///
+/// # Examples
+/// ```
+/// use jointwise::{Error, Policy};
+/// match Policy::open("models/none") {
+///     Err(Error::File { path, reason }) => println!("{}: {reason}", path.display()),
+///     Err(other) => println!("{other}"),
+///     Ok(_) => unreachable!("there is no such folder"),
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -188,6 +188,8 @@ pub use model::lora_config::LoraConfig;
 pub use model::weights::BaseDtype;
 pub use objective::{Loss, LossMix, Objective, Term};
 pub use train::settings::ReferenceChoice;
-pub use workflow::{DataOptions, Policy, PolicyOptions, Preferences, Recipe, Recompute, SequenceScore};
+pub use workflow::{
+    DataOptions, GenerateOptions, Policy, PolicyOptions, Preferences, Recipe, Recompute, SequenceScore,
+};
 #[cfg(feature = "native")]
 pub use workflow::{DeviceOptions, RunFolder, Training, TrainingOptions, TrainingStep, TunedModel, judge_comparisons};

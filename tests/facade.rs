@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
-use jointwise::{Error, Gpu, LoraConfig, Policy, Preferences, Recipe, Template, TrainingOptions};
+use jointwise::{Error, GenerateOptions, Gpu, LoraConfig, Policy, Preferences, Recipe, Template, TrainingOptions};
 use serde_json::Value;
 
 /// Builds an example, which `cargo test` has done unless only this file's tests are run, and runs it.
@@ -68,6 +68,27 @@ fn scoring_two_responses_takes_few_lines_and_equals_the_program() {
         assert!((numbers[1] - row[side]["logp_response"].as_f64().unwrap()).abs() < 1e-3, "{line}");
     }
     assert_eq!(shown.lines().count(), 2);
+}
+
+#[test]
+fn responses_are_those_of_the_program() {
+    let (gpu, policy) = (Gpu::open_best().unwrap(), Policy::open(MODEL).unwrap());
+    let instructions = ["Say hello.", "Add 2 and 3.", "Name a colour, and say why you like it."];
+    let said = |temperature: f32, seed: u64| {
+        let options = GenerateOptions { temperature, seed, max_new_tokens: 16, batch_size: 2, ..Default::default() };
+        policy.generate(&gpu, &instructions, &Template::Paper, &options).unwrap()
+    };
+    let sampled = said(1.0, 7);
+    let prompts = instructions.map(|text| ["--prompt", text]).concat();
+    let same = ["--template", "paper", "--seed", "7", "--max-new-tokens", "16", "--batch-size", "2", "--json"];
+    let shown = program(&[&["generate", "--model", MODEL], &prompts[..], &same].concat());
+    let rows = shown.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    assert_eq!(rows.map(|row| row["response"].as_str().unwrap().to_string()).collect::<Vec<_>>(), sampled);
+    assert_ne!(said(1.0, 8), sampled);
+    assert_eq!(said(0.0, 7), said(0.0, 8), "the likeliest tokens need no seed");
+    let too_long = GenerateOptions { max_new_tokens: 100_000, ..GenerateOptions::default() };
+    let error = policy.generate(&gpu, &instructions, &Template::Paper, &too_long).unwrap_err().to_string();
+    assert!(error.contains("max-new-tokens"), "{error}");
 }
 
 #[test]

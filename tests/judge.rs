@@ -426,7 +426,7 @@ fn requests_may_be_changed() {
     let more = r#"{"max_tokens": null, "max_completion_tokens": 7, "temperature": null, "seed": 3}"#;
     s.write(
         "run.toml",
-        format!("judge-model = \"from-file\"\nretries = 2\nmax-tokens = 5\nrequest = '{more}'\nbackoff = 0.05\n"),
+        format!("judge-model = \"from-file\"\nretries = 2\nmax-tokens = 5\nextra-body = '{more}'\nbackoff = 0.05\n"),
     );
     let judge =
         ["judge", "--data", "rows.jsonl", "--endpoint", &server.url, "--config", "run.toml", "--output-dir", "out"];
@@ -440,6 +440,8 @@ fn requests_may_be_changed() {
     s.write("bad.toml", "learning-rate = 3\n");
     run(&s, &[&judge[..], &["--config", "bad.toml"]].concat());
     s.refused(&["judge", "--config", "bad.toml", "--grader"], &["bad.toml", "learning-rate", "is not a flag"]);
+    s.write("bad.toml", "request = '{}'\nextra-body = '{}'\n");
+    s.refused(&["judge", "--config", "bad.toml", "--grader"], &["bad.toml", "request", "is there twice"]);
     s.write("bad.toml", "retries = \"many\"\n");
     s.refused(&["judge", "--config", "bad.toml", "--grader"], &["bad.toml", "retries"]);
 }

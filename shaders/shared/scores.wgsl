@@ -31,19 +31,19 @@ fn sees(view: vec4<u32>, j: u32) -> bool {
 }
 
 // A walk that stays within so many rows. A device may lose an upload: what its memory held before must not become a loop without an end.
-fn within(rows: u32, walk: vec4<u32>) -> vec4<u32> {
-    return min(walk, vec4<u32>(rows));
+fn within(rows: u32, ranges: vec4<u32>) -> vec4<u32> {
+    return min(ranges, vec4<u32>(rows));
 }
 
 // End of the part of a walk that j is in.
-fn part_end(walk: vec4<u32>, j: u32) -> u32 {
-    return select(walk.w, walk.y, j < walk.y);
+fn part_end(ranges: vec4<u32>, j: u32) -> u32 {
+    return select(ranges.w, ranges.y, j < ranges.y);
 }
 
 // The next of a walk, whose steps begin anew in its second part.
-fn next(walk: vec4<u32>, j: u32, step: u32) -> u32 {
-    let end = part_end(walk, j);
-    return select(max(end, walk.z), j + step, j + step < end);
+fn next(ranges: vec4<u32>, j: u32, step: u32) -> u32 {
+    let end = part_end(ranges, j);
+    return select(max(end, ranges.z), j + step, j + step < end);
 }
 
 fn capped(raw: f32) -> f32 {

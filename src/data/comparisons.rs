@@ -131,31 +131,33 @@ pub fn place(path: PathBuf, line: usize) -> SourceLocation {
     SourceLocation::new(path, line)
 }
 
-/// Reads rows to judge, `input` or `context` behind the instruction; `mode`: what all of them must be.
+/// Reads the rows to judge of some files, `input` or `context` behind the instruction. All must be of one kind: `mode`, or the first row's.
 ///
 /// # Errors
 /// [`crate::Error::Line`] for a malformed line, a missing field, a row of the other mode, or a field that says more of what was asked than
 /// a judge is shown; [`crate::Error::File`] where the file cannot be
 /// read or has no rows.
 pub fn read_comparisons(
-    path: impl AsRef<Path>,
+    files: &[impl AsRef<Path>],
     map: &FieldMap,
     mode: Option<ComparisonKind>,
 ) -> Result<FileRows<Comparison>> {
-    let (path, mut rows) = (path.as_ref(), Vec::<Comparison>::new());
+    let (mut rows, mut notes) = (Vec::<Comparison>::new(), Vec::new());
     let mut wanted = mode;
-    let notes = for_each_row(path, |place, object| {
-        let fields = RowFields::new(&object, map);
-        let row = Comparison::from_object(place, object.clone(), map)?.with_context(&fields)?;
-        let asked = *wanted.get_or_insert(row.mode);
-        if row.mode != asked {
-            let found = row.mode.fields().join(", ");
-            let why = if mode.is_some() { "--mode is" } else { "the rows before it are of mode" };
-            return Err(format!("the row holds {{{found}}}, {why} {}", asked.name()));
-        }
-        rows.push(row);
-        Ok(())
-    })?;
+    for file in files {
+        notes.extend(for_each_row(file.as_ref(), |place, object| {
+            let fields = RowFields::new(&object, map);
+            let row = Comparison::from_object(place, object.clone(), map)?.with_context(&fields)?;
+            let asked = *wanted.get_or_insert(row.mode);
+            if row.mode != asked {
+                let found = row.mode.fields().join(", ");
+                let why = if mode.is_some() { "--mode is" } else { "the rows before it are of mode" };
+                return Err(format!("the row holds {{{found}}}, {why} {}", asked.name()));
+            }
+            rows.push(row);
+            Ok(())
+        })?);
+    }
     Ok(FileRows { rows, notes })
 }
 
@@ -169,7 +171,7 @@ mod tests {
         let file = tempfile::NamedTempFile::with_suffix(".jsonl").expect("a file");
         std::fs::write(file.path(), row.to_string()).expect("written");
         let map = FieldMap::parse(map).expect("a map");
-        let rows = read_comparisons(file.path(), &map, None).map_err(|error| error.to_string())?.rows;
+        let rows = read_comparisons(&[file.path()], &map, None).map_err(|error| error.to_string())?.rows;
         Ok(rows[0].row())
     }
 
@@ -221,5 +223,19 @@ mod tests {
             assert!(error.contains(&format!("field `{name}`: a joint pair's sides")), "{error}");
         }
         assert!(read(pair("id"), &[]).is_ok());
+    }
+
+    #[test]
+    fn rows_of_another_kind_are_refused_across_files() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let pair = json!({"instruction_0": "I", "response_0": "R", "instruction_1": "J", "response_1": "S"});
+        let files = [("single.jsonl", single(json!({}))), ("pair.jsonl", pair)].map(|(name, row)| {
+            std::fs::write(dir.path().join(name), row.to_string()).expect("written");
+            dir.path().join(name)
+        });
+        let error = |mode| read_comparisons(&files, &FieldMap::default(), mode).expect_err("refused").to_string();
+        assert!(error(None).contains("pair.jsonl:1: the row holds"), "{}", error(None));
+        assert!(error(None).ends_with("the rows before it are of mode single"), "{}", error(None));
+        assert!(error(Some(ComparisonKind::Single)).ends_with("--mode is single"));
     }
 }

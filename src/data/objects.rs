@@ -328,7 +328,7 @@ impl ObjectRows {
     }
 }
 
-/// Names of what an object holds beside its list of rows.
+/// JSON document that is one object: the names of its lists, one of which may be the rows, and of its other values.
 #[derive(Debug, Default)]
 struct JsonDocument {
     /// Names of its lists of objects.

@@ -13,7 +13,16 @@ const PAPER_TLDR: &str = "### Instructions: You are given a social media post, s
 const PLACE: &str = "{instruction}";
 const BY_ROWS: &str = "by-rows";
 
-/// The value of `--template`.
+/// Text that is put around an instruction before it is tokenised.
+///
+/// # Examples
+/// ```
+/// use jointwise::Template;
+/// assert_eq!(Template::parse("chat")?, Template::Chat);
+/// let own = Template::parse("Q: {instruction}\\nA:")?;
+/// # assert!(!own.renders_chats());
+/// # Ok::<(), jointwise::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Template {
     /// The default: [`Template::Chat`] for rows that are conversations, [`Template::Paper`] for texts.

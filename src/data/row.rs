@@ -66,6 +66,12 @@ pub struct Row {
 }
 
 /// Purpose that the rows serve.
+///
+/// # Examples
+/// ```
+/// use jointwise::{DataOptions, DatasetType};
+/// let options = DataOptions { purpose: DatasetType::Sft, ..DataOptions::default() };
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DatasetType {
     /// Every row must hold a preference.

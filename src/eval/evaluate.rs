@@ -247,10 +247,11 @@ fn mean_rate(runs: &[&EvaluatedRun], weights: &[f64]) -> f64 {
     if n > 0 { sum / f64::from(n) } else { f64::NAN }
 }
 
-/// Draws of prompts.
+/// Bootstrap over prompts: intervals come from drawing as many prompts as there are, with replacement.
 struct PromptBootstrap<'a> {
     resampler: ClusterResampler,
     bootstrap: &'a BootstrapSettings,
+    /// Weight 1 of each prompt: the data as they are.
     ones: Vec<f64>,
 }
 

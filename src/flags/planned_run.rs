@@ -48,8 +48,11 @@ pub struct PlannedRun {
     pub base_dtype: BaseDtype,
     /// Whether every parameter is trained.
     pub is_full: bool,
+    /// Settings of the run.
     pub settings: TrainSettings,
+    /// Choice of `--recompute` that is planned.
     pub recompute: &'static str,
+    /// Bytes per role, and the peak.
     pub memory_plan: MemoryPlan,
     /// Peak bytes per choice of `--recompute`.
     pub peaks: Vec<(&'static str, u64)>,

@@ -168,6 +168,13 @@ const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MAT
 const COOPERATIVE_WORKGROUP_BYTES: u32 = 32 << 10;
 
 /// Device, or a plan that only counts bytes. One program runs on both.
+///
+/// # Examples
+/// ```
+/// let gpu = jointwise::Gpu::open_best()?;
+/// println!("{} ({})", gpu.caps().name, gpu.caps().driver);
+/// # Ok::<(), jointwise::Error>(())
+/// ```
 pub struct Gpu {
     pub(super) live: Option<OpenDevice>,
     pub(super) caps: Caps,

@@ -139,14 +139,20 @@ pub fn attention_fwd(
     lse: &Slot,
 ) {
     let table = s.table(a.window);
-    let shader = s.walk.shader(AttentionEntry::Forward, a.head_dim, a.softcap.is_some(), in_vec4s(a, l));
+    let shader = s.implementation.shader(AttentionEntry::Forward, a.head_dim, a.softcap.is_some(), in_vec4s(a, l));
     let grid = [table.groups[0] as u32, a.heads as u32];
     let flops = 4 * table.pairs * (a.heads * a.head_dim) as u64;
     let params = params(a, l, s);
-    match s.walk {
+    match s.implementation {
         AttentionImpl::Coop(coop) => {
-            let SplitF16 { values, levels } = coop.halves(rec, s.t, &l.heads(a, q, kv));
-            rec.dispatch_in_parts(&shader, &params, &[&values, &values, &table.vec4s, o, lse, &levels], grid, flops);
+            let SplitF16 { values, row_exponents } = coop.split_heads(rec, s.t, &l.heads(a, q, kv));
+            rec.dispatch_in_parts(
+                &shader,
+                &params,
+                &[&values, &values, &table.vec4s, o, lse, &row_exponents],
+                grid,
+                flops,
+            );
         }
         _ => rec.dispatch_in_parts(&shader, &params, &[q, kv, &table.vec4s, o, lse], grid, flops),
     }
@@ -174,21 +180,23 @@ pub fn attention_bwd(
     d_qkv: &Slot,
 ) {
     let (params, table) = (params(a, l, s), s.table(a.window));
-    let make = |entry| s.walk.shader(entry, a.head_dim, a.softcap.is_some(), in_vec4s(a, l));
+    let make = |entry| s.implementation.shader(entry, a.head_dim, a.softcap.is_some(), in_vec4s(a, l));
     let flops = table.pairs * (a.heads * a.head_dim) as u64;
     let delta = rec.gpu().alloc_activation(s.t * a.heads);
     let grid = [s.t.div_ceil(TILE) as u32, a.heads as u32];
     rec.dispatch_in_parts(&delta_shader(a.head_dim), &params, &[saved.o, d_o, &delta], grid, 0);
-    let halves = match s.walk {
+    let heads_f16 = match s.implementation {
         AttentionImpl::Coop(coop) => {
             let [q, k, v] = l.heads(a, saved.qkv, saved.qkv);
             let pulls = HeadRows { slot: d_o, n: a.heads, start: 0, stride: a.heads * a.head_dim };
-            Some(coop.halves(rec, s.t, &[q, k, v, pulls]))
+            Some(coop.split_heads(rec, s.t, &[q, k, v, pulls]))
         }
         _ => None,
     };
-    let slots = match &halves {
-        Some(SplitF16 { values, levels }) => vec![values, values, saved.lse, &delta, &table.vec4s, levels, d_qkv],
+    let slots = match &heads_f16 {
+        Some(SplitF16 { values, row_exponents }) => {
+            vec![values, values, saved.lse, &delta, &table.vec4s, row_exponents, d_qkv]
+        }
         None => vec![saved.qkv, d_o, saved.lse, &delta, &table.vec4s, d_qkv],
     };
     let [queries, keys] = table.groups.map(|n| n as u32);
@@ -208,7 +216,7 @@ impl Kernel for FlashAttention {
     }
     fn variants(&self) -> Vec<Shader> {
         let mut all = vec![delta_shader(64), AttentionImpl::Rows(1).shader(AttentionEntry::Forward, 64, false, true)];
-        for walk in [
+        for implementation in [
             AttentionImpl::Rows(TILE),
             AttentionImpl::Rows(LANES),
             AttentionImpl::Lanes { long: false },
@@ -216,7 +224,7 @@ impl Kernel for FlashAttention {
         ] {
             for vec4s in [true, false] {
                 for entry in AttentionEntry::ALL {
-                    all.extend([false, true].map(|softcap| walk.shader(entry, 64, softcap, vec4s)));
+                    all.extend([false, true].map(|softcap| implementation.shader(entry, 64, softcap, vec4s)));
                 }
             }
         }
@@ -235,13 +243,13 @@ impl Kernel for FlashAttention {
                 all.extend([false, true].map(|softcap| AttentionImpl::Coop(coop).shader(entry, e, softcap, true)));
             }
         }
-        all.extend(CoopAttention::halves_shaders());
+        all.extend(CoopAttention::split_shaders());
         all
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![
             ("AttentionParams", uniform_bytes_in_parts::<AttentionParams>()),
-            ("HalvesParams", size_of::<coop::HalvesParams>()),
+            ("SplitParams", size_of::<coop::SplitParams>()),
         ]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {

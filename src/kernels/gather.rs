@@ -46,19 +46,19 @@ fn grid(width: usize, rows: usize) -> [u32; 2] {
 }
 
 /// Computes y (N, width): the picked rows of x.
-pub fn gather_fwd(rec: &mut Recording, picks: &GatherIndices, width: usize, x: &Slot, y: &Slot) {
-    rec.dispatch_in_parts(&shader("gather_fwd"), &params(width), &[&picks.rows, x, y], grid(width, picks.n), 0);
+pub fn gather_fwd(rec: &mut Recording, indices: &GatherIndices, width: usize, x: &Slot, y: &Slot) {
+    rec.dispatch_in_parts(&shader("gather_fwd"), &params(width), &[&indices.rows, x, y], grid(width, indices.n), 0);
 }
 
 /// Computes d_x (T, width) from d_y (N, width); all rows are written.
-pub fn gather_bwd(rec: &mut Recording, picks: &GatherIndices, width: usize, d_y: &Slot, d_x: &Slot) {
-    let slots = [&picks.starts, &picks.uses, d_y, d_x];
+pub fn gather_bwd(rec: &mut Recording, indices: &GatherIndices, width: usize, d_y: &Slot, d_x: &Slot) {
+    let slots = [&indices.starts, &indices.uses, d_y, d_x];
     rec.dispatch_in_parts(
         &shader("gather_bwd"),
         &params(width),
         &slots,
-        grid(width, picks.t),
-        (picks.n * width) as u64,
+        grid(width, indices.t),
+        (indices.n * width) as u64,
     );
 }
 
@@ -145,15 +145,15 @@ impl Case for GatherCase {
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         let (gpu, n) = (rec.gpu(), self.rows.len());
-        let picks = GatherIndices::new(gpu, &self.rows, self.t);
+        let indices = GatherIndices::new(gpu, &self.rows, self.t);
         let (y, d_x, scattered) = (
             gpu.alloc_activation(n * self.width),
             gpu.alloc_activation(x[0].len()),
             gpu.alloc_activation(2 * n * self.width),
         );
         rec.clear(&scattered);
-        gather_fwd(rec, &picks, self.width, &x[0], &y);
-        gather_bwd(rec, &picks, self.width, &d_y[0], &d_x);
+        gather_fwd(rec, &indices, self.width, &x[0], &y);
+        gather_bwd(rec, &indices, self.width, &d_y[0], &d_x);
         let targets = gpu.upload(&(0..n as u32).map(|r| 2 * r).collect::<Vec<_>>());
         gather_scatter(rec, &targets, n, &y, 1, self.width, self.width - 1, &scattered);
         CaseOutputs { y: vec![y, scattered], d_x: vec![Some(d_x)] }

@@ -1,11 +1,17 @@
 //! Settings of a low-rank adapter.
 
-/// Size and place of a low-rank adapter.
+/// Size and place of a low-rank adapter (LoRA, arXiv 2106.09685): each module W gets (α/R)·B·A, with A (R, in) and B (out, R).
+///
+/// # Examples
+/// ```
+/// use jointwise::LoraConfig;
+/// let lora = LoraConfig { rank: 4, alpha: 8.0, targets: vec!["q_proj".into(), "v_proj".into()] };
+/// ```
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LoraConfig {
-    /// R.
+    /// Rank R.
     pub rank: usize,
-    /// α; the addition is scaled by α/R.
+    /// Numerator α of the scale α/R.
     pub alpha: f64,
     /// Names of modules, or `all-linear`.
     pub targets: Vec<String>,

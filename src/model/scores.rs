@@ -24,7 +24,7 @@ pub struct MicroBatch {
     pub tokens: TokenSlots,
     /// Rows of each sequence's predictions.
     pub spans: SequenceSpans,
-    picks: GatherIndices,
+    indices: GatherIndices,
     targets: Slot,
     /// N predictions.
     pub rows: usize,
@@ -39,7 +39,7 @@ impl MicroBatch {
         Self {
             tokens: TokenSlots::new(gpu, d, &batch.ids, &batch.positions, segments),
             spans: SequenceSpans::new(gpu, batch),
-            picks: GatherIndices::new(gpu, &hidden, batch.ids.len()),
+            indices: GatherIndices::new(gpu, &hidden, batch.ids.len()),
             targets: gpu.upload(&targets),
             rows: batch.rows.len(),
         }
@@ -72,7 +72,7 @@ impl Decoder {
         let (gpu, d, n) = (rec.gpu(), self.description.d_model, micro.rows);
         let trace = self.forward(rec, &micro.tokens, None, with_lora, keep);
         let picked = gpu.alloc_activation(n * d);
-        gather_fwd(rec, &micro.picks, d, &trace.h, &picked);
+        gather_fwd(rec, &micro.indices, d, &trace.h, &picked);
         let (normed, stats) = self.norm(rec, &self.final_norm, n, &picked);
         let (lse, sums) = (gpu.alloc_activation(n), gpu.alloc_activation(2 * micro.spans.len()));
         // Read when the next step is recorded already: not one of the activations that it finds free.
@@ -102,7 +102,7 @@ impl Decoder {
         self.norm_backward(rec, &self.final_norm, n, &picked, &stats, &d_normed, &d_picked, false);
         drop((d_normed, picked, stats));
         let d_h = gpu.alloc_activation(micro.tokens.t * d);
-        gather_bwd(rec, &micro.picks, d, &d_picked, &d_h);
+        gather_bwd(rec, &micro.indices, d, &d_picked, &d_h);
         drop(d_picked);
         self.backward(rec, &micro.tokens, trace, &d_h);
     }

@@ -365,6 +365,14 @@ impl WeightArena {
 }
 
 /// Storage of frozen linear weights (`--base-dtype`). Embedding, head and norms are always stored like [`BaseDtype::Auto`].
+///
+/// # Examples
+/// ```
+/// use jointwise::{BaseDtype, Policy, PolicyOptions};
+/// let options = PolicyOptions { base_dtype: BaseDtype::Int8, ..PolicyOptions::default() };
+/// let policy = Policy::open_with("models/demo", options)?;
+/// # Ok::<(), jointwise::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BaseDtype {

@@ -4,6 +4,13 @@ use super::{LossFn, Objective, PreferenceLoss, ReferencePoint, ScoreCoupling, Sc
 
 /// A loss. In the formulas s = log π − log π_ref of the chosen (c) and the rejected (r) side, a mean over scored tokens where barred;
 /// Δ = s_c − s_r; p̄ = exp of the mean log-probability of a scored token. What is scored is the objective's choice.
+///
+/// # Examples
+/// ```
+/// use jointwise::{Loss, LossMix, Recipe};
+/// let recipe = Recipe { loss: LossMix::single(Loss::Ipo), beta: 0.2, ..Recipe::default() };
+/// # assert_eq!(recipe.loss.to_string(), "ipo");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
     /// −(1−ε)·logσ(βΔ) − ε·logσ(−βΔ): DPO (arXiv 2305.18290), with ε > 0 cDPO (Mitchell, *A note on DPO with noisy preferences*, 2023). (TRL 1.16

@@ -6,6 +6,13 @@ use std::str::FromStr;
 use super::Loss;
 
 /// Losses with their weights: `sigmoid`, or `sigmoid=1,sft=0.2`. At least one weight is above 0.
+///
+/// # Examples
+/// ```
+/// use jointwise::{Loss, LossMix};
+/// let mix = LossMix::single(Loss::Sigmoid).plus(Loss::Sft, 0.2);
+/// assert_eq!("sigmoid=1,sft=0.2".parse(), Ok(mix));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct LossMix {
@@ -20,19 +27,23 @@ impl LossMix {
         weights[loss as usize] = 1.0;
         Self { weights }
     }
+
     /// Adds `weight` to a loss's weight.
     pub fn plus(mut self, loss: Loss, weight: f64) -> Self {
         self.weights[loss as usize] += weight;
         self
     }
+
     /// Iterates over the losses in the mix, with their weights.
     pub fn parts(&self) -> impl Iterator<Item = (Loss, f64)> + use<> {
         Loss::ALL.into_iter().zip(self.weights).filter(|(_, weight)| *weight > 0.0)
     }
+
     /// Tells whether the mix contains a loss.
     pub fn has(&self, loss: Loss) -> bool {
         self.weights[loss as usize] > 0.0
     }
+
     /// Tells whether a loss in the mix is undefined on single texts with a label.
     pub fn needs_pairs(&self) -> bool {
         self.parts().any(|(loss, _)| loss.needs_pairs())

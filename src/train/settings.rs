@@ -10,6 +10,13 @@ use crate::objective::{PreferenceLoss, TrainingLoss};
 use crate::validate::{at_least_one, below_one, not_negative, positive};
 
 /// Source of the reference scores.
+///
+/// # Examples
+/// ```
+/// use jointwise::{Recipe, ReferenceChoice};
+/// let recipe = Recipe { reference: ReferenceChoice::Model("runs/sft".into()), ..Recipe::default() };
+/// # assert!(recipe.settings().is_ok());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReferenceChoice {

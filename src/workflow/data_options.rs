@@ -54,10 +54,11 @@ impl DataOptions {
     /// [`Error::Flag`] for a length that the model does not have.
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
     /// use jointwise::{DataOptions, Policy};
     /// let policy = Policy::open("models/demo")?;
-    /// println!("{} tokens", DataOptions::default().limits(policy.description())?.max_length);
+    /// let limits = DataOptions { max_length: Some(128), ..DataOptions::default() }.limits(policy.description())?;
+    /// assert_eq!(limits.max_length, 128);
     /// # Ok::<(), jointwise::Error>(())
     /// ```
     pub fn limits(&self, model: &ModelConfig) -> Result<LengthLimits> {

@@ -9,6 +9,7 @@ use crate::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
 ///
 /// # Examples
 /// ```no_run
+/// // Not run by the test: a machine may have no Vulkan.
 /// use jointwise::gpu::DeviceChoice;
 /// use jointwise::{DeviceOptions, Gpu};
 /// let gpu = Gpu::open_with(&DeviceOptions { device: DeviceChoice::parse("vulkan"), ..DeviceOptions::default() })?;
@@ -31,7 +32,7 @@ impl Gpu {
     /// Those of [`Gpu::open_with`].
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
     /// let gpu = jointwise::Gpu::open_best()?;
     /// println!("{}", gpu.caps().name);
     /// # Ok::<(), jointwise::Error>(())

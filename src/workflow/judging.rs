@@ -21,24 +21,25 @@ use crate::eval::tasks::rows::write;
 /// [`crate::Error::Line`] for a row that is no comparison; [`crate::Error::Judge`] where the judge does not answer; [`crate::Error::File`].
 ///
 /// # Examples
-/// ```no_run
+/// ```
+/// # let temporary = tempfile::tempdir()?;
+/// # std::env::set_current_dir(&temporary)?;
+/// # let row = r#"{"instruction": "What is 2 + 3?", "response_0": " 5", "response_1": " 5"}"#;
+/// # std::fs::write("comparisons.jsonl", row)?;
 /// use jointwise::{eval::judge::grader::Grader, judge_comparisons};
 /// let counts = judge_comparisons(&["comparisons.jsonl"], &Grader::default(), "runs/judged")?;
 /// println!("{} ties", counts.ties);
-/// # Ok::<(), jointwise::Error>(())
+/// # assert_eq!(counts.ties, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn judge_comparisons(
     files: &[impl AsRef<Path>],
     judge: &dyn Judge,
     out: impl AsRef<Path>,
 ) -> Result<VerdictCounts> {
-    let (mut comparisons, mut kind) = (Vec::new(), None);
-    for file in files {
-        let read = read_comparisons(file, &FieldMap::default(), kind)?;
-        read.notes.iter().for_each(|line| note!("note: {line}"));
-        comparisons.extend(read.rows);
-        kind = comparisons.first().map(|row: &Comparison| row.mode);
-    }
+    let read = read_comparisons(files, &FieldMap::default(), None)?;
+    read.notes.iter().for_each(|line| note!("note: {line}"));
+    let comparisons = read.rows;
     let out = out.as_ref();
     let _folder = OutputFolder::open(out, true)?;
     let mut journal = AnswerJournal::open(&out.join(ANSWERS), judge)?;

@@ -21,6 +21,7 @@ mod device_notes;
 pub mod evaluated_models;
 #[cfg(feature = "native")]
 pub mod fitting_changes;
+mod generate;
 #[cfg(feature = "native")]
 mod judging;
 #[cfg(feature = "native")]
@@ -59,6 +60,7 @@ pub use cache_folder::cache_folder;
 pub use data_options::DataOptions;
 #[cfg(feature = "native")]
 pub use device::DeviceOptions;
+pub use generate::GenerateOptions;
 #[cfg(feature = "native")]
 pub use judging::{judge_comparisons, write_judging_result};
 pub use open_model::{ChatTemplateChoice, OpenModel, refuse_quantised, weights_digest};

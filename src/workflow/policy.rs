@@ -24,10 +24,10 @@ use crate::train::trainer::{ScoredSequence, score};
 /// Options for opening a policy.
 ///
 /// # Examples
-/// ```no_run
+/// ```
 /// use jointwise::{BaseDtype, Policy, PolicyOptions};
 /// let options = PolicyOptions { base_dtype: BaseDtype::Nf4, ..PolicyOptions::default() };
-/// let policy = Policy::open_with("HuggingFaceTB/SmolLM2-360M", options)?;
+/// let policy = Policy::open_with("models/demo", options)?;
 /// # Ok::<(), jointwise::Error>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -61,9 +61,10 @@ enum PolicyAdapter {
 /// A model folder with its tokenizer, and perhaps an adapter. Weights stay on disk until a device needs them.
 ///
 /// # Examples
-/// ```no_run
+/// ```
 /// use jointwise::{LoraConfig, Policy};
 /// let policy = Policy::open("models/demo")?.with_lora(LoraConfig::all_linear(16))?;
+/// println!("{} layers", policy.description().n_layers);
 /// # Ok::<(), jointwise::Error>(())
 /// ```
 pub struct Policy {
@@ -80,6 +81,16 @@ impl std::fmt::Debug for Policy {
 }
 
 /// Log-probabilities of one response, in nats.
+///
+/// # Examples
+/// ```
+/// use jointwise::SequenceScore;
+/// fn perplexity(score: &SequenceScore) -> f64 {
+///     (-score.joint / score.token_logps.len() as f64).exp()
+/// }
+/// # let score = SequenceScore { joint: -2.0, conditional: -1.0, token_logps: vec![-1.0; 2] };
+/// # assert_eq!(perplexity(&score), 1f64.exp());
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct SequenceScore {
     /// log π(instruction, response): what JPO compares.
@@ -105,6 +116,7 @@ impl Policy {
     ///
     /// # Examples
     /// ```no_run
+    /// // Not run by the test: it fetches the model.
     /// let policy = jointwise::Policy::open("HuggingFaceTB/SmolLM2-135M-Instruct")?;
     /// # Ok::<(), jointwise::Error>(())
     /// ```
@@ -117,6 +129,14 @@ impl Policy {
     ///
     /// # Errors
     /// Those of [`Self::open`]; [`Error::Flag`] for a chat template that is not there.
+    ///
+    /// # Examples
+    /// ```
+    /// use jointwise::{Policy, PolicyOptions};
+    /// let policy = Policy::open_with("models/demo", PolicyOptions { append_eos: false, ..PolicyOptions::default() })?;
+    /// # assert!(!policy.options().append_eos);
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     #[cfg(feature = "native")]
     pub fn open_with(model: &str, options: PolicyOptions) -> Result<Self> {
         let model = OpenModel::open(model, options.base_dtype)?;
@@ -144,7 +164,7 @@ impl Policy {
     /// [`Error::Flag`] for a rank, an α or names of modules that this model does not have.
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
     /// use jointwise::{LoraConfig, Policy};
     /// let lora = LoraConfig { rank: 8, alpha: 16.0, targets: vec!["q_proj".into(), "v_proj".into()] };
     /// let policy = Policy::open("models/demo")?.with_lora(lora)?;
@@ -166,6 +186,7 @@ impl Policy {
     ///
     /// # Examples
     /// ```no_run
+    /// // Not run by the test: the adapter is the result of a run.
     /// let policy = jointwise::Policy::open("models/demo")?.with_adapter("runs/sft")?;
     /// # Ok::<(), jointwise::Error>(())
     /// ```
@@ -191,7 +212,7 @@ impl Policy {
     /// Tells whether training changes every parameter, because there is no adapter.
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
     /// use jointwise::{LoraConfig, Policy};
     /// assert!(Policy::open("models/demo")?.is_full());
     /// assert!(!Policy::open("models/demo")?.with_lora(LoraConfig::default())?.is_full());
@@ -204,7 +225,7 @@ impl Policy {
     /// Returns the tokenizer.
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
     /// let policy = jointwise::Policy::open("models/demo")?;
     /// println!("EOS is {:?}", policy.tokenizer().eos_id());
     /// # Ok::<(), jointwise::Error>(())
@@ -213,7 +234,14 @@ impl Policy {
         &self.tokenizer
     }
 
-    /// Returns the architecture.
+    /// Returns the architecture: sizes, attention, norms and positions.
+    ///
+    /// # Examples
+    /// ```
+    /// let policy = jointwise::Policy::open("models/demo")?;
+    /// println!("{} layers, width {}", policy.description().n_layers, policy.description().d_model);
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     pub fn description(&self) -> &ModelConfig {
         &self.model.description
     }
@@ -267,7 +295,7 @@ impl Policy {
     /// [`Error::Flag`] for a text that the tokenizer or the template cannot take; [`Error::Gpu`].
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
     /// use jointwise::{Gpu, Policy, Template};
     /// let (gpu, policy) = (Gpu::open_best()?, Policy::open("models/demo")?);
     /// let scores = policy.score(&gpu, "Say hello.", &[" Hello!", " No."], &Template::Paper)?;

@@ -15,11 +15,11 @@ use crate::error::Result;
 /// `{"instruction", "chosen", "rejected"}`, a joint pair, a labelled text, a conversation, or one of the other forms in docs/data.md.
 ///
 /// # Examples
-/// ```no_run
+/// ```
 /// use jointwise::{Policy, Preferences};
 /// let policy = Policy::open("models/demo")?;
-/// let data = Preferences::read("prefs.jsonl", &policy)?;
-/// println!("{}", data.dataset().summary());
+/// let data = Preferences::read("examples/preferences.jsonl", &policy)?;
+/// assert!(data.dataset().summary().starts_with("8 rows"));
 /// # Ok::<(), jointwise::Error>(())
 /// ```
 #[derive(Debug)]
@@ -35,6 +35,14 @@ impl Preferences {
     ///
     /// # Errors
     /// Those of [`Self::read_with`].
+    ///
+    /// # Examples
+    /// ```
+    /// use jointwise::{Policy, Preferences};
+    /// let data = Preferences::read("examples/preferences.jsonl", &Policy::open("models/demo")?)?;
+    /// assert_eq!(data.len(), 8);
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
     #[cfg(feature = "native")]
     pub fn read(path: impl AsRef<Path>, policy: &Policy) -> Result<Self> {
         Self::read_with(&[path], policy, &DataOptions::default())
@@ -47,11 +55,13 @@ impl Preferences {
     /// each other or the model.
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
     /// use jointwise::{DataOptions, DatasetType, Policy, Preferences};
     /// let policy = Policy::open("models/demo")?;
     /// let options = DataOptions { purpose: DatasetType::Sft, max_length: Some(256), ..DataOptions::default() };
-    /// let data = Preferences::read_with(&["sft.jsonl", "more.csv"], &policy, &options)?;
+    /// let files = ["examples/preferences.jsonl", "tests/data/prefs.jsonl"];
+    /// let data = Preferences::read_with(&files, &policy, &options)?;
+    /// assert!(data.dataset().longest() <= 256);
     /// # Ok::<(), jointwise::Error>(())
     /// ```
     #[cfg(feature = "native")]
@@ -69,7 +79,7 @@ impl Preferences {
     /// Those of `Self::read_with`, with `name` for the file.
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
     /// use jointwise::{DataOptions, Policy, Preferences};
     /// let policy = Policy::open("models/demo")?;
     /// let rows = r#"{"instruction": "Say hello.", "chosen": " Hello!", "rejected": " No."}"#;
@@ -97,7 +107,7 @@ impl Preferences {
         &self.dataset
     }
 
-    /// Returns the template of the rows.
+    /// Returns the template of the rows: what each row takes by itself, unless one was chosen.
     pub fn template(&self) -> &Template {
         &self.template
     }
@@ -110,10 +120,11 @@ impl Preferences {
     /// Returns the number of rows that are used.
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
     /// use jointwise::{Policy, Preferences};
-    /// let data = Preferences::read("prefs.jsonl", &Policy::open("models/demo")?)?;
+    /// let data = Preferences::read("examples/preferences.jsonl", &Policy::open("models/demo")?)?;
     /// println!("{} rows, the longest of {} tokens", data.len(), data.dataset().longest());
+    /// # assert_eq!(data.len(), 8);
     /// # Ok::<(), jointwise::Error>(())
     /// ```
     pub fn len(&self) -> usize {

@@ -14,10 +14,21 @@ use crate::train::run::{BEST, EVENTS};
 pub(super) const REPORT: &str = "report.html";
 
 /// Output folder of one training run: metrics, checkpoints, result, model card and report. No other run can have it at the same time.
+///
+/// # Examples
+/// ```
+/// # let temporary = tempfile::tempdir()?;
+/// # std::env::set_current_dir(&temporary)?;
+/// use jointwise::RunFolder;
+/// let folder = RunFolder::create("runs/first")?;
+/// assert!(RunFolder::resume("runs/first").is_err(), "it is in use");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct RunFolder {
     dir: PathBuf,
     resumes: bool,
-    _lock: OutputFolder,
+    /// Keeps other runs out for as long as this value lives.
+    lock: OutputFolder,
 }
 
 impl RunFolder {
@@ -27,10 +38,12 @@ impl RunFolder {
     /// [`crate::Error::Flag`] where the folder is not empty, or another run has it; [`crate::Error::File`].
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
+    /// # let temporary = tempfile::tempdir()?;
+    /// # std::env::set_current_dir(&temporary)?;
     /// use jointwise::{RunFolder, TrainingOptions};
     /// let options = TrainingOptions { folder: Some(RunFolder::create("runs/first")?), ..TrainingOptions::default() };
-    /// # Ok::<(), jointwise::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn create(dir: impl Into<PathBuf>) -> Result<Self> {
         Self::open(dir.into(), false)
@@ -42,10 +55,13 @@ impl RunFolder {
     /// [`crate::Error::Flag`] where the folder holds other things than a run, or another run has it; [`crate::Error::File`].
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
+    /// # let temporary = tempfile::tempdir()?;
+    /// # std::env::set_current_dir(&temporary)?;
     /// let folder = jointwise::RunFolder::resume("runs/first")?;
     /// println!("{}", if folder.is_begun() { "going on" } else { "beginning" });
-    /// # Ok::<(), jointwise::Error>(())
+    /// # assert!(!folder.is_begun());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn resume(dir: impl Into<PathBuf>) -> Result<Self> {
         Self::open(dir.into(), true)
@@ -53,14 +69,14 @@ impl RunFolder {
 
     fn open(dir: PathBuf, resumes: bool) -> Result<Self> {
         let lock = OutputFolder::open(&dir, resumes)?;
-        let folder = Self { dir, resumes, _lock: lock };
+        let folder = Self { dir, resumes, lock };
         // A run's folder holds metrics: one that is not empty and has none is refused.
         if resumes && folder.is_begun() {
             let dir = &folder.dir;
             [METRICS, BEST, EVENTS, REPORT].iter().try_for_each(|name| not_a_link(&dir.join(name)).map(drop))?;
             [dir, &dir.join(BEST)].into_iter().for_each(|dir| checkpoint::sweep(dir));
         } else {
-            folder._lock.require_empty()?;
+            folder.lock.require_empty()?;
             if resumes {
                 note!("note: --resume: {} holds no run: this one begins at the first step", folder.dir.display());
             }

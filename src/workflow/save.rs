@@ -23,14 +23,17 @@ use crate::train::state::TrainingState;
 /// A policy after its training, on the device.
 ///
 /// # Examples
-/// ```no_run
+/// ```
 /// # use jointwise::{Gpu, LoraConfig, Policy, Preferences, Recipe};
 /// # let (gpu, policy) = (Gpu::open_best()?, Policy::open("models/demo")?.with_lora(LoraConfig::default())?);
-/// # let data = Preferences::read("prefs.jsonl", &policy)?;
-/// let tuned = policy.train(&gpu, &data, &Recipe::default())?.finish()?;
+/// # let data = Preferences::read("examples/preferences.jsonl", &policy)?;
+/// # let recipe = Recipe { max_steps: Some(2), batch_size: 2, ..Recipe::default() };
+/// let tuned = policy.train(&gpu, &data, &recipe)?.finish()?;
 /// println!("{} steps, {} tokens", tuned.steps(), tuned.num_tokens());
+/// # let temporary = tempfile::tempdir()?;
+/// # std::env::set_current_dir(&temporary)?;
 /// tuned.save("runs/first")?;
-/// # Ok::<(), jointwise::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct TunedModel<'a> {
     about: RunFacts<'a>,

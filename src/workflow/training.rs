@@ -28,10 +28,12 @@ static NEVER: AtomicBool = AtomicBool::new(false);
 /// Options of a run besides its recipe.
 ///
 /// # Examples
-/// ```no_run
+/// ```
+/// # let temporary = tempfile::tempdir()?;
+/// # std::env::set_current_dir(&temporary)?;
 /// use jointwise::{RunFolder, TrainingOptions};
 /// let options = TrainingOptions { folder: Some(RunFolder::resume("runs/first")?), save_steps: 50, ..Default::default() };
-/// # Ok::<(), jointwise::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct TrainingOptions<'a> {
     /// Rows for evaluation.
@@ -72,6 +74,14 @@ impl Default for TrainingOptions<'_> {
 }
 
 /// Metrics of a step.
+///
+/// # Examples
+/// ```
+/// use jointwise::TrainingStep;
+/// fn line(step: &TrainingStep) -> String {
+///     format!("{:>3}  loss {:.4}  accuracy {:.2}", step.number, step.loss, step.accuracy)
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainingStep {
     /// Number of the step, from 1.
@@ -110,6 +120,20 @@ impl From<StepMetrics> for TrainingStep {
 /// A training run, which computes one step for each item that is taken from it.
 ///
 /// [`Self::finish`] computes the steps that are left and gives the tuned model; [`TrainingOptions::stop`] ends a run earlier.
+///
+/// # Examples
+/// ```
+/// use jointwise::{Gpu, LoraConfig, Policy, Preferences, Recipe};
+/// let gpu = Gpu::open_best()?;
+/// let policy = Policy::open("models/demo")?.with_lora(LoraConfig::all_linear(4))?;
+/// let data = Preferences::read("examples/preferences.jsonl", &policy)?;
+/// let recipe = Recipe { max_steps: Some(3), batch_size: 2, ..Recipe::default() };
+/// let mut training = policy.train(&gpu, &data, &recipe)?;
+/// let losses = training.by_ref().map(|step| step.map(|step| step.loss)).collect::<Result<Vec<_>, _>>()?;
+/// assert_eq!(losses.len(), 3);
+/// assert!((losses[0] - 2f64.ln()).abs() < 1e-3, "no preference yet");
+/// # Ok::<(), jointwise::Error>(())
+/// ```
 pub struct Training<'a> {
     about: RunFacts<'a>,
     run: TrainingRun<'a>,
@@ -135,14 +159,17 @@ impl Policy {
     /// [`Error::Gpu`].
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
     /// use jointwise::{Gpu, LoraConfig, Policy, Preferences, Recipe};
     /// let gpu = Gpu::open_best()?;
     /// let policy = Policy::open("models/demo")?.with_lora(LoraConfig::default())?;
-    /// let data = Preferences::read("prefs.jsonl", &policy)?;
-    /// let training = policy.train(&gpu, &data, &Recipe::default())?;
+    /// let data = Preferences::read("examples/preferences.jsonl", &policy)?;
+    /// let recipe = Recipe { max_steps: Some(2), batch_size: 2, ..Recipe::default() };
+    /// let training = policy.train(&gpu, &data, &recipe)?;
+    /// # let temporary = tempfile::tempdir()?;
+    /// # std::env::set_current_dir(&temporary)?;
     /// training.finish()?.save("runs/first")?;
-    /// # Ok::<(), jointwise::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn train<'a>(&'a self, gpu: &'a Gpu, data: &'a Preferences, recipe: &Recipe) -> Result<Training<'a>> {
         self.train_with(gpu, data, recipe, TrainingOptions::default(), &mut log_event)
@@ -154,17 +181,20 @@ impl Policy {
     /// Those of [`Self::train`]; [`Error::File`] where the folder's checkpoints are of other settings, data or model.
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
     /// use jointwise::{Gpu, LoraConfig, Policy, Preferences, Recipe, RunFolder, TrainingOptions};
     /// let gpu = Gpu::open_best()?;
     /// let policy = Policy::open("models/demo")?.with_lora(LoraConfig::default())?;
-    /// let [data, eval] = ["prefs.jsonl", "held_out.jsonl"].map(|file| Preferences::read(file, &policy));
-    /// let (data, eval) = (data?, eval?);
+    /// let data = Preferences::read("tests/data/prefs.jsonl", &policy)?;
+    /// let eval = Preferences::read("examples/preferences.jsonl", &policy)?;
+    /// let recipe = Recipe { max_steps: Some(2), batch_size: 2, ..Recipe::default() };
+    /// # let temporary = tempfile::tempdir()?;
+    /// # std::env::set_current_dir(&temporary)?;
     /// let folder = Some(RunFolder::resume("runs/first")?);
     /// let options = TrainingOptions { eval: Some(&eval), eval_steps: Some(20), folder, ..TrainingOptions::default() };
-    /// let training = policy.train_with(&gpu, &data, &Recipe::default(), options, &mut |_| ())?;
+    /// let training = policy.train_with(&gpu, &data, &recipe, options, &mut |_| ())?;
     /// training.finish()?.save_in_folder()?;
-    /// # Ok::<(), jointwise::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn train_with<'a>(
         &'a self,
@@ -255,12 +285,13 @@ impl<'a> Training<'a> {
     /// written before stay whole.
     ///
     /// # Examples
-    /// ```no_run
+    /// ```
     /// # use jointwise::{Gpu, LoraConfig, Policy, Preferences, Recipe};
     /// # let (gpu, policy) = (Gpu::open_best()?, Policy::open("models/demo")?.with_lora(LoraConfig::default())?);
-    /// # let data = Preferences::read("prefs.jsonl", &policy)?;
+    /// # let data = Preferences::read("examples/preferences.jsonl", &policy)?;
+    /// # let recipe = Recipe { max_steps: Some(2), batch_size: 2, ..Recipe::default() };
     /// use jointwise::train::run::TrainingEvent;
-    /// let mut training = policy.train(&gpu, &data, &Recipe::default())?;
+    /// let mut training = policy.train(&gpu, &data, &recipe)?;
     /// let mut show = |event: &TrainingEvent<'_>| {
     ///     if let TrainingEvent::Eval(metrics) = event {
     ///         println!("evaluation loss {:.4}", metrics.loss);
@@ -269,6 +300,7 @@ impl<'a> Training<'a> {
     /// while let Some(step) = training.step(&mut show)? {
     ///     println!("step {} of {}", step.number, training.max_steps());
     /// }
+    /// # assert_eq!(training.steps_done(), 2);
     /// # Ok::<(), jointwise::Error>(())
     /// ```
     pub fn step(&mut self, on_event: &mut dyn FnMut(&TrainingEvent<'_>)) -> Result<Option<TrainingStep>> {

@@ -19,21 +19,13 @@ pub fn comparisons(args: &JudgeArgs, out: &Path) -> Result<Vec<Comparison>> {
         (false, true) if args.pairs.is_some() => Err(Error::flag("pairs", "needs --sample")),
         (false, true) if !args.strata.is_empty() => Err(Error::flag("strata", "needs --sample")),
         (false, true) => {
-            let mut rows = Vec::new();
-            let mut mode = args.mode.map(ComparisonKind::from);
-            for file in &args.data {
-                let read = read_comparisons(file, &map, mode)?;
-                for line in read.notes {
-                    note!("note: {line}");
-                }
-                rows.extend(read.rows);
-                mode = rows.first().map(|row: &Comparison| row.mode);
-            }
+            let read = read_comparisons(&args.data, &map, args.mode.map(ComparisonKind::from))?;
+            read.notes.iter().for_each(|line| note!("note: {line}"));
             let is_empty = |row: &&Comparison| row.sides.iter().any(|side| side.response.trim().is_empty());
-            if let n @ 1.. = rows.iter().filter(is_empty).count() {
+            if let n @ 1.. = read.rows.iter().filter(is_empty).count() {
                 note!("note: {} with an empty response: it is judged as it stands", counted(n, "row"));
             }
-            Ok(rows)
+            Ok(read.rows)
         }
         (true, false) => {
             if args.mode.map(ComparisonKind::from) == Some(ComparisonKind::Single) {

@@ -86,7 +86,7 @@ fn ordered(value: Value) -> Result<Value, Error> {
 pub(super) fn measure(state: &State, value: &Value) -> Result<ValueSize, Error> {
     let mut size = ValueSize::default();
     match value.kind() {
-        ValueKind::Map | ValueKind::Seq | ValueKind::Iterable => walk(state, value, 0, &mut size)?,
+        ValueKind::Map | ValueKind::Seq | ValueKind::Iterable => add_size(state, value, 0, &mut size)?,
         _ => size.n_values = 1,
     }
     Ok(size)
@@ -101,21 +101,21 @@ fn deeper(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
     charge(state, value.as_str().map_or(0, str::len))
 }
 
-fn walk(state: &State, value: &Value, depth: usize, size: &mut ValueSize) -> Result<(), Error> {
+fn add_size(state: &State, value: &Value, depth: usize, size: &mut ValueSize) -> Result<(), Error> {
     deeper(state, value, depth)?;
     size.n_values += 1;
     size.depth = size.depth.max(depth);
     match value.kind() {
         ValueKind::Map => {
             for key in value.try_iter()? {
-                walk(state, &key, depth + 1, size)?;
-                walk(state, &value.get_item(&key)?, depth + 1, size)?;
+                add_size(state, &key, depth + 1, size)?;
+                add_size(state, &value.get_item(&key)?, depth + 1, size)?;
             }
         }
         // Without a length it is printed by its type.
         ValueKind::Seq | ValueKind::Iterable if value.len().is_some() => {
             for item in value.try_iter()? {
-                walk(state, &item, depth + 1, size)?;
+                add_size(state, &item, depth + 1, size)?;
             }
         }
         _ => {}

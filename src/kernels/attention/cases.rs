@@ -212,9 +212,9 @@ impl Case for AttentionCase {
         let (o, lse, d_qkv) =
             (gpu.alloc_activation(n * self.a.head_dim), gpu.alloc_activation(n), gpu.alloc_activation(x[0].len()));
         let b = &self.batch;
-        let walk =
+        let implementation =
             AttentionImpl::choose(gpu.caps(), &self.allowed, self.precision, self.a.head_dim, longest(&b.ranges));
-        let s = SegmentTable::new(gpu, &b.ranges, &b.positions, &[self.a.window], walk, true);
+        let s = SegmentTable::new(gpu, &b.ranges, &b.positions, &[self.a.window], implementation, true);
         attention_fwd(rec, &self.a, &l, &x[0], &x[0], &s, &o, &lse);
         let saved = AttentionSaved { qkv: &x[0], o: &o, lse: &lse };
         attention_bwd(rec, &self.a, &l, saved, &s, &d_y[0], &d_qkv);

@@ -33,7 +33,7 @@ const MOST_REGISTERS: usize = 128;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-pub(super) struct HalvesParams {
+pub(super) struct SplitParams {
     t: u32,
     heads: u32,
     start: u32,
@@ -54,7 +54,7 @@ pub(super) struct SplitF16 {
     /// (heads, planes, T, WIDTH) f16.
     pub values: Slot,
     /// (heads, T), exponent of the power of two that scales each row.
-    pub levels: Slot,
+    pub row_exponents: Slot,
 }
 
 impl CoopAttention {
@@ -123,9 +123,9 @@ impl CoopAttention {
     /// Returns the bytes of workgroup memory that the shader declares.
     fn workgroup_bytes(self, entry: AttentionEntry) -> usize {
         let rows = self.rows(entry);
-        let halves = self.block() * (self.slice(entry) + PAD) + rows * (self.block() + PAD);
+        let f16s = self.block() * (self.slice(entry) + PAD) + rows * (self.block() + PAD);
         let words = rows * (self.block() + PAD / 2) + SUBGROUPS * self.subgroup + 1;
-        2 * self.planes() * halves + 4 * words
+        2 * self.planes() * f16s + 4 * words
     }
 
     fn planes(self) -> usize {
@@ -145,7 +145,7 @@ impl CoopAttention {
         if self.edge == 16 { shader.substitute("shared/fragment8", "shared/fragment16") } else { shader }
     }
 
-    fn halves_shader(self) -> Shader {
+    fn split_shader(self) -> Shader {
         Shader::new("attention_split_f16", "attention_split_f16")
             .with("SPLIT", f64::from(u8::from(self.split)))
             .with("E", self.head_dim as f64)
@@ -160,33 +160,33 @@ impl CoopAttention {
     }
 
     /// Returns the specialisations of `attention_split_f16.wgsl` for heads of 64.
-    pub fn halves_shaders() -> Vec<Shader> {
-        Self::all(64).into_iter().map(Self::halves_shader).collect()
+    pub fn split_shaders() -> Vec<Shader> {
+        Self::all(64).into_iter().map(Self::split_shader).collect()
     }
 
     /// Splits heads of `t` rows each into f16, one head after the other.
-    pub fn halves(self, rec: &mut Recording, t: usize, all: &[HeadRows]) -> SplitF16 {
+    pub fn split_heads(self, rec: &mut Recording, t: usize, all: &[HeadRows]) -> SplitF16 {
         let n_heads: usize = all.iter().map(|heads| heads.n).sum();
         // A tile's fragments may begin at the last row.
         let rows = n_heads * self.planes() * t + SUBGROUPS * self.edge;
-        let halves = SplitF16 {
+        let heads_f16 = SplitF16 {
             values: rec.gpu().alloc_activation(rows * self.width() / 2),
-            levels: rec.gpu().alloc_activation(n_heads * t),
+            row_exponents: rec.gpu().alloc_activation(n_heads * t),
         };
         let mut first_head = 0;
         for heads in all {
-            let params = HalvesParams {
+            let params = SplitParams {
                 t: t as u32,
                 heads: heads.n as u32,
                 start: heads.start as u32,
                 stride: heads.stride as u32,
                 first_head,
             };
-            let slots = [heads.slot, &halves.values, &halves.levels];
-            rec.dispatch(&self.halves_shader(), &params, &slots, grid_1d(heads.n * t, ROWS), 0);
+            let slots = [heads.slot, &heads_f16.values, &heads_f16.row_exponents];
+            rec.dispatch(&self.split_shader(), &params, &slots, grid_1d(heads.n * t, ROWS), 0);
             first_head += heads.n as u32;
         }
-        halves
+        heads_f16
     }
 }
 

@@ -10,7 +10,7 @@ use crate::kernels::packed_batch::PackedBatch;
 pub struct SegmentTable {
     tables: Vec<WindowRanges>,
     pub(super) t: usize,
-    pub(super) walk: AttentionImpl,
+    pub(super) implementation: AttentionImpl,
 }
 
 /// Table for the layers of one window.
@@ -31,8 +31,9 @@ impl SegmentTable {
     /// Builds the tables for training: queries and keys are the batch's tokens, heads lie as in [`super::AttentionConfig::packed`].
     pub fn of_batch(gpu: &Gpu, batch: &PackedBatch, head_dim: usize, windows: &[Option<usize>]) -> Self {
         let caps = gpu.caps();
-        let walk = AttentionImpl::choose(caps, &caps.variants, caps.matmul_precision, head_dim, longest(&batch.ranges));
-        Self::new(gpu, &batch.ranges, &batch.positions, windows, walk, true)
+        let implementation =
+            AttentionImpl::choose(caps, &caps.variants, caps.matmul_precision, head_dim, longest(&batch.ranges));
+        Self::new(gpu, &batch.ranges, &batch.positions, windows, implementation, true)
     }
 
     /// Builds the tables for generation: `ranges` index a KV cache. Queries of different sequences see different keys, so tiles are one
@@ -46,15 +47,15 @@ impl SegmentTable {
         ranges: &[[u32; 4]],
         positions: &[u32],
         windows: &[Option<usize>],
-        walk: AttentionImpl,
+        implementation: AttentionImpl,
         keys_are_queries: bool,
     ) -> Self {
         let t = ranges.len();
         let table = |&window: &Option<usize>| {
             let views = key_ranges(ranges, positions, window);
             let pairs = views.iter().map(|v| u64::from(v[1] - v[0] + v[3] - v[2])).sum();
-            let [queries, keys] = walk.tiles();
-            let TileKeyRanges { of_queries, of_keys, groups } = match walk {
+            let [queries, keys] = implementation.tiles();
+            let TileKeyRanges { of_queries, of_keys, groups } = match implementation {
                 AttentionImpl::Coop(_) => over_positions(ranges, positions, window, [queries, keys]),
                 _ => {
                     let of_keys = if keys_are_queries { over_queries(&views, keys) } else { Vec::new() };
@@ -66,7 +67,7 @@ impl SegmentTable {
             let vec4s = gpu.upload([views, of_queries, of_keys].concat().as_flattened());
             WindowRanges { window, vec4s, key_tiles, groups, pairs }
         };
-        Self { tables: windows.iter().map(table).collect(), t, walk }
+        Self { tables: windows.iter().map(table).collect(), t, implementation }
     }
 
     /// Returns the table for layers of a window.
@@ -166,8 +167,8 @@ mod tests {
             for tile in [1, 4, 7, 64] {
                 let (keys, queries) = (over_keys(&views, tile), over_queries(&views, tile));
                 assert_eq!((keys.len(), queries.len()), (t.div_ceil(tile), t.div_ceil(tile)));
-                for walk in keys.iter().chain(&queries) {
-                    assert!(walk.is_sorted() && walk[3] as usize <= t, "{window:?} {tile}: {walk:?}");
+                for ranges in keys.iter().chain(&queries) {
+                    assert!(ranges.is_sorted() && ranges[3] as usize <= t, "{window:?} {tile}: {ranges:?}");
                 }
                 assert!(seen.iter().all(|&(i, j)| holds(&keys[i / tile], j)), "{window:?} {tile}");
                 assert!(seen.iter().all(|&(i, j)| holds(&queries[j / tile], i)), "{window:?} {tile}");

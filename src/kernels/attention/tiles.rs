@@ -55,9 +55,9 @@ impl AttentionTiles {
 
     pub fn shader(self, entry: AttentionEntry) -> Shader {
         let names = ["attention_tiles_fwd", "attention_tiles_bwd_q", "attention_tiles_bwd_kv"];
-        let (quads, [across, down]) = (self.head_dim / 4, self.across_and_down(entry));
-        let slice = (1..=SLICE).rfind(|&s| quads.is_multiple_of(s)).expect("1 divides all");
-        let rows = 1u32 << BLOCK.min(RIGHT / quads).ilog2();
+        let (vec4s, [across, down]) = (self.head_dim / 4, self.across_and_down(entry));
+        let slice = (1..=SLICE).rfind(|&s| vec4s.is_multiple_of(s)).expect("1 divides all");
+        let rows = 1u32 << BLOCK.min(RIGHT / vec4s).ilog2();
         Shader::new("attention_tiles", names[entry as usize])
             .with("SLICE", slice as f64)
             .with("ROWS", f64::from(rows))

@@ -1,6 +1,12 @@
 //! Scores of sequences, the other inputs of a loss, and a loss's results per sequence.
 
 /// Objective: the tokens whose log-probabilities are scored.
+///
+/// # Examples
+/// ```
+/// use jointwise::{Objective, Recipe};
+/// let recipe = Recipe { objective: Objective::Dpo, ..Recipe::default() };
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Objective {

@@ -66,6 +66,25 @@ pub enum LossFn {
 }
 
 /// Term of a loss: curve ∘ coupling ∘ link.
+///
+/// # Examples
+/// ```
+/// use jointwise::objective::{LossFn, Objective, ScoreCoupling, ScoreKind};
+/// use jointwise::{Recipe, Term};
+/// // −logσ(0.1·Δ), which is DPO.
+/// let term = Term {
+///     link: ScoreKind::Sum,
+///     scope: Objective::Dpo,
+///     referenced: true,
+///     coupling: ScoreCoupling::Own,
+///     curve: LossFn::Logistic { up: 1.0, down: 0.0 },
+///     scale: 0.1,
+///     offset: 0.0,
+///     weights: [1.0; 2],
+/// };
+/// let recipe = Recipe { custom_terms: vec![term], objective: Objective::Dpo, ..Recipe::default() };
+/// # assert!(recipe.settings().is_ok());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Term {
     /// Map from a score to x.

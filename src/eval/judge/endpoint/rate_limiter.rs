@@ -37,11 +37,12 @@ pub fn sleep(pause: Duration, halted: &dyn Fn() -> bool) -> bool {
     }
 }
 
-/// Shared by all workers.
+/// Limits how often and how many requests are sent to an endpoint. All workers share one.
 #[derive(Debug)]
 pub struct RateLimiter {
-    /// Seconds a request, and a token.
+    /// Seconds that a request takes of the limit on requests.
     per_request: f64,
+    /// Seconds that a token takes of the limit on tokens.
     per_token: f64,
     /// Most requests under way.
     most: f64,
