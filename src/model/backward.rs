@@ -16,7 +16,7 @@ use crate::kernels::{layernorm, rmsnorm};
 impl Decoder {
     /// Computes the gradients through a norm of D: d_x (added to when `accumulate`), and those of the norm's weights where they are
     /// trained.
-    #[expect(clippy::too_many_arguments, reason = "what forward saw, and where gradients go")]
+    #[expect(clippy::too_many_arguments, reason = "values of the forward pass, and slots for gradients")]
     pub fn norm_backward(
         &self,
         rec: &mut Recording,

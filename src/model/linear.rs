@@ -101,7 +101,7 @@ impl Linear {
 
     /// Computes d_x (T, n_in) from d_y (T, n_out), added to `d_x` when `accumulate`, and the gradients of trained weights. `d_x` may be
     /// absent.
-    #[expect(clippy::too_many_arguments, reason = "what forward saw, and where gradients go")]
+    #[expect(clippy::too_many_arguments, reason = "values of the forward pass, and slots for gradients")]
     pub fn backward(
         &self,
         rec: &mut Recording,
