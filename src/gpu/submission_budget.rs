@@ -188,7 +188,8 @@ mod tests {
     #[test]
     fn kernels_are_corrected_by_their_shares() {
         let mut budget = budget(1000.0);
-        let has = |budget: &SubmissionBudget, entry: &str, speed: f64| (budget.speeds[entry] / speed - 1.0).abs() < 1e-12;
+        let has =
+            |budget: &SubmissionBudget, entry: &str, speed: f64| (budget.speeds[entry] / speed - 1.0).abs() < 1e-12;
         budget.took(&ExpectedTime(vec![("a", 0.2)]), 0.4);
         assert!(has(&budget, "a", 500.0), "{budget:?}");
         budget.took(&ExpectedTime(vec![("a", 0.05), ("b", 0.15)]), 0.1);
