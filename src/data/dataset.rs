@@ -97,7 +97,7 @@ pub struct OverflowNote {
 pub struct RowLocations {
     /// Files, in the order in which they were read.
     pub(super) files: Vec<Arc<Path>>,
-    /// For each row: number of the file, line, number in a JSON list (0 outside a list).
+    /// Number of the file, line, and number in a JSON list (0 outside a list) of each row.
     pub(super) rows: Vec<[u32; 3]>,
 }
 

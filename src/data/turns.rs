@@ -63,7 +63,7 @@ pub(super) fn render_turns(text: &PromptResponse, chat: &ChatTemplate) -> Result
 
 fn unknown(what: &str, k: usize, messages: &[Message]) -> String {
     format!(
-        "the chat template renders message {} of {} in another way where more messages follow, so where the answer {what} is unknown: \
+        "the chat template renders message {} of {} differently when more messages follow, so it is unknown where the answer {what}: \
          use a template with generation tags (--chat-template), or --last-turn-only",
         k + 1,
         messages.len()

@@ -26,7 +26,7 @@ pub struct Checkpoint {
     prefix: &'static str,
     /// Whether the head is stored and differs from the embedding, although `config.json` ties them.
     untied: bool,
-    /// Where the files have the embedding's weight under the tied head's name: (description's name, file's name).
+    /// Names (description's, file's) of the embedding's weight, where the files have it under the tied head's name.
     embedding_as: Option<(String, String)>,
     /// Remarks on the files for the user.
     notes: Vec<String>,

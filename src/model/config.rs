@@ -190,7 +190,7 @@ impl ConfigReader<'_> {
         let theta = self.number("rope_theta", Some(family.theta))?;
         let (scaling, parameters) = (self.object("rope_scaling")?, self.object("rope_parameters")?);
         if let (Some(_), Some(_)) = (&scaling, &parameters) {
-            return Err(self.bad("rope_scaling", "stands beside `rope_parameters`: which of the two holds?"));
+            return Err(self.bad("rope_scaling", "conflicts with `rope_parameters`: remove one of the two"));
         }
         let nested = parameters.as_ref().is_some_and(|p| p.fields.contains_key("full_attention"));
         let ropes = if family.kind == ModelFamily::Gemma3 {

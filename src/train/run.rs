@@ -223,7 +223,7 @@ pub struct TrainingRun<'a> {
     end: Option<RunEnd>,
 }
 
-/// How a run ended that did not fail.
+/// End of a run that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunEnd {
     /// All steps are done.
@@ -307,7 +307,7 @@ impl<'a> TrainingRun<'a> {
         let (step, max_steps) = (self.steps.state.step, self.steps.schedule.max_steps);
         if step > max_steps {
             let dir = output.dir.join(format!("checkpoint-{step}"));
-            return Err(Error::file(dir, format!("is of step {step} of {max_steps}")));
+            return Err(Error::file(dir, format!("is of step {step}, but the run has only {max_steps} steps")));
         }
         let log_path = output.dir.join(METRICS);
         let log = match step as u64 {

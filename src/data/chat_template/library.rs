@@ -42,8 +42,8 @@ fn python_str(state: &State, value: &Value) -> Result<String, Error> {
     Ok(out)
 }
 
-/// In Jinja, `is sequence` tests for `len` and `[]`, which texts and dicts have too, and `is iterable` for `iter`. An undefined value has
-/// all of them.
+/// Adds tests as in Jinja. There, `is sequence` tests for `len` and `[]`, which texts and dicts have too, and `is iterable` for `iter`. An
+/// undefined value has all of them.
 fn add_tests(environment: &mut Environment<'_>) {
     let has_items = |value: &Value| {
         matches!(value.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)
