@@ -1,5 +1,5 @@
-//! Reading of rows from text: JSON objects, one per line (JSONL); the elements of one list, which may be inside an object (`{"data":
-//! [..]}`); or a table.
+//! Reading of rows from text: JSON objects, one per line (JSONL); the elements of one list, which may be inside an object
+//! (`{"data": [..]}`); or a table.
 
 use std::io::{BufRead, Cursor, Read};
 use std::num::NonZeroU32;

@@ -16,8 +16,8 @@ use crate::data::batch::Example;
 use crate::error::{Error, Result};
 use crate::model::folder::read_regular;
 
-/// Log-prob sums [instruction, response] of each of a row's sequences; zeros where there is no second sequence. Both objectives' scores
-/// follow from them.
+/// Log-prob sums over instruction and over response of each of a row's sequences; zeros where there is no second sequence. Both objectives'
+/// scores follow from them.
 pub type SideSums = [[f64; 2]; 2];
 
 /// Key of a row: a hash of its sequences' tokens and boundaries. The row's place in the data, and other rows, do not affect it.

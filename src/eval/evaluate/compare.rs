@@ -122,8 +122,8 @@ pub fn write_judged(path: &Path, comparisons: &[Comparison], judged: &[JudgedCom
     write(path, rows.map(|(comparison, judged)| judged.annotate(comparison, judge))).map(drop)
 }
 
-/// Writes a file for AlpacaEval's `--model_outputs` or `--reference_outputs`: a list of `{"instruction", "output", "generator",
-/// "dataset"}`.
+/// Writes a file for AlpacaEval's `--model_outputs` or `--reference_outputs`: a list of
+/// `{"instruction", "output", "generator", "dataset"}`.
 ///
 /// # Errors
 /// [`Error::File`].

@@ -9,7 +9,7 @@ use crate::gpu::{Caps, Recording, Shader, Variant};
 const LANES: usize = 8;
 /// Columns per tile: one vec4 per lane.
 const COLUMNS: usize = 4 * LANES;
-/// Vectors of rows per tile: [where there are many rows, where there are few].
+/// Vectors of rows per tile: where there are many rows, and where there are few.
 const VECTORS: [usize; 2] = [4, 1];
 
 /// Returns the vectors of rows per tile for `m` rows.

@@ -18,7 +18,7 @@ const ELEMENTS: &[&str] = &[
     "seed:think",
 ];
 
-/// Other markers, in lower case: [beginning of thoughts, end of thoughts].
+/// Other markers, in lower case: the beginning of thoughts, and their end.
 const MARKS: &[[&str; 2]] = &[
     // Mistral's Magistral.
     ["[think]", "[/think]"],
