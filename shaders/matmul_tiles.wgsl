@@ -1,9 +1,9 @@
-// The products of matmul.wgsl where everything is aligned in vec4s (starts, strides, stored columns of A and B, and N).
+// The products of matmul.wgsl where everything is aligned to vec4s: starts, strides, the stored columns of A and B, and N.
 //
-// 2·TILE invocations compute a tile of TILE×TILE values, each ROW_VEC4S·4 rows × COLUMN_VEC4S·4 columns of it in registers. Tiles of A
-// (K_TILE, TILE) and B (K_TILE, TILE) pass through workgroup memory (2 × 16·TILE × 4 bytes: 16 KiB for TILE = 128). To fill both, an
-// invocation loads one block of 4×4 from memory, while the block before is being multiplied, and transposes it where the matrix is stored along K.
-// Each sum has one owner and adds its terms in the order of K, as matmul.wgsl does: the same bits.
+// 2·TILE invocations compute a tile of TILE×TILE values, each 4·ROW_VEC4S rows × 4·COLUMN_VEC4S columns of it in registers. Tiles of A
+// (K_TILE, TILE) and B (K_TILE, TILE) pass through workgroup memory (2 × 16·TILE × 4 bytes: 16 KiB for TILE = 128). To fill both, each
+// invocation loads one block of 4×4 from memory while the previous block is being multiplied, and transposes it where the matrix is stored
+// along K. Each sum has one owner, which adds its terms in the order of K: bit-identical to matmul.wgsl.
 
 import package::shared::epilogue_none::{with_epilogue_vec4};
 import package::shared::product::{MatmulParams};
@@ -21,19 +21,20 @@ override COLUMN_VEC4S: u32 = 1u;
 @group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;
 
 const K_TILE = 16u;
-const VEC4S = TILE / 4u; // of a tile's row
+const VEC4S = TILE / 4u; // vec4s per row of a tile
 const ACROSS = VEC4S / COLUMN_VEC4S; // invocations along a row of C
 const DOWN = VEC4S / ROW_VEC4S;
 
 var<workgroup> a_tile: array<vec4<f32>, 16u * TILE / 4u>; // (K_TILE, TILE), vec4s along M
 var<workgroup> b_tile: array<vec4<f32>, 16u * TILE / 4u>; // (K_TILE, TILE), vec4s along N
 
-// Where an invocation's block is in its tile: vec4 along K, vec4 along M or N. Neighbours are neighbours in memory.
+// Returns the place of an invocation's block in its tile: vec4 along K, vec4 along M or N. Neighbouring invocations load neighbouring
+// blocks.
 fn place(i: u32, along_k: bool) -> vec2<u32> {
     return select(vec2<u32>(i / VEC4S, i % VEC4S), vec2<u32>(i % (K_TILE / 4u), i / (K_TILE / 4u)), along_k);
 }
 
-// Rows row .. row + 3 of A as stored, one vec4 of each; zeros beyond the edge.
+// Loads rows row .. row + 3 of A as stored, one vec4 of each; zeros beyond the edge.
 fn block_of_a(row: u32, column: u32) -> array<vec4<f32>, 4> {
     let end = select(vec2<u32>(params.m, params.k), vec2<u32>(params.k, params.m), A_TRANSPOSED);
     var block: array<vec4<f32>, 4>;
@@ -58,7 +59,7 @@ fn block_of_b(row: u32, column: u32) -> array<vec4<f32>, 4> {
     return block;
 }
 
-// This invocation's block of the tiles that begin at k0: of A in the first TILE invocations, of B in the others.
+// Loads this invocation's block of the tiles that begin at k0: a block of A in the first TILE invocations, of B in the others.
 fn load_block(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
     if lane < TILE {
         let at = 4u * place(lane, !A_TRANSPOSED);
@@ -68,7 +69,7 @@ fn load_block(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
     return block_of_b(select(k0 + at.x, n0 + at.y, B_TRANSPOSED), select(n0 + at.y, k0 + at.x, B_TRANSPOSED));
 }
 
-// The same of the second pair, A2 as A is stored where it is not transposed.
+// Like `load_block`, for the second pair; A2 is stored like an A that is not transposed.
 fn load_second(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
     var row: u32;
     var column: u32;
@@ -131,7 +132,7 @@ fn store_block(lane: u32, loaded: array<vec4<f32>, 4>) {
 
 alias Sums = array<vec4<f32>, 4u * ROW_VEC4S * COLUMN_VEC4S>;
 
-// Adds the product of the tiles, in the order of K.
+// Adds the product of the tiles to `acc`, in the order of K.
 fn multiply_tiles(acc: ptr<function, Sums>, across: u32, down: u32) {
     for (var k = 0u; k < K_TILE; k++) {
         var bs: array<vec4<f32>, COLUMN_VEC4S>;

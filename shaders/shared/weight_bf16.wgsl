@@ -1,4 +1,4 @@
-// Weights stored as bf16, two to a u32, the even element in the low half. bf16 is the upper half of an f32: exact.
+// Weights stored as bf16, two per word, the even element in the low half. bf16 is the upper half of an f32, so unpacking is exact.
 
 @group(0) @binding(2) var<storage, read> weights: array<u32>;
 @group(0) @binding(2) var<storage, read> weight_vec4s: array<vec2<u32>>;

@@ -1,6 +1,6 @@
-// w[r,k] = q[r,k]·scale[r]      int8, the row's largest magnitude being 127
+// w[r,k] = q[r,k]·scale[r]      int8; the row's absmax has the code 127
 //
-// Four codes to a word, the first in the low byte. Words of the binding (`src/kernels/storage.rs` writes them):
+// Four codes per word, the first in the low byte. Words of the binding (written by `src/kernels/storage.rs`):
 //   0: where the scales begin    4 ..: codes    then: scale (rows) f32
 
 @group(0) @binding(2) var<storage, read> weights: array<u32>;

@@ -1,8 +1,8 @@
 // w[i] = NF4[q[i]]·absmax[b], b = i / 64      absmax[b] = DYNAMIC[s[b]]·group[(phase + b) / 256] + offset
 //
-// 4-bit NormalFloat with double quantisation (QLoRA, arXiv 2305.14314), blocks running over the matrix as stored, row after row. The matrix
-// may be a part of a larger one, which begins `phase` blocks into a group. Eight codes to a word, the first in the low bits; four s to a
-// word. Words of the binding (`src/kernels/storage.rs` writes them):
+// 4-bit NormalFloat with double quantisation (QLoRA, arXiv 2305.14314). Blocks run over the matrix as stored, row after row. The matrix may
+// be a part of a larger one; its first block is then the `phase`-th of a group. Eight codes per word, the first in the low bits; four s per
+// word. Words of the binding (written by `src/kernels/storage.rs`):
 //   0: where s begins    1: where the groups begin    2: offset, f32    3: phase    4 .. 20: NF4, f32    20 .. 276: DYNAMIC, f32
 //   276 ..: q    then: s    then: group, f32
 

@@ -34,7 +34,7 @@ impl TiledMatmul {
             return Vec::new();
         }
         let mut sizes: Vec<Self> = Self::ALL.into_iter().filter(|t| allowed.contains(&t.variant)).collect();
-        // From the largest that gives enough, then the others, the smallest first.
+        // The largest tiles that give enough workgroups come first, then the others from the smallest.
         if let Some(best) = sizes.iter().rposition(|t| t.workgroups(p) >= ENOUGH_WORKGROUPS) {
             sizes[..=best].rotate_right(1);
         }
