@@ -3,6 +3,7 @@
 import * as card from "./card.js";
 import * as change from "./change.js";
 import { engine, restart } from "./engine.js";
+import * as first from "./first.js";
 import * as model from "./model.js";
 import * as preferences from "./preferences.js";
 import { restore, session } from "./session.js";
@@ -49,7 +50,7 @@ async function recover({ detail: error }) {
 }
 
 async function main() {
-  [model, preferences, training, change, card].forEach((part) => part.setUp());
+  [model, preferences, training, change, card, first].forEach((part) => part.setUp());
   document.addEventListener("lost", recover);
   // An error stays visible until the next click. A "change" event must not hide it: that would move the page between a button's press and its
   // release, and the browser would then report no click.

@@ -2,8 +2,9 @@
 
 import { engine, listeners } from "./engine.js";
 import { keep, session } from "./session.js";
-import { fill, settings } from "./training.js";
+import { fill, isTraining, settings } from "./training.js";
 import { $, act, make, mib, progress, status } from "./ui.js";
+import { plain } from "./words.js";
 
 const DEMO = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
 /** Column headings of the plan's table, by value of `recompute`. */
@@ -20,13 +21,14 @@ async function demoFiles() {
 
 /** Loads a model and tells the rest of the page with an event, "model". */
 async function load(model, files) {
+  if (isTraining()) throw new Error("A model is being trained. Press Stop in section 3, then load another one");
   const name = model.id ?? model.name ?? "demo";
   const isKept = JSON.stringify(model) === JSON.stringify(session.model);
   if (isKept && session.settings) fill(session.settings);
   const notes = await engine.load(name, files, settings());
   if (!isKept) Object.assign(session, { model, lines: [], kept: null, settings: null, data: null });
   await keep();
-  $("model-name").textContent = [model.kind === "demo" ? "The demo model: 1 million parameters, trained on small tasks" : name, ...notes].join(". ");
+  $("model-name").textContent = plain([model.kind === "demo" ? "The demo model: 1 million parameters, trained on small tasks" : name, ...notes].join(". "));
   $("plan").hidden = true;
   document.dispatchEvent(new CustomEvent("model", { detail: model }));
 }
@@ -38,8 +40,9 @@ export const loadHub = (id) => act(`Loading ${id}…`, async () => load({ kind: 
 /** Loads the saved session's model again. A folder cannot be reopened without the user, so the page asks for it. */
 export async function reload(model) {
   if (model?.kind === "hub") return loadHub(model.id);
-  if (model?.kind === "folder") $("model-name").textContent = `Choose the folder ${model.name} again to continue. A page may not reopen a folder by itself`;
-  else return loadDemo();
+  if (model?.kind !== "folder") return loadDemo();
+  $("model-name").textContent = `Choose the folder ${model.name} again to continue. A page may not reopen a folder by itself`;
+  $("other-model").open = true;
 }
 
 /** Shows a table of the GPU memory that each setting needs. A click on a cell uses its setting for training. */

@@ -2,8 +2,11 @@
 
 import { draw } from "./charts.js";
 import { engine } from "./engine.js";
+import { checkForm, fill, settings } from "./form.js";
 import { keep, session, toJsonl } from "./session.js";
-import { $, act, fail } from "./ui.js";
+import { $, act, fail, keepFocus } from "./ui.js";
+
+export { fill, settings };
 
 const KEPT_EVERY_MS = 5000;
 
@@ -15,43 +18,26 @@ let looping = false;
 /** True while the engine has the session's run on the device. */
 let onDevice = false;
 
-/** Returns the form's settings in the engine's format. */
-export function settings() {
-  const form = new FormData($("settings"));
-  const number = (name) => Number(form.get(name));
-  return {
-    objective: form.get("objective"),
-    loss: form.get("loss"),
-    beta: number("beta"),
-    learning_rate: number("learning_rate"),
-    max_steps: number("max_steps"),
-    batch_size: number("batch_size"),
-    max_length: number("max_length"),
-    recompute: form.get("recompute"),
-    base_dtype: form.get("base_dtype"),
-    template: form.get("template"),
-    lora: { rank: number("rank"), alpha: number("alpha"), targets: ["all-linear"] },
-  };
-}
-
-/** Writes settings into the form. Fields without a given setting do not change. */
-export function fill(s) {
-  const values = { ...s, rank: s.lora?.rank, alpha: s.lora?.alpha };
-  for (const field of $("settings").elements) if (values[field.name] !== undefined) field.value = values[field.name];
-}
-
 function show(next, words) {
   state = next;
+  keepFocus(enable, $("pause"), $("start"));
+  if (words !== undefined) $("run-state").value = words;
+  draw($("charts"), session.lines);
+}
+
+/** Enables the buttons and fields that the state allows. */
+function enable() {
   $("start").disabled = state !== "idle";
-  $("start").textContent = session.kept && session.lines.length < session.settings?.max_steps ? "Continue" : "Start";
+  $("start").textContent = session.kept && session.lines.length < session.settings?.max_steps ? "Continue" : "Train";
   $("pause").disabled = state === "idle";
   $("pause").textContent = state === "paused" ? "Resume" : "Pause";
   $("stop").disabled = state === "idle";
   $("download").disabled = !session.kept;
   for (const field of $("settings").elements) field.disabled = state !== "idle";
-  if (words !== undefined) $("run-state").value = words;
-  draw($("charts"), session.lines);
 }
+
+/** Tells whether a run is on the way, or paused. */
+export const isTraining = () => state !== "idle";
 
 /** Saves the run's state in the session, so that a reload finds it. */
 async function keepState() {
@@ -92,14 +78,18 @@ async function loop() {
       if (state in PAUSED) show(state, `Paused after step ${session.lines.length}${PAUSED[state]}`);
     }
   } catch (error) {
-    // Goes back to the last saved step, where "Continue" starts.
-    onDevice = false;
-    session.lines = session.lines.slice(0, stepKept());
-    show("idle", "");
+    goBack();
     if (!error.lost) fail(error);
   } finally {
     looping = false;
   }
+}
+
+/** Goes back to the last saved step, where "Continue" starts. */
+function goBack() {
+  onDevice = false;
+  session.lines = session.lines.slice(0, stepKept());
+  show("idle", "");
 }
 
 /** Puts the session's run on the device: from the first step, or from the last saved step. */
@@ -122,6 +112,7 @@ async function start() {
   const goesOn = session.kept && session.lines.length < session.settings.max_steps;
   const begun = await act(goesOn ? "Continuing…" : "Starting…", async () => {
     if (!goesOn) {
+      checkForm();
       if (!session.rows.length) throw new Error("There are no preferences yet. Choose or load some in section 2");
       Object.assign(session, { settings: settings(), data: toJsonl(session.rows), lines: [], kept: null, started: Date.now() / 1000 });
     }
@@ -148,6 +139,8 @@ export function setUp() {
   $("pause").onclick = () => (state === "paused" ? run() : show("paused", "Pausing…"));
   $("stop").onclick = stop;
   $("settings").onsubmit = (event) => event.preventDefault();
+  // A run that is paused has no step that could fail.
+  document.addEventListener("lost", () => !looping && state !== "idle" && goBack());
   document.addEventListener("visibilitychange", () => {
     if (document.hidden && state === "running") show("hidden", "Pausing…");
     else if (!document.hidden && state === "hidden") run();

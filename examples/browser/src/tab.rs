@@ -10,6 +10,8 @@ use jointwise::data::dataset::{DEFAULT_MAX_LENGTH, Dataset, OverflowAction};
 use jointwise::data::named_templates::run_time;
 use jointwise::data::prompt_template::Template;
 use jointwise::data::rows::{DatasetType, Instruction, PromptResponse, parse_objects};
+use jointwise::data::tokens::Tokenizer;
+use jointwise::error::{acts_on_terminal, visible};
 use jointwise::eval::generate::{self, check_length};
 use jointwise::eval::tasks::{DataSplit, rows};
 use jointwise::gpu::Gpu;
@@ -151,14 +153,16 @@ impl Default for SampleSettings {
     }
 }
 
-/// Token of a scored text.
+/// Token of a scored text, or several tokens that are parts of one character.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TokenScore {
     /// Text of the token.
     pub text: String,
+    /// Number of tokens. It is above 1 for a character that the tokenizer splits.
+    pub n_tokens: usize,
     /// True if the token is part of the response.
     pub response: bool,
-    /// log π(token | before); `None` for the first.
+    /// log π(token | before), summed over the tokens; `None` for the first.
     pub logp: Option<f32>,
     /// Like `logp`, but without the adapter.
     pub reference: Option<f32>,
@@ -524,13 +528,36 @@ impl Tab {
             .await?;
             sides.push(scored[0].token_logps.clone());
         }
-        let token = |(i, &id): (usize, &u32)| TokenScore {
-            text: tokenizer.show(id),
-            response: sequence.is_response(i),
-            logp: i.checked_sub(1).map(|i| sides[0][i]),
-            reference: i.checked_sub(1).map(|i| sides[1][i]),
-        };
-        Ok(sequence.ids.iter().enumerate().map(token).collect())
+        let sum = |side: &[f32], from: usize, n: usize| from.checked_sub(1).map(|at| side[at..at + n].iter().sum());
+        let mut tokens = Vec::new();
+        let mut at = 0;
+        while let Some((text, n_tokens)) = next_text(tokenizer, &sequence.ids[at..]) {
+            tokens.push(TokenScore {
+                text,
+                n_tokens,
+                response: sequence.is_response(at),
+                logp: sum(&sides[0], at, n_tokens),
+                reference: sum(&sides[1], at, n_tokens),
+            });
+            at += n_tokens;
+        }
+        Ok(tokens)
+    }
+}
+
+/// Maximum number of tokens that are shown as one, because they are parts of one character. Four bytes make a character, and a token may end
+/// within the next one.
+const MOST_PARTS: usize = 8;
+
+/// Returns the text of the first token, and the number of tokens that it takes to show a text: a character may be split into several.
+fn next_text(tokenizer: &Tokenizer, ids: &[u32]) -> Option<(String, usize)> {
+    let shown = tokenizer.show(*ids.first()?);
+    let decoded = |n: usize| tokenizer.decode_all(&ids[..n]).ok().filter(|text| !text.contains('\u{fffd}'));
+    match (1..=ids.len().min(MOST_PARTS)).find_map(|n| Some((decoded(n)?, n))) {
+        Some((text, n)) if n > 1 => Some((visible(&text), n)),
+        // A joiner or an accent alone is shown as text, not as an escape.
+        Some((text, _)) if shown.contains("\\u{") && !text.chars().any(acts_on_terminal) => Some((text, 1)),
+        _ => Some((shown, 1)),
     }
 }
 
