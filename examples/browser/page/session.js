@@ -123,7 +123,7 @@ export async function openRun(model) {
   } catch (error) {
     saving.problem = error?.message || String(error);
   }
-  Object.assign(trouble, { text: "", run: null });
+  if (!held) Object.assign(trouble, { text: "", run: null });
   Object.assign(session, newRun());
   const reason = run && whyUnusable(run);
   if (reason) setTrouble(reason, run);

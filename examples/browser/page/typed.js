@@ -1,9 +1,10 @@
 // Keeps what the user types, so that a reload does not lose it: settings, instructions, and how responses are sampled.
 
+import { put } from "./form.js";
 import { saving } from "./session.js";
 import * as store from "./store.js";
+import { $ } from "./ui.js";
 
-const $ = (id) => document.getElementById(id);
 const SAMPLING = ["prompts", "temperature", "new-tokens"];
 
 /** Own instructions, and other fields by name. Fields that the user has not changed are not in it. */
@@ -13,14 +14,6 @@ let typed = {};
 export const ownPrompts = () => (typed.prompts?.trim() ? typed.prompts : undefined);
 
 const keyOf = (field) => (field.form === $("settings") || field.type === "radio" ? field.name : field.id);
-
-/** Writes a value into a field, unless the field cannot have it. Returns whether it has it. */
-export function put(field, value) {
-  if (field.tagName === "SELECT" && ![...field.options].some((option) => option.value === String(value))) return false;
-  if (field.type === "number" && !Number.isFinite(Number(value))) return false;
-  field.value = value;
-  return true;
-}
 
 async function save() {
   try {

@@ -1,12 +1,12 @@
 //! Kernel checks: which were done on this device, and which variants failed. The page keeps the result per device, driver and program, so
 //! that a reload does not repeat them.
 
+use jointwise::Result;
 use jointwise::gpu::{DeviceChoice, Gpu, Variant};
 use jointwise::kernels::failing_variants;
 use jointwise::kernels::storage::WeightFormat;
 use jointwise::model::description::ModelConfig;
 use jointwise::model::weights::{BaseDtype, WeightSource};
-use jointwise::Result;
 use serde::{Deserialize, Serialize};
 
 /// Result of the kernel checks so far.

@@ -87,6 +87,10 @@ export function fakeEngine() {
     asked: [],
     open: () => ({ name: "no GPU", max_binding_bytes: 2 ** 27, workgroup_bytes: 2 ** 14, variants: [], switched_off: [] }),
     load: () => [],
+    caps: () => fake.open(),
+    models: () => [],
+    hasModel: () => true,
+    hasRun: () => run.most > 0,
     demoPrompts: (seed, n) => Array.from({ length: n }, (_, i) => `Instruction ${i + 1}`),
     demoPreferences: (seed, n) => Array.from({ length: n }, (_, i) => row(i)).join("\n"),
     readRows: (name, bytes) => new TextDecoder().decode(bytes),
@@ -99,7 +103,7 @@ export function fakeEngine() {
     terminate() {}
     async postMessage({ id, method, args }) {
       fake.asked.push({ method, args: structuredClone(args) });
-      const answer = await new Promise((resolve) => resolve(fake[method](...args))).then((result) => ({ id, result }), (error) => ({ id, error: String(error.message ?? error) }));
+      const answer = await new Promise((resolve) => resolve(fake[method](...args))).then((result) => ({ id, result }), (error) => ({ id, error: String(error.message ?? error), lost: error.name === "GpuError" }));
       this.onmessage({ data: answer });
     }
   };
@@ -117,3 +121,10 @@ export async function openFake(context, url) {
   await pair(page);
   return page;
 }
+
+/** Reads a value that the page has stored. */
+export const stored = (page, name, key) =>
+  page.evaluate(async (name, key) => {
+    const store = await import("./store.js");
+    return store.load(name, key);
+  }, name, key);
