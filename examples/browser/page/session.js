@@ -131,8 +131,9 @@ export async function openRun(model) {
   document.dispatchEvent(new CustomEvent("trouble"));
 }
 
-/** Drops the run that cannot be used. Its preferences stay. */
+/** Drops the run that cannot be used. Its preferences stay. Of a newer page's session, the preferences are taken over and the runs stay. */
 export async function startAnew() {
+  const isNewer = held;
   held = false;
   // A run keeps the preferences that it began with.
   if (!session.rows.length && typeof trouble.run?.data === "string") {
@@ -143,7 +144,7 @@ export async function startAnew() {
     }
   }
   Object.assign(trouble, { text: "", run: null });
-  if (session.model) await forgetRun(session.model);
+  if (session.model && !isNewer) await forgetRun(session.model);
   else await keep();
   document.dispatchEvent(new CustomEvent("trouble"));
 }

@@ -26,7 +26,7 @@ use jointwise::model::saved::RecomputePolicy;
 use jointwise::model::scores::DEFAULT_SCORE_TOKENS;
 use jointwise::model::side_files::{CONFIG, SideFiles};
 use jointwise::model::tensor_file::{TensorContent, TensorFile};
-use jointwise::model::weights::{BaseDtype, TrainOptions, WeightSource, read_back};
+use jointwise::model::weights::{BaseDtype, TrainOptions, WeightSource};
 use jointwise::report::{self, Report};
 use jointwise::train::memory_plan::{largest_micro_batch, plan_memory};
 use jointwise::train::metrics::MetricsLine;
@@ -489,16 +489,9 @@ impl Tab {
     ///
     /// # Errors
     /// [`Error::Gpu`].
-    pub async fn adapter(&self) -> Result<[(&'static str, Vec<u8>); 2]> {
-        let ((policy, trainer), Some(run)) = (self.loaded()?, &self.run) else { return Err(missing("begin a run")) };
-        let mut values = std::collections::BTreeMap::new();
-        for (module, a, b) in trainer.decoder.adapter() {
-            values.insert(module, [read_back(self.gpu, a, false).await?, read_back(self.gpu, b, false).await?]);
-        }
-        let (config, lora) = (&run.adapter.config, &run.adapter.lora);
-        encode_adapter(config, policy.description(), lora, OutputDtype::F32, &mut |module, side| {
-            Ok(values.get(module).map(|sides| sides[side].clone()).unwrap_or_default())
-        })
+    pub async fn adapter(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let ((policy, _), Some(run)) = (self.loaded()?, &self.run) else { return Err(missing("begin a run")) };
+        adapter_files(policy.description(), &run.adapter, self.state().await?.arena)
     }
 
     /// Scores each token of an instruction and its response, with the policy and with the base model.
@@ -584,6 +577,17 @@ fn render_report(
     })
 }
 
+/// Returns an adapter's files in PEFT's format, with the values of a saved state.
+fn adapter_files(d: &ModelConfig, adapter: &Adapter, arena: Vec<u8>) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let file = TensorFile::from_content("state.safetensors", Box::new(arena))?;
+    let values = &mut |module: &str, side: usize| {
+        let name = format!("param/{}", lora_names(module)[side]);
+        let stored = file.tensors().get(&name).ok_or_else(|| Error::tensor(file.path(), &name, "is missing"))?;
+        file.values(&name, stored)
+    };
+    Ok(encode_adapter(&adapter.config, d, &adapter.lora, OutputDtype::F32, values)?.into())
+}
+
 /// Returns the adapter's files and `report.html` of a run's saved state, without a device and without the model's weights.
 ///
 /// # Errors
@@ -598,13 +602,7 @@ pub fn saved_files(
     let facts = known.facts.ok_or_else(|| missing("load the run's model"))?;
     let description = ModelConfig::from_json(CONFIG, &facts.config)?;
     let adapter = Adapter::new(&description, &settings.lora, &facts.model, settings.seed)?;
-    let file = TensorFile::from_content("state.safetensors", Box::new(kept.arena))?;
-    let values = &mut |module: &str, side: usize| {
-        let name = format!("param/{}", lora_names(module)[side]);
-        let stored = file.tensors().get(&name).ok_or_else(|| Error::tensor(file.path(), &name, "is missing"))?;
-        file.values(&name, stored)
-    };
-    let mut files = encode_adapter(&adapter.config, &description, &adapter.lora, OutputDtype::F32, values)?.to_vec();
+    let mut files = adapter_files(&description, &adapter, kept.arena)?;
     let report = render_report(facts.model, facts.device, facts.data, &adapter, lines, started);
     files.push(("report.html", report.into_bytes()));
     Ok(files)

@@ -98,6 +98,7 @@ export function fakeEngine() {
     begin: (jsonl, settings) => (Object.assign(run, { step: 0, most: settings.max_steps }), ""),
     step: () => (run.step === run.most ? null : { step: ++run.step, loss: 0.69, tokens: 100, seconds: 1, grad_norm: 1 }),
     state: () => ({ state: JSON.stringify({ state: { step: run.step } }), arena: new Uint8Array(1) }),
+    savedFiles: ({ lines }) => [{ name: "adapter_model.safetensors", bytes: new Uint8Array(lines.length) }],
   };
   globalThis.Worker = class {
     terminate() {}

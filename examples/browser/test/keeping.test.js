@@ -14,7 +14,6 @@ before(async () => {
   if (skip) return;
   site = await serve();
   context = await launchChromium();
-  // A lost device takes the worker with it. The test's worker must not remember a run after a reload.
   page = await openFake(context, site.url);
 });
 
@@ -105,7 +104,7 @@ test("a GPU that is lost before the first step of a new run brings the old adapt
   await click(page, "start");
   await answer("Replace it");
   await page.waitForFunction(() => /the device is gone/.test(document.getElementById("error").textContent));
-  await runState(page, "Restored: step 3 of 3").catch(async () => assert.match(await value(page, "run-state"), /Restored: step 3/));
+  await page.waitForFunction(() => document.getElementById("run-state").value === "Restored: step 3 of 3");
   assert.equal((await session()).lines.length, 3);
   assert.equal((await load("runs", "demo")).lines.length, 3);
 });
@@ -141,7 +140,6 @@ test("each model keeps its own adapter", { skip }, async () => {
 test("preferences and download work when the model cannot be loaded", { skip }, async () => {
   await page.route("**/model/*", (route) => route.abort());
   const count = (await session()).rows.length;
-  await page.addInitScript(() => addEventListener("load", () => (fake.savedFiles = ({ lines }) => [{ name: "adapter_model.safetensors", bytes: new Uint8Array(lines.length) }])));
   await page.reload();
   await isReady();
   assert.match(await page.textContent("#model-name"), /not loaded\. Your preferences are still here, and you can download the adapter/);
@@ -149,9 +147,8 @@ test("preferences and download work when the model cannot be loaded", { skip }, 
   assert.equal(await value(page, "run-state"), "Saved: step 4 of 4");
   const [download] = await Promise.all([page.waitForEvent("download"), click(page, "download")]);
   assert.equal(download.suggestedFilename(), "jointwise-adapter.zip");
-  assert.equal((await load("runs", "demo")).kept.arena.length, 1);
   await page.unroute("**/model/*");
-  await page.evaluate(() => document.getElementById("other-model").open || (document.getElementById("other-model").open = true));
+  await page.evaluate(() => (document.getElementById("other-model").open = true));
   await page.click("#models button:text-is('Load')");
   await runState(page, "Restored: step 4 of 4");
 });
@@ -159,7 +156,6 @@ test("preferences and download work when the model cannot be loaded", { skip }, 
 test("a saved run that cannot be used is a way on and no dead end", { skip }, async () => {
   const texts = { version: 99, settings: null };
   for (const [name, change] of Object.entries(texts)) {
-    const before = await load("runs", "demo");
     await save("runs", "demo", { [name]: change });
     await reload();
     await page.waitForFunction(() => !document.getElementById("run-problem").hidden);
@@ -169,7 +165,7 @@ test("a saved run that cannot be used is a way on and no dead end", { skip }, as
     assert.equal(download.suggestedFilename(), "jointwise-run.zip");
     // Nothing was changed so far.
     assert.deepEqual((await load("runs", "demo"))[name], change);
-    if (name === "version") await page.evaluate(async (before) => (await import("./store.js")).save(["runs", "demo", before]), { ...before, kept: { ...before.kept, arena: [1] } });
+    if (name === "version") await save("runs", "demo", { version: 2 });
   }
   await page.evaluate(async () => {
     const { session } = await import("./session.js");
