@@ -18,6 +18,12 @@ function show(n) {
   });
 }
 
+/** Brings a section into sight, for keyboards and screen readers, too. */
+function goTo(section) {
+  $(section).querySelector("h2").focus({ preventScroll: true });
+  $(section).scrollIntoView();
+}
+
 /** The button is for a visitor without a run. It needs the demo model, because only this model has a grader. */
 function update() {
   const isFirst = session.model?.kind === "demo" && !session.kept;
@@ -27,6 +33,7 @@ function update() {
 
 async function begin() {
   show(0);
+  goTo("training");
   update();
   if (!(await generate())) return;
   show(1);
@@ -48,8 +55,7 @@ export function setUp() {
   document.addEventListener("compared", () => {
     if (at === null) return;
     end();
-    $("change").querySelector("h2").focus();
-    $("change").scrollIntoView();
+    goTo("change");
   });
   document.addEventListener("failed", () => {
     if (!session.model) $("other-model").open = true;

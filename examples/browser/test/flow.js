@@ -83,9 +83,11 @@ export function same(actual, expected) {
 export function fakeEngine() {
   const run = { step: 0, most: 0 };
   const row = (n) => JSON.stringify({ i_chosen: `Instruction ${n}`, r_chosen: "good", i_reject: `Instruction ${n}`, r_reject: "bad" });
+  const caps = () => ({ name: "no GPU", max_binding_bytes: 2 ** 27, workgroup_bytes: 2 ** 14, variants: [], switched_off: [] });
   globalThis.fake = {
     asked: [],
-    open: () => ({ name: "no GPU", max_binding_bytes: 2 ** 27, workgroup_bytes: 2 ** 14, variants: [], switched_off: [] }),
+    open: caps,
+    caps,
     load: () => [],
     caps: () => fake.open(),
     models: () => [],
