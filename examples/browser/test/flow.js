@@ -89,7 +89,6 @@ export function fakeEngine() {
     open: caps,
     caps,
     load: () => [],
-    caps: () => fake.open(),
     models: () => [],
     hasModel: () => true,
     hasRun: () => run.most > 0,
