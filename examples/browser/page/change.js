@@ -1,7 +1,9 @@
 // Sections 4 and 5: compare answers and token probabilities before and after training, and download the result.
 
+import { ask } from "./ask.js";
 import { engine } from "./engine.js";
-import { forget, session } from "./session.js";
+import { forget, keepRun, session } from "./session.js";
+import { adapterFiles } from "./training.js";
 import { $, act, download, make } from "./ui.js";
 import { zip } from "./zip.js";
 
@@ -63,12 +65,24 @@ async function heat() {
 }
 
 async function takeHome() {
-  const files = await engine.adapter();
+  const files = await adapterFiles();
   const text = (name, content) => files.push({ name, bytes: new TextEncoder().encode(content) });
   text("metrics.jsonl", session.lines.map((line) => JSON.stringify(line)).join("\n") + "\n");
-  text("report.html", await engine.report(session.lines, session.started));
   text("preferences.jsonl", session.data);
   download("jointwise-adapter.zip", zip(files));
+  session.downloaded = true;
+  await keepRun();
+}
+
+/** Deletes the saved session, after a question. */
+async function forgetAll() {
+  const n = session.rows.length;
+  const question = `This deletes the saved adapters, your ${n === 1 ? "preference" : `${n} preferences`}, instructions and settings from this browser. Downloaded models stay; the list in section 1 deletes them.`;
+  if (!(await ask(question, "Delete the session"))) return;
+  await act("", async () => {
+    await forget();
+    location.reload();
+  });
 }
 
 export function setUp() {
@@ -78,9 +92,6 @@ export function setUp() {
     act("Scoring…", heat);
   };
   $("download").onclick = () => act("Preparing the download…", takeHome);
-  $("forget").onclick = () => act("", async () => {
-    await forget();
-    location.reload();
-  });
+  $("forget").onclick = forgetAll;
   document.addEventListener("trained", () => act("Sampling…", compare));
 }

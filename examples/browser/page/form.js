@@ -25,10 +25,17 @@ export function settings() {
   };
 }
 
+/** Writes a value into a field, unless the field cannot have it. */
+export function put(field, value) {
+  const isKnown = field.tagName !== "SELECT" || [...field.options].some((option) => option.value === String(value));
+  const isFit = field.type !== "number" || Number.isFinite(Number(value));
+  if (isKnown && isFit) field.value = value;
+}
+
 /** Writes settings into the form. Fields without a given setting do not change. */
 export function fill(s) {
   const values = { ...s, rank: s.lora?.rank, alpha: s.lora?.alpha };
-  for (const field of elements()) if (values[field.name] !== undefined) field.value = values[field.name];
+  for (const field of elements()) if (values[field.name] !== undefined) put(field, values[field.name]);
 }
 
 /** Returns what is wrong with a number field, or "". */

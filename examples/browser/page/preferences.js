@@ -3,6 +3,7 @@
 import { engine, listeners } from "./engine.js";
 import { drawPair, seed } from "./pairs.js";
 import { fromJsonl, keep, session, toJsonl } from "./session.js";
+import { ownPrompts } from "./typed.js";
 import { $, act, download, keepFocus } from "./ui.js";
 
 const NOTES = {
@@ -188,8 +189,9 @@ export function setUp() {
   $("draw-rows").onclick = generate;
   $("clear-rows").onclick = clear;
   document.addEventListener("keydown", onKey);
+  document.addEventListener("rows", update);
   document.addEventListener("model", async ({ detail }) => {
-    $("prompts").value = (detail.kind === "demo" ? await engine.demoPrompts(0, 24) : GENERAL).join("\n");
+    $("prompts").value = ownPrompts() ?? (detail.kind === "demo" ? await engine.demoPrompts(0, 24) : GENERAL).join("\n");
     $("draw-rows").hidden = detail.kind !== "demo";
     update();
     await next();

@@ -89,6 +89,9 @@ export function fakeEngine() {
     open: caps,
     caps,
     load: () => [],
+    models: () => [],
+    hasModel: () => true,
+    hasRun: () => run.most > 0,
     demoPrompts: (seed, n) => Array.from({ length: n }, (_, i) => `Instruction ${i + 1}`),
     demoPreferences: (seed, n) => Array.from({ length: n }, (_, i) => row(i)).join("\n"),
     readRows: (name, bytes) => new TextDecoder().decode(bytes),
@@ -96,12 +99,13 @@ export function fakeEngine() {
     begin: (jsonl, settings) => (Object.assign(run, { step: 0, most: settings.max_steps }), ""),
     step: () => (run.step === run.most ? null : { step: ++run.step, loss: 0.69, tokens: 100, seconds: 1, grad_norm: 1 }),
     state: () => ({ state: JSON.stringify({ state: { step: run.step } }), arena: new Uint8Array(1) }),
+    savedFiles: ({ lines }) => [{ name: "adapter_model.safetensors", bytes: new Uint8Array(lines.length) }],
   };
   globalThis.Worker = class {
     terminate() {}
     async postMessage({ id, method, args }) {
       fake.asked.push({ method, args: structuredClone(args) });
-      const answer = await new Promise((resolve) => resolve(fake[method](...args))).then((result) => ({ id, result }), (error) => ({ id, error: String(error.message ?? error) }));
+      const answer = await new Promise((resolve) => resolve(fake[method](...args))).then((result) => ({ id, result }), (error) => ({ id, error: String(error.message ?? error), lost: error.name === "GpuError" }));
       this.onmessage({ data: answer });
     }
   };
@@ -119,3 +123,10 @@ export async function openFake(context, url) {
   await pair(page);
   return page;
 }
+
+/** Reads a value that the page has stored. */
+export const stored = (page, name, key) =>
+  page.evaluate(async (name, key) => {
+    const store = await import("./store.js");
+    return store.load(name, key);
+  }, name, key);
