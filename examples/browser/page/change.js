@@ -12,10 +12,10 @@ const COMPARED = 8;
 
 const template = () => session.settings?.template ?? "paper";
 
-/** Compares answers before and after training. The instructions whose answer changed come first. */
+/** Compares the most likely answers before and after training, so that chance changes none. The instructions whose answer changed come first. */
 async function compare() {
   const prompts = $("prompts").value.split("\n").map((l) => l.trim()).filter(Boolean).slice(0, COMPARED);
-  const settings = { temperature: Number($("temperature").value), max_new_tokens: Number($("new-tokens").value), seed: 1, template: template() };
+  const settings = { temperature: 0, max_new_tokens: Number($("new-tokens").value), seed: 1, template: template() };
   const before = await engine.sample(prompts, { ...settings, tuned: false });
   const after = await engine.sample(prompts, { ...settings, tuned: true });
   const lines = prompts.map((prompt, i) => ({ prompt, before: before[i], after: after[i], isChanged: before[i] !== after[i] }));

@@ -7,7 +7,7 @@ const CHARTS = [
   { title: "Loss", lines: ["loss"], good: "Good: it falls. Some zigzag is normal." },
   { title: "Reward margin", lines: ["rewards/margins"], good: "Good: it rises above 0. The model then prefers what you chose more than it did before." },
   { title: "Reward accuracy", lines: ["rewards/accuracies"], range: [0, 1], good: "Good: it rises towards 1, the share of pairs on which the model agrees with you." },
-  { title: "log π of instruction and response", lines: ["logps/instruction", "logps/response"], good: "Good: no steep fall. Solid is the instruction, dashed the response. If both sink, raise β or lower the learning rate." },
+  { title: "log π", lines: ["logps/instruction", "logps/response"], good: "Log-probability of the instructions (solid) and the responses (dashed). Good: no steep fall. If both sink, raise β or lower the learning rate." },
   { title: "Gradient norm", lines: ["grad_norm"], good: "Good: no high peaks. If there are many, lower the learning rate." },
   { title: "Tokens per second", value: (line) => line.tokens / line.seconds, good: "Good: it is steady. The first step is slow, because the GPU's programs are compiled." },
 ];

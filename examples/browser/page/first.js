@@ -1,9 +1,16 @@
 // The first minute: one button lets the demo's grader pick, trains, and compares. It presses the same buttons as a user would.
 
-import { generate } from "./preferences.js";
+import { generate, remove } from "./preferences.js";
 import { session } from "./session.js";
 import { $ } from "./ui.js";
 
+/** Number of answers that the grader picks. */
+const PICKS = 256;
+/** Settings that show a change after less than a minute. Fields that the user has changed stay as they are. */
+const SETTINGS = { learning_rate: 0.003, max_steps: 40 };
+
+/** Rows of the grader. */
+let rows = [];
 /** The part that runs now: a number of an item of the list of steps, or null. */
 let at = null;
 
@@ -31,11 +38,22 @@ function update() {
   $("try-row").hidden = !isFirst && at === null && session.model !== null;
 }
 
+/** Replaces values of the form by others, where the user has not changed them. */
+function replace(before, after) {
+  const { elements } = $("settings");
+  for (const name of Object.keys(SETTINGS)) if (elements[name].value === String(before[name])) elements[name].value = after[name];
+}
+
+const defaults = () => Object.fromEntries(Object.keys(SETTINGS).map((name) => [name, $("settings").elements[name].defaultValue]));
+
 async function begin() {
   show(0);
   goTo("training");
   update();
-  if (!(await generate())) return;
+  const picked = await generate(PICKS, true);
+  if (!picked) return;
+  rows = picked;
+  replace(defaults(), SETTINGS);
   show(1);
   $("start").click();
 }
@@ -55,8 +73,15 @@ export function setUp() {
   document.addEventListener("compared", () => {
     if (at === null) return;
     end();
+    $("next").hidden = false;
     goTo("change");
   });
+  $("own").onclick = async () => {
+    $("next").hidden = true;
+    goTo("preferences");
+    replace(SETTINGS, defaults());
+    await remove(rows);
+  };
   document.addEventListener("failed", () => {
     if (!session.model) $("other-model").open = true;
     end();

@@ -53,12 +53,15 @@ async function change(rows, pair = null) {
 /** Shows two sides. Without responses, they are still being sampled. */
 function show(pair, isReady) {
   shown = isReady ? pair : null;
+  const isShared = pair[0].instruction === pair[1].instruction;
+  $("task").textContent = isShared ? pair[0].instruction : "";
   sides().forEach((side, i) => {
     side.querySelector(".instruction").textContent = pair[i].instruction;
     side.querySelector(".response").textContent = pair[i].response ?? "";
     // A disabled button would lose the focus.
     side.setAttribute("aria-disabled", !isReady);
     side.classList.toggle("busy", pair[i].response === undefined);
+    side.classList.toggle("shares", isShared);
   });
 }
 
@@ -142,12 +145,16 @@ async function replaceRows(name, blob) {
   });
 }
 
-/** Adds rows that the demo's grader decides. Returns true if it could. */
-export const generate = () => act("A grader picks 64 answers…", async () => {
-  const rows = fromJsonl(await engine.demoPreferences(session.rows.length, 64));
+/** Adds `n` rows that the demo's grader decides, and returns them. Half of them compare two instructions, unless all are to compare answers. */
+export const generate = (n, isConditional = false) => act(`A grader picks ${n} answers…`, async () => {
+  const drawn = fromJsonl(await engine.demoPreferences(session.rows.length, isConditional ? 2 * n : n));
+  const rows = isConditional ? drawn.filter((row) => row.i_chosen === row.i_reject).slice(0, n) : drawn;
   await change([...session.rows, ...rows]);
-  return true;
+  return rows;
 });
+
+/** Removes rows. Undo brings them back. */
+export const remove = (rows) => change(session.rows.filter((row) => !rows.includes(row)));
 
 async function clear() {
   edited = false;
@@ -186,7 +193,7 @@ export function setUp() {
     target.value = "";
   };
   $("export-rows").onclick = () => download("preferences.jsonl", new Blob([toJsonl(session.rows)]));
-  $("draw-rows").onclick = generate;
+  $("draw-rows").onclick = () => generate(64);
   $("clear-rows").onclick = clear;
   document.addEventListener("keydown", onKey);
   document.addEventListener("rows", update);

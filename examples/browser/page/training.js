@@ -42,7 +42,7 @@ function show(next, words) {
 /** Enables the buttons and fields that the state allows. */
 function enable() {
   $("start").disabled = state !== "idle" || trouble.text !== "";
-  $("start").textContent = goesOn() ? "Continue" : "Train";
+  $("start").textContent = state === "idle" && goesOn() ? "Continue" : "Train";
   $("pause").disabled = state === "idle";
   $("pause").textContent = state === "paused" ? "Resume" : "Pause";
   $("stop").disabled = state === "idle" && !goesOn();

@@ -65,7 +65,7 @@ async function oneClick(page, settings) {
     const { session } = await import("./session.js");
     return { rows: session.rows.length, steps: session.lines.length, isTrained: Boolean(session.kept), changed: document.getElementById("compared").value, isHidden: document.getElementById("try-row").hidden, focus: document.activeElement.textContent };
   });
-  assert.equal(found.rows, 64);
+  assert.equal(found.rows, 256);
   assert.equal(found.steps, settings.max_steps);
   assert.ok(found.isTrained && found.isHidden, JSON.stringify(found));
   assert.match(found.changed, /^[0-8] of 8 answers changed/);
