@@ -90,6 +90,7 @@ export async function reload(model) {
     $("other-model").open = true;
     return list();
   }
+  $("model-name").textContent = `${nameOf(model ?? {})} is being loaded`.replace(/^t/, "T");
   const isLoaded = model?.kind === "hub" ? await loadHub(model.id) : await loadDemo();
   if (isLoaded) return;
   const kept = session.kept ? ", and you can download the adapter" : "";

@@ -42,11 +42,12 @@ test("the page counts towards about 20 preferences", { skip: noChromium }, async
 test("charts say what good looks like, and changed answers come first", { skip: noChromium }, async () => {
   await page.evaluate(() => (fake.sample = (instructions, { tuned }) => instructions.map((text) => (tuned && /[37]/.test(text) ? "new" : "old"))));
   await set(page, { max_steps: 3 });
+  assert.ok(!(await page.evaluate(() => document.getElementById("try-steps").checkVisibility())));
   await click(page, "start");
   await until(page, "the comparison", () => !document.getElementById("comparison").hidden);
   const charts = await page.evaluate(() => [...document.querySelectorAll("#charts figure")].map((figure) => figure.querySelector(".note")?.textContent ?? ""));
   assert.equal(charts.length, 6);
-  for (const text of charts) assert.match(text, /^Good: /);
+  for (const text of charts) assert.match(text, /Good: [^.]+\./);
   const lines = await page.evaluate(() => [...document.querySelectorAll("#comparison tbody tr")].map((row) => [...row.cells].map((cell) => cell.textContent)));
   assert.equal(lines.length, 8);
   assert.deepEqual(lines.slice(0, 3).map(([instruction, , after]) => [instruction, after]), [["Instruction 3", "new"], ["Instruction 7", "new"], ["Instruction 1", "no change"]]);
@@ -59,7 +60,7 @@ async function oneClick(page, settings) {
   await set(page, settings);
   await page.evaluate(() => (document.getElementById("new-tokens").value = 12));
   await click(page, "try");
-  await until(page, "training", () => document.querySelector("#try-steps [aria-current]")?.textContent === "The model trains");
+  await until(page, "training", () => document.querySelector("#try-steps [aria-current]")?.textContent === "2. The model trains");
   await until(page, "the comparison", () => !document.getElementById("comparison").hidden && document.getElementById("try-steps").hidden);
   const found = await page.evaluate(async () => {
     const { session } = await import("./session.js");
