@@ -42,7 +42,7 @@ const skipPairs = (n) =>
     return seen;
   }, n);
 
-const write = (n) => page.evaluate((n) => (document.getElementById("prompts").value = Array.from({ length: n }, (_, i) => `Instruction ${i}`).join("\n")), n);
+const write = (n) => page.evaluate((n) => (document.getElementById("prompts").value = Array.from({ length: n }, (_, i) => `Task ${i}`).join("\n")), n);
 
 test("a double click or a held key stores one choice", { skip }, async () => {
   await open();
@@ -77,9 +77,9 @@ test("pairs of two instructions favour no side and no instruction", { skip }, as
   await page.evaluate(() => document.querySelector("[value=joint]").click());
   const drawn = await skipPairs(180);
   for (let i = 0; i < 6; i++) {
-    const [a, b] = [0, 1].map((side) => drawn.filter((pair) => pair[side] === `Instruction ${i}`).length);
+    const [a, b] = [0, 1].map((side) => drawn.filter((pair) => pair[side] === `Task ${i}`).length);
     // 30 are expected on each side, give or take 5.
-    assert.ok(a > 10 && b > 10 && a < 50 && b < 50, `Instruction ${i}: ${a} times on side A, ${b} times on side B`);
+    assert.ok(a > 10 && b > 10 && a < 50 && b < 50, `Task ${i}: ${a} times on side A, ${b} times on side B`);
   }
   assert.ok(drawn.every(([a, b]) => a !== b));
 });
@@ -119,8 +119,7 @@ test("undo takes back a choice, and everything else that changes the preferences
   const shown = () => page.evaluate(() => document.querySelector("#side-a .response").textContent);
   const first = await shown();
   await click(page, "side-a");
-  await pair(page);
-  assert.notEqual(await shown(), first);
+  await page.waitForFunction((first) => document.querySelector("#side-a .response").textContent !== first, first);
   await click(page, "draw-rows");
   await rowsBecome(65);
   await click(page, "clear-rows");

@@ -4,14 +4,14 @@
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 
-import { launchChromium, ON_VULKAN } from "./browsers.js";
-import { choose, click, pair, runState, steps, until } from "./flow.js";
+import { launchChromium } from "./browsers.js";
+import { choose, click, pair, runState, set, steps, until } from "./flow.js";
 import { serve } from "./site.js";
 
 const out = process.argv[2] ?? "shots";
 mkdirSync(out, { recursive: true });
 const site = await serve();
-const context = await launchChromium(...ON_VULKAN);
+const context = await launchChromium();
 
 /** Takes the screenshots of one state: the whole page, and what is in sight. */
 async function shoot(page, name) {
@@ -38,6 +38,8 @@ try {
   await pair(page);
   await toTop(page, "preferences");
   await shoot(page, "2-choosing");
+  // The software adapter is slow.
+  await set(page, { max_steps: 24, batch_size: 4 });
   await click(page, "try");
   await steps(page, 12);
   await click(page, "pause");
