@@ -138,6 +138,8 @@ test("a hub model is planned before it is downloaded, and downloaded once", { sk
     return route.fulfill({ status: 206, headers, body: bytes.subarray(from, to + 1) });
   });
   const ask = async (id) => {
+    // The page folds this after a model is loaded.
+    await page.evaluate(() => (document.getElementById("other-model").open = true));
     await page.fill("#hub-id", id);
     await page.click("#hub button");
   };
@@ -174,6 +176,7 @@ test("a hub model is planned before it is downloaded, and downloaded once", { sk
   // The demo model's run is still there.
   await click(page, "load-demo");
   await runState(page, "Restored: step 6 of 6");
+  await page.evaluate(() => (document.getElementById("other-model").open = true));
   await page.locator("#models tr", { hasText: "some/demo" }).locator("button", { hasText: "Delete" }).click();
   await page.click("dialog button.primary");
   await until(page, "the deletion", () => document.querySelectorAll("#models tbody tr").length === 1);
@@ -183,6 +186,7 @@ test("a hub model is planned before it is downloaded, and downloaded once", { sk
 test("a request that does not end can be cancelled", { skip }, async () => {
   await context.unroute("https://huggingface.co/**");
   await context.route("https://huggingface.co/**", () => {});
+  await page.evaluate(() => (document.getElementById("other-model").open = true));
   await page.fill("#hub-id", "https://huggingface.co/some/slow/tree/main");
   await page.click("#hub button");
   await page.waitForSelector("#cancel:not([hidden])");
