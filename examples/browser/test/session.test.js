@@ -16,6 +16,7 @@ before(async () => {
   site = await serve();
   browser = await launchFirefox();
   page = await browser.newPage();
+  page.setDefaultTimeout(300_000);
   page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
   page.on("pageerror", (error) => complaints.push(error.message));
   await page.goto(site.url);
