@@ -163,8 +163,21 @@ function run() {
   looping ??= loop();
 }
 
-/** Starts a new run, or continues from the last saved step. */
+/** True while a run is being begun, so that a second click begins no second run. */
+let starting = false;
+
 async function start() {
+  if (starting) return;
+  starting = true;
+  try {
+    await startRun();
+  } finally {
+    starting = false;
+  }
+}
+
+/** Starts a new run, or continues from the last saved step. */
+async function startRun() {
   const isNew = !goesOn();
   const steps = stepKept();
   const question = `A new run replaces the adapter that was trained for ${steps} ${steps === 1 ? "step" : "steps"}. It has not been downloaded.`;

@@ -86,6 +86,16 @@ test("a refused start leaves the adapter, the session and the saved run as they 
   assert.ok(!(await page.isDisabled("#download")));
 });
 
+test("a second click on Train begins no second run", { skip }, async () => {
+  const begun = () => page.evaluate(() => fake.asked.filter(({ method }) => method === "begin").length);
+  const before = await begun();
+  await page.evaluate(() => ["start", "start"].forEach((id) => document.getElementById(id).click()));
+  assert.equal(await page.locator("dialog").count(), 1);
+  await answer("Replace it");
+  await page.waitForFunction(() => /LoRA rank/.test(document.getElementById("error").textContent));
+  assert.equal(await begun(), before + 1);
+});
+
 test("no button replaces or deletes an adapter without a question", { skip }, async () => {
   await click(page, "start");
   await answer("Cancel");

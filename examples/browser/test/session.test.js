@@ -39,10 +39,15 @@ const failed = async (pattern) => {
   await page.evaluate(() => (document.getElementById("error").hidden = true));
 };
 
-const yes = async () => {
-  await page.waitForSelector("dialog");
+const idle = () => until(page, "the end of the run", () => !document.getElementById("start").disabled);
+
+/** Begins a run that replaces the adapter. */
+async function replace() {
+  await idle();
+  await click(page, "start");
+  await until(page, "the question", () => document.querySelector("dialog") !== null);
   await page.evaluate(() => document.querySelector("dialog button.primary").click());
-};
+}
 
 /** Returns a digest of the adapter that Download gives: from the device, and from the saved state. */
 const adapters = () =>
@@ -79,10 +84,9 @@ test("settings that the engine refuses leave the adapter where it is", { skip },
   const before = await adapters();
   // All rows are longer.
   await set(page, { max_length: 2 });
-  await click(page, "start");
-  await yes();
+  await replace();
   await failed("2");
-  await until(page, "the page", () => !document.getElementById("start").disabled);
+  await idle();
   assert.deepEqual(await adapters(), before);
   await reload();
   assert.deepEqual(await adapters(), before);
@@ -98,6 +102,7 @@ test("saved settings that the engine does not know are a way on and no dead end"
   await page.waitForFunction(() => !document.getElementById("run-problem").hidden);
   assert.ok(Number.parseInt(await value(page, "count")) >= 64);
   await click(page, "start-anew");
+  await idle();
   await set(page, { max_steps: 1, batch_size: 2, max_length: 512 });
   await click(page, "start");
   await runState(page, "Done: 1 steps");
@@ -106,11 +111,9 @@ test("saved settings that the engine does not know are a way on and no dead end"
 
 test("rows that are too long for a run are named", { skip }, async () => {
   await set(page, { max_steps: 1, max_length: 24 });
-  await click(page, "start");
-  await yes();
+  await replace();
   await until(page, "the note", () => !document.getElementById("run-note").hidden);
   assert.match(await page.evaluate(() => document.getElementById("run-note").textContent), /^Left out of \d+ preferences, .*: numbers \d+, \d+/);
-  await runState(page, "Done: 1 steps");
 });
 
 test("the kernel checks are kept for this program, browser and adapter, and a failed variant stays off", { skip }, async () => {
@@ -119,10 +122,13 @@ test("the kernel checks are kept for this program, browser and adapter, and a fa
   assert.ok(found.formats.includes("f32") && !found.formats.includes("nf4"), checks);
   // Another format of weights needs kernels that were not checked yet.
   await set(page, { base_dtype: "nf4", max_length: 512 });
-  await click(page, "start");
-  await yes();
+  await replace();
   await until(page, "the check of nf4", async () => JSON.parse((await (await import("./store.js")).load("session", "checks")).checks).formats.includes("nf4"));
-  await until(page, "the run's end", () => !document.getElementById("start").disabled);
+  await until(page, "the run", async () => {
+    const { session } = await import("./session.js");
+    return session.settings?.base_dtype === "nf4" && session.kept !== null;
+  });
+  await idle();
   await set(page, { base_dtype: "auto" });
   const used = () => page.evaluate(async () => (await (await import("./engine.js")).engine.caps()).variants);
   const [variant] = await used();
@@ -141,8 +147,7 @@ test("the kernel checks are kept for this program, browser and adapter, and a fa
 
 test("training goes on in a tab that is really hidden", { skip }, async () => {
   await set(page, { max_steps: 40, batch_size: 2, max_length: 512 });
-  await click(page, "start");
-  if (await page.$("dialog")) await yes();
+  await replace();
   await steps(page, 1);
   const other = await browser.newPage();
   await other.goto(`${site.url}style.css`);
