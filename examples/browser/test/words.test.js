@@ -90,6 +90,7 @@ test("a memory plan that fits nowhere says why without flags", { skip }, async (
   await page.evaluate(() => {
     const refused = "--batch-size: an activation of 300 MiB, and a binding of this device holds 128 MiB: take a smaller --max-length";
     fake.planHub = () => ["none", "elementwise", "block"].map((recompute) => ({ max_length: 128, batch_size: 1, recompute, peak_bytes: 0, refused }));
+    document.getElementById("hub-id").value = "some/model";
     document.querySelector("#hub button").click();
   });
   await page.waitForFunction(() => !document.getElementById("plan").hidden);
