@@ -169,7 +169,11 @@ class Download {
         response.body?.cancel().catch(() => {});
         throw `${this.id}/${name}: what the hub sent is not a part of the file (HTTP status ${response.status}). Perhaps this network asks for a login`;
       }
-      return { size, bytes: new Uint8Array(await response.arrayBuffer()) };
+      try {
+        return { size, bytes: new Uint8Array(await response.arrayBuffer()) };
+      } catch (error) {
+        throw this.requests.failure(this.id, name, error);
+      }
     };
     const { size, bytes } = await part(0, 8);
     const length = Number(new DataView(bytes.buffer).getBigUint64(0, true));

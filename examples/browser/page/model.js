@@ -29,13 +29,19 @@ let loaded = null;
 
 const nameOf = (model) => model.id ?? model.name ?? "the demo model";
 
+/** Returns the format of frozen weights: that of the saved run, if the model is loaded for it, or that of the form. */
+function baseDtype(isForRun) {
+  const known = [...$("settings").elements.base_dtype.options].map((option) => option.value);
+  const saved = isForRun ? session.settings?.base_dtype : undefined;
+  return known.includes(saved) ? saved : settings().base_dtype;
+}
+
 /** Loads a model and tells the rest of the page with an event, "model". The run of another model stays saved, and comes back with it. */
 async function load(model, files) {
   if (isTraining()) throw new Error("A model is being trained. Press Stop in section 3, then load another one");
   const isSame = modelKey(model) === modelKey(session.model);
   try {
-    const base = (isSame && session.settings?.base_dtype) || settings().base_dtype;
-    notes.push(...(await engine.load(model.id ?? model.name ?? "demo", files, base)));
+    notes.push(...(await engine.load(model.id ?? model.name ?? "demo", files, baseDtype(isSame))));
   } catch (error) {
     if (!error.lost && !(await engine.hasModel())) loaded = null;
     throw error;

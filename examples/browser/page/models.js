@@ -53,7 +53,7 @@ export async function showModels(loaded, load) {
       await showModels(loaded, load);
     };
     // The engine reads the files of the loaded model again when a run begins.
-    return make("tr", {}, make("th", { scope: "row" }, title), make("td", {}, download(entry)), make("td", {}, adapter(entry)), make("td", {}, ...(isLoaded ? ["loaded"] : buttons)));
+    return make("tr", {}, make("th", { scope: "row" }, title), make("td", { "data-column": "Download" }, download(entry)), make("td", { "data-column": "Adapter" }, adapter(entry)), make("td", {}, ...(isLoaded ? ["loaded"] : buttons)));
   };
   $("models").hidden = entries.length === 0;
   $("models").tBodies[0].replaceChildren(...entries.map(row));
