@@ -77,7 +77,11 @@ async function oneClick(page, settings) {
   await page.evaluate(() => (document.getElementById("new-tokens").value = 12));
   await click(page, "try");
   await until(page, "training", () => document.querySelector("#try-steps [aria-current]")?.textContent === "2. The model trains");
-  await until(page, "the comparison", () => !document.getElementById("comparison").hidden && document.getElementById("try-steps").hidden);
+  const isCompared = () => !document.getElementById("comparison").hidden && document.getElementById("try-steps").hidden;
+  await until(page, "the comparison", isCompared).catch(async (error) => {
+    error.message += `; the run: ${await value(page, "run-state")}, ${await page.evaluate(() => document.getElementById("status").textContent)}`;
+    throw error;
+  });
   const found = await page.evaluate(async () => {
     const { session } = await import("./session.js");
     return { rows: session.rows.length, steps: session.lines.length, isTrained: Boolean(session.kept), changed: document.getElementById("compared").value, isHidden: document.getElementById("try-row").hidden, focus: document.activeElement.textContent };
