@@ -190,8 +190,9 @@ pub async fn failing_variants(gpu: &Gpu, formats: &[WeightFormat]) -> Result<Vec
     let mut wrong = Vec::new();
     for &variant in &gpu.caps().variants {
         let cases: Vec<Box<dyn Case>> = REGISTRY.iter().flat_map(|k| k.variant_cases(variant, gpu.caps())).collect();
-        let is_needed = |case: &&Box<dyn Case>| case.weight_format().is_none_or(|format| formats.contains(&format));
-        if verify_all(gpu, cases.iter().filter(is_needed).map(|case| case.as_ref()), &mut rng).await? > 1.0 {
+        let is_needed = |case: &&dyn Case| case.weight_format().is_none_or(|format| formats.contains(&format));
+        let needed = cases.iter().map(AsRef::as_ref).filter(is_needed);
+        if verify_all(gpu, needed, &mut rng).await? > 1.0 {
             wrong.push(variant);
         }
     }

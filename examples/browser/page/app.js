@@ -108,7 +108,7 @@ async function main() {
   if (saving.problem) showSaving();
   document.addEventListener("lost", recover);
   // The check of a model's kernels may have switched off some.
-  document.addEventListener("model", async () => card.show(await engine.caps()));
+  document.addEventListener("model", () => engine.caps().then(card.show, () => {}));
   // An error stays visible until the next click. A "change" event must not hide it: that would move the page between a button's press and its
   // release, and the browser would then report no click.
   document.addEventListener("click", () => ($("error").hidden = true), true);
