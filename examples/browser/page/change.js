@@ -2,6 +2,7 @@
 
 import { ask } from "./ask.js";
 import { engine } from "./engine.js";
+import { amount } from "./form.js";
 import { forget, keepRun, session } from "./session.js";
 import { adapterFiles } from "./training.js";
 import { $, act, download, make } from "./ui.js";
@@ -15,7 +16,7 @@ const template = () => session.settings?.template ?? "paper";
 /** Compares the most likely answers before and after training, so that chance changes none. The instructions whose answer changed come first. */
 async function compare() {
   const prompts = $("prompts").value.split("\n").map((l) => l.trim()).filter(Boolean).slice(0, COMPARED);
-  const settings = { temperature: 0, max_new_tokens: Number($("new-tokens").value), seed: 1, template: template() };
+  const settings = { temperature: 0, max_new_tokens: amount("new-tokens"), seed: 1, template: template() };
   const before = await engine.sample(prompts, { ...settings, tuned: false });
   const after = await engine.sample(prompts, { ...settings, tuned: true });
   const lines = prompts.map((prompt, i) => ({ prompt, before: before[i], after: after[i], isChanged: before[i] !== after[i] }));

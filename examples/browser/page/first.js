@@ -54,6 +54,8 @@ async function begin() {
   if (!picked) return;
   rows = picked;
   replace(defaults(), SETTINGS);
+  // A run that cannot be used must be dealt with first.
+  if ($("start").disabled) return end();
   show(1);
   $("start").click();
 }

@@ -51,6 +51,15 @@ function explain(field) {
   return `${labelOf(field)}: enter ${range}`;
 }
 
+/** Returns the number in a field outside of the form. Throws an error if it is out of range. */
+export function amount(id) {
+  const field = $(id);
+  const value = field.valueAsNumber;
+  const isWhole = field.step === "";
+  if (value >= Number(field.min) && value <= Number(field.max) && !(isWhole && !Number.isInteger(value))) return value;
+  throw new Error(`${labelOf(field)}: enter a ${isWhole ? "whole number" : "number"} from ${field.min} to ${field.max}`);
+}
+
 /** Throws an error for the first field that is invalid, and moves the focus there. */
 export function checkForm() {
   for (const field of elements()) {

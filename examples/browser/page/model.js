@@ -116,7 +116,7 @@ function planTable(lines, id) {
   const fits = lines.filter((l) => !l.refused);
   const best = fits.reduce((a, b) => (a && a.max_length * a.batch_size >= b.max_length * b.batch_size ? a : b), null);
   const cell = (line) => {
-    if (line.refused) return make("td", { class: "n", title: line.refused }, "too large");
+    if (line.refused) return make("td", { class: "n", title: plain(line.refused) }, "too large");
     const button = make("button", { type: "button", "aria-pressed": "false" }, mib(line.peak_bytes).replace(" MiB", ""));
     button.onclick = () => {
       fill({ max_length: line.max_length, batch_size: line.batch_size, recompute: line.recompute });
@@ -143,7 +143,7 @@ function planTable(lines, id) {
   };
   const verdict = best
     ? `The table shows the GPU memory per setting, in MiB. Click a number to use its setting. The largest batch within this GPU's limits is ${best.batch_size} pairs of ${best.max_length} tokens (${mib(best.peak_bytes)}). A browser cannot tell how much memory the GPU has, so choose a number that fits yours.`
-    : `No setting fits within this GPU's limits: ${lines[0].refused}`;
+    : `No setting fits within this GPU's limits: ${plain(lines[0].refused)}`;
   const controls = make("div", { class: "row" }, load, make("label", {}, "Format of frozen weights ", base));
   const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
   $("plan").replaceChildren(make("p", {}, verdict), controls, make("div", { class: "wide" }, table));

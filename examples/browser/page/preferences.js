@@ -1,6 +1,7 @@
 // Section 2: shows two instruction-response pairs side by side. Each choice adds a row of preferences.
 
 import { engine, listeners } from "./engine.js";
+import { amount } from "./form.js";
 import { drawPair, seed } from "./pairs.js";
 import { fromJsonl, keep, session, toJsonl } from "./session.js";
 import { ownPrompts } from "./typed.js";
@@ -76,15 +77,21 @@ async function draw() {
   const number = (drawn = asked);
   note("");
   for (let tries = 1; ; tries++) {
-    const instructions = drawPair(prompts(), pairing() === "joint");
+    const [all, isJoint] = [prompts(), pairing() === "joint"];
+    if (!all.length) {
+      note("There are no instructions. Write some in the options below, then press Skip.");
+      return show(Array(2).fill({ instruction: "", response: "" }), false);
+    }
+    const instructions = drawPair(all, isJoint);
     show(instructions.map((instruction) => ({ instruction })), false);
-    const settings = { temperature: Number($("temperature").value), max_new_tokens: Number($("new-tokens").value), seed: seed(), template: template() };
-    const responses = await act("", () => engine.sample(instructions, settings));
+    const settings = () => ({ temperature: amount("temperature"), max_new_tokens: amount("new-tokens"), seed: seed(), template: template() });
+    const responses = await act("", async () => engine.sample(instructions, settings()));
     if (number !== asked) return;
     const pair = instructions.map((instruction, i) => ({ instruction, response: responses?.[i] ?? "" }));
     if (!responses) return show(pair, false);
     const reason = incomparable(pair);
     if (!reason || tries === TRIES) {
+      if (isJoint && instructions[0] === instructions[1]) note("There is only one instruction, so two answers to it are compared.");
       if (reason) note(`${reason}, ${TRIES} times in a row. Raise the temperature in the options below, or press Skip to try again.`);
       return show(pair, !reason);
     }
@@ -94,7 +101,7 @@ async function draw() {
 
 /** Shows the next pair. */
 export async function next() {
-  if (!session.model || !prompts().length) return;
+  if (!session.model) return;
   asked++;
   if (drawing) return;
   drawing = true;
@@ -196,7 +203,10 @@ export function setUp() {
   $("draw-rows").onclick = () => generate(64);
   $("clear-rows").onclick = clear;
   document.addEventListener("keydown", onKey);
-  document.addEventListener("rows", update);
+  document.addEventListener("rows", () => {
+    past.length = 0;
+    update();
+  });
   document.addEventListener("model", async ({ detail }) => {
     $("prompts").value = ownPrompts() ?? (detail.kind === "demo" ? await engine.demoPrompts(0, 24) : GENERAL).join("\n");
     $("draw-rows").hidden = detail.kind !== "demo";

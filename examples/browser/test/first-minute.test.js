@@ -54,6 +54,22 @@ test("charts say what good looks like, and changed answers come first", { skip: 
   assert.match(await value(page, "compared"), /^2 of 8 answers changed/);
 });
 
+test("after the grader's turn, one click leads to own picks, and only the grader's are removed", { skip: noChromium }, async () => {
+  await page.close();
+  page = await openFake(context, site.url);
+  await choose(page, "a");
+  await click(page, "try");
+  await until(page, "the invitation", () => document.getElementById("own").checkVisibility());
+  const form = () => page.evaluate(() => ["max_steps", "learning_rate"].map((name) => document.forms.settings.elements[name].value));
+  assert.deepEqual(await form(), ["40", "0.003"]);
+  await click(page, "own");
+  await until(page, "the removal", () => document.getElementById("count").value === "1 of about 20");
+  assert.deepEqual(await form(), ["60", "0.001"]);
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), "2 Your preferences");
+  await click(page, "undo");
+  await until(page, "the grader's picks", () => document.getElementById("count").value === "257 preferences, enough to train");
+});
+
 /** Presses the one button, and waits for the comparison. The settings are small, because the test's adapters are slow. */
 async function oneClick(page, settings) {
   await until(page, "the first pair", () => document.documentElement.dataset.ready === "true" && !document.getElementById("try").disabled);
@@ -61,7 +77,11 @@ async function oneClick(page, settings) {
   await page.evaluate(() => (document.getElementById("new-tokens").value = 12));
   await click(page, "try");
   await until(page, "training", () => document.querySelector("#try-steps [aria-current]")?.textContent === "2. The model trains");
-  await until(page, "the comparison", () => !document.getElementById("comparison").hidden && document.getElementById("try-steps").hidden);
+  const isCompared = () => !document.getElementById("comparison").hidden && document.getElementById("try-steps").hidden;
+  await until(page, "the comparison", isCompared).catch(async (error) => {
+    error.message += `; the run: ${await value(page, "run-state")}, ${await page.evaluate(() => document.getElementById("status").textContent)}`;
+    throw error;
+  });
   const found = await page.evaluate(async () => {
     const { session } = await import("./session.js");
     return { rows: session.rows.length, steps: session.lines.length, isTrained: Boolean(session.kept), changed: document.getElementById("compared").value, isHidden: document.getElementById("try-row").hidden, focus: document.activeElement.textContent };

@@ -86,6 +86,29 @@ test("while a model is trained, a model's size can be checked, and another model
   assert.match(await errorAfter("load-demo"), /Press Stop in section 3/);
 });
 
+test("a memory plan that fits nowhere says why without flags", { skip }, async () => {
+  await page.evaluate(() => {
+    const refused = "--batch-size: an activation of 300 MiB, and a binding of this device holds 128 MiB: take a smaller --max-length";
+    fake.planHub = () => ["none", "elementwise", "block"].map((recompute) => ({ max_length: 128, batch_size: 1, recompute, peak_bytes: 0, refused }));
+    document.getElementById("hub-id").value = "some/model";
+    document.querySelector("#hub button").click();
+  });
+  await page.waitForFunction(() => !document.getElementById("plan").hidden);
+  const texts = await page.evaluate(() => [document.getElementById("plan").textContent, ...[...document.querySelectorAll("#plan [title]")].map((cell) => cell.title)]);
+  for (const text of texts) assert.doesNotMatch(text, /--[a-z]/);
+});
+
+test("a temperature that is no number is refused in words, and no instructions are told of", { skip }, async () => {
+  await page.evaluate(() => (document.getElementById("temperature").value = ""));
+  assert.equal(await errorAfter("pass"), "Temperature: enter a number from 0 to 4");
+  await page.evaluate(() => {
+    document.getElementById("temperature").value = 1;
+    document.getElementById("prompts").value = " ";
+  });
+  await click(page, "pass");
+  await page.waitForFunction(() => /no instructions/.test(document.getElementById("pair-note").textContent));
+});
+
 test("nothing is styled or scripted inline, and the policy refuses that", { skip }, async () => {
   const html = readFileSync(join(SITE, "index.html"), "utf8");
   const policy = html.match(/Content-Security-Policy" content="([^"]+)"/)[1];
