@@ -1,5 +1,6 @@
 //! Cases for tests and benchmarks: a kernel on concrete shapes, with its inputs, f64 twin, launch and cost.
 
+use super::storage::WeightFormat;
 use crate::gpu::{Caps, Gpu, MatmulPrecision, Recording, Slot};
 use crate::rng::Rng;
 
@@ -105,6 +106,10 @@ pub trait Case {
     }
     /// Records the forward kernels, and the backward ones where there are any. `d_y` has [`Case::differentiable`] slots.
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs;
+    /// Returns the storage format of the case's weight; `None` where it has no weight.
+    fn weight_format(&self) -> Option<WeightFormat> {
+        None
+    }
     /// Returns the number of terms of the longest sum.
     fn reduction_len(&self) -> usize;
     /// Returns the precision of the case's matrix products.

@@ -312,7 +312,8 @@ impl Kernel for MatmulKernels {
         cases.into_iter().map(|c| Box::new(c) as Box<dyn Case>).collect()
     }
     fn variant_cases(&self, variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
-        if !VARIANTS.contains(&variant) {
+        // Without lanes, the device runs the baseline in their place.
+        if !VARIANTS.contains(&variant) || (variant == Variant::Lanes && !caps.has_lanes()) {
             return Vec::new();
         }
         // On devices with lanes, the other CPU kernels run only for few columns, and for few rows of a forward product.

@@ -32,9 +32,10 @@ pub mod tune;
 pub use case::{Case, CaseOutputs, Cost, HostTensor, tolerance};
 
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Gpu, MatmulPrecision, Shader, Variant};
+use crate::gpu::{Caps, Gpu, MatmulPrecision, Shader, Slot, Variant};
 use crate::rng::Rng;
 use shapes::ModelShape;
+use storage::WeightFormat;
 
 /// Kernel family: kernels that share a file, an f64 twin and cases.
 pub trait Kernel: Sync {
@@ -89,34 +90,75 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &ceiling::PeakKernels,
 ];
 
+/// Case that runs on a device, with the values that its twin computes.
+struct LaunchedCase<'c> {
+    case: &'c dyn Case,
+    out: CaseOutputs,
+    y: Vec<Vec<f64>>,
+    d_x: Vec<Vec<f64>>,
+}
+
+impl<'c> LaunchedCase<'c> {
+    fn new(gpu: &Gpu, case: &'c dyn Case, rng: &mut Rng) -> Self {
+        let inputs = case.inputs(rng);
+        let x: Vec<Vec<f64>> = inputs.iter().map(HostTensor::to_f64).collect();
+        let y = case.forward(&x);
+        let d_y: Vec<HostTensor> =
+            y.iter().take(case.differentiable()).map(|y| HostTensor::normal(rng, y.len())).collect();
+        let d_x = case.backward(&x, &d_y.iter().map(HostTensor::to_f64).collect::<Vec<_>>());
+        let upload = |hosts: &[HostTensor]| hosts.iter().map(|h| h.upload(gpu)).collect::<Vec<_>>();
+        let mut rec = gpu.record();
+        let out = case.launch(&mut rec, &upload(&inputs), &upload(&d_y));
+        rec.submit();
+        Self { case, out, y, d_x }
+    }
+
+    /// Returns the outputs and gradients to compare: slot, the twin's values, and whether they must be equal exactly.
+    fn compared(&self) -> impl Iterator<Item = (&Slot, &[f64], bool)> {
+        let outputs = self.out.y.iter().zip(&self.y).enumerate();
+        let outputs = outputs.map(|(i, (slot, want))| (slot, want.as_slice(), self.case.exact(i)));
+        let gradients = self.out.d_x.iter().zip(&self.d_x);
+        let gradients = gradients.filter_map(|(slot, want)| Some((slot.as_ref()?, want.as_slice(), false)));
+        outputs.chain(gradients).filter(|(_, want, _)| !want.is_empty())
+    }
+
+    /// Computes the largest error of words that were read from the slots of [`Self::compared`].
+    fn error(&self, words: &[Vec<u32>]) -> f64 {
+        let errors = self.compared().zip(words).map(|((_, want, exact), got)| match exact {
+            true if got.iter().zip(want).all(|(&g, &w)| f64::from(g) == w) => 0.0,
+            true => f64::INFINITY,
+            false => {
+                let got: Vec<f64> = got.iter().map(|&word| f64::from(f32::from_bits(word))).collect();
+                error_over_tolerance(&got, want, self.case.tolerance())
+            }
+        });
+        errors.fold(0.0, f64::max)
+    }
+}
+
 /// Runs a case on a device and compares outputs and gradients with its twin. Returns the largest error as a multiple of the tolerance; a
 /// value above 1 means that the device computes wrongly.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
 pub async fn verify(gpu: &Gpu, case: &dyn Case, rng: &mut Rng) -> Result<f64> {
-    let inputs = case.inputs(rng);
-    let x: Vec<Vec<f64>> = inputs.iter().map(HostTensor::to_f64).collect();
-    let y = case.forward(&x);
-    let d_y: Vec<HostTensor> = y.iter().take(case.differentiable()).map(|y| HostTensor::normal(rng, y.len())).collect();
-    let d_x = case.backward(&x, &d_y.iter().map(HostTensor::to_f64).collect::<Vec<_>>());
-    let upload = |hosts: &[HostTensor]| hosts.iter().map(|h| h.upload(gpu)).collect::<Vec<_>>();
-    let mut rec = gpu.record();
-    let out = case.launch(&mut rec, &upload(&inputs), &upload(&d_y));
-    rec.submit();
-    let gradients = out.d_x.iter().zip(&d_x).filter_map(|(slot, want)| Some((slot.as_ref()?, want)));
+    verify_all(gpu, [case], rng).await
+}
+
+/// Runs cases like [`verify`] and returns the largest error of all. It waits for the device once, because a wait may take a browser 100 ms.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+async fn verify_all<'c>(gpu: &Gpu, cases: impl IntoIterator<Item = &'c dyn Case>, rng: &mut Rng) -> Result<f64> {
+    let launched: Vec<LaunchedCase<'_>> = cases.into_iter().map(|case| LaunchedCase::new(gpu, case, rng)).collect();
+    let slots: Vec<&Slot> = launched.iter().flat_map(|case| case.compared().map(|(slot, ..)| slot)).collect();
+    let words = gpu.read::<u32>(&slots).await?;
+    let mut words = words.as_slice();
     let mut worst: f64 = 0.0;
-    let outputs = out.y.iter().zip(&y).enumerate().map(|(i, (slot, want))| (slot, want, case.exact(i)));
-    let all = outputs.chain(gradients.map(|(slot, want)| (slot, want, false)));
-    for (slot, want, exact) in all.filter(|(_, want, _)| !want.is_empty()) {
-        worst = worst.max(if exact {
-            let got = gpu.read::<u32>(&[slot]).await?.concat();
-            let same = got.iter().zip(want).all(|(&g, &w)| f64::from(g) == w);
-            if same { 0.0 } else { f64::INFINITY }
-        } else {
-            let got = gpu.read::<f32>(&[slot]).await?.concat();
-            error_over_tolerance(&got.iter().map(|&g| f64::from(g)).collect::<Vec<_>>(), want, case.tolerance())
-        });
+    for case in &launched {
+        let (own, others) = words.split_at(case.compared().count());
+        worst = worst.max(case.error(own));
+        words = others;
     }
     Ok(worst)
 }
@@ -138,20 +180,33 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
     Ok(results)
 }
 
+/// Checks a device's variants with small random cases: those whose weights are stored in one of `formats`, and those without weights.
+/// Returns the variants that failed.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub async fn failing_variants(gpu: &Gpu, formats: &[WeightFormat]) -> Result<Vec<Variant>> {
+    let mut rng = Rng::new(0, 1);
+    let mut wrong = Vec::new();
+    for &variant in &gpu.caps().variants {
+        let cases: Vec<Box<dyn Case>> = REGISTRY.iter().flat_map(|k| k.variant_cases(variant, gpu.caps())).collect();
+        let is_needed = |case: &&dyn Case| case.weight_format().is_none_or(|format| formats.contains(&format));
+        let needed = cases.iter().map(AsRef::as_ref).filter(is_needed);
+        if verify_all(gpu, needed, &mut rng).await? > 1.0 {
+            wrong.push(variant);
+        }
+    }
+    Ok(wrong)
+}
+
 /// Checks a device's variants with small random cases, and disables those that fail. Returns the device and the failed variants.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`], also where products of the requested precision are wrong.
 pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
+    let wrong = failing_variants(&gpu, &WeightFormat::ALL).await?;
+    let right = gpu.caps().variants.iter().copied().filter(|variant| !wrong.contains(variant)).collect();
     let mut rng = Rng::new(0, 1);
-    let (mut right, mut wrong) = (Vec::new(), Vec::new());
-    for &variant in &gpu.caps().variants {
-        let mut worst: f64 = 0.0;
-        for case in REGISTRY.iter().flat_map(|k| k.variant_cases(variant, gpu.caps())) {
-            worst = worst.max(verify(&gpu, case.as_ref(), &mut rng).await?);
-        }
-        if worst > 1.0 { &mut wrong } else { &mut right }.push(variant);
-    }
     let precision = gpu.caps().matmul_precision;
     if precision != MatmulPrecision::Highest {
         for case in REGISTRY.iter().flat_map(|k| k.precision_cases(precision).into_iter().take(AT_START)) {

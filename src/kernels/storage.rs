@@ -6,7 +6,8 @@ use std::sync::LazyLock;
 use crate::gpu::Shader;
 
 /// Storage format of weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WeightFormat {
     /// f32, one word per value.
     F32,

@@ -20,4 +20,5 @@ pub mod saved;
 pub mod scores;
 pub mod side_files;
 pub mod tensor_file;
+mod tensor_header;
 pub mod weights;

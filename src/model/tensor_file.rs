@@ -11,8 +11,8 @@ use std::time::SystemTime;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
 
+use super::tensor_header::read_header;
 use crate::error::{Error, Result};
 
 /// Opened safetensors file.
@@ -150,19 +150,18 @@ impl TensorFile {
         }
         let mut header = vec![0; header_len as usize];
         file.read_at(8, &mut header)?;
-        let metadata: Metadata =
-            serde_json::from_slice(&header).map_err(|e| bad(format!("no safetensors header: {e}")))?;
+        let (tensors, data_len) = read_header(&header).map_err(|e| bad(format!("no safetensors header: {e}")))?;
         let start = 8 + header_len;
-        let end = start.saturating_add(metadata.data_len() as u64);
+        let end = start.saturating_add(data_len);
         if end > n_bytes {
             return Err(bad(format!("truncated: its header promises {end} bytes, it has {n_bytes}")));
         }
         if end < n_bytes {
             return Err(bad(format!("{} bytes follow its last tensor", n_bytes - end)));
         }
-        for (name, info) in metadata.tensors() {
-            let range = start + info.data_offsets.0 as u64..start + info.data_offsets.1 as u64;
-            file.tensors.insert(name, StoredTensor { dtype: info.dtype, shape: info.shape.clone(), range });
+        for (name, entry) in tensors {
+            let range = start + entry.range().start..start + entry.range().end;
+            file.tensors.insert(name, StoredTensor { dtype: entry.dtype, shape: entry.shape, range });
         }
         Ok(file)
     }
@@ -186,10 +185,10 @@ impl TensorFile {
     /// # Errors
     /// [`Error::File`]; errors of `each`.
     pub fn pieces(&self, stored: &StoredTensor, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let mut piece = vec![0; CHUNK_BYTES.min(stored.n_bytes() as usize)];
+        let mut piece = vec![0; stored.n_bytes().min(CHUNK_BYTES as u64) as usize];
         let mut at = stored.range.start;
         while at < stored.range.end {
-            let n = piece.len().min((stored.range.end - at) as usize);
+            let n = (stored.range.end - at).min(piece.len() as u64) as usize;
             self.read_at(at, &mut piece[..n])?;
             each(&piece[..n])?;
             at += n as u64;
@@ -202,7 +201,8 @@ impl TensorFile {
     /// # Errors
     /// [`Error::File`].
     pub fn bytes(&self, stored: &StoredTensor) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; stored.n_bytes() as usize];
+        let n_bytes = usize::try_from(stored.n_bytes()).map_err(|e| Error::file(&self.path, e))?;
+        let mut bytes = vec![0; n_bytes];
         self.read_at(stored.range.start, &mut bytes)?;
         Ok(bytes)
     }
@@ -214,7 +214,7 @@ impl TensorFile {
     pub fn values(&self, name: &str, stored: &StoredTensor) -> Result<Vec<f32>> {
         self.check_float(name, stored)?;
         let width = if stored.dtype == Dtype::F32 { 4 } else { 2 };
-        let mut values = Vec::with_capacity(stored.n_bytes() as usize / width);
+        let mut values = Vec::with_capacity((stored.n_bytes() / width) as usize);
         self.pieces(stored, |bytes| {
             extend_f32(&mut values, stored.dtype, bytes);
             Ok(())

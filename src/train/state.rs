@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Slot};
 use crate::model::weights::{StateArray, WeightArena};
 
 /// Training state besides the tensors.
@@ -59,15 +59,32 @@ pub async fn encode(gpu: &Gpu, arena: &WeightArena, path: &Path, out: &mut impl 
     header.resize(header.len().next_multiple_of(8), b' ');
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
     out.write_all(&header).map_err(at)?;
-    for (_, array) in arrays(arena) {
-        // Reads one slot after the other, because the host may not have memory for a whole array twice.
-        for slot in &array.slots {
-            for words in gpu.read::<u32>(&[slot]).await? {
-                out.write_all(bytemuck::cast_slice(&words)).map_err(at)?;
-            }
+    let slots: Vec<&Slot> = arrays(arena).flat_map(|(_, array)| &array.slots).collect();
+    for group in read_groups(&slots) {
+        for words in gpu.read::<u32>(group).await? {
+            out.write_all(bytemuck::cast_slice(&words)).map_err(at)?;
         }
     }
     Ok(())
+}
+
+/// Most bytes that are read back together. Few reads, because each may take a browser 100 ms; not all at once, because an array may be
+/// larger than the host's memory has room for twice.
+const READ_BYTES: u64 = 64 << 20;
+
+/// Splits slots into groups of at most [`READ_BYTES`] each. A larger slot is a group of its own.
+fn read_groups<'s>(mut slots: &'s [&'s Slot]) -> impl Iterator<Item = &'s [&'s Slot]> {
+    std::iter::from_fn(move || {
+        let mut n_bytes = 0;
+        let fits = |slot: &&&Slot| {
+            n_bytes += slot.bytes();
+            n_bytes <= READ_BYTES
+        };
+        let n = slots.iter().take_while(fits).count().max(1).min(slots.len());
+        let (group, others) = slots.split_at(n);
+        slots = others;
+        (!group.is_empty()).then_some(group)
+    })
 }
 
 /// Loads the content of such a file into the arena. `path` is for messages.

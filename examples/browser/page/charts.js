@@ -2,13 +2,14 @@
 
 import { make } from "./ui.js";
 
+/** `good` says what a good curve looks like. */
 const CHARTS = [
-  { title: "Loss", lines: ["loss"] },
-  { title: "Reward margin", lines: ["rewards/margins"] },
-  { title: "Reward accuracy", lines: ["rewards/accuracies"], range: [0, 1] },
-  { title: "log π of instruction and response", lines: ["logps/instruction", "logps/response"] },
-  { title: "Gradient norm", lines: ["grad_norm"] },
-  { title: "Tokens per second", value: (line) => line.tokens / line.seconds },
+  { title: "Loss", lines: ["loss"], good: "Good: it falls. Some zigzag is normal." },
+  { title: "Reward margin", lines: ["rewards/margins"], good: "Good: it rises above 0. The model then prefers what you chose more than it did before." },
+  { title: "Reward accuracy", lines: ["rewards/accuracies"], range: [0, 1], good: "Good: it rises towards 1, the share of pairs on which the model agrees with you." },
+  { title: "log π", lines: ["logps/instruction", "logps/response"], good: "Log-probability of the instructions (solid) and the responses (dashed). Good: no steep fall. If both sink, raise β or lower the learning rate." },
+  { title: "Gradient norm", lines: ["grad_norm"], good: "Good: no high peaks. If there are many, lower the learning rate." },
+  { title: "Tokens per second", value: (line) => line.tokens / line.seconds, good: "Good: it is steady. The first step is slow, because the GPU's programs are compiled." },
 ];
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [260, 130, 46, 8, 8, 18];
 const SVG = "http://www.w3.org/2000/svg";
@@ -28,7 +29,7 @@ function short(x) {
   return size > 0 && size < 0.01 ? x.toExponential(1) : Number(x.toPrecision(3)).toString();
 }
 
-function chart({ title, lines: names = [], value, range }, lines) {
+function chart({ title, lines: names = [], value, range, good }, lines) {
   const series = value ? [lines.map(value)] : names.map((name) => lines.map((line) => line[name]));
   const known = series.flat().filter((y) => Number.isFinite(y));
   const figure = make("figure", {}, make("figcaption", {}, title, make("output", {}, series.map((s) => short(s.at(-1))).join(", "))));
@@ -47,7 +48,7 @@ function chart({ title, lines: names = [], value, range }, lines) {
     const points = values.map((v, i) => (Number.isFinite(v) ? `${x(i).toFixed(1)},${y(v).toFixed(1)}` : "")).filter(Boolean);
     root.append(svg("polyline", { class: `line l${n}`, points: points.join(" ") }));
   });
-  figure.append(root);
+  figure.append(root, make("p", { class: "note" }, good));
   return figure;
 }
 

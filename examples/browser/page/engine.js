@@ -48,6 +48,14 @@ function call(method, ...args) {
 /** Proxy for the worker's methods: `engine.step()` calls the worker's `step`. */
 export const engine = new Proxy({}, { get: (_, method) => (...args) => call(method, ...args) });
 
+/** Cancels the requests to the hub. */
+export const cancel = () => worker?.postMessage({ cancel: true });
+
+/** Ends the worker, which frees the device. */
+export function end() {
+  worker?.terminate();
+}
+
 /** Starts a new worker, which opens a new device. */
 export function restart() {
   worker?.terminate();

@@ -1,97 +1,99 @@
-// Downloads a model's files from the Hugging Face hub. The browser's cache stores them, so a reload downloads nothing. Each file is a Blob on
-// disk, from which the engine reads one tensor at a time.
+// Asks the Hugging Face hub for files. Errors say what the hub answered and what to do.
 
-export const WEIGHTS = /\.safetensors$/;
-/** Files beside the weights: the model's configuration, the tokenizer, and the tokens that end an answer. */
-export const SIDE = [
-  "config.json",
-  "generation_config.json",
-  "tokenizer.json",
-  "tokenizer_config.json",
-  "special_tokens_map.json",
-  "added_tokens.json",
-  "chat_template.jinja",
-  "chat_template.json",
-];
-const CACHE = "jointwise-hub";
-const INDEX = "model.safetensors.index.json";
+/** Pages of the hub whose addresses look like those of a model. */
+const NOT_MODELS = ["datasets", "spaces", "docs", "blog", "papers", "collections", "organizations", "api"];
+/** Time without an answer after which the page tells the user, in ms. */
+const PATIENCE = 10_000;
 
-const noWeights = (id, name) => `${id}: the hub has no ${name} for this model, and only safetensors models are supported`;
+export const address = (id, name) => `https://huggingface.co/${id}/resolve/main/${name}`;
 
-const address = (id, name) => `https://huggingface.co/${id}/resolve/main/${name}`;
+/** Returns the id of a model, org/name, from an id or from the address of one of the model's pages. */
+export function modelId(text) {
+  const typed = text.trim().replace(/^["'<]+|["'>]+$/g, "");
+  const path = typed.replace(/^(https?:\/\/)?(www\.)?(huggingface\.co|hf\.co)\//i, "").replace(/^hf:\/\//, "").replace(/^models\//, "");
+  const isAddress = path !== typed;
+  const [org, name, ...more] = path.split(/[?#]/)[0].split("/");
+  const isName = (part) => /^[\w.-]+$/.test(part ?? "");
+  if (isAddress && NOT_MODELS.includes(org)) throw new Error(`${typed} is not the address of a model. Open the model's page on huggingface.co and copy its address`);
+  const rest = isAddress ? [] : more.filter(Boolean);
+  if (!isName(org) || !isName(name) || rest.length) throw new Error(`${typed}: expected a name such as HuggingFaceTB/SmolLM2-135M, or the address of a model's page on huggingface.co`);
+  return `${org}/${name}`;
+}
 
-/** Returns a file as a Blob, from the cache if possible, or null if the hub does not have it. */
-async function get(id, name, onBytes) {
-  const cache = await caches.open(CACHE);
-  const url = address(id, name);
-  const kept = await cache.match(url);
-  if (kept) return kept.blob();
-  const response = await fetch(url);
-  if (response.status === 404) return null;
-  if (response.status === 401 || response.status === 403) throw `${id}: the hub requires a login for this model. Download it yourself, then choose its folder`;
-  if (!response.ok) throw `${id}/${name}: the hub returned HTTP status ${response.status}`;
-  const counted = new TransformStream({
-    transform(chunk, controller) {
+/** Error after the user has cancelled. */
+export const CANCELLED = "Cancelled";
+
+/** A series of requests that the user can cancel. `tell` hears when the hub does not answer: {event: "stalled", name, seconds}. */
+export class Requests {
+  constructor(tell) {
+    this.tell = tell;
+    this.controller = new AbortController();
+    this.signal = this.controller.signal;
+    this.heard("");
+    this.timer = setInterval(() => {
+      const ms = performance.now() - this.last;
+      if (ms >= PATIENCE) tell({ event: "stalled", name: this.name, seconds: Math.round(ms / 1000) });
+    }, 1000);
+  }
+
+  /** Notes that something has arrived, or that a request begins. */
+  heard(name) {
+    this.name = name;
+    this.last = performance.now();
+  }
+
+  cancel() {
+    this.controller.abort(CANCELLED);
+  }
+
+  end() {
+    clearInterval(this.timer);
+  }
+
+  /** Returns what went wrong in words: a failed request, or the user's wish. */
+  failure(id, name, error) {
+    if (this.signal.aborted) return CANCELLED;
+    if (typeof error === "string") return error;
+    return `${id}/${name}: the connection to the hub failed (${error.message}). Check the connection and try again, or choose the model's folder on this machine`;
+  }
+
+  /** Asks for a file. Returns the response, or null if the hub says that the model has no such file. */
+  async ask(id, name, headers = {}) {
+    this.heard(name);
+    let response;
+    try {
+      response = await fetch(address(id, name), { headers, signal: this.signal });
+    } catch (error) {
+      throw this.failure(id, name, error);
+    }
+    this.heard(name);
+    if (response.ok) return response;
+    response.body?.cancel().catch(() => {});
+    return refusal(id, name, response.status, response.headers.get("x-error-code"));
+  }
+
+  /** Passes a response's body through, and counts its bytes. */
+  counted(response, name, onBytes) {
+    const count = (chunk, controller) => {
+      this.heard(name);
       onBytes?.(chunk.byteLength);
       controller.enqueue(chunk);
-    },
-  });
-  await cache.put(url, new Response(response.body.pipeThrough(counted), { headers: { "content-type": "application/octet-stream" } }));
-  return (await cache.match(url)).blob();
-}
-
-function checkId(id) {
-  if (!/^[\w.-]+\/[\w.-]+$/.test(id)) throw `${id}: expected org/name, as on huggingface.co`;
-}
-
-async function config(id) {
-  const blob = await get(id, "config.json");
-  if (!blob) throw `${id}: the hub has no such model, or the model has no config.json`;
-  return blob;
-}
-
-/** Returns the names of the files with the weights. */
-async function weights(id) {
-  const index = await get(id, INDEX);
-  return index ? [...new Set(Object.values(JSON.parse(await index.text()).weight_map))] : ["model.safetensors"];
-}
-
-/** Reads a safetensors file's header. Returns the file's size, and its bytes up to the end of the header. */
-async function header(id, name) {
-  const part = async (from, to) => {
-    const response = await fetch(address(id, name), { headers: { range: `bytes=${from}-${to - 1}` } });
-    if (response.status === 404) throw noWeights(id, name);
-    if (response.status !== 206) throw `${id}/${name}: the hub returned HTTP status ${response.status}`;
-    const size = Number(response.headers.get("content-range").split("/")[1]);
-    return { size, bytes: new Uint8Array(await response.arrayBuffer()) };
-  };
-  const { size, bytes } = await part(0, 8);
-  const length = Number(new DataView(bytes.buffer).getBigUint64(0, true));
-  return { name, size, bytes: (await part(0, Math.min(size, 8 + length))).bytes };
-}
-
-/** Reads the parts of a model that a memory plan needs: the config's text and the headers of the weights. */
-export async function headersFromHub(id) {
-  checkId(id);
-  const text = await (await config(id)).text();
-  return { config: text, headers: await Promise.all((await weights(id)).map((name) => header(id, name))) };
-}
-
-/** Downloads all files of a model. Returns File objects. */
-export async function fromHub(id, onProgress) {
-  checkId(id);
-  const files = [new File([await config(id)], "config.json")];
-  for (const name of SIDE.slice(1)) {
-    const blob = await get(id, name);
-    if (blob) files.push(new File([blob], name));
+    };
+    return response.body.pipeThrough(new TransformStream({ transform: count }));
   }
-  const names = await weights(id);
-  const total = (await Promise.all(names.map((name) => header(id, name)))).reduce((n, h) => n + h.size, 0);
-  let done = 0;
-  for (const name of names) {
-    const blob = await get(id, name, (n) => onProgress((done += n), total, name));
-    if (!blob) throw noWeights(id, name);
-    files.push(new File([blob], name));
-  }
-  return files;
+}
+
+/** Returns null if a file does not exist. Any other refusal is an error. */
+function refusal(id, name, status, code) {
+  const login = "Log in to huggingface.co, download the model there, then choose its folder";
+  const unknown = `${id}: the hub has no such model, or it is private. Check the name`;
+  if (code === "EntryNotFound") return null;
+  if (code === "RepoNotFound") throw unknown;
+  if (code === "GatedRepo") throw `${id}: the hub gives this model only to users who have accepted its terms. ${login}`;
+  if (code === "DisabledRepo") throw `${id}: the hub has disabled this model`;
+  if (code === "RevisionNotFound") throw `${id}: the hub has no branch "main" of this model`;
+  if (status === 404) return null;
+  if (status === 401 || status === 403) throw `${unknown}. If the name is right: ${login}`;
+  if (status === 429) throw `${id}: the hub refuses more requests from this address for now. Try again in a few minutes`;
+  throw `${id}/${name}: the hub answered with HTTP status ${status}. Try again later`;
 }

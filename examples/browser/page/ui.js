@@ -1,4 +1,6 @@
-// Helpers for every part of the page: elements, messages, progress, downloads.
+// Helpers for every part of the page: elements, focus, messages, progress, downloads.
+
+import { plain } from "./words.js";
 
 export const $ = (id) => document.getElementById(id);
 
@@ -15,13 +17,22 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** Runs a change that may disable the element with the focus. If it does, the focus moves to the first of the others that is enabled. */
+export function keepFocus(change, ...others) {
+  const focused = document.activeElement;
+  change();
+  if (focused?.disabled) others.find((one) => !one.disabled)?.focus();
+}
+
 export function status(text) {
   $("status").textContent = text;
 }
 
+/** Shows an error, in the page's words. Tells the page with an event, "failed". */
 export function fail(error) {
-  $("error").textContent = error?.message ?? String(error);
+  $("error").textContent = plain(error?.message ?? String(error));
   $("error").hidden = false;
+  document.dispatchEvent(new CustomEvent("failed"));
 }
 
 /** Shows progress: a share from 0 to 1, null if the duration is unknown, or undefined when the work is finished. */

@@ -2,7 +2,10 @@
 // Before the answer, the worker may send events: {event, ...}.
 
 import init, { Engine } from "./pkg/jointwise_browser.js";
-import { SIDE, WEIGHTS, fromHub, headersFromHub } from "./hub.js";
+import { WEIGHTS } from "./content.js";
+import { SIDE, deleteModel, fromHub, headersFromHub, listModels } from "./downloads.js";
+import { Requests } from "./hub.js";
+import * as store from "./store.js";
 
 const reader = new FileReaderSync();
 
@@ -38,54 +41,126 @@ function need(files, name) {
   if (!take(files, name)) throw `${name} is missing. Files found: ${files.map((f) => f.name).join(", ") || "none"}`;
 }
 
+const tell = (event) => postMessage(event);
+
+/** Requests to the hub that are on their way, or null. */
+let requests = null;
+
+/** Runs requests to the hub, which the user can cancel. */
+async function withHub(run) {
+  requests = new Requests(tell);
+  try {
+    return await run(requests);
+  } finally {
+    requests.end();
+    requests = null;
+  }
+}
+
+const hex = (buffer) => Array.from(new Uint8Array(buffer), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+/** Compiles the engine. Returns the digest of its file, which tells builds apart. */
+async function startEngine() {
+  const response = await fetch(new URL("pkg/jointwise_browser_bg.wasm", import.meta.url));
+  const bytes = response.clone().arrayBuffer();
+  await init({ module_or_path: response });
+  return hex(await crypto.subtle.digest("SHA-256", await bytes));
+}
+const program = startEngine();
+program.catch(() => {});
+
+/** Kernel checks are kept for this program, browser and adapter. */
+async function checksKey() {
+  const adapter = await navigator.gpu.requestAdapter();
+  const { vendor, architecture, device, description } = adapter?.info ?? {};
+  const features = [...(adapter?.features ?? [])].sort();
+  return JSON.stringify([await program, navigator.userAgent, vendor, architecture, device, description, features]);
+}
+
+async function loadChecks() {
+  try {
+    const kept = await store.load("session", "checks");
+    return kept?.key === (await checksKey()) ? kept.checks : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+let keptChecks;
+
+/** Saves the kernel checks, if there are new ones. A failure costs the next visit a check. */
+async function keepChecks() {
+  const checks = engine.checks();
+  if (checks === keptChecks) return;
+  keptChecks = checks;
+  await store.save(["session", "checks", { key: await checksKey(), checks }]).catch(() => {});
+}
+
+async function caps() {
+  const caps = JSON.parse(engine.caps());
+  // wgpu gives only the adapter's description, which most browsers leave empty.
+  const info = (await navigator.gpu.requestAdapter())?.info;
+  caps.name ||= [info?.vendor, info?.architecture, info?.description].filter(Boolean).join(" ");
+  return caps;
+}
+
+const plain = (files) => files.map((file) => ({ name: file.name, bytes: file.bytes }));
+
 const methods = {
   async open() {
-    await init();
     if (!navigator.gpu) throw "this browser has no WebGPU in workers";
-    engine = await Engine.open();
-    const caps = JSON.parse(engine.caps());
-    // wgpu gives only the adapter's description, which most browsers leave empty.
-    const info = (await navigator.gpu.requestAdapter())?.info;
-    caps.name ||= [info?.vendor, info?.architecture, info?.description].filter(Boolean).join(" ");
-    return caps;
+    keptChecks = await loadChecks();
+    engine = await Engine.open(keptChecks);
+    return caps();
   },
+  caps,
+  hasModel: () => engine?.has_model() ?? false,
+  hasRun: () => engine?.has_run() ?? false,
 
-  /** Loads a model. `files` are File objects of a model folder, in any order. */
-  load(name, files, settings) {
+  /** Loads a model. `files` are File objects of a model folder, in any order. Returns notes. */
+  async load(name, files, baseDtype) {
     const weights = files.filter((f) => WEIGHTS.test(f.name));
     if (weights.length === 0) throw "there is no .safetensors file in this folder";
     ["config.json", "tokenizer.json"].forEach((name) => need(files, name));
     const side = SIDE.map((name) => take(files, name)).filter(Boolean);
-    return JSON.parse(
-      engine.load(
-        name,
-        side.map((f) => f.name),
-        side.map((f) => new Uint8Array(reader.readAsArrayBuffer(f))),
-        weights.map((f) => f.name),
-        weights.map((f) => new Readable(f)),
-        JSON.stringify(settings),
-      ),
+    const notes = await engine.load(
+      name,
+      side.map((f) => f.name),
+      side.map((f) => new Uint8Array(reader.readAsArrayBuffer(f))),
+      weights.map((f) => f.name),
+      weights.map((f) => new Readable(f)),
+      baseDtype,
     );
+    await keepChecks();
+    return JSON.parse(notes);
   },
 
   /** Downloads a hub model's files, or takes them from the cache. Sends its progress as events. */
-  download: (id) => fromHub(id, (done, total, name) => postMessage({ event: "download", done, total, name })),
+  download: (id) => withHub((requests) => fromHub(id, requests)),
 
   /** Estimates the memory of a hub model for several settings. Reads only the config and the headers of the weights. */
   async planHub(id, settings) {
-    const { config, headers } = await headersFromHub(id);
+    const { config, headers } = await withHub((requests) => headersFromHub(id, requests));
     const names = headers.map((h) => h.name);
     return JSON.parse(engine.plan(config, names, headers.map((h) => new Header(h)), JSON.stringify(settings)));
   },
 
+  models: listModels,
+  deleteModel,
+
   sample: (instructions, settings) =>
-    engine.sample(instructions, JSON.stringify(settings), (prompt, text) => postMessage({ event: "text", prompt, text })),
+    engine.sample(instructions, JSON.stringify(settings), (prompt, text) => tell({ event: "text", prompt, text })),
 
   demoPrompts: (seed, n) => Engine.demo_prompts(seed, n),
   readRows: (name, bytes) => Engine.read_rows(name, bytes),
   demoPreferences: (seed, n) => Engine.demo_preferences(seed, n),
 
-  begin: (jsonl, settings, kept) => engine.begin(jsonl, JSON.stringify(settings), kept?.state, kept?.arena),
+  /** Begins a run, or continues a saved one. Returns the rows that it does not use whole. */
+  async begin(jsonl, settings, kept) {
+    const notes = await engine.begin(jsonl, JSON.stringify(settings), kept?.state, kept?.arena);
+    await keepChecks();
+    return JSON.parse(notes);
+  },
 
   async step() {
     const line = await engine.step();
@@ -97,9 +172,11 @@ const methods = {
     return { state: kept.state, arena: kept.arena };
   },
 
-  async adapter() {
-    return (await engine.adapter()).map((file) => ({ name: file.name, bytes: file.bytes }));
-  },
+  adapter: async () => plain(await engine.adapter()),
+
+  /** Makes the adapter's files and the report of a saved run, without a device. */
+  savedFiles: ({ kept, settings, lines, started }) =>
+    plain(Engine.saved_files(kept.state, kept.arena, JSON.stringify(settings), JSON.stringify(lines), started)),
 
   report: (lines, started) => engine.report(JSON.stringify(lines), started),
 
@@ -110,12 +187,18 @@ const methods = {
   score: async (instruction, response, template) => JSON.parse(await engine.score(instruction, response, template)),
 };
 
-// Requests run one after the other, because the engine has one device.
+/** Returns the buffers of a result, which are handed over instead of copied. */
+const buffers = (result) => (result?.arena ? [result.arena.buffer] : []);
+
+// Requests run one after the other, because the engine has one device. A wish to cancel does not wait.
 let last = Promise.resolve();
-onmessage = ({ data: { id, method, args } }) => {
+onmessage = ({ data: { id, method, args, cancel } }) => {
+  if (cancel) return requests?.cancel();
   last = last.then(async () => {
     try {
-      postMessage({ id, result: await methods[method](...args) });
+      await program;
+      const result = await methods[method](...args);
+      postMessage({ id, result }, buffers(result));
     } catch (error) {
       postMessage({ id, error: typeof error === "string" ? error : String(error?.message ?? error), lost: error?.name === "GpuError" });
     }

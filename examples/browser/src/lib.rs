@@ -2,6 +2,7 @@
 //! and the page shows the results.
 
 pub mod card;
+pub mod checks;
 pub mod settings;
 pub mod tab;
 #[cfg(target_arch = "wasm32")]

@@ -6,26 +6,27 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
 use jointwise::data::batch::{Example, Sequence};
-use jointwise::data::dataset::DEFAULT_MAX_LENGTH;
+use jointwise::data::dataset::{DEFAULT_MAX_LENGTH, Dataset, OverflowAction};
 use jointwise::data::named_templates::run_time;
 use jointwise::data::prompt_template::Template;
 use jointwise::data::rows::{DatasetType, Instruction, PromptResponse, parse_objects};
+use jointwise::data::tokens::Tokenizer;
+use jointwise::error::{acts_on_terminal, visible};
 use jointwise::eval::generate::{self, check_length};
 use jointwise::eval::tasks::{DataSplit, rows};
-use jointwise::gpu::{DeviceChoice, Gpu, Variant};
+use jointwise::gpu::Gpu;
 use jointwise::kernels::sample::Sampling;
-use jointwise::kernels::with_checked_variants;
 use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::decoder::Decoder;
 use jointwise::model::description::ModelConfig;
-use jointwise::model::load::{LoadOptions, TrainMode};
+use jointwise::model::load::{LoadOptions, TrainMode, lora_names};
 use jointwise::model::peft::{Adapter, encode_adapter};
 use jointwise::model::save::OutputDtype;
 use jointwise::model::saved::RecomputePolicy;
 use jointwise::model::scores::DEFAULT_SCORE_TOKENS;
-use jointwise::model::side_files::SideFiles;
-use jointwise::model::tensor_file::TensorContent;
-use jointwise::model::weights::{BaseDtype, TrainOptions, WeightSource, read_back};
+use jointwise::model::side_files::{CONFIG, SideFiles};
+use jointwise::model::tensor_file::{TensorContent, TensorFile};
+use jointwise::model::weights::{BaseDtype, TrainOptions, WeightSource};
 use jointwise::report::{self, Report};
 use jointwise::train::memory_plan::{largest_micro_batch, plan_memory};
 use jointwise::train::metrics::MetricsLine;
@@ -39,6 +40,7 @@ use jointwise::{DataOptions, Error, Policy, PolicyOptions, Preferences, Result};
 use serde::Serialize;
 use web_time::{Duration, Instant, UNIX_EPOCH};
 
+use crate::checks::{KernelChecks, formats};
 use crate::settings::Settings;
 
 /// Files of a model folder.
@@ -65,6 +67,47 @@ struct KeptState {
     state: TrainingState,
     /// Reference scores of each example's sequences; `None` for an example without scores so far.
     reference: Vec<Option<[f64; 2]>>,
+    /// Facts for [`saved_files`]. Version 1 of the page did not save them.
+    #[serde(default)]
+    facts: Option<SavedFacts>,
+}
+
+/// Facts about a run, from which its files can be made without its model and without a device.
+#[derive(Debug, Clone, Serialize, serde::Deserialize)]
+struct SavedFacts {
+    /// Name of the model.
+    model: String,
+    /// Text of the model's config.json.
+    config: String,
+    /// Name of the device.
+    device: String,
+    /// Summary of the rows.
+    data: String,
+}
+
+/// Rows that a run does not use whole, by their numbers from 1.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RowNotes {
+    /// Number of rows that were read.
+    pub rows: usize,
+    /// Rows that are left out because they are too long.
+    pub dropped: Vec<usize>,
+    /// Rows whose instructions were cut.
+    pub truncated: Vec<usize>,
+    /// Remarks that concern many rows.
+    pub remarks: Vec<String>,
+}
+
+impl RowNotes {
+    fn new(data: &Dataset) -> Self {
+        let numbers = |fate| data.notes.iter().filter(|note| note.fate == fate).map(|note| note.row + 1).collect();
+        Self {
+            rows: data.n_rows(),
+            dropped: numbers(OverflowAction::Dropped),
+            truncated: numbers(OverflowAction::Truncated),
+            remarks: data.remarks.lines(),
+        }
+    }
 }
 
 /// Training run in progress.
@@ -80,6 +123,7 @@ struct Run {
 pub struct Tab {
     // The trainer borrows the device. A page has one device until it is closed.
     gpu: &'static Gpu,
+    checks: KernelChecks,
     policy: Option<Policy>,
     trainer: Option<Trainer<'static>>,
     run: Option<Run>,
@@ -109,14 +153,16 @@ impl Default for SampleSettings {
     }
 }
 
-/// Token of a scored text.
+/// Token of a scored text, or several tokens that are parts of one character.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TokenScore {
     /// Text of the token.
     pub text: String,
+    /// Number of tokens. It is above 1 for a character that the tokenizer splits.
+    pub n_tokens: usize,
     /// True if the token is part of the response.
     pub response: bool,
-    /// log π(token | before); `None` for the first.
+    /// log π(token | before), summed over the tokens; `None` for the first.
     pub logp: Option<f32>,
     /// Like `logp`, but without the adapter.
     pub reference: Option<f32>,
@@ -142,19 +188,43 @@ fn missing(what: &str) -> Error {
 }
 
 impl Tab {
-    /// Opens the device and tests its kernel variants. Also returns the names of the variants that compute wrongly and are disabled.
+    /// Opens the device. `checks` are the kernel checks of an earlier visit; [`Self::load`] does the others that its model needs.
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub async fn open() -> Result<(Self, Vec<&'static str>)> {
-        let (gpu, off) = with_checked_variants(Gpu::open(&DeviceChoice::Best).await?).await?;
-        let gpu: &'static Gpu = Box::leak(Box::new(gpu));
-        Ok((Self { gpu, policy: None, trainer: None, run: None }, off.into_iter().map(Variant::name).collect()))
+    pub async fn open(checks: KernelChecks) -> Result<Self> {
+        let gpu: &'static Gpu = Box::leak(Box::new(checks.open_device().await?));
+        Ok(Self { gpu, checks, policy: None, trainer: None, run: None })
     }
 
     /// Returns the device.
     pub fn gpu(&self) -> &'static Gpu {
         self.gpu
+    }
+
+    /// Returns the kernel checks that were done.
+    pub fn checks(&self) -> &KernelChecks {
+        &self.checks
+    }
+
+    /// Returns whether a model is on the device.
+    pub fn has_model(&self) -> bool {
+        self.loaded().is_ok()
+    }
+
+    /// Returns whether a run is on the device.
+    pub fn has_run(&self) -> bool {
+        self.run.is_some() && self.has_model()
+    }
+
+    /// Checks the kernels of a model with weights stored as `base`. If variants fail, opens the device again without them.
+    async fn check_kernels(&mut self, model: &OpenModel, base: BaseDtype) -> Result<()> {
+        let formats = formats(&model.description, model.checkpoint.as_ref(), base);
+        if self.checks.add(self.gpu, &formats).await? {
+            (self.run, self.trainer) = (None, None);
+            self.gpu = Box::leak(Box::new(self.checks.open_device().await?));
+        }
+        Ok(())
     }
 
     /// Estimates a run's memory for several lengths, batch sizes and kinds of recomputation. Loads nothing: it reads only the headers of `weights`.
@@ -215,21 +285,22 @@ impl Tab {
         Ok(lines.join("\n") + "\n")
     }
 
-    /// Loads a model onto the device, without an adapter. The settings choose the data type of the weights. Returns notes about the model and its
-    /// tokenizer.
+    /// Loads a model onto the device, without an adapter, after a check of the kernels that it needs. `base` is the data type of the
+    /// weights. Returns notes about the model and its tokenizer.
     ///
     /// # Errors
-    /// A file is missing or invalid; the error names it.
-    pub fn load(&mut self, files: Files, settings: &Settings) -> Result<Vec<String>> {
+    /// A file is missing or invalid, which the error names: the model before stays loaded. [`Error::Gpu`]: no model is loaded.
+    pub async fn load(&mut self, files: Files, base: BaseDtype) -> Result<Vec<String>> {
         let contents = files.side.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
         let side = SideFiles::from_contents(Path::new(""), contents);
         let weights = || Checkpoint::from_contents(files.weights);
-        let (model, mut notes) = OpenModel::from_parts(&files.name, side, weights, settings.base_dtype)?;
+        let (model, mut notes) = OpenModel::from_parts(&files.name, side, weights, base)?;
         let policy = Policy::from_model(model, None, PolicyOptions::default())?;
         notes.extend(policy.tokenizer().notes().iter().cloned());
         (self.run, self.policy, self.trainer) = (None, None, None);
-        let none = LoadOptions::frozen(settings.base_dtype, None, positions(&policy));
-        self.trainer = Some(self.trainer(&policy, &none, settings)?);
+        self.check_kernels(policy.model(), base).await?;
+        let none = LoadOptions::frozen(base, None, positions(&policy));
+        self.trainer = Some(self.trainer(&policy, &none, &Settings::default())?);
         self.policy = Some(policy);
         Ok(notes)
     }
@@ -300,13 +371,18 @@ impl Tab {
         Ok(rows.into_iter().map(line).collect::<Result<Vec<_>>>()?.join("\n"))
     }
 
-    /// Begins a run on preferences in JSONL, or continues one from the state that [`Self::state`] returned. Returns a summary of the rows.
+    /// Begins a run on preferences in JSONL, or continues one from the state that [`Self::state`] returned. Returns the rows that are not
+    /// used whole.
     ///
     /// # Errors
-    /// A row or a setting is invalid, or the state belongs to another run.
-    pub async fn begin(&mut self, jsonl: &str, settings: Settings, kept: Option<&Kept>) -> Result<String> {
-        self.run = None;
-        let (policy, _) = self.loaded()?;
+    /// A row or a setting is invalid, or the state belongs to another run: the run before stays on the device. [`Error::Gpu`]: it does not.
+    pub async fn begin(&mut self, jsonl: &str, settings: Settings, kept: Option<&Kept>) -> Result<RowNotes> {
+        // Taken out for as long as the kernels are checked, because the check may open another device.
+        let policy = self.policy.take().ok_or_else(|| missing("load a model"))?;
+        let checked = self.check_kernels(policy.model(), settings.base_dtype).await;
+        self.policy = Some(policy);
+        checked?;
+        let policy = self.policy.as_ref().ok_or_else(|| missing("load a model"))?;
         let training = settings.recipe().settings()?;
         let known: Option<KeptState> = match kept {
             None => None,
@@ -338,8 +414,7 @@ impl Tab {
         let load = |gpu: &Gpu| policy.model().load(gpu, &load_options);
         plan_memory(self.gpu.caps(), load, &goal, &largest, true, settings.recompute)?;
         // Frees the old policy's buffers first.
-        self.trainer = None;
-        let policy = self.policy.as_ref().ok_or_else(|| missing("load a model"))?;
+        (self.run, self.trainer) = (None, None);
         let trainer = self.trainer(policy, &load_options, &settings)?;
         // A new adapter changes nothing, so the model without the adapter is the starting policy.
         let preference = training.preference.clone().unwrap_or_default();
@@ -357,10 +432,10 @@ impl Tab {
             state::restore(self.gpu, &trainer.decoder.arena, Path::new("state.safetensors"), &kept.arena)?;
         }
         self.trainer = Some(trainer);
-        let summary = [vec![data.summary()], data.remarks.lines()].concat().join("; ");
+        let notes = RowNotes::new(data);
         let steps = StepRunner::new(training, n, state);
         self.run = Some(Run { adapter, rows, scorer, references, steps });
-        Ok(summary)
+        Ok(notes)
     }
 
     /// Runs one training step. Returns its line of `metrics.jsonl`, or `None` after the last step.
@@ -385,10 +460,17 @@ impl Tab {
     /// # Errors
     /// [`Error::Gpu`].
     pub async fn state(&self) -> Result<Kept> {
-        let (Some(run), Some(trainer)) = (&self.run, &self.trainer) else { return Err(missing("begin a run")) };
+        let ((policy, trainer), Some(run)) = (self.loaded()?, &self.run) else { return Err(missing("begin a run")) };
         let mut arena = Vec::new();
         state::encode(self.gpu, &trainer.decoder.arena, Path::new("state.safetensors"), &mut arena).await?;
-        let known = KeptState { state: run.steps.state.clone(), reference: run.references.scores().into() };
+        let facts = SavedFacts {
+            model: policy.model().name.clone(),
+            config: policy.model().side.required(CONFIG)?.into(),
+            device: self.gpu.caps().name.clone(),
+            data: run.rows.dataset().summary(),
+        };
+        let reference = run.references.scores().into();
+        let known = KeptState { state: run.steps.state.clone(), reference, facts: Some(facts) };
         let state = serde_json::to_string(&known).map_err(|e| Error::file("state.json", e))?;
         Ok(Kept { state, arena })
     }
@@ -399,35 +481,17 @@ impl Tab {
     /// There is no run.
     pub fn report(&self, lines: Vec<MetricsLine>, started: f64) -> Result<String> {
         let ((policy, _), Some(run)) = (self.loaded()?, &self.run) else { return Err(missing("begin a run")) };
-        let trained: usize = run.adapter.lora.modules.values().map(|(a, b)| a.len() + b.len()).sum();
-        let seconds = lines.iter().filter_map(|l| l.get("seconds")?.as_f64()).sum();
-        Ok(report::render(&Report {
-            title: "Preference tuning in a browser".into(),
-            model: policy.model().name.clone(),
-            device: self.gpu.caps().name.clone(),
-            parameters: format!("{trained} trained"),
-            data: run.rows.dataset().summary(),
-            started: report::utc(UNIX_EPOCH + Duration::from_secs_f64(started)),
-            seconds,
-            lines,
-            ..Report::default()
-        }))
+        let (model, device) = (policy.model().name.clone(), self.gpu.caps().name.clone());
+        Ok(render_report(model, device, run.rows.dataset().summary(), &run.adapter, lines, started))
     }
 
     /// Returns the adapter's files in PEFT's format.
     ///
     /// # Errors
     /// [`Error::Gpu`].
-    pub async fn adapter(&self) -> Result<[(&'static str, Vec<u8>); 2]> {
-        let ((policy, trainer), Some(run)) = (self.loaded()?, &self.run) else { return Err(missing("begin a run")) };
-        let mut values = std::collections::BTreeMap::new();
-        for (module, a, b) in trainer.decoder.adapter() {
-            values.insert(module, [read_back(self.gpu, a, false).await?, read_back(self.gpu, b, false).await?]);
-        }
-        let (config, lora) = (&run.adapter.config, &run.adapter.lora);
-        encode_adapter(config, policy.description(), lora, OutputDtype::F32, &mut |module, side| {
-            Ok(values.get(module).map(|sides| sides[side].clone()).unwrap_or_default())
-        })
+    pub async fn adapter(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let ((policy, _), Some(run)) = (self.loaded()?, &self.run) else { return Err(missing("begin a run")) };
+        adapter_files(policy.description(), &run.adapter, self.state().await?.arena)
     }
 
     /// Scores each token of an instruction and its response, with the policy and with the base model.
@@ -457,14 +521,91 @@ impl Tab {
             .await?;
             sides.push(scored[0].token_logps.clone());
         }
-        let token = |(i, &id): (usize, &u32)| TokenScore {
-            text: tokenizer.show(id),
-            response: sequence.is_response(i),
-            logp: i.checked_sub(1).map(|i| sides[0][i]),
-            reference: i.checked_sub(1).map(|i| sides[1][i]),
-        };
-        Ok(sequence.ids.iter().enumerate().map(token).collect())
+        let sum = |side: &[f32], from: usize, n: usize| from.checked_sub(1).map(|at| side[at..at + n].iter().sum());
+        let mut tokens = Vec::new();
+        let mut at = 0;
+        while let Some((text, n_tokens)) = next_text(tokenizer, &sequence.ids[at..]) {
+            tokens.push(TokenScore {
+                text,
+                n_tokens,
+                response: sequence.is_response(at),
+                logp: sum(&sides[0], at, n_tokens),
+                reference: sum(&sides[1], at, n_tokens),
+            });
+            at += n_tokens;
+        }
+        Ok(tokens)
     }
+}
+
+/// Maximum number of tokens that are shown as one, because they are parts of one character. Four bytes make a character, and a token may end
+/// within the next one.
+const MOST_PARTS: usize = 8;
+
+/// Returns the text of the first token, and the number of tokens that it takes to show a text: a character may be split into several.
+fn next_text(tokenizer: &Tokenizer, ids: &[u32]) -> Option<(String, usize)> {
+    let shown = tokenizer.show(*ids.first()?);
+    let decoded = |n: usize| tokenizer.decode_all(&ids[..n]).ok().filter(|text| !text.contains('\u{fffd}'));
+    match (1..=ids.len().min(MOST_PARTS)).find_map(|n| Some((decoded(n)?, n))) {
+        Some((text, n)) if n > 1 => Some((visible(&text), n)),
+        // A joiner or an accent alone is shown as text, not as an escape.
+        Some((text, _)) if shown.contains("\\u{") && !text.chars().any(acts_on_terminal) => Some((text, 1)),
+        _ => Some((shown, 1)),
+    }
+}
+
+fn render_report(
+    model: String,
+    device: String,
+    data: String,
+    adapter: &Adapter,
+    lines: Vec<MetricsLine>,
+    started: f64,
+) -> String {
+    let trained: usize = adapter.lora.modules.values().map(|(a, b)| a.len() + b.len()).sum();
+    let seconds = lines.iter().filter_map(|l| l.get("seconds")?.as_f64()).sum();
+    report::render(&Report {
+        title: "Preference tuning in a browser".into(),
+        model,
+        device,
+        parameters: format!("{trained} trained"),
+        data,
+        started: report::utc(UNIX_EPOCH + Duration::from_secs_f64(started)),
+        seconds,
+        lines,
+        ..Report::default()
+    })
+}
+
+/// Returns an adapter's files in PEFT's format, with the values of a saved state.
+fn adapter_files(d: &ModelConfig, adapter: &Adapter, arena: Vec<u8>) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let file = TensorFile::from_content("state.safetensors", Box::new(arena))?;
+    let values = &mut |module: &str, side: usize| {
+        let name = format!("param/{}", lora_names(module)[side]);
+        let stored = file.tensors().get(&name).ok_or_else(|| Error::tensor(file.path(), &name, "is missing"))?;
+        file.values(&name, stored)
+    };
+    Ok(encode_adapter(&adapter.config, d, &adapter.lora, OutputDtype::F32, values)?.into())
+}
+
+/// Returns the adapter's files and `report.html` of a run's saved state, without a device and without the model's weights.
+///
+/// # Errors
+/// The state is damaged, or version 1 of the page saved it, which did not save the model's configuration.
+pub fn saved_files(
+    kept: Kept,
+    settings: &Settings,
+    lines: Vec<MetricsLine>,
+    started: f64,
+) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let known: KeptState = serde_json::from_str(&kept.state).map_err(|e| Error::file("state.json", e))?;
+    let facts = known.facts.ok_or_else(|| missing("load the run's model"))?;
+    let description = ModelConfig::from_json(CONFIG, &facts.config)?;
+    let adapter = Adapter::new(&description, &settings.lora, &facts.model, settings.seed)?;
+    let mut files = adapter_files(&description, &adapter, kept.arena)?;
+    let report = render_report(facts.model, facts.device, facts.data, &adapter, lines, started);
+    files.push(("report.html", report.into_bytes()));
+    Ok(files)
 }
 
 /// Returns the maximum sequence length of runs and responses.

@@ -69,15 +69,25 @@ fn weights(names: Vec<String>, contents: Vec<Readable>) -> Vec<(String, Box<dyn 
 #[wasm_bindgen]
 pub struct Engine {
     tab: Tab,
-    off: Vec<&'static str>,
 }
 
 #[wasm_bindgen]
 impl Engine {
-    /// Opens the device.
-    pub async fn open() -> Js<Engine> {
-        let (tab, off) = Tab::open().await.map_err(failed)?;
-        Ok(Self { tab, off })
+    /// Opens the device. `checks` are the kernel checks that [`Self::checks`] returned on an earlier visit.
+    pub async fn open(checks: Option<String>) -> Js<Engine> {
+        // Checks that cannot be read are done again.
+        let checks = checks.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default();
+        Ok(Self { tab: Tab::open(checks).await.map_err(failed)? })
+    }
+
+    /// Returns the kernel checks that were done, as JSON.
+    pub fn checks(&self) -> Js<String> {
+        json(self.tab.checks())
+    }
+
+    /// Returns whether a model is on the device.
+    pub fn has_model(&self) -> bool {
+        self.tab.has_model()
     }
 
     /// Returns the device's name, limits and features, as JSON.
@@ -87,8 +97,14 @@ impl Engine {
             "name": caps.name, "driver": caps.driver, "backend": caps.backend,
             "max_binding_bytes": caps.max_binding_bytes, "workgroup_bytes": caps.workgroup_bytes,
             "max_workgroups": caps.max_workgroups, "subgroup": caps.subgroup, "f16": caps.f16, "timestamps": caps.timestamps,
-            "variants": caps.variants.iter().map(|v| v.name()).collect::<Vec<_>>(), "switched_off": self.off,
+            "variants": caps.variants.iter().map(|v| v.name()).collect::<Vec<_>>(),
+            "switched_off": self.tab.checks().wrong.iter().map(|v| v.name()).collect::<Vec<_>>(),
         }))
+    }
+
+    /// Returns whether a run is on the device.
+    pub fn has_run(&self) -> bool {
+        self.tab.has_run()
     }
 
     /// Estimates the memory for several settings, as JSON. See [`Tab::plan`].
@@ -97,19 +113,20 @@ impl Engine {
     }
 
     /// Loads a model onto the device. Returns notes, as JSON. `side_names` and `side` are its configuration and tokenizer files, `names` and
-    /// `contents` its weights.
-    pub fn load(
+    /// `contents` its weights, and `base_dtype` the data type of frozen weights.
+    pub async fn load(
         &mut self,
         name: String,
         side_names: Vec<String>,
         side: Vec<Uint8Array>,
         names: Vec<String>,
         contents: Vec<Readable>,
-        settings: &str,
+        base_dtype: &str,
     ) -> Js<String> {
+        let base = parse(&format!("\"{base_dtype}\""))?;
         let side = side_names.into_iter().zip(side.iter().map(Uint8Array::to_vec)).collect();
         let files = Files { name, side, weights: weights(names, contents) };
-        json(&self.tab.load(files, &parse(settings)?).map_err(failed)?)
+        json(&self.tab.load(files, base).await.map_err(failed)?)
     }
 
     /// Returns instructions for the demo model.
@@ -161,7 +178,7 @@ impl Engine {
         self.tab.sample(&instructions, &settings, &mut tell).await.map_err(failed)
     }
 
-    /// Begins a run, or continues one from a saved state.
+    /// Begins a run, or continues one from a saved state. Returns the rows that are not used whole, as JSON.
     pub async fn begin(
         &mut self,
         jsonl: &str,
@@ -170,7 +187,7 @@ impl Engine {
         arena: Option<Vec<u8>>,
     ) -> Js<String> {
         let kept = state.zip(arena).map(|(state, arena)| tab::Kept { state, arena });
-        self.tab.begin(jsonl, parse(settings)?, kept.as_ref()).await.map_err(failed)
+        json(&self.tab.begin(jsonl, parse(settings)?, kept.as_ref()).await.map_err(failed)?)
     }
 
     /// Runs one training step. Returns its metrics as JSON, or `undefined` after the last step.
@@ -187,6 +204,13 @@ impl Engine {
     /// Returns the adapter's files.
     pub async fn adapter(&self) -> Js<Vec<File>> {
         let files = self.tab.adapter().await.map_err(failed)?;
+        Ok(files.into_iter().map(|(name, bytes)| File { name: name.into(), bytes }).collect())
+    }
+
+    /// Returns the adapter's files and the report of a saved state, without a device. `lines` is JSON, and `started` is in seconds since 1970.
+    pub fn saved_files(state: String, arena: Vec<u8>, settings: &str, lines: &str, started: f64) -> Js<Vec<File>> {
+        let kept = tab::Kept { state, arena };
+        let files = tab::saved_files(kept, &parse(settings)?, parse(lines)?, started).map_err(failed)?;
         Ok(files.into_iter().map(|(name, bytes)| File { name: name.into(), bytes }).collect())
     }
 

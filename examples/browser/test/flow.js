@@ -20,11 +20,18 @@ export async function until(page, what, test, argument, seconds = 300) {
 export const click = (page, id) => page.evaluate((id) => document.getElementById(id).click(), id);
 export const value = (page, id) => page.evaluate((id) => document.getElementById(id).value, id);
 
-export const ready = (page) => until(page, "the page", () => document.documentElement.dataset.ready === "true");
+/** Waits until the page is ready. Opens everything that is folded, so that a test reaches it. */
+export async function ready(page) {
+  await until(page, "the page", () => document.documentElement.dataset.ready === "true");
+  await page.evaluate(() => document.querySelectorAll("details").forEach((details) => (details.open = true)));
+}
+
+/** Waits for a pair that can be chosen. */
+export const pair = (page) => until(page, "a pair", () => !document.getElementById("side-a").matches(":disabled, [aria-disabled=true]"));
 
 /** Waits for a pair, then chooses a side. */
 export async function choose(page, side) {
-  await until(page, "a pair", () => !document.getElementById("side-a").disabled);
+  await pair(page);
   const before = await page.evaluate(() => document.getElementById("side-a").querySelector(".response").textContent);
   await click(page, `side-${side}`);
   return before;
@@ -70,3 +77,56 @@ export function same(actual, expected) {
   // The first loss is ln 2 for every model. The last loss must differ from it, because otherwise the comparison proves nothing.
   assert.ok(Math.abs(actual.at(-1) - actual[0]) > 100 * NOISE, `nothing was learnt: ${actual}`);
 }
+
+/** Runs on the page, before its scripts. Answers requests to the engine with the functions of a global object, `fake`, so that a test of the page
+ * alone needs no GPU. `fake.asked` lists the requests: {method, args}. */
+export function fakeEngine() {
+  const run = { step: 0, most: 0 };
+  const row = (n) => JSON.stringify({ i_chosen: `Instruction ${n}`, r_chosen: "good", i_reject: `Instruction ${n}`, r_reject: "bad" });
+  const caps = () => ({ name: "no GPU", max_binding_bytes: 2 ** 27, workgroup_bytes: 2 ** 14, variants: [], switched_off: [] });
+  globalThis.fake = {
+    asked: [],
+    open: caps,
+    caps,
+    load: () => [],
+    models: () => [],
+    hasModel: () => true,
+    hasRun: () => run.most > 0,
+    demoPrompts: (seed, n) => Array.from({ length: n }, (_, i) => `Instruction ${i + 1}`),
+    demoPreferences: (seed, n) => Array.from({ length: n }, (_, i) => row(i)).join("\n"),
+    readRows: (name, bytes) => new TextDecoder().decode(bytes),
+    sample: (instructions, { seed, tuned }) => instructions.map((_, i) => `answer ${seed} ${i} ${tuned ?? ""}`),
+    begin: (jsonl, settings) => (Object.assign(run, { step: 0, most: settings.max_steps }), ""),
+    step: () => (run.step === run.most ? null : { step: ++run.step, loss: 0.69, tokens: 100, seconds: 1, grad_norm: 1 }),
+    state: () => ({ state: JSON.stringify({ state: { step: run.step } }), arena: new Uint8Array(1) }),
+    savedFiles: ({ lines }) => [{ name: "adapter_model.safetensors", bytes: new Uint8Array(lines.length) }],
+  };
+  globalThis.Worker = class {
+    terminate() {}
+    async postMessage({ id, method, args }) {
+      fake.asked.push({ method, args: structuredClone(args) });
+      const answer = await new Promise((resolve) => resolve(fake[method](...args))).then((result) => ({ id, result }), (error) => ({ id, error: String(error.message ?? error), lost: error.name === "GpuError" }));
+      this.onmessage({ data: answer });
+    }
+  };
+}
+
+/** Opens the page without a session from before, with the engine of `fakeEngine`. `context` is Playwright's. Nothing is unfolded. */
+export async function openFake(context, url) {
+  const page = await context.newPage();
+  page.setDefaultTimeout(30_000);
+  await page.goto(`${url}style.css`);
+  await page.evaluate(() => new Promise((resolve) => (indexedDB.deleteDatabase("jointwise").onsuccess = resolve)));
+  await page.addInitScript(fakeEngine);
+  await page.goto(url);
+  await page.waitForFunction(() => document.documentElement.dataset.ready === "true");
+  await pair(page);
+  return page;
+}
+
+/** Reads a value that the page has stored. */
+export const stored = (page, name, key) =>
+  page.evaluate(async (name, key) => {
+    const store = await import("./store.js");
+    return store.load(name, key);
+  }, name, key);

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 
 import { launchChromium, launchFirefox, noChromium, noFirefox, ON_VULKAN } from "./browsers.js";
-import { click, ready, runState, set, until, value } from "./flow.js";
+import { click, pair, ready, runState, set, until, value } from "./flow.js";
 import * as native from "./native.js";
 import { SITE, serve } from "./site.js";
 
@@ -24,7 +24,7 @@ async function measure(page, url) {
   await page.goto(url);
   await ready(page);
   const opened = since();
-  await until(page, "a pair", () => !document.getElementById("side-a").disabled);
+  await pair(page);
   const sampled = since();
   const adapter = await page.evaluate(() => document.querySelector("#caps dd").textContent);
   await click(page, "draw-rows");

@@ -191,6 +191,9 @@ impl Case for LinearCase {
         launch(rec, &self.product(LinearPass::BackwardW), operands, allowed, precision);
         CaseOutputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w)] }
     }
+    fn weight_format(&self) -> Option<WeightFormat> {
+        Some(self.storage)
+    }
     fn reduction_len(&self) -> usize {
         self.n_in.max(self.n_out).max(self.t)
     }
@@ -281,6 +284,9 @@ impl Case for LowRankCase {
             OperandMatrix::new(&x[5], n_in),
         );
         CaseOutputs { y: vec![y, d_x], d_x: Vec::new() }
+    }
+    fn weight_format(&self) -> Option<WeightFormat> {
+        Some(self.linear.storage)
     }
     fn reduction_len(&self) -> usize {
         self.linear.n_in.max(self.linear.n_out) + self.rank
@@ -381,6 +387,9 @@ impl Case for EpilogueCase {
         launch(rec, &p, operands, allowed, precision);
         CaseOutputs { y: vec![y], d_x: Vec::new() }
     }
+    fn weight_format(&self) -> Option<WeightFormat> {
+        Some(self.linear.storage)
+    }
     fn reduction_len(&self) -> usize {
         self.linear.n_in + self.rank + 2
     }
@@ -449,6 +458,9 @@ impl Case for AccumulateCase {
             launch(rec, &self.linear.product(orientation), operands, allowed, precision);
         }
         CaseOutputs { y: sums.into(), d_x: Vec::new() }
+    }
+    fn weight_format(&self) -> Option<WeightFormat> {
+        Some(self.linear.storage)
     }
     fn reduction_len(&self) -> usize {
         self.linear.reduction_len() + 1
