@@ -3,12 +3,16 @@
 // 2·TILE invocations compute a tile of TILE×TILE values, each ROW_VEC4S·4 rows × COLUMN_VEC4S·4 columns of it in registers. Tiles of A
 // (K_TILE, TILE) and B (K_TILE, TILE) pass through workgroup memory (2 × 16·TILE × 4 bytes: 16 KiB for TILE = 128). To fill both, an
 // invocation loads one block of 4×4 from memory, while the block before is being multiplied, and transposes it where the matrix is stored along K.
+//
+// Loads of whole tiles have no condition: a compiler waits for a load that stands in a branch where the branch ends, which is before the
+// multiplication that should hide it. Rows of A and columns of B beyond the edge are clamped to the last ones, since they feed outputs that are not
+// stored. What is left of K behind whole tiles is a turn of its own, with zeros beyond the edge.
 // Each sum has one owner and adds its terms in the order of K, as matmul.wgsl does: the same bits.
 
 import package::shared::epilogue_none::{with_epilogue_vec4};
 import package::shared::product::{MatmulParams};
 import package::shared::low_rank_none::{LOW_RANK, low_rank_x_vec4, low_rank_w_vec4};
-import package::shared::weight::{weight_vec4};
+import package::shared::weight::{prepare_weight, weight_vec4};
 
 override A_TRANSPOSED: bool = false; // A is stored (K, M)
 override B_TRANSPOSED: bool = false; // B is stored (N, K)
@@ -129,6 +133,46 @@ fn store_block(lane: u32, loaded: array<vec4<f32>, 4>) {
     }
 }
 
+// Where an invocation's block of four stored rows is in memory.
+struct BlockPlace {
+    rows: array<u32, 4>,  // stored rows
+    vec4s: array<u32, 4>, // their first vec4s in the binding
+}
+
+// This invocation's block of the first tiles, rows and columns clamped to the last ones along M and N.
+fn first_place(lane: u32, m0: u32, n0: u32) -> BlockPlace {
+    let is_a = lane < TILE;
+    let along_k = select(B_TRANSPOSED, !A_TRANSPOSED, is_a); // the stored row runs along K
+    let at = 4u * place(select(lane - TILE, lane, is_a), along_k);
+    let outer = select(n0, m0, is_a) + at.y;
+    let end = select(params.n, params.m, is_a);
+    let start = select(params.b_start, params.a_start, is_a);
+    let stride = select(params.b_stride, params.a_stride, is_a);
+    var block: BlockPlace;
+    for (var s = 0u; s < 4u; s++) {
+        let row = select(at.x + s, min(outer + s, end - 1u), along_k);
+        let column = select(min(outer, end - 4u), at.x, along_k);
+        block.rows[s] = row;
+        block.vec4s[s] = (start + row * stride + column) / 4u;
+    }
+    return block;
+}
+
+// Loads a block that lies inside A or B.
+fn load_whole(lane: u32, at: BlockPlace) -> array<vec4<f32>, 4> {
+    var block: array<vec4<f32>, 4>;
+    if lane < TILE {
+        for (var s = 0u; s < 4u; s++) {
+            block[s] = a[at.vec4s[s]];
+        }
+    } else {
+        for (var s = 0u; s < 4u; s++) {
+            block[s] = weight_vec4(at.rows[s], at.vec4s[s]);
+        }
+    }
+    return block;
+}
+
 alias Sums = array<vec4<f32>, 4u * ROW_VEC4S * COLUMN_VEC4S>;
 
 // Adds the product of the tiles, in the order of K.
@@ -162,12 +206,34 @@ fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
     for (var i = 0u; i < 4u * ROW_VEC4S * COLUMN_VEC4S; i++) {
         acc[i] = vec4<f32>();
     }
-    var block = load_block(lane, m0, n0, 0u);
-    for (var k0 = 0u; k0 < params.k; k0 += K_TILE) {
+    let along_k = select(B_TRANSPOSED, !A_TRANSPOSED, lane < TILE);
+    let stride = select(params.b_stride, params.a_stride, lane < TILE);
+    let row_step = select(K_TILE, 0u, along_k);
+    let vec4_step = select(K_TILE * stride, K_TILE, along_k) / 4u;
+    let whole = params.k / K_TILE * K_TILE;
+    var at = first_place(lane, m0, n0);
+    prepare_weight(lane, 2u * TILE);
+    var block: array<vec4<f32>, 4>;
+    if whole > 0u {
+        block = load_whole(lane, at);
+    }
+    for (var k0 = 0u; k0 < whole; k0 += K_TILE) {
         workgroupBarrier();
         store_block(lane, block);
         workgroupBarrier();
-        block = load_block(lane, m0, n0, k0 + K_TILE);
+        // The last turn loads its own block again, which nobody uses.
+        let is_last = k0 + K_TILE >= whole;
+        for (var s = 0u; s < 4u; s++) {
+            at.rows[s] += select(row_step, 0u, is_last);
+            at.vec4s[s] += select(vec4_step, 0u, is_last);
+        }
+        block = load_whole(lane, at);
+        multiply_tiles(&acc, across, down);
+    }
+    if whole < params.k {
+        workgroupBarrier();
+        store_block(lane, load_block(lane, m0, n0, whole));
+        workgroupBarrier();
         multiply_tiles(&acc, across, down);
     }
     if LOW_RANK {

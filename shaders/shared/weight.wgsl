@@ -4,6 +4,9 @@
 @group(0) @binding(2) var<storage, read> weights: array<f32>;
 @group(0) @binding(2) var<storage, read> weight_vec4s: array<vec4<f32>>;
 
+// Nothing has to be prepared; `shared/weight_nf4_tables` copies its tables.
+fn prepare_weight(lane: u32, invocations: u32) {}
+
 fn weight_value(row: u32, i: u32) -> f32 {
     return weights[i];
 }

@@ -3,6 +3,9 @@
 @group(0) @binding(2) var<storage, read> weights: array<u32>;
 @group(0) @binding(2) var<storage, read> weight_vec4s: array<vec2<u32>>;
 
+// Nothing has to be prepared; `shared/weight_nf4_tables` copies its tables.
+fn prepare_weight(lane: u32, invocations: u32) {}
+
 fn weight_value(row: u32, i: u32) -> f32 {
     let word = weights[i >> 1u];
     return bitcast<f32>(select(word << 16u, word & 0xffff0000u, (i & 1u) == 1u));

@@ -7,6 +7,9 @@
 
 const CODES = 4u;
 
+// Nothing has to be prepared; `shared/weight_nf4_tables` copies its tables.
+fn prepare_weight(lane: u32, invocations: u32) {}
+
 fn scale_of(row: u32) -> f32 {
     return bitcast<f32>(weights[weights[0] + row]);
 }

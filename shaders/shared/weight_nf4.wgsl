@@ -12,6 +12,9 @@ const NF4 = 4u;
 const DYNAMIC = 20u;
 const CODES = 276u;
 
+// Nothing has to be prepared; `shared/weight_nf4_tables` copies its tables.
+fn prepare_weight(lane: u32, invocations: u32) {}
+
 fn absmax_of(block: u32) -> f32 {
     let s = (weights[weights[0] + (block >> 2u)] >> (8u * (block & 3u))) & 255u;
     let group = bitcast<f32>(weights[weights[1] + ((weights[3] + block) >> 8u)]);

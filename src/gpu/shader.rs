@@ -66,6 +66,7 @@ shaders![
     "shared/weight_bf16",
     "shared/weight_int8",
     "shared/weight_nf4",
+    "shared/weight_nf4_tables",
 ];
 
 /// Entry point with its specialisation.
