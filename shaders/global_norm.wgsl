@@ -1,16 +1,9 @@
 // norm = scale·√(Σ g²) over all pages of gradients (or of parameters). Two stages in a fixed order: the same bits every time.
 
+import package::shared::global_norm_params::{GlobalNormParams};
 import package::shared::reduce::{WG, sum_across};
 import package::shared::weight::{weight_value};
 
-struct GlobalNormParams {
-    n: u32,     // elements of this page; partial sums in global_norm_total
-    first: u32, // where this page's partial sums begin
-    scale: f32,
-    pad: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: GlobalNormParams;
 @group(0) @binding(1) var<storage, read_write> partial: array<f32>;
 // Binding 2: a page of g.
 

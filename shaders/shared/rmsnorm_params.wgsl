@@ -1,0 +1,27 @@
+// Parameters of RMSNorm's kernels, and where rows begin. A row is `width` values at `start + t·stride + group·width`: with `groups` > 1 it
+// is one head of a slot of heads.
+
+struct RmsnormParams {
+    rows: u32,  // tokens × groups
+    groups: u32,
+    width: u32,
+    block: u32, // rmsnorm_bwd_w: rows a partial sum
+    x_start: u32,
+    x_stride: u32,
+    y_start: u32,
+    y_stride: u32,
+    eps: f32,
+    offset: f32,
+    accumulate: u32, // rmsnorm_bwd_x: 1: add to d_x
+    pad: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: RmsnormParams;
+
+fn x_row(row: u32) -> u32 {
+    return params.x_start + row / params.groups * params.x_stride + row % params.groups * params.width;
+}
+
+fn y_row(row: u32) -> u32 {
+    return params.y_start + row / params.groups * params.y_stride + row % params.groups * params.width;
+}
