@@ -12,12 +12,12 @@ fn column_sum_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
     let lane = local.x;
     let vec4s = params.width / 4u;
     let column = group.x * COLUMNS + lane % COLUMNS;
-    let from = params.start / 4u + min(column, vec4s - 1u);
+    let x0 = params.start / 4u + min(column, vec4s - 1u);
     let stride = params.stride / 4u;
     let first = group.y * BLOCK + lane / COLUMNS;
     var values: array<vec4<f32>, FLIGHT>;
     for (var turn = 0u; turn < FLIGHT; turn++) {
-        values[turn] = x[from + min(first + turn * ROWS, params.rows - 1u) * stride];
+        values[turn] = x[x0 + min(first + turn * ROWS, params.rows - 1u) * stride];
     }
     var sum = vec4<f32>();
     for (var turn = 0u; turn < FLIGHT; turn++) {

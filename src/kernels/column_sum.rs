@@ -110,7 +110,12 @@ impl Kernel for ColumnSum {
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         let allowed = row_vec4s::taken(caps);
-        vec![Box::new(ColumnSumCase { rows: t, width: model.qkv_width(), margin: if allowed.is_empty() { 3 } else { 4 }, allowed })]
+        vec![Box::new(ColumnSumCase {
+            rows: t,
+            width: model.qkv_width(),
+            margin: if allowed.is_empty() { 3 } else { 4 },
+            allowed,
+        })]
     }
     fn variant_cases(&self, variant: Variant, _: &Caps) -> Vec<Box<dyn Case>> {
         match variant {

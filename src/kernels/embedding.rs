@@ -158,9 +158,9 @@ impl Kernel for EmbeddingKernels {
     }
     fn variants(&self) -> Vec<Shader> {
         let formats = [WeightFormat::F32, WeightFormat::Bf16];
-        let forward = formats.into_iter().flat_map(|storage| {
-            [forward_shader(storage), storage.select(shader_rows("embedding_rows_fwd"))]
-        });
+        let forward = formats
+            .into_iter()
+            .flat_map(|storage| [forward_shader(storage), storage.select(shader_rows("embedding_rows_fwd"))]);
         forward.chain([backward_shader(), shader_rows("embedding_rows_bwd_w")]).collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {

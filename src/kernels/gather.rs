@@ -63,14 +63,7 @@ pub fn gather_fwd(rec: &mut Recording, indices: &GatherIndices, width: usize, x:
     fwd_with(rec, &rec.gpu().caps().variants, indices, width, x, y);
 }
 
-fn fwd_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    indices: &GatherIndices,
-    width: usize,
-    x: &Slot,
-    y: &Slot,
-) {
+fn fwd_with(rec: &mut Recording, allowed: &[Variant], indices: &GatherIndices, width: usize, x: &Slot, y: &Slot) {
     let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[width]) {
         (shader_rows("gather_rows_fwd"), grid_rows(width, indices.n))
     } else {
@@ -84,14 +77,7 @@ pub fn gather_bwd(rec: &mut Recording, indices: &GatherIndices, width: usize, d_
     bwd_with(rec, &rec.gpu().caps().variants, indices, width, d_y, d_x);
 }
 
-fn bwd_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    indices: &GatherIndices,
-    width: usize,
-    d_y: &Slot,
-    d_x: &Slot,
-) {
+fn bwd_with(rec: &mut Recording, allowed: &[Variant], indices: &GatherIndices, width: usize, d_y: &Slot, d_x: &Slot) {
     let slots = [&indices.starts, &indices.uses, d_y, d_x];
     let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[width]) {
         (shader_rows("gather_rows_bwd"), grid_rows(width, indices.t))

@@ -46,13 +46,7 @@ pub fn global_norm(rec: &mut Recording, pages: &[(Slot, WeightFormat)], scale: f
     global_norm_with(rec, &rec.gpu().caps().variants, pages, scale, norm);
 }
 
-fn global_norm_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    pages: &[(Slot, WeightFormat)],
-    scale: f32,
-    norm: &Slot,
-) {
+fn global_norm_with(rec: &mut Recording, allowed: &[Variant], pages: &[(Slot, WeightFormat)], scale: f32, norm: &Slot) {
     let partials = rec.gpu().alloc_activation(pages.len() * PARTIALS);
     for (i, page) in pages.iter().enumerate() {
         let n = elements(page);

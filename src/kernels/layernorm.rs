@@ -182,7 +182,8 @@ impl Kernel for LayernormKernels {
     fn variants(&self) -> Vec<Shader> {
         let baseline = ["layernorm_fwd", "layernorm_bwd_x", "layernorm_bwd_w"].map(shader);
         // Narrow models, and both sides of what stays in registers.
-        let rows = [64, 768, 4096, 5124].into_iter().flat_map(|width| ENTRIES_ROWS.map(|entry| shader_rows(entry, width)));
+        let rows =
+            [64, 768, 4096, 5124].into_iter().flat_map(|width| ENTRIES_ROWS.map(|entry| shader_rows(entry, width)));
         baseline.into_iter().chain(rows).collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
@@ -191,7 +192,19 @@ impl Kernel for LayernormKernels {
     fn cases(&self) -> Vec<Box<dyn Case>> {
         let baseline = [(1, 5, 0.0), (3, 63, 0.0), (65, 64, 1.0), (130, 65, 0.0)];
         // Both sides of vec4s per invocation, of invocations per row, of rows per workgroup and block, and of what stays in registers.
-        let rows = [(1, 4), (3, 60), (65, 64), (130, 252), (66, 256), (2, 260), (5, 768), (2, 2052), (3, 4096), (2, 5120), (2, 5124)];
+        let rows = [
+            (1, 4),
+            (3, 60),
+            (65, 64),
+            (130, 252),
+            (66, 256),
+            (2, 260),
+            (5, 768),
+            (2, 2052),
+            (3, 4096),
+            (2, 5120),
+            (2, 5124),
+        ];
         let baseline = baseline.map(|(rows, width, offset)| (LayernormRows { rows, width, offset }, BASELINE));
         let rows = rows.map(|(rows, width)| (LayernormRows { rows, width, offset: (rows % 2) as f32 }, ROWS));
         let all = baseline.into_iter().chain(rows);
@@ -232,7 +245,9 @@ impl Case for LayernormCase {
         format!("rows={rows} D={width} offset={offset}{}", row_vec4s::suffix(self.allowed))
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
-        [self.shape.rows * self.shape.width, self.shape.width, self.shape.width].map(|n| HostTensor::normal(rng, n)).into()
+        [self.shape.rows * self.shape.width, self.shape.width, self.shape.width]
+            .map(|n| HostTensor::normal(rng, n))
+            .into()
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let row = |row: &[f64]| {
@@ -265,8 +280,11 @@ impl Case for LayernormCase {
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         let gpu = rec.gpu();
         let (y, stats) = (gpu.alloc_activation(x[0].len()), gpu.alloc_activation(2 * self.shape.rows));
-        let (d_x, d_w, d_b) =
-            (gpu.alloc_activation(x[0].len()), gpu.alloc_activation(self.shape.width), gpu.alloc_activation(self.shape.width));
+        let (d_x, d_w, d_b) = (
+            gpu.alloc_activation(x[0].len()),
+            gpu.alloc_activation(self.shape.width),
+            gpu.alloc_activation(self.shape.width),
+        );
         [&d_x, &d_w, &d_b].iter().for_each(|s| rec.clear(s));
         let (allowed, shape) = (self.allowed, &self.shape);
         fwd_with(rec, allowed, shape, EPS as f32, &x[0], &x[1], &x[2], &stats, &y);

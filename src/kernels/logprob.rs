@@ -266,7 +266,8 @@ impl Kernel for LogprobKernels {
         if variant != Variant::Rows {
             return Vec::new();
         }
-        let shapes = [(9, 300, 12, 3, 64, Some(2.0), WeightFormat::F32), (2, 5124, 4, 1, 4100, None, WeightFormat::F32)];
+        let shapes =
+            [(9, 300, 12, 3, 64, Some(2.0), WeightFormat::F32), (2, 5124, 4, 1, 4100, None, WeightFormat::F32)];
         shapes.map(|shape| Box::new(LogprobCase::new(shape, ROWS)) as Box<dyn Case>).into()
     }
 }

@@ -117,7 +117,7 @@ fn launch(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands, allowed: &[Var
         MatmulImpl::Tiles(tiles) => {
             let workgroup_bytes = rec.gpu().caps().workgroup_bytes;
             (tiles.shader(p.orientation, p.storage, workgroup_bytes), tiles.grid(p))
-        },
+        }
         MatmulImpl::Baseline => {
             (baseline(p.orientation, p.storage), [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32])
         }
