@@ -23,19 +23,23 @@ fn gather_rows_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
     if column >= vec4s {
         return;
     }
+    if (group.y + 1u) * BLOCK > params.n {
+        for (var row = first; row < params.n; row += ROWS) {
+            y[row * vec4s + column] = x[rows[row] * vec4s + column];
+        }
+        return;
+    }
+    // No condition on a store: compilers would move its load into the branch.
     var taken: array<u32, FLIGHT>;
     for (var turn = 0u; turn < FLIGHT; turn++) {
-        taken[turn] = rows[min(first + turn * ROWS, params.n - 1u)];
+        taken[turn] = rows[first + turn * ROWS];
     }
     var values: array<vec4<f32>, FLIGHT>;
     for (var turn = 0u; turn < FLIGHT; turn++) {
         values[turn] = x[taken[turn] * vec4s + column];
     }
     for (var turn = 0u; turn < FLIGHT; turn++) {
-        let row = first + turn * ROWS;
-        if row < params.n {
-            y[row * vec4s + column] = values[turn];
-        }
+        y[(first + turn * ROWS) * vec4s + column] = values[turn];
     }
 }
 

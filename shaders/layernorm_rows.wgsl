@@ -4,7 +4,7 @@
 import package::shared::column_blocks::{BLOCK, COLUMNS, FLIGHT, INVOCATIONS, ROWS, sum_across_rows};
 import package::shared::grid::{flat_group};
 import package::shared::layernorm_params::{LayernormParams};
-import package::shared::row_vec4s::{KEPT, LANES, PART, ROWS_PER_WORKGROUP, VEC4S, WG, has_vec4, loaded_vec4, sum_across_row, sum_of_vec4};
+import package::shared::row_vec4s::{KEPT, PART, ROWS_PER_WORKGROUP, VEC4S, WG, has_vec4, lane_in_row, loaded_vec4, row_of_lane, sum_across_row, sum_of_vec4};
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> w: array<vec4<f32>>;
@@ -19,7 +19,7 @@ fn layernorm_rows_fwd(
     @builtin(local_invocation_id) local: vec3<u32>,
 ) {
     let lane = local.x;
-    let row = flat_group(group, n_groups) * ROWS_PER_WORKGROUP + lane / LANES;
+    let row = flat_group(group, n_groups) * ROWS_PER_WORKGROUP + row_of_lane(lane);
     let x0 = min(row, params.rows - 1u) * VEC4S;
     var values: array<vec4<f32>, KEPT>;
     var sum = 0.0;
@@ -61,13 +61,15 @@ fn layernorm_rows_fwd(
             biases[turn] = b[loaded_vec4(lane, part, turn)];
         }
         for (var turn = 0u; turn < KEPT; turn++) {
+            values[turn] = (values[turn] - mean) * r * (weights[turn] + params.offset) + biases[turn];
+        }
+        for (var turn = 0u; turn < KEPT; turn++) {
             if has_vec4(lane, part, turn) {
-                let h = (values[turn] - mean) * r;
-                y[x0 + loaded_vec4(lane, part, turn)] = h * (weights[turn] + params.offset) + biases[turn];
+                y[x0 + loaded_vec4(lane, part, turn)] = values[turn];
             }
         }
     }
-    if lane % LANES == 0u {
+    if lane_in_row(lane) == 0u {
         stats[row] = vec2<f32>(mean, r);
     }
 }
@@ -83,7 +85,7 @@ fn layernorm_rows_bwd_x(
     @builtin(local_invocation_id) local: vec3<u32>,
 ) {
     let lane = local.x;
-    let row = flat_group(group, n_groups) * ROWS_PER_WORKGROUP + lane / LANES;
+    let row = flat_group(group, n_groups) * ROWS_PER_WORKGROUP + row_of_lane(lane);
     let last = min(row, params.rows - 1u);
     let x0 = last * VEC4S;
     let s = stats_saved[last];

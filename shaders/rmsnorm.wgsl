@@ -5,12 +5,20 @@
 
 import package::shared::grid::{flat_group};
 import package::shared::reduce::{WG, sum_across};
-import package::shared::rmsnorm_params::{RmsnormParams, x_row, y_row};
+import package::shared::rmsnorm_params::{RmsnormParams};
 
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read> w: array<f32>;
 @group(0) @binding(3) var<storage, read_write> r_out: array<f32>; // (rows)
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
+
+fn x_row(row: u32) -> u32 {
+    return params.x_start + row / params.groups * params.x_stride + row % params.groups * params.width;
+}
+
+fn y_row(row: u32) -> u32 {
+    return params.y_start + row / params.groups * params.y_stride + row % params.groups * params.width;
+}
 
 @compute @workgroup_size(WG)
 fn rmsnorm_fwd(

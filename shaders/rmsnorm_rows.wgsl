@@ -3,13 +3,24 @@
 
 import package::shared::column_blocks::{BLOCK, COLUMNS, FLIGHT, INVOCATIONS, ROWS, sum_across_rows};
 import package::shared::grid::{flat_group};
-import package::shared::rmsnorm_params::{RmsnormParams, x_row, y_row};
-import package::shared::row_vec4s::{KEPT, LANES, PART, ROWS_PER_WORKGROUP, VEC4S, WG, has_vec4, loaded_vec4, sum_across_row};
+import package::shared::rmsnorm_params::{RmsnormParams};
+import package::shared::row_vec4s::{KEPT, PART, ROWS_PER_WORKGROUP, VEC4S, WG, has_vec4, lane_in_row, loaded_vec4, row_of_lane, sum_across_row};
+
+override GROUPS: u32 = 1u; // as in the parameters: by a constant, the division is cheap
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> w: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> r_out: array<f32>; // (rows)
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
+
+// First vec4s of a row.
+fn x_row(row: u32) -> u32 {
+    return (params.x_start + row / GROUPS * params.x_stride) / 4u + row % GROUPS * VEC4S;
+}
+
+fn y_row(row: u32) -> u32 {
+    return (params.y_start + row / GROUPS * params.y_stride) / 4u + row % GROUPS * VEC4S;
+}
 
 @compute @workgroup_size(WG)
 fn rmsnorm_rows_fwd(
@@ -18,9 +29,9 @@ fn rmsnorm_rows_fwd(
     @builtin(local_invocation_id) local: vec3<u32>,
 ) {
     let lane = local.x;
-    let row = flat_group(group, n_groups) * ROWS_PER_WORKGROUP + lane / LANES;
+    let row = flat_group(group, n_groups) * ROWS_PER_WORKGROUP + row_of_lane(lane);
     let last = min(row, params.rows - 1u);
-    let x0 = x_row(last) / 4u;
+    let x0 = x_row(last);
     var values: array<vec4<f32>, KEPT>;
     var weights: array<vec4<f32>, KEPT>;
     var squares = 0.0;
@@ -33,29 +44,30 @@ fn rmsnorm_rows_fwd(
         }
         for (var turn = 0u; turn < KEPT; turn++) {
             squares += select(0.0, dot(values[turn], values[turn]), has_vec4(lane, part, turn));
+            values[turn] *= weights[turn] + params.offset;
         }
     }
     let r = inverseSqrt(sum_across_row(lane, squares) / f32(params.width) + params.eps);
     if row >= params.rows {
         return;
     }
-    let y0 = y_row(row) / 4u;
+    let y0 = y_row(row);
     for (var part = 0u; part < VEC4S; part += PART) {
         if PART < VEC4S {
             for (var turn = 0u; turn < KEPT; turn++) {
                 values[turn] = x[x0 + loaded_vec4(lane, part, turn)];
             }
             for (var turn = 0u; turn < KEPT; turn++) {
-                weights[turn] = w[loaded_vec4(lane, part, turn)];
+                values[turn] *= w[loaded_vec4(lane, part, turn)] + params.offset;
             }
         }
         for (var turn = 0u; turn < KEPT; turn++) {
             if has_vec4(lane, part, turn) {
-                y[y0 + loaded_vec4(lane, part, turn)] = values[turn] * (weights[turn] + params.offset) * r;
+                y[y0 + loaded_vec4(lane, part, turn)] = values[turn] * r;
             }
         }
     }
-    if lane % LANES == 0u {
+    if lane_in_row(lane) == 0u {
         r_out[row] = r;
     }
 }
@@ -71,10 +83,10 @@ fn rmsnorm_rows_bwd_x(
     @builtin(local_invocation_id) local: vec3<u32>,
 ) {
     let lane = local.x;
-    let row = flat_group(group, n_groups) * ROWS_PER_WORKGROUP + lane / LANES;
+    let row = flat_group(group, n_groups) * ROWS_PER_WORKGROUP + row_of_lane(lane);
     let last = min(row, params.rows - 1u);
-    let x0 = x_row(last) / 4u;
-    let y0 = y_row(last) / 4u;
+    let x0 = x_row(last);
+    let y0 = y_row(last);
     let r = r_saved[last];
     var values: array<vec4<f32>, KEPT>;
     var weights: array<vec4<f32>, KEPT>;
@@ -148,8 +160,8 @@ fn rmsnorm_rows_bwd_w(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
     var rs: array<f32, FLIGHT>;
     for (var turn = 0u; turn < FLIGHT; turn++) {
         let row = min(first + turn * ROWS, params.rows - 1u);
-        values[turn] = x[x_row(row) / 4u + i];
-        d_ys[turn] = d_y_rows[y_row(row) / 4u + i];
+        values[turn] = x[x_row(row) + i];
+        d_ys[turn] = d_y_rows[y_row(row) + i];
         rs[turn] = r_rows[row];
     }
     var sum = vec4<f32>();

@@ -17,11 +17,3 @@ struct RmsnormParams {
 }
 
 @group(0) @binding(0) var<uniform> params: RmsnormParams;
-
-fn x_row(row: u32) -> u32 {
-    return params.x_start + row / params.groups * params.x_stride + row % params.groups * params.width;
-}
-
-fn y_row(row: u32) -> u32 {
-    return params.y_start + row / params.groups * params.y_stride + row % params.groups * params.width;
-}

@@ -14,9 +14,18 @@ const ROWS_PER_WORKGROUP = WG / LANES;
 
 var<workgroup> partials: array<f32, WG>;
 
+// An invocation's row in its workgroup, and its number among those that share the row. A row of a whole workgroup is uniform.
+fn row_of_lane(lane: u32) -> u32 {
+    return select(lane / LANES, 0u, WG == LANES);
+}
+
+fn lane_in_row(lane: u32) -> u32 {
+    return select(lane % LANES, lane, WG == LANES);
+}
+
 // Number of a vec4 in its row, if the row has it.
 fn own_vec4(lane: u32, part: u32, turn: u32) -> u32 {
-    return part + turn * LANES + lane % LANES;
+    return part + turn * LANES + lane_in_row(lane);
 }
 
 fn has_vec4(lane: u32, part: u32, turn: u32) -> bool {
@@ -34,12 +43,12 @@ fn sum_across_row(lane: u32, value: f32) -> f32 {
     partials[lane] = value;
     for (var half = LANES / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
-        if lane % LANES < half {
+        if lane_in_row(lane) < half {
             partials[lane] += partials[lane + half];
         }
     }
     workgroupBarrier();
-    return partials[lane - lane % LANES];
+    return partials[row_of_lane(lane) * LANES];
 }
 
 fn sum_of_vec4(v: vec4<f32>) -> f32 {

@@ -60,7 +60,8 @@ fn stage(
 
 /// Computes out (width) += sums of columns `start..start + width` of x (rows, stride).
 pub fn column_sum(rec: &mut Recording, x: &Slot, rows: usize, stride: usize, start: usize, width: usize, out: &Slot) {
-    column_sum_with(rec, &rec.gpu().caps().variants, x, rows, stride, start, width, out);
+    let allowed = &rec.gpu().caps().variants;
+    column_sum_with(rec, allowed, x, rows, stride, start, width, out);
 }
 
 /// Computes [`column_sum`] with the allowed variants.

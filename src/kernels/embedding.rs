@@ -96,7 +96,8 @@ pub fn embedding_fwd(
     w: &Slot,
     y: &Slot,
 ) {
-    fwd_with(rec, &rec.gpu().caps().variants, page, scale, accumulate, ids, w, y);
+    let allowed = &rec.gpu().caps().variants;
+    fwd_with(rec, allowed, page, scale, accumulate, ids, w, y);
 }
 
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
@@ -121,7 +122,8 @@ fn fwd_with(
 
 /// Computes d_w (rows, D) += scale·Σ d_y over the tokens of each id of this shard.
 pub fn embedding_bwd_w(rec: &mut Recording, page: &VocabShard, scale: f32, ids: &TokenIds, d_y: &Slot, d_w: &Slot) {
-    bwd_w_with(rec, &rec.gpu().caps().variants, page, scale, ids, d_y, d_w);
+    let allowed = &rec.gpu().caps().variants;
+    bwd_w_with(rec, allowed, page, scale, ids, d_y, d_w);
 }
 
 fn bwd_w_with(

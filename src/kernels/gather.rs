@@ -60,7 +60,8 @@ fn grid_rows(width: usize, rows: usize) -> [u32; 2] {
 
 /// Computes y (N, width): the picked rows of x.
 pub fn gather_fwd(rec: &mut Recording, indices: &GatherIndices, width: usize, x: &Slot, y: &Slot) {
-    fwd_with(rec, &rec.gpu().caps().variants, indices, width, x, y);
+    let allowed = &rec.gpu().caps().variants;
+    fwd_with(rec, allowed, indices, width, x, y);
 }
 
 fn fwd_with(rec: &mut Recording, allowed: &[Variant], indices: &GatherIndices, width: usize, x: &Slot, y: &Slot) {
@@ -74,7 +75,8 @@ fn fwd_with(rec: &mut Recording, allowed: &[Variant], indices: &GatherIndices, w
 
 /// Computes d_x (T, width) from d_y (N, width); all rows are written.
 pub fn gather_bwd(rec: &mut Recording, indices: &GatherIndices, width: usize, d_y: &Slot, d_x: &Slot) {
-    bwd_with(rec, &rec.gpu().caps().variants, indices, width, d_y, d_x);
+    let allowed = &rec.gpu().caps().variants;
+    bwd_with(rec, allowed, indices, width, d_y, d_x);
 }
 
 fn bwd_with(rec: &mut Recording, allowed: &[Variant], indices: &GatherIndices, width: usize, d_y: &Slot, d_x: &Slot) {

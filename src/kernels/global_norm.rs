@@ -43,7 +43,8 @@ fn elements(page: &(Slot, WeightFormat)) -> usize {
 
 /// Computes norm (1) = scale·√(Σ g²) over the pages, of f32 or bf16.
 pub fn global_norm(rec: &mut Recording, pages: &[(Slot, WeightFormat)], scale: f32, norm: &Slot) {
-    global_norm_with(rec, &rec.gpu().caps().variants, pages, scale, norm);
+    let allowed = &rec.gpu().caps().variants;
+    global_norm_with(rec, allowed, pages, scale, norm);
 }
 
 fn global_norm_with(rec: &mut Recording, allowed: &[Variant], pages: &[(Slot, WeightFormat)], scale: f32, norm: &Slot) {

@@ -71,7 +71,8 @@ pub fn layernorm_fwd(
     stats: &Slot,
     y: &Slot,
 ) {
-    fwd_with(rec, &rec.gpu().caps().variants, s, eps, x, w, b, stats, y);
+    let allowed = &rec.gpu().caps().variants;
+    fwd_with(rec, allowed, s, eps, x, w, b, stats, y);
 }
 
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
@@ -107,7 +108,8 @@ pub fn layernorm_bwd_x(
     d_y: &Slot,
     d_x: &Slot,
 ) {
-    bwd_x_with(rec, &rec.gpu().caps().variants, s, accumulate, x, w, stats, d_y, d_x);
+    let allowed = &rec.gpu().caps().variants;
+    bwd_x_with(rec, allowed, s, accumulate, x, w, stats, d_y, d_x);
 }
 
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
@@ -142,7 +144,8 @@ pub fn layernorm_bwd_w(
     d_w: &Slot,
     d_b: &Slot,
 ) {
-    bwd_w_with(rec, &rec.gpu().caps().variants, s, x, stats, d_y, d_w, d_b);
+    let allowed = &rec.gpu().caps().variants;
+    bwd_w_with(rec, allowed, s, x, stats, d_y, d_w, d_b);
 }
 
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]

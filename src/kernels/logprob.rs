@@ -113,7 +113,8 @@ fn bwd_grid(rows: usize, n: usize) -> [u32; 3] {
 
 /// Computes logp and lse (rows) of `targets` (rows, u32) from x (rows, D).
 pub fn logprob_fwd(rec: &mut Recording, head: &LmHead, rows: usize, x: &Slot, targets: &Slot, logp: &Slot, lse: &Slot) {
-    fwd_with(rec, &rec.gpu().caps().variants, head, rows, x, targets, logp, lse);
+    let allowed = &rec.gpu().caps().variants;
+    fwd_with(rec, allowed, head, rows, x, targets, logp, lse);
 }
 
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
@@ -162,7 +163,8 @@ pub struct LogprobSaved<'a> {
 
 /// Computes d_x (rows, D) from d_logp (rows), overwriting it, and adds to the shards' d_w.
 pub fn logprob_bwd(rec: &mut Recording, head: &LmHead, rows: usize, saved: LogprobSaved, d_logp: &Slot, d_x: &Slot) {
-    bwd_with(rec, &rec.gpu().caps().variants, head, rows, saved, d_logp, d_x);
+    let allowed = &rec.gpu().caps().variants;
+    bwd_with(rec, allowed, head, rows, saved, d_logp, d_x);
 }
 
 fn bwd_with(

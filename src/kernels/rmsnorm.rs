@@ -91,12 +91,13 @@ fn backward_lanes(width: usize) -> RowLanes {
     RowLanes::new(width, 3)
 }
 
-fn shaders_rows(width: usize) -> [Shader; 3] {
+fn shaders_rows(width: usize, groups: usize) -> [Shader; 3] {
     let (forward, backward) = (forward_lanes(width), backward_lanes(width));
+    let shader = |lanes: RowLanes, entry| lanes.shader("rmsnorm_rows", entry).with("GROUPS", groups as f64);
     [
-        forward.shader("rmsnorm_rows", "rmsnorm_rows_fwd"),
-        backward.shader("rmsnorm_rows", "rmsnorm_rows_bwd_x"),
-        backward.shader("rmsnorm_rows", "rmsnorm_rows_bwd_w"),
+        shader(forward, "rmsnorm_rows_fwd"),
+        shader(backward, "rmsnorm_rows_bwd_x"),
+        shader(backward, "rmsnorm_rows_bwd_w"),
     ]
 }
 
@@ -112,7 +113,8 @@ pub fn rmsnorm_fwd(
     r_saved: &Slot,
     y: &Slot,
 ) {
-    fwd_with(rec, &rec.gpu().caps().variants, rows, eps, offset, x, w, r_saved, y);
+    let allowed = &rec.gpu().caps().variants;
+    fwd_with(rec, allowed, rows, eps, offset, x, w, r_saved, y);
 }
 
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
@@ -130,7 +132,7 @@ fn fwd_with(
     let params = params(rows, eps, offset, false);
     let flops = 4 * (rows.count() * rows.width) as u64;
     let (shader, grid) = if rows.in_vec4s(allowed) {
-        let [fwd, _, _] = shaders_rows(rows.width);
+        let [fwd, _, _] = shaders_rows(rows.width, rows.groups);
         (fwd, forward_lanes(rows.width).grid(rows.count()))
     } else {
         (shader("rmsnorm_fwd"), grid_1d(rows.count(), 1))
@@ -151,7 +153,8 @@ pub fn rmsnorm_bwd_x(
     d_y: &Slot,
     d_x: &Slot,
 ) {
-    bwd_x_with(rec, &rec.gpu().caps().variants, rows, offset, accumulate, x, w, r_saved, d_y, d_x);
+    let allowed = &rec.gpu().caps().variants;
+    bwd_x_with(rec, allowed, rows, offset, accumulate, x, w, r_saved, d_y, d_x);
 }
 
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
@@ -170,7 +173,7 @@ fn bwd_x_with(
     let params = params(rows, 0.0, offset, accumulate);
     let flops = 8 * (rows.count() * rows.width) as u64;
     let (shader, grid) = if rows.in_vec4s(allowed) {
-        let [_, bwd_x, _] = shaders_rows(rows.width);
+        let [_, bwd_x, _] = shaders_rows(rows.width, rows.groups);
         (bwd_x, backward_lanes(rows.width).grid(rows.count()))
     } else {
         (shader("rmsnorm_bwd_x"), grid_1d(rows.count(), 1))
@@ -180,7 +183,8 @@ fn bwd_x_with(
 
 /// Computes d_w (D) += Σ_t d_y·x·r.
 pub fn rmsnorm_bwd_w(rec: &mut Recording, rows: &RmsnormRows, x: &Slot, r_saved: &Slot, d_y: &Slot, d_w: &Slot) {
-    bwd_w_with(rec, &rec.gpu().caps().variants, rows, x, r_saved, d_y, d_w);
+    let allowed = &rec.gpu().caps().variants;
+    bwd_w_with(rec, allowed, rows, x, r_saved, d_y, d_w);
 }
 
 fn bwd_w_with(
@@ -197,7 +201,7 @@ fn bwd_w_with(
     let partial = rec.gpu().alloc_activation(blocks * rows.width);
     let flops = 3 * (rows.count() * rows.width) as u64;
     let (shader, grid) = if rows.in_vec4s(allowed) {
-        let [_, _, bwd_w] = shaders_rows(rows.width);
+        let [_, _, bwd_w] = shaders_rows(rows.width, rows.groups);
         (bwd_w, row_vec4s::block_grid(rows.count(), rows.width))
     } else {
         (shader("rmsnorm_bwd_w"), [rows.width.div_ceil(64) as u32, blocks as u32, 1])
@@ -219,7 +223,14 @@ impl Kernel for RmsnormKernels {
     fn variants(&self) -> Vec<Shader> {
         let baseline = ["rmsnorm_fwd", "rmsnorm_bwd_x", "rmsnorm_bwd_w"].map(shader);
         // A head, a narrow model, and both sides of what stays in registers.
-        baseline.into_iter().chain([64, 576, 4096, 8196].into_iter().flat_map(shaders_rows)).collect()
+        baseline
+            .into_iter()
+            .chain(
+                [(64, 9), (576, 1), (4096, 1), (8196, 1)]
+                    .into_iter()
+                    .flat_map(|(width, groups)| shaders_rows(width, groups)),
+            )
+            .collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("RmsnormParams", size_of::<RmsnormParams>())]
