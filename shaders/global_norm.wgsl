@@ -1,20 +1,21 @@
-// norm = scale·√(Σ g²) over all pages of gradients (or of parameters). Two stages in a fixed order: the same bits every time.
+// norm = scale·√(Σ g²) over all buckets of gradients (or of parameters). Two stages in a fixed order make the result bit-identical every
+// time.
 
 import package::shared::reduce::{WG, sum_across};
 import package::shared::weight::{weight_value};
 
 struct GlobalNormParams {
-    n: u32,     // elements of this page; partial sums in global_norm_total
-    first: u32, // where this page's partial sums begin
+    n: u32,     // elements of this bucket; in global_norm_total, partial sums
+    first: u32, // index of this bucket's first partial sum
     scale: f32,
     pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: GlobalNormParams;
 @group(0) @binding(1) var<storage, read_write> partial: array<f32>;
-// Binding 2: a page of g.
+// Binding 2: g, one bucket.
 
-// Each of the workgroups strides over the page.
+// Each workgroup strides over the bucket.
 @compute @workgroup_size(WG)
 fn global_norm_partial(
     @builtin(workgroup_id) group: vec3<u32>,

@@ -1,7 +1,8 @@
 // y[t,i] = x[t,i]·(w[i] + offset)·r[t];   r[t] = 1/√(mean_i x[t,i]² + eps)
 // d_x[t,i] = r·g[i] − x[t,i]·r³/D·Σ_j g[j]·x[t,j],  g[i] = d_y[t,i]·(w[i] + offset);   d_w[i] = Σ_t d_y[t,i]·x[t,i]·r[t]
 //
-// A workgroup a row. A row is `width` values at `start + t·stride + group·width`: with `groups` > 1 it is one head of a slot of heads.
+// One workgroup per row. A row is `width` values at `start + t·stride + group·width`; with `groups` > 1, a row is one head of a slot of
+// heads.
 
 import package::shared::grid::{flat_group};
 import package::shared::reduce::{WG, sum_across};
@@ -10,7 +11,7 @@ struct RmsnormParams {
     rows: u32,  // tokens × groups
     groups: u32,
     width: u32,
-    block: u32, // rmsnorm_bwd_w: rows a partial sum
+    block: u32, // rmsnorm_bwd_w: rows per partial sum
     x_start: u32,
     x_stride: u32,
     y_start: u32,
@@ -94,7 +95,7 @@ fn rmsnorm_bwd_x(
 @group(0) @binding(3) var<storage, read> d_y_rows: array<f32>;
 @group(0) @binding(4) var<storage, read_write> d_w_partial: array<f32>; // (blocks, width): column_sum adds them up
 
-// An invocation a column; workgroups along y are blocks of rows.
+// One invocation per column; workgroups along y are blocks of rows.
 @compute @workgroup_size(WG)
 fn rmsnorm_bwd_w(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let i = group.x * WG + local.x;

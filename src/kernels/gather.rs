@@ -45,7 +45,7 @@ fn grid(width: usize, rows: usize) -> [u32; 2] {
     [width.div_ceil(64) as u32, rows as u32]
 }
 
-/// Computes y (N, width): the picked rows of x.
+/// Computes y (N, width): the rows of x at `indices`.
 pub fn gather_fwd(rec: &mut Recording, indices: &GatherIndices, width: usize, x: &Slot, y: &Slot) {
     rec.dispatch_in_parts(&shader("gather_fwd"), &params(width), &[&indices.rows, x, y], grid(width, indices.n), 0);
 }
@@ -62,7 +62,7 @@ pub fn gather_bwd(rec: &mut Recording, indices: &GatherIndices, width: usize, d_
     );
 }
 
-/// Writes `y[rows[r]]` (width) = `x[r, start .. start + width]` for the `n` indices `rows` on the device, which must be distinct.
+/// Writes `y[rows[r]]` (width) = `x[r, start .. start + width]` for the `n` distinct indices `rows`, which are on the device.
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
 pub fn gather_scatter(
     rec: &mut Recording,
@@ -99,7 +99,7 @@ impl Kernel for GatherKernels {
         vec![make(&[0], 1, 1), make(&[2, 0, 2, 3], 5, 65), make(&[9, 1, 4, 4, 4], 10, 64)]
     }
     fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
-        // Half of the tokens predict something, as responses do.
+        // Half of the tokens predict a scored token, as in responses.
         let rows = (0..t as u32).filter(|r| r % 2 == 1).collect();
         vec![Box::new(GatherCase { rows, t, width: model.d_model })]
     }
@@ -122,7 +122,7 @@ impl Case for GatherCase {
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let y: Vec<f64> =
             self.rows.iter().flat_map(|&r| x[0][r as usize * self.width..][..self.width].to_vec()).collect();
-        // Row n goes to 2n, without its first column.
+        // Row n goes to row 2n, without its first column.
         let mut scattered = vec![0.0; 2 * self.rows.len() * self.width];
         for n in 0..self.rows.len() {
             for i in 0..self.width - 1 {

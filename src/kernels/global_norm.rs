@@ -15,7 +15,7 @@ struct GlobalNormParams {
     pad: u32,
 }
 
-/// Workgroups per page.
+/// Workgroups per bucket.
 const PARTIALS: usize = 256;
 /// Invocations per workgroup.
 const WG: usize = 64;
@@ -28,12 +28,12 @@ fn partial(storage: WeightFormat) -> Shader {
     storage.select(shader("global_norm_partial"))
 }
 
-/// Returns a page's elements: pages have whole words of f32 or bf16.
+/// Returns the number of elements of a bucket, whose values fill whole words.
 fn elements(page: &(Slot, WeightFormat)) -> usize {
     page.0.len() * page.1.columns()
 }
 
-/// Computes norm (1) = scale·√(Σ g²) over the pages, of f32 or bf16.
+/// Computes norm (1) = scale·√(Σ g²) over the buckets `pages`, in f32 or bf16.
 pub fn global_norm(rec: &mut Recording, pages: &[(Slot, WeightFormat)], scale: f32, norm: &Slot) {
     let partials = rec.gpu().alloc_activation(pages.len() * PARTIALS);
     for (i, page) in pages.iter().enumerate() {
@@ -68,12 +68,12 @@ impl Kernel for GlobalNorm {
             case(&[(1, f32)]),
             case(&[(63, f32), (66, bf16)]),
             case(&[(20_000, f32), (1, f32), (300, bf16)]),
-            // More than all workgroups read at twice.
+            // More elements than all workgroups read in their first round.
             case(&[(PARTIALS * WG * 2 + 77, f32), (PARTIALS * WG + 2, bf16)]),
         ]
     }
     fn benches(&self, model: &ModelShape, _: usize, _: &Caps) -> Vec<Box<dyn Case>> {
-        // One layer's weights; a step does it once, over all of them.
+        // One layer's weights; a step does this once, over all layers.
         vec![Box::new(NormCase(vec![(model.layer_parameters(), WeightFormat::F32)]))]
     }
 }
@@ -91,7 +91,7 @@ impl Case for NormCase {
                 WeightFormat::Bf16 => HostTensor::normal_bf16(rng, n),
                 _ => HostTensor::normal(rng, n),
             };
-            // The first that a workgroup reads in its second turn: a sum without it must show that.
+            // The first element that a workgroup reads in its second round: it is large, so that a sum without it is visibly wrong.
             if let HostTensor::F32(values) | HostTensor::Bf16(values) = &mut page
                 && let Some(value) = values.get_mut(PARTIALS * WG)
             {
