@@ -114,7 +114,8 @@ impl Shader {
     }
     /// Returns the specialisation's key in the pipeline cache.
     pub fn key(&self) -> String {
-        format!("{}/{} {:?} {:?} {:?}", self.module, self.entry, self.constants, self.substitutions, self.unrolled)
+        let Self { module, entry, constants, substitutions, unrolled, enables } = self;
+        format!("{module}/{entry} {constants:?} {substitutions:?} {unrolled:?} {enables:?}")
     }
     /// Returns the linked WGSL with its constants replaced by values, behind the `enable` lines.
     ///

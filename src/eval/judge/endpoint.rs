@@ -191,7 +191,9 @@ impl Endpoint {
             RequestOutcome::Answer(_) => pace.answered(),
             RequestOutcome::Again { kind, .. } if kind == TIMEOUT => pace.timed_out(&turn),
             // A pause that is longer than one would wait is no pause: its question fails, and the next must not wait for nothing.
-            RequestOutcome::Again { wait: Some(wait), .. } if *wait <= self.settings.max_wait => pace.hold(&turn, *wait),
+            RequestOutcome::Again { wait: Some(wait), .. } if *wait <= self.settings.max_wait => {
+                pace.hold(&turn, *wait)
+            }
             RequestOutcome::Again { is_busy: true, .. } => pace.hold(&turn, request.pause),
             _ => {}
         }

@@ -14,7 +14,7 @@ use super::wait::{reset, retry_after};
 use crate::eval::judge::verdict_reader::NoVerdict;
 use crate::eval::judge::{Answer, Usage};
 
-/// Kind of a [`RequestOutcome::Again`] for a request that timed out.
+/// Kind of a `RequestOutcome::Again` for a request that timed out.
 pub const TIMEOUT: &str = "timeout";
 /// Largest number of characters of a body that are shown.
 const MOST_SHOWN: usize = 80;
