@@ -7,15 +7,14 @@
 //
 // Loads of whole tiles have no condition, and a block stays as it was stored until it is put into its tile: a compiler waits for a load where its
 // branch ends or its value is first used, which must not be before the multiplication that hides it. Rows of A and columns of B beyond the edge
-// are clamped to the last ones, since they contribute only to outputs that are not stored. What is left of K behind whole tiles is one more
-// turn, with zeros beyond the edge.
+// are clamped to the last ones, since they contribute only to outputs that are not stored; what is clamped along K becomes zero in its tile.
 //
 // A row k of a tile has its vec4s at their index XOR 2·(k / 4): invocations that put transposed blocks side by side then write to different banks.
 
 import package::shared::epilogue_none::{with_epilogue_vec4};
 import package::shared::product::{MatmulParams};
 import package::shared::low_rank_none::{LOW_RANK, low_rank_x_vec4, low_rank_w_vec4};
-import package::shared::weight::{decoded_vec4, prepare_weight, stored_vec4, weight_vec4};
+import package::shared::weight::{decoded_vec4, prepare_weight, stored_vec4};
 
 override A_TRANSPOSED: bool = false; // A is stored (K, M)
 override B_TRANSPOSED: bool = false; // B is stored (N, K)
@@ -44,42 +43,8 @@ fn place(i: u32, along_k: bool) -> vec2<u32> {
     return select(vec2<u32>(i / VEC4S, i % VEC4S), vec2<u32>(i % (K_TILE / 4u), i / (K_TILE / 4u)), along_k);
 }
 
-// Loads rows row .. row + 3 of A as stored, one vec4 of each; zeros beyond the edge.
-fn block_of_a(row: u32, column: u32) -> array<vec4<f32>, 4> {
-    let end = select(vec2<u32>(params.m, params.k), vec2<u32>(params.k, params.m), A_TRANSPOSED);
-    var block: array<vec4<f32>, 4>;
-    for (var s = 0u; s < 4u; s++) {
-        block[s] = vec4<f32>();
-        if row + s < end.x && column < end.y {
-            block[s] = a[(params.a_start + (row + s) * params.a_stride + column) / 4u];
-        }
-    }
-    return block;
-}
-
-fn block_of_b(row: u32, column: u32) -> array<vec4<f32>, 4> {
-    let end = select(vec2<u32>(params.k, params.n), vec2<u32>(params.n, params.k), B_TRANSPOSED);
-    var block: array<vec4<f32>, 4>;
-    for (var s = 0u; s < 4u; s++) {
-        block[s] = vec4<f32>();
-        if row + s < end.x && column < end.y {
-            block[s] = weight_vec4(row + s, (params.b_start + (row + s) * params.b_stride + column) / 4u);
-        }
-    }
-    return block;
-}
-
-// Loads this invocation's block of the tiles that begin at k0: a block of A in the first TILE invocations, of B in the others.
-fn load_block(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
-    if lane < TILE {
-        let at = 4u * place(lane, !A_TRANSPOSED);
-        return block_of_a(select(m0 + at.y, k0 + at.x, A_TRANSPOSED), select(k0 + at.x, m0 + at.y, A_TRANSPOSED));
-    }
-    let at = 4u * place(lane - TILE, B_TRANSPOSED);
-    return block_of_b(select(k0 + at.x, n0 + at.y, B_TRANSPOSED), select(n0 + at.y, k0 + at.x, B_TRANSPOSED));
-}
-
-// Like `load_block`, for the second pair; A2 is stored like an A that is not transposed.
+// Loads this invocation's block of the second pair's tiles that begin at k0, zeros beyond the edge. A2 is stored like an A that is not
+// transposed.
 fn load_second(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
     var row: u32;
     var column: u32;
@@ -152,21 +117,35 @@ struct BlockPlace {
     vec4s: array<u32, 4>, // their vec4s, counted from the beginning of the binding
 }
 
-// Returns the place of this invocation's block of the first tiles, rows and columns clamped to the last ones along M and N.
-fn first_place(lane: u32, m0: u32, n0: u32) -> BlockPlace {
+// Returns the place of this invocation's block of the tiles that begin at k0, rows and columns clamped to the last ones.
+fn place_of_block(lane: u32, m0: u32, n0: u32, k0: u32) -> BlockPlace {
     let is_a = lane < TILE;
     let along_k = select(B_ALONG_K, A_ALONG_K, is_a);
     let at = 4u * place(lane % TILE, along_k);
+    let k = k0 + at.x;
     let outer = select(n0, m0, is_a) + at.y;
     let end = select(params.n, params.m, is_a);
     let start = select(params.b_start, params.a_start, is_a);
     let stride = select(params.b_stride, params.a_stride, is_a);
     var block: BlockPlace;
     for (var s = 0u; s < 4u; s++) {
-        let row = select(at.x + s, min(outer + s, end - 1u), along_k);
-        let column = select(min(outer, end - 4u), at.x, along_k);
+        let row = select(min(k + s, params.k - 1u), min(outer + s, end - 1u), along_k);
+        let column = select(min(outer, end - 4u), min(k, params.k - 4u), along_k);
         block.rows[s] = row;
         block.vec4s[s] = (start + row * stride + column) / 4u;
+    }
+    return block;
+}
+
+// A block with zeros beyond K, as its values are loaded: clamped rows or columns are there.
+fn zeroed_beyond_k(lane: u32, loaded: array<vec4<f32>, 4>, k0: u32) -> array<vec4<f32>, 4> {
+    let along_k = select(B_ALONG_K, A_ALONG_K, lane < TILE);
+    let k = k0 + 4u * place(lane % TILE, along_k).x;
+    var block = loaded;
+    for (var s = 0u; s < 4u; s++) {
+        if select(k + s, k, along_k) >= params.k {
+            block[s] = vec4<f32>();
+        }
     }
     return block;
 }
@@ -244,30 +223,28 @@ fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
     let stride = select(params.b_stride, params.a_stride, lane < TILE);
     let row_step = select(K_TILE, 0u, along_k);
     let vec4_step = select(K_TILE * stride, K_TILE, along_k) / 4u;
-    let whole = params.k / K_TILE * K_TILE;
-    var at = first_place(lane, m0, n0);
+    var at = place_of_block(lane, m0, n0, 0u);
     prepare_weight(lane, 2u * TILE);
-    var stored: StoredBlock;
-    if whole > 0u {
-        stored = load_stored(lane, at);
-    }
-    for (var k0 = 0u; k0 < whole; k0 += K_TILE) {
+    var stored = load_stored(lane, at);
+    for (var k0 = 0u; k0 < params.k; k0 += K_TILE) {
+        var block = decoded_block(lane, stored, at);
+        if k0 + K_TILE > params.k {
+            block = zeroed_beyond_k(lane, block, k0);
+        }
         workgroupBarrier();
-        store_block(lane, decoded_block(lane, stored, at));
+        store_block(lane, block);
         workgroupBarrier();
-        // The last turn loads its own block again, which nobody uses.
-        let is_last = k0 + K_TILE >= whole;
-        for (var s = 0u; s < 4u; s++) {
-            at.rows[s] += select(row_step, 0u, is_last);
-            at.vec4s[s] += select(vec4_step, 0u, is_last);
+        let next = k0 + K_TILE;
+        if next + K_TILE <= params.k {
+            for (var s = 0u; s < 4u; s++) {
+                at.rows[s] += row_step;
+                at.vec4s[s] += vec4_step;
+            }
+        } else {
+            // The last tile; behind it, some block that nobody uses.
+            at = place_of_block(lane, m0, n0, next);
         }
         stored = load_stored(lane, at);
-        multiply_tiles(&acc, across, down);
-    }
-    if whole < params.k {
-        workgroupBarrier();
-        store_block(lane, load_block(lane, m0, n0, whole));
-        workgroupBarrier();
         multiply_tiles(&acc, across, down);
     }
     if LOW_RANK {
