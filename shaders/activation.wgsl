@@ -18,8 +18,8 @@ struct ActivationParams {
 @group(0) @binding(1) var<storage, read> u: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // (T, F)
 
-// Φ(x) − 1/2 = erf(x/√2)/2. WGSL has no erf: a series for small |z|, a continued product form (Numerical Recipes' erfc, relative
-// error 1.2e-7) beyond.
+// Φ(x) − 1/2 = erf(x/√2)/2. WGSL has no erf: small |z| take a series, larger ones a continued product form (erfc of Numerical Recipes,
+// relative error 1.2e-7).
 fn erf(z: f32) -> f32 {
     let a = abs(z);
     if a < 1.0 {

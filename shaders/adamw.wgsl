@@ -1,10 +1,10 @@
-// AdamW (arXiv 1711.05101), torch's form, over a page of parameters at once:
+// AdamW (arXiv 1711.05101) in torch's form, over one bucket of parameters:
 //   g ← g·scale·min(1, max_norm/(norm + 1e-6));   p ← p − lr·wd·p;   m ← β1·m + (1−β1)·g;   v ← β2·v + (1−β2)·g²
 //   p ← p − (lr/c1)·m / (√v/√c2 + eps),   c = 1 − βᵗ
-// Elements below decay_end decay; the others (norm weights, biases) do not. A norm that is not finite leaves everything as it was.
+// Only elements below decay_end have weight decay: norm weights and biases lie behind it. Nothing is updated where the norm is not finite.
 //
-// An invocation updates a vec4: four neighbours. A workgroup updates 256 elements, which are a block of moments in eight bits.
-// How parameters and moments are stored is a module's matter: `shared/param`, `shared/moments`.
+// One invocation updates a vec4 (four neighbours), one workgroup 256 elements, which are one block of the eight-bit moments. The modules
+// imported as `shared/param` and `shared/moments` decide how parameters and moments are stored.
 
 import package::shared::grid::{flat_group};
 import package::shared::moments::{Moments, load_moments, prepare_moments, store_moments};
@@ -14,7 +14,7 @@ import package::shared::reduce::{WG};
 struct AdamwParams {
     n: u32, // a multiple of four
     decay_end: u32,
-    scale: f32,     // one over what the gradient was summed over
+    scale: f32,     // one over the number of terms that the gradient was summed over
     max_norm: f32,  // 0: no clipping
     beta1: f32,
     beta2: f32,
@@ -24,16 +24,16 @@ struct AdamwParams {
     step: f32,     // lr/c1
     root_c2: f32,  // √c2
     eps: f32,
-    first_vec4: u32, // of the page, among all vec4s that are trained
+    first_vec4: u32, // of the bucket, among the vec4s of all trained parameters
     number: u32,     // of this update
-    key: u32,        // of chance
+    key: u32,        // key of the random bits
     pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: AdamwParams;
 @group(0) @binding(1) var<storage, read> norm: array<f32>; // (1)
 @group(0) @binding(2) var<storage, read> g: array<vec4<f32>>;
-// Bindings 3: parameters; from 4: moments.
+// Binding 3: parameters. Bindings from 4 on: moments.
 
 @compute @workgroup_size(WG)
 fn adamw(
@@ -43,7 +43,7 @@ fn adamw(
 ) {
     let block = flat_group(group, n_groups);
     let vec4_at = block * WG + local.x;
-    // Compilers may assume that there are no NaNs: look at the bits. The whole workgroup returns, or none of it: storing has barriers.
+    // Tests the bits, because compilers may assume that there are no NaNs. A workgroup returns as a whole, because storing has barriers.
     if 4u * block * WG >= params.n || (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u {
         return;
     }

@@ -1,4 +1,4 @@
-// y[n] = a[n] + b[n]: the residual stream behind a norm. Elsewhere the product's own pass adds it (shared/epilogue).
+// y[n] = a[n] + b[n]: the residual stream, where a norm follows the branch. Elsewhere the matmul adds the residual (shared/epilogue).
 
 import package::shared::grid::{flat_group};
 

@@ -4,9 +4,9 @@
 // d_v[j] = Σ_i p·d_o[i];   d_s = p·(d_o[i]·v[j] − delta[i]) · cap';   delta[i] = d_o[i]·o[i]
 // d_q[i] = scale·Σ_j d_s·k[j];   d_k[j] = scale·Σ_i d_s·q[i];   cap' = 1 − (s/c)²
 //
-// Query i sees keys of its prefix and of its own segment up to itself, as the table in shared/scores says. Nothing of size T×T exists. An
-// invocation owns a query (forward, d_q) or a key (d_k with d_v), and walks the other side, which all invocations of a workgroup walk
-// together: addresses of that side depend on the workgroup alone. No atomics: every sum has one owner.
+// Query i sees keys of its prefix and of its own segment up to itself; shared/scores has the table of these key ranges. Nothing of size T×T
+// exists. An invocation owns one query (forward, d_q) or one key (d_k with d_v) and loops over the rows of the other side. All invocations
+// of a workgroup loop together, so addresses of the other side depend on the workgroup alone. No atomics: every sum has one owner.
 
 import package::shared::head_vec4s::{E, keys, load_q, load_kv, load_qkv, load_d_o};
 import package::shared::scores::{sees, within, next, capped, cap_slope};
@@ -18,7 +18,7 @@ const MASKED = -1e30;
 @group(0) @binding(4) var<storage, read_write> o: array<f32>;   // (T, H·E)
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>; // (T, H)
 
-// A head's row in private memory: vec4s, in loops that compilers unroll into registers. Dimensions beyond E are zero.
+// One row of a head in private memory, as vec4s, in loops that compilers unroll into registers. Dimensions beyond E are zero.
 const VEC4S = (E + 3u) / 4u;
 
 fn store_o(at: u32, vec4_at: u32, value: vec4<f32>) {
@@ -53,7 +53,7 @@ fn attention_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoc
         for (var d = 0u; d < VEC4S; d++) {
             product += dot(mine[d], load_kv(k_at, d));
         }
-        // No branch: lanes that do not see the key add nothing.
+        // No branch: invocations whose query does not see the key add zero.
         let seen = sees(view, j);
         let s = capped(product);
         let now = select(top, max(top, s), seen);

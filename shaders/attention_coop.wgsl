@@ -1,26 +1,30 @@
 // The attention of attention.wgsl on cooperative matrices (tensor cores): f16 operands, f32 sums. Heads' rows are of whole, aligned vec4s.
 //
-// q, k, v and d_o come as f16 with one exponent per row (attention_split_f16.wgsl): one f16 each, or where SPLIT two, and then three products for
-// one, as in matmul_coop.wgsl. A workgroup of four subgroups owns a tile of rows of one segment (queries; keys in bwd_kv) and walks the other
-// side in blocks of BLOCK rows. A subgroup has EDGE own rows; SHARE of them have the same ones, and divide columns.
+// q, k, v and d_o arrive as f16 with one exponent per row (attention_split_f16.wgsl). With SPLIT, a value is the sum of two f16, and three
+// products replace one, as in matmul_coop.wgsl. A workgroup of four subgroups owns a tile of rows of one segment (queries; keys in bwd_kv)
+// and loops over the other side in blocks of BLOCK rows. A subgroup owns EDGE rows. Where SHARE is 2, two subgroups own the same rows and
+// divide the columns.
 //
-// Scores, and d_o·v, are summed over E in fragments, pass through workgroup memory, and each invocation takes COLUMNS of one row: row exponents are
-// undone, the softmax is f32. The weights of the other side's rows that follow (p, d_s) are put down as f16, and multiplied with these rows
-// into outputs, which stay in fragments for the whole walk.
+// Scores, and d_o·v, are summed over E in fragments and pass through workgroup memory. Each invocation then takes COLUMNS values of one
+// row, undoes the row exponents, and computes the softmax in f32. The resulting weights (p, d_s) are stored as f16 and multiplied with the
+// other side's rows into outputs, which stay in fragments for the whole loop.
 //
-// Fragments cannot be scaled by rows. So weights are, by a power of two that a row keeps, its row exponent, into which go the row exponents of the other side's
-// rows: f16's range does not matter for d_s either, which is 1e-6 in training. Where a block's weights pass 2¹⁵, outputs go through workgroup
-// memory once and are scaled there; the new row exponent leaves HEADROOM, so that this is rare. In the forward pass the softmax needs no other maximum.
+// Fragments cannot be scaled row by row, so the weights are scaled instead, by a power of two per row: the row exponent. The row exponents
+// of the other side's rows go into the same scale. f16's range therefore does not matter for d_s either, which is about 1e-6 in training.
+// Where a block's weights exceed 2¹⁵, the outputs pass through workgroup memory once to be rescaled. The new row exponent leaves HEADROOM,
+// so that rescaling is rare. The forward softmax needs no other running maximum.
 //
-// Bits do not depend on what is packed beside a row, whatever a tensor core's order of sums: blocks are of positions, from 0 on, not of rows; a
-// position's row is in the prefix or in the segment itself. So a sum's fragments are the same alone, behind other sequences, and behind a
-// prefix; what is not seen has weights of zero; own rows are the fragments' rows, which do not mix; row exponents are powers of two.
+// Results are bit-identical whatever is packed beside a row, and whatever order a tensor core sums in. Blocks start at multiples of BLOCK
+// in positions, counted from 0, not in rows; a position's row is in the prefix or in the segment itself. The fragments of a sum are
+// therefore equal whether a sequence is alone, behind others, or behind a shared prefix. Keys that are not seen have zero weights. Own rows
+// are rows of fragments, which do not mix. Row exponents are powers of two.
 //
-// With fragments of 16×16 and E = 64, a block of the forward pass is 2·64·32·64 multiply-adds (SPLIT: three times that on tensor cores) for
-// 2·32·64 values of the other side from memory, and 64·64 own ones from a cache: 16 operations a byte where SPLIT, 32 else. A
-// fragment from workgroup memory serves one product (SPLIT: two fragments three). An invocation keeps 8·E/16 outputs, twice that in
-// bwd_kv. A block of bwd_q is three such products for 3·32·64 values and 2·64·64 own ones, of bwd_kv four for 4·32·64 and 2·64·64. Workgroup
-// memory: 25 KiB where SPLIT; 15 KiB with fragments of 8×8. Sizes are chosen by this reasoning; they were not measured on a GPU.
+// With 16×16 fragments and E = 64, a block of the forward pass computes 2·64·32·64 multiply-adds (with SPLIT three times as many on tensor
+// cores), reads 2·32·64 values of the other side from memory and 64·64 own values from a cache: 16 operations per byte with SPLIT, else 32.
+// A fragment read from workgroup memory serves one product (with SPLIT, two fragments serve three). An invocation keeps 8·E/16 outputs,
+// twice as many in bwd_kv. A block of bwd_q is three such products over 3·32·64 values and 2·64·64 own ones; a block of bwd_kv is four over
+// 4·32·64 and 2·64·64. Workgroup memory: 25 KiB with SPLIT; 15 KiB with 8×8 fragments. The sizes follow from these counts; they were not
+// measured on a GPU.
 
 import package::shared::scores::{sees, capped, cap_slope};
 import package::shared::exponents::{LOG2_E, LN_2, LOWEST};
@@ -28,28 +32,28 @@ import package::shared::split_f16::{SPLIT, rounded};
 import package::shared::head_split_f16::{E, WIDTH, head_row_at};
 import package::shared::fragment8::{EDGE, Left, Right, Sum, begin_slice, end_slice};
 
-override LANES: u32 = 128u; // of four subgroups
+override LANES: u32 = 128u; // four subgroups
 override SHARE: u32 = 1u;   // 1 or 2
-override BLOCK: u32 = 32u;  // of whole fragments for each of SHARE
-override SLICE: u32 = 32u;  // the same; divides WIDTH
+override BLOCK: u32 = 32u;  // whole fragments for each of the SHARE subgroups
+override SLICE: u32 = 32u;  // likewise; divides WIDTH
 
 const SUBGROUPS = 4u;
 const TILE = SUBGROUPS / SHARE * EDGE;
-const PARTS = LANES / TILE; // invocations of a row
+const PARTS = LANES / TILE; // invocations per row
 const COLUMNS = BLOCK / PARTS;
-const SCORES = BLOCK / EDGE / SHARE;  // fragments of a subgroup
-const OUTPUTS = WIDTH / EDGE / SHARE; // the same
-const PAD = 8u; // rows begin at 16 bytes, and at different banks
+const SCORES = BLOCK / EDGE / SHARE;  // fragments per subgroup
+const OUTPUTS = WIDTH / EDGE / SHARE; // fragments per subgroup
+const PAD = 8u; // rows begin at multiples of 16 bytes, and in different banks
 const WEIGHTS_ROW = BLOCK + PAD;
 const OTHER_ROW = SLICE + PAD;
 const VALUES_ROW = BLOCK + PAD / 2u;
 
 const HIGHEST_HALF = 15; // log2 of the largest weight
 const HEADROOM = 6;
-const NO_LEVEL = -10000; // of a row that has seen nothing
+const NO_LEVEL = -10000; // row exponent of a row that has seen no key
 
 @group(0) @binding(1) var<storage, read> heads_f16: array<f16>;
-@group(0) @binding(2) var<storage, read> vec4s: array<vec4<f16>>; // the same
+@group(0) @binding(2) var<storage, read> vec4s: array<vec4<f16>>; // `heads_f16` by vec4s
 @group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>; // (T, H·E)
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;     // (T, H)
 @group(0) @binding(6) var<storage, read> row_exponents: array<i32>;        // (heads, T)
@@ -63,7 +67,7 @@ var<workgroup> values: array<f32, TILE * VALUES_ROW>;
 var<workgroup> tops: array<i32, LANES>;
 var<workgroup> rises: atomic<u32>;
 
-// An invocation: its subgroup's fragments begin with row `block` of the tile and column `part`; its own values are those of `row`, in
+// Place of an invocation. Its subgroup's fragments begin at row `block` of the tile and column `part`. Its own values are in row `row`, in
 // every PARTS-th column from `column` on.
 struct Lane {
     index: u32,
@@ -77,7 +81,8 @@ fn lane_of(index: u32, subgroup: u32) -> Lane {
     return Lane(index, subgroup / SHARE * EDGE, subgroup % SHARE * EDGE, index / PARTS, index % PARTS);
 }
 
-// Positions from `begin` to `end`: those below n_prefix are rows of the prefix, others of a segment, whose position 0 would be at `own`.
+// Positions `begin` to `end` of the other side. Those below n_prefix are rows of the prefix; the others are rows of a segment whose
+// position 0 would be row `own`.
 struct KeyRange {
     prefix: u32,
     n_prefix: u32,
@@ -90,13 +95,13 @@ fn is_on(range: KeyRange, position: u32) -> bool {
     return position >= range.begin && position < range.end;
 }
 
-// The row at a position; some row of the walk where it is not on it.
+// Returns the row at a position, or some row of the range where the position is outside.
 fn row_at(range: KeyRange, position: u32) -> u32 {
     let p = clamp(position, range.begin, range.end - 1u);
     return select(range.own + p, range.prefix + p, p < range.n_prefix);
 }
 
-// Heads in f16.
+// Indices of heads in `heads_f16`.
 fn key_head(kv_head: u32) -> u32 {
     return params.heads + kv_head;
 }
@@ -113,17 +118,17 @@ fn row_exponent_of(head: u32, row: u32) -> i32 {
     return row_exponents[head * params.t + min(row, params.t - 1u)];
 }
 
-// 2^n; at least 2^-126.
+// Returns 2^n, at least 2^-126.
 fn two_to(n: i32) -> f32 {
     return bitcast<f32>(u32(clamp(n, -126, 127) + 127) << 23u);
 }
 
-// n such that |x| < 2^n; of zero none.
+// Returns n such that |x| < 2^n; NO_LEVEL for zero.
 fn exponent(x: f32) -> i32 {
     return select(i32(bitcast<u32>(abs(x)) >> 23u) - 126, NO_LEVEL, x == 0.0);
 }
 
-// A slice of a block's rows of a head, from a column on.
+// Loads a slice of a block's rows of a head into workgroup memory, from column `column` on.
 fn load_other(lane: u32, head: u32, range: KeyRange, at: u32, column: u32) {
     workgroupBarrier();
     for (var i = lane; i < BLOCK * (SLICE / 4u); i += LANES) {
@@ -147,12 +152,12 @@ fn load_other(lane: u32, head: u32, range: KeyRange, at: u32, column: u32) {
     workgroupBarrier();
 }
 
-// Where a fragment of the own rows and of `values`' columns begins.
+// Returns the index into `values` where a fragment of the own rows begins.
 fn value_at(me: Lane, fragment: u32) -> u32 {
     return me.block * VALUES_ROW + fragment * SHARE * EDGE + me.part;
 }
 
-// Products of the own rows of head `mine` with a block of head `other`: of the invocation's row and columns.
+// Returns the dot products of the invocation's row of head `mine` with its columns of a block of head `other`.
 fn tile_dots(me: Lane, mine: u32, own: u32, other: u32, range: KeyRange, at: u32) -> array<f32, COLUMNS> {
     var sums: array<Sum, SCORES>;
     for (var n = 0u; n < SCORES; n++) {
@@ -165,7 +170,7 @@ fn tile_dots(me: Lane, mine: u32, own: u32, other: u32, range: KeyRange, at: u32
             parts[n] = begin_slice(sums[n]);
         }
         for (var k = 0u; k < SLICE; k += EDGE) {
-            // Beyond the tile's last row, and T: rows of something, or of the slot's end.
+            // Rows beyond the tile or T are other rows of the slot, or its padding; their products are not used.
             let own_at = head_row_at(params.t, mine, own + me.block) + column + k;
             let left = coopLoadT<Left>(&heads_f16[own_at], WIDTH);
             var left_low = Left();
@@ -199,7 +204,7 @@ fn tile_dots(me: Lane, mine: u32, own: u32, other: u32, range: KeyRange, at: u32
     return results;
 }
 
-// Outputs from fragment `first` on, in `values`, times 2^n·factor of each row. A row exponent may be below f32's range.
+// Stores outputs from fragment `first` on to `values`, multiplied by 2^n·factor of their row. n may be below f32's range.
 fn store_outputs_scaled(me: Lane, first: u32, outputs: ptr<function, array<Sum, OUTPUTS>>, n: i32, factor: f32) {
     workgroupBarrier();
     for (var f = first; f < min(first + SCORES, OUTPUTS); f++) {
@@ -218,7 +223,8 @@ fn value_vec4(row: u32, column: u32) -> vec4<f32> {
     return vec4<f32>(values[x], values[x + 1u], values[x + 2u], values[x + 3u]);
 }
 
-// A row exponent at which weights below 2^needed fit, for the row that PARTS invocations share; outputs, of the old row exponent, are brought to it.
+// Returns a row exponent at which weights below 2^needed fit f16, for the row that PARTS invocations share. Rescales the outputs to the new
+// exponent.
 fn raise_exponent(me: Lane, needed: i32, row_exponent: i32, outputs: ptr<function, array<Sum, OUTPUTS>>) -> i32 {
     tops[me.index] = needed;
     if me.index == 0u {
@@ -254,7 +260,7 @@ fn store_weight(me: Lane, n: u32, weight: f32) {
     }
 }
 
-// Adds a block of head `other` by the weights.
+// Adds the rows of a block of head `other`, times their weights, to the outputs.
 fn add_weighted(me: Lane, other: u32, range: KeyRange, at: u32, outputs: ptr<function, array<Sum, OUTPUTS>>) {
     for (var column = 0u; column < WIDTH; column += SLICE) {
         load_other(me.index, other, range, at, column);
@@ -328,7 +334,7 @@ fn attention_coop_fwd(
         total += values[me.row * PARTS + n];
     }
     if me.column == 0u && me.row < tile.y {
-        // Of the total, too, its power of two apart: the logarithm's error is not that of a large number.
+        // The total's power of two is split off before the logarithm, whose error would otherwise be that of a large number.
         let shift = exponent(total);
         lse[(tile.x + me.row) * params.heads + head] = f32(row_exponent + shift) * LN_2 + log(total * two_to(-shift));
     }
@@ -345,7 +351,7 @@ fn attention_coop_fwd(
     }
 }
 
-// Outputs of a tile's rows, which begin with row `own` and are `n_rows`, to where the first one's are.
+// Stores the outputs of a tile of `n_rows` rows from row `own` on, at a start and stride of d_qkv.
 fn store_d(
     me: Lane,
     outputs: ptr<function, array<Sum, OUTPUTS>>,

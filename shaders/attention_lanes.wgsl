@@ -1,9 +1,10 @@
-// The attention of attention.wgsl for adapters that are CPUs and have subgroups.
+// The attention of attention.wgsl for CPU adapters with subgroups.
 //
-// A workgroup is one subgroup. A lane owns ROWS queries (forward, d_q) or keys (d_k with d_v), and the other side comes in blocks of 8:
-// a lane loads one row of a block and hands it round (shared/lanes). No workgroup memory, no barriers.
+// A workgroup is one subgroup. A lane owns ROWS queries (forward, d_q) or keys (d_k with d_v). The other side arrives in blocks of 8: each
+// lane loads one row of a block and broadcasts it (shared/lanes). No workgroup memory, no barriers.
 //
-// What a query gets must not depend on how keys fall into blocks, which depends on the rows that are packed beside it: see shared/exponents.
+// A query's result must not depend on how its keys are divided into blocks, because that depends on the rows packed beside it: see
+// shared/exponents.
 
 import package::shared::head_vec4s::{E, keys, load_q, load_kv, load_qkv, load_d_o};
 import package::shared::scores::{sees, within, part_end, next, capped, cap_slope};
@@ -201,7 +202,7 @@ fn attention_lanes_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(lo
         }
     }
     let ranges = within(params.t, spans[params.key_tiles + group.x]);
-    // Heads outside: the order of a sum must not depend on where blocks begin.
+    // The loop over heads is the outer one, because the order of a sum must not depend on where blocks begin.
     for (var g = 0u; g < ratio; g++) {
         let head = kv_head * ratio + g;
         for (var i = ranges.x; i < ranges.w; i = next(ranges, i, LANES)) {

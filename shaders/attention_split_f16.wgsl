@@ -1,7 +1,7 @@
-// x[h,i,:] = (high + low)·2^row exponent[h,i]: rows of heads as f16, for attention_coop.wgsl; without `low` unless SPLIT.
+// x[h,i,:] = (high + low)·2^row_exponent[h,i]: the rows of heads as f16, for attention_coop.wgsl. Without SPLIT there is no `low`.
 //
-// A row's exponent brings its largest magnitude to [2¹⁴, 2¹⁵): f16's range does not matter, and a row's f16 values do not depend on other rows.
-// An invocation writes one row of one head, whole, zeros behind E included.
+// A row's exponent brings its absmax to [2¹⁴, 2¹⁵): f16's range does not matter, and a row's f16 values do not depend on other rows. One
+// invocation writes one row of one head, with zeros behind E.
 
 import package::shared::grid::{flat_group};
 import package::shared::split_f16::{SPLIT, rounded};
@@ -10,9 +10,9 @@ import package::shared::head_split_f16::{E, WIDTH, head_row_at};
 struct SplitParams {
     t: u32,
     heads: u32,
-    start: u32,      // of the first head; a multiple of four, as `stride` is
-    stride: u32,     // from a row to the next
-    first_head: u32, // of `heads_f16` and `row_exponents`
+    start: u32,      // of the first head; a multiple of four, like `stride`
+    stride: u32,     // elements from a row to the next
+    first_head: u32, // index of the first head in `heads_f16` and `row_exponents`
 }
 
 @group(0) @binding(0) var<uniform> params: SplitParams;
@@ -45,7 +45,7 @@ fn attention_split_f16(
         let size = abs(x[source + d]);
         most = max(most, max(max(size.x, size.y), max(size.z, size.w)));
     }
-    // Its power of two and the inverse of it are normal, with room for products of two row exponents.
+    // Keeps 2^exponent and its inverse normal numbers, with room for products of two row exponents.
     let row_exponent = clamp(i32(bitcast<u32>(most) >> 23u) - 141, -100, 114);
     let factor = bitcast<f32>(u32(127 - row_exponent) << 23u);
     let to = head_row_at(params.t, params.first_head + head, row) / 4u;

@@ -1,31 +1,32 @@
-// The attention of attention.wgsl for GPUs, where heads' rows are of whole, aligned vec4s.
+// The attention of attention.wgsl for GPUs, where rows of heads are whole, aligned vec4s.
 //
-// A workgroup owns TILE = 4·DOWN rows (queries; keys in bwd_kv) and walks the other side in blocks of BLOCK rows. For scores, and for d_o·v,
-// slices of SLICE vec4s of E of both sides pass through workgroup memory, as in matmul_tiles.wgsl, and an invocation computes 4 × PART values in
-// registers. The weights that follow take the own slices' place, the other side's rows come once more, whole, ROWS at a time, and an
-// invocation adds them up into 4 rows × WIDE vec4s of outputs. So 4 rows are shared by ACROSS invocations.
+// A workgroup owns TILE = 4·DOWN rows (queries; keys in bwd_kv) and loops over the other side in blocks of BLOCK rows. For scores, and for
+// d_o·v, slices of SLICE vec4s of E of both sides pass through workgroup memory, as in matmul_tiles.wgsl, and an invocation computes 4 ×
+// PART values in registers. The resulting weights replace the own slices in workgroup memory. The other side's rows are then loaded a
+// second time, whole, ROWS at a time, and an invocation adds them into 4 rows × WIDE vec4s of outputs. ACROSS invocations therefore share 4
+// rows.
 //
-// A block costs a workgroup of 64 rows at E = 64, forward, 2·64·32·64 multiply-adds for (64 + 2·32)·64 values from memory or its caches: 16
-// operations a byte. A vec4 from workgroup memory serves 8 multiply-adds in scores, 11 in outputs; in attention.wgsl each vec4 that is loaded
-// serves 4, and an invocation keeps 2·E values and more in registers, where it has 56 here at E = 64 (outputs 32, scores 16, row exponents and totals 8)
-// and 88 at most, besides operands. Workgroup memory: 2 × 8 KiB.
-// Sizes are chosen by this reasoning; they were not measured on a GPU.
+// At E = 64, a forward block costs a workgroup of 64 rows 2·64·32·64 multiply-adds for (64 + 2·32)·64 values from memory or its caches: 16
+// operations per byte. A vec4 from workgroup memory serves 8 multiply-adds in scores and 11 in outputs; in attention.wgsl each loaded vec4
+// serves 4. An invocation there keeps more than 2·E values in registers; here it keeps 56 at E = 64 (32 outputs, 16 scores, 8 exponents and
+// totals) and 88 at most, besides operands. Workgroup memory: 2 × 8 KiB. The sizes follow from these counts; they were not measured on a
+// GPU.
 //
-// What a row gets must not depend on how the other side falls into blocks, which depends on the rows that are packed beside it. Terms are added in
-// the order of the other side's rows, by one invocation, those that are not seen being zeros; so is a sum over E; and shared/exponents scales
-// by powers of two. Only of maxima do invocations combine their values.
+// A row's result must not depend on how the other side is divided into blocks, because that depends on the rows packed beside it. One
+// invocation adds the terms of a sum in the order of the other side's rows; terms that are not seen are zeros. Sums over E are likewise in
+// a fixed order, and shared/exponents scales by powers of two. Invocations combine values only for maxima, whose order does not matter.
 //
-// Rows in workgroup memory are swizzled by their number, so that neighbours on either axis lie in different banks.
+// Rows in workgroup memory are swizzled by their index, so that neighbours along either axis lie in different banks.
 //
-// Loops that load from memory count their turns, which are alike for all invocations: compilers then issue all loads of a loop together and wait
-// once. Where the loop's variable depends on the lane, each load becomes a branch of its own, with a wait inside (benches/results/isa.md).
+// Loops that load from memory count their turns, which are the same for all invocations: compilers then issue all loads of a loop together and
+// wait once. Where the loop's variable depends on the lane, each load becomes a branch of its own with a wait inside (benches/results/isa.md).
 
 import package::shared::scores::{sees, within, part_end, next, capped, cap_slope};
 import package::shared::exponents::{LOG2_E, LN_2, LOWEST, pow2_vec4};
 
 override E: u32 = 64u;
 override SLICE: u32 = 8u;   // at most 8; divides E's vec4s
-override ROWS: u32 = 32u;   // divides BLOCK; as many as 512 vec4s hold
+override ROWS: u32 = 32u;   // divides BLOCK; the most that 512 vec4s hold
 override ACROSS: u32 = 8u;  // 8, 16 or 32
 override DOWN: u32 = 16u;   // 16 or 8: at most 256 invocations
 
@@ -50,10 +51,10 @@ const WHOLE_ROWS_TURNS = (WHOLE_ROWS + INVOCATIONS - 1u) / INVOCATIONS;
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;     // (T, H)
 @group(0) @binding(6) var<storage, read_write> d_qkv: array<vec4<f32>>;
 
-var<workgroup> left: array<vec4<f32>, BLOCK * DOWN>; // own slices (SLICE, TILE), then weights (BLOCK, DOWN), a vec4 being of 4 own rows
+var<workgroup> left: array<vec4<f32>, BLOCK * DOWN>; // own slices (SLICE, TILE), then weights (BLOCK, DOWN): one vec4 holds 4 own rows
 var<workgroup> right: array<vec4<f32>, max(BLOCK * SLICE, ROWS * VEC4S)>; // the other side's slices (SLICE, BLOCK), then rows
 
-// A matrix of a head: its first vec4, and vec4s from a row to the next.
+// Rows of a head's matrix: the first vec4, and vec4s from a row to the next.
 struct Rows {
     in_second: bool,
     start: u32,
@@ -84,17 +85,17 @@ fn values_of(head: u32, in_second: bool) -> Rows {
     return Rows(in_second, (params.v_start + head * E) / 4u, params.kv_stride / 4u);
 }
 
-// Position of x among `width` neighbours of a row, which are swizzled by the row's number.
+// Returns the position of element x among `width` neighbours of a row, swizzled by the row's index.
 fn swizzle(x: u32, row: u32, width: u32) -> u32 {
     return (x + row) & (width - 1u);
 }
 
-// Where an invocation's weight of 4 own rows and a row of the other side's is, in `left`.
+// Returns the index into `left` of the weights of 4 own rows for a row of the other side.
 fn weight_at(row: u32, down: u32) -> u32 {
     return row * DOWN + swizzle(down, row, DOWN);
 }
 
-// The i-th row of an invocation, if its tile begins with `own`; there may be fewer.
+// Returns the i-th row of an invocation whose tile begins at row `own`; the tile may have fewer rows.
 fn own_row(own: u32, lane: u32, i: u32) -> u32 {
     return own + lane / ACROSS + i * DOWN;
 }
@@ -103,12 +104,12 @@ fn clamp_row(row: u32) -> u32 {
     return min(row, params.t - 1u);
 }
 
-// A row that nobody sees, from `end` on.
+// Returns the row, or from `end` on a row that no query sees.
 fn mask_row(end: u32, row: u32) -> u32 {
     return select(0xffffffffu, row, row < end);
 }
 
-// Products of 4 own rows with PART of the other side's rows from `at` on. Those beyond `end` are some product.
+// Returns the dot products of 4 own rows with PART rows of the other side from `at` on. Products beyond `end` are arbitrary.
 fn tile_dots(lane: u32, mine: Rows, own: u32, other: Rows, at: u32, end: u32) -> array<vec4<f32>, PART> {
     let across = lane % ACROSS;
     let down = lane / ACROSS;
@@ -153,7 +154,8 @@ fn tile_dots(lane: u32, mine: Rows, own: u32, other: Rows, at: u32, end: u32) ->
     return sums;
 }
 
-// Adds to `outputs` (4 own rows, WIDE vec4s) the other side's rows from `at` on by the weights in `left`, and those to a total: the new total.
+// Adds the other side's rows from `at` on, times the weights in `left`, to `outputs` (4 own rows, WIDE vec4s). Returns the total plus these
+// weights.
 fn add_weighted(
     lane: u32,
     other: Rows,
@@ -177,7 +179,7 @@ fn add_weighted(
             let weight = left[weight_at(row + r, down)];
             sum += weight;
             for (var w = 0u; w < WIDE; w++) {
-                // Beyond E: some value, which is not stored.
+                // Beyond E, the value is arbitrary and is not stored.
                 let value = right[r * VEC4S + min(across + w * ACROSS, VEC4S - 1u)];
                 (*outputs)[4u * w] += weight.x * value;
                 (*outputs)[4u * w + 1u] += weight.y * value;
@@ -190,7 +192,7 @@ fn add_weighted(
     return sum;
 }
 
-// The largest of each own row's values among the invocations that share it.
+// Returns the maximum of each own row's values over the invocations that share the row.
 fn largest(lane: u32, values: vec4<f32>) -> vec4<f32> {
     left[weight_at(lane % ACROSS, lane / ACROSS)] = values;
     workgroupBarrier();
@@ -270,7 +272,7 @@ fn attention_tiles_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local
     }
 }
 
-// WIDE vec4s of each of 4 own rows.
+// Stores WIDE vec4s of each of 4 own rows.
 fn store_d(lane: u32, own: u32, rows: Rows, values: ptr<function, array<vec4<f32>, 4u * WIDE>>) {
     let across = lane % ACROSS;
     for (var w = 0u; w < WIDE; w++) {
@@ -340,7 +342,7 @@ fn attention_tiles_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(lo
         d_value[n] = vec4<f32>();
     }
     let ranges = within(params.t, spans[params.key_tiles + group.x]);
-    // Heads outside: the order of a sum must not depend on where blocks begin.
+    // The loop over heads is the outer one, because the order of a sum must not depend on where blocks begin.
     for (var head = kv_head * ratio; head < (kv_head + 1u) * ratio; head++) {
         for (var i = ranges.x; i < ranges.w; i = next(ranges, i, BLOCK)) {
             let end = part_end(ranges, i);

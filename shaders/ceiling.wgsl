@@ -1,6 +1,7 @@
-// A device's peaks: copy: y[n] = x[n];   fma: y[n] = x ← a·x + b, 4·ITERATIONS times over 2 vec4s a lane, in registers.
+// Peak rates of a device. copy: y[n] = x[n];   fma: y[n] = x after 4·ITERATIONS steps x ← a·x + b, over 2 vec4s per invocation, in
+// registers.
 //
-// The benchmarks hold every kernel against these two.
+// The benchmarks compare every kernel with these two rates.
 
 import package::shared::grid::{flat_group};
 
@@ -30,8 +31,8 @@ fn ceiling_copy(
     }
 }
 
-// Eight values in flight hide the latency of one, and fit the registers of any CPU. Both vec4s start from the same one; their mean is
-// stored. Written as a product and a sum: that is what kernels write, and compilers contract it where fma is fast.
+// Eight values in flight hide the latency of a multiply-add and fit the registers of any CPU. Both vec4s start from the same value; their
+// mean is stored. The step is written as a product and a sum, as kernels write it; compilers contract it to an fma where that is fast.
 @compute @workgroup_size(WG)
 fn ceiling_fma(
     @builtin(workgroup_id) group: vec3<u32>,

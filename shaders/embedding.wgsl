@@ -1,6 +1,6 @@
 // y[t,i] = scale·w[ids[t], i] (+ y[t,i])          d_w[v,i] += scale·Σ_{t: ids[t] = v} d_y[t,i]
 //
-// The weight may be a page of rows [first, first + rows) of a larger table: tokens outside it are left alone.
+// The weight may be a shard of a larger table, its rows [first, first + rows). Tokens outside the shard are skipped.
 // Backward: the host sorts tokens by id into buckets; a bucket has one owner, so there are no atomics.
 
 import package::shared::embedding_params::{EmbeddingParams};
@@ -42,7 +42,7 @@ fn embedding_bwd_w(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
     }
     let bucket = (params.bucket + group.y) * 3u;
     var sum = 0.0;
-    let end = min(buckets[bucket + 2u], arrayLength(&order)); // of a table that never arrived, too
+    let end = min(buckets[bucket + 2u], arrayLength(&order)); // never beyond the end, even where the upload was lost
     for (var n = buckets[bucket + 1u]; n < end; n++) {
         sum += d_y[order[n] * params.width + i];
     }

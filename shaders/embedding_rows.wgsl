@@ -23,7 +23,7 @@ fn embedding_rows_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_
     if column >= vec4s {
         return;
     }
-    var row: array<u32, FLIGHT>; // of this page; of another page, beyond it
+    var row: array<u32, FLIGHT>; // within the shard; params.rows or more where the token is outside it
     for (var turn = 0u; turn < FLIGHT; turn++) {
         row[turn] = ids[min(first + turn * ROWS, params.tokens - 1u)] - params.first;
     }
@@ -63,7 +63,7 @@ fn embedding_rows_bwd_w(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(loca
     let to = (buckets[bucket] - params.first) * vec4s + column;
     let before = d_w[to];
     var sum = vec4<f32>();
-    let end = min(buckets[bucket + 2u], arrayLength(&order)); // of a table that never arrived, too
+    let end = min(buckets[bucket + 2u], arrayLength(&order)); // never beyond the end, even where the upload was lost
     for (var n = buckets[bucket + 1u]; n < end; n += FLIGHT) {
         var values: array<vec4<f32>, FLIGHT>;
         for (var turn = 0u; turn < FLIGHT; turn++) {

@@ -1,4 +1,4 @@
-// gather_fwd: y[r, :] = x[rows[r], :];   gather_bwd: d_x[t, :] = Σ_{r: rows[r] = t} d_y[r, :], by a table of r's for each t
+// gather_fwd: y[r, :] = x[rows[r], :];   gather_bwd: d_x[t, :] = Σ_{r: rows[r] = t} d_y[r, :], by a table of the r of each t
 // gather_scatter: y[rows[r], :] = x[r, start .. start + width]                                  (new keys and values into a cache)
 
 import package::shared::gather_params::{GatherParams};
@@ -29,7 +29,7 @@ fn gather_scatter(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invo
 }
 
 @group(0) @binding(1) var<storage, read> starts: array<u32>; // (T + 1)
-@group(0) @binding(2) var<storage, read> uses: array<u32>;   // r's in order of t
+@group(0) @binding(2) var<storage, read> uses: array<u32>;   // the r of each t, in the order of t
 @group(0) @binding(3) var<storage, read> d_y: array<f32>;
 @group(0) @binding(4) var<storage, read_write> d_x: array<f32>;
 
@@ -41,7 +41,7 @@ fn gather_bwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocati
         return;
     }
     var sum = 0.0;
-    let end = min(starts[group.y + 1u], arrayLength(&uses)); // of a table that never arrived, too
+    let end = min(starts[group.y + 1u], arrayLength(&uses)); // never beyond the end, even where the upload was lost
     for (var n = starts[group.y]; n < end; n++) {
         sum += d_y[uses[n] * params.width + i];
     }

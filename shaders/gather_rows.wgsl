@@ -44,7 +44,7 @@ fn gather_rows_fwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
 }
 
 @group(0) @binding(1) var<storage, read> starts: array<u32>; // (T + 1)
-@group(0) @binding(2) var<storage, read> uses: array<u32>;   // r's in order of t
+@group(0) @binding(2) var<storage, read> uses: array<u32>;   // the r of each t, in the order of t
 @group(0) @binding(3) var<storage, read> d_y: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> d_x: array<vec4<f32>>;
 
@@ -58,7 +58,7 @@ fn gather_rows_bwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
     if column >= vec4s {
         return;
     }
-    let n_uses = arrayLength(&uses); // ends of a table that never arrived lie within it, too
+    let n_uses = arrayLength(&uses); // ends are never beyond it, even where the upload was lost
     var start: array<u32, FLIGHT>;
     var end: array<u32, FLIGHT>;
     for (var turn = 0u; turn < FLIGHT; turn++) {

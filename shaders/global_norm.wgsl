@@ -1,13 +1,14 @@
-// norm = scale·√(Σ g²) over all pages of gradients (or of parameters). Two stages in a fixed order: the same bits every time.
+// norm = scale·√(Σ g²) over all buckets of gradients (or of parameters). Two stages in a fixed order make the result bit-identical every
+// time.
 
 import package::shared::global_norm_params::{GlobalNormParams};
 import package::shared::reduce::{WG, sum_across};
 import package::shared::weight::{weight_value};
 
 @group(0) @binding(1) var<storage, read_write> partial: array<f32>;
-// Binding 2: a page of g.
+// Binding 2: g, one bucket.
 
-// Each of the workgroups strides over the page.
+// Each workgroup strides over the bucket.
 @compute @workgroup_size(WG)
 fn global_norm_partial(
     @builtin(workgroup_id) group: vec3<u32>,

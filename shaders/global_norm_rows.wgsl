@@ -1,4 +1,4 @@
-// The first stage of global_norm.wgsl for GPUs, on pages of whole vec4s: an invocation has four loads in flight.
+// The first stage of global_norm.wgsl for GPUs, on buckets of whole vec4s: an invocation has four loads in flight.
 
 import package::shared::global_norm_params::{GlobalNormParams};
 import package::shared::reduce::{WG, sum_across};
@@ -7,9 +7,9 @@ import package::shared::weight::{weight_vec4};
 const FLIGHT = 4u;
 
 @group(0) @binding(1) var<storage, read_write> partial: array<f32>;
-// Binding 2: a page of g.
+// Binding 2: g, one bucket.
 
-// Each of the workgroups strides over the page.
+// Each workgroup strides over the bucket.
 @compute @workgroup_size(WG)
 fn global_norm_rows_partial(
     @builtin(workgroup_id) group: vec3<u32>,

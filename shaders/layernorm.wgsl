@@ -79,7 +79,7 @@ fn layernorm_bwd_x(
 @group(0) @binding(3) var<storage, read> d_y_rows: array<f32>;
 @group(0) @binding(4) var<storage, read_write> d_w_partial: array<f32>; // (blocks, width)
 
-// An invocation a column; workgroups along y are blocks of rows.
+// One invocation per column; workgroups along y are blocks of rows.
 @compute @workgroup_size(WG)
 fn layernorm_bwd_w(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let i = group.x * WG + local.x;

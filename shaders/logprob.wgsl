@@ -1,8 +1,9 @@
 // logp[r] = z[target] − lse;   lse = log Σ_v exp z[v];   z = cap(logits[r, :]),  cap(l) = c·tanh(l/c) or l
 // d_logits[r,v] = d_logp[r]·([v = target] − exp(z[v] − lse))·cap';   cap' = 1 − (z/c)²
 //
-// The head is walked in tiles of the vocabulary: matmul fills `logits` (rows, n) for columns first .. first + n, logprob_tile folds it
-// into a running maximum and sum. Logits of T×V never exist. Backward makes each tile again and turns it into its gradient in place.
+// The LM head is computed in tiles of the vocabulary: matmul fills `logits` (rows, n) for columns first .. first + n, and logprob_tile
+// folds them into a running maximum and sum. Logits of T×V never exist. The backward pass recomputes each tile and turns it into its
+// gradient in place.
 
 import package::shared::grid::{flat_group};
 import package::shared::logits::{BELOW, LogprobParams, SOFTCAP, capped, max_across};
@@ -62,7 +63,7 @@ fn logprob_finish(
         return;
     }
     let s = state_done[row];
-    // The maximum is subtracted first: z and lse are large, their difference is what counts.
+    // The maximum is subtracted from both first, because z and lse are large and only their difference counts.
     logp[row] = (s.z - s.x) - log(s.y);
     lse[row] = s.x + log(s.y);
 }

@@ -1,10 +1,10 @@
 // C[m,n] = alpha·(Σ_k A[m,k]·B[k,n] + Σ_k A2[m,k]·B2[k,n]) (+ C[m,n]) + bias[n] + residual[m,n]
-// A: (M, K) or stored transposed (K, M); B: (K, N) or stored transposed (N, K); A2, B2: shared/low_rank, or none; bias, residual:
-// shared/epilogue, or none
+// A: (M, K), or stored transposed (K, M). B: (K, N), or stored transposed (N, K). A2 and B2 come from shared/low_rank, bias and residual
+// from shared/epilogue; each module has a `_none` form for products without.
 //
 // The three products of a linear layer y = x·Wᵀ:  y = x·Wᵀ (B transposed),  d_x = d_y·W (neither),  d_W = d_yᵀ·x (A transposed).
-// A workgroup of 16×16 computes a tile of 64×64, each invocation 4×4 values at a stride of 16; tiles of A and B pass through
-// workgroup memory (2 × 16 × 65 × 4 = 8,320 bytes). Any M, N, K. Quantised weights are dequantised into the tile, four at a time.
+// A workgroup of 16×16 computes a tile of 64×64 and each invocation 4×4 values at a stride of 16. Tiles of A and B pass through workgroup
+// memory (2 × 16 × 65 × 4 = 8,320 bytes). Any M, N, K. Quantised weights are dequantised into the tile, four at a time.
 
 import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
@@ -21,7 +21,7 @@ override B_VEC4S: bool = false; // B's start, stride and stored columns are mult
 
 const TILE = 64u;
 const TILE_K = 16u;
-const ROW = 65u; // one more than the tile: rows fall into different banks
+const ROW = 65u; // one more than the tile, so that rows begin in different banks
 
 var<workgroup> a_tile: array<f32, 1040>; // (TILE_K, ROW)
 var<workgroup> b_tile: array<f32, 1040>;
@@ -41,12 +41,12 @@ fn load_b(k: u32, n: u32) -> f32 {
     return weight_value(at.x, params.b_start + at.x * params.b_stride + at.y);
 }
 
-// Row and column of B as stored.
+// Returns the row and column of B as stored.
 fn stored_b(k: u32, n: u32) -> vec2<u32> {
     return select(vec2<u32>(k, n), vec2<u32>(n, k), B_TRANSPOSED);
 }
 
-// Four elements of B, neighbours as stored, into their places in the tile.
+// Loads four elements of B, neighbours as stored, into their places in the tile.
 fn load_b_vec4(k0: u32, n0: u32, lane: u32) {
     let along_n = vec2<u32>(lane / (TILE / 4u), lane % (TILE / 4u) * 4u);
     let along_k = vec2<u32>(lane % (TILE_K / 4u) * 4u, lane / (TILE_K / 4u));
@@ -64,7 +64,7 @@ fn load_b_vec4(k0: u32, n0: u32, lane: u32) {
     }
 }
 
-// Adds the product of the tiles, in the order of K.
+// Adds the product of the tiles to `acc`, in the order of K.
 fn multiply_tiles(acc: ptr<function, array<vec4<f32>, 4>>, local: vec2<u32>) {
     for (var k = 0u; k < TILE_K; k++) {
         let row = k * ROW;
@@ -80,7 +80,7 @@ fn multiply_tiles(acc: ptr<function, array<vec4<f32>, 4>>, local: vec2<u32>) {
     }
 }
 
-// The second pair's tiles that begin at k0; A is not transposed.
+// Loads the second pair's tiles that begin at k0. A2 is never transposed.
 fn load_second(lane: u32, m0: u32, n0: u32, k0: u32) {
     for (var i = lane; i < TILE * TILE_K; i += 256u) {
         let at = vec2<u32>(i % TILE_K, i / TILE_K);
@@ -110,7 +110,7 @@ fn matmul(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_i
     for (var k0 = 0u; k0 < params.k; k0 += TILE_K) {
         workgroupBarrier();
         for (var i = lane; i < TILE * TILE_K; i += 256u) {
-            // Neighbouring invocations read neighbouring elements, whichever way the matrix is stored.
+            // Neighbouring invocations read neighbouring elements, however the matrix is stored.
             let along_k = vec2<u32>(i % TILE_K, i / TILE_K);
             let along_tile = vec2<u32>(i / TILE, i % TILE);
             let at_a = select(along_k, along_tile, A_TRANSPOSED);

@@ -1,7 +1,7 @@
 // absmax[at(r)] = max_k |B[r,k]|, at(r) = FIRST + r, or FIRST for all rows where WHOLE      B: (rows, columns) in vec4s
 //
-// For the scales of matmul_coop.wgsl. Bits of magnitudes are ordered as the magnitudes are (a NaN above all), so an integer maximum
-// serves, and gives the same whatever the order. `absmax` begins as zeros.
+// Serves the scales of matmul_coop.wgsl. The bits of magnitudes are ordered as the magnitudes are, with NaN above all. An integer maximum
+// of the bits therefore suffices, and its result does not depend on the order. `absmax` must begin as zeros.
 
 import package::shared::grid::{flat_group};
 import package::shared::weight::{weight_vec4};
@@ -12,7 +12,7 @@ override FIRST: u32 = 0u;
 struct AbsmaxParams {
     rows: u32,
     columns: u32, // a multiple of four
-    start: u32,   // so are these
+    start: u32,   // a multiple of four, like `stride`
     stride: u32,
 }
 

@@ -1,14 +1,15 @@
-// The products of matmul.wgsl on cooperative matrices (tensor cores): f16 operands, f32 sums. A's and B's starts, strides and stored
-// columns are multiples of four.
+// The products of matmul.wgsl on cooperative matrices (tensor cores): f16 operands, f32 sums. The starts, strides and stored columns of A
+// and B are multiples of four.
 //
-// f16 has 11 bits and a narrow range. Range: A's rows and B are multiplied by powers of two that bring their largest magnitudes to
-// [2¹⁴, 2¹⁵), which is exact, and C is divided by both (matmul_absmax.wgsl finds the magnitudes; a row of x has one of its own, so it does
-// not matter what else is in the batch). Precision: where SPLIT, an operand is the sum of two f16, x = high + low, 22 bits of it, and
+// f16 has 11 bits and a narrow range. Range: each row of A (in d_W, A as a whole) and B as a whole are multiplied by powers of two that
+// bring their absmax to [2¹⁴, 2¹⁵), which is exact; C is divided by both. matmul_absmax.wgsl finds the absmax. Each row of x has its own,
+// so the rest of the batch does not matter. Precision: with SPLIT, an operand is the sum of two f16, x = high + low, which keeps 22 bits,
+// and
 //   x·y ≈ high·high + high·low + low·high
-// so that three products give f32's accuracy but for low·low (2⁻²² of the product). Else an operand is rounded to f16 once.
+// so that three products give f32's accuracy except for low·low (2⁻²² of the product). Without SPLIT, an operand is rounded to f16 once.
 //
-// Four subgroups compute a tile of C, each a block of FRAGMENTS×FRAGMENTS fragments of EDGE×EDGE. Slices of K pass through workgroup
-// memory as f16, as they are stored; the next slice is loaded while this one is multiplied. Any M, N, K: beyond an edge there are zeros.
+// Four subgroups compute a tile of C, each a block of FRAGMENTS×FRAGMENTS fragments of EDGE×EDGE. Slices of K pass through workgroup memory
+// as f16, laid out as stored; the next slice is loaded while the current one is multiplied. Any M, N, K: beyond an edge there are zeros.
 
 import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
@@ -18,19 +19,19 @@ import package::shared::fragment8::{EDGE, Left, Right, Sum, begin_slice, end_sli
 
 override A_TRANSPOSED: bool = false; // A is stored (K, M), and has one scale
 override B_TRANSPOSED: bool = false; // B is stored (N, K)
-override LANES: u32 = 128u; // of four subgroups
+override LANES: u32 = 128u; // four subgroups
 override FRAGMENTS: u32 = 2u;
 
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 // Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
-@group(0) @binding(4) var<storage, read> absmax: array<u32>; // bits of the largest magnitude: of B, of A or of each row of it
+@group(0) @binding(4) var<storage, read> absmax: array<u32>; // bits of the absmax: of B, and of A or of each of its rows
 
-const BLOCK = FRAGMENTS * EDGE; // of a subgroup
-const ACROSS = 2u; // subgroups
+const BLOCK = FRAGMENTS * EDGE; // rows and columns of a subgroup's block
+const ACROSS = 2u; // subgroups along a row of the tile
 const TILE = ACROSS * BLOCK;
 const K_TILE = 2u * EDGE;
-const PAD = 8u; // rows begin at 16 bytes, and at different banks
+const PAD = 8u; // rows begin at multiples of 16 bytes, and in different banks
 
 // Rows and columns of the tiles, as stored.
 const A_ROWS = select(TILE, K_TILE, A_TRANSPOSED);
@@ -41,14 +42,14 @@ const A_ROW = A_COLUMNS + PAD;
 const B_ROW = B_COLUMNS + PAD;
 const B_BEGIN = A_ROWS * A_ROW;
 const TILES = B_BEGIN + B_ROWS * B_ROW;
-const VEC4S = TILE * K_TILE / 4u / LANES; // of a tile, an invocation
+const VEC4S = TILE * K_TILE / 4u / LANES; // vec4s of a tile per invocation
 
 var<workgroup> high: array<f16, TILES>; // A's tile, then B's
 var<workgroup> low: array<f16, select(1u, TILES, SPLIT)>;
 var<workgroup> a_scale: array<f32, TILE>;
 var<workgroup> values: array<f32, ACROSS * ACROSS * EDGE * EDGE>; // a fragment of C for each subgroup
 
-// A power of two; its inverse is normal too.
+// Returns the exponent bits of a scale: a power of two whose inverse is normal, too.
 fn exponent_of_scale(bits: u32) -> u32 {
     return clamp(268u - (bits >> 23u), 1u, 253u);
 }
@@ -61,12 +62,13 @@ fn inverse_scale(bits: u32) -> f32 {
     return bitcast<f32>((254u - exponent_of_scale(bits)) << 23u);
 }
 
-// Index into `absmax`.
+// Returns the index into `absmax` for row m of A.
 fn absmax_of_a(m: u32) -> u32 {
     return select(1u + min(m, params.m - 1u), 1u, A_TRANSPOSED);
 }
 
-// This invocation's vec4s of the slice that begins at k0: of A, then of B. Neighbours are neighbours in memory.
+// Loads this invocation's vec4s of the slice that begins at k0: those of A, then those of B. Neighbouring invocations load neighbouring
+// vec4s.
 fn load_slice(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 2u * VEC4S> {
     let a_at = select(vec2<u32>(m0, k0), vec2<u32>(k0, m0), A_TRANSPOSED);
     let a_end = select(vec2<u32>(params.m, params.k), vec2<u32>(params.k, params.m), A_TRANSPOSED);
@@ -116,7 +118,7 @@ fn store_slice(lane: u32, vec4s: array<vec4<f32>, 2u * VEC4S>, b_scale: f32) {
     }
 }
 
-// Where a fragment at (m, k) or (k, n) of the tiles begins.
+// Returns the index where a fragment at (m, k), or (k, n) in `right_at`, of the tiles begins.
 fn left_at(m: u32, k: u32) -> u32 {
     return select(m * A_ROW + k, k * A_ROW + m, A_TRANSPOSED);
 }

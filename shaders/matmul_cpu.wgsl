@@ -1,11 +1,11 @@
-// The products of matmul.wgsl for adapters that are CPUs: no workgroup memory, no barriers, a workgroup as wide as a vector, loads that
-// depend on the workgroup alone wherever there is a choice (one scalar load, broadcast; others cost a load a lane), many columns a
-// lane, so that each load serves many of them. Starts and strides of B are multiples of four.
+// The products of matmul.wgsl for CPU adapters: no workgroup memory, no barriers, a workgroup as wide as a vector. Load addresses depend on
+// the workgroup alone wherever possible, because such a load is one scalar load and a broadcast; others cost one load per lane. Each lane
+// computes many columns, so that each load serves many of them. Starts and strides of B are multiples of four.
 //
-//   matmul_rows: B is (K, N): an invocation owns 8 rows × 8 columns, lanes along the columns
-//   matmul_narrow: for few columns: 4 rows × 8 columns, lanes along the rows
-//   matmul_dots: B is stored (N, K): an invocation owns 8 rows × 1 column, vec4s along K
-//   matmul_unpack: C (K, N) = B in f32, B being stored (N, K) where B_TRANSPOSED: for the others, dequantised once
+//   matmul_rows: B is (K, N); an invocation owns 8 rows × 8 columns, lanes along the columns
+//   matmul_narrow: for few columns; 4 rows × 8 columns, lanes along the rows
+//   matmul_dots: B is stored (N, K); an invocation owns 8 rows × 1 column, vec4s along K
+//   matmul_unpack: C (K, N) = B in f32, where B is stored (N, K) if B_TRANSPOSED; dequantises B once for the other entry points
 
 import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
@@ -32,12 +32,12 @@ fn a_step() -> u32 {
     return select(1u, params.a_stride, A_TRANSPOSED);
 }
 
-// Past the edge: read something, write nothing.
+// Returns the index of B's vec4 at column n, at most the last one. Results beyond the edge are never written.
 fn b_vec4(n: u32) -> u32 {
     return params.b_start / 4u + min(n / 4u, (params.n - 1u) / 4u);
 }
 
-// The same for B2 (K2, N): its column.
+// Returns the column of B2 (K2, N), clamped like `b_vec4`.
 fn low_rank_w_column(n: u32) -> u32 {
     return min(n, (params.n - 1u) / 4u * 4u);
 }
@@ -143,7 +143,7 @@ fn matmul_narrow(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoc
     }
 }
 
-// Elements i to i + 3 of A times those of B, added to a sum one after the other: in matmul.wgsl's order.
+// Adds elements i to i + 3 of A times those of B to a sum, one after the other: the order of matmul.wgsl.
 fn plus_vec4(sum: f32, i: u32, bs: vec4<f32>) -> f32 {
     return sum + a[i] * bs.x + a[i + 1u] * bs.y + a[i + 2u] * bs.z + a[i + 3u] * bs.w;
 }
@@ -195,7 +195,7 @@ fn matmul_dots(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocat
 
 @group(0) @binding(1) var<storage, read_write> b_unpacked: array<f32>;
 
-// An invocation a vec4 of B, `k` being the columns as stored; workgroups along y are rows of B. Rows of C are `c_stride` apart.
+// One invocation unpacks one vec4 of B; `k` is B's number of columns as stored; workgroup y is B's row. Rows of C are `c_stride` apart.
 @compute @workgroup_size(LANES)
 fn matmul_unpack(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let group = params.first_group + in_part.xy;

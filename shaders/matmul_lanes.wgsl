@@ -1,8 +1,8 @@
-// C = alpha·A·B (+ C) (+ bias + residual) as in matmul.wgsl, B being (K, N), for adapters that are CPUs and have subgroups.
+// C = alpha·A·B (+ C) (+ bias + residual) as in matmul.wgsl, with B (K, N), for CPU adapters with subgroups.
 //
-// A workgroup is one subgroup and computes 32 rows (8 where there are few) × 32 columns, an invocation a vec4 of each row. Lanes load a
-// value of A each and hand it round, so that a load of either side serves 32 multiply-adds of a vector. Start and stride of B are multiples of four; sums in the order of
-// K, as in matmul.wgsl.
+// A workgroup is one subgroup and computes 32 rows (8 where there are few) × 32 columns; an invocation computes one vec4 of each row. Each
+// lane loads one value of A and broadcasts it, so that a load of A or B serves 32 vector multiply-adds. B's start and stride are multiples
+// of four. Sums are in the order of K, as in matmul.wgsl.
 
 import package::shared::epilogue_none::{with_epilogue};
 import package::shared::lanes::{LANES, broadcast_lanes_f32};
@@ -17,19 +17,19 @@ override ACCUMULATE: bool = false;
 // Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 
-override VECTORS: u32 = 4u; // of rows
+override VECTORS: u32 = 4u; // vectors of rows
 
 const ROWS = VECTORS * LANES;
-const COLUMNS = 4u * LANES; // a vec4 a lane
+const COLUMNS = 4u * LANES; // one vec4 per lane
 
 @compute @workgroup_size(LANES)
 fn matmul_lanes(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let group = params.first_group + in_part.xy;
-    // Of tiles that follow each other, all share the larger matrix's, which stays in a core's cache while the smaller matrix passes by.
+    // Consecutive workgroups share the tile of the larger matrix, which stays in a core's cache while tiles of the smaller one change.
     let tile = select(group.xy, group.yx, params.m <= params.n);
     let m0 = tile.y * ROWS;
     let n0 = tile.x * COLUMNS + 4u * local.x;
-    // Past the edge: read something, write nothing.
+    // Loads beyond the last column read an arbitrary value, which is never written.
     let vec4_at = params.b_start / 4u + min(n0 / 4u, (params.n - 1u) / 4u);
     var rows: array<u32, VECTORS>;
     for (var v = 0u; v < VECTORS; v++) {
@@ -38,7 +38,7 @@ fn matmul_lanes(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
     }
     let step = select(1u, params.a_stride, A_TRANSPOSED);
     var acc: array<vec4<f32>, ROWS>; // a row's values in this lane's columns
-    // Two steps a pass, and both for a sum before the next one: what a loop carries costs as much as what it computes.
+    // Two steps of K per iteration, both added to a sum before the next sum: loop-carried values cost as much as the arithmetic.
     for (var k = 0u; k < params.k; k += 2u) {
         let next = min(k + 1u, params.k - 1u);
         let bs = weight_vec4(k, k * params.b_stride / 4u + vec4_at);

@@ -1,28 +1,28 @@
-// Scores of sequences -> gradient of the loss by each token's log-probability. A loss is a sum of terms (src/objective/term.rs, the twin, has
-// their parts; src/objective/loss.rs what each loss is made of); a dispatch adds one term's gradient.
+// Turns scores of sequences into the loss's gradient by each token's log-probability. A loss is a sum of terms: src/objective/loss.rs says
+// which terms make which loss, src/kernels/objective/term.rs is the f64 twin. One dispatch adds the gradient of one term.
 //
-//   objective_sums:    sums[s] = (Σ instruction rows, Σ response rows) of logp
-//   objective_pairs:   d_sums[s] of a term that compares a pair's sides:    z = scale·(x_c − x_r) − offset
-//   objective_sorted:  the same of sides of one rank over all pairs
-//   objective_cross:   the mean over all pairs of sides:                    z = scale·ω_ij·(x_c,i − x_r,j) − offset
-//   objective_unpaired:   of a term on single sequences:                       z = ±scale·(x − shift)
-//   objective_scatter:  d_logp[r] = Σ over the sequences that row r belongs to
+//   objective_sums:      sums[s] = (Σ instruction rows, Σ response rows) of logp
+//   objective_pairs:     d_sums[s] of a term that compares a pair's sides:   z = scale·(x_c − x_r) − offset
+//   objective_sorted:    like objective_pairs, for sides of equal rank by x over all pairs
+//   objective_cross:     the mean over all pairs (i, j) of sides:           z = scale·ω_ij·(x_c,i − x_r,j) − offset
+//   objective_unpaired:  d_sums[s] of a term on single sequences:           z = ±scale·(x − shift)
+//   objective_scatter:   d_logp[r] = Σ over the sequences that row r belongs to
 //
-// One workgroup for all sequences of a micro-batch: most losses look at several of them.
+// One workgroup handles all sequences of a micro-batch, because most losses look at several of them.
 
 import package::shared::grid::{flat_group};
 import package::shared::reduce::{WG, sum_across};
 
 struct ObjectiveParams {
     n: u32,      // sequences; rows in objective_scatter
-    add: u32,    // 1: to the terms before it
+    add: u32,    // 1: add to the gradients of earlier terms
     joint: u32,  // 1: instruction rows count
-    link: u32,   // SUM ..
-    curve: u32,  // LOGISTIC ..
-    shift: u32,  // ZERO ..
+    link: u32,   // SUM, ...
+    curve: u32,  // LOGISTIC, ...
+    shift: u32,  // ZERO, ...
     scale: f32,
     offset: f32,
-    up: f32,     // of LOGISTIC
+    up: f32,     // for LOGISTIC
     down: f32,
 }
 
@@ -46,7 +46,7 @@ const OPPOSITE = 3u;
 @group(0) @binding(2) var<storage, read> logp: array<f32>;
 @group(0) @binding(3) var<storage, read_write> sums: array<vec2<f32>>; // (S)
 
-// A workgroup a sequence.
+// One workgroup per sequence.
 @compute @workgroup_size(WG)
 fn objective_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let at = group.x * 5u;
@@ -79,13 +79,13 @@ fn sigmoid(x: f32) -> f32 {
 
 const CERTAIN = -9.5367431640625e-7;
 
-// 1 − exp(x), x below 0; a series where the difference would lose digits.
+// Returns 1 − exp(x) for x below 0, by a series where the difference would lose digits.
 fn one_minus_exp(x: f32) -> f32 {
     let series = -x * (1.0 + x / 2.0 * (1.0 + x / 3.0 * (1.0 + x / 4.0 * (1.0 + x / 5.0))));
     return select(1.0 - exp(x), series, x > -0.1);
 }
 
-// x of a sequence, and its slope by the score.
+// Returns x of a sequence, and its slope by the score.
 fn x_of(s: u32) -> vec2<f32> {
     let score = sums_in[s].y + select(0.0, sums_in[s].x, params.joint == 1u) - known[s].x;
     if params.link == SUM {
@@ -100,7 +100,7 @@ fn x_of(s: u32) -> vec2<f32> {
     return vec2<f32>(mean - log(rest), select(0.0, 1.0 / (n * rest), score / n < CERTAIN));
 }
 
-// The curve's slope at z.
+// Returns the curve's slope at z.
 fn slope(z: f32) -> f32 {
     switch params.curve {
         case LOGISTIC: {
@@ -143,7 +143,7 @@ fn objective_pairs(@builtin(local_invocation_id) local: vec3<u32>) {
 
 @group(0) @binding(4) var<storage, read_write> ranked: array<u32>; // (pairs): the rejected sequence of each rank
 
-// Among the sequences of its side; of equals, the earlier first.
+// Returns the rank of sequence s among its side's (chosen or rejected), ascending by x; ties by index.
 fn rank_of(s: u32) -> u32 {
     let x = x_of(s).x;
     var rank = 0u;
@@ -161,7 +161,7 @@ fn objective_sorted(@builtin(local_invocation_id) local: vec3<u32>) {
     }
     storageBarrier();
     for (var p = local.x; p < params.n / 2u; p += WG) {
-        // A score that is no number has no rank of its own: what then stands there is the run's last step anyway.
+        // A NaN score has no rank of its own, so the entry may be arbitrary; such a step is the run's last anyway.
         compare(2u * p, min(ranked[rank_of(2u * p)], params.n - 1u));
     }
 }
@@ -187,7 +187,7 @@ fn objective_cross(@builtin(local_invocation_id) local: vec3<u32>) {
     }
 }
 
-// Of a single sequence's loss by its x, where desirable and undesirable ones are compared with `shift`.
+// Returns the derivative of a single sequence's loss by its x. `shift` holds the reference points of desirable and undesirable sequences.
 fn d_side(s: u32, shift: vec2<f32>) -> f32 {
     let scale = known[s].w * params.scale;
     let z = scale * (x_of(s).x - select(shift.y, shift.x, known[s].w > 0.0));
@@ -213,7 +213,7 @@ fn objective_unpaired(@builtin(local_invocation_id) local: vec3<u32>) {
         }
     }
     if params.shift == OPPOSITE {
-        // How the sum of losses changes with each shift, per member of the mean.
+        // Derivative of the summed loss by each shift, divided by the number of members of the shift's mean.
         for (var s = local.x; s < params.n; s += WG) {
             d_shift -= d_side(s, shift) * select(vec2<f32>(0.0, 1.0), vec2<f32>(1.0, 0.0), known[s].w > 0.0);
         }

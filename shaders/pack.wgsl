@@ -1,7 +1,8 @@
-// pack_bf16: words[i] = bf16(x[2i]) | bf16(x[2i + 1])·2¹⁶, rounded to the nearest, ties to even; above a last element that is alone are zeros.
+// pack_bf16: words[i] = bf16(x[2i]) | bf16(x[2i + 1])·2¹⁶, rounded to the nearest, ties to even. The upper half is zero behind an odd last
+// element.
 // unpack_bf16: x[n], from its half of words[n / 2].
 //
-// f32 is seen as bits throughout, so that no driver has a say in what becomes of a NaN or a subnormal number.
+// f32 values are handled as bits throughout, so that results for NaN and subnormal numbers do not depend on the driver.
 
 import package::shared::grid::{flat_group};
 
@@ -16,11 +17,11 @@ struct PackParams {
 @group(0) @binding(1) var<storage, read> x: array<u32>;
 @group(0) @binding(2) var<storage, read_write> words: array<u32>;
 
-// The magnitude is rounded as the whole number that its bits are: a carry out of the mantissa is the exponent's, up to infinity.
+// Rounds the magnitude as the integer that its bits are: a carry out of the mantissa goes into the exponent, up to infinity.
 fn rounded(bits: u32) -> u32 {
     let cut = 23u - MANTISSA;
     let nearest = ((bits + (1u << (cut - 1u)) - 1u + ((bits >> cut) & 1u)) >> cut) << cut; // Tint wants these brackets
-    let is_nan = (bits & 0x7fffffffu) > 0x7f800000u; // a carry would make it a zero, or cutting an infinity
+    let is_nan = (bits & 0x7fffffffu) > 0x7f800000u; // rounding could carry it to zero, or cut it to infinity
     return select(nearest, 0x7fc00000u, is_nan) >> 16u;
 }
 

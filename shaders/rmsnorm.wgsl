@@ -1,7 +1,7 @@
 // y[t,i] = x[t,i]·(w[i] + offset)·r[t];   r[t] = 1/√(mean_i x[t,i]² + eps)
 // d_x[t,i] = r·g[i] − x[t,i]·r³/D·Σ_j g[j]·x[t,j],  g[i] = d_y[t,i]·(w[i] + offset);   d_w[i] = Σ_t d_y[t,i]·x[t,i]·r[t]
 //
-// A workgroup a row.
+// One workgroup per row.
 
 import package::shared::grid::{flat_group};
 import package::shared::reduce::{WG, sum_across};
@@ -79,7 +79,7 @@ fn rmsnorm_bwd_x(
 @group(0) @binding(3) var<storage, read> d_y_rows: array<f32>;
 @group(0) @binding(4) var<storage, read_write> d_w_partial: array<f32>; // (blocks, width): column_sum adds them up
 
-// An invocation a column; workgroups along y are blocks of rows.
+// One invocation per column; workgroups along y are blocks of rows.
 @compute @workgroup_size(WG)
 fn rmsnorm_bwd_w(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let i = group.x * WG + local.x;

@@ -1,6 +1,6 @@
 // Rotates the pairs (i, i + half) of the first 2·half dimensions of each head by the angle position·inverse frequency, in place:
-// x'[i] = x[i]·cos − x[i+half]·sin;  x'[i+half] = x[i+half]·cos + x[i]·sin.      The gradient turns the other way (sign = −1).
-// cos and sin come from a table (positions, half) made in f64: large positions lose their angle in f32.
+// x'[i] = x[i]·cos − x[i+half]·sin;  x'[i+half] = x[i+half]·cos + x[i]·sin.      Gradients rotate the other way (sign = −1).
+// cos and sin come from a table (positions, half) computed in f64, because f32 loses the angle of large positions.
 
 import package::shared::grid::{flat_group};
 

@@ -1,9 +1,9 @@
-// The next token of each row of logits. Temperature 0: the largest logit, the smallest id among equals. Otherwise: logits/temperature,
-// of which the top_k largest are kept, then of these the fewest whose probabilities reach top_p, and one is drawn by `uniform`.
+// Samples the next token of each row of logits. Temperature 0: the largest logit, ties to the smallest id. Otherwise: divides logits by the
+// temperature, keeps the top_k largest, keeps the fewest of these whose probabilities reach top_p, and draws one by `uniform`.
 //
-// A row whose largest logit is no finite number gives 0xffffffff.
+// The result is 0xffffffff for a row whose largest logit is not finite.
 //
-// Thresholds are found by bisection over the order-preserving integers of f32, exactly: no sort. A workgroup a row.
+// Thresholds are found exactly, by bisection over f32's bits as ordered integers, without a sort. One workgroup per row.
 
 import package::shared::grid::{flat_group};
 import package::shared::reduce::{WG, partials, sum_across};
@@ -26,7 +26,7 @@ struct SampleParams {
 
 var<workgroup> found: array<u32, WG>;
 
-// Rising with the float, as an integer.
+// Returns x's bits as an integer that increases with x.
 fn sortable_bits(x: f32) -> u32 {
     let bits = bitcast<u32>(x);
     return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
@@ -40,7 +40,7 @@ fn value(row: u32, v: u32) -> f32 {
     return l;
 }
 
-// Tokens of at least this rank, as a number or as a mass.
+// Counts the tokens whose sortable bits are at least `least`; `probability_at_least` sums their probabilities.
 fn count_at_least(lane: u32, row: u32, least: u32) -> f32 {
     var n = 0.0;
     for (var v = lane; v < params.vocab; v += WG) {
@@ -67,7 +67,7 @@ fn sample(
     let asked = flat_group(group, n_groups);
     let row = min(asked, params.rows - 1u);
     let lane = local.x;
-    // The largest logit, smallest id first.
+    // The largest logit; ties to the smallest id.
     var best = lane;
     for (var v = lane; v < params.vocab; v += WG) {
         if value(row, v) > value(row, min(best, params.vocab - 1u)) {
@@ -83,7 +83,7 @@ fn sample(
         winner = select(winner, i, better);
     }
     let top = partials[winner];
-    // By its bits: compilers may take x == x for true.
+    // Tests the bits, because compilers may assume that x == x is true.
     let is_finite = (bitcast<u32>(top) & 0x7f800000u) != 0x7f800000u;
     let first = select(0xffffffffu, found[winner], is_finite);
     workgroupBarrier();
@@ -95,7 +95,7 @@ fn sample(
     }
     var least = 0u;
     if params.top_k > 0u {
-        // The largest threshold that at least top_k tokens reach.
+        // Finds the largest threshold that at least top_k tokens reach.
         for (var bit = 0u; bit < 32u; bit++) {
             let higher = least | (0x80000000u >> bit);
             if count_at_least(lane, row, higher) >= f32(params.top_k) {
@@ -116,7 +116,7 @@ fn sample(
         least = max(least, nucleus);
         total = probability_at_least(lane, row, least, top);
     }
-    // Each lane owns a run of ids; the one where the running mass passes the drawn point walks its run.
+    // Each lane owns a range of consecutive ids. The lane whose range contains the drawn point of the running sum searches its range.
     let run = (params.vocab + WG - 1u) / WG;
     let begin = min(lane * run, params.vocab);
     let end = min(begin + run, params.vocab);

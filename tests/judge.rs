@@ -180,7 +180,7 @@ fn pauses_double_and_end() {
     let server = Server::start(|_, _| Act::Status(429, "Retry-After: 5000\r\n".into(), String::new()));
     let s = sandbox(1);
     let started = Instant::now();
-    let ran = run(&s, &args(&server, &[]));
+    let ran = run(&s, &args(&server, &["--concurrency", "1"]));
     ran.said(1, &["2 questions"]);
     assert!(ran.stderr.contains("asks to wait for 5000 s, --max-wait is 120"), "{}", ran.stderr);
     assert!(started.elapsed() < Duration::from_secs(20));

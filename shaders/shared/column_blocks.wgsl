@@ -9,7 +9,7 @@ const INVOCATIONS = COLUMNS * ROWS;
 
 var<workgroup> column_sums: array<vec4<f32>, INVOCATIONS>;
 
-// Sum over the invocations of a column, in a fixed order. The first COLUMNS invocations get it.
+// Returns the sum over the invocations of a column, in a fixed order, to the first COLUMNS invocations.
 fn sum_across_rows(lane: u32, value: vec4<f32>) -> vec4<f32> {
     column_sums[lane] = value;
     for (var half = ROWS / 2u; half > 0u; half /= 2u) {

@@ -4,8 +4,8 @@ struct ColumnSumParams {
     rows: u32,
     width: u32,
     start: u32,  // first element of x
-    stride: u32, // elements a row of x
-    block: u32,  // rows a partial sum
+    stride: u32, // elements per row of x
+    block: u32,  // rows per partial sum
     accumulate: u32,
     pad0: u32,
     pad1: u32,

@@ -7,7 +7,7 @@ struct EmbeddingParams {
     rows: u32,
     accumulate: u32,
     scale: f32,
-    bucket: u32, // embedding_bwd_w: first bucket of this page
+    bucket: u32, // embedding_bwd_w: first bucket of this shard
     tokens: u32,
 }
 

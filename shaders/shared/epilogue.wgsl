@@ -1,17 +1,17 @@
-// What is added to a product behind its sums: first a bias, then a residual, each rounded as a pass of its own would round it. A weight and
-// C's own pass, then, instead of another two over C. `shared/epilogue_none` defines the same names for products without.
+// Adds a bias and then a residual to a product's sums, each rounded as a pass of its own would round it. The pass that writes C adds both,
+// which saves two more passes over C. `shared/epilogue_none` defines the same names for products without an epilogue.
 
 import package::shared::product::{MatmulParams};
 
 override BIAS: bool = true;
 override RESIDUAL: bool = true;
-override EPILOGUE: u32 = 4u; // the first binding behind those of the product; one that nothing is added from holds anything
+override EPILOGUE: u32 = 4u; // first binding behind those of the product; a binding that is not added from may hold anything
 
 @group(0) @binding(EPILOGUE) var<storage, read> bias: array<f32>; // (N) from bias_start on
 @group(0) @binding(EPILOGUE + 1u) var<storage, read> residual: array<f32>; // (M, N), laid out as C
 @group(0) @binding(EPILOGUE + 1u) var<storage, read> residual_vec4s: array<vec4<f32>>;
 
-// Element `at` of C, in its column n. An entry point uses values or vec4s, not both.
+// Returns element `at` of C, in column n, with the epilogue. An entry point uses values or vec4s, not both.
 fn with_epilogue(value: f32, n: u32, at: u32) -> f32 {
     var sum = value;
     if BIAS {
@@ -23,7 +23,7 @@ fn with_epilogue(value: f32, n: u32, at: u32) -> f32 {
     return sum;
 }
 
-// Elements 4·vec4 to 4·vec4 + 3 of C, the first in its column n.
+// Returns elements 4·vec4 to 4·vec4 + 3 of C with the epilogue; the first is in column n.
 fn with_epilogue_vec4(values: vec4<f32>, n: u32, vec4_at: u32) -> vec4<f32> {
     var sums = values;
     if BIAS {

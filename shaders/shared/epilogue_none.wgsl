@@ -1,4 +1,4 @@
-// Products that nothing is added to: what `shared/epilogue` defines, without bindings.
+// No epilogue: defines the names of `shared/epilogue` without bindings.
 
 fn with_epilogue(value: f32, n: u32, at: u32) -> f32 {
     return value;

@@ -5,8 +5,8 @@ alias Left = coop_mat16x16<f16, A>;
 alias Right = coop_mat16x16<f16, B>;
 alias Sum = coop_mat16x16<f32, C>;
 
-// Tensor cores truncate when they add, which over a long sum is an error of its own (arXiv 2203.03341): a slice of K is summed by
-// itself, and added outside of them, where f32 is rounded.
+// Tensor cores truncate when they add, and over a long sum the error grows (arXiv 2203.03341). Each slice of K is therefore summed from
+// zero, and the slices are added in ordinary f32 arithmetic, which rounds.
 fn begin_slice(sum: Sum) -> Sum {
     return Sum();
 }

@@ -5,7 +5,7 @@ alias Left = coop_mat8x8<f16, A>;
 alias Right = coop_mat8x8<f16, B>;
 alias Sum = coop_mat8x8<f32, C>;
 
-// These add as f32 does: a slice of K goes straight into the sum.
+// These matrices add as f32 does, so a slice of K is added to the sum directly.
 fn begin_slice(sum: Sum) -> Sum {
     return sum;
 }

@@ -1,8 +1,8 @@
 // Parameters of the global norm's kernels.
 
 struct GlobalNormParams {
-    n: u32,     // elements of this page; partial sums in global_norm_total
-    first: u32, // where this page's partial sums begin
+    n: u32,     // elements of this bucket; in global_norm_total, partial sums
+    first: u32, // index of this bucket's first partial sum
     scale: f32,
     pad: u32,
 }

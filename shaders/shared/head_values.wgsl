@@ -1,5 +1,5 @@
-// Heads' rows as vec4s, for attention.wgsl: the case of any E and any alignment. A row begins at element `at`.
-// A function a binding: WGSL takes no pointers into storage as arguments. Dimensions beyond E are zero. `shared/head_vec4s` is faster.
+// Rows of heads as vec4s, for attention.wgsl, with any E and any alignment. A row begins at element `at`. There is one function per
+// binding, because WGSL takes no pointers into storage as arguments. Dimensions beyond E are zero. `shared/head_vec4s` is faster.
 
 override E: u32 = 64u;
 
@@ -8,7 +8,7 @@ override E: u32 = 64u;
 @group(0) @binding(1) var<storage, read> qkv: array<f32>; // (T, q_stride)
 @group(0) @binding(2) var<storage, read> d_o: array<f32>; // (T, H·E)
 
-// Rows of `kv`.
+// Returns the number of rows of `kv`.
 fn keys() -> u32 {
     return arrayLength(&kv) / params.kv_stride;
 }

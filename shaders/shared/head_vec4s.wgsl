@@ -1,5 +1,5 @@
-// Heads' rows as vec4s, for attention.wgsl: the case of vec4s that are aligned in memory (E, starts and strides are multiples of four). A row begins at element `at`.
-// `shared/head_values` defines the same names for any E and any alignment.
+// Rows of heads as vec4s, for attention.wgsl, where vec4s are aligned in memory (E, starts and strides are multiples of four). A row begins
+// at element `at`. `shared/head_values` defines the same names for any E and any alignment.
 
 override E: u32 = 64u;
 
@@ -8,7 +8,7 @@ override E: u32 = 64u;
 @group(0) @binding(1) var<storage, read> qkv: array<vec4<f32>>; // (T, q_stride)
 @group(0) @binding(2) var<storage, read> d_o: array<vec4<f32>>; // (T, H·E)
 
-// Rows of `kv`.
+// Returns the number of rows of `kv`.
 fn keys() -> u32 {
     return 4u * arrayLength(&kv) / params.kv_stride;
 }

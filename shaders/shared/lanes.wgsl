@@ -1,9 +1,9 @@
-// A workgroup of one vector of a CPU, which is a subgroup: a lane's value for all of them costs one instruction, where a load by all of one
-// address costs one a lane. For adapters whose subgroups are of 8 or more.
+// For CPU adapters with subgroups of 8 or more, and workgroups of one subgroup, which is one CPU vector. Broadcasting a lane's value to all
+// lanes costs one instruction; loading one address in every lane costs one instruction per lane.
 
 const LANES = 8u;
 
-// The lanes' values, in their order.
+// Returns the lanes' values, in the order of the lanes.
 fn broadcast_lanes_f32(x: f32) -> array<f32, LANES> {
     return array<f32, LANES>(
         subgroupBroadcast(x, 0u),

@@ -3,7 +3,7 @@
 struct LayernormParams {
     rows: u32,
     width: u32,
-    block: u32, // layernorm_bwd_w: rows a partial sum
+    block: u32, // layernorm_bwd_w: rows per partial sum
     accumulate: u32, // layernorm_bwd_x: 1: add to d_x
     eps: f32,
     offset: f32,

@@ -7,7 +7,7 @@ override SOFTCAP: bool = false;
 struct LogprobParams {
     rows: u32,
     n: u32,     // columns of this tile
-    first: u32, // its first token id
+    first: u32, // token id of the first column
     softcap: f32,
 }
 
@@ -29,7 +29,7 @@ fn capped_vec4(l: vec4<f32>) -> vec4<f32> {
     return l;
 }
 
-// The largest of a workgroup's values.
+// Returns the largest of a workgroup's values.
 fn max_across(lane: u32, value: f32) -> f32 {
     workgroupBarrier();
     partials[lane] = value;

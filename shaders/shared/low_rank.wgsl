@@ -1,5 +1,5 @@
-// The second pair of operands of a product, of low rank: both f32; K2, starts and strides are multiples of four. `shared/low_rank_none` defines
-// the same names for products of one pair. Rows and columns are those of the matrices as stored.
+// The second pair of operands of a product, of low rank: both in f32; K2, starts and strides are multiples of four. `shared/low_rank_none`
+// defines the same names for products of one pair. Rows and columns are those of the matrices as stored.
 
 import package::shared::product::{MatmulParams};
 
@@ -10,7 +10,7 @@ const LOW_RANK = true;
 @group(0) @binding(5) var<storage, read> b2: array<f32>;
 @group(0) @binding(5) var<storage, read> low_rank_w_vec4s: array<vec4<f32>>;
 
-// An entry point uses values or vec4s of a matrix, not both; vec4s begin at multiples of four.
+// An entry point uses values or vec4s of a matrix, not both. vec4s begin at multiples of four.
 fn low_rank_x_value(row: u32, column: u32) -> f32 {
     return a2[params.low_rank_x_start + row * params.low_rank_x_stride + column];
 }

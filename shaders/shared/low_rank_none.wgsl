@@ -1,4 +1,4 @@
-// Products of one pair of operands: what `shared/low_rank` defines, without bindings and never called.
+// No second pair of operands: defines the names of `shared/low_rank` without bindings; the functions are never called.
 
 const LOW_RANK = false;
 

@@ -1,7 +1,7 @@
 // m = signed[code]·absmax[block]      v = unsigned[code]·absmax[block]      blocks of 256 elements (arXiv 2110.02861)
 //
-// A code is the number of the map's value that is nearest to m/absmax; in the middle of two, the lower one's. Four codes to a word, the
-// first in the low byte; whole blocks of them, whatever the page's length. `src/kernels/adamw.rs` has the maps.
+// A code is the index of the map's value nearest to m/absmax; ties take the lower index. Four codes per word, the first in the low byte, in
+// whole blocks, whatever the bucket's length. `src/kernels/storage.rs` has the maps.
 
 import package::shared::reduce::{WG};
 
@@ -13,7 +13,7 @@ import package::shared::reduce::{WG};
 const SIGNED = 0u;
 const UNSIGNED = 256u;
 
-// The smallest number that is not subnormal: a block below it is zero, because devices may take subnormal numbers for zero.
+// Smallest normal number. A block whose absmax is below it is zero, because devices may flush subnormal numbers to zero.
 const TINIEST = 1.17549435e-38;
 
 struct Moments {
@@ -47,7 +47,7 @@ fn load_moments(vec4_at: u32) -> Moments {
     return Moments(dequantize4(SIGNED, m[vec4_at]) * scale.x, dequantize4(UNSIGNED, v[vec4_at]) * scale.y);
 }
 
-// The numbers of the nearest values: how many middles are below each x, by bisection.
+// Returns the indices of the nearest values: counts by bisection the middles that are below each x.
 fn quantize4(map: u32, value: vec4<f32>, scale: f32) -> u32 {
     let per = select(0.0, 1.0 / scale, scale >= TINIEST);
     let x = clamp(value * per, vec4<f32>(-1.0), vec4<f32>(1.0));
@@ -61,7 +61,7 @@ fn quantize4(map: u32, value: vec4<f32>, scale: f32) -> u32 {
     return codes.x | codes.y | codes.z | codes.w;
 }
 
-// All of a workgroup call it together: what lies outside the page is zero.
+// All invocations of a workgroup must call this together. Elements outside the bucket count as zero.
 fn store_moments(vec4_at: u32, lane: u32, inside: bool, now: Moments) {
     let pairs = max(abs(now.m.xy), abs(now.m.zw));
     let squares = max(now.v.xy, now.v.zw);
@@ -72,7 +72,7 @@ fn store_moments(vec4_at: u32, lane: u32, inside: bool, now: Moments) {
             largest[lane] = max(largest[lane], largest[lane + half]);
         }
     }
-    // Every invocation has read the block's old scales.
+    // Wait until every invocation has read the block's old scales.
     storageBarrier();
     workgroupBarrier();
     let scale = largest[0];

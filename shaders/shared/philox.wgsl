@@ -1,4 +1,4 @@
-// Philox2x32-10 (Salmon et al. 2011): two words of chance from a counter and a key, without a state. `src/rng.rs` has the same.
+// Philox2x32-10 (Salmon et al. 2011): two random words from a counter and a key, without state. `src/rng.rs` has the Rust twin.
 
 fn philox2x32(counter: vec2<u32>, key: u32) -> vec2<u32> {
     var c = counter;
@@ -11,7 +11,7 @@ fn philox2x32(counter: vec2<u32>, key: u32) -> vec2<u32> {
     return c;
 }
 
-// The upper 32 bits of a product, from products of halves.
+// Returns the upper 32 bits of a product, from products of halves.
 fn high_product(a: u32, b: u32) -> u32 {
     let low = (a & 0xffffu) * (b & 0xffffu);
     let cross = (a >> 16u) * (b & 0xffffu) + (low >> 16u);

@@ -1,14 +1,14 @@
-// What a product C = alpha·(A·B + A2·B2) (+ C) (+ bias) (+ residual) is told: the matrices' sizes and places. A is (M, K), B (K, N), either
-// stored transposed. A2 (M, K2) and B2 (K2, N, stored transposed where B is) are there where shared/low_rank is, a bias (N) and a residual,
-// laid out as C, where shared/epilogue is.
+// Parameters of a product C = alpha·(A·B + A2·B2) (+ C) (+ bias) (+ residual): sizes and places of its matrices. A is (M, K), B (K, N), and
+// either may be stored transposed. A2 (M, K2) and B2 (K2, N; stored transposed where B is) exist with shared/low_rank. The bias (N) and the
+// residual, laid out like C, exist with shared/epilogue.
 
 struct MatmulParams {
-    first_group: vec2<u32>, // of the part of the grid that a dispatch runs: long ones are split (src/gpu/submission_budget.rs)
+    first_group: vec2<u32>, // first workgroup of this dispatch: long grids are split (src/gpu/submission_budget.rs)
     m: u32,
     n: u32,
     k: u32,
-    accumulate: u32, // 1: add to C; where there is an override ACCUMULATE, that says it
-    a_start: u32,    // first element, and elements a row, as stored
+    accumulate: u32, // 1: add to C; an override ACCUMULATE, where there is one, replaces this
+    a_start: u32,    // first element, and elements per row as stored
     a_stride: u32,
     b_start: u32,
     b_stride: u32,

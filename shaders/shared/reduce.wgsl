@@ -1,4 +1,4 @@
-// Sums across a workgroup of WG invocations (a power of two): the same order every time, so the same bits.
+// Sums across a workgroup of WG invocations (a power of two), in a fixed order: bit-identical every time.
 
 override WG: u32 = 64u;
 

@@ -1,11 +1,11 @@
-// Parameters of RMSNorm's kernels, and where rows begin. A row is `width` values at `start + t·stride + group·width`: with `groups` > 1 it
-// is one head of a slot of heads.
+// Parameters of RMSNorm's kernels. A row is `width` values at `start + t·stride + group·width`; with `groups` > 1, a row is one head of a
+// slot of heads.
 
 struct RmsnormParams {
     rows: u32,  // tokens × groups
     groups: u32,
     width: u32,
-    block: u32, // rmsnorm_bwd_w: rows a partial sum
+    block: u32, // rmsnorm_bwd_w: rows per partial sum
     x_start: u32,
     x_stride: u32,
     y_start: u32,

@@ -14,7 +14,8 @@ const ROWS_PER_WORKGROUP = WG / LANES;
 
 var<workgroup> partials: array<f32, WG>;
 
-// An invocation's row in its workgroup, and its number among those that share the row. A row of a whole workgroup is uniform.
+// Return an invocation's row within its workgroup, and its number among the invocations of that row. Where a row has the whole workgroup,
+// its number is a constant, which compilers know to be uniform.
 fn row_of_lane(lane: u32) -> u32 {
     return select(lane / LANES, 0u, WG == LANES);
 }
@@ -23,7 +24,7 @@ fn lane_in_row(lane: u32) -> u32 {
     return select(lane % LANES, lane, WG == LANES);
 }
 
-// Number of a vec4 in its row, if the row has it.
+// Returns the number of an invocation's vec4 in its row, if the row has that many.
 fn own_vec4(lane: u32, part: u32, turn: u32) -> u32 {
     return part + turn * LANES + lane_in_row(lane);
 }
@@ -32,12 +33,12 @@ fn has_vec4(lane: u32, part: u32, turn: u32) -> bool {
     return (part + (turn + 1u) * LANES <= VEC4S) | (own_vec4(lane, part, turn) < VEC4S);
 }
 
-// The vec4 to load: `own_vec4`, or the row's last one.
+// Returns the number of the vec4 to load: `own_vec4`, or the row's last one.
 fn loaded_vec4(lane: u32, part: u32, turn: u32) -> u32 {
     return min(own_vec4(lane, part, turn), VEC4S - 1u);
 }
 
-// Sum over the invocations that share a row. The order depends on LANES alone.
+// Returns the sum over the invocations that share a row, in an order that depends on LANES alone.
 fn sum_across_row(lane: u32, value: f32) -> f32 {
     workgroupBarrier();
     partials[lane] = value;

@@ -1,9 +1,8 @@
-// Weights stored as bf16, two to a u32, the even element in the low half. bf16 is the upper half of an f32: exact.
+// Weights stored as bf16, two per word, the even element in the low half. bf16 is the upper half of an f32, so unpacking is exact.
 
 @group(0) @binding(2) var<storage, read> weights: array<u32>;
 @group(0) @binding(2) var<storage, read> weight_vec4s: array<vec2<u32>>;
 
-// Nothing has to be prepared; `shared/weight_nf4_tables` copies its tables.
 fn prepare_weight(lane: u32, invocations: u32) {}
 
 fn weight_value(row: u32, i: u32) -> f32 {
@@ -17,6 +16,14 @@ fn weight_values(row: u32, i: u32) -> vec4<f32> {
 
 fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
     return unpack(weight_vec4s[vec4_at]);
+}
+
+fn stored_vec4(row: u32, vec4_at: u32) -> vec4<u32> {
+    return vec4<u32>(weight_vec4s[vec4_at], 0u, 0u);
+}
+
+fn decoded_vec4(stored: vec4<u32>, vec4_at: u32) -> vec4<f32> {
+    return unpack(stored.xy);
 }
 
 fn unpack(words: vec2<u32>) -> vec4<f32> {

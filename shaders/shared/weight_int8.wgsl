@@ -1,13 +1,12 @@
-// w[r,k] = q[r,k]·scale[r]      int8, the row's largest magnitude being 127
+// w[r,k] = q[r,k]·scale[r]      int8; the row's absmax has the code 127
 //
-// Four codes to a word, the first in the low byte. Words of the binding (`src/kernels/storage.rs` writes them):
+// Four codes per word, the first in the low byte. Words of the binding (written by `src/kernels/storage.rs`):
 //   0: where the scales begin    4 ..: codes    then: scale (rows) f32
 
 @group(0) @binding(2) var<storage, read> weights: array<u32>;
 
 const CODES = 4u;
 
-// Nothing has to be prepared; `shared/weight_nf4_tables` copies its tables.
 fn prepare_weight(lane: u32, invocations: u32) {}
 
 fn scale_of(row: u32) -> f32 {
@@ -24,7 +23,15 @@ fn weight_values(row: u32, i: u32) -> vec4<f32> {
 }
 
 fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
-    let word = weights[CODES + vec4_at];
-    let codes = bitcast<vec4<i32>>(vec4<u32>(word << 24u, word << 16u, word << 8u, word)) >> vec4<u32>(24u);
-    return vec4<f32>(codes) * scale_of(row);
+    return decoded_vec4(stored_vec4(row, vec4_at), vec4_at);
+}
+
+// Codes, and the row's scale.
+fn stored_vec4(row: u32, vec4_at: u32) -> vec4<u32> {
+    return vec4<u32>(weights[CODES + vec4_at], bitcast<u32>(scale_of(row)), 0u, 0u);
+}
+
+fn decoded_vec4(stored: vec4<u32>, vec4_at: u32) -> vec4<f32> {
+    let codes = bitcast<vec4<i32>>(vec4<u32>(stored.x) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u);
+    return vec4<f32>(codes) * bitcast<f32>(stored.y);
 }

@@ -1,42 +1,42 @@
-//! Treatment of bad rows: `--on-bad-row`, `--max-bad-rows`.
+//! Treatment of bad rows, set by `--on-bad-row` and `--max-bad-rows`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Treatment of a row that cannot be read, or that the template cannot hold.
+/// Treatment of a row that cannot be read, or that the template cannot represent.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum BadRows {
     /// A bad row stops the program.
     #[default]
     Error,
-    /// A bad row is left out, counted and reported. More bad rows than the limit stop the program.
+    /// A bad row is skipped, counted and reported. More bad rows than the limit stop the program.
     Skip(BadRowLimit),
 }
 
-/// Limit on the bad rows that are skipped.
+/// Limit on the number of bad rows that are skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "BadRowLimitText")]
 pub enum BadRowLimit {
-    /// A part of all rows, 0 to 1.
+    /// Fraction of all rows, 0 to 1.
     Share(f64),
-    /// A number of rows.
+    /// Number of rows.
     Count(usize),
 }
 
 impl Default for BadRowLimit {
-    /// 1 %.
+    /// Returns the default limit, 1 %.
     fn default() -> Self {
         Self::Share(0.01)
     }
 }
 
 impl BadRowLimit {
-    /// Gives the most bad rows that so many rows may have.
+    /// Returns the largest number of bad rows among `n_rows` rows.
     pub fn most(self, n_rows: usize) -> usize {
         match self {
-            // The product of 0.29 and 100 lies below 29.
+            // In f64, 0.29 times 100 is slightly below 29.
             Self::Share(share) => (share * n_rows as f64 + 1e-9).floor() as usize,
             Self::Count(count) => count,
         }
@@ -46,7 +46,7 @@ impl BadRowLimit {
 impl FromStr for BadRowLimit {
     type Err = String;
 
-    /// Reads `1%`, a share below 1 such as `0.01`, or a count such as `20`.
+    /// Parses `1%`, a fraction below 1 such as `0.01`, or a count such as `20`.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{}`: expected a part of the rows (1% or 0.01) or a count (20)", text.escape_debug());
         if let Ok(count) = text.parse::<usize>() {
@@ -75,7 +75,7 @@ impl From<BadRowLimit> for String {
     }
 }
 
-/// A limit in a settings file: text, or a number.
+/// Limit in a settings file: a text, or a number.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum BadRowLimitText {

@@ -1,36 +1,37 @@
-//! Tokenised sequences, and micro-batches packed without padding: the data that the engine gets.
+//! Tokenised sequences, and micro-batches packed without padding: the input of training and scoring.
 
 use std::ops::Range;
 
-/// One tokenised instruction–response text.
+/// Tokens of an instruction and its response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sequence {
-    /// `[BOS] + tok(template(I) + R) + [EOS]`; with a chat template what it prints, nothing around it.
+    /// Token ids: `[BOS] + tok(template(I) + R) + [EOS]`. With a chat template, the tokens of the text that it prints, without additions.
     pub ids: Vec<u32>,
-    /// Index in `ids` of the first response token: everything before it is BOS, template and instruction.
+    /// Index in `ids` of the first response token. The tokens before it are BOS, template and instruction.
     pub response_start: usize,
-    /// Parts of `ids` behind `response_start` that are no response but what stands between its answers, rising and apart; none where there is one answer.
+    /// Ranges of `ids` behind `response_start` that lie between answers and are not part of the response: ascending and disjoint; empty
+    /// where there is one answer.
     pub between: Vec<Range<usize>>,
 }
 
 impl Sequence {
-    /// A sequence whose response goes on to its end.
+    /// Creates a sequence whose response extends to its end.
     pub fn new(ids: Vec<u32>, response_start: usize) -> Self {
         Self { ids, response_start, between: Vec::new() }
     }
 
-    /// Whether the token is a part of the response, and so scored by DPO and SFT. The first token of a sequence never is.
+    /// Returns whether the token is part of the response, and so scored by DPO and SFT. The first token of a sequence never is.
     pub fn is_response(&self, token: usize) -> bool {
         token >= self.response_start.max(1) && !self.between.iter().any(|range| range.contains(&token))
     }
 
-    /// Number of response tokens that are scored.
+    /// Returns the number of response tokens that are scored.
     pub fn n_response(&self) -> usize {
         let between: usize = self.between.iter().map(Range::len).sum();
         self.ids.len().saturating_sub(self.response_start.max(1) + between)
     }
 
-    /// Cuts tokens out before the response.
+    /// Removes tokens before the response.
     pub(super) fn cut_before_response(&mut self, tokens: Range<usize>) {
         let n = tokens.len();
         self.ids.drain(tokens);
@@ -38,7 +39,7 @@ impl Sequence {
         self.between.iter_mut().for_each(|range| *range = range.start - n..range.end - n);
     }
 
-    /// Cuts everything from a token of the response on.
+    /// Removes all tokens from index `length` on, which must be inside the response.
     pub(super) fn truncate(&mut self, length: usize) {
         self.ids.truncate(length);
         self.between.retain(|range| range.start < length);
@@ -49,22 +50,22 @@ impl Sequence {
 /// Row of data, tokenised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {
-    /// Row number in the data, from 0, before anything was dropped.
+    /// Row number in the data, from 0, counting dropped rows.
     pub row: usize,
-    /// One sequence for SFT and for a text with a label; chosen, then rejected, for preferences.
+    /// Sequences of the row: one for SFT and for a labelled text; chosen, then rejected, for a preference.
     pub sequences: Vec<Sequence>,
-    /// A text's label; none of other rows.
+    /// Label of a labelled text; `None` for other rows.
     pub desirable: Option<bool>,
 }
 
 impl Example {
-    /// Tokens when packed, a shared instruction counted once when `share_prefix`.
+    /// Returns the number of tokens when packed, counting a shared instruction once when `share_prefix`.
     pub fn n_tokens(&self, share_prefix: bool) -> usize {
         let all: usize = self.sequences.iter().map(|s| s.ids.len()).sum();
         all - if share_prefix { self.shared_prefix() } else { 0 }
     }
 
-    /// Leading tokens that the two sides share and that belong to both instructions; 0 for single sequences.
+    /// Returns the number of leading tokens that both sides share and that belong to both instructions; 0 for a single sequence.
     pub fn shared_prefix(&self) -> usize {
         let [a, b] = self.sequences.as_slice() else { return 0 };
         let limit = a.response_start.min(b.response_start);

@@ -1,5 +1,5 @@
-//! A tokenizer's own chat template, rendered as transformers does: Jinja2 with Python's values and methods, blocks trimmed. Templates are
-//! untrusted: `bounds` keeps them from taking more than their share of time and memory.
+//! Chat template of a tokenizer, rendered as transformers does: Jinja2 with Python's values and methods, and trimmed blocks. Templates are
+//! untrusted: `sandbox` limits their time and memory.
 
 mod clock;
 mod fuel;
@@ -20,43 +20,44 @@ use clock::FixedClock;
 
 type JsonMap = serde_json::Map<String, serde_json::Value>;
 
-/// A compiled chat template and the special tokens that it may print.
+/// Compiled chat template, with the special tokens that it may print.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     tokens: Vec<(String, String)>,
-    /// Bytes of the compiled source within `{% generation %}`.
+    /// Byte ranges of the compiled source inside `{% generation %}`.
     generation: Vec<Range<usize>>,
     clock: Arc<FixedClock>,
     prints_date: bool,
-    /// Prefix of messages: the template's path with a colon, or empty.
+    /// Prefix of error messages: the template's path with a colon, or empty.
     file: String,
 }
 
 /// Input of a chat template besides the tokenizer's special tokens.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ChatInput<'a> {
-    /// Objects with every key of the row, in its order.
+    /// Messages as objects with every key of the row, in the row's order.
     pub messages: &'a [serde_json::Value],
-    /// The row's `tools`, as they stand.
+    /// The row's `tools`, unchanged.
     pub tools: Option<&'a serde_json::Value>,
-    /// More variables: the row's `chat_template_kwargs`.
+    /// Further variables: the row's `chat_template_kwargs`.
     pub kwargs: Option<&'a JsonMap>,
-    /// Whether the text is to end where the assistant's answer begins.
+    /// Whether the text is to end where the assistant's answer would begin.
     pub add_generation_prompt: bool,
 }
 
-/// A conversation as the template writes it.
+/// Conversation as rendered by a chat template.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RenderedChat {
-    /// The text of `apply_chat_template(..., tokenize=False)`.
+    /// Text, equal to that of `apply_chat_template(..., tokenize=False)`.
     pub text: String,
-    /// Bytes of `text` written within `{% generation %}`: the assistant's turns, where the template marks them. In order; neighbours are merged.
+    /// Byte ranges of `text` that were printed inside `{% generation %}`: the assistant's turns, where the template marks them. They are in
+    /// order, and adjacent ranges are merged.
     pub assistant: Vec<Range<usize>>,
 }
 
-/// Names that no `chat_template_kwargs` may have: variables that a template always has, and arguments of transformers' `apply_chat_template` that are
-/// not the template's.
+/// Names that `chat_template_kwargs` must not use: variables that a template always has, and arguments of transformers'
+/// `apply_chat_template` itself.
 pub(super) const RESERVED: [&str; 14] = [
     "add_generation_prompt",
     "chat_template",
@@ -73,14 +74,14 @@ pub(super) const RESERVED: [&str; 14] = [
     "tools",
     "truncation",
 ];
-/// Keys under which a message's reasoning is found; transformers gives the first that is there to the template as the first and the second.
+/// Keys of a message's reasoning. If any is there, transformers passes the first one found to the template under the first two names.
 pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 impl ChatTemplate {
-    /// Compiles a template. `tokens`: (`bos_token`, its text) and so on, as in tokenizer_config.json.
+    /// Compiles a template. `tokens` are pairs such as (`bos_token`, its text), as in tokenizer_config.json.
     ///
     /// # Errors
-    /// The reason, where the source is no valid template.
+    /// The reason, where the source is not a valid template.
     pub fn new(source: &str, tokens: Vec<(String, String)>) -> Result<Self, String> {
         let mut environment = Environment::new();
         let syntax = minijinja::syntax::SyntaxConfig::builder()
@@ -99,40 +100,41 @@ impl ChatTemplate {
         Ok(Self { environment, tokens, generation, clock, prints_date, file: String::new() })
     }
 
-    /// Messages will name the file that it is from.
+    /// Sets the file that error messages name.
     pub fn of_file(self, path: &Path) -> Self {
         Self { file: format!("{}: ", path.display()), ..self }
     }
 
-    /// Whether the template marks the assistant's turns, with `{% generation %}`.
+    /// Returns whether the template marks the assistant's turns with `{% generation %}`.
     pub fn has_generation_tags(&self) -> bool {
         !self.generation.is_empty()
     }
 
-    /// The text of `eos_token`, where the tokenizer has one.
+    /// Returns the text of `eos_token`, where the tokenizer has one.
     pub(super) fn eos_token(&self) -> Option<&str> {
         self.tokens.iter().find(|(name, _)| name == "eos_token").map(|(_, text)| text.as_str())
     }
 
-    /// Whether the template may print a date.
+    /// Returns whether the template may print a date.
     pub fn prints_date(&self) -> bool {
         self.prints_date
     }
 
-    /// Returns the time that the template takes for the present, in seconds since 1970 (UTC): that of its compilation, or of [`ChatTemplate::set_clock`].
+    /// Returns the time that the template takes as the present, in seconds since 1970 (UTC). It is the time of the template's compilation,
+    /// unless [`ChatTemplate::set_clock`] was called.
     pub fn clock(&self) -> u64 {
         self.clock.seconds()
     }
 
-    /// Sets the time that the template takes for the present, in seconds since 1970 (UTC).
+    /// Sets the time that the template takes as the present, in seconds since 1970 (UTC).
     pub fn set_clock(&self, seconds: u64) {
         self.clock.set(seconds);
     }
 
-    /// Renders a conversation, as `apply_chat_template(..., tokenize=False)`.
+    /// Renders a conversation, like `apply_chat_template(..., tokenize=False)`.
     ///
     /// # Errors
-    /// The reason, where the template refuses the conversation.
+    /// The reason, where the template rejects the conversation.
     pub fn render(&self, input: &ChatInput<'_>) -> Result<RenderedChat, String> {
         let mut context: Vec<(String, Value)> =
             self.tokens.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
@@ -164,13 +166,13 @@ impl ChatTemplate {
     }
 }
 
-/// Python reads every line's end as `\n`, and Jinja drops the last one.
+/// Normalises line ends: Python reads each one as `\n`, and Jinja drops the last one.
 fn with_newlines(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     source.strip_suffix('\n').map(String::from).unwrap_or(source)
 }
 
-/// Makes a message what transformers makes of it: without keys that are null, its reasoning under both names that templates use.
+/// Converts a message as transformers does: without keys that are null, and with its reasoning under both names that templates use.
 fn message_value(message: &serde_json::Value) -> Value {
     let Some(keys) = message.as_object() else {
         return from_json(message);

@@ -1,5 +1,5 @@
-//! `jointwise check`: rows as tokens with the scored ones marked, lengths, and what the limits and prefix sharing do. Notes on the tokenizer and on
-//! many rows are the command's to tell, as in every other one; the JSON has them too.
+//! Report of `jointwise check`: rows as tokens with the scored ones marked, lengths, and the effect of limits and prefix sharing. Remarks
+//! on the tokenizer and on many rows are printed by the command, as in every other command; the JSON contains them, too.
 
 use std::fmt;
 
@@ -11,40 +11,40 @@ use super::tokens::Tokenizer;
 /// Report that `check` prints; serialised for `--json`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct CheckReport {
-    /// Rows read.
+    /// Number of rows read.
     pub n_rows: usize,
-    /// Rows kept, truncated ones included.
+    /// Number of rows kept, truncated ones included.
     pub n_kept: usize,
-    /// Rows dropped.
+    /// Number of rows dropped.
     pub n_dropped: usize,
-    /// Rows truncated.
+    /// Number of rows truncated.
     pub n_truncated: usize,
-    /// Bad rows skipped.
+    /// Number of bad rows skipped.
     pub n_skipped: usize,
     /// Notes, one for each row dropped or truncated.
     pub notes: Vec<RowNote>,
     /// Remarks on the tokenizer.
     pub tokenizer_notes: Vec<String>,
-    /// Remarks on many rows, a line per kind.
+    /// Remarks on many rows, one line per kind.
     pub remarks: Vec<String>,
-    /// Tokens per sequence, before the limit.
+    /// Tokens per sequence, before the limit is applied.
     pub lengths: LengthSummary,
-    /// Tokens of the rows kept, each sequence alone.
+    /// Number of tokens of the rows kept, each sequence counted separately.
     pub n_tokens: usize,
-    /// Tokens of all sequences, shared instructions counted once.
+    /// Number of tokens of the rows kept, shared instructions counted once.
     pub n_tokens_shared: usize,
-    /// Tokens that the joint objective scores.
+    /// Number of tokens that the joint objective scores.
     pub n_scored_joint: usize,
-    /// Tokens that the conditional objective scores.
+    /// Number of tokens that the conditional objective scores.
     pub n_scored_conditional: usize,
     /// The first rows, token by token.
     pub rows: Vec<ShownRow>,
-    /// Comparison of the tokens with TRL's, where it was asked for.
+    /// Comparison of the tokens with TRL's, where it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub like_trl: Option<TrlComparison>,
 }
 
-/// A row dropped or truncated.
+/// Row that was dropped or truncated.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct RowNote {
     /// Row number, from 0.
@@ -57,33 +57,33 @@ pub struct RowNote {
     pub reason: String,
 }
 
-/// Distribution of the sequences' lengths, in tokens.
+/// Distribution of the lengths of sequences, in tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct LengthSummary {
-    /// Shortest.
+    /// Smallest length.
     pub min: usize,
-    /// Half are at most as long.
+    /// Median: half of the sequences are at most this long.
     pub median: usize,
-    /// 95 % are at most as long.
+    /// 95th percentile: 95 % of the sequences are at most this long.
     pub p95: usize,
-    /// Longest.
+    /// Largest length.
     pub max: usize,
 }
 
-/// A row, token by token.
+/// Row, token by token.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ShownRow {
     /// Row number, from 0.
     pub row: usize,
     /// `file:line`.
     pub place: String,
-    /// Leading tokens stored once for both sides.
+    /// Number of leading tokens that both sides share, which are computed once.
     pub n_shared: usize,
-    /// Chosen and rejected, or one text.
+    /// Sides of the row: chosen and rejected, or one text.
     pub sides: Vec<ShownSide>,
 }
 
-/// A side of a row.
+/// Side of a row.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ShownSide {
     /// `chosen`, `rejected` or `text`.
@@ -92,20 +92,20 @@ pub struct ShownSide {
     pub tokens: Vec<ShownToken>,
 }
 
-/// A token and the objectives that score it.
+/// Token, and whether each objective scores it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ShownToken {
     /// Token id.
     pub id: u32,
-    /// Token's text, escaped.
+    /// Text of the token, escaped.
     pub text: String,
-    /// Scored by JPO.
+    /// Whether JPO scores the token.
     pub joint: bool,
-    /// Scored by DPO and SFT.
+    /// Whether DPO and SFT score the token.
     pub conditional: bool,
 }
 
-/// Reports on a dataset; `n_shown` rows token by token.
+/// Creates the report on a data set, with `n_shown` rows token by token.
 pub fn check(data: &Dataset, tokenizer: &Tokenizer, n_shown: usize) -> CheckReport {
     let sum = |f: &dyn Fn(&Example) -> usize| data.examples.iter().map(f).sum();
     let note = |note: &super::dataset::OverflowNote| RowNote {
@@ -155,7 +155,7 @@ fn shown(example: &Example, data: &Dataset, tokenizer: &Tokenizer) -> ShownRow {
 fn lengths(all: &[u32]) -> LengthSummary {
     let mut sorted = all.to_vec();
     sorted.sort_unstable();
-    // The smallest length that at least this part of the sequences do not exceed.
+    // Percentile by the nearest rank: the smallest length that at least this share of the sequences do not exceed.
     let quantile = |percent: usize| {
         sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).map_or(0, |&length| length as usize)
     };

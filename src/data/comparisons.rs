@@ -23,7 +23,7 @@ pub enum ComparisonKind {
 }
 
 impl ComparisonKind {
-    /// Returns the mode's name in flags and files.
+    /// Returns the kind's name in flags and files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Single => "single",
@@ -31,7 +31,7 @@ impl ComparisonKind {
         }
     }
 
-    /// Returns the mode's fields in a row, in the order of the sides.
+    /// Returns the fields of a row of this kind, in the order of the sides.
     pub fn fields(self) -> &'static [&'static str] {
         match self {
             Self::Single => &["instruction", "response_0", "response_1"],
@@ -40,16 +40,16 @@ impl ComparisonKind {
     }
 }
 
-/// An instruction and its response.
+/// Instruction and its response.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Side {
-    /// I.
+    /// I, the instruction.
     pub instruction: String,
-    /// R; may be empty, as a model's answer may be.
+    /// R, the response. It may be empty, as a model's answer may be.
     pub response: String,
 }
 
-/// A row to judge.
+/// Row to judge.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
     /// File and line of the row, for messages.
@@ -66,7 +66,7 @@ pub struct Comparison {
 pub const ANNOTATIONS: [&str; 6] = ["verdict", "answers", "flip", "judge", "logps", "mode"];
 
 impl Comparison {
-    /// The row without annotations, its own fields first.
+    /// Returns the row without annotations, its own fields first.
     pub fn row(&self) -> Map<String, Value> {
         let [first, second] = &self.sides;
         let texts: Vec<&String> = match self.mode {
@@ -77,7 +77,7 @@ impl Comparison {
         own.chain(self.more.iter().map(|(name, value)| (name.clone(), value.clone()))).collect()
     }
 
-    /// Reads a comparison from an object; the error is the reason.
+    /// Parses a comparison from an object. The error is the reason.
     pub(crate) fn from_object(
         place: SourceLocation,
         object: Map<String, Value>,
@@ -112,7 +112,7 @@ impl Comparison {
         Ok(Self { place, mode, sides, more })
     }
 
-    /// Takes what stands beside the instruction into it; it is not carried along any more.
+    /// Appends the row's context to the instruction of both sides, and removes the context's columns from `more`.
     fn with_context(mut self, fields: &RowFields) -> std::result::Result<Self, String> {
         match self.mode {
             ComparisonKind::Pair => forms::refuse_beside_pair(fields)?,
@@ -126,17 +126,17 @@ impl Comparison {
     }
 }
 
-/// A row's place in a file that was not read.
+/// Creates the location of a row in a file that was not read.
 pub fn place(path: PathBuf, line: usize) -> SourceLocation {
     SourceLocation::new(path, line)
 }
 
-/// Reads the rows to judge of some files, `input` or `context` behind the instruction. All must be of one kind: `mode`, or the first row's.
+/// Reads the rows to judge from some files. `input` or `context` is appended to the instruction. All rows must be of one kind: `mode`, or
+/// that of the first row.
 ///
 /// # Errors
-/// [`crate::Error::Line`] for a malformed line, a missing field, a row of the other mode, or a field that says more of what was asked than
-/// a judge is shown; [`crate::Error::File`] where the file cannot be
-/// read or has no rows.
+/// [`crate::Error::Line`] for a malformed line, a missing field, a row of the other kind, or a field with context (such as `history`) that
+/// cannot be shown to a judge; [`crate::Error::File`] where a file cannot be read or has no rows.
 pub fn read_comparisons(
     files: &[impl AsRef<Path>],
     map: &FieldMap,
@@ -190,7 +190,7 @@ mod tests {
         }
         let mapped = read(single(json!({"word": "Hund"})), &["input=word"]);
         assert_eq!(mapped.map(Value::Object), Ok(whole));
-        // What means nothing, or is left out, is carried.
+        // Fields that are empty, or left out by `--map`, are kept in `more`.
         for (more, map) in [
             (json!({"id": 3, "input": "", "history": [], "system": null}), vec![]),
             (json!({"input": "Hund"}), vec!["input="]),

@@ -1,4 +1,4 @@
-//! Texts as rows hold them: an instruction, its response, and messages with every key that they came with.
+//! Texts of rows: an instruction, its response, and messages with every key that they had in the row.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -6,24 +6,25 @@ use serde_json::{Map, Value};
 use super::chat_template::{ChatInput, REASONING};
 use super::json_kind::kind;
 
-/// Role of the messages that a model writes.
+/// Role of messages that a model writes.
 const ASSISTANT: &str = "assistant";
 
-/// A message of a conversation: the JSON object of the row, its keys in their order, so that a chat template sees what transformers' would.
+/// Message of a conversation: the JSON object of the row with its keys in order, so that a chat template sees the same as in transformers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Message(Map<String, Value>);
 
 impl Message {
-    /// A message of these two keys alone.
+    /// Creates a message with only these two keys.
     pub fn new(role: &str, content: &str) -> Self {
         Self(Map::from_iter([("role".into(), role.into()), ("content".into(), content.into())]))
     }
 
-    /// Checks an object of a row; `at` names it in messages.
+    /// Checks an object of a row. `at` names the object in messages.
     ///
     /// # Errors
-    /// The reason: a role that is no text; content that is neither text nor a list of text parts, and not empty beside tool calls.
+    /// The reason: a role that is not a text; or content that is neither text nor a list of text parts, unless it is empty beside tool
+    /// calls.
     pub(super) fn from_object(object: &Map<String, Value>, at: &str) -> Result<Self, String> {
         let found = |key: &str| object.get(key).map_or("nothing", kind);
         if !matches!(object.get("role"), Some(Value::String(_))) {
@@ -39,12 +40,12 @@ impl Message {
         }
     }
 
-    /// `system`, `user`, `assistant`, `tool`, or whatever the chat template knows.
+    /// Returns the role: `system`, `user`, `assistant`, `tool`, or another role that the chat template knows.
     pub fn role(&self) -> &str {
         self.0.get("role").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// The content as one text, parts joined; empty beside tool calls.
+    /// Returns the content as one text, with its parts joined; empty beside tool calls.
     pub fn text(&self) -> String {
         match self.0.get("content") {
             Some(Value::String(text)) => text.clone(),
@@ -53,7 +54,7 @@ impl Message {
         }
     }
 
-    /// The text with the calls of tools below it, in JSON.
+    /// Returns the text, followed by tool calls in JSON.
     fn shown(&self) -> String {
         let calls = self.0.get("tool_calls").filter(|calls| holds_something(calls));
         let calls = calls.map(|calls| format!("tool_calls: {calls}"));
@@ -61,33 +62,33 @@ impl Message {
         text.into_iter().chain(calls).collect::<Vec<_>>().join("\n")
     }
 
-    /// Whether the content is a list of parts.
+    /// Returns whether the content is a list of parts.
     pub fn is_in_parts(&self) -> bool {
         self.0.get("content").is_some_and(Value::is_array)
     }
 
-    /// Whether the assistant says it.
+    /// Returns whether the message is the assistant's.
     pub fn is_assistant(&self) -> bool {
         self.role() == ASSISTANT
     }
 
-    /// Whether the key is there with something in it.
+    /// Returns whether a key is present and not empty.
     pub fn has(&self, key: &str) -> bool {
         self.0.get(key).is_some_and(holds_something)
     }
 
-    /// The text of a key besides `content`; `None` where it is no text.
+    /// Returns the text of a key other than `content`; `None` where it is not a text.
     pub fn key_text(&self, key: &str) -> Option<&str> {
         self.0.get(key).and_then(Value::as_str)
     }
 
-    /// Keys besides `role` and `content` that hold something.
+    /// Returns the keys other than `role` and `content` that are not empty.
     pub fn more_keys(&self) -> impl Iterator<Item = &str> {
         let more = self.0.iter().filter(|(key, value)| *key != "role" && *key != "content" && holds_something(value));
         more.map(|(key, _)| key.as_str())
     }
 
-    /// The object, as a chat template sees it.
+    /// Returns the object that a chat template sees.
     pub fn to_value(&self) -> Value {
         Value::Object(self.0.clone())
     }
@@ -97,15 +98,15 @@ fn part_text(part: &Value) -> Option<&str> {
     part.get("text").and_then(Value::as_str)
 }
 
-/// Parquet and data sets fill absent keys with null, or with an empty list.
+/// Returns whether a value is not empty. Parquet and data sets fill absent keys with null, or with an empty list.
 fn holds_something(value: &Value) -> bool {
     !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty())
 }
 
-/// Values besides messages that a row gives to its chat template.
+/// Values other than messages that a row passes to its chat template.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TemplateInputs {
-    /// The row's `tools`, a list.
+    /// The row's `tools`, as a list.
     pub tools: Option<Value>,
     /// The row's `chat_template_kwargs`, such as `enable_thinking`.
     pub kwargs: Map<String, Value>,
@@ -118,12 +119,12 @@ impl TemplateInputs {
     }
 }
 
-/// Messages, and what else their row gives to its chat template.
+/// Messages, with the other values that their row passes to its chat template.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Conversation {
-    /// Messages in their order.
+    /// Messages in order.
     pub messages: Vec<Message>,
-    /// The row's other values.
+    /// Other values for the chat template.
     pub inputs: TemplateInputs,
 }
 
@@ -134,10 +135,10 @@ impl From<Vec<Message>> for Conversation {
 }
 
 impl Conversation {
-    /// Refuses what templates for plain texts cannot show.
+    /// Returns an error for conversations that a template for plain texts cannot represent.
     ///
     /// # Errors
-    /// The reason, with the way out.
+    /// The reason, and what to do.
     fn check_plain(&self) -> Result<(), String> {
         match (&self.inputs.tools, self.inputs.kwargs.is_empty()) {
             (Some(_), _) => Err("the row's `tools` need --template chat".into()),
@@ -147,7 +148,8 @@ impl Conversation {
     }
 }
 
-/// Refuses a message whose keys a template for plain texts would lose. Keys that only name or number a message may go.
+/// Returns an error for a message with keys that a template for plain texts would lose. Keys that only name or number a message may be
+/// lost.
 fn check_plain(message: &Message) -> Result<(), String> {
     match message.more_keys().find(|key| REASONING.contains(key) || SPOKEN.contains(key)) {
         Some(key) => Err(format!("`{key}` of a message needs --template chat")),
@@ -155,7 +157,7 @@ fn check_plain(message: &Message) -> Result<(), String> {
     }
 }
 
-/// Keys of a message that hold a part of what was said, beside its [`REASONING`].
+/// Keys of a message with content, besides the [`REASONING`] keys.
 const SPOKEN: [&str; 5] = ["tool_calls", "tool_call_id", "function_call", "tool_responses", "documents"];
 
 /// Instruction that a response answers.
@@ -165,12 +167,12 @@ pub enum Instruction {
     Plain(String),
     /// A conversation up to the response.
     Chat(Conversation),
-    /// Text that stands before the response without a template; empty where the response is a whole text.
+    /// Text before the response that gets no template; empty where the response is a whole text.
     Verbatim(String),
 }
 
 impl Instruction {
-    /// The conversation that a chat template sees: a plain text is a user's message.
+    /// Returns the conversation that a chat template sees. A plain text becomes a user's message.
     pub fn conversation(&self) -> Conversation {
         match self {
             Self::Plain(text) | Self::Verbatim(text) => vec![Message::new("user", text)].into(),
@@ -178,10 +180,10 @@ impl Instruction {
         }
     }
 
-    /// The text that stands in a template for plain texts.
+    /// Returns the text for a template for plain texts.
     ///
     /// # Errors
-    /// The reason, where it is more than a user's text.
+    /// The reason, where the instruction is more than a user's text.
     pub fn plain(&self) -> Result<String, String> {
         match self {
             Self::Plain(text) | Self::Verbatim(text) => Ok(text.clone()),
@@ -201,7 +203,8 @@ impl Instruction {
         }
     }
 
-    /// The text that a judge or a reader sees: a message alone as it is, several each behind its role; tools and their calls in JSON.
+    /// Returns the text that a judge or a reader sees: a single message as it is; several messages, each behind its role; tools and tool
+    /// calls in JSON.
     pub fn to_text(&self) -> String {
         match self {
             Self::Plain(text) | Self::Verbatim(text) => text.clone(),
@@ -216,7 +219,7 @@ impl Instruction {
         }
     }
 
-    /// Takes in what a row has for its chat template; a plain text becomes a user's message where there is something.
+    /// Adds a row's values for its chat template. If there are any, a plain text becomes a user's message.
     #[must_use]
     pub fn with_inputs(self, inputs: TemplateInputs) -> Self {
         match self {
@@ -227,14 +230,15 @@ impl Instruction {
     }
 }
 
-/// Response that is learnt.
+/// Response that is trained on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResponseText {
-    /// The assistant's text.
+    /// Text of the assistant.
     Plain(String),
-    /// Messages behind a prompt, the last one an assistant's; all of the assistant's are scored.
+    /// Messages behind a prompt, the last of which is the assistant's. All of the assistant's messages are scored.
     Completion(Vec<Message>),
-    /// The rest of a conversation from its first answer on, for `sft`: every answer is scored, by the template's generation tags where it has them.
+    /// Rest of a conversation from its first answer on, for `sft`. Every answer is scored, by the template's generation tags where it has
+    /// them.
     Turns(Vec<Message>),
 }
 
@@ -251,7 +255,7 @@ impl From<String> for ResponseText {
 }
 
 impl ResponseText {
-    /// The messages that a chat template sees.
+    /// Returns the messages that a chat template sees.
     pub fn messages(&self) -> Vec<Message> {
         match self {
             Self::Plain(text) => vec![Message::new(ASSISTANT, text)],
@@ -259,10 +263,10 @@ impl ResponseText {
         }
     }
 
-    /// The text behind a template for plain texts, or before a judge.
+    /// Returns the text for a template for plain texts, or for a judge.
     ///
     /// # Errors
-    /// The reason, where it is more than a text.
+    /// The reason, where the response is more than a text.
     pub fn plain(&self) -> Result<String, String> {
         match self {
             Self::Plain(text) => Ok(text.clone()),
@@ -273,7 +277,7 @@ impl ResponseText {
         }
     }
 
-    /// Tells whether an answer that is scored has neither text nor tool calls. White space alone is no text.
+    /// Returns whether an answer that is scored has neither text nor tool calls. White space alone does not count as text.
     pub fn is_empty(&self) -> bool {
         match self {
             Self::Plain(text) => text.trim().is_empty(),
@@ -286,27 +290,27 @@ impl ResponseText {
     }
 }
 
-/// An instruction and its response.
+/// Instruction and its response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PromptResponse {
-    /// I.
+    /// I, the instruction.
     pub instruction: Instruction,
-    /// R, never empty.
+    /// R, the response; never empty.
     pub response: ResponseText,
 }
 
 impl PromptResponse {
-    /// Splits a conversation before its last message, which must be the assistant's; `name` is the field's, for messages.
+    /// Splits a conversation before its last message, which must be the assistant's. `name` is the field's name, for messages.
     ///
     /// # Errors
-    /// The reason.
+    /// The reason, such as a last message that is not the assistant's.
     pub(super) fn last_turn(mut messages: Vec<Message>, name: &str) -> Result<Self, String> {
         check_ends(&messages, name)?;
         let response = ResponseText::Completion(messages.split_off(messages.len() - 1));
         Ok(Self { instruction: Instruction::Chat(messages.into()), response })
     }
 
-    /// Splits a conversation before its first answer, so that every answer is a part of the response.
+    /// Splits a conversation before its first answer, so that every answer is part of the response.
     ///
     /// # Errors
     /// Fails like [`PromptResponse::last_turn`].
@@ -317,7 +321,7 @@ impl PromptResponse {
         Ok(Self { instruction: Instruction::Chat(messages.into()), response })
     }
 
-    /// Leaves the last message alone in the response: `--last-turn-only`.
+    /// Moves all messages but the last one into the instruction: `--last-turn-only`.
     pub fn keep_last_turn(&mut self) {
         let (ResponseText::Completion(messages) | ResponseText::Turns(messages)) = &mut self.response else { return };
         let last = messages.split_off(messages.len().saturating_sub(1));
@@ -329,14 +333,14 @@ impl PromptResponse {
         self.response = ResponseText::Completion(last);
     }
 
-    /// Leaves the last of a conversation's turns alone in the response, where it holds every turn; a completion stays whole.
+    /// Moves all turns but the last one into the instruction, where the response holds every turn. A completion stays whole.
     pub(super) fn turns_to_last(&mut self) {
         if matches!(self.response, ResponseText::Turns(_)) {
             self.keep_last_turn();
         }
     }
 
-    /// The whole conversation, and the index of the response's first message.
+    /// Returns the whole conversation, and the index of the response's first message.
     pub fn conversation(&self) -> (Conversation, usize) {
         let mut whole = self.instruction.conversation();
         let first = whole.messages.len();

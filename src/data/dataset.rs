@@ -1,4 +1,4 @@
-//! Rows → tokenised examples that fit the length limit, with a note for every row that did not come through whole.
+//! Conversion of rows into tokenised examples within the length limit, with a note for every row that was dropped or truncated.
 
 mod builder;
 mod fit;
@@ -25,18 +25,19 @@ pub const DEFAULT_MAX_LENGTH: usize = 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Overflow {
-    /// The row is left out.
+    /// The row is dropped.
     Drop,
-    /// Its instructions lose tokens from the left (BOS, or what else stands before a text, stays, the response stays whole, at least one token stays before it);
-    /// where that does not suffice the row is left out.
+    /// The row's instructions lose tokens from the left. Tokens before the text, such as BOS, stay, the response stays whole, and at least
+    /// one token stays before it. Where this does not suffice, the row is dropped.
     TruncatePrompt,
-    /// Each of its sequences ends at the limit, as with TRL's `keep_start`; where what stands before a response fills the limit the row is left out.
+    /// Each of the row's sequences is cut at the limit, as with TRL's `keep_start`. The row is dropped where the tokens before a response
+    /// fill the limit.
     TruncateResponse,
     /// The row stops the program.
     Error,
-    /// The paper's code (`--paper-compat`), for comparison with its numbers. A preference is left out where a side has more *characters*
-    /// than the limit. Each side of the others is cut by itself, by the length of the *chosen* response: an instruction to its last half of
-    /// the limit, then a response to its first half.
+    /// The row is treated as in the paper's code (`--paper-compat`), for comparison with its numbers. A preference is dropped where a side
+    /// has more *characters* than the limit. In other preferences, each side is cut separately, by the length of the *chosen* response:
+    /// first the instruction to its last half-limit of tokens, then the response to its first half-limit.
     Paper,
 }
 
@@ -59,28 +60,28 @@ impl Overflow {
     }
 }
 
-/// The length that a sequence may have.
+/// Limit on the length of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LengthLimits {
-    /// Tokens of a sequence, BOS and EOS included.
+    /// Largest number of tokens of a sequence, BOS and EOS included.
     pub max_length: usize,
     /// Treatment of longer sequences.
     pub overflow: Overflow,
 }
 
-/// Treatment of a row that was too long or bad.
+/// Treatment of a row that was too long or bad, as recorded in a note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OverflowAction {
-    /// Left out.
+    /// The row was dropped.
     Dropped,
-    /// Kept, its instructions cut.
+    /// The row was kept, but cut.
     Truncated,
-    /// Left out as a bad row: it cannot be read, or the template cannot hold it.
+    /// The row was skipped as a bad row, because it cannot be read, or the template cannot represent it.
     Skipped,
 }
 
-/// A row that did not come through whole.
+/// Note on a row that was dropped, truncated or skipped.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct OverflowNote {
     /// Row number, from 0.
@@ -91,28 +92,28 @@ pub struct OverflowNote {
     pub reason: String,
 }
 
-/// Places where rows were read, in their order: 12 bytes per row.
+/// Locations of rows, in their order: 12 bytes per row.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RowLocations {
-    /// The files, in the order in which they were read.
+    /// Files, in the order in which they were read.
     pub(super) files: Vec<Arc<Path>>,
-    /// Number of the file, line, number in a JSON list (0: in none).
+    /// Number of the file, line, and number in a JSON list (0 outside a list) of each row.
     pub(super) rows: Vec<[u32; 3]>,
 }
 
 impl RowLocations {
-    /// Adds the place of the next row.
+    /// Adds the location of the next row.
     pub fn push(&mut self, place: &SourceLocation) {
         if self.files.last().is_none_or(|last| *last != place.path) {
             self.files.push(place.path.clone());
         }
-        // Beyond four thousand million lines a row is told by the last number that there is.
+        // Larger numbers than u32 can hold are stored as its maximum.
         let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let element = place.element.map_or(0, NonZeroU32::get);
         self.rows.push([small(self.files.len() - 1), small(place.line), element]);
     }
 
-    /// Returns the place of a row.
+    /// Returns the location of a row.
     pub fn get(&self, row: usize) -> Option<SourceLocation> {
         let [file, line, element] = *self.rows.get(row)?;
         let path = self.files.get(file as usize)?.clone();
@@ -124,24 +125,24 @@ impl RowLocations {
         self.rows.len()
     }
 
-    /// Tells whether there are no rows.
+    /// Returns whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 }
 
-/// The tokenised data.
+/// Tokenised data.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dataset {
-    /// The rows kept, in their order.
+    /// Rows that were kept, in order.
     pub examples: Vec<Example>,
     /// Location of every row in the files, dropped rows included.
     pub places: RowLocations,
-    /// The rows dropped and truncated.
+    /// Notes on the rows dropped, truncated and skipped.
     pub notes: Vec<OverflowNote>,
-    /// Tokens of every sequence before any limit, dropped rows included.
+    /// Number of tokens of every sequence before limits, dropped rows included.
     pub lengths: Vec<u32>,
-    /// Remarks that concern many rows, dropped rows included.
+    /// Remarks about many rows, dropped rows included.
     pub remarks: DataRemarks,
 }
 
@@ -149,13 +150,13 @@ impl Dataset {
     /// Tokenises rows and applies the limits.
     ///
     /// # Errors
-    /// [`Error::Line`] for a row that the template or the tokenizer cannot hold, that has nothing to score, or that is too long
-    /// under [`Overflow::Error`]; [`Error::Flag`] where nothing is left, or for a template that the tokenizer lacks.
+    /// [`Error::Line`] for a row that the template or the tokenizer cannot represent, that has no tokens to score, or that is too long
+    /// under [`Overflow::Error`]; [`Error::Flag`] where no rows are left, or for a template that the tokenizer lacks.
     pub fn build(rows: &[Row], tokenizer: &Tokenizer, template: &Template, limits: LengthLimits) -> Result<Self> {
         Self::build_with(rows, tokenizer, template, limits, BadRows::Error)
     }
 
-    /// Builds the data set like [`Dataset::build`], but leaves bad rows out where `bad_rows` says so.
+    /// Builds the data set like [`Dataset::build`], but skips bad rows where `bad_rows` says so.
     ///
     /// # Errors
     /// Fails like [`Dataset::build`]; also [`Error::Flag`] where more rows are bad than may be skipped.
@@ -171,7 +172,7 @@ impl Dataset {
         builder.finish()
     }
 
-    /// Refuses more bad rows than may be skipped.
+    /// Returns an error where more rows are bad than may be skipped.
     fn check_skipped(&self, bad_rows: BadRows) -> Result<()> {
         let (BadRows::Skip(limit), n) = (bad_rows, self.count(OverflowAction::Skipped)) else { return Ok(()) };
         let first = self.notes.iter().find(|note| note.fate == OverflowAction::Skipped);
@@ -181,7 +182,7 @@ impl Dataset {
         Err(Error::flag("max-bad-rows", reason))
     }
 
-    /// Refuses rows of which every one was skipped: no length is in their way.
+    /// Returns an error where every row was skipped as bad: a larger length limit would not help.
     fn check_readable(&self) -> Result<()> {
         match self.notes.first() {
             Some(first) if self.count(OverflowAction::Skipped) == self.n_rows() => {
@@ -197,17 +198,17 @@ impl Dataset {
         self.examples.iter().flat_map(|e| &e.sequences).map(|s| s.ids.len()).max().unwrap_or(1)
     }
 
-    /// Rows read.
+    /// Returns the number of rows read.
     pub fn n_rows(&self) -> usize {
         self.places.len()
     }
 
-    /// Rows of this fate.
+    /// Returns the number of rows with this treatment.
     pub fn count(&self, fate: OverflowAction) -> usize {
         self.notes.iter().filter(|note| note.fate == fate).count()
     }
 
-    /// "24 rows: 20 kept (3 of them truncated), 4 dropped", and how many bad rows were skipped, if any.
+    /// Formats counts: "24 rows: 20 kept (3 of them truncated), 4 dropped", and the number of skipped rows, if any.
     pub fn summary(&self) -> String {
         let truncated = match self.count(OverflowAction::Truncated) {
             0 => String::new(),
@@ -226,17 +227,17 @@ impl Dataset {
         )
     }
 
-    /// `file:line` of a row, with its number where it is an element of a JSON list.
+    /// Formats a row's location as `file:line`, with the row's number where it is an element of a JSON list.
     pub fn place(&self, row: usize) -> String {
         self.places.get(row).map_or_else(|| format!("row {row}"), |place| place.to_string())
     }
 
-    /// SHA-256, in hexadecimal, of the tokens and boundaries in their order: a part of the key of cached reference scores.
+    /// Computes SHA-256, in hexadecimal, of the tokens and boundaries in order. It is a part of the key of cached reference scores.
     pub fn content_hash(&self) -> String {
         let (mut hash, mut numbers) = (Sha256::new(), Vec::new());
         let mut number = |n: usize| {
             numbers.extend((n as u64).to_le_bytes());
-            // One by one they would take longer than the hash does.
+            // Numbers are hashed in large blocks, because single ones would take longer than the hash itself.
             if numbers.len() >= 1 << 16 {
                 hash.update(&numbers);
                 numbers.clear();
@@ -245,12 +246,12 @@ impl Dataset {
         number(self.examples.len());
         for example in &self.examples {
             number(example.sequences.len());
-            // Beyond any number of sequences, so that no two data sets are told by the same numbers.
+            // A value larger than any number of sequences keeps the encoding of data sets unique.
             example.desirable.iter().for_each(|&desirable| number(usize::MAX - usize::from(desirable)));
             for sequence in &example.sequences {
                 number(sequence.response_start);
                 for range in &sequence.between {
-                    // Beyond any number of tokens, as above.
+                    // Likewise, a value larger than any number of tokens.
                     [usize::MAX - 2, range.start, range.end].into_iter().for_each(&mut number);
                 }
                 number(sequence.ids.len());
@@ -262,7 +263,7 @@ impl Dataset {
     }
 }
 
-/// "the chosen side", or "the row" where there is one side only.
+/// Returns "the chosen side" or "the rejected side", or "the row" where there is only one side.
 pub(super) fn side_name(n_sides: usize, side: usize) -> &'static str {
     if n_sides == 1 { "the row" } else { ["the chosen side", "the rejected side"][side] }
 }

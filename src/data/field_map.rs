@@ -1,8 +1,8 @@
-//! `--map field=name`: names of a file's columns.
+//! Mapping of fields to a file's columns: `--map field=name`.
 
 use crate::error::{Error, Result};
 
-/// Fields that rows are read from, as `--map` knows them.
+/// Fields of rows that `--map` accepts.
 const FIELDS: [&str; 31] = [
     "i_chosen",
     "r_chosen",
@@ -37,17 +37,17 @@ const FIELDS: [&str; 31] = [
     "chat_template_kwargs",
 ];
 
-/// Tells whether a name is that of a field that rows are read from.
+/// Returns whether a name is that of a field of rows.
 pub(super) fn is_field(name: &str) -> bool {
     FIELDS.contains(&name)
 }
 
-/// Our names of fields, each with its name in the file, as `--map` gives them.
+/// Names of fields in this program, each with its name in the file, as `--map` gives them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FieldMap(Vec<(&'static str, String)>);
 
 impl FieldMap {
-    /// Reads the values of `--map`; an empty name (`system=`) leaves the field out.
+    /// Parses the values of `--map`. An empty name (`system=`) means that the field is not read.
     ///
     /// # Errors
     /// [`Error::Flag`] for a value without `=`, an unknown field, or a field given twice.
@@ -68,12 +68,13 @@ impl FieldMap {
         Ok(map)
     }
 
-    /// Gives the file's name of a field, for messages.
+    /// Returns a field's name in the file, for messages.
     pub fn name<'a>(&'a self, field: &'a str) -> &'a str {
         self.mapped(field).filter(|name| !name.is_empty()).unwrap_or(field)
     }
 
-    /// Gives the column that a field is read from: none where it is left out, or where its own name is another field's column.
+    /// Returns the column from which a field is read; `None` where the field is not read, or where another field reads the column of this
+    /// name.
     pub fn column<'a>(&'a self, field: &'a str) -> Option<&'a str> {
         match self.mapped(field) {
             Some(name) => Some(name).filter(|name| !name.is_empty()),

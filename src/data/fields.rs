@@ -13,13 +13,13 @@ use super::sharegpt;
 
 type FieldError = String;
 
-/// A row's object, read through the field map. Null counts as absent.
+/// Object of a row, read through the field map. Null counts as absent.
 pub(super) struct RowFields<'a> {
     pub object: &'a Map<String, Value>,
     pub map: &'a FieldMap,
-    /// Columns that were read.
+    /// Columns that have been read.
     read: RefCell<Vec<&'a str>>,
-    /// The column that was taken for the prompt, where it is not called so.
+    /// Column that was taken as the prompt, where it has another name.
     prompt: Cell<Option<&'a str>>,
 }
 
@@ -28,17 +28,17 @@ impl<'a> RowFields<'a> {
         Self { object, map, read: RefCell::default(), prompt: Cell::default() }
     }
 
-    /// Keeps the column that a field is read from as the one that was taken for the prompt.
+    /// Records the column of a field as the one that was taken as the prompt.
     pub fn set_prompt(&self, field: &str) {
         self.prompt.set(self.column(field).map(|(column, _)| column));
     }
 
-    /// Gives the column that was taken for the prompt.
+    /// Returns the column that was taken as the prompt.
     pub fn prompt(&self) -> Option<&'a str> {
         self.prompt.get()
     }
 
-    /// Reads a field.
+    /// Returns a field's value, and records that its column was read.
     pub fn get(&self, field: &str) -> Option<&'a Value> {
         let (column, value) = self.column(field)?;
         let mut read = self.read.borrow_mut();
@@ -48,7 +48,7 @@ impl<'a> RowFields<'a> {
         Some(value)
     }
 
-    /// Looks at a field whose column stays unread by it.
+    /// Returns a field's value without recording that its column was read.
     pub fn peek(&self, field: &str) -> Option<&'a Value> {
         self.column(field).map(|(_, value)| value)
     }
@@ -61,12 +61,12 @@ impl<'a> RowFields<'a> {
         fields.iter().any(|field| self.has(field))
     }
 
-    /// Gives the first of some fields that the row has.
+    /// Returns the first of `fields` that the row has.
     pub fn first(&self, fields: &[&'static str]) -> Option<&'static str> {
         fields.iter().copied().find(|field| self.has(field))
     }
 
-    /// Gives the columns that hold something and were not read, in the row's order.
+    /// Returns the columns that are not null and were not read, in the row's order.
     pub fn unread(&self) -> impl Iterator<Item = &'a str> {
         let read = self.read.borrow().clone();
         let columns = self.object.iter().filter(|(_, value)| !value.is_null()).map(|(column, _)| column.as_str());
@@ -98,7 +98,7 @@ impl<'a> RowFields<'a> {
         }
     }
 
-    /// Text or messages.
+    /// Reads an instruction: a text, or messages.
     pub fn instruction(&self, field: &str) -> Result<Instruction, FieldError> {
         let name = self.map.name(field);
         match self.need(field)? {
@@ -115,7 +115,7 @@ impl<'a> RowFields<'a> {
         }
     }
 
-    /// A prompt and its completion, which is text or messages.
+    /// Combines a prompt with the completion in field `answer`, which is a text or messages.
     pub fn answered(&self, instruction: Instruction, answer: &str) -> Result<PromptResponse, FieldError> {
         let name = self.map.name(answer);
         let value = self.need(answer)?;
@@ -125,13 +125,13 @@ impl<'a> RowFields<'a> {
         let mut said = messages(value, name)?;
         let is_answer = |said: &[Message]| said.first().is_some_and(Message::is_assistant);
         match instruction {
-            // UltraFeedback's form: the prompt is told apart and again inside of the conversation.
+            // UltraFeedback's form: the conversation in `answer` repeats the prompt.
             Instruction::Plain(text)
                 if said.iter().rev().nth(1).is_some_and(|m| m.role() == "user" && m.text() == text) =>
             {
                 PromptResponse::last_turn(std::mem::take(&mut said), name)
             }
-            // The same of a prompt of messages.
+            // Likewise for a prompt of messages.
             Instruction::Chat(before) if said.len() > before.messages.len() && said.starts_with(&before.messages) => {
                 let answers = said.split_off(before.messages.len());
                 match is_answer(&answers) {
@@ -152,16 +152,16 @@ impl<'a> RowFields<'a> {
         }
     }
 
-    /// The row's `tools` and `chat_template_kwargs`, for its chat template.
+    /// Reads the row's `tools` and `chat_template_kwargs` for its chat template.
     pub fn inputs(&self) -> Result<TemplateInputs, FieldError> {
         let (tools_name, kwargs_name) = (self.map.name("tools"), self.map.name("chat_template_kwargs"));
         let tools = match self.get("tools") {
             None => None,
-            // TRL: an empty list is none.
+            // As in TRL, an empty list counts as absent.
             Some(Value::Array(list)) if list.is_empty() => None,
             Some(Value::String(text)) if text.trim().is_empty() => None,
             Some(list @ Value::Array(_)) => Some(list.clone()),
-            // Data sets keep what differs from row to row as JSON text; TRL reads it so too.
+            // Data sets store values whose structure differs between rows as JSON text; TRL parses it, too.
             Some(Value::String(text)) => match serde_json::from_str(text) {
                 Ok(Value::Null) => None,
                 Ok(Value::Array(list)) => Some(list).filter(|list| !list.is_empty()).map(Value::Array),
@@ -183,7 +183,7 @@ impl<'a> RowFields<'a> {
     }
 }
 
-/// A prompt and the messages behind it.
+/// Creates an instruction and response from a prompt and the messages behind it.
 pub(super) fn completion(prompt: Conversation, said: Vec<Message>, name: &str) -> Result<PromptResponse, FieldError> {
     match said.last() {
         Some(last) if last.is_assistant() && !prompt.messages.is_empty() => {
@@ -197,7 +197,7 @@ pub(super) fn completion(prompt: Conversation, said: Vec<Message>, name: &str) -
     }
 }
 
-/// A list of {role, content} with all their keys; content may be a list of text parts.
+/// Reads a list of {role, content} objects with all their keys. Content may be a list of text parts.
 pub(super) fn messages(value: &Value, name: &str) -> Result<Vec<Message>, FieldError> {
     let normalised = sharegpt::normalised(value, name)?;
     let Value::Array(items) = normalised.as_ref() else {
@@ -216,7 +216,7 @@ pub(super) fn messages(value: &Value, name: &str) -> Result<Vec<Message>, FieldE
     items.iter().enumerate().map(message).collect()
 }
 
-/// "the row has `a`, `b`", on one line and not too long.
+/// Formats the names of an object's fields, "the row has `a`, `b`", on one line of limited length.
 pub(super) fn names(object: &Map<String, Value>) -> String {
     if object.is_empty() {
         return "the row is empty".into();

@@ -1,4 +1,4 @@
-//! Notes on a file of rows: columns that no field was read from, whole texts, rows without a label among labelled ones.
+//! Notes on a file of rows: columns that were not read, rows of whole texts, and rows without a label among labelled ones.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,20 +8,20 @@ use serde_json::Value;
 use super::conversation::Instruction;
 use super::fields::RowFields;
 
-/// Bytes of a note; names that don't fit it are counted.
+/// Largest length of a note, in bytes. Further names are only counted.
 const MAX_NOTE: usize = 900;
 
-/// Columns that rows were not read from, each with the number of rows that have something in it; rows of whole texts; labels.
+/// Counts for the notes on a file: unread columns with the number of rows in which they are not null, rows of whole texts, and labels.
 #[derive(Debug, Default)]
 pub(super) struct FileNotes {
-    /// Columns in the order in which they were met.
+    /// Unread columns in the order in which they occurred.
     unread: Vec<(String, usize)>,
     by_name: HashMap<String, usize>,
     n_verbatim: usize,
     n_labels: usize,
-    /// Rows whose label is null, and their column.
+    /// Number of rows whose label is null, and the label's column.
     null_labels: (usize, String),
-    /// Columns that were taken for the prompt, each with its number of rows.
+    /// Columns that were taken as the prompt, each with its number of rows.
     prompts: Vec<(String, usize)>,
 }
 
@@ -46,7 +46,7 @@ impl FileNotes {
         }
     }
 
-    /// Counts the label of a row that is imitated.
+    /// Counts the label of a row that becomes a single text: present, or null.
     pub fn count_label(&mut self, fields: &RowFields) {
         match fields.map.column("label").and_then(|column| fields.object.get_key_value(column)) {
             Some((column, Value::Null)) => self.null_labels = (self.null_labels.0 + 1, column.clone()),
@@ -55,7 +55,7 @@ impl FileNotes {
         }
     }
 
-    /// Gives the notes of a file, a line each.
+    /// Returns the notes on a file, one per line.
     pub fn lines(&self, path: &Path) -> Vec<String> {
         let path = path.display();
         let prompt = |(name, n): &(String, usize)| {

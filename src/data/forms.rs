@@ -1,4 +1,4 @@
-//! Forms of rows: which fields make a preference, a text to imitate or a prompt, and how columns beside them become a part of it.
+//! Forms of rows: which fields make a preference, a text to train on or a prompt, and how further columns become part of it.
 
 use serde_json::Value;
 
@@ -13,20 +13,20 @@ mod pairs;
 
 type FormError = String;
 
-/// Fields of a prompt, beside `completion` or two responses.
+/// Possible fields of the prompt, in rows with `completion` or two responses.
 const PROMPTS: [&str; 3] = ["prompt", "instruction", "question"];
-/// Fields of a prompt, beside `response` or `output`.
+/// Possible fields of the prompt, in rows with `response` or `output`.
 const INSTRUCTIONS: [&str; 3] = ["instruction", "prompt", "question"];
-/// Fields of one response.
+/// Possible fields of a single response.
 const RESPONSES: [&str; 3] = ["completion", "response", "output"];
-/// Fields of a conversation.
+/// Possible fields of a conversation.
 const CONVERSATIONS: [&str; 2] = ["messages", "conversations"];
-/// Fields of a text that stands behind the prompt: Alpaca's and Dolly's.
+/// Possible fields of a text behind the prompt, as in Alpaca and Dolly.
 const INPUTS: [&str; 2] = ["input", "context"];
-/// Fields of a system message.
+/// Possible fields of a system message.
 const SYSTEMS: [&str; 2] = ["system", "system_prompt"];
 
-/// Reads what a row holds.
+/// Reads the contents of a row.
 ///
 /// # Errors
 /// The reason, which names the field.
@@ -81,7 +81,7 @@ fn form(fields: &RowFields) -> Result<RowContent, FormError> {
             let prompt = prompt.unwrap_or(prompts(fields)[0]);
             let answer = answer.unwrap_or(if prompt == "instruction" { "response" } else { "completion" });
             let text = fields.answered(asked(fields, prompt)?, answer)?;
-            // A history's answers are turns of the conversation, like those of `messages`.
+            // Answers in a history are turns of the conversation, like those in `messages`.
             match fields.peek("history").and_then(Value::as_array).is_some_and(|turns| !turns.is_empty()) {
                 true => PromptResponse::every_turn(text.conversation().0.messages, answer).map(RowContent::Single),
                 false => Ok(RowContent::Single(text)),
@@ -90,12 +90,13 @@ fn form(fields: &RowFields) -> Result<RowContent, FormError> {
     }
 }
 
-/// Fields of a prompt in the order in which this row's are sought: TRL's names go together, and Alpaca's.
+/// Returns the possible fields of the prompt, in the order in which they are looked up for this row: with TRL's names for responses, TRL's
+/// names come first, else Alpaca's.
 fn prompts(fields: &RowFields) -> &'static [&'static str] {
     if fields.any(&["completion", "chosen", "rejected"]) { &PROMPTS } else { &INSTRUCTIONS }
 }
 
-/// Reads a prompt with what stands behind it and before it: `input` or `context` as LLaMA-Factory joins them, and `history`.
+/// Reads a prompt with its context: `input` or `context` behind it, joined as in LLaMA-Factory, and `history` before it.
 fn asked(fields: &RowFields, prompt: &str) -> Result<Instruction, FormError> {
     let mut instruction = fields.instruction(prompt)?;
     let behind: Vec<&'static str> = INPUTS.into_iter().filter(|field| *field != prompt).collect();
@@ -124,20 +125,20 @@ fn asked(fields: &RowFields, prompt: &str) -> Result<Instruction, FormError> {
     }
 }
 
-/// Fields that say more of what was asked than one text of a row to judge does.
+/// Fields with context that cannot be shown to a judge, who sees a single text.
 const FRAMES: [&str; 5] = ["system", "system_prompt", "history", "tools", "chat_template_kwargs"];
 
-/// Reads the instruction of a row to judge with what stands behind it in `input` or `context`: one text, which is all that a judge sees.
+/// Reads the instruction of a row to judge, followed by its `input` or `context`, as the single text that a judge sees.
 ///
 /// # Errors
-/// The reason, for whatever belongs to the question and is no part of one text.
+/// The reason, for context that cannot be part of that text.
 pub(super) fn judged_instruction(fields: &RowFields) -> Result<String, FormError> {
     let instruction = framed(fields, asked(fields, "instruction")?)?;
     refuse_beside(fields, &FRAMES, "a judge sees one text, field `instruction`: put it there")?;
     instruction.plain()
 }
 
-/// Refuses what stands beside a joint pair: which of its two instructions it belongs to is not known.
+/// Returns an error for context in a joint pair, because it is not known to which of its two instructions the context belongs.
 ///
 /// # Errors
 /// The reason.
@@ -154,7 +155,7 @@ pub(super) fn refuse_beside_pair(fields: &RowFields) -> Result<(), FormError> {
     }
 }
 
-/// Columns that look as if they belonged to one side of a joint pair.
+/// Columns whose names suggest that they belong to one side of a joint pair.
 const SIDED: [&str; 8] =
     ["input_0", "input_1", "context_0", "context_1", "system_0", "system_1", "history_0", "history_1"];
 
@@ -175,7 +176,7 @@ fn refuse_beside(fields: &RowFields, names: &[&str], why: &str) -> Result<(), Fo
     }
 }
 
-/// Gives the columns of the texts that stand behind a row's prompt.
+/// Returns the columns of the texts behind a row's prompt.
 pub(super) fn input_columns<'a>(fields: &RowFields<'a>) -> impl Iterator<Item = &'a str> {
     let holds_text = |name: &&str| fields.peek(name).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
     INPUTS.into_iter().filter(holds_text).filter_map(|name| fields.map.column(name))
@@ -200,7 +201,7 @@ fn history(fields: &RowFields) -> Result<Vec<Message>, FormError> {
     Ok(all)
 }
 
-/// Puts a row's system message before the others, and takes in what its chat template is given.
+/// Inserts a row's system message before the other messages, and adds the row's values for its chat template.
 fn framed(fields: &RowFields, instruction: Instruction) -> Result<Instruction, FormError> {
     if let Instruction::Verbatim(_) = instruction {
         return Ok(instruction);
@@ -226,7 +227,7 @@ fn framed(fields: &RowFields, instruction: Instruction) -> Result<Instruction, F
     Ok(instruction.with_inputs(fields.inputs()?))
 }
 
-/// Reads a text that may stand in one of some fields; an empty one is none.
+/// Reads a text that may be in one of several fields. An empty text counts as absent.
 fn one_text<'a>(fields: &RowFields<'a>, names: &[&'static str]) -> Result<Option<(&'static str, &'a str)>, FormError> {
     let mut found = None;
     for name in names {
@@ -256,7 +257,7 @@ fn one_text<'a>(fields: &RowFields<'a>, names: &[&'static str]) -> Result<Option
     Ok(found)
 }
 
-/// The way out of a column that is no part of the text.
+/// Returns the advice to leave a column out.
 fn left_out(field: &str) -> String {
     format!("--map {field}= leaves it out")
 }
@@ -264,7 +265,7 @@ fn left_out(field: &str) -> String {
 /// Reads a row's label: true or false, 1 or 0, 1 or -1.
 ///
 /// # Errors
-/// The reason, for anything else.
+/// The reason, for any other value.
 pub(super) fn label(fields: &RowFields) -> Result<Option<bool>, FormError> {
     let Some(value) = fields.get("label") else { return Ok(None) };
     let known = match value {
@@ -274,7 +275,7 @@ pub(super) fn label(fields: &RowFields) -> Result<Option<bool>, FormError> {
             Some(0.0 | -1.0) => Some(false),
             _ => None,
         },
-        // Tables have texts alone.
+        // Tables contain only texts.
         Value::String(text) if text.eq_ignore_ascii_case("true") || ["1", "1.0"].contains(&text.as_str()) => Some(true),
         Value::String(text)
             if text.eq_ignore_ascii_case("false") || ["0", "0.0", "-1", "-1.0"].contains(&text.as_str()) =>
@@ -294,7 +295,7 @@ pub(super) fn label(fields: &RowFields) -> Result<Option<bool>, FormError> {
     })
 }
 
-/// Reads a row's instruction, and the response that stands beside it.
+/// Reads a row's instruction, and its response where it has one.
 ///
 /// # Errors
 /// The reason, which names the field.

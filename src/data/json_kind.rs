@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-/// Returns a JSON type in words: "a number".
+/// Returns the name of a value's JSON type: "a number".
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -15,5 +15,5 @@ pub(super) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Key of the object that stands for bytes that are no text: JSON has none.
+/// Key of the object that represents bytes that are not UTF-8, which JSON cannot represent.
 pub(super) const NOT_UTF8: &str = "\0bytes";

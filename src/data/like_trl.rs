@@ -1,4 +1,4 @@
-//! Rows as TRL 1.16 prepares them, to compare with: which tokens differ, and which scored ones.
+//! Comparison with TRL 1.16: rows tokenised as TRL does, and the tokens and scored tokens that differ.
 
 use std::fmt;
 
@@ -9,31 +9,31 @@ use super::prompt_template::Template;
 use super::rows::{Row, RowContent};
 use super::tokens::Tokenizer;
 
-/// Differences that are shown.
+/// Largest number of differences that are shown.
 const SHOWN: usize = 3;
 
 /// Counts of the sequences whose tokens equal TRL's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct TrlComparison {
-    /// Sequences that TRL makes of the rows: two of a preference.
+    /// Number of sequences that TRL makes from the rows: two per preference.
     pub n_sequences: usize,
-    /// Sequences whose tokens equal TRL's.
+    /// Number of sequences whose tokens equal TRL's.
     pub n_same: usize,
-    /// Sequences whose tokens and scored tokens both equal TRL's.
+    /// Number of sequences whose tokens and scored tokens both equal TRL's.
     pub n_scored_same: usize,
-    /// Sequences of rows that are left out here.
+    /// Number of sequences of rows that are dropped here.
     pub n_left_out: usize,
-    /// Sequences of rows that TRL leaves out.
+    /// Number of sequences of rows that TRL drops.
     pub n_left_out_by_trl: usize,
-    /// The first differences, a line each.
+    /// First differences, one line each.
     pub differences: Vec<String>,
 }
 
-/// Tokenises a row's texts as TRL's `DPOTrainer`, `KTOTrainer` and `SFTTrainer` (`assistant_only_loss=True`) do with `max_length` and `keep_start`; none of
-/// a row of which no token of a response would be left.
+/// Tokenises a row's texts as TRL's `DPOTrainer`, `KTOTrainer` and `SFTTrainer` (`assistant_only_loss=True`) do with `max_length` and
+/// `keep_start`. Returns nothing for a row of which no response token would be left.
 ///
 /// # Errors
-/// The reason: the chat template fails, or there is none.
+/// The reason: the chat template fails, or there is no chat template.
 pub fn trl_sequences(content: &RowContent, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Sequence>, String> {
     let texts = content.texts();
     let mut sequences = Vec::with_capacity(texts.len());
@@ -44,7 +44,7 @@ pub fn trl_sequences(content: &RowContent, tokenizer: &Tokenizer, max_length: us
         }
         sequences.push(sequence);
     }
-    // Both sides begin at the earlier place.
+    // TRL's response begins at the same index on both sides: the earlier one.
     let start = sequences.iter().map(|sequence| sequence.response_start).min().unwrap_or(0);
     for sequence in &mut sequences {
         sequence.response_start = start;
@@ -54,14 +54,14 @@ pub fn trl_sequences(content: &RowContent, tokenizer: &Tokenizer, max_length: us
     Ok(if has_response { sequences } else { Vec::new() })
 }
 
-/// Counts the tokens that a text shares with its prompt alone: behind them begins TRL's completion.
+/// Counts the leading tokens that a text shares with its prompt tokenised alone. TRL's completion begins behind them.
 fn parted(text: &PromptResponse, sequence: &Sequence, tokenizer: &Tokenizer) -> Result<usize, String> {
     let prompt = tokenizer.encode_prompt(&text.instruction, &Template::Trl)?;
     Ok(prompt.iter().zip(&sequence.ids).take_while(|(asked, whole)| asked == whole).count())
 }
 
 impl TrlComparison {
-    /// Compares the examples of a data set, which was built of these rows, with what TRL makes of them.
+    /// Compares the examples of a data set with TRL's. The data set must have been built from these rows.
     pub fn new(rows: &[Row], data: &Dataset, tokenizer: &Tokenizer, max_length: usize) -> Self {
         let mut all = Self::default();
         let mut examples = data.examples.iter().peekable();

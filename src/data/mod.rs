@@ -1,6 +1,7 @@
-//! Rows, templates, tokenising and masks, packing, sampling order.
+//! Data: rows, templates, tokenising and masks, packing, order of rows.
 //!
-//! file → [`source`] → [`rows`] → ([`prompt_template`], [`chat_template`], [`tokens`]) → [`dataset`] (kept by `token_store`) → ([`order`], [`pack`]) → [`batch`].
+//! file → [`source`] → [`rows`] → ([`prompt_template`], [`chat_template`], [`tokens`]) → [`dataset`] (cached by `token_store`) →
+//! ([`order`], [`pack`]) → [`batch`].
 pub mod bad_rows;
 pub mod batch;
 pub mod chat_template;

@@ -1,4 +1,4 @@
-//! Chat templates of a model folder, by name, and which of them a row is rendered with: as transformers' `get_chat_template` chooses.
+//! Chat templates of a model folder, by name, and the choice of a row's template, as in transformers' `get_chat_template`.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -14,37 +14,37 @@ use crate::model::side_files::{MORE_TEMPLATES, SideFiles, TOKENIZER_CONFIG};
 
 pub use crate::model::side_files::CHAT_TEMPLATE;
 
-/// A processor's file, for folders that have no other.
+/// File of a processor's template, for folders that have no other template.
 const OF_PROCESSOR: &str = "chat_template.json";
 const ENDING: &str = ".jinja";
-/// Names that transformers gives a meaning.
+/// Template names with a meaning in transformers.
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
-/// A template that was compiled, or why it cannot be.
+/// Compiled template, or the reason why it cannot be compiled.
 #[derive(Debug)]
 struct NamedTemplate {
     name: String,
     compiled: std::result::Result<SourceTemplate, String>,
 }
 
-/// A compiled template with its text.
+/// Compiled template with its source.
 #[derive(Debug)]
 pub struct SourceTemplate {
-    /// Jinja.
+    /// Jinja source.
     pub source: String,
-    /// Compiled.
+    /// Compiled form.
     pub template: ChatTemplate,
 }
 
-/// Reads the clock, once per program: all templates of a run print the same time, in seconds since 1970.
+/// Returns the time of the first call, in seconds since 1970. All templates of a run print this time.
 pub fn run_time() -> u64 {
     static TIME: OnceLock<u64> = OnceLock::new();
     let now = || web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     *TIME.get_or_init(now)
 }
 
-/// A tokenizer's chat templates.
+/// Chat templates of a tokenizer.
 #[derive(Debug, Default)]
 pub struct NamedTemplates {
     all: Vec<NamedTemplate>,
@@ -52,17 +52,17 @@ pub struct NamedTemplates {
     chosen: Option<NamedTemplate>,
 }
 
-/// Special tokens that templates may print: (`bos_token`, its text) and so on.
+/// Special tokens that templates may print, such as (`bos_token`, its text).
 pub type TemplateTokens = [(String, String)];
 
 impl NamedTemplates {
-    /// Compiles the templates of a folder: `chat_template.jinja` and `additional_chat_templates/NAME.jinja`, else a processor's file, else those
-    /// of tokenizer_config.json, whose fields are given.
+    /// Compiles the templates of a folder: `chat_template.jinja` and `additional_chat_templates/NAME.jinja`; else a processor's file; else
+    /// those in `config`, the fields of tokenizer_config.json.
     ///
     /// # Errors
     /// [`Error::File`]; [`Error::Field`] for a `chat_template` of another form.
     pub fn compile(side: &SideFiles, config: &Map<String, Value>, special: &TemplateTokens) -> Result<Self> {
-        // Each name with its file and its text.
+        // Template's name, file and source.
         let mut found: Vec<(String, PathBuf, String)> = Vec::new();
         if let Some(text) = side.text(CHAT_TEMPLATE)? {
             found.push((DEFAULT.into(), side.path(CHAT_TEMPLATE), text.into()));
@@ -86,10 +86,10 @@ impl NamedTemplates {
         Ok(Self { all: found.into_iter().map(named).collect(), chosen: None })
     }
 
-    /// Takes `--chat-template`: one of the names, or a file.
+    /// Chooses the template that `--chat-template` names: one of the folder's templates, or a file.
     ///
     /// # Errors
-    /// [`Error::Flag`]: it is neither, or cannot be compiled.
+    /// [`Error::Flag`] where the value is neither, or where the template cannot be compiled.
     pub fn choose(&mut self, value: &str, special: &TemplateTokens) -> Result<()> {
         let refused = |reason: String| Err(Error::flag("chat-template", reason));
         if let Some(at) = self.all.iter().position(|template| template.name == value) {
@@ -108,7 +108,7 @@ impl NamedTemplates {
             return refused(format!("`{}` is neither a file nor a template's name; {names}", value.escape_debug()));
         }
         let source = read_file(path, MAX_CONFIG_BYTES)?;
-        // Editors on Windows begin files with a byte order mark.
+        // Files may begin with a byte order mark, which editors on Windows write.
         match compiled(source.strip_prefix('\u{feff}').unwrap_or(&source), special, path) {
             Ok(template) => {
                 self.chosen = Some(NamedTemplate { name: value.into(), compiled: Ok(template) });
@@ -118,10 +118,10 @@ impl NamedTemplates {
         }
     }
 
-    /// Whether a row can be rendered, and with which template; rows with tools have one of their own where there is a `tool_use`.
+    /// Returns the template for a row. Rows with tools use the template `tool_use`, where there is one.
     ///
     /// # Errors
-    /// The reason: there is none, several of which none is the default, or it cannot be compiled.
+    /// The reason: there are no templates, there are several without a default, or the template cannot be compiled.
     pub fn pick(&self, has_tools: bool) -> std::result::Result<&SourceTemplate, String> {
         let named = |name: &str| self.all.iter().find(|template| template.name == name);
         let found = match (&self.chosen, has_tools) {
@@ -139,22 +139,23 @@ impl NamedTemplates {
         }
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no templates.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty() && self.chosen.is_none()
     }
 
-    /// Reasons why templates cannot be compiled. They matter only to those who use them.
+    /// Returns the reasons why templates cannot be compiled. They matter only if such a template is used.
     pub fn failures(&self) -> impl Iterator<Item = &String> {
         self.all.iter().filter_map(|template| template.compiled.as_ref().err())
     }
 
-    /// The source of the template that `--chat-template` chose.
+    /// Returns the source of the template that `--chat-template` chose.
     pub fn chosen_source(&self) -> Option<&str> {
         Some(&self.chosen.as_ref()?.compiled.as_ref().ok()?.source)
     }
 
-    /// SHA-256 of what rows may be rendered with, in hexadecimal: a part of fingerprints, where the file's path is none.
+    /// Computes SHA-256, in hexadecimal, of the templates that rows may be rendered with. It is a part of fingerprints, so that the path of
+    /// a file does not matter.
     pub fn digest(&self) -> String {
         let mut hash = Sha256::new();
         for template in self.in_use() {
@@ -164,7 +165,7 @@ impl NamedTemplates {
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Whether a template that may be used prints the date.
+    /// Returns whether a template that may be used prints the date.
     pub fn prints_time(&self) -> bool {
         self.in_use().any(|template| template.template.prints_date())
     }
@@ -174,7 +175,7 @@ impl NamedTemplates {
         self.in_use().for_each(|template| template.template.set_clock(seconds));
     }
 
-    /// The time that templates print, where one prints it.
+    /// Returns the time that templates print; `None` where no template prints it.
     pub fn time(&self) -> Option<u64> {
         self.in_use().find(|template| template.template.prints_date()).map(|template| template.template.clock())
     }
@@ -200,7 +201,7 @@ fn compiled(source: &str, special: &TemplateTokens, path: &Path) -> std::result:
     }
 }
 
-/// `chat_template` of a configuration: a text, a list of {name, template}, or names with their templates.
+/// Reads `chat_template` of a configuration: a text, a list of {name, template}, or an object of names and templates.
 fn of_config(path: &Path, config: &Map<String, Value>) -> Result<Vec<(String, String)>> {
     let bad = |reason: String| Error::field(path, "chat_template", reason);
     let form = || bad("expected a text, or a list of {name, template}".into());

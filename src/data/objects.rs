@@ -1,4 +1,5 @@
-//! Rows out of text: JSON objects, one a line (JSONL), or the elements of one list, which may stand in an object (`{"data": [..]}`); or a table.
+//! Reading of rows from text: JSON objects, one per line (JSONL); the elements of one list, which may be inside an object
+//! (`{"data": [..]}`); or a table.
 
 use std::io::{BufRead, Cursor, Read};
 use std::num::NonZeroU32;
@@ -17,11 +18,11 @@ use super::source_location::SourceLocation;
 use super::table;
 use crate::error::{Error, Result};
 
-/// Calls `take` with every row of a text: one JSON list where it begins with `[`; JSONL or an object that holds one list where it begins with `{`;
-/// else a table with a header. `path` is for messages. Returns notes on the text, a line each.
+/// Calls `take` with every row of a text. A text that begins with `[` is a JSON list; one that begins with `{` is JSONL or an object with
+/// one list; any other text is a table with a header. `path` is for messages. Returns notes on the text, one line each.
 ///
 /// # Errors
-/// [`Error::File`] for what is no such text, or holds no rows; [`Error::Line`] for a row that is too long; what `take` returns.
+/// [`Error::File`] for any other text, or one without rows; [`Error::Line`] for a row that is too long; errors of `take`.
 pub(super) fn for_each_object(
     path: &Path,
     mut text: impl BufRead,
@@ -37,7 +38,7 @@ pub(super) fn for_each_object(
     }
     let mut rows = ObjectRows { path: path.into(), line: 1, found: false };
     let mut notes = Vec::new();
-    // A tab at the beginning may stand behind an empty cell.
+    // A tab at the beginning may follow an empty cell, so white space is not skipped.
     if let Some(found) = table::separator(path, text.fill_buf().map_err(failed)?) {
         notes.extend(found.note(path));
         rows.found = table::for_each_record(&mut text, found.by, &rows.place(), &mut take)?;
@@ -58,7 +59,7 @@ pub(super) fn for_each_object(
     if rows.found { Ok(notes) } else { Err(Error::file(path, "the file holds no rows")) }
 }
 
-/// Names a text that is neither JSON nor a table by its first bytes, with the way out.
+/// Describes a text that is neither JSON nor a table, by its first bytes, with advice.
 fn other_form(first: &[u8]) -> Option<String> {
     let begins = |with: &[&[u8]]| with.iter().any(|bytes| first.starts_with(bytes));
     let utf_32: &[&[u8]] = &[b"\xff\xfe\0\0", b"\0\0\xfe\xff", b"{\0\0\0", b"\0\0\0{", b"[\0\0\0", b"\0\0\0["];
@@ -84,7 +85,7 @@ fn other_form(first: &[u8]) -> Option<String> {
     }
 }
 
-/// Reads over white space, counting lines; gives the byte behind it.
+/// Skips white space, counting lines. Returns the next byte.
 fn skip_blanks(text: &mut impl BufRead, line: &mut usize) -> std::io::Result<Option<u8>> {
     loop {
         let bytes = text.fill_buf()?;
@@ -101,12 +102,12 @@ fn skip_blanks(text: &mut impl BufRead, line: &mut usize) -> std::io::Result<Opt
     }
 }
 
-/// State of the reading of a file's rows.
+/// State of reading a file's rows.
 struct ObjectRows {
     path: Arc<Path>,
-    /// Number of the row that is read next, from 1.
+    /// Number of the line to read next, from 1.
     line: usize,
-    /// Whether a row was found.
+    /// Whether any row was found.
     found: bool,
 }
 
@@ -147,8 +148,8 @@ impl ObjectRows {
         }
     }
 
-    /// Reads a text that begins with an object: JSONL, or one document that holds a list. The first line tells: a whole object with more behind it is
-    /// a row. Returns a note on a document.
+    /// Reads a text that begins with an object: JSONL, or one document with a list. The text is JSONL if its first line is a whole object
+    /// and more follows. Returns a note on a document.
     fn of_lines_or_document(
         &mut self,
         text: &mut impl BufRead,
@@ -180,7 +181,8 @@ impl ObjectRows {
         }
     }
 
-    /// Reads the list of objects in an object, as it comes. `None` where there is none: it is not read to its end then.
+    /// Reads the list of objects inside an object, as the text arrives. Returns `None` where there is no list; the text is then not read to
+    /// its end.
     fn of_document(
         &mut self,
         text: &mut impl BufRead,
@@ -242,7 +244,7 @@ impl ObjectRows {
         }
     }
 
-    /// Tells of a document that is no JSON, where its list was found; one without a list may be a line.
+    /// Returns an error for a document with malformed JSON behind its list; `None` for one without a list, because it may be a single line.
     fn broken(&self, document: JsonDocument) -> Result<Option<JsonDocument>> {
         match document.lists.first() {
             None => Ok(None),
@@ -256,7 +258,7 @@ impl ObjectRows {
         }
     }
 
-    /// Reads the elements of a list behind its bracket, up to its end; each one's line is where it begins.
+    /// Reads the elements of a list, from behind its bracket to its end. An element's location is the line where it begins.
     fn of_list(
         &mut self,
         text: &mut impl BufRead,
@@ -282,7 +284,7 @@ impl ObjectRows {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Refuses what stands behind the end of the file's list or object.
+    /// Returns an error where anything follows the end of the file's list or object.
     fn end(&mut self, text: &mut impl BufRead, what: &str) -> Result<()> {
         match skip_blanks(text, &mut self.line).map_err(|e| self.failed(e))? {
             None => Ok(()),
@@ -290,7 +292,8 @@ impl ObjectRows {
         }
     }
 
-    /// Reads up to the byte that ends an element, one of `ends`; gives both, and leaves the latter unread. Errors are of `start`.
+    /// Reads up to the byte that ends an element, one of `ends`. Returns the element and that byte, which is left unread. Errors name the
+    /// location `start`.
     fn element(&mut self, text: &mut impl BufRead, start: &SourceLocation, ends: &[u8]) -> Result<(Vec<u8>, u8)> {
         let (mut element, mut depth) = (Vec::new(), 0_usize);
         let (mut in_string, mut is_escaped) = (false, false);
@@ -328,12 +331,12 @@ impl ObjectRows {
     }
 }
 
-/// JSON document that is one object: the names of its lists, one of which may be the rows, and of its other values.
+/// JSON document that consists of one object: names of its lists, one of which may hold the rows, and of its other values.
 #[derive(Debug, Default)]
 struct JsonDocument {
-    /// Names of its lists of objects.
+    /// Names of the lists of objects.
     lists: Vec<String>,
-    /// Names of its other values.
+    /// Names of the other values.
     others: Vec<String>,
 }
 
@@ -357,7 +360,7 @@ impl JsonDocument {
     }
 }
 
-/// Names in backquotes, on one line and not too long.
+/// Formats names in backquotes, on one line of limited length.
 fn named(names: &[String]) -> String {
     let short = |name: &String| format!("`{}`", name.chars().take(40).collect::<String>().escape_debug());
     let listed: Vec<String> = names.iter().take(12).map(short).collect();
@@ -365,7 +368,7 @@ fn named(names: &[String]) -> String {
     listed.join(", ") + more
 }
 
-/// Tells whether an object is a document with a list of rows: it has no field of a row.
+/// Returns whether an object is a document with a list of rows and not a row: it has a list, and no field of a row.
 fn holds_list(object: &Map<String, Value>) -> bool {
     let is_list = |value: &Value| value.as_array().is_some_and(|list| list.first().is_some_and(Value::is_object));
     !object.keys().any(|key| is_field(key)) && object.values().any(is_list)
@@ -386,7 +389,7 @@ fn parse(bytes: &[u8]) -> ParsedRow {
     }
 }
 
-/// Tells why a row is no JSON, and where.
+/// Describes why a row is not JSON, and where.
 fn malformed(text: &str, error: &serde_json::Error) -> String {
     let message = error.to_string();
     let message = message.split(" at line ").next().unwrap_or_default();

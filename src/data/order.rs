@@ -1,12 +1,12 @@
-//! The order of rows: a function of (seed, epoch) alone, so that two numbers resume it.
+//! Order of rows: a function of (seed, epoch), so that a run can resume from two numbers.
 
 use crate::rng::Rng;
 
-/// Rows of epoch `epoch` (from 0): 0..n shuffled, or as they are.
+/// Returns the rows of epoch `epoch` (from 0): 0..n, shuffled or in order.
 pub fn epoch_order(n: usize, seed: u64, epoch: u64, shuffle: bool) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     if shuffle {
-        // The stream is the epoch, the seed is the run's: no epoch repeats another's order.
+        // The epoch selects the random stream, and the seed is the run's, so that epochs have different orders.
         Rng::new(seed, epoch).shuffle(&mut order);
     }
     order
@@ -15,13 +15,13 @@ pub fn epoch_order(n: usize, seed: u64, epoch: u64, shuffle: bool) -> Vec<usize>
 /// Position of a run in its data. Together with (n, seed, shuffle) it determines all rows that follow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SamplerState {
-    /// Epochs finished.
+    /// Number of finished epochs.
     pub epoch: u64,
-    /// Rows of this epoch already taken.
+    /// Number of rows already taken in this epoch.
     pub taken: usize,
 }
 
-/// Deals rows, epoch after epoch.
+/// Sampler of rows, epoch after epoch.
 #[derive(Debug, Clone)]
 pub struct EpochSampler {
     seed: u64,
@@ -31,14 +31,15 @@ pub struct EpochSampler {
 }
 
 impl EpochSampler {
-    /// Starts from a position: [`SamplerState::default`] is the start of a run. A position beyond an epoch's end starts the next one.
+    /// Starts from a position. [`SamplerState::default`] is the start of a run. A position beyond an epoch's end starts the next epoch.
     pub fn new(n: usize, seed: u64, shuffle: bool, position: SamplerState) -> Self {
         let mut order = Self { seed, shuffle, position, rows: epoch_order(n, seed, position.epoch, shuffle) };
         order.turn();
         order
     }
 
-    /// The next at most `count` rows; fewer at the end of an epoch, which no batch crosses; none only where there are no rows.
+    /// Takes the next `count` rows. There are fewer at the end of an epoch, because a batch does not cross it, and none only where there
+    /// are no rows at all.
     pub fn take(&mut self, count: usize) -> Vec<usize> {
         let taken = self.next_rows(count).to_vec();
         self.position.taken += taken.len();
@@ -46,7 +47,7 @@ impl EpochSampler {
         taken
     }
 
-    /// The rows that [`EpochSampler::take`] will give.
+    /// Returns the rows that [`EpochSampler::take`] will return.
     pub fn next_rows(&self, count: usize) -> &[usize] {
         &self.rows[self.position.taken..(self.position.taken + count).min(self.rows.len())]
     }
@@ -58,22 +59,22 @@ impl EpochSampler {
         }
     }
 
-    /// Rows of an epoch.
+    /// Returns the number of rows per epoch.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Tells whether there are no rows.
+    /// Returns whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Returns the position, to be saved with a checkpoint.
+    /// Returns the position, for a checkpoint.
     pub fn position(&self) -> SamplerState {
         self.position
     }
 
-    /// Epochs done, with the fraction of this one.
+    /// Returns the number of finished epochs plus the finished fraction of the current one.
     pub fn epochs(&self) -> f64 {
         self.position.epoch as f64 + self.position.taken as f64 / self.rows.len().max(1) as f64
     }
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn pinned_so_that_old_checkpoints_resume() {
-        // The same shuffle, written in Python.
+        // The expected orders come from the same shuffle in Python.
         assert_eq!(epoch_order(8, 42, 0, true), [2, 7, 5, 1, 4, 3, 0, 6]);
     }
 

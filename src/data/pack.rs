@@ -1,14 +1,14 @@
-//! Packing: examples side by side without padding, a shared instruction stored once.
+//! Packing: examples side by side without padding, with a shared instruction stored once.
 //!
-//! A pair whose instructions share a prefix of P ≥ 2 tokens becomes `[prefix][chosen's rest][rejected's rest]`; both rests go
-//! on at position P and see the prefix. The prefix's last hidden state predicts the first token of either rest.
+//! A pair whose instructions share a prefix of P ≥ 2 tokens becomes `[prefix][chosen's rest][rejected's rest]`. Both rests continue at
+//! position P and see the prefix. The prefix's last hidden state predicts the first token of each rest.
 
 use std::ops::Range;
 
 use super::batch::{Example, Sequence};
 use crate::kernels::packed_batch::{PackedBatch, ScoredRow, SequenceSpan};
 
-/// A prefix of one token saves nothing worth a third segment.
+/// Smallest shared prefix, in tokens: a shorter one saves too little for a third segment.
 const MIN_PREFIX: usize = 2;
 
 impl PackedBatch {
@@ -29,12 +29,12 @@ impl PackedBatch {
         batch
     }
 
-    /// T.
+    /// Returns T, the number of tokens.
     pub fn n_tokens(&self) -> usize {
         self.ids.len()
     }
 
-    /// The sequences inside, rebuilt from the scored rows: `pack`'s inverse, for sequences of two tokens or more.
+    /// Returns the sequences of the batch, rebuilt from the scored rows: the inverse of `pack`, for sequences of at least two tokens.
     pub fn unpack(&self) -> Vec<Vec<u32>> {
         let ids = |span: &SequenceSpan| {
             let rows: Vec<ScoredRow> = self.rows_in_order(span).into_iter().map(|row| self.rows[row]).collect();
@@ -67,7 +67,7 @@ impl PackedBatch {
         }
     }
 
-    /// Puts a sequence's rows that predict a response token behind its others; gives the first of them.
+    /// Moves a sequence's rows that predict a response token behind its other rows. Returns the first of them.
     fn responses_last(&mut self, own: &Range<usize>, is_response: impl Fn(usize) -> bool) -> usize {
         let rows = self.rows[own.clone()].to_vec();
         let (response, rest): (Vec<_>, Vec<_>) = rows.into_iter().enumerate().partition(|(row, _)| is_response(*row));
@@ -79,14 +79,15 @@ impl PackedBatch {
     fn push_segment(&mut self, ids: &[u32], position: u32, prefix: [u32; 2]) {
         let start = self.ids.len() as u32;
         let end = start + ids.len() as u32;
-        // An empty prefix range lies where the segment starts.
+        // An empty prefix range is placed at the segment's start.
         let [prefix_start, prefix_end] = prefix;
         self.ids.extend_from_slice(ids);
         self.positions.extend((0..ids.len() as u32).map(|i| position + i));
         self.ranges.extend((start..end).map(|t| [prefix_start, prefix_end, start, t + 1]));
     }
 
-    /// Predictions of the tokens that lie from `start` on: of the first one only by the hidden state `before`.
+    /// Adds the predictions of the tokens `ids`, which begin at packed index `start`. The first token is predicted only where there is a
+    /// hidden state `before` it.
     fn push_rows(&mut self, ids: &[u32], start: u32, before: Option<u32>) -> Range<usize> {
         let first = self.rows.len();
         if let (Some(hidden), Some(&target)) = (before, ids.first()) {
@@ -97,8 +98,8 @@ impl PackedBatch {
     }
 }
 
-/// Splits examples, in order, into micro-batches of at most `max_examples` examples and, where given, `max_tokens` packed
-/// tokens. A pair is never split: an example of more tokens than that is a micro-batch alone.
+/// Splits examples, in order, into micro-batches of at most `max_examples` examples and, where given, `max_tokens` packed tokens. A pair is
+/// never split; a larger example is a micro-batch of its own.
 pub fn micro_batches<'a>(
     examples: &[&'a Example],
     max_examples: usize,

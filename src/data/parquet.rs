@@ -1,4 +1,4 @@
-//! Parquet, as the hub serves data sets and as pandas and polars write it: its rows as the objects that JSON lines would hold.
+//! Reading of Parquet files, as written by the hub, pandas and polars. Rows become the same objects that JSON lines would hold.
 
 use std::fs::File;
 use std::path::Path;
@@ -14,10 +14,10 @@ use super::source_location::SourceLocation;
 use super::untrusted::without_panic;
 use crate::error::{Error, Result, one_line};
 
-/// Calls `take` with every row; a place's line is the row's number, from 1.
+/// Calls `take` with every row. In a row's location, the line is the row's number, from 1.
 ///
 /// # Errors
-/// [`Error::File`] for a file that is malformed or holds no rows, [`Error::Line`] for a row that cannot be decoded; what `take` returns.
+/// [`Error::File`] for a file that is malformed or has no rows; [`Error::Line`] for a row that cannot be decoded; errors of `take`.
 pub(super) fn for_each_object(
     path: &Path,
     file: File,
@@ -42,7 +42,7 @@ fn object(row: &Row) -> Map<String, Value> {
     row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect()
 }
 
-/// Gives the JSON value of a field. Bytes are text, as writers that don't annotate their columns mean them, where they are UTF-8.
+/// Converts a field to JSON. Bytes in UTF-8 become text, because some writers do not mark their text columns.
 fn value(field: &Field) -> Value {
     match field {
         Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
@@ -62,7 +62,7 @@ fn value(field: &Field) -> Value {
     }
 }
 
-/// An error of the library, or a panic over a malformed file, as a reason.
+/// Runs a call into the library. Returns its error, or its panic on a malformed file, as a reason.
 fn reason<T>(call: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
     let done = without_panic(call).and_then(|done| done.map_err(|e| e.to_string()));
     done.map_err(|reason| format!("malformed Parquet: {}", one_line(&reason)))

@@ -1,4 +1,4 @@
-//! A row as the readers of files hand it on: an object of JSON, or the reason why there is none.
+//! Row as file readers pass it on: a JSON object, or the reason why there is none.
 
 use std::ops::ControlFlow;
 
@@ -7,13 +7,13 @@ use serde_json::{Map, Value};
 use super::source_location::SourceLocation;
 use crate::error::{Error, Result};
 
-/// Bytes of a row: none is held that is longer.
+/// Largest size of a row, in bytes. No longer row is held in memory.
 pub(super) const MAX_ROW_BYTES: u64 = 64 << 20;
 
-/// A row's object, or the reason why it is none.
+/// Object of a row, or the reason why the row is not an object.
 pub(super) type ParsedRow = std::result::Result<Map<String, Value>, String>;
 
-/// Tells whether more rows are wanted.
+/// Result of taking a row: whether to continue reading, or an error.
 pub(super) type TakenField = Result<ControlFlow<()>>;
 
 /// Returns the error of a row that is longer than [`MAX_ROW_BYTES`].

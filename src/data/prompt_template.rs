@@ -1,4 +1,4 @@
-//! Template around an instruction: the paper's templates, the tokenizer's chat template, none, or one's own.
+//! Templates around an instruction: the paper's, the tokenizer's chat template, none, or a custom text.
 
 use serde_json::Value;
 
@@ -29,22 +29,23 @@ pub enum Template {
     ByRows,
     /// TRL's choice: [`Template::Chat`] for rows that are conversations, [`Template::Plain`] for texts.
     Trl,
-    /// The paper's, for helpful answers.
+    /// The paper's template for helpful answers.
     Paper,
-    /// The paper's, for TL;DR summaries.
+    /// The paper's template for TL;DR summaries.
     PaperTldr,
-    /// The tokenizer's own.
+    /// The tokenizer's chat template.
     Chat,
-    /// Instruction and response as they are, with nothing between them, behind BOS.
+    /// BOS, then instruction and response as they are, with nothing between them.
     None,
-    /// Like [`Template::None`], but with BOS only where the tokenizer itself puts one before a text, as in transformers and TRL.
+    /// Like [`Template::None`], but with BOS only where the tokenizer itself puts BOS before a text, as in transformers and TRL.
     Plain,
-    /// A text that holds `{instruction}` once; the response follows it with no separator.
+    /// Custom text with `{instruction}` in it once. The response follows without a separator.
     Text(String),
 }
 
 impl Template {
-    /// From `by-rows`, `trl`, `paper`, `paper-tldr`, `chat`, `none`, `plain`, or a text with `{instruction}`, in which `\n`, `\t` and `\\` are escapes.
+    /// Parses `by-rows`, `trl`, `paper`, `paper-tldr`, `chat`, `none`, `plain`, or a text with `{instruction}`, in which `\n`, `\t` and
+    /// `\\` are escapes.
     ///
     /// # Errors
     /// [`Error::Flag`] for anything else.
@@ -68,7 +69,8 @@ impl Template {
         }
     }
 
-    /// Gives the template that an instruction gets: a verbatim one has none, and stands behind what the tokenizer puts there.
+    /// Returns the template for an instruction. A verbatim instruction gets [`Template::Plain`]: no template, only the tokenizer's own
+    /// leading tokens.
     pub fn for_instruction(&self, instruction: &Instruction) -> &Self {
         match (self, instruction) {
             (_, Instruction::Verbatim(_)) => &Self::Plain,
@@ -79,17 +81,17 @@ impl Template {
         }
     }
 
-    /// Tells whether a conversation is rendered by the tokenizer's chat template.
+    /// Returns whether conversations are rendered by the tokenizer's chat template.
     pub fn renders_chats(&self) -> bool {
         matches!(self, Self::Chat | Self::ByRows | Self::Trl)
     }
 
-    /// Tells whether each row's form decides.
+    /// Returns whether the template depends on each row's form.
     pub fn is_by_rows(&self) -> bool {
         matches!(self, Self::ByRows | Self::Trl)
     }
 
-    /// Puts one template in the place of one that goes by rows, where all instructions take the same.
+    /// Replaces a template that depends on the rows' form by a fixed one, where all instructions get the same template.
     #[must_use]
     pub fn settled<'a>(self, mut instructions: impl Iterator<Item = &'a Instruction>) -> Self {
         let templated = |instruction: &&Instruction| !matches!(instruction, Instruction::Verbatim(_));
@@ -102,7 +104,7 @@ impl Template {
         }
     }
 
-    /// Returns the value of `--template`, short: one's own text is called so.
+    /// Returns the short value of `--template`; for a custom text, a name.
     pub fn name(&self) -> &'static str {
         match self {
             Self::ByRows => BY_ROWS,
@@ -119,7 +121,7 @@ impl Template {
     /// Renders the text before the response.
     ///
     /// # Errors
-    /// The reason, where the template can't hold this instruction.
+    /// The reason, where the template cannot represent this instruction.
     pub fn instruction(
         &self,
         instruction: &Instruction,
@@ -142,10 +144,10 @@ impl Template {
         Ok(format!("{before}{text}{after}"))
     }
 
-    /// Renders the whole text.
+    /// Renders instruction and response.
     ///
     /// # Errors
-    /// The reason, where the template can't hold this text.
+    /// The reason, where the template cannot represent this text.
     pub fn render(
         &self,
         text: &PromptResponse,
@@ -224,7 +226,7 @@ mod tests {
         assert_eq!(r.text, "<user>Q</>\n<assistant>A </></>\n");
         assert_eq!((&r.text[r.scored[0].clone()], r.scored.len(), r.cut.len()), ("A </></>\n", 1, 0));
 
-        // The question is no prefix of the answered text.
+        // The prompt is not a prefix of the text with the answer.
         let source =
             "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}";
         let chat = ChatTemplate::new(source, vec![]).unwrap();

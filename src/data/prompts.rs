@@ -1,4 +1,4 @@
-//! Prompts to answer: test rows {instruction, gold_response}, or the instructions of any other form of row.
+//! Prompts to answer: rows {instruction, gold_response}, or the instructions of any other form of row.
 
 use std::path::Path;
 
@@ -9,18 +9,18 @@ use super::rows::{FieldMap, FileRows, Instruction, SourceLocation};
 use super::source::for_each_row;
 use crate::error::Result;
 
-/// An instruction, and the response that it is compared with where the row has one.
+/// Instruction, with the response to compare with where the row has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PromptRow {
-    /// File and line.
+    /// File and line of the row.
     pub place: SourceLocation,
-    /// I.
+    /// I, the instruction.
     pub instruction: Instruction,
-    /// `gold_response`, else the row's (chosen) response.
+    /// Response to compare with: `gold_response`, else the row's (chosen) response.
     pub gold: Option<String>,
 }
 
-/// Reads the instructions of a file: of every form of row, or of rows that have nothing else.
+/// Reads the instructions of a file, in any form of row, or in rows with nothing else.
 ///
 /// # Errors
 /// Fails like [`super::rows::read_rows`].

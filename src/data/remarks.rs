@@ -1,4 +1,4 @@
-//! Remarks on rows for the user: each is printed once, with the number of rows.
+//! Remarks on rows for the user. Each kind is printed once, with its number of rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,30 +12,30 @@ use super::rendered::RenderedText;
 /// Remark on a row.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum DataRemark {
-    /// The chat template's question for an answer is no prefix of the text with the answer.
+    /// The chat template's text that asks for the answer is not a prefix of the text with the answer.
     Parted,
-    /// The last scored answer does not end in a token that ends a response.
+    /// The last scored answer does not end with a token that ends a response.
     Open,
-    /// The chat template prints lists of parts as they stand in Python.
+    /// The chat template prints lists of content parts in Python's notation.
     PartsPrinted,
-    /// The chat template does not mention a key of a message, `tools`, or one of `chat_template_kwargs`.
+    /// The chat template does not use this key of a message, `tools`, or this key of `chat_template_kwargs`.
     NotMentioned(String),
-    /// A template for plain texts leaves a key of a message out.
+    /// A template for plain texts omits this key of a message.
     LeftOut(String),
-    /// The rendered text does not hold what a message of a role says, or what a key of a message says.
+    /// The rendered text lacks the text of messages of this role, or of this key of messages.
     NotShown(String),
     /// Both sides of a preference have the same tokens.
     SameSides,
-    /// The row takes the tokenizer's chat template because it is a conversation.
+    /// The row gets the tokenizer's chat template because it is a conversation, while other rows are texts.
     TakesChat,
-    /// The row takes the template of this name because it is a text.
+    /// The row gets the template of this name because it is a text, while other rows are conversations.
     TextTakes(String),
-    /// A conversation begins with an answer, which the chat template cannot ask for.
+    /// A conversation begins with an answer that the chat template cannot ask for.
     Greeting,
 }
 
 impl DataRemark {
-    /// Tells which template a row took where its form decides.
+    /// Returns the remark on the template that a row got because of its form.
     pub(super) fn of_template(template: &Template) -> Option<Self> {
         match template {
             Template::Chat => Some(Self::TakesChat),
@@ -86,7 +86,7 @@ impl DataRemark {
     }
 }
 
-/// Remarks with the number of rows that each holds for.
+/// Remarks, each with its number of rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<(DataRemark, usize)>", into = "Vec<(DataRemark, usize)>")]
 pub struct DataRemarks(BTreeMap<DataRemark, usize>);
@@ -104,12 +104,12 @@ impl From<DataRemarks> for Vec<(DataRemark, usize)> {
 }
 
 impl DataRemarks {
-    /// Counts a row's.
+    /// Counts the remarks on a row.
     pub fn add_row(&mut self, found: BTreeSet<DataRemark>) {
         found.into_iter().for_each(|remark| *self.0.entry(remark).or_default() += 1);
     }
 
-    /// A line for each kind. Which template the rows took is told where they took two.
+    /// Returns one line per kind of remark. Templates are mentioned only where the rows got two different ones.
     pub fn lines(&self) -> Vec<String> {
         let is_of_text = |remark: &DataRemark| matches!(remark, DataRemark::TextTakes(_));
         let is_mixed = self.0.contains_key(&DataRemark::TakesChat) && self.0.keys().any(is_of_text);
@@ -119,7 +119,7 @@ impl DataRemarks {
     }
 }
 
-/// Adds what becomes of a text's keys. `source`: the chat template's, where there is one.
+/// Adds remarks on keys of a text that are lost. `source` is the chat template's source, where there is one.
 pub(super) fn note_keys(text: &PromptResponse, source: Option<&str>, into: &mut BTreeSet<DataRemark>) {
     let (Conversation { messages, inputs }, _) = text.conversation();
     let of_messages = messages.iter().flat_map(Message::more_keys);
@@ -127,7 +127,7 @@ pub(super) fn note_keys(text: &PromptResponse, source: Option<&str>, into: &mut 
         into.extend(of_messages.map(|key| DataRemark::LeftOut(key.into())));
         return;
     };
-    // Transformers gives a template all of these keys where one is there.
+    // If any of these keys is present, transformers passes all of them to a template.
     let is_lost = |key: &&str| match REASONING.contains(key) {
         true => !REASONING.iter().any(|alias| source.contains(alias)),
         false => !source.contains(*key),
@@ -136,7 +136,7 @@ pub(super) fn note_keys(text: &PromptResponse, source: Option<&str>, into: &mut 
     into.extend(of_messages.chain(given).filter(is_lost).map(|key| DataRemark::NotMentioned(key.into())));
 }
 
-/// Adds what is to be said of a rendered text.
+/// Adds remarks on a rendered text.
 pub(super) fn note_rendering(text: &PromptResponse, rendered: &RenderedText, into: &mut BTreeSet<DataRemark>) {
     if !rendered.cut.is_empty() {
         into.insert(DataRemark::Parted);
@@ -154,8 +154,8 @@ pub(super) fn note_rendering(text: &PromptResponse, rendered: &RenderedText, int
     }
 }
 
-/// Adds the roles and keys whose text is not in the rendered text. An answer's thoughts are looked for apart, because many templates show the last
-/// ones alone.
+/// Adds remarks on the roles and keys whose text is missing from the rendered text. An answer's thoughts are looked up separately, because
+/// many templates show only the last ones.
 fn note_lost_texts(messages: &[Message], rendered: &RenderedText, into: &mut BTreeSet<DataRemark>) {
     const END_OF_THOUGHTS: &str = "</think>";
     let is_lost = |text: &str| !rendered.text.contains(text.trim());

@@ -1,14 +1,16 @@
-//! A text that a template has rendered.
+//! Text that a template has rendered.
 
 use std::ops::Range;
 
-/// A text to tokenise, and what of it is scored.
+/// Rendered text, with the ranges that are scored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RenderedText {
-    /// template(I) + R, and what the chat template puts behind.
+    /// Text: template(I) + R, and anything that the chat template prints behind.
     pub text: String,
-    /// Bytes of the response, or of each of its answers, rising; the last one ends where the text does, unless tags say otherwise.
+    /// Byte ranges of the response, or of each of its answers, ascending. The last one ends where the text ends, unless generation tags say
+    /// otherwise.
     pub scored: Vec<Range<usize>>,
-    /// Answers (by their number in `scored`) whose prompt is no prefix of the text, each with that prompt: tokens decide where they part.
+    /// Answers whose prompt is not a prefix of the text: (index in `scored`, prompt). The start of such an answer is the first token that
+    /// differs from the prompt's.
     pub cut: Vec<(usize, String)>,
 }

@@ -1,4 +1,4 @@
-//! A row: its texts, its label, and where it was read.
+//! Row of data: its texts, its label, and its location.
 
 use super::conversation::PromptResponse;
 use super::source_location::SourceLocation;
@@ -7,23 +7,23 @@ use crate::objective::PreferenceLoss;
 /// Contents of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RowContent {
-    /// Two sides; their instructions may differ.
+    /// Two sides, whose instructions may differ.
     Preference {
-        /// Preferred.
+        /// Preferred side.
         chosen: PromptResponse,
-        /// The other one.
+        /// Other side.
         rejected: PromptResponse,
     },
-    /// One text to imitate.
+    /// One text to train on.
     Single(PromptResponse),
-    /// One text, desirable or not.
+    /// One text, with a label: desirable or not.
     Labelled(PromptResponse, bool),
-    /// Nothing that can be read, and why: a bad row that [`super::bad_rows::BadRows::Skip`] keeps in its place.
+    /// Reason why the row cannot be read: a bad row, kept in its place by [`super::bad_rows::BadRows::Skip`].
     Unreadable(String),
 }
 
 impl RowContent {
-    /// A text's label; none of other rows.
+    /// Returns the label of a labelled text; `None` for other rows.
     pub fn label(&self) -> Option<bool> {
         match self {
             Self::Labelled(_, desirable) => Some(*desirable),
@@ -31,14 +31,14 @@ impl RowContent {
         }
     }
 
-    /// Scores the last answer of single texts alone: `--last-turn-only`.
+    /// Restricts the scored part of single texts to the last answer: `--last-turn-only`.
     pub fn keep_last_turn(&mut self) {
         if let Self::Single(text) | Self::Labelled(text, _) = self {
             text.keep_last_turn();
         }
     }
 
-    /// Returns the texts: chosen and rejected, or one; none of a bad row.
+    /// Returns the row's texts: chosen and rejected, or one; none for a bad row.
     pub fn texts(&self) -> Vec<&PromptResponse> {
         match self {
             Self::Preference { chosen, rejected } => vec![chosen, rejected],
@@ -56,10 +56,10 @@ impl RowContent {
     }
 }
 
-/// A row and where it comes from.
+/// Row with its location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// File and line.
+    /// File and line of the row.
     pub place: SourceLocation,
     /// Contents of the row.
     pub content: RowContent,
@@ -76,16 +76,16 @@ pub struct Row {
 pub enum DatasetType {
     /// Every row must hold a preference.
     Preference,
-    /// Every row must hold a preference, or a text with a label.
+    /// Every row must hold a preference, or a labelled text.
     Judgement,
-    /// Every row becomes a single text: a preference gives its chosen side.
+    /// Every row becomes a single text; a preference contributes its chosen side.
     Sft,
     /// Any row, unchanged.
     Any,
 }
 
 impl DatasetType {
-    /// Returns what rows must hold for a loss; `None`: supervised fine-tuning.
+    /// Returns the purpose of rows for a loss; `None` means supervised fine-tuning.
     pub fn for_loss(preference: Option<&PreferenceLoss>) -> Self {
         match preference {
             None => Self::Sft,

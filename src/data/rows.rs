@@ -1,4 +1,4 @@
-//! Rows of files: the paper's form, TRL's, LLaMA-Factory's and others, recognised row by row from the fields that are there.
+//! Reading of rows from files. The paper's form, TRL's, LLaMA-Factory's and others are recognised row by row, by their fields.
 
 use std::io::BufRead;
 use std::ops::ControlFlow;
@@ -21,28 +21,28 @@ use super::source::{SourceFiles, for_each_in, for_each_row};
 pub use super::source_location::SourceLocation;
 use crate::error::Result;
 
-/// The rows of a file, and what is to be told about it.
+/// Rows of a file, with notes for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileRows<T> {
     /// Rows in the file's order.
     pub rows: Vec<T>,
-    /// Notes, a line each: columns that are not read, texts that get no template.
+    /// Notes, one line each: columns that are not read, texts that get no template.
     pub notes: Vec<String>,
 }
 
-/// Reads the rows of a file, a folder, a pattern (`data/*.parquet`), standard input (`-`) or a data set of the hub: JSON lines, a JSON list, an object
-/// that holds one list, CSV or TSV with a header, any of these compressed with gzip or Zstandard, or Parquet. A byte order mark, CRLF and blank
-/// lines are tolerated.
+/// Reads the rows of a file, a folder, a pattern (`data/*.parquet`), standard input (`-`) or a data set of the hub. Files may hold JSON
+/// lines, a JSON list, an object with one list, CSV or TSV with a header, any of these compressed with gzip or Zstandard, or Parquet. A
+/// byte order mark, CRLF and blank lines are accepted.
 ///
 /// # Errors
-/// [`crate::error::Error::Line`] for a malformed line, a missing field, a wrong type, an empty response, or a row that does not serve the
+/// [`crate::error::Error::Line`] for a malformed line, a missing field, a wrong type, an empty response, or a row that does not fit the
 /// purpose; [`crate::error::Error::File`] where the file cannot be read or has no rows.
 pub fn read_rows(path: impl AsRef<Path>, map: &FieldMap, purpose: DatasetType) -> Result<Vec<Row>> {
     Ok(read_row_file(path, map, purpose, BadRows::Error)?.rows)
 }
 
 /// Reads the rows like [`read_rows`], with notes on the file. Where bad rows are skipped, each stays in its place as
-/// [`RowContent::Unreadable`]. Their limit is not checked here, because the other files of a data set may count too.
+/// [`RowContent::Unreadable`]. The limit on bad rows is not checked here, because the other files of a data set count, too.
 ///
 /// # Errors
 /// Fails like [`read_rows`].
@@ -61,11 +61,11 @@ pub fn read_row_file(
     Ok(FileRows { rows, notes })
 }
 
-/// Calls `take` with every row of the files of a path as it is read, so that no more is held than one, until it breaks off. Returns what is to be told
-/// of them.
+/// Calls `take` with every row of the files of a path as it is read, until `take` breaks off. Only one row is in memory at a time. Returns
+/// notes on the files.
 ///
 /// # Errors
-/// Fails like [`read_rows`]; also with the error that `take` returns.
+/// Fails like [`read_rows`]; also with errors of `take`.
 pub fn for_each_row_of(
     path: &Path,
     files: SourceFiles,
@@ -80,7 +80,7 @@ pub fn for_each_row_of(
     Ok(notes)
 }
 
-/// Reads the rows of a text, JSON or a table; `path` is for messages.
+/// Reads the rows of a text, which is JSON or a table. `path` is for messages.
 ///
 /// # Errors
 /// Fails like [`read_rows`].
@@ -93,7 +93,7 @@ pub fn parse_rows(path: &Path, text: impl BufRead, map: &FieldMap, purpose: Data
     Ok(rows)
 }
 
-/// Settings of a reading of rows, and what was met in them.
+/// Settings for reading rows, and notes collected while reading.
 struct RowReader<'a> {
     map: &'a FieldMap,
     purpose: DatasetType,
@@ -145,7 +145,7 @@ fn content_for(fields: &RowFields, purpose: DatasetType) -> std::result::Result<
         )),
         (Some(label), DatasetType::Judgement | DatasetType::Any) => {
             let mut text = text;
-            // The label is of the last answer.
+            // The label applies to the last answer.
             text.turns_to_last();
             Ok(RowContent::Labelled(text, label))
         }
@@ -176,7 +176,7 @@ pub fn read_objects(path: &Path) -> Result<FileRows<Map<String, Value>>> {
     Ok(FileRows { rows, notes })
 }
 
-/// Reads every row of a text as an object, unchanged; `path` is for messages.
+/// Reads every row of a text as an object, unchanged. `path` is for messages.
 ///
 /// # Errors
 /// Fails like [`read_rows`].

@@ -1,4 +1,4 @@
-//! ShareGPT's messages, `{from, value}`, as messages `{role, content}`.
+//! Conversion of ShareGPT's messages, `{from, value}`, into messages `{role, content}`.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::json_kind::kind;
 
-/// Speakers of ShareGPT and LLaMA-Factory, and the roles that chat templates know. A function's call is the assistant's.
+/// Speakers in ShareGPT and LLaMA-Factory, and their roles in chat templates. A function call is the assistant's.
 const ROLES: [(&str, &str); 14] = [
     ("human", "user"),
     ("user", "user"),
@@ -26,10 +26,10 @@ const ROLES: [(&str, &str); 14] = [
 
 const FUNCTION_CALL: &str = "function_call";
 
-/// Gives the messages of a field with `role` and `content` for `from` and `value`; a message alone becomes a list of one.
+/// Returns the messages of a field with `role` and `content` in place of `from` and `value`. A single message becomes a list of one.
 ///
 /// # Errors
-/// The reason: an unknown speaker, a function call that is no JSON.
+/// The reason: an unknown speaker, or a function call that is not JSON.
 pub(super) fn normalised<'a>(value: &'a Value, name: &str) -> Result<Cow<'a, Value>, String> {
     let is_old = |message: &Value| message.get("role").is_none() && message.get("from").is_some();
     match value {
@@ -66,7 +66,7 @@ fn message(item: &Value, at: &str) -> Result<Value, String> {
     Ok(Value::Object(message))
 }
 
-/// Reads LLaMA-Factory's calls as `tool_calls`.
+/// Parses LLaMA-Factory's function calls as `tool_calls`.
 fn calls(content: &Value) -> Option<Value> {
     let parsed: Value = serde_json::from_str(content.as_str()?).ok()?;
     let calls = match parsed {

@@ -1,5 +1,5 @@
-//! Sources of rows: a file, a folder, a pattern, standard input, or a data set of the hub (`hf://datasets/...`). Each is JSON text, a table
-//! (CSV, TSV) or Parquet. Text may be compressed with gzip or Zstandard, which its first bytes tell.
+//! Sources of rows: a file, a folder, a pattern, standard input, or a data set on the hub (`hf://datasets/...`). Each contains JSON text, a
+//! table (CSV, TSV) or Parquet. Text may be compressed with gzip or Zstandard, which is recognised by the first bytes.
 
 mod expand;
 
@@ -24,11 +24,11 @@ const GZIP: &[u8] = b"\x1f\x8b";
 /// First bytes of every Zstandard frame.
 const ZSTANDARD: &[u8] = b"\x28\xb5\x2f\xfd";
 
-/// Calls `take` with every row as an object; a reason that it returns, or why a row is no object, becomes the row's error. Returns notes on the
-/// files, a line each.
+/// Calls `take` with every row as an object. A reason that `take` returns, or the reason why a row is not an object, becomes an error with
+/// the row's location. Returns notes on the files, one line each.
 ///
 /// # Errors
-/// [`Error::Line`] of a row, [`Error::File`] where a file cannot be read or has no rows.
+/// [`Error::Line`] for a row; [`Error::File`] where a file cannot be read or has no rows.
 pub(super) fn for_each_row(
     path: &Path,
     mut take: impl FnMut(SourceLocation, Map<String, Value>) -> Result<(), String>,
@@ -39,11 +39,11 @@ pub(super) fn for_each_row(
     })
 }
 
-/// Calls `take` with the rows of the files that a path stands for, or the reason why one is no object, until it breaks off. Returns notes on the
-/// files.
+/// Calls `take` with each row of a path's files, or with the reason why the row is not an object, until `take` breaks off. Returns notes on
+/// the files.
 ///
 /// # Errors
-/// [`Error::File`] where a file cannot be read or has no rows, [`Error::Line`] of a row that ends the reading; what `take` returns.
+/// [`Error::File`] where a file cannot be read or has no rows; [`Error::Line`] for a row that ends the reading; errors of `take`.
 pub(super) fn for_each_parsed(
     path: &Path,
     take: impl FnMut(SourceLocation, ParsedRow) -> TakenField,
@@ -51,7 +51,7 @@ pub(super) fn for_each_parsed(
     for_each_in(SourceFiles::find(path)?, take)
 }
 
-/// Like [`for_each_parsed`], of files that were found.
+/// Like [`for_each_parsed`], for files that were found before.
 pub(super) fn for_each_in(
     SourceFiles { files, mut notes }: SourceFiles,
     mut take: impl FnMut(SourceLocation, ParsedRow) -> TakenField,
@@ -78,7 +78,7 @@ fn for_each_of(
     let path = &source.name;
     let (file, length) = source.open()?;
     let is_pipe = length.is_none();
-    // A file that grows while it is read ends where it ended.
+    // Reads at most the length seen at opening, so that a file that is still being written ends.
     let mut text = BufReader::new(file.take(length.unwrap_or(u64::MAX)));
     let first = text.fill_buf().map_err(|e| Error::file(path, e))?;
     if first.starts_with(PARQUET) {
@@ -91,7 +91,7 @@ fn for_each_of(
 }
 
 impl SourceFile {
-    /// Opens the file. Gives its length, too: none of a pipe.
+    /// Opens the file. Also returns its length; `None` for a pipe.
     fn open(&self) -> Result<(File, Option<u64>)> {
         let at = |e: std::io::Error| Error::file(&self.name, e);
         let Some(place) = &self.place else {
@@ -105,7 +105,7 @@ impl SourceFile {
     }
 }
 
-/// Opens standard input once more: what was read before is gone.
+/// Opens standard input again. Bytes that were read before are lost.
 #[cfg(any(unix, windows))]
 fn standard_input() -> Result<(File, Option<u64>), String> {
     let input = std::io::stdin();
@@ -117,7 +117,7 @@ fn standard_input() -> Result<(File, Option<u64>), String> {
     #[cfg(windows)]
     let file = std::os::windows::io::AsHandle::as_handle(&input).try_clone_to_owned().map(File::from);
     let file = file.map_err(|e| e.to_string())?;
-    // Windows tells nothing of a pipe.
+    // Windows reports nothing about a pipe.
     let about = file.metadata().ok().filter(|about| about.is_file());
     Ok((file, about.map(|about| about.len())))
 }
@@ -133,7 +133,7 @@ fn parquet(
     file: Option<File>,
     take: impl FnMut(SourceLocation, ParsedRow) -> TakenField,
 ) -> Result<Vec<String>> {
-    // Its table of contents stands at its end.
+    // Parquet's table of contents is at the end of the file.
     let file = file.ok_or_else(|| Error::file(path, "Parquet cannot be read from a pipe: give the file"))?;
     super::parquet::for_each_object(path, file, take).map(|()| Vec::new())
 }
@@ -147,7 +147,7 @@ fn parquet(
     Err(Error::file(path, "Parquet is read by the command line's build alone"))
 }
 
-/// Reads compressed JSON text as it is unpacked, so that no more than a row is in memory.
+/// Reads compressed JSON text while it is decompressed, so that at most one row is in memory.
 #[cfg(feature = "native")]
 fn unpacked(
     path: &Path,
@@ -177,7 +177,7 @@ fn unpacked(
     Err(Error::file(path, "compressed files are read by the command line's build alone"))
 }
 
-/// An archive's content; its errors name the archive's form.
+/// Content of a compressed file; its errors name the compression.
 #[cfg(feature = "native")]
 struct UnpackedFile<R> {
     inner: R,

@@ -1,4 +1,4 @@
-//! Location of a row: file and line, for messages.
+//! Location of a row, for messages.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -7,24 +7,24 @@ use std::sync::Arc;
 
 use crate::error::Error;
 
-/// Location of a row in the files.
+/// Location of a row in its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceLocation {
-    /// The file.
+    /// Path of the file.
     pub path: Arc<Path>,
-    /// Line in the file, from 1; the row's number in a Parquet file.
+    /// Line in the file, from 1; in a Parquet file, the row's number.
     pub line: usize,
-    /// Number in a JSON list, from 1: many lists stand on one line.
+    /// Number in a JSON list, from 1, because a whole list may be on one line.
     pub element: Option<NonZeroU32>,
 }
 
 impl SourceLocation {
-    /// The place of a row that is told by its line.
+    /// Creates the location of a row that is identified by its line.
     pub fn new(path: impl Into<Arc<Path>>, line: usize) -> Self {
         Self { path: path.into(), line, element: None }
     }
 
-    /// The error of this row.
+    /// Creates an error for this row.
     pub fn error(&self, reason: impl ToString) -> Error {
         match self.element {
             Some(number) => Error::line(&self.path, self.line, format!("row {number}: {}", reason.to_string())),

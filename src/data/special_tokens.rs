@@ -1,5 +1,5 @@
-//! Special tokens, found as transformers 5 finds them: what `tokenizer_config.json` and `special_tokens_map.json` name, then the defaults of
-//! the tokenizer's class; where these name no BOS or EOS, the ids of `config.json`.
+//! Special tokens, found as in transformers 5: first the tokens named in `tokenizer_config.json` and `special_tokens_map.json`, then the
+//! defaults of the tokenizer's class. If neither names a BOS or EOS, the ids in `config.json` are used.
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
@@ -9,12 +9,12 @@ use super::text_start::TextStart;
 use crate::error::{Error, Result};
 use crate::model::side_files::{CONFIG, SideFiles, TOKENIZER, TOKENIZER_CONFIG};
 
-/// Tokens by name in a file beside the tokenizer.
+/// File beside the tokenizer with tokens by name.
 const TOKENS_MAP: &str = "special_tokens_map.json";
-/// Ids of tokens that the vocabulary lacks, in folders of transformers 4.
+/// File, in folders of transformers 4, with ids of tokens that are missing from `tokenizer.json`.
 const ADDED_TOKENS: &str = "added_tokens.json";
 
-/// Defaults of a tokenizer's class, where the files name nothing: BOS, EOS and the unknown token.
+/// Default BOS, EOS and unknown token of a tokenizer class, where the files name none.
 struct ClassDefaults {
     class: &'static str,
     tokens: &'static NamedTexts,
@@ -25,7 +25,7 @@ const END_OF_TEXT: &NamedTexts =
     &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")];
 const SENTENCE: &NamedTexts = &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")];
 
-/// Classes of transformers 5.24, without their ending `Fast`.
+/// Tokenizer classes of transformers 5.24, without the suffix `Fast`.
 const CLASSES: [ClassDefaults; 8] = [
     ClassDefaults { class: "GPT2Tokenizer", tokens: END_OF_TEXT, start: TextStart::PostProcessor },
     ClassDefaults { class: "CodeGenTokenizer", tokens: END_OF_TEXT, start: TextStart::Nothing },
@@ -52,11 +52,11 @@ const CLASSES: [ClassDefaults; 8] = [
 /// Special tokens of a folder.
 #[derive(Debug, Default)]
 pub(super) struct SpecialTokens {
-    /// Beginning of sequence.
+    /// Beginning-of-sequence token.
     pub bos: Option<u32>,
-    /// End of sequence.
+    /// End-of-sequence token.
     pub eos: Option<u32>,
-    /// Names and texts, for a chat template: `bos_token`, ...
+    /// Names and texts of tokens, for a chat template: (`bos_token`, its text), ...
     pub named: Vec<(String, String)>,
     /// Source of the tokens before a text.
     pub start: TextStart,
@@ -64,32 +64,32 @@ pub(super) struct SpecialTokens {
     pub notes: Vec<String>,
 }
 
-/// A class's tokens: (`bos_token`, its text) and so on.
+/// Tokens of a class, such as (`bos_token`, its text).
 type NamedTexts = [(&'static str, &'static str)];
 
-/// A token as a file names it.
+/// Token as a file names it.
 enum NamedToken {
     /// Text of the token.
     Text(String),
-    /// `null`: there is none, whatever the class says.
+    /// `null`: there is no such token, even if the class has a default.
     Nothing,
 }
 
-/// The files that name special tokens.
+/// Files that name special tokens.
 struct TokenSources<'a> {
     side: &'a SideFiles,
     config: &'a Map<String, Value>,
     model: Map<String, Value>,
-    /// Entries of [`TOKENIZER_CONFIG`], with those of [`TOKENS_MAP`] over them where transformers reads that.
+    /// Entries of [`TOKENIZER_CONFIG`]: (name, token, file). Where transformers reads [`TOKENS_MAP`], its entries take precedence.
     named: Vec<(String, NamedToken, &'static str)>,
 }
 
 impl SpecialTokens {
-    /// Finds the special tokens, and makes the tokenizer know those that its own file lacks. `config`: the fields of
+    /// Finds the special tokens, and adds to the tokenizer those that its own file lacks. `config` has the fields of
     /// `tokenizer_config.json`.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Field`]: a file that is malformed, or a BOS or EOS that the vocabulary lacks.
+    /// [`Error::File`], [`Error::Field`] for a malformed file, or for a BOS or EOS that the vocabulary lacks.
     pub fn find(inner: &mut tokenizers::Tokenizer, side: &SideFiles, config: &Map<String, Value>) -> Result<Self> {
         let sources = TokenSources::read(side, config)?;
         let mut found = Self::default();
@@ -103,7 +103,7 @@ impl SpecialTokens {
                 found.named.push((name.clone(), text.clone()));
             }
         }
-        // A default that the vocabulary lacks would be a token beyond the embedding.
+        // A class default that is missing from the vocabulary is ignored, because its id would be beyond the embedding.
         for (name, text) in defaults.iter().filter(|(_, text)| inner.token_to_id(text).is_some()) {
             if !sources.named.iter().any(|(known, ..)| known == name) {
                 found.named.push(((*name).into(), (*text).into()));
@@ -117,7 +117,7 @@ impl SpecialTokens {
         Ok(found)
     }
 
-    /// Takes the ids of `config.json` where the tokenizer names none, and notes where the two contradict each other.
+    /// Uses the ids in `config.json` where the tokenizer names no token, and notes contradictions between the two.
     fn compare_with_config(
         &mut self,
         sources: &TokenSources<'_>,
@@ -164,7 +164,7 @@ impl SpecialTokens {
     }
 }
 
-/// Returns the ids of `config.json`, one or a list, also those of its `text_config`.
+/// Returns the ids of a field in `config.json`: one or a list, also those in its `text_config`.
 pub(crate) fn config_ids(model: &Map<String, Value>, field: &str) -> Vec<u64> {
     let nested = model.get("text_config").and_then(Value::as_object);
     let mut ids = Vec::new();
@@ -186,7 +186,7 @@ impl<'a> TokenSources<'a> {
         if let Some(Value::Object(extra)) = config.get("extra_special_tokens") {
             sources.take(TOKENIZER_CONFIG, extra)?;
         }
-        // transformers reads this file only beside a configuration that does not list the added tokens; there it comes first.
+        // transformers reads this file only if the configuration does not list the added tokens. Its entries then take precedence.
         if !config.contains_key("added_tokens_decoder") {
             let map = side.fields(TOKENS_MAP)?;
             sources.named.retain(|(name, ..)| !map.contains_key(name));
@@ -195,7 +195,7 @@ impl<'a> TokenSources<'a> {
         Ok(sources)
     }
 
-    /// Takes the entries of a file that are tokens.
+    /// Adds the tokens among a file's entries.
     fn take(&mut self, file: &'static str, fields: &Map<String, Value>) -> Result<()> {
         for (name, value) in fields.iter().filter(|(name, _)| name.ends_with("_token")) {
             let bad = |reason: String| Err(Error::field(self.side.path(file), name, reason));
@@ -209,7 +209,7 @@ impl<'a> TokenSources<'a> {
                 other if ["bos_token", "eos_token"].contains(&name.as_str()) => {
                     return bad(format!("expected text or null, found {}", kind(other)));
                 }
-                // Flags such as add_bos_token end alike.
+                // Flags such as add_bos_token have the same suffix.
                 _ => continue,
             };
             self.named.push((name.clone(), token, file));
@@ -217,7 +217,7 @@ impl<'a> TokenSources<'a> {
         Ok(())
     }
 
-    /// Returns what is known of the tokenizer's class, as AutoTokenizer chooses it.
+    /// Returns the defaults of the tokenizer's class, which is determined as in AutoTokenizer.
     fn class(&self, byte_level: bool) -> Option<&'static ClassDefaults> {
         let text =
             |fields: &'_ Map<String, Value>, name: &str| fields.get(name).and_then(Value::as_str).map(String::from);
@@ -225,9 +225,9 @@ impl<'a> TokenSources<'a> {
         let named = text(self.config, "tokenizer_class").or_else(|| text(&self.model, "tokenizer_class"));
         let named = named.map(|class| class.strip_suffix("Fast").unwrap_or(&class).to_string());
         let class = match (model_type.as_str(), named.as_deref()) {
-            // Qwen2's folders name classes that transformers does not believe.
+            // transformers ignores the class that Qwen2's folders name.
             ("qwen2", _) => "Qwen2Tokenizer",
-            // A Llama 3 that calls itself one of Llama 2's.
+            // Some Llama 3 folders name the class of Llama 2.
             (_, Some("LlamaTokenizer")) if byte_level => "",
             (_, Some(class)) => class,
             ("gpt2", None) => "GPT2Tokenizer",
@@ -238,10 +238,11 @@ impl<'a> TokenSources<'a> {
         CLASSES.iter().find(|known| known.class == class)
     }
 
-    /// Whether it is said that there is no such token: by `null`, or by a class that has others.
+    /// Returns whether the files or the class say that there is no such token: by `null`, or because the class has other defaults but not
+    /// this one.
     fn is_nothing(&self, field: &str, defaults: &NamedTexts) -> bool {
         let name = field.trim_end_matches("_id");
-        // An end is too much needed to leave the one that config.json names out.
+        // Only BOS can be declared absent. EOS is needed, so the id in `config.json` is used even then.
         name == "bos_token"
             && (self.named.iter().any(|(known, ..)| known == name)
                 || !(defaults.is_empty() || defaults.iter().any(|(known, _)| *known == name)))
@@ -254,7 +255,7 @@ impl<'a> TokenSources<'a> {
         inner.token_to_id(text).map(Some).ok_or_else(|| Error::field(self.side.path(file), name, missing()))
     }
 
-    /// Returns the token of this name in the file that transformers does not read, or reads and overrules, with that file.
+    /// Returns a token's text in the file that transformers does not read, or that another file overrides, with that file's name.
     fn unread(&self, name: &str) -> Option<(String, &'static str)> {
         let listed = self.config.contains_key("added_tokens_decoder");
         let (file, fields) = match listed {
@@ -266,7 +267,7 @@ impl<'a> TokenSources<'a> {
         other.text(name).map(|text| (text.to_string(), file))
     }
 
-    /// Returns the text of the token of this name.
+    /// Returns the text of the token with this name.
     fn text(&self, name: &str) -> Option<&str> {
         self.named.iter().find(|(known, ..)| known == name).and_then(|(_, token, _)| match token {
             NamedToken::Text(text) => Some(text.as_str()),
@@ -274,7 +275,7 @@ impl<'a> TokenSources<'a> {
         })
     }
 
-    /// Notes a BOS and EOS that two files name otherwise.
+    /// Adds notes on a BOS or EOS that two files define differently.
     fn tell_conflicts(&self, notes: &mut Vec<String>) {
         for name in ["bos_token", "eos_token"] {
             let (Some((theirs, file)), Some(ours)) = (self.unread(name), self.text(name)) else { continue };
@@ -286,7 +287,7 @@ impl<'a> TokenSources<'a> {
         }
     }
 
-    /// Adds the tokens that a file beside `tokenizer.json` lists and that itself does not, as transformers does.
+    /// Adds tokens that a file beside `tokenizer.json` lists and `tokenizer.json` lacks, as transformers does.
     fn add_listed(&self, inner: &mut tokenizers::Tokenizer, notes: &mut Vec<String>) -> Result<()> {
         let path = self.side.path(TOKENIZER_CONFIG);
         let mut listed: Vec<(u64, AddedToken)> = Vec::new();
@@ -327,7 +328,7 @@ impl<'a> TokenSources<'a> {
         Ok(())
     }
 
-    /// Adds the tokens that have a name to those that are never cut into pieces, as transformers does.
+    /// Marks the named tokens as added tokens, which are never split, as transformers does.
     fn add_named(&self, inner: &mut tokenizers::Tokenizer, named: &[(String, String)]) -> Result<()> {
         let lists = ["extra_special_tokens", "additional_special_tokens"];
         let extra = lists.into_iter().filter_map(|name| self.config.get(name)?.as_array()).flatten();
@@ -342,12 +343,12 @@ impl<'a> TokenSources<'a> {
     }
 }
 
-/// Whether a text is an added token: one that is never cut into pieces.
+/// Returns whether a text is an added token, which is never split.
 fn is_added(inner: &tokenizers::Tokenizer, text: &str) -> bool {
     inner.get_added_vocabulary().get_vocab().contains_key(text)
 }
 
-/// Returns a token of a text, or of an object as `added_tokens_decoder` has them.
+/// Parses a token from a text, or from an object as in `added_tokens_decoder`.
 fn added_token(value: &Value) -> Option<AddedToken> {
     if let Value::String(text) = value {
         return Some(AddedToken::from(text.clone(), true));

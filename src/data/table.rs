@@ -1,4 +1,4 @@
-//! CSV and TSV with a header: each record is a row of texts under the header's names. An empty cell counts as absent.
+//! Reading of CSV and TSV with a header. Each record becomes a row of texts under the header's names. An empty cell counts as absent.
 
 use std::io::{BufRead, Read};
 use std::path::Path;
@@ -15,12 +15,12 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FieldSeparator {
     pub by: u8,
-    /// Tells whether the file's name does not say so.
+    /// Whether the separator was guessed from the contents instead of the file's name.
     is_guessed: bool,
 }
 
 impl FieldSeparator {
-    /// Tells of a separator that the file's name does not.
+    /// Returns a note on a separator that was guessed.
     pub fn note(self, path: &Path) -> Option<String> {
         let by = match self.by {
             b'\t' => "tabs",
@@ -32,7 +32,7 @@ impl FieldSeparator {
     }
 }
 
-/// Finds what parts a table's cells, from the file's name and the first bytes. `None` of what is JSON, or no table.
+/// Determines the separator of a table's cells from the file's name and first bytes; `None` for JSON, or where the text is not a table.
 pub(super) fn separator(path: &Path, first: &[u8]) -> Option<FieldSeparator> {
     let first = &first[first.iter().take_while(|byte| is_blank(byte)).count()..];
     let line = first.split(|byte| *byte == b'\n').next().unwrap_or_default();
@@ -44,7 +44,7 @@ pub(super) fn separator(path: &Path, first: &[u8]) -> Option<FieldSeparator> {
     let named = if is_named(path, &[".tsv"]) {
         Some(b'\t')
     } else {
-        // Spreadsheets write semicolons where a comma stands before decimals.
+        // Spreadsheets write semicolons where the decimal separator is a comma.
         is_named(path, &[".csv"]).then(|| if parts(&b',') { b',' } else { found.unwrap_or(b',') })
     };
     match named {
@@ -54,10 +54,10 @@ pub(super) fn separator(path: &Path, first: &[u8]) -> Option<FieldSeparator> {
     }
 }
 
-/// Calls `take` with every record behind the header. Returns whether there is one.
+/// Calls `take` with every record behind the header. Returns whether there is any.
 ///
 /// # Errors
-/// [`Error::Line`] for a header that names nothing or a column twice, and a record that is too long or never ends; what `take` returns.
+/// [`Error::Line`] for a header without names or with a repeated name, or for a record that is too long or unterminated; errors of `take`.
 pub(super) fn for_each_record(
     text: &mut impl BufRead,
     by: u8,
@@ -81,7 +81,7 @@ pub(super) fn for_each_record(
     Ok(found)
 }
 
-/// Names the columns as pandas does: one without a name by its number.
+/// Returns the columns' names. As in pandas, a column without a name is named by its number.
 fn header(cells: &[Vec<u8>]) -> std::result::Result<Vec<String>, String> {
     let mut columns: Vec<String> = Vec::new();
     for (i, cell) in cells.iter().enumerate() {
@@ -99,7 +99,7 @@ fn header(cells: &[Vec<u8>]) -> std::result::Result<Vec<String>, String> {
     }
 }
 
-/// Makes an object of a record's cells.
+/// Creates an object from a record's cells.
 fn row(columns: &[String], cells: &[Vec<u8>]) -> ParsedRow {
     if cells.len() != columns.len() {
         let (n, many) = (cells.len(), if cells.len() == 1 { "cell" } else { "cells" });
@@ -123,7 +123,7 @@ fn row(columns: &[String], cells: &[Vec<u8>]) -> ParsedRow {
     Ok(object)
 }
 
-/// Tells whether a text is a list of messages as Python or JSON prints it.
+/// Returns whether a text looks like a list of messages printed by Python or as JSON.
 fn holds_messages(text: &str) -> bool {
     let inside = text.trim_start().strip_prefix('[').and_then(|text| text.trim_start().strip_prefix('{'));
     let key = inside.map(str::trim_start).and_then(|text| text.strip_prefix(['"', '\'']));
@@ -135,7 +135,7 @@ fn holds_messages(text: &str) -> bool {
     key.is_some_and(is_key) && ["role", "from"].iter().any(|name| text.contains(name))
 }
 
-/// Parts a record into its cells.
+/// Splits a record into its cells.
 fn fields(record: &[u8], by: u8) -> Vec<Vec<u8>> {
     let mut builder = csv::ReaderBuilder::new();
     builder.has_headers(false).flexible(true).delimiter(by).buffer_capacity(record.len() + 1);
@@ -144,22 +144,22 @@ fn fields(record: &[u8], by: u8) -> Vec<Vec<u8>> {
     record.iter().map(<[u8]>::to_vec).collect()
 }
 
-/// Tells whether a byte stands on an empty line. A tab is none: it may part empty cells.
+/// Returns whether a byte may be on a blank line. A tab may not, because it may separate empty cells.
 fn is_blank(byte: &u8) -> bool {
     matches!(byte, b' ' | b'\r' | b'\n')
 }
 
-/// Place of a record's bytes, as it is read.
+/// State of the quotes while a record is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum QuoteState {
     Start,
     Plain,
     Quotes,
-    /// Behind a quote inside of quotes: it ends them, or is the first of two that mean one.
+    /// Behind a quote inside a quoted cell: the quote either ends the cell, or is the first half of an escaped quote.
     Closed,
 }
 
-/// The records of a table, each with the line where it begins.
+/// Reader of a table's records, with the line where each begins.
 struct CsvRecords {
     by: u8,
     place: SourceLocation,
@@ -167,7 +167,7 @@ struct CsvRecords {
 }
 
 impl CsvRecords {
-    /// Reads the next record into `record`, without its end. Gives its place, and a fault of its quotes.
+    /// Reads the next record into `record`, without its line end. Returns its location, and an error in its quotes.
     fn next(&mut self, text: &mut impl BufRead) -> Result<Option<(SourceLocation, Option<&'static str>)>> {
         self.record.clear();
         let (mut within, mut fault, mut start) = (QuoteState::Start, None, self.place.clone());
@@ -245,7 +245,7 @@ mod tests {
                 (6, Ok(serde_json::json!({"a": "3", "b": null}))),
             ]
         );
-        // Quotes inside of a cell are text; a cell of a tab alone is no blank line.
+        // Quotes inside a cell are text. A line with only a tab is not blank.
         let rows = read("a\tb\n5\" wide\t6\n\t7\n", b'\t');
         assert_eq!(rows[0].1, Ok(serde_json::json!({"a": "5\" wide", "b": "6"})));
         assert_eq!(rows[1].1, Ok(serde_json::json!({"a": null, "b": "7"})));

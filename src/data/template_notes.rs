@@ -1,10 +1,10 @@
-//! Notes on what stands around and before texts: their template, and BOS.
+//! Notes on the template of texts, and on BOS before them.
 
 use super::conversation::Instruction;
 use super::prompt_template::Template;
 use super::tokens::Tokenizer;
 
-/// Says which template texts get, and why. `what` they are: rows, prompts.
+/// Describes which template texts get, and why. `what` names the texts: rows or prompts.
 pub fn template_line(tokenizer: &Tokenizer, template: &Template, first: &Instruction, what: &str) -> String {
     let form = template.for_instruction(first);
     let why = match first {
@@ -19,7 +19,7 @@ pub fn template_line(tokenizer: &Tokenizer, template: &Template, first: &Instruc
     format!("template: {} ({why})", form.name())
 }
 
-/// Says that `none` puts a BOS before texts which the tokenizer itself does not put there.
+/// Returns a note where `none` puts a BOS before texts, while the tokenizer itself does not.
 pub fn bos_note(tokenizer: &Tokenizer, template: &Template, first: &Instruction) -> Option<String> {
     let is_none = *template.for_instruction(first) == Template::None;
     let bos = tokenizer.bos_id().filter(|bos| is_none && !tokenizer.start_ids().contains(bos))?;

@@ -1,5 +1,5 @@
-//! Tokens that transformers puts before a text, as transformers 5 finds them: in the post-processor of `tokenizer.json`. `add_bos_token` of
-//! `tokenizer_config.json` is not looked at beside that file.
+//! Tokens that transformers 5 puts before a text. They come from the post-processor of `tokenizer.json`; `add_bos_token` of
+//! `tokenizer_config.json` is ignored if that file exists.
 
 use tokenizers::{Encoding, PostProcessor, Token, Tokenizer};
 
@@ -9,14 +9,14 @@ pub(super) enum TextStart {
     /// The post-processor of `tokenizer.json`.
     #[default]
     PostProcessor,
-    /// The tokenizer's class, which puts BOS there.
+    /// The tokenizer's class, which puts BOS before a text.
     Bos,
-    /// The tokenizer's class, which puts nothing there.
+    /// The tokenizer's class, which puts nothing before a text.
     Nothing,
 }
 
 impl TextStart {
-    /// Returns the ids, from those of the post-processor and BOS.
+    /// Returns the ids before a text. `of_post_processor` and `bos` are the candidates.
     pub fn ids(self, of_post_processor: Vec<u32>, bos: Option<u32>) -> Vec<u32> {
         match self {
             Self::PostProcessor => of_post_processor,
@@ -29,9 +29,9 @@ impl TextStart {
 /// Returns the ids that the post-processor puts before a text.
 ///
 /// # Errors
-/// The reason, where it cannot process a text.
+/// The reason, where the post-processor fails.
 pub(super) fn of_post_processor(tokenizer: &Tokenizer) -> Result<Vec<u32>, String> {
-    /// Stands for the text, and is no id.
+    /// Placeholder for the text, which is not a token's id.
     const TEXT: u32 = u32::MAX;
     let Some(processor) = tokenizer.get_post_processor() else { return Ok(Vec::new()) };
     let text = Encoding::from_tokens(vec![Token::new(TEXT, "a".into(), (0, 1))], 0);

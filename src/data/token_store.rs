@@ -1,7 +1,8 @@
-//! Tokenised rows on disk, under a name that says what they were made of: the next start over the same rows reads them.
+//! Cache of tokenised rows on disk, under keys that depend on everything that determines the tokens. The next start over the same rows
+//! reads them back.
 //!
-//! A file is: a magic number; the length of a JSON header, and the header; arrays of u32 in little endian (places, lengths, examples, sequences, parts between
-//! answers, ids); BLAKE3 of all that. One whose length or hash is another is not read.
+//! A file consists of: a magic number; the length of a JSON header, and the header; arrays of u32 in little endian (locations, lengths,
+//! examples, sequences, ranges between answers, ids); and BLAKE3 of all that. A file whose length or hash does not match is not used.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, ErrorKind, Read, Write};
@@ -17,31 +18,31 @@ use super::remarks::DataRemarks;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 
-/// Begins every file; the number is that of the form.
+/// First bytes of every file; the digit is the format's version.
 const MAGIC: [u8; 8] = *b"jwtoken1";
-/// Ends the names of files.
+/// File name extension of cached tokens.
 const EXTENSION: &str = "tokens";
-/// Bytes that a folder's files may have together: those that were used least recently make room.
+/// Largest size of all files of a folder together, in bytes. The least recently used files are removed first.
 const MAX_FOLDER_BYTES: u64 = 16 << 30;
-/// Bytes that a header may have.
+/// Largest size of a header, in bytes.
 const MAX_HEADER_BYTES: u64 = 1 << 30;
-/// u32s of an example: row, number of sequences, label.
+/// Number of u32s per example: row, number of sequences, label.
 const EXAMPLE_WORDS: usize = 3;
-/// u32s of a sequence: ids, start of the response, parts between answers.
+/// Number of u32s per sequence: ids, start of the response, ranges between answers.
 const SEQUENCE_WORDS: usize = 3;
-/// u32s of a row's place.
+/// Number of u32s per row location.
 const PLACE_WORDS: usize = 3;
 
-/// Rows as tokens, and what was told of them, a line each.
+/// Tokenised rows, and the messages about them, one line each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenisedRows {
-    /// The tokens.
+    /// Tokenised data.
     pub data: Dataset,
-    /// Every line that the first start told.
+    /// Messages that the first start printed.
     pub told: Vec<String>,
 }
 
-/// Contents of a file besides numbers, and how many there are.
+/// Header of a file: its contents other than numbers, and the arrays' lengths.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct StoreHeader {
     files: Vec<PathBuf>,
@@ -57,7 +58,7 @@ struct StoreHeader {
 }
 
 impl StoreHeader {
-    /// u32s behind the header.
+    /// Returns the number of u32s behind the header.
     fn n_words(&self) -> Option<usize> {
         let parts = [
             (self.n_rows, PLACE_WORDS),
@@ -71,14 +72,14 @@ impl StoreHeader {
     }
 }
 
-/// The folder of tokenised rows.
+/// Folder of cached tokens.
 #[derive(Debug, Clone)]
 pub struct TokenStore {
     dir: PathBuf,
 }
 
 impl TokenStore {
-    /// Keeps files in this folder, which is made when the first is written.
+    /// Uses the folder `dir`, which is created at the first write.
     pub fn new(dir: PathBuf) -> Self {
         Self { dir }
     }
@@ -87,10 +88,10 @@ impl TokenStore {
         self.dir.join(key).with_extension(EXTENSION)
     }
 
-    /// Reads the rows of this name; `None` where there are none.
+    /// Reads the rows with this key; `None` where there are none.
     ///
     /// # Errors
-    /// [`Error::File`] for a file that is damaged.
+    /// [`Error::File`] where the file is damaged.
     pub fn get(&self, key: &str) -> Result<Option<TokenisedRows>> {
         let path = self.path(key);
         let n_bytes = match fs::metadata(&path) {
@@ -100,13 +101,13 @@ impl TokenStore {
             Err(e) => return Err(Error::file(&path, e)),
         };
         let file = File::open(&path).map_err(|e| Error::file(&path, e))?;
-        // The time of the last use, by which files make room.
+        // Records the time of the last use, by which files are removed.
         let _ = file.set_modified(SystemTime::now());
         let damaged = |reason: io::Error| Error::file(&path, format!("kept tokens are damaged ({reason})"));
         read(BufReader::with_capacity(1 << 20, file), n_bytes).map(Some).map_err(damaged)
     }
 
-    /// Keeps rows under this name, whole or not at all.
+    /// Stores rows under this key, completely or not at all.
     ///
     /// # Errors
     /// [`Error::File`].
@@ -118,7 +119,7 @@ impl TokenStore {
         Ok(())
     }
 
-    /// Removes the files that were used least recently, beyond what the folder may hold; `kept` stays. One that cannot be removed stays.
+    /// Removes the least recently used files that exceed the folder's limit, except `kept`. A file that cannot be removed is left.
     fn make_room(&self, kept: &Path) {
         let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
@@ -140,12 +141,12 @@ impl TokenStore {
     }
 }
 
-/// A number that a file holds in 32 bits.
+/// Converts a number to the 32 bits that a file has for it.
 fn word(n: usize) -> io::Result<u32> {
     u32::try_from(n).map_err(|_| io::Error::other("a number is beyond 32 bits"))
 }
 
-/// A writer that hashes what passes through it.
+/// Writer that hashes the bytes passing through it.
 struct HashedContent<W> {
     inner: W,
     hasher: Hasher,

@@ -1,4 +1,4 @@
-//! A checkpoint's tokenizer: texts to ids with the boundary between instruction and response, and back.
+//! Tokenizer of a checkpoint: converts texts to ids, with the boundary between instruction and response, and back.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -19,26 +19,26 @@ use super::word_bounds;
 use crate::error::{Error, Result};
 use crate::model::side_files::{CHAT_TEMPLATE, SideFiles, TOKENIZER, TOKENIZER_CONFIG};
 
-/// tokenizer.json with the special tokens and the chat template of the files beside it.
+/// Tokenizer from `tokenizer.json`, with the special tokens and chat templates of the files beside it.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     dir: PathBuf,
     bos: Option<u32>,
     eos: Option<u32>,
-    /// Ids that transformers puts before a text: BOS, or what else the post-processor has there; often none.
+    /// Ids that transformers puts before a text: BOS, or other tokens of the post-processor; often none.
     start: Vec<u32>,
-    /// Leaves out EOS behind a response (`--no-eos`).
+    /// Whether to omit EOS behind a response (`--no-eos`).
     open_ended: bool,
-    /// Tokens that end a response, for the note on answers that end in none.
+    /// Tokens that end a response, for the remark on answers that end with none of them.
     stops: Vec<u32>,
     special: Vec<(String, String)>,
     chats: NamedTemplates,
-    /// Ids from here on are unknown to the model.
+    /// First id that is unknown to the model.
     vocab_limit: Option<usize>,
-    /// SHA-256 of the files.
+    /// SHA-256 of the tokenizer's files.
     files_digest: String,
-    /// Tells whether texts are parted at [`word_bounds`].
+    /// Whether texts are always split at [`word_bounds`].
     has_word_bounds: bool,
     notes: Vec<String>,
 }
@@ -52,7 +52,8 @@ impl Tokenizer {
         Self::from_side_files(&SideFiles::read(dir.as_ref()))
     }
 
-    /// Takes contents of `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`; `dir` serves error messages.
+    /// Creates the tokenizer from the contents of `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`. `dir` is for error
+    /// messages.
     ///
     /// # Errors
     /// Fails like [`Tokenizer::from_side_files`].
@@ -62,11 +63,11 @@ impl Tokenizer {
         Self::from_side_files(&SideFiles::from_contents(dir, optional.chain([(TOKENIZER, tokenizer)])))
     }
 
-    /// Takes a folder's files as they were read: `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`,
-    /// chat templates, and `config.json`'s ids where these name no BOS or EOS.
+    /// Creates the tokenizer from a folder's files: `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
+    /// `added_tokens.json`, chat templates, and the ids in `config.json` where the other files name no BOS or EOS.
     ///
     /// # Errors
-    /// [`Error::File`] or [`Error::Field`] for a file that is missing, malformed, or at odds with the other.
+    /// [`Error::File`] or [`Error::Field`] for a file that is missing, malformed, or in contradiction to another.
     pub fn from_side_files(side: &SideFiles) -> Result<Self> {
         let (path, tokenizer) = (side.path(TOKENIZER), side.required(TOKENIZER)?.as_bytes());
         untrusted::check(tokenizer).map_err(|reason| Error::file(&path, reason))?;
@@ -75,7 +76,7 @@ impl Tokenizer {
             .map_err(|e| Error::file(&path, format!("no tokenizer can be made of it: {}", one_line(&e))))?;
         let start = without_panic(|| of_post_processor(&inner)).and_then(|made| made);
         let of_file = start.map_err(|e| Error::file(&path, format!("its post_processor fails: {}", one_line(&e))))?;
-        // Only the plain text is tokenised: no special tokens, nothing cut or filled up, offsets not trimmed.
+        // The tokenizer converts only the plain text: it adds no special tokens, neither truncates nor pads, and does not trim offsets.
         inner.with_padding(None).with_post_processor(None::<tokenizers::PostProcessorWrapper>);
         inner.with_truncation(None).map_err(|e| Error::file(&path, one_line(&e.to_string())))?;
 
@@ -89,7 +90,7 @@ impl Tokenizer {
         notes.extend(found);
         let start = start.ids(of_file, bos);
         let chats = NamedTemplates::compile(side, &config, &special)?;
-        // A template that cannot be compiled matters only to those who use it.
+        // A template that cannot be compiled matters only if it is used.
         notes.extend(chats.failures().cloned());
         let stops = eos.into_iter().collect();
         let dir = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
@@ -111,8 +112,8 @@ impl Tokenizer {
         })
     }
 
-    /// SHA-256, in hexadecimal, of everything that a text's tokens depend on: the template, the files, what was set since, and of chat templates what
-    /// they are and the date that they print.
+    /// Computes SHA-256, in hexadecimal, of everything that the tokens of a text depend on: the template, the files, later settings and,
+    /// for chat templates, their sources and the date that they print.
     pub fn digest(&self, template: &Template) -> String {
         let own =
             (&self.files_digest, self.bos, self.eos, self.open_ended, &self.stops, self.vocab_limit, &self.special);
@@ -122,15 +123,15 @@ impl Tokenizer {
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Takes `--chat-template`: the name of one of the folder's templates, or a file.
+    /// Chooses the chat template that `--chat-template` names: one of the folder's templates, or a file.
     ///
     /// # Errors
-    /// [`Error::Flag`].
+    /// [`Error::Flag`] where there is no such template, or where it cannot be compiled.
     pub fn choose_chat_template(&mut self, value: &str) -> Result<()> {
         self.chats.choose(value, &self.special)
     }
 
-    /// The chat templates.
+    /// Returns the chat templates.
     pub fn chat_templates(&self) -> &NamedTemplates {
         &self.chats
     }
@@ -140,12 +141,12 @@ impl Tokenizer {
         &self.stops
     }
 
-    /// Takes the tokens that end a response; until then it is EOS alone.
+    /// Sets the tokens that end a response. By default, this is only EOS.
     pub fn set_stop_ids(&mut self, stops: Vec<u32>) {
         self.stops = stops;
     }
 
-    /// Beginning of sequence.
+    /// Returns the beginning-of-sequence token.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos
     }
@@ -155,24 +156,24 @@ impl Tokenizer {
         &self.start
     }
 
-    /// Counts the tokens that stand before a text: [`Tokenizer::start_ids`], or BOS.
+    /// Counts the leading tokens that are not part of the text: [`Tokenizer::start_ids`], or BOS.
     pub(super) fn n_before(&self, ids: &[u32]) -> usize {
         let is_bos = ids.first().is_some_and(|id| Some(*id) == self.bos);
         if ids.starts_with(&self.start) { self.start.len().max(usize::from(is_bos)) } else { usize::from(is_bos) }
     }
 
-    /// End of sequence.
+    /// Returns the end-of-sequence token.
     pub fn eos_id(&self) -> Option<u32> {
         self.eos
     }
 
-    /// Puts no EOS behind responses: their end is neither scored nor learnt.
+    /// Returns this tokenizer without EOS behind responses, so that their end is neither scored nor trained on.
     #[must_use]
     pub fn without_end(self) -> Self {
         Self { open_ended: true, ..self }
     }
 
-    /// Returns what a tokenizer has otherwise than another: "vocabulary", "BOS", "EOS", "chat template", "pre-tokenisation".
+    /// Returns the names of properties in which two tokenizers differ: "vocabulary", "BOS", "EOS", "chat template", "pre-tokenisation".
     pub fn differences(&self, other: &Self) -> Vec<&'static str> {
         let steps = |t: &tokenizers::Tokenizer| {
             serde_json::to_string(&(t.get_normalizer(), t.get_pre_tokenizer(), t.get_decoder())).ok()
@@ -187,7 +188,7 @@ impl Tokenizer {
         differs.into_iter().filter_map(|(what, differs)| differs.then_some(what)).collect()
     }
 
-    /// Returns the ids that the tokenizer can give and `other` does not know, from `limit` on.
+    /// Returns the ids from `limit` on that this tokenizer can produce and `other` does not know.
     pub fn added_beyond(&self, other: Option<&Self>, limit: usize) -> Vec<u32> {
         let known = |id: u32| other.is_some_and(|other| other.inner.id_to_token(id).is_some());
         let mut ids: Vec<u32> = self.inner.get_vocab(true).into_values().collect();
@@ -201,11 +202,11 @@ impl Tokenizer {
         &self.notes
     }
 
-    /// Compares with V, the rows of the model's embedding. Added tokens beyond V are refused only where a text uses them
-    /// (text-only Gemma 3 has one); V beyond the tokenizer is usual.
+    /// Compares the vocabulary with V, the number of rows of the model's embedding. Added tokens beyond V are refused only where a text
+    /// uses them (text-only Gemma 3 has one). A V larger than the vocabulary is usual.
     ///
     /// # Errors
-    /// [`Error::File`] where the vocabulary, BOS or EOS do not fit.
+    /// [`Error::File`] where the vocabulary, BOS or EOS exceed V.
     pub fn check_vocab(&mut self, model_vocab: usize) -> Result<()> {
         self.vocab_limit = Some(model_vocab);
         let own = self.inner.get_vocab_size(false);
@@ -220,10 +221,10 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// Whether texts can be put into this template.
+    /// Checks that texts can be rendered with this template.
     ///
     /// # Errors
-    /// [`Error::Flag`] for `chat` without a (working) chat template.
+    /// [`Error::Flag`] for `chat` without a chat template, or with one that cannot be compiled.
     pub fn check_template(&self, template: &Template) -> Result<()> {
         if *template != Template::Chat {
             return Ok(());
@@ -237,10 +238,11 @@ impl Tokenizer {
         }
     }
 
-    /// Refuses a conversation where nothing says how it is rendered: by default the tokenizer's own template does. `place` is the row's.
+    /// Returns an error for a conversation if no template for it was chosen, and the tokenizer has no chat template, which is the default.
+    /// `place` is the row's location.
     ///
     /// # Errors
-    /// [`Error::Flag`], which names the ways out.
+    /// [`Error::Flag`], with advice on what to do.
     pub fn check_conversation(&self, instruction: &Instruction, template: &Template, place: &str) -> Result<()> {
         let is_by_rows = template.is_by_rows() && *template.for_instruction(instruction) == Template::Chat;
         let Some(reason) = self.chat(instruction, &Template::Chat).err().filter(|_| is_by_rows) else { return Ok(()) };
@@ -249,7 +251,7 @@ impl Tokenizer {
         Err(Error::flag("template", format!("{place} is a conversation, and {reason} ({dir}): {ways}")))
     }
 
-    /// The chat template of a row, where `--template chat` asks for one.
+    /// Returns the chat template for a row, if `--template chat` applies to it.
     fn chat(
         &self,
         instruction: &Instruction,
@@ -275,18 +277,19 @@ impl Tokenizer {
         template.instruction(instruction, self.chat(instruction, template)?.map(|chat| &chat.template))
     }
 
-    /// `tok(template(I) + R) + [EOS]`, with the boundary found by offsets: a token that spans it belongs to the response. Before [`Template::None`] and
-    /// the paper's templates stands BOS; before others what the tokenizer puts there ([`Tokenizer::start_ids`]). These and EOS are added only where they
-    /// are absent. A chat template's text is tokenised as it is, with nothing before or behind it.
+    /// Computes `tok(template(I) + R) + [EOS]`. The boundary between instruction and response is found by offsets; a token that spans it
+    /// belongs to the response. BOS is put before [`Template::None`] and the paper's templates, and the tokenizer's own leading tokens
+    /// ([`Tokenizer::start_ids`]) before other templates. These tokens and EOS are added only where they are missing. A chat template's
+    /// text is tokenised without additions.
     ///
     /// # Errors
-    /// The reason; the caller knows the line.
+    /// The reason, without the row's location, which the caller knows.
     pub fn encode(&self, text: &PromptResponse, template: &Template) -> std::result::Result<Sequence, String> {
         self.encode_behind(text, template, &mut BTreeSet::new(), &mut None)
     }
 
-    /// Encodes a text like [`Tokenizer::encode`], and adds the remarks on it for the user. `before` is a text that may begin in the same
-    /// way, whose tokens are then reused; this text replaces it.
+    /// Encodes a text like [`Tokenizer::encode`], and adds remarks on the text for the user. `before` is an earlier text that may have the
+    /// same beginning, whose tokens are then reused. This text replaces it.
     ///
     /// # Errors
     /// Fails like [`Tokenizer::encode`].
@@ -343,7 +346,7 @@ impl Tokenizer {
         Ok(Sequence::new(ids, start + before.len()))
     }
 
-    /// Returns the byte offset up to which a text's tokens equal those of `asks`, the text that asks for its answer.
+    /// Returns the byte offset up to which a text's tokens equal those of `asks`, the text that asks for the text's answer.
     fn parted(&self, ids: &[u32], offsets: &[(usize, usize)], asks: &str) -> std::result::Result<usize, String> {
         let asks = self.tokenise(asks)?;
         let whole = ids.iter().zip(offsets);
@@ -351,7 +354,7 @@ impl Tokenizer {
         Ok(same.last().map_or(0, |((_, (_, end)), _)| *end))
     }
 
-    /// Tokenises a text, from where it parts from `before` on.
+    /// Tokenises a text, reusing the tokens of the beginning that it shares with `before`.
     fn tokenise_behind(&self, text: &str, before: Option<TokenisedText>) -> std::result::Result<TokenisedText, String> {
         let shared = before.filter(|_| self.has_word_bounds).and_then(|before| before.cut(text));
         let (at, TokenisedText { mut ids, mut offsets, .. }) = shared.unwrap_or_default();
@@ -361,7 +364,7 @@ impl Tokenizer {
         Ok(TokenisedText { text: text.into(), ids, offsets })
     }
 
-    /// Returns what stands before a template's tokens, where they do not begin with it.
+    /// Returns the tokens to put before a template's tokens; empty where the template's tokens already begin with them.
     fn ids_before(&self, tokens: &[u32], template: &Template) -> &[u32] {
         let before = match template {
             Template::Paper | Template::PaperTldr | Template::ByRows | Template::None => self.bos.as_slice(),
@@ -371,15 +374,15 @@ impl Tokenizer {
         if tokens.starts_with(before) { &[] } else { before }
     }
 
-    /// Characters of the text that [`Tokenizer::encode`] makes tokens of.
+    /// Counts the characters of the text that [`Tokenizer::encode`] tokenises.
     pub(super) fn characters(&self, text: &PromptResponse, template: &Template) -> std::result::Result<usize, String> {
         Ok(self.render(text, template)?.text.chars().count())
     }
 
-    /// `tok(template(I))`, with the same before it as in [`Tokenizer::encode`]: what generation goes on from.
+    /// Computes `tok(template(I))`, with the leading tokens of [`Tokenizer::encode`]: the start of a generation.
     ///
     /// # Errors
-    /// The reason.
+    /// The reason, such as an instruction that the template cannot represent.
     pub fn encode_prompt(
         &self,
         instruction: &Instruction,
@@ -390,10 +393,11 @@ impl Tokenizer {
         Ok([self.ids_before(&ids, template), &ids].concat())
     }
 
-    /// `tok(template(I) + start)`, with the same before it as in [`Tokenizer::encode`]: a response that begins so, and has not ended. The boundary is found as in [`Tokenizer::encode`].
+    /// Computes `tok(template(I) + start)`, with the leading tokens of [`Tokenizer::encode`]: a response that begins with `start` and has
+    /// not ended. The boundary is found as in [`Tokenizer::encode`].
     ///
     /// # Errors
-    /// The reason.
+    /// The reason, such as an instruction that the template cannot represent.
     pub fn encode_begun(
         &self,
         instruction: &Instruction,
@@ -409,10 +413,10 @@ impl Tokenizer {
         Ok(Sequence::new([before, tokens].concat(), boundary + before.len()))
     }
 
-    /// The ids of a text alone: no template, BOS or EOS.
+    /// Tokenises a text without template, BOS or EOS.
     ///
     /// # Errors
-    /// The reason.
+    /// The reason, such as a token that is unknown to the model.
     pub fn encode_text(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
         Ok(self.tokenise(text)?.get_ids().to_vec())
     }
@@ -433,7 +437,7 @@ impl Tokenizer {
         Ok(encoding)
     }
 
-    /// The text of ids, special tokens left out.
+    /// Returns the text of ids, without special tokens.
     ///
     /// # Errors
     /// [`Error::File`] where the tokenizer's decoder fails.
@@ -441,7 +445,7 @@ impl Tokenizer {
         self.decode_with(ids, true)
     }
 
-    /// The text of ids, special tokens included.
+    /// Returns the text of ids, including special tokens.
     ///
     /// # Errors
     /// Fails like [`Tokenizer::decode`].
@@ -459,10 +463,10 @@ impl Tokenizer {
         self.dir.join("tokenizer.json")
     }
 
-    /// One token for display: its text with escapes, or its name in the vocabulary where it is part of a character.
+    /// Formats a token for display: its text with escapes or, where it is part of a character, its name in the vocabulary.
     pub fn show(&self, id: u32) -> String {
         let name = || self.inner.id_to_token(id).unwrap_or_else(|| format!("#{id}"));
-        // A word's leading space is lost when it is decoded alone, so the vocabulary's own mark is trusted.
+        // A token decoded alone loses its leading space, so the vocabulary's mark for it is used.
         let text = match self.inner.id_to_token(id) {
             Some(token) if token.starts_with('▁') => token.replace('▁', " "),
             _ => self.decode_all(&[id]).unwrap_or_default(),
@@ -472,21 +476,21 @@ impl Tokenizer {
     }
 }
 
-/// A text with its tokens.
+/// Text with its tokens.
 #[derive(Debug, Default)]
 pub(super) struct TokenisedText {
     text: String,
     ids: Vec<u32>,
-    /// Bytes of each token.
+    /// Byte range of each token.
     offsets: Vec<(usize, usize)>,
 }
 
 impl TokenisedText {
-    /// Cuts the tokens off behind the last bound of what another text begins with; gives the bound, too.
+    /// Removes the tokens behind the last word bound inside the common beginning of this text and `text`. Also returns the bound.
     fn cut(mut self, text: &str) -> Option<(usize, Self)> {
         let at = word_bounds::last_shared(&self.text, text)?;
         let n = self.offsets.iter().position(|(_, end)| *end > at).unwrap_or(self.offsets.len());
-        // An added token that takes the blanks behind it ends behind the bound.
+        // An added token that absorbs the white space behind it may end behind the bound.
         if self.offsets.get(n).is_some_and(|(start, _)| *start < at) {
             return None;
         }

@@ -1,8 +1,9 @@
-//! An assistant's answers in a rendered conversation. Where the template has `{% generation %}` tags, `sft` goes by them. Elsewhere an answer
-//! is what stands between two renderings: of the messages before it with the question for an answer, and of the messages up to it.
+//! The assistant's answers in a rendered conversation. If the template has `{% generation %}` tags, `sft` uses them. Otherwise, an answer
+//! is located by two renderings: of the messages before it with the request for an answer, and of the messages up to and including it.
 //!
-//! Renderings of fewer messages need not be prefixes of the whole text. Templates that think drop thoughts of answers which are not the last, and some
-//! ask with `<think>`, which the whole text lacks. So places are sought by what both texts share.
+//! A rendering of fewer messages need not be a prefix of the whole text. Templates of reasoning models drop the thoughts of all answers but
+//! the last, and some ask for an answer with `<think>`, which the whole text lacks. Positions are therefore found by the parts that both
+//! texts share.
 
 use serde_json::Value;
 
@@ -10,10 +11,10 @@ use super::chat_template::ChatTemplate;
 use super::conversation::{Message, PromptResponse, ResponseText, TemplateInputs};
 use super::rendered::RenderedText;
 
-/// Renders a text, and finds its answers.
+/// Renders a text, and locates its answers.
 ///
 /// # Errors
-/// The reason: the template refuses it, or an answer cannot be told from what stands around it.
+/// The reason: the template rejects the text, or an answer's position cannot be determined.
 pub(super) fn render_turns(text: &PromptResponse, chat: &ChatTemplate) -> Result<RenderedText, String> {
     let (conversation, first) = text.conversation();
     let messages = &conversation.messages;
@@ -29,7 +30,7 @@ pub(super) fn render_turns(text: &PromptResponse, chat: &ChatTemplate) -> Result
     let mut after = 0;
     for (k, _) in messages.iter().enumerate().skip(first).filter(|(_, message)| message.is_assistant()) {
         let asks = match render(k, true) {
-            // A greeting before any question, of a template that needs one: it is context.
+            // The conversation begins with an answer, and the template needs a question first: the answer is context.
             Err(_) if k == 0 => continue,
             asks => asks?,
         };
@@ -62,15 +63,16 @@ pub(super) fn render_turns(text: &PromptResponse, chat: &ChatTemplate) -> Result
 
 fn unknown(what: &str, k: usize, messages: &[Message]) -> String {
     format!(
-        "the chat template renders message {} of {} in another way where more messages follow, so where the answer {what} is unknown: \
+        "the chat template renders message {} of {} differently when more messages follow, so it is unknown where the answer {what}: \
          use a template with generation tags (--chat-template), or --last-turn-only",
         k + 1,
         messages.len()
     )
 }
 
-/// Returns where a text that asks for an answer stops being what stands before one: `asks` may go on with what answers lack, as `<think>`. The
-/// template is shown an answer that begins as no other does, so that what an answer has in common with `asks` stays its own.
+/// Returns the length of the header in `asks`, a text that asks for an answer: the part that also stands before real answers. `asks` may
+/// continue with a text that answers lack, such as `<think>`. The header is found by rendering an answer that begins unlike any other, so
+/// that no beginning that an answer shares with `asks` counts as header.
 fn header_end(asks: &str, before: &[Value], inputs: &TemplateInputs, chat: &ChatTemplate) -> Option<usize> {
     let messages: Vec<Value> =
         before.iter().cloned().chain([Message::new("assistant", NO_ANSWER).to_value()]).collect();
@@ -78,27 +80,28 @@ fn header_end(asks: &str, before: &[Value], inputs: &TemplateInputs, chat: &Chat
     Some(shared_prefix(asks, &rendered.text))
 }
 
-/// A text of private use, which neither templates nor answers begin with.
+/// Private-use character, with which neither templates nor answers begin.
 const NO_ANSWER: &str = "\u{f8ff}";
 
-/// Bytes that both texts begin with, whole characters.
+/// Returns the number of bytes of the longest common prefix, in whole characters.
 fn shared_prefix(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum()
 }
 
-/// Bytes that both texts end with.
+/// Returns the number of bytes of the longest common suffix.
 fn shared_suffix(a: &str, b: &str) -> usize {
     a.bytes().rev().zip(b.bytes().rev()).take_while(|(x, y)| x == y).count()
 }
 
-/// Returns where the answer begins in `whole`. `asks` is no prefix of it: they share `shared` bytes. The question for an answer stands in `asks` from
-/// `question` on. `after`: where the answer before ends.
+/// Returns the offset in `whole` where the answer begins. `asks` is not a prefix of `whole`; they share the first `shared` bytes. In
+/// `asks`, the request for an answer begins at `question`. The previous answer ends at `after`.
 fn begins(whole: &str, asks: &str, question: usize, shared: usize, after: usize) -> Option<usize> {
-    // What was said before is the same: the question alone is not, as with `<think>`.
+    // The messages before are rendered equally; only the request differs, as with `<think>`.
     if shared >= question {
         return Some(shared);
     }
-    // Earlier messages differ. The question is sought, or as much of its beginning as there is, where most of what stands before it agrees.
+    // Earlier messages are rendered differently. Searches for the longest possible beginning of the request, at the place where the text
+    // before it agrees most.
     let lengths = asks[question..].char_indices().map(|(at, c)| at + c.len_utf8());
     for length in lengths.collect::<Vec<_>>().into_iter().rev() {
         let (pattern, before) = (&asks[question..question + length], &asks[..question]);
@@ -112,15 +115,16 @@ fn begins(whole: &str, asks: &str, question: usize, shared: usize, after: usize)
     None
 }
 
-/// Returns where the answer that begins at `start` ends in `whole`. `alone` is the text up to the answer, without what follows; `asked` the part of it
-/// that asks for the answer. Some templates write `eos` behind the last message alone, whoever said it.
+/// Returns the offset in `whole` where the answer that begins at `start` ends. `alone` is the text up to the answer, without later
+/// messages; `asked` is the part of it that asks for the answer. Some templates write `eos` only behind the last message, whatever its
+/// role.
 fn ends(whole: &str, asked: &str, alone: &str, eos: Option<&str>, start: usize) -> Option<usize> {
     let unended = eos.and_then(|eos| alone.trim_end().strip_suffix(eos));
     let prefixes = [Some(alone), unended].into_iter().flatten();
     if let Some(prefix) = prefixes.clone().find(|prefix| whole.starts_with(*prefix) && prefix.len() >= start) {
         return Some(prefix.len());
     }
-    // As the last message the answer may have had thoughts before it; its end stayed.
+    // When it was the last message, the answer may have been rendered with thoughts, which `whole` lacks; its end is the same.
     let places = || whole[start..].char_indices().map(|(at, c)| start + at + c.len_utf8());
     let answers = prefixes.map(|prefix| &prefix[shared_prefix(asked, prefix)..]);
     let kept = answers.clone().find_map(|answer| places().filter(|&at| answer.ends_with(&whole[start..at])).max());

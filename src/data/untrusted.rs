@@ -1,4 +1,5 @@
-//! Files are untrusted and libraries trust them: what is checked of tokenizer.json before `tokenizers` sees it, and panics as reasons.
+//! Safe use of libraries with untrusted files: checks of tokenizer.json before the crate `tokenizers` reads it, and panics turned into
+//! errors.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,7 +11,8 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Calls into a library that reads a file; a panic's text as the reason, and nothing of it on standard error. Costs nothing where none happens.
+/// Calls a library function that reads a file. Returns the text of a panic as the reason, and prints nothing of it on standard error. Costs
+/// nothing where there is no panic.
 pub(super) fn without_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -30,10 +32,10 @@ pub(super) fn without_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Most bytes that replacements may make of one byte.
+/// Largest number of bytes into which replacements may turn a single byte.
 const MAX_GROWTH: usize = 4096;
 
-/// The parts that can ask for memory that neither the file nor the text has.
+/// Parts of tokenizer.json that can make the library allocate much more memory than the file and the text have.
 #[derive(serde::Deserialize)]
 struct TokenizerParts {
     #[serde(default)]
@@ -54,7 +56,7 @@ pub(super) fn check(tokenizer: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Bytes that a byte becomes at most, roughly.
+/// Returns approximately the largest number of bytes that a single byte becomes.
 fn growth(part: &Value) -> Result<usize, String> {
     let fields = match part {
         Value::Array(list) => return list.iter().try_fold(1, |all: usize, v| Ok(all.saturating_mul(growth(v)?))),
@@ -74,13 +76,13 @@ fn growth(part: &Value) -> Result<usize, String> {
     fields.values().try_fold(own, |all, v| Ok(all.saturating_mul(growth(v)?)))
 }
 
-/// The longest text that SentencePiece's compiled map replaces something by; `None` where the map is no [length of a trie in
-/// bytes, trie, texts with a NUL behind each].
+/// Returns the length of the longest replacement in SentencePiece's compiled map; `None` where the map is malformed. Its format is: length
+/// of a trie in bytes, trie, texts each followed by a NUL.
 fn charsmap(base64: &str) -> Option<usize> {
     let bytes = decode(base64)?;
     let (length, rest) = bytes.split_first_chunk::<4>()?;
     let length = u32::from_le_bytes(*length) as usize;
-    // An empty trie is no trie: looking something up in it panics.
+    // An empty trie is malformed: the library panics when it looks something up in it.
     let texts = rest.get(length..).filter(|_| length >= 4 && length.is_multiple_of(4))?;
     texts.split(|byte| *byte == 0).map(|text| text.len().max(1)).max()
 }

@@ -1,20 +1,21 @@
-//! Word bounds: places where a tokenizer splits a text whatever stands on either side. There, the common start of two texts is tokenised
-//! only once.
+//! Word bounds: places where a tokenizer splits a text, whatever is on either side. The common beginning of two texts needs to be tokenised
+//! only once up to its last word bound.
 //!
-//! A text is parted into pieces before its model sees them: at added tokens, then by regular expressions. In those that are known here no piece holds an
-//! ASCII letter with a space behind it, and what a piece is does not depend on what stands before it. So pieces end between such a letter and such a
-//! space, and what follows is parted as if it stood alone. Other tokenizers (SentencePiece's, which see a text as one piece) have no such places.
+//! A text is split into pieces before the tokenizer's model sees them: at added tokens, then by regular expressions. With the expressions
+//! listed here, no piece contains an ASCII letter followed by a space, and a piece does not depend on the text before it. A piece therefore
+//! ends between such a letter and space, and the text behind is split as if it stood alone. Other tokenizers have no such places, for
+//! example SentencePiece's, which treat a text as one piece.
 
 use serde_json::Value;
 
-/// Regular expressions of tokenizers that are known: Llama 3's, Qwen's, GPT-4o's (gpt-oss, Phi-4).
+/// Regular expressions of supported tokenizers: Llama 3's, Qwen's, GPT-4o's (gpt-oss, Phi-4).
 const PATTERNS: [&str; 3] = [
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ];
 
-/// Tells whether a tokenizer parts every text between an ASCII letter and a space.
+/// Returns whether a tokenizer always splits a text between an ASCII letter and a space.
 pub(super) fn are_kept(tokenizer: &tokenizers::Tokenizer) -> bool {
     let json = |part: serde_json::Result<Value>| part.unwrap_or(Value::Bool(false));
     let steps = json(serde_json::to_value(tokenizer.get_pre_tokenizer()));
@@ -23,7 +24,7 @@ pub(super) fn are_kept(tokenizer: &tokenizers::Tokenizer) -> bool {
         _ => vec![steps],
     };
     let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()));
-    // A letter and a space are composed with nothing.
+    // NFC does not compose a letter with a space.
     let is_plain = normalizer.is_null() || normalizer["type"] == "NFC";
     let added = tokenizer.get_added_tokens_decoder();
     let is_apart = |token: &tokenizers::AddedToken| {
@@ -32,7 +33,7 @@ pub(super) fn are_kept(tokenizer: &tokenizers::Tokenizer) -> bool {
     is_plain && steps.iter().all(is_known) && steps.iter().any(parts_words) && added.values().all(is_apart)
 }
 
-/// Tells whether a step joins nothing, and looks at nothing before a piece.
+/// Returns whether a pre-tokenisation step never joins pieces, and never looks at the text before a piece.
 fn is_known(step: &Value) -> bool {
     match step["type"].as_str() {
         Some("ByteLevel") => step["add_prefix_space"] == false,
@@ -42,10 +43,10 @@ fn is_known(step: &Value) -> bool {
     }
 }
 
-/// Tells whether a step parts words.
+/// Returns whether a pre-tokenisation step splits words.
 fn parts_words(step: &Value) -> bool {
     match step["type"].as_str() {
-        // GPT-2's regular expression, in which the same holds.
+        // GPT-2's regular expression, for which the same holds.
         Some("ByteLevel") => step["use_regex"] != false,
         Some("Split") => is_listed(step),
         _ => false,
@@ -59,7 +60,7 @@ fn is_listed(step: &Value) -> bool {
         && step["invert"] == false
 }
 
-/// Finds the last place within what two texts begin with at which such tokenizers part both.
+/// Returns the last word bound inside the common beginning of two texts.
 pub(super) fn last_shared(a: &str, b: &str) -> Option<usize> {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let n = a.iter().zip(b).take_while(|(a, b)| a == b).count();
@@ -90,7 +91,7 @@ mod tests {
         ] {
             assert_eq!(kept(&read(name)), are, "{name}");
         }
-        // Whatever joins words, or looks behind.
+        // Steps that join words, or that look at the text before a piece.
         let llama = read("llama3-scaling");
         for (from, to) in [
             (r"\\s+(?!\\S)", r"(?<=a)\\s+(?!\\S)"),

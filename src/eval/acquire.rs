@@ -1,4 +1,4 @@
-//! Asking a judge about comparisons, both orders each, and going on where an earlier run ended.
+//! Asks a judge about comparisons, each in both orders. A run continues where an earlier one ended.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,18 +12,18 @@ use super::tasks::rows::PreferenceRow;
 use crate::data::comparisons::Comparison;
 use crate::error::{Error, one_line};
 
-/// File of rows with what the judge made of them.
+/// File of the rows with the judge's annotations.
 pub const ANNOTATED: &str = "annotated.jsonl";
-/// File of rows that were decided.
+/// File of the rows that the judge decided.
 pub const PREFERENCES: &str = "preferences.jsonl";
 
-/// Questions that may fail one behind the other before asking ends: the judge, not the rows, is then at fault.
+/// Number of questions that may fail in a row before asking ends, because then the judge is at fault and not the rows.
 pub const MOST_FAILURES: usize = 10;
 
-/// Answers that may be unreadable one behind the other before asking ends: they are paid for, and a better question costs less.
+/// Number of answers in a row that may be unreadable before asking ends: answers cost money, and another prompt may help.
 pub const MOST_UNREAD: usize = 20;
 
-/// A comparison with its answers.
+/// Comparison with its answers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct JudgedComparison {
     /// Answers in the orders (a)(b) and (b)(a); `None` where there is none.
@@ -31,7 +31,7 @@ pub struct JudgedComparison {
 }
 
 impl JudgedComparison {
-    /// Returns the letters chosen in the orders (a)(b) and (b)(a).
+    /// Returns the choices in the orders (a)(b) and (b)(a).
     pub fn choices(&self) -> [Option<Choice>; 2] {
         [0, 1].map(|i| self.answers[i].as_ref().and_then(|a| a.choice))
     }
@@ -41,12 +41,12 @@ impl JudgedComparison {
         Verdict::from_answers(self.choices())
     }
 
-    /// Tells whether at least one order has an answer.
+    /// Returns whether at least one order has an answer.
     pub fn is_asked(&self) -> bool {
         self.answers.iter().any(Option::is_some)
     }
 
-    /// The row with `verdict`, `answers`, `flip`, `judge` and, of a local model, `logps`.
+    /// Returns the row with `verdict`, `answers`, `flip`, `judge` and, from a local model, `logps`.
     pub fn annotate(&self, comparison: &Comparison, judge: &str) -> Map<String, Value> {
         let mut row = comparison.row();
         row.insert("verdict".into(), json!(self.verdict()));
@@ -60,7 +60,7 @@ impl JudgedComparison {
         row
     }
 
-    /// The preference in the form that training reads; none of ties and rows without an answer.
+    /// Returns the preference in the form that training reads; `None` for a tie, or for a row without an answer.
     pub fn preference(&self, comparison: &Comparison) -> Option<PreferenceRow> {
         let better = self.verdict().side()?;
         let (chosen, reject) = (&comparison.sides[better], &comparison.sides[1 - better]);
@@ -73,46 +73,46 @@ impl JudgedComparison {
     }
 }
 
-/// A question without an answer, by row and order, and why.
+/// Question without an answer: its row and order, and the reason.
 pub type FailedQuestion = (String, String);
 
-/// Results of a run of questions.
+/// Result of a run of questions.
 #[derive(Debug, Default)]
 pub struct JudgingResult {
-    /// Answers per comparison, in the comparisons' order.
+    /// Answers per comparison, in the order of the comparisons.
     pub judged: Vec<JudgedComparison>,
-    /// Questions answered in this run.
+    /// Number of questions answered in this run.
     pub asked: usize,
-    /// Answers of earlier runs.
+    /// Number of answers from earlier runs.
     pub reused: usize,
-    /// Questions without an answer because something went wrong.
+    /// Questions that failed, and so have no answer.
     pub failures: Vec<FailedQuestion>,
-    /// Requests that were repeated, by reason.
+    /// Number of repeated requests, by reason.
     pub repeats: BTreeMap<String, usize>,
-    /// Questions that were not asked, because the run was ended.
+    /// Number of questions that were not asked, because the run was stopped.
     pub left: usize,
-    /// Tokens that this run read and wrote.
+    /// Tokens read and written in this run.
     pub usage: Usage,
-    /// Error that ended the run early: [`Error::Judge`] after [`MOST_FAILURES`] failures in a row, or an error of the judge or of the file.
+    /// Error that ended the run early: [`Error::Judge`] after [`MOST_FAILURES`] failures in a row, or an error of the judge or the file.
     pub error: Option<Error>,
 }
 
 /// Counts of annotated rows by verdict.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct VerdictCounts {
-    /// Side 0 is better.
+    /// Number of comparisons whose side 0 is better.
     pub first: usize,
-    /// Side 1 is better.
+    /// Number of comparisons whose side 1 is better.
     pub second: usize,
-    /// Neither side is better.
+    /// Number of comparisons in which neither side is better.
     pub ties: usize,
-    /// Ties in which both orders gave the same letter.
+    /// Number of ties in which both orders gave the same letter.
     pub flips: usize,
-    /// Answered in both orders, and at least one answer says nothing.
+    /// Number of comparisons answered in both orders, with at least one answer that has no choice.
     pub no_answer: usize,
-    /// Comparisons that lack an answer in at least one order.
+    /// Number of comparisons that lack an answer in at least one order.
     pub unasked: usize,
-    /// Answers, not rows, that were cut off before a verdict.
+    /// Number of answers (not rows) that were cut off before a verdict.
     pub cut: usize,
 }
 
@@ -136,25 +136,25 @@ impl JudgingResult {
     }
 }
 
-/// A reply as it comes.
+/// Event: a judge has replied.
 #[derive(Debug)]
 pub struct ReplyEvent<'a> {
     /// Question that was asked.
     pub question: &'a Question<'a>,
     /// Reply to the question.
     pub reply: &'a Reply,
-    /// Questions of this run that are done with.
+    /// Number of questions of this run that are finished.
     pub done: usize,
-    /// Questions of this run.
+    /// Number of questions of this run.
     pub total: usize,
 }
 
-/// Tells whether there is nothing to choose between: such a comparison is a tie, about which nobody is asked.
+/// Returns whether both sides are equal. Such a comparison is a tie, and no judge is asked.
 pub fn is_same_twice(comparison: &Comparison) -> bool {
     comparison.sides[0] == comparison.sides[1]
 }
 
-/// Lists both orders of every comparison whose sides differ, row by row; a comparison that stands in several rows is asked once.
+/// Lists both orders of every comparison whose sides differ, row by row. A comparison that occurs in several rows is asked once.
 pub fn questions(comparisons: &[Comparison]) -> Vec<Question<'_>> {
     let mut seen = HashSet::new();
     let differing = comparisons.iter().filter(|comparison| !is_same_twice(comparison));
@@ -162,7 +162,8 @@ pub fn questions(comparisons: &[Comparison]) -> Vec<Question<'_>> {
     all.filter(|question| seen.insert(question.key())).collect()
 }
 
-/// Lists the questions that still have no letter, those that failed before at the end, so that no row that always fails keeps others from being asked.
+/// Lists the questions that still have no choice. Those that failed before come last, so that rows that always fail do not prevent others
+/// from being asked.
 pub fn pending<'a>(comparisons: &'a [Comparison], journal: &AnswerJournal) -> Vec<Question<'a>> {
     let is_open =
         |key: &str| journal.answer(key).is_none_or(|answer| answer.choice.is_none()) && !journal.is_settled(key);
@@ -172,8 +173,8 @@ pub fn pending<'a>(comparisons: &'a [Comparison], journal: &AnswerJournal) -> Ve
     fresh.into_iter().chain(failed).map(|(_, question)| question).collect()
 }
 
-/// Asks what has no answer yet. Each answer is on disk before `watch` sees it. `stop` ends the run: what is under way is still kept. What goes
-/// wrong loses no answer either: see [`JudgingResult::error`].
+/// Asks the questions that have no answer yet. Each answer is on disk before `watch` sees it. `stop` ends the run; replies to questions
+/// under way are still stored. An error loses no answers either: see [`JudgingResult::error`].
 pub fn acquire(
     comparisons: &[Comparison],
     judge: &dyn Judge,
@@ -250,7 +251,7 @@ pub fn acquire(
     acquired
 }
 
-/// Makes the error that ends a run whose answers cannot be read.
+/// Creates the error that ends a run whose answers cannot be read.
 fn unreadable(question: &Question<'_>, why: &str) -> Error {
     Error::Judge(format!(
         "{MOST_UNREAD} answers in a row cannot be read; the last: {}: {}. Another --prompt or --answer-format, or a higher limit on an \
@@ -260,7 +261,7 @@ fn unreadable(question: &Question<'_>, why: &str) -> Error {
     ))
 }
 
-/// The answers that a file has, row by row.
+/// Returns the answers in a file, row by row.
 pub fn judged(comparisons: &[Comparison], journal: &AnswerJournal) -> Vec<JudgedComparison> {
     let of = |comparison| {
         if is_same_twice(comparison) {

@@ -1,13 +1,13 @@
-//! Win rates of responses: against gold responses or another checkpoint's, judged in both orders, by temperature and by length, with
+//! Win rates of responses against gold responses or another checkpoint's, judged in both orders, by temperature and by length, with
 //! intervals. The input is judged rows, so this module needs neither a device nor a judge.
 //!
-//! A *run* is one checkpoint at one temperature and sampling seed; a *method* is what its runs have in common, such as checkpoints of several
-//! training seeds. A method's win rate is the mean over its runs, beside their standard deviation (of a sample, n − 1); its interval is a
-//! percentile bootstrap interval over *prompts*: a draw takes whole prompts, with what every run made of them, because responses to one
-//! prompt are not independent.
+//! A *run* is one checkpoint at one temperature and sampling seed. A *method* is a group of runs, such as those of checkpoints of several
+//! training seeds. A method's win rate is the mean over its runs, with their sample standard deviation (divisor n − 1). Its interval is a
+//! percentile bootstrap interval over *prompts*: a draw takes whole prompts with the results of every run, because responses to one prompt
+//! are not independent.
 //!
-//! [`prompts`] reads test rows, [`responses`] answers them, [`compare`] makes comparisons for [`super::acquire`] and runs of what was judged,
-//! [`evaluate()`] counts; [`crate::report::evaluation`] shows.
+//! [`prompts`] reads test rows, [`responses`] answers them, [`compare`] makes comparisons for [`super::acquire`] and turns the judged ones
+//! into runs, [`evaluate()`] counts, and [`crate::report::evaluation`] shows the results.
 
 pub mod compare;
 #[cfg(feature = "native")]
@@ -24,28 +24,28 @@ use super::judge::Verdict;
 use super::statistics::{ClusterResampler, Interval};
 use lengths::{RATIO_NAMES, features, length_controlled, ratio_bin};
 
-/// Default sampling temperatures: the paper's.
+/// Default sampling temperatures, as in the paper.
 pub const DEFAULT_TEMPERATURES: [f64; 3] = [0.001, 0.5, 1.0];
 
-/// A response beside what it was compared with.
+/// Judged response, with its opponent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JudgedResponse {
-    /// The prompt's number.
+    /// Index of the prompt.
     pub prompt: usize,
-    /// [`Verdict::First`]: the response is better.
+    /// Verdict; [`Verdict::First`] means that the response is better.
     pub verdict: Verdict,
-    /// Both orders gave the same letter.
+    /// Whether both orders gave the same letter.
     pub is_flip: bool,
-    /// Characters of the response and of the other ([`lengths::length`]).
+    /// Lengths of the response and of its opponent, in characters ([`lengths::length`]).
     pub lengths: [usize; 2],
-    /// Tokens of the response.
+    /// Number of tokens of the response.
     pub n_tokens: usize,
-    /// The longest length cut the response.
+    /// Whether the response was cut at the largest number of tokens.
     pub cut: bool,
 }
 
 impl JudgedResponse {
-    /// 1, ½ or 0; none where there is no verdict.
+    /// Returns 1 for a win, ½ for a tie and 0 for a loss; `None` without a verdict.
     pub fn score(&self) -> Option<f64> {
         match self.verdict {
             Verdict::First => Some(1.0),
@@ -63,7 +63,7 @@ pub struct EvaluatedRun {
     pub name: String,
     /// Name of the checkpoint.
     pub checkpoint: String,
-    /// Runs of one method are averaged.
+    /// Method; runs of one method are averaged.
     pub method: String,
     /// Temperature of sampling.
     pub temperature: f64,
@@ -76,15 +76,15 @@ pub struct EvaluatedRun {
 /// Counts of the verdicts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct VerdictTally {
-    /// The response is better.
+    /// Number of comparisons in which the response is better.
     pub wins: usize,
-    /// Neither response is better.
+    /// Number of comparisons in which neither response is better.
     pub ties: usize,
-    /// The other response is better.
+    /// Number of comparisons in which the opponent is better.
     pub losses: usize,
-    /// Ties in which both orders gave the same letter.
+    /// Number of ties in which both orders gave the same letter.
     pub flips: usize,
-    /// Comparisons without a verdict, left out of every rate.
+    /// Number of comparisons without a verdict. They do not count in any rate.
     pub no_answer: usize,
 }
 
@@ -103,26 +103,26 @@ impl VerdictTally {
         tally
     }
 
-    /// Counts the comparisons with a verdict.
+    /// Returns the number of comparisons with a verdict.
     pub fn judged(&self) -> usize {
         self.wins + self.ties + self.losses
     }
 }
 
-/// Means over all responses, judged or not.
+/// Mean lengths over all responses, judged or not.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LengthRates {
-    /// Characters of a response.
+    /// Characters per response.
     pub response: f64,
-    /// Characters of the response that it is compared with.
+    /// Characters per opponent's response.
     pub other: f64,
-    /// Tokens of a response.
+    /// Tokens per response.
     pub tokens: f64,
-    /// Share of the responses that were cut at the longest length.
+    /// Share of the responses that were cut at the largest number of tokens.
     pub cut: f64,
 }
 
-/// A run's numbers.
+/// Results of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct RunResult {
     /// Name of the run's files.
@@ -138,22 +138,22 @@ pub struct RunResult {
     /// Counts of the verdicts.
     #[serde(flatten)]
     pub tally: VerdictTally,
-    /// (wins + ½ ties) / judged.
+    /// Win rate: (wins + ½ ties) / judged.
     pub win_rate: Interval,
-    /// The rate at equal lengths ([`lengths`]).
+    /// Win rate for equal lengths ([`lengths`]).
     pub length_controlled: f64,
-    /// Means.
+    /// Mean lengths of the responses.
     pub mean_lengths: LengthRates,
 }
 
-/// A mean over runs.
+/// Mean win rate over runs.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct MeanRate {
-    /// Runs with a verdict.
+    /// Number of runs with a verdict.
     pub runs: usize,
     /// Mean of the runs' win rates, with its interval.
     pub mean: Interval,
-    /// Standard deviation of the runs' win rates, with n − 1; NaN for one run.
+    /// Sample standard deviation of the runs' win rates (divisor n − 1); NaN for one run.
     pub sd: f64,
 }
 
@@ -167,16 +167,16 @@ pub struct AtTemperature {
     pub win_rate: MeanRate,
 }
 
-/// Win rate of the responses whose length is so many times that of the other.
+/// Win rate of responses by the ratio of their length to the opponent's.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct AtRatio {
-    /// Range of the ratio, one of [`RATIO_NAMES`].
+    /// Range of ratios, one of [`RATIO_NAMES`].
     pub ratio: &'static str,
     /// Win rate of all runs together.
     pub win_rate: Interval,
 }
 
-/// A method's numbers.
+/// Results of a method.
 #[derive(Debug, Clone, Serialize)]
 pub struct MethodResult {
     /// Name of the method.
@@ -192,15 +192,15 @@ pub struct MethodResult {
     pub by_temperature: Vec<AtTemperature>,
     /// Win rates per ratio of lengths, from the shortest responses.
     pub by_length_ratio: Vec<AtRatio>,
-    /// Win rate of all runs together at equal lengths ([`lengths`]). Every draw uses the standard deviation of lengths of the whole data.
+    /// Win rate of all runs together for equal lengths ([`lengths`]). Every draw uses the standard deviation of lengths in the whole data.
     pub length_controlled: Interval,
-    /// φ: above 0 where longer responses win.
+    /// φ, the coefficient of length: above 0 where longer responses win.
     pub length_coefficient: f64,
-    /// Means.
+    /// Mean lengths of the responses.
     pub mean_lengths: LengthRates,
 }
 
-/// Difference of two methods' win rates, over common draws of prompts.
+/// Difference of two methods' win rates, over the same draws of prompts.
 #[derive(Debug, Clone, Serialize)]
 pub struct RateDifference {
     /// Names of the two methods.
@@ -216,7 +216,7 @@ pub struct EvaluationResult {
     pub against: String,
     /// Name of the judge.
     pub judge: String,
-    /// Prompts that were answered.
+    /// Number of prompts that were answered.
     pub prompts: usize,
     /// Settings of the bootstrap intervals.
     pub bootstrap: BootstrapSettings,
@@ -228,7 +228,7 @@ pub struct EvaluationResult {
     pub runs: Vec<RunResult>,
 }
 
-/// (wins + ½ ties) / judged of outcomes whose prompts have weights; NaN where none was judged.
+/// Returns (wins + ½ ties) / judged of outcomes whose prompts have weights; NaN where none was judged.
 fn rate<'a>(outcomes: impl Iterator<Item = &'a JudgedResponse>, weights: &[f64]) -> f64 {
     let (mut won, mut judged) = (0.0, 0.0);
     for outcome in outcomes {
@@ -240,18 +240,18 @@ fn rate<'a>(outcomes: impl Iterator<Item = &'a JudgedResponse>, weights: &[f64])
     if judged > 0.0 { won / judged } else { f64::NAN }
 }
 
-/// The mean of the runs' rates.
+/// Returns the mean of the runs' win rates.
 fn mean_rate(runs: &[&EvaluatedRun], weights: &[f64]) -> f64 {
     let rates = runs.iter().map(|run| rate(run.outcomes.iter(), weights)).filter(|rate| !rate.is_nan());
     let (n, sum) = rates.fold((0, 0.0), |(n, sum), rate| (n + 1, sum + rate));
     if n > 0 { sum / f64::from(n) } else { f64::NAN }
 }
 
-/// Bootstrap over prompts: intervals come from drawing as many prompts as there are, with replacement.
+/// Bootstrap over prompts. An interval comes from draws of as many prompts as there are, with replacement.
 struct PromptBootstrap<'a> {
     resampler: ClusterResampler,
     bootstrap: &'a BootstrapSettings,
-    /// Weight 1 of each prompt: the data as they are.
+    /// Weight 1 for each prompt, which stands for the data themselves.
     ones: Vec<f64>,
 }
 
@@ -282,7 +282,7 @@ impl<'a> PromptBootstrap<'a> {
         }
     }
 
-    /// The rate at equal lengths, and φ.
+    /// Returns the win rate for equal lengths, and φ.
     fn controlled(&self, runs: &[&EvaluatedRun], with_interval: bool) -> (Interval, f64) {
         let judged: Vec<(&JudgedResponse, f64)> =
             runs.iter().flat_map(|run| &run.outcomes).filter_map(|o| Some((o, o.score()?))).collect();
@@ -317,7 +317,7 @@ fn mean_lengths<'a>(outcomes: impl Iterator<Item = &'a JudgedResponse>) -> Lengt
     LengthRates { response, other, tokens, cut }
 }
 
-/// Returns the distinct values, in the order of appearance.
+/// Returns the distinct values, in the order of their first occurrence.
 fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
     let mut found = Vec::new();
     for one in all {
@@ -355,7 +355,7 @@ fn method(name: &str, runs: &[&EvaluatedRun], draws: &PromptBootstrap<'_>) -> Me
     }
 }
 
-/// Runs into numbers; outcomes name prompts below `n_prompts`.
+/// Computes the results of runs, whose outcomes name prompts below `n_prompts`.
 pub fn evaluate(
     runs: &[EvaluatedRun],
     n_prompts: usize,

@@ -1,4 +1,4 @@
-//! Sampling with a KV cache: prompts side by side, one row of the cache a token.
+//! Sampling with a KV cache. Prompts are processed side by side, with one cache row per token.
 
 use crate::data::special_tokens::config_ids;
 use crate::error::{Error, Result};
@@ -22,15 +22,15 @@ pub const DEFAULT_BATCH_SIZE: usize = 16;
 /// Settings of generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateSettings {
-    /// The next token's choice.
+    /// Settings for choosing the next token.
     pub sampling: Sampling,
-    /// Longest response.
+    /// Largest number of tokens of a response.
     pub max_new_tokens: usize,
-    /// Each prompt draws from a stream of its own: its response does not depend on its neighbours.
+    /// Random seed. Each prompt has its own random stream, so that its response does not depend on other prompts.
     pub seed: u64,
-    /// Tokens that end a response, and are part of it.
+    /// Tokens that end a response. The response includes such a token.
     pub eos: Vec<u32>,
-    /// The adapter, where there is one, has a part in it.
+    /// Whether the adapter, if there is one, is used.
     pub with_lora: bool,
 }
 
@@ -51,11 +51,11 @@ impl GenerateSettings {
     }
 }
 
-/// Returns the tokens that end a response: the tokenizer's EOS, and what `generation_config.json` and `config.json` name besides (chat models
-/// end a turn with a token of its own).
+/// Returns the tokens that end a response: the tokenizer's EOS, and those in `generation_config.json` and `config.json` (chat models end a
+/// turn with a token of its own).
 ///
 /// # Errors
-/// [`Error::Line`], [`Error::Field`]: no JSON, or ids of `generation_config.json` that the vocabulary does not have.
+/// [`Error::Line`] for a file that is not JSON; [`Error::Field`] for ids in `generation_config.json` that the vocabulary does not have.
 pub fn eos_ids(side: &SideFiles, eos: Option<u32>, vocab: usize) -> Result<Vec<u32>> {
     let mut ids: Vec<u32> = eos.into_iter().collect();
     let path = side.path(GENERATION_CONFIG);
@@ -75,7 +75,7 @@ pub fn eos_ids(side: &SideFiles, eos: Option<u32>, vocab: usize) -> Result<Vec<u
             .ok_or_else(|| Error::field(&path, "eos_token_id", format!("expected ids below {vocab}, found {id}")))?;
         ids.push(token as u32);
     }
-    // Ids beyond the vocabulary, which no model can give, were noted with the tokenizer.
+    // Ids beyond the vocabulary, which no model can produce, were reported with the tokenizer.
     let of_model = config_ids(&side.fields(CONFIG)?, "eos_token_id");
     ids.extend(of_model.into_iter().filter(|&id| id < vocab as u64).map(|id| id as u32));
     let mut seen = std::collections::BTreeSet::new();
@@ -83,19 +83,20 @@ pub fn eos_ids(side: &SideFiles, eos: Option<u32>, vocab: usize) -> Result<Vec<u
     Ok(ids)
 }
 
-/// A response on its way.
+/// Response that is being generated.
 struct ActivePrompt {
     prompt: usize,
-    /// Number of the prompt, from 1, for messages.
+    /// Number of the prompt for messages, from 1.
     number: usize,
-    /// First row in the cache.
+    /// First cache row of the prompt.
     start: u32,
-    /// Tokens in the cache.
+    /// Number of tokens in the cache.
     len: u32,
     rng: Rng,
 }
 
-/// Responses to tokenised prompts; `on_token(prompt, id)` sees each new token at once. `first` numbers the prompts' random streams.
+/// Generates responses to tokenised prompts. `on_token(prompt, id)` is called with each new token at once. The random streams of the
+/// prompts are numbered from `first` on.
 ///
 /// # Errors
 /// [`Error::NotFinite`], [`Error::Gpu`].
@@ -123,7 +124,7 @@ pub async fn generate(
         rows += (ids.len() + settings.max_new_tokens) as u32;
     }
     let keys = KvCache::allocate_layers(gpu, d, rows as usize);
-    // The whole prompts first, then a token each.
+    // The first step processes whole prompts, later ones one token per prompt.
     let mut new: Vec<Vec<u32>> = prompts.to_vec();
     while !active.is_empty() {
         let tokens = step(gpu, decoder, &keys, &mut active, &new, settings).await?;
@@ -143,7 +144,7 @@ pub async fn generate(
     Ok(responses)
 }
 
-/// Runs the new tokens of each active response, and chooses the next one of each.
+/// Processes the new tokens of each active response, and chooses the next token of each.
 async fn step(
     gpu: &Gpu,
     decoder: &Decoder,
@@ -189,7 +190,7 @@ async fn step(
     }
 }
 
-/// (n, V), before any soft-cap.
+/// Computes logits (n, V), before any soft cap.
 fn logits(rec: &mut Recording, decoder: &Decoder, n: usize, x: &Slot) -> Slot {
     let d = &decoder.description;
     let head = decoder.head(n);
@@ -210,10 +211,10 @@ fn logits(rec: &mut Recording, decoder: &Decoder, n: usize, x: &Slot) -> Slot {
     logits
 }
 
-/// Tokens that a prompt and its response may have, by the model.
+/// Checks that a prompt and its response fit the model's positions.
 ///
 /// # Errors
-/// [`Error::Flag`] when prompt and response exceed the model's positions.
+/// [`Error::Flag`] where they exceed the model's positions.
 pub fn check_length(prompt: usize, max_new_tokens: usize, max_positions: usize) -> Result<()> {
     if prompt.saturating_add(max_new_tokens) > max_positions {
         let reason =

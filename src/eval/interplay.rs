@@ -1,7 +1,7 @@
-//! Interplay of conditional and joint preferences: the analysis of the paper's figures 2 and 3, from annotated rows. It counts how often a
-//! judge decides, by stratum, and how often a pair that was preferred conditionally (C) wins against one that was rejected (R). It measures
-//! how judges agree with each other and with people, and how much the order of asking matters. Each number has a bootstrap interval
-//! ([`super::statistics`]).
+//! Interplay of conditional and joint preferences: the analysis of the paper's figures 2 and 3, from annotated rows. It computes how often
+//! a judge decides, by stratum, and how often a pair that was preferred conditionally (C) wins against a pair that was rejected (R). It
+//! also measures the agreement of judges with each other and with people, and the effect of the presentation order. Each number has a
+//! bootstrap interval ([`super::statistics`]).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ use crate::error::{Error, Result};
 use crate::eval::journal::RecoveredLines;
 use crate::model::folder::read_whole;
 
-/// Bytes of annotated rows of one judge.
+/// Largest size of a judge's annotated rows, in bytes.
 const MAX_ROWS_BYTES: u64 = 4 << 30;
 
-/// A judged row.
+/// Judged row.
 #[derive(Debug, Clone)]
 pub struct AnnotatedRow {
     /// Comparison that was judged.
@@ -31,22 +31,22 @@ pub struct AnnotatedRow {
     pub verdict: Verdict,
     /// Answers in the orders (a)(b) and (b)(a), where the row has them.
     pub answers: [Option<Choice>; 2],
-    /// Stratum that the sides were drawn from.
+    /// Stratum from which the sides were drawn.
     pub stratum: Stratum,
-    /// Side of a mixed pair that was preferred conditionally.
+    /// Side of a mixed pair that was preferred conditionally; `None` for other pairs.
     pub chosen: Option<usize>,
-    /// The preference rows behind it, or its instructions where those are not named.
+    /// Names of the preference rows from which the sides were drawn, or the sides' instructions where the rows are not named.
     pub sources: Vec<String>,
 }
 
-/// The rows of one judge.
+/// Annotated rows of one judge.
 #[derive(Debug, Clone)]
 pub struct AnnotatedFile {
     /// File of the rows.
     pub path: PathBuf,
-    /// Who judged: field `judge`, else the file's name.
+    /// Name of the judge: field `judge`, else the file's name.
     pub judge: String,
-    /// A person.
+    /// Whether the judge is a person.
     pub is_person: bool,
     /// Rows in the file's order.
     pub rows: Vec<AnnotatedRow>,
@@ -122,14 +122,15 @@ impl AnnotatedRow {
         Ok(Self { comparison, verdict, answers: answers.unwrap_or_default(), stratum, chosen, sources })
     }
 
-    /// Returns a key of the comparison that does not depend on the order of its sides, and whether the sides are to be exchanged for it.
+    /// Returns a key of the comparison that does not depend on the order of its sides, and whether the sides must be exchanged to match the
+    /// key.
     fn key(&self) -> (String, bool) {
         let [ab, ba] = PresentationOrder::ALL.map(|order| Question { comparison: &self.comparison, order }.key());
         if ab <= ba { (ab, false) } else { (ba, true) }
     }
 }
 
-/// Reads annotated rows. A last line that a crash cut short is left out; the note says so.
+/// Reads annotated rows. A last line that was cut short by a crash is left out; the note says so.
 ///
 /// # Errors
 /// [`Error::Line`] for a malformed line or a row that was not judged; [`Error::File`].
@@ -165,12 +166,12 @@ pub struct BootstrapSettings {
     pub seed: u64,
 }
 
-/// One judge's rows.
+/// Analysis of one judge's rows.
 #[derive(Debug, Clone, Serialize)]
 pub struct AnnotationAnalysis {
     /// Name of the judge.
     pub judge: String,
-    /// The judge is a person.
+    /// Whether the judge is a person.
     pub is_person: bool,
     /// File of the rows.
     pub file: PathBuf,
@@ -194,12 +195,12 @@ pub struct AnnotationAnalysis {
     pub flips_to_a: Interval,
 }
 
-/// Two judges over the rows that both have a verdict on.
+/// Agreement of two judges, over the rows on which both have a verdict.
 #[derive(Debug, Clone, Serialize)]
 pub struct JudgeAgreement {
     /// Names of the two judges.
     pub judges: [String; 2],
-    /// At least one of the judges is a person.
+    /// Whether at least one of the judges is a person.
     pub with_person: bool,
     /// Share of rows with equal verdicts among first, second and tie.
     pub verdicts: Interval,
@@ -222,7 +223,7 @@ pub struct Interplay {
     pub agreement: Vec<JudgeAgreement>,
 }
 
-/// Computes a statistic of weighted rows, with its interval. The bootstrap draws from the sources of these rows alone.
+/// Computes a statistic of weighted rows, with its interval. The bootstrap draws only from the sources of these rows.
 fn interval<'a>(
     rows: impl Iterator<Item = &'a AnnotatedRow>,
     n: usize,
@@ -234,7 +235,7 @@ fn interval<'a>(
     Interval { value, low, high, n, units: resampler.units() }
 }
 
-/// Computes the share of rows for which `are` holds, among rows for which `of` holds.
+/// Computes the share of rows that satisfy `are` among rows that satisfy `of`.
 fn part(
     rows: &[&AnnotatedRow],
     bootstrap: &BootstrapSettings,
@@ -246,21 +247,21 @@ fn part(
     interval(some.iter().copied(), some.len(), bootstrap, &|weights| share(weights, &are))
 }
 
-/// Computes κ over rows, each with two judges' categories.
+/// Computes κ over rows, each with the categories of two judges.
 fn agreement(pairs: &[(&AnnotatedRow, [usize; 2])], bootstrap: &BootstrapSettings, categories: usize) -> Interval {
     interval(pairs.iter().map(|(row, _)| *row), pairs.len(), bootstrap, &|weights| {
         kappa(pairs.iter().zip(weights).map(|((_, pair), &weight)| (*pair, weight)), categories)
     })
 }
 
-/// One judge's rows.
+/// Analyses the rows of one judge.
 pub fn analyse(file: &AnnotatedFile, bootstrap: &BootstrapSettings) -> AnnotationAnalysis {
     let rows: Vec<&AnnotatedRow> = file.rows.iter().collect();
     let part =
         |of: &dyn Fn(&AnnotatedRow) -> bool, are: &dyn Fn(&AnnotatedRow) -> bool| part(&rows, bootstrap, of, are);
     let judged = |r: &AnnotatedRow| r.verdict != Verdict::NoAnswer;
     let decided = |r: &AnnotatedRow| r.verdict.side().is_some();
-    // Whether a mixed pair went as before, or the other way round.
+    // Whether the joint verdict on a mixed pair agrees with the conditional preference.
     let joint = |r: &AnnotatedRow| Some(r.chosen? == r.verdict.side()?);
     let mixed = |r: &AnnotatedRow| r.chosen.is_some() && judged(r);
     let letters = |r: &AnnotatedRow| r.answers.iter().all(|a| matches!(a, Some(Choice::A | Choice::B)));
@@ -305,7 +306,7 @@ fn said_a(rows: &[&AnnotatedRow], bootstrap: &BootstrapSettings) -> Interval {
     })
 }
 
-/// Two judges, over the comparisons that both have judged, whatever their order in the files and of their sides.
+/// Computes the agreement of two judges over the comparisons that both have judged, independently of the order of rows and of sides.
 pub fn compare(a: &AnnotatedFile, b: &AnnotatedFile, bootstrap: &BootstrapSettings) -> JudgeAgreement {
     let category = |verdict: Verdict| match verdict {
         Verdict::First => Some(0),
@@ -341,7 +342,7 @@ pub fn compare(a: &AnnotatedFile, b: &AnnotatedFile, bootstrap: &BootstrapSettin
     }
 }
 
-/// Each file, and every two of them.
+/// Analyses each file, and the agreement of every two files.
 pub fn interplay(files: &[AnnotatedFile], bootstrap: BootstrapSettings) -> Interplay {
     let pairs = (0..files.len()).flat_map(|i| (i + 1..files.len()).map(move |j| (i, j)));
     Interplay {

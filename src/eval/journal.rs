@@ -1,4 +1,4 @@
-//! Answers on disk, one JSON object a line, each there before the next question depends on it. The first line says who is asked.
+//! Answers on disk, one JSON object per line. Each is written before the next question depends on it. The first line identifies the judge.
 //!
 //! ```text
 //! {"judge":{"kind":"endpoint","model":"...",...}}
@@ -7,9 +7,10 @@
 //! {"key":"0f3c...","undone":true}
 //! ```
 //!
-//! A later line about the same question replaces an earlier one; one that failed replaces nothing. Texts are kept, and read anew whenever the
-//! file is opened: which verdict a text holds is this version's reading, not that of the version that asked.
-//! Lines but the first end with a checksum. A later `judge` line says that the same judge was reached elsewhere, or might write more from there on.
+//! A later line about the same question replaces an earlier one, except that a failure replaces nothing. The texts of answers are stored
+//! and read anew whenever the file is opened, so verdicts are those of the present version's reader, not of the version that asked. All
+//! lines but the first end with a checksum. A later `judge` line means that the same judge has a new address, or a higher limit on tokens,
+//! from there on.
 
 mod identity;
 mod lines;
@@ -27,10 +28,10 @@ use crate::files::open_log;
 use identity::{IdentityMatch, address, kinship, longest_answer};
 pub use lines::{RecoveredLines, sealed};
 
-/// The file's name.
+/// Name of the answers' file.
 pub const ANSWERS: &str = "answers.jsonl";
 
-/// An open file of answers. One program has it at a time.
+/// Open file of answers. Only one program may have it open.
 #[derive(Debug)]
 pub struct AnswerJournal {
     path: PathBuf,
@@ -38,15 +39,15 @@ pub struct AnswerJournal {
     answers: HashMap<String, Answer>,
     /// Keys of questions that failed and were not answered since.
     failed: HashSet<String>,
-    /// Keys of questions that were answered without a verdict, within the present limit on an answer's tokens.
+    /// Keys of questions that were answered without a verdict, with the present limit on an answer's tokens.
     unclear: HashSet<String>,
-    /// The judge says the same when it is asked again.
+    /// Whether the judge is deterministic, so that asking again is useless.
     repeats: bool,
     durable: bool,
     notes: Vec<String>,
 }
 
-/// Verdicts of kept texts that this version reads otherwise than the one that asked.
+/// Numbers of stored texts whose verdict differs from that of the version that asked.
 #[derive(Debug, Default)]
 struct ChangedVerdicts {
     turned: usize,
@@ -75,7 +76,7 @@ impl ChangedVerdicts {
     }
 }
 
-/// The identity of the judge whose answers a file holds; `None` where there is no such file, or it holds none.
+/// Returns the identity of the judge of a file of answers; `None` where there is no such file, or where the file has none.
 pub fn kept_identity(path: &Path) -> Option<Value> {
     let mut head = String::new();
     BufReader::new(File::open(path).ok()?).read_line(&mut head).ok()?;
@@ -84,18 +85,18 @@ pub fn kept_identity(path: &Path) -> Option<Value> {
 }
 
 impl AnswerJournal {
-    /// Opens or begins the file of a judge's answers.
+    /// Opens or creates the file of a judge's answers.
     ///
     /// # Errors
-    /// [`Error::Line`] for a line that is damaged, [`Error::Flag`] for answers of another judge, [`Error::File`], also where another program
-    /// has the file open.
+    /// [`Error::Line`] for a line that is damaged; [`Error::Flag`] where the answers are of another judge; [`Error::File`], also where
+    /// another program has the file open.
     pub fn open(path: &Path, judge: &dyn Judge) -> Result<Self> {
         let fail = |e: std::io::Error| Error::file(path, e);
         let mut file = open_log(path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::file(path, "another run is writing to it")),
-            // Where the file system has no locks, nobody is kept out.
+            // On file systems without locks, the file is opened without one.
             Err(TryLockError::Error(_)) => {}
         }
         let mut bytes = Vec::new();
@@ -132,14 +133,14 @@ impl AnswerJournal {
         Ok(journal)
     }
 
-    /// Begins the file with who is asked.
+    /// Starts the file with the identity of the judge.
     fn begin(&mut self, judge: &Value) -> Result<()> {
         let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
         emptied.map_err(|e| Error::file(&self.path, e))?;
         self.write(&format!("{}\n", json!({"judge": judge})))
     }
 
-    /// Takes the lines of a file in. Returns the identity of the judge that it was last written for; `None` for a file without lines.
+    /// Reads the lines of a file. Returns the identity of the last judge; `None` for a file without lines.
     fn take_all(&mut self, lines: Vec<(usize, Map<String, Value>)>) -> Result<Option<Value>> {
         let mut lines = lines.into_iter();
         let Some((line, mut head)) = lines.next() else { return Ok(None) };
@@ -161,7 +162,7 @@ impl AnswerJournal {
         Ok(Some(judge))
     }
 
-    /// Goes on with the answers of `was`, where this is the judge that gave them, or where there is none yet.
+    /// Continues with the answers of `was` if the judge is the same, or if there are no answers yet.
     fn go_on(&mut self, was: &Value, now: &Value) -> Result<()> {
         let path = self.path.display();
         match kinship(was, now) {
@@ -201,7 +202,7 @@ impl AnswerJournal {
         }
     }
 
-    /// Takes a line in. Its text is read anew: earlier versions took letters for verdicts that were none.
+    /// Reads a line. The answer's text is read anew, because readers of earlier versions took some texts for verdicts that contain none.
     fn take(
         &mut self,
         mut object: Map<String, Value>,
@@ -245,37 +246,37 @@ impl AnswerJournal {
         self.unclear.remove(key);
     }
 
-    /// Returns remarks on the file for the user: a last line that was cut short, texts that are now read differently.
+    /// Returns notes on the file for the user: a last line that was cut short, and texts that are now read differently.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Returns the answer to a question of this key.
+    /// Returns the answer to the question with this key.
     pub fn answer(&self, key: &str) -> Option<&Answer> {
         self.answers.get(key)
     }
 
-    /// Tells whether a question of this key failed, and was not answered since.
+    /// Returns whether the question with this key failed, and was not answered since.
     pub fn has_failed(&self, key: &str) -> bool {
         self.failed.contains(key)
     }
 
-    /// Tells whether a question of this key was answered without a verdict, and would be again.
+    /// Returns whether the question with this key was answered without a verdict, and would be again.
     pub fn is_settled(&self, key: &str) -> bool {
         self.repeats && self.unclear.contains(key)
     }
 
-    /// Questions that were answered, with or without sense.
+    /// Returns the number of questions that were answered, with or without a verdict.
     pub fn len(&self) -> usize {
         self.answers.len()
     }
 
-    /// Nothing was answered yet.
+    /// Returns whether no question was answered yet.
     pub fn is_empty(&self) -> bool {
         self.answers.is_empty()
     }
 
-    /// All answers, in no order.
+    /// Returns all answers, in any order.
     pub fn answers(&self) -> impl Iterator<Item = &Answer> {
         self.answers.values()
     }
@@ -295,7 +296,7 @@ impl AnswerJournal {
         line
     }
 
-    /// Keeps an answer: it is on disk when this returns.
+    /// Stores an answer. It is on disk when this returns.
     ///
     /// # Errors
     /// [`Error::File`].
@@ -306,7 +307,7 @@ impl AnswerJournal {
         Ok(())
     }
 
-    /// Keeps that a question has no answer, and why.
+    /// Stores that a question has no answer, and the reason.
     ///
     /// # Errors
     /// [`Error::File`].
@@ -317,7 +318,7 @@ impl AnswerJournal {
         Ok(())
     }
 
-    /// Takes an answer back.
+    /// Takes an answer back, so that its question is open again.
     ///
     /// # Errors
     /// [`Error::File`].

@@ -1,4 +1,4 @@
-//! Generation, judges, win rate, interplay.
+//! Evaluation: generation, judges, win rates, interplay.
 pub mod acquire;
 pub mod evaluate;
 pub mod generate;
@@ -10,5 +10,5 @@ pub mod strata;
 pub mod tasks;
 pub mod unclear_answers;
 
-/// Most pairs that are drawn, and most rows that the demo's tasks make: they are held in memory.
+/// Largest number of pairs that are drawn, and of rows that the demo's tasks make, because they are held in memory.
 pub const MOST_ROWS: usize = 10_000_000;

@@ -9,14 +9,14 @@ use crate::rng::Rng;
 /// Default number of resamples of a bootstrap.
 pub const DEFAULT_RESAMPLES: usize = 2000;
 
-/// Most resamples of a bootstrap. More would change no digit that is shown.
+/// Largest number of resamples of a bootstrap. More would change no digit that is shown.
 pub const MOST_RESAMPLES: usize = 1_000_000;
 
 /// Default confidence level of a bootstrap's intervals.
 pub const DEFAULT_LEVEL: f64 = 0.95;
 
-/// Cohen's κ of weighted pairs of categories below `n` (Cohen 1960): (p_o − p_e)/(1 − p_e). NaN where both always say the same one thing, or
-/// nothing was said.
+/// Computes Cohen's κ of weighted pairs of categories below `n` (Cohen 1960): (p_o − p_e)/(1 − p_e). Returns NaN where both always give the
+/// same single category, or where there are no pairs.
 pub fn kappa(pairs: impl IntoIterator<Item = ([usize; 2], f64)>, n: usize) -> f64 {
     let (mut agreed, mut total) = (0.0, 0.0);
     let mut says = [vec![0.0; n], vec![0.0; n]];
@@ -31,23 +31,23 @@ pub fn kappa(pairs: impl IntoIterator<Item = ([usize; 2], f64)>, n: usize) -> f6
     if expected < 1.0 { (observed - expected) / (1.0 - expected) } else { f64::NAN }
 }
 
-/// The `q`-quantile of sorted values, linear between neighbours (numpy's default). NaN where there are none.
+/// Returns the `q`-quantile of sorted values, interpolated linearly (numpy's default); NaN where there are none.
 pub fn quantile(sorted: &[f64], q: f64) -> f64 {
     let at = q * sorted.len().saturating_sub(1) as f64;
     let (low, high) = (sorted.get(at.floor() as usize), sorted.get(at.ceil() as usize));
     low.zip(high).map_or(f64::NAN, |(low, high)| low + (high - low) * at.fract())
 }
 
-/// A number with its interval. NaN becomes null in JSON.
+/// Number with its confidence interval. NaN becomes null in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Interval {
     /// Value on the data themselves.
     pub value: f64,
-    /// Lower end.
+    /// Lower end of the interval.
     pub low: f64,
-    /// Upper end.
+    /// Upper end of the interval.
     pub high: f64,
-    /// Observations behind it.
+    /// Number of observations.
     pub n: usize,
     /// Units that the bootstrap draws.
     pub units: ResamplingUnits,
@@ -57,30 +57,30 @@ pub struct Interval {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResamplingUnits {
-    /// Groups of observations that share units, directly or through others. An observation that shares none is a group of its own, so
-    /// where nothing is shared this is the ordinary bootstrap.
+    /// Groups of observations that share units, directly or through other observations. An observation that shares no unit is a group of
+    /// its own; without shared units, this is the ordinary bootstrap.
     Groups,
-    /// The units themselves: an observation counts as often as the product of its units' draws (the pigeonhole bootstrap, Owen 2007, which
-    /// errs on the wide side). For data that hang together so much that there are too few groups to draw from.
+    /// The units themselves. An observation's weight is the product of its units' draws (the pigeonhole bootstrap, Owen 2007, whose
+    /// intervals tend to be too wide). Used for data that are so connected that there are too few groups to draw from.
     Rows,
 }
 
-/// Largest share of all observations that one group may have under [`ResamplingUnits::Groups`].
+/// Largest share of all observations in one group, under [`ResamplingUnits::Groups`].
 const LARGEST_GROUP: f64 = 0.1;
-/// Fewest groups under [`ResamplingUnits::Groups`].
+/// Smallest number of groups under [`ResamplingUnits::Groups`].
 const FEWEST_GROUPS: usize = 10;
 
-/// Observations and the units that they come from.
+/// Bootstrap over observations and the units that they come from.
 #[derive(Debug, Clone)]
 pub struct ClusterResampler {
-    /// Numbers of each observation's group (one), or of its units.
+    /// Indices of each observation's group (one index), or of its units.
     members: Vec<Vec<usize>>,
     n_drawn: usize,
     units: ResamplingUnits,
 }
 
 impl ClusterResampler {
-    /// `units`: the names of each observation's units, at least one.
+    /// Creates the bootstrap. `units` are the names of each observation's units, at least one.
     pub fn new<'a>(units: impl IntoIterator<Item = Vec<&'a str>>) -> Self {
         let mut numbers: HashMap<&str, usize> = HashMap::new();
         let mut members: Vec<Vec<usize>> = Vec::new();
@@ -115,7 +115,7 @@ impl ClusterResampler {
         self.units
     }
 
-    /// Draws once, and computes each observation's weight in that draw: the number of times that it counts.
+    /// Draws one resample, and computes each observation's weight in it: the number of times that the observation counts.
     fn draw(&self, rng: &mut Rng, counts: &mut Vec<f64>, weights: &mut Vec<f64>) {
         counts.clear();
         counts.resize(self.n_drawn, 0.0);
@@ -124,8 +124,9 @@ impl ClusterResampler {
         weights.extend(self.members.iter().map(|own| own.iter().map(|&u| counts[u]).product::<f64>()));
     }
 
-    /// A statistic of the weighted observations, and its percentile interval at `level` over `draws` draws: value, lower and upper end. Draws
-    /// in which it is NaN (nothing of its kind was drawn) are left out; where that is more than half of them, there is no interval: NaN.
+    /// Computes a statistic of the weighted observations, and its percentile interval at `level` over `draws` draws. Returns value, lower
+    /// and upper end. Draws in which the statistic is NaN, because no matching observation was drawn, are left out. If these are more than
+    /// half of the draws, the ends are NaN.
     pub fn interval(&self, statistic: &dyn Fn(&[f64]) -> f64, level: f64, draws: usize, seed: u64) -> [f64; 3] {
         let value = statistic(&vec![1.0; self.members.len()]);
         let mut rng = Rng::new(seed, 14);
@@ -144,7 +145,8 @@ impl ClusterResampler {
     }
 }
 
-/// Each observation's group, numbered in the order of appearance: those that share a unit, directly or through others, are in one.
+/// Returns each observation's group, numbered in the order of appearance. Observations that share a unit, directly or through others, are
+/// in one group.
 fn clusters(members: &[Vec<usize>], n_units: usize) -> Vec<usize> {
     let mut parent: Vec<usize> = (0..n_units).collect();
     fn root(parent: &mut [usize], mut x: usize) -> usize {
@@ -169,10 +171,10 @@ fn clusters(members: &[Vec<usize>], n_units: usize) -> Vec<usize> {
     members.iter().map(of).collect()
 }
 
-/// The weighted part of the observations that are; NaN where there are none.
+/// Returns the weighted share of observations for which `are` is true; NaN where there are none.
 pub fn share(weights: &[f64], are: &[bool]) -> f64 {
     let all: f64 = weights.iter().sum();
     let some: f64 = weights.iter().zip(are).filter(|(_, are)| **are).map(|(weight, _)| weight).sum();
-    // An empty sum is -0.
+    // An empty sum is -0, which this turns into 0.
     if all > 0.0 { (some + 0.0) / all } else { f64::NAN }
 }

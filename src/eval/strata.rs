@@ -1,4 +1,4 @@
-//! Joint pairs out of conditional preferences: both sides preferred before, both rejected before, or one of each (PAPER section 5).
+//! Joint pairs drawn from conditional preferences: both sides preferred, both rejected, or one of each (PAPER section 5).
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -15,22 +15,22 @@ use crate::rng::Rng;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stratum {
-    /// Both preferred.
+    /// Both sides were preferred.
     BothChosen,
-    /// Both rejected.
+    /// Both sides were rejected.
     BothRejected,
-    /// One side preferred, the other rejected.
+    /// One side was preferred, the other rejected.
     Mixed,
     /// Both sides answer one instruction: a conditional comparison.
     Conditional,
-    /// Conditional preferences not known.
+    /// The conditional preferences are not known.
     Other,
 }
 
 impl Stratum {
-    /// Strata that pairs are drawn in.
+    /// Strata from which pairs can be drawn.
     pub const DRAWN: [Stratum; 3] = [Self::BothChosen, Self::BothRejected, Self::Mixed];
-    /// All, in the order of tables.
+    /// All strata, in the order of tables.
     pub const ALL: [Stratum; 5] = [Self::BothChosen, Self::BothRejected, Self::Mixed, Self::Conditional, Self::Other];
 
     /// Returns the stratum's name in files.
@@ -56,19 +56,19 @@ impl Stratum {
     }
 }
 
-/// A conditional preference to draw from.
+/// Conditional preference to draw from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConditionalPreference {
-    /// I.
+    /// I, the instruction.
     pub instruction: String,
-    /// Preferred, rejected.
+    /// Responses: preferred, rejected.
     pub responses: [String; 2],
-    /// "prefs.jsonl:12".
+    /// Location of the row: "prefs.jsonl:12".
     pub source: String,
 }
 
 impl ConditionalPreference {
-    /// Makes a conditional preference from a row.
+    /// Creates a conditional preference from a row.
     ///
     /// # Errors
     /// [`crate::Error::Line`] for a row whose instructions differ, or are conversations.
@@ -102,39 +102,40 @@ impl ConditionalPreference {
     }
 }
 
-/// A preference and which of its sides (0: preferred).
+/// Index of a preference, and of one of its sides (0: preferred).
 type SideRef = (usize, usize);
 
-/// Side references in a random order, dealt so that each comes up once before any comes up again.
+/// Queue of preferences in random order. Each one comes up once before any comes up again.
 struct ShuffledQueue {
-    cards: Vec<usize>,
+    items: Vec<usize>,
     at: usize,
 }
 
 impl ShuffledQueue {
     fn new(n: usize, rng: &mut Rng) -> Self {
-        let mut deck = Self { cards: (0..n).collect(), at: 0 };
-        rng.shuffle(&mut deck.cards);
-        deck
+        let mut queue = Self { items: (0..n).collect(), at: 0 };
+        rng.shuffle(&mut queue.items);
+        queue
     }
 
-    /// The next card that is wanted; those before it wait. `None`: nothing wanted is left of this round or the next.
+    /// Takes the next preference that is wanted; those before it stay in the queue. Returns `None` where none is left in this round or the
+    /// next.
     fn take(&mut self, rng: &mut Rng, wanted: impl Fn(usize) -> bool) -> Option<usize> {
         for _ in 0..2 {
-            if let Some(found) = (self.at..self.cards.len()).find(|&i| wanted(self.cards[i])) {
-                let card = self.cards[found];
-                self.cards.copy_within(self.at..found, self.at + 1);
-                self.cards[self.at] = card;
+            if let Some(found) = (self.at..self.items.len()).find(|&i| wanted(self.items[i])) {
+                let item = self.items[found];
+                self.items.copy_within(self.at..found, self.at + 1);
+                self.items[self.at] = item;
                 self.at += 1;
-                return Some(card);
+                return Some(item);
             }
-            if self.at < self.cards.len() {
-                // What is left of this round leads the next one.
-                self.cards.rotate_left(self.at);
-                let left = self.cards.len() - self.at;
-                rng.shuffle(&mut self.cards[left..]);
+            if self.at < self.items.len() {
+                // Preferences left over from this round come first in the next one.
+                self.items.rotate_left(self.at);
+                let left = self.items.len() - self.at;
+                rng.shuffle(&mut self.items[left..]);
             } else {
-                rng.shuffle(&mut self.cards);
+                rng.shuffle(&mut self.items);
             }
             self.at = 0;
         }
@@ -142,12 +143,12 @@ impl ShuffledQueue {
     }
 }
 
-/// `n` joint pairs, of the `strata` in turn, so that they differ by one at most; of mixed pairs every other has the preferred side
-/// first. Instructions of a pair differ, no pair comes twice, and within a stratum preferences are used as evenly as that allows. The place
-/// of pair i is line i + 1 of `path`.
+/// Draws `n` joint pairs from the `strata` in rotation, so that their numbers differ by at most one. In every other mixed pair, the
+/// preferred side comes first. The instructions of a pair differ, no pair occurs twice, and within a stratum preferences are used as evenly
+/// as this allows. The location of pair i is line i + 1 of `path`.
 ///
 /// # Errors
-/// [`Error::Flag`] where the preferences do not hold so many pairs, and where a stratum comes twice.
+/// [`Error::Flag`] where the preferences do not allow as many pairs, or where a stratum is named twice.
 pub fn draw(
     preferences: &[ConditionalPreference],
     strata: &[Stratum],
@@ -159,42 +160,42 @@ pub fn draw(
         return Err(Error::flag("strata", "must name none twice"));
     }
     let mut rng = Rng::new(seed, 11);
-    let mut drawings: Vec<StratumSampler> = strata
+    let mut samplers: Vec<StratumSampler> = strata
         .iter()
         .map(|&stratum| StratumSampler {
             stratum,
             preferences,
-            deck: ShuffledQueue::new(preferences.len(), &mut rng),
+            queue: ShuffledQueue::new(preferences.len(), &mut rng),
             seen: HashSet::new(),
         })
         .collect();
-    // Where the preferences hold fewer, the draw ends long before `n`.
+    // No capacity is reserved for `n`, because the preferences may allow far fewer pairs.
     let mut rows = Vec::new();
     for i in 0..n {
         let of = i % strata.len();
-        let drawing = &mut drawings[of];
-        let Some(pair) = drawing.next(&mut rng) else {
+        let sampler = &mut samplers[of];
+        let Some(pair) = sampler.next(&mut rng) else {
             let reason = format!(
                 "{n} pairs need {} of {}: {} preferences hold {}",
                 (n - of).div_ceil(strata.len()),
-                drawing.stratum.title(),
+                sampler.stratum.title(),
                 preferences.len(),
-                drawing.seen.len()
+                sampler.seen.len()
             );
             return Err(Error::flag("pairs", reason));
         };
-        rows.push(row(preferences, drawing.stratum, pair, path, i + 1));
+        rows.push(row(preferences, sampler.stratum, pair, path, i + 1));
     }
     Ok(rows)
 }
 
-/// The pairs of one stratum, one after the other. Both sides come from one deck: as long as there are enough preferences, each stands in one
-/// pair, and pairs are independent.
+/// Sampler of the pairs of one stratum. Both sides come from one queue, so as long as there are enough preferences, each is used in one
+/// pair only, and pairs are independent.
 struct StratumSampler<'p> {
     stratum: Stratum,
     preferences: &'p [ConditionalPreference],
-    deck: ShuffledQueue,
-    /// Pairs drawn so far: of mixed pairs the preferred side first, of others the smaller number.
+    queue: ShuffledQueue,
+    /// Pairs drawn so far, as indices: of mixed pairs with the preferred side first, of others with the smaller index first.
     seen: HashSet<(usize, usize)>,
 }
 
@@ -211,10 +212,10 @@ impl StratumSampler<'_> {
         let mixed = self.stratum == Stratum::Mixed;
         let mut refused = HashSet::new();
         let (a, b) = loop {
-            let a = self.deck.take(rng, |a| !refused.contains(&a))?;
-            let mut deck = std::mem::replace(&mut self.deck, ShuffledQueue { cards: Vec::new(), at: 0 });
-            let b = deck.take(rng, |b| self.may(a, b));
-            self.deck = deck;
+            let a = self.queue.take(rng, |a| !refused.contains(&a))?;
+            let mut queue = std::mem::replace(&mut self.queue, ShuffledQueue { items: Vec::new(), at: 0 });
+            let b = queue.take(rng, |b| self.may(a, b));
+            self.queue = queue;
             match b {
                 Some(b) => break (a, b),
                 None => refused.insert(a),

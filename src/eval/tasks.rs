@@ -1,13 +1,13 @@
-//! The small world of the demo model: fifteen kinds of task whose answers a program grades.
+//! Tasks of the demo model: fifteen kinds, whose answers a program grades.
 //!
-//! An [`TaskItem`] is an instruction with its answer. Words are common ones or made-up ones ("the plural of brop"), numbers are
-//! small, so a model of a million parameters can learn the rules from some ten million tokens. What the model is then
-//! *tuned* for is the grader's taste: a right answer in one short sentence beats the bare answer, which beats a sloppy one, and
-//! all of these beat a wrong one ([`AnswerGrade`]). Supervised rows mix the four qualities in fixed proportions ([`rows::SFT_MIX`]), so
-//! supervised training alone does not settle on the best; preferences drawn by the grader do.
+//! A [`TaskItem`] is an instruction with its answer. Words are common ones or made-up ones ("the plural of brop"), and numbers are small,
+//! so a model of a million parameters can learn the rules from about ten million tokens. The model is then *tuned* for the grader's
+//! preference: a correct answer in one short sentence is better than the bare answer, which is better than a sloppy one, and all of these
+//! are better than a wrong one ([`AnswerGrade`]). Supervised rows mix the four qualities in fixed proportions ([`rows::SFT_MIX`]), so
+//! supervised training alone does not reach the best quality; preferences by the grader do.
 //!
-//! Train and held-out items never meet: a hash of an item's content (not of its wording, nor of the order of what is listed)
-//! decides its [`DataSplit`]. Everything follows from a seed.
+//! Training and held-out items are disjoint: a hash of an item's content (not of its wording, nor of the order of listed things) determines
+//! its [`DataSplit`]. Everything is determined by a seed.
 
 mod answers;
 mod grade;
@@ -25,7 +25,7 @@ pub use read::read;
 use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
 
-/// A kind of task. [`TaskKind::ALL`] lists them.
+/// Kind of a task. [`TaskKind::ALL`] lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskKind {
@@ -102,7 +102,7 @@ impl TaskKind {
         }
     }
 
-    /// Share of the rows: the kinds that need most practice come twice as often.
+    /// Returns the kind's share of the rows: kinds that need more practice occur twice as often.
     pub fn weight(self) -> u32 {
         match self {
             TaskKind::Add | TaskKind::Subtract | TaskKind::Count | TaskKind::Sort | TaskKind::Extreme => 2,
@@ -122,7 +122,7 @@ impl TaskKind {
     }
 }
 
-/// Split of an item. A tenth of all contents is held out.
+/// Split of the items. A tenth of all contents is held out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataSplit {
     /// Items for supervised rows and preferences.
@@ -131,19 +131,19 @@ pub enum DataSplit {
     HeldOut,
 }
 
-/// A task. Its JSON is a row of held-out prompts, PAPER section 5's `{instruction, gold_response}` with two fields more.
+/// Task item. Its JSON is a row of held-out prompts: `{instruction, gold_response}` of PAPER section 5, with two more fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskItem {
     /// Instruction of the task.
     pub instruction: String,
-    /// The best answer: one sentence around [`TaskItem::answer`].
+    /// Gold response: one sentence around [`TaskItem::answer`].
     #[serde(rename = "gold_response")]
     pub gold: String,
     /// Kind of the task.
     pub kind: TaskKind,
-    /// The bare answer.
+    /// Bare answer.
     pub answer: String,
-    /// Content of the item apart from its wording, which decides the split.
+    /// Content of the item apart from its wording. It determines the split.
     #[serde(skip)]
     content: String,
     /// Plausible wrong answers; may be empty.
@@ -152,7 +152,7 @@ pub struct TaskItem {
 }
 
 impl TaskItem {
-    /// The gold sentence before and after the bare answer.
+    /// Returns the parts of the gold sentence before and after the bare answer.
     fn frame(&self) -> (&str, &str) {
         match self.gold.rfind(&self.answer) {
             Some(at) => (&self.gold[..at], &self.gold[at + self.answer.len()..]),
@@ -160,18 +160,18 @@ impl TaskItem {
         }
     }
 
-    /// The side that this item belongs to.
+    /// Returns the split that this item belongs to.
     pub fn split(&self) -> DataSplit {
         if hash(self.kind.name(), &self.content).is_multiple_of(10) { DataSplit::HeldOut } else { DataSplit::Train }
     }
 }
 
-/// A random item of one side, of a random kind by [`TaskKind::weight`].
+/// Generates a random item of a split, whose kind is drawn by [`TaskKind::weight`].
 pub fn generate(split: DataSplit, rng: &mut Rng) -> TaskItem {
     generate_kind(TaskKind::draw(rng), split, rng)
 }
 
-/// A random item of a kind.
+/// Generates a random item of a kind.
 pub fn generate_kind(kind: TaskKind, split: DataSplit, rng: &mut Rng) -> TaskItem {
     loop {
         let item = kinds::draw(kind, rng);
@@ -181,7 +181,7 @@ pub fn generate_kind(kind: TaskKind, split: DataSplit, rng: &mut Rng) -> TaskIte
     }
 }
 
-/// FNV-1a with a final mix, so that its remainders are even.
+/// Computes FNV-1a with a final mix, so that its remainders are evenly distributed.
 fn hash(kind: &str, content: &str) -> u64 {
     let mut h = 0xcbf2_9ce4_8422_2325_u64;
     for byte in kind.bytes().chain([0]).chain(content.bytes()) {

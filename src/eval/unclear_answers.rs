@@ -1,12 +1,12 @@
-//! Counts of answers without a verdict, and the notes on them.
+//! Counts of answers without a verdict, and notes on them.
 
 use crate::eval::judge::Answer;
 use crate::eval::judge::verdict_reader::NoVerdict;
 
-/// Share of answers without a verdict above which a run warns.
+/// Share of answers without a verdict above which a run prints a warning.
 const MOST_UNSURE: f64 = 0.2;
 
-/// Counts of answers with and without a verdict of one run.
+/// Counts of a run's answers with and without a verdict.
 #[derive(Debug, Default)]
 pub struct UnclearAnswers {
     answers: usize,
@@ -16,7 +16,7 @@ pub struct UnclearAnswers {
 }
 
 impl UnclearAnswers {
-    /// Counts an answer. Returns the reason in words where the answer has no verdict.
+    /// Counts an answer. Returns the reason in words, where the answer has no verdict.
     pub fn add(&mut self, answer: &Answer) -> Option<String> {
         self.answers += 1;
         if answer.choice.is_some() {
@@ -32,14 +32,14 @@ impl UnclearAnswers {
                 format!("no answer: {}: {}", why.told(), answer.end())
             }
         };
-        // One that says what to do is better than one that was cut.
+        // An unclear answer is a better example than one that was cut, because it shows what to change.
         if self.example.is_none() || why == NoVerdict::Unclear && self.without == self.cut + 1 {
             self.example = Some(format!("{}: {}", why.told(), answer.end()));
         }
         Some(told)
     }
 
-    /// Returns notes for the user on answers without a verdict. `max_tokens` is the name of the flag for the longest answer.
+    /// Returns notes for the user on answers without a verdict. `max_tokens` is the name of the flag for the largest number of tokens.
     pub fn notes(&self, max_tokens: &str) -> Vec<String> {
         let mut notes = Vec::new();
         let (n, of) = (self.without, self.answers);

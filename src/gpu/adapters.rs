@@ -4,15 +4,15 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
-/// Value of `--device`: nothing, an index into [`list_devices`], or a part of one of its lines.
+/// Value of `--device`: best device, an index into [`list_devices`], or a part of one of its lines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// First device that opens: discrete GPUs, then integrated ones, CPUs last.
+    /// First device that opens: discrete GPUs come first, then integrated ones, then CPUs.
     #[default]
     Best,
     /// Position in [`list_devices`].
     Index(usize),
-    /// Part of `name (backend)`, any case: `4070`, `vulkan`, `4070 (dx12)`.
+    /// Part of `name (backend)`, in any case: `4070`, `vulkan`, `4070 (dx12)`.
     Name(String),
 }
 
@@ -25,10 +25,10 @@ impl DeviceChoice {
         }
     }
 
-    /// Returns the positions of the devices to try to open, the first one first. Only [`Self::Best`] has more than one.
+    /// Returns the positions of the devices to try to open, in order. Only [`Self::Best`] gives more than one.
     ///
     /// # Errors
-    /// [`Error::Device`]: there is no device (says what to install). [`Error::Flag`]: none matches (lists them).
+    /// [`Error::Device`] where there is no device; it says what to install. [`Error::Flag`] where none matches; it lists the devices.
     pub(super) fn candidates(&self, all: &[DeviceSummary]) -> Result<Vec<usize>> {
         if all.is_empty() {
             return Err(Error::Device(no_device(std::env::consts::OS)));
@@ -47,41 +47,41 @@ impl DeviceChoice {
     }
 }
 
-/// Line of [`list_devices`].
+/// Device, as [`list_devices`] lists it.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct DeviceSummary {
     /// Number that `--device` takes.
     pub index: usize,
-    /// The adapter's name.
+    /// Adapter's name.
     pub name: String,
-    /// `vulkan`, `metal`, `dx12`, `webgpu`.
+    /// Backend: `vulkan`, `metal`, `dx12` or `webgpu`.
     pub backend: String,
-    /// `DiscreteGpu`, `IntegratedGpu`, `VirtualGpu`, `Cpu`, `Other`.
+    /// Kind of adapter: `DiscreteGpu`, `IntegratedGpu`, `VirtualGpu`, `Cpu` or `Other`.
     pub kind: String,
     /// Driver's name and version; on DX12 with the shader compiler.
     pub driver: String,
 }
 
 impl DeviceSummary {
-    /// Returns the device's name and backend: one GPU may be listed under several backends.
+    /// Returns the device's name and backend, because one GPU may be listed under several backends.
     pub fn title(&self) -> String {
         format!("{} ({})", self.name, self.backend)
     }
 }
 
-/// Compiler of HLSL for DX12. wgpu's own choice is the first `dxcompiler.dll` on the search path, whoever put it there. If it is damaged or
-/// too old, no DX12 device is left.
+/// Compiler of HLSL for DX12. wgpu by default loads the first `dxcompiler.dll` on the search path, whoever put it there. If that file is
+/// damaged or too old, no DX12 device can be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum HlslCompiler {
-    /// `d3dcompiler_47.dll`, which Windows has: shader model 5.1, no f16, no subgroups.
+    /// `d3dcompiler_47.dll`, which is part of Windows: shader model 5.1, no f16, no subgroups.
     Fxc,
-    /// A `dxcompiler.dll`.
+    /// `dxcompiler.dll` at a path.
     Dxc(PathBuf),
 }
 
 impl HlslCompiler {
     /// Returns the compilers to try: the one that WGPU_DX12_COMPILER names (`fxc`, or `dxc` from the search path), else DXC where it lies
-    /// beside the program; FXC last.
+    /// in the program's folder; FXC last.
     fn candidates(asked: Option<&str>, beside: Option<PathBuf>) -> Vec<Self> {
         let dxc = match asked.map(str::to_lowercase).as_deref() {
             Some("fxc") => None,
@@ -128,7 +128,7 @@ impl FoundAdapters {
         let asked = std::env::var("WGPU_DX12_COMPILER").ok();
         let mut compilers = HlslCompiler::candidates(asked.as_deref(), dxc_beside_program());
         if !cfg!(windows) {
-            // No DX12: whatever is asked for compiles nothing.
+            // Without DX12 no HLSL compiler is used, so the choice does not matter.
             compilers = vec![HlslCompiler::Fxc];
         }
         let mut notes = Vec::new();
@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(of(None, beside()), [dxc("C:/jointwise/dxcompiler.dll"), HlslCompiler::Fxc]);
         assert_eq!(of(Some("FXC"), beside()), [HlslCompiler::Fxc]);
         assert_eq!(of(Some("dxc"), None), [dxc("dxcompiler.dll"), HlslCompiler::Fxc]);
-        // Not built in.
+        // A compiler that is not built into the program.
         assert_eq!(of(Some("staticdxc"), None), [HlslCompiler::Fxc]);
     }
 }

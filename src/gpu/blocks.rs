@@ -1,15 +1,15 @@
 //! Model of the driver's memory allocator. wgpu requests memory from Vulkan and DX12 in blocks of one size (through the crate
-//! gpu-allocator), and places buffers in their gaps. A buffer larger than a block gets memory of its own. A plan places its buffers
-//! likewise, and so knows how much memory is requested.
+//! gpu-allocator), and places buffers in their gaps. A buffer larger than a block gets memory of its own. A plan places its buffers in the
+//! same way, and therefore knows how much memory is requested.
 
 use std::ops::Range;
 
 /// Bytes of a block in device-local memory. No other program can use the empty part of a block, and buffers above half a block leave much
-/// of it empty. Among 4, 8 and 16 MiB, 8 and 16 plan the least for small models (2 x 512 tokens of SmolLM2-135M: 1,608, 1,504 and 1,451
-/// MiB). Large models have buffers larger than any of these.
+/// of it empty. Of 4, 8 and 16 MiB, 16 requests the least memory for small models (2 x 512 tokens of SmolLM2-135M: 1,608, 1,504 and 1,451
+/// MiB). Large models have buffers larger than any of these blocks.
 pub(super) const BLOCK_BYTES: u64 = 16 << 20;
 
-/// Bytes of a block in memory that the host can access too: wgpu halves it there.
+/// Bytes of a block in memory that the host can access too, where wgpu halves the size.
 pub(super) const HOST_VISIBLE_BLOCK_BYTES: u64 = BLOCK_BYTES / 2;
 
 /// Blocks of memory, and the gaps in them.
@@ -120,7 +120,7 @@ mod tests {
     fn buffers_fill_the_gaps_of_blocks() {
         let mut blocks = BlockAllocator::new(4 * MIB);
         let places = [3, 2, 1, 2, 9].map(|mib| blocks.add(mib * MIB));
-        // 3 and 1; 2 and 2; 9 alone: the 1 goes where its gap is, in the latest block that has one.
+        // Buffers per block, in MiB: 3; 2 and 1; 2; 9. The 1 goes into the latest block that has a gap for it.
         let at = |block, mib| BlockPlace { block, offset: mib * MIB };
         assert_eq!(places, [at(0, 0), at(1, 0), at(1, 2), at(2, 0), at(3, 0)]);
         assert_eq!(blocks.bytes(), 21 * MIB);

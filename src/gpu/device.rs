@@ -16,17 +16,17 @@ use crate::error::{Error, Result};
 /// Capabilities of a device, as far as kernels need them. Variants are chosen by these alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Caps {
-    /// The adapter's name.
+    /// Adapter's name.
     pub name: String,
-    /// `vulkan`, `metal`, `dx12`, `webgpu`, ...
+    /// Backend: `vulkan`, `metal`, `dx12`, `webgpu`, ...
     pub backend: String,
     /// Driver's name and version; on DX12 with the shader compiler.
     pub driver: String,
-    /// Whether it is a software implementation.
+    /// Whether the adapter is a software implementation.
     pub is_cpu: bool,
     /// Implementations beside the baseline that kernels may choose.
     pub variants: Vec<Variant>,
-    /// Fastest of these variants per class of shapes, where measured.
+    /// Fastest of these variants per class of shapes, where they were measured.
     pub tuning: Tuning,
     /// Largest storage binding, at most 2 GiB.
     pub max_binding_bytes: u64,
@@ -50,11 +50,11 @@ pub struct Caps {
     pub memory_bytes: Option<u64>,
     /// Memory that other programs had left when the device was opened, where its driver reports it.
     pub free_memory_bytes: Option<u64>,
-    /// Size of a block of memory, which buffers that fit share.
+    /// Size in bytes of a block of memory, which is shared by all buffers that fit into it.
     pub memory_block_bytes: u64,
 }
 
-/// Cooperative matrices: fragments that a subgroup multiplies together.
+/// Cooperative matrices: fragments that the invocations of a subgroup multiply together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct CooperativeMatrix {
     /// Rows and columns of a fragment: 8 or 16.
@@ -142,8 +142,8 @@ impl Caps {
     }
 }
 
-/// Returns the largest supported fragment, if the device has what matmul_coop.wgsl needs: f16, workgroup memory, and subgroups. A workgroup
-/// is four subgroups, whose size wgpu cannot request. Where the size varies, the driver's choice is measured
+/// Returns the largest supported fragment, if the device meets the requirements of matmul_coop.wgsl: f16, workgroup memory, and subgroups.
+/// A workgroup is four subgroups, whose size wgpu cannot request. Where the size varies, the driver's choice is measured
 /// ([`Gpu::with_measured_subgroups`]).
 fn cooperative(adapter: &wgpu::Adapter) -> Option<CooperativeMatrix> {
     let needed = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | COOPERATIVE;
@@ -178,19 +178,19 @@ const COOPERATIVE_WORKGROUP_BYTES: u32 = 32 << 10;
 pub struct Gpu {
     pub(super) live: Option<OpenDevice>,
     pub(super) caps: Caps,
-    pub(super) home: Arc<MemoryPool>,
+    pub(super) pool: Arc<MemoryPool>,
     pub(super) pipelines: super::pipelines::PipelineCache,
     pub(super) bind_groups: Mutex<super::submit::BindGroups>,
     pub(super) uniforms: Mutex<Option<wgpu::Buffer>>,
-    pub(super) pace: Mutex<super::submission_budget::SubmissionBudget>,
+    pub(super) budget: Mutex<super::submission_budget::SubmissionBudget>,
     pub(super) profile: Mutex<Option<super::KernelProfile>>,
     notes: Vec<String>,
 }
 
-/// Opens the first candidate that can be opened, and returns the reasons why earlier ones cannot.
+/// Opens the first candidate that can be opened. Returns it with the reasons why earlier candidates could not be opened.
 ///
 /// # Errors
-/// [`Error::Device`] with all reasons where none opens; any other error of a candidate at once.
+/// [`Error::Device`] with all reasons where no candidate opens; any other error of a candidate is returned at once.
 async fn first_opened<C, T>(
     candidates: impl IntoIterator<Item = C>,
     open: impl AsyncFn(C) -> Result<T>,
@@ -211,7 +211,7 @@ async fn first_opened<C, T>(
     Err(Error::Device(failed.join("; ")))
 }
 
-/// Describes what else `--device` takes, where the chosen devices cannot be opened.
+/// Lists the other devices that `--device` accepts, for the case that the chosen ones cannot be opened.
 fn other_devices(all: &[DeviceSummary], chosen: &[usize]) -> String {
     let others = all.iter().filter(|d| !chosen.contains(&d.index)).map(|d| format!("{}: {}", d.index, d.title()));
     let others: Vec<String> = others.collect();
@@ -225,7 +225,7 @@ impl Gpu {
     /// Opens a device with the precision that JOINTWISE_MATMUL_PRECISION names, else with the highest.
     ///
     /// # Errors
-    /// See [`Self::open_for`]; [`Error::Flag`] where the variable names no precision.
+    /// Fails like [`Self::open_for`]; also [`Error::Flag`] where the variable is not a precision's name.
     pub async fn open(choice: &DeviceChoice) -> Result<Self> {
         let precision = std::env::var("JOINTWISE_MATMUL_PRECISION")
             .map_or(Ok(MatmulPrecision::Highest), |name| MatmulPrecision::parse(&name))?;
@@ -235,9 +235,9 @@ impl Gpu {
     /// Opens the first of the chosen devices that can be opened.
     ///
     /// # Errors
-    /// [`Error::Device`]: there is none (says what to install), or none that can be opened (says why, and which others there are).
-    /// [`Error::Flag`]: none matches the choice (lists them); JOINTWISE_VARIANT names no variant; the precision needs cooperative matrices,
-    /// and the device has none.
+    /// [`Error::Device`] where there is no device (it says what to install), or where none can be opened (it gives the reasons and lists
+    /// other devices). [`Error::Flag`] where no device matches the choice (it lists the devices), where JOINTWISE_VARIANT is not a
+    /// variant's name, or where the precision needs cooperative matrices and the device has none.
     pub async fn open_for(choice: &DeviceChoice, precision: MatmulPrecision) -> Result<Self> {
         let FoundAdapters { all, summaries, mut notes } = FoundAdapters::find().await;
         let chosen = choice.candidates(&summaries)?;
@@ -268,7 +268,7 @@ impl Gpu {
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
         if precision != MatmulPrecision::Highest {
             wanted |= COOPERATIVE;
-            // SAFETY: what is experimental is the implementation; matmul_coop.wgsl keeps to its rules, and is checked before it is used.
+            // SAFETY: wgpu's implementation is experimental; matmul_coop.wgsl follows its rules, and is checked before it is used.
             experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
         let descriptor = wgpu::DeviceDescriptor {
@@ -276,7 +276,7 @@ impl Gpu {
             required_features: adapter.features() & wanted,
             required_limits: adapter.limits(),
             experimental_features,
-            // From the first block to the last one: the size does not grow.
+            // The first block has the same size as the last, so that sizes do not grow.
             memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: BLOCK_BYTES..BLOCK_BYTES },
             ..Default::default()
         };
@@ -299,24 +299,24 @@ impl Gpu {
     fn new(live: Option<OpenDevice>, caps: Caps) -> Self {
         Self {
             live,
-            home: Arc::new(MemoryPool::new(caps.memory_block_bytes)),
+            pool: Arc::new(MemoryPool::new(caps.memory_block_bytes)),
             caps,
             pipelines: super::pipelines::PipelineCache::default(),
             bind_groups: Mutex::default(),
             uniforms: Mutex::default(),
-            pace: Mutex::default(),
+            budget: Mutex::default(),
             profile: Mutex::default(),
             notes: Vec::new(),
         }
     }
 
-    /// Returns this device with `variants` as the only implementations beside the baseline.
+    /// Returns this device with `variants` as the only implementations besides the baseline.
     #[must_use]
     pub fn with_variants(self, variants: Vec<Variant>) -> Self {
         Self { caps: Caps { variants, ..self.caps }, ..self }
     }
 
-    /// Returns this device with more entries in its table of fastest variants.
+    /// Returns this device with the entries of `tuning` added to its table of fastest variants.
     #[must_use]
     pub fn with_tuning(mut self, tuning: Tuning) -> Self {
         self.caps.tuning.merge(tuning);
@@ -330,11 +330,11 @@ impl Gpu {
         self
     }
 
-    /// Returns this device with an assumed speed of unmeasured kernels, in floating-point operations per second. It sizes submissions and
-    /// parts of dispatches.
+    /// Returns this device with an assumed speed, in floating-point operations per second, of kernels that were not measured. The speed
+    /// determines the sizes of submissions and of parts of dispatches.
     #[must_use]
     pub fn with_expected_speed(self, flops_per_second: f64) -> Self {
-        self.pace.lock().unwrap_or_else(|e| e.into_inner()).begin_with(flops_per_second);
+        self.budget.lock().unwrap_or_else(|e| e.into_inner()).begin_with(flops_per_second);
         self
     }
 
@@ -355,7 +355,7 @@ impl Gpu {
 
     /// Returns the bytes on the device, by role.
     pub fn ledger(&self) -> super::Ledger {
-        self.home.ledger()
+        self.pool.ledger()
     }
 
     /// Sets or removes the callback for waits of a minute without progress.
@@ -368,7 +368,7 @@ impl Gpu {
     /// Returns an error for the first failure that the device reported outside a call.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], [`Error::OutOfMemory`] with what was refused, [`Error::Gpu`] with the device's words.
+    /// [`Error::DeviceLost`]; [`Error::OutOfMemory`] with the refused allocation; [`Error::Gpu`] with the driver's message.
     pub fn check(&self) -> Result<()> {
         let Some(live) = &self.live else { return Ok(()) };
         live.failure.get().map_or(Ok(()), |failure| Err(failure.error(&live.title)))
@@ -379,7 +379,7 @@ impl Gpu {
 mod tests {
     use super::*;
 
-    /// The second of three devices opens; the third is not asked.
+    /// The second of three devices opens, and the third is not tried.
     #[test]
     fn the_next_device_is_taken_where_one_cannot_be_opened() {
         let open = async |i: usize| match i {
@@ -393,7 +393,8 @@ mod tests {
             notes,
             ["RTX (dx12) cannot be opened: driver too old: the next device is taken (--device chooses one)"]
         );
-        // The first that opens needs no note; what is no device's fault is told at once; all reasons are told where none opens.
+        // A first candidate that opens needs no note. An error that is not the device's is returned at once. All reasons are given where
+        // none opens.
         assert_eq!(pollster::block_on(first_opened(1..3, open)).unwrap(), ("UHD", Vec::new()));
         let flag = async |_| Err::<(), _>(Error::flag("matmul-precision", "no"));
         assert!(matches!(pollster::block_on(first_opened(0..3, flag)), Err(Error::Flag { .. })));

@@ -1,4 +1,4 @@
-//! Memory of a device as its driver reports it: the total, and what other programs have left.
+//! Memory of a device as its driver reports it: the total, and the part that is free.
 
 /// Memory of a device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,8 +11,8 @@ pub(super) struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// Computes the free memory from the total, the driver's budget for this program, and what the program uses of it. Some drivers give a
-    /// budget above the total.
+    /// Computes the free memory from the total, the driver's budget for this program, and the memory that the program uses. Some drivers
+    /// report a budget above the total.
     #[cfg_attr(
         all(any(target_os = "macos", target_arch = "wasm32"), not(test)),
         expect(dead_code, reason = "Metal gives no budget")
@@ -30,14 +30,14 @@ impl DeviceMemory {
             wgpu::Backend::Vulkan => vulkan(adapter),
             #[cfg(windows)]
             wgpu::Backend::Dx12 => {
-                // SAFETY: the raw handle lives as long as this reference, and is only asked.
+                // SAFETY: the raw handle lives as long as this reference, and is only queried.
                 let hal = unsafe { adapter.as_hal::<wgpu::hal::api::Dx12>() }?;
                 let raw = hal.as_raw();
                 let about = unsafe { raw.GetDesc1() }.ok()?;
                 let is_integrated = adapter.get_info().device_type == wgpu::DeviceType::IntegratedGpu;
                 let shared = if is_integrated { about.SharedSystemMemory } else { 0 };
                 let total = (about.DedicatedVideoMemory + shared) as u64;
-                // The first node's local segment: both are 0.
+                // Queries the first node's local segment; both parameters are 0.
                 let mut now = Default::default();
                 let asked = unsafe { raw.QueryVideoMemoryInfo(0, Default::default(), &mut now) };
                 let [budget, used] = if asked.is_ok() { [now.Budget, now.CurrentUsage] } else { [0; 2] };
@@ -46,7 +46,7 @@ impl DeviceMemory {
             #[cfg(target_os = "macos")]
             wgpu::Backend::Metal => {
                 use objc2_metal::MTLDevice as _;
-                // SAFETY: the raw handle lives as long as this reference, and is only asked for properties.
+                // SAFETY: the raw handle lives as long as this reference, and is only queried for properties.
                 let metal = unsafe { adapter.as_hal::<wgpu::hal::api::Metal>() }?;
                 let total = metal.raw_device().recommendedMaxWorkingSetSize();
                 let free = Some(total.saturating_sub(metal.raw_device().currentAllocatedSize() as u64));
@@ -60,7 +60,7 @@ impl DeviceMemory {
 #[cfg(any(target_os = "linux", target_os = "windows", target_os = "android"))]
 fn vulkan(adapter: &wgpu::Adapter) -> Option<DeviceMemory> {
     use ash::vk;
-    // SAFETY: the raw handles live as long as this reference, and are only asked for properties.
+    // SAFETY: the raw handles live as long as this reference, and are only queried for properties.
     let hal = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
     let (instance, device) = (hal.shared_instance().raw_instance(), hal.raw_physical_device());
     let has_budget = hal.shared_instance().instance_api_version() >= vk::API_VERSION_1_1
@@ -68,7 +68,7 @@ fn vulkan(adapter: &wgpu::Adapter) -> Option<DeviceMemory> {
     let mut budgets = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
     let memory = if has_budget {
         let mut all = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budgets);
-        // SAFETY: as above; the extension that the chained struct is of is there.
+        // SAFETY: as above; the extension that defines the chained struct is supported.
         unsafe { instance.get_physical_device_memory_properties2(device, &mut all) };
         all.memory_properties
     } else {
@@ -78,7 +78,7 @@ fn vulkan(adapter: &wgpu::Adapter) -> Option<DeviceMemory> {
     let heaps = memory.memory_heaps_as_slice().iter().enumerate();
     let local = heaps.filter(|(_, heap)| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
     let (at, heap) = local.max_by_key(|(_, heap)| heap.size)?;
-    // gpu-allocator takes the first type that is local to the device.
+    // gpu-allocator takes the first memory type that is local to the device.
     let mut types = memory.memory_types_as_slice().iter().map(|kind| kind.property_flags);
     let taken = types.find(|flags| flags.contains(vk::MemoryPropertyFlags::DEVICE_LOCAL));
     let is_host_visible = taken.is_some_and(|flags| flags.contains(vk::MemoryPropertyFlags::HOST_VISIBLE));

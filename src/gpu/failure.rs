@@ -1,22 +1,22 @@
-//! Failures of a device: those that it reports outside a call, and panics of wgpu where it fails.
+//! Failures of a device: those that the device reports outside a call, and panics of wgpu where the device fails.
 
 use std::sync::{Arc, Mutex};
 
 use crate::error::Error;
 
-/// A failure of the device.
+/// Failure of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum DeviceFailure {
-    /// The device is gone, or work vanished on it: its memory is not reliable.
+    /// The device is gone, or work on it vanished, so that its memory is not reliable.
     Lost(String),
-    /// An allocation was refused. The text describes it; `None` until it is known.
+    /// An allocation was refused. The text describes the allocation; `None` until it is known.
     OutOfMemory(Option<String>),
-    /// A call was refused: validation, a pipeline that does not compile.
+    /// A call was refused, for example by validation, or for a pipeline that does not compile.
     Refused(String),
 }
 
 impl DeviceFailure {
-    /// Classifies a lost device by the driver's words: wgpu also gives a device up where memory for its own needs is refused.
+    /// Classifies a lost device by the driver's message, because wgpu also gives a device up where memory for wgpu's own needs is refused.
     pub fn lost(words: &str) -> Self {
         match words.to_lowercase().contains("out of memory") {
             true => Self::OutOfMemory(None),
@@ -24,7 +24,7 @@ impl DeviceFailure {
         }
     }
 
-    /// Returns the device's own words.
+    /// Returns the driver's message.
     pub fn words(self) -> String {
         match self {
             Self::Lost(words) | Self::Refused(words) => words,
@@ -32,7 +32,7 @@ impl DeviceFailure {
         }
     }
 
-    /// Makes an error that names the device.
+    /// Creates an error that names the device.
     pub fn error(&self, device: &str) -> Error {
         let line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         match self {
@@ -46,17 +46,17 @@ impl DeviceFailure {
     }
 }
 
-/// Says what makes a run take less memory.
+/// Returns advice on how to make a run need less memory.
 fn memory_advice() -> &'static str {
     "a smaller --batch-size or --max-length, --recompute block or --base-dtype int8 or nf4 takes less (jointwise plan tells how much)"
 }
 
-/// Describes an allocation that was refused: "activations: 12 MiB refused after 1,871 MiB".
+/// Describes a refused allocation: "activations: 12 MiB refused after 1,871 MiB".
 pub(super) fn refused(what: &str, bytes: u64, held_bytes: u64) -> String {
     format!("{what}: {} refused after {}", size(bytes), size(held_bytes))
 }
 
-/// Writes a size in MiB, or in KiB where it is smaller, with commas between thousands.
+/// Formats a size in MiB, or in KiB if it is smaller, with commas between thousands.
 fn size(bytes: u64) -> String {
     let (n, unit) = if bytes < 1 << 20 { (bytes.div_ceil(1 << 10), "KiB") } else { (bytes.div_ceil(1 << 20), "MiB") };
     let digits = n.to_string();
@@ -70,7 +70,7 @@ fn size(bytes: u64) -> String {
     format!("{text} {unit}")
 }
 
-/// The first failure of a device.
+/// First failure of a device; later failures are ignored.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FirstFailure(Arc<Mutex<Option<DeviceFailure>>>);
 
@@ -79,12 +79,12 @@ impl FirstFailure {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Keeps a failure, unless there was one before.
+    /// Records a failure, unless one was recorded before.
     pub fn set(&self, failure: DeviceFailure) {
         self.cell().get_or_insert(failure);
     }
 
-    /// Says what an allocation was for, where it was refused and nothing has said so yet.
+    /// Adds a description of the allocation to a refusal that has none yet.
     pub fn name_refusal(&self, what: impl FnOnce() -> String) {
         if let Some(DeviceFailure::OutOfMemory(named @ None)) = &mut *self.cell() {
             *named = Some(what());
@@ -100,11 +100,11 @@ impl FirstFailure {
     }
 }
 
-/// Calls wgpu where it may panic because a device fails, and gives the panic's words instead. wgpu's poll panics where the device is lost, and
-/// its drivers' layers where a driver answers what they don't expect; its locks are released by then.
+/// Calls wgpu where it may panic because a device fails, and returns the panic's message instead. wgpu's poll panics where the device is
+/// lost, and its backends panic where a driver gives an unexpected answer. wgpu's locks are released by then.
 ///
 /// # Errors
-/// The words of the panic.
+/// Message of the panic.
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     quiet::install();
@@ -117,7 +117,7 @@ pub(super) fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Calls wgpu: in a browser it has no panics of this kind, and none could be caught.
+/// Calls wgpu directly, because in a browser it has no panics of this kind, and none could be caught.
 ///
 /// # Errors
 /// None.
@@ -126,8 +126,8 @@ pub(super) fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     Ok(call())
 }
 
-/// A panic hook that is silent where this thread catches panics. It is installed once, before the first such call, and stays: other threads, and
-/// this one outside [`catch_panic`], panic as before.
+/// Installs a panic hook that prints nothing while this thread catches panics. It is installed once, before the first such call, and stays.
+/// Other threads, and this thread outside [`catch_panic`], print panics as before.
 #[cfg(not(target_arch = "wasm32"))]
 mod quiet {
     use std::cell::Cell;
@@ -139,7 +139,7 @@ mod quiet {
 
     pub fn install() {
         static INSTALLED: Once = Once::new();
-        // A thread that is panicking may not change the hook.
+        // A panicking thread must not change the hook.
         if !std::thread::panicking() {
             INSTALLED.call_once(|| {
                 let before = std::panic::take_hook();
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(caught, Err("Error in Device::poll: lost".into()));
         assert_eq!(catch_panic(|| 3), Ok(3));
         assert!(!quiet::IS_QUIET.get());
-        // One within another, and one of another thread meanwhile.
+        // A nested call, and a panic of another thread at the same time.
         let inner = catch_panic(|| {
             assert!(catch_panic(|| panic!("inner")).is_err() && quiet::IS_QUIET.get());
             std::thread::spawn(|| assert!(!quiet::IS_QUIET.get())).join().is_ok()

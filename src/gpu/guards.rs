@@ -1,6 +1,6 @@
-//! Guards for tests: NaNs before and behind each slot; bindings reach the guard behind. Neither wgpu's checked modules nor a driver's
-//! robust access detect an index that leaves a slot but not its binding, nor one that the driver turns into zero. A kernel that reads a
-//! guard shows it in its results; a guard that is overwritten is counted.
+//! Guards for tests: NaNs before and behind each slot. Bindings include the guard behind. Neither wgpu's checked modules nor a driver's
+//! robust access detect an index that leaves a slot but stays inside its binding, or an index whose read the driver turns into zero. With
+//! guards, a kernel that reads outside its slot gets NaN results, and overwritten guards are counted.
 
 use super::{Gpu, Role, Slot};
 use crate::error::Result;
@@ -8,7 +8,7 @@ use crate::error::Result;
 /// Elements per guard: a multiple of the alignment of bindings.
 const GUARD: usize = 1024;
 
-/// Filler of guards: NaN as f32 and as each bf16 half, and beyond every table as an index.
+/// Value of guards: NaN as f32 and as each bf16 half, and as an index beyond the end of every table.
 const NO_NUMBER: u32 = 0x7fc0_7fc0;
 
 /// Guards `[before, behind]` of each slot that was allocated since the last check; `None` where guards are off.

@@ -1,4 +1,4 @@
-//! Bytes of buffers by role, and of the device memory that they take. A run and its memory plan count alike.
+//! Counts of buffer bytes by role, and of the device memory that holds the buffers. A run and its memory plan count in the same way.
 
 use super::blocks::{BlockAllocator, BlockPlace};
 
@@ -36,12 +36,12 @@ impl Role {
 
 const ROLES: [Role; 6] = [Role::Params, Role::Grads, Role::Moments, Role::Frozen, Role::Activations, Role::Batch];
 
-/// Bytes of buffers by role, and of the memory that holds them, with the highest so far.
+/// Bytes of buffers by role, and of the memory that holds them; current values and peaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ledger {
     now: [u64; ROLES.len()],
     peak: [u64; ROLES.len()],
-    /// Buffers that exist now, by role.
+    /// Number of buffers that exist now, by role.
     n_buffers: [u64; ROLES.len()],
     blocks: BlockAllocator,
     /// Largest sum of the blocks' bytes so far.
@@ -71,14 +71,14 @@ impl Ledger {
         place
     }
 
-    /// Removes a buffer from the counts.
+    /// Removes a buffer from the counts and the blocks.
     pub(super) fn sub(&mut self, role: Role, bytes: u64, place: BlockPlace) {
         self.now[role as usize] -= bytes;
         self.n_buffers[role as usize] -= 1;
         self.blocks.remove(place, bytes);
     }
 
-    /// Names the buffer that was added last: "parameters, page 3".
+    /// Describes the buffer that was added last: "parameters, page 3".
     pub(super) fn last_added(&self, role: Role) -> String {
         match role {
             Role::Activations | Role::Batch => role.name().into(),
@@ -91,17 +91,18 @@ impl Ledger {
         self.now.iter().sum()
     }
 
-    /// Returns the most memory that was requested from the driver at once, in bytes: whole blocks, some of them partly empty.
+    /// Returns the largest amount of memory, in bytes, that was requested from the driver at one time: whole blocks, some of them partly
+    /// empty.
     pub fn peak_bytes(&self) -> u64 {
         self.peak_of_blocks
     }
 
-    /// Returns the bytes of the largest single activation, which must fit a binding.
+    /// Returns the bytes of the largest single activation. It must fit a binding.
     pub fn largest_activation(&self) -> u64 {
         self.largest_activation
     }
 
-    /// Returns the highest sum of each role, in bytes.
+    /// Returns the peak of each role, in bytes.
     pub fn peak_by_role(&self) -> Vec<(Role, u64)> {
         ROLES.iter().map(|&r| (r, self.peak[r as usize])).collect()
     }

@@ -1,8 +1,8 @@
-//! Buffers by role, slots into them, and the count of both.
+//! Device buffers by role, slots in them, and the count of their bytes.
 //!
-//! WebGPU tracks usage by whole buffer, so a buffer cannot be read-only and read-write in one dispatch: each role, and each
-//! activation, is a buffer of its own. Activations return to a pool when their last slot is dropped. Commands run in the
-//! order of recording, so a slot may be handed out again as soon as nothing *recorded later* needs it: liveness is Rust's scope.
+//! WebGPU tracks usage by whole buffer, so that a buffer cannot be read-only and read-write in one dispatch. Each role, and each
+//! activation, therefore has its own buffer. An activation's buffer returns to a pool when its last slot is dropped. Commands run in the
+//! order of recording, so a slot may be reused as soon as nothing *recorded later* needs it: a slot lives as long as its Rust value.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -22,13 +22,13 @@ pub(super) struct MemoryPool {
 
 struct PoolState {
     ledger: Ledger,
-    /// Bytes that were uploaded since uploads were last waited for.
+    /// Bytes that were uploaded since the last wait for uploads.
     staged_bytes: u64,
     /// Activation buffers that no slot uses.
     free: Vec<Memory>,
     /// Buffers freed so far, except those of [`Role::Batch`].
-    given_up: u64,
-    /// See [`Gpu::while_reserving`].
+    freed_buffers: u64,
+    /// Whether the pool is being filled; see [`Gpu::while_reserving`].
     reserving: bool,
 }
 
@@ -36,7 +36,7 @@ impl MemoryPool {
     /// Creates an empty pool whose ledger has blocks of `block_bytes` bytes.
     pub fn new(block_bytes: u64) -> Self {
         let ledger = Ledger::new(block_bytes);
-        let state = PoolState { ledger, staged_bytes: 0, free: Vec::new(), given_up: 0, reserving: false };
+        let state = PoolState { ledger, staged_bytes: 0, free: Vec::new(), freed_buffers: 0, reserving: false };
         Self { state: Mutex::new(state), guards: Mutex::default() }
     }
 
@@ -51,7 +51,7 @@ impl MemoryPool {
     }
     /// Returns the number of buffers freed so far, except those of [`Role::Batch`].
     pub fn freed_buffers(&self) -> u64 {
-        self.state().given_up
+        self.state().freed_buffers
     }
     /// Takes the smallest free activation buffer of at least `bytes`; while reserving, of at most 1.5 times `bytes`.
     fn take(&self, bytes: u64) -> Option<Memory> {
@@ -63,7 +63,7 @@ impl MemoryPool {
     }
 }
 
-/// Device buffer and its place; a plan has the place alone.
+/// Device buffer and its place in the blocks. A plan has only the place.
 #[derive(Default)]
 struct Memory {
     raw: Option<wgpu::Buffer>,
@@ -74,20 +74,20 @@ struct Memory {
 struct PooledBuffer {
     memory: Memory,
     role: Role,
-    home: Arc<MemoryPool>,
+    pool: Arc<MemoryPool>,
 }
 
 impl Drop for PooledBuffer {
     fn drop(&mut self) {
         // Slots with guards are not reused.
-        let is_pooled = self.role == Role::Activations && !self.home.guards().is_on();
-        let mut state = self.home.state();
+        let is_pooled = self.role == Role::Activations && !self.pool.guards().is_on();
+        let mut state = self.pool.state();
         let memory = std::mem::take(&mut self.memory);
         if is_pooled {
             state.free.push(memory);
         } else {
             state.ledger.sub(self.role, memory.bytes, memory.place);
-            state.given_up += u64::from(self.role != Role::Batch);
+            state.freed_buffers += u64::from(self.role != Role::Batch);
         }
     }
 }
@@ -98,7 +98,7 @@ pub struct Slot {
     buffer: Arc<PooledBuffer>,
     offset: usize,
     len: usize,
-    /// Elements behind the slot that its bindings reach too: those of a guard, or none.
+    /// Elements behind the slot that its bindings include: a guard, or none.
     reach: usize,
 }
 
@@ -121,13 +121,13 @@ impl Slot {
     pub fn bytes(&self) -> u64 {
         self.len as u64 * 4
     }
-    /// Returns a part of this slot. `start` must be a multiple of 64 elements, the alignment of bindings.
+    /// Returns a part of this slot. `start` must be a multiple of 64 elements, the alignment of a binding's offset.
     pub fn slice(&self, start: usize, len: usize) -> Self {
         assert!(start.is_multiple_of(64) && start + len <= self.len, "slice {start}+{len} of {self:?}");
         let reach = if start + len == self.len { self.reach } else { 0 };
         Self { buffer: self.buffer.clone(), offset: self.offset + start, len, reach }
     }
-    /// Returns a part that may begin at any element. It is for the host to read and write, and cannot be bound.
+    /// Returns a part that may begin at any element. Only the host may read and write it, because it cannot be bound.
     pub fn slice_unaligned(&self, start: usize, len: usize) -> Self {
         assert!(start + len <= self.len, "piece {start}+{len} of {self:?}");
         Self { buffer: self.buffer.clone(), offset: self.offset + start, len, reach: 0 }
@@ -151,63 +151,65 @@ impl Slot {
 }
 
 impl Gpu {
-    /// Fills the pool. Inside `record`, a request reuses a free buffer of at most 1.5 times its size, else allocates. Otherwise the narrow
-    /// slots that are saved for the backward pass would hold a layer's wide temporaries, and each layer would need new ones. Afterwards a
-    /// request takes the smallest free buffer that fits.
+    /// Fills the pool. Inside `record`, a request reuses a free buffer of at most 1.5 times its size, or allocates a new one. Without this
+    /// limit, narrow slots that are saved for the backward pass would occupy the wide buffers of a layer's temporaries, and each layer
+    /// would need new ones. Afterwards, a request takes the smallest free buffer that fits.
     pub fn while_reserving<T>(&self, record: impl FnOnce() -> T) -> T {
-        self.home.state().reserving = true;
+        self.pool.state().reserving = true;
         let done = record();
-        self.home.state().reserving = false;
+        self.pool.state().reserving = false;
         done
     }
 
-    /// Allocates `len` elements with undefined contents for a recording; the buffer returns to the pool with the last clone. So recordings
-    /// of one device must be submitted in the order in which they were recorded: record and submit from one thread.
+    /// Allocates `len` elements with undefined contents for a recording. The buffer returns to the pool when the last clone is dropped.
+    /// Recordings of a device must therefore be submitted in the order in which they were recorded: record and submit from one thread.
     pub fn alloc_activation(&self, len: usize) -> Slot {
         if self.guards().is_on() { self.guarded(Role::Activations, len) } else { self.pooled(len) }
     }
 
     fn pooled(&self, len: usize) -> Slot {
         let bytes = (len.max(1) as u64 * 4).next_multiple_of(256);
-        let memory = self.home.take(bytes).unwrap_or_else(|| {
-            let mut state = self.home.state();
-            // Batches differ in length: what is free but too small makes room, so that the pool is that of the longest batch.
+        let memory = self.pool.take(bytes).unwrap_or_else(|| {
+            let mut state = self.pool.state();
+            // Batches differ in length. Frees the largest of the buffers that are too small, so that the pool becomes that of the longest
+            // batch.
             let largest = (0..state.free.len()).max_by_key(|&i| state.free[i].bytes);
             if let Some(largest) = largest.filter(|_| !state.reserving) {
                 let too_small = state.free.swap_remove(largest);
                 state.ledger.sub(Role::Activations, too_small.bytes, too_small.place);
-                state.given_up += 1;
+                state.freed_buffers += 1;
             }
             let place = state.ledger.add(Role::Activations, bytes);
             drop(state);
-            // A plan does not count wgpu's copies of uploads, so these must be gone before a step's memory is allocated.
+            // A plan does not count wgpu's copies of uploads, so these copies must be freed before a step's memory is allocated.
             self.live.as_ref().into_iter().for_each(|live| self.settle_uploads(live, SMALL_UPLOADS_BYTES));
             Memory { raw: self.create(Role::Activations, bytes), bytes, place }
         });
-        let buffer = PooledBuffer { memory, role: Role::Activations, home: self.home.clone() };
+        let buffer = PooledBuffer { memory, role: Role::Activations, pool: self.pool.clone() };
         Slot { buffer: Arc::new(buffer), offset: 0, len, reach: 0 }
     }
 
-    /// Allocates `len` zeros of a role that outlives a step.
+    /// Allocates `len` zeros with a role that outlives a step.
     pub fn alloc_persistent(&self, role: Role, len: usize) -> Slot {
         if self.guards().is_on() { self.guarded(role, len) } else { self.unguarded(role, len) }
     }
 
     pub(super) fn guards(&self) -> std::sync::MutexGuard<'_, SlotGuards> {
-        self.home.guards()
+        self.pool.guards()
     }
 
-    /// Allocates a buffer that holds this slot alone, without guards.
+    /// Allocates a slot in a buffer of its own, without guards.
     pub(super) fn unguarded(&self, role: Role, len: usize) -> Slot {
         let bytes = (len.max(1) as u64 * 4).next_multiple_of(256);
-        let place = self.home.state().ledger.add(role, bytes);
+        let place = self.pool.state().ledger.add(role, bytes);
         let memory = Memory { raw: self.create(role, bytes), bytes, place };
-        let buffer = PooledBuffer { memory, role, home: self.home.clone() };
+        let buffer = PooledBuffer { memory, role, pool: self.pool.clone() };
         Slot { buffer: Arc::new(buffer), offset: 0, len, reach: 0 }
     }
 
-    /// Allocates slots of a lasting role in shared buffers of at most `PACKED_BYTES`; a larger slot gets its own. Drivers give memory in
-    /// blocks: many buffers of a few MiB leave much of their blocks unused, while a few large ones have memory of their own.
+    /// Allocates slots of a persistent role in shared buffers of at most `PACKED_BYTES`; a larger slot gets a buffer of its own. Drivers
+    /// provide memory in blocks: many buffers of a few MiB leave much of their blocks unused, while a few large ones have memory of their
+    /// own.
     pub fn lasting_packed(&self, role: Role, lens: &[usize]) -> Vec<Slot> {
         let aligned = |len: usize| len.max(1).next_multiple_of(64);
         let mut all = Vec::with_capacity(lens.len());
@@ -228,7 +230,7 @@ impl Gpu {
         all
     }
 
-    /// Allocates a small input of a recording, and writes it.
+    /// Allocates a small input of a recording, and writes `data` to it.
     pub fn upload<T: bytemuck::Pod>(&self, data: &[T]) -> Slot {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let slot = self.alloc_persistent(Role::Batch, bytes.len().div_ceil(4));
@@ -236,8 +238,8 @@ impl Gpu {
         slot
     }
 
-    /// Writes to a slot at once, before any recording that is submitted later. So the slot must not be one that a pending recording still
-    /// needs.
+    /// Writes to a slot at once, before all recordings that are submitted later. No recording that is still to be submitted may need the
+    /// slot's old contents.
     pub fn write<T: bytemuck::Pod>(&self, slot: &Slot, data: &[T]) {
         self.write_bytes(slot, bytemuck::cast_slice(data));
     }
@@ -260,29 +262,29 @@ impl Gpu {
         }
     }
 
-    /// Writes a piece of an upload. wgpu holds a copy of each piece until the next submission has ended, which would double a model's
-    /// weights. So uploads are waited for before more than [`STAGED_BYTES`] are pending.
+    /// Writes a piece of an upload. wgpu keeps a copy of each piece until the next submission has ended, which would double a model's
+    /// weights. The function therefore waits for uploads before more than [`STAGED_BYTES`] are pending.
     fn stage(&self, live: &OpenDevice, raw: &wgpu::Buffer, offset: u64, piece: &[u8]) {
         if live.failure.is_set() {
             return;
         }
         let n_bytes = piece.len() as u64;
         self.settle_uploads(live, STAGED_BYTES.saturating_sub(n_bytes));
-        self.home.state().staged_bytes += n_bytes;
+        self.pool.state().staged_bytes += n_bytes;
         live.queue.write_buffer(raw, offset, piece);
         live.failure.name_refusal(|| refused("an upload's copy", n_bytes, self.ledger().total()));
     }
 
-    /// Waits for pending uploads, where they exceed `most` bytes, so that wgpu frees its copies.
+    /// Waits for pending uploads if they exceed `most` bytes, so that wgpu frees its copies.
     fn settle_uploads(&self, live: &OpenDevice, most: u64) {
-        if self.home.state().staged_bytes <= most {
+        if self.pool.state().staged_bytes <= most {
             return;
         }
         let encoder = live.device.create_command_encoder(&Default::default());
         if let Some(submitted) = live.submit(encoder, None, || "upload".into()) {
             live.wait(Some(submitted.index));
         }
-        self.home.state().staged_bytes = 0;
+        self.pool.state().staged_bytes = 0;
     }
 
     fn create(&self, role: Role, bytes: u64) -> Option<wgpu::Buffer> {
@@ -299,11 +301,12 @@ impl Gpu {
         self.live.as_ref().map(|live| live.create_buffer(&descriptor, what))
     }
 
-    /// Reads slots back, after everything submitted so far. Plans give zeros. A read larger than a binding, or than `STAGING_BYTES`, passes
-    /// through a staging buffer in parts: devices limit buffers (DX12 to 2 GiB), and an array may have several pages of that size.
+    /// Reads slots back, after everything submitted so far. Plans return zeros. A read larger than a binding, or than `STAGING_BYTES`,
+    /// passes through a staging buffer in parts, because devices limit the size of buffers (DX12 to 2 GiB), and an array may consist of
+    /// several slots of that size.
     ///
     /// # Errors
-    /// See [`Gpu::check`]; [`Error::DeviceLost`] also where earlier submissions have vanished.
+    /// Fails like [`Gpu::check`]; [`Error::DeviceLost`] also where earlier submissions have vanished.
     pub async fn read<T: bytemuck::Pod>(&self, slots: &[&Slot]) -> Result<Vec<Vec<T>>> {
         let mut out: Vec<Vec<T>> = slots.iter().map(|s| vec![T::zeroed(); s.len()]).collect();
         let Some(live) = &self.live else { return Ok(out) };
@@ -315,7 +318,7 @@ impl Gpu {
         Ok(out)
     }
 
-    /// Reads parts that fit one staging buffer.
+    /// Reads parts that together fit one staging buffer.
     async fn read_parts<T: bytemuck::Pod>(
         &self,
         live: &OpenDevice,
@@ -324,7 +327,7 @@ impl Gpu {
         out: &mut [Vec<T>],
     ) -> Result<()> {
         let words: usize = parts.iter().map(|(_, range)| range.len()).sum();
-        // The device's count of submissions comes last.
+        // The device's count of submissions follows the slots.
         let size = 4 * (words as u64 + 1);
         let descriptor = wgpu::BufferDescriptor {
             label: Some("readback"),
@@ -348,7 +351,7 @@ impl Gpu {
         let signal = mapped.clone();
         staging.map_async(wgpu::MapMode::Read, .., move |result| signal.arrive(result.map_err(|e| e.to_string())));
         if live.wait(None) {
-            self.home.state().staged_bytes = 0;
+            self.pool.state().staged_bytes = 0;
         }
         self.check()?;
         if cfg!(not(target_arch = "wasm32")) && !mapped.has_arrived() {
@@ -382,11 +385,11 @@ const PACKED_BYTES: u64 = 64 << 20;
 /// Largest sum of pending uploads, in bytes.
 const STAGED_BYTES: u64 = 16 << 20;
 
-/// Largest sum of uploads, in bytes, that may be pending when a step's memory is allocated: a batch's inputs.
+/// Largest size of pending uploads, in bytes, while a step's memory is allocated: the inputs of a batch.
 const SMALL_UPLOADS_BYTES: u64 = 1 << 20;
 
-/// Cuts slots of `lens` elements into groups of parts (slot, range of elements), with at most `most` elements per group. Returns at least
-/// one group.
+/// Divides slots of `lens` elements into groups of parts (slot, range of elements), with at most `most` elements per group. Returns at
+/// least one group.
 fn staged(lens: &[usize], most: usize) -> Vec<Vec<(usize, Range<usize>)>> {
     let mut groups = vec![Vec::new()];
     let mut left = most;
@@ -455,11 +458,11 @@ mod tests {
         assert_eq!(staged(&[3, 0, 4], 100), [vec![(0, 0..3), (2, 0..4)]]);
         assert_eq!(staged(&[5, 7], 4), [vec![(0, 0..4)], vec![(0, 4..5), (1, 0..3)], vec![(1, 3..7)]]);
         assert_eq!(staged(&[4, 4], 4), [vec![(0, 0..4)], vec![(1, 0..4)]]);
-        // A read of nothing still waits for the device.
+        // A read of no elements still waits for the device.
         assert_eq!(staged(&[0], 4), [vec![]]);
     }
 
-    /// A slot that does not fit begins a new buffer; the expected bytes count the slots alone.
+    /// A slot that does not fit begins a new buffer. The expected bytes count only the slots.
     #[test]
     fn lasting_slots_share_buffers() {
         let gpu = Gpu::plan(super::super::Caps::baseline());

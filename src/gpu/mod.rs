@@ -1,6 +1,6 @@
-//! Device and its capabilities, shader linking, memory, recording.
+//! Device and its capabilities, shader linking, memory, recording of commands.
 //!
-//! Everything above this module speaks of [`Slot`]s and [`Recording`]s; wgpu's names end here.
+//! Modules above this one use [`Slot`]s and [`Recording`]s only, and no types of wgpu.
 
 mod adapters;
 mod blocks;

@@ -8,10 +8,10 @@ use web_time::Instant;
 use super::failure::{DeviceFailure, FirstFailure, catch_panic};
 use super::submission_count::SubmissionCount;
 
-/// Time after which a wait is reported, and then reported again each time it passes.
+/// Time after which a wait is reported. The report is repeated each time that this time passes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Callback for waits without progress: the last submission's label, and how long it has been waited for.
+/// Callback for waits without progress: the last submission's label, and the duration of the wait.
 pub type OnWait = Box<dyn Fn(&str, Duration) + Send + Sync>;
 
 pub(super) struct OpenDevice {
@@ -33,7 +33,7 @@ pub(super) struct OpenDevice {
 /// Submission that the queue has accepted.
 pub(super) struct SubmittedWork {
     pub index: wgpu::SubmissionIndex,
-    /// Number of this submission, which the device counts too.
+    /// Number of this submission. The device counts submissions, too.
     pub number: u32,
 }
 
@@ -41,7 +41,7 @@ impl OpenDevice {
     /// Installs the error callbacks of a device that was just opened, and creates its count of submissions.
     ///
     /// # Errors
-    /// The failure's words, where the device's first pipeline cannot be made.
+    /// The failure's message, where the device's first pipeline cannot be created.
     pub fn new(
         device: wgpu::Device,
         queue: wgpu::Queue,
@@ -85,7 +85,7 @@ impl OpenDevice {
         *self.on_wait.lock().unwrap_or_else(|e| e.into_inner()) = tell;
     }
 
-    /// Creates a buffer. If it is refused, `what` describes the allocation for the error message.
+    /// Creates a buffer. If it is refused, `what` describes the allocation in the error message.
     pub fn create_buffer(
         &self,
         descriptor: &wgpu::BufferDescriptor<'_>,
@@ -96,8 +96,8 @@ impl OpenDevice {
         buffer
     }
 
-    /// Submits an encoder's commands, followed by the increment of the device's count; `None` where the device has failed. The count is
-    /// also copied to `count_to`. `running` labels the submission for [`OnWait`].
+    /// Submits an encoder's commands, followed by the increment of the device's count of submissions; `None` where the device has failed.
+    /// The count is also copied to `count_to`. `running` labels the submission for [`OnWait`].
     pub fn submit(
         &self,
         mut encoder: wgpu::CommandEncoder,
@@ -125,7 +125,7 @@ impl OpenDevice {
         }
     }
 
-    /// Compares the device's count of submissions, as a readback copied it, with `number`. A difference is a lost device.
+    /// Compares the device's count of submissions, as a readback copied it, with `number`. A difference means that the device was lost.
     pub fn compare_count(&self, number: u32, counted: u32) {
         if number != counted {
             let words = format!(
@@ -135,7 +135,7 @@ impl OpenDevice {
         }
     }
 
-    /// Waits for a submission, or for all of them; returns false where the device has failed. Returns at once in a browser.
+    /// Waits for a submission, or for all submissions; returns false where the device has failed. In a browser, returns at once.
     pub fn wait(&self, index: Option<wgpu::SubmissionIndex>) -> bool {
         let began = Instant::now();
         while !self.failure.is_set() {
@@ -144,7 +144,7 @@ impl OpenDevice {
                 Ok(Ok(_)) => break,
                 Ok(Err(wgpu::PollError::Timeout)) => self.tell_wait(began.elapsed()),
                 Ok(Err(error)) => self.failure.set(DeviceFailure::Lost(error.to_string())),
-                // The callback has reported this before, in most cases.
+                // In most cases, the callback has reported the failure before.
                 Err(panic) => self.failure.set(DeviceFailure::lost(&panic)),
             }
         }
@@ -186,7 +186,7 @@ mod tests {
         let error = read(&gpu, &[7]).unwrap_err();
         assert!(matches!(error, Error::DeviceLost { .. }), "{error}");
         assert!(error.to_string().contains("of 5 submissions it has executed 4"), "{error}");
-        // Nothing is computed any more, and the first failure stays.
+        // After a failure nothing is submitted, and the first failure is kept.
         assert!(live.submit(live.device.create_command_encoder(&Default::default()), None, String::new).is_none());
         assert!(!live.wait(None));
         assert_eq!(read(&gpu, &[7]).unwrap_err().to_string(), error.to_string());

@@ -1,5 +1,5 @@
-//! Cache of compiled entry points. A recording only names them. Missing ones are compiled in parallel at submission, which reports
-//! progress. The result is cached on disk where the driver can (Vulkan), so that the next program starts faster.
+//! Cache of compiled entry points. A recording only names entry points. Those not yet compiled are compiled in parallel at submission,
+//! which reports progress. The result is cached on disk where the driver supports this (Vulkan), so that the next program starts faster.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -13,11 +13,11 @@ use super::{Gpu, Shader};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 
-/// Entry point, compiled or not yet.
+/// Entry point, compiled or still to be compiled.
 pub(super) struct Pipeline {
     shader: Shader,
     compiled: OnceLock<CompiledModule>,
-    /// Whether it was dispatched before: CPU drivers translate to machine code at the first dispatch.
+    /// Whether the entry point was dispatched before, because CPU drivers translate to machine code at the first dispatch.
     pub ran: AtomicBool,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct CompiledModule {
 }
 
 impl Pipeline {
-    /// Returns the compiled pipeline; `None` before it is compiled, or where it does not compile, which the device has reported.
+    /// Returns the compiled pipeline; `None` before compilation, or where compilation failed, which the device has then reported.
     pub fn compiled(&self) -> Option<&CompiledModule> {
         self.compiled.get()
     }
@@ -36,7 +36,8 @@ impl Pipeline {
     }
 }
 
-/// Progress callback (kernels compiled, kernels in all): called per compiled kernel and, except in a browser, per second without one.
+/// Progress callback (kernels compiled, kernels in all). It is called after each compiled kernel and, except in a browser, after each
+/// second without one.
 pub type OnCompile = Box<dyn Fn(usize, usize) + Send + Sync>;
 
 /// Longest time between two calls of the progress callback.
@@ -157,9 +158,9 @@ impl Drop for PipelineCache {
 fn compile(live: &OpenDevice, shader: &Shader, source: &str, cache: Option<&wgpu::PipelineCache>) -> CompiledModule {
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(shader.module), source: wgpu::ShaderSource::Wgsl(source.into()) };
-    // SAFETY: every kernel guards its own indices and ends its own loops; kernel tests have guards around each slot (`Gpu::with_guards`), and a
-    // browser always checks. JOINTWISE_CHECKED=1 has wgpu write its checks: of loops, and of arrays in private and workgroup memory. It
-    // leaves storage buffers to the driver on Vulkan with robustBufferAccess2, which then gives zeros.
+    // SAFETY: every kernel guards its own indices and ends its own loops; kernel tests have guards around each slot (`Gpu::with_guards`),
+    // and a browser always checks. With JOINTWISE_CHECKED=1, wgpu adds its own checks of loops, and of arrays in private and workgroup
+    // memory. For storage buffers, wgpu relies on the driver on Vulkan with robustBufferAccess2, where reads outside a buffer give zeros.
     let module = if std::env::var_os("JOINTWISE_CHECKED").is_some() {
         live.device.create_shader_module(descriptor)
     } else {
@@ -181,7 +182,7 @@ fn compile(live: &OpenDevice, shader: &Shader, source: &str, cache: Option<&wgpu
 }
 
 impl Gpu {
-    /// Caches compiled shaders in a folder, where the driver can. Must be called before anything is computed.
+    /// Caches compiled shaders in a folder, where the driver supports this. Must be called before anything is computed.
     pub fn keep_pipelines(&mut self, dir: &Path) {
         let Some((live, name)) = self.live.as_ref().and_then(|l| Some((l, l.cache_name.as_ref()?))) else { return };
         if std::fs::create_dir_all(dir).is_err() {
@@ -189,8 +190,8 @@ impl Gpu {
         }
         let path = dir.join(name);
         let data = std::fs::read(&path).ok();
-        // SAFETY: the file is in this user's cache folder and written by `save`; wgpu checks its header, and the driver begins anew
-        // where it does not know it (`fallback`).
+        // SAFETY: the file is in this user's cache folder and written by `save`. wgpu checks its header, and the driver starts an empty
+        // cache where it does not recognise the contents (`fallback`).
         let cache = unsafe {
             live.device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
                 label: None,
@@ -201,7 +202,7 @@ impl Gpu {
         self.pipelines.disk = Some(DiskCache { cache, path, is_stale: AtomicBool::new(false) });
     }
 
-    /// Sets or removes the progress callback of compilation. CPU drivers compile at the first dispatch, so it is called then too.
+    /// Sets or removes the progress callback of compilation. It is also called at first dispatches, because CPU drivers compile then.
     pub fn on_compile(&self, tell: Option<OnCompile>) {
         *self.pipelines.on_compile.lock().unwrap_or_else(|e| e.into_inner()) = tell;
     }

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 
-/// Precision of products of f32 matrices, with PyTorch's names. Results change below the highest precision, so the device never chooses it
-/// by speed: the user asks for it.
+/// Precision of products of f32 matrices, with PyTorch's names. Results change below the highest precision, so the user chooses the
+/// precision; the program never lowers it for speed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MatmulPrecision {

@@ -16,7 +16,7 @@ impl KernelProfile {
         entry.1 += time_us;
     }
 
-    /// Returns whether the device's timestamps measured anything: some systems have them, but they read zero (macOS 26).
+    /// Returns whether the device's timestamps measured anything. On some systems timestamps exist, but read zero (macOS 26).
     pub fn is_timed(&self) -> bool {
         self.by_kernel.values().any(|v| v.1 > 0.0)
     }
@@ -31,7 +31,7 @@ impl KernelProfile {
         rows
     }
 
-    /// Formats a table for a terminal.
+    /// Formats the times as a table for a terminal.
     pub fn table(&self) -> String {
         if !self.is_timed() {
             return "no kernel can be timed: the timestamps of this device read zero\n".into();

@@ -1,4 +1,4 @@
-//! A recording stands between the program and wgpu: launchers append to it, [`Recording::submit`] encodes it.
+//! Recording of commands. Launchers append commands to a recording, and [`Recording::submit`] encodes them for wgpu.
 
 use std::sync::Arc;
 
@@ -39,14 +39,15 @@ pub struct Recording<'g> {
     flops: u64,
 }
 
-/// Computes the grid of `n` invocations, over two dimensions where one is too small. The shader takes its index from `shared/grid`.
+/// Computes a grid for `n` invocations. It has two dimensions where one would be too long. The shader computes its index with
+/// `shared/grid`.
 pub fn grid_1d(n: usize, workgroup: usize) -> [u32; 3] {
     let groups = n.div_ceil(workgroup).max(1);
     let x = groups.min(32_768);
     [x as u32, groups.div_ceil(x) as u32, 1]
 }
 
-/// Returns the bytes of a uniform of [`Recording::dispatch_in_parts`], whose WGSL struct begins with `first_group`.
+/// Returns the size in bytes of a uniform of [`Recording::dispatch_in_parts`], whose WGSL struct begins with `first_group`.
 pub const fn uniform_bytes_in_parts<P>() -> usize {
     (size_of::<[u32; 2]>() + size_of::<P>()).next_multiple_of(align_of::<u64>())
 }
@@ -64,14 +65,15 @@ impl Gpu {
         }
     }
 
-    /// Starts collecting device times. Slower, because each dispatch gets a pass of its own. No effect without timestamp queries.
+    /// Starts measuring device times. Dispatches become slower, because each one gets its own pass. Without timestamp queries, this has no
+    /// effect.
     pub fn start_profile(&self) {
         if self.caps.timestamps {
             *self.profile.lock().unwrap_or_else(|e| e.into_inner()) = Some(super::KernelProfile::default());
         }
     }
 
-    /// Stops collecting device times, and returns them.
+    /// Stops measuring device times, and returns them.
     pub fn end_profile(&self) -> Option<super::KernelProfile> {
         self.profile.lock().unwrap_or_else(|e| e.into_inner()).take()
     }
@@ -109,8 +111,8 @@ impl<'g> Recording<'g> {
         self.append(shader, &[bytemuck::bytes_of(params)], slots, grid, flops, false);
     }
 
-    /// Appends a dispatch that may be split into parts of its grid, so workgroups must not depend on each other. The uniform is
-    /// `first_group: vec2<u32>`, which the shader adds to its `workgroup_id`, and then `params`. The grid's two dimensions may have any
+    /// Appends a dispatch that may be split into parts of its grid, so workgroups must not depend on each other. The uniform consists of
+    /// `first_group: vec2<u32>`, which the shader adds to its `workgroup_id`, and then `params`. The grid's two dimensions may be of any
     /// size.
     pub fn dispatch_in_parts<P: bytemuck::Pod>(
         &mut self,

@@ -1,9 +1,9 @@
-//! The shader linker: WESL's import syntax over sources that are part of the program.
+//! Shader linker: imports in WESL's syntax, over sources that are compiled into the program.
 //!
-//! `import package::shared::reduce::{sum};` puts `shaders/shared/reduce.wgsl` before the importing module, once. A variant
-//! substitutes one module for another that defines the same names (`shared/weight` by `shared/weight_bf16`) and bakes `override`s:
-//! the linker writes them as `const`, because naga takes an `override` as the size of a workgroup array but not of a private one,
-//! and attention keeps a head's row in private memory. There is no `#ifdef`.
+//! `import package::shared::reduce::{sum};` puts `shaders/shared/reduce.wgsl` before the importing module, once. A variant substitutes one
+//! module for another that defines the same names (`shared/weight` by `shared/weight_bf16`), and gives `override`s their values. The linker
+//! writes `override`s as `const`s, because naga accepts an `override` as the size of a workgroup array but not of a private one, and
+//! attention keeps a row of a head in private memory. There is no `#ifdef`.
 
 use crate::error::{Error, Result};
 
@@ -67,6 +67,8 @@ shaders![
     "shared/exponents",
     "shared/moments",
     "shared/moments_8bit",
+    "shared/nf4_lookup",
+    "shared/nf4_lookup_workgroup",
     "shared/param",
     "shared/param_bf16",
     "shared/philox",
@@ -82,7 +84,6 @@ shaders![
     "shared/weight_bf16",
     "shared/weight_int8",
     "shared/weight_nf4",
-    "shared/weight_nf4_tables",
 ];
 
 /// Entry point with its specialisation.
@@ -98,7 +99,7 @@ pub struct Shader {
     pub substitutions: Vec<(&'static str, &'static str)>,
     /// Unrolled loops: (constant that bounds them, its value).
     pub unrolled: Vec<(&'static str, usize)>,
-    /// WGSL extensions that the device must have. The linker writes their `enable` lines, which the files leave out.
+    /// WGSL extensions that the device must support. The linker writes their `enable` lines, so the files omit them.
     pub enables: &'static [&'static str],
 }
 
@@ -121,21 +122,22 @@ impl Shader {
         self.substitutions.push((imported, instead));
         self
     }
-    /// Unrolls every `for (var i = 0u; i < BOUND; i++)` of the module `times` times. A private array that is indexed by constants may stay
-    /// in registers. BOUND is a constant of the value `times`.
+    /// Unrolls every `for (var i = 0u; i < BOUND; i++)` of the module `times` times. A private array that is indexed only by constants may
+    /// stay in registers. BOUND must be a constant with the value `times`.
     pub fn unroll(mut self, bound: &'static str, times: usize) -> Self {
         self.unrolled.push((bound, times));
         self
     }
     /// Returns the specialisation's key in the pipeline cache.
     pub fn key(&self) -> String {
-        format!("{}/{} {:?} {:?} {:?}", self.module, self.entry, self.constants, self.substitutions, self.unrolled)
+        let Self { module, entry, constants, substitutions, unrolled, enables } = self;
+        format!("{module}/{entry} {constants:?} {substitutions:?} {unrolled:?} {enables:?}")
     }
-    /// Returns the linked WGSL with its constants baked, behind the `enable` lines.
+    /// Returns the linked WGSL with its constants replaced by values, behind the `enable` lines.
     ///
     /// # Errors
-    /// [`Error::File`] naming the module: an import that does not exist, or lacks a name that is imported; a constant that is not an
-    /// `override`; no loop with the bound of an unrolled one.
+    /// [`Error::File`] naming the module: for an import that does not exist or lacks an imported name, for a constant that is not an
+    /// `override`, or where no loop has the bound of an unrolled loop.
     pub fn source(&self) -> Result<String> {
         let mut source = link(self.module, &self.substitutions)?;
         for (name, value) in &self.constants {
@@ -154,7 +156,7 @@ impl Shader {
 /// Links a module with everything that it imports.
 ///
 /// # Errors
-/// [`Error::File`] naming the module: an import that does not exist, or lacks a name that is imported.
+/// [`Error::File`] naming the module, for an import that does not exist or lacks an imported name.
 pub fn link(module: &str, substitutions: &[(&str, &str)]) -> Result<String> {
     let mut linked = LinkedModule { substitutions, done: Vec::new(), out: String::new() };
     linked.add(module, None)?;
@@ -174,8 +176,8 @@ fn bake(source: &str, name: &str, value: f64) -> Option<String> {
     Some(source.replace(line, &format!("const {name}: {ty} = {text};")))
 }
 
-/// Unrolls each `for (var i = 0u; i < BOUND; i++) {` into one block per i, in which i is a constant. A loop ends at the next brace with its
-/// own indentation. Loops must not be nested.
+/// Unrolls each `for (var i = 0u; i < BOUND; i++) {` into one block per value of i, in which i is a constant. A loop ends at the next brace
+/// with the loop's indentation. Loops must not be nested.
 fn unroll(source: &str, bound: &str, times: usize) -> Option<String> {
     let mut out = String::new();
     let mut lines = source.lines();

@@ -1,7 +1,7 @@
 //! Measured size of the subgroups that a driver chooses for cooperative matrices. AMD's have 32 or 64 invocations, Intel's 8 to 32; Metal
-//! reports no size, and wgpu cannot request one. matmul_coop.wgsl and attention_coop.wgsl are specialised for a size, so it is measured.
-//! The probe multiplies fragments, because drivers choose by what a shader does. The self-test at start-up then checks the kernels with
-//! that size.
+//! reports no size, and wgpu cannot request one. matmul_coop.wgsl and attention_coop.wgsl are specialised for a size, so the size is
+//! measured. The probe multiplies fragments, because a driver's choice depends on what a shader does. The self-test at start-up then checks
+//! the kernels with that size.
 
 use super::open_device::OpenDevice;
 use super::{Gpu, Slot};
@@ -52,14 +52,14 @@ fn source(edge: u32) -> String {
         .replace("LANES", &format!("{LANES}u"))
 }
 
-/// Returns the subgroup size that the probe found, if the workgroup was cut into whole subgroups and the product is right.
+/// Returns the subgroup size that the probe found, if the workgroup was divided into whole subgroups and the product is right.
 fn size(found: &[u32], edge: u32) -> Option<u32> {
     let [size, n, product] = *found else { return None };
     (size.is_power_of_two() && size * n == LANES && size * SUBGROUPS <= LANES && product == edge).then_some(size)
 }
 
 impl Gpu {
-    /// Replaces the subgroup size of cooperative matrices by the measured one, where the driver may choose.
+    /// Replaces the subgroup size of cooperative matrices by the measured size, on devices where the driver chooses the size.
     ///
     /// # Errors
     /// [`Error::Flag`] where no size is found; [`Error::Gpu`].
@@ -76,7 +76,7 @@ impl Gpu {
         Ok(self)
     }
 
-    /// Runs the probe and returns `found`; empty where the device does not compile it.
+    /// Runs the probe and returns its `found` array; empty where the probe does not compile.
     async fn probe_subgroups(&self, edge: u32) -> Result<Vec<u32>> {
         let Some(live) = &self.live else { return Ok(Vec::new()) };
         let found = self.upload(&[0_u32; 3]);
@@ -118,7 +118,7 @@ fn dispatch_probe(live: &OpenDevice, source: &str, found: &Slot) {
     pass.set_bind_group(0, &group, &[]);
     pass.dispatch_workgroups(1, 1, 1);
     drop(pass);
-    // Not counted: it is refused where the shader is.
+    // This submission is not counted, because it is refused if the shader is.
     live.queue.submit([encoder.finish()]);
 }
 
@@ -156,7 +156,7 @@ mod tests {
     fn only_whole_subgroups_count() {
         assert_eq!(size(&[32, 8, 16], 16), Some(32));
         assert_eq!(size(&[64, 4, 16], 16), Some(64));
-        // Not all lanes are used, no size, a wrong product, no answer.
+        // Some lanes unused; size zero; wrong product; no answer.
         for found in [&[32, 4, 16][..], &[0, 0, 16], &[128, 2, 16], &[32, 8, 0], &[]] {
             assert_eq!(size(found, 16), None, "{found:?}");
         }
@@ -175,12 +175,12 @@ mod tests {
         if told.0 != told.1 {
             return;
         }
-        // As if it varied.
+        // Makes the size appear to vary.
         gpu.caps.subgroup = Some((told.0, 2 * told.0));
         gpu.caps.cooperative = gpu.caps.cooperative.map(|c| crate::gpu::CooperativeMatrix { subgroup: 1, ..c });
         let gpu = pollster::block_on(gpu.with_measured_subgroups()).unwrap();
         assert_eq!(gpu.caps.cooperative.unwrap().subgroup, told.0);
-        // A shader that does not compile is no failure of the device.
+        // A shader that does not compile is not a failure of the device.
         assert!(pollster::block_on(gpu.probe_subgroups(3)).unwrap().is_empty());
         gpu.check().unwrap();
     }

@@ -1,6 +1,7 @@
-//! Size of submissions. A watchdog ends a submission that takes too long (2 s on Windows and amdgpu). So submissions are cut to a fraction
-//! of that by each kernel's expected time, and a longer dispatch is split into parts of its grid. Unmeasured kernels count as slow; each
-//! submission that was waited for corrects their speeds. One submission is always queued behind the running one.
+//! Size of submissions. A watchdog ends a submission that takes too long (2 s on Windows and amdgpu). Submissions are therefore limited to
+//! a fraction of that time, by each kernel's expected time, and a longer dispatch is split into parts of its grid. Kernels that were not
+//! measured are assumed to be slow; each submission that was waited for corrects their speeds. One submission is always queued behind the
+//! running one.
 
 use std::collections::HashMap;
 
@@ -12,8 +13,8 @@ use super::record::{RecordedCommand, RecordedDispatch};
 /// Seconds that a submission should take.
 const TARGET_SECONDS: f64 = 0.2;
 
-/// Work per second of a kernel that was not measured yet: a first submission has 1 GFLOP. A browser's submissions cannot be waited for, so
-/// nothing is measured there.
+/// Assumed work per second of a kernel that was not measured yet: a first submission has 1 GFLOP. Nothing is measured in a browser, because
+/// its submissions cannot be waited for.
 const FIRST_SPEED: f64 = if cfg!(target_arch = "wasm32") { 1e11 } else { 5e9 };
 
 /// Largest factor by which one submission changes a kernel's speed.
@@ -28,12 +29,12 @@ pub(super) struct SubmissionBudget {
     in_flight: Option<InFlight>,
 }
 
-/// Submission that runs, or runs next.
+/// Submission that runs now, or runs next.
 #[derive(Debug)]
 struct InFlight {
     index: wgpu::SubmissionIndex,
     expected: ExpectedTime,
-    /// Earliest time at which it began.
+    /// Earliest time at which the submission can have begun.
     began: Instant,
 }
 
@@ -76,8 +77,8 @@ impl SubmissionBudget {
         (self.seconds(dispatch.entry, dispatch.work) / TARGET_SECONDS).ceil().clamp(1.0, f64::from(u32::MAX)) as u32
     }
 
-    /// Returns the number of commands in the next submission, at most `most`, and their expected time. A first command that takes longer is
-    /// submitted alone.
+    /// Returns the number of commands in the next submission, at most `most`, and their expected time. A first command that takes longer
+    /// than a submission should is submitted alone.
     pub fn next_submission(&self, commands: &[RecordedCommand], most: usize) -> (usize, ExpectedTime) {
         let work = commands.iter().map(|command| match command {
             RecordedCommand::Dispatch(dispatch) => Some((dispatch.entry, dispatch.work)),
@@ -91,7 +92,7 @@ impl SubmissionBudget {
         for command in commands {
             if let Some((entry, work)) = command {
                 let seconds = self.seconds(entry, work);
-                // Sums of parts that fill a submission are not exact.
+                // Sums of the times of parts are not exact, so a submission may exceed the target slightly.
                 if n > 0 && sum + seconds > TARGET_SECONDS * 1.001 {
                     break;
                 }
@@ -106,7 +107,7 @@ impl SubmissionBudget {
     /// Waits for the previous submission and corrects the speeds by its time; then records this submission as the one in flight.
     pub fn queued(&mut self, live: &OpenDevice, index: wgpu::SubmissionIndex, expected: ExpectedTime) {
         if let Some(before) = self.in_flight.take() {
-            // In a browser a wait returns at once, and there is nothing to learn.
+            // In a browser, a wait returns at once, so nothing can be measured.
             if !cfg!(target_arch = "wasm32") && live.wait(Some(before.index)) {
                 self.took(&before.expected, before.began.elapsed().as_secs_f64());
             }
@@ -118,7 +119,7 @@ impl SubmissionBudget {
     pub fn took(&mut self, expected: &ExpectedTime, seconds: f64) {
         let whole = expected.seconds();
         let is_telling = if seconds < whole { whole > TARGET_SECONDS / 2.0 } else { seconds > TARGET_SECONDS / 4.0 };
-        // Short submissions measure overheads.
+        // Short submissions measure only overheads.
         if !is_telling || whole <= 0.0 {
             return;
         }
@@ -137,8 +138,8 @@ pub(super) struct GridPart {
     pub grid: [u32; 3],
 }
 
-/// Splits a grid into about `n` parts along x and y, of at most `limit` workgroups per dimension. Rows (y) are split first: heads or tiles
-/// of rows cost alike.
+/// Splits a grid into about `n` parts along x and y, of at most `limit` workgroups per dimension. Rows (y) are split first, because heads
+/// or tiles of rows have equal costs.
 pub(super) fn grid_parts([x, y, z]: [u32; 3], n: u32, limit: u32) -> Vec<GridPart> {
     let in_y = n.max(y.div_ceil(limit)).min(y).max(1);
     let in_x = n.div_ceil(in_y).max(x.div_ceil(limit)).min(x).max(1);
@@ -160,47 +161,48 @@ mod tests {
 
     use super::*;
 
-    fn pace(speed: f64) -> SubmissionBudget {
-        let mut pace = SubmissionBudget::default();
-        pace.begin_with(speed);
-        pace
+    fn budget(speed: f64) -> SubmissionBudget {
+        let mut budget = SubmissionBudget::default();
+        budget.begin_with(speed);
+        budget
     }
 
     #[test]
     fn submissions_are_cut_by_expected_time() {
-        // 200 units of work fill a submission.
-        let mut pace = pace(1000.0);
-        let count = |pace: &SubmissionBudget, work: &[u64]| pace.cut(work.iter().map(|&w| Some(("a", w)))).0;
-        assert_eq!(count(&pace, &[80, 80, 80, 80]), 2);
-        assert_eq!(count(&pace, &[0, 0, 100, 0, 101]), 4);
-        assert_eq!(count(&pace, &[10, 20]), 2);
-        // One that is too long goes alone; what has no work goes along.
-        assert_eq!(count(&pace, &[1000, 1]), 1);
-        assert_eq!(count(&pace, &[]), 0);
-        assert_eq!(pace.cut([None, Some(("a", 150)), None, Some(("a", 60))].into_iter()).0, 3);
-        // Of another kernel, which is slower, less.
-        pace.speeds.insert("b", 100.0);
-        let (n, expected) = pace.cut([Some(("a", 100)), Some(("b", 10)), Some(("b", 1))].into_iter());
+        // A submission has room for 200 units of work.
+        let mut budget = budget(1000.0);
+        let count = |budget: &SubmissionBudget, work: &[u64]| budget.cut(work.iter().map(|&w| Some(("a", w)))).0;
+        assert_eq!(count(&budget, &[80, 80, 80, 80]), 2);
+        assert_eq!(count(&budget, &[0, 0, 100, 0, 101]), 4);
+        assert_eq!(count(&budget, &[10, 20]), 2);
+        // A command that takes too long is submitted alone; a command without work joins others.
+        assert_eq!(count(&budget, &[1000, 1]), 1);
+        assert_eq!(count(&budget, &[]), 0);
+        assert_eq!(budget.cut([None, Some(("a", 150)), None, Some(("a", 60))].into_iter()).0, 3);
+        // Fewer commands of another, slower kernel fit.
+        budget.speeds.insert("b", 100.0);
+        let (n, expected) = budget.cut([Some(("a", 100)), Some(("b", 10)), Some(("b", 1))].into_iter());
         assert_eq!((n, expected), (2, ExpectedTime(vec![("a", 0.1), ("b", 0.1)])));
     }
 
     #[test]
     fn kernels_are_corrected_by_their_shares() {
-        let mut pace = pace(1000.0);
-        let has = |pace: &SubmissionBudget, entry: &str, speed: f64| (pace.speeds[entry] / speed - 1.0).abs() < 1e-12;
-        pace.took(&ExpectedTime(vec![("a", 0.2)]), 0.4);
-        assert!(has(&pace, "a", 500.0), "{pace:?}");
-        pace.took(&ExpectedTime(vec![("a", 0.05), ("b", 0.15)]), 0.1);
-        assert!(has(&pace, "a", 625.0) && has(&pace, "b", 1750.0), "{pace:?}");
-        // By a factor of four at most, and short ones tell nothing.
-        pace.took(&ExpectedTime(vec![("b", 0.2)]), 10.0);
-        assert!(has(&pace, "b", 437.5), "{pace:?}");
-        pace.took(&ExpectedTime(vec![("b", 1e-6)]), 0.01);
-        pace.took(&ExpectedTime(vec![("b", 0.02)]), 0.001);
-        assert!(has(&pace, "b", 437.5), "{pace:?}");
-        // A short one that takes long does.
-        pace.took(&ExpectedTime(vec![("b", 0.01)]), 1.0);
-        assert!(has(&pace, "b", 109.375), "{pace:?}");
+        let mut budget = budget(1000.0);
+        let has =
+            |budget: &SubmissionBudget, entry: &str, speed: f64| (budget.speeds[entry] / speed - 1.0).abs() < 1e-12;
+        budget.took(&ExpectedTime(vec![("a", 0.2)]), 0.4);
+        assert!(has(&budget, "a", 500.0), "{budget:?}");
+        budget.took(&ExpectedTime(vec![("a", 0.05), ("b", 0.15)]), 0.1);
+        assert!(has(&budget, "a", 625.0) && has(&budget, "b", 1750.0), "{budget:?}");
+        // A speed changes by a factor of four at most; short submissions change nothing.
+        budget.took(&ExpectedTime(vec![("b", 0.2)]), 10.0);
+        assert!(has(&budget, "b", 437.5), "{budget:?}");
+        budget.took(&ExpectedTime(vec![("b", 1e-6)]), 0.01);
+        budget.took(&ExpectedTime(vec![("b", 0.02)]), 0.001);
+        assert!(has(&budget, "b", 437.5), "{budget:?}");
+        // A submission expected to be short changes the speed if it took long.
+        budget.took(&ExpectedTime(vec![("b", 0.01)]), 1.0);
+        assert!(has(&budget, "b", 109.375), "{budget:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Count of submissions that the device itself keeps. A driver may reset a ring and report its work as done although nothing ran. The
-//! device's count is then below the host's; every readback compares the two. An increment costs one dispatch of one invocation per
-//! submission, and no wait.
+//! device's count is then below the host's; every readback compares the two counts. An increment costs one dispatch of one invocation per
+//! submission, and no waiting.
 
 use std::sync::Mutex;
 

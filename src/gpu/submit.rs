@@ -12,22 +12,23 @@ use super::pipelines::Pipeline;
 use super::record::{RecordedCommand, RecordedDispatch, Recording};
 use super::submission_budget::grid_parts;
 
-/// Cache of bind groups: a step that repeats the last step's shapes finds all of its groups here.
+/// Cache of bind groups. A step with the same shapes as the step before finds all of its bind groups here.
 #[derive(Default)]
 pub(super) struct BindGroups {
     /// Bind groups by pipeline, uniform buffer and offset, and bindings.
     known: HashMap<(usize, wgpu::Buffer, u64, Vec<BoundBuffer>), wgpu::BindGroup>,
-    /// Count of freed buffers when the groups were made. A change clears the cache, because groups keep their buffers alive.
-    given_up: u64,
+    /// Count of freed buffers when the bind groups were created. If it changes, the cache is cleared, because bind groups keep their
+    /// buffers alive.
+    freed_buffers: u64,
 }
 
 /// Buffer, offset and size in bytes.
 type BoundBuffer = (wgpu::Buffer, u64, u64);
 
-/// Largest number of cached groups: enough for several lengths of batches.
+/// Largest number of cached bind groups, enough for batches of several lengths.
 const MOST_GROUPS: usize = 16_384;
 
-/// Uniforms of a recording.
+/// Buffer of a recording's uniforms.
 struct UniformBuffer(wgpu::Buffer);
 
 /// Describes a submission by its first dispatch: "matmul_fwd/L3 and 17 more dispatches".
@@ -42,22 +43,22 @@ fn running(commands: &[RecordedCommand]) -> String {
 }
 
 impl Recording<'_> {
-    /// Encodes and submits everything; does not wait for it.
+    /// Encodes and submits all commands, without waiting for them.
     pub fn submit(mut self) {
         let Some(live) = &self.gpu.live else { return };
         if self.commands.is_empty() || live.failure.is_set() {
             return;
         }
         if let Err(error) = self.gpu.pipelines.compile(live, &self.distinct()) {
-            // A shader that does not link is our bug, and every variant is linked by a test.
+            // A shader that does not link is a bug in this program; a test links every variant.
             live.failure.set(DeviceFailure::Refused(error.to_string()));
         }
-        // Without a kernel, or a buffer, the other dispatches would read what was never computed.
+        // If a kernel or a buffer is missing, other dispatches would read values that were never computed.
         if live.failure.is_set() {
             return;
         }
         self.split_long();
-        // Held until everything is submitted: recordings of two threads must not share the buffer's contents.
+        // Locked until everything is submitted, because recordings of two threads must not share the buffer's contents.
         let mut kept = self.gpu.uniforms.lock().unwrap_or_else(|e| e.into_inner());
         let uniforms = self.uniform_buffer(live, &mut kept);
         if self.gpu.caps.is_cpu {
@@ -66,27 +67,27 @@ impl Recording<'_> {
         if self.gpu.profile.lock().unwrap_or_else(|e| e.into_inner()).is_some() {
             return self.submit_profiled(live, &uniforms);
         }
-        let mut pace = self.gpu.pace.lock().unwrap_or_else(|e| e.into_inner());
+        let mut budget = self.gpu.budget.lock().unwrap_or_else(|e| e.into_inner());
         let mut commands = self.commands.as_slice();
         while !commands.is_empty() {
-            let (n, expected) = pace.next_submission(commands, usize::MAX);
+            let (n, expected) = budget.next_submission(commands, usize::MAX);
             let (now, later) = commands.split_at(n);
             let mut encoder = live.device.create_command_encoder(&Default::default());
             self.encode(live, &uniforms, &mut encoder, now);
             let Some(submitted) = live.submit(encoder, None, || running(now)) else { return };
-            pace.queued(live, submitted.index, expected);
+            budget.queued(live, submitted.index, expected);
             commands = later;
         }
     }
 
-    /// Replaces dispatches that would take too long, or whose grid is too large, by several parts each.
+    /// Replaces each dispatch that would take too long, or whose grid is too large, by several parts.
     fn split_long(&mut self) {
-        let pace = self.gpu.pace.lock().unwrap_or_else(|e| e.into_inner());
+        let budget = self.gpu.budget.lock().unwrap_or_else(|e| e.into_inner());
         let limit = self.gpu.caps.max_workgroups;
         let commands = Vec::with_capacity(self.commands.len());
         for command in std::mem::replace(&mut self.commands, commands) {
             let parts = match &command {
-                RecordedCommand::Dispatch(d) if d.is_splittable => grid_parts(d.grid, pace.n_parts(d), limit),
+                RecordedCommand::Dispatch(d) if d.is_splittable => grid_parts(d.grid, budget.n_parts(d), limit),
                 _ => Vec::new(),
             };
             let RecordedCommand::Dispatch(whole) = &command else {
@@ -115,7 +116,7 @@ impl Recording<'_> {
         }
     }
 
-    /// Returns the pipelines of all dispatches, each once, in order.
+    /// Returns the pipelines of all dispatches, each once, in the order of their first use.
     fn distinct(&self) -> Vec<Arc<Pipeline>> {
         let mut all: Vec<Arc<Pipeline>> = Vec::new();
         let mut seen = std::collections::HashSet::new();
@@ -129,8 +130,8 @@ impl Recording<'_> {
         all
     }
 
-    /// Dispatches each new kernel with an empty grid, and reports progress. CPU drivers translate a kernel at its first dispatch, which
-    /// takes seconds in all.
+    /// Dispatches each new kernel with an empty grid, and reports progress. CPU drivers translate a kernel at its first dispatch, which may
+    /// take seconds over all kernels.
     fn run_first(&self, live: &OpenDevice, uniforms: &UniformBuffer) {
         let mut new: Vec<&RecordedDispatch> = Vec::new();
         for command in &self.commands {
@@ -177,10 +178,10 @@ impl Recording<'_> {
         UniformBuffer(buffer)
     }
 
-    /// Submits one pass per dispatch, with a timestamp on both sides. Submissions have the usual size, and each is waited for.
+    /// Submits one pass per dispatch, with a timestamp before and after it. Submissions have the usual size, and each one is waited for.
     fn submit_profiled(&self, live: &OpenDevice, uniforms: &UniformBuffer) {
         const CHUNK: usize = 1024;
-        let mut pace = self.gpu.pace.lock().unwrap_or_else(|e| e.into_inner());
+        let mut budget = self.gpu.budget.lock().unwrap_or_else(|e| e.into_inner());
         let period_ns = f64::from(live.queue.get_timestamp_period());
         let size = 2 * CHUNK as u64 * 8;
         let buffer = |usage| {
@@ -194,7 +195,7 @@ impl Recording<'_> {
         });
         let mut commands = self.commands.as_slice();
         while !commands.is_empty() {
-            let (n, expected) = pace.next_submission(commands, CHUNK);
+            let (n, expected) = budget.next_submission(commands, CHUNK);
             let (chunk, later) = commands.split_at(n);
             commands = later;
             let resolved = buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC);
@@ -224,7 +225,7 @@ impl Recording<'_> {
             if !live.wait(None) {
                 return;
             }
-            pace.took(&expected, began.elapsed().as_secs_f64());
+            budget.took(&expected, began.elapsed().as_secs_f64());
             let Ok(view) = staging.get_mapped_range(..) else { return };
             let ticks: &[u64] = bytemuck::cast_slice(&view);
             if let Some(profile) = &mut *self.gpu.profile.lock().unwrap_or_else(|e| e.into_inner()) {
@@ -294,10 +295,10 @@ impl Recording<'_> {
             })
         };
         let group = if dispatch.is_lasting {
-            let given_up = self.gpu.home.freed_buffers();
+            let freed_buffers = self.gpu.pool.freed_buffers();
             let mut groups = self.gpu.bind_groups.lock().unwrap_or_else(|e| e.into_inner());
-            if groups.given_up != given_up || groups.known.len() >= MOST_GROUPS {
-                *groups = BindGroups { known: HashMap::new(), given_up };
+            if groups.freed_buffers != freed_buffers || groups.known.len() >= MOST_GROUPS {
+                *groups = BindGroups { known: HashMap::new(), freed_buffers };
             }
             let pipeline = Arc::as_ptr(&dispatch.pipeline) as usize;
             let key = (pipeline, uniforms.0.clone(), dispatch.uniform.0, dispatch.bindings.clone());

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::Variant;
 
-/// Fastest variants by class; a class is a kernel family's own name for similar shapes.
+/// Fastest variants by class. A class is a name that a kernel family gives to similar shapes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Tuning {
@@ -24,7 +24,7 @@ impl Tuning {
         families.into_iter().find(|(family, _)| device.contains(family)).map(|f| f.1).unwrap_or_default()
     }
 
-    /// Returns the fastest variant of a class, if it was measured and is among `candidates`.
+    /// Returns the fastest variant of a class, if the class was measured and the variant is among `candidates`.
     pub fn fastest(&self, class: &str, candidates: &[Option<Variant>]) -> Option<Option<Variant>> {
         self.fastest.get(class).copied().filter(|v| candidates.contains(v))
     }
@@ -44,7 +44,7 @@ impl Tuning {
         self.fastest.len()
     }
 
-    /// Returns whether nothing was measured.
+    /// Returns whether the table has no classes.
     pub fn is_empty(&self) -> bool {
         self.fastest.is_empty()
     }

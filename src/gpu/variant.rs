@@ -1,9 +1,9 @@
-//! Implementations beside the baseline, by name.
+//! Implementations besides the baseline, and their names.
 
 use crate::error::{Error, Result};
 
-/// Implementation that a device may use beside the baseline. Matmul variants add the terms of a sum one after the other, in the baseline's
-/// order. Their results are bit-identical, so a choice by speed alone is safe.
+/// Implementation that a device may use instead of the baseline. Matmul variants add the terms of a sum one after the other, in the
+/// baseline's order. Their results are bit-identical, so they may be chosen by speed alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Variant {
@@ -19,7 +19,7 @@ pub enum Variant {
     Rows,
     /// Matmul and attention without workgroup memory, in workgroups as wide as a vector: for CPU adapters.
     Cpu,
-    /// Like [`Self::Cpu`], but passes values from lane to lane: for CPU adapters with subgroups of 8 or more.
+    /// Like [`Self::Cpu`], but values pass from lane to lane: for CPU adapters with subgroups of 8 or more.
     Lanes,
 }
 

@@ -149,7 +149,7 @@ impl Case for MlpCase {
         let n = self.mlp.tokens * self.mlp.width * if self.mlp.gated { 2 } else { 1 };
         // Wide enough for both branches of erf.
         let mut u: Vec<f32> = (0..n).map(|_| 1.7 * rng.normal()).collect();
-        u[0] = 1.0; // errors are relative to the largest output; where all are near zero, 1 + tanh has lost the digits in any f32
+        u[0] = 1.0; // one output is near 1, because errors are relative to the largest; where all are near zero, 1 + tanh loses its digits in f32
         vec![HostTensor::F32(u)]
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {

@@ -76,7 +76,7 @@ fn shader(storage: WeightFormat) -> Shader {
     if storage == WeightFormat::Bf16 { shader.substitute("shared/param", "shared/param_bf16") } else { shader }
 }
 
-/// Folds a seed into the key of `shared/philox`, which has one word.
+/// Folds a 64-bit seed into the one-word key of `shared/philox`.
 fn key(seed: u64) -> u32 {
     (seed ^ seed >> 32) as u32
 }
@@ -250,8 +250,8 @@ impl AdamwCase {
         words(&halves).map(f64::from).collect()
     }
 
-    /// Returns the elements where f32 errors may decide: a moment in the middle between two codes, or a value whose random bits barely
-    /// carry or barely do not. Either choice of the device is right there.
+    /// Returns the indices of the elements where f32 errors may decide: a moment in the middle between two codes, or a value whose random
+    /// bits barely carry or barely do not. Either choice of the device is right there.
     fn open(&self, x: &[Vec<f64>]) -> Vec<usize> {
         if !self.norm.is_finite() {
             return Vec::new();
@@ -316,7 +316,7 @@ impl Case for AdamwCase {
         let [mut g, mut p, mut m, v] = [(); 4].map(|()| draw(rng));
         let mut v: Vec<f32> = v.iter().map(|v| v * v).collect();
         p.iter_mut().for_each(|p| *p = in_storage(*p));
-        // A block that was never touched.
+        // The second block was never touched: its moments are zero.
         let untouched = BLOCK..self.n.min(2 * BLOCK);
         for all in [&mut g, &mut m, &mut v] {
             all.iter_mut().take(untouched.end).skip(BLOCK).for_each(|x| *x = 0.0);

@@ -1,5 +1,5 @@
-//! Addition of the residual stream behind a norm. Elsewhere, [`super::matmul::Epilogue`] adds the residual stream, and biases, whose
-//! gradient is [`super::column_sum`].
+//! Addition of the residual stream where a norm follows the branch. Elsewhere, [`super::matmul::Epilogue`] adds the residual stream and
+//! biases. A bias's gradient is [`super::column_sum`].
 
 use super::shapes::ModelShape;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};

@@ -39,7 +39,7 @@ pub struct AttentionConfig {
     pub window: Option<usize>,
 }
 
-/// Layout of q, k and v: rows of `q_stride` and `kv_stride` elements, heads side by side from the starts.
+/// Layout of q, k and v in their slots, in elements: a token's heads lie side by side from a start, and tokens are a stride apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkvLayout {
     /// First query element.
@@ -110,7 +110,7 @@ fn in_vec4s(a: &AttentionConfig, l: &QkvLayout) -> bool {
     [a.head_dim, l.q_start, l.q_stride, l.k_start, l.v_start, l.kv_stride].iter().all(|n| n.is_multiple_of(4))
 }
 
-/// Kernel of attention, which has an entry point in each implementation's file.
+/// Kernel of attention; each implementation's file has an entry point for it.
 #[derive(Debug, Clone, Copy)]
 enum AttentionEntry {
     Forward,
@@ -259,7 +259,7 @@ impl Kernel for FlashAttention {
         let (heads, kv_heads, head_dim) = (model.n_heads, model.n_kv_heads, model.head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
         let a = AttentionConfig { heads, kv_heads, head_dim, scale, softcap: None, window: None };
-        // Two sequences, as of a pair.
+        // Two sequences, as in a pair.
         let batch = segments(&[(0, &[t / 2]), (0, &[t - t / 2])]);
         vec![case(a, batch, &caps.variants, caps.matmul_precision)]
     }

@@ -1,4 +1,4 @@
-//! Cases for tests and benchmarks: a kernel on concrete shapes, with inputs, f64 twin, launch and cost.
+//! Cases for tests and benchmarks: a kernel on concrete shapes, with its inputs, f64 twin, launch and cost.
 
 use crate::gpu::{Caps, Gpu, MatmulPrecision, Recording, Slot};
 use crate::rng::Rng;
@@ -78,14 +78,14 @@ pub struct Cost {
 
 /// Case: a kernel on concrete shapes.
 pub trait Case {
-    /// Returns shapes and variant, for messages.
+    /// Returns the shapes and the variant, for messages.
     fn label(&self) -> String;
-    /// Draws the inputs. Float inputs may have a gradient.
+    /// Draws the inputs. Inputs of floats may have a gradient.
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor>;
     /// Computes the outputs from the inputs in f64: the twin.
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>>;
-    /// Computes the twin's gradient of Σ d_y·y for the first `d_y.len()` outputs: one vector per input, empty where there is none. Returns
-    /// no vectors where the case is not differentiable.
+    /// Computes the twin's gradient of Σ d_y·y over the first `d_y.len()` outputs: one vector per input, empty for an input without a
+    /// gradient. Returns no vectors where the case is not differentiable.
     fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let _ = (x, d_y);
         Vec::new()
@@ -103,7 +103,7 @@ pub trait Case {
         let _ = output;
         false
     }
-    /// Records forward, and backward where there is one (`d_y` is then as long as [`Case::differentiable`]).
+    /// Records the forward kernels, and the backward ones where there are any. `d_y` has [`Case::differentiable`] slots.
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs;
     /// Returns the number of terms of the longest sum.
     fn reduction_len(&self) -> usize;
@@ -126,8 +126,9 @@ pub trait Case {
 
 /// Returns the largest error allowed on an element, relative to the largest magnitude of its tensor. One table serves all kernels.
 ///
-/// f32 rounds after each term of a sum of `reduction` terms: the errors grow with its square root. [`MatmulPrecision::Medium`] also rounds
-/// both operands of a term to f16, by at most half of its epsilon each. These errors add up as the terms themselves do.
+/// f32 rounds after each term of a sum of `reduction` terms, so errors grow with the square root of `reduction`.
+/// [`MatmulPrecision::Medium`] also rounds both operands of a term to f16, by at most half of f16's epsilon each. These errors add up in
+/// the same way.
 pub fn tolerance(precision: MatmulPrecision, reduction: usize) -> f64 {
     let f32s = f64::from(f32::EPSILON) * (8.0 + 2.0 * (reduction as f64).sqrt());
     match precision {

@@ -14,10 +14,10 @@ struct CeilingParams {
     pad: u32,
 }
 
-/// Chains of multiply-adds per invocation, each of four values; `UNROLLED` is the steps of each chain in the loop's body.
+/// Chains of multiply-adds per invocation, each of four values. `UNROLLED` is the number of steps of each chain in the loop's body.
 const CHAINS: usize = 2;
 const UNROLLED: usize = 4;
-/// Constants of a chain's step x ← a·x + b: values go to 1, so slowly that a few steps more or less show.
+/// Constants of a chain's step x ← a·x + b. Values go to 1 so slowly that a few steps more or less are visible in the result.
 const A: f32 = 0.9;
 const B: f32 = 0.1;
 
@@ -30,7 +30,7 @@ fn shader(ceiling: PeakCase) -> Shader {
     }
 }
 
-/// Rate that a kernel measures.
+/// Quantity that a kernel measures: bandwidth, or arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PeakCase {
     Copy,
@@ -59,7 +59,7 @@ impl Kernel for PeakKernels {
         vec![case(PeakCase::Copy, 1), case(PeakCase::Copy, 130), case(fma, 3), case(fma, 65)]
     }
     fn benches(&self, _: &ModelShape, _: usize, _: &Caps) -> Vec<Box<dyn Case>> {
-        Vec::new() // their shapes are no model's: `copy` and `fma`
+        Vec::new() // none by model: `copy` and `fma` have fixed shapes
     }
 }
 

@@ -58,7 +58,7 @@ fn grid_rows(width: usize, rows: usize) -> [u32; 2] {
     [(width / 4).div_ceil(BLOCK[0]) as u32, rows.div_ceil(BLOCK[1]) as u32]
 }
 
-/// Computes y (N, width): the picked rows of x.
+/// Computes y (N, width): the rows of x at `indices`.
 pub fn gather_fwd(rec: &mut Recording, indices: &GatherIndices, width: usize, x: &Slot, y: &Slot) {
     let allowed = &rec.gpu().caps().variants;
     fwd_with(rec, allowed, indices, width, x, y);
@@ -89,7 +89,7 @@ fn bwd_with(rec: &mut Recording, allowed: &[Variant], indices: &GatherIndices, w
     rec.dispatch_in_parts(&shader, &params(width, indices.t), &slots, grid, (indices.n * width) as u64);
 }
 
-/// Writes `y[rows[r]]` (width) = `x[r, start .. start + width]` for the `n` indices `rows` on the device, which must be distinct.
+/// Writes `y[rows[r]]` (width) = `x[r, start .. start + width]` for the `n` distinct indices `rows`, which are on the device.
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
 pub fn gather_scatter(
     rec: &mut Recording,
@@ -131,7 +131,7 @@ impl Kernel for GatherKernels {
         baseline.into_iter().chain(rows).map(|case| Box::new(case) as Box<dyn Case>).collect()
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
-        // Half of the tokens predict something, as responses do.
+        // Half of the tokens predict a scored token, as in responses.
         let rows = (0..t as u32).filter(|r| r % 2 == 1).collect();
         vec![Box::new(GatherCase { rows, t, width: model.d_model, allowed: row_vec4s::taken(caps) })]
     }
@@ -169,7 +169,7 @@ impl Case for GatherCase {
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let y: Vec<f64> =
             self.rows.iter().flat_map(|&r| x[0][r as usize * self.width..][..self.width].to_vec()).collect();
-        // Row n goes to 2n, without its first column.
+        // Row n goes to row 2n, without its first column.
         let mut scattered = vec![0.0; 2 * self.rows.len() * self.width];
         for n in 0..self.rows.len() {
             for i in 0..self.width - 1 {

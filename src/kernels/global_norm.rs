@@ -16,11 +16,11 @@ struct GlobalNormParams {
     pad: u32,
 }
 
-/// Workgroups per page.
+/// Workgroups per bucket.
 const PARTIALS: usize = 256;
 /// Invocations per workgroup.
 const WG: usize = 64;
-/// Invocations per workgroup of `global_norm_rows_partial`: with few workgroups per page, the GPU has more loads in flight.
+/// Invocations per workgroup of `global_norm_rows_partial`. Wide workgroups keep more loads in flight.
 const WG_ROWS: usize = 256;
 
 fn shader(entry: &'static str) -> Shader {
@@ -36,12 +36,12 @@ fn partial_rows(storage: WeightFormat) -> Shader {
     storage.select(shader.unroll("FLIGHT", FLIGHT))
 }
 
-/// Returns a page's elements: pages have whole words of f32 or bf16.
+/// Returns the number of elements of a bucket, whose values fill whole words.
 fn elements(page: &(Slot, WeightFormat)) -> usize {
     page.0.len() * page.1.columns()
 }
 
-/// Computes norm (1) = scale·√(Σ g²) over the pages, of f32 or bf16.
+/// Computes norm (1) = scale·√(Σ g²) over the buckets `pages`, in f32 or bf16.
 pub fn global_norm(rec: &mut Recording, pages: &[(Slot, WeightFormat)], scale: f32, norm: &Slot) {
     let allowed = &rec.gpu().caps().variants;
     global_norm_with(rec, allowed, pages, scale, norm);
@@ -85,7 +85,7 @@ impl Kernel for GlobalNorm {
             case(&[(1, f32)]),
             case(&[(63, f32), (66, bf16)]),
             case(&[(20_000, f32), (1, f32), (300, bf16)]),
-            // More than all workgroups read at twice.
+            // More elements than all workgroups read in their first round.
             case(&[(PARTIALS * WG * 2 + 77, f32), (PARTIALS * WG + 2, bf16)]),
             rows(&[(4, f32), (68, bf16)]),
             rows(&[(20_000, f32), (1, f32), (4 * WG_ROWS, f32), (4 * WG_ROWS + 4, bf16)]),
@@ -96,7 +96,7 @@ impl Kernel for GlobalNorm {
         all.map(|case| Box::new(case) as Box<dyn Case>).into()
     }
     fn benches(&self, model: &ModelShape, _: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
-        // One layer's weights; a step does it once, over all of them.
+        // One layer's weights; a step does this once, over all layers.
         let pages = vec![(model.layer_parameters(), WeightFormat::F32)];
         vec![Box::new(NormCase { pages, allowed: row_vec4s::taken(caps) })]
     }
@@ -126,7 +126,8 @@ impl Case for NormCase {
                 WeightFormat::Bf16 => HostTensor::normal_bf16(rng, n),
                 _ => HostTensor::normal(rng, n),
             };
-            // The first that a workgroup reads in its second turn, and a long page's last: a sum without them must show that.
+            // The first element that a workgroup reads in its second round, and a long bucket's last: they are large, so that a sum without
+            // one of them is visibly wrong.
             let second = if self.allowed.is_empty() { PARTIALS * WG } else { 4 * PARTIALS * WG_ROWS * FLIGHT };
             if let HostTensor::F32(values) | HostTensor::Bf16(values) = &mut page {
                 values.get_mut(second).into_iter().for_each(|value| *value = 256.0);

@@ -40,7 +40,7 @@ pub struct LmHead<'a> {
 }
 
 impl LmHead<'_> {
-    /// Returns the columns of a tile whose `rows` rows fit [`SCRATCH_BYTES`], but at least 64.
+    /// Returns the largest number of columns at which a tile of `rows` rows fits [`SCRATCH_BYTES`], but at least 64.
     pub fn tile_for(rows: usize) -> usize {
         (SCRATCH_BYTES / 4 / rows.max(1) / 64 * 64).max(64)
     }
@@ -317,7 +317,7 @@ impl Case for LogprobCase {
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let rows = self.vocab / self.pages * self.width;
-        // Small, so that no probability is near 1, whatever is drawn: 1 − p would have few digits, in any arithmetic of 32 bits.
+        // Small inputs keep every probability far from 1, where 1 − p would have few digits in any 32-bit arithmetic.
         let bound = 0.25 / (self.width as f32).sqrt();
         let x = (0..self.targets.len() * self.width).map(|_| bound * (2.0 * rng.next_f32() - 1.0)).collect();
         let mut all = vec![HostTensor::F32(x)];

@@ -3,7 +3,8 @@
 //!
 //! Five implementations, each in a file of its own: the baseline, for any shape (`matmul.wgsl`); tiles of vec4s, for GPUs
 //! (`matmul_tiles.wgsl`); for CPU adapters without and with subgroups (`matmul_cpu.wgsl`, `matmul_lanes.wgsl`); cooperative matrices, for
-//! precisions below the highest (`matmul_coop.wgsl`). A product runs in the fastest that the device has and its alignment allows.
+//! precisions below the highest (`matmul_coop.wgsl`). A product runs in the fastest implementation that the device supports and the
+//! product's alignment allows.
 
 mod cases;
 mod coop;
@@ -40,7 +41,7 @@ pub enum LinearPass {
 /// Description of a matrix product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MatmulDesc {
-    /// Product of a linear layer that this is; it says how A and B are stored.
+    /// Which product of a linear layer this is; decides how A and B are stored.
     pub orientation: LinearPass,
     /// Storage format of B.
     pub storage: WeightFormat,
@@ -72,7 +73,7 @@ impl MatmulDesc {
     }
 }
 
-/// Tells a shader how A and B are stored.
+/// Sets a shader's overrides for how A and B are stored.
 fn oriented(shader: Shader, orientation: LinearPass) -> Shader {
     let a = f64::from(u8::from(orientation == LinearPass::BackwardW));
     let b = f64::from(u8::from(orientation == LinearPass::Forward));
@@ -91,7 +92,7 @@ pub fn matmul(rec: &mut Recording, p: &MatmulDesc, a: OperandMatrix, b: OperandM
 
 /// Computes C = alpha·(A·B + A2·B2) (+ C) + bias + residual. The second pair is fused into the first pair's pass wherever that is possible;
 /// bias and residual are always added in the last pass. Where alpha is a power of two, the result is bit-identical to that of separate
-/// passes (else a device may round product and sum at once).
+/// passes. Otherwise a device may fuse a product and a sum, and round once.
 pub fn matmul_with(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands) {
     let caps = rec.gpu().caps();
     launch(rec, p, o, &caps.variants, caps.matmul_precision);
@@ -145,7 +146,7 @@ impl MatmulImpl {
     }
 }
 
-/// Returns the fastest implementation by the device's table, else the default choice.
+/// Returns the fastest implementation by the device's tuning table, or the default choice where the table has none.
 fn choose(caps: &Caps, p: &MatmulDesc, matrices: [OperandMatrix; 3], allowed: &[Variant]) -> MatmulImpl {
     let ways = candidates(caps, p, matrices, allowed);
     let variants: Vec<Option<Variant>> = ways.iter().map(|w| w.variant()).collect();
@@ -166,7 +167,7 @@ fn candidates(caps: &Caps, p: &MatmulDesc, matrices: [OperandMatrix; 3], allowed
         .collect()
 }
 
-/// Returns the products of a layer, each in every implementation that supports it.
+/// Returns the products of a layer, each in every implementation that supports it, for tuning.
 pub(super) fn tunable(model: &ModelShape, t: usize, caps: &Caps) -> Vec<TunableProduct> {
     let tunable = |case: ProductCase| {
         let variants = std::iter::once(None).chain(caps.variants.iter().copied().map(Some));
@@ -201,7 +202,7 @@ fn linears(model: &ModelShape, t: usize, allowed: &[Variant], precision: MatmulP
     all
 }
 
-/// Returns the case of C (M, N) = A (M, K) · B (K, N), to time it.
+/// Returns the case of C (M, N) = A (M, K) · B (K, N), for timing.
 pub fn product(m: usize, n: usize, k: usize, caps: &Caps) -> Box<dyn Case> {
     let (orientation, storage) = (LinearPass::BackwardX, WeightFormat::F32);
     let (allowed, precision) = (caps.variants.clone(), caps.matmul_precision);
@@ -214,7 +215,7 @@ const VARIANTS: [Variant; 5] = [Variant::Tiles32, Variant::Tiles64, Variant::Til
 /// Matmul kernels: `matmul`, its variants for GPUs and CPUs, and the one on cooperative matrices.
 pub struct MatmulKernels;
 
-/// Returns the orientations whose B may have a storage format: B of d_W is an activation, which is never quantised.
+/// Returns the products whose B may have a storage format. In d_W, B is an activation, which is never quantised.
 fn orientations(storage: WeightFormat) -> &'static [LinearPass] {
     let all = &[LinearPass::Forward, LinearPass::BackwardX, LinearPass::BackwardW];
     if storage.is_quantised() { &all[..2] } else { all }
@@ -280,7 +281,7 @@ impl Kernel for MatmulKernels {
             for variant in std::iter::once(None).chain(VARIANTS.map(Some)) {
                 for storage in WeightFormat::ALL {
                     let fits = !storage.is_quantised() || n_in.is_multiple_of(storage.columns());
-                    // Elsewhere the baseline serves, and is tested.
+                    // Other cases would run the baseline, which has cases of its own.
                     if fits && (variant.is_none() || n_in % 4 == 0) {
                         let (allowed, precision) = (variant.into_iter().collect(), MatmulPrecision::Highest);
                         all.push(Box::new(LinearCase { t, n_out, n_in, storage, allowed, precision }));
@@ -317,7 +318,7 @@ impl Kernel for MatmulKernels {
         if !VARIANTS.contains(&variant) {
             return Vec::new();
         }
-        // Beside lanes, the other CPU kernels run only for few columns, and for few rows of a forward product.
+        // On devices with lanes, the other CPU kernels run only for few columns, and for few rows of a forward product.
         let beside = (variant == Variant::Cpu && caps.has_lanes()).then_some(Variant::Lanes);
         let allowed: Vec<Variant> = std::iter::once(variant).chain(beside).collect();
         let shapes = [
@@ -350,7 +351,7 @@ impl Kernel for MatmulKernels {
         all
     }
     fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
-        // Both sides of fragments, slices, blocks of a subgroup, and tiles; all three products are on cooperative matrices.
+        // On both sides of fragments, slices, subgroup blocks and tiles; all three products run on cooperative matrices.
         let shapes =
             [(33, 68, 128), (1, 32, 32), (3, 36, 44), (8, 64, 64), (37, 132, 140), (64, 32, 320), (129, 124, 64)];
         let linear = |(t, n_out, n_in), storage| LinearCase { t, n_out, n_in, storage, allowed: Vec::new(), precision };

@@ -1,4 +1,4 @@
-//! Timing of a case on a device: by timestamps where there are any, else by the clock around a submission.
+//! Timing of a case on a device: by timestamps where the device has them, else by the host's clock around a submission.
 
 use web_time::Instant;
 
@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::gpu::{Gpu, Slot};
 use crate::rng::Rng;
 
-/// Smallest total size of the copies of a case's inputs. Runs take the copies in turn, so that a cache does not serve what a step would
-/// read from memory.
+/// Smallest total size of the copies of a case's inputs. Runs alternate among the copies, so that a cache does not serve what a training
+/// step would read from memory.
 const ROTATION_BYTES: usize = 64 << 20;
 /// Largest number of copies.
 const MOST_COPIES: usize = 8;
@@ -36,7 +36,7 @@ impl CaseTiming {
         let n = self.runs_us.len();
         (self.runs_us[3 * n / 4] - self.runs_us[n / 4]) / 2.0 / self.median_us()
     }
-    /// Returns GB/s over the bytes that must move.
+    /// Returns the rate in GB/s at the median time, over the bytes that must move.
     pub fn gb_s(&self) -> f64 {
         self.cost.bytes as f64 / self.median_us() / 1e3
     }
@@ -84,7 +84,7 @@ pub struct PreparedCase<'a> {
 /// Times of one run of a case.
 #[derive(Debug, Clone)]
 pub struct CaseRun {
-    /// Device time in µs; the clock's time where there are no timestamps, or they read zero.
+    /// Device time in µs; the host's time where there are no timestamps, or where they read zero.
     pub us: f64,
     /// Device time by entry point in µs; empty without timestamps.
     pub by_entry_us: Vec<(String, f64)>,
@@ -108,14 +108,14 @@ impl<'a> PreparedCase<'a> {
         Ok(prepared)
     }
 
-    /// Runs on the next copy of the inputs, and waits.
+    /// Runs on the next copy of the inputs, and waits for the end.
     ///
     /// # Errors
     /// [`crate::Error::Gpu`].
     pub async fn run(&mut self) -> Result<CaseRun> {
         let (x, d_y) = &self.sets[self.next];
         self.next = (self.next + 1) % self.sets.len();
-        // A profile is read back at once, which a browser does not allow (and there timestamps are coarse).
+        // A profile is read back at once, which a browser does not allow; a browser's timestamps are coarse, too.
         let timestamps = self.gpu.caps().timestamps && !cfg!(target_arch = "wasm32");
         if timestamps {
             self.gpu.start_profile();
@@ -124,7 +124,7 @@ impl<'a> PreparedCase<'a> {
         let out = self.case.launch(&mut rec, x, d_y);
         let started = Instant::now();
         rec.submit();
-        // Waits; the outputs are held until then.
+        // Reading waits for the run; its outputs are held until then.
         self.gpu.read::<f32>(&[&self.gpu.alloc_activation(1)]).await?;
         let wall_us = started.elapsed().as_secs_f64() * 1e6;
         drop(out);
@@ -136,7 +136,7 @@ impl<'a> PreparedCase<'a> {
     }
 }
 
-/// Sums entry points' times; `None` where there are no timestamps, or they read zero.
+/// Sums the entry points' times; `None` where there are no timestamps, or where they read zero.
 fn device_us(by_entry_us: &[(String, f64)]) -> Option<f64> {
     Some(by_entry_us.iter().map(|e| e.1).sum()).filter(|&us| us > 0.0)
 }

@@ -49,17 +49,17 @@ pub trait Kernel: Sync {
     fn uniforms(&self) -> Vec<(&'static str, usize)>;
     /// Returns cases with shapes on both sides of every tile edge.
     fn cases(&self) -> Vec<Box<dyn Case>>;
-    /// Returns the cases to time: what a step of `model` computes for `t` tokens, in the variants that the device takes. Empty where the
-    /// model does not use the family.
+    /// Returns the cases to time: the computations of a step of `model` over `t` tokens, in the variants that the device supports. Empty
+    /// where the model does not use the family.
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>>;
-    /// Returns the cases that [`with_checked_variants`] runs: every entry point of a variant that the device may use, at its edges. Empty
-    /// where the family lacks the variant.
+    /// Returns the cases that [`with_checked_variants`] runs: every entry point of a variant that the device may use, at the edges of its
+    /// tiles. Empty where the family lacks the variant.
     fn variant_cases(&self, variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
         let _ = (variant, caps);
         Vec::new()
     }
     /// Returns the cases of a precision below the highest, for a device with cooperative matrices. [`with_checked_variants`] runs the first
-    /// `AT_START`. The rest are for tests, because a CPU's driver takes seconds to compile each of their shaders.
+    /// `AT_START`. The others are for tests, because a CPU's driver takes seconds to compile each of their shaders.
     fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
         let _ = precision;
         Vec::new()
@@ -90,8 +90,8 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &ceiling::PeakKernels,
 ];
 
-/// Runs a case on a device and compares outputs and gradients with its twin. Returns the largest error as a multiple of the tolerance:
-/// above 1, the device is wrong.
+/// Runs a case on a device and compares outputs and gradients with its twin. Returns the largest error as a multiple of the tolerance; a
+/// value above 1 means that the device computes wrongly.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -139,10 +139,10 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
     Ok(results)
 }
 
-/// Checks a device's variants with small random cases, and switches off those that fail. Also returns the failed ones.
+/// Checks a device's variants with small random cases, and disables those that fail. Returns the device and the failed variants.
 ///
 /// # Errors
-/// [`crate::Error::Gpu`]: also where products of the requested precision are wrong.
+/// [`crate::Error::Gpu`], also where products of the requested precision are wrong.
 pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
     let mut rng = Rng::new(0, 1);
     let (mut right, mut wrong) = (Vec::new(), Vec::new());

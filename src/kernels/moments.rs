@@ -33,7 +33,7 @@ impl Optim {
 /// AdamW's moments of a bucket of parameters.
 #[derive(Debug, Clone)]
 pub enum MomentFormat {
-    /// No moments, because there is no optimiser: only gradients are wanted, or not even gradients.
+    /// No moments: only gradients are wanted, or nothing is trained.
     None,
     /// f32, one word per value.
     F32 {
@@ -90,7 +90,7 @@ impl MomentFormat {
         }
     }
 
-    /// Makes the update's shader import the module for these moments.
+    /// Makes the update's shader import the module for this moment format.
     pub(super) fn select(&self, shader: Shader) -> Shader {
         match self {
             Self::EightBits { .. } => eight_bits(shader),
@@ -99,7 +99,7 @@ impl MomentFormat {
     }
 }
 
-/// Makes a shader use moments in eight bits.
+/// Makes a shader use eight-bit moments.
 pub(super) fn eight_bits(shader: Shader) -> Shader {
     shader.substitute("shared/moments", "shared/moments_8bit")
 }

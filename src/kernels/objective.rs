@@ -85,7 +85,7 @@ fn term_params(n: usize, term: &Term, add: bool) -> ObjectiveParams {
         joint: u32::from(term.scope == Objective::Jpo),
         link: match term.link {
             ScoreKind::Sum => 0,
-            // A mean over other tokens, by the host's number.
+            // The shader divides by the host's number of tokens in both cases.
             ScoreKind::Mean | ScoreKind::TokenMean => 1,
             ScoreKind::LogOdds => 2,
         },
@@ -159,7 +159,7 @@ pub fn objective_bwd(
             ScoreCoupling::Sides(_) => ("objective_unpaired", None),
         };
         let slots: Vec<&Slot> = [sums, &of_sequences, &d_sums].into_iter().chain(&more).collect();
-        // Each sequence is looked at once, or by all others.
+        // A sequence is compared once, or with all others.
         let looks = if more.is_some() { n * n / 2 } else { n };
         rec.dispatch(&shader(entry), &term_params(n, term, i > 0), &slots, [1, 1, 1], 20 * looks as u64);
     }

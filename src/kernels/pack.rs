@@ -1,4 +1,4 @@
-//! Packing of f32 as bf16, two per word, and unpacking: a forward pass may save activations so for the backward pass.
+//! Packing of f32 as bf16, two per word, and unpacking. A forward pass may save activations in this form for the backward pass.
 
 use super::shapes::ModelShape;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
@@ -78,20 +78,20 @@ const EDGES: [u32; 14] = [
     0x3f81_8000, // the upper one
     0x3f80_7fff,
     0x3f80_8001,
-    0xbf84_0000, // the same for 4 bits
+    0xbf84_0000, // between two values of 4 bits
     0xbf8c_0000,
     0x3fff_ffff, // a carry into the exponent
     0x7f7f_ffff, // to infinity
     0x7f80_0000,
     0xff80_0000,
-    0x7f80_0001, // a NaN that only bits which are cut off tell from infinity
+    0x7f80_0001, // a NaN whose only mantissa bits are cut off: truncation gives infinity
     0x0000_8001, // subnormal
     0x0000_0000,
     0x8000_0000,
 ];
 
 impl PackCase {
-    /// Computes an f32's bits after rounding, by arithmetic and not by bits as the kernel does.
+    /// Rounds by arithmetic, unlike the kernel, which works on bits; returns the f32 result's bits.
     fn rounded(&self, x: f64) -> u32 {
         if x.is_nan() {
             return f32::NAN.to_bits();
@@ -101,7 +101,7 @@ impl PackCase {
         }
         let exponent = x.abs().log2().floor().max(f64::from(f32::MIN_EXP - 1));
         let step = (exponent - f64::from(self.mantissa)).exp2();
-        // Beyond f32's range it becomes an infinity here.
+        // Values beyond f32's range become infinity in this conversion.
         (((x / step).round_ties_even() * step) as f32).to_bits()
     }
 }

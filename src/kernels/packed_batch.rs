@@ -11,8 +11,8 @@ pub struct ScoredRow {
     pub target: u32,
 }
 
-/// Ranges of a sequence's scored rows. Rows `prefix` ∪ `own` are the predictions of its tokens 1.. . Rows of `prefix` are in the tokens'
-/// order. Rows of `own` that predict no response token come first, then those that do, each in the tokens' order.
+/// Ranges of a sequence's scored rows. The rows of `prefix` and `own` together predict its tokens from index 1 on. Rows of `prefix` are in
+/// the order of the tokens. In `own`, rows that predict no response token come first, then those that do, each in the order of the tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SequenceSpan {
     /// Rows of the shared prefix (empty without one).
@@ -34,16 +34,17 @@ pub struct PackedBatch {
     pub positions: Vec<u32>,
     /// (T), [prefix_start, prefix_end, own_start, own_end): visible keys; own_end = t + 1.
     pub ranges: Vec<[u32; 4]>,
-    /// (N) predictions, grouped: every span's `own` is contiguous, every prefix too ([`SequenceSpan`] has their order).
+    /// (N) predictions. Each span's `own` is contiguous, and so is each prefix; [`SequenceSpan`] has their order.
     pub rows: Vec<ScoredRow>,
-    /// (S) one per sequence: pairs give chosen, rejected, chosen, rejected...
+    /// (S), one per sequence; pairs give chosen, rejected, chosen, rejected, ...
     pub spans: Vec<SequenceSpan>,
-    /// Row numbers of the examples inside.
+    /// Row numbers of the batch's examples.
     pub examples: Vec<usize>,
 }
 
 impl PackedBatch {
-    /// Returns the rows that predict a sequence's tokens 1.. in the tokens' order, which is the order of their hidden states.
+    /// Returns the rows that predict a sequence's tokens from index 1 on, in the order of the tokens, which is also the order of their
+    /// hidden states.
     pub fn rows_in_order(&self, span: &SequenceSpan) -> Vec<usize> {
         let mut own: Vec<usize> = span.own.clone().collect();
         own.sort_by_key(|&row| self.rows[row].hidden);

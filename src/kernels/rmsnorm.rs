@@ -6,7 +6,7 @@ use super::{Case, CaseOutputs, Cost, HostTensor, Kernel, column_sum};
 use crate::gpu::{Caps, Recording, Shader, Slot, Variant, grid_1d};
 use crate::rng::Rng;
 
-/// Rows to normalise: `tokens × groups` rows of `width`, the groups side by side in a token's row of `stride`.
+/// Rows to normalise: `tokens × groups` rows of `width` elements. The groups of a token lie side by side, and tokens are a stride apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RmsnormRows {
     /// T, the number of tokens.
@@ -278,7 +278,7 @@ struct RmsnormCase {
 const EPS: f32 = 1e-5;
 
 impl RmsnormCase {
-    /// Returns each row's first elements in x and y, and its r.
+    /// Returns for each row: its first element in x, its first element in y, and r.
     fn each(&self, x: &[f64]) -> Vec<(usize, usize, f64)> {
         let s = &self.rows;
         let row = |i: usize| {

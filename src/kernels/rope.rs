@@ -10,7 +10,7 @@ use crate::rng::Rng;
 /// Parameters of RoPE's inverse frequencies.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct RopeConfig {
-    /// Base θ of the frequencies.
+    /// θ, the base of the frequencies.
     pub theta: f64,
     /// Leading dimensions of a head that rotate (even, ≤ E); pairs are (i, i + rotary_dim/2).
     pub rotary_dim: usize,
@@ -28,7 +28,7 @@ pub enum RopeScaling {
         /// Divisor of all frequencies.
         factor: f64,
     },
-    /// Llama 3.1: low frequencies divided, high ones kept, smooth between.
+    /// Scaling of Llama 3.1: low frequencies are divided by the factor, high ones kept, those between interpolated.
     Llama3 {
         /// Divisor of low frequencies.
         factor: f64,
@@ -85,12 +85,12 @@ impl RopeCache {
     }
 }
 
-/// Heads to rotate: `heads` of `head_dim` side by side from `start` in rows of `stride`.
+/// Heads to rotate: `heads` of `head_dim` elements side by side from `start`, in rows of `stride` elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RopeHeads {
     /// T, the number of tokens.
     pub tokens: usize,
-    /// Number of heads: query and key heads together, where they are neighbours.
+    /// Number of heads; query and key heads count together, where they are neighbours.
     pub heads: usize,
     /// E, the size of a head.
     pub head_dim: usize,
@@ -117,7 +117,7 @@ fn shader() -> Shader {
     Shader::new("rope", "rope").with("WG", 64.0)
 }
 
-/// Rotates x by its positions, in place; `backward` rotates gradients back.
+/// Rotates x in place by its tokens' positions; `backward` rotates gradients in the other direction.
 pub fn rope(rec: &mut Recording, heads: &RopeHeads, backward: bool, positions: &Slot, turns: &RopeCache, x: &Slot) {
     let n = heads.tokens * heads.heads * turns.half;
     let params = RopeParams {

@@ -8,15 +8,15 @@ use crate::rng::Rng;
 /// Parameters of sampling.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// Temperature; 0 takes the largest logit.
+    /// Temperature; at 0 the largest logit is taken.
     pub temperature: f32,
     /// Top-k: keeps the k largest logits; 0 keeps all.
     pub top_k: usize,
-    /// Top-p, after top-k: keeps the fewest tokens that reach this probability; 1 keeps all.
+    /// Top-p, applied after top-k: keeps the fewest tokens whose probabilities reach this sum; 1 keeps all.
     pub top_p: f32,
 }
 
-/// Result instead of a token where the largest logit is not finite.
+/// Result in place of a token where the largest logit is not finite.
 pub const NOT_FINITE: u32 = u32::MAX;
 
 #[repr(C)]
@@ -36,7 +36,7 @@ fn shader() -> Shader {
     Shader::new("sample", "sample").with("WG", 64.0)
 }
 
-/// Samples tokens (rows, u32) from logits (rows, V), with uniforms in [0, 1) (rows).
+/// Samples tokens (rows, u32) from logits (rows, V). `uniforms` (rows) are random numbers in [0, 1).
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
 pub fn sample(
     rec: &mut Recording,

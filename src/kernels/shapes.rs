@@ -1,6 +1,6 @@
-//! Shapes of real models, for benchmarks: every kernel is timed where it will be used.
+//! Shapes of real models, for benchmarks: every kernel is timed at sizes at which it will be used.
 
-/// Shape of a decoder of Llama's kind, as in its `config.json`.
+/// Shape of a decoder like Llama's, as its `config.json` gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelShape {
     /// Name that `--models` takes.
@@ -96,7 +96,7 @@ impl ModelShape {
         self.d_model * (self.qkv_width() + self.n_heads * self.head_dim + 3 * self.d_ff)
     }
 
-    /// Returns the model's `config.json`, as Hugging Face writes it.
+    /// Returns the model's `config.json` in Hugging Face's form.
     pub fn config_json(&self) -> String {
         serde_json::json!({
             "architectures": ["LlamaForCausalLM"],

@@ -24,21 +24,21 @@ const INT8_HEAD: usize = 4;
 const NF4_HEAD: usize = 4 + 16 + 256;
 /// Values per NF4 block, which share a scale.
 const BLOCK: usize = 64;
-/// Blocks per NF4 group, whose scales share a scale.
+/// Blocks per NF4 group. A group's block scales are quantised with one scale.
 const GROUP: usize = 256;
 
 impl WeightFormat {
     /// All storage formats.
     pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Nf4];
 
-    /// Returns the most words, of four bytes each, that a matrix (rows, cols) or a part of its rows needs.
+    /// Returns the largest number of four-byte words that a matrix (rows, cols), or a part of its rows, needs.
     pub fn words(self, rows: usize, cols: usize) -> usize {
         let n = rows * cols;
         match self {
             Self::F32 => n,
             Self::Bf16 => n.div_ceil(2),
             Self::Int8 => INT8_HEAD + n.div_ceil(4) + rows,
-            // One group more, because a part may begin inside one.
+            // One group more, because a part of the rows may begin inside a group.
             Self::Nf4 => {
                 let blocks = n.div_ceil(BLOCK);
                 NF4_HEAD + n.div_ceil(8) + blocks.div_ceil(4) + blocks.div_ceil(GROUP) + 1
@@ -56,7 +56,7 @@ impl WeightFormat {
         }
     }
 
-    /// Returns whether the format has codes and scales, which no kernel writes.
+    /// Returns whether the format consists of codes and scales. Kernels read such formats, but do not write them.
     pub fn is_quantised(self) -> bool {
         matches!(self, Self::Int8 | Self::Nf4)
     }
@@ -74,7 +74,7 @@ impl WeightFormat {
     /// Dequantises a matrix (rows, cols), or a part of its rows, from its words.
     pub fn unpack(self, words: &[u32], rows: usize, cols: usize) -> Vec<f32> {
         let float = |i: usize| f32::from_bits(words[i]);
-        // Code i of those that begin at a word, `bits` wide.
+        // Code i, `bits` wide, of the codes that begin at word `at`.
         let code = |at: usize, i: usize, bits: usize| {
             let per_word = 32 / bits;
             (words[at + i / per_word] >> (bits * (i % per_word))) & ((1 << bits) - 1)
@@ -98,16 +98,16 @@ impl WeightFormat {
     }
 }
 
-/// Matrix in a storage format on the host, ready to be uploaded in parts of its rows.
+/// Matrix on the host in a storage format, ready to be uploaded in parts of its rows.
 #[derive(Debug, Clone)]
 pub enum PackedWeight {
     /// Unchanged values.
     F32(Vec<f32>),
     /// Values rounded to the nearest bf16, ties to even.
     Bf16(Vec<half::bf16>),
-    /// Codes, and a scale per row.
+    /// Codes, and one scale per row.
     Int8(Vec<i8>, Vec<f32>),
-    /// Codes, one per byte; codes of the blocks' absmax, less the offset; absmax of each group of blocks; the offset.
+    /// Codes, one per byte; codes of (absmax − offset) of each block; absmax of each group of these; the offset.
     Nf4(Vec<u8>, Vec<u8>, Vec<f32>, f32),
 }
 
@@ -161,7 +161,7 @@ fn largest(values: &[f32]) -> f32 {
 /// Quantises each row: q = round(127·w / absmax), ties to even; the scale is absmax/127.
 fn int8(values: &[f32], cols: usize) -> PackedWeight {
     let scales: Vec<f32> = values.chunks(cols.max(1)).map(largest).collect();
-    // Added and taken off again, it leaves no room for a fraction: rounds to even, without a call for each value.
+    // Adding and then subtracting 1.5·2²³ rounds to an integer, ties to even, without a function call for each value.
     const WHOLE: f32 = 12_582_912.0;
     let mut codes = vec![0; values.len()];
     for ((values, codes), &absmax) in values.chunks(cols.max(1)).zip(codes.chunks_mut(cols.max(1))).zip(&scales) {
@@ -198,14 +198,14 @@ pub static DYNAMIC: LazyLock<[f32; 256]> = LazyLock::new(|| dynamic(true));
 /// Unsigned dynamic map of eight bits, ascending.
 pub static DYNAMIC_UNSIGNED: LazyLock<[f32; 256]> = LazyLock::new(|| dynamic(false));
 
-/// Builds an ascending dynamic map: ±10^(i − 6) times the middles of 2^i parts of 0.1 .. 1, for i in 0 .. 7; and 0 and 1. The unsigned map
-/// has twice as many parts.
+/// Builds an ascending dynamic map: 0, 1, and ±10^(i − 6) times the midpoints of 2^i equal parts of 0.1 .. 1, for i in 0 .. 7. The unsigned
+/// map has no negative values and twice as many parts.
 fn dynamic(signed: bool) -> [f32; 256] {
     let mut all = vec![0.0, 1.0];
     for i in 0..7 {
         let parts = if signed { 1 } else { 2 } << i;
         let step = (1.0 - 0.1_f32) / parts as f32;
-        // Each half from its own end, fused: the bits of PyTorch's linspace.
+        // Each half is computed from its own end, with fused multiply-adds: bit-identical to PyTorch's linspace.
         let bound = |n: usize| match 2 * n < parts + 1 {
             true => step.mul_add(n as f32, 0.1),
             false => (-step).mul_add((parts - n) as f32, 1.0),
@@ -221,13 +221,13 @@ fn dynamic(signed: bool) -> [f32; 256] {
     std::array::from_fn(|i| all[i])
 }
 
-/// Returns the middles between neighbours of a table.
+/// Returns the midpoints between neighbours of a table.
 pub(super) fn middles(table: &[f32]) -> Vec<f32> {
     table.windows(2).map(|w| (w[0] + w[1]) / 2.0).collect()
 }
 
-/// Quantises blocks in units of their absmax; returns the codes and each block's absmax. A code is the nearest value's index in the
-/// ascending table; ties take the lower index.
+/// Quantises blocks in units of their absmax. Returns the codes, and the absmax of each block. A code is the index of the nearest value in
+/// the ascending table; ties take the lower index.
 pub(super) fn blockwise(values: &[f32], block: usize, table: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let middles = middles(table);
     let absmax: Vec<f32> = values.chunks(block).map(largest).collect();
@@ -235,7 +235,7 @@ pub(super) fn blockwise(values: &[f32], block: usize, table: &[f32]) -> (Vec<u8>
     for ((values, codes), m) in values.chunks(block).zip(codes.chunks_mut(block)).zip(&absmax) {
         let per = 1.0 / m.max(1e-38);
         scaled.iter_mut().zip(values).for_each(|(s, v)| *s = (v * per).clamp(-1.0, 1.0));
-        // Middles below a value, counted for a block at once: several times as fast as a search for each.
+        // Counts the midpoints below each value, one midpoint at a time over the whole block: several times as fast as a search per value.
         for middle in &middles {
             codes.iter_mut().zip(&scaled).for_each(|(code, s)| *code += u8::from(s > middle));
         }
@@ -261,7 +261,7 @@ mod tests {
         (0..n).map(|_| rng.normal()).collect()
     }
 
-    /// Parts begin inside a group, and at any row.
+    /// Parts may begin inside a group, and at any row.
     #[test]
     fn parts_hold_what_the_whole_holds() {
         let (rows, cols) = (151, 192);
@@ -283,7 +283,8 @@ mod tests {
         let cols = 64;
         let mut values = random(6 * cols);
         values[..cols].fill(0.0);
-        // Tolerances relative to the row's absmax: half a step of int8; half the widest gap of NF4, and some for the scale's eight bits.
+        // Tolerances relative to the row's absmax: half a step of int8; half the widest gap of NF4, plus the error of the scale's eight
+        // bits.
         for (storage, step) in [
             (WeightFormat::F32, 0.0),
             (WeightFormat::Bf16, 0.004),
@@ -306,7 +307,7 @@ mod tests {
 
     #[test]
     fn bits_a_weight() {
-        // Mistral's (14336, 4096).
+        // Shape of Mistral's (14336, 4096) projection.
         let bits = |s: WeightFormat| 32.0 * s.words(14_336, 4096) as f64 / (14_336.0 * 4096.0);
         let want = [
             (WeightFormat::F32, 32.0),

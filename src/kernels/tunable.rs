@@ -1,4 +1,4 @@
-//! Cases whose variant the device chooses by measured times.
+//! Cases whose variant is chosen for a device by measured times.
 
 use super::Case;
 use crate::gpu::Variant;

@@ -29,11 +29,11 @@ impl TunedProduct {
 
 /// Smallest speed-up at which a variant replaces the default choice.
 const LEAST_GAIN: f64 = 1.05;
-/// Runs per variant: the fastest counts.
+/// Runs per variant; the fastest one counts.
 const RUNS: usize = 3;
 
-/// Measures the matrix products of `models` for about `seconds` in all. Classes that are not reached keep their default choice. Calls
-/// `tell` with each measured class and the number of classes.
+/// Measures the matrix products of `models` for about `seconds` in all. Classes that are not reached in this time keep their default
+/// choice. Calls `tell` with each measured class and the number of classes.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].

@@ -1,4 +1,4 @@
-//! The decoder's backward pass: the forward one's steps in reverse, down to the lowest trained layer.
+//! Backward pass of the decoder: the steps of the forward pass in reverse, down to the lowest trained layer.
 
 use super::decoder::{Decoder, LayerWeights, NormWeights, TokenSlots, rows_of};
 use super::description::NormKind;
@@ -14,8 +14,9 @@ use crate::kernels::rope::rope;
 use crate::kernels::{layernorm, rmsnorm};
 
 impl Decoder {
-    /// Gradients through a norm of D: d_x (added when `accumulate`), and the weights' where they are trained.
-    #[expect(clippy::too_many_arguments, reason = "what forward saw, and where gradients go")]
+    /// Computes the gradients through a norm of D: d_x (added to when `accumulate`), and those of the norm's weights where they are
+    /// trained.
+    #[expect(clippy::too_many_arguments, reason = "values of the forward pass, and slots for gradients")]
     pub fn norm_backward(
         &self,
         rec: &mut Recording,
@@ -46,7 +47,7 @@ impl Decoder {
         }
     }
 
-    /// The lowest layer with something to train; `None` when only what is above the layers is.
+    /// Returns the lowest layer that has trained weights; `None` where no layer has any.
     fn lowest_trained(&self) -> Option<usize> {
         if self.embedding.trained() {
             return Some(0);
@@ -57,7 +58,8 @@ impl Decoder {
         })
     }
 
-    /// All gradients from d_h (T, D), the gradient of the residual stream behind the last layer. Consumes the trace layer by layer.
+    /// Computes all gradients from d_h (T, D), the gradient of the residual stream behind the last layer. Consumes the saved activations
+    /// layer by layer.
     pub fn backward(&self, rec: &mut Recording, tokens: &TokenSlots, mut trace: ForwardSaved, d_h: &Slot) {
         let Some(lowest) = self.lowest_trained() else { return };
         for index in (lowest..self.layers.len()).rev() {
@@ -88,7 +90,8 @@ impl Decoder {
         }
     }
 
-    /// Adds to d_h what flows through a layer's two branches: d_h is the layer's output gradient on entry, its input's on return.
+    /// Adds to d_h the gradients of a layer's two branches. On entry d_h is the gradient of the layer's output, on return that of its
+    /// input.
     fn layer_backward(&self, rec: &mut Recording, index: usize, tokens: &TokenSlots, trace: &LayerSaved, d_h: &Slot) {
         let (s, kept) = (&trace.products, trace.elementwise.as_ref());
         let (d, w, gpu, t) = (&self.description, &self.layers[index], rec.gpu(), tokens.t);
@@ -156,7 +159,7 @@ impl Decoder {
         self.norm_backward(rec, &w.attn_norm, t, &h_in, &s.stats1, &d_x1, d_h, true);
     }
 
-    /// d_x2 (T, D) of some tokens from their d_branch (T, D).
+    /// Computes d_x2 (T, D) for a range of tokens from their rows of d_branch (T, D).
     fn mlp_backward(
         &self,
         rec: &mut Recording,
@@ -180,7 +183,7 @@ impl Decoder {
         }
     }
 
-    /// Through the norm behind a branch, where there is one.
+    /// Computes the gradient through the norm behind a branch; `None` without such a norm.
     fn post_norm_backward(
         &self,
         rec: &mut Recording,

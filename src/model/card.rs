@@ -1,4 +1,4 @@
-//! The model card: README.md of what a run gives out.
+//! Model card: the README.md of a run's output.
 
 use std::fmt::Write;
 
@@ -9,37 +9,38 @@ use crate::error::visible;
 pub struct ModelCard {
     /// Base model as `--model` named it: a hub id or a folder.
     pub base: String,
-    /// An adapter (library peft), else a whole model (library transformers).
+    /// Whether the output is an adapter (library peft); otherwise it is a whole model (library transformers).
     pub adapter: bool,
-    /// `SFT`, `DPO`, `JPO`.
+    /// Method: `SFT`, `DPO` or `JPO`.
     pub method: String,
     /// A sentence on the method, with its source.
     pub about: String,
-    /// Hyper-parameters by their flags' names, in order.
+    /// Hyper-parameters by the names of their flags, in order.
     pub settings: Vec<(String, String)>,
-    /// The data: files, with their numbers of rows.
+    /// Data files, with their numbers of rows.
     pub data: Vec<String>,
-    /// Results by metrics' names, in order.
+    /// Results by the names of metrics, in order.
     pub results: Vec<(String, String)>,
-    /// The device that trained it.
+    /// Device that the run was trained on.
     pub device: String,
 }
 
-/// Puts a text in double quotes, as YAML takes it. YAML forbids control characters, which JSON lets stand in part.
+/// Puts a text in double quotes, as YAML reads it. Control characters are made visible first: YAML forbids them, while JSON allows some.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(visible(text)).to_string()
 }
 
-/// Escapes what Markdown or HTML would take for markup, in a name or a value from outside: it stays on its line and in its cell.
+/// Escapes characters that Markdown or HTML would take for markup, in a name or a value from outside. Line breaks become spaces, so that
+/// the text stays in its table cell.
 fn escaped(text: &str) -> String {
     let text: Vec<char> = visible(&text.replace(['\n', '\r', '\t'], " ")).chars().collect();
     let mut out = String::with_capacity(text.len());
     for (i, &c) in text.iter().enumerate() {
-        // Between letters an underscore is one.
+        // Between letters or digits, an underscore is not markup.
         let within = |i: Option<usize>| i.and_then(|i| text.get(i)).is_some_and(|c| c.is_alphanumeric());
         let marks = match c {
             '_' => !(within(i.checked_sub(1)) && within(Some(i + 1))),
-            // These begin a heading, a list or a quotation.
+            // At the start, these characters begin a heading, a list or a quotation.
             '#' | '+' | '-' | '=' => i == 0,
             _ => matches!(c, '\\' | '`' | '*' | '[' | ']' | '<' | '>' | '|' | '~' | '&' | '$'),
         };
@@ -59,10 +60,10 @@ fn table(out: &mut String, heads: [&str; 2], rows: &[(String, String)]) {
 }
 
 impl ModelCard {
-    /// The file's text: YAML head and Markdown.
+    /// Returns the file's text: a YAML head, then Markdown.
     pub fn to_markdown(&self) -> String {
         let mut out = String::from("---\n");
-        // The hub refuses a `base_model` that is no id.
+        // The hub refuses a `base_model` that is not a hub id.
         let parts: Vec<&str> = self.base.split('/').collect();
         let is_id = parts.len() == 2 && parts.iter().all(|p| !p.is_empty() && !p.starts_with(['.', '~']));
         if is_id && !std::path::Path::new(&self.base).exists() {

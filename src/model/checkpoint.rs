@@ -1,5 +1,5 @@
-//! safetensors in: one file, or shards with an index. Checkpoints are untrusted: no read outside the folder, no allocation beyond
-//! a file's size.
+//! Reading of safetensors: one file, or shards with an index. Checkpoints are untrusted: nothing outside the folder is read, and no
+//! allocation exceeds a file's size.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -15,27 +15,27 @@ use super::tensor_file::{StoredTensor, TensorContent, TensorFile, shape_text};
 use super::weights::WeightSource;
 use crate::error::{Error, Result};
 
-/// A checkpoint's files, opened.
+/// Opened files of a checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
     files: Vec<TensorFile>,
-    /// Tensor name in the files -> the file that holds it.
+    /// Index of the file that holds each tensor, by the tensor's name in the files.
     place: BTreeMap<String, usize>,
-    /// The files' names lack this prefix of the description's (GPT-2 on the hub, a Llama saved without its head).
+    /// Prefix of the description's tensor names that the files' names lack (GPT-2 on the hub, a Llama saved without its head).
     prefix: &'static str,
-    /// The head is stored and differs from the embedding, to which `config.json` ties it.
+    /// Whether the head is stored and differs from the embedding, although `config.json` ties them.
     untied: bool,
-    /// The embedding's weight is stored as the tied head's: (description's name, file's name).
+    /// Names (description's, file's) of the embedding's weight, where the files have it under the tied head's name.
     embedding_as: Option<(String, String)>,
     /// Remarks on the files for the user.
     notes: Vec<String>,
 }
 
-/// A tensor as stored.
+/// Tensor as stored in a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CheckpointTensor<'a> {
-    /// F32, F16 or BF16 in a checkpoint that was verified.
+    /// Data type: F32, F16 or BF16 in a checkpoint that was verified.
     pub dtype: Dtype,
     /// Dimensions as stored in the file.
     pub shape: &'a [usize],
@@ -45,12 +45,12 @@ pub struct CheckpointTensor<'a> {
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// Prefixes that a model's tensors lack where it was saved without its head, each with a tensor that tells it.
+/// Prefixes that tensor names lack where a model was saved without its head, each with a tensor by which such a checkpoint is recognised.
 const PREFIXES: [(&str, &str); 2] = [("transformer.", "wte.weight"), ("model.", "embed_tokens.weight")];
-/// Names that a note lists.
+/// Largest number of names that a note lists.
 const NAMED: usize = 8;
 
-/// "a, b, c and 4 more".
+/// Joins names into "a, b, c and 4 more".
 fn name_list<'a>(names: impl ExactSizeIterator<Item = &'a String>) -> String {
     let more = names.len().saturating_sub(NAMED);
     let mut text = names.take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -61,12 +61,12 @@ fn name_list<'a>(names: impl ExactSizeIterator<Item = &'a String>) -> String {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors`, or the shards of `model.safetensors.index.json`. As in transformers, the index says which files are
-    /// read, and the files which tensors there are.
+    /// Opens `model.safetensors`, or the shards of `model.safetensors.index.json`. As in transformers, the index decides which files are
+    /// read, and the files decide which tensors there are.
     ///
     /// # Errors
-    /// [`Error::File`]: missing, truncated, not safetensors, or a link out of the folder; [`Error::Field`]: an index that names a
-    /// file outside the folder; [`Error::Tensor`]: two shards that hold different values of one tensor.
+    /// [`Error::File`] for a file that is missing, truncated or not safetensors, or for a link out of the folder; [`Error::Field`] for an
+    /// index that names a file outside the folder; [`Error::Tensor`] for two shards that hold different values of one tensor.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         if !dir.is_dir() {
@@ -90,7 +90,7 @@ impl Checkpoint {
         Self::new(dir, files.collect::<Result<_>>()?, Some((&path, index)))
     }
 
-    /// Opens the contents of safetensors files, each with its name, where there are no folders.
+    /// Opens the contents of safetensors files, each with its name, for callers without folders, such as a browser.
     ///
     /// # Errors
     /// Fails like [`Checkpoint::open`].
@@ -128,9 +128,9 @@ impl Checkpoint {
         Ok(Self { dir: dir.into(), files, place, prefix, untied: false, embedding_as: None, notes })
     }
 
-    /// Decides whether the head is tied, as transformers 5 does: not where `config.json` ties it and the files hold both, with different
-    /// values; where they hold the head alone, it is the embedding too. To be called before [`Checkpoint::verify`].
-    ///
+    /// Decides whether the head is tied, as transformers 5 does. The head is untied where `config.json` ties it, but the files hold head
+    /// and embedding with different values. Where the files hold the head alone, it also serves as the embedding. Must be called before
+    /// [`Checkpoint::verify`].
     /// # Errors
     /// [`Error::File`].
     pub fn settle_tying(&mut self, d: &mut ModelConfig) -> Result<()> {
@@ -155,27 +155,27 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Whether the files untie a head that `config.json` ties.
+    /// Returns whether the files untie a head that `config.json` ties.
     pub fn is_untied(&self) -> bool {
         self.untied
     }
 
-    /// Returns what a user should know about the files: names of an index that no shard holds, a head that is not tied.
+    /// Returns notes for the user: names of an index that no shard holds, and a head that the files untie.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The folder.
+    /// Returns the checkpoint's folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The safetensors files.
+    /// Returns the safetensors files.
     pub fn files(&self) -> impl Iterator<Item = &TensorFile> {
         self.files.iter()
     }
 
-    /// The description's name as this checkpoint spells it.
+    /// Returns a tensor's name in the files, given the description's name.
     pub fn file_name<'a>(&'a self, name: &'a str) -> &'a str {
         match &self.embedding_as {
             Some((embedding, stored)) if embedding == name => stored,
@@ -189,26 +189,26 @@ impl Checkpoint {
     }
 
     fn expect(&self, name: &str) -> Result<(&TensorFile, &StoredTensor)> {
-        // A single file is named itself; of several none can be blamed.
+        // A single file is named in the message. Of several files, none can be blamed.
         let path = if let [file] = self.files.as_slice() { file.path() } else { &self.dir };
         self.entry(name).ok_or_else(|| Error::tensor(path, self.file_name(name), "is missing"))
     }
 
-    /// A tensor's type and shape, by the description's name; nothing is read.
+    /// Returns a tensor's data type and shape, given the description's name, without reading its values.
     pub fn info(&self, name: &str) -> Option<(Dtype, &[usize])> {
         self.entry(name).map(|(_, stored)| (stored.dtype, stored.shape.as_slice()))
     }
 
-    /// A tensor as stored, by the description's name.
+    /// Reads a tensor as stored, given the description's name.
     ///
     /// # Errors
-    /// [`Error::Tensor`]: it is not there; [`Error::File`].
+    /// [`Error::Tensor`] where the tensor is missing; [`Error::File`].
     pub fn tensor(&self, name: &str) -> Result<CheckpointTensor<'_>> {
         let (file, stored) = self.expect(name)?;
         Ok(CheckpointTensor { dtype: stored.dtype, shape: &stored.shape, bytes: file.bytes(stored)? })
     }
 
-    /// A tensor's values as f32, in the file's order: exact.
+    /// Reads a tensor's values as f32, in the file's order, without rounding.
     ///
     /// # Errors
     /// Fails like [`Checkpoint::tensor`]; also [`Error::Tensor`] where the tensor is neither F32, F16 nor BF16.
@@ -217,7 +217,7 @@ impl Checkpoint {
         file.values(name, stored)
     }
 
-    /// The bits of a tensor that is stored as bf16, in the file's order; `None` where it is of another type.
+    /// Reads the bits of a tensor stored as bf16, in the file's order; `None` for a tensor of another type.
     ///
     /// # Errors
     /// Fails like [`Checkpoint::tensor`].
@@ -234,11 +234,11 @@ impl Checkpoint {
         Ok(Some(bits))
     }
 
-    /// Checks that every tensor of the description is there with its shape and a supported type. Returns a note on tensors that are not
-    /// the model's, which transformers leaves unused too; buffers that hold no weights, and a tied head's copy, are passed over.
+    /// Checks that every tensor of the description exists with its shape and a supported type. Returns a note on tensors that the model
+    /// does not use; transformers leaves them unused, too. The note omits buffers that hold no weights, and a tied head's copy.
     ///
     /// # Errors
-    /// [`Error::Tensor`], both sides of a mismatch shown.
+    /// [`Error::Tensor`], which shows the expected and the found shape of a mismatch.
     pub fn verify(&self, d: &ModelConfig) -> Result<Option<String>> {
         let mut expected = BTreeSet::new();
         for spec in d.tensors() {
@@ -274,13 +274,13 @@ impl Checkpoint {
         }))
     }
 
-    /// The type of the embedding, which stands for most weights.
+    /// Returns the data type of the embedding, which is typical of the weights.
     pub fn dtype(&self, d: &ModelConfig) -> Dtype {
         self.entry(&d.embedding).map_or(Dtype::F32, |(_, stored)| stored.dtype)
     }
 
-    /// SHA-256 of all tensors' names, types, shapes and bytes, in hexadecimal: what scores cached on disk are keyed by. The cut
-    /// into shards does not matter.
+    /// Computes SHA-256 of the names, types, shapes and bytes of all tensors, in hexadecimal. Scores cached on disk are keyed by this
+    /// digest. The division into shards does not change it.
     ///
     /// # Errors
     /// [`Error::File`].
@@ -308,7 +308,8 @@ impl WeightSource for Checkpoint {
     }
 }
 
-/// Buffers that old checkpoints hold and that follow from the configuration: rotary frequencies, positions, GPT-2's causal mask.
+/// Returns whether a tensor is a buffer of old checkpoints that follows from the configuration: rotary frequencies, positions, GPT-2's
+/// causal mask.
 fn is_buffer(name: &str, d: &ModelConfig) -> bool {
     let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
     let computed = ["inv_freq", "cos_cached", "sin_cached"].map(|buffer| format!("rotary_emb.{buffer}"));
@@ -316,7 +317,7 @@ fn is_buffer(name: &str, d: &ModelConfig) -> bool {
     is_computed || (mask && d.position_embedding.is_some())
 }
 
-/// Tensor -> file name, each inside the index's folder.
+/// Reads an index: the file of each tensor, which must lie inside the index's folder.
 fn read_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> {
     let index: Value = serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("not JSON: {e}")))?;
     let map = index.get("weight_map").ok_or_else(|| Error::field(path, "weight_map", "is missing"))?;

@@ -1,7 +1,7 @@
-//! Hugging Face's `config.json`, of transformers 4 and 5, into a [`ModelConfig`]. What is not supported is refused by name.
+//! Conversion of Hugging Face's `config.json`, of transformers 4 and 5, into a [`ModelConfig`]. Unsupported settings are refused by name.
 //!
-//! Defaults are those of transformers 4.57's `configuration_*.py` (5.23's are the same); sizes have none. Fields that these
-//! classes ignore are ignored here too: [`super::checkpoint::Checkpoint::verify`] notes tensors that one would have added.
+//! Defaults are those of `configuration_*.py` in transformers 4.57, which 5.23 shares; sizes have no defaults. Fields that these classes
+//! ignore are ignored here too. Where an ignored field would have added tensors, [`super::checkpoint::Checkpoint::verify`] notes them.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use super::description::{
 use super::families::{FAMILIES, FamilySpec, ModelFamily, REFUSED, limit};
 use crate::error::{Error, Result};
 
-/// An object of the file, and where it stands.
+/// JSON object of the file, with its place for messages.
 struct ConfigReader<'a> {
     path: &'a Path,
     /// Prefix of a field's name in messages: empty or `rope_scaling.`.
@@ -21,7 +21,7 @@ struct ConfigReader<'a> {
     fields: &'a Map<String, Value>,
 }
 
-/// A value in a message: short.
+/// Formats a value for a message, shortened.
 fn shown(value: &Value) -> String {
     match value {
         Value::Object(_) => "an object".into(),
@@ -36,7 +36,7 @@ impl<'a> ConfigReader<'a> {
         Error::field(self.path, format!("{}{field}", self.at), reason)
     }
 
-    /// Null is absent.
+    /// Returns a field's value; null counts as absent.
     fn get(&self, field: &str) -> Option<&'a Value> {
         self.fields.get(field).filter(|v| !v.is_null())
     }
@@ -45,7 +45,7 @@ impl<'a> ConfigReader<'a> {
         self.fields.get(field).is_some_and(Value::is_null)
     }
 
-    /// A whole number in 1 ..= max.
+    /// Reads a whole number in 1 ..= max.
     fn size(&self, field: &str, max: usize, default: Option<usize>) -> Result<usize> {
         let Some(value) = self.get(field) else {
             return default.ok_or_else(|| self.bad(field, "is missing"));
@@ -56,7 +56,7 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    /// A number above 0 that f32 can hold.
+    /// Reads a number above 0 that f32 can represent.
     fn number(&self, field: &str, default: Option<f64>) -> Result<f64> {
         let Some(value) = self.get(field) else {
             return default.ok_or_else(|| self.bad(field, "is missing"));
@@ -67,7 +67,7 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    /// Reads a number like `number`, but null gives `None`, and an absent field the default.
+    /// Reads a number like [`Self::number`], except that null gives `None` and an absent field the default.
     fn optional(&self, field: &str, default: Option<f64>) -> Result<Option<f64>> {
         match self.fields.get(field) {
             None => Ok(default),
@@ -133,8 +133,8 @@ impl<'a> ConfigReader<'a> {
 }
 
 impl ConfigReader<'_> {
-    /// A rotary table of an object of `rope_scaling` or `rope_parameters`, or without one. `theta` and `partial` stand in for
-    /// what it does not say.
+    /// Reads the parameters of a rotary table from `own`, an object of `rope_scaling` or `rope_parameters`. `theta` and `partial` are the
+    /// defaults for fields that `own` lacks.
     fn rope(&self, own: Option<&ConfigReader>, theta: f64, partial: f64, head_dim: usize) -> Result<RopeConfig> {
         let none = Map::new();
         let none = ConfigReader { path: self.path, at: String::new(), fields: &none };
@@ -184,13 +184,13 @@ impl ConfigReader<'_> {
         Ok(RopeConfig { theta, rotary_dim, scaling })
     }
 
-    /// The family's rotary tables: one, or for Gemma 3 that of full layers and that of sliding ones.
+    /// Reads the rotary tables of a model: one, or for Gemma 3 one for full layers and one for sliding layers.
     fn ropes(&self, family: &FamilySpec, head_dim: usize) -> Result<Vec<RopeConfig>> {
         let partial = self.number("partial_rotary_factor", Some(1.0))?;
         let theta = self.number("rope_theta", Some(family.theta))?;
         let (scaling, parameters) = (self.object("rope_scaling")?, self.object("rope_parameters")?);
         if let (Some(_), Some(_)) = (&scaling, &parameters) {
-            return Err(self.bad("rope_scaling", "stands beside `rope_parameters`: which of the two holds?"));
+            return Err(self.bad("rope_scaling", "conflicts with `rope_parameters`: remove one of the two"));
         }
         let nested = parameters.as_ref().is_some_and(|p| p.fields.contains_key("full_attention"));
         let ropes = if family.kind == ModelFamily::Gemma3 {
@@ -224,7 +224,7 @@ impl ConfigReader<'_> {
         Ok(ropes)
     }
 
-    /// Each layer's window.
+    /// Reads the window of each layer.
     fn windows(&self, family: &FamilySpec, n_layers: usize) -> Result<Vec<Option<usize>>> {
         let kind = family.kind;
         let qwen = matches!(kind, ModelFamily::Qwen2 | ModelFamily::Qwen3);
@@ -287,7 +287,7 @@ impl ModelConfig {
     /// Reads the text of a `config.json`; `path` is for messages.
     ///
     /// # Errors
-    /// [`Error::Line`]: no JSON; [`Error::Field`]: a field that is missing, out of range, or not supported.
+    /// [`Error::Line`] for a text that is not JSON; [`Error::Field`] for a field that is missing, out of range, or not supported.
     pub fn from_json(path: impl AsRef<Path>, text: &str) -> Result<Self> {
         let path = path.as_ref();
         let value: Value =
@@ -371,7 +371,7 @@ fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
     })
 }
 
-/// (H, K, E).
+/// Reads the numbers of heads: (H, K, E).
 fn heads(c: &ConfigReader, family: &FamilySpec, d: usize) -> Result<(usize, usize, usize)> {
     let h = c.size("num_attention_heads", limit::HEADS, None)?;
     let default_kv = if c.is_null("num_key_value_heads") { h } else { family.kv_heads.unwrap_or(h) };
@@ -390,7 +390,7 @@ fn heads(c: &ConfigReader, family: &FamilySpec, d: usize) -> Result<(usize, usiz
     Ok((h, kv, e))
 }
 
-/// Llama and its kin.
+/// Reads the configuration of a model with RoPE: Llama and similar families.
 fn rotary(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
     let kind = family.kind;
     let gemma = matches!(kind, ModelFamily::Gemma2 | ModelFamily::Gemma3);

@@ -1,7 +1,7 @@
-//! The decoder's forward pass: one for every family, from a [`ModelConfig`].
+//! Forward pass of the decoder: one implementation for every family, from a [`ModelConfig`].
 //!
-//! Tokens are packed without padding; a query sees the keys that the segment table gives it. What the backward pass needs is kept in a
-//! [`ForwardSaved`], as [`RecomputePolicy`] says.
+//! Tokens are packed without padding; the segment table says which keys a query sees. The values that the backward pass needs are saved in
+//! a [`ForwardSaved`], as the [`RecomputePolicy`] says.
 
 use super::description::{LayerConfig, ModelConfig, NormKind};
 use super::kv_cache::KvCache;
@@ -20,21 +20,21 @@ use crate::kernels::rmsnorm::RmsnormRows;
 use crate::kernels::rope::{RopeCache, RopeHeads, rope};
 use crate::kernels::{add, gather, layernorm, rmsnorm};
 
-/// A norm on the device.
+/// Weights of a norm on the device.
 #[derive(Debug, Clone)]
 pub struct NormWeights {
-    /// (D) or (E).
+    /// Weight: (D) or (E).
     pub w: Weight,
-    /// (D), LayerNorm's.
+    /// Bias of a LayerNorm: (D).
     pub b: Option<Weight>,
 }
 
-/// A layer's weights.
+/// Weights of a layer.
 #[derive(Debug, Clone)]
 pub struct LayerWeights {
     /// Norm before attention.
     pub attn_norm: NormWeights,
-    /// Projections that fill the columns of qkv.
+    /// Projections that write the columns of qkv.
     pub qkv: Vec<Linear>,
     /// Norms of the query heads and of the key heads.
     pub qk_norms: Option<[NormWeights; 2]>,
@@ -44,7 +44,7 @@ pub struct LayerWeights {
     pub attn_post_norm: Option<NormWeights>,
     /// Norm before the MLP.
     pub mlp_norm: NormWeights,
-    /// Projections that fill gate and up.
+    /// Projections that write the columns of gate and up.
     pub up: Vec<Linear>,
     /// Projection back to D.
     pub down: Linear,
@@ -52,48 +52,48 @@ pub struct LayerWeights {
     pub mlp_post_norm: Option<NormWeights>,
 }
 
-/// A decoder on a device.
+/// Decoder on a device.
 #[derive(Debug)]
 pub struct Decoder {
     /// Architecture and dimensions.
     pub description: ModelConfig,
-    /// (V, D).
+    /// Token embedding: (V, D).
     pub embedding: Weight,
-    /// (positions, D), learned.
+    /// Learned position embedding: (positions, D).
     pub position_embedding: Option<Weight>,
     /// Weights of the L layers.
     pub layers: Vec<LayerWeights>,
-    /// (D).
+    /// Final norm: (D).
     pub final_norm: NormWeights,
-    /// (V, D); `None`: the embedding.
+    /// LM head: (V, D); `None` where it is tied to the embedding.
     pub head: Option<Weight>,
-    /// Rotary tables, as in the description.
+    /// RoPE caches, in the order of [`ModelConfig::ropes`].
     pub turns: Vec<RopeCache>,
     /// Data type of the activations that are saved for the backward pass.
     pub saved_dtype: SavedDtype,
-    /// Names of the trained parameters and their state.
+    /// Trained parameters with their gradients and moments.
     pub arena: super::weights::WeightArena,
-    /// This decoder with the adapter that it was loaded with, where that is kept ([`Decoder::keep_start`]).
+    /// This decoder with its adapter as it was before training, where [`Decoder::keep_start`] has kept it.
     pub start: Option<Box<Decoder>>,
 }
 
 /// Packed tokens on the device.
 #[derive(Debug)]
 pub struct TokenSlots {
-    /// T.
+    /// T, the number of tokens.
     pub t: usize,
     /// Token ids.
     pub ids: TokenIds,
-    /// Positions as ids of the learned table, where there is one.
+    /// Positions as ids into the learned position table, where the model has one.
     pub position_ids: Option<TokenIds>,
-    /// (T).
+    /// Position of each token in its sequence: (T).
     pub positions: Slot,
-    /// Segments, which say whose keys a query sees.
+    /// Segment table, which says which keys a query sees.
     pub segments: SegmentTable,
 }
 
 impl TokenSlots {
-    /// Uploads.
+    /// Uploads the tokens.
     pub fn new(gpu: &Gpu, d: &ModelConfig, ids: &[u32], positions: &[u32], segments: SegmentTable) -> Self {
         Self {
             t: ids.len(),
@@ -105,7 +105,7 @@ impl TokenSlots {
     }
 }
 
-/// Rows of a slot of `width` columns; the first is a multiple of 64, or 0.
+/// Returns rows of a slot of `width` columns. The first row must be a multiple of 64.
 pub(super) fn rows_of(slot: &Slot, rows: &std::ops::Range<usize>, width: usize) -> Slot {
     slot.slice(rows.start * width, rows.len() * width)
 }
@@ -139,7 +139,7 @@ impl Decoder {
         RopeHeads { tokens: t, heads, head_dim: d.head_dim, start: 0, stride: d.qkv_width() }
     }
 
-    /// The head's rows, as the log-prob kernels walk them.
+    /// Returns the LM head, divided into shards, for the log-prob kernels. `rows` is the number of rows to score.
     pub fn head(&self, rows: usize) -> LmHead<'_> {
         let w = self.head.as_ref().unwrap_or(&self.embedding);
         let page = |p: &'_ super::weights::RowShard| (p.first, p.rows);
@@ -156,7 +156,7 @@ impl Decoder {
         }
     }
 
-    /// Rows of D through a norm; gives the normed rows and the statistics.
+    /// Normalises `rows` rows of D. Returns the normed rows and the statistics.
     pub fn norm(&self, rec: &mut Recording, norm: &NormWeights, rows: usize, x: &Slot) -> (Slot, NormStats) {
         let (n, d) = (self.description.norm, self.description.d_model);
         let y = rec.gpu().alloc_activation(rows * d);
@@ -170,7 +170,7 @@ impl Decoder {
             NormKind::Layer => {
                 let stats = rec.gpu().alloc_activation(2 * rows);
                 let shape = layernorm::LayernormRows { rows, width: d, offset: n.weight_offset };
-                // A LayerNorm of the description has a bias: `ModelConfig::tensors` lists it.
+                // Every LayerNorm has a bias, because `ModelConfig::tensors` requires one.
                 let b = norm.b.as_ref().map_or(norm.w.slot(), Weight::slot);
                 layernorm::layernorm_fwd(rec, &shape, n.eps, x, norm.w.slot(), b, &stats, &y);
                 stats
@@ -179,7 +179,7 @@ impl Decoder {
         (y, stats)
     }
 
-    /// Token (and position) embeddings (T, D).
+    /// Computes the token embeddings, plus position embeddings where the model has them: (T, D).
     pub fn embed(&self, rec: &mut Recording, tokens: &TokenSlots) -> Slot {
         let d = &self.description;
         let h = rec.gpu().alloc_activation(tokens.t * d.d_model);
@@ -196,7 +196,8 @@ impl Decoder {
         h
     }
 
-    /// The residual stream behind the last layer. `with_lora`: off for the base model's scores.
+    /// Computes the residual stream behind the last layer, and saves activations as `keep` says. Without `with_lora`, computes the base
+    /// model.
     pub fn forward(
         &self,
         rec: &mut Recording,
@@ -220,7 +221,7 @@ impl Decoder {
                     if keep == RecomputePolicy::Products {
                         trace.elementwise = None;
                     }
-                    // The next layer's now, in f32; of this one only the rounded copy is kept.
+                    // The f32 values pass on to the next layer. Of this layer's, only the rounded copy is saved.
                     drop(input);
                     trace.hold(rec, self.saved_dtype);
                     layers.push(LayerState::Trace(Box::new(trace)));
@@ -231,7 +232,7 @@ impl Decoder {
         ForwardSaved { layers, h }
     }
 
-    /// A layer from its input to the MLP's activation.
+    /// Computes a layer from its input to the MLP's activation.
     fn layer(
         &self,
         rec: &mut Recording,
@@ -327,15 +328,15 @@ impl Decoder {
         LayerSaved { products, elementwise: Some(ElementwiseSaved { x1, x2, a }) }
     }
 
-    /// Tokens whose MLP is computed at once: its width is the largest of all activations, and must fit a binding.
+    /// Returns ranges of tokens whose MLP is computed at once. The MLP's activations are the widest of all, and each must fit a binding.
     fn mlp_chunks(&self, gpu: &Gpu, t: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
         let most = gpu.caps().max_binding_bytes as usize / 4 / self.up_width();
-        // Parts of a slot begin at multiples of 64 elements.
+        // Slices of a slot must begin at multiples of 64 elements.
         let rows = if t <= most { t } else { (most / 64 * 64).max(64) };
         (0..t).step_by(rows.max(1)).map(move |first| first..(first + rows).min(t))
     }
 
-    /// The MLP of some tokens, up to its first product, which is u.
+    /// Computes the MLP of a range of tokens up to u, the output of its first product.
     fn mlp_up(
         &self,
         rec: &mut Recording,
@@ -355,7 +356,7 @@ impl Decoder {
         (MlpSaved { tokens, u: ActivationSaved::F32(u.clone()), xa_up, xa_down: None }, u)
     }
 
-    /// (t, F) of some tokens, from their u.
+    /// Computes the MLP's activation (t, F) for a range of tokens from their u.
     pub(super) fn activation(&self, rec: &mut Recording, mlp: &MlpSaved, u: &Slot) -> Slot {
         let t = mlp.tokens.len();
         let a = rec.gpu().alloc_activation(t * self.description.d_ff);
@@ -363,7 +364,7 @@ impl Decoder {
         a
     }
 
-    /// The layer's last product, norm and addition: its output (T, D).
+    /// Computes the layer's last product, norm and addition: its output (T, D).
     fn layer_output(
         &self,
         rec: &mut Recording,
@@ -387,8 +388,9 @@ impl Decoder {
         h_out
     }
 
-    /// The residual stream (T, D) behind a branch: h plus what `product` writes, given what it is to add and where to write. The sum rides
-    /// along in the product, unless a norm stands between; then also that norm's input and statistics.
+    /// Computes the residual stream (T, D) behind a branch: h plus the branch. `product` gets a residual to add and a slot to write to.
+    /// Without a norm behind the branch, the matmul adds h in its own pass. With a norm, the sum is a pass of its own, and the norm's input
+    /// and statistics are returned too.
     fn add_branch(
         &self,
         rec: &mut Recording,
@@ -409,7 +411,7 @@ impl Decoder {
         (sum, Some((ActivationSaved::F32(y), stats)))
     }
 
-    /// Returns the activations that a layer's backward pass reads. Recomputes the layer where its input alone was kept.
+    /// Returns the activations that a layer's backward pass reads. Recomputes the layer where only its input was saved.
     pub(super) fn restore(
         &self,
         rec: &mut Recording,
@@ -422,7 +424,7 @@ impl Decoder {
             LayerState::Input(h_in) => {
                 let w = &self.layers[index];
                 let mut trace = self.layer(rec, index, tokens, None, true, h_in);
-                // The output itself is not needed again, only what its parts saved.
+                // The output itself is not needed again. The layer's last part is recomputed only where it saves something.
                 if w.down.lora.is_some() || w.mlp_post_norm.is_some() {
                     self.layer_output(rec, w, tokens.t, true, &mut trace);
                 }
@@ -432,7 +434,7 @@ impl Decoder {
         }
     }
 
-    /// Query and key heads as rows of E: raw slot in, qkv slot out.
+    /// Describes the query heads and the key heads as rows of E, read from the raw slot and written to the qkv slot.
     pub(super) fn head_rows(&self, t: usize) -> [RmsnormRows; 2] {
         let d = &self.description;
         let (q, stride) = (d.n_heads * d.head_dim, (d.n_heads + d.n_kv_heads) * d.head_dim);

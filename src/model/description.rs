@@ -1,4 +1,4 @@
-//! Description of a decoder, with nothing left to decide: every default filled in, every family expressed in the same fields.
+//! Description of a decoder in which nothing is left open: every default is filled in, and every family uses the same fields.
 //!
 //! [`super::config`] turns a Hugging Face `config.json` into a [`ModelConfig`]; the decoder reads nothing else.
 
@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 pub use crate::kernels::activation::Activation;
 pub use crate::kernels::rope::{RopeConfig, RopeScaling};
 
-/// A decoder-only transformer. Dimensions as in the crate's legend: D, H, K, E, F, V, L.
+/// Configuration of a decoder-only transformer. Its dimensions are D, H, K, E, F, V and L.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ModelConfig {
     /// Hugging Face's class name, `LlamaForCausalLM`.
@@ -24,29 +24,29 @@ pub struct ModelConfig {
     pub d_ff: usize,
     /// V, rows of the embedding.
     pub vocab: usize,
-    /// Longest sequence that the model was made for, in tokens.
+    /// Longest sequence that the model supports, in tokens.
     pub max_positions: usize,
-    /// All norms but those of `qk_norm` act on D; the latter on E. One kind, epsilon and offset for all.
+    /// Kind, epsilon and offset of all norms. Norms act on rows of D, except those of `qk_norm`, which act on E.
     pub norm: NormSpec,
-    /// RMS norm of each query and key head before RoPE (Qwen3, Gemma 3).
+    /// Whether each query and key head has an RMSNorm before RoPE (Qwen3, Gemma 3).
     pub qk_norm: bool,
-    /// Norms after attention and after the MLP, before the residual addition (Gemma 2 and 3).
+    /// Whether there are norms after attention and after the MLP, before the residual addition (Gemma 2 and 3).
     pub post_norms: bool,
     /// Distinct rotary tables; empty for learned positions (GPT-2).
     pub ropes: Vec<RopeConfig>,
-    /// Learned position embedding (V is not involved): tensor name, or `None` with RoPE.
+    /// Tensor name of the learned position embedding (positions, D); `None` with RoPE.
     pub position_embedding: Option<String>,
-    /// L entries.
+    /// Configuration of each of the L layers.
     pub layers: Vec<LayerConfig>,
     /// Factor on q·k, usually 1/√E.
     pub attention_scale: f32,
-    /// Gemma 2: s ← c·tanh(s/c) on attention scores.
+    /// c of the soft cap s ← c·tanh(s/c) on attention scores (Gemma 2).
     pub attention_softcap: Option<f32>,
-    /// Gemma 2: the same on logits.
+    /// c of the soft cap on logits (Gemma 2).
     pub logit_softcap: Option<f32>,
-    /// The MLP's non-linearity.
+    /// Activation function of the MLP.
     pub activation: Activation,
-    /// down(act(gate)·up) when true, down(act(up)) when false.
+    /// Whether the MLP is down(act(gate)·up); otherwise it is down(act(up)).
     pub gated: bool,
     /// Factor on token embeddings (Gemma: √D, rounded to bf16 where HF does so).
     pub embed_scale: f32,
@@ -54,24 +54,24 @@ pub struct ModelConfig {
     pub embedding: String,
     /// Tensor name of the final norm without `.weight`.
     pub final_norm: String,
-    /// The head's module; its weight is the embedding's when `tied`.
+    /// LM head. When `tied`, its weight is the embedding's.
     pub head: LinearSpec,
-    /// The head shares the embedding's weight.
+    /// Whether the LM head shares the embedding's weight.
     pub tied: bool,
 }
 
-/// y = (x − mean?)·r·(w + offset) (+ b).
+/// Norm y = (x − mean)·r·(w + offset) + b; RMSNorm has neither mean nor b.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct NormSpec {
     /// Kind of the norm.
     pub kind: NormKind,
-    /// Inside the root.
+    /// ε, added to the variance or mean square inside the root.
     pub eps: f32,
     /// Added to the weight: 1 for Gemma, else 0.
     pub weight_offset: f32,
 }
 
-/// Root mean square, or mean and variance with a bias.
+/// Kind of a norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub enum NormKind {
     /// RMSNorm: no mean, no bias.
@@ -80,7 +80,7 @@ pub enum NormKind {
     Layer,
 }
 
-/// Decoder layer, by Hugging Face's names.
+/// Configuration of a layer, with Hugging Face's names.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct LayerConfig {
     /// Sliding window W: key j is visible to query i iff 0 ≤ i − j < W.
@@ -99,13 +99,14 @@ pub struct LayerConfig {
     pub q_norm: Option<String>,
     /// Norm of the key heads, with `qk_norm`.
     pub k_norm: Option<String>,
-    /// Fill the columns of qkv: (T, (H + 2K)·E), in the order q, k, v; one module where it is fused (Phi-3, GPT-2).
+    /// Projections that write the columns of qkv, (T, (H + 2K)·E), in the order q, k, v; a single module where they are fused (Phi-3,
+    /// GPT-2).
     pub qkv: Vec<LinearSpec>,
-    /// (D, H·E).
+    /// Projection of attention's output: W (D, H·E).
     pub out: LinearSpec,
-    /// Fill the columns of (T, 2F) as gate, up when gated (one module in Phi-3), of (T, F) when plain.
+    /// Projections that write the columns of (T, 2F) as gate, up (a single module in Phi-3), or of (T, F) where the MLP is not gated.
     pub up: Vec<LinearSpec>,
-    /// (D, F).
+    /// Projection back to D: W (D, F).
     pub down: LinearSpec,
 }
 
@@ -122,7 +123,7 @@ pub struct LinearSpec {
     pub column: usize,
     /// Whether there is a bias.
     pub bias: bool,
-    /// The checkpoint stores Wᵀ (GPT-2's Conv1D): (n_in, n_out).
+    /// Whether the checkpoint stores Wᵀ, (n_in, n_out), as GPT-2's Conv1D does.
     pub transposed: bool,
 }
 
@@ -133,12 +134,12 @@ pub struct TensorSpec {
     pub name: String,
     /// Shape as stored in the file.
     pub shape: Vec<usize>,
-    /// The engine keeps the transpose (GPT-2's Conv1D).
+    /// Whether the device stores the transpose of the file's tensor (GPT-2's Conv1D).
     pub transposed: bool,
 }
 
 impl LinearSpec {
-    /// `{name}.weight` and, with a bias, `{name}.bias`, as stored.
+    /// Returns the tensors as stored: `{name}.weight` and, with a bias, `{name}.bias`.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let shape = if self.transposed { vec![self.n_in, self.n_out] } else { vec![self.n_out, self.n_in] };
         let mut all = vec![TensorSpec { name: format!("{}.weight", self.name), shape, transposed: self.transposed }];
@@ -150,19 +151,19 @@ impl LinearSpec {
 }
 
 impl ModelConfig {
-    /// Columns of a layer's qkv slot: (H + 2K)·E.
+    /// Returns the number of columns of a layer's qkv slot: (H + 2K)·E.
     pub fn qkv_width(&self) -> usize {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
     }
 
-    /// The layers' windows, each once.
+    /// Returns the distinct windows of the layers.
     pub fn windows(&self) -> Vec<Option<usize>> {
         let all: BTreeSet<Option<usize>> = self.layers.iter().map(|l| l.window).collect();
         all.into_iter().collect()
     }
 
-    /// Every tensor of the checkpoint, in the order of Hugging Face's `named_parameters`, roughly: embeddings, layers, final
-    /// norm, head. Tied: no head.
+    /// Returns every tensor of the checkpoint, roughly in the order of Hugging Face's `named_parameters`: embeddings, layers, final norm,
+    /// and the head unless it is tied.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let plain = |name: &str, shape: Vec<usize>| TensorSpec { name: name.into(), shape, transposed: false };
         let mut all = vec![plain(&self.embedding, vec![self.vocab, self.d_model])];

@@ -1,15 +1,15 @@
-//! The families that are known: what transformers' configuration classes fill in, what is refused, which sizes are believed.
+//! Supported model families: defaults of transformers' configuration classes, refused fields, and limits on sizes.
 
 use serde_json::Value;
 
-/// Values that a family's configuration class fills in.
+/// Default values of a family's configuration class.
 pub(super) struct FamilySpec {
     pub(super) kind: ModelFamily,
     pub(super) architecture: &'static str,
     pub(super) model_type: &'static str,
-    /// `num_key_value_heads` where the field is absent (null is the same as H); `None`: H.
+    /// `num_key_value_heads` where the field is absent; `None` means H, as null in the file does.
     pub(super) kv_heads: Option<usize>,
-    /// `head_dim` where absent; `None`: D/H.
+    /// `head_dim` where the field is absent; `None` means D/H.
     pub(super) head_dim: Option<usize>,
     pub(super) max_positions: usize,
     pub(super) eps: f64,
@@ -108,7 +108,7 @@ pub(super) const FAMILIES: [FamilySpec; 8] = [
     },
 ];
 
-/// Fields that change what a model computes, and the value (besides null) that changes nothing.
+/// Fields that change a model's computation and are refused, each with the value (besides null) that leaves the computation unchanged.
 pub(super) const REFUSED: [(&str, DisabledValue); 22] = [
     ("quantization_config", DisabledValue::None),
     ("compression_config", DisabledValue::None),
@@ -154,7 +154,7 @@ impl DisabledValue {
     }
 }
 
-/// Upper ends of sizes, so that no product of two overflows 32 bits and no file makes us allocate without end.
+/// Largest accepted sizes: no product of two sizes overflows 32 bits, and no file can make the program allocate without bound.
 pub(super) mod limit {
     pub const WIDTH: usize = 1 << 20;
     pub const FEED_FORWARD: usize = 1 << 24;

@@ -1,4 +1,4 @@
-//! Reading files of a model's folder, which is untrusted: nothing outside of it, nothing but regular files, none longer than it may be.
+//! Reading of files in a model's folder. The folder is untrusted: only regular files inside it are read, up to a size limit.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::files::is_pipe;
 
-/// Bytes that a configuration, an index or a template may have.
+/// Largest size of a configuration, an index or a template.
 pub const MAX_CONFIG_BYTES: u64 = 64 << 20;
-/// Bytes that `tokenizer.json` may have.
+/// Largest size of `tokenizer.json`.
 pub const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
 
-/// A regular file of a folder, which may be a link only to within the folder, or into the blobs of the hub's cache where the folder
-/// is one of its snapshots.
+/// Returns the path of a regular file in a folder. A link must lead to a file inside the folder or, where the folder is a snapshot in the
+/// hub's cache, into that repository's blobs.
 ///
 /// # Errors
-/// [`Error::File`]: it is not there, elsewhere, or no regular file.
+/// [`Error::File`] where the file is missing, is outside the folder, or is not a regular file.
 pub fn inside(dir: &Path, name: &str) -> Result<PathBuf> {
     let path = dir.join(name);
     let target = path.canonicalize().map_err(|e| Error::file(&path, e))?;
@@ -29,14 +29,14 @@ pub fn inside(dir: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// `<repository>/blobs` of `<repository>/snapshots/<revision>`.
+/// Returns `<repository>/blobs` for a folder in `<repository>/snapshots/<revision>`.
 fn hub_blobs(dir: &Path) -> Option<PathBuf> {
     // An adapter may be in a subfolder of the snapshot.
     let snapshots = dir.ancestors().skip(1).find(|p| p.file_name().is_some_and(|n| n == "snapshots"))?;
     snapshots.parent()?.join("blobs").canonicalize().ok()
 }
 
-/// The text of a file of a folder, of at most `limit` bytes.
+/// Reads the text of a file in a folder, of at most `limit` bytes.
 ///
 /// # Errors
 /// Fails like [`inside`]; also [`Error::File`] where the file is longer, or not UTF-8.
@@ -44,18 +44,18 @@ pub fn read_inside(dir: &Path, name: &str, limit: u64) -> Result<String> {
     read_file(&inside(dir, name)?, limit)
 }
 
-/// Returns the text of a regular file of at most `limit` bytes.
+/// Reads the text of a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// [`Error::File`]: unreadable, something else than a file, longer, or no UTF-8.
+/// [`Error::File`] where the file is unreadable, not a regular file, longer than `limit`, or not UTF-8.
 pub fn read_file(path: &Path, limit: u64) -> Result<String> {
     String::from_utf8(read_regular(path, limit)?).map_err(|e| Error::file(path, e.utf8_error()))
 }
 
-/// Returns the bytes of a regular file of at most `limit` of them.
+/// Reads the bytes of a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// [`Error::File`]: unreadable, something else than a file, or longer.
+/// [`Error::File`] where the file is unreadable, not a regular file, or longer than `limit`.
 pub fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let at = |e: std::io::Error| Error::file(path, e);
     if !std::fs::metadata(path).map_err(at)?.is_file() {
@@ -71,10 +71,10 @@ pub fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a file or a pipe whole. A device has no end, and a pipe may have none.
+/// Reads a file or a pipe to its end. A device file is refused, because it may have no end; so may a pipe, hence the limit.
 ///
 /// # Errors
-/// [`Error::File`]: unreadable, neither a file nor a pipe, or longer than `limit`.
+/// [`Error::File`] where `path` is unreadable, is neither a file nor a pipe, or is longer than `limit`.
 pub fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let at = |e: std::io::Error| Error::file(path, e);
     let about = std::fs::metadata(path).map_err(at)?;
@@ -90,7 +90,7 @@ pub fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>> {
     if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
 }
 
-/// [`read_inside`], `None` where there is no such file.
+/// Like [`read_inside`], but returns `None` where there is no such file.
 ///
 /// # Errors
 /// Fails like [`read_inside`].

@@ -1,5 +1,5 @@
-//! Models and data sets of the Hugging Face hub, which are fetched into hf-hub's cache (`HF_HOME`, `HF_HUB_CACHE`) with its token (`HF_TOKEN`, or the token
-//! that `hf auth login` stored). A model may be a local folder instead.
+//! Models and data sets of the Hugging Face hub. They are fetched into hf-hub's cache (`HF_HOME`, `HF_HUB_CACHE`) with its token
+//! (`HF_TOKEN`, or the token that `hf auth login` stored). A model may also be a local folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub mod datasets;
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Files that are fetched for a model alone: no pickles, no duplicates in other formats.
+/// Files that are fetched only for a model: no pickles, no duplicates in other formats.
 const MODEL_PATTERNS: [&str; 6] = [
     "config.json",
     "model.safetensors",
@@ -26,7 +26,7 @@ const MODEL_PATTERNS: [&str; 6] = [
     "processor_config.json",
 ];
 
-/// Files that are fetched for a model and for an adapter.
+/// Files that are fetched both for a model and for an adapter.
 const PATTERNS: [&str; 13] = [
     "generation_config.json",
     "adapter_config.json",
@@ -71,12 +71,12 @@ impl HubId {
     }
 }
 
-/// Returns the folder of `model`: `model` itself where it is a folder, else the hub's snapshot, fetched where it is not yet in the cache. Without a network a
-/// cached snapshot is used, with a notice. With `HF_HUB_OFFLINE=1` only the cache is used.
+/// Returns the folder of `model`: `model` itself where it is a folder, else the hub's snapshot, which is fetched unless the cache has it.
+/// Without a network, a cached snapshot is used and a notice printed. With `HF_HUB_OFFLINE=1` only the cache is used.
 ///
 /// # Errors
-/// [`Error::Flag`], in one line that says what to do, where `model` is neither a folder nor an id, or there is no such repository or revision, no access or no
-/// network.
+/// [`Error::Flag`], in one line that says what to do: where `model` is neither a folder nor a hub id, where the repository or revision does
+/// not exist, or where access or the network is missing.
 pub fn resolve(model: &str) -> Result<PathBuf> {
     let path = Path::new(model);
     if path.is_dir() {
@@ -98,7 +98,7 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
         Error::flag("model", format!("{model}: {reason}"))
     };
     let dir = reached(model, |local_only| fetch(&id, patterns(), local_only)).map_err(bad)?;
-    // Shards may have any name, and be in folders.
+    // Shards may have any name, and may be in folders.
     let more = unusual_shards(&dir);
     if more.is_empty() {
         return Ok(dir);
@@ -106,7 +106,7 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
     reached(model, |local_only| fetch(&id, more.clone(), local_only)).map_err(bad)
 }
 
-/// Returns the shards that an index names and that [`MODEL_PATTERNS`] did not bring.
+/// Returns the shards that an index names and that [`MODEL_PATTERNS`] does not match.
 fn unusual_shards(dir: &Path) -> Vec<String> {
     let index = read_inside(dir, INDEX, MAX_CONFIG_BYTES).ok();
     let index = index.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok()).unwrap_or_default();
@@ -117,10 +117,11 @@ fn unusual_shards(dir: &Path) -> Vec<String> {
     names.into_iter().map(String::from).collect()
 }
 
-/// Returns the folder of an adapter: `adapter` itself where it is a folder, else the hub's snapshot. `org/name/folder` is a folder of a repository.
+/// Returns the folder of an adapter: `adapter` itself where it is a folder, else the hub's snapshot. `org/name/folder` means a folder of a
+/// repository.
 ///
 /// # Errors
-/// Those of [`resolve`]; [`Error::Flag`] where the snapshot has no adapter.
+/// Fails like [`resolve`]; also [`Error::Flag`] where the snapshot has no adapter.
 pub fn resolve_adapter(adapter: &Path) -> Result<PathBuf> {
     let text = adapter.to_string_lossy();
     let bad = |reason: String| Error::flag("adapter", format!("{text}: {reason}"));
@@ -146,7 +147,7 @@ pub fn resolve_adapter(adapter: &Path) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Parses `org/name`, then folders, then `@revision`. The folder is empty where none is named.
+/// Parses `org/name[/folder...][@revision]` into the repository and the folder, which may be empty.
 fn parse_adapter(text: &str) -> Option<(HubId, String)> {
     let (path, revision) = text.split_once('@').map_or((text, None), |(path, revision)| (path, Some(revision)));
     let mut parts = path.splitn(3, '/');
@@ -160,12 +161,13 @@ fn parse_adapter(text: &str) -> Option<(HubId, String)> {
     (!path.ends_with('/') && (folder.is_empty() || folder.split('/').all(is_plain))).then(|| (id, folder.into()))
 }
 
-/// Tells whether a text can name a folder of a repository: `org/name/folder` or `org/name/folder@revision`.
+/// Returns whether a text can name a folder of a repository: `org/name/folder` or `org/name/folder@revision`.
 pub fn is_repository_folder(text: &str) -> bool {
     parse_adapter(text).is_some_and(|(_, folder)| !folder.is_empty())
 }
 
-/// Fetches from the hub or, where it cannot be reached or `HF_HUB_OFFLINE` is set, from its cache alone: `fetch(true)`.
+/// Calls `fetch(false)`, which asks the hub. Where the hub cannot be reached, or `HF_HUB_OFFLINE` is set, calls `fetch(true)`, which asks
+/// only the cache.
 fn reached<T>(name: &str, fetch: impl Fn(bool) -> Result<T, HFError>) -> Result<T, HFError> {
     let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"));
     if offline {
@@ -190,7 +192,7 @@ fn fetch(id: &HubId, patterns: Vec<String>, local_only: bool) -> Result<PathBuf,
     let folder =
         patterns.first().and_then(|pattern| pattern.rsplit_once('/')).map_or("", |(folder, _)| folder).to_string();
     let dir = request.allow_patterns(patterns).progress(DownloadMeter::default()).send()?;
-    // An interrupted download leaves a snapshot without its last files; the hub's own list is at hand only online.
+    // An interrupted download leaves a snapshot without its last files; the hub's own list of files is available only online.
     let is_there = |name: &str| dir.join(&folder).join(name).exists() || dir.join(name).exists();
     if local_only && !is_there("config.json") && !is_there("adapter_config.json") {
         return Err(HFError::LocalEntryNotFound { path: dir.display().to_string() });
@@ -198,17 +200,17 @@ fn fetch(id: &HubId, patterns: Vec<String>, local_only: bool) -> Result<PathBuf,
     Ok(dir)
 }
 
-/// Tells whether the hub refused access to this user.
+/// Returns whether the hub refused access to this user.
 fn is_refusal(e: &HFError) -> bool {
     match e {
         HFError::RepoNotFound { .. } | HFError::AuthRequired { .. } | HFError::Forbidden { .. } => true,
-        // Lists of files.
+        // Listing files gives this form of the error.
         HFError::Http { context } => [401, 403].contains(&context.status.as_u16()),
         _ => false,
     }
 }
 
-/// Writes an error of the hub as one line, with what to do instead.
+/// Formats an error of the hub as one line, with advice on what to do instead.
 fn refused(e: &HFError, before: &str, what: &str, local: &str) -> String {
     let local = format!("give a local {local} instead");
     let reason = match e {
@@ -232,7 +234,7 @@ struct DownloadMeter {
 struct TransferState {
     bar: Option<ProgressBar>,
     by_file: BTreeMap<String, u64>,
-    /// Bytes of batched transfers, which do not tell files apart.
+    /// Bytes of batched transfers, which are not reported per file.
     batch: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The KV cache of generation.
+//! KV cache for generation.
 
 use super::description::ModelConfig;
 use crate::gpu::{Gpu, Slot};
@@ -8,12 +8,12 @@ use crate::gpu::{Gpu, Slot};
 pub struct KvCache {
     /// Keys and values per layer.
     pub layers: Vec<Slot>,
-    /// Cache row of each new token's key and value: (T), u32.
+    /// Cache row to which each new token's key and value are written: (T), u32.
     pub rows: Slot,
 }
 
 impl KvCache {
-    /// Allocates the layers' keys and values for `rows` tokens of all prompts together: (rows, 2K·E) per layer.
+    /// Allocates keys and values of every layer for `rows` tokens, over all prompts together: (rows, 2K·E) per layer.
     pub fn allocate_layers(gpu: &Gpu, d: &ModelConfig, rows: usize) -> Vec<Slot> {
         d.layers.iter().map(|_| gpu.alloc_activation(rows * 2 * d.n_kv_heads * d.head_dim)).collect()
     }

@@ -1,5 +1,5 @@
-//! y = x·Wᵀ + b, with low-rank additions that are never merged, and the residual stream: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ + b + h, one pass over y where
-//! `can_fuse` says so.
+//! Linear layers with an unmerged LoRA addition and an optional residual: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ + b + h. Everything is computed in one
+//! pass over y where the addition can be fused.
 
 use super::description::LinearSpec;
 use super::weights::Weight;
@@ -10,43 +10,43 @@ use crate::kernels::matmul::{
 };
 use crate::kernels::storage::WeightFormat;
 
-/// A linear layer on the device.
+/// Linear layer on the device.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    /// Name and place.
+    /// Name and sizes of the module.
     pub module: LinearSpec,
-    /// (n_out, n_in).
+    /// W: (n_out, n_in).
     pub w: Weight,
-    /// (n_out).
+    /// b: (n_out).
     pub b: Option<Weight>,
-    /// A, B and s.
+    /// Low-rank addition, with A, B and s.
     pub lora: Option<LoraWeights>,
 }
 
-/// A low-rank addition.
+/// Low-rank addition (LoRA).
 #[derive(Debug, Clone)]
 pub struct LoraWeights {
-    /// (R, n_in).
+    /// A: (R, n_in).
     pub a: Weight,
-    /// (n_out, R).
+    /// B: (n_out, R).
     pub b: Weight,
-    /// s = α/R.
+    /// s = α/R, or α/√R with rsLoRA.
     pub scale: f32,
 }
 
 /// Columns of a slot that a module reads or writes.
 #[derive(Clone, Copy)]
 pub struct WeightColumns<'a> {
-    /// (T, stride).
+    /// Slot that holds the columns: (T, stride).
     pub slot: &'a Slot,
     /// First column.
     pub column: usize,
-    /// Elements a token.
+    /// Elements per token.
     pub stride: usize,
 }
 
 impl<'a> WeightColumns<'a> {
-    /// The whole width.
+    /// Describes all columns of a slot.
     pub fn all(slot: &'a Slot, stride: usize) -> Self {
         Self { slot, column: 0, stride }
     }
@@ -66,8 +66,8 @@ fn product(
 }
 
 impl Linear {
-    /// y (T, n_out) from x (T, n_in), plus a residual that is laid out as y. Returns s·x·Aᵀ (T, R), saved for the backward pass, when the
-    /// addition is on.
+    /// Computes y (T, n_out) from x (T, n_in), plus a residual that is laid out like y. With the low-rank addition, returns s·x·Aᵀ (T, R),
+    /// which the backward pass needs.
     pub fn forward(
         &self,
         rec: &mut Recording,
@@ -99,8 +99,9 @@ impl Linear {
         xa
     }
 
-    /// d_x (T, n_in) from d_y (T, n_out), added when `accumulate`; gradients of whatever is trained. `d_x` may be absent.
-    #[expect(clippy::too_many_arguments, reason = "what forward saw, and where gradients go")]
+    /// Computes d_x (T, n_in) from d_y (T, n_out), added to `d_x` when `accumulate`, and the gradients of trained weights. `d_x` may be
+    /// absent.
+    #[expect(clippy::too_many_arguments, reason = "values of the forward pass, and slots for gradients")]
     pub fn backward(
         &self,
         rec: &mut Recording,
@@ -152,7 +153,7 @@ impl Linear {
         }
     }
 
-    /// Whether anything here is trained.
+    /// Returns whether any weight of the layer is trained.
     pub fn trained(&self) -> bool {
         self.w.trained() || self.lora.as_ref().is_some_and(|l| l.a.trained())
     }

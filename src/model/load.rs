@@ -1,4 +1,4 @@
-//! A decoder's weights from a checkpoint: which are trained, which frozen, where low-rank additions go.
+//! Loading of a decoder's weights from a checkpoint: trained weights, frozen weights, and low-rank additions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -11,21 +11,21 @@ use crate::error::Result;
 use crate::gpu::{Gpu, Role};
 use crate::kernels::rope::RopeCache;
 
-/// A low-rank addition to build: its modules and initial values.
+/// Low-rank addition to build: its modules and their initial values.
 #[derive(Debug, Clone, Default)]
 pub struct LoraSpec {
-    /// R.
+    /// R, the rank.
     pub rank: usize,
-    /// s = α/R (or α/√R).
+    /// s = α/R, or α/√R.
     pub scale: f32,
-    /// Matrices A (R, n_in) and B (n_out, R) per module's name.
+    /// Matrices A (R, n_in) and B (n_out, R) by module name.
     pub modules: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
-    /// R and s of modules that have others (PEFT's `rank_pattern`, `alpha_pattern`).
+    /// R and s of modules that differ from the adapter's (PEFT's `rank_pattern`, `alpha_pattern`).
     pub exceptions: BTreeMap<String, (usize, f32)>,
 }
 
 impl LoraSpec {
-    /// Adds a module with its R, s, and matrices A and B.
+    /// Adds a module with its R, its s, and its matrices A and B.
     pub fn insert(&mut self, module: &str, rank: usize, scale: f32, matrices: (Vec<f32>, Vec<f32>)) {
         if rank != self.rank || scale.to_bits() != self.scale.to_bits() {
             self.exceptions.insert(module.into(), (rank, scale));
@@ -33,12 +33,12 @@ impl LoraSpec {
         self.modules.insert(module.into(), matrices);
     }
 
-    /// Returns a module's R.
+    /// Returns R of a module.
     pub fn rank_of(&self, module: &str) -> usize {
         self.exceptions.get(module).map_or(self.rank, |(rank, _)| *rank)
     }
 
-    /// Returns a module's s.
+    /// Returns s of a module.
     pub fn scale_of(&self, module: &str) -> f32 {
         self.exceptions.get(module).map_or(self.scale, |(_, scale)| *scale)
     }
@@ -47,11 +47,11 @@ impl LoraSpec {
 /// Parameters that are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrainMode {
-    /// Nothing: scoring, generation.
+    /// No parameters: for scoring and generation.
     Nothing,
-    /// Every parameter.
+    /// All parameters.
     Full,
-    /// The low-rank additions.
+    /// The low-rank additions only.
     Lora,
 }
 
@@ -60,38 +60,38 @@ pub enum TrainMode {
 pub struct LoadOptions {
     /// Parameters that are trained.
     pub trained: TrainMode,
-    /// An adapter, trained or not.
+    /// Adapter, trained or not.
     pub lora: Option<LoraSpec>,
-    /// Storage and update of the trained parameters.
+    /// Storage and optimiser state of the trained parameters.
     pub training: TrainOptions,
-    /// Positions of the rotary tables: the longest sequence.
+    /// Number of positions of the rotary tables, at least the longest sequence.
     pub n_positions: usize,
-    /// Storage of the frozen linear weights.
+    /// Storage format of the frozen linear weights.
     pub base: BaseDtype,
 }
 
 impl LoadOptions {
-    /// Returns the options of a decoder that scores and generates: nothing is trained.
+    /// Returns options for a decoder that only scores and generates: nothing is trained.
     pub fn frozen(base: BaseDtype, lora: Option<LoraSpec>, n_positions: usize) -> Self {
         Self { trained: TrainMode::Nothing, lora, training: TrainOptions::NONE, n_positions, base }
     }
 }
 
-/// Names of an adapter's tensors, as PEFT has them.
+/// Returns the tensor names of A and B of a module, as PEFT writes them.
 pub fn lora_names(module: &str) -> [String; 2] {
     ["A", "B"].map(|x| format!("base_model.model.{module}.lora_{x}.weight"))
 }
 
-/// All linear modules of a description but the head.
+/// Returns all linear modules of a description except the head.
 pub fn linear_modules(d: &ModelConfig) -> impl Iterator<Item = &LinearSpec> {
     d.layers.iter().flat_map(|l| l.qkv.iter().chain([&l.out]).chain(&l.up).chain([&l.down]))
 }
 
 impl Decoder {
-    /// Loads onto the device; a plan allocates and reads nothing.
+    /// Loads the weights onto the device. On a device that only plans memory, allocates without reading.
     ///
     /// # Errors
-    /// Errors of the source: a tensor that is missing or unreadable.
+    /// Errors of the source, for a tensor that is missing or unreadable.
     pub fn load(gpu: &Gpu, d: &ModelConfig, source: &Rc<dyn WeightSource>, options: &LoadOptions) -> Result<Self> {
         let mut trained = Vec::new();
         if options.trained == TrainMode::Full {
@@ -113,7 +113,7 @@ impl Decoder {
                 }
             }
         }
-        // An adapter that is not trained lives in the arena too: it is small, and its gradients are never touched.
+        // An adapter that is not trained is in the arena too: it is small, and its gradients are never used.
         let (arena, mut weights) = WeightArena::new(gpu, trained, &options.training)?;
         let linear: BTreeSet<String> = linear_modules(d).map(|m| format!("{}.weight", m.name)).collect();
         let tensors = d.tensors();
@@ -147,7 +147,7 @@ impl Decoder {
         })
     }
 
-    /// Keeps the adapter as it is now, beside the one that is trained: a reference while steps change the other. All else is shared.
+    /// Keeps a frozen copy of the adapter as it is now in [`Decoder::start`], as a reference for training. All other weights are shared.
     pub fn keep_start(&mut self, gpu: &Gpu) {
         let mut layers = self.layers.clone();
         let mut rec = gpu.record();
@@ -173,7 +173,7 @@ impl Decoder {
         }));
     }
 
-    /// Every weight of the checkpoint, for saving and for gradients.
+    /// Returns every weight of the checkpoint, for saving and for gradients.
     pub fn weights(&self) -> Vec<&Weight> {
         let mut all = vec![&self.embedding];
         all.extend(&self.position_embedding);
@@ -194,7 +194,7 @@ impl Decoder {
         all
     }
 
-    /// The adapter's matrices by module: (name, A, B).
+    /// Returns the adapter's matrices by module: (name, A, B).
     pub fn adapter(&self) -> Vec<(&str, &Weight, &Weight)> {
         let linears = self.layers.iter().flat_map(|l| l.qkv.iter().chain([&l.out]).chain(&l.up).chain([&l.down]));
         linears.filter_map(|l| l.lora.as_ref().map(|x| (l.module.name.as_str(), &x.a, &x.b))).collect()

@@ -1,4 +1,4 @@
-//! HF config -> one resolved description; safetensors in and out; decoder forward and reverse; LoRA.
+//! Models: `config.json` into one description; safetensors read and written; the decoder's forward and backward pass; LoRA.
 
 mod backward;
 pub mod card;

@@ -1,4 +1,4 @@
-//! PEFT's LoRA adapters: `adapter_config.json` and `adapter_model.safetensors`, in and out.
+//! PEFT's LoRA adapters, read and written: `adapter_config.json` and `adapter_model.safetensors`.
 
 mod config;
 
@@ -25,34 +25,35 @@ use crate::validate::positive;
 pub const CONFIG: &str = "adapter_config.json";
 /// File of an adapter's weights.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
-/// Weights as a pickle, which is not read.
+/// File of weights as a pickle, which is not read.
 const PICKLED: &str = "adapter_model.bin";
 
 /// Prefix of every name in PEFT's files.
 const PREFIX: &str = "base_model.model.";
 
-/// An adapter.
+/// LoRA adapter as read from a folder, or newly created.
 #[derive(Debug, Clone)]
 pub struct Adapter {
-    /// R, s and values.
+    /// R, s and matrices.
     pub lora: LoraSpec,
     /// Contents of `adapter_config.json`.
     pub config: AdapterConfig,
-    /// Remarks for the user: names among `target_modules` that match no module of this model (PEFT passes over them too), saved copies of
-    /// the base's weights, and unknown fields.
+    /// Notes for the user: names in `target_modules` that match no module of this model (PEFT ignores them too), saved copies of the base's
+    /// weights, and unknown fields.
     pub notes: Vec<String>,
     /// Other files of the adapter's folder.
     pub side: SideFiles,
-    /// SHA-256 of its configuration's text and its tensors, in hexadecimal; empty for a new one.
+    /// SHA-256 of the configuration's text and the tensors, in hexadecimal; empty for a new adapter.
     pub digest: String,
 }
 
-/// The file's tensors by PEFT's names. A name that another program wrote, without the prefix or with the adapter's own name in it, is put right.
+/// Returns the file's tensors by PEFT's names. Corrects names that another program wrote without the prefix, or with the adapter's name in
+/// them.
 fn canonical_names(file: &TensorFile) -> Result<BTreeMap<String, &str>> {
     let mut names: BTreeMap<String, &str> = BTreeMap::new();
     for stored in file.tensors().keys() {
         let mut name = if stored.starts_with("base_model.") { stored.clone() } else { format!("{PREFIX}{stored}") };
-        // `lora_A.default.weight`
+        // Such as `lora_A.default.weight`.
         if let Some((module, rest)) = name.split_once(".lora_")
             && let [side, adapter, "weight"] = rest.split('.').collect::<Vec<_>>().as_slice()
             && !adapter.is_empty()
@@ -70,12 +71,12 @@ impl Adapter {
     /// Reads an adapter of a model.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Field`], or [`Error::Tensor`] where a matrix is missing or is of another base model.
+    /// [`Error::File`], [`Error::Field`], or [`Error::Tensor`] where a matrix is missing or belongs to another base model.
     pub fn open(dir: impl AsRef<Path>, d: &ModelConfig) -> Result<Self> {
         Self::open_on(dir, d, None)
     }
 
-    /// Reads an adapter of a model whose weights are at hand: weights of the base that were saved with it are compared with them.
+    /// Reads an adapter of a model. Where `base` is given, weights of the base that were saved with the adapter are compared with it.
     ///
     /// # Errors
     /// Fails like [`Adapter::open`]; also [`Error::Tensor`] for a weight that differs from the base's.
@@ -165,10 +166,10 @@ impl Adapter {
         Ok(Self { lora, config, notes, side, digest })
     }
 
-    /// Makes a new adapter: A uniform in ±1/√n_in (PEFT's Kaiming with a = √5), B zero, so that it changes nothing yet.
+    /// Creates a new adapter: A is uniform in ±1/√n_in (PEFT's Kaiming with a = √5), and B is zero, so the adapter changes nothing yet.
     ///
     /// # Errors
-    /// [`Error::Flag`]: a target that matches no module, a rank or alpha out of range.
+    /// [`Error::Flag`] for a target that matches no module, or a rank or alpha out of range.
     pub fn new(d: &ModelConfig, settings: &LoraConfig, base: &str, seed: u64) -> Result<Self> {
         let (config, targeted) = new_config(d, settings, base)?;
         let mut rng = Rng::new(seed, 0x10ca);
@@ -182,10 +183,10 @@ impl Adapter {
     }
 }
 
-/// Checks a new adapter's configuration. Returns it with the modules that it names.
+/// Checks a new adapter's configuration. Returns it with the modules that it selects.
 ///
 /// # Errors
-/// [`Error::Flag`]: a target that matches no module, a rank or alpha out of range.
+/// [`Error::Flag`] for a target that matches no module, or a rank or alpha out of range.
 pub fn new_config<'d>(
     d: &'d ModelConfig,
     settings: &LoraConfig,
@@ -210,7 +211,7 @@ pub fn new_config<'d>(
     Ok((config, targeted))
 }
 
-/// Returns SHA-256 of a configuration and tensors, in hexadecimal.
+/// Computes SHA-256 of a configuration and tensors, in hexadecimal.
 fn digest(config: &str, file: &TensorFile) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(config);
@@ -224,7 +225,7 @@ fn digest(config: &str, file: &TensorFile) -> Result<String> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Refuses adapters of the embedding and the head, which PEFT can have and this program cannot.
+/// Refuses adapters of the embedding or the head: PEFT supports them, this program does not.
 fn refuse_other_targets(
     path: &Path,
     config: &AdapterConfig,
@@ -242,14 +243,14 @@ fn refuse_other_targets(
     Ok(())
 }
 
-/// Returns the base's weight that a tensor of an adapter's file stands for, by its name in the model.
+/// Returns the name in the model of the base's weight of which a tensor in an adapter's file is a copy.
 fn saved_weight(name: &str, d: &ModelConfig) -> Option<String> {
     let name = name.strip_prefix(PREFIX)?.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".");
     let is_head = name == format!("{}.weight", d.head.name);
     (is_head || d.tensors().iter().any(|spec| spec.name == name)).then_some(name)
 }
 
-/// Compares a weight that was saved with an adapter with the base's own. PEFT would load it.
+/// Compares a weight that was saved with an adapter with the base's own weight. PEFT would load the saved one.
 fn compare_with_base(
     file: &TensorFile,
     stored_name: &str,
@@ -287,7 +288,7 @@ fn compare_with_base(
     }
 }
 
-/// Modules that names match, by their last component or a longer suffix, as PEFT matches them; and the names that match none.
+/// Returns the modules that names match, by their last component or a longer suffix as in PEFT, and the names that match none.
 fn select<'a>(d: &'a ModelConfig, names: &[String]) -> (Vec<&'a LinearSpec>, Vec<String>) {
     let mut hit = BTreeSet::new();
     let wanted: BTreeSet<&str> = names.iter().map(String::as_str).collect();
@@ -301,19 +302,19 @@ fn select<'a>(d: &'a ModelConfig, names: &[String]) -> (Vec<&'a LinearSpec>, Vec
     (modules, wanted.into_iter().filter(|name| !hit.contains(name)).map(String::from).collect())
 }
 
-/// "down_proj, q_proj, ... (or all-linear)".
+/// Lists the names of a model's modules: "down_proj, q_proj, ... (or all-linear)".
 fn available(d: &ModelConfig) -> String {
     let names: BTreeSet<&str> = linear_modules(d).filter_map(|m| m.name.rsplit('.').next()).collect();
     format!("{} (or {ALL_LINEAR})", names.into_iter().collect::<Vec<_>>().join(", "))
 }
 
-/// Gives a module's A (0) or B (1).
+/// Function that returns A (0) or B (1) of a module.
 type LoraSides<'a> = dyn FnMut(&str, usize) -> Result<Vec<f32>> + 'a;
 
-/// Writes an adapter into a folder. The config comes last.
+/// Writes an adapter into a folder, the configuration last.
 ///
 /// # Errors
-/// [`Error::File`]; whatever `values` says.
+/// [`Error::File`]; errors of `values`.
 pub fn write_adapter(
     dir: &Path,
     config: &AdapterConfig,
@@ -327,10 +328,10 @@ pub fn write_adapter(
     write_text(&dir.join(CONFIG), &format!("{:#}\n", config.to_json(d)))
 }
 
-/// Encodes the two files that [`write_adapter`] writes, in memory, each with its name.
+/// Encodes in memory the two files that [`write_adapter`] writes, each with its name.
 ///
 /// # Errors
-/// Whatever `values` says.
+/// Errors of `values`.
 pub fn encode_adapter(
     config: &AdapterConfig,
     d: &ModelConfig,
@@ -344,7 +345,7 @@ pub fn encode_adapter(
     Ok([(WEIGHTS, weights), (CONFIG, format!("{:#}\n", config.to_json(d)).into_bytes())])
 }
 
-/// An adapter's tensors, and each one's module and side.
+/// Returns the tensors of an adapter, each with its module and side.
 fn planned(d: &ModelConfig, lora: &LoraSpec, dtype: OutputDtype) -> (Vec<TensorToWrite>, Vec<(String, usize)>) {
     let mut tensors = Vec::new();
     let mut sources = Vec::new();
@@ -359,7 +360,7 @@ fn planned(d: &ModelConfig, lora: &LoraSpec, dtype: OutputDtype) -> (Vec<TensorT
     (tensors, sources)
 }
 
-/// W + s·B·A, in f64, (n_out, n_in).
+/// Computes W + s·B·A (n_out, n_in), in f64.
 pub fn merged(w: &[f32], a: &[f32], b: &[f32], rank: usize, scale: f32) -> Vec<f32> {
     let n_in = a.len() / rank;
     let row = |(w, b): (&[f32], &[f32])| {

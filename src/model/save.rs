@@ -1,4 +1,4 @@
-//! safetensors and Hugging Face folders out, tensor by tensor.
+//! Writing of safetensors files and Hugging Face folders, tensor by tensor.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -15,11 +15,11 @@ use crate::error::{Error, Result};
 use crate::files::{check_name, not_a_link, rename};
 pub use crate::files::{write_atomic, write_text};
 
-/// Weights' type on disk.
+/// Data type of weights in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputDtype {
-    /// 32 bits.
+    /// float32.
     F32,
     /// bfloat16, rounded to nearest even.
     Bf16,
@@ -54,7 +54,7 @@ impl OutputDtype {
             Self::F16 => "float16",
         }
     }
-    /// Appends values; the first one that f16 cannot hold is given back.
+    /// Appends values to `into`. Fails with the first value that f16 cannot represent.
     fn encode(self, values: &[f32], into: &mut Vec<u8>) -> Result<(), f32> {
         match self {
             Self::F32 => into.extend(values.iter().flat_map(|v| v.to_le_bytes())),
@@ -70,7 +70,7 @@ impl OutputDtype {
     }
 }
 
-/// A tensor to write.
+/// Tensor to write.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorToWrite {
     /// Name in the file.
@@ -90,7 +90,7 @@ impl TensorToWrite {
     }
 }
 
-/// Gives the i-th tensor's values; asked for one at a time.
+/// Function that returns the values of the i-th tensor. It is called for one tensor at a time.
 pub type TensorValues<'a> = dyn FnMut(usize) -> Result<Vec<f32>> + 'a;
 
 /// Writes a safetensors file.
@@ -101,10 +101,10 @@ pub fn write_safetensors(path: &Path, tensors: &[TensorToWrite], values: &mut Te
     write_atomic(path, |file| encode_safetensors(path, file, tensors, values))
 }
 
-/// The bytes of a safetensors file. Wider types come first, so that every tensor is aligned. `path` is for messages.
+/// Encodes a safetensors file. Wider types come first, so that every tensor is aligned. `path` is for messages.
 ///
 /// # Errors
-/// [`Error::File`]; [`Error::Tensor`] for a value that does not fit; whatever `values` says.
+/// [`Error::File`]; [`Error::Tensor`] for a value that does not fit; errors of `values`.
 pub fn encode_safetensors(
     path: &Path,
     out: &mut impl Write,
@@ -149,7 +149,7 @@ pub fn encode_safetensors(
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// A shard is not larger than this, as transformers cuts them.
+/// Largest size of a shard, in bytes, as in transformers.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Writes `model.safetensors`, or shards of at most `shard_bytes` with their index, into `dir`.
@@ -184,7 +184,7 @@ pub fn write_model(dir: &Path, tensors: &[TensorToWrite], shard_bytes: u64, valu
     write_text(&dir.join(INDEX), &format!("{index:#}\n"))
 }
 
-/// Writes the tokenizer and what else goes with a model, as they were when they were read.
+/// Writes the tokenizer and the model's other side files, as they were when they were read.
 ///
 /// # Errors
 /// [`Error::File`].
@@ -200,7 +200,7 @@ pub fn write_side_files(side: &SideFiles, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes `config.json`, with the weights' type where one is given, and with the head untied where the weights are.
+/// Writes `config.json`: with the weights' type where `dtype` is given, and with the head untied where `untied`.
 ///
 /// # Errors
 /// [`Error::File`].
@@ -209,7 +209,7 @@ fn write_config(side: &SideFiles, to: &Path, dtype: Option<OutputDtype>, untied:
     let text = side.required(CONFIG)?;
     let mut config: Value = serde_json::from_str(text).map_err(|e| Error::line(&path, e.line(), e))?;
     if let (Some(fields), Some(dtype)) = (config.as_object_mut(), dtype) {
-        // transformers 4 up to 4.55 reads `torch_dtype`, later ones prefer `dtype`.
+        // transformers 4 reads `torch_dtype` up to 4.55; later versions prefer `dtype`.
         let old = fields.contains_key("torch_dtype");
         if old {
             fields.insert("torch_dtype".into(), json!(dtype.torch_name()));
@@ -224,21 +224,21 @@ fn write_config(side: &SideFiles, to: &Path, dtype: Option<OutputDtype>, untied:
     write_text(&to.join(CONFIG), &format!("{config:#}\n"))
 }
 
-/// The folder, inside of an existing one, in which files are written before they take their places there.
+/// Name of the folder inside an existing one in which files are written before they are moved to their places.
 pub const PARTIAL: &str = ".partial";
 
-/// A folder that is filled aside and takes its place, or adds its files to an existing one, only when it is whole. Dropped
-/// before that it leaves nothing.
+/// Folder that is filled under another name and renamed only when it is complete. Where the target exists, its files are moved into the
+/// target one by one instead. Dropping it before [`StagedFolder::commit`] removes everything.
 #[derive(Debug)]
 pub struct StagedFolder {
     out: PathBuf,
     dir: PathBuf,
-    /// `out` was there: files move one by one.
+    /// Whether `out` existed before: files are then moved one by one.
     into_existing: bool,
 }
 
 impl StagedFolder {
-    /// Begins; what an earlier, killed run left aside is removed.
+    /// Creates the folder, and removes one that an earlier, killed run left.
     ///
     /// # Errors
     /// [`Error::File`].
@@ -263,10 +263,10 @@ impl StagedFolder {
         Ok(Self { out: out.into(), dir, into_existing })
     }
 
-    /// A folder whole or not at all: `fill` writes where it is told. Errors name the place that the files were to have.
+    /// Creates a folder completely or not at all. `fill` writes into the path that it is given. Errors name the final path instead.
     ///
     /// # Errors
-    /// [`Error::File`]; whatever `fill` says.
+    /// [`Error::File`]; errors of `fill`.
     pub fn filled(out: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let staging = Self::new(out)?;
         fill(staging.dir()).map_err(|e| e.moved(staging.dir(), out))?;
@@ -291,14 +291,14 @@ impl StagedFolder {
         for entry in fs::read_dir(&self.dir).map_err(at)? {
             names.push(entry.map_err(at)?.file_name());
         }
-        // A folder without config.json is no model: it goes last.
+        // config.json is moved last, because a folder without it does not count as a model.
         names.sort_by_key(|n| n == "config.json");
         for name in &names {
             not_a_link(&self.out.join(name))?;
         }
         for name in &names {
             let target = self.out.join(name);
-            // A folder, of chat templates, cannot be renamed over one that holds something.
+            // A folder (of chat templates) cannot be renamed over one that is not empty.
             if target.is_dir() {
                 fs::remove_dir_all(&target).map_err(at)?;
             }
@@ -317,12 +317,11 @@ impl Drop for StagedFolder {
     }
 }
 
-/// Writes a model as a Hugging Face folder: weights under the names of the checkpoint that it came from (each in the type that it
-/// has there, or all in `dtype`), its config, the side files of `side`, and `texts` (name, content). Buffers and a tied head's copy are left
-/// out, as transformers does. All or nothing, but for a folder that is there already: its files are replaced one by one.
-///
+/// Writes a model as a Hugging Face folder: weights under the names of the checkpoint that they came from (each in its type there, or all
+/// in `dtype`), the configuration, the side files of `side`, and `texts` (name, content). Buffers and a tied head's copy are left out, as
+/// in transformers. A new folder appears completely or not at all; in an existing folder, files are replaced one by one.
 /// # Errors
-/// [`Error::File`]; [`Error::Tensor`] for a value that does not fit; whatever `values` says.
+/// [`Error::File`]; [`Error::Tensor`] for a value that does not fit; errors of `values`.
 pub fn save_model(
     out: &Path,
     source: &Checkpoint,
@@ -384,7 +383,7 @@ mod tests {
     #[test]
     fn halves_round_to_nearest_even() {
         let mut bytes = Vec::new();
-        // 1 + 2^-8 lies between two bf16 numbers, 1 + 2^-11 between two f16 numbers: to the even one, which is 1.
+        // 1 + 2^-8 lies between two bf16 numbers, 1 + 2^-11 between two f16 numbers; ties go to the even one, which is 1.
         OutputDtype::Bf16.encode(&[1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0], &mut bytes).unwrap();
         OutputDtype::F16.encode(&[1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0], &mut bytes).unwrap();
         let bits: Vec<u16> = bytes.chunks(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();

@@ -5,26 +5,26 @@ use std::ops::Range;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::pack::{BF16_MANTISSA, pack_bf16, unpack_bf16};
 
-/// Choice of the activations to save; the others are recomputed. All choices give bit-identical gradients, because the same kernels run
-/// on the same values, rounded alike ([`SavedDtype`]).
+/// Choice of the activations to save; the others are recomputed. All choices give bit-identical gradients, because the same kernels run on
+/// the same values, rounded to the same [`SavedDtype`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum RecomputePolicy {
-    /// Nothing: there is no backward pass.
+    /// Nothing, because there is no backward pass.
     #[serde(skip)]
     Nothing,
-    /// Each layer's input, T·D: the backward pass runs the layer again. About a third more work.
+    /// Each layer's input, (T, D): the backward pass computes the layer a second time, which is about a third more work.
     #[serde(rename = "block")]
     Inputs,
-    /// Results of matrix products and attention. The backward pass recomputes norms and activations, each a pass over memory.
+    /// Results of matrix products and attention. The backward pass recomputes norms and activation functions, each in one pass over memory.
     #[serde(rename = "elementwise")]
     Products,
-    /// All that the backward pass reads.
+    /// Every value that the backward pass reads.
     #[serde(rename = "none")]
     Everything,
 }
 
 impl RecomputePolicy {
-    /// Choices for a backward pass, the fastest first: `--recompute`'s values.
+    /// Choices for training, the fastest first: the values of `--recompute`.
     pub const TRAINING: [Self; 3] = [Self::Everything, Self::Products, Self::Inputs];
 
     /// Returns the value of `--recompute`, which names the part that is recomputed.
@@ -39,11 +39,11 @@ impl RecomputePolicy {
 
 /// Data type of saved activations (`--saved-dtype`).
 ///
-/// With bf16, the inputs of norms over D and of the MLP's activation are saved as bf16. Norms and activations are then always
-/// recomputed, from the rounded inputs. Tensors that attention's backward pass reads stay f32: q, k, v, the head norms' inputs and
-/// statistics, attention's output and lse. That pass subtracts numbers that are nearly equal. With rounded q and k, exp(q·k − lse) is
-/// off by their whole error, because lse belongs to the exact ones; so is d_y·v − d_o·o. A layer's input that is saved alone stays f32
-/// too, so that the layer is recomputed from unrounded values.
+/// With bf16, the inputs of norms over D and of the MLP's activation function are saved as bf16. Norms and activation functions are then
+/// always recomputed from the rounded inputs. Tensors that attention's backward pass reads stay f32: q, k, v, the head norms' inputs and
+/// statistics, attention's output and lse. That pass subtracts nearly equal numbers: with rounded q and k, exp(q·k − lse) would have the
+/// full rounding error, because lse belongs to the exact values; likewise d_y·v − d_o·o. A layer's input that is saved alone also stays
+/// f32, so that the layer is recomputed from unrounded values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SavedDtype {
@@ -57,7 +57,7 @@ pub enum SavedDtype {
 }
 
 impl SavedDtype {
-    /// Choices that a command offers.
+    /// Choices on the command line.
     pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
 
     /// Returns the data type's name on the command line.
@@ -69,7 +69,7 @@ impl SavedDtype {
         }
     }
 
-    /// Bits of mantissa that are kept, where some are not.
+    /// Returns the number of mantissa bits that are kept; `None` for all.
     fn mantissa(self) -> Option<u32> {
         match self {
             Self::F32 => None,
@@ -79,7 +79,7 @@ impl SavedDtype {
     }
 }
 
-/// Values that a backward pass reads.
+/// Saved activation.
 #[derive(Debug)]
 pub(super) enum ActivationSaved {
     /// f32, unrounded.
@@ -89,7 +89,7 @@ pub(super) enum ActivationSaved {
 }
 
 impl ActivationSaved {
-    /// Returns the values as f32, in scratch memory where they are stored otherwise.
+    /// Returns the values as f32, unpacked into scratch memory where they are stored as bf16.
     pub fn read(&self, rec: &mut Recording) -> Slot {
         match self {
             Self::F32(slot) => slot.clone(),
@@ -110,19 +110,19 @@ impl ActivationSaved {
     }
 }
 
-/// Statistics that a norm saves, per row.
+/// Statistics that a norm saves for each row.
 pub(super) type NormStats = Slot;
 
 /// Activations that a layer's backward pass needs.
 #[derive(Debug)]
 pub struct LayerSaved {
     pub(super) products: ProductsSaved,
-    /// `None`: recomputed where it is read.
+    /// Results of element-wise steps; `None` where they are recomputed when they are read.
     pub(super) elementwise: Option<ElementwiseSaved>,
 }
 
 impl LayerSaved {
-    /// Rounds the activations saved for the backward pass to `dtype`, and drops those that are then recomputed.
+    /// Rounds the saved activations to `dtype`, and drops those that are recomputed in this case.
     pub(super) fn hold(&mut self, rec: &mut Recording, dtype: SavedDtype) {
         let Some(mantissa) = dtype.mantissa() else { return };
         self.elementwise = None;
@@ -133,7 +133,7 @@ impl LayerSaved {
     }
 }
 
-/// Results of matrix products and attention, with the norms' statistics.
+/// Saved results of matrix products and attention, with the statistics of norms.
 #[derive(Debug)]
 pub(super) struct ProductsSaved {
     pub h_in: ActivationSaved, // (T, D)
@@ -148,28 +148,29 @@ pub(super) struct ProductsSaved {
     pub stats2: NormStats,
     pub mlp: Vec<MlpSaved>,
     pub mlp_post: Option<(ActivationSaved, NormStats)>,
-    pub xa_qkv: Vec<Option<Slot>>, // s·x·Aᵀ of each module, (T, R)
+    pub xa_qkv: Vec<Option<Slot>>, // s·x·Aᵀ of each module: (T, R)
     pub xa_out: Option<Slot>,
 }
 
-/// Results that follow from [`ProductsSaved`] element by element, or row by row.
+/// Saved results that follow from [`ProductsSaved`] element by element, or row by row.
 #[derive(Debug)]
 pub(super) struct ElementwiseSaved {
-    pub x1: Slot,     // (T, D), the normed input of attention
-    pub x2: Slot,     // (T, D), that of the MLP
-    pub a: Vec<Slot>, // (t, F) of each part of the MLP
+    pub x1: Slot,     // (T, D), attention's normed input
+    pub x2: Slot,     // (T, D), the MLP's normed input
+    pub a: Vec<Slot>, // (t, F) for each range of the MLP's tokens
 }
 
-/// Activations that the MLP's backward pass needs for a range of tokens: all tokens, unless they would not fit a binding.
+/// Activations that the MLP's backward pass needs for a range of tokens. There is one range for all tokens, unless they would not fit a
+/// binding.
 #[derive(Debug)]
 pub(super) struct MlpSaved {
-    pub tokens: Range<usize>,     // t of them
+    pub tokens: Range<usize>,     // t tokens
     pub u: ActivationSaved,       // (t, 2F) or (t, F)
     pub xa_up: Vec<Option<Slot>>, // (t, R)
     pub xa_down: Option<Slot>,
 }
 
-/// State that a layer's forward pass leaves, see [`RecomputePolicy`].
+/// State that a layer's forward pass leaves for its backward pass, by [`RecomputePolicy`].
 #[derive(Debug)]
 pub(super) enum LayerState {
     /// (T, D), the layer's input.
@@ -178,10 +179,10 @@ pub(super) enum LayerState {
     Trace(Box<LayerSaved>),
 }
 
-/// A forward pass.
+/// Result of a forward pass.
 #[derive(Debug)]
 pub struct ForwardSaved {
-    /// L entries, or none when nothing was kept.
+    /// State of each of the L layers; empty where nothing was saved.
     pub(super) layers: Vec<LayerState>,
     /// (T, D), the residual stream behind the last layer.
     pub h: Slot,

@@ -1,5 +1,5 @@
-//! Log-probabilities of a packed micro-batch, and their gradients: hidden states that predict something are gathered, normed, and
-//! walked through the head in tiles.
+//! Log-probabilities of a packed micro-batch, and their gradients. Hidden states that predict a scored token are gathered, normed, and
+//! multiplied with the head in tiles of the vocabulary.
 
 use super::decoder::{Decoder, TokenSlots};
 use super::description::ModelConfig;
@@ -14,24 +14,24 @@ use crate::kernels::packed_batch::PackedBatch;
 use crate::objective::LossInputs;
 use crate::objective::TrainingLoss;
 
-/// Default number of tokens per forward pass that saves nothing for a backward one.
+/// Default number of tokens per forward pass where nothing is saved for a backward pass.
 pub const DEFAULT_SCORE_TOKENS: usize = 4096;
 
-/// A micro-batch on the device.
+/// Micro-batch on the device.
 #[derive(Debug)]
 pub struct MicroBatch {
-    /// T tokens.
+    /// Its T tokens.
     pub tokens: TokenSlots,
-    /// Rows of each sequence's predictions.
+    /// Rows of predictions of each sequence.
     pub spans: SequenceSpans,
     indices: GatherIndices,
     targets: Slot,
-    /// N predictions.
+    /// N, the number of predictions.
     pub rows: usize,
 }
 
 impl MicroBatch {
-    /// Uploads.
+    /// Uploads the batch.
     pub fn new(gpu: &Gpu, d: &ModelConfig, batch: &PackedBatch) -> Self {
         let hidden: Vec<u32> = batch.rows.iter().map(|r| r.hidden).collect();
         let targets: Vec<u32> = batch.rows.iter().map(|r| r.target).collect();
@@ -46,22 +46,23 @@ impl MicroBatch {
     }
 }
 
-/// A forward pass up to the scores.
+/// Result of a forward pass up to the scores, with the values that the backward pass needs.
 #[derive(Debug)]
 pub struct BatchScores {
     trace: ForwardSaved,
-    picked: Slot, // (N, D), the residual stream
+    picked: Slot, // (N, D), gathered rows of the residual stream
     normed: Slot, // (N, D)
     stats: Slot,
     lse: Slot, // (N)
-    /// (N), log-probability of each target.
+    /// Log-probability of each target: (N).
     pub logp: Slot,
-    /// (S, 2), sums over instruction and response.
+    /// Sums over instruction and response tokens: (S, 2).
     pub sums: Slot,
 }
 
 impl Decoder {
-    /// Scores of every sequence. `with_lora` off: the base model's. `keep`: what [`Decoder::score_backward`] will find.
+    /// Computes the scores of every sequence. Without `with_lora`, those of the base model. `keep` decides which activations are saved for
+    /// [`Decoder::score_backward`].
     pub fn score(
         &self,
         rec: &mut Recording,
@@ -75,14 +76,14 @@ impl Decoder {
         gather_fwd(rec, &micro.indices, d, &trace.h, &picked);
         let (normed, stats) = self.norm(rec, &self.final_norm, n, &picked);
         let (lse, sums) = (gpu.alloc_activation(n), gpu.alloc_activation(2 * micro.spans.len()));
-        // Read when the next step is recorded already: not one of the activations that it finds free.
+        // logp is read after the next step was recorded, so its memory must not be among the free activations that the next step reuses.
         let logp = gpu.alloc_persistent(Role::Batch, n);
         logprob_fwd(rec, &self.head(n), n, &normed, &micro.targets, &logp, &lse);
         objective_sums(rec, &micro.spans, &logp, &sums);
         BatchScores { trace, picked, normed, stats, lse, logp, sums }
     }
 
-    /// Adds to all gradients that of the goal's loss, summed over the micro-batch.
+    /// Adds to all gradients those of the loss `goal`, summed over the micro-batch.
     pub fn score_backward(
         &self,
         rec: &mut Recording,
@@ -107,7 +108,7 @@ impl Decoder {
         self.backward(rec, &micro.tokens, trace, &d_h);
     }
 
-    /// Log-probability of every prediction (N), without gradients, read back.
+    /// Computes the log-probability of every prediction (N), without gradients, and reads it back.
     ///
     /// # Errors
     /// [`crate::Error::Gpu`].

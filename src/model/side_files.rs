@@ -1,4 +1,5 @@
-//! Side files: what a model's folder holds besides weights. They are read once, so what a run uses and writes is what was there at its start.
+//! Side files: the files in a model's folder besides weights. They are read once, at the start of a run; later changes to the folder affect
+//! neither the run nor its output.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,17 +10,17 @@ use sha2::{Digest, Sha256};
 use super::folder::{MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, inside, read_regular};
 use crate::error::{Error, Result};
 
-/// The model's configuration: it is written anew with each result.
+/// File of the model's configuration. It is written anew with each result.
 pub const CONFIG: &str = "config.json";
-/// File of sampling settings and of the tokens that end a response.
+/// File of sampling settings, and of the tokens that end a response.
 pub const GENERATION_CONFIG: &str = "generation_config.json";
-/// The tokenizer itself.
+/// File of the tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
-/// The tokenizer's class, special tokens and, in older folders, chat template.
+/// File of the tokenizer's class, special tokens and, in older folders, chat template.
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-/// A chat template as a file, which comes before one in [`TOKENIZER_CONFIG`].
+/// File of a chat template, which takes precedence over one in [`TOKENIZER_CONFIG`].
 pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
-/// A folder of more chat templates, each with its name.
+/// Folder of more chat templates, each in a file with its name.
 pub const MORE_TEMPLATES: &str = "additional_chat_templates";
 
 /// Files of the tokenizer, besides those whose name begins with `tokenizer` and those in [`MORE_TEMPLATES`].
@@ -46,7 +47,7 @@ const MODEL_FILES: [&str; 9] = [
     "USE_POLICY.md",
 ];
 
-/// Files that a folder may have beside the listed ones: `tokenizer*`, and chat templates.
+/// Largest number of files that are read besides the listed ones: `tokenizer*`, and chat templates.
 const MAX_FILES: usize = 64;
 
 /// A side file in memory.
@@ -54,11 +55,11 @@ const MAX_FILES: usize = 64;
 struct SideFile {
     /// Path that the file was read from, for messages.
     path: PathBuf,
-    /// Bytes, or why there are none.
+    /// Bytes of the file, or the reason why it could not be read.
     content: std::result::Result<Vec<u8>, String>,
 }
 
-/// The side files of a folder by name.
+/// Side files of a folder, by name.
 #[derive(Debug, Clone, Default)]
 pub struct SideFiles {
     dir: PathBuf,
@@ -73,7 +74,7 @@ fn is_tokenizer_file(name: &str) -> bool {
     name.starts_with("tokenizer") || name.starts_with(MORE_TEMPLATES) || TOKENIZER_FILES.contains(&name)
 }
 
-/// Returns the plain files of a folder that fit, in order; of a folder that is not there none.
+/// Returns the names of the folder's regular files that `fits` accepts, in order; empty where there is no folder.
 fn listed(dir: &Path, fits: impl Fn(&str) -> bool) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let is_plain = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| !kind.is_dir());
@@ -84,7 +85,7 @@ fn listed(dir: &Path, fits: impl Fn(&str) -> bool) -> Vec<String> {
 }
 
 impl SideFiles {
-    /// Reads the side files of a folder. One that cannot be read is an error only where it is used, or would be written.
+    /// Reads the side files of a folder. A file that cannot be read is an error only where it is used, or would be copied.
     pub fn read(dir: &Path) -> Self {
         let listed_files = MODEL_FILES.iter().chain(&TOKENIZER_FILES).map(|name| (*name).to_string());
         let mut names: Vec<String> = listed_files.filter(|name| dir.join(name).symlink_metadata().is_ok()).collect();
@@ -111,7 +112,7 @@ impl SideFiles {
         Self { dir: dir.into(), files }
     }
 
-    /// Takes contents instead of a folder; `dir` is for messages.
+    /// Creates side files from their contents instead of a folder; `dir` is for messages.
     pub fn from_contents<'a>(dir: &Path, contents: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
         let file = |(name, content): (&str, &[u8])| {
             (name.to_string(), SideFile { path: dir.join(name), content: Ok(content.to_vec()) })
@@ -119,22 +120,22 @@ impl SideFiles {
         Self { dir: dir.into(), files: contents.into_iter().map(file).collect() }
     }
 
-    /// Returns where a file is or would be, for messages.
+    /// Returns the path of a file, whether or not it exists, for messages.
     pub fn path(&self, name: &str) -> PathBuf {
         self.files.get(name).map_or_else(|| self.dir.join(name), |file| file.path.clone())
     }
 
-    /// Whether there is such a file.
+    /// Returns whether a file exists.
     pub fn has(&self, name: &str) -> bool {
         self.files.contains_key(name)
     }
 
-    /// Whether any file is a tokenizer's or a chat template.
+    /// Returns whether any file belongs to a tokenizer or is a chat template.
     pub fn has_tokenizer_files(&self) -> bool {
         self.files.keys().any(|name| is_tokenizer_file(name))
     }
 
-    /// Whether the tokenizer's files are the same, byte for byte.
+    /// Returns whether the tokenizer's files are equal, byte for byte.
     pub fn has_same_tokenizer_files(&self, other: &Self) -> bool {
         fn own(side: &SideFiles) -> impl Iterator<Item = (&String, &std::result::Result<Vec<u8>, String>)> {
             side.files.iter().filter(|(name, _)| is_tokenizer_file(name)).map(|(name, file)| (name, &file.content))
@@ -142,7 +143,7 @@ impl SideFiles {
         own(self).eq(own(other))
     }
 
-    /// Returns SHA-256 of the tokenizer's files with their names, in hexadecimal.
+    /// Computes SHA-256 of the tokenizer's files with their names, in hexadecimal.
     pub fn tokenizer_digest(&self) -> String {
         let mut hash = Sha256::new();
         for (name, file) in self.files.iter().filter(|(name, _)| is_tokenizer_file(name)) {
@@ -156,7 +157,7 @@ impl SideFiles {
     /// Returns a file's bytes, `None` where there is no such file.
     ///
     /// # Errors
-    /// [`Error::File`]: it was there and could not be read.
+    /// [`Error::File`] where the file exists and could not be read.
     pub fn bytes(&self, name: &str) -> Result<Option<&[u8]>> {
         let Some(file) = self.files.get(name) else { return Ok(None) };
         match &file.content {
@@ -179,17 +180,17 @@ impl SideFiles {
     /// # Errors
     /// Fails like [`SideFiles::text`]; also [`Error::File`] where there is no such file.
     pub fn required(&self, name: &str) -> Result<&str> {
-        // The operating system's own words, as for any other missing file.
+        // Uses the operating system's message, as for any other missing file.
         let missing = || inside(&self.dir, name).err().unwrap_or_else(|| Error::file(self.path(name), "is missing"));
         self.text(name)?.ok_or_else(missing)
     }
 
-    /// Returns the files that are copied with a result: all but the configuration.
+    /// Returns the names of the files that are copied with a result: all but the configuration.
     pub fn copied(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str).filter(|name| *name != CONFIG)
     }
 
-    /// Checks that every file that is copied with a result was read, before work is done whose result would need it.
+    /// Checks that every file that is copied with a result could be read. Called before work whose result would need them.
     ///
     /// # Errors
     /// Fails like [`SideFiles::bytes`].
@@ -197,7 +198,7 @@ impl SideFiles {
         self.copied().try_for_each(|name| self.bytes(name).map(drop))
     }
 
-    /// Returns a JSON file's fields; of a missing file none.
+    /// Returns the fields of a JSON file; none where there is no such file.
     ///
     /// # Errors
     /// Fails like [`SideFiles::text`]; also [`Error::File`] where the file is not a JSON object.
@@ -210,15 +211,16 @@ impl SideFiles {
         }
     }
 
-    /// Whether there is a chat template, in a file or in [`TOKENIZER_CONFIG`].
+    /// Returns whether there is a chat template, in a file or in [`TOKENIZER_CONFIG`].
     pub fn has_template(&self) -> bool {
         let fields = || self.fields(TOKENIZER_CONFIG).unwrap_or_default();
         let in_config = || fields().get("chat_template").is_some_and(|template| !template.is_null());
         self.files.keys().any(|name| is_template(name)) || in_config()
     }
 
-    /// Puts the tokenizer of an adapter's folder, and its generation settings, in place of this one's. A folder with a `tokenizer.json` brings
-    /// its whole tokenizer; one without replaces file by file. The chat template stays where the adapter's folder has none.
+    /// Returns these side files with an adapter folder's tokenizer and generation settings in place of their own. A folder with a
+    /// `tokenizer.json` replaces the whole tokenizer; one without replaces file by file. The chat template stays where the adapter's folder
+    /// has none.
     pub fn with_tokenizer_of(&self, own: &Self) -> Self {
         if !own.has_tokenizer_files() {
             return self.clone();
@@ -242,7 +244,7 @@ impl SideFiles {
         Self { dir: if whole { own.dir.clone() } else { self.dir.clone() }, files }
     }
 
-    /// Returns the chat templates of [`TOKENIZER_CONFIG`] as the files that they would be.
+    /// Returns the chat templates of [`TOKENIZER_CONFIG`], named like the files that would hold them.
     fn config_templates(&self) -> Vec<(String, String)> {
         let template = self.fields(TOKENIZER_CONFIG).ok().and_then(|mut fields| fields.remove("chat_template"));
         let named = |entry: &Value| {
@@ -328,7 +330,7 @@ mod tests {
         ]);
         assert_eq!(names(&base.with_tokenizer_of(&side(&[("README.md", ""), ("LICENSE", "own")]))), names(&base));
 
-        // A whole tokenizer without a template: the base's templates stay, and none of its other files.
+        // The adapter has a whole tokenizer without a template: the base's templates stay, but none of its other tokenizer files.
         let whole = base.with_tokenizer_of(&side(&[(TOKENIZER, "own"), (TOKENIZER_CONFIG, "{}"), (CONFIG, "own")]));
         let expected =
             ["LICENSE", "additional_chat_templates/tools.jinja", CHAT_TEMPLATE, CONFIG, TOKENIZER, TOKENIZER_CONFIG];
@@ -336,12 +338,13 @@ mod tests {
         assert_eq!(whole.text(TOKENIZER).unwrap(), Some("own"));
         assert_eq!((whole.text(CHAT_TEMPLATE).unwrap(), whole.text(CONFIG).unwrap()), (Some("D"), Some("base")));
 
-        // The same without a tokenizer's configuration.
+        // The adapter has a whole tokenizer without a configuration.
         let whole = base.with_tokenizer_of(&side(&[(TOKENIZER, "own")]));
         assert_eq!(names(&whole), expected[..expected.len() - 1]);
         assert_eq!(whole.text(CHAT_TEMPLATE).unwrap(), Some("D"));
 
-        // A template alone, in a file or in the tokenizer's configuration: the base's file does not come before it.
+        // The adapter has only a template, in a file or in the tokenizer's configuration: the base's template file must not take
+        // precedence.
         let base = side(&[(TOKENIZER, "base"), (CHAT_TEMPLATE, "base"), (TOKENIZER_CONFIG, "{}")]);
         let template = base.with_tokenizer_of(&side(&[(CHAT_TEMPLATE, "own")]));
         assert_eq!((template.text(CHAT_TEMPLATE).unwrap(), names(&template)), (Some("own"), names(&base)));

@@ -1,5 +1,5 @@
-//! One safetensors file, read tensor by tensor. Untrusted: its header is checked against its size before anything is believed,
-//! and nothing larger than the file is allocated (f32 from 16 bits: than twice the tensor).
+//! One safetensors file, read tensor by tensor. The file is untrusted: its header is checked against its size first, and no allocation is
+//! larger than the file (than twice the tensor, when 16-bit values become f32).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,7 +15,7 @@ use safetensors::tensor::Metadata;
 
 use crate::error::{Error, Result};
 
-/// An opened safetensors file.
+/// Opened safetensors file.
 pub struct TensorFile {
     path: PathBuf,
     content: Box<dyn TensorContent>,
@@ -28,14 +28,14 @@ impl std::fmt::Debug for TensorFile {
     }
 }
 
-/// Contents of a file, wherever the file is: a browser has no paths to open.
+/// Contents of a file, for files with and without a path (a browser has no paths to open).
 pub trait TensorContent {
-    /// Length.
+    /// Returns the length in bytes.
     fn n_bytes(&self) -> u64;
-    /// Fills `into` from `offset` on.
+    /// Fills `into` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// Reason of a failed read; a range beyond the end is "truncated".
+    /// The reason of a failed read; "truncated" for a range beyond the end.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> std::result::Result<(), String>;
 }
 
@@ -50,16 +50,17 @@ impl TensorContent for Vec<u8> {
     }
 }
 
-/// File on disk. It is not mapped, because a mapping counts as memory of ours, and a file cut short by another process would kill us.
+/// File on disk. It is not memory-mapped: a mapping would count as this process's memory, and access to a file that another process has
+/// truncated would kill it.
 struct OnDisk {
     file: Mutex<File>,
     n_bytes: u64,
-    /// Time of the last write, as seen when the file was opened.
+    /// Time of the last write when the file was opened.
     modified: Option<SystemTime>,
 }
 
 impl OnDisk {
-    /// Opens a file; one that takes its name later is another file, which is not read.
+    /// Opens a file. A file that later takes the same name is a different file and is not read.
     fn open(path: &Path) -> std::io::Result<Self> {
         let file = File::open(path)?;
         let meta = file.metadata()?;
@@ -74,7 +75,7 @@ impl TensorContent for OnDisk {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> std::result::Result<(), String> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(into));
-        // Parts of two versions of a file are no model.
+        // A mixture of two versions of a file must not pass for a model.
         let now = file.metadata().map_err(|e| e.to_string())?;
         if now.len() != self.n_bytes || now.modified().ok() != self.modified {
             return Err("was changed after it was opened: start again".into());
@@ -83,34 +84,34 @@ impl TensorContent for OnDisk {
     }
 }
 
-/// A tensor's place in a file.
+/// Data type, shape and place of a tensor in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTensor {
     /// Data type in the header. Only F32, F16 and BF16 can be read as numbers.
     pub dtype: Dtype,
     /// Dimensions in the header.
     pub shape: Vec<usize>,
-    /// Bytes of the file.
+    /// Byte range in the file.
     range: Range<u64>,
 }
 
-/// The crate's own limit, by which it refuses headers too.
+/// Largest header, in bytes. The safetensors crate has the same limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 const CHUNK_BYTES: usize = 1 << 18;
 
 impl StoredTensor {
-    /// Length in bytes.
+    /// Returns the length in bytes.
     pub fn n_bytes(&self) -> u64 {
         self.range.end - self.range.start
     }
 
-    /// Whether values can be read as f32.
+    /// Returns whether the values can be read as f32.
     pub fn is_float(&self) -> bool {
         matches!(self.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
     }
 }
 
-/// `(576, 192)`.
+/// Formats a shape as `(576, 192)`.
 pub fn shape_text(shape: &[usize]) -> String {
     format!("({})", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", "))
 }
@@ -119,7 +120,7 @@ impl TensorFile {
     /// Opens a file and reads its header.
     ///
     /// # Errors
-    /// [`Error::File`]: missing, truncated, too long, or not safetensors.
+    /// [`Error::File`] where the file is missing, truncated, too long, or not safetensors.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let at = |e: std::io::Error| Error::file(path, e);
@@ -180,10 +181,10 @@ impl TensorFile {
         self.content.read_at(offset, into).map_err(|e| Error::file(&self.path, e))
     }
 
-    /// A tensor's bytes, a piece at a time.
+    /// Passes a tensor's bytes to `each`, one piece at a time.
     ///
     /// # Errors
-    /// [`Error::File`]; whatever `each` says.
+    /// [`Error::File`]; errors of `each`.
     pub fn pieces(&self, stored: &StoredTensor, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let mut piece = vec![0; CHUNK_BYTES.min(stored.n_bytes() as usize)];
         let mut at = stored.range.start;
@@ -196,7 +197,7 @@ impl TensorFile {
         Ok(())
     }
 
-    /// A tensor's bytes as stored, little-endian.
+    /// Reads a tensor's bytes as stored, little-endian.
     ///
     /// # Errors
     /// [`Error::File`].
@@ -206,7 +207,7 @@ impl TensorFile {
         Ok(bytes)
     }
 
-    /// A tensor's values: exact for all three types.
+    /// Reads a tensor's values as f32, without rounding: F32, F16 and BF16 are exact.
     ///
     /// # Errors
     /// [`Error::File`]; [`Error::Tensor`] for another type.
@@ -221,7 +222,7 @@ impl TensorFile {
         Ok(values)
     }
 
-    /// [`Error::Tensor`] unless the tensor is F32, F16 or BF16.
+    /// Fails with [`Error::Tensor`] unless the tensor is F32, F16 or BF16.
     pub(crate) fn check_float(&self, name: &str, stored: &StoredTensor) -> Result<()> {
         if stored.is_float() {
             return Ok(());
@@ -229,7 +230,7 @@ impl TensorFile {
         Err(Error::tensor(&self.path, name, format!("expected F32, F16 or BF16, file has {:?}", stored.dtype)))
     }
 
-    /// Whether two tensors of this and another file have the same bytes.
+    /// Returns whether two tensors, of this file and another one, have the same bytes.
     ///
     /// # Errors
     /// [`Error::File`].
@@ -259,7 +260,7 @@ fn extend_f32(values: &mut Vec<f32>, dtype: Dtype, bytes: &[u8]) {
     }
 }
 
-/// Values of stored bytes as f32: exact for F32, F16 and BF16.
+/// Converts stored bytes to f32: exact for F32, F16 and BF16.
 pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let mut values = Vec::new();
     extend_f32(&mut values, dtype, bytes);

@@ -1,6 +1,7 @@
-//! Weights on the device: trained ones in arenas by role with equal offsets, frozen ones packed.
+//! Weights on the device. Trained ones lie in arenas (values, gradients, moments) at equal offsets; frozen ones are packed in their storage
+//! format.
 //!
-//! A tensor never straddles a bucket, and a bucket fits a binding; a matrix larger than a bucket is split by rows.
+//! A bucket fits a binding. A tensor lies in one bucket, except a matrix larger than a bucket, which is split by rows.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +15,11 @@ use crate::kernels::adamw;
 use crate::kernels::moments::{self, BLOCK, MomentFormat, Optim};
 use crate::kernels::storage::{PackedWeight, WeightFormat};
 
-/// Source of weights, read tensor by tensor, so that at most one tensor is in memory.
+/// Source of weights. It is read tensor by tensor, so that at most one tensor is in memory.
 pub trait WeightSource {
-    /// Whether the tensor is stored as bf16.
+    /// Returns whether the tensor is stored as bf16.
     fn is_bf16(&self, spec: &TensorSpec) -> bool;
-    /// All values, as stored (before any transposition).
+    /// Reads all values as stored, before any transposition.
     ///
     /// # Errors
     /// Errors of the file that holds the tensor.
@@ -30,22 +31,22 @@ pub trait WeightSource {
 pub struct RowShard {
     /// First row.
     pub first: usize,
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// (rows, cols).
+    /// Values: (rows, cols), in the tensor's storage format.
     pub w: Slot,
-    /// (rows, cols) f32, where it is trained.
+    /// Gradients: (rows, cols) f32, where the tensor is trained.
     pub d_w: Option<Slot>,
 }
 
-/// A tensor on the device: (rows, cols), vectors being one row. Conv1D weights are held transposed, so that every matrix is (out, in).
+/// Tensor on the device: (rows, cols), where a vector is one row. Conv1D weights are stored transposed, so that every matrix is (out, in).
 #[derive(Debug, Clone)]
 pub struct Weight {
     /// Name and shape in the checkpoint.
     pub spec: TensorSpec,
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Columns.
+    /// Number of columns.
     pub cols: usize,
     /// Storage format of `parts`.
     pub storage: WeightFormat,
@@ -54,21 +55,21 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// The only part of a vector (or of a small matrix).
+    /// Returns the only part of a vector, or of a matrix that was not split.
     pub fn slot(&self) -> &Slot {
         &self.parts[0].w
     }
-    /// Returns the gradient of [`Weight::slot`], where it is trained.
+    /// Returns the gradient of [`Weight::slot`], where the tensor is trained.
     pub fn grad(&self) -> Option<&Slot> {
         self.parts[0].d_w.as_ref()
     }
-    /// Whether it is trained.
+    /// Returns whether the tensor is trained.
     pub fn trained(&self) -> bool {
         self.parts[0].d_w.is_some()
     }
 }
 
-/// (rows, cols) as held on the device.
+/// Returns (rows, cols) as stored on the device.
 fn held_shape(spec: &TensorSpec) -> (usize, usize) {
     match spec.shape.as_slice() {
         [n] => (1, *n),
@@ -83,77 +84,77 @@ pub fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     (0..cols).flat_map(|c| (0..rows).map(move |r| values[r * cols + c])).collect()
 }
 
-/// Values as the device holds them.
+/// Converts values from the checkpoint's order to the device's.
 fn held(spec: &TensorSpec, values: Vec<f32>) -> Vec<f32> {
     if spec.transposed { transpose(&values, spec.shape[0], spec.shape[1]) } else { values }
 }
 
-/// All trained parameters.
+/// All trained parameters, with gradients and moments.
 #[derive(Debug, Default)]
 pub struct WeightArena {
     /// Buckets of values, gradients and moments.
     pub pages: Vec<adamw::ParamBucket>,
-    /// The tensors in them.
+    /// Tensors in the buckets.
     pub tensors: Vec<TrainedTensor>,
 }
 
-/// A trained tensor's state: what a checkpoint holds.
+/// Trained tensor with the state that a checkpoint saves.
 #[derive(Debug, Clone)]
 pub struct TrainedTensor {
-    /// Hugging Face's or PEFT's.
+    /// Name in Hugging Face's or PEFT's convention.
     pub name: String,
     /// Values and moments.
     pub arrays: Vec<StateArray>,
 }
 
-/// Values, moments, codes of moments or their scales, of one tensor.
+/// State array of one tensor: values, moments, or codes of moments and their scales.
 #[derive(Debug, Clone)]
 pub struct StateArray {
     /// `param`, `m`, `v` or `absmax`.
     pub role: &'static str,
-    /// Data type in a checkpoint's header. Slots are whole words: codes may be followed by padding that stands for zero.
+    /// Data type in a checkpoint's header. Slots are whole words, so padding may follow the codes; it decodes to zero.
     pub dtype: Dtype,
-    /// Slots per part of the tensor, in order. Only the host may read them, because they begin at any offset.
+    /// Slots of the tensor's parts, in order. Only the host may read them, because they begin at unaligned offsets.
     pub slots: Vec<Slot>,
 }
 
 /// Description of a tensor to train.
 pub struct TrainedSpec {
-    /// The tensor.
+    /// Name and shape in the checkpoint.
     pub spec: TensorSpec,
-    /// A table of embeddings.
+    /// Whether the tensor is an embedding table.
     pub embeds: bool,
     /// Initial values, as stored in the checkpoint.
     pub values: Box<dyn FnOnce() -> Result<Vec<f32>>>,
 }
 
-/// Storage and update of trained parameters, and data type of the activations saved for their gradients.
+/// Storage and optimiser of trained parameters, and data type of saved activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrainOptions {
-    /// `None`: there are no updates, so there are no moments.
+    /// Optimiser; `None` where there are no updates, and so no moments.
     pub optim: Option<Optim>,
     /// Data type of trained matrices.
     pub param_dtype: ParamDtype,
     /// Data type of the activations that the forward pass saves for the backward pass.
     pub saved_dtype: SavedDtype,
-    /// Weight decay on one-dimensional tensors too.
+    /// Whether one-dimensional tensors have weight decay, too.
     pub decay_all: bool,
 }
 
 impl TrainOptions {
-    /// Gradients alone, or an adapter that is only read.
+    /// Options without an optimiser: for gradients alone, or for an adapter that is only read.
     pub const NONE: Self =
         Self { optim: None, param_dtype: ParamDtype::F32, saved_dtype: SavedDtype::F32, decay_all: false };
 }
 
-/// Data type of trained matrices (`--param-dtype`). Vectors (norm weights, biases) are few, and always f32. Matrices of an odd width are
-/// f32 too, because their rows fit no words of bf16.
+/// Data type of trained matrices (`--param-dtype`). Vectors (norm weights, biases) are always f32, because they are small. So are matrices
+/// of odd width, because their rows are not whole words of bf16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ParamDtype {
-    /// f32: a master copy.
+    /// f32, like a master copy of weights.
     F32,
-    /// bf16, updates being rounded stochastically.
+    /// bf16; updates are rounded stochastically.
     Bf16,
 }
 
@@ -170,10 +171,10 @@ impl ParamDtype {
     }
 }
 
-/// A tensor with fewer elements keeps moments in f32, as bitsandbytes has it (`min_8bit_size`).
+/// Smallest number of elements of a tensor with eight-bit moments; smaller ones keep f32, as in bitsandbytes (`min_8bit_size`).
 const LEAST_IN_EIGHT_BITS: usize = 4096;
 
-/// Properties that all tensors of a bucket share. Weight decay is not one: the last tensors of a bucket may be without it.
+/// Properties that all tensors of a bucket share. Weight decay is not one of them: the last tensors of a bucket may lack it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct BucketKind {
     bf16: bool,
@@ -185,8 +186,9 @@ impl TrainOptions {
         self.decay_all || spec.shape.len() > 1
     }
 
-    /// Embeddings keep moments in f32, as transformers' Trainer leaves them: a row that no token of a step has gets no gradient, and where
-    /// its second moment were rounded to zero and the first one not, the update would be divided by ε alone.
+    /// Returns the kind of bucket that a tensor belongs to. Embeddings keep moments in f32, as in transformers' Trainer: a row whose token
+    /// does not occur in a step gets no gradient. If its second moment were rounded to zero and its first were not, its update would be
+    /// divided by ε alone.
     fn kind(&self, tensor: &TrainedSpec) -> BucketKind {
         let (rows, cols) = held_shape(&tensor.spec);
         let is_matrix = tensor.spec.shape.len() == 2;
@@ -202,18 +204,18 @@ impl TrainOptions {
     }
 }
 
-/// A tensor to be laid out.
+/// Tensor to be placed in a bucket.
 struct TensorExtent {
     rows: usize,
     cols: usize,
     kind: BucketKind,
 }
 
-/// A bucket to be allocated.
+/// Bucket to be allocated.
 #[derive(Debug, PartialEq)]
 struct BucketExtent {
     kind: BucketKind,
-    /// Number of the first element, like [`adamw::ParamBucket`]'s `first`.
+    /// Index of the first element, as in [`adamw::ParamBucket::first`].
     first: usize,
     len: usize,
 }
@@ -227,19 +229,19 @@ struct TensorPlacement {
     offset: usize,
 }
 
-/// Rows that a copy of a bucket's matrix for products is padded to.
+/// A transposed copy of a matrix, which CPU products need, pads the number of rows to a multiple of this.
 const VEC4_ROWS: usize = 4;
 
-/// Buckets and places: tensors in order, those of a kind together, split by rows where one is larger than a bucket. Each tensor begins at a
-/// block, and is split at one: so all blocks and all numbers of elements are the same for any length of buckets.
+/// Places tensors in buckets: in order, those of a kind together, split by rows where one is larger than a bucket. Each tensor begins at a
+/// block of moments, and is split at block boundaries. Blocks and element indices are therefore the same for any length of buckets.
 fn lay_out(tensors: &[TensorExtent], page_len: usize) -> (Vec<BucketExtent>, Vec<TensorPlacement>) {
     let (mut pages, mut places): (Vec<BucketExtent>, Vec<TensorPlacement>) = (Vec::new(), Vec::new());
-    // Of the tensor's first element.
+    // Index of the tensor's first element.
     let mut number = 0;
     for (tensor, &TensorExtent { rows, cols, kind }) in tensors.iter().enumerate() {
-        // This many rows end at a block's end. (No matrix is so wide that these are more than a bucket.)
+        // This many rows end at a block's end. They fit a bucket, because no matrix is that wide.
         let unit = BLOCK >> cols.trailing_zeros().min(BLOCK.trailing_zeros());
-        // A matrix that is copied into another order has its rows in vec4s, and must fit a bucket as well.
+        // A transposed copy of a matrix pads its rows to whole vec4s, and must fit a bucket's length as well.
         let unit = unit.max(VEC4_ROWS);
         let mut first = 0;
         while first < rows {
@@ -259,12 +261,12 @@ fn lay_out(tensors: &[TensorExtent], page_len: usize) -> (Vec<BucketExtent>, Vec
         }
         number += (rows * cols).next_multiple_of(BLOCK);
     }
-    // The update walks over four elements at a time.
+    // The update kernel works on four elements at a time.
     pages.iter_mut().for_each(|p| p.len = p.len.next_multiple_of(4));
     (pages, places)
 }
 
-/// `n` elements of a bucket from `at` on: values, gradients, and all arrays of the state.
+/// Returns `n` elements of a bucket from `at` on: values, gradients, and all arrays of the state.
 fn slices(page: &adamw::ParamBucket, at: usize, n: usize) -> (Slot, Slot, Vec<(&'static str, Dtype, Slot)>) {
     let (w, dtype) = match page.storage {
         WeightFormat::Bf16 => (page.params.slice(at / 2, n / 2), Dtype::BF16),
@@ -286,7 +288,8 @@ fn slices(page: &adamw::ParamBucket, at: usize, n: usize) -> (Slot, Slot, Vec<(&
 }
 
 impl WeightArena {
-    /// Allocates parameters and gradients, and moments where there are updates; loads initial values. Decaying tensors come first.
+    /// Allocates parameters and gradients, and moments where there is an optimiser; loads initial values. Tensors with weight decay come
+    /// first.
     ///
     /// # Errors
     /// Errors of the initial values; [`crate::Error::OutOfMemory`] and others of [`Gpu::check`].
@@ -321,7 +324,7 @@ impl WeightArena {
             }
         };
         let pages: Vec<adamw::ParamBucket> = spans.iter().enumerate().map(page).collect();
-        // Before gigabytes are read for memory that is not there.
+        // Fails before gigabytes are read, if the memory is missing.
         gpu.check()?;
         let mut weights = BTreeMap::new();
         let mut places = places.into_iter().peekable();
@@ -354,11 +357,11 @@ impl WeightArena {
         Ok((Self { pages, tensors: all }, weights))
     }
 
-    /// Elements that are trained, padding included.
+    /// Returns the number of trained elements, padding included.
     pub fn len(&self) -> usize {
         self.pages.iter().map(|p| p.len).sum()
     }
-    /// Nothing is trained.
+    /// Returns whether nothing is trained.
     pub fn is_empty(&self) -> bool {
         self.pages.is_empty()
     }
@@ -404,7 +407,7 @@ impl BaseDtype {
         }
     }
 
-    /// The quantised storage, where it is one.
+    /// Returns the quantised format; `None` for other choices.
     pub fn quantised(self) -> Option<WeightFormat> {
         match self {
             Self::Int8 => Some(WeightFormat::Int8),
@@ -428,11 +431,11 @@ impl BaseDtype {
     }
 }
 
-/// A frozen tensor before it is loaded: how it is held, and memory for its parts.
+/// Frozen tensor before it is loaded: its storage format, and memory for its parts.
 #[derive(Debug)]
 pub struct FrozenTensor {
     storage: WeightFormat,
-    /// First row, rows and elements of four bytes.
+    /// (first row, number of rows, number of four-byte words) of each part.
     parts: Vec<(usize, usize, usize)>,
     slots: Vec<Slot>,
 }
@@ -442,7 +445,7 @@ impl FrozenTensor {
         let (rows, cols) = held_shape(spec);
         let is_matrix = spec.shape.len() == 2;
         let storage = if is_matrix { base.storage(cols, source.is_bf16(spec)) } else { WeightFormat::F32 };
-        // Products for CPUs unpack a part into f32, which must fit a binding too. Quantised parts are smaller than bf16's.
+        // CPU products unpack a part into f32, which must fit a binding too. A quantised part is smaller than bf16's would be.
         let widest = match storage {
             _ if gpu.caps().unpacks_weights() => WeightFormat::F32,
             WeightFormat::Int8 | WeightFormat::Nf4 => WeightFormat::Bf16,
@@ -459,7 +462,7 @@ impl FrozenTensor {
         Self { storage, parts, slots: Vec::new() }
     }
 
-    /// Allocates all of a model's, before any is read.
+    /// Allocates memory for all frozen tensors of a model, before any is read.
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`] and others of [`Gpu::check`].
@@ -477,7 +480,7 @@ impl FrozenTensor {
         Ok(all.into_iter().map(|(name, tensor)| (name.into(), tensor)).collect())
     }
 
-    /// Loads the values; matrices are quantised as a whole, then cut into parts.
+    /// Loads the values. Matrices are quantised as a whole, then divided into parts.
     ///
     /// # Errors
     /// Errors of the source, and those of [`Gpu::check`].
@@ -496,7 +499,7 @@ impl FrozenTensor {
     }
 }
 
-/// A tensor's values, or its gradient's, as the checkpoint stores them.
+/// Reads back a tensor's values, or its gradient, in the checkpoint's order.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -534,7 +537,7 @@ mod tests {
                 (0, 0, 3, 0, 0),
                 (1, 0, 1, 0, 256),
                 (2, 0, 4, 1, 0),
-                // Five would fit, but not as the eight that a copy of them takes.
+                // Five rows would fit a bucket, but their transposed copy is padded to eight rows, which would not.
                 (2, 4, 4, 2, 0),
                 (2, 8, 1, 3, 0),
                 (3, 0, 1, 3, 256),
@@ -546,7 +549,7 @@ mod tests {
         assert_eq!(pages, want);
     }
 
-    /// Blocks and numbers of elements, by which they are rounded, do not depend on the length of buckets.
+    /// Blocks and element indices, on which rounding depends, do not depend on the length of buckets.
     #[test]
     fn elements_have_their_numbers_and_blocks_in_any_pages() {
         let tensors = extents(&[(700, 24, EIGHT), (3, 50, F32), (600, 96, F32), (1, 7, F32)]);

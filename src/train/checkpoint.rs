@@ -1,6 +1,8 @@
-//! Training state on disk: written aside, synced, renamed; read back bit-identically.
+//! Checkpoints of the training state on disk. A checkpoint is written under another name, synced and renamed; it is read back
+//! bit-identically.
 //!
-//! `checkpoint-N/state.safetensors` holds the arena, `checkpoint-N/state.json` the rest, `checkpoint-N/B3SUMS` the checksums of both.
+//! `checkpoint-N/state.safetensors` holds the trained tensors and their moments, `checkpoint-N/state.json` the other state, and
+//! `checkpoint-N/B3SUMS` the checksums of both.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -13,17 +15,17 @@ use crate::files::{not_a_link, remove_dir_all, rename, sync_folder};
 use crate::gpu::Gpu;
 use crate::model::weights::WeightArena;
 
-/// Values and moments.
+/// File of values and moments.
 const TENSORS: &str = "state.safetensors";
-/// A [`TrainingState`].
+/// File of a [`TrainingState`].
 const REST: &str = "state.json";
 
-/// Reads the step from a checkpoint's name.
+/// Parses the step from a checkpoint's name.
 pub fn step_of(name: &str) -> Option<usize> {
     name.strip_prefix("checkpoint-")?.parse().ok()
 }
 
-/// Steps of the whole checkpoints in a folder, rising.
+/// Lists the checkpoints in a folder with their steps, ascending.
 pub fn list(dir: &Path) -> Vec<(usize, PathBuf)> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut all: Vec<(usize, PathBuf)> =
@@ -32,8 +34,8 @@ pub fn list(dir: &Path) -> Vec<(usize, PathBuf)> {
     all
 }
 
-/// Removes what a killed run left half-written. Brings back a checkpoint that another one of its step was about to replace, where the run was
-/// killed between the two renames.
+/// Removes checkpoints that a killed run left half-written. Where the run was killed while it replaced a checkpoint by another one of the
+/// same step, between the two renames, restores the replaced one.
 pub fn sweep(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let (name, path) = (entry.file_name(), entry.path());
@@ -48,18 +50,19 @@ pub fn sweep(dir: &Path) {
     }
 }
 
-/// Writes `checkpoint-{step}` into `dir`, whole or not at all. Then removes the oldest beyond `keep`, and those of later steps: they are damaged, or of
-/// an evaluation that a run which went on from an older checkpoint has not reached yet.
+/// Writes `checkpoint-{step}` into `dir`, completely or not at all. Then removes the oldest checkpoints beyond `keep`, and all checkpoints
+/// of later steps: a run that resumed from an older checkpoint leaves such behind, either damaged ones, or one of an evaluation that the
+/// run has not reached again.
 ///
 /// # Errors
-/// [`Error::File`] (a full disk, for one), [`Error::Gpu`].
+/// [`Error::File`], for example where the disk is full; [`Error::Gpu`].
 pub async fn save(gpu: &Gpu, arena: &WeightArena, state: &TrainingState, dir: &Path, keep: usize) -> Result<PathBuf> {
     let (aside, whole) =
         (dir.join(format!(".checkpoint-{}.tmp", state.step)), dir.join(format!("checkpoint-{}", state.step)));
     let written = write(gpu, arena, state, &aside).await;
     let renamed = match written {
         Ok(()) => {
-            // A checkpoint of the same step, from before a resume, gives way.
+            // Replaces a checkpoint of the same step that was written before a resume.
             let old = dir.join(format!(".checkpoint-{}.old", state.step));
             let _ = rename(&whole, &old);
             let done = rename(&aside, &whole).map_err(|e| Error::file(&whole, e));
@@ -72,7 +75,7 @@ pub async fn save(gpu: &Gpu, arena: &WeightArena, state: &TrainingState, dir: &P
         let _ = fs::remove_dir_all(&aside);
         return Err(error);
     }
-    // The new one lasts before an old one goes.
+    // The new checkpoint must be durable before an old one is removed.
     sync_folder(dir);
     let (later, kept): (Vec<_>, Vec<_>) = list(dir).into_iter().partition(|(step, _)| *step > state.step);
     let too_many = kept.len().saturating_sub(keep.max(1));
@@ -103,21 +106,21 @@ async fn write(gpu: &Gpu, arena: &WeightArena, state: &TrainingState, dir: &Path
     Ok(())
 }
 
-/// A checkpoint that was found, and those that could not be used.
+/// Result of resuming: the checkpoint that was found, and those that could not be used.
 #[derive(Debug, Default)]
 pub struct ResumedRun {
-    /// State of the last whole checkpoint; `None` where there are no checkpoints.
+    /// State of the last intact checkpoint; `None` where there are no checkpoints.
     pub state: Option<TrainingState>,
-    /// Reasons why later checkpoints are not whole.
+    /// Reasons why later checkpoints are damaged.
     pub damaged: Vec<Error>,
-    /// The checkpoint, where it has no checksums: the first versions wrote none.
+    /// Folder of the checkpoint, where it has no checksums, as in early versions.
     pub unchecked: Option<PathBuf>,
 }
 
-/// Reads the last whole checkpoint of `dir` into the arena. Whole: its files have the checksums that were written with them.
+/// Reads the last intact checkpoint of `dir` into the arena. A checkpoint is intact if its files match the checksums written with them.
 ///
 /// # Errors
-/// [`Error::File`]: it is of a run with other settings. Where none is whole: what is wrong with the last one.
+/// [`Error::File`] for a checkpoint of a run with other settings. Where no checkpoint is intact, the error describes the last one's damage.
 pub fn resume(gpu: &Gpu, arena: &WeightArena, dir: &Path, fingerprint: &str) -> Result<ResumedRun> {
     let mut found = ResumedRun::default();
     for (_, checkpoint) in list(dir).into_iter().rev() {
@@ -143,10 +146,10 @@ pub fn resume(gpu: &Gpu, arena: &WeightArena, dir: &Path, fingerprint: &str) -> 
     Err(Error::file(dir, reason))
 }
 
-/// Gives the steps that [`resume`] may go on from, rising. Of tensors nothing is read.
+/// Returns the steps of the checkpoints from which [`resume`] may continue, ascending, without reading tensors.
 ///
 /// # Errors
-/// [`Error::File`]: the last one is of a run with other settings.
+/// [`Error::File`] where the last checkpoint is of a run with other settings.
 pub fn steps(dir: &Path, fingerprint: &str) -> Result<Vec<usize>> {
     let mut steps = Vec::new();
     for (_, checkpoint) in list(dir).into_iter().rev() {
@@ -165,12 +168,13 @@ fn check_fingerprint(checkpoint: &Path, state: &TrainingState, fingerprint: &str
     if state.fingerprint == fingerprint { Ok(()) } else { Err(Error::file(checkpoint, reason)) }
 }
 
-/// The time that the chat template printed in a folder's run, by its last checkpoint that can be read; `None` where it printed none.
+/// Returns the time that the chat template printed in a folder's run, from the last readable checkpoint; `None` where the template printed
+/// no time.
 pub fn kept_time(dir: &Path) -> Option<u64> {
     list(dir).iter().rev().find_map(|(_, dir)| open(dir).ok())?.0.time
 }
 
-/// Reads what is no tensor, checked first: a damaged fingerprint is no other run's.
+/// Reads the state besides the tensors. Its checksum is verified first, so that a damaged fingerprint is not taken for another run's.
 fn open(dir: &Path) -> Result<(TrainingState, Option<FileChecksums>)> {
     not_a_link(dir)?;
     let sums = FileChecksums::read(dir)?;
@@ -183,7 +187,7 @@ fn open(dir: &Path) -> Result<(TrainingState, Option<FileChecksums>)> {
 fn restore(gpu: &Gpu, arena: &WeightArena, dir: &Path, sums: Option<&FileChecksums>) -> Result<()> {
     let path = dir.join(TENSORS);
     let file = File::open(&path).map_err(|e| Error::file(&path, e))?;
-    // SAFETY: the map is read here alone; a file that another process truncates meanwhile is beyond what any reader can mend.
+    // SAFETY: the mapping is only read, and only here. If another process truncates the file meanwhile, no reader could recover.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::file(&path, e))?;
     sums.map_or(Ok(()), |sums| sums.check(&path, TENSORS, &map))?;
     state::restore(gpu, arena, &path, &map)

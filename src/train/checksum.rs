@@ -1,8 +1,8 @@
-//! Checksums of a checkpoint's files, so that a flipped bit is found before it is trained on. `B3SUMS` holds a line a file, as the program
-//! `b3sum` writes and checks them: BLAKE3 in hexadecimal, two spaces, the name.
+//! Checksums of a checkpoint's files, so that a flipped bit is found before training continues from it. `B3SUMS` has one line per file, in
+//! the format of the program `b3sum`: BLAKE3 in hexadecimal, two spaces, the file's name.
 //!
-//! BLAKE3, because states have gigabytes: on a core with AVX-512 and SHA instructions it was 3.8 times as fast as SHA-256 (about 5 GB/s), and it needs
-//! neither.
+//! BLAKE3 is used because states have gigabytes. On a core with AVX-512 and SHA instructions it was 3.8 times as fast as SHA-256 (about 5
+//! GB/s), and it does not depend on these instructions.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -13,24 +13,24 @@ use blake3::{Hash, Hasher};
 use crate::error::{Error, Result};
 use crate::model::folder::read_optional;
 
-/// The file's name.
+/// Name of the checksums' file.
 pub const SUMS: &str = "B3SUMS";
-/// Bytes that the file may have.
+/// Largest size of the checksums' file, in bytes.
 const MAX_BYTES: u64 = 1 << 16;
 
-/// A writer that hashes what passes through it.
+/// Writer that hashes the bytes passing through it.
 pub struct HashedWriter<W> {
     inner: W,
     hasher: Hasher,
 }
 
 impl<W: Write> HashedWriter<W> {
-    /// Begins with nothing written.
+    /// Creates a writer to which nothing was written yet.
     pub fn new(inner: W) -> Self {
         Self { inner, hasher: Hasher::new() }
     }
 
-    /// Gives back the writer, and the hash of everything that was written.
+    /// Returns the inner writer, and the hash of everything that was written.
     pub fn finish(self) -> (W, Hash) {
         (self.inner, self.hasher.finalize())
     }
@@ -48,7 +48,7 @@ impl<W: Write> Write for HashedWriter<W> {
     }
 }
 
-/// Names of files with their hashes.
+/// Hashes of files, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileChecksums(Vec<(String, Hash)>);
 
@@ -68,7 +68,7 @@ impl FileChecksums {
     /// Reads the checksums of a folder; `None` where it has none.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Line`]: the file itself is damaged.
+    /// [`Error::File`]; [`Error::Line`] where the checksums' file itself is damaged.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let Some(text) = read_optional(dir, SUMS, MAX_BYTES)? else { return Ok(None) };
         let entry = |(i, line): (usize, &str)| {
@@ -82,7 +82,7 @@ impl FileChecksums {
     /// Compares a file's content with its checksum.
     ///
     /// # Errors
-    /// [`Error::File`]: they differ, or there is no checksum of that name.
+    /// [`Error::File`] where content and checksum differ, or no checksum has this name.
     pub fn check(&self, path: &Path, name: &str, content: &[u8]) -> Result<()> {
         match self.0.iter().find(|(of, _)| of == name) {
             Some((_, hash)) if *hash == blake3::hash(content) => Ok(()),
@@ -116,14 +116,14 @@ mod tests {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(check(&read, &bytes).unwrap_err().contains("a: is damaged"));
         }
-        // In the checksums themselves, and in names.
+        // Flips bits of the checksums, and of the names beside them.
         let text = sums.to_string().into_bytes();
         let line = text.iter().position(|&b| b == b'\n').unwrap();
         for bit in 0..line * 8 {
             let mut text = text.clone();
             text[bit / 8] ^= 1 << (bit % 8);
             std::fs::write(dir.path().join(SUMS), text).unwrap();
-            // But for a letter of the hash in the other case.
+            // One bit of a hash's letter only changes its case, which is not an error.
             let case = bit % 8 == 5 && sums.to_string().as_bytes()[bit / 8].is_ascii_alphabetic() && bit / 8 < 64;
             let read = FileChecksums::read(dir.path());
             assert_eq!(read.is_err() || check(&read.unwrap().unwrap(), &bytes).is_err(), !case, "bit {bit}");

@@ -1,13 +1,13 @@
-//! Learning rates, as transformers' schedulers have them.
+//! Learning-rate schedules, as in transformers.
 
 use std::f64::consts::PI;
 
-/// The rate at which [`LrSchedulerType::Polynomial`] ends.
+/// Final rate of [`LrSchedulerType::Polynomial`].
 pub const POLYNOMIAL_END: f64 = 1e-7;
-/// Steps after which [`LrSchedulerType::InverseSqrt`] has fallen to 1/√2 of the highest rate, where nothing warms up.
+/// Number of steps after which [`LrSchedulerType::InverseSqrt`] without warm-up has fallen to 1/√2 of the highest rate.
 const INVERSE_SQRT_TIMESCALE: usize = 10_000;
 
-/// Shape after the warm-up.
+/// Shape of a learning-rate schedule after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrSchedulerType {
@@ -15,15 +15,15 @@ pub enum LrSchedulerType {
     Linear,
     /// Falls to 0 along half a cosine.
     Cosine,
-    /// Falls to 0 along half a cosine, [`LrSchedule::num_cycles`] times.
+    /// Falls to 0 along half a cosine, and starts again from the highest rate, [`LrSchedule::num_cycles`] times in all.
     CosineWithRestarts,
-    /// Falls to [`POLYNOMIAL_END`] in a straight line: power 1, transformers' default.
+    /// Falls to [`POLYNOMIAL_END`] in a straight line (power 1, the default in transformers).
     Polynomial,
-    /// Highest rate · √(t/(t + n)) after n steps; t is the length of the warm-up, or 10,000 where there is none.
+    /// Is the highest rate · √(t/(t + n)) after n steps, where t is the length of the warm-up, or 10,000 without warm-up.
     InverseSqrt,
     /// Stays at the highest rate.
     Constant,
-    /// Stays at the highest rate: transformers' other name for [`LrSchedulerType::Constant`], which warms up here as well.
+    /// Like [`LrSchedulerType::Constant`], under another name from transformers. In this program both have a warm-up.
     ConstantWithWarmup,
 }
 
@@ -39,7 +39,7 @@ impl LrSchedulerType {
         Self::ConstantWithWarmup,
     ];
 
-    /// Name on the command line, which is transformers'.
+    /// Returns the name on the command line, which is the name in transformers.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
@@ -53,23 +53,23 @@ impl LrSchedulerType {
     }
 }
 
-/// A schedule.
+/// Learning-rate schedule of a run.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LrSchedule {
     /// Highest rate.
     pub learning_rate: f64,
     /// Shape after the warm-up.
     pub shape: LrSchedulerType,
-    /// Steps from 0 to the highest rate.
+    /// Number of warm-up steps, from 0 to the highest rate.
     pub warmup_steps: usize,
-    /// Steps in all.
+    /// Number of steps of the run.
     pub max_steps: usize,
-    /// Falls to 0 of [`LrSchedulerType::CosineWithRestarts`].
+    /// Number of half cosines of [`LrSchedulerType::CosineWithRestarts`].
     pub num_cycles: usize,
 }
 
 impl LrSchedule {
-    /// The rate of a step, from 0: the first step of a warm-up has 0.
+    /// Returns the learning rate of a step, counted from 0. The first step of a warm-up has rate 0.
     pub fn rate(&self, step: usize) -> f64 {
         let factor = if step < self.warmup_steps {
             step as f64 / self.warmup_steps as f64
@@ -79,7 +79,7 @@ impl LrSchedule {
         self.learning_rate * factor
     }
 
-    /// Part of the highest rate after so many steps beyond the warm-up.
+    /// Returns the fraction of the highest rate, `steps` steps after the warm-up.
     fn factor_after_warmup(&self, steps: usize) -> f64 {
         let length = self.max_steps.saturating_sub(self.warmup_steps).max(1) as f64;
         let done = steps as f64 / length;
@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(LrSchedule { shape: LrSchedulerType::Constant, ..s }.rate(9), 1e-3);
     }
 
-    /// Rates of every scheduler by transformers 5.24 (tests/data/trl/schedules.py).
+    /// Compares with the rates of every scheduler in transformers 5.24 (tests/data/trl/schedules.py).
     #[test]
     fn rates_are_those_of_transformers() {
         let all: Vec<serde_json::Value> =

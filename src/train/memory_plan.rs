@@ -1,4 +1,4 @@
-//! The memory of a run: its largest micro-batch on a device that only counts.
+//! Memory plan of a run, from its largest micro-batch on a device that only counts.
 
 use super::outcome::known;
 use crate::data::batch::Example;
@@ -21,7 +21,7 @@ pub struct MicroCost {
     pub flops: u64,
 }
 
-/// The examples of the largest micro-batch that `batch_size` of them can make.
+/// Returns the examples of the largest micro-batch of `batch_size` examples.
 pub fn largest_micro_batch<'e>(examples: &[&'e Example], batch_size: usize, share_prefix: bool) -> Vec<&'e Example> {
     let mut largest = examples.to_vec();
     largest.sort_by_key(|e| std::cmp::Reverse(e.n_tokens(share_prefix)));
@@ -29,8 +29,9 @@ pub fn largest_micro_batch<'e>(examples: &[&'e Example], batch_size: usize, shar
     largest
 }
 
-/// Records a micro-batch forward and backward and runs nothing. The activations that it took stay in the pool: done first with the
-/// largest micro-batch, every later one finds its place there, and on a planning device the ledger is the memory plan.
+/// Records the forward and backward pass of a micro-batch without running it. The activations that it needed stay in the pool. Called first
+/// with the largest micro-batch, it makes the pool large enough for every later one; on a planning device, the ledger then is the memory
+/// plan.
 pub fn reserve(
     gpu: &Gpu,
     decoder: &Decoder,
@@ -49,18 +50,18 @@ pub fn reserve(
     MicroCost { tokens: batch.ids.len(), dispatches: rec.dispatches(), flops: rec.flops() }
 }
 
-/// Cost of a run on a device: the memory plan.
+/// Memory plan: cost of a run on a device.
 #[derive(Debug, Clone)]
 pub struct MemoryPlan {
-    /// Bytes by role.
+    /// Bytes by role of buffer.
     pub ledger: Ledger,
     /// Cost of the largest micro-batch.
     pub cost: MicroCost,
-    /// Trained parameters.
+    /// Number of trained parameters.
     pub trained: usize,
 }
 
-/// The largest micro-batch of a run on a device that only counts: the memory plan.
+/// Plans the memory of a run, from its largest micro-batch on a device that only counts.
 ///
 /// # Errors
 /// Errors of `load`; [`Error::Flag`] where an activation does not fit a binding.

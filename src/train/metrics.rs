@@ -1,4 +1,4 @@
-//! Metrics of a training step, by TRL's names, and `metrics.jsonl`: one JSON object per line.
+//! Metrics of a training step, with TRL's names, and `metrics.jsonl`, which has one JSON object per line.
 
 use crate::error::{Error, Result};
 use crate::files::open_log;
@@ -8,27 +8,27 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// The file's name.
+/// Name of the metrics' file.
 pub const METRICS: &str = "metrics.jsonl";
 
-/// A line of `metrics.jsonl`: names and numbers in their order.
+/// Line of `metrics.jsonl`: names and numbers in order.
 pub type MetricsLine = Map<String, Value>;
 
-/// Means over pairs, or over texts with a label, the preferred ones being those that are desirable; NaN where there is nothing to take one of. All
-/// sums of log-probs are in nats.
+/// Means over pairs, or over labelled texts, of which the desirable ones count as preferred. A mean over nothing is NaN. All sums of
+/// log-probs are in nats.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PairMetrics {
-    /// `rewards/chosen`, β·s of the preferred side.
+    /// `rewards/chosen`: β·s of the preferred side.
     pub rewards_chosen: f64,
-    /// `rewards/rejected`.
+    /// `rewards/rejected`: β·s of the other side.
     pub rewards_rejected: f64,
-    /// `rewards/margins`, their difference.
+    /// `rewards/margins`: difference of the two.
     pub margins: f64,
-    /// `rewards/accuracies`: share of pairs with a positive margin, ties ½; texts with a label have none.
+    /// `rewards/accuracies`: share of pairs with a positive margin, where ties count ½; NaN for labelled texts.
     pub accuracies: f64,
-    /// `logps/chosen`, the objective's score.
+    /// `logps/chosen`: the objective's score of the preferred side.
     pub logps_chosen: f64,
-    /// `logps/rejected`.
+    /// `logps/rejected`: the objective's score of the other side.
     pub logps_rejected: f64,
     /// `logps/instruction`: log π(I) of the preferred side, whatever the objective.
     pub logps_instruction: f64,
@@ -37,7 +37,7 @@ pub struct PairMetrics {
 }
 
 impl PairMetrics {
-    /// The numbers that there are, with their names.
+    /// Returns the metrics that are not NaN, with their names.
     pub fn entries(&self) -> impl Iterator<Item = (&'static str, f64)> + use<> {
         let all = [
             ("rewards/chosen", self.rewards_chosen),
@@ -53,12 +53,12 @@ impl PairMetrics {
     }
 }
 
-/// One sequence's share of [`PairMetrics`].
+/// Contribution of one sequence to [`PairMetrics`].
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SideScores {
-    /// [`crate::objective::PreferenceLoss::reward`].
+    /// Implicit reward; see [`crate::objective::PreferenceLoss::reward`].
     pub reward: f64,
-    /// The objective's score.
+    /// Score of the objective, in nats.
     pub logp: f64,
     /// log π(I).
     pub logp_instruction: f64,
@@ -66,27 +66,27 @@ pub struct SideScores {
     pub logp_response: f64,
 }
 
-/// Sums over the pairs and sequences of a step's micro-batches; divided once, at the end.
+/// Sums over the pairs and sequences of a step's micro-batches. They are divided once, at the end.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct MetricsAccumulator {
     loss_sum: f64,
     n: usize,
     sums: PairMetrics,
-    /// Preferred and other sequences.
+    /// Number of preferred and of other sequences.
     n_sides: [usize; 2],
     n_pairs: usize,
     tokens: u64,
 }
 
 impl MetricsAccumulator {
-    /// Adds the summed loss of `n` pairs (or scored tokens: whatever the objective divides by), and the tokens computed.
+    /// Adds the summed loss of `n` terms (pairs, or scored tokens for SFT), and the number of computed tokens.
     pub fn add_loss(&mut self, loss_sum: f64, n: usize, tokens: usize) {
         self.loss_sum += loss_sum;
         self.n += n;
         self.tokens += tokens as u64;
     }
 
-    /// Adds a pair: the preferred side, then the other.
+    /// Adds a pair: first its preferred side, then the other.
     pub fn add_pair(&mut self, sides: [&SideScores; 2]) {
         let margin = sides[0].reward - sides[1].reward;
         self.sums.margins += margin;
@@ -100,7 +100,7 @@ impl MetricsAccumulator {
         self.add_side(false, sides[1]);
     }
 
-    /// Adds a text with a label.
+    /// Adds a labelled text.
     pub fn add_side(&mut self, desirable: bool, side: &SideScores) {
         let s = &mut self.sums;
         if desirable {
@@ -115,17 +115,17 @@ impl MetricsAccumulator {
         self.n_sides[usize::from(!desirable)] += 1;
     }
 
-    /// Mean loss; NaN when nothing was added.
+    /// Returns the mean loss; NaN where nothing was added.
     pub fn loss(&self) -> f64 {
         self.loss_sum / self.n as f64
     }
 
-    /// Tokens computed.
+    /// Returns the number of computed tokens.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
 
-    /// Means over pairs or texts with a label; `None` without any (SFT).
+    /// Returns the means over pairs or labelled texts; `None` where there are none (SFT).
     pub fn pairs(&self) -> Option<PairMetrics> {
         let [chosen, rejected] = self.n_sides.map(|n| n as f64);
         let (s, pairs) = (&self.sums, self.n_pairs as f64);
@@ -143,28 +143,28 @@ impl MetricsAccumulator {
     }
 }
 
-/// An optimiser step.
+/// Metrics of an optimiser step.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepMetrics {
     /// Number of the step, from 1.
     pub step: u64,
-    /// Passes over the data so far, a fraction.
+    /// Number of passes over the data so far, a fraction.
     pub epoch: f64,
     /// Mean loss before the update.
     pub loss: f64,
     /// Norm of the gradients before clipping.
     pub grad_norm: f64,
-    /// The rate that this step used.
+    /// Learning rate of this step.
     pub learning_rate: f64,
-    /// Tokens of this step.
+    /// Tokens computed in this step.
     pub tokens: u64,
-    /// Tokens since the first step.
+    /// Tokens computed since the first step.
     pub num_tokens: u64,
-    /// Time of this step, s.
+    /// Time of this step, in seconds.
     pub seconds: f64,
-    /// `None` for SFT.
+    /// Means over pairs or labelled texts; `None` for SFT.
     pub pairs: Option<PairMetrics>,
-    /// Anything else worth a curve: an SFT term, a KL estimate.
+    /// Other metrics with their names, such as an SFT term or a KL estimate.
     pub extra: Vec<(String, f64)>,
 }
 
@@ -186,18 +186,18 @@ impl StepMetrics {
     }
 }
 
-/// An evaluation on the validation set after a step; names begin with `eval_`.
+/// Metrics of an evaluation on the validation set. Their names begin with `eval_`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EvalMetrics {
-    /// The step after which it was done; 0 before the first.
+    /// Number of the step before the evaluation; 0 before the first step.
     pub step: u64,
     /// Epochs of data seen, as in [`StepMetrics`].
     pub epoch: f64,
     /// Mean loss.
     pub loss: f64,
-    /// Time that it took, s.
+    /// Duration of the evaluation, in seconds.
     pub seconds: f64,
-    /// `None` for SFT.
+    /// Means over pairs or labelled texts; `None` for SFT.
     pub pairs: Option<PairMetrics>,
 }
 
@@ -215,17 +215,17 @@ impl EvalMetrics {
     }
 }
 
-/// JSON has no NaN and no infinity: they become null.
+/// Converts a number to JSON. NaN and infinities become null, because JSON has none.
 fn number(value: f64) -> Value {
     serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number)
 }
 
-/// The step of a line.
+/// Returns the step of a line.
 pub fn step(line: &MetricsLine) -> Option<u64> {
     line.get("step").and_then(Value::as_u64)
 }
 
-/// `metrics.jsonl`, open for appending.
+/// `metrics.jsonl`, opened for appending.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
@@ -233,16 +233,16 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// A new file; one that exists is replaced.
+    /// Creates the file; an existing file is replaced.
     pub fn create(path: &Path) -> Result<Self> {
         let file = open_log(path)?;
         file.set_len(0).map_err(|e| Error::file(path, e))?;
         Ok(Self { path: path.into(), file })
     }
 
-    /// Goes on with a file after the checkpoint of `last_step`: what was written for later steps, and a last line that was cut
-    /// short, is removed; so is that step's evaluation where it `evaluates_again`. A missing file is created. Also gives how many of the
-    /// steps up to `last_step` have no line.
+    /// Opens the file of a run that resumes after the checkpoint of `last_step`; a missing file is created. Removes lines of later steps, a
+    /// last line that was cut short and, where the run `evaluates_again`, the evaluation of `last_step`. Also returns how many of the steps
+    /// up to `last_step` have no line.
     pub fn resume(path: &Path, last_step: u64, evaluates_again: bool) -> Result<(Self, u64)> {
         let fail = |e| Error::file(path, e);
         let mut file = open_log(path)?;
@@ -258,7 +258,7 @@ impl MetricsLog {
         Ok((Self { path: path.into(), file }, last_step.saturating_sub(steps.len() as u64)))
     }
 
-    /// Appends a line, in one write, before it returns.
+    /// Appends a line in a single write.
     pub fn append(&mut self, line: &MetricsLine) -> Result<()> {
         let mut text = Value::Object(line.clone()).to_string();
         text.push('\n');
@@ -266,13 +266,13 @@ impl MetricsLog {
     }
 }
 
-/// The lines of a `metrics.jsonl`; a last line that was cut short is left out.
+/// Reads the lines of a `metrics.jsonl`. A last line that was cut short is left out.
 pub fn read(path: &Path) -> Result<Vec<MetricsLine>> {
     let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
     Ok(split(path, &bytes)?.into_iter().map(|(_, line)| line).collect())
 }
 
-/// Each line with the offset of its end. Only the last line may be broken.
+/// Parses each line, with the offset of its end. Only the last line may be incomplete.
 fn split(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, MetricsLine)>> {
     let mut lines = Vec::new();
     let mut end = 0;

@@ -1,4 +1,4 @@
-//! Loop, schedule, accumulation, checkpoint and resume, metrics.
+//! Training: steps, learning-rate schedule, gradient accumulation, checkpoints, metrics.
 
 #[cfg(not(target_arch = "wasm32"))]
 pub mod checkpoint;

@@ -1,4 +1,4 @@
-//! Losses from scores, on the host, in f64: the values of rows that are known before a step, and the results.
+//! Losses computed from scores, on the host in f64: the inputs that are known before a step, and the results.
 
 use crate::data::batch::Example;
 use crate::objective::TrainingLoss;
@@ -9,9 +9,10 @@ use super::similarity::cosines;
 /// Values of an example that are computed before the policy scores it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowReference {
-    /// The reference's scores (the objective's sums) of its sequences.
+    /// Reference scores of the example's sequences, each summed over the objective's tokens.
     pub scores: [f64; 2],
-    /// Prompt embeddings (D) of its sequences' instructions ([`super::similarity`]); empty where no loss compares them.
+    /// Prompt embeddings (D) of the instructions of the example's sequences ([`super::similarity`]); empty where no loss compares
+    /// instructions.
     pub prompt_embeddings: [Vec<f32>; 2],
 }
 
@@ -21,15 +22,15 @@ impl From<[f64; 2]> for RowReference {
     }
 }
 
-/// Tokens that JPO and DPO score of the preferred sequences of some examples, per example.
+/// Returns the numbers of tokens that JPO and DPO score in the preferred sequences, divided by the number of examples.
 fn tokens_per_row(examples: &[&Example]) -> [f64; 2] {
     let preferred = examples.iter().filter(|e| e.desirable.unwrap_or(true)).map(|e| &e.sequences[0]);
     let counts: Vec<[usize; 2]> = preferred.map(|s| [s.ids.len() - 1, s.n_response()]).collect();
     [0, 1].map(|i| counts.iter().map(|n| n[i]).sum::<usize>() as f64 / examples.len() as f64)
 }
 
-/// Returns what is known of a micro-batch, as losses take it. Without references, every score of theirs is 0. `step` has the examples over which the
-/// loss is a mean, those of the micro-batch among them.
+/// Returns the loss inputs of a micro-batch. Without references, every reference score is 0. `step` has all examples over which the loss is
+/// a mean, including those of the micro-batch.
 pub fn known(goal: &TrainingLoss, examples: &[&Example], reference: &[RowReference], step: &[&Example]) -> LossInputs {
     let none = RowReference::default();
     let of = |i| reference.get(i).unwrap_or(&none);
@@ -52,18 +53,18 @@ pub fn known(goal: &TrainingLoss, examples: &[&Example], reference: &[RowReferen
     known
 }
 
-/// A sequence with all that came of it.
+/// Result of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SequenceResult {
-    /// The policy's.
+    /// Log-probabilities by the policy.
     pub sums: SequenceLogps,
-    /// Preferred, or of a label that says so.
+    /// Whether the sequence is a pair's preferred one, or is labelled desirable.
     pub desirable: bool,
-    /// Share of the row's loss, its derivatives, and the implicit reward.
+    /// Loss of the sequence (its share of the row's loss), the loss's derivatives, and the implicit reward.
     pub outcome: SequenceOutcome,
 }
 
-/// Results of some rows: what metrics are made of.
+/// Results of some rows, from which metrics are computed.
 #[derive(Debug, Clone, Default)]
 pub struct BatchResult {
     /// Sum of losses: over rows, or over tokens for SFT.
@@ -94,7 +95,7 @@ impl BatchResult {
         Self { loss_sum: outcomes.iter().map(|o| o.loss).sum(), n: rows.len(), rows, tokens }
     }
 
-    /// Mean loss.
+    /// Returns the mean loss.
     pub fn loss(&self) -> f64 {
         self.loss_sum / self.n.max(1) as f64
     }

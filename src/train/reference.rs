@@ -1,5 +1,5 @@
-//! Scores of the reference, found out when a run comes to a row and not before: a run visits some rows, or begins with some of them, and the others
-//! cost nothing until then. A row's scores are the same whatever is scored beside it, so it does not matter when that is.
+//! Reference scores, computed only for rows that a run is about to use: a run may end before it has used all rows. A row's scores are
+//! bit-identical whatever is scored beside it, so they do not depend on when they are computed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,32 +14,32 @@ use crate::model::decoder::Decoder;
 use crate::model::weights::Weight;
 use crate::objective::{Objective, PreferenceLoss, SequenceLogps};
 
-/// Forward passes of a block between two steps, at most: it begins with one, so that the first step comes soon, and doubles, so that later steps follow
-/// one another.
+/// Largest number of forward passes per block of scoring between two steps. The number begins at one, so that the first step starts soon,
+/// and doubles, so that later steps are rarely interrupted.
 const MOST_PASSES: usize = 16;
 
-/// The model that scores as the reference.
+/// Model that computes the reference scores.
 pub enum ReferenceModel<'a> {
-    /// None: no loss of the run looks at its scores.
+    /// No model: no loss of the run uses reference scores.
     Unneeded,
     /// The policy itself, before its first step.
     Untrained,
     /// The policy without its adapter.
     WithoutAdapter,
-    /// The policy with the adapter that it was loaded with ([`Decoder::keep_start`]).
+    /// The policy with its adapter as it was loaded ([`Decoder::keep_start`]).
     Start,
     /// Another model.
     Other(OtherModel<'a>),
 }
 
-/// A model that is loaded when a row is first to be scored.
+/// Reference model that is loaded when the first row is scored.
 pub struct OtherModel<'a> {
     load: Box<dyn Fn() -> Result<Decoder> + 'a>,
     loaded: Option<Box<Decoder>>,
 }
 
 impl<'a> OtherModel<'a> {
-    /// Names how it is loaded.
+    /// Creates the model from the function that loads it.
     pub fn new(load: impl Fn() -> Result<Decoder> + 'a) -> Self {
         Self { load: Box::new(load), loaded: None }
     }
@@ -53,14 +53,14 @@ impl<'a> OtherModel<'a> {
     }
 }
 
-/// Knowledge of the rows of a data set, by their places in it.
+/// Reference values of the rows of a data set, by row number.
 #[derive(Debug, Clone)]
 pub struct RowReferences {
-    /// The reference's scores (the objective's sums) of a row's sequences.
+    /// Reference scores of a row's sequences, each summed over the objective's tokens; `None` until they are known.
     scores: Vec<Option<[f64; 2]>>,
-    /// Prompt embeddings of their instructions; empty where no loss compares them.
+    /// Prompt embeddings of a row's instructions; empty where no loss compares instructions.
     prompt_embeddings: Vec<Option<[Vec<f32>; 2]>>,
-    /// The mean of all instructions, which prompt embeddings are taken relative to.
+    /// Mean over all instructions, which is subtracted from each prompt embedding.
     mean: Option<Vec<f64>>,
 }
 
@@ -68,7 +68,7 @@ impl RowReferences {
     /// Returns a row's reference scores, and its prompt embeddings where a loss compares them.
     ///
     /// # Panics
-    /// Panics where the row was not scored: [`ReferenceScorer::find`] goes first.
+    /// Panics where the row was not scored: [`ReferenceScorer::find`] must be called first.
     pub fn get(&self, row: usize) -> RowReference {
         let Some(scores) = self.scores[row] else { unreachable!("row {row} has no reference yet") };
         let prompt_embeddings = self.prompt_embeddings.get(row).map_or_else(Default::default, |found| {
@@ -77,12 +77,12 @@ impl RowReferences {
         RowReference { scores, prompt_embeddings }
     }
 
-    /// Returns the scores that are known: what a run that goes on elsewhere needs not find out again.
+    /// Returns the scores that are known. A run that continues elsewhere need not recompute them.
     pub fn scores(&self) -> &[Option<[f64; 2]>] {
         &self.scores
     }
 
-    /// Takes scores from [`RowReferences::scores`].
+    /// Sets scores that came from [`RowReferences::scores`].
     pub fn set_scores(&mut self, scores: Vec<Option<[f64; 2]>>) {
         assert_eq!(scores.len(), self.scores.len(), "scores of other rows");
         self.scores = scores;
@@ -93,37 +93,37 @@ impl RowReferences {
     }
 }
 
-/// Rows with what is known of them.
+/// Training rows with their reference values.
 pub struct TrainingRows<'e, 'r> {
     /// Examples in the data's order.
     pub examples: &'e [Example],
-    /// References of the examples, as many.
+    /// Reference values of the examples, in the same order.
     pub references: &'r mut RowReferences,
 }
 
-/// Progress that a scorer tells while it works.
+/// Progress of a scorer.
 #[derive(Debug)]
 pub enum ScoringEvent<'a> {
-    /// Rows that are scored, of those that this pass is about.
+    /// Number of rows that were scored, among those that this pass must score.
     Rows {
-        /// So far.
+        /// Rows scored so far.
         done: usize,
-        /// Rows of the pass in all.
+        /// Rows of the pass.
         total: usize,
     },
-    /// Scores are not kept, and will be recomputed.
+    /// Scores could not be stored, and will have to be recomputed.
     NotKept(&'a Error),
 }
 
-/// Tells whether a pass is to end early, and what sees how far it is.
+/// Controls a pass of scoring: a flag that ends it early, and a callback for its progress.
 pub struct ScoringWatch<'a> {
-    /// Set: the pass ends after the rows on the device.
+    /// Ends the pass, once set, after the rows that are on the device.
     pub stop: &'a AtomicBool,
-    /// Sees what happens.
+    /// Callback for events.
     pub tell: &'a mut dyn FnMut(&ScoringEvent<'_>),
 }
 
-/// Scores rows with a run's reference.
+/// Scorer of rows with a run's reference.
 pub struct ReferenceScorer<'a> {
     gpu: &'a Gpu,
     model: ReferenceModel<'a>,
@@ -134,14 +134,14 @@ pub struct ReferenceScorer<'a> {
     passes: usize,
 }
 
-/// Sums of each example's sequences, from the scores of all of these.
+/// Returns the sums of each example's sequences, from the scores of the sequences of all examples.
 fn side_sums(examples: &[&Example], scored: &[ScoredSequence]) -> Vec<SideSums> {
     let mut rest = scored.iter().map(|s| [s.sums.instruction, s.sums.response]);
     let two = |e: &&Example| [0, 1].map(|side| if side < e.sequences.len() { rest.next() } else { None });
     examples.iter().map(two).map(|sides| sides.map(Option::unwrap_or_default)).collect()
 }
 
-/// The objective's scores of a row's sequences.
+/// Returns the objective's scores of a row's sequences.
 fn scores(objective: Objective, sums: SideSums) -> [f64; 2] {
     sums.map(|[instruction, response]| {
         SequenceLogps { instruction, response, ..SequenceLogps::default() }.score(objective)
@@ -149,7 +149,8 @@ fn scores(objective: Objective, sums: SideSums) -> [f64; 2] {
 }
 
 impl<'a> ReferenceScorer<'a> {
-    /// Names the model of a run with this loss, the tokens of a forward pass, and where scores are kept. A loss without a reference gets none.
+    /// Creates the scorer of a run with the loss `preference`: `model` is the reference, `max_tokens` the size of a forward pass, and
+    /// `store` keeps the scores on disk. A loss that needs no reference does not use `model`.
     pub fn new(
         gpu: &'a Gpu,
         preference: &PreferenceLoss,
@@ -168,7 +169,7 @@ impl<'a> ReferenceScorer<'a> {
         }
     }
 
-    /// Returns the scorer of a run that compares with nothing: supervised fine-tuning.
+    /// Creates the scorer of a run without a reference: supervised fine-tuning.
     pub fn unneeded(gpu: &'a Gpu) -> Self {
         Self::new(
             gpu,
@@ -179,31 +180,32 @@ impl<'a> ReferenceScorer<'a> {
         )
     }
 
-    /// Begins a table of `n` rows.
+    /// Creates an empty table for `n` rows.
     pub fn rows(&self, n: usize) -> RowReferences {
         let none = matches!(self.model, ReferenceModel::Unneeded).then_some([0.0; 2]);
         let prompt_embeddings = if self.compares_instructions { vec![None; n] } else { Vec::new() };
         RowReferences { scores: vec![none; n], prompt_embeddings, mean: None }
     }
 
-    /// Tells whether all rows of a run must be known before its first step: steps change what scores, or the embeddings that instructions are compared by.
+    /// Returns whether the reference values of all rows must be known before the first step, because steps change the reference's weights,
+    /// or the embeddings by which instructions are compared.
     pub fn precedes_steps(&self, policy: &Decoder) -> bool {
         let embeddings = [Some(&policy.embedding), policy.position_embedding.as_ref()];
         matches!(self.model, ReferenceModel::Untrained)
             || self.compares_instructions && embeddings.into_iter().flatten().any(Weight::trained)
     }
 
-    /// Tokens of rows that the next block between two steps may have.
+    /// Returns the number of tokens of rows that the next block between two steps may score.
     pub(super) fn block_tokens(&self) -> usize {
         self.passes * self.max_tokens
     }
 
-    /// Lets the next block be larger.
+    /// Doubles the size of the next block, up to the limit.
     pub(super) fn grow_block(&mut self) {
         self.passes = (2 * self.passes).min(MOST_PASSES);
     }
 
-    /// Tells whether a row's reference is known; looks among the scores kept.
+    /// Returns whether a row's reference values are known, after looking for them in the store.
     pub fn knows(&self, rows: &mut TrainingRows<'_, '_>, row: usize) -> bool {
         if rows.references.scores[row].is_none()
             && let Some(sums) = self.store.as_ref().and_then(|store| store.get((&rows.examples[row]).into()))
@@ -213,7 +215,7 @@ impl<'a> ReferenceScorer<'a> {
         rows.references.is_known(row)
     }
 
-    /// Takes the scores of all rows from a pass of the caller's over the untrained policy, where that is the reference.
+    /// Sets the scores of all rows from `scored`, a pass over the untrained policy, where that is the reference.
     pub fn take(&self, rows: &mut TrainingRows<'_, '_>, scored: &[ScoredSequence]) {
         if !matches!(self.model, ReferenceModel::Untrained) {
             return;
@@ -224,10 +226,11 @@ impl<'a> ReferenceScorer<'a> {
         }
     }
 
-    /// Finds out what is not known yet of `wanted` rows; each pass is kept as it ends. Says whether all of it is there: where it was stopped, a part is.
+    /// Computes the unknown reference values of the `wanted` rows, and stores the scores after each pass. Returns whether all of them are
+    /// known; false where the pass was stopped.
     ///
     /// # Errors
-    /// [`Error::Gpu`]; what loading another model says.
+    /// [`Error::Gpu`]; errors of loading another model.
     pub async fn find(
         &mut self,
         policy: &Decoder,
@@ -279,7 +282,7 @@ impl<'a> ReferenceScorer<'a> {
         Ok(side_sums(group, &scored))
     }
 
-    /// Prompt embeddings of instructions, where a loss compares them.
+    /// Computes the prompt embeddings of the `unknown` rows' instructions, where a loss compares them.
     async fn find_prompt_embeddings(
         &self,
         policy: &Decoder,

@@ -1,4 +1,4 @@
-//! A training run: steps, evaluations, checkpoints, metrics. It may be interrupted at any moment, and resumes with bit-identical results.
+//! Training run: steps, evaluations, checkpoints, metrics. A run may be interrupted at any moment, and resumes with bit-identical results.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,9 +19,9 @@ use crate::files::{make_folder, remove_dir_all};
 use crate::model::scores::DEFAULT_SCORE_TOKENS;
 use crate::train::settings::TrainSettings;
 
-/// The folder of the step with the lowest evaluation loss.
+/// Folder for the state with the lowest evaluation loss.
 pub const BEST: &str = "best";
-/// The folder of TensorBoard's files.
+/// Folder for TensorBoard's files.
 pub const EVENTS: &str = "runs";
 
 /// Interval of checkpoints in steps, and the number of checkpoints kept.
@@ -35,35 +35,35 @@ pub struct CheckpointSettings {
 
 /// Event that a run reports.
 pub enum TrainingEvent<'a> {
-    /// A step was done.
+    /// A step has finished.
     Step(&'a StepMetrics),
-    /// An evaluation was done.
+    /// An evaluation has finished.
     Eval(&'a EvalMetrics),
-    /// A checkpoint cannot be read: the run goes on from an older one.
+    /// A checkpoint cannot be read, so the run resumes from an older one.
     Damaged(&'a Error),
-    /// A note, such as that the folder is not quite as an interrupted run leaves it.
+    /// A note, such as that the output folder is not as an interrupted run leaves it.
     Note(&'a str),
-    /// Rows are scored with the reference.
+    /// Rows are being scored with the reference.
     Scored {
-        /// Rows so far.
+        /// Rows scored so far.
         done: usize,
         /// Rows of this pass.
         total: usize,
     },
-    /// Rows are evaluated.
+    /// Rows are being evaluated.
     Evaluated {
-        /// Rows so far.
+        /// Rows evaluated so far.
         done: usize,
         /// Rows of the evaluation.
         total: usize,
     },
 }
 
-/// Rows that a run learns from and is evaluated on, with their reference.
+/// Rows that a run trains and evaluates on, with their reference values.
 pub struct RunData<'a> {
     examples: &'a [Example],
     references: RowReferences,
-    /// Examples of evaluations with their references.
+    /// Evaluation examples with their reference values.
     eval: Option<(&'a [Example], RowReferences)>,
     scorer: ReferenceScorer<'a>,
 }
@@ -79,19 +79,20 @@ fn scoring<'a>(on_event: &'a mut dyn FnMut(&TrainingEvent<'_>)) -> impl FnMut(&S
 }
 
 impl<'a> RunData<'a> {
-    /// Makes the data of a run. `scorer` scores rows with the reference when the run comes to them.
+    /// Creates the data of a run. `scorer` computes a row's reference values when the run is about to use the row.
     pub fn new(examples: &'a [Example], eval: Option<&'a [Example]>, scorer: ReferenceScorer<'a>) -> Self {
         let references = scorer.rows(examples.len());
         let eval = eval.map(|eval| (eval, scorer.rows(eval.len())));
         Self { examples, references, eval, scorer }
     }
 
-    /// Returns the examples to learn from with their reference values, and the scorer.
+    /// Returns the training examples with their reference values, and the scorer.
     fn rows(&mut self) -> (TrainingRows<'a, '_>, &mut ReferenceScorer<'a>) {
         (TrainingRows { examples: self.examples, references: &mut self.references }, &mut self.scorer)
     }
 
-    /// Computes the reference values of every row that steps will visit and of the evaluation rows, where the first step changes the reference's weights.
+    /// Computes the reference values of all rows that steps will use, and of the evaluation rows, if the first step changes the reference's
+    /// weights.
     async fn prepare_all(
         &mut self,
         trainer: &Trainer<'_>,
@@ -130,14 +131,14 @@ impl<'a> RunData<'a> {
         self.scorer.find(&trainer.decoder, &mut TrainingRows { examples, references }, &all, watch).await
     }
 
-    /// Returns the loss and metrics of evaluation rows, where there are any.
+    /// Evaluates the evaluation rows; `None` where there are none.
     async fn evaluate(
         &mut self,
         trainer: &Trainer<'_>,
         batch_size: usize,
         on_event: &mut dyn FnMut(&TrainingEvent<'_>),
     ) -> Result<Option<(MetricsAccumulator, f64)>> {
-        // An evaluation that is due is done, even when the run is to stop.
+        // An evaluation that is due is completed even when the run is asked to stop.
         let stop = AtomicBool::new(false);
         {
             let mut tell = scoring(&mut *on_event);
@@ -152,7 +153,8 @@ impl<'a> RunData<'a> {
     }
 }
 
-/// Computes loss and pair metrics over rows whose reference values are known, without gradients. Calls `tell` with the rows so far.
+/// Computes loss and pair metrics over rows whose reference values are known, without gradients. Calls `tell` with the number of rows so
+/// far.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -186,24 +188,25 @@ pub async fn evaluate(
     Ok(total)
 }
 
-/// Output folder of a run, with the values that a resumed run must match.
+/// Output folder of a run, with the values that must match when the run is resumed.
 #[derive(Debug, Clone)]
 pub struct RunOutput {
     /// Path of the folder (`--output-dir`).
     pub dir: PathBuf,
     /// Hash of settings, data and model.
     pub fingerprint: String,
-    /// Time that the chat template prints, if it prints one ([`TrainingState::time`]).
+    /// Time that the chat template prints, if it prints any ([`TrainingState::time`]).
     pub time: Option<u64>,
     /// Interval of checkpoints.
     pub cadence: CheckpointSettings,
-    /// Whether the run goes on from the last checkpoint.
+    /// Whether the run resumes from the last checkpoint.
     pub resume: bool,
 }
 
-/// A training run between two steps.
+/// Training run between two steps.
 ///
-/// With an output folder it writes metrics, TensorBoard's events and checkpoints there, and may go on from a checkpoint. Without one it lives in memory.
+/// With an output folder, the run writes metrics, TensorBoard events and checkpoints there, and can resume from a checkpoint. Without one,
+/// it exists only in memory.
 pub struct TrainingRun<'a> {
     trainer: Trainer<'a>,
     settings: TrainSettings,
@@ -211,9 +214,9 @@ pub struct TrainingRun<'a> {
     output: Option<RunFiles>,
     eval_steps: Option<usize>,
     steps: StepRunner,
-    /// The next step, recorded while the last one ran.
+    /// Next step, where it was recorded while the last one ran.
     next: Option<StepInFlight<RecordedStep<'a, 'a>>>,
-    /// Whether a step is recorded while the one before it runs.
+    /// Whether each step is recorded while the step before it runs.
     records_ahead: bool,
     /// All metrics of this run, in order.
     lines: Vec<MetricsLine>,
@@ -225,13 +228,13 @@ pub struct TrainingRun<'a> {
 pub enum RunEnd {
     /// All steps are done.
     Finished,
-    /// The run was stopped on request. There is a checkpoint of its steps, if it has done some and has a folder.
+    /// The run was stopped on request. With an output folder, there is a checkpoint of its steps, if it has done any.
     Interrupted,
 }
 
 impl<'a> TrainingRun<'a> {
-    /// Begins a run, or goes on from the last checkpoint. Computes the reference values of all rows first, where steps would change the reference; `stop` ends
-    /// that.
+    /// Starts a run, or resumes it from the last checkpoint. If steps change the reference, the reference values of all rows are computed
+    /// first; `stop` interrupts this.
     ///
     /// # Errors
     /// [`Error::File`] for a checkpoint of other settings, [`Error::Gpu`], [`Error::NotFinite`].
@@ -249,7 +252,8 @@ impl<'a> TrainingRun<'a> {
         let fresh = TrainingState { step: 0, num_tokens: 0, best: None, fingerprint, time };
         let resumes = output.as_ref().filter(|output| output.resume);
         let kept = resumes.map_or(Ok(Vec::new()), |o| checkpoint::steps(&o.dir, &o.fingerprint))?;
-        // Before a checkpoint takes the place of the weights that score; it may be any of those.
+        // The rows are scored before a checkpoint replaces the weights that score. The run may resume from any of these checkpoints, so
+        // rows count from the first.
         let first = TrainingState { step: kept.first().copied().unwrap_or(0), ..fresh.clone() };
         if !data.prepare_all(&trainer, &StepRunner::new(settings.clone(), n, first), stop, on_event).await? {
             let state = TrainingState { step: kept.last().copied().unwrap_or(0), ..fresh };
@@ -291,7 +295,7 @@ impl<'a> TrainingRun<'a> {
         if let Some(output) = output {
             run.output = Some(run.open_files(output, on_event)?);
         }
-        // A step's checkpoint comes before its evaluation, which may not have ended.
+        // A step's checkpoint is written before its evaluation, which may therefore be missing or incomplete.
         if run.evaluates_after(run.steps.state.step) {
             let epoch = run.steps.epoch();
             run.evaluate_step(epoch, on_event).await?;
@@ -303,7 +307,7 @@ impl<'a> TrainingRun<'a> {
         let (step, max_steps) = (self.steps.state.step, self.steps.schedule.max_steps);
         if step > max_steps {
             let dir = output.dir.join(format!("checkpoint-{step}"));
-            return Err(Error::file(dir, format!("is of step {step} of {max_steps}")));
+            return Err(Error::file(dir, format!("is of step {step}, but the run has only {max_steps} steps")));
         }
         let log_path = output.dir.join(METRICS);
         let log = match step as u64 {
@@ -327,11 +331,11 @@ impl<'a> TrainingRun<'a> {
         Ok(RunFiles { output, log, events })
     }
 
-    /// Does the next step, with the checkpoint and the evaluation that are due after it. Returns `None` where the run has ended ([`Self::end`]), after the last
-    /// step or because `stop` is set. In the latter case a checkpoint is written.
+    /// Does the next step, then writes the checkpoint and runs the evaluation that are due. Returns `None` where the run has ended
+    /// ([`Self::end`]): after the last step, or because `stop` is set, in which case a checkpoint is written.
     ///
     /// # Errors
-    /// [`Error::NotFinite`], [`Error::Gpu`], [`Error::File`]. Files that were written before stay whole.
+    /// [`Error::NotFinite`], [`Error::Gpu`], [`Error::File`]. Files that were written before remain intact.
     pub async fn step(
         &mut self,
         stop: &AtomicBool,
@@ -363,7 +367,7 @@ impl<'a> TrainingRun<'a> {
         let last = number == max_steps;
         let evaluates = self.evaluates_after(number);
         let saves = last || self.output.as_ref().is_some_and(|f| is_due(Some(f.output.cadence.save_steps), number));
-        // While the device works; not across what records something else.
+        // Records the next step while the device works, unless a checkpoint or an evaluation comes in between and records something else.
         if self.records_ahead && !evaluates && !saves {
             let (mut rows, scorer) = self.data.rows();
             if self.steps.is_prepared(scorer, &mut rows) {
@@ -377,7 +381,7 @@ impl<'a> TrainingRun<'a> {
         if saves {
             self.trainer.check_weights(number).await?;
         }
-        // The last step's goes when the result is there ([`forget_last`]), and takes no older one's place.
+        // The last step's checkpoint is removed once the result is written ([`forget_last`]), so it must not displace an older one.
         if saves && (!last || evaluates) {
             self.save_checkpoint(last.then_some(1)).await?;
         }
@@ -387,13 +391,13 @@ impl<'a> TrainingRun<'a> {
         Ok(Some(metrics))
     }
 
-    /// Chooses whether each step is recorded while the one before it runs, which hides the host's work. Nothing else may then be recorded on the device
-    /// between two steps: it could overwrite the inputs of the step that waits.
+    /// Sets whether each step is recorded while the step before it runs, which hides the host's work. Between two steps, nothing else may
+    /// then be recorded on the device, because it could overwrite the inputs of the recorded step.
     pub fn record_ahead(&mut self, ahead: bool) {
         self.records_ahead = ahead;
     }
 
-    /// Returns how the run ended, if it has.
+    /// Returns how the run ended; `None` while it has not.
     pub fn end(&self) -> Option<RunEnd> {
         self.end
     }
@@ -408,17 +412,17 @@ impl<'a> TrainingRun<'a> {
         self.steps.schedule.max_steps
     }
 
-    /// Returns the trainer with the policy as it is now.
+    /// Returns the trainer with the current policy.
     pub fn trainer(&self) -> &Trainer<'a> {
         &self.trainer
     }
 
-    /// Returns the metrics of the steps and evaluations of this run since it was started.
+    /// Returns the metrics of the steps and evaluations since this run was started or resumed.
     pub fn lines(&self) -> &[MetricsLine] {
         &self.lines
     }
 
-    /// Writes a checkpoint of the last step, where there is an output folder. `more` is added to the limit of checkpoints that stay.
+    /// Writes a checkpoint of the last step, where there is an output folder. `more` is added to the limit of kept checkpoints.
     ///
     /// # Errors
     /// [`Error::File`], [`Error::Gpu`].
@@ -443,7 +447,7 @@ impl<'a> TrainingRun<'a> {
         Ok(())
     }
 
-    /// Evaluates after a step, and saves the state where its loss is the lowest so far.
+    /// Evaluates after a step, and saves the state where its evaluation loss is the lowest so far.
     async fn evaluate_step(&mut self, epoch: f64, on_event: &mut dyn FnMut(&TrainingEvent<'_>)) -> Result<()> {
         let found = self.data.evaluate(&self.trainer, self.settings.batch_size, on_event).await?;
         let Some((total, seconds)) = found else { return Ok(()) };
@@ -474,7 +478,7 @@ fn is_due(every: Option<usize>, step: usize) -> bool {
     every.is_some_and(|every| every > 0 && step.is_multiple_of(every))
 }
 
-/// Removes the checkpoint of the last step, which is no longer needed once the result is written.
+/// Removes the checkpoint of the last step. It is not needed once the result is written.
 ///
 /// # Errors
 /// [`Error::File`].
@@ -483,7 +487,7 @@ pub fn forget_last(dir: &Path, state: &TrainingState) -> Result<()> {
     last.map_or(Ok(()), |(_, dir)| remove_dir_all(&dir).map_err(|e| Error::file(&dir, e)))
 }
 
-/// Files that a run writes to while it goes on.
+/// Open files of a run.
 struct RunFiles {
     output: RunOutput,
     log: MetricsLog,

@@ -1,8 +1,9 @@
-//! Scores of rows on disk, kept as they are computed: a pass that was stopped goes on where it ended, and another run over the same rows finds them.
+//! Scores of rows, stored on disk as they are computed. A pass that was stopped continues where it ended, and another run over the same
+//! rows finds the scores.
 //!
-//! A store is a folder of one model on one device. A run appends to a file of its own, so that runs side by side are in nobody's way, and a store
-//! reads all files. A file is a list of records of one length: a row's key, its scores, and a checksum of both. A record that was cut short or damaged
-//! is left out, alone.
+//! A store is a folder for one model on one device. Each run appends to a file of its own, so that concurrent runs do not disturb each
+//! other; opening a store reads all files. A file is a list of records of fixed length: a row's key, its scores, and a checksum of both. A
+//! truncated or damaged record is ignored without affecting the others.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -15,10 +16,11 @@ use crate::data::batch::Example;
 use crate::error::{Error, Result};
 use crate::model::folder::read_regular;
 
-/// Sums of log-probs over instruction and response of each of a row's sequences; zeros where there is no second one. Both objectives are made of them.
+/// Log-prob sums over instruction and over response of each of a row's sequences; zeros where there is no second sequence. Both objectives'
+/// scores follow from them.
 pub type SideSums = [[f64; 2]; 2];
 
-/// A row's name: a hash of its sequences' tokens and boundaries, and of nothing else. Neither its place in the data nor what stands beside it counts.
+/// Key of a row: a hash of its sequences' tokens and boundaries. The row's place in the data, and other rows, do not affect it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RowKey([u8; KEY_BYTES]);
 
@@ -26,9 +28,9 @@ const KEY_BYTES: usize = 16;
 const SUMS_BYTES: usize = size_of::<SideSums>();
 const CHECK_BYTES: usize = 8;
 const RECORD_BYTES: usize = KEY_BYTES + SUMS_BYTES + CHECK_BYTES;
-/// Ends the names of files.
+/// File name extension of a store's files.
 const EXTENSION: &str = "scores";
-/// A file is smaller than this: hundreds of millions of rows.
+/// Largest size of a file, in bytes: enough for hundreds of millions of rows.
 const MAX_BYTES: u64 = 1 << 34;
 
 impl From<&Example> for RowKey {
@@ -58,7 +60,7 @@ fn record(key: RowKey, sums: SideSums) -> [u8; RECORD_BYTES] {
     record
 }
 
-/// Reads a record; `None` where it is damaged.
+/// Parses a record; `None` where it is damaged.
 fn parse(bytes: &[u8]) -> Option<(RowKey, SideSums)> {
     let mut numbers = bytes[KEY_BYTES..].chunks_exact(size_of::<f64>()).map(|b| f64::from_le_bytes(first_bytes(b)));
     let mut next = || numbers.next().unwrap_or_default();
@@ -67,7 +69,7 @@ fn parse(bytes: &[u8]) -> Option<(RowKey, SideSums)> {
     (record(key, sums) == bytes).then_some((key, sums))
 }
 
-/// The scores that were kept, and the file that takes more.
+/// Store of scores: those that were read, and the file for new ones.
 #[derive(Debug)]
 pub struct ScoreStore {
     dir: PathBuf,
@@ -77,7 +79,7 @@ pub struct ScoreStore {
 }
 
 impl ScoreStore {
-    /// Opens a folder's scores. What cannot be read costs time, nothing else.
+    /// Opens a folder of scores. Files that cannot be read are ignored: their rows are only scored again.
     pub fn open(dir: &Path) -> Self {
         let mut known = HashMap::new();
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -91,15 +93,15 @@ impl ScoreStore {
         Self { dir: dir.into(), known, file: None, has_failed: false }
     }
 
-    /// Returns a row's scores, where they are known.
+    /// Returns a row's scores; `None` where they are not known.
     pub fn get(&self, key: RowKey) -> Option<SideSums> {
         self.known.get(&key).copied()
     }
 
-    /// Keeps scores; they are on disk, in one write, when this returns.
+    /// Stores scores in one write; they are on disk when this returns.
     ///
     /// # Errors
-    /// [`Error::File`], once: what cannot be kept once is not tried again, since half a record may be at the file's end.
+    /// [`Error::File`], once. After a failure nothing more is written, since half a record may be at the file's end.
     pub fn append(&mut self, rows: &[(RowKey, SideSums)]) -> Result<()> {
         self.known.extend(rows.iter().copied());
         if self.has_failed {
@@ -111,7 +113,7 @@ impl ScoreStore {
         written.map_err(|e| Error::file(&self.dir, e))
     }
 
-    /// The run's own file, made when it is first written to.
+    /// Returns this run's own file, and creates it at the first write.
     fn file(&mut self) -> std::io::Result<&File> {
         if self.file.is_none() {
             fs::create_dir_all(&self.dir)?;
@@ -167,7 +169,7 @@ mod tests {
         known(&[]);
         let mut first = ScoreStore::open(&dir);
         first.append(&rows[..2]).unwrap();
-        // A second run, side by side.
+        // A second run beside the first.
         let mut second = ScoreStore::open(&dir);
         assert!(second.get(rows[1].0).is_some() && second.get(rows[2].0).is_none());
         second.append(&rows[2..4]).unwrap();
@@ -180,7 +182,7 @@ mod tests {
         assert_eq!(files.len(), 2);
         let whole = fs::read(&files[1]).unwrap();
         assert_eq!(whole.len(), 3 * RECORD_BYTES);
-        // Cut short in the middle of the third record.
+        // The file is truncated in the middle of the third record.
         fs::write(&files[1], &whole[..2 * RECORD_BYTES + 9]).unwrap();
         known(&[0, 1, 2, 3]);
         for bit in 0..RECORD_BYTES * 8 {

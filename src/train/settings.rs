@@ -1,4 +1,4 @@
-//! The resolved settings of a training run, and their defaults.
+//! Settings of a training run with all defaults filled in, and the defaults.
 
 use super::lr_schedule::{LrSchedule, LrSchedulerType, POLYNOMIAL_END};
 use super::trainer::AdamwConfig;
@@ -22,14 +22,14 @@ use crate::validate::{at_least_one, below_one, not_negative, positive};
 pub enum ReferenceChoice {
     /// The starting policy.
     Initial,
-    /// The policy with its adapter off.
+    /// The policy without its adapter.
     Base,
-    /// Another checkpoint.
+    /// Another model: a folder or a hub id.
     Model(String),
 }
 
 impl ReferenceChoice {
-    /// `initial`, `base`, or a folder or hub id.
+    /// Parses `initial`, `base`, or a folder or hub id.
     pub fn parse(text: &str) -> Self {
         match text {
             "initial" => Self::Initial,
@@ -39,10 +39,10 @@ impl ReferenceChoice {
     }
 }
 
-/// Length of a run, in steps or epochs.
+/// Length of a run and of its warm-up, in steps or epochs.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct RunLength {
-    /// Epochs over the data.
+    /// Number of passes over the data.
     pub num_train_epochs: f64,
     /// Number of steps, which overrides `num_train_epochs`.
     pub max_steps: Option<usize>,
@@ -61,10 +61,10 @@ fn is_one(n: &usize) -> bool {
     *n == one()
 }
 
-/// A training run, with nothing left open.
+/// Settings of a training run in which nothing is left open.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TrainSettings {
-    /// `None`: SFT.
+    /// Preference loss; `None` for SFT.
     pub preference: Option<PreferenceLoss>,
     /// Optimiser, which decides how the moments are stored.
     pub optim: Optim,
@@ -72,13 +72,13 @@ pub struct TrainSettings {
     pub param_dtype: ParamDtype,
     /// Data type of the activations that are saved for the backward pass.
     pub saved_dtype: SavedDtype,
-    /// AdamW's constants.
+    /// Constants of AdamW.
     pub optimiser: AdamwConfig,
-    /// Highest rate.
+    /// Highest learning rate.
     pub learning_rate: f64,
     /// Shape of the schedule after the warm-up.
     pub lr_scheduler_type: LrSchedulerType,
-    /// Falls to 0 of [`LrSchedulerType::CosineWithRestarts`]; 1 elsewhere.
+    /// Number of half cosines of [`LrSchedulerType::CosineWithRestarts`]; 1 for other shapes.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub lr_num_cycles: usize,
     /// Length of the run and of its warm-up.
@@ -89,43 +89,43 @@ pub struct TrainSettings {
     pub gradient_accumulation_steps: usize,
     /// Seed of the order of rows, of a new adapter, and of stochastic rounding.
     pub seed: u64,
-    /// A new order each epoch.
+    /// Whether each epoch has a new order of rows.
     pub shuffle: bool,
-    /// Decay one-dimensional tensors too.
+    /// Whether one-dimensional tensors have weight decay, too.
     pub decay_all: bool,
-    /// A shared instruction is computed once.
+    /// Whether an instruction that two sequences share is computed once.
     pub share_prefix: bool,
 }
 
-/// The optimiser counts steps in 32 bits.
+/// Largest number of steps, because the optimiser counts them in 32 bits.
 pub const MOST_STEPS: usize = 1 << 31;
 const MOST_EPOCHS: f64 = 1e6;
 
-/// Defaults of a training run, some of them by method: full fine-tuning needs smaller rates.
+/// Defaults of a training run. Some depend on the method: full fine-tuning needs smaller learning rates.
 pub struct TrainDefaults;
 
 impl TrainDefaults {
-    /// Rate for LoRA (the paper's).
+    /// Learning rate for LoRA, as in the paper.
     pub const LEARNING_RATE_LORA: f64 = 5e-5;
-    /// Rate for `--full`.
+    /// Learning rate for `--full`.
     pub const LEARNING_RATE_FULL: f64 = 1e-6;
-    /// Rate for SFT of all parameters.
+    /// Learning rate for SFT of all parameters.
     pub const LEARNING_RATE_SFT: f64 = 2e-5;
     /// Rows per micro-batch.
     pub const BATCH_SIZE: usize = 8;
-    /// Steps between lines on the terminal when it is not one.
+    /// Number of steps between progress lines, where standard error is not a terminal.
     pub const LOGGING_STEPS: usize = 1;
-    /// Steps between checkpoints.
+    /// Number of steps between checkpoints.
     pub const SAVE_STEPS: usize = 500;
-    /// Checkpoints kept.
+    /// Number of checkpoints that are kept.
     pub const SAVE_TOTAL_LIMIT: usize = 2;
-    /// Moments in f32.
+    /// Optimiser: moments in f32.
     pub const OPTIM: Optim = Optim::Adamw;
-    /// Trained parameters in f32.
+    /// Data type of trained parameters: f32.
     pub const PARAM_DTYPE: ParamDtype = ParamDtype::F32;
-    /// Activations saved for the backward pass in f32, unrounded.
+    /// Data type of saved activations: f32, unrounded.
     pub const SAVED_DTYPE: SavedDtype = SavedDtype::F32;
-    /// AdamW's constants, and the norm that gradients are clipped to.
+    /// Constants of AdamW, and the norm to which gradients are clipped.
     pub const OPTIMISER: AdamwConfig =
         AdamwConfig { adam_beta1: 0.9, adam_beta2: 0.999, adam_epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
 }
@@ -141,13 +141,13 @@ impl TrainSettings {
         self.preference.clone().map_or(TrainingLoss::Sft, TrainingLoss::Preference)
     }
 
-    /// Steps for `n` rows. The last step of an epoch may have fewer rows.
+    /// Returns the number of steps for `n` rows. The last step of an epoch may have fewer rows.
     pub fn max_steps(&self, n: usize) -> usize {
         let by_epochs = (n.div_ceil(self.rows_per_step()) as f64 * self.length.num_train_epochs).ceil();
         self.length.max_steps.unwrap_or(by_epochs as usize)
     }
 
-    /// The schedule for `n` rows.
+    /// Returns the learning-rate schedule for `n` rows.
     pub fn schedule(&self, n: usize) -> LrSchedule {
         let max_steps = self.max_steps(n);
         let by_ratio = (max_steps as f64 * self.length.warmup_ratio).ceil() as usize;

@@ -1,8 +1,9 @@
-//! Similarity of instructions, for RPO (arXiv 2402.10958). RPO uses a sentence encoder; here the model's own input embeddings serve. An
-//! instruction's direction is the mean of its tokens' input embeddings (template included), less the mean over all instructions of the
-//! data, scaled to length 1. Without that subtraction all directions would nearly coincide: instructions share the template, and embeddings
-//! of language models lie in a cone (arXiv 1909.00512). So unlike instructions have cosines around 0, and identical ones 1, like with RPO's
-//! encoder. Input embeddings cost a look-up; hidden states would cost a forward pass, and lie in the narrower cone.
+//! Similarity of instructions, for RPO (arXiv 2402.10958). RPO uses a sentence encoder; this program uses the model's own input embeddings
+//! instead. An instruction's prompt embedding is the mean of its tokens' input embeddings (template included), less the mean over all
+//! instructions of the data, scaled to length 1. Without that subtraction, all embeddings would nearly coincide: instructions share the
+//! template, and embeddings of language models lie in a cone (arXiv 1909.00512). With it, unlike instructions have cosines around 0, and
+//! identical ones 1, as with RPO's encoder. Input embeddings cost a look-up; hidden states would cost a forward pass, and lie in a narrower
+//! cone.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use crate::kernels::attention::SegmentTable;
 use crate::kernels::packed_batch::PackedBatch;
 use crate::model::decoder::{Decoder, TokenSlots};
 
-/// Returns the mean (D) over all instructions of the data, of which nothing else is held.
+/// Returns the mean embedding (D) over all instructions of the data, without keeping the single embeddings.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -33,7 +34,8 @@ pub async fn mean_instruction(
     Ok(mean)
 }
 
-/// Directions (D) of the instructions of each example's sequences, of length 1; of length 0 where it is `mean`, that of all the data, which has none.
+/// Computes the prompt embeddings (D), of length 1, of the instructions of each example's sequences. An instruction equal to the mean of
+/// all has an embedding of zeros, because it has no direction.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -52,10 +54,11 @@ pub async fn prompt_embeddings(
     Ok(examples.iter().map(two).collect())
 }
 
-/// Examples whose tokens are looked up together.
+/// Number of examples whose tokens are looked up together.
 const TOGETHER: usize = 1024;
 
-/// Gives the mean (D) of the embeddings of each instruction, in order. Of the tokens of some examples each is looked up once.
+/// Passes the mean embedding (D) of each instruction's tokens to `each`, in order. Each distinct token of a group of examples is looked up
+/// once.
 async fn embedded(
     gpu: &Gpu,
     decoder: &Decoder,
@@ -76,7 +79,7 @@ async fn embedded(
         let table = look_up(gpu, decoder, &rows.keys().copied().collect::<Vec<_>>(), max_tokens).await?;
         let mut before: Option<(&[PromptPlace], Vec<f64>)> = None;
         for places in &instructions {
-            // Sides often share their instruction.
+            // The sides of a pair often share their instruction.
             let known = before.take().filter(|(same, _)| same == places);
             let mean = known.map_or_else(
                 || {
@@ -96,10 +99,10 @@ async fn embedded(
     Ok(())
 }
 
-/// A token and where it stands: 0, where positions are not learned.
+/// Token id and position; the position is 0 where positions are not learned.
 type PromptPlace = (u32, u32);
 
-/// Embeddings (n, D) of tokens at their places.
+/// Looks up the embeddings (n, D) of tokens at their positions.
 async fn look_up(gpu: &Gpu, decoder: &Decoder, places: &[PromptPlace], max_tokens: usize) -> Result<Vec<f32>> {
     let (d, mut table) = (&decoder.description, Vec::new());
     for some in places.chunks(max_tokens.max(1)) {
@@ -114,10 +117,10 @@ async fn look_up(gpu: &Gpu, decoder: &Decoder, places: &[PromptPlace], max_token
     Ok(table)
 }
 
-/// Below this part of a vector's length, what is left of it is rounding.
+/// Smallest length of a difference, relative to the vector's length. A smaller difference is a rounding error.
 const NOTHING: f64 = 1e-9;
 
-/// Returns a vector less the mean of all, at length 1 or 0.
+/// Returns a vector less the mean, scaled to length 1; zeros where the difference is a rounding error.
 fn direction(vector: &[f64], mean: &[f64]) -> Vec<f32> {
     let length = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
     let away: Vec<f64> = vector.iter().zip(mean).map(|(x, m)| x - m).collect();
@@ -125,7 +128,7 @@ fn direction(vector: &[f64], mean: &[f64]) -> Vec<f32> {
     away.iter().map(|x| (x * scale) as f32).collect()
 }
 
-/// Cosines (rows, columns) of directions; 1 where either has no direction.
+/// Returns the cosines (rows, columns) of prompt embeddings; 1 where either is zero.
 pub fn cosines(rows: &[&[f32]], columns: &[&[f32]]) -> Vec<f64> {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     let cosine = |a: &[f32], b: &[f32]| {

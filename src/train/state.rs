@@ -1,5 +1,6 @@
-//! A run's state: every trained tensor with its moments by name, as the device holds them, and what is no tensor. A checkpoint's content,
-//! wherever it is kept. The order of rows is a function of (seed, epoch), so the step number is the whole random state.
+//! Training state: every trained tensor with its moments by name, as stored on the device, and the state besides the tensors. It is the
+//! content of a checkpoint, wherever that is stored. The order of rows is a function of (seed, epoch), so the step number determines all
+//! random choices.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,15 +13,15 @@ use crate::model::weights::{StateArray, WeightArena};
 /// Training state besides the tensors.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TrainingState {
-    /// Steps done.
+    /// Number of finished steps.
     pub step: usize,
-    /// Tokens trained on.
+    /// Number of tokens trained on.
     pub num_tokens: u64,
-    /// Best evaluation loss so far, and its step.
+    /// Lowest evaluation loss so far, and its step.
     pub best: Option<(f64, usize)>,
-    /// Hash of settings, data and model, which must not change between a run and its continuation.
+    /// Hash of settings, data and model, which must be equal when a run is resumed.
     pub fingerprint: String,
-    /// The time that the chat template prints, in seconds since 1970, where it prints one: a run goes on with its own.
+    /// Time that the chat template prints, in seconds since 1970, if it prints any. A resumed run keeps the time of its start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<u64>,
 }
@@ -34,15 +35,15 @@ fn n_bytes(array: &StateArray) -> usize {
     array.slots.iter().map(|s| s.bytes() as usize).sum()
 }
 
-/// Returns the number of elements in the header: whole words, counted as elements of the array's type.
+/// Returns the number of elements for the header: the slots' whole words, counted as elements of the array's type.
 fn n_elements(array: &StateArray) -> usize {
     n_bytes(array) * 8 / array.dtype.bitsize()
 }
 
-/// The arena as a safetensors file; `path` is for messages.
+/// Encodes the arena as a safetensors file. `path` is for messages.
 ///
 /// # Errors
-/// [`Error::File`] (a full disk, for one), [`Error::Gpu`].
+/// [`Error::File`], for example where the disk is full; [`Error::Gpu`].
 pub async fn encode(gpu: &Gpu, arena: &WeightArena, path: &Path, out: &mut impl Write) -> Result<()> {
     let at = |e: std::io::Error| Error::file(path, e);
     let mut header = serde_json::Map::new();
@@ -59,7 +60,7 @@ pub async fn encode(gpu: &Gpu, arena: &WeightArena, path: &Path, out: &mut impl 
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
     out.write_all(&header).map_err(at)?;
     for (_, array) in arrays(arena) {
-        // One page after the other: an array may be larger than the host's memory has room for twice.
+        // Reads one slot after the other, because the host may not have memory for a whole array twice.
         for slot in &array.slots {
             for words in gpu.read::<u32>(&[slot]).await? {
                 out.write_all(bytemuck::cast_slice(&words)).map_err(at)?;
@@ -69,10 +70,10 @@ pub async fn encode(gpu: &Gpu, arena: &WeightArena, path: &Path, out: &mut impl 
     Ok(())
 }
 
-/// Such a file's content into the arena; `path` is for messages.
+/// Loads the content of such a file into the arena. `path` is for messages.
 ///
 /// # Errors
-/// [`Error::File`], [`Error::Tensor`]: it is damaged, or of another arena.
+/// [`Error::File`], [`Error::Tensor`] where the content is damaged, or belongs to another arena.
 pub fn restore(gpu: &Gpu, arena: &WeightArena, path: &Path, content: &[u8]) -> Result<()> {
     let tensors = safetensors::SafeTensors::deserialize(content).map_err(|e| Error::file(path, e))?;
     let by_name: BTreeMap<String, _> = tensors.tensors().into_iter().collect();

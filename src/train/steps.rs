@@ -1,4 +1,4 @@
-//! The steps of a run, one after the other: which rows, at which rate, and what is told of them. Where the results go is the caller's.
+//! The steps of a run: the rows of each step, its learning rate and its metrics. The caller stores the results.
 
 use web_time::Instant;
 
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::objective::TrainingLoss;
 use crate::train::settings::TrainSettings;
 
-/// Adds an outcome to metrics.
+/// Adds the results of a batch to metrics.
 pub fn tally(goal: &TrainingLoss, outcome: &BatchResult, into: &mut MetricsAccumulator) {
     into.add_loss(outcome.loss_sum, outcome.n, outcome.tokens);
     let TrainingLoss::Preference(p) = goal else { return };
@@ -32,20 +32,20 @@ pub fn tally(goal: &TrainingLoss, outcome: &BatchResult, into: &mut MetricsAccum
     }
 }
 
-/// A run between two steps.
+/// Runner of a run's steps.
 #[derive(Debug)]
 pub struct StepRunner {
-    /// Steps done.
+    /// State after the last finished step.
     pub state: TrainingState,
-    /// Rates, and how many steps there are.
+    /// Learning-rate schedule, which also has the number of steps.
     pub schedule: LrSchedule,
     settings: TrainSettings,
     order: EpochSampler,
-    /// Steps recorded: `state.step`, or one more.
+    /// Number of recorded steps: `state.step`, or one more.
     recorded: usize,
 }
 
-/// A step that is recorded, or on its way.
+/// Step that is recorded, or submitted to the device.
 pub struct StepInFlight<S> {
     step: S,
     learning_rate: f64,
@@ -53,14 +53,14 @@ pub struct StepInFlight<S> {
 }
 
 impl<'e> StepInFlight<RecordedStep<'_, 'e>> {
-    /// Starts it.
+    /// Submits the step to the device.
     pub fn submit(self) -> StepInFlight<SubmittedStep<'e>> {
         StepInFlight { step: self.step.submit(), learning_rate: self.learning_rate, epoch: self.epoch }
     }
 }
 
 impl StepRunner {
-    /// Starts at the first step, or at the step where `state` was kept, over `n` rows.
+    /// Starts over `n` rows at the step of `state`.
     pub fn new(settings: TrainSettings, n: usize, state: TrainingState) -> Self {
         let mut order = EpochSampler::new(n, settings.seed, settings.shuffle, SamplerState::default());
         (0..state.step).for_each(|_| drop(order.take(settings.rows_per_step())));
@@ -68,13 +68,13 @@ impl StepRunner {
         Self { state, schedule, settings, order, recorded }
     }
 
-    /// Tells whether the reference of all rows of the next step is known.
+    /// Returns whether the reference values of all rows of the next step are known.
     pub fn is_prepared(&self, scorer: &ReferenceScorer<'_>, rows: &mut TrainingRows<'_, '_>) -> bool {
         self.order.next_rows(self.settings.rows_per_step()).iter().all(|&row| scorer.knows(rows, row))
     }
 
-    /// Finds out the reference of the next step's rows, and in the same block of some of the steps behind it. Nothing may be recorded that is not
-    /// submitted. Says whether the next step can be: not where it was stopped.
+    /// Computes the reference values of the next step's rows, and in the same block those of some later steps. No step may be recorded and
+    /// not yet submitted. Returns whether the next step is prepared; false where the pass was stopped.
     ///
     /// # Errors
     /// Fails like [`ReferenceScorer::find`].
@@ -93,7 +93,7 @@ impl StepRunner {
         scorer.find(&trainer.decoder, rows, &block, watch).await
     }
 
-    /// Unknown rows of the next step, and of further ones of its epoch while they have no more tokens than a block.
+    /// Returns the rows without reference values of the next step, and of later steps of its epoch until a block is full.
     fn block(&self, scorer: &ReferenceScorer<'_>, rows: &mut TrainingRows<'_, '_>) -> Vec<usize> {
         let (mut order, mut block, mut tokens) = (self.order.clone(), Vec::new(), 0);
         for _ in self.recorded..self.schedule.max_steps {
@@ -110,7 +110,7 @@ impl StepRunner {
         block
     }
 
-    /// The rows of all steps that are left, each once, in the order of their first step.
+    /// Returns the rows of all remaining steps, each once, in the order of their first step.
     pub fn rows_left(&self) -> Vec<usize> {
         let (mut order, mut seen, mut left) = (self.order.clone(), vec![false; self.order.len()], Vec::new());
         for _ in self.recorded..self.schedule.max_steps {
@@ -123,7 +123,8 @@ impl StepRunner {
         left
     }
 
-    /// Records the next step, which is prepared; nothing runs. May be done while the one before it runs, unless something else is recorded in between.
+    /// Records the next step, which must be prepared, without submitting it. It may be recorded while the step before it runs, unless
+    /// something else is recorded in between.
     pub fn record<'g, 'e>(
         &mut self,
         trainer: &Trainer<'g>,
@@ -139,12 +140,12 @@ impl StepRunner {
         StepInFlight { step, learning_rate, epoch: self.order.epochs() }
     }
 
-    /// Gives the passes over the data up to the last step that was recorded, a fraction.
+    /// Returns the number of passes over the data up to the last recorded step, a fraction.
     pub fn epoch(&self) -> f64 {
         self.order.epochs()
     }
 
-    /// Waits for a step that began at `started`.
+    /// Waits for a step that was submitted at `started`.
     ///
     /// # Errors
     /// Fails like [`Trainer::finish`].

@@ -1,4 +1,4 @@
-//! A model with random weights and rows of random tokens: what benchmarks train.
+//! Model with random weights, and rows of random tokens, for benchmarks.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -16,11 +16,11 @@ use crate::train::settings::TrainDefaults;
 
 /// Standard deviation of the weights.
 const STD: f32 = 0.02;
-/// Rank and scale of the adapter: the paper's.
+/// Rank R of the adapter; `SCALE` is α/R. Both are the paper's.
 const RANK: usize = 8;
 const SCALE: f32 = 2.0;
 
-/// Weights that no file holds.
+/// Source of random weights.
 struct RandomSource {
     bf16: bool,
 }
@@ -35,7 +35,7 @@ impl WeightSource for RandomSource {
             return Ok(vec![1.0; n]);
         }
         let mut rng = Rng::new(n as u64, 11);
-        // Uniform: a large model has more weights than there is patience for normal ones.
+        // Uniform values, because a large model has too many weights for normally distributed ones to be drawn quickly.
         let bound = STD * 3.0f32.sqrt();
         let value = |_| bound * (2.0 * rng.next_f32() - 1.0);
         let round = |v: f32| if self.bf16 { half::bf16::from_f32(v).to_f32() } else { v };
@@ -51,7 +51,7 @@ pub fn description(shape: &ModelShape) -> Result<ModelConfig> {
     ModelConfig::from_json(shape.name, &shape.config_json())
 }
 
-/// A decoder of random weights: every parameter trained in f32, or an adapter on all linear modules of a bf16 base.
+/// Creates a decoder with random weights: every parameter is trained in f32, or only an adapter on all linear modules of a bf16 base.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -80,15 +80,15 @@ fn adapter(d: &ModelConfig) -> LoraSpec {
 /// Lengths of a pair's sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowLengths {
-    /// All alike, the first third an instruction of its own.
+    /// Equal lengths; the first third of each sequence is an instruction of its own.
     Equal,
-    /// All alike, the first two thirds one instruction of both.
+    /// Equal lengths; the first two thirds are an instruction that both sequences share.
     Shared,
-    /// Lengths from a quarter to the whole, evenly; the longest is among them.
+    /// Lengths evenly from a quarter of the full length up to it; the longest occurs.
     Mixed,
 }
 
-/// Pairs of two sequences of `length` tokens, at most.
+/// Creates pairs of two sequences of at most `length` tokens.
 pub fn pairs(n: usize, length: usize, vocab: usize, lengths: RowLengths) -> Vec<Example> {
     let mut rng = Rng::new(n as u64, 13);
     let mut ids = |n: usize| (0..n).map(|_| rng.below(vocab as u32)).collect::<Vec<u32>>();

@@ -1,4 +1,4 @@
-//! TensorBoard event files, written by hand: TFRecord framing with a masked CRC-32C, and the few protobuf fields of a scalar.
+//! TensorBoard event files: TFRecord framing with a masked CRC-32C, and the few protobuf fields of a scalar, encoded without a library.
 
 use super::metrics::{self, MetricsLine};
 use crate::error::{Error, Result};
@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use web_time::{SystemTime, UNIX_EPOCH};
 
-/// CRC-32C (Castagnoli), reflected polynomial 0x82f63b78.
+/// Computes CRC-32C (Castagnoli), reflected polynomial 0x82f63b78.
 pub fn crc32c(bytes: &[u8]) -> u32 {
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];
@@ -27,12 +27,12 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, &b| TABLE[usize::from(crc as u8 ^ b)] ^ crc >> 8)
 }
 
-/// TFRecord's mask, so that a checksum of data that holds checksums stays strong.
+/// Applies TFRecord's mask to a checksum, because a CRC of data that contains CRCs is weak.
 fn masked(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// A record: length, its checksum, the data, their checksum; little endian.
+/// Encodes a record, little-endian: length, checksum of the length, data, checksum of the data.
 fn record(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     let mut out = length.to_vec();
@@ -42,7 +42,7 @@ fn record(data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Protobuf's wire format.
+/// Protobuf message in wire format.
 #[derive(Default)]
 struct ProtoMessage(Vec<u8>);
 
@@ -80,13 +80,13 @@ impl ProtoMessage {
     }
 }
 
-/// `Event`: wall_time = 1, step = 2.
+/// Encodes an `Event`: wall_time = 1, step = 2.
 fn event(step: u64) -> ProtoMessage {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     ProtoMessage::default().double(1, now.as_secs_f64()).integer(2, step)
 }
 
-/// The group of a metric, as transformers has it: `eval_loss` is `eval/loss`, `loss` is `train/loss`.
+/// Returns a metric's tag in its group, as in transformers: `eval_loss` becomes `eval/loss`, `loss` becomes `train/loss`.
 fn tag(name: &str) -> String {
     match name.strip_prefix("eval_") {
         Some(rest) => format!("eval/{rest}"),
@@ -94,7 +94,7 @@ fn tag(name: &str) -> String {
     }
 }
 
-/// An event file in a log folder.
+/// Event file in a log folder, opened for appending.
 #[derive(Debug)]
 pub struct EventWriter {
     path: PathBuf,
@@ -102,12 +102,12 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Begins `events.out.tfevents.<time>.<host>.jointwise` in a folder, which is created. A run that is resumed after
-    /// `last_step` says so, and TensorBoard hides what the broken run had logged beyond it.
+    /// Creates `events.out.tfevents.<time>.<host>.jointwise` in a folder, which is created too. A run that resumes after `last_step`
+    /// records this, so that TensorBoard hides what the interrupted run logged beyond that step.
     pub fn create(folder: &Path, last_step: Option<u64>) -> Result<Self> {
         make_folder(folder)?;
         let mut time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        // Files are read in the order of their names: a second one in the same second takes the next.
+        // TensorBoard reads files in the order of their names, so a second file in the same second takes the next second's name.
         let path = loop {
             let path = folder.join(format!("events.out.tfevents.{time:010}.{}.jointwise", machine_name()));
             if !path.exists() {
@@ -126,7 +126,7 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// Logs a number under a name; slashes make groups.
+    /// Logs a number under a tag; slashes form groups.
     pub fn scalar(&mut self, step: u64, tag: &str, value: f64) -> Result<()> {
         self.write(&event(step).bytes(5, &summary([(tag, value)]).0))
     }
@@ -141,7 +141,7 @@ impl EventWriter {
         self.write(&event(metrics::step(line).unwrap_or(0)).bytes(5, &summary(values).0))
     }
 
-    /// The file.
+    /// Returns the file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -151,7 +151,7 @@ impl EventWriter {
     }
 }
 
-/// `Summary`: value = 1, repeated; `Summary.Value`: tag = 1, simple_value = 2.
+/// Encodes a `Summary`: value = 1, repeated; `Summary.Value`: tag = 1, simple_value = 2.
 fn summary<'a>(values: impl IntoIterator<Item = (&'a str, f64)>) -> ProtoMessage {
     values.into_iter().fold(ProtoMessage::default(), |all, (tag, value)| {
         all.bytes(1, &ProtoMessage::default().bytes(1, tag.as_bytes()).float(2, value as f32).0)

@@ -1,4 +1,4 @@
-//! The optimiser step: micro-batches forward and backward, one division, clip, AdamW; and scores over whole data sets.
+//! Optimiser step: micro-batches forward and backward, division of the sum once, clipping, AdamW. Also scores over whole data sets.
 
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
@@ -16,30 +16,30 @@ use crate::objective::{LossInputs, SequenceLogps};
 
 use super::outcome::{BatchResult, RowReference, known};
 
-/// Constants of the optimiser, over all steps.
+/// Constants of the optimiser, equal for all steps.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct AdamwConfig {
-    /// β1.
+    /// β1, decay rate of the first moment.
     pub adam_beta1: f64,
-    /// β2.
+    /// β2, decay rate of the second moment.
     pub adam_beta2: f64,
-    /// ε.
+    /// ε, added to the root of the second moment.
     pub adam_epsilon: f64,
-    /// Decoupled.
+    /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// 0: no clipping.
+    /// Largest norm of the gradients; 0 disables clipping.
     pub max_grad_norm: f64,
 }
 
-/// A decoder being trained.
+/// Trainer of a decoder.
 pub struct Trainer<'g> {
-    /// The device.
+    /// Device that the decoder is on.
     pub gpu: &'g Gpu,
-    /// The policy.
+    /// Policy that is trained.
     pub decoder: Decoder,
     /// Loss to minimise.
     pub goal: TrainingLoss,
-    /// Shared instructions are computed once.
+    /// Whether shared instructions are computed once.
     pub share_prefix: bool,
     /// Activations that the forward pass saves for the backward pass. The choice changes memory and time, not results.
     pub keep: RecomputePolicy,
@@ -48,7 +48,7 @@ pub struct Trainer<'g> {
 }
 
 struct PendingScores {
-    /// (N), read back after the step: metrics sum them in f64, as reference scores are summed, so that ties are exact.
+    /// Log-probabilities (N), read back after the step. Metrics sum them in f64, like the reference scores, so that ties are exact.
     logp: Slot,
     spans: Vec<SequenceSpan>,
     tokens: usize,
@@ -66,21 +66,21 @@ pub struct StepUpdate<'a> {
     pub number: usize,
 }
 
-/// A step of which nothing runs yet.
+/// Step that is recorded, but not submitted.
 pub struct RecordedStep<'g, 'e> {
     recordings: Vec<Recording<'g>>,
     running: SubmittedStep<'e>,
 }
 
 impl<'e> RecordedStep<'_, 'e> {
-    /// Starts it.
+    /// Submits the step to the device.
     pub fn submit(self) -> SubmittedStep<'e> {
         self.recordings.into_iter().for_each(Recording::submit);
         self.running
     }
 }
 
-/// A step on its way.
+/// Step that was submitted to the device.
 pub struct SubmittedStep<'e> {
     pending: Vec<PendingScores>,
     norm: Slot,
@@ -98,7 +98,8 @@ pub struct StepResult {
 }
 
 impl<'g> Trainer<'g> {
-    /// Records adding to the gradients the sum over `examples`, in micro-batches of `batch_size`.
+    /// Records the gradients of the summed loss over `examples`, in micro-batches of `batch_size`, which are added to the arena's
+    /// gradients.
     fn accumulate(
         &self,
         examples: &[&Example],
@@ -127,7 +128,7 @@ impl<'g> Trainer<'g> {
         rec
     }
 
-    /// Units of the mean: rows, or response tokens.
+    /// Returns the number of terms of the mean loss: rows, or response tokens for SFT.
     fn divisor(&self, examples: &[&Example]) -> usize {
         match self.goal {
             TrainingLoss::Preference(_) => examples.len(),
@@ -165,7 +166,8 @@ impl<'g> Trainer<'g> {
         self.finish(self.record(examples.to_vec(), reference.to_vec(), batch_size, &update).submit()).await
     }
 
-    /// Records a step on the mean loss of `examples`; nothing runs. May be done while the step before it runs, unless something else is recorded in between.
+    /// Records a step on the mean loss of `examples`, without submitting it. It may be recorded while the step before it runs, unless
+    /// something else is recorded in between.
     pub fn record<'e>(
         &self,
         examples: Vec<&'e Example>,
@@ -202,10 +204,10 @@ impl<'g> Trainer<'g> {
         RecordedStep { recordings, running: SubmittedStep { pending, norm, examples, number: update.number } }
     }
 
-    /// Waits for a step.
+    /// Waits for a submitted step.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] naming step, rows and tensor: the parameters are then as before the step. [`Error::Gpu`].
+    /// [`Error::NotFinite`] naming step, rows and tensor, where the step has left the parameters unchanged; [`Error::Gpu`].
     pub async fn finish(&self, running: SubmittedStep<'_>) -> Result<StepResult> {
         let SubmittedStep { pending, norm, examples, number } = running;
         let step = self.read(pending, &norm).await?;
@@ -216,7 +218,7 @@ impl<'g> Trainer<'g> {
         Ok(step)
     }
 
-    /// Gradients of the mean loss over `examples`, left in the arena; not clipped.
+    /// Computes the gradients of the mean loss over `examples`, not clipped. They stay in the arena as sums.
     ///
     /// # Errors
     /// [`Error::NotFinite`] naming rows and tensor; [`Error::Gpu`].
@@ -244,7 +246,7 @@ impl<'g> Trainer<'g> {
         Ok(step)
     }
 
-    /// The gradients in the arena, divided as the mean asks, by name.
+    /// Reads the arena's gradients, divided by the mean's number of terms: (name, shape, values) of each tensor.
     ///
     /// # Errors
     /// [`Error::Gpu`].
@@ -259,7 +261,7 @@ impl<'g> Trainer<'g> {
         Ok(all)
     }
 
-    /// The trained weights are numbers: what a step's loss cannot tell, because it is taken before the update.
+    /// Checks that the trained weights are finite. A step's loss cannot show this, because it is computed before the update.
     ///
     /// # Errors
     /// [`Error::NotFinite`] naming step and tensor; [`Error::Gpu`].
@@ -272,7 +274,7 @@ impl<'g> Trainer<'g> {
         if self.gpu.read::<f32>(&[&norm]).await?.concat().iter().all(|n| n.is_finite()) {
             return Ok(());
         }
-        // A norm may overflow where no weight does.
+        // The norm may overflow although every weight is finite.
         match self.first_not_finite(self.decoder.trained_weights(), false).await? {
             Some(what) => Err(Error::NotFinite {
                 place: format!("step {step}, after the update"),
@@ -297,7 +299,7 @@ impl<'g> Trainer<'g> {
         Ok(Error::NotFinite { place, what })
     }
 
-    /// The first tensor with a value (or a gradient) that is not finite, in quotes.
+    /// Returns the first tensor with a value (or a gradient) that is not finite, in quotes.
     async fn first_not_finite(&self, tensors: Vec<&weights::Weight>, gradient: bool) -> Result<Option<String>> {
         for weight in tensors {
             if weights::read_back(self.gpu, weight, gradient).await?.iter().any(|v| !v.is_finite()) {
@@ -308,7 +310,7 @@ impl<'g> Trainer<'g> {
     }
 }
 
-/// Returns the pages' gradients in the form that [`global_norm`] takes.
+/// Returns the buckets' gradients in the form that [`global_norm`] takes.
 fn gradients(pages: &[ParamBucket]) -> Vec<(Slot, WeightFormat)> {
     pages.iter().map(|p| (p.grads.clone(), WeightFormat::F32)).collect()
 }
@@ -317,7 +319,7 @@ fn row_numbers(examples: &[&Example]) -> String {
     examples.iter().map(|e| e.row.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// Examples in packed micro-batches of at most `max_tokens` (an example that is larger stands alone), in order.
+/// Divides examples, in order, into packed micro-batches of at most `max_tokens` tokens. A larger example is a micro-batch of its own.
 pub fn batches_by_tokens<'e>(examples: &[&'e Example], share_prefix: bool, max_tokens: usize) -> Vec<Vec<&'e Example>> {
     let mut all: Vec<Vec<&Example>> = Vec::new();
     let mut tokens = 0;
@@ -335,24 +337,24 @@ pub fn batches_by_tokens<'e>(examples: &[&'e Example], share_prefix: bool, max_t
     all
 }
 
-/// A sequence's scores.
+/// Scores of a sequence.
 #[derive(Debug, Clone)]
 pub struct ScoredSequence {
-    /// Sums over instruction and response.
+    /// Sums of log-probabilities over instruction and response tokens.
     pub sums: SequenceLogps,
     /// Log-probability of each token from the second on.
     pub token_logps: Vec<f32>,
 }
 
 impl ScoredSequence {
-    /// Makes a sequence's scores from the log-probs of a batch's rows.
+    /// Computes a sequence's scores from the log-probs of a batch's rows.
     fn from_rows(batch: &PackedBatch, span: &SequenceSpan, logp: &[f32]) -> Self {
         let token_logps = batch.rows_in_order(span).into_iter().map(|row| logp[row]).collect();
         Self { sums: sums(span, logp), token_logps }
     }
 }
 
-/// Sums of a sequence, from the log-probs of a batch's rows.
+/// Sums the log-probs of a sequence, from those of a batch's rows.
 fn sums(span: &SequenceSpan, logp: &[f32]) -> SequenceLogps {
     let sum = |rows: &mut dyn Iterator<Item = usize>| rows.map(|row| f64::from(logp[row])).sum::<f64>();
     SequenceLogps {
@@ -363,7 +365,7 @@ fn sums(span: &SequenceSpan, logp: &[f32]) -> SequenceLogps {
     }
 }
 
-/// Scores of all sequences of `examples`, in order; sums in f64 over the tokens' log-probs.
+/// Computes the scores of all sequences of `examples`, in order. Log-probs of tokens are summed in f64.
 ///
 /// # Errors
 /// [`Error::Gpu`].

@@ -64,7 +64,7 @@ enum PolicyAdapter {
 /// ```
 /// use jointwise::{LoraConfig, Policy};
 /// let policy = Policy::open("models/demo")?.with_lora(LoraConfig::all_linear(16))?;
-/// println!("{} layers", policy.description().n_layers);
+/// println!("{} layers", policy.description().layers.len());
 /// # Ok::<(), jointwise::Error>(())
 /// ```
 pub struct Policy {
@@ -239,7 +239,7 @@ impl Policy {
     /// # Examples
     /// ```
     /// let policy = jointwise::Policy::open("models/demo")?;
-    /// println!("{} layers, width {}", policy.description().n_layers, policy.description().d_model);
+    /// println!("{} layers, width {}", policy.description().layers.len(), policy.description().d_model);
     /// # Ok::<(), jointwise::Error>(())
     /// ```
     pub fn description(&self) -> &ModelConfig {

@@ -1,13 +1,13 @@
-//! The date that a template prints.
+//! Clock for the dates that a template prints.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A time that stands still, in seconds since 1970 (UTC).
+/// Fixed time, in seconds since 1970 (UTC).
 #[derive(Debug)]
 pub(super) struct FixedClock(AtomicU64);
 
 impl FixedClock {
-    /// Stops at the present.
+    /// Creates a clock that is fixed at the present.
     pub(super) fn now() -> Self {
         let since = web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH);
         Self(AtomicU64::new(since.map_or(0, |d| d.as_secs())))
@@ -22,10 +22,10 @@ impl FixedClock {
     }
 }
 
-/// Formats like Python's `strftime`, in English and UTC.
+/// Formats a time like Python's `strftime`, in English and UTC.
 ///
 /// # Errors
-/// The directive, where it is none of those that chat templates use.
+/// The directive, if it is not among those that chat templates use.
 pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, String> {
     const MONTHS: [&str; 12] = [
         "January",
@@ -43,7 +43,7 @@ pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, String> {
     ];
     const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
     let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Days to civil date, Howard Hinnant's algorithm, for dates after 1970.
+    // Converts days to a civil date after 1970, by Howard Hinnant's algorithm.
     let z = days + 719_468;
     let of_era = z % 146_097;
     let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;

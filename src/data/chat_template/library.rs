@@ -1,4 +1,4 @@
-//! Jinja's filters, tests and functions where those of minijinja differ from Python's, and those that transformers adds.
+//! Jinja's filters, tests and functions, where minijinja's differ from Python's; and those that transformers adds.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::methods::{self, DictView};
 use super::python::{JsonStyle, write_str};
 use super::sandbox::{ValueSize, measure};
 
-/// Installs printing, methods, filters, tests and functions.
+/// Installs the formatter, methods, filters, tests and functions.
 pub(super) fn install(environment: &mut Environment<'_>, clock: Arc<FixedClock>) {
     environment.set_formatter(|out, state, value| {
         if let Some(text) = value.as_str() {
@@ -34,7 +34,7 @@ pub(super) fn install(environment: &mut Environment<'_>, clock: Arc<FixedClock>)
     environment.remove_global("debug");
 }
 
-/// Python's `str(value)`, paid for.
+/// Returns Python's `str(value)`, after consuming fuel for it.
 fn python_str(state: &State, value: &Value) -> Result<String, Error> {
     measure(state, value)?;
     let mut out = String::new();
@@ -42,7 +42,8 @@ fn python_str(state: &State, value: &Value) -> Result<String, Error> {
     Ok(out)
 }
 
-/// Jinja asks `is sequence` for `len` and `[]`, which texts and dicts have too, `is iterable` for `iter`; an undefined value has all of them.
+/// Adds tests as in Jinja. There, `is sequence` tests for `len` and `[]`, which texts and dicts have too, and `is iterable` for `iter`. An
+/// undefined value has all of them.
 fn add_tests(environment: &mut Environment<'_>) {
     let has_items = |value: &Value| {
         matches!(value.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)
@@ -75,7 +76,7 @@ fn add_filters(environment: &mut Environment<'_>) {
         let default = default.or(options.get::<Option<Value>>("default")?).or(Some(Value::from(0.0)));
         minijinja::filters::float(state, number(value)?, default, options)
     });
-    // Jinja looks for attributes alone, which no value here has; minijinja for items too.
+    // Jinja's `attr` looks up only attributes, which no value here has. minijinja's also looks up items.
     environment.remove_filter("attr");
     environment.add_filter("join", join);
     environment.add_filter("tojson", tojson);
@@ -86,7 +87,7 @@ fn add_filters(environment: &mut Environment<'_>) {
     });
 }
 
-/// Jinja's `default(value, default_value="", boolean=False)`.
+/// Implements Jinja's `default(value, default_value="", boolean=False)`.
 fn default(value: &Value, other: Option<Value>, boolean: Option<bool>, options: Kwargs) -> Result<Value, Error> {
     let other = other.or(options.get::<Option<Value>>("default_value")?).unwrap_or_else(|| Value::from(""));
     let boolean = boolean.or(options.get::<Option<bool>>("boolean")?).unwrap_or(false);
@@ -94,7 +95,7 @@ fn default(value: &Value, other: Option<Value>, boolean: Option<bool>, options: 
     Ok(if value.is_undefined() || (boolean && !value.is_true()) { other } else { value.clone() })
 }
 
-/// Refuses an undefined value, as Python's `int` and `float` do.
+/// Returns an error for an undefined value, as Python's `int` and `float` do.
 fn number(value: &Value) -> Result<&Value, Error> {
     match value.is_undefined() {
         true => Err(Error::new(ErrorKind::UndefinedError, "an undefined value is not a number")),
@@ -139,7 +140,8 @@ fn attribute_of(item: &Value, key: &Value) -> Result<Value, Error> {
     })
 }
 
-/// Writes transformers' `tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`; the last two by name alone.
+/// Implements transformers' `tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`. The last two arguments are
+/// accepted only by name.
 fn tojson(
     state: &State,
     value: &Value,
@@ -167,7 +169,7 @@ fn tojson(
                 .as_i64()
                 .map(|n| usize::try_from(n).unwrap_or(0))
                 .ok_or_else(|| wrong("`indent` is not a number"))?;
-            // Every value has at most two lines, indented by at most this.
+            // Every value has at most two lines, each indented by at most `width * depth` bytes.
             charge(state, n_values.saturating_mul(width.saturating_mul(depth).saturating_mul(2)))?;
             Some(" ".repeat(width))
         }

@@ -1,4 +1,4 @@
-//! Methods of Python's strings, lists and dicts, for templates. The sandbox of transformers refuses those that change a value; so do these.
+//! Methods of Python's strings, lists and dicts, for templates. Methods that change a value are refused, as in the sandbox of transformers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use minijinja::{Error, ErrorKind, State};
 
 use super::fuel::charge;
 
-/// Calls a method. Its arguments have been measured.
+/// Calls a method whose arguments have been measured.
 ///
 /// # Errors
-/// [`ErrorKind::UnknownMethod`] for other methods, and Python's reasons.
+/// [`ErrorKind::UnknownMethod`] for other methods, and the errors that Python raises.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     match (value.kind(), value.as_str()) {
         (_, Some(text)) => text_method(state, value, text, method, args),
@@ -21,15 +21,15 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     }
 }
 
-/// White space to `str.strip` and `str.split`.
+/// Returns whether `str.strip` and `str.split` treat a character as white space.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// The keys, values or items of a dict: iterable, with a length, but no sequence.
+/// Keys, values or items of a dict: iterable, with a length, but not a sequence.
 #[derive(Debug)]
 pub(super) struct DictView {
-    /// Python's name of its type.
+    /// Name of the type in Python.
     pub name: &'static str,
     items: Vec<Value>,
 }
@@ -169,14 +169,14 @@ fn text_method(state: &mut State, value: &Value, text: &str, method: &str, args:
     }
 }
 
-/// Strips white space or these characters.
+/// Strips white space, or the characters `chars`.
 pub(super) fn stripped<'a>(text: &'a str, chars: Option<&str>, left: bool, right: bool) -> &'a str {
     let is = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     let text = if left { text.trim_start_matches(is) } else { text };
     if right { text.trim_end_matches(is) } else { text }
 }
 
-/// Splits at most this often, from the left or from the right.
+/// Splits a text at most `most` times, from the left or from the right.
 fn split<'a>(text: &'a str, separator: Option<&str>, most: Option<usize>, right: bool) -> Result<Vec<&'a str>, Error> {
     let parts = most.map_or(usize::MAX, |n| n.saturating_add(1));
     let Some(separator) = separator else {
@@ -201,7 +201,7 @@ fn words(text: &str, parts: usize, right: bool) -> Vec<&str> {
     let mut rest = stripped(text, None, !right, right);
     while !rest.is_empty() {
         if found.len() + 1 >= parts {
-            // The last part keeps the white space at its far end.
+            // The last part keeps the white space at its far end, as in Python.
             found.push(rest);
             break;
         }
@@ -237,7 +237,7 @@ fn lines(text: &str, keep: bool) -> Vec<&str> {
     found
 }
 
-/// Cuts out `text[start:end]`, with its offset in characters; `None` where it starts behind the text.
+/// Returns `text[start:end]` with its offset in characters; `None` where `start` is behind the text's end.
 fn sliced(text: &str, start: Option<i64>, end: Option<i64>) -> Option<(usize, &str)> {
     if start.is_none() && end.is_none() {
         return Some((0, text));
@@ -268,7 +268,7 @@ fn padded(state: &State, text: &str, method: &str, width: usize, fill: Option<&s
             format!("{}{}{}", &text[..sign], repeat(n), &text[sign..])
         }
         _ => {
-            // Python puts the odd one to the left where the width is odd.
+            // If the padding is odd, Python puts the extra character on the left where the width is odd, too.
             let left = n / 2 + (n & width & 1);
             format!("{}{text}{}", repeat(left), repeat(n - left))
         }

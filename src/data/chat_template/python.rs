@@ -76,7 +76,8 @@ fn repr_text(text: &str, out: &mut String) {
     out.push(quote);
 }
 
-/// Python's `str.isprintable`. Rust escapes the same characters behind a first one, by the same Unicode categories.
+/// Returns Python's `str.isprintable` for a character. Rust's `escape_debug` escapes the same characters, by the same Unicode categories,
+/// provided that the character is not the first one.
 fn is_printable(c: char) -> bool {
     c.is_ascii_graphic() || c == ' ' || (!c.is_ascii() && !format!("a{c}").escape_debug().to_string().contains('\\'))
 }
@@ -89,7 +90,8 @@ fn number(value: &Value) -> String {
     }
 }
 
-/// Python's `repr(float)`: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
+/// Formats a float like Python's `repr`: the shortest digits that read back as the same value, with an exponent below 1e-4 and from 1e16
+/// on.
 fn float(x: f64) -> String {
     if x.is_nan() {
         return "nan".into();
@@ -118,10 +120,10 @@ pub(super) struct JsonStyle {
 }
 
 impl JsonStyle {
-    /// Writes Python's `json.dumps(value, ...)`.
+    /// Appends Python's `json.dumps(value, ...)` to `out`.
     ///
     /// # Errors
-    /// Python's reason, for what JSON cannot hold.
+    /// Python's error, for values that JSON cannot represent.
     pub(super) fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         match value.kind() {
             ValueKind::None => out.push_str("null"),

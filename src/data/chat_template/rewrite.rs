@@ -1,4 +1,4 @@
-//! The rewriting of a template's source before it is compiled: see [`super::sandbox`].
+//! Rewriting of a template's source before it is compiled; see [`super::sandbox`] for the reasons.
 
 use std::ops::Range;
 
@@ -8,12 +8,12 @@ use minijinja::syntax::SyntaxConfig;
 use super::one_line;
 
 pub(super) const MAX_SOURCE_BYTES: usize = 1 << 18;
-/// `+` in a tag.
+/// Largest number of `+` in a tag.
 const MAX_SUMS: usize = 64;
-/// Most words and signs in a tag: its compilation recurses by operators, and tries at each whether it is constant.
+/// Largest number of tokens in a tag. Its compilation recurses over operators, and checks at each one whether the expression is constant.
 pub(super) const MAX_TOKENS: usize = 1024;
 
-/// A template's source as minijinja takes it.
+/// Rewritten source of a template, for minijinja.
 #[derive(Debug, Default)]
 pub(super) struct RewrittenSource {
     pub text: String,
@@ -21,22 +21,22 @@ pub(super) struct RewrittenSource {
     pub generation: Vec<Range<usize>>,
 }
 
-/// Writes the source so that values are measured where they get a name or are written down, that what is iterated or compared is what
-/// Python iterates or compares, and that `generation` is a tag which minijinja knows: `if true`.
+/// Rewrites the source. Values are then measured where they are assigned to a name or constructed; loops and comparisons behave as in
+/// Python; and `generation` becomes the tag `if true`, which minijinja knows.
 ///
 /// # Errors
-/// The reason, where the source cannot be bounded: too long, `recursive`, some operands of `*`.
+/// The reason, where the source cannot be bounded: it is too long, uses `recursive`, or has an unsupported operand of `*`.
 pub(super) fn rewritten(source: &str, syntax: SyntaxConfig) -> Result<RewrittenSource, String> {
     if source.len() > MAX_SOURCE_BYTES {
         return Err(format!("chat template: has {} bytes; at most {MAX_SOURCE_BYTES} are read", source.len()));
     }
     let tokens: Vec<(Token<'_>, Span)> =
         tokenize(source, false, syntax).collect::<Result<_, _>>().map_err(|e| one_line(&e))?;
-    // What stands in the source from one offset to another, and what takes its place.
+    // Edits of the source: the replaced range, and its replacement.
     let mut edits: Vec<(Range<usize>, String)> = Vec::new();
     let mut generation: Vec<Range<usize>> = Vec::new();
     let mut tag = TemplateTag::default();
-    // Of every open parenthesis, bracket and brace: the filter for the value that it writes down, if it is one.
+    // One entry per open parenthesis, bracket or brace: the filter for the value that it constructs, if it constructs one.
     let mut open: Vec<Option<&str>> = Vec::new();
     for (i, (token, span)) in tokens.iter().enumerate() {
         let (from, to) = (span.start_offset as usize, span.end_offset as usize);
@@ -111,7 +111,7 @@ pub(super) fn rewritten(source: &str, syntax: SyntaxConfig) -> Result<RewrittenS
                     return refused(&format!("more than {MAX_SUMS} `+` in a tag"));
                 }
             }
-            // Its operands are lists in no template that is meant well.
+            // No well-meant template multiplies lists, so operands of `*` must be scalars.
             Token::Mul => {
                 if !is_constant(before(1)) {
                     insert(from, "|__scalar ".into(), &mut edits);
@@ -159,7 +159,7 @@ fn insert(at: usize, text: String, edits: &mut Vec<(Range<usize>, String)>) {
     edits.push((at..at, text));
 }
 
-/// Closes the value that is assigned or iterated.
+/// Inserts the filter behind the value that is assigned or iterated.
 fn close(tag: &mut TemplateTag<'_>, at: usize, edits: &mut Vec<(Range<usize>, String)>) {
     if let Some(filter) = tag.close.take() {
         insert(at, format!(")|{filter} "), edits);
@@ -168,7 +168,7 @@ fn close(tag: &mut TemplateTag<'_>, at: usize, edits: &mut Vec<(Range<usize>, St
 
 fn apply(source: &str, edits: Vec<(Range<usize>, String)>, generation: Vec<Range<usize>>) -> RewrittenSource {
     let (mut text, mut at) = (String::with_capacity(2 * source.len()), 0);
-    // Offsets in the source behind each edit, and in the new text.
+    // Offsets behind each edit: in the source, and in the new text.
     let mut behind = vec![(0, 0)];
     for (range, new) in edits {
         text.push_str(&source[at..range.start]);
@@ -190,12 +190,12 @@ fn apply(source: &str, edits: Vec<(Range<usize>, String)>, generation: Vec<Range
 #[derive(Default)]
 struct TemplateTag<'a> {
     name: &'a str,
-    /// Whether the `=` of `set`, the `in` of `for` are yet to come.
+    /// Whether the tokens before the `=` of `set`, or the `in` of `for`, are being read.
     target: bool,
     dotted: bool,
-    /// Filter to put behind the value that is assigned or iterated.
+    /// Filter to insert behind the value that is assigned or iterated.
     close: Option<&'static str>,
-    /// Names that a macro, or the block of `call`, takes.
+    /// Names of the parameters of a macro, or of the block of `call`.
     parameters: Vec<&'a str>,
     in_parameters: bool,
     n_sums: usize,
@@ -206,7 +206,8 @@ fn is_constant(token: Option<&Token<'_>>) -> bool {
     matches!(token, Some(Token::Int(_) | Token::Float(_) | Token::Str(_) | Token::String(_)))
 }
 
-/// Finds the end of the name with its attributes behind an operator; `Some(None)` for a constant or a parenthesis, `None` for anything else.
+/// Returns the end of the name, with its attributes, behind an operator; `Some(None)` for a constant or a parenthesis, and `None` for
+/// anything else.
 fn right_operand(tokens: &[(Token<'_>, Span)]) -> Option<Option<usize>> {
     let first = tokens.first().map(|(token, _)| token);
     if is_constant(first) || matches!(first, Some(Token::ParenOpen)) {
@@ -223,8 +224,8 @@ fn right_operand(tokens: &[(Token<'_>, Span)]) -> Option<Option<usize>> {
     None
 }
 
-/// Whether an opening parenthesis, bracket or brace behind these tokens begins a value, rather than a call, an index or the
-/// argument of a test.
+/// Returns whether an opening parenthesis, bracket or brace behind these tokens begins a value, and not a call, an index or the argument of
+/// a test.
 fn is_written(last: Option<&Token<'_>>, before: Option<&Token<'_>>) -> bool {
     match last {
         Some(Token::Ident("in")) => !matches!(before, Some(Token::Ident("is" | "not"))),

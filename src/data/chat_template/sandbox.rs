@@ -1,7 +1,8 @@
-//! Bounds on what a chat template takes. minijinja's fuel pays for instructions and for strings as they are made, but values that hold
-//! others are turned into text, and compared, before anything is charged; they may share parts, so their text may be exponentially
-//! long, or endless where a namespace holds itself. So they are measured wherever they get a name or are written down
-//! ([`super::rewrite`] changes the source for that), copied where a namespace takes them, and what could still multiply them is refused.
+//! Limits on the time and memory that a chat template may use. minijinja consumes fuel for instructions, and for strings as they are
+//! created. But containers are converted to text, and compared, without consuming fuel. Containers may share parts, so that their text may
+//! be exponentially long, or endless where a namespace contains itself. Values are therefore measured wherever they are assigned to a name
+//! or constructed ([`super::rewrite`] changes the source for that), and copied where a namespace takes them. Operations that could still
+//! multiply them are refused.
 
 use minijinja::value::{Tuple, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
@@ -11,11 +12,11 @@ use super::methods;
 
 /// Fuel of one rendering: a unit per instruction, or per 64 bytes.
 const FUEL: u64 = 1 << 22;
-/// Loops, blocks and macros (four each) within each other.
+/// Largest nesting of loops, blocks and macros, each of which counts as four.
 const MAX_RECURSION: usize = 100;
 const MAX_DEPTH: usize = 64;
 
-/// Size of a value with everything that it contains; a shared part counts as often as it is reached.
+/// Size of a value with everything that it contains. A shared part counts each time that it is reached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct ValueSize {
     pub n_values: usize,
@@ -31,7 +32,7 @@ pub(super) fn install_limits(environment: &mut Environment<'_>) {
         if let Some(text) = value.as_str().filter(|_| method == "format") {
             charge(state, widths(text)?)?;
         }
-        // `count` and `index` compare, which visits everything.
+        // `count` and `index` compare the value's items, which visits the whole value.
         if value.kind() != ValueKind::Map {
             measure(state, value)?;
         }
@@ -44,7 +45,7 @@ pub(super) fn install_limits(environment: &mut Environment<'_>) {
     environment.add_filter("__copied", |state: &State, value: Value| copied(state, &value, 0));
 }
 
-/// The value, where it is no container.
+/// Returns the value, unless it is a container.
 fn scalar(value: Value) -> Result<Value, Error> {
     match value.kind() {
         ValueKind::Map | ValueKind::Seq | ValueKind::Iterable => {
@@ -54,7 +55,7 @@ fn scalar(value: Value) -> Result<Value, Error> {
     }
 }
 
-/// Returns what a loop goes through, with a length: characters of a text, items of an iterator.
+/// Returns the items of a loop as a value with a length: the characters of a text, or the items of an iterator.
 fn items(state: &State, value: Value) -> Result<Value, Error> {
     measure(state, &value)?;
     match value.kind() {
@@ -72,7 +73,7 @@ fn items(state: &State, value: Value) -> Result<Value, Error> {
     }
 }
 
-/// Returns an operand of `<` and its kin, where it is one that Python compares.
+/// Returns an operand of `<` and similar operators, if Python can compare it.
 fn ordered(value: Value) -> Result<Value, Error> {
     match value.kind() {
         ValueKind::Undefined | ValueKind::None | ValueKind::Map => {
@@ -82,7 +83,7 @@ fn ordered(value: Value) -> Result<Value, Error> {
     }
 }
 
-/// The size of a value, paid for; an error where it is nested too deep.
+/// Returns the size of a value, after consuming fuel for it. Fails where the value is nested too deeply.
 pub(super) fn measure(state: &State, value: &Value) -> Result<ValueSize, Error> {
     let mut size = ValueSize::default();
     match value.kind() {
@@ -112,7 +113,7 @@ fn add_size(state: &State, value: &Value, depth: usize, size: &mut ValueSize) ->
                 add_size(state, &value.get_item(&key)?, depth + 1, size)?;
             }
         }
-        // Without a length it is printed by its type.
+        // Without a length, a value is printed as its type, so its items do not count.
         ValueKind::Seq | ValueKind::Iterable if value.len().is_some() => {
             for item in value.try_iter()? {
                 add_size(state, &item, depth + 1, size)?;
@@ -123,7 +124,7 @@ fn add_size(state: &State, value: &Value, depth: usize, size: &mut ValueSize) ->
     Ok(())
 }
 
-/// Copies a value, namespaces in it as plain maps, so that a namespace never comes to contain itself.
+/// Copies a value, with namespaces as plain maps, so that a namespace never contains itself.
 fn copied(state: &State, value: &Value, depth: usize) -> Result<Value, Error> {
     deeper(state, value, depth)?;
     match value.kind() {
@@ -144,7 +145,7 @@ fn copied(state: &State, value: &Value, depth: usize) -> Result<Value, Error> {
     }
 }
 
-/// All widths and precisions of a `str.format` string together.
+/// Returns the sum of all widths and precisions in a `str.format` string.
 fn widths(format: &str) -> Result<usize, Error> {
     if format.contains(":{") {
         return Err(Error::new(ErrorKind::InvalidOperation, "a width within a width is not supported"));
@@ -162,7 +163,7 @@ mod tests {
         Ok(template.render(&ChatInput::default())?.text)
     }
 
-    /// All of these took gigabytes, hung, or ended the program.
+    /// Without the limits, each of these templates used gigabytes, hung, or ended the program.
     #[test]
     fn no_template_takes_more_than_its_share() {
         let doubled = "{% set x = [x, x] %}".repeat(40);

@@ -1,4 +1,4 @@
-//! Rows into a data set, a part of them at a time: their tokens on all cores, everything else in the rows' order.
+//! Building of a data set from rows, in blocks: rows are tokenised on all cores, and everything else is done in their order.
 
 use std::collections::BTreeSet;
 
@@ -13,14 +13,14 @@ use crate::data::rows::{Row, RowContent};
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 
-/// Fewer rows than this are tokenised by the thread that adds them.
+/// Number of rows from which on a block is tokenised by several threads.
 #[cfg(not(target_arch = "wasm32"))]
 const FEW: usize = 64;
-/// Stack of the threads that tokenise: what a program's main thread has.
+/// Stack size of tokenising threads, equal to that of a program's main thread.
 #[cfg(not(target_arch = "wasm32"))]
 const STACK_BYTES: usize = 8 << 20;
 
-/// Data set that takes rows as they are read.
+/// Builder of a data set from rows as they are read.
 #[derive(Debug)]
 pub struct DatasetBuilder<'a> {
     tokenizer: &'a Tokenizer,
@@ -33,17 +33,17 @@ pub struct DatasetBuilder<'a> {
     threads: Option<rayon::ThreadPool>,
 }
 
-/// A row's tokens, or why there are none, with what else the limits need of its texts.
+/// Result of tokenising a row: its tokens or the reason why there are none, and other properties of its texts that the limits need.
 struct EncodedRow {
     sequences: std::result::Result<Vec<Sequence>, String>,
     remarks: BTreeSet<DataRemark>,
-    /// Characters of each side, where [`Overflow::Paper`] counts them.
+    /// Number of characters of each side, where [`Overflow::Paper`] counts them.
     characters: std::result::Result<Vec<usize>, String>,
     has_same_instruction: bool,
 }
 
 impl<'a> DatasetBuilder<'a> {
-    /// Begins without rows.
+    /// Creates a builder without rows.
     ///
     /// # Errors
     /// [`Error::Flag`] for a template that the tokenizer lacks.
@@ -66,10 +66,10 @@ impl<'a> DatasetBuilder<'a> {
         })
     }
 
-    /// Adds rows behind those that are there.
+    /// Adds rows behind the existing ones.
     ///
     /// # Errors
-    /// Fails like [`Dataset::build`], with the error of the first of these rows that has one.
+    /// Fails like [`Dataset::build`], with the error of the first row that has one.
     pub fn add(&mut self, rows: &[Row]) -> Result<()> {
         let encoded = self.encode(rows);
         rows.iter().zip(encoded).try_for_each(|(row, encoded)| self.add_row(row, encoded))
@@ -79,7 +79,7 @@ impl<'a> DatasetBuilder<'a> {
     fn encode(&mut self, rows: &[Row]) -> Vec<EncodedRow> {
         use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
         if rows.len() >= FEW && self.threads.is_none() {
-            // Without threads there is still this one.
+            // If the threads cannot be created, this thread tokenises.
             self.threads = rayon::ThreadPoolBuilder::new().stack_size(STACK_BYTES).build().ok();
         }
         let (tokenizer, template, limits) = (self.tokenizer, self.template, self.limits);
@@ -146,15 +146,15 @@ impl<'a> DatasetBuilder<'a> {
         Ok(())
     }
 
-    /// Gives the number of rows that were added.
+    /// Returns the number of rows added.
     pub fn n_rows(&self) -> usize {
         self.data.n_rows()
     }
 
-    /// Gives the data set.
+    /// Returns the data set.
     ///
     /// # Errors
-    /// [`Error::Flag`] where nothing is left, or more rows are bad than may be skipped.
+    /// [`Error::Flag`] where no rows are left, or where more rows are bad than may be skipped.
     pub fn finish(self) -> Result<Dataset> {
         let Self { mut data, limits, bad_rows, .. } = self;
         data.check_skipped(bad_rows)?;
@@ -198,7 +198,7 @@ impl EncodedRow {
     }
 }
 
-/// Tokenises a row's texts; the reason where one cannot be held, or has nothing to score.
+/// Tokenises a row's texts. The error is the reason why a text cannot be represented, or that it has no tokens to score.
 fn sequences(
     texts: &[&PromptResponse],
     tokenizer: &Tokenizer,

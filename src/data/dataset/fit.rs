@@ -1,17 +1,17 @@
-//! Application of the length limits to the sequences of a row.
+//! Length limits, applied to the sequences of a row.
 
 use super::{LengthLimits, Overflow, side_name};
 use crate::data::batch::Sequence;
 
-/// Result of the limits for a row, with the reason.
+/// Result of the limits for a row; cut and dropped rows have a reason.
 pub(super) enum FittedRow {
     Whole,
     Cut(String),
     TooLong(String),
 }
 
-/// One rule for a pair: sides with the same instruction lose the same tokens, so they still share it (Lemma D.1 holds). `n_start` counts the tokens
-/// that stand before a text, which stay.
+/// Applies the limits to both sides of a pair by one rule: sides with the same instruction lose the same tokens, so that they still share
+/// it (Lemma D.1 holds). `n_start` counts the tokens before a text, such as BOS, which are kept.
 pub(super) fn fit(
     sequences: &mut [Sequence],
     same_instruction: bool,
@@ -45,7 +45,7 @@ fn cut_instructions(
     n_start: &dyn Fn(&[u32]) -> usize,
     long: &str,
 ) -> FittedRow {
-    // One token stays before the response, so that its first token is predicted: BOS, or the instruction's last.
+    // One token before the response must stay, so that the first response token is predicted: BOS, or the instruction's last token.
     let spare = |sequence: &Sequence| sequence.response_start.saturating_sub(n_start(&sequence.ids).max(1));
     if let Some((side, _)) = cuts.iter().enumerate().find(|(i, cut)| **cut > 0 && **cut > spare(&sequences[*i])) {
         let spare = spare(&sequences[side]);
@@ -58,7 +58,7 @@ fn cut_instructions(
     FittedRow::Cut(format!("{long}: {most} tokens of the instruction were cut"))
 }
 
-/// Cuts each sequence at the limit, as TRL's `keep_start` does: the end of a longer response is not learnt.
+/// Cuts each sequence at the limit, as TRL's `keep_start` does. The end of a longer response is not trained on.
 fn cut_responses(sequences: &mut [Sequence], max_length: usize, long: &str) -> FittedRow {
     if let Some(filled) = sequences.iter().map(|sequence| sequence.response_start).find(|&start| start >= max_length) {
         return FittedRow::TooLong(format!("{long}; the {filled} tokens before the response leave it none"));
@@ -68,13 +68,14 @@ fn cut_responses(sequences: &mut [Sequence], max_length: usize, long: &str) -> F
     FittedRow::Cut(format!("{long}: {} tokens of the response were cut", most.unwrap_or(0)))
 }
 
-/// Cuts from the left; what stands before the text stays.
+/// Removes tokens from the left of the instruction. The tokens before the text, such as BOS, stay.
 fn cut_instruction(sequence: &mut Sequence, tokens: usize, n_start: &dyn Fn(&[u32]) -> usize) {
     let keep = n_start(&sequence.ids).min(sequence.response_start - tokens);
     sequence.cut_before_response(keep..keep + tokens);
 }
 
-/// [`Overflow::Paper`], but for BOS, which its code loses. Sides with the same instruction may lose different parts of it.
+/// Applies [`Overflow::Paper`], except that BOS stays, which the paper's code removes. Sides with the same instruction may lose different
+/// parts of it.
 fn fit_as_the_paper(sides: [&mut Sequence; 2], n_start: &dyn Fn(&[u32]) -> usize, max_length: usize) -> FittedRow {
     let response = |sequence: &Sequence| sequence.ids.len() - sequence.response_start;
     let chosen = response(sides[0]);

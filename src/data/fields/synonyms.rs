@@ -1,11 +1,11 @@
-//! Names that data sets have for our fields: what an error suggests for `--map`.
+//! Names that other data sets use for our fields. Errors suggest them for `--map`.
 
 use serde_json::Value;
 
 use super::{RowFields, names};
 use crate::data::form_names::FORMS;
 
-/// Our fields, and what others call them.
+/// Our fields, with the names that other data sets use for them.
 const SYNONYMS: [(&[&str], &[&str]); 6] = [
     (
         &["prompt", "instruction", "question"],
@@ -81,7 +81,7 @@ const SYNONYMS: [(&[&str], &[&str]); 6] = [
     (&["label"], &["labels", "desirable", "is_desirable", "is_good", "thumbs_up", "kto_tag", "liked"]),
 ];
 
-/// Gives the columns of a row that others call so, in the order of the list.
+/// Returns the columns of a row whose names are synonyms of a field, in the order of the list.
 fn candidates<'a>(fields: &RowFields<'a>, field: &str) -> Vec<&'a str> {
     let Some((_, others)) = SYNONYMS.iter().find(|(ours, _)| ours.contains(&field)) else { return Vec::new() };
     let holds_text = |value: &Value| field == "label" || value.is_string() || value.is_array() || value.is_object();
@@ -91,24 +91,24 @@ fn candidates<'a>(fields: &RowFields<'a>, field: &str) -> Vec<&'a str> {
     others.iter().filter(|name| **name != field).filter_map(column).collect()
 }
 
-/// Suggests how a field that is missing is read from another column; empty where there is none.
+/// Suggests a column from which a missing field may be read; empty where there is none.
 pub(in crate::data) fn hint(fields: &RowFields, field: &str) -> String {
     let mut maps: Vec<String> = candidates(fields, field).iter().take(3).map(|column| flag(field, column)).collect();
-    // Two responses where one is missing.
+    // The row may hold two responses instead of the missing one.
     if maps.is_empty() && SYNONYMS[1].0.contains(&field) {
         maps.extend(flags(fields, &["chosen", "rejected"]));
     }
     if maps.is_empty() { String::new() } else { format!("; it may be `{}`", maps.join("` or `")) }
 }
 
-/// Suggests the columns of texts that nothing was read from, for a prompt that has no known name.
+/// Suggests unread columns of text as the prompt, where no column has a known synonym's name.
 pub(in crate::data) fn any_text(fields: &RowFields) -> String {
     let columns = fields.unread().filter(|column| fields.object[*column].is_string());
     let maps: Vec<String> = columns.take(3).map(|column| flag("prompt", column)).collect();
     if maps.is_empty() { String::new() } else { format!("; it may be `{}`", maps.join("` or `")) }
 }
 
-/// Gives the flags that read all of these fields from other columns.
+/// Returns the flags that read all of these fields from other columns; `None` where a field has no such column.
 fn flags(fields: &RowFields, all: &[&str]) -> Option<String> {
     let first = |field: &&str| candidates(fields, field).first().map(|column| flag(field, column));
     all.iter().map(first).collect::<Option<Vec<_>>>().map(|flags| flags.join(" "))
@@ -118,7 +118,7 @@ fn flag(field: &str, column: &str) -> String {
     format!("--map {field}={}", column.chars().take(40).collect::<String>().escape_debug())
 }
 
-/// Names a form that is known, and not read.
+/// Returns the reason why a known form of rows is not supported, where a row has it.
 pub(in crate::data) fn refused_form(fields: &RowFields) -> Option<String> {
     let has = |name: &str| fields.object.contains_key(name);
     if has("human_ref_A") && has("human_ref_B") {
@@ -133,7 +133,7 @@ pub(in crate::data) fn refused_form(fields: &RowFields) -> Option<String> {
         .then(|| "the row labels steps (`completions`, `labels`), for a reward model, which is not trained here".into())
 }
 
-/// Tells that a row has no form, and suggests what would give it one.
+/// Returns the message for a row that has no known form, with a suggestion.
 pub(in crate::data) fn no_form(fields: &RowFields) -> String {
     let forms: [&[&str]; 3] = [&["prompt", "chosen", "rejected"], &["messages"], &["prompt", "completion"]];
     let maps = forms.iter().find_map(|form| flags(fields, form));

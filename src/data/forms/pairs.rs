@@ -1,4 +1,4 @@
-//! Two responses to one prompt: which field is the prompt, or what whole conversations and whole texts share.
+//! Two responses to one prompt. The prompt is a field, or the common beginning of whole conversations or whole texts.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use crate::data::fields::synonyms::{any_text, hint};
 use crate::data::fields::{RowFields, completion, messages, names};
 use crate::data::row::RowContent;
 
-/// Fields that may be the prompt of two responses where there is no `prompt`, and one of them alone.
+/// Fields that may be the prompt of two responses. Without `prompt`, a row must have only one of them.
 const ASKED: [&str; 4] = ["instruction", "question", "query", "input"];
 
 /// Reads two responses to one prompt.
@@ -17,7 +17,8 @@ pub(super) fn preference(fields: &RowFields) -> Result<RowContent, FormError> {
         let chosen = fields.answered(instruction.clone(), "chosen")?;
         Ok(RowContent::Preference { chosen, rejected: fields.answered(instruction, "rejected")? })
     };
-    // A whole conversation has its prompt within, whatever other columns say of it; `prompt` is compared with it.
+    // A whole conversation contains its prompt, whatever the other columns say. If there is a `prompt`, it is compared with the
+    // conversation.
     let is_whole = fields.peek("chosen").is_some_and(is_conversation);
     if let Some(prompt) = pair_prompt(fields, is_whole)? {
         return both(asked(fields, prompt)?);
@@ -34,7 +35,7 @@ pub(super) fn preference(fields: &RowFields) -> Result<RowContent, FormError> {
     }
 }
 
-/// Finds the prompt of two responses: `prompt`, or the one field that asks; `input` stands behind another one.
+/// Returns the field of the prompt of two responses: `prompt`, or the only field of [`ASKED`]. `input` may accompany another one.
 pub(super) fn pair_prompt(fields: &RowFields, is_whole: bool) -> Result<Option<&'static str>, FormError> {
     if fields.has("prompt") {
         return Ok(Some("prompt"));
@@ -45,7 +46,7 @@ pub(super) fn pair_prompt(fields: &RowFields, is_whole: bool) -> Result<Option<&
     let found: Vec<&'static str> = ASKED.into_iter().filter(|field| fields.has(field)).collect();
     let prompt = match found[..] {
         [] => return Ok(None),
-        // A conversation is the prompt, unless what asks has a name that says so.
+        // The conversation is the prompt, unless there is a field whose name says more clearly that it is a prompt.
         ["query" | "input", ..] if fields.any(&CONVERSATIONS) => return Ok(None),
         [one] | [one, "input"] => one,
         _ => {
@@ -62,7 +63,7 @@ pub(super) fn pair_prompt(fields: &RowFields, is_whole: bool) -> Result<Option<&
     Ok(Some(prompt))
 }
 
-/// Tells whether a list of messages begins before the first answer.
+/// Returns whether a list of messages begins with a message before the first answer.
 pub(super) fn is_conversation(answer: &Value) -> bool {
     let speaker =
         |message: &Value| message.get("role").or(message.get("from")).and_then(Value::as_str).map(String::from);
@@ -70,7 +71,7 @@ pub(super) fn is_conversation(answer: &Value) -> bool {
     first.is_some_and(|speaker| ["system", "user", "human"].contains(&speaker.as_str()))
 }
 
-/// Reads whole conversations on both sides: the shared leading messages are the prompt.
+/// Reads whole conversations on both sides. The leading messages that they share are the prompt.
 fn conversations(fields: &RowFields) -> Result<RowContent, FormError> {
     for name in ["chosen", "rejected"] {
         if fields.need(name)?.is_string() {
@@ -88,7 +89,7 @@ fn conversations(fields: &RowFields) -> Result<RowContent, FormError> {
     let rejected = messages(fields.need("rejected")?, rejected_name)?;
     let shared = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
     let shortest = chosen.len().min(rejected.len());
-    // Equal conversations, or one that goes on where the other ends: the last message of the shorter one is the response.
+    // Conversations may be equal, or one may continue the other. The last message of the shorter one is then the response.
     let shared = shared.min(shortest - 1);
     if ![&chosen, &rejected].iter().all(|side| side[shared].is_assistant()) {
         return Err(format!(
@@ -105,10 +106,10 @@ fn conversations(fields: &RowFields) -> Result<RowContent, FormError> {
     Ok(RowContent::Preference { chosen: side(chosen, chosen_name)?, rejected: side(rejected, rejected_name)? })
 }
 
-/// Mark before a response in hh-rlhf's texts.
+/// Marker before a response in hh-rlhf's texts.
 const TURN: &str = "\n\nAssistant:";
 
-/// Reads whole texts on both sides: the prompt is what they share, up to the last turn where that is marked, else as TRL's
+/// Reads whole texts on both sides. The prompt is their common beginning, up to the last turn where turns are marked, else as TRL's
 /// `extract_prompt` cuts it.
 fn whole_texts(fields: &RowFields, chosen: &str, rejected: &str) -> Result<RowContent, FormError> {
     let hint = hint(fields, "prompt");

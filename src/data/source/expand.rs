@@ -1,4 +1,5 @@
-//! The files behind a path of rows: the file itself, those of a folder, of a pattern (`data/*.parquet`) or of the hub, or standard input.
+//! Expansion of a path of rows to files: the file itself, those of a folder, of a pattern (`data/*.parquet`) or of the hub, or standard
+//! input.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,16 +8,16 @@ use crate::error::{Error, Result};
 #[cfg(feature = "native")]
 use crate::model::hub::datasets::DatasetAddress;
 
-/// Name of standard input, as users give it.
+/// Name of standard input on the command line.
 const STANDARD_INPUT: &str = "-";
-/// Endings of files of rows; each may have one of [`PACKED`] behind it.
+/// File name endings of files of rows. Each may be followed by one of [`PACKED`].
 const ENDINGS: [&str; 6] = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"];
-/// Endings of compressed files.
+/// File name endings of compressed files.
 const PACKED: [&str; 2] = [".gz", ".zst"];
-/// Names that a note lists.
+/// Largest number of names that a note lists.
 const LISTED: usize = 8;
 
-/// A file of rows.
+/// File of rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceFile {
     /// Name in messages: the path, or the address on the hub.
@@ -25,20 +26,20 @@ pub struct SourceFile {
     pub place: Option<PathBuf>,
 }
 
-/// The files that a path stands for.
+/// Files to which a path expands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceFiles {
     /// Files in the order in which they are read: sorted by name.
     pub files: Vec<SourceFile>,
-    /// Notes for the user about them, a line each.
+    /// Notes on the files for the user, one line each.
     pub notes: Vec<String>,
 }
 
 impl SourceFiles {
-    /// Finds the files; those of the hub are fetched.
+    /// Finds the files of a path. Files on the hub are fetched.
     ///
     /// # Errors
-    /// [`Error::File`] where a folder or a pattern has no file of rows, or the hub gives none.
+    /// [`Error::File`] where a folder or a pattern has no file of rows, or where the hub provides none.
     pub fn find(path: &Path) -> Result<Self> {
         if path == Path::new(STANDARD_INPUT) {
             return Ok(Self::one(SourceFile { name: "standard input".into(), place: None }));
@@ -50,7 +51,7 @@ impl SourceFiles {
         Self::find_here(path)
     }
 
-    /// Finds the files of a path that is not on the hub.
+    /// Finds the files of a path that is not an address on the hub.
     ///
     /// # Errors
     /// [`Error::File`] where a folder or a pattern has no file of rows.
@@ -87,14 +88,14 @@ fn of_hub(path: &Path, address: Result<DatasetAddress, String>) -> Result<Source
     Ok(SourceFiles { files: found.files.into_iter().map(file).collect(), notes: found.notes })
 }
 
-/// Tells whether a file's name has the ending of a file of rows.
+/// Returns whether a file's name has the ending of a file of rows.
 fn holds_rows(name: &str) -> bool {
     let name = name.to_lowercase();
     let inner = PACKED.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(&name);
     ENDINGS.iter().any(|ending| inner.ends_with(ending))
 }
 
-/// Finds the files of rows in a folder. Hidden files are passed over; what else is there is told.
+/// Finds the files of rows in a folder. Hidden files are ignored; other files are mentioned in a note.
 fn folder(path: &Path) -> Result<SourceFiles> {
     let at = |e: std::io::Error| Error::file(path, e);
     let (mut files, mut others) = (Vec::new(), Vec::new());
@@ -143,7 +144,7 @@ fn folder(path: &Path) -> Result<SourceFiles> {
     Ok(SourceFiles::all(files, notes))
 }
 
-/// Words of a file's name that tell its split, and the split.
+/// Words in file names that indicate a split, with the split's name.
 const SPLITS: [(&str, &str); 9] = [
     ("train", "train"),
     ("training", "train"),
@@ -156,7 +157,8 @@ const SPLITS: [(&str, &str); 9] = [
     ("eval", "test"),
 ];
 
-/// Gives the splits that files' names tell of, each with its first file: training rows should not be mixed with test rows unasked.
+/// Returns the splits that the files' names indicate, each with its first file: training rows should not be mixed with test rows by
+/// accident.
 fn splits(files: &[PathBuf]) -> BTreeMap<&'static str, String> {
     let mut found = BTreeMap::new();
     for file in files {
@@ -176,16 +178,16 @@ fn list(names: &[String]) -> String {
     if names.len() > LISTED { format!("{listed}, and {} more", names.len() - LISTED) } else { listed }
 }
 
-/// Gives a path's text where it is a pattern: a file that is there is none, whatever its name.
+/// Returns a path's text if it is a pattern. A file that exists is not a pattern, whatever its name.
 #[cfg(feature = "native")]
 fn pattern_text(path: &Path) -> Option<&str> {
     let text = path.to_str()?;
-    // Windows' verbatim paths begin so.
+    // Verbatim paths of Windows begin like this, and contain a `?`.
     let own = text.strip_prefix(r"\\?\").unwrap_or(text);
     (own.contains(['*', '?', '[']) && path.symlink_metadata().is_err()).then_some(text)
 }
 
-/// Finds the files of a pattern, in the order of their names. Files that it names are rows, whatever their endings.
+/// Finds the files that match a pattern, in the order of their names. They are read as rows, whatever their endings.
 #[cfg(feature = "native")]
 fn matching(path: &Path, pattern: &str) -> Result<SourceFiles> {
     let rules =

@@ -1,4 +1,4 @@
-//! Responses as comparisons for a judge, what was judged as runs, and the files of both.
+//! Conversion of responses into comparisons for a judge, and of judged comparisons into runs; files of both.
 
 use std::path::{Path, PathBuf};
 
@@ -15,12 +15,12 @@ use crate::eval::judge::is_flip;
 use crate::eval::tasks::rows::write;
 use crate::model::save::write_text;
 
-/// The responses of one checkpoint at one temperature and seed, a row per prompt.
+/// Responses of one checkpoint at one temperature and seed, one row per prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunResponses {
     /// Name of the checkpoint.
     pub checkpoint: String,
-    /// Runs of one method are averaged.
+    /// Method; runs of one method are averaged.
     pub method: String,
     /// Temperature of sampling.
     pub temperature: f64,
@@ -32,7 +32,7 @@ pub struct RunResponses {
     pub rows: Vec<ResponseRow>,
 }
 
-/// `jpo-0-t0.5-s0`.
+/// Returns the name of a run, such as `jpo-0-t0.5-s0`.
 pub fn run_name(checkpoint: &str, temperature: f64, seed: u64) -> String {
     format!("{checkpoint}-t{temperature}-s{seed}")
 }
@@ -44,10 +44,10 @@ impl RunResponses {
     }
 }
 
-/// The other side of each comparison.
+/// Opponent: the other side of each comparison.
 #[derive(Debug, Clone, Copy)]
 pub enum Opponent<'a> {
-    /// The rows' gold responses.
+    /// Gold responses of the rows.
     Gold,
     /// Responses of another checkpoint.
     Other(&'a RunResponses),
@@ -63,8 +63,8 @@ impl Opponent<'_> {
     }
 }
 
-/// Each response (side 0) against its other (side 1), without the white space around them: a space that a template asks for would tell a
-/// judge which is the model's. What is not text stands in the row's other fields.
+/// Creates comparisons of each response (side 0) with its opponent (side 1). White space around texts is removed, because a space that a
+/// template adds would reveal the model's response to a judge. Other values are in the row's other fields.
 pub fn comparisons(prompts: &[TestPrompt], ours: &RunResponses, against: Opponent<'_>) -> Vec<Comparison> {
     let of = |(i, (prompt, row)): (usize, (&TestPrompt, &ResponseRow))| {
         let side = |text: &str| Side { instruction: prompt.text.clone(), response: text.trim().into() };
@@ -91,7 +91,7 @@ pub fn comparisons(prompts: &[TestPrompt], ours: &RunResponses, against: Opponen
     prompts.iter().zip(&ours.rows).enumerate().map(of).collect()
 }
 
-/// Makes a run's outcomes from judged comparisons.
+/// Creates a run from judged comparisons.
 pub fn run(ours: &RunResponses, comparisons: &[Comparison], judged: &[JudgedComparison]) -> EvaluatedRun {
     let outcome = |(prompt, ((comparison, judged), row)): (usize, ((&Comparison, &JudgedComparison), &ResponseRow))| {
         JudgedResponse {
@@ -113,7 +113,7 @@ pub fn run(ours: &RunResponses, comparisons: &[Comparison], judged: &[JudgedComp
     }
 }
 
-/// Annotated rows, as `judge` writes and `interplay` reads them.
+/// Writes annotated rows, in the form that `judge` writes and `interplay` reads.
 ///
 /// # Errors
 /// [`Error::File`].
@@ -122,7 +122,8 @@ pub fn write_judged(path: &Path, comparisons: &[Comparison], judged: &[JudgedCom
     write(path, rows.map(|(comparison, judged)| judged.annotate(comparison, judge))).map(drop)
 }
 
-/// AlpacaEval's `--model_outputs` and `--reference_outputs`: a list of `{"instruction", "output", "generator", "dataset"}`.
+/// Writes a file for AlpacaEval's `--model_outputs` or `--reference_outputs`: a list of
+/// `{"instruction", "output", "generator", "dataset"}`.
 ///
 /// # Errors
 /// [`Error::File`].

@@ -1,4 +1,4 @@
-//! Output folder of an evaluation: names of its files, and whether an earlier evaluation in it may be resumed.
+//! Output folder of an evaluation: names of its files, and a check whether an earlier evaluation in it may be resumed.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ const RESPONSES: &str = "responses";
 const JUDGED: &str = "judged";
 const ALPACA: &str = "alpaca_eval";
 
-/// Key of the time that chat templates print in all responses, in seconds since 1970.
+/// Key of the time, in seconds since 1970, that chat templates print in all responses.
 const TIME: &str = "time";
 
 /// Returns the time that chat templates printed in a folder's responses; `None` where they printed none.
@@ -32,10 +32,10 @@ pub fn kept_time(dir: &Path) -> Result<Option<u64>> {
 pub struct EvaluationFolder(PathBuf);
 
 impl EvaluationFolder {
-    /// Makes the folder, or resumes the evaluation in it. Earlier responses must be of these settings and these weights.
+    /// Creates the folder, or resumes the evaluation in it. Earlier responses must have been made with equal settings and weights.
     ///
     /// # Errors
-    /// [`Error::Flag`] where earlier responses are of other settings or weights; [`Error::File`], [`Error::Line`].
+    /// [`Error::Flag`] where earlier responses were made with other settings or weights; [`Error::File`], [`Error::Line`].
     pub fn open(dir: &Path, settings: &Value, digests: &[(&str, String)], time: Option<u64>) -> Result<Self> {
         let path = dir.join(SETTINGS);
         let mut checkpoints: Map<String, Value> = Map::new();
@@ -87,7 +87,7 @@ impl EvaluationFolder {
         self.0.join(JUDGED).join(format!("{run}.jsonl"))
     }
 
-    /// Tells whether a judge's verdicts were written.
+    /// Returns whether a judge's verdicts were written.
     pub fn has_judged(&self) -> bool {
         self.0.join(JUDGED).read_dir().is_ok_and(|mut files| files.next().is_some())
     }

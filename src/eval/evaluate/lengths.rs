@@ -1,23 +1,23 @@
-//! Influence of lengths on a win rate: the rate by ratio of lengths, and the rate that remains where both sides are equally long.
+//! Influence of lengths on a win rate: the rate by ratio of lengths, and the rate for equal lengths.
 //!
-//! The length-controlled rate is that of AlpacaEval 2 (Dubois, Galambosi, Liang, Hashimoto 2024, arXiv 2404.04475) in its form without
-//! instruction difficulty. With d_i the difference of lengths in characters and sd its standard deviation,
+//! The length-controlled rate is that of AlpacaEval 2 (Dubois, Galambosi, Liang, Hashimoto 2024, arXiv 2404.04475) without its instruction
+//! difficulty. With d_i the difference of lengths in characters, and sd the standard deviation of d,
 //!
 //! ```text
 //! x_i = tanh(d_i / sd)        P(win_i) = σ(θ + φ·x_i)        rate = σ(θ), which is P(win) where d = 0
 //! ```
 //!
-//! (θ, φ) maximise Σ w_i·[y_i·log P + (1 − y_i)·log(1 − P)] − φ²/(2·2.5²), y = 1 for a win, ½ for a tie, 0 for a loss. Where it differs from
-//! AlpacaEval's: there is no term for how hard an instruction is, which needs the answers of many models to the same instructions; both
-//! models of theirs that were told to be short and to be long are not part of the fit; a normal prior of standard deviation 2.5 on φ stands
-//! for an L1 penalty that cross-validation chooses, so that the fit has a maximum where every longer answer wins, and θ is not penalised.
-//! Lengths are of texts without the white space around them.
+//! (θ, φ) maximise Σ w_i·[y_i·log P + (1 − y_i)·log(1 − P)] − φ²/(2·2.5²), where y is 1 for a win, ½ for a tie, 0 for a loss. There are
+//! four differences from AlpacaEval. There is no term for the difficulty of an instruction, because it needs the answers of many models to
+//! the same instructions. AlpacaEval's models prompted to be short and to be long are not part of the fit. A normal prior of standard
+//! deviation 2.5 on φ replaces an L1 penalty chosen by cross-validation, so that the fit has a maximum even if every longer answer wins. θ
+//! is not penalised. White space around texts does not count towards lengths.
 
 /// Standard deviation of the prior on φ.
 const PRIOR_SD: f64 = 2.5;
-/// Newton steps; a fit takes about five.
+/// Largest number of Newton steps; a fit takes about five.
 const MOST_STEPS: usize = 50;
-/// θ and φ are known to this.
+/// Tolerance of θ and φ.
 const TOLERANCE: f64 = 1e-10;
 
 /// Lower ends of the ranges of length ratios.
@@ -25,18 +25,19 @@ pub const RATIOS: [f64; 4] = [0.0, 1.0, 1.5, 3.0];
 /// Names of the ranges.
 pub const RATIO_NAMES: [&str; 4] = ["below 1", "1 to 1.5", "1.5 to 3", "3 and more"];
 
-/// A response's length: characters, without the white space around it.
+/// Returns the length of a response: its characters without the white space around it.
 pub fn length(text: &str) -> usize {
     text.trim().chars().count()
 }
 
-/// Returns the index in [`RATIOS`] of the range that `ours / theirs` is in. Two empty texts have ratio 1.
+/// Returns the index in [`RATIOS`] of the range that contains `ours / theirs`. Two empty texts have ratio 1.
 pub fn ratio_bin(ours: usize, theirs: usize) -> usize {
     let ratio = if ours == theirs { 1.0 } else { ours as f64 / theirs as f64 };
     RATIOS.iter().rposition(|&from| ratio >= from).unwrap_or(0)
 }
 
-/// tanh(d/sd) of each difference, sd with n − 1. Equal differences, which tell nothing about lengths: 0 where they are 0, `None` otherwise.
+/// Returns tanh(d/sd) of each difference d, where sd is the sample standard deviation (divisor n − 1). If all differences are equal, the
+/// lengths explain nothing: returns zeros where they are 0, else `None`.
 pub fn features(differences: &[f64]) -> Option<Vec<f64>> {
     let n = differences.len() as f64;
     let mean = differences.iter().sum::<f64>() / n;
@@ -52,13 +53,13 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// Tells whether a step made an objective smaller that is to grow. NaN is worse than any number.
+/// Returns whether a step decreased an objective that is maximised. NaN counts as a decrease.
 fn is_worse(next: f64, best: f64) -> bool {
     next < best || next.is_nan()
 }
 
-/// The fit of [`features`] `x` to what came of them, `y` in 0 ..= 1, each with a weight: (rate, φ). Where all is won or all is lost, the rate
-/// is 1 or 0. NaN where nothing has a weight.
+/// Fits [`features`] `x` to the weighted outcomes `y` in 0 ..= 1. Returns (rate, φ). The rate is 1 or 0 where everything was won or lost,
+/// and NaN where all weights are 0.
 pub fn length_controlled(x: &[f64], y: &[f64], weights: &[f64]) -> (f64, f64) {
     let total: f64 = weights.iter().sum();
     let won: f64 = y.iter().zip(weights).map(|(y, w)| y * w).sum();
@@ -91,7 +92,7 @@ pub fn length_controlled(x: &[f64], y: &[f64], weights: &[f64]) -> (f64, f64) {
         }
         let determinant = h[0] * h[2] - h[1] * h[1];
         let step = [(h[2] * g[0] - h[1] * g[1]) / determinant, (h[0] * g[1] - h[1] * g[0]) / determinant];
-        // The objective is concave: a step that is short enough does not lower it.
+        // The objective is concave, so a step that is short enough does not decrease it.
         let mut scale = 1.0;
         let mut next = objective(theta + step[0], phi + step[1]);
         while is_worse(next, best) && scale > 1e-6 {

@@ -1,4 +1,4 @@
-//! Test prompts, `{instruction, gold_response}`, and whether they fit a model.
+//! Test prompts, `{instruction, gold_response}`, and their lengths for a model.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,24 +9,24 @@ use crate::data::rows::{FieldMap, FileRows, Instruction, SourceLocation};
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 
-/// A prompt to answer.
+/// Prompt to answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TestPrompt {
-    /// File and line.
+    /// File and line of the row.
     pub place: SourceLocation,
-    /// I, as the model sees it.
+    /// Instruction as the model sees it.
     pub instruction: Instruction,
-    /// I, as a judge sees it.
+    /// Instruction as a judge sees it.
     pub text: String,
-    /// Response that others are compared with; never empty.
+    /// Gold response, with which others are compared; never empty.
     pub gold: Option<String>,
 }
 
-/// Reads the prompts of some files, the first `limit` of them; `needs_gold`: each must have a `gold_response`.
+/// Reads the first `limit` prompts of some files. With `needs_gold`, each must have a `gold_response`.
 ///
 /// # Errors
-/// [`Error::Line`] for a malformed line, a field that is missing or empty, an instruction that stood there before (what is drawn again for
-/// intervals are prompts, which must be different ones); [`Error::File`].
+/// [`Error::Line`] for a malformed line, a field that is missing or empty, or an instruction that occurred before, because the bootstrap
+/// resamples prompts and these must be distinct; [`Error::File`].
 pub fn read(files: &[PathBuf], map: &FieldMap, needs_gold: bool, limit: Option<usize>) -> Result<FileRows<TestPrompt>> {
     let mut all: Vec<TestPrompt> = Vec::new();
     let mut seen: HashMap<String, usize> = HashMap::new();
@@ -70,16 +70,16 @@ pub fn read(files: &[PathBuf], map: &FieldMap, needs_gold: bool, limit: Option<u
     Ok(FileRows { rows: all, notes })
 }
 
-/// A prompt's tokens.
+/// Returns the tokens of a prompt.
 ///
 /// # Errors
-/// [`Error::Line`] for a text that the tokenizer or the template cannot hold.
+/// [`Error::Line`] for a text that the tokenizer or the template cannot represent.
 pub fn encode(prompt: &TestPrompt, tokenizer: &Tokenizer, template: &Template) -> Result<Vec<u32>> {
     let ids = tokenizer.encode_prompt(&prompt.instruction, template).map_err(|reason| prompt.place.error(reason))?;
     if ids.is_empty() { Err(prompt.place.error("it has no tokens")) } else { Ok(ids) }
 }
 
-/// The prompts behind which a model has no room for `max_new_tokens`, with their tokens.
+/// Returns the prompts that leave a model no room for `max_new_tokens`, each with its number of tokens.
 ///
 /// # Errors
 /// Fails like [`encode`].
@@ -100,7 +100,7 @@ pub fn too_long(
     Ok(found)
 }
 
-/// The file's name without its ending: AlpacaEval's `dataset`.
+/// Returns a file's name without its extension: AlpacaEval's `dataset`.
 pub fn dataset(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }

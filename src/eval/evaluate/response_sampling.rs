@@ -1,4 +1,4 @@
-//! Settings of sampling responses to test prompts.
+//! Settings for sampling responses to test prompts.
 
 use super::prompts::TestPrompt;
 use crate::data::prompt_template::Template;
@@ -9,29 +9,29 @@ use crate::eval::generate::GenerateSettings;
 use crate::kernels::sample::Sampling;
 use crate::validate::at_least_one;
 
-/// Settings of sampling, with every default filled in.
+/// Settings for sampling, with all defaults filled in.
 #[derive(Debug, Clone)]
 pub struct ResponseSampling {
     /// Name of the template, for files and reports.
     pub template_name: String,
     /// Template around prompts.
     pub template: Template,
-    /// Temperatures, each a run of every model.
+    /// Temperatures; every model has a run at each.
     pub temperatures: Vec<f64>,
-    /// Seeds, each a run of every model and temperature.
+    /// Seeds; every model has a run with each, at every temperature.
     pub seeds: Vec<u64>,
     /// Longest response in tokens.
     pub max_new_tokens: usize,
-    /// Number of likeliest tokens that are drawn from; 0: all.
+    /// Top-k: number of likeliest tokens to sample from; 0 means all.
     pub top_k: usize,
-    /// Probability that the tokens that are drawn from reach together.
+    /// Top-p: probability that the tokens to sample from must reach together.
     pub top_p: f64,
     /// Prompts per batch.
     pub batch_size: usize,
 }
 
 impl ResponseSampling {
-    /// Checks that values are in range, and none is given twice.
+    /// Checks that values are in range, and that none is given twice.
     ///
     /// # Errors
     /// [`Error::Flag`].
@@ -54,7 +54,7 @@ impl ResponseSampling {
         Ok(())
     }
 
-    /// Lets the prompts decide on the template where none was chosen, and says which one they get.
+    /// Chooses the template by the prompts, where none was chosen, and prints which template the prompts get.
     pub fn settle(&mut self, tokenizer: &Tokenizer, prompts: &[TestPrompt]) {
         let Some(first) = prompts.first() else { return };
         note!("{}", template_line(tokenizer, &self.template, &first.instruction, "prompts"));

@@ -1,4 +1,4 @@
-//! Responses to test prompts, on disk as they are made: one JSON object a line, in the order of the prompts.
+//! Responses to test prompts, written to disk as they are generated: one JSON object per line, in the order of the prompts.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -18,34 +18,35 @@ use crate::files::open_log;
 use crate::gpu::Gpu;
 use crate::model::decoder::Decoder;
 
-/// A response.
+/// Response to a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResponseRow {
     /// Instruction that was answered.
     pub instruction: String,
     /// Response text as generated.
     pub response: String,
-    /// Tokens of the response, with the one that ended it.
+    /// Number of tokens of the response, including the token that ended it.
     pub n_tokens: usize,
-    /// `--max-new-tokens` cut the response, which did not end by itself.
+    /// Whether `--max-new-tokens` cut the response, so that it did not end by itself.
     pub cut: bool,
 }
 
-/// The responses of one checkpoint at one temperature and seed.
+/// File of the responses of one checkpoint at one temperature and seed.
 #[derive(Debug)]
 pub struct ResponseFile {
     path: PathBuf,
     file: File,
     rows: Vec<ResponseRow>,
-    /// Remarks on the file for the user: a last line that was cut short.
+    /// Notes on the file for the user, such as a last line that was cut short.
     pub notes: Vec<String>,
 }
 
 impl ResponseFile {
-    /// Opens or begins the file of these prompts' responses. Rows behind those of `prompts` are left alone.
+    /// Opens or creates the file of the responses to `prompts`. Rows for further prompts are left unchanged.
     ///
     /// # Errors
-    /// [`Error::Line`] for a line that is damaged, or answers another prompt; [`Error::File`], also where another program writes to it.
+    /// [`Error::Line`] for a line that is damaged, or that answers another prompt; [`Error::File`], also where another program is writing
+    /// to the file.
     pub fn open(path: &Path, prompts: &[TestPrompt]) -> Result<Self> {
         let fail = |e: std::io::Error| Error::file(path, e);
         let mut file = open_log(path)?;
@@ -99,24 +100,25 @@ impl ResponseFile {
     }
 }
 
-/// A model on a device, and how it answers.
+/// Model on a device, with the settings for its responses.
 pub struct RespondingPolicy<'a> {
-    /// The device.
+    /// Device that the model is on.
     pub gpu: &'a Gpu,
-    /// The model.
+    /// Model that responds.
     pub decoder: &'a Decoder,
     /// Tokenizer of the model.
     pub tokenizer: &'a Tokenizer,
     /// Template around an instruction.
     pub template: &'a Template,
-    /// Sampling and lengths.
+    /// Settings of sampling and lengths.
     pub settings: &'a GenerateSettings,
     /// Prompts per batch.
     pub batch_size: usize,
 }
 
-/// Answers the prompts that have no response yet. Each draws from the stream of its number, so that where an earlier run ended leaves no
-/// trace. `stop` ends it behind the batch under way; `watch` hears how many were written. True: every prompt has its response.
+/// Answers the prompts that have no response yet. Each response uses the random stream of its prompt's number, so responses do not depend
+/// on where an earlier run ended. `stop` ends the run after the current batch; `watch` is called with the number of written responses.
+/// Returns whether every prompt has its response.
 ///
 /// # Errors
 /// [`Error::NotFinite`], [`Error::Gpu`], [`Error::Line`], [`Error::File`].
@@ -133,7 +135,7 @@ pub async fn respond(
             return Ok(false);
         }
         let first = into.rows.len();
-        // The same batches as of a run that never ended.
+        // Batches begin and end where they would in an uninterrupted run.
         let end = prompts.len().min((first / policy.batch_size + 1) * policy.batch_size);
         let some = &prompts[first..end];
         let ids = some.iter().map(|prompt| encode(prompt, tokenizer, template)).collect::<Result<Vec<_>>>()?;

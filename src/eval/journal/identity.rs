@@ -1,13 +1,13 @@
-//! Decides whether a judge may go on with the answers of a file: it has to be the one that gave them.
+//! Checks whether a judge may continue a file of answers: it must be the judge that gave them.
 
 use serde_json::{Map, Value};
 
-/// A field that tells where a judge was reached: a server may move.
+/// Field with the address of a judge. It may change, because a server may move.
 const ADDRESS: &str = "endpoint";
-/// A field that may grow: what was read in shorter answers stays.
+/// Field with the largest number of tokens per answer. It may grow, because verdicts of shorter answers remain valid.
 const LONGEST: &str = "max_tokens";
 
-/// A judge beside the one that gave a file's answers.
+/// Result of comparing a judge with the judge that gave a file's answers.
 #[derive(Debug, PartialEq)]
 pub enum IdentityMatch {
     /// Identical judge.
@@ -20,7 +20,7 @@ pub enum IdentityMatch {
     Other(String),
 }
 
-/// Compares identities.
+/// Compares the identities of an earlier judge and of the present one.
 pub fn kinship(was: &Value, now: &Value) -> IdentityMatch {
     let empty = Map::new();
     let (old, new) = (was.as_object().unwrap_or(&empty), now.as_object().unwrap_or(&empty));
@@ -38,12 +38,12 @@ pub fn kinship(was: &Value, now: &Value) -> IdentityMatch {
     }
 }
 
-/// Gives the address of the judge of an identity.
+/// Returns the address in a judge's identity.
 pub fn address(identity: &Value) -> &str {
     identity[ADDRESS].as_str().unwrap_or("elsewhere")
 }
 
-/// Tokens that an answer of this judge may have, over which fields of its own requests go.
+/// Returns the largest number of tokens of an answer of this judge. Custom fields of its requests take precedence.
 pub fn longest_answer(identity: &Value) -> Option<u64> {
     let extra = &identity["extra"];
     let own = if extra.get(LONGEST).is_some() { &extra[LONGEST] } else { &identity[LONGEST] };

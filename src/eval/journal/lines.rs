@@ -1,4 +1,4 @@
-//! Lines of JSON that a crash or a damaged disk may have touched: each has a checksum, and the last one may be cut short.
+//! Lines of JSON that a crash or a damaged disk may have affected. Each line has a checksum, and the last one may be cut short.
 
 use std::path::Path;
 
@@ -7,20 +7,20 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::train::tensorboard::crc32c;
 
-/// The last key of a line that has a checksum: CRC-32C, in hexadecimal, of the line without it.
+/// Last key of a line with a checksum: CRC-32C, in hexadecimal, of the line without this key.
 const CHECKSUM: &str = "crc32c";
 
 fn checksum_entry(object: &str) -> String {
     format!(",\"{CHECKSUM}\":\"{:08x}\"}}", crc32c(object.as_bytes()))
 }
 
-/// Writes a JSON object that is not empty as a line with a checksum.
+/// Formats a JSON object, which must not be empty, as a line with a checksum.
 pub fn sealed(object: &Value) -> String {
     let text = object.to_string();
     format!("{}{}\n", text.strip_suffix('}').unwrap_or(&text), checksum_entry(&text))
 }
 
-/// Takes the checksum out of a line's object. True where it fits the line, or the line has none.
+/// Removes the checksum from a line's object. Returns whether the checksum matches the line, or is absent.
 fn is_as_written(line: &[u8], object: &mut Map<String, Value>) -> bool {
     if object.shift_remove(CHECKSUM).is_none() {
         return true;
@@ -33,15 +33,15 @@ fn is_as_written(line: &[u8], object: &mut Map<String, Value>) -> bool {
     checksum_entry(&format!("{head}}}")) == entry
 }
 
-/// Whole lines of a JSONL text, with their numbers from 1, and what the last line is where a crash cut it short: it has no newline, and is no
-/// object. Blank lines are skipped.
+/// Complete lines of a JSONL text, with their numbers from 1. A last line without a newline that is not an object was cut short by a crash.
+/// Blank lines are skipped.
 #[derive(Debug, Default)]
 pub struct RecoveredLines {
     /// Line numbers and objects.
     pub lines: Vec<(usize, Map<String, Value>)>,
-    /// Bytes that they take.
+    /// Number of bytes of the complete lines.
     pub whole_bytes: usize,
-    /// The number of the half-written last line, and its bytes.
+    /// Number of the last line where it was cut short, and its length in bytes.
     pub cut: Option<(usize, usize)>,
 }
 
@@ -49,7 +49,8 @@ impl RecoveredLines {
     /// Reads a file's bytes; `path` is for messages.
     ///
     /// # Errors
-    /// [`Error::Line`] for a line that is no object, unless it is the last and unfinished; for one whose checksum does not fit.
+    /// [`Error::Line`] for a line that is not an object, unless it is an unfinished last line; also for a line whose checksum does not
+    /// match.
     pub fn read(path: &Path, bytes: &[u8]) -> Result<Self> {
         let mut found = Self::default();
         for (i, line) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
@@ -59,7 +60,7 @@ impl RecoveredLines {
                 continue;
             }
             match serde_json::from_slice::<Map<String, Value>>(line) {
-                // An object that lacks no more than its newline is whole for a reader; the writer gives it one.
+                // An object that lacks only its newline counts as complete; the writer adds the newline.
                 Ok(mut object) => {
                     if !is_as_written(line, &mut object) {
                         let reason = format!(
@@ -82,7 +83,7 @@ impl RecoveredLines {
         Ok(found)
     }
 
-    /// "answers.jsonl:7: the last line was cut short: dropped".
+    /// Returns the note "answers.jsonl:7: the last line was cut short: dropped", where the last line was cut short.
     pub fn note(&self, path: &Path) -> Option<String> {
         let (line, bytes) = self.cut?;
         Some(format!("{}:{line}: the last line was cut short after {bytes} bytes, and is dropped", path.display()))

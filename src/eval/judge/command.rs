@@ -1,4 +1,4 @@
-//! A program as a judge: the row as JSON on its standard input, the answer on its standard output.
+//! Program as a judge: gets the row as JSON on standard input, and gives its answer on standard output.
 
 use std::io::{Read, Write};
 use std::sync::atomic::AtomicBool;
@@ -10,24 +10,25 @@ use super::prompt::JudgePrompt;
 use super::{Answer, Judge, Question, Reply, pool, shell};
 use crate::error::Result;
 
-/// Bytes of an answer that are read.
+/// Largest number of bytes of an answer that are read.
 const MOST_BYTES: u64 = 1 << 20;
 
-/// A command line, run by the shell once for each question.
+/// Command line that the shell runs once for each question.
 #[derive(Debug, Clone)]
 pub struct CommandJudge {
-    /// `python judge.py`.
+    /// Command line, such as `python judge.py`.
     pub command: String,
     /// Longest time per question.
     pub timeout: Duration,
-    /// Questions at a time.
+    /// Largest number of questions at a time.
     pub concurrency: usize,
     /// Prompt for a model, passed as field `prompt`.
     pub prompt: JudgePrompt,
 }
 
 impl CommandJudge {
-    /// `{"mode", "order", "row", "instruction", "response_a", "response_b", "prompt"}`, for pairs `instruction_a` and `instruction_b`.
+    /// Returns the JSON for a question: `{"mode", "order", "row", "instruction", "response_a", "response_b", "prompt"}`; for pairs with
+    /// `instruction_a` and `instruction_b`.
     fn input(&self, question: &Question<'_>) -> String {
         let mut row = Map::new();
         row.insert("mode".into(), json!(question.comparison.mode));
@@ -50,7 +51,7 @@ impl CommandJudge {
         let child = &mut running.child;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (status, out, err) = std::thread::scope(|scope| {
-            // A program that does not read its input may answer all the same.
+            // A program that does not read its input may still answer.
             scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
             let out = scope.spawn(|| read(stdout));
             let err = scope.spawn(|| read(stderr));

@@ -1,6 +1,8 @@
-//! Any OpenAI-compatible endpoint as a judge: `POST {url}/chat/completions`, several requests at a time, asked again where that may help.
+//! OpenAI-compatible endpoint as a judge: `POST {url}/chat/completions`, several requests at a time, which are repeated where that may
+//! help.
 //!
-//! The key goes into one header, marked as sensitive, and nowhere else: texts that come back are searched for it before anybody sees them.
+//! The key is sent in one header, marked as sensitive, and nowhere else. Texts in responses are searched for the key before they are shown
+//! or stored.
 
 mod address;
 mod body;
@@ -26,37 +28,37 @@ pub use request::TIMEOUT;
 use request::{ReceivedBody, RequestOutcome};
 pub use settings::{AnswerFormat, ApiKey, EndpointDefaults, EndpointSettings, KEY_VARIABLES};
 
-/// Reason of [`Reply::Repeat`] for a question that is asked again without `response_format`.
+/// Reason of a [`Reply::Repeat`] for a question that is asked again without `response_format`.
 pub const WITHOUT_FORMAT: &str = "without response_format";
 
-/// An endpoint with a model and a prompt.
+/// Endpoint with a model and a prompt.
 pub struct Endpoint {
     settings: EndpointSettings,
     prompt: JudgePrompt,
     key: Option<ApiKey>,
     client: Client,
     url: String,
-    /// The proxy that the environment names for it, in words.
+    /// Proxy for this endpoint from the environment, described in words.
     proxy: Option<String>,
-    /// The endpoint was found not to take `response_format`.
+    /// Whether the endpoint was found not to support `response_format`.
     takes_no_format: AtomicBool,
-    /// The user was told that another model answers.
+    /// Whether the user was told that another model answers.
     is_model_noted: AtomicBool,
 }
 
-/// Tokens of a text, about: a token is four bytes in English, fewer elsewhere, and a message has some more around it.
+/// Estimates the number of tokens of a text: one per four bytes, which suits English, plus some for the message around it.
 pub fn about_tokens(text: &str) -> u64 {
     text.len() as u64 / 4 + 8
 }
 
-/// Tokens that an answer to a request may have, by the request's fields.
+/// Returns the largest number of tokens of an answer to a request, from the request's fields.
 fn longest_answer(body: &Value) -> Option<u64> {
     ["max_completion_tokens", "max_tokens"].iter().filter_map(|name| body[*name].as_u64()).max()
 }
 
 impl Endpoint {
     /// # Errors
-    /// [`Error::Flag`] for a URL that is none, or that holds a password.
+    /// [`Error::Flag`] for a malformed URL, or one that contains a password.
     pub fn new(settings: EndpointSettings, prompt: JudgePrompt, key: Option<ApiKey>) -> Result<Self> {
         let bad = |reason: &str| Error::flag("endpoint", reason.to_string());
         let url = Url::parse(&settings.url).map_err(|e| bad(&format!("no URL: {e}")))?;
@@ -74,11 +76,11 @@ impl Endpoint {
         let mut builder = Client::builder()
             .timeout(settings.timeout)
             .connect_timeout(settings.timeout.min(Duration::from_secs(30)))
-            // A redirect might carry the key elsewhere.
+            // No redirects, because one might send the key elsewhere.
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("jointwise/", env!("CARGO_PKG_VERSION")));
         if address::is_loopback(&url) {
-            // A proxy is another machine: it would get the key, and means itself by localhost.
+            // No proxy for this machine: a proxy is another machine, which would get the key, and for which localhost is itself.
             builder = builder.no_proxy();
         }
         let client = builder.build().map_err(|e| bad(&e.without_url().to_string()))?;
@@ -88,25 +90,25 @@ impl Endpoint {
         Ok(Self { prompt, key, client, url, proxy, settings, takes_no_format, is_model_noted })
     }
 
-    /// A key would cross the network in clear.
+    /// Returns whether the key would be sent unencrypted over the network.
     pub fn is_in_clear(&self) -> bool {
         let is_here = Url::parse(&self.url).is_ok_and(|url| address::is_loopback(&url));
         self.key.is_some() && self.url.starts_with("http://") && !is_here
     }
 
-    /// Tokens in, about, and tokens out, at most, of these questions, each asked once. Tokens out are 0 where they have no limit.
+    /// Estimates the tokens of these questions, each asked once: tokens in, and at most how many out; 0 out where there is no limit.
     pub fn estimate(&self, questions: &[Question<'_>]) -> super::Usage {
         let prompt_tokens = questions.iter().map(|q| about_tokens(&self.prompt.render(q))).sum();
         let longest = self.longest_answer().unwrap_or_default();
         super::Usage { prompt_tokens, completion_tokens: (questions.len() as u64).saturating_mul(longest) }
     }
 
-    /// Tokens that an answer may have, as the request says. `None` where its fields were changed so that it says nothing.
+    /// Returns the largest number of tokens of an answer; `None` where custom fields have removed the limit.
     pub fn longest_answer(&self) -> Option<u64> {
         longest_answer(&self.body("", false))
     }
 
-    /// Whether requests ask for JSON.
+    /// Returns whether requests ask for JSON.
     fn asks_for_json(&self) -> bool {
         let is_ours = !self.settings.extra.contains_key("response_format");
         is_ours
@@ -117,7 +119,7 @@ impl Endpoint {
             }
     }
 
-    /// Hides the key in a text.
+    /// Returns a text in which the key is hidden.
     fn hide(&self, text: &str) -> String {
         self.key.as_ref().map_or_else(|| text.to_string(), |key| key.hide(text))
     }
@@ -133,7 +135,7 @@ impl Endpoint {
                 fields.insert("temperature".into(), json!(temperature));
             }
             if in_json {
-                // The words that our prompts ask for.
+                // The words that the default prompts ask for.
                 let winner = json!({"type": "string", "enum": ["Output (a)", "Output (b)"]});
                 let schema = json!({
                     "type": "object", "properties": {"winner": winner}, "required": ["winner"], "additionalProperties": false,
@@ -161,7 +163,7 @@ impl Endpoint {
             Ok(response) => request::receive(response, longest_answer(body), body.get("response_format").is_some()),
             Err(error) => request::unsent(error).into(),
         };
-        // Whatever came from outside may hold the key.
+        // Any text from outside may contain the key.
         let told = |text: &str| match &self.proxy {
             Some(proxy) => format!("{} ({proxy})", one_line(&self.hide(text))),
             None => one_line(&self.hide(text)),
@@ -173,7 +175,8 @@ impl Endpoint {
         }
     }
 
-    /// One request in its turn, and what it says beside its outcome. `None` where asking ended meanwhile.
+    /// Sends one request when it is permitted, and reports its side effects through `say`. Returns its outcome; `None` where asking ended
+    /// meanwhile.
     fn ask_once(
         &self,
         pace: &RateLimiter,
@@ -187,7 +190,10 @@ impl Endpoint {
         match &received.outcome {
             RequestOutcome::Answer(_) => pace.answered(),
             RequestOutcome::Again { kind, .. } if kind == TIMEOUT => pace.timed_out(&turn),
-            RequestOutcome::Again { wait: Some(wait), .. } => pace.hold(&turn, (*wait).min(self.settings.max_wait)),
+            // A pause that is longer than one would wait is no pause: its question fails, and the next must not wait for nothing.
+            RequestOutcome::Again { wait: Some(wait), .. } if *wait <= self.settings.max_wait => {
+                pace.hold(&turn, *wait)
+            }
             RequestOutcome::Again { is_busy: true, .. } => pace.hold(&turn, request.pause),
             _ => {}
         }
@@ -210,7 +216,7 @@ impl Endpoint {
         Some(received.outcome)
     }
 
-    /// Asks until there is an answer, a reason to give up, or asking ends (then nothing is said).
+    /// Asks until there is an answer, or a reason to give up. Says nothing where asking ends before.
     fn question(
         &self,
         question: &Question<'_>,
@@ -258,7 +264,7 @@ impl Endpoint {
                 return say(Ok(Reply::Failed(format!("{reason}; it asks to wait for {wait} s, --max-wait is {most}"))));
             }
             if is_busy {
-                // What is busy has a time instead of a number: others are answered meanwhile.
+                // For a busy endpoint, retries are limited by time instead of number, because other questions are answered meanwhile.
                 busy += 1;
                 let unanswered = pace.unanswered(*busy_since.get_or_insert_with(Instant::now));
                 if unanswered >= most_wait || busy > MOST_BUSY {
@@ -273,9 +279,9 @@ impl Endpoint {
                 left -= 1;
             }
             say(Ok(Reply::Repeat(kind)));
-            // Between a half and the whole, so that requests that failed together don't return together.
+            // The pause is random between one half and the whole, so that requests that failed together are not repeated together.
             let own = request.pause.mul_f64(0.5 + 0.5 * f64::from(rng.next_f32()));
-            // What one is told holds for all: the next turn comes behind it.
+            // A pause that the endpoint asks for applies to all requests; the rate limiter then delays the next one.
             if asked_for.is_none() && !is_busy && !rate_limiter::sleep(own, halted) {
                 return;
             }
@@ -285,21 +291,21 @@ impl Endpoint {
     }
 }
 
-/// A question as it is sent.
+/// Question as it is sent.
 struct EndpointRequest<'p> {
     prompt: &'p str,
-    /// Tokens of the prompt and the longest answer, about.
+    /// Estimated tokens of the prompt and the longest answer.
     tokens: u64,
-    /// The pause before it is sent again, where the endpoint names none.
+    /// Pause before the question is sent again, where the endpoint asks for none.
     pause: Duration,
 }
 
-/// The most times that one question may find the endpoint busy while others are answered.
+/// Largest number of times that one question may find the endpoint busy while others are answered.
 const MOST_BUSY: usize = 200;
-/// The longest pause of our own after the endpoint was busy: limits are by the minute.
+/// Longest pause after the endpoint was busy, unless the endpoint asks for a longer one: limits are usually per minute.
 const LONGEST_BUSY_PAUSE: Duration = Duration::from_secs(60);
 
-/// Tells whether an endpoint's name for a model is the one that was asked for: with a date behind it, or without the provider before it.
+/// Returns whether an endpoint's name for a model means the requested model: the name may have a date appended, or may lack the provider.
 fn is_same_model(asked: &str, answered: &str) -> bool {
     let [asked, answered] = [asked, answered].map(|name| name.trim().to_lowercase());
     let last = |name: &str| name.rsplit('/').next().unwrap_or_default().to_string();
@@ -317,7 +323,7 @@ impl Judge for Endpoint {
             "kind": "endpoint", "endpoint": self.url, "model": s.model, "prompt": self.prompt.hash(), "temperature": s.temperature,
             "max_tokens": s.max_tokens, "extra": s.extra,
         });
-        // Text is how all were asked before there were formats: those runs go on.
+        // Without this field, the identity equals that of earlier versions, which always asked for text, so that their runs can continue.
         if s.answer_format != AnswerFormat::Letter {
             identity["answer_format"] = s.answer_format.name().into();
         }
@@ -337,14 +343,14 @@ impl Judge for Endpoint {
         let s = &self.settings;
         let pace = RateLimiter::new(s.requests_per_minute, s.tokens_per_minute, s.concurrency);
         let work = |thread: usize, question: &Question<'_>, halted: &dyn Fn() -> bool, say: &dyn Fn(Result<Reply>)| {
-            // Which pauses are drawn is nobody's result: a thread's stream begins anew with each question.
+            // The pauses do not affect results, so a thread may use one random stream per question.
             self.question(question, &pace, &mut Rng::new(hash_u64(&question.key()), thread as u64), halted, say);
         };
         pool::ask(questions, self.settings.concurrency, stop, &work, tell)
     }
 }
 
-/// The first bits of a hash.
+/// Returns the first 64 bits of a hash.
 fn hash_u64(hexadecimal: &str) -> u64 {
     u64::from_str_radix(hexadecimal.get(..16).unwrap_or_default(), 16).unwrap_or_default()
 }

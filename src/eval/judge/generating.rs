@@ -1,4 +1,4 @@
-//! A local model as a judge that writes its answer, with thoughts before it where it has some, and whose text is read as an endpoint's is.
+//! Local model as a judge that writes its answer, possibly after thoughts. The text is read like an endpoint's.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,15 +11,16 @@ use crate::data::rows::Instruction;
 use crate::error::Result;
 use crate::eval::generate::{GenerateSettings, generate};
 
-/// A model on a device, how it is asked, and how its answers are sampled.
+/// Model on a device, with its prompt and the settings for sampling its answers.
 pub struct GeneratingJudge<'g> {
     /// The model, its tokenizer and its prompt.
     pub local: LocalJudge<'g>,
-    /// The longest answer, and the tokens that end one. Answers are the likeliest ones, so that a run that goes on gives the same.
+    /// Largest number of tokens of an answer, and the tokens that end one. Answers are sampled greedily, so that a run that continues gives
+    /// the same ones.
     pub settings: GenerateSettings,
 }
 
-/// A question as token ids.
+/// Question as token ids.
 struct EncodedQuestion {
     question: usize,
     ids: Vec<u32>,
@@ -36,13 +37,13 @@ impl GeneratingJudge<'_> {
         Ok(EncodedQuestion { question: i, ids })
     }
 
-    /// Writes the answers of a group of questions.
+    /// Generates the answers to a group of questions.
     fn write(&self, group: &[EncodedQuestion], tell: &mut dyn FnMut(usize, Reply) -> Result<()>) -> Result<()> {
         if group.is_empty() {
             return Ok(());
         }
         let LocalJudge { gpu, decoder, tokenizer, template, .. } = &self.local;
-        // Thoughts that the template opened are closed by the answer.
+        // If the template opens thoughts, the answer closes them.
         let begun = if opens_answer_with_thoughts(tokenizer, template) { "<think>" } else { "" };
         let prompts: Vec<Vec<u32>> = group.iter().map(|asked| asked.ids.clone()).collect();
         let written = pollster::block_on(generate(gpu, decoder, &prompts, 0, &self.settings, &mut |_, _| ()))?;
@@ -52,11 +53,11 @@ impl GeneratingJudge<'_> {
         Ok(())
     }
 
-    /// Reads what was written; `begun`: what the answer begins with that the prompt holds already.
+    /// Reads a generated answer. `begun` is the beginning of the answer that the prompt already contains.
     fn answer(&self, asked: &EncodedQuestion, begun: &str, written: &[u32]) -> Result<Answer> {
         let (end, before) = written.split_last().map_or((None, written), |(last, before)| (Some(last), before));
         let is_cut = !end.is_some_and(|id| self.settings.eos.contains(id));
-        // Marks of thoughts may be special tokens.
+        // Markers of thoughts may be special tokens, so these are kept in the text.
         let text = begun.to_string() + &self.local.tokenizer.decode_all(if is_cut { written } else { before })?;
         let usage = Usage { prompt_tokens: asked.ids.len() as u64, completion_tokens: written.len() as u64 };
         Ok(Answer::read(text, is_cut).with_usage(Some(usage), Some(self.settings.max_new_tokens as u64)))
@@ -84,7 +85,7 @@ impl Judge for GeneratingJudge<'_> {
         stop: &AtomicBool,
         tell: &mut dyn FnMut(usize, Reply) -> Result<()>,
     ) -> Result<()> {
-        // As many side by side as have room in the cache.
+        // A group has as many questions as fit the cache side by side.
         let mut group = TokenGroup::new(self.local.max_tokens);
         for (i, question) in questions.iter().enumerate() {
             if stop.load(Ordering::Relaxed) {

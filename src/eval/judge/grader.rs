@@ -1,4 +1,5 @@
-//! The demo's grader as a judge: no model, no cost, and the same answer always; wrong, if it is asked to be, as often as it is told.
+//! Grader of the demo as a judge. It needs no model, costs nothing, and always gives the same answer. With `noise`, a part of its answers
+//! is wrong.
 
 use std::cmp::Ordering;
 use std::sync::atomic::{self, AtomicBool};
@@ -10,11 +11,11 @@ use crate::data::comparisons::Side;
 use crate::error::Result;
 use crate::eval::tasks::{grade, read};
 
-/// Compares by [`grade`]; equal grades are a tie.
+/// Judge that compares responses by [`grade`]. Equal grades are a tie.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Grader {
-    /// Part of the comparisons in which it prefers the worse side, in both orders: an annotator's mistakes. Which ones they are
-    /// follows from the texts compared.
+    /// Fraction of the comparisons in which the worse side is preferred, in both orders, to simulate an annotator's mistakes. These
+    /// comparisons are determined by their texts.
     pub noise: f64,
 }
 

@@ -1,4 +1,5 @@
-//! A local model as a judge, through our own engine: the letter that it would rather begin its answer with. Nothing is sampled or parsed.
+//! Local model as a judge, run on the device. Its choice is the letter with the higher probability as the beginning of an answer. Nothing
+//! is sampled or parsed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,37 +18,37 @@ use crate::gpu::Gpu;
 use crate::model::decoder::Decoder;
 use crate::train::trainer::score;
 
-/// Beginnings of an answer.
+/// Beginnings of an answer, whose probabilities are compared.
 pub const LETTERS: [&str; 2] = ["(a)", "(b)"];
 
-/// A model on a device, and how it is asked.
+/// Model on a device, with the settings for asking it.
 pub struct LocalJudge<'g> {
-    /// The device.
+    /// Device that the model is on.
     pub gpu: &'g Gpu,
-    /// The model.
+    /// Model that judges.
     pub decoder: Decoder,
     /// Tokenizer of the model.
     pub tokenizer: Tokenizer,
-    /// Template around the prompt: a chat model's own.
+    /// Template around the prompt; for a chat model, its own.
     pub template: Template,
     /// Prompt that asks for the judgement.
     pub prompt: JudgePrompt,
-    /// Tokens a sequence may have.
+    /// Largest number of tokens of a sequence.
     pub max_length: usize,
-    /// Tokens of a pass: as many questions at a time as fit.
+    /// Largest number of tokens of a forward pass, which has as many questions as fit.
     pub max_tokens: usize,
-    /// Shown, and written.
+    /// Name of the judge, for messages and files.
     pub name: String,
-    /// Digest of its weights, an adapter's among them: what it is, wherever it lies.
+    /// Digest of the model's weights, including an adapter's. It identifies the model independently of its path.
     pub weights: String,
-    /// Other settings that its answers depend on: storage, template.
+    /// Other settings that the answers depend on, such as storage and template.
     pub settings: Value,
 }
 
-/// A question's two sequences, which share the prompt.
+/// Returns a question's two sequences, one per letter, which share the prompt.
 ///
 /// # Errors
-/// The reason: a text that the tokenizer or template cannot hold, or that is too long.
+/// The reason: a text that the tokenizer or template cannot represent, or that is too long.
 pub fn example(
     question: &Question<'_>,
     prompt: &JudgePrompt,
@@ -68,18 +69,19 @@ pub fn example(
     Ok(Example { row: 0, sequences, desirable: None })
 }
 
-/// The prompt of a question without a text, as the model sees it.
+/// Returns the prompt of a question without content, as the model sees it.
 fn empty_prompt(tokenizer: &Tokenizer, template: &Template) -> String {
     let asked = tokenizer.encode_prompt(&Instruction::Plain("?".into()), template);
     asked.ok().and_then(|ids| tokenizer.decode_all(&ids).ok()).unwrap_or_default()
 }
 
-/// Whether a template itself begins the answer's thoughts; marks in a row's texts begin none.
+/// Returns whether the template itself opens the answer's thoughts. Markers in a row's texts do not count.
 pub fn opens_answer_with_thoughts(tokenizer: &Tokenizer, template: &Template) -> bool {
     opens_thoughts(&empty_prompt(tokenizer, template))
 }
 
-/// Whether a chat model's answer begins with a thought, by its template or its vocabulary, so that its first letter is none of the answer.
+/// Returns whether a chat model's answer begins with thoughts, judging by its template and its vocabulary, so that its first letter is not
+/// the verdict.
 pub fn begins_with_thoughts(tokenizer: &Tokenizer, template: &Template) -> bool {
     if *template != Template::Chat {
         return false;
@@ -90,7 +92,7 @@ pub fn begins_with_thoughts(tokenizer: &Tokenizer, template: &Template) -> bool 
     opens_thoughts(&text) || !is_closed && ["<think>", "[THINK]"].into_iter().any(is_token)
 }
 
-/// log π of "(a)" and of "(b)" behind each prompt, nats; a prompt is computed once for both.
+/// Returns log π of "(a)" and of "(b)" behind each prompt, in nats. A prompt is computed once for both.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -104,7 +106,7 @@ pub async fn log_probabilities(
     Ok(scored.as_chunks().0.iter().map(|[a, b]| [a.sums.response, b.sums.response]).collect())
 }
 
-/// The likelier letter.
+/// Returns the reply with the likelier letter.
 fn answer(logps: [f64; 2]) -> Reply {
     let choice = match logps[0].partial_cmp(&logps[1]) {
         Some(std::cmp::Ordering::Greater) => Choice::A,
@@ -157,7 +159,7 @@ impl Judge for LocalJudge<'_> {
 }
 
 impl LocalJudge<'_> {
-    /// Answers a group of questions, which examples number.
+    /// Answers a group of questions. The examples contain the questions' indices.
     fn answer(&self, group: &[Example], tell: &mut dyn FnMut(usize, Reply) -> Result<()>) -> Result<()> {
         let examples: Vec<&Example> = group.iter().collect();
         let logps = pollster::block_on(log_probabilities(self.gpu, &self.decoder, &examples, self.max_tokens))?;

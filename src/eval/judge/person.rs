@@ -1,4 +1,4 @@
-//! A person as a judge: one key an answer, with a way back. What draws and reads keys is a [`JudgeScreen`].
+//! Person as a judge: one key per answer, and a key to undo the last answer. A [`JudgeScreen`] shows the texts and reads the keys.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,21 +12,21 @@ use crate::rng::Rng;
 /// Meaning of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyPress {
-    /// (a), (b) or neither.
+    /// Chooses (a), (b) or neither.
     Choose(Choice),
-    /// Gives no answer to this question: it is asked again in the next run.
+    /// Skips this question, which is asked again in the next run.
     Skip,
-    /// The last answer was a mistake.
+    /// Takes the last answer back.
     Undo,
-    /// Enough.
+    /// Ends judging.
     Quit,
-    /// Anything else.
+    /// Any other key.
     Other,
 }
 
-/// A terminal, or what stands in for it.
+/// Terminal, or its replacement in tests.
 pub trait JudgeScreen {
-    /// Shows a page of lines in place of the last one. `title` first, then texts under their headings, then `keys`.
+    /// Shows a page of lines in place of the last one: `title`, then texts under their headings, then `keys`.
     ///
     /// # Errors
     /// Fails where the screen cannot be written to.
@@ -39,27 +39,27 @@ pub trait JudgeScreen {
     fn press(&self) -> Result<KeyPress>;
 }
 
-/// Comparisons after which the first of them comes again, in the other order.
+/// Number of comparisons per block; after a block, its comparisons are shown again in the other order.
 const BLOCK: usize = 10;
 
 const KEYS: &str = "a, b: better   t: equal   s: skip   u: undo   q: quit";
 
-/// Somebody in front of a screen.
+/// Person in front of a screen.
 pub struct HumanJudge<S> {
     /// Screen that shows the questions.
     pub screen: S,
-    /// Name of the person: it tells two people's answers apart.
+    /// Name of the person, which distinguishes the answers of two people.
     pub name: String,
-    /// Seed of the questions' order.
+    /// Seed of the order of questions.
     pub seed: u64,
 }
 
-/// The order in which a person sees questions: blocks of [`BLOCK`] rows, each block once and then once more in the other order, both times
-/// shuffled, so that nobody answers the same comparison twice in a row, and a block that is done has its verdicts. Which order comes first is
-/// drawn too.
+/// Returns the order in which a person sees questions. Each block of [`BLOCK`] rows is shown once, and then again in the other presentation
+/// order, shuffled both times. Nobody therefore answers the same comparison twice in a row, and all verdicts of a finished block are
+/// complete. Which presentation order comes first is random.
 fn sequence(questions: &[Question<'_>], seed: u64) -> Vec<usize> {
     let mut rng = Rng::new(seed, 13);
-    // Questions of one comparison are neighbours.
+    // Adjacent questions belong to the same comparison.
     let mut rows: Vec<Vec<usize>> = Vec::new();
     for i in 0..questions.len() {
         match rows.last_mut() {
@@ -78,7 +78,7 @@ fn sequence(questions: &[Question<'_>], seed: u64) -> Vec<usize> {
     all
 }
 
-/// Texts of others may hold anything; a terminal obeys control characters.
+/// Makes control characters visible, because texts from others may contain any and a terminal obeys them.
 fn shown(text: &str) -> String {
     text.lines().map(visible).collect::<Vec<_>>().join("\n")
 }
@@ -162,7 +162,7 @@ mod tests {
         sorted.sort_unstable();
         assert_eq!(sorted, (0..50).collect::<Vec<_>>());
         let seen: Vec<usize> = order.iter().map(|i| i / 2).collect();
-        // A block's two turns have the same rows, the second behind the whole first.
+        // Both passes over a block have the same rows; the second one comes behind the whole first one.
         for (first, block) in [(0, 10), (20, 10), (40, 5)] {
             let turn = |from: usize| {
                 let mut rows = seen[from..from + block].to_vec();
@@ -173,7 +173,7 @@ mod tests {
         }
         assert!(order.iter().take(10).any(|i| i % 2 == 0) && order.iter().take(10).any(|i| i % 2 == 1));
         assert_ne!(order, sequence(&questions, 4));
-        // What an earlier run left: one order each of some rows.
+        // Questions that an earlier run has left: one order each of some rows.
         let some: Vec<Question<'_>> = questions.iter().copied().step_by(3).collect();
         assert_eq!(sequence(&some, 3).len(), some.len());
     }

@@ -1,4 +1,4 @@
-//! Several questions at a time: threads that ask, one that listens.
+//! Pool of threads that ask several questions at a time, while one thread listens.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -6,14 +6,15 @@ use std::sync::mpsc;
 use super::{Question, Reply};
 use crate::error::Result;
 
-/// Asks one question, and says what becomes of it: `work(thread, question, halted, say)`. An error that it says ends the asking.
+/// Function that asks one question and reports replies: `work(thread, question, halted, say)`. An error that it reports ends the asking.
 pub type PoolWork<'w> = dyn Fn(usize, &Question<'_>, &dyn Fn() -> bool, &dyn Fn(Result<Reply>)) + Sync + 'w;
 
-/// [`super::Judge::ask`] with `concurrency` threads. A thread begins with the next question when what it said was heard, so that none is begun
-/// that its last answer forbids. Everything that was begun is listened to, whatever happens: it is paid for.
+/// Implements [`super::Judge::ask`] with `concurrency` threads. A thread begins the next question only after its last reply was handled, so
+/// that it does not begin one after a reply that ends the asking. Every question that was begun is listened to until its end, because its
+/// tokens are paid for.
 ///
 /// # Errors
-/// The first of `work` and `tell`.
+/// The first error of `work` or `tell`.
 pub fn ask(
     questions: &[Question<'_>],
     concurrency: usize,
@@ -35,7 +36,7 @@ pub fn ask(
                     work(thread, question, halted, &|said| {
                         let (heard, wait) = mpsc::channel::<()>();
                         let _ = send.send((i, said, heard));
-                        // It is dropped there.
+                        // Waits until the listener has handled the reply and dropped `heard`.
                         let _ = wait.recv();
                     });
                 }

@@ -1,4 +1,4 @@
-//! Prompt for a judging model: our wording of the paper's criteria (accuracy, coherence, harmlessness), or one's own.
+//! Prompt for a judging model: this program's wording of the paper's criteria (accuracy, coherence, harmlessness), or a custom one.
 
 use std::path::Path;
 
@@ -10,13 +10,13 @@ use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 const SINGLE: &str = include_str!("prompt_single.txt");
 const PAIR: &str = include_str!("prompt_pair.txt");
 
-/// A prompt with places for the texts of a comparison.
+/// Prompt with placeholders for the texts of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JudgePrompt {
     text: String,
 }
 
-/// Names of the places.
+/// Returns the names of the placeholders.
 fn places(mode: ComparisonKind) -> &'static [&'static str] {
     match mode {
         ComparisonKind::Single => &["instruction", "response_a", "response_b"],
@@ -25,7 +25,7 @@ fn places(mode: ComparisonKind) -> &'static [&'static str] {
 }
 
 impl JudgePrompt {
-    /// Ours.
+    /// Returns this program's prompt.
     pub fn default_for(mode: ComparisonKind) -> Self {
         let text = match mode {
             ComparisonKind::Single => SINGLE,
@@ -34,11 +34,11 @@ impl JudgePrompt {
         Self { text: text.trim_end().into() }
     }
 
-    /// One's own: a text file that holds `{instruction}`, `{response_a}` and `{response_b}`, or for pairs `{instruction_a}`, `{response_a}`,
-    /// `{instruction_b}` and `{response_b}`. Other braces are text.
+    /// Reads a custom prompt: a text file with `{instruction}`, `{response_a}` and `{response_b}`, or for pairs with `{instruction_a}`,
+    /// `{response_a}`, `{instruction_b}` and `{response_b}`. Other braces are text.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Field`] for a place that is missing or belongs to the other mode.
+    /// [`Error::File`]; [`Error::Field`] for a placeholder that is missing or belongs to the other kind of comparison.
     pub fn read(path: &Path, mode: ComparisonKind) -> Result<Self> {
         let text = read_file(path, MAX_CONFIG_BYTES)?;
         let has = |name: &str| text.contains(&format!("{{{name}}}"));
@@ -60,7 +60,7 @@ impl JudgePrompt {
         Ok(Self { text: text.trim_end().into() })
     }
 
-    /// The prompt of a question. Places inside of the texts stay as they are.
+    /// Returns the prompt of a question. Placeholders inside the inserted texts stay as they are.
     pub fn render(&self, question: &Question<'_>) -> String {
         let texts = question.texts();
         let (mut out, mut rest) = (String::with_capacity(self.text.len() * 2), self.text.as_str());
@@ -77,12 +77,12 @@ impl JudgePrompt {
         out + rest
     }
 
-    /// Whether it is one of ours, which ask for nothing but a side.
+    /// Returns whether this is one of this program's prompts, which ask only for a side.
     pub fn is_ours(&self) -> bool {
         [ComparisonKind::Single, ComparisonKind::Pair].into_iter().any(|mode| *self == Self::default_for(mode))
     }
 
-    /// Tells prompts apart.
+    /// Returns a hash that distinguishes prompts.
     pub fn hash(&self) -> String {
         hash(&self.text)
     }

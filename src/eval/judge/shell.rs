@@ -1,4 +1,4 @@
-//! A command line run by the system's shell, which is ended with everything that it started.
+//! Command line run by the system's shell. The shell is ended together with all processes that it started.
 
 use std::io;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// Interval at which the command is polled for its end.
 const TICK: Duration = Duration::from_millis(5);
 
-/// A command that runs, with pipes for its input and outputs.
+/// Running command, with pipes for its input and outputs.
 pub(super) struct RunningCommand {
     pub child: Child,
     #[cfg(windows)]
@@ -17,12 +17,13 @@ pub(super) struct RunningCommand {
 /// Starts a command line.
 ///
 /// # Errors
-/// The system's, where there is no shell.
+/// Errors of the system, for example where there is no shell.
 pub(super) fn start(command: &str) -> io::Result<RunningCommand> {
     let mut shell = shell(command);
     let child = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     Ok(RunningCommand {
-        // What the shell starts before it is in the job is not in it: some µs, in which it only begins. A shell that has ended has no job.
+        // Processes that the shell starts before it is added to the job are not in the job; this takes only some µs. A shell that has
+        // already ended gets no job.
         #[cfg(windows)]
         job: job::Job::holding(&child).ok(),
         child,
@@ -30,7 +31,7 @@ pub(super) fn start(command: &str) -> io::Result<RunningCommand> {
 }
 
 impl RunningCommand {
-    /// Waits for the shell; `None` where it takes too long.
+    /// Waits for the shell; `None` where it exceeds the time limit.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
         let until = Instant::now() + timeout;
         loop {
@@ -42,17 +43,18 @@ impl RunningCommand {
         }
     }
 
-    /// Ends the shell and whatever it left running, which holds the pipes.
+    /// Ends the shell and all processes that it left running, which hold the pipes.
     #[cfg(unix)]
     pub fn end(&mut self) {
         if let Ok(group) = libc::pid_t::try_from(self.child.id()) {
-            // SAFETY: a system call on numbers. The group is our child's own; where nobody is left in it, the call does nothing.
+            // SAFETY: a system call with numbers as arguments. The group is that of this program's child; where it is empty, the call does
+            // nothing.
             unsafe { libc::killpg(group, libc::SIGKILL) };
         }
         let _ = self.child.wait();
     }
 
-    /// Ends the shell and whatever it left running, which holds the pipes.
+    /// Ends the shell and all processes that it left running, which hold the pipes.
     #[cfg(not(unix))]
     pub fn end(&mut self) {
         #[cfg(windows)]
@@ -66,7 +68,7 @@ impl RunningCommand {
 fn shell(command: &str) -> Command {
     use std::os::unix::process::CommandExt;
     let mut shell = Command::new("sh");
-    // A group of its own: Ctrl-C is for us, and what it started can be ended with it.
+    // The command gets its own process group: Ctrl-C goes to this program only, and the whole group can be ended.
     shell.args(["-c", command]).process_group(0);
     shell
 }
@@ -76,8 +78,8 @@ fn shell(command: &str) -> Command {
     use std::os::windows::process::CommandExt;
     use windows_sys::Win32::System::Threading::CREATE_NEW_PROCESS_GROUP;
     let mut shell = Command::new("cmd");
-    // As typed: cmd knows no \" inside quotes, and with /S takes off the outer two alone. /D: no commands of the registry's before it. A group of
-    // its own: Ctrl-C is for us.
+    // The command line is passed as typed: cmd does not understand \" inside quotes, and with /S removes only the outer two. /D skips the
+    // registry's start-up commands. The command gets its own process group: Ctrl-C goes to this program only.
     shell.args(["/D", "/S", "/C"]).raw_arg(format!("\"{command}\"")).creation_flags(CREATE_NEW_PROCESS_GROUP);
     shell
 }
@@ -91,7 +93,7 @@ fn shell(command: &str) -> Command {
 
 #[cfg(windows)]
 mod job {
-    //! A Windows job, which ends all processes in it as it is closed.
+    //! Windows job, which ends all its processes when it is closed.
 
     use std::io;
     use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
@@ -102,19 +104,19 @@ mod job {
         JOBOBJECT_EXTENDED_LIMIT_INFORMATION, JobObjectExtendedLimitInformation, SetInformationJobObject,
     };
 
-    /// The only handle to a job: dropping it ends everything inside.
+    /// Only handle to a job. Dropping it ends all processes in the job.
     pub struct Job {
         _handle: OwnedHandle,
     }
 
     impl Job {
-        /// Makes a job with a process, and with those that it starts from now on.
+        /// Creates a job with a process, and with the processes that it starts from now on.
         pub fn holding(child: &Child) -> io::Result<Self> {
             let told = |worked: bool| if worked { Ok(()) } else { Err(io::Error::last_os_error()) };
             let mut limits = JOBOBJECT_EXTENDED_LIMIT_INFORMATION::default();
             limits.BasicLimitInformation.LimitFlags = JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE;
-            // SAFETY: the handle is checked before it is owned, once; the limits are of the size that is told, and are copied; the child's handle
-            // lives as long as the child.
+            // SAFETY: the handle is checked before it is owned, once; the limits have the size that is passed, and are copied; the child's
+            // handle lives as long as the child.
             unsafe {
                 let raw = CreateJobObjectW(std::ptr::null(), std::ptr::null());
                 told(!raw.is_null())?;
@@ -129,16 +131,16 @@ mod job {
     }
 }
 
-/// Tells how a command that failed ended.
+/// Describes how a failed command ended.
 pub(super) fn describe(status: ExitStatus) -> String {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
         return format!("was killed by signal {signal}");
     }
     match status.code() {
-        // A shell's way to tell that what it ran was killed.
+        // A shell reports in this way that its command was killed.
         Some(code @ 129..=192) if cfg!(unix) => format!("was killed by signal {}", code - 128),
-        // Windows ends a program that crashes with an NTSTATUS.
+        // Windows ends a crashing program with an NTSTATUS.
         Some(code) if code < 0 => format!("crashed with status {code:#x}"),
         Some(code) => format!("ended with status {code}"),
         None => "ended".into(),

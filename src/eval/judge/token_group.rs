@@ -1,6 +1,7 @@
-//! Questions into groups that fit a pass over the model: each goes to the device as soon as it is full, before the questions behind it are tokenised.
+//! Division of questions into groups that fit a forward pass. A group goes to the device as soon as it is full, before later questions are
+//! tokenised.
 
-/// A group that is being filled.
+/// Group that is being filled.
 #[derive(Debug)]
 pub struct TokenGroup<T> {
     items: Vec<T>,
@@ -9,12 +10,12 @@ pub struct TokenGroup<T> {
 }
 
 impl<T> TokenGroup<T> {
-    /// Begins a group of at most `most` tokens; an item that has more is a group alone.
+    /// Creates an empty group of at most `most` tokens. A larger item is a group of its own.
     pub fn new(most: usize) -> Self {
         Self { items: Vec::new(), n_tokens: 0, most }
     }
 
-    /// Adds an item of `n_tokens`. Gives the group before it, where it does not fit there.
+    /// Adds an item of `n_tokens`. If it does not fit, it begins a new group, and the previous group is returned.
     pub fn push(&mut self, item: T, n_tokens: usize) -> Option<Vec<T>> {
         let is_full = !self.items.is_empty() && self.n_tokens + n_tokens > self.most;
         let full = is_full.then(|| self.take());
@@ -23,7 +24,7 @@ impl<T> TokenGroup<T> {
         full
     }
 
-    /// Gives what is there, and begins anew.
+    /// Returns the items of the group, and empties it.
     pub fn take(&mut self) -> Vec<T> {
         self.n_tokens = 0;
         std::mem::take(&mut self.items)

@@ -1,9 +1,9 @@
-//! Reads the verdict in a judge's answer: the one reader for endpoints, programs and local models that generate.
+//! Reader of the verdict in a judge's answer. It serves endpoints, programs and local models that generate text.
 //!
-//! Thoughts are set aside (`thoughts`), decoration is taken off (`plain`), and what is left is read sentence by sentence from its end
-//! (`statement`). The last verdict counts where nothing after it takes it back and no other verdict contradicts it. Everything is read
-//! by a grammar of what verdicts look like, never by which letters occur: a sentence that the grammar does not know says nothing. So what is
-//! not certain is no answer, and a row is left out rather than turned around.
+//! Thoughts are removed (`thoughts`), decoration is removed (`plain`), and the rest is read sentence by sentence from its end
+//! (`statement`). The last verdict counts if nothing after it takes it back, and no other verdict contradicts it. A grammar of verdicts
+//! decides, never the letters that occur: a sentence that the grammar does not know has no statement. An uncertain answer is therefore no
+//! verdict: the row is lost, but not reversed.
 
 #[cfg(test)]
 mod cases;
@@ -26,26 +26,26 @@ use statement::{
     may_turn, statement,
 };
 
-/// Reason for which an answer has no verdict.
+/// Reason why an answer has no verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoVerdict {
-    /// The answer was cut at the longest length, or ends within its thoughts.
+    /// The answer was cut at the largest number of tokens, or ends inside its thoughts.
     Cut,
-    /// The answer has no text: thoughts alone, or nothing.
+    /// The answer has no text, or only thoughts.
     Empty,
     /// The model refused to answer.
     Refusal,
-    /// A call of a tool, instead of an answer.
+    /// The model called a tool instead of answering.
     ToolCall,
-    /// The endpoint ended it for a reason of its own, such as a content filter.
+    /// The endpoint ended the answer for a reason of its own, such as a content filter.
     Stopped,
-    /// The text does not say, or not for certain.
+    /// The text states no verdict, or not with certainty.
     Unclear,
 }
 
 impl NoVerdict {
-    /// Describes it, for messages.
+    /// Describes the reason, for messages.
     pub fn told(self) -> &'static str {
         match self {
             Self::Cut => "cut off before a verdict",
@@ -58,16 +58,16 @@ impl NoVerdict {
     }
 }
 
-/// Bytes at an answer's end that are read: a verdict is there, and the reader takes time for what is before it.
+/// Number of bytes at the end of an answer that are read. The verdict is there, and reading the text before it takes time.
 const MOST_BYTES: usize = 256 << 10;
 
-/// Bytes of a line that goes on in the next.
+/// Largest length of a line, in bytes, that may continue in the next line.
 const MOST_JOINED: usize = 500;
 
 /// Reads an answer that ended by itself.
 ///
 /// # Errors
-/// Reason for which there is no verdict.
+/// The reason why there is no verdict.
 pub fn read_verdict(text: &str) -> Result<Choice, NoVerdict> {
     let whole = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"");
     let answer = thoughts::without_thoughts(&whole).ok_or(NoVerdict::Cut)?;
@@ -83,8 +83,8 @@ pub fn read_verdict(text: &str) -> Result<Choice, NoVerdict> {
     decide(&units(answer)).ok_or(NoVerdict::Unclear)
 }
 
-/// Tells whether a judge goes on with the prompt instead of judging: a line "Output (a):" and a response behind it, which may say anything. Where both
-/// sides stand so, or points follow, something is said of them.
+/// Returns whether a judge continues the prompt instead of judging: with a line "Output (a):", followed by a response that may contain
+/// anything. Where both sides have such a line, or list items follow, the lines are headings over statements about the sides.
 fn writes_response(answer: &str) -> bool {
     let text = plain::plain(answer);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -99,35 +99,35 @@ fn writes_response(answer: &str) -> bool {
     is_labelled(Choice::A) != is_labelled(Choice::B) && lines.windows(2).any(goes_on)
 }
 
-/// Tells whether a line is an item of a list.
+/// Returns whether a line is a list item.
 fn is_item(line: &str) -> bool {
     let digits = line.trim_start_matches(|c: char| c.is_ascii_digit());
     let is_numbered = digits.len() < line.len() && (digits.starts_with(". ") || digits.starts_with(") "));
     is_numbered || ["- ", "* ", "+ ", "• "].iter().any(|bullet| line.starts_with(bullet))
 }
 
-/// Reads an answer that was cut at the longest length: only a whole JSON object is a verdict, because servers that enforce JSON may write white
-/// space behind it for ever. Any other text might have gone on to say the opposite.
+/// Reads an answer that was cut at the largest number of tokens. Only a complete JSON object is a verdict, because servers that enforce
+/// JSON may write white space behind it until the limit. Any other text might have continued with the opposite.
 ///
 /// # Errors
-/// [`NoVerdict::Cut`].
+/// [`NoVerdict::Cut`], where there is no complete object.
 pub fn read_cut_verdict(text: &str) -> Result<Choice, NoVerdict> {
     let answer = thoughts::without_thoughts(text).ok_or(NoVerdict::Cut)?;
     json::whole(answer.trim()).ok_or(NoVerdict::Cut)
 }
 
-/// A sentence, or an object of JSON, and where it stands.
+/// Sentence or JSON object of an answer, with its position.
 #[derive(Debug)]
 struct AnswerUnit {
     tokens: Vec<StatementToken>,
     said: VerdictStatement,
-    /// A full stop or the like ends it.
+    /// Whether a full stop or similar character ends the sentence.
     is_finished: bool,
-    /// The line begins with `#`.
+    /// Whether the line begins with `#`.
     is_heading: bool,
-    /// An item of a list.
+    /// Whether the line is a list item.
     is_item: bool,
-    /// An empty line is before it.
+    /// Whether an empty line precedes it.
     is_paragraph: bool,
 }
 
@@ -143,7 +143,8 @@ impl AnswerUnit {
         self.tokens.iter().any(|token| matches!(token, StatementToken::Word(word) if is_doubt(word) && word != "both"))
     }
 
-    /// Whether it is, or may be, the title of what is not the better one: "Worse output", but no item of a list of faults.
+    /// Returns whether the unit is, or may be, the title of a text about the worse side: "Worse output". Items of a list of faults are not
+    /// titles.
     fn may_deny(&self) -> bool {
         !self.is_finished && self.has_doubt() && (!self.is_item || is_title(&self.tokens, true))
     }
@@ -153,10 +154,10 @@ impl AnswerUnit {
     }
 }
 
-/// Splits an answer into objects of JSON and sentences.
+/// Splits an answer into JSON objects and sentences.
 fn units(answer: &str) -> Vec<AnswerUnit> {
     let mut all = Vec::new();
-    // The object stands in the line of what is before it.
+    // Whether the next object is on the same line as the text before it.
     let mut is_inline = false;
     for piece in json::pieces(answer) {
         match piece {
@@ -167,7 +168,7 @@ fn units(answer: &str) -> Vec<AnswerUnit> {
                 sentences(&text, &mut all);
             }
             json::JsonPiece::Object(verdict) => {
-                // "I would not say {...}".
+                // Such as "I would not say {...}".
                 let begun = all.last().filter(|unit| !unit.is_finished && (is_inline || dangles(&unit.tokens)));
                 let said = match verdict {
                     Some(choice) if begun.is_none_or(|unit: &AnswerUnit| introduces(&unit.tokens, choice)) => {
@@ -190,7 +191,7 @@ fn units(answer: &str) -> Vec<AnswerUnit> {
     all
 }
 
-/// Adds a text's sentences. A line ends one, unless it ends with a colon or names what follows.
+/// Adds a text's sentences. A sentence ends with its line, unless the line ends with a colon or is a label of the next one.
 fn sentences(text: &str, all: &mut Vec<AnswerUnit>) {
     let mut begun = String::new();
     let mut is_paragraph = true;
@@ -200,7 +201,7 @@ fn sentences(text: &str, all: &mut Vec<AnswerUnit>) {
             is_paragraph = true;
             continue;
         }
-        // Fences of code with the language's name, and rules.
+        // Skips code fences with a language's name, and horizontal rules.
         let is_fence = trimmed.strip_prefix("```").is_some_and(|name| name.chars().all(char::is_alphanumeric));
         if is_fence || trimmed.chars().all(|c| "-*_=# ".contains(c)) {
             continue;
@@ -231,7 +232,7 @@ fn sentences(text: &str, all: &mut Vec<AnswerUnit>) {
     }
 }
 
-/// The line that a sentence stands in, as [`AnswerUnit`] has it.
+/// Properties of a sentence's line, for its [`AnswerUnit`].
 #[derive(Debug, Clone, Copy)]
 struct AnswerLine {
     is_item: bool,
@@ -249,12 +250,12 @@ fn push(sentence: &str, line: AnswerLine, all: &mut Vec<AnswerUnit>) {
     all.push(AnswerUnit { said, tokens, is_finished: is_finished(sentence), is_heading, is_item, is_paragraph });
 }
 
-/// Whether a sentence has its full stop.
+/// Returns whether a sentence has its full stop.
 fn is_finished(sentence: &str) -> bool {
     sentence.trim_end_matches(|c: char| "*_`\"')]".contains(c) || c.is_whitespace()).ends_with(['.', '!', '?'])
 }
 
-/// Splits a line behind full stops, which are no abbreviations, numbers of a list, or ellipses.
+/// Splits a line behind full stops, except those of abbreviations, list numbers and ellipses.
 fn split(line: &str) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut start = 0;
@@ -280,9 +281,9 @@ fn split(line: &str) -> Vec<&str> {
     parts
 }
 
-/// The last verdict, if it is certain.
+/// Returns the last verdict, if it is certain.
 fn decide(units: &[AnswerUnit]) -> Option<Choice> {
-    // A heading is over what is said of a side, unless nothing follows.
+    // A heading that names a side introduces a text about the side, unless nothing follows.
     let is_heading = |unit: &AnswerUnit| unit.is_heading && unit.is_bare();
     let ends_with_heading = units.last().is_some_and(is_heading);
     let counts = |i: usize| stands(units, i) && (ends_with_heading || !is_heading(&units[i]));
@@ -299,7 +300,8 @@ fn decide(units: &[AnswerUnit]) -> Option<Choice> {
     (said.iter().all(agrees) && is_kept).then_some(choice)
 }
 
-/// Whether a unit means what it says alone: what is before it may ask the opposite question, or be the beginning of its sentence.
+/// Returns whether a unit may be read on its own. The unit before it may ask the opposite question, or may be the beginning of the same
+/// sentence.
 fn stands(units: &[AnswerUnit], i: usize) -> bool {
     let Some(before) = i.checked_sub(1).map(|before| &units[before]) else { return true };
     if before.choice().is_some() {

@@ -1,25 +1,25 @@
-//! Answers of a chosen quality.
+//! Answers of a chosen quality, for the demo's data.
 
 use super::grade::{HEDGES, TAILS};
 use super::{AnswerForm, TaskItem};
 use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
 
-/// The four qualities that supervised rows mix.
+/// Quality of an answer; supervised rows mix all four.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AnswerQuality {
-    /// Right, in one sentence: the gold response.
+    /// Correct, in one sentence: the gold response.
     Good,
-    /// Right, the answer alone.
+    /// Correct, but only the bare answer.
     Bare,
-    /// Right, with hedges and fillers.
+    /// Correct, with hedges and fillers.
     Sloppy,
     /// Wrong, in any form.
     Wrong,
 }
 
-/// An answer of that quality.
+/// Creates an answer of a quality.
 pub fn answer(item: &TaskItem, quality: AnswerQuality, rng: &mut Rng) -> String {
     match quality {
         AnswerQuality::Good => item.gold.clone(),
@@ -50,7 +50,7 @@ fn put(item: &TaskItem, answer: &str, form: AnswerForm, rng: &mut Rng) -> String
     }
 }
 
-/// A wrong answer: usually a plausible one of the kind, else the right one with a slip.
+/// Creates a wrong answer: usually a plausible one for the kind of task, else the correct one with a typing error.
 fn wrong(item: &TaskItem, rng: &mut Rng) -> String {
     if !item.wrong.is_empty() && rng.below(4) > 0 {
         return item.wrong[rng.below(item.wrong.len() as u32) as usize].clone();
@@ -63,7 +63,7 @@ fn wrong(item: &TaskItem, rng: &mut Rng) -> String {
     }
 }
 
-/// Makes one slip of the pen: another character of the same class, a doubled one, a lost one, or two swapped.
+/// Makes one typing error: another character of the same class, a doubled or lost character, or two swapped ones.
 fn slip(text: &str, rng: &mut Rng) -> String {
     let mut chars: Vec<char> = text.chars().collect();
     let solid: Vec<usize> = (0..chars.len()).filter(|&i| chars[i].is_ascii_alphanumeric()).collect();

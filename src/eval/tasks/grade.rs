@@ -1,4 +1,4 @@
-//! The grader, and the win rate that it gives.
+//! Grader of the demo's answers, and the win rates that it gives.
 
 use super::TaskItem;
 
@@ -7,23 +7,23 @@ use super::TaskItem;
 pub enum AnswerForm {
     /// With hedges and fillers ("um, 32 i guess"), a sentence without its capital or its period, or far too long.
     Sloppy,
-    /// The answer alone, with or without a period.
+    /// Only the answer, with or without a period.
     Bare,
-    /// One short sentence: the kind's own, or "The answer is 32."
+    /// One short sentence: the one for the kind of task, or "The answer is 32."
     Sentence,
 }
 
 /// Grade of a response.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AnswerGrade {
-    /// 0 to 1: (6 if correct, 3 for a sentence or 1 for a bare answer, 1 if brief) / 10. Every correct answer is above
+    /// Score from 0 to 1: (6 if correct, plus 3 for a sentence or 1 for a bare answer, plus 1 if brief) / 10. Every correct answer is above
     /// every wrong one.
     pub score: f64,
-    /// The answer is the right one, to the letter.
+    /// Whether the answer is the correct one, letter by letter.
     pub correct: bool,
     /// Form of the response.
     pub form: AnswerForm,
-    /// At most half as long again as the gold response (in characters).
+    /// Whether the response has at most 1.5 times as many characters as the gold response.
     pub brief: bool,
 }
 
@@ -43,7 +43,7 @@ pub fn grade(item: &TaskItem, response: &str) -> AnswerGrade {
     AnswerGrade { score: f64::from(points) / 10.0, correct, form, brief }
 }
 
-/// The form of a response, and the answer in it.
+/// Returns the form of a response, and the answer in it.
 fn read<'a>(item: &TaskItem, text: &'a str) -> (AnswerForm, &'a str) {
     let (before, after) = item.frame();
     for (before, after) in [(before, after), ("The answer is ", ".")] {
@@ -66,25 +66,25 @@ fn read<'a>(item: &TaskItem, text: &'a str) -> (AnswerForm, &'a str) {
     (form, rest.strip_suffix('.').unwrap_or(rest).trim())
 }
 
-/// Strips a prefix, whatever its case.
+/// Strips a prefix, ignoring case.
 fn strip_start<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
     let head = text.get(..prefix.len())?;
     (!prefix.is_empty() && head.eq_ignore_ascii_case(prefix)).then(|| &text[prefix.len()..])
 }
 
-/// Judged pairs of answers.
+/// Counts of judged pairs of answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct WinRate {
-    /// The first is better.
+    /// Number of pairs whose first answer is better.
     pub wins: usize,
-    /// Equal scores.
+    /// Number of pairs with equal scores.
     pub ties: usize,
-    /// The second is better.
+    /// Number of pairs whose second answer is better.
     pub losses: usize,
 }
 
 impl WinRate {
-    /// Counts one pair by their scores.
+    /// Counts one pair by its scores.
     pub fn add(&mut self, first: f64, second: f64) {
         match first.total_cmp(&second) {
             std::cmp::Ordering::Greater => self.wins += 1,
@@ -92,11 +92,11 @@ impl WinRate {
             std::cmp::Ordering::Less => self.losses += 1,
         }
     }
-    /// Pairs judged.
+    /// Returns the number of pairs.
     pub fn judged(&self) -> usize {
         self.wins + self.ties + self.losses
     }
-    /// (wins + ½ ties) / judged; ½ when nothing was judged.
+    /// Returns (wins + ½ ties) / judged; ½ where nothing was judged.
     pub fn rate(&self) -> f64 {
         match self.judged() {
             0 => 0.5,

@@ -1,16 +1,16 @@
-//! Kinds of tasks, a small function per kind: draw the content, word the instruction, know the answer.
+//! Kinds of tasks, with one small function per kind: draws the content, words the instruction, and computes the answer.
 
 use super::{TaskItem, TaskKind, words};
 use crate::rng::Rng;
 
 const ORDINALS: [&str; 4] = ["first", "second", "third", "fourth"];
 
-/// An item before its kind is put on.
+/// Task before its kind is set.
 struct TaskDraft {
     content: String,
     instruction: String,
     answer: String,
-    /// Gold sentence, with `{}` for the answer.
+    /// Gold sentence, with `{}` in place of the answer.
     sentence: String,
     wrong: Vec<String>,
 }
@@ -38,7 +38,7 @@ pub(super) fn draw(kind: TaskKind, rng: &mut Rng) -> TaskItem {
     TaskItem { instruction: d.instruction, gold, kind, answer: d.answer, content: d.content, wrong }
 }
 
-/// Draws one of the wordings.
+/// Draws one of the wordings of a sentence.
 fn sentence(wordings: &[String], rng: &mut Rng) -> String {
     wordings[rng.below(wordings.len() as u32) as usize].clone()
 }
@@ -47,7 +47,7 @@ fn draft(content: &str, instruction: String, answer: impl ToString, sentence: &s
     TaskDraft { content: content.into(), instruction, answer: answer.to_string(), sentence: sentence.into(), wrong }
 }
 
-/// `n` different numbers below `limit`.
+/// Draws `n` different numbers below `limit`.
 fn distinct(n: usize, limit: u32, rng: &mut Rng) -> Vec<u32> {
     let mut all = Vec::new();
     while all.len() < n {
@@ -63,7 +63,7 @@ fn joined<T: ToString>(items: &[T], between: &str) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(between)
 }
 
-/// Sorts things: the content of an item that lists them does not depend on their order.
+/// Sorts items, so that the content of a task that lists them does not depend on their order.
 fn sorted<T: Ord + Clone>(items: &[T]) -> Vec<T> {
     let mut all = items.to_vec();
     all.sort();

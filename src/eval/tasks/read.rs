@@ -1,20 +1,21 @@
-//! An instruction read back: which task it is, and its answer. For rows that hold no more than texts.
+//! Parsing of an instruction: its task and its answer, for rows that contain only texts.
 
 use super::{TaskItem, TaskKind, words};
 
 const ORDINALS: [&str; 4] = ["first", "second", "third", "fourth"];
 
-/// Returns the text between two parts of a wording.
+/// Returns the text between two parts of a wording; `None` where the wording does not match.
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
     text.strip_prefix(before)?.strip_suffix(after)
 }
 
-/// Returns the text between the two parts of whichever wording fits.
+/// Returns the text between the two parts of whichever wording matches.
 fn either<'a>(text: &'a str, wordings: [(&str, &str); 2]) -> Option<&'a str> {
     wordings.iter().find_map(|(before, after)| between(text, before, after))
 }
 
-/// The task that an instruction asks for, and the answer with its sentence; `None` where it is none of ours. An item so read does not know
+/// Returns the task of an instruction, with the answer and its sentence; `None` where it is not one of the demo's tasks. The task's content
+/// and plausible wrong answers are not known.
 /// its content or plausible wrong answers.
 pub fn read(instruction: &str) -> Option<TaskItem> {
     TaskKind::ALL.into_iter().find_map(|kind| {
@@ -25,7 +26,7 @@ pub fn read(instruction: &str) -> Option<TaskItem> {
     })
 }
 
-/// A word of the tasks: lower-case letters.
+/// Returns a text if it is a word of the tasks: lower-case letters.
 fn word(text: &str) -> Option<&str> {
     (!text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase())).then_some(text)
 }
@@ -34,7 +35,7 @@ fn numbers<'a>(parts: impl IntoIterator<Item = &'a str>) -> Option<Vec<u32>> {
     parts.into_iter().map(|part| part.parse().ok()).collect()
 }
 
-/// Answer, and sentence with `{}` for it.
+/// Computes the answer, and its sentence with `{}` in place of the answer.
 fn solve(kind: TaskKind, asked: &str) -> Option<(String, String)> {
     let fixed = |answer: String, sentence: &str| Some((answer, sentence.to_string()));
     match kind {
@@ -120,7 +121,7 @@ fn solve(kind: TaskKind, asked: &str) -> Option<(String, String)> {
     }
 }
 
-/// The one that is alone of its sort: a letter, a digit, or a number of the other parity.
+/// Returns the element that is the only one of its sort: a letter, a digit, or a number of the other parity.
 fn odd(list: &[&str]) -> Option<String> {
     let sort = |x: &&&str| match x.parse::<u32>() {
         Ok(n) => n % 2,

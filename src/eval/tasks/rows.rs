@@ -1,9 +1,9 @@
 //! Rows of data in the forms of PAPER section 5, and their files.
 //!
-//! Supervised rows draw their quality from [`SFT_MIX`]. Preferences compare two answers drawn from the same mixture, as if by a
-//! model trained on it, and the higher grade is preferred; ties are dropped. A *conditional* pair answers one
-//! instruction twice. A *joint* pair compares answers to different instructions, in three strata of equal size: the preferred
-//! sides of two conditional pairs, their rejected sides, and one of each.
+//! Supervised rows draw their quality from [`SFT_MIX`]. Preferences compare two answers drawn from the same mixture, like those of a model
+//! trained on it. The answer with the higher grade is preferred; ties are dropped. A *conditional* pair has two answers to one instruction.
+//! A *joint* pair compares answers to different instructions, in three strata of equal size: the preferred sides of two conditional pairs,
+//! their rejected sides, and one of each.
 
 use super::{AnswerQuality, DataSplit, TaskItem, answer, generate, grade};
 use crate::error::{Error, Result};
@@ -12,21 +12,21 @@ use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
 use std::{io::Write, path::Path};
 
-/// Percent of each quality in supervised rows. The bare answer is the commonest, so a model that imitates its data, greedily
-/// decoded, answers barely; the good answer is frequent enough to be learnt, and is what preferences bring out.
+/// Percentage of each quality in supervised rows. The bare answer is the most frequent, so a model that imitates the data with greedy
+/// decoding gives bare answers. The good answer is frequent enough to be learnt; preferences then make it the model's choice.
 pub const SFT_MIX: [(AnswerQuality, u32); 4] =
     [(AnswerQuality::Good, 25), (AnswerQuality::Bare, 40), (AnswerQuality::Sloppy, 20), (AnswerQuality::Wrong, 15)];
 
-/// A supervised row.
+/// Supervised row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SftRow {
     /// Instruction of the task.
     pub instruction: String,
-    /// An answer, not always a good one.
+    /// Answer to the instruction, not always a good one.
     pub response: String,
 }
 
-/// A preference, conditional when the instructions are equal.
+/// Preference, which is conditional where both instructions are equal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PreferenceRow {
     /// Instruction of the preferred pair.
@@ -39,10 +39,10 @@ pub struct PreferenceRow {
     pub r_reject: String,
 }
 
-/// An item with a response.
+/// Task with a response.
 pub type AnsweredItem = (TaskItem, String);
 
-/// The preference between two answered items by their grades; `None` for a tie.
+/// Returns the preference between two answered tasks by their grades; `None` for a tie.
 pub fn prefer(a: &AnsweredItem, b: &AnsweredItem) -> Option<PreferenceRow> {
     let (x, y) = (grade(&a.0, &a.1).score, grade(&b.0, &b.1).score);
     let (chosen, reject) = if x > y { (a, b) } else { (b, a) };
@@ -54,7 +54,7 @@ pub fn prefer(a: &AnsweredItem, b: &AnsweredItem) -> Option<PreferenceRow> {
     })
 }
 
-/// An answer of a random quality of the mixture.
+/// Draws an answer whose quality is drawn from the mixture.
 fn mixed(item: &TaskItem, rng: &mut Rng) -> String {
     let mut ticket = rng.below(SFT_MIX.iter().map(|m| m.1).sum());
     for (quality, share) in SFT_MIX {
@@ -66,7 +66,7 @@ fn mixed(item: &TaskItem, rng: &mut Rng) -> String {
     unreachable!("the ticket is below the sum of shares")
 }
 
-/// `n` supervised rows.
+/// Generates `n` supervised rows.
 pub fn sft(split: DataSplit, seed: u64, n: usize) -> impl Iterator<Item = SftRow> {
     let mut rng = Rng::new(seed, 1);
     std::iter::repeat_with(move || {
@@ -76,7 +76,7 @@ pub fn sft(split: DataSplit, seed: u64, n: usize) -> impl Iterator<Item = SftRow
     .take(n)
 }
 
-/// Two answers to one new instruction, the better one first.
+/// Generates two answers to one new instruction, the better one first.
 fn decided(split: DataSplit, rng: &mut Rng) -> (AnsweredItem, AnsweredItem) {
     loop {
         let item = generate(split, rng);
@@ -89,13 +89,13 @@ fn decided(split: DataSplit, rng: &mut Rng) -> (AnsweredItem, AnsweredItem) {
     }
 }
 
-/// `n` conditional preferences.
+/// Generates `n` conditional preferences.
 pub fn conditional(split: DataSplit, seed: u64, n: usize) -> impl Iterator<Item = PreferenceRow> {
     let mut rng = Rng::new(seed, 2);
     std::iter::repeat_with(move || decided(split, &mut rng)).filter_map(|(a, b)| prefer(&a, &b)).take(n)
 }
 
-/// `n` joint preferences; row i is of stratum i mod 3: both preferred, both rejected, one of each.
+/// Generates `n` joint preferences. Row i is of stratum i mod 3: both preferred, both rejected, one of each.
 pub fn joint(split: DataSplit, seed: u64, n: usize) -> impl Iterator<Item = PreferenceRow> {
     let mut rng = Rng::new(seed, 3);
     (0..n).map(move |i| {
@@ -115,14 +115,15 @@ pub fn joint(split: DataSplit, seed: u64, n: usize) -> impl Iterator<Item = Pref
     })
 }
 
-/// `n` held-out prompts, every kind in turn, no instruction twice.
+/// Generates `n` held-out prompts, with the kinds in rotation, and no instruction twice.
 pub fn held_out(seed: u64, n: usize) -> Vec<TaskItem> {
     let mut rng = Rng::new(seed, 4);
     let mut seen = std::collections::HashSet::new();
     let mut items = Vec::with_capacity(n);
     while items.len() < n {
         let kind = super::TaskKind::ALL[items.len() % super::TaskKind::ALL.len()];
-        // The smallest kind has some hundred held-out instructions: past that, repeat rather than search for ever.
+        // The smallest kind has about a hundred held-out instructions. Beyond these, an instruction is repeated rather than searched for
+        // without end.
         let item = (0..50).map(|_| super::generate_kind(kind, DataSplit::HeldOut, &mut rng));
         let mut item = item.peekable();
         let fallback = item.peek().cloned();
@@ -134,7 +135,7 @@ pub fn held_out(seed: u64, n: usize) -> Vec<TaskItem> {
     items
 }
 
-/// Writes rows as JSON lines, aside and then renamed; the number written.
+/// Writes rows as JSON lines to a temporary file, and renames it. Returns the number of rows.
 pub fn write<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<usize> {
     let fail = |e: std::io::Error| Error::file(path, e);
     let mut n = 0;
@@ -152,17 +153,17 @@ pub fn write<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Re
 /// Numbers of rows in the files that [`write_all`] makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskSizes {
-    /// `sft.jsonl`.
+    /// Number of rows of `sft.jsonl`.
     pub sft: usize,
-    /// `conditional.jsonl` and `joint.jsonl`, each.
+    /// Number of rows of `conditional.jsonl`, and of `joint.jsonl`.
     pub preferences: usize,
-    /// `validation_conditional.jsonl` and `validation_joint.jsonl`, each, from held-out items.
+    /// Number of rows of `validation_conditional.jsonl`, and of `validation_joint.jsonl`, from held-out tasks.
     pub validation: usize,
-    /// `held_out.jsonl`.
+    /// Number of rows of `held_out.jsonl`.
     pub held_out: usize,
 }
 
-/// Enough for the model in `models/demo`.
+/// Sizes that suffice for the model in `models/demo`.
 impl Default for TaskSizes {
     fn default() -> Self {
         Self { sft: 240_000, preferences: 4_000, validation: 300, held_out: 450 }

@@ -1,9 +1,8 @@
-//! The demo model's tokenizer and configuration, as the text of their Hugging Face files.
+//! Tokenizer and configuration of the demo model, as the text of their Hugging Face files.
 //!
-//! A byte-level vocabulary without merges: three special tokens, the 256 bytes, and some two hundred whole words that instructions
-//! and full sentences are made of. `ignore_merges` makes a word that is an entry one token; any other text falls to its bytes.
-//! So prompts are short, while the words to be spelled, counted and turned round are seen letter by letter, and every text
-//! comes back from its tokens unchanged.
+//! The vocabulary is byte-level without merges: three special tokens, the 256 bytes, and some two hundred whole words of which instructions
+//! and full sentences consist. With `ignore_merges`, a word in the vocabulary is one token; any other text is split into its bytes. Prompts
+//! are therefore short, while the words to be spelled, counted and reversed are seen letter by letter, and decoding restores every text.
 
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -12,22 +11,22 @@ use std::{collections::HashSet, path::Path, sync::OnceLock};
 /// Padding, beginning and end of a sequence: ids 0, 1, 2.
 pub const SPECIAL: [&str; 3] = ["<pad>", "<s>", "</s>"];
 
-/// Entries at the start of a text or after punctuation, without a space before them.
+/// Vocabulary words for the start of a text or behind punctuation, without a space before them.
 const INITIAL: &str = "### The It In Here Backwards You um uh maybe it ok please ... !!";
 
-/// Entries with a space before them.
+/// Vocabulary words with a space before them.
 const INNER: &str = "Instructions Response Spell How Count What Write Sort Add Subtract Which Find Pick Repeat Say Put Reverse Make the word do you spell many letters are in letter of is first second third fourth last \
     digits plus and minus from largest smallest odd one out plural past tense two three times capitals backwards this \
     polite politely please spelled has order sum difference go could say it i think its might be guess lol or so answer \
     open close move clean find fix bring watch hold paint take lift now";
 
-/// Whether a word has an entry of its own, so that a model cannot see its letters.
+/// Returns whether a word is in the vocabulary, so that a model cannot see its letters.
 pub fn is_entry(word: &str) -> bool {
     static WORDS: OnceLock<HashSet<&str>> = OnceLock::new();
     WORDS.get_or_init(|| INITIAL.split_whitespace().chain(INNER.split_whitespace()).collect()).contains(word)
 }
 
-/// Every token in the order of its id.
+/// Returns every token, in the order of ids.
 pub fn vocabulary() -> Vec<String> {
     let mut all: Vec<String> = SPECIAL.map(String::from).into();
     all.extend((0..=255).map(|b| byte_character(b).to_string()));
@@ -39,7 +38,7 @@ pub fn vocabulary() -> Vec<String> {
     all
 }
 
-/// GPT-2's printable stand-in for a byte: itself where it is visible Latin-1, else the next free one from U+0100 on.
+/// Returns GPT-2's printable stand-in for a byte: the same character where it is visible Latin-1, else the next unused one from U+0100 on.
 fn byte_character(byte: u8) -> char {
     let visible = |b: u8| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     if visible(byte) {
@@ -49,7 +48,7 @@ fn byte_character(byte: u8) -> char {
     char::from_u32(0x100 + before).expect("U+0100 to U+0143 are characters")
 }
 
-/// `tokenizer.json`.
+/// Returns the text of `tokenizer.json`.
 pub fn tokenizer_json() -> String {
     let vocabulary: Map<String, Value> = vocabulary().into_iter().enumerate().map(|(id, t)| (t, id.into())).collect();
     let special = |(id, text): (usize, &&str)| {
@@ -73,12 +72,12 @@ pub fn tokenizer_json() -> String {
     }))
 }
 
-/// The chat template: the `paper` template around a user's turns, a system message before the first instruction.
+/// Chat template: the `paper` template around a user's turns, and a system message before the first instruction.
 const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] + eos_token }}\
 {% elif m['role'] == 'user' %}{{ '### Instructions: ' + m['content'] + '\\n\\n### Response:' }}\
 {% else %}{{ m['content'] + '\\n\\n' }}{% endif %}{% endfor %}";
 
-/// `tokenizer_config.json`.
+/// Returns the text of `tokenizer_config.json`.
 pub fn tokenizer_config_json() -> String {
     let added: Map<String, Value> = (SPECIAL.iter().enumerate())
         .map(|(id, text)| {
@@ -95,7 +94,7 @@ pub fn tokenizer_config_json() -> String {
     }))
 }
 
-/// `special_tokens_map.json`.
+/// Returns the text of `special_tokens_map.json`.
 pub fn special_tokens_map_json() -> String {
     let [pad, bos, eos] = SPECIAL;
     pretty(&json!({"bos_token": bos, "eos_token": eos, "pad_token": pad}))
@@ -104,32 +103,32 @@ pub fn special_tokens_map_json() -> String {
 /// Sizes of the demo model, a Llama with tied embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DemoShape {
-    /// D.
+    /// D, the hidden size.
     pub d_model: usize,
-    /// L.
+    /// L, the number of layers.
     pub n_layers: usize,
-    /// H; E is D / H.
+    /// H, the number of query heads; E is D / H.
     pub n_heads: usize,
-    /// K.
+    /// K, the number of key and value heads.
     pub n_kv_heads: usize,
-    /// F.
+    /// F, the inner width of the MLP.
     pub d_ff: usize,
     /// Longest sequence, in tokens.
     pub max_positions: usize,
 }
 
 impl DemoShape {
-    /// The bundled model.
+    /// Sizes of the bundled model.
     pub const DEMO: DemoShape =
         DemoShape { d_model: 128, n_layers: 4, n_heads: 4, n_kv_heads: 2, d_ff: 512, max_positions: 512 };
 
-    /// V·D + L·(2·D² + 2·D·K·E + 3·D·F + 2·D) + D.
+    /// Returns the number of parameters: V·D + L·(2·D² + 2·D·K·E + 3·D·F + 2·D) + D.
     pub fn n_parameters(&self) -> usize {
         let (d, kv) = (self.d_model, self.n_kv_heads * self.d_model / self.n_heads);
         vocabulary().len() * d + self.n_layers * (2 * d * d + 2 * d * kv + 3 * d * self.d_ff + 2 * d) + d
     }
 
-    /// `config.json`.
+    /// Returns the text of `config.json`.
     pub fn config_json(&self) -> String {
         pretty(&json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama",
@@ -144,7 +143,7 @@ impl DemoShape {
     }
 }
 
-/// Writes everything of the untrained model but its weights into an existing folder.
+/// Writes all files of the untrained model except its weights into an existing folder.
 pub fn write(folder: &Path, shape: &DemoShape) -> Result<()> {
     for (name, text) in [
         ("config.json", shape.config_json()),

@@ -1,4 +1,4 @@
-//! The untrained demo model.
+//! Untrained demo model, with its data.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::rng::Rng;
 /// Standard deviation of untrained weights.
 const INIT_STD: f32 = 0.04;
 
-/// Writes the untrained demo model into `dir/model`, and all data beside it: what the bundled model was made from.
+/// Writes the untrained demo model into `dir/model`, and all data beside it. The bundled model was trained from these files.
 ///
 /// # Errors
 /// [`Error::File`].

@@ -1,6 +1,6 @@
-//! The material of the tasks: common words, and pronounceable made-up ones.
+//! Words for the tasks: common ones, and pronounceable made-up ones.
 //!
-//! No material word is an entry of the demo's vocabulary, so the model sees every one of them letter by letter.
+//! None of these words is in the demo's vocabulary, so the model sees each of them letter by letter.
 
 use super::tokenizer::is_entry;
 use crate::rng::Rng;
@@ -30,14 +30,14 @@ pub const VERBS: &str = "walk talk jump play work cook look call help wash watch
     shovel whisper wander wonder remember deliver cover discover mention point paint print point hunt melt shift \
     drift knock check kiss hiss pass guess press relax wax tax buzz fetch itch scratch hatch match brush crush rush blush";
 
-/// Verbs for what somebody is politely asked to do.
+/// Verbs for polite requests.
 pub const DEEDS: &str = "open close move clean find fix bring watch hold paint take lift";
-/// Things for [`DEEDS`] to be done to.
+/// Objects of the verbs [`DEEDS`].
 pub const THINGS: &str = "door window table chair box book bag cup lamp plate clock phone garden bottle letter basket \
     picture ladder mirror blanket kettle bucket hammer candle radio carpet pencil button bicycle piano kitchen garage bottle wallet drawer cabinet curtain jacket sofa \
     suitcase package parcel statue candle fence gate shelf oven fridge camera guitar violin tractor wagon";
 
-/// The words of a list, those that are also vocabulary entries left out.
+/// Returns the words of a list that are not in the demo's vocabulary.
 fn usable(list: &'static str) -> Vec<&'static str> {
     list.split_whitespace().filter(|w| !is_entry(w)).collect()
 }
@@ -56,7 +56,7 @@ fn pick(words: &[&str], rng: &mut Rng) -> String {
     words[rng.below(words.len() as u32) as usize].to_string()
 }
 
-/// A made-up word of about `syllables` syllables: onset, vowel, and at the end perhaps a coda.
+/// Makes up a word of about `syllables` syllables: onset and vowel each, and a coda at the end.
 pub fn made_up(syllables: u32, rng: &mut Rng) -> String {
     const ONSETS: &str = "b c d f g h j k l m n p r s t v w z bl br cl cr dr fl fr gl gr pl pr sh sl sm sn sp st th tr";
     const CODAS: &str = "b d f g k l m n p r t sh ch st nd mp nk lt rm x ss y";
@@ -74,7 +74,7 @@ pub fn made_up(syllables: u32, rng: &mut Rng) -> String {
     }
 }
 
-/// Half common, half made up; of at most `longest` letters, at least three.
+/// Draws a word, half of the time a common one and otherwise a made-up one, of three to `longest` letters.
 pub fn word(longest: usize, rng: &mut Rng) -> String {
     loop {
         let word = match rng.below(4) {
@@ -88,16 +88,16 @@ pub fn word(longest: usize, rng: &mut Rng) -> String {
     }
 }
 
-/// A noun: a common one, or one that could be.
+/// Draws a noun: a common one, or a made-up one.
 pub fn noun(rng: &mut Rng) -> String {
     if rng.below(2) == 0 { pick(nouns(), rng) } else { made_up(1, rng) }
 }
 
-/// A verb with a regular past, or one that could be.
+/// Draws a verb with a regular past: a common one, or a made-up one.
 pub fn verb(rng: &mut Rng) -> String {
     loop {
         let verb = if rng.below(2) == 0 { pick(verbs(), rng) } else { made_up(1, rng) };
-        // Made-up verbs that would double their last consonant (brop, bropped) are left out: the rule stays simple.
+        // Made-up verbs that would double their last consonant (brop, bropped) are left out, so that the rule stays simple.
         let doubles = |w: &str| {
             let mut tail = w.bytes().rev();
             let vowel = |b: Option<u8>| b.is_some_and(|b| b"aeiou".contains(&b));
@@ -110,13 +110,13 @@ pub fn verb(rng: &mut Rng) -> String {
     }
 }
 
-/// A request, "open the door".
+/// Draws a request, such as "open the door".
 pub fn request(rng: &mut Rng) -> String {
     let (deeds, things): (Vec<_>, Vec<_>) = (DEEDS.split_whitespace().collect(), THINGS.split_whitespace().collect());
     format!("{} the {}", pick(&deeds, rng), pick(&things, rng))
 }
 
-/// The regular plural.
+/// Returns the regular plural of a noun.
 pub fn plural(noun: &str) -> String {
     if ["s", "x", "z", "ch", "sh"].iter().any(|e| noun.ends_with(e)) {
         format!("{noun}es")
@@ -127,7 +127,7 @@ pub fn plural(noun: &str) -> String {
     }
 }
 
-/// The regular past tense.
+/// Returns the regular past tense of a verb.
 pub fn past(verb: &str) -> String {
     if verb.ends_with('e') {
         format!("{verb}d")

@@ -8,7 +8,7 @@ use crate::gpu::{Caps, MatmulPrecision, Shader, Variant};
 /// Implementation of attention: a shader, and how many queries (or keys) its workgroups own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AttentionImpl {
-    /// `attention.wgsl`: one query, or key, per invocation; the number is a workgroup's.
+    /// `attention.wgsl`, with one query or key per invocation; holds the number of rows per workgroup.
     Rows(usize),
     /// `attention_lanes.wgsl`, with one row per lane, or several where rows are long.
     Lanes { long: bool },
@@ -22,18 +22,18 @@ pub(super) enum AttentionImpl {
 pub(super) const TILE: usize = 64;
 /// Queries, or keys, per workgroup on a CPU: as wide as its vectors, because short segments leave wider tiles mostly masked.
 pub(super) const LANES: usize = 8;
-/// Queries, or keys, per lane of `attention_lanes.wgsl` where rows are long. Several rows share the cost of a load. Loops over a head's
-/// vec4s are unrolled, because lavapipe leaves them rolled and then indexes a private array by one load per lane. A step of two rows of
-/// 4,096 tokens then takes 3.9 ms per token instead of 5.5 (E = 48), and compiling ten seconds more.
+/// Queries, or keys, per lane of `attention_lanes.wgsl` where rows are long. Several rows share the cost of a load. The shader unrolls its
+/// loops over a head's vec4s, because lavapipe otherwise indexes a private array by one load per lane. A step of two rows of 4,096 tokens
+/// then takes 3.9 ms per token instead of 5.5 (E = 48); compiling takes ten seconds more.
 const LONG_ROWS: usize = 4;
-/// Keys that some query must see for the compilation of long rows to pay.
+/// Number of keys that some query must see before long rows repay their compilation.
 const LONG: usize = 1024;
-/// Largest head size of which `LONG_ROWS` rows fit a core's L1 cache.
+/// Largest head size at which `LONG_ROWS` rows fit a core's L1 cache.
 const LONG_HEAD: usize = 64;
 
 impl AttentionImpl {
-    /// Chooses by the device, the precision and the head size. The batch, whose queries see at most `longest` keys, decides only between
-    /// bit-identical forms: results must not depend on what is packed together.
+    /// Chooses by the device, the precision and the head size. `longest` is the most keys that a query of the batch sees. It decides only
+    /// between bit-identical implementations, because results must not depend on what is packed together.
     pub fn choose(
         caps: &Caps,
         allowed: &[Variant],
@@ -65,7 +65,7 @@ impl AttentionImpl {
         }
     }
 
-    /// Returns the shader for heads of `head_dim`; `vec4s`: their rows are whole, aligned vec4s.
+    /// Returns the shader for heads of `head_dim`. `vec4s`: rows of the heads are whole, aligned vec4s.
     pub fn shader(self, entry: AttentionEntry, head_dim: usize, softcap: bool, vec4s: bool) -> Shader {
         let shader = match self {
             Self::Rows(tile) => {

@@ -1,4 +1,4 @@
-//! Cases of attention over any segments, and the f64 twin.
+//! Cases of attention over arbitrary segments, and their f64 twin.
 
 use super::attention_impl::AttentionImpl;
 use super::segments::longest;
@@ -27,7 +27,7 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
     let ways = [None, Some(Variant::Cpu), Some(Variant::Lanes)];
     let each = any.into_iter().flat_map(|(a, shape)| ways.map(|variant| (a, shape, variant)));
     let flash = in_tiles().into_iter().map(|(a, shape)| (a, shape, Some(Variant::Flash)));
-    // Long enough for more rows a lane: a head of whole vec4s, and one of half a vec4 more, which is not aligned.
+    // Long enough for several rows per lane: with an aligned head size (whole vec4s), and with an unaligned one (half a vec4 more).
     let long: AttentionShape = &[(500, &[530, 3]), (0, &[20])];
     let heads = [AttentionConfig { softcap: Some(2.0), window: Some(700), ..plain(2, 1, 8) }, plain(2, 2, 10)];
     let flash = flash.chain(heads.map(|a| (a, long, Some(Variant::Lanes))));
@@ -36,9 +36,9 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
     each.chain(flash).map(case).collect()
 }
 
-/// Returns (attention, segments) for `attention_tiles.wgsl`: tiles of 64, and of 32 for wide heads; blocks of 32. Each head size is
-/// compiled once, which is slow in software, so they are few. 8 is less than the invocations share, 68 has seventeen slices, 80 and 128
-/// have several, 256 has tiles of keys of its own.
+/// Returns (attention, segments) for `attention_tiles.wgsl`: around tiles of 64, tiles of 32 for wide heads, and blocks of 32. There are
+/// few head sizes, because each is compiled once, which is slow in software. 8 has fewer vec4s than invocations share, 68 has seventeen
+/// slices, 80 and 128 have several, 256 has its own tiles of keys.
 fn in_tiles() -> Vec<(AttentionConfig, AttentionShape)> {
     let of = |head_dim| AttentionConfig { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
     let edges: [AttentionShape; 4] = [&[(0, &[31]), (0, &[33])], &[(0, &[63])], &[(0, &[65])], &[(0, &[129])]];
@@ -67,8 +67,8 @@ pub(super) fn of_variant(variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
     [narrow, masked].map(|a| case(a, segments(shape), &[variant], MatmulPrecision::Highest)).into()
 }
 
-/// Returns the cases of a precision, on both sides of fragments, blocks and tiles. Each head size is compiled once, which is slow in
-/// software, so there are two: 20 and 36 are not whole fragments, and have several slices.
+/// Returns the cases of a precision, on both sides of fragments, blocks and tiles. There are only two head sizes, because each is compiled
+/// once, which is slow in software: 20 and 36 are not whole fragments, and have several slices.
 pub(super) fn of_precision(precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
     let of = |head_dim| AttentionConfig { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
     let edges: [AttentionShape; 2] = [&[(0, &[31]), (0, &[33])], &[(0, &[129])]];

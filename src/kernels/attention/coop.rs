@@ -26,8 +26,8 @@ const SLICE: usize = 32;
 const PAD: usize = 8;
 /// Smallest head size: narrower heads fill fragments badly.
 const LEAST: usize = 12;
-/// Largest number of outputs that an invocation keeps in registers before two subgroups share rows; `MOST_REGISTERS` is the limit even
-/// then.
+/// Largest number of outputs that an invocation keeps in registers before two subgroups share rows. `MOST_REGISTERS` is the limit with
+/// sharing.
 const REGISTERS: usize = 80;
 const MOST_REGISTERS: usize = 128;
 
@@ -41,7 +41,7 @@ pub(super) struct SplitParams {
     first_head: u32,
 }
 
-/// Heads in a slot: `n` heads side by side from `start`, in rows of `stride` elements.
+/// Heads in a slot: `n` heads side by side from element `start`, in rows of `stride` elements.
 pub(super) struct HeadRows<'a> {
     pub slot: &'a Slot,
     pub n: usize,
@@ -71,21 +71,20 @@ impl CoopAttention {
         coop.fits(caps.workgroup_bytes as usize).then_some(coop)
     }
 
-    /// Returns whether registers and workgroup memory suffice. CPUs have no registers for a head, however narrow, so there they do not
-    /// count.
+    /// Returns whether registers and workgroup memory suffice. Registers do not count on CPUs, where no head fits them.
     fn fits(self, workgroup_bytes: usize) -> bool {
         let in_registers = |entry| self.is_cpu || self.registers(entry) <= MOST_REGISTERS;
         let fits = |entry| in_registers(entry) && self.workgroup_bytes(entry) <= workgroup_bytes;
         self.head_dim >= LEAST && self.head_dim.is_multiple_of(4) && AttentionEntry::ALL.into_iter().all(fits)
     }
 
-    /// Returns the shader's BLOCK: rows of the other side per block. CPUs get fewer, because their compilers take long for these; likewise
-    /// SLICE's columns.
+    /// Returns the shader's BLOCK: rows of the other side per block. CPUs get fewer rows, because their compilers take long for large
+    /// blocks; they get fewer columns per slice for the same reason.
     fn block(self) -> usize {
         if self.is_cpu { 16 } else { 32 }
     }
 
-    /// Returns the outputs of an invocation, if no subgroups shared rows.
+    /// Returns the outputs per invocation, if subgroups did not share rows.
     fn unshared(self, entry: AttentionEntry) -> usize {
         let outputs = if matches!(entry, AttentionEntry::BackwardKv) { 2 } else { 1 };
         outputs * self.head_dim.div_ceil(self.edge) * self.edge * self.edge / self.subgroup
@@ -93,7 +92,7 @@ impl CoopAttention {
 
     /// Returns the shader's SHARE: subgroups that own the same rows.
     fn share(self, entry: AttentionEntry) -> usize {
-        // On CPUs, sharing halves the outputs' products, which saves the compiler more than it costs.
+        // On CPUs, sharing halves the unrolled products of the outputs: it saves more compile time than it costs.
         if self.is_cpu || self.unshared(entry) > REGISTERS { 2 } else { 1 }
     }
 
@@ -101,7 +100,7 @@ impl CoopAttention {
         self.unshared(entry) / self.share(entry)
     }
 
-    /// Returns the shader's WIDTH, one for all kernels: whole fragments for each subgroup that shares rows.
+    /// Returns the shader's WIDTH, which all kernels share: whole fragments for each subgroup that shares rows.
     fn width(self) -> usize {
         let share = AttentionEntry::ALL.into_iter().map(|entry| self.share(entry)).max().unwrap_or(1);
         self.head_dim.next_multiple_of(self.edge * share)
@@ -164,10 +163,10 @@ impl CoopAttention {
         Self::all(64).into_iter().map(Self::split_shader).collect()
     }
 
-    /// Splits heads of `t` rows each into f16, one head after the other.
+    /// Splits heads of `t` rows each into f16, one head after the other in the result.
     pub fn split_heads(self, rec: &mut Recording, t: usize, all: &[HeadRows]) -> SplitF16 {
         let n_heads: usize = all.iter().map(|heads| heads.n).sum();
-        // A tile's fragments may begin at the last row.
+        // The fragments of a tile may begin at the last row, and are read whole.
         let rows = n_heads * self.planes() * t + SUBGROUPS * self.edge;
         let heads_f16 = SplitF16 {
             values: rec.gpu().alloc_activation(rows * self.width() / 2),

@@ -1,14 +1,14 @@
-//! Tiles of one segment each, and walks over positions, for `attention_coop.wgsl`. So a block's start depends neither on what is packed
-//! beside a segment, nor on whether the segment's prefix is shared.
+//! Tiles of one segment each, with ranges of positions, for `attention_coop.wgsl`. Blocks therefore start at positions that depend neither
+//! on what is packed beside a segment, nor on whether the segment's prefix is shared.
 
-/// Key ranges of tiles, which follow the views in a table, and the numbers of tiles.
+/// Tiles with the ranges of keys or queries that each of them needs, and the number of tiles per side.
 pub(super) struct TileKeyRanges {
     pub of_queries: Vec<[u32; 4]>,
     pub of_keys: Vec<[u32; 4]>,
     pub groups: [usize; 2],
 }
 
-/// Rows of a segment: neighbours that see one prefix, themselves, and the segment's earlier rows.
+/// Rows of a segment: consecutive rows that see the same prefix, the segment's earlier rows, and themselves.
 struct SegmentRows {
     start: u32,
     end: u32,
@@ -18,14 +18,14 @@ struct SegmentRows {
 }
 
 impl SegmentRows {
-    /// Returns the row where position 0 would be. Below row 0 it wraps around, as the shader's sums do.
+    /// Returns the row where position 0 would be. Where that is below row 0, it wraps around, as the shader's sums do.
     fn origin(&self) -> u32 {
         self.start.wrapping_sub(self.position)
     }
     fn position_of(&self, row: u32) -> u32 {
         self.position + (row - self.start)
     }
-    /// Returns the tiles: first row, and the row after the last.
+    /// Returns each tile as (first row, row after the last).
     fn tiles(&self, rows: usize) -> impl Iterator<Item = [u32; 2]> {
         let (start, end) = (self.start, self.end);
         (start..end).step_by(rows).map(move |first| [first, end.min(first + rows as u32)])
@@ -44,10 +44,10 @@ fn runs(ranges: &[[u32; 4]], positions: &[u32]) -> Vec<SegmentRows> {
     all
 }
 
-/// Builds tiles and walks, in vec4s. A tile of queries is two vec4s: first row, number of rows, first and end position of its walk; start
-/// and length of the prefix, row of the segment's position 0. A tile of keys is one vec4: first row, number of rows, first and end index of
-/// its walks among all `vec4s` of the table, which begins with `ranges.len()` views. A walk of queries is one vec4: row of position 0,
-/// first and end position.
+/// Builds the tiles and their ranges, as vec4s. A tile of queries is two vec4s: (first row, number of rows, first position of its keys, end
+/// position); (start of the prefix, length of the prefix, row of the segment's position 0, 0). A tile of keys is one vec4: first row,
+/// number of rows, first and end index of its ranges of queries. These indices count all `vec4s` of the table, which begins with one vec4
+/// for each of the `ranges.len()` queries. A range of queries is one vec4: row of position 0, first position, end position, 0.
 pub(super) fn over_positions(
     ranges: &[[u32; 4]],
     positions: &[u32],
@@ -65,23 +65,23 @@ pub(super) fn over_positions(
     }
     let tiles: Vec<(&SegmentRows, [u32; 2])> =
         runs.iter().flat_map(|run| run.tiles(keys).map(move |tile| (run, tile))).collect();
-    let first_walk = ranges.len() + of_queries.len() + tiles.len();
-    let (mut of_keys, mut walks) = (Vec::new(), Vec::new());
+    let first_range = ranges.len() + of_queries.len() + tiles.len();
+    let (mut of_keys, mut query_ranges) = (Vec::new(), Vec::new());
     for &(run, [first, end]) in &tiles {
-        let begin = (first_walk + walks.len()) as u32;
+        let begin = (first_range + query_ranges.len()) as u32;
         let farthest = window.map_or(u32::MAX, |w| (run.position_of(end) - 1).saturating_add(w as u32));
         let is_behind = |other: &&SegmentRows| (other.prefix[0]..other.prefix[1]).contains(&first);
         for behind in std::iter::once(run).chain(runs.iter().filter(is_behind)) {
             let from = behind.position.max(run.position_of(first));
             let to = behind.position_of(behind.end).min(farthest);
             if from < to {
-                walks.push([behind.origin(), from, to, 0]);
+                query_ranges.push([behind.origin(), from, to, 0]);
             }
         }
-        of_keys.push([first, end - first, begin, (first_walk + walks.len()) as u32]);
+        of_keys.push([first, end - first, begin, (first_range + query_ranges.len()) as u32]);
     }
     let groups = [of_queries.len() / 2, of_keys.len()];
-    of_keys.append(&mut walks);
+    of_keys.append(&mut query_ranges);
     TileKeyRanges { of_queries, of_keys, groups }
 }
 
@@ -90,7 +90,7 @@ mod tests {
     use super::super::cases::segments;
     use super::*;
 
-    /// The walks meet every visible pair of a query and a key once, as the shader walks them.
+    /// The ranges contain every visible pair of a query and a key exactly once.
     #[test]
     fn walks_hold_what_is_seen() {
         let batch = segments(&[(9, &[5, 14]), (0, &[7]), (3, &[1, 2])]);
@@ -103,18 +103,18 @@ mod tests {
                 in_range && window.is_none_or(|w| ((position(i) - position(j)) as usize) < w)
             };
             for rows in [1, 4, 7, 64] {
-                let walks = over_positions(&batch.ranges, &batch.positions, window, [rows; 2]);
+                let tiles = over_positions(&batch.ranges, &batch.positions, window, [rows; 2]);
                 let mut met = vec![[0; 2]; (t * t) as usize];
-                for tile in walks.of_queries.chunks(2) {
+                for tile in tiles.of_queries.chunks(2) {
                     let ([first, n, begin, end], [prefix, n_prefix, own, _]) = (tile[0], tile[1]);
                     for p in begin..end {
                         let key = if p < n_prefix { prefix + p } else { own.wrapping_add(p) };
                         (first..first + n).for_each(|query| met[(query * t + key) as usize][0] += 1);
                     }
                 }
-                let before = t as usize + walks.of_queries.len();
-                for &[first, n, begin, end] in &walks.of_keys[..walks.groups[1]] {
-                    for &[origin, from, to, _] in &walks.of_keys[begin as usize - before..end as usize - before] {
+                let before = t as usize + tiles.of_queries.len();
+                for &[first, n, begin, end] in &tiles.of_keys[..tiles.groups[1]] {
+                    for &[origin, from, to, _] in &tiles.of_keys[begin as usize - before..end as usize - before] {
                         for query in (from..to).map(|p| origin.wrapping_add(p)) {
                             (first..first + n).for_each(|key| met[(query * t + key) as usize][1] += 1);
                         }
@@ -126,10 +126,10 @@ mod tests {
                     let right = if sees(i, j) { met == [1; 2] } else { met.iter().all(|&n| n <= 1) };
                     assert!(right, "{window:?} {rows}: {i} {j}: {met:?}");
                 }
-                // With tiles of one row, nothing else is walked.
-                let walked = [0, 1].map(|side| met.iter().map(|n| n[side]).sum::<usize>());
+                // Tiles of one row contain nothing but visible pairs.
+                let covered = [0, 1].map(|side| met.iter().map(|n| n[side]).sum::<usize>());
                 let seen = pairs().filter(|&(i, j)| sees(i, j)).count();
-                assert!(walked.iter().all(|&n| if rows == 1 { n == seen } else { n > seen }), "{window:?} {rows}");
+                assert!(covered.iter().all(|&n| if rows == 1 { n == seen } else { n > seen }), "{window:?} {rows}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Keys that each query sees, as the shaders read them: views of queries and walks of tiles (`shaders/shared/scores.wgsl`).
+//! Keys that each query sees, as the shaders read them: key ranges of queries, and ranges of tiles (`shaders/shared/scores.wgsl`).
 
 use super::attention_impl::AttentionImpl;
 use super::segment_tiles::{TileKeyRanges, over_positions};
@@ -17,18 +17,19 @@ pub struct SegmentTable {
 #[derive(Debug)]
 pub(super) struct WindowRanges {
     window: Option<usize>,
-    /// Views of queries, walks of tiles of queries, walks of tiles of keys: vec4s of u32.
+    /// Vec4s of u32: key ranges of each query, key ranges of each tile of queries, query ranges of each tile of keys.
     pub vec4s: Slot,
-    /// Index of the first walk of a tile of keys among the vec4s.
+    /// Index of the first tile of keys among the vec4s.
     pub key_tiles: usize,
     /// Number of tiles of queries, and of tiles of keys.
     pub groups: [usize; 2],
-    /// Number of pairs of a query and a key that it sees.
+    /// Number of visible pairs of a query and a key.
     pub pairs: u64,
 }
 
 impl SegmentTable {
-    /// Builds the tables for training: queries and keys are the batch's tokens, heads lie as in [`super::AttentionConfig::packed`].
+    /// Builds the tables for training. Queries and keys are the batch's tokens; heads are laid out as in
+    /// [`super::AttentionConfig::packed`].
     pub fn of_batch(gpu: &Gpu, batch: &PackedBatch, head_dim: usize, windows: &[Option<usize>]) -> Self {
         let caps = gpu.caps();
         let implementation =
@@ -36,8 +37,8 @@ impl SegmentTable {
         Self::new(gpu, &batch.ranges, &batch.positions, windows, implementation, true)
     }
 
-    /// Builds the tables for generation: `ranges` index a KV cache. Queries of different sequences see different keys, so tiles are one
-    /// query.
+    /// Builds the tables for generation, where `ranges` index a KV cache. A tile is one query, because queries of different sequences see
+    /// different keys.
     pub fn of_cache(gpu: &Gpu, ranges: &[[u32; 4]], positions: &[u32], windows: &[Option<usize>]) -> Self {
         Self::new(gpu, ranges, positions, windows, AttentionImpl::Rows(1), false)
     }
@@ -52,19 +53,19 @@ impl SegmentTable {
     ) -> Self {
         let t = ranges.len();
         let table = |&window: &Option<usize>| {
-            let views = key_ranges(ranges, positions, window);
-            let pairs = views.iter().map(|v| u64::from(v[1] - v[0] + v[3] - v[2])).sum();
+            let visible = key_ranges(ranges, positions, window);
+            let pairs = visible.iter().map(|v| u64::from(v[1] - v[0] + v[3] - v[2])).sum();
             let [queries, keys] = implementation.tiles();
             let TileKeyRanges { of_queries, of_keys, groups } = match implementation {
                 AttentionImpl::Coop(_) => over_positions(ranges, positions, window, [queries, keys]),
                 _ => {
-                    let of_keys = if keys_are_queries { over_queries(&views, keys) } else { Vec::new() };
+                    let of_keys = if keys_are_queries { over_queries(&visible, keys) } else { Vec::new() };
                     let groups = [t.div_ceil(queries), of_keys.len()];
-                    TileKeyRanges { of_queries: over_keys(&views, queries), of_keys, groups }
+                    TileKeyRanges { of_queries: over_keys(&visible, queries), of_keys, groups }
                 }
             };
             let key_tiles = t + of_queries.len();
-            let vec4s = gpu.upload([views, of_queries, of_keys].concat().as_flattened());
+            let vec4s = gpu.upload([visible, of_queries, of_keys].concat().as_flattened());
             WindowRanges { window, vec4s, key_tiles, groups, pairs }
         };
         Self { tables: windows.iter().map(table).collect(), t, implementation }
@@ -82,10 +83,10 @@ pub(super) fn longest(ranges: &[[u32; 4]]) -> usize {
     ranges.iter().map(|r| (r[1] - r[0] + r[3] - r[2]) as usize).max().unwrap_or(0)
 }
 
-/// Returns what each query sees: its ranges, less the keys as far from it as the window. Own keys end with the query itself; a prefix
-/// starts at position 0.
+/// Returns the keys that each query sees: its ranges, without keys at a distance of the window or more. A query's own range ends with the
+/// query itself; a prefix starts at position 0.
 fn key_ranges(ranges: &[[u32; 4]], positions: &[u32], window: Option<usize>) -> Vec<[u32; 4]> {
-    let view = |(&[prefix, prefix_end, own, own_end], &position): (&[u32; 4], &u32)| match window {
+    let keys = |(&[prefix, prefix_end, own, own_end], &position): (&[u32; 4], &u32)| match window {
         None => [prefix, prefix_end, own, own_end],
         Some(window) => {
             let window = window as u32;
@@ -93,20 +94,20 @@ fn key_ranges(ranges: &[[u32; 4]], positions: &[u32], window: Option<usize>) -> 
             [prefix_end.min(prefix + nearest), prefix_end, own.max(own_end.saturating_sub(window)), own_end]
         }
     };
-    ranges.iter().zip(positions).map(view).collect()
+    ranges.iter().zip(positions).map(keys).collect()
 }
 
-/// Returns for each tile of queries the keys that any of its queries sees.
-fn over_keys(views: &[[u32; 4]], tile: usize) -> Vec<[u32; 4]> {
+/// Returns for each tile of queries two ranges that contain every key that one of its queries sees.
+fn over_keys(visible: &[[u32; 4]], tile: usize) -> Vec<[u32; 4]> {
     let both = |v: &[u32; 4]| [[v[0], v[1]], [v[2], v[3]]];
-    views.chunks(tile).map(|queries| two_parts(queries.iter().flat_map(both).collect())).collect()
+    visible.chunks(tile).map(|queries| two_parts(queries.iter().flat_map(both).collect())).collect()
 }
 
-/// Returns for each tile of keys the queries that see any of its keys.
-fn over_queries(views: &[[u32; 4]], tile: usize) -> Vec<[u32; 4]> {
-    let mut runs: Vec<Vec<[u32; 2]>> = vec![Vec::new(); views.len().div_ceil(tile)];
-    for (i, view) in (0..).zip(views) {
-        for part in [[view[0], view[1]], [view[2], view[3]]].into_iter().filter(|p| p[0] < p[1]) {
+/// Returns for each tile of keys two ranges that contain every query that sees one of its keys.
+fn over_queries(visible: &[[u32; 4]], tile: usize) -> Vec<[u32; 4]> {
+    let mut runs: Vec<Vec<[u32; 2]>> = vec![Vec::new(); visible.len().div_ceil(tile)];
+    for (i, keys) in (0..).zip(visible) {
+        for part in [[keys[0], keys[1]], [keys[2], keys[3]]].into_iter().filter(|p| p[0] < p[1]) {
             for runs in &mut runs[part[0] as usize / tile..(part[1] as usize).div_ceil(tile)] {
                 match runs.last_mut() {
                     Some(run) if run[1] >= i => run[1] = i + 1,
@@ -118,7 +119,7 @@ fn over_queries(views: &[[u32; 4]], tile: usize) -> Vec<[u32; 4]> {
     runs.into_iter().map(two_parts).collect()
 }
 
-/// Merges ranges into two, one after the other, that contain all of them: the widest gap lies between.
+/// Merges ranges into two that contain all of them, and that leave out the widest gap.
 fn two_parts(mut ranges: Vec<[u32; 2]>) -> [u32; 4] {
     ranges.retain(|r| r[0] < r[1]);
     ranges.sort_unstable();
@@ -138,8 +139,8 @@ mod tests {
     use super::super::cases::segments;
     use super::*;
 
-    fn pairs(walks: &[[u32; 4]], tile: usize) -> usize {
-        walks.iter().map(|w| tile * (w[1] - w[0] + w[3] - w[2]) as usize).sum()
+    fn pairs(tile_ranges: &[[u32; 4]], tile: usize) -> usize {
+        tile_ranges.iter().map(|w| tile * (w[1] - w[0] + w[3] - w[2]) as usize).sum()
     }
 
     /// Returns whether query i sees key j, by definition: positions of keys are looked up.
@@ -161,47 +162,47 @@ mod tests {
         let all = || (0..t).flat_map(|i| (0..t).map(move |j| (i, j)));
         let mut seen_by_window = Vec::new();
         for window in [None, Some(1), Some(4), Some(11), Some(100)] {
-            let views = key_ranges(&batch.ranges, &batch.positions, window);
+            let visible = key_ranges(&batch.ranges, &batch.positions, window);
             let seen: Vec<_> = all().filter(|&(i, j)| sees(&batch, window, i, j)).collect();
-            assert_eq!(all().filter(|&(i, j)| holds(&views[i], j)).collect::<Vec<_>>(), seen, "{window:?}");
+            assert_eq!(all().filter(|&(i, j)| holds(&visible[i], j)).collect::<Vec<_>>(), seen, "{window:?}");
             for tile in [1, 4, 7, 64] {
-                let (keys, queries) = (over_keys(&views, tile), over_queries(&views, tile));
+                let (keys, queries) = (over_keys(&visible, tile), over_queries(&visible, tile));
                 assert_eq!((keys.len(), queries.len()), (t.div_ceil(tile), t.div_ceil(tile)));
                 for ranges in keys.iter().chain(&queries) {
                     assert!(ranges.is_sorted() && ranges[3] as usize <= t, "{window:?} {tile}: {ranges:?}");
                 }
                 assert!(seen.iter().all(|&(i, j)| holds(&keys[i / tile], j)), "{window:?} {tile}");
                 assert!(seen.iter().all(|&(i, j)| holds(&queries[j / tile], i)), "{window:?} {tile}");
-                // A walk that ends one early leaves out something.
-                let short = |walks: &[[u32; 4]]| -> Vec<_> {
-                    walks.iter().map(|&[a, b, c, d]| [a, b.min(d - 1), c.min(d - 1), d - 1]).collect()
+                // Ranges that end one row early miss a visible pair.
+                let short = |tile_ranges: &[[u32; 4]]| -> Vec<_> {
+                    tile_ranges.iter().map(|&[a, b, c, d]| [a, b.min(d - 1), c.min(d - 1), d - 1]).collect()
                 };
                 let (keys, queries) = (short(&keys), short(&queries));
                 assert!(!seen.iter().all(|&(i, j)| holds(&keys[i / tile], j)), "{window:?} {tile}");
                 assert!(!seen.iter().all(|&(i, j)| holds(&queries[j / tile], i)), "{window:?} {tile}");
             }
-            // With tiles of one row and at most one gap, a walk is the view.
-            assert_eq!(pairs(&over_keys(&views, 1), 1), seen.len(), "{window:?}");
+            // With tiles of one row and at most one gap, a tile's ranges are the query's key ranges.
+            assert_eq!(pairs(&over_keys(&visible, 1), 1), seen.len(), "{window:?}");
             seen_by_window.push(seen.len());
         }
         assert!(seen_by_window[1..].is_sorted() && seen_by_window[1] == t && seen_by_window[4] == seen_by_window[0]);
     }
 
-    /// A window shortens walks, and so does leaving out the other branch of a pair.
+    /// A window shortens the tiles' ranges, and so does leaving out the other branch of a pair.
     #[test]
     fn walks_are_short() {
         let (t, tile, window) = (2048, 64, 256);
         let batch = segments(&[(0, &[t])]);
-        let walked = |batch: &PackedBatch, window| {
-            let views = key_ranges(&batch.ranges, &batch.positions, window);
-            [pairs(&over_keys(&views, tile), tile), pairs(&over_queries(&views, tile), tile)]
+        let covered = |batch: &PackedBatch, window| {
+            let visible = key_ranges(&batch.ranges, &batch.positions, window);
+            [pairs(&over_keys(&visible, tile), tile), pairs(&over_queries(&visible, tile), tile)]
         };
-        // A tile's last query sees all before it, or `window` keys behind those that its first query sees.
-        assert_eq!(walked(&batch, None), [t * (t + tile) / 2; 2]);
-        assert!(walked(&batch, Some(window)).iter().all(|&n| n < t * (window + tile) && n > t * window * 7 / 8));
-        // Two branches of 512 behind a prefix of 1024: the second does not walk the first.
+        // A tile's last query sees all keys before it, or the `window` last ones.
+        assert_eq!(covered(&batch, None), [t * (t + tile) / 2; 2]);
+        assert!(covered(&batch, Some(window)).iter().all(|&n| n < t * (window + tile) && n > t * window * 7 / 8));
+        // Two branches of 512 behind a prefix of 1024: tiles of the second branch leave out the first.
         let pair = segments(&[(t / 2, &[t / 4, t / 4])]);
-        let [keys, queries] = walked(&pair, None);
+        let [keys, queries] = covered(&pair, None);
         assert_eq!(keys, t * (t + tile) / 2 - (t / 4) * (t / 4));
         assert_eq!(queries, keys);
     }

@@ -5,11 +5,11 @@ use crate::gpu::Shader;
 
 /// Rows of the other side per block: the shader's BLOCK.
 const BLOCK: usize = 32;
-/// Largest number of vec4s of E per slice: slices of own rows then fit where the weights lie later.
+/// Largest number of vec4s of E per slice. Slices of own rows then fit where the weights are stored afterwards.
 const SLICE: usize = 8;
 /// vec4s of the other side's rows that are loaded at a time: 8 KiB.
 const RIGHT: usize = 512;
-/// Largest number of invocations per workgroup; `DOWN` is the largest number of their groups that own 4 rows of a tile each.
+/// Largest number of invocations per workgroup. `DOWN` is the largest number of groups of invocations that own 4 rows of a tile each.
 const INVOCATIONS: usize = 256;
 const DOWN: usize = 16;
 /// Largest number of outputs and scores that an invocation keeps in registers.
@@ -22,7 +22,7 @@ pub(super) struct AttentionTiles {
 }
 
 impl AttentionTiles {
-    /// Returns the tiles for heads of whole vec4s, unless they are so wide that an invocation would keep too much.
+    /// Returns the tiles for heads of whole vec4s; `None` for heads so wide that an invocation would keep too many values.
     pub fn for_head_dim(head_dim: usize) -> Option<Self> {
         let tiles = Self { head_dim };
         let fits = head_dim.is_multiple_of(4)
@@ -31,7 +31,7 @@ impl AttentionTiles {
         fits.then_some(tiles)
     }
 
-    /// Returns the shader's ACROSS: the fewest invocations that share 4 rows and have enough registers.
+    /// Returns the shader's ACROSS: the smallest number of invocations sharing 4 rows that have enough registers.
     fn across(self, entry: AttentionEntry) -> Option<usize> {
         let (outputs, scores) = match entry {
             AttentionEntry::Forward => (1, 1),
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(sizes(80), Some([[8, 16], [8, 16], [16, 16]]));
         assert_eq!(sizes(128), Some([[8, 16], [16, 16], [16, 16]]));
         assert_eq!(sizes(256), Some([[16, 16], [16, 16], [32, 8]]));
-        // A tile of queries is the same in both passes: they share its walk.
+        // A tile of queries has the same size in both passes, because both use the same key ranges.
         assert!((4..=256).step_by(4).all(|e| sizes(e).is_some_and(|s| s[0][1] == s[1][1])));
         assert_eq!([sizes(0), sizes(66), sizes(512)], [None; 3]);
     }

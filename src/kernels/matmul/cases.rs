@@ -1,4 +1,4 @@
-//! Cases of matrix products: all three of a linear layer, and single ones.
+//! Cases of matrix products: all three of a linear layer together, and single ones.
 
 use super::{
     Epilogue, LinearPass, LowRank, MatmulDesc, MatmulImpl, MatmulOperands, OperandMatrix, WeightFormat, launch,
@@ -16,7 +16,7 @@ pub(super) struct LinearCase {
     pub storage: WeightFormat,
     /// Allowed variants; none of them is the baseline.
     pub allowed: Vec<Variant>,
-    /// Precision: one below the highest replaces any variant.
+    /// Precision: one below the highest replaces every variant by cooperative matrices.
     pub precision: MatmulPrecision,
 }
 
@@ -114,7 +114,7 @@ impl Case for ProductCase {
 
 const ALPHA: f32 = 0.5;
 const COLUMN: usize = 4;
-/// Rows of W before those that are multiplied: NF4's scales then begin inside a group.
+/// Rows of W before the multiplied ones: NF4's scales then begin inside a group.
 const BEFORE: usize = 3;
 
 impl LinearCase {
@@ -216,7 +216,8 @@ pub(super) struct LowRankCase {
 }
 
 impl LowRankCase {
-    /// Shapes (T, n_out, n_in, W's storage, rank): both sides of a slice of 16, and of few columns and rows; a rank that takes two passes.
+    /// Shapes (T, n_out, n_in, W's storage, rank): on both sides of a slice of 16, with few columns and rows, and with a rank that takes
+    /// two passes.
     pub const SHAPES: [(usize, usize, usize, WeightFormat, usize); 8] = [
         (1, 4, 4, WeightFormat::F32, 4),
         (3, 5, 64, WeightFormat::F32, 8),
@@ -301,7 +302,7 @@ impl Case for LowRankCase {
 /// Case of y = 0.5·(x·Wᵀ + x2·W2ᵀ) + bias + residual, with C in the middle of a wider slot.
 pub(super) struct EpilogueCase {
     linear: LinearCase,
-    /// K2, the rank of the second pair; 0: one pair.
+    /// K2, the rank of the second pair; 0 without a second pair.
     rank: usize,
     bias: bool,
     residual: bool,
@@ -310,12 +311,12 @@ pub(super) struct EpilogueCase {
 /// Shape of a case: (T, n_out, n_in, W's storage, rank, bias, residual).
 type EpilogueShape = (usize, usize, usize, WeightFormat, usize, bool, bool);
 
-/// First element of the bias: not at a vec4, because a trained weight may be split anywhere.
+/// First element of the bias. It is not aligned to a vec4, because a trained weight may be split anywhere.
 const BIAS_START: usize = 3;
 
 impl EpilogueCase {
-    /// Shapes with one pair, two, and two in two passes; with few rows and columns and with many; with bias and residual together and
-    /// alone.
+    /// Shapes with one pair, with two pairs, and with two pairs in two passes; with few and with many rows and columns; with bias and
+    /// residual, together and each alone.
     pub const SHAPES: [EpilogueShape; 9] = [
         (1, 4, 4, WeightFormat::F32, 0, true, true),
         (3, 5, 64, WeightFormat::F32, 8, true, false),
@@ -342,7 +343,7 @@ impl Case for EpilogueCase {
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let LinearCase { t, n_out, .. } = self.linear;
         let mut all = self.linear.inputs(rng);
-        // What there is none of is never read.
+        // Operands that the case leaves out are never read.
         let others = [t * self.rank, n_out * self.rank, BIAS_START + n_out, t * (n_out + COLUMN)];
         all.extend(others.map(|n| HostTensor::normal(rng, n.max(1))));
         all
@@ -398,16 +399,16 @@ impl Case for EpilogueCase {
     }
 }
 
-/// Case of C = C + 0.5·A·B in all three products: y, d_x and d_W, each with earlier values.
+/// Case of C ← C + 0.5·A·B in all three products: y, d_x and d_W, each with earlier values.
 pub(super) struct AccumulateCase {
     pub linear: LinearCase,
 }
 
 impl AccumulateCase {
-    /// Shapes (T, n_out, n_in) and the weight's format: few rows, many rows and columns, and a quantised weight.
+    /// Shapes (T, n_out, n_in) and W's storage: few rows, many rows and columns, and a quantised weight.
     pub const SHAPES: [(usize, usize, usize, WeightFormat); 3] =
         [(3, 5, 12, WeightFormat::F32), (70, 132, 140, WeightFormat::Bf16), (129, 124, 64, WeightFormat::Nf4)];
-    /// The shape that a device's check at start-up computes: one, because CPU variants compile a pipeline for each format.
+    /// Shape that a device's check at start-up computes. It is only one, because CPU variants compile a pipeline for each storage format.
     pub const CHECKED: (usize, usize, usize, WeightFormat) = (33, 68, 36, WeightFormat::F32);
 }
 

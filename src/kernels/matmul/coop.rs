@@ -32,7 +32,7 @@ pub(super) struct AbsmaxParams {
     stride: u32,
 }
 
-/// Returns the shader that finds the absmax of a matrix, or of each of its rows.
+/// Returns the shader that computes the absmax of a matrix, or of each of its rows.
 fn largest(storage: WeightFormat, whole: bool, first: usize) -> Shader {
     let shader = Shader::new("matmul_absmax", "matmul_absmax");
     storage.select(shader.with("WHOLE", f64::from(u8::from(whole))).with("FIRST", first as f64))
@@ -59,7 +59,7 @@ impl CoopMatmul {
     }
 
     /// Returns the fragments along a side of a subgroup's block of 32×32. CPUs get smaller blocks, because their compilers take minutes for
-    /// these.
+    /// blocks of 32×32.
     fn fragments(edge: u32, is_cpu: bool) -> u32 {
         if is_cpu { 2 } else { 32 / edge }
     }
@@ -98,10 +98,10 @@ impl CoopMatmul {
         all
     }
 
-    /// Launches a product of one pair.
+    /// Launches a product of one pair of operands.
     pub fn launch(self, rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands) {
         let MatmulOperands { a, b, c, .. } = o;
-        // A is stored (K, M) in d_W alone, whose sums run over the batch: one scale for it. Else each row of x or d_y has its own.
+        // Only d_W stores A as (K, M), and sums over the batch: there A has one scale. Otherwise each row of x or d_y has its own scale.
         let a_transposed = p.orientation == LinearPass::BackwardW;
         let (a_rows, a_columns) = if a_transposed { (p.k, p.m) } else { (p.m, p.k) };
         let (b_rows, b_columns) = if p.orientation == LinearPass::Forward { (p.n, p.k) } else { (p.k, p.n) };

@@ -4,7 +4,7 @@ use super::operands::{last_vec4_is_inside, with_all, with_epilogues};
 use super::{LinearPass, LowRank, MatmulDesc, MatmulOperands, OperandMatrix, WeightFormat, with_second};
 use crate::gpu::{MatmulPrecision, Recording, Shader, Slot, Variant};
 
-/// Entry points of `matmul_cpu` that are products.
+/// Entry points of `matmul_cpu.wgsl` that compute a product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum CpuMatmul {
     Rows,
@@ -16,7 +16,7 @@ pub(super) enum CpuMatmul {
 const LANES: usize = 8;
 /// Largest number of columns for which lanes go along the rows instead.
 pub(super) const NARROW: usize = 32;
-/// Smallest number of rows of x for which unpacking W first pays.
+/// Smallest number of rows of x at which unpacking W beforehand saves time.
 pub(super) const UNPACK_FROM: usize = 32;
 
 impl CpuMatmul {
@@ -63,13 +63,13 @@ pub(super) fn shaders(storage: WeightFormat) -> Vec<Shader> {
     for accumulate in [false, true] {
         all.extend(with_all(CpuMatmul::Dots.shader(false, storage, accumulate)));
         for shader in [CpuMatmul::Rows, CpuMatmul::Narrow].map(|c| c.shader(false, storage, accumulate)) {
-            // Forward products of these are of an unpacked weight.
+            // Forward products of these formats read an unpacked weight.
             if storage == WeightFormat::F32 {
                 all.extend(with_epilogues(shader.clone(), 3).chain(with_epilogues(with_second(shader.clone()), 5)));
             }
             all.push(with_second(shader));
         }
-        // A is transposed in d_W alone, whose B is no weight.
+        // Only d_W has a transposed A, and its B is not a weight.
         for a_transposed in [false, true].into_iter().take(if storage.is_quantised() { 1 } else { 2 }) {
             all.extend([CpuMatmul::Rows, CpuMatmul::Narrow].map(|c| c.shader(a_transposed, storage, accumulate)));
         }
@@ -88,7 +88,7 @@ pub(super) fn launch(rec: &mut Recording, cpu: CpuMatmul, p: &MatmulDesc, o: Mat
     o.dispatch(rec, &shader, p, cpu.grid(p));
 }
 
-/// Unpacked operands, each with its stride: B in f32 as (K, N), and B2 as (K2, N) where it is stored transposed.
+/// Unpacked operands, each with its stride: B in f32 as (K, N), and B2 as (K2, N) where B2 is stored transposed.
 pub(super) struct UnpackedWeight {
     b: (Slot, usize),
     b2: Option<(Slot, usize)>,
@@ -103,7 +103,7 @@ impl UnpackedWeight {
         Self { b, b2: stored_transposed.map(|s| unpack(rec, s.b, s.storage, true, p.n, s.k)) }
     }
 
-    /// Returns the product of the unpacked operands.
+    /// Returns the description of the product on the unpacked operands.
     pub fn product(&self, p: &MatmulDesc) -> MatmulDesc {
         MatmulDesc { orientation: LinearPass::BackwardX, storage: WeightFormat::F32, ..*p }
     }

@@ -25,7 +25,7 @@ pub(super) fn fits(p: &MatmulDesc, b: OperandMatrix, caps: &Caps, allowed: &[Var
         && (p.m >= UNPACK_FROM || p.orientation != LinearPass::Forward)
         && p.n > NARROW
         && b.in_vec4s()
-        // An unpacked copy has whole rows of vec4s; else the last vec4 is read even beyond N, and must lie inside B.
+        // An unpacked copy has rows of whole vec4s. Otherwise the last vec4 is read even beyond N, and must lie inside B.
         && if unpacks { p.stored_columns().is_multiple_of(4) } else { last_vec4_is_inside(p, b) }
 }
 
@@ -40,7 +40,7 @@ pub(super) fn launch(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands) {
 fn dispatch(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands) {
     let vectors = vectors(p.m);
     let (columns, rows) = (p.n.div_ceil(COLUMNS) as u32, p.m.div_ceil(LANES * vectors) as u32);
-    // Which tiles follow each other, the shader decides by the same comparison.
+    // The shader decides by the same comparison which tiles consecutive workgroups compute.
     let grid = if p.m <= p.n { [rows, columns] } else { [columns, rows] };
     let shader = shader(vectors, p.orientation == LinearPass::BackwardW, p.storage, p.accumulate);
     o.dispatch(rec, &shader, p, grid);
@@ -55,14 +55,14 @@ fn shader(vectors: usize, a_transposed: bool, storage: WeightFormat, accumulate:
     storage.select(shader)
 }
 
-/// Returns every specialisation; quantised weights are unpacked before.
+/// Returns every specialisation. Quantised weights are unpacked beforehand.
 pub(super) fn shaders() -> Vec<Shader> {
     let mut all = Vec::new();
     for vectors in VECTORS {
         for storage in [WeightFormat::F32, WeightFormat::Bf16] {
             for accumulate in [false, true] {
                 let of_weights = shader(vectors, false, storage, accumulate);
-                // Forward products are of an unpacked weight.
+                // Forward products of these formats read an unpacked weight.
                 match storage {
                     WeightFormat::F32 => all.extend(with_all(of_weights)),
                     _ => all.extend([with_second(of_weights.clone()), of_weights]),

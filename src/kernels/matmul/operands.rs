@@ -3,14 +3,14 @@
 use super::{LinearPass, MatmulDesc, WeightFormat};
 use crate::gpu::{Recording, Shader, Slot};
 
-/// Matrix inside a slot: `start` and `stride` in elements, as stored.
+/// Matrix inside a slot. `start` and `stride` count elements of the matrix as stored.
 #[derive(Debug, Clone, Copy)]
 pub struct OperandMatrix<'a> {
     /// Slot that contains the matrix.
     pub slot: &'a Slot,
     /// First element.
     pub start: usize,
-    /// Elements from a stored row to the next.
+    /// Elements from one stored row to the next.
     pub stride: usize,
 }
 
@@ -23,7 +23,7 @@ impl<'a> OperandMatrix<'a> {
     pub fn columns_from(self, column: usize) -> Self {
         Self { start: self.start + column, ..self }
     }
-    /// Returns whether the matrix's rows begin at vec4s.
+    /// Returns whether the matrix's stored rows begin at multiples of four elements.
     pub(super) fn in_vec4s(&self) -> bool {
         self.start.is_multiple_of(4) && self.stride.is_multiple_of(4)
     }
@@ -34,7 +34,7 @@ impl<'a> OperandMatrix<'a> {
 pub struct LowRank<'a> {
     /// Storage format of B2.
     pub storage: WeightFormat,
-    /// K2, the terms of each of the pair's sums.
+    /// K2, the number of terms that the second pair adds to each sum.
     pub k: usize,
     /// A2 (M, K2).
     pub a: OperandMatrix<'a>,
@@ -92,7 +92,7 @@ impl<'a> MatmulOperands<'a> {
         Self { a, b, second: None, epilogue: Epilogue::default(), c }
     }
 
-    /// Dispatches a shader of one pair, extended by the second pair and the epilogue where there are any.
+    /// Dispatches a shader of one pair, extended by the second pair and the epilogue where the operands have them.
     pub(super) fn dispatch(&self, rec: &mut Recording, shader: &Shader, p: &MatmulDesc, grid: [u32; 2]) {
         let mut slots = vec![self.a.slot, self.b.slot, self.c.slot];
         let (mut shader, mut flops) = (shader.clone(), p.flops());
@@ -117,7 +117,7 @@ impl<'a> MatmulOperands<'a> {
         let Epilogue { bias, residual } = self.epilogue;
         if !self.epilogue.is_empty() {
             shader = with_epilogue(shader, slots.len(), bias.is_some(), residual.is_some());
-            // A binding that nothing is read from holds A.
+            // A binding that nothing reads holds A's slot.
             slots.extend([bias.map_or(self.a.slot, |b| b.0), residual.unwrap_or(self.a.slot)]);
         }
         rec.dispatch_in_parts(&shader, &self.params(p), &slots, grid, flops);
@@ -164,14 +164,14 @@ pub(super) fn with_epilogues(shader: Shader, n_slots: usize) -> impl Iterator<It
     some.into_iter().map(move |(bias, residual)| with_epilogue(shader.clone(), n_slots, bias, residual))
 }
 
-/// Returns a shader of one pair and of two, each without and with each epilogue.
+/// Returns a shader for one pair and for two pairs of operands, each without and with each epilogue.
 pub(super) fn with_all(shader: Shader) -> Vec<Shader> {
     let two = with_second(shader.clone());
     let added = with_epilogues(shader.clone(), 3).chain(with_epilogues(two.clone(), 5));
     added.chain([shader.clone(), two.clone()]).collect()
 }
 
-/// Adds the second pair to a shader of one pair.
+/// Extends a shader for one pair of operands by the second pair.
 pub(super) fn with_second(shader: Shader) -> Shader {
     shader.substitute("shared/low_rank_none", "shared/low_rank")
 }

@@ -37,7 +37,7 @@ impl TiledMatmul {
             return Vec::new();
         }
         let mut sizes: Vec<Self> = Self::ALL.into_iter().filter(|t| allowed.contains(&t.variant)).collect();
-        // From the largest that gives enough, then the others, the smallest first.
+        // The largest tiles that give enough workgroups come first, then the others from the smallest.
         if let Some(best) = sizes.iter().rposition(|t| t.workgroups(p) >= ENOUGH_WORKGROUPS) {
             sizes[..=best].rotate_right(1);
         }
@@ -55,9 +55,10 @@ impl TiledMatmul {
             .with("ROW_VEC4S", self.row_vec4s as f64)
             .with("COLUMN_VEC4S", self.column_vec4s as f64);
         let tables_fit = self.tile_bytes() + NF4_TABLE_BYTES <= workgroup_bytes as usize;
+        let shader = storage.select(shader);
         match storage {
-            WeightFormat::Nf4 if tables_fit => shader.substitute("shared/weight", "shared/weight_nf4_tables"),
-            _ => storage.select(shader),
+            WeightFormat::Nf4 if tables_fit => shader.substitute("shared/nf4_lookup", "shared/nf4_lookup_workgroup"),
+            _ => shader,
         }
     }
 

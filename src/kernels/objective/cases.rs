@@ -14,7 +14,7 @@ use crate::rng::Rng;
 const BETA: f64 = 0.1;
 const TAU: f64 = 0.3;
 
-/// Base term −logσ(β·(x_c − x_r)), of which other terms replace some fields.
+/// Base term −logσ(β·(x_c − x_r)); the other terms replace some of its fields.
 const LOGISTIC: Term = Term {
     link: ScoreKind::Sum,
     scope: Objective::Jpo,
@@ -63,7 +63,7 @@ const OF_PAIRS: [(&str, &[Term]); 13] = [
     ("apo_zero", &[Term { coupling: ScoreCoupling::Sides(ReferencePoint::Zero), ..OF_BOTH }]),
 ];
 
-/// Returns every case, under both scopes.
+/// Returns every case, under both objectives.
 pub(super) fn all() -> Vec<Box<dyn Case>> {
     let sum_of_responses = Term { link: ScoreKind::Sum, scope: Objective::Dpo, weights: [1.0; 2], ..LIKELIHOOD };
     let mut all: Vec<Box<dyn Case>> = Vec::new();
@@ -86,7 +86,7 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
         let unpaired =
             Term { coupling: ScoreCoupling::Sides(ReferencePoint::Positive), weights: [1.5, 1.0], ..OF_BOTH };
         add("kto", &[unpaired], 69, false);
-        // Means below 0: nothing is shifted, and no gradient flows through them.
+        // Means below 0: the reference point is then 0, and no gradient flows through it.
         add("kto_pair reference-free", &[Term { referenced: false, weights: [0.5; 2], ..OF_BOTH }], 70, true);
         for (name, term) in [("sigmoid", LOGISTIC), ("aot_unpaired", SORTED), ("rpo", CROSS)] {
             add(name, &[term], 1, true);
@@ -98,7 +98,7 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
     all
 }
 
-/// Returns a case of about `t` rows in all, some 64 per pair.
+/// Returns a case of about `t` rows in all, about 64 rows per pair.
 pub(super) fn bench(t: usize) -> Vec<Box<dyn Case>> {
     vec![Box::new(ObjectiveCase {
         name: "Jpo sigmoid".into(),
@@ -115,8 +115,8 @@ pub(crate) fn has_case(term: &Term) -> bool {
     OF_PAIRS.iter().flat_map(|(_, terms)| *terms).any(|case| kind(case) == kind(term))
 }
 
-/// Case of `rows` rows of data: pairs whose first `PREFIX` rows are shared, then own rows of different lengths. Every third pair shares
-/// nothing. Unpaired rows are single sequences.
+/// Case of `rows` rows of data: pairs whose first `PREFIX` rows are shared, followed by own rows of different lengths. Every third pair
+/// shares nothing. An unpaired row is a single sequence.
 struct ObjectiveCase {
     name: String,
     terms: Vec<Term>,
@@ -180,12 +180,12 @@ impl Case for ObjectiveCase {
         format!("rows={} paired={} {}", self.rows, self.paired, self.name)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
-        // Log-probabilities: below 0.
+        // Log-probabilities are below 0.
         let n = self.batch().rows.len();
         vec![HostTensor::F32((0..n).map(|_| -(rng.normal() * 0.8 - 0.7).exp()).collect())]
     }
-    /// Computes the gradient of the summed loss by each row, which is this case's *output*. The twin uses the host's gradient, which
-    /// objective.rs tests against differences.
+    /// Computes the gradient of the summed loss by each row, which is this case's *output*. The twin uses the host's gradient, which the
+    /// tests of objective.rs compare with finite differences.
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let (sums, known) = (self.sums(&x[0]), self.known());
         let mut outcomes = vec![Default::default(); sums.len()];

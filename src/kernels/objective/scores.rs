@@ -46,30 +46,30 @@ impl SequenceLogps {
     }
 }
 
-/// Inputs of a loss that are known before the policy scores a micro-batch's S sequences.
+/// Inputs of a loss that are known before the policy scores the S sequences of a micro-batch.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LossInputs {
-    /// Whether a row is a pair: chosen and rejected take turns. Otherwise a row is one sequence.
+    /// Whether a row is a pair: chosen and rejected sequences alternate. Otherwise a row is one sequence.
     pub paired: bool,
     /// (S), whether a sequence is preferred: chosen, or labelled desirable.
     pub desirable: Vec<bool>,
-    /// (S), the reference model's scores (the objective's sums).
+    /// (S), the reference model's scores, each summed over the objective's tokens.
     pub reference: Vec<f64>,
     /// (S/2, S/2), ω of [`super::term::ScoreCoupling::Cross`]: rows are chosen sequences, columns rejected ones. Empty for other losses.
     pub cross: Vec<f64>,
-    /// Scored tokens of the desirable sequences of a whole step, per row, under `[JPO, DPO]`: n̄ of [`super::term::ScoreKind::TokenMean`].
-    /// `None`: the micro-batch is the step.
+    /// n̄ of [`super::term::ScoreKind::TokenMean`] under `[JPO, DPO]`: scored tokens of the desirable sequences of a whole step, per row.
+    /// `None` where the micro-batch is the whole step.
     pub step_tokens_per_row: Option<[f64; 2]>,
 }
 
 impl LossInputs {
-    /// Creates the inputs of pairs from the reference's scores of chosen, rejected, chosen, ...
+    /// Creates the inputs for pairs from the reference's scores of chosen, rejected, chosen, ...
     pub fn pairs(reference: Vec<f64>) -> Self {
         let desirable = (0..reference.len()).map(|s| s % 2 == 0).collect();
         Self { paired: true, desirable, reference, ..Self::default() }
     }
-    /// Returns n̄ of [`super::term::ScoreKind::TokenMean`]: the step's, or that of the micro-batch's scored tokens where the step's is not
-    /// known; 1 where nothing is desirable.
+    /// Returns n̄ of [`super::term::ScoreKind::TokenMean`]: that of the step where it is known, else that of the micro-batch's scored
+    /// tokens; 1 where no sequence is desirable.
     pub fn tokens_per_row(&self, scope: Objective, n_scored: impl Iterator<Item = usize>) -> f64 {
         let of_step = self.step_tokens_per_row.map(|by| by[usize::from(scope == Objective::Dpo)]);
         let n = of_step.unwrap_or_else(|| {
@@ -88,7 +88,7 @@ impl LossInputs {
 /// Computes RPO's ω from the cosines of instructions, both (n, n): the softmax over columns of −(1 − cos)/τ.
 pub fn cross_weights(cosines: &[f64], n: usize, tau: f64) -> Vec<f64> {
     let row = |cosines: &[f64]| {
-        // The largest cosine is 1 or less, so that no exponential overflows, whatever τ.
+        // Cosines less the largest one are at most 0, so that no exponential overflows, whatever τ.
         let most = cosines.iter().copied().fold(f64::MIN, f64::max);
         let weights: Vec<f64> = cosines.iter().map(|cos| ((cos - most) / tau).exp()).collect();
         let sum: f64 = weights.iter().sum();

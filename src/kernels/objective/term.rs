@@ -9,14 +9,15 @@ pub enum ScoreKind {
     Sum,
     /// x = score/n.
     Mean,
-    /// x = score/n̄, where n̄ is the scored tokens of all desirable sequences of a step, per row. Means over rows are then means over these
-    /// tokens.
+    /// x = score/n̄, where n̄ is the scored tokens of all desirable sequences of a step, per row. The mean of x over rows is then the mean
+    /// of log-probabilities over these tokens.
     TokenMean,
-    /// x = log(p/(1−p)), p = exp(score/n); p is at most exp([`CERTAIN`]).
+    /// x = log(p/(1−p)), p = exp(score/n); score/n is at most [`CERTAIN`].
     LogOdds,
 }
 
-/// Largest mean log-probability whose odds are taken: nearly the largest below 0 that f32 tells from 0. Log-odds are constant above it.
+/// Largest mean log-probability for which odds are computed: about the largest value below 0 that f32 distinguishes from 0. Log-odds are
+/// constant above it.
 pub const CERTAIN: f64 = -1.0 / (1 << 20) as f64;
 
 /// Comparison of sequences within a micro-batch, which turns x into z.
@@ -24,7 +25,7 @@ pub const CERTAIN: f64 = -1.0 / (1 << 20) as f64;
 pub enum ScoreCoupling {
     /// Compares a pair's sides: z = scale·(x_c − x_r) − offset.
     Own,
-    /// Compares the chosen and the rejected sequences of equal rank by x (ties: the earlier first), with z as in [`Self::Own`].
+    /// Compares the chosen and the rejected sequences of equal rank by x (ties by index), with z as in [`Self::Own`].
     Sorted,
     /// Averages over all pairs (i, j) of sides: z = scale·ω_ij·(x_c,i − x_r,j) − offset, with ω of [`LossInputs::cross`].
     Cross,
@@ -65,7 +66,7 @@ pub enum LossFn {
     Linear,
 }
 
-/// Term of a loss: curve ∘ coupling ∘ link.
+/// Term of a loss, a composition of three maps: `link` (score to x), `coupling` (x to z), `curve` (z to loss).
 ///
 /// # Examples
 /// ```
@@ -89,7 +90,7 @@ pub enum LossFn {
 pub struct Term {
     /// Map from a score to x.
     pub link: ScoreKind,
-    /// Objective whose score is taken.
+    /// Objective whose tokens the score sums over.
     pub scope: Objective,
     /// Whether the reference's score is subtracted.
     pub referenced: bool,
@@ -142,7 +143,7 @@ struct ComparedPair {
     chosen: usize,
     rejected: usize,
     omega: f64,
-    /// Share of the pair in a row's loss.
+    /// Weight of the pair in a row's loss.
     share: f64,
 }
 
@@ -193,10 +194,10 @@ impl Term {
         }
     }
 
-    /// Returns the compared pairs of chosen and rejected sequences.
+    /// Returns the pairs of a chosen and a rejected sequence that the coupling compares.
     fn meetings(&self, x: &[LinkedScore], known: &LossInputs) -> Vec<ComparedPair> {
         let n = x.len() / 2;
-        // Ascending by x; ties: the earlier first.
+        // Ascending by x; ties by index.
         let ranked = |side: usize| {
             let mut all: Vec<usize> = (side..x.len()).step_by(2).collect();
             all.sort_by(|&a, &b| x[a].value.total_cmp(&x[b].value));
@@ -216,7 +217,7 @@ impl Term {
         }
     }
 
-    /// Adds each sequence's loss and gradient. A pair's loss counts at its chosen sequence.
+    /// Adds each sequence's loss and gradient to `into`. A pair's loss counts at its chosen sequence.
     pub fn add(&self, sums: &[SequenceLogps], known: &LossInputs, into: &mut [SequenceOutcome]) {
         self.add_from(sums, known, self.shift(sums, known), into);
     }

@@ -1,5 +1,5 @@
-//! Data sets of the hub: one file (`hf://datasets/org/name/file`), or one split that the hub converted to Parquet (`hf://datasets/org/name`,
-//! `hf://datasets/org/name:split`, `hf://datasets/org/name:configuration/split`).
+//! Data sets on the hub: one file (`hf://datasets/org/name/file`), or one split that the hub converted to Parquet
+//! (`hf://datasets/org/name`, `hf://datasets/org/name:split`, `hf://datasets/org/name:configuration/split`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,19 +11,19 @@ use super::{DownloadMeter, HubId, reached, refused};
 
 /// Branch in which the hub keeps converted data sets: `configuration/split/0000.parquet`.
 const CONVERTED: &str = "refs/convert/parquet";
-/// Prefix of the name of a split of which only the first part was converted.
+/// Prefix of the name of a split of which the hub converted only the first part.
 const PARTIAL: &str = "partial-";
-/// The split that is read where none is named, as TRL's trainers do.
+/// Split that is read where the address names none, as in TRL's trainers.
 const TRAIN: &str = "train";
 
-/// An address of rows on the hub.
+/// Address of rows on the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DatasetAddress {
     /// One file of a data set.
     File {
-        /// The data set, with its revision.
+        /// Repository of the data set, with its revision.
         id: HubId,
-        /// The file's path in it.
+        /// Path of the file in the repository.
         path: String,
     },
     /// One split that the hub converted to Parquet.
@@ -33,7 +33,7 @@ pub enum DatasetAddress {
 /// A split of a data set, as the hub converted it to Parquet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConvertedSplit {
-    /// The data set, at the branch of conversions.
+    /// Repository of the data set, at the branch of conversions.
     pub id: HubId,
     /// The configuration that the address names.
     pub configuration: Option<String>,
@@ -41,7 +41,7 @@ pub struct ConvertedSplit {
     pub split: Option<String>,
 }
 
-/// Files of an address, each with an address of its own and its place in the hub's cache, and notes for the user.
+/// Files of an address, each with its own address and its path in the hub's cache, and notes for the user.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct DatasetFiles {
     /// Files in the order of their names.
@@ -51,8 +51,9 @@ pub struct DatasetFiles {
 }
 
 impl DatasetAddress {
-    /// Parses `hf://datasets/org/name/file`, `hf://datasets/org/name@revision/file` (like huggingface_hub and DuckDB: a slash in the revision is `%2F`, and
-    /// `~parquet` is the branch of conversions), and `hf://datasets/org/name[:[configuration/]split]`. `None` for a text that does not begin with `hf://`.
+    /// Parses `hf://datasets/org/name/file`, `hf://datasets/org/name@revision/file`, and `hf://datasets/org/name[:[configuration/]split]`.
+    /// As in huggingface_hub and DuckDB, a slash in the revision is written `%2F`, and `~parquet` is the branch of conversions. Returns
+    /// `None` for a text that does not begin with `hf://`.
     pub fn parse(text: &str) -> Option<Result<Self, String>> {
         let rest = text.strip_prefix("hf://")?;
         Some(Self::parse_rest(rest).ok_or_else(|| {
@@ -78,7 +79,7 @@ impl DatasetAddress {
             (Some((name, first)), second) => (name, Some((first, second))),
         };
         let mut id = id(name)?;
-        // Conversions are of the main branch alone.
+        // The hub converts the main branch only.
         if id.revision.get_or_insert_with(|| CONVERTED.into()) != CONVERTED {
             return None;
         }
@@ -94,10 +95,10 @@ impl DatasetAddress {
         all_named.then_some(Self::Converted(converted))
     }
 
-    /// Returns the files in the hub's cache, fetched where they are not there yet.
+    /// Returns the files in the hub's cache. Fetches those that are not there yet.
     ///
     /// # Errors
-    /// The reason in one line, with what to do instead.
+    /// The reason in one line, with advice on what to do instead.
     pub fn fetch(&self) -> Result<DatasetFiles, String> {
         match self {
             Self::File { id, path } => {
@@ -136,7 +137,7 @@ impl ConvertedSplit {
         if let Some(path) = gap(&paths) {
             return Err(format!("the hub's cache lacks {path}: give a local file instead"));
         }
-        // The last one first, so that a gap tells of a download that was interrupted.
+        // The last file is fetched first, so that a gap in the cache shows that a download was interrupted.
         let mut files = Vec::new();
         for path in paths.iter().rev() {
             let file = reached(path, |local_only| fetch(&self.id, path, local_only)).map_err(|e| refused_file(&e))?;
@@ -146,7 +147,7 @@ impl ConvertedSplit {
         Ok(DatasetFiles { files, notes })
     }
 
-    /// Lists the files of the branch of conversions.
+    /// Lists the files in the branch of conversions.
     fn list(&self) -> Result<Vec<String>, HFError> {
         let client = HFClient::builder().retry_max_attempts(2).build_sync()?;
         let data_set = client.dataset(&self.id.owner, &self.id.name);
@@ -158,7 +159,7 @@ impl ConvertedSplit {
         Ok(entries.into_iter().filter_map(path).collect())
     }
 
-    /// Lists the files of the branch of conversions that the hub's cache has.
+    /// Lists those files of the branch of conversions that the hub's cache has.
     fn kept(&self) -> Result<Vec<String>, HFError> {
         let client = HFClient::builder().retry_max_attempts(2).build_sync()?;
         let data_set = client.dataset(&self.id.owner, &self.id.name);
@@ -177,7 +178,7 @@ impl ConvertedSplit {
         }
     }
 
-    /// Chooses the files of the configuration and the split.
+    /// Chooses the files of the address's configuration and split from `listed`.
     fn choose(&self, address: &str, listed: &[String]) -> Result<ChosenFiles, String> {
         let mut found: BTreeMap<&str, BTreeMap<&str, Vec<&String>>> = BTreeMap::new();
         for path in listed.iter().filter(|path| path.ends_with(".parquet")) {
@@ -247,7 +248,7 @@ struct ChosenFiles {
     notes: Vec<String>,
 }
 
-/// Returns the first file that is missing, where files are numbered from 0.
+/// Returns the name of the first missing file of a sequence that is numbered from 0.
 fn gap(paths: &[String]) -> Option<String> {
     let missing = |path: &String| {
         let (folder, number) = path.strip_suffix(".parquet")?.rsplit_once('/')?;
@@ -262,7 +263,7 @@ fn not_converted(address: &str) -> String {
     format!("the hub has not converted the data set to Parquet: name a file of it, {address}/FILE")
 }
 
-/// Returns the names in a folder; none where there is no folder.
+/// Returns the names in a folder, or none where there is no folder.
 fn names_in(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()

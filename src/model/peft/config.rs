@@ -1,4 +1,4 @@
-//! `adapter_config.json`: which modules have an adapter, of which rank and scale.
+//! `adapter_config.json`: which modules have an adapter, and with which rank and scale.
 
 use std::fmt;
 use std::path::Path;
@@ -10,11 +10,11 @@ use super::super::description::ModelConfig;
 use super::super::load::linear_modules;
 use crate::error::{Error, Result};
 
-/// Every linear module but the head.
+/// Name that means every linear module except the head.
 pub(super) const ALL_LINEAR: &str = "all-linear";
 pub(super) const MAX_RANK: usize = 4096;
 
-/// Fields that change the computation, or which modules have an adapter, and are refused unless absent, null, false or empty.
+/// Refused fields: they change the computation, or which modules have an adapter. Each is allowed where it is absent, null, false or empty.
 const REFUSED: [&str; 15] = [
     "use_dora",
     "use_qalora",
@@ -33,11 +33,11 @@ const REFUSED: [&str; 15] = [
     "loftq_config",
 ];
 
-/// Fields that choose modules, ranks and scales, and are written as they were read.
+/// Fields that choose modules, ranks and scales. They are written as they were read.
 const CARRIED: [&str; 5] =
     ["rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "exclude_modules"];
 
-/// Fields that are read, or that change nothing in a finished adapter.
+/// Fields that are read, or that do not change a finished adapter.
 const KNOWN: [&str; 19] = [
     "peft_type",
     "task_type",
@@ -60,26 +60,26 @@ const KNOWN: [&str; 19] = [
     "runtime_config",
 ];
 
-/// Names of further settings of how `lora_A` and `lora_B` began.
+/// Fields with more settings for the initial values of `lora_A` and `lora_B`.
 const STARTS: [&str; 3] = ["eva_config", "corda_config", "lora_ga_config"];
 
-/// The way out for what is not supported.
+/// Advice for adapters that are not supported.
 pub(super) const MERGE: &str = "merge it with PEFT (merge_and_unload) and give the result as --model";
 
 /// Initialisations of `lora_A` and `lora_B` that leave the base's weights unchanged.
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
-/// A field, and the reason why it cannot be used.
+/// Name of a field, and the reason why it cannot be used.
 pub(super) type FieldReason = (&'static str, String);
 
-/// Modules that have an adapter.
+/// Selection of the modules that have an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoraTargets {
-    /// `all-linear`: all but the head.
+    /// `all-linear`: all linear modules except the head.
     AllLinear,
-    /// Last components or longer suffixes of modules' names.
+    /// Last components, or longer suffixes, of module names.
     Names(Vec<String>),
-    /// A regular expression of Python's. It is not understood: the adapter's tensors say which modules it matched.
+    /// Python regular expression. It is not evaluated, because the adapter's tensors say which modules it matched.
     Pattern(String),
 }
 
@@ -94,7 +94,7 @@ impl fmt::Display for LoraTargets {
 }
 
 impl LoraTargets {
-    /// Takes names as typed, where `all-linear` may stand among them.
+    /// Parses names as typed on the command line; `all-linear` may be among them.
     pub(super) fn typed(names: &[String]) -> Self {
         if names.iter().any(|n| n == ALL_LINEAR) { Self::AllLinear } else { Self::Names(names.to_vec()) }
     }
@@ -108,7 +108,7 @@ impl LoraTargets {
     }
 }
 
-/// Names of modules, each a regular expression that fits a name's end, with a value: `rank_pattern`, `alpha_pattern`.
+/// Entries of `rank_pattern` or `alpha_pattern`: each a regular expression that matches the end of a module's name, with a value.
 #[derive(Debug, Clone)]
 struct NamePattern<T> {
     /// Pattern as written in the file.
@@ -117,37 +117,37 @@ struct NamePattern<T> {
     value: T,
 }
 
-/// Filter of modules that `target_modules` names, but that have no adapter.
+/// Filter for modules that `target_modules` names but that have no adapter.
 #[derive(Debug, Clone, Default)]
 struct ModuleFilter {
     /// Names or name endings in `exclude_modules`.
     excluded: Vec<String>,
     /// `exclude_modules` as one regular expression.
     excluded_pattern: Option<Regex>,
-    /// `layers_to_transform`; `None`: all.
+    /// Layer numbers in `layers_to_transform`; `None` for all layers.
     layers: Option<Vec<u64>>,
-    /// Expressions that find a layer's number in a module's name, the number as group 1.
+    /// Expressions that find a layer's number in a module's name, as group 1.
     layer_numbers: Vec<Regex>,
 }
 
-/// `adapter_config.json`, understood.
+/// Parsed `adapter_config.json`.
 #[derive(Debug, Clone)]
 pub struct AdapterConfig {
-    /// R.
+    /// R, the rank.
     pub rank: usize,
-    /// α.
+    /// α, the numerator of the scale.
     pub alpha: f64,
-    /// s = α/√R instead of α/R.
+    /// Whether s is α/√R (rsLoRA) instead of α/R.
     pub rslora: bool,
-    /// `target_modules`.
+    /// Selection of modules: `target_modules`.
     pub targets: LoraTargets,
-    /// Dropout of the training that made it: not applied here.
+    /// Dropout with which the adapter was trained. It is not applied here.
     pub dropout: f64,
-    /// `base_model_name_or_path`.
+    /// Base model: `base_model_name_or_path`.
     pub base: Option<String>,
-    /// `bias`, unless it is `none`: which biases were trained. An adapter that holds some is refused.
+    /// `bias`, unless it is `none`: which biases were trained. An adapter that holds trained biases is refused.
     pub bias: Option<String>,
-    /// Fields that say something and are not known.
+    /// Fields that are set and are not known to this program.
     pub unknown: Vec<String>,
     ranks: Vec<NamePattern<usize>>,
     alphas: Vec<NamePattern<f64>>,
@@ -156,7 +156,7 @@ pub struct AdapterConfig {
     carried: Map<String, Value>,
 }
 
-/// Compares what is written: regular expressions follow from it.
+/// Compares the fields as written. The regular expressions follow from them.
 impl PartialEq for AdapterConfig {
     fn eq(&self, other: &Self) -> bool {
         let plain = |c: &Self| {
@@ -167,7 +167,7 @@ impl PartialEq for AdapterConfig {
 }
 
 impl AdapterConfig {
-    /// A new adapter's configuration.
+    /// Creates the configuration of a new adapter.
     pub(super) fn new(rank: usize, alpha: f64, targets: LoraTargets, base: &str) -> Self {
         Self {
             rank,
@@ -188,7 +188,7 @@ impl AdapterConfig {
     /// Reads the text of an `adapter_config.json`; `path` is for messages.
     ///
     /// # Errors
-    /// [`Error::Line`]: no JSON; [`Error::Field`]: missing, out of range, or not supported.
+    /// [`Error::Line`] for a text that is not JSON; [`Error::Field`] for a field that is missing, out of range, or not supported.
     pub fn from_json(path: &Path, text: &str) -> Result<Self> {
         let config: Value =
             serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("not JSON: {e}")))?;
@@ -251,7 +251,7 @@ impl AdapterConfig {
         })
     }
 
-    /// Returns a module's R: of `rank_pattern`'s first entry that fits, else the adapter's.
+    /// Returns R of a module: that of the first matching entry of `rank_pattern`, else the adapter's.
     ///
     /// # Errors
     /// The field and the reason, where an entry cannot be matched.
@@ -259,7 +259,7 @@ impl AdapterConfig {
         Ok(first_fit("rank_pattern", &self.ranks, module)?.unwrap_or(self.rank))
     }
 
-    /// Returns a module's s: α/R, or α/√R.
+    /// Returns s of a module: α/R, or α/√R.
     ///
     /// # Errors
     /// Fails like [`AdapterConfig::rank_of`].
@@ -269,13 +269,13 @@ impl AdapterConfig {
         Ok((alpha / if self.rslora { rank.sqrt() } else { rank }) as f32)
     }
 
-    /// Returns the adapter's s, of modules that no pattern names: α/R, or α/√R.
+    /// Returns s of modules that no pattern matches: α/R, or α/√R.
     pub fn scale(&self) -> f32 {
         let rank = self.rank as f64;
         (self.alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
     }
 
-    /// Whether a module that `target_modules` names has an adapter, by `exclude_modules` and `layers_to_transform`.
+    /// Returns whether a module that `target_modules` names has an adapter, by `exclude_modules` and `layers_to_transform`.
     ///
     /// # Errors
     /// Fails like [`AdapterConfig::rank_of`].
@@ -283,7 +283,7 @@ impl AdapterConfig {
         self.filter.keeps(module, matches!(self.targets, LoraTargets::Names(_)))
     }
 
-    /// Returns the names of `rank_pattern` and `alpha_pattern` that fit none of these modules.
+    /// Returns the entries of `rank_pattern` and `alpha_pattern` that match none of these modules.
     ///
     /// # Errors
     /// Fails like [`AdapterConfig::rank_of`].
@@ -330,7 +330,7 @@ impl AdapterConfig {
     }
 }
 
-/// Whether a field's value says no more than its absence.
+/// Returns whether a field's value means the same as an absent field.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Bool(on) => !on,
@@ -341,7 +341,7 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// Whether a field says something that this program does not know.
+/// Returns whether a field is set and unknown to this program.
 fn is_unknown(name: &str, value: &Value) -> bool {
     let lists: [&[&str]; 4] = [&KNOWN, &STARTS, &CARRIED, &REFUSED];
     !value.is_null() && !is_off(value) && !lists.iter().any(|list| list.contains(&name))
@@ -351,12 +351,12 @@ fn as_rank(value: &Value) -> Option<usize> {
     value.as_u64().and_then(|r| usize::try_from(r).ok()).filter(|r| (1..=MAX_RANK).contains(r))
 }
 
-/// Compiles a regular expression of Python's.
+/// Compiles a Python regular expression.
 fn compiled(pattern: &str) -> Result<Regex, String> {
     Regex::new(pattern).map_err(|e| format!("{pattern:?} is not a regular expression: {e}"))
 }
 
-/// Whether a field's regular expression fits a module's name. Matching fails where it would take too many steps.
+/// Returns whether a field's regular expression matches a module's name. Fails where matching would take too many steps.
 fn fits(field: &'static str, regex: &Regex, module: &str) -> Result<bool, FieldReason> {
     regex.is_match(module).map_err(|e| (field, unmatched(regex, module, &e)))
 }
@@ -365,7 +365,7 @@ fn unmatched(regex: &Regex, module: &str, error: &fancy_regex::Error) -> String 
     format!("{:?} cannot be matched with {module}: {error}", regex.as_str())
 }
 
-/// Returns the value of the first entry that fits.
+/// Returns the value of the first entry that matches.
 fn first_fit<T: Copy>(
     field: &'static str,
     patterns: &[NamePattern<T>],
@@ -379,7 +379,7 @@ fn first_fit<T: Copy>(
     Ok(None)
 }
 
-/// Reads an object of names and values, whose names PEFT matches as regular expressions at a module name's end.
+/// Reads an object of names and values. PEFT matches each name as a regular expression at the end of a module's name.
 fn read_patterns<T>(
     value: Option<&Value>,
     read: impl Fn(&Value) -> Result<T, String>,
@@ -433,7 +433,8 @@ impl ModuleFilter {
         Ok(filter)
     }
 
-    /// `by_name`: `layers_to_transform` counts beside a list of names alone, as in PEFT.
+    /// Returns whether a module has an adapter. `by_name`: whether `target_modules` is a list of names; only then does
+    /// `layers_to_transform` apply, as in PEFT.
     fn keeps(&self, module: &str, by_name: bool) -> Result<bool, FieldReason> {
         let ends =
             |name: &String| module == name || module.strip_suffix(name.as_str()).is_some_and(|m| m.ends_with('.'));

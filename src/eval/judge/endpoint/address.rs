@@ -1,10 +1,10 @@
-//! The address of an endpoint, and the proxy that stands before it.
+//! Address of an endpoint, and the proxy in front of it.
 
 use std::net::IpAddr;
 
 use reqwest::Url;
 
-/// Tells whether a URL is of this machine.
+/// Returns whether a URL refers to this machine.
 pub fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_end_matches('.').to_lowercase();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
@@ -14,7 +14,7 @@ pub fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// The variable of the environment that names a proxy for this URL, and the proxy's host, without a name or password.
+/// Returns the environment variable that names a proxy for this URL, and the proxy's host, without a name or password.
 pub fn proxy(url: &Url) -> Option<String> {
     if is_loopback(url) {
         return None;

@@ -1,4 +1,4 @@
-//! Bodies of responses, as servers and what stands before them send them: compressed, with a byte-order mark, as a stream of events.
+//! Bodies of responses as servers and proxies send them: compressed, with a byte-order mark, or as a stream of events.
 
 use std::io::Read;
 
@@ -7,11 +7,11 @@ use serde_json::{Map, Value, json};
 
 use crate::error::visible;
 
-/// Bytes of an answer that are read.
+/// Largest number of bytes of an answer that are read.
 pub const MOST_BYTES: u64 = 4 << 20;
-/// Characters of a body that are shown.
+/// Largest number of characters of a body that are shown.
 const SHOWN: usize = 80;
-/// The byte-order mark of UTF-8.
+/// Byte-order mark of UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 const GZIP: &[u8] = &[0x1f, 0x8b];
 
@@ -24,10 +24,10 @@ pub enum NoBody {
     Other(String),
 }
 
-/// The body's text: without its compression and its byte-order mark.
+/// Returns the text of a body, decompressed and without its byte-order mark.
 ///
 /// # Errors
-/// Says so in words where it is compressed in a way that is not read here.
+/// Describes the compression, where it is not supported.
 pub fn plain(bytes: Vec<u8>, encoding: &str) -> Result<Vec<u8>, NoBody> {
     let bytes = match encoding.trim().to_ascii_lowercase().as_str() {
         _ if bytes.starts_with(GZIP) => {
@@ -39,7 +39,7 @@ pub fn plain(bytes: Vec<u8>, encoding: &str) -> Result<Vec<u8>, NoBody> {
                 Err(error) => return Err(NoBody::Other(format!("the answer is damaged gzip: {error}"))),
             }
         }
-        // Some name an encoding and send text.
+        // Some servers name an encoding and send plain text.
         "" | "identity" | "gzip" | "x-gzip" => bytes,
         _ if bytes.trim_ascii_start().starts_with(b"{") => bytes,
         other => {
@@ -49,7 +49,7 @@ pub fn plain(bytes: Vec<u8>, encoding: &str) -> Result<Vec<u8>, NoBody> {
     Ok(bytes.strip_prefix(BYTE_ORDER_MARK).map_or(bytes.clone(), <[u8]>::to_vec))
 }
 
-/// The first characters of a body, in backquotes.
+/// Returns the first characters of a body, in backquotes.
 fn beginning(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHOWN)]);
     let text = text.trim();
@@ -59,10 +59,10 @@ fn beginning(bytes: &[u8]) -> String {
     }
 }
 
-/// The JSON of a body, or of a stream of events put together.
+/// Parses the JSON of a body, or of a stream of events combined.
 ///
 /// # Errors
-/// Says what it is instead.
+/// Describes the body, where it is not JSON.
 pub fn parse(bytes: &[u8]) -> Result<Value, NoBody> {
     let bytes = bytes.trim_ascii_start();
     if is_stream(bytes) {
@@ -76,13 +76,13 @@ pub fn parse(bytes: &[u8]) -> Result<Value, NoBody> {
     }
 }
 
-/// Tells whether a body is a stream of server-sent events.
+/// Returns whether a body is a stream of server-sent events.
 fn is_stream(bytes: &[u8]) -> bool {
     [&b"data:"[..], b"event:", b"id:", b"retry:", b": ", b":\n"].iter().any(|field| bytes.starts_with(field))
 }
 
-/// Puts the events of a stream together, as the answer that they would have been in one piece. Only a stream that says that it has ended is
-/// whole.
+/// Combines the events of a stream into the answer that the endpoint would have sent in one piece. A stream is complete only if it says
+/// that it has ended.
 fn stream(text: &str) -> Result<Value, NoBody> {
     let mut message = Map::new();
     let (mut finish_reason, mut usage, mut model) = (Value::Null, Value::Null, Value::Null);
@@ -106,7 +106,7 @@ fn stream(text: &str) -> Result<Value, NoBody> {
                 )));
             }
         };
-        // An error, or a whole answer, as an event.
+        // An error, or a whole answer, may be sent as an event.
         if !event["error"].is_null() || !event["choices"][0]["message"].is_null() {
             return Ok(event);
         }
@@ -135,7 +135,7 @@ fn stream(text: &str) -> Result<Value, NoBody> {
     Ok(json!({"choices": [choice], "usage": usage, "model": model}))
 }
 
-/// Adds a piece to a message: texts are joined, lists are appended.
+/// Adds an event's piece to a message: texts are joined, lists are appended.
 fn add(message: &mut Map<String, Value>, delta: &Map<String, Value>) {
     for (name, piece) in delta {
         match (message.get_mut(name), piece) {

@@ -1,28 +1,28 @@
-//! When the next request may go, and how many are under way: limits of our own, pauses that an endpoint asks for, and the pace that it was
-//! found to bear.
+//! Rate limiter: decides when the next request may be sent, and how many requests may be under way. It follows the user's limits, the
+//! pauses that an endpoint asks for, and the rate at which the endpoint was found to accept requests.
 //!
-//! An endpoint that says 429 is asked by nobody for the pause that it names. Behind it requests go out one by one, as far apart as the requests
-//! that it accepted before; the distance shrinks by a hundredth with each answer. A request that times out halves the number under way, and
-//! answers let it grow again.
+//! After status 429, no request is sent for the pause that the endpoint names. Then requests are sent one by one, at the mean interval of
+//! the requests that were accepted before; the interval shrinks by one percent with each answer. A request that times out halves the number
+//! of requests under way, and answers let the number grow again.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Ends a pause within so much when asking ends.
+/// Longest sleep before checking whether asking has ended.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// Longest distance of two requests, s: a day, however low the limit is.
+/// Longest interval between two requests, in seconds: one day, however low the limit is.
 const LONGEST: f64 = 86_400.0;
 
-/// Longest distance of two requests that is found, s.
+/// Longest interval that is estimated from the endpoint's answers, in seconds.
 const LONGEST_FOUND: f64 = 60.0;
-/// Accepted requests from which a pace can be told.
+/// Number of accepted requests from which an interval can be estimated.
 const TELLING: u32 = 5;
-/// The first distance, as a part of the pause, where no pace can be told; and its ends, s.
+/// First interval, as a fraction of the pause, where none can be estimated; `FIRST_DISTANCE` are its bounds in seconds.
 const FIRST_PART: f64 = 0.05;
 const FIRST_DISTANCE: (f64, f64) = (0.05, 3.0);
 
-/// Waits; false where asking ended meanwhile.
+/// Sleeps for a pause. Returns false where asking ended meanwhile.
 pub fn sleep(pause: Duration, halted: &dyn Fn() -> bool) -> bool {
     let until = Instant::now() + pause;
     loop {
@@ -37,40 +37,40 @@ pub fn sleep(pause: Duration, halted: &dyn Fn() -> bool) -> bool {
     }
 }
 
-/// Limits how often and how many requests are sent to an endpoint. All workers share one.
+/// Limits the rate and the number of requests to an endpoint. All workers share one limiter.
 #[derive(Debug)]
 pub struct RateLimiter {
-    /// Seconds that a request takes of the limit on requests.
+    /// Seconds per request, from the limit on requests.
     per_request: f64,
-    /// Seconds that a token takes of the limit on tokens.
+    /// Seconds per token, from the limit on tokens.
     per_token: f64,
-    /// Most requests under way.
+    /// Largest number of requests under way.
     most: f64,
     found: Mutex<FoundPace>,
 }
 
-/// The state of the endpoint as answers showed it.
+/// State of the endpoint, estimated from its answers.
 #[derive(Debug)]
 struct FoundPace {
     /// Earliest time of the next request.
     next: Instant,
     /// Seconds between two requests.
     distance: f64,
-    /// Requests accepted since then.
+    /// Number of requests accepted since `since`.
     accepted: u32,
     since: Instant,
-    /// Time when the pace was last lowered: answers to requests sent before it say nothing new.
+    /// Time of the last change of the interval. Answers to requests that were sent earlier carry no new information.
     lowered: Instant,
     /// Time of the last answer.
     answered: Option<Instant>,
-    /// Requests that may be under way, and those that are.
+    /// Largest number of requests under way at present; `under_way` is the actual number.
     at_once: f64,
     under_way: u32,
-    /// Time when the number under way was last halved.
+    /// Time when the largest number was last halved.
     halved: Instant,
 }
 
-/// Leave for one request, which is under way until this is dropped.
+/// Permission for one request. The request counts as under way until this value is dropped.
 #[derive(Debug)]
 pub struct RequestTurn<'p> {
     pace: &'p RateLimiter,
@@ -86,7 +86,7 @@ impl Drop for RequestTurn<'_> {
 }
 
 impl RateLimiter {
-    /// Limits a minute (0: none), and the most requests under way.
+    /// Creates a limiter with limits per minute (0: no limit), and the largest number of requests under way.
     pub fn new(requests: f64, tokens: f64, most: usize) -> Self {
         let seconds = |limit: f64| if limit > 0.0 { 60.0 / limit } else { 0.0 };
         let (now, most) = (Instant::now(), most as f64);
@@ -108,7 +108,7 @@ impl RateLimiter {
         self.found.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Waits for the turn of a request of so many tokens; `None` where asking ended meanwhile.
+    /// Waits for permission to send a request of `tokens` tokens; `None` where asking ended meanwhile.
     pub fn turn(&self, tokens: u64, halted: &dyn Fn() -> bool) -> Option<RequestTurn<'_>> {
         loop {
             let wait = {
@@ -134,7 +134,7 @@ impl RateLimiter {
         }
     }
 
-    /// A request was accepted.
+    /// Records that a request was accepted.
     pub fn answered(&self) {
         let mut found = self.found();
         found.accepted += 1;
@@ -143,12 +143,12 @@ impl RateLimiter {
         found.at_once = (found.at_once + 0.5 / found.at_once).min(self.most);
     }
 
-    /// Time since there was last an answer, or since `begun` where that is later.
+    /// Returns the time since the last answer, or since `begun` if that is later.
     pub fn unanswered(&self, begun: Instant) -> Duration {
         self.found().answered.map_or(begun, |answered| answered.max(begun)).elapsed()
     }
 
-    /// The endpoint was busy: nobody asks for so long, then one by one.
+    /// Records that the endpoint was busy. No request is sent during `pause`; then requests are sent one by one.
     pub fn hold(&self, turn: &RequestTurn<'_>, pause: Duration) {
         let mut found = self.found();
         let now = Instant::now();
@@ -167,7 +167,7 @@ impl RateLimiter {
         (found.lowered, found.since, found.accepted) = (now, found.next, 0);
     }
 
-    /// A request timed out: half as many at a time.
+    /// Records that a request timed out, and halves the number of requests under way.
     pub fn timed_out(&self, turn: &RequestTurn<'_>) {
         let mut found = self.found();
         if turn.begun >= found.halved {
@@ -187,11 +187,11 @@ mod tests {
         let never = || false;
         let turns: Vec<_> = (0..3).map(|_| pace.turn(1, &never).expect("a turn")).collect();
         (0..20).for_each(|_| pace.answered());
-        // Twenty at once, then a pause of a minute: three seconds each.
+        // Twenty accepted requests, then a pause of one minute: an interval of three seconds.
         pace.hold(&turns[0], Duration::from_secs(60));
         let distance = pace.found().distance;
         assert!((distance - 3.0).abs() < 0.1, "{distance}");
-        // Requests that were sent before say the same once more.
+        // A busy answer to an earlier request does not change the interval again.
         pace.hold(&turns[1], Duration::from_secs(60));
         assert_eq!(pace.found().distance, distance);
         pace.answered();

@@ -1,4 +1,4 @@
-//! Result of one request: an answer, a reason to ask again, or a reason not to.
+//! Result of one request: an answer, a reason to send it again, or a reason to give up.
 
 use std::io::Read;
 use std::time::{Duration, SystemTime};
@@ -14,41 +14,41 @@ use super::wait::{reset, retry_after};
 use crate::eval::judge::verdict_reader::NoVerdict;
 use crate::eval::judge::{Answer, Usage};
 
-/// The kind of an `RequestOutcome::Again` for which no answer came in time.
+/// Kind of a `RequestOutcome::Again` for a request that timed out.
 pub const TIMEOUT: &str = "timeout";
-/// Characters of a body that are shown.
+/// Largest number of characters of a body that are shown.
 const MOST_SHOWN: usize = 80;
-/// Characters of an error's text that are told.
+/// Largest number of characters of an error's text that are shown.
 const MOST_TOLD: usize = 300;
 
-/// The outcome of a request.
+/// Outcome of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RequestOutcome {
-    /// The model said something.
+    /// The model answered.
     Answer(Answer),
-    /// Asking again may help.
+    /// Sending the request again may help.
     Again {
         /// Reason in full.
         reason: String,
         /// Reason in a word or two, for counting.
         kind: String,
-        /// Wait that the endpoint asks for.
+        /// Pause that the endpoint asks for.
         wait: Option<Duration>,
-        /// The endpoint is overloaded: the question is not at fault.
+        /// Whether the endpoint is overloaded, so that the question is not at fault.
         is_busy: bool,
-        /// An answer came that cannot be read.
+        /// Whether there was an answer that cannot be read.
         is_unread: bool,
     },
-    /// The request was not accepted, others may be.
+    /// The request was not accepted, but others may be.
     Unfit(String),
-    /// The endpoint does not take the `response_format` of the request.
+    /// The endpoint does not support the `response_format` of the request.
     NoFormat(String),
     /// Every request will be refused, because of the key, the address or the account.
     Refused(String),
 }
 
 impl RequestOutcome {
-    /// Changes the texts: reasons by `told`, answers by `kept`.
+    /// Replaces the texts: reasons by `told`, answers by `kept`.
     pub fn map(self, told: impl Fn(&str) -> String, kept: impl Fn(&str) -> String) -> Self {
         match self {
             Self::Answer(answer) => Self::Answer(Answer { text: answer.text.map(|text| kept(&text)), ..answer }),
@@ -70,14 +70,14 @@ impl RequestOutcome {
     }
 }
 
-/// A response, or what there is in its place.
+/// Response to a request, or the reason why there is none.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReceivedBody {
-    /// The outcome of the request.
+    /// Outcome of the request.
     pub outcome: RequestOutcome,
-    /// Tokens that it cost, where the endpoint says.
+    /// Tokens that the request cost, where the endpoint reports them.
     pub usage: Option<Usage>,
-    /// The model that answered, where the endpoint says.
+    /// Name of the model that answered, where the endpoint reports it.
     pub model: Option<String>,
 }
 
@@ -87,7 +87,7 @@ impl From<RequestOutcome> for ReceivedBody {
     }
 }
 
-/// An error and its causes.
+/// Returns the text of an error, followed by those of its causes.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -98,7 +98,7 @@ fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Makes the outcome of a request that got no response.
+/// Returns the outcome of a request that got no response.
 pub fn unsent(error: reqwest::Error) -> RequestOutcome {
     let error = error.without_url();
     let kind = match (error.is_timeout(), error.is_connect()) {
@@ -109,8 +109,8 @@ pub fn unsent(error: reqwest::Error) -> RequestOutcome {
     RequestOutcome::again(kind, format!("{kind}: {}", causes(&error)))
 }
 
-/// Reads the outcome from a response, whose body is still to come. `longest` is the limit of the answer's tokens; `has_format` tells
-/// whether the request had a `response_format`.
+/// Returns the outcome of a request from its response, whose body is read here. `longest` is the limit on the answer's tokens; `has_format`
+/// says whether the request had a `response_format`.
 pub fn receive(response: Response, longest: Option<u64>, has_format: bool) -> ReceivedBody {
     let (status, headers) = (response.status(), response.headers().clone());
     let mut bytes = Vec::new();
@@ -136,17 +136,17 @@ pub fn receive(response: Response, longest: Option<u64>, has_format: bool) -> Re
     ReceivedBody { outcome: refused(status, &headers, &bytes, has_format), usage, model: None }
 }
 
-/// Reads an answer whose status is no success.
+/// Returns the outcome of a response whose status is not a success.
 fn refused(status: StatusCode, headers: &HeaderMap, bytes: &[u8], has_format: bool) -> RequestOutcome {
     let (text, code) = error_text(bytes);
     let number = status.as_u16();
     let reason = if text.is_empty() { format!("HTTP {status}") } else { format!("HTTP {number}: {text}") };
     let is_busy = number == 429;
     match number {
-        // The account is empty: waiting does not fill it.
+        // The account is empty, so waiting does not help.
         _ if code == "insufficient_quota" => RequestOutcome::Refused(reason),
         401 | 402 | 403 | 404 | 405 | 407 | 300..=399 => RequestOutcome::Refused(reason),
-        // llama-cpp-python's server tells it as a fault of its own.
+        // llama-cpp-python's server reports this as an error of its own.
         400 | 422 | 500..=599 if has_format && names_format(bytes) => RequestOutcome::NoFormat(reason),
         408 | 409 | 425 | 429 | 500..=599 => {
             let now = SystemTime::now();
@@ -157,7 +157,7 @@ fn refused(status: StatusCode, headers: &HeaderMap, bytes: &[u8], has_format: bo
     }
 }
 
-/// The text of an error, and its code.
+/// Returns the text and the code of an error in a body.
 fn error_text(bytes: &[u8]) -> (String, String) {
     let body: Value = serde_json::from_slice(bytes).unwrap_or_default();
     let error = &body["error"];
@@ -166,7 +166,7 @@ fn error_text(bytes: &[u8]) -> (String, String) {
     (text.trim().chars().take(MOST_TOLD).collect(), error["code"].as_str().unwrap_or_default().into())
 }
 
-/// Whether an error is about `response_format`.
+/// Returns whether an error is about `response_format`.
 fn names_format(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes).to_lowercase();
     let names = [
@@ -181,7 +181,7 @@ fn names_format(bytes: &[u8]) -> bool {
     names.iter().any(|name| text.contains(name))
 }
 
-/// The text of a message's content, and whether a part of it is a refusal. Parts that hold thoughts are left out.
+/// Returns the text of a message's content, and whether a part of it is a refusal. Parts with thoughts are left out.
 fn text_of(content: &Value) -> (Option<String>, bool) {
     match content {
         Value::String(text) => (Some(text.clone()), false),
@@ -191,25 +191,25 @@ fn text_of(content: &Value) -> (Option<String>, bool) {
             let text = texts.filter_map(|part| part["text"].as_str().or(part["text"]["value"].as_str())).collect();
             (Some(text), parts.iter().any(|part| kind(part) == "refusal"))
         }
-        // A server that parsed the JSON that it was asked for.
+        // The server has parsed the JSON that was requested.
         Value::Object(_) => (Some(content.to_string()), false),
         _ => (None, false),
     }
 }
 
-/// Reason for which an answer ended.
+/// Reason why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum EndedRequest {
-    /// The answer ended by itself, or the endpoint does not say.
+    /// The answer ended by itself, or the endpoint gives no reason.
     Whole,
-    /// The answer reached the longest length.
+    /// The answer reached the largest number of tokens.
     Cut,
-    /// The endpoint ended it for a reason of its own.
+    /// The endpoint ended the answer for another reason.
     Stopped,
 }
 
 impl EndedRequest {
-    /// Reads `finish_reason`. Where there is none, an answer with as many tokens as it may have is taken as cut.
+    /// Parses `finish_reason`. Without one, an answer with the largest number of tokens (`is_full`) counts as cut.
     fn from_reason(finish_reason: &Value, is_full: bool) -> Self {
         let reason = finish_reason.as_str().unwrap_or_default().to_lowercase();
         match reason.as_str() {
@@ -229,7 +229,7 @@ impl EndedRequest {
     }
 }
 
-/// Reads what a choice says. Thoughts in a field of their own (`reasoning_content`, `reasoning`) are no answer.
+/// Reads the answer in a choice. Thoughts in a field of their own (`reasoning_content`, `reasoning`) are not part of the answer.
 fn read_choice(choice: &Value, is_full: bool) -> Answer {
     let message = &choice["message"];
     let (text, has_refusal) = text_of(&message["content"]);
@@ -249,7 +249,7 @@ fn read_choice(choice: &Value, is_full: bool) -> Answer {
     Answer::without_verdict(why, text)
 }
 
-/// Tokens that a body says it cost.
+/// Returns the tokens that a body reports.
 fn usage_of(body: &Value) -> Option<Usage> {
     let tokens = |name: &str| body["usage"][name].as_u64();
     tokens("prompt_tokens").map(|prompt_tokens| Usage {
@@ -263,7 +263,7 @@ fn answer(body: &Value, longest: Option<u64>) -> ReceivedBody {
     let usage = usage_of(body);
     let model = body["model"].as_str().map(String::from);
     let received = |outcome: RequestOutcome| ReceivedBody { outcome, usage, model: model.clone() };
-    // Some answer 200 and put the error inside.
+    // Some endpoints send an error with status 200.
     if !body["error"].is_null() {
         let text = error_text(body.to_string().as_bytes()).0;
         return received(RequestOutcome::again("an error", format!("an error as an answer: {text}")));

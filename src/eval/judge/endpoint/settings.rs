@@ -1,4 +1,4 @@
-//! Settings of an endpoint: its address, its key, the form of answers, limits.
+//! Settings of an endpoint: its address, its key, the format of answers, limits.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use crate::error::{Error, Result};
 pub struct EndpointDefaults;
 
 impl EndpointDefaults {
-    /// Tokens of an answer, with the thoughts before it.
+    /// Largest number of tokens of an answer, including thoughts.
     pub const MAX_TOKENS: u32 = 1024;
-    /// Tokens of an answer in JSON, which has one field.
+    /// Largest number of tokens of an answer in JSON, which has one field.
     pub const MAX_TOKENS_JSON: u32 = 64;
-    /// Tokens of an answer that is a side alone.
+    /// Largest number of tokens of an answer that consists of a side only.
     pub const MAX_TOKENS_LETTER: u32 = 16;
-    /// Requests at the same time.
+    /// Number of requests at a time.
     pub const CONCURRENCY: usize = 8;
-    /// Times that a question is asked again.
+    /// Number of times that a question is asked again.
     pub const RETRIES: usize = 6;
-    /// Time for one request, in seconds.
+    /// Time limit for one request, in seconds.
     pub const TIMEOUT: f64 = 60.0;
     /// First pause before a question is asked again, in seconds.
     pub const BACKOFF: f64 = 1.0;
@@ -29,10 +29,10 @@ impl EndpointDefaults {
     pub const MAX_WAIT: f64 = 120.0;
 }
 
-/// Variables of the environment that may hold a key; the first that is set counts.
+/// Environment variables that may hold a key. The first one that is set is used.
 pub const KEY_VARIABLES: [&str; 2] = ["JOINTWISE_API_KEY", "OPENAI_API_KEY"];
 
-/// A secret. Shows as `***`, wherever it is shown.
+/// Secret key. It is displayed as `***`.
 #[derive(Clone)]
 pub struct ApiKey(String);
 
@@ -43,10 +43,11 @@ impl std::fmt::Debug for ApiKey {
 }
 
 impl ApiKey {
-    /// Reads the key from a variable of the environment, by default the first of [`KEY_VARIABLES`]; `None` where none is set.
+    /// Reads the key from an environment variable, by default the first of [`KEY_VARIABLES`] that is set; `None` where none is set.
     ///
     /// # Errors
-    /// [`Error::Flag`] where the variable that was named is not set, or holds no header's text. The message does not hold the key.
+    /// [`Error::Flag`] where the variable that was named is not set, or its value cannot be sent in a header. The message does not contain
+    /// the key.
     pub fn from_environment(named: Option<&str>) -> Result<Option<Self>> {
         let names = named.map_or(KEY_VARIABLES.to_vec(), |name| vec![name]);
         let found = names.iter().find_map(|name| Some((*name, std::env::var_os(name).filter(|v| !v.is_empty())?)));
@@ -63,23 +64,24 @@ impl ApiKey {
         }
     }
 
-    /// The header's value, which is never shown.
+    /// Returns the value of the `Authorization` header, which is marked as sensitive.
     pub(super) fn authorization(&self) -> Option<HeaderValue> {
         let mut value = HeaderValue::from_str(&format!("Bearer {}", self.0)).ok()?;
         value.set_sensitive(true);
         Some(value)
     }
 
-    /// The text without the key.
+    /// Returns a text with the key replaced.
     pub(super) fn hide(&self, text: &str) -> String {
         text.replace(&self.0, "***")
     }
 }
 
-/// The form in which an endpoint's model is to answer.
+/// Format in which an endpoint's model is asked to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AnswerFormat {
-    /// Our own prompts are answered in JSON where the endpoint takes `response_format`, else in text. Others always in text.
+    /// JSON for this program's prompts where the endpoint supports `response_format`, else text. Custom prompts are always answered in
+    /// text.
     #[default]
     Auto,
     /// JSON, enforced by `response_format`.
@@ -89,7 +91,7 @@ pub enum AnswerFormat {
 }
 
 impl AnswerFormat {
-    /// Gives its name, as a flag's value.
+    /// Returns the name that the flag takes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -102,30 +104,30 @@ impl AnswerFormat {
 /// Settings of an endpoint.
 #[derive(Debug, Clone)]
 pub struct EndpointSettings {
-    /// Up to and without `/chat/completions`: `https://api.openai.com/v1`.
+    /// Address up to `/chat/completions`, which is not included: `https://api.openai.com/v1`.
     pub url: String,
-    /// The model's name there.
+    /// Name of the model at the endpoint.
     pub model: String,
-    /// `None`: the endpoint's own.
+    /// Temperature; `None` for the endpoint's default.
     pub temperature: Option<f64>,
-    /// Longest answer, with the thoughts before it.
+    /// Largest number of tokens of an answer, including thoughts.
     pub max_tokens: u32,
-    /// The form of answers.
+    /// Format of answers.
     pub answer_format: AnswerFormat,
-    /// Fields of the request, over ours; null takes one away.
+    /// Custom fields of the request, which override this program's; null removes a field.
     pub extra: Map<String, Value>,
-    /// Requests at a time.
+    /// Number of requests at a time.
     pub concurrency: usize,
-    /// The most times that a question is asked again after an error.
+    /// Largest number of times that a question is asked again after an error.
     pub retries: usize,
-    /// The longest time for one request.
+    /// Time limit for one request.
     pub timeout: Duration,
-    /// The first pause before a question is asked again; it doubles.
+    /// First pause before a question is asked again. It doubles each time.
     pub backoff: Duration,
-    /// The longest pause, also where the endpoint asks for one.
+    /// Longest pause, also for pauses that the endpoint asks for.
     pub max_wait: Duration,
-    /// Most requests a minute; 0: no limit.
+    /// Largest number of requests per minute; 0 means no limit.
     pub requests_per_minute: f64,
-    /// Most tokens a minute, by our estimate; 0: no limit.
+    /// Largest number of estimated tokens per minute; 0 means no limit.
     pub tokens_per_minute: f64,
 }

@@ -1,19 +1,20 @@
-//! Reads from an endpoint's headers how long it asks to wait.
+//! Pauses that an endpoint asks for in its headers.
 
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::HeaderMap;
 
-/// A pause that a limit's reset hints at is no longer: a request may go long before the whole limit is free again.
+/// Longest pause that is derived from a limit's reset time, because a request may be possible long before the whole limit is available
+/// again.
 const LONGEST_HINT: Duration = Duration::from_secs(60);
 
-/// The text of a header, also of one that a proxy took over from the provider behind it.
+/// Returns a header's text. Also finds a header that a proxy passed on from the provider behind it.
 fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     let value = headers.get(name).or_else(|| headers.get(format!("llm_provider-{name}")))?;
     Some(value.to_str().ok()?.trim())
 }
 
-/// `Retry-After`: seconds, or an HTTP date. Seconds may have a fraction, which some endpoints send.
+/// Parses `Retry-After`: seconds, or an HTTP date. Seconds may have a fraction, which some endpoints send.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let milliseconds = header(headers, "retry-after-ms").and_then(|text| text.parse::<f64>().ok());
     let text = header(headers, "retry-after");
@@ -25,7 +26,8 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Some(at.duration_since(now).unwrap_or_default())
 }
 
-/// `x-ratelimit-reset-requests` and its kin, where there is no `Retry-After`: of the limits that are used up the last, else of all the first.
+/// Parses `x-ratelimit-reset-requests` and similar headers, for responses without `Retry-After`: the last reset among exhausted limits,
+/// else the first reset of all.
 pub fn reset(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let (mut used_up, mut first) = (None, None);
     for limit in ["-requests", "-tokens", ""] {
@@ -40,7 +42,7 @@ pub fn reset(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     used_up.or(first).map(|wait| wait.min(LONGEST_HINT))
 }
 
-/// A pause as limits have it: `6m0s`, `20ms`, seconds, or a time since 1970 in seconds or milliseconds.
+/// Parses a pause as limits give it: `6m0s`, `20ms`, seconds, or a time since 1970 in seconds or milliseconds.
 fn until(text: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(number) = text.parse::<f64>() {
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
@@ -77,7 +79,7 @@ mod tests {
 
     #[test]
     fn pauses_are_seconds_or_dates() {
-        // Sun, 06 Nov 1994 08:49:37 GMT, in the three forms of RFC 9110.
+        // Sun, 06 Nov 1994 08:49:37 GMT, in the three formats of RFC 9110.
         let date = UNIX_EPOCH + Duration::from_secs(784_111_777);
         let wait = |value: &str, now: SystemTime| {
             let mut headers = HeaderMap::new();

@@ -1,6 +1,7 @@
-//! Answers for the reader's tests. `{s}` is the better side, `{o}` the other, `{S}` and `{O}` are capitals, `{f}` is full-width and `{c}` in a circle.
+//! Answers for the reader's tests. `{s}` is the better side and `{o}` the other one; `{S}` and `{O}` are capitals, `{f}` is full-width, and
+//! `{c}` is in a circle.
 
-/// Answers that name a side, and must be read.
+/// Answers that name a side, and must be read correctly.
 pub const FORMS: &[&str] = &[
     "({s})",
     "({S})",
@@ -171,7 +172,7 @@ pub const FORMS: &[&str] = &[
     "Output ({s}):\nIt is right.\n\nOutput ({o}):\nIt is wrong.\n\n**Answer:** ({s})",
 ];
 
-/// Texts that a model may put before its answer, about the other side too. Empty: nothing.
+/// Texts that a model may put before its answer, possibly about the other side. The empty text stands for none.
 pub const LEADS: &[&str] = &[
     "",
     "Let me look at both of them.\n\n",
@@ -189,7 +190,7 @@ pub const LEADS: &[&str] = &[
     "---\n\n",
 ];
 
-/// Forms of thoughts before an answer; `{t}` are the thoughts.
+/// Notations of thoughts before an answer. `{t}` stands for the thoughts.
 pub const THOUGHTS: &[&str] = &[
     "",
     "<think>\n{t}\n</think>\n\n",
@@ -211,7 +212,7 @@ pub const THOUGHTS: &[&str] = &[
     "&lt;think&gt;{t}&lt;/think&gt;\n",
 ];
 
-/// Thoughts, which name the other side.
+/// Thoughts, which mention the other side.
 pub const INSIDE: &[&str] = &[
     "Output ({o}) leaves out half of what was asked.",
     "Answer: {O}\nNo, wait.",
@@ -233,7 +234,7 @@ pub const TAILS: &[&str] = &[
     " 😊",
 ];
 
-/// Texts that take a verdict back, or put it into doubt. The sides are those of the verdict that is true in the end.
+/// Texts that take a verdict back, or cast doubt on it. The sides are those of the verdict that is valid in the end.
 pub const TURNS: &[&str] = &[
     " Wait, no.",
     "\n\nWait, that is wrong: ({s}).",
@@ -266,7 +267,7 @@ pub const TURNS: &[&str] = &[
     "\nis worse.",
 ];
 
-/// Answers that mean a side by denying the other, or by comparing: read rightly or not at all.
+/// Answers that express a side by denying the other one, or by comparing: they must be read correctly or not at all.
 pub const DENIALS: &[&str] = &[
     "Not ({o}).",
     "not ({o})",
@@ -384,14 +385,14 @@ pub const DENIALS: &[&str] = &[
     "Nicht {O}",
     "Die Antwort ist nicht {O}",
     "Pas {O}",
-    // A label or a mark behind a question or a title for the worse one.
+    // A label or a marker behind a question about the worse side, or behind a title for it.
     "Which output is worse?\n\n**Answer:** ({o})",
     "Which output should be rejected? Final answer: {O}",
     "Which output breaks more rules?\n\n[[{O}]]",
     "Which output is worse? {\"answer\": \"{O}\"}",
     "## Worse output\n\nAnswer: ({o})",
     "- Worse output\n\nAnswer: ({o})",
-    // A label of something else before a mark.
+    // A label of something else before a marker.
     "The answer that violates the instruction is [[{O}]].",
     "The answer that violates the instruction is\n[[{O}]]",
     "The answer that violates the instruction is:\n\n[[{O}]]",
@@ -404,7 +405,7 @@ pub const DENIALS: &[&str] = &[
     "The answer that violates the instruction is\n{\"answer\": \"{O}\"}",
     "≠ [[{O}]]",
     "~~[[{O}]]~~",
-    // A heading over what is said of one.
+    // A heading over a text about one side.
     "Both texts were checked.\n\n### Output ({o})\nIt claims that London is in France.",
     "### Evaluation of Output ({o})\nIt invents facts.",
     "### Assessment: Output ({o})\n\nIt invents facts.",
@@ -419,17 +420,17 @@ pub const DENIALS: &[&str] = &[
     "Looking for made-up facts, Output ({o})",
     "{\"answer\": \"{O}\", \"is_correct\": false}",
     "{\"is_better\": \"No\", \"answer\": \"{O}\"}",
-    // A part of the criteria.
+    // Only a part of the criteria.
     "Output ({o}) is better than Output ({s}) in terms of accuracy.",
     "Output ({o}) is better in coherence and harmlessness.",
-    // One field, of which its name does not say that it is the better side.
+    // An object with one field, whose name does not mean the better side.
     "{\"reviewed\": \"Output ({o})\"}",
     "{\"instruction\": \"Output ({o})\"}",
     "{\"not_chosen\": \"({o})\"}",
     "{\"label_of_the_worse\": \"({o})\"}",
     "{\"example\": \"Output ({o})\"}",
     "{\"first\": \"({o})\"}",
-    // Judges that go on with the prompt.
+    // Judges that continue the prompt.
     "Output ({o}) is not as accurate as it should be.",
     "Output ({s}) is not\n\nOutput ({o})",
     "Output ({o}):\nParis is the capital of France.",

@@ -1,4 +1,4 @@
-//! Verdicts in JSON: `{"winner": "a"}`, alone, in a fence of code, or behind an explanation, with any other fields.
+//! Verdicts in JSON: `{"winner": "a"}`, alone, in a code fence, or behind an explanation, with any other fields.
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{plain, statement};
 use crate::eval::judge::Choice;
 
-/// Fields that name the better side, without case, spaces and underscores.
+/// Names of fields with the better side, compared without case, spaces and underscores.
 const BETTER: &[&str] = &[
     "winner",
     "verdict",
@@ -41,26 +41,26 @@ const BETTER: &[&str] = &[
     "winningoutput",
     "winningresponse",
 ];
-/// Fields that name the worse one.
+/// Names of fields with the worse side.
 const WORSE: &[&str] =
     &["loser", "worse", "worst", "rejected", "worseoutput", "worseresponse", "losingoutput", "losingresponse"];
 
-/// Words of an only field's name that say nothing of its value.
+/// Neutral words in the name of an object's only field.
 const PLAIN: &[&str] = &["label", "value", "text", "content", "letter", "side"];
 
-/// Bytes of a dictionary as Python prints it.
+/// Largest number of bytes of a dictionary in Python's notation.
 const MOST_PRINTED: usize = 500;
 
-/// A part of an answer.
+/// Part of an answer.
 #[derive(Debug, PartialEq)]
 pub enum JsonPiece<'a> {
     /// Text that is not JSON.
     Text(&'a str),
-    /// An object with a field that names a side: its verdict, where its fields agree.
+    /// Object with a field that names a side: its verdict; `None` where its fields disagree.
     Object(Option<Choice>),
 }
 
-/// An object's fields, those with one name too.
+/// Fields of an object, including repeated names.
 struct VerdictFields(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for VerdictFields {
@@ -83,13 +83,13 @@ impl<'de> Deserialize<'de> for VerdictFields {
     }
 }
 
-/// The object at the beginning of a text, and its bytes.
+/// Parses the object at the beginning of a text. Returns it with its length in bytes.
 fn object(text: &str) -> Option<(VerdictFields, usize)> {
     let mut stream = serde_json::Deserializer::from_str(text).into_iter::<VerdictFields>();
     if let Ok(fields) = stream.next()? {
         return Some((fields, stream.byte_offset()));
     }
-    // As Python prints a dictionary.
+    // The object may be a dictionary in Python's notation.
     let length = text.find('}')? + 1;
     let printed =
         text.get(..length).filter(|printed| printed.len() < MOST_PRINTED && !printed.contains(['"', '\\']))?;
@@ -97,7 +97,8 @@ fn object(text: &str) -> Option<(VerdictFields, usize)> {
 }
 
 impl VerdictFields {
-    /// Returns the choice in the fields of these names. `None`: there is no such field; `Some(None)`: they disagree or name no side.
+    /// Returns the choice in the fields with these names. `None`: there is no such field. `Some(None)`: the fields disagree, or do not name
+    /// a side.
     fn named(&self, names: &[&str]) -> Option<Option<Choice>> {
         let name = |name: &str| name.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_lowercase();
         let values =
@@ -105,7 +106,8 @@ impl VerdictFields {
         values.reduce(|a, b| if a == b { a } else { None })
     }
 
-    /// The side that the value of an only field names, where its name is made of words that leave the meaning alone, or is one of [`PLAIN`].
+    /// Returns the side that an object's only field names, if the field's name consists of neutral words: those that may stand before a
+    /// side, or [`PLAIN`].
     fn only(&self) -> Option<Option<Choice>> {
         let [(name, value)] = &self.0[..] else { return None };
         let lower = name.to_lowercase();
@@ -116,14 +118,14 @@ impl VerdictFields {
             .map(Some)
     }
 
-    /// `None` where no field names a side.
+    /// Returns the verdict of the fields: `None` where no field names a side; `Some(None)` where they disagree.
     fn verdict(&self) -> Option<Option<Choice>> {
         let better = self.named(BETTER).or_else(|| self.only())?;
         let worse = self.named(WORSE).flatten();
         Some(better.filter(|choice| worse != Some(*choice) && !self.denies()))
     }
 
-    /// Whether a field such as `is_correct` is false: what the others say is judged there, and is no verdict.
+    /// Returns whether a field such as `is_correct` is false. The object then judges another answer, and is not a verdict.
     fn denies(&self) -> bool {
         let is_no = |value: &Value| match value {
             Value::Bool(is_so) => !is_so,
@@ -136,7 +138,7 @@ impl VerdictFields {
     }
 }
 
-/// The side that a field's value names.
+/// Returns the side that a field's value names.
 fn side(value: &Value) -> Option<Choice> {
     statement::inside(&plain::plain(value.as_str()?.trim()))
 }
@@ -161,7 +163,7 @@ pub fn pieces(text: &str) -> Vec<JsonPiece<'_>> {
     pieces
 }
 
-/// The verdict of a text that is an object and nothing else.
+/// Returns the verdict of a text that consists of one object.
 pub fn whole(text: &str) -> Option<Choice> {
     let (fields, length) = object(text)?;
     (length == text.len()).then(|| fields.verdict().flatten()).flatten()

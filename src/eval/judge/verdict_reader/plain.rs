@@ -1,11 +1,11 @@
-//! Plain text out of decorated text: brackets and quotes of other scripts, LaTeX, HTML, and the marks that hold a final answer.
+//! Conversion of decorated text to plain text: brackets and quotes of other scripts, LaTeX, HTML, and markers of a final answer.
 
 use std::borrow::Cow;
 
-/// Begins and ends a final answer that LaTeX's `\boxed` or an element such as `<answer>` marks, in plain text.
+/// Characters that begin and end, in plain text, a final answer marked by LaTeX's `\boxed` or by an element such as `<answer>`.
 pub const MARKED: [char; 2] = ['\u{1}', '\u{2}'];
 
-/// LaTeX commands that change how their argument looks, and nothing else.
+/// LaTeX commands that only change the appearance of their argument.
 const LOOKS: &[&str] = &[
     "text",
     "textbf",
@@ -22,7 +22,7 @@ const LOOKS: &[&str] = &[
     "emph",
     "underline",
 ];
-/// Elements that hold a final answer.
+/// HTML elements that contain a final answer.
 const ANSWERS: &[&str] = &[
     "answer",
     "final_answer",
@@ -39,11 +39,11 @@ const ANSWERS: &[&str] = &[
     "preference",
     "response",
 ];
-/// Elements that change how their text looks, and those that begin a line.
+/// HTML elements that only change the appearance of their text; `LINES` are those that begin a line.
 const INLINE: &[&str] = &["b", "strong", "i", "em", "u", "span", "mark", "code", "center", "big"];
 const LINES: &[&str] = &["p", "br", "br/", "div", "li", "ul", "ol", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "hr"];
 
-/// Replaces characters by those of ASCII that mean the same here. What is invisible is left out.
+/// Replaces characters by ASCII characters with the same meaning here, and removes invisible ones.
 fn ascii(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -65,7 +65,7 @@ fn ascii(text: &str) -> String {
             '…' => out.push_str("..."),
             'Ⓐ' | 'ⓐ' | '⒜' | '🅐' | '🄰' | '🅰' => out.push_str("(a)"),
             'Ⓑ' | 'ⓑ' | '⒝' | '🅑' | '🄱' | '🅱' => out.push_str("(b)"),
-            // Bold, italic and other alphabets of mathematics: twice 26 letters each.
+            // Mathematical alphabets, such as bold and italic: twice 26 letters each.
             '\u{1d400}'..='\u{1d6a3}' => {
                 let letter = (c as u32 - 0x1d400) % 52;
                 out.extend(char::from_u32(if letter < 26 { 65 + letter } else { 71 + letter }));
@@ -80,13 +80,13 @@ fn ascii(text: &str) -> String {
 const MARKED_OPEN: char = MARKED[0];
 const MARKED_CLOSE: char = MARKED[1];
 
-/// Bytes of a tag that is known, at most.
+/// Largest length of a recognised tag, in bytes.
 const MOST_TAG: usize = 64;
 
-/// Bytes in braces that may be an answer.
+/// Largest length of an answer in braces, in bytes.
 const MOST_BRACED: usize = 200;
 
-/// The text in braces at the beginning, and what follows them.
+/// Returns the text in braces at the beginning, and the text behind the braces.
 fn braced(text: &str) -> Option<(&str, &str)> {
     let inner = text.trim_start().strip_prefix('{')?;
     let mut depth = 1;
@@ -103,7 +103,7 @@ fn braced(text: &str) -> Option<(&str, &str)> {
     None
 }
 
-/// Takes LaTeX away: `\text{A}` is A, `$A$` is A, `\boxed{A}` is A between [`MARKED`]. Commands that are not known stay.
+/// Removes LaTeX: `\text{A}` becomes A, `$A$` becomes A, and `\boxed{A}` becomes A between [`MARKED`]. Unknown commands stay.
 fn without_latex(text: &str) -> Cow<'_, str> {
     if !text.contains(['\\', '$', '\u{8}']) {
         return text.into();
@@ -112,7 +112,7 @@ fn without_latex(text: &str) -> Cow<'_, str> {
     let mut rest = text;
     while let Some(at) = rest.find(['\\', '$', '\u{8}']) {
         out.push_str(&rest[..at]);
-        // `\b` of JSON is a backspace, where somebody forgot to double the backslash.
+        // In JSON, `\b` is a backspace: the model forgot to double the backslash of `\boxed`.
         let broken = rest[at..].strip_prefix("\u{8}oxed").map(|after| ("boxed", after));
         let command = rest[at..].trim_start_matches('\\');
         let name = command.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(command.len());
@@ -129,7 +129,7 @@ fn without_latex(text: &str) -> Cow<'_, str> {
                 out.push_str(&without_latex(inner));
                 after
             }
-            // \( \) \[ \] and spaces: \, \; \!
+            // \( \) \[ \] and the spaces \, \; \!
             (b'\\', _) if name.is_empty() && command.starts_with(['(', ')', '[', ']', ',', ';']) => &command[1..],
             (_, _) => {
                 out.push('\\');
@@ -141,9 +141,10 @@ fn without_latex(text: &str) -> Cow<'_, str> {
     out.into()
 }
 
-/// Takes HTML away that says nothing, and puts answers of elements such as `<answer>` between [`MARKED`]. Other elements stay.
+/// Removes HTML elements that only change appearance, and puts the contents of elements such as `<answer>` between [`MARKED`]. Other
+/// elements stay.
 fn without_elements(text: &str) -> String {
-    // As long as the text, byte by byte.
+    // Has the same length as the text, byte by byte.
     let lower = text.to_ascii_lowercase();
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -159,7 +160,7 @@ fn without_elements(text: &str) -> String {
         };
         let (name, after) = (lower[1..end].trim(), &rest[end + 1..]);
         let closing = format!("</{name}>");
-        // A stop sequence may have taken the closing tag.
+        // A stop sequence may have removed the closing tag.
         let behind = &lower[end + 1..];
         let unclosed = || (!behind.contains('<')).then_some((behind.len(), behind.len()));
         let is_answer = ANSWERS.contains(&name);
@@ -195,7 +196,7 @@ fn without_elements(text: &str) -> String {
     out
 }
 
-/// Takes tokens such as `<|im_end|>` and `</s>` away from the ends of a text, where servers leave them.
+/// Removes tokens such as `<|im_end|>` and `</s>` from both ends of a text, where some servers leave them.
 pub fn without_special_tokens(text: &str) -> &str {
     let mut text = text.trim();
     loop {
@@ -216,7 +217,7 @@ pub fn without_special_tokens(text: &str) -> &str {
 pub fn plain(text: &str) -> String {
     let text = ascii(text);
     let text = without_elements(&without_latex(&text));
-    // Prometheus: "Feedback: .. [RESULT] A".
+    // Prometheus writes "Feedback: .. [RESULT] A".
     let lower = text.to_ascii_lowercase();
     let mut out = String::with_capacity(text.len());
     let mut from = 0;

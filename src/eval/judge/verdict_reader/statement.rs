@@ -1,5 +1,5 @@
-//! The grammar of verdicts: which sentences say that one of (a) and (b) is better. A sentence with a word that the grammar does not have says
-//! nothing, so that no negation, condition or comparison is taken for a verdict because nobody thought of it.
+//! Grammar of verdicts: decides which sentences say that one of (a) and (b) is better. A sentence with a word that the grammar does not
+//! know has no statement. No negation, condition or comparison that its author did not think of is therefore taken for a verdict.
 
 pub(super) mod tokens;
 
@@ -10,29 +10,29 @@ use super::words::{
 };
 use crate::eval::judge::Choice;
 
-/// Statement that a sentence makes.
+/// Statement of a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VerdictStatement {
     /// A verdict.
     Verdict(Choice, StatementForm),
     /// The statement that this side is not the better one.
     Against(Choice),
-    /// Neither.
+    /// No statement about the better side.
     Nothing,
 }
 
-/// Way in which a verdict is put.
+/// Form of a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatementForm {
-    /// The side, and no word that says what of it: `(a)`, `Output (b)`, `Evaluation of (a)`.
+    /// Only the side, without a word about it: `(a)`, `Output (b)`, `Evaluation of (a)`.
     Bare,
     /// A sentence: "Output (a) is better".
     Sentence,
-    /// The side behind a label, `Answer: (a)`, or in a mark for final answers, `[[A]]`.
+    /// The side behind a label, `Answer: (a)`, or in a marker of a final answer, `[[A]]`.
     Marked,
 }
 
-/// Phrases that may be left out.
+/// Phrases that do not change a statement.
 const PHRASES: &[&[&str]] = &[
     &["in", "my", "opinion"],
     &["in", "my", "view"],
@@ -54,17 +54,17 @@ const PHRASES: &[&[&str]] = &[
     &["that", "answers", "its", "own", "instruction"],
 ];
 
-/// Tells whether a word may turn a verdict around.
+/// Returns whether a word may reverse a verdict, or cast doubt on it.
 pub fn is_doubt(word: &str) -> bool {
     has(DOUBTS, word) || word.ends_with("n't")
 }
 
-/// Tells whether a word before a side leaves the meaning alone.
+/// Returns whether a word may stand before a side without changing the meaning.
 pub fn is_lead(word: &str) -> bool {
     has(LEADS, word) || has(NOUNS, word) || has(LABELS, word) || has(FOREIGN, word)
 }
 
-/// The verdict in a mark: nothing but a statement, or a ranking.
+/// Returns the verdict in a marker, which must contain only a statement or a ranking.
 pub fn inside(text: &str) -> Option<Choice> {
     let ranking: String = text.chars().filter(|c| !c.is_whitespace()).collect::<String>().to_uppercase();
     match ranking.as_str() {
@@ -79,10 +79,10 @@ pub fn inside(text: &str) -> Option<Choice> {
     }
 }
 
-/// The qualities that our prompts ask for. A comparison in all of it is a verdict, one in a part of it is none.
+/// Criteria that the default prompts ask for. A comparison by all of them is a verdict; one by some of them is not.
 const CRITERIA: [&str; 3] = ["accuracy", "coherence", "harmlessness"];
 
-/// Leaves "in terms of accuracy, coherence and harmlessness" out at the end.
+/// Removes "in terms of accuracy, coherence and harmlessness" from the end.
 fn without_criteria(tokens: &[StatementToken]) -> &[StatementToken] {
     let is_criterion = |token: &StatementToken| match token {
         StatementToken::Comma => true,
@@ -102,7 +102,7 @@ fn without_criteria(tokens: &[StatementToken]) -> &[StatementToken] {
     }
 }
 
-/// Leaves phrases out that say nothing.
+/// Removes the phrases [`PHRASES`].
 fn without_phrases(tokens: &[StatementToken]) -> Vec<StatementToken> {
     let mut out: Vec<StatementToken> = Vec::with_capacity(tokens.len());
     let mut i = 0;
@@ -122,7 +122,7 @@ fn without_phrases(tokens: &[StatementToken]) -> Vec<StatementToken> {
     out
 }
 
-/// Statement that a sentence makes.
+/// Returns the statement of a sentence.
 pub fn statement(tokens: &[StatementToken]) -> VerdictStatement {
     if tokens.contains(&StatementToken::Question) {
         return VerdictStatement::Nothing;
@@ -131,7 +131,7 @@ pub fn statement(tokens: &[StatementToken]) -> VerdictStatement {
     if let Some(at) = tokens.iter().position(|token| matches!(token, StatementToken::Mark(_))) {
         return of_mark(&tokens, at);
     }
-    // A), as in tests with several choices.
+    // A), as in multiple-choice tests.
     if let [StatementToken::Side(side), StatementToken::Other(')')] = tokens[..] {
         return VerdictStatement::Verdict(side, StatementForm::Bare);
     }
@@ -154,7 +154,7 @@ pub fn statement(tokens: &[StatementToken]) -> VerdictStatement {
     }
 }
 
-/// A sentence with a mark for final answers.
+/// Returns the statement of a sentence with a marker of a final answer.
 fn of_mark(tokens: &[StatementToken], at: usize) -> VerdictStatement {
     let (before, after) = (&tokens[..at], &tokens[at + 1..]);
     match tokens[at] {
@@ -165,8 +165,8 @@ fn of_mark(tokens: &[StatementToken], at: usize) -> VerdictStatement {
     }
 }
 
-/// Whether what stands before a mark or an object of JSON in its sentence says that a verdict follows: the same verdict, or a label directly
-/// before it. "The answer that breaks the rule is" labels something else.
+/// Returns whether the text before a marker or a JSON object, in the same sentence, says that a verdict follows: it states the same
+/// verdict, or ends with a label. "The answer that breaks the rule is" labels something else.
 pub fn introduces(before: &[StatementToken], choice: Choice) -> bool {
     let is_doubt = |word: &str| is_doubt(word) && word != "both" && !(choice == Choice::Tie && has(TIE, word));
     let is_known = |token: &StatementToken| match token {
@@ -190,7 +190,7 @@ pub fn introduces(before: &[StatementToken], choice: Choice) -> bool {
     if !sides(label).is_empty() || !words(label).all(introduces) {
         return false;
     }
-    // "Format: {...}" shows what an answer looks like; "here is my answer in the requested format: {...}" is one.
+    // "Format: {...}" is an example of an answer; "here is my answer in the requested format: {...}" is an answer.
     let shows_format = words(label).any(|word| word == "format")
         && !words(label).any(|word| ["here", "here's", "in", "my"].contains(&word));
     if shows_format {
@@ -204,17 +204,17 @@ pub fn introduces(before: &[StatementToken], choice: Choice) -> bool {
     })
 }
 
-/// Whether a clause names what is asked for, which may be the worse one: "considering which response breaks more rules".
+/// Returns whether a clause names the question, which may be about the worse side: "considering which response breaks more rules".
 fn asks(clause: &[StatementToken]) -> bool {
     words(clause).any(|word| ["which", "who"].contains(&word))
 }
 
-/// Whether words before a side say that it is the verdict.
+/// Returns whether words before a side say that it is the verdict.
 fn says(before: &[StatementToken]) -> bool {
     words(before).any(|word| has(SAYS, word) || has(LABELS, word) && !has(NOUNS, word))
 }
 
-/// Clauses between commas, which must agree.
+/// Returns the statement of the clauses between commas, which must agree.
 fn of_clauses(tokens: &[StatementToken]) -> VerdictStatement {
     let mut found = VerdictStatement::Nothing;
     let mut lead: Vec<StatementToken> = Vec::new();
@@ -273,7 +273,7 @@ fn of_clause(tokens: &[StatementToken]) -> VerdictStatement {
     }
 }
 
-/// A clause about one side.
+/// Returns the statement of a clause about one side.
 fn of_side(before: &[StatementToken], side: Choice, after: &[StatementToken]) -> VerdictStatement {
     let known = |word: &str| is_lead(word) || has(PREDICATE, word);
     let negates = |word: &str| is_doubt(word);
@@ -282,7 +282,7 @@ fn of_side(before: &[StatementToken], side: Choice, after: &[StatementToken]) ->
         return if all { VerdictStatement::Against(side) } else { VerdictStatement::Nothing };
     }
     let asks = words(before).next().is_some_and(|word| ["is", "would", "will", "be", "must"].contains(&word));
-    // "So is (a)": what is, was said before.
+    // "So is (a)" refers to a statement before it.
     let has_subject = |word: &str| has(NOUNS, word) || has(LABELS, word) || ["one", "it", "that"].contains(&word);
     let lacks_subject =
         matches!(before.last().and_then(StatementToken::word), Some("is" | "be")) && !words(before).any(has_subject);
@@ -312,7 +312,7 @@ fn of_side(before: &[StatementToken], side: Choice, after: &[StatementToken]) ->
     if is_verdict { VerdictStatement::Verdict(side, StatementForm::Sentence) } else { VerdictStatement::Nothing }
 }
 
-/// Tells whether words before a side tell somebody what to write: "answer with (b)", "say (b)".
+/// Returns whether words before a side tell the reader what to write: "answer with (b)", "say (b)".
 fn instructs(before: &[StatementToken]) -> bool {
     let all: Vec<&str> = words(before).collect();
     let follows = |word: &str, subjects: &[&str]| {
@@ -323,7 +323,7 @@ fn instructs(before: &[StatementToken]) -> bool {
         || follows("say", &["i", "would", "will", "i'd", "i'll", "must", "we", "clearly", "definitely", "certainly"])
 }
 
-/// A clause about both sides: "(a) is better than (b)", "(a) and (b) are equally good".
+/// Returns the statement of a clause about both sides: "(a) is better than (b)", "(a) and (b) are equally good".
 fn of_both(
     before: &[StatementToken],
     first: Choice,
@@ -352,7 +352,7 @@ fn of_both(
     }
 }
 
-/// A clause that says that both are equal, without their names.
+/// Returns the statement of a clause that says that both sides are equal, without naming them.
 fn tie(before: &[StatementToken], after: &[StatementToken]) -> VerdictStatement {
     let all = || words(before).chain(words(after));
     let is_tie = all().all(|word| has(TIE, word) || is_lead(word)) && all().any(|word| has(TIED, word));
@@ -365,7 +365,7 @@ fn tie(before: &[StatementToken], after: &[StatementToken]) -> VerdictStatement 
     }
 }
 
-/// Whether what follows a verdict in its sentence leaves it alone.
+/// Returns whether the rest of a verdict's sentence leaves the verdict unchanged.
 fn explains(tokens: &[StatementToken], choice: Choice) -> bool {
     let tokens = match tokens {
         [StatementToken::Comma, rest @ ..] => rest,
@@ -387,7 +387,7 @@ fn is_harmless(tokens: &[StatementToken], choice: Choice) -> bool {
     tokens.iter().all(is_harmless)
 }
 
-/// Whether a sentence behind a verdict leaves it alone: a polite ending, an explanation, or more about the same side.
+/// Returns whether a sentence behind a verdict leaves it unchanged: a polite ending, an explanation, or more about the same side.
 pub fn is_quiet(tokens: &[StatementToken], choice: Choice) -> bool {
     let is_closing = !tokens.contains(&StatementToken::Question)
         && sides(tokens).is_empty()
@@ -397,7 +397,7 @@ pub fn is_quiet(tokens: &[StatementToken], choice: Choice) -> bool {
     tokens.is_empty() || is_closing && tokens.iter().all(is_known) || explains(tokens, choice) || about
 }
 
-/// Whether a question before a verdict asks for it.
+/// Returns whether a question before a verdict asks for this verdict.
 pub fn asks_for_verdict(tokens: &[StatementToken]) -> bool {
     let known = ["which", "what", "who", "why", "question"];
     let asks = |word: &str| is_lead(word) || has(PREDICATE, word) || known.contains(&word);
@@ -408,14 +408,14 @@ pub fn asks_for_verdict(tokens: &[StatementToken]) -> bool {
     })
 }
 
-/// Whether a line without a full stop names what follows it: "Final verdict".
+/// Returns whether a line without a full stop is a label of the next line: "Final verdict".
 pub fn is_label(tokens: &[StatementToken]) -> bool {
     sides(tokens).is_empty()
         && words(tokens).any(|word| has(LABELS, word))
         && tokens.iter().all(|token| matches!(token, StatementToken::Colon) || token.word().is_some_and(is_lead))
 }
 
-/// Whether a sentence without a full stop has to go on.
+/// Returns whether a sentence without a full stop must continue.
 pub fn dangles(tokens: &[StatementToken]) -> bool {
     let goes_on = [
         "is", "are", "be", "was", "the", "of", "to", "for", "and", "or", "with", "by", "than", "as", "that", "say",
@@ -427,15 +427,15 @@ pub fn dangles(tokens: &[StatementToken]) -> bool {
     })
 }
 
-/// Whether words are a title of what follows them, by what the grammar knows: of a verdict, or, with its doubts, of the opposite.
+/// Returns whether words, all known to the grammar, are the title of a verdict. With `with_doubts`, also of the opposite of one.
 pub fn is_title(tokens: &[StatementToken], with_doubts: bool) -> bool {
     sides(tokens).is_empty() && words(tokens).all(|word| is_lead(word) || with_doubts && is_doubt(word))
 }
 
-/// Whether a sentence may turn around what follows it, or goes on in it.
+/// Returns whether a sentence may reverse the meaning of the text behind it, or continues in that text.
 pub fn may_turn(tokens: &[StatementToken], is_finished: bool) -> bool {
     let dangles = !is_finished && dangles(tokens);
-    // "Worse." is about what follows, a long sentence that is finished is not.
+    // "Worse." is about the text behind it; a long finished sentence is not.
     let is_short = words(tokens).count() <= 6;
     let doubts = words(tokens).any(|word| is_doubt(word) && (!is_finished || is_short && !has(TIED, word)));
     // "The output with more errors is the following."

@@ -1,4 +1,4 @@
-//! Tables of what is read, and of what is not; and a property over generated answers: never the wrong side.
+//! Tables of answers that are read, and of answers that are not; and a property over generated answers: the wrong side is never returned.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -15,7 +15,7 @@ fn read(text: &str) -> Option<Choice> {
     read_verdict(text).ok()
 }
 
-/// Exchanges the letters of a pattern's placeholders.
+/// Fills in a pattern's placeholders, where `side` is the better one.
 fn of(pattern: &str, side: char) -> String {
     let other = if side == 'a' { 'b' } else { 'a' };
     let upper = |c: char| c.to_ascii_uppercase().to_string();
@@ -53,7 +53,7 @@ fn what_leaves_a_verdict_alone_does() {
                     for (side, expected) in [('a', A), ('b', B)] {
                         let pattern = thoughts.replace("{t}", INSIDE[0]) + lead + form + tail;
                         let text = of(&pattern, side);
-                        // Behind such a line, a side alone may be of another list.
+                        // Behind such a line, a side alone may belong to another list.
                         let is_certain = !(form.starts_with("Output") && lead.contains("wrong"));
                         let found = read(&text);
                         assert!(found == expected || !is_certain && found.is_none(), "{found:?} of {text}");
@@ -167,7 +167,7 @@ fn denials_are_no_verdict_for_what_they_deny() {
     }
 }
 
-/// Control: a reader that looks for letters, as the first version's did, takes many of these cases for the other side.
+/// Control: a naive reader, which looks for letters as the first version's did, takes many of these cases for the other side.
 #[test]
 fn a_reader_of_letters_would_be_wrong() {
     let naive = |text: &str| match (text.to_lowercase().contains("(a)"), text.to_lowercase().contains("(b)")) {
@@ -203,7 +203,7 @@ fn why_there_is_no_verdict_is_told() {
         assert_eq!(read_cut_verdict(text), Err(NoVerdict::Cut), "{text}");
     }
     assert_eq!(read_cut_verdict("{\"winner\": \"a\"}\n\n\n"), Ok(Choice::A));
-    // Long answers take no long time.
+    // Long answers do not take long to read.
     for long in ["{\"a\":", "<answer>", "\\boxed{", "[[", "(", "<think>", "A. ", "$", "[result]", "<", "<b"] {
         for end in ["", " >"] {
             let text = long.repeat(200_000 / long.len()) + "\n\nAnswer: (b)" + end;
@@ -226,7 +226,7 @@ fn pattern() -> impl Strategy<Value = String> {
     prop_oneof![3 => form, 3 => turned, 2 => denial]
 }
 
-/// Returns the text in another dress that means the same.
+/// Returns the text in another notation with the same meaning.
 fn dressed(text: &str, dress: usize) -> String {
     match dress {
         1 => text.to_uppercase(),
@@ -244,7 +244,8 @@ fn dressed(text: &str, dress: usize) -> String {
     }
 }
 
-/// Returns proptest's settings: a fixed seed, so that all runs have equal cases. `PROPTEST_CASES=1000000` runs more, with a random seed.
+/// Returns proptest's settings. With a fixed seed, all runs have the same cases. `PROPTEST_CASES=1000000` runs more cases, with a random
+/// seed.
 fn config() -> ProptestConfig {
     match std::env::var_os("PROPTEST_CASES") {
         Some(_) => ProptestConfig::default(),
@@ -271,7 +272,7 @@ proptest! {
         prop_assert_ne!(read(&text), Some(wrong), "{}", text);
     }
 
-    /// Thoughts that were cut anywhere, however the endpoint tells it.
+    /// Thoughts may be cut anywhere, whatever reason the endpoint gives for the end.
     #[test]
     fn thoughts_that_are_cut_are_no_answer(
         thoughts in select(THOUGHTS.iter().filter(|t| !t.starts_with("{t}") && t.contains("{t}")).collect::<Vec<_>>()),

@@ -1,6 +1,6 @@
-//! Sets a model's thoughts aside: what it wrote before its answer, by the marks that thinking models put around it.
+//! Removal of a model's thoughts: the text before its answer, by the markers that reasoning models put around it.
 
-/// Names of XML-like elements that hold thoughts.
+/// Names of XML-like elements that contain thoughts.
 const ELEMENTS: &[&str] = &[
     "think",
     "thinking",
@@ -18,7 +18,7 @@ const ELEMENTS: &[&str] = &[
     "seed:think",
 ];
 
-/// Other marks, in lower case: how thoughts begin, and how they end.
+/// Other markers, in lower case: the beginning of thoughts, and their end.
 const MARKS: &[[&str; 2]] = &[
     // Mistral's Magistral.
     ["[think]", "[/think]"],
@@ -33,10 +33,10 @@ const MARKS: &[[&str; 2]] = &[
     ["<unused94>", "<unused95>"],
 ];
 
-/// Bytes of a tag, at most.
+/// Largest length of a tag, in bytes.
 const MOST_TAG: usize = 64;
 
-/// A tag of an element that holds thoughts, at the beginning of a text: its length, and whether it closes.
+/// Recognises the tag of an element for thoughts at the beginning of a text. Returns its length, and whether it is a closing tag.
 fn element(lower: &str) -> Option<(usize, bool)> {
     let inside = lower.get(1..lower.bytes().take(MOST_TAG).position(|byte| byte == b'>')?)?;
     let (name, closes) = match inside.trim().strip_prefix('/') {
@@ -47,7 +47,7 @@ fn element(lower: &str) -> Option<(usize, bool)> {
     ELEMENTS.contains(&name).then_some((inside.len() + 2, closes))
 }
 
-/// A mark at the beginning of a text in lower case: its length, and whether it closes.
+/// Recognises a marker at the beginning of a text in lower case. Returns its length, and whether it ends thoughts.
 fn mark(lower: &str) -> Option<(usize, bool)> {
     if lower.starts_with('<')
         && let Some(found) = element(lower)
@@ -61,16 +61,16 @@ fn mark(lower: &str) -> Option<(usize, bool)> {
     })
 }
 
-/// Whether a text, such as a prompt, ends inside of thoughts that it opened.
+/// Returns whether a text, such as a prompt, ends inside thoughts that it has opened.
 pub fn opens_thoughts(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
     let last = lower.char_indices().filter_map(|(at, _)| mark(&lower[at..])).next_back();
     last.is_some_and(|(_, closes)| !closes) || lower.trim_end().ends_with("<|channel|>analysis<|message|>")
 }
 
-/// Returns what follows the last thought. `None` where the text ends within its thoughts: there is no answer yet.
+/// Returns the text behind the last thoughts; `None` where the text ends inside thoughts, so that there is no answer yet.
 ///
-/// A mark that ends thoughts counts without one that begins them, because templates put the beginning into the prompt.
+/// An end marker counts even without a beginning marker, because templates put the beginning into the prompt.
 pub fn without_thoughts(text: &str) -> Option<&str> {
     let text = final_channel(text)?;
     let lower = text.to_ascii_lowercase();
@@ -86,8 +86,8 @@ pub fn without_thoughts(text: &str) -> Option<&str> {
     (!is_open).then(|| &text[start..])
 }
 
-/// Returns the final channel of an answer in OpenAI's harmony format, as it is, or with its special tokens left out; other texts whole. `None`
-/// where there is no final channel yet.
+/// Returns the final channel of an answer in OpenAI's harmony format, with or without its special tokens. Other texts are returned whole.
+/// Returns `None` where there is no final channel yet.
 fn final_channel(text: &str) -> Option<&str> {
     const CHANNEL: &str = "<|channel|>";
     if text.contains(CHANNEL) {

@@ -1,20 +1,20 @@
-//! Sentences as tokens: sides, marks that hold a final answer, words, and what stands between them.
+//! Sentences as tokens: sides, markers of a final answer, words, and punctuation.
 
 use super::super::plain::MARKED;
 use super::super::words::{NOUNS, VERBS, has};
 use super::inside;
 use crate::eval::judge::Choice;
 
-/// A piece of a sentence.
+/// Token of a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StatementToken {
     /// Name of a side.
     Side(Choice),
-    /// A mark for final answers, with the verdict in it, if it is one.
+    /// Marker of a final answer, with its verdict, if it contains one.
     Mark(Option<Choice>),
-    /// A letter that may be a side, or an article; whether it is a capital. [`tokens`] decides.
+    /// Letter that may be a side or an article, and whether it is a capital. [`tokens`] decides which one it is.
     Letter(Choice, bool),
-    /// A word in lower case.
+    /// Word in lower case.
     Word(String),
     /// A comma, or a dash between spaces.
     Comma,
@@ -27,7 +27,7 @@ pub enum StatementToken {
 }
 
 impl StatementToken {
-    /// The word, if it is one.
+    /// Returns the word, if the token is one.
     pub fn word(&self) -> Option<&str> {
         match self {
             Self::Word(word) => Some(word),
@@ -36,25 +36,25 @@ impl StatementToken {
     }
 }
 
-/// Bytes in `[[` and `]]` that may be a verdict.
+/// Largest number of bytes between `[[` and `]]` in a verdict.
 const MOST_MARKED: usize = 100;
-/// Marks that decorate. Any other one may change what is meant: ❌, ~~, ¬.
+/// Characters that only decorate. Any other one may change the meaning: ❌, ~~, ¬.
 const DECOR: &str = "*_`#\"'.!•●▪◦·★⭐🌟🥇🔹🔸✅✔☑🏆👍🎉👉➡📝🎯⚖😊🙂😀😃👏🙌🚀✨💯";
 
-/// Splits a sentence, or several, into tokens.
+/// Splits one or more sentences into tokens.
 pub fn tokens(text: &str) -> Vec<StatementToken> {
     let mut all: Vec<StatementToken> = Vec::new();
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
         let (token, length) = piece(rest, c, text.len() == rest.len());
-        // Repeated marks are one: ":::", "--".
+        // `None` for decoration, which gives no token.
         all.extend(token);
         rest = &rest[length..];
     }
     name_sides(all)
 }
 
-/// The token at the beginning of a text, if it is more than decoration, and its bytes.
+/// Returns the token at the beginning of a text, if it is not decoration, and its length in bytes.
 fn piece(rest: &str, c: char, is_first: bool) -> (Option<StatementToken>, usize) {
     let after = |n: usize| rest.get(n..).unwrap_or_default();
     if let Some((inner, end)) = marked(rest) {
@@ -94,7 +94,7 @@ fn piece(rest: &str, c: char, is_first: bool) -> (Option<StatementToken>, usize)
         ':' | '→' | '⇒' | '=' => Some(StatementToken::Colon),
         '?' => Some(StatementToken::Question),
         ',' | ';' => Some(StatementToken::Comma),
-        // A bullet, a dash, a quotation.
+        // A bullet, a dash or a quotation mark at the beginning.
         '-' | '>' | '+' if is_first && after(length).starts_with(' ') => None,
         '-' if after(length).starts_with([' ', '-']) => Some(StatementToken::Comma),
         '!' if after(length).starts_with(|c: char| c.is_alphanumeric() || c == '(') => Some(StatementToken::Other(c)),
@@ -112,7 +112,7 @@ fn letter(text: &str) -> Option<Choice> {
     }
 }
 
-/// `(a)`, `[A]`, `{b}`.
+/// Returns the side in `(a)`, `[A]` or `{b}`.
 fn bracketed(text: &str) -> Option<Choice> {
     let close = match text.as_bytes().first()? {
         b'(' => b')',
@@ -123,7 +123,8 @@ fn bracketed(text: &str) -> Option<Choice> {
     (text.as_bytes().get(2) == Some(&close)).then(|| letter(&text[1..2])).flatten()
 }
 
-/// `[[A]]`, as of MT-bench, `[[A>B]]`, as of Arena-Hard, or what [`MARKED`] encloses: its verdict, if it is one, and its bytes.
+/// Parses `[[A]]` (MT-bench), `[[A>B]]` (Arena-Hard), or a text enclosed by [`MARKED`]. Returns its verdict, if it contains one, and its
+/// length in bytes.
 fn marked(text: &str) -> Option<(Option<Choice>, usize)> {
     if let Some(inner) = text.strip_prefix(MARKED[0]) {
         let end = inner.find(MARKED[1])?;
@@ -138,7 +139,7 @@ fn marked(text: &str) -> Option<(Option<Choice>, usize)> {
     Some((choice, 2 + end + 2))
 }
 
-/// Makes sides of letters and of nouns with letters. A letter before a word that no verdict about it begins with is an article.
+/// Replaces letters, and nouns with letters, by sides. A letter A that is not followed like a side is an article.
 fn name_sides(all: Vec<StatementToken>) -> Vec<StatementToken> {
     let mut named: Vec<StatementToken> = Vec::with_capacity(all.len());
     for (i, token) in all.iter().enumerate() {
@@ -148,7 +149,7 @@ fn name_sides(all: Vec<StatementToken>) -> Vec<StatementToken> {
                 let is_side = *side == Choice::B || noun && *is_capital || is_followed_as_side(all.get(i + 1));
                 is_side.then_some(*side)
             }
-            // output_a
+            // Such as `output_a`.
             StatementToken::Word(word) => {
                 word.rsplit_once('_').filter(|(noun, _)| has(NOUNS, noun)).and_then(|(_, l)| letter(l))
             }
@@ -174,7 +175,7 @@ fn name_sides(all: Vec<StatementToken>) -> Vec<StatementToken> {
     named
 }
 
-/// Whether a letter before this is a side, and no article.
+/// Returns whether a letter before this token is a side, and not an article.
 fn is_followed_as_side(next: Option<&StatementToken>) -> bool {
     let joins = ["because", "since", "over", "to", "than", "and", "or"];
     match next {
@@ -184,12 +185,12 @@ fn is_followed_as_side(next: Option<&StatementToken>) -> bool {
     }
 }
 
-/// The words among tokens.
+/// Returns the words among tokens.
 pub fn words(tokens: &[StatementToken]) -> impl Iterator<Item = &str> {
     tokens.iter().filter_map(StatementToken::word)
 }
 
-/// The sides among tokens, and where they stand.
+/// Returns the sides among tokens, with their indices.
 pub fn sides(tokens: &[StatementToken]) -> Vec<(usize, Choice)> {
     let side = |(i, token): (usize, &StatementToken)| match token {
         StatementToken::Side(side) => Some((i, *side)),
