@@ -121,7 +121,43 @@ pub async fn verify(gpu: &Gpu, case: &dyn Case, rng: &mut Rng) -> Result<f64> {
     Ok(worst)
 }
 
-/// Runs the first four cases of every kernel family, and returns (family, largest error of [`verify`]).
+/// Number of [`Kernel::cases`] per family that [`self_test`] runs.
+pub const SELF_TEST_CASES: usize = 4;
+
+/// Largest error of some cases on a device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CaseCheck {
+    /// Number of cases that were run; the other numbers are 0 where it is 0.
+    pub n_cases: usize,
+    /// Label of the case with the largest error.
+    pub case: String,
+    /// Largest error as a multiple of its case's tolerance: above 1, the device is wrong.
+    pub error: f64,
+    /// Tolerance of the case with the largest error, relative to the largest magnitude of its tensor.
+    pub tolerance: f64,
+}
+
+/// Runs some cases with [`verify`] and returns the largest error. Cases that the device does not support are left out.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub async fn check_cases(
+    gpu: &Gpu,
+    cases: impl IntoIterator<Item = Box<dyn Case>>,
+    rng: &mut Rng,
+) -> Result<CaseCheck> {
+    let mut worst = CaseCheck { n_cases: 0, case: String::new(), error: 0.0, tolerance: 0.0 };
+    for case in cases.into_iter().filter(|case| case.is_supported(gpu.caps())) {
+        let error = verify(gpu, case.as_ref(), rng).await?;
+        worst.n_cases += 1;
+        if worst.n_cases == 1 || error > worst.error {
+            (worst.case, worst.error, worst.tolerance) = (case.label(), error, case.tolerance());
+        }
+    }
+    Ok(worst)
+}
+
+/// Runs the first [`SELF_TEST_CASES`] cases of every kernel family, and returns (family, largest error of [`verify`]).
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -129,13 +165,37 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
     let mut rng = Rng::new(0, 0);
     let mut results = Vec::new();
     for kernel in REGISTRY {
-        let mut worst: f64 = 0.0;
-        for case in kernel.cases().iter().take(4) {
-            worst = worst.max(verify(gpu, case.as_ref(), &mut rng).await?);
-        }
-        results.push((kernel.name(), worst));
+        let check = check_cases(gpu, kernel.cases().into_iter().take(SELF_TEST_CASES), &mut rng).await?;
+        results.push((kernel.name(), check.error));
     }
     Ok(results)
+}
+
+/// Checks each variant of a device with small random cases of every family that has it.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub async fn check_variants(gpu: &Gpu) -> Result<Vec<(Variant, CaseCheck)>> {
+    let mut rng = Rng::new(0, 1);
+    let mut checks = Vec::new();
+    for &variant in &gpu.caps().variants {
+        let cases = REGISTRY.iter().flat_map(|k| k.variant_cases(variant, gpu.caps()));
+        checks.push((variant, check_cases(gpu, cases, &mut rng).await?));
+    }
+    Ok(checks)
+}
+
+/// Checks products and attention of the device's precision with each family's first cases; `None` at the highest precision.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub async fn check_precision(gpu: &Gpu) -> Result<Option<CaseCheck>> {
+    let precision = gpu.caps().matmul_precision;
+    if precision == MatmulPrecision::Highest {
+        return Ok(None);
+    }
+    let cases = REGISTRY.iter().flat_map(|k| k.precision_cases(precision).into_iter().take(AT_START));
+    check_cases(gpu, cases, &mut Rng::new(0, 1)).await.map(Some)
 }
 
 /// Checks a device's variants with small random cases, and switches off those that fail. Also returns the failed ones.
@@ -143,27 +203,14 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
 /// # Errors
 /// [`crate::Error::Gpu`]: also where products of the requested precision are wrong.
 pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
-    let mut rng = Rng::new(0, 1);
-    let (mut right, mut wrong) = (Vec::new(), Vec::new());
-    for &variant in &gpu.caps().variants {
-        let mut worst: f64 = 0.0;
-        for case in REGISTRY.iter().flat_map(|k| k.variant_cases(variant, gpu.caps())) {
-            worst = worst.max(verify(&gpu, case.as_ref(), &mut rng).await?);
-        }
-        if worst > 1.0 { &mut wrong } else { &mut right }.push(variant);
+    let (right, wrong): (Vec<_>, Vec<_>) =
+        check_variants(&gpu).await?.into_iter().partition(|(_, check)| check.error <= 1.0);
+    if check_precision(&gpu).await?.is_some_and(|check| check.error > 1.0) {
+        let (name, device) = (gpu.caps().matmul_precision.name(), &gpu.caps().name);
+        return Err(Error::Gpu(format!("--matmul-precision {name}: {device} computes wrongly; choose highest")));
     }
-    let precision = gpu.caps().matmul_precision;
-    if precision != MatmulPrecision::Highest {
-        for case in REGISTRY.iter().flat_map(|k| k.precision_cases(precision).into_iter().take(AT_START)) {
-            if verify(&gpu, case.as_ref(), &mut rng).await? > 1.0 {
-                let (name, device) = (precision.name(), &gpu.caps().name);
-                return Err(Error::Gpu(format!(
-                    "--matmul-precision {name}: {device} computes wrongly; choose highest"
-                )));
-            }
-        }
-    }
-    Ok((gpu.with_variants(right), wrong))
+    let variants = |checks: Vec<(Variant, CaseCheck)>| checks.into_iter().map(|(variant, _)| variant).collect();
+    Ok((gpu.with_variants(variants(right)), variants(wrong)))
 }
 
 /// Computes the largest error of `got`, relative to the largest magnitude of `want`, as a multiple of `tolerance`; infinite where a value
