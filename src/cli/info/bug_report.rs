@@ -6,7 +6,7 @@ use std::path::Path;
 use super::facts_of_system;
 use crate::error::{Error, Result, visible};
 use crate::flags::InfoArgs;
-use crate::gpu::{Caps, DeviceFacts, DeviceSummary, Gpu, MatmulPrecision, Variant, list_devices};
+use crate::gpu::{Caps, DeviceFacts, DeviceSummary, Gpu, Variant, list_devices};
 use crate::kernels::{CaseCheck, REGISTRY, SELF_TEST_CASES, check_cases, check_precision, check_variants};
 use crate::progress::ProgressReporter;
 use crate::rng::Rng;
@@ -63,11 +63,13 @@ fn without_home(text: &str, home: &str) -> String {
     if home.len() > 1 { text.replace(home, "~") } else { text.into() }
 }
 
+fn table_row(cells: &[String]) -> String {
+    format!("| {} |", cells.iter().map(|text| cell(text)).collect::<Vec<_>>().join(" | "))
+}
+
 fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
-    let line = |cells: Vec<String>| format!("| {} |", cells.join(" | "));
-    let rows = rows.into_iter().map(|row| line(row.iter().map(|text| cell(text)).collect()));
-    let head = [line(head.map(String::from).into()), format!("|{}", "---|".repeat(N))];
-    head.into_iter().chain(rows).collect::<Vec<_>>().join("\n")
+    let head = [table_row(&head.map(String::from)), format!("|{}", "---|".repeat(N))];
+    head.into_iter().chain(rows.into_iter().map(|row| table_row(&row))).collect::<Vec<_>>().join("\n")
 }
 
 fn facts_table(facts: &[(String, String)]) -> String {
@@ -182,37 +184,35 @@ fn variant_rows(is_cpu: bool, asked: Option<&str>, checks: &[(Variant, CaseCheck
     std::iter::once(baseline).chain(Variant::ALL.into_iter().map(row)).collect()
 }
 
-/// Runs and prints the self-test, a family after the other, and returns the names of the families that fail.
+/// Runs the self-test and prints a row after each family, so that a device that hangs leaves the rows before. Returns the names of the families that fail.
 fn print_self_test(gpu: &Gpu, all_cases: bool) -> Result<Vec<String>> {
     say!("\n## Self-test\n\nError and tolerance are relative to the largest magnitude of a tensor.\n")?;
+    say!("{}", table(["kernel family", "cases", "largest error", "tolerance", "of the tolerance", "case"], []))?;
     let progress = ProgressReporter::items("checking the device's kernels", REGISTRY.len() + 1);
     let mut rng = Rng::new(0, 0);
-    let mut rows = Vec::new();
     let mut wrong = Vec::new();
-    let mut add = |name: String, checked: Result<CaseCheck>| {
+    let mut add = |name: String, checked: Result<CaseCheck>| -> Result<bool> {
         progress.advance(1);
-        let is_lost = checked.is_err();
+        let is_there = checked.is_ok();
         if !checked.as_ref().is_ok_and(|check| check.error <= 1.0) {
             wrong.push(name.clone());
         }
-        rows.push(self_test_row(name, checked));
-        is_lost
+        progress.suspend(|| say!("{}", table_row(&self_test_row(name, checked))))?;
+        Ok(is_there)
     };
-    let mut is_lost = false;
+    let most = if all_cases { usize::MAX } else { SELF_TEST_CASES };
+    let mut is_there = true;
     for kernel in REGISTRY {
-        let cases = kernel.cases().into_iter().take(if all_cases { usize::MAX } else { SELF_TEST_CASES });
-        is_lost = add(kernel.name().into(), pollster::block_on(check_cases(gpu, cases, &mut rng)));
-        if is_lost {
+        let checked = pollster::block_on(check_cases(gpu, kernel.cases().into_iter().take(most), &mut rng));
+        is_there = add(kernel.name().into(), checked)?;
+        if !is_there {
             break;
         }
     }
     let precision = gpu.caps().matmul_precision;
-    if precision != MatmulPrecision::Highest && !is_lost {
-        let checked = pollster::block_on(check_precision(gpu)).transpose();
-        checked.map(|checked| add(format!("precision {}", precision.name()), checked));
+    if is_there && let Some(checked) = pollster::block_on(check_precision(gpu)).transpose() {
+        add(format!("precision {}", precision.name()), checked)?;
     }
-    drop(progress);
-    say!("{}", table(["kernel family", "cases", "largest error", "tolerance", "of the tolerance", "case"], rows))?;
     Ok(wrong)
 }
 
