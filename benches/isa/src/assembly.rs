@@ -183,7 +183,10 @@ fn amd(line: &str) -> Option<Line> {
         }
     } else if starts(&["ds_load", "ds_read"]) {
         let twice = if name.contains("2addr") || name.contains("read2") { 2 } else { 1 };
-        Operation::Load(Memory::Workgroup, twice * bits(name, "b").or_else(|| bits(name, "u")).or_else(|| bits(name, "i")).unwrap_or(16) / 8)
+        Operation::Load(
+            Memory::Workgroup,
+            twice * bits(name, "b").or_else(|| bits(name, "u")).or_else(|| bits(name, "i")).unwrap_or(16) / 8,
+        )
     } else if starts(&["buffer_load", "global_load", "flat_load", "scratch_load"]) {
         Operation::Load(Memory::Device, 0)
     } else if starts(&["s_", "ds_", "buffer_", "global_", "flat_", "scratch_"]) {
@@ -242,9 +245,9 @@ fn intel_lines(listing: &str) -> Vec<String> {
 }
 
 const INTEL_VECTOR: [&str; 40] = [
-    "add", "add3", "addc", "and", "asr", "avg", "bfe", "bfi1", "bfi2", "bfn", "bfrev", "cbit", "cmp", "cmpn", "csel", "dp4a", "fbh",
-    "fbl", "frc", "lzd", "mac", "mach", "macl", "mad", "math", "mov", "movi", "mul", "not", "or", "rndd", "rnde", "rndz", "rol", "ror",
-    "sel", "shl", "shr", "subb", "xor",
+    "add", "add3", "addc", "and", "asr", "avg", "bfe", "bfi1", "bfi2", "bfn", "bfrev", "cbit", "cmp", "cmpn", "csel",
+    "dp4a", "fbh", "fbl", "frc", "lzd", "mac", "mach", "macl", "mad", "math", "mov", "movi", "mul", "not", "or",
+    "rndd", "rnde", "rndz", "rol", "ror", "sel", "shl", "shr", "subb", "xor",
 ];
 
 fn intel(line: &str) -> Option<Line> {
@@ -262,23 +265,30 @@ fn intel(line: &str) -> Option<Line> {
         }
         "dpas" => Some(plain(Operation::Matrix)),
         // Integers have no F behind a register.
-        "mad" | "mac" if code.contains(">F") || code.contains(">:F") || code.contains(":F") => Some(plain(Operation::Multiply(1))),
+        "mad" | "mac" if code.contains(">F") || code.contains(">:F") || code.contains(":F") => {
+            Some(plain(Operation::Multiply(1)))
+        }
         "send" | "sendc" | "sends" => Some(plain(intel_message(&code.to_lowercase()))),
         name if INTEL_VECTOR.contains(&name) => Some(plain(Operation::Vector)),
-        "sync" | "nop" | "if" | "else" | "endif" | "break" | "cont" | "halt" | "jmpi" | "goto" | "join" => Some(plain(Operation::Other)),
+        "sync" | "nop" | "if" | "else" | "endif" | "break" | "cont" | "halt" | "jmpi" | "goto" | "join" => {
+            Some(plain(Operation::Other))
+        }
         _ => None,
     }
 }
 
 fn intel_message(code: &str) -> Operation {
-    let is_store = code.contains("store") || code.contains("write") || code.contains("barrier") || code.contains("fence");
+    let is_store =
+        code.contains("store") || code.contains("write") || code.contains("barrier") || code.contains("fence");
     let number = |name: &str| -> Option<usize> {
         let rest = code.split_once(name)?.1;
         rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
     };
     match (code.contains("slm"), is_store) {
         (_, true) => Operation::Other,
-        (true, false) => Operation::Load(Memory::Workgroup, number(", d").unwrap_or(32) / 8 * number(", v").unwrap_or(1)),
+        (true, false) => {
+            Operation::Load(Memory::Workgroup, number(", d").unwrap_or(32) / 8 * number(", v").unwrap_or(1))
+        }
         (false, false) => Operation::Load(Memory::Device, 0),
     }
 }
@@ -313,8 +323,8 @@ fn nvidia(line: &str) -> Vec<Line> {
             plain(Operation::Load(Memory::Workgroup, bits(code, "b").unwrap_or(32) / 8))
         }
         "ld" | "ldg" | "ldl" => plain(Operation::Load(Memory::Device, 0)),
-        "st" | "sts" | "stg" | "stl" | "atom" | "red" | "ldc" | "uldc" | "ldcu" | "bar" | "bsync" | "bssy" | "exit" | "break" | "bclear"
-        | "bmov" | "warpsync" | "nop" | "membar" | "depbar" => plain(Operation::Other),
+        "st" | "sts" | "stg" | "stl" | "atom" | "red" | "ldc" | "uldc" | "ldcu" | "bar" | "bsync" | "bssy" | "exit"
+        | "break" | "bclear" | "bmov" | "warpsync" | "nop" | "membar" | "depbar" => plain(Operation::Other),
         _ if is_uniform => plain(Operation::Other),
         _ => plain(Operation::Vector),
     }]

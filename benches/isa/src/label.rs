@@ -14,7 +14,16 @@ pub fn label(shader: &Shader) -> String {
         told.extend(["TILE", "ROW_QUADS", "COLUMN_QUADS"]);
     }
     if let (Some(a), Some(b)) = (constant("A_TRANSPOSED"), constant("B_TRANSPOSED")) {
-        words.push(if a != 0.0 { "dw" } else if b != 0.0 { "fwd" } else { "dx" }.into());
+        words.push(
+            if a != 0.0 {
+                "dw"
+            } else if b != 0.0 {
+                "fwd"
+            } else {
+                "dx"
+            }
+            .into(),
+        );
         told.extend(["A_TRANSPOSED", "B_TRANSPOSED"]);
     }
     for (from, to) in &shader.substitutions {
@@ -45,6 +54,10 @@ mod tests {
             assert_eq!(*known, shader.key());
         }
         assert!(keys.len() > 200, "{}", keys.len());
-        assert!(keys.contains_key("matmul_tiles128 fwd weight_bf16") || keys.keys().any(|k| k.starts_with("matmul_tiles128 fwd bf16")), "{keys:?}");
+        assert!(
+            keys.contains_key("matmul_tiles128 fwd weight_bf16")
+                || keys.keys().any(|k| k.starts_with("matmul_tiles128 fwd bf16")),
+            "{keys:?}"
+        );
     }
 }

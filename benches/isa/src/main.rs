@@ -44,7 +44,8 @@ fn main() {
 fn compile(gpu: &str, file: &str, text: &str, dump: Option<&Path>) -> Result<(), String> {
     let device = ShimDevice::open()?;
     let vendor = Vendor::of_device(&device.name);
-    let mut results = GpuResults { gpu: gpu.into(), driver: format!("{}, {}", device.name, device.driver), ..Default::default() };
+    let mut results =
+        GpuResults { gpu: gpu.into(), driver: format!("{}, {}", device.name, device.driver), ..Default::default() };
     let mut seen = HashSet::new();
     for shader in REGISTRY.iter().flat_map(|kernel| kernel.variants()) {
         let name = label::label(&shader);

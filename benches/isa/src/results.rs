@@ -124,7 +124,11 @@ impl GpuResults {
             }
             let mut figures = Figures::default();
             for (column, cell) in COLUMNS.iter().zip(&cells[1..]) {
-                let value = if *cell == "–" { None } else { Some(cell.parse().map_err(|_| format!("line {}: {cell}", number + 1))?) };
+                let value = if *cell == "–" {
+                    None
+                } else {
+                    Some(cell.parse().map_err(|_| format!("line {}: {cell}", number + 1))?)
+                };
                 *column.2(&mut figures) = value;
             }
             results.pipelines.push((cells[0].into(), figures));
@@ -169,7 +173,10 @@ pub fn compare(committed: &[GpuResults], now: &[GpuResults]) -> Result<(Vec<Stri
             continue;
         };
         if earlier.driver != results.driver {
-            return Err(format!("{gpu}: committed with {}, run with {}: write the table again", earlier.driver, results.driver));
+            return Err(format!(
+                "{gpu}: committed with {}, run with {}: write the table again",
+                earlier.driver, results.driver
+            ));
         }
         let known: BTreeMap<&str, &Figures> = earlier.pipelines.iter().map(|(name, f)| (name.as_str(), f)).collect();
         for (pipeline, figures) in &results.pipelines {

@@ -54,9 +54,8 @@ pub fn translate(wgsl: &str, entry: &str) -> Result<SpirvModule, String> {
     let info = validator.validate(&module).map_err(|e| e.emit_to_string(wgsl))?;
     let stage = naga::ShaderStage::Compute;
     let chosen = Some((stage, entry));
-    let (module, info) =
-        naga::back::pipeline_constants::process_overrides(&module, &info, chosen, &Default::default())
-            .map_err(|e| e.to_string())?;
+    let (module, info) = naga::back::pipeline_constants::process_overrides(&module, &info, chosen, &Default::default())
+        .map_err(|e| e.to_string())?;
     let index = module.entry_points.iter().position(|e| e.name == entry).ok_or("there is no such entry point")?;
     let uses = info.get_entry_point(index);
     let mut used: Vec<(naga::ResourceBinding, bool)> = module
@@ -90,5 +89,9 @@ pub fn translate(wgsl: &str, entry: &str) -> Result<SpirvModule, String> {
     };
     let pipeline = spv::PipelineOptions { shader_stage: stage, entry_point: entry.into() };
     let words = spv::write_vec(&module, &info, &options, Some(&pipeline)).map_err(|e| e.to_string())?;
-    Ok(SpirvModule { words, entry: entry.into(), bindings: used.into_iter().map(|(_, is_uniform)| is_uniform).collect() })
+    Ok(SpirvModule {
+        words,
+        entry: entry.into(),
+        bindings: used.into_iter().map(|(_, is_uniform)| is_uniform).collect(),
+    })
 }
