@@ -7,8 +7,12 @@ use program::{Ran, Sandbox};
 /// Runs the report with the sandbox as the home folder, and returns it.
 fn report(s: &Sandbox, args: &[&str], variables: &[(&str, &str)]) -> Ran {
     let mut command = s.command(&[&["info", "--report"], args].concat());
-    command.env("HOME", s.path("")).env_remove("JOINTWISE_API_KEY").env_remove("JOINTWISE_VARIANT");
+    command.env("HOME", home(s)).env_remove("JOINTWISE_API_KEY").env_remove("JOINTWISE_VARIANT");
     Ran::of(command.envs(variables.iter().copied()))
+}
+
+fn home(s: &Sandbox) -> String {
+    s.text("").trim_end_matches('/').into()
 }
 
 /// The rows of a section's tables, by their first cell.
@@ -46,7 +50,10 @@ fn a_report_has_every_part_and_no_secret() {
     // What was asked for decides; both kinds of kernels run on this device.
     let variants = section(&text, "Kernel variants");
     assert_eq!(value(&variants, "tiles64"), "may be chosen");
-    assert_eq!(variants.iter().find(|row| row[0] == "tiles32").expect("a row")[1..], ["off", "JOINTWISE_VARIANT does not name it"]);
+    assert_eq!(
+        variants.iter().find(|row| row[0] == "tiles32").expect("a row")[1..],
+        ["off", "JOINTWISE_VARIANT does not name it"]
+    );
     let tests = section(&text, "Self-test");
     for kernel in jointwise::kernels::REGISTRY {
         let row = tests.iter().find(|row| row[0] == kernel.name()).expect("a row per family");
@@ -59,8 +66,7 @@ fn a_report_has_every_part_and_no_secret() {
     assert_eq!(value(&environment, "JOINTWISE_API_KEY"), "set");
     assert_eq!(value(&environment, "JOINTWISE_VARIANT"), "tiles64,cpu");
     assert!(text.contains("\n## Cache folder\n\n`~"), "{text}");
-    let home = s.text("");
-    for private in ["sk-secret-123", home.trim_end_matches('/')] {
+    for private in ["sk-secret-123", &home(&s)] {
         assert!(!text.contains(private), "`{private}` is in {text}");
     }
 }

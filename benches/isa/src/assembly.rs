@@ -223,7 +223,7 @@ fn amd_waits(code: &str) -> Vec<Wait> {
     counter("lgkmcnt(").into_iter().for_each(|n| add(Memory::Workgroup, n));
     hexadecimal("s_wait_loadcnt ").into_iter().for_each(|n| add(Memory::Device, n));
     hexadecimal("s_wait_dscnt ").into_iter().for_each(|n| add(Memory::Workgroup, n));
-    for both in hexadecimal("s_wait_loadcnt_dscnt ") {
+    if let Some(both) = hexadecimal("s_wait_loadcnt_dscnt ") {
         add(Memory::Device, both >> 8);
         add(Memory::Workgroup, both & 0x3f);
     }
