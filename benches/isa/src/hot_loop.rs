@@ -18,6 +18,8 @@ pub struct HotLoop {
     pub matrix: usize,
     /// Other vector instructions.
     pub vector: usize,
+    /// Loads from memory.
+    pub memory_loads: usize,
     /// Loads from workgroup memory.
     pub shared_loads: usize,
     /// Bytes that a lane loads by them.
@@ -88,7 +90,10 @@ fn count(lines: &[Line]) -> HotLoop {
             }
             Operation::Matrix => counted.matrix += 1,
             Operation::Vector => counted.vector += 1,
-            Operation::Load(Memory::Device, _) => queues[Memory::Device as usize].begin(multiplied(&counted)),
+            Operation::Load(Memory::Device, _) => {
+                counted.memory_loads += 1;
+                queues[Memory::Device as usize].begin(multiplied(&counted));
+            }
             Operation::Load(Memory::Workgroup, bytes) => {
                 counted.shared_loads += 1;
                 counted.shared_bytes += bytes;
@@ -100,8 +105,8 @@ fn count(lines: &[Line]) -> HotLoop {
     counted
 }
 
-/// Finds the innermost loop that multiplies the most. A loop is what lies between a label and the last branch back to it; it is innermost where no
-/// loop inside multiplies.
+/// Finds the innermost loop that multiplies the most; of loops that do not multiply, the one that loads the most. A loop is what lies between a label and
+/// the last branch back to it; it is innermost where no loop inside multiplies.
 pub fn find(lines: &[Line]) -> Option<HotLoop> {
     let mut labels = HashMap::new();
     let mut ends: HashMap<usize, usize> = HashMap::new();
@@ -125,7 +130,8 @@ pub fn find(lines: &[Line]) -> Option<HotLoop> {
             is_other && inner.0 >= outer.0 && inner.1 <= outer.1 && inner.2.work() > 0
         })
     };
-    loops.iter().filter(|l| !has_inner(l)).map(|l| l.2.clone()).max_by_key(HotLoop::work).filter(|l| l.work() > 0)
+    let innermost = loops.iter().filter(|l| !has_inner(l)).map(|l| l.2.clone());
+    innermost.max_by_key(|l| (l.work(), l.memory_loads + l.shared_loads, l.vector))
 }
 
 #[cfg(test)]
@@ -148,6 +154,7 @@ mod tests {
             multiply_adds: 130,
             multiply_instructions: 130,
             vector: 1,
+            memory_loads: 2,
             shared_loads: 2,
             shared_bytes: 32,
             memory_waits: 1,

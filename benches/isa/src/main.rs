@@ -98,6 +98,7 @@ fn figures(vendor: Vendor, compiled: &CompiledPipeline) -> Figures {
         figures.fma = counted(hot.multiply_adds);
         figures.matrix = counted(hot.matrix);
         figures.vector = counted(hot.vector);
+        figures.memory_loads = counted(hot.memory_loads);
         figures.shared_loads = counted(hot.shared_loads);
         figures.bytes_per_fma = (hot.multiply_adds > 0).then(|| hot.shared_bytes as f64 / hot.multiply_adds as f64);
         if vendor.shows_waits() {

@@ -25,6 +25,8 @@ pub struct Figures {
     pub matrix: Option<f64>,
     /// Other vector instructions in the hot loop.
     pub vector: Option<f64>,
+    /// Loads from memory in the hot loop.
+    pub memory_loads: Option<f64>,
     /// Loads from workgroup memory in the hot loop.
     pub shared_loads: Option<f64>,
     /// Bytes that a lane loads from workgroup memory, per multiply-add.
@@ -51,7 +53,7 @@ enum Rule {
 /// Column of the table: its head, its rule, and the field.
 type Column = (&'static str, Rule, fn(&mut Figures) -> &mut Option<f64>);
 
-const COLUMNS: [Column; 13] = [
+const COLUMNS: [Column; 14] = [
     ("registers", Rule::AboutNoMore, |f| &mut f.registers),
     ("spills", Rule::NoMore, |f| &mut f.spills),
     ("scratch", Rule::NoMore, |f| &mut f.scratch),
@@ -61,7 +63,8 @@ const COLUMNS: [Column; 13] = [
     ("FMA", Rule::Ignored, |f| &mut f.fma),
     ("matrix", Rule::Ignored, |f| &mut f.matrix),
     ("other VALU", Rule::AboutNoMore, |f| &mut f.vector),
-    ("loads", Rule::Ignored, |f| &mut f.shared_loads),
+    ("memory loads", Rule::AboutNoMore, |f| &mut f.memory_loads),
+    ("workgroup loads", Rule::Ignored, |f| &mut f.shared_loads),
     ("B/FMA", Rule::AboutNoMore, |f| &mut f.bytes_per_fma),
     ("memory waits", Rule::NoMore, |f| &mut f.memory_waits),
     ("workgroup waits", Rule::NoMore, |f| &mut f.shared_waits),
@@ -145,7 +148,7 @@ pub fn worse(gpu: &str, pipeline: &str, before: &Figures, now: &Figures) -> Vec<
     let scale = if work(&before) > 0.0 && work(&now) > 0.0 { work(&before) / work(&now) } else { 1.0 };
     let mut all = Vec::new();
     for (head, rule, field) in COLUMNS {
-        let per_work = ["other VALU", "memory waits", "workgroup waits"].contains(&head);
+        let per_work = ["other VALU", "memory loads", "memory waits", "workgroup waits"].contains(&head);
         let (Some(was), Some(is)) = (*field(&mut before), *field(&mut now)) else { continue };
         // The table has two decimals.
         let is = (100.0 * is * if per_work { scale } else { 1.0 }).round() / 100.0;
