@@ -11,7 +11,7 @@ pub fn label(shader: &Shader) -> String {
         && let Some(tile) = constant("TILE")
     {
         words = vec![format!("matmul_tiles{tile}")];
-        told.extend(["TILE", "ROW_QUADS", "COLUMN_QUADS"]);
+        told.extend(["TILE", "ROW_VEC4S", "COLUMN_VEC4S"]);
     }
     if let (Some(a), Some(b)) = (constant("A_TRANSPOSED"), constant("B_TRANSPOSED")) {
         words.push(
