@@ -109,7 +109,7 @@ fn device_facts(caps: &Caps, facts: Option<&DeviceFacts>) -> Vec<(String, String
         ("backend", caps.backend.clone()),
         ("driver", caps.driver.clone()),
         ("kind", facts.map_or("unknown".into(), |f| f.kind.clone())),
-        ("PCI vendor and device", facts.map_or("unknown".into(), |f| f.pci_id.clone())),
+        ("vendor and device", facts.map_or("unknown".into(), |f| f.pci_id.clone())),
         ("memory, and free of it", format!("{}, {}", known(caps.memory_bytes), known(caps.free_memory_bytes))),
         ("invocations per subgroup", subgroups),
         ("cooperative matrices", cooperative),
