@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::error::Result;
 use crate::flags::InfoArgs;
 use crate::gpu::{Gpu, list_devices};
-use crate::kernels::{Kernel, REGISTRY, check_cases, self_test as test_first_cases};
+use crate::kernels::{Kernel, REGISTRY, check_cases, self_test as test_first_cases, supported_cases};
 use crate::progress::ProgressReporter;
 use crate::rng::Rng;
 
@@ -80,7 +80,8 @@ fn self_test(gpu: &Gpu, all_cases: bool) -> Result<Vec<(&'static str, f64)>> {
     }
     let mut rng = Rng::new(0, 0);
     let check = |kernel: &&'static dyn Kernel| {
-        pollster::block_on(check_cases(gpu, kernel.cases(), &mut rng)).map(|check| (kernel.name(), check.error))
+        pollster::block_on(check_cases(gpu, supported_cases(*kernel, gpu.caps()), &mut rng))
+            .map(|check| (kernel.name(), check.error))
     };
     REGISTRY.iter().map(check).collect()
 }

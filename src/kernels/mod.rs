@@ -122,7 +122,7 @@ pub async fn verify(gpu: &Gpu, case: &dyn Case, rng: &mut Rng) -> Result<f64> {
 }
 
 /// Number of [`Kernel::cases`] per family that [`self_test`] runs.
-pub const SELF_TEST_CASES: usize = 4;
+const SELF_TEST_CASES: usize = 4;
 
 /// Largest error of some cases on a device.
 #[derive(Debug, Clone, PartialEq)]
@@ -137,7 +137,7 @@ pub struct CaseCheck {
     pub tolerance: f64,
 }
 
-/// Runs some cases with [`verify`] and returns the largest error. Cases that the device does not support are left out.
+/// Runs some cases with [`verify`] and returns the largest error.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -147,7 +147,7 @@ pub async fn check_cases(
     rng: &mut Rng,
 ) -> Result<CaseCheck> {
     let mut worst = CaseCheck { n_cases: 0, case: String::new(), error: 0.0, tolerance: 0.0 };
-    for case in cases.into_iter().filter(|case| case.is_supported(gpu.caps())) {
+    for case in cases {
         let error = verify(gpu, case.as_ref(), rng).await?;
         worst.n_cases += 1;
         if worst.n_cases == 1 || error > worst.error {
@@ -157,7 +157,17 @@ pub async fn check_cases(
     Ok(worst)
 }
 
-/// Runs the first [`SELF_TEST_CASES`] cases of every kernel family, and returns (family, largest error of [`verify`]).
+/// Returns the first four cases of a family, which every device supports.
+pub fn first_cases(kernel: &dyn Kernel) -> Vec<Box<dyn Case>> {
+    kernel.cases().into_iter().take(SELF_TEST_CASES).collect()
+}
+
+/// Returns all cases of a family whose variants the device supports.
+pub fn supported_cases(kernel: &dyn Kernel, caps: &Caps) -> Vec<Box<dyn Case>> {
+    kernel.cases().into_iter().filter(|case| case.is_supported(caps)).collect()
+}
+
+/// Runs the [`first_cases`] of every kernel family, and returns (family, largest error of [`verify`]).
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -165,7 +175,7 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
     let mut rng = Rng::new(0, 0);
     let mut results = Vec::new();
     for kernel in REGISTRY {
-        let check = check_cases(gpu, kernel.cases().into_iter().take(SELF_TEST_CASES), &mut rng).await?;
+        let check = check_cases(gpu, first_cases(*kernel), &mut rng).await?;
         results.push((kernel.name(), check.error));
     }
     Ok(results)

@@ -117,7 +117,8 @@ impl ModelShape {
 
     /// Returns the model's `config.json`, as Hugging Face writes it.
     pub fn config_json(&self) -> String {
-        let (class, model_type) = if self.qk_norm { ("Qwen3ForCausalLM", "qwen3") } else { ("LlamaForCausalLM", "llama") };
+        let (class, model_type) =
+            if self.qk_norm { ("Qwen3ForCausalLM", "qwen3") } else { ("LlamaForCausalLM", "llama") };
         serde_json::json!({
             "architectures": [class],
             "model_type": model_type,

@@ -99,11 +99,11 @@ impl Vendor {
             },
             Self::Intel => StatisticNames {
                 registers: "Max live registers",
-                spills: "Spill count",
+                spills: "Spills",
                 scratch: "Scratch Memory Size",
                 workgroup: "Workgroup Memory Size",
                 waves: "Max dispatch width",
-                instructions: "Instruction Count",
+                instructions: "Instructions",
             },
             Self::Nvidia => StatisticNames {
                 registers: "Number of GPRs",

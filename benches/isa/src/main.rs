@@ -45,7 +45,7 @@ fn compile(gpu: &str, file: &str, text: &str, dump: Option<&Path>) -> Result<(),
     let device = ShimDevice::open()?;
     let vendor = Vendor::of_device(&device.name);
     let mut results =
-        GpuResults { gpu: gpu.into(), driver: format!("{}, {}", device.name, device.driver), ..Default::default() };
+        GpuResults { gpu: gpu.into(), driver: format!("{}, {}", device.name.trim(), device.driver), ..Default::default() };
     let mut seen = HashSet::new();
     for shader in REGISTRY.iter().flat_map(|kernel| kernel.variants()) {
         let name = label::label(&shader);

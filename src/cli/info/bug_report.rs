@@ -7,7 +7,7 @@ use super::facts_of_system;
 use crate::error::{Error, Result, visible};
 use crate::flags::InfoArgs;
 use crate::gpu::{Caps, DeviceFacts, DeviceSummary, Gpu, Variant, list_devices};
-use crate::kernels::{CaseCheck, REGISTRY, SELF_TEST_CASES, check_cases, check_precision, check_variants};
+use crate::kernels::{CaseCheck, REGISTRY, check_cases, check_precision, check_variants, first_cases, supported_cases};
 use crate::progress::ProgressReporter;
 use crate::rng::Rng;
 use crate::workflow::{cache_folder, self_test_cache, tuning_cache};
@@ -60,7 +60,8 @@ fn cell(text: &str) -> String {
 }
 
 fn without_home(text: &str, home: &str) -> String {
-    if home.len() > 1 { text.replace(home, "~") } else { text.into() }
+    let home = home.trim_end_matches(['/', '\\']);
+    if home.is_empty() { text.into() } else { text.replace(home, "~") }
 }
 
 fn table_row(cells: &[String]) -> String {
@@ -200,10 +201,10 @@ fn print_self_test(gpu: &Gpu, all_cases: bool) -> Result<Vec<String>> {
         progress.suspend(|| say!("{}", table_row(&self_test_row(name, checked))))?;
         Ok(is_there)
     };
-    let most = if all_cases { usize::MAX } else { SELF_TEST_CASES };
     let mut is_there = true;
     for kernel in REGISTRY {
-        let checked = pollster::block_on(check_cases(gpu, kernel.cases().into_iter().take(most), &mut rng));
+        let cases = if all_cases { supported_cases(*kernel, gpu.caps()) } else { first_cases(*kernel) };
+        let checked = pollster::block_on(check_cases(gpu, cases, &mut rng));
         is_there = add(kernel.name().into(), checked)?;
         if !is_there {
             break;
