@@ -7,7 +7,7 @@
 // imported as `shared/param` and `shared/moments` decide how parameters and moments are stored.
 
 import package::shared::grid::{flat_group};
-import package::shared::moments::{Moments, load_moments, store_moments};
+import package::shared::moments::{Moments, load_moments, prepare_moments, store_moments};
 import package::shared::param::{param_vec4, store_param_vec4};
 import package::shared::reduce::{WG};
 
@@ -47,6 +47,7 @@ fn adamw(
     if 4u * block * WG >= params.n || (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u {
         return;
     }
+    prepare_moments(local.x);
     var now: Moments;
     let inside = 4u * vec4_at < params.n;
     if inside {

@@ -17,6 +17,9 @@
 // a fixed order, and shared/exponents scales by powers of two. Invocations combine values only for maxima, whose order does not matter.
 //
 // Rows in workgroup memory are swizzled by their index, so that neighbours along either axis lie in different banks.
+//
+// Loops that load from memory count their turns, which are the same for all invocations: compilers then issue all loads of a loop together and
+// wait once. Where the loop's variable depends on the lane, each load becomes a branch of its own with a wait inside (benches/results/isa.md).
 
 import package::shared::scores::{sees, within, part_end, next, capped, cap_slope};
 import package::shared::exponents::{LOG2_E, LN_2, LOWEST, pow2_vec4};
@@ -33,6 +36,14 @@ const BLOCK = 32u;
 const PART = BLOCK / ACROSS;
 const WIDE = (VEC4S + ACROSS - 1u) / ACROSS;
 const INVOCATIONS = ACROSS * DOWN;
+
+// Turns of the loops that fill workgroup memory, and whether each turn has a value for every invocation.
+const LEFT = TILE * SLICE;
+const LEFT_TURNS = (LEFT + INVOCATIONS - 1u) / INVOCATIONS;
+const RIGHT = BLOCK * SLICE;
+const RIGHT_TURNS = (RIGHT + INVOCATIONS - 1u) / INVOCATIONS;
+const WHOLE_ROWS = ROWS * VEC4S;
+const WHOLE_ROWS_TURNS = (WHOLE_ROWS + INVOCATIONS - 1u) / INVOCATIONS;
 
 @group(0) @binding(1) var<storage, read> first: array<vec4<f32>>;   // q; in the backward pass q, k and v
 @group(0) @binding(2) var<storage, read> second: array<vec4<f32>>;  // k and v; in the backward pass d_o (T, H·E)
@@ -107,17 +118,23 @@ fn tile_dots(lane: u32, mine: Rows, own: u32, other: Rows, at: u32, end: u32) ->
         sums[n] = vec4<f32>();
     }
     for (var slice = 0u; slice < VEC4S; slice += SLICE) {
-        for (var i = lane; i < TILE * SLICE; i += INVOCATIONS) {
-            let d = i % SLICE;
-            let row = i / SLICE;
-            let group = row / DOWN * DOWN;
-            left[d * TILE + group + swizzle(row, d, DOWN)] = head_vec4(mine, clamp_row(own + row), slice + d);
+        for (var turn = 0u; turn < LEFT_TURNS; turn++) {
+            let i = lane + turn * INVOCATIONS;
+            if LEFT % INVOCATIONS == 0u || i < LEFT {
+                let d = i % SLICE;
+                let row = i / SLICE;
+                let group = row / DOWN * DOWN;
+                left[d * TILE + group + swizzle(row, d, DOWN)] = head_vec4(mine, clamp_row(own + row), slice + d);
+            }
         }
-        for (var i = lane; i < BLOCK * SLICE; i += INVOCATIONS) {
-            let d = i % SLICE;
-            let row = i / SLICE;
-            let group = row / ACROSS * ACROSS;
-            right[d * BLOCK + group + swizzle(row, d, ACROSS)] = head_vec4(other, min(at + row, end - 1u), slice + d);
+        for (var turn = 0u; turn < RIGHT_TURNS; turn++) {
+            let i = lane + turn * INVOCATIONS;
+            if RIGHT % INVOCATIONS == 0u || i < RIGHT {
+                let d = i % SLICE;
+                let row = i / SLICE;
+                let group = row / ACROSS * ACROSS;
+                right[d * BLOCK + group + swizzle(row, d, ACROSS)] = head_vec4(other, min(at + row, end - 1u), slice + d);
+            }
         }
         workgroupBarrier();
         for (var d = 0u; d < SLICE; d++) {
@@ -151,8 +168,11 @@ fn add_weighted(
     let down = lane / ACROSS;
     var sum = total;
     for (var row = 0u; row < BLOCK; row += ROWS) {
-        for (var i = lane; i < ROWS * VEC4S; i += INVOCATIONS) {
-            right[i] = head_vec4(other, min(at + row + i / VEC4S, end - 1u), i % VEC4S);
+        for (var turn = 0u; turn < WHOLE_ROWS_TURNS; turn++) {
+            let i = lane + turn * INVOCATIONS;
+            if WHOLE_ROWS % INVOCATIONS == 0u || i < WHOLE_ROWS {
+                right[i] = head_vec4(other, min(at + row + i / VEC4S, end - 1u), i % VEC4S);
+            }
         }
         workgroupBarrier();
         for (var r = 0u; r < ROWS; r++) {

@@ -1,20 +1,10 @@
 // out[i] += Σ_t x[t,i]: gradients of biases and of norm weights. Two stages keep the order of the sum fixed: the first adds blocks of rows,
 // the second adds the blocks' sums.
 
+import package::shared::column_sum_params::{ColumnSumParams};
+
 override WG: u32 = 64u;
 
-struct ColumnSumParams {
-    rows: u32,
-    width: u32,
-    start: u32,  // first element of x
-    stride: u32, // elements per row of x
-    block: u32,  // rows per partial sum
-    accumulate: u32,
-    pad0: u32,
-    pad1: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: ColumnSumParams;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> sums: array<f32>; // (blocks, width)
 

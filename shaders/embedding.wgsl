@@ -3,21 +3,11 @@
 // The weight may be a shard of a larger table, its rows [first, first + rows). Tokens outside the shard are skipped.
 // Backward: the host sorts tokens by id into buckets; a bucket has one owner, so there are no atomics.
 
+import package::shared::embedding_params::{EmbeddingParams};
 import package::shared::weight::{weight_value};
 
 override WG: u32 = 64u;
 
-struct EmbeddingParams {
-    first_group: vec2<u32>,
-    width: u32,
-    first: u32,
-    rows: u32,
-    accumulate: u32,
-    scale: f32,
-    bucket: u32, // embedding_bwd_w: first bucket of this shard
-}
-
-@group(0) @binding(0) var<uniform> params: EmbeddingParams;
 @group(0) @binding(1) var<storage, read> ids: array<u32>;     // (T)
 // Binding 2: w (rows, D).
 @group(0) @binding(3) var<storage, read_write> y: array<f32>; // (T, D)

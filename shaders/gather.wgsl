@@ -1,16 +1,10 @@
 // gather_fwd: y[r, :] = x[rows[r], :];   gather_bwd: d_x[t, :] = Σ_{r: rows[r] = t} d_y[r, :], by a table of the r of each t
 // gather_scatter: y[rows[r], :] = x[r, start .. start + width]                                  (new keys and values into a cache)
 
+import package::shared::gather_params::{GatherParams};
+
 override WG: u32 = 64u;
 
-struct GatherParams {
-    first_group: vec2<u32>,
-    width: u32,
-    start: u32,  // gather_scatter: first column of x
-    stride: u32, // gather_scatter: elements per row of x
-}
-
-@group(0) @binding(0) var<uniform> params: GatherParams;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> x: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;

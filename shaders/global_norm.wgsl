@@ -1,17 +1,10 @@
 // norm = scale·√(Σ g²) over all buckets of gradients (or of parameters). Two stages in a fixed order make the result bit-identical every
 // time.
 
+import package::shared::global_norm_params::{GlobalNormParams};
 import package::shared::reduce::{WG, sum_across};
 import package::shared::weight::{weight_value};
 
-struct GlobalNormParams {
-    n: u32,     // elements of this bucket; in global_norm_total, partial sums
-    first: u32, // index of this bucket's first partial sum
-    scale: f32,
-    pad: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: GlobalNormParams;
 @group(0) @binding(1) var<storage, read_write> partial: array<f32>;
 // Binding 2: g, one bucket.
 

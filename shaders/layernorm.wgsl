@@ -3,20 +3,9 @@
 // d_w[i] = Σ_t d_y[t,i]·h[t,i];   d_b[i] = Σ_t d_y[t,i]  (column_sum)
 
 import package::shared::grid::{flat_group};
+import package::shared::layernorm_params::{LayernormParams};
 import package::shared::reduce::{WG, sum_across};
 
-struct LayernormParams {
-    rows: u32,
-    width: u32,
-    block: u32, // layernorm_bwd_w: rows per partial sum
-    accumulate: u32, // layernorm_bwd_x: 1: add to d_x
-    eps: f32,
-    offset: f32,
-    pad0: u32,
-    pad1: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: LayernormParams;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read> w: array<f32>;
 @group(0) @binding(3) var<storage, read> b: array<f32>;

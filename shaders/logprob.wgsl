@@ -6,43 +6,12 @@
 // gradient in place.
 
 import package::shared::grid::{flat_group};
-import package::shared::reduce::{WG, partials, sum_across};
+import package::shared::logits::{BELOW, LogprobParams, SOFTCAP, capped, max_across};
+import package::shared::reduce::{WG, sum_across};
 
-override SOFTCAP: bool = false;
-
-struct LogprobParams {
-    rows: u32,
-    n: u32,     // columns of this tile
-    first: u32, // token id of the first column
-    softcap: f32,
-}
-
-const BELOW = -1e30;
-
-@group(0) @binding(0) var<uniform> params: LogprobParams;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;  // (rows, n)
 @group(0) @binding(2) var<storage, read> targets: array<u32>; // (rows)
 @group(0) @binding(3) var<storage, read_write> state: array<vec4<f32>>; // (rows): maximum, sum, z[target], -
-
-fn capped(l: f32) -> f32 {
-    if SOFTCAP {
-        return params.softcap * tanh(clamp(l / params.softcap, -15.0, 15.0));
-    }
-    return l;
-}
-
-fn max_across(lane: u32, value: f32) -> f32 {
-    workgroupBarrier();
-    partials[lane] = value;
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            partials[lane] = max(partials[lane], partials[lane + half]);
-        }
-    }
-    workgroupBarrier();
-    return partials[0];
-}
 
 @compute @workgroup_size(WG)
 fn logprob_tile(

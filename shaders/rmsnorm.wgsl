@@ -1,28 +1,12 @@
 // y[t,i] = x[t,i]·(w[i] + offset)·r[t];   r[t] = 1/√(mean_i x[t,i]² + eps)
 // d_x[t,i] = r·g[i] − x[t,i]·r³/D·Σ_j g[j]·x[t,j],  g[i] = d_y[t,i]·(w[i] + offset);   d_w[i] = Σ_t d_y[t,i]·x[t,i]·r[t]
 //
-// One workgroup per row. A row is `width` values at `start + t·stride + group·width`; with `groups` > 1, a row is one head of a slot of
-// heads.
+// One workgroup per row.
 
 import package::shared::grid::{flat_group};
 import package::shared::reduce::{WG, sum_across};
+import package::shared::rmsnorm_params::{RmsnormParams};
 
-struct RmsnormParams {
-    rows: u32,  // tokens × groups
-    groups: u32,
-    width: u32,
-    block: u32, // rmsnorm_bwd_w: rows per partial sum
-    x_start: u32,
-    x_stride: u32,
-    y_start: u32,
-    y_stride: u32,
-    eps: f32,
-    offset: f32,
-    accumulate: u32, // rmsnorm_bwd_x: 1: add to d_x
-    pad: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: RmsnormParams;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read> w: array<f32>;
 @group(0) @binding(3) var<storage, read_write> r_out: array<f32>; // (rows)

@@ -110,9 +110,9 @@
 //! A [`gpu::Shader`] is a module, an entry point, values of its `override`s, and substitutions of imported modules
 //! (`shared/weight` by `shared/weight_bf16`, `_int8` or `_nf4`, `shared/param` by `shared/param_bf16`, `shared/moments` by
 //! `shared/moments_8bit`: the same names, another storage type). There is no `#ifdef`. A different algorithm is
-//! a different file: `matmul_tiles.wgsl` and `attention_tiles.wgsl` for GPUs where everything is aligned, `matmul_cpu.wgsl` with its tile in registers, because workgroup
+//! a different file: `matmul_tiles.wgsl` and `attention_tiles.wgsl` for GPUs where everything is aligned, `*_rows.wgsl` for kernels that memory limits, with several loads of vec4s in flight, `matmul_cpu.wgsl` with its tile in registers, because workgroup
 //! memory is slow in software drivers, `matmul_lanes.wgsl` and `attention_lanes.wgsl` where those have subgroups. Launchers choose from [`gpu::Caps`] alone: a family has its baseline, and each [`gpu::Variant`] that the device
-//! has passed a check ([`kernels::with_checked_variants`]; [`Gpu::open_with`] does it once for a driver). Variants of a product add a sum's terms in the baseline's order, and give its bits; those of attention are
+//! has passed a check ([`kernels::with_checked_variants`]; [`Gpu::open_with`] does it once for a driver). Variants of a product add a sum's terms in the baseline's order, and give its bits; those of attention, and of the kernels of rows, are
 //! chosen by the device and the model alone. So a row's result is the same to the bit, whatever is packed beside it. The baseline, which must always work, is WebGPU's guaranteed minimum ([`gpu::Caps::baseline`]). Every
 //! variant that a kernel lists is translated to SPIR-V, MSL and HLSL in `tests/shaders.rs`.
 //!

@@ -1,4 +1,5 @@
-//! Operands that lie in the middle of what is no number: no product and no attention reads beyond its rows, columns and heads, or writes there.
+//! Operands that lie in the middle of what is no number: no product, no attention and no norm reads beyond its rows, columns and heads, or writes
+//! there.
 //! (Past a binding, software drivers give 0, and GPUs anything: here the edges lie inside.)
 
 use std::ops::Range;
@@ -7,10 +8,12 @@ use jointwise::gpu::{DeviceChoice, Gpu, MatmulPrecision, Slot, Variant};
 use jointwise::kernels::attention::{
     AttentionConfig, AttentionSaved, QkvLayout, SegmentTable, attention_bwd, attention_fwd,
 };
+use jointwise::kernels::column_sum::column_sum;
 use jointwise::kernels::matmul::{
     Epilogue, LinearPass, LowRank, MatmulDesc, MatmulOperands, OperandMatrix, matmul_with,
 };
 use jointwise::kernels::packed_batch::PackedBatch;
+use jointwise::kernels::rmsnorm::{RmsnormRows, rmsnorm_bwd_w, rmsnorm_bwd_x, rmsnorm_fwd};
 use jointwise::kernels::storage::{PackedWeight, WeightFormat};
 use jointwise::kernels::{error_over_tolerance, tolerance};
 use jointwise::rng::Rng;
@@ -291,4 +294,79 @@ fn attention_in_every_implementation() {
 #[test]
 fn attention_of_lower_precision() {
     lower_precisions().for_each(|gpu| attention(&gpu, gpu.caps().matmul_precision.name(), &[20]));
+}
+
+/// y and d_x of the heads, and d_w, as bits, of RMSNorm where each token's heads have `gap` elements that are no numbers before and behind them.
+fn norm_heads(gpu: &Gpu, tokens: usize, groups: usize, width: usize, gap: usize) -> [Vec<u32>; 3] {
+    let (heads, stride) = (groups * width, groups * width + 2 * gap);
+    let rows =
+        RmsnormRows { tokens, groups, width, x_start: gap, x_stride: stride, y_start: 2 * gap, y_stride: stride + gap };
+    let spread = |values: &[f32], start: usize, stride: usize, around: f32| {
+        let mut all = vec![around; start + tokens * stride];
+        for (t, row) in values.chunks(heads).enumerate() {
+            all[start + t * stride..][..heads].copy_from_slice(row);
+        }
+        gpu.upload(&all)
+    };
+    let inside = |slot: &Slot, start: usize, stride: usize| -> Vec<u32> {
+        let all: Vec<u32> = pollster::block_on(gpu.read(&[slot])).expect("readback").concat();
+        let is_inside = |i: &usize| *i >= start && (*i - start) % stride < heads;
+        assert!(
+            (0..all.len()).filter(|i| !is_inside(i)).all(|i| f32::from_bits(all[i]) == AROUND),
+            "D={width}: written outside of the heads"
+        );
+        (0..all.len()).filter(is_inside).map(|i| all[i]).collect()
+    };
+    // Draws of their own: the first tokens are alike, whatever follows.
+    let draw = |seed, n| values(&mut Rng::new(6, seed), n);
+    let (x, d_y, before) = (draw(1, tokens * heads), draw(2, tokens * heads), draw(3, tokens * heads));
+    let nan = f32::NAN;
+    let (x, d_y) = (spread(&x, gap, stride, nan), spread(&d_y, 2 * gap, stride + gap, nan));
+    let w = gpu.upload(&draw(4, width));
+    let y = spread(&vec![nan; tokens * heads], 2 * gap, stride + gap, AROUND);
+    let d_x = spread(&before, gap, stride, AROUND);
+    let (r, d_w) = (gpu.alloc_activation(rows.count()), gpu.upload(&vec![0.0_f32; width]));
+    let mut rec = gpu.record();
+    rmsnorm_fwd(&mut rec, &rows, 1e-5, 0.5, &x, &w, &r, &y);
+    rmsnorm_bwd_x(&mut rec, &rows, 0.5, true, &x, &w, &r, &d_y, &d_x);
+    rmsnorm_bwd_w(&mut rec, &rows, &x, &r, &d_y, &d_w);
+    rec.submit();
+    let d_w = pollster::block_on(gpu.read(&[&d_w])).expect("readback").concat();
+    [inside(&y, 2 * gap, stride + gap), inside(&d_x, gap, stride), d_w]
+}
+
+/// A head's result depends neither on what lies around it nor on the tokens beside it, and a column's sum not on its neighbours.
+#[test]
+fn norms_and_column_sums() {
+    for variants in [&[][..], &[Variant::Rows]] {
+        let gpu = open().with_variants(variants.to_vec());
+        for (groups, width) in [(3, 64), (2, 260), (1, 576)] {
+            let at = format!("{variants:?} D={width}");
+            let plain = norm_heads(&gpu, 70, groups, width, 0);
+            assert!(plain.iter().flatten().all(|&v| f32::from_bits(v).is_finite()), "{at}");
+            assert!(plain == norm_heads(&gpu, 70, groups, width, 8), "{at}: depends on what lies around");
+            let alone = norm_heads(&gpu, 1, groups, width, 8);
+            let heads = groups * width;
+            for i in 0..2 {
+                assert!(alone[i] == plain[i][..heads], "{at}: output {i} depends on other tokens");
+                assert!(alone[i] != plain[i][heads..2 * heads], "{at}: the comparison sees nothing");
+            }
+        }
+        for (rows, width) in [(70, 60), (200, 68)] {
+            let mut rng = Rng::new(7, 1);
+            let x = values(&mut rng, rows * width);
+            let sums = |margin: usize| {
+                let mut around = vec![f32::NAN; rows * (width + 2 * margin)];
+                for (row, x) in around.chunks_mut(width + 2 * margin).zip(x.chunks(width)) {
+                    row[margin..][..width].copy_from_slice(x);
+                }
+                let (x, out) = (gpu.upload(&around), gpu.upload(&vec![0.0_f32; width]));
+                let mut rec = gpu.record();
+                column_sum(&mut rec, &x, rows, width + 2 * margin, margin, width, &out);
+                rec.submit();
+                pollster::block_on(gpu.read::<u32>(&[&out])).expect("readback").concat()
+            };
+            assert!(sums(0) == sums(8), "{variants:?} {rows}x{width}: depends on what lies around");
+        }
+    }
 }

@@ -329,7 +329,7 @@ fn a_device_is_checked_once_and_again_where_that_was_lost() {
     }
     // Without the variants that failed.
     let mut record: Value = serde_json::from_slice(&fs::read(kept[0].path()).expect("a file")).expect("JSON");
-    record["wrong"] = json!(["lanes", "cpu", "flash", "tiles32", "tiles64", "tiles128"]);
+    record["wrong"] = json!(["lanes", "cpu", "rows", "flash", "tiles32", "tiles64", "tiles128"]);
     fs::write(kept[0].path(), record.to_string()).expect("a file");
     let ran = s.run(SCORE).ok();
     assert!(

@@ -8,6 +8,9 @@ struct Moments {
     v: vec4<f32>,
 }
 
+// Nothing has to be prepared.
+fn prepare_moments(lane: u32) {}
+
 fn load_moments(vec4_at: u32) -> Moments {
     return Moments(m[vec4_at], v[vec4_at]);
 }

@@ -22,14 +22,24 @@ struct Moments {
 }
 
 var<workgroup> largest: array<vec2<f32>, WG>;
+// The maps, and the middle of each value and the one below it: lookups depend on each other, and a load from memory would be waited for each time.
+var<workgroup> map_values: array<f32, 512>;
+var<workgroup> middles: array<f32, 512>;
+
+// All of a workgroup call it together, before the others.
+fn prepare_moments(lane: u32) {
+    for (var turn = 0u; turn < 512u / WG; turn++) {
+        let at = turn * WG + lane;
+        let value = maps[at];
+        map_values[at] = value;
+        middles[at] = (maps[max(at, 1u) - 1u] + value) / 2.0;
+    }
+    workgroupBarrier();
+}
 
 fn dequantize4(map: u32, word: u32) -> vec4<f32> {
-    return vec4<f32>(
-        maps[map + (word & 255u)],
-        maps[map + ((word >> 8u) & 255u)],
-        maps[map + ((word >> 16u) & 255u)],
-        maps[map + (word >> 24u)],
-    );
+    let at = vec4<u32>(map) + ((vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u));
+    return vec4<f32>(map_values[at.x], map_values[at.y], map_values[at.z], map_values[at.w]);
 }
 
 fn load_moments(vec4_at: u32) -> Moments {
@@ -37,22 +47,18 @@ fn load_moments(vec4_at: u32) -> Moments {
     return Moments(dequantize4(SIGNED, m[vec4_at]) * scale.x, dequantize4(UNSIGNED, v[vec4_at]) * scale.y);
 }
 
-// Counts by bisection the map's middles between neighbours that are below x. The count is the index of the nearest value.
-fn quantize(map: u32, x: f32) -> u32 {
-    var code = 0u;
-    for (var half = 128u; half > 0u; half /= 2u) {
-        let at = map + code + half;
-        if x > (maps[at - 1u] + maps[at]) / 2.0 {
-            code += half;
-        }
-    }
-    return code;
-}
-
+// Returns the indices of the nearest values: counts by bisection the middles that are below each x.
 fn quantize4(map: u32, value: vec4<f32>, scale: f32) -> u32 {
     let per = select(0.0, 1.0 / scale, scale >= TINIEST);
     let x = clamp(value * per, vec4<f32>(-1.0), vec4<f32>(1.0));
-    return quantize(map, x.x) | (quantize(map, x.y) << 8u) | (quantize(map, x.z) << 16u) | (quantize(map, x.w) << 24u);
+    var at = vec4<u32>(map);
+    for (var half = 128u; half > 0u; half /= 2u) {
+        let next = at + half;
+        let middle = vec4<f32>(middles[next.x], middles[next.y], middles[next.z], middles[next.w]);
+        at = select(at, next, x > middle);
+    }
+    let codes = (at - map) << vec4<u32>(0u, 8u, 16u, 24u);
+    return codes.x | codes.y | codes.z | codes.w;
 }
 
 // All invocations of a workgroup must call this together. Elements outside the bucket count as zero.

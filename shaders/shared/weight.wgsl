@@ -4,6 +4,9 @@
 @group(0) @binding(2) var<storage, read> weights: array<f32>;
 @group(0) @binding(2) var<storage, read> weight_vec4s: array<vec4<f32>>;
 
+// All invocations of a workgroup call it together, before the other functions. Only NF4 has something to prepare.
+fn prepare_weight(lane: u32, invocations: u32) {}
+
 fn weight_value(row: u32, i: u32) -> f32 {
     return weights[i];
 }
@@ -16,4 +19,13 @@ fn weight_values(row: u32, i: u32) -> vec4<f32> {
 // Returns elements 4·vec4 to 4·vec4 + 3 in one load. An entry point that uses this uses neither of the others.
 fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
     return weight_vec4s[vec4_at];
+}
+
+// The same four elements as stored, loaded without being used, and their values.
+fn stored_vec4(row: u32, vec4_at: u32) -> vec4<u32> {
+    return bitcast<vec4<u32>>(weight_vec4s[vec4_at]);
+}
+
+fn decoded_vec4(stored: vec4<u32>, vec4_at: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(stored);
 }

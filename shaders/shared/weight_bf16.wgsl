@@ -3,6 +3,8 @@
 @group(0) @binding(2) var<storage, read> weights: array<u32>;
 @group(0) @binding(2) var<storage, read> weight_vec4s: array<vec2<u32>>;
 
+fn prepare_weight(lane: u32, invocations: u32) {}
+
 fn weight_value(row: u32, i: u32) -> f32 {
     let word = weights[i >> 1u];
     return bitcast<f32>(select(word << 16u, word & 0xffff0000u, (i & 1u) == 1u));
@@ -14,6 +16,14 @@ fn weight_values(row: u32, i: u32) -> vec4<f32> {
 
 fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
     return unpack(weight_vec4s[vec4_at]);
+}
+
+fn stored_vec4(row: u32, vec4_at: u32) -> vec4<u32> {
+    return vec4<u32>(weight_vec4s[vec4_at], 0u, 0u);
+}
+
+fn decoded_vec4(stored: vec4<u32>, vec4_at: u32) -> vec4<f32> {
+    return unpack(stored.xy);
 }
 
 fn unpack(words: vec2<u32>) -> vec4<f32> {

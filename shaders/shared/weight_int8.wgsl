@@ -7,6 +7,8 @@
 
 const CODES = 4u;
 
+fn prepare_weight(lane: u32, invocations: u32) {}
+
 fn scale_of(row: u32) -> f32 {
     return bitcast<f32>(weights[weights[0] + row]);
 }
@@ -21,7 +23,15 @@ fn weight_values(row: u32, i: u32) -> vec4<f32> {
 }
 
 fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
-    let word = weights[CODES + vec4_at];
-    let codes = bitcast<vec4<i32>>(vec4<u32>(word << 24u, word << 16u, word << 8u, word)) >> vec4<u32>(24u);
-    return vec4<f32>(codes) * scale_of(row);
+    return decoded_vec4(stored_vec4(row, vec4_at), vec4_at);
+}
+
+// Codes, and the row's scale.
+fn stored_vec4(row: u32, vec4_at: u32) -> vec4<u32> {
+    return vec4<u32>(weights[CODES + vec4_at], bitcast<u32>(scale_of(row)), 0u, 0u);
+}
+
+fn decoded_vec4(stored: vec4<u32>, vec4_at: u32) -> vec4<f32> {
+    let codes = bitcast<vec4<i32>>(vec4<u32>(stored.x) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u);
+    return vec4<f32>(codes) * bitcast<f32>(stored.y);
 }

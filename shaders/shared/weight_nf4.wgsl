@@ -6,21 +6,31 @@
 //   0: where s begins    1: where the groups begin    2: offset, f32    3: phase    4 .. 20: NF4, f32    20 .. 276: DYNAMIC, f32
 //   276 ..: q    then: s    then: group, f32
 
+// Its tables are looked up in memory, or in workgroup memory: `shared/nf4_lookup`, `shared/nf4_lookup_workgroup`.
+
+import package::shared::nf4_lookup::{dynamic_value, nf4_vec4, prepare_lookup};
+
 @group(0) @binding(2) var<storage, read> weights: array<u32>;
 
-const NF4 = 4u;
-const DYNAMIC = 20u;
 const CODES = 276u;
 
-fn absmax_of(block: u32) -> f32 {
-    let s = (weights[weights[0] + (block >> 2u)] >> (8u * (block & 3u))) & 255u;
-    let group = bitcast<f32>(weights[weights[1] + ((weights[3] + block) >> 8u)]);
-    return bitcast<f32>(weights[DYNAMIC + s]) * group + bitcast<f32>(weights[2]);
+fn prepare_weight(lane: u32, invocations: u32) {
+    prepare_lookup(lane, invocations);
+}
+
+// Codes of a block's scale from that of the block on, the first in the low byte, and the scale of its group. Neither load waits for the other.
+fn stored_absmax(block: u32) -> vec2<u32> {
+    return vec2<u32>(weights[weights[0] + (block >> 2u)], weights[weights[1] + ((weights[3] + block) >> 8u)]);
+}
+
+fn absmax_of(stored: vec2<u32>, block: u32) -> f32 {
+    let s = (stored.x >> (8u * (block & 3u))) & 255u;
+    return dynamic_value(s) * bitcast<f32>(stored.y) + bitcast<f32>(weights[2]);
 }
 
 fn weight_value(row: u32, i: u32) -> f32 {
-    let q = (weights[CODES + (i >> 3u)] >> (4u * (i & 7u))) & 15u;
-    return bitcast<f32>(weights[NF4 + q]) * absmax_of(i >> 6u);
+    let q = weights[CODES + (i >> 3u)] >> (4u * (i & 7u));
+    return nf4_vec4(q).x * absmax_of(stored_absmax(i >> 6u), i >> 6u);
 }
 
 fn weight_values(row: u32, i: u32) -> vec4<f32> {
@@ -28,12 +38,14 @@ fn weight_values(row: u32, i: u32) -> vec4<f32> {
 }
 
 fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
-    let q = weights[CODES + (vec4_at >> 1u)] >> (16u * (vec4_at & 1u));
-    let values = vec4<u32>(
-        weights[NF4 + (q & 15u)],
-        weights[NF4 + ((q >> 4u) & 15u)],
-        weights[NF4 + ((q >> 8u) & 15u)],
-        weights[NF4 + ((q >> 12u) & 15u)],
-    );
-    return bitcast<vec4<f32>>(values) * absmax_of(vec4_at >> 4u);
+    return decoded_vec4(stored_vec4(row, vec4_at), vec4_at);
+}
+
+// The word of eight codes that holds the four, and what the block's scale is made of.
+fn stored_vec4(row: u32, vec4_at: u32) -> vec4<u32> {
+    return vec4<u32>(weights[CODES + (vec4_at >> 1u)], stored_absmax(vec4_at >> 4u), 0u);
+}
+
+fn decoded_vec4(stored: vec4<u32>, vec4_at: u32) -> vec4<f32> {
+    return nf4_vec4(stored.x >> (16u * (vec4_at & 1u))) * absmax_of(stored.yz, vec4_at >> 4u);
 }

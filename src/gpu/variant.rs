@@ -15,6 +15,8 @@ pub enum Variant {
     Tiles128,
     /// Attention with tiles of keys in workgroup memory, scores and outputs in blocks of registers.
     Flash,
+    /// Norms, log-probabilities, column sums, gathers and embeddings with several vec4 loads in flight.
+    Rows,
     /// Matmul and attention without workgroup memory, in workgroups as wide as a vector: for CPU adapters.
     Cpu,
     /// Like [`Self::Cpu`], but values pass from lane to lane: for CPU adapters with subgroups of 8 or more.
@@ -23,7 +25,8 @@ pub enum Variant {
 
 impl Variant {
     /// All variants, in the order of `jointwise info`.
-    pub const ALL: [Self; 6] = [Self::Tiles32, Self::Tiles64, Self::Tiles128, Self::Flash, Self::Cpu, Self::Lanes];
+    pub const ALL: [Self; 7] =
+        [Self::Tiles32, Self::Tiles64, Self::Tiles128, Self::Flash, Self::Rows, Self::Cpu, Self::Lanes];
 
     /// Returns the name that `--variant` takes.
     pub fn name(self) -> &'static str {
@@ -32,6 +35,7 @@ impl Variant {
             Self::Tiles64 => "tiles64",
             Self::Tiles128 => "tiles128",
             Self::Flash => "flash",
+            Self::Rows => "rows",
             Self::Cpu => "cpu",
             Self::Lanes => "lanes",
         }

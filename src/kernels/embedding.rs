@@ -1,9 +1,10 @@
 //! Token embedding: rows of a table by token id. The gradient is summed over sorted buckets of ids.
 
+use super::row_vec4s::{self, BASELINE, FLIGHT, ROWS};
 use super::shapes::ModelShape;
 use super::storage::WeightFormat;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
-use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, uniform_bytes_in_parts};
+use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, Variant, uniform_bytes_in_parts};
 use crate::rng::Rng;
 
 /// Shard of a table (V, D): consecutive rows in one slot.
@@ -55,9 +56,10 @@ struct EmbeddingParams {
     accumulate: u32,
     scale: f32,
     bucket: u32,
+    tokens: u32,
 }
 
-fn params(page: &VocabShard, scale: f32, accumulate: bool, bucket: usize) -> EmbeddingParams {
+fn params(page: &VocabShard, scale: f32, accumulate: bool, bucket: usize, tokens: usize) -> EmbeddingParams {
     EmbeddingParams {
         width: page.width as u32,
         first: page.first as u32,
@@ -65,6 +67,7 @@ fn params(page: &VocabShard, scale: f32, accumulate: bool, bucket: usize) -> Emb
         accumulate: u32::from(accumulate),
         scale,
         bucket: bucket as u32,
+        tokens: tokens as u32,
     }
 }
 
@@ -76,6 +79,13 @@ fn backward_shader() -> Shader {
     Shader::new("embedding", "embedding_bwd_w").with("WG", 64.0)
 }
 
+fn shader_rows(entry: &'static str) -> Shader {
+    Shader::new("embedding_rows", entry).with("WG", 64.0).unroll("FLIGHT", FLIGHT)
+}
+
+/// vec4s of columns and tokens per workgroup of `embedding_rows_fwd`: COLUMNS and ROWS · FLIGHT.
+const BLOCK: [usize; 2] = [16, 4 * FLIGHT];
+
 /// Computes y (T, D) = `scale·w[ids]` for the tokens of this shard; adds to y when `accumulate`.
 pub fn embedding_fwd(
     rec: &mut Recording,
@@ -86,32 +96,59 @@ pub fn embedding_fwd(
     w: &Slot,
     y: &Slot,
 ) {
-    let grid = [page.width.div_ceil(64) as u32, ids.t as u32];
-    rec.dispatch_in_parts(
-        &forward_shader(page.storage),
-        &params(page, scale, accumulate, 0),
-        &[&ids.ids, w, y],
-        grid,
-        0,
-    );
+    let allowed = &rec.gpu().caps().variants;
+    fwd_with(rec, allowed, page, scale, accumulate, ids, w, y);
+}
+
+#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
+fn fwd_with(
+    rec: &mut Recording,
+    allowed: &[Variant],
+    page: &VocabShard,
+    scale: f32,
+    accumulate: bool,
+    ids: &TokenIds,
+    w: &Slot,
+    y: &Slot,
+) {
+    let (shader, grid) = if !page.storage.is_quantised() && row_vec4s::in_vec4s(allowed, &[page.width]) {
+        let grid = [(page.width / 4).div_ceil(BLOCK[0]) as u32, ids.t.div_ceil(BLOCK[1]) as u32];
+        (page.storage.select(shader_rows("embedding_rows_fwd")), grid)
+    } else {
+        (forward_shader(page.storage), [page.width.div_ceil(64) as u32, ids.t as u32])
+    };
+    rec.dispatch_in_parts(&shader, &params(page, scale, accumulate, 0, ids.t), &[&ids.ids, w, y], grid, 0);
 }
 
 /// Computes d_w (rows, D) += scale·Σ d_y over the tokens of each id of this shard.
 pub fn embedding_bwd_w(rec: &mut Recording, page: &VocabShard, scale: f32, ids: &TokenIds, d_y: &Slot, d_w: &Slot) {
-    let first = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first);
-    let end = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first + page.rows);
-    let grid = [page.width.div_ceil(64) as u32, (end - first) as u32];
-    let slots = [&ids.buckets, &ids.order, d_y, d_w];
-    rec.dispatch_in_parts(
-        &backward_shader(),
-        &params(page, scale, true, first),
-        &slots,
-        grid,
-        (ids.t * page.width) as u64,
-    );
+    let allowed = &rec.gpu().caps().variants;
+    bwd_w_with(rec, allowed, page, scale, ids, d_y, d_w);
 }
 
-/// Embedding kernels: `embedding_fwd`, `embedding_bwd_w`.
+fn bwd_w_with(
+    rec: &mut Recording,
+    allowed: &[Variant],
+    page: &VocabShard,
+    scale: f32,
+    ids: &TokenIds,
+    d_y: &Slot,
+    d_w: &Slot,
+) {
+    let first = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first);
+    let end = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first + page.rows);
+    let (shader, columns) = if row_vec4s::in_vec4s(allowed, &[page.width]) {
+        (shader_rows("embedding_rows_bwd_w"), page.width / 4)
+    } else {
+        (backward_shader(), page.width)
+    };
+    let grid = [columns.div_ceil(64) as u32, (end - first) as u32];
+    let slots = [&ids.buckets, &ids.order, d_y, d_w];
+    let params = params(page, scale, true, first, ids.t);
+    rec.dispatch_in_parts(&shader, &params, &slots, grid, (ids.t * page.width) as u64);
+}
+
+/// Embedding kernels: `embedding_fwd`, `embedding_bwd_w`, `embedding_rows_fwd`, `embedding_rows_bwd_w`.
 pub struct EmbeddingKernels;
 
 impl Kernel for EmbeddingKernels {
@@ -119,26 +156,45 @@ impl Kernel for EmbeddingKernels {
         "embedding"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["embedding"]
+        &["embedding", "embedding_rows"]
     }
     fn variants(&self) -> Vec<Shader> {
-        vec![forward_shader(WeightFormat::F32), forward_shader(WeightFormat::Bf16), backward_shader()]
+        let formats = [WeightFormat::F32, WeightFormat::Bf16];
+        let forward = formats
+            .into_iter()
+            .flat_map(|storage| [forward_shader(storage), storage.select(shader_rows("embedding_rows_fwd"))]);
+        forward.chain([backward_shader(), shader_rows("embedding_rows_bwd_w")]).collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("EmbeddingParams", uniform_bytes_in_parts::<EmbeddingParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let make = |t, vocab, width, pages, storage, accumulate| {
-            let mut rng = Rng::new(t as u64, 3);
-            let ids = (0..t).map(|_| rng.below(vocab as u32)).collect();
-            Box::new(EmbeddingCase { ids, vocab, width, pages, storage, accumulate }) as Box<dyn Case>
-        };
-        vec![
-            make(1, 1, 1, 1, WeightFormat::F32, false),
-            make(7, 3, 65, 1, WeightFormat::F32, false),
-            make(40, 12, 64, 2, WeightFormat::Bf16, false),
-            make(130, 9, 6, 3, WeightFormat::F32, true),
-        ]
+        let shapes = [
+            (1, 1, 1, 1, WeightFormat::F32, false),
+            (7, 3, 65, 1, WeightFormat::F32, false),
+            (40, 12, 64, 2, WeightFormat::Bf16, false),
+            (130, 9, 6, 3, WeightFormat::F32, true),
+        ];
+        let baseline = shapes.map(|shape| EmbeddingCase::new(shape, BASELINE));
+        // Both sides of an invocation's tokens, of a workgroup's tokens, and of its columns.
+        let shapes = [
+            (1, 1, 4, 1, WeightFormat::F32, false),
+            (3, 200, 60, 2, WeightFormat::F32, false),
+            (4, 1, 64, 1, WeightFormat::Bf16, true),
+            (5, 1, 68, 1, WeightFormat::F32, true),
+            (16, 12, 252, 2, WeightFormat::Bf16, false),
+            (17, 40, 260, 1, WeightFormat::F32, false),
+            (130, 9, 8, 3, WeightFormat::F32, true),
+        ];
+        let rows = shapes.map(|shape| EmbeddingCase::new(shape, ROWS));
+        baseline.into_iter().chain(rows).map(|case| Box::new(case) as Box<dyn Case>).collect()
+    }
+    fn variant_cases(&self, variant: Variant, _: &Caps) -> Vec<Box<dyn Case>> {
+        if variant != Variant::Rows {
+            return Vec::new();
+        }
+        let shapes = [(130, 9, 68, 3, WeightFormat::F32, true), (40, 12, 260, 2, WeightFormat::Bf16, false)];
+        shapes.map(|shape| Box::new(EmbeddingCase::new(shape, ROWS)) as Box<dyn Case>).into()
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         let mut rng = Rng::new(t as u64, 3);
@@ -151,6 +207,7 @@ impl Kernel for EmbeddingKernels {
             pages: pages(vocab, width, caps),
             storage: WeightFormat::F32,
             accumulate: false,
+            allowed: row_vec4s::taken(caps),
         })]
     }
 }
@@ -169,6 +226,18 @@ struct EmbeddingCase {
     storage: WeightFormat,
     /// Whether the rows are added to an earlier y, which is the last input.
     accumulate: bool,
+    allowed: &'static [Variant],
+}
+
+/// T, V, D, shards, storage, and whether an earlier y is added, of a case.
+type EmbeddingShape = (usize, usize, usize, usize, WeightFormat, bool);
+
+impl EmbeddingCase {
+    fn new((t, vocab, width, pages, storage, accumulate): EmbeddingShape, allowed: &'static [Variant]) -> Self {
+        let mut rng = Rng::new(t as u64, 3);
+        let ids = (0..t).map(|_| rng.below(vocab as u32)).collect();
+        Self { ids, vocab, width, pages, storage, accumulate, allowed }
+    }
 }
 
 const SCALE: f32 = 1.5;
@@ -176,7 +245,8 @@ const SCALE: f32 = 1.5;
 impl Case for EmbeddingCase {
     fn label(&self) -> String {
         let added = if self.accumulate { " added" } else { "" };
-        format!("T={} V={} D={} pages={} {:?}{added}", self.ids.len(), self.vocab, self.width, self.pages, self.storage)
+        let (t, suffix) = (self.ids.len(), row_vec4s::suffix(self.allowed));
+        format!("T={t} V={} D={} pages={} {:?}{added}{suffix}", self.vocab, self.width, self.pages, self.storage)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let rows = self.vocab / self.pages * self.width;
@@ -220,8 +290,8 @@ impl Case for EmbeddingCase {
             let page = VocabShard { first: n * rows, rows, width: self.width, storage: self.storage };
             let d_w = gpu.alloc_activation(rows * self.width);
             rec.clear(&d_w);
-            embedding_fwd(rec, &page, SCALE, self.accumulate, &ids, w, &y);
-            embedding_bwd_w(rec, &page, SCALE, &ids, &d_y[0], &d_w);
+            fwd_with(rec, self.allowed, &page, SCALE, self.accumulate, &ids, w, &y);
+            bwd_w_with(rec, self.allowed, &page, SCALE, &ids, &d_y[0], &d_w);
             d_x.push(Some(d_w));
         }
         // The gradient of the earlier y is d_y itself.
@@ -230,6 +300,9 @@ impl Case for EmbeddingCase {
     }
     fn reduction_len(&self) -> usize {
         self.ids.len()
+    }
+    fn is_supported(&self, caps: &Caps) -> bool {
+        self.allowed.iter().all(|variant| caps.variants.contains(variant))
     }
     fn cost(&self) -> Cost {
         let n = (self.ids.len() * self.width) as u64;

@@ -1,8 +1,9 @@
 //! Gather and scatter of rows by index: hidden states that predict a scored token, and new keys and values for the KV cache.
 
+use super::row_vec4s::{self, BASELINE, FLIGHT, ROWS};
 use super::shapes::ModelShape;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
-use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, uniform_bytes_in_parts};
+use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, Variant, uniform_bytes_in_parts};
 use crate::rng::Rng;
 
 /// Indices of gathered rows, and for each source row the outputs that use it.
@@ -31,35 +32,61 @@ struct GatherParams {
     width: u32,
     start: u32,
     stride: u32,
+    n: u32,
 }
 
 fn shader(entry: &'static str) -> Shader {
     Shader::new("gather", entry).with("WG", 64.0)
 }
 
-fn params(width: usize) -> GatherParams {
-    GatherParams { width: width as u32, start: 0, stride: 0 }
+fn shader_rows(entry: &'static str) -> Shader {
+    Shader::new("gather_rows", entry).unroll("FLIGHT", FLIGHT)
+}
+
+/// vec4s of columns and rows per workgroup of gather_rows.wgsl: its COLUMNS and BLOCK.
+const BLOCK: [usize; 2] = [16, 4 * FLIGHT];
+
+fn params(width: usize, n: usize) -> GatherParams {
+    GatherParams { width: width as u32, start: 0, stride: 0, n: n as u32 }
 }
 
 fn grid(width: usize, rows: usize) -> [u32; 2] {
     [width.div_ceil(64) as u32, rows as u32]
 }
 
+fn grid_rows(width: usize, rows: usize) -> [u32; 2] {
+    [(width / 4).div_ceil(BLOCK[0]) as u32, rows.div_ceil(BLOCK[1]) as u32]
+}
+
 /// Computes y (N, width): the rows of x at `indices`.
 pub fn gather_fwd(rec: &mut Recording, indices: &GatherIndices, width: usize, x: &Slot, y: &Slot) {
-    rec.dispatch_in_parts(&shader("gather_fwd"), &params(width), &[&indices.rows, x, y], grid(width, indices.n), 0);
+    let allowed = &rec.gpu().caps().variants;
+    fwd_with(rec, allowed, indices, width, x, y);
+}
+
+fn fwd_with(rec: &mut Recording, allowed: &[Variant], indices: &GatherIndices, width: usize, x: &Slot, y: &Slot) {
+    let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[width]) {
+        (shader_rows("gather_rows_fwd"), grid_rows(width, indices.n))
+    } else {
+        (shader("gather_fwd"), grid(width, indices.n))
+    };
+    rec.dispatch_in_parts(&shader, &params(width, indices.n), &[&indices.rows, x, y], grid, 0);
 }
 
 /// Computes d_x (T, width) from d_y (N, width); all rows are written.
 pub fn gather_bwd(rec: &mut Recording, indices: &GatherIndices, width: usize, d_y: &Slot, d_x: &Slot) {
+    let allowed = &rec.gpu().caps().variants;
+    bwd_with(rec, allowed, indices, width, d_y, d_x);
+}
+
+fn bwd_with(rec: &mut Recording, allowed: &[Variant], indices: &GatherIndices, width: usize, d_y: &Slot, d_x: &Slot) {
     let slots = [&indices.starts, &indices.uses, d_y, d_x];
-    rec.dispatch_in_parts(
-        &shader("gather_bwd"),
-        &params(width),
-        &slots,
-        grid(width, indices.t),
-        (indices.n * width) as u64,
-    );
+    let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[width]) {
+        (shader_rows("gather_rows_bwd"), grid_rows(width, indices.t))
+    } else {
+        (shader("gather_bwd"), grid(width, indices.t))
+    };
+    rec.dispatch_in_parts(&shader, &params(width, indices.t), &slots, grid, (indices.n * width) as u64);
 }
 
 /// Writes `y[rows[r]]` (width) = `x[r, start .. start + width]` for the `n` distinct indices `rows`, which are on the device.
@@ -74,11 +101,11 @@ pub fn gather_scatter(
     width: usize,
     y: &Slot,
 ) {
-    let params = GatherParams { width: width as u32, start: start as u32, stride: stride as u32 };
+    let params = GatherParams { start: start as u32, stride: stride as u32, ..params(width, n) };
     rec.dispatch_in_parts(&shader("gather_scatter"), &params, &[rows, x, y], grid(width, n), 0);
 }
 
-/// Gather kernels: `gather_fwd`, `gather_bwd`, `gather_scatter`.
+/// Gather kernels: `gather_fwd`, `gather_bwd`, `gather_scatter`, `gather_rows_fwd`, `gather_rows_bwd`.
 pub struct GatherKernels;
 
 impl Kernel for GatherKernels {
@@ -86,23 +113,41 @@ impl Kernel for GatherKernels {
         "gather"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["gather"]
+        &["gather", "gather_rows"]
     }
     fn variants(&self) -> Vec<Shader> {
-        ["gather_fwd", "gather_bwd", "gather_scatter"].map(shader).into()
+        let baseline = ["gather_fwd", "gather_bwd", "gather_scatter"].map(shader);
+        baseline.into_iter().chain(["gather_rows_fwd", "gather_rows_bwd"].map(shader_rows)).collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("GatherParams", uniform_bytes_in_parts::<GatherParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let make = |rows: &[u32], t, width| Box::new(GatherCase { rows: rows.to_vec(), t, width }) as Box<dyn Case>;
-        vec![make(&[0], 1, 1), make(&[2, 0, 2, 3], 5, 65), make(&[9, 1, 4, 4, 4], 10, 64)]
+        let make = |rows: &[u32], t, width| GatherCase { rows: rows.to_vec(), t, width, allowed: BASELINE };
+        let baseline = [make(&[0], 1, 1), make(&[2, 0, 2, 3], 5, 65), make(&[9, 1, 4, 4, 4], 10, 64)];
+        // Both sides of an invocation's rows, of a workgroup's rows, and of its columns.
+        let rows = [(1, 1, 4), (4, 3, 60), (5, 10, 64), (16, 15, 68), (17, 40, 252), (40, 17, 260), (9, 200, 576)];
+        let rows = rows.map(|(n, t, width)| some_rows(n, t, width));
+        baseline.into_iter().chain(rows).map(|case| Box::new(case) as Box<dyn Case>).collect()
     }
-    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+    fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         // Half of the tokens predict a scored token, as in responses.
         let rows = (0..t as u32).filter(|r| r % 2 == 1).collect();
-        vec![Box::new(GatherCase { rows, t, width: model.d_model })]
+        vec![Box::new(GatherCase { rows, t, width: model.d_model, allowed: row_vec4s::taken(caps) })]
     }
+    fn variant_cases(&self, variant: Variant, _: &Caps) -> Vec<Box<dyn Case>> {
+        match variant {
+            Variant::Rows => vec![Box::new(some_rows(40, 17, 68))],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Returns the case of `n` rows of `t`, the last of which has no use, of gather_rows.wgsl.
+fn some_rows(n: usize, t: usize, width: usize) -> GatherCase {
+    let mut rng = Rng::new(n as u64, 5);
+    let rows = (0..n).map(|_| rng.below((t as u32 - 1).max(1))).collect();
+    GatherCase { rows, t, width, allowed: ROWS }
 }
 
 /// Case of y = `x[rows]`, whose rows are then scattered without their first column.
@@ -110,11 +155,13 @@ struct GatherCase {
     rows: Vec<u32>,
     t: usize,
     width: usize,
+    allowed: &'static [Variant],
 }
 
 impl Case for GatherCase {
     fn label(&self) -> String {
-        format!("{} of {} width={}", self.rows.len(), self.t, self.width)
+        let suffix = row_vec4s::suffix(self.allowed);
+        format!("{} of {} width={}{suffix}", self.rows.len(), self.t, self.width)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         vec![HostTensor::normal(rng, self.t * self.width)]
@@ -152,14 +199,17 @@ impl Case for GatherCase {
             gpu.alloc_activation(2 * n * self.width),
         );
         rec.clear(&scattered);
-        gather_fwd(rec, &indices, self.width, &x[0], &y);
-        gather_bwd(rec, &indices, self.width, &d_y[0], &d_x);
+        fwd_with(rec, self.allowed, &indices, self.width, &x[0], &y);
+        bwd_with(rec, self.allowed, &indices, self.width, &d_y[0], &d_x);
         let targets = gpu.upload(&(0..n as u32).map(|r| 2 * r).collect::<Vec<_>>());
         gather_scatter(rec, &targets, n, &y, 1, self.width, self.width - 1, &scattered);
         CaseOutputs { y: vec![y, scattered], d_x: vec![Some(d_x)] }
     }
     fn reduction_len(&self) -> usize {
         self.rows.len()
+    }
+    fn is_supported(&self, caps: &Caps) -> bool {
+        self.allowed.iter().all(|variant| caps.variants.contains(variant))
     }
     fn cost(&self) -> Cost {
         let n = (self.rows.len() * self.width) as u64;

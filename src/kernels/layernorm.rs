@@ -1,8 +1,9 @@
 //! LayerNorm: y = (x − mean)/√(var + eps)·(w + offset) + b, over rows of D.
 
+use super::row_vec4s::{self, BASELINE, BLOCK_ROWS, ROWS, RowLanes};
 use super::shapes::ModelShape;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel, column_sum};
-use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Slot, Variant, grid_1d};
 use crate::rng::Rng;
 
 /// Shape of a LayerNorm: T rows of D.
@@ -29,7 +30,7 @@ struct LayernormParams {
 }
 
 /// Rows per partial sum of d_w.
-const BLOCK: usize = 64;
+const BLOCK: usize = BLOCK_ROWS;
 
 fn params(s: &LayernormRows, eps: f32, accumulate: bool) -> LayernormParams {
     LayernormParams {
@@ -47,6 +48,17 @@ fn shader(entry: &'static str) -> Shader {
     Shader::new("layernorm", entry).with("WG", 64.0)
 }
 
+/// Returns the division of rows, of which three arrays stay in registers: x, w and b, or x, g and w.
+fn row_lanes(width: usize) -> RowLanes {
+    RowLanes::new(width, 3)
+}
+
+fn shader_rows(entry: &'static str, width: usize) -> Shader {
+    row_lanes(width).shader("layernorm_rows", entry)
+}
+
+const ENTRIES_ROWS: [&str; 3] = ["layernorm_rows_fwd", "layernorm_rows_bwd_x", "layernorm_rows_bwd_w"];
+
 /// Computes y from x (T, D), w and b (D); saves mean and r = 1/√(var + eps) (T, 2).
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
 pub fn layernorm_fwd(
@@ -59,8 +71,29 @@ pub fn layernorm_fwd(
     stats: &Slot,
     y: &Slot,
 ) {
+    let allowed = &rec.gpu().caps().variants;
+    fwd_with(rec, allowed, s, eps, x, w, b, stats, y);
+}
+
+#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
+fn fwd_with(
+    rec: &mut Recording,
+    allowed: &[Variant],
+    s: &LayernormRows,
+    eps: f32,
+    x: &Slot,
+    w: &Slot,
+    b: &Slot,
+    stats: &Slot,
+    y: &Slot,
+) {
     let flops = 7 * (s.rows * s.width) as u64;
-    rec.dispatch(&shader("layernorm_fwd"), &params(s, eps, false), &[x, w, b, stats, y], grid_1d(s.rows, 1), flops);
+    let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[s.width]) {
+        (shader_rows("layernorm_rows_fwd", s.width), row_lanes(s.width).grid(s.rows))
+    } else {
+        (shader("layernorm_fwd"), grid_1d(s.rows, 1))
+    };
+    rec.dispatch(&shader, &params(s, eps, false), &[x, w, b, stats, y], grid, flops);
 }
 
 /// Computes d_x from d_y; adds to d_x when `accumulate`.
@@ -75,9 +108,30 @@ pub fn layernorm_bwd_x(
     d_y: &Slot,
     d_x: &Slot,
 ) {
+    let allowed = &rec.gpu().caps().variants;
+    bwd_x_with(rec, allowed, s, accumulate, x, w, stats, d_y, d_x);
+}
+
+#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
+fn bwd_x_with(
+    rec: &mut Recording,
+    allowed: &[Variant],
+    s: &LayernormRows,
+    accumulate: bool,
+    x: &Slot,
+    w: &Slot,
+    stats: &Slot,
+    d_y: &Slot,
+    d_x: &Slot,
+) {
     let flops = 12 * (s.rows * s.width) as u64;
     let slots = [x, w, stats, d_y, d_x];
-    rec.dispatch(&shader("layernorm_bwd_x"), &params(s, 0.0, accumulate), &slots, grid_1d(s.rows, 1), flops);
+    let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[s.width]) {
+        (shader_rows("layernorm_rows_bwd_x", s.width), row_lanes(s.width).grid(s.rows))
+    } else {
+        (shader("layernorm_bwd_x"), grid_1d(s.rows, 1))
+    };
+    rec.dispatch(&shader, &params(s, 0.0, accumulate), &slots, grid, flops);
 }
 
 /// Computes d_w (D) += Σ_t d_y·h, where h = (x − mean)·r, and d_b (D) += Σ_t d_y.
@@ -90,16 +144,35 @@ pub fn layernorm_bwd_w(
     d_w: &Slot,
     d_b: &Slot,
 ) {
-    let blocks = s.rows.div_ceil(BLOCK);
-    let partial = rec.gpu().alloc_activation(blocks * s.width);
-    let grid = [s.width.div_ceil(64) as u32, blocks as u32, 1];
-    let flops = 4 * (s.rows * s.width) as u64;
-    rec.dispatch(&shader("layernorm_bwd_w"), &params(s, 0.0, false), &[x, stats, d_y, &partial], grid, flops);
-    column_sum::column_sum(rec, &partial, blocks, s.width, 0, s.width, d_w);
-    column_sum::column_sum(rec, d_y, s.rows, s.width, 0, s.width, d_b);
+    let allowed = &rec.gpu().caps().variants;
+    bwd_w_with(rec, allowed, s, x, stats, d_y, d_w, d_b);
 }
 
-/// LayerNorm kernels: `layernorm_fwd`, `layernorm_bwd_x`, `layernorm_bwd_w`.
+#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
+fn bwd_w_with(
+    rec: &mut Recording,
+    allowed: &[Variant],
+    s: &LayernormRows,
+    x: &Slot,
+    stats: &Slot,
+    d_y: &Slot,
+    d_w: &Slot,
+    d_b: &Slot,
+) {
+    let blocks = s.rows.div_ceil(BLOCK);
+    let partial = rec.gpu().alloc_activation(blocks * s.width);
+    let flops = 4 * (s.rows * s.width) as u64;
+    let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[s.width]) {
+        (shader_rows("layernorm_rows_bwd_w", s.width), row_vec4s::block_grid(s.rows, s.width))
+    } else {
+        (shader("layernorm_bwd_w"), [s.width.div_ceil(64) as u32, blocks as u32, 1])
+    };
+    rec.dispatch(&shader, &params(s, 0.0, false), &[x, stats, d_y, &partial], grid, flops);
+    column_sum::column_sum_with(rec, allowed, &partial, blocks, s.width, 0, s.width, d_w);
+    column_sum::column_sum_with(rec, allowed, d_y, s.rows, s.width, 0, s.width, d_b);
+}
+
+/// LayerNorm kernels: `layernorm_fwd`, `layernorm_bwd_x`, `layernorm_bwd_w`, and their `layernorm_rows_` variants.
 pub struct LayernormKernels;
 
 impl Kernel for LayernormKernels {
@@ -107,21 +180,57 @@ impl Kernel for LayernormKernels {
         "layernorm"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["layernorm"]
+        &["layernorm", "layernorm_rows"]
     }
     fn variants(&self) -> Vec<Shader> {
-        ["layernorm_fwd", "layernorm_bwd_x", "layernorm_bwd_w"].map(shader).into()
+        let baseline = ["layernorm_fwd", "layernorm_bwd_x", "layernorm_bwd_w"].map(shader);
+        // Narrow models, and both sides of what stays in registers.
+        let rows =
+            [64, 768, 4096, 5124].into_iter().flat_map(|width| ENTRIES_ROWS.map(|entry| shader_rows(entry, width)));
+        baseline.into_iter().chain(rows).collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("LayernormParams", size_of::<LayernormParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let shapes = [(1, 5, 0.0), (3, 63, 0.0), (65, 64, 1.0), (130, 65, 0.0)];
-        shapes.map(|(rows, width, offset)| Box::new(LayernormRows { rows, width, offset }) as Box<dyn Case>).into()
+        let baseline = [(1, 5, 0.0), (3, 63, 0.0), (65, 64, 1.0), (130, 65, 0.0)];
+        // Both sides of vec4s per invocation, of invocations per row, of rows per workgroup and block, and of what stays in registers.
+        let rows = [
+            (1, 4),
+            (3, 60),
+            (65, 64),
+            (130, 252),
+            (66, 256),
+            (2, 260),
+            (5, 768),
+            (2, 2052),
+            (3, 4096),
+            (2, 5120),
+            (2, 5124),
+        ];
+        let baseline = baseline.map(|(rows, width, offset)| (LayernormRows { rows, width, offset }, BASELINE));
+        let rows = rows.map(|(rows, width)| (LayernormRows { rows, width, offset: (rows % 2) as f32 }, ROWS));
+        let all = baseline.into_iter().chain(rows);
+        all.map(|(shape, allowed)| Box::new(LayernormCase { shape, allowed }) as Box<dyn Case>).collect()
     }
-    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
-        vec![Box::new(LayernormRows { rows: t, width: model.d_model, offset: 0.0 })]
+    fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
+        let shape = LayernormRows { rows: t, width: model.d_model, offset: 0.0 };
+        vec![Box::new(LayernormCase { shape, allowed: row_vec4s::taken(caps) })]
     }
+    fn variant_cases(&self, variant: Variant, _: &Caps) -> Vec<Box<dyn Case>> {
+        if variant != Variant::Rows {
+            return Vec::new();
+        }
+        let case = |(rows, width)| -> Box<dyn Case> {
+            Box::new(LayernormCase { shape: LayernormRows { rows, width, offset: 1.0 }, allowed: ROWS })
+        };
+        [(66, 260), (3, 5124)].map(case).into()
+    }
+}
+
+struct LayernormCase {
+    shape: LayernormRows,
+    allowed: &'static [Variant],
 }
 
 const EPS: f64 = 1e-5;
@@ -133,28 +242,31 @@ fn stats(row: &[f64]) -> (f64, f64) {
     (mean, 1.0 / (variance + EPS).sqrt())
 }
 
-impl Case for LayernormRows {
+impl Case for LayernormCase {
     fn label(&self) -> String {
-        format!("rows={} D={} offset={}", self.rows, self.width, self.offset)
+        let LayernormRows { rows, width, offset } = self.shape;
+        format!("rows={rows} D={width} offset={offset}{}", row_vec4s::suffix(self.allowed))
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
-        [self.rows * self.width, self.width, self.width].map(|n| HostTensor::normal(rng, n)).into()
+        [self.shape.rows * self.shape.width, self.shape.width, self.shape.width]
+            .map(|n| HostTensor::normal(rng, n))
+            .into()
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let row = |row: &[f64]| {
             let (mean, r) = stats(row);
             let scaled = row.iter().zip(&x[1]).zip(&x[2]);
-            scaled.map(|((v, w), b)| (v - mean) * r * (w + f64::from(self.offset)) + b).collect::<Vec<_>>()
+            scaled.map(|((v, w), b)| (v - mean) * r * (w + f64::from(self.shape.offset)) + b).collect::<Vec<_>>()
         };
-        vec![x[0].chunks(self.width).flat_map(row).collect()]
+        vec![x[0].chunks(self.shape.width).flat_map(row).collect()]
     }
     fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let (d, n) = (self.width, self.width as f64);
+        let (d, n) = (self.shape.width, self.shape.width as f64);
         let (mut d_x, mut d_w, mut d_b) = (Vec::new(), vec![0.0; d], vec![0.0; d]);
         for (row, d_row) in x[0].chunks(d).zip(d_y[0].chunks(d)) {
             let (mean, r) = stats(row);
             let h: Vec<f64> = row.iter().map(|v| (v - mean) * r).collect();
-            let g: Vec<f64> = d_row.iter().zip(&x[1]).map(|(dy, w)| dy * (w + f64::from(self.offset))).collect();
+            let g: Vec<f64> = d_row.iter().zip(&x[1]).map(|(dy, w)| dy * (w + f64::from(self.shape.offset))).collect();
             let even = g.iter().sum::<f64>() / n;
             let along = g.iter().zip(&h).map(|(g, h)| g * h).sum::<f64>() / n;
             for i in 0..d {
@@ -166,24 +278,31 @@ impl Case for LayernormRows {
         vec![d_x, d_w, d_b]
     }
     fn d_y_lens(&self) -> Vec<usize> {
-        vec![self.rows * self.width]
+        vec![self.shape.rows * self.shape.width]
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         let gpu = rec.gpu();
-        let (y, stats) = (gpu.alloc_activation(x[0].len()), gpu.alloc_activation(2 * self.rows));
-        let (d_x, d_w, d_b) =
-            (gpu.alloc_activation(x[0].len()), gpu.alloc_activation(self.width), gpu.alloc_activation(self.width));
-        [&d_w, &d_b].iter().for_each(|s| rec.clear(s));
-        layernorm_fwd(rec, self, EPS as f32, &x[0], &x[1], &x[2], &stats, &y);
-        layernorm_bwd_x(rec, self, false, &x[0], &x[1], &stats, &d_y[0], &d_x);
-        layernorm_bwd_w(rec, self, &x[0], &stats, &d_y[0], &d_w, &d_b);
+        let (y, stats) = (gpu.alloc_activation(x[0].len()), gpu.alloc_activation(2 * self.shape.rows));
+        let (d_x, d_w, d_b) = (
+            gpu.alloc_activation(x[0].len()),
+            gpu.alloc_activation(self.shape.width),
+            gpu.alloc_activation(self.shape.width),
+        );
+        [&d_x, &d_w, &d_b].iter().for_each(|s| rec.clear(s));
+        let (allowed, shape) = (self.allowed, &self.shape);
+        fwd_with(rec, allowed, shape, EPS as f32, &x[0], &x[1], &x[2], &stats, &y);
+        bwd_x_with(rec, allowed, shape, true, &x[0], &x[1], &stats, &d_y[0], &d_x);
+        bwd_w_with(rec, allowed, shape, &x[0], &stats, &d_y[0], &d_w, &d_b);
         CaseOutputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w), Some(d_b)] }
     }
     fn reduction_len(&self) -> usize {
-        self.rows.max(self.width)
+        self.shape.rows.max(self.shape.width)
+    }
+    fn is_supported(&self, caps: &Caps) -> bool {
+        self.allowed.iter().all(|variant| caps.variants.contains(variant))
     }
     fn cost(&self) -> Cost {
-        let n = (self.rows * self.width) as u64;
+        let n = (self.shape.rows * self.shape.width) as u64;
         Cost { bytes: 4 * 9 * n, flops: 23 * n }
     }
 }

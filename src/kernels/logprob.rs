@@ -1,10 +1,11 @@
 //! Log-probabilities of target tokens and their gradient, without logits of T×V: the LM head is computed in tiles of the vocabulary.
 
 use super::matmul::{LinearPass, MatmulDesc, OperandMatrix, matmul};
+use super::row_vec4s::{self, BASELINE, FLIGHT, ROWS};
 use super::shapes::ModelShape;
 use super::storage::WeightFormat;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
-use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Slot, Variant, grid_1d};
 use crate::rng::Rng;
 
 /// Largest scratch for a tile of logits, in bytes.
@@ -86,8 +87,47 @@ fn shader(entry: &'static str, softcap: bool) -> Shader {
     if entry == "logprob_finish" { shader } else { shader.with("SOFTCAP", f64::from(u8::from(softcap))) }
 }
 
+/// Columns of a tile from which a row's workgroup of `logprob_rows_tile` is wider: there are fewer rows then.
+const WIDE_TILE: usize = 4096;
+
+fn tile_rows(n: usize, softcap: bool) -> Shader {
+    shader_rows("logprob_rows_tile", if n < WIDE_TILE { 64 } else { 256 }, softcap)
+}
+
+/// Invocations per workgroup of `logprob_rows_bwd`.
+const WG_ROWS_BWD: usize = 64;
+
+fn bwd_rows(softcap: bool) -> Shader {
+    shader_rows("logprob_rows_bwd", WG_ROWS_BWD, softcap)
+}
+
+fn shader_rows(entry: &'static str, workgroup: usize, softcap: bool) -> Shader {
+    let shader = Shader::new("logprob_rows", entry).with("WG", workgroup as f64).unroll("FLIGHT", FLIGHT);
+    shader.with("SOFTCAP", f64::from(u8::from(softcap)))
+}
+
+/// Returns the grid of `logprob_rows_bwd`: whole workgroups per row of `n` columns.
+fn bwd_grid(rows: usize, n: usize) -> [u32; 3] {
+    grid_1d(rows * (n / 4).div_ceil(FLIGHT * WG_ROWS_BWD), 1)
+}
+
 /// Computes logp and lse (rows) of `targets` (rows, u32) from x (rows, D).
 pub fn logprob_fwd(rec: &mut Recording, head: &LmHead, rows: usize, x: &Slot, targets: &Slot, logp: &Slot, lse: &Slot) {
+    let allowed = &rec.gpu().caps().variants;
+    fwd_with(rec, allowed, head, rows, x, targets, logp, lse);
+}
+
+#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
+fn fwd_with(
+    rec: &mut Recording,
+    allowed: &[Variant],
+    head: &LmHead,
+    rows: usize,
+    x: &Slot,
+    targets: &Slot,
+    logp: &Slot,
+    lse: &Slot,
+) {
     let state = rec.gpu().alloc_activation(4 * rows);
     let logits = head.scratch(rec, rows);
     let params = |n: usize, first: usize| LogprobParams {
@@ -98,7 +138,11 @@ pub fn logprob_fwd(rec: &mut Recording, head: &LmHead, rows: usize, x: &Slot, ta
     };
     for (page, at, n) in head.tiles() {
         head.logits(rec, page, at, n, rows, x, &logits);
-        let shader = shader("logprob_tile", head.softcap.is_some());
+        let softcap = head.softcap.is_some();
+        let shader = match row_vec4s::in_vec4s(allowed, &[n]) {
+            true => tile_rows(n, softcap),
+            false => shader("logprob_tile", softcap),
+        };
         let slots = [&logits, targets, &state];
         rec.dispatch(&shader, &params(n, page.first + at), &slots, grid_1d(rows, 1), 4 * (rows * n) as u64);
     }
@@ -119,6 +163,19 @@ pub struct LogprobSaved<'a> {
 
 /// Computes d_x (rows, D) from d_logp (rows), overwriting it, and adds to the shards' d_w.
 pub fn logprob_bwd(rec: &mut Recording, head: &LmHead, rows: usize, saved: LogprobSaved, d_logp: &Slot, d_x: &Slot) {
+    let allowed = &rec.gpu().caps().variants;
+    bwd_with(rec, allowed, head, rows, saved, d_logp, d_x);
+}
+
+fn bwd_with(
+    rec: &mut Recording,
+    allowed: &[Variant],
+    head: &LmHead,
+    rows: usize,
+    saved: LogprobSaved,
+    d_logp: &Slot,
+    d_x: &Slot,
+) {
     let logits = head.scratch(rec, rows);
     rec.clear(d_x);
     for (page, at, n) in head.tiles() {
@@ -130,8 +187,12 @@ pub fn logprob_bwd(rec: &mut Recording, head: &LmHead, rows: usize, saved: Logpr
             softcap: head.softcap.unwrap_or(1.0),
         };
         let slots = [saved.targets, saved.lse, d_logp, &logits];
-        let shader = shader("logprob_bwd", head.softcap.is_some());
-        rec.dispatch(&shader, &params, &slots, grid_1d(rows * n, 64), 6 * (rows * n) as u64);
+        let softcap = head.softcap.is_some();
+        let (shader, grid) = match row_vec4s::in_vec4s(allowed, &[n]) {
+            true => (bwd_rows(softcap), bwd_grid(rows, n)),
+            false => (shader("logprob_bwd", softcap), grid_1d(rows * n, 64)),
+        };
+        rec.dispatch(&shader, &params, &slots, grid, 6 * (rows * n) as u64);
         let d_logits = OperandMatrix::new(&logits, n);
         let start = at * head.width;
         let product = MatmulDesc {
@@ -154,7 +215,7 @@ pub fn logprob_bwd(rec: &mut Recording, head: &LmHead, rows: usize, saved: Logpr
     }
 }
 
-/// Log-probability kernels: `logprob_tile` and `logprob_finish` forward, `logprob_bwd` backward.
+/// Log-probability kernels: `logprob_tile` and `logprob_finish` forward, `logprob_bwd` backward, and `logprob_rows_` variants.
 pub struct LogprobKernels;
 
 impl Kernel for LogprobKernels {
@@ -162,40 +223,59 @@ impl Kernel for LogprobKernels {
         "logprob"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["logprob"]
+        &["logprob", "logprob_rows"]
     }
     fn variants(&self) -> Vec<Shader> {
-        let capped = |entry| [shader(entry, false), shader(entry, true)];
-        [capped("logprob_tile"), capped("logprob_bwd")]
-            .concat()
-            .into_iter()
-            .chain([shader("logprob_finish", false)])
-            .collect()
+        let all = [false, true].map(|softcap| {
+            let baseline = ["logprob_tile", "logprob_bwd"].map(|entry| shader(entry, softcap));
+            let rows = [tile_rows(64, softcap), tile_rows(WIDE_TILE, softcap), bwd_rows(softcap)];
+            baseline.into_iter().chain(rows)
+        });
+        all.into_iter().flatten().chain([shader("logprob_finish", false)]).collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("LogprobParams", size_of::<LogprobParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let make = |rows, vocab, width, pages, tile, softcap, storage| {
-            let mut rng = Rng::new(vocab as u64, 9);
-            let targets = (0..rows).map(|_| rng.below(vocab as u32)).collect();
-            Box::new(LogprobCase { targets, vocab, width, pages, tile, softcap, storage }) as Box<dyn Case>
-        };
-        vec![
-            make(1, 2, 1, 1, 64, None, WeightFormat::F32),
-            make(5, 131, 7, 1, 64, None, WeightFormat::F32),
-            make(66, 64, 8, 2, 64, Some(3.0), WeightFormat::Bf16),
-            make(9, 300, 12, 3, 64, Some(2.0), WeightFormat::F32),
-        ]
+        let shapes = [
+            (1, 2, 1, 1, 64, None, WeightFormat::F32),
+            (5, 131, 7, 1, 64, None, WeightFormat::F32),
+            (66, 64, 8, 2, 64, Some(3.0), WeightFormat::Bf16),
+            (9, 300, 12, 3, 64, Some(2.0), WeightFormat::F32),
+        ];
+        let baseline = shapes.map(|shape| LogprobCase::new(shape, BASELINE));
+        // Both sides of an invocation's loads, and of the tiles of wider workgroups. The last tile of 131 columns is the baseline's.
+        let shapes = [
+            (1, 4, 1, 1, 64, None, WeightFormat::F32),
+            (5, 131, 7, 1, 64, None, WeightFormat::F32),
+            (66, 120, 8, 2, 64, Some(3.0), WeightFormat::Bf16),
+            (9, 252, 12, 1, 256, None, WeightFormat::F32),
+            (3, 1028, 4, 1, 2048, Some(2.0), WeightFormat::F32),
+            (2, 5124, 4, 1, 4100, None, WeightFormat::F32),
+        ];
+        let rows = shapes.map(|shape| LogprobCase::new(shape, ROWS));
+        baseline.into_iter().chain(rows).map(|case| Box::new(case) as Box<dyn Case>).collect()
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         let mut rng = Rng::new(t as u64, 9);
         let targets = (0..t).map(|_| rng.below(model.vocab as u32)).collect();
         let (vocab, width) = (model.vocab, model.d_model);
         let (pages, tile) = (super::embedding::pages(vocab, width, caps), LmHead::tile_for(t));
-        vec![Box::new(LogprobCase { targets, vocab, width, pages, tile, softcap: None, storage: WeightFormat::F32 })]
+        let (storage, allowed) = (WeightFormat::F32, row_vec4s::taken(caps));
+        vec![Box::new(LogprobCase { targets, vocab, width, pages, tile, softcap: None, storage, allowed })]
+    }
+    fn variant_cases(&self, variant: Variant, _: &Caps) -> Vec<Box<dyn Case>> {
+        if variant != Variant::Rows {
+            return Vec::new();
+        }
+        let shapes =
+            [(9, 300, 12, 3, 64, Some(2.0), WeightFormat::F32), (2, 5124, 4, 1, 4100, None, WeightFormat::F32)];
+        shapes.map(|shape| Box::new(LogprobCase::new(shape, ROWS)) as Box<dyn Case>).into()
     }
 }
+
+/// Rows, V, D, shards, tile, soft cap, and storage of a case.
+type LogprobShape = (usize, usize, usize, usize, usize, Option<f32>, WeightFormat);
 
 struct LogprobCase {
     targets: Vec<u32>,
@@ -205,9 +285,15 @@ struct LogprobCase {
     tile: usize,
     softcap: Option<f32>,
     storage: WeightFormat,
+    allowed: &'static [Variant],
 }
 
 impl LogprobCase {
+    fn new((rows, vocab, width, pages, tile, softcap, storage): LogprobShape, allowed: &'static [Variant]) -> Self {
+        let mut rng = Rng::new(vocab as u64, 9);
+        let targets = (0..rows).map(|_| rng.below(vocab as u32)).collect();
+        Self { targets, vocab, width, pages, tile, softcap, storage, allowed }
+    }
     /// Computes z, the slopes of the soft cap, and the log-sum-exp of a row.
     fn row(&self, x: &[f64], w: &[f64]) -> (Vec<f64>, Vec<f64>, f64) {
         let logits = w.chunks(self.width).map(|w| w.iter().zip(x).map(|(a, b)| a * b).sum::<f64>());
@@ -226,7 +312,8 @@ impl Case for LogprobCase {
     fn label(&self) -> String {
         let n = self.targets.len();
         let cap = self.softcap.map_or(String::new(), |c| format!(" cap={c}"));
-        format!("rows={n} V={} D={} pages={}{cap} {:?}", self.vocab, self.width, self.pages, self.storage)
+        let suffix = row_vec4s::suffix(self.allowed);
+        format!("rows={n} V={} D={} pages={}{cap} {:?}{suffix}", self.vocab, self.width, self.pages, self.storage)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let rows = self.vocab / self.pages * self.width;
@@ -289,12 +376,16 @@ impl Case for LogprobCase {
             gpu.alloc_activation(n),
             gpu.alloc_activation(n * self.width),
         );
-        logprob_fwd(rec, &head, n, &x[0], &targets, &logp, &lse);
-        logprob_bwd(rec, &head, n, LogprobSaved { x: &x[0], targets: &targets, lse: &lse }, &d_y[0], &d_x);
+        fwd_with(rec, self.allowed, &head, n, &x[0], &targets, &logp, &lse);
+        let saved = LogprobSaved { x: &x[0], targets: &targets, lse: &lse };
+        bwd_with(rec, self.allowed, &head, n, saved, &d_y[0], &d_x);
         CaseOutputs { y: vec![logp], d_x: std::iter::once(Some(d_x)).chain(d_w.into_iter().map(Some)).collect() }
     }
     fn reduction_len(&self) -> usize {
         self.vocab.max(self.targets.len())
+    }
+    fn is_supported(&self, caps: &Caps) -> bool {
+        self.allowed.iter().all(|variant| caps.variants.contains(variant))
     }
     fn cost(&self) -> Cost {
         let (n, v, d) = (self.targets.len() as u64, self.vocab as u64, self.width as u64);

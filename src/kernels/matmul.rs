@@ -115,7 +115,10 @@ fn launch(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands, allowed: &[Var
     let (shader, grid) = match choose(rec.gpu().caps(), p, [o.a, o.b, o.c], allowed) {
         MatmulImpl::Lanes => return lanes::launch(rec, p, o),
         MatmulImpl::Cpu(cpu) => return cpu::launch(rec, cpu, p, o),
-        MatmulImpl::Tiles(tiles) => (tiles.shader(p.orientation, p.storage), tiles.grid(p)),
+        MatmulImpl::Tiles(tiles) => {
+            let workgroup_bytes = rec.gpu().caps().workgroup_bytes;
+            (tiles.shader(p.orientation, p.storage, workgroup_bytes), tiles.grid(p))
+        }
         MatmulImpl::Baseline => {
             (baseline(p.orientation, p.storage), [p.n.div_ceil(64) as u32, p.m.div_ceil(64) as u32])
         }
@@ -230,7 +233,7 @@ impl Kernel for MatmulKernels {
         for storage in WeightFormat::ALL {
             for &o in orientations(storage) {
                 let mut of_one_pair = vec![baseline(o, storage)];
-                of_one_pair.extend(TiledMatmul::ALL.map(|t| t.shader(o, storage)));
+                of_one_pair.extend(TiledMatmul::shaders(o, storage));
                 for shader in of_one_pair {
                     match o {
                         LinearPass::Forward => all.extend(with_all(shader)),

@@ -23,6 +23,7 @@ pub mod pack;
 pub mod packed_batch;
 pub mod rmsnorm;
 pub mod rope;
+mod row_vec4s;
 pub mod sample;
 pub mod shapes;
 pub mod storage;

@@ -1,8 +1,9 @@
 //! RMSNorm: y = x·(w + offset)/√(mean x² + eps), over rows of D or over heads of E inside a wider slot.
 
+use super::row_vec4s::{self, BASELINE, BLOCK_ROWS, ROWS, RowLanes};
 use super::shapes::ModelShape;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel, column_sum};
-use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Slot, Variant, grid_1d};
 use crate::rng::Rng;
 
 /// Rows to normalise: `tokens × groups` rows of `width` elements. The groups of a token lie side by side, and tokens are a stride apart.
@@ -33,6 +34,10 @@ impl RmsnormRows {
     pub fn count(&self) -> usize {
         self.tokens * self.groups
     }
+    /// Returns whether rmsnorm_rows.wgsl may be used.
+    fn in_vec4s(&self, allowed: &[Variant]) -> bool {
+        row_vec4s::in_vec4s(allowed, &[self.width, self.x_start, self.x_stride, self.y_start, self.y_stride])
+    }
 }
 
 #[repr(C)]
@@ -53,7 +58,7 @@ struct RmsnormParams {
 }
 
 /// Rows per partial sum of d_w.
-const BLOCK: usize = 64;
+const BLOCK: usize = BLOCK_ROWS;
 
 fn params(rows: &RmsnormRows, eps: f32, offset: f32, accumulate: bool) -> RmsnormParams {
     RmsnormParams {
@@ -76,6 +81,26 @@ fn shader(entry: &'static str) -> Shader {
     Shader::new("rmsnorm", entry).with("WG", 64.0)
 }
 
+/// Returns the division of rows in the forward pass, which keeps x and w in registers.
+fn forward_lanes(width: usize) -> RowLanes {
+    RowLanes::new(width, 2)
+}
+
+/// Returns the division of rows in the gradient of x, which keeps x, g and w in registers.
+fn backward_lanes(width: usize) -> RowLanes {
+    RowLanes::new(width, 3)
+}
+
+fn shaders_rows(width: usize, groups: usize) -> [Shader; 3] {
+    let (forward, backward) = (forward_lanes(width), backward_lanes(width));
+    let shader = |lanes: RowLanes, entry| lanes.shader("rmsnorm_rows", entry).with("GROUPS", groups as f64);
+    [
+        shader(forward, "rmsnorm_rows_fwd"),
+        shader(backward, "rmsnorm_rows_bwd_x"),
+        shader(backward, "rmsnorm_rows_bwd_w"),
+    ]
+}
+
 /// Computes y from x (T, D) and w (D); saves r = 1/√(mean x² + eps) (rows).
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
 pub fn rmsnorm_fwd(
@@ -88,9 +113,31 @@ pub fn rmsnorm_fwd(
     r_saved: &Slot,
     y: &Slot,
 ) {
+    let allowed = &rec.gpu().caps().variants;
+    fwd_with(rec, allowed, rows, eps, offset, x, w, r_saved, y);
+}
+
+#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
+fn fwd_with(
+    rec: &mut Recording,
+    allowed: &[Variant],
+    rows: &RmsnormRows,
+    eps: f32,
+    offset: f32,
+    x: &Slot,
+    w: &Slot,
+    r_saved: &Slot,
+    y: &Slot,
+) {
     let params = params(rows, eps, offset, false);
     let flops = 4 * (rows.count() * rows.width) as u64;
-    rec.dispatch(&shader("rmsnorm_fwd"), &params, &[x, w, r_saved, y], grid_1d(rows.count(), 1), flops);
+    let (shader, grid) = if rows.in_vec4s(allowed) {
+        let [fwd, _, _] = shaders_rows(rows.width, rows.groups);
+        (fwd, forward_lanes(rows.width).grid(rows.count()))
+    } else {
+        (shader("rmsnorm_fwd"), grid_1d(rows.count(), 1))
+    };
+    rec.dispatch(&shader, &params, &[x, w, r_saved, y], grid, flops);
 }
 
 /// Computes d_x from d_y; adds to d_x when `accumulate`.
@@ -106,23 +153,64 @@ pub fn rmsnorm_bwd_x(
     d_y: &Slot,
     d_x: &Slot,
 ) {
+    let allowed = &rec.gpu().caps().variants;
+    bwd_x_with(rec, allowed, rows, offset, accumulate, x, w, r_saved, d_y, d_x);
+}
+
+#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
+fn bwd_x_with(
+    rec: &mut Recording,
+    allowed: &[Variant],
+    rows: &RmsnormRows,
+    offset: f32,
+    accumulate: bool,
+    x: &Slot,
+    w: &Slot,
+    r_saved: &Slot,
+    d_y: &Slot,
+    d_x: &Slot,
+) {
     let params = params(rows, 0.0, offset, accumulate);
     let flops = 8 * (rows.count() * rows.width) as u64;
-    rec.dispatch(&shader("rmsnorm_bwd_x"), &params, &[x, w, r_saved, d_y, d_x], grid_1d(rows.count(), 1), flops);
+    let (shader, grid) = if rows.in_vec4s(allowed) {
+        let [_, bwd_x, _] = shaders_rows(rows.width, rows.groups);
+        (bwd_x, backward_lanes(rows.width).grid(rows.count()))
+    } else {
+        (shader("rmsnorm_bwd_x"), grid_1d(rows.count(), 1))
+    };
+    rec.dispatch(&shader, &params, &[x, w, r_saved, d_y, d_x], grid, flops);
 }
 
 /// Computes d_w (D) += Σ_t d_y·x·r.
 pub fn rmsnorm_bwd_w(rec: &mut Recording, rows: &RmsnormRows, x: &Slot, r_saved: &Slot, d_y: &Slot, d_w: &Slot) {
+    let allowed = &rec.gpu().caps().variants;
+    bwd_w_with(rec, allowed, rows, x, r_saved, d_y, d_w);
+}
+
+fn bwd_w_with(
+    rec: &mut Recording,
+    allowed: &[Variant],
+    rows: &RmsnormRows,
+    x: &Slot,
+    r_saved: &Slot,
+    d_y: &Slot,
+    d_w: &Slot,
+) {
     let params = params(rows, 0.0, 0.0, false);
     let blocks = rows.count().div_ceil(BLOCK);
     let partial = rec.gpu().alloc_activation(blocks * rows.width);
-    let grid = [rows.width.div_ceil(64) as u32, blocks as u32, 1];
     let flops = 3 * (rows.count() * rows.width) as u64;
-    rec.dispatch(&shader("rmsnorm_bwd_w"), &params, &[x, r_saved, d_y, &partial], grid, flops);
-    column_sum::column_sum(rec, &partial, blocks, rows.width, 0, rows.width, d_w);
+    let (shader, grid) = if rows.in_vec4s(allowed) {
+        let [_, _, bwd_w] = shaders_rows(rows.width, rows.groups);
+        (bwd_w, row_vec4s::block_grid(rows.count(), rows.width))
+    } else {
+        (shader("rmsnorm_bwd_w"), [rows.width.div_ceil(64) as u32, blocks as u32, 1])
+    };
+    rec.dispatch(&shader, &params, &[x, r_saved, d_y, &partial], grid, flops);
+    column_sum::column_sum_with(rec, allowed, &partial, blocks, rows.width, 0, rows.width, d_w);
 }
 
-/// RMSNorm kernels: `rmsnorm_fwd`, `rmsnorm_bwd_x`, `rmsnorm_bwd_w`.
+/// RMSNorm kernels: `rmsnorm_fwd`, `rmsnorm_bwd_x`, `rmsnorm_bwd_w`, and their `rmsnorm_rows_` variants.
 pub struct RmsnormKernels;
 
 impl Kernel for RmsnormKernels {
@@ -130,28 +218,61 @@ impl Kernel for RmsnormKernels {
         "rmsnorm"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["rmsnorm"]
+        &["rmsnorm", "rmsnorm_rows"]
     }
     fn variants(&self) -> Vec<Shader> {
-        ["rmsnorm_fwd", "rmsnorm_bwd_x", "rmsnorm_bwd_w"].map(shader).into()
+        let baseline = ["rmsnorm_fwd", "rmsnorm_bwd_x", "rmsnorm_bwd_w"].map(shader);
+        // A head, a narrow model, and both sides of what stays in registers.
+        baseline
+            .into_iter()
+            .chain(
+                [(64, 9), (576, 1), (4096, 1), (8196, 1)]
+                    .into_iter()
+                    .flat_map(|(width, groups)| shaders_rows(width, groups)),
+            )
+            .collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("RmsnormParams", size_of::<RmsnormParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let heads = RmsnormRows { tokens: 5, groups: 3, width: 12, x_start: 4, x_stride: 60, y_start: 8, y_stride: 52 };
+        let heads = heads(3, 12);
         let all = [(2, 3), (3, 63), (2, 64), (65, 65), (130, 300)].map(|(t, d)| (RmsnormRows::contiguous(t, d), 0.0));
         let all = all.into_iter().chain([(heads, 1.0), (RmsnormRows::contiguous(7, 96), 1.0)]);
-        all.map(|(rows, offset)| Box::new(RmsnormCase { rows, offset }) as Box<dyn Case>).collect()
+        let baseline = all.map(|(rows, offset)| RmsnormCase { rows, offset, allowed: BASELINE });
+        // Both sides of vec4s per invocation, of invocations per row, of rows per workgroup and block, and of what stays in registers.
+        let shapes =
+            [(1, 4), (65, 8), (3, 60), (64, 64), (130, 252), (66, 256), (2, 260), (5, 576), (3, 2044), (2, 2052)];
+        let wide = [(2, 3072), (3, 4096), (2, 4100), (1, 8192), (2, 8196)];
+        let rows = shapes.into_iter().chain(wide).map(|(t, d)| (RmsnormRows::contiguous(t, d), 0.0));
+        let rows = rows.chain([(heads, 1.0), (self::heads(9, 64), 0.0), (RmsnormRows::contiguous(7, 96), 1.0)]);
+        let rows = rows.map(|(rows, offset)| RmsnormCase { rows, offset, allowed: ROWS });
+        baseline.chain(rows).map(|case| Box::new(case) as Box<dyn Case>).collect()
     }
-    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
-        vec![Box::new(RmsnormCase { rows: RmsnormRows::contiguous(t, model.d_model), offset: 0.0 })]
+    fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
+        let rows = RmsnormRows::contiguous(t, model.d_model);
+        vec![Box::new(RmsnormCase { rows, offset: 0.0, allowed: row_vec4s::taken(caps) })]
     }
+    fn variant_cases(&self, variant: Variant, _: &Caps) -> Vec<Box<dyn Case>> {
+        if variant != Variant::Rows {
+            return Vec::new();
+        }
+        let all =
+            [(RmsnormRows::contiguous(66, 260), 1.0), (RmsnormRows::contiguous(3, 4100), 0.0), (heads(3, 64), 0.0)];
+        all.map(|(rows, offset)| Box::new(RmsnormCase { rows, offset, allowed: ROWS }) as Box<dyn Case>).into()
+    }
+}
+
+/// Returns the rows of 5 tokens' heads, inside wider slots.
+fn heads(groups: usize, width: usize) -> RmsnormRows {
+    let inside = groups * width;
+    RmsnormRows { tokens: 5, groups, width, x_start: 4, x_stride: inside + 24, y_start: 8, y_stride: inside + 16 }
 }
 
 struct RmsnormCase {
     rows: RmsnormRows,
     offset: f32,
+    allowed: &'static [Variant],
 }
 
 const EPS: f32 = 1e-5;
@@ -178,7 +299,8 @@ impl Case for RmsnormCase {
     fn label(&self) -> String {
         let RmsnormRows { tokens, groups, width, x_start, x_stride, y_start, y_stride } = self.rows;
         let at = format!("x={x_start}+{x_stride} y={y_start}+{y_stride}");
-        format!("T={tokens} groups={groups} D={width} {at} offset={}", self.offset)
+        let suffix = row_vec4s::suffix(self.allowed);
+        format!("T={tokens} groups={groups} D={width} {at} offset={}{suffix}", self.offset)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let n = self.rows.x_start + self.rows.tokens * self.rows.x_stride;
@@ -215,13 +337,17 @@ impl Case for RmsnormCase {
         let (y, r) = (gpu.alloc_activation(self.y_len()), gpu.alloc_activation(self.rows.count()));
         let (d_x, d_w) = (gpu.alloc_activation(x[0].len()), gpu.alloc_activation(self.rows.width));
         [&y, &d_x, &d_w].iter().for_each(|s| rec.clear(s));
-        rmsnorm_fwd(rec, &self.rows, EPS, self.offset, &x[0], &x[1], &r, &y);
-        rmsnorm_bwd_x(rec, &self.rows, self.offset, true, &x[0], &x[1], &r, &d_y[0], &d_x);
-        rmsnorm_bwd_w(rec, &self.rows, &x[0], &r, &d_y[0], &d_w);
+        let allowed = self.allowed;
+        fwd_with(rec, allowed, &self.rows, EPS, self.offset, &x[0], &x[1], &r, &y);
+        bwd_x_with(rec, allowed, &self.rows, self.offset, true, &x[0], &x[1], &r, &d_y[0], &d_x);
+        bwd_w_with(rec, allowed, &self.rows, &x[0], &r, &d_y[0], &d_w);
         CaseOutputs { y: vec![y, r], d_x: vec![Some(d_x), Some(d_w)] }
     }
     fn reduction_len(&self) -> usize {
         self.rows.count().max(self.rows.width)
+    }
+    fn is_supported(&self, caps: &Caps) -> bool {
+        self.allowed.iter().all(|variant| caps.variants.contains(variant))
     }
     fn cost(&self) -> Cost {
         let n = (self.rows.count() * self.rows.width) as u64;

@@ -61,7 +61,7 @@ pub(super) fn of_variant(variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
         Variant::Cpu if caps.has_lanes() => return Vec::new(),
         Variant::Lanes if !caps.has_lanes() => return Vec::new(),
         Variant::Cpu | Variant::Lanes => (plain(4, 2, 6), plain(4, 2, 8), &[(4, &[3, 21])]),
-        Variant::Tiles32 | Variant::Tiles64 | Variant::Tiles128 => return Vec::new(),
+        Variant::Tiles32 | Variant::Tiles64 | Variant::Tiles128 | Variant::Rows => return Vec::new(),
     };
     let masked = AttentionConfig { softcap: Some(2.0), window: Some(3), ..wide };
     [narrow, masked].map(|a| case(a, segments(shape), &[variant], MatmulPrecision::Highest)).into()

@@ -12,6 +12,9 @@ pub(super) struct TiledMatmul {
     column_vec4s: usize,
 }
 
+/// Bytes of NF4's tables in workgroup memory: 16 values and 256 scales.
+const NF4_TABLE_BYTES: usize = (16 + 256) * size_of::<f32>();
+
 /// Workgroups that keep a GPU busy: the default choice is the largest tiles that give at least this many.
 const ENOUGH_WORKGROUPS: usize = 128;
 
@@ -45,12 +48,36 @@ impl TiledMatmul {
         p.m.div_ceil(self.tile) * p.n.div_ceil(self.tile)
     }
 
-    pub fn shader(self, orientation: LinearPass, storage: WeightFormat) -> Shader {
+    /// Returns the specialisation for a device with so much workgroup memory. NF4's tables lie there where they fit beside the tiles.
+    pub fn shader(self, orientation: LinearPass, storage: WeightFormat, workgroup_bytes: u32) -> Shader {
         let shader = oriented(Shader::new("matmul_tiles", "matmul_tiles"), orientation)
             .with("TILE", self.tile as f64)
             .with("ROW_VEC4S", self.row_vec4s as f64)
             .with("COLUMN_VEC4S", self.column_vec4s as f64);
-        storage.select(shader)
+        let tables_fit = self.tile_bytes() + NF4_TABLE_BYTES <= workgroup_bytes as usize;
+        let shader = storage.select(shader);
+        match storage {
+            WeightFormat::Nf4 if tables_fit => shader.substitute("shared/nf4_lookup", "shared/nf4_lookup_workgroup"),
+            _ => shader,
+        }
+    }
+
+    /// Returns every specialisation for a product: NF4's tables in workgroup memory, and in memory where they may not fit.
+    pub fn shaders(orientation: LinearPass, storage: WeightFormat) -> Vec<Shader> {
+        let mut all = Vec::new();
+        for workgroup_bytes in [16 << 10, 32 << 10] {
+            for shader in Self::ALL.map(|tiles| tiles.shader(orientation, storage, workgroup_bytes)) {
+                if !all.contains(&shader) {
+                    all.push(shader);
+                }
+            }
+        }
+        all
+    }
+
+    /// Returns the bytes of both tiles in workgroup memory: 16 rows of K each.
+    fn tile_bytes(self) -> usize {
+        2 * 16 * self.tile * size_of::<f32>()
     }
 
     pub fn grid(self, p: &MatmulDesc) -> [u32; 2] {
