@@ -478,6 +478,7 @@ fn benches_compute_what_they_time() {
         vocab: 66,
         n_layers: 1,
         tied: true,
+        qk_norm: false,
     };
     let mut rng = Rng::new(20_240_404, 531);
     let gpu = &*gpu();

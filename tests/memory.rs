@@ -327,6 +327,7 @@ const TINY: ModelShape = ModelShape {
     vocab: 96,
     n_layers: 2,
     tied: true,
+    qk_norm: false,
 };
 
 /// Loss and gradients of one micro-batch of two pairs, `tokens` long, full or with LoRA; and how often kernels were dispatched.
@@ -399,6 +400,7 @@ proptest! {
             vocab,
             n_layers: 1,
             tied,
+            qk_norm: false,
         };
         let d = match synthetic::description(&shape) {
             Ok(d) => d,

@@ -1,21 +1,28 @@
 //! `info`: devices, the features of the chosen device, and a self-test of every kernel.
 
+mod bug_report;
+mod facts_of_system;
+
 use serde_json::json;
 
 use crate::error::Result;
 use crate::flags::InfoArgs;
 use crate::gpu::{Gpu, list_devices};
-use crate::kernels::self_test;
+use crate::kernels::{Kernel, REGISTRY, check_cases, self_test as test_first_cases, supported_cases};
 use crate::progress::ProgressReporter;
+use crate::rng::Rng;
 
 /// Runs `jointwise info`.
 pub fn run(args: &InfoArgs) -> Result<()> {
+    if args.report {
+        return bug_report::run(args);
+    }
     let devices = pollster::block_on(list_devices());
     let gpu = Gpu::open_untested(&args.device.options()?)?;
     let caps = gpu.caps();
     let results = {
         let _progress = ProgressReporter::uncounted("checking the device's kernels");
-        pollster::block_on(self_test(&gpu))?
+        self_test(&gpu, args.all_cases)?
     };
     let failed: Vec<&str> = results.iter().filter(|(_, error)| *error > 1.0).map(|(name, _)| *name).collect();
     if args.json {
@@ -64,4 +71,17 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         say!("  {name:<14} {error:>8.3}  {}", if *error <= 1.0 { "ok" } else { "FAILED" })?;
     }
     if failed.is_empty() { Ok(()) } else { Err(crate::Error::Gpu(format!("self-test failed: {}", failed.join(", ")))) }
+}
+
+/// Runs the first cases of every kernel family, or all cases, and returns (family, largest error as a part of the tolerance).
+fn self_test(gpu: &Gpu, all_cases: bool) -> Result<Vec<(&'static str, f64)>> {
+    if !all_cases {
+        return pollster::block_on(test_first_cases(gpu));
+    }
+    let mut rng = Rng::new(0, 0);
+    let check = |kernel: &&'static dyn Kernel| {
+        pollster::block_on(check_cases(gpu, &supported_cases(*kernel, gpu.caps()), &mut rng))
+            .map(|check| (kernel.name(), check.error))
+    };
+    REGISTRY.iter().map(check).collect()
 }

@@ -14,6 +14,12 @@ pub struct InfoArgs {
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+    /// Print what a bug report needs, as Markdown to paste: program, system, device, limits, variants, self-test, tuning, caches
+    #[arg(long, conflicts_with = "json")]
+    pub report: bool,
+    /// Run every case of the self-test, not four per kernel family; this takes minutes on a CPU
+    #[arg(long)]
+    pub all_cases: bool,
 }
 
 /// Flags of `bench`.

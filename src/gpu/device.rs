@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::adapters::{DeviceChoice, DeviceSummary, FoundAdapters};
 use super::blocks::{BLOCK_BYTES, HOST_VISIBLE_BLOCK_BYTES};
+use super::device_facts::DeviceFacts;
 use super::device_memory::DeviceMemory;
 use super::failure::catch_panic;
 use super::memory::MemoryPool;
@@ -185,6 +186,7 @@ pub struct Gpu {
     pub(super) budget: Mutex<super::submission_budget::SubmissionBudget>,
     pub(super) profile: Mutex<Option<super::KernelProfile>>,
     notes: Vec<String>,
+    facts: Option<DeviceFacts>,
 }
 
 /// Opens the first candidate that can be opened. Returns it with the reasons why earlier candidates could not be opened.
@@ -271,9 +273,11 @@ impl Gpu {
             // SAFETY: wgpu's implementation is experimental; matmul_coop.wgsl follows its rules, and is checked before it is used.
             experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
+        let required_features = adapter.features() & wanted;
+        let facts = DeviceFacts::new(adapter, wanted | COOPERATIVE, required_features);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("jointwise"),
-            required_features: adapter.features() & wanted,
+            required_features,
             required_limits: adapter.limits(),
             experimental_features,
             // The first block has the same size as the last, so that sizes do not grow.
@@ -287,7 +291,7 @@ impl Gpu {
         let has_cache = adapter.features().contains(wgpu::Features::PIPELINE_CACHE);
         let cache_name = wgpu::util::pipeline_cache_key(&adapter.get_info()).filter(|_| has_cache);
         let live = OpenDevice::new(device, queue, cache_name, summary.title()).map_err(closed)?;
-        let gpu = Self::new(Some(live), caps);
+        let gpu = Self { facts: Some(facts), ..Self::new(Some(live), caps) };
         if precision == MatmulPrecision::Highest { Ok(gpu) } else { gpu.with_measured_subgroups().await }
     }
 
@@ -307,6 +311,7 @@ impl Gpu {
             budget: Mutex::default(),
             profile: Mutex::default(),
             notes: Vec::new(),
+            facts: None,
         }
     }
 
@@ -341,6 +346,11 @@ impl Gpu {
     /// Returns messages for the user about how the device was opened.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Returns what bug reports need beside the capabilities; `None` for a plan.
+    pub fn facts(&self) -> Option<&DeviceFacts> {
+        self.facts.as_ref()
     }
 
     /// Returns the device's capabilities.

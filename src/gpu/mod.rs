@@ -5,6 +5,7 @@
 mod adapters;
 mod blocks;
 mod device;
+mod device_facts;
 mod device_memory;
 mod failure;
 mod guards;
@@ -25,6 +26,7 @@ mod variant;
 
 pub use adapters::{DeviceChoice, DeviceSummary, list_devices};
 pub use device::{Caps, CooperativeMatrix, Gpu};
+pub use device_facts::{DeviceFacts, DeviceFeature, DeviceLimit};
 pub use ledger::{Ledger, Role};
 pub use memory::Slot;
 pub use open_device::OnWait;

@@ -39,6 +39,11 @@ impl Tuning {
         self.fastest.extend(other.fastest);
     }
 
+    /// Returns classes with their fastest variants (`None`: the baseline), in the order of the classes' names.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, Option<Variant>)> {
+        self.fastest.iter().map(|(class, &variant)| (class.as_str(), variant))
+    }
+
     /// Returns the number of classes.
     pub fn len(&self) -> usize {
         self.fastest.len()

@@ -143,28 +143,75 @@ impl<'c> LaunchedCase<'c> {
 /// # Errors
 /// [`crate::Error::Gpu`].
 pub async fn verify(gpu: &Gpu, case: &dyn Case, rng: &mut Rng) -> Result<f64> {
-    verify_all(gpu, [case], rng).await
+    Ok(errors(gpu, &[case], rng).await?[0])
 }
 
-/// Runs cases like [`verify`] and returns the largest error of all. It waits for the device once, because a wait may take a browser 100 ms.
+/// Runs cases like [`verify`] and returns their errors. It waits for the device once, because a wait may take a browser 100 ms.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
-async fn verify_all<'c>(gpu: &Gpu, cases: impl IntoIterator<Item = &'c dyn Case>, rng: &mut Rng) -> Result<f64> {
-    let launched: Vec<LaunchedCase<'_>> = cases.into_iter().map(|case| LaunchedCase::new(gpu, case, rng)).collect();
+async fn errors(gpu: &Gpu, cases: &[&dyn Case], rng: &mut Rng) -> Result<Vec<f64>> {
+    let launched: Vec<LaunchedCase<'_>> = cases.iter().map(|case| LaunchedCase::new(gpu, *case, rng)).collect();
     let slots: Vec<&Slot> = launched.iter().flat_map(|case| case.compared().map(|(slot, ..)| slot)).collect();
     let words = gpu.read::<u32>(&slots).await?;
     let mut words = words.as_slice();
-    let mut worst: f64 = 0.0;
+    let mut errors = Vec::with_capacity(cases.len());
     for case in &launched {
         let (own, others) = words.split_at(case.compared().count());
-        worst = worst.max(case.error(own));
+        errors.push(case.error(own));
         words = others;
+    }
+    Ok(errors)
+}
+
+/// Number of [`Kernel::cases`] per family that [`self_test`] runs.
+const SELF_TEST_CASES: usize = 4;
+
+/// Largest error of some cases on a device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CaseCheck {
+    /// Number of cases that were run; the other numbers are 0 where it is 0.
+    pub n_cases: usize,
+    /// Label of the case with the largest error.
+    pub case: String,
+    /// Largest error as a multiple of its case's tolerance: above 1, the device is wrong.
+    pub error: f64,
+    /// Tolerance of the case with the largest error, relative to the largest magnitude of its tensor.
+    pub tolerance: f64,
+}
+
+/// Number of cases whose tensors [`check_cases`] holds at once.
+const CASES_AT_ONCE: usize = 32;
+
+/// Runs cases like [`verify`] and returns the largest error. It waits for the device once in 32 cases.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub async fn check_cases(gpu: &Gpu, cases: &[Box<dyn Case>], rng: &mut Rng) -> Result<CaseCheck> {
+    let mut worst = CaseCheck { n_cases: 0, case: String::new(), error: 0.0, tolerance: 0.0 };
+    for group in cases.chunks(CASES_AT_ONCE) {
+        let group: Vec<&dyn Case> = group.iter().map(AsRef::as_ref).collect();
+        for (case, error) in group.iter().zip(errors(gpu, &group, rng).await?) {
+            worst.n_cases += 1;
+            if worst.n_cases == 1 || error > worst.error {
+                (worst.case, worst.error, worst.tolerance) = (case.label(), error, case.tolerance());
+            }
+        }
     }
     Ok(worst)
 }
 
-/// Runs the first four cases of every kernel family, and returns (family, largest error of [`verify`]).
+/// Returns the first four cases of a family, which every device supports.
+pub fn first_cases(kernel: &dyn Kernel) -> Vec<Box<dyn Case>> {
+    kernel.cases().into_iter().take(SELF_TEST_CASES).collect()
+}
+
+/// Returns all cases of a family whose variants the device supports.
+pub fn supported_cases(kernel: &dyn Kernel, caps: &Caps) -> Vec<Box<dyn Case>> {
+    kernel.cases().into_iter().filter(|case| case.is_supported(caps)).collect()
+}
+
+/// Runs the [`first_cases`] of every kernel family, and returns (family, largest error of [`verify`]).
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
@@ -172,54 +219,55 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
     let mut rng = Rng::new(0, 0);
     let mut results = Vec::new();
     for kernel in REGISTRY {
-        let mut worst: f64 = 0.0;
-        for case in kernel.cases().iter().take(4) {
-            worst = worst.max(verify(gpu, case.as_ref(), &mut rng).await?);
-        }
-        results.push((kernel.name(), worst));
+        let check = check_cases(gpu, &first_cases(*kernel), &mut rng).await?;
+        results.push((kernel.name(), check.error));
     }
     Ok(results)
 }
 
-/// Checks a device's variants with small random cases: those whose weights are stored in one of `formats`, and those without weights.
-/// Returns the variants that failed.
+/// Checks each variant of a device with small random cases of every family that has it: those whose weights are stored in one of `formats`,
+/// and those without weights.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
-pub async fn failing_variants(gpu: &Gpu, formats: &[WeightFormat]) -> Result<Vec<Variant>> {
+pub async fn check_variants(gpu: &Gpu, formats: &[WeightFormat]) -> Result<Vec<(Variant, CaseCheck)>> {
     let mut rng = Rng::new(0, 1);
-    let mut wrong = Vec::new();
+    let mut checks = Vec::new();
     for &variant in &gpu.caps().variants {
-        let cases: Vec<Box<dyn Case>> = REGISTRY.iter().flat_map(|k| k.variant_cases(variant, gpu.caps())).collect();
-        let is_needed = |case: &&dyn Case| case.weight_format().is_none_or(|format| formats.contains(&format));
-        let needed = cases.iter().map(AsRef::as_ref).filter(is_needed);
-        if verify_all(gpu, needed, &mut rng).await? > 1.0 {
-            wrong.push(variant);
-        }
+        let is_needed = |case: &Box<dyn Case>| case.weight_format().is_none_or(|format| formats.contains(&format));
+        let cases: Vec<_> =
+            REGISTRY.iter().flat_map(|k| k.variant_cases(variant, gpu.caps())).filter(is_needed).collect();
+        checks.push((variant, check_cases(gpu, &cases, &mut rng).await?));
     }
-    Ok(wrong)
+    Ok(checks)
 }
 
-/// Checks a device's variants with small random cases, and disables those that fail. Returns the device and the failed variants.
+/// Checks products and attention of the device's precision with each family's first cases; `None` at the highest precision.
 ///
 /// # Errors
-/// [`crate::Error::Gpu`], also where products of the requested precision are wrong.
-pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
-    let wrong = failing_variants(&gpu, &WeightFormat::ALL).await?;
-    let right = gpu.caps().variants.iter().copied().filter(|variant| !wrong.contains(variant)).collect();
-    let mut rng = Rng::new(0, 1);
+/// [`crate::Error::Gpu`].
+pub async fn check_precision(gpu: &Gpu) -> Result<Option<CaseCheck>> {
     let precision = gpu.caps().matmul_precision;
-    if precision != MatmulPrecision::Highest {
-        for case in REGISTRY.iter().flat_map(|k| k.precision_cases(precision).into_iter().take(AT_START)) {
-            if verify(&gpu, case.as_ref(), &mut rng).await? > 1.0 {
-                let (name, device) = (precision.name(), &gpu.caps().name);
-                return Err(Error::Gpu(format!(
-                    "--matmul-precision {name}: {device} computes wrongly; choose highest"
-                )));
-            }
-        }
+    if precision == MatmulPrecision::Highest {
+        return Ok(None);
     }
-    Ok((gpu.with_variants(right), wrong))
+    let cases: Vec<_> = REGISTRY.iter().flat_map(|k| k.precision_cases(precision).into_iter().take(AT_START)).collect();
+    check_cases(gpu, &cases, &mut Rng::new(0, 1)).await.map(Some)
+}
+
+/// Checks a device's variants with small random cases, and switches off those that fail. Also returns the failed ones.
+///
+/// # Errors
+/// [`crate::Error::Gpu`]: also where products of the requested precision are wrong.
+pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
+    let checks = check_variants(&gpu, &WeightFormat::ALL).await?;
+    let (right, wrong): (Vec<_>, Vec<_>) = checks.into_iter().partition(|(_, check)| check.error <= 1.0);
+    if check_precision(&gpu).await?.is_some_and(|check| check.error > 1.0) {
+        let (name, device) = (gpu.caps().matmul_precision.name(), &gpu.caps().name);
+        return Err(Error::Gpu(format!("--matmul-precision {name}: {device} computes wrongly; choose highest")));
+    }
+    let variants = |checks: Vec<(Variant, CaseCheck)>| checks.into_iter().map(|(variant, _)| variant).collect();
+    Ok((gpu.with_variants(variants(right)), variants(wrong)))
 }
 
 /// Computes the largest error of `got`, relative to the largest magnitude of `want`, as a multiple of `tolerance`; infinite where a value

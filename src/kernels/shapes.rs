@@ -1,6 +1,6 @@
 //! Shapes of real models, for benchmarks: every kernel is timed at sizes at which it will be used.
 
-/// Shape of a decoder like Llama's, as its `config.json` gives it.
+/// Shape of a decoder like Llama's or Qwen3's, as its `config.json` gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelShape {
     /// Name that `--models` takes.
@@ -21,10 +21,12 @@ pub struct ModelShape {
     pub n_layers: usize,
     /// Whether the LM head shares the embedding's weight.
     pub tied: bool,
+    /// Whether queries and keys are normalised per head, as in Qwen3.
+    pub qk_norm: bool,
 }
 
 /// The models of `jointwise bench`, the smallest first.
-pub const MODELS: [ModelShape; 5] = [
+pub const MODELS: [ModelShape; 6] = [
     ModelShape {
         name: "llama-7m",
         d_model: 288,
@@ -35,6 +37,7 @@ pub const MODELS: [ModelShape; 5] = [
         vocab: 4096,
         n_layers: 6,
         tied: true,
+        qk_norm: false,
     },
     ModelShape {
         name: "smollm2-135m",
@@ -46,6 +49,7 @@ pub const MODELS: [ModelShape; 5] = [
         vocab: 49_152,
         n_layers: 30,
         tied: true,
+        qk_norm: false,
     },
     ModelShape {
         name: "qwen2.5-0.5b",
@@ -57,6 +61,19 @@ pub const MODELS: [ModelShape; 5] = [
         vocab: 151_936,
         n_layers: 24,
         tied: true,
+        qk_norm: false,
+    },
+    ModelShape {
+        name: "qwen3-0.6b",
+        d_model: 1024,
+        n_heads: 16,
+        n_kv_heads: 8,
+        head_dim: 128,
+        d_ff: 3072,
+        vocab: 151_936,
+        n_layers: 28,
+        tied: true,
+        qk_norm: true,
     },
     ModelShape {
         name: "llama-3.2-1b",
@@ -68,6 +85,7 @@ pub const MODELS: [ModelShape; 5] = [
         vocab: 128_256,
         n_layers: 16,
         tied: true,
+        qk_norm: false,
     },
     ModelShape {
         name: "mistral-7b",
@@ -79,6 +97,7 @@ pub const MODELS: [ModelShape; 5] = [
         vocab: 32_000,
         n_layers: 32,
         tied: false,
+        qk_norm: false,
     },
 ];
 
@@ -98,9 +117,11 @@ impl ModelShape {
 
     /// Returns the model's `config.json` in Hugging Face's form.
     pub fn config_json(&self) -> String {
+        let (class, model_type) =
+            if self.qk_norm { ("Qwen3ForCausalLM", "qwen3") } else { ("LlamaForCausalLM", "llama") };
         serde_json::json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [class],
+            "model_type": model_type,
             "hidden_size": self.d_model,
             "num_attention_heads": self.n_heads,
             "num_key_value_heads": self.n_kv_heads,

@@ -47,7 +47,7 @@ mod run_folder;
 #[cfg(feature = "native")]
 mod save;
 #[cfg(feature = "native")]
-mod self_test_cache;
+pub mod self_test_cache;
 #[cfg(feature = "native")]
 pub mod tokenised_rows;
 #[cfg(feature = "native")]

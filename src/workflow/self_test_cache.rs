@@ -47,6 +47,11 @@ fn read(path: &Path) -> Option<SelfTestFile> {
     serde_json::from_str(&read_file(path, MAX_CONFIG_BYTES).ok()?).ok()
 }
 
+/// Returns the names of the variants that failed on this device, as an earlier start of this program cached them; `None` where it cached nothing.
+pub fn cached_failures(caps: &Caps) -> Option<Vec<String>> {
+    path(caps).as_deref().and_then(read).map(|file| file.wrong)
+}
+
 /// Runs the self-test of kernel variants once per device, driver and program; the result is cached on disk. Also returns the variants that failed.
 pub fn self_test_cached(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
     let path = path(gpu.caps());

@@ -3,7 +3,7 @@
 
 use jointwise::Result;
 use jointwise::gpu::{DeviceChoice, Gpu, Variant};
-use jointwise::kernels::failing_variants;
+use jointwise::kernels::check_variants;
 use jointwise::kernels::storage::WeightFormat;
 use jointwise::model::description::ModelConfig;
 use jointwise::model::weights::{BaseDtype, WeightSource};
@@ -40,7 +40,8 @@ impl KernelChecks {
         if missing.is_empty() {
             return Ok(false);
         }
-        let failed = failing_variants(gpu, &missing).await?;
+        let checks = check_variants(gpu, &missing).await?;
+        let failed: Vec<Variant> = checks.into_iter().filter(|(_, check)| check.error > 1.0).map(|(variant, _)| variant).collect();
         self.formats.extend(missing);
         self.wrong.extend(&failed);
         Ok(!failed.is_empty())
