@@ -29,6 +29,8 @@ override SLICE: u32 = 8u;   // at most 8; divides E's vec4s
 override ROWS: u32 = 32u;   // divides BLOCK; the most that 512 vec4s hold
 override ACROSS: u32 = 8u;  // 8, 16 or 32
 override DOWN: u32 = 16u;   // 16 or 8: at most 256 invocations
+override OF_KEYS: bool = true;   // whether bwd_kv computes the gradient of keys
+override OF_VALUES: bool = true; // whether bwd_kv computes the gradient of values
 
 const VEC4S = E / 4u;
 const TILE = 4u * DOWN;
@@ -347,8 +349,7 @@ fn attention_tiles_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(lo
         for (var i = ranges.x; i < ranges.w; i = next(ranges, i, BLOCK)) {
             let end = part_end(ranges, i);
             var s = tile_dots(lane, keys_of(kv_head, false), own, queries_of(head), i, end);
-            var d_p = tile_dots(lane, values_of(kv_head, false), own, d_o_rows(head), i, end);
-            var d_s: array<vec4<f32>, PART>;
+            var p: array<vec4<f32>, PART>;
             for (var n = 0u; n < PART; n++) {
                 let row = i + across + n * ACROSS;
                 let query = min(row, end - 1u);
@@ -359,19 +360,31 @@ fn attention_tiles_bwd_kv(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(lo
                     sees(view, own_row(own, lane, 2u)),
                     sees(view, own_row(own, lane, 3u)),
                 );
-                let at = query * params.heads + head;
-                let score = capped_vec4(s[n]);
-                let p = select(vec4<f32>(), exp(score - lse_saved[at]), seen);
-                d_s[n] = select(vec4<f32>(), p * (d_p[n] - delta[at]) * slopes(score) * params.scale, seen);
-                left[weight_at(across + n * ACROSS, down)] = p;
+                s[n] = capped_vec4(s[n]);
+                p[n] = select(vec4<f32>(), exp(s[n] - lse_saved[query * params.heads + head]), seen);
             }
-            _ = add_weighted(lane, d_o_rows(head), i, end, &d_value, vec4<f32>());
-            for (var n = 0u; n < PART; n++) {
-                left[weight_at(across + n * ACROSS, down)] = d_s[n];
+            if OF_VALUES {
+                for (var n = 0u; n < PART; n++) {
+                    left[weight_at(across + n * ACROSS, down)] = p[n];
+                }
+                _ = add_weighted(lane, d_o_rows(head), i, end, &d_value, vec4<f32>());
             }
-            _ = add_weighted(lane, queries_of(head), i, end, &d_key, vec4<f32>());
+            if OF_KEYS {
+                var d_p = tile_dots(lane, values_of(kv_head, false), own, d_o_rows(head), i, end);
+                for (var n = 0u; n < PART; n++) {
+                    let at = min(i + across + n * ACROSS, end - 1u) * params.heads + head;
+                    // Where a key is not seen, p is zero, and so is this unless d_p is infinite.
+                    let d_s = p[n] * (d_p[n] - delta[at]) * slopes(s[n]) * params.scale;
+                    left[weight_at(across + n * ACROSS, down)] = select(d_s, vec4<f32>(), p[n] == vec4<f32>());
+                }
+                _ = add_weighted(lane, queries_of(head), i, end, &d_key, vec4<f32>());
+            }
         }
     }
-    store_d(lane, own, keys_of(kv_head, false), &d_key);
-    store_d(lane, own, values_of(kv_head, false), &d_value);
+    if OF_KEYS {
+        store_d(lane, own, keys_of(kv_head, false), &d_key);
+    }
+    if OF_VALUES {
+        store_d(lane, own, values_of(kv_head, false), &d_value);
+    }
 }

@@ -1,26 +1,29 @@
 // The products of matmul.wgsl where everything is aligned to vec4s: starts, strides, the stored columns of A and B, and N.
 //
-// 2·TILE invocations compute a tile of TILE×TILE values, each 4·ROW_VEC4S rows × 4·COLUMN_VEC4S columns of it in registers. Tiles of A
+// A workgroup computes a tile of TILE×TILE values, each invocation 4·ROW_VEC4S rows × 4·COLUMN_VEC4S columns of it in registers. Slices of A
 // (K_TILE, TILE) and B (K_TILE, TILE) pass through workgroup memory (2 × 16·TILE × 4 bytes: 16 KiB for TILE = 128). To fill both, each
-// invocation loads one block of 4×4 from memory while the previous block is being multiplied, and transposes it where the matrix is stored
-// along K. Each sum has one owner, which adds its terms in the order of K: bit-identical to matmul.wgsl.
+// invocation loads one block of 4×4 from memory, or one of A and one of B, while the previous slice is being multiplied, and transposes it
+// where the matrix is stored along K. Each sum has one owner, which adds its terms in the order of K: bit-identical to matmul.wgsl.
 //
-// Loads of whole tiles have no condition, and a block stays as it was stored until it is put into its tile: a compiler waits for a load where its
+// The loop over K has no conditions, and a block stays as it was stored until it is put into its tile: a compiler waits for a load where its
 // branch ends or its value is first used, which must not be before the multiplication that hides it. Rows of A and columns of B beyond the edge
-// are clamped to the last ones, since they contribute only to outputs that are not stored; what is clamped along K becomes zero in its tile.
+// are clamped to the last ones, since they contribute only to outputs that are not stored. Where K is no multiple of K_TILE, the first slice
+// begins before K does, and is zero there.
 //
-// A row k of a tile has its vec4s at their index XOR 2·(k / 4): invocations that put transposed blocks side by side then write to different banks.
+// Each four rows of a tile lie PADDING vec4s behind the four before: invocations that put transposed blocks side by side then write to different
+// banks. PADDING is 0 where workgroup memory has no room for it.
 
 import package::shared::epilogue_none::{with_epilogue_vec4};
 import package::shared::product::{MatmulParams};
 import package::shared::low_rank_none::{LOW_RANK, low_rank_x_vec4, low_rank_w_vec4};
-import package::shared::weight::{decoded_vec4, prepare_weight, stored_vec4};
+import package::shared::weight::{STORED_AS_VALUES, decoded_vec4, prepare_weight, row_scale, stored_vec4};
 
 override A_TRANSPOSED: bool = false; // A is stored (K, M)
 override B_TRANSPOSED: bool = false; // B is stored (N, K)
 override TILE: u32 = 64u;
 override ROW_VEC4S: u32 = 2u;
 override COLUMN_VEC4S: u32 = 1u;
+override PADDING: u32 = 2u;
 
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 // Binding 2: B.
@@ -30,48 +33,26 @@ const K_TILE = 16u;
 const VEC4S = TILE / 4u; // vec4s per row of a tile
 const ACROSS = VEC4S / COLUMN_VEC4S; // invocations along a row of C
 const DOWN = VEC4S / ROW_VEC4S;
-const TILE_VEC4S = 16u * VEC4S; // vec4s of a tile
+const INVOCATIONS = ACROSS * DOWN;
+const BLOCKS = 2u * TILE / INVOCATIONS; // blocks per invocation: 1 of A or of B, or 2, the first of A
+const FOUR_ROWS = 4u * VEC4S + PADDING; // vec4s from a tile's row k to its row k + 4
+const TILE_VEC4S = 4u * FOUR_ROWS - PADDING;
 // Whether the stored rows of A and B run along K.
 const A_ALONG_K = !A_TRANSPOSED;
 const B_ALONG_K = B_TRANSPOSED;
 
 var<workgroup> tiles: array<vec4<f32>, 2u * TILE_VEC4S>; // A's (K_TILE, TILE), vec4s along M, then B's (K_TILE, TILE), vec4s along N
 
-// Returns the place of an invocation's block in its tile: vec4 along K, vec4 along M or N. Neighbouring invocations load neighbouring
-// blocks.
-fn place(i: u32, along_k: bool) -> vec2<u32> {
-    return select(vec2<u32>(i / VEC4S, i % VEC4S), vec2<u32>(i % (K_TILE / 4u), i / (K_TILE / 4u)), along_k);
+// Tells whether an invocation's block n is one of A.
+fn is_in_a(lane: u32, n: u32) -> bool {
+    return select(n == 0u, lane < TILE, BLOCKS == 1u);
 }
 
-// Loads this invocation's block of the second pair's tiles that begin at k0, zeros beyond the edge. A2 is stored like an A that is not
-// transposed.
-fn load_second(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
-    var row: u32;
-    var column: u32;
-    var end: vec2<u32>;
-    if lane < TILE {
-        let at = 4u * place(lane, true);
-        row = m0 + at.y;
-        column = k0 + at.x;
-        end = vec2<u32>(params.m, params.k2);
-    } else {
-        let at = 4u * place(lane - TILE, B_TRANSPOSED);
-        row = select(k0 + at.x, n0 + at.y, B_TRANSPOSED);
-        column = select(n0 + at.y, k0 + at.x, B_TRANSPOSED);
-        end = select(vec2<u32>(params.k2, params.n), vec2<u32>(params.n, params.k2), B_TRANSPOSED);
-    }
-    var block: array<vec4<f32>, 4>;
-    for (var s = 0u; s < 4u; s++) {
-        block[s] = vec4<f32>();
-        if row + s < end.x && column < end.y {
-            if lane < TILE {
-                block[s] = low_rank_x_vec4(row + s, column);
-            } else {
-                block[s] = low_rank_w_vec4(row + s, column);
-            }
-        }
-    }
-    return block;
+// Returns the place of an invocation's block in its tile: vec4 along K, vec4 along M or N. Neighbouring invocations load neighbouring
+// blocks.
+fn place(lane: u32, along_k: bool) -> vec2<u32> {
+    let i = lane % TILE;
+    return select(vec2<u32>(i / VEC4S, i % VEC4S), vec2<u32>(i % (K_TILE / 4u), i / (K_TILE / 4u)), along_k);
 }
 
 fn transpose4x4(b: array<vec4<f32>, 4>) -> array<vec4<f32>, 4> {
@@ -90,93 +71,131 @@ fn transposed_where(along_k: bool, block: array<vec4<f32>, 4>) -> array<vec4<f32
     return block;
 }
 
-// Puts this invocation's block, whose stored rows run along K or not, into its tile.
-fn put_block(lane: u32, block: array<vec4<f32>, 4>, along_k: bool) {
-    let at = place(lane % TILE, along_k);
+// Puts a block, whose stored rows run along K or not, into the tile that begins at `tile`.
+fn put_into(tile: u32, lane: u32, block: array<vec4<f32>, 4>, along_k: bool) {
+    let at = place(lane, along_k);
     let rows = transposed_where(along_k, block);
-    let start = lane / TILE * TILE_VEC4S + 4u * at.x * VEC4S + (at.y ^ (2u * at.x));
+    let start = tile + at.x * FOUR_ROWS + at.y;
     for (var s = 0u; s < 4u; s++) {
         tiles[start + s * VEC4S] = rows[s];
     }
 }
 
-fn store_block(lane: u32, block: array<vec4<f32>, 4>) {
-    // One path for both where that is possible: invocations of A and of B may share a wave.
-    if A_ALONG_K == B_ALONG_K {
-        put_block(lane, block, A_ALONG_K);
-    } else if lane < TILE {
-        put_block(lane, block, A_ALONG_K);
-    } else {
-        put_block(lane, block, B_ALONG_K);
-    }
-}
-
-// Place of an invocation's block of four stored rows in memory.
+// Where the four stored rows of a block of A or B lie.
 struct BlockPlace {
-    rows: array<u32, 4>,  // stored rows
+    rows: array<u32, 4>,  // their indices
     vec4s: array<u32, 4>, // their vec4s, counted from the beginning of the binding
 }
 
-// Returns the place of this invocation's block of the tiles that begin at k0, rows and columns clamped to the last ones.
-fn place_of_block(lane: u32, m0: u32, n0: u32, k0: u32) -> BlockPlace {
-    let is_a = lane < TILE;
-    let along_k = select(B_ALONG_K, A_ALONG_K, is_a);
-    let at = 4u * place(lane % TILE, along_k);
-    let k = k0 + at.x;
-    let outer = select(n0, m0, is_a) + at.y;
-    let end = select(params.n, params.m, is_a);
-    let start = select(params.b_start, params.a_start, is_a);
-    let stride = select(params.b_stride, params.a_stride, is_a);
+// Returns where an invocation's block n of the first slice lies. That slice begins `lead` before K does: such places wrap around, or are clamped
+// to K's beginning.
+fn first_place(lane: u32, n: u32, m0: u32, n0: u32, lead: u32, clamped: bool) -> BlockPlace {
+    let in_a = is_in_a(lane, n);
+    let along_k = select(B_ALONG_K, A_ALONG_K, in_a);
+    let at = 4u * place(lane, along_k);
+    let outer = select(n0, m0, in_a) + at.y;
+    let end = select(params.n, params.m, in_a);
+    let start = select(params.b_start, params.a_start, in_a);
+    let stride = select(params.b_stride, params.a_stride, in_a);
+    let before = vec2<u32>(select(lead, 0u, along_k), select(lead * stride, lead, along_k) / 4u);
     var block: BlockPlace;
     for (var s = 0u; s < 4u; s++) {
-        let row = select(min(k + s, params.k - 1u), min(outer + s, end - 1u), along_k);
-        let column = select(min(outer, end - 4u), min(k, params.k - 4u), along_k);
-        block.rows[s] = row;
-        block.vec4s[s] = (start + row * stride + column) / 4u;
+        let k = max(at.x + select(s, 0u, along_k), select(0u, lead, clamped));
+        let row = select(k, min(outer + s, end - 1u), along_k);
+        let column = select(min(outer, end - 4u), k, along_k);
+        block.rows[s] = row - before.x;
+        block.vec4s[s] = (start + row * stride + column) / 4u - before.y;
     }
     return block;
 }
 
-// A block with zeros beyond K, as its values are loaded: clamped rows or columns are there.
-fn zeroed_beyond_k(lane: u32, loaded: array<vec4<f32>, 4>, k0: u32) -> array<vec4<f32>, 4> {
-    let along_k = select(B_ALONG_K, A_ALONG_K, lane < TILE);
-    let k = k0 + 4u * place(lane % TILE, along_k).x;
-    var block = loaded;
+// A block as it is stored.
+struct StoredBlock {
+    vec4s: array<vec4<u32>, 4>,
+    scales: array<f32, 4>, // of B's stored rows, where they have any
+}
+
+// Loads an invocation's block n. What a format does not need stays as it was `before`: setting it would make compilers copy, and so wait for, the
+// rest.
+fn load_block(lane: u32, n: u32, at: BlockPlace, before: StoredBlock) -> StoredBlock {
+    var block = before;
+    if is_in_a(lane, n) {
+        for (var s = 0u; s < 4u; s++) {
+            block.vec4s[s] = bitcast<vec4<u32>>(a[at.vec4s[s]]);
+        }
+    } else {
+        for (var s = 0u; s < 4u; s++) {
+            block.vec4s[s] = stored_vec4(at.vec4s[s], block.vec4s[s]);
+            if !B_ALONG_K {
+                block.scales[s] = row_scale(at.rows[s]);
+            }
+        }
+    }
+    return block;
+}
+
+// Loads an invocation's block n of the first slice, and the scales of rows along K. A is zero before K's beginning. B is zero or, in NF4, some
+// finite number.
+fn load_first(lane: u32, n: u32, at: BlockPlace, lead: u32) -> StoredBlock {
+    let in_a = is_in_a(lane, n);
+    let along_k = select(B_ALONG_K, A_ALONG_K, in_a);
+    let k = 4u * place(lane, along_k).x;
+    var block = load_block(lane, n, at, StoredBlock());
     for (var s = 0u; s < 4u; s++) {
-        if select(k + s, k, along_k) >= params.k {
-            block[s] = vec4<f32>();
+        if k + select(s, 0u, along_k) < lead {
+            block.vec4s[s] = vec4<u32>();
+        }
+        if B_ALONG_K && !in_a {
+            block.scales[s] = row_scale(at.rows[s]);
         }
     }
     return block;
 }
 
-// A block of A or B as it is stored.
-alias StoredBlock = array<vec4<u32>, 4>;
-
-// Loads a block that lies inside A or B.
-fn load_stored(lane: u32, at: BlockPlace) -> StoredBlock {
-    var block: StoredBlock;
-    if lane < TILE {
+// Puts an invocation's block n into its tile.
+fn put_block(lane: u32, n: u32, block: StoredBlock, at: BlockPlace) {
+    let in_a = is_in_a(lane, n);
+    var values: array<vec4<f32>, 4>;
+    // One path for both where that is possible: invocations of A and of B may share a wave.
+    if in_a || (STORED_AS_VALUES && A_ALONG_K == B_ALONG_K) {
         for (var s = 0u; s < 4u; s++) {
-            block[s] = bitcast<vec4<u32>>(a[at.vec4s[s]]);
+            values[s] = bitcast<vec4<f32>>(block.vec4s[s]);
         }
+        put_into(select(TILE_VEC4S, 0u, in_a), lane, values, A_ALONG_K);
     } else {
         for (var s = 0u; s < 4u; s++) {
-            block[s] = stored_vec4(at.rows[s], at.vec4s[s]);
+            values[s] = decoded_vec4(block.vec4s[s], block.scales[s], at.vec4s[s]);
         }
+        put_into(TILE_VEC4S, lane, values, B_ALONG_K);
     }
-    return block;
 }
 
-fn decoded_block(lane: u32, stored: StoredBlock, at: BlockPlace) -> array<vec4<f32>, 4> {
+// Loads an invocation's block n of the second pair's slice that begins at k0, zeros beyond the edge. A2 is stored like an A that is not
+// transposed.
+fn load_second(lane: u32, n: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
+    var row: u32;
+    var column: u32;
+    var end: vec2<u32>;
+    if is_in_a(lane, n) {
+        let at = 4u * place(lane, true);
+        row = m0 + at.y;
+        column = k0 + at.x;
+        end = vec2<u32>(params.m, params.k2);
+    } else {
+        let at = 4u * place(lane, B_TRANSPOSED);
+        row = select(k0 + at.x, n0 + at.y, B_TRANSPOSED);
+        column = select(n0 + at.y, k0 + at.x, B_TRANSPOSED);
+        end = select(vec2<u32>(params.k2, params.n), vec2<u32>(params.n, params.k2), B_TRANSPOSED);
+    }
     var block: array<vec4<f32>, 4>;
-    if lane < TILE {
-        for (var s = 0u; s < 4u; s++) {
-            block[s] = bitcast<vec4<f32>>(stored[s]);
-        }
-    } else {
-        for (var s = 0u; s < 4u; s++) {
-            block[s] = decoded_vec4(stored[s], at.vec4s[s]);
+    for (var s = 0u; s < 4u; s++) {
+        block[s] = vec4<f32>();
+        if row + s < end.x && column < end.y {
+            if is_in_a(lane, n) {
+                block[s] = low_rank_x_vec4(row + s, column);
+            } else {
+                block[s] = low_rank_w_vec4(row + s, column);
+            }
         }
     }
     return block;
@@ -184,31 +203,30 @@ fn decoded_block(lane: u32, stored: StoredBlock, at: BlockPlace) -> array<vec4<f
 
 alias Sums = array<vec4<f32>, 4u * ROW_VEC4S * COLUMN_VEC4S>;
 
-// Adds the product of the tiles to `acc`, in the order of K.
+// Adds the product of the slices to `acc`, in the order of K.
 fn multiply_tiles(acc: ptr<function, Sums>, across: u32, down: u32) {
-    for (var four = 0u; four < K_TILE / 4u; four++) {
-        let a_at = 4u * four * VEC4S + (down ^ (2u * four));
-        let b_at = TILE_VEC4S + 4u * four * VEC4S + (across ^ (2u * four));
-        for (var k = 0u; k < 4u; k++) {
-            var bs: array<vec4<f32>, COLUMN_VEC4S>;
+    for (var k = 0u; k < K_TILE; k++) {
+        let row = k / 4u * FOUR_ROWS + k % 4u * VEC4S;
+        let a_at = row + down;
+        let b_at = TILE_VEC4S + row + across;
+        var bs: array<vec4<f32>, COLUMN_VEC4S>;
+        for (var s = 0u; s < COLUMN_VEC4S; s++) {
+            bs[s] = tiles[b_at + s * ACROSS];
+        }
+        for (var r = 0u; r < ROW_VEC4S; r++) {
+            let rows = tiles[a_at + r * DOWN];
             for (var s = 0u; s < COLUMN_VEC4S; s++) {
-                bs[s] = tiles[b_at + k * VEC4S + s * ACROSS];
-            }
-            for (var r = 0u; r < ROW_VEC4S; r++) {
-                let rows = tiles[a_at + k * VEC4S + r * DOWN];
-                for (var s = 0u; s < COLUMN_VEC4S; s++) {
-                    let at = 4u * (r * COLUMN_VEC4S + s);
-                    (*acc)[at] += rows.x * bs[s];
-                    (*acc)[at + 1u] += rows.y * bs[s];
-                    (*acc)[at + 2u] += rows.z * bs[s];
-                    (*acc)[at + 3u] += rows.w * bs[s];
-                }
+                let at = 4u * (r * COLUMN_VEC4S + s);
+                (*acc)[at] += rows.x * bs[s];
+                (*acc)[at + 1u] += rows.y * bs[s];
+                (*acc)[at + 2u] += rows.z * bs[s];
+                (*acc)[at + 3u] += rows.w * bs[s];
             }
         }
     }
 }
 
-@compute @workgroup_size(2u * TILE)
+@compute @workgroup_size(INVOCATIONS)
 fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let group = params.first_group + in_part.xy;
     let m0 = group.y * TILE;
@@ -219,38 +237,50 @@ fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
     for (var i = 0u; i < 4u * ROW_VEC4S * COLUMN_VEC4S; i++) {
         acc[i] = vec4<f32>();
     }
-    let along_k = select(B_ALONG_K, A_ALONG_K, lane < TILE);
-    let stride = select(params.b_stride, params.a_stride, lane < TILE);
-    let row_step = select(K_TILE, 0u, along_k);
-    let vec4_step = select(K_TILE * stride, K_TILE, along_k) / 4u;
-    var at = place_of_block(lane, m0, n0, 0u);
-    prepare_weight(lane, 2u * TILE);
-    var stored = load_stored(lane, at);
-    for (var k0 = 0u; k0 < params.k; k0 += K_TILE) {
-        var block = decoded_block(lane, stored, at);
-        if k0 + K_TILE > params.k {
-            block = zeroed_beyond_k(lane, block, k0);
+    let slices = (params.k + K_TILE - 1u) / K_TILE;
+    let lead = slices * K_TILE - params.k;
+    var at: array<BlockPlace, BLOCKS>;
+    var blocks: array<StoredBlock, BLOCKS>;
+    var row_step: array<u32, BLOCKS>;
+    var vec4_step: array<u32, BLOCKS>;
+    for (var n = 0u; n < BLOCKS; n++) {
+        let in_a = is_in_a(lane, n);
+        let along_k = select(B_ALONG_K, A_ALONG_K, in_a);
+        row_step[n] = select(K_TILE, 0u, along_k);
+        vec4_step[n] = select(K_TILE * select(params.b_stride, params.a_stride, in_a), K_TILE, along_k) / 4u;
+        blocks[n] = load_first(lane, n, first_place(lane, n, m0, n0, lead, true), lead);
+        // Of a single slice, the loop loads the same block again.
+        at[n] = first_place(lane, n, m0, n0, lead, slices == 1u);
+    }
+    prepare_weight(lane, INVOCATIONS);
+    for (var slice = 0u; slice < slices; slice++) {
+        workgroupBarrier();
+        for (var n = 0u; n < BLOCKS; n++) {
+            put_block(lane, n, blocks[n], at[n]);
         }
         workgroupBarrier();
-        store_block(lane, block);
-        workgroupBarrier();
-        let next = k0 + K_TILE;
-        if next + K_TILE <= params.k {
+        // The last turn loads its own block again, which nobody uses.
+        let go = select(0u, 1u, slice + 1u < slices);
+        for (var n = 0u; n < BLOCKS; n++) {
             for (var s = 0u; s < 4u; s++) {
-                at.rows[s] += row_step;
-                at.vec4s[s] += vec4_step;
+                at[n].rows[s] += go * row_step[n];
+                at[n].vec4s[s] += go * vec4_step[n];
             }
-        } else {
-            // The last tile; behind it, some block that nobody uses.
-            at = place_of_block(lane, m0, n0, next);
+            blocks[n] = load_block(lane, n, at[n], blocks[n]);
         }
-        stored = load_stored(lane, at);
         multiply_tiles(&acc, across, down);
     }
     if LOW_RANK {
         for (var k0 = 0u; k0 < params.k2; k0 += K_TILE) {
             workgroupBarrier();
-            store_block(lane, load_second(lane, m0, n0, k0));
+            for (var n = 0u; n < BLOCKS; n++) {
+                let block = load_second(lane, n, m0, n0, k0);
+                if is_in_a(lane, n) {
+                    put_into(0u, lane, block, true);
+                } else {
+                    put_into(TILE_VEC4S, lane, block, B_ALONG_K);
+                }
+            }
             workgroupBarrier();
             multiply_tiles(&acc, across, down);
         }

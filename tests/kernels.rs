@@ -484,7 +484,7 @@ fn benches_compute_what_they_time() {
     let gpu = &*gpu();
     let baseline = gpu.caps().clone();
     for is_cpu in [false, true] {
-        let caps = Caps { variants: Variant::default_for(is_cpu), ..baseline.clone() };
+        let caps = Caps { variants: Variant::default_for(is_cpu, 0), ..baseline.clone() };
         let alone = product(34, 40, 24, &caps);
         assert_eq!(alone.inputs(&mut rng).iter().map(HostTensor::len).collect::<Vec<_>>(), [34 * 24, 24 * 40]);
         let mut all = vec![("product", alone)];

@@ -21,11 +21,20 @@ fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
     return weight_vec4s[vec4_at];
 }
 
-// The same four elements as stored, loaded without being used, and their values.
-fn stored_vec4(row: u32, vec4_at: u32) -> vec4<u32> {
+// Whether values are stored as they are; `decoded_vec4` is then a bitcast.
+const STORED_AS_VALUES = true;
+
+// Loads the same four elements as they are stored, without using them yet. Components that the format does not need are those of `before`.
+fn stored_vec4(vec4_at: u32, before: vec4<u32>) -> vec4<u32> {
     return bitcast<vec4<u32>>(weight_vec4s[vec4_at]);
 }
 
-fn decoded_vec4(stored: vec4<u32>, vec4_at: u32) -> vec4<f32> {
+// Loads what a stored row's elements are multiplied by; here nothing.
+fn row_scale(row: u32) -> f32 {
+    return 0.0;
+}
+
+// Returns the values of four elements as `stored_vec4` loaded them.
+fn decoded_vec4(stored: vec4<u32>, scale: f32, vec4_at: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(stored);
 }

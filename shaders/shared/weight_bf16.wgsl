@@ -18,11 +18,18 @@ fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
     return unpack(weight_vec4s[vec4_at]);
 }
 
-fn stored_vec4(row: u32, vec4_at: u32) -> vec4<u32> {
-    return vec4<u32>(weight_vec4s[vec4_at], 0u, 0u);
+const STORED_AS_VALUES = false;
+
+fn stored_vec4(vec4_at: u32, before: vec4<u32>) -> vec4<u32> {
+    return vec4<u32>(weight_vec4s[vec4_at], before.zw);
 }
 
-fn decoded_vec4(stored: vec4<u32>, vec4_at: u32) -> vec4<f32> {
+// Rows have no scales.
+fn row_scale(row: u32) -> f32 {
+    return 0.0;
+}
+
+fn decoded_vec4(stored: vec4<u32>, scale: f32, vec4_at: u32) -> vec4<f32> {
     return unpack(stored.xy);
 }
 

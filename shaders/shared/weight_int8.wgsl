@@ -9,13 +9,13 @@ const CODES = 4u;
 
 fn prepare_weight(lane: u32, invocations: u32) {}
 
-fn scale_of(row: u32) -> f32 {
+fn row_scale(row: u32) -> f32 {
     return bitcast<f32>(weights[weights[0] + row]);
 }
 
 fn weight_value(row: u32, i: u32) -> f32 {
     let word = weights[CODES + (i >> 2u)];
-    return f32(bitcast<i32>(word << (24u - 8u * (i & 3u))) >> 24u) * scale_of(row);
+    return f32(bitcast<i32>(word << (24u - 8u * (i & 3u))) >> 24u) * row_scale(row);
 }
 
 fn weight_values(row: u32, i: u32) -> vec4<f32> {
@@ -23,15 +23,16 @@ fn weight_values(row: u32, i: u32) -> vec4<f32> {
 }
 
 fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
-    return decoded_vec4(stored_vec4(row, vec4_at), vec4_at);
+    return decoded_vec4(stored_vec4(vec4_at, vec4<u32>()), row_scale(row), vec4_at);
 }
 
-// Codes, and the row's scale.
-fn stored_vec4(row: u32, vec4_at: u32) -> vec4<u32> {
-    return vec4<u32>(weights[CODES + vec4_at], bitcast<u32>(scale_of(row)), 0u, 0u);
+const STORED_AS_VALUES = false;
+
+fn stored_vec4(vec4_at: u32, before: vec4<u32>) -> vec4<u32> {
+    return vec4<u32>(weights[CODES + vec4_at], before.yzw);
 }
 
-fn decoded_vec4(stored: vec4<u32>, vec4_at: u32) -> vec4<f32> {
+fn decoded_vec4(stored: vec4<u32>, scale: f32, vec4_at: u32) -> vec4<f32> {
     let codes = bitcast<vec4<i32>>(vec4<u32>(stored.x) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u);
-    return vec4<f32>(codes) * bitcast<f32>(stored.y);
+    return vec4<f32>(codes) * scale;
 }

@@ -38,14 +38,20 @@ fn weight_values(row: u32, i: u32) -> vec4<f32> {
 }
 
 fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
-    return decoded_vec4(stored_vec4(row, vec4_at), vec4_at);
+    return decoded_vec4(stored_vec4(vec4_at, vec4<u32>()), 0.0, vec4_at);
 }
 
-// The word of eight codes that holds the four, and what the block's scale is made of.
-fn stored_vec4(row: u32, vec4_at: u32) -> vec4<u32> {
-    return vec4<u32>(weights[CODES + (vec4_at >> 1u)], stored_absmax(vec4_at >> 4u), 0u);
+const STORED_AS_VALUES = false;
+
+fn stored_vec4(vec4_at: u32, before: vec4<u32>) -> vec4<u32> {
+    return vec4<u32>(weights[CODES + (vec4_at >> 1u)], stored_absmax(vec4_at >> 4u), before.w);
 }
 
-fn decoded_vec4(stored: vec4<u32>, vec4_at: u32) -> vec4<f32> {
+// Blocks have scales; rows have none.
+fn row_scale(row: u32) -> f32 {
+    return 0.0;
+}
+
+fn decoded_vec4(stored: vec4<u32>, scale: f32, vec4_at: u32) -> vec4<f32> {
     return nf4_vec4(stored.x >> (16u * (vec4_at & 1u))) * absmax_of(stored.yz, vec4_at >> 4u);
 }

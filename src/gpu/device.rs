@@ -72,7 +72,7 @@ impl Caps {
             backend: "none".into(),
             driver: String::new(),
             is_cpu: false,
-            variants: Variant::default_for(false),
+            variants: Variant::default_for(false, 0),
             tuning: Tuning::default(),
             max_binding_bytes: 128 << 20,
             binding_alignment_bytes: 256,
@@ -97,7 +97,7 @@ impl Caps {
         let memory = memory.filter(|_| !is_cpu);
         Self {
             is_cpu,
-            variants: Variant::default_for(is_cpu),
+            variants: Variant::default_for(is_cpu, info.vendor),
             tuning: Tuning::shipped(&info.name),
             backend: summary.backend.clone(),
             driver: summary.driver.clone(),

@@ -93,7 +93,6 @@ fn limits(of_adapter: &wgpu::Limits, guaranteed: &wgpu::Limits) -> Vec<DeviceLim
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::gpu::{DeviceChoice, Gpu};
 
     #[test]

@@ -2,6 +2,11 @@
 
 use crate::error::{Error, Result};
 
+/// PCI's numbers of vendors.
+const PCI_AMD: u32 = 0x1002;
+const PCI_INTEL: u32 = 0x8086;
+const PCI_NVIDIA: u32 = 0x10de;
+
 /// Implementation that a device may use instead of the baseline. Matmul variants add the terms of a sum one after the other, in the
 /// baseline's order. Their results are bit-identical, so they may be chosen by speed alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -11,10 +16,17 @@ pub enum Variant {
     Tiles32,
     /// Matmul in tiles of 64×64 with vec4 loads and stores.
     Tiles64,
-    /// Matmul in tiles of 128×128 with vec4 loads and stores: the fewest loads per multiplication.
+    /// Like [`Self::Tiles64`] with half the invocations, each with twice the outputs: for GPUs with many registers.
+    Tiles64Wide,
+    /// Matmul in tiles of 128×128 with vec4 loads and stores: the fewest loads from memory per multiplication.
     Tiles128,
+    /// Like [`Self::Tiles128`] with half the invocations, each with twice the outputs: for GPUs with many registers.
+    Tiles128Wide,
     /// Attention with tiles of keys in workgroup memory, scores and outputs in blocks of registers.
     Flash,
+    /// Like [`Self::Flash`] with fewer values per invocation, and gradients of keys and of values in kernels of their own: for GPUs with few
+    /// registers.
+    FlashNarrow,
     /// Norms, log-probabilities, column sums, gathers and embeddings with several vec4 loads in flight.
     Rows,
     /// Matmul and attention without workgroup memory, in workgroups as wide as a vector: for CPU adapters.
@@ -25,25 +37,48 @@ pub enum Variant {
 
 impl Variant {
     /// All variants, in the order of `jointwise info`.
-    pub const ALL: [Self; 7] =
-        [Self::Tiles32, Self::Tiles64, Self::Tiles128, Self::Flash, Self::Rows, Self::Cpu, Self::Lanes];
+    pub const ALL: [Self; 10] = [
+        Self::Tiles32,
+        Self::Tiles64,
+        Self::Tiles64Wide,
+        Self::Tiles128,
+        Self::Tiles128Wide,
+        Self::Flash,
+        Self::FlashNarrow,
+        Self::Rows,
+        Self::Cpu,
+        Self::Lanes,
+    ];
 
     /// Returns the name that `--variant` takes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tiles32 => "tiles32",
             Self::Tiles64 => "tiles64",
+            Self::Tiles64Wide => "tiles64wide",
             Self::Tiles128 => "tiles128",
+            Self::Tiles128Wide => "tiles128wide",
             Self::Flash => "flash",
+            Self::FlashNarrow => "flashnarrow",
             Self::Rows => "rows",
             Self::Cpu => "cpu",
             Self::Lanes => "lanes",
         }
     }
 
-    /// Returns the variants that a CPU or a GPU may use by default.
-    pub fn default_for(is_cpu: bool) -> Vec<Self> {
-        Self::ALL.into_iter().filter(|v| matches!(v, Self::Cpu | Self::Lanes) == is_cpu).collect()
+    /// Returns the variants that a CPU or a GPU may use by default. `vendor` is the PCI vendor, 0 where it is unknown. An
+    /// invocation has 128 registers of 8 lanes on Intel's GPUs and up to 255 on AMD's and NVIDIA's: what does not fit is spilled
+    /// (benches/results/isa.md).
+    pub fn default_for(is_cpu: bool, vendor: u32) -> Vec<Self> {
+        let has_many_registers = [PCI_AMD, PCI_NVIDIA].contains(&vendor);
+        let suits = |variant: &Self| match variant {
+            Self::Cpu | Self::Lanes => is_cpu,
+            Self::Tiles64Wide | Self::Tiles128Wide => !is_cpu && has_many_registers,
+            Self::Flash => !is_cpu && vendor != PCI_INTEL,
+            Self::FlashNarrow => !is_cpu && vendor == PCI_INTEL,
+            _ => !is_cpu,
+        };
+        Self::ALL.into_iter().filter(suits).collect()
     }
 
     /// Parses `baseline` (no variants), or names separated by commas.
@@ -70,6 +105,22 @@ impl Variant {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variants_suit_a_vendors_registers() {
+        let has = |variant, is_cpu, vendor| Variant::default_for(is_cpu, vendor).contains(&variant);
+        for vendor in [PCI_AMD, PCI_NVIDIA] {
+            assert!(has(Variant::Tiles128Wide, false, vendor) && !has(Variant::FlashNarrow, false, vendor));
+        }
+        for vendor in [PCI_INTEL, 0] {
+            assert!(has(Variant::Tiles128, false, vendor) && !has(Variant::Tiles128Wide, false, vendor));
+            assert_eq!(
+                [Variant::FlashNarrow, Variant::Flash].map(|v| has(v, false, vendor)),
+                [vendor != 0, vendor == 0]
+            );
+        }
+        assert_eq!(Variant::default_for(true, PCI_AMD), [Variant::Cpu, Variant::Lanes]);
+    }
 
     #[test]
     fn lists_are_read_and_unknown_names_refused() {

@@ -201,7 +201,10 @@ pub fn attention_bwd(
     };
     let [queries, keys] = table.groups.map(|n| n as u32);
     rec.dispatch_in_parts(&make(AttentionEntry::BackwardQ), &params, &slots, [queries, a.heads as u32], 6 * flops);
-    rec.dispatch_in_parts(&make(AttentionEntry::BackwardKv), &params, &slots, [keys, a.kv_heads as u32], 8 * flops);
+    let softcap = a.softcap.is_some();
+    for (shader, per_pair) in s.implementation.kv_shaders(a.head_dim, softcap, in_vec4s(a, l)) {
+        rec.dispatch_in_parts(&shader, &params, &slots, [keys, a.kv_heads as u32], per_pair * flops);
+    }
 }
 
 /// Attention kernels: forward, delta, d_q, and d_k with d_v, in four implementations.
@@ -229,10 +232,12 @@ impl Kernel for FlashAttention {
             }
         }
         for e in [8, 64, 80, 128, 256] {
-            for (entry, tiles) in
-                AttentionEntry::ALL.into_iter().flat_map(|entry| AttentionTiles::for_head_dim(e).map(|t| (entry, t)))
+            let tiles = [false, true].into_iter().filter_map(|narrow| AttentionTiles::for_head_dim(e, narrow));
+            for (tiles, softcap) in tiles.flat_map(|t| [false, true].map(|softcap| (AttentionImpl::Tiles(t), softcap)))
             {
-                all.extend([false, true].map(|softcap| AttentionImpl::Tiles(tiles).shader(entry, e, softcap, true)));
+                let first = [AttentionEntry::Forward, AttentionEntry::BackwardQ];
+                all.extend(first.map(|entry| tiles.shader(entry, e, softcap, true)));
+                all.extend(tiles.kv_shaders(e, softcap, true).into_iter().map(|(shader, _)| shader));
             }
         }
         for e in [64, 80, 128, 256] {

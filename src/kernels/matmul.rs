@@ -210,7 +210,15 @@ pub fn product(m: usize, n: usize, k: usize, caps: &Caps) -> Box<dyn Case> {
 }
 
 /// Variants that have matmul kernels of their own.
-const VARIANTS: [Variant; 5] = [Variant::Tiles32, Variant::Tiles64, Variant::Tiles128, Variant::Cpu, Variant::Lanes];
+const VARIANTS: [Variant; 7] = [
+    Variant::Tiles32,
+    Variant::Tiles64,
+    Variant::Tiles64Wide,
+    Variant::Tiles128,
+    Variant::Tiles128Wide,
+    Variant::Cpu,
+    Variant::Lanes,
+];
 
 /// Matmul kernels: `matmul`, its variants for GPUs and CPUs, and the one on cooperative matrices.
 pub struct MatmulKernels;

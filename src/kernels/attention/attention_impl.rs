@@ -44,7 +44,10 @@ impl AttentionImpl {
         if let Some(coop) = CoopAttention::choose(caps, precision, head_dim) {
             return Self::Coop(coop);
         }
-        let tiles = AttentionTiles::for_head_dim(head_dim).filter(|_| allowed.contains(&Variant::Flash));
+        let tiles =
+            [(Variant::Flash, false), (Variant::FlashNarrow, true)].into_iter().find_map(|(variant, narrow)| {
+                AttentionTiles::for_head_dim(head_dim, narrow).filter(|_| allowed.contains(&variant))
+            });
         match tiles {
             Some(tiles) => Self::Tiles(tiles),
             None if allowed.contains(&Variant::Lanes) && caps.has_lanes() => {
@@ -62,6 +65,15 @@ impl AttentionImpl {
             Self::Lanes { long } => [LANES * if long { LONG_ROWS } else { 1 }; 2],
             Self::Tiles(tiles) => [tiles.rows(AttentionEntry::Forward), tiles.rows(AttentionEntry::BackwardKv)],
             Self::Coop(coop) => [coop.rows(AttentionEntry::Forward), coop.rows(AttentionEntry::BackwardKv)],
+        }
+    }
+
+    /// Returns the kernels of d_k and d_v, each with its operations per pair and value of a head.
+    pub fn kv_shaders(self, head_dim: usize, softcap: bool, vec4s: bool) -> Vec<(Shader, u64)> {
+        let shader = self.shader(AttentionEntry::BackwardKv, head_dim, softcap, vec4s);
+        match self {
+            Self::Tiles(tiles) => tiles.kv_shaders(&shader),
+            _ => vec![(shader, 8)],
         }
     }
 

@@ -57,11 +57,18 @@ fn in_tiles() -> Vec<(AttentionConfig, AttentionShape)> {
 /// Returns the cases of a variant that [`super::AttentionImpl`] may choose, at both sides of a tile's edge.
 pub(super) fn of_variant(variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
     let (narrow, wide, shape): (_, _, AttentionShape) = match variant {
-        Variant::Flash => (plain(4, 2, 64), plain(4, 2, 80), SHAPES[3]),
+        Variant::Flash | Variant::FlashNarrow => (plain(4, 2, 64), plain(4, 2, 80), SHAPES[3]),
         Variant::Cpu if caps.has_lanes() => return Vec::new(),
         Variant::Lanes if !caps.has_lanes() => return Vec::new(),
         Variant::Cpu | Variant::Lanes => (plain(4, 2, 6), plain(4, 2, 8), &[(4, &[3, 21])]),
-        Variant::Tiles32 | Variant::Tiles64 | Variant::Tiles128 | Variant::Rows => return Vec::new(),
+        Variant::Tiles32
+        | Variant::Tiles64
+        | Variant::Tiles64Wide
+        | Variant::Tiles128
+        | Variant::Tiles128Wide
+        | Variant::Rows => {
+            return Vec::new();
+        }
     };
     let masked = AttentionConfig { softcap: Some(2.0), window: Some(3), ..wide };
     [narrow, masked].map(|a| case(a, segments(shape), &[variant], MatmulPrecision::Highest)).into()

@@ -1,4 +1,4 @@
-//! Specialisations of `matmul_tiles.wgsl`: three sizes of tiles.
+//! Specialisations of `matmul_tiles.wgsl`: three sizes of tiles, two of them with more or fewer invocations.
 
 use super::{LinearPass, MatmulDesc, OperandMatrix, WeightFormat, oriented};
 use crate::gpu::{Shader, Variant};
@@ -15,15 +15,22 @@ pub(super) struct TiledMatmul {
 /// Bytes of NF4's tables in workgroup memory: 16 values and 256 scales.
 const NF4_TABLE_BYTES: usize = (16 + 256) * size_of::<f32>();
 
-/// Workgroups that keep a GPU busy: the default choice is the largest tiles that give at least this many.
+/// Bytes between the rows of both tiles that keep stores apart in workgroup memory: the shader's PADDING of 2 vec4s, three times a tile.
+const PADDING_BYTES: usize = 2 * 3 * 2 * 16;
+
+/// Workgroups that keep a GPU busy: the default choice is the largest tiles that give at least this many, and twice as many where an invocation
+/// computes twice the outputs.
 const ENOUGH_WORKGROUPS: usize = 128;
 
 impl TiledMatmul {
-    /// Sizes from the smallest. An invocation computes TILE/2 values of a tile: 4×4, 8×4, 8×8.
-    pub const ALL: [Self; 3] = [
+    /// Sizes from the smallest. An invocation computes 4×4, 8×4, 8×8, 8×8 and 16×8 values of a tile, and loads 2, 1.5, 1, 1 and 0.75 bytes from
+    /// workgroup memory per multiplication.
+    pub const ALL: [Self; 5] = [
         Self { variant: Variant::Tiles32, tile: 32, row_vec4s: 1, column_vec4s: 1 },
         Self { variant: Variant::Tiles64, tile: 64, row_vec4s: 2, column_vec4s: 1 },
+        Self { variant: Variant::Tiles64Wide, tile: 64, row_vec4s: 2, column_vec4s: 2 },
         Self { variant: Variant::Tiles128, tile: 128, row_vec4s: 2, column_vec4s: 2 },
+        Self { variant: Variant::Tiles128Wide, tile: 128, row_vec4s: 4, column_vec4s: 2 },
     ];
 
     /// Returns the sizes for a product, the default choice first; empty unless everything is aligned.
@@ -38,31 +45,36 @@ impl TiledMatmul {
         }
         let mut sizes: Vec<Self> = Self::ALL.into_iter().filter(|t| allowed.contains(&t.variant)).collect();
         // The largest tiles that give enough workgroups come first, then the others from the smallest.
-        if let Some(best) = sizes.iter().rposition(|t| t.workgroups(p) >= ENOUGH_WORKGROUPS) {
+        if let Some(best) = sizes.iter().rposition(|t| t.gives_enough_workgroups(p)) {
             sizes[..=best].rotate_right(1);
         }
         sizes
     }
 
-    fn workgroups(self, p: &MatmulDesc) -> usize {
-        p.m.div_ceil(self.tile) * p.n.div_ceil(self.tile)
+    fn gives_enough_workgroups(self, p: &MatmulDesc) -> bool {
+        let is_wide = matches!(self.variant, Variant::Tiles64Wide | Variant::Tiles128Wide);
+        let enough = if is_wide { 2 * ENOUGH_WORKGROUPS } else { ENOUGH_WORKGROUPS };
+        p.m.div_ceil(self.tile) * p.n.div_ceil(self.tile) >= enough
     }
 
-    /// Returns the specialisation for a device with so much workgroup memory. NF4's tables lie there where they fit beside the tiles.
+    /// Returns the specialisation for a device with so much workgroup memory. Padding, and NF4's tables, lie there where they fit beside the tiles.
     pub fn shader(self, orientation: LinearPass, storage: WeightFormat, workgroup_bytes: u32) -> Shader {
+        let fits = |bytes| self.tile_bytes() + bytes <= workgroup_bytes as usize;
         let shader = oriented(Shader::new("matmul_tiles", "matmul_tiles"), orientation)
             .with("TILE", self.tile as f64)
             .with("ROW_VEC4S", self.row_vec4s as f64)
-            .with("COLUMN_VEC4S", self.column_vec4s as f64);
-        let tables_fit = self.tile_bytes() + NF4_TABLE_BYTES <= workgroup_bytes as usize;
+            .with("COLUMN_VEC4S", self.column_vec4s as f64)
+            .with("PADDING", if fits(PADDING_BYTES) { 2.0 } else { 0.0 });
         let shader = storage.select(shader);
         match storage {
-            WeightFormat::Nf4 if tables_fit => shader.substitute("shared/nf4_lookup", "shared/nf4_lookup_workgroup"),
+            WeightFormat::Nf4 if fits(PADDING_BYTES + NF4_TABLE_BYTES) => {
+                shader.substitute("shared/nf4_lookup", "shared/nf4_lookup_workgroup")
+            }
             _ => shader,
         }
     }
 
-    /// Returns every specialisation for a product: NF4's tables in workgroup memory, and in memory where they may not fit.
+    /// Returns every specialisation for a product: with padding and NF4's tables in workgroup memory, and without what may not fit.
     pub fn shaders(orientation: LinearPass, storage: WeightFormat) -> Vec<Shader> {
         let mut all = Vec::new();
         for workgroup_bytes in [16 << 10, 32 << 10] {
