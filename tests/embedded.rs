@@ -197,7 +197,7 @@ fn products_in_the_baseline() {
 
 #[test]
 fn products_in_tiles() {
-    for variant in [Variant::Tiles32, Variant::Tiles64, Variant::Tiles128] {
+    for variant in [Variant::Tiles32, Variant::Tiles64, Variant::Tiles64Wide, Variant::Tiles128] {
         products(&open().with_variants(vec![variant]), variant.name());
     }
 }

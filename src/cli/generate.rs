@@ -85,7 +85,7 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
         None => error,
     })?;
     let longest = longest + settings.max_new_tokens;
-    let gpu = Gpu::open_with(&args.model.device.options()?)?;
+    let gpu = Gpu::open_with(&args.model.device_options()?)?;
     let decoder = policy.load(&gpu, longest)?;
 
     let asked = GenerationJob { args, gpu: &gpu, decoder: &decoder, tokenizer, settings, instructions, prompts };

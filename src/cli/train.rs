@@ -78,7 +78,9 @@ fn run_once(mut args: TrainArgs, sft: bool, out: &Path) -> Result<(Finished, usi
         args.apply(&settings);
     }
     let mut inputs = read_inputs(&args, sft, &folder)?;
-    let gpu = Gpu::open_with(&args.model.device.options()?)?;
+    // --auto-fit may choose a quantised format.
+    let options = if args.auto_fit { args.model.device.options()? } else { args.model.device_options()? };
+    let gpu = Gpu::open_with(&options)?;
     if args.auto_fit && !folder.is_begun() {
         let changes = fitting_changes(&inputs, &gpu)?;
         if let Some(first) = changes.first() {

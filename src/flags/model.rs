@@ -96,11 +96,21 @@ impl DeviceArgs {
             variants: self.variant.as_deref().map(Variant::parse_list).transpose()?,
             device: self.device.as_deref().map_or(DeviceChoice::Best, DeviceChoice::parse),
             matmul_precision: self.matmul_precision.as_deref().map(MatmulPrecision::parse).transpose()?,
+            weight_formats: None,
         })
     }
 }
 
 impl ModelArgs {
+    /// Resolves the device to open. Its self-test checks the kernels of the formats that weights may have under `--base-dtype`.
+    ///
+    /// # Errors
+    /// Those of [`DeviceArgs::options`].
+    pub fn device_options(&self) -> Result<DeviceOptions> {
+        let formats = self.base_dtype.unwrap_or_default().weight_formats();
+        Ok(DeviceOptions { weight_formats: Some(formats), ..self.device.options()? })
+    }
+
     /// Opens the model of `--model`.
     ///
     /// # Errors

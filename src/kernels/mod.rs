@@ -255,12 +255,12 @@ pub async fn check_precision(gpu: &Gpu) -> Result<Option<CaseCheck>> {
     check_cases(gpu, &cases, &mut Rng::new(0, 1)).await.map(Some)
 }
 
-/// Checks a device's variants with small random cases, and switches off those that fail. Also returns the failed ones.
+/// Checks a device's variants with small random cases, as [`check_variants`] does, and switches off those that fail. Also returns the failed ones.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`]: also where products of the requested precision are wrong.
-pub async fn with_checked_variants(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
-    let checks = check_variants(&gpu, &WeightFormat::ALL).await?;
+pub async fn with_checked_variants(gpu: Gpu, formats: &[WeightFormat]) -> Result<(Gpu, Vec<Variant>)> {
+    let checks = check_variants(&gpu, formats).await?;
     let (right, wrong): (Vec<_>, Vec<_>) = checks.into_iter().partition(|(_, check)| check.error <= 1.0);
     if check_precision(&gpu).await?.is_some_and(|check| check.error > 1.0) {
         let (name, device) = (gpu.caps().matmul_precision.name(), &gpu.caps().name);

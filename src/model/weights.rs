@@ -416,6 +416,11 @@ impl BaseDtype {
         }
     }
 
+    /// Returns the formats that a model's weights may have: f32 and bf16, as files and adapters have them, and a quantised one.
+    pub fn weight_formats(self) -> Vec<WeightFormat> {
+        [WeightFormat::F32, WeightFormat::Bf16].into_iter().chain(self.quantised()).collect()
+    }
+
     /// Returns the storage of a matrix of `cols` columns. Falls back to bf16 where `cols` does not fit the quantised storage's blocks, and
     /// to f32 where it does not fit a word.
     pub fn storage(self, cols: usize, is_bf16: bool) -> WeightFormat {

@@ -4,6 +4,7 @@ use super::cache_folder::cache_folder;
 use super::{device_notes, self_test_cache, tuning_cache};
 use crate::error::Result;
 use crate::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
+use crate::kernels::storage::WeightFormat;
 
 /// Choice of a device and of the kernels that it may use.
 ///
@@ -23,6 +24,8 @@ pub struct DeviceOptions {
     pub variants: Option<Vec<Variant>>,
     /// Precision of matrix products. `None`: f32, or what `JOINTWISE_MATMUL_PRECISION` says.
     pub matmul_precision: Option<MatmulPrecision>,
+    /// Formats of weights whose kernels the self-test checks. `None`: all. Kernels of other formats are used unchecked.
+    pub weight_formats: Option<Vec<WeightFormat>>,
 }
 
 impl Gpu {
@@ -48,7 +51,8 @@ impl Gpu {
     /// [`crate::Error::Device`] where there is no device, [`crate::Error::Flag`] where none matches, [`crate::Error::Gpu`] where products of the chosen
     /// precision are wrong on it.
     pub fn open_with(options: &DeviceOptions) -> Result<Self> {
-        let (gpu, wrong) = self_test_cache::self_test_cached(Self::open_untested(options)?)?;
+        let formats = options.weight_formats.as_deref().unwrap_or(&WeightFormat::ALL);
+        let (gpu, wrong) = self_test_cache::self_test_cached(Self::open_untested(options)?, formats)?;
         for variant in wrong {
             let (variant, device) = (variant.name(), &gpu.caps().name);
             note!("warning: the kernels `{variant}` failed the self-test on {device} and are disabled");

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::cache_folder::cache_folder;
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu, Variant};
+use crate::kernels::storage::WeightFormat;
 use crate::kernels::with_checked_variants;
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
 use crate::model::save::write_text;
@@ -20,6 +21,8 @@ use crate::progress::ProgressReporter;
 struct SelfTestFile {
     device: String,
     driver: String,
+    /// Formats of weights whose kernels were checked.
+    formats: Vec<WeightFormat>,
     /// Names of the variants that failed.
     wrong: Vec<String>,
 }
@@ -52,31 +55,41 @@ pub fn cached_failures(caps: &Caps) -> Option<Vec<String>> {
     path(caps).as_deref().and_then(read).map(|file| file.wrong)
 }
 
-/// Runs the self-test of kernel variants once per device, driver and program; the result is cached on disk. Also returns the variants that failed.
-pub fn self_test_cached(gpu: Gpu) -> Result<(Gpu, Vec<Variant>)> {
+/// Runs the self-test of kernel variants for formats of weights, once per device, driver and program; the result is cached on disk. Also returns the
+/// variants that failed.
+pub fn self_test_cached(gpu: Gpu, formats: &[WeightFormat]) -> Result<(Gpu, Vec<Variant>)> {
     let path = path(gpu.caps());
-    if let Some(kept) = path.as_deref().and_then(read) {
-        let is_wrong = |variant: &Variant| kept.wrong.iter().any(|name| name == variant.name());
-        let (wrong, right) = gpu.caps().variants.iter().partition(|variant| is_wrong(variant));
-        return Ok((gpu.with_variants(right), wrong));
+    let (device, driver) = (gpu.caps().name.clone(), gpu.caps().driver.clone());
+    let mut kept = path.as_deref().and_then(read).unwrap_or(SelfTestFile {
+        device,
+        driver,
+        formats: Vec::new(),
+        wrong: Vec::new(),
+    });
+    let is_wrong = |variant: &Variant| kept.wrong.iter().any(|name| name == variant.name());
+    let (mut wrong, right): (Vec<_>, Vec<_>) = gpu.caps().variants.iter().partition(|variant| is_wrong(variant));
+    let gpu = gpu.with_variants(right);
+    let missing: Vec<WeightFormat> = formats.iter().copied().filter(|format| !kept.formats.contains(format)).collect();
+    if missing.is_empty() {
+        return Ok((gpu, wrong));
     }
     // Each shader is compiled: by FXC in up to half a second, where others take milliseconds.
     if gpu.caps().is_cpu || gpu.caps().backend == "dx12" {
         note!("note: the first start on {} checks its kernels, which takes a while", gpu.caps().name);
     }
-    let (gpu, wrong) = {
+    let (gpu, failed) = {
         let _progress = ProgressReporter::uncounted("checking the device's kernels");
-        pollster::block_on(with_checked_variants(gpu))?
+        pollster::block_on(with_checked_variants(gpu, &missing))?
     };
-    if let Some(path) = path {
-        let (device, driver) = (gpu.caps().name.clone(), gpu.caps().driver.clone());
-        let kept = SelfTestFile { device, driver, wrong: wrong.iter().map(|variant| variant.name().into()).collect() };
-        // A file that cannot be written costs the next start a check.
-        if path.parent().is_some_and(|dir| std::fs::create_dir_all(dir).is_ok())
-            && let Ok(text) = serde_json::to_string(&kept)
-        {
-            let _ = write_text(&path, &text);
-        }
+    kept.formats.extend(missing);
+    kept.wrong.extend(failed.iter().map(|variant| variant.name().to_string()));
+    wrong.extend(failed);
+    // A file that cannot be written costs the next start a check.
+    if let Some(path) = path
+        && path.parent().is_some_and(|dir| std::fs::create_dir_all(dir).is_ok())
+        && let Ok(text) = serde_json::to_string(&kept)
+    {
+        let _ = write_text(&path, &text);
     }
     Ok((gpu, wrong))
 }
