@@ -71,18 +71,21 @@ fn gather_rows_bwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
         let r = uses[min(start[turn], max(n_uses, 1u) - 1u)];
         used[turn] = select(0u, r, start[turn] < end[turn]);
     }
-    var values: array<vec4<f32>, FLIGHT>;
+    var sums: array<vec4<f32>, FLIGHT>;
     for (var turn = 0u; turn < FLIGHT; turn++) {
-        values[turn] = d_y[used[turn] * vec4s + column];
+        sums[turn] = d_y[used[turn] * vec4s + column];
+    }
+    // Before the loops of later uses: compilers would move a load behind the loops of the rows before.
+    for (var turn = 0u; turn < FLIGHT; turn++) {
+        sums[turn] = select(vec4<f32>(), sums[turn], start[turn] < end[turn]);
     }
     for (var turn = 0u; turn < FLIGHT; turn++) {
-        var sum = select(vec4<f32>(), values[turn], start[turn] < end[turn]);
         for (var n = start[turn] + 1u; n < end[turn]; n++) {
-            sum += d_y[uses[n] * vec4s + column];
+            sums[turn] += d_y[uses[n] * vec4s + column];
         }
         let row = first + turn * ROWS;
         if row < params.n {
-            d_x[row * vec4s + column] = sum;
+            d_x[row * vec4s + column] = sums[turn];
         }
     }
 }

@@ -73,6 +73,42 @@ fn bytes(slot: &Slot, n: usize) -> Vec<u8> {
     read(slot).iter().flat_map(|w| w.to_le_bytes()).take(n).collect()
 }
 
+/// Returns the floats at most `n` representable numbers away from each value.
+fn around(values: impl Iterator<Item = f32>, n: i32) -> Vec<f32> {
+    values.flat_map(|v| (-n..=n).map(move |step| f32::from_bits(v.to_bits().wrapping_add_signed(step)))).collect()
+}
+
+/// The shader finds a code from straight lines and one comparison; by definition it is the number of middles that are below the value. Both are
+/// compared for the numbers around every middle and every value of both maps: the lines rise, so nothing can differ farther from a middle.
+#[test]
+fn codes_are_those_of_the_nearest_values() {
+    let middles = |map: &[f32]| map.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0).collect::<Vec<f32>>();
+    let (of_m, of_v) = (middles(&*DYNAMIC), middles(&*DYNAMIC_UNSIGNED));
+    // With these constants m is the gradient, and v its square.
+    let mut grads = around(DYNAMIC.iter().chain(&of_m).copied().filter(|&x| x != 0.0), 3);
+    grads.extend(around(DYNAMIC_UNSIGNED.iter().chain(&of_v).map(|v| v.sqrt()).filter(|&x| x != 0.0), 3));
+    grads.extend([0.0, -0.0, 1.0, -1.0, 1e-9, -1e-9, 1e-30, -1e-30]);
+    grads.retain(|g| g.abs() <= 1.0);
+    for absmax in [1.0, 2.0_f32.powi(-20), 2.0_f32.powi(20)] {
+        // The last element of a block is its largest one.
+        let blocks = grads.chunks(BLOCK - 1);
+        let mut scaled: Vec<f32> = blocks.flat_map(|block| [block, &[1.0]].concat()).map(|g| g * absmax).collect();
+        scaled.resize(scaled.len().next_multiple_of(4), 0.0);
+        let n = scaled.len();
+        let moments = MomentFormat::eight_bits(&GPU, n, &maps(&GPU));
+        let page = page(WeightFormat::F32, &vec![0.0; n], &scaled, 0, moments);
+        update(&PLAIN, &page);
+        let MomentFormat::EightBits { m, v, .. } = &page.moments else { unreachable!() };
+        let count = |middles: &[f32], x: f32| middles.iter().filter(|&&middle| middle < x).count() as u8;
+        let differ = |got: Vec<u8>, middles: &[f32], x: &dyn Fn(f32) -> f32| {
+            let both = scaled.iter().zip(got).map(|(&g, code)| (x(g / absmax), code));
+            both.filter(|&(x, code)| count(middles, x) != code).collect::<Vec<_>>()
+        };
+        assert_eq!(differ(bytes(m, n), &of_m, &|g| g), []);
+        assert_eq!(differ(bytes(v, n), &of_v, &|g| g * g), []);
+    }
+}
+
 /// Each step from bitsandbytes' own state before it: its codes but where f32's last places decide, its scales, its parameters.
 #[test]
 fn steps_are_those_of_bitsandbytes() {
