@@ -21,6 +21,7 @@ struct AbsmaxParams {
 // Binding 2: B.
 
 const WG = 64u;
+const LOADS = 4u; // vec4s per turn
 
 var<workgroup> of_row: atomic<u32>;
 
@@ -37,8 +38,16 @@ fn matmul_absmax(
     var mine = vec4<u32>();
     if row < params.rows {
         let first = (params.start + row * params.stride) / 4u;
-        for (var vec4_at = lane; vec4_at < params.columns / 4u; vec4_at += WG) {
-            mine = max(mine, bitcast<vec4<u32>>(abs(weight_vec4(row, first + vec4_at))));
+        let last = params.columns / 4u - 1u;
+        for (var vec4_at = lane; vec4_at <= last; vec4_at += LOADS * WG) {
+            // The loads do not wait for each other. Some load the last vec4 again, which does not change a maximum.
+            var loaded: array<vec4<f32>, LOADS>;
+            for (var i = 0u; i < LOADS; i++) {
+                loaded[i] = weight_vec4(row, first + min(vec4_at + i * WG, last));
+            }
+            for (var i = 0u; i < LOADS; i++) {
+                mine = max(mine, bitcast<vec4<u32>>(abs(loaded[i])));
+            }
         }
     }
     workgroupBarrier();

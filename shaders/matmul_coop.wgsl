@@ -8,46 +8,52 @@
 //   x·y ≈ high·high + high·low + low·high
 // so that three products give f32's accuracy except for low·low (2⁻²² of the product). Without SPLIT, an operand is rounded to f16 once.
 //
-// Four subgroups compute a tile of C, each a block of FRAGMENTS×FRAGMENTS fragments of EDGE×EDGE. Slices of K pass through workgroup memory
-// as f16, laid out as stored; the next slice is loaded while the current one is multiplied. Any M, N, K: beyond an edge there are zeros.
+// Two rows of ACROSS subgroups compute a tile of C, each a block of ROW_FRAGMENTS×COLUMN_FRAGMENTS fragments of EDGE×EDGE: a fragment of A or
+// B that was loaded serves that many products. Slices of K pass through workgroup memory as f16, in rows along K however the matrix is
+// stored, because matrix units load such rows fastest. The next slice is loaded while the current one is multiplied.
+//
+// The loop over K has no conditions, and values stay as they were stored until they are put into the tiles: a compiler waits for a load
+// where its branch ends or its value is first used, which must not be before the products that hide it. Rows of A and columns of B beyond
+// the edge are clamped to the last ones, since they contribute only to outputs that are not stored. Where K is no multiple of K_TILE, the
+// first slice begins before K does, and is zero there.
+//
+// Should a driver divide the workgroup into other subgroups than the shader was written for, C is NaN.
+//
+// Neither the tile's size nor K_TILE changes a result: fragments are summed in the order of K, EDGE columns at a time.
 
 import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
-import package::shared::weight::{weight_vec4};
+import package::shared::weight::{decoded_vec4, prepare_weight, stored_vec4};
 import package::shared::split_f16::{SPLIT, rounded};
 import package::shared::fragment8::{EDGE, Left, Right, Sum, begin_slice, end_slice};
 
 override A_TRANSPOSED: bool = false; // A is stored (K, M), and has one scale
 override B_TRANSPOSED: bool = false; // B is stored (N, K)
-override LANES: u32 = 128u; // four subgroups
-override FRAGMENTS: u32 = 2u;
+override LANES: u32 = 128u; // 2·ACROSS subgroups
+override ACROSS: u32 = 2u; // subgroups along a row of the tile
+override ROW_FRAGMENTS: u32 = 2u; // along a column of a subgroup's block
+override K_TILE: u32 = 16u;
 
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 // Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 @group(0) @binding(4) var<storage, read> absmax: array<u32>; // bits of the absmax: of B, and of A or of each of its rows
 
-const BLOCK = FRAGMENTS * EDGE; // rows and columns of a subgroup's block
-const ACROSS = 2u; // subgroups along a row of the tile
-const TILE = ACROSS * BLOCK;
-const K_TILE = 2u * EDGE;
-const PAD = 8u; // rows begin at multiples of 16 bytes, and in different banks
-
-// Rows and columns of the tiles, as stored.
-const A_ROWS = select(TILE, K_TILE, A_TRANSPOSED);
-const A_COLUMNS = select(K_TILE, TILE, A_TRANSPOSED);
-const B_ROWS = select(K_TILE, TILE, B_TRANSPOSED);
-const B_COLUMNS = select(TILE, K_TILE, B_TRANSPOSED);
-const A_ROW = A_COLUMNS + PAD;
-const B_ROW = B_COLUMNS + PAD;
-const B_BEGIN = A_ROWS * A_ROW;
-const TILES = B_BEGIN + B_ROWS * B_ROW;
+const TILE = 2u * ROW_FRAGMENTS * EDGE;
+const COLUMN_FRAGMENTS = TILE / ACROSS / EDGE;
+const FRAGMENTS = ROW_FRAGMENTS * COLUMN_FRAGMENTS;
+const PAD = 8u; // a tile's rows begin at multiples of 16 bytes, and in different banks
+const ROW = K_TILE + PAD;
 const VEC4S = TILE * K_TILE / 4u / LANES; // vec4s of a tile per invocation
+const DEPTH = min(VEC4S, 4u); // stored rows of a block, where they do not run along K
+const B_BEGIN = TILE * ROW;
+const SUBGROUPS = 2u * ACROSS;
+const STEP = LANES / SUBGROUPS; // invocations per subgroup
+const NAN = 0x7fc00000u;
 
-var<workgroup> high: array<f16, TILES>; // A's tile, then B's
-var<workgroup> low: array<f16, select(1u, TILES, SPLIT)>;
-var<workgroup> a_scale: array<f32, TILE>;
-var<workgroup> values: array<f32, ACROSS * ACROSS * EDGE * EDGE>; // a fragment of C for each subgroup
+var<workgroup> high: array<f16, 2u * TILE * ROW>; // A's tile (TILE, K_TILE), then B's
+var<workgroup> low: array<f16, select(1u, 2u * TILE * ROW, SPLIT)>;
+var<workgroup> values: array<f32, SUBGROUPS * EDGE * EDGE>; // a fragment of C for each subgroup
 
 // Returns the exponent bits of a scale: a power of two whose inverse is normal, too.
 fn exponent_of_scale(bits: u32) -> u32 {
@@ -67,92 +73,108 @@ fn absmax_of_a(m: u32) -> u32 {
     return select(1u + min(m, params.m - 1u), 1u, A_TRANSPOSED);
 }
 
-// Loads this invocation's vec4s of the slice that begins at k0: those of A, then those of B. Neighbouring invocations load neighbouring
-// vec4s.
-fn load_slice(lane: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 2u * VEC4S> {
-    let a_at = select(vec2<u32>(m0, k0), vec2<u32>(k0, m0), A_TRANSPOSED);
-    let a_end = select(vec2<u32>(params.m, params.k), vec2<u32>(params.k, params.m), A_TRANSPOSED);
-    let b_at = select(vec2<u32>(k0, n0), vec2<u32>(n0, k0), B_TRANSPOSED);
-    let b_end = select(vec2<u32>(params.k, params.n), vec2<u32>(params.n, params.k), B_TRANSPOSED);
-    var vec4s: array<vec4<f32>, 2u * VEC4S>;
-    for (var i = 0u; i < VEC4S; i++) {
-        let vec4_at = lane + i * LANES;
-        let at_a = a_at + vec2<u32>(vec4_at / (A_COLUMNS / 4u), vec4_at % (A_COLUMNS / 4u) * 4u);
-        vec4s[i] = vec4<f32>();
-        if all(at_a < a_end) {
-            vec4s[i] = a[(params.a_start + at_a.x * params.a_stride + at_a.y) / 4u];
-        }
-        let at_b = b_at + vec2<u32>(vec4_at / (B_COLUMNS / 4u), vec4_at % (B_COLUMNS / 4u) * 4u);
-        vec4s[VEC4S + i] = vec4<f32>();
-        if all(at_b < b_end) {
-            vec4s[VEC4S + i] = weight_vec4(at_b.x, (params.b_start + at_b.x * params.b_stride + at_b.y) / 4u);
-        }
+// Returns the place of an invocation's i-th vec4 in a tile: first k, first row or column of C. Vec4s run along K, or lie in blocks of DEPTH
+// of them, which will be transposed. Neighbouring invocations then put neighbouring columns of a tile's row.
+fn place(lane: u32, i: u32, along_k: bool) -> vec2<u32> {
+    if along_k {
+        let at = lane + i * LANES;
+        return vec2<u32>(at % (K_TILE / 4u) * 4u, at / (K_TILE / 4u));
     }
-    return vec4s;
+    let at = lane + i / DEPTH * LANES;
+    return vec2<u32>(at % (K_TILE / DEPTH) * DEPTH + i % DEPTH, at / (K_TILE / DEPTH) * 4u);
 }
 
-fn store_vec4(at: u32, value: vec4<f32>) {
-    let near = rounded(value);
-    let highs = vec4<f16>(near);
-    high[at] = highs.x;
-    high[at + 1u] = highs.y;
-    high[at + 2u] = highs.z;
-    high[at + 3u] = highs.w;
+// Where vec4s lie: their stored rows, and their indices from the beginning of the binding.
+struct Places {
+    rows: array<u32, VEC4S>,
+    vec4s: array<u32, VEC4S>,
+}
+
+// Returns where an invocation's vec4s of the first slice lie. That slice begins `lead` before K does: such places wrap around, or are clamped
+// to K's beginning. The matrix has `end` rows or columns of C, of which the tile begins at `first`.
+fn first_places(lane: u32, along_k: bool, first: u32, end: u32, start: u32, stride: u32, lead: u32, clamped: bool) -> Places {
+    var places: Places;
+    for (var i = 0u; i < VEC4S; i++) {
+        let at = place(lane, i, along_k);
+        let k = max(at.x, select(0u, lead, clamped));
+        let row = select(k, min(first + at.y, end - 1u), along_k);
+        let column = select(min(first + at.y, end - 4u), k, along_k);
+        places.rows[i] = row - select(lead, 0u, along_k);
+        places.vec4s[i] = (start + row * stride + column) / 4u - select(lead * stride, lead, along_k) / 4u;
+    }
+    return places;
+}
+
+fn places_of_a(lane: u32, m0: u32, lead: u32, clamped: bool) -> Places {
+    return first_places(lane, !A_TRANSPOSED, m0, params.m, params.a_start, params.a_stride, lead, clamped);
+}
+
+fn places_of_b(lane: u32, n0: u32, lead: u32, clamped: bool) -> Places {
+    return first_places(lane, B_TRANSPOSED, n0, params.n, params.b_start, params.b_stride, lead, clamped);
+}
+
+fn load_a(places: Places) -> array<vec4<f32>, VEC4S> {
+    var loaded: array<vec4<f32>, VEC4S>;
+    for (var i = 0u; i < VEC4S; i++) {
+        loaded[i] = a[places.vec4s[i]];
+    }
+    return loaded;
+}
+
+fn load_b(places: Places) -> array<vec4<u32>, VEC4S> {
+    var loaded: array<vec4<u32>, VEC4S>;
+    for (var i = 0u; i < VEC4S; i++) {
+        loaded[i] = stored_vec4(places.rows[i], places.vec4s[i]);
+    }
+    return loaded;
+}
+
+// Four values as f16, rounded as the device rounds; with SPLIT, as high + low.
+struct Halves {
+    high: vec4<f16>,
+    low: vec4<f16>,
+}
+
+fn halves(v: vec4<f32>) -> Halves {
     if SPLIT {
-        let lows = vec4<f16>(rounded(value - near));
-        low[at] = lows.x;
-        low[at + 1u] = lows.y;
-        low[at + 2u] = lows.z;
-        low[at + 3u] = lows.w;
+        let near = rounded(v);
+        return Halves(vec4<f16>(near), vec4<f16>(rounded(v - near)));
     }
+    return Halves(vec4<f16>(v), vec4<f16>());
 }
 
-fn store_slice(lane: u32, vec4s: array<vec4<f32>, 2u * VEC4S>, b_scale: f32) {
-    for (var i = 0u; i < VEC4S; i++) {
-        let vec4_at = lane + i * LANES;
-        let row = vec4_at / (A_COLUMNS / 4u);
-        let factor = a_scale[select(row, 0u, A_TRANSPOSED)];
-        store_vec4(row * A_ROW + vec4_at % (A_COLUMNS / 4u) * 4u, vec4s[i] * factor);
-        let at_b = vec4_at / (B_COLUMNS / 4u) * B_ROW + vec4_at % (B_COLUMNS / 4u) * 4u;
-        store_vec4(B_BEGIN + at_b, vec4s[VEC4S + i] * b_scale);
+// Puts an invocation's vec4s into the tile that begins at `tile`, as f16.
+fn put(tile: u32, lane: u32, vec4s: array<vec4<f32>, VEC4S>, along_k: bool) {
+    if along_k {
+        for (var i = 0u; i < VEC4S; i++) {
+            let at = place(lane, i, true);
+            let split = halves(vec4s[i]);
+            let to = tile + at.y * ROW + at.x;
+            for (var s = 0u; s < 4u; s++) {
+                high[to + s] = split.high[s];
+                if SPLIT {
+                    low[to + s] = split.low[s];
+                }
+            }
+        }
+        return;
     }
-}
-
-// Returns the index where a fragment at (m, k), or (k, n) in `right_at`, of the tiles begins.
-fn left_at(m: u32, k: u32) -> u32 {
-    return select(m * A_ROW + k, k * A_ROW + m, A_TRANSPOSED);
-}
-
-fn right_at(k: u32, n: u32) -> u32 {
-    return B_BEGIN + select(k * B_ROW + n, n * B_ROW + k, B_TRANSPOSED);
-}
-
-fn left_high(at: u32) -> Left {
-    if A_TRANSPOSED {
-        return coopLoad<Left>(&high[at], A_ROW);
+    for (var block = 0u; block < VEC4S; block += DEPTH) {
+        let at = place(lane, block, false);
+        var split: array<Halves, DEPTH>;
+        for (var i = 0u; i < DEPTH; i++) {
+            split[i] = halves(vec4s[block + i]);
+        }
+        for (var s = 0u; s < 4u; s++) {
+            let to = tile + (at.y + s) * ROW + at.x;
+            for (var i = 0u; i < DEPTH; i++) {
+                high[to + i] = split[i].high[s];
+                if SPLIT {
+                    low[to + i] = split[i].low[s];
+                }
+            }
+        }
     }
-    return coopLoadT<Left>(&high[at], A_ROW);
-}
-
-fn left_low(at: u32) -> Left {
-    if A_TRANSPOSED {
-        return coopLoad<Left>(&low[at], A_ROW);
-    }
-    return coopLoadT<Left>(&low[at], A_ROW);
-}
-
-fn right_high(at: u32) -> Right {
-    if B_TRANSPOSED {
-        return coopLoad<Right>(&high[at], B_ROW);
-    }
-    return coopLoadT<Right>(&high[at], B_ROW);
-}
-
-fn right_low(at: u32) -> Right {
-    if B_TRANSPOSED {
-        return coopLoad<Right>(&low[at], B_ROW);
-    }
-    return coopLoadT<Right>(&low[at], B_ROW);
 }
 
 @compute @workgroup_size(LANES)
@@ -161,61 +183,108 @@ fn matmul_coop(
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) member: u32,
+    @builtin(num_subgroups) n_subgroups: u32,
 ) {
     let group = params.first_group + in_part.xy;
     let m0 = group.y * TILE;
     let n0 = group.x * TILE;
-    let m_block = subgroup / ACROSS * BLOCK;
-    let n_block = subgroup % ACROSS * BLOCK;
-    for (var i = lane; i < TILE; i += LANES) {
-        a_scale[i] = scale(absmax[absmax_of_a(m0 + i)]);
+    let m_block = subgroup / ACROSS * ROW_FRAGMENTS * EDGE;
+    let n_block = subgroup % ACROSS * COLUMN_FRAGMENTS * EDGE;
+    let slices = (params.k + K_TILE - 1u) / K_TILE;
+    let lead = slices * K_TILE - params.k;
+    var a_scales: array<f32, VEC4S>;
+    for (var i = 0u; i < VEC4S; i++) {
+        a_scales[i] = scale(absmax[absmax_of_a(m0 + place(lane, i, true).y)]);
     }
     let b_scale = scale(absmax[0]);
-    var sums: array<Sum, FRAGMENTS * FRAGMENTS>;
-    for (var i = 0u; i < FRAGMENTS * FRAGMENTS; i++) {
+    var a_vec4s = load_a(places_of_a(lane, m0, lead, true));
+    let b_first = places_of_b(lane, n0, lead, true);
+    var b_vec4s = load_b(b_first);
+    for (var i = 0u; i < VEC4S; i++) {
+        // A product is zero before K's beginning. B has values there that the sum contains, too.
+        if place(lane, i, !A_TRANSPOSED).x < lead {
+            a_vec4s[i] = vec4<f32>();
+        }
+    }
+    // Of a single slice, the loop loads the same vec4s again.
+    var a_at = places_of_a(lane, m0, lead, slices == 1u);
+    var b_at = places_of_b(lane, n0, lead, slices == 1u);
+    let a_step = select(K_TILE, K_TILE * params.a_stride, A_TRANSPOSED) / 4u;
+    let b_step = select(K_TILE * params.b_stride, K_TILE, B_TRANSPOSED) / 4u;
+    prepare_weight(lane, LANES);
+    var sums: array<Sum, FRAGMENTS>;
+    for (var i = 0u; i < FRAGMENTS; i++) {
         sums[i] = Sum();
     }
-    var slice = load_slice(lane, m0, n0, 0u);
-    for (var k0 = 0u; k0 < params.k; k0 += K_TILE) {
+    for (var slice = 0u; slice < slices; slice++) {
         workgroupBarrier();
-        store_slice(lane, slice, b_scale);
-        workgroupBarrier();
-        slice = load_slice(lane, m0, n0, k0 + K_TILE);
-        var parts: array<Sum, FRAGMENTS * FRAGMENTS>;
-        for (var i = 0u; i < FRAGMENTS * FRAGMENTS; i++) {
-            parts[i] = begin_slice(sums[i]);
+        var of_a: array<vec4<f32>, VEC4S>;
+        var of_b: array<vec4<f32>, VEC4S>;
+        for (var i = 0u; i < VEC4S; i++) {
+            of_a[i] = a_vec4s[i] * a_scales[i];
+            of_b[i] = decoded_vec4(b_vec4s[i], b_at.vec4s[i]) * b_scale;
         }
+        put(0u, lane, of_a, !A_TRANSPOSED);
+        put(B_BEGIN, lane, of_b, B_TRANSPOSED);
+        workgroupBarrier();
+        // The last turn loads its own vec4s again, which nobody uses.
+        let go = select(0u, 1u, slice + 1u < slices);
+        for (var i = 0u; i < VEC4S; i++) {
+            a_at.vec4s[i] += go * a_step;
+            b_at.vec4s[i] += go * b_step;
+            b_at.rows[i] += go * select(K_TILE, 0u, B_TRANSPOSED);
+        }
+        a_vec4s = load_a(a_at);
+        b_vec4s = load_b(b_at);
         for (var k = 0u; k < K_TILE; k += EDGE) {
-            for (var j = 0u; j < FRAGMENTS; j++) {
-                let at_right = right_at(k, n_block + j * EDGE);
-                let right = right_high(at_right);
-                for (var i = 0u; i < FRAGMENTS; i++) {
-                    let at = i * FRAGMENTS + j;
-                    let at_left = left_at(m_block + i * EDGE, k);
-                    let left = left_high(at_left);
+            var lefts: array<Left, ROW_FRAGMENTS>;
+            var left_lows: array<Left, ROW_FRAGMENTS>;
+            for (var i = 0u; i < ROW_FRAGMENTS; i++) {
+                let at = (m_block + i * EDGE) * ROW + k;
+                lefts[i] = coopLoadT<Left>(&high[at], ROW);
+                if SPLIT {
+                    left_lows[i] = coopLoadT<Left>(&low[at], ROW);
+                }
+            }
+            for (var j = 0u; j < COLUMN_FRAGMENTS; j++) {
+                let at_right = B_BEGIN + (n_block + j * EDGE) * ROW + k;
+                let right = coopLoad<Right>(&high[at_right], ROW);
+                var right_low = Right();
+                if SPLIT {
+                    right_low = coopLoad<Right>(&low[at_right], ROW);
+                }
+                for (var i = 0u; i < ROW_FRAGMENTS; i++) {
+                    let at = i * COLUMN_FRAGMENTS + j;
+                    var part = begin_slice(sums[at]);
                     if SPLIT {
-                        parts[at] = coopMultiplyAdd(left_low(at_left), right, parts[at]);
-                        parts[at] = coopMultiplyAdd(left, right_low(at_right), parts[at]);
+                        part = coopMultiplyAdd(left_lows[i], right, part);
+                        part = coopMultiplyAdd(lefts[i], right_low, part);
                     }
-                    parts[at] = coopMultiplyAdd(left, right, parts[at]);
+                    part = coopMultiplyAdd(lefts[i], right, part);
+                    sums[at] = end_slice(sums[at], part);
                 }
             }
         }
-        for (var i = 0u; i < FRAGMENTS * FRAGMENTS; i++) {
-            sums[i] = end_slice(sums[i], parts[i]);
-        }
     }
-    let b_inverse = inverse_scale(absmax[0]);
-    for (var f = 0u; f < FRAGMENTS * FRAGMENTS; f++) {
+    // Each invocation stores every STEP-th value of its subgroup's fragments.
+    let b_inverse = bitcast<f32>(select(NAN, bitcast<u32>(inverse_scale(absmax[0])), n_subgroups == SUBGROUPS));
+    var a_inverse: array<f32, EDGE * EDGE / STEP>;
+    for (var f = 0u; f < FRAGMENTS; f++) {
+        let m_fragment = m0 + m_block + f / COLUMN_FRAGMENTS * EDGE;
+        let n = n0 + n_block + f % COLUMN_FRAGMENTS * EDGE + member % EDGE;
+        if f % COLUMN_FRAGMENTS == 0u {
+            for (var s = 0u; s < EDGE * EDGE / STEP; s++) {
+                a_inverse[s] = inverse_scale(absmax[absmax_of_a(m_fragment + (member + s * STEP) / EDGE)]);
+            }
+        }
         workgroupBarrier();
         coopStoreT(sums[f], &values[subgroup * EDGE * EDGE], EDGE);
         workgroupBarrier();
-        for (var i = member; i < EDGE * EDGE; i += LANES / (ACROSS * ACROSS)) {
-            let m = m0 + m_block + f / FRAGMENTS * EDGE + i / EDGE;
-            let n = n0 + n_block + f % FRAGMENTS * EDGE + i % EDGE;
+        for (var s = 0u; s < EDGE * EDGE / STEP; s++) {
+            let m = m_fragment + (member + s * STEP) / EDGE;
             if m < params.m && n < params.n {
                 let at = params.c_start + m * params.c_stride + n;
-                let sum = values[subgroup * EDGE * EDGE + i] * inverse_scale(absmax[absmax_of_a(m)]) * b_inverse;
+                let sum = values[subgroup * EDGE * EDGE + member + s * STEP] * a_inverse[s] * b_inverse;
                 var value = params.alpha * sum;
                 if params.accumulate == 1u {
                     value += c[at];

@@ -144,7 +144,7 @@ impl Caps {
 }
 
 /// Returns the largest supported fragment, if the device meets the requirements of matmul_coop.wgsl: f16, workgroup memory, and subgroups.
-/// A workgroup is four subgroups, whose size wgpu cannot request. Where the size varies, the driver's choice is measured
+/// A workgroup is four or eight subgroups, whose size wgpu cannot request. Where the size varies, the driver's choice is measured
 /// ([`Gpu::with_measured_subgroups`]).
 fn cooperative(adapter: &wgpu::Adapter) -> Option<CooperativeMatrix> {
     let needed = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | COOPERATIVE;
@@ -165,7 +165,7 @@ fn cooperative(adapter: &wgpu::Adapter) -> Option<CooperativeMatrix> {
 }
 
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-/// Workgroup memory of matmul_coop.wgsl, rounded up from 24,832 bytes: tiles of the split form, scales, and a 16×16 fragment per subgroup.
+/// Workgroup memory of matmul_coop.wgsl: tiles of 128 of the split form, and a 16×16 fragment for each of eight subgroups.
 const COOPERATIVE_WORKGROUP_BYTES: u32 = 32 << 10;
 
 /// Device, or a plan that only counts bytes. One program runs on both.

@@ -12,7 +12,8 @@ pub enum MatmulPrecision {
     Highest,
     /// Computes an f32 product as three f16 products on cooperative matrices, summed in f32: within f32's tolerances.
     High,
-    /// Computes one f16 product on cooperative matrices, summed in f32: operands are rounded to 11 bits.
+    /// Computes one f16 product on cooperative matrices: operands are rounded to 11 bits. Sums are f32 as matrix units add, which may
+    /// truncate 2⁻²⁴ of a sum per 16 terms.
     Medium,
 }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// Invocations per workgroup of the probe: four subgroups of the largest size.
 const LANES: u32 = 256;
-/// Subgroups per workgroup of the cooperative-matrix kernels.
+/// Smallest number of subgroups per workgroup of the cooperative-matrix kernels.
 const SUBGROUPS: u32 = 4;
 
 /// Probe shader: multiplies ones, so that `found` becomes `[invocations per subgroup, subgroups, EDGE]`.

@@ -102,7 +102,7 @@ fn launch(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands, allowed: &[Var
     if p.m * p.n * p.k == 0 {
         return;
     }
-    let coop = CoopMatmul::choose(p, [o.a, o.b], rec.gpu().caps(), precision);
+    let coop = CoopMatmul::choose(p, [o.a, o.b], rec.gpu().caps(), allowed, precision);
     // Cooperative-matrix kernels scale A and B to f16's range. The second pair needs other scales, so it cannot share their sums.
     if let Some(second) = o.second.filter(|s| coop.is_some() || !s.can_fuse(p)) {
         launch(rec, p, MatmulOperands { second: None, epilogue: Epilogue::default(), ..o }, allowed, precision);
@@ -376,9 +376,13 @@ impl Kernel for MatmulKernels {
             [(33, 68, 128), (1, 32, 32), (3, 36, 44), (8, 64, 64), (37, 132, 140), (64, 32, 320), (129, 124, 64)];
         let linear = |(t, n_out, n_in), storage| LinearCase { t, n_out, n_in, storage, allowed: Vec::new(), precision };
         let mut all: Vec<Box<dyn Case>> = Vec::new();
-        for shape in shapes {
+        for (i, shape) in shapes.into_iter().enumerate() {
             for storage in WeightFormat::ALL.into_iter().filter(|storage| shape.2 % storage.columns() == 0) {
                 all.push(Box::new(linear(shape, storage)));
+                // GPUs run the largest tiles only for large products, unless they are asked for.
+                if i == 0 {
+                    all.push(Box::new(LinearCase { allowed: vec![Variant::Tiles128], ..linear(shape, storage) }));
+                }
             }
         }
         for (t, n_out, n_in, storage, rank) in LowRankCase::SHAPES {

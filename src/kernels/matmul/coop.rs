@@ -2,26 +2,32 @@
 
 use super::operands::with_epilogues;
 use super::{LinearPass, MatmulDesc, MatmulOperands, OperandMatrix, WeightFormat, oriented};
-use crate::gpu::{Caps, CooperativeMatrix, MatmulPrecision, Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, CooperativeMatrix, MatmulPrecision, Recording, Shader, Slot, Variant, grid_1d};
 
 /// Specialisation for a device and a precision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct CoopMatmul {
     /// Rows and columns of a fragment: 8 or 16.
-    edge: u32,
-    /// Invocations per workgroup.
-    lanes: u32,
-    /// Fragments along a side of a subgroup's block.
-    fragments: u32,
+    edge: usize,
+    /// Invocations per subgroup.
+    subgroup: usize,
+    /// Rows and columns of a workgroup's tile of C.
+    tile: usize,
     /// Whether an f32 product is split into three f16 products.
     split: bool,
 }
 
-/// Subgroups per workgroup: two by two.
-const SUBGROUPS: u32 = 4;
 /// Smallest number of rows and columns of a weight that fill fragments well enough. The batch's size does not count, because a row's result
 /// must not depend on other rows.
 const LEAST: usize = 32;
+/// Workgroups that keep a GPU busy: the largest tiles that give at least this many are chosen.
+const ENOUGH_WORKGROUPS: usize = 128;
+/// Padding between rows in workgroup memory, in f16 values: the shader's PAD.
+const PAD: usize = 8;
+/// Bytes of NF4's tables in workgroup memory: 16 values and 256 scales.
+const NF4_TABLE_BYTES: usize = (16 + 256) * size_of::<f32>();
+/// Workgroup memory that every device with cooperative matrices has.
+const WORKGROUP_BYTES: usize = 32 << 10;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -40,8 +46,14 @@ fn largest(storage: WeightFormat, whole: bool, first: usize) -> Shader {
 
 impl CoopMatmul {
     /// Returns the specialisation for a product, if the precision asks for it, the weight is large enough, and the loads of A and B are
-    /// aligned.
-    pub fn choose(p: &MatmulDesc, [a, b]: [OperandMatrix; 2], caps: &Caps, precision: MatmulPrecision) -> Option<Self> {
+    /// aligned. Tests choose the tile by the variants that they allow. All tiles give bit-identical results, so the batch's size may decide.
+    pub fn choose(
+        p: &MatmulDesc,
+        [a, b]: [OperandMatrix; 2],
+        caps: &Caps,
+        allowed: &[Variant],
+        precision: MatmulPrecision,
+    ) -> Option<Self> {
         let CooperativeMatrix { edge, subgroup } = caps.cooperative?;
         let (stored_columns, weight) = match p.orientation {
             LinearPass::Forward => ([p.k, p.k], [p.n, p.k]),
@@ -55,42 +67,89 @@ impl CoopMatmul {
             MatmulPrecision::High => true,
             MatmulPrecision::Medium => false,
         };
-        fits.then_some(Self { edge, lanes: SUBGROUPS * subgroup, fragments: Self::fragments(edge, caps.is_cpu), split })
+        let (edge, subgroup) = (edge as usize, subgroup as usize);
+        let tiles = Self::tiles(edge, subgroup, caps.is_cpu);
+        let is_enough = |&tile: &usize| match allowed {
+            [Variant::Tiles128] => true,
+            _ => p.m.div_ceil(tile) * p.n.div_ceil(tile) >= ENOUGH_WORKGROUPS,
+        };
+        let tile = tiles.iter().copied().rev().find(is_enough).unwrap_or(tiles[0]);
+        fits.then_some(Self { edge, subgroup, tile, split })
     }
 
-    /// Returns the fragments along a side of a subgroup's block of 32×32. CPUs get smaller blocks, because their compilers take minutes for
-    /// blocks of 32×32.
-    fn fragments(edge: u32, is_cpu: bool) -> u32 {
-        if is_cpu { 2 } else { 32 / edge }
+    /// Returns the sides of a workgroup's tile of C, from the smallest. CPUs get small tiles, because their compilers take minutes for large
+    /// ones. An invocation keeps 32 or 64 sums of a tile of 128 in registers.
+    fn tiles(edge: usize, subgroup: usize, is_cpu: bool) -> &'static [usize] {
+        match (edge, subgroup) {
+            _ if is_cpu => &[32],
+            (16, 32..) => &[64, 128],
+            _ => &[64],
+        }
     }
 
-    /// Returns the side of a workgroup's tile of C.
-    fn tile(self) -> usize {
-        (2 * self.fragments * self.edge) as usize
+    /// Returns the subgroups along a row of the tile: twice as many where the smaller subgroups of NVIDIA's GPUs would have to keep 128 sums
+    /// per invocation.
+    fn across(self) -> usize {
+        if (self.edge, self.subgroup) == (16, 32) { 4 } else { 2 }
+    }
+
+    fn lanes(self) -> usize {
+        2 * self.across() * self.subgroup
+    }
+
+    fn planes(self) -> usize {
+        if self.split { 2 } else { 1 }
+    }
+
+    /// Returns the shader's K_TILE: an invocation loads at most four vec4s of each operand at a time, or two with the second half of a split.
+    fn k_tile(self) -> usize {
+        (16 * self.lanes() / self.tile / self.planes()).max(self.edge)
+    }
+
+    /// Returns the bytes of workgroup memory that the shader declares, without NF4's tables.
+    fn workgroup_bytes(self) -> usize {
+        let f16s = self.planes() * 2 * self.tile * (self.k_tile() + PAD);
+        2 * f16s + 4 * (2 * self.across() * self.edge * self.edge + usize::from(!self.split))
     }
 
     fn shader(self, orientation: LinearPass, storage: WeightFormat) -> Shader {
         let shader = oriented(Shader::new("matmul_coop", "matmul_coop"), orientation)
             .with("SPLIT", f64::from(u8::from(self.split)))
-            .with("LANES", f64::from(self.lanes))
-            .with("FRAGMENTS", f64::from(self.fragments))
+            .with("LANES", self.lanes() as f64)
+            .with("ACROSS", self.across() as f64)
+            .with("ROW_FRAGMENTS", (self.tile / 2 / self.edge) as f64)
+            .with("K_TILE", self.k_tile() as f64)
             .enable(&["f16", "wgpu_cooperative_matrix"]);
         let shader = if self.edge == 16 { shader.substitute("shared/fragment8", "shared/fragment16") } else { shader };
-        storage.select(shader)
+        let shader = storage.select(shader);
+        match storage {
+            WeightFormat::Nf4 if self.workgroup_bytes() + NF4_TABLE_BYTES <= WORKGROUP_BYTES => {
+                shader.substitute("shared/nf4_lookup", "shared/nf4_lookup_workgroup")
+            }
+            _ => shader,
+        }
     }
 
-    /// Returns every specialisation for lavapipe, and for GPUs with subgroups of 32 and (AMD) 64.
+    /// Returns every size and precision for lavapipe, and for GPUs with subgroups of 32 and (AMD) 64.
+    fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for (edge, subgroup, is_cpu) in [(8, 8, true), (8, 32, false), (16, 32, false), (16, 64, false)] {
+            for &tile in Self::tiles(edge, subgroup, is_cpu) {
+                all.extend([false, true].map(|split| Self { edge, subgroup, tile, split }));
+            }
+        }
+        all
+    }
+
+    /// Returns every specialisation for a product.
     pub fn shaders(orientation: LinearPass, storage: WeightFormat) -> Vec<Shader> {
         let mut all = vec![largest(storage, true, 0)];
-        for (edge, subgroup, is_cpu) in [(8, 8, true), (8, 32, false), (16, 32, false), (16, 64, false)] {
-            let (lanes, fragments) = (SUBGROUPS * subgroup, Self::fragments(edge, is_cpu));
-            for shader in [false, true].map(|split| Self { edge, lanes, fragments, split }.shader(orientation, storage))
-            {
-                if orientation == LinearPass::Forward {
-                    all.extend(with_epilogues(shader.clone(), 4));
-                }
-                all.push(shader);
+        for coop in Self::all() {
+            let shader = coop.shader(orientation, storage);
+            if orientation == LinearPass::Forward {
+                all.extend(with_epilogues(shader.clone(), 4));
             }
+            all.push(shader);
         }
         if storage == WeightFormat::F32 {
             all.push(largest(storage, orientation == LinearPass::BackwardW, 1));
@@ -109,7 +168,7 @@ impl CoopMatmul {
         rec.clear(&magnitudes);
         find_largest(rec, &largest(p.storage, true, 0), b, (b_rows, b_columns), &magnitudes);
         find_largest(rec, &largest(WeightFormat::F32, a_transposed, 1), a, (a_rows, a_columns), &magnitudes);
-        let grid = [p.n.div_ceil(self.tile()) as u32, p.m.div_ceil(self.tile()) as u32];
+        let grid = [p.n.div_ceil(self.tile) as u32, p.m.div_ceil(self.tile) as u32];
         let slots = vec![a.slot, b.slot, c.slot, &magnitudes];
         o.dispatch_to(rec, self.shader(p.orientation, p.storage), p, slots, grid, p.flops());
     }
@@ -125,4 +184,24 @@ fn find_largest(
     let params =
         AbsmaxParams { rows: rows as u32, columns: columns as u32, start: m.start as u32, stride: m.stride as u32 };
     rec.dispatch(shader, &params, &[magnitudes, m.slot], grid_1d(rows, 1), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shader relies on these divisions having no remainder, and devices on the workgroup memory.
+    #[test]
+    fn sizes_are_whole() {
+        for coop in CoopMatmul::all() {
+            let (lanes, k_tile) = (coop.lanes(), coop.k_tile());
+            let vec4s = coop.tile * k_tile / 4 / lanes;
+            assert!(
+                coop.tile.is_multiple_of(coop.across() * coop.edge) && k_tile.is_multiple_of(coop.edge),
+                "{coop:?}"
+            );
+            assert!(vec4s * 4 * lanes == coop.tile * k_tile && [2, 4].contains(&vec4s), "{coop:?}");
+            assert!(coop.workgroup_bytes() <= WORKGROUP_BYTES && lanes <= 256, "{coop:?}");
+        }
+    }
 }
