@@ -23,7 +23,7 @@
 
 import package::shared::epilogue_none::{with_epilogue};
 import package::shared::product::{MatmulParams};
-import package::shared::weight::{decoded_vec4, prepare_weight, stored_vec4};
+import package::shared::weight::{decoded_vec4, prepare_weight, row_scale, stored_vec4};
 import package::shared::split_f16::{SPLIT, rounded};
 import package::shared::fragment8::{EDGE, Left, Right, Sum, begin_slice, end_slice};
 
@@ -121,10 +121,17 @@ fn load_a(places: Places) -> array<vec4<f32>, VEC4S> {
     return loaded;
 }
 
-fn load_b(places: Places) -> array<vec4<u32>, VEC4S> {
-    var loaded: array<vec4<u32>, VEC4S>;
+// Vec4s of B as they are stored, and the scales of their rows.
+struct StoredB {
+    vec4s: array<vec4<u32>, VEC4S>,
+    scales: array<f32, VEC4S>,
+}
+
+fn load_b(places: Places, before: StoredB) -> StoredB {
+    var loaded = before;
     for (var i = 0u; i < VEC4S; i++) {
-        loaded[i] = stored_vec4(places.rows[i], places.vec4s[i]);
+        loaded.vec4s[i] = stored_vec4(places.vec4s[i], before.vec4s[i]);
+        loaded.scales[i] = row_scale(places.rows[i]);
     }
     return loaded;
 }
@@ -198,8 +205,7 @@ fn matmul_coop(
     }
     let b_scale = scale(absmax[0]);
     var a_vec4s = load_a(places_of_a(lane, m0, lead, true));
-    let b_first = places_of_b(lane, n0, lead, true);
-    var b_vec4s = load_b(b_first);
+    var b_stored = load_b(places_of_b(lane, n0, lead, true), StoredB());
     for (var i = 0u; i < VEC4S; i++) {
         // A product is zero before K's beginning. B has values there that the sum contains, too.
         if place(lane, i, !A_TRANSPOSED).x < lead {
@@ -222,7 +228,7 @@ fn matmul_coop(
         var of_b: array<vec4<f32>, VEC4S>;
         for (var i = 0u; i < VEC4S; i++) {
             of_a[i] = a_vec4s[i] * a_scales[i];
-            of_b[i] = decoded_vec4(b_vec4s[i], b_at.vec4s[i]) * b_scale;
+            of_b[i] = decoded_vec4(b_stored.vec4s[i], b_stored.scales[i], b_at.vec4s[i]) * b_scale;
         }
         put(0u, lane, of_a, !A_TRANSPOSED);
         put(B_BEGIN, lane, of_b, B_TRANSPOSED);
@@ -235,7 +241,7 @@ fn matmul_coop(
             b_at.rows[i] += go * select(K_TILE, 0u, B_TRANSPOSED);
         }
         a_vec4s = load_a(a_at);
-        b_vec4s = load_b(b_at);
+        b_stored = load_b(b_at, b_stored);
         for (var k = 0u; k < K_TILE; k += EDGE) {
             var lefts: array<Left, ROW_FRAGMENTS>;
             var left_lows: array<Left, ROW_FRAGMENTS>;
