@@ -35,7 +35,7 @@ use serde_json::{Value, json};
 #[test]
 fn the_head_of_a_large_vocabulary_needs_little_scratch() {
     for is_cpu in [false, true] {
-        let gpu = Gpu::plan(Caps { is_cpu, variants: Variant::default_for(is_cpu), ..Caps::baseline() });
+        let gpu = Gpu::plan(Caps { is_cpu, variants: Variant::default_for(is_cpu, 0), ..Caps::baseline() });
         let (rows, vocab, width) = (2048, 151_936, 896);
         let scratch =
             |gpu: &Gpu| gpu.ledger().peak_by_role().into_iter().find(|r| r.0 == Role::Activations).map_or(0, |r| r.1);
@@ -350,7 +350,7 @@ fn micro_batch(gpu: Gpu, shape: &ModelShape, tokens: usize, full: bool) -> (f64,
 /// Where kernels are expected to be slow, they are dispatched in parts of their grids: the same bits.
 #[test]
 fn parts_of_dispatches_change_no_bit() {
-    for variants in [Variant::default_for(true), Variant::default_for(false), Vec::new()] {
+    for variants in [Variant::default_for(true, 0), Variant::default_for(false, 0), Vec::new()] {
         let run = |speed: f64| {
             let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
             micro_batch(gpu.with_variants(variants.clone()).with_expected_speed(speed), &TINY, 60, true)
@@ -412,7 +412,7 @@ proptest! {
         let examples = synthetic::pairs(1, tokens, vocab, RowLengths::Mixed);
         let examples: Vec<&Example> = examples.iter().collect();
         for (variants, is_cpu) in
-            [(Vec::new(), false), (Variant::default_for(false), false), (Variant::default_for(true), true), (vec![Variant::Cpu], true)]
+            [(Vec::new(), false), (Variant::default_for(false, 0), false), (Variant::default_for(true, 0), true), (vec![Variant::Cpu], true)]
         {
             let caps = Caps { variants: variants.clone(), is_cpu, subgroup: is_cpu.then_some((8, 8)), ..Caps::baseline() };
             let load = |gpu: &Gpu| synthetic::decoder(gpu, &d, full, tokens);
