@@ -15,7 +15,9 @@ pub enum Variant {
     Tiles128,
     /// Attention with tiles of keys in workgroup memory, scores and outputs in blocks of registers.
     Flash,
-    /// Norms, log-probabilities, column sums, gathers and embeddings with several vec4 loads in flight.
+    /// Norms, log-probabilities, column sums, gathers and embeddings with several vec4 loads in flight, for rows of whole vec4s. Sums are added
+    /// in another order than the baseline's, so results may differ from it in the last bits. That order depends on a row's width, and not on
+    /// the rows beside it.
     Rows,
     /// Matmul and attention without workgroup memory, in workgroups as wide as a vector: for CPU adapters.
     Cpu,
