@@ -78,6 +78,31 @@ fn layernorm_rows_fwd(
 @group(0) @binding(4) var<storage, read> d_y: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> d_x: array<vec4<f32>>;
 
+// Loads a part of a row's h = (x − mean)·r, and of g = d_y·(w + offset), all at once; `s` is mean and r.
+fn load_for_bwd_x(
+    lane: u32,
+    part: u32,
+    x0: u32,
+    s: vec2<f32>,
+    values: ptr<function, array<vec4<f32>, KEPT>>,
+    scaled: ptr<function, array<vec4<f32>, KEPT>>,
+) {
+    var weights: array<vec4<f32>, KEPT>;
+    for (var turn = 0u; turn < KEPT; turn++) {
+        (*scaled)[turn] = d_y[x0 + loaded_vec4(lane, part, turn)];
+    }
+    for (var turn = 0u; turn < KEPT; turn++) {
+        weights[turn] = w[loaded_vec4(lane, part, turn)];
+    }
+    for (var turn = 0u; turn < KEPT; turn++) {
+        (*values)[turn] = x[x0 + loaded_vec4(lane, part, turn)];
+    }
+    for (var turn = 0u; turn < KEPT; turn++) {
+        (*scaled)[turn] *= weights[turn] + params.offset;
+        (*values)[turn] = ((*values)[turn] - s.x) * s.y;
+    }
+}
+
 @compute @workgroup_size(WG)
 fn layernorm_rows_bwd_x(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -89,25 +114,12 @@ fn layernorm_rows_bwd_x(
     let last = min(row, params.rows - 1u);
     let x0 = last * VEC4S;
     let s = stats_saved[last];
-    var values: array<vec4<f32>, KEPT>; // x, then h
-    var weights: array<vec4<f32>, KEPT>;
+    var values: array<vec4<f32>, KEPT>; // h, then d_x
     var scaled: array<vec4<f32>, KEPT>; // g
     var even = 0.0;
     var along = 0.0;
     for (var part = 0u; part < VEC4S; part += PART) {
-        for (var turn = 0u; turn < KEPT; turn++) {
-            scaled[turn] = d_y[x0 + loaded_vec4(lane, part, turn)];
-        }
-        for (var turn = 0u; turn < KEPT; turn++) {
-            weights[turn] = w[loaded_vec4(lane, part, turn)];
-        }
-        for (var turn = 0u; turn < KEPT; turn++) {
-            values[turn] = x[x0 + loaded_vec4(lane, part, turn)];
-        }
-        for (var turn = 0u; turn < KEPT; turn++) {
-            scaled[turn] *= weights[turn] + params.offset;
-            values[turn] = (values[turn] - s.x) * s.y;
-        }
+        load_for_bwd_x(lane, part, x0, s, &values, &scaled);
         for (var turn = 0u; turn < KEPT; turn++) {
             even += select(0.0, sum_of_vec4(scaled[turn]), has_vec4(lane, part, turn));
             along += select(0.0, dot(scaled[turn], values[turn]), has_vec4(lane, part, turn));
@@ -120,19 +132,7 @@ fn layernorm_rows_bwd_x(
     }
     for (var part = 0u; part < VEC4S; part += PART) {
         if PART < VEC4S {
-            for (var turn = 0u; turn < KEPT; turn++) {
-                scaled[turn] = d_y[x0 + loaded_vec4(lane, part, turn)];
-            }
-            for (var turn = 0u; turn < KEPT; turn++) {
-                weights[turn] = w[loaded_vec4(lane, part, turn)];
-            }
-            for (var turn = 0u; turn < KEPT; turn++) {
-                values[turn] = x[x0 + loaded_vec4(lane, part, turn)];
-            }
-            for (var turn = 0u; turn < KEPT; turn++) {
-                scaled[turn] *= weights[turn] + params.offset;
-                values[turn] = (values[turn] - s.x) * s.y;
-            }
+            load_for_bwd_x(lane, part, x0, s, &values, &scaled);
         }
         for (var turn = 0u; turn < KEPT; turn++) {
             values[turn] = s.y * (scaled[turn] - mean_g - values[turn] * mean_gh);

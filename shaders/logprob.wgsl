@@ -6,7 +6,7 @@
 // gradient in place.
 
 import package::shared::grid::{flat_group};
-import package::shared::logits::{BELOW, LogprobParams, SOFTCAP, capped, max_across};
+import package::shared::logits::{BELOW, LogprobParams, SOFTCAP, capped, max_across, with_tile};
 import package::shared::reduce::{WG, sum_across};
 
 @group(0) @binding(1) var<storage, read> logits: array<f32>;  // (rows, n)
@@ -38,9 +38,7 @@ fn logprob_tile(
     if params.first > 0u {
         s = state[row];
     }
-    let now = max(s.x, tile_top);
-    s.y = s.y * exp(s.x - now) + tile_sum * exp(tile_top - now);
-    s.x = now;
+    s = with_tile(s, tile_top, tile_sum);
     let target_id = targets[row];
     if target_id >= params.first && target_id - params.first < params.n {
         s.z = capped(logits[at + target_id - params.first]);

@@ -2,7 +2,7 @@
 // sum take one pass.
 
 import package::shared::grid::{flat_group};
-import package::shared::logits::{BELOW, LogprobParams, SOFTCAP, capped, capped_vec4, max_across};
+import package::shared::logits::{BELOW, LogprobParams, SOFTCAP, capped, capped_vec4, max_across, with_tile};
 import package::shared::reduce::{WG, sum_across};
 
 const FLIGHT = 4u;
@@ -49,9 +49,7 @@ fn logprob_rows_tile(
     if params.first > 0u {
         s = state[row];
     }
-    let now = max(s.x, tile_top);
-    s.y = s.y * exp(s.x - now) + tile_sum * exp(tile_top - now);
-    s.x = now;
+    s = with_tile(s, tile_top, tile_sum);
     let target_id = targets[row];
     if target_id >= params.first && target_id - params.first < params.n {
         let column = target_id - params.first;

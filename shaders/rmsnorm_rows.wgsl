@@ -76,6 +76,30 @@ fn rmsnorm_rows_fwd(
 @group(0) @binding(4) var<storage, read> d_y: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> d_x: array<vec4<f32>>;
 
+// Loads a part of a row's x, and of g = d_y·(w + offset), all at once.
+fn load_for_bwd_x(
+    lane: u32,
+    part: u32,
+    x0: u32,
+    y0: u32,
+    values: ptr<function, array<vec4<f32>, KEPT>>,
+    scaled: ptr<function, array<vec4<f32>, KEPT>>,
+) {
+    var weights: array<vec4<f32>, KEPT>;
+    for (var turn = 0u; turn < KEPT; turn++) {
+        (*scaled)[turn] = d_y[y0 + loaded_vec4(lane, part, turn)];
+    }
+    for (var turn = 0u; turn < KEPT; turn++) {
+        weights[turn] = w[loaded_vec4(lane, part, turn)];
+    }
+    for (var turn = 0u; turn < KEPT; turn++) {
+        (*values)[turn] = x[x0 + loaded_vec4(lane, part, turn)];
+    }
+    for (var turn = 0u; turn < KEPT; turn++) {
+        (*scaled)[turn] *= weights[turn] + params.offset;
+    }
+}
+
 @compute @workgroup_size(WG)
 fn rmsnorm_rows_bwd_x(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -89,22 +113,10 @@ fn rmsnorm_rows_bwd_x(
     let y0 = y_row(last);
     let r = r_saved[last];
     var values: array<vec4<f32>, KEPT>;
-    var weights: array<vec4<f32>, KEPT>;
     var scaled: array<vec4<f32>, KEPT>; // g
     var along = 0.0;
     for (var part = 0u; part < VEC4S; part += PART) {
-        for (var turn = 0u; turn < KEPT; turn++) {
-            scaled[turn] = d_y[y0 + loaded_vec4(lane, part, turn)];
-        }
-        for (var turn = 0u; turn < KEPT; turn++) {
-            weights[turn] = w[loaded_vec4(lane, part, turn)];
-        }
-        for (var turn = 0u; turn < KEPT; turn++) {
-            values[turn] = x[x0 + loaded_vec4(lane, part, turn)];
-        }
-        for (var turn = 0u; turn < KEPT; turn++) {
-            scaled[turn] *= weights[turn] + params.offset;
-        }
+        load_for_bwd_x(lane, part, x0, y0, &values, &scaled);
         for (var turn = 0u; turn < KEPT; turn++) {
             along += select(0.0, dot(scaled[turn], values[turn]), has_vec4(lane, part, turn));
         }
@@ -115,18 +127,7 @@ fn rmsnorm_rows_bwd_x(
     }
     for (var part = 0u; part < VEC4S; part += PART) {
         if PART < VEC4S {
-            for (var turn = 0u; turn < KEPT; turn++) {
-                scaled[turn] = d_y[y0 + loaded_vec4(lane, part, turn)];
-            }
-            for (var turn = 0u; turn < KEPT; turn++) {
-                weights[turn] = w[loaded_vec4(lane, part, turn)];
-            }
-            for (var turn = 0u; turn < KEPT; turn++) {
-                values[turn] = x[x0 + loaded_vec4(lane, part, turn)];
-            }
-            for (var turn = 0u; turn < KEPT; turn++) {
-                scaled[turn] *= weights[turn] + params.offset;
-            }
+            load_for_bwd_x(lane, part, x0, y0, &values, &scaled);
         }
         for (var turn = 0u; turn < KEPT; turn++) {
             values[turn] = r * scaled[turn] - values[turn] * pull;

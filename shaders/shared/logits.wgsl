@@ -29,6 +29,12 @@ fn capped_vec4(l: vec4<f32>) -> vec4<f32> {
     return l;
 }
 
+// Adds a tile's maximum and sum to a row's state: maximum, sum of exp(z − maximum), and the rest unchanged.
+fn with_tile(state: vec4<f32>, tile_top: f32, tile_sum: f32) -> vec4<f32> {
+    let top = max(state.x, tile_top);
+    return vec4<f32>(top, state.y * exp(state.x - top) + tile_sum * exp(tile_top - top), state.zw);
+}
+
 // Returns the largest of a workgroup's values.
 fn max_across(lane: u32, value: f32) -> f32 {
     workgroupBarrier();

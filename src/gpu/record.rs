@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::pipelines::Pipeline;
-use super::{Gpu, Shader, Slot};
+use super::{Gpu, Shader, Slot, Variant};
 
 #[derive(Clone)]
 pub(super) struct RecordedDispatch {
@@ -34,6 +34,7 @@ pub struct Recording<'g> {
     pub(super) gpu: &'g Gpu,
     pub(super) commands: Vec<RecordedCommand>,
     pub(super) uniforms: Vec<u8>,
+    variants: &'g [Variant],
     scope: String,
     dispatches: usize,
     flops: u64,
@@ -59,6 +60,7 @@ impl Gpu {
             gpu: self,
             commands: Vec::new(),
             uniforms: Vec::new(),
+            variants: &self.caps.variants,
             scope: String::new(),
             dispatches: 0,
             flops: 0,
@@ -83,6 +85,17 @@ impl<'g> Recording<'g> {
     /// Returns the device that runs the recording.
     pub fn gpu(&self) -> &'g Gpu {
         self.gpu
+    }
+    /// Returns the variants that launchers may choose.
+    pub fn variants(&self) -> &'g [Variant] {
+        self.variants
+    }
+    /// Records what `record` appends with these variants instead of the device's, for tests and benchmarks of one implementation.
+    pub fn with_variants<T>(&mut self, variants: &'static [Variant], record: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.variants, variants);
+        let recorded = record(self);
+        self.variants = before;
+        recorded
     }
     /// Appends `/scope` to the labels of later dispatches.
     pub fn scope(&mut self, scope: impl Into<String>) {

@@ -27,7 +27,9 @@ pub enum Variant {
     /// Like [`Self::Flash`] with fewer values per invocation, and gradients of keys and of values in kernels of their own: for GPUs with few
     /// registers.
     FlashNarrow,
-    /// Norms, log-probabilities, column sums, gathers and embeddings with several vec4 loads in flight.
+    /// Norms, log-probabilities, column sums, gathers and embeddings with several vec4 loads in flight, for rows of whole vec4s. Sums are added
+    /// in another order than the baseline's, so results may differ from it in the last bits. That order depends on a row's width, and not on
+    /// the rows beside it.
     Rows,
     /// Matmul and attention without workgroup memory, in workgroups as wide as a vector: for CPU adapters.
     Cpu,

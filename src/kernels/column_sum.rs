@@ -30,17 +30,7 @@ fn shader_rows() -> Shader {
 }
 
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
-fn stage(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    x: &Slot,
-    rows: usize,
-    stride: usize,
-    start: usize,
-    width: usize,
-    out: &Slot,
-    add: bool,
-) {
+fn stage(rec: &mut Recording, x: &Slot, rows: usize, stride: usize, start: usize, width: usize, out: &Slot, add: bool) {
     let params = ColumnSumParams {
         rows: rows as u32,
         width: width as u32,
@@ -50,7 +40,7 @@ fn stage(
         accumulate: u32::from(add),
         pad: [0; 2],
     };
-    let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[start, stride, width]) {
+    let (shader, grid) = if row_vec4s::in_vec4s(rec, &[start, stride, width]) {
         (shader_rows(), row_vec4s::block_grid(rows, width))
     } else {
         (shader(), [width.div_ceil(64) as u32, rows.div_ceil(BLOCK) as u32, 1])
@@ -60,29 +50,13 @@ fn stage(
 
 /// Computes out (width) += sums of columns `start..start + width` of x (rows, stride).
 pub fn column_sum(rec: &mut Recording, x: &Slot, rows: usize, stride: usize, start: usize, width: usize, out: &Slot) {
-    let allowed = &rec.gpu().caps().variants;
-    column_sum_with(rec, allowed, x, rows, stride, start, width, out);
-}
-
-/// Computes [`column_sum`] with the allowed variants.
-#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
-pub(super) fn column_sum_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    x: &Slot,
-    rows: usize,
-    stride: usize,
-    start: usize,
-    width: usize,
-    out: &Slot,
-) {
     if rows <= BLOCK {
-        return stage(rec, allowed, x, rows, stride, start, width, out, true);
+        return stage(rec, x, rows, stride, start, width, out, true);
     }
     let blocks = rows.div_ceil(BLOCK);
     let partial = rec.gpu().alloc_activation(blocks * width);
-    stage(rec, allowed, x, rows, stride, start, width, &partial, false);
-    column_sum_with(rec, allowed, &partial, blocks, width, 0, width, out);
+    stage(rec, x, rows, stride, start, width, &partial, false);
+    column_sum(rec, &partial, blocks, width, 0, width, out);
 }
 
 /// Column-sum kernel: `column_sum`, or `column_sum_rows`, run in stages.
@@ -149,7 +123,9 @@ impl Case for ColumnSumCase {
         let out = rec.gpu().alloc_activation(self.width);
         rec.clear(&out);
         let stride = self.width + 2 * self.margin;
-        column_sum_with(rec, self.allowed, &x[0], self.rows, stride, self.margin, self.width, &out);
+        rec.with_variants(self.allowed, |rec| {
+            column_sum(rec, &x[0], self.rows, stride, self.margin, self.width, &out);
+        });
         CaseOutputs { y: vec![out], d_x: Vec::new() }
     }
     fn reduction_len(&self) -> usize {

@@ -96,22 +96,7 @@ pub fn embedding_fwd(
     w: &Slot,
     y: &Slot,
 ) {
-    let allowed = &rec.gpu().caps().variants;
-    fwd_with(rec, allowed, page, scale, accumulate, ids, w, y);
-}
-
-#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
-fn fwd_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    page: &VocabShard,
-    scale: f32,
-    accumulate: bool,
-    ids: &TokenIds,
-    w: &Slot,
-    y: &Slot,
-) {
-    let (shader, grid) = if !page.storage.is_quantised() && row_vec4s::in_vec4s(allowed, &[page.width]) {
+    let (shader, grid) = if !page.storage.is_quantised() && row_vec4s::in_vec4s(rec, &[page.width]) {
         let grid = [(page.width / 4).div_ceil(BLOCK[0]) as u32, ids.t.div_ceil(BLOCK[1]) as u32];
         (page.storage.select(shader_rows("embedding_rows_fwd")), grid)
     } else {
@@ -122,22 +107,9 @@ fn fwd_with(
 
 /// Computes d_w (rows, D) += scale·Σ d_y over the tokens of each id of this shard.
 pub fn embedding_bwd_w(rec: &mut Recording, page: &VocabShard, scale: f32, ids: &TokenIds, d_y: &Slot, d_w: &Slot) {
-    let allowed = &rec.gpu().caps().variants;
-    bwd_w_with(rec, allowed, page, scale, ids, d_y, d_w);
-}
-
-fn bwd_w_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    page: &VocabShard,
-    scale: f32,
-    ids: &TokenIds,
-    d_y: &Slot,
-    d_w: &Slot,
-) {
     let first = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first);
     let end = ids.bucket_ids.partition_point(|&id| (id as usize) < page.first + page.rows);
-    let (shader, columns) = if row_vec4s::in_vec4s(allowed, &[page.width]) {
+    let (shader, columns) = if row_vec4s::in_vec4s(rec, &[page.width]) {
         (shader_rows("embedding_rows_bwd_w"), page.width / 4)
     } else {
         (backward_shader(), page.width)
@@ -290,8 +262,10 @@ impl Case for EmbeddingCase {
             let page = VocabShard { first: n * rows, rows, width: self.width, storage: self.storage };
             let d_w = gpu.alloc_activation(rows * self.width);
             rec.clear(&d_w);
-            fwd_with(rec, self.allowed, &page, SCALE, self.accumulate, &ids, w, &y);
-            bwd_w_with(rec, self.allowed, &page, SCALE, &ids, &d_y[0], &d_w);
+            rec.with_variants(self.allowed, |rec| {
+                embedding_fwd(rec, &page, SCALE, self.accumulate, &ids, w, &y);
+                embedding_bwd_w(rec, &page, SCALE, &ids, &d_y[0], &d_w);
+            });
             d_x.push(Some(d_w));
         }
         // The gradient of the earlier y is d_y itself.

@@ -60,12 +60,7 @@ fn grid_rows(width: usize, rows: usize) -> [u32; 2] {
 
 /// Computes y (N, width): the rows of x at `indices`.
 pub fn gather_fwd(rec: &mut Recording, indices: &GatherIndices, width: usize, x: &Slot, y: &Slot) {
-    let allowed = &rec.gpu().caps().variants;
-    fwd_with(rec, allowed, indices, width, x, y);
-}
-
-fn fwd_with(rec: &mut Recording, allowed: &[Variant], indices: &GatherIndices, width: usize, x: &Slot, y: &Slot) {
-    let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[width]) {
+    let (shader, grid) = if row_vec4s::in_vec4s(rec, &[width]) {
         (shader_rows("gather_rows_fwd"), grid_rows(width, indices.n))
     } else {
         (shader("gather_fwd"), grid(width, indices.n))
@@ -75,13 +70,8 @@ fn fwd_with(rec: &mut Recording, allowed: &[Variant], indices: &GatherIndices, w
 
 /// Computes d_x (T, width) from d_y (N, width); all rows are written.
 pub fn gather_bwd(rec: &mut Recording, indices: &GatherIndices, width: usize, d_y: &Slot, d_x: &Slot) {
-    let allowed = &rec.gpu().caps().variants;
-    bwd_with(rec, allowed, indices, width, d_y, d_x);
-}
-
-fn bwd_with(rec: &mut Recording, allowed: &[Variant], indices: &GatherIndices, width: usize, d_y: &Slot, d_x: &Slot) {
     let slots = [&indices.starts, &indices.uses, d_y, d_x];
-    let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[width]) {
+    let (shader, grid) = if row_vec4s::in_vec4s(rec, &[width]) {
         (shader_rows("gather_rows_bwd"), grid_rows(width, indices.t))
     } else {
         (shader("gather_bwd"), grid(width, indices.t))
@@ -199,8 +189,10 @@ impl Case for GatherCase {
             gpu.alloc_activation(2 * n * self.width),
         );
         rec.clear(&scattered);
-        fwd_with(rec, self.allowed, &indices, self.width, &x[0], &y);
-        bwd_with(rec, self.allowed, &indices, self.width, &d_y[0], &d_x);
+        rec.with_variants(self.allowed, |rec| {
+            gather_fwd(rec, &indices, self.width, &x[0], &y);
+            gather_bwd(rec, &indices, self.width, &d_y[0], &d_x);
+        });
         let targets = gpu.upload(&(0..n as u32).map(|r| 2 * r).collect::<Vec<_>>());
         gather_scatter(rec, &targets, n, &y, 1, self.width, self.width - 1, &scattered);
         CaseOutputs { y: vec![y, scattered], d_x: vec![Some(d_x)] }

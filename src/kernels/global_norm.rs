@@ -43,16 +43,11 @@ fn elements(page: &(Slot, WeightFormat)) -> usize {
 
 /// Computes norm (1) = scale·√(Σ g²) over the buckets `pages`, in f32 or bf16.
 pub fn global_norm(rec: &mut Recording, pages: &[(Slot, WeightFormat)], scale: f32, norm: &Slot) {
-    let allowed = &rec.gpu().caps().variants;
-    global_norm_with(rec, allowed, pages, scale, norm);
-}
-
-fn global_norm_with(rec: &mut Recording, allowed: &[Variant], pages: &[(Slot, WeightFormat)], scale: f32, norm: &Slot) {
     let partials = rec.gpu().alloc_activation(pages.len() * PARTIALS);
     for (i, page) in pages.iter().enumerate() {
         let n = elements(page);
         let params = GlobalNormParams { n: n as u32, first: (i * PARTIALS) as u32, scale, pad: 0 };
-        let shader = if row_vec4s::in_vec4s(allowed, &[n]) { partial_rows(page.1) } else { partial(page.1) };
+        let shader = if row_vec4s::in_vec4s(rec, &[n]) { partial_rows(page.1) } else { partial(page.1) };
         rec.dispatch(&shader, &params, &[&partials, &page.0], [PARTIALS as u32, 1, 1], 2 * n as u64);
     }
     let params = GlobalNormParams { n: (pages.len() * PARTIALS) as u32, first: 0, scale, pad: 0 };
@@ -144,7 +139,7 @@ impl Case for NormCase {
     fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
         let norm = rec.gpu().alloc_activation(1);
         let pages: Vec<_> = x.iter().cloned().zip(self.pages.iter().map(|p| p.1)).collect();
-        global_norm_with(rec, self.allowed, &pages, 0.5, &norm);
+        rec.with_variants(self.allowed, |rec| global_norm(rec, &pages, 0.5, &norm));
         CaseOutputs { y: vec![norm], d_x: Vec::new() }
     }
     fn reduction_len(&self) -> usize {

@@ -71,24 +71,8 @@ pub fn layernorm_fwd(
     stats: &Slot,
     y: &Slot,
 ) {
-    let allowed = &rec.gpu().caps().variants;
-    fwd_with(rec, allowed, s, eps, x, w, b, stats, y);
-}
-
-#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
-fn fwd_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    s: &LayernormRows,
-    eps: f32,
-    x: &Slot,
-    w: &Slot,
-    b: &Slot,
-    stats: &Slot,
-    y: &Slot,
-) {
     let flops = 7 * (s.rows * s.width) as u64;
-    let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[s.width]) {
+    let (shader, grid) = if row_vec4s::in_vec4s(rec, &[s.width]) {
         (shader_rows("layernorm_rows_fwd", s.width), row_lanes(s.width).grid(s.rows))
     } else {
         (shader("layernorm_fwd"), grid_1d(s.rows, 1))
@@ -108,25 +92,9 @@ pub fn layernorm_bwd_x(
     d_y: &Slot,
     d_x: &Slot,
 ) {
-    let allowed = &rec.gpu().caps().variants;
-    bwd_x_with(rec, allowed, s, accumulate, x, w, stats, d_y, d_x);
-}
-
-#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
-fn bwd_x_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    s: &LayernormRows,
-    accumulate: bool,
-    x: &Slot,
-    w: &Slot,
-    stats: &Slot,
-    d_y: &Slot,
-    d_x: &Slot,
-) {
     let flops = 12 * (s.rows * s.width) as u64;
     let slots = [x, w, stats, d_y, d_x];
-    let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[s.width]) {
+    let (shader, grid) = if row_vec4s::in_vec4s(rec, &[s.width]) {
         (shader_rows("layernorm_rows_bwd_x", s.width), row_lanes(s.width).grid(s.rows))
     } else {
         (shader("layernorm_bwd_x"), grid_1d(s.rows, 1))
@@ -144,32 +112,17 @@ pub fn layernorm_bwd_w(
     d_w: &Slot,
     d_b: &Slot,
 ) {
-    let allowed = &rec.gpu().caps().variants;
-    bwd_w_with(rec, allowed, s, x, stats, d_y, d_w, d_b);
-}
-
-#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
-fn bwd_w_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    s: &LayernormRows,
-    x: &Slot,
-    stats: &Slot,
-    d_y: &Slot,
-    d_w: &Slot,
-    d_b: &Slot,
-) {
     let blocks = s.rows.div_ceil(BLOCK);
     let partial = rec.gpu().alloc_activation(blocks * s.width);
     let flops = 4 * (s.rows * s.width) as u64;
-    let (shader, grid) = if row_vec4s::in_vec4s(allowed, &[s.width]) {
+    let (shader, grid) = if row_vec4s::in_vec4s(rec, &[s.width]) {
         (shader_rows("layernorm_rows_bwd_w", s.width), row_vec4s::block_grid(s.rows, s.width))
     } else {
         (shader("layernorm_bwd_w"), [s.width.div_ceil(64) as u32, blocks as u32, 1])
     };
     rec.dispatch(&shader, &params(s, 0.0, false), &[x, stats, d_y, &partial], grid, flops);
-    column_sum::column_sum_with(rec, allowed, &partial, blocks, s.width, 0, s.width, d_w);
-    column_sum::column_sum_with(rec, allowed, d_y, s.rows, s.width, 0, s.width, d_b);
+    column_sum::column_sum(rec, &partial, blocks, s.width, 0, s.width, d_w);
+    column_sum::column_sum(rec, d_y, s.rows, s.width, 0, s.width, d_b);
 }
 
 /// LayerNorm kernels: `layernorm_fwd`, `layernorm_bwd_x`, `layernorm_bwd_w`, and their `layernorm_rows_` variants.
@@ -289,10 +242,11 @@ impl Case for LayernormCase {
             gpu.alloc_activation(self.shape.width),
         );
         [&d_x, &d_w, &d_b].iter().for_each(|s| rec.clear(s));
-        let (allowed, shape) = (self.allowed, &self.shape);
-        fwd_with(rec, allowed, shape, EPS as f32, &x[0], &x[1], &x[2], &stats, &y);
-        bwd_x_with(rec, allowed, shape, true, &x[0], &x[1], &stats, &d_y[0], &d_x);
-        bwd_w_with(rec, allowed, shape, &x[0], &stats, &d_y[0], &d_w, &d_b);
+        rec.with_variants(self.allowed, |rec| {
+            layernorm_fwd(rec, &self.shape, EPS as f32, &x[0], &x[1], &x[2], &stats, &y);
+            layernorm_bwd_x(rec, &self.shape, true, &x[0], &x[1], &stats, &d_y[0], &d_x);
+            layernorm_bwd_w(rec, &self.shape, &x[0], &stats, &d_y[0], &d_w, &d_b);
+        });
         CaseOutputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w), Some(d_b)] }
     }
     fn reduction_len(&self) -> usize {

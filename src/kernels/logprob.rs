@@ -113,21 +113,6 @@ fn bwd_grid(rows: usize, n: usize) -> [u32; 3] {
 
 /// Computes logp and lse (rows) of `targets` (rows, u32) from x (rows, D).
 pub fn logprob_fwd(rec: &mut Recording, head: &LmHead, rows: usize, x: &Slot, targets: &Slot, logp: &Slot, lse: &Slot) {
-    let allowed = &rec.gpu().caps().variants;
-    fwd_with(rec, allowed, head, rows, x, targets, logp, lse);
-}
-
-#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
-fn fwd_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    head: &LmHead,
-    rows: usize,
-    x: &Slot,
-    targets: &Slot,
-    logp: &Slot,
-    lse: &Slot,
-) {
     let state = rec.gpu().alloc_activation(4 * rows);
     let logits = head.scratch(rec, rows);
     let params = |n: usize, first: usize| LogprobParams {
@@ -139,7 +124,7 @@ fn fwd_with(
     for (page, at, n) in head.tiles() {
         head.logits(rec, page, at, n, rows, x, &logits);
         let softcap = head.softcap.is_some();
-        let shader = match row_vec4s::in_vec4s(allowed, &[n]) {
+        let shader = match row_vec4s::in_vec4s(rec, &[n]) {
             true => tile_rows(n, softcap),
             false => shader("logprob_tile", softcap),
         };
@@ -163,19 +148,6 @@ pub struct LogprobSaved<'a> {
 
 /// Computes d_x (rows, D) from d_logp (rows), overwriting it, and adds to the shards' d_w.
 pub fn logprob_bwd(rec: &mut Recording, head: &LmHead, rows: usize, saved: LogprobSaved, d_logp: &Slot, d_x: &Slot) {
-    let allowed = &rec.gpu().caps().variants;
-    bwd_with(rec, allowed, head, rows, saved, d_logp, d_x);
-}
-
-fn bwd_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    head: &LmHead,
-    rows: usize,
-    saved: LogprobSaved,
-    d_logp: &Slot,
-    d_x: &Slot,
-) {
     let logits = head.scratch(rec, rows);
     rec.clear(d_x);
     for (page, at, n) in head.tiles() {
@@ -188,7 +160,7 @@ fn bwd_with(
         };
         let slots = [saved.targets, saved.lse, d_logp, &logits];
         let softcap = head.softcap.is_some();
-        let (shader, grid) = match row_vec4s::in_vec4s(allowed, &[n]) {
+        let (shader, grid) = match row_vec4s::in_vec4s(rec, &[n]) {
             true => (bwd_rows(softcap), bwd_grid(rows, n)),
             false => (shader("logprob_bwd", softcap), grid_1d(rows * n, 64)),
         };
@@ -376,9 +348,11 @@ impl Case for LogprobCase {
             gpu.alloc_activation(n),
             gpu.alloc_activation(n * self.width),
         );
-        fwd_with(rec, self.allowed, &head, n, &x[0], &targets, &logp, &lse);
         let saved = LogprobSaved { x: &x[0], targets: &targets, lse: &lse };
-        bwd_with(rec, self.allowed, &head, n, saved, &d_y[0], &d_x);
+        rec.with_variants(self.allowed, |rec| {
+            logprob_fwd(rec, &head, n, &x[0], &targets, &logp, &lse);
+            logprob_bwd(rec, &head, n, saved, &d_y[0], &d_x);
+        });
         CaseOutputs { y: vec![logp], d_x: std::iter::once(Some(d_x)).chain(d_w.into_iter().map(Some)).collect() }
     }
     fn reduction_len(&self) -> usize {

@@ -35,8 +35,8 @@ impl RmsnormRows {
         self.tokens * self.groups
     }
     /// Returns whether rmsnorm_rows.wgsl may be used.
-    fn in_vec4s(&self, allowed: &[Variant]) -> bool {
-        row_vec4s::in_vec4s(allowed, &[self.width, self.x_start, self.x_stride, self.y_start, self.y_stride])
+    fn in_vec4s(&self, rec: &Recording) -> bool {
+        row_vec4s::in_vec4s(rec, &[self.width, self.x_start, self.x_stride, self.y_start, self.y_stride])
     }
 }
 
@@ -113,25 +113,9 @@ pub fn rmsnorm_fwd(
     r_saved: &Slot,
     y: &Slot,
 ) {
-    let allowed = &rec.gpu().caps().variants;
-    fwd_with(rec, allowed, rows, eps, offset, x, w, r_saved, y);
-}
-
-#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
-fn fwd_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    rows: &RmsnormRows,
-    eps: f32,
-    offset: f32,
-    x: &Slot,
-    w: &Slot,
-    r_saved: &Slot,
-    y: &Slot,
-) {
     let params = params(rows, eps, offset, false);
     let flops = 4 * (rows.count() * rows.width) as u64;
-    let (shader, grid) = if rows.in_vec4s(allowed) {
+    let (shader, grid) = if rows.in_vec4s(rec) {
         let [fwd, _, _] = shaders_rows(rows.width, rows.groups);
         (fwd, forward_lanes(rows.width).grid(rows.count()))
     } else {
@@ -153,26 +137,9 @@ pub fn rmsnorm_bwd_x(
     d_y: &Slot,
     d_x: &Slot,
 ) {
-    let allowed = &rec.gpu().caps().variants;
-    bwd_x_with(rec, allowed, rows, offset, accumulate, x, w, r_saved, d_y, d_x);
-}
-
-#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
-fn bwd_x_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    rows: &RmsnormRows,
-    offset: f32,
-    accumulate: bool,
-    x: &Slot,
-    w: &Slot,
-    r_saved: &Slot,
-    d_y: &Slot,
-    d_x: &Slot,
-) {
     let params = params(rows, 0.0, offset, accumulate);
     let flops = 8 * (rows.count() * rows.width) as u64;
-    let (shader, grid) = if rows.in_vec4s(allowed) {
+    let (shader, grid) = if rows.in_vec4s(rec) {
         let [_, bwd_x, _] = shaders_rows(rows.width, rows.groups);
         (bwd_x, backward_lanes(rows.width).grid(rows.count()))
     } else {
@@ -183,31 +150,18 @@ fn bwd_x_with(
 
 /// Computes d_w (D) += Σ_t d_y·x·r.
 pub fn rmsnorm_bwd_w(rec: &mut Recording, rows: &RmsnormRows, x: &Slot, r_saved: &Slot, d_y: &Slot, d_w: &Slot) {
-    let allowed = &rec.gpu().caps().variants;
-    bwd_w_with(rec, allowed, rows, x, r_saved, d_y, d_w);
-}
-
-fn bwd_w_with(
-    rec: &mut Recording,
-    allowed: &[Variant],
-    rows: &RmsnormRows,
-    x: &Slot,
-    r_saved: &Slot,
-    d_y: &Slot,
-    d_w: &Slot,
-) {
     let params = params(rows, 0.0, 0.0, false);
     let blocks = rows.count().div_ceil(BLOCK);
     let partial = rec.gpu().alloc_activation(blocks * rows.width);
     let flops = 3 * (rows.count() * rows.width) as u64;
-    let (shader, grid) = if rows.in_vec4s(allowed) {
+    let (shader, grid) = if rows.in_vec4s(rec) {
         let [_, _, bwd_w] = shaders_rows(rows.width, rows.groups);
         (bwd_w, row_vec4s::block_grid(rows.count(), rows.width))
     } else {
         (shader("rmsnorm_bwd_w"), [rows.width.div_ceil(64) as u32, blocks as u32, 1])
     };
     rec.dispatch(&shader, &params, &[x, r_saved, d_y, &partial], grid, flops);
-    column_sum::column_sum_with(rec, allowed, &partial, blocks, rows.width, 0, rows.width, d_w);
+    column_sum::column_sum(rec, &partial, blocks, rows.width, 0, rows.width, d_w);
 }
 
 /// RMSNorm kernels: `rmsnorm_fwd`, `rmsnorm_bwd_x`, `rmsnorm_bwd_w`, and their `rmsnorm_rows_` variants.
@@ -337,10 +291,11 @@ impl Case for RmsnormCase {
         let (y, r) = (gpu.alloc_activation(self.y_len()), gpu.alloc_activation(self.rows.count()));
         let (d_x, d_w) = (gpu.alloc_activation(x[0].len()), gpu.alloc_activation(self.rows.width));
         [&y, &d_x, &d_w].iter().for_each(|s| rec.clear(s));
-        let allowed = self.allowed;
-        fwd_with(rec, allowed, &self.rows, EPS, self.offset, &x[0], &x[1], &r, &y);
-        bwd_x_with(rec, allowed, &self.rows, self.offset, true, &x[0], &x[1], &r, &d_y[0], &d_x);
-        bwd_w_with(rec, allowed, &self.rows, &x[0], &r, &d_y[0], &d_w);
+        rec.with_variants(self.allowed, |rec| {
+            rmsnorm_fwd(rec, &self.rows, EPS, self.offset, &x[0], &x[1], &r, &y);
+            rmsnorm_bwd_x(rec, &self.rows, self.offset, true, &x[0], &x[1], &r, &d_y[0], &d_x);
+            rmsnorm_bwd_w(rec, &self.rows, &x[0], &r, &d_y[0], &d_w);
+        });
         CaseOutputs { y: vec![y, r], d_x: vec![Some(d_x), Some(d_w)] }
     }
     fn reduction_len(&self) -> usize {

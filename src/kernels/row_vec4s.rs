@@ -1,6 +1,6 @@
 //! Kernels that load whole rows in vec4s ([`Variant::Rows`]): where they can be used, and how a workgroup shares its rows.
 
-use crate::gpu::{Caps, Shader, Variant, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Variant, grid_1d};
 
 /// Variants of a case of the baseline.
 pub(super) const BASELINE: &[Variant] = &[];
@@ -8,8 +8,8 @@ pub(super) const BASELINE: &[Variant] = &[];
 pub(super) const ROWS: &[Variant] = &[Variant::Rows];
 
 /// Returns whether these kernels are allowed, and all starts, strides and widths of `sizes` are whole vec4s.
-pub(super) fn in_vec4s(allowed: &[Variant], sizes: &[usize]) -> bool {
-    allowed.contains(&Variant::Rows) && sizes.iter().all(|size| size.is_multiple_of(4))
+pub(super) fn in_vec4s(rec: &Recording, sizes: &[usize]) -> bool {
+    rec.variants().contains(&Variant::Rows) && sizes.iter().all(|size| size.is_multiple_of(4))
 }
 
 /// Returns the variants of cases to time: those that the device takes.
