@@ -1,5 +1,5 @@
 //! What Mesa's compilers make of every pipeline of the registry, counted in their statistics and listings. No GPU is needed and nothing is
-//! computed: the drivers run on Mesa's drm-shims. `README.md` says how to run it and what is counted.
+//! computed: the drivers run on Mesa's drm-shims. `benches/README.md` says how to run it, and `head.md` what is counted.
 
 mod assembly;
 mod hot_loop;
