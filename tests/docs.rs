@@ -36,6 +36,7 @@ fn manual() -> Vec<String> {
 const OTHERS: &[&str] = &[
     "CHANGELOG.md",
     "docs/reference.md",
+    "benches/README.md",
     "benches/results/README.md",
     "benches/peers/README.md",
     "examples/studies/README.md",

@@ -228,6 +228,58 @@ fn a_plan_for_other_memory() {
     assert!(unknown.as_object().expect("an object").contains_key("fits"));
 }
 
+/// `plan --estimate` counts the work of a whole step for a GPU that is not here, and says that nothing was measured.
+#[test]
+fn a_step_is_estimated_for_a_gpu_that_is_not_here() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let run = |gpu: &str, more: &[&str]| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_jointwise"));
+        program.args(["plan", "--batch-size", "1", "--max-length", "256", "--estimate", gpu, "--model"]).arg(&demo);
+        Ran::of(program.args(more))
+    };
+    let estimate = |gpu: &str, more: &[&str]| -> Value {
+        serde_json::from_str(&run(gpu, &[&["--json"], more].concat()).ok().stdout).expect("JSON")
+    };
+    let sum = |plan: &Value, key: &str| -> f64 {
+        let kernels = plan["estimate"]["kernels"].as_array().expect("kernels");
+        kernels.iter().map(|kernel| kernel[key].as_f64().expect("a number")).sum()
+    };
+    let kernel = |plan: &Value, name: &str, key: &str| -> f64 {
+        let kernels = plan["estimate"]["kernels"].as_array().expect("kernels");
+        kernels.iter().find(|k| k["kernel"] == name).unwrap_or_else(|| panic!("no {name}: {plan}"))[key]
+            .as_f64()
+            .expect("a number")
+    };
+    let full = estimate("rx-7900-xtx", &["--full"]);
+    assert_eq!(full["estimate"]["is_measured"], false);
+    // Parameter, gradient and both moments in f32, of tensors that are padded to 256 bytes each.
+    let trained = full["trained_parameters"].as_f64().expect("a number");
+    let adamw = kernel(&full, "adamw", "bytes") / (16.0 * trained);
+    assert!((1.0..1.05).contains(&adamw), "{adamw}");
+    // The micro-batch, and the update.
+    let flops = full["flops"].as_f64().expect("a number");
+    assert!((flops..1.05 * flops).contains(&sum(&full, "flops")), "{full}");
+    let least = full["estimate"]["least_seconds"].as_f64().expect("a number");
+    assert!((least - 1e-6 * sum(&full, "least_us")).abs() < 1e-9 && least >= flops / 61.4e12, "{full}");
+    let twice = estimate("rx-7900-xtx", &["--full", "--gradient-accumulation-steps", "2"]);
+    for name in ["matmul_tiles", "adamw"] {
+        let ratio = kernel(&twice, name, "flops") / kernel(&full, name, "flops");
+        assert_eq!(ratio, if name == "adamw" { 1.0 } else { 2.0 }, "{name}");
+    }
+    let lora = estimate("rx-7900-xtx", &["--lora-targets", "all-linear"]);
+    assert!(kernel(&lora, "adamw", "bytes") < 0.5 * kernel(&full, "adamw", "bytes"), "{lora}");
+    // Cooperative matrices where the GPU's drivers have some that kernels take.
+    let medium = estimate("rtx-4090", &["--full", "--matmul-precision", "medium"]);
+    assert!(kernel(&medium, "matmul_coop", "flops") > 0.0);
+    run("arc-a770", &["--matmul-precision", "high"]).said(2, &["--matmul-precision", "cooperative matrices"]);
+    let words = run("arc-a770", &[]).ok().stdout;
+    for part in ["ESTIMATE of a step on Intel Arc A770", "Nothing was measured", "560 GB/s", "\nmatmul_tiles "] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+    run("rtx-9999", &[]).said(2, &["--estimate", "rtx-4090"]);
+    run("arc-a770", &["--limits", "baseline"]).said(2, &["--limits", "--estimate"]);
+}
+
 /// A vocabulary of 151,936 instead of 4,096 costs its weights (and in full tuning their gradients and moments), and nothing else.
 #[test]
 fn a_vocabulary_costs_its_weights_alone() {

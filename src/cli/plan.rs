@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::flags::{PlanArgs, PlannedRun, plan_run, planned_caps, with_config};
 use crate::gpu::{Caps, Ledger};
 use crate::train::memory_plan::MemoryPlan;
+use crate::train::step_estimate::{GpuDataSheet, StepEstimate};
 use crate::workflow::fitting_changes::{FittingChange, advice};
 use crate::workflow::memory_demand::{fits, memory_for, memory_text};
 
@@ -28,10 +29,14 @@ fn verdict(caps: &Caps, ledger: &Ledger) -> String {
 
 /// Runs `jointwise plan`.
 pub fn run(args: PlanArgs) -> Result<()> {
-    let PlanArgs { train: args, sft, limits, device_memory } = args;
+    let PlanArgs { train: args, sft, limits, estimate, device_memory } = args;
     let config = args.config.clone();
     let args = with_config(args, config.as_deref(), "train")?;
-    let mut caps = planned_caps(&args.model.device, limits)?;
+    let data_sheet = estimate.as_deref().map(GpuDataSheet::named).transpose()?;
+    let mut caps = match data_sheet {
+        Some(gpu) => gpu.caps(args.model.device.options()?.matmul_precision.unwrap_or_default())?,
+        None => planned_caps(&args.model.device, limits)?,
+    };
     if device_memory.is_some() {
         (caps.memory_bytes, caps.free_memory_bytes) = (device_memory, None);
     }
@@ -42,28 +47,29 @@ pub fn run(args: PlanArgs) -> Result<()> {
         args.apply(&first.settings);
         found = plan_run(&args, sft, &caps)?;
     }
-    let PlannedRun { base_dtype, is_full, settings, recompute, memory_plan, peaks, changes } = found;
+    let PlannedRun { base_dtype, is_full, settings, recompute, step_work, memory_plan, peaks, changes } = found;
     let base_dtype = base_dtype.name();
     let MemoryPlan { ledger, cost, trained } = memory_plan;
+    let estimate = data_sheet.map(|gpu| (gpu, gpu.estimate(&step_work, caps.matmul_precision)));
     if args.json {
         let roles: serde_json::Map<_, _> = ledger
             .peak_by_role()
             .into_iter()
             .filter_map(|(role, bytes)| Some((serde_json::to_value(role).ok()?.as_str()?.to_string(), json!(bytes))))
             .collect();
-        say!(
-            "{}",
-            json!({
-                "peak_bytes": ledger.peak_bytes(), "roles": roles, "trained_parameters": trained,
-                "tokens": cost.tokens, "dispatches": cost.dispatches, "flops": cost.flops,
-                "recompute": recompute, "peak_bytes_by_recompute": peaks.iter().copied().collect::<BTreeMap<_, _>>(),
-                "base_dtype": base_dtype, "optim": settings.optim.name(),
-                "param_dtype": settings.param_dtype.name(), "saved_dtype": settings.saved_dtype.name(), "device": caps.name,
-                "device_memory_bytes": caps.memory_bytes, "free_memory_bytes": caps.free_memory_bytes,
-                "fits": fits(&caps, &ledger), "would_fit_with": changes.iter().map(would_fit).collect::<Vec<_>>(),
-            })
-        )?;
-        return Ok(());
+        let mut line = json!({
+            "peak_bytes": ledger.peak_bytes(), "roles": roles, "trained_parameters": trained,
+            "tokens": cost.tokens, "dispatches": cost.dispatches, "flops": cost.flops,
+            "recompute": recompute, "peak_bytes_by_recompute": peaks.iter().copied().collect::<BTreeMap<_, _>>(),
+            "base_dtype": base_dtype, "optim": settings.optim.name(),
+            "param_dtype": settings.param_dtype.name(), "saved_dtype": settings.saved_dtype.name(), "device": caps.name,
+            "device_memory_bytes": caps.memory_bytes, "free_memory_bytes": caps.free_memory_bytes,
+            "fits": fits(&caps, &ledger), "would_fit_with": changes.iter().map(would_fit).collect::<Vec<_>>(),
+        });
+        if let (Some((gpu, estimate)), Some(object)) = (&estimate, line.as_object_mut()) {
+            object.insert("estimate".into(), estimate_json(gpu, estimate));
+        }
+        return say!("{line}");
     }
     say!("{} trained parameters; largest micro-batch {} tokens\n", trained, cost.tokens)?;
     for (role, bytes) in ledger.peak_by_role() {
@@ -86,7 +92,46 @@ pub fn run(args: PlanArgs) -> Result<()> {
     if fits(&caps, &ledger) == Some(false) {
         say!("{}", advice(&changes, is_full))?;
     }
-    Ok(())
+    match estimate {
+        Some((gpu, estimate)) => print_estimate(gpu, &estimate),
+        None => Ok(()),
+    }
+}
+
+fn print_estimate(gpu: &GpuDataSheet, estimate: &StepEstimate) -> Result<()> {
+    say!("\nESTIMATE of a step on {}. Nothing was measured.", gpu.title)?;
+    say!("Data sheet: {}. Each kernel takes at least its bytes or its operations at these rates.", gpu.rates())?;
+    say!("Bytes: each tensor that a dispatch binds, once. Real kernels reach a part of these rates.\n")?;
+    say!("{:<26} {:>10} {:>10} {:>10} {:>10} {:>6}", "kernel", "dispatches", "MiB", "GFLOP", "least ms", "%")?;
+    let total = estimate.least_us();
+    for kernel in &estimate.kernels {
+        let (work, ms) = (kernel.work, kernel.least_us / 1e3);
+        let bound = if kernel.is_memory_bound { "memory" } else { "arithmetic" };
+        say!(
+            "{:<26} {:>10} {:>10.1} {:>10.2} {ms:>10.3} {:>6.1}  {bound}",
+            kernel.entry,
+            work.dispatches,
+            mib(work.bytes),
+            work.flops as f64 / 1e9,
+            100.0 * kernel.least_us / total.max(1e-9),
+        )?;
+    }
+    let sum = estimate.total();
+    let (n, bytes, gflop) = (sum.dispatches, mib(sum.bytes), sum.flops as f64 / 1e9);
+    say!("{:<26} {n:>10} {bytes:>10.1} {gflop:>10.2} {:>10.3}", "a step", total / 1e3)
+}
+
+fn estimate_json(gpu: &GpuDataSheet, estimate: &StepEstimate) -> serde_json::Value {
+    let kernels = estimate.kernels.iter().map(|k| {
+        json!({
+            "kernel": k.entry, "dispatches": k.work.dispatches, "bytes": k.work.bytes, "flops": k.work.flops,
+            "least_us": k.least_us, "bound_by": if k.is_memory_bound { "memory" } else { "arithmetic" },
+        })
+    });
+    json!({
+        "gpu": gpu.title, "is_measured": false, "least_seconds": estimate.least_us() / 1e6,
+        "kernels": kernels.collect::<Vec<_>>(),
+    })
 }
 
 fn would_fit(change: &FittingChange) -> serde_json::Value {

@@ -1,12 +1,13 @@
 //! Plans of a training run's memory, from its flags.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::{DeviceArgs, LimitsArg, TrainArgs};
 use crate::data::batch::{Example, Sequence};
 use crate::data::rows::DatasetType;
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Gpu};
+use crate::gpu::{Caps, Gpu, KernelWork};
 use crate::model::saved::RecomputePolicy;
 use crate::model::weights::BaseDtype;
 use crate::train::memory_plan::MemoryPlan;
@@ -54,6 +55,8 @@ pub struct PlannedRun {
     pub recompute: &'static str,
     /// Bytes per role, and the peak.
     pub memory_plan: MemoryPlan,
+    /// Work of a step by entry point.
+    pub step_work: BTreeMap<&'static str, KernelWork>,
     /// Peak bytes per choice of `--recompute`.
     pub peaks: Vec<(&'static str, u64)>,
     /// Changes of settings that would make the run fit the device, where it does not fit.
@@ -91,6 +94,7 @@ fn planned(demand: &MemoryDemand<'_>) -> Result<PlannedRun> {
         is_full: demand.adapter.is_none(),
         settings: demand.settings.clone(),
         recompute: keep.recompute(),
+        step_work: demand.step_work(keep)?,
         memory_plan,
         peaks,
         changes,

@@ -189,6 +189,9 @@ pub struct PlanArgs {
     /// Device limits to plan for, whatever this machine has [default: those of the device that would be used]
     #[arg(long, value_enum)]
     pub limits: Option<LimitsArg>,
+    /// Plan for this GPU instead, and estimate a step's time from its data sheet: rx-7900-xtx, arc-a770 or rtx-4090
+    #[arg(long, value_name = "GPU", conflicts_with_all = ["limits", "device", "variant"])]
+    pub estimate: Option<String>,
     /// Device memory to plan for, such as 8GiB, 6.5GB or 8192MiB [default: what the device says]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_hyphen_values = true)]
     pub device_memory: Option<u64>,

@@ -1,5 +1,7 @@
 //! Recording of commands. Launchers append commands to a recording, and [`Recording::submit`] encodes them for wgpu.
 
+use std::collections::BTreeMap;
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 use super::pipelines::Pipeline;
@@ -29,6 +31,25 @@ pub(super) enum RecordedCommand {
     Copy { from: (wgpu::Buffer, u64), to: (wgpu::Buffer, u64), bytes: u64 },
 }
 
+/// Work of a kernel's dispatches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KernelWork {
+    /// Number of dispatches.
+    pub dispatches: usize,
+    /// Bytes of the tensors that are bound, each counted once per dispatch.
+    pub bytes: u64,
+    /// Floating-point operations, as the launchers count them.
+    pub flops: u64,
+}
+
+impl AddAssign for KernelWork {
+    fn add_assign(&mut self, other: Self) {
+        self.dispatches += other.dispatches;
+        self.bytes += other.bytes;
+        self.flops += other.flops;
+    }
+}
+
 /// Recording of dispatches, clears and copies, which run in order.
 pub struct Recording<'g> {
     pub(super) gpu: &'g Gpu,
@@ -38,6 +59,7 @@ pub struct Recording<'g> {
     scope: String,
     dispatches: usize,
     flops: u64,
+    planned: BTreeMap<&'static str, KernelWork>,
 }
 
 /// Computes a grid for `n` invocations. It has two dimensions where one would be too long. The shader computes its index with
@@ -64,6 +86,7 @@ impl Gpu {
             scope: String::new(),
             dispatches: 0,
             flops: 0,
+            planned: BTreeMap::new(),
         }
     }
 
@@ -109,6 +132,10 @@ impl<'g> Recording<'g> {
     pub fn flops(&self) -> u64 {
         self.flops
     }
+    /// Returns the work by entry point, where the device only counts (see [`Gpu::plan`]); empty on other devices.
+    pub fn planned_work(&self) -> &BTreeMap<&'static str, KernelWork> {
+        &self.planned
+    }
 
     /// Appends a dispatch. Binding 0 is `params`; the slots follow in order. A grid that contains a zero runs nothing.
     pub fn dispatch<P: bytemuck::Pod>(
@@ -150,7 +177,12 @@ impl<'g> Recording<'g> {
     ) {
         self.dispatches += 1;
         self.flops += flops;
-        if self.gpu.live.is_none() || grid.contains(&0) {
+        if grid.contains(&0) {
+            return;
+        }
+        if self.gpu.live.is_none() {
+            let bytes = slots.iter().map(|slot| slot.bytes()).sum();
+            *self.planned.entry(shader.entry).or_default() += KernelWork { dispatches: 1, bytes, flops };
             return;
         }
         let offset = self.uniforms.len().next_multiple_of(256);

@@ -15,6 +15,7 @@ pub mod score_store;
 pub mod settings;
 pub mod similarity;
 pub mod state;
+pub mod step_estimate;
 pub mod steps;
 pub mod synthetic;
 pub mod tensorboard;

@@ -1,19 +1,22 @@
 //! Plans of the memory that a run takes, and whether it fits a device.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::open_model::OpenModel;
 use super::recipe::{Recipe, Recompute};
 use crate::data::batch::Example;
 use crate::error::Result;
-use crate::gpu::{Caps, Gpu, Ledger};
+use crate::gpu::{Caps, Gpu, KernelWork, Ledger};
 use crate::model::decoder::Decoder;
 use crate::model::load::{LoadOptions, TrainMode};
 use crate::model::peft::Adapter;
 use crate::model::saved::RecomputePolicy;
 use crate::model::weights::{BaseDtype, TrainOptions};
 use crate::train::memory_plan::{MemoryPlan, largest_micro_batch, plan_memory};
+use crate::train::outcome::RowReference;
 use crate::train::settings::{ReferenceChoice, TrainSettings};
+use crate::train::trainer::{StepUpdate, Trainer};
 
 /// Fraction of the device's memory that a run may plan for. The rest is the driver's and other programs'.
 const MEMORY_SHARE: f64 = 0.9;
@@ -149,6 +152,26 @@ impl MemoryDemand<'_> {
         let goal = self.settings.goal();
         let load = |gpu: &_| load_policy(self.model, gpu, &options, self.keeps_start);
         plan_memory(self.caps, load, &goal, &rows, self.settings.share_prefix, keep)
+    }
+
+    /// Records an optimiser step of the largest micro-batches on a device that only counts, and returns its work by entry point.
+    ///
+    /// # Errors
+    /// Those of loading the model.
+    pub fn step_work(&self, keep: RecomputePolicy) -> Result<BTreeMap<&'static str, KernelWork>> {
+        let gpu = Gpu::plan(self.caps.clone());
+        let options = load_options(&self.settings, self.base, self.adapter.as_deref(), self.longest);
+        let decoder = load_policy(self.model, &gpu, &options, self.keeps_start)?;
+        let (goal, share_prefix) = (self.settings.goal(), self.settings.share_prefix);
+        let rows: Vec<&Example> = self.largest.iter().collect();
+        let rows = largest_micro_batch(&rows, self.settings.batch_size, share_prefix);
+        let examples: Vec<&Example> =
+            (0..self.settings.gradient_accumulation_steps).flat_map(|_| rows.clone()).collect();
+        let references = vec![RowReference::default(); examples.len()];
+        let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix, keep, seed: self.settings.seed };
+        let (optimiser, learning_rate) = (&self.settings.optimiser, self.settings.learning_rate);
+        let update = StepUpdate { optimiser, learning_rate, number: 1 };
+        Ok(trainer.record(examples, references, rows.len(), &update).planned_work())
     }
 
     /// Resolves `--recompute`. Returns the activations to keep, with the memory plan.

@@ -29,8 +29,8 @@ pub enum Operation {
     Matrix,
     /// Other vector instruction.
     Vector,
-    /// Load, with the bytes that a lane gets from workgroup memory (0 for buffers).
-    Load(Memory, usize),
+    /// Load.
+    Load(Memory),
     /// Stores, scalar instructions, branches, barriers, hints.
     Other,
 }
@@ -68,8 +68,6 @@ pub struct StatisticNames {
     pub spills: &'static str,
     /// Scratch memory of a lane.
     pub scratch: &'static str,
-    /// Workgroup memory.
-    pub workgroup: &'static str,
     /// Subgroups that fit.
     pub waves: &'static str,
     /// Instructions.
@@ -93,7 +91,6 @@ impl Vendor {
                 registers: "VGPRs",
                 spills: "Spilled VGPRs",
                 scratch: "Scratch size",
-                workgroup: "LDS size",
                 waves: "Subgroups per SIMD",
                 instructions: "Instructions",
             },
@@ -101,7 +98,6 @@ impl Vendor {
                 registers: "Max live registers",
                 spills: "Spills",
                 scratch: "Scratch Memory Size",
-                workgroup: "Workgroup Memory Size",
                 waves: "Max dispatch width",
                 instructions: "Instructions",
             },
@@ -109,7 +105,6 @@ impl Vendor {
                 registers: "Number of GPRs",
                 spills: "Spills to memory",
                 scratch: "SLM size",
-                workgroup: "Workgroup memory",
                 waves: "Max warps/SM",
                 instructions: "Instruction count",
             },
@@ -140,23 +135,12 @@ impl Vendor {
     }
 }
 
-/// Returns the workgroup memory that an intermediate form names, where the statistics do not.
-pub fn shared_size(texts: &[(String, String)]) -> Option<f64> {
-    let named = |text: &str| text.lines().find_map(|line| line.strip_prefix("shared_size: ")?.trim().parse().ok());
-    texts.iter().find_map(|(_, text)| named(text))
-}
-
 fn plain(operation: Operation) -> Line {
     Line::Instruction { operation, waits: Vec::new(), target: None }
 }
 
 fn branch(target: &str) -> Line {
     Line::Instruction { operation: Operation::Other, waits: Vec::new(), target: Some(target.into()) }
-}
-
-/// Returns the number behind the last `prefix`, such as 128 of `b128`, where it is one of a load's sizes.
-fn bits(text: &str, prefix: &str) -> Option<usize> {
-    [128, 96, 64, 32, 16, 8].into_iter().find(|n| text.contains(&format!("{prefix}{n}")))
 }
 
 // ------------------------------------------------------------------------------------------------------------------ AMD
@@ -182,13 +166,9 @@ fn amd(line: &str) -> Option<Line> {
             n => Operation::Multiply(n),
         }
     } else if starts(&["ds_load", "ds_read"]) {
-        let twice = if name.contains("2addr") || name.contains("read2") { 2 } else { 1 };
-        Operation::Load(
-            Memory::Workgroup,
-            twice * bits(name, "b").or_else(|| bits(name, "u")).or_else(|| bits(name, "i")).unwrap_or(16) / 8,
-        )
+        Operation::Load(Memory::Workgroup)
     } else if starts(&["buffer_load", "global_load", "flat_load", "scratch_load"]) {
-        Operation::Load(Memory::Device, 0)
+        Operation::Load(Memory::Device)
     } else if starts(&["s_", "ds_", "buffer_", "global_", "flat_", "scratch_"]) {
         Operation::Other
     } else {
@@ -280,16 +260,10 @@ fn intel(line: &str) -> Option<Line> {
 fn intel_message(code: &str) -> Operation {
     let is_store =
         code.contains("store") || code.contains("write") || code.contains("barrier") || code.contains("fence");
-    let number = |name: &str| -> Option<usize> {
-        let rest = code.split_once(name)?.1;
-        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-    };
     match (code.contains("slm"), is_store) {
         (_, true) => Operation::Other,
-        (true, false) => {
-            Operation::Load(Memory::Workgroup, number(", d").unwrap_or(32) / 8 * number(", v").unwrap_or(1))
-        }
-        (false, false) => Operation::Load(Memory::Device, 0),
+        (true, false) => Operation::Load(Memory::Workgroup),
+        (false, false) => Operation::Load(Memory::Device),
     }
 }
 
@@ -319,10 +293,8 @@ fn nvidia(line: &str) -> Vec<Line> {
         "ffma" => plain(Operation::Multiply(1)),
         "hfma2" => plain(Operation::Multiply(2)),
         "hmma" | "imma" => plain(Operation::Matrix),
-        "ld" | "lds" | "ldsm" | "ldg" | "ldl" if is_shared => {
-            plain(Operation::Load(Memory::Workgroup, bits(code, "b").unwrap_or(32) / 8))
-        }
-        "ld" | "ldg" | "ldl" => plain(Operation::Load(Memory::Device, 0)),
+        "ld" | "lds" | "ldsm" | "ldg" | "ldl" if is_shared => plain(Operation::Load(Memory::Workgroup)),
+        "ld" | "ldg" | "ldl" => plain(Operation::Load(Memory::Device)),
         "st" | "sts" | "stg" | "stl" | "atom" | "red" | "ldc" | "uldc" | "ldcu" | "bar" | "bsync" | "bssy" | "exit"
         | "break" | "bclear" | "bmov" | "warpsync" | "nop" | "membar" | "depbar" => plain(Operation::Other),
         _ if is_uniform => plain(Operation::Other),
@@ -350,10 +322,10 @@ mod tests {
             ("\tv_dual_mov_b32 v0, v1 :: v_dual_fmac_f32 v3, v4, v5", Operation::Multiply(1)),
             ("\tv_mul_lo_u32 v0, v1, v2", Operation::Vector),
             ("\tv_wmma_f32_16x16x16_f16 v[0:7], v[8:15], v[16:23], v[0:7]", Operation::Matrix),
-            ("\tds_load_2addr_b64 v[0:3], v4 offset0:1", Operation::Load(Memory::Workgroup, 16)),
-            ("\tds_read_b128 v[0:3], v4", Operation::Load(Memory::Workgroup, 16)),
-            ("\tds_load_u16 v0, v4", Operation::Load(Memory::Workgroup, 2)),
-            ("\tbuffer_load_b128 v[0:3], v4, s[0:3], 0 offen", Operation::Load(Memory::Device, 0)),
+            ("\tds_load_2addr_b64 v[0:3], v4 offset0:1", Operation::Load(Memory::Workgroup)),
+            ("\tds_read_b128 v[0:3], v4", Operation::Load(Memory::Workgroup)),
+            ("\tds_load_u16 v0, v4", Operation::Load(Memory::Workgroup)),
+            ("\tbuffer_load_b128 v[0:3], v4, s[0:3], 0 offen", Operation::Load(Memory::Device)),
             ("\tbuffer_store_b128 v[0:3], v4, s[0:3], 0 offen", Operation::Other),
             ("\ts_barrier", Operation::Other),
         ] {

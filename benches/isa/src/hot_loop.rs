@@ -21,13 +21,11 @@ pub struct HotLoop {
     /// Loads from memory.
     pub memory_loads: usize,
     /// Loads from workgroup memory.
-    pub shared_loads: usize,
-    /// Bytes that a lane loads by them.
-    pub shared_bytes: usize,
+    pub workgroup_loads: usize,
     /// Waits for memory with nothing behind them.
     pub memory_waits: usize,
     /// Waits for workgroup memory with nothing behind them.
-    pub shared_waits: usize,
+    pub workgroup_waits: usize,
 }
 
 impl HotLoop {
@@ -80,7 +78,7 @@ fn count(lines: &[Line]) -> HotLoop {
             let is_bare = queues[which].wait(*left, multiplied(&counted), HIDES[which]);
             match memory {
                 Memory::Device => counted.memory_waits += usize::from(is_bare),
-                Memory::Workgroup => counted.shared_waits += usize::from(is_bare),
+                Memory::Workgroup => counted.workgroup_waits += usize::from(is_bare),
             }
         }
         match *operation {
@@ -90,13 +88,12 @@ fn count(lines: &[Line]) -> HotLoop {
             }
             Operation::Matrix => counted.matrix += 1,
             Operation::Vector => counted.vector += 1,
-            Operation::Load(Memory::Device, _) => {
+            Operation::Load(Memory::Device) => {
                 counted.memory_loads += 1;
                 queues[Memory::Device as usize].begin(multiplied(&counted));
             }
-            Operation::Load(Memory::Workgroup, bytes) => {
-                counted.shared_loads += 1;
-                counted.shared_bytes += bytes;
+            Operation::Load(Memory::Workgroup) => {
+                counted.workgroup_loads += 1;
                 queues[Memory::Workgroup as usize].begin(multiplied(&counted));
             }
             Operation::Other => {}
@@ -131,7 +128,7 @@ pub fn find(lines: &[Line]) -> Option<HotLoop> {
         })
     };
     let innermost = loops.iter().filter(|l| !has_inner(l)).map(|l| l.2.clone());
-    innermost.max_by_key(|l| (l.work(), l.memory_loads + l.shared_loads, l.vector))
+    innermost.max_by_key(|l| (l.work(), l.memory_loads + l.workgroup_loads, l.vector))
 }
 
 #[cfg(test)]
@@ -155,10 +152,9 @@ mod tests {
             multiply_instructions: 130,
             vector: 1,
             memory_loads: 2,
-            shared_loads: 2,
-            shared_bytes: 32,
+            workgroup_loads: 2,
             memory_waits: 1,
-            shared_waits: 1,
+            workgroup_waits: 1,
             ..HotLoop::default()
         };
         assert_eq!(found, expected);

@@ -2,6 +2,8 @@
 
 use jointwise::gpu::Shader;
 
+use crate::assembly::Vendor;
+
 /// Names a pipeline: entry point, product, substituted modules, constants. Two pipelines of the registry have two names.
 pub fn label(shader: &Shader) -> String {
     let constant = |name: &str| shader.constants.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
@@ -39,12 +41,91 @@ pub fn label(shader: &Shader) -> String {
     words.join(" ").replace('|', "/")
 }
 
+/// GPUs that have rows for products and attention only: each has a sibling with all rows.
+const SIBLINGS: [&str; 3] = ["navi21", "gfx1201", "mtl"];
+
+/// Names the row of a GPU's table that a pipeline is in; `None` where it is only in the sums. Of two pipelines of a row, the later one of
+/// the registry is shown: the variant `rows` instead of the baseline, NF4's tables in workgroup memory instead of in memory. The name has
+/// no sizes of tiles or workgroups, so that figures before and after a change of these are compared.
+pub fn row(shader: &Shader, gpu: &str, vendor: Vendor) -> Option<String> {
+    let constant = |name: &str| shader.constants.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+    let is = |name: &str, value: f64| constant(name).is_none_or(|v| v == value);
+    let has = |end: &str| shader.substitutions.iter().any(|(_, to)| to.ends_with(end));
+    let is_plain = is("SOFTCAP", 0.0) && is("KIND", 0.0) && !has("/epilogue");
+    let format = shader
+        .substitutions
+        .iter()
+        .find(|(from, _)| *from == "shared/weight")
+        .map_or("f32", |(_, to)| to.strip_prefix("shared/weight").unwrap_or(to).trim_start_matches('_'));
+    let pass = match (constant("A_TRANSPOSED"), constant("B_TRANSPOSED")) {
+        (Some(0.0), Some(0.0)) => "dx",
+        (Some(0.0), Some(_)) => "fwd",
+        _ => "dw",
+    };
+    let e = constant("E").unwrap_or_default();
+    let precision = if constant("SPLIT") == Some(1.0) { "high" } else { "medium" };
+    let subgroup = if vendor == Vendor::Amd { 64.0 } else { 32.0 };
+    let name = match shader.module {
+        "matmul_tiles" => {
+            let tile = constant("TILE")?;
+            let lora = if has("/low_rank") { " with LoRA" } else { "" };
+            let is_common = match tile {
+                128.0 => lora.is_empty() || ["bf16", "nf4"].contains(&format),
+                _ => lora.is_empty() && pass == "fwd" && ["f32", "bf16"].contains(&format),
+            };
+            is_common.then(|| format!("matmul_tiles{tile} {pass} {format}{lora}"))
+        }
+        "matmul_coop" => {
+            let is_common = [("fwd", "bf16"), ("dx", "bf16"), ("fwd", "nf4"), ("dw", "f32")].contains(&(pass, format));
+            (is_common && is("LANES", 4.0 * subgroup)).then(|| format!("matmul_coop {pass} {format} {precision}"))
+        }
+        "attention_tiles" => (e >= 64.0).then(|| format!("{} e={e}", shader.entry)),
+        "attention_coop" => {
+            let is_common = [64.0, 128.0].contains(&e) && is("LANES", 4.0 * subgroup);
+            is_common.then(|| format!("{} e={e} {precision}", shader.entry))
+        }
+        "attention" | "matmul" | "matmul_absmax" | "attention_split_f16" | "objective" | "ceiling" => None,
+        // Rows of 576 (RMSNorm) and 768 values (LayerNorm).
+        _ if !is("VEC4S", 144.0) && !is("VEC4S", 192.0) => None,
+        _ => {
+            let bf16 = if has("_bf16") { " bf16" } else { "" };
+            let eight_bits = if has("_8bit") { " 8bit" } else { "" };
+            Some(format!("{}{bf16}{eight_bits}", shader.entry.replace("_rows", "")))
+        }
+    };
+    let is_heavy = shader.module.starts_with("matmul") || shader.module.starts_with("attention");
+    name.filter(|_| is_plain && (is_heavy || !SIBLINGS.contains(&gpu)))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
     use jointwise::kernels::REGISTRY;
+
+    #[test]
+    fn rows_are_of_plain_pipelines() {
+        let all: Vec<Shader> = REGISTRY.iter().flat_map(|kernel| kernel.variants()).collect();
+        let rows = |gpu: &str, vendor| -> Vec<String> {
+            let mut rows: Vec<String> = all.iter().filter_map(|s| row(s, gpu, vendor)).collect();
+            rows.sort();
+            rows.dedup();
+            rows
+        };
+        let navi31 = rows("navi31", Vendor::Amd);
+        for name in [
+            "matmul_tiles128 dx nf4",
+            "attention_tiles_bwd_kv e=128",
+            "matmul_coop fwd bf16 high",
+            "rmsnorm_fwd",
+            "adamw bf16 8bit",
+        ] {
+            assert!(navi31.iter().any(|row| row == name), "{name}: {navi31:#?}");
+        }
+        assert!((50..90).contains(&navi31.len()), "{}", navi31.len());
+        assert!(rows("navi21", Vendor::Amd).len() < navi31.len() - 20);
+    }
 
     #[test]
     fn every_pipeline_has_a_name_of_its_own() {

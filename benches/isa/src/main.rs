@@ -1,5 +1,5 @@
 //! What Mesa's compilers make of every pipeline of the registry, counted in their statistics and listings. No GPU is needed and nothing is
-//! computed: the drivers run on Mesa's drm-shims. `README.md` says how to run it and what is counted.
+//! computed: the drivers run on Mesa's drm-shims. `benches/README.md` says how to run it, and `head.md` what is counted.
 
 mod assembly;
 mod hot_loop;
@@ -14,12 +14,22 @@ use std::path::Path;
 use assembly::Vendor;
 use jointwise::kernels::REGISTRY;
 use results::{Figures, GpuResults};
+use serde::{Deserialize, Serialize};
 use vulkan::{CompiledPipeline, ShimDevice};
 
 const HELP: &str = "jointwise-isa compile GPU FILE.json [TEXT [DIR]]   compiles every pipeline (whose name has TEXT) on the only device that the
                                                    Vulkan loader finds; listings go to DIR
-jointwise-isa table FILE.json...                   prints the table in Markdown
+jointwise-isa before COMMIT FILE.json...           prints results of another commit's shaders, for `table`
+jointwise-isa table BEFORE.json FILE.json...       prints the table in Markdown
+jointwise-isa show FILE.json                       prints the section of one GPU
 jointwise-isa check TABLE.md FILE.json...          fails where a figure of the table got worse";
+
+/// Results of the shaders of an earlier commit.
+#[derive(Debug, Serialize, Deserialize)]
+struct EarlierResults {
+    commit: String,
+    gpus: Vec<GpuResults>,
+}
 
 /// Modules for CPU adapters, which no GPU is given.
 const FOR_CPUS: [&str; 3] = ["attention_lanes", "matmul_cpu", "matmul_lanes"];
@@ -31,7 +41,9 @@ fn main() {
         ["compile", gpu, file] => compile(gpu, file, "", None),
         ["compile", gpu, file, text] => compile(gpu, file, text, None),
         ["compile", gpu, file, text, dir] => compile(gpu, file, text, Some(Path::new(dir))),
-        ["table", files @ ..] if !files.is_empty() => read_all(files).map(|all| print!("{}", table(&all))),
+        ["before", commit, files @ ..] if !files.is_empty() => print_before(commit, files),
+        ["table", before, files @ ..] if !files.is_empty() => print_table(before, files),
+        ["show", file] => read_all(&[file]).map(|all| print!("{}", results::section(&all[0], None))),
         ["check", committed, files @ ..] if !files.is_empty() => check(committed, files),
         _ => Err(HELP.into()),
     };
@@ -44,8 +56,11 @@ fn main() {
 fn compile(gpu: &str, file: &str, text: &str, dump: Option<&Path>) -> Result<(), String> {
     let device = ShimDevice::open()?;
     let vendor = Vendor::of_device(&device.name);
-    let mut results =
-        GpuResults { gpu: gpu.into(), driver: format!("{}, {}", device.name.trim(), device.driver), ..Default::default() };
+    let mut results = GpuResults {
+        gpu: gpu.into(),
+        driver: format!("{}, {}", device.name.trim(), device.driver),
+        ..Default::default()
+    };
     let mut seen = HashSet::new();
     for shader in REGISTRY.iter().flat_map(|kernel| kernel.variants()) {
         let name = label::label(&shader);
@@ -68,14 +83,15 @@ fn compile(gpu: &str, file: &str, text: &str, dump: Option<&Path>) -> Result<(),
             let written = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(dir.join(file + ".txt"), text));
             written.map_err(|e| format!("{}: {e}", dir.display()))?;
         }
-        results.pipelines.push((name, figures(vendor, &compiled)));
+        let row = if text.is_empty() { label::row(&shader, gpu, vendor) } else { Some(name) };
+        results.add(shader.module, row, figures(vendor, &compiled));
     }
-    if results.pipelines.is_empty() {
+    if results.modules.is_empty() {
         return Err(format!("{gpu}: no pipeline's name has `{text}`"));
     }
     let json = serde_json::to_string(&results).map_err(|e| e.to_string())?;
     std::fs::write(file, json).map_err(|e| format!("{file}: {e}"))?;
-    eprintln!("{gpu}: {} pipelines, {}", results.pipelines.len(), results.driver);
+    eprintln!("{gpu}: {} pipelines, {}", results.total().pipelines, results.driver);
     Ok(())
 }
 
@@ -87,7 +103,6 @@ fn figures(vendor: Vendor, compiled: &CompiledPipeline) -> Figures {
         registers: number(names.registers),
         spills: number(names.spills),
         scratch: number(names.scratch),
-        workgroup: number(names.workgroup).or_else(|| assembly::shared_size(&compiled.texts)),
         waves: number(names.waves),
         instructions: number(names.instructions),
         ..Figures::default()
@@ -99,27 +114,33 @@ fn figures(vendor: Vendor, compiled: &CompiledPipeline) -> Figures {
         figures.matrix = counted(hot.matrix);
         figures.vector = counted(hot.vector);
         figures.memory_loads = counted(hot.memory_loads);
-        figures.shared_loads = counted(hot.shared_loads);
-        figures.bytes_per_fma = (hot.multiply_adds > 0).then(|| hot.shared_bytes as f64 / hot.multiply_adds as f64);
+        figures.workgroup_loads = counted(hot.workgroup_loads);
         if vendor.shows_waits() {
             figures.memory_waits = counted(hot.memory_waits);
-            figures.shared_waits = counted(hot.shared_waits);
+            figures.workgroup_waits = counted(hot.workgroup_waits);
         }
     }
     figures
 }
 
+fn read_json<T: serde::de::DeserializeOwned>(file: &str) -> Result<T, String> {
+    let text = std::fs::read_to_string(file).map_err(|e| format!("{file}: {e}"))?;
+    serde_json::from_str(&text).map_err(|e| format!("{file}: {e}"))
+}
+
 fn read_all(files: &[&str]) -> Result<Vec<GpuResults>, String> {
-    let read = |file: &&str| {
-        let text = std::fs::read_to_string(file).map_err(|e| format!("{file}: {e}"))?;
-        serde_json::from_str(&text).map_err(|e| format!("{file}: {e}"))
-    };
-    files.iter().map(read).collect()
+    files.iter().map(|file| read_json(file)).collect()
+}
+
+fn print_before(commit: &str, files: &[&str]) -> Result<(), String> {
+    let before = EarlierResults { commit: commit.into(), gpus: read_all(files)? };
+    println!("{}", serde_json::to_string(&before).map_err(|e| e.to_string())?);
+    Ok(())
 }
 
 fn check(committed: &str, files: &[&str]) -> Result<(), String> {
     let text = std::fs::read_to_string(committed).map_err(|e| format!("{committed}: {e}"))?;
-    let (worse, notes) = results::compare(&GpuResults::read(&text)?, &read_all(files)?)?;
+    let (worse, notes) = results::compare(&results::read(&text)?, &read_all(files)?)?;
     notes.iter().for_each(|note| println!("{note}"));
     if worse.is_empty() {
         println!("no figure is worse than in {committed}");
@@ -128,29 +149,31 @@ fn check(committed: &str, files: &[&str]) -> Result<(), String> {
     Err(format!("{}\n{} figures are worse than in {committed}", worse.join("\n"), worse.len()))
 }
 
-/// Writes the whole file: what is counted, a summary, and a section per GPU.
-fn table(all: &[GpuResults]) -> String {
-    let mut text = String::from(include_str!("head.md"));
-    text.push_str("\n| GPU | pipelines | that spill | spills in all | scratch, most | memory waits in all | workgroup waits in all |\n|---|---|---|---|---|---|---|\n");
-    for results in all {
-        let sum = |field: fn(&Figures) -> Option<f64>| {
-            let values: Vec<f64> = results.pipelines.iter().filter_map(|(_, f)| field(f)).collect();
-            if values.is_empty() { "–".into() } else { format!("{:.0}", values.iter().sum::<f64>()) }
+/// Prints the whole file: what is counted, a summary, and a section per GPU.
+fn print_table(before: &str, files: &[&str]) -> Result<(), String> {
+    let (before, all): (EarlierResults, _) = (read_json(before)?, read_all(files)?);
+    // The driver's version stands behind the device's name.
+    let mesa = all[0].driver.rsplit_once(", ").map_or("", |(_, version)| version);
+    print!("{}", include_str!("head.md").replace("{commit}", &before.commit).replace("{mesa}", mesa));
+    println!("\n| GPU | device | pipelines | that spill | spills in all | scratch, most |\n|---|---|---|---|---|---|");
+    let earlier = |gpu: &GpuResults| before.gpus.iter().find(|b| b.gpu == gpu.gpu);
+    for gpu in &all {
+        let (was, is) = (earlier(gpu).map(GpuResults::total), gpu.total());
+        let cell = |field: fn(&results::ModuleSums) -> f64| {
+            results::cell(was.as_ref().map(|w| Some(field(w))), Some(field(&is)))
         };
-        let n_spill = results.pipelines.iter().filter(|(_, f)| f.spills.is_some_and(|n| n > 0.0)).count();
-        let scratch = results.pipelines.iter().filter_map(|(_, f)| f.scratch).fold(0.0, f64::max);
-        text.push_str(&format!(
-            "| {} | {} | {n_spill} | {} | {scratch:.0} | {} | {} |\n",
-            results.gpu,
-            results.pipelines.len(),
-            sum(|f| f.spills),
-            sum(|f| f.memory_waits),
-            sum(|f| f.shared_waits),
-        ));
+        let device = gpu.driver.split(", ").next().unwrap_or_default();
+        println!(
+            "| {} | {device} | {} | {} | {} | {} |",
+            gpu.gpu,
+            cell(|m| m.pipelines),
+            cell(|m| m.that_spill),
+            cell(|m| m.spills),
+            cell(|m| m.scratch)
+        );
     }
-    for results in all {
-        text.push('\n');
-        text.push_str(&results.section());
+    for gpu in &all {
+        print!("\n{}", results::section(gpu, earlier(gpu)));
     }
-    text
+    Ok(())
 }

@@ -41,7 +41,8 @@ impl KernelChecks {
             return Ok(false);
         }
         let checks = check_variants(gpu, &missing).await?;
-        let failed: Vec<Variant> = checks.into_iter().filter(|(_, check)| check.error > 1.0).map(|(variant, _)| variant).collect();
+        let failed: Vec<Variant> =
+            checks.into_iter().filter(|(_, check)| check.error > 1.0).map(|(variant, _)| variant).collect();
         self.formats.extend(missing);
         self.wrong.extend(&failed);
         Ok(!failed.is_empty())
