@@ -71,6 +71,11 @@ impl BlockAllocator {
         Self { block_bytes, blocks: Vec::new(), bytes: 0 }
     }
 
+    /// Returns a list like this one when it was empty.
+    pub fn emptied(&self) -> Self {
+        Self::new(self.block_bytes)
+    }
+
     /// Returns the bytes of all blocks.
     pub fn bytes(&self) -> u64 {
         self.bytes

@@ -57,6 +57,13 @@ impl Ledger {
         Self { now: none, peak: none, n_buffers: none, blocks, peak_of_blocks: 0, largest_activation: 0 }
     }
 
+    /// Forgets all peaks, where no buffer exists now.
+    pub(super) fn restart(&mut self) {
+        if self.total() == 0 {
+            *self = Self { blocks: self.blocks.emptied(), ..Self::new(0) };
+        }
+    }
+
     /// Counts a new buffer, and returns its place in the blocks.
     pub(super) fn add(&mut self, role: Role, bytes: u64) -> BlockPlace {
         let i = role as usize;
@@ -111,6 +118,17 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counting_begins_anew_where_nothing_is_left() {
+        let mut ledger = Ledger::new(1 << 20);
+        let place = ledger.add(Role::Activations, 3 << 20);
+        ledger.restart();
+        assert_eq!((ledger.peak_bytes(), ledger.total()), (3 << 20, 3 << 20));
+        ledger.sub(Role::Activations, 3 << 20, place);
+        ledger.restart();
+        assert_eq!(ledger, Ledger::new(1 << 20));
+    }
 
     #[test]
     fn the_peak_is_of_then_and_in_blocks() {

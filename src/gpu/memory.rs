@@ -161,6 +161,16 @@ impl Gpu {
         done
     }
 
+    /// Frees the activations that no slot uses. Where no buffer is left, counting begins anew: what a self-test takes is not part of a run.
+    pub(crate) fn release_free_memory(&self) {
+        let mut state = self.pool.state();
+        for memory in std::mem::take(&mut state.free) {
+            state.ledger.sub(Role::Activations, memory.bytes, memory.place);
+            state.freed_buffers += 1;
+        }
+        state.ledger.restart();
+    }
+
     /// Allocates `len` elements with undefined contents for a recording. The buffer returns to the pool when the last clone is dropped.
     /// Recordings of a device must therefore be submitted in the order in which they were recorded: record and submit from one thread.
     pub fn alloc_activation(&self, len: usize) -> Slot {

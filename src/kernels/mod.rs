@@ -266,6 +266,7 @@ pub async fn with_checked_variants(gpu: Gpu, formats: &[WeightFormat]) -> Result
         let (name, device) = (gpu.caps().matmul_precision.name(), &gpu.caps().name);
         return Err(Error::Gpu(format!("--matmul-precision {name}: {device} computes wrongly; choose highest")));
     }
+    gpu.release_free_memory();
     let variants = |checks: Vec<(Variant, CaseCheck)>| checks.into_iter().map(|(variant, _)| variant).collect();
     Ok((gpu.with_variants(variants(right)), variants(wrong)))
 }
