@@ -21,8 +21,8 @@ struct Moments {
     v: vec4<f32>,
 }
 
-// The maps, and one value more: a code that is not a number's may be the last one, whose upper neighbour is read. In workgroup memory, because
-// compilers wait for each load that depends on another.
+// The maps, in workgroup memory, because a load's latency is waited for where the next load depends on it. One element more, because the code
+// of a NaN may be 255, and the value after it is read.
 var<workgroup> map_values: array<f32, 513>;
 // Bits of the largest |m|, and of the largest v, of every fourth invocation: bits of positive numbers have the numbers' order.
 const LARGEST = 4u;
@@ -57,12 +57,12 @@ fn load_moments(vec4_at: u32) -> Moments {
     return Moments(dequantize4(SIGNED, m[vec4_at]) * scale.x, dequantize4(UNSIGNED, v[vec4_at]) * scale.y);
 }
 
-// Returns a number slightly below the number of middles between neighbours that are less than x, for `doubled` = 2x ≥ 0, in the bits of
-// a float, plus `offset`.
+// Returns about how many middles between neighbouring values of the signed map are less than x ≥ 0, where `doubled` is 2x: as the bits of a
+// float, plus `offset`.
 //
 // From 10^(i-7) to 10^(i-6) the signed map has 2^i values at equal distances, for i = 0 to 6. So the number of middles below x rises along a
-// line there, and these lines have falling slopes: the right one is the lowest. Each line is lowered by a part of a step, such that the whole
-// number below it is the code or the one before, however devices round. The unsigned map has twice as many values.
+// line there, and these lines have falling slopes: the right one is the lowest. Each line is lowered by a part of a step, such that the count
+// rounded down is the code or the code less one, however devices round. The unsigned map has twice as many values.
 fn count_below(doubled: vec4<f32>, offset: f32) -> vec4<u32> {
     var count = doubled * (32.0 / 0.9) + (offset + 56.0);
     count = min(count, doubled * (160.0 / 0.9) + (offset + 27.5));
@@ -78,7 +78,7 @@ fn count_below(doubled: vec4<f32>, offset: f32) -> vec4<u32> {
 const QUARTER_STEPS = 2097152.0 + 0.25;
 const EIGHTH_STEPS = 1048576.0;
 
-// Returns the codes of x: `first` or the one after. `first` is in quarters, in bits 0 to 9.
+// Returns the codes of x, four in a word: each is the code of `quarters`, which is its bits 2 to 9, or the one after.
 fn nearest4(map: u32, quarters: vec4<u32>, doubled: vec4<f32>) -> u32 {
     let first = (quarters >> vec4<u32>(2u)) & vec4<u32>(255u);
     // x > (value + next) / 2
