@@ -44,6 +44,9 @@ pub fn label(shader: &Shader) -> String {
 /// GPUs that have rows for products and attention only: each has a sibling with all rows.
 const SIBLINGS: [&str; 3] = ["navi21", "gfx1201", "mtl"];
 
+/// Entry points whose work is a small part of any step.
+const SMALL: [&str; 3] = ["gather_scatter", "logprob_finish", "global_norm_total"];
+
 /// Names the row of a GPU's table that a pipeline is in; `None` where it is only in the sums. Of two pipelines of a row, the later one of
 /// the registry is shown: the variant `rows` instead of the baseline, NF4's tables in workgroup memory instead of in memory. The name has
 /// no sizes of tiles or workgroups, so that figures before and after a change of these are compared.
@@ -84,7 +87,15 @@ pub fn row(shader: &Shader, gpu: &str, vendor: Vendor) -> Option<String> {
             let is_common = [64.0, 128.0].contains(&e) && is("LANES", 4.0 * subgroup);
             is_common.then(|| format!("{} e={e} {precision}", shader.entry))
         }
-        "attention" | "matmul" | "matmul_absmax" | "attention_split_f16" | "objective" | "ceiling" => None,
+        "attention"
+        | "matmul"
+        | "matmul_absmax"
+        | "attention_split_f16"
+        | "objective"
+        | "ceiling"
+        | "pack"
+        | "sample" => None,
+        _ if SMALL.contains(&shader.entry) => None,
         // Rows of 576 (RMSNorm) and 768 values (LayerNorm).
         _ if !is("VEC4S", 144.0) && !is("VEC4S", 192.0) => None,
         _ => {
