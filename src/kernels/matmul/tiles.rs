@@ -64,7 +64,10 @@ impl TiledMatmul {
             .with("TILE", self.tile as f64)
             .with("ROW_VEC4S", self.row_vec4s as f64)
             .with("COLUMN_VEC4S", self.column_vec4s as f64)
-            .with("PADDING", if fits(PADDING_BYTES) { 2.0 } else { 0.0 });
+            .with("PADDING", if fits(PADDING_BYTES) { 2.0 } else { 0.0 })
+            // FXC (DX12) does not end with the loops over blocks and their rows inside of the loop over K.
+            .unroll("BLOCKS", self.blocks())
+            .unroll("4u", 4);
         let shader = storage.select(shader);
         match storage {
             WeightFormat::Nf4 if fits(PADDING_BYTES + NF4_TABLE_BYTES) => {
@@ -72,6 +75,11 @@ impl TiledMatmul {
             }
             _ => shader,
         }
+    }
+
+    /// Returns the blocks that an invocation loads per slice: the shader's BLOCKS.
+    fn blocks(self) -> usize {
+        2 * self.tile * 16 * self.row_vec4s * self.column_vec4s / (self.tile * self.tile)
     }
 
     /// Returns every specialisation for a product: with padding and NF4's tables in workgroup memory, and without what may not fit.
