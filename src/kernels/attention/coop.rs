@@ -16,12 +16,16 @@ pub(super) struct CoopAttention {
     head_dim: usize,
 }
 
-/// Subgroups per workgroup.
-const SUBGROUPS: usize = 4;
+/// Fragments of own rows per workgroup, where subgroups do not share rows.
+const ROW_FRAGMENTS: usize = 4;
 /// Invocations per workgroup of `attention_split_f16.wgsl`: one per row.
 const ROWS: usize = 64;
 /// Largest number of columns of the other side's rows that are loaded at a time.
-const SLICE: usize = 32;
+const SLICE: usize = 128;
+/// Workgroup memory that every device with cooperative matrices has.
+const WORKGROUP_BYTES: usize = 32 << 10;
+/// Largest head size, padded, whose own rows stay in registers in the forward pass.
+const HELD_WIDTH: usize = 64;
 /// Padding between rows in workgroup memory, in f16 values.
 const PAD: usize = 8;
 /// Smallest head size: narrower heads fill fragments badly.
@@ -29,6 +33,8 @@ const LEAST: usize = 12;
 /// Largest number of outputs that an invocation keeps in registers before two subgroups share rows. `MOST_REGISTERS` is the limit with
 /// sharing.
 const REGISTERS: usize = 80;
+/// Largest number of outputs that an invocation of a subgroup of 64 keeps for two fragments of own rows.
+const REGISTERS_OF_TWO_ROWS: usize = 64;
 const MOST_REGISTERS: usize = 128;
 
 #[repr(C)]
@@ -106,24 +112,53 @@ impl CoopAttention {
         self.head_dim.next_multiple_of(self.edge * share)
     }
 
-    /// Returns the shader's SLICE: columns of the other side's rows that are loaded at a time.
+    /// Returns the shader's ROWS: fragments of own rows per subgroup. Two of them use each fragment of the other side twice, and fill the 64
+    /// invocations of AMD's subgroups. CPUs have both, so that tests on lavapipe run both.
+    fn row_fragments(self, entry: AttentionEntry) -> usize {
+        if self.is_cpu {
+            return if matches!(entry, AttentionEntry::Forward) && !self.split { 2 } else { 1 };
+        }
+        let fits = self.subgroup == 64 && self.share(entry) == 1 && 2 * self.unshared(entry) <= REGISTERS_OF_TWO_ROWS;
+        if fits { 2 } else { 1 }
+    }
+
+    /// Returns the subgroups per workgroup.
+    fn subgroups(self, entry: AttentionEntry) -> usize {
+        ROW_FRAGMENTS / self.row_fragments(entry)
+    }
+
+    /// Returns the shader's HELD: whether own rows stay in registers.
+    fn is_held(self, entry: AttentionEntry) -> bool {
+        matches!(entry, AttentionEntry::Forward) && !self.split && self.width() <= HELD_WIDTH
+    }
+
+    /// Returns the shader's SLICE: the most columns of the other side's rows whose slices fit into workgroup memory. CPUs get few columns,
+    /// because their compilers take long for large slices.
     fn slice(self, entry: AttentionEntry) -> usize {
         let least = self.edge * self.share(entry);
         let most = if self.is_cpu { least } else { SLICE };
-        let fits = |slice: &usize| self.width().is_multiple_of(*slice);
+        let fits = |slice: &usize| {
+            self.width().is_multiple_of(*slice) && self.bytes_with_slice(entry, *slice) <= WORKGROUP_BYTES
+        };
         (1..=most / least).rev().map(|n| n * least).find(fits).unwrap_or(least)
     }
 
     /// Returns the rows that a workgroup owns.
     pub fn rows(self, entry: AttentionEntry) -> usize {
-        SUBGROUPS / self.share(entry) * self.edge
+        ROW_FRAGMENTS / self.share(entry) * self.edge
     }
 
     /// Returns the bytes of workgroup memory that the shader declares.
     fn workgroup_bytes(self, entry: AttentionEntry) -> usize {
-        let rows = self.rows(entry);
-        let f16s = self.block() * (self.slice(entry) + PAD) + rows * (self.block() + PAD);
-        let words = rows * (self.block() + PAD / 2) + SUBGROUPS * self.subgroup + 1;
+        self.bytes_with_slice(entry, self.slice(entry))
+    }
+
+    fn bytes_with_slice(self, entry: AttentionEntry, slice: usize) -> usize {
+        let (rows, block) = (self.rows(entry), self.block());
+        // A slice lies by rows or by columns.
+        let f16s = (block * (slice + PAD)).max(slice * (block + PAD)) + rows * (block + PAD);
+        let facts = if matches!(entry, AttentionEntry::BackwardKv) { 8 } else { 3 };
+        let words = rows * (block + PAD / 2) + facts * block + 1 + if self.split { 0 } else { 2 };
         2 * self.planes() * f16s + 4 * words
     }
 
@@ -136,7 +171,10 @@ impl CoopAttention {
         let shader = Shader::new("attention_coop", names[entry as usize])
             .with("SPLIT", f64::from(u8::from(self.split)))
             .with("WIDTH", self.width() as f64)
-            .with("LANES", (SUBGROUPS * self.subgroup) as f64)
+            .with("LANES", (self.subgroups(entry) * self.subgroup) as f64)
+            .with("SUBGROUPS", self.subgroups(entry) as f64)
+            .with("ROWS", self.row_fragments(entry) as f64)
+            .with("HELD", f64::from(u8::from(self.is_held(entry))))
             .with("SHARE", self.share(entry) as f64)
             .with("BLOCK", self.block() as f64)
             .with("SLICE", self.slice(entry) as f64)
@@ -167,7 +205,7 @@ impl CoopAttention {
     pub fn split_heads(self, rec: &mut Recording, t: usize, all: &[HeadRows]) -> SplitF16 {
         let n_heads: usize = all.iter().map(|heads| heads.n).sum();
         // The fragments of a tile may begin at the last row, and are read whole.
-        let rows = n_heads * self.planes() * t + SUBGROUPS * self.edge;
+        let rows = n_heads * self.planes() * t + ROW_FRAGMENTS * self.edge;
         let heads_f16 = SplitF16 {
             values: rec.gpu().alloc_activation(rows * self.width() / 2),
             row_exponents: rec.gpu().alloc_activation(n_heads * t),
@@ -226,8 +264,10 @@ mod tests {
                 let (rows, slice) = (coop.rows(entry), coop.slice(entry));
                 assert!([coop.block(), slice, coop.width()].iter().all(|n| n.is_multiple_of(fragments)), "{coop:?}");
                 assert!(coop.width().is_multiple_of(slice) && coop.width() >= coop.head_dim, "{coop:?}");
-                let lanes = SUBGROUPS * coop.subgroup;
+                let lanes = coop.subgroups(entry) * coop.subgroup;
                 assert!(lanes.is_multiple_of(rows) && coop.block().is_multiple_of(lanes / rows), "{coop:?}");
+                // A row's invocations are in one subgroup, and the facts of a block have an invocation each.
+                assert!(coop.subgroup.is_multiple_of(lanes / rows) && coop.block() <= lanes, "{coop:?}");
             }
         }
     }

@@ -20,6 +20,8 @@ pub(super) struct CoopMatmul {
 /// Smallest number of rows and columns of a weight that fill fragments well enough. The batch's size does not count, because a row's result
 /// must not depend on other rows.
 const LEAST: usize = 32;
+/// Rows and columns of a workgroup's tile on CPUs.
+const CPU_TILE: usize = 32;
 /// Workgroups that keep a GPU busy: the largest tiles that give at least this many are chosen.
 const ENOUGH_WORKGROUPS: usize = 128;
 /// Padding between rows in workgroup memory, in f16 values: the shader's PAD.
@@ -81,16 +83,20 @@ impl CoopMatmul {
     /// ones. An invocation keeps 32 or 64 sums of a tile of 128 in registers.
     fn tiles(edge: usize, subgroup: usize, is_cpu: bool) -> &'static [usize] {
         match (edge, subgroup) {
-            _ if is_cpu => &[32],
+            _ if is_cpu => &[CPU_TILE],
             (16, 32..) => &[64, 128],
             _ => &[64],
         }
     }
 
     /// Returns the subgroups along a row of the tile: twice as many where the smaller subgroups of NVIDIA's GPUs would have to keep 128 sums
-    /// per invocation.
+    /// per invocation. CPUs have both, so that tests on lavapipe run both.
     fn across(self) -> usize {
-        if (self.edge, self.subgroup) == (16, 32) { 4 } else { 2 }
+        match (self.edge, self.subgroup) {
+            (16, 32) => 4,
+            _ if self.tile == CPU_TILE && !self.split => 4,
+            _ => 2,
+        }
     }
 
     fn lanes(self) -> usize {
@@ -101,9 +107,10 @@ impl CoopMatmul {
         if self.split { 2 } else { 1 }
     }
 
-    /// Returns the shader's K_TILE: an invocation loads at most four vec4s of each operand at a time, or two with the second half of a split.
+    /// Returns the shader's K_TILE: an invocation loads two vec4s of each operand at a time. With four, compilers for AMD run out of registers
+    /// and move values about.
     fn k_tile(self) -> usize {
-        (16 * self.lanes() / self.tile / self.planes()).max(self.edge)
+        (8 * self.lanes() / self.tile).max(self.edge)
     }
 
     /// Returns the bytes of workgroup memory that the shader declares, without NF4's tables.
