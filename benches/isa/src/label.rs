@@ -12,7 +12,7 @@ pub fn label(shader: &Shader) -> String {
     if shader.module == "matmul_tiles"
         && let Some(tile) = constant("TILE")
     {
-        words = vec![format!("matmul_tiles{tile}")];
+        words = vec![format!("matmul_tiles{tile}{}", if is_wide(shader) { "wide" } else { "" })];
         told.extend(["TILE", "ROW_VEC4S", "COLUMN_VEC4S"]);
     }
     if let (Some(a), Some(b)) = (constant("A_TRANSPOSED"), constant("B_TRANSPOSED")) {
@@ -39,6 +39,24 @@ pub fn label(shader: &Shader) -> String {
     words.extend(others.map(|(name, value)| format!("{}={value}", name.to_lowercase())));
     words.extend(shader.unrolled.iter().map(|(bound, times)| format!("{}×{times}", bound.to_lowercase())));
     words.join(" ").replace('|', "/")
+}
+
+/// Tells whether a product's tiles are those of the variants `tiles64wide` and `tiles128wide`.
+fn is_wide(shader: &Shader) -> bool {
+    let constant = |name: &str| shader.constants.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+    let per_invocation = constant("ROW_VEC4S").zip(constant("COLUMN_VEC4S")).map(|(rows, columns)| rows * columns);
+    [(Some(64.0), Some(4.0)), (Some(128.0), Some(8.0))].contains(&(constant("TILE"), per_invocation))
+}
+
+/// Tells whether a GPU of the vendor may be given a pipeline: wide tiles are not for Intel, `flashnarrow` is for Intel alone.
+pub fn is_for(shader: &Shader, vendor: Vendor) -> bool {
+    let constant = |name: &str| shader.constants.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+    let is_narrow = constant("ROWS") == Some(8.0) && constant("SLICE").is_some_and(|slice| slice <= 4.0);
+    match shader.module {
+        "matmul_tiles" => vendor != Vendor::Intel || !is_wide(shader),
+        "attention_tiles" => (vendor == Vendor::Intel) == is_narrow,
+        _ => true,
+    }
 }
 
 /// GPUs that have rows for products and attention only: each has a sibling with all rows.
@@ -76,13 +94,22 @@ pub fn row(shader: &Shader, gpu: &str, vendor: Vendor) -> Option<String> {
                 128.0 => lora.is_empty() || ["bf16", "nf4"].contains(&format),
                 _ => lora.is_empty() && pass == "fwd" && ["f32", "bf16"].contains(&format),
             };
-            is_common.then(|| format!("matmul_tiles{tile} {pass} {format}{lora}"))
+            let wide = if is_wide(shader) { "wide" } else { "" };
+            is_common.then(|| format!("matmul_tiles{tile}{wide} {pass} {format}{lora}"))
         }
         "matmul_coop" => {
             let is_common = [("fwd", "bf16"), ("dx", "bf16"), ("fwd", "nf4"), ("dw", "f32")].contains(&(pass, format));
             (is_common && is("LANES", 4.0 * subgroup)).then(|| format!("matmul_coop {pass} {format} {precision}"))
         }
-        "attention_tiles" => (e >= 64.0).then(|| format!("{} e={e}", shader.entry)),
+        "attention_tiles" => {
+            // Where registers are few, keys and values have kernels of their own.
+            let of = match (constant("OF_KEYS"), constant("OF_VALUES")) {
+                (Some(_), _) => " values",
+                (_, Some(_)) => " keys",
+                _ => "",
+            };
+            (e >= 64.0).then(|| format!("{} e={e}{of}", shader.entry))
+        }
         "attention_coop" => {
             let is_common = [64.0, 128.0].contains(&e) && is("LANES", 4.0 * subgroup);
             is_common.then(|| format!("{} e={e} {precision}", shader.entry))

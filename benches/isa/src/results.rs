@@ -70,6 +70,13 @@ pub struct GpuResults {
     pub shown: Vec<(String, Figures)>,
     /// Sums over all pipelines, by WGSL module.
     pub modules: BTreeMap<String, ModuleSums>,
+    /// Number of pipelines that are compiled, where others are not yet; else 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub compiled: usize,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 impl GpuResults {
