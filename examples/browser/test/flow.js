@@ -17,7 +17,23 @@ export async function until(page, what, test, argument, seconds = 300) {
   }
 }
 
-export const click = (page, id) => page.evaluate((id) => document.getElementById(id).click(), id);
+
+/** Clicks an element once it is enabled: while the page works, it ignores clicks. */
+export async function click(page, id) {
+  const end = Date.now() + 60_000;
+  const clicked = () =>
+    page.evaluate((id) => {
+      const element = document.getElementById(id);
+      if (element.matches(":disabled")) return false;
+      element.click();
+      return true;
+    }, id);
+  while (!(await clicked())) {
+    assert.ok(Date.now() < end, `${id} stays disabled`);
+    await pause(50);
+  }
+}
+
 export const value = (page, id) => page.evaluate((id) => document.getElementById(id).value, id);
 
 /** Waits until the page is ready. Opens everything that is folded, so that a test reaches it. */

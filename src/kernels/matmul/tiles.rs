@@ -68,13 +68,6 @@ impl TiledMatmul {
             // FXC (DX12) does not end with the loops over blocks and their rows inside of the loop over K.
             .unroll("BLOCKS", self.blocks())
             .unroll("4u", 4);
-        // Compilers do not unroll the loop that stores so many sums: an array that is indexed by its counter would be in memory (RADV, NVK).
-        let shader = match self.variant {
-            Variant::Tiles128Wide => {
-                shader.unroll("COLUMN_VEC4S", self.column_vec4s).unroll("ROW_VEC4S", self.row_vec4s)
-            }
-            _ => shader,
-        };
         let shader = storage.select(shader);
         match storage {
             WeightFormat::Nf4 if fits(PADDING_BYTES + NF4_TABLE_BYTES) => {
