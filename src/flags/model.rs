@@ -20,7 +20,7 @@ pub struct DeviceArgs {
     /// Device, by its number, a part of its name, or its backend, such as `vulkan` or `dx12` (see `jointwise info`)
     #[arg(long)]
     pub device: Option<String>,
-    /// Kernel variants that may be used: baseline, or some of tiles32, tiles64, tiles128, flash, rows, cpu, lanes [default: by the device]
+    /// Kernel variants that may be used: baseline, or some of tiles32, tiles64, tiles64wide, tiles128, tiles128wide, flash, flashnarrow, rows, cpu, lanes [default: by the device]
     #[arg(long, value_name = "NAME,..")]
     pub variant: Option<String>,
     /// Precision of matrix products, also in attention: highest (f32), high (three f16 products per f32 product, on cooperative matrices) or medium (one f16

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// What a compiler made of a pipeline. `None` is a number that the driver does not tell, or that its listing does not show.
+/// Figures of a pipeline as a compiler made it. `None` is a number that the driver does not tell, or that its listing does not show.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Figures {
@@ -106,7 +106,7 @@ impl GpuResults {
     }
 }
 
-/// How a figure compares with the same figure of an earlier run.
+/// Comparison of a figure with the same figure of an earlier run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Rule {
     /// Worse where it is larger at all.

@@ -24,7 +24,7 @@ struct RegisterBudget {
 }
 
 const WIDE: RegisterBudget = RegisterBudget { values: 80, slice: [8; 3], rows: BLOCK };
-/// For 128 registers of 8 lanes (Intel). Found by compiling all divisions with ANV of Mesa 26: none of these spills (benches/results/isa.md).
+/// Limits for 128 registers of 8 lanes (Intel), found by compiling all divisions with ANV of Mesa 26: none of these spills (benches/results/isa.md).
 const NARROW: RegisterBudget = RegisterBudget { values: 48, slice: [4, 2, 2], rows: 8 };
 
 /// Division of a workgroup's tile among invocations, for a head size.
