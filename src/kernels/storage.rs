@@ -23,6 +23,8 @@ pub enum WeightFormat {
 const INT8_HEAD: usize = 4;
 /// Words before NF4's codes: starts of block scales and of group scales, offset, phase, and both tables.
 const NF4_HEAD: usize = 4 + 16 + 256;
+/// Bytes of NF4's tables where kernels look them up in workgroup memory: 16 values and 256 scales.
+pub(super) const NF4_TABLE_BYTES: usize = (16 + 256) * size_of::<f32>();
 /// Values per NF4 block, which share a scale.
 const BLOCK: usize = 64;
 /// Blocks per NF4 group. A group's block scales are quantised with one scale.

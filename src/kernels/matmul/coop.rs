@@ -3,6 +3,7 @@
 use super::operands::with_epilogues;
 use super::{LinearPass, MatmulDesc, MatmulOperands, OperandMatrix, WeightFormat, oriented};
 use crate::gpu::{Caps, CooperativeMatrix, MatmulPrecision, Recording, Shader, Slot, Variant, grid_1d};
+use crate::kernels::storage::NF4_TABLE_BYTES;
 
 /// Specialisation for a device and a precision.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,8 +27,6 @@ const CPU_TILE: usize = 32;
 const ENOUGH_WORKGROUPS: usize = 128;
 /// Padding between rows in workgroup memory, in f16 values: the shader's PAD.
 const PAD: usize = 8;
-/// Bytes of NF4's tables in workgroup memory: 16 values and 256 scales.
-const NF4_TABLE_BYTES: usize = (16 + 256) * size_of::<f32>();
 /// Workgroup memory that every device with cooperative matrices has.
 const WORKGROUP_BYTES: usize = 32 << 10;
 

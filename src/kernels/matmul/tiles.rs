@@ -2,6 +2,7 @@
 
 use super::{LinearPass, MatmulDesc, OperandMatrix, WeightFormat, oriented};
 use crate::gpu::{Shader, Variant};
+use crate::kernels::storage::NF4_TABLE_BYTES;
 
 /// Size of tiles: TILE, ROW_VEC4S and COLUMN_VEC4S of the shader.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -11,9 +12,6 @@ pub(super) struct TiledMatmul {
     row_vec4s: usize,
     column_vec4s: usize,
 }
-
-/// Bytes of NF4's tables in workgroup memory: 16 values and 256 scales.
-const NF4_TABLE_BYTES: usize = (16 + 256) * size_of::<f32>();
 
 /// Bytes between the rows of both tiles that keep stores apart in workgroup memory: the shader's PADDING of 2 vec4s, three times a tile.
 const PADDING_BYTES: usize = 2 * 3 * 2 * 16;
