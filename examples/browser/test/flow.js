@@ -17,7 +17,6 @@ export async function until(page, what, test, argument, seconds = 300) {
   }
 }
 
-
 /** Clicks an element once it is enabled: while the page works, it ignores clicks. */
 export async function click(page, id) {
   const end = Date.now() + 60_000;
@@ -53,8 +52,14 @@ export async function choose(page, side) {
   return before;
 }
 
+/** Fills in settings. Waits until the form takes them: while a run is on the way or can continue, it takes none. */
 export const set = (page, fields) =>
-  page.evaluate((fields) => Object.entries(fields).forEach(([name, value]) => (document.forms.settings.elements[name].value = value)), fields);
+  until(page, "the form to take settings", (fields) => {
+    const elements = Object.keys(fields).map((name) => document.forms.settings.elements[name]);
+    if (elements.some((element) => element.disabled)) return false;
+    elements.forEach((element) => (element.value = fields[element.name]));
+    return true;
+  }, fields, 60);
 
 export const runState = (page, pattern) =>
   until(page, `the run's state ${pattern}`, (p) => new RegExp(p).test(document.getElementById("run-state").value) && document.getElementById("run-state").value, pattern);
