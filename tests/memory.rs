@@ -134,8 +134,9 @@ fn a_model_of_seven_billion_parameters_fits_seven_gib() {
 /// `plan --limits baseline` of a model on one pair of 2×1024 tokens.
 fn plan_for(model: &Path, memory: &str, more: &[&str]) -> Value {
     let mut program = Command::new(env!("CARGO_BIN_EXE_jointwise"));
-    program.args(["plan", "--json", "--limits", "baseline", "--device-memory", memory, "--batch-size", "1"]);
-    let plan = Ran::of(program.arg("--model").arg(model).args(more)).ok().lines().pop().expect("an object");
+    program.args(["plan", "--json", "--limits", "baseline", "--device-memory", memory, "--model"]).arg(model);
+    let batch = if more.contains(&"--batch-size") { &[][..] } else { &["--batch-size", "1"] };
+    let plan = Ran::of(program.args(batch).args(more)).ok().lines().pop().expect("an object");
     assert_eq!(plan["device"], "baseline");
     plan
 }
@@ -161,16 +162,17 @@ fn a_model_of_seven_billion_parameters_fits_a_card_of_8_gb() {
     file.set_len(8 + header.len() as u64 + end).expect("a sparse file");
 
     let nf4 = ["--base-dtype", "nf4"];
-    for (memory, base, fits) in [
-        ("8GB", &nf4[..], true),
-        ("8GiB", &nf4, true),
-        ("6.5GB", &nf4, false),
-        ("8GiB", &["--base-dtype", "int8"], false),
-        ("24GB", &["--base-dtype", "bf16"], true),
+    for (memory, base, recompute, fits) in [
+        ("8GB", &nf4[..], "linear", true),
+        ("8GiB", &nf4, "linear", true),
+        ("7GB", &nf4, "block", true),
+        ("6.5GB", &nf4, "block", false),
+        ("8GiB", &["--base-dtype", "int8"], "block", false),
+        ("24GB", &["--base-dtype", "bf16"], "linear", true),
     ] {
         let plan = plan_for(dir.path(), memory, base);
         println!("{memory} {base:?}: {plan}");
-        assert_eq!((&plan["recompute"], &plan["fits"]), (&json!("block"), &json!(fits)), "{memory} {base:?}");
+        assert_eq!((&plan["recompute"], &plan["fits"]), (&json!(recompute), &json!(fits)), "{memory} {base:?}");
     }
     // Larger bindings, as GPUs have them, let more be computed at once.
     let [peak, large] = [128 << 20, 2 << 30].map(|max_binding_bytes| {
@@ -181,7 +183,7 @@ fn a_model_of_seven_billion_parameters_fits_a_card_of_8_gb() {
             "q_proj,k_proj,v_proj",
             1024,
             BaseDtype::Nf4,
-            RecomputePolicy::Inputs,
+            RecomputePolicy::InputsAndAttention,
         )
         .0
     });
@@ -193,19 +195,23 @@ fn a_model_of_seven_billion_parameters_fits_a_card_of_8_gb() {
 #[test]
 fn a_plan_for_other_memory() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-    let peaks = plan_for(&demo, "1GiB", &[])["peak_bytes_by_recompute"].clone();
+    // Enough rows that the choices take different numbers of the pool's blocks.
+    let run = ["--batch-size", "4", "--lora-targets", "all-linear"];
+    let peaks = plan_for(&demo, "1GiB", &run)["peak_bytes_by_recompute"].clone();
     let least = |recompute: &str| (peaks[recompute].as_f64().expect("bytes") / 0.9 / 1_048_576.0).ceil();
     let plan = |mib: f64, more: &[&str]| {
-        let plan = plan_for(&demo, &format!("{mib}MiB"), more);
+        let plan = plan_for(&demo, &format!("{mib}MiB"), &[&run, more].concat());
         assert_eq!(plan["device_memory_bytes"], (mib * 1_048_576.0) as u64);
         (plan["recompute"].clone(), plan["fits"].clone())
     };
-    let [all, products, inputs] = ["none", "elementwise", "block"].map(least);
+    let [all, products, attention, inputs] = ["none", "elementwise", "linear", "block"].map(least);
     for (mib, recompute, fits) in [
         (all, "none", true),
         (all - 1.0, "elementwise", true),
         (products, "elementwise", true),
-        (products - 1.0, "block", true),
+        (products - 1.0, "linear", true),
+        (attention, "linear", true),
+        (attention - 1.0, "block", true),
         (inputs, "block", true),
         (inputs - 1.0, "block", false),
     ] {
@@ -216,7 +222,7 @@ fn a_plan_for_other_memory() {
     // In words; and where the memory is not known.
     let words = |more: &[&str]| {
         let mut program = Command::new(env!("CARGO_BIN_EXE_jointwise"));
-        program.args(["plan", "--limits", "baseline", "--batch-size", "1", "--model"]).arg(&demo).args(more);
+        program.args(["plan", "--limits", "baseline", "--model"]).arg(&demo).args(run).args(more);
         Ran::of(&mut program).ok().stdout
     };
     let memory = |mib: f64| words(&["--device-memory", &format!("{mib}MiB")]);
@@ -324,10 +330,10 @@ fn saved_in_bf16_takes_less() {
             println!("{} {keep:?} {saved_dtype:?}: peak {peak:.1} MiB, activations {kept:.1} MiB", shape.name);
             kept
         };
-        let [all, products, inputs] = RecomputePolicy::TRAINING.map(|keep| plan(SavedDtype::F32, keep));
-        let [few, same, block] = RecomputePolicy::TRAINING.map(|keep| plan(SavedDtype::Bf16, keep));
+        let [all, products, attention, inputs] = RecomputePolicy::TRAINING.map(|keep| plan(SavedDtype::F32, keep));
+        let [few, same, linear, block] = RecomputePolicy::TRAINING.map(|keep| plan(SavedDtype::Bf16, keep));
         assert!(few == same && few <= most * products && few < all, "{}: {few} {products} {all}", shape.name);
-        assert!(block >= inputs, "{}: {block} {inputs}", shape.name);
+        assert!(block >= inputs && linear >= attention, "{}: {block} {inputs}, {linear} {attention}", shape.name);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::flags::{PlanArgs, PlannedRun, plan_run, planned_caps, with_config};
 use crate::gpu::{Caps, Ledger};
 use crate::train::memory_plan::MemoryPlan;
-use crate::train::step_estimate::{GpuDataSheet, StepEstimate};
+use crate::train::step_estimate::{GpuDataSheet, KernelEstimate, StepEstimate};
 use crate::workflow::fitting_changes::{FittingChange, advice};
 use crate::workflow::memory_demand::{fits, memory_for, memory_text};
 
@@ -100,32 +100,41 @@ pub fn run(args: PlanArgs) -> Result<()> {
 
 fn print_estimate(gpu: &GpuDataSheet, estimate: &StepEstimate) -> Result<()> {
     say!("\nESTIMATE of a step on {}. Nothing was measured.", gpu.title)?;
-    say!("Data sheet: {}. Each kernel takes at least its bytes or its operations at these rates.", gpu.rates())?;
-    say!("Bytes: each tensor that a dispatch binds, once. Real kernels reach a part of these rates.\n")?;
+    say!("Data sheet: {}. Each dispatch takes at least its bytes or its operations at these rates.", gpu.rates())?;
+    say!("Bytes: what is read and written, each element once. Real kernels reach a part of these rates.\n")?;
     say!("{:<26} {:>10} {:>10} {:>10} {:>10} {:>6}", "kernel", "dispatches", "MiB", "GFLOP", "least ms", "%")?;
     let total = estimate.least_us();
     for kernel in &estimate.kernels {
-        let (work, ms) = (kernel.work, kernel.least_us / 1e3);
-        let bound = if kernel.is_memory_bound { "memory" } else { "arithmetic" };
         say!(
-            "{:<26} {:>10} {:>10.1} {:>10.2} {ms:>10.3} {:>6.1}  {bound}",
+            "{:<26} {:>10} {:>10.1} {:>10.2} {:>10.3} {:>6.1}  {}",
             kernel.entry,
-            work.dispatches,
-            mib(work.bytes),
-            work.flops as f64 / 1e9,
+            kernel.dispatches,
+            mib(kernel.work.bytes),
+            kernel.work.flops as f64 / 1e9,
+            kernel.least_us / 1e3,
             100.0 * kernel.least_us / total.max(1e-9),
+            bound(kernel),
         )?;
     }
-    let sum = estimate.total();
-    let (n, bytes, gflop) = (sum.dispatches, mib(sum.bytes), sum.flops as f64 / 1e9);
+    let (n, work) = estimate.total();
+    let (bytes, gflop) = (mib(work.bytes), work.flops as f64 / 1e9);
     say!("{:<26} {n:>10} {bytes:>10.1} {gflop:>10.2} {:>10.3}", "a step", total / 1e3)
+}
+
+/// Says what bounds a kernel, with the memory's part of the time where both bound some of its dispatches.
+fn bound(kernel: &KernelEstimate) -> String {
+    match 100.0 * kernel.memory_bound_us / kernel.least_us.max(1e-9) {
+        memory if memory < 0.5 => "arithmetic".into(),
+        memory if memory >= 99.5 => "memory".into(),
+        memory => format!("memory {memory:.0} %, arithmetic {:.0} %", 100.0 - memory),
+    }
 }
 
 fn estimate_json(gpu: &GpuDataSheet, estimate: &StepEstimate) -> serde_json::Value {
     let kernels = estimate.kernels.iter().map(|k| {
         json!({
-            "kernel": k.entry, "dispatches": k.work.dispatches, "bytes": k.work.bytes, "flops": k.work.flops,
-            "least_us": k.least_us, "bound_by": if k.is_memory_bound { "memory" } else { "arithmetic" },
+            "kernel": k.entry, "dispatches": k.dispatches, "bytes": k.work.bytes, "flops": k.work.flops,
+            "least_us": k.least_us, "memory_bound_us": k.memory_bound_us,
         })
     });
     json!({

@@ -1,13 +1,12 @@
 //! Plans of a training run's memory, from its flags.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::{DeviceArgs, LimitsArg, TrainArgs};
 use crate::data::batch::{Example, Sequence};
 use crate::data::rows::DatasetType;
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Gpu, KernelWork};
+use crate::gpu::{Caps, Gpu, PlannedWork};
 use crate::model::saved::RecomputePolicy;
 use crate::model::weights::BaseDtype;
 use crate::train::memory_plan::MemoryPlan;
@@ -56,7 +55,7 @@ pub struct PlannedRun {
     /// Bytes per role, and the peak.
     pub memory_plan: MemoryPlan,
     /// Work of a step by entry point.
-    pub step_work: BTreeMap<&'static str, KernelWork>,
+    pub step_work: PlannedWork,
     /// Peak bytes per choice of `--recompute`.
     pub peaks: Vec<(&'static str, u64)>,
     /// Changes of settings that would make the run fit the device, where it does not fit.

@@ -168,12 +168,14 @@ pub struct TrainArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RecomputeArg {
-    /// The first of none, elementwise and block that fits the device's memory
+    /// The first of none, elementwise, linear and block that fits the device's memory
     Auto,
     /// Nothing: all activations are saved
     None,
     /// Norms and activation functions, one pass over memory each
     Elementwise,
+    /// Linear layers, too: each layer's input and the results of attention are saved
+    Linear,
     /// Whole layers: only each layer's input is saved
     Block,
 }
@@ -210,6 +212,7 @@ impl From<RecomputeArg> for Recompute {
             RecomputeArg::Auto => Self::Auto,
             RecomputeArg::None => Self::None,
             RecomputeArg::Elementwise => Self::Elementwise,
+            RecomputeArg::Linear => Self::Linear,
             RecomputeArg::Block => Self::Block,
         }
     }

@@ -33,7 +33,7 @@ pub use open_device::OnWait;
 pub use pipelines::OnCompile;
 pub use precision::MatmulPrecision;
 pub use profile::KernelProfile;
-pub use record::{KernelWork, Recording, grid_1d, uniform_bytes_in_parts};
+pub use record::{CountedWork, DispatchWork, PlannedWork, Recording, grid_1d, uniform_bytes_in_parts};
 pub use shader::{SHADERS, Shader, link};
 pub use tuning::Tuning;
 pub use variant::Variant;

@@ -1,7 +1,6 @@
 //! Recording of commands. Launchers append commands to a recording, and [`Recording::submit`] encodes them for wgpu.
 
 use std::collections::BTreeMap;
-use std::ops::AddAssign;
 use std::sync::Arc;
 
 use super::pipelines::Pipeline;
@@ -31,24 +30,39 @@ pub(super) enum RecordedCommand {
     Copy { from: (wgpu::Buffer, u64), to: (wgpu::Buffer, u64), bytes: u64 },
 }
 
-/// Work of a kernel's dispatches.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct KernelWork {
-    /// Number of dispatches.
-    pub dispatches: usize,
-    /// Bytes of the tensors that are bound, each counted once per dispatch.
+/// Work of a dispatch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DispatchWork {
+    /// Bytes read and written, each element once.
     pub bytes: u64,
-    /// Floating-point operations, as the launchers count them.
+    /// Floating-point operations, a multiply-add counting two.
     pub flops: u64,
 }
 
-impl AddAssign for KernelWork {
-    fn add_assign(&mut self, other: Self) {
-        self.dispatches += other.dispatches;
-        self.bytes += other.bytes;
-        self.flops += other.flops;
+/// Work that a launcher counts for a dispatch.
+#[derive(Debug, Clone, Copy)]
+pub struct CountedWork {
+    flops: u64,
+    /// `None`: all that is bound, each tensor once.
+    bytes: Option<u64>,
+}
+
+impl CountedWork {
+    /// Counts floating-point operations and bytes, for a dispatch that reads or writes only parts of what it binds.
+    pub fn new(flops: u64, bytes: u64) -> Self {
+        Self { flops, bytes: Some(bytes) }
     }
 }
+
+/// Counts floating-point operations, for a dispatch that reads or writes all that it binds.
+impl From<u64> for CountedWork {
+    fn from(flops: u64) -> Self {
+        Self { flops, bytes: None }
+    }
+}
+
+/// Number of dispatches by entry point and work.
+pub type PlannedWork = BTreeMap<(&'static str, DispatchWork), usize>;
 
 /// Recording of dispatches, clears and copies, which run in order.
 pub struct Recording<'g> {
@@ -59,7 +73,7 @@ pub struct Recording<'g> {
     scope: String,
     dispatches: usize,
     flops: u64,
-    planned: BTreeMap<&'static str, KernelWork>,
+    planned: PlannedWork,
 }
 
 /// Computes a grid for `n` invocations. It has two dimensions where one would be too long. The shader computes its index with
@@ -86,7 +100,7 @@ impl Gpu {
             scope: String::new(),
             dispatches: 0,
             flops: 0,
-            planned: BTreeMap::new(),
+            planned: PlannedWork::new(),
         }
     }
 
@@ -132,8 +146,8 @@ impl<'g> Recording<'g> {
     pub fn flops(&self) -> u64 {
         self.flops
     }
-    /// Returns the work by entry point, where the device only counts (see [`Gpu::plan`]); empty on other devices.
-    pub fn planned_work(&self) -> &BTreeMap<&'static str, KernelWork> {
+    /// Returns the dispatches by their work, where the device only counts (see [`Gpu::plan`]); empty on other devices.
+    pub fn planned_work(&self) -> &PlannedWork {
         &self.planned
     }
 
@@ -144,11 +158,11 @@ impl<'g> Recording<'g> {
         params: &P,
         slots: &[&Slot],
         grid: [u32; 3],
-        flops: u64,
+        work: impl Into<CountedWork>,
     ) {
         let limit = self.gpu.caps.max_workgroups;
         assert!(grid.iter().all(|&g| g <= limit), "{}: grid {grid:?}", shader.entry);
-        self.append(shader, &[bytemuck::bytes_of(params)], slots, grid, flops, false);
+        self.append(shader, &[bytemuck::bytes_of(params)], slots, grid, work.into(), false);
     }
 
     /// Appends a dispatch that may be split into parts of its grid, so workgroups must not depend on each other. The uniform consists of
@@ -160,10 +174,10 @@ impl<'g> Recording<'g> {
         params: &P,
         slots: &[&Slot],
         grid: [u32; 2],
-        flops: u64,
+        work: impl Into<CountedWork>,
     ) {
         let params = [bytemuck::bytes_of(&[0_u32; 2]), bytemuck::bytes_of(params)];
-        self.append(shader, &params, slots, [grid[0], grid[1], 1], flops, true);
+        self.append(shader, &params, slots, [grid[0], grid[1], 1], work.into(), true);
     }
 
     fn append(
@@ -172,7 +186,7 @@ impl<'g> Recording<'g> {
         params: &[&[u8]],
         slots: &[&Slot],
         grid: [u32; 3],
-        flops: u64,
+        CountedWork { flops, bytes }: CountedWork,
         is_splittable: bool,
     ) {
         self.dispatches += 1;
@@ -181,8 +195,10 @@ impl<'g> Recording<'g> {
             return;
         }
         if self.gpu.live.is_none() {
-            let bytes = slots.iter().map(|slot| slot.bytes()).sum();
-            *self.planned.entry(shader.entry).or_default() += KernelWork { dispatches: 1, bytes, flops };
+            let is_first = |i: usize| !slots[..i].iter().any(|&before| std::ptr::eq(before, slots[i]));
+            let of_bound = || (0..slots.len()).filter(|&i| is_first(i)).map(|i| slots[i].bytes()).sum();
+            let bytes = bytes.unwrap_or_else(of_bound);
+            *self.planned.entry((shader.entry, DispatchWork { bytes, flops })).or_default() += 1;
             return;
         }
         let offset = self.uniforms.len().next_multiple_of(256);

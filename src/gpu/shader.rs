@@ -16,10 +16,12 @@ macro_rules! shaders {
 
 shaders![
     "activation",
+    "activation_rows",
     "adamw",
     "add",
     "attention",
     "attention_coop",
+    "attention_delta_rows",
     "attention_split_f16",
     "attention_lanes",
     "attention_tiles",
@@ -48,6 +50,8 @@ shaders![
     "rmsnorm_rows",
     "rope",
     "sample",
+    "shared/activate",
+    "shared/activation_params",
     "shared/column_blocks",
     "shared/column_sum_params",
     "shared/embedding_params",

@@ -1,8 +1,9 @@
 //! Activation functions of the MLP, gated or plain: SiLU, GELU by erf, GELU by tanh.
 
+use super::row_vec4s::{self, BASELINE, ROWS};
 use super::shapes::ModelShape;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
-use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Slot, Variant, grid_1d};
 use crate::rng::Rng;
 
 /// Activation function f of the MLP.
@@ -48,28 +49,42 @@ fn params(mlp: &MlpShape) -> ActivationParams {
 }
 
 fn shader(entry: &'static str, activation: Activation) -> Shader {
-    Shader::new("activation", entry).with("WG", 64.0).with("KIND", f64::from(activation as u8))
+    let module = if entry.starts_with("activation_rows") { "activation_rows" } else { "activation" };
+    Shader::new(module, entry).with("WG", 64.0).with("KIND", f64::from(activation as u8))
+}
+
+impl MlpShape {
+    /// Returns F·T, the length of y.
+    fn len(&self) -> usize {
+        self.tokens * self.width
+    }
+    /// Returns whether activation_rows.wgsl may be used.
+    fn in_vec4s(&self, rec: &Recording) -> bool {
+        row_vec4s::in_vec4s(rec, &[self.width])
+    }
 }
 
 /// Computes y (T, F) from u.
 pub fn activation_fwd(rec: &mut Recording, mlp: &MlpShape, u: &Slot, y: &Slot) {
-    let n = mlp.tokens * mlp.width;
-    rec.dispatch(&shader("activation_fwd", mlp.activation), &params(mlp), &[u, y], grid_1d(n, 64), 8 * n as u64);
+    let (entry, invocations) = match mlp.in_vec4s(rec) {
+        true => ("activation_rows_fwd", mlp.len() / 4),
+        false => ("activation_fwd", mlp.len()),
+    };
+    let shader = shader(entry, mlp.activation);
+    rec.dispatch(&shader, &params(mlp), &[u, y], grid_1d(invocations, 64), 8 * mlp.len() as u64);
 }
 
 /// Computes d_u from u and d_y (T, F).
 pub fn activation_bwd(rec: &mut Recording, mlp: &MlpShape, u: &Slot, d_y: &Slot, d_u: &Slot) {
-    let n = mlp.tokens * mlp.width;
-    rec.dispatch(
-        &shader("activation_bwd", mlp.activation),
-        &params(mlp),
-        &[u, d_y, d_u],
-        grid_1d(n, 64),
-        16 * n as u64,
-    );
+    let (entry, invocations) = match mlp.in_vec4s(rec) {
+        true => ("activation_rows_bwd", mlp.len() / 4),
+        false => ("activation_bwd", mlp.len()),
+    };
+    let shader = shader(entry, mlp.activation);
+    rec.dispatch(&shader, &params(mlp), &[u, d_y, d_u], grid_1d(invocations, 64), 16 * mlp.len() as u64);
 }
 
-/// Activation kernels: `activation_fwd`, `activation_bwd`.
+/// Activation kernels: `activation_fwd`, `activation_bwd`, and their `activation_rows_` variants.
 pub struct ActivationKernels;
 
 const KINDS: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
@@ -79,31 +94,39 @@ impl Kernel for ActivationKernels {
         "activation"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["activation"]
+        &["activation", "activation_rows"]
     }
     fn variants(&self) -> Vec<Shader> {
-        KINDS.iter().flat_map(|&k| [shader("activation_fwd", k), shader("activation_bwd", k)]).collect()
+        let entries = ["activation_fwd", "activation_bwd", "activation_rows_fwd", "activation_rows_bwd"];
+        KINDS.iter().flat_map(|&kind| entries.map(|entry| shader(entry, kind))).collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("ActivationParams", size_of::<ActivationParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        let mut all: Vec<Box<dyn Case>> = Vec::new();
-        for activation in KINDS {
-            for (tokens, width, gated) in [(1, 1, true), (3, 65, true), (64, 5, false), (70, 64, true)] {
-                all.push(Box::new(MlpCase { mlp: MlpShape { tokens, width, gated, activation } }));
-            }
-        }
-        all
+        let baseline = [(1, 1, true), (3, 65, true), (64, 5, false), (70, 64, true)];
+        let rows = [(1, 4, true), (3, 68, true), (64, 12, false), (70, 64, true)];
+        let each = baseline.map(|shape| (shape, BASELINE)).into_iter().chain(rows.map(|shape| (shape, ROWS)));
+        let all = each.flat_map(|((tokens, width, gated), allowed)| {
+            KINDS.map(|activation| MlpCase { mlp: MlpShape { tokens, width, gated, activation }, allowed })
+        });
+        all.map(|case| Box::new(case) as Box<dyn Case>).collect()
     }
-    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
+    fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         let mlp = MlpShape { tokens: t, width: model.d_ff, gated: true, activation: Activation::Silu };
-        vec![Box::new(MlpCase { mlp })]
+        vec![Box::new(MlpCase { mlp, allowed: row_vec4s::taken(caps) })]
+    }
+    fn variant_cases(&self, variant: Variant, _: &Caps) -> Vec<Box<dyn Case>> {
+        let case = |activation| -> Box<dyn Case> {
+            Box::new(MlpCase { mlp: MlpShape { tokens: 3, width: 68, gated: true, activation }, allowed: ROWS })
+        };
+        if variant == Variant::Rows { KINDS.map(case).into() } else { Vec::new() }
     }
 }
 
 struct MlpCase {
     mlp: MlpShape,
+    allowed: &'static [Variant],
 }
 
 /// Computes Φ(x) by Simpson's rule over the density, independently of erf.
@@ -143,7 +166,8 @@ fn slope(kind: Activation, x: f64) -> f64 {
 impl Case for MlpCase {
     fn label(&self) -> String {
         let MlpShape { tokens, width, gated, activation } = self.mlp;
-        format!("T={tokens} F={width} {activation:?}{}", if gated { " gated" } else { "" })
+        let (gated, suffix) = (if gated { " gated" } else { "" }, row_vec4s::suffix(self.allowed));
+        format!("T={tokens} F={width} {activation:?}{gated}{suffix}")
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let n = self.mlp.tokens * self.mlp.width * if self.mlp.gated { 2 } else { 1 };
@@ -177,8 +201,10 @@ impl Case for MlpCase {
     fn launch(&self, rec: &mut Recording, x: &[Slot], d_y: &[Slot]) -> CaseOutputs {
         let (y, d_u) =
             (rec.gpu().alloc_activation(self.mlp.tokens * self.mlp.width), rec.gpu().alloc_activation(x[0].len()));
-        activation_fwd(rec, &self.mlp, &x[0], &y);
-        activation_bwd(rec, &self.mlp, &x[0], &d_y[0], &d_u);
+        rec.with_variants(self.allowed, |rec| {
+            activation_fwd(rec, &self.mlp, &x[0], &y);
+            activation_bwd(rec, &self.mlp, &x[0], &d_y[0], &d_u);
+        });
         CaseOutputs { y: vec![y], d_x: vec![Some(d_u)] }
     }
     fn reduction_len(&self) -> usize {

@@ -1,9 +1,10 @@
 //! Addition of the residual stream where a norm follows the branch. Elsewhere, [`super::matmul::Epilogue`] adds the residual stream and
 //! biases. A bias's gradient is [`super::column_sum`].
 
+use super::row_vec4s::{self, BASELINE, ROWS};
 use super::shapes::ModelShape;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
-use crate::gpu::{Caps, Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, Recording, Shader, Slot, Variant, grid_1d};
 use crate::rng::Rng;
 
 #[repr(C)]
@@ -12,16 +13,18 @@ struct AddParams {
     n: u32,
 }
 
-fn shader() -> Shader {
-    Shader::new("add", "add").with("WG", 64.0)
+fn shader(entry: &'static str) -> Shader {
+    Shader::new("add", entry).with("WG", 64.0)
 }
 
 /// Computes y = a + b, elementwise over y's length.
 pub fn add(rec: &mut Recording, a: &Slot, b: &Slot, y: &Slot) {
-    rec.dispatch(&shader(), &AddParams { n: y.len() as u32 }, &[a, b, y], grid_1d(y.len(), 64), y.len() as u64);
+    let n = y.len();
+    let (entry, invocations) = if row_vec4s::in_vec4s(rec, &[n]) { ("add_rows", n / 4) } else { ("add", n) };
+    rec.dispatch(&shader(entry), &AddParams { n: n as u32 }, &[a, b, y], grid_1d(invocations, 64), n as u64);
 }
 
-/// Addition kernel: `add`.
+/// Addition kernels: `add`, and `add_rows` for GPUs.
 pub struct AddKernels;
 
 impl Kernel for AddKernels {
@@ -32,18 +35,25 @@ impl Kernel for AddKernels {
         &["add"]
     }
     fn variants(&self) -> Vec<Shader> {
-        vec![shader()]
+        ["add", "add_rows"].map(shader).into()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("AddParams", size_of::<AddParams>())]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
-        [(1, 1), (3, 21), (64, 1), (65, 130)]
-            .map(|(rows, width)| Box::new(AddCase { rows, width }) as Box<dyn Case>)
-            .into()
+        let baseline = [(1, 1), (3, 21), (64, 1), (65, 130)].map(|shape| (shape, BASELINE));
+        let rows = [(1, 4), (64, 4), (65, 132)].map(|shape| (shape, ROWS));
+        let case = |((rows, width), allowed)| Box::new(AddCase { rows, width, allowed }) as Box<dyn Case>;
+        baseline.into_iter().chain(rows).map(case).collect()
     }
-    fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
-        vec![Box::new(AddCase { rows: t, width: model.d_model })]
+    fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
+        vec![Box::new(AddCase { rows: t, width: model.d_model, allowed: row_vec4s::taken(caps) })]
+    }
+    fn variant_cases(&self, variant: Variant, _: &Caps) -> Vec<Box<dyn Case>> {
+        match variant {
+            Variant::Rows => vec![Box::new(AddCase { rows: 65, width: 132, allowed: ROWS })],
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -51,11 +61,12 @@ impl Kernel for AddKernels {
 struct AddCase {
     rows: usize,
     width: usize,
+    allowed: &'static [Variant],
 }
 
 impl Case for AddCase {
     fn label(&self) -> String {
-        format!("rows={} width={}", self.rows, self.width)
+        format!("rows={} width={}{}", self.rows, self.width, row_vec4s::suffix(self.allowed))
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let n = self.rows * self.width;
@@ -66,7 +77,7 @@ impl Case for AddCase {
     }
     fn launch(&self, rec: &mut Recording, x: &[Slot], _: &[Slot]) -> CaseOutputs {
         let y = rec.gpu().alloc_activation(x[0].len());
-        add(rec, &x[0], &x[1], &y);
+        rec.with_variants(self.allowed, |rec| add(rec, &x[0], &x[1], &y));
         CaseOutputs { y: vec![y], d_x: Vec::new() }
     }
     fn reduction_len(&self) -> usize {

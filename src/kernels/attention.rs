@@ -18,9 +18,10 @@ use cases::{case, segments};
 use coop::{CoopAttention, HeadRows, SplitF16};
 use tiles::AttentionTiles;
 
+use super::row_vec4s::{self, RowLanes};
 use super::shapes::ModelShape;
 use super::{Case, Kernel};
-use crate::gpu::{Caps, MatmulPrecision, Recording, Shader, Slot, Variant, uniform_bytes_in_parts};
+use crate::gpu::{Caps, CountedWork, MatmulPrecision, Recording, Shader, Slot, Variant, uniform_bytes_in_parts};
 
 /// Heads and mask of a layer's attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -126,6 +127,34 @@ fn delta_shader(head_dim: usize) -> Shader {
     Shader::new("attention", "attention_bwd_delta").with("TILE", TILE as f64).with("E", head_dim as f64)
 }
 
+/// Returns the division of rows of o and d_o in `attention_delta_rows.wgsl`.
+fn delta_lanes(head_dim: usize) -> RowLanes {
+    RowLanes::new(head_dim, 2)
+}
+
+fn delta_rows_shader(head_dim: usize) -> Shader {
+    delta_lanes(head_dim).shader("attention_delta_rows", "attention_delta_rows")
+}
+
+/// Computes delta (T, H), the product d_o·o of each head's row.
+fn attention_bwd_delta(
+    rec: &mut Recording,
+    a: &AttentionConfig,
+    t: usize,
+    params: &AttentionParams,
+    o: &Slot,
+    d_o: &Slot,
+    delta: &Slot,
+) {
+    if row_vec4s::in_vec4s(rec, &[a.head_dim]) {
+        let rows = t * a.heads;
+        let grid = delta_lanes(a.head_dim).grid(rows);
+        return rec.dispatch(&delta_rows_shader(a.head_dim), &(rows as u32), &[o, d_o, delta], grid, 0);
+    }
+    let grid = [t.div_ceil(TILE) as u32, a.heads as u32];
+    rec.dispatch_in_parts(&delta_shader(a.head_dim), params, &[o, d_o, delta], grid, 0);
+}
+
 /// Computes o (T, H·E), and saves the log-sum-exp (T, H). `q` and `kv` may be one slot.
 #[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's bindings, in order")]
 pub fn attention_fwd(
@@ -183,8 +212,7 @@ pub fn attention_bwd(
     let make = |entry| s.implementation.shader(entry, a.head_dim, a.softcap.is_some(), in_vec4s(a, l));
     let flops = table.pairs * (a.heads * a.head_dim) as u64;
     let delta = rec.gpu().alloc_activation(s.t * a.heads);
-    let grid = [s.t.div_ceil(TILE) as u32, a.heads as u32];
-    rec.dispatch_in_parts(&delta_shader(a.head_dim), &params, &[saved.o, d_o, &delta], grid, 0);
+    attention_bwd_delta(rec, a, s.t, &params, saved.o, d_o, &delta);
     let heads_f16 = match s.implementation {
         AttentionImpl::Coop(coop) => {
             let [q, k, v] = l.heads(a, saved.qkv, saved.qkv);
@@ -200,10 +228,16 @@ pub fn attention_bwd(
         None => vec![saved.qkv, d_o, saved.lse, &delta, &table.vec4s, d_qkv],
     };
     let [queries, keys] = table.groups.map(|n| n as u32);
-    rec.dispatch_in_parts(&make(AttentionEntry::BackwardQ), &params, &slots, [queries, a.heads as u32], 6 * flops);
+    // q, k, v, d_o, lse and delta are read; of d_qkv, a kernel writes its columns.
+    let read = s.t * ((2 * a.heads + 2 * a.kv_heads) * a.head_dim + 2 * a.heads);
+    let work =
+        |per_pair, heads: usize| CountedWork::new(per_pair * flops, 4 * (read + s.t * heads * a.head_dim) as u64);
+    let shader = make(AttentionEntry::BackwardQ);
+    rec.dispatch_in_parts(&shader, &params, &slots, [queries, a.heads as u32], work(6, a.heads));
     let softcap = a.softcap.is_some();
     for (shader, per_pair) in s.implementation.kv_shaders(a.head_dim, softcap, in_vec4s(a, l)) {
-        rec.dispatch_in_parts(&shader, &params, &slots, [keys, a.kv_heads as u32], per_pair * flops);
+        let work = work(per_pair, 2 * a.kv_heads);
+        rec.dispatch_in_parts(&shader, &params, &slots, [keys, a.kv_heads as u32], work);
     }
 }
 
@@ -215,10 +249,21 @@ impl Kernel for FlashAttention {
         "attention"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["attention", "attention_coop", "attention_split_f16", "attention_lanes", "attention_tiles"]
+        &[
+            "attention",
+            "attention_coop",
+            "attention_delta_rows",
+            "attention_split_f16",
+            "attention_lanes",
+            "attention_tiles",
+        ]
     }
     fn variants(&self) -> Vec<Shader> {
-        let mut all = vec![delta_shader(64), AttentionImpl::Rows(1).shader(AttentionEntry::Forward, 64, false, true)];
+        let mut all = vec![
+            delta_shader(64),
+            delta_rows_shader(64),
+            AttentionImpl::Rows(1).shader(AttentionEntry::Forward, 64, false, true),
+        ];
         for implementation in [
             AttentionImpl::Rows(TILE),
             AttentionImpl::Rows(LANES),
@@ -255,6 +300,7 @@ impl Kernel for FlashAttention {
         vec![
             ("AttentionParams", uniform_bytes_in_parts::<AttentionParams>()),
             ("SplitParams", size_of::<coop::SplitParams>()),
+            ("DeltaParams", size_of::<u32>()),
         ]
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {

@@ -3,7 +3,7 @@
 use super::row_vec4s::{self, BASELINE, BLOCK_ROWS, FLIGHT, ROWS};
 use super::shapes::ModelShape;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
-use crate::gpu::{Caps, Recording, Shader, Slot, Variant};
+use crate::gpu::{Caps, CountedWork, Recording, Shader, Slot, Variant};
 use crate::rng::Rng;
 
 #[repr(C)]
@@ -45,7 +45,8 @@ fn stage(rec: &mut Recording, x: &Slot, rows: usize, stride: usize, start: usize
     } else {
         (shader(), [width.div_ceil(64) as u32, rows.div_ceil(BLOCK) as u32, 1])
     };
-    rec.dispatch(&shader, &params, &[x, out], grid, (rows * width) as u64);
+    let n = (rows * width) as u64;
+    rec.dispatch(&shader, &params, &[x, out], grid, CountedWork::new(n, 4 * n));
 }
 
 /// Computes out (width) += sums of columns `start..start + width` of x (rows, stride).

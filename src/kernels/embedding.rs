@@ -4,7 +4,7 @@ use super::row_vec4s::{self, BASELINE, FLIGHT, ROWS};
 use super::shapes::ModelShape;
 use super::storage::WeightFormat;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
-use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, Variant, uniform_bytes_in_parts};
+use crate::gpu::{Caps, CountedWork, Gpu, Recording, Shader, Slot, Variant, uniform_bytes_in_parts};
 use crate::rng::Rng;
 
 /// Shard of a table (V, D): consecutive rows in one slot.
@@ -102,7 +102,10 @@ pub fn embedding_fwd(
     } else {
         (forward_shader(page.storage), [page.width.div_ceil(64) as u32, ids.t as u32])
     };
-    rec.dispatch_in_parts(&shader, &params(page, scale, accumulate, 0, ids.t), &[&ids.ids, w, y], grid, 0);
+    let of_y = if accumulate { 2 } else { 1 };
+    let words = page.storage.words(ids.t, page.width) + of_y * ids.t * page.width;
+    let params = params(page, scale, accumulate, 0, ids.t);
+    rec.dispatch_in_parts(&shader, &params, &[&ids.ids, w, y], grid, CountedWork::new(0, 4 * words as u64));
 }
 
 /// Computes d_w (rows, D) += scale·Σ d_y over the tokens of each id of this shard.

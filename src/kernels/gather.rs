@@ -3,7 +3,7 @@
 use super::row_vec4s::{self, BASELINE, FLIGHT, ROWS};
 use super::shapes::ModelShape;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
-use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, Variant, uniform_bytes_in_parts};
+use crate::gpu::{Caps, CountedWork, Gpu, Recording, Shader, Slot, Variant, uniform_bytes_in_parts};
 use crate::rng::Rng;
 
 /// Indices of gathered rows, and for each source row the outputs that use it.
@@ -65,7 +65,8 @@ pub fn gather_fwd(rec: &mut Recording, indices: &GatherIndices, width: usize, x:
     } else {
         (shader("gather_fwd"), grid(width, indices.n))
     };
-    rec.dispatch_in_parts(&shader, &params(width, indices.n), &[&indices.rows, x, y], grid, 0);
+    let work = CountedWork::new(0, 8 * (indices.n * width) as u64);
+    rec.dispatch_in_parts(&shader, &params(width, indices.n), &[&indices.rows, x, y], grid, work);
 }
 
 /// Computes d_x (T, width) from d_y (N, width); all rows are written.
@@ -91,8 +92,9 @@ pub fn gather_scatter(
     width: usize,
     y: &Slot,
 ) {
+    let work = CountedWork::new(0, 8 * (n * width) as u64);
     let params = GatherParams { start: start as u32, stride: stride as u32, ..params(width, n) };
-    rec.dispatch_in_parts(&shader("gather_scatter"), &params, &[rows, x, y], grid(width, n), 0);
+    rec.dispatch_in_parts(&shader("gather_scatter"), &params, &[rows, x, y], grid(width, n), work);
 }
 
 /// Gather kernels: `gather_fwd`, `gather_bwd`, `gather_scatter`, `gather_rows_fwd`, `gather_rows_bwd`.

@@ -1,6 +1,6 @@
 //! LayerNorm: y = (x − mean)/√(var + eps)·(w + offset) + b, over rows of D.
 
-use super::row_vec4s::{self, BASELINE, BLOCK_ROWS, ROWS, RowLanes};
+use super::row_vec4s::{self, BASELINE, BLOCK_ROWS, FLIGHT, ROWS, RowLanes};
 use super::shapes::ModelShape;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel, column_sum};
 use crate::gpu::{Caps, Recording, Shader, Slot, Variant, grid_1d};
@@ -54,7 +54,7 @@ fn row_lanes(width: usize) -> RowLanes {
 }
 
 fn shader_rows(entry: &'static str, width: usize) -> Shader {
-    row_lanes(width).shader("layernorm_rows", entry)
+    row_lanes(width).shader("layernorm_rows", entry).unroll("FLIGHT", FLIGHT)
 }
 
 const ENTRIES_ROWS: [&str; 3] = ["layernorm_rows_fwd", "layernorm_rows_bwd_x", "layernorm_rows_bwd_w"];

@@ -1,15 +1,20 @@
 //! Log-probabilities of target tokens and their gradient, without logits of T×V: the LM head is computed in tiles of the vocabulary.
 
+use std::ops::Range;
+
 use super::matmul::{LinearPass, MatmulDesc, OperandMatrix, matmul};
 use super::row_vec4s::{self, BASELINE, FLIGHT, ROWS};
 use super::shapes::ModelShape;
 use super::storage::WeightFormat;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
-use crate::gpu::{Caps, Recording, Shader, Slot, Variant, grid_1d};
+use crate::gpu::{Caps, CountedWork, Recording, Shader, Slot, Variant, grid_1d};
 use crate::rng::Rng;
 
 /// Largest scratch for a tile of logits, in bytes.
 pub const SCRATCH_BYTES: usize = 16 << 20;
+
+/// Most rows of a tile of logits. A tile reads its rows of x and of W, and adds to those of d_x: square tiles move the fewest bytes.
+const TILE_ROWS: usize = 2048;
 
 /// Shard of the LM head's weight: consecutive rows in one slot.
 #[derive(Clone, Copy)]
@@ -40,9 +45,15 @@ pub struct LmHead<'a> {
 }
 
 impl LmHead<'_> {
-    /// Returns the largest number of columns at which a tile of `rows` rows fits [`SCRATCH_BYTES`], but at least 64.
+    /// Returns the largest number of columns at which a tile of `rows` rows, or of the most rows that a tile has, fits [`SCRATCH_BYTES`].
     pub fn tile_for(rows: usize) -> usize {
-        (SCRATCH_BYTES / 4 / rows.max(1) / 64 * 64).max(64)
+        SCRATCH_BYTES / 4 / rows.clamp(1, TILE_ROWS) / 64 * 64
+    }
+
+    /// Divides `rows` rows among tiles: ranges of nearly equal length, which begin at multiples of 64, as slices of slots must.
+    fn row_ranges(rows: usize) -> impl Iterator<Item = Range<usize>> {
+        let each = rows.div_ceil(rows.div_ceil(TILE_ROWS).max(1)).next_multiple_of(64);
+        (0..rows).step_by(each.max(1)).map(move |first| first..(first + each).min(rows))
     }
 
     /// Returns (shard, first row inside it, rows) of each tile.
@@ -69,7 +80,8 @@ impl LmHead<'_> {
 
     fn scratch(&self, rec: &Recording, rows: usize) -> Slot {
         let widest = self.pages.iter().map(|p| p.rows).max().unwrap_or(0);
-        rec.gpu().alloc_activation(rows * self.tile.min(widest))
+        let most = Self::row_ranges(rows).map(|rows| rows.len()).max().unwrap_or(0);
+        rec.gpu().alloc_activation(most * self.tile.min(widest))
     }
 }
 
@@ -113,26 +125,32 @@ fn bwd_grid(rows: usize, n: usize) -> [u32; 3] {
 
 /// Computes logp and lse (rows) of `targets` (rows, u32) from x (rows, D).
 pub fn logprob_fwd(rec: &mut Recording, head: &LmHead, rows: usize, x: &Slot, targets: &Slot, logp: &Slot, lse: &Slot) {
-    let state = rec.gpu().alloc_activation(4 * rows);
     let logits = head.scratch(rec, rows);
-    let params = |n: usize, first: usize| LogprobParams {
-        rows: rows as u32,
-        n: n as u32,
-        first: first as u32,
-        softcap: head.softcap.unwrap_or(1.0),
-    };
-    for (page, at, n) in head.tiles() {
-        head.logits(rec, page, at, n, rows, x, &logits);
-        let softcap = head.softcap.is_some();
-        let shader = match row_vec4s::in_vec4s(rec, &[n]) {
-            true => tile_rows(n, softcap),
-            false => shader("logprob_tile", softcap),
+    for range in LmHead::row_ranges(rows) {
+        let (first, rows) = (range.start, range.len());
+        let part = |slot: &Slot| slot.slice(first, rows);
+        let (x, targets) = (x.slice(first * head.width, rows * head.width), part(targets));
+        let state = rec.gpu().alloc_activation(4 * rows);
+        let params = |n: usize, first: usize| LogprobParams {
+            rows: rows as u32,
+            n: n as u32,
+            first: first as u32,
+            softcap: head.softcap.unwrap_or(1.0),
         };
-        let slots = [&logits, targets, &state];
-        rec.dispatch(&shader, &params(n, page.first + at), &slots, grid_1d(rows, 1), 4 * (rows * n) as u64);
+        for (page, at, n) in head.tiles() {
+            head.logits(rec, page, at, n, rows, &x, &logits);
+            let softcap = head.softcap.is_some();
+            let shader = match row_vec4s::in_vec4s(rec, &[n]) {
+                true => tile_rows(n, softcap),
+                false => shader("logprob_tile", softcap),
+            };
+            let work = CountedWork::new(4 * (rows * n) as u64, 4 * (rows * n) as u64);
+            let slots = [&logits, &targets, &state];
+            rec.dispatch(&shader, &params(n, page.first + at), &slots, grid_1d(rows, 1), work);
+        }
+        let slots = [&state, &part(logp), &part(lse)];
+        rec.dispatch(&shader("logprob_finish", false), &params(0, 0), &slots, grid_1d(rows, 64), 0);
     }
-    let grid = grid_1d(rows, 64);
-    rec.dispatch(&shader("logprob_finish", false), &params(0, 0), &[&state, logp, lse], grid, 0);
 }
 
 /// Values of the forward pass that the backward pass needs.
@@ -150,40 +168,62 @@ pub struct LogprobSaved<'a> {
 pub fn logprob_bwd(rec: &mut Recording, head: &LmHead, rows: usize, saved: LogprobSaved, d_logp: &Slot, d_x: &Slot) {
     let logits = head.scratch(rec, rows);
     rec.clear(d_x);
-    for (page, at, n) in head.tiles() {
-        head.logits(rec, page, at, n, rows, saved.x, &logits);
-        let params = LogprobParams {
-            rows: rows as u32,
-            n: n as u32,
-            first: (page.first + at) as u32,
-            softcap: head.softcap.unwrap_or(1.0),
-        };
-        let slots = [saved.targets, saved.lse, d_logp, &logits];
-        let softcap = head.softcap.is_some();
-        let (shader, grid) = match row_vec4s::in_vec4s(rec, &[n]) {
-            true => (bwd_rows(softcap), bwd_grid(rows, n)),
-            false => (shader("logprob_bwd", softcap), grid_1d(rows * n, 64)),
-        };
-        rec.dispatch(&shader, &params, &slots, grid, 6 * (rows * n) as u64);
-        let d_logits = OperandMatrix::new(&logits, n);
-        let start = at * head.width;
-        let product = MatmulDesc {
-            orientation: LinearPass::BackwardX,
-            storage: head.storage,
-            m: rows,
-            n: head.width,
-            k: n,
-            alpha: 1.0,
-            accumulate: true,
-        };
-        let w = OperandMatrix { slot: page.w, start, stride: head.width };
-        matmul(rec, &product, d_logits, w, OperandMatrix::new(d_x, head.width));
-        if let Some(d_w) = page.d_w {
-            let product =
-                MatmulDesc { orientation: LinearPass::BackwardW, storage: WeightFormat::F32, m: n, k: rows, ..product };
-            let d_w = OperandMatrix { slot: d_w, start, stride: head.width };
-            matmul(rec, &product, d_logits, OperandMatrix::new(saved.x, head.width), d_w);
+    for range in LmHead::row_ranges(rows) {
+        let part = |slot: &Slot, width| slot.slice(range.start * width, range.len() * width);
+        let [x, d_x] = [saved.x, d_x].map(|slot| part(slot, head.width));
+        let [targets, lse, d_logp] = [saved.targets, saved.lse, d_logp].map(|slot| part(slot, 1));
+        let saved = LogprobSaved { x: &x, targets: &targets, lse: &lse };
+        for (page, at, n) in head.tiles() {
+            logprob_bwd_tile(rec, head, (page, at, n), range.len(), saved, &d_logp, &logits, &d_x);
         }
+    }
+}
+
+/// Adds a tile's part to d_x (rows, D), and to its shard's d_w.
+#[expect(clippy::too_many_arguments, reason = "a tile, and its slots")]
+fn logprob_bwd_tile(
+    rec: &mut Recording,
+    head: &LmHead,
+    (page, at, n): (&HeadShard, usize, usize),
+    rows: usize,
+    saved: LogprobSaved,
+    d_logp: &Slot,
+    logits: &Slot,
+    d_x: &Slot,
+) {
+    head.logits(rec, page, at, n, rows, saved.x, logits);
+    let params = LogprobParams {
+        rows: rows as u32,
+        n: n as u32,
+        first: (page.first + at) as u32,
+        softcap: head.softcap.unwrap_or(1.0),
+    };
+    let slots = [saved.targets, saved.lse, d_logp, logits];
+    let softcap = head.softcap.is_some();
+    let (shader, grid) = match row_vec4s::in_vec4s(rec, &[n]) {
+        true => (bwd_rows(softcap), bwd_grid(rows, n)),
+        false => (shader("logprob_bwd", softcap), grid_1d(rows * n, 64)),
+    };
+    let work = CountedWork::new(6 * (rows * n) as u64, 8 * (rows * n) as u64);
+    rec.dispatch(&shader, &params, &slots, grid, work);
+    let d_logits = OperandMatrix::new(logits, n);
+    let start = at * head.width;
+    let product = MatmulDesc {
+        orientation: LinearPass::BackwardX,
+        storage: head.storage,
+        m: rows,
+        n: head.width,
+        k: n,
+        alpha: 1.0,
+        accumulate: true,
+    };
+    let w = OperandMatrix { slot: page.w, start, stride: head.width };
+    matmul(rec, &product, d_logits, w, OperandMatrix::new(d_x, head.width));
+    if let Some(d_w) = page.d_w {
+        let product =
+            MatmulDesc { orientation: LinearPass::BackwardW, storage: WeightFormat::F32, m: n, k: rows, ..product };
+        let d_w = OperandMatrix { slot: d_w, start, stride: head.width };
+        matmul(rec, &product, d_logits, OperandMatrix::new(saved.x, head.width), d_w);
     }
 }
 

@@ -68,9 +68,6 @@ impl MatmulDesc {
     fn stored_columns(&self) -> usize {
         if self.orientation == LinearPass::Forward { self.k } else { self.n }
     }
-    fn flops(&self) -> u64 {
-        2 * (self.m * self.n * self.k) as u64
-    }
 }
 
 /// Sets a shader's overrides for how A and B are stored.

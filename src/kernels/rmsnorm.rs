@@ -1,9 +1,9 @@
 //! RMSNorm: y = x·(w + offset)/√(mean x² + eps), over rows of D or over heads of E inside a wider slot.
 
-use super::row_vec4s::{self, BASELINE, BLOCK_ROWS, ROWS, RowLanes};
+use super::row_vec4s::{self, BASELINE, BLOCK_ROWS, FLIGHT, ROWS, RowLanes};
 use super::shapes::ModelShape;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel, column_sum};
-use crate::gpu::{Caps, Recording, Shader, Slot, Variant, grid_1d};
+use crate::gpu::{Caps, CountedWork, Recording, Shader, Slot, Variant, grid_1d};
 use crate::rng::Rng;
 
 /// Rows to normalise: `tokens × groups` rows of `width` elements. The groups of a token lie side by side, and tokens are a stride apart.
@@ -33,6 +33,11 @@ impl RmsnormRows {
     /// Returns the number of rows, tokens × groups, which is also the length of the saved statistics.
     pub fn count(&self) -> usize {
         self.tokens * self.groups
+    }
+    /// Counts `flops` per element, and the elements of `tensors` tensors of these rows.
+    fn work(&self, flops: u64, tensors: u64) -> CountedWork {
+        let n = (self.count() * self.width) as u64;
+        CountedWork::new(flops * n, 4 * tensors * n)
     }
     /// Returns whether rmsnorm_rows.wgsl may be used.
     fn in_vec4s(&self, rec: &Recording) -> bool {
@@ -93,7 +98,9 @@ fn backward_lanes(width: usize) -> RowLanes {
 
 fn shaders_rows(width: usize, groups: usize) -> [Shader; 3] {
     let (forward, backward) = (forward_lanes(width), backward_lanes(width));
-    let shader = |lanes: RowLanes, entry| lanes.shader("rmsnorm_rows", entry).with("GROUPS", groups as f64);
+    let shader = |lanes: RowLanes, entry| {
+        lanes.shader("rmsnorm_rows", entry).unroll("FLIGHT", FLIGHT).with("GROUPS", groups as f64)
+    };
     [
         shader(forward, "rmsnorm_rows_fwd"),
         shader(backward, "rmsnorm_rows_bwd_x"),
@@ -114,14 +121,13 @@ pub fn rmsnorm_fwd(
     y: &Slot,
 ) {
     let params = params(rows, eps, offset, false);
-    let flops = 4 * (rows.count() * rows.width) as u64;
     let (shader, grid) = if rows.in_vec4s(rec) {
         let [fwd, _, _] = shaders_rows(rows.width, rows.groups);
         (fwd, forward_lanes(rows.width).grid(rows.count()))
     } else {
         (shader("rmsnorm_fwd"), grid_1d(rows.count(), 1))
     };
-    rec.dispatch(&shader, &params, &[x, w, r_saved, y], grid, flops);
+    rec.dispatch(&shader, &params, &[x, w, r_saved, y], grid, rows.work(4, 2));
 }
 
 /// Computes d_x from d_y; adds to d_x when `accumulate`.
@@ -138,14 +144,14 @@ pub fn rmsnorm_bwd_x(
     d_x: &Slot,
 ) {
     let params = params(rows, 0.0, offset, accumulate);
-    let flops = 8 * (rows.count() * rows.width) as u64;
     let (shader, grid) = if rows.in_vec4s(rec) {
         let [_, bwd_x, _] = shaders_rows(rows.width, rows.groups);
         (bwd_x, backward_lanes(rows.width).grid(rows.count()))
     } else {
         (shader("rmsnorm_bwd_x"), grid_1d(rows.count(), 1))
     };
-    rec.dispatch(&shader, &params, &[x, w, r_saved, d_y, d_x], grid, flops);
+    let tensors = if accumulate { 4 } else { 3 };
+    rec.dispatch(&shader, &params, &[x, w, r_saved, d_y, d_x], grid, rows.work(8, tensors));
 }
 
 /// Computes d_w (D) += Σ_t d_y·x·r.
@@ -153,14 +159,13 @@ pub fn rmsnorm_bwd_w(rec: &mut Recording, rows: &RmsnormRows, x: &Slot, r_saved:
     let params = params(rows, 0.0, 0.0, false);
     let blocks = rows.count().div_ceil(BLOCK);
     let partial = rec.gpu().alloc_activation(blocks * rows.width);
-    let flops = 3 * (rows.count() * rows.width) as u64;
     let (shader, grid) = if rows.in_vec4s(rec) {
         let [_, _, bwd_w] = shaders_rows(rows.width, rows.groups);
         (bwd_w, row_vec4s::block_grid(rows.count(), rows.width))
     } else {
         (shader("rmsnorm_bwd_w"), [rows.width.div_ceil(64) as u32, blocks as u32, 1])
     };
-    rec.dispatch(&shader, &params, &[x, r_saved, d_y, &partial], grid, flops);
+    rec.dispatch(&shader, &params, &[x, r_saved, d_y, &partial], grid, rows.work(3, 2));
     column_sum::column_sum(rec, &partial, blocks, rows.width, 0, rows.width, d_w);
 }
 

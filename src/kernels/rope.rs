@@ -4,7 +4,7 @@ use std::f64::consts::TAU;
 
 use super::shapes::ModelShape;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
-use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, CountedWork, Gpu, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
 /// Parameters of RoPE's inverse frequencies.
@@ -130,7 +130,9 @@ pub fn rope(rec: &mut Recording, heads: &RopeHeads, backward: bool, positions: &
         sign: if backward { -1.0 } else { 1.0 },
         pad: 0,
     };
-    rec.dispatch(&shader(), &params, &[positions, &turns.table, x], grid_1d(n, 64), 6 * n as u64);
+    // Reads and writes pairs, and reads their angles: the table's rows are shared by heads.
+    let work = CountedWork::new(6 * n as u64, 16 * n as u64 + 8 * (heads.tokens * turns.half) as u64);
+    rec.dispatch(&shader(), &params, &[positions, &turns.table, x], grid_1d(n, 64), work);
 }
 
 /// RoPE kernel: `rope`.

@@ -64,7 +64,7 @@ impl RowLanes {
         self.lanes.max(WORKGROUP)
     }
 
-    /// Returns the specialisation of an entry point of a module that imports `shared/row_vec4s` and `shared/column_blocks`.
+    /// Returns the specialisation of an entry point of a module that imports `shared/row_vec4s`.
     pub fn shader(self, module: &'static str, entry: &'static str) -> Shader {
         Shader::new(module, entry)
             .with("WG", self.workgroup() as f64)
@@ -72,7 +72,6 @@ impl RowLanes {
             .with("KEPT", self.kept as f64)
             .with("VEC4S", self.vec4s as f64)
             .unroll("KEPT", self.kept)
-            .unroll("FLIGHT", FLIGHT)
     }
 
     /// Returns the grid of `rows` rows.

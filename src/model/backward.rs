@@ -66,7 +66,8 @@ impl Decoder {
             rec.scope(format!("L{index}"));
             if let Some(kept) = trace.layers.pop() {
                 let saved = self.restore(rec, index, tokens, kept);
-                self.layer_backward(rec, index, tokens, &saved, d_h);
+                let continues = index > lowest || self.embedding.trained();
+                self.layer_backward(rec, index, tokens, &saved, d_h, continues);
             }
         }
         rec.scope("embed");
@@ -91,8 +92,16 @@ impl Decoder {
     }
 
     /// Adds to d_h the gradients of a layer's two branches. On entry d_h is the gradient of the layer's output, on return that of its
-    /// input.
-    fn layer_backward(&self, rec: &mut Recording, index: usize, tokens: &TokenSlots, trace: &LayerSaved, d_h: &Slot) {
+    /// input. Unless the backward pass `continues` below the layer, nobody reads the latter, and it may be incomplete.
+    fn layer_backward(
+        &self,
+        rec: &mut Recording,
+        index: usize,
+        tokens: &TokenSlots,
+        trace: &LayerSaved,
+        d_h: &Slot,
+        continues: bool,
+    ) {
         let (s, kept) = (&trace.products, trace.elementwise.as_ref());
         let (d, w, gpu, t) = (&self.description, &self.layers[index], rec.gpu(), tokens.t);
         let layer = &d.layers[index];
@@ -102,11 +111,14 @@ impl Decoder {
         let d_branch = d_post.as_ref().unwrap_or(d_h);
         let d_x2 = gpu.alloc_activation(t * d.d_model);
         let h_mid = s.h_mid.read(rec);
-        let x2 = kept.map_or_else(|| self.norm(rec, &w.mlp_norm, t, &h_mid).0, |e| e.x2.clone());
+        let is_read = w.up.iter().any(Linear::trained);
+        let kept_x2 = kept.and_then(|e| e.x2.clone());
+        let x2 = is_read.then(|| kept_x2.unwrap_or_else(|| self.norm(rec, &w.mlp_norm, t, &h_mid).0));
         for (i, mlp) in s.mlp.iter().enumerate() {
             let u = mlp.u.read(rec);
-            let a = kept.map_or_else(|| self.activation(rec, mlp, &u), |e| e.a[i].clone());
-            self.mlp_backward(rec, w, mlp, [&u, &a, &x2], d_branch, &d_x2);
+            let kept_a = kept.and_then(|e| e.a.get(i).cloned());
+            let a = w.down.trained().then(|| kept_a.unwrap_or_else(|| self.activation(rec, mlp, &u)));
+            self.mlp_backward(rec, w, mlp, &u, [a.as_ref(), x2.as_ref()], d_branch, &d_x2);
         }
         drop(x2);
         drop(d_post);
@@ -117,7 +129,15 @@ impl Decoder {
         let d_post = self.post_norm_backward(rec, w.attn_post_norm.as_ref(), s.attn_post.as_ref(), t, d_h);
         let d_branch = d_post.as_ref().unwrap_or(d_h);
         let d_o = gpu.alloc_activation(t * d.n_heads * d.head_dim);
-        w.out.backward(rec, t, &s.o, s.xa_out.as_ref(), WeightColumns::all(d_branch, d.d_model), Some(&d_o), false);
+        w.out.backward(
+            rec,
+            t,
+            Some(&s.o),
+            s.xa_out.as_ref(),
+            WeightColumns::all(d_branch, d.d_model),
+            Some(&d_o),
+            false,
+        );
         drop(d_post);
         let width = d.qkv_width();
         let d_qkv = gpu.alloc_activation(t * width);
@@ -145,32 +165,41 @@ impl Decoder {
             _ => None,
         };
         let h_in = s.h_in.read(rec);
-        let x1 = kept.map_or_else(|| self.norm(rec, &w.attn_norm, t, &h_in).0, |e| e.x1.clone());
-        let d_x1 = gpu.alloc_activation(t * d.d_model);
+        let is_read = w.qkv.iter().any(Linear::trained);
+        let kept_x1 = kept.and_then(|e| e.x1.clone());
+        let x1 = is_read.then(|| kept_x1.unwrap_or_else(|| self.norm(rec, &w.attn_norm, t, &h_in).0));
+        let needs_d_x1 = continues || w.attn_norm.w.trained();
+        let d_x1 = needs_d_x1.then(|| gpu.alloc_activation(t * d.d_model));
         for (i, linear) in w.qkv.iter().enumerate() {
             let column = linear.module.column;
             let d_y = match &d_raw {
                 Some(d_raw) if column < raw_width => WeightColumns { slot: d_raw, column, stride: raw_width },
                 _ => WeightColumns { slot: &d_qkv, column, stride: width },
             };
-            linear.backward(rec, t, &x1, s.xa_qkv[i].as_ref(), d_y, Some(&d_x1), i > 0);
+            linear.backward(rec, t, x1.as_ref(), s.xa_qkv[i].as_ref(), d_y, d_x1.as_ref(), i > 0);
         }
         drop((d_qkv, d_raw));
-        self.norm_backward(rec, &w.attn_norm, t, &h_in, &s.stats1, &d_x1, d_h, true);
+        if let Some(d_x1) = d_x1 {
+            self.norm_backward(rec, &w.attn_norm, t, &h_in, &s.stats1, &d_x1, d_h, true);
+        }
     }
 
-    /// Computes d_x2 (T, D) for a range of tokens from their rows of d_branch (T, D).
+    /// Computes d_x2 (T, D) for a range of tokens from their rows of d_branch (T, D). The inputs of the last product and of the first ones
+    /// may be absent where nothing of these is trained.
+    #[expect(clippy::too_many_arguments, reason = "values of the forward pass, and slots for gradients")]
     fn mlp_backward(
         &self,
         rec: &mut Recording,
         w: &LayerWeights,
         s: &MlpSaved,
-        [u, a, x2]: [&Slot; 3],
+        u: &Slot,
+        [a, x2]: [Option<&Slot>; 2],
         d_branch: &Slot,
         d_x2: &Slot,
     ) {
         let (d, gpu, t, up_width) = (&self.description, rec.gpu(), s.tokens.len(), self.up_width());
-        let [x2, d_branch, d_x2] = [x2, d_branch, d_x2].map(|slot| rows_of(slot, &s.tokens, d.d_model));
+        let rows = |slot| rows_of(slot, &s.tokens, d.d_model);
+        let (x2, [d_branch, d_x2]) = (x2.map(rows), [d_branch, d_x2].map(rows));
         let d_a = gpu.alloc_activation(t * d.d_ff);
         let d_out = WeightColumns::all(&d_branch, d.d_model);
         w.down.backward(rec, t, a, s.xa_down.as_ref(), d_out, Some(&d_a), false);
@@ -179,7 +208,7 @@ impl Decoder {
         drop(d_a);
         for (i, linear) in w.up.iter().enumerate() {
             let d_y = WeightColumns { slot: &d_u, column: linear.module.column, stride: up_width };
-            linear.backward(rec, t, &x2, s.xa_up[i].as_ref(), d_y, Some(&d_x2), i > 0);
+            linear.backward(rec, t, x2.as_ref(), s.xa_up[i].as_ref(), d_y, Some(&d_x2), i > 0);
         }
     }
 

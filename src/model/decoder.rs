@@ -7,8 +7,8 @@ use super::description::{LayerConfig, ModelConfig, NormKind};
 use super::kv_cache::KvCache;
 use super::linear::{Linear, WeightColumns};
 use super::saved::{
-    ActivationSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MlpSaved, NormStats, ProductsSaved,
-    RecomputePolicy, SavedDtype,
+    ActivationSaved, Attended, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MlpSaved, NormStats,
+    ProductsSaved, RecomputePolicy, SavedDtype,
 };
 use super::weights::Weight;
 use crate::gpu::{Gpu, Recording, Slot};
@@ -212,11 +212,16 @@ impl Decoder {
         for (index, weights) in self.layers.iter().enumerate() {
             rec.scope(format!("L{index}"));
             let input = h.clone();
-            let mut trace = self.layer(rec, index, tokens, cache, with_lora, h);
+            let mut trace = self.layer(rec, index, tokens, cache, with_lora, h, None);
             h = self.layer_output(rec, weights, tokens.t, with_lora, &mut trace);
+            trace.drop_unread(weights);
             match keep {
                 RecomputePolicy::Nothing => (),
-                RecomputePolicy::Inputs => layers.push(LayerState::Input(input)),
+                RecomputePolicy::Inputs => layers.push(LayerState::Input(input, None)),
+                RecomputePolicy::InputsAndAttention => {
+                    let ProductsSaved { o, lse, .. } = trace.products;
+                    layers.push(LayerState::Input(input, Some(Attended { o, lse })));
+                }
                 RecomputePolicy::Products | RecomputePolicy::Everything => {
                     if keep == RecomputePolicy::Products {
                         trace.elementwise = None;
@@ -232,7 +237,9 @@ impl Decoder {
         ForwardSaved { layers, h }
     }
 
-    /// Computes a layer from its input to the MLP's activation.
+    /// Computes a layer from its input to the input of the MLP's activation function. Results of attention that were saved are not computed
+    /// again.
+    #[expect(clippy::too_many_arguments, reason = "a layer's inputs, and what is known of it")]
     fn layer(
         &self,
         rec: &mut Recording,
@@ -241,6 +248,7 @@ impl Decoder {
         cache: Option<&KvCache>,
         with_lora: bool,
         h_in: Slot,
+        attended: Option<Attended>,
     ) -> LayerSaved {
         let (d, gpu, t) = (&self.description, rec.gpu(), tokens.t);
         let (w, layer) = (&self.layers[index], &d.layers[index]);
@@ -284,18 +292,7 @@ impl Decoder {
             rope(rec, &self.rotating(t), false, &tokens.positions, &self.turns[i], &qkv);
         }
 
-        let attention = self.attention(layer);
-        let (o, lse) = (gpu.alloc_activation(t * d.n_heads * d.head_dim), gpu.alloc_activation(t * d.n_heads));
-        match cache {
-            None => attention_fwd(rec, &attention, &attention.packed(), &qkv, &qkv, &tokens.segments, &o, &lse),
-            Some(cache) => {
-                let (q, kv) = (d.n_heads * d.head_dim, 2 * d.n_kv_heads * d.head_dim);
-                let keys = &cache.layers[index];
-                gather::gather_scatter(rec, &cache.rows, t, &qkv, q, width, kv, keys);
-                let layout = QkvLayout { q_start: 0, q_stride: width, k_start: 0, v_start: kv / 2, kv_stride: kv };
-                attention_fwd(rec, &attention, &layout, &qkv, keys, &tokens.segments, &o, &lse);
-            }
-        }
+        let Attended { o, lse } = attended.unwrap_or_else(|| self.attend(rec, index, tokens, cache, &qkv));
 
         let mut xa_out = None;
         let (h_mid, attn_post) = self.add_branch(rec, w.attn_post_norm.as_ref(), t, &h_in, |rec, residual, y| {
@@ -303,12 +300,7 @@ impl Decoder {
         });
 
         let (x2, stats2) = self.norm(rec, &w.mlp_norm, t, &h_mid);
-        let (mut mlp, mut a) = (Vec::new(), Vec::new());
-        for tokens in self.mlp_chunks(gpu, t) {
-            let (part, u) = self.mlp_up(rec, w, tokens, &x2, with_lora);
-            a.push(self.activation(rec, &part, &u));
-            mlp.push(part);
-        }
+        let mlp = self.mlp_chunks(gpu, t).map(|tokens| self.mlp_up(rec, w, tokens, &x2, with_lora)).collect();
         let products = ProductsSaved {
             h_in: ActivationSaved::F32(h_in),
             stats1,
@@ -325,7 +317,32 @@ impl Decoder {
             xa_qkv,
             xa_out,
         };
-        LayerSaved { products, elementwise: Some(ElementwiseSaved { x1, x2, a }) }
+        LayerSaved { products, elementwise: Some(ElementwiseSaved { x1: Some(x1), x2: Some(x2), a: Vec::new() }) }
+    }
+
+    /// Computes a layer's attention from the rotated q, k and v. With a cache, stores k and v there, and reads all keys from it.
+    fn attend(
+        &self,
+        rec: &mut Recording,
+        index: usize,
+        tokens: &TokenSlots,
+        cache: Option<&KvCache>,
+        qkv: &Slot,
+    ) -> Attended {
+        let (d, gpu, t) = (&self.description, rec.gpu(), tokens.t);
+        let attention = self.attention(&d.layers[index]);
+        let (o, lse) = (gpu.alloc_activation(t * d.n_heads * d.head_dim), gpu.alloc_activation(t * d.n_heads));
+        match cache {
+            None => attention_fwd(rec, &attention, &attention.packed(), qkv, qkv, &tokens.segments, &o, &lse),
+            Some(cache) => {
+                let (q, kv) = (d.n_heads * d.head_dim, 2 * d.n_kv_heads * d.head_dim);
+                let (keys, width) = (&cache.layers[index], d.qkv_width());
+                gather::gather_scatter(rec, &cache.rows, t, qkv, q, width, kv, keys);
+                let layout = QkvLayout { q_start: 0, q_stride: width, k_start: 0, v_start: kv / 2, kv_stride: kv };
+                attention_fwd(rec, &attention, &layout, qkv, keys, &tokens.segments, &o, &lse);
+            }
+        }
+        Attended { o, lse }
     }
 
     /// Returns ranges of tokens whose MLP is computed at once. The MLP's activations are the widest of all, and each must fit a binding.
@@ -336,7 +353,7 @@ impl Decoder {
         (0..t).step_by(rows.max(1)).map(move |first| first..(first + rows).min(t))
     }
 
-    /// Computes the MLP of a range of tokens up to u, the output of its first product.
+    /// Computes the MLP of a range of tokens up to u, the output of its first products.
     fn mlp_up(
         &self,
         rec: &mut Recording,
@@ -344,7 +361,7 @@ impl Decoder {
         tokens: std::ops::Range<usize>,
         x2: &Slot,
         with_lora: bool,
-    ) -> (MlpSaved, Slot) {
+    ) -> MlpSaved {
         let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width());
         let x2 = rows_of(x2, &tokens, d.d_model);
         let u = gpu.alloc_activation(t * up_width);
@@ -353,7 +370,7 @@ impl Decoder {
             let y = WeightColumns { slot: &u, column: linear.module.column, stride: up_width };
             xa_up.push(linear.forward(rec, t, &x2, None, y, with_lora));
         }
-        (MlpSaved { tokens, u: ActivationSaved::F32(u.clone()), xa_up, xa_down: None }, u)
+        MlpSaved { tokens, u: ActivationSaved::F32(u), xa_up, xa_down: None }
     }
 
     /// Computes the MLP's activation (t, F) for a range of tokens from their u.
@@ -364,7 +381,7 @@ impl Decoder {
         a
     }
 
-    /// Computes the layer's last product, norm and addition: its output (T, D).
+    /// Computes the rest of a layer: the MLP's activation, its last product, norm and addition. Returns the layer's output (T, D).
     fn layer_output(
         &self,
         rec: &mut Recording,
@@ -374,14 +391,18 @@ impl Decoder {
         trace: &mut LayerSaved,
     ) -> Slot {
         let d = self.description.d_model;
-        let ProductsSaved { h_mid, mlp, mlp_post, .. } = &mut trace.products;
-        let a = trace.elementwise.iter().flat_map(|e| &e.a);
+        let LayerSaved { products: ProductsSaved { h_mid, mlp, mlp_post, .. }, elementwise } = trace;
         let h_mid = h_mid.read(rec);
         let (h_out, post) = self.add_branch(rec, w.mlp_post_norm.as_ref(), t, &h_mid, |rec, residual, y| {
-            for (mlp, a) in mlp.iter_mut().zip(a) {
+            for mlp in mlp {
+                let u = mlp.u.read(rec);
+                let a = self.activation(rec, mlp, &u);
                 let rows = |slot: &Slot| rows_of(slot, &mlp.tokens, d);
                 let (residual, y, n) = (residual.map(rows), rows(y), mlp.tokens.len());
-                mlp.xa_down = w.down.forward(rec, n, a, residual.as_ref(), WeightColumns::all(&y, d), with_lora);
+                mlp.xa_down = w.down.forward(rec, n, &a, residual.as_ref(), WeightColumns::all(&y, d), with_lora);
+                if let Some(elementwise) = elementwise.as_mut().filter(|_| w.down.trained()) {
+                    elementwise.a.push(a);
+                }
             }
         });
         *mlp_post = post;
@@ -421,13 +442,14 @@ impl Decoder {
     ) -> LayerSaved {
         match kept {
             LayerState::Trace(trace) => *trace,
-            LayerState::Input(h_in) => {
+            LayerState::Input(h_in, attended) => {
                 let w = &self.layers[index];
-                let mut trace = self.layer(rec, index, tokens, None, true, h_in);
+                let mut trace = self.layer(rec, index, tokens, None, true, h_in, attended);
                 // The output itself is not needed again. The layer's last part is recomputed only where it saves something.
                 if w.down.lora.is_some() || w.mlp_post_norm.is_some() {
                     self.layer_output(rec, w, tokens.t, true, &mut trace);
                 }
+                trace.drop_unread(w);
                 trace.hold(rec, self.saved_dtype);
                 trace
             }

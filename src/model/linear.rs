@@ -100,18 +100,19 @@ impl Linear {
     }
 
     /// Computes d_x (T, n_in) from d_y (T, n_out), added to `d_x` when `accumulate`, and the gradients of trained weights. `d_x` may be
-    /// absent.
+    /// absent. So may x, where nothing of the layer is trained.
     #[expect(clippy::too_many_arguments, reason = "values of the forward pass, and slots for gradients")]
     pub fn backward(
         &self,
         rec: &mut Recording,
         t: usize,
-        x: &Slot,
+        x: Option<&Slot>,
         xa: Option<&Slot>,
         d_y: WeightColumns,
         d_x: Option<&Slot>,
         accumulate: bool,
     ) {
+        assert!(x.is_some() || !self.trained(), "{}: a trained layer needs its input", self.module.name);
         let (k, n) = (self.w.cols, self.w.rows);
         let lora = self.lora.as_ref().zip(xa).map(|(lora, xa)| {
             let r = lora.a.rows;
@@ -133,7 +134,7 @@ impl Linear {
                 let operands = MatmulOperands::new(d_y.from(part.first), w, OperandMatrix::new(d_x, k));
                 matmul_with(rec, &p, MatmulOperands { second: second.take(), ..operands });
             }
-            if let Some(d_w) = &part.d_w {
+            if let (Some(d_w), Some(x)) = (&part.d_w, x) {
                 let p = product(LinearPass::BackwardW, WeightFormat::F32, [part.rows, k, t], 1.0, true);
                 matmul(rec, &p, d_y.from(part.first), OperandMatrix::new(x, k), OperandMatrix::new(d_w, k));
             }
@@ -147,7 +148,7 @@ impl Linear {
             let p = product(LinearPass::BackwardW, WeightFormat::F32, [n, r, t], 1.0, true);
             matmul(rec, &p, d_y.from(0), OperandMatrix::new(xa, r), OperandMatrix::new(d_b, r));
         }
-        if let Some(d_a) = lora.a.grad() {
+        if let (Some(d_a), Some(x)) = (lora.a.grad(), x) {
             let p = product(LinearPass::BackwardW, WeightFormat::F32, [r, k, t], 1.0, true);
             matmul(rec, &p, OperandMatrix::new(&d_xa, r), OperandMatrix::new(x, k), OperandMatrix::new(d_a, k));
         }

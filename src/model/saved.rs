@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::decoder::LayerWeights;
+use super::linear::Linear;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::pack::{BF16_MANTISSA, pack_bf16, unpack_bf16};
 
@@ -15,6 +17,9 @@ pub enum RecomputePolicy {
     /// Each layer's input, (T, D): the backward pass computes the layer a second time, which is about a third more work.
     #[serde(rename = "block")]
     Inputs,
+    /// Each layer's input, and the results of attention, (T, H·E) and (T, H): the backward pass computes the rest of the layer a second time.
+    #[serde(rename = "linear")]
+    InputsAndAttention,
     /// Results of matrix products and attention. The backward pass recomputes norms and activation functions, each in one pass over memory.
     #[serde(rename = "elementwise")]
     Products,
@@ -25,13 +30,14 @@ pub enum RecomputePolicy {
 
 impl RecomputePolicy {
     /// Choices for training, the fastest first: the values of `--recompute`.
-    pub const TRAINING: [Self; 3] = [Self::Everything, Self::Products, Self::Inputs];
+    pub const TRAINING: [Self; 4] = [Self::Everything, Self::Products, Self::InputsAndAttention, Self::Inputs];
 
     /// Returns the value of `--recompute`, which names the part that is recomputed.
     pub fn recompute(self) -> &'static str {
         match self {
             Self::Nothing | Self::Everything => "none",
             Self::Products => "elementwise",
+            Self::InputsAndAttention => "linear",
             Self::Inputs => "block",
         }
     }
@@ -122,6 +128,16 @@ pub struct LayerSaved {
 }
 
 impl LayerSaved {
+    /// Drops the inputs of linear layers of which nothing is trained: only the gradients of their weights would read them.
+    pub(super) fn drop_unread(&mut self, w: &LayerWeights) {
+        let Some(ElementwiseSaved { x1, x2, .. }) = &mut self.elementwise else { return };
+        for (x, readers) in [(x1, &w.qkv), (x2, &w.up)] {
+            if !readers.iter().any(Linear::trained) {
+                *x = None;
+            }
+        }
+    }
+
     /// Rounds the saved activations to `dtype`, and drops those that are recomputed in this case.
     pub(super) fn hold(&mut self, rec: &mut Recording, dtype: SavedDtype) {
         let Some(mantissa) = dtype.mantissa() else { return };
@@ -152,12 +168,13 @@ pub(super) struct ProductsSaved {
     pub xa_out: Option<Slot>,
 }
 
-/// Saved results that follow from [`ProductsSaved`] element by element, or row by row.
+/// Saved results that follow from [`ProductsSaved`] element by element, or row by row: inputs of linear layers. A layer of which nothing is
+/// trained needs none.
 #[derive(Debug)]
 pub(super) struct ElementwiseSaved {
-    pub x1: Slot,     // (T, D), attention's normed input
-    pub x2: Slot,     // (T, D), the MLP's normed input
-    pub a: Vec<Slot>, // (t, F) for each range of the MLP's tokens
+    pub x1: Option<Slot>, // (T, D), attention's normed input
+    pub x2: Option<Slot>, // (T, D), the MLP's normed input
+    pub a: Vec<Slot>,     // (t, F) for each range of the MLP's tokens
 }
 
 /// Activations that the MLP's backward pass needs for a range of tokens. There is one range for all tokens, unless they would not fit a
@@ -170,11 +187,18 @@ pub(super) struct MlpSaved {
     pub xa_down: Option<Slot>,
 }
 
+/// Results of attention.
+#[derive(Debug, Clone)]
+pub(super) struct Attended {
+    pub o: Slot,   // (T, H·E)
+    pub lse: Slot, // (T, H)
+}
+
 /// State that a layer's forward pass leaves for its backward pass, by [`RecomputePolicy`].
 #[derive(Debug)]
 pub(super) enum LayerState {
-    /// (T, D), the layer's input.
-    Input(Slot),
+    /// (T, D), the layer's input, and the results of attention where they were saved.
+    Input(Slot, Option<Attended>),
     /// Saved activations of the layer.
     Trace(Box<LayerSaved>),
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, CooperativeMatrix, KernelWork, MatmulPrecision};
+use crate::gpu::{Caps, CooperativeMatrix, DispatchWork, MatmulPrecision, PlannedWork};
 use crate::kernels::Cost;
 use crate::kernels::measure::DevicePeaks;
 
@@ -99,15 +99,24 @@ impl GpuDataSheet {
         format!("{copy_gb_s:.0} GB/s, {:.1} TFLOP/s in f32{matrices}", fma_gflop_s / 1e3)
     }
 
-    /// Estimates the least time of a step, by kernel, the longest first.
-    pub fn estimate(&self, work: &BTreeMap<&'static str, KernelWork>, precision: MatmulPrecision) -> StepEstimate {
-        let kernel = |(&entry, &work): (&&'static str, &KernelWork)| {
+    /// Estimates the least time of a step, by kernel, the longest first. Each dispatch takes the longer of the times of its bytes and its
+    /// operations.
+    pub fn estimate(&self, work: &PlannedWork, precision: MatmulPrecision) -> StepEstimate {
+        let mut kernels: BTreeMap<&'static str, KernelEstimate> = BTreeMap::new();
+        for (&(entry, DispatchWork { bytes, flops }), &n) in work {
             let peaks = DevicePeaks { fma_gflop_s: self.gflop_s(entry, precision), ..self.peaks };
-            let us = |bytes, flops| peaks.least_us(&Cost { bytes, flops });
-            let is_memory_bound = us(work.bytes, 0) >= us(0, work.flops);
-            KernelEstimate { entry, work, least_us: us(work.bytes, work.flops), is_memory_bound }
-        };
-        let mut kernels: Vec<KernelEstimate> = work.iter().map(kernel).collect();
+            let us = |bytes, flops| n as f64 * peaks.least_us(&Cost { bytes, flops });
+            let kernel = kernels.entry(entry).or_insert_with(|| KernelEstimate::new(entry));
+            kernel.dispatches += n;
+            kernel.work.bytes += n as u64 * bytes;
+            kernel.work.flops += n as u64 * flops;
+            let least = us(bytes, flops);
+            kernel.least_us += least;
+            if us(bytes, 0) >= us(0, flops) {
+                kernel.memory_bound_us += least;
+            }
+        }
+        let mut kernels: Vec<KernelEstimate> = kernels.into_values().collect();
         kernels.sort_by(|a, b| b.least_us.total_cmp(&a.least_us));
         StepEstimate { kernels }
     }
@@ -118,12 +127,20 @@ impl GpuDataSheet {
 pub struct KernelEstimate {
     /// Entry point.
     pub entry: &'static str,
-    /// Work of all its dispatches.
-    pub work: KernelWork,
+    /// Number of dispatches.
+    pub dispatches: usize,
+    /// Work of all of them.
+    pub work: DispatchWork,
     /// Least time in µs.
     pub least_us: f64,
-    /// Whether memory decides, not arithmetic.
-    pub is_memory_bound: bool,
+    /// Part of it that belongs to dispatches whose bytes take longer than their operations, in µs.
+    pub memory_bound_us: f64,
+}
+
+impl KernelEstimate {
+    fn new(entry: &'static str) -> Self {
+        Self { entry, dispatches: 0, work: DispatchWork::default(), least_us: 0.0, memory_bound_us: 0.0 }
+    }
 }
 
 /// Estimate of a step.
@@ -139,11 +156,11 @@ impl StepEstimate {
         self.kernels.iter().map(|kernel| kernel.least_us).sum()
     }
 
-    /// Returns the work of all kernels.
-    pub fn total(&self) -> KernelWork {
-        let mut all = KernelWork::default();
-        self.kernels.iter().for_each(|kernel| all += kernel.work);
-        all
+    /// Returns the number of dispatches, and the work of all of them.
+    pub fn total(&self) -> (usize, DispatchWork) {
+        let sum = |of: fn(&KernelEstimate) -> u64| self.kernels.iter().map(of).sum();
+        let work = DispatchWork { bytes: sum(|k| k.work.bytes), flops: sum(|k| k.work.flops) };
+        (self.kernels.iter().map(|k| k.dispatches).sum(), work)
     }
 }
 
@@ -154,14 +171,19 @@ mod tests {
     #[test]
     fn the_slower_of_memory_and_arithmetic_decides() {
         let gpu = GpuDataSheet::named("RTX-4090").unwrap();
-        let work = BTreeMap::from([
-            ("add", KernelWork { dispatches: 2, bytes: 1_008_000_000, flops: 1 }),
-            ("matmul_tiles", KernelWork { dispatches: 1, bytes: 1000, flops: 826_000_000_000 }),
-            ("matmul_coop", KernelWork { dispatches: 1, bytes: 1000, flops: 165_200_000_000 }),
+        let dispatch = |entry, bytes, flops| (entry, DispatchWork { bytes, flops });
+        let work = PlannedWork::from([
+            (dispatch("add", 504_000_000, 1), 2),
+            (dispatch("matmul_tiles", 1000, 743_400_000_000), 1),
+            (dispatch("matmul_tiles", 1_008_000_000, 1000), 1),
+            (dispatch("matmul_coop", 1000, 165_200_000_000), 1),
         ]);
         let estimate = gpu.estimate(&work, MatmulPrecision::High);
-        let told: Vec<_> = estimate.kernels.iter().map(|k| (k.entry, k.least_us.round(), k.is_memory_bound)).collect();
-        assert_eq!(told, [("matmul_tiles", 10_000.0, false), ("matmul_coop", 3000.0, false), ("add", 1000.0, true)]);
+        let told: Vec<_> =
+            estimate.kernels.iter().map(|k| (k.entry, k.least_us.round(), k.memory_bound_us.round())).collect();
+        // A dispatch that waits for memory does not hide another one's arithmetic.
+        assert_eq!(told, [("matmul_tiles", 10_000.0, 1000.0), ("matmul_coop", 3000.0, 0.0), ("add", 1000.0, 1000.0)]);
+        assert_eq!(estimate.total().0, 5);
         assert!((estimate.least_us() - 14_000.0).abs() < 1e-6);
         assert!((gpu.estimate(&work, MatmulPrecision::Medium).least_us() - 12_000.0).abs() < 1e-6);
     }

@@ -1,10 +1,8 @@
 //! Optimiser step: micro-batches forward and backward, division of the sum once, clipping, AdamW. Also scores over whole data sets.
 
-use std::collections::BTreeMap;
-
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, KernelWork, Recording, Role, Slot};
+use crate::gpu::{Gpu, PlannedWork, Recording, Role, Slot};
 use crate::kernels::adamw::{AdamwStep, ParamBucket, adamw};
 use crate::kernels::global_norm::global_norm;
 use crate::kernels::packed_batch::{PackedBatch, SequenceSpan};
@@ -75,11 +73,11 @@ pub struct RecordedStep<'g, 'e> {
 }
 
 impl<'e> RecordedStep<'_, 'e> {
-    /// Returns the step's work by entry point, where the device only counts.
-    pub fn planned_work(&self) -> BTreeMap<&'static str, KernelWork> {
-        let mut all: BTreeMap<&'static str, KernelWork> = BTreeMap::new();
-        for (entry, work) in self.recordings.iter().flat_map(Recording::planned_work) {
-            *all.entry(entry).or_default() += *work;
+    /// Returns the step's dispatches by their work, where the device only counts.
+    pub fn planned_work(&self) -> PlannedWork {
+        let mut all = PlannedWork::new();
+        for (&dispatch, n) in self.recordings.iter().flat_map(Recording::planned_work) {
+            *all.entry(dispatch).or_default() += n;
         }
         all
     }

@@ -106,7 +106,7 @@ impl MemoryDemand<'_> {
     fn candidates(&self) -> Vec<MemorySetting> {
         let s = &self.settings;
         let mut all = Vec::new();
-        if matches!(self.recompute, Recompute::None | Recompute::Elementwise) {
+        if matches!(self.recompute, Recompute::None | Recompute::Elementwise | Recompute::Linear) {
             all.push(MemorySetting::RecomputeBlock);
         }
         let smaller = (1..s.batch_size).rev().filter(|rows| s.batch_size.is_multiple_of(*rows));

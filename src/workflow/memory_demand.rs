@@ -1,13 +1,12 @@
 //! Plans of the memory that a run takes, and whether it fits a device.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::open_model::OpenModel;
 use super::recipe::{Recipe, Recompute};
 use crate::data::batch::Example;
 use crate::error::Result;
-use crate::gpu::{Caps, Gpu, KernelWork, Ledger};
+use crate::gpu::{Caps, Gpu, Ledger, PlannedWork};
 use crate::model::decoder::Decoder;
 use crate::model::load::{LoadOptions, TrainMode};
 use crate::model::peft::Adapter;
@@ -44,9 +43,11 @@ pub fn choose_keep(
     let keep = match recompute {
         Recompute::None => RecomputePolicy::Everything,
         Recompute::Elementwise => RecomputePolicy::Products,
+        Recompute::Linear => RecomputePolicy::InputsAndAttention,
         Recompute::Block => RecomputePolicy::Inputs,
         Recompute::Auto => {
-            for keep in [RecomputePolicy::Everything, RecomputePolicy::Products] {
+            let [more @ .., _] = RecomputePolicy::TRAINING;
+            for keep in more {
                 let found = plan(keep)?;
                 if fits(caps, &found.ledger) != Some(false) {
                     return Ok((keep, found));
@@ -158,7 +159,7 @@ impl MemoryDemand<'_> {
     ///
     /// # Errors
     /// Those of loading the model.
-    pub fn step_work(&self, keep: RecomputePolicy) -> Result<BTreeMap<&'static str, KernelWork>> {
+    pub fn step_work(&self, keep: RecomputePolicy) -> Result<PlannedWork> {
         let gpu = Gpu::plan(self.caps.clone());
         let options = load_options(&self.settings, self.base, self.adapter.as_deref(), self.longest);
         let decoder = load_policy(self.model, &gpu, &options, self.keeps_start)?;
@@ -198,12 +199,13 @@ mod tests {
     use crate::gpu::Role;
     use crate::train::memory_plan::MicroCost;
 
-    /// A run that takes 80 MiB with everything kept, 60 with products, 20 with inputs.
+    /// A run that takes 80 MiB with everything kept, 60 with products, 40 with inputs and attention, 20 with inputs.
     fn example_plan(keep: RecomputePolicy) -> Result<MemoryPlan> {
         let gpu = Gpu::plan(Caps::baseline());
         let mib = match keep {
             RecomputePolicy::Everything => 80,
             RecomputePolicy::Products => 60,
+            RecomputePolicy::InputsAndAttention => 40,
             RecomputePolicy::Inputs | RecomputePolicy::Nothing => 20,
         };
         let _held = gpu.alloc_persistent(Role::Activations, mib << 18);
@@ -220,7 +222,8 @@ mod tests {
         assert_eq!(keep(None, None), Some(RecomputePolicy::Everything));
         assert_eq!(keep(None, Some(100)), Some(RecomputePolicy::Everything));
         assert_eq!(keep(None, Some(85)), Some(RecomputePolicy::Products), "a tenth is left to others");
-        assert_eq!(keep(None, Some(65)), Some(RecomputePolicy::Inputs));
+        assert_eq!(keep(None, Some(65)), Some(RecomputePolicy::InputsAndAttention));
+        assert_eq!(keep(None, Some(43)), Some(RecomputePolicy::Inputs));
         assert_eq!(keep(Some(Recompute::None), Some(85)), Some(RecomputePolicy::Everything));
         assert_eq!(keep(Some(Recompute::Block), None), Some(RecomputePolicy::Inputs));
     }

@@ -28,6 +28,8 @@ pub enum Recompute {
     None,
     /// Norms and activation functions.
     Elementwise,
+    /// Linear layers, too: all of a layer but attention.
+    Linear,
     /// Whole layers, from their inputs.
     Block,
 }

@@ -11,7 +11,7 @@ import { plain } from "./words.js";
 
 const DEMO = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
 /** Column headings of the plan's table, by value of `recompute`. */
-const RECOMPUTE = { none: "nothing recomputed", elementwise: "norms recomputed", block: "layers recomputed" };
+const RECOMPUTE = { none: "nothing recomputed", elementwise: "norms recomputed", linear: "all but attention recomputed", block: "layers recomputed" };
 
 async function demoFiles() {
   const one = async (name) => {

@@ -29,7 +29,7 @@ pub struct Settings {
     pub batch_size: usize,
     /// Maximum number of tokens per sequence.
     pub max_length: usize,
-    /// Activations that the backward pass recomputes: `none`, `elementwise` or `block`. There is no `auto`, because a browser does not tell
+    /// Activations that the backward pass recomputes: `none`, `elementwise`, `linear` or `block`. There is no `auto`, because a browser does not tell
     /// how much memory the GPU has.
     pub recompute: RecomputePolicy,
     /// Data type of the frozen weights: `auto`, `int8`, `nf4`, ...

@@ -175,7 +175,7 @@ pub struct PlanLine {
     pub max_length: usize,
     /// Pairs per step.
     pub batch_size: usize,
-    /// Activations that the backward pass recomputes: `none`, `elementwise` or `block`.
+    /// Activations that the backward pass recomputes: `none`, `elementwise`, `linear` or `block`.
     pub recompute: &'static str,
     /// Peak size of all buffers together, in bytes.
     pub peak_bytes: u64,

@@ -5,6 +5,7 @@ use super::segments::longest;
 use super::{AttentionConfig, AttentionSaved, SegmentTable, attention_bwd, attention_fwd};
 use crate::gpu::{Caps, MatmulPrecision, Recording, Slot, Variant};
 use crate::kernels::packed_batch::PackedBatch;
+use crate::kernels::row_vec4s::{BASELINE, ROWS};
 use crate::kernels::{Case, CaseOutputs, Cost, HostTensor};
 use crate::rng::Rng;
 
@@ -33,7 +34,9 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
     let flash = flash.chain(heads.map(|a| (a, long, Some(Variant::Lanes))));
     let case =
         |(a, shape, variant): (_, _, Option<_>)| case(a, segments(shape), variant.as_slice(), MatmulPrecision::Highest);
-    each.chain(flash).map(case).collect()
+    // Of attention's kernels, only delta's loads rows: one invocation per row, several, and a whole workgroup.
+    let rows = [4, 68, 256].map(|head_dim| (plain(4, 2, head_dim), SHAPES[3], Some(Variant::Rows)));
+    each.chain(flash).chain(rows).map(case).collect()
 }
 
 /// Returns (attention, segments) for `attention_tiles.wgsl`: around tiles of 64, tiles of 32 for wide heads, and blocks of 32. There are
@@ -61,14 +64,11 @@ pub(super) fn of_variant(variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
         Variant::Cpu if caps.has_lanes() => return Vec::new(),
         Variant::Lanes if !caps.has_lanes() => return Vec::new(),
         Variant::Cpu | Variant::Lanes => (plain(4, 2, 6), plain(4, 2, 8), &[(4, &[3, 21])]),
-        Variant::Tiles32
-        | Variant::Tiles64
-        | Variant::Tiles64Wide
-        | Variant::Tiles128
-        | Variant::Tiles128Wide
-        | Variant::Rows => {
+        Variant::Tiles32 | Variant::Tiles64 | Variant::Tiles64Wide | Variant::Tiles128 | Variant::Tiles128Wide => {
             return Vec::new();
         }
+        // Of attention's kernels, only delta's loads rows.
+        Variant::Rows => (plain(4, 2, 8), plain(4, 2, 68), SHAPES[3]),
     };
     let masked = AttentionConfig { softcap: Some(2.0), window: Some(3), ..wide };
     [narrow, masked].map(|a| case(a, segments(shape), &[variant], MatmulPrecision::Highest)).into()
@@ -224,7 +224,8 @@ impl Case for AttentionCase {
         let s = SegmentTable::new(gpu, &b.ranges, &b.positions, &[self.a.window], implementation, true);
         attention_fwd(rec, &self.a, &l, &x[0], &x[0], &s, &o, &lse);
         let saved = AttentionSaved { qkv: &x[0], o: &o, lse: &lse };
-        attention_bwd(rec, &self.a, &l, saved, &s, &d_y[0], &d_qkv);
+        let of_delta = if self.allowed.contains(&Variant::Rows) { ROWS } else { BASELINE };
+        rec.with_variants(of_delta, |rec| attention_bwd(rec, &self.a, &l, saved, &s, &d_y[0], &d_qkv));
         CaseOutputs { y: vec![o], d_x: vec![Some(d_qkv)] }
     }
     fn reduction_len(&self) -> usize {

@@ -1,7 +1,7 @@
 //! Specialisations of `attention_coop.wgsl`, and of `attention_split_f16.wgsl`, which runs before it: sizes by device and head size.
 
 use super::AttentionEntry;
-use crate::gpu::{Caps, CooperativeMatrix, MatmulPrecision, Recording, Shader, Slot, grid_1d};
+use crate::gpu::{Caps, CooperativeMatrix, CountedWork, MatmulPrecision, Recording, Shader, Slot, grid_1d};
 
 /// Specialisation for a device, a precision and a head size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,7 +220,9 @@ impl CoopAttention {
                 first_head,
             };
             let slots = [heads.slot, &heads_f16.values, &heads_f16.row_exponents];
-            rec.dispatch(&self.split_shader(), &params, &slots, grid_1d(heads.n * t, ROWS), 0);
+            let bytes_per_row = 4 * self.head_dim + 2 * self.planes() * self.width() + 4;
+            let work = CountedWork::new(0, (heads.n * t * bytes_per_row) as u64);
+            rec.dispatch(&self.split_shader(), &params, &slots, grid_1d(heads.n * t, ROWS), work);
             first_head += heads.n as u32;
         }
         heads_f16

@@ -2,7 +2,7 @@
 
 use super::operands::with_epilogues;
 use super::{LinearPass, MatmulDesc, MatmulOperands, OperandMatrix, WeightFormat, oriented};
-use crate::gpu::{Caps, CooperativeMatrix, MatmulPrecision, Recording, Shader, Slot, Variant, grid_1d};
+use crate::gpu::{Caps, CooperativeMatrix, CountedWork, MatmulPrecision, Recording, Shader, Slot, Variant, grid_1d};
 use crate::kernels::storage::NF4_TABLE_BYTES;
 
 /// Specialisation for a device and a precision.
@@ -172,24 +172,27 @@ impl CoopMatmul {
         let (b_rows, b_columns) = if p.orientation == LinearPass::Forward { (p.n, p.k) } else { (p.k, p.n) };
         let magnitudes = rec.gpu().alloc_activation(1 + if a_transposed { 1 } else { a_rows });
         rec.clear(&magnitudes);
-        find_largest(rec, &largest(p.storage, true, 0), b, (b_rows, b_columns), &magnitudes);
-        find_largest(rec, &largest(WeightFormat::F32, a_transposed, 1), a, (a_rows, a_columns), &magnitudes);
+        find_largest(rec, largest(p.storage, true, 0), p.storage, b, (b_rows, b_columns), &magnitudes);
+        let f32 = WeightFormat::F32;
+        find_largest(rec, largest(f32, a_transposed, 1), f32, a, (a_rows, a_columns), &magnitudes);
         let grid = [p.n.div_ceil(self.tile) as u32, p.m.div_ceil(self.tile) as u32];
         let slots = vec![a.slot, b.slot, c.slot, &magnitudes];
-        o.dispatch_to(rec, self.shader(p.orientation, p.storage), p, slots, grid, p.flops());
+        o.dispatch_to(rec, self.shader(p.orientation, p.storage), p, slots, grid);
     }
 }
 
 fn find_largest(
     rec: &mut Recording,
-    shader: &Shader,
+    shader: Shader,
+    storage: WeightFormat,
     m: OperandMatrix,
     (rows, columns): (usize, usize),
     magnitudes: &Slot,
 ) {
     let params =
         AbsmaxParams { rows: rows as u32, columns: columns as u32, start: m.start as u32, stride: m.stride as u32 };
-    rec.dispatch(shader, &params, &[magnitudes, m.slot], grid_1d(rows, 1), 0);
+    let work = CountedWork::new(0, 4 * storage.words(rows, columns) as u64);
+    rec.dispatch(&shader, &params, &[magnitudes, m.slot], grid_1d(rows, 1), work);
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Operands of a matrix product, and their bindings.
 
 use super::{LinearPass, MatmulDesc, WeightFormat};
-use crate::gpu::{Recording, Shader, Slot};
+use crate::gpu::{CountedWork, Recording, Shader, Slot};
 
 /// Matrix inside a slot. `start` and `stride` count elements of the matrix as stored.
 #[derive(Debug, Clone, Copy)]
@@ -95,13 +95,12 @@ impl<'a> MatmulOperands<'a> {
     /// Dispatches a shader of one pair, extended by the second pair and the epilogue where the operands have them.
     pub(super) fn dispatch(&self, rec: &mut Recording, shader: &Shader, p: &MatmulDesc, grid: [u32; 2]) {
         let mut slots = vec![self.a.slot, self.b.slot, self.c.slot];
-        let (mut shader, mut flops) = (shader.clone(), p.flops());
+        let mut shader = shader.clone();
         if let Some(second) = &self.second {
             slots.extend([second.a.slot, second.b.slot]);
             shader = with_second(shader);
-            flops += MatmulDesc { k: second.k, ..*p }.flops();
         }
-        self.dispatch_to(rec, shader, p, slots, grid, flops);
+        self.dispatch_to(rec, shader, p, slots, grid);
     }
 
     /// Dispatches a shader on `slots` and, behind them, the epilogue's slots.
@@ -112,7 +111,6 @@ impl<'a> MatmulOperands<'a> {
         p: &MatmulDesc,
         mut slots: Vec<&'a Slot>,
         grid: [u32; 2],
-        flops: u64,
     ) {
         let Epilogue { bias, residual } = self.epilogue;
         if !self.epilogue.is_empty() {
@@ -120,7 +118,17 @@ impl<'a> MatmulOperands<'a> {
             // A binding that nothing reads holds A's slot.
             slots.extend([bias.map_or(self.a.slot, |b| b.0), residual.unwrap_or(self.a.slot)]);
         }
-        rec.dispatch_in_parts(&shader, &self.params(p), &slots, grid, flops);
+        rec.dispatch_in_parts(&shader, &self.params(p), &slots, grid, self.work(p));
+    }
+
+    /// Counts the operations of both pairs, and the bytes of the matrices, which may be parts of their slots.
+    fn work(&self, p: &MatmulDesc) -> CountedWork {
+        let (b_rows, b_columns) = if p.orientation == LinearPass::Forward { (p.n, p.k) } else { (p.k, p.n) };
+        let k2 = self.second.map_or(0, |second| second.k);
+        let of_c = 1 + usize::from(p.accumulate) + usize::from(self.epilogue.residual.is_some());
+        let words = p.m * p.k + p.storage.words(b_rows, b_columns) + k2 * (p.m + p.n) + of_c * p.m * p.n;
+        let bias = if self.epilogue.bias.is_some() { p.n } else { 0 };
+        CountedWork::new(2 * (p.m * p.n * (p.k + k2)) as u64, 4 * (words + bias) as u64)
     }
 
     pub(super) fn params(&self, p: &MatmulDesc) -> MatmulParams {
