@@ -19,9 +19,13 @@
 //
 // Should a driver divide the workgroup into other subgroups than the shader was written for, C is NaN.
 //
+// A second pair (LoRA) has other scales, so it cannot share the sums. Its few terms are added in f32 while C is stored, which saves a pass
+// over C.
+//
 // Neither the tile's size nor K_TILE changes a result: fragments are summed in the order of K, EDGE columns at a time.
 
 import package::shared::epilogue_none::{with_epilogue};
+import package::shared::low_rank_none::{LOW_RANK, low_rank_x_vec4, low_rank_w_vec4};
 import package::shared::product::{MatmulParams};
 import package::shared::weight::{decoded_vec4, prepare_weight, row_scale, stored_vec4};
 import package::shared::split_f16::{SPLIT, rounded};
@@ -33,11 +37,12 @@ override LANES: u32 = 128u; // 2·ACROSS subgroups
 override ACROSS: u32 = 2u; // subgroups along a row of the tile
 override ROW_FRAGMENTS: u32 = 2u; // along a column of a subgroup's block
 override K_TILE: u32 = 16u;
+override ABSMAX: u32 = 4u; // first binding behind those of the pairs
 
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 // Binding 2: B.
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
-@group(0) @binding(4) var<storage, read> absmax: array<u32>; // bits of the absmax: of B, and of A or of each of its rows
+@group(0) @binding(ABSMAX) var<storage, read> absmax: array<u32>; // bits of the absmax: of B, and of A or of each of its rows
 
 const TILE = 2u * ROW_FRAGMENTS * EDGE;
 const COLUMN_FRAGMENTS = TILE / ACROSS / EDGE;
@@ -49,6 +54,7 @@ const DEPTH = min(VEC4S, 4u); // stored rows of a block, where they do not run a
 const B_BEGIN = TILE * ROW;
 const SUBGROUPS = 2u * ACROSS;
 const STEP = LANES / SUBGROUPS; // invocations per subgroup
+const STORED = EDGE * EDGE / STEP; // values of a fragment that an invocation stores
 const NAN = 0x7fc00000u;
 
 var<workgroup> high: array<f16, 2u * TILE * ROW>; // A's tile (TILE, K_TILE), then B's
@@ -184,6 +190,46 @@ fn put(tile: u32, lane: u32, vec4s: array<vec4<f32>, VEC4S>, along_k: bool) {
     }
 }
 
+// Returns the row of C of the s-th value that an invocation of a subgroup stores of a fragment.
+fn row_of_value(m_fragment: u32, member: u32, s: u32) -> u32 {
+    return m_fragment + (member + s * STEP) / EDGE;
+}
+
+// Returns the second pair's terms of the values that an invocation stores, in the order of K2. Its subgroup's block begins at (m0, n0).
+fn second_sums(m0: u32, n0: u32, member: u32) -> array<f32, FRAGMENTS * STORED> {
+    var sums: array<f32, FRAGMENTS * STORED>;
+    for (var k = 0u; k < params.k2; k += 4u) {
+        var w: array<vec4<f32>, COLUMN_FRAGMENTS>;
+        for (var j = 0u; j < COLUMN_FRAGMENTS; j++) {
+            let n = min(n0 + j * EDGE + member % EDGE, params.n - 1u);
+            if B_TRANSPOSED {
+                w[j] = low_rank_w_vec4(n, k);
+            } else {
+                let lane = n % 4u;
+                w[j] = vec4<f32>(
+                    low_rank_w_vec4(k, n - lane)[lane],
+                    low_rank_w_vec4(k + 1u, n - lane)[lane],
+                    low_rank_w_vec4(k + 2u, n - lane)[lane],
+                    low_rank_w_vec4(k + 3u, n - lane)[lane],
+                );
+            }
+        }
+        for (var i = 0u; i < ROW_FRAGMENTS; i++) {
+            for (var s = 0u; s < STORED; s++) {
+                let x = low_rank_x_vec4(min(row_of_value(m0 + i * EDGE, member, s), params.m - 1u), k);
+                for (var j = 0u; j < COLUMN_FRAGMENTS; j++) {
+                    let at = (i * COLUMN_FRAGMENTS + j) * STORED + s;
+                    sums[at] += x.x * w[j].x;
+                    sums[at] += x.y * w[j].y;
+                    sums[at] += x.z * w[j].z;
+                    sums[at] += x.w * w[j].w;
+                }
+            }
+        }
+    }
+    return sums;
+}
+
 @compute @workgroup_size(LANES)
 fn matmul_coop(
     @builtin(workgroup_id) in_part: vec3<u32>,
@@ -274,24 +320,31 @@ fn matmul_coop(
     }
     // Each invocation stores every STEP-th value of its subgroup's fragments.
     let b_inverse = bitcast<f32>(select(NAN, bitcast<u32>(inverse_scale(absmax[0])), n_subgroups == SUBGROUPS));
-    var a_inverse: array<f32, EDGE * EDGE / STEP>;
+    var second: array<f32, FRAGMENTS * STORED>;
+    if LOW_RANK {
+        second = second_sums(m0 + m_block, n0 + n_block, member);
+    }
+    var a_inverse: array<f32, STORED>;
     for (var f = 0u; f < FRAGMENTS; f++) {
         let m_fragment = m0 + m_block + f / COLUMN_FRAGMENTS * EDGE;
         let n = n0 + n_block + f % COLUMN_FRAGMENTS * EDGE + member % EDGE;
         if f % COLUMN_FRAGMENTS == 0u {
-            for (var s = 0u; s < EDGE * EDGE / STEP; s++) {
-                a_inverse[s] = inverse_scale(absmax[absmax_of_a(m_fragment + (member + s * STEP) / EDGE)]);
+            for (var s = 0u; s < STORED; s++) {
+                a_inverse[s] = inverse_scale(absmax[absmax_of_a(row_of_value(m_fragment, member, s))]);
             }
         }
         workgroupBarrier();
         coopStoreT(sums[f], &values[subgroup * EDGE * EDGE], EDGE);
         workgroupBarrier();
-        for (var s = 0u; s < EDGE * EDGE / STEP; s++) {
-            let m = m_fragment + (member + s * STEP) / EDGE;
+        for (var s = 0u; s < STORED; s++) {
+            let m = row_of_value(m_fragment, member, s);
             if m < params.m && n < params.n {
                 let at = params.c_start + m * params.c_stride + n;
                 let sum = values[subgroup * EDGE * EDGE + member + s * STEP] * a_inverse[s] * b_inverse;
                 var value = params.alpha * sum;
+                if LOW_RANK {
+                    value += params.alpha * second[f * STORED + s];
+                }
                 if params.accumulate == 1u {
                     value += c[at];
                 }

@@ -100,8 +100,8 @@ fn launch(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands, allowed: &[Var
         return;
     }
     let coop = CoopMatmul::choose(p, [o.a, o.b], rec.gpu().caps(), allowed, precision);
-    // Cooperative-matrix kernels scale A and B to f16's range. The second pair needs other scales, so it cannot share their sums.
-    if let Some(second) = o.second.filter(|s| coop.is_some() || !s.can_fuse(p)) {
+    let most_columns = if coop.is_some() { coop::MOST_RANK } else { usize::MAX };
+    if let Some(second) = o.second.filter(|s| !s.can_fuse(p) || s.k > most_columns) {
         launch(rec, p, MatmulOperands { second: None, epilogue: Epilogue::default(), ..o }, allowed, precision);
         let p = MatmulDesc { storage: second.storage, k: second.k, accumulate: true, ..*p };
         return launch(rec, &p, MatmulOperands { a: second.a, b: second.b, second: None, ..o }, allowed, precision);

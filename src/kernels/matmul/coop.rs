@@ -1,6 +1,6 @@
 //! Specialisations of `matmul_coop.wgsl`, and of `matmul_absmax.wgsl`, which runs before it.
 
-use super::operands::with_epilogues;
+use super::operands::{with_epilogues, with_second};
 use super::{LinearPass, MatmulDesc, MatmulOperands, OperandMatrix, WeightFormat, oriented};
 use crate::gpu::{Caps, CooperativeMatrix, CountedWork, MatmulPrecision, Recording, Shader, Slot, Variant, grid_1d};
 use crate::kernels::storage::NF4_TABLE_BYTES;
@@ -25,6 +25,8 @@ const LEAST: usize = 32;
 const CPU_TILE: usize = 32;
 /// Workgroups that keep a GPU busy: the largest tiles that give at least this many are chosen.
 const ENOUGH_WORKGROUPS: usize = 128;
+/// Largest rank of a second pair whose terms are added while C is stored. A pass of its own is faster for larger ones.
+pub(super) const MOST_RANK: usize = 16;
 /// Padding between rows in workgroup memory, in f16 values: the shader's PAD.
 const PAD: usize = 8;
 /// Workgroup memory that every device with cooperative matrices has.
@@ -152,10 +154,16 @@ impl CoopMatmul {
         let mut all = vec![largest(storage, true, 0)];
         for coop in Self::all() {
             let shader = coop.shader(orientation, storage);
-            if orientation == LinearPass::Forward {
-                all.extend(with_epilogues(shader.clone(), 4));
+            let two = for_pairs(shader.clone(), true);
+            let shader = for_pairs(shader, false);
+            match orientation {
+                LinearPass::Forward => {
+                    all.extend(with_epilogues(shader.clone(), 4).chain(with_epilogues(two.clone(), 6)));
+                    all.extend([two, shader]);
+                }
+                LinearPass::BackwardX => all.extend([two, shader]),
+                LinearPass::BackwardW => all.push(shader),
             }
-            all.push(shader);
         }
         if storage == WeightFormat::F32 {
             all.push(largest(storage, orientation == LinearPass::BackwardW, 1));
@@ -163,9 +171,9 @@ impl CoopMatmul {
         all
     }
 
-    /// Launches a product of one pair of operands.
+    /// Launches a product, whose second pair has at most [`MOST_RANK`] columns.
     pub fn launch(self, rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands) {
-        let MatmulOperands { a, b, c, .. } = o;
+        let MatmulOperands { a, b, second, c, .. } = o;
         // Only d_W stores A as (K, M), and sums over the batch: there A has one scale. Otherwise each row of x or d_y has its own scale.
         let a_transposed = p.orientation == LinearPass::BackwardW;
         let (a_rows, a_columns) = if a_transposed { (p.k, p.m) } else { (p.m, p.k) };
@@ -176,9 +184,17 @@ impl CoopMatmul {
         let f32 = WeightFormat::F32;
         find_largest(rec, largest(f32, a_transposed, 1), f32, a, (a_rows, a_columns), &magnitudes);
         let grid = [p.n.div_ceil(self.tile) as u32, p.m.div_ceil(self.tile) as u32];
-        let slots = vec![a.slot, b.slot, c.slot, &magnitudes];
-        o.dispatch_to(rec, self.shader(p.orientation, p.storage), p, slots, grid);
+        let shader = self.shader(p.orientation, p.storage);
+        let mut slots = vec![a.slot, b.slot, c.slot];
+        slots.extend(second.iter().flat_map(|second| [second.a.slot, second.b.slot]));
+        slots.push(&magnitudes);
+        o.dispatch_to(rec, for_pairs(shader, second.is_some()), p, slots, grid);
     }
+}
+
+/// Returns a shader for one pair or two; the absmax's binding is behind theirs.
+fn for_pairs(shader: Shader, has_second: bool) -> Shader {
+    if has_second { with_second(shader).with("ABSMAX", 6.0) } else { shader.with("ABSMAX", 4.0) }
 }
 
 fn find_largest(
