@@ -29,6 +29,7 @@ override SLICE: u32 = 8u;   // at most 8; divides E's vec4s
 override ROWS: u32 = 32u;   // divides BLOCK; the most that 512 vec4s hold
 override ACROSS: u32 = 8u;  // 8, 16 or 32
 override DOWN: u32 = 16u;   // 16 or 8: at most 256 invocations
+override PREFETCH: bool = false; // whether a slice is loaded while the slice before it is multiplied
 override OF_KEYS: bool = true;   // whether bwd_kv computes the gradient of keys
 override OF_VALUES: bool = true; // whether bwd_kv computes the gradient of values
 
@@ -111,6 +112,33 @@ fn mask_row(end: u32, row: u32) -> u32 {
     return select(0xffffffffu, row, row < end);
 }
 
+// An invocation's part of a slice of both sides, on its way to workgroup memory.
+struct StagedSlice {
+    left: array<vec4<f32>, LEFT_TURNS>,
+    right: array<vec4<f32>, RIGHT_TURNS>,
+}
+
+fn left_vec4(lane: u32, turn: u32, mine: Rows, own: u32, slice: u32) -> vec4<f32> {
+    let i = lane + turn * INVOCATIONS;
+    return head_vec4(mine, clamp_row(own + i / SLICE), slice + i % SLICE);
+}
+
+fn right_vec4(lane: u32, turn: u32, other: Rows, at: u32, end: u32, slice: u32) -> vec4<f32> {
+    let i = lane + turn * INVOCATIONS;
+    return head_vec4(other, min(at + i / SLICE, end - 1u), slice + i % SLICE);
+}
+
+fn stage_slice(lane: u32, mine: Rows, own: u32, other: Rows, at: u32, end: u32, slice: u32) -> StagedSlice {
+    var staged: StagedSlice;
+    for (var turn = 0u; turn < LEFT_TURNS; turn++) {
+        staged.left[turn] = left_vec4(lane, turn, mine, own, slice);
+    }
+    for (var turn = 0u; turn < RIGHT_TURNS; turn++) {
+        staged.right[turn] = right_vec4(lane, turn, other, at, end, slice);
+    }
+    return staged;
+}
+
 // Returns the dot products of 4 own rows with PART rows of the other side from `at` on. Products beyond `end` are arbitrary.
 fn tile_dots(lane: u32, mine: Rows, own: u32, other: Rows, at: u32, end: u32) -> array<vec4<f32>, PART> {
     let across = lane % ACROSS;
@@ -119,6 +147,10 @@ fn tile_dots(lane: u32, mine: Rows, own: u32, other: Rows, at: u32, end: u32) ->
     for (var n = 0u; n < PART; n++) {
         sums[n] = vec4<f32>();
     }
+    var staged: StagedSlice;
+    if PREFETCH {
+        staged = stage_slice(lane, mine, own, other, at, end, 0u);
+    }
     for (var slice = 0u; slice < VEC4S; slice += SLICE) {
         for (var turn = 0u; turn < LEFT_TURNS; turn++) {
             let i = lane + turn * INVOCATIONS;
@@ -126,7 +158,11 @@ fn tile_dots(lane: u32, mine: Rows, own: u32, other: Rows, at: u32, end: u32) ->
                 let d = i % SLICE;
                 let row = i / SLICE;
                 let group = row / DOWN * DOWN;
-                left[d * TILE + group + swizzle(row, d, DOWN)] = head_vec4(mine, clamp_row(own + row), slice + d);
+                var value = staged.left[turn];
+                if !PREFETCH {
+                    value = left_vec4(lane, turn, mine, own, slice);
+                }
+                left[d * TILE + group + swizzle(row, d, DOWN)] = value;
             }
         }
         for (var turn = 0u; turn < RIGHT_TURNS; turn++) {
@@ -135,10 +171,18 @@ fn tile_dots(lane: u32, mine: Rows, own: u32, other: Rows, at: u32, end: u32) ->
                 let d = i % SLICE;
                 let row = i / SLICE;
                 let group = row / ACROSS * ACROSS;
-                right[d * BLOCK + group + swizzle(row, d, ACROSS)] = head_vec4(other, min(at + row, end - 1u), slice + d);
+                var value = staged.right[turn];
+                if !PREFETCH {
+                    value = right_vec4(lane, turn, other, at, end, slice);
+                }
+                right[d * BLOCK + group + swizzle(row, d, ACROSS)] = value;
             }
         }
         workgroupBarrier();
+        if PREFETCH {
+            // The last turn loads its own slice again, which nobody uses.
+            staged = stage_slice(lane, mine, own, other, at, end, min(slice + SLICE, VEC4S - SLICE));
+        }
         for (var d = 0u; d < SLICE; d++) {
             let from_left = d * TILE + swizzle(down, d, DOWN);
             let from_right = d * BLOCK + swizzle(across, d, ACROSS);

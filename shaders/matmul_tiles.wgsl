@@ -13,7 +13,7 @@
 // Each four rows of a tile lie PADDING vec4s behind the four before: invocations that put transposed blocks side by side then write to different
 // banks. PADDING is 0 where workgroup memory has no room for it.
 
-import package::shared::epilogue_none::{with_epilogue_vec4};
+import package::shared::epilogue_none::{bias_vec4, with_epilogue_vec4};
 import package::shared::product::{MatmulParams};
 import package::shared::low_rank_none::{LOW_RANK, low_rank_x_vec4, low_rank_w_vec4};
 import package::shared::weight::{STORED_AS_VALUES, decoded_vec4, prepare_weight, row_scale, stored_vec4};
@@ -115,8 +115,8 @@ struct StoredBlock {
     scales: array<f32, 4>, // of B's stored rows, where they have any
 }
 
-// Loads an invocation's block n. What a format does not need stays as it was `before`: setting it would make compilers copy, and so wait for, the
-// rest.
+// Loads an invocation's block n. What a format does not need stays as it was `before`, or becomes zero: whichever lets compilers load without
+// copying the rest, and so waiting for it.
 fn load_block(lane: u32, n: u32, at: BlockPlace, before: StoredBlock) -> StoredBlock {
     var block = before;
     if is_in_a(lane, n) {
@@ -285,18 +285,22 @@ fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
             multiply_tiles(&acc, across, down);
         }
     }
-    for (var r = 0u; r < ROW_VEC4S; r++) {
-        for (var s = 0u; s < COLUMN_VEC4S; s++) {
-            let n = n0 + 4u * (across + s * ACROSS);
-            for (var i = 0u; i < 4u; i++) {
-                let m = m0 + 4u * (down + r * DOWN) + i;
-                if m < params.m && n < params.n {
-                    let at = (params.c_start + m * params.c_stride + n) / 4u;
-                    var value = params.alpha * acc[4u * (r * COLUMN_VEC4S + s) + i];
-                    if params.accumulate == 1u {
-                        value += c[at];
+    // The bias is loaded once per column: with it in the inner body, compilers do not unroll both loops, and keep the sums in memory.
+    for (var s = 0u; s < COLUMN_VEC4S; s++) {
+        let n = n0 + 4u * (across + s * ACROSS);
+        if n < params.n {
+            let columns_bias = bias_vec4(n);
+            for (var r = 0u; r < ROW_VEC4S; r++) {
+                for (var i = 0u; i < 4u; i++) {
+                    let m = m0 + 4u * (down + r * DOWN) + i;
+                    if m < params.m {
+                        let at = (params.c_start + m * params.c_stride + n) / 4u;
+                        var value = params.alpha * acc[4u * (r * COLUMN_VEC4S + s) + i];
+                        if params.accumulate == 1u {
+                            value += c[at];
+                        }
+                        c[at] = with_epilogue_vec4(value, columns_bias, at);
                     }
-                    c[at] = with_epilogue_vec4(value, n, at);
                 }
             }
         }

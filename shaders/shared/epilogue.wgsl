@@ -23,12 +23,20 @@ fn with_epilogue(value: f32, n: u32, at: u32) -> f32 {
     return sum;
 }
 
-// Returns elements 4·vec4 to 4·vec4 + 3 of C with the epilogue; the first is in column n.
-fn with_epilogue_vec4(values: vec4<f32>, n: u32, vec4_at: u32) -> vec4<f32> {
-    var sums = values;
+// Returns the bias of columns n to n + 3, or zeros where there is no bias.
+fn bias_vec4(n: u32) -> vec4<f32> {
     if BIAS {
         let i = params.bias_start + n;
-        sums += vec4<f32>(bias[i], bias[i + 1u], bias[i + 2u], bias[i + 3u]);
+        return vec4<f32>(bias[i], bias[i + 1u], bias[i + 2u], bias[i + 3u]);
+    }
+    return vec4<f32>();
+}
+
+// Returns vec4 `vec4_at` of C with the epilogue, where `columns_bias` is the bias of its columns.
+fn with_epilogue_vec4(values: vec4<f32>, columns_bias: vec4<f32>, vec4_at: u32) -> vec4<f32> {
+    var sums = values;
+    if BIAS {
+        sums += columns_bias;
     }
     if RESIDUAL {
         sums += residual_vec4s[vec4_at];

@@ -24,7 +24,8 @@ fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
 // Whether values are stored as they are; `decoded_vec4` is then a bitcast.
 const STORED_AS_VALUES = true;
 
-// Loads the same four elements as they are stored, without using them yet. Components that the format does not need are those of `before`.
+// Loads the same four elements as they are stored, without using them yet. Components that the format does not need are those of
+// `before`, or zeros.
 fn stored_vec4(vec4_at: u32, before: vec4<u32>) -> vec4<u32> {
     return bitcast<vec4<u32>>(weight_vec4s[vec4_at]);
 }

@@ -20,8 +20,7 @@ pub enum Variant {
     Tiles64Wide,
     /// Matmul in tiles of 128×128 with vec4 loads and stores: the fewest loads from memory per multiplication.
     Tiles128,
-    /// Like [`Self::Tiles128`] with half the invocations, each with twice the outputs: only where it is asked for, because RADV and NVK keep the
-    /// outputs in memory where a bias is added.
+    /// Like [`Self::Tiles128`] with half the invocations, each with twice the outputs: for GPUs with many registers.
     Tiles128Wide,
     /// Attention with tiles of keys in workgroup memory, scores and outputs in blocks of registers.
     Flash,
@@ -76,8 +75,7 @@ impl Variant {
         let has_many_registers = [PCI_AMD, PCI_NVIDIA].contains(&vendor);
         let suits = |variant: &Self| match variant {
             Self::Cpu | Self::Lanes => is_cpu,
-            Self::Tiles64Wide => !is_cpu && has_many_registers,
-            Self::Tiles128Wide => false,
+            Self::Tiles64Wide | Self::Tiles128Wide => !is_cpu && has_many_registers,
             Self::Flash => !is_cpu && vendor != PCI_INTEL,
             Self::FlashNarrow => !is_cpu && vendor == PCI_INTEL,
             _ => !is_cpu,
@@ -114,10 +112,14 @@ mod tests {
     fn variants_suit_a_vendors_registers() {
         let has = |variant, is_cpu, vendor| Variant::default_for(is_cpu, vendor).contains(&variant);
         for vendor in [PCI_AMD, PCI_NVIDIA] {
-            assert!(has(Variant::Tiles64Wide, false, vendor) && !has(Variant::FlashNarrow, false, vendor));
+            for wide in [Variant::Tiles64Wide, Variant::Tiles128Wide] {
+                assert!(has(wide, false, vendor));
+            }
+            assert!(!has(Variant::FlashNarrow, false, vendor));
         }
         for vendor in [PCI_INTEL, 0] {
-            assert!(has(Variant::Tiles128, false, vendor) && !has(Variant::Tiles64Wide, false, vendor));
+            assert!(has(Variant::Tiles128, false, vendor));
+            assert!(!has(Variant::Tiles64Wide, false, vendor) && !has(Variant::Tiles128Wide, false, vendor));
             assert_eq!(
                 [Variant::FlashNarrow, Variant::Flash].map(|v| has(v, false, vendor)),
                 [vendor != 0, vendor == 0]

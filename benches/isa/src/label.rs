@@ -48,13 +48,22 @@ fn is_wide(shader: &Shader) -> bool {
     [(Some(64.0), Some(4.0)), (Some(128.0), Some(8.0))].contains(&(constant("TILE"), per_invocation))
 }
 
-/// Tells whether a GPU of the vendor may be given a pipeline: wide tiles are not for Intel, `flashnarrow` is for Intel alone.
+/// Returns the invocations per subgroup that the project's kernels for cooperative matrices are given on a vendor's GPUs.
+fn subgroup_size(vendor: Vendor) -> f64 {
+    if vendor == Vendor::Amd { 64.0 } else { 32.0 }
+}
+
+/// Tells whether a GPU of the vendor may be given a pipeline: wide tiles are not for Intel, `flashnarrow` is for Intel alone, and
+/// `attention_coop` has pipelines for each size of subgroups.
 pub fn is_for(shader: &Shader, vendor: Vendor) -> bool {
     let constant = |name: &str| shader.constants.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
     let is_narrow = constant("ROWS") == Some(8.0) && constant("SLICE").is_some_and(|slice| slice <= 4.0);
     match shader.module {
         "matmul_tiles" => vendor != Vendor::Intel || !is_wide(shader),
         "attention_tiles" => (vendor == Vendor::Intel) == is_narrow,
+        "attention_coop" => {
+            constant("LANES").zip(constant("SUBGROUPS")).is_none_or(|(lanes, n)| lanes / n == subgroup_size(vendor))
+        }
         _ => true,
     }
 }
@@ -85,7 +94,7 @@ pub fn row(shader: &Shader, gpu: &str, vendor: Vendor) -> Option<String> {
     };
     let e = constant("E").unwrap_or_default();
     let precision = if constant("SPLIT") == Some(1.0) { "high" } else { "medium" };
-    let subgroup = if vendor == Vendor::Amd { 64.0 } else { 32.0 };
+    let subgroup = subgroup_size(vendor);
     let name = match shader.module {
         "matmul_tiles" => {
             let tile = constant("TILE")?;
@@ -111,8 +120,7 @@ pub fn row(shader: &Shader, gpu: &str, vendor: Vendor) -> Option<String> {
             (e >= 64.0).then(|| format!("{} e={e}{of}", shader.entry))
         }
         "attention_coop" => {
-            let is_common = [64.0, 128.0].contains(&e) && is("LANES", 4.0 * subgroup);
-            is_common.then(|| format!("{} e={e} {precision}", shader.entry))
+            [64.0, 128.0].contains(&e).then(|| format!("{} e={e} {precision}", shader.entry))
         }
         "attention"
         | "matmul"

@@ -36,6 +36,9 @@ const REGISTERS: usize = 80;
 /// Largest number of outputs that an invocation of a subgroup of 64 keeps for two fragments of own rows.
 const REGISTERS_OF_TWO_ROWS: usize = 64;
 const MOST_REGISTERS: usize = 128;
+/// Largest number of registers for the part of a slice that an invocation carries from memory to workgroup memory. Every eight outputs take one
+/// of them, because NVK spills beyond that line (benches/results/isa.md).
+const STAGED_REGISTERS: usize = 25;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -132,15 +135,23 @@ impl CoopAttention {
         matches!(entry, AttentionEntry::Forward) && !self.split && self.width() <= HELD_WIDTH
     }
 
-    /// Returns the shader's SLICE: the most columns of the other side's rows whose slices fit into workgroup memory. CPUs get few columns,
-    /// because their compilers take long for large slices.
+    /// Returns the shader's SLICE: the most columns of the other side's rows whose slices fit into workgroup memory, and into the registers
+    /// that carry them there. CPUs get few columns, because their compilers take long for large slices.
     fn slice(self, entry: AttentionEntry) -> usize {
         let least = self.edge * self.share(entry);
         let most = if self.is_cpu { least } else { SLICE };
+        let most_staged = STAGED_REGISTERS.saturating_sub(self.registers(entry) / 8);
         let fits = |slice: &usize| {
-            self.width().is_multiple_of(*slice) && self.bytes_with_slice(entry, *slice) <= WORKGROUP_BYTES
+            self.width().is_multiple_of(*slice)
+                && self.bytes_with_slice(entry, *slice) <= WORKGROUP_BYTES
+                && (self.is_cpu || self.staged_registers(entry, *slice) <= most_staged)
         };
         (1..=most / least).rev().map(|n| n * least).find(fits).unwrap_or(least)
+    }
+
+    /// Returns the registers that hold an invocation's part of a slice, two f16 each.
+    fn staged_registers(self, entry: AttentionEntry, slice: usize) -> usize {
+        (self.planes() * self.block() * slice / 2).div_ceil(self.subgroups(entry) * self.subgroup)
     }
 
     /// Returns the rows that a workgroup owns.
@@ -255,6 +266,18 @@ mod tests {
         assert_eq!(shares(&device(16, 32, 16 << 10), 64), None);
         assert_eq!(CoopAttention::choose(&tensor_cores, MatmulPrecision::Highest, 64), None);
         assert_eq!(CoopAttention::choose(&Caps::baseline(), high, 64), None);
+    }
+
+    /// Wide heads with large slices spill on NVK.
+    #[test]
+    fn slices_leave_registers_to_the_outputs() {
+        let slices = |subgroup, split, head_dim| {
+            let coop = CoopAttention { edge: 16, subgroup, is_cpu: false, split, head_dim };
+            AttentionEntry::ALL.map(|entry| coop.slice(entry))
+        };
+        assert_eq!([64, 80, 128, 256].map(|e| slices(32, true, e)), [[64; 3], [80, 80, 16], [64; 3], [64, 64, 32]]);
+        assert_eq!([64, 80, 128, 256].map(|e| slices(32, false, e)), [[64; 3], [80; 3], [128; 3], [128, 128, 64]]);
+        assert_eq!(slices(64, false, 256), [128; 3]);
     }
 
     /// The shader relies on these divisions having no remainder.

@@ -10,6 +10,8 @@ const RIGHT: usize = 512;
 /// Largest number of invocations per workgroup. `DOWN` is the largest number of groups of invocations that own 4 rows of a tile each.
 const INVOCATIONS: usize = 256;
 const DOWN: usize = 16;
+/// Largest number of invocations that share 4 rows.
+const MOST_ACROSS: usize = 32;
 
 /// Limits of what an invocation keeps in registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +61,7 @@ impl AttentionTiles {
         let wide = |across| (self.head_dim / 4).div_ceil(across);
         let kept = |across| outputs * 16 * wide(across) + scores * 4 * BLOCK / across;
         let least = if self.narrow && scores == 2 { 16 } else { 8 };
-        [8, 16, 32].into_iter().find(|&across| across >= least && kept(across) <= self.budget().values)
+        [8, 16, MOST_ACROSS].into_iter().find(|&across| across >= least && kept(across) <= self.budget().values)
     }
 
     fn across_and_down(self, entry: AttentionEntry) -> [usize; 2] {
@@ -81,6 +83,8 @@ impl AttentionTiles {
             .with("ROWS", f64::from(rows))
             .with("ACROSS", across as f64)
             .with("DOWN", down as f64)
+            // Two sets of outputs of wide heads leave few scores, and so little to multiply, per slice.
+            .with("PREFETCH", f64::from(u8::from(!self.narrow && across == MOST_ACROSS)))
     }
 
     /// Returns the largest slice that divides a head's vec4s. Compilers unroll a loop over two or three slices and load them together, which few

@@ -41,8 +41,12 @@ impl TiledMatmul {
         if !matrices.iter().all(OperandMatrix::in_vec4s) || !stored_columns.iter().all(|c| c.is_multiple_of(4)) {
             return Vec::new();
         }
+        Self::by_preference(p, allowed)
+    }
+
+    /// Returns the allowed sizes: the largest tiles that give enough workgroups come first, then the others from the smallest.
+    fn by_preference(p: &MatmulDesc, allowed: &[Variant]) -> Vec<Self> {
         let mut sizes: Vec<Self> = Self::ALL.into_iter().filter(|t| allowed.contains(&t.variant)).collect();
-        // The largest tiles that give enough workgroups come first, then the others from the smallest.
         if let Some(best) = sizes.iter().rposition(|t| t.gives_enough_workgroups(p)) {
             sizes[..=best].rotate_right(1);
         }
@@ -100,5 +104,30 @@ impl TiledMatmul {
 
     pub fn grid(self, p: &MatmulDesc) -> [u32; 2] {
         [p.n.div_ceil(self.tile) as u32, p.m.div_ceil(self.tile) as u32]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sides of square C from which each size is chosen where a GPU has many registers: 128 workgroups, or 256 of the wide sizes.
+    #[test]
+    fn larger_products_have_larger_tiles() {
+        let chosen = |side| {
+            let (orientation, storage) = (LinearPass::Forward, WeightFormat::F32);
+            let p = MatmulDesc { orientation, storage, m: side, n: side, k: 64, alpha: 1.0, accumulate: false };
+            TiledMatmul::by_preference(&p, &TiledMatmul::ALL.map(|tiles| tiles.variant))[0].variant
+        };
+        for (from, variant) in [
+            (4, Variant::Tiles32),
+            (708, Variant::Tiles64),
+            (964, Variant::Tiles64Wide),
+            (1412, Variant::Tiles128),
+            (1924, Variant::Tiles128Wide),
+        ] {
+            assert_eq!(chosen(from), variant, "{from}");
+            assert!(from == 4 || chosen(from - 4) != variant, "{from}");
+        }
     }
 }
