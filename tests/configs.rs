@@ -40,6 +40,8 @@ fn configs_resolve_as_in_transformers() {
                 RopeScaling::Default => "default",
                 RopeScaling::Linear { .. } => "linear",
                 RopeScaling::Llama3 { .. } => "llama3",
+                RopeScaling::Yarn { .. } => "yarn",
+                RopeScaling::LongRope { .. } => "longrope",
             };
             assert_eq!(json!(kind), theirs["kind"]);
             assert_eq!(json!(ours.rotary_dim), theirs["rotary_dim"]);
@@ -105,7 +107,7 @@ fn bad_configs_name_the_field() {
             json!(["FooForCausalLM"]),
             "`FooForCausalLM` is not supported; supported: LlamaForCausalLM",
         ),
-        (llama, "architectures", json!(["Gemma3ForConditionalGeneration"]), "is not supported"),
+        (llama, "architectures", json!(["Qwen3_5ForConditionalGeneration"]), "is not supported"),
         (llama, "architectures", json!([]), "expected a list of one name"),
         (llama, "architectures", json!("LlamaForCausalLM"), "expected a list of one name"),
         (llama, "model_type", json!("granite"), "expected `llama` for LlamaForCausalLM, found `granite`"),
@@ -154,8 +156,12 @@ fn bad_configs_name_the_field() {
         says(changed(name, field, value), &["m/config.json", &format!("`{field}`"), reason]);
     }
     let inner = [
-        (json!({"rope_type": "yarn", "factor": 2.0}), "`rope_scaling.rope_type`: `yarn` is not supported"),
-        (json!({"type": "longrope"}), "`longrope` is not supported"),
+        (json!({"rope_type": "dynamic", "factor": 2.0}), "`rope_scaling.rope_type`: `dynamic` is not supported"),
+        (json!({"type": "longrope"}), "`longrope` is supported for Phi3ForCausalLM only"),
+        (json!({"type": "yarn"}), "`rope_scaling.factor`: is missing"),
+        (json!({"type": "yarn", "factor": 4, "beta_fast": "x"}), "`rope_scaling.beta_fast`: expected a number"),
+        (json!({"type": "yarn", "factor": 4, "truncate": 1}), "`rope_scaling.truncate`: expected true or false"),
+        (json!({"type": "yarn", "factor": 4, "llama_4_scaling_beta": 0.1}), "is not supported with rope type `yarn`"),
         (json!({"rope_type": 3}), "`rope_scaling.rope_type`: expected a text"),
         (json!({"rope_type": "linear"}), "`rope_scaling.factor`: is missing"),
         (json!({"rope_type": "linear", "factor": 0}), "`rope_scaling.factor`: expected a number above 0"),

@@ -47,6 +47,7 @@ fn the_head_of_a_large_vocabulary_needs_little_scratch() {
             pages: pages.collect(),
             storage: WeightFormat::Bf16,
             width,
+            scale: 1.0,
             softcap: None,
             tile: LmHead::tile_for(rows),
         };
