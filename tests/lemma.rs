@@ -138,9 +138,11 @@ fn accumulated_and_shared(s: &Setting) {
     let number = |name: &str| first[name].as_f64().unwrap_or_else(|| panic!("no {name} in {first}"));
     assert!((number("loss") - LN_2).abs() < 1e-6, "{first}");
     assert!(number("rewards/margins").abs() < 1e-6, "{first}");
-    // Sharing was on: fewer tokens were computed.
-    let unshared = metrics(&s.sandbox.path("unshared"))[0]["tokens"].as_f64().expect("tokens");
-    assert!(number("tokens") < unshared);
+    // Sharing was on: fewer tokens were computed, though only for pairs of phi4-mini whose sides use the same rotary table.
+    let tokens = |out: &str| -> f64 {
+        metrics(&s.sandbox.path(out)).iter().map(|line| line["tokens"].as_f64().expect("tokens")).sum()
+    };
+    assert!(tokens("whole") < tokens("unshared"), "{family}");
 }
 
 /// chosen and rejected log-probs of the first row.

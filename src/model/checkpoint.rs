@@ -223,12 +223,11 @@ impl Checkpoint {
         if !d.wrapped {
             return Vec::new();
         }
-        let embedding = self.file_name(&d.embedding);
-        let language_model = embedding.strip_suffix("embed_tokens.weight").unwrap_or(&embedding);
-        let head = format!("{}.weight", d.head.name);
-        let is_own = |name: &str| {
-            name.starts_with(language_model) || name == self.file_name(&head) || name == self.file_name(&d.embedding)
-        };
+        let mut own: BTreeSet<String> = d.tensors().iter().map(|s| self.file_name(&s.name).into_owned()).collect();
+        own.insert(self.file_name(&format!("{}.weight", d.head.name)).into_owned());
+        let norm = self.file_name(&format!("{}.weight", d.final_norm)).into_owned();
+        let language_model = norm.strip_suffix("norm.weight").unwrap_or(&norm);
+        let is_own = |name: &&str| own.contains(*name) || name.starts_with(language_model);
         self.place.keys().map(String::as_str).filter(|name| !is_own(name)).collect()
     }
 

@@ -244,7 +244,8 @@ pub(super) const FAMILIES: [FamilySpec; 15] = [
         tied: true,
         mlp_bias: true,
         windows: Windows::NotRotated,
-        reads: &["no_rope_layers"],
+        // transformers' class does not read `pretraining_tp`, which the model on the hub has.
+        reads: &["no_rope_layers", "pretraining_tp"],
         ..LLAMA
     },
     FamilySpec {
