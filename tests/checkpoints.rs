@@ -394,6 +394,72 @@ fn gpt2_keeps_its_own_names() {
     assert_eq!(names.len(), model.d.tensors().len());
 }
 
+/// The tensors of a wrapped language model have names of transformers 5, of the hub, or of a model saved without its head. Those around it are written
+/// back as they are, in their own type; the language model's own leftovers are not.
+#[test]
+fn a_wrapped_model_keeps_what_is_around_it() {
+    let config = |tied: bool| {
+        let text = json!({"model_type": "mistral", "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 40});
+        json!({"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "text_config": text,
+            "tie_word_embeddings": tied})
+        .to_string()
+    };
+    let renamed = |name: &str, inside: &str, head: &str| match name.strip_prefix("model.language_model.") {
+        Some(rest) => format!("{inside}{rest}"),
+        None => format!("{head}{name}"),
+    };
+    for (tied, inside, head) in [
+        (false, "model.language_model.", ""),
+        (false, "language_model.model.", "language_model."),
+        (false, "language_model.model.", ""),
+        (true, "language_model.", ""),
+    ] {
+        let around =
+            [("vision_tower.conv.weight", vec![2, 3, 2]), ("mtp.fc.weight", vec![4, 4]), ("vision_tower.b", vec![3])];
+        let leftover = format!("{inside}layers.0.self_attn.q_proj.bias");
+        let model = Model::with(&config(tied), |mut tensors| {
+            tensors.iter_mut().for_each(|spec| spec.name = renamed(&spec.name, inside, head));
+            let more = around.iter().cloned().map(|(name, shape)| (name.to_string(), shape));
+            let more = more.chain([(leftover.clone(), vec![16])]);
+            tensors.extend(more.map(|(name, shape)| TensorSpec { name, shape, transposed: false }));
+            tensors
+        });
+        let source = Checkpoint::open(model.path()).unwrap();
+        let mut names: Vec<&str> = around.iter().map(|(name, _)| *name).collect();
+        names.sort_unstable();
+        assert_eq!(source.carried(&model.d), names, "{inside}");
+        let notes = source.verify(&model.d).unwrap();
+        assert!(notes[0].contains("3 tensors of other parts are left as they are: mtp, vision_tower"), "{notes:?}");
+        assert!(notes[1].contains(&leftover) && notes.len() == 2, "{notes:?}");
+
+        let out = model.path().join("out");
+        let (side, half) = (SideFiles::read(model.path()), Some(OutputDtype::Bf16));
+        save_model(&out, &source, &side, &model.d, half, &[], &mut |s| source.read_f32(&s.name)).unwrap();
+        let saved = Checkpoint::open(&out).unwrap();
+        assert_eq!(saved.verify(&model.d).unwrap().len(), 1);
+        for name in source.carried(&model.d) {
+            let bytes = |checkpoint: &Checkpoint| {
+                let mut all = Vec::new();
+                let mut take = |piece: &[u8]| {
+                    all.extend_from_slice(piece);
+                    Ok(())
+                };
+                checkpoint.read_stored(name, &mut take).unwrap();
+                all
+            };
+            assert_eq!((saved.stored(name), bytes(&saved)), (source.stored(name), bytes(&source)), "{name}");
+        }
+        for spec in model.d.tensors() {
+            assert_eq!(saved.file_name(&spec.name), renamed(&spec.name, inside, head));
+            assert_eq!(saved.info(&spec.name).unwrap().0, safetensors::Dtype::BF16);
+        }
+    }
+    // A model that is not wrapped carries nothing.
+    let plain = Model::llama();
+    assert!(Checkpoint::open(plain.path()).unwrap().carried(&plain.d).is_empty());
+}
+
 #[test]
 fn saving_and_loading_give_the_same_in_three_types() {
     let model = sharded();

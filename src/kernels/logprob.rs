@@ -33,7 +33,7 @@ pub struct LmHead<'a> {
     pub storage: WeightFormat,
     /// D, elements per row of W.
     pub width: usize,
-    /// Factor on the product.
+    /// Factor on the product (Granite: 1/`logits_scaling`).
     pub scale: f32,
     /// c of the soft cap z ← c·tanh(z/c).
     pub softcap: Option<f32>,

@@ -15,7 +15,8 @@ pub struct RopeConfig {
     pub theta: f64,
     /// Leading dimensions of a head that rotate (even, ≤ E).
     pub rotary_dim: usize,
-    /// Whether the pairs are neighbours, (2i, 2i + 1), as in GLM-4. Otherwise they are (i, i + rotary_dim/2).
+    /// Whether the pairs are neighbours, (2i, 2i + 1), as in GLM-4 (`rotate_half` in transformers' `modeling_glm4.py`). Otherwise they are
+    /// (i, i + rotary_dim/2) (`modeling_llama.py`).
     pub interleaved: bool,
     /// Scaling of the frequencies.
     pub scaling: RopeScaling,
@@ -321,6 +322,8 @@ impl RopeCase {
         self.rope.scaling.long_above().is_some() && t % 2 == 1
     }
 
+    /// Rotates by the formulas of `apply_rotary_pos_emb` in transformers' `modeling_llama.py`, `modeling_phi3.py` (the first `rotary_dim`
+    /// dimensions) and `modeling_glm4.py` (neighbouring pairs).
     fn turn(&self, x: &[f64], sign: f64) -> Vec<f64> {
         let (mut y, half) = (x.to_vec(), self.rope.rotary_dim / 2);
         for t in 0..self.heads.tokens {

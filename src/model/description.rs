@@ -50,9 +50,9 @@ pub struct ModelConfig {
     pub gated: bool,
     /// Factor on token embeddings (Gemma: √D, rounded to bf16 where HF does so; Granite: `embedding_multiplier`).
     pub embed_scale: f32,
-    /// Factor on each branch before its residual addition (Granite: `residual_multiplier`).
+    /// Factor on each branch before its residual addition (`residual_multiplier` of `GraniteDecoderLayer` in `modeling_granite.py`).
     pub residual_scale: f32,
-    /// Factor on logits, before any soft cap (Granite: 1/`logits_scaling`).
+    /// Factor on logits, before any soft cap (1/`logits_scaling` of `GraniteForCausalLM`).
     pub logit_scale: f32,
     /// Tensor name of the token embedding.
     pub embedding: String,
@@ -91,7 +91,7 @@ pub enum QkNorm {
     None,
     /// Each head of E (Qwen3, Gemma 3).
     PerHead,
-    /// All query heads together, H·E, and all key heads together, K·E (OLMo 2 and 3).
+    /// All query heads together, H·E, and all key heads together, K·E (OLMo 2 and 3: `Olmo2Attention` in `modeling_olmo2.py`).
     Whole,
 }
 

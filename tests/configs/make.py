@@ -130,6 +130,7 @@ NEWER = {
             rope_parameters=dict(
                 beta_fast=32.0, beta_slow=1.0, factor=16.0, llama_4_scaling_beta=0.1, mscale=1.0, mscale_all_dim=1.0,
                 original_max_position_embeddings=16384, rope_theta=1000000.0, rope_type="yarn", type="yarn"))),
+    # The hub's file lacks tie_word_embeddings, which is on by default in transformers 5; the checkpoint holds a head of its own.
     "mistral-small-3.1-24b": dict(
         architectures=["Mistral3ForConditionalGeneration"], model_type="mistral3", image_token_index=10,
         multimodal_projector_bias=False, projector_hidden_act="gelu", spatial_merge_size=2, vision_feature_layer=-1,
