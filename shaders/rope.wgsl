@@ -1,6 +1,8 @@
-// Rotates the pairs (i, i + half) of the first 2·half dimensions of each head by the angle position·inverse frequency, in place:
-// x'[i] = x[i]·cos − x[i+half]·sin;  x'[i+half] = x[i+half]·cos + x[i]·sin.      Gradients rotate the other way (sign = −1).
-// cos and sin come from a table (positions, half) computed in f64, because f32 loses the angle of large positions.
+// Rotates the pairs (a, b) of the first 2·half dimensions of each head by the angle position·inverse frequency, in place:
+// a' = a·cos − b·sin;  b' = b·cos + a·sin.      Gradients rotate the other way (sign = −1).
+// A pair is (x[i], x[i+half]), or with `interleaved` (x[2i], x[2i+1]).
+// cos and sin come from a table (rows, half) computed in f64, because f32 loses the angle of large positions. They include the factors of
+// YaRN, of LongRoPE and of queries; a row is a position, or with LongRoPE 2·position + (1 in a long sequence).
 
 import package::shared::grid::{flat_group};
 
@@ -14,12 +16,12 @@ struct RopeParams {
     start: u32,
     stride: u32,
     sign: f32,
-    pad: u32,
+    interleaved: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: RopeParams;
-@group(0) @binding(1) var<storage, read> positions: array<u32>;    // (T)
-@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;  // (positions, half): cos, sin
+@group(0) @binding(1) var<storage, read> rows: array<u32>;         // (T)
+@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;  // (rows, half): cos, sin
 @group(0) @binding(3) var<storage, read_write> x: array<f32>;      // (T, stride), heads side by side from start
 
 @compute @workgroup_size(WG)
@@ -35,11 +37,13 @@ fn rope(
     let i = n % params.half;
     let head = n / params.half % params.heads;
     let t = n / params.half / params.heads;
-    let at = params.start + t * params.stride + head * params.head_dim + i;
-    let turn = turns[positions[t] * params.half + i];
+    let neighbours = params.interleaved == 1u;
+    let first = params.start + t * params.stride + head * params.head_dim + select(i, 2u * i, neighbours);
+    let second = first + select(params.half, 1u, neighbours);
+    let turn = turns[rows[t] * params.half + i];
     let sine = params.sign * turn.y;
-    let a = x[at];
-    let b = x[at + params.half];
-    x[at] = a * turn.x - b * sine;
-    x[at + params.half] = b * turn.x + a * sine;
+    let a = x[first];
+    let b = x[second];
+    x[first] = a * turn.x - b * sine;
+    x[second] = b * turn.x + a * sine;
 }

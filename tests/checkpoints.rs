@@ -61,7 +61,7 @@ impl Model {
     }
 
     /// The note on tensors that are not the model's, if there is one.
-    fn verify(&self) -> Result<Option<String>, Error> {
+    fn verify(&self) -> Result<Vec<String>, Error> {
         Checkpoint::open(self.path())?.verify(&self.d)
     }
 }
@@ -98,14 +98,14 @@ fn tensors_of_no_module_are_named_once() {
     };
     let computed = ["layers.0.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq", "embed.position_ids"];
     let buffers = with(computed.iter().map(|name| format!("model.{name}")).collect());
-    assert_eq!(buffers.verify().unwrap(), None);
+    assert_eq!(buffers.verify().unwrap(), [""; 0]);
 
     let one = with(vec!["model.layers.0.self_attn.q_proj.bias".into()]);
-    let note = one.verify().unwrap().unwrap();
+    let note = one.verify().unwrap().concat();
     let expected = "1 tensor is no part of this LlamaForCausalLM and not used, as in transformers: model.layers.0.self_attn.q_proj.bias";
     assert!(note.ends_with(expected), "{note}");
     let many = with((0..10).map(|i| format!("model.layers.{i}.weight_scale")).collect());
-    let note = many.verify().unwrap().unwrap();
+    let note = many.verify().unwrap().concat();
     assert!(
         note.contains(": 10 tensors are no part of") && note.ends_with("model.layers.7.weight_scale and 2 more"),
         "{note}"
@@ -114,7 +114,7 @@ fn tensors_of_no_module_are_named_once() {
     let tied = LLAMA.replace("TIED", "true");
     let strip = |s: TensorSpec| TensorSpec { name: s.name.replacen("model.", "", 1), ..s };
     let headless = Model::with(&tied, |t| t.into_iter().map(strip).collect());
-    assert_eq!(headless.verify().unwrap(), None);
+    assert_eq!(headless.verify().unwrap(), [""; 0]);
 }
 
 /// As in transformers 5: what the files hold counts more than `tie_word_embeddings`.
@@ -143,7 +143,7 @@ fn a_head_is_tied_where_the_files_do_not_differ() {
             says(verified, &["lm_head.weight", "differs from model.embed_tokens.weight"]);
             continue;
         }
-        assert_eq!((verified.unwrap(), d.tied, checkpoint.notes().len()), (None, equal, usize::from(!equal)));
+        assert_eq!((verified.unwrap(), d.tied, checkpoint.notes().len()), (Vec::new(), equal, usize::from(!equal)));
         // What is saved says so itself.
         let out = model.path().join(format!("out-{equal}"));
         let side = SideFiles::read(model.path());
@@ -164,7 +164,7 @@ fn a_head_is_tied_where_the_files_do_not_differ() {
     says(model.verify(), &["model.embed_tokens.weight", "is missing"]);
     let (mut d, mut checkpoint) = (model.d.clone(), Checkpoint::open(model.path()).unwrap());
     checkpoint.settle_tying(&mut d).unwrap();
-    assert_eq!((checkpoint.verify(&d).unwrap(), d.tied), (None, true));
+    assert_eq!((checkpoint.verify(&d).unwrap(), d.tied), (Vec::new(), true));
     assert_eq!(checkpoint.read_f32(&d.embedding).unwrap(), numbers(embedding));
 }
 
@@ -281,7 +281,7 @@ fn an_index_that_is_not_exact_is_read_as_transformers_does() {
     let open = |text: &str| {
         fs::write(&index, text).unwrap();
         let checkpoint = Checkpoint::open(model.path()).unwrap();
-        assert_eq!(checkpoint.verify(&model.d).unwrap(), None);
+        assert_eq!(checkpoint.verify(&model.d).unwrap(), [""; 0]);
         for spec in model.d.tensors() {
             assert_eq!(checkpoint.read_f32(&spec.name).unwrap(), numbers(&spec));
         }
@@ -319,7 +319,7 @@ fn two_shards_with_one_tensor_must_agree() {
         let values = &mut |_| Ok(numbers(&norm).into_iter().map(|v| v + more).collect());
         write_safetensors(&again, &[planned(&norm.name, &norm.shape)], values).unwrap();
         match equal {
-            true => assert_eq!(model.verify().unwrap(), None),
+            true => assert_eq!(model.verify().unwrap(), [""; 0]),
             false => says(model.verify(), &["model.norm.weight", "is also in", "again.safetensors", "other values"]),
         }
     }
@@ -394,6 +394,72 @@ fn gpt2_keeps_its_own_names() {
     assert_eq!(names.len(), model.d.tensors().len());
 }
 
+/// The tensors of a wrapped language model have names of transformers 5, of the hub, or of a model saved without its head. Those around it are written
+/// back as they are, in their own type; the language model's own leftovers are not.
+#[test]
+fn a_wrapped_model_keeps_what_is_around_it() {
+    let config = |tied: bool| {
+        let text = json!({"model_type": "mistral", "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 40});
+        json!({"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "text_config": text,
+            "tie_word_embeddings": tied})
+        .to_string()
+    };
+    let renamed = |name: &str, inside: &str, head: &str| match name.strip_prefix("model.language_model.") {
+        Some(rest) => format!("{inside}{rest}"),
+        None => format!("{head}{name}"),
+    };
+    for (tied, inside, head) in [
+        (false, "model.language_model.", ""),
+        (false, "language_model.model.", "language_model."),
+        (false, "language_model.model.", ""),
+        (true, "language_model.", ""),
+    ] {
+        let around =
+            [("vision_tower.conv.weight", vec![2, 3, 2]), ("mtp.fc.weight", vec![4, 4]), ("vision_tower.b", vec![3])];
+        let leftover = format!("{inside}layers.0.self_attn.q_proj.bias");
+        let model = Model::with(&config(tied), |mut tensors| {
+            tensors.iter_mut().for_each(|spec| spec.name = renamed(&spec.name, inside, head));
+            let more = around.iter().cloned().map(|(name, shape)| (name.to_string(), shape));
+            let more = more.chain([(leftover.clone(), vec![16])]);
+            tensors.extend(more.map(|(name, shape)| TensorSpec { name, shape, transposed: false }));
+            tensors
+        });
+        let source = Checkpoint::open(model.path()).unwrap();
+        let mut names: Vec<&str> = around.iter().map(|(name, _)| *name).collect();
+        names.sort_unstable();
+        assert_eq!(source.carried(&model.d), names, "{inside}");
+        let notes = source.verify(&model.d).unwrap();
+        assert!(notes[0].contains("3 tensors of other parts are left as they are: mtp, vision_tower"), "{notes:?}");
+        assert!(notes[1].contains(&leftover) && notes.len() == 2, "{notes:?}");
+
+        let out = model.path().join("out");
+        let (side, half) = (SideFiles::read(model.path()), Some(OutputDtype::Bf16));
+        save_model(&out, &source, &side, &model.d, half, &[], &mut |s| source.read_f32(&s.name)).unwrap();
+        let saved = Checkpoint::open(&out).unwrap();
+        assert_eq!(saved.verify(&model.d).unwrap().len(), 1);
+        for name in source.carried(&model.d) {
+            let bytes = |checkpoint: &Checkpoint| {
+                let mut all = Vec::new();
+                let mut take = |piece: &[u8]| {
+                    all.extend_from_slice(piece);
+                    Ok(())
+                };
+                checkpoint.read_stored(name, &mut take).unwrap();
+                all
+            };
+            assert_eq!((saved.stored(name), bytes(&saved)), (source.stored(name), bytes(&source)), "{name}");
+        }
+        for spec in model.d.tensors() {
+            assert_eq!(saved.file_name(&spec.name), renamed(&spec.name, inside, head));
+            assert_eq!(saved.info(&spec.name).unwrap().0, safetensors::Dtype::BF16);
+        }
+    }
+    // A model that is not wrapped carries nothing.
+    let plain = Model::llama();
+    assert!(Checkpoint::open(plain.path()).unwrap().carried(&plain.d).is_empty());
+}
+
 #[test]
 fn saving_and_loading_give_the_same_in_three_types() {
     let model = sharded();
@@ -449,7 +515,7 @@ fn types_may_be_mixed() {
     let side = SideFiles::read(model.path());
     save_model(&out, &source, &side, &model.d, None, &[], &mut |s| source.read_f32(&s.name)).unwrap();
     for checkpoint in [&source, &Checkpoint::open(&out).unwrap()] {
-        assert_eq!(checkpoint.verify(&model.d).unwrap(), None);
+        assert_eq!(checkpoint.verify(&model.d).unwrap(), [""; 0]);
         for (spec, planned) in specs.iter().zip(&plan) {
             assert_eq!(
                 OutputDtype::from_stored(checkpoint.info(&spec.name).unwrap().0),

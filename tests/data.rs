@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use jointwise::data::batch::{Example, Sequence};
+use jointwise::data::batch::{Example, PrefixSharing, Sequence};
 use jointwise::data::chat_template::{ChatInput, ChatTemplate};
 use jointwise::data::check::check;
 use jointwise::data::dataset::{Dataset, LengthLimits, Overflow, OverflowAction};

@@ -11,8 +11,13 @@ use serde_json::Value;
 
 const FAMILY: &str = "mistral-odd";
 
+/// Families whose layers, rotary tables or files differ most from those of [`FAMILY`]: see tests/oracle/README.md.
+const OTHERS: [&str; 8] =
+    ["smollm3", "granite", "granitemoehybrid", "ministral3", "olmo2", "olmo3", "glm4", "phi4-mini"];
+
 /// A perturbed model, its unperturbed reference, conditional and joint rows.
 struct Setting {
+    family: &'static str,
     sandbox: Sandbox,
     reference: String,
     policy: String,
@@ -22,11 +27,16 @@ struct Setting {
 
 impl Setting {
     fn new() -> Self {
+        Self::of(FAMILY)
+    }
+
+    fn of(family: &'static str) -> Self {
         let sandbox = Sandbox::new();
-        perturb(&sandbox.copy("mistral-odd/model", "policy"));
-        let all = rows(FAMILY);
+        perturb(&sandbox.copy(&format!("{family}/model"), "policy"));
+        let all = rows(family);
         Self {
-            reference: fixture("mistral-odd/model").to_str().expect("UTF-8").into(),
+            family,
+            reference: fixture(&format!("{family}/model")).to_str().expect("UTF-8").into(),
             policy: sandbox.text("policy"),
             conditional: sandbox.write("conditional.jsonl", all[..12].join("\n")),
             joint: sandbox.write("joint.jsonl", all[12..].join("\n")),
@@ -108,26 +118,31 @@ fn lemma_d1() {
 
 #[test]
 fn accumulation_and_prefixes_change_nothing() {
-    let s = Setting::new();
-    let start = s.start();
+    [FAMILY].into_iter().chain(OTHERS).for_each(|family| accumulated_and_shared(&Setting::of(family)));
+}
+
+fn accumulated_and_shared(s: &Setting) {
+    let (start, family) = (s.start(), s.family);
     let whole = s.train("whole", &s.conditional, &["--batch-size", "4"]);
     let parts = s.train("parts", &s.conditional, &["--batch-size", "1", "--gradient-accumulation-steps", "4"]);
     let error = update_error(&parts, &whole, &start);
-    assert!(error <= 1e-5, "accumulation: {error:.1e}");
+    assert!(error <= 1e-5, "{family}: accumulation: {error:.1e}");
     let unshared = s.train("unshared", &s.conditional, &["--batch-size", "4", "--no-share-prefix"]);
     let error = update_error(&unshared, &whole, &start);
-    assert!(error <= 1e-5, "prefixes: {error:.1e}");
+    assert!(error <= 1e-5, "{family}: prefixes: {error:.1e}");
     let other = s.train("other", &s.conditional, &["--batch-size", "4", "--seed", "1"]);
-    assert!(update_error(&other, &whole, &start) > 1e-2, "other rows must show");
+    assert!(update_error(&other, &whole, &start) > 1e-2, "{family}: other rows must show");
 
     // The policy begins as its reference.
     let first = &metrics(&s.sandbox.path("whole"))[0];
     let number = |name: &str| first[name].as_f64().unwrap_or_else(|| panic!("no {name} in {first}"));
     assert!((number("loss") - LN_2).abs() < 1e-6, "{first}");
     assert!(number("rewards/margins").abs() < 1e-6, "{first}");
-    // Sharing was on: fewer tokens were computed.
-    let unshared = metrics(&s.sandbox.path("unshared"))[0]["tokens"].as_f64().expect("tokens");
-    assert!(number("tokens") < unshared);
+    // Sharing was on: fewer tokens were computed, though only for pairs of phi4-mini whose sides use the same rotary table.
+    let tokens = |out: &str| -> f64 {
+        metrics(&s.sandbox.path(out)).iter().map(|line| line["tokens"].as_f64().expect("tokens")).sum()
+    };
+    assert!(tokens("whole") < tokens("unshared"), "{family}");
 }
 
 /// chosen and rejected log-probs of the first row.
@@ -138,15 +153,18 @@ fn logps(row: &Value) -> [f64; 2] {
 /// To the bit: no kernel's sum depends on what is packed beside a row.
 #[test]
 fn packed_is_alone() {
-    let s = Setting::new();
-    let all = s.sandbox.write("all.jsonl", rows(FAMILY).join("\n"));
-    let together = s.score(&all, &[]);
-    assert_eq!(together.len(), 25);
-    for row in [0, 11, 17] {
-        let one = s.sandbox.write("one.jsonl", &rows(FAMILY)[row]);
-        let alone = logps(&s.score(&one, &[])[0]);
-        assert_eq!(logps(&together[row]), alone, "row {row}");
-        assert_ne!(logps(&together[row + 1]), alone);
+    for family in [FAMILY].into_iter().chain(OTHERS) {
+        let s = Setting::of(family);
+        let all = s.sandbox.write("all.jsonl", rows(family).join("\n"));
+        let together = s.score(&all, &[]);
+        assert_eq!(together.len(), 25);
+        // Row 9 of phi4-mini is a pair of which one side is a long sequence, and both sides of row 11 are.
+        for row in [0, 9, 11, 17] {
+            let one = s.sandbox.write("one.jsonl", &rows(family)[row]);
+            let alone = logps(&s.score(&one, &[])[0]);
+            assert_eq!(logps(&together[row]), alone, "{family}: row {row}");
+            assert_ne!(logps(&together[row + 1]), alone);
+        }
     }
 }
 
@@ -172,7 +190,9 @@ fn recomputed_is_saved() {
     let sandbox = Sandbox::new();
     const RECOMPUTE: [&str; 4] = ["none", "elementwise", "linear", "block"];
     let lora = ["--lora-targets", "all-linear"];
-    for (family, method) in [("mistral-odd", &["--full"][..]), ("gemma2", &["--full"]), ("mistral-odd", &lora)] {
+    let old = [("mistral-odd", &["--full"][..]), ("gemma2", &["--full"]), ("mistral-odd", &lora)];
+    let new = OTHERS.into_iter().flat_map(|family| [(family, &["--full"][..]), (family, &lora)]);
+    for (family, method) in old.into_iter().chain(new) {
         let (model, data) = (fixture(family).join("model"), fixture(family).join("prefs.jsonl"));
         let (model, data) = (model.to_str().expect("UTF-8"), data.to_str().expect("UTF-8"));
         let run = |command: &str, recompute: &str, more: &[&str]| {

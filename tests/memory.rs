@@ -47,6 +47,7 @@ fn the_head_of_a_large_vocabulary_needs_little_scratch() {
             pages: pages.collect(),
             storage: WeightFormat::Bf16,
             width,
+            scale: 1.0,
             softcap: None,
             tile: LmHead::tile_for(rows),
         };
@@ -189,6 +190,53 @@ fn a_model_of_seven_billion_parameters_fits_a_card_of_8_gb() {
     });
     assert_eq!(plan_for(dir.path(), "7GB", &nf4)["peak_bytes"], peak);
     assert!(peak <= large && large <= 8_000_000_000 / 10 * 9, "{peak} {large}");
+}
+
+/// Configurations of models in docs/models.md's table of cards.
+const MODELS_ON_CARDS: [&str; 11] = [
+    "olmo-2-1b",
+    "granite-3.3-2b",
+    "smollm3-3b",
+    "granite-4.0-micro",
+    "ministral-3-3b",
+    "phi-4-mini",
+    "gemma-3-4b",
+    "olmo-3-7b",
+    "qwen2.5-7b-yarn",
+    "glm-4-9b-0414",
+    "mistral-small-3.1-24b",
+];
+
+/// Makes docs/models.md's table of cards: the longest pair of 2×T tokens, T a power of two from 512 to 8192, that fits with nine tenths of a card's
+/// memory. LoRA (r 8) on all linear layers, nf4, `--recompute block`, bindings of 2 GiB. The document must have these rows.
+#[test]
+fn real_models_on_cards_of_8_to_24_gb() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let caps = Caps { max_binding_bytes: 2 << 30, ..Caps::baseline() };
+    let rows = MODELS_ON_CARDS.map(|name| {
+        let config = root.join(format!("tests/configs/{name}.json"));
+        let json: Value = serde_json::from_str(&std::fs::read_to_string(&config).expect("text")).expect("JSON");
+        let d = ModelConfig::from_json(&config, &json["config"].to_string()).expect("a configuration");
+        let billions = json["resolved"]["parameters"].as_f64().expect("a number") / 1e9;
+        let mut longest = [None; 4];
+        for length in [512, 1024, 2048, 4096, 8192].into_iter().filter(|&length| length <= d.max_positions) {
+            let config = format!("{name}.json");
+            let (peak, _) =
+                planned_within(&caps, &config, "all-linear", length, BaseDtype::Nf4, RecomputePolicy::Inputs);
+            for (longest, gb) in longest.iter_mut().zip([8, 12, 16, 24]) {
+                if peak <= gb * 900_000_000 {
+                    *longest = Some(length);
+                }
+            }
+        }
+        let cells = longest.map(|length| length.map_or("–".into(), |length: usize| length.to_string()));
+        format!("| {name} | {billions:.2} | {} |", cells.join(" | "))
+    });
+    println!("{}", rows.join("\n"));
+    let document = std::fs::read_to_string(root.join("docs/models.md")).expect("docs/models.md");
+    for row in rows {
+        assert!(document.contains(&row), "docs/models.md lacks: {row}");
+    }
 }
 
 /// As memory shrinks, `auto` computes more again; a tenth of it is left to others.

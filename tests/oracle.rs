@@ -279,6 +279,7 @@ fn full(set: &str, name: &str) {
     let g = f.out("g.safetensors");
     run(&[&["grad", "--data", &batch, "--out", &g], &models[..], &jpo].concat());
     gradients(&mut c, &f, &g, "grad_jpo", tolerance::GRADIENT);
+    untouched(&mut c, &f, &batch);
     if f.meta["reduced"] != json!(true) {
         let dpo = f.data("dpo.jsonl", &indices(&f.meta["dpo_rows"]));
         run(&[&["grad", "--data", &dpo, "--out", &g, "--objective", "dpo", "--beta", "0.1"], &models[..]].concat());
@@ -292,6 +293,38 @@ fn full(set: &str, name: &str) {
         full_training(&mut c, &f, &policy, &models, &jpo);
     }
     c.finish();
+}
+
+/// Tensors around a wrapped language model: training every weight and merging an adapter hand them on, and change the model's own.
+fn untouched(c: &mut Checks, f: &Fixture, data: &str) {
+    let Some(names) = f.meta["untouched"].as_array() else { return };
+    let (model, adapter) = (f.model(), f.out("adapter"));
+    let into = |out: &str, more: &[&str]| {
+        let train = ["train", "--model", &model, "--data", data, "--max-steps", "2", "--warmup-steps", "0"];
+        let rest = ["--learning-rate", "1e-3", "--batch-size", "2", "--no-shuffle", "--output-dir", out];
+        run(&[&train[..], &rest, more].concat());
+    };
+    let (full, merged) = (f.out("full"), f.out("merged"));
+    into(&full, &["--full"]);
+    into(&adapter, &["--lora-targets", "all-linear"]);
+    // A name alone would match modules of the vision tower, too.
+    let targets = read_json(&Path::new(&adapter).join("adapter_config.json"))["target_modules"].clone();
+    c.equal("target_modules is a pattern", &targets.as_str().is_some_and(|t| t.contains("language_model")), &true);
+    run(&["merge", "--model", &model, "--adapter", &adapter, "--output-dir", &merged]);
+    let start = read_checkpoint(Path::new(&model));
+    for out in [&full, &merged] {
+        let got = read_checkpoint(Path::new(out));
+        c.equal(format!("{out} names"), &got.keys().collect::<Vec<_>>(), &start.keys().collect());
+        for (name, tensor) in &start {
+            let is_same = got.get(name).is_some_and(|g| g.data == tensor.data && g.shape == tensor.shape);
+            let is_other = names.iter().any(|other| other.as_str() == Some(name));
+            if is_other || (out == &full) || name.ends_with("_proj.weight") {
+                c.equal(format!("{out}: {name} is unchanged"), &is_same, &is_other);
+            }
+        }
+        let s = Scores::run(f, &["--model", out, "--reference", &model, "--data", data]);
+        c.equal(format!("{out} is another policy"), &(number(&s.summary["loss"]) != std::f64::consts::LN_2), &true);
+    }
 }
 
 fn full_training(c: &mut Checks, f: &Fixture, policy: &Path, models: &[&str], jpo: &[&str]) {
@@ -445,6 +478,14 @@ families! {
     llama3_scaling: full(OURS, "llama3-scaling");
     mistral_odd: full(OURS, "mistral-odd");
     gpt2_odd: full(OURS, "gpt2-odd");
+    smollm3: full(OURS, "smollm3");
+    granite: full(OURS, "granite");
+    granitemoehybrid: full(OURS, "granitemoehybrid");
+    ministral3: full(OURS, "ministral3");
+    olmo2: full(OURS, "olmo2");
+    olmo3: full(OURS, "olmo3");
+    glm4: full(OURS, "glm4");
+    phi4_mini: full(OURS, "phi4-mini");
     lora_mistral: lora(OURS, "lora-mistral");
     public_gpt2: full(PUBLIC, "gpt2");
     public_llama: full(PUBLIC, "llama");
@@ -472,7 +513,9 @@ fn medium_precision_keeps_gradients() {
         println!("no cooperative matrices: skipped");
         return;
     }
-    let families = ["gemma2", "gemma3", "llama3-scaling", "mistral-odd", "phi3", "qwen3"].map(|name| (OURS, name));
+    let families = ["gemma2", "gemma3", "llama3-scaling", "mistral-odd", "phi3", "qwen3"];
+    let newer = ["smollm3", "granite", "granitemoehybrid", "ministral3", "olmo2", "olmo3", "glm4", "phi4-mini"];
+    let families = families.into_iter().chain(newer).map(|name| (OURS, name));
     for (set, name) in families.into_iter().chain(["gpt2", "llama", "qwen2"].map(|name| (PUBLIC, name))) {
         let Some(dir) = family(set, name) else { continue };
         let (f, mut c) = (Fixture::new(dir), Checks::new(name));

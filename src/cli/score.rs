@@ -172,7 +172,12 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     let planned: Vec<TensorToWrite> = found
         .tensors
         .iter()
-        .map(|(name, shape, _)| TensorToWrite { name: name.clone(), shape: shape.clone(), dtype: OutputDtype::F32 })
+        .map(|(name, shape, _)| {
+            // A wrapped model's tensors have the names of its files, which transformers also changes in memory.
+            let model = policy.model();
+            let name = if model.description.wrapped { model.checkpoint.file_name(name) } else { name.into() };
+            TensorToWrite { name: name.into_owned(), shape: shape.clone(), dtype: OutputDtype::F32 }
+        })
         .collect();
     write_safetensors(&out, &planned, &mut |i| Ok(found.tensors[i].2.clone()))?;
     let step = found.step;

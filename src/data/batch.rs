@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::model::description::ModelConfig;
+
 /// Tokens of an instruction and its response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sequence {
@@ -58,11 +60,41 @@ pub struct Example {
     pub desirable: Option<bool>,
 }
 
+/// Rule for computing the instruction that both sides of a preference share once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrefixSharing {
+    is_on: bool,
+    /// Length above which a sequence's positions rotate by other frequencies ([`ModelConfig::long_above`]): both sides must be on the same
+    /// side of it.
+    long_above: Option<usize>,
+}
+
+impl PrefixSharing {
+    /// Returns the rule for a model.
+    pub fn new(is_on: bool, model: &ModelConfig) -> Self {
+        Self { is_on, long_above: model.long_above() }
+    }
+}
+
+/// Returns the rule for a model whose rotary tables do not depend on the length of a sequence.
+impl From<bool> for PrefixSharing {
+    fn from(is_on: bool) -> Self {
+        Self { is_on, long_above: None }
+    }
+}
+
 impl Example {
-    /// Returns the number of tokens when packed, counting a shared instruction once when `share_prefix`.
-    pub fn n_tokens(&self, share_prefix: bool) -> usize {
-        let all: usize = self.sequences.iter().map(|s| s.ids.len()).sum();
-        all - if share_prefix { self.shared_prefix() } else { 0 }
+    /// Returns the number of tokens when packed, counting a shared instruction once where `sharing` allows it.
+    pub fn n_tokens(&self, sharing: impl Into<PrefixSharing>) -> usize {
+        self.sequences.iter().map(|s| s.ids.len()).sum::<usize>() - self.packed_prefix(sharing)
+    }
+
+    /// Returns the number of leading tokens that are computed once for both sides.
+    pub fn packed_prefix(&self, sharing: impl Into<PrefixSharing>) -> usize {
+        let PrefixSharing { is_on, long_above } = sharing.into();
+        let is_long = |s: &Sequence| long_above.is_some_and(|limit| s.ids.len() > limit);
+        let fits = self.sequences.windows(2).all(|pair| is_long(&pair[0]) == is_long(&pair[1]));
+        if is_on && fits { self.shared_prefix() } else { 0 }
     }
 
     /// Returns the number of leading tokens that both sides share and that belong to both instructions; 0 for a single sequence.

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::batch::{Example, Sequence};
+use super::batch::{Example, PrefixSharing, Sequence};
 use crate::kernels::packed_batch::{PackedBatch, ScoredRow, SequenceSpan};
 
 /// Smallest shared prefix, in tokens: a shorter one saves too little for a third segment.
@@ -13,11 +13,11 @@ const MIN_PREFIX: usize = 2;
 
 impl PackedBatch {
     /// Packs whole examples, in order.
-    pub fn pack(examples: &[&Example], share_prefix: bool) -> Self {
-        let mut batch = Self::default();
+    pub fn pack(examples: &[&Example], sharing: impl Into<PrefixSharing>) -> Self {
+        let (mut batch, sharing) = (Self::default(), sharing.into());
         for example in examples {
             batch.examples.push(example.row);
-            let shared = if share_prefix { example.shared_prefix() } else { 0 };
+            let shared = example.packed_prefix(sharing);
             if shared >= MIN_PREFIX {
                 batch.push_shared(example, shared);
             } else {
@@ -104,12 +104,13 @@ pub fn micro_batches<'a>(
     examples: &[&'a Example],
     max_examples: usize,
     max_tokens: Option<usize>,
-    share_prefix: bool,
+    sharing: impl Into<PrefixSharing>,
 ) -> Vec<Vec<&'a Example>> {
+    let sharing = sharing.into();
     let mut batches: Vec<Vec<&Example>> = Vec::new();
     let mut tokens = 0;
     for &example in examples {
-        let more = example.n_tokens(share_prefix);
+        let more = example.n_tokens(sharing);
         match batches.last_mut() {
             Some(last) if last.len() < max_examples && max_tokens.is_none_or(|max| tokens + more <= max) => {
                 last.push(example);

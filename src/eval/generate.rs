@@ -127,6 +127,14 @@ pub async fn generate(
     // The first step processes whole prompts, later ones one token per prompt.
     let mut new: Vec<Vec<u32>> = prompts.to_vec();
     while !active.is_empty() {
+        for (a, new) in active.iter_mut().zip(&mut new) {
+            // A response that becomes longer than LongRoPE's short sequences turns all of its positions by other frequencies: its keys are
+            // computed anew, as in transformers (`Phi3ForCausalLM.prepare_inputs_for_generation`).
+            if d.long_above().is_some_and(|limit| (a.len as usize) == limit && a.len > 0) {
+                *new = [prompts[a.prompt].as_slice(), &responses[a.prompt]].concat();
+                a.len = 0;
+            }
+        }
         let tokens = step(gpu, decoder, &keys, &mut active, &new, settings).await?;
         for (a, &token) in active.iter().zip(&tokens) {
             responses[a.prompt].push(token);
@@ -156,7 +164,9 @@ async fn step(
     let d = &decoder.description;
     let (mut ids, mut positions, mut ranges, mut cache_rows, mut last) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut lengths = Vec::new();
     for (a, new) in active.iter_mut().zip(new) {
+        lengths.extend(std::iter::repeat_n(a.len as usize + new.len(), new.len()));
         for &id in new {
             ids.push(id);
             positions.push(a.len);
@@ -167,7 +177,7 @@ async fn step(
         last.push(ids.len() as u32 - 1);
     }
     let segments = SegmentTable::of_cache(gpu, &ranges, &positions, &d.windows());
-    let tokens = TokenSlots::new(gpu, d, &ids, &positions, segments);
+    let tokens = TokenSlots::new(gpu, d, &ids, &positions, &lengths, segments);
     let cache = KvCache { layers: keys.to_vec(), rows: gpu.upload(&cache_rows) };
     let mut rec = gpu.record();
     let trace = decoder.forward(&mut rec, &tokens, Some(&cache), settings.with_lora, RecomputePolicy::Nothing);
@@ -202,7 +212,7 @@ fn logits(rec: &mut Recording, decoder: &Decoder, n: usize, x: &Slot) -> Slot {
             m: n,
             n: page.rows,
             k: d.d_model,
-            alpha: 1.0,
+            alpha: head.scale,
             accumulate: false,
         };
         let out = OperandMatrix::new(&logits, d.vocab).columns_from(page.first);

@@ -29,7 +29,7 @@ pub struct HeadShard<'a> {
     pub d_w: Option<&'a Slot>,
 }
 
-/// LM head: logits = x·Wᵀ, soft-capped.
+/// LM head: logits = scale·x·Wᵀ, soft-capped.
 #[derive(Clone)]
 pub struct LmHead<'a> {
     /// Shards of W's rows, in order; each fits a binding.
@@ -38,6 +38,8 @@ pub struct LmHead<'a> {
     pub storage: WeightFormat,
     /// D, elements per row of W.
     pub width: usize,
+    /// Factor on the product (Granite: 1/`logits_scaling`).
+    pub scale: f32,
     /// c of the soft cap z ← c·tanh(z/c).
     pub softcap: Option<f32>,
     /// Largest number of columns per tile.
@@ -71,7 +73,7 @@ impl LmHead<'_> {
             m: rows,
             n,
             k: self.width,
-            alpha: 1.0,
+            alpha: self.scale,
             accumulate: false,
         };
         let w = OperandMatrix { slot: page.w, start: at * self.width, stride: self.width };
@@ -214,7 +216,7 @@ fn logprob_bwd_tile(
         m: rows,
         n: head.width,
         k: n,
-        alpha: 1.0,
+        alpha: head.scale,
         accumulate: true,
     };
     let w = OperandMatrix { slot: page.w, start, stride: head.width };
@@ -256,6 +258,8 @@ impl Kernel for LogprobKernels {
             (9, 300, 12, 3, 64, Some(2.0), WeightFormat::F32),
         ];
         let baseline = shapes.map(|shape| LogprobCase::new(shape, BASELINE));
+        let shape = (7, 130, 12, 1, 64, Some(2.0), WeightFormat::F32);
+        let scaled = LogprobCase { scale: 0.25, ..LogprobCase::new(shape, BASELINE) };
         // Both sides of an invocation's loads, and of the tiles of wider workgroups. The last tile of 131 columns is the baseline's.
         let shapes = [
             (1, 4, 1, 1, 64, None, WeightFormat::F32),
@@ -266,7 +270,7 @@ impl Kernel for LogprobKernels {
             (2, 5124, 4, 1, 4100, None, WeightFormat::F32),
         ];
         let rows = shapes.map(|shape| LogprobCase::new(shape, ROWS));
-        baseline.into_iter().chain(rows).map(|case| Box::new(case) as Box<dyn Case>).collect()
+        baseline.into_iter().chain([scaled]).chain(rows).map(|case| Box::new(case) as Box<dyn Case>).collect()
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         let mut rng = Rng::new(t as u64, 9);
@@ -274,7 +278,7 @@ impl Kernel for LogprobKernels {
         let (vocab, width) = (model.vocab, model.d_model);
         let (pages, tile) = (super::embedding::pages(vocab, width, caps), LmHead::tile_for(t));
         let (storage, allowed) = (WeightFormat::F32, row_vec4s::taken(caps));
-        vec![Box::new(LogprobCase { targets, vocab, width, pages, tile, softcap: None, storage, allowed })]
+        vec![Box::new(LogprobCase { targets, vocab, width, pages, tile, scale: 1.0, softcap: None, storage, allowed })]
     }
     fn variant_cases(&self, variant: Variant, _: &Caps) -> Vec<Box<dyn Case>> {
         if variant != Variant::Rows {
@@ -295,6 +299,7 @@ struct LogprobCase {
     width: usize,
     pages: usize,
     tile: usize,
+    scale: f32,
     softcap: Option<f32>,
     storage: WeightFormat,
     allowed: &'static [Variant],
@@ -304,11 +309,12 @@ impl LogprobCase {
     fn new((rows, vocab, width, pages, tile, softcap, storage): LogprobShape, allowed: &'static [Variant]) -> Self {
         let mut rng = Rng::new(vocab as u64, 9);
         let targets = (0..rows).map(|_| rng.below(vocab as u32)).collect();
-        Self { targets, vocab, width, pages, tile, softcap, storage, allowed }
+        Self { targets, vocab, width, pages, tile, scale: 1.0, softcap, storage, allowed }
     }
     /// Computes z, the slopes of the soft cap, and the log-sum-exp of a row.
     fn row(&self, x: &[f64], w: &[f64]) -> (Vec<f64>, Vec<f64>, f64) {
-        let logits = w.chunks(self.width).map(|w| w.iter().zip(x).map(|(a, b)| a * b).sum::<f64>());
+        let scale = f64::from(self.scale);
+        let logits = w.chunks(self.width).map(|w| scale * w.iter().zip(x).map(|(a, b)| a * b).sum::<f64>());
         let (z, slope): (Vec<f64>, Vec<f64>) = logits
             .map(|l| match self.softcap.map(f64::from) {
                 Some(c) => (c * (l / c).tanh(), 1.0 - (l / c).tanh().powi(2)),
@@ -323,7 +329,10 @@ impl LogprobCase {
 impl Case for LogprobCase {
     fn label(&self) -> String {
         let n = self.targets.len();
-        let cap = self.softcap.map_or(String::new(), |c| format!(" cap={c}"));
+        let mut cap = self.softcap.map_or(String::new(), |c| format!(" cap={c}"));
+        if self.scale != 1.0 {
+            cap += &format!(" scale={}", self.scale);
+        }
         let suffix = row_vec4s::suffix(self.allowed);
         format!("rows={n} V={} D={} pages={}{cap} {:?}{suffix}", self.vocab, self.width, self.pages, self.storage)
     }
@@ -358,8 +367,8 @@ impl Case for LogprobCase {
                 let hit = f64::from(u8::from(v == target as usize));
                 let d = d_y[0][r] * (hit - (z[v] - lse).exp()) * slope[v];
                 for i in 0..self.width {
-                    d_x[r * self.width + i] += d * w[v * self.width + i];
-                    d_w[v * self.width + i] += d * x[i];
+                    d_x[r * self.width + i] += d * f64::from(self.scale) * w[v * self.width + i];
+                    d_w[v * self.width + i] += d * f64::from(self.scale) * x[i];
                 }
             }
         }
@@ -379,6 +388,7 @@ impl Case for LogprobCase {
             pages: d_w.iter().enumerate().map(page).collect(),
             storage: self.storage,
             width: self.width,
+            scale: self.scale,
             softcap: self.softcap,
             tile: self.tile,
         };

@@ -43,6 +43,26 @@ pub struct PackedBatch {
 }
 
 impl PackedBatch {
+    /// Returns the length in tokens of each token's sequence: (T). A shared prefix has the length of its longest branch.
+    pub fn sequence_lengths(&self) -> Vec<usize> {
+        let mut lengths = vec![0; self.ranges.len()];
+        let mut previous = None;
+        // From the last token of each segment to its first.
+        for (t, &[prefix_start, prefix_end, own_start, own_end]) in self.ranges.iter().enumerate().rev() {
+            let length = match previous {
+                Some((segment, length)) if segment == own_start => length,
+                _ => (prefix_end - prefix_start + own_end - own_start) as usize,
+            };
+            previous = Some((own_start, length));
+            lengths[t] = length.max(lengths[t]);
+            if t == own_start as usize {
+                let prefix = &mut lengths[prefix_start as usize..prefix_end as usize];
+                prefix.iter_mut().for_each(|of_prefix| *of_prefix = length.max(*of_prefix));
+            }
+        }
+        lengths
+    }
+
     /// Returns the rows that predict a sequence's tokens from index 1 on, in the order of the tokens, which is also the order of their
     /// hidden states.
     pub fn rows_in_order(&self, span: &SequenceSpan) -> Vec<usize> {

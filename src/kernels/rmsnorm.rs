@@ -203,7 +203,12 @@ impl Kernel for RmsnormKernels {
         let shapes = [(1, 4), (65, 8), (3, 60), (64, 64), (130, 252), (66, 256), (2, 260), (2, 2052)];
         let wide = [(3, 4096), (2, 4100), (2, 8196)];
         let rows = shapes.into_iter().chain(wide).map(|(t, d)| (RmsnormRows::contiguous(t, d), 0.0));
-        let rows = rows.chain([(heads, 1.0), (self::heads(9, 64), 0.0), (RmsnormRows::contiguous(7, 96), 1.0)]);
+        let rows = rows.chain([
+            (heads, 1.0),
+            (self::heads(9, 64), 0.0),
+            (self::heads(1, 96), 0.0),
+            (RmsnormRows::contiguous(7, 96), 1.0),
+        ]);
         let rows = rows.map(|(rows, offset)| RmsnormCase { rows, offset, allowed: ROWS });
         baseline.chain(rows).map(|case| Box::new(case) as Box<dyn Case>).collect()
     }

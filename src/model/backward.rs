@@ -54,7 +54,7 @@ impl Decoder {
         }
         self.layers.iter().position(|l| {
             let linears = l.qkv.iter().chain(&l.up).chain([&l.out, &l.down]);
-            l.attn_norm.w.trained() || linears.into_iter().any(Linear::trained)
+            l.attn_norm.iter().any(|n| n.w.trained()) || linears.into_iter().any(Linear::trained)
         })
     }
 
@@ -109,11 +109,13 @@ impl Decoder {
         // MLP branch.
         let d_post = self.post_norm_backward(rec, w.mlp_post_norm.as_ref(), s.mlp_post.as_ref(), t, d_h);
         let d_branch = d_post.as_ref().unwrap_or(d_h);
-        let d_x2 = gpu.alloc_activation(t * d.d_model);
         let h_mid = s.h_mid.read(rec);
         let is_read = w.up.iter().any(Linear::trained);
         let kept_x2 = kept.and_then(|e| e.x2.clone());
-        let x2 = is_read.then(|| kept_x2.unwrap_or_else(|| self.norm(rec, &w.mlp_norm, t, &h_mid).0));
+        let recomputed_x2 = |rec: &mut Recording| self.input_norm(rec, w.mlp_norm.as_ref(), t, &h_mid).0;
+        let x2 = is_read.then(|| kept_x2.unwrap_or_else(|| recomputed_x2(rec)));
+        // Without a norm before it, the branch adds to the residual stream's gradient.
+        let d_x2 = w.mlp_norm.as_ref().map_or_else(|| d_h.clone(), |_| gpu.alloc_activation(t * d.d_model));
         for (i, mlp) in s.mlp.iter().enumerate() {
             let u = mlp.u.read(rec);
             let kept_a = kept.and_then(|e| e.a.get(i).cloned());
@@ -122,7 +124,9 @@ impl Decoder {
         }
         drop(x2);
         drop(d_post);
-        self.norm_backward(rec, &w.mlp_norm, t, &h_mid, &s.stats2, &d_x2, d_h, true);
+        if let (Some(norm), Some(stats)) = (&w.mlp_norm, &s.stats2) {
+            self.norm_backward(rec, norm, t, &h_mid, stats, &d_x2, d_h, true);
+        }
         drop((d_x2, h_mid));
 
         // Attention branch.
@@ -146,13 +150,13 @@ impl Decoder {
         attention_bwd(rec, &attention, &attention.packed(), saved, &tokens.segments, &d_o, &d_qkv);
         drop(d_o);
         if let Some(i) = layer.rope {
-            rope(rec, &self.rotating(t), true, &tokens.positions, &self.turns[i], &d_qkv);
+            rope(rec, &self.rotating(t), true, &tokens.rotary_rows, &self.turns[i], &d_qkv);
         }
         let raw_width = (d.n_heads + d.n_kv_heads) * d.head_dim;
         let d_raw = match (&w.qk_norms, &s.raw, &s.head_stats) {
             (Some(norms), Some(raw), Some(stats)) => {
                 let d_raw = gpu.alloc_activation(t * raw_width);
-                for (i, rows) in self.head_rows(t).iter().enumerate() {
+                for (i, rows) in self.qk_norm_rows(t).iter().enumerate() {
                     let (weight, offset) = (&norms[i].w, d.norm.weight_offset);
                     let r = &stats[i];
                     rmsnorm::rmsnorm_bwd_x(rec, rows, offset, false, raw, weight.slot(), r, &d_qkv, &d_raw);
@@ -167,25 +171,28 @@ impl Decoder {
         let h_in = s.h_in.read(rec);
         let is_read = w.qkv.iter().any(Linear::trained);
         let kept_x1 = kept.and_then(|e| e.x1.clone());
-        let x1 = is_read.then(|| kept_x1.unwrap_or_else(|| self.norm(rec, &w.attn_norm, t, &h_in).0));
-        let needs_d_x1 = continues || w.attn_norm.w.trained();
-        let d_x1 = needs_d_x1.then(|| gpu.alloc_activation(t * d.d_model));
+        let recomputed_x1 = |rec: &mut Recording| self.input_norm(rec, w.attn_norm.as_ref(), t, &h_in).0;
+        let x1 = is_read.then(|| kept_x1.unwrap_or_else(|| recomputed_x1(rec)));
+        let needs_d_x1 = continues || w.attn_norm.as_ref().is_some_and(|norm| norm.w.trained());
+        let d_x1 = || w.attn_norm.as_ref().map_or_else(|| d_h.clone(), |_| gpu.alloc_activation(t * d.d_model));
+        let d_x1 = needs_d_x1.then(d_x1);
         for (i, linear) in w.qkv.iter().enumerate() {
             let column = linear.module.column;
             let d_y = match &d_raw {
                 Some(d_raw) if column < raw_width => WeightColumns { slot: d_raw, column, stride: raw_width },
                 _ => WeightColumns { slot: &d_qkv, column, stride: width },
             };
-            linear.backward(rec, t, x1.as_ref(), s.xa_qkv[i].as_ref(), d_y, d_x1.as_ref(), i > 0);
+            let accumulate = i > 0 || w.attn_norm.is_none();
+            linear.backward(rec, t, x1.as_ref(), s.xa_qkv[i].as_ref(), d_y, d_x1.as_ref(), accumulate);
         }
         drop((d_qkv, d_raw));
-        if let Some(d_x1) = d_x1 {
-            self.norm_backward(rec, &w.attn_norm, t, &h_in, &s.stats1, &d_x1, d_h, true);
+        if let (Some(norm), Some(stats), Some(d_x1)) = (&w.attn_norm, &s.stats1, d_x1) {
+            self.norm_backward(rec, norm, t, &h_in, stats, &d_x1, d_h, true);
         }
     }
 
-    /// Computes d_x2 (T, D) for a range of tokens from their rows of d_branch (T, D). The inputs of the last product and of the first ones
-    /// may be absent where nothing of these is trained.
+    /// Computes d_x2 (T, D) for a range of tokens from their rows of d_branch (T, D). Adds to d_x2 where the MLP has no norm before it. The
+    /// inputs of the last product and of the first ones may be absent where nothing of these is trained.
     #[expect(clippy::too_many_arguments, reason = "values of the forward pass, and slots for gradients")]
     fn mlp_backward(
         &self,
@@ -208,7 +215,8 @@ impl Decoder {
         drop(d_a);
         for (i, linear) in w.up.iter().enumerate() {
             let d_y = WeightColumns { slot: &d_u, column: linear.module.column, stride: up_width };
-            linear.backward(rec, t, x2.as_ref(), s.xa_up[i].as_ref(), d_y, Some(&d_x2), i > 0);
+            let accumulate = i > 0 || w.mlp_norm.is_none();
+            linear.backward(rec, t, x2.as_ref(), s.xa_up[i].as_ref(), d_y, Some(&d_x2), accumulate);
         }
     }
 

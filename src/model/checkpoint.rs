@@ -1,6 +1,7 @@
 //! Reading of safetensors: one file, or shards with an index. Checkpoints are untrusted: nothing outside the folder is read, and no
 //! allocation exceeds a file's size.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -22,8 +23,8 @@ pub struct Checkpoint {
     files: Vec<TensorFile>,
     /// Index of the file that holds each tensor, by the tensor's name in the files.
     place: BTreeMap<String, usize>,
-    /// Prefix of the description's tensor names that the files' names lack (GPT-2 on the hub, a Llama saved without its head).
-    prefix: &'static str,
+    /// Prefix of the description's tensor names that the files' names have in another form.
+    prefix: PrefixForm,
     /// Whether the head is stored and differs from the embedding, although `config.json` ties them.
     untied: bool,
     /// Names (description's, file's) of the embedding's weight, where the files have it under the tied head's name.
@@ -45,8 +46,30 @@ pub struct CheckpointTensor<'a> {
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// Prefixes that tensor names lack where a model was saved without its head, each with a tensor by which such a checkpoint is recognised.
-const PREFIXES: [(&str, &str); 2] = [("transformer.", "wte.weight"), ("model.", "embed_tokens.weight")];
+/// Prefix of tensor names in the description, and in the files.
+#[derive(Debug, Clone, Copy, Default)]
+struct PrefixForm {
+    /// Prefix in the description.
+    described: &'static str,
+    /// Prefix in the files.
+    stored: &'static str,
+    /// Name of the embedding, without the prefix, by which such files are recognised.
+    embedding: &'static str,
+}
+
+/// Forms of prefixes: GPT-2 on the hub, a Llama saved without its head; wrapped language models as on the hub, or saved without their head.
+const PREFIXES: [PrefixForm; 4] = [
+    PrefixForm { described: "transformer.", stored: "", embedding: "wte.weight" },
+    PrefixForm { described: "model.", stored: "", embedding: "embed_tokens.weight" },
+    PrefixForm {
+        described: "model.language_model.",
+        stored: "language_model.model.",
+        embedding: "embed_tokens.weight",
+    },
+    PrefixForm { described: "model.language_model.", stored: "language_model.", embedding: "embed_tokens.weight" },
+];
+/// Prefix of a wrapped language model's head in files that have `language_model.model.`.
+const WRAPPED_HEAD: &str = "language_model.";
 /// Largest number of names that a note lists.
 const NAMED: usize = 8;
 
@@ -121,10 +144,9 @@ impl Checkpoint {
                 notes.push(format!("{path} names {n} {noun} that no shard holds: {names}"));
             }
         }
-        let lacks = |(prefix, name): &(&str, &str)| {
-            place.contains_key(*name) && !place.contains_key(&format!("{prefix}{name}"))
-        };
-        let prefix = PREFIXES.into_iter().find(lacks).map_or("", |(prefix, _)| prefix);
+        let has = |prefix: &str, name: &str| place.contains_key(&format!("{prefix}{name}"));
+        let differs = |form: &PrefixForm| has(form.stored, form.embedding) && !has(form.described, form.embedding);
+        let prefix = PREFIXES.into_iter().find(differs).unwrap_or_default();
         Ok(Self { dir: dir.into(), files, place, prefix, untied: false, embedding_as: None, notes })
     }
 
@@ -139,7 +161,7 @@ impl Checkpoint {
             return Ok(());
         }
         let Some((embedding, a)) = self.entry(&d.embedding) else {
-            self.embedding_as = Some((d.embedding.clone(), self.file_name(&head_name).into()));
+            self.embedding_as = Some((d.embedding.clone(), self.file_name(&head_name).into_owned()));
             return Ok(());
         };
         let (head, b) = self.expect(&head_name)?;
@@ -176,16 +198,59 @@ impl Checkpoint {
     }
 
     /// Returns a tensor's name in the files, given the description's name.
-    pub fn file_name<'a>(&'a self, name: &'a str) -> &'a str {
-        match &self.embedding_as {
-            Some((embedding, stored)) if embedding == name => stored,
-            _ => name.strip_prefix(self.prefix).unwrap_or(name),
+    pub fn file_name<'a>(&'a self, name: &'a str) -> Cow<'a, str> {
+        if let Some((embedding, stored)) = &self.embedding_as
+            && embedding == name
+        {
+            return stored.into();
+        }
+        let PrefixForm { described, stored, .. } = self.prefix;
+        match name.strip_prefix(described) {
+            Some(rest) if stored.is_empty() => rest.into(),
+            Some(rest) => format!("{stored}{rest}").into(),
+            // The head of a wrapped model, which has the prefix of neither.
+            None if stored.starts_with(WRAPPED_HEAD) => {
+                let wrapped = format!("{WRAPPED_HEAD}{name}");
+                if self.place.contains_key(&wrapped) { wrapped.into() } else { name.into() }
+            }
+            None => name.into(),
         }
     }
 
+    /// Returns the names of tensors that belong to the models around a wrapped language model, such as a vision tower, and to heads that
+    /// predict more than one token (`mtp.`). They are left as they are, and written back with the model.
+    pub fn carried<'a>(&'a self, d: &ModelConfig) -> Vec<&'a str> {
+        if !d.wrapped {
+            return Vec::new();
+        }
+        let mut own: BTreeSet<String> = d.tensors().iter().map(|s| self.file_name(&s.name).into_owned()).collect();
+        own.insert(self.file_name(&format!("{}.weight", d.head.name)).into_owned());
+        let norm = self.file_name(&format!("{}.weight", d.final_norm)).into_owned();
+        let language_model = norm.strip_suffix("norm.weight").unwrap_or(&norm);
+        let is_own = |name: &&str| own.contains(*name) || name.starts_with(language_model);
+        self.place.keys().map(String::as_str).filter(|name| !is_own(name)).collect()
+    }
+
+    /// Returns the data type and shape of a tensor, given its name in the files.
+    pub fn stored(&self, name: &str) -> Option<(Dtype, &[usize])> {
+        let stored = self.files[*self.place.get(name)?].tensors().get(name)?;
+        Some((stored.dtype, stored.shape.as_slice()))
+    }
+
+    /// Reads the bytes of a tensor piece by piece, given its name in the files.
+    ///
+    /// # Errors
+    /// [`Error::File`]; errors of `each`.
+    pub fn read_stored(&self, name: &str, each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let missing = || Error::tensor(&self.dir, name, "is missing");
+        let file = &self.files[*self.place.get(name).ok_or_else(missing)?];
+        file.pieces(&file.tensors()[name], each)
+    }
+
     fn entry(&self, name: &str) -> Option<(&TensorFile, &StoredTensor)> {
-        let file = &self.files[*self.place.get(self.file_name(name))?];
-        Some((file, file.tensors().get(self.file_name(name))?))
+        let name = self.file_name(name);
+        let file = &self.files[*self.place.get(name.as_ref())?];
+        Some((file, file.tensors().get(name.as_ref())?))
     }
 
     fn expect(&self, name: &str) -> Result<(&TensorFile, &StoredTensor)> {
@@ -234,12 +299,13 @@ impl Checkpoint {
         Ok(Some(bits))
     }
 
-    /// Checks that every tensor of the description exists with its shape and a supported type. Returns a note on tensors that the model
-    /// does not use; transformers leaves them unused, too. The note omits buffers that hold no weights, and a tied head's copy.
+    /// Checks that every tensor of the description exists with its shape and a supported type. Returns notes: on tensors around a wrapped
+    /// language model ([`Checkpoint::carried`]), and on tensors that the model does not use, which transformers leaves unused, too. The
+    /// notes omit buffers that hold no weights, and a tied head's copy.
     ///
     /// # Errors
     /// [`Error::Tensor`], which shows the expected and the found shape of a mismatch.
-    pub fn verify(&self, d: &ModelConfig) -> Result<Option<String>> {
+    pub fn verify(&self, d: &ModelConfig) -> Result<Vec<String>> {
         let mut expected = BTreeSet::new();
         for spec in d.tensors() {
             let (file, stored) = self.expect(&spec.name)?;
@@ -251,12 +317,13 @@ impl Checkpoint {
             file.check_float(&name, stored)?;
             expected.insert(name);
         }
-        let mut unknown = Vec::new();
+        let (mut unknown, carried) = (Vec::new(), self.carried(d));
+        expected.extend(carried.iter().map(|name| (*name).to_string()));
         for (name, &i) in self.place.iter().filter(|(name, _)| !expected.contains(*name)) {
             if is_buffer(name, d) {
                 continue;
             }
-            if !(d.tied && *name == format!("{}.weight", d.head.name)) {
+            if !(d.tied && *name == self.file_name(&format!("{}.weight", d.head.name))) {
                 unknown.push(name);
                 continue;
             }
@@ -269,9 +336,17 @@ impl Checkpoint {
         let (n, dir, architecture) = (unknown.len(), self.dir.display(), &d.architecture);
         let noun = if n == 1 { "tensor is" } else { "tensors are" };
         let names = name_list(unknown.into_iter());
-        Ok((n > 0).then(|| {
+        let unused = (n > 0).then(|| {
             format!("{dir}: {n} {noun} no part of this {architecture} and not used, as in transformers: {names}")
-        }))
+        });
+        let (n, noun) = (carried.len(), if carried.len() == 1 { "tensor" } else { "tensors" });
+        let groups: BTreeSet<String> =
+            carried.iter().map(|name| name.split('.').next().unwrap_or(name).into()).collect();
+        let untouched = (n > 0).then(|| {
+            let groups = name_list(groups.iter());
+            format!("{dir}: the language model is used; {n} {noun} of other parts are left as they are: {groups}")
+        });
+        Ok(untouched.into_iter().chain(unused).collect())
     }
 
     /// Returns the data type of the embedding, which is typical of the weights.

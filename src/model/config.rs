@@ -1,17 +1,19 @@
 //! Conversion of Hugging Face's `config.json`, of transformers 4 and 5, into a [`ModelConfig`]. Unsupported settings are refused by name.
 //!
-//! Defaults are those of `configuration_*.py` in transformers 4.57, which 5.23 shares; sizes have no defaults. Fields that these classes
+//! Defaults are those of `configuration_*.py` in transformers 4.57 and 5.24; sizes have none, except in Gemma 3, whose checkpoints on the hub lack some. Fields that these classes
 //! ignore are ignored here too. Where an ignored field would have added tensors, [`super::checkpoint::Checkpoint::verify`] notes them.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::description::{
-    Activation, LayerConfig, LinearSpec, ModelConfig, NormKind, NormSpec, RopeConfig, RopeScaling,
+use super::description::{Activation, LayerConfig, LinearSpec, ModelConfig, NormKind, NormSpec, QkNorm};
+use super::families::{
+    AttentionBias, FAMILIES, FamilySpec, ModelFamily, REFUSED, WRAPPERS, Windows, WrapperSpec, limit,
 };
-use super::families::{FAMILIES, FamilySpec, ModelFamily, REFUSED, limit};
 use crate::error::{Error, Result};
+
+mod rotary;
 
 /// JSON object of the file, with its place for messages.
 struct ConfigReader<'a> {
@@ -106,158 +108,134 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    fn family(&self) -> Result<&'static FamilySpec> {
-        let supported = |of: fn(&FamilySpec) -> &'static str| FAMILIES.each_ref().map(of).join(", ");
-        let model_type = self.text("model_type")?;
-        let Some(list) = self.get("architectures") else {
-            let by_type = FAMILIES.iter().find(|f| Some(f.model_type) == model_type);
-            let reason = || format!("is missing; supported: {}", supported(|f| f.architecture));
-            return by_type.ok_or_else(|| self.bad("architectures", reason()));
-        };
-        let name = match list.as_array().map(Vec::as_slice) {
-            Some([Value::String(name)]) => name,
-            _ => return Err(self.bad("architectures", format!("expected a list of one name, found {list}"))),
-        };
-        let family = FAMILIES.iter().find(|f| f.architecture == name).ok_or_else(|| {
-            let reason = format!("`{name}` is not supported; supported: {}", supported(|f| f.architecture));
-            self.bad("architectures", reason)
-        })?;
-        match model_type {
-            Some(other) if other != family.model_type => {
-                let reason = format!("expected `{}` for {name}, found `{other}`", family.model_type);
-                Err(self.bad("model_type", reason))
-            }
-            _ => Ok(family),
+    /// Returns the one name in `architectures`; `None` where the field is absent.
+    fn architecture(&self) -> Result<Option<&'a str>> {
+        let Some(list) = self.get("architectures") else { return Ok(None) };
+        match list.as_array().map(Vec::as_slice) {
+            Some([Value::String(name)]) => Ok(Some(name)),
+            _ => Err(self.bad("architectures", format!("expected a list of one name, found {list}"))),
         }
+    }
+
+    /// Checks that `model_type`, where it is given, is the one of an architecture.
+    fn check_model_type(&self, expected: &str, architecture: &str) -> Result<()> {
+        match self.text("model_type")? {
+            Some(other) if other != expected => {
+                Err(self.bad("model_type", format!("expected `{expected}` for {architecture}, found `{other}`")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the wrapper that the configuration describes, if it is one.
+    fn wrapper(&self) -> Result<Option<&'static WrapperSpec>> {
+        let model_type = self.text("model_type")?;
+        let Some(name) = self.architecture()? else {
+            return Ok(WRAPPERS.iter().find(|w| Some(w.model_type) == model_type));
+        };
+        let Some(wrapper) = WRAPPERS.iter().find(|w| w.architecture == name) else { return Ok(None) };
+        self.check_model_type(wrapper.model_type, name)?;
+        Ok(Some(wrapper))
+    }
+
+    fn family(&self) -> Result<&'static FamilySpec> {
+        let model_type = self.text("model_type")?;
+        let supported = || {
+            let names = FAMILIES.iter().map(|f| f.architecture).chain(WRAPPERS.iter().map(|w| w.architecture));
+            format!("supported: {}", names.collect::<Vec<_>>().join(", "))
+        };
+        let Some(name) = self.architecture()? else {
+            let by_type = FAMILIES.iter().find(|f| Some(f.model_type) == model_type);
+            return by_type.ok_or_else(|| self.bad("architectures", format!("is missing; {}", supported())));
+        };
+        let family = FAMILIES.iter().find(|f| f.architecture == name);
+        let family =
+            family.ok_or_else(|| self.bad("architectures", format!("`{name}` is not supported; {}", supported())))?;
+        self.check_model_type(family.model_type, name)?;
+        Ok(family)
+    }
+
+    /// Returns the family of the language model inside a wrapper; `self` is its `text_config`.
+    fn text_family(&self, wrapper: &WrapperSpec) -> Result<&'static FamilySpec> {
+        let name = self.text("model_type")?.unwrap_or(wrapper.text[0]);
+        let family = FAMILIES.iter().find(|f| f.model_type == name && wrapper.text.contains(&name));
+        family.ok_or_else(|| {
+            let reason = format!(
+                "`{name}` is not supported inside {}; supported: {}",
+                wrapper.architecture,
+                wrapper.text.join(", ")
+            );
+            self.bad("model_type", reason)
+        })
+    }
+
+    /// Refuses settings that no family has, or that this one does not have.
+    fn refuse_unsupported(&self, family: &FamilySpec) -> Result<()> {
+        for (field, neutral) in REFUSED.iter().filter(|(field, _)| !family.reads.contains(field)) {
+            if let Some(value) = self.get(field).filter(|v| !neutral.is(v)) {
+                return Err(self.bad(field, format!("{} is not supported", shown(value))));
+            }
+        }
+        Ok(())
     }
 }
 
 impl ConfigReader<'_> {
-    /// Reads the parameters of a rotary table from `own`, an object of `rope_scaling` or `rope_parameters`. `theta` and `partial` are the
-    /// defaults for fields that `own` lacks.
-    fn rope(&self, own: Option<&ConfigReader>, theta: f64, partial: f64, head_dim: usize) -> Result<RopeConfig> {
-        let none = Map::new();
-        let none = ConfigReader { path: self.path, at: String::new(), fields: &none };
-        let own = own.unwrap_or(&none);
-        let kind = own.text("rope_type")?.or(own.text("type")?).unwrap_or("default");
-        let scaling = match kind {
-            "default" => RopeScaling::Default,
-            "linear" => RopeScaling::Linear { factor: own.number("factor", None)? },
-            "llama3" => RopeScaling::Llama3 {
-                factor: own.number("factor", None)?,
-                low: own.number("low_freq_factor", None)?,
-                high: own.number("high_freq_factor", None)?,
-                original_max_positions: own.number("original_max_position_embeddings", None)?,
-            },
-            other => {
-                return Err(own.bad("rope_type", format!("`{other}` is not supported (default, linear, llama3 are)")));
-            }
+    /// Reads the window of each layer. `rotates` says in which layers queries and keys are rotated.
+    fn windows(&self, family: &FamilySpec, rotates: &[bool]) -> Result<Vec<Option<usize>>> {
+        let (n_layers, rule) = (rotates.len(), family.windows);
+        let on = match rule {
+            Windows::None => false,
+            Windows::From | Windows::NotRotated => self.flag("use_sliding_window", false)?,
+            Windows::All(_) | Windows::ExceptEvery(_) => true,
         };
-        if let RopeScaling::Llama3 { low, high, .. } = scaling
-            && high <= low
-        {
-            return Err(own.bad("high_freq_factor", format!("{high} is not above low_freq_factor = {low}")));
-        }
-        let known: &[&str] = match kind {
-            "default" => &[],
-            "linear" => &["factor"],
-            _ => &["factor", "low_freq_factor", "high_freq_factor"],
+        let default = match rule {
+            Windows::All(default) => default,
+            Windows::NotRotated => None,
+            Windows::None | Windows::ExceptEvery(_) | Windows::From => Some(4096),
         };
-        let always = ["rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"];
-        if let Some(name) = own.fields.keys().find(|k| !known.contains(&&***k) && !always.contains(&&***k))
-            && own.get(name).is_some()
-        {
-            return Err(own.bad(name, format!("is not supported with rope type `{kind}`")));
-        }
-        let theta = own.number("rope_theta", Some(theta))?;
-        let partial = own.number("partial_rotary_factor", Some(partial))?;
-        let rotary_dim = (head_dim as f64 * partial) as usize;
-        if partial > 1.0 || rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
-            let reason =
-                format!("{rotary_dim} rotating dimensions of {head_dim}: expected an even number, at most all");
-            return Err(if partial == 1.0 {
-                self.bad("head_dim", reason)
-            } else {
-                own.bad("partial_rotary_factor", reason)
-            });
-        }
-        Ok(RopeConfig { theta, rotary_dim, scaling })
-    }
-
-    /// Reads the rotary tables of a model: one, or for Gemma 3 one for full layers and one for sliding layers.
-    fn ropes(&self, family: &FamilySpec, head_dim: usize) -> Result<Vec<RopeConfig>> {
-        let partial = self.number("partial_rotary_factor", Some(1.0))?;
-        let theta = self.number("rope_theta", Some(family.theta))?;
-        let (scaling, parameters) = (self.object("rope_scaling")?, self.object("rope_parameters")?);
-        if let (Some(_), Some(_)) = (&scaling, &parameters) {
-            return Err(self.bad("rope_scaling", "conflicts with `rope_parameters`: remove one of the two"));
-        }
-        let nested = parameters.as_ref().is_some_and(|p| p.fields.contains_key("full_attention"));
-        let ropes = if family.kind == ModelFamily::Gemma3 {
-            let local_theta = self.number("rope_local_base_freq", Some(1e4))?;
-            let (mut full, mut local) = (scaling, None);
-            if let Some(p) = &parameters {
-                let stray = p.fields.keys().find(|k| !["full_attention", "sliding_attention"].contains(&k.as_str()));
-                if let Some(stray) = stray {
-                    return Err(p.bad(stray, "expected entries `full_attention` and `sliding_attention` only"));
-                }
-                (full, local) = (p.object("full_attention")?, p.object("sliding_attention")?);
-            }
-            vec![
-                self.rope(full.as_ref(), theta, partial, head_dim)?,
-                self.rope(local.as_ref(), local_theta, partial, head_dim)?,
-            ]
-        } else if nested {
-            return Err(self.bad("rope_parameters", "one rotary table a layer type is not supported for this family"));
-        } else {
-            if let Some(p) = &parameters
-                && let (Some(a), Some(b)) = (self.get("rope_theta"), p.get("rope_theta"))
-                && a.as_f64() != b.as_f64()
-            {
-                return Err(self.bad("rope_theta", format!("{a} contradicts `rope_parameters.rope_theta`, {b}")));
-            }
-            vec![self.rope(scaling.or(parameters).as_ref(), theta, partial, head_dim)?]
-        };
-        if family.kind != ModelFamily::Phi3 && ropes.iter().any(|r| r.rotary_dim != head_dim) {
-            return Err(self.bad("partial_rotary_factor", "is not supported for this family"));
-        }
-        Ok(ropes)
-    }
-
-    /// Reads the window of each layer.
-    fn windows(&self, family: &FamilySpec, n_layers: usize) -> Result<Vec<Option<usize>>> {
-        let kind = family.kind;
-        let qwen = matches!(kind, ModelFamily::Qwen2 | ModelFamily::Qwen3);
-        let on = match kind {
-            ModelFamily::Llama | ModelFamily::Gpt2 => false,
-            ModelFamily::Qwen2 | ModelFamily::Qwen3 => self.flag("use_sliding_window", false)?,
-            _ => true,
-        };
-        let default = if kind == ModelFamily::Phi3 { None } else { Some(4096) };
         let window = match on {
             true if self.is_null("sliding_window") => None,
             true if default.is_none() && self.get("sliding_window").is_none() => None,
             true => Some(self.size("sliding_window", limit::POSITIONS, default)?),
             false => None,
         };
-        let pattern =
-            if kind == ModelFamily::Gemma3 { self.size("sliding_window_pattern", limit::LAYERS, Some(6))? } else { 2 };
-        let full_below = match self.get("max_window_layers").filter(|_| qwen) {
+        let period = match rule {
+            Windows::ExceptEvery(n) if family.kind == ModelFamily::Gemma3 => {
+                self.size("sliding_window_pattern", limit::LAYERS, Some(n))?
+            }
+            Windows::ExceptEvery(n) => n,
+            _ => 1,
+        };
+        let full_below = match self.get("max_window_layers").filter(|_| rule == Windows::From) {
             Some(n) => n.as_u64().ok_or_else(|| self.bad("max_window_layers", "expected a whole number"))?,
             None => 28,
         };
-        let rule = |i: usize| match kind {
-            ModelFamily::Gemma2 | ModelFamily::Gemma3 => !(i + 1).is_multiple_of(pattern),
-            ModelFamily::Qwen2 | ModelFamily::Qwen3 => window.is_some() && i as u64 >= full_below,
-            _ => window.is_some(),
+        let slides = |i: usize| match rule {
+            Windows::None => false,
+            Windows::All(_) => window.is_some(),
+            Windows::ExceptEvery(_) => !(i + 1).is_multiple_of(period),
+            Windows::From => window.is_some() && i as u64 >= full_below,
+            Windows::NotRotated => window.is_some() && !rotates[i],
         };
-        let mut slides: Vec<bool> = (0..n_layers).map(rule).collect();
-        if let Some(types) = self.get("layer_types") {
-            let listed = self.layer_types(types, n_layers)?;
-            if !matches!(kind, ModelFamily::Gemma2 | ModelFamily::Gemma3) && !qwen && listed != slides {
+        let mut slides: Vec<bool> = (0..n_layers).map(slides).collect();
+        let types = match family.kind {
+            ModelFamily::GraniteMoeHybrid => {
+                let types = self.get("layer_types").or(self.get("layers_block_type"));
+                Some(types.ok_or_else(|| self.bad("layer_types", "is missing: Mamba layers are not supported"))?)
+            }
+            _ => self.get("layer_types"),
+        };
+        if let Some(types) = types {
+            let listed = self.layer_types(types, family, n_layers)?;
+            if matches!(rule, Windows::None | Windows::All(_)) && listed != slides {
                 return Err(self.bad("layer_types", format!("a {} has layers of one kind only", family.architecture)));
             }
             slides = listed;
+        }
+        // transformers slides the layers of `layer_types` only where `use_sliding_window` is on.
+        if rule == Windows::NotRotated && !on {
+            slides.fill(false);
         }
         if slides.contains(&true) && window.is_none() {
             return Err(self.bad("sliding_window", "has no value, yet there are layers of type sliding_attention"));
@@ -265,7 +243,8 @@ impl ConfigReader<'_> {
         Ok(slides.into_iter().map(|s| window.filter(|_| s)).collect())
     }
 
-    fn layer_types(&self, types: &Value, n_layers: usize) -> Result<Vec<bool>> {
+    /// Reads which layers have a sliding window.
+    fn layer_types(&self, types: &Value, family: &FamilySpec, n_layers: usize) -> Result<Vec<bool>> {
         let types = types.as_array().ok_or_else(|| self.bad("layer_types", "expected a list"))?;
         if types.len() != n_layers {
             let reason = format!("has {} entries for num_hidden_layers = {n_layers}", types.len());
@@ -274,12 +253,41 @@ impl ConfigReader<'_> {
         let of = |t: &Value| match t.as_str() {
             Some("sliding_attention") => Ok(true),
             Some("full_attention") => Ok(false),
+            Some("attention") if family.kind == ModelFamily::GraniteMoeHybrid => Ok(false),
             _ => {
                 let reason = format!("{} is not supported (full_attention, sliding_attention are)", shown(t));
                 Err(self.bad("layer_types", reason))
             }
         };
         types.iter().map(of).collect()
+    }
+
+    /// Reads in which layers queries and keys are rotated.
+    fn rotating_layers(&self, family: &FamilySpec, n_layers: usize) -> Result<Vec<bool>> {
+        match family.kind {
+            ModelFamily::SmolLm3 => match self.get("no_rope_layers") {
+                None => {
+                    let period = self.size("no_rope_layer_interval", limit::LAYERS, Some(4))?;
+                    Ok((1..=n_layers).map(|i| !i.is_multiple_of(period)).collect())
+                }
+                Some(list) => {
+                    let bits = list.as_array().filter(|bits| bits.len() == n_layers);
+                    let bits = bits.and_then(|bits| bits.iter().map(|bit| bit.as_u64().filter(|&b| b < 2)).collect());
+                    let reason = || format!("expected a list of {n_layers} numbers, each 0 or 1");
+                    let bits: Vec<u64> = bits.ok_or_else(|| self.bad("no_rope_layers", reason()))?;
+                    Ok(bits.iter().map(|&bit| bit == 1).collect())
+                }
+            },
+            ModelFamily::GraniteMoeHybrid => match self.text("position_embedding_type")? {
+                Some("rope") => Ok(vec![true; n_layers]),
+                None | Some("nope") => Ok(vec![false; n_layers]),
+                Some(other) => {
+                    let reason = format!("`{other}` is not supported (rope, nope are)");
+                    Err(self.bad("position_embedding_type", reason))
+                }
+            },
+            _ => Ok(vec![true; n_layers]),
+        }
     }
 }
 
@@ -294,13 +302,20 @@ impl ModelConfig {
             serde_json::from_str(text).map_err(|e| Error::line(path, e.line(), format!("not JSON: {e}")))?;
         let fields = value.as_object().ok_or_else(|| Error::file(path, "expected a JSON object"))?;
         let c = ConfigReader { path, at: String::new(), fields };
-        let family = c.family()?;
-        for (field, neutral) in &REFUSED {
-            if let Some(value) = c.get(field).filter(|v| !neutral.is(v)) {
-                return Err(c.bad(field, format!("{} is not supported", shown(value))));
-            }
+        if let Some(wrapper) = c.wrapper()? {
+            let text = c.object("text_config")?.ok_or_else(|| c.bad("text_config", "is missing"))?;
+            let family = text.text_family(wrapper)?;
+            c.refuse_unsupported(family)?;
+            text.refuse_unsupported(family)?;
+            // transformers 5 reads the outer configuration's field, earlier versions the inner one's.
+            let inner = text.flag("tie_word_embeddings", wrapper.tied)?;
+            let tied = c.flag("tie_word_embeddings", inner)?;
+            let d = rotary(&text, family, Some(wrapper))?;
+            return Ok(Self { architecture: wrapper.architecture.into(), tied, ..d });
         }
-        if family.kind == ModelFamily::Gpt2 { gpt2(&c, family) } else { rotary(&c, family) }
+        let family = c.family()?;
+        c.refuse_unsupported(family)?;
+        if family.kind == ModelFamily::Gpt2 { gpt2(&c, family) } else { rotary(&c, family, None) }
     }
 }
 
@@ -327,9 +342,9 @@ fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
         LayerConfig {
             window: None,
             rope: None,
-            attn_norm: format!("{at}.ln_1"),
+            attn_norm: Some(format!("{at}.ln_1")),
             attn_post_norm: None,
-            mlp_norm: format!("{at}.ln_2"),
+            mlp_norm: Some(format!("{at}.ln_2")),
             mlp_post_norm: None,
             q_norm: None,
             k_norm: None,
@@ -353,8 +368,8 @@ fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
             eps: c.number("layer_norm_epsilon", Some(family.eps))? as f32,
             weight_offset: 0.0,
         },
-        qk_norm: false,
-        post_norms: false,
+        wrapped: false,
+        qk_norm: QkNorm::None,
         ropes: Vec::new(),
         position_embedding: Some("transformer.wpe.weight".into()),
         layers: (0..n_layers).map(layer).collect(),
@@ -364,6 +379,8 @@ fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
         activation: c.activation("activation_function", "gelu_new")?,
         gated: false,
         embed_scale: 1.0,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
         embedding: "transformer.wte.weight".into(),
         final_norm: "transformer.ln_f".into(),
         head: module("lm_head".into(), vocab, d, 0, false),
@@ -373,7 +390,7 @@ fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
 
 /// Reads the numbers of heads: (H, K, E).
 fn heads(c: &ConfigReader, family: &FamilySpec, d: usize) -> Result<(usize, usize, usize)> {
-    let h = c.size("num_attention_heads", limit::HEADS, None)?;
+    let h = c.size("num_attention_heads", limit::HEADS, family.heads)?;
     let default_kv = if c.is_null("num_key_value_heads") { h } else { family.kv_heads.unwrap_or(h) };
     let kv = c.size("num_key_value_heads", limit::HEADS, Some(default_kv))?;
     if !h.is_multiple_of(kv) {
@@ -390,57 +407,80 @@ fn heads(c: &ConfigReader, family: &FamilySpec, d: usize) -> Result<(usize, usiz
     Ok((h, kv, e))
 }
 
-/// Reads the configuration of a model with RoPE: Llama and similar families.
-fn rotary(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
+/// Reads the configuration of a model like Llama, alone or inside a wrapper.
+fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) -> Result<ModelConfig> {
     let kind = family.kind;
     let gemma = matches!(kind, ModelFamily::Gemma2 | ModelFamily::Gemma3);
+    let granite = matches!(kind, ModelFamily::Granite | ModelFamily::GraniteMoeHybrid);
+    if kind == ModelFamily::GraniteMoeHybrid {
+        match c.get("num_local_experts") {
+            Some(n) if n.as_u64() == Some(0) => {}
+            Some(n) => return Err(c.bad("num_local_experts", format!("{} is not supported: 0 is", shown(n)))),
+            None => return Err(c.bad("num_local_experts", "is missing; 0 is supported")),
+        }
+    }
     let d = c.size("hidden_size", limit::WIDTH, None)?;
     let (h, kv, e) = heads(c, family, d)?;
-    let (f, vocab) =
-        (c.size("intermediate_size", limit::FEED_FORWARD, None)?, c.size("vocab_size", limit::VOCAB, None)?);
+    let f = c.size(family.mlp.width, limit::FEED_FORWARD, None)?;
+    let vocab = c.size("vocab_size", limit::VOCAB, family.vocab)?;
     let n_layers = c.size("num_hidden_layers", limit::LAYERS, None)?;
-    let (windows, ropes) = (c.windows(family, n_layers)?, c.ropes(family, e)?);
+    let max_positions = c.size("max_position_embeddings", limit::POSITIONS, Some(family.max_positions))?;
+    let rotates = c.rotating_layers(family, n_layers)?;
+    let windows = c.windows(family, &rotates)?;
+    let ropes = if rotates.contains(&true) { c.ropes(family, e, max_positions)? } else { Vec::new() };
+    let longest = ropes.iter().filter_map(rotary::longest).max().unwrap_or(0);
 
-    let (qkv_bias, out_bias) = match kind {
-        ModelFamily::Qwen2 => (true, false),
-        ModelFamily::Mistral | ModelFamily::Phi3 => (false, false),
-        _ => {
+    let (qkv_bias, out_bias) = match family.attention_bias {
+        AttentionBias::Never => (false, false),
+        AttentionBias::Qkv => (true, false),
+        AttentionBias::QkvByField => (c.flag("attention_bias", true)?, false),
+        AttentionBias::ByField => {
             let bias = c.flag("attention_bias", false)?;
             (bias, bias)
         }
     };
-    let mlp_bias = kind == ModelFamily::Llama && c.flag("mlp_bias", false)?;
+    let mlp_bias = family.mlp_bias && c.flag("mlp_bias", false)?;
+    let multiplier = |field: &str| if granite { c.number(field, Some(1.0)) } else { Ok(1.0) };
+    let residual_scale = multiplier("residual_multiplier")? as f32;
+    for (field, is_on) in [("attention_bias", out_bias), ("mlp_bias", mlp_bias)] {
+        if is_on && residual_scale != 1.0 {
+            return Err(c.bad(field, "true is not supported with a residual_multiplier"));
+        }
+    }
     let (q, k) = (h * e, kv * e);
-    let qk_norm = matches!(kind, ModelFamily::Qwen3 | ModelFamily::Gemma3);
+    let base = if wrapper.is_some() { "model.language_model" } else { "model" };
     let layer = |(i, &window): (usize, &Option<usize>)| {
-        let at = format!("model.layers.{i}");
+        let at = format!("{base}.layers.{i}");
         let attn = |name: &str, n_out, column| module(format!("{at}.self_attn.{name}"), n_out, d, column, qkv_bias);
-        let up = |name: &str, n_out, column| module(format!("{at}.mlp.{name}"), n_out, d, column, mlp_bias);
-        let named = |yes: bool, name: &str| yes.then(|| format!("{at}.{name}"));
+        let up_width = 2 * f / family.mlp.up.len();
+        let up = |(i, name): (usize, &&str)| module(format!("{at}.{name}"), up_width, d, i * up_width, mlp_bias);
+        let named = |name: &str| format!("{at}.{name}");
+        let qk_norm = |name: &str| (family.qk_norm != QkNorm::None).then(|| named(name));
         LayerConfig {
             window,
-            rope: Some(usize::from(kind == ModelFamily::Gemma3 && window.is_some())),
-            attn_norm: format!("{at}.input_layernorm"),
-            attn_post_norm: named(gemma, "post_attention_layernorm"),
-            mlp_norm: format!("{at}.{}", if gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" }),
-            mlp_post_norm: named(gemma, "post_feedforward_layernorm"),
-            q_norm: named(qk_norm, "self_attn.q_norm"),
-            k_norm: named(qk_norm, "self_attn.k_norm"),
-            qkv: if kind == ModelFamily::Phi3 {
+            // Where there are two tables, the second is that of sliding layers.
+            rope: rotates[i].then(|| usize::from(ropes.len() > 1 && window.is_some())),
+            attn_norm: family.norms.attn.map(named),
+            attn_post_norm: family.norms.attn_post.map(named),
+            mlp_norm: family.norms.mlp.map(named),
+            mlp_post_norm: family.norms.mlp_post.map(named),
+            q_norm: qk_norm("self_attn.q_norm"),
+            k_norm: qk_norm("self_attn.k_norm"),
+            qkv: if family.fused_qkv {
                 vec![attn("qkv_proj", q + 2 * k, 0)]
             } else {
                 vec![attn("q_proj", q, 0), attn("k_proj", k, q), attn("v_proj", k, q + k)]
             },
-            out: module(format!("{at}.self_attn.o_proj"), d, q, 0, out_bias),
-            up: if kind == ModelFamily::Phi3 {
-                vec![up("gate_up_proj", 2 * f, 0)]
-            } else {
-                vec![up("gate_proj", f, 0), up("up_proj", f, f)]
-            },
-            down: module(format!("{at}.mlp.down_proj"), d, f, 0, mlp_bias),
+            out: module(named("self_attn.o_proj"), d, q, 0, out_bias),
+            up: family.mlp.up.iter().enumerate().map(up).collect(),
+            down: module(named(family.mlp.down), d, f, 0, mlp_bias),
         }
     };
-    let scale_of = if gemma { c.number("query_pre_attn_scalar", Some(256.0))? } else { e as f64 };
+    let attention_scale = match kind {
+        _ if gemma => 1.0 / c.number("query_pre_attn_scalar", Some(256.0))?.sqrt(),
+        _ if granite => multiplier("attention_multiplier")?,
+        _ => 1.0 / (e as f64).sqrt(),
+    };
     let attention_cap = c.optional("attn_logit_softcapping", (kind == ModelFamily::Gemma2).then_some(50.0))?;
     if attention_cap.is_some() && kind != ModelFamily::Gemma2 {
         return Err(c.bad("attn_logit_softcapping", "is supported for Gemma2ForCausalLM only"));
@@ -459,25 +499,27 @@ fn rotary(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
         head_dim: e,
         d_ff: f,
         vocab,
-        max_positions: c.size("max_position_embeddings", limit::POSITIONS, Some(family.max_positions))?,
+        max_positions: max_positions.max(longest),
+        wrapped: wrapper.is_some(),
         norm: NormSpec {
             kind: NormKind::Rms,
             eps: c.number("rms_norm_eps", Some(family.eps))? as f32,
             weight_offset: if gemma { 1.0 } else { 0.0 },
         },
-        qk_norm,
-        post_norms: gemma,
+        qk_norm: family.qk_norm,
+        layers: windows.iter().enumerate().map(layer).collect(),
         ropes,
         position_embedding: None,
-        layers: windows.iter().enumerate().map(layer).collect(),
-        attention_scale: (1.0 / scale_of.sqrt()) as f32,
+        attention_scale: attention_scale as f32,
         attention_softcap: attention_cap.map(|x| x as f32),
         logit_softcap: logit_cap.map(|x| x as f32),
         activation: c.activation(act_field, act_default)?,
         gated: true,
-        embed_scale: if gemma { (d as f64).sqrt() as f32 } else { 1.0 },
-        embedding: "model.embed_tokens.weight".into(),
-        final_norm: "model.norm".into(),
+        embed_scale: if gemma { (d as f64).sqrt() } else { multiplier("embedding_multiplier")? } as f32,
+        residual_scale,
+        logit_scale: (1.0 / multiplier("logits_scaling")?) as f32,
+        embedding: format!("{base}.embed_tokens.weight"),
+        final_norm: format!("{base}.norm"),
         head: module("lm_head".into(), vocab, d, 0, false),
         tied: c.flag("tie_word_embeddings", family.tied)?,
     })

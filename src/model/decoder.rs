@@ -3,7 +3,7 @@
 //! Tokens are packed without padding; the segment table says which keys a query sees. The values that the backward pass needs are saved in
 //! a [`ForwardSaved`], as the [`RecomputePolicy`] says.
 
-use super::description::{LayerConfig, ModelConfig, NormKind};
+use super::description::{LayerConfig, ModelConfig, NormKind, QkNorm};
 use super::kv_cache::KvCache;
 use super::linear::{Linear, WeightColumns};
 use super::saved::{
@@ -17,13 +17,13 @@ use crate::kernels::attention::{AttentionConfig, QkvLayout, SegmentTable, attent
 use crate::kernels::embedding::{TokenIds, VocabShard, embedding_fwd};
 use crate::kernels::logprob::{HeadShard, LmHead};
 use crate::kernels::rmsnorm::RmsnormRows;
-use crate::kernels::rope::{RopeCache, RopeHeads, rope};
+use crate::kernels::rope::{RopeCache, RopeHeads, rope, rotary_row};
 use crate::kernels::{add, gather, layernorm, rmsnorm};
 
 /// Weights of a norm on the device.
 #[derive(Debug, Clone)]
 pub struct NormWeights {
-    /// Weight: (D) or (E).
+    /// Weight: (D), (E), (H·E) or (K·E).
     pub w: Weight,
     /// Bias of a LayerNorm: (D).
     pub b: Option<Weight>,
@@ -33,17 +33,17 @@ pub struct NormWeights {
 #[derive(Debug, Clone)]
 pub struct LayerWeights {
     /// Norm before attention.
-    pub attn_norm: NormWeights,
+    pub attn_norm: Option<NormWeights>,
     /// Projections that write the columns of qkv.
     pub qkv: Vec<Linear>,
-    /// Norms of the query heads and of the key heads.
+    /// Norms of the queries and of the keys.
     pub qk_norms: Option<[NormWeights; 2]>,
     /// Projection of attention's output.
     pub out: Linear,
     /// Norm after attention.
     pub attn_post_norm: Option<NormWeights>,
     /// Norm before the MLP.
-    pub mlp_norm: NormWeights,
+    pub mlp_norm: Option<NormWeights>,
     /// Projections that write the columns of gate and up.
     pub up: Vec<Linear>,
     /// Projection back to D.
@@ -86,20 +86,29 @@ pub struct TokenSlots {
     pub ids: TokenIds,
     /// Positions as ids into the learned position table, where the model has one.
     pub position_ids: Option<TokenIds>,
-    /// Position of each token in its sequence: (T).
-    pub positions: Slot,
+    /// Row of each token in the RoPE caches: (T).
+    pub rotary_rows: Slot,
     /// Segment table, which says which keys a query sees.
     pub segments: SegmentTable,
 }
 
 impl TokenSlots {
-    /// Uploads the tokens.
-    pub fn new(gpu: &Gpu, d: &ModelConfig, ids: &[u32], positions: &[u32], segments: SegmentTable) -> Self {
+    /// Uploads the tokens. `lengths`: tokens of each token's sequence.
+    pub fn new(
+        gpu: &Gpu,
+        d: &ModelConfig,
+        ids: &[u32],
+        positions: &[u32],
+        lengths: &[usize],
+        segments: SegmentTable,
+    ) -> Self {
+        let limit = d.long_above();
+        let rows = positions.iter().zip(lengths).map(|(&position, &length)| rotary_row(position, length, limit));
         Self {
             t: ids.len(),
             ids: TokenIds::new(gpu, ids),
             position_ids: d.position_embedding.is_some().then(|| TokenIds::new(gpu, positions)),
-            positions: gpu.upload(positions),
+            rotary_rows: gpu.upload(&rows.collect::<Vec<u32>>()),
             segments,
         }
     }
@@ -135,8 +144,8 @@ impl Decoder {
 
     pub(super) fn rotating(&self, t: usize) -> RopeHeads {
         let d = &self.description;
-        let heads = d.n_heads + d.n_kv_heads;
-        RopeHeads { tokens: t, heads, head_dim: d.head_dim, start: 0, stride: d.qkv_width() }
+        let (queries, heads) = (d.n_heads, d.n_heads + d.n_kv_heads);
+        RopeHeads { tokens: t, heads, queries, head_dim: d.head_dim, start: 0, stride: d.qkv_width() }
     }
 
     /// Returns the LM head, divided into shards, for the log-prob kernels. `rows` is the number of rows to score.
@@ -151,6 +160,7 @@ impl Decoder {
             pages: pages.collect(),
             storage: w.storage,
             width: self.description.d_model,
+            scale: self.description.logit_scale,
             softcap: self.description.logit_softcap,
             tile: LmHead::tile_for(rows),
         }
@@ -177,6 +187,24 @@ impl Decoder {
             }
         };
         (y, stats)
+    }
+
+    /// Computes a branch's input from `rows` rows of the residual stream: the normed rows, with their statistics, or the rows themselves
+    /// where the branch has no norm before it.
+    pub(super) fn input_norm(
+        &self,
+        rec: &mut Recording,
+        norm: Option<&NormWeights>,
+        rows: usize,
+        x: &Slot,
+    ) -> (Slot, Option<NormStats>) {
+        match norm {
+            Some(norm) => {
+                let (y, stats) = self.norm(rec, norm, rows, x);
+                (y, Some(stats))
+            }
+            None => (x.clone(), None),
+        }
     }
 
     /// Computes the token embeddings, plus position embeddings where the model has them: (T, D).
@@ -254,7 +282,7 @@ impl Decoder {
         let (w, layer) = (&self.layers[index], &d.layers[index]);
         let mut xa_qkv = Vec::new();
 
-        let (x1, stats1) = self.norm(rec, &w.attn_norm, t, &h_in);
+        let (x1, stats1) = self.input_norm(rec, w.attn_norm.as_ref(), t, &h_in);
         let width = d.qkv_width();
         let qkv = gpu.alloc_activation(t * width);
         let raw_width = (d.n_heads + d.n_kv_heads) * d.head_dim;
@@ -269,7 +297,7 @@ impl Decoder {
         }
         let head_stats = match (&w.qk_norms, &raw) {
             (Some(norms), Some(raw)) => {
-                let rows = self.head_rows(t);
+                let rows = self.qk_norm_rows(t);
                 let stats = [0, 1].map(|i| gpu.alloc_activation(rows[i].count()));
                 for i in 0..2 {
                     let n = d.norm;
@@ -289,7 +317,7 @@ impl Decoder {
             _ => None,
         };
         if let Some(i) = layer.rope {
-            rope(rec, &self.rotating(t), false, &tokens.positions, &self.turns[i], &qkv);
+            rope(rec, &self.rotating(t), false, &tokens.rotary_rows, &self.turns[i], &qkv);
         }
 
         let Attended { o, lse } = attended.unwrap_or_else(|| self.attend(rec, index, tokens, cache, &qkv));
@@ -299,7 +327,7 @@ impl Decoder {
             xa_out = w.out.forward(rec, t, &o, residual, WeightColumns::all(y, d.d_model), with_lora);
         });
 
-        let (x2, stats2) = self.norm(rec, &w.mlp_norm, t, &h_mid);
+        let (x2, stats2) = self.input_norm(rec, w.mlp_norm.as_ref(), t, &h_mid);
         let mlp = self.mlp_chunks(gpu, t).map(|tokens| self.mlp_up(rec, w, tokens, &x2, with_lora)).collect();
         let products = ProductsSaved {
             h_in: ActivationSaved::F32(h_in),
@@ -456,19 +484,23 @@ impl Decoder {
         }
     }
 
-    /// Describes the query heads and the key heads as rows of E, read from the raw slot and written to the qkv slot.
-    pub(super) fn head_rows(&self, t: usize) -> [RmsnormRows; 2] {
+    /// Describes the rows of queries and of keys that are normed, read from the raw slot and written to the qkv slot: heads of E, or all
+    /// heads of a token together.
+    pub(super) fn qk_norm_rows(&self, t: usize) -> [RmsnormRows; 2] {
         let d = &self.description;
         let (q, stride) = (d.n_heads * d.head_dim, (d.n_heads + d.n_kv_heads) * d.head_dim);
-        let rows = |groups, start| RmsnormRows {
-            tokens: t,
-            groups,
-            width: d.head_dim,
-            x_start: start,
-            x_stride: stride,
-            y_start: start,
-            y_stride: d.qkv_width(),
-        };
-        [rows(d.n_heads, 0), rows(d.n_kv_heads, q)]
+        let groups = if d.qk_norm == QkNorm::Whole { [1, 1] } else { [d.n_heads, d.n_kv_heads] };
+        [0, 1].map(|i| {
+            let start = [0, q][i];
+            RmsnormRows {
+                tokens: t,
+                groups: groups[i],
+                width: d.qk_norm_widths()[i],
+                x_start: start,
+                x_stride: stride,
+                y_start: start,
+                y_stride: d.qkv_width(),
+            }
+        })
     }
 }

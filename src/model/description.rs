@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 pub use crate::kernels::activation::Activation;
-pub use crate::kernels::rope::{RopeConfig, RopeScaling};
+pub use crate::kernels::rope::{QueryScale, RopeConfig, RopeScaling};
 
 /// Configuration of a decoder-only transformer. Its dimensions are D, H, K, E, F, V and L.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -26,12 +26,12 @@ pub struct ModelConfig {
     pub vocab: usize,
     /// Longest sequence that the model supports, in tokens.
     pub max_positions: usize,
-    /// Kind, epsilon and offset of all norms. Norms act on rows of D, except those of `qk_norm`, which act on E.
+    /// Whether the checkpoint also holds other models, such as a vision tower, which are left as they are.
+    pub wrapped: bool,
+    /// Kind, epsilon and offset of all norms. Norms act on rows of D, except those of queries and keys ([`QkNorm`]).
     pub norm: NormSpec,
-    /// Whether each query and key head has an RMSNorm before RoPE (Qwen3, Gemma 3).
-    pub qk_norm: bool,
-    /// Whether there are norms after attention and after the MLP, before the residual addition (Gemma 2 and 3).
-    pub post_norms: bool,
+    /// RMSNorms of queries and keys before RoPE.
+    pub qk_norm: QkNorm,
     /// Distinct rotary tables; empty for learned positions (GPT-2).
     pub ropes: Vec<RopeConfig>,
     /// Tensor name of the learned position embedding (positions, D); `None` with RoPE.
@@ -48,8 +48,12 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// Whether the MLP is down(act(gate)·up); otherwise it is down(act(up)).
     pub gated: bool,
-    /// Factor on token embeddings (Gemma: √D, rounded to bf16 where HF does so).
+    /// Factor on token embeddings (Gemma: √D, rounded to bf16 where HF does so; Granite: `embedding_multiplier`).
     pub embed_scale: f32,
+    /// Factor on each branch before its residual addition (`residual_multiplier` of `GraniteDecoderLayer` in `modeling_granite.py`).
+    pub residual_scale: f32,
+    /// Factor on logits, before any soft cap (1/`logits_scaling` of `GraniteForCausalLM`).
+    pub logit_scale: f32,
     /// Tensor name of the token embedding.
     pub embedding: String,
     /// Tensor name of the final norm without `.weight`.
@@ -80,24 +84,35 @@ pub enum NormKind {
     Layer,
 }
 
+/// Rows on which the norms of queries and keys act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum QkNorm {
+    /// No such norms.
+    None,
+    /// Each head of E (Qwen3, Gemma 3).
+    PerHead,
+    /// All query heads together, H·E, and all key heads together, K·E (OLMo 2 and 3: `Olmo2Attention` in `modeling_olmo2.py`).
+    Whole,
+}
+
 /// Configuration of a layer, with Hugging Face's names.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct LayerConfig {
     /// Sliding window W: key j is visible to query i iff 0 ≤ i − j < W.
     pub window: Option<usize>,
-    /// Index into [`ModelConfig::ropes`].
+    /// Index into [`ModelConfig::ropes`]; `None` where queries and keys are not rotated.
     pub rope: Option<usize>,
-    /// Norm before attention (name without `.weight`).
-    pub attn_norm: String,
-    /// Norm after attention, with `post_norms`.
+    /// Norm before attention (name without `.weight`); `None` in OLMo 2 and 3.
+    pub attn_norm: Option<String>,
+    /// Norm after attention, before the residual addition (Gemma, OLMo, GLM-4).
     pub attn_post_norm: Option<String>,
-    /// Norm before the MLP.
-    pub mlp_norm: String,
-    /// Norm after the MLP, with `post_norms`.
+    /// Norm before the MLP; `None` in OLMo 2 and 3.
+    pub mlp_norm: Option<String>,
+    /// Norm after the MLP, before the residual addition (Gemma, OLMo, GLM-4).
     pub mlp_post_norm: Option<String>,
-    /// Norm of the query heads, with `qk_norm`.
+    /// Norm of the queries, unless [`QkNorm::None`].
     pub q_norm: Option<String>,
-    /// Norm of the key heads, with `qk_norm`.
+    /// Norm of the keys, unless [`QkNorm::None`].
     pub k_norm: Option<String>,
     /// Projections that write the columns of qkv, (T, (H + 2K)·E), in the order q, k, v; a single module where they are fused (Phi-3,
     /// GPT-2).
@@ -156,6 +171,19 @@ impl ModelConfig {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
     }
 
+    /// Returns the length in tokens above which a sequence rotates by other frequencies at all of its positions (LongRoPE).
+    pub fn long_above(&self) -> Option<usize> {
+        self.ropes.iter().find_map(|rope| rope.scaling.long_above())
+    }
+
+    /// Returns the widths of the norms of queries and of keys.
+    pub fn qk_norm_widths(&self) -> [usize; 2] {
+        match self.qk_norm {
+            QkNorm::Whole => [self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim],
+            QkNorm::None | QkNorm::PerHead => [self.head_dim; 2],
+        }
+    }
+
     /// Returns the distinct windows of the layers.
     pub fn windows(&self) -> Vec<Option<usize>> {
         let all: BTreeSet<Option<usize>> = self.layers.iter().map(|l| l.window).collect();
@@ -178,12 +206,12 @@ impl ModelConfig {
             n
         };
         for layer in &self.layers {
-            all.extend(norm(&layer.attn_norm, self.d_model));
+            all.extend(layer.attn_norm.iter().flat_map(|name| norm(name, self.d_model)));
             all.extend(layer.qkv.iter().chain([&layer.out]).flat_map(LinearSpec::tensors));
-            for name in layer.q_norm.iter().chain(&layer.k_norm) {
-                all.extend(norm(name, self.head_dim));
+            for (name, width) in [&layer.q_norm, &layer.k_norm].into_iter().zip(self.qk_norm_widths()) {
+                all.extend(name.iter().flat_map(|name| norm(name, width)));
             }
-            for name in layer.attn_post_norm.iter().chain([&layer.mlp_norm]) {
+            for name in layer.attn_post_norm.iter().chain(&layer.mlp_norm) {
                 all.extend(norm(name, self.d_model));
             }
             all.extend(layer.up.iter().chain([&layer.down]).flat_map(LinearSpec::tensors));

@@ -2,11 +2,62 @@
 
 use serde_json::Value;
 
-/// Default values of a family's configuration class.
+use super::description::QkNorm;
+
+/// Norms of a layer by their names inside it: before and after attention, before and after the MLP.
+#[derive(Clone, Copy)]
+pub(super) struct NormNames {
+    pub(super) attn: Option<&'static str>,
+    pub(super) attn_post: Option<&'static str>,
+    pub(super) mlp: Option<&'static str>,
+    pub(super) mlp_post: Option<&'static str>,
+}
+
+/// Linear layers of a gated MLP by their names inside a layer: gate and up, or one that holds both, and down.
+#[derive(Clone, Copy)]
+pub(super) struct MlpNames {
+    pub(super) up: &'static [&'static str],
+    pub(super) down: &'static str,
+    /// Field of `config.json` with the MLP's width.
+    pub(super) width: &'static str,
+}
+
+/// Biases of the projections around attention.
+#[derive(Clone, Copy)]
+pub(super) enum AttentionBias {
+    Never,
+    /// On q, k and v.
+    Qkv,
+    /// On q, k, v and o where `attention_bias` is on, which is off by default.
+    ByField,
+    /// On q, k and v where `attention_bias` is on, which is on by default.
+    QkvByField,
+}
+
+/// Layers with a sliding window, where `layer_types` does not list them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Windows {
+    /// None; `sliding_window` is ignored.
+    None,
+    /// All layers; `sliding_window` has a default, or none.
+    All(Option<usize>),
+    /// All but each n-th layer.
+    ExceptEvery(usize),
+    /// With `use_sliding_window`, the layers from `max_window_layers` on.
+    From,
+    /// With `use_sliding_window`, the layers whose queries and keys are not rotated.
+    NotRotated,
+}
+
+/// Default values of a family's configuration class, and the structure of its layers.
 pub(super) struct FamilySpec {
     pub(super) kind: ModelFamily,
     pub(super) architecture: &'static str,
     pub(super) model_type: &'static str,
+    /// `num_attention_heads` where the field may be absent.
+    pub(super) heads: Option<usize>,
+    /// `vocab_size` where the field may be absent.
+    pub(super) vocab: Option<usize>,
     /// `num_key_value_heads` where the field is absent; `None` means H, as null in the file does.
     pub(super) kv_heads: Option<usize>,
     /// `head_dim` where the field is absent; `None` means D/H.
@@ -14,41 +65,111 @@ pub(super) struct FamilySpec {
     pub(super) max_positions: usize,
     pub(super) eps: f64,
     pub(super) theta: f64,
+    /// `partial_rotary_factor` where the field is absent; `None` where the family does not read the field.
+    pub(super) partial_rotary: Option<f64>,
+    /// Whether pairs of rotating dimensions are neighbours.
+    pub(super) interleaved: bool,
     pub(super) tied: bool,
+    pub(super) norms: NormNames,
+    pub(super) qk_norm: QkNorm,
+    pub(super) fused_qkv: bool,
+    pub(super) mlp: MlpNames,
+    pub(super) attention_bias: AttentionBias,
+    /// Whether `mlp_bias` is read.
+    pub(super) mlp_bias: bool,
+    pub(super) windows: Windows,
+    /// Fields among [`REFUSED`] that the family reads.
+    pub(super) reads: &'static [&'static str],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum ModelFamily {
     Llama,
     Mistral,
+    Ministral3,
     Qwen2,
     Qwen3,
     Gemma2,
     Gemma3,
     Phi3,
+    SmolLm3,
+    Granite,
+    GraniteMoeHybrid,
+    Olmo2,
+    Olmo3,
+    Glm4,
     Gpt2,
 }
+
+const GEMMA_NORMS: NormNames = NormNames {
+    attn: Some("input_layernorm"),
+    attn_post: Some("post_attention_layernorm"),
+    mlp: Some("pre_feedforward_layernorm"),
+    mlp_post: Some("post_feedforward_layernorm"),
+};
+
+const OLMO_NORMS: NormNames = NormNames { attn: None, mlp: None, ..GEMMA_NORMS };
+
+const SEPARATE_MLP: MlpNames =
+    MlpNames { up: &["mlp.gate_proj", "mlp.up_proj"], down: "mlp.down_proj", width: "intermediate_size" };
+
+const FUSED_MLP: MlpNames = MlpNames { up: &["mlp.gate_up_proj"], ..SEPARATE_MLP };
+
+const GRANITE_FIELDS: [&str; 4] =
+    ["embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"];
 
 const LLAMA: FamilySpec = FamilySpec {
     kind: ModelFamily::Llama,
     architecture: "LlamaForCausalLM",
     model_type: "llama",
+    heads: None,
+    vocab: None,
     kv_heads: None,
     head_dim: None,
     max_positions: 2048,
     eps: 1e-6,
     theta: 1e4,
+    partial_rotary: None,
+    interleaved: false,
     tied: false,
+    norms: NormNames {
+        attn: Some("input_layernorm"),
+        attn_post: None,
+        mlp: Some("post_attention_layernorm"),
+        mlp_post: None,
+    },
+    qk_norm: QkNorm::None,
+    fused_qkv: false,
+    mlp: SEPARATE_MLP,
+    attention_bias: AttentionBias::ByField,
+    mlp_bias: false,
+    windows: Windows::None,
+    reads: &[],
 };
 
-pub(super) const FAMILIES: [FamilySpec; 8] = [
-    LLAMA,
+pub(super) const FAMILIES: [FamilySpec; 15] = [
+    FamilySpec { mlp_bias: true, ..LLAMA },
     FamilySpec {
         kind: ModelFamily::Mistral,
         architecture: "MistralForCausalLM",
         model_type: "mistral",
         kv_heads: Some(8),
         max_positions: 131_072,
+        attention_bias: AttentionBias::Never,
+        windows: Windows::All(Some(4096)),
+        ..LLAMA
+    },
+    FamilySpec {
+        kind: ModelFamily::Ministral3,
+        architecture: "Ministral3ForCausalLM",
+        model_type: "ministral3",
+        kv_heads: Some(8),
+        head_dim: Some(128),
+        max_positions: 262_144,
+        eps: 1e-5,
+        theta: 1e6,
+        attention_bias: AttentionBias::Never,
+        windows: Windows::All(None),
         ..LLAMA
     },
     FamilySpec {
@@ -57,6 +178,8 @@ pub(super) const FAMILIES: [FamilySpec; 8] = [
         model_type: "qwen2",
         kv_heads: Some(32),
         max_positions: 32_768,
+        attention_bias: AttentionBias::Qkv,
+        windows: Windows::From,
         ..LLAMA
     },
     FamilySpec {
@@ -66,6 +189,8 @@ pub(super) const FAMILIES: [FamilySpec; 8] = [
         kv_heads: Some(32),
         head_dim: Some(128),
         max_positions: 32_768,
+        qk_norm: QkNorm::PerHead,
+        windows: Windows::From,
         ..LLAMA
     },
     FamilySpec {
@@ -76,17 +201,24 @@ pub(super) const FAMILIES: [FamilySpec; 8] = [
         head_dim: Some(256),
         max_positions: 8192,
         tied: true,
+        norms: GEMMA_NORMS,
+        windows: Windows::ExceptEvery(2),
         ..LLAMA
     },
     FamilySpec {
         kind: ModelFamily::Gemma3,
         architecture: "Gemma3ForCausalLM",
         model_type: "gemma3_text",
+        heads: Some(8),
+        vocab: Some(262_208),
         kv_heads: Some(4),
         head_dim: Some(256),
         max_positions: 131_072,
         theta: 1e6,
         tied: true,
+        norms: GEMMA_NORMS,
+        qk_norm: QkNorm::PerHead,
+        windows: Windows::ExceptEvery(6),
         ..LLAMA
     },
     FamilySpec {
@@ -95,6 +227,85 @@ pub(super) const FAMILIES: [FamilySpec; 8] = [
         model_type: "phi3",
         max_positions: 4096,
         eps: 1e-5,
+        partial_rotary: Some(1.0),
+        fused_qkv: true,
+        mlp: FUSED_MLP,
+        attention_bias: AttentionBias::Never,
+        windows: Windows::All(None),
+        ..LLAMA
+    },
+    FamilySpec {
+        kind: ModelFamily::SmolLm3,
+        architecture: "SmolLM3ForCausalLM",
+        model_type: "smollm3",
+        kv_heads: Some(4),
+        max_positions: 32_768,
+        theta: 2e6,
+        tied: true,
+        mlp_bias: true,
+        windows: Windows::NotRotated,
+        // transformers' class does not read `pretraining_tp`, which the model on the hub has.
+        reads: &["no_rope_layers", "pretraining_tp"],
+        ..LLAMA
+    },
+    FamilySpec {
+        kind: ModelFamily::Granite,
+        architecture: "GraniteForCausalLM",
+        model_type: "granite",
+        mlp_bias: true,
+        reads: &GRANITE_FIELDS,
+        ..LLAMA
+    },
+    FamilySpec {
+        kind: ModelFamily::GraniteMoeHybrid,
+        architecture: "GraniteMoeHybridForCausalLM",
+        model_type: "granitemoehybrid",
+        mlp: MlpNames {
+            up: &["shared_mlp.input_linear"],
+            down: "shared_mlp.output_linear",
+            width: "shared_intermediate_size",
+        },
+        reads: &[GRANITE_FIELDS[0], GRANITE_FIELDS[1], GRANITE_FIELDS[2], GRANITE_FIELDS[3], "num_local_experts"],
+        ..LLAMA
+    },
+    FamilySpec {
+        kind: ModelFamily::Olmo2,
+        architecture: "Olmo2ForCausalLM",
+        model_type: "olmo2",
+        eps: 1e-5,
+        norms: OLMO_NORMS,
+        qk_norm: QkNorm::Whole,
+        ..LLAMA
+    },
+    FamilySpec {
+        kind: ModelFamily::Olmo3,
+        architecture: "Olmo3ForCausalLM",
+        model_type: "olmo3",
+        eps: 1e-5,
+        theta: OLMO3_THETA,
+        norms: OLMO_NORMS,
+        qk_norm: QkNorm::Whole,
+        windows: Windows::ExceptEvery(4),
+        ..LLAMA
+    },
+    FamilySpec {
+        kind: ModelFamily::Glm4,
+        architecture: "Glm4ForCausalLM",
+        model_type: "glm4",
+        kv_heads: Some(2),
+        head_dim: Some(128),
+        max_positions: 131_072,
+        eps: 1.5625e-7,
+        partial_rotary: Some(0.5),
+        interleaved: true,
+        norms: NormNames {
+            attn: Some("input_layernorm"),
+            attn_post: Some("post_self_attn_layernorm"),
+            mlp: Some("post_attention_layernorm"),
+            mlp_post: Some("post_mlp_layernorm"),
+        },
+        mlp: FUSED_MLP,
+        attention_bias: AttentionBias::QkvByField,
         ..LLAMA
     },
     FamilySpec {
@@ -105,6 +316,34 @@ pub(super) const FAMILIES: [FamilySpec; 8] = [
         eps: 1e-5,
         tied: true,
         ..LLAMA
+    },
+];
+
+/// `rope_theta` of OLMo 3 where the field is absent.
+pub(super) const OLMO3_THETA: f64 = 5e5;
+
+/// Architecture around a language model, whose configuration is in `text_config`.
+pub(super) struct WrapperSpec {
+    pub(super) architecture: &'static str,
+    pub(super) model_type: &'static str,
+    /// `model_type` of language models that it may hold; the first where the field is absent.
+    pub(super) text: &'static [&'static str],
+    /// `tie_word_embeddings` where neither configuration has the field.
+    pub(super) tied: bool,
+}
+
+pub(super) const WRAPPERS: [WrapperSpec; 2] = [
+    WrapperSpec {
+        architecture: "Gemma3ForConditionalGeneration",
+        model_type: "gemma3",
+        text: &["gemma3_text"],
+        tied: true,
+    },
+    WrapperSpec {
+        architecture: "Mistral3ForConditionalGeneration",
+        model_type: "mistral3",
+        text: &["mistral", "ministral3"],
+        tied: true,
     },
 ];
 

@@ -1,4 +1,4 @@
-//! Linear layers with an unmerged LoRA addition and an optional residual: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ + b + h. Everything is computed in one
+//! Linear layers with an unmerged LoRA addition and an optional residual: y = m·(x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b + h. Everything is computed in one
 //! pass over y where the addition can be fused.
 
 use super::description::LinearSpec;
@@ -21,6 +21,8 @@ pub struct Linear {
     pub b: Option<Weight>,
     /// Low-rank addition, with A, B and s.
     pub lora: Option<LoraWeights>,
+    /// m, the factor on the product: 1, or [`super::description::ModelConfig::residual_scale`] at a branch's end.
+    pub scale: f32,
 }
 
 /// Low-rank addition (LoRA).
@@ -86,7 +88,7 @@ impl Linear {
             xa
         });
         for part in &self.w.parts {
-            let p = product(LinearPass::Forward, self.w.storage, [t, part.rows, k], 1.0, false);
+            let p = product(LinearPass::Forward, self.w.storage, [t, part.rows, k], self.scale, false);
             let second = self.lora.as_ref().zip(xa.as_ref()).map(|(LoraWeights { a, b, .. }, xa)| {
                 let b_rows = OperandMatrix { slot: b.slot(), start: part.first * a.rows, stride: a.rows };
                 LowRank { storage: b.storage, k: a.rows, a: OperandMatrix::new(xa, a.rows), b: b_rows }
@@ -129,13 +131,14 @@ impl Linear {
         });
         for (i, part) in self.w.parts.iter().enumerate() {
             if let Some(d_x) = d_x {
-                let p = product(LinearPass::BackwardX, self.w.storage, [t, k, part.rows], 1.0, accumulate || i > 0);
+                let p =
+                    product(LinearPass::BackwardX, self.w.storage, [t, k, part.rows], self.scale, accumulate || i > 0);
                 let w = OperandMatrix::new(&part.w, k);
                 let operands = MatmulOperands::new(d_y.from(part.first), w, OperandMatrix::new(d_x, k));
                 matmul_with(rec, &p, MatmulOperands { second: second.take(), ..operands });
             }
             if let (Some(d_w), Some(x)) = (&part.d_w, x) {
-                let p = product(LinearPass::BackwardW, WeightFormat::F32, [part.rows, k, t], 1.0, true);
+                let p = product(LinearPass::BackwardW, WeightFormat::F32, [part.rows, k, t], self.scale, true);
                 matmul(rec, &p, d_y.from(part.first), OperandMatrix::new(x, k), OperandMatrix::new(d_w, k));
             }
         }
@@ -145,11 +148,11 @@ impl Linear {
         let Some((lora, xa, d_xa)) = lora else { return };
         let r = lora.a.rows;
         if let Some(d_b) = lora.b.grad() {
-            let p = product(LinearPass::BackwardW, WeightFormat::F32, [n, r, t], 1.0, true);
+            let p = product(LinearPass::BackwardW, WeightFormat::F32, [n, r, t], self.scale, true);
             matmul(rec, &p, d_y.from(0), OperandMatrix::new(xa, r), OperandMatrix::new(d_b, r));
         }
         if let (Some(d_a), Some(x)) = (lora.a.grad(), x) {
-            let p = product(LinearPass::BackwardW, WeightFormat::F32, [r, k, t], 1.0, true);
+            let p = product(LinearPass::BackwardW, WeightFormat::F32, [r, k, t], self.scale, true);
             matmul(rec, &p, OperandMatrix::new(&d_xa, r), OperandMatrix::new(x, k), OperandMatrix::new(d_a, k));
         }
     }

@@ -178,13 +178,13 @@ impl Decoder {
         let mut all = vec![&self.embedding];
         all.extend(&self.position_embedding);
         for l in &self.layers {
-            push_norm(&mut all, &l.attn_norm);
+            l.attn_norm.iter().for_each(|n| push_norm(&mut all, n));
             l.qkv.iter().chain([&l.out]).for_each(|x| push_linear(&mut all, x));
             l.qk_norms
                 .iter()
                 .flatten()
                 .chain(&l.attn_post_norm)
-                .chain([&l.mlp_norm])
+                .chain(&l.mlp_norm)
                 .for_each(|n| push_norm(&mut all, n));
             l.up.iter().chain([&l.down]).for_each(|x| push_linear(&mut all, x));
             l.mlp_post_norm.iter().for_each(|n| push_norm(&mut all, n));
@@ -238,7 +238,7 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
         Ok(NormWeights { w, b })
     }
 
-    fn linear(&mut self, module: &LinearSpec) -> Result<Linear> {
+    fn linear(&mut self, module: &LinearSpec, scale: f32) -> Result<Linear> {
         let w = (self.take)(&self.specs[&format!("{}.weight", module.name)])?;
         let b = if module.bias { Some((self.take)(&self.specs[&format!("{}.bias", module.name)])?) } else { None };
         let lora = match self.lora.filter(|l| l.modules.contains_key(&module.name)) {
@@ -252,25 +252,26 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
                 Some(LoraWeights { a, b, scale })
             }
         };
-        Ok(Linear { module: module.clone(), w, b, lora })
+        Ok(Linear { module: module.clone(), w, b, lora, scale })
     }
 
     fn layer(&mut self, l: &super::description::LayerConfig) -> Result<LayerWeights> {
-        let qkv = l.qkv.iter().map(|m| self.linear(m)).collect::<Result<_>>()?;
-        let up = l.up.iter().map(|m| self.linear(m)).collect::<Result<_>>()?;
+        let scale = self.d.residual_scale;
+        let qkv = l.qkv.iter().map(|m| self.linear(m, 1.0)).collect::<Result<_>>()?;
+        let up = l.up.iter().map(|m| self.linear(m, 1.0)).collect::<Result<_>>()?;
         let qk_norms = match (&l.q_norm, &l.k_norm) {
             (Some(q), Some(k)) => Some([self.norm(q)?, self.norm(k)?]),
             _ => None,
         };
         Ok(LayerWeights {
-            attn_norm: self.norm(&l.attn_norm)?,
+            attn_norm: l.attn_norm.as_ref().map(|n| self.norm(n)).transpose()?,
             qkv,
             qk_norms,
-            out: self.linear(&l.out)?,
+            out: self.linear(&l.out, scale)?,
             attn_post_norm: l.attn_post_norm.as_ref().map(|n| self.norm(n)).transpose()?,
-            mlp_norm: self.norm(&l.mlp_norm)?,
+            mlp_norm: l.mlp_norm.as_ref().map(|n| self.norm(n)).transpose()?,
             up,
-            down: self.linear(&l.down)?,
+            down: self.linear(&l.down, scale)?,
             mlp_post_norm: l.mlp_post_norm.as_ref().map(|n| self.norm(n)).transpose()?,
         })
     }

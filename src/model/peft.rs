@@ -196,7 +196,7 @@ pub fn new_config<'d>(
         return Err(Error::flag("lora-r", format!("expected 1 ..= {MAX_RANK}, found {}", settings.rank)));
     }
     positive("lora-alpha", settings.alpha)?;
-    let config = AdapterConfig::new(settings.rank, settings.alpha, LoraTargets::typed(&settings.targets), base);
+    let mut config = AdapterConfig::new(settings.rank, settings.alpha, LoraTargets::typed(&settings.targets), base);
     let (targeted, absent) = match &config.targets {
         LoraTargets::Names(names) => select(d, names),
         LoraTargets::AllLinear | LoraTargets::Pattern(_) => (linear_modules(d).collect(), Vec::new()),
@@ -207,6 +207,9 @@ pub fn new_config<'d>(
     }
     if targeted.is_empty() {
         return Err(Error::flag("lora-targets", format!("names no module; this model has {}", available(d))));
+    }
+    if d.wrapped {
+        config.targets = LoraTargets::in_language_model(&targeted);
     }
     Ok((config, targeted))
 }

@@ -39,11 +39,11 @@ impl OutputDtype {
     fn bytes(self) -> u64 {
         if self == Self::F32 { 4 } else { 2 }
     }
-    fn tag(self) -> &'static str {
+    fn stored(self) -> Dtype {
         match self {
-            Self::F32 => "F32",
-            Self::Bf16 => "BF16",
-            Self::F16 => "F16",
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::BF16,
+            Self::F16 => Dtype::F16,
         }
     }
     /// Returns the type's name in `config.json`.
@@ -85,10 +85,41 @@ impl TensorToWrite {
     fn n_values(&self) -> u64 {
         self.shape.iter().map(|&n| n as u64).product()
     }
-    fn n_bytes(&self) -> u64 {
-        self.n_values() * self.dtype.bytes()
+
+    /// Returns the tensor's entry in a file.
+    fn entry(&self) -> TensorEntry {
+        let (name, shape, dtype) = (self.name.clone(), self.shape.clone(), self.dtype.stored());
+        TensorEntry { name, shape, dtype, n_bytes: self.n_values() * self.dtype.bytes() }
+    }
+
+    /// Encodes the tensor's values into `out`. `path` is for messages.
+    fn write(&self, path: &Path, all: &[f32], out: &mut dyn Write) -> Result<()> {
+        let bad = |reason: String| Error::tensor(path, &self.name, reason);
+        if all.len() as u64 != self.n_values() {
+            return Err(bad(format!("expected {} values, was given {}", self.n_values(), all.len())));
+        }
+        let mut bytes = Vec::new();
+        for piece in all.chunks(1 << 16) {
+            bytes.clear();
+            let fits = self.dtype.encode(piece, &mut bytes);
+            fits.map_err(|v| bad(format!("{v} does not fit float16: take --output-dtype bf16 or f32")))?;
+            out.write_all(&bytes).map_err(|e| Error::file(path, e))?;
+        }
+        Ok(())
     }
 }
+
+/// Tensor of any data type in a file to write.
+#[derive(Debug, Clone)]
+struct TensorEntry {
+    name: String,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    n_bytes: u64,
+}
+
+/// Function that writes the bytes of the i-th tensor of a file. The path is for messages.
+type TensorWriter<'a> = dyn FnMut(usize, &Path, &mut dyn Write) -> Result<()> + 'a;
 
 /// Function that returns the values of the i-th tensor. It is called for one tensor at a time.
 pub type TensorValues<'a> = dyn FnMut(usize) -> Result<Vec<f32>> + 'a;
@@ -111,15 +142,26 @@ pub fn encode_safetensors(
     tensors: &[TensorToWrite],
     values: &mut TensorValues,
 ) -> Result<()> {
-    let mut order: Vec<usize> = (0..tensors.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].dtype.bytes()));
+    let entries: Vec<TensorEntry> = tensors.iter().map(TensorToWrite::entry).collect();
+    encode_entries(path, out, &entries, &mut |i, path, out| tensors[i].write(path, &values(i)?, out))
+}
+
+/// Encodes a safetensors file of tensors of any types, the wider types first.
+fn encode_entries(
+    path: &Path,
+    out: &mut impl Write,
+    entries: &[TensorEntry],
+    write: &mut TensorWriter<'_>,
+) -> Result<()> {
+    let mut order: Vec<usize> = (0..entries.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(entries[i].dtype.bitsize()));
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut offset = 0;
     for &i in &order {
-        let t = &tensors[i];
-        let end = offset + t.n_bytes();
-        let entry = json!({"dtype": t.dtype.tag(), "shape": t.shape, "data_offsets": [offset, end]});
+        let t = &entries[i];
+        let end = offset + t.n_bytes;
+        let entry = json!({"dtype": t.dtype, "shape": t.shape, "data_offsets": [offset, end]});
         header.insert(t.name.clone(), entry);
         offset = end;
     }
@@ -128,22 +170,7 @@ pub fn encode_safetensors(
     let at = |e: std::io::Error| Error::file(path, e);
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
     out.write_all(&header).map_err(at)?;
-    let mut bytes = Vec::new();
-    for &i in &order {
-        let t = &tensors[i];
-        let bad = |reason: String| Error::tensor(path, &t.name, reason);
-        let all = values(i)?;
-        if all.len() as u64 != t.n_values() {
-            return Err(bad(format!("expected {} values, was given {}", t.n_values(), all.len())));
-        }
-        for piece in all.chunks(1 << 16) {
-            bytes.clear();
-            let fits = t.dtype.encode(piece, &mut bytes);
-            fits.map_err(|v| bad(format!("{v} does not fit float16: take --output-dtype bf16 or f32")))?;
-            out.write_all(&bytes).map_err(at)?;
-        }
-    }
-    Ok(())
+    order.iter().try_for_each(|&i| write(i, path, out))
 }
 
 const SINGLE: &str = "model.safetensors";
@@ -157,29 +184,40 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 /// # Errors
 /// Fails like [`write_safetensors`].
 pub fn write_model(dir: &Path, tensors: &[TensorToWrite], shard_bytes: u64, values: &mut TensorValues) -> Result<()> {
+    let entries: Vec<TensorEntry> = tensors.iter().map(TensorToWrite::entry).collect();
+    write_entries(dir, &entries, shard_bytes, &mut |i, path, out| tensors[i].write(path, &values(i)?, out))
+}
+
+/// Writes tensors of any types like [`write_model`].
+fn write_entries(dir: &Path, entries: &[TensorEntry], shard_bytes: u64, write: &mut TensorWriter<'_>) -> Result<()> {
     let mut shards: Vec<std::ops::Range<usize>> = Vec::new();
     let mut size = 0;
-    for (i, t) in tensors.iter().enumerate() {
-        match shards.last_mut().filter(|_| size + t.n_bytes() <= shard_bytes) {
+    for (i, t) in entries.iter().enumerate() {
+        match shards.last_mut().filter(|_| size + t.n_bytes <= shard_bytes) {
             Some(shard) => shard.end = i + 1,
             None => {
                 shards.push(i..i + 1);
                 size = 0;
             }
         }
-        size += t.n_bytes();
+        size += t.n_bytes;
     }
+    let mut write_file = |name: &str, shard: std::ops::Range<usize>| {
+        let (path, first) = (dir.join(name), shard.start);
+        write_atomic(&path, |file| {
+            encode_entries(&path, file, &entries[shard], &mut |i, path, out| write(first + i, path, out))
+        })
+    };
     if shards.len() <= 1 {
-        return write_safetensors(&dir.join(SINGLE), tensors, values);
+        return write_file(SINGLE, 0..entries.len());
     }
     let mut weight_map = serde_json::Map::new();
     for (n, shard) in shards.iter().enumerate() {
         let name = format!("model-{:05}-of-{:05}.safetensors", n + 1, shards.len());
-        let first = shard.start;
-        write_safetensors(&dir.join(&name), &tensors[shard.clone()], &mut |i| values(first + i))?;
-        weight_map.extend(tensors[shard.clone()].iter().map(|t| (t.name.clone(), json!(name))));
+        write_file(&name, shard.clone())?;
+        weight_map.extend(entries[shard.clone()].iter().map(|t| (t.name.clone(), json!(name))));
     }
-    let total: u64 = tensors.iter().map(TensorToWrite::n_bytes).sum();
+    let total: u64 = entries.iter().map(|t| t.n_bytes).sum();
     let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
     write_text(&dir.join(INDEX), &format!("{index:#}\n"))
 }
@@ -220,6 +258,9 @@ fn write_config(side: &SideFiles, to: &Path, dtype: Option<OutputDtype>, untied:
     }
     if let (Some(fields), true) = (config.as_object_mut(), untied) {
         fields.insert("tie_word_embeddings".into(), json!(false));
+        if let Some(text) = fields.get_mut("text_config").and_then(Value::as_object_mut) {
+            text.insert("tie_word_embeddings".into(), json!(false));
+        }
     }
     write_text(&to.join(CONFIG), &format!("{config:#}\n"))
 }
@@ -319,7 +360,9 @@ impl Drop for StagedFolder {
 
 /// Writes a model as a Hugging Face folder: weights under the names of the checkpoint that they came from (each in its type there, or all
 /// in `dtype`), the configuration, the side files of `side`, and `texts` (name, content). Buffers and a tied head's copy are left out, as
-/// in transformers. A new folder appears completely or not at all; in an existing folder, files are replaced one by one.
+/// in transformers. Tensors around a wrapped language model are written as they are ([`Checkpoint::carried`]). A new folder appears
+/// completely or not at all; in an existing folder, files are replaced one by one.
+///
 /// # Errors
 /// [`Error::File`]; [`Error::Tensor`] for a value that does not fit; errors of `values`.
 pub fn save_model(
@@ -335,14 +378,26 @@ pub fn save_model(
     let planned = |spec: &TensorSpec| {
         let stored = source.info(&spec.name).map_or(Dtype::F32, |(dtype, _)| dtype);
         TensorToWrite {
-            name: source.file_name(&spec.name).into(),
+            name: source.file_name(&spec.name).into_owned(),
             shape: spec.shape.clone(),
             dtype: dtype.unwrap_or(OutputDtype::from_stored(stored)),
         }
     };
     let tensors: Vec<TensorToWrite> = specs.iter().map(planned).collect();
+    let carried = source.carried(d);
+    let as_stored = |name: &&str| {
+        let (dtype, shape) = source.stored(name)?;
+        let n_bits = shape.iter().product::<usize>() as u64 * dtype.bitsize() as u64;
+        Some(TensorEntry { name: (*name).into(), shape: shape.into(), dtype, n_bytes: n_bits / 8 })
+    };
+    let entries = tensors.iter().map(TensorToWrite::entry).chain(carried.iter().filter_map(as_stored));
+    let entries: Vec<TensorEntry> = entries.collect();
     StagedFolder::filled(out, |dir| {
-        write_model(dir, &tensors, SHARD_BYTES, &mut |i| values(&specs[i]))?;
+        write_entries(dir, &entries, SHARD_BYTES, &mut |i, path, out| match specs.get(i) {
+            Some(spec) => tensors[i].write(path, &values(spec)?, out),
+            None => source
+                .read_stored(carried[i - specs.len()], |bytes| out.write_all(bytes).map_err(|e| Error::file(path, e))),
+        })?;
         write_side_files(side, dir)?;
         for (name, text) in texts {
             write_text(&dir.join(name), text)?;

@@ -153,15 +153,15 @@ impl LayerSaved {
 #[derive(Debug)]
 pub(super) struct ProductsSaved {
     pub h_in: ActivationSaved, // (T, D)
-    pub stats1: NormStats,
-    pub raw: Option<Slot>, // (T, (H + K)·E) before the head norms
+    pub stats1: Option<NormStats>,
+    pub raw: Option<Slot>, // (T, (H + K)·E) before the norms of queries and keys
     pub head_stats: Option<[NormStats; 2]>,
     pub qkv: Slot,                                       // (T, (H + 2K)·E)
     pub o: Slot,                                         // (T, H·E)
     pub lse: Slot,                                       // (T, H)
     pub attn_post: Option<(ActivationSaved, NormStats)>, // input of the norm after attention
     pub h_mid: ActivationSaved,                          // (T, D)
-    pub stats2: NormStats,
+    pub stats2: Option<NormStats>,
     pub mlp: Vec<MlpSaved>,
     pub mlp_post: Option<(ActivationSaved, NormStats)>,
     pub xa_qkv: Vec<Option<Slot>>, // s·x·Aᵀ of each module: (T, R)
@@ -172,8 +172,8 @@ pub(super) struct ProductsSaved {
 /// trained needs none.
 #[derive(Debug)]
 pub(super) struct ElementwiseSaved {
-    pub x1: Option<Slot>, // (T, D), attention's normed input
-    pub x2: Option<Slot>, // (T, D), the MLP's normed input
+    pub x1: Option<Slot>, // (T, D), attention's input, normed where there is a norm
+    pub x2: Option<Slot>, // (T, D), the MLP's input, likewise
     pub a: Vec<Slot>,     // (t, F) for each range of the MLP's tokens
 }
 

@@ -37,7 +37,7 @@ impl MicroBatch {
         let targets: Vec<u32> = batch.rows.iter().map(|r| r.target).collect();
         let segments = SegmentTable::of_batch(gpu, batch, d.head_dim, &d.windows());
         Self {
-            tokens: TokenSlots::new(gpu, d, &batch.ids, &batch.positions, segments),
+            tokens: TokenSlots::new(gpu, d, &batch.ids, &batch.positions, &batch.sequence_lengths(), segments),
             spans: SequenceSpans::new(gpu, batch),
             indices: GatherIndices::new(gpu, &hidden, batch.ids.len()),
             targets: gpu.upload(&targets),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::study_file::{ConditionalSource, JointSource, Study};
 use crate::data::bad_rows::{BadRowLimit, BadRows};
-use crate::data::batch::{Example, Sequence};
+use crate::data::batch::{Example, PrefixSharing, Sequence};
 use crate::data::dataset::Dataset;
 use crate::data::prompt_template::Template;
 use crate::data::prompts::read_prompts;
@@ -240,8 +240,8 @@ impl<'a> TimeEstimator<'a> {
         }
         let limits = args.data.options(purpose)?.limits(&model.description)?;
         let mut data = Dataset::build_with(&rows, &self.tokenizer, &self.template, limits, bad_rows)?;
-        let share_prefix = !args.no_share_prefix;
-        data.examples.sort_by_key(|example| example.n_tokens(share_prefix));
+        let sharing = PrefixSharing::new(!args.no_share_prefix, &model.description);
+        data.examples.sort_by_key(|example| example.n_tokens(sharing));
         let n = data.examples.len();
         let from = n.saturating_sub(batch) / 2;
         Ok(data.examples.drain(from..n.min(from + batch)).collect())

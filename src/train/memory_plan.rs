@@ -1,7 +1,7 @@
 //! Memory plan of a run, from its largest micro-batch on a device that only counts.
 
 use super::outcome::known;
-use crate::data::batch::Example;
+use crate::data::batch::{Example, PrefixSharing};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu, Ledger};
 use crate::kernels::packed_batch::PackedBatch;
@@ -22,9 +22,13 @@ pub struct MicroCost {
 }
 
 /// Returns the examples of the largest micro-batch of `batch_size` examples.
-pub fn largest_micro_batch<'e>(examples: &[&'e Example], batch_size: usize, share_prefix: bool) -> Vec<&'e Example> {
+pub fn largest_micro_batch<'e>(
+    examples: &[&'e Example],
+    batch_size: usize,
+    sharing: PrefixSharing,
+) -> Vec<&'e Example> {
     let mut largest = examples.to_vec();
-    largest.sort_by_key(|e| std::cmp::Reverse(e.n_tokens(share_prefix)));
+    largest.sort_by_key(|e| std::cmp::Reverse(e.n_tokens(sharing)));
     largest.truncate(batch_size);
     largest
 }
@@ -40,7 +44,7 @@ pub fn reserve(
     share_prefix: bool,
     keep: RecomputePolicy,
 ) -> MicroCost {
-    let batch = PackedBatch::pack(examples, share_prefix);
+    let batch = PackedBatch::pack(examples, PrefixSharing::new(share_prefix, &decoder.description));
     let micro = MicroBatch::new(gpu, &decoder.description, &batch);
     let mut rec = gpu.record();
     gpu.while_reserving(|| {

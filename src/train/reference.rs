@@ -7,7 +7,7 @@ use super::outcome::RowReference;
 use super::score_store::{RowKey, ScoreStore, SideSums};
 use super::similarity::{mean_instruction, prompt_embeddings};
 use super::trainer::{ScoredSequence, batches_by_tokens, score};
-use crate::data::batch::Example;
+use crate::data::batch::{Example, PrefixSharing};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::decoder::Decoder;
@@ -246,7 +246,7 @@ impl<'a> ReferenceScorer<'a> {
         if total > 0 {
             (watch.tell)(&ScoringEvent::Rows { done, total });
         }
-        for group in batches_by_tokens(&examples, true, self.max_tokens) {
+        for group in batches_by_tokens(&examples, PrefixSharing::new(true, &policy.description), self.max_tokens) {
             if watch.stop.load(Ordering::Relaxed) {
                 return Ok(false);
             }

@@ -180,7 +180,7 @@ pub async fn evaluate(
         let sums: Vec<_> = scored.iter().map(|s| s.sums).collect();
         let first = i * batch_size.max(1);
         let reference: Vec<RowReference> = (first..first + chunk.len()).map(|row| rows.references.get(row)).collect();
-        let tokens = chunk.iter().map(|e| e.n_tokens(trainer.share_prefix)).sum();
+        let tokens = chunk.iter().map(|e| e.n_tokens(trainer.sharing())).sum();
         let known = known(&trainer.goal, chunk, &reference, &examples);
         tally(&trainer.goal, &BatchResult::new(&trainer.goal, &sums, &known, tokens), &mut total);
         tell(first + chunk.len());

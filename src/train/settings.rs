@@ -2,8 +2,10 @@
 
 use super::lr_schedule::{LrSchedule, LrSchedulerType, POLYNOMIAL_END};
 use super::trainer::AdamwConfig;
+use crate::data::batch::PrefixSharing;
 use crate::error::{Error, Result};
 use crate::kernels::moments::Optim;
+use crate::model::description::ModelConfig;
 use crate::model::saved::SavedDtype;
 use crate::model::weights::ParamDtype;
 use crate::objective::{PreferenceLoss, TrainingLoss};
@@ -131,6 +133,11 @@ impl TrainDefaults {
 }
 
 impl TrainSettings {
+    /// Returns the rule for computing shared instructions once.
+    pub fn sharing(&self, model: &ModelConfig) -> PrefixSharing {
+        PrefixSharing::new(self.share_prefix, model)
+    }
+
     /// Returns the number of rows per step.
     pub fn rows_per_step(&self) -> usize {
         self.batch_size * self.gradient_accumulation_steps

@@ -1,6 +1,6 @@
 //! Optimiser step: micro-batches forward and backward, division of the sum once, clipping, AdamW. Also scores over whole data sets.
 
-use crate::data::batch::Example;
+use crate::data::batch::{Example, PrefixSharing};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, PlannedWork, Recording, Role, Slot};
 use crate::kernels::adamw::{AdamwStep, ParamBucket, adamw};
@@ -107,6 +107,11 @@ pub struct StepResult {
 }
 
 impl<'g> Trainer<'g> {
+    /// Returns the rule for computing shared instructions once.
+    pub fn sharing(&self) -> PrefixSharing {
+        PrefixSharing::new(self.share_prefix, &self.decoder.description)
+    }
+
     /// Records the gradients of the summed loss over `examples`, in micro-batches of `batch_size`, which are added to the arena's
     /// gradients.
     fn accumulate(
@@ -118,7 +123,7 @@ impl<'g> Trainer<'g> {
         let mut all = Vec::new();
         for first in (0..examples.len()).step_by(batch_size.max(1)) {
             let range = first..(first + batch_size).min(examples.len());
-            let batch = PackedBatch::pack(&examples[range.clone()], self.share_prefix);
+            let batch = PackedBatch::pack(&examples[range.clone()], self.sharing());
             let micro = MicroBatch::new(self.gpu, &self.decoder.description, &batch);
             let mut rec = self.gpu.record();
             let scores = self.decoder.score(&mut rec, &micro, true, self.keep);
@@ -329,11 +334,15 @@ fn row_numbers(examples: &[&Example]) -> String {
 }
 
 /// Divides examples, in order, into packed micro-batches of at most `max_tokens` tokens. A larger example is a micro-batch of its own.
-pub fn batches_by_tokens<'e>(examples: &[&'e Example], share_prefix: bool, max_tokens: usize) -> Vec<Vec<&'e Example>> {
+pub fn batches_by_tokens<'e>(
+    examples: &[&'e Example],
+    sharing: PrefixSharing,
+    max_tokens: usize,
+) -> Vec<Vec<&'e Example>> {
     let mut all: Vec<Vec<&Example>> = Vec::new();
     let mut tokens = 0;
     for &example in examples {
-        let n = example.n_tokens(share_prefix);
+        let n = example.n_tokens(sharing);
         match all.last_mut().filter(|_| tokens + n <= max_tokens) {
             Some(last) => last.push(example),
             None => {
@@ -387,9 +396,9 @@ pub async fn score(
     max_tokens: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<ScoredSequence>> {
-    let mut all = Vec::new();
-    for group in batches_by_tokens(examples, share_prefix, max_tokens) {
-        let batch = PackedBatch::pack(&group, share_prefix);
+    let (mut all, sharing) = (Vec::new(), PrefixSharing::new(share_prefix, &decoder.description));
+    for group in batches_by_tokens(examples, sharing, max_tokens) {
+        let batch = PackedBatch::pack(&group, sharing);
         let logp = decoder.read_scores(gpu, &batch, with_lora).await?;
         all.extend(batch.spans.iter().map(|span| ScoredSequence::from_rows(&batch, span, &logp)));
         progress(group.len());

@@ -148,7 +148,7 @@ impl MemoryDemand<'_> {
     /// Those of [`plan_memory`].
     pub fn plan(&self, keep: RecomputePolicy) -> Result<MemoryPlan> {
         let rows: Vec<&Example> = self.largest.iter().collect();
-        let rows = largest_micro_batch(&rows, self.settings.batch_size, self.settings.share_prefix);
+        let rows = largest_micro_batch(&rows, self.settings.batch_size, self.settings.sharing(&self.model.description));
         let options = load_options(&self.settings, self.base, self.adapter.as_deref(), self.longest);
         let goal = self.settings.goal();
         let load = |gpu: &_| load_policy(self.model, gpu, &options, self.keeps_start);
@@ -165,7 +165,7 @@ impl MemoryDemand<'_> {
         let decoder = load_policy(self.model, &gpu, &options, self.keeps_start)?;
         let (goal, share_prefix) = (self.settings.goal(), self.settings.share_prefix);
         let rows: Vec<&Example> = self.largest.iter().collect();
-        let rows = largest_micro_batch(&rows, self.settings.batch_size, share_prefix);
+        let rows = largest_micro_batch(&rows, self.settings.batch_size, self.settings.sharing(&self.model.description));
         let examples: Vec<&Example> =
             (0..self.settings.gradient_accumulation_steps).flat_map(|_| rows.clone()).collect();
         let references = vec![RowReference::default(); examples.len()];

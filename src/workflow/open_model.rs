@@ -72,8 +72,8 @@ impl OpenModel {
         let mut description = ModelConfig::from_json(side.path(CONFIG), side.required(CONFIG)?)?;
         let mut checkpoint = weights()?;
         checkpoint.settle_tying(&mut description)?;
-        let unknown = checkpoint.verify(&description)?;
-        let mut notes: Vec<String> = checkpoint.notes().iter().chain(&unknown).cloned().collect();
+        let verified = checkpoint.verify(&description)?;
+        let mut notes: Vec<String> = checkpoint.notes().iter().chain(&verified).cloned().collect();
         if let Some(storage) = base.quantised() {
             let modules: Vec<&LinearSpec> = linear_modules(&description).collect();
             let unfit = modules.iter().filter(|m| !m.n_in.is_multiple_of(storage.columns())).count();

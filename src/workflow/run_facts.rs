@@ -50,7 +50,8 @@ impl<'a> RunFacts<'a> {
     /// Collects the facts that decide how much memory the run takes.
     fn demand<'b>(&'b self, caps: &'b Caps) -> Result<MemoryDemand<'b>> {
         let rows: Vec<&Example> = self.data.dataset().examples.iter().collect();
-        let largest = largest_micro_batch(&rows, self.settings.batch_size, self.settings.share_prefix);
+        let largest =
+            largest_micro_batch(&rows, self.settings.batch_size, self.settings.sharing(self.policy.description()));
         let largest = largest.into_iter().cloned().collect();
         MemoryDemand::new(caps, self.policy.model(), self.adapter.clone(), &self.recipe, largest, self.longest)
     }

@@ -12,7 +12,7 @@ use super::recipe::Recipe;
 use super::run_facts::{ContentHashes, RunFacts, check_rows, fingerprint};
 use super::run_folder::RunFolder;
 use super::save::TunedModel;
-use crate::data::batch::Example;
+use crate::data::batch::{Example, PrefixSharing};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu};
 use crate::model::save::OutputDtype;
@@ -269,7 +269,8 @@ impl Policy {
         recipe: &Recipe,
     ) -> Result<MemoryDemand<'a>> {
         let rows: Vec<&Example> = data.dataset().examples.iter().collect();
-        let largest = largest_micro_batch(&rows, recipe.batch_size, recipe.share_prefix);
+        let sharing = PrefixSharing::new(recipe.share_prefix, self.description());
+        let largest = largest_micro_batch(&rows, recipe.batch_size, sharing);
         let longest = data.dataset().longest().max(eval.map_or(0, |eval| eval.dataset().longest()));
         let adapter = self.starting_adapter(recipe.seed)?;
         MemoryDemand::new(caps, self.model(), adapter, recipe, largest.into_iter().cloned().collect(), longest)

@@ -1,6 +1,7 @@
 """Writes the fixtures beside it: what transformers 4.57.3 makes of config.json files like those on the hub (written by hand:
 sizes are theirs). Each fixture holds the config, the names and shapes of the state dict (tied heads left out), and what the
-model resolved: windows, attention scale, rotary tables. Run: python3 make.py"""
+model resolved: windows, attention scale, rotary tables. Run: python3 make.py. With transformers 5.24 it makes those of NEWER instead, with the
+number of parameters of the language model."""
 
 import json
 import pathlib
@@ -83,6 +84,149 @@ CONFIGS = {
 }
 
 
+LONG_FACTORS = [
+    1, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897, 1.956131817, 2.187582649, 2.446418898, 2.735880826,
+    3.059592084, 3.421605075, 3.826451687, 4.279200023, 4.785517845, 5.351743533, 5.984965424, 6.693110555, 7.485043894,
+    8.370679318, 9.36110372, 10.4687158, 11.70738129, 13.09260651, 14.64173252, 16.37415215, 18.31155283, 20.47818807,
+    22.90118105, 25.61086418, 28.64115884, 32.03, 32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71, 32.93, 32.97,
+    33.28, 33.49, 33.5, 44.16, 47.77]
+GRANITE = dict(
+    hidden_act="silu", attention_bias=False, attention_dropout=0.0, initializer_range=0.02, rms_norm_eps=1e-5, use_cache=True,
+    embedding_multiplier=12, attention_multiplier=0.015625, residual_multiplier=0.22, rope_scaling=None,
+    max_position_embeddings=131072, tie_word_embeddings=True, torch_dtype="bfloat16")
+PIXTRAL = dict(
+    model_type="pixtral", attention_dropout=0.0, head_dim=64, hidden_act="silu", hidden_size=1024, image_size=1540,
+    initializer_range=0.02, intermediate_size=4096, num_attention_heads=16, num_channels=3, num_hidden_layers=24,
+    patch_size=14, rope_theta=10000.0)
+NEWER = {
+    "smollm3-3b": dict(
+        architectures=["SmolLM3ForCausalLM"], model_type="smollm3", attention_bias=False, attention_dropout=0.0,
+        hidden_act="silu", hidden_size=2048, initializer_range=0.02, intermediate_size=11008,
+        layer_types=["full_attention"] * 36, max_position_embeddings=65536, max_window_layers=28, mlp_bias=False,
+        no_rope_layer_interval=4, no_rope_layers=[1, 1, 1, 0] * 9, num_attention_heads=16, num_hidden_layers=36,
+        num_key_value_heads=4, pretraining_tp=2, rms_norm_eps=1e-6, rope_scaling=None, rope_theta=5000000.0,
+        sliding_window=None, use_cache=False, use_sliding_window=False, vocab_size=128256, torch_dtype="bfloat16"),
+    "granite-3.3-2b": dict(
+        GRANITE, architectures=["GraniteForCausalLM"], model_type="granite", hidden_size=2048, intermediate_size=8192,
+        logits_scaling=8.0, mlp_bias=False, num_attention_heads=32, num_hidden_layers=40, num_key_value_heads=8,
+        rope_theta=10000000.0, vocab_size=49159),
+    "granite-4.0-micro": dict(
+        GRANITE, architectures=["GraniteMoeHybridForCausalLM"], model_type="granitemoehybrid", hidden_size=2560,
+        intermediate_size=8192, layer_types=["attention"] * 40, logits_scaling=10, mamba_chunk_size=256,
+        mamba_conv_bias=True, mamba_d_conv=4, mamba_d_head=40, mamba_d_state=256, mamba_expand=2, mamba_n_groups=1,
+        mamba_n_heads=128, mamba_proj_bias=False, normalization_function="rmsnorm", num_attention_heads=40,
+        num_experts_per_tok=0, num_hidden_layers=40, num_key_value_heads=8, num_local_experts=0,
+        output_router_logits=False, position_embedding_type="rope", rope_theta=10000000, router_aux_loss_coef=0.01,
+        shared_intermediate_size=8192, vocab_size=100352),
+    "ministral-3-3b": dict(
+        architectures=["Mistral3ForConditionalGeneration"], model_type="mistral3", image_token_index=10,
+        multimodal_projector_bias=False, projector_hidden_act="gelu", spatial_merge_size=2, vision_feature_layer=-1,
+        dtype="bfloat16", vision_config=PIXTRAL, tie_word_embeddings=True,
+        text_config=dict(
+            model_type="ministral3", attention_dropout=0.0, head_dim=128, hidden_act="silu", hidden_size=3072,
+            initializer_range=0.02, intermediate_size=9216, max_position_embeddings=262144, num_attention_heads=32,
+            num_hidden_layers=26, num_key_value_heads=8, rms_norm_eps=1e-5, sliding_window=None,
+            tie_word_embeddings=True, use_cache=True, vocab_size=131072,
+            rope_parameters=dict(
+                beta_fast=32.0, beta_slow=1.0, factor=16.0, llama_4_scaling_beta=0.1, mscale=1.0, mscale_all_dim=1.0,
+                original_max_position_embeddings=16384, rope_theta=1000000.0, rope_type="yarn", type="yarn"))),
+    # The hub's file lacks tie_word_embeddings, which is on by default in transformers 5; the checkpoint holds a head of its own.
+    "mistral-small-3.1-24b": dict(
+        architectures=["Mistral3ForConditionalGeneration"], model_type="mistral3", image_token_index=10,
+        multimodal_projector_bias=False, projector_hidden_act="gelu", spatial_merge_size=2, vision_feature_layer=-1,
+        torch_dtype="bfloat16", vision_config=PIXTRAL, tie_word_embeddings=False,
+        text_config=dict(
+            model_type="mistral", attention_dropout=0.0, head_dim=128, hidden_act="silu", hidden_size=5120,
+            initializer_range=0.02, intermediate_size=32768, max_position_embeddings=131072, num_attention_heads=32,
+            num_hidden_layers=40, num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=1000000000.0,
+            sliding_window=None, use_cache=True, vocab_size=131072)),
+    "gemma-3-4b": dict(
+        architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", boi_token_index=255999,
+        eoi_token_index=256000, eos_token_id=[1, 106], image_token_index=262144, initializer_range=0.02,
+        mm_tokens_per_image=256, torch_dtype="bfloat16",
+        text_config=dict(
+            model_type="gemma3_text", hidden_size=2560, intermediate_size=10240, num_hidden_layers=34,
+            rope_scaling=dict(factor=8.0, rope_type="linear"), sliding_window=1024),
+        vision_config=dict(
+            model_type="siglip_vision_model", hidden_size=1152, image_size=896, intermediate_size=4304,
+            num_attention_heads=16, num_hidden_layers=27, patch_size=14, vision_use_head=False)),
+    "olmo-2-1b": dict(
+        architectures=["Olmo2ForCausalLM"], model_type="olmo2", attention_bias=False, attention_dropout=0.0,
+        hidden_act="silu", hidden_size=2048, initializer_range=0.02, intermediate_size=8192,
+        max_position_embeddings=4096, num_attention_heads=16, num_hidden_layers=16, num_key_value_heads=16,
+        rms_norm_eps=1e-6, rope_scaling=None, rope_theta=500000, tie_word_embeddings=False, use_cache=False,
+        vocab_size=100352, torch_dtype="float32"),
+    "olmo-3-7b": dict(
+        architectures=["Olmo3ForCausalLM"], model_type="olmo3", attention_bias=False, attention_dropout=0.0,
+        hidden_act="silu", hidden_size=4096, initializer_range=0.02, intermediate_size=11008,
+        layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 8, max_position_embeddings=65536,
+        num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=32, rms_norm_eps=1e-6, rope_theta=500000,
+        rope_scaling=dict(attention_factor=1.2079441541679836, beta_fast=32.0, beta_slow=1.0, factor=8.0,
+                          original_max_position_embeddings=8192, rope_type="yarn"),
+        sliding_window=4096, tie_word_embeddings=False, use_cache=False, vocab_size=100278, torch_dtype="bfloat16"),
+    "glm-4-9b-0414": dict(
+        architectures=["Glm4ForCausalLM"], model_type="glm4", attention_bias=True, attention_dropout=0.0, head_dim=128,
+        hidden_act="silu", hidden_size=4096, initializer_range=0.02, intermediate_size=13696,
+        max_position_embeddings=32768, num_attention_heads=32, num_hidden_layers=40, num_key_value_heads=2,
+        partial_rotary_factor=0.5, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=False, use_cache=True,
+        vocab_size=151552, torch_dtype="bfloat16"),
+    "phi-4-mini": dict(
+        architectures=["Phi3ForCausalLM"], model_type="phi3", attention_bias=False, attention_dropout=0.0,
+        embd_pdrop=0.0, full_attn_mod=1, hidden_act="silu", hidden_size=3072, initializer_range=0.02,
+        intermediate_size=8192, interpolate_factor=1, lm_head_bias=False, max_position_embeddings=131072,
+        mlp_bias=False, num_attention_heads=24, num_hidden_layers=32, num_key_value_heads=8,
+        original_max_position_embeddings=4096, partial_rotary_factor=0.75, resid_pdrop=0.0, rms_norm_eps=1e-5,
+        rope_theta=10000.0, sliding_window=262144, tie_word_embeddings=True, use_cache=True, vocab_size=200064,
+        rope_scaling=dict(long_factor=LONG_FACTORS, short_factor=[1.0] * 48, type="longrope"), torch_dtype="bfloat16"),
+    "qwen2.5-7b-yarn": dict(
+        architectures=["Qwen2ForCausalLM"], model_type="qwen2", attention_dropout=0.0, hidden_act="silu",
+        hidden_size=3584, initializer_range=0.02, intermediate_size=18944, max_position_embeddings=32768,
+        max_window_layers=28, num_attention_heads=28, num_hidden_layers=28, num_key_value_heads=4, rms_norm_eps=1e-6,
+        rope_theta=1000000.0, rope_scaling=dict(factor=4.0, original_max_position_embeddings=32768, type="yarn"),
+        sliding_window=131072, tie_word_embeddings=False, use_cache=True, use_sliding_window=False, vocab_size=152064,
+        torch_dtype="bfloat16"),
+}
+
+
+def newer():
+    """The fixtures of NEWER: names in memory of the language model, and of its head unless it is tied."""
+    from transformers import AutoModelForImageTextToText
+
+    here = pathlib.Path(__file__).parent
+    assert transformers.__version__ == "5.24.0"
+    for name, fields in NEWER.items():
+        config = AutoConfig.for_model(**json.loads(json.dumps(fields)))
+        wrapped = "text_config" in fields
+        with torch.device("meta"):
+            auto = AutoModelForImageTextToText if wrapped else AutoModelForCausalLM
+            model = auto.from_config(config, attn_implementation="eager")
+        text, tied = config.get_text_config(), config.tie_word_embeddings
+        own = lambda k: ("language_model." in k or k == "lm_head.weight") if wrapped else True
+        tensors = {k: list(v.shape) for k, v in model.state_dict().items() if own(k) and not (tied and k == "lm_head.weight")}
+        base = model.model.language_model if wrapped else model.model
+        attn, rp = [layer.self_attn for layer in base.layers], text.rope_parameters
+        head_dim = attn[0].head_dim
+        slides = [getattr(text, "layer_types", [None] * len(attn))[i] == "sliding_attention" or text.model_type in ("mistral", "phi3") for i in range(len(attn))]
+        tables = [rp[k] for k in ("full_attention", "sliding_attention")] if "full_attention" in rp else [rp]
+        norm = base.norm
+        resolved = dict(
+            tied=tied, scale=attn[0].scaling, head_dim=head_dim,
+            windows=[text.sliding_window if s else None for s in slides], eps=getattr(norm, "variance_epsilon", None) or norm.eps,
+            ropes=[dict(theta=t["rope_theta"], rotary_dim=int(head_dim * t.get("partial_rotary_factor", 1.0)), kind=t["rope_type"]) for t in tables],
+            activation=type(getattr(getattr(base.layers[0], "mlp", None), "act_fn", None) or getattr(base.layers[0].mlp, "activation_fn", None)
+                            if hasattr(base.layers[0], "mlp") else base.layers[0].shared_mlp.activation).__name__,
+            parameters=sum(torch.Size(s).numel() for s in tensors.values()))
+        write(here, name, fields, resolved, tensors)
+
+
+def write(here, name, fields, resolved, tensors):
+    fixture = dict(config=fields, resolved=resolved, tensors=tensors)
+    lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in tensors.items())
+    head = json.dumps({k: v for k, v in fixture.items() if k != "tensors"})[:-1]
+    (here / f"{name}.json").write_text(f'{head}, "tensors": {{\n{lines}\n}}}}\n')
+    print(name, len(tensors), resolved)
+
+
 def rope(module):
     config = module.config
     theta = config.rope_theta
@@ -115,11 +259,7 @@ def main():
                 scale=attn[0].scaling, head_dim=attn[0].head_dim, windows=windows, ropes=ropes,
                 eps=getattr(norm, "variance_epsilon", None) or norm.eps,
                 activation=type(getattr(base.layers[0].mlp, "act_fn", None) or base.layers[0].mlp.activation_fn).__name__)
-        fixture = dict(config=fields, resolved=resolved, tensors=tensors)
-        lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in tensors.items())
-        head = json.dumps({k: v for k, v in fixture.items() if k != "tensors"})[:-1]
-        (here / f"{name}.json").write_text(f'{head}, "tensors": {{\n{lines}\n}}}}\n')
-        print(name, len(tensors), resolved)
+        write(here, name, fields, resolved, tensors)
 
 
-main()
+newer() if transformers.__version__.startswith("5") else main()

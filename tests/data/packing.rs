@@ -125,3 +125,31 @@ fn a_shared_pair_s_layout() {
     assert_eq!(spans, [(0..2, 2..4, 2), (0..2, 4..7, 4)]);
     assert_eq!(batch.examples, [7]);
 }
+
+/// With LongRoPE a pair shares its prefix where both sides are short, or both long.
+#[test]
+fn sides_of_different_rotary_tables_share_nothing() {
+    let text = r#"{"architectures": ["Phi3ForCausalLM"], "hidden_size": 4, "intermediate_size": 8, "num_attention_heads": 1,
+        "num_hidden_layers": 1, "vocab_size": 40, "max_position_embeddings": 64, "original_max_position_embeddings": 5,
+        "rope_scaling": {"type": "longrope", "short_factor": [1, 1], "long_factor": [2, 3]}}"#;
+    let model = jointwise::model::description::ModelConfig::from_json("config.json", text).unwrap();
+    assert_eq!(model.long_above(), Some(5));
+    let sharing = PrefixSharing::new(true, &model);
+    let sequence = |n: u32| Sequence::new([vec![0, 5, 6], (10..7 + n).collect()].concat(), 3);
+    for (lengths, shared) in [([4, 5], 3), ([5, 6], 0), ([6, 7], 3), ([9, 4], 0)] {
+        let pair = Example { row: 0, sequences: lengths.map(sequence).into(), desirable: None };
+        let tokens: usize = lengths.iter().map(|&n| n as usize).sum();
+        assert_eq!((pair.packed_prefix(sharing), pair.packed_prefix(true), pair.packed_prefix(false)), (shared, 3, 0));
+        assert_eq!(pair.n_tokens(sharing), tokens - shared);
+        let batch = PackedBatch::pack(&[&pair, &pair], sharing);
+        assert_eq!(batch.n_tokens(), 2 * (tokens - shared));
+        // A shared prefix is as long as its longest branch: both are on the same side of the limit.
+        let long = batch.sequence_lengths().into_iter().map(|n| n > 5);
+        let [first, second] = lengths.map(|n| n > 5);
+        let expected = (0..tokens - shared).map(|t| if t < lengths[0] as usize { first } else { second });
+        assert!(long.eq(expected.clone().chain(expected)), "{lengths:?}");
+    }
+    let pair = Example { row: 0, sequences: vec![sequence(4), sequence(7)], desirable: None };
+    assert_eq!(PackedBatch::pack(&[&pair], true).sequence_lengths(), [7, 7, 7, 4, 7, 7, 7, 7]);
+    assert_eq!(PackedBatch::pack(&[&pair], false).sequence_lengths(), [[4; 4].as_slice(), &[7; 7]].concat());
+}

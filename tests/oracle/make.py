@@ -4,7 +4,7 @@
 usage: make.py [FAMILY ...]              remake all families, or some
        make.py --sft                     remake the runs of supervised fine-tuning alone, from the families as they are
        make.py --verify DIR [...]        run this same code on existing families and compare with their expected values
-Needs torch, transformers, peft, tokenizers, safetensors, numpy (versions in README.md)."""
+Needs torch, transformers, peft, tokenizers, safetensors, numpy (versions in README.md). The families of NEWER are made with transformers 5."""
 import copy, json, os, re, shutil, sys, tempfile, warnings
 from collections import Counter
 from pathlib import Path
@@ -171,6 +171,41 @@ FAMILIES = {
 }
 
 
+# Families that transformers 4.57 lacks or reads otherwise: made with transformers 5.24. No sequence is as short as `original_max_position_embeddings`
+# of YaRN's tables; phi4-mini has sequences on both sides of it.
+SMALL = dict(vocab_size=384, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_act="silu", rms_norm_eps=1e-5)
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24}
+MULTIPLIERS = dict(embedding_multiplier=3.0, residual_multiplier=0.6, attention_multiplier=0.4, logits_scaling=1.5)
+NEWER = {
+    "smollm3": dict(seed=21, tokenizer="llama3-bpe", config=dict(SMALL, model_type="smollm3", num_hidden_layers=3, no_rope_layers=[1, 0, 1], rope_theta=10000.0, tie_word_embeddings=True)),
+    "granite": dict(seed=22, tokenizer="gpt2-bpe", config=dict(SMALL, **MULTIPLIERS, model_type="granite", rope_theta=10000.0, tie_word_embeddings=True)),
+    "granitemoehybrid": dict(
+        seed=23, tokenizer="gpt2-bpe",
+        config=dict({k: v for k, v in SMALL.items() if k != "intermediate_size"}, **MULTIPLIERS, model_type="granitemoehybrid", num_local_experts=0, num_experts_per_tok=0, intermediate_size=40,
+                    shared_intermediate_size=40, layer_types=["full_attention"] * 2, position_embedding_type="rope", rope_theta=10000.0, tie_word_embeddings=False, mamba_n_heads=4)),
+    "ministral3": dict(
+        seed=24, tokenizer="llama3-bpe", wrapper="Mistral3ForConditionalGeneration",
+        config=dict(SMALL, model_type="ministral3", head_dim=12, sliding_window=None, tie_word_embeddings=True,
+                    rope_parameters=dict(YARN, rope_theta=100.0, beta_fast=4.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=0.5, llama_4_scaling_beta=0.3))),
+    "olmo2": dict(seed=25, tokenizer="gpt2-bpe", config=dict(SMALL, model_type="olmo2", rope_theta=10000.0, tie_word_embeddings=False)),
+    "olmo3": dict(
+        seed=26, tokenizer="gpt2-bpe",
+        config=dict(SMALL, model_type="olmo3", num_hidden_layers=3, sliding_window=13, layer_types=["sliding_attention", "full_attention", "sliding_attention"], tie_word_embeddings=False,
+                    rope_parameters={"full_attention": dict(YARN, rope_theta=500000.0), "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0}})),
+    "glm4": dict(
+        seed=27, tokenizer="gpt2-bpe",
+        config=dict(SMALL, model_type="glm4", head_dim=12, attention_bias=True, tie_word_embeddings=False,
+                    rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5})),
+    "phi4-mini": dict(
+        seed=28, tokenizer="gpt2-bpe",
+        config=dict(SMALL, model_type="phi3", original_max_position_embeddings=45, sliding_window=None, resid_pdrop=0.0, embd_pdrop=0.0, tie_word_embeddings=True,
+                    rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75, "short_factor": [1.0, 1.2, 1.5], "long_factor": [1.5, 4.0, 7.0]})),
+}
+for f in NEWER.values():
+    f.update(newer=True, reduced=f["config"]["model_type"] != "granite")
+FAMILIES.update(NEWER)
+
+
 def initial_weight(name, shape, family, rng, tied):
     gemma, x = family.startswith("gemma"), rng.standard_normal(shape)
     if family.startswith("gpt2") and not name.endswith("ln_f.weight"):
@@ -181,6 +216,8 @@ def initial_weight(name, shape, family, rng, tied):
         return x * (1.5 if "c_attn" in name else 1.0) / np.sqrt(shape[0])  # Conv1D: (in, out)
     if tied and name.endswith(("model.norm.weight", "ln_f.weight")):  # of both signs, or a tied model only repeats its last token
         return np.sign(rng.standard_normal(shape)) * (1 + 0.3 * x) - (1 if gemma else 0)
+    if name.endswith(".bias"):
+        return x * 0.3
     if len(shape) == 1:
         return x * 0.3 + (0 if gemma else 1)
     if "embed_tokens" in name:
@@ -280,6 +317,10 @@ def sequences(tok, rows, bos, eos, pad):
 
 def logits_of(model, seqs, which=None):
     ids = torch.from_numpy(seqs["input_ids"].astype(np.int64))
+    if (getattr(model.config, "rope_parameters", None) or {}).get("rope_type") == "longrope":  # the length of the padded batch would decide
+        which = range(len(ids)) if which is None else which
+        alone = [model(input_ids=ids[s : s + 1, : seqs["seq_len"][s]], use_cache=False).logits[0] for s in which]
+        return torch.stack([torch.cat([x, x.new_zeros(ids.shape[1] - len(x), x.shape[1])]) for x in alone])
     ids = ids if which is None else ids[which]
     return model(input_ids=ids, use_cache=False).logits  # right padding and causal attention: no mask is needed
 
@@ -586,6 +627,59 @@ def hub(c):
     return dict(sorted(c.items()))
 
 
+def older(c):
+    """The configuration of a newer family as checkpoints of transformers 4 have it; None where there are none."""
+    c, rope = dict(c), c.get("rope_parameters")
+    if c["model_type"] == "ministral3":
+        return None
+    c.pop("rope_parameters")
+    full = dict(rope.get("full_attention", rope))
+    c["rope_theta"] = full.pop("rope_theta")
+    if "partial_rotary_factor" in full:
+        c["partial_rotary_factor"] = full.pop("partial_rotary_factor")
+    kind = full.pop("rope_type")
+    if c["model_type"] == "phi3":
+        full.pop("original_max_position_embeddings")
+    c["rope_scaling"] = None if kind == "default" else dict(full, type=kind)
+    if c["model_type"] == "granitemoehybrid":
+        c["layer_types"] = ["attention"] * len(c["layer_types"])
+    return dict(sorted(c.items()))
+
+
+def wrap(d, f, w0, seqs):
+    """Puts the language model of a folder into the architecture around it, with a small vision tower, and renames what is expected."""
+    import transformers
+
+    text = AutoConfig.from_pretrained(d / "model")
+    vision = dict(model_type="pixtral", hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, head_dim=4, image_size=8, patch_size=4, num_channels=3)
+    config = transformers.Mistral3Config(text_config=text, vision_config=vision, image_token_index=3, tie_word_embeddings=text.tie_word_embeddings)
+    for k in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, k, getattr(text, k))
+    model = getattr(transformers, f["wrapper"])(config).eval()
+    rng, own = np.random.Generator(np.random.PCG64(f["seed"] + 1000)), dict(model.named_parameters())
+    with torch.no_grad():
+        for k, p in sorted(own.items()):
+            p.copy_(torch.from_numpy(w0["model." + k.split("language_model.")[1]] if "language_model." in k else rng.standard_normal(tuple(p.shape)) * 0.1))
+        ids = torch.from_numpy(seqs["input_ids"].astype(np.int64))
+        alone = build(text, w0, torch.float32)(input_ids=ids, use_cache=False).logits
+        assert float((model(input_ids=ids, use_cache=False).logits - alone).abs().max()) < 1e-4
+    for p in (d / "model").glob("*.safetensors"):
+        p.unlink()
+    model.save_pretrained(d / "model")
+    names = np_load(d / "model/model.safetensors")
+    stored = lambda k: next(n for n in names if n.endswith("language_model." + k) or n.endswith("language_model.model." + k.removeprefix("model.")))
+    rename = lambda k: "/".join([*k.split("/")[:-1], stored(k.split("/")[-1])]) if k.split("/")[-1].startswith("model.") else k
+    for file in ("delta.safetensors", "expected.safetensors"):
+        np_save({rename(k): v for k, v in np_load(d / file).items()}, d / file)
+    js = json.load(open(d / "expected.json"))
+    js["l2_norms"] = {rename(k): v for k, v in js["l2_norms"].items()}
+    js["error_f32_vs_f64"] = {rename(k): v for k, v in js["error_f32_vs_f64"].items()}
+    js["untouched"] = sorted(n for n in names if "language_model." not in n)
+    dump(d / "expected.json", js)
+    for p in d.rglob("*.safetensors"):
+        p.chmod(0o644)
+
+
 def make_full(name):
     f, d = FAMILIES[name], HERE / name
     shutil.rmtree(d, ignore_errors=True)
@@ -609,7 +703,7 @@ def make_full(name):
     model = model.to(dtype)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     shard = int(size * 1.2 / f["shards"]) if "shards" in f else 10**9
-    model.save_pretrained(d / "model", max_shard_size=shard, safe_serialization=True)
+    model.save_pretrained(d / "model", max_shard_size=shard)
     if "shards" in f:
         n = len(list((d / "model").glob("*.safetensors")))
         assert n == f["shards"], f"{n} shards"
@@ -622,6 +716,8 @@ def make_full(name):
     if name.startswith("gemma"):
         (d / "model/config_hub.json").write_text(json.dumps(hub(c), indent=2) + "\n")
         assert AutoConfig.for_model(**hub(c)).layer_types == config.layer_types
+    if f.get("newer") and older(c):
+        (d / "model/config_hub.json").write_text(json.dumps(older(c), indent=2) + "\n")
     rows = prefs()
     (d / "prefs.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     seqs, merged = sequences(tok, rows, tid(bos), tid(eos), tid(pad) or 0)
@@ -637,6 +733,8 @@ def make_full(name):
     meta["generation"] = pick_prompts(config, w0, seqs, merged)
     f64, f32 = (evaluate(t, full_maker(config, w0, w1, t), seqs, meta) for t in (torch.float64, torch.float32))
     finish(d, f64, f32, seqs, meta)
+    if "wrapper" in f:
+        wrap(d, f, w0, seqs)
     return config, w0, w1, seqs
 
 
@@ -797,6 +895,41 @@ def features(name, config):
         out["grouped heads (tiled instead of interleaved)"] = ({}, "kv")
     if config.tie_word_embeddings:
         out["tied head (a random one instead)"] = ({}, "untie")
+    if FAMILIES[name].get("newer"):
+        rope = lambda **changes: dict(rope_parameters={**config.rope_parameters, **changes})
+        plain = {"rope_type": "default", "rope_theta": 500000.0}
+        if name == "smollm3":
+            out["layer without rotation (rotated too)"] = (dict(no_rope_layers=[1, 1, 1]), None)
+        for field in MULTIPLIERS if name.startswith("granite") else ():
+            out[f"{field} (1 instead)"] = ({field: 1.0}, None)
+        if name == "granitemoehybrid":
+            out["position_embedding_type rope (none)"] = (dict(position_embedding_type=None), None)
+        if name == "ministral3":
+            out["llama_4_scaling_beta"] = (rope(llama_4_scaling_beta=0.0), None)
+            out["YaRN (default instead)"] = (rope(rope_type="default"), None)
+            out["YaRN's mscale (attention factor 1)"] = (rope(attention_factor=1.0), None)
+        if name.startswith("olmo"):
+            out["q/k norms"] = ({}, lambda m: norms(m, r"\.[qk]_norm", ident))
+            out["post norms"] = ({}, lambda m: norms(m, "post_attention|post_feedforward", ident))
+        if name == "olmo3":
+            out["YaRN (default instead)"] = (dict(rope_parameters={"full_attention": plain, "sliding_attention": plain}), None)
+            out["YaRN on sliding layers too"] = (dict(rope_parameters={k: config.rope_parameters["full_attention"] for k in ("full_attention", "sliding_attention")}), None)
+        if name == "glm4":
+            out["post norms"] = ({}, lambda m: norms(m, "post_self_attn|post_mlp", ident))
+            out["partial rotary (all dimensions instead)"] = (rope(partial_rotary_factor=1.0), None)
+            out["biases of q, k, v"] = ({}, lambda m: [p.data.zero_() for k, p in m.named_parameters() if k.endswith("_proj.bias")])
+        if name == "phi4-mini":
+            out["LongRoPE's long factors (short instead)"] = (rope(long_factor=[1.0, 1.2, 1.5]), None)
+            out["LongRoPE's attention factor (1)"] = (rope(attention_factor=1.0), None)
+            out["partial rotary (smaller part)"] = (rope(partial_rotary_factor=0.5, short_factor=[1.0, 1.2], long_factor=[1.5, 4.0]), None)
+        if getattr(config, "sliding_window", None) and name == "olmo3":
+            out["window 13 (none)"] = (dict(layer_types=["full_attention"] * 3), None)
+            out["window 13 (one wider)"] = (dict(sliding_window=14), None)
+        if getattr(config, "num_key_value_heads", 1) > 1:
+            out["grouped heads (tiled instead of interleaved)"] = ({}, "kv")
+        if config.tie_word_embeddings:
+            out["tied head (a random one instead)"] = ({}, "untie")
+        return out
     if config.model_type != "phi3" and getattr(config, "rms_norm_eps", None) and not name.startswith("gemma"):
         out["rope (base 1e6 instead)"] = (dict(rope_theta=1e6), None)
     return out
@@ -982,7 +1115,10 @@ def main():
     if args[:1] == ["--sft"]:
         return make_sft()
     table = []
-    for name in args or FAMILIES:
+    import transformers
+
+    newer = int(transformers.__version__.split(".")[0]) >= 5
+    for name in args or [n for n, f in FAMILIES.items() if f.get("newer", False) == newer]:
         if "base" in FAMILIES[name]:
             config, w0, initial, seqs, lora = make_lora(name)
             table += sensitivity_lora(name, config, w0, initial, seqs, lora)
@@ -990,7 +1126,7 @@ def main():
             table += sensitivity(name, *make_full(name))
     for n, f, a, r, t in table:
         print(f"{n:15} without {f:46} loss moves by {a:8.2g}, a sequence's log-prob by up to {r:.1e} relative, a token's by {t:.1e}")
-    if not args or SFT["family"] in args:
+    if SFT["family"] in args or not (args or newer):
         make_sft()
     readme(table)
     dull = [(n, f) for n, f, a, r, t in table if t < 8e-4]  # eight times parity.py's tolerance

@@ -52,15 +52,21 @@ fn decoder(gpu: &Gpu, dir: &Path, adapter: Option<&Path>, trained: bool) -> Deco
 #[test]
 fn saved_in_bf16_keeps_gradients() {
     let ours = ["gemma2", "gemma3", "llama3-scaling", "mistral-odd", "phi3", "qwen3", "lora-mistral"];
+    let newer = ["smollm3", "granite", "granitemoehybrid", "ministral3", "olmo2", "olmo3", "glm4", "phi4-mini"];
+    let ours = ours.into_iter().chain(newer);
     let public = ["gpt2", "llama", "mistral", "qwen2", "lora-llama"];
     let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
-    for (set, name) in ours.map(|name| (OURS, name)).into_iter().chain(public.map(|name| (PUBLIC, name))) {
+    for (set, name) in ours.map(|name| (OURS, name)).chain(public.map(|name| (PUBLIC, name))) {
         let Some(dir) = family(set, name) else { continue };
         let f = Fixture::new(dir);
         let lora = f.meta.get("base").map(|_| f.dir.join("adapter"));
         let initial = f.base.join("model");
         let policy = if lora.is_some() { initial.clone() } else { f.policy() };
         let policy = decoder(&gpu, &policy, lora.as_deref(), true);
+        // A wrapped model's gradients have the names of its files.
+        let files = Checkpoint::open(&initial).expect("a checkpoint");
+        let wrapped = policy.description.wrapped;
+        let stored = |name: String| if wrapped { files.file_name(&name).into_owned() } else { name };
 
         let tokenizer = Tokenizer::load(&initial).expect("a tokenizer");
         let file = f.data("batch.jsonl", &f.batch());
@@ -102,7 +108,7 @@ fn saved_in_bf16_keeps_gradients() {
             let all: Tensors = all
                 .into_iter()
                 .map(|(name, shape, values)| {
-                    (name, Tensor { shape, data: values.into_iter().map(f64::from).collect() })
+                    (stored(name), Tensor { shape, data: values.into_iter().map(f64::from).collect() })
                 })
                 .collect();
             let dir = f.path(&format!("{keep:?}-{dtype:?}"));

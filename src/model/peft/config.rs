@@ -1,12 +1,13 @@
 //! `adapter_config.json`: which modules have an adapter, and with which rank and scale.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
 use fancy_regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::super::description::ModelConfig;
+use super::super::description::{LinearSpec, ModelConfig};
 use super::super::load::linear_modules;
 use crate::error::{Error, Result};
 
@@ -97,6 +98,13 @@ impl LoraTargets {
     /// Parses names as typed on the command line; `all-linear` may be among them.
     pub(super) fn typed(names: &[String]) -> Self {
         if names.iter().any(|n| n == ALL_LINEAR) { Self::AllLinear } else { Self::Names(names.to_vec()) }
+    }
+
+    /// Returns the pattern of modules of a wrapped language model. Their names alone would match a vision tower's modules, too.
+    pub(super) fn in_language_model(modules: &[&LinearSpec]) -> Self {
+        let names: BTreeSet<&str> = modules.iter().filter_map(|module| module.name.rsplit('.').next()).collect();
+        let names = names.into_iter().collect::<Vec<_>>().join("|");
+        Self::Pattern(format!(r".*\blanguage_model\..*\.({names})"))
     }
 
     fn to_json(&self) -> Value {
