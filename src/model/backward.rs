@@ -110,10 +110,9 @@ impl Decoder {
         let d_post = self.post_norm_backward(rec, w.mlp_post_norm.as_ref(), s.mlp_post.as_ref(), t, d_h);
         let d_branch = d_post.as_ref().unwrap_or(d_h);
         let h_mid = s.h_mid.read(rec);
-        let is_read = w.up.iter().any(Linear::trained);
         let kept_x2 = kept.and_then(|e| e.x2.clone());
         let recomputed_x2 = |rec: &mut Recording| self.input_norm(rec, w.mlp_norm.as_ref(), t, &h_mid).0;
-        let x2 = is_read.then(|| kept_x2.unwrap_or_else(|| recomputed_x2(rec)));
+        let x2 = w.reads_x2().then(|| kept_x2.unwrap_or_else(|| recomputed_x2(rec)));
         // Without a norm before it, the branch adds to the residual stream's gradient.
         let d_x2 = w.mlp_norm.as_ref().map_or_else(|| d_h.clone(), |_| gpu.alloc_activation(t * d.d_model));
         for (i, mlp) in s.mlp.iter().enumerate() {
@@ -169,10 +168,9 @@ impl Decoder {
             _ => None,
         };
         let h_in = s.h_in.read(rec);
-        let is_read = w.qkv.iter().any(Linear::trained);
         let kept_x1 = kept.and_then(|e| e.x1.clone());
         let recomputed_x1 = |rec: &mut Recording| self.input_norm(rec, w.attn_norm.as_ref(), t, &h_in).0;
-        let x1 = is_read.then(|| kept_x1.unwrap_or_else(|| recomputed_x1(rec)));
+        let x1 = w.reads_x1().then(|| kept_x1.unwrap_or_else(|| recomputed_x1(rec)));
         let needs_d_x1 = continues || w.attn_norm.as_ref().is_some_and(|norm| norm.w.trained());
         let d_x1 = || w.attn_norm.as_ref().map_or_else(|| d_h.clone(), |_| gpu.alloc_activation(t * d.d_model));
         let d_x1 = needs_d_x1.then(d_x1);

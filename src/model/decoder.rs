@@ -52,6 +52,17 @@ pub struct LayerWeights {
     pub mlp_post_norm: Option<NormWeights>,
 }
 
+impl LayerWeights {
+    /// Returns whether the backward pass reads attention's input: whether a projection of it is trained.
+    pub(super) fn reads_x1(&self) -> bool {
+        self.qkv.iter().any(Linear::trained)
+    }
+    /// Returns whether the backward pass reads the MLP's input, likewise.
+    pub(super) fn reads_x2(&self) -> bool {
+        self.up.iter().any(Linear::trained)
+    }
+}
+
 /// Decoder on a device.
 #[derive(Debug)]
 pub struct Decoder {
@@ -242,7 +253,7 @@ impl Decoder {
             let input = h.clone();
             let mut trace = self.layer(rec, index, tokens, cache, with_lora, h, None);
             h = self.layer_output(rec, weights, tokens.t, with_lora, &mut trace);
-            trace.drop_unread(weights);
+            trace.drop_unread(weights.reads_x1(), weights.reads_x2());
             match keep {
                 RecomputePolicy::Nothing => (),
                 RecomputePolicy::Inputs => layers.push(LayerState::Input(input, None)),
@@ -477,7 +488,7 @@ impl Decoder {
                 if w.down.lora.is_some() || w.mlp_post_norm.is_some() {
                     self.layer_output(rec, w, tokens.t, true, &mut trace);
                 }
-                trace.drop_unread(w);
+                trace.drop_unread(w.reads_x1(), w.reads_x2());
                 trace.hold(rec, self.saved_dtype);
                 trace
             }

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use super::decoder::LayerWeights;
-use super::linear::Linear;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::pack::{BF16_MANTISSA, pack_bf16, unpack_bf16};
 
@@ -128,14 +126,11 @@ pub struct LayerSaved {
 }
 
 impl LayerSaved {
-    /// Drops the inputs of linear layers of which nothing is trained: only the gradients of their weights would read them.
-    pub(super) fn drop_unread(&mut self, w: &LayerWeights) {
+    /// Drops inputs of linear layers that nothing will read: attention's, and the MLP's.
+    pub(super) fn drop_unread(&mut self, reads_x1: bool, reads_x2: bool) {
         let Some(ElementwiseSaved { x1, x2, .. }) = &mut self.elementwise else { return };
-        for (x, readers) in [(x1, &w.qkv), (x2, &w.up)] {
-            if !readers.iter().any(Linear::trained) {
-                *x = None;
-            }
-        }
+        *x1 = x1.take().filter(|_| reads_x1);
+        *x2 = x2.take().filter(|_| reads_x2);
     }
 
     /// Rounds the saved activations to `dtype`, and drops those that are recomputed in this case.
