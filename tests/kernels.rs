@@ -6,6 +6,11 @@ use std::ops::Deref;
 use std::sync::Mutex;
 
 use jointwise::gpu::{Caps, DeviceChoice, Gpu, MatmulPrecision, Recording, Role, Slot, Variant};
+use jointwise::kernels::causal_conv::{ConvTable, causal_conv_bwd_s, causal_conv_bwd_x, causal_conv_fwd};
+use jointwise::kernels::delta_rule::{
+    DeltaChunks, DeltaHeads, DeltaRuleSaved, OuterStates, Segment, delta_rule_bwd, delta_rule_fwd,
+};
+use jointwise::kernels::l2norm::{l2norm_bwd, l2norm_fwd};
 use jointwise::kernels::matmul::{
     self as products, Epilogue, LinearPass, LowRank, MatmulDesc, MatmulOperands, OperandMatrix, product,
 };
@@ -171,15 +176,21 @@ kernels![
     adamw,
     add,
     attention,
+    causal_conv,
     ceiling,
     column_sum,
+    delta_gates,
+    delta_rule,
     embedding,
+    gated_rmsnorm,
     gather,
     global_norm,
+    l2norm,
     layernorm,
     logprob,
     matmul,
     objective,
+    output_gate,
     pack,
     rmsnorm,
     rope,
@@ -498,4 +509,89 @@ fn benches_compute_what_they_time() {
             assert!(error <= 1.0, "{name} {}: {error:.2} × the tolerance", case.label());
         }
     }
+}
+
+/// Outputs and gradients of linear attention's kernels over segments: convolution, L2 norm, delta rule. Bits of (T, ..) tensors.
+fn linear_attention(gpu: &Gpu, segments: &[Segment], x: &[f32], gates: &[f32], d_o: &[f32]) -> Vec<Vec<u32>> {
+    let heads = DeltaHeads { key_heads: 1, value_heads: 2, key_dim: 8, value_dim: 8 };
+    let t = gates.len() / 4;
+    let width = heads.width();
+    let (conv, chunks) = (ConvTable::new(gpu, segments, 4), DeltaChunks::new(gpu, segments, OuterStates::default()));
+    let w: Vec<f32> = random(&mut Rng::new(5, 5), 4 * width);
+    let [x, gates, d_o, w] = [x, gates, d_o, &w].map(|v| gpu.upload(v));
+    let [qkv, r, o, d_qkv, d_gates, d_x] =
+        [t * width, 2 * t, 16 * t, t * width, 4 * t, t * width].map(|n| gpu.alloc_activation(n));
+    let states = gpu.alloc_activation(chunks.states_len(&heads));
+    let d_states = gpu.alloc_activation(chunks.d_states_len(&heads));
+    let mut rec = gpu.record();
+    causal_conv_fwd(&mut rec, &conv, width, &w, &x, &qkv);
+    l2norm_fwd(&mut rec, &heads, t, &qkv, &r);
+    delta_rule_fwd(&mut rec, &heads, &chunks, &qkv, &gates, &o, &states);
+    let saved = DeltaRuleSaved { qkv: &qkv, gates: &gates, o: &o, states: &states };
+    delta_rule_bwd(&mut rec, &heads, &chunks, saved, &d_o, &d_states, &d_qkv, &d_gates);
+    l2norm_bwd(&mut rec, &heads, t, &qkv, &r, &d_qkv);
+    causal_conv_bwd_s(&mut rec, &conv, width, &w, &x, &d_qkv);
+    causal_conv_bwd_x(&mut rec, &conv, width, &w, &d_qkv, &d_x);
+    rec.submit();
+    pollster::block_on(gpu.read::<u32>(&[&o, &d_x, &d_gates])).expect("readback")
+}
+
+/// A sequence's outputs and gradients have the same bits alone as packed beside others, and in every implementation. A prefix that branches
+/// share gives the branches' own results but for rounding, and the sum of their gradients.
+#[test]
+fn linear_attention_of_packed_sequences_equals_that_of_each_alone() {
+    let mut gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
+    let mut rng = Rng::new(7, 7);
+    let lens = [70, 5, 130];
+    let t: usize = lens.iter().sum();
+    let (x, d_o) = (random(&mut rng, 32 * t), random(&mut rng, 16 * t));
+    let gate = |rng: &mut Rng, i: usize| if i % 4 < 2 { 0.5 } else { -rng.normal().exp() };
+    let gates: Vec<f32> = (0..4 * t).map(|i| gate(&mut rng, i)).collect();
+    let rows = |of: &[Vec<u32>], start: usize, len: usize| -> Vec<Vec<u32>> {
+        of.iter().zip([16, 32, 4]).map(|(all, width)| all[start * width..(start + len) * width].to_vec()).collect()
+    };
+    let mut of_variants = Vec::new();
+    for variants in [Vec::new(), vec![Variant::Cpu]] {
+        gpu = gpu.with_variants(variants);
+        let starts = [0, 70, 75];
+        let segments: Vec<Segment> =
+            starts.iter().zip(lens).map(|(&start, len)| Segment { start, len, prefix: None }).collect();
+        let packed = linear_attention(&gpu, &segments, &x, &gates, &d_o);
+        for Segment { start, len, .. } in segments {
+            let part = |all: &[f32], width: usize| all[start * width..(start + len) * width].to_vec();
+            let alone = Segment { start: 0, len, prefix: None };
+            let got = linear_attention(&gpu, &[alone], &part(&x, 32), &part(&gates, 4), &part(&d_o, 16));
+            assert!(got == rows(&packed, start, len), "a segment of {len} tokens");
+        }
+        // The comparison sees a token that belongs to another segment.
+        let shifted = [(0, 69), (69, 136)].map(|(start, len)| Segment { start, len, prefix: None });
+        let other = linear_attention(&gpu, &shifted, &x, &gates, &d_o);
+        assert!(rows(&other, 70, 5)[0] != rows(&packed, 70, 5)[0]);
+        of_variants.push(packed);
+        // Prefix of 70 with branches of 5 and 66 tokens, and the same without sharing.
+        let own = |start, len, prefix| Segment { start, len, prefix };
+        let shared = [own(0, 70, None), own(70, 5, Some(0)), own(75, 66, Some(0))];
+        let take = |all: &[f32], width: usize, ranges: &[[usize; 2]]| -> Vec<f32> {
+            ranges.iter().flat_map(|r| all[r[0] * width..r[1] * width].to_vec()).collect()
+        };
+        let with = linear_attention(&gpu, &shared, &x[..32 * 141], &gates[..4 * 141], &d_o[..16 * 141]);
+        let ranges = [[0, 70], [70, 75], [0, 70], [75, 141]];
+        // The prefix's outputs count once.
+        let mut d_o_without = take(&d_o, 16, &ranges);
+        d_o_without[16 * 75..16 * 145].fill(0.0);
+        let without = [own(0, 75, None), own(75, 136, None)];
+        let without = linear_attention(&gpu, &without, &take(&x, 32, &ranges), &take(&gates, 4, &ranges), &d_o_without);
+        let floats = |words: &[u32]| words.iter().map(|&w| f64::from(f32::from_bits(w))).collect::<Vec<f64>>();
+        for (i, width) in [16, 32, 4].into_iter().enumerate() {
+            let (with, without) = (floats(&with[i]), floats(&without[i]));
+            let mut want: Vec<f64> =
+                [[0, 75], [145, 211]].iter().flat_map(|r| without[r[0] * width..r[1] * width].to_vec()).collect();
+            if i > 0 {
+                (0..70 * width).for_each(|n| want[n] += without[75 * width + n]);
+            }
+            let error = error_over_tolerance(&with, &want, 1e-5);
+            assert!(error < 1.0, "tensor {i}: {error}");
+        }
+    }
+    assert!(of_variants[0] == of_variants[1], "the implementations' bits differ");
 }

@@ -8,17 +8,23 @@ pub mod adamw;
 pub mod add;
 pub mod attention;
 mod case;
+pub mod causal_conv;
 pub mod ceiling;
 pub mod column_sum;
+pub mod delta_gates;
+pub mod delta_rule;
 pub mod embedding;
+pub mod gated_rmsnorm;
 pub mod gather;
 pub mod global_norm;
+pub mod l2norm;
 pub mod layernorm;
 pub mod logprob;
 pub mod matmul;
 pub mod measure;
 pub mod moments;
 pub mod objective;
+pub mod output_gate;
 pub mod pack;
 pub mod packed_batch;
 pub mod rmsnorm;
@@ -29,6 +35,7 @@ pub mod shapes;
 pub mod storage;
 pub mod tunable;
 pub mod tune;
+mod value;
 
 pub use case::{Case, CaseOutputs, Cost, HostTensor, tolerance};
 
@@ -78,6 +85,12 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &matmul::MatmulKernels,
     &rope::RopeKernels,
     &attention::FlashAttention,
+    &output_gate::OutputGateKernels,
+    &causal_conv::CausalConvKernels,
+    &l2norm::L2normKernels,
+    &delta_gates::DeltaGatesKernels,
+    &delta_rule::DeltaRuleKernels,
+    &gated_rmsnorm::GatedRmsnormKernels,
     &add::AddKernels,
     &activation::ActivationKernels,
     &pack::PackKernels,
