@@ -12,8 +12,18 @@ use serde_json::Value;
 const FAMILY: &str = "mistral-odd";
 
 /// Families whose layers, rotary tables or files differ most from those of [`FAMILY`]: see tests/oracle/README.md.
-const OTHERS: [&str; 8] =
-    ["smollm3", "granite", "granitemoehybrid", "ministral3", "olmo2", "olmo3", "glm4", "phi4-mini"];
+const OTHERS: [&str; 10] = [
+    "smollm3",
+    "granite",
+    "granitemoehybrid",
+    "ministral3",
+    "olmo2",
+    "olmo3",
+    "glm4",
+    "phi4-mini",
+    "qwen3_5",
+    "qwen3_5-wrapper",
+];
 
 /// A perturbed model, its unperturbed reference, conditional and joint rows.
 struct Setting {
