@@ -256,6 +256,8 @@ impl Kernel for LogprobKernels {
             (5, 131, 7, 1, 64, None, WeightFormat::F32),
             (66, 64, 8, 2, 64, Some(3.0), WeightFormat::Bf16),
             (9, 300, 12, 3, 64, Some(2.0), WeightFormat::F32),
+            // More rows than a tile has.
+            (2100, 9, 4, 1, 64, None, WeightFormat::F32),
         ];
         let baseline = shapes.map(|shape| LogprobCase::new(shape, BASELINE));
         let shape = (7, 130, 12, 1, 64, Some(2.0), WeightFormat::F32);

@@ -103,14 +103,15 @@ impl Decoder {
         let (s, kept) = (&trace.products, trace.elementwise.as_ref());
         let (d, w, gpu, t) = (&self.description, &self.layers[index], rec.gpu(), tokens.t);
 
+        let [reads_x1, reads_y, reads_x2] = w.reads_inputs();
+
         // MLP branch.
         let d_post = self.post_norm_backward(rec, w.mlp_post_norm.as_ref(), s.mlp_post.as_ref(), t, d_h);
         let d_branch = d_post.as_ref().unwrap_or(d_h);
         let h_mid = s.h_mid.read(rec);
-        let is_read = w.up.iter().any(Linear::trained);
         let kept_x2 = kept.and_then(|e| e.x2.clone());
         let recomputed_x2 = |rec: &mut Recording| self.input_norm(rec, w.mlp_norm.as_ref(), t, &h_mid).0;
-        let x2 = is_read.then(|| kept_x2.unwrap_or_else(|| recomputed_x2(rec)));
+        let x2 = reads_x2.then(|| kept_x2.unwrap_or_else(|| recomputed_x2(rec)));
         // Without a norm before it, the branch adds to the residual stream's gradient.
         let d_x2 = w.mlp_norm.as_ref().map_or_else(|| d_h.clone(), |_| gpu.alloc_activation(t * d.d_model));
         for (i, mlp) in s.mlp.iter().enumerate() {
@@ -129,7 +130,7 @@ impl Decoder {
         // Branch of the token mixer.
         let d_post = self.post_norm_backward(rec, w.attn_post_norm.as_ref(), s.attn_post.as_ref(), t, d_h);
         let d_branch = d_post.as_ref().unwrap_or(d_h);
-        let y = w.out.trained().then(|| {
+        let y = reads_y.then(|| {
             let kept_y = kept.and_then(|e| e.mixer.y.clone());
             kept_y.unwrap_or_else(|| self.mixer_output(rec, index, t, &s.mixer))
         });
@@ -146,10 +147,9 @@ impl Decoder {
             (TokenMixer::Attention { .. }, MixerSaved::DeltaNet(_)) => unreachable!("a layer saves its own mixer"),
         };
         let h_in = s.h_in.read(rec);
-        let is_read = w.qkv.iter().any(Linear::trained);
         let kept_x1 = kept.and_then(|e| e.x1.clone());
         let recomputed_x1 = |rec: &mut Recording| self.input_norm(rec, w.attn_norm.as_ref(), t, &h_in).0;
-        let x1 = is_read.then(|| kept_x1.unwrap_or_else(|| recomputed_x1(rec)));
+        let x1 = reads_x1.then(|| kept_x1.unwrap_or_else(|| recomputed_x1(rec)));
         let needs_d_x1 = continues || w.attn_norm.as_ref().is_some_and(|norm| norm.w.trained());
         let d_x1 = || w.attn_norm.as_ref().map_or_else(|| d_h.clone(), |_| gpu.alloc_activation(t * d.d_model));
         let d_x1 = needs_d_x1.then(d_x1);

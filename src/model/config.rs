@@ -1,7 +1,8 @@
 //! Conversion of Hugging Face's `config.json`, of transformers 4 and 5, into a [`ModelConfig`]. Unsupported settings are refused by name.
 //!
-//! Defaults are those of `configuration_*.py` in transformers 4.57 and 5.24; sizes have none, except in Gemma 3, whose checkpoints on the hub lack some. Fields that these classes
-//! ignore are ignored here too. Where an ignored field would have added tensors, [`super::checkpoint::Checkpoint::verify`] notes them.
+//! Defaults are those of `configuration_*.py` in transformers 4.57 and 5.24. Sizes have none, except in Gemma 3, whose checkpoints on the hub
+//! lack some. Fields that these classes ignore are ignored here too. Where an ignored field would have added tensors,
+//! [`super::checkpoint::Checkpoint::verify`] notes them.
 
 use std::path::Path;
 

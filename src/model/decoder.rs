@@ -56,6 +56,15 @@ pub struct LayerWeights {
     pub mlp_post_norm: Option<NormWeights>,
 }
 
+impl LayerWeights {
+    /// Returns whether the backward pass reads the inputs of linear layers, because one of these is trained: the token mixer's input, that of
+    /// its output projection, and the MLP's.
+    pub(super) fn reads_inputs(&self) -> [bool; 3] {
+        let is_trained = |linears: &[Linear]| linears.iter().any(Linear::trained);
+        [is_trained(&self.qkv), self.out.trained(), is_trained(&self.up)]
+    }
+}
+
 /// Decoder on a device.
 #[derive(Debug)]
 pub struct Decoder {
@@ -232,7 +241,7 @@ impl Decoder {
             let input = h.clone();
             let mut trace = self.layer(rec, index, tokens, cache, with_lora, h, None);
             h = self.layer_output(rec, weights, tokens.t, with_lora, &mut trace);
-            trace.drop_unread(weights);
+            trace.drop_unread(weights.reads_inputs());
             match keep {
                 RecomputePolicy::Nothing => (),
                 RecomputePolicy::Inputs => layers.push(LayerState::Input(input, None)),
@@ -406,7 +415,7 @@ impl Decoder {
                 if w.down.lora.is_some() || w.mlp_post_norm.is_some() {
                     self.layer_output(rec, w, tokens.t, true, &mut trace);
                 }
-                trace.drop_unread(w);
+                trace.drop_unread(w.reads_inputs());
                 trace.hold(rec, self.saved_dtype);
                 trace
             }

@@ -1,11 +1,12 @@
 //! Models: `config.json` into one description; safetensors read and written; the decoder's forward and backward pass; LoRA.
 
-mod attention;
+mod attention_mixer;
 mod backward;
 pub mod card;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
+mod delta_mixer;
 pub mod delta_net;
 pub mod description;
 mod families;

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use super::decoder::LayerWeights;
-use super::linear::Linear;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::pack::{BF16_MANTISSA, pack_bf16, unpack_bf16};
 
@@ -130,17 +128,12 @@ pub struct LayerSaved {
 }
 
 impl LayerSaved {
-    /// Drops the inputs of linear layers of which nothing is trained: only the gradients of their weights would read them.
-    pub(super) fn drop_unread(&mut self, w: &LayerWeights) {
+    /// Drops inputs of linear layers that nothing will read: the token mixer's, the output projection's, and the MLP's.
+    pub(super) fn drop_unread(&mut self, [reads_x1, reads_y, reads_x2]: [bool; 3]) {
         let Some(ElementwiseSaved { x1, x2, mixer, .. }) = &mut self.elementwise else { return };
-        if !w.out.trained() {
-            mixer.y = None;
-        }
-        for (x, readers) in [(x1, &w.qkv), (x2, &w.up)] {
-            if !readers.iter().any(Linear::trained) {
-                *x = None;
-            }
-        }
+        *x1 = x1.take().filter(|_| reads_x1);
+        mixer.y = mixer.y.take().filter(|_| reads_y);
+        *x2 = x2.take().filter(|_| reads_x2);
     }
 
     /// Rounds the saved activations to `dtype`, and drops those that are recomputed in this case.
@@ -165,7 +158,7 @@ pub(super) struct ProductsSaved {
     pub stats2: Option<NormStats>,
     pub mlp: Vec<MlpSaved>,
     pub mlp_post: Option<(ActivationSaved, NormStats)>,
-    pub xa_qkv: Vec<Option<Slot>>, // s·x·Aᵀ of each module of [`LayerWeights::qkv`]: (T, R)
+    pub xa_qkv: Vec<Option<Slot>>, // s·x·Aᵀ of each module of the layer's qkv: (T, R)
     pub xa_out: Option<Slot>,
 }
 

@@ -749,7 +749,7 @@ def make_full(name):
     if name.startswith("gemma"):
         (d / "model/config_hub.json").write_text(json.dumps(hub(c), indent=2) + "\n")
         assert AutoConfig.for_model(**hub(c)).layer_types == config.layer_types
-    if f.get("newer") and older(c):
+    if f.get("newer") and "wrapper" not in f and older(c):
         (d / "model/config_hub.json").write_text(json.dumps(older(c), indent=2) + "\n")
     rows = prefs()
     (d / "prefs.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
-use jointwise::data::batch::{Example, Sequence};
+use jointwise::data::batch::{Example, PrefixSharing, Sequence};
 use jointwise::data::dataset::{DEFAULT_MAX_LENGTH, Dataset, OverflowAction};
 use jointwise::data::named_templates::run_time;
 use jointwise::data::prompt_template::Template;
@@ -408,7 +408,8 @@ impl Tab {
             return Err(Error::file("state.json", "is of a run with other settings or data"));
         }
         let examples: Vec<&Example> = data.examples.iter().collect();
-        let largest = largest_micro_batch(&examples, settings.batch_size, true);
+        let sharing = PrefixSharing::new(true, policy.description());
+        let largest = largest_micro_batch(&examples, settings.batch_size, sharing);
         let load_options = options_of(&adapter, positions(policy), settings.base_dtype);
         let goal = training.goal();
         let load = |gpu: &Gpu| policy.model().load(gpu, &load_options);
