@@ -146,7 +146,7 @@ fn bad_configs_name_the_field() {
             json!(["FooForCausalLM"]),
             "`FooForCausalLM` is not supported; supported: LlamaForCausalLM",
         ),
-        (llama, "architectures", json!(["Qwen3_5ForConditionalGeneration"]), "is not supported"),
+        (llama, "architectures", json!(["Qwen3_5MoeForConditionalGeneration"]), "is not supported"),
         (llama, "architectures", json!([]), "expected a list of one name"),
         (llama, "architectures", json!("LlamaForCausalLM"), "expected a list of one name"),
         (llama, "model_type", json!("granite"), "expected `llama` for LlamaForCausalLM, found `granite`"),
