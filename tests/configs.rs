@@ -58,7 +58,42 @@ fn configs_resolve_as_in_transformers() {
         assert_eq!(d.activation, activation);
         n += 1;
     }
-    assert_eq!(n, 22);
+    assert_eq!(n, 24);
+}
+
+/// Qwen3.5: which layers have a delta net, and what is refused.
+#[test]
+fn layers_with_delta_nets() {
+    let read = |field: &str, value: Value| {
+        let mut config = json!({"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "hidden_size": 16,
+            "intermediate_size": 24, "num_attention_heads": 4, "num_hidden_layers": 8, "vocab_size": 40});
+        config[field] = value;
+        ModelConfig::from_json("m/config.json", &config.to_string())
+    };
+    let has_net = |field: &str, value: Value| -> Vec<bool> {
+        let d = read(field, value).unwrap();
+        d.layers.iter().map(|layer| layer.delta_net().is_some()).collect()
+    };
+    let every = |n: usize| -> Vec<bool> { (1..=8).map(|i| i % n != 0).collect() };
+    assert_eq!(has_net("full_attention_interval", Value::Null), every(4));
+    assert_eq!(has_net("full_attention_interval", json!(2)), every(2));
+    assert_eq!(has_net("layer_types", json!(vec!["linear_attention"; 8])), [true; 8]);
+    let d = read("layer_types", json!(vec!["full_attention"; 8])).unwrap();
+    assert!(d.delta_net().is_none() && d.layers.iter().all(|layer| layer.has_output_gate()));
+    assert_eq!((d.norm.weight_offset, d.ropes[0].rotary_dim, d.layers[0].qkv[0].n_out), (1.0, 64, 2 * 4 * 256));
+    for (field, value, reason) in [
+        ("layer_types", json!(vec!["sliding_attention"; 8]), "(full_attention, linear_attention are)"),
+        ("layer_types", json!(["full_attention"]), "has 1 entries for num_hidden_layers = 8"),
+        ("full_attention_interval", json!(0), "found 0"),
+        ("linear_num_key_heads", json!(5), "5 does not divide linear_num_value_heads = 32"),
+        ("linear_conv_kernel_dim", json!(1), "expected at least 2"),
+        ("linear_value_head_dim", json!("x"), "expected a whole number"),
+        ("num_experts", json!(8), "8 is not supported"),
+        ("architectures", json!(["Qwen3_5MoeForCausalLM"]), "`Qwen3_5MoeForCausalLM` is not supported"),
+        ("architectures", json!(["Qwen3NextForCausalLM"]), "`Qwen3NextForCausalLM` is not supported"),
+    ] {
+        says(read(field, value), &["m/config.json", field, reason]);
+    }
 }
 
 #[test]
@@ -111,7 +146,7 @@ fn bad_configs_name_the_field() {
             json!(["FooForCausalLM"]),
             "`FooForCausalLM` is not supported; supported: LlamaForCausalLM",
         ),
-        (llama, "architectures", json!(["Qwen3_5ForConditionalGeneration"]), "is not supported"),
+        (llama, "architectures", json!(["Qwen3_5MoeForConditionalGeneration"]), "is not supported"),
         (llama, "architectures", json!([]), "expected a list of one name"),
         (llama, "architectures", json!("LlamaForCausalLM"), "expected a list of one name"),
         (llama, "model_type", json!("granite"), "expected `llama` for LlamaForCausalLM, found `granite`"),

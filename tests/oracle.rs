@@ -486,6 +486,8 @@ families! {
     olmo3: full(OURS, "olmo3");
     glm4: full(OURS, "glm4");
     phi4_mini: full(OURS, "phi4-mini");
+    qwen3_5: full(OURS, "qwen3_5");
+    qwen3_5_wrapper: full(OURS, "qwen3_5-wrapper");
     lora_mistral: lora(OURS, "lora-mistral");
     public_gpt2: full(PUBLIC, "gpt2");
     public_llama: full(PUBLIC, "llama");
@@ -514,7 +516,8 @@ fn medium_precision_keeps_gradients() {
         return;
     }
     let families = ["gemma2", "gemma3", "llama3-scaling", "mistral-odd", "phi3", "qwen3"];
-    let newer = ["smollm3", "granite", "granitemoehybrid", "ministral3", "olmo2", "olmo3", "glm4", "phi4-mini"];
+    let newer =
+        ["smollm3", "granite", "granitemoehybrid", "ministral3", "olmo2", "olmo3", "glm4", "phi4-mini", "qwen3_5"];
     let families = families.into_iter().chain(newer).map(|name| (OURS, name));
     for (set, name) in families.into_iter().chain(["gpt2", "llama", "qwen2"].map(|name| (PUBLIC, name))) {
         let Some(dir) = family(set, name) else { continue };

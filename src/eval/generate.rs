@@ -8,7 +8,8 @@ use crate::kernels::gather::{GatherIndices, gather_fwd};
 use crate::kernels::matmul::{LinearPass, MatmulDesc, OperandMatrix, matmul};
 use crate::kernels::sample::{NOT_FINITE, Sampling, sample};
 use crate::model::decoder::{Decoder, TokenSlots};
-use crate::model::kv_cache::KvCache;
+use crate::model::delta_net::DeltaTokens;
+use crate::model::kv_cache::{KvCache, LayerCache};
 use crate::model::saved::RecomputePolicy;
 use crate::model::side_files::{CONFIG, GENERATION_CONFIG, SideFiles};
 use crate::rng::Rng;
@@ -123,7 +124,7 @@ pub async fn generate(
         });
         rows += (ids.len() + settings.max_new_tokens) as u32;
     }
-    let keys = KvCache::allocate_layers(gpu, d, rows as usize);
+    let layers = KvCache::allocate_layers(gpu, d, rows as usize, prompts.len());
     // The first step processes whole prompts, later ones one token per prompt.
     let mut new: Vec<Vec<u32>> = prompts.to_vec();
     while !active.is_empty() {
@@ -135,7 +136,7 @@ pub async fn generate(
                 a.len = 0;
             }
         }
-        let tokens = step(gpu, decoder, &keys, &mut active, &new, settings).await?;
+        let tokens = step(gpu, decoder, &layers, &mut active, &new, settings).await?;
         for (a, &token) in active.iter().zip(&tokens) {
             responses[a.prompt].push(token);
             on_token(a.prompt, token);
@@ -156,7 +157,7 @@ pub async fn generate(
 async fn step(
     gpu: &Gpu,
     decoder: &Decoder,
-    keys: &[Slot],
+    layers: &[LayerCache],
     active: &mut [ActivePrompt],
     new: &[Vec<u32>],
     settings: &GenerateSettings,
@@ -165,6 +166,11 @@ async fn step(
     let (mut ids, mut positions, mut ranges, mut cache_rows, mut last) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut lengths = Vec::new();
+    // Whole prompts come first, each with the row of its number; then one token of each response follows.
+    let delta = match active.iter().all(|a| a.len == 0) {
+        true => DeltaTokens::of_prompts(gpu, d, &new.iter().map(Vec::len).collect::<Vec<_>>()),
+        false => DeltaTokens::of_next(gpu, d, &active.iter().map(|a| a.prompt as u32).collect::<Vec<_>>()),
+    };
     for (a, new) in active.iter_mut().zip(new) {
         lengths.extend(std::iter::repeat_n(a.len as usize + new.len(), new.len()));
         for &id in new {
@@ -177,8 +183,8 @@ async fn step(
         last.push(ids.len() as u32 - 1);
     }
     let segments = SegmentTable::of_cache(gpu, &ranges, &positions, &d.windows());
-    let tokens = TokenSlots::new(gpu, d, &ids, &positions, &lengths, segments);
-    let cache = KvCache { layers: keys.to_vec(), rows: gpu.upload(&cache_rows) };
+    let tokens = TokenSlots::new(gpu, d, &ids, &positions, &lengths, segments, delta);
+    let cache = KvCache { layers: layers.to_vec(), rows: gpu.upload(&cache_rows) };
     let mut rec = gpu.record();
     let trace = decoder.forward(&mut rec, &tokens, Some(&cache), settings.with_lora, RecomputePolicy::Nothing);
     let n = last.len();

@@ -1,16 +1,14 @@
 //! Backward pass of the decoder: the steps of the forward pass in reverse, down to the lowest trained layer.
 
 use super::decoder::{Decoder, LayerWeights, NormWeights, TokenSlots, rows_of};
-use super::description::NormKind;
+use super::description::{NormKind, TokenMixer};
 use super::linear::{Linear, WeightColumns};
-use super::saved::{ActivationSaved, ForwardSaved, LayerSaved, MlpSaved};
+use super::saved::{ActivationSaved, ForwardSaved, LayerSaved, MixerSaved, MlpSaved};
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::activation::activation_bwd;
-use crate::kernels::attention::{self, attention_bwd};
 use crate::kernels::embedding::{VocabShard, embedding_bwd_w};
 use crate::kernels::rmsnorm::RmsnormRows;
-use crate::kernels::rope::rope;
 use crate::kernels::{layernorm, rmsnorm};
 
 impl Decoder {
@@ -104,7 +102,8 @@ impl Decoder {
     ) {
         let (s, kept) = (&trace.products, trace.elementwise.as_ref());
         let (d, w, gpu, t) = (&self.description, &self.layers[index], rec.gpu(), tokens.t);
-        let layer = &d.layers[index];
+
+        let [reads_x1, reads_y, reads_x2] = w.reads_inputs();
 
         // MLP branch.
         let d_post = self.post_norm_backward(rec, w.mlp_post_norm.as_ref(), s.mlp_post.as_ref(), t, d_h);
@@ -112,7 +111,7 @@ impl Decoder {
         let h_mid = s.h_mid.read(rec);
         let kept_x2 = kept.and_then(|e| e.x2.clone());
         let recomputed_x2 = |rec: &mut Recording| self.input_norm(rec, w.mlp_norm.as_ref(), t, &h_mid).0;
-        let x2 = w.reads_x2().then(|| kept_x2.unwrap_or_else(|| recomputed_x2(rec)));
+        let x2 = reads_x2.then(|| kept_x2.unwrap_or_else(|| recomputed_x2(rec)));
         // Without a norm before it, the branch adds to the residual stream's gradient.
         let d_x2 = w.mlp_norm.as_ref().map_or_else(|| d_h.clone(), |_| gpu.alloc_activation(t * d.d_model));
         for (i, mlp) in s.mlp.iter().enumerate() {
@@ -128,64 +127,50 @@ impl Decoder {
         }
         drop((d_x2, h_mid));
 
-        // Attention branch.
+        // Branch of the token mixer.
         let d_post = self.post_norm_backward(rec, w.attn_post_norm.as_ref(), s.attn_post.as_ref(), t, d_h);
         let d_branch = d_post.as_ref().unwrap_or(d_h);
-        let d_o = gpu.alloc_activation(t * d.n_heads * d.head_dim);
-        w.out.backward(
-            rec,
-            t,
-            Some(&s.o),
-            s.xa_out.as_ref(),
-            WeightColumns::all(d_branch, d.d_model),
-            Some(&d_o),
-            false,
-        );
-        drop(d_post);
-        let width = d.qkv_width();
-        let d_qkv = gpu.alloc_activation(t * width);
-        let attention = self.attention(layer);
-        let saved = attention::AttentionSaved { qkv: &s.qkv, o: &s.o, lse: &s.lse };
-        attention_bwd(rec, &attention, &attention.packed(), saved, &tokens.segments, &d_o, &d_qkv);
-        drop(d_o);
-        if let Some(i) = layer.rope {
-            rope(rec, &self.rotating(t), true, &tokens.rotary_rows, &self.turns[i], &d_qkv);
-        }
-        let raw_width = (d.n_heads + d.n_kv_heads) * d.head_dim;
-        let d_raw = match (&w.qk_norms, &s.raw, &s.head_stats) {
-            (Some(norms), Some(raw), Some(stats)) => {
-                let d_raw = gpu.alloc_activation(t * raw_width);
-                for (i, rows) in self.qk_norm_rows(t).iter().enumerate() {
-                    let (weight, offset) = (&norms[i].w, d.norm.weight_offset);
-                    let r = &stats[i];
-                    rmsnorm::rmsnorm_bwd_x(rec, rows, offset, false, raw, weight.slot(), r, &d_qkv, &d_raw);
-                    if let Some(d_w) = weight.grad() {
-                        rmsnorm::rmsnorm_bwd_w(rec, rows, raw, r, &d_qkv, d_w);
-                    }
-                }
-                Some(d_raw)
+        let y = reads_y.then(|| {
+            let kept_y = kept.and_then(|e| e.mixer.y.clone());
+            kept_y.unwrap_or_else(|| self.mixer_output(rec, index, t, &s.mixer))
+        });
+        let d_y = gpu.alloc_activation(t * w.out.w.cols);
+        let d_out = WeightColumns::all(d_branch, d.d_model);
+        w.out.backward(rec, t, y.as_ref(), s.xa_out.as_ref(), d_out, Some(&d_y), false);
+        drop((d_post, y));
+        let d_inputs = match (&d.layers[index].mixer, &s.mixer) {
+            (TokenMixer::DeltaNet(net), MixerSaved::DeltaNet(saved)) => {
+                let kept = kept.map(|e| &e.mixer);
+                self.delta_net_mix_backward(rec, index, net, tokens, saved, kept, d_y)
             }
-            _ => None,
+            (_, MixerSaved::Attention(saved)) => self.attention_mix_backward(rec, index, tokens, saved, d_y),
+            (TokenMixer::Attention { .. }, MixerSaved::DeltaNet(_)) => unreachable!("a layer saves its own mixer"),
         };
         let h_in = s.h_in.read(rec);
         let kept_x1 = kept.and_then(|e| e.x1.clone());
         let recomputed_x1 = |rec: &mut Recording| self.input_norm(rec, w.attn_norm.as_ref(), t, &h_in).0;
-        let x1 = w.reads_x1().then(|| kept_x1.unwrap_or_else(|| recomputed_x1(rec)));
+        let x1 = reads_x1.then(|| kept_x1.unwrap_or_else(|| recomputed_x1(rec)));
         let needs_d_x1 = continues || w.attn_norm.as_ref().is_some_and(|norm| norm.w.trained());
         let d_x1 = || w.attn_norm.as_ref().map_or_else(|| d_h.clone(), |_| gpu.alloc_activation(t * d.d_model));
         let d_x1 = needs_d_x1.then(d_x1);
-        for (i, linear) in w.qkv.iter().enumerate() {
-            let column = linear.module.column;
-            let d_y = match &d_raw {
-                Some(d_raw) if column < raw_width => WeightColumns { slot: d_raw, column, stride: raw_width },
-                _ => WeightColumns { slot: &d_qkv, column, stride: width },
-            };
+        for (i, (linear, d_y)) in w.qkv.iter().zip(&d_inputs).enumerate() {
             let accumulate = i > 0 || w.attn_norm.is_none();
-            linear.backward(rec, t, x1.as_ref(), s.xa_qkv[i].as_ref(), d_y, d_x1.as_ref(), accumulate);
+            linear.backward(rec, t, x1.as_ref(), s.xa_qkv[i].as_ref(), d_y.columns(), d_x1.as_ref(), accumulate);
         }
-        drop((d_qkv, d_raw));
+        drop(d_inputs);
         if let (Some(norm), Some(stats), Some(d_x1)) = (&w.attn_norm, &s.stats1, d_x1) {
             self.norm_backward(rec, norm, t, &h_in, stats, &d_x1, d_h, true);
+        }
+    }
+
+    /// Recomputes the input of a layer's output projection from saved results.
+    fn mixer_output(&self, rec: &mut Recording, index: usize, t: usize, saved: &MixerSaved) -> Slot {
+        match (&self.description.layers[index].mixer, saved) {
+            (TokenMixer::DeltaNet(net), MixerSaved::DeltaNet(saved)) => {
+                self.delta_net_output(rec, index, net, t, saved)
+            }
+            (_, MixerSaved::Attention(saved)) => self.attention_output(rec, t, saved),
+            (TokenMixer::Attention { .. }, MixerSaved::DeltaNet(_)) => unreachable!("a layer saves its own mixer"),
         }
     }
 

@@ -8,7 +8,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::description::{Activation, LayerConfig, LinearSpec, ModelConfig, NormKind, NormSpec, QkNorm};
+use super::description::{
+    Activation, DeltaNetConfig, LayerConfig, LinearSpec, ModelConfig, NormKind, NormSpec, QkNorm, TokenMixer,
+};
 use super::families::{
     AttentionBias, FAMILIES, FamilySpec, ModelFamily, REFUSED, WRAPPERS, Windows, WrapperSpec, limit,
 };
@@ -225,6 +227,8 @@ impl ConfigReader<'_> {
                 let types = self.get("layer_types").or(self.get("layers_block_type"));
                 Some(types.ok_or_else(|| self.bad("layer_types", "is missing: Mamba layers are not supported"))?)
             }
+            // [`ConfigReader::delta_layers`] reads them.
+            ModelFamily::Qwen35 => None,
             _ => self.get("layer_types"),
         };
         if let Some(types) = types {
@@ -246,21 +250,74 @@ impl ConfigReader<'_> {
 
     /// Reads which layers have a sliding window.
     fn layer_types(&self, types: &Value, family: &FamilySpec, n_layers: usize) -> Result<Vec<bool>> {
+        let slides = |t: &str| match t {
+            "sliding_attention" => Some(true),
+            "full_attention" => Some(false),
+            "attention" if family.kind == ModelFamily::GraniteMoeHybrid => Some(false),
+            _ => None,
+        };
+        self.each_layer_type(types, n_layers, "full_attention, sliding_attention", slides)
+    }
+
+    /// Reads a property of each layer from its type.
+    fn each_layer_type(
+        &self,
+        types: &Value,
+        n_layers: usize,
+        supported: &str,
+        read: impl Fn(&str) -> Option<bool>,
+    ) -> Result<Vec<bool>> {
         let types = types.as_array().ok_or_else(|| self.bad("layer_types", "expected a list"))?;
         if types.len() != n_layers {
             let reason = format!("has {} entries for num_hidden_layers = {n_layers}", types.len());
             return Err(self.bad("layer_types", reason));
         }
-        let of = |t: &Value| match t.as_str() {
-            Some("sliding_attention") => Ok(true),
-            Some("full_attention") => Ok(false),
-            Some("attention") if family.kind == ModelFamily::GraniteMoeHybrid => Ok(false),
-            _ => {
-                let reason = format!("{} is not supported (full_attention, sliding_attention are)", shown(t));
-                Err(self.bad("layer_types", reason))
-            }
+        let unsupported =
+            |t: &Value| self.bad("layer_types", format!("{} is not supported ({supported} are)", shown(t)));
+        types.iter().map(|t| t.as_str().and_then(&read).ok_or_else(|| unsupported(t))).collect()
+    }
+
+    /// Reads which layers have a delta net; the others have attention.
+    fn delta_layers(&self, family: &FamilySpec, n_layers: usize) -> Result<Vec<bool>> {
+        if family.kind != ModelFamily::Qwen35 {
+            return Ok(vec![false; n_layers]);
+        }
+        let Some(types) = self.get("layer_types") else {
+            let interval = self.size("full_attention_interval", limit::LAYERS, Some(4))?;
+            return Ok((1..=n_layers).map(|i| !i.is_multiple_of(interval)).collect());
         };
-        types.iter().map(of).collect()
+        let has_delta_net = |t: &str| match t {
+            "linear_attention" => Some(true),
+            "full_attention" => Some(false),
+            _ => None,
+        };
+        self.each_layer_type(types, n_layers, "full_attention, linear_attention", has_delta_net)
+    }
+
+    /// Reads the sizes of a delta net; the layer's tensors are under `at`.
+    fn delta_net(&self, at: &str) -> Result<DeltaNetConfig> {
+        let head_count = |field: &str, default| self.size(field, limit::HEADS, Some(default));
+        let width = |field: &str| self.size(field, limit::HEAD_DIM, Some(128));
+        let net = DeltaNetConfig {
+            key_heads: head_count("linear_num_key_heads", 16)?,
+            value_heads: head_count("linear_num_value_heads", 32)?,
+            key_dim: width("linear_key_head_dim")?,
+            value_dim: width("linear_value_head_dim")?,
+            taps: self.size("linear_conv_kernel_dim", limit::CONV_TAPS, Some(4))?,
+            conv: format!("{at}.conv1d"),
+            a_log: format!("{at}.A_log"),
+            dt_bias: format!("{at}.dt_bias"),
+            norm: format!("{at}.norm"),
+        };
+        let DeltaNetConfig { key_heads, value_heads, taps, .. } = net;
+        if !value_heads.is_multiple_of(key_heads) {
+            let reason = format!("{key_heads} does not divide linear_num_value_heads = {value_heads}");
+            return Err(self.bad("linear_num_key_heads", reason));
+        }
+        if taps < 2 {
+            return Err(self.bad("linear_conv_kernel_dim", "expected at least 2"));
+        }
+        Ok(net)
     }
 
     /// Reads in which layers queries and keys are rotated.
@@ -341,6 +398,7 @@ fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
     let layer = |i: usize| {
         let at = format!("transformer.h.{i}");
         LayerConfig {
+            mixer: TokenMixer::Attention { output_gate: false },
             window: None,
             rope: None,
             attn_norm: Some(format!("{at}.ln_1")),
@@ -449,6 +507,9 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         }
     }
     let (q, k) = (h * e, kv * e);
+    let output_gate = kind == ModelFamily::Qwen35;
+    let q_rows = if output_gate { 2 * q } else { q };
+    let delta_layers = c.delta_layers(family, n_layers)?;
     let base = if wrapper.is_some() { "model.language_model" } else { "model" };
     let layer = |(i, &window): (usize, &Option<usize>)| {
         let at = format!("{base}.layers.{i}");
@@ -457,7 +518,8 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         let up = |(i, name): (usize, &&str)| module(format!("{at}.{name}"), up_width, d, i * up_width, mlp_bias);
         let named = |name: &str| format!("{at}.{name}");
         let qk_norm = |name: &str| (family.qk_norm != QkNorm::None).then(|| named(name));
-        LayerConfig {
+        let attention = LayerConfig {
+            mixer: TokenMixer::Attention { output_gate },
             window,
             // Where there are two tables, the second is that of sliding layers.
             rope: rotates[i].then(|| usize::from(ropes.len() > 1 && window.is_some())),
@@ -470,12 +532,27 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
             qkv: if family.fused_qkv {
                 vec![attn("qkv_proj", q + 2 * k, 0)]
             } else {
-                vec![attn("q_proj", q, 0), attn("k_proj", k, q), attn("v_proj", k, q + k)]
+                vec![attn("q_proj", q_rows, 0), attn("k_proj", k, q), attn("v_proj", k, q + k)]
             },
             out: module(named("self_attn.o_proj"), d, q, 0, out_bias),
             up: family.mlp.up.iter().enumerate().map(up).collect(),
             down: module(named(family.mlp.down), d, f, 0, mlp_bias),
+        };
+        if !delta_layers[i] {
+            return Ok(attention);
         }
+        let net = c.delta_net(&named("linear_attn"))?;
+        let linear = |name: &str, n_out, n_in| module(named(&format!("linear_attn.{name}")), n_out, n_in, 0, false);
+        let inputs = ["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"].into_iter().zip(net.input_widths());
+        Ok(LayerConfig {
+            rope: None,
+            q_norm: None,
+            k_norm: None,
+            qkv: inputs.map(|(name, width)| linear(name, width, d)).collect(),
+            out: linear("out_proj", d, net.heads().value_width()),
+            mixer: TokenMixer::DeltaNet(net),
+            ..attention
+        })
     };
     let attention_scale = match kind {
         _ if gemma => 1.0 / c.number("query_pre_attn_scalar", Some(256.0))?.sqrt(),
@@ -505,10 +582,10 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         norm: NormSpec {
             kind: NormKind::Rms,
             eps: c.number("rms_norm_eps", Some(family.eps))? as f32,
-            weight_offset: if gemma { 1.0 } else { 0.0 },
+            weight_offset: if gemma || kind == ModelFamily::Qwen35 { 1.0 } else { 0.0 },
         },
         qk_norm: family.qk_norm,
-        layers: windows.iter().enumerate().map(layer).collect(),
+        layers: windows.iter().enumerate().map(layer).collect::<Result<_>>()?,
         ropes,
         position_embedding: None,
         attention_scale: attention_scale as f32,

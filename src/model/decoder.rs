@@ -3,22 +3,24 @@
 //! Tokens are packed without padding; the segment table says which keys a query sees. The values that the backward pass needs are saved in
 //! a [`ForwardSaved`], as the [`RecomputePolicy`] says.
 
-use super::description::{LayerConfig, ModelConfig, NormKind, QkNorm};
+use super::delta_net::{DeltaNetWeights, DeltaTokens};
+use super::description::{ModelConfig, NormKind, TokenMixer};
 use super::kv_cache::KvCache;
 use super::linear::{Linear, WeightColumns};
+use super::mixer::MixerOutput;
 use super::saved::{
-    ActivationSaved, Attended, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MlpSaved, NormStats,
-    ProductsSaved, RecomputePolicy, SavedDtype,
+    ActivationSaved, Attended, AttentionMixerSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MixerSaved,
+    MlpSaved, NormStats, ProductsSaved, RecomputePolicy, SavedDtype,
 };
 use super::weights::Weight;
 use crate::gpu::{Gpu, Recording, Slot};
 use crate::kernels::activation::{MlpShape, activation_fwd};
-use crate::kernels::attention::{AttentionConfig, QkvLayout, SegmentTable, attention_fwd};
+use crate::kernels::attention::SegmentTable;
 use crate::kernels::embedding::{TokenIds, VocabShard, embedding_fwd};
 use crate::kernels::logprob::{HeadShard, LmHead};
 use crate::kernels::rmsnorm::RmsnormRows;
-use crate::kernels::rope::{RopeCache, RopeHeads, rope, rotary_row};
-use crate::kernels::{add, gather, layernorm, rmsnorm};
+use crate::kernels::rope::{RopeCache, rotary_row};
+use crate::kernels::{add, layernorm, rmsnorm};
 
 /// Weights of a norm on the device.
 #[derive(Debug, Clone)]
@@ -34,11 +36,13 @@ pub struct NormWeights {
 pub struct LayerWeights {
     /// Norm before attention.
     pub attn_norm: Option<NormWeights>,
-    /// Projections that write the columns of qkv.
+    /// Projections that write the columns of qkv, or the inputs of a delta net.
     pub qkv: Vec<Linear>,
+    /// Further weights of a delta net.
+    pub delta_net: Option<DeltaNetWeights>,
     /// Norms of the queries and of the keys.
     pub qk_norms: Option<[NormWeights; 2]>,
-    /// Projection of attention's output.
+    /// Projection of the mixer's output.
     pub out: Linear,
     /// Norm after attention.
     pub attn_post_norm: Option<NormWeights>,
@@ -53,13 +57,11 @@ pub struct LayerWeights {
 }
 
 impl LayerWeights {
-    /// Returns whether the backward pass reads attention's input: whether a projection of it is trained.
-    pub(super) fn reads_x1(&self) -> bool {
-        self.qkv.iter().any(Linear::trained)
-    }
-    /// Returns whether the backward pass reads the MLP's input, likewise.
-    pub(super) fn reads_x2(&self) -> bool {
-        self.up.iter().any(Linear::trained)
+    /// Returns whether the backward pass reads the inputs of linear layers, because one of these is trained: the token mixer's input, that of
+    /// its output projection, and the MLP's.
+    pub(super) fn reads_inputs(&self) -> [bool; 3] {
+        let is_trained = |linears: &[Linear]| linears.iter().any(Linear::trained);
+        [is_trained(&self.qkv), self.out.trained(), is_trained(&self.up)]
     }
 }
 
@@ -101,6 +103,8 @@ pub struct TokenSlots {
     pub rotary_rows: Slot,
     /// Segment table, which says which keys a query sees.
     pub segments: SegmentTable,
+    /// Tables of delta nets, where the model has them.
+    pub delta: Option<DeltaTokens>,
 }
 
 impl TokenSlots {
@@ -112,6 +116,7 @@ impl TokenSlots {
         positions: &[u32],
         lengths: &[usize],
         segments: SegmentTable,
+        delta: Option<DeltaTokens>,
     ) -> Self {
         let limit = d.long_above();
         let rows = positions.iter().zip(lengths).map(|(&position, &length)| rotary_row(position, length, limit));
@@ -121,6 +126,7 @@ impl TokenSlots {
             position_ids: d.position_embedding.is_some().then(|| TokenIds::new(gpu, positions)),
             rotary_rows: gpu.upload(&rows.collect::<Vec<u32>>()),
             segments,
+            delta,
         }
     }
 }
@@ -131,18 +137,6 @@ pub(super) fn rows_of(slot: &Slot, rows: &std::ops::Range<usize>, width: usize) 
 }
 
 impl Decoder {
-    pub(super) fn attention(&self, layer: &LayerConfig) -> AttentionConfig {
-        let d = &self.description;
-        AttentionConfig {
-            heads: d.n_heads,
-            kv_heads: d.n_kv_heads,
-            head_dim: d.head_dim,
-            scale: d.attention_scale,
-            softcap: d.attention_softcap,
-            window: layer.window,
-        }
-    }
-
     pub(super) fn mlp(&self, t: usize) -> MlpShape {
         let d = &self.description;
         MlpShape { tokens: t, width: d.d_ff, gated: d.gated, activation: d.activation }
@@ -151,12 +145,6 @@ impl Decoder {
     /// Width of the MLP's input slot.
     pub(super) fn up_width(&self) -> usize {
         self.description.d_ff * if self.description.gated { 2 } else { 1 }
-    }
-
-    pub(super) fn rotating(&self, t: usize) -> RopeHeads {
-        let d = &self.description;
-        let (queries, heads) = (d.n_heads, d.n_heads + d.n_kv_heads);
-        RopeHeads { tokens: t, heads, queries, head_dim: d.head_dim, start: 0, stride: d.qkv_width() }
     }
 
     /// Returns the LM head, divided into shards, for the log-prob kernels. `rows` is the number of rows to score.
@@ -253,13 +241,16 @@ impl Decoder {
             let input = h.clone();
             let mut trace = self.layer(rec, index, tokens, cache, with_lora, h, None);
             h = self.layer_output(rec, weights, tokens.t, with_lora, &mut trace);
-            trace.drop_unread(weights.reads_x1(), weights.reads_x2());
+            trace.drop_unread(weights.reads_inputs());
             match keep {
                 RecomputePolicy::Nothing => (),
                 RecomputePolicy::Inputs => layers.push(LayerState::Input(input, None)),
                 RecomputePolicy::InputsAndAttention => {
-                    let ProductsSaved { o, lse, .. } = trace.products;
-                    layers.push(LayerState::Input(input, Some(Attended { o, lse })));
+                    let attended = match trace.products.mixer {
+                        MixerSaved::Attention(AttentionMixerSaved { o, lse, .. }) => Some(Attended { o, lse }),
+                        MixerSaved::DeltaNet(_) => None,
+                    };
+                    layers.push(LayerState::Input(input, attended));
                 }
                 RecomputePolicy::Products | RecomputePolicy::Everything => {
                     if keep == RecomputePolicy::Products {
@@ -291,51 +282,15 @@ impl Decoder {
     ) -> LayerSaved {
         let (d, gpu, t) = (&self.description, rec.gpu(), tokens.t);
         let (w, layer) = (&self.layers[index], &d.layers[index]);
-        let mut xa_qkv = Vec::new();
-
         let (x1, stats1) = self.input_norm(rec, w.attn_norm.as_ref(), t, &h_in);
-        let width = d.qkv_width();
-        let qkv = gpu.alloc_activation(t * width);
-        let raw_width = (d.n_heads + d.n_kv_heads) * d.head_dim;
-        let raw = w.qk_norms.is_some().then(|| gpu.alloc_activation(t * raw_width));
-        for linear in &w.qkv {
-            let column = linear.module.column;
-            let y = match &raw {
-                Some(raw) if column < raw_width => WeightColumns { slot: raw, column, stride: raw_width },
-                _ => WeightColumns { slot: &qkv, column, stride: width },
-            };
-            xa_qkv.push(linear.forward(rec, t, &x1, None, y, with_lora));
-        }
-        let head_stats = match (&w.qk_norms, &raw) {
-            (Some(norms), Some(raw)) => {
-                let rows = self.qk_norm_rows(t);
-                let stats = [0, 1].map(|i| gpu.alloc_activation(rows[i].count()));
-                for i in 0..2 {
-                    let n = d.norm;
-                    rmsnorm::rmsnorm_fwd(
-                        rec,
-                        &rows[i],
-                        n.eps,
-                        n.weight_offset,
-                        raw,
-                        norms[i].w.slot(),
-                        &stats[i],
-                        &qkv,
-                    );
-                }
-                Some(stats)
-            }
-            _ => None,
+        let MixerOutput { y: mixed, saved: mixer, elementwise, xa: xa_qkv } = match &layer.mixer {
+            TokenMixer::Attention { .. } => self.attention_mix(rec, index, tokens, cache, with_lora, &x1, attended),
+            TokenMixer::DeltaNet(net) => self.delta_net_mix(rec, index, net, tokens, cache, with_lora, &x1),
         };
-        if let Some(i) = layer.rope {
-            rope(rec, &self.rotating(t), false, &tokens.rotary_rows, &self.turns[i], &qkv);
-        }
-
-        let Attended { o, lse } = attended.unwrap_or_else(|| self.attend(rec, index, tokens, cache, &qkv));
 
         let mut xa_out = None;
         let (h_mid, attn_post) = self.add_branch(rec, w.attn_post_norm.as_ref(), t, &h_in, |rec, residual, y| {
-            xa_out = w.out.forward(rec, t, &o, residual, WeightColumns::all(y, d.d_model), with_lora);
+            xa_out = w.out.forward(rec, t, &mixed, residual, WeightColumns::all(y, d.d_model), with_lora);
         });
 
         let (x2, stats2) = self.input_norm(rec, w.mlp_norm.as_ref(), t, &h_mid);
@@ -343,11 +298,7 @@ impl Decoder {
         let products = ProductsSaved {
             h_in: ActivationSaved::F32(h_in),
             stats1,
-            raw,
-            head_stats,
-            qkv,
-            o,
-            lse,
+            mixer,
             attn_post,
             h_mid: ActivationSaved::F32(h_mid),
             stats2,
@@ -356,32 +307,8 @@ impl Decoder {
             xa_qkv,
             xa_out,
         };
-        LayerSaved { products, elementwise: Some(ElementwiseSaved { x1: Some(x1), x2: Some(x2), a: Vec::new() }) }
-    }
-
-    /// Computes a layer's attention from the rotated q, k and v. With a cache, stores k and v there, and reads all keys from it.
-    fn attend(
-        &self,
-        rec: &mut Recording,
-        index: usize,
-        tokens: &TokenSlots,
-        cache: Option<&KvCache>,
-        qkv: &Slot,
-    ) -> Attended {
-        let (d, gpu, t) = (&self.description, rec.gpu(), tokens.t);
-        let attention = self.attention(&d.layers[index]);
-        let (o, lse) = (gpu.alloc_activation(t * d.n_heads * d.head_dim), gpu.alloc_activation(t * d.n_heads));
-        match cache {
-            None => attention_fwd(rec, &attention, &attention.packed(), qkv, qkv, &tokens.segments, &o, &lse),
-            Some(cache) => {
-                let (q, kv) = (d.n_heads * d.head_dim, 2 * d.n_kv_heads * d.head_dim);
-                let (keys, width) = (&cache.layers[index], d.qkv_width());
-                gather::gather_scatter(rec, &cache.rows, t, qkv, q, width, kv, keys);
-                let layout = QkvLayout { q_start: 0, q_stride: width, k_start: 0, v_start: kv / 2, kv_stride: kv };
-                attention_fwd(rec, &attention, &layout, qkv, keys, &tokens.segments, &o, &lse);
-            }
-        }
-        Attended { o, lse }
+        let elementwise = ElementwiseSaved { x1: Some(x1), x2: Some(x2), a: Vec::new(), mixer: elementwise };
+        LayerSaved { products, elementwise: Some(elementwise) }
     }
 
     /// Returns ranges of tokens whose MLP is computed at once. The MLP's activations are the widest of all, and each must fit a binding.
@@ -488,30 +415,10 @@ impl Decoder {
                 if w.down.lora.is_some() || w.mlp_post_norm.is_some() {
                     self.layer_output(rec, w, tokens.t, true, &mut trace);
                 }
-                trace.drop_unread(w.reads_x1(), w.reads_x2());
+                trace.drop_unread(w.reads_inputs());
                 trace.hold(rec, self.saved_dtype);
                 trace
             }
         }
-    }
-
-    /// Describes the rows of queries and of keys that are normed, read from the raw slot and written to the qkv slot: heads of E, or all
-    /// heads of a token together.
-    pub(super) fn qk_norm_rows(&self, t: usize) -> [RmsnormRows; 2] {
-        let d = &self.description;
-        let (q, stride) = (d.n_heads * d.head_dim, (d.n_heads + d.n_kv_heads) * d.head_dim);
-        let groups = if d.qk_norm == QkNorm::Whole { [1, 1] } else { [d.n_heads, d.n_kv_heads] };
-        [0, 1].map(|i| {
-            let start = [0, q][i];
-            RmsnormRows {
-                tokens: t,
-                groups: groups[i],
-                width: d.qk_norm_widths()[i],
-                x_start: start,
-                x_stride: stride,
-                y_start: start,
-                y_stride: d.qkv_width(),
-            }
-        })
     }
 }

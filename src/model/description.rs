@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 pub use crate::kernels::activation::Activation;
+use crate::kernels::delta_rule::DeltaHeads;
 pub use crate::kernels::rope::{QueryScale, RopeConfig, RopeScaling};
 
 /// Configuration of a decoder-only transformer. Its dimensions are D, H, K, E, F, V and L.
@@ -71,7 +72,7 @@ pub struct NormSpec {
     pub kind: NormKind,
     /// ε, added to the variance or mean square inside the root.
     pub eps: f32,
-    /// Added to the weight: 1 for Gemma, else 0.
+    /// Added to the weight: 1 for Gemma and Qwen3.5, else 0.
     pub weight_offset: f32,
 }
 
@@ -95,9 +96,61 @@ pub enum QkNorm {
     Whole,
 }
 
+/// Part of a layer that mixes tokens.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub enum TokenMixer {
+    /// Softmax attention.
+    Attention {
+        /// Whether the first projection of [`LayerConfig::qkv`] writes, per head, a query and then a gate, 2·E. The head's output is
+        /// multiplied by σ(gate) before the output projection (Qwen3.5: `Qwen3_5Attention` in `modular_qwen3_5.py`).
+        output_gate: bool,
+    },
+    /// Gated delta net, a linear attention (Qwen3.5: `Qwen3_5GatedDeltaNet` in `modular_qwen3_5.py`).
+    DeltaNet(DeltaNetConfig),
+}
+
+/// Sizes of a gated delta net, and the names of its tensors that belong to no linear layer.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct DeltaNetConfig {
+    /// Hk, the number of query and key heads; divides Hv.
+    pub key_heads: usize,
+    /// Hv, the number of value heads.
+    pub value_heads: usize,
+    /// dk, width of a query or key head.
+    pub key_dim: usize,
+    /// dv, width of a value head.
+    pub value_dim: usize,
+    /// K, the number of tokens that the causal convolution reads.
+    pub taps: usize,
+    /// Depthwise causal convolution over q, k and v (name without `.weight`): (2·Hk·dk + Hv·dv, 1, K).
+    pub conv: String,
+    /// Logarithm of each value head's decay rate: (Hv).
+    pub a_log: String,
+    /// Bias of each value head's decay: (Hv).
+    pub dt_bias: String,
+    /// Gated RMSNorm of each value head (name without `.weight`): (dv). Its weight has no offset.
+    pub norm: String,
+}
+
+impl DeltaNetConfig {
+    /// Returns the heads as kernels read them.
+    pub fn heads(&self) -> DeltaHeads {
+        let &Self { key_heads, value_heads, key_dim, value_dim, .. } = self;
+        DeltaHeads { key_heads, value_heads, key_dim, value_dim }
+    }
+
+    /// Returns the widths of the outputs of the four input projections: q, k and v together, z, b, and a.
+    pub fn input_widths(&self) -> [usize; 4] {
+        let heads = self.heads();
+        [heads.width(), heads.value_width(), self.value_heads, self.value_heads]
+    }
+}
+
 /// Configuration of a layer, with Hugging Face's names.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct LayerConfig {
+    /// Part that mixes tokens. Windows, rotation, and norms of queries and keys belong to attention.
+    pub mixer: TokenMixer,
     /// Sliding window W: key j is visible to query i iff 0 ≤ i − j < W.
     pub window: Option<usize>,
     /// Index into [`ModelConfig::ropes`]; `None` where queries and keys are not rotated.
@@ -115,14 +168,30 @@ pub struct LayerConfig {
     /// Norm of the keys, unless [`QkNorm::None`].
     pub k_norm: Option<String>,
     /// Projections that write the columns of qkv, (T, (H + 2K)·E), in the order q, k, v; a single module where they are fused (Phi-3,
-    /// GPT-2).
+    /// GPT-2). With an output gate, the first writes (T, 2·H·E) alone. In a delta net, the projections to q, k and v together, to z, b and
+    /// a, each of which writes a slot alone.
     pub qkv: Vec<LinearSpec>,
-    /// Projection of attention's output: W (D, H·E).
+    /// Projection of the mixer's output: W (D, H·E), or (D, Hv·dv) in a delta net.
     pub out: LinearSpec,
     /// Projections that write the columns of (T, 2F) as gate, up (a single module in Phi-3), or of (T, F) where the MLP is not gated.
     pub up: Vec<LinearSpec>,
     /// Projection back to D: W (D, F).
     pub down: LinearSpec,
+}
+
+impl LayerConfig {
+    /// Returns the layer's delta net, where it has one.
+    pub fn delta_net(&self) -> Option<&DeltaNetConfig> {
+        match &self.mixer {
+            TokenMixer::DeltaNet(net) => Some(net),
+            TokenMixer::Attention { .. } => None,
+        }
+    }
+
+    /// Returns whether attention's output has a gate.
+    pub fn has_output_gate(&self) -> bool {
+        matches!(self.mixer, TokenMixer::Attention { output_gate: true })
+    }
 }
 
 /// A linear layer: y = x·Wᵀ + b, W: (n_out, n_in).
@@ -190,6 +259,11 @@ impl ModelConfig {
         all.into_iter().collect()
     }
 
+    /// Returns the delta net of the first layer that has one. Its sizes are those of all layers.
+    pub fn delta_net(&self) -> Option<&DeltaNetConfig> {
+        self.layers.iter().find_map(LayerConfig::delta_net)
+    }
+
     /// Returns every tensor of the checkpoint, roughly in the order of Hugging Face's `named_parameters`: embeddings, layers, final norm,
     /// and the head unless it is tied.
     pub fn tensors(&self) -> Vec<TensorSpec> {
@@ -207,6 +281,11 @@ impl ModelConfig {
         };
         for layer in &self.layers {
             all.extend(layer.attn_norm.iter().flat_map(|name| norm(name, self.d_model)));
+            if let Some(net) = layer.delta_net() {
+                all.extend([&net.dt_bias, &net.a_log].map(|name| plain(name, vec![net.value_heads])));
+                all.push(plain(&format!("{}.weight", net.conv), vec![net.heads().width(), 1, net.taps]));
+                all.push(plain(&format!("{}.weight", net.norm), vec![net.value_dim]));
+            }
             all.extend(layer.qkv.iter().chain([&layer.out]).flat_map(LinearSpec::tensors));
             for (name, width) in [&layer.q_norm, &layer.k_norm].into_iter().zip(self.qk_norm_widths()) {
                 all.extend(name.iter().flat_map(|name| norm(name, width)));

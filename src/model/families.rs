@@ -89,6 +89,7 @@ pub(super) enum ModelFamily {
     Ministral3,
     Qwen2,
     Qwen3,
+    Qwen35,
     Gemma2,
     Gemma3,
     Phi3,
@@ -147,7 +148,7 @@ const LLAMA: FamilySpec = FamilySpec {
     reads: &[],
 };
 
-pub(super) const FAMILIES: [FamilySpec; 15] = [
+pub(super) const FAMILIES: [FamilySpec; 16] = [
     FamilySpec { mlp_bias: true, ..LLAMA },
     FamilySpec {
         kind: ModelFamily::Mistral,
@@ -191,6 +192,17 @@ pub(super) const FAMILIES: [FamilySpec; 15] = [
         max_positions: 32_768,
         qk_norm: QkNorm::PerHead,
         windows: Windows::From,
+        ..LLAMA
+    },
+    FamilySpec {
+        kind: ModelFamily::Qwen35,
+        architecture: "Qwen3_5ForCausalLM",
+        model_type: "qwen3_5_text",
+        kv_heads: Some(4),
+        head_dim: Some(256),
+        max_positions: 32_768,
+        partial_rotary: Some(0.25),
+        qk_norm: QkNorm::PerHead,
         ..LLAMA
     },
     FamilySpec {
@@ -332,7 +344,7 @@ pub(super) struct WrapperSpec {
     pub(super) tied: bool,
 }
 
-pub(super) const WRAPPERS: [WrapperSpec; 2] = [
+pub(super) const WRAPPERS: [WrapperSpec; 3] = [
     WrapperSpec {
         architecture: "Gemma3ForConditionalGeneration",
         model_type: "gemma3",
@@ -344,6 +356,12 @@ pub(super) const WRAPPERS: [WrapperSpec; 2] = [
         model_type: "mistral3",
         text: &["mistral", "ministral3"],
         tied: true,
+    },
+    WrapperSpec {
+        architecture: "Qwen3_5ForConditionalGeneration",
+        model_type: "qwen3_5",
+        text: &["qwen3_5_text"],
+        tied: false,
     },
 ];
 
@@ -401,5 +419,6 @@ pub(super) mod limit {
     pub const HEADS: usize = 1 << 12;
     pub const HEAD_DIM: usize = 1 << 12;
     pub const LAYERS: usize = 1 << 10;
+    pub const CONV_TAPS: usize = 1 << 6;
     pub const POSITIONS: usize = 1 << 30;
 }

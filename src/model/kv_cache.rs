@@ -1,20 +1,42 @@
-//! KV cache for generation.
+//! Cache for generation: keys and values of attention, states and convolution windows of delta nets.
 
 use super::description::ModelConfig;
 use crate::gpu::{Gpu, Slot};
+use crate::kernels::causal_conv::window_len;
 
-/// KV cache: keys and values of earlier tokens, (capacity, 2K·E) per layer.
+/// Cache of all layers, and where new tokens are stored in it.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Keys and values per layer.
-    pub layers: Vec<Slot>,
-    /// Cache row to which each new token's key and value are written: (T), u32.
+    /// Cache of each layer.
+    pub layers: Vec<LayerCache>,
+    /// Row of [`LayerCache::Keys`] to which each new token's key and value are written: (T), u32.
     pub rows: Slot,
 }
 
+/// Cache of one layer.
+#[derive(Debug, Clone)]
+pub enum LayerCache {
+    /// Keys and values of earlier tokens: (capacity, 2K·E).
+    Keys(Slot),
+    /// State of a delta net for each prompt.
+    Delta {
+        /// Last inputs of the causal convolution: (prompts, K − 1, 2·Hk·dk + Hv·dv).
+        window: Slot,
+        /// States: (prompts, Hv, dk, dv), heads padded as in [`crate::kernels::delta_rule::DeltaHeads::state_len`].
+        states: Slot,
+    },
+}
+
 impl KvCache {
-    /// Allocates keys and values of every layer for `rows` tokens, over all prompts together: (rows, 2K·E) per layer.
-    pub fn allocate_layers(gpu: &Gpu, d: &ModelConfig, rows: usize) -> Vec<Slot> {
-        d.layers.iter().map(|_| gpu.alloc_activation(rows * 2 * d.n_kv_heads * d.head_dim)).collect()
+    /// Allocates the cache of every layer: keys and values for `rows` tokens, over all prompts together, and states for `prompts` prompts.
+    pub fn allocate_layers(gpu: &Gpu, d: &ModelConfig, rows: usize, prompts: usize) -> Vec<LayerCache> {
+        let layer = |layer: &super::description::LayerConfig| match layer.delta_net() {
+            None => LayerCache::Keys(gpu.alloc_activation(rows * 2 * d.n_kv_heads * d.head_dim)),
+            Some(net) => LayerCache::Delta {
+                window: gpu.alloc_activation(prompts * window_len(net.heads().width(), net.taps)),
+                states: gpu.alloc_activation(prompts * net.heads().state_len()),
+            },
+        };
+        d.layers.iter().map(layer).collect()
     }
 }

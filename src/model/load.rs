@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::decoder::{Decoder, LayerWeights, NormWeights};
+use super::delta_net::DeltaNetWeights;
 use super::description::{LinearSpec, ModelConfig, NormKind, TensorSpec};
 use super::linear::{Linear, LoraWeights};
 use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};
@@ -179,6 +180,7 @@ impl Decoder {
         all.extend(&self.position_embedding);
         for l in &self.layers {
             l.attn_norm.iter().for_each(|n| push_norm(&mut all, n));
+            all.extend(l.delta_net.iter().flat_map(DeltaNetWeights::all));
             l.qkv.iter().chain([&l.out]).for_each(|x| push_linear(&mut all, x));
             l.qk_norms
                 .iter()
@@ -263,9 +265,19 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
             (Some(q), Some(k)) => Some([self.norm(q)?, self.norm(k)?]),
             _ => None,
         };
+        let delta_net = match l.delta_net() {
+            None => None,
+            Some(net) => Some(DeltaNetWeights {
+                a_log: (self.take)(&self.specs[&net.a_log])?,
+                dt_bias: (self.take)(&self.specs[&net.dt_bias])?,
+                conv: (self.take)(&self.specs[&format!("{}.weight", net.conv)])?,
+                norm: (self.take)(&self.specs[&format!("{}.weight", net.norm)])?,
+            }),
+        };
         Ok(LayerWeights {
             attn_norm: l.attn_norm.as_ref().map(|n| self.norm(n)).transpose()?,
             qkv,
+            delta_net,
             qk_norms,
             out: self.linear(&l.out, scale)?,
             attn_post_norm: l.attn_post_norm.as_ref().map(|n| self.norm(n)).transpose()?,

@@ -1,10 +1,13 @@
 //! Models: `config.json` into one description; safetensors read and written; the decoder's forward and backward pass; LoRA.
 
+mod attention_mixer;
 mod backward;
 pub mod card;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
+mod delta_mixer;
+pub mod delta_net;
 pub mod description;
 mod families;
 pub mod folder;
@@ -14,6 +17,7 @@ pub mod kv_cache;
 pub mod linear;
 pub mod load;
 pub mod lora_config;
+mod mixer;
 pub mod peft;
 pub mod save;
 pub mod saved;

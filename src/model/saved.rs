@@ -16,6 +16,8 @@ pub enum RecomputePolicy {
     #[serde(rename = "block")]
     Inputs,
     /// Each layer's input, and the results of attention, (T, H·E) and (T, H): the backward pass computes the rest of the layer a second time.
+    /// Of a layer with a delta net, the input alone is saved: its states between chunks are twice as large as its output, and without them
+    /// the delta rule is recomputed anyway. It is a small part of the layer's work.
     #[serde(rename = "linear")]
     InputsAndAttention,
     /// Results of matrix products and attention. The backward pass recomputes norms and activation functions, each in one pass over memory.
@@ -126,10 +128,11 @@ pub struct LayerSaved {
 }
 
 impl LayerSaved {
-    /// Drops inputs of linear layers that nothing will read: attention's, and the MLP's.
-    pub(super) fn drop_unread(&mut self, reads_x1: bool, reads_x2: bool) {
-        let Some(ElementwiseSaved { x1, x2, .. }) = &mut self.elementwise else { return };
+    /// Drops inputs of linear layers that nothing will read: the token mixer's, the output projection's, and the MLP's.
+    pub(super) fn drop_unread(&mut self, [reads_x1, reads_y, reads_x2]: [bool; 3]) {
+        let Some(ElementwiseSaved { x1, x2, mixer, .. }) = &mut self.elementwise else { return };
         *x1 = x1.take().filter(|_| reads_x1);
+        mixer.y = mixer.y.take().filter(|_| reads_y);
         *x2 = x2.take().filter(|_| reads_x2);
     }
 
@@ -149,18 +152,55 @@ impl LayerSaved {
 pub(super) struct ProductsSaved {
     pub h_in: ActivationSaved, // (T, D)
     pub stats1: Option<NormStats>,
-    pub raw: Option<Slot>, // (T, (H + K)·E) before the norms of queries and keys
-    pub head_stats: Option<[NormStats; 2]>,
-    pub qkv: Slot,                                       // (T, (H + 2K)·E)
-    pub o: Slot,                                         // (T, H·E)
-    pub lse: Slot,                                       // (T, H)
+    pub mixer: MixerSaved,
     pub attn_post: Option<(ActivationSaved, NormStats)>, // input of the norm after attention
     pub h_mid: ActivationSaved,                          // (T, D)
     pub stats2: Option<NormStats>,
     pub mlp: Vec<MlpSaved>,
     pub mlp_post: Option<(ActivationSaved, NormStats)>,
-    pub xa_qkv: Vec<Option<Slot>>, // s·x·Aᵀ of each module: (T, R)
+    pub xa_qkv: Vec<Option<Slot>>, // s·x·Aᵀ of each module of the layer's qkv: (T, R)
     pub xa_out: Option<Slot>,
+}
+
+/// Saved results of a layer's token mixer.
+#[derive(Debug)]
+pub(super) enum MixerSaved {
+    /// Results of attention.
+    Attention(AttentionMixerSaved),
+    /// Results of a delta net.
+    DeltaNet(DeltaNetSaved),
+}
+
+/// Saved results of attention.
+#[derive(Debug)]
+pub(super) struct AttentionMixerSaved {
+    pub gated: Option<Slot>, // (T, 2·H·E), per head a query and its gate
+    pub raw: Option<Slot>,   // (T, (H + K)·E) before the norms of queries and keys
+    pub head_stats: Option<[NormStats; 2]>,
+    pub qkv: Slot, // (T, (H + 2K)·E)
+    pub o: Slot,   // (T, H·E)
+    pub lse: Slot, // (T, H)
+}
+
+/// Saved results of a delta net.
+#[derive(Debug)]
+pub(super) struct DeltaNetSaved {
+    pub mixed: Slot,      // (T, 2·Hk·dk + Hv·dv), input of the convolution
+    pub z: Slot,          // (T, Hv·dv)
+    pub a: Slot,          // (T, Hv)
+    pub gates: Slot,      // (T, 2·Hv), β and g
+    pub o: Slot,          // (T, Hv·dv)
+    pub states: Slot,     // states between chunks
+    pub stats: NormStats, // (T, Hv), of the gated norm
+}
+
+/// Saved results of a token mixer that follow from [`MixerSaved`] element by element, or row by row.
+#[derive(Debug, Default)]
+pub(super) struct MixerElementwise {
+    /// A delta net's normalised q and k, with v (T, 2·Hk·dk + Hv·dv), and the statistics of their norms (T, 2·Hk).
+    pub qkv: Option<[Slot; 2]>,
+    /// Input of the output projection, where it is not the mixer's own output: (T, H·E) or (T, Hv·dv).
+    pub y: Option<Slot>,
 }
 
 /// Saved results that follow from [`ProductsSaved`] element by element, or row by row: inputs of linear layers. A layer of which nothing is
@@ -170,6 +210,7 @@ pub(super) struct ElementwiseSaved {
     pub x1: Option<Slot>, // (T, D), attention's input, normed where there is a norm
     pub x2: Option<Slot>, // (T, D), the MLP's input, likewise
     pub a: Vec<Slot>,     // (t, F) for each range of the MLP's tokens
+    pub mixer: MixerElementwise,
 }
 
 /// Activations that the MLP's backward pass needs for a range of tokens. There is one range for all tokens, unless they would not fit a

@@ -2,6 +2,7 @@
 //! multiplied with the head in tiles of the vocabulary.
 
 use super::decoder::{Decoder, TokenSlots};
+use super::delta_net::DeltaTokens;
 use super::description::ModelConfig;
 use super::saved::{ForwardSaved, RecomputePolicy};
 use crate::error::Result;
@@ -36,8 +37,9 @@ impl MicroBatch {
         let hidden: Vec<u32> = batch.rows.iter().map(|r| r.hidden).collect();
         let targets: Vec<u32> = batch.rows.iter().map(|r| r.target).collect();
         let segments = SegmentTable::of_batch(gpu, batch, d.head_dim, &d.windows());
+        let (lengths, delta) = (batch.sequence_lengths(), DeltaTokens::of_batch(gpu, d, batch));
         Self {
-            tokens: TokenSlots::new(gpu, d, &batch.ids, &batch.positions, &batch.sequence_lengths(), segments),
+            tokens: TokenSlots::new(gpu, d, &batch.ids, &batch.positions, &lengths, segments, delta),
             spans: SequenceSpans::new(gpu, batch),
             indices: GatherIndices::new(gpu, &hidden, batch.ids.len()),
             targets: gpu.upload(&targets),

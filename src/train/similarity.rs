@@ -111,7 +111,7 @@ async fn look_up(gpu: &Gpu, decoder: &Decoder, places: &[PromptPlace], max_token
         let segments = SegmentTable::of_batch(gpu, &PackedBatch::pack(&[&row], false), d.head_dim, &d.windows());
         let mut rec = gpu.record();
         let embedded =
-            decoder.embed(&mut rec, &TokenSlots::new(gpu, d, &ids, &positions, &vec![1; ids.len()], segments));
+            decoder.embed(&mut rec, &TokenSlots::new(gpu, d, &ids, &positions, &vec![1; ids.len()], segments, None));
         rec.submit();
         table.extend(gpu.read::<f32>(&[&embedded]).await?.concat());
     }

@@ -98,7 +98,33 @@ PIXTRAL = dict(
     model_type="pixtral", attention_dropout=0.0, head_dim=64, hidden_act="silu", hidden_size=1024, image_size=1540,
     initializer_range=0.02, intermediate_size=4096, num_attention_heads=16, num_channels=3, num_hidden_layers=24,
     patch_size=14, rope_theta=10000.0)
+# Sizes of Qwen3.5's model cards; the fields are those of its config.json on the hub.
+def qwen3_5(d, layers, heads, kv_heads, f, value_heads, tied):
+    return dict(
+        architectures=["Qwen3_5ForConditionalGeneration"], model_type="qwen3_5", image_token_id=248056,
+        video_token_id=248057, vision_start_token_id=248053, vision_end_token_id=248054, tie_word_embeddings=tied,
+        text_config=dict(
+            model_type="qwen3_5_text", attention_bias=False, attention_dropout=0.0, attn_output_gate=True,
+            dtype="bfloat16", eos_token_id=248044, full_attention_interval=4, head_dim=256, hidden_act="silu",
+            hidden_size=d, initializer_range=0.02, intermediate_size=f,
+            layer_types=(["linear_attention"] * 3 + ["full_attention"]) * (layers // 4), linear_conv_kernel_dim=4,
+            linear_key_head_dim=128, linear_num_key_heads=16, linear_num_value_heads=value_heads,
+            linear_value_head_dim=128, max_position_embeddings=262144, mlp_only_layers=[], mtp_num_hidden_layers=1,
+            mtp_use_dedicated_embeddings=False, num_attention_heads=heads, num_hidden_layers=layers,
+            num_key_value_heads=kv_heads, rms_norm_eps=1e-6, tie_word_embeddings=tied, use_cache=True,
+            vocab_size=248320, mamba_ssm_dtype="float32",
+            rope_parameters=dict(mrope_interleaved=True, mrope_section=[11, 11, 10], rope_type="default",
+                                 rope_theta=10000000, partial_rotary_factor=0.25)),
+        vision_config=dict(
+            model_type="qwen3_5_vision", deepstack_visual_indexes=[], depth=12, hidden_act="gelu_pytorch_tanh",
+            hidden_size=768, in_channels=3, initializer_range=0.02, intermediate_size=3072, num_heads=12,
+            num_position_embeddings=2304, out_hidden_size=d, patch_size=16, spatial_merge_size=2,
+            temporal_patch_size=2))
+
+
 NEWER = {
+    "qwen3.5-0.8b": qwen3_5(1024, 24, 8, 2, 3584, 16, True),
+    "qwen3.5-27b": qwen3_5(5120, 64, 24, 4, 17408, 48, False),
     "smollm3-3b": dict(
         architectures=["SmolLM3ForCausalLM"], model_type="smollm3", attention_bias=False, attention_dropout=0.0,
         hidden_act="silu", hidden_size=2048, initializer_range=0.02, intermediate_size=11008,
@@ -204,9 +230,10 @@ def newer():
         own = lambda k: ("language_model." in k or k == "lm_head.weight") if wrapped else True
         tensors = {k: list(v.shape) for k, v in model.state_dict().items() if own(k) and not (tied and k == "lm_head.weight")}
         base = model.model.language_model if wrapped else model.model
-        attn, rp = [layer.self_attn for layer in base.layers], text.rope_parameters
+        # Qwen3.5 has layers without attention.
+        attn, rp = [layer.self_attn for layer in base.layers if hasattr(layer, "self_attn")], text.rope_parameters
         head_dim = attn[0].head_dim
-        slides = [getattr(text, "layer_types", [None] * len(attn))[i] == "sliding_attention" or text.model_type in ("mistral", "phi3") for i in range(len(attn))]
+        slides = [getattr(text, "layer_types", [None] * len(base.layers))[i] == "sliding_attention" or text.model_type in ("mistral", "phi3") for i in range(len(base.layers))]
         tables = [rp[k] for k in ("full_attention", "sliding_attention")] if "full_attention" in rp else [rp]
         norm = base.norm
         resolved = dict(

@@ -201,6 +201,15 @@ NEWER = {
         config=dict(SMALL, model_type="phi3", original_max_position_embeddings=45, sliding_window=None, resid_pdrop=0.0, embd_pdrop=0.0, tie_word_embeddings=True,
                     rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75, "short_factor": [1.0, 1.2, 1.5], "long_factor": [1.5, 4.0, 7.0]})),
 }
+QWEN3_5 = dict(SMALL, model_type="qwen3_5_text", hidden_size=36, num_attention_heads=2, num_key_value_heads=1, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
+               linear_key_head_dim=6, linear_value_head_dim=8, linear_conv_kernel_dim=4, tie_word_embeddings=True,
+               rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25, "mrope_interleaved": True, "mrope_section": [1, 1, 0]})
+NEWER.update({
+    "qwen3_5": dict(seed=29, tokenizer="qwen-bpe", config=dict(QWEN3_5, num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"])),
+    "qwen3_5-wrapper": dict(
+        seed=30, tokenizer="qwen-bpe", wrapper="Qwen3_5ForConditionalGeneration",
+        config=dict(QWEN3_5, linear_num_value_heads=2, layer_types=["linear_attention", "full_attention"])),
+})
 for f in NEWER.values():
     f.update(newer=True, reduced=f["config"]["model_type"] != "granite")
 FAMILIES.update(NEWER)
@@ -215,11 +224,18 @@ def initial_weight(name, shape, family, rng, tied):
             return x * 0.3
         return x * (1.5 if "c_attn" in name else 1.0) / np.sqrt(shape[0])  # Conv1D: (in, out)
     if tied and name.endswith(("model.norm.weight", "ln_f.weight")):  # of both signs, or a tied model only repeats its last token
-        return np.sign(rng.standard_normal(shape)) * (1 + 0.3 * x) - (1 if gemma else 0)
+        return np.sign(rng.standard_normal(shape)) * (1 + 0.3 * x) - (1 if gemma or family.startswith("qwen3_5") else 0)
     if name.endswith(".bias"):
         return x * 0.3
+    if name.endswith("A_log"):  # with dt_bias: states last from a few tokens to all
+        return x - 2
+    if name.endswith("dt_bias"):
+        return x * 0.5 - 1
+    if name.endswith("conv1d.weight"):
+        return x / np.sqrt(shape[-1])
     if len(shape) == 1:
-        return x * 0.3 + (0 if gemma else 1)
+        zero_centred = gemma or family.startswith("qwen3_5") and not name.endswith("linear_attn.norm.weight")
+        return x * 0.3 + (0 if zero_centred else 1)
     if "embed_tokens" in name:
         return x * (0.3 if tied else 0.5)
     if name.startswith("lm_head"):
@@ -632,6 +648,9 @@ def older(c):
     c, rope = dict(c), c.get("rope_parameters")
     if c["model_type"] == "ministral3":
         return None
+    if c["model_type"] == "qwen3_5_text":  # transformers 5 was its first
+        del c["layer_types"]
+        return dict(sorted(dict(c, full_attention_interval=2).items()))
     c.pop("rope_parameters")
     full = dict(rope.get("full_attention", rope))
     c["rope_theta"] = full.pop("rope_theta")
@@ -651,9 +670,22 @@ def wrap(d, f, w0, seqs):
     import transformers
 
     text = AutoConfig.from_pretrained(d / "model")
+    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+    if f["wrapper"].startswith("Qwen3_5"):
+        vision = dict(model_type="qwen3_5_vision", depth=1, hidden_size=8, intermediate_size=8, num_heads=2, num_position_embeddings=4, out_hidden_size=text.hidden_size, patch_size=2,
+                      spatial_merge_size=1, temporal_patch_size=2)
+        config = transformers.Qwen3_5Config(text_config=text.to_dict(), vision_config=vision, image_token_id=3, video_token_id=4, vision_start_token_id=3, vision_end_token_id=4,
+                                            tie_word_embeddings=text.tie_word_embeddings)
+        return put_in_wrapper(d, f, w0, seqs, text, config, tokens)
     vision = dict(model_type="pixtral", hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, head_dim=4, image_size=8, patch_size=4, num_channels=3)
     config = transformers.Mistral3Config(text_config=text, vision_config=vision, image_token_index=3, tie_word_embeddings=text.tie_word_embeddings)
-    for k in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    put_in_wrapper(d, f, w0, seqs, text, config, tokens)
+
+
+def put_in_wrapper(d, f, w0, seqs, text, config, tokens):
+    import transformers
+
+    for k in tokens:
         setattr(config, k, getattr(text, k))
     model = getattr(transformers, f["wrapper"])(config).eval()
     rng, own = np.random.Generator(np.random.PCG64(f["seed"] + 1000)), dict(model.named_parameters())
@@ -667,7 +699,8 @@ def wrap(d, f, w0, seqs):
         p.unlink()
     model.save_pretrained(d / "model")
     names = np_load(d / "model/model.safetensors")
-    stored = lambda k: next(n for n in names if n.endswith("language_model." + k) or n.endswith("language_model.model." + k.removeprefix("model.")))
+    forms = lambda k: ("language_model." + k, "language_model." + k.removeprefix("model."))
+    stored = lambda k: next(n for n in names if n.endswith(forms(k)))
     rename = lambda k: "/".join([*k.split("/")[:-1], stored(k.split("/")[-1])]) if k.split("/")[-1].startswith("model.") else k
     for file in ("delta.safetensors", "expected.safetensors"):
         np_save({rename(k): v for k, v in np_load(d / file).items()}, d / file)
@@ -716,7 +749,7 @@ def make_full(name):
     if name.startswith("gemma"):
         (d / "model/config_hub.json").write_text(json.dumps(hub(c), indent=2) + "\n")
         assert AutoConfig.for_model(**hub(c)).layer_types == config.layer_types
-    if f.get("newer") and older(c):
+    if f.get("newer") and "wrapper" not in f and older(c):
         (d / "model/config_hub.json").write_text(json.dumps(older(c), indent=2) + "\n")
     rows = prefs()
     (d / "prefs.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
@@ -914,6 +947,13 @@ def features(name, config):
         if name == "olmo3":
             out["YaRN (default instead)"] = (dict(rope_parameters={"full_attention": plain, "sliding_attention": plain}), None)
             out["YaRN on sliding layers too"] = (dict(rope_parameters={k: config.rope_parameters["full_attention"] for k in ("full_attention", "sliding_attention")}), None)
+        if name.startswith("qwen3_5"):
+            pick = lambda m, end: [p.data for k, p in m.named_parameters() if k.endswith(end)]
+            out["+1 of the norms' weights"] = ({}, lambda m: norms(m, r"layernorm|[qk]_norm|model\.norm$", lambda mod: mod.weight.data.sub_(1)))
+            out["decay (none)"] = ({}, lambda m: [p.fill_(-30) for p in pick(m, "A_log")])
+            out["dt_bias (none)"] = ({}, lambda m: [p.zero_() for p in pick(m, "dt_bias")])
+            out["convolution (its last tap alone)"] = ({}, lambda m: [p[..., :-1].zero_() for p in pick(m, "conv1d.weight")])
+            out["partial rotary (all dimensions instead)"] = (rope(partial_rotary_factor=1.0), None)
         if name == "glm4":
             out["post norms"] = ({}, lambda m: norms(m, "post_self_attn|post_mlp", ident))
             out["partial rotary (all dimensions instead)"] = (rope(partial_rotary_factor=1.0), None)

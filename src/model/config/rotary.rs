@@ -102,7 +102,12 @@ impl ConfigReader<'_> {
             ModelFamily::Ministral3 => &["llama_4_scaling_beta", "max_position_embeddings"],
             _ => &[],
         };
-        let is_known = |name: &str| [&COMMON, known, ministral].iter().any(|list| list.contains(&name));
+        // Text has equal positions along all axes of M-RoPE, which makes it plain RoPE.
+        let qwen: &[&str] = match family.kind {
+            ModelFamily::Qwen35 => &["mrope_section", "mrope_interleaved"],
+            _ => &[],
+        };
+        let is_known = |name: &str| [&COMMON, known, ministral, qwen].iter().any(|list| list.contains(&name));
         if let Some(name) = own.fields.keys().find(|name| !is_known(name) && own.get(name).is_some()) {
             return Err(own.bad(name, format!("is not supported with rope type `{kind}`")));
         }
