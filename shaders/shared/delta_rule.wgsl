@@ -51,14 +51,13 @@ fn chunk_at(index: u32) -> Chunk {
     return Chunk(start, clamp(words.y, 1u, min(C, params.t - start)), words.z, words.w, table[2u * index + 1u].x);
 }
 
-// First chunk and number of chunks of a chain.
+// First chunk and number of chunks of a chain. It has one return: FXC takes the result of an early one for uninitialised, and refuses barriers in
+// loops that depend on it.
 fn chain_at(index: u32) -> vec2<u32> {
-    if params.single == 1u {
-        return vec2<u32>(index, 1u);
-    }
-    let words = table[params.first + index];
-    let first = min(words.x, params.chunks - 1u);
-    return vec2<u32>(first, min(words.y, params.chunks - first));
+    let is_single = params.single == 1u;
+    let words = table[select(params.first + index, 0u, is_single)];
+    let first = min(select(words.x, index, is_single), params.chunks - 1u);
+    return vec2<u32>(first, min(select(words.y, 1u, is_single), params.chunks - first));
 }
 
 fn key_head(value_head: u32) -> u32 {
