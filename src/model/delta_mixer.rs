@@ -1,5 +1,5 @@
-//! Gated delta net as a layer's token mixer (`Qwen3_5GatedDeltaNet` in transformers' `modular_qwen3_5.py`): from the layer's normed input to the
-//! input of its output projection, and back.
+//! Gated delta net as a layer's token mixer (`Qwen3_5GatedDeltaNet` in transformers' `modular_qwen3_5.py`): from the layer's normed input to
+//! the input of its output projection, and back.
 
 use super::decoder::{Decoder, TokenSlots};
 use super::delta_net::{DeltaNetWeights, DeltaTokens};
