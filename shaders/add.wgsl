@@ -29,7 +29,7 @@ fn add(
 @group(0) @binding(2) var<storage, read> b_vec4s: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y_vec4s: array<vec4<f32>>;
 
-// For GPUs, where n is a multiple of four.
+// Adds vec4s, on GPUs where n is a multiple of four.
 @compute @workgroup_size(WG)
 fn add_rows(
     @builtin(workgroup_id) group: vec3<u32>,

@@ -1,7 +1,7 @@
 // y = scale·x·r;   r = 1/√(Σ x² + eps);   scale is q_scale for queries, 1 for keys
 // d_x = r·(scale·d_y − y·(y·d_y)/scale)
 //
-// In place, over the heads of q and k that begin each token's row of q, k and v. LANES invocations share a head.
+// Normalises in place the heads of q and k that begin each token's row of q, k and v. LANES invocations share a head.
 
 import package::shared::grid::{flat_group};
 import package::shared::row_sums::{LANES, ROWS_PER_WORKGROUP, WG, sums_across_row};

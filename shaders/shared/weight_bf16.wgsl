@@ -20,7 +20,7 @@ fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
 
 const STORED_AS_VALUES = false;
 
-// Zeros instead of `before`, because RADV then loads into the place of the next slice, and does not wait in order to copy.
+// Has zeros in the place of `before`: RADV then loads into the place of the next slice, and does not wait in order to copy.
 fn stored_vec4(vec4_at: u32, before: vec4<u32>) -> vec4<u32> {
     return vec4<u32>(weight_vec4s[vec4_at], 0u, 0u);
 }

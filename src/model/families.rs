@@ -26,11 +26,11 @@ pub(super) struct MlpNames {
 #[derive(Clone, Copy)]
 pub(super) enum AttentionBias {
     Never,
-    /// On q, k and v.
+    /// Biases of q, k and v.
     Qkv,
-    /// On q, k, v and o where `attention_bias` is on, which is off by default.
+    /// Biases of q, k, v and o where `attention_bias` is on, which is off by default.
     ByField,
-    /// On q, k and v where `attention_bias` is on, which is on by default.
+    /// Biases of q, k and v where `attention_bias` is on, which is on by default.
     QkvByField,
 }
 
@@ -43,9 +43,9 @@ pub(super) enum Windows {
     All(Option<usize>),
     /// All but each n-th layer.
     ExceptEvery(usize),
-    /// With `use_sliding_window`, the layers from `max_window_layers` on.
+    /// Layers from `max_window_layers` on, if `use_sliding_window` is on.
     From,
-    /// With `use_sliding_window`, the layers whose queries and keys are not rotated.
+    /// Layers whose queries and keys are not rotated, if `use_sliding_window` is on.
     NotRotated,
 }
 

@@ -16,8 +16,8 @@ pub enum RecomputePolicy {
     #[serde(rename = "block")]
     Inputs,
     /// Each layer's input, and the results of attention, (T, H·E) and (T, H): the backward pass computes the rest of the layer a second time.
-    /// Of a layer with a delta net, the input alone is saved: its states between chunks are twice as large as its output, and without them
-    /// the delta rule is recomputed anyway. It is a small part of the layer's work.
+    /// A layer with a delta net saves its input alone: its states between chunks are twice as large as its output, and without them the
+    /// delta rule is recomputed anyway. It is a small part of the layer's work.
     #[serde(rename = "linear")]
     InputsAndAttention,
     /// Results of matrix products and attention. The backward pass recomputes norms and activation functions, each in one pass over memory.

@@ -126,7 +126,7 @@ fn a_shared_pair_s_layout() {
     assert_eq!(batch.examples, [7]);
 }
 
-/// With LongRoPE a pair shares its prefix where both sides are short, or both long.
+/// A pair shares its prefix under LongRoPE where both sides are short, or both long.
 #[test]
 fn sides_of_different_rotary_tables_share_nothing() {
     let text = r#"{"architectures": ["Phi3ForCausalLM"], "hidden_size": 4, "intermediate_size": 8, "num_attention_heads": 1,
