@@ -203,6 +203,35 @@ fn files_of_a_folder_use_each_other_in_no_circle() {
     assert!(found.is_empty(), "{} circles:\n{}", found.len(), found.join("\n"));
 }
 
+/// Returns the command line's files of more than 350 lines, and its lines where there are more than 3,500.
+fn too_long(files: &[(String, usize)]) -> Vec<String> {
+    let all: usize = files.iter().map(|(_, lines)| lines).sum();
+    let long = files.iter().filter(|(_, lines)| *lines > 350).map(|(file, lines)| format!("{file} has {lines} lines"));
+    long.chain((all > 3500).then(|| format!("cli has {all} lines"))).collect()
+}
+
+/// The command line is flags and the terminal: what else it did belongs to the library.
+#[test]
+fn the_command_line_is_thin() {
+    let mut files = Vec::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.push((path.display().to_string(), fs::read_to_string(&path).unwrap().lines().count()));
+            }
+        }
+    }
+    assert!(files.len() > 15, "{files:?}");
+    assert_eq!(too_long(&files), [""; 0]);
+    assert_eq!(
+        too_long(&[("a".into(), 351), ("b".into(), 3150)]),
+        ["a has 351 lines", "b has 3150 lines", "cli has 3501 lines"]
+    );
+}
+
 /// The control: arrows that run up and circles are found.
 #[test]
 fn arrows_that_run_up_and_circles_are_found() {

@@ -1,8 +1,5 @@
 //! `info`: devices, the features of the chosen device, and a self-test of every kernel.
 
-mod bug_report;
-mod facts_of_system;
-
 use serde_json::json;
 
 use crate::error::Result;
@@ -11,11 +8,13 @@ use crate::gpu::{Gpu, list_devices};
 use crate::kernels::{Kernel, REGISTRY, check_cases, self_test as test_first_cases, supported_cases};
 use crate::progress::ProgressReporter;
 use crate::rng::Rng;
+use crate::workflow::bug_report::tell_bug_report;
 
 /// Runs `jointwise info`.
 pub fn run(args: &InfoArgs) -> Result<()> {
     if args.report {
-        return bug_report::run(args);
+        let asked = args.device.variant.as_ref().map(|_| "--variant");
+        return tell_bug_report(&args.device.options()?, asked, args.all_cases, &|part| say!("{part}"));
     }
     let devices = pollster::block_on(list_devices());
     let gpu = Gpu::open_untested(&args.device.options()?)?;

@@ -10,6 +10,8 @@
 //! Long work is cached on disk ([`cache_folder`]): compiled kernels, the self-test, reference scores, tokens. Calls block; the parts that a browser
 //! can use are async underneath.
 
+#[cfg(feature = "cli")]
+pub(crate) mod bug_report;
 #[cfg(feature = "native")]
 mod cache_folder;
 mod data_options;
@@ -48,6 +50,8 @@ mod run_folder;
 mod save;
 #[cfg(feature = "native")]
 pub mod self_test_cache;
+#[cfg(feature = "cli")]
+mod system_facts;
 #[cfg(feature = "native")]
 pub mod tokenised_rows;
 #[cfg(feature = "native")]

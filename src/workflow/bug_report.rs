@@ -1,55 +1,51 @@
-//! `info --report`: what a bug report needs, as Markdown to paste. A part that fails says why, and the other parts follow.
+//! Bug report (`jointwise info --report`): what one needs, as Markdown to paste. A part that fails says why, and the other parts follow.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::facts_of_system;
+use super::{DeviceOptions, cache_folder, self_test_cache, system_facts, tuning_cache};
 use crate::error::{Error, Result, visible};
-use crate::flags::InfoArgs;
 use crate::gpu::{Caps, DeviceFacts, DeviceSummary, Gpu, Variant, list_devices};
 use crate::kernels::storage::WeightFormat;
 use crate::kernels::{CaseCheck, REGISTRY, check_cases, check_precision, check_variants, first_cases, supported_cases};
 use crate::progress::ProgressReporter;
 use crate::rng::Rng;
-use crate::workflow::{cache_folder, self_test_cache, tuning_cache};
 
-/// Prints the report.
+/// Takes a part of the report, which ends with a line.
+type Say<'a> = &'a dyn Fn(String) -> Result<()>;
+
+/// Tells the report's parts to `say` as they are known, so that a device that hangs leaves those before. `asked` is the flag that chose the
+/// device's variants, if one did.
 ///
 /// # Errors
-/// Those of opening the device; [`Error::Gpu`] where a kernel or a variant is wrong. The report is printed before.
-pub fn run(args: &InfoArgs) -> Result<()> {
-    let options = args.device.options()?;
-    say!("# jointwise: report\n\n{}", facts_table(&facts_of_system::program_and_system()))?;
+/// Those of opening the device and of `say`; [`Error::Gpu`] where a kernel or a variant is wrong. The report is told before.
+pub fn tell_bug_report(options: &DeviceOptions, asked: Option<&str>, all_cases: bool, say: Say) -> Result<()> {
+    say(format!("# jointwise: report\n\n{}", facts_table(&system_facts::program_and_system())))?;
     let devices = pollster::block_on(list_devices());
-    say!("\n## Devices\n\n{}", device_table(&devices))?;
-    let environment = environment(
-        std::env::vars_os()
-            .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())),
-    );
-    let opened = Gpu::open_untested(&options);
+    say(format!("\n## Devices\n\n{}", device_table(&devices)))?;
+    let variables = std::env::vars_os();
+    let variables = variables.map(|(name, value)| [name, value].map(|text| text.to_string_lossy().into_owned()));
+    let environment = environment(variables.map(|[name, value]| (name, value)));
+    let opened = Gpu::open_untested(options);
     let wrong = match &opened {
         Err(error) => {
-            say!("\n## Chosen device\n\nIt cannot be opened: {}", cell(&error.to_string()))?;
+            say(format!("\n## Chosen device\n\nIt cannot be opened: {}", cell(&error.to_string())))?;
             Vec::new()
         }
         Ok(gpu) => {
-            say!("\n## Chosen device\n\n{}", facts_table(&device_facts(gpu.caps(), gpu.facts())))?;
+            say(format!("\n## Chosen device\n\n{}", facts_table(&device_facts(gpu.caps(), gpu.facts()))))?;
             if let Some(facts) = gpu.facts() {
-                say!("\n## Limits and features\n\n{}", limits_and_features(facts))?;
+                say(format!("\n## Limits and features\n\n{}", limits_and_features(facts)))?;
             }
-            let asked = match (&args.device.variant, std::env::var("JOINTWISE_VARIANT")) {
-                (Some(_), _) => Some("--variant"),
-                (None, Ok(_)) => Some("JOINTWISE_VARIANT"),
-                (None, Err(_)) => None,
-            };
-            [print_variants(gpu, asked)?, print_self_test(gpu, args.all_cases)?].concat()
+            let asked = asked.or(std::env::var_os("JOINTWISE_VARIANT").map(|_| "JOINTWISE_VARIANT"));
+            [tell_variants(gpu, asked, say)?, tell_self_test(gpu, all_cases, say)?].concat()
         }
     };
     if let Ok(gpu) = &opened {
-        say!("\n## Tuning\n\n{}", tuning_table(gpu.caps()))?;
+        say(format!("\n## Tuning\n\n{}", tuning_table(gpu.caps())))?;
     }
-    say!("\n## Environment\n\n{}", facts_table(&environment))?;
-    say!("\n## Cache folder\n\n{}", cache_table(&cache_folder()))?;
+    say(format!("\n## Environment\n\n{}", facts_table(&environment)))?;
+    say(format!("\n## Cache folder\n\n{}", cache_table(&cache_folder())))?;
     opened?;
     if wrong.is_empty() { Ok(()) } else { Err(Error::Gpu(format!("self-test failed: {}", wrong.join(", ")))) }
 }
@@ -135,28 +131,28 @@ fn limits_and_features(facts: &DeviceFacts) -> String {
     )
 }
 
-/// Prints the table of variants, and returns the names of those that fail.
-fn print_variants(gpu: &Gpu, asked: Option<&str>) -> Result<Vec<String>> {
+/// Tells the table of variants, and returns the names of those that fail.
+fn tell_variants(gpu: &Gpu, asked: Option<&str>, say: Say) -> Result<Vec<String>> {
     let cached = self_test_cache::cached_failures(gpu.caps());
     let checked = {
         let _progress = ProgressReporter::uncounted("checking the device's kernels");
         pollster::block_on(check_variants(gpu, &WeightFormat::ALL))
     };
-    say!("\n## Kernel variants\n")?;
-    match &cached {
-        None => say!("No start of this program with these choices has cached a check of this device.\n")?,
-        Some(wrong) if wrong.is_empty() => say!("An earlier start cached a check that all variants passed.\n")?,
-        Some(wrong) => say!("An earlier start cached failures, and starts disable: {}.\n", cell(&wrong.join(", ")))?,
-    }
+    let earlier = match &cached {
+        None => "No start of this program with these choices has cached a check of this device.".into(),
+        Some(wrong) if wrong.is_empty() => "An earlier start cached a check that all variants passed.".into(),
+        Some(wrong) => format!("An earlier start cached failures, and starts disable: {}.", cell(&wrong.join(", "))),
+    };
+    say(format!("\n## Kernel variants\n\n{earlier}\n"))?;
     let checks = match checked {
         Ok(checks) => checks,
         Err(error) => {
-            say!("The check failed: {}", cell(&error.to_string()))?;
+            say(format!("The check failed: {}", cell(&error.to_string())))?;
             return Ok(vec!["variants".into()]);
         }
     };
     let rows = variant_rows(gpu.caps().is_cpu, asked, &checks);
-    say!("{}", table(["variant", "state", "why"], rows))?;
+    say(table(["variant", "state", "why"], rows))?;
     Ok(checks.iter().filter(|(_, check)| check.error > 1.0).map(|(variant, _)| variant.name().into()).collect())
 }
 
@@ -186,10 +182,10 @@ fn variant_rows(is_cpu: bool, asked: Option<&str>, checks: &[(Variant, CaseCheck
     std::iter::once(baseline).chain(Variant::ALL.into_iter().map(row)).collect()
 }
 
-/// Runs the self-test and prints a row after each family, so that a device that hangs leaves the rows before. Returns the names of the families that fail.
-fn print_self_test(gpu: &Gpu, all_cases: bool) -> Result<Vec<String>> {
-    say!("\n## Self-test\n\nError and tolerance are relative to the largest magnitude of a tensor.\n")?;
-    say!("{}", table(["kernel family", "cases", "largest error", "tolerance", "of the tolerance", "case"], []))?;
+/// Runs the self-test and tells a row after each family. Returns the names of the families that fail.
+fn tell_self_test(gpu: &Gpu, all_cases: bool, say: Say) -> Result<Vec<String>> {
+    say("\n## Self-test\n\nError and tolerance are relative to the largest magnitude of a tensor.\n".into())?;
+    say(table(["kernel family", "cases", "largest error", "tolerance", "of the tolerance", "case"], []))?;
     let progress = ProgressReporter::items("checking the device's kernels", REGISTRY.len() + 1);
     let mut rng = Rng::new(0, 0);
     let mut wrong = Vec::new();
@@ -199,7 +195,7 @@ fn print_self_test(gpu: &Gpu, all_cases: bool) -> Result<Vec<String>> {
         if !checked.as_ref().is_ok_and(|check| check.error <= 1.0) {
             wrong.push(name.clone());
         }
-        progress.suspend(|| say!("{}", table_row(&self_test_row(name, checked))))?;
+        progress.suspend(|| say(table_row(&self_test_row(name, checked))))?;
         Ok(is_there)
     };
     let mut is_there = true;
