@@ -4,6 +4,7 @@
 // Depthwise convolution. With a shared prefix, the prefix's last tokens have a token d behind them in every branch.
 
 import package::shared::grid::{flat_group};
+import package::shared::sigmoid::{sigmoid};
 import package::shared::value_f32::{Value, WIDTH, value_of};
 
 override WG: u32 = 64u;
@@ -44,10 +45,6 @@ fn conv_sum(t: u32, i: u32) -> Value {
         }
     }
     return sum;
-}
-
-fn sigmoid(v: Value) -> Value {
-    return 1.0 / (1.0 + exp(-clamp(v, Value() - 80.0, Value() + 80.0)));
 }
 
 @compute @workgroup_size(WG)

@@ -5,6 +5,7 @@
 
 import package::shared::grid::{flat_group};
 import package::shared::row_sums::{LANES, ROWS_PER_WORKGROUP, WG, sums_across_row};
+import package::shared::sigmoid::{sigmoid};
 import package::shared::value_f32::{Value, WIDTH, sum_of_value};
 
 struct GatedRmsnormParams {
@@ -20,10 +21,6 @@ struct GatedRmsnormParams {
 @group(0) @binding(3) var<storage, read> w: array<Value>; // (dv)
 @group(0) @binding(4) var<storage, read_write> r_out: array<f32>; // (rows)
 @group(0) @binding(5) var<storage, read_write> y: array<Value>; // (rows, dv)
-
-fn sigmoid(v: Value) -> Value {
-    return 1.0 / (1.0 + exp(-clamp(v, Value() - 80.0, Value() + 80.0)));
-}
 
 @compute @workgroup_size(WG)
 fn gated_rmsnorm_fwd(

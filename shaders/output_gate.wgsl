@@ -4,6 +4,7 @@
 // back into it.
 
 import package::shared::grid::{flat_group};
+import package::shared::sigmoid::{sigmoid};
 import package::shared::value_f32::{Value, WIDTH};
 
 override WG: u32 = 64u;
@@ -37,10 +38,6 @@ fn strided(n: u32, start: u32, stride: u32, head_stride: u32) -> u32 {
 
 fn gate_at(n: u32) -> u32 {
     return strided(n, params.y_start, params.y_stride, params.y_head);
-}
-
-fn sigmoid(v: Value) -> Value {
-    return 1.0 / (1.0 + exp(-clamp(v, Value() - 80.0, Value() + 80.0)));
 }
 
 @compute @workgroup_size(WG)

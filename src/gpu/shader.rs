@@ -16,7 +16,6 @@ macro_rules! shaders {
 
 shaders![
     "activation",
-    "activation_rows",
     "adamw",
     "add",
     "attention",
@@ -58,8 +57,6 @@ shaders![
     "rmsnorm_rows",
     "rope",
     "sample",
-    "shared/activate",
-    "shared/activation_params",
     "shared/column_blocks",
     "shared/column_sum_params",
     "shared/delta_rule",
@@ -91,6 +88,7 @@ shaders![
     "shared/row_sums",
     "shared/row_vec4s",
     "shared/scores",
+    "shared/sigmoid",
     "shared/split_f16",
     "shared/low_rank",
     "shared/low_rank_none",

@@ -2,6 +2,7 @@
 
 use super::row_vec4s::{self, BASELINE, ROWS};
 use super::shapes::ModelShape;
+use super::value::of_width;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Recording, Shader, Slot, Variant, grid_1d};
 use crate::rng::Rng;
@@ -48,43 +49,28 @@ fn params(mlp: &MlpShape) -> ActivationParams {
     }
 }
 
-fn shader(entry: &'static str, activation: Activation) -> Shader {
-    let module = if entry.starts_with("activation_rows") { "activation_rows" } else { "activation" };
-    Shader::new(module, entry).with("WG", 64.0).with("KIND", f64::from(activation as u8))
+fn shader(entry: &'static str, activation: Activation, value_width: usize) -> Shader {
+    let shader = Shader::new("activation", entry).with("WG", 64.0).with("KIND", f64::from(activation as u8));
+    of_width(shader, value_width)
 }
 
-impl MlpShape {
-    /// Returns F·T, the length of y.
-    fn len(&self) -> usize {
-        self.tokens * self.width
-    }
-    /// Returns whether activation_rows.wgsl may be used.
-    fn in_vec4s(&self, rec: &Recording) -> bool {
-        row_vec4s::in_vec4s(rec, &[self.width])
-    }
+fn run(rec: &mut Recording, entry: &'static str, mlp: &MlpShape, slots: &[&Slot], flops: usize) {
+    let (n, value_width) = (mlp.tokens * mlp.width, row_vec4s::value_width(rec, &[mlp.width]));
+    let shader = shader(entry, mlp.activation, value_width);
+    rec.dispatch(&shader, &params(mlp), slots, grid_1d(n / value_width, 64), (flops * n) as u64);
 }
 
 /// Computes y (T, F) from u.
 pub fn activation_fwd(rec: &mut Recording, mlp: &MlpShape, u: &Slot, y: &Slot) {
-    let (entry, invocations) = match mlp.in_vec4s(rec) {
-        true => ("activation_rows_fwd", mlp.len() / 4),
-        false => ("activation_fwd", mlp.len()),
-    };
-    let shader = shader(entry, mlp.activation);
-    rec.dispatch(&shader, &params(mlp), &[u, y], grid_1d(invocations, 64), 8 * mlp.len() as u64);
+    run(rec, "activation_fwd", mlp, &[u, y], 8);
 }
 
 /// Computes d_u from u and d_y (T, F).
 pub fn activation_bwd(rec: &mut Recording, mlp: &MlpShape, u: &Slot, d_y: &Slot, d_u: &Slot) {
-    let (entry, invocations) = match mlp.in_vec4s(rec) {
-        true => ("activation_rows_bwd", mlp.len() / 4),
-        false => ("activation_bwd", mlp.len()),
-    };
-    let shader = shader(entry, mlp.activation);
-    rec.dispatch(&shader, &params(mlp), &[u, d_y, d_u], grid_1d(invocations, 64), 16 * mlp.len() as u64);
+    run(rec, "activation_bwd", mlp, &[u, d_y, d_u], 16);
 }
 
-/// Activation kernels: `activation_fwd`, `activation_bwd`, and their `activation_rows_` variants.
+/// Activation kernels: `activation_fwd`, `activation_bwd`.
 pub struct ActivationKernels;
 
 const KINDS: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
@@ -94,11 +80,13 @@ impl Kernel for ActivationKernels {
         "activation"
     }
     fn modules(&self) -> &'static [&'static str] {
-        &["activation", "activation_rows"]
+        &["activation"]
     }
     fn variants(&self) -> Vec<Shader> {
-        let entries = ["activation_fwd", "activation_bwd", "activation_rows_fwd", "activation_rows_bwd"];
-        KINDS.iter().flat_map(|&kind| entries.map(|entry| shader(entry, kind))).collect()
+        let entries = ["activation_fwd", "activation_bwd"].map(|entry| [1, 4].map(|value_width| (entry, value_width)));
+        let all =
+            KINDS.iter().flat_map(|&kind| entries.iter().flatten().map(move |&(entry, n)| shader(entry, kind, n)));
+        all.collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("ActivationParams", size_of::<ActivationParams>())]

@@ -3,6 +3,7 @@
 
 use super::row_vec4s::{self, BASELINE, ROWS};
 use super::shapes::ModelShape;
+use super::value::of_width;
 use super::{Case, CaseOutputs, Cost, HostTensor, Kernel};
 use crate::gpu::{Caps, Recording, Shader, Slot, Variant, grid_1d};
 use crate::rng::Rng;
@@ -13,18 +14,19 @@ struct AddParams {
     n: u32,
 }
 
-fn shader(entry: &'static str) -> Shader {
-    Shader::new("add", entry).with("WG", 64.0)
+fn shader(value_width: usize) -> Shader {
+    of_width(Shader::new("add", "add").with("WG", 64.0), value_width)
 }
 
 /// Computes y = a + b, elementwise over y's length.
 pub fn add(rec: &mut Recording, a: &Slot, b: &Slot, y: &Slot) {
     let n = y.len();
-    let (entry, invocations) = if row_vec4s::in_vec4s(rec, &[n]) { ("add_rows", n / 4) } else { ("add", n) };
-    rec.dispatch(&shader(entry), &AddParams { n: n as u32 }, &[a, b, y], grid_1d(invocations, 64), n as u64);
+    let value_width = row_vec4s::value_width(rec, &[n]);
+    let grid = grid_1d(n / value_width, 64);
+    rec.dispatch(&shader(value_width), &AddParams { n: n as u32 }, &[a, b, y], grid, n as u64);
 }
 
-/// Addition kernels: `add`, and `add_rows` for GPUs.
+/// Addition kernel: `add`.
 pub struct AddKernels;
 
 impl Kernel for AddKernels {
@@ -35,7 +37,7 @@ impl Kernel for AddKernels {
         &["add"]
     }
     fn variants(&self) -> Vec<Shader> {
-        ["add", "add_rows"].map(shader).into()
+        [1, 4].map(shader).into()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("AddParams", size_of::<AddParams>())]

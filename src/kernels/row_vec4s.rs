@@ -12,6 +12,12 @@ pub(super) fn in_vec4s(rec: &Recording, sizes: &[usize]) -> bool {
     rec.variants().contains(&Variant::Rows) && sizes.iter().all(|size| size.is_multiple_of(4))
 }
 
+/// Returns the elements that an invocation of a kernel over Values ([`super::value`]) loads at once: 4 where these kernels are allowed and sizes
+/// are whole vec4s, else 1.
+pub(super) fn value_width(rec: &Recording, sizes: &[usize]) -> usize {
+    if in_vec4s(rec, sizes) { 4 } else { 1 }
+}
+
 /// Returns the variants of cases to time: those that the device takes.
 pub(super) fn taken(caps: &Caps) -> &'static [Variant] {
     if caps.variants.contains(&Variant::Rows) { ROWS } else { BASELINE }

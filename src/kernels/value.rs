@@ -7,12 +7,14 @@ pub(super) fn width(sizes: &[usize]) -> usize {
     if sizes.iter().all(|size| size.is_multiple_of(4)) { 4 } else { 1 }
 }
 
+/// Makes a shader load Values of `width` elements.
+pub(super) fn of_width(shader: Shader, width: usize) -> Shader {
+    if width == 4 { shader.substitute("shared/value_f32", "shared/value_vec4") } else { shader }
+}
+
 /// Makes a shader load vec4s where all sizes allow it.
 pub(super) fn in_values(shader: Shader, sizes: &[usize]) -> Shader {
-    match width(sizes) {
-        4 => shader.substitute("shared/value_f32", "shared/value_vec4"),
-        _ => shader,
-    }
+    of_width(shader, width(sizes))
 }
 
 /// Invocations per workgroup of kernels that import `shared/row_sums`.
