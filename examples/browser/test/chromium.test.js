@@ -220,8 +220,7 @@ test("the page shows errors of files", { skip }, async () => {
 
 test("measures all kernels", { skip }, async () => {
   await click(page, "bench");
-  // A software driver compiles every kernel for the first time.
-  await until(page, "all kernels", () => !document.getElementById("copy-bench").hidden, undefined, 900);
+  await until(page, "all kernels", () => !document.getElementById("copy-bench").hidden);
   const wrong = await page.evaluate(() => document.querySelectorAll("#bench-table tr.bad").length);
   assert.equal(wrong, 0, "kernels that compute wrongly");
   await shoot("7-card");
