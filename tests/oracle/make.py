@@ -3,9 +3,10 @@
 
 usage: make.py [FAMILY ...]              remake all families, or some
        make.py --sft                     remake the runs of supervised fine-tuning alone, from the families as they are
+       make.py --f16 FAMILY [...]        what a family's gradient loses when products round their operands to float16: error_f16_products
        make.py --verify DIR [...]        run this same code on existing families and compare with their expected values
 Needs torch, transformers, peft, tokenizers, safetensors, numpy (versions in README.md). The families of NEWER are made with transformers 5."""
-import copy, json, os, re, shutil, sys, tempfile, warnings
+import contextlib, copy, json, os, re, shutil, sys, tempfile, warnings
 from collections import Counter
 from pathlib import Path
 
@@ -1104,6 +1105,59 @@ def make_sft():
 
 
 # ---------------------------------------------------------------------------------------------------------------- verify
+class RoundedProduct(torch.autograd.Function):
+    """x W^T whose operands are rounded to float16, in the backward pass, too. A gradient is scaled by a power of two, so that none of it is lost below float16's range."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return RoundedProduct.f16(x) @ RoundedProduct.f16(w).T
+
+    @staticmethod
+    def backward(ctx, d_y):
+        x, w = ctx.saved_tensors
+        largest = d_y.abs().max()
+        scale = 2.0 ** -torch.floor(torch.log2(largest)) if largest > 0 else 1.0
+        d_y = RoundedProduct.f16(d_y * scale) / scale
+        return d_y @ RoundedProduct.f16(w), d_y.flatten(0, -2).T @ RoundedProduct.f16(x).flatten(0, -2)
+
+    @staticmethod
+    def f16(x):
+        return x.to(torch.float16).to(x.dtype)
+
+
+class RoundedLinears(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.linear:
+            x, w, *bias = args
+            y = RoundedProduct.apply(x, w)
+            return y if not bias or bias[0] is None else y + bias[0]
+        return func(*args, **(kwargs or {}))
+
+
+def f16_products(name):
+    """The JPO gradient of a batch in float64, whose linear layers alone round their operands: the error of each tensor, relative L2. A test's bound
+    for `--matmul-precision medium` comes from it."""
+    d = HERE / name
+    js = json.load(open(d / "expected.json"))
+    base, rows = d / "model", [json.loads(l) for l in open(d / "prefs.jsonl")]
+    config, w0 = AutoConfig.from_pretrained(base), read_weights(base)
+    seqs, _ = sequences(Tokenizer.from_file(str(base / "tokenizer.json")), rows, js["bos"], js["eos"], js["pad"] or 0)
+    found = {}
+    for rounded in (False, True):
+        with Precision(torch.float64, strict=not rounded):
+            policy, reference, _ = full_maker(config, w0, add_delta(w0, np_load(d / "delta.safetensors")), torch.float64)()
+            with RoundedLinears() if rounded else contextlib.nullcontext():
+                with torch.no_grad(), reference() as m:
+                    ref = score(token_logps(m, seqs), seqs["labels_joint"])
+                loss = pair_loss(policy, ref, seqs, BATCH, "joint").mean()
+                found[rounded] = {k: g.numpy() for k, g in gradient(trainable(policy), loss).items()}
+    js["error_f16_products"] = {f"grad_jpo/{k}": error(found[True][k], g)["rel_l2"] for k, g in found[False].items()}
+    dump(d / "expected.json", js)
+    worst = sorted(js["error_f16_products"].items(), key=lambda e: -e[1])[:3]
+    print(f"{name}: operands in float16 move the gradient by up to " + ", ".join(f"{v:.1e} ({k})" for k, v in worst))
+
+
 def verify(d):
     """The same code on fixtures that someone else made: every tensor and every scalar must come out."""
     d = Path(d).resolve()
@@ -1151,6 +1205,10 @@ def main():
     if args[:1] == ["--verify"]:
         for d in args[1:]:
             verify(d)
+        return
+    if args[:1] == ["--f16"]:
+        for name in args[1:]:
+            f16_products(name)
         return
     if args[:1] == ["--sft"]:
         return make_sft()
