@@ -10,18 +10,18 @@ import package::shared::value_f32::{Value, WIDTH, value_of};
 override WG: u32 = 64u;
 override K: u32 = 4u; // taps per channel, at least 2
 
-const NONE = 0xffffffffu;
+const TOKENS = 8u; // tokens per invocation
 
 struct CausalConvParams {
-    n: u32, // invocations
+    n: u32, // causal_conv_step, causal_conv_window: invocations
     t: u32,
     channels: u32,
     block: u32, // causal_conv_bwd_w: tokens per partial sum
 }
 
 @group(0) @binding(0) var<uniform> params: CausalConvParams;
-// Per token, the tokens 1 to K−1 before it, or NONE. Then per token and one more, where its list begins in this table. Then the lists: (token,
-// distance) of the tokens behind it.
+// Per token, the tokens 1 to K−1 before it, or an index of T or more. Then per token and one more, where its list begins in this table. Then
+// the lists: (token, distance) of the tokens behind it.
 @group(0) @binding(1) var<storage, read> table: array<u32>;
 @group(0) @binding(2) var<storage, read> w: array<f32>; // (channels, K)
 @group(0) @binding(3) var<storage, read> x: array<Value>; // (T, channels)
@@ -34,100 +34,119 @@ fn tap(i: u32, j: u32) -> Value {
     return value_of(w[at], w[min(at + K, last)], w[min(at + 2u * K, last)], w[min(at + 3u * K, last)]);
 }
 
+fn load_taps(i: u32, taps: ptr<function, array<Value, K>>) {
+    for (var j = 0u; j < K; j++) {
+        (*taps)[j] = tap(i, j);
+    }
+}
+
 // Returns s of token t, of the i-th Value of its channels.
-fn conv_sum(t: u32, i: u32) -> Value {
+fn conv_sum(t: u32, i: u32, taps: ptr<function, array<Value, K>>) -> Value {
     let values = params.channels / WIDTH;
-    var sum = tap(i, K - 1u) * x[t * values + i];
+    var sum = (*taps)[K - 1u] * x[t * values + i];
     for (var d = 1u; d < K; d++) {
         let before = table[t * (K - 1u) + d - 1u];
         if before < params.t {
-            sum += tap(i, K - 1u - d) * x[before * values + i];
+            sum += (*taps)[K - 1u - d] * x[before * values + i];
         }
     }
     return sum;
 }
 
+// One invocation per Value of channels and TOKENS tokens, for which it keeps the taps. Workgroups: along x channels, along y tokens.
 @compute @workgroup_size(WG)
-fn causal_conv_fwd(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) n_groups: vec3<u32>,
-    @builtin(local_invocation_id) local: vec3<u32>,
-) {
-    let n = flat_group(group, n_groups) * WG + local.x;
-    if n >= params.n {
+fn causal_conv_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let i = group.x * WG + local.x;
+    let values = params.channels / WIDTH;
+    if i >= values {
         return;
     }
-    let values = params.channels / WIDTH;
-    let s = conv_sum(n / values, n % values);
-    y[n] = s * sigmoid(s);
+    var taps: array<Value, K>;
+    load_taps(i, &taps);
+    let end = min((group.y + 1u) * TOKENS, params.t);
+    for (var t = group.y * TOKENS; t < end; t++) {
+        let s = conv_sum(t, i, &taps);
+        y[t * values + i] = s * sigmoid(s);
+    }
 }
 
 @group(0) @binding(4) var<storage, read_write> d_s: array<Value>; // (T, channels): d_y, then d_s
 
+// Workgroups are those of causal_conv_fwd.
 @compute @workgroup_size(WG)
-fn causal_conv_bwd_s(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) n_groups: vec3<u32>,
-    @builtin(local_invocation_id) local: vec3<u32>,
-) {
-    let n = flat_group(group, n_groups) * WG + local.x;
-    if n >= params.n {
+fn causal_conv_bwd_s(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let i = group.x * WG + local.x;
+    let values = params.channels / WIDTH;
+    if i >= values {
         return;
     }
-    let values = params.channels / WIDTH;
-    let s = conv_sum(n / values, n % values);
-    let gate = sigmoid(s);
-    d_s[n] *= gate * (1.0 + s * (1.0 - gate));
+    var taps: array<Value, K>;
+    load_taps(i, &taps);
+    let end = min((group.y + 1u) * TOKENS, params.t);
+    for (var t = group.y * TOKENS; t < end; t++) {
+        let s = conv_sum(t, i, &taps);
+        let gate = sigmoid(s);
+        d_s[t * values + i] *= gate * (1.0 + s * (1.0 - gate));
+    }
 }
 
 @group(0) @binding(3) var<storage, read> d_s_saved: array<Value>;
 @group(0) @binding(4) var<storage, read_write> d_x: array<Value>; // (T, channels)
 
+// Workgroups are those of causal_conv_fwd.
 @compute @workgroup_size(WG)
-fn causal_conv_bwd_x(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) n_groups: vec3<u32>,
-    @builtin(local_invocation_id) local: vec3<u32>,
-) {
-    let n = flat_group(group, n_groups) * WG + local.x;
-    if n >= params.n {
+fn causal_conv_bwd_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let i = group.x * WG + local.x;
+    let values = params.channels / WIDTH;
+    if i >= values {
         return;
     }
-    let values = params.channels / WIDTH;
-    let i = n % values;
-    let starts = params.t * (K - 1u) + n / values;
-    var sum = tap(i, K - 1u) * d_s_saved[n];
-    let end = min(table[starts + 1u], arrayLength(&table) - 1u); // never beyond the end, even where the upload was lost
-    for (var at = table[starts]; at < end; at += 2u) {
-        sum += tap(i, K - 1u - min(table[at + 1u], K - 1u)) * d_s_saved[min(table[at], params.t - 1u) * values + i];
+    var taps: array<Value, K>;
+    load_taps(i, &taps);
+    let end = min((group.y + 1u) * TOKENS, params.t);
+    for (var t = group.y * TOKENS; t < end; t++) {
+        let starts = params.t * (K - 1u) + t;
+        var sum = taps[K - 1u] * d_s_saved[t * values + i];
+        let stop = min(table[starts + 1u], arrayLength(&table) - 1u); // never beyond the end, even where the upload was lost
+        for (var at = table[starts]; at < stop; at += 2u) {
+            let behind = d_s_saved[min(table[at], params.t - 1u) * values + i];
+            // An array that is indexed by constants alone stays in registers.
+            for (var d = 1u; d < K; d++) {
+                if table[at + 1u] == d {
+                    sum += taps[K - 1u - d] * behind;
+                }
+            }
+        }
+        d_x[t * values + i] = sum;
     }
-    d_x[n] = sum;
 }
 
 @group(0) @binding(2) var<storage, read> x_scalars: array<f32>;
 @group(0) @binding(3) var<storage, read> d_s_scalars: array<f32>;
 @group(0) @binding(4) var<storage, read_write> d_w_partial: array<f32>; // (blocks, channels, K): column_sum adds them up
 
-// One invocation per channel and tap; workgroups along x are channels, along y blocks of tokens, along z taps.
+// One invocation per channel; workgroups along y are blocks of tokens.
 @compute @workgroup_size(WG)
 fn causal_conv_bwd_w(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let c = group.x * WG + local.x;
     if c >= params.channels {
         return;
     }
-    let d = K - 1u - group.z;
-    var sum = 0.0;
+    var sums: array<f32, K>;
     let end = min((group.y + 1u) * params.block, params.t);
     for (var t = group.y * params.block; t < end; t++) {
-        var before = t;
-        if d > 0u {
-            before = table[t * (K - 1u) + d - 1u];
-        }
-        if before < params.t {
-            sum += d_s_scalars[t * params.channels + c] * x_scalars[before * params.channels + c];
+        let d_s = d_s_scalars[t * params.channels + c];
+        sums[K - 1u] += d_s * x_scalars[t * params.channels + c];
+        for (var d = 1u; d < K; d++) {
+            let before = table[t * (K - 1u) + d - 1u];
+            if before < params.t {
+                sums[K - 1u - d] += d_s * x_scalars[before * params.channels + c];
+            }
         }
     }
-    d_w_partial[(group.y * params.channels + c) * K + group.z] = sum;
+    for (var j = 0u; j < K; j++) {
+        d_w_partial[(group.y * params.channels + c) * K + j] = sums[j];
+    }
 }
 
 @group(0) @binding(1) var<storage, read> rows: array<u32>; // (sequences), rows of the cache

@@ -11,7 +11,9 @@
 // Exponents are never positive, because g is not. These kernels run over all chunks at once; delta_rule_scan.wgsl goes from chunk to chunk.
 // No atomics: every sum has one owner.
 
-import package::shared::delta_rule::{C, DK, DK4, DV4, NONE, R, RV, WG, X, Y, beta, chunk_at, decay_at, decay_between, decay_from_start, dk_vec4s, dv_vec4s, head_vec4, k_vec4, key_head, lane_x, lane_y, log_decay, q_vec4, square_vec4, state_vec4, v_vec4};
+import package::shared::delta_rule::{C, DK, DK4, DV4, NONE, R, RV, WG, X, Y, beta, chunk_at, decay_at, decay_between};
+import package::shared::delta_rule::{decay_from_start, dk_vec4s, dv_vec4s, head_vec4, k_vec4, key_head, lane_x};
+import package::shared::delta_rule::{lane_y, log_decay, q_vec4, square_vec4, state_vec4, v_vec4};
 
 @group(0) @binding(2) var<storage, read> gates: array<f32>;            // (T, 2·Hv): β, g
 @group(0) @binding(3) var<storage, read_write> decay_out: array<f32>;  // (T, 3·Hv): see `decay_at`

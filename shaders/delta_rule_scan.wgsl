@@ -1,7 +1,9 @@
 // The parts of delta_rule.wgsl that go from chunk to chunk. A workgroup owns a chain (the chunks of a segment), a value head, and 4·X
 // columns of values. It writes only these columns, so workgroups do not depend on each other.
 
-import package::shared::delta_rule::{C, DK, DK4, DV4, NONE, R, RV, WG, X, Y, beta, chain_at, chunk_at, decay_between, decay_from_start, dk_vec4s, head_vec4, k_vec4, key_head, lane_x, lane_y, log_decay, q_vec4, square_vec4, state_vec4, v_vec4};
+import package::shared::delta_rule::{C, DK, DK4, DV4, NONE, R, RV, WG, X, Y, beta, chain_at, chunk_at, decay_between};
+import package::shared::delta_rule::{decay_from_start, dk_vec4s, head_vec4, k_vec4, key_head, lane_x, lane_y};
+import package::shared::delta_rule::{log_decay, q_vec4, square_vec4, state_vec4, v_vec4};
 
 const DV_TILES = (DV4 + X - 1u) / X;
 

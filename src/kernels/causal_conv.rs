@@ -8,8 +8,10 @@ use super::{Case, CaseOutputs, Cost, HostTensor, Kernel, column_sum};
 use crate::gpu::{Caps, Gpu, Recording, Shader, Slot, grid_1d};
 use crate::rng::Rng;
 
-/// Word of a token that does not exist: the shader's NONE.
+/// Word of a token that does not exist; the shader tests whether an index is below T.
 const NONE: u32 = u32::MAX;
+/// Tokens per invocation: the shader's TOKENS.
+const TOKENS: usize = 8;
 /// Tokens per partial sum of d_w.
 const BLOCK: usize = BLOCK_ROWS;
 
@@ -73,19 +75,30 @@ fn run(rec: &mut Recording, entry: &'static str, rows: usize, t: usize, channels
     rec.dispatch(&shader(entry, channels, taps), &params, slots, grid_1d(n, 64), flops);
 }
 
+/// Runs an entry over the tokens of a table.
+fn run_tokens(rec: &mut Recording, entry: &'static str, table: &ConvTable, channels: usize, slots: [&Slot; 3]) {
+    let params = CausalConvParams { n: 0, t: table.t as u32, channels: channels as u32, block: 0 };
+    let values = channels / super::value::width(&[channels]);
+    let grid = [values.div_ceil(64) as u32, table.t.div_ceil(TOKENS) as u32, 1];
+    let flops = (2 * table.taps * table.t * channels) as u64;
+    let [first, second, third] = slots;
+    let slots = [&table.table, first, second, third];
+    rec.dispatch(&shader(entry, channels, table.taps), &params, &slots, grid, flops);
+}
+
 /// Computes y (T, channels) from w (channels, K), the checkpoint's `conv1d.weight`, and x (T, channels).
 pub fn causal_conv_fwd(rec: &mut Recording, table: &ConvTable, channels: usize, w: &Slot, x: &Slot, y: &Slot) {
-    run(rec, "causal_conv_fwd", table.t, table.t, channels, table.taps, &[&table.table, w, x, y]);
+    run_tokens(rec, "causal_conv_fwd", table, channels, [w, x, y]);
 }
 
 /// Turns d_y (T, channels) into the gradient of the sums that SiLU is applied to, in place. The gradients of x and w read it.
 pub fn causal_conv_bwd_s(rec: &mut Recording, table: &ConvTable, channels: usize, w: &Slot, x: &Slot, d_y: &Slot) {
-    run(rec, "causal_conv_bwd_s", table.t, table.t, channels, table.taps, &[&table.table, w, x, d_y]);
+    run_tokens(rec, "causal_conv_bwd_s", table, channels, [w, x, d_y]);
 }
 
 /// Computes d_x (T, channels) from d_s, which [`causal_conv_bwd_s`] made; all of d_x is written.
 pub fn causal_conv_bwd_x(rec: &mut Recording, table: &ConvTable, channels: usize, w: &Slot, d_s: &Slot, d_x: &Slot) {
-    run(rec, "causal_conv_bwd_x", table.t, table.t, channels, table.taps, &[&table.table, w, d_s, d_x]);
+    run_tokens(rec, "causal_conv_bwd_x", table, channels, [w, d_s, d_x]);
 }
 
 /// Computes d_w (channels, K) += its gradient, from x and d_s, which [`causal_conv_bwd_s`] made.
@@ -93,7 +106,7 @@ pub fn causal_conv_bwd_w(rec: &mut Recording, table: &ConvTable, channels: usize
     let (blocks, width) = (table.t.div_ceil(BLOCK), channels * table.taps);
     let partial = rec.gpu().alloc_activation(blocks * width);
     let params = CausalConvParams { n: 0, t: table.t as u32, channels: channels as u32, block: BLOCK as u32 };
-    let grid = [channels.div_ceil(64) as u32, blocks as u32, table.taps as u32];
+    let grid = [channels.div_ceil(64) as u32, blocks as u32, 1];
     let flops = (2 * table.t * width) as u64;
     rec.dispatch(&shader("causal_conv_bwd_w", 1, table.taps), &params, &[&table.table, x, d_s, &partial], grid, flops);
     column_sum::column_sum(rec, &partial, blocks, width, 0, width, d_w);
@@ -159,7 +172,7 @@ impl Kernel for CausalConvKernels {
     fn cases(&self) -> Vec<Box<dyn Case>> {
         let alone = |start, len| Segment { start, len, prefix: None };
         let branch = |start, len| Segment { start, len, prefix: Some(0) };
-        // Sequences and branches shorter than the taps, and both sides of a block of tokens.
+        // Sequences and branches shorter than the taps, and both sides of an invocation's tokens and of a block of tokens.
         let shared = vec![alone(0, 5), branch(5, 1), branch(6, 2), branch(8, 7), alone(15, 2), alone(17, 66)];
         let short = vec![alone(0, 1), branch(1, 2), branch(3, 63)];
         let cases = [

@@ -109,6 +109,8 @@ const WIDE: Lanes = Lanes { x: 16, y: 16, rows: 4 };
 const SCAN: Lanes = Lanes { x: 4, y: 16, rows: 4 };
 /// Division of a CPU's workgroups, which are as wide as a vector.
 const CPU: Lanes = Lanes { x: 8, y: 1, rows: 8 };
+/// Division of a CPU's workgroups that go from chunk to chunk: more rows share a load of a state's or a token's columns.
+const CPU_SCAN: Lanes = Lanes { x: 8, y: 1, rows: 16 };
 
 impl Lanes {
     fn shader(self, module: &'static str, entry: &'static str, heads: &DeltaHeads) -> Shader {
@@ -148,7 +150,7 @@ struct Launch<'a, 'g> {
 impl<'a, 'g> Launch<'a, 'g> {
     fn new(rec: &'a mut Recording<'g>, heads: &DeltaHeads, chunks: &'a DeltaChunks) -> Self {
         let is_cpu = rec.variants().contains(&Variant::Cpu);
-        let (wide, scan) = if is_cpu { (CPU, CPU) } else { (WIDE, SCAN) };
+        let (wide, scan) = if is_cpu { (CPU, CPU_SCAN) } else { (WIDE, SCAN) };
         Self { rec, heads: heads.padded(), chunks, wide, scan }
     }
 
@@ -402,7 +404,7 @@ impl Kernel for DeltaRuleKernels {
             all.chain(scans.map(|entry| scan.shader("delta_rule_scan", entry, &heads)))
         };
         let steps = ["delta_rule_step", "delta_rule_resize"].map(|entry| step_shader(entry, &heads));
-        of_lanes(WIDE, SCAN).chain(of_lanes(CPU, CPU)).chain(steps).collect()
+        of_lanes(WIDE, SCAN).chain(of_lanes(CPU, CPU_SCAN)).chain(steps).collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![

@@ -79,7 +79,7 @@ impl Kernel for L2normKernels {
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
         // Both sides of Values per invocation, of invocations per row, and of rows per workgroup.
-        let cases = [(heads(1, 1, 1), 1), (heads(2, 6, 8), 9), (heads(1, 4, 4), 65), (heads(3, 60, 5), 7)];
+        let cases = [(heads(1, 3, 1), 3), (heads(2, 6, 8), 9), (heads(1, 4, 4), 65), (heads(3, 60, 5), 7)];
         let more = [(heads(2, 128, 64), 5), (heads(1, 256, 8), 3)];
         cases.into_iter().chain(more).map(|(heads, t)| Box::new(L2normCase { heads, t }) as Box<dyn Case>).collect()
     }
