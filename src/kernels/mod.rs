@@ -40,7 +40,7 @@ mod value;
 pub use case::{Case, CaseOutputs, Cost, HostTensor, tolerance};
 
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Gpu, MatmulPrecision, Shader, Slot, Variant};
+use crate::gpu::{Caps, Gpu, MatmulPrecision, Recording, Shader, Slot, Variant};
 use crate::rng::Rng;
 use shapes::ModelShape;
 use storage::WeightFormat;
@@ -113,7 +113,9 @@ struct LaunchedCase<'c> {
 }
 
 impl<'c> LaunchedCase<'c> {
-    fn new(gpu: &Gpu, case: &'c dyn Case, rng: &mut Rng) -> Self {
+    /// Appends the case's kernels to a recording.
+    fn new(rec: &mut Recording<'_>, case: &'c dyn Case, rng: &mut Rng) -> Self {
+        let gpu = rec.gpu();
         let inputs = case.inputs(rng);
         let x: Vec<Vec<f64>> = inputs.iter().map(HostTensor::to_f64).collect();
         let y = case.forward(&x);
@@ -121,9 +123,7 @@ impl<'c> LaunchedCase<'c> {
             y.iter().take(case.differentiable()).map(|y| HostTensor::normal(rng, y.len())).collect();
         let d_x = case.backward(&x, &d_y.iter().map(HostTensor::to_f64).collect::<Vec<_>>());
         let upload = |hosts: &[HostTensor]| hosts.iter().map(|h| h.upload(gpu)).collect::<Vec<_>>();
-        let mut rec = gpu.record();
-        let out = case.launch(&mut rec, &upload(&inputs), &upload(&d_y));
-        rec.submit();
+        let out = case.launch(rec, &upload(&inputs), &upload(&d_y));
         Self { case, out, y, d_x }
     }
 
@@ -159,12 +159,15 @@ pub async fn verify(gpu: &Gpu, case: &dyn Case, rng: &mut Rng) -> Result<f64> {
     Ok(errors(gpu, &[case], rng).await?[0])
 }
 
-/// Runs cases like [`verify`] and returns their errors. It waits for the device once, because a wait may take a browser 100 ms.
+/// Runs cases like [`verify`] and returns their errors. It submits once, so that all their kernels are compiled in parallel, and waits for the
+/// device once, because a wait may take a browser 100 ms.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
 async fn errors(gpu: &Gpu, cases: &[&dyn Case], rng: &mut Rng) -> Result<Vec<f64>> {
-    let launched: Vec<LaunchedCase<'_>> = cases.iter().map(|case| LaunchedCase::new(gpu, *case, rng)).collect();
+    let mut rec = gpu.record();
+    let launched: Vec<LaunchedCase<'_>> = cases.iter().map(|case| LaunchedCase::new(&mut rec, *case, rng)).collect();
+    rec.submit();
     let slots: Vec<&Slot> = launched.iter().flat_map(|case| case.compared().map(|(slot, ..)| slot)).collect();
     let words = gpu.read::<u32>(&slots).await?;
     let mut words = words.as_slice();
@@ -193,25 +196,40 @@ pub struct CaseCheck {
     pub tolerance: f64,
 }
 
+impl CaseCheck {
+    /// Returns the largest of the errors of cases.
+    fn worst<'c>(checked: impl Iterator<Item = (&'c dyn Case, f64)>) -> Self {
+        let mut worst = Self { n_cases: 0, case: String::new(), error: 0.0, tolerance: 0.0 };
+        for (case, error) in checked {
+            worst.n_cases += 1;
+            if worst.n_cases == 1 || error > worst.error {
+                (worst.case, worst.error, worst.tolerance) = (case.label(), error, case.tolerance());
+            }
+        }
+        worst
+    }
+}
+
 /// Number of cases whose tensors [`check_cases`] holds at once.
 const CASES_AT_ONCE: usize = 32;
+
+/// Returns the errors of any number of cases. It waits for the device once in 32 cases.
+async fn errors_in_groups(gpu: &Gpu, cases: &[&dyn Case], rng: &mut Rng) -> Result<Vec<f64>> {
+    let mut all = Vec::with_capacity(cases.len());
+    for group in cases.chunks(CASES_AT_ONCE) {
+        all.extend(errors(gpu, group, rng).await?);
+    }
+    Ok(all)
+}
 
 /// Runs cases like [`verify`] and returns the largest error. It waits for the device once in 32 cases.
 ///
 /// # Errors
 /// [`crate::Error::Gpu`].
 pub async fn check_cases(gpu: &Gpu, cases: &[Box<dyn Case>], rng: &mut Rng) -> Result<CaseCheck> {
-    let mut worst = CaseCheck { n_cases: 0, case: String::new(), error: 0.0, tolerance: 0.0 };
-    for group in cases.chunks(CASES_AT_ONCE) {
-        let group: Vec<&dyn Case> = group.iter().map(AsRef::as_ref).collect();
-        for (case, error) in group.iter().zip(errors(gpu, &group, rng).await?) {
-            worst.n_cases += 1;
-            if worst.n_cases == 1 || error > worst.error {
-                (worst.case, worst.error, worst.tolerance) = (case.label(), error, case.tolerance());
-            }
-        }
-    }
-    Ok(worst)
+    let cases: Vec<&dyn Case> = cases.iter().map(AsRef::as_ref).collect();
+    let errors = errors_in_groups(gpu, &cases, rng).await?;
+    Ok(CaseCheck::worst(cases.into_iter().zip(errors)))
 }
 
 /// Returns the first four cases of a family, which every device supports.
@@ -244,15 +262,14 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
 /// # Errors
 /// [`crate::Error::Gpu`].
 pub async fn check_variants(gpu: &Gpu, formats: &[WeightFormat]) -> Result<Vec<(Variant, CaseCheck)>> {
-    let mut rng = Rng::new(0, 1);
-    let mut checks = Vec::new();
-    for &variant in &gpu.caps().variants {
-        let is_needed = |case: &Box<dyn Case>| case.weight_format().is_none_or(|format| formats.contains(&format));
-        let cases: Vec<_> =
-            REGISTRY.iter().flat_map(|k| k.variant_cases(variant, gpu.caps())).filter(is_needed).collect();
-        checks.push((variant, check_cases(gpu, &cases, &mut rng).await?));
-    }
-    Ok(checks)
+    let is_needed = |case: &Box<dyn Case>| case.weight_format().is_none_or(|format| formats.contains(&format));
+    let of_variant = |variant| REGISTRY.iter().flat_map(move |k| k.variant_cases(variant, gpu.caps())).filter(is_needed);
+    let variants = &gpu.caps().variants;
+    let cases: Vec<Vec<Box<dyn Case>>> = variants.iter().map(|&variant| of_variant(variant).collect()).collect();
+    let all: Vec<&dyn Case> = cases.iter().flatten().map(AsRef::as_ref).collect();
+    let mut errors = errors_in_groups(gpu, &all, &mut Rng::new(0, 1)).await?.into_iter();
+    let mut check = |cases: &[Box<dyn Case>]| CaseCheck::worst(cases.iter().map(AsRef::as_ref).zip(errors.by_ref()));
+    Ok(variants.iter().zip(&cases).map(|(&variant, cases)| (variant, check(cases))).collect())
 }
 
 /// Checks products and attention of the device's precision with each family's first cases; `None` at the highest precision.
