@@ -263,7 +263,8 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
 /// [`crate::Error::Gpu`].
 pub async fn check_variants(gpu: &Gpu, formats: &[WeightFormat]) -> Result<Vec<(Variant, CaseCheck)>> {
     let is_needed = |case: &Box<dyn Case>| case.weight_format().is_none_or(|format| formats.contains(&format));
-    let of_variant = |variant| REGISTRY.iter().flat_map(move |k| k.variant_cases(variant, gpu.caps())).filter(is_needed);
+    let of_variant =
+        |variant| REGISTRY.iter().flat_map(move |k| k.variant_cases(variant, gpu.caps())).filter(is_needed);
     let variants = &gpu.caps().variants;
     let cases: Vec<Vec<Box<dyn Case>>> = variants.iter().map(|&variant| of_variant(variant).collect()).collect();
     let all: Vec<&dyn Case> = cases.iter().flatten().map(AsRef::as_ref).collect();
