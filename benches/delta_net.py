@@ -82,7 +82,7 @@ def measure(program, folder, model, args):
                       "--max-steps", args.steps, "--output-dir", run, "--json"])
     steps = [json.loads(line) for line in open(run / "metrics.jsonl")]
     steps = [s for s in steps if "grad_norm" in s]
-    assert all(s["tokens"] == 2 * args.tokens for s in steps), [s["tokens"] for s in steps]
+    assert all(2 * args.tokens - 64 < s["tokens"] <= 2 * args.tokens for s in steps), "the prompt alone is shared"
     used = json.loads(done.splitlines()[-1])["peak_bytes"]
     return [s["seconds"] for s in steps], steps[0]["tokens"], used / 2**20, plan["peak_bytes"] / 2**20
 
