@@ -159,15 +159,15 @@ impl PreferenceLoss {
         if term.referenced && term.scope != self.objective {
             return wrong("a custom term with a reference needs the run's objective as its scope");
         }
-        if term.needs_reference() && term.tail_weight != self.tail_weight() {
+        if term.referenced && term.tail_weight != self.tail_weight() {
             return wrong("a custom term with a reference needs the run's ld_alpha as its tail_weight");
         }
         if term.is_weighted && !self.wpo {
             return wrong("a custom term with weighted pairs needs wpo");
         }
-        let is_plain_sum = term.link == ScoreKind::Sum && !term.referenced && term.divergence.is_reverse_kl();
-        if term.coupling == ScoreCoupling::SortedMargins && !(is_plain_sum && term.scope == self.objective) {
-            return wrong("a custom term over sorted margins takes the run's scores, as sums without a reference");
+        let is_plain_sum = term.link == ScoreKind::Sum && term.divergence.is_reverse_kl();
+        if term.coupling == ScoreCoupling::SortedMargins && !is_plain_sum {
+            return wrong("a custom term over sorted margins takes scores as sums, without a divergence");
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ impl PreferenceLoss {
     /// Tells whether the losses compare sequences, and none of them looks at a reference.
     fn compares_without_reference(&self) -> bool {
         if !self.custom_terms.is_empty() {
-            return !self.custom_terms.iter().any(Term::needs_reference);
+            return self.custom_terms.iter().all(|term| !term.referenced);
         }
         let mut comparing = self.loss.parts().filter(|(loss, _)| *loss != Loss::Sft).peekable();
         comparing.peek().is_some() && comparing.all(|(loss, _)| loss.is_reference_free())
@@ -421,6 +421,34 @@ mod tests {
         }
         let ipo = PreferenceLoss { loss: LossMix::single(Loss::Ipo), ..PreferenceLoss::default() };
         assert!((total(&ipo, &sums, &known) / 3.0 - 1.0 / (4.0 * 0.01)).abs() < 1e-12);
+    }
+
+    /// Lemma D.1 of the paper, loss by loss: which ones are the same under both objectives where a pair has one instruction.
+    #[test]
+    fn losses_of_margins_are_the_same_for_one_instruction() {
+        let (mut sums, known) = batch(true);
+        for (s, sums) in sums.iter_mut().enumerate() {
+            sums.instruction = [-30.0, -21.0, -12.0][s / 2];
+        }
+        // Reference scores of the instruction, which a pair's sides share, and of the response.
+        let of_instruction = |s: usize| [-29.5, -22.5, -12.25][s / 2];
+        let joint: Vec<f64> = known.reference.iter().enumerate().map(|(s, r)| 0.3 * r + of_instruction(s)).collect();
+        let conditional: Vec<f64> = known.reference.iter().map(|r| 0.3 * r).collect();
+        for loss in Loss::ALL {
+            for p in modified(&PreferenceLoss { loss: LossMix::single(loss), ..PreferenceLoss::default() }) {
+                let [jpo, dpo] =
+                    [(Objective::Jpo, &joint), (Objective::Dpo, &conditional)].map(|(objective, reference)| {
+                        let known = LossInputs { reference: reference.clone(), ..known.clone() };
+                        PreferenceLoss { objective, ..p.clone() }.evaluate(&sums, &known)
+                    });
+                let apart = jpo.iter().zip(&dpo).map(|(a, b)| {
+                    // The instruction's gradients cancel within a pair.
+                    (a.loss - b.loss).abs() + (a.d_sums[1] - b.d_sums[1]).abs() + (a.d_tail - b.d_tail).abs()
+                });
+                let apart: f64 = apart.sum();
+                assert_eq!(apart < 1e-9, p.is_same_for_one_instruction(loss), "{loss:?} {apart:.1e}: {p:?}");
+            }
+        }
     }
 
     #[test]

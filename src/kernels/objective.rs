@@ -197,7 +197,12 @@ pub fn objective_bwd(
         let of = |(s, counts): (usize, &(usize, usize))| {
             let tokens = if term.link == ScoreKind::TokenMean { n_mean } else { n_scored(counts) as f64 };
             let (weight, sign) = if known.desirable[s] { (term.weights[0], 1.0) } else { (term.weights[1], -1.0) };
-            [if term.referenced { known.reference[s] as f32 } else { 0.0 }, tokens as f32, weight as f32, sign]
+            [
+                if term.subtracts_reference() { known.reference[s] as f32 } else { 0.0 },
+                tokens as f32,
+                weight as f32,
+                sign,
+            ]
         };
         let known_words: Vec<[f32; 4]> = spans.counts.iter().enumerate().map(of).collect();
         let of_sequences = gpu.upload(&known_words.concat());
@@ -205,7 +210,7 @@ pub fn objective_bwd(
             ScoreCoupling::Own => ("objective_pairs", None),
             ScoreCoupling::Sorted => ("objective_sorted", Some(gpu.alloc_activation(n / 2))),
             ScoreCoupling::SortedMargins => {
-                let margins: Vec<f32> = known.sorted_reference_margins().iter().map(|&m| m as f32).collect();
+                let margins: Vec<f32> = term.sorted_reference_margins(known).iter().map(|&m| m as f32).collect();
                 ("objective_margins", Some(gpu.upload(&margins)))
             }
             ScoreCoupling::Cross => {

@@ -218,7 +218,7 @@ impl Loss {
             Self::BcoPair => vec![side],
             Self::BcoShift => vec![alone(ReferencePoint::Mean)],
             Self::SppoHard => vec![Term { curve: LossFn::Square, scale: 1.0, offset: 0.5 / p.beta, ..side }],
-            Self::Aot => vec![Term { coupling: ScoreCoupling::SortedMargins, referenced: false, ..smoothed }],
+            Self::Aot => vec![Term { coupling: ScoreCoupling::SortedMargins, ..smoothed }],
             Self::AotUnpaired => vec![Term { coupling: ScoreCoupling::Sorted, ..smoothed }],
             Self::Rpo => vec![Term { coupling: ScoreCoupling::Cross, ..plain }],
             Self::Sft => vec![of_responses],

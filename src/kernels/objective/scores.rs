@@ -91,12 +91,6 @@ impl LossInputs {
         });
         if n > 0.0 { n } else { 1.0 }
     }
-    /// Returns the margins of the pairs' reference scores, ascending: (S/2).
-    pub fn sorted_reference_margins(&self) -> Vec<f64> {
-        let mut margins: Vec<f64> = self.reference.chunks_exact(2).map(|pair| pair[0] - pair[1]).collect();
-        margins.sort_by(f64::total_cmp);
-        margins
-    }
     /// Returns the number of sequences per row.
     pub fn row_len(&self) -> usize {
         1 + usize::from(self.paired)
@@ -122,7 +116,8 @@ pub struct SequenceOutcome {
     pub loss: f64,
     /// ∂Σloss/∂(sum over instruction tokens, sum over response tokens).
     pub d_sums: [f64; 2],
-    /// What is added to the derivative of a response token past the pair's shorter response; 0 without LD-DPO.
+    /// ∂Σloss/∂[`SequenceLogps::response_tail`]: the derivative of a response token past the pair's shorter response, less that of one before;
+    /// 0 without LD-DPO.
     pub d_tail: f64,
     /// Implicit reward: β times the log-ratio to the reference, or SimPO's reward.
     pub reward: f64,

@@ -30,8 +30,8 @@ pub enum ScoreCoupling {
     Own,
     /// Compares the chosen and the rejected sequences of equal rank by x (ties by index), with z as in [`Self::Own`].
     Sorted,
-    /// Sorts the pairs' margins x_c − x_r, and the margins ρ of their references, and compares those of equal rank (ties by index):
-    /// z = scale·(x_c − x_r − ρ) − offset. Scores are sums without a reference.
+    /// Sorts the pairs' margins x_c − x_r, from which no reference is subtracted, and the margins ρ of the reference, and compares those of equal
+    /// rank (ties by index): z = scale·(x_c − x_r − ρ) − offset. ρ is 0 where the term has no reference. Scores are sums.
     SortedMargins,
     /// Averages over all pairs (i, j) of sides: z = scale·ω_ij·(x_c,i − x_r,j) − offset, with ω of [`LossInputs::cross`].
     Cross,
@@ -78,7 +78,7 @@ pub struct Term {
     pub link: ScoreKind,
     /// Objective whose tokens the score sums over.
     pub scope: Objective,
-    /// Whether the reference's score is subtracted.
+    /// Whether the reference's score is subtracted, or its margin.
     pub referenced: bool,
     /// Map from x to z.
     pub coupling: ScoreCoupling,
@@ -145,15 +145,23 @@ impl Term {
         Self { weights: self.weights.map(|w| weight * w), ..self }
     }
 
-    /// Tells whether the term looks at the reference's scores.
-    pub fn needs_reference(&self) -> bool {
-        self.referenced || self.coupling == ScoreCoupling::SortedMargins
+    /// Returns the margins of the pairs' reference scores, ascending, or zeros where the term has no reference: (S/2).
+    pub(crate) fn sorted_reference_margins(&self, known: &LossInputs) -> Vec<f64> {
+        let margin = |pair: &[f64]| if self.referenced { pair[0] - pair[1] } else { 0.0 };
+        let mut margins: Vec<f64> = known.reference.chunks_exact(2).map(margin).collect();
+        margins.sort_by(f64::total_cmp);
+        margins
+    }
+
+    /// Tells whether the reference's score is subtracted from the sequence's. Sorted margins are compared with the reference's margins instead.
+    pub(crate) fn subtracts_reference(&self) -> bool {
+        self.referenced && self.coupling != ScoreCoupling::SortedMargins
     }
 
     /// Computes x of a sequence; `n_mean` is n̄ of [`ScoreKind::TokenMean`].
     fn x(&self, sums: &SequenceLogps, desirable: bool, reference: f64, n_mean: f64) -> LinkedScore {
-        let log_ratio =
-            sums.weighted_score(self.scope, self.tail_weight) - if self.referenced { reference } else { 0.0 };
+        let log_ratio = sums.weighted_score(self.scope, self.tail_weight)
+            - if self.subtracts_reference() { reference } else { 0.0 };
         let (score, score_slope) = self.divergence.at(log_ratio);
         let n = sums.n_scored(self.scope) as f64;
         let (value, slope) = match self.link {
@@ -213,7 +221,7 @@ impl Term {
                 let margin = |p: usize| x[2 * p].value - x[2 * p + 1].value;
                 ranked.sort_by(|&a, &b| margin(a).total_cmp(&margin(b)));
                 let meet = |(p, margin)| ComparedPair { margin, ..alone((2 * p, 2 * p + 1)) };
-                ranked.into_iter().zip(known.sorted_reference_margins()).map(meet).collect()
+                ranked.into_iter().zip(self.sorted_reference_margins(known)).map(meet).collect()
             }
             ScoreCoupling::Cross => {
                 let meet = |(k, &omega)| {
