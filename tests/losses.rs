@@ -156,7 +156,7 @@ impl Demo {
 
     /// Two steps on all six rows, with the loss before each and after both.
     fn train(&self, data: &str, loss: &str, more: &[&str]) -> [f64; 3] {
-        let out = format!("{data}-{loss}-{}", more.len());
+        let out = format!("{data}-{loss}{}", more.concat());
         let mut args = self.args("train", data, loss);
         args.extend(["--max-steps", "2", "--learning-rate", "1e-2", "--no-shuffle", "--output-dir", &out]);
         args.extend(["--eval-data", data, "--lr-scheduler-type", "constant"]);
@@ -199,6 +199,8 @@ fn needed(loss: &str) -> &'static [&'static str] {
         "exo_pair" => &["--label-smoothing", "0.001"],
         // With the default τ, 0.05, the loss has a local minimum where the rejected side leads.
         "discopop" => &["--discopop-tau", "1"],
+        // With the default λ, 50, these few rows pull the chosen sides to and fro.
+        "dpop" => &["--dpop-lambda", "5"],
         _ => &[],
     }
 }
@@ -208,7 +210,7 @@ fn needed(loss: &str) -> &'static [&'static str] {
 fn rewards_of_the_likelihood_alone_are_against_the_reference() {
     let demo = Demo::new();
     demo.train("pairs.jsonl", "sft", &["--beta", "0.25"]);
-    let steps = metrics(&demo.sandbox.path("pairs.jsonl-sft-2"));
+    let steps = metrics(&demo.sandbox.path("pairs.jsonl-sft--beta0.25"));
     for side in ["chosen", "rejected"] {
         let of = |step: usize, kind: &str| steps[step][format!("{kind}/{side}")].as_f64().expect("a number");
         assert_eq!(of(0, "rewards"), 0.0, "{side}");
@@ -413,7 +415,7 @@ fn ld_alpha_weighs_the_longer_response() {
 fn weighted_pairs_start_at_the_reference() {
     let demo = Demo::new();
     for more in [&["--wpo"][..], &["--wpo", "--ld-alpha", "0.5"], &["--ld-alpha", "0.5"]] {
-        let out = more.concat();
+        let out = format!("weighted{}", more.concat());
         let mut args = demo.args("train", "pairs.jsonl", "sigmoid");
         args.extend(["--max-steps", "1", "--no-shuffle", "--output-dir", &out]);
         demo.sandbox.run(&[&args, more].concat()).ok();

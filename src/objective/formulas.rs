@@ -20,7 +20,7 @@ impl Loss {
             Self::Dpop => "−log σ(β(Δ − λ·max(0, −s_c))), λ = --dpop-lambda",
             Self::Simpo => "−log σ(β(log π_c/n_c − log π_r/n_r) − γ), γ = --simpo-gamma",
             Self::Orpo => "−log p̄_c − β·log σ(log odds p̄_c − log odds p̄_r), p̄ = exp(log π/n)",
-            Self::Cpo => "−(1−ε)·log σ(βD) − ε·log σ(−βD) − α·log p̄_c, D = log π_c − log π_r, α = --cpo-alpha",
+            Self::Cpo => "sigmoid of log π_c − log π_r, plus α·(−log p̄_c), α = --cpo-alpha",
             Self::KtoPair => "½(1 − σ(β(s_c − KL_r)) + 1 − σ(β(KL_c − s_r))), KL = max(0, mean s)",
             Self::Kto => "λ_D(1 − σ(β(s − z))) if desirable, else λ_U(1 − σ(β(z − s))), z = max(0, mean s)",
             Self::ApoZeroUnpaired => "λ_D(1 − σ(βs)) if desirable, else λ_U·σ(βs)",
@@ -30,11 +30,9 @@ impl Loss {
             Self::BcoPair => "−log σ(βs_c) − log σ(−βs_r)",
             Self::BcoShift => "−log σ(βs_c − δ) − log σ(δ − βs_r), δ = mean βs",
             Self::SppoHard => "(s_c − 1/(2β))² + (s_r + 1/(2β))²",
-            Self::Aot => {
-                "sigmoid of the k-th largest log π_c − log π_r less the k-th largest of the reference's, for every k"
-            }
-            Self::AotUnpaired => "sigmoid of the k-th largest s_c less the k-th largest s_r, for every k",
-            Self::Rpo => "−mean_j log σ(β·ω_ij(s_c,i − s_r,j)), ω the softmax of prompt similarity, --rpo-tau",
+            Self::Aot => "sigmoid of the k-th largest log π_c − log π_r less the reference's k-th",
+            Self::AotUnpaired => "sigmoid of the k-th largest s_c less the k-th largest s_r",
+            Self::Rpo => "−mean_j log σ(β·ω_ij(s_c,i − s_r,j)), ω by prompt similarity, --rpo-tau",
             Self::Sft => "−log p̄ of the chosen response's tokens",
         }
     }

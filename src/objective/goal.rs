@@ -64,8 +64,9 @@ impl fmt::Display for SftLoss {
     }
 }
 
-/// Training loss.
+/// Training loss. A run has one, so its size does not matter.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one per run")]
 pub enum TrainingLoss {
     /// A preference loss over rows.
     Preference(PreferenceLoss),
