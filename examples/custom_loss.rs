@@ -1,22 +1,19 @@
-//! Trains with a loss that jointwise does not name: APO-zero (arXiv 2408.06266), (1 − σ(βs_c)) + σ(βs_r), where s is the log-ratio of policy and reference
-//! of the chosen and of the rejected side. It raises the chosen side and lowers the rejected one, each by itself.
+//! Trains with a loss that is made of terms, here APO-zero (arXiv 2408.06266): (1 − σ(βs_c)) + σ(βs_r), where s is the log-ratio of policy and reference
+//! of the chosen and of the rejected side. It raises the chosen side and lowers the rejected one, each by itself. `--loss apo_zero` is this loss by its name.
 //!
 //!     cargo run --release --example custom_loss -- examples/preferences.jsonl
 
-use jointwise::objective::{LossFn, Objective, ReferencePoint, ScoreCoupling, ScoreKind, Term};
+use jointwise::objective::{LossFn, Objective, ReferencePoint, ScoreCoupling, Term};
 use jointwise::{Gpu, LoraConfig, Policy, Preferences, Recipe, Result};
 
 /// APO-zero as one term: each sequence is compared with zero, and the curve 1 − σ(z) has z = βs of a chosen side, −βs of a rejected one.
 fn apo_zero(objective: Objective, beta: f64) -> Vec<Term> {
     vec![Term {
-        link: ScoreKind::Sum,
         scope: objective,
-        referenced: true,
         coupling: ScoreCoupling::Sides(ReferencePoint::Zero),
         curve: LossFn::Sigmoid,
         scale: beta,
-        offset: 0.0,
-        weights: [1.0; 2],
+        ..Term::default()
     }]
 }
 
@@ -44,7 +41,13 @@ mod tests {
     #[test]
     fn the_gradient_is_the_slope_of_the_loss() {
         let loss = PreferenceLoss { custom_terms: apo_zero(Objective::Jpo, 0.3), ..PreferenceLoss::default() };
-        let sums = |instruction, response| SequenceLogps { instruction, response, n_instruction: 3, n_response: 5 };
+        let sums = |instruction, response| SequenceLogps {
+            instruction,
+            response,
+            n_instruction: 3,
+            n_response: 5,
+            ..SequenceLogps::default()
+        };
         let scores = [sums(-4.0, -9.0), sums(-5.0, -7.5), sums(-3.0, -2.0), sums(-6.0, -8.0)];
         let known = LossInputs {
             paired: true,

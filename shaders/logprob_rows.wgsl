@@ -2,7 +2,7 @@
 // sum take one pass.
 
 import package::shared::grid::{flat_group};
-import package::shared::logits::{BELOW, LogprobParams, SOFTCAP, capped, capped_vec4, max_across, with_tile};
+import package::shared::logits::{BELOW, LogprobParams, SOFTCAP, SQUARES, capped, capped_vec4, max_across, with_tile};
 import package::shared::reduce::{WG, sum_across};
 
 const FLIGHT = 4u;
@@ -10,7 +10,7 @@ const NOTHING = 2.0 * BELOW; // below any maximum: its exponential is 0
 
 @group(0) @binding(1) var<storage, read> logits: array<vec4<f32>>; // (rows, n)
 @group(0) @binding(2) var<storage, read> targets: array<u32>;      // (rows)
-@group(0) @binding(3) var<storage, read_write> state: array<vec4<f32>>; // (rows): maximum, sum, z[target], -
+@group(0) @binding(3) var<storage, read_write> state: array<vec4<f32>>; // (rows): maximum, sum, z[target], sum of squares
 
 @compute @workgroup_size(WG)
 fn logprob_rows_tile(
@@ -22,7 +22,8 @@ fn logprob_rows_tile(
     let vec4s = params.n / 4u;
     let at = min(row, params.rows - 1u) * vec4s;
     var top = BELOW;
-    var sum = 0.0; // Σ exp(z − top)
+    var sum = 0.0;     // Σ exp(z − top)
+    var squares = 0.0; // Σ exp(z − top)²
     for (var part = 0u; part < vec4s; part += FLIGHT * WG) {
         var z: array<vec4<f32>, FLIGHT>;
         for (var turn = 0u; turn < FLIGHT; turn++) {
@@ -33,15 +34,26 @@ fn logprob_rows_tile(
             z[turn] = select(vec4<f32>(NOTHING), capped_vec4(z[turn]), part + turn * WG + local.x < vec4s);
             raised = max(raised, max(max(z[turn].x, z[turn].y), max(z[turn].z, z[turn].w)));
         }
-        sum *= exp(top - raised);
+        let lowered = exp(top - raised);
+        sum *= lowered;
+        if SQUARES {
+            squares *= lowered * lowered;
+        }
         for (var turn = 0u; turn < FLIGHT; turn++) {
             let terms = exp(z[turn] - raised);
             sum += (terms.x + terms.y) + (terms.z + terms.w);
+            if SQUARES {
+                squares += dot(terms, terms);
+            }
         }
         top = raised;
     }
     let tile_top = max_across(local.x, top);
-    let tile_sum = sum_across(local.x, sum * exp(top - tile_top));
+    let lowered_to_tile = exp(top - tile_top);
+    let tile_sum = sum_across(local.x, sum * lowered_to_tile);
+    if SQUARES {
+        squares = sum_across(local.x, squares * lowered_to_tile * lowered_to_tile);
+    }
     if local.x != 0u || row >= params.rows {
         return;
     }
@@ -49,7 +61,7 @@ fn logprob_rows_tile(
     if params.first > 0u {
         s = state[row];
     }
-    s = with_tile(s, tile_top, tile_sum);
+    s = with_tile(s, tile_top, tile_sum, squares);
     let target_id = targets[row];
     if target_id >= params.first && target_id - params.first < params.n {
         let column = target_id - params.first;

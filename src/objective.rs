@@ -7,19 +7,24 @@
 //!
 //! The losses of a micro-batch's rows are added up; the optimiser divides by the number of rows, once.
 
+mod formulas;
 mod goal;
 mod loss;
 mod mix;
+mod modifier;
 
-pub use goal::TrainingLoss;
+pub use formulas::FORMULA_LEGEND;
+pub use goal::{SftLoss, TrainingLoss};
 pub use loss::Loss;
 pub use mix::LossMix;
+pub use modifier::LossModifier;
 
 pub use crate::kernels::objective::scores::{LossInputs, Objective, SequenceLogps, SequenceOutcome, cross_weights};
-pub use crate::kernels::objective::term::{LossFn, ReferencePoint, ScoreCoupling, ScoreKind, Term};
+pub use crate::kernels::objective::term::{FDivergence, LossFn, ReferencePoint, ScoreCoupling, ScoreKind, Term};
 
 use crate::error::{Error, Result};
 use crate::validate::{not_negative, positive};
+use modifier::check_modifiers;
 
 /// A preference loss with its constants.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -39,12 +44,60 @@ pub struct PreferenceLoss {
     pub simpo_gamma: f64,
     /// τ of [`Loss::Rpo`].
     pub rpo_tau: f64,
-    /// λ_D of [`Loss::Kto`].
+    /// τ of [`Loss::Discopop`].
+    #[serde(default = "discopop_tau", skip_serializing_if = "is_discopop_tau")]
+    pub discopop_tau: f64,
+    /// λ of [`Loss::Dpop`].
+    #[serde(default = "dpop_lambda", skip_serializing_if = "is_dpop_lambda")]
+    pub dpop_lambda: f64,
+    /// α of [`Loss::Cpo`].
+    #[serde(default = "cpo_alpha", skip_serializing_if = "is_cpo_alpha")]
+    pub cpo_alpha: f64,
+    /// λ_D of [`Loss::Kto`] and [`Loss::ApoZeroUnpaired`].
     pub desirable_weight: f64,
-    /// λ_U of [`Loss::Kto`].
+    /// λ_U of [`Loss::Kto`] and [`Loss::ApoZeroUnpaired`].
     pub undesirable_weight: f64,
+    /// α of LD-DPO ([`LossModifier::LdAlpha`]); `None` without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ld_alpha: Option<f64>,
+    /// Whether pairs are weighed as in WPO ([`LossModifier::Wpo`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wpo: bool,
+    /// Divergence from the reference ([`LossModifier::FDivergence`]).
+    #[serde(default, skip_serializing_if = "is_reverse_kl")]
+    pub f_divergence: FDivergence,
     /// The reference scores are taken as zero.
     pub reference_free: bool,
+}
+
+// Settings that came later are written only where they differ from their defaults, so that earlier runs keep their fingerprints.
+const DISCOPOP_TAU: f64 = 0.05;
+const DPOP_LAMBDA: f64 = 50.0;
+const CPO_ALPHA: f64 = 1.0;
+
+fn discopop_tau() -> f64 {
+    DISCOPOP_TAU
+}
+fn dpop_lambda() -> f64 {
+    DPOP_LAMBDA
+}
+fn cpo_alpha() -> f64 {
+    CPO_ALPHA
+}
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_discopop_tau(tau: &f64) -> bool {
+    *tau == DISCOPOP_TAU
+}
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_dpop_lambda(lambda: &f64) -> bool {
+    *lambda == DPOP_LAMBDA
+}
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_cpo_alpha(alpha: &f64) -> bool {
+    *alpha == CPO_ALPHA
+}
+fn is_reverse_kl(divergence: &FDivergence) -> bool {
+    *divergence == FDivergence::ReverseKl
 }
 
 impl Default for PreferenceLoss {
@@ -57,8 +110,14 @@ impl Default for PreferenceLoss {
             label_smoothing: 0.0,
             simpo_gamma: 0.5,
             rpo_tau: 0.5,
+            discopop_tau: DISCOPOP_TAU,
+            dpop_lambda: DPOP_LAMBDA,
+            cpo_alpha: CPO_ALPHA,
             desirable_weight: 1.0,
             undesirable_weight: 1.0,
+            ld_alpha: None,
+            wpo: false,
+            f_divergence: FDivergence::ReverseKl,
             reference_free: false,
         }
     }
@@ -68,21 +127,7 @@ impl PreferenceLoss {
     /// # Errors
     /// [`Error::Flag`] for a value out of range, or one that the losses do not have.
     pub fn validate(&self) -> Result<()> {
-        for term in &self.custom_terms {
-            let numbers = [term.scale, term.offset, term.weights[0], term.weights[1]];
-            if numbers.iter().any(|x| !x.is_finite()) {
-                return Err(Error::flag("loss", "a custom term has a scale, an offset or a weight that is not finite"));
-            }
-            if term.referenced && term.scope != self.objective {
-                return Err(Error::flag(
-                    "loss",
-                    "a custom term with a reference needs the run's objective as its scope",
-                ));
-            }
-            if term.offset != 0.0 && matches!(term.coupling, ScoreCoupling::Sides(_)) {
-                return Err(Error::flag("loss", "a custom term over single sequences has no offset"));
-            }
-        }
+        self.custom_terms.iter().try_for_each(|term| self.validate_term(term))?;
         positive("beta", self.beta)?;
         if !(0.0..0.5).contains(&self.label_smoothing) {
             return Err(Error::flag("label-smoothing", format!("{} is not in 0 .. 0.5", self.label_smoothing)));
@@ -91,10 +136,51 @@ impl PreferenceLoss {
             let those = Loss::SMOOTHED.map(Loss::name).join(", ");
             return Err(Error::flag("label-smoothing", format!("needs --loss {those}, not {}", self.loss)));
         }
+        if self.label_smoothing == 0.0 && self.loss.has(Loss::ExoPair) {
+            return Err(Error::flag("label-smoothing", "exo_pair needs a value above 0, such as 0.001, the paper's"));
+        }
+        check_modifiers(self)?;
         not_negative("simpo-gamma", self.simpo_gamma)?;
         positive("rpo-tau", self.rpo_tau)?;
+        positive("discopop-tau", self.discopop_tau)?;
+        not_negative("dpop-lambda", self.dpop_lambda)?;
+        not_negative("cpo-alpha", self.cpo_alpha)?;
         positive("desirable-weight", self.desirable_weight)?;
         positive("undesirable-weight", self.undesirable_weight)
+    }
+
+    /// Checks a custom term.
+    fn validate_term(&self, term: &Term) -> Result<()> {
+        let wrong = |reason| Err(Error::flag("loss", reason));
+        let numbers = [term.scale, term.offset, term.weights[0], term.weights[1], term.tail_weight, term.penalty];
+        if numbers.iter().any(|x| !x.is_finite()) {
+            return wrong("a custom term has a scale, an offset, a weight or a penalty that is not finite");
+        }
+        if term.referenced && term.scope != self.objective {
+            return wrong("a custom term with a reference needs the run's objective as its scope");
+        }
+        if term.referenced && term.tail_weight != self.tail_weight() {
+            return wrong("a custom term with a reference needs the run's ld_alpha as its tail_weight");
+        }
+        if term.is_weighted && !self.wpo {
+            return wrong("a custom term with weighted pairs needs wpo");
+        }
+        let is_plain_sum = term.link == ScoreKind::Sum && term.divergence.is_reverse_kl();
+        if term.coupling == ScoreCoupling::SortedMargins && !is_plain_sum {
+            return wrong("a custom term over sorted margins takes scores as sums, without a divergence");
+        }
+        Ok(())
+    }
+
+    /// Returns the weight of the response tokens past the length of the pair's shorter response; 1 without LD-DPO.
+    pub fn tail_weight(&self) -> f64 {
+        self.ld_alpha.unwrap_or(1.0)
+    }
+
+    /// Tells whether a loss of the mix is the same under both objectives where a pair's sides have one instruction. A score that is not the
+    /// log-ratio itself mixes the instruction's with the response's.
+    pub fn is_same_for_one_instruction(&self, loss: Loss) -> bool {
+        loss == Loss::Sft || loss.is_same_for_one_instruction() && self.f_divergence.is_reverse_kl()
     }
 
     /// Tells whether the losses or the rewards look at the reference's scores. Beside a likelihood alone, rewards do.
@@ -113,8 +199,10 @@ impl PreferenceLoss {
 
     /// Tells whether the loss is undefined on single texts with a label.
     pub fn needs_pairs(&self) -> bool {
-        let is_single =
-            |term: &Term| matches!(term.coupling, ScoreCoupling::Sides(shift) if shift != ReferencePoint::Opposite);
+        let is_single = |term: &Term| {
+            let is_side = matches!(term.coupling, ScoreCoupling::Sides(shift) if shift != ReferencePoint::Opposite);
+            is_side && !term.is_weighted && term.tail_weight == 1.0
+        };
         match self.custom_terms.is_empty() {
             true => self.loss.needs_pairs(),
             false => !self.custom_terms.iter().all(is_single),
@@ -139,11 +227,12 @@ impl PreferenceLoss {
     }
 
     /// β·(log π − log π_ref); where the losses that compare sequences have no reference, β times the mean log-probability of a scored token (SimPO's
-    /// reward).
+    /// and ORPO's reward), or its sum (CPO's).
     pub fn reward(&self, sums: &SequenceLogps, reference: f64) -> f64 {
-        let score = sums.score(self.objective);
+        let score = sums.weighted_score(self.objective, self.tail_weight());
         if self.compares_without_reference() {
-            return self.beta * score / sums.n_scored(self.objective) as f64;
+            let is_sum = self.custom_terms.is_empty() && self.loss.has(Loss::Cpo);
+            return self.beta * score / if is_sum { 1.0 } else { sums.n_scored(self.objective) as f64 };
         }
         self.beta * (score - if self.reference_free { 0.0 } else { reference })
     }
@@ -171,14 +260,25 @@ mod tests {
                 assert!(p.terms(paired).iter().all(crate::kernels::objective::has_case), "{loss:?}");
             }
         }
-        let other =
-            Term { link: ScoreKind::LogOdds, coupling: ScoreCoupling::Cross, ..TrainingLoss::Sft.terms(true)[0] };
+        let other = Term {
+            link: ScoreKind::LogOdds,
+            coupling: ScoreCoupling::Cross,
+            ..TrainingLoss::Sft(SftLoss::Nll).terms(true)[0]
+        };
         assert!(!crate::kernels::objective::has_case(&other));
     }
 
     /// Three pairs, or six labelled rows.
     fn batch(paired: bool) -> (Vec<SequenceLogps>, LossInputs) {
-        let sums = |instruction, response| SequenceLogps { instruction, response, n_instruction: 7, n_response: 4 };
+        let sums = |instruction, response| SequenceLogps {
+            instruction,
+            response,
+            n_instruction: 7,
+            n_response: 4,
+            response_tail: 0.4 * response,
+            log_weight: 0.03 * response,
+            response_p_logp: 0.0,
+        };
         let reference = vec![-42.5, -38.0, -41.0, -27.0, -20.5, -39.7];
         let mut known = LossInputs { paired, ..LossInputs::pairs(reference) };
         known.cross = cross_weights(&[1.0, 0.3, -0.2, 0.3, 0.9, 0.1, 0.5, 0.5, 1.0], 3, 0.5);
@@ -195,46 +295,112 @@ mod tests {
 
     #[test]
     fn gradients_equal_differences_of_the_summed_loss() {
-        let mix = "sigmoid=0.5,rpo=2,sft=0.3,bco_pair=0.1".parse().unwrap();
+        let mixes = ["sigmoid=0.5,rpo=2,sft=0.3,bco_shift=0.1", "sigmoid_norm=2,apo_down=0.5,sft=0.1"];
+        let mixes = mixes.map(|mix| mix.parse().unwrap());
         for objective in [Objective::Jpo, Objective::Dpo] {
-            for loss in Loss::ALL.map(LossMix::single).into_iter().chain([mix]) {
-                for paired in [true, false].into_iter().filter(|&paired| paired || !loss.needs_pairs()) {
-                    let p = PreferenceLoss { objective, loss, ..PreferenceLoss::default() };
-                    let smoothed = Loss::SMOOTHED.iter().any(|&l| loss.has(l));
-                    let p = PreferenceLoss {
-                        label_smoothing: if smoothed { 0.1 } else { 0.0 },
-                        desirable_weight: 1.3,
-                        ..p
-                    };
-                    p.validate().unwrap();
-                    let (sums, known) = batch(paired);
-                    // What kto and bco compare with is no function of the policy, for their gradients: it is held.
-                    let held = |p: &PreferenceLoss, sums: &[SequenceLogps]| {
-                        let shift_of = |t: &Term| t.shift(&batch(paired).0, &known);
-                        let mut outcomes = vec![SequenceOutcome::default(); sums.len()];
-                        for term in p.terms(paired) {
-                            match term.coupling {
-                                ScoreCoupling::Sides(ReferencePoint::Opposite) => term.add(sums, &known, &mut outcomes),
-                                _ => term.add_from(sums, &known, shift_of(&term), &mut outcomes),
-                            }
-                        }
-                        outcomes.iter().map(|o| o.loss).sum::<f64>()
-                    };
-                    let got = p.evaluate(&sums, &known);
-                    for s in 0..6 {
-                        for part in 0..2 {
-                            let step = 1e-5;
-                            let moved = |by: f64| {
-                                let mut moved = sums.clone();
-                                let sum = if part == 0 { &mut moved[s].instruction } else { &mut moved[s].response };
-                                *sum += by;
-                                held(&p, &moved)
-                            };
-                            let want = (moved(step) - moved(-step)) / (2.0 * step);
-                            let got = got[s].d_sums[part];
-                            assert!((got - want).abs() < 1e-8, "{objective:?} {loss} {s} {part}: {got} {want}");
-                        }
+            for loss in Loss::ALL.map(LossMix::single).into_iter().chain(mixes) {
+                for p in modified(&PreferenceLoss { objective, loss, ..PreferenceLoss::default() }) {
+                    check_gradients(&p);
+                }
+            }
+        }
+    }
+
+    /// Returns a loss with constants of its own, alone and with each modifier that it can have.
+    fn modified(p: &PreferenceLoss) -> Vec<PreferenceLoss> {
+        let label_smoothing = if Loss::SMOOTHED.iter().any(|&l| p.loss.has(l)) { 0.1 } else { 0.0 };
+        let p =
+            PreferenceLoss { label_smoothing, desirable_weight: 1.3, discopop_tau: 0.4, dpop_lambda: 3.0, ..p.clone() };
+        let mut all = vec![
+            p.clone(),
+            PreferenceLoss { ld_alpha: Some(0.25), ..p.clone() },
+            PreferenceLoss { wpo: true, ..p.clone() },
+            PreferenceLoss { wpo: true, ld_alpha: Some(0.0), f_divergence: FDivergence::JensenShannon, ..p.clone() },
+        ];
+        let divergences = [FDivergence::ForwardKl, FDivergence::JensenShannon, FDivergence::Alpha(0.7)];
+        all.extend(divergences.map(|f_divergence| PreferenceLoss { f_divergence, beta: 0.01, ..p.clone() }));
+        all.retain(|p| p.validate().is_ok());
+        all
+    }
+
+    #[test]
+    fn modifiers_are_refused_with_the_reason() {
+        for loss in Loss::ALL {
+            let p = PreferenceLoss { loss: LossMix::single(loss), ..PreferenceLoss::default() };
+            let p = PreferenceLoss { label_smoothing: if loss == Loss::ExoPair { 0.1 } else { 0.0 }, ..p };
+            for modifier in LossModifier::ALL {
+                let p = match modifier {
+                    LossModifier::LdAlpha => PreferenceLoss { ld_alpha: Some(0.5), ..p.clone() },
+                    LossModifier::Wpo => PreferenceLoss { wpo: true, ..p.clone() },
+                    LossModifier::FDivergence => PreferenceLoss { f_divergence: FDivergence::ForwardKl, ..p.clone() },
+                };
+                let nothing = (loss == Loss::Sft).then_some("changes nothing");
+                let said = p.validate().map_err(|error| error.to_string());
+                match modifier.refusal(loss).or(nothing) {
+                    None => assert_eq!(said, Ok(()), "{loss:?} {modifier:?}"),
+                    Some(reason) => {
+                        let said = said.unwrap_err();
+                        assert!(said.contains(reason) && said.contains(modifier.flag()), "{loss:?}: {said}");
                     }
+                }
+            }
+        }
+        let refused = |p: PreferenceLoss, part: &str| {
+            let said = p.validate().unwrap_err().to_string();
+            assert!(said.contains(part), "{said}");
+        };
+        refused(PreferenceLoss { ld_alpha: Some(1.5), ..PreferenceLoss::default() }, "1.5 is not in 0 ..= 1");
+        let diverging = PreferenceLoss { f_divergence: FDivergence::Alpha(0.5), ..PreferenceLoss::default() };
+        refused(PreferenceLoss { reference_free: true, ..diverging }, "--reference-free");
+        let exo = PreferenceLoss { loss: LossMix::single(Loss::ExoPair), ..PreferenceLoss::default() };
+        refused(exo, "exo_pair needs a value above 0");
+    }
+
+    #[test]
+    fn settings_that_came_later_are_not_written_where_they_are_defaults() {
+        let p = PreferenceLoss::default();
+        let text = serde_json::to_string(&p).unwrap();
+        for later in ["ld_alpha", "wpo", "f_divergence", "discopop_tau", "dpop_lambda", "cpo_alpha"] {
+            assert!(!text.contains(later), "{text}");
+        }
+        assert_eq!(serde_json::from_str::<PreferenceLoss>(&text).unwrap(), p);
+        let other = PreferenceLoss { ld_alpha: Some(0.5), wpo: true, f_divergence: FDivergence::Alpha(0.3), ..p };
+        let other = PreferenceLoss { discopop_tau: 1.0, dpop_lambda: 2.0, cpo_alpha: 0.5, ..other };
+        let text = serde_json::to_string(&other).unwrap();
+        assert_eq!(serde_json::from_str::<PreferenceLoss>(&text).unwrap(), other);
+    }
+
+    /// Compares the gradient by every sum with central differences.
+    fn check_gradients(p: &PreferenceLoss) {
+        for paired in [true, false].into_iter().filter(|&paired| paired || !p.needs_pairs()) {
+            let (sums, known) = batch(paired);
+            // What kto and bco_shift compare with is no function of the policy, for their gradients: it is held.
+            let held = |sums: &[SequenceLogps]| {
+                let shift_of = |t: &Term| t.shift(&batch(paired).0, &known);
+                let mut outcomes = vec![SequenceOutcome::default(); sums.len()];
+                for term in p.terms(paired) {
+                    match term.coupling {
+                        ScoreCoupling::Sides(ReferencePoint::Opposite) => term.add(sums, &known, &mut outcomes),
+                        _ => term.add_from(sums, &known, shift_of(&term), &mut outcomes),
+                    }
+                }
+                outcomes.iter().map(|o| o.loss).sum::<f64>()
+            };
+            let outcomes = p.evaluate(&sums, &known);
+            for (s, outcome) in outcomes.iter().enumerate() {
+                let [instruction, response] = outcome.d_sums;
+                for (part, got) in [instruction, response, outcome.d_tail].into_iter().enumerate() {
+                    let step = 1e-5;
+                    let moved = |by: f64| {
+                        let mut moved = sums.clone();
+                        let sums = &mut moved[s];
+                        *[&mut sums.instruction, &mut sums.response, &mut sums.response_tail][part] += by;
+                        held(&moved)
+                    };
+                    let want = (moved(step) - moved(-step)) / (2.0 * step);
+                    // Differences of large losses lose digits.
+                    let allowed = 1e-8 * want.abs().max(1.0) + 1e-11 * held(&sums).abs();
+                    assert!((got - want).abs() < allowed, "{s} {part}: {got} {want}: {p:?}");
                 }
             }
         }
@@ -244,7 +410,7 @@ mod tests {
     fn at_the_reference_the_loss_is_ln_2_and_the_slope_half_beta() {
         let (sums, mut known) = batch(true);
         known.reference = sums.iter().map(|s| s.score(Objective::Jpo)).collect();
-        for loss in [Loss::Sigmoid, Loss::Robust, Loss::AotUnpaired, Loss::Rpo] {
+        for loss in [Loss::Sigmoid, Loss::Robust, Loss::SigmoidNorm, Loss::Dpop, Loss::AotUnpaired, Loss::Rpo] {
             let p = PreferenceLoss { loss: LossMix::single(loss), ..PreferenceLoss::default() };
             let losses = total(&p, &sums, &known);
             assert!((losses / 3.0 - std::f64::consts::LN_2).abs() < 1e-12, "{loss:?}");
@@ -255,6 +421,34 @@ mod tests {
         }
         let ipo = PreferenceLoss { loss: LossMix::single(Loss::Ipo), ..PreferenceLoss::default() };
         assert!((total(&ipo, &sums, &known) / 3.0 - 1.0 / (4.0 * 0.01)).abs() < 1e-12);
+    }
+
+    /// Lemma D.1 of the paper, loss by loss: which ones are the same under both objectives where a pair has one instruction.
+    #[test]
+    fn losses_of_margins_are_the_same_for_one_instruction() {
+        let (mut sums, known) = batch(true);
+        for (s, sums) in sums.iter_mut().enumerate() {
+            sums.instruction = [-30.0, -21.0, -12.0][s / 2];
+        }
+        // Reference scores of the instruction, which a pair's sides share, and of the response.
+        let of_instruction = |s: usize| [-29.5, -22.5, -12.25][s / 2];
+        let joint: Vec<f64> = known.reference.iter().enumerate().map(|(s, r)| 0.3 * r + of_instruction(s)).collect();
+        let conditional: Vec<f64> = known.reference.iter().map(|r| 0.3 * r).collect();
+        for loss in Loss::ALL {
+            for p in modified(&PreferenceLoss { loss: LossMix::single(loss), ..PreferenceLoss::default() }) {
+                let [jpo, dpo] =
+                    [(Objective::Jpo, &joint), (Objective::Dpo, &conditional)].map(|(objective, reference)| {
+                        let known = LossInputs { reference: reference.clone(), ..known.clone() };
+                        PreferenceLoss { objective, ..p.clone() }.evaluate(&sums, &known)
+                    });
+                let apart = jpo.iter().zip(&dpo).map(|(a, b)| {
+                    // The instruction's gradients cancel within a pair.
+                    (a.loss - b.loss).abs() + (a.d_sums[1] - b.d_sums[1]).abs() + (a.d_tail - b.d_tail).abs()
+                });
+                let apart: f64 = apart.sum();
+                assert_eq!(apart < 1e-9, p.is_same_for_one_instruction(loss), "{loss:?} {apart:.1e}: {p:?}");
+            }
+        }
     }
 
     #[test]
@@ -277,7 +471,10 @@ mod tests {
         let bad =
             PreferenceLoss { label_smoothing: 0.1, loss: LossMix::single(Loss::Hinge), ..PreferenceLoss::default() };
         let said = bad.validate().unwrap_err().to_string();
-        assert_eq!(said, "--label-smoothing: needs --loss sigmoid, robust, aot_unpaired, not hinge");
+        assert_eq!(
+            said,
+            "--label-smoothing: needs --loss sigmoid, robust, exo_pair, cpo, aot, aot_unpaired, not hinge"
+        );
         let bad = PreferenceLoss { rpo_tau: 0.0, ..PreferenceLoss::default() };
         assert_eq!(bad.validate().unwrap_err().to_string(), "--rpo-tau: 0 is not above 0");
     }

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use jointwise::cli::reference::reference;
 use jointwise::cli::{command, parse_only};
+use jointwise::objective::Loss;
 
 /// Flags of other programs that the documents name.
 const FLAGS_OF_OTHERS: &[&str] =
@@ -303,6 +304,36 @@ fn links_between_documents_lead_somewhere() {
 #[test]
 fn the_readme_is_short() {
     no_mistakes(&length_mistakes(&read("README.md")));
+}
+
+/// Numbers of rows of tables with an empty cell.
+fn empty_cells(text: &str) -> Vec<usize> {
+    let has_empty = |line: &str| {
+        let cells = line.strip_prefix('|').and_then(|rest| rest.strip_suffix('|'));
+        cells.is_some_and(|cells| cells.split('|').any(|cell| cell.trim().is_empty()))
+    };
+    (1..).zip(text.lines()).filter(|(_, line)| has_empty(line)).map(|(number, _)| number).collect()
+}
+
+#[test]
+fn every_flag_of_trl_has_an_answer() {
+    assert_eq!(empty_cells("| a | b |\n|---|---|\n| c | |\n| | d |"), [3, 4]);
+    let text = read("docs/from-trl.md");
+    assert_eq!(empty_cells(&text), Vec::<usize>::new(), "docs/from-trl.md");
+    for part in ["DPOConfig", "KTOConfig", "CPOConfig", "SFTConfig", "TrainingArguments", "PEFT's LoraConfig"] {
+        assert!(text.contains(&format!("\n### {part}\n")), "{part}");
+    }
+}
+
+#[test]
+fn every_loss_has_its_row_with_its_source() {
+    let text = read("docs/objectives.md");
+    for loss in Loss::ALL {
+        let row = format!("| `{}`", loss.name());
+        let row = text.lines().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("{row}"));
+        let papers = loss.source().split(|c: char| !c.is_ascii_digit() && c != '.').filter(|word| word.len() == 10);
+        papers.for_each(|paper| assert!(row.contains(paper) || loss == Loss::BcoPair, "{paper}: {row}"));
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use jointwise::Result;
 use jointwise::data::batch::{Example, Sequence};
 use jointwise::gpu::{Caps, DeviceChoice, Gpu, MatmulPrecision, Role, Variant};
-use jointwise::kernels::logprob::{HeadShard, LmHead, LogprobSaved, logprob_bwd, logprob_fwd};
+use jointwise::kernels::logprob::{HeadShard, LmHead, LogprobOutputs, LogprobSaved, logprob_bwd, logprob_fwd};
 use jointwise::kernels::moments::Optim;
 use jointwise::kernels::shapes::{MODELS, ModelShape};
 use jointwise::kernels::storage::WeightFormat;
@@ -55,7 +55,8 @@ fn the_head_of_a_large_vocabulary_needs_little_scratch() {
         let (x, targets, logp, lse) = (input(rows * width), input(rows), input(rows), input(rows));
         let (d_logp, d_x) = (input(rows), input(rows * width));
         let mut rec = gpu.record();
-        logprob_fwd(&mut rec, &head, rows, &x, &targets, &logp, &lse);
+        let out = LogprobOutputs { logp: &logp, lse: &lse, log_squares: None };
+        logprob_fwd(&mut rec, &head, rows, &x, &targets, out);
         logprob_bwd(&mut rec, &head, rows, LogprobSaved { x: &x, targets: &targets, lse: &lse }, &d_logp, &d_x);
         let bytes = scratch(&gpu);
         assert!(bytes > 1 << 20 && bytes <= 64 << 20, "is_cpu={is_cpu}: {bytes} bytes");

@@ -3,6 +3,7 @@
 import package::shared::reduce::{WG, partials};
 
 override SOFTCAP: bool = false;
+override SQUARES: bool = false; // also sum squared probabilities
 
 struct LogprobParams {
     rows: u32,
@@ -29,10 +30,17 @@ fn capped_vec4(l: vec4<f32>) -> vec4<f32> {
     return l;
 }
 
-// Adds a tile's maximum and sum to a row's state: maximum, sum of exp(z − maximum), and the rest unchanged.
-fn with_tile(state: vec4<f32>, tile_top: f32, tile_sum: f32) -> vec4<f32> {
+// Adds a tile's maximum, sum and sum of squares to a row's state: maximum, sum of exp(z − maximum), z[target] unchanged, sum of
+// exp(z − maximum)² with SQUARES.
+fn with_tile(state: vec4<f32>, tile_top: f32, tile_sum: f32, tile_squares: f32) -> vec4<f32> {
     let top = max(state.x, tile_top);
-    return vec4<f32>(top, state.y * exp(state.x - top) + tile_sum * exp(tile_top - top), state.zw);
+    let before = exp(state.x - top);
+    let now = exp(tile_top - top);
+    var added = vec4<f32>(top, state.y * before + tile_sum * now, state.zw);
+    if SQUARES {
+        added.w = state.w * before * before + tile_squares * now * now;
+    }
+    return added;
 }
 
 // Returns the largest of a workgroup's values.

@@ -8,7 +8,7 @@ use crate::objective::{Loss, PreferenceLoss};
 /// Returns a note that JPO, the default, is not DPO under these losses, where every row has one instruction and `--objective` was left out.
 pub fn objective_note(args: &ObjectiveArgs, preference: Option<&PreferenceLoss>, data: &Dataset) -> Option<String> {
     let preference = preference.filter(|_| args.objective.is_none())?;
-    let differing = |(loss, _): (Loss, f64)| (!loss.is_same_for_one_instruction()).then(|| loss.name());
+    let differing = |(loss, _): (Loss, f64)| (!preference.is_same_for_one_instruction(loss)).then(|| loss.name());
     let losses: Vec<&str> = preference.loss.parts().filter_map(differing).collect();
     if losses.is_empty() || !data.examples.iter().all(has_one_instruction) {
         return None;

@@ -54,6 +54,7 @@ fn tell_objective(args: &ObjectiveArgs, p: &PreferenceLoss, data: &Dataset) {
 pub fn score(args: &ScoreArgs) -> Result<()> {
     let out = JsonlWriter::new(args.out.as_deref(), &args.data.data)?;
     let p = args.objective.preference()?;
+    args.objective.sft_loss(false)?;
     let policy = open_policy(&args.model, &args.data)?;
     let options = args.data.options(DatasetType::Any)?;
     let preferences = Preferences::read_with(&args.data.data, &policy, &options)?;
@@ -158,17 +159,20 @@ fn score_single(
 pub fn grad(args: &GradArgs) -> Result<()> {
     let out = check_place("out", &args.out, &args.data.data)?;
     args.data.check_last_turn_only(args.sft)?;
-    let p = args.objective.preference()?;
+    let goal = args.objective.goal(args.sft)?;
     let policy = open_policy(&args.model, &args.data)?;
     if policy.is_full() {
         policy.model().refuse_quantised("grad without --adapter")?;
     }
-    let preference = Some(&p).filter(|_| !args.sft);
+    let preference = match &goal {
+        TrainingLoss::Preference(p) => Some(p),
+        TrainingLoss::Sft(_) => None,
+    };
     let options = args.data.options(DatasetType::for_loss(preference))?;
     let data = Preferences::read_with(&args.data.data, &policy, &options)?;
     preference.iter().for_each(|p| tell_objective(&args.objective, p, data.dataset()));
     let gpu = Gpu::open_with(&args.model.device_options()?)?;
-    let found = policy.loss_gradients(&gpu, &data, preference, &args.objective.reference())?;
+    let found = policy.loss_gradients(&gpu, &data, goal, &args.objective.reference())?;
     let planned: Vec<TensorToWrite> = found
         .tensors
         .iter()

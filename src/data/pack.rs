@@ -25,6 +25,8 @@ impl PackedBatch {
                     batch.push_alone(sequence);
                 }
             }
+            let first = batch.spans.len() - example.sequences.len();
+            set_tails(&mut batch.spans[first..]);
         }
         batch
     }
@@ -49,7 +51,7 @@ impl PackedBatch {
         self.push_segment(&sequence.ids, 0, [start, start]);
         let own = self.push_rows(&sequence.ids, start, None);
         let response = self.responses_last(&own, |row| sequence.is_response(row + 1));
-        self.spans.push(SequenceSpan { prefix: own.start..own.start, own, response });
+        self.spans.push(SequenceSpan { prefix: own.start..own.start, tail: own.end, own, response });
     }
 
     fn push_shared(&mut self, pair: &Example, shared: usize) {
@@ -63,7 +65,7 @@ impl PackedBatch {
             self.push_segment(rest, shared as u32, [start, last + 1]);
             let own = self.push_rows(rest, at, Some(last));
             let response = self.responses_last(&own, |row| sequence.is_response(shared + row));
-            self.spans.push(SequenceSpan { prefix: prefix.clone(), own, response });
+            self.spans.push(SequenceSpan { prefix: prefix.clone(), tail: own.end, own, response });
         }
     }
 
@@ -96,6 +98,12 @@ impl PackedBatch {
         self.rows.extend(ids.iter().skip(1).zip(start..).map(|(&target, hidden)| ScoredRow { hidden, target }));
         first..self.rows.len()
     }
+}
+
+/// Sets the first row past the shorter response in the spans of an example's sequences.
+fn set_tails(spans: &mut [SequenceSpan]) {
+    let shorter = spans.iter().map(|span| span.own.end - span.response).min().unwrap_or(0);
+    spans.iter_mut().for_each(|span| span.tail = span.response + shorter);
 }
 
 /// Splits examples, in order, into micro-batches of at most `max_examples` examples and, where given, `max_tokens` packed tokens. A pair is

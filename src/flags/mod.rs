@@ -58,10 +58,13 @@ pub enum Command {
     /// Supervised fine-tuning on {instruction, response} rows
     Sft(TrainArgs),
     /// Preference tuning (JPO, DPO) on pairs
+    #[command(after_help = objective::losses_help())]
     Train(TrainArgs),
     /// Log-probabilities of rows, rewards and losses, as JSON lines
+    #[command(after_help = objective::losses_help())]
     Score(ScoreArgs),
     /// Gradients of the mean loss, as safetensors
+    #[command(after_help = objective::losses_help())]
     Grad(GradArgs),
     /// Responses to prompts
     Generate(GenerateArgs),

@@ -4,6 +4,8 @@ use clap::builder::StyledStr;
 use clap::{Arg, ArgAction, Command};
 use clap_complete::Shell;
 
+use crate::objective::{FORMULA_LEGEND, Loss, SftLoss};
+
 /// Head of `docs/reference.md`.
 const PREFACE: &str = "# Reference
 
@@ -30,6 +32,7 @@ pub fn reference() -> String {
         let link = format!("[`{name}`](#jointwise-{name})");
         out.push_str(&format!("| {link} | {} |\n", cell(&plain(command.get_about()))));
     }
+    push_losses(&mut out);
     for command in commands(&program) {
         push_command(&mut out, command);
     }
@@ -71,6 +74,21 @@ pub fn parse_command_name(name: &str) -> Result<String, String> {
 
 fn commands(program: &Command) -> impl Iterator<Item = &Command> {
     program.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help")
+}
+
+/// Adds the table of losses.
+fn push_losses(out: &mut String) {
+    out.push_str(&format!("\n## Losses\n\nValues of `--loss`, with {FORMULA_LEGEND}.\n\n"));
+    out.push_str("| loss | formula | source |\n|---|---|---|\n");
+    for loss in Loss::ALL {
+        out.push_str(&format!("| `{}` | {} | {} |\n", loss.name(), cell(loss.formula()), cell(loss.source())));
+    }
+    out.push_str(
+        "\nValues of `--sft-loss`, of a token of probability p.\n\n| loss | formula | source |\n|---|---|---|\n",
+    );
+    for loss in SftLoss::ALL {
+        out.push_str(&format!("| `{}` | {} | {} |\n", loss.name(), cell(loss.formula()), cell(loss.source())));
+    }
 }
 
 fn push_command(out: &mut String, command: &Command) {

@@ -237,14 +237,22 @@ impl TrainArgs {
         if self.lr_num_cycles.is_some() && lr_scheduler_type != LrSchedulerType::CosineWithRestarts {
             return Err(Error::flag("lr-num-cycles", "needs --lr-scheduler-type cosine_with_restarts"));
         }
+        let sft_loss = self.objective.sft_loss(sft)?;
         let p = if sft { base.preference() } else { Some(self.objective.preference()?) }.unwrap_or_default();
         let recipe = Recipe {
+            sft_loss,
             objective: p.objective,
             loss: p.loss,
             beta: p.beta,
             label_smoothing: p.label_smoothing,
             simpo_gamma: p.simpo_gamma,
             rpo_tau: p.rpo_tau,
+            discopop_tau: p.discopop_tau,
+            dpop_lambda: p.dpop_lambda,
+            cpo_alpha: p.cpo_alpha,
+            ld_alpha: p.ld_alpha,
+            wpo: p.wpo,
+            f_divergence: p.f_divergence,
             desirable_weight: p.desirable_weight,
             undesirable_weight: p.undesirable_weight,
             reference_free: p.reference_free,

@@ -96,16 +96,29 @@ struct LogprobParams {
     softcap: f32,
 }
 
-fn shader(entry: &'static str, softcap: bool) -> Shader {
-    let shader = Shader::new("logprob", entry).with("WG", 64.0);
-    if entry == "logprob_finish" { shader } else { shader.with("SOFTCAP", f64::from(u8::from(softcap))) }
+/// Returns a kernel that reads no logits.
+fn shader(entry: &'static str) -> Shader {
+    Shader::new("logprob", entry).with("WG", 64.0)
+}
+
+fn flag(on: bool) -> f64 {
+    f64::from(u8::from(on))
+}
+
+fn tile_baseline(softcap: bool, squares: bool) -> Shader {
+    shader("logprob_tile").with("SOFTCAP", flag(softcap)).with("SQUARES", flag(squares))
+}
+
+fn bwd_baseline(softcap: bool) -> Shader {
+    shader("logprob_bwd").with("SOFTCAP", flag(softcap))
 }
 
 /// Columns of a tile from which a row's workgroup of `logprob_rows_tile` is wider: there are fewer rows then.
 const WIDE_TILE: usize = 4096;
 
-fn tile_rows(n: usize, softcap: bool) -> Shader {
-    shader_rows("logprob_rows_tile", if n < WIDE_TILE { 64 } else { 256 }, softcap)
+fn tile_rows(n: usize, softcap: bool, squares: bool) -> Shader {
+    let workgroup = if n < WIDE_TILE { 64 } else { 256 };
+    shader_rows("logprob_rows_tile", workgroup, softcap).with("SQUARES", flag(squares))
 }
 
 /// Invocations per workgroup of `logprob_rows_bwd`.
@@ -117,7 +130,7 @@ fn bwd_rows(softcap: bool) -> Shader {
 
 fn shader_rows(entry: &'static str, workgroup: usize, softcap: bool) -> Shader {
     let shader = Shader::new("logprob_rows", entry).with("WG", workgroup as f64).unroll("FLIGHT", FLIGHT);
-    shader.with("SOFTCAP", f64::from(u8::from(softcap)))
+    shader.with("SOFTCAP", flag(softcap))
 }
 
 /// Returns the grid of `logprob_rows_bwd`: whole workgroups per row of `n` columns.
@@ -125,8 +138,20 @@ fn bwd_grid(rows: usize, n: usize) -> [u32; 3] {
     grid_1d(rows * (n / 4).div_ceil(FLIGHT * WG_ROWS_BWD), 1)
 }
 
-/// Computes logp and lse (rows) of `targets` (rows, u32) from x (rows, D).
-pub fn logprob_fwd(rec: &mut Recording, head: &LmHead, rows: usize, x: &Slot, targets: &Slot, logp: &Slot, lse: &Slot) {
+/// Slots that the forward pass writes.
+#[derive(Clone, Copy)]
+pub struct LogprobOutputs<'a> {
+    /// (rows), log-probability of each target.
+    pub logp: &'a Slot,
+    /// (rows), log-sum-exp of the logits.
+    pub lse: &'a Slot,
+    /// (rows), log Σ_v p_v² over the vocabulary, where it is wanted.
+    pub log_squares: Option<&'a Slot>,
+}
+
+/// Computes the outputs for `targets` (rows, u32) from x (rows, D).
+pub fn logprob_fwd(rec: &mut Recording, head: &LmHead, rows: usize, x: &Slot, targets: &Slot, out: LogprobOutputs) {
+    let squares = out.log_squares.is_some();
     let logits = head.scratch(rec, rows);
     for range in LmHead::row_ranges(rows) {
         let (first, rows) = (range.start, range.len());
@@ -143,15 +168,19 @@ pub fn logprob_fwd(rec: &mut Recording, head: &LmHead, rows: usize, x: &Slot, ta
             head.logits(rec, page, at, n, rows, &x, &logits);
             let softcap = head.softcap.is_some();
             let shader = match row_vec4s::in_vec4s(rec, &[n]) {
-                true => tile_rows(n, softcap),
-                false => shader("logprob_tile", softcap),
+                true => tile_rows(n, softcap, squares),
+                false => tile_baseline(softcap, squares),
             };
-            let work = CountedWork::new(4 * (rows * n) as u64, 4 * (rows * n) as u64);
+            let work = CountedWork::new(4 * (rows * n) as u64, (4 + 2 * u64::from(squares)) * (rows * n) as u64);
             let slots = [&logits, &targets, &state];
             rec.dispatch(&shader, &params(n, page.first + at), &slots, grid_1d(rows, 1), work);
         }
-        let slots = [&state, &part(logp), &part(lse)];
-        rec.dispatch(&shader("logprob_finish", false), &params(0, 0), &slots, grid_1d(rows, 64), 0);
+        let slots = [&state, &part(out.logp), &part(out.lse)];
+        rec.dispatch(&shader("logprob_finish"), &params(0, 0), &slots, grid_1d(rows, 64), 0);
+        if let Some(log_squares) = out.log_squares {
+            let slots = [&state, &part(log_squares)];
+            rec.dispatch(&shader("logprob_squares"), &params(0, 0), &slots, grid_1d(rows, 64), 0);
+        }
     }
 }
 
@@ -204,7 +233,7 @@ fn logprob_bwd_tile(
     let softcap = head.softcap.is_some();
     let (shader, grid) = match row_vec4s::in_vec4s(rec, &[n]) {
         true => (bwd_rows(softcap), bwd_grid(rows, n)),
-        false => (shader("logprob_bwd", softcap), grid_1d(rows * n, 64)),
+        false => (bwd_baseline(softcap), grid_1d(rows * n, 64)),
     };
     let work = CountedWork::new(6 * (rows * n) as u64, 8 * (rows * n) as u64);
     rec.dispatch(&shader, &params, &slots, grid, work);
@@ -229,7 +258,8 @@ fn logprob_bwd_tile(
     }
 }
 
-/// Log-probability kernels: `logprob_tile` and `logprob_finish` forward, `logprob_bwd` backward, and `logprob_rows_` variants.
+/// Log-probability kernels: `logprob_tile`, `logprob_finish` and `logprob_squares` forward, `logprob_bwd` backward, and `logprob_rows_`
+/// variants.
 pub struct LogprobKernels;
 
 impl Kernel for LogprobKernels {
@@ -240,12 +270,16 @@ impl Kernel for LogprobKernels {
         &["logprob", "logprob_rows"]
     }
     fn variants(&self) -> Vec<Shader> {
-        let all = [false, true].map(|softcap| {
-            let baseline = ["logprob_tile", "logprob_bwd"].map(|entry| shader(entry, softcap));
-            let rows = [tile_rows(64, softcap), tile_rows(WIDE_TILE, softcap), bwd_rows(softcap)];
-            baseline.into_iter().chain(rows)
-        });
-        all.into_iter().flatten().chain([shader("logprob_finish", false)]).collect()
+        let tiles = |softcap, squares| {
+            let rows = [64, WIDE_TILE].map(|n| tile_rows(n, softcap, squares));
+            rows.into_iter().chain([tile_baseline(softcap, squares)])
+        };
+        let of = |softcap| {
+            let forward = [false, true].into_iter().flat_map(move |squares| tiles(softcap, squares));
+            forward.chain([bwd_baseline(softcap), bwd_rows(softcap)])
+        };
+        let ends = ["logprob_finish", "logprob_squares"].map(shader);
+        [false, true].into_iter().flat_map(of).chain(ends).collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("LogprobParams", size_of::<LogprobParams>())]
@@ -272,7 +306,10 @@ impl Kernel for LogprobKernels {
             (2, 5124, 4, 1, 4100, None, WeightFormat::F32),
         ];
         let rows = shapes.map(|shape| LogprobCase::new(shape, ROWS));
-        baseline.into_iter().chain([scaled]).chain(rows).map(|case| Box::new(case) as Box<dyn Case>).collect()
+        let all = baseline.into_iter().chain([scaled]).chain(rows);
+        // Squared probabilities of several tiles, by each shader that sums them.
+        let squares = all.clone().filter(|case| case.vocab > 100).map(|case| LogprobCase { squares: true, ..case });
+        all.chain(squares).map(|case| Box::new(case) as Box<dyn Case>).collect()
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         let mut rng = Rng::new(t as u64, 9);
@@ -280,7 +317,8 @@ impl Kernel for LogprobKernels {
         let (vocab, width) = (model.vocab, model.d_model);
         let (pages, tile) = (super::embedding::pages(vocab, width, caps), LmHead::tile_for(t));
         let (storage, allowed) = (WeightFormat::F32, row_vec4s::taken(caps));
-        vec![Box::new(LogprobCase { targets, vocab, width, pages, tile, scale: 1.0, softcap: None, storage, allowed })]
+        let (scale, softcap, squares) = (1.0, None, false);
+        vec![Box::new(LogprobCase { targets, vocab, width, pages, tile, scale, softcap, storage, allowed, squares })]
     }
     fn variant_cases(&self, variant: Variant, _: &Caps) -> Vec<Box<dyn Case>> {
         if variant != Variant::Rows {
@@ -295,6 +333,7 @@ impl Kernel for LogprobKernels {
 /// Rows, V, D, shards, tile, soft cap, and storage of a case.
 type LogprobShape = (usize, usize, usize, usize, usize, Option<f32>, WeightFormat);
 
+#[derive(Clone)]
 struct LogprobCase {
     targets: Vec<u32>,
     vocab: usize,
@@ -305,13 +344,15 @@ struct LogprobCase {
     softcap: Option<f32>,
     storage: WeightFormat,
     allowed: &'static [Variant],
+    /// Whether squared probabilities are summed, too.
+    squares: bool,
 }
 
 impl LogprobCase {
     fn new((rows, vocab, width, pages, tile, softcap, storage): LogprobShape, allowed: &'static [Variant]) -> Self {
         let mut rng = Rng::new(vocab as u64, 9);
         let targets = (0..rows).map(|_| rng.below(vocab as u32)).collect();
-        Self { targets, vocab, width, pages, tile, scale: 1.0, softcap, storage, allowed }
+        Self { targets, vocab, width, pages, tile, scale: 1.0, softcap, storage, allowed, squares: false }
     }
     /// Computes z, the slopes of the soft cap, and the log-sum-exp of a row.
     fn row(&self, x: &[f64], w: &[f64]) -> (Vec<f64>, Vec<f64>, f64) {
@@ -335,6 +376,9 @@ impl Case for LogprobCase {
         if self.scale != 1.0 {
             cap += &format!(" scale={}", self.scale);
         }
+        if self.squares {
+            cap += " squares";
+        }
         let suffix = row_vec4s::suffix(self.allowed);
         format!("rows={n} V={} D={} pages={}{cap} {:?}{suffix}", self.vocab, self.width, self.pages, self.storage)
     }
@@ -353,11 +397,13 @@ impl Case for LogprobCase {
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let w = x[1..].concat();
         let rows = x[0].chunks(self.width).zip(&self.targets);
-        let logp = rows.map(|(x, &target)| {
-            let (z, _, lse) = self.row(x, &w);
-            z[target as usize] - lse
-        });
-        vec![logp.collect()]
+        let (logp, log_squares) = rows
+            .map(|(x, &target)| {
+                let (z, _, lse) = self.row(x, &w);
+                (z[target as usize] - lse, z.iter().map(|z| (2.0 * (z - lse)).exp()).sum::<f64>().ln())
+            })
+            .unzip();
+        if self.squares { vec![logp, log_squares] } else { vec![logp] }
     }
     fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let w = x[1..].concat();
@@ -401,11 +447,16 @@ impl Case for LogprobCase {
             gpu.alloc_activation(n * self.width),
         );
         let saved = LogprobSaved { x: &x[0], targets: &targets, lse: &lse };
+        let log_squares = self.squares.then(|| gpu.alloc_activation(n));
+        let out = LogprobOutputs { logp: &logp, lse: &lse, log_squares: log_squares.as_ref() };
         rec.with_variants(self.allowed, |rec| {
-            logprob_fwd(rec, &head, n, &x[0], &targets, &logp, &lse);
+            logprob_fwd(rec, &head, n, &x[0], &targets, out);
             logprob_bwd(rec, &head, n, saved, &d_y[0], &d_x);
         });
-        CaseOutputs { y: vec![logp], d_x: std::iter::once(Some(d_x)).chain(d_w.into_iter().map(Some)).collect() }
+        CaseOutputs {
+            y: std::iter::once(logp).chain(log_squares).collect(),
+            d_x: std::iter::once(Some(d_x)).chain(d_w.into_iter().map(Some)).collect(),
+        }
     }
     fn reduction_len(&self) -> usize {
         self.vocab.max(self.targets.len())

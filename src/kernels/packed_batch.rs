@@ -21,6 +21,9 @@ pub struct SequenceSpan {
     pub own: Range<usize>,
     /// First row of `own` that predicts a response token.
     pub response: usize,
+    /// First row of `own` past the length of the pair's shorter response; the end of `own` for the shorter response and for a single
+    /// sequence.
+    pub tail: usize,
 }
 
 /// Micro-batch: T packed tokens in S segments, no padding.

@@ -9,8 +9,10 @@ use crate::error::Result;
 use crate::gpu::{Gpu, Recording, Role, Slot};
 use crate::kernels::attention::SegmentTable;
 use crate::kernels::gather::{GatherIndices, gather_bwd, gather_fwd};
-use crate::kernels::logprob::{self, logprob_bwd, logprob_fwd};
-use crate::kernels::objective::{SequenceSpans, objective_bwd, objective_sums};
+use crate::kernels::logprob::{self, LogprobOutputs, logprob_bwd, logprob_fwd};
+use crate::kernels::objective::{
+    SequenceSpans, objective_bwd, objective_dynamic, objective_log_weights, objective_sums,
+};
 use crate::kernels::packed_batch::PackedBatch;
 use crate::objective::LossInputs;
 use crate::objective::TrainingLoss;
@@ -58,31 +60,48 @@ pub struct BatchScores {
     lse: Slot, // (N)
     /// Log-probability of each target: (N).
     pub logp: Slot,
-    /// Sums over instruction and response tokens: (S, 2).
+    /// Sums over instruction tokens, over response tokens and over the response's tail, and the logarithm of WPO's weight: (S, 4).
     pub sums: Slot,
+    /// log Σ_v p_v² at each prediction, where it was asked for: (N).
+    pub log_squares: Option<Slot>,
+}
+
+/// Log-probabilities of a batch's predictions, on the host.
+#[derive(Debug, Clone)]
+pub struct PredictionScores {
+    /// Log-probability of each target: (N).
+    pub logp: Vec<f32>,
+    /// log Σ_v p_v², where it was asked for: (N).
+    pub log_squares: Option<Vec<f32>>,
 }
 
 impl Decoder {
     /// Computes the scores of every sequence. Without `with_lora`, those of the base model. `keep` decides which activations are saved for
-    /// [`Decoder::score_backward`].
+    /// [`Decoder::score_backward`]. With `with_squares`, log Σ_v p_v² is computed in the same pass over the vocabulary, and WPO's weights.
     pub fn score(
         &self,
         rec: &mut Recording,
         micro: &MicroBatch,
         with_lora: bool,
         keep: RecomputePolicy,
+        with_squares: bool,
     ) -> BatchScores {
         let (gpu, d, n) = (rec.gpu(), self.description.d_model, micro.rows);
         let trace = self.forward(rec, &micro.tokens, None, with_lora, keep);
         let picked = gpu.alloc_activation(n * d);
         gather_fwd(rec, &micro.indices, d, &trace.h, &picked);
         let (normed, stats) = self.norm(rec, &self.final_norm, n, &picked);
-        let (lse, sums) = (gpu.alloc_activation(n), gpu.alloc_activation(2 * micro.spans.len()));
+        let (lse, sums) = (gpu.alloc_activation(n), gpu.alloc_activation(4 * micro.spans.len()));
         // logp is read after the next step was recorded, so its memory must not be among the free activations that the next step reuses.
         let logp = gpu.alloc_persistent(Role::Batch, n);
-        logprob_fwd(rec, &self.head(n), n, &normed, &micro.targets, &logp, &lse);
+        let log_squares = with_squares.then(|| gpu.alloc_persistent(Role::Batch, n));
+        let out = LogprobOutputs { logp: &logp, lse: &lse, log_squares: log_squares.as_ref() };
+        logprob_fwd(rec, &self.head(n), n, &normed, &micro.targets, out);
         objective_sums(rec, &micro.spans, &logp, &sums);
-        BatchScores { trace, picked, normed, stats, lse, logp, sums }
+        if let Some(log_squares) = &log_squares {
+            objective_log_weights(rec, &micro.spans, &logp, log_squares, &sums);
+        }
+        BatchScores { trace, picked, normed, stats, lse, logp, sums, log_squares }
     }
 
     /// Adds to all gradients those of the loss `goal`, summed over the micro-batch.
@@ -97,6 +116,9 @@ impl Decoder {
         let (gpu, d, n) = (rec.gpu(), self.description.d_model, micro.rows);
         let d_logp = gpu.alloc_activation(n);
         objective_bwd(rec, &goal.terms(known.paired), &micro.spans, &scores.sums, known, &d_logp);
+        if goal.is_dynamic() {
+            objective_dynamic(rec, n, &scores.logp, &d_logp);
+        }
         let d_normed = gpu.alloc_activation(n * d);
         let saved = logprob::LogprobSaved { x: &scores.normed, targets: &micro.targets, lse: &scores.lse };
         logprob_bwd(rec, &self.head(n), n, saved, &d_logp, &d_normed);
@@ -110,15 +132,23 @@ impl Decoder {
         self.backward(rec, &micro.tokens, trace, &d_h);
     }
 
-    /// Computes the log-probability of every prediction (N), without gradients, and reads it back.
+    /// Computes the log-probability of every prediction (N), and with `with_squares` log Σ_v p_v², without gradients, and reads them back.
     ///
     /// # Errors
     /// [`crate::Error::Gpu`].
-    pub async fn read_scores(&self, gpu: &Gpu, batch: &PackedBatch, with_lora: bool) -> Result<Vec<f32>> {
+    pub async fn read_scores(
+        &self,
+        gpu: &Gpu,
+        batch: &PackedBatch,
+        with_lora: bool,
+        with_squares: bool,
+    ) -> Result<PredictionScores> {
         let micro = MicroBatch::new(gpu, &self.description, batch);
         let mut rec = gpu.record();
-        let scores = self.score(&mut rec, &micro, with_lora, RecomputePolicy::Nothing);
+        let scores = self.score(&mut rec, &micro, with_lora, RecomputePolicy::Nothing, with_squares);
         rec.submit();
-        Ok(gpu.read::<f32>(&[&scores.logp]).await?.concat())
+        let slots: Vec<&Slot> = std::iter::once(&scores.logp).chain(&scores.log_squares).collect();
+        let mut read = gpu.read::<f32>(&slots).await?.into_iter();
+        Ok(PredictionScores { logp: read.next().unwrap_or_default(), log_squares: read.next() })
     }
 }

@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(mix.to_string(), "sigmoid=1,sft=0.25");
         assert_eq!(mix.to_string().parse(), Ok(mix));
         assert_eq!("hinge=2".parse::<LossMix>().unwrap().to_string(), "hinge=2");
-        let all = "sigmoid, robust, hinge, ipo, simpo, orpo, kto_pair, kto, bco_pair, aot_unpaired, rpo, sft";
+        let all = Loss::ALL.map(Loss::name).join(", ");
         for (text, reason) in [
             ("squared", format!("expected one of {all}; or several with weights, such as sigmoid=1,sft=0.2")),
             ("sigmoid=1,", format!("expected one of {all}; or several with weights, such as sigmoid=1,sft=0.2")),

@@ -48,7 +48,7 @@ pub fn reserve(
     let micro = MicroBatch::new(gpu, &decoder.description, &batch);
     let mut rec = gpu.record();
     gpu.while_reserving(|| {
-        let scores = decoder.score(&mut rec, &micro, true, keep);
+        let scores = decoder.score(&mut rec, &micro, true, keep, goal.is_weighted());
         decoder.score_backward(&mut rec, &micro, scores, goal, &known(goal, examples, &[], examples));
     });
     MicroCost { tokens: batch.ids.len(), dispatches: rec.dispatches(), flops: rec.flops() }

@@ -80,13 +80,16 @@ pub struct BatchResult {
 impl BatchResult {
     /// Computes the outcome from per-sequence sums.
     pub fn new(goal: &TrainingLoss, sums: &[SequenceLogps], known: &LossInputs, tokens: usize) -> Self {
-        let TrainingLoss::Preference(p) = goal else {
-            return Self {
-                loss_sum: -sums.iter().map(|s| s.response).sum::<f64>(),
-                n: sums.iter().map(|s| s.n_response).sum(),
-                rows: Vec::new(),
-                tokens,
-            };
+        let p = match goal {
+            TrainingLoss::Preference(p) => p,
+            TrainingLoss::Sft(loss) => {
+                return Self {
+                    loss_sum: sums.iter().map(|s| loss.of_sequence(s)).sum(),
+                    n: sums.iter().map(|s| s.n_response).sum(),
+                    rows: Vec::new(),
+                    tokens,
+                };
+            }
         };
         let outcomes = p.evaluate(sums, known);
         let judged = |((&sums, &desirable), &outcome)| SequenceResult { sums, desirable, outcome };

@@ -128,15 +128,18 @@ pub struct ReferenceScorer<'a> {
     gpu: &'a Gpu,
     model: ReferenceModel<'a>,
     objective: Objective,
+    /// Weight of a longer response's tail in the scores ([`PreferenceLoss::tail_weight`]).
+    tail_weight: f64,
     compares_instructions: bool,
     max_tokens: usize,
     store: Option<ScoreStore>,
     passes: usize,
 }
 
-/// Returns the sums of each example's sequences, from the scores of the sequences of all examples.
-fn side_sums(examples: &[&Example], scored: &[ScoredSequence]) -> Vec<SideSums> {
-    let mut rest = scored.iter().map(|s| [s.sums.instruction, s.sums.response]);
+/// Returns the sums of each example's sequences, from the scores of the sequences of all examples. `tail_weight` is the weight of the
+/// response tokens past the length of the pair's shorter response.
+fn side_sums(examples: &[&Example], scored: &[ScoredSequence], tail_weight: f64) -> Vec<SideSums> {
+    let mut rest = scored.iter().map(|s| [s.sums.instruction, s.sums.weighted_score(Objective::Dpo, tail_weight)]);
     let two = |e: &&Example| [0, 1].map(|side| if side < e.sequences.len() { rest.next() } else { None });
     examples.iter().map(two).map(|sides| sides.map(Option::unwrap_or_default)).collect()
 }
@@ -162,6 +165,7 @@ impl<'a> ReferenceScorer<'a> {
             gpu,
             model: if preference.needs_reference() { model } else { ReferenceModel::Unneeded },
             objective: preference.objective,
+            tail_weight: preference.tail_weight(),
             compares_instructions: preference.compares_instructions(),
             max_tokens,
             store,
@@ -208,7 +212,8 @@ impl<'a> ReferenceScorer<'a> {
     /// Returns whether a row's reference values are known, after looking for them in the store.
     pub fn knows(&self, rows: &mut TrainingRows<'_, '_>, row: usize) -> bool {
         if rows.references.scores[row].is_none()
-            && let Some(sums) = self.store.as_ref().and_then(|store| store.get((&rows.examples[row]).into()))
+            && let Some(store) = &self.store
+            && let Some(sums) = store.get(RowKey::new(&rows.examples[row], self.tail_weight))
         {
             rows.references.scores[row] = Some(scores(self.objective, sums));
         }
@@ -221,7 +226,7 @@ impl<'a> ReferenceScorer<'a> {
             return;
         }
         let examples: Vec<&Example> = rows.examples.iter().collect();
-        for (known, sums) in rows.references.scores.iter_mut().zip(side_sums(&examples, scored)) {
+        for (known, sums) in rows.references.scores.iter_mut().zip(side_sums(&examples, scored, self.tail_weight)) {
             known.get_or_insert(scores(self.objective, sums));
         }
     }
@@ -255,7 +260,8 @@ impl<'a> ReferenceScorer<'a> {
                 rows.references.scores[row] = Some(scores(self.objective, sums));
             }
             if let Some(store) = &mut self.store {
-                let kept: Vec<_> = group.iter().map(|&example| RowKey::from(example)).zip(sums).collect();
+                let keys = group.iter().map(|&example| RowKey::new(example, self.tail_weight));
+                let kept: Vec<_> = keys.zip(sums).collect();
                 if let Err(error) = store.append(&kept) {
                     (watch.tell)(&ScoringEvent::NotKept(&error));
                 }
@@ -279,7 +285,7 @@ impl<'a> ReferenceScorer<'a> {
             ReferenceModel::Other(other) => (other.decoder()?, true),
         };
         let scored = score(self.gpu, decoder, group, with_lora, true, self.max_tokens, &mut |_| ()).await?;
-        Ok(side_sums(group, &scored))
+        Ok(side_sums(group, &scored, self.tail_weight))
     }
 
     /// Computes the prompt embeddings of the `unknown` rows' instructions, where a loss compares them.

@@ -12,7 +12,7 @@ use super::reference::{ReferenceScorer, RowReferences, ScoringEvent, ScoringWatc
 use super::state::TrainingState;
 use super::steps::{StepInFlight, StepRunner, tally};
 use super::tensorboard::EventWriter;
-use super::trainer::{self, RecordedStep, Trainer};
+use super::trainer::{self, RecordedStep, ScoringPass, Trainer};
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
 use crate::files::{make_folder, remove_dir_all};
@@ -167,16 +167,13 @@ pub async fn evaluate(
     let mut total = MetricsAccumulator::default();
     let examples: Vec<&Example> = rows.examples.iter().collect();
     for (i, chunk) in examples.chunks(batch_size.max(1)).enumerate() {
-        let scored = trainer::score(
-            trainer.gpu,
-            &trainer.decoder,
-            chunk,
-            true,
-            trainer.share_prefix,
-            DEFAULT_SCORE_TOKENS,
-            &mut |_| (),
-        )
-        .await?;
+        let pass = ScoringPass {
+            with_lora: true,
+            share_prefix: trainer.share_prefix,
+            max_tokens: DEFAULT_SCORE_TOKENS,
+            with_squares: trainer.goal.is_weighted(),
+        };
+        let scored = trainer::score_pass(trainer.gpu, &trainer.decoder, chunk, pass, &mut |_| ()).await?;
         let sums: Vec<_> = scored.iter().map(|s| s.sums).collect();
         let first = i * batch_size.max(1);
         let reference: Vec<RowReference> = (first..first + chunk.len()).map(|row| rows.references.get(row)).collect();

@@ -20,7 +20,8 @@ use crate::model::folder::read_regular;
 /// scores follow from them.
 pub type SideSums = [[f64; 2]; 2];
 
-/// Key of a row: a hash of its sequences' tokens and boundaries. The row's place in the data, and other rows, do not affect it.
+/// Key of a row: a hash of its sequences' tokens and boundaries, and of LD-DPO's weight where its sums have one. The row's place in the data,
+/// and other rows, do not affect it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RowKey([u8; KEY_BYTES]);
 
@@ -33,8 +34,10 @@ const EXTENSION: &str = "scores";
 /// Largest size of a file, in bytes: enough for hundreds of millions of rows.
 const MAX_BYTES: u64 = 1 << 34;
 
-impl From<&Example> for RowKey {
-    fn from(example: &Example) -> Self {
+impl RowKey {
+    /// Computes the key of an example's row, whose sums have the weight `tail_weight` on the response tokens past the length of the pair's
+    /// shorter response.
+    pub fn new(example: &Example, tail_weight: f64) -> Self {
         let mut hash = Sha256::new();
         let mut number = |n: usize| hash.update((n as u64).to_le_bytes());
         for sequence in &example.sequences {
@@ -42,6 +45,9 @@ impl From<&Example> for RowKey {
             sequence.between.iter().flat_map(|range| [range.start, range.end]).for_each(&mut number);
         }
         example.sequences.iter().for_each(|sequence| hash.update(bytemuck::cast_slice(&sequence.ids)));
+        if tail_weight != 1.0 {
+            hash.update(tail_weight.to_le_bytes());
+        }
         Self(first_bytes(&hash.finalize()))
     }
 }
@@ -148,9 +154,11 @@ mod tests {
         others.push(Example { sequences: one.sequences[..1].into(), ..one.clone() });
         others.push(one.clone());
         others[5].sequences[0].between.push(1..2);
-        let keys: Vec<RowKey> = others.iter().map(RowKey::from).collect();
-        assert!((0..keys.len()).all(|i| keys[..i].iter().all(|key| *key != keys[i]) && keys[i] != (&one).into()));
-        assert_eq!(RowKey::from(&Example { row: 9, desirable: Some(true), ..one.clone() }), (&one).into());
+        let key_of_one = RowKey::new(&one, 1.0);
+        let mut keys: Vec<RowKey> = others.iter().map(|other| RowKey::new(other, 1.0)).collect();
+        keys.extend([0.0, 0.5].map(|weight| RowKey::new(&one, weight)));
+        assert!((0..keys.len()).all(|i| keys[..i].iter().all(|key| *key != keys[i]) && keys[i] != key_of_one));
+        assert_eq!(RowKey::new(&Example { row: 9, desirable: Some(true), ..one.clone() }, 1.0), key_of_one);
     }
 
     #[test]

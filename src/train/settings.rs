@@ -8,7 +8,7 @@ use crate::kernels::moments::Optim;
 use crate::model::description::ModelConfig;
 use crate::model::saved::SavedDtype;
 use crate::model::weights::ParamDtype;
-use crate::objective::{PreferenceLoss, TrainingLoss};
+use crate::objective::{PreferenceLoss, SftLoss, TrainingLoss};
 use crate::validate::{at_least_one, below_one, not_negative, positive};
 
 /// Source of the reference scores.
@@ -68,6 +68,9 @@ fn is_one(n: &usize) -> bool {
 pub struct TrainSettings {
     /// Preference loss; `None` for SFT.
     pub preference: Option<PreferenceLoss>,
+    /// Loss of SFT.
+    #[serde(default, skip_serializing_if = "SftLoss::is_nll")]
+    pub sft_loss: SftLoss,
     /// Optimiser, which decides how the moments are stored.
     pub optim: Optim,
     /// Data type of trained matrices.
@@ -145,7 +148,7 @@ impl TrainSettings {
 
     /// Returns the loss to minimise.
     pub fn goal(&self) -> TrainingLoss {
-        self.preference.clone().map_or(TrainingLoss::Sft, TrainingLoss::Preference)
+        self.preference.clone().map_or(TrainingLoss::Sft(self.sft_loss), TrainingLoss::Preference)
     }
 
     /// Returns the number of steps for `n` rows. The last step of an epoch may have fewer rows.

@@ -9,7 +9,7 @@ use crate::kernels::packed_batch::{PackedBatch, SequenceSpan};
 use crate::kernels::storage::WeightFormat;
 use crate::model::decoder::Decoder;
 use crate::model::saved::RecomputePolicy;
-use crate::model::scores::MicroBatch;
+use crate::model::scores::{MicroBatch, PredictionScores};
 use crate::model::weights;
 use crate::objective::TrainingLoss;
 use crate::objective::{LossInputs, SequenceLogps};
@@ -50,6 +50,8 @@ pub struct Trainer<'g> {
 struct PendingScores {
     /// Log-probabilities (N), read back after the step. Metrics sum them in f64, like the reference scores, so that ties are exact.
     logp: Slot,
+    /// log Σ_v p_v² (N), where the loss weighs pairs.
+    log_squares: Option<Slot>,
     spans: Vec<SequenceSpan>,
     tokens: usize,
     known: LossInputs,
@@ -126,12 +128,12 @@ impl<'g> Trainer<'g> {
             let batch = PackedBatch::pack(&examples[range.clone()], self.sharing());
             let micro = MicroBatch::new(self.gpu, &self.decoder.description, &batch);
             let mut rec = self.gpu.record();
-            let scores = self.decoder.score(&mut rec, &micro, true, self.keep);
-            let logp = scores.logp.clone();
+            let scores = self.decoder.score(&mut rec, &micro, true, self.keep, self.goal.is_weighted());
+            let (logp, log_squares) = (scores.logp.clone(), scores.log_squares.clone());
             let reference = reference.get(range.clone()).unwrap_or_default();
             let known = known(&self.goal, &examples[range], reference, examples);
             self.decoder.score_backward(&mut rec, &micro, scores, &self.goal, &known);
-            all.push((rec, PendingScores { logp, tokens: batch.ids.len(), spans: batch.spans, known }));
+            all.push((rec, PendingScores { logp, log_squares, tokens: batch.ids.len(), spans: batch.spans, known }));
         }
         all
     }
@@ -146,20 +148,22 @@ impl<'g> Trainer<'g> {
     fn divisor(&self, examples: &[&Example]) -> usize {
         match self.goal {
             TrainingLoss::Preference(_) => examples.len(),
-            TrainingLoss::Sft => examples.iter().map(|e| e.sequences[0].n_response()).sum(),
+            TrainingLoss::Sft(_) => examples.iter().map(|e| e.sequences[0].n_response()).sum(),
         }
     }
 
     async fn read(&self, pending: Vec<PendingScores>, norm: &Slot) -> Result<StepResult> {
-        let mut slots: Vec<&Slot> = pending.iter().map(|p| &p.logp).collect();
-        slots.push(norm);
-        let read = self.gpu.read::<f32>(&slots).await?;
+        let of = |p: &'_ PendingScores| std::iter::once(p.logp.clone()).chain(p.log_squares.clone());
+        let slots: Vec<Slot> = pending.iter().flat_map(of).chain([norm.clone()]).collect();
+        let mut read = self.gpu.read::<f32>(&slots.iter().collect::<Vec<_>>()).await?.into_iter();
         let mut total = BatchResult::default();
-        for (p, values) in pending.iter().zip(&read) {
-            let sums: Vec<SequenceLogps> = p.spans.iter().map(|span| sums(span, values)).collect();
+        for p in &pending {
+            let logp = read.next().unwrap_or_default();
+            let scores = PredictionScores { logp, log_squares: p.log_squares.as_ref().and_then(|_| read.next()) };
+            let sums: Vec<SequenceLogps> = p.spans.iter().map(|span| sums(span, &scores)).collect();
             total.add(BatchResult::new(&self.goal, &sums, &p.known, p.tokens));
         }
-        let grad_norm = f64::from(read.last().and_then(|n| n.first()).copied().unwrap_or(f32::NAN));
+        let grad_norm = f64::from(read.next().and_then(|n| n.first().copied()).unwrap_or(f32::NAN));
         Ok(StepResult { outcome: total, grad_norm })
     }
 
@@ -366,24 +370,47 @@ pub struct ScoredSequence {
 
 impl ScoredSequence {
     /// Computes a sequence's scores from the log-probs of a batch's rows.
-    fn from_rows(batch: &PackedBatch, span: &SequenceSpan, logp: &[f32]) -> Self {
-        let token_logps = batch.rows_in_order(span).into_iter().map(|row| logp[row]).collect();
-        Self { sums: sums(span, logp), token_logps }
+    fn from_rows(batch: &PackedBatch, span: &SequenceSpan, scores: &PredictionScores) -> Self {
+        let token_logps = batch.rows_in_order(span).into_iter().map(|row| scores.logp[row]).collect();
+        Self { sums: sums(span, scores), token_logps }
     }
 }
 
 /// Sums the log-probs of a sequence, from those of a batch's rows.
-fn sums(span: &SequenceSpan, logp: &[f32]) -> SequenceLogps {
-    let sum = |rows: &mut dyn Iterator<Item = usize>| rows.map(|row| f64::from(logp[row])).sum::<f64>();
+fn sums(span: &SequenceSpan, scores: &PredictionScores) -> SequenceLogps {
+    let logp = |row: usize| f64::from(scores.logp[row]);
+    let sum = |rows: &mut dyn Iterator<Item = usize>| rows.map(logp).sum::<f64>();
+    let response = || span.response..span.own.end;
+    let log_weight = scores.log_squares.as_ref().map(|log_squares| {
+        let weights = response().map(|row| logp(row) - f64::from(log_squares[row]));
+        weights.sum::<f64>() / response().len().max(1) as f64
+    });
     SequenceLogps {
         instruction: sum(&mut span.prefix.clone().chain(span.own.start..span.response)),
-        response: sum(&mut (span.response..span.own.end)),
+        response: sum(&mut response()),
         n_instruction: span.prefix.len() + span.response - span.own.start,
         n_response: span.own.end - span.response,
+        response_tail: sum(&mut (span.tail..span.own.end)),
+        log_weight: log_weight.unwrap_or(0.0),
+        response_p_logp: response().map(|row| logp(row) * logp(row).exp()).sum(),
     }
 }
 
-/// Computes the scores of all sequences of `examples`, in order. Log-probs of tokens are summed in f64.
+/// Settings of a pass of scoring.
+#[derive(Debug, Clone, Copy)]
+pub struct ScoringPass {
+    /// Whether the adapter is on.
+    pub with_lora: bool,
+    /// Whether shared instructions are computed once.
+    pub share_prefix: bool,
+    /// Largest number of tokens per forward pass.
+    pub max_tokens: usize,
+    /// Whether WPO's weights are computed, too.
+    pub with_squares: bool,
+}
+
+/// Computes the scores of all sequences of `examples`, in order. Log-probs of tokens are summed in f64. Calls `progress` with the number of
+/// examples of each pass.
 ///
 /// # Errors
 /// [`Error::Gpu`].
@@ -396,11 +423,26 @@ pub async fn score(
     max_tokens: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<ScoredSequence>> {
-    let (mut all, sharing) = (Vec::new(), PrefixSharing::new(share_prefix, &decoder.description));
-    for group in batches_by_tokens(examples, sharing, max_tokens) {
+    let pass = ScoringPass { with_lora, share_prefix, max_tokens, with_squares: false };
+    score_pass(gpu, decoder, examples, pass, progress).await
+}
+
+/// Computes the scores of all sequences of `examples`, like [`score`], with all settings of a pass.
+///
+/// # Errors
+/// [`Error::Gpu`].
+pub async fn score_pass(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    examples: &[&Example],
+    pass: ScoringPass,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<ScoredSequence>> {
+    let (mut all, sharing) = (Vec::new(), PrefixSharing::new(pass.share_prefix, &decoder.description));
+    for group in batches_by_tokens(examples, sharing, pass.max_tokens) {
         let batch = PackedBatch::pack(&group, sharing);
-        let logp = decoder.read_scores(gpu, &batch, with_lora).await?;
-        all.extend(batch.spans.iter().map(|span| ScoredSequence::from_rows(&batch, span, &logp)));
+        let scores = decoder.read_scores(gpu, &batch, pass.with_lora, pass.with_squares).await?;
+        all.extend(batch.spans.iter().map(|span| ScoredSequence::from_rows(&batch, span, &scores)));
         progress(group.len());
     }
     Ok(all)

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::kernels::moments::Optim;
 use crate::model::saved::SavedDtype;
 use crate::model::weights::ParamDtype;
-use crate::objective::{LossMix, Objective, PreferenceLoss, Term};
+use crate::objective::{FDivergence, LossMix, Objective, PreferenceLoss, SftLoss, Term};
 use crate::train::lr_schedule::LrSchedulerType;
 use crate::train::settings::{ReferenceChoice, RunLength, TrainDefaults, TrainSettings};
 use crate::train::trainer::AdamwConfig;
@@ -47,6 +47,8 @@ pub enum Recompute {
 pub struct Recipe {
     /// Supervised fine-tuning on responses: objective, losses and reference are not used.
     pub supervised: bool,
+    /// Loss of supervised fine-tuning.
+    pub sft_loss: SftLoss,
     /// Tokens that are scored: the instruction's and the response's (JPO), or the response's alone (DPO).
     pub objective: Objective,
     /// One loss, or several with weights.
@@ -55,15 +57,27 @@ pub struct Recipe {
     pub custom_terms: Vec<Term>,
     /// KL strength β: larger keeps the policy closer to its reference. ORPO's λ.
     pub beta: f64,
-    /// Probability that a preference is the wrong way round (sigmoid, robust and AOT losses).
+    /// Probability that a preference is the wrong way round (sigmoid, robust, CPO and AOT losses); ε of EXO.
     pub label_smoothing: f64,
     /// Margin γ of SimPO.
     pub simpo_gamma: f64,
     /// Temperature τ of RPO's prompt-similarity softmax.
     pub rpo_tau: f64,
-    /// Weight of desirable texts in KTO.
+    /// Temperature τ of DiscoPOP's blend of two losses.
+    pub discopop_tau: f64,
+    /// Penalty λ of DPO-Positive on a chosen side below its reference.
+    pub dpop_lambda: f64,
+    /// Weight α of the likelihood in CPO.
+    pub cpo_alpha: f64,
+    /// Weight α of the response tokens past the length of the pair's shorter response (LD-DPO). `None`: 1.
+    pub ld_alpha: Option<f64>,
+    /// Weigh pairs by the policy's probabilities (WPO).
+    pub wpo: bool,
+    /// Divergence from the reference.
+    pub f_divergence: FDivergence,
+    /// Weight of desirable texts in KTO and unpaired APO-zero.
     pub desirable_weight: f64,
-    /// Weight of undesirable texts in KTO.
+    /// Weight of undesirable texts in KTO and unpaired APO-zero.
     pub undesirable_weight: f64,
     /// Take all reference scores as zero.
     pub reference_free: bool,
@@ -113,6 +127,7 @@ impl Default for Recipe {
         let preference = PreferenceLoss::default();
         Self {
             supervised: false,
+            sft_loss: SftLoss::Nll,
             objective: preference.objective,
             loss: preference.loss,
             custom_terms: Vec::new(),
@@ -120,6 +135,12 @@ impl Default for Recipe {
             label_smoothing: preference.label_smoothing,
             simpo_gamma: preference.simpo_gamma,
             rpo_tau: preference.rpo_tau,
+            discopop_tau: preference.discopop_tau,
+            dpop_lambda: preference.dpop_lambda,
+            cpo_alpha: preference.cpo_alpha,
+            ld_alpha: preference.ld_alpha,
+            wpo: preference.wpo,
+            f_divergence: preference.f_divergence,
             desirable_weight: preference.desirable_weight,
             undesirable_weight: preference.undesirable_weight,
             reference_free: false,
@@ -188,6 +209,12 @@ impl Recipe {
             label_smoothing: self.label_smoothing,
             simpo_gamma: self.simpo_gamma,
             rpo_tau: self.rpo_tau,
+            discopop_tau: self.discopop_tau,
+            dpop_lambda: self.dpop_lambda,
+            cpo_alpha: self.cpo_alpha,
+            ld_alpha: self.ld_alpha,
+            wpo: self.wpo,
+            f_divergence: self.f_divergence,
             desirable_weight: self.desirable_weight,
             undesirable_weight: self.undesirable_weight,
             reference_free: self.reference_free,
@@ -213,6 +240,7 @@ impl Recipe {
         }
         let settings = TrainSettings {
             preference: self.preference(),
+            sft_loss: self.sft_loss,
             optim: self.optim,
             param_dtype: self.param_dtype,
             saved_dtype: self.saved_dtype,

@@ -19,7 +19,7 @@ use crate::progress::ProgressReporter;
 use crate::train::outcome::RowReference;
 use crate::train::reference::{OtherModel, ReferenceModel, ReferenceScorer, ScoringEvent, ScoringWatch, TrainingRows};
 use crate::train::settings::ReferenceChoice;
-use crate::train::trainer::{ScoredSequence, StepResult, Trainer, score};
+use crate::train::trainer::{ScoredSequence, ScoringPass, StepResult, Trainer, score_pass};
 
 /// Scores of rows, by the policy and by a reference.
 #[derive(Debug)]
@@ -53,15 +53,14 @@ impl Policy {
     ) -> Result<RowScores> {
         let data = data.dataset();
         let decoder = self.load(gpu, data.longest())?;
-        let sequences = score_finite(gpu, &decoder, data)?;
+        let sequences = score_finite(gpu, &decoder, data, preference.wpo)?;
         let references = reference
             .map(|choice| self.reference_scores(gpu, &decoder, data, preference, choice, Some(&sequences)))
             .transpose()?;
         Ok(RowScores { sequences, references })
     }
 
-    /// Computes the gradients of the mean loss over all rows, as one batch, for the adapter's matrices, or for every parameter where there is no adapter. A
-    /// `preference` of `None` is supervised fine-tuning.
+    /// Computes the gradients of the mean loss over all rows, as one batch, for the adapter's matrices, or for every parameter where there is no adapter.
     ///
     /// # Errors
     /// [`Error::NotFinite`] naming rows and tensor; [`Error::Gpu`], [`Error::OutOfMemory`].
@@ -69,7 +68,7 @@ impl Policy {
         &self,
         gpu: &Gpu,
         data: &Preferences,
-        preference: Option<&PreferenceLoss>,
+        goal: TrainingLoss,
         reference: &ReferenceChoice,
     ) -> Result<LossGradients> {
         let data = data.dataset();
@@ -82,11 +81,9 @@ impl Policy {
             base: self.model().base,
         };
         let decoder = self.model().load(gpu, &options)?;
-        let (goal, references) = match preference {
-            None => (TrainingLoss::Sft, Vec::new()),
-            Some(p) => {
-                (TrainingLoss::Preference(p.clone()), self.reference_scores(gpu, &decoder, data, p, reference, None)?)
-            }
+        let references = match &goal {
+            TrainingLoss::Sft(_) => Vec::new(),
+            TrainingLoss::Preference(p) => self.reference_scores(gpu, &decoder, data, p, reference, None)?,
         };
         let trainer = Trainer { gpu, decoder, goal, share_prefix: true, keep: RecomputePolicy::Everything, seed: 0 };
         let examples: Vec<&Example> = data.examples.iter().collect();
@@ -134,12 +131,12 @@ impl Policy {
 }
 
 /// Scores all sequences, and refuses scores that are not numbers.
-fn score_finite(gpu: &Gpu, decoder: &Decoder, data: &Dataset) -> Result<Vec<ScoredSequence>> {
+fn score_finite(gpu: &Gpu, decoder: &Decoder, data: &Dataset, with_squares: bool) -> Result<Vec<ScoredSequence>> {
     let examples: Vec<&Example> = data.examples.iter().collect();
     let progress = ProgressReporter::items("scoring", examples.len());
-    let scored = pollster::block_on(score(gpu, decoder, &examples, true, true, DEFAULT_SCORE_TOKENS, &mut |n| {
-        progress.advance(n as u64);
-    }))?;
+    let pass = ScoringPass { with_lora: true, share_prefix: true, max_tokens: DEFAULT_SCORE_TOKENS, with_squares };
+    let advance = &mut |n| progress.advance(n as u64);
+    let scored = pollster::block_on(score_pass(gpu, decoder, &examples, pass, advance))?;
     let rows = data.examples.iter().flat_map(|e| e.sequences.iter().map(|_| e.row));
     match rows.zip(&scored).find(|(_, s)| s.token_logps.iter().any(|l| !l.is_finite())) {
         Some((row, _)) => {

@@ -73,7 +73,7 @@ pub fn is_for(shader: &Shader, vendor: Vendor) -> bool {
 const SIBLINGS: [&str; 3] = ["navi21", "gfx1201", "mtl"];
 
 /// Entry points whose work is a small part of any step.
-const SMALL: [&str; 3] = ["gather_scatter", "logprob_finish", "global_norm_total"];
+const SMALL: [&str; 4] = ["gather_scatter", "logprob_finish", "logprob_squares", "global_norm_total"];
 
 /// Names the row of a GPU's table that a pipeline is in; `None` where it is only in the sums. Of two pipelines of a row, the later one of
 /// the registry is shown: the variant `rows` instead of the baseline, NF4's tables in workgroup memory instead of in memory. The name has
@@ -82,7 +82,7 @@ pub fn row(shader: &Shader, gpu: &str, vendor: Vendor) -> Option<String> {
     let constant = |name: &str| shader.constants.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
     let is = |name: &str, value: f64| constant(name).is_none_or(|v| v == value);
     let has = |end: &str| shader.substitutions.iter().any(|(_, to)| to.ends_with(end));
-    let is_plain = is("SOFTCAP", 0.0) && is("KIND", 0.0) && !has("/epilogue");
+    let is_plain = is("SOFTCAP", 0.0) && is("SQUARES", 0.0) && is("KIND", 0.0) && !has("/epilogue");
     let format = shader
         .substitutions
         .iter()

@@ -27,6 +27,14 @@ pub struct SequenceLogps {
     pub n_instruction: usize,
     /// Tokens in `response`.
     pub n_response: usize,
+    /// Σ over the response tokens past the length of the pair's shorter response, which `response` contains; 0 for the shorter response
+    /// and for a single sequence.
+    pub response_tail: f64,
+    /// Logarithm of the WPO weight: the mean over response tokens of log p − log Σ_v p_v², which has no gradient. 0 where it is not
+    /// computed.
+    pub log_weight: f64,
+    /// Σ of p·log p over response tokens: the dynamic fine-tuning loss, negated.
+    pub response_p_logp: f64,
 }
 
 impl SequenceLogps {
@@ -36,6 +44,10 @@ impl SequenceLogps {
             Objective::Jpo => self.instruction + self.response,
             Objective::Dpo => self.response,
         }
+    }
+    /// Returns the objective's score with the weight `tail_weight` on the tokens of `response_tail`.
+    pub fn weighted_score(&self, objective: Objective, tail_weight: f64) -> f64 {
+        self.score(objective) - if tail_weight == 1.0 { 0.0 } else { (1.0 - tail_weight) * self.response_tail }
     }
     /// Returns the number of tokens in the score.
     pub fn n_scored(&self, objective: Objective) -> usize {
@@ -53,7 +65,7 @@ pub struct LossInputs {
     pub paired: bool,
     /// (S), whether a sequence is preferred: chosen, or labelled desirable.
     pub desirable: Vec<bool>,
-    /// (S), the reference model's scores, each summed over the objective's tokens.
+    /// (S), the reference model's scores, each summed over the objective's tokens, with the loss's weight on a longer response's tail.
     pub reference: Vec<f64>,
     /// (S/2, S/2), ω of [`super::term::ScoreCoupling::Cross`]: rows are chosen sequences, columns rejected ones. Empty for other losses.
     pub cross: Vec<f64>,
@@ -104,6 +116,9 @@ pub struct SequenceOutcome {
     pub loss: f64,
     /// ∂Σloss/∂(sum over instruction tokens, sum over response tokens).
     pub d_sums: [f64; 2],
+    /// ∂Σloss/∂[`SequenceLogps::response_tail`]: the derivative of a response token past the pair's shorter response, less that of one before;
+    /// 0 without LD-DPO.
+    pub d_tail: f64,
     /// Implicit reward: β times the log-ratio to the reference, or SimPO's reward.
     pub reward: f64,
 }
