@@ -1,8 +1,6 @@
 //! GGUF file as the content of a safetensors file, so that everything that reads a checkpoint reads it: names and rows in Hugging Face's
 //! order, quantised blocks as f32. Values are computed when they are read.
 
-use std::path::Path;
-
 use serde_json::{Map, json};
 
 use super::super::checkpoint::Checkpoint;
@@ -179,16 +177,4 @@ pub fn quantised_types(file: &GgufFile) -> Vec<&'static str> {
     kinds.sort_unstable();
     kinds.dedup();
     kinds.into_iter().map(GgmlType::name).collect()
-}
-
-/// Returns the tensor of a name with its values as f32, in the file's order.
-///
-/// # Errors
-/// [`Error::File`] where the file cannot be read.
-pub fn read_values(file: &GgufFile, tensor: &GgufTensor) -> Result<Vec<f32>> {
-    let mut stored = vec![0; tensor.n_bytes() as usize];
-    file.read_at(tensor, 0, &mut stored).map_err(|e| Error::file(Path::new(file.path()), e))?;
-    let mut values = Vec::new();
-    dequantize(tensor.kind, &stored, &mut values);
-    Ok(values)
 }

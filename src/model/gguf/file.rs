@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::super::tensor_file::{TensorContent, open_content};
 use super::ggml_type::GgmlType;
 use super::metadata::{GgufMetadata, MetaValue};
+use super::quants::dequantize;
 use crate::error::{Error, Result};
 
 /// First bytes of every GGUF file.
@@ -300,6 +301,31 @@ impl GgufFile {
     /// The reason of a failed read.
     pub fn read_at(&self, tensor: &GgufTensor, offset: u64, into: &mut [u8]) -> std::result::Result<(), String> {
         self.content.read_at(tensor.start + offset, into)
+    }
+
+    /// Reads a tensor's bytes as stored.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn bytes(&self, tensor: &GgufTensor) -> Result<Vec<u8>> {
+        let mut stored = vec![0; tensor.n_bytes() as usize];
+        self.read_at(tensor, 0, &mut stored).map_err(|e| Error::file(&self.path, e))?;
+        Ok(stored)
+    }
+
+    /// Reads a tensor's values as f32, in the file's order.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn values(&self, tensor: &GgufTensor) -> Result<Vec<f32>> {
+        let mut values = Vec::new();
+        dequantize(tensor.kind, &self.bytes(tensor)?, &mut values);
+        Ok(values)
+    }
+
+    /// Returns the tensor of a name.
+    pub fn tensor(&self, name: &str) -> Option<&GgufTensor> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
     }
 }
 

@@ -59,6 +59,11 @@ impl GgufMetadata {
         Self { path: path.into(), values }
     }
 
+    /// Returns the keys with their values, in order.
+    pub fn entries(&self) -> Vec<(String, MetaValue)> {
+        self.values.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
     /// Returns the keys in order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.values.keys().map(String::as_str)

@@ -5,7 +5,6 @@ use serde_json::{Map, Value, json};
 
 use super::super::description::RopeScaling;
 use super::architecture::GgufArchitecture;
-use super::checkpoint::read_values;
 use super::file::GgufFile;
 use super::rope::{ROPE_FREQS, scaling_of_divisors};
 use crate::error::{Error, Result};
@@ -114,7 +113,7 @@ impl ArchitectureKeys<'_> {
                 return Err(self.bad("rope.scaling.type", reason));
             }
         };
-        let Some(table) = self.file.tensors.iter().find(|tensor| tensor.name == ROPE_FREQS) else { return Ok(scaling) };
+        let Some(table) = self.file.tensor(ROPE_FREQS) else { return Ok(scaling) };
         let bad = |reason: &str| Error::tensor(self.file.path(), ROPE_FREQS, reason);
         if !scaling.is_null() {
             return Err(bad("is there beside rope.scaling.type, which is not supported"));
@@ -122,7 +121,7 @@ impl ArchitectureKeys<'_> {
         if table.n_values != head_dim / 2 {
             return Err(bad(&format!("has {} values, expected {}", table.n_values, head_dim / 2)));
         }
-        match scaling_of_divisors(&read_values(self.file, table)?, theta, head_dim as usize) {
+        match scaling_of_divisors(&self.file.values(table)?, theta, head_dim as usize) {
             Some(RopeScaling::Llama3 { factor, low, high, original_max_positions }) => Ok(json!({
                 "rope_type": "llama3",
                 "factor": factor,
@@ -166,7 +165,7 @@ pub fn read_config(file: &GgufFile) -> Result<GgufModelConfig> {
             return Err(keys.bad(name, format!("{other} is not supported beside heads of {head_dim}")));
         }
     }
-    let embedding = file.tensors.iter().find(|tensor| tensor.name == "token_embd.weight");
+    let embedding = file.tensor("token_embd.weight");
     let embedding = embedding.ok_or_else(|| Error::tensor(file.path(), "token_embd.weight", "is missing"))?;
     let vocab = embedding.shape[0];
     if let Some(other) = keys.size("vocab_size")?.filter(|n| *n != vocab as u64) {
@@ -175,7 +174,7 @@ pub fn read_config(file: &GgufFile) -> Result<GgufModelConfig> {
     let epsilon = keys.number("attention.layer_norm_rms_epsilon")?;
     let epsilon = epsilon.ok_or_else(|| keys.bad("attention.layer_norm_rms_epsilon", "is missing"))?;
     let theta = keys.number("rope.freq_base")?.unwrap_or(DEFAULT_THETA);
-    let has = |name: &str| file.tensors.iter().any(|tensor| tensor.name == name);
+    let has = |name: &str| file.tensor(name).is_some();
     let (class, model_type) = architecture.class();
     let mut config = json!({
         "architectures": [class],
@@ -194,8 +193,7 @@ pub fn read_config(file: &GgufFile) -> Result<GgufModelConfig> {
         "tie_word_embeddings": !has("output.weight"),
         "dtype": if embedding.kind.is_quantised() { "float32" } else { torch_name(embedding.kind.name()) },
     });
-    let fields = config.as_object_mut().map_or_else(Map::new, std::mem::take);
-    let mut fields = fields;
+    let mut fields = config.as_object_mut().map_or_else(Map::new, std::mem::take);
     match architecture {
         GgufArchitecture::Llama => {
             fields.insert("attention_bias".into(), json!(has("blk.0.attn_q.bias")));
