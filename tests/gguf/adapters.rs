@@ -4,33 +4,42 @@ use super::*;
 use program::{Tensors, write_tensors};
 use serde_json::json;
 
+/// Writes a random adapter of all linear layers, as PEFT does. Its fields are R 4, α 6, and those of `config`.
+pub fn random_adapter(
+    model: &OpenModel,
+    dir: &Path,
+    config: &serde_json::Value,
+    rank: impl Fn(&str) -> usize,
+) -> Tensors {
+    use jointwise::model::load::linear_modules;
+    let mut rng = jointwise::rng::Rng::new(3, 1);
+    let mut tensors = Tensors::new();
+    for module in linear_modules(&model.description) {
+        let r = rank(&module.name);
+        for (side, shape) in [("A", [r, module.n_in]), ("B", [module.n_out, r])] {
+            let bytes = (0..shape[0] * shape[1]).flat_map(|_| (0.1 * rng.normal()).to_le_bytes()).collect();
+            let tensor = program::Tensor { dtype: safetensors::Dtype::F32, shape: shape.into(), bytes };
+            tensors.insert(format!("base_model.model.{}.lora_{side}.weight", module.name), tensor);
+        }
+    }
+    fs::create_dir_all(dir).unwrap();
+    write_tensors(&dir.join("adapter_model.safetensors"), &tensors);
+    let mut all = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": "all-linear",
+        "base_model_name_or_path": model.name});
+    all.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+    fs::write(dir.join("adapter_config.json"), all.to_string()).unwrap();
+    tensors
+}
+
 /// Exports a random adapter of a fixture. Returns it with A and B by module, as PEFT has them.
 fn adapter(
     family: &str,
     config: serde_json::Value,
     rank: impl Fn(&str) -> usize,
 ) -> (GgufFile, Tensors, tempfile::TempDir) {
-    use jointwise::model::load::linear_modules;
     let sandbox = tempfile::tempdir().unwrap();
-    let model = fixture(family).join("model");
-    let own = open(&model);
-    let mut rng = jointwise::rng::Rng::new(3, 1);
-    let mut tensors = Tensors::new();
-    for module in linear_modules(&own.description) {
-        let r = rank(&module.name);
-        for (side, shape) in [("A", [r, module.n_in]), ("B", [module.n_out, r])] {
-            let bytes = (0..shape[0] * shape[1]).flat_map(|_| rng.normal().to_le_bytes()).collect();
-            let tensor = program::Tensor { dtype: safetensors::Dtype::F32, shape: shape.into(), bytes };
-            tensors.insert(format!("base_model.model.{}.lora_{side}.weight", module.name), tensor);
-        }
-    }
-    let dir = sandbox.path().join("adapter");
-    fs::create_dir(&dir).unwrap();
-    write_tensors(&dir.join("adapter_model.safetensors"), &tensors);
-    let mut all = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": "all-linear",
-        "base_model_name_or_path": model});
-    all.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
-    fs::write(dir.join("adapter_config.json"), all.to_string()).unwrap();
+    let own = open(&fixture(family).join("model"));
+    let tensors = random_adapter(&own, &sandbox.path().join("adapter"), &config, rank);
     let done = std::process::Command::new(env!("CARGO_BIN_EXE_jointwise"))
         .args(["export", "--adapter", "adapter", "--gguf", "adapter.gguf"])
         .current_dir(sandbox.path())

@@ -39,7 +39,7 @@ impl MetaValue {
             Self::F32(x) => x.to_string(),
             Self::F64(x) => x.to_string(),
             Self::Bool(b) => b.to_string(),
-            Self::Text(text) if text.len() <= 60 => format!("`{text}`"),
+            Self::Text(text) if text.len() <= 60 => format!("`{}`", text.escape_debug()),
             Self::Text(_) => "a long text".into(),
             Self::Texts(_) | Self::Integers(_) | Self::Floats(_) | Self::Bools(_) => "a list".into(),
         }
