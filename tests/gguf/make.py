@@ -11,7 +11,7 @@ from gguf.quants import dequantize, quantize
 
 ROWS, COLUMNS = 2, 256
 # Places of float16 scales in a block, which must be finite.
-SCALES = {T.Q4_0: [0], T.Q4_1: [0, 2], T.Q8_0: [0], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208], T.F16: [0]}
+SCALES = {T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208], T.F16: [0]}
 
 rng = np.random.default_rng(23)
 writer = GGUFWriter(Path(__file__).with_name("quants.gguf"), "llama")

@@ -9,7 +9,7 @@ use jointwise::workflow::OpenModel;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use crate::program::{Tensor, edit, fixture};
+use crate::program::{Tensor, Tensors, edit, fixture};
 
 /// Models of [`tiny_model`]: two of the architecture `llama`, one with Llama 3.1's rotary table.
 pub const FAMILIES: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gemma3"];
@@ -35,17 +35,9 @@ pub fn tiny_model(family: &str, dir: &Path) -> PathBuf {
         "gemma3" => config["query_pre_attn_scalar"] = json!(12),
         "qwen2" => {
             (config["architectures"], config["model_type"]) = (json!(["Qwen2ForCausalLM"]), json!("qwen2"));
-            edit(&folder.join("model.safetensors"), |tensors| {
-                tensors.retain(|name, _| !name.ends_with("q_norm.weight") && !name.ends_with("k_norm.weight"));
-                let mut rng = Rng::new(5, 0);
-                for (layer, (module, n)) in
-                    (0..2).flat_map(|layer| [("q", 48), ("k", 24), ("v", 24)].map(|module| (layer, module)))
-                {
-                    let bytes = (0..n).flat_map(|_| (0.3 * rng.normal()).to_le_bytes()).collect();
-                    let bias = Tensor { dtype: Dtype::F32, shape: vec![n], bytes };
-                    tensors.insert(format!("model.layers.{layer}.self_attn.{module}_proj.bias"), bias);
-                }
-            });
+            // llama.cpp wants H·E = D for this architecture: heads of 8 instead of 12.
+            config["head_dim"] = json!(8);
+            edit(&folder.join("model.safetensors"), qwen2_of_qwen3);
         }
         _ => {}
     }
@@ -63,4 +55,24 @@ pub fn exported(model: &OpenModel, folder: &Path, weights: GgufWeightType, dir: 
     let file = out.join(format!("{}.gguf", weights.name()));
     model.export_gguf_without_tokenizer(&file, weights).unwrap();
     file
+}
+
+/// Makes tensors of a Qwen2 with heads of 8 from those of the fixture of Qwen3: fewer rows, no norms of queries and keys, biases.
+fn qwen2_of_qwen3(tensors: &mut Tensors) {
+    tensors.retain(|name, _| !name.ends_with("q_norm.weight") && !name.ends_with("k_norm.weight"));
+    let mut rng = Rng::new(5, 0);
+    for layer in 0..2 {
+        let name = |module: &str, part: &str| format!("model.layers.{layer}.self_attn.{module}_proj.{part}");
+        for (module, rows) in [("q", 32), ("k", 16), ("v", 16)] {
+            let weight = tensors.get_mut(&name(module, "weight")).unwrap();
+            weight.bytes.truncate(weight.bytes.len() / weight.shape[0] * rows);
+            weight.shape[0] = rows;
+            let bytes = (0..rows).flat_map(|_| (0.3 * rng.normal()).to_le_bytes()).collect();
+            tensors.insert(name(module, "bias"), Tensor { dtype: Dtype::F32, shape: vec![rows], bytes });
+        }
+        let out = tensors.get_mut(&name("o", "weight")).unwrap();
+        let row = out.bytes.len() / out.shape[0];
+        out.bytes = out.bytes.chunks_exact(row).flat_map(|whole| &whole[..row / 48 * 32]).copied().collect();
+        out.shape[1] = 32;
+    }
 }

@@ -13,6 +13,10 @@ pub enum GgmlType {
     Q4_0,
     /// Blocks of 32: a scale and a minimum, and 4 bits per element.
     Q4_1,
+    /// Blocks of 32: a scale, and 5 bits per element.
+    Q5_0,
+    /// Blocks of 32: a scale and a minimum, and 5 bits per element.
+    Q5_1,
     /// Blocks of 32: a scale, and 8 bits per element.
     Q8_0,
     /// Blocks of 256 with 8 scales and minima of 6 bits, and 4 bits per element.
@@ -24,12 +28,14 @@ pub enum GgmlType {
 }
 
 /// Number, name, elements per block and bytes per block of each type.
-const TYPES: [(GgmlType, u32, &str, usize, usize); 9] = [
+const TYPES: [(GgmlType, u32, &str, usize, usize); 11] = [
     (GgmlType::F32, 0, "F32", 1, 4),
     (GgmlType::F16, 1, "F16", 1, 2),
     (GgmlType::Bf16, 30, "BF16", 1, 2),
     (GgmlType::Q4_0, 2, "Q4_0", 32, 18),
     (GgmlType::Q4_1, 3, "Q4_1", 32, 20),
+    (GgmlType::Q5_0, 6, "Q5_0", 32, 22),
+    (GgmlType::Q5_1, 7, "Q5_1", 32, 24),
     (GgmlType::Q8_0, 8, "Q8_0", 32, 34),
     (GgmlType::Q4K, 12, "Q4_K", 256, 144),
     (GgmlType::Q5K, 13, "Q5_K", 256, 176),
@@ -37,9 +43,7 @@ const TYPES: [(GgmlType, u32, &str, usize, usize); 9] = [
 ];
 
 /// Names of the types that are not read, by their numbers.
-const OTHERS: [(u32, &str); 22] = [
-    (6, "Q5_0"),
-    (7, "Q5_1"),
+const OTHERS: [(u32, &str); 20] = [
     (9, "Q8_1"),
     (10, "Q2_K"),
     (11, "Q3_K"),

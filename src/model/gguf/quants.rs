@@ -24,6 +24,14 @@ pub fn dequantize(kind: GgmlType, bytes: &[u8], into: &mut Vec<f32>) {
                 let (d, m) = (half(block, 0), half(block, 2));
                 into.extend(nibbles(&block[4..]).map(|q| f32::from(q) * d + m));
             }
+            GgmlType::Q5_0 => {
+                let d = half(block, 0);
+                into.extend(five_bits(&block[2..]).map(|q| (f32::from(q) - 16.0) * d));
+            }
+            GgmlType::Q5_1 => {
+                let (d, m) = (half(block, 0), half(block, 2));
+                into.extend(five_bits(&block[4..]).map(|q| f32::from(q) * d + m));
+            }
             GgmlType::Q8_0 => {
                 let d = half(block, 0);
                 into.extend(block[2..].iter().map(|q| f32::from(q.cast_signed()) * d));
@@ -38,6 +46,12 @@ pub fn dequantize(kind: GgmlType, bytes: &[u8], into: &mut Vec<f32>) {
 /// Returns the low four bits of all bytes, then the high ones.
 fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
     bytes.iter().map(|b| b & 15).chain(bytes.iter().map(|b| b >> 4))
+}
+
+/// Returns 32 numbers of five bits: their highest bits are in the first four bytes, the others in the 16 bytes behind.
+fn five_bits(bytes: &[u8]) -> impl Iterator<Item = u8> {
+    let high = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    nibbles(&bytes[4..]).enumerate().map(move |(i, low)| low | (((high >> i) & 1) << 4) as u8)
 }
 
 /// Returns the j-th of 8 pairs (scale, minimum) of 6 bits, packed in 12 bytes: `get_scale_min_k4`.

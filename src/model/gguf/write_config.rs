@@ -53,6 +53,10 @@ pub fn config_metadata(d: &ModelConfig, architecture: GgufArchitecture) -> Resul
     for (name, value) in scaling(rope, d)? {
         put(name, value);
     }
+    if architecture == GgufArchitecture::Qwen2 && d.n_heads * d.head_dim != d.d_model {
+        let widths = format!("{}·{}, not {}", d.n_heads, d.head_dim, d.d_model);
+        return Err(format!("its query heads have a width of {widths}, as llama.cpp wants for this architecture"));
+    }
     let usual = 1.0 / (d.head_dim as f64).sqrt();
     let windows: Vec<Option<usize>> = d.layers.iter().map(|layer| layer.window).collect();
     if architecture == GgufArchitecture::Gemma3 {
