@@ -55,6 +55,9 @@ const OUTSIDE: [(&str, &str); 3] = [
     ("lm_head.weight", "output.weight"),
 ];
 
+/// Number of layers of Gemma 3 27B, by which llama.cpp knows it: it divides this model's scores by √(D/H), not by √E.
+pub const GEMMA3_27B_LAYERS: usize = 62;
+
 /// Prefixes of layers in Hugging Face's names: of a model, and of one inside a model with images.
 const PREFIXES: [&str; 2] = ["model.layers.", "model.language_model.layers."];
 

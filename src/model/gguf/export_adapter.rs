@@ -53,7 +53,10 @@ pub fn export_adapter(path: &Path, adapter: &Adapter, d: &ModelConfig, name: &st
         let is_one = (factor - 1.0).abs() < 1e-6;
         let b: Vec<f32> = if is_one { b.clone() } else { b.iter().map(|v| v * factor).collect() };
         let rows = architecture.row_order(&weight, module.n_out, (d.n_heads, d.n_kv_heads));
-        let b = rows.map_or(b.clone(), |rows| rows.to_gguf(&b, rank));
+        let b = match rows {
+            Some(rows) => rows.to_gguf(&b, rank),
+            None => b,
+        };
         for (side, shape, matrix) in [("a", [rank, module.n_in], a.clone()), ("b", [module.n_out, rank], b)] {
             let name = format!("{gguf_name}.lora_{side}");
             tensors.push(GgufTensorToWrite { name, shape: shape.into(), kind: GgmlType::F32 });

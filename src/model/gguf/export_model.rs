@@ -121,7 +121,10 @@ pub fn export_model(path: &Path, model: &GgufModelToWrite<'_>) -> Result<Vec<Str
         }
         let columns = spec.shape[1..].iter().product();
         let rows = architecture.row_order(&spec.name, spec.shape[0], (d.n_heads, d.n_kv_heads));
-        Ok(rows.map_or_else(|| values.clone(), |rows| rows.to_gguf(&values, columns)))
+        Ok(match rows {
+            Some(rows) => rows.to_gguf(&values, columns),
+            None => values,
+        })
     })?;
     Ok(config.notes)
 }

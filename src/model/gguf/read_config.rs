@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::super::description::RopeScaling;
-use super::architecture::GgufArchitecture;
+use super::architecture::{GEMMA3_27B_LAYERS, GgufArchitecture};
 use super::file::GgufFile;
 use super::rope::{ROPE_FREQS, scaling_of_divisors};
 use crate::error::{Error, Result};
@@ -36,8 +36,6 @@ const SCALING: [&str; 3] = ["rope.scaling.type", "rope.scaling.factor", "rope.sc
 
 /// Each how many layers one of Gemma 3 has no window, where the file does not say.
 const GEMMA3_PERIOD: u64 = 6;
-/// Layers of Gemma 3 27B, whose scores llama.cpp divides by √(D/H).
-const GEMMA3_27B_LAYERS: u64 = 62;
 /// θ where the file has none.
 const DEFAULT_THETA: f64 = 1e4;
 
@@ -232,7 +230,7 @@ fn gemma3(
     fields.insert("sliding_window".into(), json!(window));
     fields.insert("sliding_window_pattern".into(), json!(period));
     fields.insert("rope_local_base_freq".into(), json!(keys.number("rope.freq_base_swa")?.unwrap_or(DEFAULT_THETA)));
-    let scalar = if layers == GEMMA3_27B_LAYERS { width / heads } else { head_dim };
+    let scalar = if layers == GEMMA3_27B_LAYERS as u64 { width / heads } else { head_dim };
     fields.insert("query_pre_attn_scalar".into(), json!(scalar));
     fields.insert("final_logit_softcapping".into(), json!(keys.number("final_logit_softcapping")?));
     Ok(())

@@ -46,7 +46,7 @@ pub struct MetadataToken<'f> {
     pub id: usize,
     /// Text in the vocabulary.
     pub text: &'f str,
-    /// Type in [`TOKEN_TYPES`].
+    /// Type in `tokenizer.ggml.token_type`.
     pub kind: i64,
 }
 

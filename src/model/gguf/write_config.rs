@@ -1,11 +1,8 @@
 //! Metadata of a GGUF file from a model's configuration. A setting that llama.cpp has no key for is refused.
 
 use super::super::description::{ModelConfig, RopeConfig, RopeScaling};
-use super::architecture::GgufArchitecture;
+use super::architecture::{GEMMA3_27B_LAYERS, GgufArchitecture};
 use super::metadata::MetaValue;
-
-/// Layers of Gemma 3 27B, whose scores llama.cpp divides by √(D/H).
-const GEMMA3_27B_LAYERS: usize = 62;
 
 /// Metadata of a model, and what the user must know about it.
 #[derive(Debug, Clone, Default)]
