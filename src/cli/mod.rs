@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod demo;
 mod evaluate;
+mod export;
 mod generate;
 mod info;
 mod interplay;
@@ -123,6 +124,7 @@ pub fn run() -> ExitCode {
         Command::Grad(args) => score::grad(&args).map(|()| Finished::Whole),
         Command::Generate(args) => generate::run(&args),
         Command::Merge(args) => merge::run(&args).map(|()| Finished::Whole),
+        Command::Export(args) => export::run(&args).map(|()| Finished::Whole),
         Command::Judge(args) => judge::run(*args),
         Command::Interplay(args) => interplay::run(args).map(|()| Finished::Whole),
         Command::Evaluate(args) => evaluate::run(*args),

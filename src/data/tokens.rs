@@ -162,6 +162,11 @@ impl Tokenizer {
         if ids.starts_with(&self.start) { self.start.len().max(usize::from(is_bos)) } else { usize::from(is_bos) }
     }
 
+    /// Returns the text of an id in the vocabulary; `None` for an id without a token.
+    pub fn vocab_text(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Returns the end-of-sequence token.
     pub fn eos_id(&self) -> Option<u32> {
         self.eos

@@ -90,8 +90,8 @@ pub enum BadRowArg {
 /// Flags of `check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
-    /// Model: a Hugging Face folder, or a hub id (org/name)
-    #[arg(long, value_name = "DIR|HUB_ID")]
+    /// Model: a Hugging Face folder, a GGUF file, or a hub id (org/name)
+    #[arg(long, value_name = "DIR|FILE|HUB_ID")]
     pub model: Option<String>,
     /// PEFT LoRA adapter, whose tokenizer and chat template are used if it has them
     #[arg(long, value_name = "DIR|HUB_ID")]

@@ -19,8 +19,8 @@ use crate::workflow::evaluated_models::EvaluatedModelNames;
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct EvaluateArgs {
-    /// Base model of the adapters, which is evaluated itself if no checkpoint is named: a Hugging Face folder, or a hub id (org/name)
-    #[arg(long, value_name = "DIR|HUB_ID", help_heading = "Models and device")]
+    /// Base model of the adapters, which is evaluated itself if no checkpoint is named: a Hugging Face folder, a GGUF file, or a hub id (org/name)
+    #[arg(long, value_name = "DIR|FILE|HUB_ID", help_heading = "Models and device")]
     pub model: Option<String>,
     /// PEFT LoRA adapter on --model, or another whole model; repeatable
     #[arg(long, visible_alias = "adapter", value_name = "[NAME=]DIR", help_heading = "Models and device")]
@@ -89,8 +89,8 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "N", help_heading = "Prompts and sampling")]
     pub batch_size: Option<usize>,
 
-    /// Judge with a local model (a folder or a hub id): it prefers the side, (a) or (b), that it would rather begin its answer with (see --answer)
-    #[arg(long, value_name = "DIR|HUB_ID", help_heading = "Judge (choose one)")]
+    /// Judge with a local model (a folder, a GGUF file or a hub id): it prefers the side, (a) or (b), that it would rather begin its answer with (see --answer)
+    #[arg(long, value_name = "DIR|FILE|HUB_ID", help_heading = "Judge (choose one)")]
     pub judge: Option<String>,
     /// Judge nothing: write only the responses and AlpacaEval's files
     #[arg(long, help_heading = "Judge (choose one)")]

@@ -5,6 +5,7 @@ mod config_file;
 mod data;
 mod device;
 mod evaluate;
+mod export;
 mod judge;
 pub mod judge_checks;
 mod model;
@@ -23,6 +24,7 @@ pub use config_file::{from_table, with_config};
 pub use data::{CheckArgs, DataArgs, resolve_template};
 pub use device::{BenchArgs, InfoArgs, RowsArg, StepArg, TuneArgs};
 pub use evaluate::EvaluateArgs;
+pub use export::{ExportArgs, GgufTypeArg};
 pub use judge::{AnswerArg, AskArgs, InterplayArgs, JudgeArgs, StratumArg};
 pub use model::{DeviceArgs, DeviceLostArg, DtypeArg, MergeArgs, ModelArgs, open_model};
 pub use objective::ObjectiveArgs;
@@ -70,6 +72,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// An adapter merged into its base model
     Merge(MergeArgs),
+    /// A model or an adapter as a GGUF file for llama.cpp, Ollama and LM Studio
+    Export(ExportArgs),
     /// Preferences between responses, from a model, a program or a person, asked in both orders
     Judge(Box<JudgeArgs>),
     /// Decisions and agreement on judged pairs, by the origin of their sides, with intervals

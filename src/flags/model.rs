@@ -33,8 +33,8 @@ pub struct DeviceArgs {
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct ModelArgs {
-    /// Model: a Hugging Face folder, or a hub id (org/name)
-    #[arg(long, value_name = "DIR|HUB_ID")]
+    /// Model: a Hugging Face folder, a GGUF file, or a hub id (org/name)
+    #[arg(long, value_name = "DIR|FILE|HUB_ID")]
     pub model: Option<String>,
     /// PEFT LoRA adapter on top of the model: a folder, or a hub id (org/name, org/name/folder)
     #[arg(long, value_name = "DIR|HUB_ID")]
@@ -72,8 +72,8 @@ pub enum DtypeArg {
 /// Flags of `merge`.
 #[derive(Debug, Clone, Args)]
 pub struct MergeArgs {
-    /// Base model: a Hugging Face folder, or a hub id (org/name)
-    #[arg(long, value_name = "DIR|HUB_ID")]
+    /// Base model: a Hugging Face folder, a GGUF file, or a hub id (org/name)
+    #[arg(long, value_name = "DIR|FILE|HUB_ID")]
     pub model: Option<String>,
     /// PEFT LoRA adapter to merge into the model: a folder, or a hub id (org/name, org/name/folder)
     #[arg(long, value_name = "DIR|HUB_ID")]
@@ -125,7 +125,8 @@ impl ModelArgs {
 /// # Errors
 /// [`Error::Flag`] where the flag is missing; those of [`OpenModel::open`].
 pub fn open_model(name: Option<&str>, base: BaseDtype) -> Result<OpenModel> {
-    let name = name.ok_or_else(|| Error::flag("model", "is missing: a Hugging Face folder or hub id"))?;
+    let name =
+        name.ok_or_else(|| Error::flag("model", "is missing: a Hugging Face folder, a GGUF file or a hub id"))?;
     OpenModel::open(name, base)
 }
 

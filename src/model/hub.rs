@@ -83,7 +83,7 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
         return Ok(path.into());
     }
     if path.exists() {
-        return Err(Error::flag("model", format!("{model} is a file: give its folder")));
+        return Err(Error::flag("model", format!("{model} is a file, and not a GGUF file: give its folder")));
     }
     let id = HubId::parse(model).ok_or_else(|| {
         Error::flag(
@@ -321,7 +321,7 @@ mod tests {
         let file = dir.path().join("model.safetensors");
         std::fs::write(&file, "").unwrap();
         let told = |model: &Path| resolve(&model.display().to_string()).unwrap_err().to_string();
-        assert!(told(&file).contains("is a file: give its folder"));
+        assert!(told(&file).contains("is a file, and not a GGUF file: give its folder"));
         assert!(told(&dir.path().join("absent")).contains("no such folder, and no hub id"));
     }
 

@@ -1,4 +1,4 @@
-//! Models: `config.json` into one description; safetensors read and written; the decoder's forward and backward pass; LoRA.
+//! Models: `config.json` into one description; safetensors and GGUF read and written; the decoder's forward and backward pass; LoRA.
 
 mod attention_mixer;
 mod backward;
@@ -11,6 +11,7 @@ pub mod delta_net;
 pub mod description;
 mod families;
 pub mod folder;
+pub mod gguf;
 #[cfg(feature = "native")]
 pub mod hub;
 pub mod kv_cache;

@@ -244,6 +244,27 @@ impl SideFiles {
         Self { dir: if whole { own.dir.clone() } else { self.dir.clone() }, files }
     }
 
+    /// Returns the chat templates by name; the main one is `default`. Files take precedence over [`TOKENIZER_CONFIG`].
+    ///
+    /// # Errors
+    /// Fails like [`SideFiles::text`].
+    pub fn chat_templates(&self) -> Result<Vec<(String, String)>> {
+        let name_of = |file: &str| {
+            let named =
+                file.strip_prefix(MORE_TEMPLATES).map(|name| name.trim_start_matches('/').trim_end_matches(".jinja"));
+            named.unwrap_or("default").to_string()
+        };
+        let is_file = |name: &&str| *name == CHAT_TEMPLATE || name.starts_with(MORE_TEMPLATES);
+        let mut all = Vec::new();
+        for file in self.copied().filter(is_file) {
+            all.push((name_of(file), self.text(file)?.unwrap_or_default().into()));
+        }
+        if all.is_empty() {
+            all.extend(self.config_templates().into_iter().map(|(file, text)| (name_of(&file), text)));
+        }
+        Ok(all)
+    }
+
     /// Returns the chat templates of [`TOKENIZER_CONFIG`], named like the files that would hold them.
     fn config_templates(&self) -> Vec<(String, String)> {
         let template = self.fields(TOKENIZER_CONFIG).ok().and_then(|mut fields| fields.remove("chat_template"));

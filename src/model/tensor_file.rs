@@ -84,6 +84,18 @@ impl TensorContent for OnDisk {
     }
 }
 
+/// Opens a regular file.
+///
+/// # Errors
+/// [`Error::File`].
+pub(super) fn open_content(path: &Path) -> Result<Box<dyn TensorContent>> {
+    let at = |e: std::io::Error| Error::file(path, e);
+    if !std::fs::metadata(path).map_err(at)?.is_file() {
+        return Err(Error::file(path, "is not a file"));
+    }
+    Ok(Box::new(OnDisk::open(path).map_err(at)?))
+}
+
 /// Data type, shape and place of a tensor in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTensor {
@@ -123,11 +135,7 @@ impl TensorFile {
     /// [`Error::File`] where the file is missing, truncated, too long, or not safetensors.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let at = |e: std::io::Error| Error::file(path, e);
-        if !std::fs::metadata(path).map_err(at)?.is_file() {
-            return Err(Error::file(path, "is not a file"));
-        }
-        Self::from_content(path, Box::new(OnDisk::open(path).map_err(at)?))
+        Self::from_content(path, open_content(path)?)
     }
 
     /// Reads the header of a file's content; `path` is for messages.

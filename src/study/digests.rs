@@ -11,6 +11,7 @@ use super::rows;
 use super::study_file::Study;
 use crate::error::{Error, Result};
 use crate::model::checkpoint::Checkpoint;
+use crate::model::gguf::is_gguf;
 use crate::model::hub;
 use crate::model::side_files::{CONFIG, GENERATION_CONFIG, SideFiles};
 
@@ -18,7 +19,9 @@ use crate::model::side_files::{CONFIG, GENERATION_CONFIG, SideFiles};
 pub fn digests(study: &Study) -> Result<BTreeMap<PathBuf, String>> {
     let digest = |path: &PathBuf| Ok((path.clone(), file_digest(path)?));
     let mut all: BTreeMap<PathBuf, String> = study.files().iter().map(digest).collect::<Result<_>>()?;
-    all.insert(study.model.as_str().into(), model_digest(&hub::resolve(&study.model)?)?);
+    let model = Path::new(&study.model);
+    let digest = if is_gguf(model) { file_digest(model)? } else { model_digest(&hub::resolve(&study.model)?)? };
+    all.insert(model.into(), digest);
     Ok(all)
 }
 

@@ -25,6 +25,8 @@ pub mod evaluated_models;
 pub mod fitting_changes;
 mod generate;
 #[cfg(feature = "native")]
+mod gguf_model;
+#[cfg(feature = "native")]
 mod judging;
 #[cfg(feature = "native")]
 pub mod memory_demand;
@@ -65,6 +67,8 @@ pub use data_options::DataOptions;
 #[cfg(feature = "native")]
 pub use device::DeviceOptions;
 pub use generate::GenerateOptions;
+#[cfg(feature = "native")]
+pub use gguf_model::{adapter_base, gguf_side_files};
 #[cfg(feature = "native")]
 pub use judging::{judge_comparisons, write_judging_result};
 pub use open_model::{ChatTemplateChoice, OpenModel, refuse_quantised, weights_digest};

@@ -15,6 +15,8 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::decoder::Decoder;
 use crate::model::description::{LinearSpec, ModelConfig};
 #[cfg(feature = "native")]
+use crate::model::gguf::is_gguf;
+#[cfg(feature = "native")]
 use crate::model::hub;
 use crate::model::load::{LoadOptions, linear_modules};
 use crate::model::peft::Adapter;
@@ -45,12 +47,15 @@ pub struct OpenModel {
 }
 
 impl OpenModel {
-    /// Opens a local folder, or a hub id (`org/name`), which is fetched. Verifies names and shapes of all tensors; weights stay on disk.
+    /// Opens a local folder, a GGUF file, or a hub id (`org/name`), which is fetched. Verifies names and shapes of all tensors; weights stay on disk.
     ///
     /// # Errors
     /// [`Error::File`], [`Error::Field`] and [`Error::Tensor`], naming what is missing or at odds with config.json.
     #[cfg(feature = "native")]
     pub fn open(name: &str, base: BaseDtype) -> Result<Self> {
+        if is_gguf(Path::new(name)) {
+            return Self::open_gguf(Path::new(name), name, base);
+        }
         let dir = hub::resolve(name)?;
         let side = SideFiles::read(&dir);
         let (model, notes) = Self::from_parts(name, side, || Checkpoint::open(&dir), base)?;

@@ -109,7 +109,7 @@ impl From<&ScoredSequence> for SequenceScore {
 }
 
 impl Policy {
-    /// Opens a Hugging Face folder, or a hub id (`org/name`), which is fetched. Without an adapter, training changes every parameter.
+    /// Opens a Hugging Face folder, a GGUF file, or a hub id (`org/name`), which is fetched. Without an adapter, training changes every parameter.
     ///
     /// # Errors
     /// [`Error::File`], [`Error::Field`] and [`Error::Tensor`], naming what is missing or at odds with config.json.
