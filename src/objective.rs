@@ -432,8 +432,8 @@ mod tests {
         }
         // Reference scores of the instruction, which a pair's sides share, and of the response.
         let of_instruction = |s: usize| [-29.5, -22.5, -12.25][s / 2];
-        let joint: Vec<f64> = known.reference.iter().enumerate().map(|(s, r)| 0.3 * r + of_instruction(s)).collect();
-        let conditional: Vec<f64> = known.reference.iter().map(|r| 0.3 * r).collect();
+        let joint: Vec<f64> = known.reference.iter().enumerate().map(|(s, r)| 0.2 * r + of_instruction(s)).collect();
+        let conditional: Vec<f64> = known.reference.iter().map(|r| 0.2 * r).collect();
         for loss in Loss::ALL {
             for p in modified(&PreferenceLoss { loss: LossMix::single(loss), ..PreferenceLoss::default() }) {
                 let [jpo, dpo] =
