@@ -91,7 +91,10 @@ pub fn evaluated_models(args: &EvaluatedModelNames<'_>) -> Result<Vec<NamedModel
     }
     if found.is_empty() {
         let model = args.model.ok_or_else(|| {
-            Error::flag("model", "is missing: a Hugging Face folder, a GGUF file or a hub id, or --checkpoint DIR of a model")
+            Error::flag(
+                "model",
+                "is missing: a Hugging Face folder, a GGUF file or a hub id, or --checkpoint DIR of a model",
+            )
         })?;
         found.push(one("model", None, None, model)?);
     }
