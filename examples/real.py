@@ -55,6 +55,7 @@ def main():
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--rows", type=Path, default=ROOT / "../shared/data/anthropic_helpful/val_conditional_pref.jsonl")
     flags.add_argument("--steps", type=int, default=24)
+    flags.add_argument("--pairs", type=int, default=4, help="pairs per step")
     flags.add_argument("--heldout", type=int, default=64)
     flags.add_argument("--out", type=Path, default=ROOT / "runs/real")
     flags.add_argument("--program", type=Path, default=ROOT / "target/release/jointwise")
@@ -91,9 +92,9 @@ def main():
     for objective, seen in data.items():
         folder, file = args.out / objective, write(args.out / f"{objective}.jsonl", seen)
         common = ("--model", model, "--data", file, "--objective", objective, "--template", "chat", "--max-steps", args.steps, "--output-dir", folder)
-        run("train", *common, "--batch-size", 4, "--lora-r", 8, "--lora-targets", "all-linear", "--learning-rate", 2e-4, "--resume")
+        run("train", *common, "--batch-size", args.pairs, "--lora-r", 8, "--lora-targets", "all-linear", "--learning-rate", 2e-4, "--resume")
         results[objective] = measure(objective, "--adapter", folder)
-    print(f"\n{args.steps} steps of 4 pairs; {args.heldout} rows that were not seen\n")
+    print(f"\n{args.steps} steps of {args.pairs} pairs; {args.heldout} rows that were not seen\n")
     print("| | chosen response is likelier | chosen response has the larger reward |\n|---|---|---|")
     for name, (likelier, rewarded, _) in results.items():
         print(f"| {name} | {likelier} | {rewarded} |")

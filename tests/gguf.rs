@@ -272,6 +272,17 @@ fn a_tokenizer_that_is_not_certain_is_refused_with_llama_cpps_command() {
     let flags = ["export", "--model", olmo.to_str().unwrap(), "--gguf", "m.gguf"];
     sandbox.refused(&flags, &["convert_hf_to_gguf.py"]);
 
+    let phi = open(&fixture("phi3/model"));
+    let told = phi.export_gguf_without_tokenizer(&sandbox.path("m.gguf"), GgufWeightType::F16).unwrap_err().to_string();
+    assert!(
+        told.contains("models of Phi3ForCausalLM are not written") && told.contains("convert_hf_to_gguf.py"),
+        "{told}"
+    );
+    let gemma = open(&fixture("gemma3/model"));
+    let told =
+        gemma.export_gguf_without_tokenizer(&sandbox.path("m.gguf"), GgufWeightType::F16).unwrap_err().to_string();
+    assert!(told.contains("its query_pre_attn_scalar is not 12") && told.contains("convert_hf_to_gguf.py"), "{told}");
+
     // Reading: without a tokenizer beside the file, and with one that is another model's.
     let own = open(Path::new(model));
     let file = sandbox.path("alone.gguf");
@@ -282,9 +293,9 @@ fn a_tokenizer_that_is_not_certain_is_refused_with_llama_cpps_command() {
     sandbox.refused(&flags, &[reason, "Put the model's tokenizer.json and tokenizer_config.json into its folder"]);
 }
 
-/// Writes models, adapters and this program's scores for `tests/gguf/llama_cpp.py`, into the folder `JOINTWISE_GGUF_OUT`.
+/// Writes models, adapters and this program's scores for `tests/gguf/compare.py`, into the folder `JOINTWISE_GGUF_OUT`.
 #[test]
-#[ignore = "for tests/gguf/llama_cpp.py"]
+#[ignore = "for tests/gguf/compare.py"]
 fn files_for_llama_cpp() {
     let out = PathBuf::from(std::env::var("JOINTWISE_GGUF_OUT").unwrap());
     let gpu = Gpu::open_best().unwrap();

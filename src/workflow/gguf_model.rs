@@ -128,18 +128,25 @@ impl OpenModel {
         let last = Path::new(&self.name).file_stem().map(|name| name.to_string_lossy().into_owned());
         let name = last.unwrap_or_else(|| self.name.clone());
         let (description, checkpoint) = (&self.description, &*self.checkpoint);
-        let notes = export_model(path, &GgufModelToWrite { name: &name, description, checkpoint, tokenizer, weights })?;
+        let model = GgufModelToWrite { name: &name, description, checkpoint, tokenizer, weights };
+        let notes = export_model(path, &model).map_err(|error| match error {
+            Error::Flag { flag, reason } => Error::flag(flag, self.with_converter(&reason, path, weights)),
+            other => other,
+        })?;
         notes.iter().for_each(|note| note!("note: {}: {note}", self.name));
         Ok(())
+    }
+
+    /// Adds to a reason the command of llama.cpp's own converter for this model.
+    fn with_converter(&self, reason: &str, path: &Path, weights: GgufWeightType) -> String {
+        format!("{reason}; llama.cpp's own converter: {}", converter_command(&self.name, path, weights))
     }
 
     /// Returns the metadata of the tokenizer, which must be one that is certain: read again, it has the same ids of the probe text.
     fn gguf_tokenizer(&self, path: &Path, weights: GgufWeightType) -> Result<Vec<(String, MetaValue)>> {
         let tokenizer = self.tokenizer(None)?;
-        let refused = |reason: &str| {
-            let command = converter_command(&self.name, path, weights);
-            Error::flag("gguf", format!("{}: {reason}; llama.cpp's own converter: {command}", self.name))
-        };
+        let refused =
+            |reason: &str| Error::flag("gguf", self.with_converter(&format!("{}: {reason}", self.name), path, weights));
         let unknown = format!("its tokenizer is not one that is written for certain ({})", known_names());
         let pre = pre_tokenizer(&tokenizer).ok_or_else(|| refused(&unknown))?;
         let adds_bos = match tokenizer.start_ids() {

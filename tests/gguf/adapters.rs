@@ -119,3 +119,34 @@ fn phi_3_has_fused_names_and_other_families_are_refused() {
     sandbox.refused(&[&flags[..], &["--type", "f16"]].concat(), &[]);
     assert!(!sandbox.path("a.gguf").exists());
 }
+
+/// An adapter is merged into a GGUF file as into the folder that the file was made of: the fixture's bf16 weights are exact in f16.
+#[test]
+fn merging_into_a_file_equals_merging_into_its_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = tiny_model("qwen3", dir.path());
+    let own = open(&folder);
+    let file = exported(&own, &folder, GgufWeightType::F16, dir.path());
+    random_adapter(&own, &dir.path().join("adapter"), &json!({}), |_| 4);
+    let merge = |model: &Path, name: &str| {
+        let done = std::process::Command::new(env!("CARGO_BIN_EXE_jointwise"))
+            .args(["merge", "--adapter", "adapter", "--output-dtype", "f32", "--output-dir", name, "--model"])
+            .arg(model)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        dir.path().join(name)
+    };
+    let (a, b) = (merge(&folder, "a"), merge(&file, "b"));
+    let tensors = [&a, &b].map(|out| program::read_tensors(&out.join("model.safetensors")));
+    assert!(tensors[0].len() > 20 && tensors[0] == tensors[1]);
+    let before = program::read_tensors(&folder.join("model.safetensors"));
+    assert_ne!(
+        tensors[0]["model.layers.0.mlp.up_proj.weight"].bytes,
+        before["model.layers.0.mlp.up_proj.weight"].bytes
+    );
+    // The folder is a model of its own.
+    assert_eq!(open(&b).description, own.description);
+    assert!(b.join("tokenizer.json").exists() && b.join("config.json").exists());
+}

