@@ -21,6 +21,8 @@ pub struct LoraSpec {
     pub scale: f32,
     /// Matrices A (R, n_in) and B (n_out, R) by module name.
     pub modules: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
+    /// Probability with which training steps drop an element of a module's input.
+    pub dropout: f64,
     /// R and s of modules that differ from the adapter's (PEFT's `rank_pattern`, `alpha_pattern`).
     pub exceptions: BTreeMap<String, (usize, f32)>,
 }
@@ -251,7 +253,7 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
                 let shape = |name, shape| TensorSpec { name, shape, transposed: false };
                 let a = (self.take)(&shape(a, vec![rank, module.n_in]))?;
                 let b = (self.take)(&shape(b, vec![module.n_out, rank]))?;
-                Some(LoraWeights { a, b, scale })
+                Some(LoraWeights { a, b, scale, dropout: spec.dropout })
             }
         };
         Ok(Linear { module: module.clone(), w, b, lora, scale })

@@ -5,10 +5,10 @@ use std::rc::Rc;
 use super::open_model::OpenModel;
 use super::recipe::{Recipe, Recompute};
 use crate::data::batch::Example;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu, Ledger, PlannedWork};
 use crate::model::decoder::Decoder;
-use crate::model::load::{LoadOptions, TrainMode};
+use crate::model::load::{LoadOptions, LoraSpec, TrainMode};
 use crate::model::peft::Adapter;
 use crate::model::saved::RecomputePolicy;
 use crate::model::weights::{BaseDtype, TrainOptions};
@@ -77,7 +77,7 @@ pub fn load_options(
 ) -> LoadOptions {
     LoadOptions {
         trained: if adapter.is_some() { TrainMode::Lora } else { TrainMode::Full },
-        lora: adapter.map(|a| a.lora.clone()),
+        lora: adapter.map(|a| LoraSpec { dropout: settings.lora_dropout, ..a.lora.clone() }),
         training: TrainOptions {
             optim: Some(settings.optim),
             param_dtype: settings.param_dtype,
@@ -126,6 +126,9 @@ impl<'a> MemoryDemand<'a> {
         longest: usize,
     ) -> Result<Self> {
         let settings = recipe.settings()?;
+        if settings.lora_dropout > 0.0 && adapter.is_none() {
+            return Err(Error::flag("lora-dropout", "needs an adapter, and every parameter is trained"));
+        }
         let keeps_start = keeps_start(&recipe.reference, &settings, adapter.as_deref());
         let (base, recompute) = (model.base, recipe.recompute);
         Ok(Self { caps, model, adapter, settings, base, recompute, keeps_start, longest, largest })

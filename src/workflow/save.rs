@@ -114,7 +114,9 @@ impl<'a> TunedModel<'a> {
             let matrices = trainer.decoder.adapter();
             return StagedFolder::filled(out, |dir| {
                 let lora = &adapter.lora;
-                write_adapter(dir, &adapter.config, &model.description, lora, dtype, &mut |module, side| {
+                let mut config = adapter.config.clone();
+                config.dropout = about.settings.lora_dropout;
+                write_adapter(dir, &config, &model.description, lora, dtype, &mut |module, side| {
                     let (_, a, b) = matrices.iter().find(|m| m.0 == module).ok_or_else(|| Error::file(out, module))?;
                     read(if side == 0 { a } else { b })
                 })?;
@@ -216,6 +218,9 @@ impl RunFacts<'_> {
                 ("lora-scale", a.lora.scale.to_string()),
                 ("base-dtype", self.policy.model().base.name().to_string()),
             ]);
+            if s.lora_dropout > 0.0 {
+                settings.push(("lora-dropout", s.lora_dropout.to_string()));
+            }
         }
         ModelCard {
             base: self.policy.model().name.clone(),
