@@ -2,6 +2,8 @@
 //! comparison has a control that must fail.
 
 mod program;
+#[path = "adapters/whole.rs"]
+mod whole;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -116,12 +118,11 @@ fn what_peft_refuses_is_refused() {
 }
 
 /// Gradients of the mean loss of one text in a training step of SFT: (loss, values by name).
-fn gradients(gpu: &Gpu, lora: LoraSpec, seed: u64, keep: RecomputePolicy, ids: &[u32]) -> (f64, Gradients) {
-    let model = fixture("mistral-odd/model");
-    let source: Rc<dyn WeightSource> = Rc::new(Checkpoint::open(&model).expect("a checkpoint"));
+fn gradients(gpu: &Gpu, model: &Path, lora: LoraSpec, (seed, keep): Way, ids: &[u32]) -> (f64, Gradients) {
+    let source: Rc<dyn WeightSource> = Rc::new(Checkpoint::open(model).expect("a checkpoint"));
     let options =
         LoadOptions { trained: TrainMode::Lora, ..LoadOptions::frozen(BaseDtype::Auto, Some(lora), ids.len()) };
-    let decoder = Decoder::load(gpu, &describe(&model), &source, &options).expect("weights");
+    let decoder = Decoder::load(gpu, &describe(model), &source, &options).expect("weights");
     let trainer = Trainer { gpu, decoder, goal: TrainingLoss::Sft, share_prefix: true, keep, seed };
     let example = Example { row: 0, sequences: vec![Sequence::new(ids.to_vec(), 1)], desirable: None };
     let step = pollster::block_on(trainer.gradients(&[&example], &[], 1)).expect("gradients");
@@ -131,10 +132,14 @@ fn gradients(gpu: &Gpu, lora: LoraSpec, seed: u64, keep: RecomputePolicy, ids: &
 
 type Gradients = BTreeMap<String, Vec<f32>>;
 
+/// Seed of a step, and the activations that it keeps.
+type Way = (u64, RecomputePolicy);
+
 /// A step's gradients are PyTorch's with the same mask, bit-identical whatever is recomputed; without dropout, those of no dropout.
 #[test]
 fn dropout_has_pytorch_s_gradients() {
-    let (expected, d) = (json_of(&peft("expected.json")), describe(&fixture("mistral-odd/model")));
+    let (expected, model) = (json_of(&peft("expected.json")), fixture("mistral-odd/model"));
+    let d = describe(&model);
     let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
     let ids: Vec<u32> = numbers(&expected["ids"]).iter().map(|&id| id as u32).collect();
     let adapter = Adapter::open(peft("dropout"), &d).expect("an adapter");
@@ -145,15 +150,15 @@ fn dropout_has_pytorch_s_gradients() {
         assert!(found.keys().eq(want.keys()));
         found.iter().map(|(name, values)| relative_l2(values, &want[name].values())).fold(0.0, f64::max)
     };
-    let (loss, found) = gradients(&gpu, with(0.3), 7, RecomputePolicy::Everything, &ids);
+    let (loss, found) = gradients(&gpu, &model, with(0.3), (7, RecomputePolicy::Everything), &ids);
     assert!((loss - expected["dropout_loss"].as_f64().expect("a loss")).abs() < 1e-5, "{loss}");
     assert!(worst(&found) < 1e-4, "{:.1e}", worst(&found));
     for keep in RecomputePolicy::TRAINING {
-        assert!(gradients(&gpu, with(0.3), 7, keep, &ids) == (loss, found.clone()), "{keep:?}");
+        assert!(gradients(&gpu, &model, with(0.3), (7, keep), &ids) == (loss, found.clone()), "{keep:?}");
     }
     // Another seed, another probability and no dropout are told.
     for (p, seed) in [(0.3, 8), (0.31, 7), (0.0, 7)] {
-        let (_, other) = gradients(&gpu, with(p), seed, RecomputePolicy::Everything, &ids);
+        let (_, other) = gradients(&gpu, &model, with(p), (seed, RecomputePolicy::Everything), &ids);
         assert!(worst(&other) > 1e-2, "{p} {seed}");
     }
 }

@@ -559,11 +559,7 @@ fn settings(targets: &[&str]) -> LoraConfig {
 /// Writes a new adapter of `d`.
 fn write_new(dir: &Path, d: &ModelConfig, targets: &[&str]) -> Adapter {
     let adapter = Adapter::new(d, &settings(targets), "base", 7).unwrap();
-    let modules = adapter.lora.modules.clone();
-    let values = &mut |module: &str, i: usize| {
-        let (a, b) = &modules[module];
-        Ok(if i == 0 { a.clone() } else { b.clone() })
-    };
+    let values = &mut |name: &str| Ok(adapter.lora.values(name).unwrap());
     write_adapter(dir, &adapter.config, d, &adapter.lora, OutputDtype::F32, values).unwrap();
     adapter
 }
@@ -628,10 +624,7 @@ fn a_pattern_of_targets_is_kept() {
     let read = Adapter::open(dir.path(), &d).unwrap();
     assert_eq!((read.lora.modules.len(), &read.lora.modules), (3, &written.lora.modules));
     let again = tempfile::tempdir().unwrap();
-    let values = &mut |module: &str, i: usize| {
-        let (a, b) = &read.lora.modules[module];
-        Ok(if i == 0 { a.clone() } else { b.clone() })
-    };
+    let values = &mut |name: &str| Ok(read.lora.values(name).unwrap());
     write_adapter(again.path(), &read.config, &d, &read.lora, OutputDtype::F32, values).unwrap();
     let reread = Adapter::open(again.path(), &d).unwrap();
     assert_eq!((&reread.config, &reread.lora.modules), (&read.config, &read.lora.modules));
@@ -734,10 +727,7 @@ fn patterns_layers_and_exclusions_are_peft_s() {
         write_forms(dir.path(), fields.clone(), &modules, &|name| name);
         let again = tempfile::tempdir().unwrap();
         let read = Adapter::open(dir.path(), &d).unwrap_or_else(|e| panic!("{fields}: {e}"));
-        let values = &mut |module: &str, i: usize| {
-            let (a, b) = &read.lora.modules[module];
-            Ok(if i == 0 { a.clone() } else { b.clone() })
-        };
+        let values = &mut |name: &str| Ok(read.lora.values(name).unwrap());
         write_adapter(again.path(), &read.config, &d, &read.lora, OutputDtype::F32, values).unwrap();
         for adapter in [&read, &Adapter::open(again.path(), &d).unwrap()] {
             assert_eq!(adapter.lora.modules.len(), expected.len(), "{fields}");
@@ -885,7 +875,7 @@ fn bad_adapter_configs_name_the_field() {
         ("lora_alpha", json!(-1), "expected a number above 0"),
         ("bias", json!("some"), "expected none, all or lora_only, found \"some\""),
         ("use_dora", json!(true), "is not supported"),
-        ("modules_to_save", json!(["lm_head"]), "is not supported"),
+        ("modules_to_save", json!("lm_head"), "expected a list of names"),
         ("rank_pattern", json!({"q_proj": 0}), "q_proj: expected 1 ..= 4096, found 0"),
         ("rank_pattern", json!({"q(": 8}), "is not a regular expression"),
         ("alpha_pattern", json!({"q_proj": "8"}), "q_proj: expected numbers above 0, found \"8\""),
@@ -894,7 +884,8 @@ fn bad_adapter_configs_name_the_field() {
         ("layers_pattern", json!("layers"), "needs layers_to_transform, as in PEFT"),
         ("exclude_modules", json!([1]), "expected a name or a list of names"),
         ("exclude_modules", json!("("), "is not a regular expression"),
-        ("trainable_token_indices", json!([1]), "is not supported: merge it with PEFT"),
+        ("trainable_token_indices", json!({"embed_tokens": [1], "lm_head": [1]}), "ids of the embedding alone"),
+        ("trainable_token_indices", json!([1, 1]), "token ids, each once, found 1"),
         ("init_lora_weights", json!("pissa"), "changes the base's weights"),
         ("target_modules", json!(""), "expected a list of names"),
         ("target_modules", json!([]), "expected a list of names"),

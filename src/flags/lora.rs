@@ -4,7 +4,8 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::values::parse_layers;
-use crate::error::Result;
+use crate::data::tokens::Tokenizer;
+use crate::error::{Error, Result};
 use crate::model::lora_config::LoraConfig;
 
 /// Flags of the low-rank adapter that `sft` and `train` make.
@@ -28,6 +29,14 @@ pub struct LoraArgs {
     #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lora_exclude: Vec<String>,
+    /// Modules to train whole beside a new adapter: embed_tokens, lm_head (a tied head stays tied)
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<String>,
+    /// Tokens, comma-separated, whose embeddings are trained beside a new adapter, such as "<|im_end|>"
+    #[arg(long, value_name = "TOKEN,..", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub train_tokens: Vec<String>,
     /// Scale a new adapter by alpha/√R instead of alpha/R (rank-stabilised LoRA)
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -51,7 +60,24 @@ impl LoraArgs {
             layers: self.lora_layers.as_deref().map_or(Ok(d.layers), parse_layers)?,
             exclude: self.lora_exclude.clone(),
             rslora: self.rslora,
+            modules_to_save: self.modules_to_save.clone(),
+            train_tokens: d.train_tokens,
         })
+    }
+}
+
+impl LoraArgs {
+    /// Resolves the settings of a new adapter like [`Self::config`], with the ids of `--train-tokens`.
+    ///
+    /// # Errors
+    /// Those of [`Self::config`]; [`Error::Flag`] for a text that is not one token.
+    pub fn config_with(&self, tokenizer: &Tokenizer) -> Result<LoraConfig> {
+        let id = |text: &String| {
+            let id = tokenizer.token_id(text);
+            id.ok_or_else(|| Error::flag("train-tokens", format!("`{text}` is not a token of the tokenizer")))
+        };
+        let train_tokens = self.train_tokens.iter().map(id).collect::<Result<_>>()?;
+        Ok(LoraConfig { train_tokens, ..self.config()? })
     }
 }
 

@@ -308,7 +308,11 @@ impl TrainArgs {
         let options = PolicyOptions { chat_time: chat_time.or(options.chat_time), ..options };
         let is_new = !self.full && existing.is_none();
         let policy = Policy::from_model(model, existing, options)?;
-        if is_new { policy.with_lora(self.lora.config()?) } else { Ok(policy) }
+        if !is_new {
+            return Ok(policy);
+        }
+        let lora = self.lora.config_with(policy.tokenizer())?;
+        policy.with_lora(lora)
     }
 
     /// Opens the model, and the adapter to go on from. Checks a new adapter's configuration. No tokenizer is read.
@@ -331,7 +335,10 @@ impl TrainArgs {
         let (model, existing) = self.model_and_adapter()?;
         let is_new = !self.full && existing.is_none();
         let seed = self.seed.unwrap_or(0);
-        let lora = self.lora.config()?;
+        let lora = match self.lora.train_tokens.is_empty() {
+            true => self.lora.config()?,
+            false => self.lora.config_with(&model.tokenizer(existing.as_ref())?)?,
+        };
         let new = is_new.then(|| Adapter::new(&model.description, &lora, &model.name, seed)).transpose()?;
         Ok((model, existing.or(new)))
     }

@@ -45,9 +45,14 @@ impl Decoder {
         }
     }
 
+    /// Returns whether the embedding is trained, or single rows of it.
+    fn trains_embedding(&self) -> bool {
+        self.embedding.trained() || self.tokens.is_some()
+    }
+
     /// Returns the lowest layer that has trained weights; `None` where no layer has any.
     pub(super) fn lowest_trained(&self) -> Option<usize> {
-        if self.embedding.trained() {
+        if self.trains_embedding() {
             return Some(0);
         }
         self.layers.iter().position(|l| {
@@ -64,11 +69,12 @@ impl Decoder {
             rec.scope(format!("L{index}"));
             if let Some(kept) = trace.layers.pop() {
                 let saved = self.restore(rec, index, tokens, kept);
-                let continues = index > lowest || self.embedding.trained();
+                let continues = index > lowest || self.trains_embedding();
                 self.layer_backward(rec, index, tokens, &saved, d_h, continues);
             }
         }
         rec.scope("embed");
+        self.trained_tokens_backward(rec, tokens, d_h);
         if !self.embedding.trained() {
             return;
         }

@@ -12,6 +12,7 @@ use super::saved::{
     ActivationSaved, Attended, AttentionMixerSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MixerSaved,
     MlpSaved, NormStats, ProductsSaved, RecomputePolicy, SavedDtype,
 };
+use super::trained_tokens::{TrainedTokenNumbers, TrainedTokens};
 use super::weights::Weight;
 use crate::gpu::{Gpu, Recording, Slot};
 use crate::kernels::activation::{MlpShape, activation_fwd};
@@ -72,6 +73,8 @@ pub struct Decoder {
     pub description: ModelConfig,
     /// Token embedding: (V, D).
     pub embedding: Weight,
+    /// Embeddings of single tokens that are trained, where `embedding` is not.
+    pub tokens: Option<TrainedTokens>,
     /// Learned position embedding: (positions, D).
     pub position_embedding: Option<Weight>,
     /// Weights of the L layers.
@@ -107,6 +110,8 @@ pub struct TokenSlots {
     pub delta: Option<DeltaTokens>,
     /// Seed of dropout in a training step; `None` where nothing is dropped.
     pub dropout_seed: Option<u64>,
+    /// Numbers of tokens whose embeddings are trained, in a training step.
+    pub trained: Option<TrainedTokenNumbers>,
 }
 
 impl TokenSlots {
@@ -130,6 +135,7 @@ impl TokenSlots {
             segments,
             delta,
             dropout_seed: None,
+            trained: None,
         }
     }
 
@@ -246,6 +252,7 @@ impl Decoder {
         keep: RecomputePolicy,
     ) -> ForwardSaved {
         rec.scope("embed");
+        self.put_trained_tokens(rec, with_lora);
         let mut h = self.embed(rec, tokens);
         let (mut layers, lora) = (Vec::new(), tokens.lora_pass(with_lora));
         // The backward pass ends at the lowest trained layer.

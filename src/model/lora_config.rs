@@ -25,6 +25,12 @@ pub struct LoraConfig {
     /// Whether the scale is α/√R instead of α/R (rsLoRA, arXiv 2312.03732).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub rslora: bool,
+    /// Modules that are trained whole beside the adapter: the embedding (`embed_tokens`), the LM head (`lm_head`). A tied head stays tied.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<String>,
+    /// Ids of tokens whose embeddings are trained beside the adapter, and with them their rows of a tied LM head.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub train_tokens: Vec<u32>,
 }
 
 impl LoraConfig {
@@ -50,6 +56,8 @@ impl Default for LoraConfig {
             layers: Vec::new(),
             exclude: Vec::new(),
             rslora: false,
+            modules_to_save: Vec::new(),
+            train_tokens: Vec::new(),
         }
     }
 }

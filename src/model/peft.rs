@@ -4,6 +4,7 @@ mod config;
 mod new_adapter;
 mod pattern;
 mod targets;
+mod whole_modules;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -130,6 +131,11 @@ impl Adapter {
             lora.insert(&module.name, rank, scale, (a, b));
             known.extend([name_a, name_b]);
         }
+        let (whole, of_modules) = whole_modules::read(dir, &config, d, &file, &names)?;
+        lora.whole = whole;
+        known.extend(of_modules);
+        lora.tokens = whole_modules::read_rows(dir, &config, d, &file, &names)?;
+        known.extend(lora.tokens.iter().map(|tokens| tokens.name.clone()));
         let mut notes = Vec::new();
         if !absent.is_empty() {
             notes.push(format!("target_modules that this model does not have: {}", absent.join(", ")));

@@ -126,8 +126,8 @@ impl<'g> Trainer<'g> {
         for first in (0..examples.len()).step_by(batch_size.max(1)) {
             let range = first..(first + batch_size).min(examples.len());
             let batch = PackedBatch::pack(&examples[range.clone()], self.sharing());
-            let mut micro = MicroBatch::new(self.gpu, &self.decoder.description, &batch);
-            micro.tokens.dropout_seed = Some(micro_batch_seed(self.seed, number, all.len()));
+            let dropout_seed = micro_batch_seed(self.seed, number, all.len());
+            let micro = MicroBatch::for_training(self.gpu, &self.decoder, &batch, dropout_seed);
             let mut rec = self.gpu.record();
             let scores = self.decoder.score(&mut rec, &micro, true, self.keep);
             let logp = scores.logp.clone();

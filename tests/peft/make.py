@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Makes the adapters of this folder with PEFT, and expected.json: which modules PEFT gives an adapter, with which rank and scale, and the
 token log-probs of the adapted model in float64. The base is ../oracle/mistral-odd/model. dropout.safetensors has the gradients of the mean
-loss in float64 where PEFT's dropout has the mask that src/kernels/dropout.rs draws.
+loss in float64 where PEFT's dropout has the mask that src/kernels/dropout.rs draws. tied and untied are adapters with modules_to_save on
+the models tiny-tied and tiny-untied, tokens-tied and tokens-untied with trainable_token_indices, with the gradients of everything that is trained.
 
 usage: make.py        needs torch, transformers, peft 0.21 (versions in ../oracle/README.md)"""
 import json, os, shutil, warnings
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 torch.set_num_threads(1)
 HERE = Path(__file__).resolve().parent
@@ -45,18 +46,27 @@ REFUSED = {
 }
 
 
-def logps(model):
+TINY = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=60, max_position_embeddings=64)
+WHOLE = {
+    "tied": dict(target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+    "untied": dict(target_modules=["q_proj"], modules_to_save=["lm_head", "embed_tokens"]),
+    "tokens-tied": dict(target_modules=["q_proj"], trainable_token_indices=[33, 7, 2]),
+    "tokens-untied": dict(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [1, 17]}),
+}
+
+
+def logps(model, ids=IDS):
     with torch.no_grad():
-        found = model(input_ids=torch.tensor([IDS]), use_cache=False).logits[0].log_softmax(-1)
-    return [found[i, IDS[i + 1]].item() for i in range(len(IDS) - 1)]
+        found = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+    return [found[i, ids[i + 1]].item() for i in range(len(ids) - 1)]
 
 
-def base(dtype=torch.float64):
-    return AutoModelForCausalLM.from_pretrained(HERE / BASE, dtype=dtype, attn_implementation="eager").eval()
+def base(dtype=torch.float64, name=BASE):
+    return AutoModelForCausalLM.from_pretrained(HERE / name, dtype=dtype, attn_implementation="eager").eval()
 
 
-def save(model, folder):
-    model.peft_config["default"].base_model_name_or_path = BASE
+def save(model, folder, name=BASE):
+    model.peft_config["default"].base_model_name_or_path = name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
@@ -116,11 +126,32 @@ def masked_gradients(name, p):
     for module, layer in model.named_modules():
         if hasattr(layer, "lora_A"):
             layer.lora_dropout["default"] = Masked(p, module.removeprefix("base_model.model."))
-    logits = model(input_ids=torch.tensor([IDS]), use_cache=False).logits[0, :-1]
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(IDS[1:]))
+    return gradients(model, IDS)
+
+
+def gradients(model, ids):
+    """-> mean loss of the next token, gradients by PEFT's names in files"""
+    logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]))
     loss.backward()
-    gradients = {k.replace(".default.", "."): p.grad.float() for k, p in model.named_parameters() if p.requires_grad}
-    return loss.item(), gradients
+    short = lambda k: k.replace(".modules_to_save.default.", ".").replace(".trainable_tokens_delta.default", ".trainable_tokens_delta").replace(".default.", ".")
+    return loss.item(), {short(k): p.grad.float() for k, p in model.named_parameters() if p.requires_grad}
+
+
+def whole(name, fields):
+    torch.manual_seed(5)
+    ids, tiny = [i % TINY["vocab_size"] for i in IDS], "tiny-" + name.removeprefix("tokens-")
+    LlamaForCausalLM(LlamaConfig(**TINY, initializer_range=0.3, tie_word_embeddings=tiny == "tiny-tied")).save_pretrained(HERE / tiny)
+    model = get_peft_model(base(torch.float32, tiny), LoraConfig(r=2, lora_alpha=4, task_type="CAUSAL_LM", **fields))
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    save(model, HERE / name, tiny)
+    model = PeftModel.from_pretrained(base(name=tiny), HERE / name, is_trainable=True, autocast_adapter_dtype=False).double()
+    found = logps(model, ids)
+    loss, all = gradients(model, ids)
+    save_file(all, HERE / f"{name}.safetensors")
+    return dict(model=tiny, ids=ids, base=logps(base(name=tiny), ids), logps=found, loss=loss)
 
 
 def main():
@@ -134,8 +165,9 @@ def main():
         else:
             raise AssertionError(field)
     expected = dict(ids=IDS, base=logps(base()), adapters={name: make(name, fields) for name, fields in CASES.items()}, refused=REFUSED)
-    expected["dropout_loss"], gradients = masked_gradients("dropout", 0.3)
-    save_file(gradients, HERE / "dropout.safetensors")
+    expected["dropout_loss"], found = masked_gradients("dropout", 0.3)
+    save_file(found, HERE / "dropout.safetensors")
+    expected["whole"] = {name: whole(name, fields) for name, fields in WHOLE.items()}
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
     print(sum(f.stat().st_size for f in HERE.rglob("*") if f.suffix in (".json", ".safetensors")), "bytes")
 

@@ -15,15 +15,13 @@ use crate::model::lora_config::LoraConfig;
 pub(super) const MAX_RANK: usize = 4096;
 
 /// Refused fields: they change the computation, or which modules have an adapter. Each is allowed where it is absent, null, false or empty.
-const REFUSED: [&str; 15] = [
+const REFUSED: [&str; 13] = [
     "use_dora",
     "use_qalora",
     "use_bdlora",
     "lora_bias",
-    "modules_to_save",
     "layer_replication",
     "target_parameters",
-    "trainable_token_indices",
     "alora_invocation_tokens",
     "megatron_config",
     "arrow_config",
@@ -38,7 +36,7 @@ const CARRIED: [&str; 5] =
     ["rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "exclude_modules"];
 
 /// Fields that are read, or that do not change a finished adapter.
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 21] = [
     "peft_type",
     "task_type",
     "auto_mapping",
@@ -57,6 +55,8 @@ const KNOWN: [&str; 19] = [
     "megatron_core",
     "qalora_group_size",
     "ensure_weight_tying",
+    "modules_to_save",
+    "trainable_token_indices",
     "runtime_config",
 ];
 
@@ -82,6 +82,12 @@ pub struct AdapterConfig {
     pub targets: LoraTargets,
     /// Dropout with which the adapter was trained. Training applies its own setting's, not this.
     pub dropout: f64,
+    /// Names of modules that the adapter brings whole: `modules_to_save`.
+    pub modules_to_save: Vec<String>,
+    /// Whether a saved embedding is the tied LM head, too (`ensure_weight_tying`). Without it, PEFT unties them.
+    pub ties: bool,
+    /// Ids of tokens whose embeddings the adapter brings, by the name of the embedding: `trainable_token_indices`.
+    pub tokens: Option<(String, Vec<u32>)>,
     /// Base model: `base_model_name_or_path`.
     pub base: Option<String>,
     /// `bias`, unless it is `none`: which biases were trained. An adapter that holds trained biases is refused.
@@ -99,7 +105,9 @@ pub struct AdapterConfig {
 impl PartialEq for AdapterConfig {
     fn eq(&self, other: &Self) -> bool {
         let plain = |c: &Self| {
-            (c.rank, c.alpha, c.rslora, c.targets.clone(), c.dropout, c.base.clone(), c.bias.clone(), c.carried.clone())
+            let whole = (c.modules_to_save.clone(), c.ties, c.tokens.clone());
+            let rest = (c.targets.clone(), c.dropout, c.base.clone(), c.bias.clone(), c.carried.clone());
+            (c.rank, c.alpha, c.rslora, whole, rest)
         };
         plain(self) == plain(other)
     }
@@ -114,6 +122,9 @@ impl AdapterConfig {
             rslora: settings.rslora,
             targets,
             dropout: 0.0,
+            modules_to_save: Vec::new(),
+            ties: false,
+            tokens: None,
             base: Some(base.into()),
             bias: None,
             unknown: Vec::new(),
@@ -184,6 +195,10 @@ impl AdapterConfig {
             })?,
             rslora: rslora.ok_or_else(|| bad("use_rslora", "expected true or false".into()))?,
             dropout: number("lora_dropout").unwrap_or(0.0),
+            modules_to_save: read_names(get("modules_to_save")).map_err(|reason| bad("modules_to_save", reason))?,
+            ties: get("ensure_weight_tying").and_then(Value::as_bool).unwrap_or(false),
+            tokens: read_tokens(get("trainable_token_indices").filter(|v| !is_off(v)))
+                .map_err(|reason| bad("trainable_token_indices", reason))?,
             base: get("base_model_name_or_path").and_then(Value::as_str).map(String::from),
             bias,
             unknown: fields
@@ -276,6 +291,13 @@ impl AdapterConfig {
         });
         if let Some(fields) = config.as_object_mut() {
             fields.extend(self.carried.clone());
+            if let Some((embedding, ids)) = &self.tokens {
+                fields.insert("trainable_token_indices".into(), json!({embedding: ids}));
+            }
+            if !self.modules_to_save.is_empty() {
+                fields.insert("modules_to_save".into(), json!(self.modules_to_save));
+                fields.insert("ensure_weight_tying".into(), json!(self.ties));
+            }
         }
         config
     }
@@ -285,6 +307,36 @@ impl AdapterConfig {
 fn is_unknown(name: &str, value: &Value) -> bool {
     let lists: [&[&str]; 4] = [&KNOWN, &STARTS, &CARRIED, &REFUSED];
     !value.is_null() && !is_off(value) && !lists.iter().any(|list| list.contains(&name))
+}
+
+/// Reads a list of token ids of `embed_tokens`, or an object of one such list.
+fn read_tokens(value: Option<&Value>) -> Result<Option<(String, Vec<u32>)>, String> {
+    let Some(value) = value else { return Ok(None) };
+    let (name, list) = match value {
+        Value::Array(list) => ("embed_tokens", list),
+        Value::Object(map) => match map.iter().next() {
+            Some((name, Value::Array(list))) if map.len() == 1 => (name.as_str(), list),
+            _ => return Err(format!("expected ids of the embedding alone, found {value}: {MERGE}")),
+        },
+        other => return Err(format!("expected a list of token ids, found {other}")),
+    };
+    let mut ids = Vec::with_capacity(list.len());
+    for value in list {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let id = id.filter(|id| !ids.contains(id));
+        ids.push(id.ok_or_else(|| format!("expected token ids, each once, found {value}"))?);
+    }
+    Ok(Some((name.into(), ids)))
+}
+
+/// Reads a list of names.
+fn read_names(value: Option<&Value>) -> Result<Vec<String>, String> {
+    let name = |v: &Value| v.as_str().map(String::from).ok_or_else(|| format!("expected names, found {v}"));
+    match value {
+        None => Ok(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(name).collect(),
+        Some(other) => Err(format!("expected a list of names, found {other}")),
+    }
 }
 
 fn as_rank(value: &Value) -> Option<usize> {

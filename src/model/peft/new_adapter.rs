@@ -3,8 +3,10 @@
 use super::super::description::{LinearSpec, ModelConfig};
 use super::super::load::{LoraSpec, linear_modules};
 use super::super::side_files::SideFiles;
+use super::super::trained_tokens::TrainedTokensSpec;
 use super::config::{AdapterConfig, MAX_RANK};
 use super::targets::LoraTargets;
+use super::whole_modules::{embedding_name, known_names, rows_name, tensor_of, written_names};
 use super::{Adapter, available, select};
 use crate::error::{Error, Result};
 use crate::model::lora_config::LoraConfig;
@@ -24,6 +26,11 @@ impl Adapter {
             let bound = 1.0 / (module.n_in as f32).sqrt();
             let a = (0..settings.rank * module.n_in).map(|_| (2.0 * rng.next_f32() - 1.0) * bound).collect();
             lora.modules.insert(module.name.clone(), (a, vec![0.0; module.n_out * settings.rank]));
+        }
+        lora.whole = settings.modules_to_save.iter().filter_map(|name| Some((tensor_of(d, name)?, None))).collect();
+        if !settings.train_tokens.is_empty() {
+            let (ids, name) = (settings.train_tokens.clone(), rows_name(d));
+            lora.tokens = Some(TrainedTokensSpec { ids, name, rows: None });
         }
         Ok(Self { lora, config, notes: Vec::new(), side: SideFiles::default(), digest: String::new() })
     }
@@ -72,7 +79,24 @@ pub fn new_config<'d>(
         let kept = named.iter().copied().filter(|m| !excluded.iter().any(|x| x.name == m.name));
         targets = LoraTargets::in_language_model(&kept.collect::<Vec<_>>(), &settings.layers);
     }
-    let config = AdapterConfig::new(settings, targets, base);
+    if let Some(name) = settings.modules_to_save.iter().find(|name| tensor_of(d, name).is_none()) {
+        let reason = format!("`{name}` is not supported; this model has {}", known_names(d));
+        return Err(Error::flag("modules-to-save", reason));
+    }
+    let ids = &settings.train_tokens;
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= d.vocab) {
+        return Err(Error::flag("train-tokens", format!("{id} is not a token of this model, which has {}", d.vocab)));
+    }
+    if let Some(id) = ids.iter().enumerate().find_map(|(i, id)| ids[..i].contains(id).then_some(id)) {
+        return Err(Error::flag("train-tokens", format!("token {id} is named twice")));
+    }
+    if !ids.is_empty() && !settings.modules_to_save.is_empty() {
+        return Err(Error::flag("train-tokens", "cannot be used with --modules-to-save, which trains whole matrices"));
+    }
+    let mut config = AdapterConfig::new(settings, targets, base);
+    config.tokens = (!ids.is_empty()).then(|| (embedding_name(d).into(), ids.clone()));
+    config.modules_to_save = written_names(d, &settings.modules_to_save);
+    config.ties = d.tied && !config.modules_to_save.is_empty();
     let mut targeted = Vec::with_capacity(named.len());
     for module in named {
         if config.selects(&module.name).map_err(|(_, reason)| Error::flag("lora-targets", reason))? {

@@ -115,7 +115,7 @@ pub(super) fn is_off(value: &Value) -> bool {
 }
 
 /// Returns whether `name` is a module's name, or its last components.
-fn ends(module: &str, name: &str) -> bool {
+pub(super) fn ends(module: &str, name: &str) -> bool {
     module == name || module.strip_suffix(name).is_some_and(|before| before.ends_with('.'))
 }
 

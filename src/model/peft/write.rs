@@ -6,11 +6,12 @@ use super::super::description::ModelConfig;
 use super::super::load::{LoraSpec, linear_modules, lora_names};
 use super::super::save::{OutputDtype, TensorToWrite, encode_safetensors, write_safetensors, write_text};
 use super::config::AdapterConfig;
-use super::{CONFIG, WEIGHTS};
+use super::whole_modules::head_weight;
+use super::{CONFIG, PREFIX, WEIGHTS};
 use crate::error::Result;
 
-/// Function that returns A (0) or B (1) of a module.
-type LoraSides<'a> = dyn FnMut(&str, usize) -> Result<Vec<f32>> + 'a;
+/// Function that returns the values of a tensor by the name that a decoder gives it, as [`LoraSpec::values`] takes it.
+type NamedValues<'a> = dyn FnMut(&str) -> Result<Vec<f32>> + 'a;
 
 /// Writes an adapter into a folder, the configuration last.
 ///
@@ -22,10 +23,10 @@ pub fn write_adapter(
     d: &ModelConfig,
     lora: &LoraSpec,
     dtype: OutputDtype,
-    values: &mut LoraSides,
+    values: &mut NamedValues,
 ) -> Result<()> {
     let (tensors, sources) = planned(d, lora, dtype);
-    write_safetensors(&dir.join(WEIGHTS), &tensors, &mut |i| values(&sources[i].0, sources[i].1))?;
+    write_safetensors(&dir.join(WEIGHTS), &tensors, &mut |i| values(&sources[i]))?;
     write_text(&dir.join(CONFIG), &format!("{:#}\n", config.to_json(d)))
 }
 
@@ -38,24 +39,36 @@ pub fn encode_adapter(
     d: &ModelConfig,
     lora: &LoraSpec,
     dtype: OutputDtype,
-    values: &mut LoraSides,
+    values: &mut NamedValues,
 ) -> Result<[(&'static str, Vec<u8>); 2]> {
     let (tensors, sources) = planned(d, lora, dtype);
     let mut weights = Vec::new();
-    encode_safetensors(Path::new(WEIGHTS), &mut weights, &tensors, &mut |i| values(&sources[i].0, sources[i].1))?;
+    encode_safetensors(Path::new(WEIGHTS), &mut weights, &tensors, &mut |i| values(&sources[i]))?;
     Ok([(WEIGHTS, weights), (CONFIG, format!("{:#}\n", config.to_json(d)).into_bytes())])
 }
 
-/// Returns the tensors of an adapter, each with its module and side.
-fn planned(d: &ModelConfig, lora: &LoraSpec, dtype: OutputDtype) -> (Vec<TensorToWrite>, Vec<(String, usize)>) {
+/// Returns the tensors of an adapter, each with the name that a decoder gives it.
+fn planned(d: &ModelConfig, lora: &LoraSpec, dtype: OutputDtype) -> (Vec<TensorToWrite>, Vec<String>) {
     let mut tensors = Vec::new();
-    let mut sources = Vec::new();
     for module in linear_modules(d).filter(|m| lora.modules.contains_key(&m.name)) {
         let rank = lora.rank_of(&module.name);
         let shapes = [vec![rank, module.n_in], vec![module.n_out, rank]];
-        for (i, (name, shape)) in lora_names(&module.name).into_iter().zip(shapes).enumerate() {
-            tensors.push(TensorToWrite { name, shape, dtype });
-            sources.push((module.name.clone(), i));
+        let both = lora_names(&module.name).into_iter().zip(shapes);
+        tensors.extend(both.map(|(name, shape)| TensorToWrite { name, shape, dtype }));
+    }
+    let mut sources: Vec<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+    if let Some(tokens) = &lora.tokens {
+        tensors.push(TensorToWrite { name: tokens.name.clone(), shape: vec![tokens.ids.len(), d.d_model], dtype });
+        sources.push(tokens.name.clone());
+    }
+    for name in lora.whole.keys() {
+        tensors.push(TensorToWrite { name: format!("{PREFIX}{name}"), shape: vec![d.vocab, d.d_model], dtype });
+        sources.push(name.clone());
+        // PEFT has a copy for each module that shares the matrix.
+        if d.tied && *name == d.embedding {
+            let name = format!("{PREFIX}{}", head_weight(d));
+            tensors.push(TensorToWrite { name, shape: vec![d.vocab, d.d_model], dtype });
+            sources.push(d.embedding.clone());
         }
     }
     (tensors, sources)
