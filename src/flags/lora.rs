@@ -1,6 +1,6 @@
 //! Flags of a new adapter.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::values::parse_layers;
@@ -8,17 +8,29 @@ use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::lora_config::LoraConfig;
 
+/// Values of `--preset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PresetArg {
+    /// The JPO paper's adapter (arXiv 2404.00530): R 8, alpha 16 on q_proj, k_proj and v_proj
+    Paper,
+}
+
 /// Flags of the low-rank adapter that `sft` and `train` make.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct LoraArgs {
-    /// Rank of a new adapter [default: 8]
+    /// Take the defaults of a new adapter from a published recipe
+    #[arg(long, value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<PresetArg>,
+    /// Rank of a new adapter [default: 16]
     #[arg(long, value_name = "R")]
     pub lora_r: Option<usize>,
-    /// Alpha of a new adapter, whose scale is alpha/R [default: 16]
+    /// Alpha of a new adapter, whose scale is alpha/R [default: 32]
     #[arg(long, value_name = "ALPHA")]
     pub lora_alpha: Option<f64>,
-    /// Modules of a new adapter, comma-separated, or all-linear [default: q_proj,k_proj,v_proj]
+    /// Modules of a new adapter, comma-separated, or all-linear [default: all-linear]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lora_targets: Vec<String>,
@@ -52,7 +64,7 @@ impl LoraArgs {
     /// # Errors
     /// [`crate::Error::Flag`] for layers that are not numbers or ranges.
     pub fn config(&self) -> Result<LoraConfig> {
-        let d = LoraConfig::default();
+        let d = self.preset.map_or_else(LoraConfig::default, |PresetArg::Paper| LoraConfig::paper());
         Ok(LoraConfig {
             rank: self.lora_r.unwrap_or(d.rank),
             alpha: self.lora_alpha.unwrap_or(d.alpha),

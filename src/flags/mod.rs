@@ -25,7 +25,7 @@ pub use data::{CheckArgs, DataArgs, resolve_template};
 pub use device::{BenchArgs, InfoArgs, RowsArg, StepArg, TuneArgs};
 pub use evaluate::EvaluateArgs;
 pub use judge::{AnswerArg, AskArgs, InterplayArgs, JudgeArgs, StratumArg};
-pub use lora::LoraArgs;
+pub use lora::{LoraArgs, PresetArg};
 pub use model::{DeviceArgs, DeviceLostArg, DtypeArg, MergeArgs, ModelArgs, open_model};
 pub use objective::ObjectiveArgs;
 pub use planned_run::{PlannedRun, peak_bytes, plan_run, planned_caps};

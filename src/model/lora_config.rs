@@ -42,22 +42,34 @@ impl LoraConfig {
     /// assert_eq!((lora.rank, lora.alpha), (16, 32.0));
     /// ```
     pub fn all_linear(rank: usize) -> Self {
-        Self { rank, alpha: 2.0 * rank as f64, targets: vec!["all-linear".into()], ..Self::default() }
-    }
-}
-
-impl Default for LoraConfig {
-    /// The paper's adapter: R 8, α 16 on q, k, v.
-    fn default() -> Self {
         Self {
-            rank: 8,
-            alpha: 16.0,
-            targets: ["q_proj", "k_proj", "v_proj"].map(String::from).into(),
+            rank,
+            alpha: 2.0 * rank as f64,
+            targets: vec!["all-linear".into()],
             layers: Vec::new(),
             exclude: Vec::new(),
             rslora: false,
             modules_to_save: Vec::new(),
             train_tokens: Vec::new(),
         }
+    }
+
+    /// Returns the adapter of the JPO paper (arXiv 2404.00530): R 8, α 16 on q, k and v.
+    ///
+    /// # Examples
+    /// ```
+    /// let lora = jointwise::LoraConfig::paper();
+    /// assert_eq!((lora.rank, lora.targets.len()), (8, 3));
+    /// ```
+    pub fn paper() -> Self {
+        let targets = ["q_proj", "k_proj", "v_proj"].map(String::from).into();
+        Self { targets, ..Self::all_linear(8) }
+    }
+}
+
+impl Default for LoraConfig {
+    /// R 16, α 32 on all linear layers, as published recipes have it.
+    fn default() -> Self {
+        Self::all_linear(16)
     }
 }
