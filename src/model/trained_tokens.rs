@@ -1,6 +1,6 @@
 //! Embeddings of single tokens that are trained (PEFT's `trainable_token_indices`), beside a frozen embedding.
 //!
-//! The trained rows are a small matrix of their own; [`super::trained_token_passes`] puts them into the embedding.
+//! The trained rows are a small matrix of their own; `trained_token_passes` puts them into the embedding.
 
 use std::rc::Rc;
 

@@ -16,7 +16,7 @@ type NamedValues<'a> = dyn FnMut(&str) -> Result<Vec<f32>> + 'a;
 /// Writes an adapter into a folder, the configuration last.
 ///
 /// # Errors
-/// [`Error::File`]; errors of `values`.
+/// [`crate::Error::File`]; errors of `values`.
 pub fn write_adapter(
     dir: &Path,
     config: &AdapterConfig,
