@@ -75,7 +75,7 @@ def output(command):
 
 def measure(program, folder, model, args):
     """Seconds of each step, tokens per step, MiB used and planned."""
-    flags = ["--model", model, "--batch-size", 1, "--max-length", args.tokens, "--lora-targets", "all-linear"]
+    flags = ["--model", model, "--batch-size", 1, "--max-length", args.tokens, "--lora-r", 8, "--lora-alpha", 16]
     plan = json.loads(output([program, "plan", *flags, "--json"])[0])
     run = folder / "runs" / model.name
     done, _ = output([program, "train", *flags, "--data", folder / "pairs.jsonl", "--on-overflow", "truncate-response",

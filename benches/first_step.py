@@ -25,7 +25,7 @@ def pairs(path, n):
 
 def run(program, data, folder, name, more):
     """Seconds until rows are tokens, until the first step, and of all; peak resident MiB."""
-    command = [program, "train", "--model", MODEL, "--data", data, "--max-steps", "2", "--batch-size", "2",
+    command = [program, "train", "--model", MODEL, "--data", data, "--preset", "paper", "--max-steps", "2", "--batch-size", "2",
                "--output-dir", folder / name, *more]
     env = dict(os.environ, XDG_CACHE_HOME=str(folder / "cache"))
     started, seen = time.monotonic(), {}

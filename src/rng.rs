@@ -66,6 +66,18 @@ pub fn philox2x32(counter: [u32; 2], key: u32) -> [u32; 2] {
     [a, b]
 }
 
+/// Hashes bytes to 64 bits: FNV-1a (Fowler, Noll, Vo), mixed as in SplitMix64 (Steele et al. 2014), so that each bit depends on each byte.
+/// For seeds, not against intent.
+pub fn hash64<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for &byte in parts.into_iter().flatten() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ hash >> 31
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

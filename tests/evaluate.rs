@@ -374,11 +374,7 @@ fn adapter(s: &Sandbox, name: &str, seed: u64) {
     let d = ModelConfig::from_json(&config, &fs::read_to_string(&config).unwrap()).unwrap();
     let lora = LoraConfig { rank: 2, ..LoraConfig::default() };
     let adapter = Adapter::new(&d, &lora, "model", seed).unwrap();
-    let modules = adapter.lora.modules.clone();
-    let values = &mut |module: &str, i: usize| {
-        let (a, b) = &modules[module];
-        Ok(if i == 0 { a.clone() } else { b.clone() })
-    };
+    let values = &mut |name: &str| Ok(adapter.lora.values(name).unwrap());
     fs::create_dir_all(s.path(name)).unwrap();
     write_adapter(&s.path(name), &adapter.config, &d, &adapter.lora, OutputDtype::F32, values).unwrap();
 }

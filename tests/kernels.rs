@@ -181,6 +181,7 @@ kernels![
     column_sum,
     delta_gates,
     delta_rule,
+    dropout,
     embedding,
     gated_rmsnorm,
     gather,

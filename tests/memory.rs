@@ -93,7 +93,7 @@ fn planned_within(
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs").join(config);
     let json: Value = serde_json::from_str(&std::fs::read_to_string(&path).expect("text")).expect("JSON");
     let d = ModelConfig::from_json(&path, &json["config"].to_string()).expect("a configuration");
-    let settings = LoraConfig { targets: targets.split(',').map(String::from).collect(), ..LoraConfig::default() };
+    let settings = LoraConfig { targets: targets.split(',').map(String::from).collect(), ..LoraConfig::paper() };
     let lora = Some(Adapter::new(&d, &settings, config, 0).expect("an adapter").lora);
     let training = TrainOptions { optim: Some(Optim::Adamw), ..TrainOptions::NONE };
     let options = LoadOptions { trained: TrainMode::Lora, lora, training, n_positions: length, base };
@@ -172,7 +172,7 @@ fn a_model_of_seven_billion_parameters_fits_a_card_of_8_gb() {
         ("8GiB", &["--base-dtype", "int8"], "block", false),
         ("24GB", &["--base-dtype", "bf16"], "linear", true),
     ] {
-        let plan = plan_for(dir.path(), memory, base);
+        let plan = plan_for(dir.path(), memory, &[base, &["--preset", "paper"]].concat());
         println!("{memory} {base:?}: {plan}");
         assert_eq!((&plan["recompute"], &plan["fits"]), (&json!(recompute), &json!(fits)), "{memory} {base:?}");
     }
@@ -189,7 +189,8 @@ fn a_model_of_seven_billion_parameters_fits_a_card_of_8_gb() {
         )
         .0
     });
-    assert_eq!(plan_for(dir.path(), "7GB", &nf4)["peak_bytes"], peak);
+    let paper = [&nf4[..], &["--preset", "paper"]].concat();
+    assert_eq!(plan_for(dir.path(), "7GB", &paper)["peak_bytes"], peak);
     assert!(peak <= large && large <= 8_000_000_000 / 10 * 9, "{peak} {large}");
 }
 

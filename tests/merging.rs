@@ -167,7 +167,8 @@ fn a_new_adapter_begins_as_pefts_does() {
     let model = fixture("mistral-odd").join("model");
     let config = model.join("config.json");
     let d = ModelConfig::from_json(&config, &std::fs::read_to_string(&config).expect("text")).expect("a configuration");
-    let settings = LoraConfig { rank: 16, alpha: 32.0, targets: vec!["q_proj".into(), "down_proj".into()] };
+    let targets = vec!["q_proj".into(), "down_proj".into()];
+    let settings = LoraConfig { rank: 16, alpha: 32.0, targets, ..LoraConfig::default() };
     let lora = Adapter::new(&d, &settings, "base", 1).expect("an adapter").lora;
     assert_eq!((lora.scale, lora.modules.len()), (2.0, 4));
     for (name, (a, b)) in &lora.modules {

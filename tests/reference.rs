@@ -106,6 +106,7 @@ fn settings(preference: PreferenceLoss) -> TrainSettings {
         shuffle: true,
         decay_all: false,
         share_prefix: true,
+        lora_dropout: 0.0,
     }
 }
 

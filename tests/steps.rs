@@ -267,7 +267,7 @@ fn documented_defaults_are_a_runs() {
         }
         if more.is_empty() {
             let scale = number(&told(&s.sandbox, command, "lora-alpha")) / number(&told(&s.sandbox, command, "lora-r"));
-            assert_eq!((number(&has("lora-r")), number(&has("lora-scale"))), (8.0, scale));
+            assert_eq!((number(&has("lora-r")), number(&has("lora-scale"))), (16.0, scale));
         }
         assert_eq!(has("warmup-steps"), "0");
         // Half a cosine over five steps.

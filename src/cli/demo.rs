@@ -17,7 +17,7 @@ use crate::eval::generate::{GenerateSettings, generate};
 use crate::eval::tasks::untrained_model::write_untrained;
 use crate::eval::tasks::{DataSplit, TaskItem, grade, rows, tokenizer, win_rate};
 use crate::files::LOCK;
-use crate::flags::{DataArgs, DemoArgs, ModelArgs, ObjectiveArgs, TrainArgs};
+use crate::flags::{DataArgs, DemoArgs, LoraArgs, ModelArgs, ObjectiveArgs, PresetArg, TrainArgs};
 use crate::gpu::Gpu;
 use crate::kernels::sample::Sampling;
 use crate::model::description::ModelConfig;
@@ -232,7 +232,11 @@ fn train_args(
         data: DataArgs { data, ..DataArgs::default() },
         objective: ObjectiveArgs { objective: Some(objective), ..ObjectiveArgs::default() },
         eval_data: Some(validation.into()),
-        lora_targets: vec!["all-linear".into()],
+        lora: LoraArgs {
+            preset: Some(PresetArg::Paper),
+            lora_targets: vec!["all-linear".into()],
+            ..LoraArgs::default()
+        },
         learning_rate: Some(recipe::LEARNING_RATE),
         batch_size: Some(recipe::BATCH),
         max_steps: Some(steps),

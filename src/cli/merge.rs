@@ -32,8 +32,14 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         args.output_dtype.map(OutputDtype::from),
         &[],
         &mut |spec| {
-            let values = model.checkpoint.values(spec)?;
             let lora = &adapter.lora;
+            if let Some(Some(values)) = lora.whole.get(&spec.name) {
+                return Ok(values.to_vec());
+            }
+            let mut values = model.checkpoint.values(spec)?;
+            if let Some(tokens) = lora.tokens.as_ref().filter(|_| spec.name == model.description.embedding) {
+                tokens.apply(&mut values, model.description.d_model);
+            }
             let pair = modules.get(&spec.name).and_then(|name| lora.modules.get_key_value(*name));
             let Some((module, (a, b))) = pair else { return Ok(values) };
             let (rank, scale) = (lora.rank_of(module), lora.scale_of(module));

@@ -468,6 +468,11 @@ impl Tokenizer {
         self.dir.join("tokenizer.json")
     }
 
+    /// Returns the id of a token of the vocabulary, as the vocabulary writes it.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
     /// Formats a token for display: its text with escapes or, where it is part of a character, its name in the vocabulary.
     pub fn show(&self, id: u32) -> String {
         let name = || self.inner.id_to_token(id).unwrap_or_else(|| format!("#{id}"));

@@ -6,10 +6,9 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::values::{parse_lr_scheduler_type, parse_optim, parse_param_dtype, parse_saved_dtype, parse_size};
-use super::{DataArgs, DeviceLostArg, DtypeArg, ModelArgs, ObjectiveArgs};
+use super::{DataArgs, DeviceLostArg, DtypeArg, LoraArgs, ModelArgs, ObjectiveArgs};
 use crate::error::{Error, Result};
 use crate::kernels::moments::Optim;
-use crate::model::lora_config::LoraConfig;
 use crate::model::peft::{Adapter, new_config};
 use crate::model::saved::SavedDtype;
 use crate::model::weights::ParamDtype;
@@ -40,16 +39,9 @@ pub struct TrainArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
-    /// Rank of a new adapter [default: 8]
-    #[arg(long, value_name = "R")]
-    pub lora_r: Option<usize>,
-    /// Alpha of a new adapter, whose scale is alpha/R [default: 16]
-    #[arg(long, value_name = "ALPHA")]
-    pub lora_alpha: Option<f64>,
-    /// Modules of a new adapter, comma-separated, or all-linear [default: q_proj,k_proj,v_proj]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub lora_targets: Vec<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub lora: LoraArgs,
     /// Highest learning rate [default: 5e-5; --full: 1e-6, sft --full: 2e-5]
     #[arg(long, allow_hyphen_values = true)]
     pub learning_rate: Option<f64>,
@@ -103,7 +95,7 @@ pub struct TrainArgs {
     /// Clip gradients to this global norm; 0 does not clip [default: 1]
     #[arg(long, allow_hyphen_values = true)]
     pub max_grad_norm: Option<f64>,
-    /// Random seed for the order of rows, a new adapter and stochastic rounding [default: 0]
+    /// Random seed for the order of rows, a new adapter, stochastic rounding and dropout [default: 0]
     #[arg(long)]
     pub seed: Option<u64>,
     /// Keep the rows in the file's order
@@ -228,6 +220,9 @@ impl TrainArgs {
         self.data.bad_rows()?;
         if self.full {
             refuse_quantised(self.model.base_dtype.unwrap_or_default(), "--full")?;
+            if self.lora.lora_dropout.is_some_and(|p| p > 0.0) {
+                return Err(Error::flag("lora-dropout", "needs an adapter, and --full trains every parameter"));
+            }
         }
         let base = if sft { Recipe::sft() } else { Recipe::default() };
         let base = if self.full { base.full() } else { base };
@@ -280,6 +275,7 @@ impl TrainArgs {
             seed: self.seed.unwrap_or(base.seed),
             shuffle: !self.no_shuffle,
             share_prefix: !self.no_share_prefix,
+            lora_dropout: self.lora.lora_dropout.unwrap_or(base.lora_dropout),
             recompute: self.recompute.map_or(Recompute::Auto, Recompute::from),
             ..base
         };
@@ -320,7 +316,11 @@ impl TrainArgs {
         let options = PolicyOptions { chat_time: chat_time.or(options.chat_time), ..options };
         let is_new = !self.full && existing.is_none();
         let policy = Policy::from_model(model, existing, options)?;
-        if is_new { policy.with_lora(self.lora()) } else { Ok(policy) }
+        if !is_new {
+            return Ok(policy);
+        }
+        let lora = self.lora.config_with(policy.tokenizer())?;
+        policy.with_lora(lora)
     }
 
     /// Opens the model, and the adapter to go on from. Checks a new adapter's configuration. No tokenizer is read.
@@ -329,7 +329,7 @@ impl TrainArgs {
         let existing = self.model.adapter.as_deref().map(|place| model.open_adapter(place)).transpose()?;
         match (&existing, self.full) {
             (Some(_), true) => return Err(Error::flag("full", "trains the model itself: merge --adapter first")),
-            (None, false) => drop(new_config(&model.description, &self.lora(), &model.name)?),
+            (None, false) => drop(new_config(&model.description, &self.lora.config()?, &model.name)?),
             (Some(_), false) | (None, true) => {}
         }
         Ok((model, existing))
@@ -343,17 +343,12 @@ impl TrainArgs {
         let (model, existing) = self.model_and_adapter()?;
         let is_new = !self.full && existing.is_none();
         let seed = self.seed.unwrap_or(0);
-        let new = is_new.then(|| Adapter::new(&model.description, &self.lora(), &model.name, seed)).transpose()?;
+        let lora = match self.lora.train_tokens.is_empty() {
+            true => self.lora.config()?,
+            false => self.lora.config_with(&model.tokenizer(existing.as_ref())?)?,
+        };
+        let new = is_new.then(|| Adapter::new(&model.description, &lora, &model.name, seed)).transpose()?;
         Ok((model, existing.or(new)))
-    }
-
-    fn lora(&self) -> LoraConfig {
-        let d = LoraConfig::default();
-        LoraConfig {
-            rank: self.lora_r.unwrap_or(d.rank),
-            alpha: self.lora_alpha.unwrap_or(d.alpha),
-            targets: if self.lora_targets.is_empty() { d.targets } else { self.lora_targets.clone() },
-        }
     }
 
     /// Applies changes that make the run fit the device's memory.

@@ -1,6 +1,8 @@
 //! Parsers of flag values.
 
-use crate::error::Result;
+use std::collections::BTreeSet;
+
+use crate::error::{Error, Result};
 use crate::kernels::moments::Optim;
 use crate::model::saved::SavedDtype;
 use crate::model::weights::{BaseDtype, ParamDtype};
@@ -31,6 +33,26 @@ pub(super) fn parse_param_dtype(text: &str) -> Result<ParamDtype, String> {
 
 pub(super) fn parse_saved_dtype(text: &str) -> Result<SavedDtype, String> {
     parse_name(SavedDtype::ALL, SavedDtype::name, text)
+}
+
+/// Largest number of a layer: far beyond any model.
+const MOST_LAYERS: usize = 1 << 16;
+
+/// Parses numbers and ranges of layers, such as `0,2,8-11`. Returns them in order, each once.
+///
+/// # Errors
+/// [`Error::Flag`] for a text of another form.
+pub(super) fn parse_layers(text: &str) -> Result<Vec<usize>> {
+    let number = |text: &str| text.trim().parse::<usize>().ok().filter(|&n| n < MOST_LAYERS);
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(number(first)?..=number(last)?).filter(|range| !range.is_empty())
+    };
+    let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
+    let ranges =
+        ranges.ok_or_else(|| Error::flag("lora-layers", format!("expected 16-31 or 0,2,8-11, found `{text}`")))?;
+    let layers: BTreeSet<usize> = ranges.into_iter().flatten().collect();
+    Ok(layers.into_iter().collect())
 }
 
 pub(super) fn parse_objective(text: &str) -> Result<Objective, String> {

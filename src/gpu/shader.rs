@@ -32,6 +32,7 @@ shaders![
     "delta_rule",
     "delta_rule_scan",
     "delta_rule_step",
+    "dropout",
     "embedding",
     "embedding_rows",
     "gated_rmsnorm",

@@ -13,6 +13,7 @@ pub mod ceiling;
 pub mod column_sum;
 pub mod delta_gates;
 pub mod delta_rule;
+pub mod dropout;
 pub mod embedding;
 pub mod gated_rmsnorm;
 pub mod gather;
@@ -91,6 +92,7 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &delta_gates::DeltaGatesKernels,
     &delta_rule::DeltaRuleKernels,
     &gated_rmsnorm::GatedRmsnormKernels,
+    &dropout::DropoutKernels,
     &add::AddKernels,
     &activation::ActivationKernels,
     &pack::PackKernels,

@@ -3,6 +3,7 @@
 use super::decoder::{Decoder, TokenSlots};
 use super::description::{LayerConfig, QkNorm};
 use super::kv_cache::{KvCache, LayerCache};
+use super::linear::LoraPass;
 use super::mixer::{LinearOutput, MixerOutput};
 use super::saved::{Attended, AttentionMixerSaved, MixerElementwise, MixerSaved};
 use crate::gpu::{Recording, Slot};
@@ -69,7 +70,7 @@ impl Decoder {
         index: usize,
         tokens: &TokenSlots,
         cache: Option<&KvCache>,
-        with_lora: bool,
+        lora: LoraPass,
         x1: &Slot,
         attended: Option<Attended>,
     ) -> MixerOutput {
@@ -81,7 +82,7 @@ impl Decoder {
         let gated = layer.has_output_gate().then(|| gpu.alloc_activation(t * 2 * d.n_heads * d.head_dim));
         let outputs = self.qkv_outputs(index, &qkv, raw.as_ref(), gated.as_ref());
         let each = w.qkv.iter().zip(&outputs);
-        let xa = each.map(|(linear, y)| linear.forward(rec, t, x1, None, y.columns(), with_lora)).collect();
+        let xa = each.map(|(linear, y)| linear.forward(rec, t, x1, None, y.columns(), lora)).collect();
         if let Some(gated) = &gated {
             let (queries, stride) = raw.as_ref().map_or((&qkv, d.qkv_width()), |raw| (raw, self.raw_width()));
             let [among_gates, packed] = self.query_places(stride);

@@ -2,7 +2,7 @@
 
 use super::decoder::{Decoder, LayerWeights, NormWeights, TokenSlots, rows_of};
 use super::description::{NormKind, TokenMixer};
-use super::linear::{Linear, WeightColumns};
+use super::linear::{Linear, LoraPass, WeightColumns};
 use super::saved::{ActivationSaved, ForwardSaved, LayerSaved, MixerSaved, MlpSaved};
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
@@ -45,9 +45,14 @@ impl Decoder {
         }
     }
 
+    /// Returns whether the embedding is trained, or single rows of it.
+    fn trains_embedding(&self) -> bool {
+        self.embedding.trained() || self.tokens.is_some()
+    }
+
     /// Returns the lowest layer that has trained weights; `None` where no layer has any.
-    fn lowest_trained(&self) -> Option<usize> {
-        if self.embedding.trained() {
+    pub(super) fn lowest_trained(&self) -> Option<usize> {
+        if self.trains_embedding() {
             return Some(0);
         }
         self.layers.iter().position(|l| {
@@ -64,11 +69,12 @@ impl Decoder {
             rec.scope(format!("L{index}"));
             if let Some(kept) = trace.layers.pop() {
                 let saved = self.restore(rec, index, tokens, kept);
-                let continues = index > lowest || self.embedding.trained();
+                let continues = index > lowest || self.trains_embedding();
                 self.layer_backward(rec, index, tokens, &saved, d_h, continues);
             }
         }
         rec.scope("embed");
+        self.trained_tokens_backward(rec, tokens, d_h);
         if !self.embedding.trained() {
             return;
         }
@@ -103,7 +109,7 @@ impl Decoder {
         let (s, kept) = (&trace.products, trace.elementwise.as_ref());
         let (d, w, gpu, t) = (&self.description, &self.layers[index], rec.gpu(), tokens.t);
 
-        let [reads_x1, reads_y, reads_x2] = w.reads_inputs();
+        let ([reads_x1, reads_y, reads_x2], lora) = (w.reads_inputs(), tokens.lora_pass(true));
 
         // MLP branch.
         let d_post = self.post_norm_backward(rec, w.mlp_post_norm.as_ref(), s.mlp_post.as_ref(), t, d_h);
@@ -118,7 +124,7 @@ impl Decoder {
             let u = mlp.u.read(rec);
             let kept_a = kept.and_then(|e| e.a.get(i).cloned());
             let a = w.down.trained().then(|| kept_a.unwrap_or_else(|| self.activation(rec, mlp, &u)));
-            self.mlp_backward(rec, w, mlp, &u, [a.as_ref(), x2.as_ref()], d_branch, &d_x2);
+            self.mlp_backward(rec, w, mlp, &u, [a.as_ref(), x2.as_ref()], d_branch, &d_x2, lora);
         }
         drop(x2);
         drop(d_post);
@@ -136,7 +142,7 @@ impl Decoder {
         });
         let d_y = gpu.alloc_activation(t * w.out.w.cols);
         let d_out = WeightColumns::all(d_branch, d.d_model);
-        w.out.backward(rec, t, y.as_ref(), s.xa_out.as_ref(), d_out, Some(&d_y), false);
+        w.out.backward(rec, t, y.as_ref(), s.xa_out.as_ref(), d_out, Some(&d_y), false, lora);
         drop((d_post, y));
         let d_inputs = match (&d.layers[index].mixer, &s.mixer) {
             (TokenMixer::DeltaNet(net), MixerSaved::DeltaNet(saved)) => {
@@ -155,7 +161,8 @@ impl Decoder {
         let d_x1 = needs_d_x1.then(d_x1);
         for (i, (linear, d_y)) in w.qkv.iter().zip(&d_inputs).enumerate() {
             let accumulate = i > 0 || w.attn_norm.is_none();
-            linear.backward(rec, t, x1.as_ref(), s.xa_qkv[i].as_ref(), d_y.columns(), d_x1.as_ref(), accumulate);
+            let (xa, d_y) = (s.xa_qkv[i].as_ref(), d_y.columns());
+            linear.backward(rec, t, x1.as_ref(), xa, d_y, d_x1.as_ref(), accumulate, lora);
         }
         drop(d_inputs);
         if let (Some(norm), Some(stats), Some(d_x1)) = (&w.attn_norm, &s.stats1, d_x1) {
@@ -186,20 +193,22 @@ impl Decoder {
         [a, x2]: [Option<&Slot>; 2],
         d_branch: &Slot,
         d_x2: &Slot,
+        lora: LoraPass,
     ) {
+        let lora = lora.from_token(s.tokens.start);
         let (d, gpu, t, up_width) = (&self.description, rec.gpu(), s.tokens.len(), self.up_width());
         let rows = |slot| rows_of(slot, &s.tokens, d.d_model);
         let (x2, [d_branch, d_x2]) = (x2.map(rows), [d_branch, d_x2].map(rows));
         let d_a = gpu.alloc_activation(t * d.d_ff);
         let d_out = WeightColumns::all(&d_branch, d.d_model);
-        w.down.backward(rec, t, a, s.xa_down.as_ref(), d_out, Some(&d_a), false);
+        w.down.backward(rec, t, a, s.xa_down.as_ref(), d_out, Some(&d_a), false, lora);
         let d_u = gpu.alloc_activation(t * up_width);
         activation_bwd(rec, &self.mlp(t), u, &d_a, &d_u);
         drop(d_a);
         for (i, linear) in w.up.iter().enumerate() {
             let d_y = WeightColumns { slot: &d_u, column: linear.module.column, stride: up_width };
             let accumulate = i > 0 || w.mlp_norm.is_none();
-            linear.backward(rec, t, x2.as_ref(), s.xa_up[i].as_ref(), d_y, Some(&d_x2), accumulate);
+            linear.backward(rec, t, x2.as_ref(), s.xa_up[i].as_ref(), d_y, Some(&d_x2), accumulate, lora);
         }
     }
 

@@ -6,12 +6,13 @@
 use super::delta_net::{DeltaNetWeights, DeltaTokens};
 use super::description::{ModelConfig, NormKind, TokenMixer};
 use super::kv_cache::KvCache;
-use super::linear::{Linear, WeightColumns};
+use super::linear::{Linear, LoraPass, WeightColumns};
 use super::mixer::MixerOutput;
 use super::saved::{
     ActivationSaved, Attended, AttentionMixerSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MixerSaved,
     MlpSaved, NormStats, ProductsSaved, RecomputePolicy, SavedDtype,
 };
+use super::trained_tokens::{TrainedTokenNumbers, TrainedTokens};
 use super::weights::Weight;
 use crate::gpu::{Gpu, Recording, Slot};
 use crate::kernels::activation::{MlpShape, activation_fwd};
@@ -72,6 +73,8 @@ pub struct Decoder {
     pub description: ModelConfig,
     /// Token embedding: (V, D).
     pub embedding: Weight,
+    /// Embeddings of single tokens that are trained, where `embedding` is not.
+    pub tokens: Option<TrainedTokens>,
     /// Learned position embedding: (positions, D).
     pub position_embedding: Option<Weight>,
     /// Weights of the L layers.
@@ -105,6 +108,10 @@ pub struct TokenSlots {
     pub segments: SegmentTable,
     /// Tables of delta nets, where the model has them.
     pub delta: Option<DeltaTokens>,
+    /// Seed of dropout in a training step; `None` where nothing is dropped.
+    pub dropout_seed: Option<u64>,
+    /// Numbers of tokens whose embeddings are trained, in a training step.
+    pub trained: Option<TrainedTokenNumbers>,
 }
 
 impl TokenSlots {
@@ -127,6 +134,17 @@ impl TokenSlots {
             rotary_rows: gpu.upload(&rows.collect::<Vec<u32>>()),
             segments,
             delta,
+            dropout_seed: None,
+            trained: None,
+        }
+    }
+
+    /// Returns the use of low-rank additions in a pass over these tokens.
+    pub(super) fn lora_pass(&self, with_lora: bool) -> LoraPass {
+        match self.dropout_seed {
+            _ if !with_lora => LoraPass::Off,
+            None => LoraPass::Plain,
+            Some(seed) => LoraPass::Training { seed, first: 0 },
         }
     }
 }
@@ -234,15 +252,19 @@ impl Decoder {
         keep: RecomputePolicy,
     ) -> ForwardSaved {
         rec.scope("embed");
+        self.put_trained_tokens(rec, with_lora);
         let mut h = self.embed(rec, tokens);
-        let mut layers = Vec::new();
+        let (mut layers, lora) = (Vec::new(), tokens.lora_pass(with_lora));
+        // The backward pass ends at the lowest trained layer.
+        let lowest = self.lowest_trained().unwrap_or(self.layers.len());
         for (index, weights) in self.layers.iter().enumerate() {
             rec.scope(format!("L{index}"));
             let input = h.clone();
-            let mut trace = self.layer(rec, index, tokens, cache, with_lora, h, None);
-            h = self.layer_output(rec, weights, tokens.t, with_lora, &mut trace);
+            let mut trace = self.layer(rec, index, tokens, cache, lora, h, None);
+            h = self.layer_output(rec, weights, tokens.t, lora, &mut trace);
             trace.drop_unread(weights.reads_inputs());
             match keep {
+                _ if index < lowest => (),
                 RecomputePolicy::Nothing => (),
                 RecomputePolicy::Inputs => layers.push(LayerState::Input(input, None)),
                 RecomputePolicy::InputsAndAttention => {
@@ -276,7 +298,7 @@ impl Decoder {
         index: usize,
         tokens: &TokenSlots,
         cache: Option<&KvCache>,
-        with_lora: bool,
+        lora: LoraPass,
         h_in: Slot,
         attended: Option<Attended>,
     ) -> LayerSaved {
@@ -284,17 +306,17 @@ impl Decoder {
         let (w, layer) = (&self.layers[index], &d.layers[index]);
         let (x1, stats1) = self.input_norm(rec, w.attn_norm.as_ref(), t, &h_in);
         let MixerOutput { y: mixed, saved: mixer, elementwise, xa: xa_qkv } = match &layer.mixer {
-            TokenMixer::Attention { .. } => self.attention_mix(rec, index, tokens, cache, with_lora, &x1, attended),
-            TokenMixer::DeltaNet(net) => self.delta_net_mix(rec, index, net, tokens, cache, with_lora, &x1),
+            TokenMixer::Attention { .. } => self.attention_mix(rec, index, tokens, cache, lora, &x1, attended),
+            TokenMixer::DeltaNet(net) => self.delta_net_mix(rec, index, net, tokens, cache, lora, &x1),
         };
 
         let mut xa_out = None;
         let (h_mid, attn_post) = self.add_branch(rec, w.attn_post_norm.as_ref(), t, &h_in, |rec, residual, y| {
-            xa_out = w.out.forward(rec, t, &mixed, residual, WeightColumns::all(y, d.d_model), with_lora);
+            xa_out = w.out.forward(rec, t, &mixed, residual, WeightColumns::all(y, d.d_model), lora);
         });
 
         let (x2, stats2) = self.input_norm(rec, w.mlp_norm.as_ref(), t, &h_mid);
-        let mlp = self.mlp_chunks(gpu, t).map(|tokens| self.mlp_up(rec, w, tokens, &x2, with_lora)).collect();
+        let mlp = self.mlp_chunks(gpu, t).map(|tokens| self.mlp_up(rec, w, tokens, &x2, lora)).collect();
         let products = ProductsSaved {
             h_in: ActivationSaved::F32(h_in),
             stats1,
@@ -326,15 +348,16 @@ impl Decoder {
         w: &LayerWeights,
         tokens: std::ops::Range<usize>,
         x2: &Slot,
-        with_lora: bool,
+        lora: LoraPass,
     ) -> MlpSaved {
+        let lora = lora.from_token(tokens.start);
         let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width());
         let x2 = rows_of(x2, &tokens, d.d_model);
         let u = gpu.alloc_activation(t * up_width);
         let mut xa_up = Vec::new();
         for linear in &w.up {
             let y = WeightColumns { slot: &u, column: linear.module.column, stride: up_width };
-            xa_up.push(linear.forward(rec, t, &x2, None, y, with_lora));
+            xa_up.push(linear.forward(rec, t, &x2, None, y, lora));
         }
         MlpSaved { tokens, u: ActivationSaved::F32(u), xa_up, xa_down: None }
     }
@@ -353,7 +376,7 @@ impl Decoder {
         rec: &mut Recording,
         w: &LayerWeights,
         t: usize,
-        with_lora: bool,
+        lora: LoraPass,
         trace: &mut LayerSaved,
     ) -> Slot {
         let d = self.description.d_model;
@@ -365,7 +388,8 @@ impl Decoder {
                 let a = self.activation(rec, mlp, &u);
                 let rows = |slot: &Slot| rows_of(slot, &mlp.tokens, d);
                 let (residual, y, n) = (residual.map(rows), rows(y), mlp.tokens.len());
-                mlp.xa_down = w.down.forward(rec, n, &a, residual.as_ref(), WeightColumns::all(&y, d), with_lora);
+                let lora = lora.from_token(mlp.tokens.start);
+                mlp.xa_down = w.down.forward(rec, n, &a, residual.as_ref(), WeightColumns::all(&y, d), lora);
                 if let Some(elementwise) = elementwise.as_mut().filter(|_| w.down.trained()) {
                     elementwise.a.push(a);
                 }
@@ -409,11 +433,11 @@ impl Decoder {
         match kept {
             LayerState::Trace(trace) => *trace,
             LayerState::Input(h_in, attended) => {
-                let w = &self.layers[index];
-                let mut trace = self.layer(rec, index, tokens, None, true, h_in, attended);
+                let (w, lora) = (&self.layers[index], tokens.lora_pass(true));
+                let mut trace = self.layer(rec, index, tokens, None, lora, h_in, attended);
                 // The output itself is not needed again. The layer's last part is recomputed only where it saves something.
                 if w.down.lora.is_some() || w.mlp_post_norm.is_some() {
-                    self.layer_output(rec, w, tokens.t, true, &mut trace);
+                    self.layer_output(rec, w, tokens.t, lora, &mut trace);
                 }
                 trace.drop_unread(w.reads_inputs());
                 trace.hold(rec, self.saved_dtype);

@@ -5,6 +5,7 @@ use super::decoder::{Decoder, TokenSlots};
 use super::delta_net::{DeltaNetWeights, DeltaTokens};
 use super::description::DeltaNetConfig;
 use super::kv_cache::{KvCache, LayerCache};
+use super::linear::LoraPass;
 use super::mixer::{LinearOutput, MixerOutput};
 use super::saved::{DeltaNetSaved, MixerElementwise, MixerSaved};
 use crate::gpu::{Recording, Slot};
@@ -36,7 +37,7 @@ impl Decoder {
         net: &DeltaNetConfig,
         tokens: &TokenSlots,
         cache: Option<&KvCache>,
-        with_lora: bool,
+        lora: LoraPass,
         x1: &Slot,
     ) -> MixerOutput {
         let (gpu, t, heads) = (rec.gpu(), tokens.t, net.heads());
@@ -45,7 +46,7 @@ impl Decoder {
         let [mixed, z, b, a] = net.input_widths().map(|width| gpu.alloc_activation(t * width));
         let outputs = Self::delta_outputs(net, [&mixed, &z, &b, &a]);
         let each = w.qkv.iter().zip(&outputs);
-        let xa = each.map(|(linear, y)| linear.forward(rec, t, x1, None, y.columns(), with_lora)).collect();
+        let xa = each.map(|(linear, y)| linear.forward(rec, t, x1, None, y.columns(), lora)).collect();
         let gates = gpu.alloc_activation(t * 2 * hv);
         delta_gates_fwd(rec, t, hv, own.decay(&a), &b, &gates);
         drop(b);

@@ -5,6 +5,7 @@ use super::description::LinearSpec;
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::column_sum;
+use crate::kernels::dropout::{DropoutMask, dropout};
 use crate::kernels::matmul::{
     Epilogue, LinearPass, LowRank, MatmulDesc, MatmulOperands, OperandMatrix, matmul, matmul_with,
 };
@@ -34,6 +35,34 @@ pub struct LoraWeights {
     pub b: Weight,
     /// s = α/R, or α/√R with rsLoRA.
     pub scale: f32,
+    /// Probability with which a training step drops an element of x before A.
+    pub dropout: f64,
+}
+
+/// Use of low-rank additions in a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoraPass {
+    /// No additions: the base model.
+    Off,
+    /// Additions without dropout: scoring and generation.
+    Plain,
+    /// Additions with dropout, where they have any: a training step.
+    Training {
+        /// Seed of the micro-batch's masks.
+        seed: u64,
+        /// Number of the first token among the micro-batch's.
+        first: usize,
+    },
+}
+
+impl LoraPass {
+    /// Returns the pass of a range of tokens that begins at `first`.
+    pub fn from_token(self, first: usize) -> Self {
+        match self {
+            Self::Training { seed, .. } => Self::Training { seed, first },
+            other => other,
+        }
+    }
 }
 
 /// Columns of a slot that a module reads or writes.
@@ -77,16 +106,19 @@ impl Linear {
         x: &Slot,
         residual: Option<&Slot>,
         y: WeightColumns,
-        with_lora: bool,
+        pass: LoraPass,
     ) -> Option<Slot> {
-        let (k, x) = (self.w.cols, OperandMatrix::new(x, self.w.cols));
-        let xa = self.lora.as_ref().filter(|_| with_lora).map(|lora| {
+        let k = self.w.cols;
+        let xa = self.lora.as_ref().filter(|_| pass != LoraPass::Off).map(|lora| {
             let r = lora.a.rows;
             let xa = rec.gpu().alloc_activation(t * r);
             let p = product(LinearPass::Forward, lora.a.storage, [t, r, k], lora.scale, false);
+            let dropped = self.dropped(rec, lora, x, pass);
+            let x = OperandMatrix::new(dropped.as_ref().unwrap_or(x), k);
             matmul(rec, &p, x, OperandMatrix::new(lora.a.slot(), k), OperandMatrix::new(&xa, r));
             xa
         });
+        let x = OperandMatrix::new(x, k);
         for part in &self.w.parts {
             let p = product(LinearPass::Forward, self.w.storage, [t, part.rows, k], self.scale, false);
             let second = self.lora.as_ref().zip(xa.as_ref()).map(|(LoraWeights { a, b, .. }, xa)| {
@@ -101,6 +133,24 @@ impl Linear {
         xa
     }
 
+    /// Returns the mask of x in a training step; `None` where nothing is dropped.
+    fn mask(&self, lora: &LoraWeights, pass: LoraPass) -> Option<DropoutMask> {
+        match pass {
+            LoraPass::Training { seed, first } if lora.dropout > 0.0 => {
+                Some(DropoutMask::new(lora.dropout, seed, &self.module.name, first * self.w.cols))
+            }
+            _ => None,
+        }
+    }
+
+    /// Computes x with dropout; `None` where nothing is dropped.
+    fn dropped(&self, rec: &mut Recording, lora: &LoraWeights, x: &Slot, pass: LoraPass) -> Option<Slot> {
+        let mask = self.mask(lora, pass)?;
+        let y = rec.gpu().alloc_activation(x.len());
+        dropout(rec, &mask, false, x, &y);
+        Some(y)
+    }
+
     /// Computes d_x (T, n_in) from d_y (T, n_out), added to `d_x` when `accumulate`, and the gradients of trained weights. `d_x` may be
     /// absent. So may x, where nothing of the layer is trained.
     #[expect(clippy::too_many_arguments, reason = "values of the forward pass, and slots for gradients")]
@@ -113,6 +163,7 @@ impl Linear {
         d_y: WeightColumns,
         d_x: Option<&Slot>,
         accumulate: bool,
+        pass: LoraPass,
     ) {
         assert!(x.is_some() || !self.trained(), "{}: a trained layer needs its input", self.module.name);
         let (k, n) = (self.w.cols, self.w.rows);
@@ -123,7 +174,8 @@ impl Linear {
             matmul(rec, &p, d_y.from(0), OperandMatrix::new(lora.b.slot(), r), OperandMatrix::new(&d_xa, r));
             (lora, xa, d_xa)
         });
-        let mut second = lora.as_ref().map(|(LoraWeights { a, .. }, _, d_xa)| LowRank {
+        let mask = lora.as_ref().and_then(|(lora, ..)| self.mask(lora, pass));
+        let mut second = lora.as_ref().filter(|_| mask.is_none()).map(|(LoraWeights { a, .. }, _, d_xa)| LowRank {
             storage: a.storage,
             k: a.rows,
             a: OperandMatrix::new(d_xa, a.rows),
@@ -147,13 +199,23 @@ impl Linear {
         }
         let Some((lora, xa, d_xa)) = lora else { return };
         let r = lora.a.rows;
+        // With dropout, the addition's part of d_x passes the mask first.
+        if let (Some(mask), Some(d_x)) = (&mask, d_x) {
+            let d_dropped = rec.gpu().alloc_activation(t * k);
+            let p = product(LinearPass::BackwardX, lora.a.storage, [t, k, r], self.scale, false);
+            let (d_xa, a) = (OperandMatrix::new(&d_xa, r), OperandMatrix::new(lora.a.slot(), k));
+            matmul(rec, &p, d_xa, a, OperandMatrix::new(&d_dropped, k));
+            dropout(rec, mask, true, &d_dropped, d_x);
+        }
         if let Some(d_b) = lora.b.grad() {
             let p = product(LinearPass::BackwardW, WeightFormat::F32, [n, r, t], self.scale, true);
             matmul(rec, &p, d_y.from(0), OperandMatrix::new(xa, r), OperandMatrix::new(d_b, r));
         }
         if let (Some(d_a), Some(x)) = (lora.a.grad(), x) {
             let p = product(LinearPass::BackwardW, WeightFormat::F32, [r, k, t], self.scale, true);
-            matmul(rec, &p, OperandMatrix::new(&d_xa, r), OperandMatrix::new(x, k), OperandMatrix::new(d_a, k));
+            let dropped = self.dropped(rec, lora, x, pass);
+            let x = OperandMatrix::new(dropped.as_ref().unwrap_or(x), k);
+            matmul(rec, &p, OperandMatrix::new(&d_xa, r), x, OperandMatrix::new(d_a, k));
         }
     }
 

@@ -7,6 +7,7 @@ use super::decoder::{Decoder, LayerWeights, NormWeights};
 use super::delta_net::DeltaNetWeights;
 use super::description::{LinearSpec, ModelConfig, NormKind, TensorSpec};
 use super::linear::{Linear, LoraWeights};
+use super::trained_tokens::{TrainedTokens, TrainedTokensSpec};
 use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};
 use crate::error::Result;
 use crate::gpu::{Gpu, Role};
@@ -21,6 +22,12 @@ pub struct LoraSpec {
     pub scale: f32,
     /// Matrices A (R, n_in) and B (n_out, R) by module name.
     pub modules: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
+    /// Probability with which training steps drop an element of a module's input.
+    pub dropout: f64,
+    /// Tensors of the model that the adapter brings whole (PEFT's `modules_to_save`), by name: their values, or `None` for the base's own.
+    pub whole: BTreeMap<String, Option<Rc<Vec<f32>>>>,
+    /// Tokens whose embeddings the adapter brings (PEFT's `trainable_token_indices`).
+    pub tokens: Option<TrainedTokensSpec>,
     /// R and s of modules that differ from the adapter's (PEFT's `rank_pattern`, `alpha_pattern`).
     pub exceptions: BTreeMap<String, (usize, f32)>,
 }
@@ -32,6 +39,24 @@ impl LoraSpec {
             self.exceptions.insert(module.into(), (rank, scale));
         }
         self.modules.insert(module.into(), matrices);
+    }
+
+    /// Returns the values of a tensor by the name that a decoder gives it: a matrix's name in PEFT's files, or a whole tensor's own.
+    pub fn values(&self, name: &str) -> Option<Vec<f32>> {
+        if let Some(values) = self.whole.get(name) {
+            return values.as_ref().map(|values| values.to_vec());
+        }
+        if let Some(tokens) = self.tokens.as_ref().filter(|tokens| tokens.name == name) {
+            return tokens.rows.as_ref().map(|rows| rows.to_vec());
+        }
+        let is = |module: &&String| lora_names(module).iter().position(|n| n == name);
+        let (side, (a, b)) = self.modules.iter().find_map(|(module, pair)| Some((is(&module)?, pair)))?;
+        Some(if side == 0 { a.clone() } else { b.clone() })
+    }
+
+    /// Returns whether the adapter takes the place of weights of the model, so that a decoder with it has no base beside it.
+    pub fn replaces_weights(&self) -> bool {
+        !self.whole.is_empty() || self.tokens.is_some()
     }
 
     /// Returns R of a module.
@@ -88,6 +113,36 @@ pub fn linear_modules(d: &ModelConfig) -> impl Iterator<Item = &LinearSpec> {
     d.layers.iter().flat_map(|l| l.qkv.iter().chain([&l.out]).chain(&l.up).chain([&l.down]))
 }
 
+/// Source of weights some of which an adapter brings.
+struct OverlaidSource {
+    base: Rc<dyn WeightSource>,
+    whole: BTreeMap<String, Option<Rc<Vec<f32>>>>,
+    embedding: String,
+    /// Rows in place of the embedding's; the embedding is f32 then, so that no row is rounded.
+    tokens: Option<TrainedTokensSpec>,
+    d_model: usize,
+}
+
+impl OverlaidSource {
+    fn own(&self, spec: &TensorSpec) -> Option<&Rc<Vec<f32>>> {
+        self.whole.get(&spec.name)?.as_ref()
+    }
+}
+
+impl WeightSource for OverlaidSource {
+    fn is_bf16(&self, spec: &TensorSpec) -> bool {
+        let has_rows = self.tokens.is_some() && spec.name == self.embedding;
+        self.own(spec).is_none() && !has_rows && self.base.is_bf16(spec)
+    }
+    fn values(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
+        let mut values = self.own(spec).map_or_else(|| self.base.values(spec), |values| Ok(values.to_vec()))?;
+        if let Some(tokens) = self.tokens.as_ref().filter(|_| spec.name == self.embedding) {
+            tokens.apply(&mut values, self.d_model);
+        }
+        Ok(values)
+    }
+}
+
 impl Decoder {
     /// Loads the weights onto the device. On a device that only plans memory, allocates without reading.
     ///
@@ -101,6 +156,41 @@ impl Decoder {
                 let embeds = [Some(&d.embedding), d.position_embedding.as_ref()].contains(&Some(&spec.name));
                 trained.push(TrainedSpec { spec, embeds, values: Box::new(move || source.values(&of)) });
             }
+        }
+        let whole = options.lora.as_ref().map(|lora| lora.whole.clone()).unwrap_or_default();
+        let tokens = options.lora.as_ref().and_then(|lora| lora.tokens.clone());
+        let trains_tokens = options.trained == TrainMode::Lora && tokens.is_some();
+        let source: Rc<dyn WeightSource> = match whole.is_empty() && tokens.is_none() {
+            true => source.clone(),
+            false => Rc::new(OverlaidSource {
+                base: source.clone(),
+                whole: whole.clone(),
+                embedding: d.embedding.clone(),
+                // Trained rows come and go, as passes have them.
+                tokens: tokens.clone().map(|t| TrainedTokensSpec { rows: t.rows.filter(|_| !trains_tokens), ..t }),
+                d_model: d.d_model,
+            }),
+        };
+        let source = &source;
+        if options.trained == TrainMode::Lora {
+            for spec in d.tensors().into_iter().filter(|spec| whole.contains_key(&spec.name)) {
+                let (source, of, embeds) = (source.clone(), spec.clone(), spec.name == d.embedding);
+                trained.push(TrainedSpec { spec, embeds, values: Box::new(move || source.values(&of)) });
+            }
+        }
+        let of_tokens = tokens.filter(|_| trains_tokens);
+        let base_rows = match &of_tokens {
+            Some(tokens) if !gpu.is_plan() => {
+                let spec = TensorSpec { name: d.embedding.clone(), shape: vec![d.vocab, d.d_model], transposed: false };
+                Some(tokens.rows_of(&source.values(&spec)?, d.d_model))
+            }
+            _ => None,
+        };
+        if let Some(tokens) = &of_tokens {
+            let spec =
+                TensorSpec { name: tokens.name.clone(), shape: vec![tokens.ids.len(), d.d_model], transposed: false };
+            let rows = tokens.rows.as_ref().map(|rows| rows.to_vec()).or(base_rows.clone()).unwrap_or_default();
+            trained.push(TrainedSpec { spec, embeds: true, values: Box::new(move || Ok(rows)) });
         }
         if let Some(lora) = &options.lora {
             for module in linear_modules(d) {
@@ -116,6 +206,10 @@ impl Decoder {
         }
         // An adapter that is not trained is in the arena too: it is small, and its gradients are never used.
         let (arena, mut weights) = WeightArena::new(gpu, trained, &options.training)?;
+        let tokens = of_tokens.map(|tokens| {
+            let rows = weights.remove(&tokens.name).expect("the rows are among the trained tensors");
+            TrainedTokens::new(gpu, tokens, rows, base_rows.as_deref())
+        });
         let linear: BTreeSet<String> = linear_modules(d).map(|m| format!("{}.weight", m.name)).collect();
         let tensors = d.tensors();
         let frozen = tensors.iter().filter(|spec| !weights.contains_key(&spec.name));
@@ -137,6 +231,7 @@ impl Decoder {
         Ok(Self {
             description: d.clone(),
             embedding,
+            tokens,
             position_embedding,
             layers,
             final_norm,
@@ -148,10 +243,25 @@ impl Decoder {
         })
     }
 
-    /// Keeps a frozen copy of the adapter as it is now in [`Decoder::start`], as a reference for training. All other weights are shared.
+    /// Keeps a frozen copy of the adapter as it is now in [`Decoder::start`], with tensors that are trained whole, as a reference for
+    /// training. All other weights are shared.
     pub fn keep_start(&mut self, gpu: &Gpu) {
         let mut layers = self.layers.clone();
+        let (mut embedding, mut head) = (self.embedding.clone(), self.head.clone());
+        let mut tokens = self.tokens.clone();
         let mut rec = gpu.record();
+        for part in tokens.iter_mut().flat_map(|tokens| &mut tokens.rows.parts) {
+            let copy = gpu.alloc_persistent(Role::Frozen, part.w.len());
+            rec.copy(&part.w, &copy);
+            (part.w, part.d_w) = (copy, None);
+        }
+        for part in [&mut embedding].into_iter().chain(&mut head).flat_map(|weight| &mut weight.parts) {
+            if part.d_w.is_some() {
+                let copy = gpu.alloc_persistent(Role::Frozen, part.w.len());
+                rec.copy(&part.w, &copy);
+                (part.w, part.d_w) = (copy, None);
+            }
+        }
         for lora in layers.iter_mut().flat_map(LayerWeights::linears_mut).filter_map(|l| l.lora.as_mut()) {
             for part in lora.a.parts.iter_mut().chain(&mut lora.b.parts) {
                 let copy = gpu.alloc_persistent(Role::Frozen, part.w.len());
@@ -162,11 +272,12 @@ impl Decoder {
         rec.submit();
         self.start = Some(Box::new(Self {
             description: self.description.clone(),
-            embedding: self.embedding.clone(),
+            embedding,
+            tokens,
             position_embedding: self.position_embedding.clone(),
             layers,
             final_norm: self.final_norm.clone(),
-            head: self.head.clone(),
+            head,
             turns: self.turns.clone(),
             saved_dtype: self.saved_dtype,
             arena: WeightArena::default(),
@@ -205,7 +316,8 @@ impl Decoder {
     /// Returns all trained weights, the adapter's included.
     pub fn trained_weights(&self) -> Vec<&Weight> {
         let own = self.weights().into_iter().filter(|w| w.trained());
-        own.chain(self.adapter().into_iter().flat_map(|(_, a, b)| [a, b])).collect()
+        let tokens = self.tokens.iter().map(|tokens| &tokens.rows);
+        own.chain(tokens).chain(self.adapter().into_iter().flat_map(|(_, a, b)| [a, b])).collect()
     }
 }
 
@@ -251,7 +363,7 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
                 let shape = |name, shape| TensorSpec { name, shape, transposed: false };
                 let a = (self.take)(&shape(a, vec![rank, module.n_in]))?;
                 let b = (self.take)(&shape(b, vec![module.n_out, rank]))?;
-                Some(LoraWeights { a, b, scale })
+                Some(LoraWeights { a, b, scale, dropout: spec.dropout })
             }
         };
         Ok(Linear { module: module.clone(), w, b, lora, scale })

@@ -26,4 +26,6 @@ pub mod scores;
 pub mod side_files;
 pub mod tensor_file;
 mod tensor_header;
+mod trained_token_passes;
+pub mod trained_tokens;
 pub mod weights;

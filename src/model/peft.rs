@@ -1,25 +1,31 @@
 //! PEFT's LoRA adapters, read and written: `adapter_config.json` and `adapter_model.safetensors`.
 
 mod config;
+mod new_adapter;
+mod pattern;
+mod targets;
+mod whole_modules;
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use config::{ALL_LINEAR, FieldReason, MAX_RANK, MERGE};
-pub use config::{AdapterConfig, LoraTargets};
+pub use config::AdapterConfig;
+use config::MERGE;
+pub use new_adapter::new_config;
+use pattern::FieldReason;
 use sha2::{Digest, Sha256};
+use targets::ALL_LINEAR;
+pub use targets::LoraTargets;
+pub use write::{encode_adapter, merged, write_adapter};
 
 use super::checkpoint::Checkpoint;
 use super::description::{LinearSpec, ModelConfig};
 use super::folder::{MAX_CONFIG_BYTES, inside, read_inside};
 use super::load::{LoraSpec, linear_modules, lora_names};
-use super::save::{OutputDtype, TensorToWrite, encode_safetensors, write_safetensors, write_text};
 use super::side_files::SideFiles;
 use super::tensor_file::{TensorFile, shape_text};
 use crate::error::{Error, Result};
-use crate::model::lora_config::LoraConfig;
-use crate::rng::Rng;
-use crate::validate::positive;
 
 /// File of an adapter's configuration.
 pub const CONFIG: &str = "adapter_config.json";
@@ -89,28 +95,20 @@ impl Adapter {
         }
         let file = TensorFile::open(inside(dir, WEIGHTS)?)?;
         let names = canonical_names(&file)?;
-        let held = |m: &LinearSpec| lora_names(&m.name).iter().any(|n| names.contains_key(n));
-        let (targeted, absent) = match &config.targets {
-            LoraTargets::AllLinear => (linear_modules(d).collect(), Vec::new()),
-            LoraTargets::Names(targets) => select(d, targets),
-            LoraTargets::Pattern(_) => (linear_modules(d).filter(|m| held(m)).collect(), Vec::new()),
+        let absent = match &config.targets {
+            LoraTargets::Names(targets) => select(d, targets).1,
+            LoraTargets::AllLinear | LoraTargets::Pattern(_) => Vec::new(),
         };
         let of_field = |(field, reason): FieldReason| Error::field(&path, field, reason);
-        let mut kept = Vec::with_capacity(targeted.len());
-        for module in targeted {
-            if config.keeps(&module.name).map_err(of_field)? {
-                kept.push(module);
+        let mut targeted = Vec::new();
+        for module in linear_modules(d) {
+            if config.selects(&module.name).map_err(of_field)? {
+                targeted.push(module);
             }
         }
-        let targeted = kept;
         refuse_other_targets(&path, &config, d, &names)?;
         if targeted.is_empty() {
-            let reason = match &config.targets {
-                LoraTargets::Pattern(_) => {
-                    format!("{WEIGHTS} holds no module of this model, which has {}", available(d))
-                }
-                _ => format!("names no module of this model, which has {}", available(d)),
-            };
+            let reason = format!("names no module of this model, which has {}", available(d));
             return Err(Error::field(&path, "target_modules", reason));
         }
         let bad = |name: &str, reason: String| Error::tensor(file.path(), name, reason);
@@ -133,6 +131,11 @@ impl Adapter {
             lora.insert(&module.name, rank, scale, (a, b));
             known.extend([name_a, name_b]);
         }
+        let (whole, of_modules) = whole_modules::read(dir, &config, d, &file, &names)?;
+        lora.whole = whole;
+        known.extend(of_modules);
+        lora.tokens = whole_modules::read_rows(dir, &config, d, &file, &names)?;
+        known.extend(lora.tokens.iter().map(|tokens| tokens.name.clone()));
         let mut notes = Vec::new();
         if !absent.is_empty() {
             notes.push(format!("target_modules that this model does not have: {}", absent.join(", ")));
@@ -165,53 +168,6 @@ impl Adapter {
         let (side, digest) = (SideFiles::read(dir), digest(&text, &file)?);
         Ok(Self { lora, config, notes, side, digest })
     }
-
-    /// Creates a new adapter: A is uniform in ±1/√n_in (PEFT's Kaiming with a = √5), and B is zero, so the adapter changes nothing yet.
-    ///
-    /// # Errors
-    /// [`Error::Flag`] for a target that matches no module, or a rank or alpha out of range.
-    pub fn new(d: &ModelConfig, settings: &LoraConfig, base: &str, seed: u64) -> Result<Self> {
-        let (config, targeted) = new_config(d, settings, base)?;
-        let mut rng = Rng::new(seed, 0x10ca);
-        let mut lora = LoraSpec { rank: settings.rank, scale: config.scale(), ..LoraSpec::default() };
-        for module in targeted {
-            let bound = 1.0 / (module.n_in as f32).sqrt();
-            let a = (0..settings.rank * module.n_in).map(|_| (2.0 * rng.next_f32() - 1.0) * bound).collect();
-            lora.modules.insert(module.name.clone(), (a, vec![0.0; module.n_out * settings.rank]));
-        }
-        Ok(Self { lora, config, notes: Vec::new(), side: SideFiles::default(), digest: String::new() })
-    }
-}
-
-/// Checks a new adapter's configuration. Returns it with the modules that it selects.
-///
-/// # Errors
-/// [`Error::Flag`] for a target that matches no module, or a rank or alpha out of range.
-pub fn new_config<'d>(
-    d: &'d ModelConfig,
-    settings: &LoraConfig,
-    base: &str,
-) -> Result<(AdapterConfig, Vec<&'d LinearSpec>)> {
-    if !(1..=MAX_RANK).contains(&settings.rank) {
-        return Err(Error::flag("lora-r", format!("expected 1 ..= {MAX_RANK}, found {}", settings.rank)));
-    }
-    positive("lora-alpha", settings.alpha)?;
-    let mut config = AdapterConfig::new(settings.rank, settings.alpha, LoraTargets::typed(&settings.targets), base);
-    let (targeted, absent) = match &config.targets {
-        LoraTargets::Names(names) => select(d, names),
-        LoraTargets::AllLinear | LoraTargets::Pattern(_) => (linear_modules(d).collect(), Vec::new()),
-    };
-    if let Some(target) = absent.first() {
-        let reason = format!("`{target}` matches no module; this model has {}", available(d));
-        return Err(Error::flag("lora-targets", reason));
-    }
-    if targeted.is_empty() {
-        return Err(Error::flag("lora-targets", format!("names no module; this model has {}", available(d))));
-    }
-    if d.wrapped {
-        config.targets = LoraTargets::in_language_model(&targeted);
-    }
-    Ok((config, targeted))
 }
 
 /// Computes SHA-256 of a configuration and tensors, in hexadecimal.
@@ -309,69 +265,4 @@ fn select<'a>(d: &'a ModelConfig, names: &[String]) -> (Vec<&'a LinearSpec>, Vec
 fn available(d: &ModelConfig) -> String {
     let names: BTreeSet<&str> = linear_modules(d).filter_map(|m| m.name.rsplit('.').next()).collect();
     format!("{} (or {ALL_LINEAR})", names.into_iter().collect::<Vec<_>>().join(", "))
-}
-
-/// Function that returns A (0) or B (1) of a module.
-type LoraSides<'a> = dyn FnMut(&str, usize) -> Result<Vec<f32>> + 'a;
-
-/// Writes an adapter into a folder, the configuration last.
-///
-/// # Errors
-/// [`Error::File`]; errors of `values`.
-pub fn write_adapter(
-    dir: &Path,
-    config: &AdapterConfig,
-    d: &ModelConfig,
-    lora: &LoraSpec,
-    dtype: OutputDtype,
-    values: &mut LoraSides,
-) -> Result<()> {
-    let (tensors, sources) = planned(d, lora, dtype);
-    write_safetensors(&dir.join(WEIGHTS), &tensors, &mut |i| values(&sources[i].0, sources[i].1))?;
-    write_text(&dir.join(CONFIG), &format!("{:#}\n", config.to_json(d)))
-}
-
-/// Encodes in memory the two files that [`write_adapter`] writes, each with its name.
-///
-/// # Errors
-/// Errors of `values`.
-pub fn encode_adapter(
-    config: &AdapterConfig,
-    d: &ModelConfig,
-    lora: &LoraSpec,
-    dtype: OutputDtype,
-    values: &mut LoraSides,
-) -> Result<[(&'static str, Vec<u8>); 2]> {
-    let (tensors, sources) = planned(d, lora, dtype);
-    let mut weights = Vec::new();
-    encode_safetensors(Path::new(WEIGHTS), &mut weights, &tensors, &mut |i| values(&sources[i].0, sources[i].1))?;
-    Ok([(WEIGHTS, weights), (CONFIG, format!("{:#}\n", config.to_json(d)).into_bytes())])
-}
-
-/// Returns the tensors of an adapter, each with its module and side.
-fn planned(d: &ModelConfig, lora: &LoraSpec, dtype: OutputDtype) -> (Vec<TensorToWrite>, Vec<(String, usize)>) {
-    let mut tensors = Vec::new();
-    let mut sources = Vec::new();
-    for module in linear_modules(d).filter(|m| lora.modules.contains_key(&m.name)) {
-        let rank = lora.rank_of(&module.name);
-        let shapes = [vec![rank, module.n_in], vec![module.n_out, rank]];
-        for (i, (name, shape)) in lora_names(&module.name).into_iter().zip(shapes).enumerate() {
-            tensors.push(TensorToWrite { name, shape, dtype });
-            sources.push((module.name.clone(), i));
-        }
-    }
-    (tensors, sources)
-}
-
-/// Computes W + s·B·A (n_out, n_in), in f64.
-pub fn merged(w: &[f32], a: &[f32], b: &[f32], rank: usize, scale: f32) -> Vec<f32> {
-    let n_in = a.len() / rank;
-    let row = |(w, b): (&[f32], &[f32])| {
-        let value = |i: usize| {
-            let sum: f64 = (0..rank).map(|r| f64::from(b[r]) * f64::from(a[r * n_in + i])).sum();
-            (f64::from(w[i]) + f64::from(scale) * sum) as f32
-        };
-        (0..n_in).map(value).collect::<Vec<_>>()
-    };
-    w.chunks(n_in).zip(b.chunks(rank)).flat_map(row).collect()
 }

@@ -5,9 +5,11 @@ use super::decoder::{Decoder, TokenSlots};
 use super::delta_net::DeltaTokens;
 use super::description::ModelConfig;
 use super::saved::{ForwardSaved, RecomputePolicy};
+use super::trained_tokens::TrainedTokenNumbers;
 use crate::error::Result;
 use crate::gpu::{Gpu, Recording, Role, Slot};
 use crate::kernels::attention::SegmentTable;
+use crate::kernels::embedding::TokenIds;
 use crate::kernels::gather::{GatherIndices, gather_bwd, gather_fwd};
 use crate::kernels::logprob::{self, LogprobOutputs, logprob_bwd, logprob_fwd};
 use crate::kernels::objective::{
@@ -47,6 +49,20 @@ impl MicroBatch {
             targets: gpu.upload(&targets),
             rows: batch.rows.len(),
         }
+    }
+}
+
+impl MicroBatch {
+    /// Uploads the batch for a training step of a decoder. `dropout_seed`: that of the micro-batch.
+    pub fn for_training(gpu: &Gpu, decoder: &Decoder, batch: &PackedBatch, dropout_seed: u64) -> Self {
+        let mut micro = Self::new(gpu, &decoder.description, batch);
+        micro.tokens.dropout_seed = Some(dropout_seed);
+        let targets: Vec<u32> = batch.rows.iter().map(|r| r.target).collect();
+        micro.tokens.trained = decoder.tokens.as_ref().map(|tokens| TrainedTokenNumbers {
+            ids: TokenIds::new(gpu, &tokens.spec.numbers(&batch.ids)),
+            targets: gpu.upload(&tokens.spec.numbers(&targets)),
+        });
+        micro
     }
 }
 
@@ -122,6 +138,7 @@ impl Decoder {
         let d_normed = gpu.alloc_activation(n * d);
         let saved = logprob::LogprobSaved { x: &scores.normed, targets: &micro.targets, lse: &scores.lse };
         logprob_bwd(rec, &self.head(n), n, saved, &d_logp, &d_normed);
+        self.trained_head_backward(rec, &micro.tokens, n, saved, &d_logp);
         let d_picked = gpu.alloc_activation(n * d);
         let BatchScores { trace, picked, stats, .. } = scores;
         self.norm_backward(rec, &self.final_norm, n, &picked, &stats, &d_normed, &d_picked, false);

@@ -45,7 +45,7 @@ pub fn reserve(
     keep: RecomputePolicy,
 ) -> MicroCost {
     let batch = PackedBatch::pack(examples, PrefixSharing::new(share_prefix, &decoder.description));
-    let micro = MicroBatch::new(gpu, &decoder.description, &batch);
+    let micro = MicroBatch::for_training(gpu, decoder, &batch, 0);
     let mut rec = gpu.record();
     gpu.while_reserving(|| {
         let scores = decoder.score(&mut rec, &micro, true, keep, goal.is_weighted());

@@ -195,8 +195,9 @@ impl<'a> ReferenceScorer<'a> {
     /// or the embeddings by which instructions are compared.
     pub fn precedes_steps(&self, policy: &Decoder) -> bool {
         let embeddings = [Some(&policy.embedding), policy.position_embedding.as_ref()];
-        matches!(self.model, ReferenceModel::Untrained)
-            || self.compares_instructions && embeddings.into_iter().flatten().any(Weight::trained)
+        let rows = policy.tokens.iter().map(|tokens| &tokens.rows);
+        let mut embeddings = embeddings.into_iter().flatten().chain(rows);
+        matches!(self.model, ReferenceModel::Untrained) || self.compares_instructions && embeddings.any(Weight::trained)
     }
 
     /// Returns the number of tokens of rows that the next block between two steps may score.

@@ -63,6 +63,11 @@ fn is_one(n: &usize) -> bool {
     *n == one()
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
 /// Settings of a training run in which nothing is left open.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TrainSettings {
@@ -100,6 +105,9 @@ pub struct TrainSettings {
     pub decay_all: bool,
     /// Whether an instruction that two sequences share is computed once.
     pub share_prefix: bool,
+    /// Probability with which a step of SFT drops an element of a layer's input before its low-rank addition.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lora_dropout: f64,
 }
 
 /// Largest number of steps, because the optimiser counts them in 32 bits.
@@ -198,6 +206,11 @@ impl TrainSettings {
         positive("adam-epsilon", self.optimiser.adam_epsilon)?;
         not_negative("weight-decay", self.optimiser.weight_decay)?;
         not_negative("max-grad-norm", self.optimiser.max_grad_norm)?;
+        below_one("lora-dropout", self.lora_dropout)?;
+        if self.lora_dropout > 0.0 && self.preference.is_some() {
+            let reason = "is for sft alone: a preference loss compares policy and reference on the same tokens, and masks would add noise to their difference (TRL disables dropout there)";
+            return Err(Error::flag("lora-dropout", reason));
+        }
         self.preference.as_ref().map_or(Ok(()), PreferenceLoss::validate)
     }
 }

@@ -110,6 +110,7 @@ async fn look_up(gpu: &Gpu, decoder: &Decoder, places: &[PromptPlace], max_token
         let row = Example { row: 0, sequences: vec![Sequence::new(ids.clone(), 1)], desirable: None };
         let segments = SegmentTable::of_batch(gpu, &PackedBatch::pack(&[&row], false), d.head_dim, &d.windows());
         let mut rec = gpu.record();
+        decoder.put_trained_tokens(&mut rec, true);
         let embedded =
             decoder.embed(&mut rec, &TokenSlots::new(gpu, d, &ids, &positions, &vec![1; ids.len()], segments, None));
         rec.submit();

@@ -4,6 +4,7 @@ use crate::data::batch::{Example, PrefixSharing};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, PlannedWork, Recording, Role, Slot};
 use crate::kernels::adamw::{AdamwStep, ParamBucket, adamw};
+use crate::kernels::dropout::micro_batch_seed;
 use crate::kernels::global_norm::global_norm;
 use crate::kernels::packed_batch::{PackedBatch, SequenceSpan};
 use crate::kernels::storage::WeightFormat;
@@ -43,7 +44,7 @@ pub struct Trainer<'g> {
     pub share_prefix: bool,
     /// Activations that the forward pass saves for the backward pass. The choice changes memory and time, not results.
     pub keep: RecomputePolicy,
-    /// Seed of stochastic rounding.
+    /// Seed of stochastic rounding, and of dropout.
     pub seed: u64,
 }
 
@@ -115,18 +116,20 @@ impl<'g> Trainer<'g> {
     }
 
     /// Records the gradients of the summed loss over `examples`, in micro-batches of `batch_size`, which are added to the arena's
-    /// gradients.
+    /// gradients. `number`: the step's.
     fn accumulate(
         &self,
         examples: &[&Example],
         reference: &[RowReference],
         batch_size: usize,
+        number: usize,
     ) -> Vec<(Recording<'g>, PendingScores)> {
         let mut all = Vec::new();
         for first in (0..examples.len()).step_by(batch_size.max(1)) {
             let range = first..(first + batch_size).min(examples.len());
             let batch = PackedBatch::pack(&examples[range.clone()], self.sharing());
-            let micro = MicroBatch::new(self.gpu, &self.decoder.description, &batch);
+            let dropout_seed = micro_batch_seed(self.seed, number, all.len());
+            let micro = MicroBatch::for_training(self.gpu, &self.decoder, &batch, dropout_seed);
             let mut rec = self.gpu.record();
             let scores = self.decoder.score(&mut rec, &micro, true, self.keep, self.goal.is_weighted());
             let (logp, log_squares) = (scores.logp.clone(), scores.log_squares.clone());
@@ -195,7 +198,7 @@ impl<'g> Trainer<'g> {
     ) -> RecordedStep<'g, 'e> {
         let mut recordings = vec![self.clear_gradients()];
         let mut pending = Vec::new();
-        for (rec, p) in self.accumulate(&examples, &reference, batch_size) {
+        for (rec, p) in self.accumulate(&examples, &reference, batch_size, update.number) {
             recordings.push(rec);
             pending.push(p);
         }
@@ -248,7 +251,7 @@ impl<'g> Trainer<'g> {
     ) -> Result<StepResult> {
         self.clear_gradients().submit();
         let mut pending = Vec::new();
-        for (rec, p) in self.accumulate(examples, reference, batch_size) {
+        for (rec, p) in self.accumulate(examples, reference, batch_size, 0) {
             rec.submit();
             pending.push(p);
         }

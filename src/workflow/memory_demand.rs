@@ -5,13 +5,13 @@ use std::rc::Rc;
 use super::open_model::OpenModel;
 use super::recipe::{Recipe, Recompute};
 use crate::data::batch::Example;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu, Ledger, PlannedWork};
 use crate::model::decoder::Decoder;
-use crate::model::load::{LoadOptions, TrainMode};
+use crate::model::load::{LoadOptions, LoraSpec, TrainMode};
 use crate::model::peft::Adapter;
 use crate::model::saved::RecomputePolicy;
-use crate::model::weights::{BaseDtype, TrainOptions};
+use crate::model::weights::{BaseDtype, ParamDtype, TrainOptions};
 use crate::train::memory_plan::{MemoryPlan, largest_micro_batch, plan_memory};
 use crate::train::outcome::RowReference;
 use crate::train::settings::{ReferenceChoice, TrainSettings};
@@ -77,7 +77,7 @@ pub fn load_options(
 ) -> LoadOptions {
     LoadOptions {
         trained: if adapter.is_some() { TrainMode::Lora } else { TrainMode::Full },
-        lora: adapter.map(|a| a.lora.clone()),
+        lora: adapter.map(|a| LoraSpec { dropout: settings.lora_dropout, ..a.lora.clone() }),
         training: TrainOptions {
             optim: Some(settings.optim),
             param_dtype: settings.param_dtype,
@@ -126,6 +126,12 @@ impl<'a> MemoryDemand<'a> {
         longest: usize,
     ) -> Result<Self> {
         let settings = recipe.settings()?;
+        if settings.lora_dropout > 0.0 && adapter.is_none() {
+            return Err(Error::flag("lora-dropout", "needs an adapter, and every parameter is trained"));
+        }
+        if settings.param_dtype == ParamDtype::Bf16 && adapter.as_ref().is_some_and(|a| a.lora.tokens.is_some()) {
+            return Err(Error::flag("param-dtype", "bf16 cannot be used with --train-tokens, whose rows are f32"));
+        }
         let keeps_start = keeps_start(&recipe.reference, &settings, adapter.as_deref());
         let (base, recompute) = (model.base, recipe.recompute);
         Ok(Self { caps, model, adapter, settings, base, recompute, keeps_start, longest, largest })
@@ -135,7 +141,13 @@ impl<'a> MemoryDemand<'a> {
 /// Tells whether the adapter that a run starts from is kept beside the adapter that it trains. It is kept where it is the reference and differs from the model
 /// without an adapter.
 pub(super) fn keeps_start(reference: &ReferenceChoice, settings: &TrainSettings, adapter: Option<&Adapter>) -> bool {
-    let is_new = |adapter: &Adapter| adapter.lora.modules.values().all(|(_, b)| b.iter().all(|&x| x == 0.0));
+    // Tensors that are trained whole have no base beside them.
+    let is_new = |adapter: &Adapter| {
+        let has_rows = adapter.lora.tokens.as_ref().is_some_and(|tokens| tokens.rows.is_some());
+        adapter.lora.whole.is_empty()
+            && !has_rows
+            && adapter.lora.modules.values().all(|(_, b)| b.iter().all(|&x| x == 0.0))
+    };
     *reference == ReferenceChoice::Initial
         && settings.preference.as_ref().is_some_and(|p| p.needs_reference())
         && adapter.is_some_and(|adapter| !is_new(adapter))

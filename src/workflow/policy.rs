@@ -166,7 +166,7 @@ impl Policy {
     /// # Examples
     /// ```
     /// use jointwise::{LoraConfig, Policy};
-    /// let lora = LoraConfig { rank: 8, alpha: 16.0, targets: vec!["q_proj".into(), "v_proj".into()] };
+    /// let lora = LoraConfig { rank: 8, alpha: 16.0, targets: vec!["q_proj".into(), "v_proj".into()], ..LoraConfig::default() };
     /// let policy = Policy::open("models/demo")?.with_lora(lora)?;
     /// # Ok::<(), jointwise::Error>(())
     /// ```

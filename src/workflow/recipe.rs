@@ -111,12 +111,14 @@ pub struct Recipe {
     pub optimiser: AdamwConfig,
     /// Decay one-dimensional tensors too.
     pub decay_all: bool,
-    /// Seed of the order of rows, of a new adapter and of stochastic rounding.
+    /// Seed of the order of rows, of a new adapter, of stochastic rounding and of dropout.
     pub seed: u64,
     /// Draw a new order of rows each epoch.
     pub shuffle: bool,
     /// Compute an instruction that both sides share once.
     pub share_prefix: bool,
+    /// Probability with which a step drops an element of a layer's input before its low-rank addition (supervised fine-tuning of an adapter).
+    pub lora_dropout: f64,
     /// Activations that the backward pass recomputes.
     pub recompute: Recompute,
 }
@@ -162,6 +164,7 @@ impl Default for Recipe {
             seed: 0,
             shuffle: true,
             share_prefix: true,
+            lora_dropout: 0.0,
             recompute: Recompute::Auto,
         }
     }
@@ -260,6 +263,7 @@ impl Recipe {
             shuffle: self.shuffle,
             decay_all: self.decay_all,
             share_prefix: self.share_prefix,
+            lora_dropout: self.lora_dropout,
         };
         settings.validate()?;
         Ok(settings)

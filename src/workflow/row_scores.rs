@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use super::open_model::OpenModel;
 use super::policy::Policy;
 use super::preferences::Preferences;
+use super::run_facts::base_model;
 use crate::data::batch::Example;
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -109,6 +110,9 @@ impl Policy {
                 let (model, longest) = (OpenModel::open_reference(name, self.model())?, data.longest());
                 let load = move || model.load(gpu, &LoadOptions::frozen(model.base, None, longest));
                 ReferenceModel::Other(OtherModel::new(load))
+            }
+            ReferenceChoice::Base if self.adapter().is_some_and(|adapter| adapter.lora.replaces_weights()) => {
+                ReferenceModel::Other(base_model(self.model(), gpu, data.longest()))
             }
             ReferenceChoice::Base => ReferenceModel::WithoutAdapter,
             ReferenceChoice::Initial => ReferenceModel::Untrained,

@@ -145,6 +145,9 @@ impl<'a> RunFacts<'a> {
                 (ReferenceModel::Other(OtherModel::new(load)), [&hashes.other, frozen])
             }
             None if self.keeps_start => (ReferenceModel::Start, [&hashes.policy, params]),
+            None if self.adapter.as_ref().is_some_and(|adapter| !adapter.lora.whole.is_empty()) => {
+                (ReferenceModel::Other(base_model(self.policy.model(), gpu, longest)), [&hashes.base, frozen])
+            }
             None if self.adapter.is_some() => (ReferenceModel::WithoutAdapter, [&hashes.base, frozen]),
             None => (ReferenceModel::Untrained, [&hashes.policy, params]),
         };
@@ -158,6 +161,11 @@ impl<'a> RunFacts<'a> {
             self.data.template().renders_chats() && self.policy.tokenizer().chat_templates().prints_time();
         prints_time.then(|| self.policy.options().chat_time.unwrap_or_else(run_time))
     }
+}
+
+/// Returns the model without its adapter as a reference of its own, for an adapter that takes the place of tensors of the model.
+pub(super) fn base_model<'a>(model: &'a OpenModel, gpu: &'a Gpu, n_positions: usize) -> OtherModel<'a> {
+    OtherModel::new(move || model.load(gpu, &LoadOptions::frozen(model.base, None, n_positions)))
 }
 
 /// Resolves which activations are recomputed. Logs a note where memory decided this, and a warning where the run does not fit.
@@ -210,6 +218,14 @@ fn model_hash(model: &OpenModel, digest: &str, adapter: Option<&Adapter>) -> Res
     parts.push(&scale);
     for (module, (a, b)) in adapter.iter().flat_map(|a| &a.lora.modules) {
         parts.extend([module.as_bytes(), bytemuck::cast_slice(a), bytemuck::cast_slice(b)]);
+    }
+    for (name, values) in adapter.iter().flat_map(|a| &a.lora.whole) {
+        parts.push(name.as_bytes());
+        parts.extend(values.iter().map(|values| bytemuck::cast_slice(values)));
+    }
+    for tokens in adapter.iter().filter_map(|a| a.lora.tokens.as_ref()) {
+        parts.push(bytemuck::cast_slice(&tokens.ids));
+        parts.extend(tokens.rows.iter().map(|rows| bytemuck::cast_slice(rows)));
     }
     let exceptions = adapter.map_or(String::new(), |a| format!("{:?}", a.lora.exceptions));
     if adapter.is_some_and(|a| !a.lora.exceptions.is_empty()) {

@@ -111,12 +111,13 @@ impl<'a> TunedModel<'a> {
         texts.extend(chosen.map(|source| (CHAT_TEMPLATE, source.to_string())));
         if let Some(adapter) = &about.adapter {
             let dtype = about.output_dtype.unwrap_or(OutputDtype::F32);
-            let matrices = trainer.decoder.adapter();
+            let trained = trainer.decoder.trained_weights();
             return StagedFolder::filled(out, |dir| {
                 let lora = &adapter.lora;
-                write_adapter(dir, &adapter.config, &model.description, lora, dtype, &mut |module, side| {
-                    let (_, a, b) = matrices.iter().find(|m| m.0 == module).ok_or_else(|| Error::file(out, module))?;
-                    read(if side == 0 { a } else { b })
+                let mut config = adapter.config.clone();
+                config.dropout = about.settings.lora_dropout;
+                write_adapter(dir, &config, &model.description, lora, dtype, &mut |name| {
+                    read(trained.iter().find(|w| w.spec.name == name).ok_or_else(|| Error::file(out, name))?)
                 })?;
                 write_side_files(&model.side_files(Some(adapter)), dir)?;
                 texts.iter().try_for_each(|(name, text)| write_text(&dir.join(name), text))
@@ -216,6 +217,9 @@ impl RunFacts<'_> {
                 ("lora-scale", a.lora.scale.to_string()),
                 ("base-dtype", self.policy.model().base.name().to_string()),
             ]);
+            if s.lora_dropout > 0.0 {
+                settings.push(("lora-dropout", s.lora_dropout.to_string()));
+            }
         }
         ModelCard {
             base: self.policy.model().name.clone(),

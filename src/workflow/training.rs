@@ -223,7 +223,7 @@ impl Policy {
         }
         self.require_end(data.template())?;
         let dropout = self.adapter().map_or(0.0, |adapter| adapter.config.dropout);
-        if dropout > 0.0 {
+        if dropout > 0.0 && settings.lora_dropout == 0.0 {
             note!("note: the adapter was made with dropout {dropout}; it is trained without");
         }
         let adapter = self.starting_adapter(settings.seed)?;

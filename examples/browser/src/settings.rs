@@ -56,7 +56,7 @@ impl Default for Settings {
             max_length: DEFAULT_MAX_LENGTH,
             recompute: RecomputePolicy::Everything,
             base_dtype: BaseDtype::Auto,
-            lora: LoraConfig { targets: vec!["all-linear".into()], ..LoraConfig::default() },
+            lora: LoraConfig::default(),
             seed: 0,
             template: "paper".into(),
         }

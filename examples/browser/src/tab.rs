@@ -19,7 +19,7 @@ use jointwise::kernels::sample::Sampling;
 use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::decoder::Decoder;
 use jointwise::model::description::ModelConfig;
-use jointwise::model::load::{LoadOptions, TrainMode, lora_names};
+use jointwise::model::load::{LoadOptions, TrainMode};
 use jointwise::model::peft::{Adapter, encode_adapter};
 use jointwise::model::save::OutputDtype;
 use jointwise::model::saved::RecomputePolicy;
@@ -581,8 +581,8 @@ fn render_report(
 /// Returns an adapter's files in PEFT's format, with the values of a saved state.
 fn adapter_files(d: &ModelConfig, adapter: &Adapter, arena: Vec<u8>) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let file = TensorFile::from_content("state.safetensors", Box::new(arena))?;
-    let values = &mut |module: &str, side: usize| {
-        let name = format!("param/{}", lora_names(module)[side]);
+    let values = &mut |name: &str| {
+        let name = format!("param/{name}");
         let stored = file.tensors().get(&name).ok_or_else(|| Error::tensor(file.path(), &name, "is missing"))?;
         file.values(&name, stored)
     };

@@ -82,7 +82,7 @@ test("while a model is trained, a model's size can be checked, and another model
   await page.waitForFunction(() => fake.asked.at(-1).method === "planHub");
   const [, settings] = await page.evaluate(() => fake.asked.at(-1).args);
   assert.equal(settings.objective, "jpo");
-  assert.equal(settings.lora.rank, 8);
+  assert.equal(settings.lora.rank, 16);
   assert.match(await errorAfter("load-demo"), /Press Stop in section 3/);
 });
 

@@ -1,30 +1,27 @@
 //! `adapter_config.json`: which modules have an adapter, and with which rank and scale.
 
-use std::collections::BTreeSet;
-use std::fmt;
 use std::path::Path;
 
-use fancy_regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::super::description::{LinearSpec, ModelConfig};
+use super::super::description::ModelConfig;
 use super::super::load::linear_modules;
+use super::pattern::{FieldReason, NamePattern, first_fit, fits, read_patterns};
+use super::targets::{LoraTargets, ModuleFilter, is_off};
 use crate::error::{Error, Result};
+use crate::model::lora_config::LoraConfig;
 
-/// Name that means every linear module except the head.
-pub(super) const ALL_LINEAR: &str = "all-linear";
+/// Largest rank of an adapter.
 pub(super) const MAX_RANK: usize = 4096;
 
 /// Refused fields: they change the computation, or which modules have an adapter. Each is allowed where it is absent, null, false or empty.
-const REFUSED: [&str; 15] = [
+const REFUSED: [&str; 13] = [
     "use_dora",
     "use_qalora",
     "use_bdlora",
     "lora_bias",
-    "modules_to_save",
     "layer_replication",
     "target_parameters",
-    "trainable_token_indices",
     "alora_invocation_tokens",
     "megatron_config",
     "arrow_config",
@@ -39,7 +36,7 @@ const CARRIED: [&str; 5] =
     ["rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "exclude_modules"];
 
 /// Fields that are read, or that do not change a finished adapter.
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 21] = [
     "peft_type",
     "task_type",
     "auto_mapping",
@@ -58,6 +55,8 @@ const KNOWN: [&str; 19] = [
     "megatron_core",
     "qalora_group_size",
     "ensure_weight_tying",
+    "modules_to_save",
+    "trainable_token_indices",
     "runtime_config",
 ];
 
@@ -70,74 +69,6 @@ pub(super) const MERGE: &str = "merge it with PEFT (merge_and_unload) and give t
 /// Initialisations of `lora_A` and `lora_B` that leave the base's weights unchanged.
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
-/// Name of a field, and the reason why it cannot be used.
-pub(super) type FieldReason = (&'static str, String);
-
-/// Selection of the modules that have an adapter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LoraTargets {
-    /// `all-linear`: all linear modules except the head.
-    AllLinear,
-    /// Last components, or longer suffixes, of module names.
-    Names(Vec<String>),
-    /// Python regular expression. It is not evaluated, because the adapter's tensors say which modules it matched.
-    Pattern(String),
-}
-
-impl fmt::Display for LoraTargets {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::AllLinear => f.write_str(ALL_LINEAR),
-            Self::Names(names) => f.write_str(&names.join(", ")),
-            Self::Pattern(pattern) => f.write_str(pattern),
-        }
-    }
-}
-
-impl LoraTargets {
-    /// Parses names as typed on the command line; `all-linear` may be among them.
-    pub(super) fn typed(names: &[String]) -> Self {
-        if names.iter().any(|n| n == ALL_LINEAR) { Self::AllLinear } else { Self::Names(names.to_vec()) }
-    }
-
-    /// Returns the pattern of modules of a wrapped language model. Their names alone would match a vision tower's modules, too.
-    pub(super) fn in_language_model(modules: &[&LinearSpec]) -> Self {
-        let names: BTreeSet<&str> = modules.iter().filter_map(|module| module.name.rsplit('.').next()).collect();
-        let names = names.into_iter().collect::<Vec<_>>().join("|");
-        Self::Pattern(format!(r".*\blanguage_model\..*\.({names})"))
-    }
-
-    fn to_json(&self) -> Value {
-        match self {
-            Self::AllLinear => json!(ALL_LINEAR),
-            Self::Names(names) => json!(names),
-            Self::Pattern(pattern) => json!(pattern),
-        }
-    }
-}
-
-/// Entries of `rank_pattern` or `alpha_pattern`: each a regular expression that matches the end of a module's name, with a value.
-#[derive(Debug, Clone)]
-struct NamePattern<T> {
-    /// Pattern as written in the file.
-    text: String,
-    regex: Regex,
-    value: T,
-}
-
-/// Filter for modules that `target_modules` names but that have no adapter.
-#[derive(Debug, Clone, Default)]
-struct ModuleFilter {
-    /// Names or name endings in `exclude_modules`.
-    excluded: Vec<String>,
-    /// `exclude_modules` as one regular expression.
-    excluded_pattern: Option<Regex>,
-    /// Layer numbers in `layers_to_transform`; `None` for all layers.
-    layers: Option<Vec<u64>>,
-    /// Expressions that find a layer's number in a module's name, as group 1.
-    layer_numbers: Vec<Regex>,
-}
-
 /// Parsed `adapter_config.json`.
 #[derive(Debug, Clone)]
 pub struct AdapterConfig {
@@ -149,8 +80,14 @@ pub struct AdapterConfig {
     pub rslora: bool,
     /// Selection of modules: `target_modules`.
     pub targets: LoraTargets,
-    /// Dropout with which the adapter was trained. It is not applied here.
+    /// Dropout with which the adapter was trained. Training applies its own setting's, not this.
     pub dropout: f64,
+    /// Names of modules that the adapter brings whole: `modules_to_save`.
+    pub modules_to_save: Vec<String>,
+    /// Whether a saved embedding is the tied LM head, too (`ensure_weight_tying`). Without it, PEFT unties them.
+    pub ties: bool,
+    /// Ids of tokens whose embeddings the adapter brings, by the name of the embedding: `trainable_token_indices`.
+    pub tokens: Option<(String, Vec<u32>)>,
     /// Base model: `base_model_name_or_path`.
     pub base: Option<String>,
     /// `bias`, unless it is `none`: which biases were trained. An adapter that holds trained biases is refused.
@@ -168,7 +105,9 @@ pub struct AdapterConfig {
 impl PartialEq for AdapterConfig {
     fn eq(&self, other: &Self) -> bool {
         let plain = |c: &Self| {
-            (c.rank, c.alpha, c.rslora, c.targets.clone(), c.dropout, c.base.clone(), c.bias.clone(), c.carried.clone())
+            let whole = (c.modules_to_save.clone(), c.ties, c.tokens.clone());
+            let rest = (c.targets.clone(), c.dropout, c.base.clone(), c.bias.clone(), c.carried.clone());
+            (c.rank, c.alpha, c.rslora, whole, rest)
         };
         plain(self) == plain(other)
     }
@@ -176,13 +115,16 @@ impl PartialEq for AdapterConfig {
 
 impl AdapterConfig {
     /// Creates the configuration of a new adapter.
-    pub(super) fn new(rank: usize, alpha: f64, targets: LoraTargets, base: &str) -> Self {
-        Self {
-            rank,
-            alpha,
-            rslora: false,
+    pub(super) fn new(settings: &LoraConfig, targets: LoraTargets, base: &str) -> Self {
+        let mut config = Self {
+            rank: settings.rank,
+            alpha: settings.alpha,
+            rslora: settings.rslora,
             targets,
             dropout: 0.0,
+            modules_to_save: Vec::new(),
+            ties: false,
+            tokens: None,
             base: Some(base.into()),
             bias: None,
             unknown: Vec::new(),
@@ -190,7 +132,18 @@ impl AdapterConfig {
             alphas: Vec::new(),
             filter: ModuleFilter::default(),
             carried: Map::new(),
+        };
+        // PEFT has no layers beside a pattern, which names them itself.
+        if !settings.layers.is_empty() && matches!(config.targets, LoraTargets::Names(_)) {
+            config.carried.insert("layers_to_transform".into(), json!(settings.layers));
         }
+        if !settings.exclude.is_empty() {
+            config.carried.insert("exclude_modules".into(), json!(settings.exclude));
+        }
+        let carried = &config.carried;
+        config.filter = ModuleFilter::read(&config.targets, &|field| carried.get(field))
+            .expect("a pattern of our own, and numbers and names");
+        config
     }
 
     /// Reads the text of an `adapter_config.json`; `path` is for messages.
@@ -232,6 +185,7 @@ impl AdapterConfig {
             let alpha = value.as_f64().filter(|a| *a > 0.0 && a.is_finite());
             alpha.ok_or_else(|| format!("expected numbers above 0, found {value}"))
         };
+        let targets = LoraTargets::read(get("target_modules")).map_err(|reason| bad("target_modules", reason))?;
         Ok(Self {
             rank: get("r")
                 .and_then(as_rank)
@@ -240,8 +194,11 @@ impl AdapterConfig {
                 bad("lora_alpha", format!("expected a number above 0, found {}", shown("lora_alpha")))
             })?,
             rslora: rslora.ok_or_else(|| bad("use_rslora", "expected true or false".into()))?,
-            targets: read_targets(get("target_modules")).map_err(|reason| bad("target_modules", reason))?,
             dropout: number("lora_dropout").unwrap_or(0.0),
+            modules_to_save: read_names(get("modules_to_save")).map_err(|reason| bad("modules_to_save", reason))?,
+            ties: get("ensure_weight_tying").and_then(Value::as_bool).unwrap_or(false),
+            tokens: read_tokens(get("trainable_token_indices").filter(|v| !is_off(v)))
+                .map_err(|reason| bad("trainable_token_indices", reason))?,
             base: get("base_model_name_or_path").and_then(Value::as_str).map(String::from),
             bias,
             unknown: fields
@@ -251,7 +208,8 @@ impl AdapterConfig {
                 .collect(),
             ranks: read_patterns(get("rank_pattern"), rank).map_err(|reason| bad("rank_pattern", reason))?,
             alphas: read_patterns(get("alpha_pattern"), positive).map_err(|reason| bad("alpha_pattern", reason))?,
-            filter: ModuleFilter::read(&get).map_err(|(field, reason)| bad(field, reason))?,
+            filter: ModuleFilter::read(&targets, &get).map_err(|(field, reason)| bad(field, reason))?,
+            targets,
             carried: CARRIED
                 .into_iter()
                 .filter_map(|name| Some((name.into(), get(name).filter(|v| !is_off(v))?.clone())))
@@ -283,12 +241,12 @@ impl AdapterConfig {
         (self.alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
     }
 
-    /// Returns whether a module that `target_modules` names has an adapter, by `exclude_modules` and `layers_to_transform`.
+    /// Returns whether a linear module has an adapter, by `exclude_modules`, `target_modules` and `layers_to_transform`.
     ///
     /// # Errors
     /// Fails like [`AdapterConfig::rank_of`].
-    pub(super) fn keeps(&self, module: &str) -> Result<bool, FieldReason> {
-        self.filter.keeps(module, matches!(self.targets, LoraTargets::Names(_)))
+    pub(super) fn selects(&self, module: &str) -> Result<bool, FieldReason> {
+        self.filter.selects(module, &self.targets)
     }
 
     /// Returns the entries of `rank_pattern` and `alpha_pattern` that match none of these modules.
@@ -323,7 +281,7 @@ impl AdapterConfig {
             "base_model_name_or_path": self.base,
             "r": self.rank,
             "lora_alpha": self.alpha,
-            "lora_dropout": 0.0,
+            "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
             "bias": "none",
             "fan_in_fan_out": linear_modules(d).all(|m| m.transposed),
@@ -333,19 +291,15 @@ impl AdapterConfig {
         });
         if let Some(fields) = config.as_object_mut() {
             fields.extend(self.carried.clone());
+            if let Some((embedding, ids)) = &self.tokens {
+                fields.insert("trainable_token_indices".into(), json!({embedding: ids}));
+            }
+            if !self.modules_to_save.is_empty() {
+                fields.insert("modules_to_save".into(), json!(self.modules_to_save));
+                fields.insert("ensure_weight_tying".into(), json!(self.ties));
+            }
         }
         config
-    }
-}
-
-/// Returns whether a field's value means the same as an absent field.
-fn is_off(value: &Value) -> bool {
-    match value {
-        Value::Bool(on) => !on,
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        Value::String(text) => text.is_empty(),
-        _ => false,
     }
 }
 
@@ -355,121 +309,36 @@ fn is_unknown(name: &str, value: &Value) -> bool {
     !value.is_null() && !is_off(value) && !lists.iter().any(|list| list.contains(&name))
 }
 
+/// Reads a list of token ids of `embed_tokens`, or an object of one such list.
+fn read_tokens(value: Option<&Value>) -> Result<Option<(String, Vec<u32>)>, String> {
+    let Some(value) = value else { return Ok(None) };
+    let (name, list) = match value {
+        Value::Array(list) => ("embed_tokens", list),
+        Value::Object(map) => match map.iter().next() {
+            Some((name, Value::Array(list))) if map.len() == 1 => (name.as_str(), list),
+            _ => return Err(format!("expected ids of the embedding alone, found {value}: {MERGE}")),
+        },
+        other => return Err(format!("expected a list of token ids, found {other}")),
+    };
+    let mut ids = Vec::with_capacity(list.len());
+    for value in list {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let id = id.filter(|id| !ids.contains(id));
+        ids.push(id.ok_or_else(|| format!("expected token ids, each once, found {value}"))?);
+    }
+    Ok(Some((name.into(), ids)))
+}
+
+/// Reads a list of names.
+fn read_names(value: Option<&Value>) -> Result<Vec<String>, String> {
+    let name = |v: &Value| v.as_str().map(String::from).ok_or_else(|| format!("expected names, found {v}"));
+    match value {
+        None => Ok(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(name).collect(),
+        Some(other) => Err(format!("expected a list of names, found {other}")),
+    }
+}
+
 fn as_rank(value: &Value) -> Option<usize> {
     value.as_u64().and_then(|r| usize::try_from(r).ok()).filter(|r| (1..=MAX_RANK).contains(r))
-}
-
-/// Compiles a Python regular expression.
-fn compiled(pattern: &str) -> Result<Regex, String> {
-    Regex::new(pattern).map_err(|e| format!("{pattern:?} is not a regular expression: {e}"))
-}
-
-/// Returns whether a field's regular expression matches a module's name. Fails where matching would take too many steps.
-fn fits(field: &'static str, regex: &Regex, module: &str) -> Result<bool, FieldReason> {
-    regex.is_match(module).map_err(|e| (field, unmatched(regex, module, &e)))
-}
-
-fn unmatched(regex: &Regex, module: &str, error: &fancy_regex::Error) -> String {
-    format!("{:?} cannot be matched with {module}: {error}", regex.as_str())
-}
-
-/// Returns the value of the first entry that matches.
-fn first_fit<T: Copy>(
-    field: &'static str,
-    patterns: &[NamePattern<T>],
-    module: &str,
-) -> Result<Option<T>, FieldReason> {
-    for pattern in patterns {
-        if fits(field, &pattern.regex, module)? {
-            return Ok(Some(pattern.value));
-        }
-    }
-    Ok(None)
-}
-
-/// Reads an object of names and values. PEFT matches each name as a regular expression at the end of a module's name.
-fn read_patterns<T>(
-    value: Option<&Value>,
-    read: impl Fn(&Value) -> Result<T, String>,
-) -> Result<Vec<NamePattern<T>>, String> {
-    let Some(value) = value else { return Ok(Vec::new()) };
-    let entries = value.as_object().ok_or_else(|| format!("expected an object of names and numbers, found {value}"))?;
-    let pattern = |(text, value): (&String, &Value)| {
-        let regex = compiled(&format!(r"^(?:.*\.)?(?:{text})$"))?;
-        Ok(NamePattern { text: text.clone(), regex, value: read(value).map_err(|e| format!("{text}: {e}"))? })
-    };
-    entries.iter().map(pattern).collect()
-}
-
-impl ModuleFilter {
-    fn read<'v>(get: &impl Fn(&str) -> Option<&'v Value>) -> Result<Self, FieldReason> {
-        let names = |field: &'static str| -> Result<Vec<String>, FieldReason> {
-            let bad = |found: &Value| (field, format!("expected a name or a list of names, found {found}"));
-            match get(field) {
-                None => Ok(Vec::new()),
-                Some(Value::String(name)) => Ok(vec![name.clone()]),
-                Some(Value::Array(list)) => {
-                    list.iter().map(|v| v.as_str().map(String::from).ok_or_else(|| bad(v))).collect()
-                }
-                Some(other) => Err(bad(other)),
-            }
-        };
-        let mut filter = Self::default();
-        match get("exclude_modules") {
-            Some(Value::String(pattern)) if !pattern.is_empty() => {
-                let regex = compiled(&format!("^(?:{pattern})$")).map_err(|reason| ("exclude_modules", reason))?;
-                filter.excluded_pattern = Some(regex);
-            }
-            _ => filter.excluded = names("exclude_modules")?,
-        }
-        let layer = |value: &Value| {
-            value.as_u64().ok_or_else(|| ("layers_to_transform", format!("expected layers' numbers, found {value}")))
-        };
-        filter.layers = match get("layers_to_transform").filter(|v| !is_off(v)) {
-            None => None,
-            Some(Value::Array(list)) => Some(list.iter().map(layer).collect::<Result<_, _>>()?),
-            Some(one) => Some(vec![layer(one)?]),
-        };
-        let patterns = names("layers_pattern")?;
-        let patterns = patterns.into_iter().filter(|p| !p.is_empty());
-        let numbered = patterns.map(|p| compiled(&format!(r"^(?:|.*?\.)(?:{p})\.(\d+)\.")));
-        filter.layer_numbers = numbered.collect::<Result<_, _>>().map_err(|reason| ("layers_pattern", reason))?;
-        if filter.layer_numbers.is_empty() {
-            let any = compiled(r"^.*?\.[^.]*\.(\d+)\.").map_err(|reason| ("layers_pattern", reason))?;
-            filter.layer_numbers = vec![any];
-        }
-        Ok(filter)
-    }
-
-    /// Returns whether a module has an adapter. `by_name`: whether `target_modules` is a list of names; only then does
-    /// `layers_to_transform` apply, as in PEFT.
-    fn keeps(&self, module: &str, by_name: bool) -> Result<bool, FieldReason> {
-        let ends =
-            |name: &String| module == name || module.strip_suffix(name.as_str()).is_some_and(|m| m.ends_with('.'));
-        let excluded =
-            self.excluded_pattern.as_ref().map(|regex| fits("exclude_modules", regex, module)).transpose()?;
-        if self.excluded.iter().any(ends) || excluded == Some(true) {
-            return Ok(false);
-        }
-        let Some(layers) = self.layers.as_ref().filter(|_| by_name) else { return Ok(true) };
-        for regex in &self.layer_numbers {
-            let found = regex.captures(module).map_err(|e| ("layers_pattern", unmatched(regex, module, &e)))?;
-            if let Some(layer) = found.and_then(|groups| groups.get(1)?.as_str().parse().ok()) {
-                return Ok(layers.contains(&layer));
-            }
-        }
-        Ok(false)
-    }
-}
-
-fn read_targets(value: Option<&Value>) -> Result<LoraTargets, String> {
-    match value {
-        Some(Value::String(all)) if all == ALL_LINEAR => Ok(LoraTargets::AllLinear),
-        Some(Value::String(pattern)) if !pattern.is_empty() => Ok(LoraTargets::Pattern(pattern.clone())),
-        Some(Value::Array(list)) if !list.is_empty() => {
-            let name = |v: &Value| v.as_str().map(String::from).ok_or_else(|| format!("expected names, found {v}"));
-            list.iter().map(name).collect::<Result<_, _>>().map(LoraTargets::Names)
-        }
-        _ => Err(format!("expected a list of names, a pattern, or \"{ALL_LINEAR}\"")),
-    }
 }
