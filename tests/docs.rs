@@ -36,6 +36,7 @@ fn manual() -> Vec<String> {
 /// Documents elsewhere, whose links are checked too.
 const OTHERS: &[&str] = &[
     "CHANGELOG.md",
+    "SECURITY.md",
     "docs/reference.md",
     "benches/README.md",
     "benches/results/README.md",

@@ -34,6 +34,7 @@ use crate::train::settings::TrainDefaults;
 use crate::train::synthetic;
 use crate::train::trainer::Trainer;
 use crate::validate::{at_least_one, at_most};
+use crate::workflow::demo_model::write_if_absent;
 use crate::workflow::{DeviceOptions, Finished, OpenModel, OutputFolder, Policy, PolicyOptions};
 
 /// Sizes and rates of the demo, chosen so that it ends within five minutes on two CPU cores.
@@ -109,6 +110,7 @@ fn run_demo(args: &DemoArgs) -> Result<Finished> {
     at_most("prompts", n_prompts, MOST_ROWS)?;
     at_least_one("max-steps", args.max_steps.unwrap_or(recipe::STEPS))?;
     let folder = OutputFolder::open(out, true)?;
+    write_if_absent(&args.model)?;
     let model = args.model.to_string_lossy();
     let description = OpenModel::open(&model, BaseDtype::Auto)?.description;
     let formats = Some(BaseDtype::Auto.weight_formats());

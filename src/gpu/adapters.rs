@@ -77,24 +77,33 @@ enum HlslCompiler {
     Fxc,
     /// `dxcompiler.dll` at a path.
     Dxc(PathBuf),
+    /// DXC linked into the program: feature `static-dxc`, as the released programs have it.
+    BuiltInDxc,
 }
+
+/// Whether DXC is linked into the program. wgpu links it on x86-64 Windows with Microsoft's linker, nowhere else.
+const HAS_BUILT_IN_DXC: bool =
+    cfg!(all(feature = "static-dxc", windows, target_env = "msvc", not(target_arch = "aarch64")));
 
 impl HlslCompiler {
     /// Returns the compilers to try: the one that WGPU_DX12_COMPILER names (`fxc`, or `dxc` from the search path), else DXC where it lies
-    /// in the program's folder; FXC last.
-    fn candidates(asked: Option<&str>, beside: Option<PathBuf>) -> Vec<Self> {
-        let dxc = match asked.map(str::to_lowercase).as_deref() {
-            Some("fxc") => None,
-            Some("dxc" | "dynamicdxc") => Some(beside.unwrap_or_else(|| DXC.into())),
-            _ => beside,
+    /// in the program's folder, else the DXC that is built in; FXC last.
+    fn candidates(asked: Option<&str>, beside: Option<PathBuf>, has_built_in: bool) -> Vec<Self> {
+        let built_in = has_built_in.then_some(Self::BuiltInDxc);
+        let (dxc, built_in) = match asked.map(str::to_lowercase).as_deref() {
+            Some("fxc") => (None, None),
+            Some("dxc" | "dynamicdxc") => (Some(beside.unwrap_or_else(|| DXC.into())), built_in),
+            Some("staticdxc") if has_built_in => (None, built_in),
+            _ => (beside, built_in),
         };
-        dxc.map(Self::Dxc).into_iter().chain([Self::Fxc]).collect()
+        dxc.map(Self::Dxc).into_iter().chain(built_in).chain([Self::Fxc]).collect()
     }
 
     fn name(&self) -> &'static str {
         match self {
             Self::Fxc => "FXC",
             Self::Dxc(_) => "DXC",
+            Self::BuiltInDxc => "the built-in DXC",
         }
     }
 
@@ -102,6 +111,7 @@ impl HlslCompiler {
         match self {
             Self::Fxc => wgpu::Dx12Compiler::Fxc,
             Self::Dxc(path) => wgpu::Dx12Compiler::DynamicDxc { dxc_path: path.to_string_lossy().into_owned() },
+            Self::BuiltInDxc => wgpu::Dx12Compiler::StaticDxc,
         }
     }
 }
@@ -126,7 +136,7 @@ impl FoundAdapters {
     /// Lists the adapters of every backend of the system.
     pub async fn find() -> Self {
         let asked = std::env::var("WGPU_DX12_COMPILER").ok();
-        let mut compilers = HlslCompiler::candidates(asked.as_deref(), dxc_beside_program());
+        let mut compilers = HlslCompiler::candidates(asked.as_deref(), dxc_beside_program(), HAS_BUILT_IN_DXC);
         if !cfg!(windows) {
             // Without DX12 no HLSL compiler is used, so the choice does not matter.
             compilers = vec![HlslCompiler::Fxc];
@@ -139,7 +149,12 @@ impl FoundAdapters {
                 break;
             }
             if let HlslCompiler::Dxc(path) = &found.1 {
-                notes.push(format!("{} cannot be used: DX12's shaders are compiled by FXC", path.display()));
+                let next = if HAS_BUILT_IN_DXC { HlslCompiler::BuiltInDxc } else { HlslCompiler::Fxc };
+                notes.push(format!(
+                    "{} cannot be used: DX12's shaders are compiled by {}",
+                    path.display(),
+                    next.name()
+                ));
             }
         }
         let (mut all, compiler) = found;
@@ -266,12 +281,18 @@ mod tests {
     fn dxc_is_taken_from_beside_the_program_or_where_it_is_asked_for() {
         let beside = || Some(PathBuf::from("C:/jointwise/dxcompiler.dll"));
         let dxc = |path: &str| HlslCompiler::Dxc(path.into());
-        let of = |asked, beside| HlslCompiler::candidates(asked, beside);
+        let of = |asked, beside| HlslCompiler::candidates(asked, beside, false);
         assert_eq!(of(None, None), [HlslCompiler::Fxc]);
         assert_eq!(of(None, beside()), [dxc("C:/jointwise/dxcompiler.dll"), HlslCompiler::Fxc]);
         assert_eq!(of(Some("FXC"), beside()), [HlslCompiler::Fxc]);
         assert_eq!(of(Some("dxc"), None), [dxc("dxcompiler.dll"), HlslCompiler::Fxc]);
         // A compiler that is not built into the program.
         assert_eq!(of(Some("staticdxc"), None), [HlslCompiler::Fxc]);
+        let released = |asked, beside| HlslCompiler::candidates(asked, beside, true);
+        let built_in = || HlslCompiler::BuiltInDxc;
+        assert_eq!(released(None, None), [built_in(), HlslCompiler::Fxc]);
+        assert_eq!(released(None, beside()), [dxc("C:/jointwise/dxcompiler.dll"), built_in(), HlslCompiler::Fxc]);
+        assert_eq!(released(Some("staticdxc"), beside()), [built_in(), HlslCompiler::Fxc]);
+        assert_eq!(released(Some("fxc"), beside()), [HlslCompiler::Fxc]);
     }
 }

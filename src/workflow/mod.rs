@@ -15,6 +15,8 @@ pub(crate) mod bug_report;
 #[cfg(feature = "native")]
 mod cache_folder;
 mod data_options;
+#[cfg(feature = "cli")]
+pub(crate) mod demo_model;
 #[cfg(feature = "native")]
 mod device;
 #[cfg(feature = "native")]
