@@ -19,7 +19,7 @@ use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::peft::Adapter;
 use jointwise::model::saved::RecomputePolicy;
 use jointwise::model::weights::{BaseDtype, WeightSource};
-use jointwise::objective::TrainingLoss;
+use jointwise::objective::{SftLoss, TrainingLoss};
 use jointwise::train::trainer::{Trainer, score};
 use program::{Sandbox, fixture, read_tensors, relative_l2, rows};
 use serde_json::{Value, json};
@@ -123,7 +123,7 @@ fn gradients(gpu: &Gpu, model: &Path, lora: LoraSpec, (seed, keep): Way, ids: &[
     let options =
         LoadOptions { trained: TrainMode::Lora, ..LoadOptions::frozen(BaseDtype::Auto, Some(lora), ids.len()) };
     let decoder = Decoder::load(gpu, &describe(model), &source, &options).expect("weights");
-    let trainer = Trainer { gpu, decoder, goal: TrainingLoss::Sft, share_prefix: true, keep, seed };
+    let trainer = Trainer { gpu, decoder, goal: TrainingLoss::Sft(SftLoss::Nll), share_prefix: true, keep, seed };
     let example = Example { row: 0, sequences: vec![Sequence::new(ids.to_vec(), 1)], desirable: None };
     let step = pollster::block_on(trainer.gradients(&[&example], &[], 1)).expect("gradients");
     let read = pollster::block_on(trainer.read_gradients(&[&example])).expect("gradients");
