@@ -23,7 +23,7 @@ use jointwise::model::saved::RecomputePolicy;
 use jointwise::model::scores::DEFAULT_SCORE_TOKENS;
 use jointwise::model::weights::{BaseDtype, ParamDtype, TrainOptions, WeightSource};
 use jointwise::objective::TrainingLoss;
-use jointwise::objective::{Loss, LossMix, PreferenceLoss};
+use jointwise::objective::{Loss, LossMix, PreferenceLoss, SftLoss};
 use jointwise::train::lr_schedule::LrSchedulerType;
 use jointwise::train::reference::{
     OtherModel, ReferenceModel, ReferenceScorer, RowReferences, ScoringEvent, ScoringWatch, TrainingRows,
@@ -90,6 +90,7 @@ fn model(gpu: &Gpu, case: Case) -> ReferenceModel<'_> {
 /// Two epochs of steps of six rows, in two micro-batches; the last of an epoch is shorter.
 fn settings(preference: PreferenceLoss) -> TrainSettings {
     TrainSettings {
+        sft_loss: SftLoss::Nll,
         preference: Some(preference),
         optim: TrainDefaults::OPTIM,
         param_dtype: TrainDefaults::PARAM_DTYPE,
@@ -239,8 +240,8 @@ fn a_stopped_pass_goes_on_where_it_ended() {
     }
     // The control: scores that are kept are those that are taken.
     let mut store = ScoreStore::open(dir.path());
-    store.append(&[(RowKey::from(&examples[3]), [[1.0; 2]; 2])]).expect("a file");
-    assert_eq!(store.get((&examples[3]).into()), Some([[1.0; 2]; 2]));
+    store.append(&[(RowKey::new(&examples[3], 1.0), [[1.0; 2]; 2])]).expect("a file");
+    assert_eq!(store.get(RowKey::new(&examples[3], 1.0)), Some([[1.0; 2]; 2]));
 }
 
 /// Runs over rows of the bundled model.
