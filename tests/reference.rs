@@ -90,6 +90,7 @@ fn model(gpu: &Gpu, case: Case) -> ReferenceModel<'_> {
 /// Two epochs of steps of six rows, in two micro-batches; the last of an epoch is shorter.
 fn settings(preference: PreferenceLoss) -> TrainSettings {
     TrainSettings {
+        sft_loss: SftLoss::Nll,
         preference: Some(preference),
         sft_loss: SftLoss::default(),
         optim: TrainDefaults::OPTIM,
