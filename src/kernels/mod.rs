@@ -264,9 +264,11 @@ pub async fn self_test(gpu: &Gpu) -> Result<Vec<(&'static str, f64)>> {
 /// # Errors
 /// [`crate::Error::Gpu`].
 pub async fn check_variants(gpu: &Gpu, formats: &[WeightFormat]) -> Result<Vec<(Variant, CaseCheck)>> {
-    let is_needed = |case: &Box<dyn Case>| case.weight_format().is_none_or(|format| formats.contains(&format));
-    let of_variant =
-        |variant| REGISTRY.iter().flat_map(move |k| k.variant_cases(variant, gpu.caps())).filter(is_needed);
+    let is_needed = |case: &dyn Case| case.weight_format().is_none_or(|format| formats.contains(&format));
+    let of_variant = |variant| {
+        let all = REGISTRY.iter().flat_map(move |k| k.variant_cases(variant, gpu.caps()));
+        all.filter(|case| is_needed(case.as_ref()))
+    };
     let variants = &gpu.caps().variants;
     let cases: Vec<Vec<Box<dyn Case>>> = variants.iter().map(|&variant| of_variant(variant).collect()).collect();
     let all: Vec<&dyn Case> = cases.iter().flatten().map(AsRef::as_ref).collect();
