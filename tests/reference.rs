@@ -92,7 +92,6 @@ fn settings(preference: PreferenceLoss) -> TrainSettings {
     TrainSettings {
         sft_loss: SftLoss::Nll,
         preference: Some(preference),
-        sft_loss: SftLoss::default(),
         optim: TrainDefaults::OPTIM,
         param_dtype: TrainDefaults::PARAM_DTYPE,
         saved_dtype: TrainDefaults::SAVED_DTYPE,
