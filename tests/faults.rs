@@ -399,7 +399,8 @@ fn too_little_memory_is_told_by_size() {
     let Some(tools) = Tools::get() else { return };
     let s = Sandbox::new();
     let args = larger(&s);
-    for (more, most, what) in [("--full", 200, "moments, page 1: 7"), ("--no-shuffle", 70, "frozen weights, page 2: ")]
+    for (more, most, what) in
+        [("--full", 200, "moments, page 1: 7"), ("--preset=paper", 70, "frozen weights, page 2: ")]
     {
         let args: Vec<&str> = args.iter().map(String::as_str).chain([more, "--output-dir", "out"]).collect();
         let (ran, _) = tools.run(&s, &[("FAULT_ALLOC_ABOVE", most << 20)], &args);

@@ -159,7 +159,7 @@ impl Demo {
         let out = format!("{data}-{loss}{}", more.concat());
         let mut args = self.args("train", data, loss);
         args.extend(["--max-steps", "2", "--learning-rate", "1e-2", "--no-shuffle", "--output-dir", &out]);
-        args.extend(["--eval-data", data, "--lr-scheduler-type", "constant"]);
+        args.extend(["--eval-data", data, "--lr-scheduler-type", "constant", "--preset", "paper"]);
         self.sandbox.run(&[&args, more].concat()).ok();
         let lines = metrics(&self.sandbox.path(&out));
         let number =
