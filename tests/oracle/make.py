@@ -3,7 +3,7 @@
 
 usage: make.py [FAMILY ...]              remake all families, or some
        make.py --sft                     remake the runs of supervised fine-tuning alone, from the families as they are
-       make.py --f16 FAMILY [...]        what a family's gradient loses when products round their operands to float16: error_f16_products
+       make.py --f16 FAMILY [...]        a family's gradient where linear layers round their operands to float16: f16_products.safetensors
        make.py --verify DIR [...]        run this same code on existing families and compare with their expected values
 Needs torch, transformers, peft, tokenizers, safetensors, numpy (versions in README.md). The families of NEWER are made with transformers 5."""
 import contextlib, copy, json, os, re, shutil, sys, tempfile, warnings
@@ -1127,8 +1127,10 @@ class RoundedProduct(torch.autograd.Function):
 
 
 class RoundedLinears(TorchFunctionMode):
+    """Rounds the operands of the linear layers that `--matmul-precision medium` rounds: those of at least 32 inputs and outputs."""
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.nn.functional.linear:
+        if func is torch.nn.functional.linear and min(args[1].shape) >= 32:
             x, w, *bias = args
             y = RoundedProduct.apply(x, w)
             return y if not bias or bias[0] is None else y + bias[0]
@@ -1136,8 +1138,8 @@ class RoundedLinears(TorchFunctionMode):
 
 
 def f16_products(name):
-    """The JPO gradient of a batch in float64, whose linear layers alone round their operands: the error of each tensor, relative L2. A test's bound
-    for `--matmul-precision medium` comes from it."""
+    """Writes the JPO gradient of a batch in float64, where linear layers round their operands to float16: what `--matmul-precision medium` is compared
+    with where a family amplifies that rounding. Says how far it is from the exact gradient."""
     d = HERE / name
     js = json.load(open(d / "expected.json"))
     base, rows = d / "model", [json.loads(l) for l in open(d / "prefs.jsonl")]
@@ -1152,10 +1154,9 @@ def f16_products(name):
                     ref = score(token_logps(m, seqs), seqs["labels_joint"])
                 loss = pair_loss(policy, ref, seqs, BATCH, "joint").mean()
                 found[rounded] = {k: g.numpy() for k, g in gradient(trainable(policy), loss).items()}
-    js["error_f16_products"] = {f"grad_jpo/{k}": error(found[True][k], g)["rel_l2"] for k, g in found[False].items()}
-    dump(d / "expected.json", js)
-    worst = sorted(js["error_f16_products"].items(), key=lambda e: -e[1])[:3]
-    print(f"{name}: operands in float16 move the gradient by up to " + ", ".join(f"{v:.1e} ({k})" for k, v in worst))
+    np_save({f"grad_jpo/{k}": np.ascontiguousarray(g.astype(np.float32)) for k, g in found[True].items()}, d / "f16_products.safetensors")
+    moved = sorted(((error(found[True][k], g)["rel_l2"], k) for k, g in found[False].items()), reverse=True)[:3]
+    print(f"{name}: operands in float16 move the gradient by up to " + ", ".join(f"{v:.1e} ({k})" for v, k in moved))
 
 
 def verify(d):
