@@ -67,7 +67,7 @@ pub fn philox2x32(counter: [u32; 2], key: u32) -> [u32; 2] {
 }
 
 /// Hashes bytes to 64 bits: FNV-1a (Fowler, Noll, Vo), mixed as in SplitMix64 (Steele et al. 2014), so that each bit depends on each byte.
-/// For seeds, not against intent.
+/// Seeds are made with it. It does not withstand inputs that are chosen to collide.
 pub fn hash64<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for &byte in parts.into_iter().flatten() {

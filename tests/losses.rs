@@ -410,7 +410,7 @@ fn ld_alpha_weighs_the_longer_response() {
     }
 }
 
-/// At the start every margin is 0, with WPO and LD-DPO too, and the loss is ln 2 times the pairs' weights; `score` computes the same.
+/// Every margin is 0 at the start, with WPO and LD-DPO too, and the loss is ln 2 times the pairs' weights; `score` computes the same.
 #[test]
 fn weighted_pairs_start_at_the_reference() {
     let demo = Demo::new();

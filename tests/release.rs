@@ -1,4 +1,4 @@
-//! What is released: one version everywhere, the same platforms as archive and as wheel, workflows whose commands and tests exist.
+//! Checks of a release: one version everywhere, the same platforms as archive and as wheel, workflows whose commands and tests exist.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,7 +1,7 @@
 //! Passes of a decoder of which single token embeddings are trained ([`super::trained_tokens`]).
 //!
-//! Before a forward pass, the trained rows are copied to their places in the embedding, or the base's rows are, for a pass without the
-//! adapter. The backward pass sees the trained rows as an embedding, and as a tied LM head, of a few rows.
+//! The trained rows are copied to their places in the embedding before a forward pass; for a pass without the adapter, the base's rows
+//! are. The backward pass sees the trained rows as an embedding, and as a tied LM head, of a few rows.
 
 use super::decoder::{Decoder, TokenSlots};
 use super::weights::RowShard;
