@@ -2,6 +2,8 @@
 //! comparison has a control that must fail.
 
 mod program;
+#[path = "adapters/several.rs"]
+mod several;
 #[path = "adapters/whole.rs"]
 mod whole;
 

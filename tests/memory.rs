@@ -556,6 +556,23 @@ fn the_adapter_that_a_run_starts_from_is_planned() {
     assert_eq!(peaks_of_roles(&["--reference-free"]), base);
 }
 
+/// Where the base is the reference, its embedding is held beside the one that is trained whole, and nothing else of it.
+#[test]
+fn replaced_tensors_are_planned() {
+    let (model, data) = (fixture("mistral-odd/model"), fixture("mistral-odd").join("prefs.jsonl"));
+    let roles = |more: &[&str]| -> Value {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_jointwise"));
+        program.args(["plan", "--json", "--limits", "baseline", "--model"]).arg(&model).arg("--data").arg(&data);
+        Ran::of(program.args(["--modules-to-save", "lm_head"]).args(more)).ok().lines().pop().expect("an object")
+    };
+    let tensors = program::read_tensors(&model.join("model.safetensors"));
+    let head = tensors.get("lm_head.weight").unwrap_or(&tensors["model.embed_tokens.weight"]).bytes.len() as u64;
+    let frozen = |plan: Value| plan["roles"]["frozen"].as_u64().expect("bytes");
+    let (base, free) = (frozen(roles(&["--reference", "base"])), frozen(roles(&["--reference-free"])));
+    let more = base - free;
+    assert!((head..2 * head + 4096).contains(&more), "{more} bytes more, a head of {head}");
+}
+
 /// `plan` against the ledger of a run: full and LoRA, preferences and SFT, weights of 4 and 8 bits, moments of 8, parts computed again.
 #[test]
 fn a_step_takes_what_plan_says() {
@@ -570,7 +587,9 @@ fn a_step_takes_what_plan_says() {
     let saved = ["--full", "--recompute", "none", "--saved-dtype", "bf16"];
     let adapter = fixture("lora-mistral/adapter");
     let goes_on = ["--adapter", adapter.to_str().expect("UTF-8")];
+    let whole = ["--modules-to-save", "embed_tokens,lm_head", "--reference", "base"];
     let cases = [
+        (&odd, "train", &whole[..], 0.1),
         (&odd, "train", &goes_on[..], 0.1),
         (&odd, "train", full, 0.1),
         (&odd, "train", lora, 0.1),

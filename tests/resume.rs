@@ -110,6 +110,16 @@ fn killed_lora() {
     killed_and_resumed(&Setting::lora());
 }
 
+/// Tensors that are trained beside the matrices: the tied embedding whole, or rows of it.
+#[test]
+fn killed_lora_with_whole_modules_and_tokens() {
+    for extra in [["--modules-to-save", "embed_tokens,lm_head"], ["--train-tokens", "e,a"]] {
+        let mut setting = Setting::lora();
+        setting.extra.extend(extra);
+        killed_and_resumed(&setting);
+    }
+}
+
 /// Moments in eight bits (of the head: nothing else here is large enough), values in bf16, the rest in f32.
 #[test]
 fn killed_full_in_few_bits() {

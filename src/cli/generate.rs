@@ -3,10 +3,11 @@
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::Ordering;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::interrupt::stop_on_ctrl_c;
 use super::output::JsonlWriter;
+use crate::data::prompt_template::Template;
 use crate::data::prompts::read_prompt_file;
 use crate::data::rows::{FieldMap, Instruction, SourceLocation};
 use crate::data::template_notes::{bos_note, template_line};
@@ -20,23 +21,19 @@ use crate::gpu::Gpu;
 use crate::kernels::sample::Sampling;
 use crate::model::decoder::Decoder;
 use crate::progress::ProgressReporter;
-use crate::workflow::{Finished, Policy, PolicyOptions};
+use crate::workflow::{Finished, response_row};
 
 /// Runs `jointwise generate`.
 pub fn run(args: &GenerateArgs) -> Result<Finished> {
     let mut out = JsonlWriter::new(args.out.as_deref(), &args.prompts)?;
-    let model = args.model.open()?;
-    let adapter = args.model.adapter.as_deref().map(|place| model.open_adapter(place)).transpose()?;
-    let options = PolicyOptions { chat_template: args.chat_template.clone(), ..PolicyOptions::default() };
-    let policy = Policy::from_model(model, adapter, options)?;
-    let tokenizer = policy.tokenizer();
+    let policies = args.policies()?;
     let template = resolve_template(args.template.as_deref(), args.chat_template.as_deref())?;
-    tokenizer.check_template(&template)?;
-    let mut settings = GenerateSettings {
+    let positions = policies[0].1.description().max_positions;
+    let settings = GenerateSettings {
         sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p },
         max_new_tokens: args.max_new_tokens.unwrap_or(DEFAULT_MAX_NEW_TOKENS),
         seed: args.seed,
-        eos: if args.ignore_eos { Vec::new() } else { tokenizer.stop_ids().to_vec() },
+        eos: Vec::new(),
         with_lora: true,
     };
     settings.validate()?;
@@ -58,79 +55,119 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
     if instructions.is_empty() {
         return Err(Error::flag("prompt", "is missing: a text, or --prompts FILE"));
     }
-    note!("{}", template_line(tokenizer, &template, &instructions[0], "prompts"));
-    bos_note(tokenizer, &template, &instructions[0]).into_iter().for_each(|line| note!("{line}"));
-    // A prompt is named by its file and line, or by its number.
-    let bad = |i: usize, reason: &str| match &places[i] {
-        Some(place) => place.error(reason),
-        None => Error::flag("prompt", format!("number {}: {reason}", i + 1)),
-    };
-    let mut prompts = Vec::new();
-    for (i, instruction) in instructions.iter().enumerate() {
-        let place = places[i].as_ref().map_or_else(|| format!("prompt {}", i + 1), SourceLocation::to_string);
-        tokenizer.check_conversation(instruction, &template, &place)?;
-        let ids = tokenizer.encode_prompt(instruction, &template).map_err(|reason| bad(i, &reason))?;
-        if ids.is_empty() {
-            return Err(bad(i, "it has no tokens"));
-        }
-        prompts.push(ids);
-    }
-    let (at, longest) = prompts.iter().map(Vec::len).enumerate().max_by_key(|(_, n)| *n).unwrap_or_default();
-    let positions = policy.description().max_positions;
+    let first = policies[0].1.tokenizer();
+    note!("{}", template_line(first, &template, &instructions[0], "prompts"));
+    bos_note(first, &template, &instructions[0]).into_iter().for_each(|line| note!("{line}"));
+    let mut job = GenerationJob { args, settings, instructions, places, template };
+    // Tokens by policy, because an adapter may bring a tokenizer of its own.
+    let prompts = policies.iter().map(|(_, policy)| job.encode(policy.tokenizer())).collect::<Result<Vec<_>>>()?;
+    let lengths = prompts.iter().flat_map(|all| all.iter().map(Vec::len).enumerate());
+    let (at, longest) = lengths.max_by_key(|(_, n)| *n).unwrap_or_default();
     if args.max_new_tokens.is_none() {
-        settings.max_new_tokens = settings.max_new_tokens.min(positions.saturating_sub(longest).max(1));
+        job.settings.max_new_tokens = job.settings.max_new_tokens.min(positions.saturating_sub(longest).max(1));
     }
-    check_length(longest, settings.max_new_tokens, positions).map_err(|error| match &places[at] {
+    check_length(longest, job.settings.max_new_tokens, positions).map_err(|error| match &job.places[at] {
         Some(place) => place.error(error),
         None => error,
     })?;
-    let longest = longest + settings.max_new_tokens;
-    let gpu = Gpu::open_with(&args.model.device_options()?)?;
-    let decoder = policy.load(&gpu, longest)?;
+    let longest = longest + job.settings.max_new_tokens;
+    let gpu = Gpu::open_with(&args.device_options()?)?;
 
-    let asked = GenerationJob { args, gpu: &gpu, decoder: &decoder, tokenizer, settings, instructions, prompts };
-    let mut n_done = 0;
-    let ended = asked.respond(&mut out, &mut n_done);
-    let n = asked.prompts.len();
+    let n = prompts.len() * job.instructions.len();
+    let progress = match job.streams(n) {
+        true => ProgressReporter::hidden(),
+        false => ProgressReporter::items("generating", n),
+    };
+    let (mut n_done, mut ended) = (0, Ok(Finished::Whole));
+    let mut decoder: Option<Decoder> = None;
+    for ((name, policy), prompts) in policies.iter().zip(&prompts) {
+        let loaded = match decoder.take() {
+            None => policy.load(&gpu, longest)?,
+            Some(before) => policy.load_beside(&before, &gpu, longest)?,
+        };
+        let adapter = (policies.len() > 1).then_some(name.as_str());
+        let asked = AskedPolicy { gpu: &gpu, decoder: &loaded, tokenizer: policy.tokenizer(), adapter, prompts };
+        ended = job.respond(&asked, n, &progress, &mut out, &mut n_done);
+        decoder = Some(loaded);
+        if !matches!(ended, Ok(Finished::Whole)) {
+            break;
+        }
+    }
     // What was generated is not lost with what was not.
     if ended.is_ok() || n_done > 0 {
         out.finish()?;
     }
     if 0 < n_done && n_done < n {
-        note!("note: {n_done} of {n} prompts were answered");
+        note!("note: {n_done} of {n} responses were made");
     }
     ended
 }
 
-/// Prompts, with the model and the settings that answer them.
+/// Prompts, with the settings of their responses.
 struct GenerationJob<'a> {
     args: &'a GenerateArgs,
+    settings: GenerateSettings,
+    instructions: Vec<Instruction>,
+    /// Where the instructions were read; `None` for those of the command line.
+    places: Vec<Option<SourceLocation>>,
+    template: Template,
+}
+
+/// A policy on the device, with the prompts in its tokens.
+struct AskedPolicy<'a> {
     gpu: &'a Gpu,
     decoder: &'a Decoder,
     tokenizer: &'a Tokenizer,
-    settings: GenerateSettings,
-    instructions: Vec<Instruction>,
-    prompts: Vec<Vec<u32>>,
+    /// Name of the adapter, where several answer.
+    adapter: Option<&'a str>,
+    prompts: &'a [Vec<u32>],
 }
 
 impl GenerationJob<'_> {
-    /// Answers the prompts in batches, and shows each batch as soon as it is done. Adds the answered prompts to `n_done`.
-    fn respond(&self, out: &mut JsonlWriter, n_done: &mut usize) -> Result<Finished> {
-        let Self { args, gpu, decoder, tokenizer, settings, instructions, prompts } = self;
-        let (is_rows, batch_size) = (args.json || args.out.is_some(), args.batch_size.max(1));
-        let stream = prompts.len() == 1 && !is_rows && std::io::stdout().is_terminal();
-        // One batch ends at once.
-        let has_more = prompts.len() > batch_size;
-        let stop = has_more.then(|| stop_on_ctrl_c("ending after the prompts under way, whose responses are written"));
-        let progress = match stream {
-            true => ProgressReporter::hidden(),
-            false => ProgressReporter::items("generating", prompts.len()),
+    /// Tells whether the response is shown token by token.
+    fn streams(&self, n: usize) -> bool {
+        n == 1 && !self.args.json && self.args.out.is_none() && std::io::stdout().is_terminal()
+    }
+
+    /// Returns the tokens of the prompts. Errors name a prompt by its file and line, or by its number.
+    fn encode(&self, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
+        let template = &self.template;
+        tokenizer.check_template(template)?;
+        let bad = |i: usize, reason: &str| match &self.places[i] {
+            Some(place) => place.error(reason),
+            None => Error::flag("prompt", format!("number {}: {reason}", i + 1)),
         };
-        for some in prompts.chunks(batch_size) {
+        let one = |(i, instruction): (usize, &Instruction)| {
+            let place = self.places[i].as_ref().map_or_else(|| format!("prompt {}", i + 1), SourceLocation::to_string);
+            tokenizer.check_conversation(instruction, template, &place)?;
+            let ids = tokenizer.encode_prompt(instruction, template).map_err(|reason| bad(i, &reason))?;
+            if ids.is_empty() { Err(bad(i, "it has no tokens")) } else { Ok(ids) }
+        };
+        self.instructions.iter().enumerate().map(one).collect()
+    }
+
+    /// Answers a policy's prompts in batches, and shows each batch as soon as it is done. Adds the responses to `n_done`, which ends at `n`.
+    fn respond(
+        &self,
+        asked: &AskedPolicy<'_>,
+        n: usize,
+        progress: &ProgressReporter,
+        out: &mut JsonlWriter,
+        n_done: &mut usize,
+    ) -> Result<Finished> {
+        let AskedPolicy { gpu, decoder, tokenizer, adapter, prompts } = asked;
+        let (is_rows, batch_size) = (self.args.json || self.args.out.is_some(), self.args.batch_size);
+        let stream = self.streams(n);
+        let eos = if self.args.ignore_eos { Vec::new() } else { tokenizer.stop_ids().to_vec() };
+        let settings = &GenerateSettings { eos, ..self.settings.clone() };
+        // One batch ends at once.
+        let has_more = n > batch_size;
+        let stop = has_more.then(|| stop_on_ctrl_c("ending after the prompts under way, whose responses are written"));
+        for (batch, some) in prompts.chunks(batch_size).enumerate() {
             if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
                 return Ok(Finished::Interrupted);
             }
-            let first = *n_done;
+            let first = batch * batch_size;
             let mut shown = String::new();
             let mut so_far = Vec::new();
             let responses = pollster::block_on(generate(gpu, decoder, some, first, settings, &mut |_, id| {
@@ -149,10 +186,13 @@ impl GenerationJob<'_> {
                 for (i, ids) in responses.iter().enumerate() {
                     let response = tokenizer.decode(ids)?;
                     if is_rows {
-                        out.push(&row(&instructions[first + i], &response, &some[i], ids))?;
+                        let mut row = response_row(&self.instructions[first + i], &response, &some[i], ids);
+                        adapter.iter().for_each(|name| row["adapter"] = json!(name));
+                        out.push(&row)?;
                     } else if stream {
                         say!()?;
                     } else {
+                        adapter.map_or(Ok(()), |name| say!("[{name}]"))?;
                         say!("{response}")?;
                     }
                 }
@@ -162,55 +202,5 @@ impl GenerationJob<'_> {
             progress.advance(some.len() as u64);
         }
         Ok(Finished::Whole)
-    }
-}
-
-/// Makes the row of a response. It keeps the instruction's inputs to the chat template, so that the row can be read as a prompt again.
-fn row(instruction: &Instruction, response: &str, prompt_ids: &[u32], ids: &[u32]) -> Value {
-    let (instruction, inputs) = match instruction {
-        Instruction::Plain(text) | Instruction::Verbatim(text) => (json!(text), None),
-        Instruction::Chat(conversation) => (json!(conversation.messages), Some(&conversation.inputs)),
-    };
-    let mut row = json!({"instruction": instruction, "response": response, "prompt_ids": prompt_ids, "ids": ids});
-    if let Some(inputs) = inputs {
-        inputs.tools.iter().for_each(|tools| row["tools"] = tools.clone());
-        if !inputs.kwargs.is_empty() {
-            row["chat_template_kwargs"] = json!(inputs.kwargs);
-        }
-    }
-    row
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::prompts::read_prompts;
-
-    /// Rows that `--out` writes are read as the instructions that were answered.
-    #[test]
-    fn rows_can_be_given_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("rows.jsonl");
-        let read = |row: &Value| {
-            std::fs::write(&path, row.to_string()).unwrap();
-            read_prompts(&path, &FieldMap::default()).unwrap().remove(0).instruction
-        };
-        let tools = json!([{"type": "function", "function": {"name": "f"}}]);
-        let messages = json!([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]);
-        let kwargs = json!({"enable_thinking": false});
-        for given in [
-            json!({"prompt": "q"}),
-            json!({"prompt": messages, "tools": tools, "chat_template_kwargs": kwargs}),
-            json!({"prompt": "q", "tools": tools}),
-            json!({"prompt": "q", "chat_template_kwargs": kwargs}),
-        ] {
-            let instruction = read(&given);
-            let written = row(&instruction, "a", &[1, 2], &[3]);
-            assert_eq!(read(&written), instruction, "{given}");
-            assert_eq!(
-                (&written["tools"], &written["chat_template_kwargs"]),
-                (&given["tools"], &given["chat_template_kwargs"])
-            );
-        }
     }
 }

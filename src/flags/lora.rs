@@ -7,6 +7,8 @@ use super::values::parse_layers;
 use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::lora_config::LoraConfig;
+use crate::model::peft::{Adapter, differing_part};
+use crate::workflow::OpenModel;
 
 /// Values of `--preset`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -79,6 +81,55 @@ impl LoraArgs {
 }
 
 impl LoraArgs {
+    /// Returns the flags of a new adapter that are set, and do not apply to an adapter that is there already.
+    fn of_new_adapter(&self) -> Vec<&'static str> {
+        let given = [
+            ("preset", self.preset.is_some()),
+            ("lora-r", self.lora_r.is_some()),
+            ("lora-alpha", self.lora_alpha.is_some()),
+            ("lora-targets", !self.lora_targets.is_empty()),
+            ("lora-layers", self.lora_layers.is_some()),
+            ("lora-exclude", !self.lora_exclude.is_empty()),
+            ("modules-to-save", !self.modules_to_save.is_empty()),
+            ("train-tokens", !self.train_tokens.is_empty()),
+            ("rslora", self.rslora),
+        ];
+        given.into_iter().filter_map(|(flag, is_set)| is_set.then_some(flag)).collect()
+    }
+
+    /// Refuses flags of an adapter where every parameter is trained.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] with the first such flag.
+    pub fn refuse_with_full(&self) -> Result<()> {
+        let dropout = self.lora_dropout.is_some_and(|p| p > 0.0).then_some("lora-dropout");
+        let first = self.of_new_adapter().into_iter().chain(dropout).next();
+        first.map_or(Ok(()), |flag| Err(Error::flag(flag, "needs an adapter, and --full trains every parameter")))
+    }
+
+    /// Refuses flags of a new adapter whose values differ from the adapter that training goes on from.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] with the flag, its value and the adapter's; those of [`Self::config`].
+    pub fn check_existing(&self, model: &OpenModel, adapter: &Adapter) -> Result<()> {
+        let flags = self.of_new_adapter();
+        if flags.is_empty() {
+            return Ok(());
+        }
+        let wanted = match self.train_tokens.is_empty() {
+            true => self.config()?,
+            false => self.config_with(&model.tokenizer(Some(adapter))?)?,
+        };
+        match differing_part(&model.description, adapter, &wanted, &flags)? {
+            None => Ok(()),
+            Some((flag, has)) => {
+                let reason =
+                    format!("is for a new adapter, and --adapter {has}: leave it out, or merge that adapter first");
+                Err(Error::flag(flag, reason))
+            }
+        }
+    }
+
     /// Resolves the settings of a new adapter like [`Self::config`], with the ids of `--train-tokens`.
     ///
     /// # Errors

@@ -99,16 +99,23 @@ impl DeviceArgs {
             weight_formats: None,
         })
     }
+
+    /// Resolves the device to open. Its self-test checks the kernels of the formats that weights may have under `--base-dtype`.
+    ///
+    /// # Errors
+    /// Those of [`Self::options`].
+    pub fn options_for(&self, base_dtype: BaseDtype) -> Result<DeviceOptions> {
+        Ok(DeviceOptions { weight_formats: Some(base_dtype.weight_formats()), ..self.options()? })
+    }
 }
 
 impl ModelArgs {
-    /// Resolves the device to open. Its self-test checks the kernels of the formats that weights may have under `--base-dtype`.
+    /// Resolves the device to open.
     ///
     /// # Errors
     /// Those of [`DeviceArgs::options`].
     pub fn device_options(&self) -> Result<DeviceOptions> {
-        let formats = self.base_dtype.unwrap_or_default().weight_formats();
-        Ok(DeviceOptions { weight_formats: Some(formats), ..self.device.options()? })
+        self.device.options_for(self.base_dtype.unwrap_or_default())
     }
 
     /// Opens the model of `--model`.

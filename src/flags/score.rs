@@ -1,10 +1,16 @@
 //! Flags of `score`, `grad` and `generate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{DataArgs, ModelArgs, ObjectiveArgs};
+use super::model::open_model;
+use super::values::parse_base_dtype;
+use super::{DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs};
+use crate::error::{Error, Result};
+use crate::model::weights::BaseDtype;
+use crate::workflow::evaluated_models::{EvaluatedModelNames, NamedModel, evaluated_models};
+use crate::workflow::{ChatTemplateChoice, DeviceOptions, Policy, PolicyOptions};
 
 /// Flags of `score`.
 #[derive(Debug, Clone, Args)]
@@ -43,8 +49,17 @@ pub struct GradArgs {
 /// Flags of `generate`.
 #[derive(Debug, Clone, Args)]
 pub struct GenerateArgs {
+    /// Model: a Hugging Face folder, a GGUF file, or a hub id (org/name)
+    #[arg(long, value_name = "DIR|FILE|HUB_ID")]
+    pub model: Option<String>,
+    /// PEFT LoRA adapter on top of the model: a folder, or a hub id; repeatable: each answers every prompt, on one copy of the model
+    #[arg(long, value_name = "[NAME=]DIR|HUB_ID")]
+    pub adapter: Vec<String>,
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub device: DeviceArgs,
+    /// Data type of linear weights: auto (as stored), f32, bf16, int8 or nf4 [default: auto]
+    #[arg(long, value_name = "DTYPE", value_parser = parse_base_dtype)]
+    pub base_dtype: Option<BaseDtype>,
     /// Instruction to answer; repeatable
     #[arg(long)]
     pub prompt: Vec<String>,
@@ -88,4 +103,44 @@ pub struct GenerateArgs {
     /// File for the responses as JSON lines, instead of standard output
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+impl GenerateArgs {
+    /// Opens the policies that answer, by name: one per adapter, or the model alone. The model is opened once.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] where the model is missing, or two adapters have one name; those of the folders.
+    pub fn policies(&self) -> Result<Vec<(String, Policy)>> {
+        let base_dtype = self.base_dtype.unwrap_or_default();
+        let model = open_model(self.model.as_deref(), base_dtype)?;
+        let options = PolicyOptions { chat_template: self.chat_template.clone(), ..PolicyOptions::default() };
+        if self.adapter.is_empty() {
+            return Ok(vec![(model.name.clone(), Policy::from_model(model, None, options)?)]);
+        }
+        let names = EvaluatedModelNames {
+            model: self.model.as_deref(),
+            checkpoints: &self.adapter,
+            groups: &[],
+            against: None,
+            chat: ChatTemplateChoice::default(),
+            base_dtype,
+        };
+        let named = evaluated_models(&names).map_err(|error| match error {
+            Error::Flag { flag: "checkpoint", reason } => Error::flag("adapter", reason),
+            other => other,
+        })?;
+        let policy = |adapter: NamedModel| {
+            let read = model.open_adapter(Path::new(&adapter.place))?;
+            Ok((adapter.name, Policy::from_model(model.clone(), Some(read), options.clone())?))
+        };
+        named.into_iter().map(policy).collect()
+    }
+
+    /// Resolves the device to open.
+    ///
+    /// # Errors
+    /// Those of [`DeviceArgs::options`].
+    pub fn device_options(&self) -> Result<DeviceOptions> {
+        self.device.options_for(self.base_dtype.unwrap_or_default())
+    }
 }

@@ -220,9 +220,7 @@ impl TrainArgs {
         self.data.bad_rows()?;
         if self.full {
             refuse_quantised(self.model.base_dtype.unwrap_or_default(), "--full")?;
-            if self.lora.lora_dropout.is_some_and(|p| p > 0.0) {
-                return Err(Error::flag("lora-dropout", "needs an adapter, and --full trains every parameter"));
-            }
+            self.lora.refuse_with_full()?;
         }
         let base = if sft { Recipe::sft() } else { Recipe::default() };
         let base = if self.full { base.full() } else { base };
@@ -330,7 +328,8 @@ impl TrainArgs {
         match (&existing, self.full) {
             (Some(_), true) => return Err(Error::flag("full", "trains the model itself: merge --adapter first")),
             (None, false) => drop(new_config(&model.description, &self.lora.config()?, &model.name)?),
-            (Some(_), false) | (None, true) => {}
+            (Some(adapter), false) => self.lora.check_existing(&model, adapter)?,
+            (None, true) => {}
         }
         Ok((model, existing))
     }

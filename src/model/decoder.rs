@@ -3,6 +3,8 @@
 //! Tokens are packed without padding; the segment table says which keys a query sees. The values that the backward pass needs are saved in
 //! a [`ForwardSaved`], as the [`RecomputePolicy`] says.
 
+use std::collections::BTreeSet;
+
 use super::delta_net::{DeltaNetWeights, DeltaTokens};
 use super::description::{ModelConfig, NormKind, TokenMixer};
 use super::kv_cache::KvCache;
@@ -89,7 +91,10 @@ pub struct Decoder {
     pub saved_dtype: SavedDtype,
     /// Trained parameters with their gradients and moments.
     pub arena: super::weights::WeightArena,
-    /// This decoder with its adapter as it was before training, where [`Decoder::keep_start`] has kept it.
+    /// Names of tensors that the adapter has in place of the base's.
+    pub replaced: BTreeSet<String>,
+    /// The reference of a training run, which shares frozen weights: this decoder with its adapter as it was before training
+    /// ([`Decoder::keep_start`]), or without an adapter ([`Decoder::keep_base`]).
     pub start: Option<Box<Decoder>>,
 }
 

@@ -10,7 +10,7 @@ use super::linear::{Linear, LoraWeights};
 use super::trained_tokens::{TrainedTokens, TrainedTokensSpec};
 use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};
 use crate::error::Result;
-use crate::gpu::{Gpu, Role};
+use crate::gpu::Gpu;
 use crate::kernels::rope::RopeCache;
 
 /// Low-rank addition to build: its modules and their initial values.
@@ -149,6 +149,17 @@ impl Decoder {
     /// # Errors
     /// Errors of the source, for a tensor that is missing or unreadable.
     pub fn load(gpu: &Gpu, d: &ModelConfig, source: &Rc<dyn WeightSource>, options: &LoadOptions) -> Result<Self> {
+        Self::load_sharing(gpu, d, source, options, BTreeMap::new())
+    }
+
+    /// Loads the weights that are not in `shared`, frozen weights that are on the device already, by name.
+    pub(super) fn load_sharing(
+        gpu: &Gpu,
+        d: &ModelConfig,
+        source: &Rc<dyn WeightSource>,
+        options: &LoadOptions,
+        mut shared: BTreeMap<String, Weight>,
+    ) -> Result<Self> {
         let mut trained = Vec::new();
         if options.trained == TrainMode::Full {
             for spec in d.tensors() {
@@ -160,6 +171,8 @@ impl Decoder {
         let whole = options.lora.as_ref().map(|lora| lora.whole.clone()).unwrap_or_default();
         let tokens = options.lora.as_ref().and_then(|lora| lora.tokens.clone());
         let trains_tokens = options.trained == TrainMode::Lora && tokens.is_some();
+        let has_rows = tokens.is_some() && !trains_tokens;
+        let replaced: BTreeSet<String> = whole.keys().chain(has_rows.then_some(&d.embedding)).cloned().collect();
         let source: Rc<dyn WeightSource> = match whole.is_empty() && tokens.is_none() {
             true => source.clone(),
             false => Rc::new(OverlaidSource {
@@ -212,10 +225,12 @@ impl Decoder {
         });
         let linear: BTreeSet<String> = linear_modules(d).map(|m| format!("{}.weight", m.name)).collect();
         let tensors = d.tensors();
-        let frozen = tensors.iter().filter(|spec| !weights.contains_key(&spec.name));
+        shared.retain(|name, _| !replaced.contains(name));
+        let frozen = tensors.iter().filter(|s| !weights.contains_key(&s.name) && !shared.contains_key(&s.name));
         let frozen = frozen.map(|s| (s, if linear.contains(&s.name) { options.base } else { BaseDtype::Auto }));
         let mut frozen = FrozenTensor::allocate(gpu, frozen, source.as_ref())?;
-        let mut take = |spec: &TensorSpec| match (weights.remove(&spec.name), frozen.remove(&spec.name)) {
+        let mut held = |name: &str| weights.remove(name).or_else(|| shared.remove(name));
+        let mut take = |spec: &TensorSpec| match (held(&spec.name), frozen.remove(&spec.name)) {
             (Some(weight), _) => Ok(weight),
             (None, Some(frozen)) => frozen.load(gpu, spec, source.as_ref()),
             (None, None) => unreachable!("{} is used twice", spec.name),
@@ -239,50 +254,9 @@ impl Decoder {
             turns,
             saved_dtype: options.training.saved_dtype,
             arena,
+            replaced,
             start: None,
         })
-    }
-
-    /// Keeps a frozen copy of the adapter as it is now in [`Decoder::start`], with tensors that are trained whole, as a reference for
-    /// training. All other weights are shared.
-    pub fn keep_start(&mut self, gpu: &Gpu) {
-        let mut layers = self.layers.clone();
-        let (mut embedding, mut head) = (self.embedding.clone(), self.head.clone());
-        let mut tokens = self.tokens.clone();
-        let mut rec = gpu.record();
-        for part in tokens.iter_mut().flat_map(|tokens| &mut tokens.rows.parts) {
-            let copy = gpu.alloc_persistent(Role::Frozen, part.w.len());
-            rec.copy(&part.w, &copy);
-            (part.w, part.d_w) = (copy, None);
-        }
-        for part in [&mut embedding].into_iter().chain(&mut head).flat_map(|weight| &mut weight.parts) {
-            if part.d_w.is_some() {
-                let copy = gpu.alloc_persistent(Role::Frozen, part.w.len());
-                rec.copy(&part.w, &copy);
-                (part.w, part.d_w) = (copy, None);
-            }
-        }
-        for lora in layers.iter_mut().flat_map(LayerWeights::linears_mut).filter_map(|l| l.lora.as_mut()) {
-            for part in lora.a.parts.iter_mut().chain(&mut lora.b.parts) {
-                let copy = gpu.alloc_persistent(Role::Frozen, part.w.len());
-                rec.copy(&part.w, &copy);
-                (part.w, part.d_w) = (copy, None);
-            }
-        }
-        rec.submit();
-        self.start = Some(Box::new(Self {
-            description: self.description.clone(),
-            embedding,
-            tokens,
-            position_embedding: self.position_embedding.clone(),
-            layers,
-            final_norm: self.final_norm.clone(),
-            head,
-            turns: self.turns.clone(),
-            saved_dtype: self.saved_dtype,
-            arena: WeightArena::default(),
-            start: None,
-        }));
     }
 
     /// Returns every weight of the checkpoint, for saving and for gradients.
@@ -322,7 +296,7 @@ impl Decoder {
 }
 
 impl LayerWeights {
-    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+    pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.qkv.iter_mut().chain([&mut self.out]).chain(&mut self.up).chain([&mut self.down])
     }
 }

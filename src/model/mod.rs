@@ -23,6 +23,7 @@ pub mod peft;
 pub mod save;
 pub mod saved;
 pub mod scores;
+mod shared_weights;
 pub mod side_files;
 pub mod tensor_file;
 mod tensor_header;

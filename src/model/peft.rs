@@ -1,6 +1,7 @@
 //! PEFT's LoRA adapters, read and written: `adapter_config.json` and `adapter_model.safetensors`.
 
 mod config;
+mod existing;
 mod new_adapter;
 mod pattern;
 mod targets;
@@ -12,6 +13,7 @@ use std::path::Path;
 
 pub use config::AdapterConfig;
 use config::MERGE;
+pub use existing::differing_part;
 pub use new_adapter::new_config;
 use pattern::FieldReason;
 use sha2::{Digest, Sha256};

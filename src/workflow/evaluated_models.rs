@@ -248,11 +248,21 @@ impl EvaluatedModel {
         }
     }
 
-    /// Loads the checkpoint onto a device, for sequences of at most `longest` tokens.
+    /// Loads the checkpoint onto a device, for sequences of at most `longest` tokens. `before` is the checkpoint that was used before it, with its decoder: an
+    /// adapter on the same model shares its weights; those of another model are freed first.
     ///
     /// # Errors
     /// Those of the model and the device.
-    pub fn load(&self, gpu: &Gpu, longest: usize) -> Result<Decoder> {
-        self.model.load(gpu, &LoadOptions::frozen(self.model.base, self.lora.clone(), longest))
+    pub fn load(&self, gpu: &Gpu, longest: usize, before: Option<(&Self, Decoder)>) -> Result<Decoder> {
+        let options = LoadOptions::frozen(self.model.base, self.lora.clone(), longest);
+        match before {
+            Some((other, decoder)) if Rc::ptr_eq(&other.model, &self.model) => {
+                self.model.load_beside(&decoder, gpu, &options)
+            }
+            other => {
+                drop(other);
+                self.model.load(gpu, &options)
+            }
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Responses that a policy samples.
 
+use serde_json::{Value, json};
+
 use super::policy::Policy;
 use crate::data::conversation::Instruction;
 use crate::data::prompt_template::Template;
@@ -116,5 +118,56 @@ impl Policy {
             }
         }
         Ok(responses)
+    }
+}
+
+/// Makes the row of a sampled response. It keeps the instruction's inputs to the chat template, so that the row can be read as a prompt again.
+pub fn response_row(instruction: &Instruction, response: &str, prompt_ids: &[u32], ids: &[u32]) -> Value {
+    let (instruction, inputs) = match instruction {
+        Instruction::Plain(text) | Instruction::Verbatim(text) => (json!(text), None),
+        Instruction::Chat(conversation) => (json!(conversation.messages), Some(&conversation.inputs)),
+    };
+    let mut row = json!({"instruction": instruction, "response": response, "prompt_ids": prompt_ids, "ids": ids});
+    if let Some(inputs) = inputs {
+        inputs.tools.iter().for_each(|tools| row["tools"] = tools.clone());
+        if !inputs.kwargs.is_empty() {
+            row["chat_template_kwargs"] = json!(inputs.kwargs);
+        }
+    }
+    row
+}
+
+#[cfg(all(test, feature = "native"))]
+mod tests {
+    use super::*;
+    use crate::data::rows::FieldMap;
+    use crate::data::prompts::read_prompts;
+
+    /// Rows that `--out` writes are read as the instructions that were answered.
+    #[test]
+    fn rows_can_be_given_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        let read = |row: &Value| {
+            std::fs::write(&path, row.to_string()).unwrap();
+            read_prompts(&path, &FieldMap::default()).unwrap().remove(0).instruction
+        };
+        let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+        let messages = json!([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]);
+        let kwargs = json!({"enable_thinking": false});
+        for given in [
+            json!({"prompt": "q"}),
+            json!({"prompt": messages, "tools": tools, "chat_template_kwargs": kwargs}),
+            json!({"prompt": "q", "tools": tools}),
+            json!({"prompt": "q", "chat_template_kwargs": kwargs}),
+        ] {
+            let instruction = read(&given);
+            let written = response_row(&instruction, "a", &[1, 2], &[3]);
+            assert_eq!(read(&written), instruction, "{given}");
+            assert_eq!(
+                (&written["tools"], &written["chat_template_kwargs"]),
+                (&given["tools"], &given["chat_template_kwargs"])
+            );
+        }
     }
 }

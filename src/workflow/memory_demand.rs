@@ -59,11 +59,26 @@ pub fn choose_keep(
     Ok((keep, plan(keep)?))
 }
 
-/// Loads the policy of a run. `keeps_start` keeps its starting adapter on the device as the reference.
-pub(super) fn load_policy(model: &OpenModel, gpu: &Gpu, options: &LoadOptions, keeps_start: bool) -> Result<Decoder> {
+/// Weights that stay on the device beside a trained adapter, because the reference has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeptReference {
+    /// None: the reference is the model without its adapter, another model, or not needed.
+    Nothing,
+    /// The adapter that the run starts from.
+    StartingAdapter,
+    /// The base's tensors that the adapter replaces.
+    ReplacedTensors,
+}
+
+/// Loads the policy of a run, with what it keeps for its reference.
+pub(super) fn load_policy(model: &OpenModel, gpu: &Gpu, options: &LoadOptions, kept: KeptReference) -> Result<Decoder> {
     let mut decoder = model.load(gpu, options)?;
-    if keeps_start {
-        decoder.keep_start(gpu);
+    match kept {
+        KeptReference::Nothing => {}
+        KeptReference::StartingAdapter => decoder.keep_start(gpu),
+        KeptReference::ReplacedTensors => {
+            decoder.keep_base(gpu, &model.weight_source(), options.base, options.n_positions)?;
+        }
     }
     Ok(decoder)
 }
@@ -104,8 +119,8 @@ pub struct MemoryDemand<'a> {
     pub base: BaseDtype,
     /// Activations that the backward pass recomputes.
     pub recompute: Recompute,
-    /// Whether the adapter that the run starts from stays on the device as the reference.
-    pub keeps_start: bool,
+    /// Weights that stay on the device for the reference.
+    pub kept: KeptReference,
     /// Positions of the longest row.
     pub longest: usize,
     /// The rows of the largest micro-batch.
@@ -132,25 +147,31 @@ impl<'a> MemoryDemand<'a> {
         if settings.param_dtype == ParamDtype::Bf16 && adapter.as_ref().is_some_and(|a| a.lora.tokens.is_some()) {
             return Err(Error::flag("param-dtype", "bf16 cannot be used with --train-tokens, whose rows are f32"));
         }
-        let keeps_start = keeps_start(&recipe.reference, &settings, adapter.as_deref());
+        let kept = kept_reference(&recipe.reference, &settings, adapter.as_deref());
         let (base, recompute) = (model.base, recipe.recompute);
-        Ok(Self { caps, model, adapter, settings, base, recompute, keeps_start, longest, largest })
+        Ok(Self { caps, model, adapter, settings, base, recompute, kept, longest, largest })
     }
 }
 
-/// Tells whether the adapter that a run starts from is kept beside the adapter that it trains. It is kept where it is the reference and differs from the model
-/// without an adapter.
-pub(super) fn keeps_start(reference: &ReferenceChoice, settings: &TrainSettings, adapter: Option<&Adapter>) -> bool {
-    // Tensors that are trained whole have no base beside them.
-    let is_new = |adapter: &Adapter| {
-        let has_rows = adapter.lora.tokens.as_ref().is_some_and(|tokens| tokens.rows.is_some());
-        adapter.lora.whole.is_empty()
-            && !has_rows
-            && adapter.lora.modules.values().all(|(_, b)| b.iter().all(|&x| x == 0.0))
+/// Returns what is kept beside a trained adapter: the adapter that a run starts from, where it is the reference and differs from the model without an adapter;
+/// tensors of the base, where the base is the reference and the adapter replaces them.
+pub(super) fn kept_reference(
+    reference: &ReferenceChoice,
+    settings: &TrainSettings,
+    adapter: Option<&Adapter>,
+) -> KeptReference {
+    let needs_reference = settings.preference.as_ref().is_some_and(|p| p.needs_reference());
+    let Some(lora) = adapter.map(|adapter| &adapter.lora).filter(|_| needs_reference) else {
+        return KeptReference::Nothing;
     };
-    *reference == ReferenceChoice::Initial
-        && settings.preference.as_ref().is_some_and(|p| p.needs_reference())
-        && adapter.is_some_and(|adapter| !is_new(adapter))
+    let has_rows = lora.tokens.as_ref().is_some_and(|tokens| tokens.rows.is_some());
+    let is_new = !has_rows && lora.modules.values().all(|(_, b)| b.iter().all(|&x| x == 0.0));
+    match reference {
+        // Tensors that are trained whole have no base beside them.
+        ReferenceChoice::Initial if !lora.whole.is_empty() || !is_new => KeptReference::StartingAdapter,
+        ReferenceChoice::Base if !lora.whole.is_empty() => KeptReference::ReplacedTensors,
+        ReferenceChoice::Initial | ReferenceChoice::Base | ReferenceChoice::Model(_) => KeptReference::Nothing,
+    }
 }
 
 impl MemoryDemand<'_> {
@@ -163,7 +184,7 @@ impl MemoryDemand<'_> {
         let rows = largest_micro_batch(&rows, self.settings.batch_size, self.settings.sharing(&self.model.description));
         let options = load_options(&self.settings, self.base, self.adapter.as_deref(), self.longest);
         let goal = self.settings.goal();
-        let load = |gpu: &_| load_policy(self.model, gpu, &options, self.keeps_start);
+        let load = |gpu: &_| load_policy(self.model, gpu, &options, self.kept);
         plan_memory(self.caps, load, &goal, &rows, self.settings.share_prefix, keep)
     }
 
@@ -174,7 +195,7 @@ impl MemoryDemand<'_> {
     pub fn step_work(&self, keep: RecomputePolicy) -> Result<PlannedWork> {
         let gpu = Gpu::plan(self.caps.clone());
         let options = load_options(&self.settings, self.base, self.adapter.as_deref(), self.longest);
-        let decoder = load_policy(self.model, &gpu, &options, self.keeps_start)?;
+        let decoder = load_policy(self.model, &gpu, &options, self.kept)?;
         let (goal, share_prefix) = (self.settings.goal(), self.settings.share_prefix);
         let rows: Vec<&Example> = self.largest.iter().collect();
         let rows = largest_micro_batch(&rows, self.settings.batch_size, self.settings.sharing(&self.model.description));

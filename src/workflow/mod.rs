@@ -68,7 +68,7 @@ pub use cache_folder::cache_folder;
 pub use data_options::DataOptions;
 #[cfg(feature = "native")]
 pub use device::DeviceOptions;
-pub use generate::GenerateOptions;
+pub use generate::{GenerateOptions, response_row};
 #[cfg(feature = "native")]
 pub use gguf_model::{adapter_base, gguf_side_files};
 #[cfg(feature = "native")]

@@ -97,6 +97,7 @@ pub fn respond_all(
     stop: &AtomicBool,
 ) -> Result<Option<Vec<RunResponses>>> {
     let mut all = Vec::new();
+    let mut before = None;
     for checkpoint in models {
         let named = &checkpoint.named;
         let pairs = sampled.temperatures.iter().flat_map(|&t| sampled.seeds.iter().map(move |&s| (t, s)));
@@ -118,7 +119,7 @@ pub fn respond_all(
             for prompt in prompts {
                 longest = longest.max(encode(prompt, tokenizer, template)?.len() + sampled.max_new_tokens);
             }
-            let decoder = checkpoint.load(gpu, longest)?;
+            let decoder = checkpoint.load(gpu, longest, before.take())?;
             let eos = checkpoint.stop_ids.clone();
             let noun = if missing == 1 { "response" } else { "responses" };
             note!("{}: {missing} {noun} to make", named.name);
@@ -132,6 +133,7 @@ pub fn respond_all(
                     return Ok(None);
                 }
             }
+            before = Some((checkpoint, decoder));
         }
         all.extend(files.into_iter().map(|(temperature, seed, path, file)| RunResponses {
             checkpoint: named.name.clone(),

@@ -32,7 +32,8 @@ pub struct ChatTemplateChoice<'a> {
     pub time: Option<u64>,
 }
 
-/// A model folder that was read and verified; its weights stay on disk.
+/// A model folder that was read and verified; its weights stay on disk. A clone shares the open files.
+#[derive(Clone)]
 pub struct OpenModel {
     /// Name that the user gave: a folder or a hub id.
     pub name: String,
@@ -203,8 +204,20 @@ impl OpenModel {
     /// # Errors
     /// [`Error::Gpu`], [`Error::OutOfMemory`]; [`Error::File`] where the weights cannot be read.
     pub fn load(&self, gpu: &Gpu, options: &LoadOptions) -> Result<Decoder> {
-        let source: Rc<dyn WeightSource> = self.checkpoint.clone();
-        Decoder::load(gpu, &self.description, &source, options)
+        Decoder::load(gpu, &self.description, &self.weight_source(), options)
+    }
+
+    /// Loads another adapter, or none, over a decoder of this model that is on the device. Frozen weights are shared, not loaded again.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn load_beside(&self, decoder: &Decoder, gpu: &Gpu, options: &LoadOptions) -> Result<Decoder> {
+        decoder.load_beside(gpu, &self.weight_source(), options)
+    }
+
+    /// Returns the model's weights as a decoder reads them.
+    pub fn weight_source(&self) -> Rc<dyn WeightSource> {
+        self.checkpoint.clone()
     }
 }
 

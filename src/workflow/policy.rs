@@ -196,6 +196,25 @@ impl Policy {
         Self::from_model(self.model, Some(adapter), self.options)
     }
 
+    /// Makes a policy of the same model with another adapter, which was trained on it. The model's files are not read again, and [`Self::load_beside`] puts its
+    /// weights on a device once for both.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Tensor`] for an adapter that does not fit the model.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// // Not run by the test: the adapters are the results of runs.
+    /// let dpo = jointwise::Policy::open("models/demo")?.with_adapter("runs/dpo")?;
+    /// let jpo = dpo.with_other_adapter("runs/jpo")?;
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
+    #[cfg(feature = "native")]
+    pub fn with_other_adapter(&self, place: impl AsRef<Path>) -> Result<Self> {
+        let adapter = self.model.open_adapter(place.as_ref())?;
+        Self::from_model(self.model.clone(), Some(adapter), self.options.clone())
+    }
+
     /// Returns the model folder.
     pub fn model(&self) -> &OpenModel {
         &self.model
@@ -287,6 +306,24 @@ impl Policy {
     pub fn load(&self, gpu: &Gpu, n_positions: usize) -> Result<Decoder> {
         let lora = self.adapter().map(|adapter| adapter.lora.clone());
         self.model.load(gpu, &LoadOptions::frozen(self.model.base, lora, n_positions))
+    }
+
+    /// Loads the policy like [`Self::load`], beside a decoder of the same model: its frozen weights are shared, and only the adapter is loaded.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    ///
+    /// # Examples
+    /// ```
+    /// use jointwise::{Gpu, Policy};
+    /// let (gpu, policy) = (Gpu::open_best()?, Policy::open("models/demo")?);
+    /// let first = policy.load(&gpu, 64)?;
+    /// let second = policy.load_beside(&first, &gpu, 128)?;
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
+    pub fn load_beside(&self, decoder: &Decoder, gpu: &Gpu, n_positions: usize) -> Result<Decoder> {
+        let lora = self.adapter().map(|adapter| adapter.lora.clone());
+        self.model.load_beside(decoder, gpu, &LoadOptions::frozen(self.model.base, lora, n_positions))
     }
 
     /// Scores responses to one instruction: their log-probabilities, jointly with the instruction and given it.

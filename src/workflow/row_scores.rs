@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicBool;
 use super::open_model::OpenModel;
 use super::policy::Policy;
 use super::preferences::Preferences;
-use super::run_facts::base_model;
 use crate::data::batch::Example;
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -112,7 +111,9 @@ impl Policy {
                 ReferenceModel::Other(OtherModel::new(load))
             }
             ReferenceChoice::Base if self.adapter().is_some_and(|adapter| adapter.lora.replaces_weights()) => {
-                ReferenceModel::Other(base_model(self.model(), gpu, data.longest()))
+                let (model, longest) = (self.model(), data.longest());
+                let options = LoadOptions::frozen(model.base, None, longest);
+                ReferenceModel::Other(OtherModel::new(move || model.load_beside(decoder, gpu, &options)))
             }
             ReferenceChoice::Base => ReferenceModel::WithoutAdapter,
             ReferenceChoice::Initial => ReferenceModel::Untrained,

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime};
 
 use super::fitting_changes::{advice, advice_after_refusal};
-use super::memory_demand::{MemoryDemand, fits, load_options, load_policy, memory_text};
+use super::memory_demand::{KeptReference, MemoryDemand, fits, load_options, load_policy, memory_text};
 use super::open_model::OpenModel;
 use super::policy::Policy;
 use super::preferences::Preferences;
@@ -42,7 +42,7 @@ pub(super) struct RunFacts<'a> {
     pub output_dtype: Option<OutputDtype>,
     pub n_trained: usize,
     pub started: (SystemTime, Instant),
-    pub keeps_start: bool,
+    pub kept: KeptReference,
     pub longest: usize,
 }
 
@@ -116,7 +116,7 @@ impl<'a> RunFacts<'a> {
         let settings = &self.settings;
         let options = load_options(settings, demand.base, self.adapter.as_deref(), self.longest);
         let goal = settings.goal();
-        let decoder = load_policy(self.policy.model(), gpu, &options, self.keeps_start)?;
+        let decoder = load_policy(self.policy.model(), gpu, &options, self.kept)?;
         let largest: Vec<&Example> = demand.largest.iter().collect();
         let cost = reserve(gpu, &decoder, &goal, &largest, settings.share_prefix, keep);
         gpu.check()?;
@@ -144,10 +144,8 @@ impl<'a> RunFacts<'a> {
                 let load = move || model.load(gpu, &LoadOptions::frozen(model.base, None, longest));
                 (ReferenceModel::Other(OtherModel::new(load)), [&hashes.other, frozen])
             }
-            None if self.keeps_start => (ReferenceModel::Start, [&hashes.policy, params]),
-            None if self.adapter.as_ref().is_some_and(|adapter| !adapter.lora.whole.is_empty()) => {
-                (ReferenceModel::Other(base_model(self.policy.model(), gpu, longest)), [&hashes.base, frozen])
-            }
+            None if self.kept == KeptReference::StartingAdapter => (ReferenceModel::Start, [&hashes.policy, params]),
+            None if self.kept == KeptReference::ReplacedTensors => (ReferenceModel::Start, [&hashes.base, frozen]),
             None if self.adapter.is_some() => (ReferenceModel::WithoutAdapter, [&hashes.base, frozen]),
             None => (ReferenceModel::Untrained, [&hashes.policy, params]),
         };
@@ -161,11 +159,6 @@ impl<'a> RunFacts<'a> {
             self.data.template().renders_chats() && self.policy.tokenizer().chat_templates().prints_time();
         prints_time.then(|| self.policy.options().chat_time.unwrap_or_else(run_time))
     }
-}
-
-/// Returns the model without its adapter as a reference of its own, for an adapter that takes the place of tensors of the model.
-pub(super) fn base_model<'a>(model: &'a OpenModel, gpu: &'a Gpu, n_positions: usize) -> OtherModel<'a> {
-    OtherModel::new(move || model.load(gpu, &LoadOptions::frozen(model.base, None, n_positions)))
 }
 
 /// Resolves which activations are recomputed. Logs a note where memory decided this, and a warning where the run does not fit.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime};
 
-use super::memory_demand::{MemoryDemand, keeps_start};
+use super::memory_demand::{MemoryDemand, kept_reference};
 use super::open_model::OpenModel;
 use super::policy::Policy;
 use super::preferences::Preferences;
@@ -237,7 +237,7 @@ impl Policy {
         let hashes = ContentHashes::new(self.model(), adapter.as_deref(), other.as_ref())?;
         let mut about = RunFacts {
             fingerprint: fingerprint(&settings, &[Some(data), options.eval], &hashes, &recipe.reference, gpu.caps())?,
-            keeps_start: keeps_start(&recipe.reference, &settings, adapter.as_deref()),
+            kept: kept_reference(&recipe.reference, &settings, adapter.as_deref()),
             longest: data.dataset().longest().max(options.eval.map_or(0, |eval| eval.dataset().longest())),
             policy: self,
             adapter,
