@@ -140,8 +140,8 @@ pub fn response_row(instruction: &Instruction, response: &str, prompt_ids: &[u32
 #[cfg(all(test, feature = "native"))]
 mod tests {
     use super::*;
-    use crate::data::rows::FieldMap;
     use crate::data::prompts::read_prompts;
+    use crate::data::rows::FieldMap;
 
     /// Rows that `--out` writes are read as the instructions that were answered.
     #[test]
