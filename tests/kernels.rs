@@ -387,6 +387,47 @@ fn a_product_scales_with_each_row() {
     }
 }
 
+/// An absmax that is known, of x for several products and of a weight for all its products, gives the bits of products that compute it. A wrong one gives
+/// others.
+#[test]
+fn products_that_share_an_absmax_have_the_same_bits() {
+    for gpu in lower_precisions() {
+        let (m, k, widths) = (7, 68, [36, 40, 132]);
+        let mut rng = Rng::new(3, 8);
+        let x = gpu.upload(&random(&mut rng, m * k));
+        let weights: Vec<Slot> = widths.iter().map(|n| gpu.upload(&random(&mut rng, n * k))).collect();
+        let run = |rows_known: bool, weights_known: bool, factor: f32| {
+            let mut rec = gpu.record();
+            let rows = products::row_absmax(&mut rec, &x, m, k).filter(|_| rows_known);
+            let all: Vec<Slot> = (weights.iter().zip(widths).enumerate())
+                .map(|(i, (w, n))| {
+                    let storage = WeightFormat::F32;
+                    let of_weight = gpu.alloc_activation(1);
+                    products::weight_absmax(&mut rec, storage, w, (n, k), &of_weight);
+                    let wrong = gpu.upload(&[factor]);
+                    let known = if factor == 0.0 { &of_weight } else { &wrong };
+                    // One of three weights is unknown beside known rows.
+                    let known = Some(known).filter(|_| weights_known && i != 1);
+                    let (orientation, alpha) = (LinearPass::Forward, 1.0);
+                    let p = MatmulDesc { orientation, storage, m, n, k, alpha, accumulate: false };
+                    let y = gpu.alloc_activation(m * n);
+                    let (a, b) = (OperandMatrix::new(&x, k), OperandMatrix::new(w, k));
+                    let operands = (a.with_absmax(rows.as_ref()), b.with_absmax(known), OperandMatrix::new(&y, n));
+                    products::matmul(&mut rec, &p, operands.0, operands.1, operands.2);
+                    y
+                })
+                .collect();
+            rec.submit();
+            pollster::block_on(gpu.read::<u32>(&all.iter().collect::<Vec<_>>())).expect("readback")
+        };
+        let alone = run(false, false, 0.0);
+        for (rows, weights) in [(true, false), (false, true), (true, true)] {
+            assert!(run(rows, weights, 0.0) == alone, "rows known: {rows}, weights known: {weights}");
+        }
+        assert!(run(true, true, 1e-9) != alone, "a wrong absmax is not seen");
+    }
+}
+
 /// What lets a product's implementation be chosen by speed alone: all of them give the baseline's bits. A property of the shader compiler, too: it
 /// holds for Mesa's, which fuse no multiplication with an addition. One that does so in one kernel and not in another (FXC) gives other last bits.
 #[test]

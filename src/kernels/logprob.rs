@@ -76,7 +76,7 @@ impl LmHead<'_> {
             alpha: self.scale,
             accumulate: false,
         };
-        let w = OperandMatrix { slot: page.w, start: at * self.width, stride: self.width };
+        let w = OperandMatrix { slot: page.w, start: at * self.width, stride: self.width, absmax: None };
         matmul(rec, &product, OperandMatrix::new(x, self.width), w, OperandMatrix::new(logits, n));
     }
 
@@ -248,12 +248,12 @@ fn logprob_bwd_tile(
         alpha: head.scale,
         accumulate: true,
     };
-    let w = OperandMatrix { slot: page.w, start, stride: head.width };
+    let w = OperandMatrix { slot: page.w, start, stride: head.width, absmax: None };
     matmul(rec, &product, d_logits, w, OperandMatrix::new(d_x, head.width));
     if let Some(d_w) = page.d_w {
         let product =
             MatmulDesc { orientation: LinearPass::BackwardW, storage: WeightFormat::F32, m: n, k: rows, ..product };
-        let d_w = OperandMatrix { slot: d_w, start, stride: head.width };
+        let d_w = OperandMatrix { slot: d_w, start, stride: head.width, absmax: None };
         matmul(rec, &product, d_logits, OperandMatrix::new(saved.x, head.width), d_w);
     }
 }

@@ -13,6 +13,7 @@ mod lanes;
 mod operands;
 mod tiles;
 
+pub use coop::{row_absmax, scales_operands, weight_absmax};
 pub use operands::{Epilogue, LowRank, MatmulOperands, OperandMatrix};
 
 use cases::{AccumulateCase, EpilogueCase, LinearCase, LowRankCase, ProductCase};

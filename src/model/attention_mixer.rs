@@ -3,11 +3,12 @@
 use super::decoder::{Decoder, TokenSlots};
 use super::description::{LayerConfig, QkNorm};
 use super::kv_cache::{KvCache, LayerCache};
-use super::linear::LoraPass;
+use super::linear::{LinearInput, LoraPass};
 use super::mixer::{LinearOutput, MixerOutput};
 use super::saved::{Attended, AttentionMixerSaved, MixerElementwise, MixerSaved};
 use crate::gpu::{Recording, Slot};
 use crate::kernels::attention::{AttentionConfig, AttentionSaved, QkvLayout, attention_bwd, attention_fwd};
+use crate::kernels::matmul::row_absmax;
 use crate::kernels::output_gate::{HeadPlace, output_gate_bwd, output_gate_copy, output_gate_fwd};
 use crate::kernels::rmsnorm::RmsnormRows;
 use crate::kernels::rope::{RopeHeads, rope};
@@ -82,7 +83,9 @@ impl Decoder {
         let gated = layer.has_output_gate().then(|| gpu.alloc_activation(t * 2 * d.n_heads * d.head_dim));
         let outputs = self.qkv_outputs(index, &qkv, raw.as_ref(), gated.as_ref());
         let each = w.qkv.iter().zip(&outputs);
-        let xa = each.map(|(linear, y)| linear.forward(rec, t, x1, None, y.columns(), lora)).collect();
+        let absmax = row_absmax(rec, x1, t, self.description.d_model);
+        let x = LinearInput { x: x1, absmax: absmax.as_ref() };
+        let xa = each.map(|(linear, y)| linear.forward(rec, t, x, None, y.columns(), lora)).collect();
         if let Some(gated) = &gated {
             let (queries, stride) = raw.as_ref().map_or((&qkv, d.qkv_width()), |raw| (raw, self.raw_width()));
             let [among_gates, packed] = self.query_places(stride);

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::delta_net::{DeltaNetWeights, DeltaTokens};
 use super::description::{ModelConfig, NormKind, TokenMixer};
 use super::kv_cache::KvCache;
-use super::linear::{Linear, LoraPass, WeightColumns};
+use super::linear::{Linear, LinearInput, LoraPass, WeightColumns};
 use super::mixer::MixerOutput;
 use super::saved::{
     ActivationSaved, Attended, AttentionMixerSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MixerSaved,
@@ -21,6 +21,7 @@ use crate::kernels::activation::{MlpShape, activation_fwd};
 use crate::kernels::attention::SegmentTable;
 use crate::kernels::embedding::{TokenIds, VocabShard, embedding_fwd};
 use crate::kernels::logprob::{HeadShard, LmHead};
+use crate::kernels::matmul::row_absmax;
 use crate::kernels::rmsnorm::RmsnormRows;
 use crate::kernels::rope::{RopeCache, rotary_row};
 use crate::kernels::{add, layernorm, rmsnorm};
@@ -317,7 +318,7 @@ impl Decoder {
 
         let mut xa_out = None;
         let (h_mid, attn_post) = self.add_branch(rec, w.attn_post_norm.as_ref(), t, &h_in, |rec, residual, y| {
-            xa_out = w.out.forward(rec, t, &mixed, residual, WeightColumns::all(y, d.d_model), lora);
+            xa_out = w.out.forward(rec, t, (&mixed).into(), residual, WeightColumns::all(y, d.d_model), lora);
         });
 
         let (x2, stats2) = self.input_norm(rec, w.mlp_norm.as_ref(), t, &h_mid);
@@ -360,9 +361,11 @@ impl Decoder {
         let x2 = rows_of(x2, &tokens, d.d_model);
         let u = gpu.alloc_activation(t * up_width);
         let mut xa_up = Vec::new();
+        let absmax = row_absmax(rec, &x2, t, d.d_model);
+        let x2 = LinearInput { x: &x2, absmax: absmax.as_ref() };
         for linear in &w.up {
             let y = WeightColumns { slot: &u, column: linear.module.column, stride: up_width };
-            xa_up.push(linear.forward(rec, t, &x2, None, y, lora));
+            xa_up.push(linear.forward(rec, t, x2, None, y, lora));
         }
         MlpSaved { tokens, u: ActivationSaved::F32(u), xa_up, xa_down: None }
     }
@@ -394,7 +397,7 @@ impl Decoder {
                 let rows = |slot: &Slot| rows_of(slot, &mlp.tokens, d);
                 let (residual, y, n) = (residual.map(rows), rows(y), mlp.tokens.len());
                 let lora = lora.from_token(mlp.tokens.start);
-                mlp.xa_down = w.down.forward(rec, n, &a, residual.as_ref(), WeightColumns::all(&y, d), lora);
+                mlp.xa_down = w.down.forward(rec, n, (&a).into(), residual.as_ref(), WeightColumns::all(&y, d), lora);
                 if let Some(elementwise) = elementwise.as_mut().filter(|_| w.down.trained()) {
                     elementwise.a.push(a);
                 }

@@ -5,7 +5,7 @@ use super::decoder::{Decoder, TokenSlots};
 use super::delta_net::{DeltaNetWeights, DeltaTokens};
 use super::description::DeltaNetConfig;
 use super::kv_cache::{KvCache, LayerCache};
-use super::linear::LoraPass;
+use super::linear::{LinearInput, LoraPass};
 use super::mixer::{LinearOutput, MixerOutput};
 use super::saved::{DeltaNetSaved, MixerElementwise, MixerSaved};
 use crate::gpu::{Recording, Slot};
@@ -17,6 +17,7 @@ use crate::kernels::delta_gates::{DeltaGatesGradients, delta_gates_bwd, delta_ga
 use crate::kernels::delta_rule::{DeltaRuleSaved, delta_rule_bwd, delta_rule_fwd, delta_rule_step};
 use crate::kernels::gated_rmsnorm::{gated_rmsnorm_bwd, gated_rmsnorm_bwd_w, gated_rmsnorm_fwd};
 use crate::kernels::l2norm::{l2norm_bwd, l2norm_fwd};
+use crate::kernels::matmul::row_absmax;
 
 impl Decoder {
     fn delta_weights(&self, index: usize) -> &DeltaNetWeights {
@@ -46,7 +47,9 @@ impl Decoder {
         let [mixed, z, b, a] = net.input_widths().map(|width| gpu.alloc_activation(t * width));
         let outputs = Self::delta_outputs(net, [&mixed, &z, &b, &a]);
         let each = w.qkv.iter().zip(&outputs);
-        let xa = each.map(|(linear, y)| linear.forward(rec, t, x1, None, y.columns(), lora)).collect();
+        let absmax = row_absmax(rec, x1, t, self.description.d_model);
+        let x = LinearInput { x: x1, absmax: absmax.as_ref() };
+        let xa = each.map(|(linear, y)| linear.forward(rec, t, x, None, y.columns(), lora)).collect();
         let gates = gpu.alloc_activation(t * 2 * hv);
         delta_gates_fwd(rec, t, hv, own.decay(&a), &b, &gates);
         drop(b);

@@ -82,7 +82,22 @@ impl<'a> WeightColumns<'a> {
         Self { slot, column: 0, stride }
     }
     fn from(self, more: usize) -> OperandMatrix<'a> {
-        OperandMatrix { slot: self.slot, start: self.column + more, stride: self.stride }
+        OperandMatrix { start: self.column + more, ..OperandMatrix::new(self.slot, self.stride) }
+    }
+}
+
+/// Input of linear layers.
+#[derive(Clone, Copy)]
+pub struct LinearInput<'a> {
+    /// x: (T, n_in).
+    pub x: &'a Slot,
+    /// Absmax of its rows ([`row_absmax`](crate::kernels::matmul::row_absmax)), where several layers read x and the precision needs it.
+    pub absmax: Option<&'a Slot>,
+}
+
+impl<'a> From<&'a Slot> for LinearInput<'a> {
+    fn from(x: &'a Slot) -> Self {
+        Self { x, absmax: None }
     }
 }
 
@@ -103,11 +118,12 @@ impl Linear {
         &self,
         rec: &mut Recording,
         t: usize,
-        x: &Slot,
+        x: LinearInput<'_>,
         residual: Option<&Slot>,
         y: WeightColumns,
         pass: LoraPass,
     ) -> Option<Slot> {
+        let LinearInput { x, absmax } = x;
         let k = self.w.cols;
         let xa = self.lora.as_ref().filter(|_| pass != LoraPass::Off).map(|lora| {
             let r = lora.a.rows;
@@ -118,16 +134,16 @@ impl Linear {
             matmul(rec, &p, x, OperandMatrix::new(lora.a.slot(), k), OperandMatrix::new(&xa, r));
             xa
         });
-        let x = OperandMatrix::new(x, k);
+        let x = OperandMatrix::new(x, k).with_absmax(absmax);
         for part in &self.w.parts {
             let p = product(LinearPass::Forward, self.w.storage, [t, part.rows, k], self.scale, false);
             let second = self.lora.as_ref().zip(xa.as_ref()).map(|(LoraWeights { a, b, .. }, xa)| {
-                let b_rows = OperandMatrix { slot: b.slot(), start: part.first * a.rows, stride: a.rows };
+                let b_rows = OperandMatrix { start: part.first * a.rows, ..OperandMatrix::new(b.slot(), a.rows) };
                 LowRank { storage: b.storage, k: a.rows, a: OperandMatrix::new(xa, a.rows), b: b_rows }
             });
             let bias = self.b.as_ref().map(|b| (b.slot(), part.first));
             let epilogue = Epilogue { bias, residual };
-            let w = OperandMatrix::new(&part.w, k);
+            let w = OperandMatrix::new(&part.w, k).with_absmax(part.absmax.as_ref());
             matmul_with(rec, &p, MatmulOperands { a: x, b: w, second, epilogue, c: y.from(part.first) });
         }
         xa
@@ -185,7 +201,7 @@ impl Linear {
             if let Some(d_x) = d_x {
                 let p =
                     product(LinearPass::BackwardX, self.w.storage, [t, k, part.rows], self.scale, accumulate || i > 0);
-                let w = OperandMatrix::new(&part.w, k);
+                let w = OperandMatrix::new(&part.w, k).with_absmax(part.absmax.as_ref());
                 let operands = MatmulOperands::new(d_y.from(part.first), w, OperandMatrix::new(d_x, k));
                 matmul_with(rec, &p, MatmulOperands { second: second.take(), ..operands });
             }

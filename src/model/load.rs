@@ -10,7 +10,8 @@ use super::linear::{Linear, LoraWeights};
 use super::trained_tokens::{TrainedTokens, TrainedTokensSpec};
 use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};
 use crate::error::Result;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Role};
+use crate::kernels::matmul::{scales_operands, weight_absmax};
 use crate::kernels::rope::RopeCache;
 
 /// Low-rank addition to build: its modules and their initial values.
@@ -242,6 +243,8 @@ impl Decoder {
         let layers = d.layers.iter().map(|l| build.layer(l)).collect::<Result<Vec<_>>>()?;
         let final_norm = build.norm(&d.final_norm)?;
         let head = if d.tied { None } else { Some((build.take)(&specs[&format!("{}.weight", d.head.name)])?) };
+        let mut layers = layers;
+        keep_absmax(gpu, &mut layers);
         let turns = d.ropes.iter().map(|r| RopeCache::new(gpu, r, options.n_positions)).collect();
         Ok(Self {
             description: d.clone(),
@@ -293,6 +296,27 @@ impl Decoder {
         let tokens = self.tokens.iter().map(|tokens| &tokens.rows);
         own.chain(tokens).chain(self.adapter().into_iter().flat_map(|(_, a, b)| [a, b])).collect()
     }
+}
+
+/// Computes the absmax of frozen weights of linear layers, where the precision of products needs it, so that no step computes it again.
+fn keep_absmax(gpu: &Gpu, layers: &mut [LayerWeights]) {
+    if !scales_operands(gpu.caps()) {
+        return;
+    }
+    let weights = layers.iter_mut().flat_map(LayerWeights::linears_mut).map(|linear| &mut linear.w);
+    let weights: Vec<&mut Weight> =
+        weights.filter(|w| !w.trained() && w.parts.iter().any(|p| p.absmax.is_none())).collect();
+    let n_parts = weights.iter().map(|w| w.parts.len()).sum();
+    let mut slots = gpu.lasting_packed(Role::Frozen, &vec![1; n_parts]).into_iter();
+    let mut rec = gpu.record();
+    for weight in weights {
+        let (storage, cols) = (weight.storage, weight.cols);
+        for (part, slot) in weight.parts.iter_mut().zip(slots.by_ref()) {
+            weight_absmax(&mut rec, storage, &part.w, (part.rows, cols), &slot);
+            part.absmax = Some(slot);
+        }
+    }
+    rec.submit();
 }
 
 impl LayerWeights {

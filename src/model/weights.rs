@@ -37,6 +37,8 @@ pub struct RowShard {
     pub w: Slot,
     /// Gradients: (rows, cols) f32, where the tensor is trained.
     pub d_w: Option<Slot>,
+    /// Absmax of the values (1), where they are frozen and the precision of products needs it.
+    pub absmax: Option<Slot>,
 }
 
 /// Tensor on the device: (rows, cols), where a vector is one row. Conv1D weights are stored transposed, so that every matrix is (out, in).
@@ -348,7 +350,7 @@ impl WeightArena {
                         None => arrays.push(StateArray { role, dtype, slots: vec![slot] }),
                     }
                 }
-                parts.push(RowShard { first: p.first, rows: p.rows, w, d_w: Some(d_w) });
+                parts.push(RowShard { first: p.first, rows: p.rows, w, d_w: Some(d_w), absmax: None });
             }
             gpu.check()?;
             all.push(TrainedTensor { name: tensor.spec.name.clone(), arrays });
@@ -499,7 +501,13 @@ impl FrozenTensor {
             }
             gpu.check()?;
         }
-        let parts = slots.into_iter().zip(parts).map(|(w, (first, rows, _))| RowShard { first, rows, w, d_w: None });
+        let parts = slots.into_iter().zip(parts).map(|(w, (first, rows, _))| RowShard {
+            first,
+            rows,
+            w,
+            d_w: None,
+            absmax: None,
+        });
         Ok(Weight { spec: spec.clone(), rows, cols, storage, parts: parts.collect() })
     }
 }

@@ -178,16 +178,33 @@ impl CoopMatmul {
         let a_transposed = p.orientation == LinearPass::BackwardW;
         let (a_rows, a_columns) = if a_transposed { (p.k, p.m) } else { (p.m, p.k) };
         let (b_rows, b_columns) = if p.orientation == LinearPass::Forward { (p.n, p.k) } else { (p.k, p.n) };
-        let magnitudes = rec.gpu().alloc_activation(1 + if a_transposed { 1 } else { a_rows });
-        rec.clear(&magnitudes);
-        find_largest(rec, largest(p.storage, true, 0), p.storage, b, (b_rows, b_columns), &magnitudes);
-        let f32 = WeightFormat::F32;
-        find_largest(rec, largest(f32, a_transposed, 1), f32, a, (a_rows, a_columns), &magnitudes);
+        let known_rows = a.absmax.filter(|_| !a_transposed);
+        let own = match known_rows {
+            Some(_) => None,
+            None => {
+                let own = rec.gpu().alloc_activation(1 + if a_transposed { 1 } else { a_rows });
+                rec.clear(&own);
+                let f32 = WeightFormat::F32;
+                find_largest(rec, largest(f32, a_transposed, 1), f32, a, (a_rows, a_columns), &own);
+                Some(own)
+            }
+        };
+        // The first element is B's. Products that share A's rows follow each other, and each sets it anew.
+        let magnitudes = own.as_ref().or(known_rows).expect("either the caller's or its own");
+        match b.absmax {
+            Some(known) => rec.copy(known, magnitudes),
+            None => {
+                if known_rows.is_some() {
+                    rec.clear(&magnitudes.slice(0, 1));
+                }
+                find_largest(rec, largest(p.storage, true, 0), p.storage, b, (b_rows, b_columns), magnitudes);
+            }
+        }
         let grid = [p.n.div_ceil(self.tile) as u32, p.m.div_ceil(self.tile) as u32];
         let shader = self.shader(p.orientation, p.storage);
         let mut slots = vec![a.slot, b.slot, c.slot];
         slots.extend(second.iter().flat_map(|second| [second.a.slot, second.b.slot]));
-        slots.push(&magnitudes);
+        slots.push(magnitudes);
         o.dispatch_to(rec, for_pairs(shader, second.is_some()), p, slots, grid);
     }
 }
@@ -195,6 +212,37 @@ impl CoopMatmul {
 /// Returns a shader for one pair or two; the absmax's binding is behind theirs.
 fn for_pairs(shader: Shader, has_second: bool) -> Shader {
     if has_second { with_second(shader).with("ABSMAX", 6.0) } else { shader.with("ABSMAX", 4.0) }
+}
+
+/// Returns whether products of the device's precision scale their operands by absmax.
+pub fn scales_operands(caps: &Caps) -> bool {
+    caps.cooperative.is_some() && caps.matmul_precision != MatmulPrecision::Highest
+}
+
+/// Computes the absmax of each row of x (rows, columns), once for all products whose A is x. The result (1 + rows) has a free element before the rows. `None`
+/// where no product would read it.
+pub fn row_absmax(rec: &mut Recording, x: &Slot, rows: usize, columns: usize) -> Option<Slot> {
+    if !scales_operands(rec.gpu().caps()) || columns < LEAST || !columns.is_multiple_of(4) {
+        return None;
+    }
+    let absmax = rec.gpu().alloc_activation(1 + rows);
+    rec.clear(&absmax);
+    let x = OperandMatrix::new(x, columns);
+    find_largest(rec, largest(WeightFormat::F32, false, 1), WeightFormat::F32, x, (rows, columns), &absmax);
+    Some(absmax)
+}
+
+/// Computes the absmax of a weight (rows, columns) into `absmax` (1), once for all its products.
+pub fn weight_absmax(
+    rec: &mut Recording,
+    storage: WeightFormat,
+    w: &Slot,
+    (rows, columns): (usize, usize),
+    absmax: &Slot,
+) {
+    rec.clear(absmax);
+    let w = OperandMatrix::new(w, columns);
+    find_largest(rec, largest(storage, true, 0), storage, w, (rows, columns), absmax);
 }
 
 fn find_largest(

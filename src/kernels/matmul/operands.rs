@@ -12,16 +12,23 @@ pub struct OperandMatrix<'a> {
     pub start: usize,
     /// Elements from one stored row to the next.
     pub stride: usize,
+    /// Absmax of the values, where it is known: of A's rows, from [`super::row_absmax`], or of all of B (1), from [`super::weight_absmax`]. Only
+    /// products below the highest precision read it.
+    pub absmax: Option<&'a Slot>,
 }
 
 impl<'a> OperandMatrix<'a> {
     /// Describes rows of `stride` elements from the slot's beginning.
     pub fn new(slot: &'a Slot, stride: usize) -> Self {
-        Self { slot, start: 0, stride }
+        Self { slot, start: 0, stride, absmax: None }
     }
     /// Returns the part from column `column` on.
     pub fn columns_from(self, column: usize) -> Self {
         Self { start: self.start + column, ..self }
+    }
+    /// Returns the matrix with its absmax.
+    pub fn with_absmax(self, absmax: Option<&'a Slot>) -> Self {
+        Self { absmax, ..self }
     }
     /// Returns whether the matrix's stored rows begin at multiples of four elements.
     pub(super) fn in_vec4s(&self) -> bool {
