@@ -12,6 +12,7 @@ use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight,
 use crate::error::Result;
 use crate::gpu::{Gpu, Role};
 use crate::kernels::rope::RopeCache;
+use crate::kernels::storage::PackedWeight;
 
 /// Low-rank addition to build: its modules and their initial values.
 #[derive(Debug, Clone, Default)]
@@ -283,6 +284,23 @@ impl Decoder {
             arena: WeightArena::default(),
             start: None,
         }));
+    }
+
+    /// Gives the adapter in [`Decoder::start`], which [`Decoder::keep_start`] has kept, the values of another adapter of the same modules and ranks.
+    pub fn set_start(&mut self, gpu: &Gpu, lora: &LoraSpec) {
+        let layers = self.start.iter_mut().flat_map(|start| &mut start.layers);
+        for linear in layers.flat_map(LayerWeights::linears_mut) {
+            let Some((kept, (a, b))) = linear.lora.as_mut().zip(lora.modules.get(&linear.module.name)) else {
+                continue;
+            };
+            kept.scale = lora.scale_of(&linear.module.name);
+            for (weight, values) in [(&kept.a, a), (&kept.b, b)] {
+                let packed = PackedWeight::new(weight.storage, values.clone(), weight.cols);
+                for part in &weight.parts {
+                    gpu.write(&part.w, &packed.part(part.first, part.rows, weight.cols));
+                }
+            }
+        }
     }
 
     /// Returns every weight of the checkpoint, for saving and for gradients.

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::open_model::OpenModel;
+use super::open_reference::chooses_adapter;
 use super::recipe::{Recipe, Recompute};
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
@@ -148,9 +149,11 @@ pub(super) fn keeps_start(reference: &ReferenceChoice, settings: &TrainSettings,
             && !has_rows
             && adapter.lora.modules.values().all(|(_, b)| b.iter().all(|&x| x == 0.0))
     };
-    *reference == ReferenceChoice::Initial
-        && settings.preference.as_ref().is_some_and(|p| p.needs_reference())
-        && adapter.is_some_and(|adapter| !is_new(adapter))
+    settings.preference.as_ref().is_some_and(|p| p.needs_reference())
+        && adapter.is_some_and(|adapter| match reference {
+            ReferenceChoice::Initial => !is_new(adapter),
+            other => chooses_adapter(other),
+        })
 }
 
 impl MemoryDemand<'_> {

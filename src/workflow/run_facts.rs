@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 use super::fitting_changes::{advice, advice_after_refusal};
 use super::memory_demand::{MemoryDemand, fits, load_options, load_policy, memory_text};
 use super::open_model::OpenModel;
+use super::open_reference::OpenReference;
 use super::policy::Policy;
 use super::preferences::Preferences;
 use super::recipe::{Recipe, Recompute};
@@ -71,7 +72,7 @@ impl<'a> RunFacts<'a> {
     pub fn start(
         &mut self,
         gpu: &'a Gpu,
-        other: Option<OpenModel>,
+        other: Option<OpenReference>,
         hashes: &ContentHashes,
         cadence: CheckpointSettings,
         (eval_steps, stop): (Option<usize>, &'a AtomicBool),
@@ -108,7 +109,7 @@ impl<'a> RunFacts<'a> {
     fn load(
         &self,
         gpu: &'a Gpu,
-        other: Option<OpenModel>,
+        other: Option<OpenReference>,
         hashes: &ContentHashes,
     ) -> Result<(Trainer<'a>, ReferenceScorer<'a>)> {
         let demand = self.demand(gpu.caps())?;
@@ -116,7 +117,10 @@ impl<'a> RunFacts<'a> {
         let settings = &self.settings;
         let options = load_options(settings, demand.base, self.adapter.as_deref(), self.longest);
         let goal = settings.goal();
-        let decoder = load_policy(self.policy.model(), gpu, &options, self.keeps_start)?;
+        let mut decoder = load_policy(self.policy.model(), gpu, &options, self.keeps_start)?;
+        if let Some(adapter) = other.as_ref().and_then(|other| other.beside(self.adapter.as_deref())) {
+            decoder.set_start(gpu, &adapter.lora);
+        }
         let largest: Vec<&Example> = demand.largest.iter().collect();
         let cost = reserve(gpu, &decoder, &goal, &largest, settings.share_prefix, keep);
         gpu.check()?;
@@ -131,7 +135,7 @@ impl<'a> RunFacts<'a> {
     fn reference_scorer(
         &self,
         gpu: &'a Gpu,
-        other: Option<OpenModel>,
+        other: Option<OpenReference>,
         hashes: &ContentHashes,
         max_tokens: usize,
     ) -> ReferenceScorer<'a> {
@@ -140,8 +144,10 @@ impl<'a> RunFacts<'a> {
         let (params, frozen) = (self.settings.param_dtype.name(), "frozen");
         let longest = self.longest;
         let (model, contents) = match other {
-            Some(model) => {
-                let load = move || model.load(gpu, &LoadOptions::frozen(model.base, None, longest));
+            Some(_) if self.keeps_start => (ReferenceModel::Start, [&hashes.other, params]),
+            Some(other) => {
+                let policy = self.policy.model();
+                let load = move || other.load(policy, gpu, longest);
                 (ReferenceModel::Other(OtherModel::new(load)), [&hashes.other, frozen])
             }
             None if self.keeps_start => (ReferenceModel::Start, [&hashes.policy, params]),
@@ -196,13 +202,14 @@ pub(super) struct ContentHashes {
 }
 
 impl ContentHashes {
-    pub fn new(model: &OpenModel, adapter: Option<&Adapter>, other: Option<&OpenModel>) -> Result<Self> {
+    pub fn new(model: &OpenModel, adapter: Option<&Adapter>, other: Option<&OpenReference>) -> Result<Self> {
         let digest = model.checkpoint.digest()?;
         Ok(Self {
             policy: model_hash(model, &digest, adapter)?,
             base: model_hash(model, &digest, None)?,
             other: match other {
-                Some(other) => model_hash(other, &other.checkpoint.digest()?, None)?,
+                Some(OpenReference::Model(other)) => model_hash(other, &other.checkpoint.digest()?, None)?,
+                Some(OpenReference::Adapter(other)) => model_hash(model, &digest, Some(other))?,
                 None => String::new(),
             },
         })
