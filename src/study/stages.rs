@@ -138,7 +138,7 @@ impl StageRunner {
             }
         }
         let has_begun = self.dir(folder).exists();
-        note!("{}: {name}{}", self.command, if has_begun { ", going on" } else { "" });
+        note!("{}: {name}{}", self.command, if has_begun && folder == name { ", going on" } else { "" });
         let finished = work(has_begun)?;
         if finished == Finished::Whole {
             let kept = if name == INPUTS { &told } else { &plain };
