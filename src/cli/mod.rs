@@ -25,11 +25,12 @@ mod tune;
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering::Relaxed;
 
 use clap::FromArgMatches;
 
 use crate::error::Result;
-use crate::flags::{Cli, Command, StudyArgs};
+use crate::flags::{Cli, Command, StudyRunArgs};
 pub use crate::flags::{command, reference};
 use crate::progress::show_progress;
 use crate::study::{self, StageCommands};
@@ -70,10 +71,12 @@ fn parse() -> Result<Cli, ExitCode> {
     })
 }
 
-/// Runs `jointwise study`.
-fn run_study(args: &StudyArgs) -> Result<Finished> {
-    let commands = StageCommands { train: train::command, judge: judge::run, evaluate: evaluate::run };
-    let (finished, text) = study::run(args, commands)?;
+/// Runs `jointwise study` or `jointwise iterate`. Under `--json` its stages print nothing on standard output.
+fn run_stages(args: &StudyRunArgs, run: impl FnOnce(StageCommands) -> Result<(Finished, String)>) -> Result<Finished> {
+    output::QUIET.store(args.json, Relaxed);
+    let done = run(StageCommands { train: train::command, judge: judge::run, evaluate: evaluate::run });
+    output::QUIET.store(false, Relaxed);
+    let (finished, text) = done?;
     output::say(format_args!("{text}"))?;
     if finished == Finished::Whole && !args.dry_run {
         let [page, numbers] = ["report.html", "results.json"].map(|name| args.output_dir.join(name));
@@ -128,7 +131,8 @@ pub fn run() -> ExitCode {
         Command::Judge(args) => judge::run(*args),
         Command::Interplay(args) => interplay::run(args).map(|()| Finished::Whole),
         Command::Evaluate(args) => evaluate::run(*args),
-        Command::Study(args) => run_study(&args),
+        Command::Study(args) => run_stages(&args.run, |commands| study::run(&args, commands)),
+        Command::Iterate(args) => run_stages(&args.run, |commands| study::rounds::run(&args, commands)),
         Command::Plan(args) => plan::run(args).map(|()| Finished::Whole),
         Command::Check(args) => check::run(&args).map(|()| Finished::Whole),
         Command::Info(args) => info::run(&args).map(|()| Finished::Whole),

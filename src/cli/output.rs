@@ -2,6 +2,7 @@
 
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
@@ -9,11 +10,15 @@ use crate::data::source::{SourceFile, SourceFiles};
 use crate::error::{Error, Result, acts_on_terminal, visible_lines};
 use crate::files::{check_name, check_writable, follow_links, is_descriptor, is_standard_output, write_atomic};
 
+/// Flag that discards what [`say`] gets.
+pub static QUIET: AtomicBool = AtomicBool::new(false);
+
 /// Writes to standard output. Returns an error where `println!` panics (a full disk, a closed pipe). On a terminal, characters that would act on it are written
 /// as escapes, because the text may be a model's or from a file; elsewhere the text is unchanged.
 pub fn say(text: std::fmt::Arguments<'_>) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let written = match out.is_terminal() {
+        _ if QUIET.load(Ordering::Relaxed) => return Ok(()),
         true => out.write_all(visible_lines(&text.to_string()).as_bytes()),
         false => out.write_fmt(text),
     };

@@ -18,7 +18,7 @@ use crate::train::settings::{ReferenceChoice, TrainDefaults};
 use crate::workflow::fitting_changes::{FittingChange, read_auto_fit, write_auto_fit};
 use crate::workflow::memory_demand::fits;
 use crate::workflow::recovery::{OnDeviceLost, with_recovery};
-use crate::workflow::{Finished, OpenModel, Policy, Preferences, Recipe, RunFolder, TrainingOptions};
+use crate::workflow::{Finished, OpenReference, Policy, Preferences, Recipe, RunFolder, TrainingOptions};
 
 /// Runs `jointwise sft` or `jointwise train`.
 pub fn command(args: TrainArgs, sft: bool) -> Result<Finished> {
@@ -50,7 +50,7 @@ struct TrainingInputs {
     data: Preferences,
     eval: Option<Preferences>,
     /// Another checkpoint as the reference, opened before the device is.
-    reference: Option<OpenModel>,
+    reference: Option<OpenReference>,
 }
 
 fn read_inputs(args: &TrainArgs, sft: bool, folder: &RunFolder) -> Result<TrainingInputs> {
@@ -66,7 +66,7 @@ fn read_inputs(args: &TrainArgs, sft: bool, folder: &RunFolder) -> Result<Traini
         note!("note: {note}");
     }
     let reference = match &recipe.reference {
-        ReferenceChoice::Model(name) if !sft => Some(OpenModel::open_reference(name, policy.model())?),
+        ReferenceChoice::Model(name) if !sft => Some(OpenReference::open(name, policy.model())?),
         _ => None,
     };
     Ok(TrainingInputs { recipe, policy, data, eval, reference })

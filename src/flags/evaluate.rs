@@ -224,6 +224,11 @@ impl EvaluateArgs {
         RENAMED.into_iter().find(|(there, _)| *there == name).map_or(name, |(_, here)| here)
     }
 
+    /// Returns the key in a table of `evaluate` of a key of `judge`.
+    pub fn key_of_judge(key: &str) -> &str {
+        RENAMED.into_iter().find(|(there, _)| *there == key).map_or(key, |(_, here)| here)
+    }
+
     /// Renames the flags in an error about [`EvaluateArgs::judge_args`] to their names in `evaluate`.
     pub fn renamed(error: Error) -> Error {
         let Error::Flag { flag, reason } = error else { return error };

@@ -33,7 +33,7 @@ pub use objective::ObjectiveArgs;
 pub use planned_run::{PlannedRun, peak_bytes, plan_run, planned_caps};
 pub use program::{CompletionsArgs, DemoArgs, ManArgs};
 pub use score::{GenerateArgs, GradArgs, ScoreArgs};
-pub use study::StudyArgs;
+pub use study::{IterateArgs, StudyArgs, StudyRunArgs};
 pub use train::{LimitsArg, PlanArgs, TrainArgs};
 
 /// Returns the program's definition for clap: commands, flags, values and help.
@@ -84,6 +84,8 @@ pub enum Command {
     Evaluate(Box<EvaluateArgs>),
     /// A whole experiment: sampling, judging, every method, seed and fraction of the data, win rates, one report
     Study(StudyArgs),
+    /// Online rounds (iterative DPO or JPO): each samples from the policy, asks a judge, trains on its preferences and evaluates
+    Iterate(IterateArgs),
     /// Memory that a training run needs, before anything is loaded
     Plan(PlanArgs),
     /// Rows as tokens, with the scored tokens marked, and the rows that would be dropped

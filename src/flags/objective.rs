@@ -68,7 +68,7 @@ pub struct ObjectiveArgs {
     /// Loss of supervised fine-tuning: nll (−log p), or dft (−p·log p, p without a gradient: dynamic fine-tuning, arXiv 2508.05629) [default: nll]
     #[arg(long, value_name = "NAME")]
     pub sft_loss: Option<SftLoss>,
-    /// Reference model: initial (the starting policy), base (the model without the adapter), or another checkpoint [default: initial]
+    /// Reference model: initial (the starting policy), base (the model without the adapter), or another checkpoint: a model, or the folder of an adapter on --model [default: initial]
     #[arg(long, value_name = "initial|base|DIR")]
     pub reference: Option<String>,
 }

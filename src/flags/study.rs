@@ -1,4 +1,4 @@
-//! Flags of `study`.
+//! Flags of `study` and `iterate`.
 
 use std::path::PathBuf;
 
@@ -12,10 +12,27 @@ pub struct StudyArgs {
     /// Study file: the model, the data, the methods and the judge (see examples/recipes)
     #[arg(value_name = "STUDY.toml")]
     pub study: PathBuf,
+    #[command(flatten)]
+    pub run: StudyRunArgs,
+}
+
+/// Flags of `iterate`.
+#[derive(Debug, Clone, Args)]
+pub struct IterateArgs {
+    /// Rounds file: the model, the prompts, the judge, the number of rounds and the training (see examples/rounds)
+    #[arg(value_name = "ROUNDS.toml")]
+    pub rounds: PathBuf,
+    #[command(flatten)]
+    pub run: StudyRunArgs,
+}
+
+/// Flags of `study` and `iterate`.
+#[derive(Debug, Clone, Args)]
+pub struct StudyRunArgs {
     /// Folder for all stages, results.json and report.html
     #[arg(long, value_name = "DIR")]
     pub output_dir: PathBuf,
-    /// Continue the study in the output folder: finished work is not repeated
+    /// Continue the run in the output folder: finished work is not repeated
     #[arg(long)]
     pub resume: bool,
     /// Reaction to a lost device (a watchdog, a driver's crash, sleep) [default: resume]
@@ -24,7 +41,7 @@ pub struct StudyArgs {
     /// Print the stages with their steps, memory and time, and do nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Print the stages of --dry-run as JSON; a study writes results.json to its folder
-    #[arg(long, requires = "dry_run")]
+    /// Print results.json, or the stages of --dry-run as JSON, on standard output, and nothing else there
+    #[arg(long)]
     pub json: bool,
 }

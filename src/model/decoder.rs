@@ -95,7 +95,7 @@ pub struct Decoder {
     /// Names of tensors that the adapter has in place of the base's.
     pub replaced: BTreeSet<String>,
     /// The reference of a training run, which shares frozen weights: this decoder with its adapter as it was before training
-    /// ([`Decoder::keep_start`]), or without an adapter ([`Decoder::keep_base`]).
+    /// ([`Decoder::keep_start`]), or with another adapter or none ([`Decoder::keep_reference`]).
     pub start: Option<Box<Decoder>>,
 }
 

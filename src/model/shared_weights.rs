@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::decoder::{Decoder, LayerWeights};
 use super::load::{LoadOptions, TrainMode};
-use super::weights::{BaseDtype, Weight, WeightArena, WeightSource};
+use super::weights::{Weight, WeightArena, WeightSource};
 use crate::error::Result;
 use crate::gpu::{Gpu, Role};
 
@@ -22,20 +22,13 @@ impl Decoder {
         Self::load_sharing(gpu, &self.description, source, options, shared)
     }
 
-    /// Keeps the model without its adapter in [`Decoder::start`], as a reference for training. Tensors that the adapter replaces are loaded once more; all
-    /// other weights are shared.
+    /// Keeps the model with another adapter, or without one, in [`Decoder::start`], as a reference for training. Tensors that either adapter replaces are loaded
+    /// for it; all other weights are shared. `source` and the storage of frozen weights must be this decoder's.
     ///
     /// # Errors
     /// Those of [`Decoder::load`].
-    pub fn keep_base(
-        &mut self,
-        gpu: &Gpu,
-        source: &Rc<dyn WeightSource>,
-        base: BaseDtype,
-        n_positions: usize,
-    ) -> Result<()> {
-        let start = self.load_beside(gpu, source, &LoadOptions::frozen(base, None, n_positions))?;
-        self.start = Some(Box::new(start));
+    pub fn keep_reference(&mut self, gpu: &Gpu, source: &Rc<dyn WeightSource>, options: &LoadOptions) -> Result<()> {
+        self.start = Some(Box::new(self.load_beside(gpu, source, options)?));
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::gguf::is_gguf;
 use crate::model::hub;
+use crate::model::peft;
 use crate::model::side_files::{CONFIG, GENERATION_CONFIG, SideFiles};
 
 /// Computes the SHA-256 of each file that the study reads, and of the model. Results depend on these contents.
@@ -61,6 +62,19 @@ fn model_digest(dir: &Path) -> Result<String> {
         hash.update(format!("\0{name}\0{}\0", bytes.len()));
         hash.update(bytes);
     }
+    Ok(hex(hash))
+}
+
+/// Computes the SHA-256, in hexadecimal, of an adapter's weights and of the side files that a result depends on.
+pub fn adapter_digest(place: &Path) -> Result<String> {
+    let dir = hub::resolve_adapter(place)?;
+    let mut hash = Sha256::new();
+    for name in [peft::CONFIG, peft::WEIGHTS] {
+        hash.update(file_digest(&dir.join(name))?);
+    }
+    let side = SideFiles::read(&dir);
+    hash.update(side.tokenizer_digest());
+    hash.update(side.bytes(GENERATION_CONFIG)?.unwrap_or_default());
     Ok(hex(hash))
 }
 

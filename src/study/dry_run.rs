@@ -15,22 +15,28 @@ use crate::report::duration;
 use crate::train::settings::TrainDefaults;
 
 /// Stage of a study, as far as it is known before the earlier stages have run.
-struct StageEstimate {
-    name: String,
-    what: String,
+pub struct StageEstimate {
+    /// Name of the stage.
+    pub name: String,
+    /// Description: rows, steps, questions.
+    pub what: String,
     /// Approximate seconds on this device. `None` where the time is unknown, such as a judge's.
-    seconds: Option<f64>,
+    pub seconds: Option<f64>,
 }
 
 /// Length of a training run: micro-batches, steps, and rows per step.
-struct TrainingLength {
-    micro_batches: usize,
-    steps: usize,
-    batch: usize,
+pub struct TrainingLength {
+    /// Micro-batches of all steps.
+    pub micro_batches: usize,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Rows per step.
+    pub batch: usize,
 }
 
 impl TrainingLength {
-    fn for_rows(args: &TrainArgs, rows: usize) -> Self {
+    /// Returns the length of a run on `rows` rows.
+    pub fn for_rows(args: &TrainArgs, rows: usize) -> Self {
         let accumulated = args.gradient_accumulation_steps.unwrap_or(1).max(1);
         let batch = args.batch_size.unwrap_or(TrainDefaults::BATCH_SIZE).max(1) * accumulated;
         let epochs = args.num_train_epochs.unwrap_or(1.0);
@@ -40,16 +46,19 @@ impl TrainingLength {
 }
 
 /// Counts the rows of files, or of the demo's tasks where no file is named.
-fn count(files: &[PathBuf], of_tasks: Option<usize>) -> Result<usize> {
+pub fn count(files: &[PathBuf], of_tasks: Option<usize>) -> Result<usize> {
     match (files, of_tasks) {
         ([], Some(n)) => Ok(n),
         (files, _) => rows::pool(files).map(|rows| rows.len()),
     }
 }
 
-/// Writes the list of stages as text, or as JSON.
-pub fn text(run: &StudyRun<'_>, as_json: bool) -> Result<String> {
-    let study = run.study;
+/// Writes the list of stages as text, or as JSON. `stages` lists them, with times where a clock could be opened.
+pub fn text(
+    study: &Study,
+    as_json: bool,
+    stages: impl FnOnce(Option<&TimeEstimator<'_>>) -> Result<Vec<StageEstimate>>,
+) -> Result<String> {
     let memory = peak_bytes(
         &study.model,
         study.methods.iter().map(|m| (&m.train, false)).chain(study.sft.iter().map(|sft| (sft, true))),
@@ -59,7 +68,7 @@ pub fn text(run: &StudyRun<'_>, as_json: bool) -> Result<String> {
         Err(Error::Device(reason)) => (None, Some(reason)),
         Err(error) => return Err(error),
     };
-    let stages = stages(run, clock.as_ref())?;
+    let stages = stages(clock.as_ref())?;
     let untimed = no_device.or_else(|| clock.as_ref()?.untimed());
     let total: f64 = stages.iter().filter_map(|stage| stage.seconds).sum();
     let total = untimed.is_none().then_some(total);
@@ -87,7 +96,8 @@ pub fn text(run: &StudyRun<'_>, as_json: bool) -> Result<String> {
     Ok(text + &time + "\n")
 }
 
-fn stages(run: &StudyRun<'_>, clock: Option<&TimeEstimator<'_>>) -> Result<Vec<StageEstimate>> {
+/// Lists the stages of a study.
+pub fn stages(run: &StudyRun<'_>, clock: Option<&TimeEstimator<'_>>) -> Result<Vec<StageEstimate>> {
     let study = run.study;
     let trained = |args: &TrainArgs, shares, micro_batches| {
         clock.map_or(Ok(None), |clock| clock.training(args, shares, micro_batches))

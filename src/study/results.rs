@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::study_file::{ConditionalSource, JointSource, Study};
-use super::{START, StudyMethod, StudyRun, rows};
+use super::{START, StudyMethod, StudyRun, WrittenResults};
 use crate::error::{Error, Result};
 use crate::eval::acquire::ANNOTATED;
 use crate::eval::interplay::{BootstrapSettings, Interplay, interplay, read};
@@ -20,8 +20,8 @@ use crate::train::metrics::{self, METRICS};
 /// Most bytes of a results file, which this program wrote itself.
 const MOST_BYTES: u64 = 1 << 30;
 
-/// Reads the stages' results, and writes `results.json` and `report.html`. Returns the tables of win rates as text.
-pub fn write(run: &StudyRun<'_>) -> Result<String> {
+/// Reads the stages' results, and writes `results.json` and `report.html`. Returns the text of both.
+pub fn write(run: &StudyRun<'_>) -> Result<WrittenResults> {
     let study = run.study;
     let evaluation = evaluation(&run.dir("evaluate/results.json"))?;
     let interplay = analysed(run)?;
@@ -34,9 +34,7 @@ pub fn write(run: &StudyRun<'_>) -> Result<String> {
         })).collect::<Vec<_>>(),
         "trainings": trainings, "interplay": interplay, "evaluation": evaluation,
     });
-    let path = run.dir("results.json");
-    let text = serde_json::to_string_pretty(&found).map_err(|e| Error::file(&path, e))?;
-    write_text(&path, &format!("{text}\n"))?;
+    let json = write_numbers(&run.dir("results.json"), &found)?;
     let rates = WinRates { study, evaluation: &evaluation };
     let mut bars = rates.figures();
     let mut tables = vec![rates.table()];
@@ -61,15 +59,24 @@ pub fn write(run: &StudyRun<'_>) -> Result<String> {
     };
     let page = run.dir("report.html");
     report::write(&page, &report)?;
-    Ok(tables.iter().take(2).map(|table| format!("{}\n", table.to_text())).collect())
+    let tables = tables.iter().take(2).map(|table| format!("{}\n", table.to_text())).collect();
+    Ok(WrittenResults { json, tables })
 }
 
-fn text_of(value: &Value) -> String {
+/// Writes `results.json`. Returns its contents.
+pub fn write_numbers(path: &Path, found: &Value) -> Result<String> {
+    let text = serde_json::to_string_pretty(found).map_err(|e| Error::file(path, e))? + "\n";
+    write_text(path, &text)?;
+    Ok(text)
+}
+
+/// Returns a text, or nothing for another value.
+pub fn text_of(value: &Value) -> String {
     value.as_str().unwrap_or_default().into()
 }
 
 /// Reads the results of `evaluate`, without the paths of files.
-fn evaluation(path: &Path) -> Result<Value> {
+pub fn evaluation(path: &Path) -> Result<Value> {
     let mut found: Value =
         serde_json::from_str(&read_file(path, MOST_BYTES)?).map_err(|e| Error::line(path, e.line(), e))?;
     if let Some(object) = found.as_object_mut() {
@@ -111,7 +118,7 @@ fn trainings(run: &StudyRun<'_>) -> Result<Vec<Value>> {
         let lines = metrics::read(&run.dir("train").join(training.name()).join(METRICS))?;
         let mut last = lines.last().cloned().unwrap_or_default();
         last.remove("seconds");
-        let rows = rows::file(&run.out, training.method, training.fraction);
+        let rows = run.data_file(training.method, training.fraction);
         let rows = std::fs::read_to_string(&rows).map_err(|e| Error::file(&rows, e))?.lines().count();
         Ok(json!({
             "method": training.method.name, "fraction": training.fraction, "seed": training.seed,

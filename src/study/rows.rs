@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::study_file::{ConditionalSource, JointSource, Study, StudyMethod, TasksSection};
+use super::study_file::{ConditionalSource, JointSource, Study, TasksSection};
 use crate::data::rows::{FieldMap, read_objects};
 use crate::data::source::{SourceFile, SourceFiles};
 use crate::error::{Error, Result};
@@ -79,11 +79,11 @@ pub fn regular(path: &Path) -> Result<Vec<PathBuf>> {
     SourceFiles::find(path)?.files.into_iter().map(place).collect()
 }
 
-/// Checks the preferences, prompts and test rows, which are read only after the first stages have run for hours.
+/// Checks the preferences, prompts and test rows, which are read only after the first stages have run for hours. `needs_gold`: test rows have gold responses.
 ///
 /// # Errors
 /// [`Error::File`], and [`Error::Line`] for the first row that cannot be read.
-pub fn check(study: &Study) -> Result<()> {
+pub fn check(study: &Study, needs_gold: bool) -> Result<()> {
     study.files().iter().try_for_each(|file| regular(file).map(drop))?;
     for file in study.files() {
         SourceFiles::find(&file)?.notes.iter().for_each(|line| note!("note: {line}"));
@@ -99,16 +99,22 @@ pub fn check(study: &Study) -> Result<()> {
     let EvaluateArgs { data, map, limit, .. } = &study.evaluate;
     match data.is_empty() {
         true => Ok(()),
-        false => read(data, &FieldMap::parse(map)?, true, *limit).map(drop),
+        false => read(data, &FieldMap::parse(map)?, needs_gold, *limit).map(drop),
     }
 }
 
-/// Reads preferences in a random order, so that the first rows are a fair sample, and a part of every larger sample.
-pub fn pool(files: &[PathBuf]) -> Result<Vec<Map<String, Value>>> {
+/// Reads the rows of some files, unchanged.
+pub fn objects(files: &[PathBuf]) -> Result<Vec<Map<String, Value>>> {
     let mut rows = Vec::new();
     for file in files {
         rows.extend(read_objects(file)?.rows);
     }
+    Ok(rows)
+}
+
+/// Reads preferences in a random order, so that the first rows are a fair sample, and a part of every larger sample.
+pub fn pool(files: &[PathBuf]) -> Result<Vec<Map<String, Value>>> {
+    let mut rows = objects(files)?;
     let mut rng = Rng::new(0, OF_ORDER);
     for i in (1..rows.len()).rev() {
         rows.swap(i, rng.below(i as u32 + 1) as usize);
@@ -121,20 +127,20 @@ pub fn count(n: usize, share: f64, fraction: f64) -> usize {
     (n as f64 * share * fraction).round() as usize
 }
 
-/// Returns the file of a method's preferences.
-pub fn file(out: &Path, method: &StudyMethod, fraction: f64) -> PathBuf {
-    out.join("data").join(format!("{}.jsonl", method.name_for(fraction)))
+/// Writes the preferences of the pools, conditional and joint, that are the `shares` of a fraction of the data.
+///
+/// # Errors
+/// [`Error::File`], also where none is left.
+pub fn part(path: &Path, shares: [f64; 2], fraction: f64, pools: &[Vec<Map<String, Value>>; 2]) -> Result<usize> {
+    let rows = pools.iter().zip(shares).flat_map(|(pool, share)| &pool[..count(pool.len(), share, fraction)]);
+    match write_to(path, rows)? {
+        0 => Err(Error::file(path, format!("no preferences are left for {fraction} of the data"))),
+        n => Ok(n),
+    }
 }
 
-/// Writes the preferences that a method sees of the pools, conditional and joint. Returns their file.
-pub fn part(out: &Path, method: &StudyMethod, fraction: f64, pools: &[Vec<Map<String, Value>>; 2]) -> Result<PathBuf> {
-    let path = file(out, method, fraction);
-    let dir = out.join("data");
-    make_folder(&dir)?;
-    let rows = pools.iter().zip(method.shares).flat_map(|(pool, share)| &pool[..count(pool.len(), share, fraction)]);
-    let n = write(&path, rows)?;
-    match n {
-        0 => Err(Error::file(&path, format!("no preferences are left for {fraction} of the data"))),
-        _ => Ok(path),
-    }
+/// Writes rows to a file, and makes its folder. Returns their number.
+pub fn write_to<T: serde::Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<usize> {
+    path.parent().map_or(Ok(()), make_folder)?;
+    write(path, rows)
 }

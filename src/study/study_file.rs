@@ -16,37 +16,37 @@ use crate::validate::{at_least_one, at_most};
 /// Contents of a study file as written. Paths are relative to the folder that the program runs in, as everywhere.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct StudyFile {
+pub struct StudyFile {
     /// Headline of the report.
-    title: Option<String>,
+    pub title: Option<String>,
     /// Model that is tuned: a folder or a hub id.
-    model: String,
+    pub model: String,
     /// Prompt template of every command.
-    template: Option<String>,
+    pub template: Option<String>,
     /// Chat template of every command that has `template`: a file, or the name of a template that the tokenizer has.
-    chat_template: Option<String>,
+    pub chat_template: Option<String>,
     /// Seeds of training. Every method has a run per seed.
-    seeds: Vec<u64>,
+    pub seeds: Vec<u64>,
     /// Fractions of the preferences. Every method has a run per fraction.
-    fractions: Option<Vec<f64>>,
+    pub fractions: Option<Vec<f64>>,
     /// The demo's own tasks instead of files.
-    tasks: Option<TasksSection>,
+    pub tasks: Option<TasksSection>,
     /// Keys of `jointwise sft`.
-    sft: Option<toml::Table>,
+    pub sft: Option<toml::Table>,
     /// Sampling of two responses to each prompt, to be judged.
-    sample: Option<SampleSection>,
+    pub sample: Option<SampleSection>,
     /// Conditional preferences: files, or the judged responses of `sample`.
-    conditional: Option<ConditionalSection>,
+    pub conditional: Option<ConditionalSection>,
     /// Joint preferences: files, or judged pairs drawn from the conditional ones.
-    joint: Option<JointSection>,
+    pub joint: Option<JointSection>,
     /// Keys of `jointwise judge`.
-    judge: Option<toml::Table>,
+    pub judge: Option<toml::Table>,
     /// Keys of `jointwise train` for every method.
-    train: Option<toml::Table>,
+    pub train: Option<toml::Table>,
     /// Methods that are compared.
-    methods: Vec<WrittenMethod>,
+    pub methods: Vec<WrittenMethod>,
     /// Keys of `jointwise evaluate`.
-    evaluate: toml::Table,
+    pub evaluate: toml::Table,
 }
 
 /// Sizes of the demo's data.
@@ -78,33 +78,55 @@ pub struct SampleSection {
     pub max_new_tokens: Option<usize>,
     /// Prompts per batch.
     pub batch_size: Option<usize>,
+    /// Number of likeliest tokens to sample from.
+    pub top_k: Option<usize>,
+    /// Probability that the tokens to sample from must reach together.
+    pub top_p: Option<f64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct ConditionalSection {
-    data: Vec<PathBuf>,
+pub struct ConditionalSection {
+    /// Files of preferences.
+    pub data: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct JointSection {
-    data: Option<Vec<PathBuf>>,
-    pairs: Option<usize>,
-    strata: Option<Vec<StratumArg>>,
+pub struct JointSection {
+    /// Files of preferences.
+    pub data: Option<Vec<PathBuf>>,
+    /// Pairs to draw.
+    pub pairs: Option<usize>,
+    /// Strata to draw from.
+    pub strata: Option<Vec<StratumArg>>,
+    /// Seed of the draw.
     #[serde(default)]
-    seed: u64,
+    pub seed: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct WrittenMethod {
-    name: String,
+pub struct WrittenMethod {
+    /// Name in tables and folders.
+    pub name: String,
+    /// Share of the conditional preferences.
     #[serde(default)]
-    conditional: f64,
+    pub conditional: f64,
+    /// Share of the joint preferences.
     #[serde(default)]
-    joint: f64,
+    pub joint: f64,
+    /// Keys of `jointwise train`.
     #[serde(flatten)]
-    train: toml::Table,
+    pub train: toml::Table,
+}
+
+impl SampleSection {
+    /// Returns the settings as flags of `evaluate` without a judge.
+    pub fn settings(&self) -> EvaluateArgs {
+        let &Self { temperature, max_new_tokens, batch_size, top_k, top_p, .. } = self;
+        let temperatures = vec![temperature];
+        EvaluateArgs { temperatures, max_new_tokens, batch_size, top_k, top_p, no_judge: true, ..Default::default() }
+    }
 }
 
 /// Source of the conditional preferences.
@@ -226,9 +248,14 @@ impl Study {
     /// # Errors
     /// [`Error::File`]; [`Error::Field`] with the key that is wrong.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = read_file(path, MAX_CONFIG_BYTES)?;
-        let written: StudyFile = toml::from_str(&text)
-            .map_err(|e| Error::file(path, e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ")))?;
+        Self::from_file(path, read_toml(path)?, "study")
+    }
+
+    /// Checks a study's file. `kind` is what its users call it.
+    ///
+    /// # Errors
+    /// [`Error::Field`] with the key that is wrong.
+    pub fn from_file(path: &Path, written: StudyFile, kind: &'static str) -> Result<Self> {
         let bad = |key: &str, reason: &str| Error::field(path, key, reason);
         if written.seeds.is_empty() || has_twice(written.seeds.iter()) {
             return Err(bad("seeds", "must be at least one, and none twice"));
@@ -252,7 +279,7 @@ impl Study {
         if let Some((key, n)) = tasks.chain(pairs).find(|(_, n)| *n > MOST_ROWS) {
             return Err(bad(key, &format!("{n} is above {MOST_ROWS}, the most")));
         }
-        let section = FileSection { path, tasks: written.tasks.is_some() };
+        let section = FileSection { path, kind, tasks: written.tasks.is_some() };
         let methods = section.methods(written.methods, written.train.unwrap_or_default())?;
         let sft = written.sft.map(|table| section.args::<TrainArgs>("sft", "sft", OF_TRAINING, table)).transpose()?;
         if let Some(sft) = &sft {
@@ -264,6 +291,10 @@ impl Study {
         let conditional = match (written.sample, written.conditional) {
             (Some(sample), None) => {
                 section.needs_data("sample", sample.data.is_empty())?;
+                sample.settings().sampling().map_err(|error| match error {
+                    Error::Flag { flag: "temperatures", reason } => bad("sample.temperature", &reason),
+                    other => section.told("sample", other),
+                })?;
                 ConditionalSource::Sampled(sample)
             }
             (None, Some(conditional)) if !conditional.data.is_empty() => ConditionalSource::Files(conditional.data),
@@ -346,6 +377,16 @@ impl Study {
     }
 }
 
+/// Reads a TOML file. A key that is unknown, missing or of a wrong type is named with its line.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = read_file(path, MAX_CONFIG_BYTES)?;
+    let told = |e: toml::de::Error| e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    toml::from_str(&text).map_err(|e| Error::file(path, told(e)))
+}
+
 fn has_twice<T: std::hash::Hash + Eq>(mut values: impl Iterator<Item = T>) -> bool {
     let mut seen = HashSet::new();
     !values.all(|value| seen.insert(value))
@@ -354,6 +395,8 @@ fn has_twice<T: std::hash::Hash + Eq>(mut values: impl Iterator<Item = T>) -> bo
 /// Reader of the file's tables as flags of commands.
 struct FileSection<'a> {
     path: &'a Path,
+    /// Word for the file's contents, in messages.
+    kind: &'static str,
     /// Whether the demo's data takes the place of files.
     tasks: bool,
 }
@@ -367,7 +410,11 @@ impl FileSection<'_> {
         table: toml::Table,
     ) -> Result<A> {
         if let Some(key) = table.keys().find(|key| managed.contains(&key.as_str())) {
-            return Err(Error::field(self.path, format!("{section}.{key}"), "is set by the study itself"));
+            return Err(Error::field(
+                self.path,
+                format!("{section}.{key}"),
+                format!("is set by the {} itself", self.kind),
+            ));
         }
         from_table(A::default(), table, self.path, &format!("{section}."), command)
     }

@@ -168,7 +168,7 @@ struct EvaluatedBase {
 
 /// Fetches a place that is not a local folder from the hub, where it can be an id there: a model's, an adapter's, or a folder of a repository that holds an
 /// adapter.
-fn on_hub(place: &str) -> Option<Result<PathBuf>> {
+pub(super) fn on_hub(place: &str) -> Option<Result<PathBuf>> {
     let of_checkpoint = |error| match error {
         Error::Flag { flag: "adapter", reason } => Error::flag("checkpoint", reason),
         other => other,

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::open_model::OpenModel;
+use super::open_reference::OpenReference;
 use super::recipe::{Recipe, Recompute};
 use crate::data::batch::Example;
 use crate::error::{Error, Result};
@@ -60,7 +61,7 @@ pub fn choose_keep(
 }
 
 /// Weights that stay on the device beside a trained adapter, because the reference has them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum KeptReference {
     /// None: the reference is the model without its adapter, another model, or not needed.
     Nothing,
@@ -68,16 +69,28 @@ pub enum KeptReference {
     StartingAdapter,
     /// The base's tensors that the adapter replaces.
     ReplacedTensors,
+    /// Another adapter on the policy's model.
+    OtherAdapter(Rc<Adapter>),
 }
 
 /// Loads the policy of a run, with what it keeps for its reference.
-pub(super) fn load_policy(model: &OpenModel, gpu: &Gpu, options: &LoadOptions, kept: KeptReference) -> Result<Decoder> {
+pub(super) fn load_policy(
+    model: &OpenModel,
+    gpu: &Gpu,
+    options: &LoadOptions,
+    kept: &KeptReference,
+) -> Result<Decoder> {
     let mut decoder = model.load(gpu, options)?;
+    let reference = LoadOptions::frozen(options.base, None, options.n_positions);
     match kept {
         KeptReference::Nothing => {}
         KeptReference::StartingAdapter => decoder.keep_start(gpu),
         KeptReference::ReplacedTensors => {
-            decoder.keep_base(gpu, &model.weight_source(), options.base, options.n_positions)?;
+            decoder.keep_reference(gpu, &model.weight_source(), &reference)?;
+        }
+        KeptReference::OtherAdapter(adapter) => {
+            let reference = LoadOptions { lora: Some(adapter.lora.clone()), ..reference };
+            decoder.keep_reference(gpu, &model.weight_source(), &reference)?;
         }
     }
     Ok(decoder)
@@ -147,18 +160,20 @@ impl<'a> MemoryDemand<'a> {
         if settings.param_dtype == ParamDtype::Bf16 && adapter.as_ref().is_some_and(|a| a.lora.tokens.is_some()) {
             return Err(Error::flag("param-dtype", "bf16 cannot be used with --train-tokens, whose rows are f32"));
         }
-        let kept = kept_reference(&recipe.reference, &settings, adapter.as_deref());
+        let other = OpenReference::local_adapter(&recipe.reference, model)?;
+        let kept = kept_reference(&recipe.reference, &settings, adapter.as_deref(), other.as_ref());
         let (base, recompute) = (model.base, recipe.recompute);
         Ok(Self { caps, model, adapter, settings, base, recompute, kept, longest, largest })
     }
 }
 
 /// Returns what is kept beside a trained adapter: the adapter that a run starts from, where it is the reference and differs from the model without an adapter;
-/// tensors of the base, where the base is the reference and the adapter replaces them.
+/// tensors of the base, where the base is the reference and the adapter replaces them; `other`, where it is an adapter.
 pub(super) fn kept_reference(
     reference: &ReferenceChoice,
     settings: &TrainSettings,
     adapter: Option<&Adapter>,
+    other: Option<&OpenReference>,
 ) -> KeptReference {
     let needs_reference = settings.preference.as_ref().is_some_and(|p| p.needs_reference());
     let Some(lora) = adapter.map(|adapter| &adapter.lora).filter(|_| needs_reference) else {
@@ -166,6 +181,9 @@ pub(super) fn kept_reference(
     };
     let has_rows = lora.tokens.as_ref().is_some_and(|tokens| tokens.rows.is_some());
     let is_new = !has_rows && lora.modules.values().all(|(_, b)| b.iter().all(|&x| x == 0.0));
+    if let Some(OpenReference::Adapter(other)) = other {
+        return KeptReference::OtherAdapter(other.clone());
+    }
     match reference {
         // Tensors that are trained whole have no base beside them.
         ReferenceChoice::Initial if !lora.whole.is_empty() || !is_new => KeptReference::StartingAdapter,
@@ -184,7 +202,7 @@ impl MemoryDemand<'_> {
         let rows = largest_micro_batch(&rows, self.settings.batch_size, self.settings.sharing(&self.model.description));
         let options = load_options(&self.settings, self.base, self.adapter.as_deref(), self.longest);
         let goal = self.settings.goal();
-        let load = |gpu: &_| load_policy(self.model, gpu, &options, self.kept);
+        let load = |gpu: &_| load_policy(self.model, gpu, &options, &self.kept);
         plan_memory(self.caps, load, &goal, &rows, self.settings.share_prefix, keep)
     }
 
@@ -195,7 +213,7 @@ impl MemoryDemand<'_> {
     pub fn step_work(&self, keep: RecomputePolicy) -> Result<PlannedWork> {
         let gpu = Gpu::plan(self.caps.clone());
         let options = load_options(&self.settings, self.base, self.adapter.as_deref(), self.longest);
-        let decoder = load_policy(self.model, &gpu, &options, self.kept)?;
+        let decoder = load_policy(self.model, &gpu, &options, &self.kept)?;
         let (goal, share_prefix) = (self.settings.goal(), self.settings.share_prefix);
         let rows: Vec<&Example> = self.largest.iter().collect();
         let rows = largest_micro_batch(&rows, self.settings.batch_size, self.settings.sharing(&self.model.description));

@@ -34,7 +34,11 @@ mod judging;
 pub mod memory_demand;
 #[cfg(feature = "native")]
 pub mod model_responses;
+#[cfg(feature = "native")]
+mod online_round;
 mod open_model;
+#[cfg(feature = "native")]
+mod open_reference;
 #[cfg(feature = "native")]
 mod output_folder;
 mod policy;
@@ -73,7 +77,11 @@ pub use generate::{GenerateOptions, response_row};
 pub use gguf_model::{adapter_base, gguf_side_files};
 #[cfg(feature = "native")]
 pub use judging::{judge_comparisons, write_judging_result};
+#[cfg(feature = "native")]
+pub use online_round::{OnlineRound, RoundPreferences, most_pairs};
 pub use open_model::{ChatTemplateChoice, OpenModel, refuse_quantised, weights_digest};
+#[cfg(feature = "native")]
+pub use open_reference::OpenReference;
 #[cfg(feature = "native")]
 pub use output_folder::OutputFolder;
 pub use policy::{Policy, PolicyOptions, SequenceScore};

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::open_model::OpenModel;
+use super::open_reference::OpenReference;
 use super::policy::Policy;
 use super::preferences::Preferences;
 use crate::data::batch::Example;
@@ -106,8 +106,8 @@ impl Policy {
     ) -> Result<Vec<RowReference>> {
         let model = match choice {
             ReferenceChoice::Model(name) => {
-                let (model, longest) = (OpenModel::open_reference(name, self.model())?, data.longest());
-                let load = move || model.load(gpu, &LoadOptions::frozen(model.base, None, longest));
+                let (other, longest) = (OpenReference::open(name, self.model())?, data.longest());
+                let load = move || other.load(self.model(), Some(decoder), gpu, longest);
                 ReferenceModel::Other(OtherModel::new(load))
             }
             ReferenceChoice::Base if self.adapter().is_some_and(|adapter| adapter.lora.replaces_weights()) => {

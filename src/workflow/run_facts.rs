@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 use super::fitting_changes::{advice, advice_after_refusal};
 use super::memory_demand::{KeptReference, MemoryDemand, fits, load_options, load_policy, memory_text};
 use super::open_model::OpenModel;
+use super::open_reference::OpenReference;
 use super::policy::Policy;
 use super::preferences::Preferences;
 use super::recipe::{Recipe, Recompute};
@@ -17,7 +18,6 @@ use crate::data::named_templates::run_time;
 use crate::error::{Error, Result};
 use crate::files::parts_hash;
 use crate::gpu::{Caps, Gpu};
-use crate::model::load::LoadOptions;
 use crate::model::peft::Adapter;
 use crate::model::save::OutputDtype;
 use crate::model::saved::RecomputePolicy;
@@ -71,7 +71,7 @@ impl<'a> RunFacts<'a> {
     pub fn start(
         &mut self,
         gpu: &'a Gpu,
-        other: Option<OpenModel>,
+        other: Option<OpenReference>,
         hashes: &ContentHashes,
         cadence: CheckpointSettings,
         (eval_steps, stop): (Option<usize>, &'a AtomicBool),
@@ -108,7 +108,7 @@ impl<'a> RunFacts<'a> {
     fn load(
         &self,
         gpu: &'a Gpu,
-        other: Option<OpenModel>,
+        other: Option<OpenReference>,
         hashes: &ContentHashes,
     ) -> Result<(Trainer<'a>, ReferenceScorer<'a>)> {
         let demand = self.demand(gpu.caps())?;
@@ -116,7 +116,7 @@ impl<'a> RunFacts<'a> {
         let settings = &self.settings;
         let options = load_options(settings, demand.base, self.adapter.as_deref(), self.longest);
         let goal = settings.goal();
-        let decoder = load_policy(self.policy.model(), gpu, &options, self.kept)?;
+        let decoder = load_policy(self.policy.model(), gpu, &options, &self.kept)?;
         let largest: Vec<&Example> = demand.largest.iter().collect();
         let cost = reserve(gpu, &decoder, &goal, &largest, settings.share_prefix, keep);
         gpu.check()?;
@@ -131,7 +131,7 @@ impl<'a> RunFacts<'a> {
     fn reference_scorer(
         &self,
         gpu: &'a Gpu,
-        other: Option<OpenModel>,
+        other: Option<OpenReference>,
         hashes: &ContentHashes,
         max_tokens: usize,
     ) -> ReferenceScorer<'a> {
@@ -140,14 +140,20 @@ impl<'a> RunFacts<'a> {
         let (params, frozen) = (self.settings.param_dtype.name(), "frozen");
         let longest = self.longest;
         let (model, contents) = match other {
-            Some(model) => {
-                let load = move || model.load(gpu, &LoadOptions::frozen(model.base, None, longest));
+            Some(OpenReference::Adapter(_)) if self.adapter.is_some() => {
+                (ReferenceModel::Start, [&hashes.other, frozen])
+            }
+            Some(other) => {
+                let policy = self.policy.model();
+                let load = move || other.load(policy, None, gpu, longest);
                 (ReferenceModel::Other(OtherModel::new(load)), [&hashes.other, frozen])
             }
-            None if self.kept == KeptReference::StartingAdapter => (ReferenceModel::Start, [&hashes.policy, params]),
-            None if self.kept == KeptReference::ReplacedTensors => (ReferenceModel::Start, [&hashes.base, frozen]),
-            None if self.adapter.is_some() => (ReferenceModel::WithoutAdapter, [&hashes.base, frozen]),
-            None => (ReferenceModel::Untrained, [&hashes.policy, params]),
+            None => match self.kept {
+                KeptReference::StartingAdapter => (ReferenceModel::Start, [&hashes.policy, params]),
+                KeptReference::ReplacedTensors => (ReferenceModel::Start, [&hashes.base, frozen]),
+                _ if self.adapter.is_some() => (ReferenceModel::WithoutAdapter, [&hashes.base, frozen]),
+                _ => (ReferenceModel::Untrained, [&hashes.policy, params]),
+            },
         };
         let store = ScoreStore::open(&reference_cache::folder(gpu.caps(), &contents));
         ReferenceScorer::new(gpu, preference, model, max_tokens, Some(store))
@@ -189,13 +195,14 @@ pub(super) struct ContentHashes {
 }
 
 impl ContentHashes {
-    pub fn new(model: &OpenModel, adapter: Option<&Adapter>, other: Option<&OpenModel>) -> Result<Self> {
+    pub fn new(model: &OpenModel, adapter: Option<&Adapter>, other: Option<&OpenReference>) -> Result<Self> {
         let digest = model.checkpoint.digest()?;
         Ok(Self {
             policy: model_hash(model, &digest, adapter)?,
             base: model_hash(model, &digest, None)?,
             other: match other {
-                Some(other) => model_hash(other, &other.checkpoint.digest()?, None)?,
+                Some(OpenReference::Model(other)) => model_hash(other, &other.checkpoint.digest()?, None)?,
+                Some(OpenReference::Adapter(other)) => model_hash(model, &digest, Some(other))?,
                 None => String::new(),
             },
         })

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime};
 
 use super::memory_demand::{MemoryDemand, kept_reference};
-use super::open_model::OpenModel;
+use super::open_reference::OpenReference;
 use super::policy::Policy;
 use super::preferences::Preferences;
 use super::recipe::Recipe;
@@ -41,7 +41,7 @@ pub struct TrainingOptions<'a> {
     /// Steps between evaluations. `None`: at the end.
     pub eval_steps: Option<usize>,
     /// Reference that is open already, where the recipe names another checkpoint. `None`: it is opened when training begins.
-    pub reference: Option<OpenModel>,
+    pub reference: Option<OpenReference>,
     /// Folder for metrics, checkpoints and the result. `None`: the run lives in memory.
     pub folder: Option<RunFolder>,
     /// Steps between checkpoints.
@@ -230,14 +230,14 @@ impl Policy {
         let other = match (&recipe.reference, &settings.preference) {
             (ReferenceChoice::Model(name), Some(_)) => match options.reference {
                 Some(open) => Some(open),
-                None => Some(OpenModel::open_reference(name, self.model())?),
+                None => Some(OpenReference::open(name, self.model())?),
             },
             _ => None,
         };
         let hashes = ContentHashes::new(self.model(), adapter.as_deref(), other.as_ref())?;
         let mut about = RunFacts {
             fingerprint: fingerprint(&settings, &[Some(data), options.eval], &hashes, &recipe.reference, gpu.caps())?,
-            kept: kept_reference(&recipe.reference, &settings, adapter.as_deref()),
+            kept: kept_reference(&recipe.reference, &settings, adapter.as_deref(), other.as_ref()),
             longest: data.dataset().longest().max(options.eval.map_or(0, |eval| eval.dataset().longest())),
             policy: self,
             adapter,
