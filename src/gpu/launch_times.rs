@@ -252,18 +252,23 @@ impl HostClock<'_> {
                     continue;
                 };
                 let key = launch_key(dispatch);
-                if !known.contains_key(&key) {
-                    self.wait().await?;
-                    let once = self.run(one, commands, 1).await?;
-                    let guess = (once - empty_us).max(LEAST_CLOCKED_US / MOST_REPETITIONS as f64);
-                    let n = ((LEAST_CLOCKED_US / guess).ceil() as usize).clamp(1, MOST_REPETITIONS);
-                    let us = if n == 1 { once } else { self.run(one, commands, n).await? };
-                    most = most.max(n);
-                    known.insert(key, (us > LEAST_OF_EMPTY * empty_us).then_some((us - empty_us) / n as f64));
-                } else {
-                    self.submit_once(one, commands);
-                }
-                launches_us[one.first_launch + dispatch.launch] = known[&key];
+                let us = match known.get(&key) {
+                    Some(&us) => {
+                        self.submit_once(one, commands);
+                        us
+                    }
+                    None => {
+                        self.wait().await?;
+                        let once = self.run(one, commands, 1).await?;
+                        let guess = (once - empty_us).max(LEAST_CLOCKED_US / MOST_REPETITIONS as f64);
+                        let n = ((LEAST_CLOCKED_US / guess).ceil() as usize).clamp(1, MOST_REPETITIONS);
+                        let us = if n == 1 { once } else { self.run(one, commands, n).await? };
+                        most = most.max(n);
+                        let alone = (us > LEAST_OF_EMPTY * empty_us).then_some((us - empty_us) / n as f64);
+                        *known.entry(key).or_insert(alone)
+                    }
+                };
+                launches_us[one.first_launch + dispatch.launch] = us;
             }
         }
         Ok(LaunchTimes { method: TimingMethod::Clock, repetitions: most, launches_us, ..none })

@@ -30,6 +30,29 @@ function scopes(launches) {
   return names.length > 2 ? `${names[0]} … ${names.at(-1)}` : names.join(", ");
 }
 
+/** Returns the parts in which a kernel differs from the others of its entry point: constants and replaced modules. */
+function speciality(kernel) {
+  const parts = (one) => [...one.constants, ...one.substitutions.map((name) => name.replace("shared/", ""))];
+  const others = step.kernels.filter((other) => other !== kernel && other.entry === kernel.entry);
+  return parts(kernel).filter((part) => others.some((other) => !parts(other).includes(part)));
+}
+
+/** Returns a kernel's name: its entry point, with a number if there are several specialisations. */
+function nameOf(kernel) {
+  const alike = step.kernels.filter((other) => other.entry === kernel.entry);
+  return alike.length > 1 ? `${kernel.entry} #${alike.indexOf(kernel) + 1}` : kernel.entry;
+}
+
+/** Joins the lines of a comment that were broken because they are long. Other line breaks belong to the formulas. */
+function unwrapped(comment) {
+  const lines = comment.split("\n");
+  return lines.reduce((text, line, i) => {
+    const before = lines[i - 1] ?? "";
+    const isContinued = before.length > 105 && /^\S/.test(line);
+    return text + (i === 0 ? "" : isContinued ? " " : "\n") + line;
+  }, "");
+}
+
 /** Groups the launches of a kernel that are alike. */
 function groups(launches) {
   const alike = new Map();
@@ -56,8 +79,8 @@ function launchTable(kernel, launches) {
     return make("tr", {}, ...cells.map((text, i) => make("td", i < 2 ? {} : { class: "n" }, String(text))));
   };
   const head = make("tr", {}, ...columns.map((text, i) => make("th", i < 2 ? { scope: "col" } : { scope: "col", class: "n" }, text)));
-  const table = make("table", {}, make("caption", {}, `Launches of ${kernel.entry} in a step`), make("thead", {}, head), make("tbody", {}, ...groups(launches).map(row)));
-  return make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": `Launches of ${kernel.entry}` }, table);
+  const table = make("table", {}, make("caption", {}, `Launches of ${nameOf(kernel)} in a step`), make("thead", {}, head), make("tbody", {}, ...groups(launches).map(row)));
+  return make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": `Launches of ${nameOf(kernel)}` }, table);
 }
 
 /** Fills in what a kernel's line unfolds. */
@@ -69,11 +92,11 @@ function detail(kernel, launches) {
     "Replaced modules": kernel.substitutions.join(", ") || "none",
   };
   const lines = kernel.wgsl.split("\n").length;
-  const text = make("details", {}, make("summary", {}, `WGSL as linked for this GPU, ${lines} lines`));
+  const text = make("details", {}, make("summary", {}, `WGSL of ${kernel.entry} as linked for this GPU, ${lines} lines`));
   text.ontoggle = () => text.open && text.children.length === 1 && text.append(wgsl(kernel.wgsl));
   return [
-    make("pre", { class: "formula" }, kernel.formula),
-    ...(kernel.about ? [make("pre", { class: "formula quiet" }, kernel.about)] : []),
+    make("pre", { class: "formula" }, unwrapped(kernel.formula)),
+    ...(kernel.about ? [make("pre", { class: "formula quiet" }, unwrapped(kernel.about))] : []),
     make("dl", {}, ...Object.entries(facts).flatMap(([k, v]) => [make("dt", {}, k), make("dd", {}, v)])),
     launchTable(kernel, launches),
     text,
@@ -91,7 +114,7 @@ function line(kernel, index, longest, wasOpen) {
   const summary = make(
     "summary",
     {},
-    cell("name", make("code", {}, kernel.entry)),
+    cell("name", make("code", {}, nameOf(kernel)), " ", make("small", {}, speciality(kernel).join(", "))),
     cell("n count", `${launches.length} ${launches.length === 1 ? "launch" : "launches"}`),
     cell("n time", ...time),
     cell("n peak", total === null ? "" : `${percent(shareOf(launches))} of peak`),
@@ -113,9 +136,9 @@ function words() {
   const short = step.launches.filter((launch) => launch.us === null).length;
   const how =
     timing.method === "timestamps"
-      ? `Each launch ran ${timing.repetitions} times in its place, between two timestamps of the GPU. Browsers may round a timestamp to 0.1 ms, which is ${duration(100 / timing.repetitions)} per run.`
+      ? `Each launch ran ${timing.repetitions === 1 ? "once" : `${timing.repetitions} times`} in its place, between two timestamps of the GPU. A browser may round timestamps to 0.1 ms${timing.repetitions === 1 ? "" : `, which is ${duration(100 / timing.repetitions)} per run`}.`
       : `This browser gives no usable timestamps of the GPU. Each kernel was submitted alone, up to ${timing.repetitions} times together, and timed by the clock, less the time of an empty submission. Launches that are alike were timed once.`;
-  const total = `Together the kernels take ${duration(sum(step.launches, (l) => l.us ?? 0))}. The whole step, submitted as in training, takes ${duration(timing.whole_us)}.`;
+  const total = `Together the launches take ${duration(sum(step.launches, (l) => l.us ?? 0))}. The whole step, submitted as in training, takes ${duration(timing.whole_us)}: there, launches have no passes or submissions of their own.`;
   return [launched, how, total, ...(short ? [`${short} launches are too short to be timed here. They have no bar.`] : [])];
 }
 
@@ -134,7 +157,7 @@ function show() {
 
 /** Returns the label of a kernel's lane: a link that unfolds the kernel. */
 function jump(index) {
-  const label = make("a", { class: "lane-label", href: `#kernel-${index}` }, step.kernels[index].entry);
+  const label = make("a", { class: "lane-label", href: `#kernel-${index}` }, nameOf(step.kernels[index]));
   label.onclick = () => ($(`kernel-${index}`).open = true);
   return label;
 }

@@ -47,6 +47,6 @@ export function drawTimeline(element, kernels, launches, link) {
     const own = placed.filter((launch) => launch.kernel === index && launch.us > 0);
     rows.push(...lane(link(index), ...own.map((launch) => bar(launch, launch.phase, `${kernel.entry} ${launch.scope}: ${duration(launch.us)}`))));
   });
-  const axis = make("div", { class: "axis" }, ...[0, at / 2, at].map((us) => make("span", {}, duration(us))));
+  const axis = make("div", { class: "axis" }, ...[0, at / 2, at].map((us) => make("span", {}, us ? duration(us) : "0")));
   element.replaceChildren(make("p", { class: "key quiet" }, ...key), make("div", { class: "lanes" }, ...rows, make("span", {}), axis));
 }
