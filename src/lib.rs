@@ -100,7 +100,7 @@
 //! recordings so that a submission takes about 0.2 s on this device, far below a watchdog's limit; one is always queued behind the one that
 //! runs. Uniforms of a recording are one buffer. Bind groups are kept: a step with the last one's shapes finds all of them. Kernels that a
 //! recording needs are compiled when it is submitted, in parallel, with progress, and kept on disk where the driver can
-//! ([`gpu::Gpu::keep_pipelines`]). Nothing inside reads back. No shader uses float atomics: sums are two-stage, the embedding's gradient walks sorted buckets, and
+//! ([`gpu::Gpu::keep_pipelines`]). What a step launches is listed and timed by [`train::step_launches`]. Nothing inside reads back. No shader uses float atomics: sums are two-stage, the embedding's gradient walks sorted buckets, and
 //! dQ has a pass of its own. Two runs on one device give the same bits, which resuming relies on. Different kernels give the same bits (variants of a product,
 //! a score as policy and as reference) where the compiler fuses multiplications and additions alike in both, or not at all: Mesa's do, FXC (DX12) does not. Errors of the device are kept, and
 //! reported when results are read.

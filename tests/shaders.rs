@@ -63,6 +63,29 @@ fn resolved(shader: &Shader) -> Result<(naga::Module, ModuleInfo), String> {
     Ok((module.into_owned(), info.into_owned()))
 }
 
+/// Returns the size of a workgroup by naga.
+fn workgroup_size_by_naga(shader: &Shader) -> [u32; 3] {
+    let (module, _) = resolved(shader).expect("a valid module");
+    let entry = module.entry_points.iter().find(|entry| entry.name == shader.entry).expect("an entry point");
+    entry.workgroup_size
+}
+
+#[test]
+fn workgroup_sizes_are_those_of_naga() {
+    let (mut n, mut sizes) = (0, BTreeSet::new());
+    for shader in REGISTRY.iter().flat_map(|kernel| kernel.variants()) {
+        let size = shader.workgroup_size().unwrap_or_else(|e| panic!("{}: {e}", shader.key()));
+        assert_eq!(size, workgroup_size_by_naga(&shader), "{}", shader.key());
+        n += 1;
+        sizes.insert(size);
+    }
+    assert!(n > 100 && sizes.len() > 4, "{n} shaders with sizes {sizes:?}");
+    // Another constant gives another size, which naga confirms.
+    let narrow = Shader::new("add", "add").with("WG", 32.0);
+    assert_eq!(narrow.workgroup_size().unwrap_or_default(), [32, 1, 1]);
+    assert_eq!(workgroup_size_by_naga(&narrow), [32, 1, 1]);
+}
+
 /// Text of HLSL as wgpu's DX12 backend makes it of a shader without bounds checks, and the entry point's name in it.
 fn hlsl(
     shader: &Shader,

@@ -321,6 +321,12 @@ impl Gpu {
         Self { caps: Caps { variants, ..self.caps }, ..self }
     }
 
+    /// Returns this device as if it had no timestamps, as many browsers' devices.
+    #[must_use]
+    pub fn without_timestamps(self) -> Self {
+        Self { caps: Caps { timestamps: false, ..self.caps }, ..self }
+    }
+
     /// Returns this device with the entries of `tuning` added to its table of fastest variants.
     #[must_use]
     pub fn with_tuning(mut self, tuning: Tuning) -> Self {

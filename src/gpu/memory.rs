@@ -162,7 +162,7 @@ impl Gpu {
     }
 
     /// Frees the activations that no slot uses. Where no buffer is left, counting begins anew: what a self-test takes is not part of a run.
-    pub(crate) fn release_free_memory(&self) {
+    pub fn release_free_memory(&self) {
         let mut state = self.pool.state();
         for memory in std::mem::take(&mut state.free) {
             state.ledger.sub(Role::Activations, memory.bytes, memory.place);

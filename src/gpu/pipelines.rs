@@ -34,6 +34,9 @@ impl Pipeline {
     pub fn is_compiled(&self) -> bool {
         self.compiled.get().is_some()
     }
+    pub fn shader(&self) -> &Shader {
+        &self.shader
+    }
 }
 
 /// Progress callback (kernels compiled, kernels in all). It is called after each compiled kernel and, except in a browser, after each
@@ -63,6 +66,13 @@ impl PipelineCache {
         let make = || Pipeline { shader: shader.clone(), compiled: OnceLock::new(), ran: AtomicBool::new(false) };
         let mut all = self.by_key.lock().unwrap_or_else(|e| e.into_inner());
         all.entry(shader.key()).or_insert_with(|| Arc::new(make())).clone()
+    }
+
+    /// Returns the shaders of all pipelines, in the order of their keys.
+    pub fn shaders(&self) -> Vec<Shader> {
+        let all = self.by_key.lock().unwrap_or_else(|e| e.into_inner());
+        let by_key: std::collections::BTreeMap<&String, &Arc<Pipeline>> = all.iter().collect();
+        by_key.values().map(|pipeline| pipeline.shader.clone()).collect()
     }
 
     pub fn progress(&self, done: usize, total: usize) {
@@ -182,6 +192,12 @@ fn compile(live: &OpenDevice, shader: &Shader, source: &str, cache: Option<&wgpu
 }
 
 impl Gpu {
+    /// Returns every shader that was recorded on this device so far, in the order of their keys. On a device that only counts
+    /// ([`Gpu::plan`]), these are the shaders that the same program needs on a device.
+    pub fn recorded_shaders(&self) -> Vec<Shader> {
+        self.pipelines.shaders()
+    }
+
     /// Caches compiled shaders in a folder, where the driver supports this. Must be called before anything is computed.
     pub fn keep_pipelines(&mut self, dir: &Path) {
         let Some((live, name)) = self.live.as_ref().and_then(|l| Some((l, l.cache_name.as_ref()?))) else { return };

@@ -22,6 +22,10 @@ pub(super) struct RecordedDispatch {
     pub is_splittable: bool,
     /// Estimated cost: the larger of the floating-point operations and the bound elements.
     pub work: u64,
+    /// Bytes and operations, as counted for [`Recording::launches`].
+    pub counted: DispatchWork,
+    /// Index in [`Recording::launches`]. Parts of a split dispatch have the index of the whole.
+    pub launch: usize,
 }
 
 pub(super) enum RecordedCommand {
@@ -31,7 +35,7 @@ pub(super) enum RecordedCommand {
 }
 
 /// Work of a dispatch.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DispatchWork {
     /// Bytes read and written, each element once.
     pub bytes: u64,
@@ -61,6 +65,19 @@ impl From<u64> for CountedWork {
     }
 }
 
+/// Launch of a kernel, as a recording holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordedLaunch {
+    /// Entry point with its specialisation.
+    pub shader: Shader,
+    /// Scope that was set when the launch was recorded, such as `L3` for layer 3; empty outside of a scope.
+    pub scope: String,
+    /// Workgroups along x, y and z.
+    pub workgroups: [u32; 3],
+    /// Bytes and floating-point operations, as the launcher counts them.
+    pub work: DispatchWork,
+}
+
 /// Number of dispatches by entry point and work.
 pub type PlannedWork = BTreeMap<(&'static str, DispatchWork), usize>;
 
@@ -74,6 +91,7 @@ pub struct Recording<'g> {
     dispatches: usize,
     flops: u64,
     planned: PlannedWork,
+    pub(super) n_launches: usize,
 }
 
 /// Computes a grid for `n` invocations. It has two dimensions where one would be too long. The shader computes its index with
@@ -101,6 +119,7 @@ impl Gpu {
             dispatches: 0,
             flops: 0,
             planned: PlannedWork::new(),
+            n_launches: 0,
         }
     }
 
@@ -151,6 +170,23 @@ impl<'g> Recording<'g> {
         &self.planned
     }
 
+    /// Returns the number of [`Self::launches`] so far.
+    pub fn n_launches(&self) -> usize {
+        self.n_launches
+    }
+    /// Returns the launches in the order in which they run; empty where the device only counts. Launches without workgroups are left out.
+    pub fn launches(&self) -> Vec<RecordedLaunch> {
+        let mut all: Vec<RecordedLaunch> = Vec::with_capacity(self.n_launches);
+        for command in &self.commands {
+            if let RecordedCommand::Dispatch(d) = command {
+                let scope = d.label.split_once('/').map_or("", |(_, scope)| scope).into();
+                let shader = d.pipeline.shader().clone();
+                all.push(RecordedLaunch { shader, scope, workgroups: d.grid, work: d.counted });
+            }
+        }
+        all
+    }
+
     /// Appends a dispatch. Binding 0 is `params`; the slots follow in order. A grid that contains a zero runs nothing.
     pub fn dispatch<P: bytemuck::Pod>(
         &mut self,
@@ -194,11 +230,12 @@ impl<'g> Recording<'g> {
         if grid.contains(&0) {
             return;
         }
+        let is_first = |i: usize| !slots[..i].iter().any(|&before| std::ptr::eq(before, slots[i]));
+        let of_bound = || (0..slots.len()).filter(|&i| is_first(i)).map(|i| slots[i].bytes()).sum();
+        let counted = DispatchWork { bytes: bytes.unwrap_or_else(of_bound), flops };
+        let pipeline = self.gpu.pipelines.get(shader);
         if self.gpu.live.is_none() {
-            let is_first = |i: usize| !slots[..i].iter().any(|&before| std::ptr::eq(before, slots[i]));
-            let of_bound = || (0..slots.len()).filter(|&i| is_first(i)).map(|i| slots[i].bytes()).sum();
-            let bytes = bytes.unwrap_or_else(of_bound);
-            *self.planned.entry((shader.entry, DispatchWork { bytes, flops })).or_default() += 1;
+            *self.planned.entry((shader.entry, counted)).or_default() += 1;
             return;
         }
         let offset = self.uniforms.len().next_multiple_of(256);
@@ -210,7 +247,7 @@ impl<'g> Recording<'g> {
             if self.scope.is_empty() { shader.entry.into() } else { format!("{}/{}", shader.entry, self.scope) };
         let n_bound: usize = slots.iter().map(|slot| slot.len()).sum();
         self.commands.push(RecordedCommand::Dispatch(RecordedDispatch {
-            pipeline: self.gpu.pipelines.get(shader),
+            pipeline,
             entry: shader.entry,
             label,
             uniform: (offset as u64, size),
@@ -219,7 +256,10 @@ impl<'g> Recording<'g> {
             grid,
             is_splittable,
             work: flops.max(n_bound as u64),
+            counted,
+            launch: self.n_launches,
         }));
+        self.n_launches += 1;
     }
 
     /// Fills a slot with zeros.

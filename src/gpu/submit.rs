@@ -10,7 +10,7 @@ use super::failure::{DeviceFailure, refused};
 use super::open_device::OpenDevice;
 use super::pipelines::Pipeline;
 use super::record::{RecordedCommand, RecordedDispatch, Recording};
-use super::submission_budget::grid_parts;
+use super::submission_budget::{SubmissionBudget, grid_parts};
 
 /// Cache of bind groups. A step with the same shapes as the step before finds all of its bind groups here.
 #[derive(Default)]
@@ -29,7 +29,7 @@ type BoundBuffer = (wgpu::Buffer, u64, u64);
 const MOST_GROUPS: usize = 16_384;
 
 /// Buffer of a recording's uniforms.
-struct UniformBuffer(wgpu::Buffer);
+pub(super) struct UniformBuffer(wgpu::Buffer);
 
 /// Describes a submission by its first dispatch: "matmul_fwd/L3 and 17 more dispatches".
 fn running(commands: &[RecordedCommand]) -> String {
@@ -68,12 +68,17 @@ impl Recording<'_> {
             return self.submit_profiled(live, &uniforms);
         }
         let mut budget = self.gpu.budget.lock().unwrap_or_else(|e| e.into_inner());
+        self.submit_parts(live, &uniforms, &mut budget);
+    }
+
+    /// Encodes and submits all commands, in submissions of the usual size.
+    pub(super) fn submit_parts(&self, live: &OpenDevice, uniforms: &UniformBuffer, budget: &mut SubmissionBudget) {
         let mut commands = self.commands.as_slice();
         while !commands.is_empty() {
             let (n, expected) = budget.next_submission(commands, usize::MAX);
             let (now, later) = commands.split_at(n);
             let mut encoder = live.device.create_command_encoder(&Default::default());
-            self.encode(live, &uniforms, &mut encoder, now);
+            self.encode(live, uniforms, &mut encoder, now);
             let Some(submitted) = live.submit(encoder, None, || running(now)) else { return };
             budget.queued(live, submitted.index, expected);
             commands = later;
@@ -81,7 +86,7 @@ impl Recording<'_> {
     }
 
     /// Replaces each dispatch that would take too long, or whose grid is too large, by several parts.
-    fn split_long(&mut self) {
+    pub(super) fn split_long(&mut self) {
         let budget = self.gpu.budget.lock().unwrap_or_else(|e| e.into_inner());
         let limit = self.gpu.caps.max_workgroups;
         let commands = Vec::with_capacity(self.commands.len());
@@ -117,7 +122,7 @@ impl Recording<'_> {
     }
 
     /// Returns the pipelines of all dispatches, each once, in the order of their first use.
-    fn distinct(&self) -> Vec<Arc<Pipeline>> {
+    pub(super) fn distinct(&self) -> Vec<Arc<Pipeline>> {
         let mut all: Vec<Arc<Pipeline>> = Vec::new();
         let mut seen = std::collections::HashSet::new();
         for command in &self.commands {
@@ -132,7 +137,7 @@ impl Recording<'_> {
 
     /// Dispatches each new kernel with an empty grid, and reports progress. CPU drivers translate a kernel at its first dispatch, which may
     /// take seconds over all kernels.
-    fn run_first(&self, live: &OpenDevice, uniforms: &UniformBuffer) {
+    pub(super) fn run_first(&self, live: &OpenDevice, uniforms: &UniformBuffer) {
         let mut new: Vec<&RecordedDispatch> = Vec::new();
         for command in &self.commands {
             if let RecordedCommand::Dispatch(d) = command
@@ -158,7 +163,7 @@ impl Recording<'_> {
         }
     }
 
-    fn uniform_buffer(&self, live: &OpenDevice, kept: &mut Option<wgpu::Buffer>) -> UniformBuffer {
+    pub(super) fn uniform_buffer(&self, live: &OpenDevice, kept: &mut Option<wgpu::Buffer>) -> UniformBuffer {
         let need = self.uniforms.len().max(4096) as u64;
         let buffer = match kept.take() {
             Some(buffer) if buffer.size() >= need => buffer,
@@ -238,7 +243,7 @@ impl Recording<'_> {
         }
     }
 
-    fn encode(
+    pub(super) fn encode(
         &self,
         live: &OpenDevice,
         uniforms: &UniformBuffer,
@@ -268,7 +273,7 @@ impl Recording<'_> {
         }
     }
 
-    fn encode_dispatch(
+    pub(super) fn encode_dispatch(
         &self,
         live: &OpenDevice,
         uniforms: &UniformBuffer,

@@ -16,6 +16,7 @@ pub mod settings;
 pub mod similarity;
 pub mod state;
 pub mod step_estimate;
+pub mod step_launches;
 pub mod steps;
 pub mod synthetic;
 pub mod tensorboard;

@@ -1,5 +1,7 @@
 //! The steps of a run: the rows of each step, its learning rate and its metrics. The caller stores the results.
 
+use std::sync::atomic::AtomicBool;
+
 use web_time::Instant;
 
 use super::lr_schedule::LrSchedule;
@@ -43,6 +45,8 @@ pub struct StepRunner {
     order: EpochSampler,
     /// Number of recorded steps: `state.step`, or one more.
     recorded: usize,
+    /// Rows of the last recorded step; empty before the first.
+    last: Vec<usize>,
 }
 
 /// Step that is recorded, or submitted to the device.
@@ -53,6 +57,11 @@ pub struct StepInFlight<S> {
 }
 
 impl<'e> StepInFlight<RecordedStep<'_, 'e>> {
+    /// Returns the recorded step, for its launches.
+    pub fn recorded(&self) -> &RecordedStep<'_, 'e> {
+        &self.step
+    }
+
     /// Submits the step to the device.
     pub fn submit(self) -> StepInFlight<SubmittedStep<'e>> {
         StepInFlight { step: self.step.submit(), learning_rate: self.learning_rate, epoch: self.epoch }
@@ -63,9 +72,9 @@ impl StepRunner {
     /// Starts over `n` rows at the step of `state`.
     pub fn new(settings: TrainSettings, n: usize, state: TrainingState) -> Self {
         let mut order = EpochSampler::new(n, settings.seed, settings.shuffle, SamplerState::default());
-        (0..state.step).for_each(|_| drop(order.take(settings.rows_per_step())));
+        let last = (0..state.step).map(|_| order.take(settings.rows_per_step())).last().unwrap_or_default();
         let (schedule, recorded) = (settings.schedule(n), state.step);
-        Self { state, schedule, settings, order, recorded }
+        Self { state, schedule, settings, order, recorded, last }
     }
 
     /// Returns whether the reference values of all rows of the next step are known.
@@ -134,10 +143,35 @@ impl StepRunner {
         let taken = self.order.take(self.settings.rows_per_step());
         let examples: Vec<&Example> = taken.iter().map(|&i| &rows.examples[i]).collect();
         let reference: Vec<RowReference> = taken.iter().map(|&i| rows.references.get(i)).collect();
+        self.last = taken;
         let learning_rate = self.schedule.rate(self.recorded - 1);
         let update = StepUpdate { optimiser: &self.settings.optimiser, learning_rate, number: self.recorded };
         let step = trainer.record(examples, reference, self.settings.batch_size, &update);
         StepInFlight { step, learning_rate, epoch: self.order.epochs() }
+    }
+
+    /// Records the last step again, or the first where there was none, for its launches and their times. It must not be submitted.
+    ///
+    /// # Errors
+    /// Fails like [`ReferenceScorer::find`].
+    pub async fn record_again<'g, 'e>(
+        &self,
+        scorer: &mut ReferenceScorer<'_>,
+        trainer: &Trainer<'g>,
+        rows: &mut TrainingRows<'e, '_>,
+    ) -> Result<RecordedStep<'g, 'e>> {
+        let taken = match self.last.is_empty() {
+            true => self.order.clone().take(self.settings.rows_per_step()),
+            false => self.last.clone(),
+        };
+        let mut watch = ScoringWatch { stop: &AtomicBool::new(false), tell: &mut |_| () };
+        scorer.find(&trainer.decoder, rows, &taken, &mut watch).await?;
+        let examples: Vec<&Example> = taken.iter().map(|&i| &rows.examples[i]).collect();
+        let reference: Vec<RowReference> = taken.iter().map(|&i| rows.references.get(i)).collect();
+        let number = self.recorded.max(1);
+        let (optimiser, learning_rate) = (&self.settings.optimiser, self.schedule.rate(number - 1));
+        let update = StepUpdate { optimiser, learning_rate, number };
+        Ok(trainer.record(examples, reference, self.settings.batch_size, &update))
     }
 
     /// Returns the number of passes over the data up to the last recorded step, a fraction.

@@ -48,6 +48,14 @@ pub struct Trainer<'g> {
     pub seed: u64,
 }
 
+/// Micro-batch that is recorded.
+struct RecordedMicroBatch<'g> {
+    recording: Recording<'g>,
+    /// Number of launches of the forward pass.
+    n_forward: usize,
+    scores: PendingScores,
+}
+
 struct PendingScores {
     /// Log-probabilities (N), read back after the step. Metrics sum them in f64, like the reference scores, so that ties are exact.
     logp: Slot,
@@ -71,7 +79,11 @@ pub struct StepUpdate<'a> {
 
 /// Step that is recorded, but not submitted.
 pub struct RecordedStep<'g, 'e> {
-    recordings: Vec<Recording<'g>>,
+    pub(super) gpu: &'g Gpu,
+    /// Clearing of the gradients, each micro-batch, the update.
+    pub(super) recordings: Vec<Recording<'g>>,
+    /// Number of launches of each micro-batch's forward pass.
+    pub(super) n_forward: Vec<usize>,
     running: SubmittedStep<'e>,
 }
 
@@ -123,7 +135,7 @@ impl<'g> Trainer<'g> {
         reference: &[RowReference],
         batch_size: usize,
         number: usize,
-    ) -> Vec<(Recording<'g>, PendingScores)> {
+    ) -> Vec<RecordedMicroBatch<'g>> {
         let mut all = Vec::new();
         for first in (0..examples.len()).step_by(batch_size.max(1)) {
             let range = first..(first + batch_size).min(examples.len());
@@ -132,11 +144,12 @@ impl<'g> Trainer<'g> {
             let micro = MicroBatch::for_training(self.gpu, &self.decoder, &batch, dropout_seed);
             let mut rec = self.gpu.record();
             let scores = self.decoder.score(&mut rec, &micro, true, self.keep, self.goal.is_weighted());
-            let (logp, log_squares) = (scores.logp.clone(), scores.log_squares.clone());
+            let (logp, log_squares, n_forward) = (scores.logp.clone(), scores.log_squares.clone(), rec.n_launches());
             let reference = reference.get(range.clone()).unwrap_or_default();
             let known = known(&self.goal, &examples[range], reference, examples);
             self.decoder.score_backward(&mut rec, &micro, scores, &self.goal, &known);
-            all.push((rec, PendingScores { logp, log_squares, tokens: batch.ids.len(), spans: batch.spans, known }));
+            let scores = PendingScores { logp, log_squares, tokens: batch.ids.len(), spans: batch.spans, known };
+            all.push(RecordedMicroBatch { recording: rec, n_forward, scores });
         }
         all
     }
@@ -197,10 +210,11 @@ impl<'g> Trainer<'g> {
         update: &StepUpdate,
     ) -> RecordedStep<'g, 'e> {
         let mut recordings = vec![self.clear_gradients()];
-        let mut pending = Vec::new();
-        for (rec, p) in self.accumulate(&examples, &reference, batch_size, update.number) {
-            recordings.push(rec);
-            pending.push(p);
+        let (mut pending, mut n_forward) = (Vec::new(), Vec::new());
+        for micro in self.accumulate(&examples, &reference, batch_size, update.number) {
+            recordings.push(micro.recording);
+            n_forward.push(micro.n_forward);
+            pending.push(micro.scores);
         }
         let scale = 1.0 / self.divisor(&examples).max(1) as f64;
         let norm = self.gpu.alloc_persistent(Role::Batch, 1);
@@ -222,7 +236,12 @@ impl<'g> Trainer<'g> {
         global_norm(&mut rec, &gradients(pages), scale as f32, &norm);
         pages.iter().for_each(|page| adamw(&mut rec, &adam, page, &norm));
         recordings.push(rec);
-        RecordedStep { recordings, running: SubmittedStep { pending, norm, examples, number: update.number } }
+        RecordedStep {
+            gpu: self.gpu,
+            recordings,
+            n_forward,
+            running: SubmittedStep { pending, norm, examples, number: update.number },
+        }
     }
 
     /// Waits for a submitted step.
@@ -251,9 +270,9 @@ impl<'g> Trainer<'g> {
     ) -> Result<StepResult> {
         self.clear_gradients().submit();
         let mut pending = Vec::new();
-        for (rec, p) in self.accumulate(examples, reference, batch_size, 0) {
-            rec.submit();
-            pending.push(p);
+        for micro in self.accumulate(examples, reference, batch_size, 0) {
+            micro.recording.submit();
+            pending.push(micro.scores);
         }
         let norm = self.gpu.alloc_activation(1);
         let scale = 1.0 / self.divisor(examples).max(1) as f64;

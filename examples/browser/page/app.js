@@ -4,6 +4,8 @@ import * as card from "./card.js";
 import * as change from "./change.js";
 import { end, engine, restart } from "./engine.js";
 import * as first from "./first.js";
+import { loadLosses } from "./form.js";
+import * as kernels from "./kernels.js";
 import * as model from "./model.js";
 import * as preferences from "./preferences.js";
 import { holdSaving, restore, saving, session } from "./session.js";
@@ -103,8 +105,9 @@ async function main() {
   progress(null);
   document.addEventListener("saved", showSaving);
   await restore();
+  await loadLosses();
   await typed.setUp();
-  [model, preferences, training, change, card, first].forEach((part) => part.setUp());
+  [model, preferences, training, change, card, kernels, first].forEach((part) => part.setUp());
   if (saving.problem) showSaving();
   document.addEventListener("lost", recover);
   // The check of a model's kernels may have switched off some.

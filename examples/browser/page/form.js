@@ -1,9 +1,38 @@
 // The settings form of section 3: reads, fills and checks it.
 
-import { $ } from "./ui.js";
+import { engine } from "./engine.js";
+import { $, fail, make } from "./ui.js";
 import { labelOf } from "./words.js";
 
 const elements = () => $("settings").elements;
+
+/** Losses of the engine by name: {name, formula, source, is_smoothed}. */
+const losses = new Map();
+
+/** Fills the list of losses, which the engine has. */
+export async function loadLosses() {
+  try {
+    const { legend, losses: all } = await engine.losses();
+    all.forEach((loss) => losses.set(loss.name, loss));
+    elements().loss.replaceChildren(...all.map(({ name }) => make("option", {}, name)));
+    // The rest of the legend names flags of the command-line program.
+    $("loss-formula").title = legend.split(", β")[0];
+  } catch (error) {
+    fail(error);
+  }
+  $("settings").addEventListener("change", showLoss);
+  showLoss();
+}
+
+/** Shows the formula of the chosen loss, and the field of its ε, if it has one. */
+export function showLoss() {
+  const loss = losses.get(elements().loss.value);
+  // Settings that the form does not have are named after the program's flags.
+  const formula = loss?.formula.replace(/ = --[a-z-]+/g, " as by default").replace(/, --[a-z-]+/g, "") ?? "";
+  const source = loss ? make("span", { class: "source" }, loss.source) : "";
+  $("loss-formula").replaceChildren(make("code", {}, formula), " ", source, loss ? make("span", { class: "legend" }, $("loss-formula").title) : "");
+  $("smoothing").hidden = !loss?.is_smoothed;
+}
 
 /** Returns the form's settings in the engine's format. A field that is disabled during a run counts. An invalid number counts as its default:
  * `checkForm` reports it before a run. */
@@ -14,6 +43,7 @@ export function settings() {
     objective: text("objective"),
     loss: text("loss"),
     beta: number("beta"),
+    label_smoothing: $("smoothing").hidden ? 0 : number("label_smoothing"),
     learning_rate: number("learning_rate"),
     max_steps: number("max_steps"),
     batch_size: number("batch_size"),
@@ -36,6 +66,7 @@ export function put(field, value) {
 export function fill(s) {
   const values = { ...s, rank: s.lora?.rank, alpha: s.lora?.alpha };
   for (const field of elements()) if (values[field.name] !== undefined) put(field, values[field.name]);
+  showLoss();
 }
 
 /** Returns what is wrong with a number field, or "". */
@@ -44,9 +75,11 @@ function explain(field) {
   const value = field.valueAsNumber;
   const [least, most] = [Number(field.min), field.max === "" ? Infinity : Number(field.max)];
   const isWhole = field.step !== "any";
-  // A fraction may be small, but not 0: every such setting is a factor.
-  const isFine = isWhole ? Number.isInteger(value) && value >= least && value <= most : value > least && value <= most;
+  // A fraction may be small, but not 0, where the setting is a factor.
+  const mayBeLeast = isWhole || "zero" in field.dataset;
+  const isFine = (mayBeLeast ? value >= least : value > least) && value <= most && !(isWhole && !Number.isInteger(value));
   if (isFine) return "";
+  if (!isWhole && mayBeLeast) return `${labelOf(field)}: enter a number from ${least} to ${most}`;
   const range = isWhole ? `a whole number from ${least} to ${most.toLocaleString("en")}` : `a number above ${least}`;
   return `${labelOf(field)}: enter ${range}`;
 }

@@ -1,6 +1,6 @@
 // Keeps what the user types, so that a reload does not lose it: settings, instructions, and how responses are sampled.
 
-import { put } from "./form.js";
+import { put, showLoss } from "./form.js";
 import { saving } from "./session.js";
 import * as store from "./store.js";
 import { $ } from "./ui.js";
@@ -40,6 +40,7 @@ export async function setUp() {
   }
   const fields = [...$("settings").elements, ...SAMPLING.map($)];
   for (const field of fields) if (field && keyOf(field) in typed) put(field, typed[keyOf(field)]);
+  showLoss();
   for (const radio of document.querySelectorAll("[name=pairing]")) if (radio.value === typed.pairing) radio.checked = true;
   document.addEventListener("input", ({ target }) => {
     if (!fields.includes(target) && target.name !== "pairing") return;

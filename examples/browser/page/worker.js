@@ -184,6 +184,10 @@ const methods = {
   ceilings: async () => JSON.parse(await engine.ceilings()),
   bench: async (kernel, ceilings) => JSON.parse(await engine.bench(kernel, JSON.stringify(ceilings))),
 
+  losses: () => JSON.parse(Engine.losses()),
+  stepKernels: async () => JSON.parse(await engine.step_kernels()),
+  timeStep: async (seconds, ceilings) => JSON.parse(await engine.time_step(seconds, JSON.stringify(ceilings))),
+
   score: async (instruction, response, template) => JSON.parse(await engine.score(instruction, response, template)),
 };
 
@@ -200,6 +204,8 @@ onmessage = ({ data: { id, method, args, cancel } }) => {
       const result = await methods[method](...args);
       postMessage({ id, result }, buffers(result));
     } catch (error) {
+      // A check may have found a wrong kernel: the next engine must not use it.
+      if (error?.name === "GpuError") await keepChecks().catch(() => {});
       postMessage({ id, error: typeof error === "string" ? error : String(error?.message ?? error), lost: error?.name === "GpuError" });
     }
   });

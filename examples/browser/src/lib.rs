@@ -4,6 +4,7 @@
 pub mod card;
 pub mod checks;
 pub mod settings;
+pub mod step_kernels;
 pub mod tab;
 #[cfg(target_arch = "wasm32")]
 mod web;

@@ -1,12 +1,51 @@
 //! Settings of the page's form, and the recipe that they make.
 
-use jointwise::Recipe;
 use jointwise::data::dataset::DEFAULT_MAX_LENGTH;
+use jointwise::gpu::Gpu;
+use jointwise::model::decoder::Decoder;
 use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::saved::RecomputePolicy;
+use jointwise::model::scores::DEFAULT_SCORE_TOKENS;
 use jointwise::model::weights::BaseDtype;
-use jointwise::objective::{LossMix, Objective};
+use jointwise::objective::{FORMULA_LEGEND, Loss, LossMix, Objective};
+use jointwise::train::reference::{ReferenceModel, ReferenceScorer};
+use jointwise::train::settings::TrainSettings;
+use jointwise::train::trainer::Trainer;
+use jointwise::{Recipe, Result};
 use serde::{Deserialize, Serialize};
+
+/// Loss of the form's list.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LossLine {
+    /// Name, as in the settings.
+    pub name: &'static str,
+    /// Loss of a pair, as a formula.
+    pub formula: &'static str,
+    /// Paper of the loss.
+    pub source: &'static str,
+    /// Whether the loss has an ε, the label smoothing.
+    pub is_smoothed: bool,
+}
+
+/// All losses of the library, and what their formulas' letters mean.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LossList {
+    /// Meaning of the letters.
+    pub legend: &'static str,
+    /// Each loss.
+    pub losses: Vec<LossLine>,
+}
+
+/// Returns all losses of the library, with their formulas.
+pub fn losses() -> LossList {
+    let line = |loss: Loss| LossLine {
+        name: loss.name(),
+        formula: loss.formula(),
+        source: loss.source(),
+        is_smoothed: Loss::SMOOTHED.contains(&loss),
+    };
+    LossList { legend: FORMULA_LEGEND, losses: Loss::ALL.map(line).into() }
+}
 
 /// Settings of the page's form. Missing fields have the command line's defaults, except the learning rate: it is higher, so that a hundred
 /// steps of a small adapter show an effect.
@@ -77,5 +116,21 @@ impl Settings {
             seed: self.seed,
             ..Recipe::default()
         }
+    }
+
+    /// Returns the trainer of the run on a device.
+    ///
+    /// # Errors
+    /// A setting is out of range.
+    pub fn trainer<'g>(&self, gpu: &'g Gpu, decoder: Decoder) -> Result<Trainer<'g>> {
+        let goal = self.recipe().settings()?.goal();
+        Ok(Trainer { gpu, decoder, goal, share_prefix: true, keep: self.recompute, seed: self.seed })
+    }
+
+    /// Returns what computes the reference's values of the run. A new adapter changes nothing, so the model without the adapter is the
+    /// starting policy.
+    pub fn scorer<'g>(&self, gpu: &'g Gpu, training: &TrainSettings) -> ReferenceScorer<'g> {
+        let preference = training.preference.clone().unwrap_or_default();
+        ReferenceScorer::new(gpu, &preference, ReferenceModel::WithoutAdapter, DEFAULT_SCORE_TOKENS, None)
     }
 }

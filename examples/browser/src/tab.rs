@@ -14,7 +14,8 @@ use jointwise::data::tokens::Tokenizer;
 use jointwise::error::{acts_on_terminal, visible};
 use jointwise::eval::generate::{self, check_length};
 use jointwise::eval::tasks::{DataSplit, rows};
-use jointwise::gpu::Gpu;
+use jointwise::gpu::{Caps, Gpu, Shader, Variant};
+use jointwise::kernels::measure::DevicePeaks;
 use jointwise::kernels::sample::Sampling;
 use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::decoder::Decoder;
@@ -30,18 +31,19 @@ use jointwise::model::weights::{BaseDtype, TrainOptions, WeightSource};
 use jointwise::report::{self, Report};
 use jointwise::train::memory_plan::{largest_micro_batch, plan_memory};
 use jointwise::train::metrics::MetricsLine;
-use jointwise::train::reference::{ReferenceModel, ReferenceScorer, RowReferences, ScoringWatch, TrainingRows};
+use jointwise::train::reference::{ReferenceScorer, RowReferences, ScoringWatch, TrainingRows};
 use jointwise::train::settings::TrainDefaults;
 use jointwise::train::state::{self, TrainingState};
 use jointwise::train::steps::StepRunner;
-use jointwise::train::trainer::{self, Trainer};
+use jointwise::train::trainer::{self, RecordedStep, Trainer};
 use jointwise::workflow::OpenModel;
 use jointwise::{DataOptions, Error, Policy, PolicyOptions, Preferences, Result};
 use serde::Serialize;
 use web_time::{Duration, Instant, UNIX_EPOCH};
 
-use crate::checks::{KernelChecks, formats};
+use crate::checks::{KernelChecks, generation_shaders, training_shaders};
 use crate::settings::Settings;
+use crate::step_kernels::{StepKernels, StepTimes};
 
 /// Files of a model folder.
 pub struct Files {
@@ -127,6 +129,8 @@ pub struct Tab {
     policy: Option<Policy>,
     trainer: Option<Trainer<'static>>,
     run: Option<Run>,
+    /// Whether kernels were recorded on the device for benchmarks, too.
+    is_benched: bool,
 }
 
 /// Settings for sampling texts.
@@ -183,6 +187,30 @@ pub struct PlanLine {
     pub refused: Option<String>,
 }
 
+/// Checks those of a program's shaders that were not checked before. If variants fail, opens the device again without them, until a device
+/// passes. `program` returns the program's shaders on a device with these capabilities.
+async fn check_program(
+    gpu: &mut &'static Gpu,
+    checks: &mut KernelChecks,
+    program: impl AsyncFn(&Caps) -> Result<Vec<Shader>>,
+) -> Result<()> {
+    while !checks.add(gpu, &program(gpu.caps()).await?).await?.is_empty() {
+        *gpu = Box::leak(Box::new(checks.open_device().await?));
+    }
+    Ok(())
+}
+
+/// Refuses to go on with variants that computed wrongly.
+fn refuse(failed: &[Variant]) -> Result<()> {
+    match failed {
+        [] => Ok(()),
+        [variant, ..] => {
+            let text = format!("the kernels `{}` computed wrongly on this GPU, and are switched off", variant.name());
+            Err(Error::Gpu(text))
+        }
+    }
+}
+
 fn missing(what: &str) -> Error {
     Error::Device(format!("{what} first"))
 }
@@ -194,7 +222,7 @@ impl Tab {
     /// [`Error::Device`].
     pub async fn open(checks: KernelChecks) -> Result<Self> {
         let gpu: &'static Gpu = Box::leak(Box::new(checks.open_device().await?));
-        Ok(Self { gpu, checks, policy: None, trainer: None, run: None })
+        Ok(Self { gpu, checks, policy: None, trainer: None, run: None, is_benched: false })
     }
 
     /// Returns the device.
@@ -207,6 +235,12 @@ impl Tab {
         &self.checks
     }
 
+    /// Returns the device for benchmarks, which record kernels that training does not.
+    pub fn bench_gpu(&mut self) -> &'static Gpu {
+        self.is_benched = true;
+        self.gpu
+    }
+
     /// Returns whether a model is on the device.
     pub fn has_model(&self) -> bool {
         self.loaded().is_ok()
@@ -217,14 +251,15 @@ impl Tab {
         self.run.is_some() && self.has_model()
     }
 
-    /// Checks the kernels of a model with weights stored as `base`. If variants fail, opens the device again without them.
-    async fn check_kernels(&mut self, model: &OpenModel, base: BaseDtype) -> Result<()> {
-        let formats = formats(&model.description, model.checkpoint.as_ref(), base);
-        if self.checks.add(self.gpu, &formats).await? {
-            (self.run, self.trainer) = (None, None);
-            self.gpu = Box::leak(Box::new(self.checks.open_device().await?));
-        }
-        Ok(())
+    /// Checks those shaders that were recorded after `before`, and those of `launched`, if they were not checked before they were needed. The
+    /// plans of [`Self::load`] and [`Self::begin`] miss a shader only where a later batch is of another size.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if a variant failed: the device must be opened again without it.
+    async fn check_recorded(&mut self, before: &[Shader]) -> Result<()> {
+        let recorded = self.gpu.recorded_shaders();
+        let failed = self.checks.add(self.gpu, recorded.iter().filter(|shader| !before.contains(shader))).await?;
+        refuse(&failed)
     }
 
     /// Estimates a run's memory for several lengths, batch sizes and kinds of recomputation. Loads nothing: it reads only the headers of `weights`.
@@ -298,22 +333,12 @@ impl Tab {
         let policy = Policy::from_model(model, None, PolicyOptions::default())?;
         notes.extend(policy.tokenizer().notes().iter().cloned());
         (self.run, self.policy, self.trainer) = (None, None, None);
-        self.check_kernels(policy.model(), base).await?;
         let none = LoadOptions::frozen(base, None, positions(&policy));
-        self.trainer = Some(self.trainer(&policy, &none, &Settings::default())?);
+        check_program(&mut self.gpu, &mut self.checks, async |caps| generation_shaders(caps, &policy, &none).await)
+            .await?;
+        self.trainer = Some(Settings::default().trainer(self.gpu, policy.model().load(self.gpu, &none)?)?);
         self.policy = Some(policy);
         Ok(notes)
-    }
-
-    fn trainer(&self, policy: &Policy, options: &LoadOptions, settings: &Settings) -> Result<Trainer<'static>> {
-        Ok(Trainer {
-            gpu: self.gpu,
-            decoder: policy.model().load(self.gpu, options)?,
-            goal: settings.recipe().settings()?.goal(),
-            share_prefix: true,
-            keep: settings.recompute,
-            seed: settings.seed,
-        })
     }
 
     fn loaded(&self) -> Result<(&Policy, &Trainer<'static>)> {
@@ -325,7 +350,7 @@ impl Tab {
     /// # Errors
     /// A prompt is too long; [`Error::Gpu`].
     pub async fn sample(
-        &self,
+        &mut self,
         instructions: &[String],
         settings: &SampleSettings,
         on_text: &mut dyn FnMut(usize, &str),
@@ -349,6 +374,7 @@ impl Tab {
             with_lora: settings.tuned,
         };
         settings.validate()?;
+        let before = self.gpu.recorded_shaders();
         let mut so_far = vec![Vec::new(); prompts.len()];
         let shown = |ids: &[u32]| tokenizer.decode(ids);
         let ids = generate::generate(self.gpu, &trainer.decoder, &prompts, 0, &settings, &mut |prompt, id| {
@@ -358,7 +384,9 @@ impl Tab {
             }
         })
         .await?;
-        ids.iter().map(|ids| shown(ids)).collect()
+        let texts = ids.iter().map(|ids| shown(ids)).collect();
+        self.check_recorded(&before).await?;
+        texts
     }
 
     /// Converts a file of rows, in JSON or as a table, to JSON lines. The file's name selects the format and appears in errors.
@@ -377,11 +405,6 @@ impl Tab {
     /// # Errors
     /// A row or a setting is invalid, or the state belongs to another run: the run before stays on the device. [`Error::Gpu`]: it does not.
     pub async fn begin(&mut self, jsonl: &str, settings: Settings, kept: Option<&Kept>) -> Result<RowNotes> {
-        // Taken out for as long as the kernels are checked, because the check may open another device.
-        let policy = self.policy.take().ok_or_else(|| missing("load a model"))?;
-        let checked = self.check_kernels(policy.model(), settings.base_dtype).await;
-        self.policy = Some(policy);
-        checked?;
         let policy = self.policy.as_ref().ok_or_else(|| missing("load a model"))?;
         let training = settings.recipe().settings()?;
         let known: Option<KeptState> = match kept {
@@ -414,13 +437,13 @@ impl Tab {
         let goal = training.goal();
         let load = |gpu: &Gpu| policy.model().load(gpu, &load_options);
         plan_memory(self.gpu.caps(), load, &goal, &largest, true, settings.recompute)?;
+        let program =
+            async |caps: &Caps| training_shaders(caps, policy, &load_options, &settings, &data.examples).await;
+        check_program(&mut self.gpu, &mut self.checks, program).await?;
         // Frees the old policy's buffers first.
         (self.run, self.trainer) = (None, None);
-        let trainer = self.trainer(policy, &load_options, &settings)?;
-        // A new adapter changes nothing, so the model without the adapter is the starting policy.
-        let preference = training.preference.clone().unwrap_or_default();
-        let reference = ReferenceModel::WithoutAdapter;
-        let scorer = ReferenceScorer::new(self.gpu, &preference, reference, DEFAULT_SCORE_TOKENS, None);
+        let trainer = settings.trainer(self.gpu, policy.model().load(self.gpu, &load_options)?)?;
+        let scorer = settings.scorer(self.gpu, &training);
         let mut references = scorer.rows(n);
         let state = match known {
             Some(known) => {
@@ -450,10 +473,19 @@ impl Tab {
         }
         let mut rows = TrainingRows { examples: &run.rows.dataset().examples, references: &mut run.references };
         let mut watch = ScoringWatch { stop: &AtomicBool::new(false), tell: &mut |_| () };
+        let before = self.gpu.recorded_shaders();
         run.steps.prepare(&mut run.scorer, trainer, &mut rows, &mut watch).await?;
         let started = Instant::now();
-        let running = run.steps.record(trainer, &rows).submit();
-        Ok(Some(run.steps.finish(trainer, running, started).await?.line()))
+        let step = run.steps.record(trainer, &rows);
+        // A batch of another size may take other kernels.
+        let recorded = self.gpu.recorded_shaders();
+        if self.is_benched || recorded.len() > before.len() {
+            let launched = step.recorded().shaders();
+            let new = recorded.iter().filter(|shader| !before.contains(shader));
+            let failed = self.checks.add(self.gpu, new.chain(&launched)).await?;
+            refuse(&failed)?;
+        }
+        Ok(Some(run.steps.finish(trainer, step.submit(), started).await?.line()))
     }
 
     /// Returns the run's state, for [`Self::begin`].
@@ -474,6 +506,36 @@ impl Tab {
         let known = KeptState { state: run.steps.state.clone(), reference, facts: Some(facts) };
         let state = serde_json::to_string(&known).map_err(|e| Error::file("state.json", e))?;
         Ok(Kept { state, arena })
+    }
+
+    /// Returns the kernels of the last step, or of the first where there was none.
+    ///
+    /// # Errors
+    /// There is no run; [`Error::Gpu`].
+    pub async fn step_kernels(&mut self) -> Result<StepKernels> {
+        StepKernels::new(self.step_again().await?.launches())
+    }
+
+    /// Times each launch of [`Self::step_kernels`] for about `seconds`, beside the least time at the device's peak rates. The trained weights
+    /// are as before.
+    ///
+    /// # Errors
+    /// There is no run; [`Error::Gpu`].
+    pub async fn time_step(&mut self, seconds: f64, peaks: &DevicePeaks) -> Result<StepTimes> {
+        let Kept { arena, .. } = self.state().await?;
+        let step = self.step_again().await?;
+        let launches = step.launches();
+        let times = step.time(seconds).await?;
+        let (_, trainer) = self.loaded()?;
+        state::restore(self.gpu, &trainer.decoder.arena, Path::new("state.safetensors"), &arena)?;
+        Ok(StepTimes::new(times, &launches, peaks))
+    }
+
+    /// Records the last step again.
+    async fn step_again(&mut self) -> Result<RecordedStep<'static, '_>> {
+        let (Some(run), Some(trainer)) = (&mut self.run, &self.trainer) else { return Err(missing("begin a run")) };
+        let mut rows = TrainingRows { examples: &run.rows.dataset().examples, references: &mut run.references };
+        run.steps.record_again(&mut run.scorer, trainer, &mut rows).await
     }
 
     /// Renders the run's `report.html`.
@@ -499,7 +561,7 @@ impl Tab {
     ///
     /// # Errors
     /// The text is too long; [`Error::Gpu`].
-    pub async fn score(&self, instruction: &str, response: &str, template: &str) -> Result<Vec<TokenScore>> {
+    pub async fn score(&mut self, instruction: &str, response: &str, template: &str) -> Result<Vec<TokenScore>> {
         let (policy, trainer) = self.loaded()?;
         let tokenizer = policy.tokenizer();
         let template = Template::parse(template)?;
@@ -508,6 +570,7 @@ impl Tab {
         let sequence = tokenizer.encode(&text, &template).map_err(bad)?;
         check_length(sequence.ids.len(), 0, positions(policy))?;
         let example = Example { row: 0, sequences: vec![sequence.clone()], desirable: None };
+        let before = self.gpu.recorded_shaders();
         let mut sides = Vec::new();
         for with_lora in [true, false] {
             let scored = trainer::score(
@@ -535,6 +598,7 @@ impl Tab {
             });
             at += n_tokens;
         }
+        self.check_recorded(&before).await?;
         Ok(tokens)
     }
 }

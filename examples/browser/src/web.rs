@@ -150,18 +150,33 @@ impl Engine {
     }
 
     /// Measures the device's peak rates. Returns them as JSON.
-    pub async fn ceilings(&self) -> Js<String> {
-        json(&card::ceilings(self.tab.gpu()).await.map_err(failed)?)
+    pub async fn ceilings(&mut self) -> Js<String> {
+        json(&card::ceilings(self.tab.bench_gpu()).await.map_err(failed)?)
     }
 
     /// Verifies at most `most` cases of a kernel. Returns their labels and errors, as JSON.
-    pub async fn cases(&self, kernel: &str, most: u32) -> Js<String> {
-        json(&card::cases(self.tab.gpu(), kernel, most as usize).await.map_err(failed)?)
+    pub async fn cases(&mut self, kernel: &str, most: u32) -> Js<String> {
+        json(&card::cases(self.tab.bench_gpu(), kernel, most as usize).await.map_err(failed)?)
     }
 
     /// Verifies and times a kernel. Returns the result as JSON.
-    pub async fn bench(&self, kernel: &str, ceilings: &str) -> Js<String> {
-        json(&card::measure(self.tab.gpu(), kernel, &parse(ceilings)?).await.map_err(failed)?)
+    pub async fn bench(&mut self, kernel: &str, ceilings: &str) -> Js<String> {
+        json(&card::measure(self.tab.bench_gpu(), kernel, &parse(ceilings)?).await.map_err(failed)?)
+    }
+
+    /// Returns the kernels of a step with their launches, as JSON. See [`Tab::step_kernels`].
+    pub async fn step_kernels(&mut self) -> Js<String> {
+        json(&self.tab.step_kernels().await.map_err(failed)?)
+    }
+
+    /// Times each launch of a step for about `seconds`. Returns the times as JSON. See [`Tab::time_step`].
+    pub async fn time_step(&mut self, seconds: f64, ceilings: &str) -> Js<String> {
+        json(&self.tab.time_step(seconds, &parse(ceilings)?).await.map_err(failed)?)
+    }
+
+    /// Returns the losses: name, formula, source, as JSON.
+    pub fn losses() -> Js<String> {
+        json(&crate::settings::losses())
     }
 
     /// Renders the run's `report.html`. `lines` is JSON, and `started` is in seconds since 1970.
@@ -170,7 +185,7 @@ impl Engine {
     }
 
     /// Samples responses. Calls `on_text(prompt, text so far)` as each response grows.
-    pub async fn sample(&self, instructions: Vec<String>, settings: &str, on_text: Function) -> Js<Vec<String>> {
+    pub async fn sample(&mut self, instructions: Vec<String>, settings: &str, on_text: Function) -> Js<Vec<String>> {
         let settings = parse(settings)?;
         let mut tell = |prompt: usize, text: &str| {
             let _ = on_text.call2(&JsValue::NULL, &JsValue::from_f64(prompt as f64), &JsValue::from_str(text));
@@ -215,7 +230,7 @@ impl Engine {
     }
 
     /// Scores a text. Returns its tokens with their log-probabilities, as JSON.
-    pub async fn score(&self, instruction: &str, response: &str, template: &str) -> Js<String> {
+    pub async fn score(&mut self, instruction: &str, response: &str, template: &str) -> Js<String> {
         json(&self.tab.score(instruction, response, template).await.map_err(failed)?)
     }
 }

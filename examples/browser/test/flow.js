@@ -107,6 +107,8 @@ export function fakeEngine() {
   const caps = () => ({ name: "no GPU", max_binding_bytes: 2 ** 27, workgroup_bytes: 2 ** 14, variants: [], switched_off: [] });
   globalThis.fake = {
     asked: [],
+    losses: () => ({ legend: "s, β", losses: [{ name: "sigmoid", formula: "−log σ(βΔ)", source: "a paper", is_smoothed: true }, { name: "ipo", formula: "(Δ − 1/(2β))²", source: "a paper", is_smoothed: false }] }),
+    stepKernels: () => ({ kernels: [], launches: [] }),
     open: caps,
     caps,
     load: () => [],

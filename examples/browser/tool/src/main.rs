@@ -69,6 +69,7 @@ fn path(dir: &Path, request: &str) -> Option<PathBuf> {
 fn kind(path: &Path) -> &'static str {
     match path.extension().and_then(|e| e.to_str()) {
         Some("html") => "text/html; charset=utf-8",
+        Some("txt") => "text/plain; charset=utf-8",
         Some("js") => "text/javascript",
         Some("css") => "text/css",
         Some("json") => "application/json",
