@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use super::dry_run as stage_list;
+use super::rows::SampledComparisons;
 use super::stages::{self, EVALUATE, StageCommands, StageRunner};
 use super::study_file::{ConditionalSource, DrawSettings, JointSource, SampleSection, StudyMethod};
 use super::{digests, rows};
@@ -154,11 +155,14 @@ impl RoundsRun<'_> {
         Ok(vec![file])
     }
 
-    /// Returns the file of the first responses of a round.
-    fn responses(&self, round: usize) -> Option<PathBuf> {
-        let ConditionalSource::Sampled(sample) = &self.rounds.study.conditional else { return None };
-        let [seed, _] = self.rounds.sampling_seeds(round);
-        Some(self.stages.responses(&stage_of(round, "sample"), POLICY, sample, seed))
+    /// Compares the two responses of a round to each prompt.
+    fn compared(&self, round: usize) -> Result<SampledComparisons> {
+        let stage = stage_of(round, "sample");
+        let ConditionalSource::Sampled(sample) = &self.rounds.study.conditional else {
+            unreachable!("rounds sample their responses")
+        };
+        let seeds = self.rounds.sampling_seeds(round);
+        rows::compare(&seeds.map(|seed| self.stages.responses(&stage, POLICY, sample, seed)))
     }
 
     fn sample(&self, round: usize) -> Result<Finished> {
@@ -227,7 +231,9 @@ impl RoundsRun<'_> {
     fn train(&self, round: usize) -> Result<Finished> {
         let pool = |kind: &str| {
             let file = self.dir(&stage_of(round, kind)).join(PREFERENCES);
-            if file.exists() { rows::pool(&[file]) } else { Ok(Vec::new()) }
+            // There is no joint preference where nobody was asked, or where all are ties.
+            let has_rows = file.metadata().is_ok_and(|file| file.len() > 0);
+            if has_rows { rows::pool(&[file]) } else { Ok(Vec::new()) }
         };
         let pools = [pool("conditional")?, pool("joint")?];
         let data = self.dir(&stage_of(round, PREFERENCES));
