@@ -237,7 +237,7 @@ fn the_reference_is_the_start_of_the_round_or_of_all() {
 #[test]
 fn prompts_are_texts() {
     let sandbox = Sandbox::new();
-    let prompts = [json!({"instruction": "Q"}), json!({"prompt": [{"role": "user", "content": "Q"}]})];
+    let prompts = [json!({"instruction": "Q"}), json!({"prompt": [{"role": "user", "content": "R"}]})];
     rows::write(&sandbox.path("prompts.jsonl"), prompts).expect("written");
     let text = smallest_rounds().replace("[sample]", "[sample]\n        data = [\"prompts.jsonl\"]");
     let file = sandbox.write("rounds.toml", text);
