@@ -33,7 +33,9 @@ const COMPARISONS: &str = "comparisons.jsonl";
 /// # let temporary = tempfile::tempdir()?;
 /// # let runs = temporary.path().join(runs);
 /// let recipe = Recipe { objective: Objective::Jpo, learning_rate: 1e-3, batch_size: 4, max_steps: Some(2), ..Recipe::default() };
-/// let prompts = ["What is 2 + 3?", "What is 4 + 4?", "What is 7 - 5?", "What is 9 - 3?", "What is 6 + 1?", "What is 8 - 2?"];
+/// // The demo's own tasks, which its grader knows.
+/// let tasks = jointwise::eval::tasks::rows::held_out(0, 12);
+/// let prompts: Vec<&str> = tasks.iter().map(|task| task.instruction.as_str()).collect();
 /// let mut policy = Policy::open("models/demo")?.with_lora(LoraConfig::all_linear(4))?;
 /// for number in 0..2 {
 ///     let sampling = GenerateOptions { max_new_tokens: 12, seed: 2 * number, ..GenerateOptions::default() };
