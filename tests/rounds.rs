@@ -87,7 +87,8 @@ fn two_rounds_run_to_their_report() {
         let conditional = &round["conditional"];
         let judged = n(&conditional["decided"]) + n(&conditional["ties"]) + n(&conditional["no_verdict"]);
         assert_eq!(n(&round["prompts"]), 16);
-        assert_eq!(n(&round["prompts"]), n(&round["too_long"]) + n(&round["same_response_twice"]) + judged, "{round}");
+        let left_out = ["too_long", "same_response_twice", "empty_response"].map(|key| n(&round[key]));
+        assert_eq!(n(&round["prompts"]), left_out.iter().sum::<u64>() + judged, "{round}");
         assert_eq!(judged as usize, lines(&out, &stage("sample/comparisons.jsonl")));
         assert_eq!(n(&conditional["decided"]) as usize, lines(&out, &stage("conditional/preferences.jsonl")));
         let joint = n(&round["joint"]["decided"]);
@@ -207,14 +208,41 @@ fn the_reference_is_the_start_of_the_round_or_of_all() {
             let ran = sandbox.run(&[&own[..], &["--objective", "dpo"]].concat()).ok();
             let rows = ran.lines();
             let of = |row: &Value| (row["reference_chosen_logp"].as_f64(), row["chosen"]["logp"].as_f64());
-            rows.iter().map(of).collect::<Vec<_>>()
+            let loss = rows.iter().find_map(|row| row["summary"]["loss"].as_f64()).expect("a loss");
+            (rows.iter().map(of).collect::<Vec<_>>(), loss)
         };
-        let scores = score(&against);
+        let (scores, alone) = score(&against);
         assert!(scores.iter().any(|(reference, own)| reference.is_some() && reference != own), "{name}: {scores:?}");
         if !start.is_empty() {
-            assert_ne!(scores, score("base"), "the adapter of the start is not the model");
+            assert_ne!(scores, score("base").0, "the adapter of the start is not the model");
+            // The copy of the start beside the trained adapter scores like the start that is loaded alone.
+            let loss = |reference: &str| {
+                let (data, adapter) = (format!("{all}/round-2/preferences.jsonl"), format!("{all}/round-1/train"));
+                let out = sandbox.text(&format!("one-step-{}", reference == sft));
+                let own =
+                    ["train", "--model", &model, "--adapter", &adapter, "--data", &data, "--reference", reference];
+                let step = ["--objective", "dpo", "--batch-size", "64", "--max-steps", "1", "--output-dir", &out];
+                sandbox.run(&[&own[..], &step].concat()).ok();
+                let line: Value = serde_json::from_slice(&bytes(&out, "metrics.jsonl")).expect("one step");
+                line["loss"].as_f64().expect("a loss")
+            };
+            let beside = loss(&sft);
+            assert!((beside - alone).abs() < 1e-6, "{beside} and {alone}");
+            assert!((loss("base") - alone).abs() > 1e-6, "the comparison sees another reference");
         }
     }
+}
+
+/// A conversation would be sampled to with another template than training has.
+#[test]
+fn prompts_are_texts() {
+    let sandbox = Sandbox::new();
+    let prompts = [json!({"instruction": "Q"}), json!({"prompt": [{"role": "user", "content": "R"}]})];
+    rows::write(&sandbox.path("prompts.jsonl"), prompts).expect("written");
+    let text = smallest_rounds().replace("[sample]", "[sample]\n        data = [\"prompts.jsonl\"]");
+    let file = sandbox.write("rounds.toml", text);
+    let out = sandbox.text("out");
+    sandbox.refused(&["iterate", &file, "--output-dir", &out], &["prompts.jsonl:2", "conversation", "template"]);
 }
 
 /// Rounds take their prompts one after the other, from files, and are told where test prompts are not held out.

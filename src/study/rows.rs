@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::study_file::{ConditionalSource, JointSource, Study, TasksSection};
-use crate::data::rows::{FieldMap, read_objects};
+use crate::data::prompt_template::Template;
+use crate::data::rows::{Conversation, FieldMap, Instruction, TemplateInputs, read_objects};
 use crate::data::source::{SourceFile, SourceFiles};
 use crate::error::{Error, Result};
 use crate::eval::evaluate::prompts::read;
 use crate::eval::tasks::rows::{held_out, sft, write};
 use crate::eval::tasks::{DataSplit, generate};
 use crate::files::make_folder;
-use crate::flags::EvaluateArgs;
+use crate::flags::{EvaluateArgs, resolve_template};
 use crate::rng::Rng;
 
 /// File of the demo's supervised rows.
@@ -46,18 +47,61 @@ pub fn tasks(dir: &Path, sizes: &TasksSection) -> Result<()> {
     Ok(())
 }
 
-/// Writes rows to judge from two files of responses to the same prompts. Equal responses are left out.
-pub fn comparisons(responses: &[PathBuf; 2], to: &Path) -> Result<()> {
+/// Comparisons of two responses to each prompt.
+pub struct SampledComparisons {
+    /// Rows to judge.
+    pub rows: Vec<Value>,
+    /// Number of prompts that were answered.
+    pub answered: usize,
+    /// Number of prompts with an empty response, which cannot be trained on.
+    pub empty: usize,
+    /// Number of prompts with the same response twice, which is not empty.
+    pub same: usize,
+}
+
+/// Compares two files of responses to the same prompts.
+pub fn compare(responses: &[PathBuf; 2]) -> Result<SampledComparisons> {
     let [first, second] = [read_objects(&responses[0])?.rows, read_objects(&responses[1])?.rows];
-    let differ = |(a, b): &(&Map<String, Value>, &Map<String, Value>)| a["response"] != b["response"];
-    let row = |(a, b): (&Map<String, Value>, &Map<String, Value>)| json!({"instruction": a["instruction"], "response_0": a["response"], "response_1": b["response"]});
-    let n = write(to, first.iter().zip(&second).filter(differ).map(row))?;
-    if n < first.len() {
-        note!("{} of {} prompts were answered the same way twice: left out", first.len() - n, first.len());
+    let mut found = SampledComparisons { rows: Vec::new(), answered: first.len(), empty: 0, same: 0 };
+    let is_empty = |row: &Map<String, Value>| row["response"].as_str().is_none_or(|text| text.trim().is_empty());
+    for (a, b) in first.iter().zip(&second) {
+        if is_empty(a) || is_empty(b) {
+            found.empty += 1;
+        } else if a["response"] == b["response"] {
+            found.same += 1;
+        } else {
+            let [response_0, response_1] = [&a["response"], &b["response"]];
+            let row = json!({"instruction": a["instruction"], "response_0": response_0, "response_1": response_1});
+            found.rows.push(row);
+        }
     }
-    match n {
-        0 => Err(Error::file(to, "every prompt was answered the same way twice: a higher `temperature` of [sample]")),
-        _ => Ok(()),
+    Ok(found)
+}
+
+/// Writes rows to judge from two files of responses to the same prompts. Equal and empty responses are left out.
+pub fn comparisons(responses: &[PathBuf; 2], to: &Path) -> Result<()> {
+    let SampledComparisons { rows, answered, empty, same } = compare(responses)?;
+    for (n, what) in [(same, "were answered the same way twice"), (empty, "have an empty response")] {
+        if n > 0 {
+            note!("{n} of {answered} prompts {what}: left out");
+        }
+    }
+    if rows.is_empty() {
+        let reason = "every prompt was answered the same way twice, or not at all: another `temperature` of [sample]";
+        return Err(Error::file(to, reason));
+    }
+    write(to, rows).map(drop)
+}
+
+/// Tells whether training on an instruction's text gives it the tokens that sampling gave it. `chat`: the model's chat template is around both.
+fn is_text(instruction: &Instruction, chat: bool) -> bool {
+    match instruction {
+        Instruction::Plain(_) => true,
+        Instruction::Chat(Conversation { messages, inputs }) => {
+            let is_user = matches!(messages.as_slice(), [one] if one.role() == "user");
+            chat && is_user && *inputs == TemplateInputs::default()
+        }
+        Instruction::Verbatim(_) => false,
     }
 }
 
@@ -91,7 +135,16 @@ pub fn check(study: &Study, needs_gold: bool) -> Result<()> {
     match &study.conditional {
         ConditionalSource::Files(files) => drop(pool(files)?),
         ConditionalSource::Sampled(sample) if sample.data.is_empty() => {}
-        ConditionalSource::Sampled(sample) => drop(read(&sample.data, &FieldMap::default(), false, None)?),
+        ConditionalSource::Sampled(sample) => {
+            let prompts = read(&sample.data, &FieldMap::default(), false, None)?.rows;
+            // The preferences are rows of texts, which must get the template that the sampled policy saw.
+            let chat = resolve_template(study.template.as_deref(), study.chat_template.as_deref())? == Template::Chat;
+            if let Some(prompt) = prompts.iter().find(|prompt| !is_text(&prompt.instruction, chat)) {
+                let reason = "is a conversation, and rows of preferences hold texts: one message of the user is taken \
+                              with `template = \"chat\"`, and a text as `instruction` with any";
+                return Err(prompt.place.error(reason));
+            }
+        }
     }
     if let JointSource::Files(files) = &study.joint {
         pool(files)?;
@@ -143,4 +196,29 @@ pub fn part(path: &Path, shares: [f64; 2], fraction: f64, pools: &[Vec<Map<Strin
 pub fn write_to<T: serde::Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<usize> {
     path.parent().map_or(Ok(()), make_folder)?;
     write(path, rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_and_empty_responses_are_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let responses = |name: &str, texts: [&str; 4]| {
+            let path = dir.path().join(name);
+            let rows = texts.map(|text| json!({"instruction": "Q", "response": text}));
+            write(&path, rows).unwrap();
+            path
+        };
+        let files = [responses("a", ["x", "y", "", "\n"]), responses("b", ["x", "z", "y", "\n"])];
+        let found = compare(&files).unwrap();
+        assert_eq!((found.answered, found.same, found.empty), (4, 1, 2));
+        assert_eq!(found.rows, [json!({"instruction": "Q", "response_0": "y", "response_1": "z"})]);
+        let to = dir.path().join("c");
+        comparisons(&files, &to).unwrap();
+        assert_eq!(std::fs::read_to_string(&to).unwrap().lines().count(), 1);
+        let same = [files[0].clone(), files[0].clone()];
+        assert!(comparisons(&same, &to).unwrap_err().to_string().contains("temperature"));
+    }
 }

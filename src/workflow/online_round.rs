@@ -26,30 +26,27 @@ const COMPARISONS: &str = "comparisons.jsonl";
 ///
 /// # Examples
 /// ```
-/// # let temporary = tempfile::tempdir()?;
-/// # let base = std::env::current_dir()?.join("models/demo").display().to_string();
-/// # std::env::set_current_dir(&temporary)?;
-/// # std::fs::create_dir("models")?;
 /// use jointwise::eval::judge::grader::Grader;
 /// use jointwise::{DataOptions, GenerateOptions, Gpu, LoraConfig, Objective, OnlineRound, Policy, Preferences, Recipe};
 /// let gpu = Gpu::open_best()?;
-/// # let base = base.as_str();
-/// # if false {
-/// let base = "models/demo";
-/// # }
+/// let runs = std::path::PathBuf::from("runs");
+/// # let temporary = tempfile::tempdir()?;
+/// # let runs = temporary.path().join(runs);
 /// let recipe = Recipe { objective: Objective::Jpo, learning_rate: 1e-3, batch_size: 4, max_steps: Some(2), ..Recipe::default() };
-/// let prompts = ["What is 2 + 3?", "What is 4 + 4?", "What is 7 - 5?", "What is 9 - 3?", "What is 6 + 1?", "What is 8 - 2?"];
-/// let mut policy = Policy::open(base)?.with_lora(LoraConfig::all_linear(4))?;
+/// // The demo's own tasks, which its grader knows.
+/// let tasks = jointwise::eval::tasks::rows::held_out(0, 12);
+/// let prompts: Vec<&str> = tasks.iter().map(|task| task.instruction.as_str()).collect();
+/// let mut policy = Policy::open("models/demo")?.with_lora(LoraConfig::all_linear(4))?;
 /// for number in 0..2 {
 ///     let sampling = GenerateOptions { max_new_tokens: 12, seed: 2 * number, ..GenerateOptions::default() };
 ///     let round = OnlineRound { sampling, joint_pairs: 2, ..OnlineRound::default() };
-///     let dir = format!("runs/round-{number}");
+///     let dir = runs.join(format!("round-{number}"));
 ///     let sampled = round.sample(&gpu, &policy, &prompts, &Grader::default(), &dir)?;
 ///     println!("{} ties, {} prompts with one response twice", sampled.conditional.ties, sampled.same_response_twice);
 ///     let data = Preferences::read_with(&sampled.files, &policy, &DataOptions::default())?;
 ///     // The reference is the policy at the start of the round. `recipe.reference` may name another.
-///     policy.train(&gpu, &data, &recipe)?.finish()?.save(format!("{dir}/adapter"))?;
-///     policy = Policy::open(base)?.with_adapter(format!("{dir}/adapter"))?;
+///     policy.train(&gpu, &data, &recipe)?.finish()?.save(dir.join("adapter"))?;
+///     policy = Policy::open("models/demo")?.with_adapter(dir.join("adapter"))?;
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -79,6 +76,8 @@ pub struct RoundPreferences {
     pub files: Vec<PathBuf>,
     /// Number of instructions that both seeds answered with one text, which nobody is asked about.
     pub same_response_twice: usize,
+    /// Number of instructions with an empty response, which cannot be trained on.
+    pub empty_response: usize,
     /// Verdicts between two responses to one instruction.
     pub conditional: VerdictCounts,
     /// Verdicts on joint pairs; `None` where none was drawn.
@@ -111,14 +110,17 @@ impl OnlineRound {
             policy.generate(gpu, instructions, &self.template, &sampling)
         };
         let [first, second] = [sample(0)?, sample(1)?];
-        let rows = instructions.iter().zip(first.iter().zip(&second)).filter(|(_, (a, b))| a != b);
+        let is_empty = |(a, b): (&String, &String)| a.trim().is_empty() || b.trim().is_empty();
+        let sides = || first.iter().zip(&second);
+        let empty_response = sides().filter(|&two| is_empty(two)).count();
+        let rows = instructions.iter().zip(sides()).filter(|&(_, (a, b))| a != b && !is_empty((a, b)));
         let rows = rows.map(|(i, (a, b))| json!({"instruction": i, "response_0": a, "response_1": b}));
         // Beside the judge's folder, which must have no other files.
         make_folder(out)?;
         let comparisons = out.join(COMPARISONS);
         let n = write(&comparisons, rows)?;
         if n == 0 {
-            return Err(Error::file(comparisons, "every instruction was answered the same way twice"));
+            return Err(Error::file(comparisons, "every instruction was answered the same way twice, or not at all"));
         }
         let judged = out.join("conditional");
         let conditional = judge_comparisons(&[&comparisons], judge, &judged)?;
@@ -129,7 +131,8 @@ impl OnlineRound {
         let mut files = vec![preferences];
         let joint = self.joint(&files[0], judge, out)?;
         files.extend(joint.map(|_| out.join("joint").join(PREFERENCES)));
-        Ok(RoundPreferences { files, same_response_twice: instructions.len() - n, conditional, joint })
+        let same_response_twice = instructions.len() - n - empty_response;
+        Ok(RoundPreferences { files, same_response_twice, empty_response, conditional, joint })
     }
 
     /// Draws joint pairs from conditional preferences, and asks the judge about them.

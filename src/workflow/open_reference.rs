@@ -15,7 +15,7 @@ use crate::train::settings::ReferenceChoice;
 /// Reference that was read and verified; a model's weights stay on disk.
 pub enum OpenReference {
     /// A model of its own.
-    Model(OpenModel),
+    Model(Box<OpenModel>),
     /// An adapter on the policy's model.
     Adapter(Rc<Adapter>),
 }
@@ -38,7 +38,7 @@ impl OpenReference {
                 let adapter = policy.open_adapter(&folder).map_err(as_reference)?;
                 Ok(Self::Adapter(Rc::new(adapter)))
             }
-            false => OpenModel::open_reference(name, policy).map(Self::Model),
+            false => OpenModel::open_reference(name, policy).map(|model| Self::Model(Box::new(model))),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Estimate of online rounds before anything is written.
 
 use super::super::dry_run::{StageEstimate, TrainingLength, count};
-use super::super::study_file::{ConditionalSource, DrawSettings, JointSource};
+use super::super::study_file::{DrawSettings, JointSource};
 use super::super::time_estimate::TimeEstimator;
 use super::rounds_file::{OnlineRounds, RoundOpponent};
 use super::stage_of;
@@ -9,13 +9,12 @@ use crate::error::Result;
 
 /// Lists the stages of all rounds. Counts of preferences are the most that a judge can give.
 pub fn stages(rounds: &OnlineRounds, clock: Option<&TimeEstimator<'_>>) -> Result<Vec<StageEstimate>> {
-    let (study, method) = (&rounds.study, &rounds.study.methods[0]);
+    let (study, sample, method) = (&rounds.study, &rounds.sample, &rounds.study.methods[0]);
     let mut all: Vec<StageEstimate> = Vec::new();
     let mut add = |name: String, what: String, seconds| all.push(StageEstimate { name, what, seconds });
     if let Some(tasks) = study.tasks {
         add("tasks".into(), format!("{} instructions, {} test rows", tasks.prompts, tasks.test), Some(0.0));
     }
-    let ConditionalSource::Sampled(sample) = &study.conditional else { return Ok(all) };
     let prompts = count(&sample.data, study.tasks.map(|tasks| tasks.prompts))?;
     let prompts = rounds.prompts_per_round.map_or(prompts, |n| n.min(prompts));
     let pairs = match &study.joint {

@@ -9,8 +9,9 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use super::dry_run as stage_list;
+use super::rows::SampledComparisons;
 use super::stages::{self, EVALUATE, StageCommands, StageRunner};
-use super::study_file::{ConditionalSource, DrawSettings, JointSource, SampleSection, StudyMethod};
+use super::study_file::{DrawSettings, JointSource, StudyMethod};
 use super::{digests, rows};
 use crate::data::rows::FieldMap;
 use crate::error::{Error, Result};
@@ -71,9 +72,7 @@ pub fn run(args: &IterateArgs, commands: StageCommands) -> Result<(Finished, Str
 /// Warns of test prompts that responses are also sampled to, because a win rate on them is not one on held-out prompts.
 fn check_held_out(rounds: &OnlineRounds) -> Result<()> {
     let EvaluateArgs { data, map, limit, .. } = &rounds.study.evaluate;
-    let ConditionalSource::Sampled(SampleSection { data: sampled, .. }) = &rounds.study.conditional else {
-        return Ok(());
-    };
+    let sampled = &rounds.sample.data;
     if data.is_empty() || sampled.is_empty() {
         return Ok(());
     }
@@ -143,8 +142,7 @@ impl RoundsRun<'_> {
     /// Returns the files of a round's prompts. Rounds that take a part of all prompts each have a file of their own: the next ones in a random order, and
     /// from the beginning again after the last.
     fn prompts(&self, round: usize) -> Result<Vec<PathBuf>> {
-        let ConditionalSource::Sampled(sample) = &self.rounds.study.conditional else { return Ok(Vec::new()) };
-        let files = self.stages.or_tasks(&sample.data, rows::PROMPTS);
+        let files = self.stages.or_tasks(&self.rounds.sample.data, rows::PROMPTS);
         let Some(n) = self.rounds.prompts_per_round else { return Ok(files) };
         let file = self.dir(&stage_of(round, ROUND_PROMPTS));
         let mut all = rows::objects(&files)?;
@@ -154,15 +152,14 @@ impl RoundsRun<'_> {
         Ok(vec![file])
     }
 
-    /// Returns the file of the first responses of a round.
-    fn responses(&self, round: usize) -> Option<PathBuf> {
-        let ConditionalSource::Sampled(sample) = &self.rounds.study.conditional else { return None };
-        let [seed, _] = self.rounds.sampling_seeds(round);
-        Some(self.stages.responses(&stage_of(round, "sample"), POLICY, sample, seed))
+    /// Compares the two responses of a round to each prompt.
+    fn compared(&self, round: usize) -> Result<SampledComparisons> {
+        let stage = stage_of(round, "sample");
+        let seeds = self.rounds.sampling_seeds(round);
+        rows::compare(&seeds.map(|seed| self.stages.responses(&stage, POLICY, &self.rounds.sample, seed)))
     }
 
     fn sample(&self, round: usize) -> Result<Finished> {
-        let ConditionalSource::Sampled(sample) = &self.rounds.study.conditional else { return Ok(Finished::Whole) };
         let args = EvaluateArgs {
             model: Some(self.policy(round - 1).0),
             checkpoint: vec![self.checkpoint(POLICY, round - 1)],
@@ -170,7 +167,7 @@ impl RoundsRun<'_> {
             ..EvaluateArgs::default()
         };
         let seeds = self.rounds.sampling_seeds(round);
-        self.stages.sampled(&self.rounds.study, &stage_of(round, "sample"), sample, seeds, args)
+        self.stages.sampled(&self.rounds.study, &stage_of(round, "sample"), &self.rounds.sample, seeds, args)
     }
 
     fn conditional(&self, round: usize) -> Result<Finished> {
@@ -227,7 +224,9 @@ impl RoundsRun<'_> {
     fn train(&self, round: usize) -> Result<Finished> {
         let pool = |kind: &str| {
             let file = self.dir(&stage_of(round, kind)).join(PREFERENCES);
-            if file.exists() { rows::pool(&[file]) } else { Ok(Vec::new()) }
+            // There is no joint preference where nobody was asked, or where all are ties.
+            let has_rows = file.metadata().is_ok_and(|file| file.len() > 0);
+            if has_rows { rows::pool(&[file]) } else { Ok(Vec::new()) }
         };
         let pools = [pool("conditional")?, pool("joint")?];
         let data = self.dir(&stage_of(round, PREFERENCES));

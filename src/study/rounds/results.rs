@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::super::WrittenResults;
 use super::super::results::{evaluation, text_of, write_numbers};
-use super::super::rows;
+use super::super::rows::{self, SampledComparisons};
 use super::rounds_file::{RoundOpponent, RoundReference};
 use super::{RoundsRun, START, stage_of};
 use crate::error::Result;
@@ -105,8 +105,7 @@ fn n_rows(run: &RoundsRun<'_>, round: usize, file: &str) -> Result<usize> {
 /// Returns the numbers of a round.
 fn of_round(run: &RoundsRun<'_>, round: usize, evaluation: &Value) -> Result<Value> {
     let prompts = rows::objects(&run.prompts(round)?)?.len();
-    let answered = run.responses(round).map_or(Ok(0), |file| rows::objects(&[file]).map(|rows| rows.len()))?;
-    let compared = n_rows(run, round, &format!("sample/{}", rows::COMPARISONS))?;
+    let SampledComparisons { answered, empty, same, .. } = run.compared(round)?;
     let joint = run.dir(&stage_of(round, "joint"));
     let joint = if joint.join(ANNOTATED).exists() { Some(counts(&joint)?) } else { None };
     let lines = metrics::read(&run.dir(&stage_of(round, "train")).join(METRICS))?;
@@ -116,7 +115,8 @@ fn of_round(run: &RoundsRun<'_>, round: usize, evaluation: &Value) -> Result<Val
     last.remove("seconds");
     let name = format!("round-{round}");
     Ok(json!({
-        "round": round, "prompts": prompts, "too_long": prompts - answered, "same_response_twice": answered - compared,
+        "round": round, "prompts": prompts, "too_long": prompts - answered, "same_response_twice": same,
+        "empty_response": empty,
         "conditional": counts(&run.dir(&stage_of(round, "conditional")))?, "joint": joint,
         "preferences": n_rows(run, round, PREFERENCES)?, "steps": lines.len(), "reward_accuracy": accuracy, "last": last,
         "evaluated": method(evaluation, &name),
@@ -254,7 +254,7 @@ impl RoundTables<'_> {
                 Value::Null => "–".into(),
                 value => value.to_string(),
             };
-            let own = ["prompts", "too_long", "same_response_twice"].map(|key| of(round, key));
+            let own = ["prompts", "too_long", "same_response_twice", "empty_response"].map(|key| of(round, key));
             let judged = |kind: &str| ["decided", "ties", "flips", "no_verdict"].map(|key| of(&round[kind], key));
             let name = format!("round {}", round["round"]);
             std::iter::once(name).chain(own).chain(judged("conditional")).chain(judged("joint")).collect()
@@ -264,6 +264,7 @@ impl RoundTables<'_> {
             "prompts",
             "too long",
             "same response twice",
+            "empty response",
             "decided",
             "ties",
             "flips",
@@ -277,7 +278,7 @@ impl RoundTables<'_> {
             "What the judge said of each round's responses".into(),
             &head,
             self.rounds.iter().map(row).collect(),
-            "Two responses per prompt. Prompts that are too long, two equal responses, ties and comparisons without a verdict give no preference. Flips: \
+            "Two responses per prompt. Prompts that are too long, two equal responses, an empty response, ties and comparisons without a verdict give no preference. Flips: \
              ties for which the judge said the same letter in both orders.",
         )
     }

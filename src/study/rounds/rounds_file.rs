@@ -81,6 +81,8 @@ struct RoundTraining {
 pub struct OnlineRounds {
     /// Settings that all rounds share: a study of one method.
     pub study: Study,
+    /// Sampling of two responses per prompt.
+    pub sample: SampleSection,
     /// Adapter of the policy at the start of the first round.
     pub adapter: Option<PathBuf>,
     /// Number of rounds.
@@ -145,7 +147,7 @@ impl OnlineRounds {
             fractions: None,
             tasks: written.tasks,
             sft: None,
-            sample: Some(written.sample),
+            sample: Some(written.sample.clone()),
             conditional: None,
             joint,
             judge: Some(written.judge),
@@ -174,6 +176,7 @@ impl OnlineRounds {
         };
         Ok(Self {
             study,
+            sample: written.sample,
             adapter: written.adapter,
             rounds: written.rounds,
             seed: written.seed,
