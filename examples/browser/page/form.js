@@ -31,7 +31,7 @@ export function showLoss() {
   const loss = losses.get(elements().loss.value);
   // Settings that the form does not have are named after the program's flags.
   const formula = loss?.formula.replace(/ = --[a-z-]+/g, " as by default").replace(/, --[a-z-]+/g, "") ?? "";
-  const source = loss ? make("span", {}, loss.source) : "";
+  const source = loss ? make("span", {}, loss.source.split("; TRL")[0]) : "";
   $("loss-formula").replaceChildren(make("code", {}, formula), " ", source, loss ? make("span", {}, `Here ${legend}.`) : "");
   $("smoothing").hidden = !loss?.is_smoothed;
 }
