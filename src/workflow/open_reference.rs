@@ -60,7 +60,7 @@ impl OpenReference {
     /// Those of the model and the device.
     pub fn load(&self, policy: &OpenModel, beside: Option<&Decoder>, gpu: &Gpu, n_positions: usize) -> Result<Decoder> {
         let (model, lora) = match self {
-            Self::Model(model) => (model, None),
+            Self::Model(model) => (&**model, None),
             Self::Adapter(adapter) => (policy, Some(adapter.lora.clone())),
         };
         let options = LoadOptions::frozen(model.base, lora, n_positions);

@@ -8,15 +8,17 @@ const elements = () => $("settings").elements;
 
 /** Losses of the engine by name: {name, formula, source, is_smoothed}. */
 const losses = new Map();
+/** Meaning of the letters in their formulas. */
+let legend = "";
 
 /** Fills the list of losses, which the engine has. */
 export async function loadLosses() {
   try {
-    const { legend, losses: all } = await engine.losses();
-    all.forEach((loss) => losses.set(loss.name, loss));
-    elements().loss.replaceChildren(...all.map(({ name }) => make("option", {}, name)));
+    const found = await engine.losses();
+    found.losses.forEach((loss) => losses.set(loss.name, loss));
+    elements().loss.replaceChildren(...found.losses.map(({ name }) => make("option", {}, name)));
     // The rest of the legend names flags of the command-line program.
-    $("loss-formula").title = legend.split(", β")[0];
+    legend = found.legend.split(", β")[0];
   } catch (error) {
     fail(error);
   }
@@ -29,8 +31,8 @@ export function showLoss() {
   const loss = losses.get(elements().loss.value);
   // Settings that the form does not have are named after the program's flags.
   const formula = loss?.formula.replace(/ = --[a-z-]+/g, " as by default").replace(/, --[a-z-]+/g, "") ?? "";
-  const source = loss ? make("span", { class: "source" }, loss.source) : "";
-  $("loss-formula").replaceChildren(make("code", {}, formula), " ", source, loss ? make("span", { class: "legend" }, $("loss-formula").title) : "");
+  const source = loss ? make("span", {}, loss.source.split("; TRL")[0]) : "";
+  $("loss-formula").replaceChildren(make("code", {}, formula), " ", source, loss ? make("span", {}, `Here ${legend}.`) : "");
   $("smoothing").hidden = !loss?.is_smoothed;
 }
 

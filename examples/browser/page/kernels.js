@@ -150,7 +150,7 @@ function show() {
   const order = step.kernels.map((_, i) => i).sort((a, b) => totals[b] - totals[a] || a - b);
   const longest = Math.max(...totals, 1e-9);
   $("kernels").replaceChildren(...order.map((i) => line(step.kernels[i], i, longest, open.has(`kernel-${i}`))));
-  $("timeline").hidden = !timing;
+  $("timeline").hidden = $("about-peak").hidden = !timing;
   if (timing) drawTimeline($("timeline").lastElementChild, step.kernels, step.launches, jump);
   $("time-step").textContent = timing ? "Measure again" : "Measure each kernel";
 }
@@ -190,7 +190,8 @@ export function setUp() {
   document.addEventListener("model", () => {
     [step, timing] = [null, null];
     $("kernels").replaceChildren();
-    $("timeline").hidden = true;
+    $("timeline").hidden = $("about-peak").hidden = true;
+    $("time-step").textContent = "Measure each kernel";
     $("kernels-note").textContent = $("kernels-note").dataset.empty;
     update();
   });

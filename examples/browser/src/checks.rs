@@ -117,7 +117,8 @@ pub async fn training_shaders(
     let mut by_length: Vec<usize> = (0..examples.len()).collect();
     by_length.sort_by_key(|&row| examples[row].n_tokens(trainer.sharing()));
     let n = settings.batch_size.min(by_length.len());
-    for extreme in [&by_length[..n], &by_length[by_length.len() - n..]] {
+    let extremes = [&by_length[..n], &by_length[by_length.len() - n..]];
+    for extreme in extremes.into_iter().filter(|rows| !rows.is_empty()) {
         scorer.find(&trainer.decoder, &mut rows, extreme, &mut watch).await?;
         let batch = extreme.iter().map(|&row| &examples[row]).collect();
         let reference = extreme.iter().map(|&row| rows.references.get(row)).collect();

@@ -3,6 +3,7 @@
 
 pub mod card;
 pub mod checks;
+pub mod saved;
 pub mod settings;
 pub mod step_kernels;
 pub mod tab;

@@ -21,14 +21,12 @@ use jointwise::model::checkpoint::Checkpoint;
 use jointwise::model::decoder::Decoder;
 use jointwise::model::description::ModelConfig;
 use jointwise::model::load::{LoadOptions, TrainMode};
-use jointwise::model::peft::{Adapter, encode_adapter};
-use jointwise::model::save::OutputDtype;
+use jointwise::model::peft::Adapter;
 use jointwise::model::saved::RecomputePolicy;
 use jointwise::model::scores::DEFAULT_SCORE_TOKENS;
 use jointwise::model::side_files::{CONFIG, SideFiles};
-use jointwise::model::tensor_file::{TensorContent, TensorFile};
+use jointwise::model::tensor_file::TensorContent;
 use jointwise::model::weights::{BaseDtype, TrainOptions, WeightSource};
-use jointwise::report::{self, Report};
 use jointwise::train::memory_plan::{largest_micro_batch, plan_memory};
 use jointwise::train::metrics::MetricsLine;
 use jointwise::train::reference::{ReferenceScorer, RowReferences, ScoringWatch, TrainingRows};
@@ -39,9 +37,10 @@ use jointwise::train::trainer::{self, RecordedStep, Trainer};
 use jointwise::workflow::OpenModel;
 use jointwise::{DataOptions, Error, Policy, PolicyOptions, Preferences, Result};
 use serde::Serialize;
-use web_time::{Duration, Instant, UNIX_EPOCH};
+use web_time::Instant;
 
 use crate::checks::{KernelChecks, generation_shaders, training_shaders};
+use crate::saved::{Kept, KeptState, SavedFacts, adapter_files, missing, render_report};
 use crate::settings::Settings;
 use crate::step_kernels::{StepKernels, StepTimes};
 
@@ -53,38 +52,6 @@ pub struct Files {
     pub side: Vec<(String, Vec<u8>)>,
     /// Weights in safetensors format: file name and content.
     pub weights: Vec<(String, Box<dyn TensorContent>)>,
-}
-
-/// Saved state of a run, from which it can continue.
-pub struct Kept {
-    /// JSON text with the run's step, token count and reference scores.
-    pub state: String,
-    /// Trained tensors and their moments, as safetensors.
-    pub arena: Vec<u8>,
-}
-
-/// JSON form of [`Kept::state`].
-#[derive(Serialize, serde::Deserialize)]
-struct KeptState {
-    state: TrainingState,
-    /// Reference scores of each example's sequences; `None` for an example without scores so far.
-    reference: Vec<Option<[f64; 2]>>,
-    /// Facts for [`saved_files`]. Version 1 of the page did not save them.
-    #[serde(default)]
-    facts: Option<SavedFacts>,
-}
-
-/// Facts about a run, from which its files can be made without its model and without a device.
-#[derive(Debug, Clone, Serialize, serde::Deserialize)]
-struct SavedFacts {
-    /// Name of the model.
-    model: String,
-    /// Text of the model's config.json.
-    config: String,
-    /// Name of the device.
-    device: String,
-    /// Summary of the rows.
-    data: String,
 }
 
 /// Rows that a run does not use whole, by their numbers from 1.
@@ -209,10 +176,6 @@ fn refuse(failed: &[Variant]) -> Result<()> {
             Err(Error::Gpu(text))
         }
     }
-}
-
-fn missing(what: &str) -> Error {
-    Error::Device(format!("{what} first"))
 }
 
 impl Tab {
@@ -617,60 +580,6 @@ fn next_text(tokenizer: &Tokenizer, ids: &[u32]) -> Option<(String, usize)> {
         Some((text, _)) if shown.contains("\\u{") && !text.chars().any(acts_on_terminal) => Some((text, 1)),
         _ => Some((shown, 1)),
     }
-}
-
-fn render_report(
-    model: String,
-    device: String,
-    data: String,
-    adapter: &Adapter,
-    lines: Vec<MetricsLine>,
-    started: f64,
-) -> String {
-    let trained: usize = adapter.lora.modules.values().map(|(a, b)| a.len() + b.len()).sum();
-    let seconds = lines.iter().filter_map(|l| l.get("seconds")?.as_f64()).sum();
-    report::render(&Report {
-        title: "Preference tuning in a browser".into(),
-        model,
-        device,
-        parameters: format!("{trained} trained"),
-        data,
-        started: report::utc(UNIX_EPOCH + Duration::from_secs_f64(started)),
-        seconds,
-        lines,
-        ..Report::default()
-    })
-}
-
-/// Returns an adapter's files in PEFT's format, with the values of a saved state.
-fn adapter_files(d: &ModelConfig, adapter: &Adapter, arena: Vec<u8>) -> Result<Vec<(&'static str, Vec<u8>)>> {
-    let file = TensorFile::from_content("state.safetensors", Box::new(arena))?;
-    let values = &mut |name: &str| {
-        let name = format!("param/{name}");
-        let stored = file.tensors().get(&name).ok_or_else(|| Error::tensor(file.path(), &name, "is missing"))?;
-        file.values(&name, stored)
-    };
-    Ok(encode_adapter(&adapter.config, d, &adapter.lora, OutputDtype::F32, values)?.into())
-}
-
-/// Returns the adapter's files and `report.html` of a run's saved state, without a device and without the model's weights.
-///
-/// # Errors
-/// The state is damaged, or version 1 of the page saved it, which did not save the model's configuration.
-pub fn saved_files(
-    kept: Kept,
-    settings: &Settings,
-    lines: Vec<MetricsLine>,
-    started: f64,
-) -> Result<Vec<(&'static str, Vec<u8>)>> {
-    let known: KeptState = serde_json::from_str(&kept.state).map_err(|e| Error::file("state.json", e))?;
-    let facts = known.facts.ok_or_else(|| missing("load the run's model"))?;
-    let description = ModelConfig::from_json(CONFIG, &facts.config)?;
-    let adapter = Adapter::new(&description, &settings.lora, &facts.model, settings.seed)?;
-    let mut files = adapter_files(&description, &adapter, kept.arena)?;
-    let report = render_report(facts.model, facts.device, facts.data, &adapter, lines, started);
-    files.push(("report.html", report.into_bytes()));
-    Ok(files)
 }
 
 /// Returns the maximum sequence length of runs and responses.

@@ -6,7 +6,8 @@ use serde::de::DeserializeOwned;
 use wasm_bindgen::prelude::*;
 
 use crate::card;
-use crate::tab::{self, Files, Tab};
+use crate::saved;
+use crate::tab::{Files, Tab};
 
 #[wasm_bindgen]
 extern "C" {
@@ -201,7 +202,7 @@ impl Engine {
         state: Option<String>,
         arena: Option<Vec<u8>>,
     ) -> Js<String> {
-        let kept = state.zip(arena).map(|(state, arena)| tab::Kept { state, arena });
+        let kept = state.zip(arena).map(|(state, arena)| saved::Kept { state, arena });
         json(&self.tab.begin(jsonl, parse(settings)?, kept.as_ref()).await.map_err(failed)?)
     }
 
@@ -212,7 +213,7 @@ impl Engine {
 
     /// Returns the run's state.
     pub async fn state(&self) -> Js<Kept> {
-        let tab::Kept { state, arena } = self.tab.state().await.map_err(failed)?;
+        let saved::Kept { state, arena } = self.tab.state().await.map_err(failed)?;
         Ok(Kept { state, arena })
     }
 
@@ -224,8 +225,8 @@ impl Engine {
 
     /// Returns the adapter's files and the report of a saved state, without a device. `lines` is JSON, and `started` is in seconds since 1970.
     pub fn saved_files(state: String, arena: Vec<u8>, settings: &str, lines: &str, started: f64) -> Js<Vec<File>> {
-        let kept = tab::Kept { state, arena };
-        let files = tab::saved_files(kept, &parse(settings)?, parse(lines)?, started).map_err(failed)?;
+        let kept = saved::Kept { state, arena };
+        let files = saved::saved_files(kept, &parse(settings)?, parse(lines)?, started).map_err(failed)?;
         Ok(files.into_iter().map(|(name, bytes)| File { name: name.into(), bytes }).collect())
     }
 

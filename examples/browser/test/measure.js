@@ -1,6 +1,7 @@
 // Prints a table: the size of the engine, the time until the page is ready, and the training speed, beside the program on the same driver.
 // One run measures one browser after the other:
 //   make site && cd examples/browser/test && ../../../.ci/with-driver npm run --silent measure
+// With COLD=1, Mesa's cache of compiled shaders is empty when a browser starts, as on a first visit.
 
 import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
@@ -54,6 +55,7 @@ for (const [where, missing, launch] of browsers) {
     console.log(`| ${where} | ${missing} | | | |`);
     continue;
   }
+  if (process.env.COLD) process.env.MESA_SHADER_CACHE_DIR = native.folder();
   const browser = await launch();
   try {
     const found = await measure(await browser.newPage(), site.url);
