@@ -233,6 +233,17 @@ fn the_reference_is_the_start_of_the_round_or_of_all() {
     }
 }
 
+/// A judge that prefers nothing leaves nothing to train on: the run ends with the counts, and trains no step.
+#[test]
+fn a_round_without_a_preference_ends_the_run() {
+    let sandbox = Sandbox::new();
+    let text = smallest_rounds().replacen("grader = true", "command = \"echo tie\"", 1);
+    let (file, out) = (sandbox.write("rounds.toml", text), sandbox.text("out"));
+    let ran = sandbox.run(&["iterate", &file, "--output-dir", &out]);
+    ran.said(2, &["round-1/conditional", "nothing to train on: 0 of ", " ties", "0 without a verdict"]);
+    assert!(!Path::new(&out).join("round-1/train").exists());
+}
+
 /// A conversation would be sampled to with another template than training has.
 #[test]
 fn prompts_are_texts() {
