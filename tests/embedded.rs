@@ -53,7 +53,7 @@ impl Field {
     }
 
     fn matrix<'a>(&self, slot: &'a Slot) -> OperandMatrix<'a> {
-        OperandMatrix { slot, start: self.start, stride: self.stride }
+        OperandMatrix { start: self.start, ..OperandMatrix::new(slot, self.stride) }
     }
 
     fn columns_of(&self, row: usize) -> Range<usize> {
