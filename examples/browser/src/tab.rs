@@ -42,7 +42,7 @@ use web_time::Instant;
 use crate::checks::{KernelChecks, generation_shaders, training_shaders};
 use crate::saved::{Kept, KeptState, SavedFacts, adapter_files, missing, render_report};
 use crate::settings::Settings;
-use crate::step_kernels::{StepKernels, StepTimes};
+use crate::step_kernels::{StepKernels, StepTimes, TimedStep};
 
 /// Files of a model folder.
 pub struct Files {
@@ -479,19 +479,20 @@ impl Tab {
         StepKernels::new(self.step_again().await?.launches())
     }
 
-    /// Times each launch of [`Self::step_kernels`] for about `seconds`, beside the least time at the device's peak rates. The trained weights
+    /// Returns [`Self::step_kernels`], with each launch timed for about `seconds`, beside the least time at the device's peak rates. The trained weights
     /// are as before.
     ///
     /// # Errors
     /// There is no run; [`Error::Gpu`].
-    pub async fn time_step(&mut self, seconds: f64, peaks: &DevicePeaks) -> Result<StepTimes> {
+    pub async fn time_step(&mut self, seconds: f64, peaks: &DevicePeaks) -> Result<TimedStep> {
         let Kept { arena, .. } = self.state().await?;
         let step = self.step_again().await?;
         let launches = step.launches();
         let times = step.time(seconds).await?;
         let (_, trainer) = self.loaded()?;
         state::restore(self.gpu, &trainer.decoder.arena, Path::new("state.safetensors"), &arena)?;
-        Ok(StepTimes::new(times, &launches, peaks))
+        let times = StepTimes::new(times, &launches, peaks);
+        Ok(TimedStep { kernels: StepKernels::new(launches)?, times })
     }
 
     /// Records the last step again.
