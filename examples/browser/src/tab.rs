@@ -32,6 +32,7 @@ use jointwise::train::metrics::MetricsLine;
 use jointwise::train::reference::{ReferenceScorer, RowReferences, ScoringWatch, TrainingRows};
 use jointwise::train::settings::TrainDefaults;
 use jointwise::train::state::{self, TrainingState};
+use jointwise::train::step_launches::{TimedLaunches, time_step};
 use jointwise::train::steps::StepRunner;
 use jointwise::train::trainer::{self, RecordedStep, Trainer};
 use jointwise::workflow::OpenModel;
@@ -476,7 +477,7 @@ impl Tab {
     /// # Errors
     /// There is no run; [`Error::Gpu`].
     pub async fn step_kernels(&mut self) -> Result<StepKernels> {
-        StepKernels::new(self.step_again().await?.launches())
+        StepKernels::new(self.step_again().await?.1.launches())
     }
 
     /// Returns [`Self::step_kernels`], with each launch timed for about `seconds`, beside the least time at the device's peak rates. The trained weights
@@ -485,21 +486,17 @@ impl Tab {
     /// # Errors
     /// There is no run; [`Error::Gpu`].
     pub async fn time_step(&mut self, seconds: f64, peaks: &DevicePeaks) -> Result<TimedStep> {
-        let Kept { arena, .. } = self.state().await?;
-        let step = self.step_again().await?;
-        let launches = step.launches();
-        let times = step.time(seconds).await?;
-        let (_, trainer) = self.loaded()?;
-        state::restore(self.gpu, &trainer.decoder.arena, Path::new("state.safetensors"), &arena)?;
+        let (trainer, step) = self.step_again().await?;
+        let TimedLaunches { launches, times } = time_step(trainer, step, seconds).await?;
         let times = StepTimes::new(times, &launches, peaks);
         Ok(TimedStep { kernels: StepKernels::new(launches)?, times })
     }
 
     /// Records the last step again.
-    async fn step_again(&mut self) -> Result<RecordedStep<'static, '_>> {
+    async fn step_again(&mut self) -> Result<(&Trainer<'static>, RecordedStep<'static, '_>)> {
         let (Some(run), Some(trainer)) = (&mut self.run, &self.trainer) else { return Err(missing("begin a run")) };
         let mut rows = TrainingRows { examples: &run.rows.dataset().examples, references: &mut run.references };
-        run.steps.record_again(&mut run.scorer, trainer, &mut rows).await
+        Ok((trainer, run.steps.record_again(&mut run.scorer, trainer, &mut rows).await?))
     }
 
     /// Renders the run's `report.html`.
