@@ -145,6 +145,31 @@ fn timing_a_step_changes_a_run_only_until_the_weights_are_restored() {
     assert_ne!(losses(true, false, true), plain, "updates that ran again are not seen");
 }
 
+#[test]
+fn a_run_of_the_library_lists_and_times_its_steps_and_goes_on_as_without() {
+    let (gpu, policy) = (open(), Policy::open(MODEL).unwrap().with_lora(LoraConfig::all_linear(8)).unwrap());
+    let rows = Preferences::read(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/preferences.jsonl"), &policy).unwrap();
+    let recipe = Recipe { max_steps: Some(2), batch_size: 2, learning_rate: 1e-2, ..Recipe::default() };
+    let losses = |is_timed: bool| -> Vec<f64> {
+        let mut training = policy.train(&gpu, &rows, &recipe).unwrap();
+        let mut losses = Vec::new();
+        for _ in 0..2 {
+            losses.push(training.next().unwrap().unwrap().loss);
+            if is_timed {
+                let launches = training.step_launches().unwrap();
+                let timed = training.time_step(0.2).unwrap();
+                assert_eq!(timed.launches, launches, "the last step again");
+                assert_eq!(timed.times.launches_us.len(), launches.len());
+            }
+        }
+        assert!(training.next().is_none());
+        losses
+    };
+    let plain = losses(false);
+    assert_ne!(plain[0], plain[1]);
+    assert_eq!(losses(true), plain);
+}
+
 /// Returns the shaders of a step of the demo model on a device with these capabilities.
 fn step_shaders(caps: &Caps) -> Vec<Shader> {
     let (setting, plan) = (Setting::new(), Gpu::plan(caps.clone()));

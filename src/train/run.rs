@@ -10,6 +10,7 @@ use super::metrics::{EvalMetrics, METRICS, MetricsAccumulator, MetricsLine, Metr
 use super::outcome::{BatchResult, RowReference, known};
 use super::reference::{ReferenceScorer, RowReferences, ScoringEvent, ScoringWatch, TrainingRows};
 use super::state::TrainingState;
+use super::step_launches::{StepLaunch, TimedLaunches, time_step};
 use super::steps::{StepInFlight, StepRunner, tally};
 use super::tensorboard::EventWriter;
 use super::trainer::{self, RecordedStep, ScoringPass, Trainer};
@@ -412,6 +413,31 @@ impl<'a> TrainingRun<'a> {
     /// Returns the trainer with the current policy.
     pub fn trainer(&self) -> &Trainer<'a> {
         &self.trainer
+    }
+
+    /// Returns the kernel launches of a step: of the recorded next one, else of the last one again.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`].
+    pub async fn step_launches(&mut self) -> Result<Vec<StepLaunch>> {
+        if let Some(next) = &self.next {
+            return Ok(next.recorded().launches());
+        }
+        let (mut rows, scorer) = self.data.rows();
+        Ok(self.steps.record_again(scorer, &self.trainer, &mut rows).await?.launches())
+    }
+
+    /// Times each launch of the last step, or of the first where there was none, for about `seconds`. The run goes on as without it.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`]; [`Error::Flag`] where steps are recorded ahead.
+    pub async fn time_step(&mut self, seconds: f64) -> Result<TimedLaunches> {
+        if self.next.is_some() {
+            return Err(Error::flag("record-ahead", "the next step is recorded, and nothing else may run before it"));
+        }
+        let (mut rows, scorer) = self.data.rows();
+        let step = self.steps.record_again(scorer, &self.trainer, &mut rows).await?;
+        time_step(&self.trainer, step, seconds).await
     }
 
     /// Returns the metrics of the steps and evaluations since this run was started or resumed.

@@ -1,8 +1,10 @@
 //! The kernel launches of an optimiser step, and their times.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use super::trainer::RecordedStep;
+use super::state;
+use super::trainer::{RecordedStep, Trainer};
 use crate::error::Result;
 use crate::gpu::{LaunchTimes, RecordedLaunch, Recording, Shader};
 
@@ -25,6 +27,29 @@ pub struct StepLaunch {
     pub phase: StepPhase,
     /// Shader, workgroups, bytes and operations.
     pub launch: RecordedLaunch,
+}
+
+/// Kernel launches of a step, with their times.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TimedLaunches {
+    /// Launches in the order in which they run.
+    pub launches: Vec<StepLaunch>,
+    /// Time of each launch.
+    pub times: LaunchTimes,
+}
+
+/// Times each launch of a step for about `seconds`. The trained weights and their moments are restored afterwards, so that a run can go on.
+///
+/// # Errors
+/// [`crate::Error::Gpu`].
+pub async fn time_step(trainer: &Trainer<'_>, step: RecordedStep<'_, '_>, seconds: f64) -> Result<TimedLaunches> {
+    let (arena, path) = (&trainer.decoder.arena, Path::new("state.safetensors"));
+    let mut saved = Vec::new();
+    state::encode(trainer.gpu, arena, path, &mut saved).await?;
+    let launches = step.launches();
+    let times = step.time(seconds).await?;
+    state::restore(trainer.gpu, arena, path, &saved)?;
+    Ok(TimedLaunches { launches, times })
 }
 
 impl RecordedStep<'_, '_> {
@@ -70,7 +95,7 @@ impl RecordedStep<'_, '_> {
     }
 
     /// Times each of [`Self::launches`] for about `seconds`. Trained weights and moments are wrong afterwards, because updates have run more than
-    /// once: restore them from a copy ([`super::state::encode`], [`super::state::restore`]).
+    /// once: [`time_step`] restores them.
     ///
     /// # Errors
     /// [`crate::Error::Gpu`].

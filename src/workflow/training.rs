@@ -20,6 +20,7 @@ use crate::train::memory_plan::largest_micro_batch;
 use crate::train::metrics::StepMetrics;
 use crate::train::run::{CheckpointSettings, RunEnd, TrainingEvent, TrainingRun};
 use crate::train::settings::{ReferenceChoice, TrainDefaults};
+use crate::train::step_launches::{StepLaunch, TimedLaunches};
 use crate::validate::at_least_one;
 
 /// Stop flag, which is never set, of a run that has no stop flag of its own.
@@ -332,6 +333,37 @@ impl<'a> Training<'a> {
     /// Returns the number of trained parameters.
     pub fn n_trained(&self) -> usize {
         self.about.n_trained
+    }
+
+    /// Returns the kernel launches of the last step, or of the first where there was none: shader, workgroups, bytes and operations of each, in
+    /// the order in which they run.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use jointwise::{Gpu, LoraConfig, Policy, Preferences, Recipe};
+    /// # let (gpu, policy) = (Gpu::open_best()?, Policy::open("models/demo")?.with_lora(LoraConfig::default())?);
+    /// # let data = Preferences::read("examples/preferences.jsonl", &policy)?;
+    /// # let recipe = Recipe { max_steps: Some(2), batch_size: 2, ..Recipe::default() };
+    /// let mut training = policy.train(&gpu, &data, &recipe)?;
+    /// let launches = training.step_launches()?;
+    /// let bytes: u64 = launches.iter().map(|one| one.launch.work.bytes).sum();
+    /// println!("{} launches move {bytes} bytes; the last is {}", launches.len(), launches.last().unwrap().launch.shader.entry);
+    /// # assert_eq!(launches.last().unwrap().launch.shader.entry, "adamw");
+    /// # Ok::<(), jointwise::Error>(())
+    /// ```
+    pub fn step_launches(&mut self) -> Result<Vec<StepLaunch>> {
+        pollster::block_on(self.run.step_launches())
+    }
+
+    /// Times each of [`Self::step_launches`] on the device, for about `seconds`. The run then goes on as without it.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`]; [`Error::Flag`] where steps are recorded ahead.
+    pub fn time_step(&mut self, seconds: f64) -> Result<TimedLaunches> {
+        pollster::block_on(self.run.time_step(seconds))
     }
 
     /// Computes the steps that are left, and gives the tuned model.

@@ -174,10 +174,9 @@ async function measure() {
   status("Measuring the peak speed of this GPU…");
   const ceilings = await engine.ceilings();
   status("Measuring each kernel of a step…");
-  const found = await engine.stepKernels();
-  const { launches_us, least_us, ...how } = await engine.timeStep(SECONDS, ceilings);
+  const { kernels, launches_us, least_us, ...found } = await engine.timeStep(SECONDS, ceilings);
   const launches = found.launches.map((launch, i) => ({ ...launch, us: launches_us[i], least_us: least_us[i] }));
-  [step, timing] = [{ ...found, launches }, how];
+  [step, timing] = [{ kernels, launches }, found];
   show();
 }
 

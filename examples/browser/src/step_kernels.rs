@@ -98,6 +98,17 @@ pub struct StepTimes {
     pub least_us: Vec<f64>,
 }
 
+/// A step's kernels with their times, of one recording: a training step between two calls would have other launches.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TimedStep {
+    /// Kernels and launches.
+    #[serde(flatten)]
+    pub kernels: StepKernels,
+    /// Times of the launches.
+    #[serde(flatten)]
+    pub times: StepTimes,
+}
+
 impl StepTimes {
     /// Puts the measured times beside the least times at the device's peak rates.
     pub fn new(times: LaunchTimes, step: &[StepLaunch], peaks: &DevicePeaks) -> Self {

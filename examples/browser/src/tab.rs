@@ -32,6 +32,7 @@ use jointwise::train::metrics::MetricsLine;
 use jointwise::train::reference::{ReferenceScorer, RowReferences, ScoringWatch, TrainingRows};
 use jointwise::train::settings::TrainDefaults;
 use jointwise::train::state::{self, TrainingState};
+use jointwise::train::step_launches::{TimedLaunches, time_step};
 use jointwise::train::steps::StepRunner;
 use jointwise::train::trainer::{self, RecordedStep, Trainer};
 use jointwise::workflow::OpenModel;
@@ -42,7 +43,7 @@ use web_time::Instant;
 use crate::checks::{KernelChecks, generation_shaders, training_shaders};
 use crate::saved::{Kept, KeptState, SavedFacts, adapter_files, missing, render_report};
 use crate::settings::Settings;
-use crate::step_kernels::{StepKernels, StepTimes};
+use crate::step_kernels::{StepKernels, StepTimes, TimedStep};
 
 /// Files of a model folder.
 pub struct Files {
@@ -476,29 +477,26 @@ impl Tab {
     /// # Errors
     /// There is no run; [`Error::Gpu`].
     pub async fn step_kernels(&mut self) -> Result<StepKernels> {
-        StepKernels::new(self.step_again().await?.launches())
+        StepKernels::new(self.step_again().await?.1.launches())
     }
 
-    /// Times each launch of [`Self::step_kernels`] for about `seconds`, beside the least time at the device's peak rates. The trained weights
+    /// Returns [`Self::step_kernels`], with each launch timed for about `seconds`, beside the least time at the device's peak rates. The trained weights
     /// are as before.
     ///
     /// # Errors
     /// There is no run; [`Error::Gpu`].
-    pub async fn time_step(&mut self, seconds: f64, peaks: &DevicePeaks) -> Result<StepTimes> {
-        let Kept { arena, .. } = self.state().await?;
-        let step = self.step_again().await?;
-        let launches = step.launches();
-        let times = step.time(seconds).await?;
-        let (_, trainer) = self.loaded()?;
-        state::restore(self.gpu, &trainer.decoder.arena, Path::new("state.safetensors"), &arena)?;
-        Ok(StepTimes::new(times, &launches, peaks))
+    pub async fn time_step(&mut self, seconds: f64, peaks: &DevicePeaks) -> Result<TimedStep> {
+        let (trainer, step) = self.step_again().await?;
+        let TimedLaunches { launches, times } = time_step(trainer, step, seconds).await?;
+        let times = StepTimes::new(times, &launches, peaks);
+        Ok(TimedStep { kernels: StepKernels::new(launches)?, times })
     }
 
     /// Records the last step again.
-    async fn step_again(&mut self) -> Result<RecordedStep<'static, '_>> {
+    async fn step_again(&mut self) -> Result<(&Trainer<'static>, RecordedStep<'static, '_>)> {
         let (Some(run), Some(trainer)) = (&mut self.run, &self.trainer) else { return Err(missing("begin a run")) };
         let mut rows = TrainingRows { examples: &run.rows.dataset().examples, references: &mut run.references };
-        run.steps.record_again(&mut run.scorer, trainer, &mut rows).await
+        Ok((trainer, run.steps.record_again(&mut run.scorer, trainer, &mut rows).await?))
     }
 
     /// Renders the run's `report.html`.

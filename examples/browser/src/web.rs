@@ -170,7 +170,7 @@ impl Engine {
         json(&self.tab.step_kernels().await.map_err(failed)?)
     }
 
-    /// Times each launch of a step for about `seconds`. Returns the times as JSON. See [`Tab::time_step`].
+    /// Returns the kernels of a step with their launches, each timed for about `seconds`, as JSON. See [`Tab::time_step`].
     pub async fn time_step(&mut self, seconds: f64, ceilings: &str) -> Js<String> {
         json(&self.tab.time_step(seconds, &parse(ceilings)?).await.map_err(failed)?)
     }

@@ -169,9 +169,10 @@ test("the keyboard reaches a kernel from the timeline, and its WGSL", { skip }, 
   assert.ok(await page.evaluate(() => document.querySelector("#kernel-0 .wgsl").tabIndex === 0 && document.querySelectorAll("#kernel-0 .wgsl .keyword").length > 5));
 });
 
-test("a measurement leaves the run as it was", { skip }, async () => {
+test("a measurement leaves the run as it was, while it is paused and while it goes on", { skip }, async () => {
   await idle();
   await click(page, "pause");
+  await click(page, "time-step");
   await runState(page, "Done: 4 steps");
   same(await losses(page), native.losses(await value(page, "rows"), SETTINGS));
 });
