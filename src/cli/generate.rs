@@ -98,7 +98,8 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
         out.finish()?;
     }
     if 0 < n_done && n_done < n {
-        note!("note: {n_done} of {n} responses were made");
+        let done = if policies.len() > 1 { "responses were made" } else { "prompts were answered" };
+        note!("note: {n_done} of {n} {done}");
     }
     ended
 }
