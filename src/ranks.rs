@@ -20,9 +20,9 @@ const SLICE: usize = 1 << 18;
 /// Largest number of bytes that are sent at a time.
 const MOST_BYTES: usize = 64 << 20;
 
-/// Time in which rank 0 may tell an error that all ranks have.
+/// Time in which rank 0 may tell an error that all ranks have, and end them.
 #[cfg(not(target_arch = "wasm32"))]
-const PRECEDENCE: Duration = Duration::from_secs(1);
+const PRECEDENCE: Duration = Duration::from_secs(3);
 
 /// Rank of this process among those of its run.
 ///

@@ -5,8 +5,9 @@
 mod program;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use program::{Ran, Sandbox, fixture, metrics, read_tensors, rows, update_error};
@@ -25,13 +26,28 @@ fn has_mpirun() -> bool {
     is_there
 }
 
-/// Starts programs with `mpirun`: each with its number of ranks and its arguments.
-fn mpirun(sandbox: &Sandbox, programs: &[(usize, Vec<&str>)]) -> Command {
+/// Ranks of a run with the same arguments.
+struct Program<'a> {
+    n: usize,
+    /// A variable of their environment.
+    variable: Option<String>,
+    args: Vec<&'a str>,
+}
+
+/// One rank.
+fn rank(args: Vec<&str>) -> Program<'_> {
+    Program { n: 1, variable: None, args }
+}
+
+/// Starts programs with `mpirun`.
+fn mpirun(sandbox: &Sandbox, programs: &[Program<'_>]) -> Command {
     let plain = sandbox.command(&[]);
     let mut command = Command::new("mpirun");
     command.args(["--allow-run-as-root", "--oversubscribe"]);
-    for (i, (n, args)) in programs.iter().enumerate() {
-        command.args((i > 0).then_some(":")).args(["-n", &n.to_string()]).arg(plain.get_program()).args(args);
+    for (i, Program { n, variable, args }) in programs.iter().enumerate() {
+        command.args((i > 0).then_some(":")).args(["-n", &n.to_string()]);
+        command.args(variable.iter().flat_map(|variable| ["-x", variable]));
+        command.arg(plain.get_program()).args(args);
     }
     command.current_dir(sandbox.path("")).env("XDG_CACHE_HOME", sandbox.path("cache"));
     command
@@ -55,7 +71,11 @@ impl Setting {
 
     /// Preferences, trained for ten steps: two and a half epochs, of which the last batch is short.
     fn pairs(n: usize) -> Self {
-        let flags = ["--lora-r", "4", "--learning-rate", "1e-2", "--seed", "3", "--max-steps", "10"];
+        Self::pairs_for(n, "10")
+    }
+
+    fn pairs_for(n: usize, steps: &'static str) -> Self {
+        let flags = ["--lora-r", "4", "--learning-rate", "1e-2", "--seed", "3", "--max-steps", steps];
         Self::new("train", &rows("mistral-odd")[..n], &flags)
     }
 
@@ -71,7 +91,7 @@ impl Setting {
     }
 
     fn several(&self, n: usize, out: &str, more: &[&str]) -> Ran {
-        Ran::of(&mut mpirun(&self.sandbox, &[(n, self.args(out, more))]))
+        Ran::of(&mut mpirun(&self.sandbox, &[Program { n, variable: None, args: self.args(out, more) }]))
     }
 
     fn metrics(&self, out: &str) -> Vec<Value> {
@@ -89,13 +109,18 @@ impl Setting {
         pairs.fold(f64::NEG_INFINITY, f64::max)
     }
 
-    /// Two runs with the same losses, metrics and results to f32 noise.
+    /// Two runs with the same losses and metrics to f32 noise.
     #[track_caller]
     fn close(&self, a: &str, b: &str) {
+        self.close_by(NOISE, a, b);
+    }
+
+    #[track_caller]
+    fn close_by(&self, most: f64, a: &str, b: &str) {
         let loss = self.difference(a, b, "loss");
-        assert!((0.0..=NOISE).contains(&loss), "{a}, {b}: losses differ by {loss}");
+        assert!((0.0..=most).contains(&loss), "{a}, {b}: losses differ by {loss}");
         let norm = self.difference(a, b, "grad_norm");
-        assert!((0.0..=1e-4).contains(&norm), "{a}, {b}: norms differ by {norm}");
+        assert!((0.0..=100.0 * most).contains(&norm), "{a}, {b}: norms differ by {norm}");
         for name in ["tokens", "num_tokens", "learning_rate", "epoch", "rewards/accuracies"] {
             assert!(self.difference(a, b, name) <= 0.0, "{a}, {b}: {name}");
         }
@@ -135,8 +160,7 @@ fn ranks_train_like_one_process() {
         if n > 1 {
             let first = ran.stderr.lines().next().unwrap_or_default();
             assert!(first.starts_with(&format!("{n} ranks: ranks 0-{} on ", n - 1)), "{first}");
-            let batch = format!("global batch: 1 rows x {parts_of_rank} micro-batches x {n} ranks = 6 rows a step");
-            assert!(ran.stderr.contains(&batch), "{}", ran.stderr);
+            assert!(ran.stderr.contains("global batch: 6 rows a step"), "{}", ran.stderr);
             assert_eq!(ran.stderr.matches("step 1/10").count(), 1, "rank 0 alone reports: {}", ran.stderr);
         }
     }
@@ -237,16 +261,124 @@ fn tokens_weigh_the_mean_of_supervised_tuning() {
 #[track_caller]
 fn refused(setting: &Setting, args: [Vec<&str>; 2], parts: &[&str]) {
     let [first, second] = args;
-    let started = Instant::now();
-    let ran = Ran::of(&mut mpirun(&setting.sandbox, &[(1, first), (1, second)]));
-    assert_eq!(ran.status, 2, "{}", ran.stderr);
-    let errors: Vec<&str> = ran.stderr.lines().filter(|line| line.starts_with("error:")).collect();
-    assert_eq!(errors.len(), 1, "{}", ran.stderr);
-    parts.iter().for_each(|part| assert!(errors[0].contains(part), "`{part}` is not in {}", errors[0]));
+    ends(mpirun(&setting.sandbox, &[rank(first), rank(second)]), 2, parts);
     assert!(!setting.sandbox.path("out").join(ADAPTER).exists());
-    // Opening the device and its self-test are part of this, so it is more than the ten seconds that an error may take.
-    assert!(started.elapsed() < Duration::from_secs(120), "{:?}", started.elapsed());
     let _ = fs::remove_dir_all(setting.sandbox.path("out"));
+}
+
+/// A run ends with this status and one message, which holds every part, within ten seconds of the message.
+#[track_caller]
+fn ends(mut command: Command, status: i32, parts: &[&str]) {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("mpirun starts");
+    let (mut lines, mut said) = (Vec::new(), None);
+    for line in BufReader::new(child.stderr.take().expect("a pipe")).lines().map_while(Result::ok) {
+        if line.starts_with("error:") {
+            said.get_or_insert_with(Instant::now);
+        }
+        lines.push(line);
+    }
+    let ended = child.wait().expect("ended");
+    let took = said.map(|said| said.elapsed());
+    assert_eq!(ended.code(), Some(status), "{lines:#?}");
+    let errors: Vec<&String> = lines.iter().filter(|line| line.starts_with("error:")).collect();
+    assert_eq!(errors.len(), 1, "{lines:#?}");
+    parts.iter().for_each(|part| assert!(errors[0].contains(part), "`{part}` is not in {}", errors[0]));
+    assert!(took.is_some_and(|took| took < Duration::from_secs(10)), "{took:?}");
+}
+
+/// The control of the checksums: one rank gets another sum of gradients than the others, once.
+#[test]
+fn ranks_that_drift_apart_are_found() {
+    if !has_mpirun() {
+        return;
+    }
+    let setting = Setting::pairs(12);
+    let [source, fault] = [fixture("../mpi/fault.c"), setting.sandbox.path("fault.so")];
+    let compile = Command::new("mpicc").args(["-shared", "-fPIC", "-o"]).args([&fault, &source]).status();
+    if !compile.is_ok_and(|status| status.success()) {
+        return eprintln!("skipped: mpicc cannot compile {}", source.display());
+    }
+    let args = setting.args("out", &["--save-steps", "1", "--batch-size", "2"]);
+    let variable = Some(format!("LD_PRELOAD={}", fault.display()));
+    let faulty = Program { n: 1, variable, args: args.clone() };
+    let run = mpirun(&setting.sandbox, &[rank(args.clone()), faulty, rank(args)]);
+    ends(run, 1, &["error: rank 0: step 3: rank 1 has other parameters or moments than rank 0"]);
+    assert!(setting.sandbox.path("out/checkpoint-2").is_dir() && !setting.sandbox.path("out/checkpoint-3").exists());
+}
+
+/// Other kernels round otherwise: rank 0's parameters are sent, so that the ranks have the same.
+#[test]
+fn devices_that_differ_work_together() {
+    if !has_mpirun() {
+        return;
+    }
+    let setting = Setting::pairs(20);
+    let parts = |n: &'static str| ["--batch-size", "2", "--gradient-accumulation-steps", n, "--save-steps", "2"];
+    setting.one("one", &parts("2")).ok();
+    let args = setting.args("two", &parts("1"));
+    let other = Program { n: 1, variable: Some("JOINTWISE_VARIANT=baseline".into()), args: args.clone() };
+    let ran = Ran::of(&mut mpirun(&setting.sandbox, &[rank(args), other])).ok();
+    assert!(ran.stderr.contains("note: devices differ"), "{}", ran.stderr);
+    setting.close_by(1e-4, "one", "two");
+}
+
+/// What the kernel says of a process after its name: its state and its parent first.
+#[cfg(target_os = "linux")]
+fn stat(pid: libc::pid_t) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(text.rsplit_once(") ")?.1.into())
+}
+
+/// Tells whether a process has not ended. One that nobody has waited for yet has.
+#[cfg(target_os = "linux")]
+fn is_running(pid: libc::pid_t) -> bool {
+    stat(pid).is_some_and(|stat| !stat.starts_with('Z'))
+}
+
+/// The processes that another one started.
+#[cfg(target_os = "linux")]
+fn children(parent: u32) -> Vec<libc::pid_t> {
+    let parent_of = |pid| stat(pid)?.split(' ').nth(1)?.parse::<u32>().ok();
+    let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let pids = names.filter_map(|name| name.to_str()?.parse().ok());
+    pids.filter(|&pid| parent_of(pid) == Some(parent)).collect()
+}
+
+/// A rank that is killed ends the others, and the run goes on to the same bits.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_killed_rank_ends_all_and_the_run_resumes() {
+    if !has_mpirun() {
+        return;
+    }
+    let setting = Setting::pairs_for(23, "120");
+    let flags = ["--batch-size", "2", "--save-steps", "20"];
+    setting.several(2, "whole", &flags).ok();
+    let log = setting.sandbox.path("killed/metrics.jsonl");
+    let n_lines = || fs::read_to_string(&log).map_or(0, |text| text.matches('\n').count());
+    let resume = [&flags[..], &["--resume"]].concat();
+    for (victim, line) in [(0, 25), (1, 50), (1, 71)] {
+        let args = setting.args("killed", &resume);
+        let mut run = mpirun(&setting.sandbox, &[Program { n: 2, variable: None, args }]);
+        let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("mpirun starts");
+        while n_lines() < line {
+            assert!(run.try_wait().expect("a child").is_none(), "the run ended before line {line}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut ranks = children(run.id());
+        ranks.sort_unstable();
+        assert_eq!(ranks.len(), 2, "{ranks:?}");
+        // SAFETY: a system call with two numbers: a process of this test's, which its parent has not waited for.
+        assert_eq!(unsafe { libc::kill(ranks[victim], libc::SIGKILL) }, 0);
+        let killed = Instant::now();
+        assert!(!run.wait().expect("ended").success());
+        while ranks.iter().any(|&pid| is_running(pid)) {
+            assert!(killed.elapsed() < Duration::from_secs(10), "a rank outlives the other");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    setting.several(2, "killed", &resume).ok();
+    setting.same("whole", "killed");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What the environment tells of the launcher that started this process.
+//! Launchers that start several processes, known by variables of the environment.
 
 /// Variables that have the number of processes, of launchers that start programs of MPI.
 const SIZES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"];

@@ -1,6 +1,5 @@
 //! Training: steps, learning-rate schedule, gradient accumulation, checkpoints, metrics.
 
-#[cfg(not(target_arch = "wasm32"))]
 mod across_ranks;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod checkpoint;

@@ -44,7 +44,7 @@ fn arrays(arena: &WeightArena) -> impl Iterator<Item = (String, &StateArray)> {
 }
 
 /// Returns all slots of the stored arrays, in the file's order.
-pub(super) fn slots(arena: &WeightArena) -> Vec<&Slot> {
+pub fn slots(arena: &WeightArena) -> Vec<&Slot> {
     arrays(arena).flat_map(|(_, array)| &array.slots).collect()
 }
 
@@ -89,7 +89,7 @@ pub async fn encode(gpu: &Gpu, arena: &WeightArena, path: &Path, out: &mut impl 
 const READ_BYTES: u64 = 64 << 20;
 
 /// Splits slots into groups of at most [`READ_BYTES`] each. A larger slot is a group of its own.
-pub(super) fn read_groups<'s>(mut slots: &'s [&'s Slot]) -> impl Iterator<Item = &'s [&'s Slot]> {
+pub fn read_groups<'s>(mut slots: &'s [&'s Slot]) -> impl Iterator<Item = &'s [&'s Slot]> {
     std::iter::from_fn(move || {
         let mut n_bytes = 0;
         let fits = |slot: &&&Slot| {

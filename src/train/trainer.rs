@@ -15,7 +15,6 @@ use crate::model::weights;
 use crate::objective::{LossInputs, SequenceLogps, TrainingLoss};
 use crate::ranks::Ranks;
 
-#[cfg(not(target_arch = "wasm32"))]
 use super::across_ranks::sum_gradients;
 use super::outcome::{BatchResult, RowReference, known};
 
@@ -250,7 +249,6 @@ impl<'g> Trainer<'g> {
     pub async fn finish(&self, running: SubmittedStep<'_, '_>) -> Result<StepResult> {
         let SubmittedStep { pending, norm, examples, number, update } = running;
         let mut step = self.read(pending, update.is_none().then_some(&norm)).await?;
-        #[cfg(not(target_arch = "wasm32"))]
         if let Some((update, ranks)) = update
             && step.outcome.loss_sum.is_finite()
             && sum_gradients(self.gpu, &self.decoder.arena.pages, ranks).await?

@@ -47,7 +47,9 @@ impl RunStart {
             );
         } else if ranks.are_several() {
             let (batch, accumulated) = (settings.batch_size, settings.gradient_accumulation_steps);
-            note!("global batch: {batch} rows x {accumulated} micro-batches x {began} ranks = {rows} rows a step");
+            note!(
+                "global batch: {rows} rows a step (--batch-size {batch} x --gradient-accumulation-steps {accumulated} x {began} ranks)"
+            );
         }
     }
 }
@@ -113,27 +115,31 @@ pub(super) fn check_same_run(settings: &TrainSettings, contents: &[(&str, &str)]
     difference(&ranks.gather(own)?).map_or(Ok(()), |reason| Err(Error::Ranks(reason)))
 }
 
-/// Names and values.
-type Named = Vec<(String, String)>;
+/// Settings by name, without nesting; or contents by name.
+type FlatSettings = Vec<(String, String)>;
 
-fn flatten(name: &str, value: &Value, into: &mut Named) {
+fn flatten(name: &str, value: &Value, into: &mut FlatSettings) {
     match value {
         Value::Object(fields) => fields.iter().for_each(|(name, value)| flatten(name, value, into)),
         value => into.push((name.to_string(), value.to_string())),
     }
 }
 
+/// Returns a setting's value. Some settings are left out where they have their defaults.
+fn value_of<'a>(settings: &'a FlatSettings, name: &str) -> &'a str {
+    settings.iter().find(|(known, _)| known == name).map_or("default", |(_, value)| value)
+}
+
 /// Names the first setting, or else content, in which a rank differs from rank 0.
-fn difference(ranks: &[(Named, Named)]) -> Option<String> {
+fn difference(ranks: &[(FlatSettings, FlatSettings)]) -> Option<String> {
     let (settings, contents) = ranks.first()?;
     let same = "all ranks need the same flags, data and model";
     for (rank, (others, _)) in ranks.iter().enumerate() {
-        for (own, other) in settings.iter().zip(others).filter(|(own, other)| own != other) {
-            let value = |(name, value): &(String, String)| format!("{} {value}", name.replace('_', "-"));
-            return Some(format!("rank {rank} has --{}, and rank 0 has --{}: {same}", value(other), value(own)));
-        }
-        if settings.len() != others.len() {
-            return Some(format!("rank {rank} has another loss or schedule than rank 0: {same}"));
+        let mut names = settings.iter().chain(others).map(|(name, _)| name);
+        if let Some(name) = names.find(|name| value_of(settings, name) != value_of(others, name)) {
+            let [own, other] = [settings, others].map(|all| value_of(all, name));
+            let name = name.replace('_', "-");
+            return Some(format!("rank {rank} has --{name} {other}, and rank 0 has --{name} {own}: {same}"));
         }
     }
     for (rank, (_, others)) in ranks.iter().enumerate() {
@@ -148,7 +154,7 @@ fn difference(ranks: &[(Named, Named)]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn named(pairs: &[(&str, &str)]) -> Named {
+    fn named(pairs: &[(&str, &str)]) -> FlatSettings {
         pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
     }
 
@@ -156,10 +162,15 @@ mod tests {
     fn the_first_difference_is_named() {
         let rank =
             |rate: &str, data: &str| (named(&[("seed", "0"), ("learning_rate", rate)]), named(&[("other data", data)]));
-        let of = |ranks: &[(Named, Named)]| difference(ranks).unwrap_or_default();
+        let of = |ranks: &[(FlatSettings, FlatSettings)]| difference(ranks).unwrap_or_default();
         assert_eq!(of(&[rank("0.1", "a"), rank("0.1", "a")]), "");
         let said = of(&[rank("0.1", "a"), rank("0.1", "b"), rank("0.2", "a")]);
         assert!(said.starts_with("rank 2 has --learning-rate 0.2, and rank 0 has --learning-rate 0.1"), "{said}");
+        let short = (named(&[("seed", "0")]), named(&[("other data", "a")]));
+        for (ranks, said) in [([rank("1", "a"), short.clone()], "default"), ([short, rank("2", "a")], "2")] {
+            let found = of(&ranks);
+            assert!(found.starts_with(&format!("rank 1 has --learning-rate {said}, and")), "{found}");
+        }
         let said = of(&[rank("0.1", "a"), rank("0.1", "b")]);
         assert!(said.starts_with("rank 1 has other data than rank 0"), "{said}");
     }
