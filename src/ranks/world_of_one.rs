@@ -1,6 +1,7 @@
 //! The calls of a program that is built without MPI. There is one rank, so none of the exchanges is ever called.
 
 /// Starts MPI: there is none.
+#[cfg(not(target_arch = "wasm32"))]
 pub fn start() -> Option<(usize, usize)> {
     None
 }
