@@ -22,7 +22,11 @@ const MOST_BYTES: usize = 64 << 20;
 
 /// Time in which rank 0 may tell an error that all ranks have, and end them.
 #[cfg(not(target_arch = "wasm32"))]
-const PRECEDENCE: Duration = Duration::from_secs(3);
+const PRECEDENCE: Duration = Duration::from_secs(4);
+
+/// Time in which the launcher takes over an error's message: MPICH's loses what a rank wrote just before its end.
+#[cfg(not(target_arch = "wasm32"))]
+const FORWARDING: Duration = Duration::from_millis(500);
 
 /// Rank of this process among those of its run.
 ///
@@ -205,6 +209,8 @@ impl Ranks {
                 log::set_max_level(log::LevelFilter::Info);
             }
             note!("error: rank {}: {error}", self.rank);
+            #[cfg(not(target_arch = "wasm32"))]
+            std::thread::sleep(FORWARDING);
             world::abort(status);
         } else {
             note!("error: {error}");
