@@ -93,6 +93,17 @@ pub enum Error {
         /// Steps that are done.
         step: usize,
     },
+    /// Ranks of a data parallel run that do not fit each other, or that cannot be started.
+    #[error("{0}")]
+    Ranks(String),
+    /// Ranks of a data parallel run that should have the same training state, and have not.
+    #[error("step {step}: {reason}")]
+    RanksDiffer {
+        /// Steps that are done.
+        step: usize,
+        /// Ranks with another state than rank 0.
+        reason: String,
+    },
     /// A judge that does not answer.
     #[error("{0}")]
     Judge(String),
@@ -150,6 +161,7 @@ impl Error {
             | Self::OutOfMemory { .. }
             | Self::NotFinite { .. }
             | Self::Stopped { .. }
+            | Self::RanksDiffer { .. }
             | Self::Judge(_) => 1,
             _ => 2,
         }

@@ -22,6 +22,7 @@
 //! | [`objective`] | per-sequence scores → loss and its gradient, in f64: JPO and DPO × 24 losses and mixes of them, each a sum of a few kinds of terms ([`kernels::objective::term`]) |
 //! | [`kernels`] | one file a kernel family: launcher, f64 twin, cases, cost; [`kernels::REGISTRY`] lists them |
 //! | [`gpu`] | device and [`gpu::Caps`], linker, buffers, recordings; wgpu's names end here |
+//! | [`ranks`] | ranks of a data parallel run, and what they exchange; MPI's names end here (feature `mpi`) |
 //! | `shaders/` | the WGSL; a file has the same stem as its Rust file in `src/kernels/` |
 //!
 //! # Dimensions
@@ -172,6 +173,7 @@ pub mod model;
 pub mod objective;
 #[cfg(feature = "native")]
 pub mod progress;
+pub mod ranks;
 pub mod report;
 pub mod rng;
 #[cfg(feature = "cli")]
@@ -187,6 +189,7 @@ pub use gpu::Gpu;
 pub use model::lora_config::LoraConfig;
 pub use model::weights::BaseDtype;
 pub use objective::{Loss, LossMix, Objective, Term};
+pub use ranks::Ranks;
 pub use train::settings::ReferenceChoice;
 pub use workflow::{
     DataOptions, GenerateOptions, Policy, PolicyOptions, Preferences, Recipe, Recompute, SequenceScore,

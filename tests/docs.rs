@@ -92,6 +92,8 @@ fn commands(text: &str) -> Vec<(usize, Vec<String>)> {
             Some("cargo") if words.get(1).is_some_and(|w| w == "run") && !words.contains(&"--example".into()) => {
                 words.iter().position(|w| w == "--")
             }
+            // A launcher, with its own flags.
+            Some("mpirun" | "srun") => words.iter().position(program),
             // A wrapper such as .ci/with-driver may stand before it.
             Some(first) if first.ends_with("jointwise") || first.starts_with(".ci/with-") => {
                 words.iter().take(2).position(program)
@@ -99,7 +101,9 @@ fn commands(text: &str) -> Vec<(usize, Vec<String>)> {
             _ => None,
         };
         if let Some(start) = start {
-            found.push((number + 1, words[start + 1..].to_vec()));
+            // A lone colon of mpirun's ends the first program's arguments.
+            let arguments = words[start + 1..].iter().take_while(|word| *word != ":");
+            found.push((number + 1, arguments.cloned().collect()));
         }
     }
     found
@@ -376,6 +380,7 @@ fn mistakes_are_found() {
     assert!(command_mistakes("a.md", &fenced.replace("temprature", "temperature")).is_empty());
     assert_eq!(command_mistakes("a.md", "    .ci/with-driver target/release/jointwise tran\n").len(), 1);
     assert_eq!(command_mistakes("a.md", "    cargo run --release -- referense >a\n").len(), 1);
+    assert_eq!(command_mistakes("a.md", "    mpirun -n 2 jointwise tran : -n 1 jointwise train\n").len(), 1);
     // A value that is not one, and a required flag that is missing.
     assert_eq!(
         command_mistakes("a.md", "    jointwise train --recompute nothing\n    jointwise merge --model m\n").len(),

@@ -22,7 +22,7 @@ const ORDER: &[&[&str]] = &[
     &["model"],
     &["objective"],
     &["kernels"],
-    &["gpu"],
+    &["gpu", "ranks"],
     &["files", "progress", "rng", "validate"],
     &["error"],
 ];

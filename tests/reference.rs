@@ -102,6 +102,7 @@ fn settings(preference: PreferenceLoss) -> TrainSettings {
         length: RunLength { num_train_epochs: 2.0, max_steps: None, warmup_steps: None, warmup_ratio: 0.0 },
         batch_size: 3,
         gradient_accumulation_steps: 2,
+        n_ranks: 1,
         seed: 5,
         shuffle: true,
         decay_all: false,
@@ -171,7 +172,8 @@ fn blocks_between_steps_have_the_bits_of_one_pass() {
         let goal = TrainingLoss::Preference(preference.clone());
         let trainer =
             Trainer { gpu: &gpu, decoder, goal, share_prefix: true, keep: RecomputePolicy::Everything, seed: 0 };
-        let start = TrainingState { step: 0, num_tokens: 0, best: None, fingerprint: String::new(), time: None };
+        let start =
+            TrainingState { step: 0, num_tokens: 0, best: None, fingerprint: String::new(), time: None, n_ranks: 1 };
         let mut steps = StepRunner::new(settings(preference.clone()), ROWS, start);
         let mut n_known = Vec::new();
         if scorer.precedes_steps(&trainer.decoder) {

@@ -21,6 +21,7 @@ use crate::gpu::Gpu;
 use crate::kernels::sample::Sampling;
 use crate::model::decoder::Decoder;
 use crate::progress::ProgressReporter;
+use crate::validate::at_least_one;
 use crate::workflow::{Finished, response_row};
 
 /// Runs `jointwise generate`.
@@ -37,16 +38,12 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
         with_lora: true,
     };
     settings.validate()?;
-    if args.batch_size == 0 {
-        return Err(Error::flag("batch-size", "must be at least 1"));
-    }
+    at_least_one("batch-size", args.batch_size)?;
     let mut instructions: Vec<Instruction> = args.prompt.iter().cloned().map(Instruction::Plain).collect();
     let mut places: Vec<Option<SourceLocation>> = vec![None; instructions.len()];
     if let Some(path) = &args.prompts {
         let read = read_prompt_file(path, &FieldMap::parse(&args.map)?)?;
-        for line in read.notes {
-            note!("note: {line}");
-        }
+        read.notes.iter().for_each(|line| note!("note: {line}"));
         for prompt in read.rows {
             instructions.push(prompt.instruction);
             places.push(Some(prompt.place));
@@ -74,10 +71,8 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
     let gpu = Gpu::open_with(&args.device_options()?)?;
 
     let n = prompts.len() * job.instructions.len();
-    let progress = match job.streams(n) {
-        true => ProgressReporter::hidden(),
-        false => ProgressReporter::items("generating", n),
-    };
+    let hidden = job.streams(n);
+    let progress = if hidden { ProgressReporter::hidden() } else { ProgressReporter::items("generating", n) };
     let (mut n_done, mut ended) = (0, Ok(Finished::Whole));
     let mut decoder: Option<Decoder> = None;
     for ((name, policy), prompts) in policies.iter().zip(&prompts) {
@@ -109,7 +104,7 @@ struct GenerationJob<'a> {
     args: &'a GenerateArgs,
     settings: GenerateSettings,
     instructions: Vec<Instruction>,
-    /// Where the instructions were read; `None` for those of the command line.
+    /// Places of the instructions; `None` for those of the command line.
     places: Vec<Option<SourceLocation>>,
     template: Template,
 }

@@ -33,6 +33,7 @@ use crate::error::Result;
 use crate::flags::{Cli, Command, StudyRunArgs};
 pub use crate::flags::{command, reference};
 use crate::progress::show_progress;
+use crate::ranks::Ranks;
 use crate::study::{self, StageCommands};
 use crate::workflow::Finished;
 
@@ -74,7 +75,8 @@ fn parse() -> Result<Cli, ExitCode> {
 /// Runs `jointwise study` or `jointwise iterate`. Under `--json` its stages print nothing on standard output.
 fn run_stages(args: &StudyRunArgs, run: impl FnOnce(StageCommands) -> Result<(Finished, String)>) -> Result<Finished> {
     output::QUIET.store(args.json, Relaxed);
-    let done = run(StageCommands { train: train::command, judge: judge::run, evaluate: evaluate::run });
+    let train = |args, sft| train::command(args, sft, Ranks::alone());
+    let done = run(StageCommands { train, judge: judge::run, evaluate: evaluate::run });
     output::QUIET.store(false, Relaxed);
     let (finished, text) = done?;
     output::say(format_args!("{text}"))?;
@@ -115,14 +117,25 @@ pub fn run() -> ExitCode {
     if log::set_logger(&StderrLog).is_ok() {
         log::set_max_level(log::LevelFilter::Info);
     }
-    show_progress();
     let cli = match parse() {
         Ok(cli) => cli,
         Err(status) => return status,
     };
-    let done = match cli.command {
-        Command::Sft(args) => train::command(args, true),
-        Command::Train(args) => train::command(args, false),
+    match cli.command.join_ranks() {
+        Ok(ranks) => run_command(cli.command, ranks),
+        Err(error) => ExitCode::from(Ranks::alone().fail(&error) as u8),
+    }
+}
+
+fn run_command(command: Command, ranks: Ranks) -> ExitCode {
+    if ranks.is_first() {
+        show_progress();
+    } else {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+    let done = match command {
+        Command::Sft(args) => train::command(args, true, ranks),
+        Command::Train(args) => train::command(args, false, ranks),
         Command::Score(args) => score::score(&args).map(|()| Finished::Whole),
         Command::Grad(args) => score::grad(&args).map(|()| Finished::Whole),
         Command::Generate(args) => generate::run(&args),
@@ -147,12 +160,12 @@ pub fn run() -> ExitCode {
         }
         Command::Reference => output::write_stdout(reference::reference().as_bytes()).map(|()| Finished::Whole),
     };
+    if done.is_ok() {
+        ranks.finish();
+    }
     match done {
         Ok(Finished::Whole) => ExitCode::SUCCESS,
         Ok(Finished::Interrupted) => ExitCode::from(INTERRUPTED),
-        Err(error) => {
-            note!("error: {error}");
-            ExitCode::from(error.exit_status() as u8)
-        }
+        Err(error) => ExitCode::from(ranks.fail(&error) as u8),
     }
 }

@@ -12,34 +12,40 @@ use crate::error::{Error, Result};
 use crate::flags::{TrainArgs, with_config};
 use crate::gpu::Gpu;
 use crate::progress::ProgressReporter;
+use crate::ranks::Ranks;
 use crate::train::metrics::StepMetrics;
 use crate::train::run::TrainingEvent;
 use crate::train::settings::{ReferenceChoice, TrainDefaults};
 use crate::workflow::fitting_changes::{FittingChange, read_auto_fit, write_auto_fit};
 use crate::workflow::memory_demand::fits;
 use crate::workflow::recovery::{OnDeviceLost, with_recovery};
+use crate::workflow::several_ranks::{RunStart, assign_devices};
 use crate::workflow::{Finished, OpenReference, Policy, Preferences, Recipe, RunFolder, TrainingOptions};
 
 /// Runs `jointwise sft` or `jointwise train`.
-pub fn command(args: TrainArgs, sft: bool) -> Result<Finished> {
-    let (finished, steps) = run(args, sft)?;
+pub fn command(args: TrainArgs, sft: bool, ranks: Ranks) -> Result<Finished> {
+    let (finished, steps) = run_over(args, sft, ranks)?;
     if finished == Finished::Interrupted {
         note!("stopped after step {steps}: the same command with --resume goes on");
     }
     Ok(finished)
 }
 
-/// Trains. Returns how the run ended, and the steps that are done.
+/// Trains in one process. Returns how the run ended, and the steps that are done.
 pub fn run(args: TrainArgs, sft: bool) -> Result<(Finished, usize)> {
+    run_over(args, sft, Ranks::alone())
+}
+
+fn run_over(args: TrainArgs, sft: bool, ranks: Ranks) -> Result<(Finished, usize)> {
     let config = args.config.clone();
     let args = with_config(args, config.as_deref(), "train")?;
     let out =
         args.output_dir.clone().ok_or_else(|| Error::flag("output-dir", "is missing: where everything is written"))?;
-    let on_device_lost = args.on_device_lost.map_or(OnDeviceLost::Resume, OnDeviceLost::from);
+    let on_device_lost = OnDeviceLost::over(ranks, args.on_device_lost.map(OnDeviceLost::from));
     with_recovery(on_device_lost, &out, args.resume, stop_flag(), |attempt| {
         let mut args = TrainArgs { resume: attempt.resume, ..args.clone() };
         attempt.keep_device(&mut args.model.device.device);
-        run_once(args, sft, &out)
+        run_once(args, sft, &out, ranks)
     })
 }
 
@@ -53,11 +59,11 @@ struct TrainingInputs {
     reference: Option<OpenReference>,
 }
 
-fn read_inputs(args: &TrainArgs, sft: bool, folder: &RunFolder) -> Result<TrainingInputs> {
+fn read_inputs(args: &TrainArgs, sft: bool, start: RunStart) -> Result<TrainingInputs> {
     let recipe = args.recipe(sft)?;
     let preference = recipe.preference();
     let options = args.data.options(DatasetType::for_loss(preference.as_ref()))?;
-    let policy = args.policy(folder.chat_time())?;
+    let policy = args.policy(start.chat_time)?;
     policy.require_end(&options.template)?;
     let data = Preferences::read_with(&args.data.data, &policy, &options)?;
     let eval =
@@ -72,25 +78,31 @@ fn read_inputs(args: &TrainArgs, sft: bool, folder: &RunFolder) -> Result<Traini
     Ok(TrainingInputs { recipe, policy, data, eval, reference })
 }
 
-fn run_once(mut args: TrainArgs, sft: bool, out: &Path) -> Result<(Finished, usize)> {
-    let folder = if args.resume { RunFolder::resume(out)? } else { RunFolder::create(out)? };
+fn run_once(mut args: TrainArgs, sft: bool, out: &Path, ranks: Ranks) -> Result<(Finished, usize)> {
+    if args.auto_fit && ranks.are_several() {
+        return Err(Error::flag("auto-fit", "knows the memory of one device, not of several ranks"));
+    }
+    let open = || if args.resume { RunFolder::resume(out) } else { RunFolder::create(out) };
+    let folder = ranks.is_first().then(open).transpose()?;
+    let start = RunStart::agree(folder.as_ref(), args.data.time, ranks)?;
     if let Some(settings) = read_auto_fit(out)?.filter(|_| args.auto_fit) {
         args.apply(&settings);
     }
-    let mut inputs = read_inputs(&args, sft, &folder)?;
     // --auto-fit may choose a quantised format.
-    let options = if args.auto_fit { args.model.device.options()? } else { args.model.device_options()? };
+    let mut options = if args.auto_fit { args.model.device.options()? } else { args.model.device_options()? };
+    assign_devices(&mut options, ranks)?;
+    let mut inputs = read_inputs(&args, sft, start)?;
     let gpu = Gpu::open_with(&options)?;
-    if args.auto_fit && !folder.is_begun() {
+    if args.auto_fit && folder.as_ref().is_some_and(|folder| !folder.is_begun()) {
         let changes = fitting_changes(&inputs, &gpu)?;
         if let Some(first) = changes.first() {
             note!("note: --auto-fit: {}: the run then takes {} MiB", first.flags(), first.peak_bytes >> 20);
             args.apply(&first.settings);
-            inputs = read_inputs(&args, sft, &folder)?;
+            inputs = read_inputs(&args, sft, start)?;
             write_auto_fit(out, &first.settings)?;
         }
     }
-    train(&args, inputs, &gpu, folder)
+    train(&args, inputs, &gpu, (folder, start, ranks))
 }
 
 /// Returns the changes that make a run fit the device. There are none where the run fits already, or where that is unknown.
@@ -103,19 +115,26 @@ fn fitting_changes(inputs: &TrainingInputs, gpu: &Gpu) -> Result<Vec<FittingChan
     demand.fitting_changes()
 }
 
-fn train(args: &TrainArgs, inputs: TrainingInputs, gpu: &Gpu, folder: RunFolder) -> Result<(Finished, usize)> {
+fn train(
+    args: &TrainArgs,
+    inputs: TrainingInputs,
+    gpu: &Gpu,
+    (folder, start, ranks): (Option<RunFolder>, RunStart, Ranks),
+) -> Result<(Finished, usize)> {
     let TrainingInputs { recipe, policy, data, eval, reference } = inputs;
-    let out = folder.dir().to_path_buf();
-    let max_steps = recipe.settings()?.max_steps(data.len());
+    let mut settings = recipe.settings()?;
+    start.set_ranks(&mut settings, ranks);
+    let max_steps = settings.max_steps(data.len());
     let options = TrainingOptions {
         eval: eval.as_ref(),
         eval_steps: args.eval_steps,
         reference,
-        folder: Some(folder),
+        folder,
         save_steps: args.save_steps.unwrap_or(TrainDefaults::SAVE_STEPS),
         save_total_limit: args.save_total_limit.unwrap_or(TrainDefaults::SAVE_TOTAL_LIMIT),
         output_dtype: args.output_dtype.map(Into::into),
         record_ahead: true,
+        ranks,
         stop: stop_flag(),
     };
     let logging_steps = args.logging_steps.unwrap_or(TrainDefaults::LOGGING_STEPS);
@@ -143,8 +162,8 @@ fn train(args: &TrainArgs, inputs: TrainingInputs, gpu: &Gpu, folder: RunFolder)
     let tuned = training.finish()?;
     let (steps, num_tokens) = (tuned.steps(), tuned.num_tokens());
     tuned.save_in_folder()?;
-    let peak_bytes = gpu.ledger().peak_bytes();
-    if args.json {
+    let (peak_bytes, out) = (gpu.ledger().peak_bytes(), args.output_dir.clone().unwrap_or_default());
+    if args.json && ranks.is_first() {
         say!(
             "{}",
             json!({"output_dir": out.to_string_lossy(), "steps": steps, "num_tokens": num_tokens, "peak_bytes": peak_bytes})

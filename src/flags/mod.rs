@@ -21,6 +21,9 @@ mod values;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::error::Result;
+use crate::ranks::Ranks;
+
 pub use config_file::{from_table, with_config};
 pub use data::{CheckArgs, DataArgs, resolve_template};
 pub use device::{BenchArgs, InfoArgs, RowsArg, StepArg, TuneArgs};
@@ -105,4 +108,21 @@ pub enum Command {
     /// The reference of all commands as Markdown: docs/reference.md
     #[command(hide = true)]
     Reference,
+}
+
+impl Command {
+    /// Joins the ranks of a data parallel run, where a launcher of MPI started several processes. Commands that write, and do not divide their work, are
+    /// refused in several processes.
+    ///
+    /// # Errors
+    /// Those of [`Ranks::start`] and [`Ranks::refuse_several`].
+    pub fn join_ranks(&self) -> Result<Ranks> {
+        match self {
+            Self::Sft(_) | Self::Train(_) => return Ranks::start(),
+            Self::Plan(_) | Self::Check(_) | Self::Info(_) => {}
+            Self::Completions(_) | Self::Man(_) | Self::Reference => {}
+            _ => Ranks::refuse_several(&std::env::args().nth(1).unwrap_or_default())?,
+        }
+        Ok(Ranks::alone())
+    }
 }

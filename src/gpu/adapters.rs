@@ -12,6 +12,8 @@ pub enum DeviceChoice {
     Best,
     /// Position in [`list_devices`].
     Index(usize),
+    /// Device of a rank among those of its machine: the ranks share out the devices of the best one's kind and backend in turn.
+    LocalRank(usize),
     /// Part of `name (backend)`, in any case: `4070`, `vulkan`, `4070 (dx12)`.
     Name(String),
 }
@@ -35,6 +37,11 @@ impl DeviceChoice {
         }
         let (found, asked) = match self {
             Self::Best => return Ok((0..all.len()).collect()),
+            Self::LocalRank(rank) => {
+                let is_shared = |d: &&DeviceSummary| d.kind == all[0].kind && d.backend == all[0].backend;
+                let shared: Vec<usize> = all.iter().filter(is_shared).map(|d| d.index).collect();
+                return Ok(vec![shared[rank % shared.len()]]);
+            }
             Self::Index(index) => ((*index < all.len()).then_some(*index), index.to_string()),
             Self::Name(part) => {
                 let part = part.to_lowercase();
@@ -219,6 +226,16 @@ pub async fn list_devices() -> Vec<DeviceSummary> {
     FoundAdapters::find().await.summaries
 }
 
+/// Returns the device that a choice would open first.
+///
+/// # Errors
+/// [`Error::Device`] where there is no device; [`Error::Flag`] where none matches.
+pub async fn choose_device(choice: &DeviceChoice) -> Result<DeviceSummary> {
+    let mut all = list_devices().await;
+    let first = choice.candidates(&all)?[0];
+    Ok(all.swap_remove(first))
+}
+
 fn no_device(os: &str) -> String {
     let advice = match os {
         "windows" => {
@@ -260,6 +277,12 @@ mod tests {
         assert_eq!(found("dx12"), [1]);
         assert_eq!(found("4070 (dx12)"), [1]);
         assert_eq!(DeviceChoice::Best.candidates(&all).unwrap(), [0, 1, 2, 3]);
+        // Not the same GPU by another backend, and no slower kind.
+        let mut all_kinds = devices();
+        all_kinds[3].backend = "vulkan".into();
+        all_kinds[3].kind = "Cpu".into();
+        let of_rank = |rank| DeviceChoice::LocalRank(rank).candidates(&all_kinds).unwrap();
+        assert_eq!([0, 1, 2, 3].map(of_rank), [[0], [2], [0], [2]]);
         for unknown in ["4", "metal"] {
             let error = DeviceChoice::parse(unknown).candidates(&all).unwrap_err().to_string();
             assert!(error.starts_with(&format!("--device: {unknown}: no such device")), "{error}");

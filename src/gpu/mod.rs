@@ -26,7 +26,7 @@ mod submit;
 mod tuning;
 mod variant;
 
-pub use adapters::{DeviceChoice, DeviceSummary, list_devices};
+pub use adapters::{DeviceChoice, DeviceSummary, choose_device, list_devices};
 pub use device::{Caps, CooperativeMatrix, Gpu};
 pub use device_facts::{DeviceFacts, DeviceFeature, DeviceLimit};
 pub use launch_times::{LaunchTimes, TimingMethod};

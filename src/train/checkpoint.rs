@@ -168,10 +168,9 @@ fn check_fingerprint(checkpoint: &Path, state: &TrainingState, fingerprint: &str
     if state.fingerprint == fingerprint { Ok(()) } else { Err(Error::file(checkpoint, reason)) }
 }
 
-/// Returns the time that the chat template printed in a folder's run, from the last readable checkpoint; `None` where the template printed
-/// no time.
-pub fn kept_time(dir: &Path) -> Option<u64> {
-    list(dir).iter().rev().find_map(|(_, dir)| open(dir).ok())?.0.time
+/// Returns the state besides the tensors of the last readable checkpoint; `None` where there is none.
+pub fn kept_state(dir: &Path) -> Option<TrainingState> {
+    Some(list(dir).iter().rev().find_map(|(_, dir)| open(dir).ok())?.0)
 }
 
 /// Reads the state besides the tensors. Its checksum is verified first, so that a damaged fingerprint is not taken for another run's.

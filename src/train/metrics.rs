@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::open_log;
+use crate::ranks::Ranks;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -66,6 +67,9 @@ pub struct SideScores {
     pub logp_response: f64,
 }
 
+/// Number of sums and counts of a [`MetricsAccumulator`].
+const N_NUMBERS: usize = 14;
+
 /// Sums over the pairs and sequences of a step's micro-batches. They are divided once, at the end.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct MetricsAccumulator {
@@ -113,6 +117,62 @@ impl MetricsAccumulator {
             s.logps_rejected += side.logp;
         }
         self.n_sides[usize::from(!desirable)] += 1;
+    }
+
+    /// Returns the sums over all ranks, added up in their order.
+    ///
+    /// # Errors
+    /// Those of [`Ranks::gather`].
+    pub fn over(self, ranks: Ranks) -> Result<Self> {
+        if !ranks.are_several() {
+            return Ok(self);
+        }
+        // As bits, because JSON has no infinities.
+        let all = ranks.gather(self.numbers().map(f64::to_bits).to_vec())?;
+        let mut numbers = [0.0; N_NUMBERS];
+        for of_rank in all {
+            numbers.iter_mut().zip(of_rank).for_each(|(sum, bits)| *sum += f64::from_bits(bits));
+        }
+        Ok(Self::from_numbers(numbers))
+    }
+
+    fn numbers(&self) -> [f64; N_NUMBERS] {
+        let (s, [chosen, rejected]) = (&self.sums, self.n_sides);
+        let counts = [self.n, chosen, rejected, self.n_pairs].map(|n| n as f64);
+        [
+            self.loss_sum,
+            counts[0],
+            counts[1],
+            counts[2],
+            counts[3],
+            self.tokens as f64,
+            s.rewards_chosen,
+            s.rewards_rejected,
+            s.margins,
+            s.accuracies,
+            s.logps_chosen,
+            s.logps_rejected,
+            s.logps_instruction,
+            s.logps_response,
+        ]
+    }
+
+    fn from_numbers(numbers: [f64; N_NUMBERS]) -> Self {
+        let [loss_sum, n, chosen, rejected, n_pairs, tokens, sums @ ..] = numbers;
+        let [rewards_chosen, rewards_rejected, margins, accuracies, sums @ ..] = sums;
+        let [logps_chosen, logps_rejected, logps_instruction, logps_response] = sums;
+        let sums = PairMetrics {
+            rewards_chosen,
+            rewards_rejected,
+            margins,
+            accuracies,
+            logps_chosen,
+            logps_rejected,
+            logps_instruction,
+            logps_response,
+        };
+        let n_sides = [chosen as usize, rejected as usize];
+        Self { loss_sum, n: n as usize, sums, n_sides, n_pairs: n_pairs as usize, tokens: tokens as u64 }
     }
 
     /// Returns the mean loss; NaN where nothing was added.

@@ -1,5 +1,6 @@
 //! Training: steps, learning-rate schedule, gradient accumulation, checkpoints, metrics.
 
+mod across_ranks;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod checkpoint;
 #[cfg(not(target_arch = "wasm32"))]

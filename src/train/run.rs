@@ -1,24 +1,26 @@
 //! Training run: steps, evaluations, checkpoints, metrics. A run may be interrupted at any moment, and resumes with bit-identical results.
 
+mod data;
+
+pub use data::{RunData, evaluate};
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use web_time::Instant;
 
+use super::across_ranks::{check_same_state, send_state};
 use super::checkpoint::{self, ResumedRun};
-use super::metrics::{EvalMetrics, METRICS, MetricsAccumulator, MetricsLine, MetricsLog, StepMetrics};
-use super::outcome::{BatchResult, RowReference, known};
-use super::reference::{ReferenceScorer, RowReferences, ScoringEvent, ScoringWatch, TrainingRows};
+use super::metrics::{EvalMetrics, METRICS, MetricsLine, MetricsLog, StepMetrics};
+use super::settings::TrainSettings;
 use super::state::TrainingState;
 use super::step_launches::{StepLaunch, TimedLaunches, time_step};
-use super::steps::{StepInFlight, StepRunner, tally};
+use super::steps::{StepInFlight, StepRunner};
 use super::tensorboard::EventWriter;
-use super::trainer::{self, RecordedStep, ScoringPass, Trainer};
-use crate::data::batch::Example;
+use super::trainer::{RecordedStep, Trainer};
 use crate::error::{Error, Result};
 use crate::files::{make_folder, remove_dir_all};
-use crate::model::scores::DEFAULT_SCORE_TOKENS;
-use crate::train::settings::TrainSettings;
+use crate::ranks::Ranks;
 
 /// Folder for the state with the lowest evaluation loss.
 pub const BEST: &str = "best";
@@ -60,132 +62,6 @@ pub enum TrainingEvent<'a> {
     },
 }
 
-/// Rows that a run trains and evaluates on, with their reference values.
-pub struct RunData<'a> {
-    examples: &'a [Example],
-    references: RowReferences,
-    /// Evaluation examples with their reference values.
-    eval: Option<(&'a [Example], RowReferences)>,
-    scorer: ReferenceScorer<'a>,
-}
-
-/// Reports the progress of a scorer as events of the run.
-fn scoring<'a>(on_event: &'a mut dyn FnMut(&TrainingEvent<'_>)) -> impl FnMut(&ScoringEvent<'_>) + 'a {
-    move |scoring| match *scoring {
-        ScoringEvent::Rows { done, total } => on_event(&TrainingEvent::Scored { done, total }),
-        ScoringEvent::NotKept(error) => {
-            on_event(&TrainingEvent::Note(&format!("reference scores are not kept: {error}")))
-        }
-    }
-}
-
-impl<'a> RunData<'a> {
-    /// Creates the data of a run. `scorer` computes a row's reference values when the run is about to use the row.
-    pub fn new(examples: &'a [Example], eval: Option<&'a [Example]>, scorer: ReferenceScorer<'a>) -> Self {
-        let references = scorer.rows(examples.len());
-        let eval = eval.map(|eval| (eval, scorer.rows(eval.len())));
-        Self { examples, references, eval, scorer }
-    }
-
-    /// Returns the training examples with their reference values, and the scorer.
-    fn rows(&mut self) -> (TrainingRows<'a, '_>, &mut ReferenceScorer<'a>) {
-        (TrainingRows { examples: self.examples, references: &mut self.references }, &mut self.scorer)
-    }
-
-    /// Computes the reference values of all rows that steps will use, and of the evaluation rows, if the first step changes the reference's
-    /// weights.
-    async fn prepare_all(
-        &mut self,
-        trainer: &Trainer<'_>,
-        steps: &StepRunner,
-        stop: &AtomicBool,
-        on_event: &mut dyn FnMut(&TrainingEvent<'_>),
-    ) -> Result<bool> {
-        if !self.scorer.precedes_steps(&trainer.decoder) {
-            return Ok(true);
-        }
-        let mut tell = scoring(on_event);
-        let mut watch = ScoringWatch { stop, tell: &mut tell };
-        let (mut rows, scorer) = self.rows();
-        let found = scorer.find(&trainer.decoder, &mut rows, &steps.rows_left(), &mut watch).await?;
-        Ok(found && self.prepare_eval(trainer, &mut watch).await?)
-    }
-
-    /// Computes the reference values of the next step's rows.
-    async fn prepare_step(
-        &mut self,
-        trainer: &Trainer<'_>,
-        steps: &StepRunner,
-        stop: &AtomicBool,
-        on_event: &mut dyn FnMut(&TrainingEvent<'_>),
-    ) -> Result<bool> {
-        let mut tell = scoring(on_event);
-        let mut watch = ScoringWatch { stop, tell: &mut tell };
-        let (mut rows, scorer) = self.rows();
-        steps.prepare(scorer, trainer, &mut rows, &mut watch).await
-    }
-
-    /// Computes the reference values of the evaluation rows.
-    async fn prepare_eval(&mut self, trainer: &Trainer<'_>, watch: &mut ScoringWatch<'_>) -> Result<bool> {
-        let Some((examples, references)) = &mut self.eval else { return Ok(true) };
-        let all: Vec<usize> = (0..examples.len()).collect();
-        self.scorer.find(&trainer.decoder, &mut TrainingRows { examples, references }, &all, watch).await
-    }
-
-    /// Evaluates the evaluation rows; `None` where there are none.
-    async fn evaluate(
-        &mut self,
-        trainer: &Trainer<'_>,
-        batch_size: usize,
-        on_event: &mut dyn FnMut(&TrainingEvent<'_>),
-    ) -> Result<Option<(MetricsAccumulator, f64)>> {
-        // An evaluation that is due is completed even when the run is asked to stop.
-        let stop = AtomicBool::new(false);
-        {
-            let mut tell = scoring(&mut *on_event);
-            self.prepare_eval(trainer, &mut ScoringWatch { stop: &stop, tell: &mut tell }).await?;
-        }
-        let Some((examples, references)) = &mut self.eval else { return Ok(None) };
-        let started = Instant::now();
-        let n_rows = examples.len();
-        let tell = &mut |done| on_event(&TrainingEvent::Evaluated { done, total: n_rows });
-        let total = evaluate(trainer, &TrainingRows { examples, references }, batch_size, tell).await?;
-        Ok(Some((total, started.elapsed().as_secs_f64())))
-    }
-}
-
-/// Computes loss and pair metrics over rows whose reference values are known, without gradients. Calls `tell` with the number of rows so
-/// far.
-///
-/// # Errors
-/// [`crate::Error::Gpu`].
-pub async fn evaluate(
-    trainer: &Trainer<'_>,
-    rows: &TrainingRows<'_, '_>,
-    batch_size: usize,
-    tell: &mut dyn FnMut(usize),
-) -> Result<MetricsAccumulator> {
-    let mut total = MetricsAccumulator::default();
-    let examples: Vec<&Example> = rows.examples.iter().collect();
-    for (i, chunk) in examples.chunks(batch_size.max(1)).enumerate() {
-        let pass = ScoringPass {
-            with_lora: true,
-            share_prefix: trainer.share_prefix,
-            max_tokens: DEFAULT_SCORE_TOKENS,
-            with_squares: trainer.goal.is_weighted(),
-        };
-        let scored = trainer::score_pass(trainer.gpu, &trainer.decoder, chunk, pass, &mut |_| ()).await?;
-        let sums: Vec<_> = scored.iter().map(|s| s.sums).collect();
-        let first = i * batch_size.max(1);
-        let reference: Vec<RowReference> = (first..first + chunk.len()).map(|row| rows.references.get(row)).collect();
-        let tokens = chunk.iter().map(|e| e.n_tokens(trainer.sharing())).sum();
-        let known = known(&trainer.goal, chunk, &reference, &examples);
-        tally(&trainer.goal, &BatchResult::new(&trainer.goal, &sums, &known, tokens), &mut total);
-        tell(first + chunk.len());
-    }
-    Ok(total)
-}
-
 /// Output folder of a run, with the values that must match when the run is resumed.
 #[derive(Debug, Clone)]
 pub struct RunOutput {
@@ -203,14 +79,16 @@ pub struct RunOutput {
 
 /// Training run between two steps.
 ///
+/// Of several ranks, rank 0 alone has an output folder. All ranks take the same decisions: whether to save, evaluate or stop.
+///
 /// With an output folder, the run writes metrics, TensorBoard events and checkpoints there, and can resume from a checkpoint. Without one,
 /// it exists only in memory.
 pub struct TrainingRun<'a> {
     trainer: Trainer<'a>,
-    settings: TrainSettings,
     data: RunData<'a>,
     output: Option<RunFiles>,
-    eval_steps: Option<usize>,
+    /// Steps between checkpoints, and between evaluations.
+    every: [Option<usize>; 2],
     steps: StepRunner,
     /// Next step, where it was recorded while the last one ran.
     next: Option<StepInFlight<RecordedStep<'a, 'a>>>,
@@ -245,23 +123,28 @@ impl<'a> TrainingRun<'a> {
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(&TrainingEvent<'_>),
     ) -> Result<Self> {
-        let n = data.examples.len();
+        let (n, ranks) = (data.n_rows(), data.ranks());
+        let every = ranks.broadcast([output.as_ref().map(|o| o.cadence.save_steps), eval_steps])?;
         let (fingerprint, time) = output.as_ref().map_or_else(Default::default, |o| (o.fingerprint.clone(), o.time));
-        let fresh = TrainingState { step: 0, num_tokens: 0, best: None, fingerprint, time };
+        let n_ranks = settings.n_ranks;
+        let fresh = TrainingState { step: 0, num_tokens: 0, best: None, fingerprint, time, n_ranks };
         let resumes = output.as_ref().filter(|output| output.resume);
         let kept = resumes.map_or(Ok(Vec::new()), |o| checkpoint::steps(&o.dir, &o.fingerprint))?;
+        let kept = ranks.broadcast(kept)?;
         // The rows are scored before a checkpoint replaces the weights that score. The run may resume from any of these checkpoints, so
         // rows count from the first.
         let first = TrainingState { step: kept.first().copied().unwrap_or(0), ..fresh.clone() };
-        if !data.prepare_all(&trainer, &StepRunner::new(settings.clone(), n, first), stop, on_event).await? {
+        data.deals_batches_of(settings.batch_size);
+        let steps = StepRunner::over(ranks, settings.clone(), n, first);
+        let is_prepared = data.prepare_all(&trainer, &steps, stop, on_event).await?;
+        if ranks.any(!is_prepared) {
             let state = TrainingState { step: kept.last().copied().unwrap_or(0), ..fresh };
-            let (steps, end) = (StepRunner::new(settings.clone(), n, state), Some(RunEnd::Interrupted));
+            let (steps, end) = (StepRunner::over(ranks, settings.clone(), n, state), Some(RunEnd::Interrupted));
             return Ok(Self {
                 trainer,
-                settings,
                 data,
                 output: None,
-                eval_steps,
+                every,
                 steps,
                 next: None,
                 records_ahead: false,
@@ -277,13 +160,16 @@ impl<'a> TrainingRun<'a> {
         if let Some(dir) = &resumed.unchecked {
             on_event(&TrainingEvent::Note(&format!("{} has no checksums, and is taken unchecked", dir.display())));
         }
-        let steps = StepRunner::new(settings.clone(), n, resumed.state.unwrap_or(fresh));
+        let state = ranks.broadcast(resumed.state)?;
+        if state.is_some() {
+            send_state(trainer.gpu, &trainer.decoder.arena, ranks).await?;
+        }
+        let steps = StepRunner::over(ranks, settings.clone(), n, state.unwrap_or(fresh));
         let mut run = Self {
             trainer,
-            settings,
             data,
             output: None,
-            eval_steps,
+            every,
             steps,
             next: None,
             records_ahead: false,
@@ -349,9 +235,9 @@ impl<'a> TrainingRun<'a> {
         }
         let stops = stop.load(Ordering::Relaxed)
             || self.next.is_none() && !self.data.prepare_step(&self.trainer, &self.steps, stop, on_event).await?;
-        if stops {
+        if self.data.ranks().any(stops) {
             self.end = Some(RunEnd::Interrupted);
-            self.trainer.check_weights(done).await?;
+            self.check_state().await?;
             self.save_checkpoint(None).await?;
             return Ok(None);
         }
@@ -364,7 +250,7 @@ impl<'a> TrainingRun<'a> {
         .submit();
         let last = number == max_steps;
         let evaluates = self.evaluates_after(number);
-        let saves = last || self.output.as_ref().is_some_and(|f| is_due(Some(f.output.cadence.save_steps), number));
+        let saves = last || is_due(self.every[0], number);
         // Records the next step while the device works, unless a checkpoint or an evaluation comes in between and records something else.
         if self.records_ahead && !evaluates && !saves {
             let (mut rows, scorer) = self.data.rows();
@@ -373,11 +259,14 @@ impl<'a> TrainingRun<'a> {
             }
         }
         let metrics = self.steps.finish(&self.trainer, running, started).await?;
+        if self.data.sends_state {
+            send_state(self.trainer.gpu, &self.trainer.decoder.arena, self.data.ranks()).await?;
+        }
         self.push_line(metrics.line())?;
         on_event(&TrainingEvent::Step(&metrics));
 
         if saves {
-            self.trainer.check_weights(number).await?;
+            self.check_state().await?;
         }
         // The last step's checkpoint is removed once the result is written ([`forget_last`]), so it must not displace an older one.
         if saves && (!last || evaluates) {
@@ -398,6 +287,11 @@ impl<'a> TrainingRun<'a> {
     /// Returns how the run ended; `None` while it has not.
     pub fn end(&self) -> Option<RunEnd> {
         self.end
+    }
+
+    /// Returns the ranks of the run.
+    pub fn ranks(&self) -> Ranks {
+        self.data.ranks()
     }
 
     /// Returns the state after the last step.
@@ -456,9 +350,16 @@ impl<'a> TrainingRun<'a> {
         checkpoint::save(gpu, arena, &self.steps.state, &output.dir, limit).await.map(drop)
     }
 
+    /// Checks before a checkpoint that the weights are finite, and that all ranks have the same.
+    async fn check_state(&self) -> Result<()> {
+        let step = self.steps.state.step;
+        self.trainer.check_weights(step).await?;
+        check_same_state(self.trainer.gpu, &self.trainer.decoder.arena, step, self.data.ranks()).await
+    }
+
     fn evaluates_after(&self, step: usize) -> bool {
         let is_last = step == self.steps.schedule.max_steps;
-        self.data.eval.is_some() && step > 0 && (is_last || is_due(self.eval_steps, step))
+        self.data.has_eval() && step > 0 && (is_last || is_due(self.every[1], step))
     }
 
     fn push_line(&mut self, line: MetricsLine) -> Result<()> {
@@ -472,7 +373,7 @@ impl<'a> TrainingRun<'a> {
 
     /// Evaluates after a step, and saves the state where its evaluation loss is the lowest so far.
     async fn evaluate_step(&mut self, epoch: f64, on_event: &mut dyn FnMut(&TrainingEvent<'_>)) -> Result<()> {
-        let found = self.data.evaluate(&self.trainer, self.settings.batch_size, on_event).await?;
+        let found = self.data.evaluate(&self.trainer, on_event).await?;
         let Some((total, seconds)) = found else { return Ok(()) };
         let step = self.steps.state.step;
         if !total.loss().is_finite() {
@@ -483,6 +384,7 @@ impl<'a> TrainingRun<'a> {
         on_event(&TrainingEvent::Eval(&metrics));
         if self.steps.state.best.is_none_or(|(best, _)| total.loss() < best) {
             self.steps.state.best = Some((total.loss(), step));
+            check_same_state(self.trainer.gpu, &self.trainer.decoder.arena, step, self.data.ranks()).await?;
             self.save_best().await?;
         }
         Ok(())

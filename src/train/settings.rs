@@ -95,8 +95,12 @@ pub struct TrainSettings {
     pub length: RunLength,
     /// Rows per micro-batch.
     pub batch_size: usize,
-    /// Micro-batches per step.
+    /// Micro-batches per step and rank.
     pub gradient_accumulation_steps: usize,
+    /// Number of ranks that the run began with, which decides how many micro-batches a step has. It is no part of a run's fingerprint: a
+    /// checkpoint holds it ([`super::state::TrainingState::n_ranks`]).
+    #[serde(skip, default = "one")]
+    pub n_ranks: usize,
     /// Seed of the order of rows, of a new adapter, and of stochastic rounding.
     pub seed: u64,
     /// Whether each epoch has a new order of rows.
@@ -149,9 +153,9 @@ impl TrainSettings {
         PrefixSharing::new(self.share_prefix, model)
     }
 
-    /// Returns the number of rows per step.
+    /// Returns the number of rows per step, of all ranks.
     pub fn rows_per_step(&self) -> usize {
-        self.batch_size * self.gradient_accumulation_steps
+        self.batch_size * self.gradient_accumulation_steps * self.n_ranks
     }
 
     /// Returns the loss to minimise.

@@ -24,11 +24,28 @@ pub struct TrainingState {
     /// Time that the chat template prints, in seconds since 1970, if it prints any. A resumed run keeps the time of its start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<u64>,
+    /// Number of ranks that the run began with. A resumed run keeps the number of rows per step, whatever its number of ranks.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub n_ranks: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_one(n: &usize) -> bool {
+    *n == one()
 }
 
 /// Iterates over the stored arrays by name, in the file's order.
 fn arrays(arena: &WeightArena) -> impl Iterator<Item = (String, &StateArray)> {
     arena.tensors.iter().flat_map(|t| t.arrays.iter().map(|a| (format!("{}/{}", a.role, t.name), a)))
+}
+
+/// Returns all slots of the stored arrays, in the file's order.
+pub fn slots(arena: &WeightArena) -> Vec<&Slot> {
+    arrays(arena).flat_map(|(_, array)| &array.slots).collect()
 }
 
 fn n_bytes(array: &StateArray) -> usize {
@@ -59,8 +76,7 @@ pub async fn encode(gpu: &Gpu, arena: &WeightArena, path: &Path, out: &mut impl 
     header.resize(header.len().next_multiple_of(8), b' ');
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
     out.write_all(&header).map_err(at)?;
-    let slots: Vec<&Slot> = arrays(arena).flat_map(|(_, array)| &array.slots).collect();
-    for group in read_groups(&slots) {
+    for group in read_groups(&slots(arena)) {
         for words in gpu.read::<u32>(group).await? {
             out.write_all(bytemuck::cast_slice(&words)).map_err(at)?;
         }
@@ -73,7 +89,7 @@ pub async fn encode(gpu: &Gpu, arena: &WeightArena, path: &Path, out: &mut impl 
 const READ_BYTES: u64 = 64 << 20;
 
 /// Splits slots into groups of at most [`READ_BYTES`] each. A larger slot is a group of its own.
-fn read_groups<'s>(mut slots: &'s [&'s Slot]) -> impl Iterator<Item = &'s [&'s Slot]> {
+pub fn read_groups<'s>(mut slots: &'s [&'s Slot]) -> impl Iterator<Item = &'s [&'s Slot]> {
     std::iter::from_fn(move || {
         let mut n_bytes = 0;
         let fits = |slot: &&&Slot| {

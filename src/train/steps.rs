@@ -14,6 +14,7 @@ use crate::data::batch::Example;
 use crate::data::order::{EpochSampler, SamplerState};
 use crate::error::Result;
 use crate::objective::TrainingLoss;
+use crate::ranks::Ranks;
 use crate::train::settings::TrainSettings;
 
 /// Adds the results of a batch to metrics.
@@ -47,6 +48,8 @@ pub struct StepRunner {
     recorded: usize,
     /// Rows of the last recorded step; empty before the first.
     last: Vec<usize>,
+    /// Ranks that the micro-batches of each step are dealt to.
+    ranks: Ranks,
 }
 
 /// Step that is recorded, or submitted to the device.
@@ -56,14 +59,14 @@ pub struct StepInFlight<S> {
     epoch: f64,
 }
 
-impl<'e> StepInFlight<RecordedStep<'_, 'e>> {
+impl<'g, 'e> StepInFlight<RecordedStep<'g, 'e>> {
     /// Returns the recorded step, for its launches.
-    pub fn recorded(&self) -> &RecordedStep<'_, 'e> {
+    pub fn recorded(&self) -> &RecordedStep<'g, 'e> {
         &self.step
     }
 
     /// Submits the step to the device.
-    pub fn submit(self) -> StepInFlight<SubmittedStep<'e>> {
+    pub fn submit(self) -> StepInFlight<SubmittedStep<'g, 'e>> {
         StepInFlight { step: self.step.submit(), learning_rate: self.learning_rate, epoch: self.epoch }
     }
 }
@@ -71,15 +74,26 @@ impl<'e> StepInFlight<RecordedStep<'_, 'e>> {
 impl StepRunner {
     /// Starts over `n` rows at the step of `state`.
     pub fn new(settings: TrainSettings, n: usize, state: TrainingState) -> Self {
+        Self::over(Ranks::alone(), settings, n, state)
+    }
+
+    /// Starts over `n` rows at the step of `state`, with the micro-batches of each step dealt to ranks.
+    pub fn over(ranks: Ranks, settings: TrainSettings, n: usize, state: TrainingState) -> Self {
         let mut order = EpochSampler::new(n, settings.seed, settings.shuffle, SamplerState::default());
         let last = (0..state.step).map(|_| order.take(settings.rows_per_step())).last().unwrap_or_default();
         let (schedule, recorded) = (settings.schedule(n), state.step);
-        Self { state, schedule, settings, order, recorded, last }
+        Self { state, schedule, settings, order, recorded, last, ranks }
     }
 
-    /// Returns whether the reference values of all rows of the next step are known.
+    /// Returns those of a step's rows that this rank computes, with their places in the step.
+    fn own<'r>(&self, rows: &'r [usize]) -> impl Iterator<Item = (usize, usize)> + use<'r> {
+        let (ranks, batch_size) = (self.ranks, self.settings.batch_size);
+        rows.iter().copied().enumerate().filter(move |(place, _)| ranks.owns(place / batch_size))
+    }
+
+    /// Returns whether the reference values of all rows of the next step are known, of those that this rank computes.
     pub fn is_prepared(&self, scorer: &ReferenceScorer<'_>, rows: &mut TrainingRows<'_, '_>) -> bool {
-        self.order.next_rows(self.settings.rows_per_step()).iter().all(|&row| scorer.knows(rows, row))
+        self.own(self.order.next_rows(self.settings.rows_per_step())).all(|(_, row)| scorer.knows(rows, row))
     }
 
     /// Computes the reference values of the next step's rows, and in the same block those of some later steps. No step may be recorded and
@@ -106,7 +120,7 @@ impl StepRunner {
     fn block(&self, scorer: &ReferenceScorer<'_>, rows: &mut TrainingRows<'_, '_>) -> Vec<usize> {
         let (mut order, mut block, mut tokens) = (self.order.clone(), Vec::new(), 0);
         for _ in self.recorded..self.schedule.max_steps {
-            for row in order.take(self.settings.rows_per_step()) {
+            for (_, row) in self.own(&order.take(self.settings.rows_per_step())) {
                 if !scorer.knows(rows, row) {
                     tokens += rows.examples[row].n_tokens(true);
                     block.push(row);
@@ -119,13 +133,16 @@ impl StepRunner {
         block
     }
 
-    /// Returns the rows of all remaining steps, each once, in the order of their first step.
+    /// Returns the rows of all remaining steps that this rank computes, each once, in the order of their first step.
     pub fn rows_left(&self) -> Vec<usize> {
         let (mut order, mut seen, mut left) = (self.order.clone(), vec![false; self.order.len()], Vec::new());
         for _ in self.recorded..self.schedule.max_steps {
             let taken = order.take(self.settings.rows_per_step());
-            left.extend(taken.into_iter().filter(|&row| !std::mem::replace(&mut seen[row], true)));
-            if left.len() == seen.len() {
+            let own = self.own(&taken).map(|(_, row)| row);
+            left.extend(own.filter(|&row| !std::mem::replace(&mut seen[row], true)));
+            // In one order, each epoch deals the same rows to a rank.
+            let repeats = !self.settings.shuffle && order.position().epoch > self.order.position().epoch + 1;
+            if left.len() == seen.len() || repeats {
                 break;
             }
         }
@@ -142,10 +159,12 @@ impl StepRunner {
         self.recorded += 1;
         let taken = self.order.take(self.settings.rows_per_step());
         let examples: Vec<&Example> = taken.iter().map(|&i| &rows.examples[i]).collect();
-        let reference: Vec<RowReference> = taken.iter().map(|&i| rows.references.get(i)).collect();
+        let mut reference = vec![RowReference::default(); taken.len()];
+        self.own(&taken).for_each(|(place, row)| reference[place] = rows.references.get(row));
         self.last = taken;
         let learning_rate = self.schedule.rate(self.recorded - 1);
-        let update = StepUpdate { optimiser: &self.settings.optimiser, learning_rate, number: self.recorded };
+        let (optimiser, ranks) = (&self.settings.optimiser, self.ranks);
+        let update = StepUpdate { optimiser, learning_rate, number: self.recorded, ranks };
         let step = trainer.record(examples, reference, self.settings.batch_size, &update);
         StepInFlight { step, learning_rate, epoch: self.order.epochs() }
     }
@@ -170,7 +189,7 @@ impl StepRunner {
         let reference: Vec<RowReference> = taken.iter().map(|&i| rows.references.get(i)).collect();
         let number = self.recorded.max(1);
         let (optimiser, learning_rate) = (&self.settings.optimiser, self.schedule.rate(number - 1));
-        let update = StepUpdate { optimiser, learning_rate, number };
+        let update = StepUpdate { optimiser, learning_rate, number, ranks: Ranks::alone() };
         Ok(trainer.record(examples, reference, self.settings.batch_size, &update))
     }
 
@@ -186,22 +205,23 @@ impl StepRunner {
     pub async fn finish(
         &mut self,
         trainer: &Trainer<'_>,
-        next: StepInFlight<SubmittedStep<'_>>,
+        next: StepInFlight<SubmittedStep<'_, '_>>,
         started: Instant,
     ) -> Result<StepMetrics> {
         let StepInFlight { step, learning_rate, epoch } = next;
         let step = trainer.finish(step).await?;
         self.state.step += 1;
-        self.state.num_tokens += step.outcome.tokens as u64;
         let mut total = MetricsAccumulator::default();
         tally(&trainer.goal, &step.outcome, &mut total);
+        let total = total.over(self.ranks)?;
+        self.state.num_tokens += total.tokens();
         Ok(StepMetrics {
             step: self.state.step as u64,
             epoch,
             loss: total.loss(),
             grad_norm: step.grad_norm,
             learning_rate,
-            tokens: step.outcome.tokens as u64,
+            tokens: total.tokens(),
             num_tokens: self.state.num_tokens,
             seconds: started.elapsed().as_secs_f64(),
             pairs: total.pairs(),

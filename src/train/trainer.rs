@@ -12,9 +12,10 @@ use crate::model::decoder::Decoder;
 use crate::model::saved::RecomputePolicy;
 use crate::model::scores::{MicroBatch, PredictionScores};
 use crate::model::weights;
-use crate::objective::TrainingLoss;
-use crate::objective::{LossInputs, SequenceLogps};
+use crate::objective::{LossInputs, SequenceLogps, TrainingLoss};
+use crate::ranks::Ranks;
 
+use super::across_ranks::sum_gradients;
 use super::outcome::{BatchResult, RowReference, known};
 
 /// Constants of the optimiser, equal for all steps.
@@ -75,6 +76,8 @@ pub struct StepUpdate<'a> {
     pub learning_rate: f64,
     /// Number of the step, from 1.
     pub number: usize,
+    /// Ranks that the step's micro-batches are dealt to.
+    pub ranks: Ranks,
 }
 
 /// Step that is recorded, but not submitted.
@@ -84,10 +87,10 @@ pub struct RecordedStep<'g, 'e> {
     pub(super) recordings: Vec<Recording<'g>>,
     /// Number of launches of each micro-batch's forward pass.
     pub(super) n_forward: Vec<usize>,
-    running: SubmittedStep<'e>,
+    running: SubmittedStep<'g, 'e>,
 }
 
-impl<'e> RecordedStep<'_, 'e> {
+impl<'g, 'e> RecordedStep<'g, 'e> {
     /// Returns the step's dispatches by their work, where the device only counts.
     pub fn planned_work(&self) -> PlannedWork {
         let mut all = PlannedWork::new();
@@ -98,18 +101,21 @@ impl<'e> RecordedStep<'_, 'e> {
     }
 
     /// Submits the step to the device.
-    pub fn submit(self) -> SubmittedStep<'e> {
+    pub fn submit(self) -> SubmittedStep<'g, 'e> {
         self.recordings.into_iter().for_each(Recording::submit);
         self.running
     }
 }
 
 /// Step that was submitted to the device.
-pub struct SubmittedStep<'e> {
+pub struct SubmittedStep<'g, 'e> {
     pending: Vec<PendingScores>,
     norm: Slot,
+    /// Examples of this rank.
     examples: Vec<&'e Example>,
     number: usize,
+    /// Norm, clipping and AdamW, which are submitted once gradients are summed over several ranks.
+    update: Option<(Recording<'g>, Ranks)>,
 }
 
 /// Results of a step.
@@ -128,19 +134,20 @@ impl<'g> Trainer<'g> {
     }
 
     /// Records the gradients of the summed loss over `examples`, in micro-batches of `batch_size`, which are added to the arena's
-    /// gradients. `number`: the step's.
+    /// gradients. `number`: the step's. Of several ranks, each records its own micro-batches.
     fn accumulate(
         &self,
         examples: &[&Example],
         reference: &[RowReference],
         batch_size: usize,
-        number: usize,
+        (number, ranks): (usize, Ranks),
     ) -> Vec<RecordedMicroBatch<'g>> {
         let mut all = Vec::new();
-        for first in (0..examples.len()).step_by(batch_size.max(1)) {
+        let micro_batches = (0..examples.len()).step_by(batch_size.max(1)).enumerate();
+        for (k, first) in micro_batches.filter(|(k, _)| ranks.owns(*k)) {
             let range = first..(first + batch_size).min(examples.len());
             let batch = PackedBatch::pack(&examples[range.clone()], self.sharing());
-            let dropout_seed = micro_batch_seed(self.seed, number, all.len());
+            let dropout_seed = micro_batch_seed(self.seed, number, k);
             let micro = MicroBatch::for_training(self.gpu, &self.decoder, &batch, dropout_seed);
             let mut rec = self.gpu.record();
             let scores = self.decoder.score(&mut rec, &micro, true, self.keep, self.goal.is_weighted());
@@ -168,9 +175,10 @@ impl<'g> Trainer<'g> {
         }
     }
 
-    async fn read(&self, pending: Vec<PendingScores>, norm: &Slot) -> Result<StepResult> {
+    /// Reads scores, and the norm where it is computed already.
+    async fn read(&self, pending: Vec<PendingScores>, norm: Option<&Slot>) -> Result<StepResult> {
         let of = |p: &'_ PendingScores| std::iter::once(p.logp.clone()).chain(p.log_squares.clone());
-        let slots: Vec<Slot> = pending.iter().flat_map(of).chain([norm.clone()]).collect();
+        let slots: Vec<Slot> = pending.iter().flat_map(of).chain(norm.cloned()).collect();
         let mut read = self.gpu.read::<f32>(&slots.iter().collect::<Vec<_>>()).await?.into_iter();
         let mut total = BatchResult::default();
         for p in &pending {
@@ -196,12 +204,12 @@ impl<'g> Trainer<'g> {
         learning_rate: f64,
         number: usize,
     ) -> Result<StepResult> {
-        let update = StepUpdate { optimiser, learning_rate, number };
+        let update = StepUpdate { optimiser, learning_rate, number, ranks: Ranks::alone() };
         self.finish(self.record(examples.to_vec(), reference.to_vec(), batch_size, &update).submit()).await
     }
 
-    /// Records a step on the mean loss of `examples`, without submitting it. It may be recorded while the step before it runs, unless
-    /// something else is recorded in between.
+    /// Records a step on the mean loss of `examples`, those of all ranks, without submitting it. It may be recorded while the step before it
+    /// runs, unless something else is recorded in between.
     pub fn record<'e>(
         &self,
         examples: Vec<&'e Example>,
@@ -211,7 +219,7 @@ impl<'g> Trainer<'g> {
     ) -> RecordedStep<'g, 'e> {
         let mut recordings = vec![self.clear_gradients()];
         let (mut pending, mut n_forward) = (Vec::new(), Vec::new());
-        for micro in self.accumulate(&examples, &reference, batch_size, update.number) {
+        for micro in self.accumulate(&examples, &reference, batch_size, (update.number, update.ranks)) {
             recordings.push(micro.recording);
             n_forward.push(micro.n_forward);
             pending.push(micro.scores);
@@ -235,22 +243,34 @@ impl<'g> Trainer<'g> {
         let pages = &self.decoder.arena.pages;
         global_norm(&mut rec, &gradients(pages), scale as f32, &norm);
         pages.iter().for_each(|page| adamw(&mut rec, &adam, page, &norm));
-        recordings.push(rec);
-        RecordedStep {
-            gpu: self.gpu,
-            recordings,
-            n_forward,
-            running: SubmittedStep { pending, norm, examples, number: update.number },
-        }
+        let (number, ranks) = (update.number, update.ranks);
+        let update = match ranks.are_several() {
+            true => Some((rec, ranks)),
+            false => {
+                recordings.push(rec);
+                None
+            }
+        };
+        let own = examples.chunks(batch_size.max(1)).enumerate().filter(|(k, _)| ranks.owns(*k));
+        let examples = own.flat_map(|(_, rows)| rows.to_vec()).collect();
+        let running = SubmittedStep { pending, norm, examples, number, update };
+        RecordedStep { gpu: self.gpu, recordings, n_forward, running }
     }
 
     /// Waits for a submitted step.
     ///
     /// # Errors
     /// [`Error::NotFinite`] naming step, rows and tensor, where the step has left the parameters unchanged; [`Error::Gpu`].
-    pub async fn finish(&self, running: SubmittedStep<'_>) -> Result<StepResult> {
-        let SubmittedStep { pending, norm, examples, number } = running;
-        let step = self.read(pending, &norm).await?;
+    pub async fn finish(&self, running: SubmittedStep<'_, '_>) -> Result<StepResult> {
+        let SubmittedStep { pending, norm, examples, number, update } = running;
+        let mut step = self.read(pending, update.is_none().then_some(&norm)).await?;
+        if let Some((update, ranks)) = update
+            && step.outcome.loss_sum.is_finite()
+            && sum_gradients(self.gpu, &self.decoder.arena.pages, ranks).await?
+        {
+            update.submit();
+            step.grad_norm = f64::from(self.gpu.read::<f32>(&[&norm]).await?[0][0]);
+        }
         if !step.grad_norm.is_finite() || !step.outcome.loss_sum.is_finite() {
             let place = format!("step {number}, rows {}", row_numbers(&examples));
             return Err(self.not_finite(place, &step).await?);
@@ -270,7 +290,7 @@ impl<'g> Trainer<'g> {
     ) -> Result<StepResult> {
         self.clear_gradients().submit();
         let mut pending = Vec::new();
-        for micro in self.accumulate(examples, reference, batch_size, 0) {
+        for micro in self.accumulate(examples, reference, batch_size, (0, Ranks::alone())) {
             micro.recording.submit();
             pending.push(micro.scores);
         }
@@ -279,7 +299,7 @@ impl<'g> Trainer<'g> {
         let mut rec = self.gpu.record();
         global_norm(&mut rec, &gradients(&self.decoder.arena.pages), scale as f32, &norm);
         rec.submit();
-        let step = self.read(pending, &norm).await?;
+        let step = self.read(pending, Some(&norm)).await?;
         if !step.grad_norm.is_finite() || !step.outcome.loss_sum.is_finite() {
             return Err(self.not_finite(format!("rows {}", row_numbers(examples)), &step).await?);
         }

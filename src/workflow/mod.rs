@@ -58,6 +58,8 @@ mod run_folder;
 mod save;
 #[cfg(feature = "native")]
 pub mod self_test_cache;
+#[cfg(feature = "native")]
+pub mod several_ranks;
 #[cfg(feature = "cli")]
 mod system_facts;
 #[cfg(feature = "native")]

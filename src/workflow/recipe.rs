@@ -259,6 +259,7 @@ impl Recipe {
             },
             batch_size: self.batch_size,
             gradient_accumulation_steps: self.gradient_accumulation_steps,
+            n_ranks: 1,
             seed: self.seed,
             shuffle: self.shuffle,
             decay_all: self.decay_all,

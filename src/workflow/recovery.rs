@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::ranks::Ranks;
 use crate::train::checkpoint::step_of;
 use crate::train::metrics::METRICS;
 
@@ -19,6 +20,13 @@ pub enum OnDeviceLost {
     Resume,
     /// Ends with an error.
     Stop,
+}
+
+impl OnDeviceLost {
+    /// Returns the reaction of a run: the user's choice. Several ranks stop, because the others cannot go back with the one that lost its device.
+    pub fn over(ranks: Ranks, choice: Option<Self>) -> Self {
+        if ranks.are_several() { Self::Stop } else { choice.unwrap_or_default() }
+    }
 }
 
 /// A run of a command: the first one, or one after the device was lost.

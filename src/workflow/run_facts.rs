@@ -13,6 +13,7 @@ use super::preferences::Preferences;
 use super::recipe::{Recipe, Recompute};
 use super::reference_cache;
 use super::run_folder::RunFolder;
+use super::several_ranks::{are_alike, check_same_run};
 use crate::data::batch::Example;
 use crate::data::named_templates::run_time;
 use crate::error::{Error, Result};
@@ -22,6 +23,7 @@ use crate::model::peft::Adapter;
 use crate::model::save::OutputDtype;
 use crate::model::saved::RecomputePolicy;
 use crate::model::scores::DEFAULT_SCORE_TOKENS;
+use crate::ranks::Ranks;
 use crate::train::memory_plan::{largest_micro_batch, reserve};
 use crate::train::reference::{OtherModel, ReferenceModel, ReferenceScorer};
 use crate::train::run::{CheckpointSettings, RunData, RunOutput, TrainingEvent, TrainingRun};
@@ -44,6 +46,7 @@ pub(super) struct RunFacts<'a> {
     pub started: (SystemTime, Instant),
     pub kept: KeptReference,
     pub longest: usize,
+    pub ranks: Ranks,
 }
 
 impl<'a> RunFacts<'a> {
@@ -84,6 +87,7 @@ impl<'a> RunFacts<'a> {
             note!("{} parameters trained, {n_rows} rows, {max_steps} steps on {}", self.n_trained, gpu.caps().name);
             let eval = self.eval.map(|eval| &eval.dataset().examples[..]);
             let data = RunData::new(&self.data.dataset().examples, eval, scorer);
+            let data = data.over(self.ranks, are_alike(gpu.caps(), self.ranks)?);
             let output = self.folder.as_ref().map(|folder| RunOutput {
                 dir: folder.dir().into(),
                 fingerprint: self.fingerprint.clone(),
@@ -234,13 +238,14 @@ fn model_hash(model: &OpenModel, digest: &str, adapter: Option<&Adapter>) -> Res
     Ok(parts_hash(parts))
 }
 
-/// Hashes the settings, rows, models and precision, which a resumed run must have in common with its checkpoint.
+/// Hashes the settings, rows, models and precision, which a resumed run must have in common with its checkpoint, and all ranks with each other.
 pub(super) fn fingerprint(
     settings: &TrainSettings,
     rows: &[Option<&Preferences>; 2],
     hashes: &ContentHashes,
     reference: &ReferenceChoice,
     caps: &Caps,
+    ranks: Ranks,
 ) -> Result<String> {
     let text = serde_json::to_string(settings).map_err(|e| Error::file("settings", e))?;
     let [data, eval] = rows.map(|rows| rows.map_or(String::new(), |rows| rows.dataset().content_hash()));
@@ -251,7 +256,17 @@ pub(super) fn fingerprint(
         ReferenceChoice::Model(_) => "model",
     };
     let reference = format!("{kind} {}", hashes.other);
-    let parts = [&text, &data, &eval, &hashes.policy, &reference, caps.matmul_precision.name()];
+    let precision = caps.matmul_precision.name();
+    let contents = [
+        ("other rows in --data", &data[..]),
+        ("other rows in --eval-data", &eval),
+        ("another model or adapter", &hashes.policy),
+        ("another --reference", &reference),
+        ("another --matmul-precision", precision),
+        ("another version of the program", env!("CARGO_PKG_VERSION")),
+    ];
+    check_same_run(settings, &contents, ranks)?;
+    let parts = [&text, &data, &eval, &hashes.policy, &reference, precision];
     Ok(parts_hash(parts.map(str::as_bytes)))
 }
 

@@ -9,6 +9,7 @@ use crate::files::not_a_link;
 use crate::train::checkpoint;
 use crate::train::metrics::METRICS;
 use crate::train::run::{BEST, EVENTS};
+use crate::train::state::TrainingState;
 
 /// Page of a run's curves.
 pub(super) const REPORT: &str = "report.html";
@@ -102,6 +103,11 @@ impl RunFolder {
 
     /// Returns the time that chat templates printed when the run began, where it is resumed: [`super::PolicyOptions::chat_time`] of the policy.
     pub fn chat_time(&self) -> Option<u64> {
-        if self.resumes { checkpoint::kept_time(&self.dir) } else { None }
+        self.kept_state()?.time
+    }
+
+    /// Returns the state besides the tensors of the last readable checkpoint, where the run is resumed.
+    pub(super) fn kept_state(&self) -> Option<TrainingState> {
+        if self.resumes { checkpoint::kept_state(&self.dir) } else { None }
     }
 }

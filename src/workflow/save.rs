@@ -56,11 +56,21 @@ impl<'a> TunedModel<'a> {
     }
 
     /// Writes the result into the run's own folder: a Hugging Face model, or a PEFT adapter, with tokenizer, model card and `report.html`. `best/` gets the
-    /// result of the step with the lowest evaluation loss. Once all files are written, the last step's checkpoint is removed.
+    /// result of the step with the lowest evaluation loss. Once all files are written, the last step's checkpoint is removed. Of several ranks, rank 0 writes,
+    /// and the others wait.
     ///
     /// # Errors
     /// [`Error::File`]. A checkpoint of the last step then stays, so that a resumed run saves again. [`Error::Flag`] where the run has no folder.
     pub fn save_in_folder(self) -> Result<()> {
+        let ranks = self.run.ranks();
+        if ranks.is_first() {
+            self.write_folder()?;
+        }
+        ranks.barrier();
+        Ok(())
+    }
+
+    fn write_folder(&self) -> Result<()> {
         let folder = self.about.folder.as_ref().map(RunFolder::dir);
         let dir = folder.ok_or_else(|| Error::flag("output-dir", "the run has no folder: name one to save in"))?;
         let state = self.run.state();
@@ -92,6 +102,9 @@ impl<'a> TunedModel<'a> {
             }
             let reason = format!("the run has a folder, {}, where its result is saved", folder.display());
             return Err(Error::flag("output-dir", reason));
+        }
+        if !self.run.ranks().is_first() {
+            return Ok(());
         }
         let _folder = OutputFolder::open(dir, false)?;
         self.write(dir, self.run.state())?;
@@ -207,6 +220,9 @@ impl RunFacts<'_> {
             ("max-grad-norm", s.optimiser.max_grad_norm.to_string()),
             ("seed", s.seed.to_string()),
         ];
+        if s.n_ranks > 1 {
+            settings.push(("ranks", s.n_ranks.to_string()));
+        }
         if let Some(p) = &s.preference {
             let loss = if p.custom_terms.is_empty() { p.loss.to_string() } else { "custom".into() };
             settings.extend([("loss", loss), ("beta", p.beta.to_string())]);

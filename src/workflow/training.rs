@@ -12,10 +12,12 @@ use super::recipe::Recipe;
 use super::run_facts::{ContentHashes, RunFacts, check_rows, fingerprint};
 use super::run_folder::RunFolder;
 use super::save::TunedModel;
+use super::several_ranks::RunStart;
 use crate::data::batch::{Example, PrefixSharing};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu};
 use crate::model::save::OutputDtype;
+use crate::ranks::Ranks;
 use crate::train::memory_plan::largest_micro_batch;
 use crate::train::metrics::StepMetrics;
 use crate::train::run::{CheckpointSettings, RunEnd, TrainingEvent, TrainingRun};
@@ -54,6 +56,8 @@ pub struct TrainingOptions<'a> {
     /// Record each step while the one before it runs, which hides the host's work. Nothing else may then use the device between two steps, so it is off
     /// unless a program drives the run alone, as the command line does.
     pub record_ahead: bool,
+    /// Ranks of a data parallel run. Rank 0 alone has a `folder`.
+    pub ranks: Ranks,
     /// Flag that another thread sets to end the run after the step under way, with a checkpoint.
     pub stop: &'a AtomicBool,
 }
@@ -69,6 +73,7 @@ impl Default for TrainingOptions<'_> {
             save_total_limit: TrainDefaults::SAVE_TOTAL_LIMIT,
             output_dtype: None,
             record_ahead: false,
+            ranks: Ranks::alone(),
             stop: &NEVER,
         }
     }
@@ -208,7 +213,9 @@ impl Policy {
         at_least_one("save-steps", options.save_steps)?;
         at_least_one("save-total-limit", options.save_total_limit)?;
         at_least_one("eval-steps", options.eval_steps.unwrap_or(1))?;
-        let settings = recipe.settings()?;
+        let (ranks, mut settings) = (options.ranks, recipe.settings()?);
+        let start = RunStart::agree(options.folder.as_ref(), None, ranks)?;
+        start.set_ranks(&mut settings, ranks);
         [Some(data), options.eval].into_iter().flatten().try_for_each(|rows| check_rows(rows, &settings))?;
         self.model().side_files(self.adapter()).check_copied()?;
         if self.is_full() {
@@ -236,8 +243,12 @@ impl Policy {
             _ => None,
         };
         let hashes = ContentHashes::new(self.model(), adapter.as_deref(), other.as_ref())?;
+        let (rows, caps) = ([Some(data), options.eval], gpu.caps());
+        let fingerprint = fingerprint(&settings, &rows, &hashes, &recipe.reference, caps, ranks)?;
+        start.note(&settings, ranks);
         let mut about = RunFacts {
-            fingerprint: fingerprint(&settings, &[Some(data), options.eval], &hashes, &recipe.reference, gpu.caps())?,
+            fingerprint,
+            ranks,
             kept: kept_reference(&recipe.reference, &settings, adapter.as_deref(), other.as_ref()),
             longest: data.dataset().longest().max(options.eval.map_or(0, |eval| eval.dataset().longest())),
             policy: self,

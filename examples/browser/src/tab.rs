@@ -414,7 +414,7 @@ impl Tab {
                 references.set_scores(known.reference);
                 known.state
             }
-            None => TrainingState { step: 0, num_tokens: 0, best: None, fingerprint, time },
+            None => TrainingState { step: 0, num_tokens: 0, best: None, fingerprint, time, n_ranks: 1 },
         };
         if let Some(kept) = kept {
             state::restore(self.gpu, &trainer.decoder.arena, Path::new("state.safetensors"), &kept.arena)?;

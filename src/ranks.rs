@@ -1,0 +1,257 @@
+//! Ranks of a data parallel run: processes that a launcher of MPI started together, such as `mpirun` or `srun`. Everything that passes between them passes
+//! through here. Without the feature `mpi` there is one rank, and every exchange is nothing.
+
+#[cfg(not(target_arch = "wasm32"))]
+mod launcher;
+/// The calls of MPI: the only file that names the library.
+#[cfg_attr(not(feature = "mpi"), path = "ranks/world_of_one.rs")]
+mod world;
+
+#[cfg(not(target_arch = "wasm32"))]
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+
+/// Largest number of f32 values that one rank adds up at a time.
+const SLICE: usize = 1 << 18;
+/// Largest number of bytes that are sent at a time.
+const MOST_BYTES: usize = 64 << 20;
+
+/// Time in which rank 0 may tell an error that all ranks have, and end them.
+#[cfg(not(target_arch = "wasm32"))]
+const PRECEDENCE: Duration = Duration::from_secs(4);
+
+/// Time in which the launcher takes over an error's message: MPICH's loses what a rank wrote just before its end.
+#[cfg(not(target_arch = "wasm32"))]
+const FORWARDING: Duration = Duration::from_millis(500);
+
+/// Rank of this process among those of its run.
+///
+/// # Examples
+/// ```
+/// use jointwise::Ranks;
+/// let ranks = Ranks::alone();
+/// assert_eq!((ranks.rank(), ranks.n()), (0, 1));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ranks {
+    rank: usize,
+    n: usize,
+}
+
+impl Default for Ranks {
+    fn default() -> Self {
+        Self::alone()
+    }
+}
+
+impl Ranks {
+    /// Returns the single rank of a run in one process.
+    pub const fn alone() -> Self {
+        Self { rank: 0, n: 1 }
+    }
+
+    /// Joins the ranks that the launcher started. A process without a launcher is alone, and MPI is not started.
+    ///
+    /// # Errors
+    /// [`Error::Ranks`] where the launcher started several processes, and the program is built without MPI, or MPI knows of one process only: each
+    /// would train alone.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn start() -> Result<Self> {
+        let Some(launched) = launcher::Launched::find(&|name| std::env::var(name).ok()) else {
+            return Ok(Self::alone());
+        };
+        match world::start() {
+            Some((rank, n)) if launched.may_be(n) => Ok(Self { rank, n }),
+            found => Err(Error::Ranks(launched.refusal(found.is_some()))),
+        }
+    }
+
+    /// Refuses to do work in several processes that is not divided among ranks.
+    ///
+    /// # Errors
+    /// [`Error::Ranks`] where a launcher of MPI started several processes.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn refuse_several(command: &str) -> Result<()> {
+        match launcher::Launched::find(&|name| std::env::var(name).ok()).filter(launcher::Launched::is_by_mpi) {
+            Some(launched) => Err(Error::Ranks(launched.not_divided(command))),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the number of this rank, from 0.
+    pub fn rank(self) -> usize {
+        self.rank
+    }
+
+    /// Returns the number of ranks.
+    pub fn n(self) -> usize {
+        self.n
+    }
+
+    /// Tells whether this is rank 0, which alone writes files and reports.
+    pub fn is_first(self) -> bool {
+        self.rank == 0
+    }
+
+    /// Tells whether there is more than one rank.
+    pub fn are_several(self) -> bool {
+        self.n > 1
+    }
+
+    /// Tells whether this rank computes a micro-batch, by the micro-batch's number in its step. Micro-batches are dealt out in turn.
+    pub fn owns(self, micro_batch: usize) -> bool {
+        micro_batch % self.n == self.rank
+    }
+
+    /// Returns the name of the machine that this rank runs on; an empty name for a single rank.
+    pub fn host(self) -> String {
+        if self.are_several() { world::host() } else { String::new() }
+    }
+
+    /// Returns the number of this rank among those of its machine: the launcher's, or counted from the names of machines of all ranks.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn local_rank(self, hosts: &[String]) -> usize {
+        let same = |host: &&String| hosts.get(self.rank) == Some(*host);
+        let counted = || hosts.iter().take(self.rank).filter(same).count();
+        launcher::local_rank(&|name| std::env::var(name).ok()).unwrap_or_else(counted)
+    }
+
+    /// Replaces `values` by their sums over all ranks, which have equally many. The values of rank 0 come first in each sum, then those of rank 1, and so
+    /// on, so that equal inputs give equal bits, on every rank.
+    pub fn all_sum_in_rank_order(self, values: &mut [f32]) {
+        if !self.are_several() {
+            return;
+        }
+        // Each rank adds up one slice of a chunk, and then has the sums of the other slices from the other ranks.
+        for chunk in values.chunks_mut(SLICE * self.n) {
+            let slice = chunk.len().div_ceil(self.n);
+            let mut all = chunk.to_vec();
+            all.resize(slice * self.n, 0.0);
+            let mut of_ranks = vec![0.0; all.len()];
+            world::all_to_all(&all, &mut of_ranks);
+            world::all_gather_f32(&add_in_order(&of_ranks, slice), &mut all);
+            chunk.copy_from_slice(&all[..chunk.len()]);
+        }
+    }
+
+    /// Returns the values of all ranks, in order.
+    ///
+    /// # Errors
+    /// [`Error::Ranks`] where a value cannot be read, because another program runs on a rank.
+    pub fn gather<T: Serialize + DeserializeOwned>(self, value: T) -> Result<Vec<T>> {
+        if !self.are_several() {
+            return Ok(vec![value]);
+        }
+        let own = serde_json::to_vec(&value).map_err(unreadable)?;
+        let mut lens = vec![0; self.n];
+        world::all_gather_u64(&[own.len() as u64], &mut lens);
+        let longest = lens.iter().max().map_or(0, |&n| n as usize);
+        let mut padded = own;
+        padded.resize(longest, 0);
+        let mut all = vec![0; longest * self.n];
+        world::all_gather_bytes(&padded, &mut all);
+        let parse = |(i, &len): (usize, &u64)| serde_json::from_slice(&all[i * longest..][..len as usize]);
+        lens.iter().enumerate().map(parse).collect::<Result<_, _>>().map_err(unreadable)
+    }
+
+    /// Returns rank 0's value on every rank.
+    ///
+    /// # Errors
+    /// Those of [`Self::gather`].
+    pub fn broadcast<T: Serialize + DeserializeOwned>(self, value: T) -> Result<T> {
+        if !self.are_several() {
+            return Ok(value);
+        }
+        let mut bytes = serde_json::to_vec(&value).map_err(unreadable)?;
+        let mut len = (bytes.len() as u64).to_le_bytes();
+        world::broadcast(&mut len);
+        bytes.resize(u64::from_le_bytes(len) as usize, 0);
+        self.broadcast_bytes(&mut bytes);
+        serde_json::from_slice(&bytes).map_err(unreadable)
+    }
+
+    /// Replaces bytes by rank 0's, which are equally many.
+    pub fn broadcast_bytes(self, bytes: &mut [u8]) {
+        if self.are_several() {
+            bytes.chunks_mut(MOST_BYTES).for_each(world::broadcast);
+        }
+    }
+
+    /// Tells whether any rank says yes.
+    pub fn any(self, yes: bool) -> bool {
+        if !self.are_several() {
+            return yes;
+        }
+        let mut all = vec![0; self.n];
+        world::all_gather_u64(&[u64::from(yes)], &mut all);
+        all.iter().any(|&yes| yes != 0)
+    }
+
+    /// Waits until all ranks are here.
+    pub fn barrier(self) {
+        if self.are_several() {
+            world::barrier();
+        }
+    }
+
+    /// Logs an error of this rank, and ends the processes of all ranks with its exit status. A single rank returns the status.
+    pub fn fail(self, error: &Error) -> i32 {
+        let status = error.exit_status();
+        if self.are_several() {
+            // An error of all ranks is rank 0's to tell, which ends the others meanwhile.
+            #[cfg(not(target_arch = "wasm32"))]
+            if !self.is_first() {
+                std::thread::sleep(PRECEDENCE);
+                log::set_max_level(log::LevelFilter::Info);
+            }
+            note!("error: rank {}: {error}", self.rank);
+            #[cfg(not(target_arch = "wasm32"))]
+            std::thread::sleep(FORWARDING);
+            world::abort(status);
+        } else {
+            note!("error: {error}");
+        }
+        status
+    }
+
+    /// Leaves the ranks at the end of the program. Every rank must do so; the launcher takes an end without it for a failure.
+    pub fn finish(self) {
+        world::finish();
+    }
+}
+
+/// Adds up the slices of all ranks, in order.
+fn add_in_order(of_ranks: &[f32], slice: usize) -> Vec<f32> {
+    let (first, others) = of_ranks.split_at(slice);
+    let mut sums = first.to_vec();
+    for values in others.chunks(slice) {
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+    }
+    sums
+}
+
+fn unreadable(error: serde_json::Error) -> Error {
+    Error::Ranks(format!("ranks do not understand each other: {error}; every rank must run the same program"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn micro_batches_are_dealt_out_in_turn() {
+        let of = |rank| (0..7).filter(|&k| Ranks { rank, n: 3 }.owns(k)).collect::<Vec<_>>();
+        assert_eq!([of(0), of(1), of(2)], [vec![0, 3, 6], vec![1, 4], vec![2, 5]]);
+        assert!((0..7).all(|k| Ranks::alone().owns(k)));
+    }
+
+    #[test]
+    fn sums_have_the_order_of_ranks() {
+        // (1e8 + 1) − 1e8 is 0 in f32, and 1e8 − 1e8 + 1 is 1.
+        assert_eq!(add_in_order(&[1e8, 1e8, 1.0, -1e8, -1e8, 1.0], 2), [0.0, 1.0]);
+    }
+}

@@ -1,0 +1,73 @@
+//! The calls of MPI, through rsmpi.
+
+use std::sync::OnceLock;
+
+use ::mpi::Threading;
+use ::mpi::environment::{initialize_with_threading, processor_name};
+use ::mpi::topology::SimpleCommunicator;
+use ::mpi::traits::{Communicator, CommunicatorCollectives, Root};
+
+/// Rank and number of ranks, once MPI was started; `None` where it could not be.
+static STARTED: OnceLock<Option<(usize, usize)>> = OnceLock::new();
+
+fn world() -> SimpleCommunicator {
+    SimpleCommunicator::world()
+}
+
+/// Starts MPI, which a process can do once. Returns the rank and the number of ranks; `None` where MPI does not start. Only the main thread calls MPI.
+pub fn start() -> Option<(usize, usize)> {
+    *STARTED.get_or_init(|| {
+        let (universe, _) = initialize_with_threading(Threading::Funneled)?;
+        // Its end would be that of MPI, which [`finish`] is.
+        std::mem::forget(universe);
+        Some((world().rank() as usize, world().size() as usize))
+    })
+}
+
+/// Returns the name of the machine.
+pub fn host() -> String {
+    processor_name().unwrap_or_default()
+}
+
+/// Sends equal slices of `own` to the ranks. `all` gets the slices that the ranks sent here, in their order.
+pub fn all_to_all(own: &[f32], all: &mut [f32]) {
+    world().all_to_all_into(own, all);
+}
+
+/// Collects the values of all ranks, in order.
+pub fn all_gather_f32(own: &[f32], all: &mut [f32]) {
+    world().all_gather_into(own, all);
+}
+
+/// Collects the values of all ranks, in order.
+pub fn all_gather_u64(own: &[u64], all: &mut [u64]) {
+    world().all_gather_into(own, all);
+}
+
+/// Collects the bytes of all ranks, in order.
+pub fn all_gather_bytes(own: &[u8], all: &mut [u8]) {
+    world().all_gather_into(own, all);
+}
+
+/// Replaces bytes by rank 0's.
+pub fn broadcast(bytes: &mut [u8]) {
+    world().process_at_rank(0).broadcast_into(bytes);
+}
+
+/// Waits for all ranks.
+pub fn barrier() {
+    world().barrier();
+}
+
+/// Ends all processes.
+pub fn abort(status: i32) {
+    world().abort(status);
+}
+
+/// Ends MPI, where it was started.
+pub fn finish() {
+    if matches!(STARTED.get(), Some(Some(_))) {
+        // SAFETY: MPI was started by this thread, and nothing of it is used afterwards.
+        unsafe { ::mpi::ffi::MPI_Finalize() };
+    }
+}
