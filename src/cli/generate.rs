@@ -73,8 +73,7 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
     let n = prompts.len() * job.instructions.len();
     let hidden = job.streams(n);
     let progress = if hidden { ProgressReporter::hidden() } else { ProgressReporter::items("generating", n) };
-    let (mut n_done, mut ended) = (0, Ok(Finished::Whole));
-    let mut decoder: Option<Decoder> = None;
+    let (mut n_done, mut ended, mut decoder) = (0, Ok(Finished::Whole), None::<Decoder>);
     for ((name, policy), prompts) in policies.iter().zip(&prompts) {
         let loaded = match decoder.take() {
             None => policy.load(&gpu, longest)?,

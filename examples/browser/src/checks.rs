@@ -10,6 +10,7 @@ use jointwise::gpu::{Caps, DeviceChoice, Gpu, Shader, Variant};
 use jointwise::kernels::sample::Sampling;
 use jointwise::kernels::shader_checks::check_shaders;
 use jointwise::model::load::LoadOptions;
+use jointwise::ranks::Ranks;
 use jointwise::train::reference::{ScoringWatch, TrainingRows};
 use jointwise::train::state::TrainingState;
 use jointwise::train::steps::StepRunner;
@@ -110,7 +111,8 @@ pub async fn training_shaders(
     let mut rows = TrainingRows { examples, references: &mut references };
     let mut watch = ScoringWatch { stop: &AtomicBool::new(false), tell: &mut |_| () };
     let (optimiser, learning_rate) = (training.optimiser, training.learning_rate);
-    let first = TrainingState { step: 0, num_tokens: 0, best: None, fingerprint: String::new(), time: None };
+    let first =
+        TrainingState { step: 0, num_tokens: 0, best: None, fingerprint: String::new(), time: None, n_ranks: 1 };
     let mut runner = StepRunner::new(training, examples.len(), first);
     runner.prepare(&mut scorer, &trainer, &mut rows, &mut watch).await?;
     drop(runner.record(&trainer, &rows));
@@ -122,7 +124,7 @@ pub async fn training_shaders(
         scorer.find(&trainer.decoder, &mut rows, extreme, &mut watch).await?;
         let batch = extreme.iter().map(|&row| &examples[row]).collect();
         let reference = extreme.iter().map(|&row| rows.references.get(row)).collect();
-        let update = StepUpdate { optimiser: &optimiser, learning_rate, number: 1 };
+        let update = StepUpdate { optimiser: &optimiser, learning_rate, number: 1, ranks: Ranks::alone() };
         drop(trainer.record(batch, reference, n, &update));
     }
     Ok(plan.recorded_shaders())
