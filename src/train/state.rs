@@ -88,7 +88,7 @@ pub async fn encode(gpu: &Gpu, arena: &WeightArena, path: &Path, out: &mut impl 
 /// larger than the host's memory has room for twice.
 const READ_BYTES: u64 = 64 << 20;
 
-/// Splits slots into groups of at most [`READ_BYTES`] each. A larger slot is a group of its own.
+/// Splits slots into groups of at most `READ_BYTES` each. A larger slot is a group of its own.
 pub fn read_groups<'s>(mut slots: &'s [&'s Slot]) -> impl Iterator<Item = &'s [&'s Slot]> {
     std::iter::from_fn(move || {
         let mut n_bytes = 0;
