@@ -34,7 +34,7 @@ struct Program<'a> {
     args: Vec<&'a str>,
 }
 
-/// One rank.
+/// Returns a program of one rank.
 fn rank(args: Vec<&str>) -> Program<'_> {
     Program { n: 1, variable: None, args }
 }
@@ -322,7 +322,7 @@ fn devices_that_differ_work_together() {
     setting.close_by(1e-4, "one", "two");
 }
 
-/// What the kernel says of a process after its name: its state and its parent first.
+/// Returns the fields that the kernel lists of a process after its name: its state and its parent come first.
 #[cfg(target_os = "linux")]
 fn stat(pid: libc::pid_t) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

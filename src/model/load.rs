@@ -240,10 +240,9 @@ impl Decoder {
         let embedding = take(&specs[&d.embedding])?;
         let position_embedding = d.position_embedding.as_ref().map(|name| take(&specs[name])).transpose()?;
         let mut build = DecoderBuilder { d, specs: &specs, lora: options.lora.as_ref(), take: &mut take };
-        let layers = d.layers.iter().map(|l| build.layer(l)).collect::<Result<Vec<_>>>()?;
+        let mut layers = d.layers.iter().map(|l| build.layer(l)).collect::<Result<Vec<_>>>()?;
         let final_norm = build.norm(&d.final_norm)?;
         let head = if d.tied { None } else { Some((build.take)(&specs[&format!("{}.weight", d.head.name)])?) };
-        let mut layers = layers;
         keep_absmax(gpu, &mut layers);
         let turns = d.ropes.iter().map(|r| RopeCache::new(gpu, r, options.n_positions)).collect();
         Ok(Self {

@@ -79,7 +79,7 @@ pub struct RunOutput {
 
 /// Training run between two steps.
 ///
-/// Of several ranks, rank 0 alone has an output folder. All ranks take the same decisions: whether to save, evaluate or stop.
+/// Rank 0 alone has an output folder, where there are several ranks. All ranks take the same decisions: whether to save, evaluate or stop.
 ///
 /// With an output folder, the run writes metrics, TensorBoard events and checkpoints there, and can resume from a checkpoint. Without one,
 /// it exists only in memory.
