@@ -189,7 +189,7 @@ pub use gpu::Gpu;
 pub use model::lora_config::LoraConfig;
 pub use model::weights::BaseDtype;
 pub use objective::{Loss, LossMix, Objective, Term};
-pub use ranks::Ranks;
+pub use ranks::{Ranks, ReduceDtype};
 pub use train::settings::ReferenceChoice;
 pub use workflow::{
     DataOptions, GenerateOptions, Policy, PolicyOptions, Preferences, Recipe, Recompute, SequenceScore,

@@ -217,6 +217,16 @@ impl PreferenceLoss {
         }
     }
 
+    /// Tells whether a row's loss depends on the rows that it is computed with: those of its micro-batch.
+    pub fn compares_rows(&self) -> bool {
+        let compares = |term: &Term| match term.coupling {
+            ScoreCoupling::Own => false,
+            ScoreCoupling::Sides(point) => point != ReferencePoint::Zero,
+            ScoreCoupling::Sorted | ScoreCoupling::SortedMargins | ScoreCoupling::Cross => true,
+        };
+        [true, false].iter().any(|&paired| self.terms(paired).iter().any(compares))
+    }
+
     /// The losses' terms, over rows that are pairs or not.
     pub fn terms(&self, paired: bool) -> Vec<Term> {
         if !self.custom_terms.is_empty() {

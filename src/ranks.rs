@@ -1,6 +1,7 @@
 //! Ranks of a data parallel run: processes that a launcher of MPI started together, such as `mpirun` or `srun`. Everything that passes between them passes
 //! through here. Without the feature `mpi` there is one rank, and every exchange is nothing.
 
+mod background_sums;
 #[cfg(not(target_arch = "wasm32"))]
 mod launcher;
 /// The calls of MPI: the only file that names the library.
@@ -10,14 +11,17 @@ mod world;
 #[cfg(not(target_arch = "wasm32"))]
 use std::time::Duration;
 
+use half::bf16;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use self::background_sums::BackgroundSums;
+use self::world::Sendable;
 use crate::error::{Error, Result};
 
-/// Largest number of f32 values that one rank adds up at a time.
+/// Largest number of values that one rank adds up at a time.
 const SLICE: usize = 1 << 18;
-/// Largest number of bytes that are sent at a time.
+/// Largest number of bytes of a value that are sent at a time, or received from all ranks.
 const MOST_BYTES: usize = 64 << 20;
 
 /// Time in which rank 0 may tell an error that all ranks have, and end them.
@@ -27,6 +31,51 @@ const PRECEDENCE: Duration = Duration::from_secs(4);
 /// Time in which the launcher takes over an error's message: MPICH's loses what a rank wrote just before its end.
 #[cfg(not(target_arch = "wasm32"))]
 const FORWARDING: Duration = Duration::from_millis(500);
+
+/// Data type in which ranks exchange gradients.
+///
+/// # Examples
+/// ```
+/// use jointwise::{Recipe, ReduceDtype};
+/// let recipe = Recipe { reduce_dtype: ReduceDtype::Bf16, ..Recipe::default() };
+/// # assert!(recipe.settings().is_ok());
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReduceDtype {
+    /// f32, exact.
+    #[default]
+    F32,
+    /// bf16: each rank's gradients, and their sums, are rounded to the nearest. Sums are computed in f32. Nothing makes up for what rounding loses.
+    Bf16,
+}
+
+impl ReduceDtype {
+    /// All choices.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    /// Returns the data type's name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Tells whether gradients are exchanged as they are.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+    pub fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+
+    /// Returns the number of bytes of a value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => size_of::<f32>(),
+            Self::Bf16 => size_of::<bf16>(),
+        }
+    }
+}
 
 /// Rank of this process among those of its run.
 ///
@@ -67,6 +116,14 @@ impl Ranks {
         match world::start() {
             Some((rank, n)) if launched.may_be(n) => Ok(Self { rank, n }),
             found => Err(Error::Ranks(launched.refusal(found.is_some()))),
+        }
+    }
+
+    /// Waits on every rank but the first, before an error is told that all ranks may have: MPI is not started yet, and rank 0's end ends the others.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn give_precedence() {
+        if launcher::rank(&|name| std::env::var(name).ok()).is_some_and(|rank| rank > 0) {
+            std::thread::sleep(PRECEDENCE);
         }
     }
 
@@ -122,20 +179,37 @@ impl Ranks {
 
     /// Replaces `values` by their sums over all ranks, which have equally many. The values of rank 0 come first in each sum, then those of rank 1, and so
     /// on, so that equal inputs give equal bits, on every rank.
-    pub fn all_sum_in_rank_order(self, values: &mut [f32]) {
+    pub fn all_sum_in_rank_order(self, values: &mut [f32], dtype: ReduceDtype) {
         if !self.are_several() {
             return;
         }
-        // Each rank adds up one slice of a chunk, and then has the sums of the other slices from the other ranks.
         for chunk in values.chunks_mut(SLICE * self.n) {
-            let slice = chunk.len().div_ceil(self.n);
-            let mut all = chunk.to_vec();
-            all.resize(slice * self.n, 0.0);
-            let mut of_ranks = vec![0.0; all.len()];
-            world::all_to_all(&all, &mut of_ranks);
-            world::all_gather_f32(&add_in_order(&of_ranks, slice), &mut all);
-            chunk.copy_from_slice(&all[..chunk.len()]);
+            match dtype {
+                ReduceDtype::F32 => self.sum_chunk(chunk, |value| value, |value| value),
+                ReduceDtype::Bf16 => {
+                    self.sum_chunk(chunk, |v| bf16::from_f32(v).to_bits(), |v| bf16::from_bits(v).to_f32())
+                }
+            }
         }
+    }
+
+    /// Sums a chunk: each rank adds up one slice of it, and then has the sums of the other slices from the other ranks.
+    fn sum_chunk<T: Sendable + Copy + Default>(self, chunk: &mut [f32], pack: fn(f32) -> T, unpack: fn(T) -> f32) {
+        let slice = chunk.len().div_ceil(self.n);
+        let mut all: Vec<T> = chunk.iter().map(|&value| pack(value)).collect();
+        all.resize(slice * self.n, T::default());
+        let mut of_ranks = vec![T::default(); all.len()];
+        world::all_to_all(&all, &mut of_ranks);
+        let of_ranks: Vec<f32> = of_ranks.into_iter().map(unpack).collect();
+        let sums: Vec<T> = add_in_order(&of_ranks, slice).into_iter().map(pack).collect();
+        world::all_gather(&sums, &mut all);
+        chunk.iter_mut().zip(all).for_each(|(value, sum)| *value = unpack(sum));
+    }
+
+    /// Returns the number of bytes that each rank sends to add up `n` values.
+    pub fn sum_bytes(self, n: usize, dtype: ReduceDtype) -> u64 {
+        let others = self.n.saturating_sub(1) as u64;
+        2 * others * (n.div_ceil(self.n) * dtype.bytes()) as u64
     }
 
     /// Returns the values of all ranks, in order.
@@ -147,15 +221,22 @@ impl Ranks {
             return Ok(vec![value]);
         }
         let own = serde_json::to_vec(&value).map_err(unreadable)?;
-        let mut lens = vec![0; self.n];
-        world::all_gather_u64(&[own.len() as u64], &mut lens);
+        let mut lens = vec![0_u64; self.n];
+        world::all_gather(&[own.len() as u64], &mut lens);
         let longest = lens.iter().max().map_or(0, |&n| n as usize);
         let mut padded = own;
         padded.resize(longest, 0);
-        let mut all = vec![0; longest * self.n];
-        world::all_gather_bytes(&padded, &mut all);
-        let parse = |(i, &len): (usize, &u64)| serde_json::from_slice(&all[i * longest..][..len as usize]);
-        lens.iter().enumerate().map(parse).collect::<Result<_, _>>().map_err(unreadable)
+        let mut of_ranks = vec![Vec::with_capacity(longest); self.n];
+        for piece in padded.chunks(MOST_BYTES / self.n) {
+            let mut all = vec![0_u8; piece.len() * self.n];
+            world::all_gather(piece, &mut all);
+            of_ranks
+                .iter_mut()
+                .zip(all.chunks(piece.len()))
+                .for_each(|(of_rank, part)| of_rank.extend_from_slice(part));
+        }
+        let parse = |(bytes, &len): (&Vec<u8>, &u64)| serde_json::from_slice(&bytes[..len as usize]);
+        of_ranks.iter().zip(&lens).map(parse).collect::<Result<_, _>>().map_err(unreadable)
     }
 
     /// Returns rank 0's value on every rank.
@@ -186,8 +267,8 @@ impl Ranks {
         if !self.are_several() {
             return yes;
         }
-        let mut all = vec![0; self.n];
-        world::all_gather_u64(&[u64::from(yes)], &mut all);
+        let mut all = vec![0_u64; self.n];
+        world::all_gather(&[u64::from(yes)], &mut all);
         all.iter().any(|&yes| yes != 0)
     }
 

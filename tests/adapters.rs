@@ -22,7 +22,8 @@ use jointwise::model::peft::Adapter;
 use jointwise::model::saved::RecomputePolicy;
 use jointwise::model::weights::{BaseDtype, WeightSource};
 use jointwise::objective::{SftLoss, TrainingLoss};
-use jointwise::train::trainer::{Trainer, score};
+use jointwise::train::scoring::score;
+use jointwise::train::trainer::Trainer;
 use program::{Sandbox, fixture, read_tensors, relative_l2, rows};
 use serde_json::{Value, json};
 

@@ -3,6 +3,8 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
+#[path = "program/fault_layer.rs"]
+mod fault_layer;
 mod program;
 
 use std::collections::BTreeMap;
@@ -11,13 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use fault_layer::LAYER;
 use program::{Ran, Sandbox, Tensor, fixture, rows, smallest_study, write_tensors};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const STEPS: &str = "6";
-const LAYER: &str = "VK_LAYER_JOINTWISE_FAULTS";
 
 /// The layer's folder, and caches of a first run: kernels that were checked and compiled.
 struct Tools {
@@ -33,23 +35,7 @@ impl Tools {
 
     fn make() -> Result<Self, String> {
         let dir = tempfile::tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/layer.c");
-        let library = dir.path().join("libfaults.so");
-        let mut compiler = Command::new("cc");
-        // The loader closes it with an instance: its counts go over all of them.
-        compiler.args(["-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-z,nodelete", "-o"]);
-        compiler.arg(&library).arg(source).arg("-lpthread");
-        let said = compiler.output().map_err(|e| format!("cc, a C compiler, does not start: {e}"))?;
-        if !said.status.success() {
-            let text = String::from_utf8_lossy(&said.stderr).into_owned();
-            assert!(text.contains("vulkan/"), "the layer does not compile: {text}");
-            return Err("Vulkan's headers are missing (libvulkan-dev)".into());
-        }
-        let manifest = json!({"file_format_version": "1.2.0", "layer": {
-            "name": LAYER, "type": "GLOBAL", "library_path": library, "api_version": "1.3.0", "implementation_version": "1",
-            "description": "Lets devices fail",
-        }});
-        fs::write(dir.path().join("faults.json"), manifest.to_string()).unwrap();
+        fault_layer::compile(dir.path())?;
         let tools = Self { dir };
         // Without faults: later runs find checked kernels, and differ in what they are given alone.
         let s = Sandbox::new();

@@ -15,8 +15,8 @@ fn several_processes_are_refused() {
         Ran::of(command.envs(variables.iter().copied()))
     };
     let inputs = ["--model", &model, "--data", &data];
-    for command in ["train", "sft"] {
-        let args = [&[command][..], &inputs, &["--output-dir", "out"]].concat();
+    for (command, out) in [("train", "--output-dir"), ("sft", "--output-dir"), ("score", "--out"), ("grad", "--out")] {
+        let args = [&[command][..], &inputs, &[out, "out"]].concat();
         if !cfg!(feature = "mpi") {
             for variable in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"] {
                 let parts = [variable, "2 processes were started", "built without MPI", "--features mpi"];
@@ -24,8 +24,8 @@ fn several_processes_are_refused() {
             }
         }
     }
-    let score = [&["score"][..], &inputs].concat();
-    with(&[("PMI_SIZE", "3")], &score).said(2, &["PMI_SIZE says that 3 processes", "start `score` once"]);
+    let generate = ["generate", "--model", &model, "--prompt", "Why?"];
+    with(&[("PMI_SIZE", "3")], &generate).said(2, &["PMI_SIZE says that 3 processes", "start `generate` once"]);
     assert_eq!(sandbox.listing(), before);
     // One process is no reason to refuse anything, and a plan may be made by many.
     let plan = ["plan", "--model", &model];

@@ -1,139 +1,23 @@
 //! Data parallel training over MPI: several ranks train like one process, and whatever is wrong on one rank ends all of them.
 //!
 //!     cargo test --release --features mpi --test mpi
+//!
+//! `JOINTWISE_MPIRUN` names another launcher than `mpirun`, such as MPICH's `mpirun.mpich`.
 
+#[path = "mpi/failures.rs"]
+mod failures;
+#[path = "program/fault_layer.rs"]
+mod fault_layer;
+#[path = "mpi/harness.rs"]
+mod harness;
 mod program;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use program::{Ran, Sandbox, fixture, metrics, read_tensors, rows, update_error};
-use serde_json::{Value, json};
-
-/// Largest difference of a loss between several ranks and one process, whose sums of gradients have another order.
-const NOISE: f64 = 1e-6;
-const ADAPTER: &str = "adapter_model.safetensors";
-
-/// Tells whether MPI's launcher is there; without it the tests are skipped.
-fn has_mpirun() -> bool {
-    let is_there = Command::new("mpirun").arg("--version").output().is_ok_and(|out| out.status.success());
-    if !is_there {
-        eprintln!("skipped: mpirun is not installed");
-    }
-    is_there
-}
-
-/// Ranks of a run with the same arguments.
-struct Program<'a> {
-    n: usize,
-    /// A variable of their environment.
-    variable: Option<String>,
-    args: Vec<&'a str>,
-}
-
-/// Returns a program of one rank.
-fn rank(args: Vec<&str>) -> Program<'_> {
-    Program { n: 1, variable: None, args }
-}
-
-/// Starts programs with `mpirun`.
-fn mpirun(sandbox: &Sandbox, programs: &[Program<'_>]) -> Command {
-    let plain = sandbox.command(&[]);
-    let mut command = Command::new("mpirun");
-    command.args(["--allow-run-as-root", "--oversubscribe"]);
-    for (i, Program { n, variable, args }) in programs.iter().enumerate() {
-        command.args((i > 0).then_some(":")).args(["-n", &n.to_string()]);
-        command.args(variable.iter().flat_map(|variable| ["-x", variable]));
-        command.arg(plain.get_program()).args(args);
-    }
-    command.current_dir(sandbox.path("")).env("XDG_CACHE_HOME", sandbox.path("cache"));
-    command
-}
-
-struct Setting {
-    sandbox: Sandbox,
-    command: &'static str,
-    model: String,
-    data: String,
-    flags: Vec<&'static str>,
-}
-
-impl Setting {
-    fn new(command: &'static str, lines: &[String], flags: &[&'static str]) -> Self {
-        let sandbox = Sandbox::new();
-        let model = fixture("mistral-odd/model").to_str().expect("UTF-8").to_string();
-        let data = sandbox.write("rows.jsonl", lines.join("\n"));
-        Self { sandbox, command, model, data, flags: flags.to_vec() }
-    }
-
-    /// Preferences, trained for ten steps: two and a half epochs, of which the last batch is short.
-    fn pairs(n: usize) -> Self {
-        Self::pairs_for(n, "10")
-    }
-
-    fn pairs_for(n: usize, steps: &'static str) -> Self {
-        let flags = ["--lora-r", "4", "--learning-rate", "1e-2", "--seed", "3", "--max-steps", steps];
-        Self::new("train", &rows("mistral-odd")[..n], &flags)
-    }
-
-    fn args<'a>(&'a self, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-        let mut all = vec![self.command, "--model", &self.model, "--data", &self.data, "--output-dir", out];
-        all.extend(&self.flags);
-        all.extend(more);
-        all
-    }
-
-    fn one(&self, out: &str, more: &[&str]) -> Ran {
-        self.sandbox.run(&self.args(out, more))
-    }
-
-    fn several(&self, n: usize, out: &str, more: &[&str]) -> Ran {
-        Ran::of(&mut mpirun(&self.sandbox, &[Program { n, variable: None, args: self.args(out, more) }]))
-    }
-
-    fn metrics(&self, out: &str) -> Vec<Value> {
-        metrics(&self.sandbox.path(out))
-    }
-
-    /// Largest difference of a number of two runs' metrics; infinity where lines differ in number.
-    fn difference(&self, a: &str, b: &str, name: &str) -> f64 {
-        let [a, b] = [a, b].map(|out| self.metrics(out));
-        if a.len() != b.len() {
-            return f64::INFINITY;
-        }
-        let of = |line: &Value| line.get(name).map(|value| value.as_f64().expect("a number"));
-        let pairs = a.iter().zip(&b).filter_map(|(a, b)| Some((of(a)? - of(b)?).abs()));
-        pairs.fold(f64::NEG_INFINITY, f64::max)
-    }
-
-    /// Two runs with the same losses and metrics to f32 noise.
-    #[track_caller]
-    fn close(&self, a: &str, b: &str) {
-        self.close_by(NOISE, a, b);
-    }
-
-    #[track_caller]
-    fn close_by(&self, most: f64, a: &str, b: &str) {
-        let loss = self.difference(a, b, "loss");
-        assert!((0.0..=most).contains(&loss), "{a}, {b}: losses differ by {loss}");
-        let norm = self.difference(a, b, "grad_norm");
-        assert!((0.0..=100.0 * most).contains(&norm), "{a}, {b}: norms differ by {norm}");
-        for name in ["tokens", "num_tokens", "learning_rate", "epoch", "rewards/accuracies"] {
-            assert!(self.difference(a, b, name) <= 0.0, "{a}, {b}: {name}");
-        }
-    }
-
-    /// Two runs with the same bits.
-    #[track_caller]
-    fn same(&self, a: &str, b: &str) {
-        assert_eq!(self.metrics(a), self.metrics(b));
-        let bits = |out: &str| fs::read(self.sandbox.path(out).join(ADAPTER)).expect("a result");
-        assert!(bits(a) == bits(b), "{ADAPTER} differs");
-    }
-}
+use harness::{ADAPTER, NOISE, Program, Setting, has_mpirun, mpirun, rank, ranks};
+use program::{Ran, read_tensors, rows, update_error};
+use serde_json::json;
 
 #[test]
 fn ranks_train_like_one_process() {
@@ -257,55 +141,6 @@ fn tokens_weigh_the_mean_of_supervised_tuning() {
     assert!(((of_rows[0] + of_rows[1]) / 2.0 - two[0]).abs() > 1e-3, "{of_rows:?} {two:?}");
 }
 
-/// Runs two ranks with different arguments: status 2, one message with every part, and soon.
-#[track_caller]
-fn refused(setting: &Setting, args: [Vec<&str>; 2], parts: &[&str]) {
-    let [first, second] = args;
-    ends(mpirun(&setting.sandbox, &[rank(first), rank(second)]), 2, parts);
-    assert!(!setting.sandbox.path("out").join(ADAPTER).exists());
-    let _ = fs::remove_dir_all(setting.sandbox.path("out"));
-}
-
-/// A run ends with this status and one message, which holds every part, within ten seconds of the message.
-#[track_caller]
-fn ends(mut command: Command, status: i32, parts: &[&str]) {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("mpirun starts");
-    let (mut lines, mut said) = (Vec::new(), None);
-    for line in BufReader::new(child.stderr.take().expect("a pipe")).lines().map_while(Result::ok) {
-        if line.starts_with("error:") {
-            said.get_or_insert_with(Instant::now);
-        }
-        lines.push(line);
-    }
-    let ended = child.wait().expect("ended");
-    let took = said.map(|said| said.elapsed());
-    assert_eq!(ended.code(), Some(status), "{lines:#?}");
-    let errors: Vec<&String> = lines.iter().filter(|line| line.starts_with("error:")).collect();
-    assert_eq!(errors.len(), 1, "{lines:#?}");
-    parts.iter().for_each(|part| assert!(errors[0].contains(part), "`{part}` is not in {}", errors[0]));
-    assert!(took.is_some_and(|took| took < Duration::from_secs(10)), "{took:?}");
-}
-
-/// The control of the checksums: one rank gets another sum of gradients than the others, once.
-#[test]
-fn ranks_that_drift_apart_are_found() {
-    if !has_mpirun() {
-        return;
-    }
-    let setting = Setting::pairs(12);
-    let [source, fault] = [fixture("../mpi/fault.c"), setting.sandbox.path("fault.so")];
-    let compile = Command::new("mpicc").args(["-shared", "-fPIC", "-o"]).args([&fault, &source]).status();
-    if !compile.is_ok_and(|status| status.success()) {
-        return eprintln!("skipped: mpicc cannot compile {}", source.display());
-    }
-    let args = setting.args("out", &["--save-steps", "1", "--batch-size", "2"]);
-    let variable = Some(format!("LD_PRELOAD={}", fault.display()));
-    let faulty = Program { n: 1, variable, args: args.clone() };
-    let run = mpirun(&setting.sandbox, &[rank(args.clone()), faulty, rank(args)]);
-    ends(run, 1, &["error: rank 0: step 3: rank 1 has other parameters or moments than rank 0"]);
-    assert!(setting.sandbox.path("out/checkpoint-2").is_dir() && !setting.sandbox.path("out/checkpoint-3").exists());
-}
-
 /// Other kernels round otherwise: rank 0's parameters are sent, so that the ranks have the same.
 #[test]
 fn devices_that_differ_work_together() {
@@ -316,102 +151,95 @@ fn devices_that_differ_work_together() {
     let parts = |n: &'static str| ["--batch-size", "2", "--gradient-accumulation-steps", n, "--save-steps", "2"];
     setting.one("one", &parts("2")).ok();
     let args = setting.args("two", &parts("1"));
-    let other = Program { n: 1, variable: Some("JOINTWISE_VARIANT=baseline".into()), args: args.clone() };
+    let other = Program { n: 1, variables: vec![("JOINTWISE_VARIANT", "baseline".into())], args: args.clone() };
     let ran = Ran::of(&mut mpirun(&setting.sandbox, &[rank(args), other])).ok();
     assert!(ran.stderr.contains("note: devices differ"), "{}", ran.stderr);
     setting.close_by(1e-4, "one", "two");
 }
 
-/// Returns the fields that the kernel lists of a process after its name: its state and its parent come first.
-#[cfg(target_os = "linux")]
-fn stat(pid: libc::pid_t) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    Some(text.rsplit_once(") ")?.1.into())
-}
-
-/// Tells whether a process has not ended. One that nobody has waited for yet has.
-#[cfg(target_os = "linux")]
-fn is_running(pid: libc::pid_t) -> bool {
-    stat(pid).is_some_and(|stat| !stat.starts_with('Z'))
-}
-
-/// The processes that another one started.
-#[cfg(target_os = "linux")]
-fn children(parent: u32) -> Vec<libc::pid_t> {
-    let parent_of = |pid| stat(pid)?.split(' ').nth(1)?.parse::<u32>().ok();
-    let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let pids = names.filter_map(|name| name.to_str()?.parse().ok());
-    pids.filter(|&pid| parent_of(pid) == Some(parent)).collect()
-}
-
-/// A rank that is killed ends the others, and the run goes on to the same bits.
-#[cfg(target_os = "linux")]
+/// Each rank scores a share of the rows: the same lines as one process writes.
 #[test]
-fn a_killed_rank_ends_all_and_the_run_resumes() {
+fn scores_and_gradients_are_those_of_one_process() {
     if !has_mpirun() {
         return;
     }
-    let setting = Setting::pairs_for(23, "120");
-    let flags = ["--batch-size", "2", "--save-steps", "20"];
-    setting.several(2, "whole", &flags).ok();
-    let log = setting.sandbox.path("killed/metrics.jsonl");
-    let n_lines = || fs::read_to_string(&log).map_or(0, |text| text.matches('\n').count());
-    let resume = [&flags[..], &["--resume"]].concat();
-    for (victim, line) in [(0, 25), (1, 50), (1, 71)] {
-        let args = setting.args("killed", &resume);
-        let mut run = mpirun(&setting.sandbox, &[Program { n: 2, variable: None, args }]);
-        let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("mpirun starts");
-        while n_lines() < line {
-            assert!(run.try_wait().expect("a child").is_none(), "the run ended before line {line}");
-            std::thread::sleep(Duration::from_millis(1));
+    let setting = Setting::pairs(11);
+    let model = setting.sandbox.copy("mistral-odd/model", "policy");
+    program::perturb(&model);
+    let policy = model.to_str().expect("UTF-8");
+    let inputs = ["--model", policy, "--reference", &setting.model, "--data", &setting.data];
+    let args = |command: &'static str, out: &'static str| [&[command][..], &inputs, &["--out", out]].concat();
+    let text = |out: &str| fs::read_to_string(setting.sandbox.path(out)).expect("a file");
+    setting.sandbox.run(&[&args("score", "one")[..], &["--tokens"]].concat()).ok();
+    for n in [2, 3] {
+        let scored = Ran::of(&mut mpirun(
+            &setting.sandbox,
+            &[ranks(n, [&args("score", "several")[..], &["--tokens"]].concat())],
+        ));
+        assert!(scored.ok().stderr.starts_with(&format!("{n} ranks: ")));
+        assert!(text("one") == text("several"), "{n} ranks: other scores");
+    }
+    for more in [&[][..], &["--sft"]] {
+        let more = |out| [&args("grad", out)[..], more].concat();
+        let one = setting.sandbox.run(&more("one.safetensors")).ok();
+        let several = Ran::of(&mut mpirun(&setting.sandbox, &[ranks(3, more("several.safetensors"))])).ok();
+        let (one, several) = (&one.lines()[0], &several.lines()[0]);
+        for name in ["loss", "grad_norm"] {
+            let [a, b] = [one, several].map(|line| line[name].as_f64().expect("a number"));
+            assert!((a - b).abs() <= 1e-5 * a.abs(), "{name}: {a} {b}");
         }
-        let mut ranks = children(run.id());
-        ranks.sort_unstable();
-        assert_eq!(ranks.len(), 2, "{ranks:?}");
-        // SAFETY: a system call with two numbers: a process of this test's, which its parent has not waited for.
-        assert_eq!(unsafe { libc::kill(ranks[victim], libc::SIGKILL) }, 0);
-        let killed = Instant::now();
-        assert!(!run.wait().expect("ended").success());
-        while ranks.iter().any(|&pid| is_running(pid)) {
-            assert!(killed.elapsed() < Duration::from_secs(10), "a rank outlives the other");
-            std::thread::sleep(Duration::from_millis(10));
+        let [a, b] = ["one.safetensors", "several.safetensors"].map(|out| read_tensors(&setting.sandbox.path(out)));
+        for (name, tensor) in &a {
+            let error = program::relative_l2(&b[name].values(), &tensor.values());
+            assert!(error < 1e-4, "{name}: {error}");
         }
     }
-    setting.several(2, "killed", &resume).ok();
-    setting.same("whole", "killed");
+    // The gradient of a share alone would be another.
+    let kto = [&args("grad", "kto")[..], &["--loss", "kto"]].concat();
+    let refused = Ran::of(&mut mpirun(&setting.sandbox, &[ranks(2, kto)]));
+    assert!(refused.status == 2 && refused.stderr.contains("start `grad` once"), "{}", refused.stderr);
 }
 
+/// Gradients in bf16: half the bytes, nearly the same run, and the same bits twice.
 #[test]
-fn what_differs_on_a_rank_is_refused_by_name() {
+fn gradients_in_bf16_are_close_and_half_as_long() {
     if !has_mpirun() {
         return;
     }
-    let setting = Setting::pairs(12);
-    let mut lines = rows("mistral-odd")[..12].to_vec();
-    lines.swap(3, 4);
-    let other = setting.sandbox.write("other.jsonl", lines.join("\n"));
-    lines[6] = "{\"i_chosen\": 7}".into();
-    let bad = setting.sandbox.write("bad.jsonl", lines.join("\n"));
-    let args = |more: &[&'static str]| setting.args("out", more);
-    refused(&setting, [args(&[]), args(&["--beta", "0.2"])], &["rank 1 has --beta 0.2, and rank 0 has --beta 0.1"]);
-    refused(&setting, [args(&[]), args(&["--lora-alpha", "3"])], &["rank 1 has another model or adapter"]);
-    let with = |data: &'_ str| {
-        let mut args: Vec<String> = setting.args("out", &[]).into_iter().map(String::from).collect();
-        let at = args.iter().position(|arg| *arg == setting.data).expect("the data");
-        args[at] = data.into();
-        args
-    };
-    for (data, part) in [(&other, "rank 1 has other rows in --data"), (&bad, "error: rank 1: ")] {
-        let args = with(data);
-        refused(&setting, [setting.args("out", &[]), args.iter().map(String::as_str).collect()], &[part]);
-    }
+    let setting = Setting::pairs(20);
+    let flags = ["--batch-size", "2"];
+    let bf16 = [&flags[..], &["--reduce-dtype", "bf16"]].concat();
+    setting.several(2, "f32", &flags).ok();
+    setting.several(2, "bf16", &bf16).ok();
+    setting.several(2, "again", &bf16).ok();
+    setting.same("bf16", "again");
+    // The first step has the same weights: its gradients are within bf16's rounding, 2^-9.
+    let [f32, bf16] = ["f32", "bf16"].map(|out| setting.metrics(out)[0].clone());
+    let [a, b] = [&f32, &bf16].map(|line| line["grad_norm"].as_f64().expect("a norm"));
+    assert!(f32["loss"] == bf16["loss"] && a != b && (a - b).abs() < a / 512.0, "{a} {b}");
+    let bytes = |out: &str| setting.metrics(out)[0]["exchange_bytes"].as_f64().expect("bytes");
+    let ratio = bytes("f32") / bytes("bf16");
+    assert!((1.9..=2.1).contains(&ratio), "{ratio}");
+    // A resumed run keeps it.
+    let refused = setting.several(2, "bf16", &[&flags[..], &["--resume"]].concat());
+    assert_eq!(refused.status, 2, "{}", refused.stderr);
 }
 
-/// The launcher says two, and MPI knows of this process alone: it would train alone, beside another one that does the same.
+/// All weights, which are more than one section of the exchange holds: the backward pass completes some before others.
 #[test]
-fn a_rank_that_is_alone_is_refused() {
-    let setting = Setting::pairs(4);
-    let mut command = setting.sandbox.command(&setting.args("out", &[]));
-    Ran::of(command.env("SLURM_NTASKS", "2")).said(2, &["SLURM_NTASKS says that 2 processes", "MPI knows of one"]);
-    assert!(!setting.sandbox.path("out").exists());
+fn full_gradients_are_exchanged_in_sections() {
+    if !has_mpirun() {
+        return;
+    }
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let lines = rows("mistral-odd");
+    let flags = ["--full", "--learning-rate", "1e-4", "--max-steps", "3"];
+    let mut setting = Setting::new("train", &lines[..8], &flags);
+    setting.model = demo.to_str().expect("UTF-8").into();
+    setting.one("one", &["--batch-size", "1", "--gradient-accumulation-steps", "2"]).ok();
+    setting.several(2, "two", &["--batch-size", "1"]).ok();
+    setting.close_by(1e-5, "one", "two");
+    let line = &setting.metrics("two")[0];
+    let n_values = line["exchange_bytes"].as_u64().expect("bytes") / 4;
+    assert!(n_values > 1 << 19, "{n_values} values are one section");
 }

@@ -29,11 +29,13 @@ use jointwise::train::reference::{
     OtherModel, ReferenceModel, ReferenceScorer, RowReferences, ScoringEvent, ScoringWatch, TrainingRows,
 };
 use jointwise::train::score_store::{RowKey, ScoreStore};
+use jointwise::train::scoring;
+use jointwise::train::scoring::ScoredSequence;
 use jointwise::train::settings::{RunLength, TrainDefaults, TrainSettings};
 use jointwise::train::state::TrainingState;
 use jointwise::train::steps::StepRunner;
 use jointwise::train::synthetic::{self, RowLengths};
-use jointwise::train::trainer::{self, ScoredSequence, Trainer};
+use jointwise::train::trainer::Trainer;
 use program::{Ran, Sandbox, fixture, metrics};
 
 /// What is trained, and what scores.
@@ -126,7 +128,7 @@ fn bits(scores: &[f64; 2]) -> [u64; 2] {
 fn whole_pass(gpu: &Gpu, decoder: &Decoder, examples: &[Example], with_lora: bool) -> Vec<[u64; 2]> {
     let (examples, most) = (examples.iter().collect::<Vec<_>>(), DEFAULT_SCORE_TOKENS);
     let mut unseen = |_| ();
-    let scored = trainer::score(gpu, decoder, &examples, with_lora, true, most, &mut unseen);
+    let scored = scoring::score(gpu, decoder, &examples, with_lora, true, most, &mut unseen);
     let scored = pollster::block_on(scored).expect("scores");
     let score =
         |sides: &[ScoredSequence]| bits(&[0, 1].map(|i| sides[i].sums.score(PreferenceLoss::default().objective)));

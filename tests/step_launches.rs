@@ -15,7 +15,7 @@ use jointwise::model::lora_config::LoraConfig;
 use jointwise::model::peft::Adapter;
 use jointwise::model::saved::RecomputePolicy;
 use jointwise::model::weights::{BaseDtype, TrainOptions};
-use jointwise::ranks::Ranks;
+use jointwise::ranks::{Ranks, ReduceDtype};
 use jointwise::rng::Rng;
 use jointwise::train::outcome::RowReference;
 use jointwise::train::settings::TrainDefaults;
@@ -61,8 +61,13 @@ impl Setting {
         let examples: Vec<&Example> = self.rows.dataset().examples.iter().collect();
         let reference = vec![RowReference::default(); examples.len()];
         let settings = Recipe::default().settings().unwrap();
-        let update =
-            StepUpdate { optimiser: &settings.optimiser, learning_rate: 1e-2, number: 1, ranks: Ranks::alone() };
+        let update = StepUpdate {
+            optimiser: &settings.optimiser,
+            learning_rate: 1e-2,
+            number: 1,
+            ranks: Ranks::alone(),
+            reduce_dtype: ReduceDtype::F32,
+        };
         trainer.record(examples, reference, 1, &update)
     }
 

@@ -63,6 +63,7 @@ fn parse() -> Result<Cli, ExitCode> {
             let _ = error.print();
             return ExitCode::from(2);
         }
+        Ranks::give_precedence();
         // Clap's own text, without the usage that follows it.
         let text = error.to_string();
         let said = text.lines().take_while(|l| !l.starts_with("Usage:") && !l.starts_with("For more"));
@@ -123,7 +124,10 @@ pub fn run() -> ExitCode {
     };
     match cli.command.join_ranks() {
         Ok(ranks) => run_command(cli.command, ranks),
-        Err(error) => ExitCode::from(Ranks::alone().fail(&error) as u8),
+        Err(error) => {
+            Ranks::give_precedence();
+            ExitCode::from(Ranks::alone().fail(&error) as u8)
+        }
     }
 }
 
@@ -136,8 +140,8 @@ fn run_command(command: Command, ranks: Ranks) -> ExitCode {
     let done = match command {
         Command::Sft(args) => train::command(args, true, ranks),
         Command::Train(args) => train::command(args, false, ranks),
-        Command::Score(args) => score::score(&args).map(|()| Finished::Whole),
-        Command::Grad(args) => score::grad(&args).map(|()| Finished::Whole),
+        Command::Score(args) => score::score(&args, ranks).map(|()| Finished::Whole),
+        Command::Grad(args) => score::grad(&args, ranks).map(|()| Finished::Whole),
         Command::Generate(args) => generate::run(&args),
         Command::Merge(args) => merge::run(&args).map(|()| Finished::Whole),
         Command::Export(args) => export::run(&args).map(|()| Finished::Whole),

@@ -12,11 +12,13 @@ use crate::flags::{DataArgs, GradArgs, ModelArgs, ObjectiveArgs, ScoreArgs};
 use crate::gpu::Gpu;
 use crate::model::save::{OutputDtype, TensorToWrite, write_safetensors};
 use crate::objective::{PreferenceLoss, SequenceLogps, TrainingLoss};
+use crate::ranks::Ranks;
 use crate::train::metrics::MetricsAccumulator;
 use crate::train::outcome::{BatchResult, RowReference, known};
+use crate::train::scoring::ScoredSequence;
 use crate::train::steps::tally;
-use crate::train::trainer::ScoredSequence;
-use crate::workflow::{Policy, Preferences, RowScores};
+use crate::workflow::several_ranks::assign_devices;
+use crate::workflow::{DeviceOptions, Policy, Preferences, RowScores};
 
 /// Opens a command's model, with the adapter and the tokenizer of its flags.
 fn open_policy(model: &ModelArgs, data: &DataArgs) -> Result<Policy> {
@@ -24,6 +26,13 @@ fn open_policy(model: &ModelArgs, data: &DataArgs) -> Result<Policy> {
     let adapter = model.adapter.as_deref().map(|place| open.open_adapter(place)).transpose()?;
     let options = data.policy_options(open.base);
     Policy::from_model(open, adapter, options)
+}
+
+/// Chooses the device of this rank, and says which rank has which.
+fn choose_device(model: &ModelArgs, ranks: Ranks) -> Result<DeviceOptions> {
+    let mut options = model.device_options()?;
+    assign_devices(&mut options, ranks)?;
+    Ok(options)
 }
 
 fn side_of(scored: &ScoredSequence, example: &Example, index: usize, p: &PreferenceLoss, tokens: bool) -> Value {
@@ -50,11 +59,12 @@ fn tell_objective(args: &ObjectiveArgs, p: &PreferenceLoss, data: &Dataset) {
     }
 }
 
-/// Runs `jointwise score`.
-pub fn score(args: &ScoreArgs) -> Result<()> {
-    let out = JsonlWriter::new(args.out.as_deref(), &args.data.data)?;
+/// Runs `jointwise score`. Rank 0 alone writes.
+pub fn score(args: &ScoreArgs, ranks: Ranks) -> Result<()> {
+    let out = ranks.is_first().then(|| JsonlWriter::new(args.out.as_deref(), &args.data.data)).transpose()?;
     let p = args.objective.preference()?;
     args.objective.sft_loss(false)?;
+    let device = choose_device(&args.model, ranks)?;
     let policy = open_policy(&args.model, &args.data)?;
     let options = args.data.options(DatasetType::Any)?;
     let preferences = Preferences::read_with(&args.data.data, &policy, &options)?;
@@ -68,11 +78,12 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     if let Some(single) = data.examples.iter().find(|e| has_pairs && e.sequences.len() != 2) {
         return Err(Error::file(data.place(single.row), "holds one text, the rows before it pairs"));
     }
-    let gpu = Gpu::open_with(&args.model.device_options()?)?;
+    let gpu = Gpu::open_with(&device)?;
     let needs_references = is_compared && (args.objective.reference.is_some() || !p.needs_reference());
     let reference = args.objective.reference();
     let RowScores { sequences, references } =
-        policy.score_rows(&gpu, &preferences, &p, needs_references.then_some(&reference))?;
+        policy.score_rows(&gpu, &preferences, &p, needs_references.then_some(&reference), ranks)?;
+    let Some(out) = out else { return Ok(()) };
     match is_compared {
         true => score_judged(data, &sequences, &p, references.as_deref(), args.tokens, out),
         false => score_single(data, &sequences, &p, args.tokens, out),
@@ -155,11 +166,12 @@ fn score_single(
     out.finish()
 }
 
-/// Runs `jointwise grad`.
-pub fn grad(args: &GradArgs) -> Result<()> {
+/// Runs `jointwise grad`. Rank 0 alone writes.
+pub fn grad(args: &GradArgs, ranks: Ranks) -> Result<()> {
     let out = check_place("out", &args.out, &args.data.data)?;
     args.data.check_last_turn_only(args.sft)?;
     let goal = args.objective.goal(args.sft)?;
+    let device = choose_device(&args.model, ranks)?;
     let policy = open_policy(&args.model, &args.data)?;
     if policy.is_full() {
         policy.model().refuse_quantised("grad without --adapter")?;
@@ -171,8 +183,11 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     let options = args.data.options(DatasetType::for_loss(preference))?;
     let data = Preferences::read_with(&args.data.data, &policy, &options)?;
     preference.iter().for_each(|p| tell_objective(&args.objective, p, data.dataset()));
-    let gpu = Gpu::open_with(&args.model.device_options()?)?;
-    let found = policy.loss_gradients(&gpu, &data, goal, &args.objective.reference())?;
+    let gpu = Gpu::open_with(&device)?;
+    let found = policy.loss_gradients(&gpu, &data, goal, &args.objective.reference(), ranks)?;
+    if !ranks.is_first() {
+        return Ok(());
+    }
     let planned: Vec<TensorToWrite> = found
         .tensors
         .iter()

@@ -118,7 +118,7 @@ impl Command {
     /// Those of [`Ranks::start`] and [`Ranks::refuse_several`].
     pub fn join_ranks(&self) -> Result<Ranks> {
         match self {
-            Self::Sft(_) | Self::Train(_) => return Ranks::start(),
+            Self::Sft(_) | Self::Train(_) | Self::Score(_) | Self::Grad(_) => return Ranks::start(),
             Self::Plan(_) | Self::Check(_) | Self::Info(_) => {}
             Self::Completions(_) | Self::Man(_) | Self::Reference => {}
             _ => Ranks::refuse_several(&std::env::args().nth(1).unwrap_or_default())?,

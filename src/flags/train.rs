@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::values::{parse_lr_scheduler_type, parse_optim, parse_param_dtype, parse_saved_dtype, parse_size};
+use super::values::{
+    parse_lr_scheduler_type, parse_optim, parse_param_dtype, parse_reduce_dtype, parse_saved_dtype, parse_size,
+};
 use super::{DataArgs, DeviceLostArg, DtypeArg, LoraArgs, ModelArgs, ObjectiveArgs};
 use crate::error::{Error, Result};
 use crate::kernels::moments::Optim;
 use crate::model::peft::{Adapter, new_config};
 use crate::model::saved::SavedDtype;
 use crate::model::weights::ParamDtype;
+use crate::ranks::ReduceDtype;
 use crate::train::lr_schedule::LrSchedulerType;
 use crate::train::settings::{MOST_STEPS, TrainDefaults};
 use crate::train::trainer::AdamwConfig;
@@ -70,6 +73,9 @@ pub struct TrainArgs {
     /// Micro-batches per step [default: 1]
     #[arg(long)]
     pub gradient_accumulation_steps: Option<usize>,
+    /// Data type in which several ranks exchange gradients: f32, or bf16 (half the bytes, rounded) [default: f32]
+    #[arg(long, value_name = "DTYPE", value_parser = parse_reduce_dtype)]
+    pub reduce_dtype: Option<ReduceDtype>,
     /// Optimiser: adamw, or adamw8bit (moments of linear layers in 8 bits instead of 32) [default: adamw]
     #[arg(long, value_parser = parse_optim)]
     pub optim: Option<Optim>,
@@ -259,6 +265,7 @@ impl TrainArgs {
             max_steps: self.max_steps,
             batch_size: self.batch_size.unwrap_or(base.batch_size),
             gradient_accumulation_steps: self.gradient_accumulation_steps.unwrap_or(base.gradient_accumulation_steps),
+            reduce_dtype: self.reduce_dtype.unwrap_or(base.reduce_dtype),
             optim: self.optim.unwrap_or(base.optim),
             param_dtype: self.param_dtype.unwrap_or(base.param_dtype),
             saved_dtype: self.saved_dtype.unwrap_or(base.saved_dtype),

@@ -7,6 +7,7 @@ use crate::kernels::moments::Optim;
 use crate::model::saved::SavedDtype;
 use crate::model::weights::{BaseDtype, ParamDtype};
 use crate::objective::Objective;
+use crate::ranks::ReduceDtype;
 use crate::train::lr_schedule::LrSchedulerType;
 
 /// Returns the value with this name.
@@ -29,6 +30,10 @@ pub(super) fn parse_optim(text: &str) -> Result<Optim, String> {
 
 pub(super) fn parse_param_dtype(text: &str) -> Result<ParamDtype, String> {
     parse_name(ParamDtype::ALL, ParamDtype::name, text)
+}
+
+pub(super) fn parse_reduce_dtype(text: &str) -> Result<ReduceDtype, String> {
+    parse_name(ReduceDtype::ALL, ReduceDtype::name, text)
 }
 
 pub(super) fn parse_saved_dtype(text: &str) -> Result<SavedDtype, String> {

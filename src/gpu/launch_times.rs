@@ -121,7 +121,7 @@ impl Gpu {
     fn run_whole(&self, live: &OpenDevice, prepared: &[PreparedRecording<'_>]) {
         let mut budget = self.budget.lock().unwrap_or_else(|e| e.into_inner());
         for PreparedRecording { recording, uniforms, .. } in prepared {
-            recording.submit_parts(live, uniforms, &mut budget);
+            recording.submit_parts(live, uniforms, &mut budget, &[], &mut |_| ());
         }
     }
 

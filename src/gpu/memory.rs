@@ -4,7 +4,6 @@
 //! activation, therefore has its own buffer. An activation's buffer returns to a pool when its last slot is dropped. Commands run in the
 //! order of recording, so a slot may be reused as soon as nothing *recorded later* needs it: a slot lives as long as its Rust value.
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::Gpu;
@@ -13,7 +12,6 @@ use super::failure::refused;
 use super::guards::SlotGuards;
 use super::ledger::{Ledger, Role};
 use super::open_device::OpenDevice;
-use crate::error::{Error, Result};
 
 pub(super) struct MemoryPool {
     state: Mutex<PoolState>,
@@ -294,6 +292,11 @@ impl Gpu {
         if let Some(submitted) = live.submit(encoder, None, || "upload".into()) {
             live.wait(Some(submitted.index));
         }
+        self.uploads_have_ended();
+    }
+
+    /// Notes that all pending uploads have ended.
+    pub(super) fn uploads_have_ended(&self) {
         self.pool.state().staged_bytes = 0;
     }
 
@@ -310,84 +313,7 @@ impl Gpu {
         };
         self.live.as_ref().map(|live| live.create_buffer(&descriptor, what))
     }
-
-    /// Reads slots back, after everything submitted so far. Plans return zeros. A read larger than a binding, or than `STAGING_BYTES`,
-    /// passes through a staging buffer in parts, because devices limit the size of buffers (DX12 to 2 GiB), and an array may consist of
-    /// several slots of that size.
-    ///
-    /// # Errors
-    /// Fails like [`Gpu::check`]; [`Error::DeviceLost`] also where earlier submissions have vanished.
-    pub async fn read<T: bytemuck::Pod>(&self, slots: &[&Slot]) -> Result<Vec<Vec<T>>> {
-        let mut out: Vec<Vec<T>> = slots.iter().map(|s| vec![T::zeroed(); s.len()]).collect();
-        let Some(live) = &self.live else { return Ok(out) };
-        let lens: Vec<usize> = slots.iter().map(|s| s.len()).collect();
-        let most = (STAGING_BYTES.min(self.caps.max_binding_bytes) / 4) as usize;
-        for parts in staged(&lens, most) {
-            self.read_parts(live, slots, &parts, &mut out).await?;
-        }
-        Ok(out)
-    }
-
-    /// Reads parts that together fit one staging buffer.
-    async fn read_parts<T: bytemuck::Pod>(
-        &self,
-        live: &OpenDevice,
-        slots: &[&Slot],
-        parts: &[(usize, Range<usize>)],
-        out: &mut [Vec<T>],
-    ) -> Result<()> {
-        let words: usize = parts.iter().map(|(_, range)| range.len()).sum();
-        // The device's count of submissions follows the slots.
-        let size = 4 * (words as u64 + 1);
-        let descriptor = wgpu::BufferDescriptor {
-            label: Some("readback"),
-            size,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        };
-        let staging = live.create_buffer(&descriptor, || refused("a readback", size, self.ledger().total()));
-        self.check()?;
-        let mut encoder = live.device.create_command_encoder(&Default::default());
-        let mut at = 0;
-        for (i, range) in parts {
-            if let Some((raw, offset, size)) = slots[*i].slice_unaligned(range.start, range.len()).binding() {
-                encoder.copy_buffer_to_buffer(&raw, offset, &staging, at, size);
-                at += size;
-            }
-        }
-        let submitted = live.submit(encoder, Some((&staging, at)), || "readback".into());
-        self.check()?;
-        let mapped = MapFuture::default();
-        let signal = mapped.clone();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| signal.arrive(result.map_err(|e| e.to_string())));
-        if live.wait(None) {
-            self.pool.state().staged_bytes = 0;
-        }
-        self.check()?;
-        if cfg!(not(target_arch = "wasm32")) && !mapped.has_arrived() {
-            return Err(Error::Gpu("a readback was not mapped, although the device has done everything".into()));
-        }
-        mapped.await.map_err(Error::Gpu)?;
-        self.check()?;
-        let view = staging.get_mapped_range(..).map_err(|e| Error::Gpu(e.to_string()))?;
-        let mut counted = [0_u32];
-        bytemuck::cast_slice_mut(&mut counted).copy_from_slice(&view[4 * words..]);
-        if let Some(submitted) = submitted {
-            live.compare_count(submitted.number, counted[0]);
-        }
-        self.check()?;
-        let mut at = 0;
-        for (i, range) in parts {
-            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut out[*i][range.clone()]);
-            bytes.copy_from_slice(&view[at..at + bytes.len()]);
-            at += bytes.len();
-        }
-        Ok(())
-    }
 }
-
-/// Largest size of a staging buffer, in bytes.
-const STAGING_BYTES: u64 = 4 << 20;
 
 /// Largest size of a buffer that several lasting slots share, in bytes.
 const PACKED_BYTES: u64 = 64 << 20;
@@ -398,79 +324,9 @@ const STAGED_BYTES: u64 = 16 << 20;
 /// Largest size of pending uploads, in bytes, while a step's memory is allocated: the inputs of a batch.
 const SMALL_UPLOADS_BYTES: u64 = 1 << 20;
 
-/// Divides slots of `lens` elements into groups of parts (slot, range of elements), with at most `most` elements per group. Returns at
-/// least one group.
-fn staged(lens: &[usize], most: usize) -> Vec<Vec<(usize, Range<usize>)>> {
-    let mut groups = vec![Vec::new()];
-    let mut left = most;
-    for (i, &len) in lens.iter().enumerate() {
-        let mut start = 0;
-        while start < len {
-            if left == 0 {
-                groups.push(Vec::new());
-                left = most;
-            }
-            let end = len.min(start + left);
-            if let Some(group) = groups.last_mut() {
-                group.push((i, start..end));
-            }
-            left -= end - start;
-            start = end;
-        }
-    }
-    groups
-}
-
-/// Future of a callback's result: the browser resolves it later, native code during `poll`.
-#[derive(Clone, Default)]
-struct MapFuture(Arc<Mutex<MapState>>);
-
-#[derive(Default)]
-struct MapState {
-    result: Option<Result<(), String>>,
-    waker: Option<std::task::Waker>,
-}
-
-impl MapFuture {
-    fn arrive(&self, result: Result<(), String>) {
-        let mut state = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        state.result = Some(result);
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
-    }
-
-    fn has_arrived(&self) -> bool {
-        self.0.lock().unwrap_or_else(|e| e.into_inner()).result.is_some()
-    }
-}
-
-impl Future for MapFuture {
-    type Output = Result<(), String>;
-    fn poll(self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
-        let mut state = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        match state.result.take() {
-            Some(result) => std::task::Poll::Ready(result),
-            None => {
-                state.waker = Some(context.waker().clone());
-                std::task::Poll::Pending
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn staging_buffers_hold_no_more_than_they_may() {
-        assert_eq!(staged(&[3, 0, 4], 100), [vec![(0, 0..3), (2, 0..4)]]);
-        assert_eq!(staged(&[5, 7], 4), [vec![(0, 0..4)], vec![(0, 4..5), (1, 0..3)], vec![(1, 3..7)]]);
-        assert_eq!(staged(&[4, 4], 4), [vec![(0, 0..4)], vec![(1, 0..4)]]);
-        // A read of no elements still waits for the device.
-        assert_eq!(staged(&[0], 4), [vec![]]);
-    }
 
     /// A slot that does not fit begins a new buffer. The expected bytes count only the slots.
     #[test]
@@ -483,14 +339,5 @@ mod tests {
         assert_eq!(slots.iter().map(|s| s.offset).collect::<Vec<_>>(), [0, 30 * mib, 0, 64, 0, 0, 63 * mib]);
         assert_eq!(gpu.ledger().total(), (228 << 20) + 256 + 512);
         assert!(gpu.lasting_packed(Role::Frozen, &[]).is_empty());
-    }
-
-    #[test]
-    fn what_is_larger_than_a_staging_buffer_is_read_in_parts() {
-        let gpu = pollster::block_on(Gpu::open(&crate::gpu::DeviceChoice::Best)).unwrap().with_max_binding(1024);
-        let values: Vec<u32> = (0..1000).collect();
-        let [all, few] = [&values[..], &values[..7]].map(|v| gpu.upload(v));
-        let read = pollster::block_on(gpu.read::<u32>(&[&few, &all, &few, &all.slice_unaligned(3, 500)])).unwrap();
-        assert_eq!(read, [&values[..7], &values, &values[..7], &values[3..503]]);
     }
 }

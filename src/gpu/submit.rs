@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use web_time::Instant;
 
 use super::failure::{DeviceFailure, refused};
+use super::memory::Slot;
 use super::open_device::OpenDevice;
 use super::pipelines::Pipeline;
 use super::record::{RecordedCommand, RecordedDispatch, Recording};
@@ -44,9 +45,15 @@ fn running(commands: &[RecordedCommand]) -> String {
 
 impl Recording<'_> {
     /// Encodes and submits all commands, without waiting for them.
-    pub fn submit(mut self) {
+    pub fn submit(self) {
+        self.submit_watched(&[], &mut |_| ());
+    }
+
+    /// Encodes and submits all commands like [`Self::submit`]. Calls `passed` with the index of each group of slots once no command that is left uses the
+    /// groups up to this one, in order; not where the device has failed.
+    pub fn submit_watched(mut self, groups: &[Vec<Slot>], passed: &mut dyn FnMut(usize)) {
         let Some(live) = &self.gpu.live else { return };
-        if self.commands.is_empty() || live.failure.is_set() {
+        if live.failure.is_set() || self.commands.is_empty() && groups.is_empty() {
             return;
         }
         if let Err(error) = self.gpu.pipelines.compile(live, &self.distinct()) {
@@ -58,31 +65,86 @@ impl Recording<'_> {
             return;
         }
         self.split_long();
-        // Locked until everything is submitted, because recordings of two threads must not share the buffer's contents.
-        let mut kept = self.gpu.uniforms.lock().unwrap_or_else(|e| e.into_inner());
-        let uniforms = self.uniform_buffer(live, &mut kept);
-        if self.gpu.caps.is_cpu {
-            self.run_first(live, &uniforms);
+        let stops = self.last_uses(groups);
+        {
+            // Locked until everything is submitted, because recordings of two threads must not share the buffer's contents.
+            let mut kept = self.gpu.uniforms.lock().unwrap_or_else(|e| e.into_inner());
+            let uniforms = self.uniform_buffer(live, &mut kept);
+            if self.gpu.caps.is_cpu {
+                self.run_first(live, &uniforms);
+            }
+            if self.gpu.profile.lock().unwrap_or_else(|e| e.into_inner()).is_some() {
+                self.submit_profiled(live, &uniforms);
+                (0..groups.len()).for_each(&mut *passed);
+                return;
+            }
+            let mut budget = self.gpu.budget.lock().unwrap_or_else(|e| e.into_inner());
+            self.submit_parts(live, &uniforms, &mut budget, &stops, passed);
         }
-        if self.gpu.profile.lock().unwrap_or_else(|e| e.into_inner()).is_some() {
-            return self.submit_profiled(live, &uniforms);
-        }
-        let mut budget = self.gpu.budget.lock().unwrap_or_else(|e| e.into_inner());
-        self.submit_parts(live, &uniforms, &mut budget);
     }
 
-    /// Encodes and submits all commands, in submissions of the usual size.
-    pub(super) fn submit_parts(&self, live: &OpenDevice, uniforms: &UniformBuffer, budget: &mut SubmissionBudget) {
-        let mut commands = self.commands.as_slice();
-        while !commands.is_empty() {
-            let (n, expected) = budget.next_submission(commands, usize::MAX);
-            let (now, later) = commands.split_at(n);
+    /// Encodes and submits all commands, in submissions of the usual size. Calls `passed` with the index of each of `stops` once this many commands are
+    /// submitted; they ascend.
+    pub(super) fn submit_parts(
+        &self,
+        live: &OpenDevice,
+        uniforms: &UniformBuffer,
+        budget: &mut SubmissionBudget,
+        stops: &[usize],
+        passed: &mut dyn FnMut(usize),
+    ) {
+        let (mut done, mut stop) = (0, 0);
+        loop {
+            while stops.get(stop).is_some_and(|&end| end <= done) {
+                passed(stop);
+                stop += 1;
+            }
+            let commands = &self.commands[done..];
+            if commands.is_empty() {
+                return;
+            }
+            let most = stops.get(stop).map_or(usize::MAX, |end| end - done);
+            let (n, expected) = budget.next_submission(commands, most);
+            let now = &commands[..n];
             let mut encoder = live.device.create_command_encoder(&Default::default());
             self.encode(live, uniforms, &mut encoder, now);
             let Some(submitted) = live.submit(encoder, None, || running(now)) else { return };
             budget.queued(live, submitted.index, expected);
-            commands = later;
+            done += n;
         }
+    }
+
+    /// Returns the number of commands up to the last one that uses each group of slots, or a group before it.
+    fn last_uses(&self, groups: &[Vec<Slot>]) -> Vec<usize> {
+        let mut places: HashMap<wgpu::Buffer, Vec<(std::ops::Range<u64>, usize)>> = HashMap::new();
+        for (group, slots) in groups.iter().enumerate() {
+            for (buffer, offset, bytes) in slots.iter().filter_map(Slot::binding) {
+                places.entry(buffer).or_default().push((offset..offset + bytes, group));
+            }
+        }
+        places.values_mut().for_each(|ranges| ranges.sort_by_key(|(range, _)| range.start));
+        let mut last = vec![0; groups.len()];
+        let mut uses = |command: usize, (buffer, offset, bytes): &BoundBuffer| {
+            let Some(ranges) = places.get(buffer) else { return };
+            let begun = ranges.partition_point(|(range, _)| range.end <= *offset);
+            let overlapping = ranges[begun..].iter().take_while(|(range, _)| range.start < offset + bytes);
+            overlapping.for_each(|(_, group)| last[*group] = command + 1);
+        };
+        for (i, command) in self.commands.iter().enumerate() {
+            match command {
+                RecordedCommand::Dispatch(d) => d.bindings.iter().for_each(|bound| uses(i, bound)),
+                RecordedCommand::Clear(buffer, offset, bytes) => uses(i, &(buffer.clone(), *offset, *bytes)),
+                RecordedCommand::Copy { from, to, bytes } => {
+                    [from, to].into_iter().for_each(|(buffer, offset)| uses(i, &(buffer.clone(), *offset, *bytes)));
+                }
+            }
+        }
+        let mut most = 0;
+        last.iter_mut().for_each(|end| {
+            most = most.max(*end);
+            *end = most;
+        });
+        last
     }
 
     /// Replaces each dispatch that would take too long, or whose grid is too large, by several parts.
@@ -314,5 +376,39 @@ impl Recording<'_> {
         pass.set_pipeline(&compiled.raw);
         pass.set_bind_group(0, &group, &[]);
         pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::super::{DeviceChoice, Gpu, Role};
+    use super::*;
+
+    #[test]
+    fn groups_pass_once_nothing_more_uses_them() {
+        let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).unwrap();
+        let [page, other] = [256, 64].map(|len| gpu.alloc_persistent(Role::Gradients, len));
+        let [a, b, c] = [0, 64, 128].map(|at| page.slice(at, 64));
+        let record = || {
+            let mut rec = gpu.record();
+            rec.clear(&a);
+            rec.copy(&other, &c);
+            rec.copy(&a, &other);
+            rec.clear(&b);
+            rec
+        };
+        let last = |groups: &[&[&Slot]]| {
+            let groups: Vec<Vec<Slot>> =
+                groups.iter().map(|group| group.iter().map(|&slot| slot.clone()).collect()).collect();
+            record().last_uses(&groups)
+        };
+        assert_eq!(last(&[&[&c], &[&a], &[&other], &[&b]]), [2, 3, 3, 4]);
+        // A group waits for those before it, and a slot that nothing uses waits for nothing.
+        assert_eq!(last(&[&[&b], &[&c]]), [4, 4]);
+        assert_eq!(last(&[&[&page.slice(192, 64)], &[&c, &a], &[&page]]), [0, 3, 4]);
+        let mut passed = Vec::new();
+        record().submit_watched(&[vec![c], vec![a], vec![b]], &mut |i| passed.push(i));
+        assert_eq!(passed, [0, 1, 2]);
     }
 }

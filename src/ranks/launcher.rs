@@ -10,6 +10,9 @@ const SLURM_SIZE: &str = "SLURM_NTASKS";
 const LOCAL_RANKS: [&str; 4] =
     ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"];
 
+/// Variables that have the rank.
+const RANKS: [&str; 5] = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", PMIX_RANK, "SLURM_PROCID"];
+
 /// Several processes, as the environment tells of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launched {
@@ -23,6 +26,11 @@ type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 fn number(environment: Environment<'_>, name: &str) -> Option<usize> {
     environment(name)?.trim().parse().ok()
+}
+
+/// Returns the rank; `None` where no launcher tells.
+pub fn rank(environment: Environment<'_>) -> Option<usize> {
+    RANKS.iter().find_map(|name| number(environment, name))
 }
 
 /// Returns the rank on this machine; `None` where no launcher tells.
@@ -70,7 +78,7 @@ impl Launched {
     pub fn not_divided(&self, command: &str) -> String {
         let n = self.n.map_or("several".to_string(), |n| n.to_string());
         format!(
-            "{} says that {n} processes were started, but only `train` and `sft` divide their work: start `{command}` once",
+            "{} says that {n} processes were started, but only `sft`, `train`, `score` and `grad` divide their work: start `{command}` once",
             self.variable
         )
     }

@@ -3,8 +3,10 @@
 use std::sync::OnceLock;
 
 use ::mpi::Threading;
-use ::mpi::environment::{initialize_with_threading, processor_name};
+use ::mpi::environment::{initialize_with_threading, processor_name, threading_support};
 use ::mpi::topology::SimpleCommunicator;
+/// Type of values that can be sent.
+pub use ::mpi::traits::Equivalence as Sendable;
 use ::mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
 /// Rank and number of ranks, once MPI was started; `None` where it could not be.
@@ -14,14 +16,19 @@ fn world() -> SimpleCommunicator {
     SimpleCommunicator::world()
 }
 
-/// Starts MPI, which a process can do once. Returns the rank and the number of ranks; `None` where MPI does not start. Only the main thread calls MPI.
+/// Starts MPI, which a process can do once. Returns the rank and the number of ranks; `None` where MPI does not start.
 pub fn start() -> Option<(usize, usize)> {
     *STARTED.get_or_init(|| {
-        let (universe, _) = initialize_with_threading(Threading::Funneled)?;
+        let (universe, _) = initialize_with_threading(Threading::Multiple)?;
         // Its end would be that of MPI, which [`finish`] is.
         std::mem::forget(universe);
         Some((world().rank() as usize, world().size() as usize))
     })
+}
+
+/// Tells whether another thread than the main one may call MPI, while the main one does not.
+pub fn allows_threads() -> bool {
+    threading_support() >= Threading::Serialized
 }
 
 /// Returns the name of the machine.
@@ -30,22 +37,12 @@ pub fn host() -> String {
 }
 
 /// Sends equal slices of `own` to the ranks. `all` gets the slices that the ranks sent here, in their order.
-pub fn all_to_all(own: &[f32], all: &mut [f32]) {
+pub fn all_to_all<T: Sendable>(own: &[T], all: &mut [T]) {
     world().all_to_all_into(own, all);
 }
 
 /// Collects the values of all ranks, in order.
-pub fn all_gather_f32(own: &[f32], all: &mut [f32]) {
-    world().all_gather_into(own, all);
-}
-
-/// Collects the values of all ranks, in order.
-pub fn all_gather_u64(own: &[u64], all: &mut [u64]) {
-    world().all_gather_into(own, all);
-}
-
-/// Collects the bytes of all ranks, in order.
-pub fn all_gather_bytes(own: &[u8], all: &mut [u8]) {
+pub fn all_gather<T: Sendable>(own: &[T], all: &mut [T]) {
     world().all_gather_into(own, all);
 }
 

@@ -1,5 +1,6 @@
 //! Metrics of a training step, with TRL's names, and `metrics.jsonl`, which has one JSON object per line.
 
+use super::across_ranks::exchange::ExchangeCost;
 use crate::error::{Error, Result};
 use crate::files::open_log;
 use crate::ranks::Ranks;
@@ -224,6 +225,8 @@ pub struct StepMetrics {
     pub seconds: f64,
     /// Means over pairs or labelled texts; `None` for SFT.
     pub pairs: Option<PairMetrics>,
+    /// Cost of the exchange of gradients on rank 0; `None` for a single rank.
+    pub exchange: Option<ExchangeCost>,
     /// Other metrics with their names, such as an SFT term or a KL estimate.
     pub extra: Vec<(String, f64)>,
 }
@@ -241,6 +244,11 @@ impl StepMetrics {
         line.insert("num_tokens".into(), self.num_tokens.into());
         line.insert("seconds".into(), number(self.seconds));
         line.extend(self.pairs.iter().flat_map(PairMetrics::entries).map(|(k, v)| (k.into(), number(v))));
+        if let Some(cost) = self.exchange {
+            line.insert("exchange_bytes".into(), cost.bytes.into());
+            line.insert("exchange_seconds".into(), number(cost.seconds));
+            line.insert("exchange_wait_seconds".into(), number(cost.waited));
+        }
         line.extend(self.extra.iter().map(|(k, v)| (k.clone(), number(*v))));
         line
     }

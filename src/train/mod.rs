@@ -13,6 +13,7 @@ pub mod reference;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
 pub mod score_store;
+pub mod scoring;
 pub mod settings;
 pub mod similarity;
 pub mod state;

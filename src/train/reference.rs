@@ -3,16 +3,18 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::across_ranks::shares::{ROWS_PER_ROUND, deal};
 use super::outcome::RowReference;
 use super::score_store::{RowKey, ScoreStore, SideSums};
+use super::scoring::{ScoredSequence, batches_by_tokens, score};
 use super::similarity::{mean_instruction, prompt_embeddings};
-use super::trainer::{ScoredSequence, batches_by_tokens, score};
 use crate::data::batch::{Example, PrefixSharing};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::decoder::Decoder;
 use crate::model::weights::Weight;
 use crate::objective::{Objective, PreferenceLoss, SequenceLogps};
+use crate::ranks::Ranks;
 
 /// Largest number of forward passes per block of scoring between two steps. The number begins at one, so that the first step starts soon,
 /// and doubles, so that later steps are rarely interrupted.
@@ -134,6 +136,8 @@ pub struct ReferenceScorer<'a> {
     max_tokens: usize,
     store: Option<ScoreStore>,
     passes: usize,
+    /// Ranks that share out the rows. All of them then know the scores of all rows that were found.
+    ranks: Ranks,
 }
 
 /// Returns the sums of each example's sequences, from the scores of the sequences of all examples. `tail_weight` is the weight of the
@@ -170,7 +174,14 @@ impl<'a> ReferenceScorer<'a> {
             max_tokens,
             store,
             passes: 1,
+            ranks: Ranks::alone(),
         }
+    }
+
+    /// Shares out the rows among ranks. All of them must then look for the same rows at the same time.
+    #[must_use]
+    pub fn over(self, ranks: Ranks) -> Self {
+        Self { ranks, ..self }
     }
 
     /// Creates the scorer of a run without a reference: supervised fine-tuning.
@@ -202,7 +213,7 @@ impl<'a> ReferenceScorer<'a> {
 
     /// Returns the number of tokens of rows that the next block between two steps may score.
     pub(super) fn block_tokens(&self) -> usize {
-        self.passes * self.max_tokens
+        self.passes * self.max_tokens * self.ranks.n()
     }
 
     /// Doubles the size of the next block, up to the limit.
@@ -210,11 +221,17 @@ impl<'a> ReferenceScorer<'a> {
         self.passes = (2 * self.passes).min(MOST_PASSES);
     }
 
-    /// Returns whether a row's reference values are known, after looking for them in the store.
+    /// Returns a row's sums from the store.
+    fn stored(&self, rows: &TrainingRows<'_, '_>, row: usize) -> Option<SideSums> {
+        self.store.as_ref()?.get(RowKey::new(&rows.examples[row], self.tail_weight))
+    }
+
+    /// Returns whether a row's reference values are known, after looking for them in the store. Several ranks look there only in [`Self::find`],
+    /// because they must agree.
     pub fn knows(&self, rows: &mut TrainingRows<'_, '_>, row: usize) -> bool {
         if rows.references.scores[row].is_none()
-            && let Some(store) = &self.store
-            && let Some(sums) = store.get(RowKey::new(&rows.examples[row], self.tail_weight))
+            && !self.ranks.are_several()
+            && let Some(sums) = self.stored(rows, row)
         {
             rows.references.scores[row] = Some(scores(self.objective, sums));
         }
@@ -247,30 +264,97 @@ impl<'a> ReferenceScorer<'a> {
         let unknown: Vec<usize> = wanted.iter().copied().filter(|&row| !self.knows(rows, row)).collect();
         self.find_prompt_embeddings(policy, rows, &unknown).await?;
         let unscored: Vec<usize> = unknown.into_iter().filter(|&row| rows.references.scores[row].is_none()).collect();
-        let examples: Vec<&Example> = unscored.iter().map(|&row| &rows.examples[row]).collect();
         let (mut done, total) = (0, unscored.len());
         if total > 0 {
             (watch.tell)(&ScoringEvent::Rows { done, total });
         }
-        for group in batches_by_tokens(&examples, PrefixSharing::new(true, &policy.description), self.max_tokens) {
-            if watch.stop.load(Ordering::Relaxed) {
+        if !self.ranks.are_several() {
+            return Ok(self.score_rows(policy, rows, &unscored, (done, total), watch).await?.1);
+        }
+        for round in unscored.chunks(ROWS_PER_ROUND * self.ranks.n()) {
+            let is_whole = self.find_in_shares(policy, rows, round, (done, total), watch).await?;
+            if !is_whole {
                 return Ok(false);
             }
-            let sums = self.score(policy, &group).await?;
-            for (&row, &sums) in unscored[done..].iter().zip(&sums) {
-                rows.references.scores[row] = Some(scores(self.objective, sums));
-            }
-            if let Some(store) = &mut self.store {
-                let keys = group.iter().map(|&example| RowKey::new(example, self.tail_weight));
-                let kept: Vec<_> = keys.zip(sums).collect();
-                if let Err(error) = store.append(&kept) {
-                    (watch.tell)(&ScoringEvent::NotKept(&error));
-                }
-            }
-            done += group.len();
+            done += round.len();
             (watch.tell)(&ScoringEvent::Rows { done, total });
         }
         Ok(true)
+    }
+
+    /// Scores rows, each by one of the ranks, and exchanges the scores. Rows that a rank finds in its store are that rank's. `progress` is the
+    /// number of rows that were scored before, of all. Returns whether all are known, on every rank; false where any rank was stopped.
+    async fn find_in_shares(
+        &mut self,
+        policy: &Decoder,
+        rows: &mut TrainingRows<'_, '_>,
+        round: &[usize],
+        progress: (usize, usize),
+        watch: &mut ScoringWatch<'_>,
+    ) -> Result<bool> {
+        let stored: Vec<Option<SideSums>> = round.iter().map(|&row| self.stored(rows, row)).collect();
+        let is_stored = stored.iter().map(Option::is_some).collect::<Vec<bool>>();
+        let shares = deal(&self.ranks.gather(is_stored)?);
+        let own = || (0..round.len()).filter(|&i| shares[i] == self.ranks.rank());
+        let unscored: Vec<usize> = own().filter(|&i| stored[i].is_none()).map(|i| round[i]).collect();
+        let mut known: Vec<(usize, SideSums)> = own().filter_map(|i| Some((round[i], stored[i]?))).collect();
+        let (scored, is_whole) = self.score_rows(policy, rows, &unscored, progress, watch).await?;
+        known.extend(scored);
+        // As bits, because JSON has no infinities.
+        let bits = known.iter().map(|&(row, sums)| (row, sums.map(|side| side.map(f64::to_bits)))).collect::<Vec<_>>();
+        let all = self.ranks.gather((bits, is_whole))?;
+        let this_rank = self.ranks.rank();
+        for (rank, (found, _)) in all.iter().enumerate().filter(|(rank, _)| *rank != this_rank) {
+            let found = found.iter().map(|&(row, sums)| (row, sums.map(|side| side.map(f64::from_bits))));
+            let found: Vec<(usize, SideSums)> = found.collect();
+            if let Some((row, _)) = found.iter().find(|(row, _)| *row >= rows.examples.len()) {
+                return Err(Error::Ranks(format!("rank {rank} scored row {row}, which this rank does not have")));
+            }
+            self.keep(rows, &found, watch);
+        }
+        for (row, sums) in known {
+            rows.references.scores[row] = Some(scores(self.objective, sums));
+        }
+        Ok(all.iter().all(|(_, is_whole)| *is_whole))
+    }
+
+    /// Scores rows on this rank, and stores the scores after each pass. Returns them, and whether there are all; false where the pass was
+    /// stopped.
+    async fn score_rows(
+        &mut self,
+        policy: &Decoder,
+        rows: &mut TrainingRows<'_, '_>,
+        unscored: &[usize],
+        (before, total): (usize, usize),
+        watch: &mut ScoringWatch<'_>,
+    ) -> Result<(Vec<(usize, SideSums)>, bool)> {
+        let examples: Vec<&Example> = unscored.iter().map(|&row| &rows.examples[row]).collect();
+        let mut all = Vec::with_capacity(unscored.len());
+        for group in batches_by_tokens(&examples, PrefixSharing::new(true, &policy.description), self.max_tokens) {
+            if watch.stop.load(Ordering::Relaxed) {
+                return Ok((all, false));
+            }
+            let sums = self.score(policy, &group).await?;
+            let found: Vec<(usize, SideSums)> = unscored[all.len()..].iter().copied().zip(sums).collect();
+            self.keep(rows, &found, watch);
+            all.extend(found);
+            (watch.tell)(&ScoringEvent::Rows { done: before + all.len(), total });
+        }
+        Ok((all, true))
+    }
+
+    /// Sets and stores the scores of rows.
+    fn keep(&mut self, rows: &mut TrainingRows<'_, '_>, found: &[(usize, SideSums)], watch: &mut ScoringWatch<'_>) {
+        for &(row, sums) in found {
+            rows.references.scores[row] = Some(scores(self.objective, sums));
+        }
+        if let Some(store) = &mut self.store {
+            let key = |row: usize| RowKey::new(&rows.examples[row], self.tail_weight);
+            let kept: Vec<_> = found.iter().map(|&(row, sums)| (key(row), sums)).collect();
+            if let Err(error) = store.append(&kept) {
+                (watch.tell)(&ScoringEvent::NotKept(&error));
+            }
+        }
     }
 
     /// Scores rows in one forward pass.

@@ -233,9 +233,12 @@ impl<'a> TrainingRun<'a> {
             self.end = Some(RunEnd::Finished);
             return Ok(None);
         }
-        let stops = stop.load(Ordering::Relaxed)
-            || self.next.is_none() && !self.data.prepare_step(&self.trainer, &self.steps, stop, on_event).await?;
-        if self.data.ranks().any(stops) {
+        // Ranks prepare a step together, so they agree before it on whether to stop.
+        let ranks = self.data.ranks();
+        let stops = ranks.any(stop.load(Ordering::Relaxed))
+            || self.next.is_none()
+                && ranks.any(!self.data.prepare_step(&self.trainer, &self.steps, stop, on_event).await?);
+        if stops {
             self.end = Some(RunEnd::Interrupted);
             self.check_state().await?;
             self.save_checkpoint(None).await?;

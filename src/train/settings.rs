@@ -9,6 +9,7 @@ use crate::model::description::ModelConfig;
 use crate::model::saved::SavedDtype;
 use crate::model::weights::ParamDtype;
 use crate::objective::{PreferenceLoss, SftLoss, TrainingLoss};
+use crate::ranks::ReduceDtype;
 use crate::validate::{at_least_one, below_one, not_negative, positive};
 
 /// Source of the reference scores.
@@ -101,6 +102,9 @@ pub struct TrainSettings {
     /// checkpoint holds it ([`super::state::TrainingState::n_ranks`]).
     #[serde(skip, default = "one")]
     pub n_ranks: usize,
+    /// Data type in which several ranks exchange gradients.
+    #[serde(default, skip_serializing_if = "ReduceDtype::is_f32")]
+    pub reduce_dtype: ReduceDtype,
     /// Seed of the order of rows, of a new adapter, and of stochastic rounding.
     pub seed: u64,
     /// Whether each epoch has a new order of rows.

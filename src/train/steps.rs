@@ -14,7 +14,7 @@ use crate::data::batch::Example;
 use crate::data::order::{EpochSampler, SamplerState};
 use crate::error::Result;
 use crate::objective::TrainingLoss;
-use crate::ranks::Ranks;
+use crate::ranks::{Ranks, ReduceDtype};
 use crate::train::settings::TrainSettings;
 
 /// Adds the results of a batch to metrics.
@@ -91,9 +91,9 @@ impl StepRunner {
         rows.iter().copied().enumerate().filter(move |(place, _)| ranks.owns(place / batch_size))
     }
 
-    /// Returns whether the reference values of all rows of the next step are known, of those that this rank computes.
+    /// Returns whether the reference values of all rows of the next step are known.
     pub fn is_prepared(&self, scorer: &ReferenceScorer<'_>, rows: &mut TrainingRows<'_, '_>) -> bool {
-        self.own(self.order.next_rows(self.settings.rows_per_step())).all(|(_, row)| scorer.knows(rows, row))
+        self.order.next_rows(self.settings.rows_per_step()).iter().all(|&row| scorer.knows(rows, row))
     }
 
     /// Computes the reference values of the next step's rows, and in the same block those of some later steps. No step may be recorded and
@@ -120,7 +120,7 @@ impl StepRunner {
     fn block(&self, scorer: &ReferenceScorer<'_>, rows: &mut TrainingRows<'_, '_>) -> Vec<usize> {
         let (mut order, mut block, mut tokens) = (self.order.clone(), Vec::new(), 0);
         for _ in self.recorded..self.schedule.max_steps {
-            for (_, row) in self.own(&order.take(self.settings.rows_per_step())) {
+            for row in order.take(self.settings.rows_per_step()) {
                 if !scorer.knows(rows, row) {
                     tokens += rows.examples[row].n_tokens(true);
                     block.push(row);
@@ -133,16 +133,13 @@ impl StepRunner {
         block
     }
 
-    /// Returns the rows of all remaining steps that this rank computes, each once, in the order of their first step.
+    /// Returns the rows of all remaining steps, each once, in the order of their first step.
     pub fn rows_left(&self) -> Vec<usize> {
         let (mut order, mut seen, mut left) = (self.order.clone(), vec![false; self.order.len()], Vec::new());
         for _ in self.recorded..self.schedule.max_steps {
             let taken = order.take(self.settings.rows_per_step());
-            let own = self.own(&taken).map(|(_, row)| row);
-            left.extend(own.filter(|&row| !std::mem::replace(&mut seen[row], true)));
-            // In one order, each epoch deals the same rows to a rank.
-            let repeats = !self.settings.shuffle && order.position().epoch > self.order.position().epoch + 1;
-            if left.len() == seen.len() || repeats {
+            left.extend(taken.into_iter().filter(|&row| !std::mem::replace(&mut seen[row], true)));
+            if left.len() == seen.len() {
                 break;
             }
         }
@@ -163,8 +160,9 @@ impl StepRunner {
         self.own(&taken).for_each(|(place, row)| reference[place] = rows.references.get(row));
         self.last = taken;
         let learning_rate = self.schedule.rate(self.recorded - 1);
-        let (optimiser, ranks) = (&self.settings.optimiser, self.ranks);
-        let update = StepUpdate { optimiser, learning_rate, number: self.recorded, ranks };
+        let TrainSettings { optimiser, reduce_dtype, .. } = &self.settings;
+        let (number, ranks, reduce_dtype) = (self.recorded, self.ranks, *reduce_dtype);
+        let update = StepUpdate { optimiser, learning_rate, number, ranks, reduce_dtype };
         let step = trainer.record(examples, reference, self.settings.batch_size, &update);
         StepInFlight { step, learning_rate, epoch: self.order.epochs() }
     }
@@ -189,7 +187,8 @@ impl StepRunner {
         let reference: Vec<RowReference> = taken.iter().map(|&i| rows.references.get(i)).collect();
         let number = self.recorded.max(1);
         let (optimiser, learning_rate) = (&self.settings.optimiser, self.schedule.rate(number - 1));
-        let update = StepUpdate { optimiser, learning_rate, number, ranks: Ranks::alone() };
+        let (ranks, reduce_dtype) = (Ranks::alone(), ReduceDtype::F32);
+        let update = StepUpdate { optimiser, learning_rate, number, ranks, reduce_dtype };
         Ok(trainer.record(examples, reference, self.settings.batch_size, &update))
     }
 
@@ -225,6 +224,7 @@ impl StepRunner {
             num_tokens: self.state.num_tokens,
             seconds: started.elapsed().as_secs_f64(),
             pairs: total.pairs(),
+            exchange: step.exchange,
             ..StepMetrics::default()
         })
     }

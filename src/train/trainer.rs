@@ -1,4 +1,4 @@
-//! Optimiser step: micro-batches forward and backward, division of the sum once, clipping, AdamW. Also scores over whole data sets.
+//! Optimiser step: micro-batches forward and backward, division of the sum once, clipping, AdamW.
 
 use crate::data::batch::{Example, PrefixSharing};
 use crate::error::{Error, Result};
@@ -13,10 +13,11 @@ use crate::model::saved::RecomputePolicy;
 use crate::model::scores::{MicroBatch, PredictionScores};
 use crate::model::weights;
 use crate::objective::{LossInputs, SequenceLogps, TrainingLoss};
-use crate::ranks::Ranks;
+use crate::ranks::{Ranks, ReduceDtype};
 
-use super::across_ranks::sum_gradients;
+use super::across_ranks::exchange::{ExchangeCost, GradientExchange, sections};
 use super::outcome::{BatchResult, RowReference, known};
+use super::scoring::sums;
 
 /// Constants of the optimiser, equal for all steps.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -78,6 +79,8 @@ pub struct StepUpdate<'a> {
     pub number: usize,
     /// Ranks that the step's micro-batches are dealt to.
     pub ranks: Ranks,
+    /// Data type in which the ranks exchange gradients.
+    pub reduce_dtype: ReduceDtype,
 }
 
 /// Step that is recorded, but not submitted.
@@ -100,9 +103,19 @@ impl<'g, 'e> RecordedStep<'g, 'e> {
         all
     }
 
-    /// Submits the step to the device.
-    pub fn submit(self) -> SubmittedStep<'g, 'e> {
-        self.recordings.into_iter().for_each(Recording::submit);
+    /// Submits the step to the device. Of several ranks, each begins to exchange its gradients as they become final.
+    pub fn submit(mut self) -> SubmittedStep<'g, 'e> {
+        if let Some(summed) = &mut self.running.summed
+            && let Some(last) = self.recordings.pop()
+        {
+            self.recordings.into_iter().for_each(Recording::submit);
+            let SummedUpdate { sections, ranks, reduce_dtype, exchange, .. } = summed;
+            let mut begun = GradientExchange::begin(self.gpu, sections.clone(), *ranks, *reduce_dtype);
+            last.submit_watched(sections, &mut |_| begun.next_is_final());
+            *exchange = Some(begun);
+        } else {
+            self.recordings.into_iter().for_each(Recording::submit);
+        }
         self.running
     }
 }
@@ -114,8 +127,20 @@ pub struct SubmittedStep<'g, 'e> {
     /// Examples of this rank.
     examples: Vec<&'e Example>,
     number: usize,
-    /// Norm, clipping and AdamW, which are submitted once gradients are summed over several ranks.
-    update: Option<(Recording<'g>, Ranks)>,
+    /// Update of one of several ranks.
+    summed: Option<SummedUpdate<'g>>,
+}
+
+/// Update of one of several ranks, which follows the sum of their gradients.
+struct SummedUpdate<'g> {
+    /// Norm, clipping and AdamW.
+    recording: Recording<'g>,
+    /// Gradients in the order in which they are exchanged.
+    sections: Vec<Vec<Slot>>,
+    ranks: Ranks,
+    reduce_dtype: ReduceDtype,
+    /// Exchange that began with the submission.
+    exchange: Option<GradientExchange<'g>>,
 }
 
 /// Results of a step.
@@ -125,6 +150,8 @@ pub struct StepResult {
     pub outcome: BatchResult,
     /// Norm of the gradients before clipping.
     pub grad_norm: f64,
+    /// Cost of the exchange of gradients; `None` for a single rank.
+    pub exchange: Option<ExchangeCost>,
 }
 
 impl<'g> Trainer<'g> {
@@ -188,7 +215,7 @@ impl<'g> Trainer<'g> {
             total.add(BatchResult::new(&self.goal, &sums, &p.known, p.tokens));
         }
         let grad_norm = f64::from(read.next().and_then(|n| n.first().copied()).unwrap_or(f32::NAN));
-        Ok(StepResult { outcome: total, grad_norm })
+        Ok(StepResult { outcome: total, grad_norm, exchange: None })
     }
 
     /// Takes one optimiser step on the mean loss of `examples`.
@@ -204,7 +231,8 @@ impl<'g> Trainer<'g> {
         learning_rate: f64,
         number: usize,
     ) -> Result<StepResult> {
-        let update = StepUpdate { optimiser, learning_rate, number, ranks: Ranks::alone() };
+        let (ranks, reduce_dtype) = (Ranks::alone(), ReduceDtype::F32);
+        let update = StepUpdate { optimiser, learning_rate, number, ranks, reduce_dtype };
         self.finish(self.record(examples.to_vec(), reference.to_vec(), batch_size, &update).submit()).await
     }
 
@@ -243,17 +271,17 @@ impl<'g> Trainer<'g> {
         let pages = &self.decoder.arena.pages;
         global_norm(&mut rec, &gradients(pages), scale as f32, &norm);
         pages.iter().for_each(|page| adamw(&mut rec, &adam, page, &norm));
-        let (number, ranks) = (update.number, update.ranks);
-        let update = match ranks.are_several() {
-            true => Some((rec, ranks)),
-            false => {
-                recordings.push(rec);
-                None
-            }
+        let StepUpdate { number, ranks, reduce_dtype, .. } = *update;
+        let summed = if ranks.are_several() {
+            let sections = sections(&self.decoder);
+            Some(SummedUpdate { recording: rec, sections, ranks, reduce_dtype, exchange: None })
+        } else {
+            recordings.push(rec);
+            None
         };
         let own = examples.chunks(batch_size.max(1)).enumerate().filter(|(k, _)| ranks.owns(*k));
         let examples = own.flat_map(|(_, rows)| rows.to_vec()).collect();
-        let running = SubmittedStep { pending, norm, examples, number, update };
+        let running = SubmittedStep { pending, norm, examples, number, summed };
         RecordedStep { gpu: self.gpu, recordings, n_forward, running }
     }
 
@@ -262,15 +290,17 @@ impl<'g> Trainer<'g> {
     /// # Errors
     /// [`Error::NotFinite`] naming step, rows and tensor, where the step has left the parameters unchanged; [`Error::Gpu`].
     pub async fn finish(&self, running: SubmittedStep<'_, '_>) -> Result<StepResult> {
-        let SubmittedStep { pending, norm, examples, number, update } = running;
-        let mut step = self.read(pending, update.is_none().then_some(&norm)).await?;
-        if let Some((update, ranks)) = update
-            && step.outcome.loss_sum.is_finite()
-            && sum_gradients(self.gpu, &self.decoder.arena.pages, ranks).await?
-        {
-            update.submit();
-            step.grad_norm = f64::from(self.gpu.read::<f32>(&[&norm]).await?[0][0]);
+        let SubmittedStep { pending, norm, examples, number, summed } = running;
+        let (mut is_updated, mut cost) = (true, None);
+        if let Some(SummedUpdate { recording, exchange, .. }) = summed {
+            cost = exchange.map(GradientExchange::finish).transpose()?.flatten();
+            is_updated = cost.is_some();
+            if is_updated {
+                recording.submit();
+            }
         }
+        let step = self.read(pending, is_updated.then_some(&norm)).await?;
+        let step = StepResult { exchange: cost, ..step };
         if !step.grad_norm.is_finite() || !step.outcome.loss_sum.is_finite() {
             let place = format!("step {number}, rows {}", row_numbers(&examples));
             return Err(self.not_finite(place, &step).await?);
@@ -288,11 +318,30 @@ impl<'g> Trainer<'g> {
         reference: &[RowReference],
         batch_size: usize,
     ) -> Result<StepResult> {
+        self.gradients_over(Ranks::alone(), examples, reference, batch_size).await
+    }
+
+    /// Computes gradients like [`Self::gradients`]. Of several ranks, each computes those of its own micro-batches, and has the sums over all; the
+    /// result's scores are of its own.
+    ///
+    /// # Errors
+    /// Those of [`Self::gradients`].
+    pub async fn gradients_over(
+        &self,
+        ranks: Ranks,
+        examples: &[&Example],
+        reference: &[RowReference],
+        batch_size: usize,
+    ) -> Result<StepResult> {
         self.clear_gradients().submit();
         let mut pending = Vec::new();
-        for micro in self.accumulate(examples, reference, batch_size, (0, Ranks::alone())) {
+        for micro in self.accumulate(examples, reference, batch_size, (0, ranks)) {
             micro.recording.submit();
             pending.push(micro.scores);
+        }
+        if ranks.are_several() {
+            // A gradient that is not finite is found below.
+            GradientExchange::begin(self.gpu, sections(&self.decoder), ranks, ReduceDtype::F32).finish()?;
         }
         let norm = self.gpu.alloc_activation(1);
         let scale = 1.0 / self.divisor(examples).max(1) as f64;
@@ -377,115 +426,4 @@ fn gradients(pages: &[ParamBucket]) -> Vec<(Slot, WeightFormat)> {
 
 fn row_numbers(examples: &[&Example]) -> String {
     examples.iter().map(|e| e.row.to_string()).collect::<Vec<_>>().join(", ")
-}
-
-/// Divides examples, in order, into packed micro-batches of at most `max_tokens` tokens. A larger example is a micro-batch of its own.
-pub fn batches_by_tokens<'e>(
-    examples: &[&'e Example],
-    sharing: PrefixSharing,
-    max_tokens: usize,
-) -> Vec<Vec<&'e Example>> {
-    let mut all: Vec<Vec<&Example>> = Vec::new();
-    let mut tokens = 0;
-    for &example in examples {
-        let n = example.n_tokens(sharing);
-        match all.last_mut().filter(|_| tokens + n <= max_tokens) {
-            Some(last) => last.push(example),
-            None => {
-                all.push(vec![example]);
-                tokens = 0;
-            }
-        }
-        tokens += n;
-    }
-    all
-}
-
-/// Scores of a sequence.
-#[derive(Debug, Clone)]
-pub struct ScoredSequence {
-    /// Sums of log-probabilities over instruction and response tokens.
-    pub sums: SequenceLogps,
-    /// Log-probability of each token from the second on.
-    pub token_logps: Vec<f32>,
-}
-
-impl ScoredSequence {
-    /// Computes a sequence's scores from the log-probs of a batch's rows.
-    fn from_rows(batch: &PackedBatch, span: &SequenceSpan, scores: &PredictionScores) -> Self {
-        let token_logps = batch.rows_in_order(span).into_iter().map(|row| scores.logp[row]).collect();
-        Self { sums: sums(span, scores), token_logps }
-    }
-}
-
-/// Sums the log-probs of a sequence, from those of a batch's rows.
-fn sums(span: &SequenceSpan, scores: &PredictionScores) -> SequenceLogps {
-    let logp = |row: usize| f64::from(scores.logp[row]);
-    let sum = |rows: &mut dyn Iterator<Item = usize>| rows.map(logp).sum::<f64>();
-    let response = || span.response..span.own.end;
-    let log_weight = scores.log_squares.as_ref().map(|log_squares| {
-        let weights = response().map(|row| logp(row) - f64::from(log_squares[row]));
-        weights.sum::<f64>() / response().len().max(1) as f64
-    });
-    SequenceLogps {
-        instruction: sum(&mut span.prefix.clone().chain(span.own.start..span.response)),
-        response: sum(&mut response()),
-        n_instruction: span.prefix.len() + span.response - span.own.start,
-        n_response: span.own.end - span.response,
-        response_tail: sum(&mut (span.tail..span.own.end)),
-        log_weight: log_weight.unwrap_or(0.0),
-        response_p_logp: response().map(|row| logp(row) * logp(row).exp()).sum(),
-    }
-}
-
-/// Settings of a pass of scoring.
-#[derive(Debug, Clone, Copy)]
-pub struct ScoringPass {
-    /// Whether the adapter is on.
-    pub with_lora: bool,
-    /// Whether shared instructions are computed once.
-    pub share_prefix: bool,
-    /// Largest number of tokens per forward pass.
-    pub max_tokens: usize,
-    /// Whether WPO's weights are computed, too.
-    pub with_squares: bool,
-}
-
-/// Computes the scores of all sequences of `examples`, in order. Log-probs of tokens are summed in f64. Calls `progress` with the number of
-/// examples of each pass.
-///
-/// # Errors
-/// [`Error::Gpu`].
-pub async fn score(
-    gpu: &Gpu,
-    decoder: &Decoder,
-    examples: &[&Example],
-    with_lora: bool,
-    share_prefix: bool,
-    max_tokens: usize,
-    progress: &mut dyn FnMut(usize),
-) -> Result<Vec<ScoredSequence>> {
-    let pass = ScoringPass { with_lora, share_prefix, max_tokens, with_squares: false };
-    score_pass(gpu, decoder, examples, pass, progress).await
-}
-
-/// Computes the scores of all sequences of `examples`, like [`score`], with all settings of a pass.
-///
-/// # Errors
-/// [`Error::Gpu`].
-pub async fn score_pass(
-    gpu: &Gpu,
-    decoder: &Decoder,
-    examples: &[&Example],
-    pass: ScoringPass,
-    progress: &mut dyn FnMut(usize),
-) -> Result<Vec<ScoredSequence>> {
-    let (mut all, sharing) = (Vec::new(), PrefixSharing::new(pass.share_prefix, &decoder.description));
-    for group in batches_by_tokens(examples, sharing, pass.max_tokens) {
-        let batch = PackedBatch::pack(&group, sharing);
-        let scores = decoder.read_scores(gpu, &batch, pass.with_lora, pass.with_squares).await?;
-        all.extend(batch.spans.iter().map(|span| ScoredSequence::from_rows(&batch, span, &scores)));
-        progress(group.len());
-    }
-    Ok(all)
 }

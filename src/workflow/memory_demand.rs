@@ -13,7 +13,7 @@ use crate::model::load::{LoadOptions, LoraSpec, TrainMode};
 use crate::model::peft::Adapter;
 use crate::model::saved::RecomputePolicy;
 use crate::model::weights::{BaseDtype, ParamDtype, TrainOptions};
-use crate::ranks::Ranks;
+use crate::ranks::{Ranks, ReduceDtype};
 use crate::train::memory_plan::{MemoryPlan, largest_micro_batch, plan_memory};
 use crate::train::outcome::RowReference;
 use crate::train::settings::{ReferenceChoice, TrainSettings};
@@ -223,7 +223,8 @@ impl MemoryDemand<'_> {
         let references = vec![RowReference::default(); examples.len()];
         let trainer = Trainer { gpu: &gpu, decoder, goal, share_prefix, keep, seed: self.settings.seed };
         let (optimiser, learning_rate) = (&self.settings.optimiser, self.settings.learning_rate);
-        let update = StepUpdate { optimiser, learning_rate, number: 1, ranks: Ranks::alone() };
+        let update =
+            StepUpdate { optimiser, learning_rate, number: 1, ranks: Ranks::alone(), reduce_dtype: ReduceDtype::F32 };
         Ok(trainer.record(examples, references, rows.len(), &update).planned_work())
     }
 

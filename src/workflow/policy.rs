@@ -19,7 +19,7 @@ use crate::model::peft::{Adapter, new_config};
 use crate::model::scores::DEFAULT_SCORE_TOKENS;
 use crate::model::weights::BaseDtype;
 use crate::objective::Objective;
-use crate::train::trainer::{ScoredSequence, score};
+use crate::train::scoring::{ScoredSequence, score};
 
 /// Options for opening a policy.
 ///

@@ -7,6 +7,7 @@ use crate::kernels::moments::Optim;
 use crate::model::saved::SavedDtype;
 use crate::model::weights::ParamDtype;
 use crate::objective::{FDivergence, LossMix, Objective, PreferenceLoss, SftLoss, Term};
+use crate::ranks::ReduceDtype;
 use crate::train::lr_schedule::LrSchedulerType;
 use crate::train::settings::{ReferenceChoice, RunLength, TrainDefaults, TrainSettings};
 use crate::train::trainer::AdamwConfig;
@@ -101,6 +102,8 @@ pub struct Recipe {
     pub batch_size: usize,
     /// Micro-batches per step.
     pub gradient_accumulation_steps: usize,
+    /// Data type in which several ranks exchange gradients.
+    pub reduce_dtype: ReduceDtype,
     /// AdamW with moments in 32 bits, or in 8.
     pub optim: Optim,
     /// Data type of trained matrices.
@@ -156,6 +159,7 @@ impl Default for Recipe {
             max_steps: None,
             batch_size: TrainDefaults::BATCH_SIZE,
             gradient_accumulation_steps: 1,
+            reduce_dtype: ReduceDtype::F32,
             optim: TrainDefaults::OPTIM,
             param_dtype: TrainDefaults::PARAM_DTYPE,
             saved_dtype: TrainDefaults::SAVED_DTYPE,
@@ -260,6 +264,7 @@ impl Recipe {
             batch_size: self.batch_size,
             gradient_accumulation_steps: self.gradient_accumulation_steps,
             n_ranks: 1,
+            reduce_dtype: self.reduce_dtype,
             seed: self.seed,
             shuffle: self.shuffle,
             decay_all: self.decay_all,

@@ -2,9 +2,14 @@
 
 use std::sync::atomic::AtomicBool;
 
+use serde::Serialize;
+use serde_json::json;
+
 use super::open_reference::OpenReference;
 use super::policy::Policy;
 use super::preferences::Preferences;
+use super::run_facts::ContentHashes;
+use super::several_ranks::check_same_run;
 use crate::data::batch::Example;
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -16,10 +21,12 @@ use crate::model::scores::DEFAULT_SCORE_TOKENS;
 use crate::model::weights::TrainOptions;
 use crate::objective::{PreferenceLoss, TrainingLoss};
 use crate::progress::ProgressReporter;
-use crate::train::outcome::RowReference;
+use crate::ranks::Ranks;
+use crate::train::outcome::{BatchResult, RowReference};
 use crate::train::reference::{OtherModel, ReferenceModel, ReferenceScorer, ScoringEvent, ScoringWatch, TrainingRows};
+use crate::train::scoring::{ScoredSequence, ScoringPass, score_pass};
 use crate::train::settings::ReferenceChoice;
-use crate::train::trainer::{ScoredSequence, ScoringPass, StepResult, Trainer, score_pass};
+use crate::train::trainer::{StepResult, Trainer};
 
 /// Scores of rows, by the policy and by a reference.
 #[derive(Debug)]
@@ -40,9 +47,11 @@ pub struct LossGradients {
 }
 
 impl Policy {
-    /// Scores every sequence of the rows with the policy and, where a reference is given, with the reference.
+    /// Scores every sequence of the rows with the policy and, where a reference is given, with the reference. Several ranks score a share of the rows
+    /// each; all have the scores of all.
     ///
     /// # Errors
+    /// [`Error::Ranks`] where a rank has other rows, another model or another loss;
     /// [`Error::NotFinite`] naming a row whose log-probability is not a number; [`Error::Gpu`]; [`Error::Flag`] for a reference that does not fit.
     pub fn score_rows(
         &self,
@@ -50,19 +59,40 @@ impl Policy {
         data: &Preferences,
         preference: &PreferenceLoss,
         reference: Option<&ReferenceChoice>,
+        ranks: Ranks,
     ) -> Result<RowScores> {
         let data = data.dataset();
+        self.check_same_work(gpu, data, &(preference, reference), ranks)?;
         let decoder = self.load(gpu, data.longest())?;
-        let sequences = score_finite(gpu, &decoder, data, preference.wpo)?;
+        let sequences = score_finite(gpu, &decoder, data, preference.wpo, ranks)?;
         let references = reference
-            .map(|choice| self.reference_scores(gpu, &decoder, data, preference, choice, Some(&sequences)))
+            .map(|choice| self.reference_scores(gpu, &decoder, data, preference, choice, (Some(&sequences), ranks)))
             .transpose()?;
         Ok(RowScores { sequences, references })
     }
 
+    /// Checks that every rank has the same rows, model, adapter, loss and reference.
+    fn check_same_work(&self, gpu: &Gpu, data: &Dataset, loss: &impl Serialize, ranks: Ranks) -> Result<()> {
+        if !ranks.are_several() {
+            return Ok(());
+        }
+        let loss = serde_json::to_string(loss).map_err(|e| Error::file("settings", e))?;
+        let hashes = ContentHashes::new(self.model(), self.adapter(), None)?;
+        let contents = [
+            ("another loss or --reference", &loss[..]),
+            ("other rows in --data", &data.content_hash()),
+            ("another model or adapter", hashes.policy()),
+            ("another --matmul-precision", gpu.caps().matmul_precision.name()),
+            ("another version of the program", env!("CARGO_PKG_VERSION")),
+        ];
+        check_same_run(&json!({}), &contents, ranks)
+    }
+
     /// Computes the gradients of the mean loss over all rows, as one batch, for the adapter's matrices, or for every parameter where there is no adapter.
+    /// Several ranks compute those of a share of the rows each; all have the sums, and the loss over all rows.
     ///
     /// # Errors
+    /// [`Error::Ranks`] for a loss that compares rows with each other on several ranks, and where a rank has other rows, another model or another loss;
     /// [`Error::NotFinite`] naming rows and tensor; [`Error::Gpu`], [`Error::OutOfMemory`].
     pub fn loss_gradients(
         &self,
@@ -70,8 +100,18 @@ impl Policy {
         data: &Preferences,
         goal: TrainingLoss,
         reference: &ReferenceChoice,
+        ranks: Ranks,
     ) -> Result<LossGradients> {
         let data = data.dataset();
+        if let TrainingLoss::Preference(p) = &goal
+            && ranks.are_several()
+            && p.compares_rows()
+        {
+            let reason = "the loss compares rows with each other, and each rank has a share of them: start `grad` once";
+            return Err(Error::Ranks(reason.into()));
+        }
+        let preference = if let TrainingLoss::Preference(p) = &goal { Some(p) } else { None };
+        self.check_same_work(gpu, data, &(preference, reference), ranks)?;
         let adapter = self.starting_adapter(0)?;
         let options = LoadOptions {
             trained: if adapter.is_some() { TrainMode::Lora } else { TrainMode::Full },
@@ -83,18 +123,23 @@ impl Policy {
         let decoder = self.model().load(gpu, &options)?;
         let references = match &goal {
             TrainingLoss::Sft(_) => Vec::new(),
-            TrainingLoss::Preference(p) => self.reference_scores(gpu, &decoder, data, p, reference, None)?,
+            TrainingLoss::Preference(p) => self.reference_scores(gpu, &decoder, data, p, reference, (None, ranks))?,
         };
         let trainer = Trainer { gpu, decoder, goal, share_prefix: true, keep: RecomputePolicy::Everything, seed: 0 };
         let examples: Vec<&Example> = data.examples.iter().collect();
         let _progress = ProgressReporter::uncounted("computing gradients");
-        // One batch, because some losses look at all of it; others could be cut, and memory would then not depend on the file.
-        let step = pollster::block_on(trainer.gradients(&examples, &references, examples.len()))?;
+        // One batch per rank, because some losses look at all of it; others could be cut, and memory would then not depend on the file.
+        let batch_size = examples.len().div_ceil(ranks.n());
+        let mut step = pollster::block_on(trainer.gradients_over(ranks, &examples, &references, batch_size))?;
+        let shares = ranks.gather((step.outcome.loss_sum, step.outcome.n, step.outcome.tokens))?;
+        let BatchResult { loss_sum, n, tokens, .. } = &mut step.outcome;
+        (*loss_sum, *n, *tokens) =
+            shares.iter().fold((0.0, 0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1, sum.2 + of.2));
         Ok(LossGradients { step, tensors: pollster::block_on(trainer.read_gradients(&examples))? })
     }
 
     /// Returns the reference's values for all rows: its scores and, where a loss compares prompts, their embeddings. `scored` are the policy's own scores,
-    /// which are taken where the policy is the reference.
+    /// which are taken where the policy is the reference. Ranks share out the rows.
     fn reference_scores(
         &self,
         gpu: &Gpu,
@@ -102,7 +147,7 @@ impl Policy {
         data: &Dataset,
         preference: &PreferenceLoss,
         choice: &ReferenceChoice,
-        scored: Option<&[ScoredSequence]>,
+        (scored, ranks): (Option<&[ScoredSequence]>, Ranks),
     ) -> Result<Vec<RowReference>> {
         let model = match choice {
             ReferenceChoice::Model(name) => {
@@ -118,7 +163,7 @@ impl Policy {
             ReferenceChoice::Base => ReferenceModel::WithoutAdapter,
             ReferenceChoice::Initial => ReferenceModel::Untrained,
         };
-        let mut scorer = ReferenceScorer::new(gpu, preference, model, DEFAULT_SCORE_TOKENS, None);
+        let mut scorer = ReferenceScorer::new(gpu, preference, model, DEFAULT_SCORE_TOKENS, None).over(ranks);
         let n = data.examples.len();
         let mut known = scorer.rows(n);
         let mut rows = TrainingRows { examples: &data.examples, references: &mut known };
@@ -135,18 +180,26 @@ impl Policy {
     }
 }
 
-/// Scores all sequences, and refuses scores that are not numbers.
-fn score_finite(gpu: &Gpu, decoder: &Decoder, data: &Dataset, with_squares: bool) -> Result<Vec<ScoredSequence>> {
-    let examples: Vec<&Example> = data.examples.iter().collect();
+/// Scores all sequences, and refuses scores that are not numbers. Each rank scores a share of the rows.
+fn score_finite(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    data: &Dataset,
+    with_squares: bool,
+    ranks: Ranks,
+) -> Result<Vec<ScoredSequence>> {
+    let share = data.examples.len().div_ceil(ranks.n()).max(1);
+    let own = data.examples.chunks(share).nth(ranks.rank()).unwrap_or_default();
+    let examples: Vec<&Example> = own.iter().collect();
     let progress = ProgressReporter::items("scoring", examples.len());
     let pass = ScoringPass { with_lora: true, share_prefix: true, max_tokens: DEFAULT_SCORE_TOKENS, with_squares };
     let advance = &mut |n| progress.advance(n as u64);
     let scored = pollster::block_on(score_pass(gpu, decoder, &examples, pass, advance))?;
-    let rows = data.examples.iter().flat_map(|e| e.sequences.iter().map(|_| e.row));
+    let rows = own.iter().flat_map(|e| e.sequences.iter().map(|_| e.row));
     match rows.zip(&scored).find(|(_, s)| s.token_logps.iter().any(|l| !l.is_finite())) {
         Some((row, _)) => {
             Err(Error::NotFinite { place: format!("row {row}"), what: "a token's log-probability".into() })
         }
-        None => Ok(scored),
+        None => Ok(ranks.gather(scored)?.concat()),
     }
 }

@@ -159,8 +159,8 @@ impl<'a> RunFacts<'a> {
                 _ => (ReferenceModel::Untrained, [&hashes.policy, params]),
             },
         };
-        let store = ScoreStore::open(&reference_cache::folder(gpu.caps(), &contents));
-        ReferenceScorer::new(gpu, preference, model, max_tokens, Some(store))
+        let open = || ScoreStore::open(&reference_cache::folder(gpu.caps(), &contents));
+        ReferenceScorer::new(gpu, preference, model, max_tokens, self.ranks.is_first().then(open))
     }
 
     /// Returns the time that the chat template prints, if it prints one.
@@ -199,6 +199,11 @@ pub(super) struct ContentHashes {
 }
 
 impl ContentHashes {
+    /// Returns the hash of the policy, with its adapter.
+    pub fn policy(&self) -> &str {
+        &self.policy
+    }
+
     pub fn new(model: &OpenModel, adapter: Option<&Adapter>, other: Option<&OpenReference>) -> Result<Self> {
         let digest = model.checkpoint.digest()?;
         Ok(Self {

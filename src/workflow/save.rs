@@ -222,6 +222,7 @@ impl RunFacts<'_> {
         ];
         if s.n_ranks > 1 {
             settings.push(("ranks", s.n_ranks.to_string()));
+            settings.push(("reduce-dtype", s.reduce_dtype.name().into()));
         }
         if let Some(p) = &s.preference {
             let loss = if p.custom_terms.is_empty() { p.loss.to_string() } else { "custom".into() };

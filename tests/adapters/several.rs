@@ -10,7 +10,7 @@ use jointwise::model::decoder::Decoder;
 use jointwise::model::load::{LoadOptions, LoraSpec};
 use jointwise::model::peft::Adapter;
 use jointwise::model::weights::{BaseDtype, WeightSource};
-use jointwise::train::trainer::score;
+use jointwise::train::scoring::score;
 use serde_json::Value;
 
 use crate::program::{Sandbox, fixture, rows};

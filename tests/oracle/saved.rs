@@ -19,7 +19,8 @@ use jointwise::model::weights::{BaseDtype, TrainOptions, WeightSource};
 use jointwise::objective::TrainingLoss;
 use jointwise::objective::{Objective, PreferenceLoss};
 use jointwise::train::outcome::RowReference;
-use jointwise::train::trainer::{Trainer, score};
+use jointwise::train::scoring::score;
+use jointwise::train::trainer::Trainer;
 
 use super::checks::{Checks, tolerance};
 use super::fixture::{Fixture, OURS, PUBLIC, Tensor, Tensors, family, text, write_checkpoint};

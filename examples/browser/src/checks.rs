@@ -10,7 +10,7 @@ use jointwise::gpu::{Caps, DeviceChoice, Gpu, Shader, Variant};
 use jointwise::kernels::sample::Sampling;
 use jointwise::kernels::shader_checks::check_shaders;
 use jointwise::model::load::LoadOptions;
-use jointwise::ranks::Ranks;
+use jointwise::ranks::{Ranks, ReduceDtype};
 use jointwise::train::reference::{ScoringWatch, TrainingRows};
 use jointwise::train::state::TrainingState;
 use jointwise::train::steps::StepRunner;
@@ -124,7 +124,7 @@ pub async fn training_shaders(
         scorer.find(&trainer.decoder, &mut rows, extreme, &mut watch).await?;
         let batch = extreme.iter().map(|&row| &examples[row]).collect();
         let reference = extreme.iter().map(|&row| rows.references.get(row)).collect();
-        let update = StepUpdate { optimiser: &optimiser, learning_rate, number: 1, ranks: Ranks::alone() };
+        let update = StepUpdate { optimiser: &optimiser, learning_rate, number: 1, ranks: Ranks::alone(), reduce_dtype: ReduceDtype::F32 };
         drop(trainer.record(batch, reference, n, &update));
     }
     Ok(plan.recorded_shaders())

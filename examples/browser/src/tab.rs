@@ -34,7 +34,8 @@ use jointwise::train::settings::TrainDefaults;
 use jointwise::train::state::{self, TrainingState};
 use jointwise::train::step_launches::{TimedLaunches, time_step};
 use jointwise::train::steps::StepRunner;
-use jointwise::train::trainer::{self, RecordedStep, Trainer};
+use jointwise::train::scoring;
+use jointwise::train::trainer::{RecordedStep, Trainer};
 use jointwise::workflow::OpenModel;
 use jointwise::{DataOptions, Error, Policy, PolicyOptions, Preferences, Result};
 use serde::Serialize;
@@ -534,7 +535,7 @@ impl Tab {
         let before = self.gpu.recorded_shaders();
         let mut sides = Vec::new();
         for with_lora in [true, false] {
-            let scored = trainer::score(
+            let scored = scoring::score(
                 self.gpu,
                 &trainer.decoder,
                 &[&example],

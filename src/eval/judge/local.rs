@@ -16,7 +16,7 @@ use crate::data::tokens::Tokenizer;
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::model::decoder::Decoder;
-use crate::train::trainer::score;
+use crate::train::scoring::score;
 
 /// Beginnings of an answer, whose probabilities are compared.
 pub const LETTERS: [&str; 2] = ["(a)", "(b)"];

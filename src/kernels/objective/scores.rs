@@ -17,7 +17,7 @@ pub enum Objective {
 }
 
 /// Summed log-probabilities of a sequence.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SequenceLogps {
     /// Σ over template and instruction.
     pub instruction: f64,

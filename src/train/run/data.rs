@@ -12,8 +12,9 @@ use crate::ranks::Ranks;
 use crate::train::metrics::MetricsAccumulator;
 use crate::train::outcome::{BatchResult, RowReference, known};
 use crate::train::reference::{ReferenceScorer, RowReferences, ScoringEvent, ScoringWatch, TrainingRows};
+use crate::train::scoring::{self, ScoringPass};
 use crate::train::steps::{StepRunner, tally};
-use crate::train::trainer::{self, ScoringPass, Trainer};
+use crate::train::trainer::Trainer;
 
 /// Rows that a run trains and evaluates on, with their reference values.
 pub struct RunData<'a> {
@@ -50,7 +51,7 @@ impl<'a> RunData<'a> {
     /// Deals the micro-batches to ranks. `are_alike`: whether their devices give the same bits.
     #[must_use]
     pub fn over(self, ranks: Ranks, are_alike: bool) -> Self {
-        Self { ranks, sends_state: !are_alike, ..self }
+        Self { ranks, sends_state: !are_alike, scorer: self.scorer.over(ranks), ..self }
     }
 
     /// Returns the ranks that micro-batches are dealt to.
@@ -111,11 +112,10 @@ impl<'a> RunData<'a> {
         steps.prepare(scorer, trainer, &mut rows, &mut watch).await
     }
 
-    /// Computes the reference values of the evaluation rows, of those that this rank evaluates.
+    /// Computes the reference values of the evaluation rows.
     async fn prepare_eval(&mut self, trainer: &Trainer<'_>, watch: &mut ScoringWatch<'_>) -> Result<bool> {
         let Some((examples, references)) = &mut self.eval else { return Ok(true) };
-        let (ranks, batch_size) = (self.ranks, self.batch_size);
-        let all: Vec<usize> = (0..examples.len()).filter(|row| ranks.owns(row / batch_size)).collect();
+        let all: Vec<usize> = (0..examples.len()).collect();
         self.scorer.find(&trainer.decoder, &mut TrainingRows { examples, references }, &all, watch).await
     }
 
@@ -162,7 +162,7 @@ pub async fn evaluate(
             max_tokens: DEFAULT_SCORE_TOKENS,
             with_squares: trainer.goal.is_weighted(),
         };
-        let scored = trainer::score_pass(trainer.gpu, &trainer.decoder, chunk, pass, &mut |_| ()).await?;
+        let scored = scoring::score_pass(trainer.gpu, &trainer.decoder, chunk, pass, &mut |_| ()).await?;
         let sums: Vec<_> = scored.iter().map(|s| s.sums).collect();
         let first = i * batch_size.max(1);
         let reference: Vec<RowReference> = (first..first + chunk.len()).map(|row| rows.references.get(row)).collect();

@@ -1,0 +1,162 @@
+//! Runs of several ranks, and comparisons of what they wrote.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::program::{Ran, Sandbox, fixture, metrics, rows};
+
+/// Largest difference of a loss between several ranks and one process, whose sums of gradients have another order.
+pub const NOISE: f64 = 1e-6;
+pub const ADAPTER: &str = "adapter_model.safetensors";
+
+/// Launcher of MPI.
+pub struct Launcher {
+    program: String,
+    /// MPICH's, or a relative's; otherwise Open MPI's.
+    is_hydra: bool,
+}
+
+impl Launcher {
+    /// Finds the launcher; without one the tests are skipped.
+    pub fn find() -> Option<Self> {
+        let program = std::env::var("JOINTWISE_MPIRUN").unwrap_or_else(|_| "mpirun".into());
+        match Command::new(&program).arg("--version").output() {
+            Ok(out) if out.status.success() => {
+                Some(Self { program, is_hydra: String::from_utf8_lossy(&out.stdout).contains("HYDRA") })
+            }
+            _ => {
+                eprintln!("skipped: {program} is not installed");
+                None
+            }
+        }
+    }
+}
+
+/// Tells whether MPI's launcher is there.
+pub fn has_mpirun() -> bool {
+    Launcher::find().is_some()
+}
+
+/// Ranks of a run with the same arguments.
+pub struct Program<'a> {
+    pub n: usize,
+    /// Variables of their environment.
+    pub variables: Vec<(&'static str, String)>,
+    pub args: Vec<&'a str>,
+}
+
+/// Returns a program of one rank.
+pub fn rank(args: Vec<&str>) -> Program<'_> {
+    Program { n: 1, variables: Vec::new(), args }
+}
+
+/// Returns a program of several ranks.
+pub fn ranks(n: usize, args: Vec<&str>) -> Program<'_> {
+    Program { n, variables: Vec::new(), args }
+}
+
+/// Starts programs with MPI's launcher.
+pub fn mpirun(sandbox: &Sandbox, programs: &[Program<'_>]) -> Command {
+    let launcher = Launcher::find().expect("a launcher");
+    let plain = sandbox.command(&[]);
+    let mut command = Command::new(&launcher.program);
+    if !launcher.is_hydra {
+        command.args(["--allow-run-as-root", "--oversubscribe"]);
+    }
+    for (i, Program { n, variables, args }) in programs.iter().enumerate() {
+        command.args((i > 0).then_some(":")).args(["-n", &n.to_string()]);
+        for (name, value) in variables {
+            match launcher.is_hydra {
+                true => command.args(["-env", name, value]),
+                false => command.args(["-x", &format!("{name}={value}")]),
+            };
+        }
+        command.arg(plain.get_program()).args(args);
+    }
+    command.current_dir(sandbox.path("")).env("XDG_CACHE_HOME", sandbox.path("cache"));
+    command
+}
+
+pub struct Setting {
+    pub sandbox: Sandbox,
+    pub command: &'static str,
+    pub model: String,
+    pub data: String,
+    pub flags: Vec<&'static str>,
+}
+
+impl Setting {
+    pub fn new(command: &'static str, lines: &[String], flags: &[&'static str]) -> Self {
+        let sandbox = Sandbox::new();
+        let model = fixture("mistral-odd/model").to_str().expect("UTF-8").to_string();
+        let data = sandbox.write("rows.jsonl", lines.join("\n"));
+        Self { sandbox, command, model, data, flags: flags.to_vec() }
+    }
+
+    /// Preferences, trained for ten steps: two and a half epochs, of which the last batch is short.
+    pub fn pairs(n: usize) -> Self {
+        Self::pairs_for(n, "10")
+    }
+
+    pub fn pairs_for(n: usize, steps: &'static str) -> Self {
+        let flags = ["--lora-r", "4", "--learning-rate", "1e-2", "--seed", "3", "--max-steps", steps];
+        Self::new("train", &rows("mistral-odd")[..n], &flags)
+    }
+
+    pub fn args<'a>(&'a self, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let mut all = vec![self.command, "--model", &self.model, "--data", &self.data, "--output-dir", out];
+        all.extend(&self.flags);
+        all.extend(more);
+        all
+    }
+
+    pub fn one(&self, out: &str, more: &[&str]) -> Ran {
+        self.sandbox.run(&self.args(out, more))
+    }
+
+    pub fn several(&self, n: usize, out: &str, more: &[&str]) -> Ran {
+        Ran::of(&mut mpirun(&self.sandbox, &[ranks(n, self.args(out, more))]))
+    }
+
+    pub fn metrics(&self, out: &str) -> Vec<Value> {
+        metrics(&self.sandbox.path(out))
+    }
+
+    /// Largest difference of a number of two runs' metrics; infinity where lines differ in number.
+    pub fn difference(&self, a: &str, b: &str, name: &str) -> f64 {
+        let [a, b] = [a, b].map(|out| self.metrics(out));
+        if a.len() != b.len() {
+            return f64::INFINITY;
+        }
+        let of = |line: &Value| line.get(name).map(|value| value.as_f64().expect("a number"));
+        let pairs = a.iter().zip(&b).filter_map(|(a, b)| Some((of(a)? - of(b)?).abs()));
+        pairs.fold(f64::NEG_INFINITY, f64::max)
+    }
+
+    /// Two runs with the same losses and metrics to f32 noise.
+    #[track_caller]
+    pub fn close(&self, a: &str, b: &str) {
+        self.close_by(NOISE, a, b);
+    }
+
+    #[track_caller]
+    pub fn close_by(&self, most: f64, a: &str, b: &str) {
+        let loss = self.difference(a, b, "loss");
+        assert!((0.0..=most).contains(&loss), "{a}, {b}: losses differ by {loss}");
+        let norm = self.difference(a, b, "grad_norm");
+        assert!((0.0..=100.0 * most).contains(&norm), "{a}, {b}: norms differ by {norm}");
+        for name in ["tokens", "num_tokens", "learning_rate", "epoch", "rewards/accuracies"] {
+            assert!(self.difference(a, b, name) <= 0.0, "{a}, {b}: {name}");
+        }
+    }
+
+    /// Two runs with the same bits.
+    #[track_caller]
+    pub fn same(&self, a: &str, b: &str) {
+        assert_eq!(self.metrics(a), self.metrics(b));
+        let bits = |out: &str| fs::read(self.sandbox.path(out).join(ADAPTER)).expect("a result");
+        assert!(bits(a) == bits(b), "{ADAPTER} differs");
+    }
+}
