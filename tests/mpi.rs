@@ -2,56 +2,23 @@
 //!
 //!     cargo test --release --features mpi --test mpi
 
+mod launched;
 mod program;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+#[cfg(target_os = "linux")]
+use launched::kill_rank;
+use launched::{Program, ends, has_mpirun, mpirun, rank};
 use program::{Ran, Sandbox, fixture, metrics, read_tensors, rows, update_error};
 use serde_json::{Value, json};
 
 /// Largest difference of a loss between several ranks and one process, whose sums of gradients have another order.
 const NOISE: f64 = 1e-6;
 const ADAPTER: &str = "adapter_model.safetensors";
-
-/// Tells whether MPI's launcher is there; without it the tests are skipped.
-fn has_mpirun() -> bool {
-    let is_there = Command::new("mpirun").arg("--version").output().is_ok_and(|out| out.status.success());
-    if !is_there {
-        eprintln!("skipped: mpirun is not installed");
-    }
-    is_there
-}
-
-/// Ranks of a run with the same arguments.
-struct Program<'a> {
-    n: usize,
-    /// A variable of their environment.
-    variable: Option<String>,
-    args: Vec<&'a str>,
-}
-
-/// Returns a program of one rank.
-fn rank(args: Vec<&str>) -> Program<'_> {
-    Program { n: 1, variable: None, args }
-}
-
-/// Starts programs with `mpirun`.
-fn mpirun(sandbox: &Sandbox, programs: &[Program<'_>]) -> Command {
-    let plain = sandbox.command(&[]);
-    let mut command = Command::new("mpirun");
-    command.args(["--allow-run-as-root", "--oversubscribe"]);
-    for (i, Program { n, variable, args }) in programs.iter().enumerate() {
-        command.args((i > 0).then_some(":")).args(["-n", &n.to_string()]);
-        command.args(variable.iter().flat_map(|variable| ["-x", variable]));
-        command.arg(plain.get_program()).args(args);
-    }
-    command.current_dir(sandbox.path("")).env("XDG_CACHE_HOME", sandbox.path("cache"));
-    command
-}
 
 struct Setting {
     sandbox: Sandbox,
@@ -266,26 +233,6 @@ fn refused(setting: &Setting, args: [Vec<&str>; 2], parts: &[&str]) {
     let _ = fs::remove_dir_all(setting.sandbox.path("out"));
 }
 
-/// A run ends with this status and one message, which holds every part, within ten seconds of the message.
-#[track_caller]
-fn ends(mut command: Command, status: i32, parts: &[&str]) {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("mpirun starts");
-    let (mut lines, mut said) = (Vec::new(), None);
-    for line in BufReader::new(child.stderr.take().expect("a pipe")).lines().map_while(Result::ok) {
-        if line.starts_with("error:") {
-            said.get_or_insert_with(Instant::now);
-        }
-        lines.push(line);
-    }
-    let ended = child.wait().expect("ended");
-    let took = said.map(|said| said.elapsed());
-    assert_eq!(ended.code(), Some(status), "{lines:#?}");
-    let errors: Vec<&String> = lines.iter().filter(|line| line.starts_with("error:")).collect();
-    assert_eq!(errors.len(), 1, "{lines:#?}");
-    parts.iter().for_each(|part| assert!(errors[0].contains(part), "`{part}` is not in {}", errors[0]));
-    assert!(took.is_some_and(|took| took < Duration::from_secs(10)), "{took:?}");
-}
-
 /// The control of the checksums: one rank gets another sum of gradients than the others, once.
 #[test]
 fn ranks_that_drift_apart_are_found() {
@@ -322,28 +269,6 @@ fn devices_that_differ_work_together() {
     setting.close_by(1e-4, "one", "two");
 }
 
-/// Returns the fields that the kernel lists of a process after its name: its state and its parent come first.
-#[cfg(target_os = "linux")]
-fn stat(pid: libc::pid_t) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    Some(text.rsplit_once(") ")?.1.into())
-}
-
-/// Tells whether a process has not ended. One that nobody has waited for yet has.
-#[cfg(target_os = "linux")]
-fn is_running(pid: libc::pid_t) -> bool {
-    stat(pid).is_some_and(|stat| !stat.starts_with('Z'))
-}
-
-/// The processes that another one started.
-#[cfg(target_os = "linux")]
-fn children(parent: u32) -> Vec<libc::pid_t> {
-    let parent_of = |pid| stat(pid)?.split(' ').nth(1)?.parse::<u32>().ok();
-    let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let pids = names.filter_map(|name| name.to_str()?.parse().ok());
-    pids.filter(|&pid| parent_of(pid) == Some(parent)).collect()
-}
-
 /// A rank that is killed ends the others, and the run goes on to the same bits.
 #[cfg(target_os = "linux")]
 #[test]
@@ -365,17 +290,7 @@ fn a_killed_rank_ends_all_and_the_run_resumes() {
             assert!(run.try_wait().expect("a child").is_none(), "the run ended before line {line}");
             std::thread::sleep(Duration::from_millis(1));
         }
-        let mut ranks = children(run.id());
-        ranks.sort_unstable();
-        assert_eq!(ranks.len(), 2, "{ranks:?}");
-        // SAFETY: a system call with two numbers: a process of this test's, which its parent has not waited for.
-        assert_eq!(unsafe { libc::kill(ranks[victim], libc::SIGKILL) }, 0);
-        let killed = Instant::now();
-        assert!(!run.wait().expect("ended").success());
-        while ranks.iter().any(|&pid| is_running(pid)) {
-            assert!(killed.elapsed() < Duration::from_secs(10), "a rank outlives the other");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        kill_rank(run, (victim, 2));
     }
     setting.several(2, "killed", &resume).ok();
     setting.same("whole", "killed");
@@ -407,7 +322,7 @@ fn what_differs_on_a_rank_is_refused_by_name() {
     }
 }
 
-/// The launcher says two, and MPI knows of this process alone: it would train alone, beside another one that does the same.
+/// The launcher says two, and MPI knows of this process alone: it would do all of the work, beside another one that does the same.
 #[test]
 fn a_rank_that_is_alone_is_refused() {
     let setting = Setting::pairs(4);
