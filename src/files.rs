@@ -11,6 +11,6 @@ pub use atomic::{
     sync_folder, write_atomic, write_text,
 };
 #[cfg(any(unix, windows))]
-pub use lock::{FolderLock, LOCK};
+pub use lock::{FileLock, FolderLock, LOCK};
 pub use parts_hash::parts_hash;
 pub use portable::{check_name, is_pipe, remove_dir_all, rename};

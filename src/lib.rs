@@ -22,7 +22,7 @@
 //! | [`objective`] | per-sequence scores → loss and its gradient, in f64: JPO and DPO × 24 losses and mixes of them, each a sum of a few kinds of terms ([`kernels::objective::term`]) |
 //! | [`kernels`] | one file a kernel family: launcher, f64 twin, cases, cost; [`kernels::REGISTRY`] lists them |
 //! | [`gpu`] | device and [`gpu::Caps`], linker, buffers, recordings; wgpu's names end here |
-//! | [`ranks`] | ranks of a data parallel run, and what they exchange; MPI's names end here (feature `mpi`) |
+//! | [`ranks`] | ranks of a run in several processes, and what they exchange; MPI's names end here (feature `mpi`) |
 //! | `shaders/` | the WGSL; a file has the same stem as its Rust file in `src/kernels/` |
 //!
 //! # Dimensions

@@ -95,6 +95,19 @@ pub fn show_progress() {
     IS_SHOWN.store(true, Ordering::Relaxed);
 }
 
+/// Text before this process's lines, where several processes share standard error: "rank 1, train/JPO-seed-0: ".
+static LINE_LABEL: Mutex<String> = Mutex::new(String::new());
+
+/// Sets the text before each line for the user; an empty one for none.
+pub fn set_line_label(label: String) {
+    *lock(&LINE_LABEL) = label;
+}
+
+/// Returns the text before each line for the user.
+pub fn line_label() -> String {
+    lock(&LINE_LABEL).clone()
+}
+
 /// Tells whether bars can be drawn on standard error.
 fn can_draw() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")

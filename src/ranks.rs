@@ -1,4 +1,4 @@
-//! Ranks of a data parallel run: processes that a launcher of MPI started together, such as `mpirun` or `srun`. Everything that passes between them passes
+//! Ranks of a run: processes that a launcher of MPI started together, such as `mpirun` or `srun`. Everything that passes between them passes
 //! through here. Without the feature `mpi` there is one rank, and every exchange is nothing.
 
 mod background_sums;
@@ -8,6 +8,7 @@ mod launcher;
 #[cfg_attr(not(feature = "mpi"), path = "ranks/world_of_one.rs")]
 mod world;
 
+use std::ops::Range;
 #[cfg(not(target_arch = "wasm32"))]
 use std::time::Duration;
 
@@ -107,7 +108,7 @@ impl Ranks {
     ///
     /// # Errors
     /// [`Error::Ranks`] where the launcher started several processes, and the program is built without MPI, or MPI knows of one process only: each
-    /// would train alone.
+    /// would do all of the work alone.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn start() -> Result<Self> {
         let Some(launched) = launcher::Launched::find(&|name| std::env::var(name).ok()) else {
@@ -162,6 +163,30 @@ impl Ranks {
     /// Tells whether this rank computes a micro-batch, by the micro-batch's number in its step. Micro-batches are dealt out in turn.
     pub fn owns(self, micro_batch: usize) -> bool {
         micro_batch % self.n == self.rank
+    }
+
+    /// Returns the positions, among `n` parts, of those that this rank does: neighbours, and one part more or less than another rank.
+    pub fn block(self, n: usize) -> Range<usize> {
+        self.rank * n / self.n..(self.rank + 1) * n / self.n
+    }
+
+    /// Deals out parts by their costs: each, the costliest first, to the rank with the least to do so far. Returns the positions of each rank's parts, in order.
+    /// Parts of equal cost are dealt out in turn.
+    pub fn deal(self, costs: &[u64]) -> Vec<Vec<usize>> {
+        let mut parts: Vec<usize> = (0..costs.len()).collect();
+        parts.sort_by_key(|&part| std::cmp::Reverse(costs[part]));
+        let mut dealt: Vec<(u64, Vec<usize>)> = vec![(0, Vec::new()); self.n];
+        for part in parts {
+            if let Some((cost, own)) = dealt.iter_mut().min_by_key(|(cost, own)| (*cost, own.len())) {
+                *cost += costs[part];
+                own.push(part);
+            }
+        }
+        let in_order = |(_, mut own): (u64, Vec<usize>)| {
+            own.sort_unstable();
+            own
+        };
+        dealt.into_iter().map(in_order).collect()
     }
 
     /// Returns the name of the machine that this rank runs on; an empty name for a single rank.
@@ -279,6 +304,14 @@ impl Ranks {
         }
     }
 
+    /// Waits, with hardly any load on the processor, until all ranks are here. Tells whether any rank says yes.
+    pub fn meet(self, yes: bool) -> bool {
+        if self.are_several() {
+            world::wait();
+        }
+        self.any(yes)
+    }
+
     /// Logs an error of this rank, and ends the processes of all ranks with its exit status. A single rank returns the status.
     pub fn fail(self, error: &Error) -> i32 {
         let status = error.exit_status();
@@ -299,8 +332,9 @@ impl Ranks {
         status
     }
 
-    /// Leaves the ranks at the end of the program. Every rank must do so; the launcher takes an end without it for a failure.
+    /// Leaves the ranks at the end of the program, after all ranks have come here. Every rank must do so; the launcher takes an end without it for a failure.
     pub fn finish(self) {
+        self.meet(false);
         world::finish();
     }
 }
@@ -328,6 +362,24 @@ mod tests {
         let of = |rank| (0..7).filter(|&k| Ranks { rank, n: 3 }.owns(k)).collect::<Vec<_>>();
         assert_eq!([of(0), of(1), of(2)], [vec![0, 3, 6], vec![1, 4], vec![2, 5]]);
         assert!((0..7).all(|k| Ranks::alone().owns(k)));
+    }
+
+    #[test]
+    fn every_part_is_one_ranks() {
+        for n_ranks in 1..5 {
+            let ranks: Vec<Ranks> = (0..n_ranks).map(|rank| Ranks { rank, n: n_ranks }).collect();
+            for n in 0..12 {
+                let parts: Vec<usize> = ranks.iter().flat_map(|rank| rank.block(n)).collect();
+                assert_eq!(parts, (0..n).collect::<Vec<_>>());
+                assert!(ranks.iter().all(|rank| rank.block(n).len().abs_diff(n / n_ranks) <= 1));
+            }
+        }
+        let deal = |costs: &[u64]| Ranks { rank: 0, n: 2 }.deal(costs);
+        assert_eq!(deal(&[5; 5]), [vec![0, 2, 4], vec![1, 3]], "in turn");
+        // Half of the data, then all of it, for each of two methods: no rank gets all the long ones.
+        assert_eq!(deal(&[5, 10, 5, 10]), [vec![0, 1], vec![2, 3]]);
+        assert_eq!(deal(&[1, 1, 1, 9]), [vec![3], vec![0, 1, 2]]);
+        assert_eq!(Ranks::alone().deal(&[1, 2]), [vec![0, 1]]);
     }
 
     #[test]

@@ -10,12 +10,14 @@ mod failures;
 mod fault_layer;
 #[path = "mpi/harness.rs"]
 mod harness;
+mod launched;
 mod program;
 
 use std::fs;
 use std::path::Path;
 
-use harness::{ADAPTER, NOISE, Program, Setting, has_mpirun, mpirun, rank, ranks};
+use harness::{ADAPTER, NOISE, Setting};
+use launched::{Program, has_mpirun, mpirun, rank, ranks};
 use program::{Ran, read_tensors, rows, update_error};
 use serde_json::json;
 

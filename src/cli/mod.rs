@@ -32,7 +32,7 @@ use clap::FromArgMatches;
 use crate::error::Result;
 use crate::flags::{Cli, Command, StudyRunArgs};
 pub use crate::flags::{command, reference};
-use crate::progress::show_progress;
+use crate::progress::{line_label, show_progress};
 use crate::ranks::Ranks;
 use crate::study::{self, StageCommands};
 use crate::workflow::Finished;
@@ -73,19 +73,20 @@ fn parse() -> Result<Cli, ExitCode> {
     })
 }
 
-/// Runs `jointwise study` or `jointwise iterate`. Under `--json` its stages print nothing on standard output.
-fn run_stages(args: &StudyRunArgs, run: impl FnOnce(StageCommands) -> Result<(Finished, String)>) -> Result<Finished> {
-    output::QUIET.store(args.json, Relaxed);
+/// Runs `jointwise study` or `jointwise iterate`. Under `--json`, and on other ranks than rank 0, its stages print nothing on standard output.
+fn run_stages(
+    args: &StudyRunArgs,
+    ranks: Ranks,
+    run: impl FnOnce(StageCommands) -> Result<(Finished, String)>,
+) -> Result<Finished> {
+    output::QUIET.store(args.json || !ranks.is_first(), Relaxed);
     let train = |args, sft| train::command(args, sft, Ranks::alone());
-    let done = run(StageCommands { train, judge: judge::run, evaluate: evaluate::run });
+    let stop = || interrupt::stop_on_ctrl_c("ending after what is under way, which is kept");
+    let done =
+        run(StageCommands { train, judge: judge::run, evaluate: evaluate::run, respond: evaluate::respond, stop });
     output::QUIET.store(false, Relaxed);
     let (finished, text) = done?;
-    output::say(format_args!("{text}"))?;
-    if finished == Finished::Whole && !args.dry_run {
-        let [page, numbers] = ["report.html", "results.json"].map(|name| args.output_dir.join(name));
-        note!("figures, tables and every number: {} and {}", page.display(), numbers.display());
-    }
-    Ok(finished)
+    output::say(format_args!("{text}")).map(|()| finished)
 }
 
 /// Exit status after Ctrl-C: 128 + SIGINT, as in shells, so that `train && merge` stops where training was stopped.
@@ -107,7 +108,10 @@ impl log::Log for StderrLog {
             _ if record.target() == "jointwise::status" => "",
             _ => "note: ",
         };
-        let _ = writeln!(std::io::stderr(), "{prefix}{}", record.args());
+        let text = record.args().to_string();
+        let label = if text.starts_with("error: ") { String::new() } else { line_label() };
+        // In one piece, because other processes may write to the same place.
+        let _ = std::io::stderr().write_all(format!("{prefix}{label}{text}\n").as_bytes());
     }
 
     fn flush(&self) {}
@@ -147,9 +151,9 @@ fn run_command(command: Command, ranks: Ranks) -> ExitCode {
         Command::Export(args) => export::run(&args).map(|()| Finished::Whole),
         Command::Judge(args) => judge::run(*args),
         Command::Interplay(args) => interplay::run(args).map(|()| Finished::Whole),
-        Command::Evaluate(args) => evaluate::run(*args),
-        Command::Study(args) => run_stages(&args.run, |commands| study::run(&args, commands)),
-        Command::Iterate(args) => run_stages(&args.run, |commands| study::rounds::run(&args, commands)),
+        Command::Evaluate(args) => evaluate::run(*args, ranks),
+        Command::Study(args) => run_stages(&args.run, ranks, |commands| study::run(&args, commands, ranks)),
+        Command::Iterate(args) => run_stages(&args.run, ranks, |commands| study::rounds::run(&args, commands)),
         Command::Plan(args) => plan::run(args).map(|()| Finished::Whole),
         Command::Check(args) => check::run(&args).map(|()| Finished::Whole),
         Command::Info(args) => info::run(&args).map(|()| Finished::Whole),

@@ -54,11 +54,11 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
     write_atomic(path, |file| file.write_all(text.as_bytes()).map_err(|e| Error::file(path, e)))
 }
 
-/// The name under which a file is written before it is whole; it has the process id, so that nobody's file is in the way.
+/// The name under which a file is written before it is whole. It has machine and process id, so that nobody's file is in the way.
 fn aside(path: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.partial", std::process::id()));
+    name.push(format!(".{}.{}.partial", machine_name(), std::process::id()));
     path.with_file_name(name)
 }
 

@@ -1,4 +1,4 @@
-//! Locks of output folders. A lock ends with its process, however the process ends.
+//! Locks of output folders and of parts of them. A lock ends with its process, however the process ends.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,13 +14,31 @@ pub const LOCK: &str = ".jointwise.lock";
 /// Most attempts to lock a file that other runs are removing.
 const MAX_ATTEMPTS: usize = 1000;
 
-/// A folder that no other run of this program writes to.
+/// Time between two attempts to get a lock that another process has.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A lock file that no other process has. It exists while it is locked; one that a killed process left locks nothing.
 #[derive(Debug)]
-pub struct FolderLock {
+pub struct FileLock {
     path: PathBuf,
     /// Locked file. `None`: the file system has no locks.
     file: Option<File>,
-    unsupported: Option<String>,
+    unsupported: Option<io::Error>,
+}
+
+/// Process that has a lock: its id and its machine, as far as they can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockHolder(Option<(u32, String)>);
+
+impl std::fmt::Display for LockHolder {
+    /// Writes ` (process 7)`, or ` (process 7 on far)` for another machine; nothing for an unknown process.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Some((id, there)) if *there == machine_name() => write!(f, " (process {id})"),
+            Some((id, there)) => write!(f, " (process {id} on {there})"),
+            None => Ok(()),
+        }
+    }
 }
 
 enum LockAttempt {
@@ -32,45 +50,74 @@ enum LockAttempt {
     Unsupported(io::Error),
 }
 
-impl FolderLock {
-    /// Locks a folder, which exists.
+impl FileLock {
+    /// Locks a file, which is made where it is absent. Returns the process that has the lock, where another one has it.
     ///
     /// # Errors
-    /// [`Error::Flag`] where another run has it, with that run's process id; [`Error::File`] where no file can be made in it.
-    pub fn acquire(dir: &Path) -> Result<Self> {
-        let path = dir.join(LOCK);
+    /// [`Error::File`] where the file cannot be made.
+    pub fn acquire(path: &Path) -> Result<Result<Self, LockHolder>> {
         for _ in 0..MAX_ATTEMPTS {
-            match attempt(&path)? {
+            match attempt(path)? {
                 LockAttempt::Locked(file) => {
-                    write_holder(&file).map_err(|e| Error::file(&path, e))?;
-                    return Ok(Self { path, file: Some(file), unsupported: None });
+                    write_holder(&file).map_err(|e| Error::file(path, e))?;
+                    return Ok(Ok(Self { path: path.into(), file: Some(file), unsupported: None }));
                 }
-                LockAttempt::Held => return Err(Error::flag("output-dir", held(dir, read_holder(&path)))),
+                LockAttempt::Held => return Ok(Err(read_holder(path))),
                 LockAttempt::Removed => std::thread::sleep(Duration::from_millis(1)),
                 LockAttempt::Unsupported(error) => {
-                    let _ = fs::remove_file(&path);
-                    let note = format!(
-                        "{}: the file system has no locks ({error}): nothing keeps a second run out of this folder",
-                        dir.display()
-                    );
-                    return Ok(Self { path, file: None, unsupported: Some(note) });
+                    let _ = fs::remove_file(path);
+                    return Ok(Ok(Self { path: path.into(), file: None, unsupported: Some(error) }));
                 }
             }
         }
         Err(Error::file(path, "other runs come and go: try again"))
     }
 
-    /// Returns a note for the user where the file system has no locks.
-    pub fn note(&self) -> Option<&str> {
-        self.unsupported.as_deref()
+    /// Locks a file, and waits while another process has the lock.
+    ///
+    /// # Errors
+    /// Those of [`Self::acquire`].
+    pub fn wait(path: &Path) -> Result<Self> {
+        loop {
+            match Self::acquire(path)? {
+                Ok(lock) => return Ok(lock),
+                Err(_) => std::thread::sleep(PAUSE),
+            }
+        }
     }
 }
 
-impl Drop for FolderLock {
+impl Drop for FileLock {
     fn drop(&mut self) {
         if let Some(file) = self.file.take() {
             release(file, &self.path);
         }
+    }
+}
+
+/// A folder that no other run of this program writes to.
+#[derive(Debug)]
+pub struct FolderLock {
+    dir: PathBuf,
+    lock: FileLock,
+}
+
+impl FolderLock {
+    /// Locks a folder, which exists.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] where another run has it, with that run's process id; [`Error::File`] where no file can be made in it.
+    pub fn acquire(dir: &Path) -> Result<Self> {
+        let lock =
+            FileLock::acquire(&dir.join(LOCK))?.map_err(|holder| Error::flag("output-dir", held(dir, &holder)))?;
+        Ok(Self { dir: dir.into(), lock })
+    }
+
+    /// Returns a note for the user where the file system has no locks.
+    pub fn note(&self) -> Option<String> {
+        let error = self.lock.unsupported.as_ref()?;
+        let dir = self.dir.display();
+        Some(format!("{dir}: the file system has no locks ({error}): nothing keeps a second run out of this folder"))
     }
 }
 
@@ -144,25 +191,20 @@ fn write_holder(mut file: &File) -> io::Result<()> {
 }
 
 /// Reads the process id and the machine of the run that has the lock, which may be about to write them.
-fn read_holder(path: &Path) -> Option<(u32, String)> {
+fn read_holder(path: &Path) -> LockHolder {
     for _ in 0..20 {
         let text = fs::read_to_string(path).unwrap_or_default();
         let mut lines = text.lines();
         if let Some((id, host)) = lines.next().and_then(|id| id.parse().ok()).zip(lines.next()) {
-            return Some((id, host.into()));
+            return LockHolder(Some((id, host.into())));
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    None
+    LockHolder(None)
 }
 
-fn held(dir: &Path, holder: Option<(u32, String)>) -> String {
-    let who = match holder {
-        Some((id, there)) if there == machine_name() => format!(" (process {id})"),
-        Some((id, there)) => format!(" (process {id} on {there})"),
-        None => String::new(),
-    };
-    format!("{}: another run{who} is writing there: wait until it ends, or choose another folder", dir.display())
+fn held(dir: &Path, holder: &LockHolder) -> String {
+    format!("{}: another run{holder} is writing there: wait until it ends, or choose another folder", dir.display())
 }
 
 #[cfg(test)]
@@ -209,9 +251,27 @@ mod tests {
     #[test]
     fn another_machine_is_named() {
         let dir = Path::new("out");
-        assert!(held(dir, Some((7, machine_name()))).contains("another run (process 7) is"));
-        assert!(held(dir, Some((7, "far.away".into()))).contains("another run (process 7 on far.away) is"));
-        assert!(held(dir, None).contains("another run is"));
+        let held = |process: Option<(u32, String)>| held(dir, &LockHolder(process));
+        assert!(held(Some((7, machine_name()))).contains("another run (process 7) is"));
+        assert!(held(Some((7, "far.away".into()))).contains("another run (process 7 on far.away) is"));
+        assert!(held(None).contains("another run is"));
+    }
+
+    #[test]
+    fn a_process_that_waits_comes_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("part.lock");
+        let first = FileLock::acquire(&path).unwrap().unwrap();
+        let holder = FileLock::acquire(&path).unwrap().unwrap_err();
+        assert_eq!(holder.to_string(), format!(" (process {})", std::process::id()));
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| FileLock::wait(&path).unwrap());
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!second.is_finished());
+            drop(first);
+            drop(second.join().unwrap());
+        });
+        assert!(!path.exists());
     }
 
     /// A file that is removed while others wait for it is not a lock any more.
@@ -224,7 +284,7 @@ mod tests {
                 scope.spawn(|| {
                     while taken.load(Ordering::SeqCst) < 300 {
                         if let LockAttempt::Locked(file) = attempt(&dir.path().join(LOCK)).unwrap() {
-                            let lock = FolderLock { path: dir.path().join(LOCK), file: Some(file), unsupported: None };
+                            let lock = FileLock { path: dir.path().join(LOCK), file: Some(file), unsupported: None };
                             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two runs have the folder");
                             taken.fetch_add(1, Ordering::SeqCst);
                             std::thread::yield_now();

@@ -11,7 +11,10 @@ use crate::error::{Error, Result};
 use crate::eval::evaluate::DEFAULT_TEMPERATURES;
 use crate::eval::evaluate::response_sampling::ResponseSampling;
 use crate::eval::generate::{DEFAULT_BATCH_SIZE, DEFAULT_MAX_NEW_TOKENS};
+use crate::eval::interplay::BootstrapSettings;
+use crate::eval::statistics::{DEFAULT_LEVEL, DEFAULT_RESAMPLES, MOST_RESAMPLES};
 use crate::model::weights::BaseDtype;
+use crate::validate::{at_least_one, at_most};
 use crate::workflow::ChatTemplateChoice;
 use crate::workflow::evaluated_models::EvaluatedModelNames;
 
@@ -134,6 +137,14 @@ pub struct EvaluateArgs {
     #[arg(long, help_heading = "Output")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub resume: bool,
+    /// Print the jobs that --job does: one per checkpoint, temperature and seed, and the judge; do nothing
+    #[arg(long, conflicts_with = "job", help_heading = "Output")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub list_jobs: bool,
+    /// Do one job alone, by its number in --list-jobs; other processes may do others in the same folder
+    #[arg(long, value_name = "N", help_heading = "Output")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<usize>,
     /// Reaction to a lost device (a watchdog, a driver's crash, sleep) [default: resume]
     #[arg(long, value_enum, help_heading = "Output")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,7 +153,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "FILE.toml", help_heading = "Output")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Print results.json on standard output
+    /// Print results.json, or the jobs of --list-jobs as JSON, on standard output
     #[arg(long, help_heading = "Output")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub json: bool,
@@ -180,6 +191,17 @@ impl EvaluateArgs {
         };
         sampling.validate()?;
         Ok(sampling)
+    }
+
+    /// Resolves the settings of the intervals.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] for a number of resamples out of range.
+    pub fn bootstrap(&self) -> Result<BootstrapSettings> {
+        let draws = self.draws.unwrap_or(DEFAULT_RESAMPLES);
+        at_least_one("draws", draws)?;
+        at_most("draws", draws, MOST_RESAMPLES)?;
+        Ok(BootstrapSettings { level: DEFAULT_LEVEL, draws, seed: self.seed.unwrap_or(0) })
     }
 
     /// Returns the names of the models that are evaluated.

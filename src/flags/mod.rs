@@ -111,14 +111,21 @@ pub enum Command {
 }
 
 impl Command {
-    /// Joins the ranks of a data parallel run, where a launcher of MPI started several processes. Commands that write, and do not divide their work, are
-    /// refused in several processes.
+    /// Joins the ranks of a run, where a launcher of MPI started several processes. Commands that write, and do not divide their work, are refused in several
+    /// processes.
     ///
     /// # Errors
     /// Those of [`Ranks::start`] and [`Ranks::refuse_several`].
     pub fn join_ranks(&self) -> Result<Ranks> {
         match self {
             Self::Sft(_) | Self::Train(_) | Self::Score(_) | Self::Grad(_) => return Ranks::start(),
+            // These only list.
+            Self::Study(args) if args.list_jobs || args.run.dry_run => {}
+            Self::Evaluate(args) if args.list_jobs => {}
+            Self::Study(args) if args.job.is_none() => return Ranks::start(),
+            Self::Evaluate(args) if args.job.is_none() => return Ranks::start(),
+            Self::Study(_) => Ranks::refuse_several("study --job")?,
+            Self::Evaluate(_) => Ranks::refuse_several("evaluate --job")?,
             Self::Plan(_) | Self::Check(_) | Self::Info(_) => {}
             Self::Completions(_) | Self::Man(_) | Self::Reference => {}
             _ => Ranks::refuse_several(&std::env::args().nth(1).unwrap_or_default())?,

@@ -14,6 +14,12 @@ pub struct StudyArgs {
     pub study: PathBuf,
     #[command(flatten)]
     pub run: StudyRunArgs,
+    /// Print the jobs that --job does, with what each needs, and do nothing
+    #[arg(long, conflicts_with_all = ["job", "dry_run"])]
+    pub list_jobs: bool,
+    /// Do one job alone, by its number in --list-jobs; other processes may do others in the same folder
+    #[arg(long, value_name = "N", conflicts_with = "dry_run")]
+    pub job: Option<usize>,
 }
 
 /// Flags of `iterate`.
@@ -41,7 +47,7 @@ pub struct StudyRunArgs {
     /// Print the stages with their steps, memory and time, and do nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Print results.json, or the stages of --dry-run as JSON, on standard output, and nothing else there
+    /// Print results.json, or the list of --dry-run or --list-jobs as JSON, on standard output, and nothing else there
     #[arg(long)]
     pub json: bool,
 }

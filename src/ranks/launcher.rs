@@ -58,7 +58,7 @@ impl Launched {
         n > 1 || self.n.is_none()
     }
 
-    /// Says why this process must not train alone.
+    /// Says why this process must not work alone.
     pub fn refusal(&self, has_mpi: bool) -> String {
         let Self { variable, n } = self;
         let said = n.map_or(format!("{variable} says that several"), |n| format!("{variable} says that {n}"));
@@ -71,14 +71,14 @@ impl Launched {
             (true, true) => "start it with `srun` or `mpirun`, or set SLURM_NTASKS=1 where one process is meant",
         };
         let alone = if has_mpi { "MPI knows of one" } else { "this program is built without MPI" };
-        format!("{said} processes were started, but {alone}, so each would train alone: {advice}")
+        format!("{said} processes were started, but {alone}, so each would do all of the work: {advice}")
     }
 
     /// Says that a command's work is not divided among ranks.
     pub fn not_divided(&self, command: &str) -> String {
         let n = self.n.map_or("several".to_string(), |n| n.to_string());
         format!(
-            "{} says that {n} processes were started, but only `sft`, `train`, `score` and `grad` divide their work: start `{command}` once",
+            "{} says that {n} processes were started, but only `sft`, `train`, `score`, `grad`, `study` and `evaluate` divide their work: start `{command}` once",
             self.variable
         )
     }

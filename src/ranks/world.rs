@@ -1,6 +1,7 @@
 //! The calls of MPI, through rsmpi.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use ::mpi::Threading;
 use ::mpi::environment::{initialize_with_threading, processor_name, threading_support};
@@ -11,6 +12,9 @@ use ::mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
 /// Rank and number of ranks, once MPI was started; `None` where it could not be.
 static STARTED: OnceLock<Option<(usize, usize)>> = OnceLock::new();
+
+/// Time between two looks for ranks that are waited for.
+const PAUSE: Duration = Duration::from_millis(10);
 
 fn world() -> SimpleCommunicator {
     SimpleCommunicator::world()
@@ -54,6 +58,15 @@ pub fn broadcast(bytes: &mut [u8]) {
 /// Waits for all ranks.
 pub fn barrier() {
     world().barrier();
+}
+
+/// Waits for all ranks without the busy loop of [`barrier`], for hours if need be.
+pub fn wait() {
+    let mut request = world().immediate_barrier();
+    while let Err(pending) = request.test() {
+        request = pending;
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// Ends all processes.

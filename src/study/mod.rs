@@ -1,10 +1,13 @@
 //! `study`: the paper's experiment as one run that can be stopped at any time. Supervised tuning, two responses to each prompt, a judge's preferences between
 //! responses and between pairs drawn from them, every method × seed × fraction of the data, win rates, one report. [`rounds`] are `iterate`, of the same stages.
 //!
-//! Each stage is a command of this program with a folder of its own. It is done once: its settings are saved when it is complete.
+//! Each stage is a command of this program with a folder of its own. It is done once: its settings are saved when it is complete. Trainings, and the responses of
+//! the evaluation, do not need each other: [`over_ranks`] divides them among the processes of an MPI run, [`jobs`] among those of a job array.
 
 mod digests;
 mod dry_run;
+mod jobs;
+mod over_ranks;
 mod results;
 pub mod rounds;
 mod rows;
@@ -12,11 +15,15 @@ mod stages;
 mod study_file;
 mod time_estimate;
 
+use std::cell::OnceCell;
 use std::path::PathBuf;
+
+use serde_json::{Map, Value};
 
 use crate::error::Result;
 use crate::eval::acquire::PREFERENCES;
 use crate::flags::{DataArgs, EvaluateArgs, JudgeArgs, ModelArgs, StudyArgs};
+use crate::ranks::Ranks;
 use crate::workflow::Finished;
 use digests::digests;
 pub use stages::StageCommands;
@@ -28,25 +35,35 @@ const START: &str = "SFT";
 /// Seeds of the two responses that are sampled for each prompt.
 const SAMPLE_SEEDS: [u64; 2] = [0, 1];
 
-/// Does the stages that are left of a study. Returns how it ended, and the text of its results, or of `--dry-run`.
+/// Does the stages that are left of a study, with other ranks where there are several, or one job of it. Returns how it ended, and the text of its results, or of
+/// `--dry-run` and `--list-jobs`.
 ///
 /// # Errors
 /// Errors of the study's file and of its stages.
-pub fn run(args: &StudyArgs, commands: StageCommands) -> Result<(Finished, String)> {
-    let (study, args) = (Study::read(&args.study)?, &args.run);
+pub fn run(args: &StudyArgs, commands: StageCommands, ranks: Ranks) -> Result<(Finished, String)> {
+    let (study, run_args) = (Study::read(&args.study)?, &args.run);
     rows::check(&study, true)?;
-    let mut run = StudyRun { study: &study, stages: StageRunner::new("study", commands, args) };
-    if args.dry_run {
-        return Ok((Finished::Whole, dry_run::text(&study, args.json, |clock| dry_run::stages(&run, clock))?));
+    let stages = StageRunner { ranks, ..StageRunner::new("study", commands, run_args) };
+    let mut run = StudyRun { study: &study, stages, pools: Default::default() };
+    if run_args.dry_run {
+        return Ok((Finished::Whole, dry_run::text(&study, run_args.json, |clock| dry_run::stages(&run, clock))?));
     }
-    let _folder = run.stages.begin(args.resume, || digests(&study))?;
-    match run.all()? {
-        Finished::Whole => Ok((Finished::Whole, results::write(&run)?.printed(args.json))),
-        Finished::Interrupted => {
-            note!("stopped: the same command with --resume goes on where this one ended");
-            Ok((Finished::Interrupted, String::new()))
+    if args.list_jobs {
+        if run.stages.has_begun() {
+            run.stages.digests = digests(&study)?;
         }
+        return Ok((Finished::Whole, jobs::list(&run)?.0.printed(run_args.json)));
     }
+    let (finished, written) = match args.job {
+        Some(number) => jobs::run_one(&mut run, number)?,
+        None if ranks.are_several() => over_ranks::run(&mut run, run_args.resume)?,
+        None => run.alone(run_args.resume)?,
+    };
+    if finished == Finished::Interrupted {
+        let flag = if args.job.is_some() { "" } else { " with --resume" };
+        note!("stopped: the same command{flag} goes on where this one ended");
+    }
+    Ok((finished, written.map_or_else(String::new, |written| written.printed(run_args.json))))
 }
 
 /// One training run of a study: a method, a fraction of the data and a seed.
@@ -67,6 +84,8 @@ impl StudyTraining<'_> {
 struct StudyRun<'a> {
     study: &'a Study,
     stages: StageRunner,
+    /// Conditional and joint preferences, once they are read.
+    pools: [OnceCell<Vec<Map<String, Value>>>; 2],
 }
 
 impl StudyRun<'_> {
@@ -74,17 +93,41 @@ impl StudyRun<'_> {
         self.stages.dir(name)
     }
 
-    fn all(&self) -> Result<Finished> {
-        let steps: [&dyn Fn() -> Result<Finished>; 7] = [
+    /// Does all stages in this process.
+    fn alone(&mut self, resume: bool) -> Result<(Finished, Option<WrittenResults>)> {
+        let _folder = self.stages.begin(resume, || digests(self.study))?;
+        let train = || {
+            for training in self.trainings() {
+                if self.train(&training)? == Finished::Interrupted {
+                    return Ok(Finished::Interrupted);
+                }
+            }
+            Ok(Finished::Whole)
+        };
+        match stages::in_order(&[&|| self.before_trainings(), &train, &|| self.evaluate()])? {
+            Finished::Whole => Ok((Finished::Whole, Some(results::write(self)?))),
+            Finished::Interrupted => Ok((Finished::Interrupted, None)),
+        }
+    }
+
+    /// Does the stages that every training needs. They need each other.
+    fn before_trainings(&self) -> Result<Finished> {
+        stages::in_order(&[
             &|| self.stages.tasks(self.study),
             &|| self.sft(),
             &|| self.sample(),
             &|| self.conditional(),
             &|| self.joint(),
-            &|| self.train(),
-            &|| self.evaluate(),
-        ];
-        stages::in_order(&steps)
+        ])
+    }
+
+    /// Returns the study with stages that are only looked at.
+    fn looking(&self) -> Self {
+        Self {
+            study: self.study,
+            stages: StageRunner { only_looks: true, ..self.stages.clone() },
+            pools: Default::default(),
+        }
     }
 
     fn sft(&self) -> Result<Finished> {
@@ -92,7 +135,7 @@ impl StudyRun<'_> {
         let mut args = sft.clone();
         args.data.data = self.stages.or_tasks(&sft.data.data, rows::SFT);
         args.model.model = Some(self.study.model.clone());
-        self.stages.trained(self.study, "sft", args, self.study.seeds[0], true)
+        self.stages.trained(self.study, "sft", args, (self.study.seeds[0], true), || Ok(()))
     }
 
     /// Returns the model that methods start from, and the adapter on it.
@@ -165,25 +208,35 @@ impl StudyRun<'_> {
         self.dir("data").join(format!("{}.jsonl", method.name_for(fraction)))
     }
 
-    fn train(&self) -> Result<Finished> {
-        let pools = [rows::pool(&self.conditional_files())?, rows::pool(&self.joint_files())?];
-        let (model, adapter) = self.start();
-        for training in self.trainings() {
-            let StudyTraining { method, fraction, seed } = training;
-            let data = self.data_file(method, fraction);
-            rows::part(&data, method.shares, fraction, &pools)?;
-            let mut args = method.train.clone();
-            args.model = ModelArgs { model: Some(model.clone()), adapter: adapter.clone(), ..args.model };
-            args.data = DataArgs { data: vec![data], ..args.data };
-            let name = format!("train/{}", training.name());
-            if self.stages.trained(self.study, &name, args, seed, false)? == Finished::Interrupted {
-                return Ok(Finished::Interrupted);
-            }
+    /// Returns the preferences of a kind (0: conditional, 1: joint) in the order in which methods take them.
+    fn pool(&self, kind: usize) -> Result<&[Map<String, Value>]> {
+        let read = || rows::pool(&if kind == 0 { self.conditional_files() } else { self.joint_files() });
+        if self.pools[kind].get().is_none() {
+            let _ = self.pools[kind].set(read()?);
         }
-        Ok(Finished::Whole)
+        Ok(self.pools[kind].get().map_or(&[], Vec::as_slice))
     }
 
-    fn evaluate(&self) -> Result<Finished> {
+    /// Writes the preferences that a training sees.
+    fn write_data(&self, training: &StudyTraining<'_>) -> Result<()> {
+        let StudyTraining { method, fraction, .. } = training;
+        // What a method does not see may not be judged yet.
+        let pool = |kind: usize| if method.shares[kind] > 0.0 { self.pool(kind) } else { Ok(&[][..]) };
+        rows::part(&self.data_file(method, *fraction), method.shares, *fraction, [pool(0)?, pool(1)?]).map(drop)
+    }
+
+    fn train(&self, training: &StudyTraining<'_>) -> Result<Finished> {
+        let &StudyTraining { method, fraction, seed } = training;
+        let (model, adapter) = self.start();
+        let mut args = method.train.clone();
+        args.model = ModelArgs { model: Some(model), adapter, ..args.model };
+        args.data = DataArgs { data: vec![self.data_file(method, fraction)], ..args.data };
+        let name = format!("train/{}", training.name());
+        self.stages.trained(self.study, &name, args, (seed, false), || self.write_data(training))
+    }
+
+    /// Returns the flags of the evaluation of all trainings and of the model that they start from.
+    fn evaluation(&self) -> EvaluateArgs {
         let mut groups: Vec<(String, Vec<String>)> = Vec::new();
         for training in self.trainings() {
             let (name, dir) = (training.method.name_for(training.fraction), self.dir("train").join(training.name()));
@@ -194,14 +247,17 @@ impl StudyRun<'_> {
             }
         }
         let args = self.study.evaluate.clone();
-        let args = EvaluateArgs {
+        EvaluateArgs {
             model: Some(self.start().0),
             checkpoint: vec![self.start_checkpoint()],
             group: groups.into_iter().map(|(name, dirs)| format!("{name}={}", dirs.join(","))).collect(),
             data: self.stages.or_tasks(&args.data, rows::TEST),
             ..args
-        };
-        self.stages.evaluated(self.study, EVALUATE, EVALUATE, args)
+        }
+    }
+
+    fn evaluate(&self) -> Result<Finished> {
+        self.stages.evaluated(self.study, EVALUATE, EVALUATE, self.evaluation())
     }
 }
 

@@ -8,8 +8,7 @@ use super::study_file::{ConditionalSource, JointSource, Study};
 use super::{START, StudyMethod, StudyRun, WrittenResults};
 use crate::error::{Error, Result};
 use crate::eval::acquire::ANNOTATED;
-use crate::eval::interplay::{BootstrapSettings, Interplay, interplay, read};
-use crate::eval::statistics::{DEFAULT_LEVEL, DEFAULT_RESAMPLES};
+use crate::eval::interplay::{Interplay, interplay, read};
 use crate::model::folder::read_file;
 use crate::model::save::write_text;
 use crate::objective::Objective;
@@ -59,8 +58,15 @@ pub fn write(run: &StudyRun<'_>) -> Result<WrittenResults> {
     };
     let page = run.dir("report.html");
     report::write(&page, &report)?;
+    note_places(&run.stages.out);
     let tables = tables.iter().take(2).map(|table| format!("{}\n", table.to_text())).collect();
     Ok(WrittenResults { json, tables })
+}
+
+/// Says where the results in an output folder are.
+pub fn note_places(out: &Path) {
+    let [page, numbers] = ["report.html", "results.json"].map(|name| out.join(name));
+    note!("figures, tables and every number: {} and {}", page.display(), numbers.display());
 }
 
 /// Writes `results.json`. Returns its contents.
@@ -98,18 +104,13 @@ fn analysed(run: &StudyRun<'_>) -> Result<Option<Interplay>> {
         file.path = Path::new(stage).join(ANNOTATED);
         files.push(file);
     }
-    let bootstrap = bootstrap(run.study);
+    let bootstrap = run.study.evaluate.bootstrap()?;
     // One judge's two files are one table.
     let merged = files.into_iter().reduce(|mut all, more| {
         all.rows.extend(more.rows);
         all
     });
     Ok(merged.map(|file| interplay(&[file], bootstrap)))
-}
-
-fn bootstrap(study: &Study) -> BootstrapSettings {
-    let draws = study.evaluate.draws.unwrap_or(DEFAULT_RESAMPLES);
-    BootstrapSettings { level: DEFAULT_LEVEL, draws, seed: study.evaluate.seed.unwrap_or(0) }
 }
 
 /// Returns the rows, steps and last metrics of each training run.

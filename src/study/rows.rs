@@ -184,8 +184,8 @@ pub fn count(n: usize, share: f64, fraction: f64) -> usize {
 ///
 /// # Errors
 /// [`Error::File`], also where none is left.
-pub fn part(path: &Path, shares: [f64; 2], fraction: f64, pools: &[Vec<Map<String, Value>>; 2]) -> Result<usize> {
-    let rows = pools.iter().zip(shares).flat_map(|(pool, share)| &pool[..count(pool.len(), share, fraction)]);
+pub fn part(path: &Path, shares: [f64; 2], fraction: f64, pools: [&[Map<String, Value>]; 2]) -> Result<usize> {
+    let rows = pools.into_iter().zip(shares).flat_map(|(pool, share)| &pool[..count(pool.len(), share, fraction)]);
     match write_to(path, rows)? {
         0 => Err(Error::file(path, format!("no preferences are left for {fraction} of the data"))),
         n => Ok(n),

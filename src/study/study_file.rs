@@ -8,10 +8,8 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::eval::MOST_ROWS;
-use crate::eval::statistics::MOST_RESAMPLES;
 use crate::flags::{EvaluateArgs, JudgeArgs, StratumArg, TrainArgs, from_table, judge_checks, resolve_template};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_file};
-use crate::validate::{at_least_one, at_most};
 
 /// Contents of a study file as written. Paths are relative to the folder that the program runs in, as everywhere.
 #[derive(Debug, Clone, Deserialize)]
@@ -240,6 +238,8 @@ const OF_EVALUATE: &[&str] = &[
     "template",
     "chat-template",
     "no-judge",
+    "list-jobs",
+    "job",
 ];
 
 impl Study {
@@ -323,10 +323,7 @@ impl Study {
         };
         let evaluate = section.args::<EvaluateArgs>("evaluate", "evaluate", OF_EVALUATE, written.evaluate)?;
         section.needs_data("evaluate", evaluate.data.is_empty())?;
-        let draws = evaluate
-            .draws
-            .map_or(Ok(()), |n| at_least_one("draws", n).and_then(|()| at_most("draws", n, MOST_RESAMPLES)));
-        draws.map_err(|error| section.told("evaluate", error))?;
+        evaluate.bootstrap().map_err(|error| section.told("evaluate", error))?;
         // What only the commands know: said before the first of them has run for hours.
         for method in &methods {
             let of = |error| section.told(&format!("methods.{}", method.name), error);

@@ -24,10 +24,14 @@ mod device_notes;
 #[cfg(feature = "native")]
 pub mod evaluated_models;
 #[cfg(feature = "native")]
+pub mod evaluation;
+#[cfg(feature = "native")]
 pub mod fitting_changes;
 mod generate;
 #[cfg(feature = "native")]
 mod gguf_model;
+#[cfg(feature = "native")]
+pub mod job_list;
 #[cfg(feature = "native")]
 mod judging;
 #[cfg(feature = "native")]

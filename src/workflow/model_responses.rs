@@ -83,8 +83,8 @@ pub fn fitting_prompts(
     Ok((kept, dropped))
 }
 
-/// Samples the responses of every model at every temperature and seed. Responses of earlier runs are read from the folder; the device is opened where some are
-/// missing. Returns `None` where `stop` was set.
+/// Samples the responses of every model at every temperature and seed, as far as `selects` says yes to the run's name. Responses of earlier runs are read from
+/// the folder; the device is opened where some are missing. Returns `None` where `stop` was set.
 ///
 /// # Errors
 /// Those of the models and the device; [`Error::File`], [`Error::Line`] for responses of an earlier run that cannot be read.
@@ -94,15 +94,14 @@ pub fn respond_all(
     sampled: &ResponseSampling,
     folder: &EvaluationFolder,
     (gpu, device): (&mut Option<Gpu>, &DeviceOptions),
-    stop: &AtomicBool,
+    (stop, selects): (&AtomicBool, &dyn Fn(&str) -> bool),
 ) -> Result<Option<Vec<RunResponses>>> {
     let mut all = Vec::new();
     let mut before = None;
     for checkpoint in models {
         let named = &checkpoint.named;
-        let pairs = sampled.temperatures.iter().flat_map(|&t| sampled.seeds.iter().map(move |&s| (t, s)));
         let mut files = Vec::new();
-        for (temperature, seed) in pairs {
+        for (temperature, seed) in sampled.pairs().filter(|&(t, s)| selects(&run_name(&named.name, t, s))) {
             let path = folder.responses(&run_name(&named.name, temperature, seed));
             let file = ResponseFile::open(&path, prompts)?;
             file.notes.iter().for_each(|note| note!("note: {note}"));

@@ -4,8 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::files::{FolderLock, LOCK, check_name};
+use crate::files::{FileLock, FolderLock, LOCK, check_name};
 use crate::model::save::PARTIAL;
+
+/// Lock file of a folder that several jobs share, while one of them prepares it.
+const PREPARING: &str = ".jointwise.preparing.lock";
 
 /// Output folder that this run alone writes to. Dropping it releases the folder, and removes it where it was made and nothing was written.
 pub struct OutputFolder {
@@ -23,18 +26,13 @@ impl OutputFolder {
     /// # Errors
     /// [`Error::Flag`] where another run has the folder, it is not empty, or it is a file; [`Error::File`].
     pub fn open(dir: &Path, resume: bool) -> Result<Self> {
-        check_name(dir).map_err(|reason| Error::flag("output-dir", format!("{}: {reason}", dir.display())))?;
-        if dir.exists() && !dir.is_dir() {
-            return Err(Error::flag("output-dir", format!("{} exists and is not a folder", dir.display())));
-        }
+        check_place(dir)?;
         // A folder that no run of ours is in is not touched; of one that is, the lock tells more.
         let was_left = dir.join(LOCK).exists();
         if !resume && !was_left {
             require_empty(dir, was_left)?;
         }
-        let is_absent = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
-        let made = dir.ancestors().take_while(is_absent).map(Path::to_path_buf).collect();
-        let mut folder = Self { dir: dir.into(), lock: None, made, was_left };
+        let mut folder = Self { dir: dir.into(), lock: None, made: absent_folders(dir), was_left };
         fs::create_dir_all(dir).map_err(|e| Error::file(dir, e))?;
         let lock = FolderLock::acquire(dir)?;
         lock.note().into_iter().for_each(|note| note!("note: {note}"));
@@ -43,6 +41,32 @@ impl OutputFolder {
             folder.require_empty()?;
         }
         Ok(folder)
+    }
+
+    /// Keeps processes that would [share](Self::share) the folder out, until the value is dropped.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn prepare(&self) -> Result<FolderPreparation> {
+        Ok(FolderPreparation { lock: Some(FileLock::wait(&self.dir.join(PREPARING))?), made: Vec::new() })
+    }
+
+    /// Opens a folder in which several processes do a job each, and makes it where it is absent. It must be empty, or hold `known`, which the first of the
+    /// processes makes. The other processes wait until the value is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] where the folder holds other things, or is a file; [`Error::File`].
+    pub fn share(dir: &Path, known: &str) -> Result<FolderPreparation> {
+        check_place(dir)?;
+        let check = || if dir.join(known).exists() { Ok(()) } else { require_empty(dir, dir.join(LOCK).exists()) };
+        // A folder that is not ours is not touched.
+        if !dir.join(PREPARING).exists() {
+            check()?;
+        }
+        let mut preparation = FolderPreparation { lock: None, made: absent_folders(dir) };
+        fs::create_dir_all(dir).map_err(|e| Error::file(dir, e))?;
+        preparation.lock = Some(FileLock::wait(&dir.join(PREPARING))?);
+        check().map(|()| preparation)
     }
 
     /// Refuses a folder that is not empty. A file that a killed run of this program was about to write does not count.
@@ -57,13 +81,48 @@ impl OutputFolder {
 impl Drop for OutputFolder {
     fn drop(&mut self) {
         self.lock = None;
-        // Up to the first that holds something.
-        let _ = self.made.iter().try_for_each(fs::remove_dir);
+        remove_empty(&self.made);
+    }
+}
+
+/// Output folder of several jobs, while one of them prepares it. Dropping it lets the others go on, and removes the folder where it was made and nothing was
+/// written.
+pub struct FolderPreparation {
+    lock: Option<FileLock>,
+    made: Vec<PathBuf>,
+}
+
+impl Drop for FolderPreparation {
+    fn drop(&mut self) {
+        self.lock = None;
+        remove_empty(&self.made);
+    }
+}
+
+/// Returns a folder and the folders above it, as far as they do not exist, the innermost first.
+fn absent_folders(dir: &Path) -> Vec<PathBuf> {
+    let is_absent = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    dir.ancestors().take_while(is_absent).map(Path::to_path_buf).collect()
+}
+
+/// Removes folders up to the first that holds something.
+fn remove_empty(made: &[PathBuf]) {
+    let _ = made.iter().try_for_each(fs::remove_dir);
+}
+
+fn check_place(dir: &Path) -> Result<()> {
+    check_name(dir).map_err(|reason| Error::flag("output-dir", format!("{}: {reason}", dir.display())))?;
+    match dir.exists() && !dir.is_dir() {
+        true => Err(Error::flag("output-dir", format!("{} exists and is not a folder", dir.display()))),
+        false => Ok(()),
     }
 }
 
 fn require_empty(dir: &Path, was_left: bool) -> Result<()> {
-    let is_ours = |entry: &fs::DirEntry| entry.file_name() == LOCK || (was_left && entry.file_name() == PARTIAL);
+    let is_ours = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        name == LOCK || name == PREPARING || (was_left && name == PARTIAL)
+    };
     match fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| !is_ours(&entry)) {
         true => Err(Error::flag("output-dir", format!("{} exists and is not empty", dir.display()))),
         false => Ok(()),
@@ -120,6 +179,12 @@ mod tests {
         fs::write(dir.join("x"), "").unwrap();
         drop(OutputFolder::open(&dir, true).unwrap());
         assert_eq!(names(&dir), ["x"]);
+        let shared = |dir: &Path| OutputFolder::share(dir, "known").map(drop).map_err(|error| error.to_string());
+        assert!(shared(&dir).unwrap_err().contains("is not empty"));
+        assert_eq!(names(&dir), ["x"]);
+        fs::write(dir.join("known"), "").unwrap();
+        assert_eq!((shared(&dir), shared(&root.path().join("new/one"))), (Ok(()), Ok(())));
+        assert!(!root.path().join("new").exists());
         assert!(OutputFolder::open(&dir.join("x"), true).err().unwrap().to_string().contains("is not a folder"));
         assert!(OutputFolder::open(&dir.join("x/y"), true).is_err());
     }

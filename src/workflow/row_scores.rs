@@ -188,8 +188,7 @@ fn score_finite(
     with_squares: bool,
     ranks: Ranks,
 ) -> Result<Vec<ScoredSequence>> {
-    let share = data.examples.len().div_ceil(ranks.n()).max(1);
-    let own = data.examples.chunks(share).nth(ranks.rank()).unwrap_or_default();
+    let own = &data.examples[ranks.block(data.examples.len())];
     let examples: Vec<&Example> = own.iter().collect();
     let progress = ProgressReporter::items("scoring", examples.len());
     let pass = ScoringPass { with_lora: true, share_prefix: true, max_tokens: DEFAULT_SCORE_TOKENS, with_squares };

@@ -1,4 +1,11 @@
-//! Agreement of the ranks of a data parallel run before its first step: devices, what rank 0's folder holds, and that all do the same.
+//! Agreement of the ranks of a run before they begin: devices, what rank 0's folder holds, and that all do the same.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -7,9 +14,20 @@ use super::device::DeviceOptions;
 use super::run_folder::RunFolder;
 use crate::data::named_templates::run_time;
 use crate::error::{Error, Result};
+use crate::files::write_text;
 use crate::gpu::{Caps, DeviceChoice, choose_device};
+use crate::progress::{line_label, set_line_label, show_progress};
 use crate::ranks::Ranks;
 use crate::train::settings::TrainSettings;
+
+/// File by which ranks find that they see the same output folder.
+const SEEN: &str = ".jointwise.ranks";
+/// File by which an interrupted rank stops the others.
+const STOPPED: &str = ".jointwise.stopped";
+/// Time in which a file of rank 0 must be seen by the other ranks.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(3);
+/// Time between two looks for a file.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Facts about a run that rank 0 knows from its folder, and tells the others.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -72,6 +90,145 @@ pub fn assign_devices(options: &mut DeviceOptions, ranks: Ranks) -> Result<()> {
     Ok(())
 }
 
+/// Returns the number that `--device` takes for a rank's device, as [`assign_devices`] chose it; `None` for the best device.
+///
+/// # Errors
+/// Those of [`choose_device`].
+pub fn device_number(options: &DeviceOptions) -> Result<Option<String>> {
+    match options.device {
+        DeviceChoice::LocalRank(_) => Ok(Some(pollster::block_on(choose_device(&options.device))?.index.to_string())),
+        _ => Ok(None),
+    }
+}
+
+/// Checks that every rank sees the output folder of rank 0, which has made it.
+///
+/// # Errors
+/// [`Error::Ranks`] naming the first rank that does not; [`Error::File`].
+pub fn check_shared_folder(out: &Path, ranks: Ranks) -> Result<()> {
+    if !ranks.are_several() {
+        return Ok(());
+    }
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+    let nonce = ranks.broadcast(format!("{time} {}", std::process::id()))?;
+    let file = out.join(SEEN);
+    if ranks.is_first() {
+        write_text(&file, &nonce)?;
+    }
+    // Rank 0 has written the file before the others look.
+    ranks.barrier();
+    let sees = || {
+        // A network file system asks its server again when a folder is listed.
+        let _ = fs::read_dir(out).map(Iterator::count);
+        fs::read_to_string(&file).is_ok_and(|text| text == nonce)
+    };
+    let n_looks = VISIBLE_WITHIN.as_millis() / LOOK_EVERY.as_millis();
+    let is_seen = (0..n_looks).any(|look| {
+        if look > 0 {
+            std::thread::sleep(LOOK_EVERY);
+        }
+        sees()
+    });
+    let all = ranks.gather((is_seen, ranks.host()))?;
+    if ranks.is_first() {
+        let _ = fs::remove_file(&file);
+    }
+    match all.iter().position(|(is_seen, _)| !is_seen) {
+        None => Ok(()),
+        Some(rank) => {
+            let (host, out) = (&all[rank].1, out.display());
+            Err(Error::Ranks(format!(
+                "rank {rank} at {host} does not see rank 0's folder {out}: all ranks need the same --output-dir, on a file system that they share"
+            )))
+        }
+    }
+}
+
+/// Watch of several ranks over an interruption: where one rank is stopped, all are. Dropping it ends the watch.
+pub struct SharedStop {
+    file: PathBuf,
+    ranks: Ranks,
+    has_ended: Arc<AtomicBool>,
+    watch: Option<JoinHandle<()>>,
+}
+
+impl SharedStop {
+    /// Begins to watch: `stop` is set when it is set on another rank. `out` is a folder that all ranks see.
+    pub fn watch(out: &Path, stop: &'static AtomicBool, ranks: Ranks) -> Self {
+        let (file, has_ended) = (out.join(STOPPED), Arc::new(AtomicBool::new(false)));
+        let mut shared = Self { file, ranks, has_ended, watch: None };
+        if !ranks.are_several() {
+            return shared;
+        }
+        if ranks.is_first() {
+            let _ = fs::remove_file(&shared.file);
+        }
+        ranks.barrier();
+        let (file, has_ended) = (shared.file.clone(), shared.has_ended.clone());
+        let watch = move || {
+            while !has_ended.load(Ordering::Relaxed) {
+                if stop.load(Ordering::Relaxed) {
+                    let _ = write_text(&file, "");
+                    return;
+                }
+                if file.exists() {
+                    stop.store(true, Ordering::Relaxed);
+                    note!("another rank was interrupted: ending after what is under way, which is kept");
+                    return;
+                }
+                std::thread::park_timeout(LOOK_EVERY);
+            }
+        };
+        shared.watch = std::thread::Builder::new().name("shared stop".into()).spawn(watch).ok();
+        shared
+    }
+}
+
+impl Drop for SharedStop {
+    fn drop(&mut self) {
+        self.has_ended.store(true, Ordering::Relaxed);
+        if let Some(watch) = self.watch.take() {
+            watch.thread().unpark();
+            let _ = watch.join();
+        }
+        if self.ranks.is_first() && self.ranks.are_several() {
+            let _ = fs::remove_file(&self.file);
+        }
+    }
+}
+
+/// Lines of a rank that works on its own: they begin with the rank, and are shown, until this value is dropped.
+pub struct LabelledLines {
+    /// Label and level before.
+    before: (String, log::LevelFilter),
+}
+
+impl LabelledLines {
+    /// Begins each line of this rank with its number and the stage that it does; without a stage, lines keep the label that they have. A single rank's lines
+    /// stay as they are.
+    pub fn of(ranks: Ranks, stage: Option<&str>) -> Option<Self> {
+        if !ranks.are_several() {
+            return None;
+        }
+        let before = (line_label(), log::max_level());
+        match stage {
+            Some(stage) => set_line_label(format!("rank {}, {stage}: ", ranks.rank())),
+            None if before.0.is_empty() => set_line_label(format!("rank {}: ", ranks.rank())),
+            None => {}
+        }
+        show_progress();
+        log::set_max_level(before.1.max(log::LevelFilter::Info));
+        Some(Self { before })
+    }
+}
+
+impl Drop for LabelledLines {
+    fn drop(&mut self) {
+        set_line_label(std::mem::take(&mut self.before.0));
+        log::set_max_level(self.before.1);
+    }
+}
+
 /// Lists the ranks' devices; neighbours with the same one stand together.
 fn device_list(devices: &[String]) -> String {
     let mut list = Vec::new();
@@ -113,6 +270,17 @@ pub(super) fn check_same_run(settings: &impl Serialize, contents: &[(&str, &str)
     flatten("", &serde_json::to_value(settings).map_err(|e| Error::file("settings", e))?, &mut named);
     let own = (named, contents.iter().map(|(name, hash)| (name.to_string(), hash.to_string())).collect());
     difference(&ranks.gather(own)?).map_or(Ok(()), |reason| Err(Error::Ranks(reason)))
+}
+
+/// Checks that every rank has the same contents: each has the words for another one, such as "other test prompts", and its value or hash.
+///
+/// # Errors
+/// [`Error::Ranks`] naming the first that differs.
+pub fn check_same_contents(contents: &[(&str, &str)], ranks: Ranks) -> Result<()> {
+    let own = contents.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    let all: Vec<FlatSettings> = ranks.gather(own)?;
+    let all: Vec<(FlatSettings, FlatSettings)> = all.into_iter().map(|contents| (Vec::new(), contents)).collect();
+    difference(&all).map_or(Ok(()), |reason| Err(Error::Ranks(reason)))
 }
 
 /// Settings by name, without nesting; or contents by name.

@@ -1,16 +1,16 @@
 //! Whatever is wrong on one rank ends all of them, with its message, and the run can go on.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::fault_layer;
-use crate::harness::{ADAPTER, Program, Setting, has_mpirun, mpirun, rank, ranks};
+use crate::harness::{ADAPTER, Setting};
+#[cfg(target_os = "linux")]
+use crate::launched::kill_rank;
+use crate::launched::{Program, ends, has_mpirun, mpirun, rank, ranks};
 use crate::program::{Ran, edit, fixture, rows};
 
 /// Runs two ranks with different arguments: status 2, one message with every part, and soon.
@@ -20,26 +20,6 @@ fn refused(setting: &Setting, args: [Vec<&str>; 2], parts: &[&str]) {
     ends(mpirun(&setting.sandbox, &[rank(first), rank(second)]), 2, parts);
     assert!(!setting.sandbox.path("out").join(ADAPTER).exists());
     let _ = fs::remove_dir_all(setting.sandbox.path("out"));
-}
-
-/// A run ends with this status and one message, which holds every part, within ten seconds of the message.
-#[track_caller]
-fn ends(mut command: Command, status: i32, parts: &[&str]) {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("mpirun starts");
-    let (mut lines, mut said) = (Vec::new(), None);
-    for line in BufReader::new(child.stderr.take().expect("a pipe")).lines().map_while(Result::ok) {
-        if line.starts_with("error:") {
-            said.get_or_insert_with(Instant::now);
-        }
-        lines.push(line);
-    }
-    let ended = child.wait().expect("ended");
-    let took = said.map(|said| said.elapsed());
-    assert_eq!(ended.code(), Some(status), "{lines:#?}");
-    let errors: Vec<&String> = lines.iter().filter(|line| line.starts_with("error:")).collect();
-    assert_eq!(errors.len(), 1, "{lines:#?}");
-    parts.iter().for_each(|part| assert!(errors[0].contains(part), "`{part}` is not in {}", errors[0]));
-    assert!(took.is_some_and(|took| took < Duration::from_secs(10)), "{took:?}");
 }
 
 /// The control of the checksums: one rank gets another sum of gradients than the others, once.
@@ -63,41 +43,6 @@ fn ranks_that_drift_apart_are_found() {
     assert!(setting.sandbox.path("out/checkpoint-2").is_dir() && !setting.sandbox.path("out/checkpoint-3").exists());
 }
 
-/// Returns the fields that the kernel lists of a process after its name: its state and its parent come first.
-#[cfg(target_os = "linux")]
-fn stat(pid: libc::pid_t) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    Some(text.rsplit_once(") ")?.1.into())
-}
-
-/// Tells whether a process has not ended. One that nobody has waited for yet has.
-#[cfg(target_os = "linux")]
-fn is_running(pid: libc::pid_t) -> bool {
-    stat(pid).is_some_and(|stat| !stat.starts_with('Z'))
-}
-
-/// Returns the ranks that a launcher started, itself or through its helpers.
-#[cfg(target_os = "linux")]
-fn started_ranks(launcher: u32, program: &OsStr) -> Vec<libc::pid_t> {
-    // The kernel keeps the beginning of a name.
-    let name: String = Path::new(program).file_name().into_iter().flat_map(OsStr::to_str).collect();
-    let name: String = name.chars().take(15).collect();
-    let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let all: Vec<(libc::pid_t, u32)> = names
-        .filter_map(|name| name.to_str()?.parse().ok())
-        .filter_map(|pid| Some((pid, stat(pid)?.split(' ').nth(1)?.parse().ok()?)))
-        .collect();
-    let descends = |pid: libc::pid_t| {
-        let parent = |pid: &u32| all.iter().find(|(known, _)| *known as u32 == *pid).map(|(_, parent)| *parent);
-        std::iter::successors(Some(pid as u32), parent).skip(1).any(|pid| pid == launcher)
-    };
-    let is_rank =
-        |pid: libc::pid_t| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name);
-    let mut ranks: Vec<_> = all.iter().map(|(pid, _)| *pid).filter(|&pid| descends(pid) && is_rank(pid)).collect();
-    ranks.sort_unstable();
-    ranks
-}
-
 /// A rank that is killed ends the others, and the run goes on to the same bits.
 #[cfg(target_os = "linux")]
 #[test]
@@ -111,7 +56,7 @@ fn a_killed_rank_ends_all_and_the_run_resumes() {
     let log = setting.sandbox.path("killed/metrics.jsonl");
     let n_lines = || fs::read_to_string(&log).map_or(0, |text| text.matches('\n').count());
     let resume = [&flags[..], &["--resume"]].concat();
-    for (victim, line) in [(0, 25), (1, 50), (1, 71)] {
+    for (i, line) in [3, 14, 25, 37, 50, 58, 71, 83, 96, 110].into_iter().enumerate() {
         let args = setting.args("killed", &resume);
         let mut run = mpirun(&setting.sandbox, &[ranks(2, args)]);
         let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("mpirun starts");
@@ -119,16 +64,7 @@ fn a_killed_rank_ends_all_and_the_run_resumes() {
             assert!(run.try_wait().expect("a child").is_none(), "the run ended before line {line}");
             std::thread::sleep(Duration::from_millis(1));
         }
-        let ranks = started_ranks(run.id(), setting.sandbox.command(&[]).get_program());
-        assert_eq!(ranks.len(), 2, "{ranks:?}");
-        // SAFETY: a system call with two numbers: a process of this test's, which its parent has not waited for.
-        assert_eq!(unsafe { libc::kill(ranks[victim], libc::SIGKILL) }, 0);
-        let killed = Instant::now();
-        assert!(!run.wait().expect("ended").success());
-        while ranks.iter().any(|&pid| is_running(pid)) {
-            assert!(killed.elapsed() < Duration::from_secs(10), "a rank outlives the other");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        kill_rank(run, (i % 2, 2));
     }
     setting.several(2, "killed", &resume).ok();
     setting.same("whole", "killed");

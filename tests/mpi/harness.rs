@@ -1,83 +1,15 @@
-//! Runs of several ranks, and comparisons of what they wrote.
+//! Training runs of one process and of several ranks, and comparisons of what they wrote.
 
 use std::fs;
-use std::process::Command;
 
 use serde_json::Value;
 
+use crate::launched::{mpirun, ranks};
 use crate::program::{Ran, Sandbox, fixture, metrics, rows};
 
 /// Largest difference of a loss between several ranks and one process, whose sums of gradients have another order.
 pub const NOISE: f64 = 1e-6;
 pub const ADAPTER: &str = "adapter_model.safetensors";
-
-/// Launcher of MPI.
-pub struct Launcher {
-    program: String,
-    /// MPICH's, or a relative's; otherwise Open MPI's.
-    is_hydra: bool,
-}
-
-impl Launcher {
-    /// Finds the launcher; without one the tests are skipped.
-    pub fn find() -> Option<Self> {
-        let program = std::env::var("JOINTWISE_MPIRUN").unwrap_or_else(|_| "mpirun".into());
-        match Command::new(&program).arg("--version").output() {
-            Ok(out) if out.status.success() => {
-                Some(Self { program, is_hydra: String::from_utf8_lossy(&out.stdout).contains("HYDRA") })
-            }
-            _ => {
-                eprintln!("skipped: {program} is not installed");
-                None
-            }
-        }
-    }
-}
-
-/// Tells whether MPI's launcher is there.
-pub fn has_mpirun() -> bool {
-    Launcher::find().is_some()
-}
-
-/// Ranks of a run with the same arguments.
-pub struct Program<'a> {
-    pub n: usize,
-    /// Variables of their environment.
-    pub variables: Vec<(&'static str, String)>,
-    pub args: Vec<&'a str>,
-}
-
-/// Returns a program of one rank.
-pub fn rank(args: Vec<&str>) -> Program<'_> {
-    Program { n: 1, variables: Vec::new(), args }
-}
-
-/// Returns a program of several ranks.
-pub fn ranks(n: usize, args: Vec<&str>) -> Program<'_> {
-    Program { n, variables: Vec::new(), args }
-}
-
-/// Starts programs with MPI's launcher.
-pub fn mpirun(sandbox: &Sandbox, programs: &[Program<'_>]) -> Command {
-    let launcher = Launcher::find().expect("a launcher");
-    let plain = sandbox.command(&[]);
-    let mut command = Command::new(&launcher.program);
-    if !launcher.is_hydra {
-        command.args(["--allow-run-as-root", "--oversubscribe"]);
-    }
-    for (i, Program { n, variables, args }) in programs.iter().enumerate() {
-        command.args((i > 0).then_some(":")).args(["-n", &n.to_string()]);
-        for (name, value) in variables {
-            match launcher.is_hydra {
-                true => command.args(["-env", name, value]),
-                false => command.args(["-x", &format!("{name}={value}")]),
-            };
-        }
-        command.arg(plain.get_program()).args(args);
-    }
-    command.current_dir(sandbox.path("")).env("XDG_CACHE_HOME", sandbox.path("cache"));
-    command
-}
 
 pub struct Setting {
     pub sandbox: Sandbox,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -27,7 +27,10 @@ pub struct Ran {
 
 impl Ran {
     pub fn of(command: &mut Command) -> Self {
-        let out = command.output().expect("the program starts");
+        Self::from(command.output().expect("the program starts"))
+    }
+
+    pub fn from(out: Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         // Paths in messages as tests write them.
         let messages = if cfg!(windows) { text(&out.stderr).replace('\\', "/") } else { text(&out.stderr) };

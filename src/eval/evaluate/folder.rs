@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::files::make_folder;
+use crate::files::{FileLock, make_folder};
 use crate::model::folder::{MAX_CONFIG_BYTES, read_optional};
 use crate::model::save::write_text;
 
-const SETTINGS: &str = "settings.json";
+/// File of the settings, which the folder of every evaluation has.
+pub const SETTINGS: &str = "settings.json";
+/// Lock file of [`SETTINGS`], while a process adds its checkpoints.
+const SETTINGS_LOCK: &str = ".settings.json.lock";
 const RESPONSES: &str = "responses";
 const JUDGED: &str = "judged";
 const ALPACA: &str = "alpaca_eval";
@@ -38,6 +41,7 @@ impl EvaluationFolder {
     /// [`Error::Flag`] where earlier responses were made with other settings or weights; [`Error::File`], [`Error::Line`].
     pub fn open(dir: &Path, settings: &Value, digests: &[(&str, String)], time: Option<u64>) -> Result<Self> {
         let path = dir.join(SETTINGS);
+        let _lock = FileLock::wait(&dir.join(SETTINGS_LOCK))?;
         let mut checkpoints: Map<String, Value> = Map::new();
         if let Some(text) = read_optional(dir, SETTINGS, MAX_CONFIG_BYTES)? {
             let was: Value =
@@ -70,6 +74,11 @@ impl EvaluationFolder {
         let text = format!("{written:#}\n");
         write_text(&path, &text)?;
         Ok(Self(dir.into()))
+    }
+
+    /// Returns the folder of an evaluation that another process has opened.
+    pub fn opened(dir: &Path) -> Self {
+        Self(dir.into())
     }
 
     /// Returns the folder's path.

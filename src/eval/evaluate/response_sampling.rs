@@ -64,6 +64,11 @@ impl ResponseSampling {
         }
     }
 
+    /// Lists the temperature and the seed of each run of a model.
+    pub fn pairs(&self) -> impl Iterator<Item = (f64, u64)> {
+        self.temperatures.iter().flat_map(|&temperature| self.seeds.iter().map(move |&seed| (temperature, seed)))
+    }
+
     /// Returns the settings of one run.
     pub fn settings(&self, temperature: f64, seed: u64, eos: Vec<u32>) -> GenerateSettings {
         GenerateSettings {

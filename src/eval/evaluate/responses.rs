@@ -1,7 +1,7 @@
 //! Responses to test prompts, written to disk as they are generated: one JSON object per line, in the order of the prompts.
 
 use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -41,21 +41,18 @@ pub struct ResponseFile {
     pub notes: Vec<String>,
 }
 
-impl ResponseFile {
-    /// Opens or creates the file of the responses to `prompts`. Rows for further prompts are left unchanged.
-    ///
-    /// # Errors
-    /// [`Error::Line`] for a line that is damaged, or that answers another prompt; [`Error::File`], also where another program is writing
-    /// to the file.
-    pub fn open(path: &Path, prompts: &[TestPrompt]) -> Result<Self> {
-        let fail = |e: std::io::Error| Error::file(path, e);
-        let mut file = open_log(path)?;
-        if let Err(TryLockError::WouldBlock) = file.try_lock() {
-            return Err(Error::file(path, "another run is writing to it"));
-        }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(fail)?;
-        let found = RecoveredLines::read(path, &bytes)?;
+/// Contents of a file of responses, up to a last line that was cut short.
+struct ReadResponses {
+    rows: Vec<ResponseRow>,
+    /// Length of the file's whole lines.
+    whole_bytes: usize,
+    notes: Vec<String>,
+}
+
+impl ReadResponses {
+    /// Reads the responses to `prompts`; rows for further prompts are skipped.
+    fn parse(path: &Path, bytes: &[u8], prompts: &[TestPrompt]) -> Result<Self> {
+        let found = RecoveredLines::read(path, bytes)?;
         let notes = found.note(path).into_iter().collect();
         let mut rows = Vec::with_capacity(found.lines.len());
         for ((line, object), prompt) in found.lines.into_iter().zip(prompts) {
@@ -70,12 +67,43 @@ impl ResponseFile {
             }
             rows.push(row);
         }
-        file.set_len(found.whole_bytes as u64).map_err(fail)?;
+        Ok(Self { rows, whole_bytes: found.whole_bytes, notes })
+    }
+}
+
+impl ResponseFile {
+    /// Opens or creates the file of the responses to `prompts`. Rows for further prompts are left unchanged.
+    ///
+    /// # Errors
+    /// [`Error::Line`] for a line that is damaged, or that answers another prompt; [`Error::File`], also where another program is writing
+    /// to the file.
+    pub fn open(path: &Path, prompts: &[TestPrompt]) -> Result<Self> {
+        let fail = |e: std::io::Error| Error::file(path, e);
+        let mut file = open_log(path)?;
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(Error::file(path, "another run is writing to it"));
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(fail)?;
+        let ReadResponses { rows, whole_bytes, notes } = ReadResponses::parse(path, &bytes, prompts)?;
+        file.set_len(whole_bytes as u64).map_err(fail)?;
         file.seek(SeekFrom::End(0)).map_err(fail)?;
-        if found.whole_bytes > 0 && bytes[found.whole_bytes - 1] != b'\n' {
+        if whole_bytes > 0 && bytes[whole_bytes - 1] != b'\n' {
             file.write_all(b"\n").map_err(fail)?;
         }
         Ok(Self { path: path.into(), file, rows, notes })
+    }
+
+    /// Counts the responses to `prompts` in a file, which another process may be writing. A file that is absent has none.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn count(path: &Path, prompts: &[TestPrompt]) -> Result<usize> {
+        match std::fs::read(path) {
+            Ok(bytes) => ReadResponses::parse(path, &bytes, prompts).map(|read| read.rows.len()),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(0),
+            Err(e) => Err(Error::file(path, e)),
+        }
     }
 
     /// Returns the responses so far, in the order of the prompts.

@@ -12,7 +12,7 @@ use super::dry_run as stage_list;
 use super::rows::SampledComparisons;
 use super::stages::{self, EVALUATE, StageCommands, StageRunner};
 use super::study_file::{DrawSettings, JointSource, StudyMethod};
-use super::{digests, rows};
+use super::{digests, results as shared_results, rows};
 use crate::data::rows::FieldMap;
 use crate::error::{Error, Result};
 use crate::eval::acquire::PREFERENCES;
@@ -66,6 +66,7 @@ pub fn run(args: &IterateArgs, commands: StageCommands) -> Result<(Finished, Str
             written = Some(results::write(&run, round)?);
         }
     }
+    shared_results::note_places(&args.output_dir);
     Ok((Finished::Whole, written.map_or_else(String::new, |written| written.printed(args.json))))
 }
 
@@ -230,13 +231,13 @@ impl RoundsRun<'_> {
         };
         let pools = [pool("conditional")?, pool("joint")?];
         let data = self.dir(&stage_of(round, PREFERENCES));
-        rows::part(&data, self.method().shares, 1.0, &pools)?;
+        rows::part(&data, self.method().shares, 1.0, [&pools[0], &pools[1]])?;
         let (model, adapter) = self.policy(round - 1);
         let mut args = self.method().train.clone();
         args.model = ModelArgs { model: Some(model), adapter, ..args.model };
         args.data = DataArgs { data: vec![data], ..args.data };
         args.objective.reference = self.reference(round);
-        self.stages.trained(&self.rounds.study, &stage_of(round, "train"), args, self.rounds.seed, false)
+        self.stages.trained(&self.rounds.study, &stage_of(round, "train"), args, (self.rounds.seed, false), || Ok(()))
     }
 
     /// Returns the value of `--reference` of a round's training. `None`: the policy at the start of the round.
