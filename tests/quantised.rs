@@ -1,236 +1,215 @@
-//! Frozen weights in eight and four bits: bitsandbytes' values, and training on them is training on what they stand for.
+//! Checkpoints with quantised weights are read as what other programs say that they stand for (tests/quantised/make.py).
+#![allow(clippy::unwrap_used)]
 
 mod program;
 
-use std::f64::consts::LN_2;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use jointwise::Result;
-use jointwise::gpu::{DeviceChoice, Gpu};
-use jointwise::kernels::storage::{DYNAMIC, PackedWeight, WeightFormat};
-use jointwise::model::decoder::Decoder;
-use jointwise::model::description::{ModelConfig, TensorSpec};
-use jointwise::model::load::{LoadOptions, TrainMode, linear_modules};
-use jointwise::model::weights::{BaseDtype, TrainOptions, WeightSource, read_back, transpose};
-use jointwise::rng::Rng;
-use program::{Sandbox, Tensors, metrics, read_tensors, relative_l2, rows, write_tensors};
-use safetensors::Dtype;
+use jointwise::kernels::storage::{PackedWeight, WeightFormat};
+use jointwise::model::weights::{BaseDtype, WeightSource};
+use jointwise::workflow::OpenModel;
+use program::{Sandbox, edit, read_tensors, rows};
+use serde_json::Value;
 
-/// A matrix quantised and dequantised.
-fn through(storage: WeightFormat, values: Vec<f32>, cols: usize) -> Vec<f32> {
-    let rows = values.len() / cols;
-    storage.unpack(&PackedWeight::new(storage, values, cols).part(0, rows, cols), rows, cols)
+const ALL: [&str; 5] = ["fp8-blocks", "fp8-rows", "fp8-tensor", "nf4-nested", "nf4-plain"];
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/quantised").join(name)
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|v| v.to_bits()).collect()
-}
-
-/// Values of a tensor of F32 or BF16.
-fn values(tensors: &Tensors, name: &str) -> Vec<f32> {
-    jointwise::model::checkpoint::to_f32(tensors[name].dtype, &tensors[name].bytes)
-}
-
-#[test]
-fn values_are_those_of_bitsandbytes() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/quantised/bitsandbytes.safetensors");
-    let theirs = read_tensors(&path);
-    assert_eq!(bits(&*DYNAMIC), bits(&values(&theirs, "dynamic_map")));
-    for (name, input, storage, other) in [
-        ("nf4", "weight", WeightFormat::Nf4, WeightFormat::Int8),
-        ("int8", "rows", WeightFormat::Int8, WeightFormat::Nf4),
-    ] {
-        let (weight, want) = (values(&theirs, input), values(&theirs, name));
-        let cols = theirs[input].shape[1];
-        assert!(weight.len() == want.len() && cols == 192, "{name}");
-        let differ = |got: Vec<f32>| got.iter().zip(&want).filter(|(g, w)| g.to_bits() != w.to_bits()).count();
-        assert_eq!(differ(through(storage, weight.clone(), cols)), 0, "{name}");
-        // The comparison can fail: by another storage, other blocks, a weight that moves the scale of its block.
-        assert!(differ(through(other, weight.clone(), cols)) > 1000, "{name}");
-        assert!(differ(through(storage, transpose(&weight, weight.len() / cols, cols), cols)) > 1000, "{name}");
-        let mut moved = weight;
-        moved[2000] = 3.0;
-        assert!(differ(through(storage, moved, cols)) > 20, "{name}");
+/// Copies a checkpoint to a folder, with the demo's tokenizer, without the expected values.
+fn copied(sandbox: &Sandbox, name: &str, to: &str) -> PathBuf {
+    let to = sandbox.path(to);
+    std::fs::create_dir_all(&to).unwrap();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    for file in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        std::fs::copy(demo.join(file), to.join(file)).unwrap();
     }
-}
-
-/// Random values by name, stored as f32.
-struct Random;
-
-impl WeightSource for Random {
-    fn is_bf16(&self, _: &TensorSpec) -> bool {
-        false
+    for file in ["model.safetensors", "config.json"] {
+        std::fs::copy(folder(name).join(file), to.join(file)).unwrap();
     }
-    fn values(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
-        let mut rng = Rng::new(spec.name.bytes().map(u64::from).sum(), 1);
-        Ok((0..spec.shape.iter().product()).map(|_| rng.normal()).collect())
-    }
-}
-
-/// GPT-2's matrices are held transposed, and quantised as they are held; nothing but linear weights is.
-#[test]
-fn what_is_held_is_quantised_and_the_rest_is_not() {
-    let config = r#"{"architectures": ["GPT2LMHeadModel"], "n_embd": 64, "n_head": 2, "n_layer": 1, "n_positions": 16,
-        "vocab_size": 20}"#;
-    let d = ModelConfig::from_json("config.json", config).expect("GPT-2");
-    let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
-    let linear: Vec<String> = linear_modules(&d).map(|m| format!("{}.weight", m.name)).collect();
-    for (base, storage) in [
-        (BaseDtype::Int8, WeightFormat::Int8),
-        (BaseDtype::Nf4, WeightFormat::Nf4),
-        (BaseDtype::Bf16, WeightFormat::Bf16),
-    ] {
-        let options =
-            LoadOptions { trained: TrainMode::Nothing, lora: None, training: TrainOptions::NONE, n_positions: 8, base };
-        let source: Rc<dyn WeightSource> = Rc::new(Random);
-        let decoder = Decoder::load(&gpu, &d, &source, &options).expect("a decoder");
-        let mut seen = 0;
-        for weight in decoder.weights() {
-            let (spec, stored) = (&weight.spec, Random.values(&weight.spec).expect("values"));
-            let got = pollster::block_on(read_back(&gpu, weight, false)).expect("readback");
-            if !linear.contains(&spec.name) {
-                assert_eq!(bits(&got), bits(&stored), "{base:?} {}", spec.name);
-                continue;
-            }
-            seen += 1;
-            assert!(spec.transposed && weight.storage == storage, "{}", spec.name);
-            let (n_in, n_out) = (spec.shape[0], spec.shape[1]);
-            let held = through(storage, transpose(&stored, n_in, n_out), n_in);
-            assert_eq!(bits(&got), bits(&transpose(&held, n_out, n_in)), "{base:?} {}", spec.name);
-            assert_ne!(bits(&got), bits(&stored));
-        }
-        assert_eq!(seen, linear.len());
-    }
-}
-
-fn demo_model() -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo").to_str().expect("UTF-8").to_string()
-}
-
-/// The demo model with its linear weights replaced by what a storage makes of them, all in f32.
-fn dequantised(sandbox: &Sandbox, storage: WeightFormat, name: &str) -> PathBuf {
-    let (from, to) = (PathBuf::from(demo_model()), sandbox.path(name));
-    fs::create_dir_all(&to).expect("a folder");
-    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
-        fs::copy(from.join(file), to.join(file)).expect("a copy");
-    }
-    let text = fs::read_to_string(to.join("config.json")).expect("text");
-    let d = ModelConfig::from_json("config.json", &text).expect("a configuration");
-    let linear: Vec<String> = linear_modules(&d).map(|m| format!("{}.weight", m.name)).collect();
-    let mut tensors = read_tensors(&from.join("model.safetensors"));
-    let names: Vec<String> = tensors.keys().cloned().collect();
-    for name in names {
-        let old = values(&tensors, &name);
-        let tensor = tensors.get_mut(&name).expect("a tensor");
-        let new = if linear.contains(&name) { through(storage, old, tensor.shape[1]) } else { old };
-        tensor.dtype = Dtype::F32;
-        tensor.set(&new);
-    }
-    write_tensors(&to.join("model.safetensors"), &tensors);
     to
 }
 
-fn same(a: f64, b: f64) -> bool {
-    (a - b).abs() <= 2e-5 * (1.0 + b.abs())
+fn model(sandbox: &Sandbox, name: &str) -> PathBuf {
+    copied(sandbox, name, name)
 }
 
-/// LoRA on a quantised base is LoRA on a checkpoint of the dequantised values, and is not LoRA on the checkpoint as it was.
+/// The values that a checkpoint stands for, as a checkpoint in bf16.
+fn floats(sandbox: &Sandbox, name: &str) -> PathBuf {
+    let to = copied(sandbox, name, &format!("{name}-floats"));
+    std::fs::copy(folder(name).join("expected.safetensors"), to.join("model.safetensors")).unwrap();
+    change_config(&to, |config| drop(config.as_object_mut().unwrap().remove("quantization_config")));
+    to
+}
+
+fn change_config(model: &Path, change: impl FnOnce(&mut Value)) {
+    let path = model.join("config.json");
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(&path, config.to_string()).unwrap();
+}
+
 #[test]
-fn training_on_a_quantised_base_is_training_on_its_values() {
+fn values_are_those_of_other_programs() {
     let sandbox = Sandbox::new();
-    let data = sandbox.write("prefs.jsonl", rows("mistral-odd")[..8].join("\n"));
-    let model = demo_model();
-    for (base, storage) in [("nf4", WeightFormat::Nf4), ("int8", WeightFormat::Int8)] {
-        let plain = dequantised(&sandbox, storage, &format!("plain-{base}"));
-        let plain = plain.to_str().expect("UTF-8");
-        let run = |model: &str, base: &str, out: &str| {
-            let out = sandbox.text(out);
-            let mut args = vec!["train", "--model", model, "--base-dtype", base, "--data", &data, "--output-dir", &out];
-            args.extend(["--max-steps", "3", "--batch-size", "4", "--learning-rate", "1e-2"]);
-            sandbox.run(&[args, vec!["--lora-targets", "all-linear"]].concat()).ok();
-            metrics(Path::new(&out))
-        };
-        let (quantised, dequantised, as_it_was) = (
-            run(&model, base, &format!("q-{base}")),
-            run(plain, "auto", &format!("d-{base}")),
-            run(&model, "auto", &format!("a-{base}")),
+    for name in ALL {
+        let open = OpenModel::open(model(&sandbox, name).to_str().unwrap(), BaseDtype::Auto).unwrap();
+        let expected = read_tensors(&folder(name).join("expected.safetensors"));
+        let specs = open.description.tensors();
+        assert_eq!(specs.len(), expected.len(), "{name}");
+        for spec in &specs {
+            let values = open.checkpoint.values(spec).unwrap();
+            assert!(values == expected[&spec.name].values(), "{name}: {}", spec.name);
+            assert!(WeightSource::is_bf16(&*open.checkpoint, spec), "{name}: {}", spec.name);
+        }
+        // The control: other scales give other values.
+        let other = model(&sandbox, name);
+        edit(&other.join("model.safetensors"), |tensors| {
+            let scales = tensors.iter_mut().find(|(name, _)| {
+                name.contains("q_proj.weight") && (name.contains("_scale") || name.ends_with("absmax"))
+            });
+            let bytes = &mut scales.unwrap().1.bytes;
+            bytes.iter_mut().for_each(|byte| *byte ^= 1);
+        });
+        let changed = OpenModel::open(other.to_str().unwrap(), BaseDtype::Auto).unwrap();
+        let spec = specs.iter().find(|spec| spec.name.contains("q_proj")).unwrap();
+        assert!(changed.checkpoint.values(spec).unwrap() != expected[&spec.name].values(), "{name}");
+    }
+}
+
+/// Scores of a quantised checkpoint are those of its floats, bit by bit.
+#[test]
+fn scores_are_those_of_the_floats() {
+    let sandbox = Sandbox::new();
+    let data = sandbox.write("rows.jsonl", rows("mistral-odd")[..4].join("\n"));
+    let score = |model: &Path, dtype: &str| {
+        let args = [
+            "score",
+            "--model",
+            model.to_str().unwrap(),
+            "--data",
+            &data,
+            "--base-dtype",
+            dtype,
+            "--template",
+            "plain",
+        ];
+        let ran = sandbox.run(&args).ok();
+        (ran.stdout.clone(), ran.stderr)
+    };
+    for name in ["fp8-blocks", "nf4-plain"] {
+        let (quantised, floats) = (model(&sandbox, name), floats(&sandbox, name));
+        let (text, said) = score(&quantised, "auto");
+        assert!(
+            said.contains(if name.starts_with("fp8") {
+                "7 tensors in FP8 are read as bf16"
+            } else {
+                "of which 0 are held as they are"
+            }),
+            "{said}"
         );
-        let number = |line: &serde_json::Value, name: &str| line[name].as_f64().expect("a number");
-        // The reference is the same base: scores of another are not taken from the cache.
-        assert!((number(&quantised[0], "loss") - LN_2).abs() < 1e-6, "{}", quantised[0]);
-        for (q, d) in quantised.iter().zip(&dequantised) {
-            for name in ["loss", "grad_norm", "logps/chosen"] {
-                assert!(same(number(q, name), number(d, name)), "{base} {name}: {q} {d}");
-            }
-        }
-        let differs = |name: &str| !same(number(&quantised[2], name), number(&as_it_was[2], name));
-        assert!(differs("loss") && differs("grad_norm") && differs("logps/chosen"), "{base}: {quantised:?}");
-        let card = fs::read_to_string(sandbox.path(&format!("q-{base}/README.md"))).expect("a card");
-        assert!(card.contains(&format!("| base-dtype | {base} |")), "{card}");
-
-        // Gradients and scores with the adapter that came of it.
-        let adapter = sandbox.text(&format!("q-{base}"));
-        let grad = |model: &str, base: &str, out: &str| {
-            let out = sandbox.text(out);
-            let args = ["grad", "--model", model, "--base-dtype", base, "--adapter", &adapter, "--data", &data];
-            sandbox.run(&[&args[..], &["--reference", "base", "--out", &out]].concat()).ok();
-            let tensors = read_tensors(Path::new(&out));
-            tensors.values().flat_map(|t| t.values()).collect::<Vec<f32>>()
-        };
-        let q = grad(&model, base, "q.safetensors");
-        let error = relative_l2(&q, &grad(plain, "auto", "d.safetensors"));
-        assert!(error < 1e-4, "{base}: {error}");
-        let error = relative_l2(&q, &grad(&model, "auto", "a.safetensors"));
-        assert!(error > 1e-3, "{base}: gradients of the unquantised model pass: {error}");
-        let score = |model: &str, base: &str| {
-            let args = ["score", "--model", model, "--base-dtype", base, "--adapter", &adapter, "--data", &data];
-            sandbox.run(&args).ok().lines()[0]["chosen"]["logp"].as_f64().expect("logp")
-        };
-        let (q, d, a) = (score(&model, base), score(plain, "auto"), score(&model, "auto"));
-        assert!(same(q, d) && !same(q, a), "{base}: {q} {d} {a}");
+        assert_eq!(text, score(&floats, "auto").0, "{name}");
     }
 }
 
-/// The same adapter is not gone on with over another base.
+/// The blocks of a checkpoint in NF4 go to the device as they are.
 #[test]
-fn a_run_is_resumed_on_its_own_base() {
+fn nf4_is_held_without_a_loss() {
     let sandbox = Sandbox::new();
-    let data = sandbox.write("prefs.jsonl", rows("mistral-odd")[..4].join("\n"));
-    let (model, out) = (demo_model(), sandbox.text("out"));
-    let run = |base, more: &[&str]| {
-        let args = ["train", "--model", &model, "--data", &data, "--output-dir", &out, "--base-dtype", base];
-        sandbox.run(&[&args[..], &["--max-steps", "2", "--save-steps", "1", "--batch-size", "2"], more].concat())
-    };
-    run("nf4", &[]).ok();
-    run("auto", &["--resume"]).said(2, &["checkpoint-", "other settings"]);
-    run("nf4", &["--resume"]).ok();
+    let path = model(&sandbox, "nf4-nested");
+    let open = OpenModel::open(path.to_str().unwrap(), BaseDtype::Auto).unwrap();
+    let source: Rc<dyn WeightSource> = open.weight_source();
+    let (mut n_packed, mut n_lossy) = (0, 0);
+    for spec in open.description.tensors().iter().filter(|spec| spec.name.contains("proj")) {
+        let (rows, columns) = (spec.shape[0], spec.shape[1]);
+        let Some(packed) = source.packed(spec).unwrap() else {
+            assert!(!columns.is_multiple_of(64), "{}", spec.name);
+            continue;
+        };
+        assert!(source.is_nf4(spec));
+        let unpack = |packed: &PackedWeight| {
+            let words = packed.part(0, rows, columns);
+            WeightFormat::Nf4.unpack(&words, rows, columns)
+        };
+        // bitsandbytes rounds to bf16 what it has in f32.
+        let round = |values: Vec<f32>| values.into_iter().map(|v| half::bf16::from_f32(v).to_f32()).collect::<Vec<_>>();
+        let values = source.values(spec).unwrap();
+        assert!(round(unpack(&packed)) == values, "{}", spec.name);
+        n_packed += 1;
+        // The control: the values quantised again have other scales.
+        let again = PackedWeight::new(WeightFormat::Nf4, values.clone(), columns);
+        n_lossy += usize::from(round(unpack(&again)) != values);
+    }
+    assert_eq!(n_packed, 6);
+    assert!(n_lossy > 0);
 }
 
 #[test]
-fn what_cannot_be_quantised_is_told() {
+fn adapters_are_trained_on_and_merged_into_quantised_weights() {
     let sandbox = Sandbox::new();
-    let data = sandbox.write("prefs.jsonl", rows("mistral-odd")[..2].join("\n"));
-    let (demo, odd) = (demo_model(), sandbox.copy("mistral-odd/model", "model"));
-    for base in ["nf4", "int8"] {
-        let parts = ["--base-dtype", base, "--full"];
-        for command in ["train", "sft", "plan"] {
-            let args = [command, "--model", &demo, "--data", &data, "--full", "--base-dtype", base];
-            let out: &[&str] = if command == "plan" { &[] } else { &["--output-dir", "out"] };
-            sandbox.refused(&[&args[..], out].concat(), &parts);
-        }
-        let args = ["grad", "--model", &demo, "--data", &data, "--out", "g.safetensors", "--base-dtype", base];
-        sandbox.refused(&args, &["--base-dtype", base, "--adapter"]);
+    let data = sandbox.write("rows.jsonl", rows("mistral-odd")[..4].join("\n"));
+    for name in ["fp8-blocks", "nf4-nested"] {
+        let base = model(&sandbox, name);
+        let base = base.to_str().unwrap();
+        let out = format!("{name}-tuned");
+        let train = [
+            "train",
+            "--model",
+            base,
+            "--data",
+            &data,
+            "--output-dir",
+            &out,
+            "--max-steps",
+            "2",
+            "--lora-r",
+            "4",
+            "--template",
+            "plain",
+        ];
+        sandbox.run(&train).ok();
+        let merged = format!("{name}-merged");
+        sandbox.run(&["merge", "--model", base, "--adapter", &out, "--output-dir", &merged]).ok();
+        let config: Value =
+            serde_json::from_str(&std::fs::read_to_string(sandbox.path(&merged).join("config.json")).unwrap()).unwrap();
+        assert!(config.get("quantization_config").is_none());
+        let written = read_tensors(&sandbox.path(&merged).join("model.safetensors"));
+        let expected = read_tensors(&folder(name).join("expected.safetensors"));
+        assert!(written.keys().eq(expected.keys()));
+        // What no adapter changes is written as it is read.
+        let up = "model.layers.0.mlp.up_proj.weight";
+        assert!(written[up].values() == expected[up].values(), "{name}");
     }
-    sandbox.run(&["plan", "--model", &demo, "--base-dtype", "int4"]).said(2, &["--base-dtype", "nf4"]);
-    // Columns that fit no block: bf16, with a note.
-    let plan = |base: &str| {
-        let model = odd.to_str().expect("UTF-8");
-        let ran = sandbox.run(&["plan", "--model", model, "--data", &data, "--json", "--base-dtype", base]).ok();
-        (ran.lines()[0]["roles"]["frozen"].as_u64().expect("bytes"), ran.stderr)
+}
+
+#[test]
+fn what_is_not_whole_is_refused_by_name() {
+    let sandbox = Sandbox::new();
+    let refused = |name: &str, change: &dyn Fn(&mut program::Tensors), parts: &[&str]| {
+        let path = model(&sandbox, name);
+        edit(&path.join("model.safetensors"), change);
+        let error = OpenModel::open(path.to_str().unwrap(), BaseDtype::Auto).map(drop).unwrap_err().to_string();
+        parts.iter().for_each(|part| assert!(error.contains(part), "{part}: {error}"));
     };
-    let ((nf4, note), (bf16, silence), (f32, _)) = (plan("nf4"), plan("bf16"), plan("f32"));
-    assert!(nf4 == bf16 && bf16 < f32, "{nf4} {bf16} {f32}");
-    assert!(note.contains("14 of 14 linear weights are held as bf16") && !silence.contains("note: 14"), "{note}");
+    let q = "model.layers.0.self_attn.q_proj.weight";
+    refused("fp8-blocks", &|t| drop(t.remove(&format!("{q}_scale_inv"))), &[q, "has no", "_scale_inv"]);
+    refused(
+        "fp8-blocks",
+        &|t| t.get_mut(&format!("{q}_scale_inv")).unwrap().shape = vec![1, 1, 1],
+        &[q, "weight_block_size [128, 128]"],
+    );
+    for part in [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"] {
+        refused("nf4-nested", &|t| drop(t.remove(&format!("{q}{part}"))), &[q, part]);
+    }
+    let path = model(&sandbox, "fp8-blocks");
+    change_config(&path, |config| config["quantization_config"]["quant_method"] = "awq".into());
+    let error = OpenModel::open(path.to_str().unwrap(), BaseDtype::Auto).map(drop).unwrap_err().to_string();
+    assert!(error.contains("quantization_config") && error.contains("awq"), "{error}");
+    // Files of floats whose configuration says otherwise.
+    let path = model(&sandbox, "fp8-rows");
+    std::fs::copy(folder("fp8-rows").join("expected.safetensors"), path.join("model.safetensors")).unwrap();
+    let error = OpenModel::open(path.to_str().unwrap(), BaseDtype::Auto).map(drop).unwrap_err().to_string();
+    assert!(error.contains("no tensor is"), "{error}");
 }

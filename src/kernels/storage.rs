@@ -26,9 +26,9 @@ const NF4_HEAD: usize = 4 + 16 + 256;
 /// Bytes of NF4's tables where kernels look them up in workgroup memory: 16 values and 256 scales.
 pub(super) const NF4_TABLE_BYTES: usize = (16 + 256) * size_of::<f32>();
 /// Values per NF4 block, which share a scale.
-const BLOCK: usize = 64;
+pub const NF4_BLOCK: usize = 64;
 /// Blocks per NF4 group. A group's block scales are quantised with one scale.
-const GROUP: usize = 256;
+pub const NF4_GROUP: usize = 256;
 
 impl WeightFormat {
     /// All storage formats.
@@ -43,8 +43,8 @@ impl WeightFormat {
             Self::Int8 => INT8_HEAD + n.div_ceil(4) + rows,
             // One group more, because a part of the rows may begin inside a group.
             Self::Nf4 => {
-                let blocks = n.div_ceil(BLOCK);
-                NF4_HEAD + n.div_ceil(8) + blocks.div_ceil(4) + blocks.div_ceil(GROUP) + 1
+                let blocks = n.div_ceil(NF4_BLOCK);
+                NF4_HEAD + n.div_ceil(8) + blocks.div_ceil(4) + blocks.div_ceil(NF4_GROUP) + 1
             }
         }
     }
@@ -55,7 +55,7 @@ impl WeightFormat {
             Self::F32 => 1,
             Self::Bf16 => 2,
             Self::Int8 => 8,
-            Self::Nf4 => BLOCK,
+            Self::Nf4 => NF4_BLOCK,
         }
     }
 
@@ -91,11 +91,11 @@ impl WeightFormat {
             }
             Self::Nf4 => {
                 let absmax = |block| {
-                    let group = float(words[1] as usize + (words[3] as usize + block) / GROUP);
+                    let group = float(words[1] as usize + (words[3] as usize + block) / NF4_GROUP);
                     float(20 + code(words[0] as usize, block, 8) as usize) * group + float(2)
                 };
-                let blocks: Vec<f32> = (0..rows * cols / BLOCK).map(absmax).collect();
-                (0..rows * cols).map(|i| float(4 + code(NF4_HEAD, i, 4) as usize) * blocks[i / BLOCK]).collect()
+                let blocks: Vec<f32> = (0..rows * cols / NF4_BLOCK).map(absmax).collect();
+                (0..rows * cols).map(|i| float(4 + code(NF4_HEAD, i, 4) as usize) * blocks[i / NF4_BLOCK]).collect()
             }
         }
     }
@@ -138,14 +138,17 @@ impl PackedWeight {
                 out
             }
             Self::Nf4(codes, scales, groups, offset) => {
-                let blocks = range.start / BLOCK..range.end / BLOCK;
+                let blocks = range.start / NF4_BLOCK..range.end / NF4_BLOCK;
                 let at_scales = NF4_HEAD + range.len() / 8;
                 let at_groups = at_scales + blocks.len().div_ceil(4);
-                let mut out = vec![at_scales as u32, at_groups as u32, offset.to_bits(), (blocks.start % GROUP) as u32];
+                let mut out =
+                    vec![at_scales as u32, at_groups as u32, offset.to_bits(), (blocks.start % NF4_GROUP) as u32];
                 out.extend(NF4.iter().chain(DYNAMIC.iter()).map(|v| v.to_bits()));
                 out.extend(codes[range].chunks(8).map(|c| c.iter().rev().fold(0, |word, &q| word << 4 | u32::from(q))));
                 out.extend(words(&scales[blocks.clone()]));
-                out.extend(groups[blocks.start / GROUP..blocks.end.div_ceil(GROUP)].iter().map(|g| g.to_bits()));
+                out.extend(
+                    groups[blocks.start / NF4_GROUP..blocks.end.div_ceil(NF4_GROUP)].iter().map(|g| g.to_bits()),
+                );
                 out
             }
         }
@@ -176,7 +179,7 @@ fn int8(values: &[f32], cols: usize) -> PackedWeight {
 
 /// NF4's 16 values: QLoRA's appendix E, as in bitsandbytes.
 #[expect(clippy::excessive_precision, reason = "as published")]
-const NF4: [f32; 16] = [
+pub const NF4: [f32; 16] = [
     -1.0,
     -0.6961928009986877,
     -0.5250730514526367,
@@ -247,10 +250,10 @@ pub(super) fn blockwise(values: &[f32], block: usize, table: &[f32]) -> (Vec<u8>
 }
 
 fn nf4(values: &[f32]) -> PackedWeight {
-    let (codes, absmax) = blockwise(values, BLOCK, &NF4);
+    let (codes, absmax) = blockwise(values, NF4_BLOCK, &NF4);
     let offset = (absmax.iter().map(|&m| f64::from(m)).sum::<f64>() / absmax.len().max(1) as f64) as f32;
     let centred: Vec<f32> = absmax.iter().map(|m| m - offset).collect();
-    let (scales, groups) = blockwise(&centred, GROUP, &*DYNAMIC);
+    let (scales, groups) = blockwise(&centred, NF4_GROUP, &*DYNAMIC);
     PackedWeight::Nf4(codes, scales, groups, offset)
 }
 

@@ -11,10 +11,12 @@ use serde_json::Value;
 use super::description::{ModelConfig, TensorSpec};
 pub use super::folder::inside;
 use super::folder::{MAX_CONFIG_BYTES, read_inside};
+use super::quantised::QuantisedTensors;
 pub use super::tensor_file::to_f32;
 use super::tensor_file::{StoredTensor, TensorContent, TensorFile, shape_text};
 use super::weights::WeightSource;
 use crate::error::{Error, Result};
+use crate::kernels::storage::PackedWeight;
 
 /// Opened files of a checkpoint.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub struct Checkpoint {
     embedding_as: Option<(String, String)>,
     /// Remarks on the files for the user.
     notes: Vec<String>,
+    /// Quantised tensors that the files of floats stand for.
+    quantised: Option<QuantisedTensors>,
 }
 
 /// Tensor as stored in a file.
@@ -122,6 +126,20 @@ impl Checkpoint {
         Self::new(Path::new(""), files.collect::<Result<_>>()?, None)
     }
 
+    /// Opens the floats that a checkpoint with quantised tensors stands for.
+    ///
+    /// # Errors
+    /// Fails like [`Checkpoint::open`].
+    pub(super) fn from_quantised(
+        dir: &Path,
+        content: Box<dyn TensorContent>,
+        quantised: QuantisedTensors,
+        notes: Vec<String>,
+    ) -> Result<Self> {
+        let opened = Self::new(dir, vec![TensorFile::from_content(dir, content)?], None)?;
+        Ok(Self { notes, quantised: Some(quantised), ..opened })
+    }
+
     fn new(dir: &Path, files: Vec<TensorFile>, index: Option<(&Path, BTreeMap<String, String>)>) -> Result<Self> {
         let mut place: BTreeMap<String, usize> = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
@@ -147,7 +165,7 @@ impl Checkpoint {
         let has = |prefix: &str, name: &str| place.contains_key(&format!("{prefix}{name}"));
         let differs = |form: &PrefixForm| has(form.stored, form.embedding) && !has(form.described, form.embedding);
         let prefix = PREFIXES.into_iter().find(differs).unwrap_or_default();
-        Ok(Self { dir: dir.into(), files, place, prefix, untied: false, embedding_as: None, notes })
+        Ok(Self { dir: dir.into(), files, place, prefix, untied: false, embedding_as: None, notes, quantised: None })
     }
 
     /// Decides whether the head is tied, as transformers 5 does. The head is untied where `config.json` ties it, but the files hold head
@@ -235,6 +253,31 @@ impl Checkpoint {
     pub fn stored(&self, name: &str) -> Option<(Dtype, &[usize])> {
         let stored = self.files[*self.place.get(name)?].tensors().get(name)?;
         Some((stored.dtype, stored.shape.as_slice()))
+    }
+
+    /// Returns the names of all tensors in the files.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.place.keys().map(String::as_str)
+    }
+
+    /// Fills `into` with the bytes of a tensor from `offset` on, given its name in the files.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] where the tensor is missing or shorter; [`Error::File`].
+    pub(super) fn read_range(&self, name: &str, offset: u64, into: &mut [u8]) -> Result<()> {
+        let missing = || Error::tensor(&self.dir, name, "is missing");
+        let file = &self.files[*self.place.get(name).ok_or_else(missing)?];
+        file.read_range(name, &file.tensors()[name], offset, into)
+    }
+
+    /// Tells whether a tensor is held without a loss in four bits, given the description's name.
+    fn is_nf4(&self, name: &str) -> bool {
+        self.quantised.as_ref().is_some_and(|quantised| quantised.is_nf4(&self.file_name(name)))
+    }
+
+    /// Tells whether any tensor is held without a loss in four bits.
+    pub fn has_nf4(&self) -> bool {
+        self.quantised.as_ref().is_some_and(|quantised| self.names().any(|name| quantised.is_nf4(name)))
     }
 
     /// Reads the bytes of a tensor piece by piece, given its name in the files.
@@ -380,6 +423,15 @@ impl WeightSource for Checkpoint {
     }
     fn values(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
         self.read_f32(&spec.name)
+    }
+    fn is_nf4(&self, spec: &TensorSpec) -> bool {
+        !spec.transposed && Checkpoint::is_nf4(self, &spec.name)
+    }
+    fn packed(&self, spec: &TensorSpec) -> Result<Option<PackedWeight>> {
+        match &self.quantised {
+            Some(quantised) if WeightSource::is_nf4(self, spec) => quantised.packed(&self.file_name(&spec.name)),
+            _ => Ok(None),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::gpu::{Gpu, Role};
 use crate::kernels::matmul::{scales_operands, weight_absmax};
 use crate::kernels::rope::RopeCache;
+use crate::kernels::storage::PackedWeight;
 
 /// Low-rank addition to build: its modules and their initial values.
 #[derive(Debug, Clone, Default)]
@@ -131,6 +132,13 @@ impl OverlaidSource {
 }
 
 impl WeightSource for OverlaidSource {
+    fn is_nf4(&self, spec: &TensorSpec) -> bool {
+        let has_rows = self.tokens.is_some() && spec.name == self.embedding;
+        self.own(spec).is_none() && !has_rows && self.base.is_nf4(spec)
+    }
+    fn packed(&self, spec: &TensorSpec) -> Result<Option<PackedWeight>> {
+        if self.is_nf4(spec) { self.base.packed(spec) } else { Ok(None) }
+    }
     fn is_bf16(&self, spec: &TensorSpec) -> bool {
         let has_rows = self.tokens.is_some() && spec.name == self.embedding;
         self.own(spec).is_none() && !has_rows && self.base.is_bf16(spec)

@@ -20,6 +20,7 @@ pub mod load;
 pub mod lora_config;
 mod mixer;
 pub mod peft;
+pub mod quantised;
 pub mod save;
 pub mod saved;
 pub mod scores;

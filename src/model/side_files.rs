@@ -120,6 +120,14 @@ impl SideFiles {
         Self { dir: dir.into(), files: contents.into_iter().map(file).collect() }
     }
 
+    /// Returns these side files with another text of the configuration.
+    #[must_use]
+    pub fn with_config(mut self, text: String) -> Self {
+        let path = self.path(CONFIG);
+        self.files.insert(CONFIG.into(), SideFile { path, content: Ok(text.into_bytes()) });
+        self
+    }
+
     /// Returns the path of a file, whether or not it exists, for messages.
     pub fn path(&self, name: &str) -> PathBuf {
         self.files.get(name).map_or_else(|| self.dir.join(name), |file| file.path.clone())

@@ -204,6 +204,17 @@ impl TensorFile {
         Ok(())
     }
 
+    /// Fills `into` with a tensor's bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] where the tensor ends before; [`Error::File`].
+    pub fn read_range(&self, name: &str, stored: &StoredTensor, offset: u64, into: &mut [u8]) -> Result<()> {
+        if offset.checked_add(into.len() as u64).is_none_or(|end| end > stored.n_bytes()) {
+            return Err(Error::tensor(&self.path, name, format!("has {} bytes, and more are read", stored.n_bytes())));
+        }
+        self.read_at(stored.range.start + offset, into)
+    }
+
     /// Reads a tensor's bytes as stored, little-endian.
     ///
     /// # Errors

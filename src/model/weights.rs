@@ -24,6 +24,17 @@ pub trait WeightSource {
     /// # Errors
     /// Errors of the file that holds the tensor.
     fn values(&self, spec: &TensorSpec) -> Result<Vec<f32>>;
+    /// Returns whether the tensor is stored in NF4, whose codes and scales [`Self::packed`] reads.
+    fn is_nf4(&self, _: &TensorSpec) -> bool {
+        false
+    }
+    /// Reads the codes and scales of a tensor that is stored in NF4; `None` for another tensor.
+    ///
+    /// # Errors
+    /// Errors of the file that holds the tensor.
+    fn packed(&self, _: &TensorSpec) -> Result<Option<PackedWeight>> {
+        Ok(None)
+    }
 }
 
 /// Rows of a tensor in one buffer.
@@ -451,7 +462,11 @@ impl FrozenTensor {
     fn new(gpu: &Gpu, spec: &TensorSpec, source: &dyn WeightSource, base: BaseDtype) -> Self {
         let (rows, cols) = held_shape(spec);
         let is_matrix = spec.shape.len() == 2;
-        let storage = if is_matrix { base.storage(cols, source.is_bf16(spec)) } else { WeightFormat::F32 };
+        let storage = match base {
+            _ if !is_matrix => WeightFormat::F32,
+            BaseDtype::Auto if source.is_nf4(spec) => WeightFormat::Nf4,
+            base => base.storage(cols, source.is_bf16(spec)),
+        };
         // CPU products unpack a part into f32, which must fit a binding too. A quantised part is smaller than bf16's would be.
         let widest = match storage {
             _ if gpu.caps().unpacks_weights() => WeightFormat::F32,
@@ -495,7 +510,11 @@ impl FrozenTensor {
         let (rows, cols) = held_shape(spec);
         let Self { storage, parts, slots } = self;
         if !gpu.is_plan() {
-            let packed = PackedWeight::new(storage, held(spec, source.values(spec)?), cols);
+            let as_stored = if storage == WeightFormat::Nf4 { source.packed(spec)? } else { None };
+            let packed = match as_stored {
+                Some(packed) => packed,
+                None => PackedWeight::new(storage, held(spec, source.values(spec)?), cols),
+            };
             for (slot, (first, n, _)) in slots.iter().zip(&parts) {
                 gpu.write(slot, &packed.part(*first, *n, cols));
             }

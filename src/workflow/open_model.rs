@@ -20,6 +20,7 @@ use crate::model::gguf::is_gguf;
 use crate::model::hub;
 use crate::model::load::{LoadOptions, linear_modules};
 use crate::model::peft::Adapter;
+use crate::model::quantised::{QuantMethod, open_quantised};
 use crate::model::side_files::{CONFIG, SideFiles, TOKENIZER};
 use crate::model::weights::{BaseDtype, WeightSource};
 
@@ -75,11 +76,22 @@ impl OpenModel {
         weights: impl FnOnce() -> Result<Checkpoint>,
         base: BaseDtype,
     ) -> Result<(Self, Vec<String>)> {
+        let method = QuantMethod::take(&side.path(CONFIG), side.required(CONFIG)?)?;
+        // What is written of the model has floats, and says so.
+        let (side, method) = match method {
+            Some((method, config)) => (side.with_config(config), Some(method)),
+            None => (side, None),
+        };
         let mut description = ModelConfig::from_json(side.path(CONFIG), side.required(CONFIG)?)?;
         let mut checkpoint = weights()?;
+        let mut quantised = None;
+        if let Some(method) = method {
+            let (floats, note) = open_quantised(checkpoint, method)?;
+            (checkpoint, quantised) = (floats, Some(note));
+        }
         checkpoint.settle_tying(&mut description)?;
         let verified = checkpoint.verify(&description)?;
-        let mut notes: Vec<String> = checkpoint.notes().iter().chain(&verified).cloned().collect();
+        let mut notes: Vec<String> = checkpoint.notes().iter().chain(&verified).cloned().chain(quantised).collect();
         if let Some(storage) = base.quantised() {
             let modules: Vec<&LinearSpec> = linear_modules(&description).collect();
             let unfit = modules.iter().filter(|m| !m.n_in.is_multiple_of(storage.columns())).count();

@@ -1,0 +1,52 @@
+//! Checkpoints whose linear weights are quantised in the files: FP8, and bitsandbytes' NF4. They are read as if the files held floats, so that
+//! everything that reads a checkpoint reads them. NF4 is also handed on as it is.
+
+mod content;
+mod fp8;
+mod method;
+mod nf4;
+
+use std::rc::Rc;
+
+use self::content::{DequantisedContent, dequantised};
+use super::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::kernels::storage::PackedWeight;
+
+pub use method::QuantMethod;
+
+/// Quantised tensors of a checkpoint, which is read through them.
+#[derive(Debug, Clone)]
+pub struct QuantisedTensors(Rc<DequantisedContent>);
+
+impl QuantisedTensors {
+    /// Tells whether a tensor is stored in blocks of NF4 that [`Self::packed`] hands on, given its name in the files.
+    pub fn is_nf4(&self, name: &str) -> bool {
+        self.0.nf4(name).is_some_and(nf4::Nf4Tensor::is_packable)
+    }
+
+    /// Reads a tensor's NF4 codes and scales as they are, given its name in the files; `None` for another tensor.
+    ///
+    /// # Errors
+    /// [`crate::Error::File`].
+    pub fn packed(&self, name: &str) -> Result<Option<PackedWeight>> {
+        match self.0.nf4(name).filter(|tensor| tensor.is_packable()) {
+            Some(tensor) => tensor.packed(self.0.source()).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Reads a checkpoint's quantised tensors as floats: FP8 as bf16, NF4 in the type that its quantisation names. `method` is that of config.json. Scales and
+/// other tensors that belong to a quantised one are then no tensors of the checkpoint. Also returns a remark for the user.
+///
+/// # Errors
+/// [`crate::Error::Tensor`] for a quantised tensor without its scales, or with scales of another shape; [`crate::Error::File`].
+pub fn open_quantised(checkpoint: Checkpoint, method: QuantMethod) -> Result<(Checkpoint, String)> {
+    let (dir, shown) = (checkpoint.dir().to_path_buf(), checkpoint.dir().display().to_string());
+    let notes = checkpoint.notes().to_vec();
+    let content = Rc::new(dequantised(checkpoint, method)?);
+    let note = content.note(&shown, method);
+    let tensors = QuantisedTensors(content.clone());
+    Ok((Checkpoint::from_quantised(&dir, Box::new(content::Shared(content)), tensors, notes)?, note))
+}
