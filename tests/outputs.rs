@@ -20,6 +20,7 @@ fn step(step: u64) -> StepMetrics {
         num_tokens: 100 * step,
         seconds: 0.25,
         pairs: Some(PairMetrics { margins: 0.5, ..PairMetrics::default() }),
+        exchange: None,
         extra: vec![("sft_loss".into(), 2.5)],
     }
 }
@@ -187,6 +188,7 @@ fn example() -> Report {
                 num_tokens: 850 * i,
                 seconds: 0.3 + noise(0.02).abs(),
                 pairs: Some(pairs),
+                exchange: None,
                 extra: vec![],
             }
             .line(),

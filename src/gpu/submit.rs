@@ -388,7 +388,7 @@ mod tests {
     #[test]
     fn groups_pass_once_nothing_more_uses_them() {
         let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).unwrap();
-        let [page, other] = [256, 64].map(|len| gpu.alloc_persistent(Role::Gradients, len));
+        let [page, other] = [256, 64].map(|len| gpu.alloc_persistent(Role::Grads, len));
         let [a, b, c] = [0, 64, 128].map(|at| page.slice(at, 64));
         let record = || {
             let mut rec = gpu.record();

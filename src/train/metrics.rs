@@ -1,6 +1,6 @@
 //! Metrics of a training step, with TRL's names, and `metrics.jsonl`, which has one JSON object per line.
 
-use super::across_ranks::exchange::ExchangeCost;
+pub use super::across_ranks::exchange::ExchangeCost;
 use crate::error::{Error, Result};
 use crate::files::open_log;
 use crate::ranks::Ranks;

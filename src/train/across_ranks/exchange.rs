@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn sums_come_back_to_their_places() {
         let gpu = pollster::block_on(Gpu::open(&crate::gpu::DeviceChoice::Best)).unwrap();
-        let page = gpu.alloc_persistent(Role::Gradients, 1000);
+        let page = gpu.alloc_persistent(Role::Grads, 1000);
         let values: Vec<f32> = (0..1000).map(|i| i as f32).collect();
         gpu.write(&page, &values);
         let parts = [page.slice_unaligned(3, 500), page.slice_unaligned(600, 300)];
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn sections_have_every_value_once() {
         let gpu = Gpu::plan(Caps::baseline());
-        let slots = [30, 70, 250, 1].map(|len| gpu.alloc_persistent(Role::Gradients, len));
+        let slots = [30, 70, 250, 1].map(|len| gpu.alloc_persistent(Role::Grads, len));
         let lens: Vec<Vec<usize>> =
             divide(slots.iter(), 100).iter().map(|section| section.iter().map(Slot::len).collect()).collect();
         assert_eq!(lens, [vec![30, 70], vec![100], vec![100], vec![50, 1]]);
