@@ -11,7 +11,7 @@
 //! | module | what it decides |
 //! |---|---|
 //! | `cli` | the terminal, one file a subcommand; no logic of the engine (feature `cli`, on by default) |
-//! | `study` | a whole experiment or online rounds from one file: stages, each done once |
+//! | `study` | a whole experiment or online rounds from one file: stages, each done once; a study also over MPI ranks, or as jobs |
 //! | `flags` | flags as typed, which the command line, `--config` and studies read; each group resolves into settings of `workflow` |
 //! | [`workflow`] | whole jobs in a few calls: [`Policy`], [`Preferences`], [`Recipe`], [`Training`], devices with their caches; re-exported from the root |
 //! | [`report`] | `report.html`: charts and tables that load nothing |

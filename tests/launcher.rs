@@ -9,7 +9,6 @@ fn several_processes_are_refused() {
     let sandbox = Sandbox::new();
     let model = fixture("mistral-odd/model").to_str().expect("UTF-8").to_string();
     let data = sandbox.write("rows.jsonl", rows("mistral-odd").join("\n"));
-    let before = sandbox.listing();
     let with = |variables: &[(&str, &str)], args: &[&str]| {
         let mut command = sandbox.command(args);
         Ran::of(command.envs(variables.iter().copied()))
@@ -24,6 +23,25 @@ fn several_processes_are_refused() {
             }
         }
     }
+    let study = sandbox.write("study.toml", program::smallest_study());
+    let sweeps = [
+        ["study", &study, "--output-dir", "out"].to_vec(),
+        [&["evaluate"][..], &inputs, &["--grader", "--output-dir", "out"]].concat(),
+    ];
+    let before = sandbox.listing();
+    for args in sweeps {
+        if !cfg!(feature = "mpi") {
+            with(&[("SLURM_NTASKS", "2")], &args).said(2, &["SLURM_NTASKS", "2 processes", "do all of the work"]);
+        }
+        // A job is one process's. A batch script of Slurm's may have room for several.
+        let job = [&args[..], &["--job", "99"]].concat();
+        with(&[("PMI_SIZE", "3")], &job)
+            .said(2, &["PMI_SIZE says that 3 processes", &format!("start `{} --job`", args[0])]);
+        with(&[("SLURM_NTASKS", "4")], &job)
+            .said(2, &[if args[0] == "study" { "there are jobs 1 to 10" } else { "rows.jsonl:1" }]);
+    }
+    assert_eq!(sandbox.listing(), before);
+    with(&[("PMI_SIZE", "3")], &["study", &study, "--output-dir", "out", "--list-jobs"]).ok();
     let generate = ["generate", "--model", &model, "--prompt", "Why?"];
     with(&[("PMI_SIZE", "3")], &generate).said(2, &["PMI_SIZE says that 3 processes", "start `generate` once"]);
     assert_eq!(sandbox.listing(), before);

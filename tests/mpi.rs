@@ -209,7 +209,7 @@ fn gradients_in_bf16_are_close_and_half_as_long() {
         return;
     }
     let setting = Setting::pairs(20);
-    let flags = ["--batch-size", "2"];
+    let flags = ["--batch-size", "2", "--save-steps", "3"];
     let bf16 = [&flags[..], &["--reduce-dtype", "bf16"]].concat();
     setting.several(2, "f32", &flags).ok();
     setting.several(2, "bf16", &bf16).ok();

@@ -59,9 +59,12 @@ fn a_killed_rank_ends_all_and_the_run_resumes() {
     for (i, line) in [3, 14, 25, 37, 50, 58, 71, 83, 96, 110].into_iter().enumerate() {
         let args = setting.args("killed", &resume);
         let mut run = mpirun(&setting.sandbox, &[ranks(2, args)]);
-        let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("mpirun starts");
+        let said = setting.sandbox.path(&format!("said-{line}"));
+        let stderr = fs::File::create(&said).expect("a file");
+        let mut run = run.stdout(Stdio::null()).stderr(stderr).spawn().expect("mpirun starts");
         while n_lines() < line {
-            assert!(run.try_wait().expect("a child").is_none(), "the run ended before line {line}");
+            let ended = run.try_wait().expect("a child");
+            assert!(ended.is_none(), "before line {line}: {}", fs::read_to_string(&said).unwrap_or_default());
             std::thread::sleep(Duration::from_millis(1));
         }
         kill_rank(run, (i % 2, 2));
@@ -139,7 +142,7 @@ fn a_lost_device_ends_all_and_the_run_resumes() {
     if let Err(reason) = fault_layer::compile(&layer) {
         return eprintln!("skipped: {reason}");
     }
-    let flags = ["--batch-size", "2", "--save-steps", "2"];
+    let flags = ["--batch-size", "2", "--save-steps", "2", "--save-total-limit", "9"];
     let log = setting.sandbox.path("counts");
     let with_layer = |out: &'static str, more: &[(&'static str, String)]| {
         let mut variables = vec![
