@@ -1,7 +1,9 @@
 //! What a row of attention gets does not depend on what is packed beside it, to the bit, in any implementation.
 
 use jointwise::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
-use jointwise::kernels::attention::{AttentionConfig, AttentionSaved, SegmentTable, attention_bwd, attention_fwd};
+use jointwise::kernels::attention::{
+    AttentionConfig, AttentionSaved, SegmentTable, WindowedHeads, attention_bwd, attention_fwd,
+};
 use jointwise::kernels::packed_batch::PackedBatch;
 use jointwise::rng::Rng;
 
@@ -60,7 +62,7 @@ fn attend_scaled(
     let (qkv, d_o) = (gpu.upload(&rows(l.q_stride, 0)), gpu.upload(&rows(q, l.q_stride)));
     let (o, lse, d_qkv) =
         (gpu.alloc_activation(t * q), gpu.alloc_activation(t * HEADS), gpu.alloc_activation(t * l.q_stride));
-    let s = SegmentTable::of_batch(gpu, batch, e, &[window]);
+    let s = SegmentTable::of_batch(gpu, batch, &[WindowedHeads { head_dim: e, window }]);
     let mut rec = gpu.record();
     attention_fwd(&mut rec, &a, &l, &qkv, &qkv, &s, &o, &lse);
     attention_bwd(&mut rec, &a, &l, AttentionSaved { qkv: &qkv, o: &o, lse: &lse }, &s, &d_o, &d_qkv);

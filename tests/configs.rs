@@ -46,6 +46,7 @@ fn configs_resolve_as_in_transformers() {
                 RopeScaling::Llama3 { .. } => "llama3",
                 RopeScaling::Yarn { .. } => "yarn",
                 RopeScaling::LongRope { .. } => "longrope",
+                RopeScaling::Proportional { .. } => "proportional",
             };
             assert_eq!(json!(kind), theirs["kind"]);
             assert_eq!(json!(ours.rotary_dim), theirs["rotary_dim"]);
@@ -58,7 +59,90 @@ fn configs_resolve_as_in_transformers() {
         assert_eq!(d.activation, activation);
         n += 1;
     }
-    assert_eq!(n, 24);
+    assert_eq!(n, 27);
+}
+
+/// Gemma 4: heads by layer type, layers that share keys and values, per-layer inputs, and what is refused.
+#[test]
+fn layers_of_gemma_4() {
+    let config = || {
+        let types = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"];
+        json!({"architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4_text", "hidden_size": 16,
+            "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4,
+            "vocab_size": 40, "head_dim": 8, "global_head_dim": 12, "layer_types": types,
+            "hidden_size_per_layer_input": 6})
+    };
+    let read = |changes: &[(&str, Value)]| {
+        let mut config = config();
+        changes.iter().for_each(|(field, value)| config[*field] = value.clone());
+        ModelConfig::from_json("m/config.json", &config.to_string())
+    };
+    let heads = |d: &ModelConfig| d.layers.iter().map(|l| (l.n_kv_heads, l.head_dim)).collect::<Vec<_>>();
+    let d = read(&[]).unwrap();
+    assert_eq!(heads(&d), [(2, 8), (2, 12), (2, 8), (2, 12)]);
+    assert_eq!((d.attention_scale, d.norm.weight_offset, d.embed_scale, d.value_norm), (1.0, 0.0, 4.0, true));
+    assert_eq!(d.layers.iter().map(|l| l.window).collect::<Vec<_>>(), [Some(512), None, Some(512), None]);
+    assert_eq!(d.ropes[0].scaling, RopeScaling::Proportional { rotating_pairs: 1, factor: 1.0 });
+    assert_eq!(d.ropes.iter().map(|r| (r.theta, r.rotary_dim)).collect::<Vec<_>>(), [(1e6, 12), (1e4, 8)]);
+    // The scalars are buffers: checkpoints have them, and nothing trains them.
+    assert!(d.buffers().len() == 4 && d.tensors().iter().all(|s| !s.name.ends_with("layer_scalar")));
+
+    let inputs = d.per_layer_inputs.as_ref().unwrap();
+    assert_eq!((inputs.width, inputs.rows, inputs.projection.n_out), (6, 262_144, 24));
+    let d = read(&[("hidden_size_per_layer_input", json!(0))]).unwrap();
+    assert!(d.per_layer_inputs.is_none() && d.layers.iter().all(|l| l.per_layer.is_none()));
+
+    // The last two layers take keys and values of the last earlier layer of their type, and have a wider MLP.
+    let d = read(&[("num_kv_shared_layers", json!(2)), ("use_double_wide_mlp", json!(true))]).unwrap();
+    assert_eq!(d.layers.iter().map(|l| l.lender()).collect::<Vec<_>>(), [None, None, Some(0), Some(1)]);
+    assert_eq!(
+        d.layers.iter().map(|l| (l.qkv.len(), l.d_ff)).collect::<Vec<_>>(),
+        [(3, 24), (3, 24), (1, 48), (1, 48)]
+    );
+    assert!(d.layers[2].k_norm.is_none() && d.lenders().into_iter().eq([0, 1]));
+
+    // Of several earlier layers, the last one lends.
+    let full = json!(vec!["full_attention"; 4]);
+    let d = read(&[("num_kv_shared_layers", json!(1)), ("layer_types", full)]).unwrap();
+    assert_eq!((d.layers[3].lender(), d.layers[2].lender()), (Some(2), None));
+
+    // Full layers have key heads of their own where keys are values.
+    let both = [("attention_k_eq_v", json!(true)), ("num_global_key_value_heads", json!(1))];
+    let d = read(&both).unwrap();
+    assert_eq!(heads(&d), [(2, 8), (1, 12), (2, 8), (1, 12)]);
+    assert_eq!(d.layers.iter().map(|l| l.qkv.len()).collect::<Vec<_>>(), [3, 2, 3, 2]);
+    assert_eq!(heads(&read(&both[1..]).unwrap()), [(2, 8), (2, 12), (2, 8), (2, 12)]);
+    let by_layer =
+        json!({"1": {"head_dim": 12, "num_key_value_heads": 1}, "3": {"num_key_value_heads": 1, "head_dim": 12}});
+    assert_eq!(read(&[("per_layer_config", by_layer), both[0].clone()]).unwrap(), d);
+    // The last layer is a full one.
+    let d =
+        read(&[("layer_types", json!(["full_attention", "sliding_attention", "full_attention", "sliding_attention"]))]);
+    assert_eq!(d.unwrap().layers[3].window, None);
+
+    for (field, value, reason) in [
+        ("enable_moe_block", json!(true), "mixtures of experts are not"),
+        ("use_bidirectional_attention", json!("all"), "\"all\" is not supported (\"vision\" is)"),
+        ("num_experts", json!(8), "8 is not supported"),
+        ("num_kv_shared_layers", json!(4), "expected a whole number below 4, found 4"),
+        ("num_kv_shared_layers", json!(3), "layer 1 has no earlier layer of its type"),
+        ("vocab_size_per_layer_input", json!(39), "39 is below vocab_size = 40"),
+        ("global_head_dim", json!(0), "found 0"),
+        ("per_layer_config", json!({"1": {"head_dim": 12}}), "layers 1 and 3 have one type, but different heads"),
+        ("per_layer_config", json!({"4": {"head_dim": 12}}), "is no layer of 4"),
+        ("per_layer_config", json!({"1": {"sliding_window": 12}}), "is not supported for a single layer"),
+        ("rope_parameters", json!({"full_attention": {"rope_type": "default"}}), "is missing"),
+        ("layer_types", json!(vec!["chunked_attention"; 4]), "(full_attention, sliding_attention are)"),
+        ("architectures", json!(["Gemma4AssistantForCausalLM"]), "`Gemma4AssistantForCausalLM` is not supported"),
+    ] {
+        says(read(&[(field, value)]), &["m/config.json", field, reason]);
+    }
+    let three = [
+        ("num_key_value_heads", json!(4)),
+        ("attention_k_eq_v", json!(true)),
+        ("num_global_key_value_heads", json!(3)),
+    ];
+    says(read(&three), &["m/config.json", "3 in layer 1 does not divide num_attention_heads = 4"]);
 }
 
 /// Qwen3.5: which layers have a delta net, and what is refused.

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use jointwise::gpu::{DeviceChoice, Gpu, MatmulPrecision, Slot, Variant};
 use jointwise::kernels::attention::{
-    AttentionConfig, AttentionSaved, QkvLayout, SegmentTable, attention_bwd, attention_fwd,
+    AttentionConfig, AttentionSaved, QkvLayout, SegmentTable, WindowedHeads, attention_bwd, attention_fwd,
 };
 use jointwise::kernels::column_sum::column_sum;
 use jointwise::kernels::matmul::{
@@ -252,7 +252,7 @@ fn attend(gpu: &Gpu, e: usize, window: Option<usize>, gap: usize, tail: usize) -
         gpu.alloc_activation(t * stride + tail),
     );
     [&o, &lse, &d_qkv].iter().for_each(|slot| gpu.write(slot, &vec![f32::NAN; slot.len()]));
-    let s = SegmentTable::of_batch(gpu, &batch, e, &[window]);
+    let s = SegmentTable::of_batch(gpu, &batch, &[WindowedHeads { head_dim: e, window }]);
     let mut rec = gpu.record();
     attention_fwd(&mut rec, &a, &l, &qkv, &qkv, &s, &o, &lse);
     attention_bwd(&mut rec, &a, &l, AttentionSaved { qkv: &qkv, o: &o, lse: &lse }, &s, &d_o, &d_qkv);

@@ -179,6 +179,7 @@ kernels![
     causal_conv,
     ceiling,
     column_sum,
+    columns,
     delta_gates,
     delta_rule,
     dropout,

@@ -12,8 +12,19 @@ use serde_json::Value;
 const FAMILY: &str = "mistral-odd";
 
 /// Families whose layers, rotary tables or files differ most from those of [`FAMILY`]: see tests/oracle/README.md.
-const OTHERS: [&str; 9] =
-    ["smollm3", "granite", "granitemoehybrid", "ministral3", "olmo2", "olmo3", "glm4", "phi4-mini", "qwen3_5"];
+const OTHERS: [&str; 11] = [
+    "smollm3",
+    "granite",
+    "granitemoehybrid",
+    "ministral3",
+    "olmo2",
+    "olmo3",
+    "glm4",
+    "phi4-mini",
+    "qwen3_5",
+    "gemma4-12b",
+    "gemma4-e2b",
+];
 
 /// A perturbed model, its unperturbed reference, conditional and joint rows.
 struct Setting {

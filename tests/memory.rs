@@ -195,7 +195,7 @@ fn a_model_of_seven_billion_parameters_fits_a_card_of_8_gb() {
 }
 
 /// Configurations of models in docs/models.md's table of cards.
-const MODELS_ON_CARDS: [&str; 13] = [
+const MODELS_ON_CARDS: [&str; 16] = [
     "qwen3.5-0.8b",
     "olmo-2-1b",
     "granite-3.3-2b",
@@ -204,9 +204,12 @@ const MODELS_ON_CARDS: [&str; 13] = [
     "ministral-3-3b",
     "phi-4-mini",
     "gemma-3-4b",
+    "gemma-4-e2b",
     "olmo-3-7b",
+    "gemma-4-e4b",
     "qwen2.5-7b-yarn",
     "glm-4-9b-0414",
+    "gemma-4-12b",
     "mistral-small-3.1-24b",
     "qwen3.5-27b",
 ];

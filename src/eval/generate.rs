@@ -182,7 +182,7 @@ async fn step(
         }
         last.push(ids.len() as u32 - 1);
     }
-    let segments = SegmentTable::of_cache(gpu, &ranges, &positions, &d.windows());
+    let segments = SegmentTable::of_cache(gpu, &ranges, &positions, &d.windowed_heads());
     let tokens = TokenSlots::new(gpu, d, &ids, &positions, &lengths, segments, delta);
     let cache = KvCache { layers: layers.to_vec(), rows: gpu.upload(&cache_rows) };
     let mut rec = gpu.record();

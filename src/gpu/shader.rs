@@ -28,6 +28,7 @@ shaders![
     "ceiling",
     "column_sum",
     "column_sum_rows",
+    "columns",
     "delta_gates",
     "delta_rule",
     "delta_rule_scan",

@@ -11,7 +11,7 @@ mod segment_tiles;
 mod segments;
 mod tiles;
 
-pub use segments::SegmentTable;
+pub use segments::{SegmentTable, WindowedHeads};
 
 use attention_impl::{AttentionImpl, LANES, TILE};
 use cases::{case, segments};
@@ -61,6 +61,11 @@ impl AttentionConfig {
         let (q, k) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         QkvLayout { q_start: 0, q_stride: q + 2 * k, k_start: q, v_start: q + k, kv_stride: q + 2 * k }
     }
+
+    /// Returns the head size and the window, by which [`SegmentTable`] has its tables.
+    pub fn windowed_heads(&self) -> WindowedHeads {
+        WindowedHeads { head_dim: self.head_dim, window: self.window }
+    }
 }
 
 impl QkvLayout {
@@ -100,7 +105,7 @@ fn params(a: &AttentionConfig, l: &QkvLayout, s: &SegmentTable) -> AttentionPara
         v_start: l.v_start as u32,
         kv_stride: l.kv_stride as u32,
         query_tiles: s.t as u32,
-        key_tiles: s.table(a.window).key_tiles as u32,
+        key_tiles: s.table(a.windowed_heads()).key_tiles as u32,
         scale: a.scale,
         softcap: a.softcap.unwrap_or(1.0),
     }
@@ -167,12 +172,12 @@ pub fn attention_fwd(
     o: &Slot,
     lse: &Slot,
 ) {
-    let table = s.table(a.window);
-    let shader = s.implementation.shader(AttentionEntry::Forward, a.head_dim, a.softcap.is_some(), in_vec4s(a, l));
+    let table = s.table(a.windowed_heads());
+    let shader = table.implementation.shader(AttentionEntry::Forward, a.head_dim, a.softcap.is_some(), in_vec4s(a, l));
     let grid = [table.groups[0] as u32, a.heads as u32];
     let flops = 4 * table.pairs * (a.heads * a.head_dim) as u64;
     let params = params(a, l, s);
-    match s.implementation {
+    match table.implementation {
         AttentionImpl::Coop(coop) => {
             let SplitF16 { values, row_exponents } = coop.split_heads(rec, s.t, &l.heads(a, q, kv));
             rec.dispatch_in_parts(
@@ -208,12 +213,12 @@ pub fn attention_bwd(
     d_o: &Slot,
     d_qkv: &Slot,
 ) {
-    let (params, table) = (params(a, l, s), s.table(a.window));
-    let make = |entry| s.implementation.shader(entry, a.head_dim, a.softcap.is_some(), in_vec4s(a, l));
+    let (params, table) = (params(a, l, s), s.table(a.windowed_heads()));
+    let make = |entry| table.implementation.shader(entry, a.head_dim, a.softcap.is_some(), in_vec4s(a, l));
     let flops = table.pairs * (a.heads * a.head_dim) as u64;
     let delta = rec.gpu().alloc_activation(s.t * a.heads);
     attention_bwd_delta(rec, a, s.t, &params, saved.o, d_o, &delta);
-    let heads_f16 = match s.implementation {
+    let heads_f16 = match table.implementation {
         AttentionImpl::Coop(coop) => {
             let [q, k, v] = l.heads(a, saved.qkv, saved.qkv);
             let pulls = HeadRows { slot: d_o, n: a.heads, start: 0, stride: a.heads * a.head_dim };
@@ -235,7 +240,7 @@ pub fn attention_bwd(
     let shader = make(AttentionEntry::BackwardQ);
     rec.dispatch_in_parts(&shader, &params, &slots, [queries, a.heads as u32], work(6, a.heads));
     let softcap = a.softcap.is_some();
-    for (shader, per_pair) in s.implementation.kv_shaders(a.head_dim, softcap, in_vec4s(a, l)) {
+    for (shader, per_pair) in table.implementation.kv_shaders(a.head_dim, softcap, in_vec4s(a, l)) {
         let work = work(per_pair, 2 * a.kv_heads);
         rec.dispatch_in_parts(&shader, &params, &slots, [keys, a.kv_heads as u32], work);
     }
@@ -276,7 +281,7 @@ impl Kernel for FlashAttention {
                 }
             }
         }
-        for e in [8, 64, 80, 128, 256] {
+        for e in [8, 64, 80, 128, 256, 512] {
             let tiles = [false, true].into_iter().filter_map(|narrow| AttentionTiles::for_head_dim(e, narrow));
             for (tiles, softcap) in tiles.flat_map(|t| [false, true].map(|softcap| (AttentionImpl::Tiles(t), softcap)))
             {

@@ -11,6 +11,7 @@ mod case;
 pub mod causal_conv;
 pub mod ceiling;
 pub mod column_sum;
+pub mod columns;
 pub mod delta_gates;
 pub mod delta_rule;
 pub mod description;
@@ -87,6 +88,7 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &layernorm::LayernormKernels,
     &matmul::MatmulKernels,
     &rope::RopeKernels,
+    &columns::ColumnsKernels,
     &attention::FlashAttention,
     &output_gate::OutputGateKernels,
     &causal_conv::CausalConvKernels,

@@ -83,6 +83,13 @@ pub enum RopeScaling {
         /// Factor on cos and sin, `attention_factor`.
         attention_factor: f64,
     },
+    /// Proportional (Gemma 4): only the first pairs rotate, with the frequencies that they would have if all did.
+    Proportional {
+        /// Number of pairs that rotate.
+        rotating_pairs: usize,
+        /// Divisor of all frequencies.
+        factor: f64,
+    },
     /// LongRoPE (arXiv 2402.13753): each frequency has a divisor for short sequences, and another for long ones.
     LongRope {
         /// Divisors for sequences of at most `original_max_positions` tokens.
@@ -109,14 +116,14 @@ impl RopeScaling {
     fn attention_factor(&self) -> f64 {
         match self {
             Self::Yarn { attention_factor, .. } | Self::LongRope { attention_factor, .. } => *attention_factor,
-            Self::Default | Self::Linear { .. } | Self::Llama3 { .. } => 1.0,
+            Self::Default | Self::Linear { .. } | Self::Llama3 { .. } | Self::Proportional { .. } => 1.0,
         }
     }
 }
 
 /// Computes the inverse frequencies (rotary_dim/2), as transformers does (`modeling_rope_utils.py`: `_compute_linear_scaling_rope_parameters`,
-/// `_compute_llama3_parameters`, `_compute_yarn_parameters`, `_compute_longrope_parameters`). `long`: those of sequences longer than
-/// [`RopeScaling::long_above`].
+/// `_compute_llama3_parameters`, `_compute_yarn_parameters`, `_compute_longrope_parameters`, `_compute_proportional_rope_parameters`).
+/// `long`: those of sequences longer than [`RopeScaling::long_above`].
 pub fn inverse_frequencies(rope: &RopeConfig, long: bool) -> Vec<f64> {
     let dim = rope.rotary_dim as f64;
     let plain = (0..rope.rotary_dim / 2).map(|i| rope.theta.powf(-(2.0 * i as f64) / dim));
@@ -143,6 +150,13 @@ pub fn inverse_frequencies(rope: &RopeConfig, long: bool) -> Vec<f64> {
             let width = if low == high { 0.001 } else { high - low };
             let divided = ((i as f64 - low) / width).clamp(0.0, 1.0);
             f * (1.0 - divided) + f / factor * divided
+        }
+        RopeScaling::Proportional { rotating_pairs, factor } => {
+            if i < *rotating_pairs {
+                f / factor
+            } else {
+                0.0
+            }
         }
         RopeScaling::LongRope { short, long: long_divisors, .. } => f / if long { long_divisors[i] } else { short[i] },
     };
@@ -301,6 +315,8 @@ impl Kernel for RopeKernels {
             make(17, 2, 8, scaled(6, long)),
             make(13, 3, 10, RopeConfig { interleaved: true, ..plain(6) }),
             make(35, 5, 8, RopeConfig { query_scale, ..scaled(8, yarn) }),
+            make(19, 3, 16, scaled(16, RopeScaling::Proportional { rotating_pairs: 2, factor: 1.0 })),
+            make(5, 2, 10, scaled(10, RopeScaling::Proportional { rotating_pairs: 3, factor: 4.0 })),
         ]
     }
     fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
@@ -357,6 +373,7 @@ impl Case for RopeCase {
             RopeScaling::Linear { .. } => " linear",
             RopeScaling::Llama3 { .. } => " llama3",
             RopeScaling::Yarn { .. } => " yarn",
+            RopeScaling::Proportional { .. } => " proportional",
             RopeScaling::LongRope { .. } => " longrope",
         };
         let pairs = if interleaved { " interleaved" } else { "" };

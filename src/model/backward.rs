@@ -1,15 +1,18 @@
 //! Backward pass of the decoder: the steps of the forward pass in reverse, down to the lowest trained layer.
 
-use super::decoder::{Decoder, LayerWeights, NormWeights, TokenSlots, rows_of};
+use std::collections::BTreeMap;
+
+use super::decoder::{Decoder, NormWeights, TokenSlots, rows_of};
 use super::description::{NormKind, TokenMixer};
 use super::linear::{Linear, LoraPass, WeightColumns};
 use super::saved::{ActivationSaved, ForwardSaved, LayerSaved, MixerSaved, MlpSaved};
+use super::shared_values::SharedGradients;
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::activation::activation_bwd;
 use crate::kernels::embedding::{VocabShard, embedding_bwd_w};
 use crate::kernels::rmsnorm::RmsnormRows;
-use crate::kernels::{layernorm, rmsnorm};
+use crate::kernels::{add, layernorm, rmsnorm};
 
 impl Decoder {
     /// Computes the gradients through a norm of D: d_x (added to when `accumulate`), and those of the norm's weights where they are
@@ -52,28 +55,34 @@ impl Decoder {
 
     /// Returns the lowest layer that has trained weights; `None` where no layer has any.
     pub(super) fn lowest_trained(&self) -> Option<usize> {
-        if self.trains_embedding() {
+        // Every layer reads the per-layer inputs.
+        if self.trains_embedding() || self.needs_d_per_layer(false) {
             return Some(0);
         }
-        self.layers.iter().position(|l| {
-            let linears = l.qkv.iter().chain(&l.up).chain([&l.out, &l.down]);
-            l.attn_norm.iter().any(|n| n.w.trained()) || linears.into_iter().any(Linear::trained)
-        })
+        self.layers.iter().position(|l| l.attn_norm.iter().any(|n| n.w.trained()) || l.linears().any(Linear::trained))
     }
 
     /// Computes all gradients from d_h (T, D), the gradient of the residual stream behind the last layer. Consumes the saved activations
     /// layer by layer.
     pub fn backward(&self, rec: &mut Recording, tokens: &TokenSlots, mut trace: ForwardSaved, d_h: &Slot) {
         let Some(lowest) = self.lowest_trained() else { return };
+        let width = self.description.per_layer_inputs.as_ref().map_or(0, |inputs| inputs.projection.n_out);
+        let needs_inputs = self.needs_d_per_layer(self.trains_embedding());
+        let chunks = trace.shared.per_layer.iter().filter(|_| needs_inputs);
+        let d_per_layer = chunks.map(|chunk| rec.gpu().alloc_activation(chunk.tokens.len() * width)).collect();
+        let mut gradients = SharedGradients { d_lent: BTreeMap::new(), d_per_layer, lowest };
         for index in (lowest..self.layers.len()).rev() {
             rec.scope(format!("L{index}"));
             if let Some(kept) = trace.layers.pop() {
-                let saved = self.restore(rec, index, tokens, kept);
+                let saved = self.restore(rec, index, tokens, &trace.shared, kept);
                 let continues = index > lowest || self.trains_embedding();
-                self.layer_backward(rec, index, tokens, &saved, d_h, continues);
+                self.layer_backward(rec, index, tokens, &saved, &mut gradients, d_h, continues);
             }
         }
         rec.scope("embed");
+        if needs_inputs {
+            self.per_layer_inputs_backward(rec, tokens, &trace.shared, gradients, d_h, self.trains_embedding());
+        }
         self.trained_tokens_backward(rec, tokens, d_h);
         if !self.embedding.trained() {
             return;
@@ -97,12 +106,14 @@ impl Decoder {
 
     /// Adds to d_h the gradients of a layer's two branches. On entry d_h is the gradient of the layer's output, on return that of its
     /// input. Unless the backward pass `continues` below the layer, nobody reads the latter, and it may be incomplete.
+    #[expect(clippy::too_many_arguments, reason = "values of the forward pass, and slots for gradients")]
     fn layer_backward(
         &self,
         rec: &mut Recording,
         index: usize,
         tokens: &TokenSlots,
         trace: &LayerSaved,
+        gradients: &mut SharedGradients,
         d_h: &Slot,
         continues: bool,
     ) {
@@ -110,6 +121,13 @@ impl Decoder {
         let (d, w, gpu, t) = (&self.description, &self.layers[index], rec.gpu(), tokens.t);
 
         let ([reads_x1, reads_y, reads_x2], lora) = (w.reads_inputs(), tokens.lora_pass(true));
+
+        if w.scalar != 1.0 {
+            add::scale(rec, w.scalar, d_h);
+        }
+        if let Some(saved) = &s.per_layer {
+            self.per_layer_branch_backward(rec, index, tokens, saved, gradients, d_h);
+        }
 
         // MLP branch.
         let d_post = self.post_norm_backward(rec, w.mlp_post_norm.as_ref(), s.mlp_post.as_ref(), t, d_h);
@@ -123,8 +141,8 @@ impl Decoder {
         for (i, mlp) in s.mlp.iter().enumerate() {
             let u = mlp.u.read(rec);
             let kept_a = kept.and_then(|e| e.a.get(i).cloned());
-            let a = w.down.trained().then(|| kept_a.unwrap_or_else(|| self.activation(rec, mlp, &u)));
-            self.mlp_backward(rec, w, mlp, &u, [a.as_ref(), x2.as_ref()], d_branch, &d_x2, lora);
+            let a = w.down.trained().then(|| kept_a.unwrap_or_else(|| self.activation(rec, index, mlp, &u)));
+            self.mlp_backward(rec, index, mlp, &u, [a.as_ref(), x2.as_ref()], d_branch, &d_x2, lora);
         }
         drop(x2);
         drop(d_post);
@@ -149,7 +167,7 @@ impl Decoder {
                 let kept = kept.map(|e| &e.mixer);
                 self.delta_net_mix_backward(rec, index, net, tokens, saved, kept, d_y)
             }
-            (_, MixerSaved::Attention(saved)) => self.attention_mix_backward(rec, index, tokens, saved, d_y),
+            (_, MixerSaved::Attention(saved)) => self.attention_mix_backward(rec, index, tokens, saved, gradients, d_y),
             (TokenMixer::Attention { .. }, MixerSaved::DeltaNet(_)) => unreachable!("a layer saves its own mixer"),
         };
         let h_in = s.h_in.read(rec);
@@ -176,7 +194,7 @@ impl Decoder {
             (TokenMixer::DeltaNet(net), MixerSaved::DeltaNet(saved)) => {
                 self.delta_net_output(rec, index, net, t, saved)
             }
-            (_, MixerSaved::Attention(saved)) => self.attention_output(rec, t, saved),
+            (_, MixerSaved::Attention(saved)) => self.attention_output(rec, index, t, saved),
             (TokenMixer::Attention { .. }, MixerSaved::DeltaNet(_)) => unreachable!("a layer saves its own mixer"),
         }
     }
@@ -187,7 +205,7 @@ impl Decoder {
     fn mlp_backward(
         &self,
         rec: &mut Recording,
-        w: &LayerWeights,
+        index: usize,
         s: &MlpSaved,
         u: &Slot,
         [a, x2]: [Option<&Slot>; 2],
@@ -196,14 +214,15 @@ impl Decoder {
         lora: LoraPass,
     ) {
         let lora = lora.from_token(s.tokens.start);
-        let (d, gpu, t, up_width) = (&self.description, rec.gpu(), s.tokens.len(), self.up_width());
+        let (d, gpu, t, up_width) = (&self.description, rec.gpu(), s.tokens.len(), self.up_width(index));
+        let (w, shape) = (&self.layers[index], self.mlp(index, t));
         let rows = |slot| rows_of(slot, &s.tokens, d.d_model);
         let (x2, [d_branch, d_x2]) = (x2.map(rows), [d_branch, d_x2].map(rows));
-        let d_a = gpu.alloc_activation(t * d.d_ff);
+        let d_a = gpu.alloc_activation(t * shape.width);
         let d_out = WeightColumns::all(&d_branch, d.d_model);
         w.down.backward(rec, t, a, s.xa_down.as_ref(), d_out, Some(&d_a), false, lora);
         let d_u = gpu.alloc_activation(t * up_width);
-        activation_bwd(rec, &self.mlp(t), u, &d_a, &d_u);
+        activation_bwd(rec, &shape, u, &d_a, &d_u);
         drop(d_a);
         for (i, linear) in w.up.iter().enumerate() {
             let d_y = WeightColumns { slot: &d_u, column: linear.module.column, stride: up_width };
@@ -213,7 +232,7 @@ impl Decoder {
     }
 
     /// Computes the gradient through the norm behind a branch; `None` without such a norm.
-    fn post_norm_backward(
+    pub(super) fn post_norm_backward(
         &self,
         rec: &mut Recording,
         norm: Option<&NormWeights>,

@@ -235,18 +235,20 @@ impl Checkpoint {
         }
     }
 
-    /// Returns the names of tensors that belong to the models around a wrapped language model, such as a vision tower, and to heads that
-    /// predict more than one token (`mtp.`). They are left as they are, and written back with the model.
+    /// Returns the names of tensors that belong to the models around a wrapped language model, such as a vision tower, to heads that
+    /// predict more than one token (`mtp.`), and of buffers ([`ModelConfig::buffers`]). They are left as they are, and written back with the model.
     pub fn carried<'a>(&'a self, d: &ModelConfig) -> Vec<&'a str> {
+        let buffers: BTreeSet<String> = d.buffers().iter().map(|s| self.file_name(&s.name).into_owned()).collect();
+        let names = || self.place.keys().map(String::as_str);
         if !d.wrapped {
-            return Vec::new();
+            return names().filter(|name| buffers.contains(*name)).collect();
         }
         let mut own: BTreeSet<String> = d.tensors().iter().map(|s| self.file_name(&s.name).into_owned()).collect();
         own.insert(self.file_name(&format!("{}.weight", d.head.name)).into_owned());
         let norm = self.file_name(&format!("{}.weight", d.final_norm)).into_owned();
         let language_model = norm.strip_suffix("norm.weight").unwrap_or(&norm);
         let is_own = |name: &&str| own.contains(*name) || name.starts_with(language_model);
-        self.place.keys().map(String::as_str).filter(|name| !is_own(name)).collect()
+        names().filter(|name| buffers.contains(*name) || !is_own(name)).collect()
     }
 
     /// Returns the data type and shape of a tensor, given its name in the files.
@@ -350,7 +352,7 @@ impl Checkpoint {
     /// [`Error::Tensor`], which shows the expected and the found shape of a mismatch.
     pub fn verify(&self, d: &ModelConfig) -> Result<Vec<String>> {
         let mut expected = BTreeSet::new();
-        for spec in d.tensors() {
+        for spec in d.tensors().into_iter().chain(d.buffers()) {
             let (file, stored) = self.expect(&spec.name)?;
             let name = self.file_name(&spec.name).to_string();
             if stored.shape != spec.shape {
@@ -360,7 +362,8 @@ impl Checkpoint {
             file.check_float(&name, stored)?;
             expected.insert(name);
         }
-        let (mut unknown, carried) = (Vec::new(), self.carried(d));
+        let mut unknown = Vec::new();
+        let carried: Vec<&str> = self.carried(d).into_iter().filter(|name| !expected.contains(*name)).collect();
         expected.extend(carried.iter().map(|name| (*name).to_string()));
         for (name, &i) in self.place.iter().filter(|(name, _)| !expected.contains(*name)) {
             if is_buffer(name, d) {

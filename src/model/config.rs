@@ -9,13 +9,15 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::description::{
-    Activation, DeltaNetConfig, LayerConfig, LinearSpec, ModelConfig, NormKind, NormSpec, QkNorm, TokenMixer,
+    Activation, DeltaNetConfig, KeysValues, LayerConfig, LinearSpec, ModelConfig, NormKind, NormSpec, QkNorm,
+    TokenMixer,
 };
 use super::families::{
     AttentionBias, FAMILIES, FamilySpec, ModelFamily, REFUSED, WRAPPERS, Windows, WrapperSpec, limit,
 };
 use crate::error::{Error, Result};
 
+mod gemma4;
 mod rotary;
 
 /// JSON object of the file, with its place for messages.
@@ -190,12 +192,13 @@ impl ConfigReader<'_> {
         let on = match rule {
             Windows::None => false,
             Windows::From | Windows::NotRotated => self.flag("use_sliding_window", false)?,
-            Windows::All(_) | Windows::ExceptEvery(_) => true,
+            Windows::All(_) | Windows::ExceptEvery(..) => true,
         };
         let default = match rule {
             Windows::All(default) => default,
             Windows::NotRotated => None,
-            Windows::None | Windows::ExceptEvery(_) | Windows::From => Some(4096),
+            Windows::ExceptEvery(_, default) => Some(default),
+            Windows::None | Windows::From => Some(4096),
         };
         let window = match on {
             true if self.is_null("sliding_window") => None,
@@ -204,10 +207,10 @@ impl ConfigReader<'_> {
             false => None,
         };
         let period = match rule {
-            Windows::ExceptEvery(n) if family.kind == ModelFamily::Gemma3 => {
+            Windows::ExceptEvery(n, _) if family.kind == ModelFamily::Gemma3 => {
                 self.size("sliding_window_pattern", limit::LAYERS, Some(n))?
             }
-            Windows::ExceptEvery(n) => n,
+            Windows::ExceptEvery(n, _) => n,
             _ => 1,
         };
         let full_below = match self.get("max_window_layers").filter(|_| rule == Windows::From) {
@@ -217,7 +220,7 @@ impl ConfigReader<'_> {
         let slides = |i: usize| match rule {
             Windows::None => false,
             Windows::All(_) => window.is_some(),
-            Windows::ExceptEvery(_) => !(i + 1).is_multiple_of(period),
+            Windows::ExceptEvery(..) => !(i + 1).is_multiple_of(period),
             Windows::From => window.is_some() && i as u64 >= full_below,
             Windows::NotRotated => window.is_some() && !rotates[i],
         };
@@ -237,6 +240,10 @@ impl ConfigReader<'_> {
                 return Err(self.bad("layer_types", format!("a {} has layers of one kind only", family.architecture)));
             }
             slides = listed;
+        }
+        // The last layer is a full one, as in `Gemma4TextConfig.__post_init__`.
+        if let Some(last) = slides.last_mut().filter(|_| family.kind.is_gemma4()) {
+            *last = false;
         }
         // transformers slides the layers of `layer_types` only where `use_sliding_window` is on.
         if rule == Windows::NotRotated && !on {
@@ -401,6 +408,10 @@ fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
             mixer: TokenMixer::Attention { output_gate: false },
             window: None,
             rope: None,
+            n_kv_heads: heads,
+            head_dim: e,
+            keys_values: KeysValues::Own,
+            d_ff: f,
             attn_norm: Some(format!("{at}.ln_1")),
             attn_post_norm: None,
             mlp_norm: Some(format!("{at}.ln_2")),
@@ -411,6 +422,8 @@ fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
             out: conv(format!("{at}.attn.c_proj"), d, d),
             up: vec![conv(format!("{at}.mlp.c_fc"), f, d)],
             down: conv(format!("{at}.mlp.c_proj"), d, f),
+            per_layer: None,
+            scalar: None,
         }
     };
     Ok(ModelConfig {
@@ -429,6 +442,7 @@ fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
         },
         wrapped: false,
         qk_norm: QkNorm::None,
+        value_norm: false,
         ropes: Vec::new(),
         position_embedding: Some("transformer.wpe.weight".into()),
         layers: (0..n_layers).map(layer).collect(),
@@ -438,6 +452,7 @@ fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
         activation: c.activation("activation_function", "gelu_new")?,
         gated: false,
         embed_scale: 1.0,
+        per_layer_inputs: None,
         residual_scale: 1.0,
         logit_scale: 1.0,
         embedding: "transformer.wte.weight".into(),
@@ -469,7 +484,8 @@ fn heads(c: &ConfigReader, family: &FamilySpec, d: usize) -> Result<(usize, usiz
 /// Reads the configuration of a model like Llama, alone or inside a wrapper.
 fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) -> Result<ModelConfig> {
     let kind = family.kind;
-    let gemma = matches!(kind, ModelFamily::Gemma2 | ModelFamily::Gemma3);
+    let gemma4 = kind.is_gemma4();
+    let gemma = gemma4 || matches!(kind, ModelFamily::Gemma2 | ModelFamily::Gemma3);
     let granite = matches!(kind, ModelFamily::Granite | ModelFamily::GraniteMoeHybrid);
     if kind == ModelFamily::GraniteMoeHybrid {
         match c.get("num_local_experts") {
@@ -486,7 +502,14 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
     let max_positions = c.size("max_position_embeddings", limit::POSITIONS, Some(family.max_positions))?;
     let rotates = c.rotating_layers(family, n_layers)?;
     let windows = c.windows(family, &rotates)?;
-    let ropes = if rotates.contains(&true) { c.ropes(family, e, max_positions)? } else { Vec::new() };
+    let base = if wrapper.is_some() { "model.language_model" } else { "model" };
+    let of_gemma4 =
+        if gemma4 { Some(gemma4::Gemma4Layers::read(c, family, base, [d, h, kv, e, f], &windows)?) } else { None };
+    let ropes = match &of_gemma4 {
+        Some(layers) => c.gemma4_ropes(family, layers.head_dims(), max_positions)?,
+        None if rotates.contains(&true) => c.ropes(family, e, max_positions)?,
+        None => Vec::new(),
+    };
     let longest = ropes.iter().filter_map(rotary::longest).max().unwrap_or(0);
 
     let (qkv_bias, out_bias) = match family.attention_bias {
@@ -506,14 +529,16 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
             return Err(c.bad(field, "true is not supported with a residual_multiplier"));
         }
     }
-    let (q, k) = (h * e, kv * e);
     let output_gate = kind == ModelFamily::Qwen35;
-    let q_rows = if output_gate { 2 * q } else { q };
     let delta_layers = c.delta_layers(family, n_layers)?;
-    let base = if wrapper.is_some() { "model.language_model" } else { "model" };
     let layer = |(i, &window): (usize, &Option<usize>)| {
         let at = format!("{base}.layers.{i}");
         let attn = |name: &str, n_out, column| module(format!("{at}.self_attn.{name}"), n_out, d, column, qkv_bias);
+        let own = of_gemma4.as_ref().map(|layers| layers.layer(i));
+        let (kv, e, f) = own.as_ref().map_or((kv, e, f), |own| (own.n_kv_heads, own.head_dim, own.d_ff));
+        let keys_values = own.as_ref().map_or(KeysValues::Own, |own| own.keys_values);
+        let (q, k) = (h * e, kv * e);
+        let q_rows = if output_gate { 2 * q } else { q };
         let up_width = 2 * f / family.mlp.up.len();
         let up = |(i, name): (usize, &&str)| module(format!("{at}.{name}"), up_width, d, i * up_width, mlp_bias);
         let named = |name: &str| format!("{at}.{name}");
@@ -523,20 +548,27 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
             window,
             // Where there are two tables, the second is that of sliding layers.
             rope: rotates[i].then(|| usize::from(ropes.len() > 1 && window.is_some())),
+            n_kv_heads: kv,
+            head_dim: e,
+            keys_values,
+            d_ff: f,
             attn_norm: family.norms.attn.map(named),
             attn_post_norm: family.norms.attn_post.map(named),
             mlp_norm: family.norms.mlp.map(named),
             mlp_post_norm: family.norms.mlp_post.map(named),
             q_norm: qk_norm("self_attn.q_norm"),
-            k_norm: qk_norm("self_attn.k_norm"),
-            qkv: if family.fused_qkv {
-                vec![attn("qkv_proj", q + 2 * k, 0)]
-            } else {
-                vec![attn("q_proj", q_rows, 0), attn("k_proj", k, q), attn("v_proj", k, q + k)]
+            k_norm: qk_norm("self_attn.k_norm").filter(|_| !matches!(keys_values, KeysValues::OfLayer(_))),
+            qkv: match keys_values {
+                KeysValues::Own if family.fused_qkv => vec![attn("qkv_proj", q + 2 * k, 0)],
+                KeysValues::Own => vec![attn("q_proj", q_rows, 0), attn("k_proj", k, q), attn("v_proj", k, q + k)],
+                KeysValues::KeysAsValues => vec![attn("q_proj", q_rows, 0), attn("k_proj", k, q)],
+                KeysValues::OfLayer(_) => vec![attn("q_proj", q_rows, 0)],
             },
             out: module(named("self_attn.o_proj"), d, q, 0, out_bias),
             up: family.mlp.up.iter().enumerate().map(up).collect(),
             down: module(named(family.mlp.down), d, f, 0, mlp_bias),
+            per_layer: own.and_then(|own| own.per_layer),
+            scalar: gemma4.then(|| named("layer_scalar")),
         };
         if !delta_layers[i] {
             return Ok(attention);
@@ -555,6 +587,7 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         })
     };
     let attention_scale = match kind {
+        _ if gemma4 => 1.0,
         _ if gemma => 1.0 / c.number("query_pre_attn_scalar", Some(256.0))?.sqrt(),
         _ if granite => multiplier("attention_multiplier")?,
         _ => 1.0 / (e as f64).sqrt(),
@@ -565,7 +598,7 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
     }
     let logit_cap = c.optional("final_logit_softcapping", (kind == ModelFamily::Gemma2).then_some(30.0))?;
     if logit_cap.is_some() && !gemma {
-        return Err(c.bad("final_logit_softcapping", "is supported for Gemma 2 and 3 only"));
+        return Err(c.bad("final_logit_softcapping", "is supported for Gemma only"));
     }
     let (act_field, act_default) =
         if gemma { ("hidden_activation", "gelu_pytorch_tanh") } else { ("hidden_act", "silu") };
@@ -582,9 +615,10 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         norm: NormSpec {
             kind: NormKind::Rms,
             eps: c.number("rms_norm_eps", Some(family.eps))? as f32,
-            weight_offset: if gemma || kind == ModelFamily::Qwen35 { 1.0 } else { 0.0 },
+            weight_offset: if gemma && !gemma4 || kind == ModelFamily::Qwen35 { 1.0 } else { 0.0 },
         },
         qk_norm: family.qk_norm,
+        value_norm: gemma4,
         layers: windows.iter().enumerate().map(layer).collect::<Result<_>>()?,
         ropes,
         position_embedding: None,
@@ -594,6 +628,7 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         activation: c.activation(act_field, act_default)?,
         gated: true,
         embed_scale: if gemma { (d as f64).sqrt() } else { multiplier("embedding_multiplier")? } as f32,
+        per_layer_inputs: of_gemma4.and_then(|layers| layers.inputs),
         residual_scale,
         logit_scale: (1.0 / multiplier("logits_scaling")?) as f32,
         embedding: format!("{base}.embed_tokens.weight"),

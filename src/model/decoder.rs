@@ -10,10 +10,12 @@ use super::description::{ModelConfig, NormKind, TokenMixer};
 use super::kv_cache::KvCache;
 use super::linear::{Linear, LinearInput, LoraPass, WeightColumns};
 use super::mixer::MixerOutput;
+use super::per_layer_inputs::{PerLayerBranchWeights, PerLayerIds, PerLayerWeights};
 use super::saved::{
     ActivationSaved, Attended, AttentionMixerSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MixerSaved,
     MlpSaved, NormStats, ProductsSaved, RecomputePolicy, SavedDtype,
 };
+use super::shared_values::SharedValues;
 use super::trained_tokens::{TrainedTokenNumbers, TrainedTokens};
 use super::weights::Weight;
 use crate::gpu::{Gpu, Recording, Slot};
@@ -44,8 +46,10 @@ pub struct LayerWeights {
     pub qkv: Vec<Linear>,
     /// Further weights of a delta net.
     pub delta_net: Option<DeltaNetWeights>,
-    /// Norms of the queries and of the keys.
-    pub qk_norms: Option<[NormWeights; 2]>,
+    /// Norm of the queries.
+    pub q_norm: Option<NormWeights>,
+    /// Norm of the keys.
+    pub k_norm: Option<NormWeights>,
     /// Projection of the mixer's output.
     pub out: Linear,
     /// Norm after attention.
@@ -58,9 +62,19 @@ pub struct LayerWeights {
     pub down: Linear,
     /// Norm after the MLP.
     pub mlp_post_norm: Option<NormWeights>,
+    /// Branch of the per-layer inputs.
+    pub per_layer: Option<PerLayerBranchWeights>,
+    /// Factor on the layer's output: 1, or [`super::description::LayerConfig::scalar`].
+    pub scalar: f32,
 }
 
 impl LayerWeights {
+    /// Returns the linear layers, in the order of [`super::description::LayerConfig::linears`].
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let branch = self.per_layer.iter().flat_map(|branch| [&branch.gate, &branch.projection]);
+        self.qkv.iter().chain([&self.out]).chain(&self.up).chain([&self.down]).chain(branch)
+    }
+
     /// Returns whether the backward pass reads the inputs of linear layers, because one of these is trained: the token mixer's input, that of
     /// its output projection, and the MLP's.
     pub(super) fn reads_inputs(&self) -> [bool; 3] {
@@ -80,6 +94,10 @@ pub struct Decoder {
     pub tokens: Option<TrainedTokens>,
     /// Learned position embedding: (positions, D).
     pub position_embedding: Option<Weight>,
+    /// Weights of per-layer inputs.
+    pub per_layer: Option<PerLayerWeights>,
+    /// Ones, the weight of norms without one: (E), of the widest heads.
+    pub ones: Option<Slot>,
     /// Weights of the L layers.
     pub layers: Vec<LayerWeights>,
     /// Final norm: (D).
@@ -108,6 +126,8 @@ pub struct TokenSlots {
     pub ids: TokenIds,
     /// Positions as ids into the learned position table, where the model has one.
     pub position_ids: Option<TokenIds>,
+    /// Token ids as the table of per-layer inputs is read; empty where the model has none.
+    pub(super) per_layer_ids: Vec<PerLayerIds>,
     /// Row of each token in the RoPE caches: (T).
     pub rotary_rows: Slot,
     /// Segment table, which says which keys a query sees.
@@ -137,6 +157,7 @@ impl TokenSlots {
             t: ids.len(),
             ids: TokenIds::new(gpu, ids),
             position_ids: d.position_embedding.is_some().then(|| TokenIds::new(gpu, positions)),
+            per_layer_ids: d.per_layer_inputs.iter().flat_map(|inputs| PerLayerIds::new(gpu, inputs, ids)).collect(),
             rotary_rows: gpu.upload(&rows.collect::<Vec<u32>>()),
             segments,
             delta,
@@ -161,14 +182,14 @@ pub(super) fn rows_of(slot: &Slot, rows: &std::ops::Range<usize>, width: usize) 
 }
 
 impl Decoder {
-    pub(super) fn mlp(&self, t: usize) -> MlpShape {
+    pub(super) fn mlp(&self, index: usize, t: usize) -> MlpShape {
         let d = &self.description;
-        MlpShape { tokens: t, width: d.d_ff, gated: d.gated, activation: d.activation }
+        MlpShape { tokens: t, width: d.layers[index].d_ff, gated: d.gated, activation: d.activation }
     }
 
     /// Width of the MLP's input slot.
-    pub(super) fn up_width(&self) -> usize {
-        self.description.d_ff * if self.description.gated { 2 } else { 1 }
+    pub(super) fn up_width(&self, index: usize) -> usize {
+        self.description.layers[index].d_ff * if self.description.gated { 2 } else { 1 }
     }
 
     /// Returns the LM head, divided into shards, for the log-prob kernels. `rows` is the number of rows to score.
@@ -261,13 +282,20 @@ impl Decoder {
         self.put_trained_tokens(rec, with_lora);
         let mut h = self.embed(rec, tokens);
         let (mut layers, lora) = (Vec::new(), tokens.lora_pass(with_lora));
+        let mut shared = self.per_layer_inputs(rec, tokens, lora, &h, keep != RecomputePolicy::Nothing);
+        let lenders = if cache.is_none() { self.description.lenders() } else { BTreeSet::new() };
         // The backward pass ends at the lowest trained layer.
         let lowest = self.lowest_trained().unwrap_or(self.layers.len());
         for (index, weights) in self.layers.iter().enumerate() {
             rec.scope(format!("L{index}"));
             let input = h.clone();
-            let mut trace = self.layer(rec, index, tokens, cache, lora, h, None);
-            h = self.layer_output(rec, weights, tokens.t, lora, &mut trace);
+            let mut trace = self.layer(rec, index, tokens, cache, lora, &shared, h, None);
+            if let MixerSaved::Attention(saved) = &trace.products.mixer
+                && lenders.contains(&index)
+            {
+                self.lend(rec, index, tokens.t, &saved.qkv, &mut shared);
+            }
+            h = self.layer_output(rec, index, tokens.t, lora, &shared, &mut trace);
             trace.drop_unread(weights.reads_inputs());
             match keep {
                 _ if index < lowest => (),
@@ -292,7 +320,7 @@ impl Decoder {
             }
         }
         rec.scope("head");
-        ForwardSaved { layers, h }
+        ForwardSaved { layers, shared, h }
     }
 
     /// Computes a layer from its input to the input of the MLP's activation function. Results of attention that were saved are not computed
@@ -305,6 +333,7 @@ impl Decoder {
         tokens: &TokenSlots,
         cache: Option<&KvCache>,
         lora: LoraPass,
+        shared: &SharedValues,
         h_in: Slot,
         attended: Option<Attended>,
     ) -> LayerSaved {
@@ -312,17 +341,18 @@ impl Decoder {
         let (w, layer) = (&self.layers[index], &d.layers[index]);
         let (x1, stats1) = self.input_norm(rec, w.attn_norm.as_ref(), t, &h_in);
         let MixerOutput { y: mixed, saved: mixer, elementwise, xa: xa_qkv } = match &layer.mixer {
-            TokenMixer::Attention { .. } => self.attention_mix(rec, index, tokens, cache, lora, &x1, attended),
+            TokenMixer::Attention { .. } => self.attention_mix(rec, index, tokens, cache, lora, shared, &x1, attended),
             TokenMixer::DeltaNet(net) => self.delta_net_mix(rec, index, net, tokens, cache, lora, &x1),
         };
 
         let mut xa_out = None;
-        let (h_mid, attn_post) = self.add_branch(rec, w.attn_post_norm.as_ref(), t, &h_in, |rec, residual, y| {
-            xa_out = w.out.forward(rec, t, (&mixed).into(), residual, WeightColumns::all(y, d.d_model), lora);
-        });
+        let (h_mid, attn_post) =
+            self.add_branch(rec, w.attn_post_norm.as_ref(), t, (&h_in, 1.0), |rec, residual, y| {
+                xa_out = w.out.forward(rec, t, (&mixed).into(), residual, WeightColumns::all(y, d.d_model), lora);
+            });
 
         let (x2, stats2) = self.input_norm(rec, w.mlp_norm.as_ref(), t, &h_mid);
-        let mlp = self.mlp_chunks(gpu, t).map(|tokens| self.mlp_up(rec, w, tokens, &x2, lora)).collect();
+        let mlp = self.mlp_chunks(gpu, index, t).map(|tokens| self.mlp_up(rec, index, tokens, &x2, lora)).collect();
         let products = ProductsSaved {
             h_in: ActivationSaved::F32(h_in),
             stats1,
@@ -332,6 +362,7 @@ impl Decoder {
             stats2,
             mlp,
             mlp_post: None,
+            per_layer: None,
             xa_qkv,
             xa_out,
         };
@@ -340,8 +371,8 @@ impl Decoder {
     }
 
     /// Returns ranges of tokens whose MLP is computed at once. The MLP's activations are the widest of all, and each must fit a binding.
-    fn mlp_chunks(&self, gpu: &Gpu, t: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        let most = gpu.caps().max_binding_bytes as usize / 4 / self.up_width();
+    fn mlp_chunks(&self, gpu: &Gpu, index: usize, t: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let most = gpu.caps().max_binding_bytes as usize / 4 / self.up_width(index);
         // Slices of a slot must begin at multiples of 64 elements.
         let rows = if t <= most { t } else { (most / 64 * 64).max(64) };
         (0..t).step_by(rows.max(1)).map(move |first| first..(first + rows).min(t))
@@ -351,19 +382,19 @@ impl Decoder {
     fn mlp_up(
         &self,
         rec: &mut Recording,
-        w: &LayerWeights,
+        index: usize,
         tokens: std::ops::Range<usize>,
         x2: &Slot,
         lora: LoraPass,
     ) -> MlpSaved {
         let lora = lora.from_token(tokens.start);
-        let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width());
+        let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width(index));
         let x2 = rows_of(x2, &tokens, d.d_model);
         let u = gpu.alloc_activation(t * up_width);
         let mut xa_up = Vec::new();
         let absmax = row_absmax(rec, &x2, t, d.d_model);
         let x2 = LinearInput { x: &x2, absmax: absmax.as_ref() };
-        for linear in &w.up {
+        for linear in &self.layers[index].up {
             let y = WeightColumns { slot: &u, column: linear.module.column, stride: up_width };
             xa_up.push(linear.forward(rec, t, x2, None, y, lora));
         }
@@ -371,29 +402,32 @@ impl Decoder {
     }
 
     /// Computes the MLP's activation (t, F) for a range of tokens from their u.
-    pub(super) fn activation(&self, rec: &mut Recording, mlp: &MlpSaved, u: &Slot) -> Slot {
-        let t = mlp.tokens.len();
-        let a = rec.gpu().alloc_activation(t * self.description.d_ff);
-        activation_fwd(rec, &self.mlp(t), u, &a);
+    pub(super) fn activation(&self, rec: &mut Recording, index: usize, mlp: &MlpSaved, u: &Slot) -> Slot {
+        let shape = self.mlp(index, mlp.tokens.len());
+        let a = rec.gpu().alloc_activation(shape.tokens * shape.width);
+        activation_fwd(rec, &shape, u, &a);
         a
     }
 
-    /// Computes the rest of a layer: the MLP's activation, its last product, norm and addition. Returns the layer's output (T, D).
+    /// Computes the rest of a layer: the MLP's activation, its last product, norm and addition, and the branch of per-layer inputs. Returns the
+    /// layer's output (T, D).
     fn layer_output(
         &self,
         rec: &mut Recording,
-        w: &LayerWeights,
+        index: usize,
         t: usize,
         lora: LoraPass,
+        shared: &SharedValues,
         trace: &mut LayerSaved,
     ) -> Slot {
-        let d = self.description.d_model;
-        let LayerSaved { products: ProductsSaved { h_mid, mlp, mlp_post, .. }, elementwise } = trace;
+        let (d, w) = (self.description.d_model, &self.layers[index]);
+        let LayerSaved { products: ProductsSaved { h_mid, mlp, mlp_post, per_layer, .. }, elementwise } = trace;
         let h_mid = h_mid.read(rec);
-        let (h_out, post) = self.add_branch(rec, w.mlp_post_norm.as_ref(), t, &h_mid, |rec, residual, y| {
+        let scale = if w.per_layer.is_some() { 1.0 } else { w.scalar };
+        let (h_out, post) = self.add_branch(rec, w.mlp_post_norm.as_ref(), t, (&h_mid, scale), |rec, residual, y| {
             for mlp in mlp {
                 let u = mlp.u.read(rec);
-                let a = self.activation(rec, mlp, &u);
+                let a = self.activation(rec, index, mlp, &u);
                 let rows = |slot: &Slot| rows_of(slot, &mlp.tokens, d);
                 let (residual, y, n) = (residual.map(rows), rows(y), mlp.tokens.len());
                 let lora = lora.from_token(mlp.tokens.start);
@@ -404,29 +438,39 @@ impl Decoder {
             }
         });
         *mlp_post = post;
-        h_out
+        let Some(branch) = &w.per_layer else { return h_out };
+        let (h_end, post) = self.add_branch(rec, Some(&branch.post_norm), t, (&h_out, w.scalar), |rec, _, y| {
+            *per_layer = self.per_layer_branch(rec, index, (t, lora), shared, &h_out, y);
+        });
+        if let Some(saved) = per_layer {
+            saved.post = post;
+        }
+        h_end
     }
 
-    /// Computes the residual stream (T, D) behind a branch: h plus the branch. `product` gets a residual to add and a slot to write to.
-    /// Without a norm behind the branch, the matmul adds h in its own pass. With a norm, the sum is a pass of its own, and the norm's input
-    /// and statistics are returned too.
+    /// Computes the residual stream (T, D) behind a branch: h plus the branch, times `scale`. `product` gets a residual to add and a slot to
+    /// write to. Without a norm behind the branch, the matmul adds h in its own pass. With a norm, the sum is a pass of its own, and the
+    /// norm's input and statistics are returned too.
     fn add_branch(
         &self,
         rec: &mut Recording,
         norm: Option<&NormWeights>,
         t: usize,
-        h: &Slot,
+        (h, scale): (&Slot, f32),
         product: impl FnOnce(&mut Recording, Option<&Slot>, &Slot),
     ) -> (Slot, Option<(ActivationSaved, NormStats)>) {
         let y = rec.gpu().alloc_activation(t * self.description.d_model);
         let Some(norm) = norm else {
             product(rec, Some(h), &y);
+            if scale != 1.0 {
+                add::scale(rec, scale, &y);
+            }
             return (y, None);
         };
         product(rec, None, &y);
         let (normed, stats) = self.norm(rec, norm, t, &y);
         let sum = rec.gpu().alloc_activation(t * self.description.d_model);
-        add::add(rec, h, &normed, &sum);
+        add::add(rec, scale, h, &normed, &sum);
         (sum, Some((ActivationSaved::F32(y), stats)))
     }
 
@@ -436,16 +480,17 @@ impl Decoder {
         rec: &mut Recording,
         index: usize,
         tokens: &TokenSlots,
+        shared: &SharedValues,
         kept: LayerState,
     ) -> LayerSaved {
         match kept {
             LayerState::Trace(trace) => *trace,
             LayerState::Input(h_in, attended) => {
                 let (w, lora) = (&self.layers[index], tokens.lora_pass(true));
-                let mut trace = self.layer(rec, index, tokens, None, lora, h_in, attended);
+                let mut trace = self.layer(rec, index, tokens, None, lora, shared, h_in, attended);
                 // The output itself is not needed again. The layer's last part is recomputed only where it saves something.
                 if w.down.lora.is_some() || w.mlp_post_norm.is_some() {
-                    self.layer_output(rec, w, tokens.t, lora, &mut trace);
+                    self.layer_output(rec, index, tokens.t, lora, shared, &mut trace);
                 }
                 trace.drop_unread(w.reads_inputs());
                 trace.hold(rec, self.saved_dtype);

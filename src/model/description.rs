@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 pub use crate::kernels::activation::Activation;
+use crate::kernels::attention::WindowedHeads;
 use crate::kernels::delta_rule::DeltaHeads;
 pub use crate::kernels::rope::{QueryScale, RopeConfig, RopeScaling};
 
@@ -17,11 +18,11 @@ pub struct ModelConfig {
     pub d_model: usize,
     /// H, query heads.
     pub n_heads: usize,
-    /// K, key and value heads; divides H.
+    /// K, key and value heads; divides H. Layers may differ ([`LayerConfig::n_kv_heads`]).
     pub n_kv_heads: usize,
-    /// E, width of a head.
+    /// E, width of a head. Layers may differ ([`LayerConfig::head_dim`]).
     pub head_dim: usize,
-    /// F, width of the MLP.
+    /// F, width of the MLP. Layers may differ ([`LayerConfig::d_ff`]).
     pub d_ff: usize,
     /// V, rows of the embedding.
     pub vocab: usize,
@@ -33,6 +34,8 @@ pub struct ModelConfig {
     pub norm: NormSpec,
     /// RMSNorms of queries and keys before RoPE.
     pub qk_norm: QkNorm,
+    /// Whether each head of the values has an RMSNorm without weight (Gemma 4).
+    pub value_norm: bool,
     /// Distinct rotary tables; empty for learned positions (GPT-2).
     pub ropes: Vec<RopeConfig>,
     /// Tensor name of the learned position embedding (positions, D); `None` with RoPE.
@@ -51,6 +54,8 @@ pub struct ModelConfig {
     pub gated: bool,
     /// Factor on token embeddings (Gemma: √D, rounded to bf16 where HF does so; Granite: `embedding_multiplier`).
     pub embed_scale: f32,
+    /// Inputs of each layer beside the residual stream (Gemma 4 E2B and E4B).
+    pub per_layer_inputs: Option<PerLayerInputs>,
     /// Factor on each branch before its residual addition (`residual_multiplier` of `GraniteDecoderLayer` in `modeling_granite.py`).
     pub residual_scale: f32,
     /// Factor on logits, before any soft cap (1/`logits_scaling` of `GraniteForCausalLM`).
@@ -63,6 +68,49 @@ pub struct ModelConfig {
     pub head: LinearSpec,
     /// Whether the LM head shares the embedding's weight.
     pub tied: bool,
+}
+
+/// Per-layer inputs p (T, L·P): p = (n(s·W·x0) + √P·table[id])/√2, where n is an RMSNorm of each layer's P numbers, x0 the token embedding
+/// and s = 1/√D (`project_per_layer_inputs` and `get_per_layer_inputs` of `Gemma4TextModel` in `modeling_gemma4.py`).
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct PerLayerInputs {
+    /// P, the number of inputs of a layer.
+    pub width: usize,
+    /// Tensor name of the table of tokens: (rows, L·P).
+    pub embedding: String,
+    /// Rows of the table, at least V.
+    pub rows: usize,
+    /// Projection of the token embedding: W (L·P, D).
+    pub projection: LinearSpec,
+    /// Norm of each layer's part of the projection (name without `.weight`): (P).
+    pub norm: String,
+}
+
+impl PerLayerInputs {
+    /// Factor on the sum of projection and table.
+    pub const SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;
+
+    /// Returns √P, the factor on the table's rows.
+    pub fn embed_scale(&self) -> f32 {
+        (self.width as f64).sqrt() as f32
+    }
+
+    /// Returns 1/√D, the factor on the projection.
+    pub fn projection_scale(&self) -> f32 {
+        (1.0 / (self.projection.n_in as f64).sqrt()) as f32
+    }
+}
+
+/// Use of a layer's per-layer inputs p: x += n(projection·(f(gate·x)·p)), where n is an RMSNorm and f the MLP's activation function
+/// (`Gemma4TextDecoderLayer` in `modeling_gemma4.py`).
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct PerLayerBranch {
+    /// Gate: W (P, D).
+    pub gate: LinearSpec,
+    /// Projection back to D: W (D, P).
+    pub projection: LinearSpec,
+    /// Norm behind the projection.
+    pub post_norm: String,
 }
 
 /// Norm y = (x − mean)·r·(w + offset) + b; RMSNorm has neither mean nor b.
@@ -94,6 +142,17 @@ pub enum QkNorm {
     PerHead,
     /// All query heads together, H·E, and all key heads together, K·E (OLMo 2 and 3: `Olmo2Attention` in `modeling_olmo2.py`).
     Whole,
+}
+
+/// Source of a layer's keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum KeysValues {
+    /// Projections of their own.
+    Own,
+    /// The projection of keys, before their norm, is that of values, too (`attention_k_eq_v` of Gemma 4).
+    KeysAsValues,
+    /// Keys and values of an earlier layer, normed and rotated (`num_kv_shared_layers` of Gemma 4).
+    OfLayer(usize),
 }
 
 /// Part of a layer that mixes tokens.
@@ -155,6 +214,14 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// Index into [`ModelConfig::ropes`]; `None` where queries and keys are not rotated.
     pub rope: Option<usize>,
+    /// K, key and value heads of attention.
+    pub n_kv_heads: usize,
+    /// E, width of attention's heads.
+    pub head_dim: usize,
+    /// Source of attention's keys and values.
+    pub keys_values: KeysValues,
+    /// F, width of the MLP.
+    pub d_ff: usize,
     /// Norm before attention (name without `.weight`); `None` in OLMo 2 and 3.
     pub attn_norm: Option<String>,
     /// Norm after attention, before the residual addition (Gemma, OLMo, GLM-4).
@@ -165,10 +232,10 @@ pub struct LayerConfig {
     pub mlp_post_norm: Option<String>,
     /// Norm of the queries, unless [`QkNorm::None`].
     pub q_norm: Option<String>,
-    /// Norm of the keys, unless [`QkNorm::None`].
+    /// Norm of the keys, unless [`QkNorm::None`], or the keys are another layer's.
     pub k_norm: Option<String>,
     /// Projections that write the columns of qkv, (T, (H + 2K)·E), in the order q, k, v; a single module where they are fused (Phi-3,
-    /// GPT-2). With an output gate, the first writes (T, 2·H·E) alone. In a delta net, the projections to q, k and v together, to z, b and
+    /// GPT-2); those that [`KeysValues`] leaves. With an output gate, the first writes (T, 2·H·E) alone. In a delta net, the projections to q, k and v together, to z, b and
     /// a, each of which writes a slot alone.
     pub qkv: Vec<LinearSpec>,
     /// Projection of the mixer's output: W (D, H·E), or (D, Hv·dv) in a delta net.
@@ -177,9 +244,32 @@ pub struct LayerConfig {
     pub up: Vec<LinearSpec>,
     /// Projection back to D: W (D, F).
     pub down: LinearSpec,
+    /// Branch of the per-layer inputs, behind the MLP.
+    pub per_layer: Option<PerLayerBranch>,
+    /// Tensor name of the factor on the layer's output, (1). It is a buffer: no training changes it (`layer_scalar` of Gemma 4).
+    pub scalar: Option<String>,
 }
 
 impl LayerConfig {
+    /// Returns the number of columns of the qkv slot: (H + 2K)·E.
+    pub fn qkv_width(&self, n_heads: usize) -> usize {
+        (n_heads + 2 * self.n_kv_heads) * self.head_dim
+    }
+
+    /// Returns the layer whose keys and values attention reads, where they are not its own.
+    pub fn lender(&self) -> Option<usize> {
+        match self.keys_values {
+            KeysValues::OfLayer(lender) => Some(lender),
+            KeysValues::Own | KeysValues::KeysAsValues => None,
+        }
+    }
+
+    /// Returns the layer's linear modules.
+    pub fn linears(&self) -> impl Iterator<Item = &LinearSpec> {
+        let branch = self.per_layer.iter().flat_map(|branch| [&branch.gate, &branch.projection]);
+        self.qkv.iter().chain([&self.out]).chain(&self.up).chain([&self.down]).chain(branch)
+    }
+
     /// Returns the layer's delta net, where it has one.
     pub fn delta_net(&self) -> Option<&DeltaNetConfig> {
         match &self.mixer {
@@ -235,9 +325,9 @@ impl LinearSpec {
 }
 
 impl ModelConfig {
-    /// Returns the number of columns of a layer's qkv slot: (H + 2K)·E.
-    pub fn qkv_width(&self) -> usize {
-        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+    /// Returns the layers whose keys and values other layers read.
+    pub fn lenders(&self) -> BTreeSet<usize> {
+        self.layers.iter().filter_map(LayerConfig::lender).collect()
     }
 
     /// Returns the length in tokens above which a sequence rotates by other frequencies at all of its positions (LongRoPE).
@@ -245,17 +335,18 @@ impl ModelConfig {
         self.ropes.iter().find_map(|rope| rope.scaling.long_above())
     }
 
-    /// Returns the widths of the norms of queries and of keys.
-    pub fn qk_norm_widths(&self) -> [usize; 2] {
+    /// Returns the widths of the norms of a layer's queries and keys.
+    pub fn qk_norm_widths(&self, layer: &LayerConfig) -> [usize; 2] {
         match self.qk_norm {
-            QkNorm::Whole => [self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim],
-            QkNorm::None | QkNorm::PerHead => [self.head_dim; 2],
+            QkNorm::Whole => [self.n_heads, layer.n_kv_heads].map(|heads| heads * layer.head_dim),
+            QkNorm::None | QkNorm::PerHead => [layer.head_dim; 2],
         }
     }
 
-    /// Returns the distinct windows of the layers.
-    pub fn windows(&self) -> Vec<Option<usize>> {
-        let all: BTreeSet<Option<usize>> = self.layers.iter().map(|l| l.window).collect();
+    /// Returns the distinct windows of the layers, with the head sizes that they have.
+    pub fn windowed_heads(&self) -> Vec<WindowedHeads> {
+        let of_layer = |l: &LayerConfig| WindowedHeads { head_dim: l.head_dim, window: l.window };
+        let all: BTreeSet<WindowedHeads> = self.layers.iter().map(of_layer).collect();
         all.into_iter().collect()
     }
 
@@ -264,11 +355,22 @@ impl ModelConfig {
         self.layers.iter().find_map(LayerConfig::delta_net)
     }
 
-    /// Returns every tensor of the checkpoint, roughly in the order of Hugging Face's `named_parameters`: embeddings, layers, final norm,
+    /// Returns the tensors of the checkpoint that are no parameters: nothing trains them, and a result has them as they are.
+    pub fn buffers(&self) -> Vec<TensorSpec> {
+        let scalars = self.layers.iter().filter_map(|layer| layer.scalar.clone());
+        scalars.map(|name| TensorSpec { name, shape: vec![1], transposed: false }).collect()
+    }
+
+    /// Returns every parameter of the checkpoint, roughly in the order of Hugging Face's `named_parameters`: embeddings, layers, final norm,
     /// and the head unless it is tied.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let plain = |name: &str, shape: Vec<usize>| TensorSpec { name: name.into(), shape, transposed: false };
         let mut all = vec![plain(&self.embedding, vec![self.vocab, self.d_model])];
+        if let Some(inputs) = &self.per_layer_inputs {
+            all.push(plain(&inputs.embedding, vec![inputs.rows, inputs.projection.n_out]));
+            all.extend(inputs.projection.tensors());
+            all.push(plain(&format!("{}.weight", inputs.norm), vec![inputs.width]));
+        }
         if let Some(name) = &self.position_embedding {
             all.push(plain(name, vec![self.max_positions, self.d_model]));
         }
@@ -287,7 +389,7 @@ impl ModelConfig {
                 all.push(plain(&format!("{}.weight", net.norm), vec![net.value_dim]));
             }
             all.extend(layer.qkv.iter().chain([&layer.out]).flat_map(LinearSpec::tensors));
-            for (name, width) in [&layer.q_norm, &layer.k_norm].into_iter().zip(self.qk_norm_widths()) {
+            for (name, width) in [&layer.q_norm, &layer.k_norm].into_iter().zip(self.qk_norm_widths(layer)) {
                 all.extend(name.iter().flat_map(|name| norm(name, width)));
             }
             for name in layer.attn_post_norm.iter().chain(&layer.mlp_norm) {
@@ -296,6 +398,10 @@ impl ModelConfig {
             all.extend(layer.up.iter().chain([&layer.down]).flat_map(LinearSpec::tensors));
             for name in layer.mlp_post_norm.iter() {
                 all.extend(norm(name, self.d_model));
+            }
+            if let Some(PerLayerBranch { gate, projection, post_norm }) = &layer.per_layer {
+                all.extend([gate, projection].into_iter().flat_map(LinearSpec::tensors));
+                all.extend(norm(post_norm, self.d_model));
             }
         }
         all.extend(norm(&self.final_norm, self.d_model));

@@ -41,8 +41,8 @@ pub(super) enum Windows {
     None,
     /// All layers; `sliding_window` has a default, or none.
     All(Option<usize>),
-    /// All but each n-th layer.
-    ExceptEvery(usize),
+    /// All but each n-th layer; `sliding_window` has a default.
+    ExceptEvery(usize, usize),
     /// Layers from `max_window_layers` on, if `use_sliding_window` is on.
     From,
     /// Layers whose queries and keys are not rotated, if `use_sliding_window` is on.
@@ -92,6 +92,8 @@ pub(super) enum ModelFamily {
     Qwen35,
     Gemma2,
     Gemma3,
+    Gemma4,
+    Gemma4Unified,
     Phi3,
     SmolLm3,
     Granite,
@@ -100,6 +102,13 @@ pub(super) enum ModelFamily {
     Olmo3,
     Glm4,
     Gpt2,
+}
+
+impl ModelFamily {
+    /// Returns whether the family is Gemma 4, in either class.
+    pub(super) fn is_gemma4(self) -> bool {
+        matches!(self, Self::Gemma4 | Self::Gemma4Unified)
+    }
 }
 
 const GEMMA_NORMS: NormNames = NormNames {
@@ -148,7 +157,23 @@ const LLAMA: FamilySpec = FamilySpec {
     reads: &[],
 };
 
-pub(super) const FAMILIES: [FamilySpec; 16] = [
+/// Gemma 4 E2B, E4B and 31B. The 12B model is another class in transformers, with other defaults and fewer fields.
+const GEMMA4: FamilySpec = FamilySpec {
+    kind: ModelFamily::Gemma4,
+    architecture: "Gemma4ForCausalLM",
+    model_type: "gemma4_text",
+    kv_heads: Some(4),
+    head_dim: Some(256),
+    max_positions: 131_072,
+    tied: true,
+    norms: GEMMA_NORMS,
+    qk_norm: QkNorm::PerHead,
+    windows: Windows::ExceptEvery(6, 512),
+    reads: &["use_bidirectional_attention"],
+    ..LLAMA
+};
+
+pub(super) const FAMILIES: [FamilySpec; 18] = [
     FamilySpec { mlp_bias: true, ..LLAMA },
     FamilySpec {
         kind: ModelFamily::Mistral,
@@ -214,7 +239,7 @@ pub(super) const FAMILIES: [FamilySpec; 16] = [
         max_positions: 8192,
         tied: true,
         norms: GEMMA_NORMS,
-        windows: Windows::ExceptEvery(2),
+        windows: Windows::ExceptEvery(2, 4096),
         ..LLAMA
     },
     FamilySpec {
@@ -230,8 +255,17 @@ pub(super) const FAMILIES: [FamilySpec; 16] = [
         tied: true,
         norms: GEMMA_NORMS,
         qk_norm: QkNorm::PerHead,
-        windows: Windows::ExceptEvery(6),
+        windows: Windows::ExceptEvery(6, 4096),
         ..LLAMA
+    },
+    GEMMA4,
+    FamilySpec {
+        kind: ModelFamily::Gemma4Unified,
+        architecture: "Gemma4UnifiedForCausalLM",
+        model_type: "gemma4_unified_text",
+        max_positions: 262_144,
+        windows: Windows::ExceptEvery(6, 1024),
+        ..GEMMA4
     },
     FamilySpec {
         kind: ModelFamily::Phi3,
@@ -297,7 +331,7 @@ pub(super) const FAMILIES: [FamilySpec; 16] = [
         theta: OLMO3_THETA,
         norms: OLMO_NORMS,
         qk_norm: QkNorm::Whole,
-        windows: Windows::ExceptEvery(4),
+        windows: Windows::ExceptEvery(4, 4096),
         ..LLAMA
     },
     FamilySpec {
@@ -344,11 +378,23 @@ pub(super) struct WrapperSpec {
     pub(super) tied: bool,
 }
 
-pub(super) const WRAPPERS: [WrapperSpec; 3] = [
+pub(super) const WRAPPERS: [WrapperSpec; 5] = [
     WrapperSpec {
         architecture: "Gemma3ForConditionalGeneration",
         model_type: "gemma3",
         text: &["gemma3_text"],
+        tied: true,
+    },
+    WrapperSpec {
+        architecture: "Gemma4ForConditionalGeneration",
+        model_type: "gemma4",
+        text: &["gemma4_text"],
+        tied: true,
+    },
+    WrapperSpec {
+        architecture: "Gemma4UnifiedForConditionalGeneration",
+        model_type: "gemma4_unified",
+        text: &["gemma4_unified_text"],
         tied: true,
     },
     WrapperSpec {

@@ -16,7 +16,7 @@ pub struct KvCache {
 /// Cache of one layer.
 #[derive(Debug, Clone)]
 pub enum LayerCache {
-    /// Keys and values of earlier tokens: (capacity, 2K·E).
+    /// Keys and values of earlier tokens: (capacity, 2K·E). Layers that take them from another layer have that layer's cache.
     Keys(Slot),
     /// State of a delta net for each prompt.
     Delta {
@@ -30,13 +30,18 @@ pub enum LayerCache {
 impl KvCache {
     /// Allocates the cache of every layer: keys and values for `rows` tokens, over all prompts together, and states for `prompts` prompts.
     pub fn allocate_layers(gpu: &Gpu, d: &ModelConfig, rows: usize, prompts: usize) -> Vec<LayerCache> {
-        let layer = |layer: &super::description::LayerConfig| match layer.delta_net() {
-            None => LayerCache::Keys(gpu.alloc_activation(rows * 2 * d.n_kv_heads * d.head_dim)),
-            Some(net) => LayerCache::Delta {
-                window: gpu.alloc_activation(prompts * window_len(net.heads().width(), net.taps)),
-                states: gpu.alloc_activation(prompts * net.heads().state_len()),
-            },
-        };
-        d.layers.iter().map(layer).collect()
+        let mut all: Vec<LayerCache> = Vec::with_capacity(d.layers.len());
+        for layer in &d.layers {
+            let cache = match (layer.delta_net(), layer.lender()) {
+                (_, Some(lender)) => all[lender].clone(),
+                (None, None) => LayerCache::Keys(gpu.alloc_activation(rows * 2 * layer.n_kv_heads * layer.head_dim)),
+                (Some(net), None) => LayerCache::Delta {
+                    window: gpu.alloc_activation(prompts * window_len(net.heads().width(), net.taps)),
+                    states: gpu.alloc_activation(prompts * net.heads().state_len()),
+                },
+            };
+            all.push(cache);
+        }
+        all
     }
 }

@@ -5,8 +5,9 @@ use std::rc::Rc;
 
 use super::decoder::{Decoder, LayerWeights, NormWeights};
 use super::delta_net::DeltaNetWeights;
-use super::description::{LinearSpec, ModelConfig, NormKind, TensorSpec};
+use super::description::{LayerConfig, LinearSpec, ModelConfig, NormKind, TensorSpec};
 use super::linear::{Linear, LoraWeights};
+use super::per_layer_inputs::{PerLayerBranchWeights, PerLayerWeights};
 use super::trained_tokens::{TrainedTokens, TrainedTokensSpec};
 use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};
 use crate::error::Result;
@@ -112,7 +113,8 @@ pub fn lora_names(module: &str) -> [String; 2] {
 
 /// Returns all linear modules of a description except the head.
 pub fn linear_modules(d: &ModelConfig) -> impl Iterator<Item = &LinearSpec> {
-    d.layers.iter().flat_map(|l| l.qkv.iter().chain([&l.out]).chain(&l.up).chain([&l.down]))
+    let inputs = d.per_layer_inputs.iter().map(|inputs| &inputs.projection);
+    d.layers.iter().flat_map(LayerConfig::linears).chain(inputs)
 }
 
 /// Source of weights some of which an adapter brings.
@@ -173,7 +175,8 @@ impl Decoder {
         if options.trained == TrainMode::Full {
             for spec in d.tensors() {
                 let (source, of) = (source.clone(), spec.clone());
-                let embeds = [Some(&d.embedding), d.position_embedding.as_ref()].contains(&Some(&spec.name));
+                let of_layers = d.per_layer_inputs.as_ref().map(|inputs| &inputs.embedding);
+                let embeds = [Some(&d.embedding), d.position_embedding.as_ref(), of_layers].contains(&Some(&spec.name));
                 trained.push(TrainedSpec { spec, embeds, values: Box::new(move || source.values(&of)) });
             }
         }
@@ -248,16 +251,24 @@ impl Decoder {
         let embedding = take(&specs[&d.embedding])?;
         let position_embedding = d.position_embedding.as_ref().map(|name| take(&specs[name])).transpose()?;
         let mut build = DecoderBuilder { d, specs: &specs, lora: options.lora.as_ref(), take: &mut take };
+        let mut per_layer = build.per_layer()?;
         let mut layers = d.layers.iter().map(|l| build.layer(l)).collect::<Result<Vec<_>>>()?;
         let final_norm = build.norm(&d.final_norm)?;
         let head = if d.tied { None } else { Some((build.take)(&specs[&format!("{}.weight", d.head.name)])?) };
-        keep_absmax(gpu, &mut layers);
+        for (layer, spec) in layers.iter_mut().zip(&d.layers) {
+            layer.scalar = layer_scalar(gpu, spec, source.as_ref())?;
+        }
+        let inputs = per_layer.iter_mut().map(|inputs| &mut inputs.projection);
+        keep_absmax(gpu, layers.iter_mut().flat_map(LayerWeights::linears_mut).chain(inputs));
+        let widest = d.layers.iter().map(|layer| layer.head_dim).max().unwrap_or(0);
         let turns = d.ropes.iter().map(|r| RopeCache::new(gpu, r, options.n_positions)).collect();
         Ok(Self {
             description: d.clone(),
             embedding,
             tokens,
             position_embedding,
+            per_layer,
+            ones: d.value_norm.then(|| gpu.upload(&vec![1.0f32; widest])),
             layers,
             final_norm,
             head,
@@ -273,18 +284,27 @@ impl Decoder {
     pub fn weights(&self) -> Vec<&Weight> {
         let mut all = vec![&self.embedding];
         all.extend(&self.position_embedding);
+        if let Some(PerLayerWeights { embedding, projection, norm }) = &self.per_layer {
+            all.push(embedding);
+            push_linear(&mut all, projection);
+            push_norm(&mut all, norm);
+        }
         for l in &self.layers {
             l.attn_norm.iter().for_each(|n| push_norm(&mut all, n));
             all.extend(l.delta_net.iter().flat_map(DeltaNetWeights::all));
             l.qkv.iter().chain([&l.out]).for_each(|x| push_linear(&mut all, x));
-            l.qk_norms
+            l.q_norm
                 .iter()
-                .flatten()
+                .chain(&l.k_norm)
                 .chain(&l.attn_post_norm)
                 .chain(&l.mlp_norm)
                 .for_each(|n| push_norm(&mut all, n));
             l.up.iter().chain([&l.down]).for_each(|x| push_linear(&mut all, x));
             l.mlp_post_norm.iter().for_each(|n| push_norm(&mut all, n));
+            if let Some(PerLayerBranchWeights { gate, projection, post_norm }) = &l.per_layer {
+                [gate, projection].into_iter().for_each(|x| push_linear(&mut all, x));
+                push_norm(&mut all, post_norm);
+            }
         }
         push_norm(&mut all, &self.final_norm);
         all.extend(&self.head);
@@ -293,7 +313,8 @@ impl Decoder {
 
     /// Returns the adapter's matrices by module: (name, A, B).
     pub fn adapter(&self) -> Vec<(&str, &Weight, &Weight)> {
-        let linears = self.layers.iter().flat_map(|l| l.qkv.iter().chain([&l.out]).chain(&l.up).chain([&l.down]));
+        let inputs = self.per_layer.iter().map(|inputs| &inputs.projection);
+        let linears = self.layers.iter().flat_map(LayerWeights::linears).chain(inputs);
         linears.filter_map(|l| l.lora.as_ref().map(|x| (l.module.name.as_str(), &x.a, &x.b))).collect()
     }
 
@@ -306,11 +327,11 @@ impl Decoder {
 }
 
 /// Computes the absmax of frozen weights of linear layers, where the precision of products needs it, so that no step computes it again.
-fn keep_absmax(gpu: &Gpu, layers: &mut [LayerWeights]) {
+fn keep_absmax<'a>(gpu: &Gpu, linears: impl Iterator<Item = &'a mut Linear>) {
     if !scales_operands(gpu.caps()) {
         return;
     }
-    let weights = layers.iter_mut().flat_map(LayerWeights::linears_mut).map(|linear| &mut linear.w);
+    let weights = linears.map(|linear| &mut linear.w);
     let weights: Vec<&mut Weight> =
         weights.filter(|w| !w.trained() && w.parts.iter().any(|p| p.absmax.is_none())).collect();
     let n_parts = weights.iter().map(|w| w.parts.len()).sum();
@@ -328,8 +349,16 @@ fn keep_absmax(gpu: &Gpu, layers: &mut [LayerWeights]) {
 
 impl LayerWeights {
     pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.qkv.iter_mut().chain([&mut self.out]).chain(&mut self.up).chain([&mut self.down])
+        let branch = self.per_layer.iter_mut().flat_map(|branch| [&mut branch.gate, &mut branch.projection]);
+        self.qkv.iter_mut().chain([&mut self.out]).chain(&mut self.up).chain([&mut self.down]).chain(branch)
     }
+}
+
+/// Reads the factor on a layer's output; 1 where there is none, or where only memory is planned.
+fn layer_scalar(gpu: &Gpu, layer: &LayerConfig, source: &dyn WeightSource) -> Result<f32> {
+    let Some(name) = layer.scalar.as_ref().filter(|_| !gpu.is_plan()) else { return Ok(1.0) };
+    let spec = TensorSpec { name: name.clone(), shape: vec![1], transposed: false };
+    Ok(source.values(&spec)?.first().copied().unwrap_or(1.0))
 }
 
 fn push_norm<'a>(all: &mut Vec<&'a Weight>, n: &'a NormWeights) {
@@ -374,13 +403,27 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
         Ok(Linear { module: module.clone(), w, b, lora, scale })
     }
 
-    fn layer(&mut self, l: &super::description::LayerConfig) -> Result<LayerWeights> {
+    fn per_layer(&mut self) -> Result<Option<PerLayerWeights>> {
+        let Some(inputs) = &self.d.per_layer_inputs else { return Ok(None) };
+        Ok(Some(PerLayerWeights {
+            embedding: (self.take)(&self.specs[&inputs.embedding])?,
+            projection: self.linear(&inputs.projection, inputs.projection_scale())?,
+            norm: self.norm(&inputs.norm)?,
+        }))
+    }
+
+    fn layer(&mut self, l: &LayerConfig) -> Result<LayerWeights> {
         let scale = self.d.residual_scale;
         let qkv = l.qkv.iter().map(|m| self.linear(m, 1.0)).collect::<Result<_>>()?;
         let up = l.up.iter().map(|m| self.linear(m, 1.0)).collect::<Result<_>>()?;
-        let qk_norms = match (&l.q_norm, &l.k_norm) {
-            (Some(q), Some(k)) => Some([self.norm(q)?, self.norm(k)?]),
-            _ => None,
+        let [q_norm, k_norm] = [&l.q_norm, &l.k_norm].map(|name| name.as_ref().map(|n| self.norm(n)).transpose());
+        let per_layer = match &l.per_layer {
+            None => None,
+            Some(branch) => Some(PerLayerBranchWeights {
+                gate: self.linear(&branch.gate, 1.0)?,
+                projection: self.linear(&branch.projection, 1.0)?,
+                post_norm: self.norm(&branch.post_norm)?,
+            }),
         };
         let delta_net = match l.delta_net() {
             None => None,
@@ -395,13 +438,16 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
             attn_norm: l.attn_norm.as_ref().map(|n| self.norm(n)).transpose()?,
             qkv,
             delta_net,
-            qk_norms,
+            q_norm: q_norm?,
+            k_norm: k_norm?,
             out: self.linear(&l.out, scale)?,
             attn_post_norm: l.attn_post_norm.as_ref().map(|n| self.norm(n)).transpose()?,
             mlp_norm: l.mlp_norm.as_ref().map(|n| self.norm(n)).transpose()?,
             up,
             down: self.linear(&l.down, scale)?,
             mlp_post_norm: l.mlp_post_norm.as_ref().map(|n| self.norm(n)).transpose()?,
+            per_layer,
+            scalar: 1.0,
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::shared_values::SharedValues;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::pack::{BF16_MANTISSA, pack_bf16, unpack_bf16};
 
@@ -143,7 +144,8 @@ impl LayerSaved {
         let p = &mut self.products;
         let post = p.attn_post.iter_mut().chain(&mut p.mlp_post).map(|(x, _)| x);
         let u = p.mlp.iter_mut().map(|part| &mut part.u);
-        [&mut p.h_in, &mut p.h_mid].into_iter().chain(post).chain(u).for_each(|x| x.round(rec, mantissa));
+        let branch = p.per_layer.iter_mut().flat_map(PerLayerSaved::all);
+        [&mut p.h_in, &mut p.h_mid].into_iter().chain(post).chain(u).chain(branch).for_each(|x| x.round(rec, mantissa));
     }
 }
 
@@ -158,6 +160,7 @@ pub(super) struct ProductsSaved {
     pub stats2: Option<NormStats>,
     pub mlp: Vec<MlpSaved>,
     pub mlp_post: Option<(ActivationSaved, NormStats)>,
+    pub per_layer: Option<PerLayerSaved>,
     pub xa_qkv: Vec<Option<Slot>>, // s·x·Aᵀ of each module of the layer's qkv: (T, R)
     pub xa_out: Option<Slot>,
 }
@@ -174,12 +177,12 @@ pub(super) enum MixerSaved {
 /// Saved results of attention.
 #[derive(Debug)]
 pub(super) struct AttentionMixerSaved {
-    pub gated: Option<Slot>, // (T, 2·H·E), per head a query and its gate
-    pub raw: Option<Slot>,   // (T, (H + K)·E) before the norms of queries and keys
-    pub head_stats: Option<[NormStats; 2]>,
-    pub qkv: Slot, // (T, (H + 2K)·E)
-    pub o: Slot,   // (T, H·E)
-    pub lse: Slot, // (T, H)
+    pub gated: Option<Slot>,        // (T, 2·H·E), per head a query and its gate
+    pub raw: Option<Slot>, // (T, (H + K)·E) before the norms of queries and keys; of Gemma 4 with the values, where they have a projection
+    pub head_stats: Vec<NormStats>, // of the norms of queries, keys and values, where there are any
+    pub qkv: Slot,         // (T, (H + 2K)·E)
+    pub o: Slot,           // (T, H·E)
+    pub lse: Slot,         // (T, H)
 }
 
 /// Saved results of a delta net.
@@ -223,6 +226,22 @@ pub(super) struct MlpSaved {
     pub xa_down: Option<Slot>,
 }
 
+/// Activations that the branch of per-layer inputs needs for its backward pass.
+#[derive(Debug)]
+pub(super) struct PerLayerSaved {
+    pub h: Option<ActivationSaved>, // (T, D), the gate's input, where the gate is trained
+    pub u: ActivationSaved,         // (T, 2P), the gate's output and the per-layer inputs
+    pub xa_gate: Option<Slot>,      // (T, R)
+    pub xa_projection: Option<Slot>,
+    pub post: Option<(ActivationSaved, NormStats)>, // input of the norm behind the projection
+}
+
+impl PerLayerSaved {
+    fn all(&mut self) -> impl Iterator<Item = &mut ActivationSaved> {
+        self.h.iter_mut().chain([&mut self.u]).chain(self.post.iter_mut().map(|(x, _)| x))
+    }
+}
+
 /// Results of attention.
 #[derive(Debug, Clone)]
 pub(super) struct Attended {
@@ -244,6 +263,8 @@ pub(super) enum LayerState {
 pub struct ForwardSaved {
     /// State of each of the L layers; empty where nothing was saved.
     pub(super) layers: Vec<LayerState>,
+    /// Values that several layers read.
+    pub(super) shared: SharedValues,
     /// (T, D), the residual stream behind the last layer.
     pub h: Slot,
 }

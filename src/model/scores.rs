@@ -40,7 +40,7 @@ impl MicroBatch {
     pub fn new(gpu: &Gpu, d: &ModelConfig, batch: &PackedBatch) -> Self {
         let hidden: Vec<u32> = batch.rows.iter().map(|r| r.hidden).collect();
         let targets: Vec<u32> = batch.rows.iter().map(|r| r.target).collect();
-        let segments = SegmentTable::of_batch(gpu, batch, d.head_dim, &d.windows());
+        let segments = SegmentTable::of_batch(gpu, batch, &d.windowed_heads());
         let (lengths, delta) = (batch.sequence_lengths(), DeltaTokens::of_batch(gpu, d, batch));
         Self {
             tokens: TokenSlots::new(gpu, d, &batch.ids, &batch.positions, &lengths, segments, delta),

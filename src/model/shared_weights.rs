@@ -35,7 +35,7 @@ impl Decoder {
     /// Keeps a frozen copy of the adapter as it is now in [`Decoder::start`], with tensors that are trained whole, as a reference for
     /// training. All other weights are shared.
     pub fn keep_start(&mut self, gpu: &Gpu) {
-        let mut layers = self.layers.clone();
+        let (mut layers, mut per_layer) = (self.layers.clone(), self.per_layer.clone());
         let (mut embedding, mut head) = (self.embedding.clone(), self.head.clone());
         let mut tokens = self.tokens.clone();
         let mut rec = gpu.record();
@@ -51,7 +51,9 @@ impl Decoder {
                 (part.w, part.d_w) = (copy, None);
             }
         }
-        for lora in layers.iter_mut().flat_map(LayerWeights::linears_mut).filter_map(|l| l.lora.as_mut()) {
+        let inputs = per_layer.iter_mut().map(|inputs| &mut inputs.projection);
+        let linears = layers.iter_mut().flat_map(LayerWeights::linears_mut).chain(inputs);
+        for lora in linears.filter_map(|l| l.lora.as_mut()) {
             for part in lora.a.parts.iter_mut().chain(&mut lora.b.parts) {
                 let copy = gpu.alloc_persistent(Role::Frozen, part.w.len());
                 rec.copy(&part.w, &copy);
@@ -64,6 +66,8 @@ impl Decoder {
             embedding,
             tokens,
             position_embedding: self.position_embedding.clone(),
+            per_layer,
+            ones: self.ones.clone(),
             layers,
             final_norm: self.final_norm.clone(),
             head,

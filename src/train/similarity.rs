@@ -108,7 +108,7 @@ async fn look_up(gpu: &Gpu, decoder: &Decoder, places: &[PromptPlace], max_token
     for some in places.chunks(max_tokens.max(1)) {
         let (ids, positions): (Vec<u32>, Vec<u32>) = some.iter().copied().unzip();
         let row = Example { row: 0, sequences: vec![Sequence::new(ids.clone(), 1)], desirable: None };
-        let segments = SegmentTable::of_batch(gpu, &PackedBatch::pack(&[&row], false), d.head_dim, &d.windows());
+        let segments = SegmentTable::of_batch(gpu, &PackedBatch::pack(&[&row], false), &d.windowed_heads());
         let mut rec = gpu.record();
         decoder.put_trained_tokens(&mut rec, true);
         let embedded =

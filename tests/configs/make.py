@@ -1,10 +1,11 @@
 """Writes the fixtures beside it: what transformers 4.57.3 makes of config.json files like those on the hub (written by hand:
 sizes are theirs). Each fixture holds the config, the names and shapes of the state dict (tied heads left out), and what the
-model resolved: windows, attention scale, rotary tables. Run: python3 make.py. With transformers 5.24 it makes those of NEWER instead, with the
+model resolved: windows, attention scale, rotary tables. Run: python3 make.py [NAME ...]. With transformers 5.24 it makes those of NEWER instead, with the
 number of parameters of the language model."""
 
 import json
 import pathlib
+import sys
 
 import torch
 import transformers
@@ -122,7 +123,43 @@ def qwen3_5(d, layers, heads, kv_heads, f, value_heads, tied):
             temporal_patch_size=2))
 
 
+def gemma4(unified, period, **sizes):
+    """A Gemma 4 of the hub; vision and audio have the sizes of transformers' classes."""
+    n = sizes["num_hidden_layers"]
+    types = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(n)]
+    text = dict(
+        sizes, model_type="gemma4_unified_text" if unified else "gemma4_text", attention_bias=False, attention_dropout=0.0,
+        bos_token_id=2, dtype="bfloat16", enable_moe_block=False, eos_token_id=1, final_logit_softcapping=30.0,
+        global_head_dim=512, head_dim=256, hidden_activation="gelu_pytorch_tanh", initializer_range=0.02, layer_types=types,
+        moe_intermediate_size=None, num_experts=None, pad_token_id=0, rms_norm_eps=1e-6,
+        rope_parameters=dict(full_attention=dict(partial_rotary_factor=0.25, rope_theta=1000000.0, rope_type="proportional"),
+                             sliding_attention=dict(rope_theta=10000.0, rope_type="default")),
+        tie_word_embeddings=True, top_k_experts=None, use_bidirectional_attention="vision" if unified else None, use_cache=True,
+        vocab_size=262144)
+    if not unified:
+        text["vocab_size_per_layer_input"] = 262144
+    kind = "gemma4_unified" if unified else "gemma4"
+    return dict(
+        architectures=["Gemma4UnifiedForConditionalGeneration" if unified else "Gemma4ForConditionalGeneration"],
+        model_type=kind, audio_config=dict(model_type=f"{kind}_audio"), audio_token_id=258881, boa_token_id=256000,
+        boi_token_id=255999, dtype="bfloat16", eoa_token_index=258883, eoi_token_id=258882, eos_token_id=[1, 106],
+        image_token_id=258880, initializer_range=0.02, text_config=text, tie_word_embeddings=True, video_token_id=258884,
+        vision_config=dict(model_type=f"{kind}_vision"))
+
+
 NEWER = {
+    "gemma-4-12b": gemma4(
+        True, 6, hidden_size=3840, intermediate_size=15360, num_hidden_layers=48, num_attention_heads=16, num_key_value_heads=8,
+        num_global_key_value_heads=1, attention_k_eq_v=True, max_position_embeddings=262144, num_kv_shared_layers=0,
+        sliding_window=1024, use_double_wide_mlp=False),
+    "gemma-4-e2b": gemma4(
+        False, 5, hidden_size=1536, intermediate_size=6144, num_hidden_layers=35, num_attention_heads=8, num_key_value_heads=1,
+        num_global_key_value_heads=None, attention_k_eq_v=False, max_position_embeddings=131072, num_kv_shared_layers=20,
+        hidden_size_per_layer_input=256, sliding_window=512, use_double_wide_mlp=True),
+    "gemma-4-e4b": gemma4(
+        False, 6, hidden_size=2560, intermediate_size=10240, num_hidden_layers=42, num_attention_heads=8, num_key_value_heads=2,
+        num_global_key_value_heads=None, attention_k_eq_v=False, max_position_embeddings=131072, num_kv_shared_layers=18,
+        hidden_size_per_layer_input=256, sliding_window=512, use_double_wide_mlp=False),
     "qwen3.5-0.8b": qwen3_5(1024, 24, 8, 2, 3584, 16, True),
     "qwen3.5-27b": qwen3_5(5120, 64, 24, 4, 17408, 48, False),
     "smollm3-3b": dict(
@@ -221,13 +258,15 @@ def newer():
     here = pathlib.Path(__file__).parent
     assert transformers.__version__ == "5.24.0"
     for name, fields in NEWER.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         config = AutoConfig.for_model(**json.loads(json.dumps(fields)))
         wrapped = "text_config" in fields
         with torch.device("meta"):
             auto = AutoModelForImageTextToText if wrapped else AutoModelForCausalLM
             model = auto.from_config(config, attn_implementation="eager")
         text, tied = config.get_text_config(), config.tie_word_embeddings
-        own = lambda k: ("language_model." in k or k == "lm_head.weight") if wrapped else True
+        own = lambda k: ("language_model." in k or k == "lm_head.weight") and not k.endswith("layer_scalar") if wrapped else True
         tensors = {k: list(v.shape) for k, v in model.state_dict().items() if own(k) and not (tied and k == "lm_head.weight")}
         base = model.model.language_model if wrapped else model.model
         # Qwen3.5 has layers without attention.
@@ -239,11 +278,20 @@ def newer():
         resolved = dict(
             tied=tied, scale=attn[0].scaling, head_dim=head_dim,
             windows=[text.sliding_window if s else None for s in slides], eps=getattr(norm, "variance_epsilon", None) or norm.eps,
-            ropes=[dict(theta=t["rope_theta"], rotary_dim=int(head_dim * t.get("partial_rotary_factor", 1.0)), kind=t["rope_type"]) for t in tables],
+            ropes=[rotary(t, base, head_dim) for t in tables],
             activation=type(getattr(getattr(base.layers[0], "mlp", None), "act_fn", None) or getattr(base.layers[0].mlp, "activation_fn", None)
                             if hasattr(base.layers[0], "mlp") else base.layers[0].shared_mlp.activation).__name__,
             parameters=sum(torch.Size(s).numel() for s in tensors.values()))
         write(here, name, fields, resolved, tensors)
+
+
+def rotary(table, base, head_dim):
+    """A rotary table. That of Gemma 4's full layers has all dimensions, of which only some rotate."""
+    if table["rope_type"] == "proportional":
+        dim = 2 * len(base.rotary_emb.full_attention_inv_freq)
+    else:
+        dim = int(head_dim * table.get("partial_rotary_factor", 1.0))
+    return dict(theta=table["rope_theta"], rotary_dim=dim, kind=table["rope_type"])
 
 
 def write(here, name, fields, resolved, tensors):

@@ -211,13 +211,28 @@ NEWER.update({
         seed=30, tokenizer="qwen-bpe", wrapper="Qwen3_5ForConditionalGeneration",
         config=dict(QWEN3_5, linear_num_value_heads=2, layer_types=["linear_attention", "full_attention"])),
 })
+# Full layers have heads of another width, and 12b's have one key head. Windows are shorter than every sequence.
+GEMMA4_ROPE = {"full_attention": {"rope_type": "proportional", "rope_theta": 1000.0, "partial_rotary_factor": 0.5}, "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}
+GEMMA4 = dict(hidden_activation="gelu_pytorch_tanh", rms_norm_eps=1e-6, sliding_window=13, final_logit_softcapping=4.0, rope_parameters=GEMMA4_ROPE, tie_word_embeddings=True)
+NEWER.update({
+    "gemma4-12b": dict(
+        seed=31, tokenizer="gemma-bpe", wrapper="Gemma4UnifiedForConditionalGeneration",
+        config=dict(GEMMA4, model_type="gemma4_unified_text", vocab_size=420, hidden_size=40, intermediate_size=28, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+                    layer_types=["sliding_attention", "sliding_attention", "full_attention"], attention_k_eq_v=True, use_bidirectional_attention="vision",
+                    per_layer_config={2: {"head_dim": 12, "num_key_value_heads": 1}})),
+    "gemma4-e2b": dict(
+        seed=32, tokenizer="gpt2-bpe", wrapper="Gemma4ForConditionalGeneration",
+        config=dict(GEMMA4, model_type="gemma4_text", vocab_size=384, vocab_size_per_layer_input=384, hidden_size=36, intermediate_size=14, num_hidden_layers=5, num_attention_heads=2,
+                    num_key_value_heads=1, head_dim=10, layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"], num_kv_shared_layers=3,
+                    use_double_wide_mlp=True, hidden_size_per_layer_input=9, per_layer_config={1: {"head_dim": 14}, 4: {"head_dim": 14}})),
+})
 for f in NEWER.values():
     f.update(newer=True, reduced=f["config"]["model_type"] != "granite")
 FAMILIES.update(NEWER)
 
 
 def initial_weight(name, shape, family, rng, tied):
-    gemma, x = family.startswith("gemma"), rng.standard_normal(shape)
+    gemma, x = family.startswith(("gemma2", "gemma3")), rng.standard_normal(shape)
     if family.startswith("gpt2") and not name.endswith("ln_f.weight"):
         if len(shape) == 1:
             return x * 0.3 + (1 if re.search(r"ln_\w+\.weight", name) else 0)
@@ -234,6 +249,8 @@ def initial_weight(name, shape, family, rng, tied):
         return x * 0.5 - 1
     if name.endswith("conv1d.weight"):
         return x / np.sqrt(shape[-1])
+    if family.startswith("gemma4") and re.search(r"\.[qk]_norm\.", name):  # scores are not divided by anything
+        return x * 0.15 + 0.5
     if len(shape) == 1:
         zero_centred = gemma or family.startswith("qwen3_5") and not name.endswith("linear_attn.norm.weight")
         return x * 0.3 + (0 if zero_centred else 1)
@@ -290,7 +307,8 @@ def build(config, weights, dtype):
     """weights: name -> float32 array. Call inside Precision(dtype)."""
     config = copy.deepcopy(config)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
-    own, seen = dict(model.named_parameters()), set()
+    own, seen, stored = dict(model.named_parameters()), set(), model.state_dict()
+    own.update((k, b) for k, b in model.named_buffers() if k in stored)  # layer_scalar of Gemma 4
     with torch.no_grad():
         for k, v in weights.items():
             p = own.get(k, own.get("transformer." + k))
@@ -666,6 +684,14 @@ def older(c):
     return dict(sorted(c.items()))
 
 
+def older_gemma4(c):
+    """The configuration of a wrapped Gemma 4 as the hub has it: heads of full layers in fields of their own."""
+    text = dict(c["text_config"])
+    of_full = list(text.pop("per_layer_config").values())[0]
+    text["global_head_dim"], text["num_global_key_value_heads"] = of_full["head_dim"], of_full.get("num_key_value_heads")
+    return dict(c, text_config=dict(sorted(text.items())))
+
+
 def wrap(d, f, w0, seqs):
     """Puts the language model of a folder into the architecture around it, with a small vision tower, and renames what is expected."""
     import transformers
@@ -678,6 +704,16 @@ def wrap(d, f, w0, seqs):
         config = transformers.Qwen3_5Config(text_config=text.to_dict(), vision_config=vision, image_token_id=3, video_token_id=4, vision_start_token_id=3, vision_end_token_id=4,
                                             tie_word_embeddings=text.tie_word_embeddings)
         return put_in_wrapper(d, f, w0, seqs, text, config, tokens)
+    if f["wrapper"].startswith("Gemma4"):
+        unified = "Unified" in f["wrapper"]
+        vision = dict(mm_embed_dim=8, mm_posemb_size=4, output_proj_dims=8, patch_size=2, pooling_kernel_size=1) if unified else dict(
+            head_dim=4, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=1, num_key_value_heads=2, patch_size=2, pooling_kernel_size=1, position_embedding_size=8)
+        special = dict(image_token_id=3, boi_token_id=3, boa_token_id=3, audio_token_id=4, video_token_id=4, eoi_token_id=4, eoa_token_index=4)
+        config = (transformers.Gemma4UnifiedConfig if unified else transformers.Gemma4Config)(
+            text_config=text.to_dict(), vision_config=vision, audio_config=dict(audio_embed_dim=8) if unified else None, tie_word_embeddings=True, **special)
+        put_in_wrapper(d, f, w0, seqs, text, config, tokens)
+        (d / "model/config_hub.json").write_text(json.dumps(older_gemma4(json.load(open(d / "model/config.json"))), indent=2) + "\n")
+        return
     vision = dict(model_type="pixtral", hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, head_dim=4, image_size=8, patch_size=4, num_channels=3)
     config = transformers.Mistral3Config(text_config=text, vision_config=vision, image_token_index=3, tie_word_embeddings=text.tie_word_embeddings)
     put_in_wrapper(d, f, w0, seqs, text, config, tokens)
@@ -689,7 +725,8 @@ def put_in_wrapper(d, f, w0, seqs, text, config, tokens):
     for k in tokens:
         setattr(config, k, getattr(text, k))
     model = getattr(transformers, f["wrapper"])(config).eval()
-    rng, own = np.random.Generator(np.random.PCG64(f["seed"] + 1000)), dict(model.named_parameters())
+    rng, own, stored = np.random.Generator(np.random.PCG64(f["seed"] + 1000)), dict(model.named_parameters()), model.state_dict()
+    own.update((k, b) for k, b in model.named_buffers() if k in stored)
     with torch.no_grad():
         for k, p in sorted(own.items()):
             p.copy_(torch.from_numpy(w0["model." + k.split("language_model.")[1]] if "language_model." in k else rng.standard_normal(tuple(p.shape)) * 0.1))
@@ -708,7 +745,7 @@ def put_in_wrapper(d, f, w0, seqs, text, config, tokens):
     js = json.load(open(d / "expected.json"))
     js["l2_norms"] = {rename(k): v for k, v in js["l2_norms"].items()}
     js["error_f32_vs_f64"] = {rename(k): v for k, v in js["error_f32_vs_f64"].items()}
-    js["untouched"] = sorted(n for n in names if "language_model." not in n)
+    js["untouched"] = sorted(n for n in names if "language_model." not in n or n.endswith("layer_scalar"))
     dump(d / "expected.json", js)
     for p in d.rglob("*.safetensors"):
         p.chmod(0o644)
@@ -734,6 +771,9 @@ def make_full(name):
         for k, p in sorted(model.named_parameters()):
             p.copy_(torch.from_numpy(initial_weight(k, tuple(p.shape), name, rng, config.tie_word_embeddings)))
             delta[k] = (rng.standard_normal(tuple(p.shape)) * 0.03).astype(np.float16)
+        for k, b in sorted(model.named_buffers()):
+            if k.endswith("layer_scalar"):
+                b.copy_(torch.from_numpy(1 + 0.3 * rng.standard_normal(tuple(b.shape))))
     model = model.to(dtype)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     shard = int(size * 1.2 / f["shards"]) if "shards" in f else 10**9
@@ -747,7 +787,7 @@ def make_full(name):
     c = json.load(open(d / "model/config.json"))
     if "rope_theta" in c:
         (d / "model/config_v5.json").write_text(json.dumps(v5(c), indent=2) + "\n")
-    if name.startswith("gemma"):
+    if name.startswith(("gemma2", "gemma3")):
         (d / "model/config_hub.json").write_text(json.dumps(hub(c), indent=2) + "\n")
         assert AutoConfig.for_model(**hub(c)).layer_types == config.layer_types
     if f.get("newer") and "wrapper" not in f and older(c):
@@ -874,7 +914,7 @@ def features(name, config):
     out = {}
     if name in ("qwen3", "gemma3"):
         out["q/k norms"] = ({}, lambda m: norms(m, r"\.[qk]_norm", ident))
-    if name.startswith("gemma"):
+    if name.startswith(("gemma2", "gemma3")):
         out["post norms"] = ({}, lambda m: norms(m, "post_attention|post_feedforward", ident))
         out["+1 of the norms' weights"] = ({}, lambda m: norms(m, "", minus))
         out["query_pre_attn_scalar (head_dim instead)"] = (dict(query_pre_attn_scalar=config.head_dim), None)
@@ -915,6 +955,8 @@ def features(name, config):
         out["order of k and v"] = ({}, kv)
     if getattr(config, "sliding_window", None):
         full = dict(layer_types=["full_attention"] * config.num_hidden_layers) if name.startswith("gemma") else dict(sliding_window=None)
+        if name.startswith("gemma4"):  # types decide about heads, too
+            full = dict(sliding_window=1000)
         out[f"window {config.sliding_window} (none)"] = (full, None)
         out[f"window {config.sliding_window} (one wider)"] = (dict(sliding_window=config.sliding_window + 1), None)
     if name == "mistral-odd":
@@ -925,7 +967,7 @@ def features(name, config):
         for what in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
             out[f"bias of {what}"] = ({}, lambda m, what=what: [b.zero_() for b in conv(m, re.escape(what) + r"\.bias")])
         out["positions"] = ({}, lambda m: m.transformer.wpe.weight.data.zero_())
-    if getattr(config, "num_key_value_heads", 1) > 1:
+    if name != "gemma4-e2b" and (name == "gemma4-12b" or getattr(config, "num_key_value_heads", 1) > 1):  # Gemma 4's differ by layer
         out["grouped heads (tiled instead of interleaved)"] = ({}, "kv")
     if config.tie_word_embeddings:
         out["tied head (a random one instead)"] = ({}, "untie")
@@ -955,6 +997,24 @@ def features(name, config):
             out["dt_bias (none)"] = ({}, lambda m: [p.zero_() for p in pick(m, "dt_bias")])
             out["convolution (its last tap alone)"] = ({}, lambda m: [p[..., :-1].zero_() for p in pick(m, "conv1d.weight")])
             out["partial rotary (all dimensions instead)"] = (rope(partial_rotary_factor=1.0), None)
+        if name.startswith("gemma4"):
+            table = lambda kind, **changes: dict(rope_parameters={**config.rope_parameters, kind: {**config.rope_parameters[kind], **changes}})
+            out["q/k norms"] = ({}, lambda m: norms(m, r"\.[qk]_norm", ident))
+            out["norm of values"] = ({}, lambda m: norms(m, r"\.v_norm", ident))
+            out["post norms"] = ({}, lambda m: norms(m, "post_attention|post_feedforward", ident))
+            out["weights of norms (1 +)"] = ({}, lambda m: norms(m, r"layernorm|[qk]_norm|model\.norm$", lambda mod: mod.weight.data.add_(1)))
+            out["scores / sqrt(head_dim)"] = ({}, lambda m: [setattr(l.self_attn, "scaling", l.self_attn.head_dim**-0.5) for l in m.model.layers])
+            out["layer_scalar (1 instead)"] = ({}, lambda m: [l.layer_scalar.fill_(1) for l in m.model.layers])
+            out["final soft-cap"] = (dict(final_logit_softcapping=None), None)
+            out["proportional rotary (all pairs)"] = (table("full_attention", partial_rotary_factor=1.0), None)
+            out["rope base of full layers on sliding ones"] = (table("sliding_attention", rope_theta=1000.0), None)
+            out["embedding scale (1 instead)"] = ({}, lambda m: m.model.embed_tokens.embed_scale.fill_(1))
+        if name == "gemma4-e2b":
+            out["table of per-layer inputs (zeros)"] = ({}, lambda m: m.model.embed_tokens_per_layer.weight.data.zero_())
+            out["projection to per-layer inputs (zeros)"] = ({}, lambda m: m.model.per_layer_model_projection.weight.data.zero_())
+            out["norm of per-layer inputs"] = ({}, lambda m: norms(m, "per_layer_projection_norm", ident))
+            out["norm behind per-layer inputs"] = ({}, lambda m: norms(m, "post_per_layer_input_norm", ident))
+            out["scale of per-layer inputs (1 instead of 1/sqrt 2)"] = ({}, lambda m: setattr(m.model, "per_layer_input_scale", 1.0))
         if name == "glm4":
             out["post norms"] = ({}, lambda m: norms(m, "post_self_attn|post_mlp", ident))
             out["partial rotary (all dimensions instead)"] = (rope(partial_rotary_factor=1.0), None)
@@ -966,7 +1026,7 @@ def features(name, config):
         if getattr(config, "sliding_window", None) and name == "olmo3":
             out["window 13 (none)"] = (dict(layer_types=["full_attention"] * 3), None)
             out["window 13 (one wider)"] = (dict(sliding_window=14), None)
-        if getattr(config, "num_key_value_heads", 1) > 1:
+        if not name.startswith("gemma4") and getattr(config, "num_key_value_heads", 1) > 1:
             out["grouped heads (tiled instead of interleaved)"] = ({}, "kv")
         if config.tie_word_embeddings:
             out["tied head (a random one instead)"] = ({}, "untie")

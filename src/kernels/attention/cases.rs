@@ -41,7 +41,7 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
 
 /// Returns (attention, segments) for `attention_tiles.wgsl`: around tiles of 64, tiles of 32 for wide heads, and blocks of 32. There are
 /// few head sizes, because each is compiled once, which is slow in software. 8 has fewer vec4s than invocations share, 68 has seventeen
-/// slices, 80 and 128 have several, 256 has its own tiles of keys.
+/// slices, 80 and 128 have several, 256 has its own tiles of keys, 512 has d_k and d_v in kernels of their own.
 fn in_tiles() -> Vec<(AttentionConfig, AttentionShape)> {
     let of = |head_dim| AttentionConfig { scale: 1.0 / (head_dim as f32).sqrt(), ..plain(2, 1, head_dim) };
     let edges: [AttentionShape; 4] = [&[(0, &[31]), (0, &[33])], &[(0, &[63])], &[(0, &[65])], &[(0, &[129])]];
@@ -54,6 +54,7 @@ fn in_tiles() -> Vec<(AttentionConfig, AttentionShape)> {
     all.push((of(68), SHAPES[4]));
     all.extend([edges[2], SHAPES[3]].map(|shape| (of(128), shape)));
     all.extend([edges[0], edges[2]].map(|shape| (AttentionConfig { softcap: Some(2.0), ..of(256) }, shape)));
+    all.extend([edges[0], SHAPES[3]].map(|shape| (of(512), shape)));
     all
 }
 
@@ -221,7 +222,8 @@ impl Case for AttentionCase {
         let b = &self.batch;
         let implementation =
             AttentionImpl::choose(gpu.caps(), &self.allowed, self.precision, self.a.head_dim, longest(&b.ranges));
-        let s = SegmentTable::new(gpu, &b.ranges, &b.positions, &[self.a.window], implementation, true);
+        let heads = [(self.a.windowed_heads(), implementation)];
+        let s = SegmentTable::new(gpu, &b.ranges, &b.positions, &heads, true);
         attention_fwd(rec, &self.a, &l, &x[0], &x[0], &s, &o, &lse);
         let saved = AttentionSaved { qkv: &x[0], o: &o, lse: &lse };
         let of_delta = if self.allowed.contains(&Variant::Rows) { ROWS } else { BASELINE };

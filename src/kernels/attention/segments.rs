@@ -5,18 +5,28 @@ use super::segment_tiles::{TileKeyRanges, over_positions};
 use crate::gpu::{Gpu, Slot};
 use crate::kernels::packed_batch::PackedBatch;
 
-/// Keys that each query sees, on the device: a table per window of a model's layers.
+/// Head size and sliding window of a layer's attention, which decide how its keys are walked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WindowedHeads {
+    /// E, the size of a head.
+    pub head_dim: usize,
+    /// Sliding window.
+    pub window: Option<usize>,
+}
+
+/// Keys that each query sees, on the device: a table per window and head size of a model's layers.
 #[derive(Debug)]
 pub struct SegmentTable {
     tables: Vec<WindowRanges>,
     pub(super) t: usize,
-    pub(super) implementation: AttentionImpl,
 }
 
-/// Table for the layers of one window.
+/// Table for the layers of one window and head size.
 #[derive(Debug)]
 pub(super) struct WindowRanges {
-    window: Option<usize>,
+    heads: WindowedHeads,
+    /// Implementation whose tiles the table has.
+    pub implementation: AttentionImpl,
     /// Vec4s of u32: key ranges of each query, key ranges of each tile of queries, query ranges of each tile of keys.
     pub vec4s: Slot,
     /// Index of the first tile of keys among the vec4s.
@@ -30,29 +40,30 @@ pub(super) struct WindowRanges {
 impl SegmentTable {
     /// Builds the tables for training. Queries and keys are the batch's tokens; heads are laid out as in
     /// [`super::AttentionConfig::packed`].
-    pub fn of_batch(gpu: &Gpu, batch: &PackedBatch, head_dim: usize, windows: &[Option<usize>]) -> Self {
-        let caps = gpu.caps();
-        let implementation =
-            AttentionImpl::choose(caps, &caps.variants, caps.matmul_precision, head_dim, longest(&batch.ranges));
-        Self::new(gpu, &batch.ranges, &batch.positions, windows, implementation, true)
+    pub fn of_batch(gpu: &Gpu, batch: &PackedBatch, heads: &[WindowedHeads]) -> Self {
+        let (caps, longest) = (gpu.caps(), longest(&batch.ranges));
+        let choose = |head_dim| AttentionImpl::choose(caps, &caps.variants, caps.matmul_precision, head_dim, longest);
+        let with_impl = heads.iter().map(|&heads| (heads, choose(heads.head_dim))).collect::<Vec<_>>();
+        Self::new(gpu, &batch.ranges, &batch.positions, &with_impl, true)
     }
 
     /// Builds the tables for generation, where `ranges` index a KV cache. A tile is one query, because queries of different sequences see
     /// different keys.
-    pub fn of_cache(gpu: &Gpu, ranges: &[[u32; 4]], positions: &[u32], windows: &[Option<usize>]) -> Self {
-        Self::new(gpu, ranges, positions, windows, AttentionImpl::Rows(1), false)
+    pub fn of_cache(gpu: &Gpu, ranges: &[[u32; 4]], positions: &[u32], heads: &[WindowedHeads]) -> Self {
+        let rows = heads.iter().map(|&heads| (heads, AttentionImpl::Rows(1))).collect::<Vec<_>>();
+        Self::new(gpu, ranges, positions, &rows, false)
     }
 
     pub(super) fn new(
         gpu: &Gpu,
         ranges: &[[u32; 4]],
         positions: &[u32],
-        windows: &[Option<usize>],
-        implementation: AttentionImpl,
+        heads: &[(WindowedHeads, AttentionImpl)],
         keys_are_queries: bool,
     ) -> Self {
         let t = ranges.len();
-        let table = |&window: &Option<usize>| {
+        let table = |&(heads, implementation): &(WindowedHeads, AttentionImpl)| {
+            let window = heads.window;
             let visible = key_ranges(ranges, positions, window);
             let pairs = visible.iter().map(|v| u64::from(v[1] - v[0] + v[3] - v[2])).sum();
             let [queries, keys] = implementation.tiles();
@@ -66,15 +77,15 @@ impl SegmentTable {
             };
             let key_tiles = t + of_queries.len();
             let vec4s = gpu.upload([visible, of_queries, of_keys].concat().as_flattened());
-            WindowRanges { window, vec4s, key_tiles, groups, pairs }
+            WindowRanges { heads, implementation, vec4s, key_tiles, groups, pairs }
         };
-        Self { tables: windows.iter().map(table).collect(), t, implementation }
+        Self { tables: heads.iter().map(table).collect(), t }
     }
 
-    /// Returns the table for layers of a window.
-    pub(super) fn table(&self, window: Option<usize>) -> &WindowRanges {
-        let found = self.tables.iter().find(|t| t.window == window);
-        found.expect("segments are made for every window of the model")
+    /// Returns the table for layers of a window and a head size.
+    pub(super) fn table(&self, heads: WindowedHeads) -> &WindowRanges {
+        let found = self.tables.iter().find(|t| t.heads == heads);
+        found.expect("segments are made for every window and head size of the model")
     }
 }
 

@@ -33,9 +33,12 @@ const NARROW: RegisterBudget = RegisterBudget { values: 48, slice: [4, 2, 2], ro
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct AttentionTiles {
     head_dim: usize,
-    /// Whether registers are few: [`NARROW`], and a kernel of its own for d_k and for d_v.
+    /// Whether registers are few: [`NARROW`], and a kernel of its own for d_k and for d_v, as for heads above [`LARGEST_JOINT`].
     narrow: bool,
 }
+
+/// Largest head size for which an invocation keeps the outputs of d_k and of d_v together.
+const LARGEST_JOINT: usize = 256;
 
 impl AttentionTiles {
     /// Returns the tiles for heads of whole vec4s; `None` for heads so wide that an invocation would keep too many values.
@@ -47,6 +50,11 @@ impl AttentionTiles {
         fits.then_some(tiles)
     }
 
+    /// Returns whether d_k and d_v have a kernel each.
+    fn splits_kv(self) -> bool {
+        self.narrow || self.head_dim > LARGEST_JOINT
+    }
+
     fn budget(self) -> RegisterBudget {
         if self.narrow { NARROW } else { WIDE }
     }
@@ -56,7 +64,7 @@ impl AttentionTiles {
         let (outputs, scores) = match entry {
             AttentionEntry::Forward => (1, 1),
             AttentionEntry::BackwardQ => (1, 2),
-            AttentionEntry::BackwardKv => (if self.narrow { 1 } else { 2 }, 2),
+            AttentionEntry::BackwardKv => (if self.splits_kv() { 1 } else { 2 }, 2),
         };
         let wide = |across| (self.head_dim / 4).div_ceil(across);
         let kept = |across| outputs * 16 * wide(across) + scores * 4 * BLOCK / across;
@@ -98,7 +106,7 @@ impl AttentionTiles {
     /// Returns the kernels of d_k and d_v, each with its operations per pair and value of a head. In kernels of their own, scores are computed
     /// twice. `both` is [`Self::shader`] of [`AttentionEntry::BackwardKv`].
     pub fn kv_shaders(self, both: &Shader) -> Vec<(Shader, u64)> {
-        match self.narrow {
+        match self.splits_kv() {
             true => vec![(both.clone().with("OF_KEYS", 0.0), 4), (both.clone().with("OF_VALUES", 0.0), 6)],
             false => vec![(both.clone(), 8)],
         }
@@ -124,7 +132,8 @@ mod tests {
         assert_eq!(of(64, true), Some([[8, 16], [16, 16], [16, 16]]));
         assert_eq!(of(128, true), Some([[16, 16]; 3]));
         assert_eq!(of(256, true), Some([[32, 8]; 3]));
-        assert_eq!([sizes(0), sizes(66), sizes(512)], [None; 3]);
+        assert_eq!(sizes(512), Some([[32, 8]; 3]));
+        assert_eq!([sizes(0), sizes(66), sizes(1024), of(512, true)], [None; 4]);
         for e in (4..=256).step_by(4) {
             // A tile of queries has the same size in both passes, because both use the same key ranges.
             for narrow in [false, true] {

@@ -12,6 +12,7 @@ const COMMON: [&str; 5] =
     ["rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"];
 
 /// Defaults of a model's rotary tables.
+#[derive(Clone, Copy)]
 struct TableDefaults<'f> {
     family: &'f FamilySpec,
     theta: f64,
@@ -67,7 +68,8 @@ impl ConfigReader<'_> {
         };
         let theta = own.number("rope_theta", Some(defaults.theta))?;
         let partial = own.number("partial_rotary_factor", Some(defaults.partial))?;
-        let rotary_dim = (head_dim as f64 * partial) as usize;
+        let proportional = kind == "proportional" && family.kind.is_gemma4();
+        let rotary_dim = if proportional { head_dim } else { (head_dim as f64 * partial) as usize };
         if partial > 1.0 || rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
             let reason =
                 format!("{rotary_dim} rotating dimensions of {head_dim}: expected an even number, at most all");
@@ -91,10 +93,13 @@ impl ConfigReader<'_> {
             "linear" => &["factor"],
             "llama3" => &["factor", "low_freq_factor", "high_freq_factor"],
             "yarn" => &["factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"],
+            "proportional" if proportional => &["factor"],
             "longrope" if phi => &["factor", "attention_factor", "short_factor", "long_factor"],
             "longrope" => return Err(own.bad("rope_type", "`longrope` is supported for Phi3ForCausalLM only")),
             other => {
-                let reason = format!("`{other}` is not supported (default, linear, llama3, yarn, longrope are)");
+                let reason = format!(
+                    "`{other}` is not supported (default, linear, llama3, yarn, longrope are; Gemma 4 also has proportional)"
+                );
                 return Err(own.bad("rope_type", reason));
             }
         };
@@ -120,6 +125,11 @@ impl ConfigReader<'_> {
                 original_max_positions: own.number("original_max_position_embeddings", None)?,
             },
             "yarn" => self.yarn(own, family, theta, original()?, max_positions)?,
+            "proportional" => RopeScaling::Proportional {
+                // As in `_compute_proportional_rope_parameters`.
+                rotating_pairs: (partial * head_dim as f64 / 2.0) as usize,
+                factor: own.number("factor", Some(1.0))?,
+            },
             "longrope" => self.long_rope(own, rotary_dim / 2, original()?, max_positions)?,
             _ => RopeScaling::Default,
         };
@@ -197,6 +207,32 @@ impl ConfigReader<'_> {
         })
     }
 
+    /// Reads the rotary tables of Gemma 4: that of full layers and that of sliding layers, whose heads have these widths.
+    pub(super) fn gemma4_ropes(
+        &self,
+        family: &FamilySpec,
+        [full_dim, sliding_dim]: [usize; 2],
+        max_positions: usize,
+    ) -> Result<Vec<RopeConfig>> {
+        let defaults = TableDefaults { family, theta: 1e4, partial: 1.0, head_dim: sliding_dim, max_positions };
+        let full = TableDefaults { theta: 1e6, head_dim: full_dim, ..defaults };
+        let Some(parameters) = self.object("rope_parameters")? else {
+            let sliding = self.rope(None, &defaults)?;
+            // `default_rope_params` in `Gemma4TextConfig.__post_init__`.
+            let rotating_pairs = full_dim / 8;
+            let scaling = RopeScaling::Proportional { rotating_pairs, factor: 1.0 };
+            return Ok(vec![
+                RopeConfig { theta: full.theta, rotary_dim: full_dim, scaling, ..sliding.clone() },
+                sliding,
+            ]);
+        };
+        let table = |name: &str, defaults: &TableDefaults| match parameters.object(name)? {
+            Some(own) => self.rope(Some(&own), defaults),
+            None => Err(parameters.bad(name, "is missing")),
+        };
+        Ok(vec![table("full_attention", &full)?, table("sliding_attention", &defaults)?])
+    }
+
     /// Reads the rotary tables of a model: one, or for Gemma 3 and OLMo 3 one for full layers and one for sliding layers.
     pub(super) fn ropes(&self, family: &FamilySpec, head_dim: usize, max_positions: usize) -> Result<Vec<RopeConfig>> {
         let partial = self.number("partial_rotary_factor", Some(family.partial_rotary.unwrap_or(1.0)))?;
@@ -207,7 +243,7 @@ impl ConfigReader<'_> {
             return Err(self.bad("rope_scaling", "conflicts with `rope_parameters`: remove one of the two"));
         }
         let nested = parameters.as_ref().is_some_and(|p| p.fields.contains_key("full_attention"));
-        if matches!(family.windows, Windows::ExceptEvery(_)) && family.kind != ModelFamily::Gemma2 {
+        if matches!(family.windows, Windows::ExceptEvery(..)) && family.kind != ModelFamily::Gemma2 {
             let (mut full, mut sliding) = (scaling, None);
             if let Some(p) = &parameters {
                 let stray = p.fields.keys().find(|k| !["full_attention", "sliding_attention"].contains(&k.as_str()));

@@ -99,6 +99,7 @@ fn scaling(rope: &RopeConfig, d: &ModelConfig) -> Result<Vec<(&'static str, Meta
             ])
         }
         RopeScaling::LongRope { .. } => Err("its LongRoPE has no form in GGUF here".into()),
+        RopeScaling::Proportional { .. } => Err("its proportional RoPE has no form in GGUF here".into()),
     }
 }
 

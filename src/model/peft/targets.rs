@@ -56,7 +56,10 @@ impl LoraTargets {
         let names = last_components(modules.iter().copied()).into_iter().collect::<Vec<_>>().join("|");
         let layers = layers.iter().map(usize::to_string).collect::<Vec<_>>().join("|");
         let place = if layers.is_empty() { String::new() } else { format!(r"layers\.(?:{layers})\..*") };
+        // Gemma 4 has a projection beside its layers.
+        let beside = modules.iter().any(|module| !module.name.contains(".layers."));
         match place.is_empty() {
+            true if beside => Self::Pattern(format!(r".*\blanguage_model\.(?:.*\.)?({names})")),
             true => Self::Pattern(format!(r".*\blanguage_model\..*\.({names})")),
             false => Self::Pattern(format!(r".*\blanguage_model\.(?:.*\.)?{place}\.({names})")),
         }
