@@ -24,6 +24,7 @@ use jointwise::model::scores::DEFAULT_SCORE_TOKENS;
 use jointwise::model::weights::{BaseDtype, ParamDtype, TrainOptions, WeightSource};
 use jointwise::objective::TrainingLoss;
 use jointwise::objective::{Loss, LossMix, PreferenceLoss, SftLoss};
+use jointwise::ranks::ReduceDtype;
 use jointwise::train::lr_schedule::LrSchedulerType;
 use jointwise::train::reference::{
     OtherModel, ReferenceModel, ReferenceScorer, RowReferences, ScoringEvent, ScoringWatch, TrainingRows,
@@ -105,6 +106,7 @@ fn settings(preference: PreferenceLoss) -> TrainSettings {
         batch_size: 3,
         gradient_accumulation_steps: 2,
         n_ranks: 1,
+        reduce_dtype: ReduceDtype::F32,
         seed: 5,
         shuffle: true,
         decay_all: false,

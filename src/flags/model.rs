@@ -17,7 +17,8 @@ use crate::workflow::{DeviceOptions, OpenModel};
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct DeviceArgs {
-    /// Device, by its number, a part of its name, or its backend, such as `vulkan` or `dx12` (see `jointwise info`)
+    /// Device, by its number, a part of its name, or its backend, such as `vulkan` or `dx12` (see `jointwise info`); numbers with commas are those of the
+    /// ranks of a machine, under `mpirun`
     #[arg(long)]
     pub device: Option<String>,
     /// Kernel variants that may be used: baseline, or some of tiles32, tiles64, tiles64wide, tiles128, tiles128wide, flash, flashnarrow, rows, cpu, lanes [default: by the device]

@@ -14,16 +14,35 @@ pub enum DeviceChoice {
     Index(usize),
     /// Device of a rank among those of its machine: the ranks share out the devices of the best one's kind and backend in turn.
     LocalRank(usize),
+    /// Positions in [`list_devices`] by the rank on its machine: one for each rank there.
+    EachRank(Vec<usize>),
     /// Part of `name (backend)`, in any case: `4070`, `vulkan`, `4070 (dx12)`.
     Name(String),
 }
 
 impl DeviceChoice {
-    /// Parses a number as an index, and anything else as a name.
+    /// Parses a number as an index, several numbers with commas as those of ranks, and anything else as a name.
     pub fn parse(text: &str) -> Self {
-        match text.parse() {
-            Ok(index) => Self::Index(index),
-            Err(_) => Self::Name(text.into()),
+        let numbers: Option<Vec<usize>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
+        match numbers.as_deref() {
+            Some([index]) => Self::Index(*index),
+            Some(several) => Self::EachRank(several.into()),
+            None => Self::Name(text.into()),
+        }
+    }
+
+    /// Returns the device of a rank among those of its machine, where ranks share out the devices.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] where a list names fewer devices.
+    pub fn of_rank(&self, local_rank: usize) -> Result<Self> {
+        match self {
+            Self::Best => Ok(Self::LocalRank(local_rank)),
+            Self::EachRank(list) => list.get(local_rank).map(|&index| Self::Index(index)).ok_or_else(|| {
+                let (n, ranks) = (list.len(), local_rank + 1);
+                Error::flag("device", format!("lists {n} devices, and this machine has {ranks} ranks or more"))
+            }),
+            other => Ok(other.clone()),
         }
     }
 
@@ -41,6 +60,10 @@ impl DeviceChoice {
                 let is_shared = |d: &&DeviceSummary| d.kind == all[0].kind && d.backend == all[0].backend;
                 let shared: Vec<usize> = all.iter().filter(is_shared).map(|d| d.index).collect();
                 return Ok(vec![shared[rank % shared.len()]]);
+            }
+            Self::EachRank(list) => {
+                let reason = format!("lists {} devices for the ranks of `mpirun`, and this is one process", list.len());
+                return Err(Error::flag("device", reason));
             }
             Self::Index(index) => ((*index < all.len()).then_some(*index), index.to_string()),
             Self::Name(part) => {
@@ -283,6 +306,15 @@ mod tests {
         all_kinds[3].kind = "Cpu".into();
         let of_rank = |rank| DeviceChoice::LocalRank(rank).candidates(&all_kinds).unwrap();
         assert_eq!([0, 1, 2, 3].map(of_rank), [[0], [2], [0], [2]]);
+        assert_eq!(DeviceChoice::parse("1, 0"), DeviceChoice::EachRank(vec![1, 0]));
+        let (listed, alone) = (DeviceChoice::parse("2,0"), DeviceChoice::parse("uhd"));
+        assert_eq!([0, 1].map(|rank| listed.of_rank(rank).unwrap()), [2, 0].map(DeviceChoice::Index));
+        assert!(listed.of_rank(2).unwrap_err().to_string().contains("lists 2 devices"));
+        assert!(listed.candidates(&all).unwrap_err().to_string().contains("this is one process"));
+        assert_eq!(DeviceChoice::Best.of_rank(3).unwrap(), DeviceChoice::LocalRank(3));
+        assert_eq!(alone.of_rank(3).unwrap(), alone);
+        // A title has a comma, too.
+        assert!(matches!(DeviceChoice::parse("llvmpipe (LLVM 15.0.6, 256 bits)"), DeviceChoice::Name(_)));
         for unknown in ["4", "metal"] {
             let error = DeviceChoice::parse(unknown).candidates(&all).unwrap_err().to_string();
             assert!(error.starts_with(&format!("--device: {unknown}: no such device")), "{error}");

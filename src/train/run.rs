@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use web_time::Instant;
 
+use super::across_ranks::exchange::slowest_rank;
 use super::across_ranks::{check_same_state, send_state};
 use super::checkpoint::{self, ResumedRun};
 use super::metrics::{EvalMetrics, METRICS, MetricsLine, MetricsLog, StepMetrics};
@@ -76,6 +77,9 @@ pub struct RunOutput {
     /// Whether the run resumes from the last checkpoint.
     pub resume: bool,
 }
+
+/// Step after which ranks compare their speeds. The steps before it may compile kernels.
+const SPEEDS_AFTER: usize = 3;
 
 /// Training run between two steps.
 ///
@@ -267,6 +271,12 @@ impl<'a> TrainingRun<'a> {
         }
         self.push_line(metrics.line())?;
         on_event(&TrainingEvent::Step(&metrics));
+        if number == SPEEDS_AFTER
+            && let Some(cost) = metrics.exchange
+            && let Some(note) = slowest_rank(&self.data.ranks().gather(cost.computed)?)
+        {
+            on_event(&TrainingEvent::Note(&note));
+        }
 
         if saves {
             self.check_state().await?;

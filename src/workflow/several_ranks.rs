@@ -81,9 +81,7 @@ pub fn assign_devices(options: &mut DeviceOptions, ranks: Ranks) -> Result<()> {
         return Ok(());
     }
     let hosts = ranks.gather(ranks.host())?;
-    if options.device == DeviceChoice::Best {
-        options.device = DeviceChoice::LocalRank(ranks.local_rank(&hosts));
-    }
+    options.device = options.device.of_rank(ranks.local_rank(&hosts))?;
     let device = pollster::block_on(choose_device(&options.device))?;
     let all = ranks.gather(format!("{} at {}", device.title(), hosts[ranks.rank()]))?;
     note!("{} ranks: {}", ranks.n(), device_list(&all));
@@ -96,7 +94,9 @@ pub fn assign_devices(options: &mut DeviceOptions, ranks: Ranks) -> Result<()> {
 /// Those of [`choose_device`].
 pub fn device_number(options: &DeviceOptions) -> Result<Option<String>> {
     match options.device {
-        DeviceChoice::LocalRank(_) => Ok(Some(pollster::block_on(choose_device(&options.device))?.index.to_string())),
+        DeviceChoice::LocalRank(_) | DeviceChoice::Index(_) => {
+            Ok(Some(pollster::block_on(choose_device(&options.device))?.index.to_string()))
+        }
         _ => Ok(None),
     }
 }

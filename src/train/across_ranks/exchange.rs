@@ -22,6 +22,23 @@ pub struct ExchangeCost {
     pub seconds: f64,
     /// Seconds of them that the step waited for, after the device had computed its gradients.
     pub waited: f64,
+    /// Seconds from the submission of the last micro-batch until the device had computed its gradients.
+    pub computed: f64,
+}
+
+/// Smallest ratio of two ranks' times to compute gradients that is worth a note.
+const NOTABLE: f64 = 1.5;
+
+/// Says which rank takes longest to compute its gradients, by the seconds of each rank; `None` where all take about as long.
+pub fn slowest_rank(seconds: &[f64]) -> Option<String> {
+    let by_time = |a: &(usize, &f64), b: &(usize, &f64)| a.1.total_cmp(b.1);
+    let (slowest, most) = seconds.iter().enumerate().max_by(by_time)?;
+    let (fastest, least) = seconds.iter().enumerate().min_by(by_time)?;
+    (*most > NOTABLE * least).then(|| {
+        format!(
+            "rank {slowest} is the slowest: it computes the gradients of its last micro-batch in {most:.2} s, rank {fastest} in {least:.2} s, and waits"
+        )
+    })
 }
 
 /// Divides the gradients into sections of at most [`Gpu::MOST_IN_FLIGHT`] values, in the order in which a backward pass completes them: the layers from
@@ -82,7 +99,8 @@ pub struct GradientExchange<'g> {
     begun: usize,
     sent: usize,
     written: usize,
-    /// Time at which the last of this rank's gradients were read.
+    /// Times at which the exchange began, and at which the last of this rank's gradients were read.
+    began: Instant,
     read: Instant,
     is_finite: bool,
     failed: Option<Error>,
@@ -101,6 +119,7 @@ impl<'g> GradientExchange<'g> {
             begun: 0,
             sent: 0,
             written: 0,
+            began: Instant::now(),
             read: Instant::now(),
             is_finite: true,
             failed: None,
@@ -176,7 +195,12 @@ impl<'g> GradientExchange<'g> {
         let n = |section: &Vec<Slot>| section.iter().map(Slot::len).sum();
         let bytes = self.sections.iter().map(|section| self.ranks.sum_bytes(n(section), self.dtype)).sum();
         let seconds: Duration = self.sums.end();
-        Ok(Some(ExchangeCost { bytes, seconds: seconds.as_secs_f64(), waited: self.read.elapsed().as_secs_f64() }))
+        Ok(Some(ExchangeCost {
+            bytes,
+            seconds: seconds.as_secs_f64(),
+            waited: self.read.elapsed().as_secs_f64(),
+            computed: self.read.duration_since(self.began).as_secs_f64(),
+        }))
     }
 }
 
@@ -203,6 +227,14 @@ mod tests {
         assert_eq!(names[..2], ["model.norm.weight", "lm_head.weight"]);
         assert_eq!(names[2..7].iter().map(|name| completion(name).1.0).collect::<Vec<_>>(), [10, 3, 2, 1, 0]);
         assert_eq!(names[7..], ["model.embed_tokens.weight", "transformer.wte.weight"]);
+    }
+
+    #[test]
+    fn a_slow_rank_is_named() {
+        assert_eq!(slowest_rank(&[1.0, 1.4, 1.2]), None);
+        let said = slowest_rank(&[0.5, 2.0, 1.0]).unwrap();
+        assert!(said.starts_with("rank 1 is the slowest") && said.contains("2.00 s, rank 0 in 0.50 s"), "{said}");
+        assert_eq!(slowest_rank(&[]), None);
     }
 
     /// A single rank's sums are its own values, which go from the device to the thread and back, section by section.
