@@ -10,7 +10,7 @@ use super::description::{ModelConfig, NormKind, TokenMixer};
 use super::kv_cache::KvCache;
 use super::linear::{Linear, LinearInput, LoraPass, WeightColumns};
 use super::mixer::MixerOutput;
-use super::per_layer_inputs::{PerLayerBranchWeights, PerLayerIds, PerLayerWeights};
+use super::per_layer_inputs::{PerLayerIds, PerLayerWeights};
 use super::saved::{
     ActivationSaved, Attended, AttentionMixerSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MixerSaved,
     MlpSaved, NormStats, ProductsSaved, RecomputePolicy, SavedDtype,
@@ -35,6 +35,17 @@ pub struct NormWeights {
     pub w: Weight,
     /// Bias of a LayerNorm: (D).
     pub b: Option<Weight>,
+}
+
+/// Weights of a layer's branch of per-layer inputs.
+#[derive(Debug, Clone)]
+pub struct PerLayerBranchWeights {
+    /// Gate: (P, D).
+    pub gate: Linear,
+    /// Projection back to D: (D, P).
+    pub projection: Linear,
+    /// Norm behind the projection: (D).
+    pub post_norm: NormWeights,
 }
 
 /// Weights of a layer.

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use super::decoder::{Decoder, LayerWeights, NormWeights};
+use super::decoder::{Decoder, LayerWeights, NormWeights, PerLayerBranchWeights};
 use super::delta_net::DeltaNetWeights;
 use super::description::{LayerConfig, LinearSpec, ModelConfig, NormKind, TensorSpec};
 use super::linear::{Linear, LoraWeights};
-use super::per_layer_inputs::{PerLayerBranchWeights, PerLayerWeights};
+use super::per_layer_inputs::PerLayerWeights;
 use super::trained_tokens::{TrainedTokens, TrainedTokensSpec};
 use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};
 use crate::error::Result;
@@ -287,7 +287,7 @@ impl Decoder {
         if let Some(PerLayerWeights { embedding, projection, norm }) = &self.per_layer {
             all.push(embedding);
             push_linear(&mut all, projection);
-            push_norm(&mut all, norm);
+            all.push(norm);
         }
         for l in &self.layers {
             l.attn_norm.iter().for_each(|n| push_norm(&mut all, n));
@@ -408,7 +408,7 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
         Ok(Some(PerLayerWeights {
             embedding: (self.take)(&self.specs[&inputs.embedding])?,
             projection: self.linear(&inputs.projection, inputs.projection_scale())?,
-            norm: self.norm(&inputs.norm)?,
+            norm: (self.take)(&self.specs[&format!("{}.weight", inputs.norm)])?,
         }))
     }
 

@@ -15,12 +15,14 @@ pub mod gguf;
 #[cfg(feature = "native")]
 pub mod hub;
 pub mod kv_cache;
+mod lent_keys;
 pub mod linear;
 pub mod load;
 pub mod lora_config;
 mod mixer;
 pub mod peft;
 mod per_layer_inputs;
+mod per_layer_passes;
 pub mod quantised;
 pub mod save;
 pub mod saved;
