@@ -115,7 +115,7 @@ fn the_jobs_of_a_study_are_the_study() {
     sandbox.refused(&["study", &changed, "--output-dir", "jobs", "--job", "5"], &["sample.json", "has changed"]);
     // Text for a person.
     let text = sandbox.run(&[&args[..], &["--list-jobs"]].concat()).ok().stdout;
-    assert!(text.contains("   10  evaluate                    done  needs 7-9"), "{text}");
+    assert!(text.contains(&format!("   10  {:25}  done  needs 7-9\n", "evaluate")), "{text}");
     assert!(text.ends_with("job arrays, one after the other: 1, 2, 3, 4, 5-6, 7-9, 10\n"), "{text}");
 }
 
