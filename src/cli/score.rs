@@ -17,8 +17,7 @@ use crate::train::metrics::MetricsAccumulator;
 use crate::train::outcome::{BatchResult, RowReference, known};
 use crate::train::scoring::ScoredSequence;
 use crate::train::steps::tally;
-use crate::workflow::several_ranks::assign_devices;
-use crate::workflow::{DeviceOptions, Policy, Preferences, RowScores};
+use crate::workflow::{Policy, Preferences, RowScores};
 
 /// Opens a command's model, with the adapter and the tokenizer of its flags.
 fn open_policy(model: &ModelArgs, data: &DataArgs) -> Result<Policy> {
@@ -26,13 +25,6 @@ fn open_policy(model: &ModelArgs, data: &DataArgs) -> Result<Policy> {
     let adapter = model.adapter.as_deref().map(|place| open.open_adapter(place)).transpose()?;
     let options = data.policy_options(open.base);
     Policy::from_model(open, adapter, options)
-}
-
-/// Chooses the device of this rank, and says which rank has which.
-fn choose_device(model: &ModelArgs, ranks: Ranks) -> Result<DeviceOptions> {
-    let mut options = model.device_options()?;
-    assign_devices(&mut options, ranks)?;
-    Ok(options)
 }
 
 fn side_of(scored: &ScoredSequence, example: &Example, index: usize, p: &PreferenceLoss, tokens: bool) -> Value {
@@ -64,7 +56,7 @@ pub fn score(args: &ScoreArgs, ranks: Ranks) -> Result<()> {
     let out = ranks.is_first().then(|| JsonlWriter::new(args.out.as_deref(), &args.data.data)).transpose()?;
     let p = args.objective.preference()?;
     args.objective.sft_loss(false)?;
-    let device = choose_device(&args.model, ranks)?;
+    let device = args.model.device_options_of(ranks)?;
     let policy = open_policy(&args.model, &args.data)?;
     let options = args.data.options(DatasetType::Any)?;
     let preferences = Preferences::read_with(&args.data.data, &policy, &options)?;
@@ -171,7 +163,7 @@ pub fn grad(args: &GradArgs, ranks: Ranks) -> Result<()> {
     let out = check_place("out", &args.out, &args.data.data)?;
     args.data.check_last_turn_only(args.sft)?;
     let goal = args.objective.goal(args.sft)?;
-    let device = choose_device(&args.model, ranks)?;
+    let device = args.model.device_options_of(ranks)?;
     let policy = open_policy(&args.model, &args.data)?;
     if policy.is_full() {
         policy.model().refuse_quantised("grad without --adapter")?;

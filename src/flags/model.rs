@@ -10,7 +10,9 @@ use crate::error::{Error, Result};
 use crate::gpu::{DeviceChoice, MatmulPrecision, Variant};
 use crate::model::save::OutputDtype;
 use crate::model::weights::BaseDtype;
+use crate::ranks::Ranks;
 use crate::workflow::recovery::OnDeviceLost;
+use crate::workflow::several_ranks::assign_devices;
 use crate::workflow::{DeviceOptions, OpenModel};
 
 /// Flags that choose a device and its kernels.
@@ -117,6 +119,16 @@ impl ModelArgs {
     /// Those of [`DeviceArgs::options`].
     pub fn device_options(&self) -> Result<DeviceOptions> {
         self.device.options_for(self.base_dtype.unwrap_or_default())
+    }
+
+    /// Resolves the device of a rank, and says which rank has which.
+    ///
+    /// # Errors
+    /// Those of [`DeviceArgs::options`] and [`assign_devices`].
+    pub fn device_options_of(&self, ranks: Ranks) -> Result<DeviceOptions> {
+        let mut options = self.device_options()?;
+        assign_devices(&mut options, ranks)?;
+        Ok(options)
     }
 
     /// Opens the model of `--model`.

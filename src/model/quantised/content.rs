@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// Tensors that belong to a quantised one and are not used: scales of activations, which stay floats here.
 const UNUSED: [&str; 3] = ["input_scale", "activation_scale", "input_scale_ub"];
 
-/// How a tensor's values follow from the files.
+/// Source of a tensor's values.
 #[derive(Debug)]
 enum Source {
     /// The file's bytes.

@@ -11,7 +11,7 @@ use crate::kernels::storage::{DYNAMIC, NF4, NF4_BLOCK, NF4_GROUP, PackedWeight};
 
 /// End of the name of the tensor that describes a quantised one.
 const STATE: &str = ".quant_state.bitsandbytes__nf4";
-/// The same for a format that is not read.
+/// End of the name of that tensor for a format that is not read.
 const FP4_STATE: &str = ".quant_state.bitsandbytes__fp4";
 /// Largest description, in bytes.
 const MOST_STATE_BYTES: u64 = 1 << 16;

@@ -58,7 +58,8 @@ fn completion(name: &str) -> (u8, std::cmp::Reverse<usize>) {
         let is_list = matches!(pair[0], "layers" | "h" | "blocks");
         pair[1].parse().ok().filter(|_: &usize| is_list)
     });
-    let embeds = ["embed", "wte", "wpe"].iter().any(|part| name.contains(part));
+    // Gemma 4's inputs of all layers, too, come from the embeddings.
+    let embeds = ["embed", "wte", "wpe", "per_layer_"].iter().any(|part| name.contains(part));
     let group = match layer {
         Some(_) => 1,
         None if embeds => 2,
@@ -222,11 +223,12 @@ mod tests {
             "lm_head.weight",
             "transformer.h.3.attn.c_attn.weight",
             "transformer.wte.weight",
+            "model.language_model.per_layer_model_projection.weight",
         ];
         names.sort_by_key(|name| completion(name));
         assert_eq!(names[..2], ["model.norm.weight", "lm_head.weight"]);
         assert_eq!(names[2..7].iter().map(|name| completion(name).1.0).collect::<Vec<_>>(), [10, 3, 2, 1, 0]);
-        assert_eq!(names[7..], ["model.embed_tokens.weight", "transformer.wte.weight"]);
+        assert_eq!(names[7..9], ["model.embed_tokens.weight", "transformer.wte.weight"]);
     }
 
     #[test]
