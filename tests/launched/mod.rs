@@ -106,10 +106,11 @@ pub fn stat(pid: libc::pid_t) -> Option<String> {
     Some(text.rsplit_once(") ")?.1.into())
 }
 
-/// Tells whether a process has not ended. One that nobody has waited for yet has.
+/// Tells whether a process has not ended. One that nobody has waited for yet has, where none of its threads is left, which hold its files.
 #[cfg(target_os = "linux")]
 pub fn is_running(pid: libc::pid_t) -> bool {
-    stat(pid).is_some_and(|stat| !stat.starts_with('Z'))
+    let n_threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    n_threads > 1 || stat(pid).is_some_and(|stat| !stat.starts_with('Z'))
 }
 
 /// Returns the ranks that a launcher started, itself or through its helpers.
