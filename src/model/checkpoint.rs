@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use safetensors::Dtype;
 use serde_json::Value;
@@ -11,10 +12,9 @@ use serde_json::Value;
 use super::description::{ModelConfig, TensorSpec};
 pub use super::folder::inside;
 use super::folder::{MAX_CONFIG_BYTES, read_inside};
-use super::quantised::QuantisedTensors;
 pub use super::tensor_file::to_f32;
 use super::tensor_file::{StoredTensor, TensorContent, TensorFile, shape_text};
-use super::weights::WeightSource;
+use super::weights::{Nf4Tensors, WeightSource};
 use crate::error::{Error, Result};
 use crate::kernels::storage::PackedWeight;
 
@@ -33,8 +33,8 @@ pub struct Checkpoint {
     embedding_as: Option<(String, String)>,
     /// Remarks on the files for the user.
     notes: Vec<String>,
-    /// Quantised tensors that the files of floats stand for.
-    quantised: Option<QuantisedTensors>,
+    /// Tensors that are stored in NF4, and are read as floats here.
+    quantised: Option<Rc<dyn Nf4Tensors>>,
 }
 
 /// Tensor as stored in a file.
@@ -133,7 +133,7 @@ impl Checkpoint {
     pub(super) fn from_quantised(
         dir: &Path,
         content: Box<dyn TensorContent>,
-        quantised: QuantisedTensors,
+        quantised: Rc<dyn Nf4Tensors>,
         notes: Vec<String>,
     ) -> Result<Self> {
         let opened = Self::new(dir, vec![TensorFile::from_content(dir, content)?], None)?;
@@ -275,11 +275,6 @@ impl Checkpoint {
     /// Tells whether a tensor is held without a loss in four bits, given the description's name.
     fn is_nf4(&self, name: &str) -> bool {
         self.quantised.as_ref().is_some_and(|quantised| quantised.is_nf4(&self.file_name(name)))
-    }
-
-    /// Tells whether any tensor is held without a loss in four bits.
-    pub fn has_nf4(&self) -> bool {
-        self.quantised.as_ref().is_some_and(|quantised| self.names().any(|name| quantised.is_nf4(name)))
     }
 
     /// Reads the bytes of a tensor piece by piece, given its name in the files.

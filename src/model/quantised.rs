@@ -10,28 +10,19 @@ use std::rc::Rc;
 
 use self::content::{DequantisedContent, dequantised};
 use super::checkpoint::Checkpoint;
+use super::weights::Nf4Tensors;
 use crate::error::Result;
 use crate::kernels::storage::PackedWeight;
 
 pub use method::QuantMethod;
 
-/// Quantised tensors of a checkpoint, which is read through them.
-#[derive(Debug, Clone)]
-pub struct QuantisedTensors(Rc<DequantisedContent>);
-
-impl QuantisedTensors {
-    /// Tells whether a tensor is stored in blocks of NF4 that [`Self::packed`] hands on, given its name in the files.
-    pub fn is_nf4(&self, name: &str) -> bool {
-        self.0.nf4(name).is_some_and(nf4::Nf4Tensor::is_packable)
+impl Nf4Tensors for DequantisedContent {
+    fn is_nf4(&self, name: &str) -> bool {
+        self.nf4(name).is_some_and(nf4::Nf4Tensor::is_packable)
     }
-
-    /// Reads a tensor's NF4 codes and scales as they are, given its name in the files; `None` for another tensor.
-    ///
-    /// # Errors
-    /// [`crate::Error::File`].
-    pub fn packed(&self, name: &str) -> Result<Option<PackedWeight>> {
-        match self.0.nf4(name).filter(|tensor| tensor.is_packable()) {
-            Some(tensor) => tensor.packed(self.0.source()).map(Some),
+    fn packed(&self, name: &str) -> Result<Option<PackedWeight>> {
+        match self.nf4(name).filter(|tensor| tensor.is_packable()) {
+            Some(tensor) => tensor.packed(self.source()).map(Some),
             None => Ok(None),
         }
     }
@@ -47,6 +38,6 @@ pub fn open_quantised(checkpoint: Checkpoint, method: QuantMethod) -> Result<(Ch
     let notes = checkpoint.notes().to_vec();
     let content = Rc::new(dequantised(checkpoint, method)?);
     let note = content.note(&shown, method);
-    let tensors = QuantisedTensors(content.clone());
-    Ok((Checkpoint::from_quantised(&dir, Box::new(content::Shared(content)), tensors, notes)?, note))
+    let floats = Box::new(content::Shared(content.clone()));
+    Ok((Checkpoint::from_quantised(&dir, floats, content, notes)?, note))
 }

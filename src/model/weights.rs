@@ -52,6 +52,17 @@ pub struct RowShard {
     pub absmax: Option<Slot>,
 }
 
+/// Tensors of a checkpoint that are stored in NF4, by their names in the files.
+pub trait Nf4Tensors: std::fmt::Debug {
+    /// Tells whether a tensor is stored in NF4 that [`Self::packed`] reads as it is.
+    fn is_nf4(&self, name: &str) -> bool;
+    /// Reads a tensor's codes and scales as they are; `None` for another tensor.
+    ///
+    /// # Errors
+    /// Errors of the file that holds the tensor.
+    fn packed(&self, name: &str) -> Result<Option<PackedWeight>>;
+}
+
 /// Tensor on the device: (rows, cols), where a vector is one row. Conv1D weights are stored transposed, so that every matrix is (out, in).
 #[derive(Debug, Clone)]
 pub struct Weight {
