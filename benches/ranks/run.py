@@ -89,7 +89,9 @@ def in_host(name, command):
 def agent(folder):
     """Starts MPI's helper on another host, in the place of ssh."""
     path = folder / "agent"
-    path.write_text('#!/bin/sh\nhost=$1; shift\nexec ip netns exec "$host" unshare --uts sh -c "hostname $host; $*"\n')
+    names = "".join(f"{address}) host={name};; " for name, address in HOSTS.items())
+    path.write_text(f'#!/bin/sh\nhost=$1; shift\ncase $host in {names}esac\n'
+                    'exec ip netns exec "$host" unshare --uts sh -c "hostname $host; $*"\n')
     path.chmod(0o755)
     return path
 
