@@ -138,6 +138,8 @@ pub struct ReferenceScorer<'a> {
     passes: usize,
     /// Ranks that share out the rows. All of them then know the scores of all rows that were found.
     ranks: Ranks,
+    /// Whether the ranks' devices give the same bits, so that the store of one device may have the scores of all.
+    are_alike: bool,
 }
 
 /// Returns the sums of each example's sequences, from the scores of the sequences of all examples. `tail_weight` is the weight of the
@@ -175,13 +177,15 @@ impl<'a> ReferenceScorer<'a> {
             store,
             passes: 1,
             ranks: Ranks::alone(),
+            are_alike: true,
         }
     }
 
-    /// Shares out the rows among ranks. All of them must then look for the same rows at the same time.
+    /// Shares out the rows among ranks. All of them must then look for the same rows at the same time. `are_alike`: whether their devices give
+    /// the same bits; the store then gets the other ranks' scores, too.
     #[must_use]
-    pub fn over(self, ranks: Ranks) -> Self {
-        Self { ranks, ..self }
+    pub fn over(self, ranks: Ranks, are_alike: bool) -> Self {
+        Self { ranks, are_alike, ..self }
     }
 
     /// Creates the scorer of a run without a reference: supervised fine-tuning.
@@ -310,11 +314,12 @@ impl<'a> ReferenceScorer<'a> {
             if let Some((row, _)) = found.iter().find(|(row, _)| *row >= rows.examples.len()) {
                 return Err(Error::Ranks(format!("rank {rank} scored row {row}, which this rank does not have")));
             }
-            self.keep(rows, &found, watch);
+            if self.are_alike {
+                self.store(rows, &found, watch);
+            }
+            self.set(rows, &found);
         }
-        for (row, sums) in known {
-            rows.references.scores[row] = Some(scores(self.objective, sums));
-        }
+        self.set(rows, &known);
         Ok(all.iter().all(|(_, is_whole)| *is_whole))
     }
 
@@ -336,18 +341,23 @@ impl<'a> ReferenceScorer<'a> {
             }
             let sums = self.score(policy, &group).await?;
             let found: Vec<(usize, SideSums)> = unscored[all.len()..].iter().copied().zip(sums).collect();
-            self.keep(rows, &found, watch);
+            self.store(rows, &found, watch);
+            self.set(rows, &found);
             all.extend(found);
             (watch.tell)(&ScoringEvent::Rows { done: before + all.len(), total });
         }
         Ok((all, true))
     }
 
-    /// Sets and stores the scores of rows.
-    fn keep(&mut self, rows: &mut TrainingRows<'_, '_>, found: &[(usize, SideSums)], watch: &mut ScoringWatch<'_>) {
+    /// Sets the scores of rows.
+    fn set(&self, rows: &mut TrainingRows<'_, '_>, found: &[(usize, SideSums)]) {
         for &(row, sums) in found {
             rows.references.scores[row] = Some(scores(self.objective, sums));
         }
+    }
+
+    /// Stores the scores of rows on disk.
+    fn store(&mut self, rows: &TrainingRows<'_, '_>, found: &[(usize, SideSums)], watch: &mut ScoringWatch<'_>) {
         if let Some(store) = &mut self.store {
             let key = |row: usize| RowKey::new(&rows.examples[row], self.tail_weight);
             let kept: Vec<_> = found.iter().map(|&(row, sums)| (key(row), sums)).collect();

@@ -163,7 +163,7 @@ impl Policy {
             ReferenceChoice::Base => ReferenceModel::WithoutAdapter,
             ReferenceChoice::Initial => ReferenceModel::Untrained,
         };
-        let mut scorer = ReferenceScorer::new(gpu, preference, model, DEFAULT_SCORE_TOKENS, None).over(ranks);
+        let mut scorer = ReferenceScorer::new(gpu, preference, model, DEFAULT_SCORE_TOKENS, None).over(ranks, true);
         let n = data.examples.len();
         let mut known = scorer.rows(n);
         let mut rows = TrainingRows { examples: &data.examples, references: &mut known };

@@ -168,7 +168,7 @@ fn a_lost_device_ends_all_and_the_run_resumes() {
     setting.same("whole", "lost");
 }
 
-/// What every rank would say before MPI is started, rank 0 says alone.
+/// Rank 0 alone says what every rank would say before MPI is started.
 #[test]
 fn a_mistyped_flag_is_told_once() {
     if !has_mpirun() {

@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(slowest_rank(&[]), None);
     }
 
-    /// A single rank's sums are its own values, which go from the device to the thread and back, section by section.
+    /// A single rank's sums are its own values.
     #[test]
     fn sums_come_back_to_their_places() {
         let gpu = pollster::block_on(Gpu::open(&crate::gpu::DeviceChoice::Best)).unwrap();
@@ -253,6 +253,17 @@ mod tests {
         assert_eq!(exchange.finish().unwrap().unwrap().bytes, 0);
         let read = || pollster::block_on(gpu.read::<f32>(&[&page])).unwrap().concat();
         assert_eq!(read(), values);
+        // Other sums go to the parts alone, in their order.
+        let mut exchange = begin();
+        let sections = exchange.sections.iter().map(|section| section.iter().map(Slot::len).sum::<usize>());
+        let mut next = 2000..;
+        for n in sections.collect::<Vec<_>>() {
+            exchange.write(&next.by_ref().take(n).map(|i| i as f32).collect::<Vec<f32>>());
+        }
+        let mut expected = values.clone();
+        let places = (3..503).chain(600..900);
+        places.zip(2000..).for_each(|(place, sum)| expected[place] = sum as f32);
+        assert_eq!(read(), expected);
         gpu.write(&page.slice_unaligned(899, 1), &[f32::NAN]);
         assert_eq!(begin().finish().unwrap(), None);
         // Behind the parts, nothing is looked at.

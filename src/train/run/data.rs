@@ -51,7 +51,7 @@ impl<'a> RunData<'a> {
     /// Deals the micro-batches to ranks. `are_alike`: whether their devices give the same bits.
     #[must_use]
     pub fn over(self, ranks: Ranks, are_alike: bool) -> Self {
-        Self { ranks, sends_state: !are_alike, scorer: self.scorer.over(ranks), ..self }
+        Self { ranks, sends_state: !are_alike, scorer: self.scorer.over(ranks, are_alike), ..self }
     }
 
     /// Returns the ranks that micro-batches are dealt to.
