@@ -196,6 +196,14 @@ fn scores_and_gradients_are_those_of_one_process() {
             assert!(error < 1e-4, "{name}: {error}");
         }
     }
+    // Another loss, and another reference, on one rank.
+    let beta = [&args("score", "other")[..], &["--beta", "0.2"]].concat();
+    let elsewhere = ["--model", policy, "--reference", policy, "--data", &setting.data];
+    let reference = [&["score"][..], &elsewhere, &["--out", "other"]].concat();
+    for (other, part) in [(beta, "rank 1 has another loss"), (reference, "rank 1 has another --reference")] {
+        let refused = Ran::of(&mut mpirun(&setting.sandbox, &[rank(args("score", "other")), rank(other)]));
+        assert!(refused.status == 2 && refused.stderr.contains(part), "{}", refused.stderr);
+    }
     // The gradient of a share alone would be another.
     let kto = [&args("grad", "kto")[..], &["--loss", "kto"]].concat();
     let refused = Ran::of(&mut mpirun(&setting.sandbox, &[ranks(2, kto)]));

@@ -4,6 +4,7 @@ mod attention_mixer;
 mod backward;
 pub mod card;
 pub mod checkpoint;
+mod computed_file;
 pub mod config;
 pub mod decoder;
 mod delta_mixer;

@@ -2,14 +2,11 @@
 
 use std::sync::atomic::AtomicBool;
 
-use serde::Serialize;
-use serde_json::json;
-
 use super::open_reference::OpenReference;
 use super::policy::Policy;
 use super::preferences::Preferences;
 use super::run_facts::ContentHashes;
-use super::several_ranks::check_same_run;
+use super::several_ranks::check_same_contents;
 use crate::data::batch::Example;
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -62,7 +59,7 @@ impl Policy {
         ranks: Ranks,
     ) -> Result<RowScores> {
         let data = data.dataset();
-        self.check_same_work(gpu, data, &(preference, reference), ranks)?;
+        self.check_same_work(gpu, data, Some(preference), reference, ranks)?;
         let decoder = self.load(gpu, data.longest())?;
         let sequences = score_finite(gpu, &decoder, data, preference.wpo, ranks)?;
         let references = reference
@@ -72,20 +69,35 @@ impl Policy {
     }
 
     /// Checks that every rank has the same rows, model, adapter, loss and reference.
-    fn check_same_work(&self, gpu: &Gpu, data: &Dataset, loss: &impl Serialize, ranks: Ranks) -> Result<()> {
+    fn check_same_work(
+        &self,
+        gpu: &Gpu,
+        data: &Dataset,
+        preference: Option<&PreferenceLoss>,
+        reference: Option<&ReferenceChoice>,
+        ranks: Ranks,
+    ) -> Result<()> {
         if !ranks.are_several() {
             return Ok(());
         }
-        let loss = serde_json::to_string(loss).map_err(|e| Error::file("settings", e))?;
-        let hashes = ContentHashes::new(self.model(), self.adapter(), None)?;
+        // Another checkpoint counts by its hash, wherever it lies.
+        let (kind, other) = match reference {
+            Some(ReferenceChoice::Model(name)) => ("model", Some(OpenReference::open(name, self.model())?)),
+            Some(ReferenceChoice::Base) => ("base", None),
+            Some(ReferenceChoice::Initial) => ("initial", None),
+            None => ("none", None),
+        };
+        let hashes = ContentHashes::new(self.model(), self.adapter(), other.as_ref())?;
+        let loss = serde_json::to_string(&preference).map_err(|e| Error::file("settings", e))?;
         let contents = [
-            ("another loss or --reference", &loss[..]),
+            ("another loss", &loss[..]),
             ("other rows in --data", &data.content_hash()),
-            ("another model or adapter", hashes.policy()),
+            ("another model or adapter", &hashes.policy),
+            ("another --reference", &format!("{kind} {}", hashes.other)),
             ("another --matmul-precision", gpu.caps().matmul_precision.name()),
             ("another version of the program", env!("CARGO_PKG_VERSION")),
         ];
-        check_same_run(&json!({}), &contents, ranks)
+        check_same_contents(&contents, ranks)
     }
 
     /// Computes the gradients of the mean loss over all rows, as one batch, for the adapter's matrices, or for every parameter where there is no adapter.
@@ -111,7 +123,7 @@ impl Policy {
             return Err(Error::Ranks(reason.into()));
         }
         let preference = if let TrainingLoss::Preference(p) = &goal { Some(p) } else { None };
-        self.check_same_work(gpu, data, &(preference, reference), ranks)?;
+        self.check_same_work(gpu, data, preference, preference.map(|_| reference), ranks)?;
         let adapter = self.starting_adapter(0)?;
         let options = LoadOptions {
             trained: if adapter.is_some() { TrainMode::Lora } else { TrainMode::Full },

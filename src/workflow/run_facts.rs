@@ -191,19 +191,15 @@ fn choose_recompute(demand: &MemoryDemand<'_>) -> Result<RecomputePolicy> {
 
 /// Hashes of the models of a run, which cover everything that a score depends on except the tokens.
 pub(super) struct ContentHashes {
-    policy: String,
+    /// The policy with its adapter.
+    pub policy: String,
     /// The policy's model without its adapter.
     base: String,
     /// Another checkpoint as the reference; empty where there is none.
-    other: String,
+    pub other: String,
 }
 
 impl ContentHashes {
-    /// Returns the hash of the policy, with its adapter.
-    pub fn policy(&self) -> &str {
-        &self.policy
-    }
-
     pub fn new(model: &OpenModel, adapter: Option<&Adapter>, other: Option<&OpenReference>) -> Result<Self> {
         let digest = model.checkpoint.digest()?;
         Ok(Self {

@@ -262,7 +262,7 @@ pub(super) fn are_alike(caps: &Caps, ranks: Ranks) -> Result<bool> {
 ///
 /// # Errors
 /// [`Error::Ranks`] naming the first that differs.
-pub(super) fn check_same_run(settings: &impl Serialize, contents: &[(&str, &str)], ranks: Ranks) -> Result<()> {
+pub(super) fn check_same_run(settings: &TrainSettings, contents: &[(&str, &str)], ranks: Ranks) -> Result<()> {
     if !ranks.are_several() {
         return Ok(());
     }

@@ -1,9 +1,8 @@
 //! GGUF file as the content of a safetensors file, so that everything that reads a checkpoint reads it: names and rows in Hugging Face's
 //! order, quantised blocks as f32. Values are computed when they are read.
 
-use serde_json::{Map, json};
-
 use super::super::checkpoint::Checkpoint;
+use super::super::computed_file::{ComputedFile, ComputedTensor};
 use super::super::tensor_file::TensorContent;
 use super::architecture::{GgufArchitecture, RopeRows};
 use super::file::{GgufFile, GgufTensor};
@@ -16,9 +15,6 @@ use crate::error::{Error, Result};
 struct ConvertedTensor {
     /// Index in [`GgufFile::tensors`].
     source: usize,
-    /// Bytes in the safetensors file.
-    start: u64,
-    end: u64,
     /// Order of the rows in the GGUF file, where it is not Hugging Face's.
     rows: Option<RopeRows>,
     /// Number added to each value: −1 for Gemma's norms.
@@ -37,8 +33,7 @@ impl ConvertedTensor {
 /// Content of the safetensors file.
 struct ConvertedContent {
     file: GgufFile,
-    /// Length and JSON, as at the beginning of a safetensors file.
-    header: Vec<u8>,
+    layout: ComputedFile,
     /// Tensors in the order of their bytes.
     tensors: Vec<ConvertedTensor>,
 }
@@ -55,7 +50,7 @@ pub fn open_checkpoint(file: GgufFile, architecture: GgufArchitecture, heads: (u
 
 impl ConvertedContent {
     fn new(file: GgufFile, architecture: GgufArchitecture, heads: (usize, usize)) -> Result<Self> {
-        let (mut entries, mut tensors, mut offset) = (Map::new(), Vec::new(), 0_u64);
+        let (mut names, mut tensors) = (Vec::new(), Vec::new());
         for (source, tensor) in file.tensors.iter().enumerate() {
             // The rotary table is a part of the configuration.
             if tensor.name == ROPE_FREQS {
@@ -68,25 +63,18 @@ impl ConvertedContent {
             })?;
             let added = if architecture.adds_one_to_norms() && name.ends_with("norm.weight") { -1.0 } else { 0.0 };
             let is_verbatim = !tensor.kind.is_quantised() && added == 0.0;
-            let dtype = if is_verbatim { tensor.kind.name() } else { "F32" };
             let rows = architecture.row_order(&name, tensor.shape[0], heads);
-            let mut converted = ConvertedTensor { source, start: offset, end: 0, rows, added, is_verbatim };
-            // At most four times the values, which fits u64: see the reader of the table.
-            offset += tensor.n_values * converted.width(tensor.kind);
-            converted.end = offset;
-            let entry =
-                json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [converted.start, converted.end]});
-            entries.insert(name, entry);
-            tensors.push(converted);
+            tensors.push(ConvertedTensor { source, rows, added, is_verbatim });
+            names.push(name);
         }
-        let json = serde_json::Value::Object(entries).to_string().into_bytes();
-        let mut header = (json.len() as u64).to_le_bytes().to_vec();
-        header.extend(json);
-        let shift = header.len() as u64;
-        for tensor in &mut tensors {
-            (tensor.start, tensor.end) = (tensor.start + shift, tensor.end + shift);
-        }
-        Ok(Self { file, header, tensors })
+        let layout = ComputedFile::new(names.iter().zip(&tensors).map(|(name, converted)| {
+            let tensor = &file.tensors[converted.source];
+            let dtype = if converted.is_verbatim { tensor.kind.name() } else { "F32" };
+            let n_bytes = tensor.n_values.saturating_mul(converted.width(tensor.kind));
+            ComputedTensor { name, dtype, shape: &tensor.shape, n_bytes }
+        }));
+        let layout = layout.ok_or_else(|| Error::file(file.path(), "has tensors of more than 2^64 bytes"))?;
+        Ok(Self { file, layout, tensors })
     }
 
     /// Fills `into` with the bytes of a tensor from element `first` on, in the GGUF file's order of elements.
@@ -147,27 +135,11 @@ impl ConvertedContent {
 
 impl TensorContent for ConvertedContent {
     fn n_bytes(&self) -> u64 {
-        self.tensors.last().map_or(self.header.len() as u64, |last| last.end)
+        self.layout.n_bytes()
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> std::result::Result<(), String> {
-        let (mut at, mut into) = (offset, into);
-        while !into.is_empty() {
-            if at < self.header.len() as u64 {
-                let from = &self.header[at as usize..];
-                let (part, rest) = into.split_at_mut(from.len().min(into.len()));
-                part.copy_from_slice(&from[..part.len()]);
-                (at, into) = (at + part.len() as u64, rest);
-                continue;
-            }
-            let next = self.tensors.partition_point(|tensor| tensor.end <= at);
-            let converted = self.tensors.get(next).ok_or("truncated")?;
-            let length = (converted.end - at).min(into.len() as u64) as usize;
-            let (part, rest) = into.split_at_mut(length);
-            self.read_tensor(converted, at - converted.start, part)?;
-            (at, into) = (at + length as u64, rest);
-        }
-        Ok(())
+        self.layout.read_at(offset, into, &|tensor, at, into| self.read_tensor(&self.tensors[tensor], at, into))
     }
 }
 

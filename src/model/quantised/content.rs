@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use safetensors::Dtype;
-use serde_json::{Map, Value, json};
 
 use super::super::checkpoint::Checkpoint;
+use super::super::computed_file::{ComputedFile, ComputedTensor};
 use super::super::tensor_file::TensorContent;
 use super::fp8::Fp8Tensor;
 use super::method::QuantMethod;
@@ -32,17 +32,13 @@ struct FloatTensor {
     source: Source,
     /// Bytes of a value; 1 where the bytes are the file's.
     width: u64,
-    /// Bytes in the file of floats.
-    start: u64,
-    end: u64,
 }
 
 /// Content of the file of floats.
 #[derive(Debug)]
 pub struct DequantisedContent {
     checkpoint: Checkpoint,
-    /// Length and JSON, as at the beginning of a safetensors file.
-    header: Vec<u8>,
+    layout: ComputedFile,
     /// Tensors in the order of their bytes.
     tensors: Vec<FloatTensor>,
     place: BTreeMap<String, usize>,
@@ -92,29 +88,23 @@ impl DequantisedContent {
         names: &[String],
         mut found: BTreeMap<String, (Dtype, Vec<usize>, Source)>,
     ) -> Result<Self> {
-        let (mut entries, mut tensors, mut place, mut offset) = (Map::new(), Vec::new(), BTreeMap::new(), 0_u64);
+        let (mut entries, mut tensors, mut place) = (Vec::new(), Vec::new(), BTreeMap::new());
         for name in names {
             let stored = || checkpoint.stored(name).map(|(dtype, shape)| (dtype, shape.to_vec(), Source::Verbatim));
             let Some((dtype, shape, source)) = found.remove(name).or_else(stored) else { continue };
             let n = shape.iter().try_fold(1_u64, |n, &dim| n.checked_mul(dim as u64));
-            let n_bytes = n.and_then(|n| n.checked_mul(dtype.bitsize() as u64)).map(|bits| bits / 8);
-            let end = n_bytes.and_then(|n| offset.checked_add(n));
-            let end = end.ok_or_else(|| Error::tensor(checkpoint.dir(), name, "is too large"))?;
-            let dtype_name = serde_json::to_value(dtype).map_err(|e| Error::file(checkpoint.dir(), e))?;
-            entries.insert(name.clone(), json!({"dtype": dtype_name, "shape": shape, "data_offsets": [offset, end]}));
+            let n_bits = n.and_then(|n| n.checked_mul(dtype.bitsize() as u64));
+            let n_bytes = n_bits.ok_or_else(|| Error::tensor(checkpoint.dir(), name, "is too large"))? / 8;
             let width = if matches!(source, Source::Verbatim) { 1 } else { dtype.bitsize() as u64 / 8 };
             place.insert(name.clone(), tensors.len());
-            tensors.push(FloatTensor { name: name.clone(), source, width, start: offset, end });
-            offset = end;
+            entries.push((format!("{dtype:?}"), shape, n_bytes));
+            tensors.push(FloatTensor { name: name.clone(), source, width });
         }
-        let json = Value::Object(entries).to_string().into_bytes();
-        let mut header = (json.len() as u64).to_le_bytes().to_vec();
-        header.extend(json);
-        let shift = header.len() as u64;
-        for tensor in &mut tensors {
-            (tensor.start, tensor.end) = (tensor.start + shift, tensor.end + shift);
-        }
-        Ok(Self { checkpoint, header, tensors, place })
+        let layout = ComputedFile::new(tensors.iter().zip(&entries).map(|(tensor, (dtype, shape, n_bytes))| {
+            ComputedTensor { name: &tensor.name, dtype, shape, n_bytes: *n_bytes }
+        }));
+        let layout = layout.ok_or_else(|| Error::file(checkpoint.dir(), "has tensors of more than 2^64 bytes"))?;
+        Ok(Self { checkpoint, layout, tensors, place })
     }
 
     /// Returns the checkpoint with the quantised tensors.
@@ -183,26 +173,13 @@ pub struct Shared(pub Rc<DequantisedContent>);
 
 impl TensorContent for Shared {
     fn n_bytes(&self) -> u64 {
-        self.0.tensors.last().map_or(self.0.header.len() as u64, |last| last.end)
+        self.0.layout.n_bytes()
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> std::result::Result<(), String> {
-        let (content, mut at, mut into) = (&self.0, offset, into);
-        while !into.is_empty() {
-            if at < content.header.len() as u64 {
-                let from = &content.header[at as usize..];
-                let (part, rest) = into.split_at_mut(from.len().min(into.len()));
-                part.copy_from_slice(&from[..part.len()]);
-                (at, into) = (at + part.len() as u64, rest);
-                continue;
-            }
-            let next = content.tensors.partition_point(|tensor| tensor.end <= at);
-            let tensor = content.tensors.get(next).ok_or("truncated")?;
-            let length = (tensor.end - at).min(into.len() as u64) as usize;
-            let (part, rest) = into.split_at_mut(length);
-            content.read_tensor(tensor, at - tensor.start, part)?;
-            (at, into) = (at + length as u64, rest);
-        }
-        Ok(())
+        let content = &self.0;
+        content
+            .layout
+            .read_at(offset, into, &|tensor, at, into| content.read_tensor(&content.tensors[tensor], at, into))
     }
 }
