@@ -150,6 +150,12 @@ fn nf4_is_held_without_a_loss() {
     }
     assert_eq!(n_packed, 6);
     assert!(n_lossy > 0);
+
+    // So the device's self-test has to check products with them.
+    assert!(open.weight_formats().contains(&WeightFormat::Nf4));
+    let floats = model(&sandbox, "fp8-blocks");
+    let floats = OpenModel::open(floats.to_str().unwrap(), BaseDtype::Auto).unwrap();
+    assert!(!floats.weight_formats().contains(&WeightFormat::Nf4));
 }
 
 #[test]

@@ -34,7 +34,7 @@ use crate::train::synthetic;
 use crate::train::trainer::Trainer;
 use crate::validate::{at_least_one, at_most};
 use crate::workflow::demo_model::write_if_absent;
-use crate::workflow::{DeviceOptions, Finished, OpenModel, OutputFolder, Policy, PolicyOptions};
+use crate::workflow::{Finished, OpenModel, OutputFolder, Policy, PolicyOptions};
 
 /// Sizes and rates of the demo, chosen so that it ends within five minutes on two CPU cores.
 mod recipe {
@@ -111,9 +111,9 @@ fn run_demo(args: &DemoArgs) -> Result<Finished> {
     let folder = OutputFolder::open(out, true)?;
     write_if_absent(&args.model)?;
     let model = args.model.to_string_lossy();
-    let description = OpenModel::open(&model, BaseDtype::Auto)?.description;
-    let formats = Some(BaseDtype::Auto.weight_formats());
-    let gpu = Gpu::open_with(&DeviceOptions { weight_formats: formats, ..args.device.options()? })?;
+    let opened = OpenModel::open(&model, BaseDtype::Auto)?;
+    let gpu = Gpu::open_with(&args.device.options()?.for_model(&opened))?;
+    let description = opened.description;
     replace_earlier(out)?;
     folder.require_empty()?;
     let items = rows::held_out(args.seed, n_prompts);

@@ -68,7 +68,7 @@ pub fn run(args: &GenerateArgs) -> Result<Finished> {
         None => error,
     })?;
     let longest = longest + job.settings.max_new_tokens;
-    let gpu = Gpu::open_with(&args.device_options()?)?;
+    let gpu = Gpu::open_with(&args.device.options()?.for_model(policies[0].1.model()))?;
 
     let n = prompts.len() * job.instructions.len();
     let hidden = job.streams(n);

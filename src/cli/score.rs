@@ -70,7 +70,7 @@ pub fn score(args: &ScoreArgs, ranks: Ranks) -> Result<()> {
     if let Some(single) = data.examples.iter().find(|e| has_pairs && e.sequences.len() != 2) {
         return Err(Error::file(data.place(single.row), "holds one text, the rows before it pairs"));
     }
-    let gpu = Gpu::open_with(&device)?;
+    let gpu = Gpu::open_with(&device.for_model(policy.model()))?;
     let needs_references = is_compared && (args.objective.reference.is_some() || !p.needs_reference());
     let reference = args.objective.reference();
     let RowScores { sequences, references } =
@@ -175,7 +175,7 @@ pub fn grad(args: &GradArgs, ranks: Ranks) -> Result<()> {
     let options = args.data.options(DatasetType::for_loss(preference))?;
     let data = Preferences::read_with(&args.data.data, &policy, &options)?;
     preference.iter().for_each(|p| tell_objective(&args.objective, p, data.dataset()));
-    let gpu = Gpu::open_with(&device)?;
+    let gpu = Gpu::open_with(&device.for_model(policy.model()))?;
     let found = policy.loss_gradients(&gpu, &data, goal, &args.objective.reference(), ranks)?;
     if !ranks.is_first() {
         return Ok(());

@@ -19,7 +19,7 @@ use crate::train::settings::{ReferenceChoice, TrainDefaults};
 use crate::workflow::fitting_changes::{FittingChange, read_auto_fit, write_auto_fit};
 use crate::workflow::memory_demand::fits;
 use crate::workflow::recovery::{OnDeviceLost, with_recovery};
-use crate::workflow::several_ranks::{RunStart, assign_devices};
+use crate::workflow::several_ranks::RunStart;
 use crate::workflow::{Finished, OpenReference, Policy, Preferences, Recipe, RunFolder, TrainingOptions};
 
 /// Runs `jointwise sft` or `jointwise train`.
@@ -88,10 +88,12 @@ fn run_once(mut args: TrainArgs, sft: bool, out: &Path, ranks: Ranks) -> Result<
     if let Some(settings) = read_auto_fit(out)?.filter(|_| args.auto_fit) {
         args.apply(&settings);
     }
-    // --auto-fit may choose a quantised format.
-    let mut options = if args.auto_fit { args.model.device.options()? } else { args.model.device_options()? };
-    assign_devices(&mut options, ranks)?;
+    let mut options = args.model.device_options_of(ranks)?;
     let mut inputs = read_inputs(&args, sft, start)?;
+    // --auto-fit may choose a quantised format.
+    if !args.auto_fit {
+        options = options.for_model(inputs.policy.model());
+    }
     let gpu = Gpu::open_with(&options)?;
     if args.auto_fit && folder.as_ref().is_some_and(|folder| !folder.is_begun()) {
         let changes = fitting_changes(&inputs, &gpu)?;

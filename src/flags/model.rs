@@ -102,31 +102,15 @@ impl DeviceArgs {
             weight_formats: None,
         })
     }
-
-    /// Resolves the device to open. Its self-test checks the kernels of the formats that weights may have under `--base-dtype`.
-    ///
-    /// # Errors
-    /// Those of [`Self::options`].
-    pub fn options_for(&self, base_dtype: BaseDtype) -> Result<DeviceOptions> {
-        Ok(DeviceOptions { weight_formats: Some(base_dtype.weight_formats()), ..self.options()? })
-    }
 }
 
 impl ModelArgs {
-    /// Resolves the device to open.
-    ///
-    /// # Errors
-    /// Those of [`DeviceArgs::options`].
-    pub fn device_options(&self) -> Result<DeviceOptions> {
-        self.device.options_for(self.base_dtype.unwrap_or_default())
-    }
-
     /// Resolves the device of a rank, and says which rank has which.
     ///
     /// # Errors
     /// Those of [`DeviceArgs::options`] and [`assign_devices`].
     pub fn device_options_of(&self, ranks: Ranks) -> Result<DeviceOptions> {
-        let mut options = self.device_options()?;
+        let mut options = self.device.options()?;
         assign_devices(&mut options, ranks)?;
         Ok(options)
     }

@@ -10,7 +10,7 @@ use super::{DataArgs, DeviceArgs, ModelArgs, ObjectiveArgs};
 use crate::error::{Error, Result};
 use crate::model::weights::BaseDtype;
 use crate::workflow::evaluated_models::{EvaluatedModelNames, NamedModel, evaluated_models};
-use crate::workflow::{ChatTemplateChoice, DeviceOptions, Policy, PolicyOptions};
+use crate::workflow::{ChatTemplateChoice, Policy, PolicyOptions};
 
 /// Flags of `score`.
 #[derive(Debug, Clone, Args)]
@@ -134,13 +134,5 @@ impl GenerateArgs {
             Ok((adapter.name, Policy::from_model(model.clone(), Some(read), options.clone())?))
         };
         named.into_iter().map(policy).collect()
-    }
-
-    /// Resolves the device to open.
-    ///
-    /// # Errors
-    /// Those of [`DeviceArgs::options`].
-    pub fn device_options(&self) -> Result<DeviceOptions> {
-        self.device.options_for(self.base_dtype.unwrap_or_default())
     }
 }

@@ -277,6 +277,11 @@ impl Checkpoint {
         self.quantised.as_ref().is_some_and(|quantised| quantised.is_nf4(&self.file_name(name)))
     }
 
+    /// Tells whether any tensor is held without a loss in four bits.
+    pub fn has_nf4(&self) -> bool {
+        self.quantised.as_ref().is_some_and(|quantised| self.place.keys().any(|name| quantised.is_nf4(name)))
+    }
+
     /// Reads the bytes of a tensor piece by piece, given its name in the files.
     ///
     /// # Errors

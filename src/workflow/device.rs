@@ -1,6 +1,7 @@
 //! Opening of a device with cached kernels, measured variants and a self-test.
 
 use super::cache_folder::cache_folder;
+use super::open_model::OpenModel;
 use super::{device_notes, self_test_cache, tuning_cache};
 use crate::error::Result;
 use crate::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
@@ -26,6 +27,14 @@ pub struct DeviceOptions {
     pub matmul_precision: Option<MatmulPrecision>,
     /// Formats of weights whose kernels the self-test checks. `None`: all. Kernels of other formats are used unchecked.
     pub weight_formats: Option<Vec<WeightFormat>>,
+}
+
+impl DeviceOptions {
+    /// Limits the self-test to kernels of the formats that the model's weights have.
+    #[must_use]
+    pub fn for_model(self, model: &OpenModel) -> Self {
+        Self { weight_formats: Some(model.weight_formats()), ..self }
+    }
 }
 
 impl Gpu {

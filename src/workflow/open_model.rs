@@ -11,6 +11,7 @@ use crate::data::tokens::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::generate::eos_ids;
 use crate::gpu::Gpu;
+use crate::kernels::storage::WeightFormat;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::decoder::Decoder;
 use crate::model::description::{LinearSpec, ModelConfig};
@@ -120,6 +121,12 @@ impl OpenModel {
             return Err(Error::flag("reference", format!("{name} has {theirs} tokens, the policy {ours}")));
         }
         Ok(model)
+    }
+
+    /// Returns the formats that the model's weights may have on a device: those of [`BaseDtype::weight_formats`], and NF4 where the checkpoint is held in it.
+    pub fn weight_formats(&self) -> Vec<WeightFormat> {
+        let stored = (self.base == BaseDtype::Auto && self.checkpoint.has_nf4()).then_some(WeightFormat::Nf4);
+        self.base.weight_formats().into_iter().chain(stored).collect()
     }
 
     /// Refuses quantised weights where every weight takes gradients. `what` names that use in the message.
