@@ -176,6 +176,7 @@ kernels![
     adamw,
     add,
     attention,
+    attention_sinks,
     causal_conv,
     ceiling,
     column_sum,

@@ -21,6 +21,7 @@ shaders![
     "attention",
     "attention_coop",
     "attention_delta_rows",
+    "attention_sinks",
     "attention_split_f16",
     "attention_lanes",
     "attention_tiles",

@@ -7,6 +7,7 @@ pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod attention_sinks;
 mod case;
 pub mod causal_conv;
 pub mod ceiling;
@@ -90,6 +91,7 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &rope::RopeKernels,
     &columns::ColumnsKernels,
     &attention::FlashAttention,
+    &attention_sinks::AttentionSinksKernels,
     &output_gate::OutputGateKernels,
     &causal_conv::CausalConvKernels,
     &l2norm::L2normKernels,

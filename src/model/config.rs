@@ -18,6 +18,7 @@ use super::families::{
 use crate::error::{Error, Result};
 
 mod gemma4;
+mod gpt_oss;
 mod rotary;
 
 /// JSON object of the file, with its place for messages.
@@ -418,6 +419,7 @@ fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
             mlp_post_norm: None,
             q_norm: None,
             k_norm: None,
+            sinks: None,
             qkv: vec![conv(format!("{at}.attn.c_attn"), 3 * d, d)],
             out: conv(format!("{at}.attn.c_proj"), d, d),
             up: vec![conv(format!("{at}.mlp.c_fc"), f, d)],
@@ -494,6 +496,9 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
             None => return Err(c.bad("num_local_experts", "is missing; 0 is supported")),
         }
     }
+    if kind == ModelFamily::GptOss {
+        return Err(c.bad("num_local_experts", "mixtures of experts are not supported"));
+    }
     let d = c.size("hidden_size", limit::WIDTH, None)?;
     let (h, kv, e) = heads(c, family, d)?;
     let f = c.size(family.mlp.width, limit::FEED_FORWARD, None)?;
@@ -518,6 +523,10 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         AttentionBias::QkvByField => (c.flag("attention_bias", true)?, false),
         AttentionBias::ByField => {
             let bias = c.flag("attention_bias", false)?;
+            (bias, bias)
+        }
+        AttentionBias::AllByField => {
+            let bias = c.flag("attention_bias", true)?;
             (bias, bias)
         }
     };
@@ -558,6 +567,7 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
             mlp_post_norm: family.norms.mlp_post.map(named),
             q_norm: qk_norm("self_attn.q_norm"),
             k_norm: qk_norm("self_attn.k_norm").filter(|_| !matches!(keys_values, KeysValues::OfLayer(_))),
+            sinks: (kind == ModelFamily::GptOss).then(|| named("self_attn.sinks")),
             qkv: match keys_values {
                 KeysValues::Own if family.fused_qkv => vec![attn("qkv_proj", q + 2 * k, 0)],
                 KeysValues::Own => vec![attn("q_proj", q_rows, 0), attn("k_proj", k, q), attn("v_proj", k, q + k)],
@@ -625,7 +635,10 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         attention_scale: attention_scale as f32,
         attention_softcap: attention_cap.map(|x| x as f32),
         logit_softcap: logit_cap.map(|x| x as f32),
-        activation: c.activation(act_field, act_default)?,
+        activation: match kind {
+            ModelFamily::GptOss => c.clamped_swiglu()?,
+            _ => c.activation(act_field, act_default)?,
+        },
         gated: true,
         embed_scale: if gemma { (d as f64).sqrt() } else { multiplier("embedding_multiplier")? } as f32,
         per_layer_inputs: of_gemma4.and_then(|layers| layers.inputs),

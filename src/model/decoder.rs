@@ -61,6 +61,8 @@ pub struct LayerWeights {
     pub q_norm: Option<NormWeights>,
     /// Norm of the keys.
     pub k_norm: Option<NormWeights>,
+    /// Sinks of attention: (H).
+    pub sinks: Option<Weight>,
     /// Projection of the mixer's output.
     pub out: Linear,
     /// Norm after attention.

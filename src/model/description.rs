@@ -234,6 +234,9 @@ pub struct LayerConfig {
     pub q_norm: Option<String>,
     /// Norm of the keys, unless [`QkNorm::None`], or the keys are another layer's.
     pub k_norm: Option<String>,
+    /// Tensor name of attention's sinks (H), learnt logits that join the softmax of each head and have no value (gpt-oss: `GptOssAttention`
+    /// in `modeling_gpt_oss.py`).
+    pub sinks: Option<String>,
     /// Projections that write the columns of qkv, (T, (H + 2K)·E), in the order q, k, v; a single module where they are fused (Phi-3,
     /// GPT-2); those that [`KeysValues`] leaves. With an output gate, the first writes (T, 2·H·E) alone. In a delta net, the projections to q, k and v together, to z, b and
     /// a, each of which writes a slot alone.
@@ -388,6 +391,7 @@ impl ModelConfig {
                 all.push(plain(&format!("{}.weight", net.conv), vec![net.heads().width(), 1, net.taps]));
                 all.push(plain(&format!("{}.weight", net.norm), vec![net.value_dim]));
             }
+            all.extend(layer.sinks.iter().map(|name| plain(name, vec![self.n_heads])));
             all.extend(layer.qkv.iter().chain([&layer.out]).flat_map(LinearSpec::tensors));
             for (name, width) in [&layer.q_norm, &layer.k_norm].into_iter().zip(self.qk_norm_widths(layer)) {
                 all.extend(name.iter().flat_map(|name| norm(name, width)));

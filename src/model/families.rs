@@ -32,6 +32,8 @@ pub(super) enum AttentionBias {
     ByField,
     /// Biases of q, k and v where `attention_bias` is on, which is on by default.
     QkvByField,
+    /// Biases of q, k, v and o where `attention_bias` is on, which is on by default.
+    AllByField,
 }
 
 /// Layers with a sliding window, where `layer_types` does not list them.
@@ -101,6 +103,7 @@ pub(super) enum ModelFamily {
     Olmo2,
     Olmo3,
     Glm4,
+    GptOss,
     Gpt2,
 }
 
@@ -173,7 +176,7 @@ const GEMMA4: FamilySpec = FamilySpec {
     ..LLAMA
 };
 
-pub(super) const FAMILIES: [FamilySpec; 18] = [
+pub(super) const FAMILIES: [FamilySpec; 19] = [
     FamilySpec { mlp_bias: true, ..LLAMA },
     FamilySpec {
         kind: ModelFamily::Mistral,
@@ -352,6 +355,19 @@ pub(super) const FAMILIES: [FamilySpec; 18] = [
         },
         mlp: FUSED_MLP,
         attention_bias: AttentionBias::QkvByField,
+        ..LLAMA
+    },
+    FamilySpec {
+        kind: ModelFamily::GptOss,
+        architecture: "GptOssForCausalLM",
+        model_type: "gpt_oss",
+        kv_heads: Some(8),
+        head_dim: Some(64),
+        max_positions: 131_072,
+        eps: 1e-5,
+        theta: 1.5e5,
+        attention_bias: AttentionBias::AllByField,
+        windows: Windows::ExceptEvery(2, 128),
         ..LLAMA
     },
     FamilySpec {

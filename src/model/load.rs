@@ -292,6 +292,7 @@ impl Decoder {
         for l in &self.layers {
             l.attn_norm.iter().for_each(|n| push_norm(&mut all, n));
             all.extend(l.delta_net.iter().flat_map(DeltaNetWeights::all));
+            all.extend(&l.sinks);
             l.qkv.iter().chain([&l.out]).for_each(|x| push_linear(&mut all, x));
             l.q_norm
                 .iter()
@@ -434,12 +435,14 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
                 norm: (self.take)(&self.specs[&format!("{}.weight", net.norm)])?,
             }),
         };
+        let sinks = l.sinks.as_ref().map(|name| (self.take)(&self.specs[name])).transpose()?;
         Ok(LayerWeights {
             attn_norm: l.attn_norm.as_ref().map(|n| self.norm(n)).transpose()?,
             qkv,
             delta_net,
             q_norm: q_norm?,
             k_norm: k_norm?,
+            sinks,
             out: self.linear(&l.out, scale)?,
             attn_post_norm: l.attn_post_norm.as_ref().map(|n| self.norm(n)).transpose()?,
             mlp_norm: l.mlp_norm.as_ref().map(|n| self.norm(n)).transpose()?,
