@@ -184,6 +184,7 @@ kernels![
     delta_rule,
     dropout,
     embedding,
+    expert_rows,
     gated_rmsnorm,
     gather,
     global_norm,
@@ -196,6 +197,7 @@ kernels![
     pack,
     rmsnorm,
     rope,
+    router,
     sample,
 ];
 

@@ -36,6 +36,7 @@ shaders![
     "dropout",
     "embedding",
     "embedding_rows",
+    "expert_rows",
     "gated_rmsnorm",
     "gather",
     "gather_rows",
@@ -58,6 +59,7 @@ shaders![
     "rmsnorm",
     "rmsnorm_rows",
     "rope",
+    "router",
     "sample",
     "shared/column_blocks",
     "shared/column_sum_params",
@@ -85,6 +87,8 @@ shaders![
     "shared/param_bf16",
     "shared/philox",
     "shared/product",
+    "shared/product_tile",
+    "shared/product_tile_experts",
     "shared/reduce",
     "shared/rmsnorm_params",
     "shared/row_sums",
@@ -99,6 +103,7 @@ shaders![
     "shared/weight",
     "shared/weight_bf16",
     "shared/weight_int8",
+    "shared/weight_base",
     "shared/weight_nf4",
 ];
 
