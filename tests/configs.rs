@@ -25,8 +25,12 @@ fn configs_resolve_as_in_transformers() {
         let fixture: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
         let d = ModelConfig::from_json(&path, &fixture["config"].to_string()).unwrap();
         let ours: BTreeMap<String, Value> = d.tensors().into_iter().map(|s| (s.name, json!(s.shape))).collect();
-        let theirs: BTreeMap<String, Value> =
-            fixture["tensors"].as_object().unwrap().iter().flat_map(|(name, shape)| of_checkpoint(name, shape)).collect();
+        let theirs: BTreeMap<String, Value> = fixture["tensors"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(name, shape)| of_checkpoint(name, shape))
+            .collect();
         assert_eq!(ours, theirs, "{}", path.display());
 
         let r = &fixture["resolved"];
@@ -70,9 +74,8 @@ fn of_checkpoint(name: &str, shape: &Value) -> Vec<(String, Value)> {
         "gate_up_proj" => vec![("gate_proj", rows / 2), ("up_proj", rows / 2)],
         other => vec![(other, rows)],
     };
-    let tensor = |e: u64, (part, rows): (&str, u64)| {
-        (format!("{at}.mlp.experts.{e}.{part}.weight"), json!([rows, columns]))
-    };
+    let tensor =
+        |e: u64, (part, rows): (&str, u64)| (format!("{at}.mlp.experts.{e}.{part}.weight"), json!([rows, columns]));
     (0..experts).flat_map(|e| parts.iter().map(move |&part| tensor(e, part)).collect::<Vec<_>>()).collect()
 }
 
@@ -96,7 +99,9 @@ fn experts_of_qwen3_moe() {
     assert_eq!(counts(&d), [(8, Some((6, 2))); 4]);
     let experts = d.layers[0].experts().unwrap();
     // Weights add up to 1 only where `norm_topk_prob` is on.
-    assert!(experts.over_all && !read(&[("norm_topk_prob", json!(true))]).unwrap().layers[0].experts().unwrap().over_all);
+    assert!(
+        experts.over_all && !read(&[("norm_topk_prob", json!(true))]).unwrap().layers[0].experts().unwrap().over_all
+    );
     assert_eq!(experts.router.name, "model.layers.0.mlp.gate");
     assert_eq!(experts.up[1][5].name, "model.layers.0.mlp.experts.5.up_proj");
     // Experts and router are no targets of an adapter.

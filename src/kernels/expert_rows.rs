@@ -47,13 +47,7 @@ fn grid(rows: usize, columns: usize) -> [u32; 2] {
 }
 
 /// Gathers rows of x (T, width) into y (T·k, width), in the order of experts.
-pub fn expert_rows_gather(
-    rec: &mut Recording,
-    [t, top_k, width]: [usize; 3],
-    source: &Slot,
-    x: &Slot,
-    y: &Slot,
-) {
+pub fn expert_rows_gather(rec: &mut Recording, [t, top_k, width]: [usize; 3], source: &Slot, x: &Slot, y: &Slot) {
     let (rows, work) = (t * top_k, CountedWork::new(0, (8 * t * top_k * width) as u64));
     let params = params(rows, width, top_k);
     rec.dispatch_in_parts(&shader("expert_rows_gather", width), &params, &[source, x, y], grid(rows, width), work);

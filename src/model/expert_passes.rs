@@ -14,9 +14,10 @@ use super::saved::{ActivationSaved, ExpertRouting, MlpSaved};
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::activation::activation_bwd;
+use crate::kernels::column_sum::column_sum;
 use crate::kernels::expert_rows::{RowSum, expert_rows_bwd, expert_rows_gather, expert_rows_sum};
 use crate::kernels::matmul::{
-    ExpertTiling, LinearPass, MatmulDesc, MatmulOperands, OperandMatrix, matmul_highest,
+    Epilogue, ExpertTiling, LinearPass, MatmulDesc, MatmulOperands, OperandMatrix, matmul_highest,
 };
 use crate::kernels::router::{RouterShape, router_bwd, router_fwd, router_sort};
 use crate::kernels::storage::WeightFormat;
@@ -25,11 +26,12 @@ use crate::kernels::storage::WeightFormat;
 fn router_product(
     rec: &mut Recording,
     orientation: LinearPass,
-    (w, t): (&Weight, usize),
+    (experts, t): (&ExpertsWeights, usize),
     [a, c]: [&Slot; 2],
     accumulate: bool,
 ) {
-    let (d, experts) = (w.cols, w.rows);
+    let w = &experts.router;
+    let (d, experts, bias) = (w.cols, w.rows, experts.router_bias.as_ref());
     for part in &w.parts {
         let of_part = |slot| OperandMatrix { start: part.first, ..OperandMatrix::new(slot, experts) };
         let ((m, n, k), storage, operands) = match orientation {
@@ -49,7 +51,9 @@ fn router_product(
         };
         let p = MatmulDesc { orientation, storage, m, n, k, alpha: 1.0, accumulate };
         let [a, b, c] = operands;
-        matmul_highest(rec, &p, MatmulOperands::new(a, b, c));
+        let bias = bias.filter(|_| orientation == LinearPass::Forward).map(|bias| (bias.slot(), part.first));
+        let epilogue = Epilogue { bias, residual: None };
+        matmul_highest(rec, &p, MatmulOperands { epilogue, ..MatmulOperands::new(a, b, c) });
     }
 }
 
@@ -71,7 +75,7 @@ impl Decoder {
         let shape = RouterShape { t, experts: config.count(), top_k: config.top_k, over_all: config.over_all };
         let x2 = rows_of(x2, &tokens, d);
         let logits = gpu.alloc_activation(t * shape.experts);
-        router_product(rec, LinearPass::Forward, (&w.router, t), [&x2, &logits], false);
+        router_product(rec, LinearPass::Forward, (w, t), [&x2, &logits], false);
         let choice = router_fwd(rec, &shape, &logits);
         let widths = [d, layer.d_ff, up_width];
         let tiling = ExpertTiling::new(gpu.caps(), rec.variants(), shape.rows(), shape.experts, &widths);
@@ -155,9 +159,12 @@ impl Decoder {
 
         let d_logits = gpu.alloc_activation(shape.t * shape.experts);
         router_bwd(rec, shape, &routing.logits, &routing.choice, &d_weights, &d_logits);
-        router_product(rec, LinearPass::BackwardX, (&w.router, shape.t), [&d_logits, &d_x2], true);
+        router_product(rec, LinearPass::BackwardX, (w, shape.t), [&d_logits, &d_x2], true);
+        if let Some(d_bias) = w.router_bias.as_ref().and_then(Weight::grad) {
+            column_sum(rec, &d_logits, shape.t, shape.experts, 0, shape.experts, d_bias);
+        }
         if let Some(x2) = x2.filter(|_| w.router.trained()) {
-            router_product(rec, LinearPass::BackwardW, (&w.router, shape.t), [&d_logits, &x2], true);
+            router_product(rec, LinearPass::BackwardW, (w, shape.t), [&d_logits, &x2], true);
         }
     }
 }

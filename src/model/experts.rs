@@ -158,7 +158,13 @@ impl ExpertStack {
     }
 
     /// Adds the gradients of the experts' weights, where they are trained, from d_y (rows, n_out) and x (rows, n_in).
-    pub(super) fn backward_w(&self, rec: &mut Recording, rows: &ExpertRows, (d_y, column, stride): RowColumns, x: &Slot) {
+    pub(super) fn backward_w(
+        &self,
+        rec: &mut Recording,
+        rows: &ExpertRows,
+        (d_y, column, stride): RowColumns,
+        x: &Slot,
+    ) {
         for group in &self.groups {
             let Some(d_w) = &group.d_w else { continue };
             let p = self.product(LinearPass::BackwardW, group, rows.rows, true);
@@ -174,6 +180,8 @@ impl ExpertStack {
 pub struct ExpertsWeights {
     /// Router: (X, D).
     pub router: Weight,
+    /// Bias of the router: (X).
+    pub router_bias: Option<Weight>,
     /// Projections that write the columns of gate and up.
     pub up: Vec<ExpertStack>,
     /// Projection back to D.
@@ -184,7 +192,7 @@ impl ExpertsWeights {
     /// Returns all weights, in the order of [`super::description::ExpertsConfig::modules`].
     pub fn all(&self) -> impl Iterator<Item = &Weight> {
         let stacks = self.up.iter().chain([&self.down]);
-        std::iter::once(&self.router).chain(stacks.flat_map(|stack| &stack.weights))
+        std::iter::once(&self.router).chain(&self.router_bias).chain(stacks.flat_map(|stack| &stack.weights))
     }
 
     /// Returns whether the router or the experts are trained.

@@ -237,8 +237,7 @@ impl Decoder {
             TrainedTokens::new(gpu, tokens, rows, base_rows.as_deref())
         });
         let experts = d.layers.iter().filter_map(LayerConfig::experts).flat_map(ExpertsConfig::matrices);
-        let linear: BTreeSet<String> =
-            linear_modules(d).chain(experts).map(|m| format!("{}.weight", m.name)).collect();
+        let linear: BTreeSet<String> = linear_modules(d).chain(experts).map(|m| format!("{}.weight", m.name)).collect();
         let tensors = d.tensors();
         shared.retain(|name, _| !replaced.contains(name));
         let frozen = tensors.iter().filter(|s| !weights.contains_key(&s.name) && !shared.contains_key(&s.name));
@@ -430,13 +429,16 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
             }
             MlpConfig::Experts(config) => config,
         };
-        let mut weight = |m: &LinearSpec| (self.take)(&self.specs[&format!("{}.weight", m.name)]);
-        let router = weight(&config.router)?;
+        let mut tensor = |name: String| (self.take)(&self.specs[&name]);
+        let router = tensor(format!("{}.weight", config.router.name))?;
+        let bias = format!("{}.bias", config.router.name);
+        let router_bias = if config.router.bias { Some(tensor(bias)?) } else { None };
         let mut stack = |modules: &[LinearSpec]| -> Result<ExpertStack> {
-            Ok(ExpertStack::new(modules, modules.iter().map(&mut weight).collect::<Result<_>>()?))
+            let weights = modules.iter().map(|m| tensor(format!("{}.weight", m.name))).collect::<Result<_>>()?;
+            Ok(ExpertStack::new(modules, weights))
         };
         let up = config.up.iter().map(|modules| stack(modules)).collect::<Result<_>>()?;
-        Ok(MlpWeights::Experts(ExpertsWeights { router, up, down: stack(&config.down)? }))
+        Ok(MlpWeights::Experts(ExpertsWeights { router, router_bias, up, down: stack(&config.down)? }))
     }
 
     fn layer(&mut self, l: &LayerConfig) -> Result<LayerWeights> {

@@ -69,7 +69,10 @@ impl ExpertCase {
         })
     }
 
-    fn new((rows, experts, n_out, n_in, storage): (usize, usize, usize, usize, WeightFormat), v: Option<Variant>) -> Self {
+    fn new(
+        (rows, experts, n_out, n_in, storage): (usize, usize, usize, usize, WeightFormat),
+        v: Option<Variant>,
+    ) -> Self {
         let (allowed, adds) = (v.into_iter().collect(), rows % 2 == 1);
         Self { rows, experts, n_out, n_in, storage, allowed, adds }
     }
