@@ -185,6 +185,7 @@ kernels![
     delta_rule,
     dropout,
     embedding,
+    expert_rows,
     gated_rmsnorm,
     gather,
     global_norm,
@@ -197,6 +198,7 @@ kernels![
     pack,
     rmsnorm,
     rope,
+    router,
     sample,
 ];
 

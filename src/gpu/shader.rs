@@ -37,6 +37,7 @@ shaders![
     "dropout",
     "embedding",
     "embedding_rows",
+    "expert_rows",
     "gated_rmsnorm",
     "gather",
     "gather_rows",
@@ -59,6 +60,7 @@ shaders![
     "rmsnorm",
     "rmsnorm_rows",
     "rope",
+    "router",
     "sample",
     "shared/column_blocks",
     "shared/column_sum_params",
@@ -86,6 +88,8 @@ shaders![
     "shared/param_bf16",
     "shared/philox",
     "shared/product",
+    "shared/product_tile",
+    "shared/product_tile_experts",
     "shared/reduce",
     "shared/rmsnorm_params",
     "shared/row_sums",
@@ -100,6 +104,7 @@ shaders![
     "shared/weight",
     "shared/weight_bf16",
     "shared/weight_int8",
+    "shared/weight_base",
     "shared/weight_nf4",
 ];
 

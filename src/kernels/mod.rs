@@ -18,6 +18,7 @@ pub mod delta_rule;
 pub mod description;
 pub mod dropout;
 pub mod embedding;
+pub mod expert_rows;
 pub mod gated_rmsnorm;
 pub mod gather;
 pub mod global_norm;
@@ -33,6 +34,7 @@ pub mod pack;
 pub mod packed_batch;
 pub mod rmsnorm;
 pub mod rope;
+pub mod router;
 mod row_vec4s;
 pub mod sample;
 pub mod shader_checks;
@@ -100,6 +102,8 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &gated_rmsnorm::GatedRmsnormKernels,
     &dropout::DropoutKernels,
     &add::AddKernels,
+    &router::RouterKernels,
+    &expert_rows::ExpertRowsKernels,
     &activation::ActivationKernels,
     &pack::PackKernels,
     &gather::GatherKernels,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::decoder::{Decoder, NormWeights, TokenSlots, rows_of};
+use super::decoder::{Decoder, MlpWeights, NormWeights, TokenSlots, rows_of};
 use super::description::{NormKind, TokenMixer};
 use super::linear::{Linear, LoraPass, WeightColumns};
 use super::saved::{ActivationSaved, ForwardSaved, LayerSaved, MixerSaved, MlpSaved};
@@ -141,7 +141,7 @@ impl Decoder {
         for (i, mlp) in s.mlp.iter().enumerate() {
             let u = mlp.u.read(rec);
             let kept_a = kept.and_then(|e| e.a.get(i).cloned());
-            let a = w.down.trained().then(|| kept_a.unwrap_or_else(|| self.activation(rec, index, mlp, &u)));
+            let a = w.mlp.reads_activation().then(|| kept_a.unwrap_or_else(|| self.activation(rec, index, mlp, &u)));
             self.mlp_backward(rec, index, mlp, &u, [a.as_ref(), x2.as_ref()], d_branch, &d_x2, lora);
         }
         drop(x2);
@@ -213,6 +213,13 @@ impl Decoder {
         d_x2: &Slot,
         lora: LoraPass,
     ) {
+        let (up, down) = match (&self.layers[index].mlp, &s.routing, a) {
+            (MlpWeights::Dense { up, down }, ..) => (up, down),
+            (MlpWeights::Experts(experts), Some(routing), Some(a)) => {
+                return self.experts_backward(rec, index, (experts, routing), s, u, (a, x2), d_branch, d_x2);
+            }
+            (MlpWeights::Experts(_), ..) => unreachable!("experts save their routing, and read their activation"),
+        };
         let lora = lora.from_token(s.tokens.start);
         let (d, gpu, t, up_width) = (&self.description, rec.gpu(), s.tokens.len(), self.up_width(index));
         let (w, shape) = (&self.layers[index], self.mlp(index, t));
@@ -220,11 +227,11 @@ impl Decoder {
         let (x2, [d_branch, d_x2]) = (x2.map(rows), [d_branch, d_x2].map(rows));
         let d_a = gpu.alloc_activation(t * shape.width);
         let d_out = WeightColumns::all(&d_branch, d.d_model);
-        w.down.backward(rec, t, a, s.xa_down.as_ref(), d_out, Some(&d_a), false, lora);
+        down.backward(rec, t, a, s.xa_down.as_ref(), d_out, Some(&d_a), false, lora);
         let d_u = gpu.alloc_activation(t * up_width);
         activation_bwd(rec, &shape, u, &d_a, &d_u);
         drop(d_a);
-        for (i, linear) in w.up.iter().enumerate() {
+        for (i, linear) in up.iter().enumerate() {
             let d_y = WeightColumns { slot: &d_u, column: linear.module.column, stride: up_width };
             let accumulate = i > 0 || w.mlp_norm.is_none();
             linear.backward(rec, t, x2.as_ref(), s.xa_up[i].as_ref(), d_y, Some(&d_x2), accumulate, lora);

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use super::delta_net::{DeltaNetWeights, DeltaTokens};
 use super::description::{ModelConfig, NormKind, TokenMixer};
+use super::experts::ExpertsWeights;
 use super::kv_cache::KvCache;
 use super::linear::{Linear, LinearInput, LoraPass, WeightColumns};
 use super::mixer::MixerOutput;
@@ -48,6 +49,40 @@ pub struct PerLayerBranchWeights {
     pub post_norm: NormWeights,
 }
 
+/// Weights of the part of a layer behind its token mixer.
+#[derive(Debug, Clone)]
+pub enum MlpWeights {
+    /// MLP that every token passes.
+    Dense {
+        /// Projections that write the columns of gate and up.
+        up: Vec<Linear>,
+        /// Projection back to D.
+        down: Linear,
+    },
+    /// Mixture of experts.
+    Experts(ExpertsWeights),
+}
+
+impl MlpWeights {
+    /// Returns the linear layers of a dense MLP.
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let (up, down) = match self {
+            Self::Dense { up, down } => (up.as_slice(), Some(down)),
+            Self::Experts(_) => (&[][..], None),
+        };
+        up.iter().chain(down)
+    }
+
+    /// Returns whether the backward pass reads the input of the last product.
+    pub(super) fn reads_activation(&self) -> bool {
+        match self {
+            Self::Dense { down, .. } => down.trained(),
+            // The gradient of the router's weights is read off it, too.
+            Self::Experts(_) => true,
+        }
+    }
+}
+
 /// Weights of a layer.
 #[derive(Debug, Clone)]
 pub struct LayerWeights {
@@ -69,10 +104,8 @@ pub struct LayerWeights {
     pub attn_post_norm: Option<NormWeights>,
     /// Norm before the MLP.
     pub mlp_norm: Option<NormWeights>,
-    /// Projections that write the columns of gate and up.
-    pub up: Vec<Linear>,
-    /// Projection back to D.
-    pub down: Linear,
+    /// Part behind the token mixer: an MLP, or a mixture of them.
+    pub mlp: MlpWeights,
     /// Norm after the MLP.
     pub mlp_post_norm: Option<NormWeights>,
     /// Branch of the per-layer inputs.
@@ -85,14 +118,18 @@ impl LayerWeights {
     /// Returns the linear layers, in the order of [`super::description::LayerConfig::linears`].
     pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let branch = self.per_layer.iter().flat_map(|branch| [&branch.gate, &branch.projection]);
-        self.qkv.iter().chain([&self.out]).chain(&self.up).chain([&self.down]).chain(branch)
+        self.qkv.iter().chain([&self.out]).chain(self.mlp.linears()).chain(branch)
     }
 
     /// Returns whether the backward pass reads the inputs of linear layers, because one of these is trained: the token mixer's input, that of
     /// its output projection, and the MLP's.
     pub(super) fn reads_inputs(&self) -> [bool; 3] {
         let is_trained = |linears: &[Linear]| linears.iter().any(Linear::trained);
-        [is_trained(&self.qkv), self.out.trained(), is_trained(&self.up)]
+        let reads_x2 = match &self.mlp {
+            MlpWeights::Dense { up, .. } => is_trained(up),
+            MlpWeights::Experts(experts) => experts.trained(),
+        };
+        [is_trained(&self.qkv), self.out.trained(), reads_x2]
     }
 }
 
@@ -385,7 +422,11 @@ impl Decoder {
 
     /// Returns ranges of tokens whose MLP is computed at once. The MLP's activations are the widest of all, and each must fit a binding.
     fn mlp_chunks(&self, gpu: &Gpu, index: usize, t: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        let most = gpu.caps().max_binding_bytes as usize / 4 / self.up_width(index);
+        let width = match self.description.layers[index].experts() {
+            None => self.up_width(index),
+            Some(experts) => experts.top_k * self.up_width(index).max(self.description.d_model),
+        };
+        let most = gpu.caps().max_binding_bytes as usize / 4 / width;
         // Slices of a slot must begin at multiples of 64 elements.
         let rows = if t <= most { t } else { (most / 64 * 64).max(64) };
         (0..t).step_by(rows.max(1)).map(move |first| first..(first + rows).min(t))
@@ -400,6 +441,10 @@ impl Decoder {
         x2: &Slot,
         lora: LoraPass,
     ) -> MlpSaved {
+        let up = match &self.layers[index].mlp {
+            MlpWeights::Dense { up, .. } => up,
+            MlpWeights::Experts(experts) => return self.experts_up(rec, index, experts, tokens, x2),
+        };
         let lora = lora.from_token(tokens.start);
         let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width(index));
         let x2 = rows_of(x2, &tokens, d.d_model);
@@ -407,16 +452,16 @@ impl Decoder {
         let mut xa_up = Vec::new();
         let absmax = row_absmax(rec, &x2, t, d.d_model);
         let x2 = LinearInput { x: &x2, absmax: absmax.as_ref() };
-        for linear in &self.layers[index].up {
+        for linear in up {
             let y = WeightColumns { slot: &u, column: linear.module.column, stride: up_width };
             xa_up.push(linear.forward(rec, t, x2, None, y, lora));
         }
-        MlpSaved { tokens, u: ActivationSaved::F32(u), xa_up, xa_down: None }
+        MlpSaved { tokens, u: ActivationSaved::F32(u), xa_up, xa_down: None, routing: None }
     }
 
-    /// Computes the MLP's activation (t, F) for a range of tokens from their u.
+    /// Computes the MLP's activation, (t, F) or (t·k, F), for a range of tokens from their u.
     pub(super) fn activation(&self, rec: &mut Recording, index: usize, mlp: &MlpSaved, u: &Slot) -> Slot {
-        let shape = self.mlp(index, mlp.tokens.len());
+        let shape = self.mlp(index, mlp.rows());
         let a = rec.gpu().alloc_activation(shape.tokens * shape.width);
         activation_fwd(rec, &shape, u, &a);
         a
@@ -443,9 +488,18 @@ impl Decoder {
                 let a = self.activation(rec, index, mlp, &u);
                 let rows = |slot: &Slot| rows_of(slot, &mlp.tokens, d);
                 let (residual, y, n) = (residual.map(rows), rows(y), mlp.tokens.len());
-                let lora = lora.from_token(mlp.tokens.start);
-                mlp.xa_down = w.down.forward(rec, n, (&a).into(), residual.as_ref(), WeightColumns::all(&y, d), lora);
-                if let Some(elementwise) = elementwise.as_mut().filter(|_| w.down.trained()) {
+                let residual = residual.as_ref();
+                match (&w.mlp, &mlp.routing) {
+                    (MlpWeights::Experts(experts), Some(routing)) => {
+                        self.experts_down(rec, experts, routing, &a, residual, &y);
+                    }
+                    (MlpWeights::Dense { down, .. }, _) => {
+                        let lora = lora.from_token(mlp.tokens.start);
+                        mlp.xa_down = down.forward(rec, n, (&a).into(), residual, WeightColumns::all(&y, d), lora);
+                    }
+                    (MlpWeights::Experts(_), None) => unreachable!("experts save their routing"),
+                }
+                if let Some(elementwise) = elementwise.as_mut().filter(|_| w.mlp.reads_activation()) {
                     elementwise.a.push(a);
                 }
             }
@@ -502,7 +556,7 @@ impl Decoder {
                 let (w, lora) = (&self.layers[index], tokens.lora_pass(true));
                 let mut trace = self.layer(rec, index, tokens, None, lora, shared, h_in, attended);
                 // The output itself is not needed again. The layer's last part is recomputed only where it saves something.
-                if w.down.lora.is_some() || w.mlp_post_norm.is_some() {
+                if w.mlp.linears().last().is_some_and(|down| down.lora.is_some()) || w.mlp_post_norm.is_some() {
                     self.layer_output(rec, index, tokens.t, lora, shared, &mut trace);
                 }
                 trace.drop_unread(w.reads_inputs());

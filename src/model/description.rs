@@ -220,7 +220,7 @@ pub struct LayerConfig {
     pub head_dim: usize,
     /// Source of attention's keys and values.
     pub keys_values: KeysValues,
-    /// F, width of the MLP.
+    /// F, width of the MLP, or of each expert.
     pub d_ff: usize,
     /// Norm before attention (name without `.weight`); `None` in OLMo 2 and 3.
     pub attn_norm: Option<String>,
@@ -243,10 +243,8 @@ pub struct LayerConfig {
     pub qkv: Vec<LinearSpec>,
     /// Projection of the mixer's output: W (D, H·E), or (D, Hv·dv) in a delta net.
     pub out: LinearSpec,
-    /// Projections that write the columns of (T, 2F) as gate, up (a single module in Phi-3), or of (T, F) where the MLP is not gated.
-    pub up: Vec<LinearSpec>,
-    /// Projection back to D: W (D, F).
-    pub down: LinearSpec,
+    /// Part behind the token mixer: an MLP, or a mixture of them.
+    pub mlp: MlpConfig,
     /// Branch of the per-layer inputs, behind the MLP.
     pub per_layer: Option<PerLayerBranch>,
     /// Tensor name of the factor on the layer's output, (1). It is a buffer: no training changes it (`layer_scalar` of Gemma 4).
@@ -270,7 +268,7 @@ impl LayerConfig {
     /// Returns the layer's linear modules.
     pub fn linears(&self) -> impl Iterator<Item = &LinearSpec> {
         let branch = self.per_layer.iter().flat_map(|branch| [&branch.gate, &branch.projection]);
-        self.qkv.iter().chain([&self.out]).chain(&self.up).chain([&self.down]).chain(branch)
+        self.qkv.iter().chain([&self.out]).chain(self.mlp.linears()).chain(branch)
     }
 
     /// Returns the layer's delta net, where it has one.
@@ -281,9 +279,75 @@ impl LayerConfig {
         }
     }
 
+    /// Returns the layer's mixture of experts, where it has one.
+    pub fn experts(&self) -> Option<&ExpertsConfig> {
+        match &self.mlp {
+            MlpConfig::Experts(experts) => Some(experts),
+            MlpConfig::Dense { .. } => None,
+        }
+    }
+
     /// Returns whether attention's output has a gate.
     pub fn has_output_gate(&self) -> bool {
         matches!(self.mixer, TokenMixer::Attention { output_gate: true })
+    }
+}
+
+/// Part of a layer behind its token mixer.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub enum MlpConfig {
+    /// MLP that every token passes.
+    Dense {
+        /// Projections that write the columns of (T, 2F) as gate, up (a single module in Phi-3), or of (T, F) where the MLP is not gated.
+        up: Vec<LinearSpec>,
+        /// Projection back to D: W (D, F).
+        down: LinearSpec,
+    },
+    /// Mixture of experts.
+    Experts(ExpertsConfig),
+}
+
+impl MlpConfig {
+    /// Returns the linear modules, to which an adapter may add: those of a dense MLP.
+    pub fn linears(&self) -> impl Iterator<Item = &LinearSpec> {
+        let (up, down) = match self {
+            Self::Dense { up, down } => (up.as_slice(), Some(down)),
+            Self::Experts(_) => (&[][..], None),
+        };
+        up.iter().chain(down)
+    }
+}
+
+/// Mixture of experts: y = Σ_j w_j·expert_j(x) over the k experts with the largest router logits. Each expert is an MLP of F
+/// (`Qwen3MoeSparseMoeBlock` in `modeling_qwen3_moe.py`).
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ExpertsConfig {
+    /// k, the number of experts that a token is sent to.
+    pub top_k: usize,
+    /// Whether the weights are a softmax over all experts, instead of one over the k chosen ones (`norm_topk_prob` off).
+    pub over_all: bool,
+    /// Router: W (X, D).
+    pub router: LinearSpec,
+    /// Projections that write the columns of gate and up: of each, the modules of the X experts.
+    pub up: Vec<Vec<LinearSpec>>,
+    /// Projection back to D: the modules of the X experts, W (D, F).
+    pub down: Vec<LinearSpec>,
+}
+
+impl ExpertsConfig {
+    /// Returns X, the number of experts.
+    pub fn count(&self) -> usize {
+        self.down.len()
+    }
+
+    /// Returns the experts' modules, projection by projection.
+    pub fn matrices(&self) -> impl Iterator<Item = &LinearSpec> {
+        self.up.iter().flatten().chain(&self.down)
+    }
+
+    /// Returns all modules: the router's, then those of the experts.
+    pub fn modules(&self) -> impl Iterator<Item = &LinearSpec> {
+        std::iter::once(&self.router).chain(self.matrices())
     }
 }
 
@@ -313,6 +377,18 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
     /// Whether the device stores the transpose of the file's tensor (GPT-2's Conv1D).
     pub transposed: bool,
+}
+
+impl TensorSpec {
+    /// Returns the number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Returns whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 impl LinearSpec {
@@ -358,6 +434,21 @@ impl ModelConfig {
         self.layers.iter().find_map(LayerConfig::delta_net)
     }
 
+    /// Returns the number of parameters.
+    pub fn parameters(&self) -> usize {
+        self.tensors().iter().map(TensorSpec::len).sum()
+    }
+
+    /// Returns the number of parameters that a token passes: all but those of experts that it is not sent to.
+    pub fn active_parameters(&self) -> usize {
+        let experts = self.layers.iter().filter_map(LayerConfig::experts);
+        let idle = |e: &ExpertsConfig| {
+            let all: usize = e.matrices().map(|m| m.n_out * m.n_in).sum();
+            all / e.count() * (e.count() - e.top_k)
+        };
+        self.parameters() - experts.map(idle).sum::<usize>()
+    }
+
     /// Returns the tensors of the checkpoint that are no parameters: nothing trains them, and a result has them as they are.
     pub fn buffers(&self) -> Vec<TensorSpec> {
         let scalars = self.layers.iter().filter_map(|layer| layer.scalar.clone());
@@ -399,7 +490,8 @@ impl ModelConfig {
             for name in layer.attn_post_norm.iter().chain(&layer.mlp_norm) {
                 all.extend(norm(name, self.d_model));
             }
-            all.extend(layer.up.iter().chain([&layer.down]).flat_map(LinearSpec::tensors));
+            all.extend(layer.mlp.linears().flat_map(LinearSpec::tensors));
+            all.extend(layer.experts().into_iter().flat_map(ExpertsConfig::modules).flat_map(LinearSpec::tensors));
             for name in layer.mlp_post_norm.iter() {
                 all.extend(norm(name, self.d_model));
             }

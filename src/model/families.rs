@@ -49,6 +49,8 @@ pub(super) enum Windows {
     From,
     /// Layers whose queries and keys are not rotated, if `use_sliding_window` is on.
     NotRotated,
+    /// All layers, if `use_sliding_window` is on; `sliding_window` has a default.
+    AllIfUsed(usize),
 }
 
 /// Default values of a family's configuration class, and the structure of its layers.
@@ -91,6 +93,7 @@ pub(super) enum ModelFamily {
     Ministral3,
     Qwen2,
     Qwen3,
+    Qwen3Moe,
     Qwen35,
     Gemma2,
     Gemma3,
@@ -176,7 +179,7 @@ const GEMMA4: FamilySpec = FamilySpec {
     ..LLAMA
 };
 
-pub(super) const FAMILIES: [FamilySpec; 19] = [
+pub(super) const FAMILIES: [FamilySpec; 20] = [
     FamilySpec { mlp_bias: true, ..LLAMA },
     FamilySpec {
         kind: ModelFamily::Mistral,
@@ -220,6 +223,17 @@ pub(super) const FAMILIES: [FamilySpec; 19] = [
         max_positions: 32_768,
         qk_norm: QkNorm::PerHead,
         windows: Windows::From,
+        ..LLAMA
+    },
+    FamilySpec {
+        kind: ModelFamily::Qwen3Moe,
+        architecture: "Qwen3MoeForCausalLM",
+        model_type: "qwen3_moe",
+        kv_heads: Some(4),
+        max_positions: 32_768,
+        qk_norm: QkNorm::PerHead,
+        windows: Windows::AllIfUsed(4096),
+        reads: &["num_experts", "num_local_experts"],
         ..LLAMA
     },
     FamilySpec {
@@ -481,6 +495,7 @@ pub(super) mod limit {
     pub const HEADS: usize = 1 << 12;
     pub const HEAD_DIM: usize = 1 << 12;
     pub const LAYERS: usize = 1 << 10;
+    pub const EXPERTS: usize = crate::kernels::router::MOST_EXPERTS;
     pub const CONV_TAPS: usize = 1 << 6;
     pub const POSITIONS: usize = 1 << 30;
 }

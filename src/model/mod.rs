@@ -10,6 +10,8 @@ pub mod decoder;
 mod delta_mixer;
 pub mod delta_net;
 pub mod description;
+mod expert_passes;
+pub mod experts;
 mod families;
 pub mod folder;
 pub mod gguf;
