@@ -1,12 +1,11 @@
 // gated: y[t,i] = f(u[t,i])·u[t,F+i], u: (T, 2F) as gate, up;   plain: y[t,i] = f(u[t,i]), u: (T, F)
 // silu: x·σ(x);   gelu: x·Φ(x), Φ by erf;   gelu_tanh: x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))
 // d_u = (f'(gate)·up·d_y, f(gate)·d_y);   d_u = f'(u)·d_y
-// clamped SwiGLU: y = (v + 1)·g·σ(α·g), g = min(gate, c), v = min(max(up, −c), c); clamped values have no gradient. Its gates and ups are
-// neighbours in u: gate u[t,2i], up u[t,2i+1].
+// clamped SwiGLU, gated: y = (v + 1)·g·σ(α·g), g = min(gate, c), v = min(max(up, −c), c); clamped values have no gradient
 
 import package::shared::grid::{flat_group};
 import package::shared::sigmoid::{sigmoid};
-import package::shared::value_f32::{Value, WIDTH, evens_of, first_alternating, odds_of, second_alternating};
+import package::shared::value_f32::{Value, WIDTH};
 
 override WG: u32 = 64u;
 override KIND: u32 = 0u; // 0 silu, 1 gelu, 2 gelu_tanh, 3 clamped SwiGLU
@@ -98,9 +97,7 @@ fn activation_fwd(
     if n >= params.n / WIDTH {
         return;
     }
-    if KIND == 3u {
-        y[n] = gated(evens_of(u[2u * n], u[2u * n + 1u]), odds_of(u[2u * n], u[2u * n + 1u])).value;
-    } else if params.gated == 1u {
+    if params.gated == 1u {
         let at = gate_at(n);
         y[n] = gated(u[at], u[at + params.width / WIDTH]).value;
     } else {
@@ -122,11 +119,7 @@ fn activation_bwd(
         return;
     }
     let pull = d_y[n];
-    if KIND == 3u {
-        let y = gated(evens_of(u[2u * n], u[2u * n + 1u]), odds_of(u[2u * n], u[2u * n + 1u]));
-        d_u[2u * n] = first_alternating(y.d_gate * pull, y.d_up * pull);
-        d_u[2u * n + 1u] = second_alternating(y.d_gate * pull, y.d_up * pull);
-    } else if params.gated == 1u {
+    if params.gated == 1u {
         let at = gate_at(n);
         let y = gated(u[at], u[at + params.width / WIDTH]);
         d_u[at] = y.d_gate * pull;

@@ -67,7 +67,7 @@ impl Model {
 }
 
 fn plain(name: &str, shape: &[usize]) -> TensorSpec {
-    TensorSpec { name: name.into(), shape: shape.into(), transposed: false, stacked: false }
+    TensorSpec { name: name.into(), shape: shape.into(), transposed: false }
 }
 
 // Checkpoints.
@@ -422,7 +422,7 @@ fn a_wrapped_model_keeps_what_is_around_it() {
             tensors.iter_mut().for_each(|spec| spec.name = renamed(&spec.name, inside, head));
             let more = around.iter().cloned().map(|(name, shape)| (name.to_string(), shape));
             let more = more.chain([(leftover.clone(), vec![16])]);
-            tensors.extend(more.map(|(name, shape)| TensorSpec { name, shape, transposed: false, stacked: false }));
+            tensors.extend(more.map(|(name, shape)| TensorSpec { name, shape, transposed: false }));
             tensors
         });
         let source = Checkpoint::open(model.path()).unwrap();

@@ -93,7 +93,7 @@ fn experts_of_qwen3_moe() {
         ModelConfig::from_json("m/config.json", &config.to_string())
     };
     let counts = |d: &ModelConfig| {
-        d.layers.iter().map(|l| (l.d_ff, l.experts().map(|e| (e.count, e.top_k)))).collect::<Vec<_>>()
+        d.layers.iter().map(|l| (l.d_ff, l.experts().map(|e| (e.count(), e.top_k)))).collect::<Vec<_>>()
     };
     let d = read(&[]).unwrap();
     assert_eq!(counts(&d), [(8, Some((6, 2))); 4]);

@@ -185,7 +185,6 @@ kernels![
     delta_rule,
     dropout,
     embedding,
-    expert_bias,
     expert_rows,
     gated_rmsnorm,
     gather,

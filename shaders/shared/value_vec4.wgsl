@@ -11,19 +11,3 @@ fn sum_of_value(v: Value) -> f32 {
 fn value_of(a: f32, b: f32, c: f32, d: f32) -> Value {
     return vec4<f32>(a, b, c, d);
 }
-
-fn evens_of(a: Value, b: Value) -> Value {
-    return vec4<f32>(a.x, a.z, b.x, b.z);
-}
-
-fn odds_of(a: Value, b: Value) -> Value {
-    return vec4<f32>(a.y, a.w, b.y, b.w);
-}
-
-fn first_alternating(evens: Value, odds: Value) -> Value {
-    return vec4<f32>(evens.x, odds.x, evens.y, odds.y);
-}
-
-fn second_alternating(evens: Value, odds: Value) -> Value {
-    return vec4<f32>(evens.z, odds.z, evens.w, odds.w);
-}

@@ -37,7 +37,6 @@ shaders![
     "dropout",
     "embedding",
     "embedding_rows",
-    "expert_bias",
     "expert_rows",
     "gated_rmsnorm",
     "gather",

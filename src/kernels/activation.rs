@@ -16,8 +16,8 @@ pub enum Activation {
     Gelu,
     /// GELU's tanh form (`gelu_new`, `gelu_pytorch_tanh`).
     GeluTanh,
-    /// (v + 1)·g·σ(α·g) of a gated MLP, with g = min(gate, c), and v = up between −c and c: clamped values have no gradient. Gates and ups
-    /// are neighbouring columns of u (`GptOssExperts` in transformers' `modeling_gpt_oss.py`).
+    /// (v + 1)·g·σ(α·g) of a gated MLP, with g = min(gate, c), and v = up between −c and c: clamped values have no gradient
+    /// (`GptOssExperts` in transformers' `modeling_gpt_oss.py`).
     ClampedSwiglu {
         /// c, `swiglu_limit`.
         limit: f32,
@@ -33,7 +33,7 @@ pub struct MlpShape {
     pub tokens: usize,
     /// F, the inner width.
     pub width: usize,
-    /// Whether u is (T, 2F), gates and then ups, or in turn with [`Activation::ClampedSwiglu`]; else u is (T, F).
+    /// Whether u is (T, 2F), gate and up side by side; else u is (T, F).
     pub gated: bool,
     /// Activation function f.
     pub activation: Activation,
@@ -158,11 +158,6 @@ fn gated(kind: Activation, gate: f64, up: f64) -> (f64, [f64; 2]) {
     (v * g * s, [d_gate, if up.abs() <= limit { g * s } else { 0.0 }])
 }
 
-/// Returns the columns in u of y's i-th gate and up, of `f` columns each.
-fn gate_and_up(kind: Activation, i: usize, f: usize) -> [usize; 2] {
-    if kind == CLAMPED { [2 * i, 2 * i + 1] } else { [i, f + i] }
-}
-
 fn activate(kind: Activation, x: f64) -> f64 {
     match kind {
         Activation::ClampedSwiglu { .. } => unreachable!("clamped SwiGLU has a gate"),
@@ -208,10 +203,7 @@ impl Case for MlpCase {
         if !self.mlp.gated {
             return vec![x[0].iter().map(|&u| activate(kind, u)).collect()];
         }
-        let row = |u: &[f64]| {
-            let y = (0..f).map(|i| gate_and_up(kind, i, f)).map(|[gate, up]| gated(kind, u[gate], u[up]).0);
-            y.collect::<Vec<_>>()
-        };
+        let row = |u: &[f64]| (0..f).map(|i| gated(kind, u[i], u[f + i]).0).collect::<Vec<_>>();
         vec![x[0].chunks(2 * f).flat_map(row).collect()]
     }
     fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
@@ -220,12 +212,8 @@ impl Case for MlpCase {
             return vec![x[0].iter().zip(&d_y[0]).map(|(&u, d)| slope(kind, u) * d).collect()];
         }
         let row = |(u, d): (&[f64], &[f64])| {
-            let mut d_u = vec![0.0; 2 * f];
-            for (i, d) in d.iter().enumerate() {
-                let [gate, up] = gate_and_up(kind, i, f);
-                [d_u[gate], d_u[up]] = gated(kind, u[gate], u[up]).1.map(|slope| slope * d);
-            }
-            d_u
+            let half = |part: usize| (0..f).map(move |i| gated(kind, u[i], u[f + i]).1[part] * d[i]);
+            half(0).chain(half(1)).collect::<Vec<_>>()
         };
         vec![x[0].chunks(2 * f).zip(d_y[0].chunks(f)).flat_map(row).collect()]
     }

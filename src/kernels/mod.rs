@@ -18,7 +18,6 @@ pub mod delta_rule;
 pub mod description;
 pub mod dropout;
 pub mod embedding;
-pub mod expert_bias;
 pub mod expert_rows;
 pub mod gated_rmsnorm;
 pub mod gather;
@@ -105,7 +104,6 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &add::AddKernels,
     &router::RouterKernels,
     &expert_rows::ExpertRowsKernels,
-    &expert_bias::ExpertBiasKernels,
     &activation::ActivationKernels,
     &pack::PackKernels,
     &gather::GatherKernels,

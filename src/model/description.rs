@@ -319,57 +319,35 @@ impl MlpConfig {
 }
 
 /// Mixture of experts: y = Σ_j w_j·expert_j(x) over the k experts with the largest router logits. Each expert is an MLP of F
-/// (`Qwen3MoeSparseMoeBlock` in `modeling_qwen3_moe.py`, `GptOssMLP` in `modeling_gpt_oss.py`).
+/// (`Qwen3MoeSparseMoeBlock` in `modeling_qwen3_moe.py`).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ExpertsConfig {
-    /// X, the number of experts.
-    pub count: usize,
     /// k, the number of experts that a token is sent to.
     pub top_k: usize,
     /// Whether the weights are a softmax over all experts, instead of one over the k chosen ones (`norm_topk_prob` off).
     pub over_all: bool,
     /// Router: W (X, D).
     pub router: LinearSpec,
-    /// Projections that write the columns of gate and up: of each, the modules of the X experts, or one that holds all of them.
+    /// Projections that write the columns of gate and up: of each, the modules of the X experts.
     pub up: Vec<Vec<LinearSpec>>,
-    /// Projection back to D: the modules of the X experts, W (D, F), or one that holds all of them.
+    /// Projection back to D: the modules of the X experts, W (D, F).
     pub down: Vec<LinearSpec>,
-    /// Whether a projection has one tensor for all experts, W (X, in, out) without `.weight` in its name, and biases (X, out) (gpt-oss).
-    pub stacked: bool,
 }
 
 impl ExpertsConfig {
+    /// Returns X, the number of experts.
+    pub fn count(&self) -> usize {
+        self.down.len()
+    }
+
     /// Returns the experts' modules, projection by projection.
     pub fn matrices(&self) -> impl Iterator<Item = &LinearSpec> {
         self.up.iter().flatten().chain(&self.down)
     }
 
-    /// Returns the matrix of a module of experts, as stored.
-    pub fn weight(&self, module: &LinearSpec) -> TensorSpec {
-        match self.stacked {
-            true => self.stacked_tensor(module.name.clone(), &[module.n_in, module.n_out]),
-            false => module.tensors().swap_remove(0),
-        }
-    }
-
-    /// Returns the biases of a module that holds all experts, as stored.
-    pub fn biases(&self, module: &LinearSpec) -> Option<TensorSpec> {
-        self.stacked.then(|| self.stacked_tensor(format!("{}_bias", module.name), &[module.n_out]))
-    }
-
-    fn stacked_tensor(&self, name: String, of_expert: &[usize]) -> TensorSpec {
-        let shape = [&[self.count], of_expert].concat();
-        TensorSpec { name, shape, transposed: false, stacked: true }
-    }
-
-    /// Returns the tensors of the experts, without the router's.
-    fn expert_tensors(&self) -> impl Iterator<Item = TensorSpec> {
-        self.matrices().flat_map(|module| [Some(self.weight(module)), self.biases(module)]).flatten()
-    }
-
-    /// Returns all tensors: the router's, then those of the experts.
-    pub fn tensors(&self) -> Vec<TensorSpec> {
-        self.router.tensors().into_iter().chain(self.expert_tensors()).collect()
+    /// Returns all modules: the router's, then those of the experts.
+    pub fn modules(&self) -> impl Iterator<Item = &LinearSpec> {
+        std::iter::once(&self.router).chain(self.matrices())
     }
 }
 
@@ -399,8 +377,6 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
     /// Whether the device stores the transpose of the file's tensor (GPT-2's Conv1D).
     pub transposed: bool,
-    /// Whether the first dimension counts experts: the tensor holds a matrix or a vector of each (gpt-oss).
-    pub stacked: bool,
 }
 
 impl TensorSpec {
@@ -413,28 +389,15 @@ impl TensorSpec {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-
-    /// Returns the number of dimensions, of each expert's part where experts are stacked.
-    pub fn dims(&self) -> usize {
-        self.shape.len() - usize::from(self.stacked)
-    }
-
-    /// Returns the rows of a stacked matrix that belong to one expert.
-    pub fn expert_rows(&self) -> Option<usize> {
-        match self.shape.as_slice() {
-            [_, rows, _] if self.stacked => Some(*rows),
-            _ => None,
-        }
-    }
 }
 
 impl LinearSpec {
     /// Returns the tensors as stored: `{name}.weight` and, with a bias, `{name}.bias`.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let shape = if self.transposed { vec![self.n_in, self.n_out] } else { vec![self.n_out, self.n_in] };
-        let mut all = vec![TensorSpec { name: format!("{}.weight", self.name), shape, transposed: self.transposed, stacked: false }];
+        let mut all = vec![TensorSpec { name: format!("{}.weight", self.name), shape, transposed: self.transposed }];
         if self.bias {
-            all.push(TensorSpec { name: format!("{}.bias", self.name), shape: vec![self.n_out], transposed: false, stacked: false });
+            all.push(TensorSpec { name: format!("{}.bias", self.name), shape: vec![self.n_out], transposed: false });
         }
         all
     }
@@ -480,8 +443,8 @@ impl ModelConfig {
     pub fn active_parameters(&self) -> usize {
         let experts = self.layers.iter().filter_map(LayerConfig::experts);
         let idle = |e: &ExpertsConfig| {
-            let all: usize = e.expert_tensors().map(|spec| spec.len()).sum();
-            all / e.count * (e.count - e.top_k)
+            let all: usize = e.matrices().map(|m| m.n_out * m.n_in).sum();
+            all / e.count() * (e.count() - e.top_k)
         };
         self.parameters() - experts.map(idle).sum::<usize>()
     }
@@ -489,13 +452,13 @@ impl ModelConfig {
     /// Returns the tensors of the checkpoint that are no parameters: nothing trains them, and a result has them as they are.
     pub fn buffers(&self) -> Vec<TensorSpec> {
         let scalars = self.layers.iter().filter_map(|layer| layer.scalar.clone());
-        scalars.map(|name| TensorSpec { name, shape: vec![1], transposed: false, stacked: false }).collect()
+        scalars.map(|name| TensorSpec { name, shape: vec![1], transposed: false }).collect()
     }
 
     /// Returns every parameter of the checkpoint, roughly in the order of Hugging Face's `named_parameters`: embeddings, layers, final norm,
     /// and the head unless it is tied.
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        let plain = |name: &str, shape: Vec<usize>| TensorSpec { name: name.into(), shape, transposed: false, stacked: false };
+        let plain = |name: &str, shape: Vec<usize>| TensorSpec { name: name.into(), shape, transposed: false };
         let mut all = vec![plain(&self.embedding, vec![self.vocab, self.d_model])];
         if let Some(inputs) = &self.per_layer_inputs {
             all.push(plain(&inputs.embedding, vec![inputs.rows, inputs.projection.n_out]));
@@ -528,7 +491,7 @@ impl ModelConfig {
                 all.extend(norm(name, self.d_model));
             }
             all.extend(layer.mlp.linears().flat_map(LinearSpec::tensors));
-            all.extend(layer.experts().into_iter().flat_map(ExpertsConfig::tensors));
+            all.extend(layer.experts().into_iter().flat_map(ExpertsConfig::modules).flat_map(LinearSpec::tensors));
             for name in layer.mlp_post_norm.iter() {
                 all.extend(norm(name, self.d_model));
             }

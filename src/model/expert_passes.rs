@@ -1,5 +1,5 @@
 //! Passes through a mixture of experts (`Qwen3MoeSparseMoeBlock` and `Qwen3MoeExperts` in transformers 5.24.0,
-//! `models/qwen3_moe/modeling_qwen3_moe.py`; `GptOssMLP` and `GptOssExperts`, `models/gpt_oss/modeling_gpt_oss.py`).
+//! `models/qwen3_moe/modeling_qwen3_moe.py`).
 //!
 //! A router chooses k experts per token. The T·k choices are sorted by expert on the device; rows of x are gathered in that order, pass all
 //! experts' products at once, and are summed per token with the router's weights, in the order of the token's choices. So neither the host
@@ -72,7 +72,7 @@ impl Decoder {
         let (up_width, Some(config)) = (self.up_width(index), layer.experts()) else {
             unreachable!("a layer with experts' weights has their configuration")
         };
-        let shape = RouterShape { t, experts: config.count, top_k: config.top_k, over_all: config.over_all };
+        let shape = RouterShape { t, experts: config.count(), top_k: config.top_k, over_all: config.over_all };
         let x2 = rows_of(x2, &tokens, d);
         let logits = gpu.alloc_activation(t * shape.experts);
         router_product(rec, LinearPass::Forward, (w, t), [&x2, &logits], false);
@@ -135,8 +135,6 @@ impl Decoder {
         let d_weights = gpu.alloc_activation(shape.rows());
         let a_weighted = w.down.trained().then(|| gpu.alloc_activation(shape.rows() * mlp.width));
         expert_rows_bwd(rec, of_width, sorted, &routing.choice, a, &d_a, &d_weights, a_weighted.as_ref());
-        w.down.backward_s(rec, &rows, &routing.choice, &d_rows, &d_weights);
-        w.down.backward_b(rec, &rows, Some(&routing.choice.weights), (&d_rows, d));
         if let Some(a_weighted) = &a_weighted {
             w.down.backward_w(rec, &rows, (&d_rows, 0, d), a_weighted);
         }
@@ -153,7 +151,6 @@ impl Decoder {
             }
         }
         for (i, stack) in w.up.iter().enumerate() {
-            stack.backward_b(rec, &rows, None, (&d_u, up_width));
             stack.backward_x(rec, &rows, (&d_u, stack.column(), up_width), &d_rows, i > 0);
         }
         drop(d_u);

@@ -5,13 +5,13 @@ use std::rc::Rc;
 
 use super::decoder::{Decoder, LayerWeights, MlpWeights, NormWeights, PerLayerBranchWeights};
 use super::delta_net::DeltaNetWeights;
-use super::description::{LayerConfig, LinearSpec, MlpConfig, ModelConfig, NormKind, TensorSpec};
+use super::description::{ExpertsConfig, LayerConfig, LinearSpec, MlpConfig, ModelConfig, NormKind, TensorSpec};
 use super::experts::{ExpertStack, ExpertsWeights};
 use super::linear::{Linear, LoraWeights};
 use super::per_layer_inputs::PerLayerWeights;
 use super::trained_tokens::{TrainedTokens, TrainedTokensSpec};
 use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::{Gpu, Role};
 use crate::kernels::matmul::{scales_operands, weight_absmax};
 use crate::kernels::rope::RopeCache;
@@ -172,7 +172,6 @@ impl Decoder {
         options: &LoadOptions,
         mut shared: BTreeMap<String, Weight>,
     ) -> Result<Self> {
-        check_experts_fit(gpu, &d.tensors())?;
         let mut trained = Vec::new();
         if options.trained == TrainMode::Full {
             for spec in d.tensors() {
@@ -208,14 +207,14 @@ impl Decoder {
         let of_tokens = tokens.filter(|_| trains_tokens);
         let base_rows = match &of_tokens {
             Some(tokens) if !gpu.is_plan() => {
-                let spec = TensorSpec { name: d.embedding.clone(), shape: vec![d.vocab, d.d_model], transposed: false, stacked: false };
+                let spec = TensorSpec { name: d.embedding.clone(), shape: vec![d.vocab, d.d_model], transposed: false };
                 Some(tokens.rows_of(&source.values(&spec)?, d.d_model))
             }
             _ => None,
         };
         if let Some(tokens) = &of_tokens {
             let spec =
-                TensorSpec { name: tokens.name.clone(), shape: vec![tokens.ids.len(), d.d_model], transposed: false, stacked: false };
+                TensorSpec { name: tokens.name.clone(), shape: vec![tokens.ids.len(), d.d_model], transposed: false };
             let rows = tokens.rows.as_ref().map(|rows| rows.to_vec()).or(base_rows.clone()).unwrap_or_default();
             trained.push(TrainedSpec { spec, embeds: true, values: Box::new(move || Ok(rows)) });
         }
@@ -226,7 +225,7 @@ impl Decoder {
                 let rank = lora.rank_of(&module.name);
                 let shapes = [vec![rank, module.n_in], vec![module.n_out, rank]];
                 for ((name, shape), values) in [name_a, name_b].into_iter().zip(shapes).zip([a.clone(), b.clone()]) {
-                    let spec = TensorSpec { name, shape, transposed: false, stacked: false };
+                    let spec = TensorSpec { name, shape, transposed: false };
                     trained.push(TrainedSpec { spec, embeds: false, values: Box::new(move || Ok(values)) });
                 }
             }
@@ -237,10 +236,8 @@ impl Decoder {
             let rows = weights.remove(&tokens.name).expect("the rows are among the trained tensors");
             TrainedTokens::new(gpu, tokens, rows, base_rows.as_deref())
         });
-        let experts = d.layers.iter().filter_map(LayerConfig::experts);
-        let experts = experts.flat_map(|e| e.matrices().map(|m| e.weight(m).name));
-        let linear: BTreeSet<String> =
-            linear_modules(d).map(|m| format!("{}.weight", m.name)).chain(experts).collect();
+        let experts = d.layers.iter().filter_map(LayerConfig::experts).flat_map(ExpertsConfig::matrices);
+        let linear: BTreeSet<String> = linear_modules(d).chain(experts).map(|m| format!("{}.weight", m.name)).collect();
         let tensors = d.tensors();
         shared.retain(|name, _| !replaced.contains(name));
         let frozen = tensors.iter().filter(|s| !weights.contains_key(&s.name) && !shared.contains_key(&s.name));
@@ -335,19 +332,6 @@ impl Decoder {
     }
 }
 
-/// Refuses experts whose matrices are larger than a binding: kernels bind whole matrices.
-fn check_experts_fit(gpu: &Gpu, tensors: &[TensorSpec]) -> Result<()> {
-    let most = gpu.caps().max_binding_bytes as usize;
-    let bytes = |spec: &TensorSpec| spec.expert_rows().map_or(0, |rows| 4 * rows * spec.shape[2]);
-    match tensors.iter().find(|spec| bytes(spec) > most) {
-        None => Ok(()),
-        Some(spec) => {
-            let (name, mib) = (&spec.name, most >> 20);
-            Err(Error::Gpu(format!("{name}: an expert's matrix does not fit a binding of {mib} MiB")))
-        }
-    }
-}
-
 /// Computes the absmax of frozen weights of linear layers, where the precision of products needs it, so that no step computes it again.
 fn keep_absmax<'a>(gpu: &Gpu, linears: impl Iterator<Item = &'a mut Linear>) {
     if !scales_operands(gpu.caps()) {
@@ -383,7 +367,7 @@ impl LayerWeights {
 /// Reads the factor on a layer's output; 1 where there is none, or where only memory is planned.
 fn layer_scalar(gpu: &Gpu, layer: &LayerConfig, source: &dyn WeightSource) -> Result<f32> {
     let Some(name) = layer.scalar.as_ref().filter(|_| !gpu.is_plan()) else { return Ok(1.0) };
-    let spec = TensorSpec { name: name.clone(), shape: vec![1], transposed: false, stacked: false };
+    let spec = TensorSpec { name: name.clone(), shape: vec![1], transposed: false };
     Ok(source.values(&spec)?.first().copied().unwrap_or(1.0))
 }
 
@@ -420,7 +404,7 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
             Some(spec) => {
                 let (rank, scale) = (spec.rank_of(&module.name), spec.scale_of(&module.name));
                 let [a, b] = lora_names(&module.name);
-                let shape = |name, shape| TensorSpec { name, shape, transposed: false, stacked: false };
+                let shape = |name, shape| TensorSpec { name, shape, transposed: false };
                 let a = (self.take)(&shape(a, vec![rank, module.n_in]))?;
                 let b = (self.take)(&shape(b, vec![module.n_out, rank]))?;
                 Some(LoraWeights { a, b, scale, dropout: spec.dropout })
@@ -451,10 +435,6 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
         let bias = format!("{}.bias", config.router.name);
         let router_bias = if config.router.bias { Some(tensor(bias)?) } else { None };
         let mut stack = |modules: &[LinearSpec]| -> Result<ExpertStack> {
-            if let Some(biases) = config.biases(&modules[0]) {
-                let weight = tensor(config.weight(&modules[0]).name)?;
-                return Ok(ExpertStack::stacked(&modules[0], weight, tensor(biases.name)?));
-            }
             let weights = modules.iter().map(|m| tensor(format!("{}.weight", m.name))).collect::<Result<_>>()?;
             Ok(ExpertStack::new(modules, weights))
         };

@@ -64,7 +64,6 @@ pub trait Nf4Tensors: std::fmt::Debug {
 }
 
 /// Tensor on the device: (rows, cols), where a vector is one row. Conv1D weights are stored transposed, so that every matrix is (out, in).
-/// A stack of experts' matrices (X, in, out) has X·in rows.
 #[derive(Debug, Clone)]
 pub struct Weight {
     /// Name and shape in the checkpoint.
@@ -99,7 +98,6 @@ fn held_shape(spec: &TensorSpec) -> (usize, usize) {
     match spec.shape.as_slice() {
         [n] => (1, *n),
         [a, b] if spec.transposed => (*b, *a),
-        [experts, rows, cols] if spec.stacked => (experts * rows, *cols),
         [a, b] => (*a, *b),
         other => (1, other.iter().product()),
     }
@@ -209,7 +207,7 @@ struct BucketKind {
 
 impl TrainOptions {
     fn decays(&self, spec: &TensorSpec) -> bool {
-        self.decay_all || spec.dims() > 1
+        self.decay_all || spec.shape.len() > 1
     }
 
     /// Returns the kind of bucket that a tensor belongs to. Embeddings keep moments in f32, as in transformers' Trainer: a row whose token
@@ -217,7 +215,7 @@ impl TrainOptions {
     /// divided by ε alone.
     fn kind(&self, tensor: &TrainedSpec) -> BucketKind {
         let (rows, cols) = held_shape(&tensor.spec);
-        let is_matrix = tensor.spec.dims() == 2;
+        let is_matrix = tensor.spec.shape.len() == 2;
         BucketKind {
             bf16: self.param_dtype == ParamDtype::Bf16
                 && is_matrix
@@ -235,8 +233,6 @@ struct TensorExtent {
     rows: usize,
     cols: usize,
     kind: BucketKind,
-    /// Rows that lie in one bucket: those of an expert in a stack, else 1.
-    whole: usize,
 }
 
 /// Bucket to be allocated.
@@ -260,22 +256,17 @@ struct TensorPlacement {
 /// A transposed copy of a matrix, which CPU products need, pads the number of rows to a multiple of this.
 const VEC4_ROWS: usize = 4;
 
-fn least_common_multiple(a: usize, b: usize) -> usize {
-    let divisor = (1..=a.min(b)).rev().find(|n| a.is_multiple_of(*n) && b.is_multiple_of(*n));
-    a / divisor.unwrap_or(1) * b
-}
-
 /// Places tensors in buckets: in order, those of a kind together, split by rows where one is larger than a bucket. Each tensor begins at a
 /// block of moments, and is split at block boundaries. Blocks and element indices are therefore the same for any length of buckets.
 fn lay_out(tensors: &[TensorExtent], page_len: usize) -> (Vec<BucketExtent>, Vec<TensorPlacement>) {
     let (mut pages, mut places): (Vec<BucketExtent>, Vec<TensorPlacement>) = (Vec::new(), Vec::new());
     // Index of the tensor's first element.
     let mut number = 0;
-    for (tensor, &TensorExtent { rows, cols, kind, whole }) in tensors.iter().enumerate() {
+    for (tensor, &TensorExtent { rows, cols, kind }) in tensors.iter().enumerate() {
         // This many rows end at a block's end. They fit a bucket, because no matrix is that wide.
         let unit = BLOCK >> cols.trailing_zeros().min(BLOCK.trailing_zeros());
         // A transposed copy of a matrix pads its rows to whole vec4s, and must fit a bucket's length as well.
-        let unit = least_common_multiple(unit.max(VEC4_ROWS), whole);
+        let unit = unit.max(VEC4_ROWS);
         let mut first = 0;
         while first < rows {
             let left = rows - first;
@@ -334,7 +325,7 @@ impl WeightArena {
         tensors.sort_by_key(|t| (training.kind(t), !training.decays(&t.spec)));
         let extent = |t: &TrainedSpec| {
             let (rows, cols) = held_shape(&t.spec);
-            TensorExtent { rows, cols, kind: training.kind(t), whole: t.spec.expert_rows().unwrap_or(1) }
+            TensorExtent { rows, cols, kind: training.kind(t) }
         };
         let extents: Vec<TensorExtent> = tensors.iter().map(extent).collect();
         let (spans, places) = lay_out(&extents, (gpu.caps().max_binding_bytes / 4) as usize);
@@ -363,7 +354,7 @@ impl WeightArena {
         let mut places = places.into_iter().peekable();
         let mut all = Vec::new();
         for (index, tensor) in tensors.into_iter().enumerate() {
-            let TensorExtent { rows, cols, kind, .. } = extents[index];
+            let TensorExtent { rows, cols, kind } = extents[index];
             let storage = if kind.bf16 { WeightFormat::Bf16 } else { WeightFormat::F32 };
             let packed = match gpu.is_plan() {
                 true => None,
@@ -481,7 +472,7 @@ pub struct FrozenTensor {
 impl FrozenTensor {
     fn new(gpu: &Gpu, spec: &TensorSpec, source: &dyn WeightSource, base: BaseDtype) -> Self {
         let (rows, cols) = held_shape(spec);
-        let is_matrix = spec.dims() == 2;
+        let is_matrix = spec.shape.len() == 2;
         let storage = match base {
             _ if !is_matrix => WeightFormat::F32,
             BaseDtype::Auto if source.is_nf4(spec) => WeightFormat::Nf4,
@@ -496,8 +487,6 @@ impl FrozenTensor {
         let per_row = widest.words(1, cols).max(1);
         let most = gpu.caps().max_binding_bytes as usize / 4 / per_row;
         let rows_a_part = if most > VEC4_ROWS { most / VEC4_ROWS * VEC4_ROWS } else { 1 }.min(rows.max(1));
-        // Each expert is quantised alone, as a kernel binds a range of experts.
-        let rows_a_part = spec.expert_rows().unwrap_or(rows_a_part);
         let mut parts = Vec::new();
         for first in (0..rows).step_by(rows_a_part) {
             let n = rows_a_part.min(rows - first);
@@ -577,7 +566,7 @@ mod tests {
     const EIGHT: BucketKind = BucketKind { bf16: false, eight_bits: true };
 
     fn extents(all: &[(usize, usize, BucketKind)]) -> Vec<TensorExtent> {
-        all.iter().map(|&(rows, cols, kind)| TensorExtent { rows, cols, kind, whole: 1 }).collect()
+        all.iter().map(|&(rows, cols, kind)| TensorExtent { rows, cols, kind }).collect()
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Mixtures of experts: sizes, and the layers that have them (`Qwen3MoeConfig` and `Qwen3MoeDecoderLayer`, and `GptOssConfig` in transformers).
+//! Mixtures of experts: sizes, and the layers that have them (`Qwen3MoeConfig` and `Qwen3MoeDecoderLayer` in transformers).
 
 use super::super::description::{ExpertsConfig, LinearSpec};
 use super::super::families::limit;
@@ -16,14 +16,28 @@ pub(super) struct ExpertLayers {
     width: usize,
     /// Whether each layer has experts; the others have an MLP of `intermediate_size`.
     sparse: Vec<bool>,
-    /// Whether a projection has one tensor for all experts, with biases, and gate and up are one projection.
-    stacked: bool,
 }
 
 impl ExpertLayers {
-    /// Reads the experts of Qwen3-MoE.
-    pub fn of_qwen3(c: &ConfigReader, n_layers: usize) -> Result<Self> {
-        let [count, top_k] = Self::counts(c, 8)?;
+    pub fn read(c: &ConfigReader, n_layers: usize) -> Result<Self> {
+        // The hub's spelling, and that of transformers 5.24, which writes the other one.
+        let [hub, written] = ["num_experts", "num_local_experts"].map(|field| c.get(field));
+        let field = if hub.is_some() { "num_experts" } else { "num_local_experts" };
+        if let (Some(a), Some(b)) = (hub, written)
+            && a != b
+        {
+            return Err(c.bad("num_experts", format!("{a} contradicts `num_local_experts`, {b}")));
+        }
+        let count = c.size(field, limit::EXPERTS, Some(128))?;
+        let top_k = c.size("num_experts_per_tok", limit::EXPERTS, Some(8))?;
+        if top_k > count {
+            return Err(c.bad("num_experts_per_tok", format!("{top_k} is more than {field} = {count}")));
+        }
+        // transformers adds the router's load-balancing loss to the loss of a training only where this is on.
+        if c.flag("output_router_logits", false)? {
+            let reason = "true is not supported: it adds the auxiliary loss of the router, which is not computed here; set it to false";
+            return Err(c.bad("output_router_logits", reason));
+        }
         let step = c.size("decoder_sparse_step", limit::LAYERS, Some(1))?;
         let dense = match c.get("mlp_only_layers") {
             None => Vec::new(),
@@ -38,38 +52,7 @@ impl ExpertLayers {
             over_all: !c.flag("norm_topk_prob", false)?,
             width: c.size("moe_intermediate_size", limit::FEED_FORWARD, Some(768))?,
             sparse: (0..n_layers).map(|i| !dense.contains(&(i as u64)) && (i + 1).is_multiple_of(step)).collect(),
-            stacked: false,
         })
-    }
-
-    /// Reads the experts of gpt-oss. Each has the width of `intermediate_size`.
-    pub fn of_gpt_oss(c: &ConfigReader, n_layers: usize) -> Result<Self> {
-        let [count, top_k] = Self::counts(c, 4)?;
-        let width = c.size("intermediate_size", limit::FEED_FORWARD, None)?;
-        Ok(Self { count, top_k, over_all: false, width, sparse: vec![true; n_layers], stacked: true })
-    }
-
-    /// Reads X, and k, which has a default.
-    fn counts(c: &ConfigReader, top_k: usize) -> Result<[usize; 2]> {
-        // The hub's spelling, and that of transformers 5.24, which writes the other one.
-        let [hub, written] = ["num_experts", "num_local_experts"].map(|field| c.get(field));
-        let field = if hub.is_some() { "num_experts" } else { "num_local_experts" };
-        if let (Some(a), Some(b)) = (hub, written)
-            && a != b
-        {
-            return Err(c.bad("num_experts", format!("{a} contradicts `num_local_experts`, {b}")));
-        }
-        let count = c.size(field, limit::EXPERTS, Some(128))?;
-        let top_k = c.size("num_experts_per_tok", limit::EXPERTS, Some(top_k))?;
-        if top_k > count {
-            return Err(c.bad("num_experts_per_tok", format!("{top_k} is more than {field} = {count}")));
-        }
-        // transformers adds the router's load-balancing loss to the loss of a training only where this is on.
-        if c.flag("output_router_logits", false)? {
-            let reason = "true is not supported: it adds the auxiliary loss of the router, which is not computed here; set it to false";
-            return Err(c.bad("output_router_logits", reason));
-        }
-        Ok([count, top_k])
     }
 
     /// Returns the experts of layer `i`, whose tensors are under `at`, with the width of each; `None` for a layer with an MLP.
@@ -82,14 +65,13 @@ impl ExpertLayers {
             let of = |e: usize| module(format!("{at}.mlp.experts.{e}.{name}"), n_out, n_in, column, false);
             (0..self.count).map(of).collect()
         };
-        let &Self { count, top_k, over_all, stacked, .. } = self;
-        let (router, up, down) = if stacked {
-            let all = |name: &str, n_out, n_in| vec![module(format!("{at}.mlp.experts.{name}"), n_out, n_in, 0, true)];
-            (module(format!("{at}.mlp.router"), count, d, 0, true), vec![all("gate_up_proj", 2 * f, d)], all("down_proj", d, f))
-        } else {
-            let up = vec![each("gate_proj", f, d, 0), each("up_proj", f, d, f)];
-            (module(format!("{at}.mlp.gate"), count, d, 0, false), up, each("down_proj", d, f, 0))
+        let experts = ExpertsConfig {
+            top_k: self.top_k,
+            over_all: self.over_all,
+            router: module(format!("{at}.mlp.gate"), self.count, d, 0, false),
+            up: vec![each("gate_proj", f, d, 0), each("up_proj", f, d, f)],
+            down: each("down_proj", d, f, 0),
         };
-        Some((f, ExpertsConfig { count, top_k, over_all, router, up, down, stacked }))
+        Some((f, experts))
     }
 }
