@@ -93,7 +93,7 @@ fn experts_of_qwen3_moe() {
         ModelConfig::from_json("m/config.json", &config.to_string())
     };
     let counts = |d: &ModelConfig| {
-        d.layers.iter().map(|l| (l.d_ff, l.experts().map(|e| (e.count(), e.top_k)))).collect::<Vec<_>>()
+        d.layers.iter().map(|l| (l.d_ff, l.experts().map(|e| (e.count, e.top_k)))).collect::<Vec<_>>()
     };
     let d = read(&[]).unwrap();
     assert_eq!(counts(&d), [(8, Some((6, 2))); 4]);
@@ -103,7 +103,7 @@ fn experts_of_qwen3_moe() {
         experts.over_all && !read(&[("norm_topk_prob", json!(true))]).unwrap().layers[0].experts().unwrap().over_all
     );
     assert_eq!(experts.router.name, "model.layers.0.mlp.gate");
-    assert_eq!(experts.up[1][5].name, "model.layers.0.mlp.experts.5.up_proj");
+    assert_eq!(experts.up[1].weights[5].name, "model.layers.0.mlp.experts.5.up_proj.weight");
     // Experts and router are no targets of an adapter.
     assert!(d.layers.iter().all(|l| l.linears().count() == 4) && d.head_dim == 4);
     // An expert's share: k of X experts per token.

@@ -322,32 +322,67 @@ impl MlpConfig {
 /// (`Qwen3MoeSparseMoeBlock` in `modeling_qwen3_moe.py`).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ExpertsConfig {
+    /// X, the number of experts.
+    pub count: usize,
     /// k, the number of experts that a token is sent to.
     pub top_k: usize,
     /// Whether the weights are a softmax over all experts, instead of one over the k chosen ones (`norm_topk_prob` off).
     pub over_all: bool,
     /// Router: W (X, D).
     pub router: LinearSpec,
-    /// Projections that write the columns of gate and up: of each, the modules of the X experts.
-    pub up: Vec<Vec<LinearSpec>>,
-    /// Projection back to D: the modules of the X experts, W (D, F).
-    pub down: Vec<LinearSpec>,
+    /// Projections that write the columns of (T·k, 2F) as gate, up; a single one where they are fused.
+    pub up: Vec<ExpertProjection>,
+    /// Projection back to D: W (D, F).
+    pub down: ExpertProjection,
+}
+
+/// One projection of all experts.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ExpertProjection {
+    /// Rows of each expert's W.
+    pub n_out: usize,
+    /// Columns of each expert's W.
+    pub n_in: usize,
+    /// First column in the output slot.
+    pub column: usize,
+    /// Tensors of the weights: W (n_out, n_in) of each expert, or one tensor (X, n_in, n_out) of all, which is transposed.
+    pub weights: Vec<TensorSpec>,
+    /// Tensor of the biases: (X, n_out).
+    pub bias: Option<TensorSpec>,
+    /// Whether the outputs of gate and up alternate (gpt-oss). The output slot has all of gate, then all of up.
+    pub interleaved: bool,
+}
+
+impl ExpertProjection {
+    /// Describes a projection with a tensor per expert, without biases.
+    pub fn of_each(names: impl Iterator<Item = String>, [n_out, n_in]: [usize; 2], column: usize) -> Self {
+        let weight = |name| TensorSpec { name, shape: vec![n_out, n_in], transposed: false };
+        Self { n_out, n_in, column, weights: names.map(weight).collect(), bias: None, interleaved: false }
+    }
+
+    /// Describes a projection with one tensor (X, n_in, n_out) for all experts, and biases (X, n_out).
+    pub fn of_all(name: String, bias: String, experts: usize, [n_out, n_in]: [usize; 2], interleaved: bool) -> Self {
+        let weight = TensorSpec { name, shape: vec![experts, n_in, n_out], transposed: true };
+        let bias = TensorSpec { name: bias, shape: vec![experts, n_out], transposed: false };
+        Self { n_out, n_in, column: 0, weights: vec![weight], bias: Some(bias), interleaved }
+    }
 }
 
 impl ExpertsConfig {
-    /// Returns X, the number of experts.
-    pub fn count(&self) -> usize {
-        self.down.len()
+    /// Returns the projections in the order of the forward pass.
+    pub fn projections(&self) -> impl Iterator<Item = &ExpertProjection> {
+        self.up.iter().chain([&self.down])
     }
 
-    /// Returns the experts' modules, projection by projection.
-    pub fn matrices(&self) -> impl Iterator<Item = &LinearSpec> {
-        self.up.iter().flatten().chain(&self.down)
+    /// Returns the tensors of the experts' weights, projection by projection.
+    pub fn matrices(&self) -> impl Iterator<Item = &TensorSpec> {
+        self.projections().flat_map(|p| &p.weights)
     }
 
-    /// Returns all modules: the router's, then those of the experts.
-    pub fn modules(&self) -> impl Iterator<Item = &LinearSpec> {
-        std::iter::once(&self.router).chain(self.matrices())
+    /// Returns all tensors: the router's, then those of the experts.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let experts = self.projections().flat_map(|p| p.weights.iter().chain(&p.bias)).cloned();
+        self.router.tensors().into_iter().chain(experts).collect()
     }
 }
 
@@ -369,13 +404,14 @@ pub struct LinearSpec {
 }
 
 /// A tensor that a checkpoint of a [`ModelConfig`] must hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct TensorSpec {
     /// Hugging Face's name.
     pub name: String,
     /// Shape as stored in the file.
     pub shape: Vec<usize>,
-    /// Whether the device stores the transpose of the file's tensor (GPT-2's Conv1D).
+    /// Whether the device stores the transpose of the file's tensor (GPT-2's Conv1D); of a tensor with three dimensions, that of each matrix
+    /// (experts).
     pub transposed: bool,
 }
 
@@ -388,6 +424,15 @@ impl TensorSpec {
     /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Returns the number of matrices (rows, columns) that the device stores: 0 of a vector, X of a tensor of all experts.
+    pub fn matrices(&self) -> usize {
+        match self.shape.as_slice() {
+            [_, _] => 1,
+            [experts, _, _] if self.transposed => *experts,
+            _ => 0,
+        }
     }
 }
 
@@ -443,8 +488,8 @@ impl ModelConfig {
     pub fn active_parameters(&self) -> usize {
         let experts = self.layers.iter().filter_map(LayerConfig::experts);
         let idle = |e: &ExpertsConfig| {
-            let all: usize = e.matrices().map(|m| m.n_out * m.n_in).sum();
-            all / e.count() * (e.count() - e.top_k)
+            let of_expert = |p: &ExpertProjection| p.n_out * (p.n_in + usize::from(p.bias.is_some()));
+            (e.count - e.top_k) * e.projections().map(of_expert).sum::<usize>()
         };
         self.parameters() - experts.map(idle).sum::<usize>()
     }
@@ -491,7 +536,7 @@ impl ModelConfig {
                 all.extend(norm(name, self.d_model));
             }
             all.extend(layer.mlp.linears().flat_map(LinearSpec::tensors));
-            all.extend(layer.experts().into_iter().flat_map(ExpertsConfig::modules).flat_map(LinearSpec::tensors));
+            all.extend(layer.experts().into_iter().flat_map(ExpertsConfig::tensors));
             for name in layer.mlp_post_norm.iter() {
                 all.extend(norm(name, self.d_model));
             }

@@ -72,7 +72,7 @@ impl Decoder {
         let (up_width, Some(config)) = (self.up_width(index), layer.experts()) else {
             unreachable!("a layer with experts' weights has their configuration")
         };
-        let shape = RouterShape { t, experts: config.count(), top_k: config.top_k, over_all: config.over_all };
+        let shape = RouterShape { t, experts: config.count, top_k: config.top_k, over_all: config.over_all };
         let x2 = rows_of(x2, &tokens, d);
         let logits = gpu.alloc_activation(t * shape.experts);
         router_product(rec, LinearPass::Forward, (w, t), [&x2, &logits], false);
@@ -85,7 +85,7 @@ impl Decoder {
         expert_rows_gather(rec, [t, shape.top_k, d], &routing.sorted.source, &x2, &x);
         let u = gpu.alloc_activation(shape.rows() * up_width);
         for stack in &w.up {
-            stack.forward(rec, &routing.rows(), &x, (&u, stack.column(), up_width));
+            stack.forward(rec, &routing, &x, (&u, up_width));
         }
         MlpSaved { tokens, u: ActivationSaved::F32(u), xa_up: Vec::new(), xa_down: None, routing: Some(routing) }
     }
@@ -102,7 +102,7 @@ impl Decoder {
     ) {
         let (d, shape) = (self.description.d_model, &routing.shape);
         let rows = rec.gpu().alloc_activation(shape.rows() * d);
-        w.down.forward(rec, &routing.rows(), a, (&rows, 0, d));
+        w.down.forward(rec, routing, a, (&rows, d));
         let sum = RowSum { weights: Some(&routing.choice.weights), residual, accumulate: false };
         expert_rows_sum(rec, [shape.t, shape.top_k, d], &routing.sorted.row_of, &rows, sum, y);
     }
@@ -122,7 +122,7 @@ impl Decoder {
         d_x2: &Slot,
     ) {
         let (d, gpu, up_width) = (self.description.d_model, rec.gpu(), self.up_width(index));
-        let (shape, rows) = (&routing.shape, routing.rows());
+        let shape = &routing.shape;
         let (mlp, sorted) = (self.mlp(index, shape.rows()), &routing.sorted);
         let of_tokens = |slot: &Slot| rows_of(slot, &s.tokens, d);
         let (x2, [d_branch, d_x2]) = (x2.map(of_tokens), [d_branch, d_x2].map(of_tokens));
@@ -131,13 +131,15 @@ impl Decoder {
         let d_rows = gpu.alloc_activation(shape.rows() * d);
         expert_rows_gather(rec, of_rows, &sorted.source, &d_branch, &d_rows);
         let d_a = gpu.alloc_activation(shape.rows() * mlp.width);
-        w.down.backward_x(rec, &rows, (&d_rows, 0, d), &d_a, false);
+        w.down.backward_x(rec, routing, (&d_rows, d), &d_a, false);
         let d_weights = gpu.alloc_activation(shape.rows());
         let a_weighted = w.down.trained().then(|| gpu.alloc_activation(shape.rows() * mlp.width));
         expert_rows_bwd(rec, of_width, sorted, &routing.choice, a, &d_a, &d_weights, a_weighted.as_ref());
         if let Some(a_weighted) = &a_weighted {
-            w.down.backward_w(rec, &rows, (&d_rows, 0, d), a_weighted);
+            w.down.backward_w(rec, routing, (&d_rows, d), a_weighted);
         }
+        w.down.bias_backward_weights(rec, routing, &d_rows, &d_weights);
+        w.down.backward_bias(rec, routing, (&d_rows, d), true);
         drop(a_weighted);
         let d_u = gpu.alloc_activation(shape.rows() * up_width);
         activation_bwd(rec, &mlp, u, &d_a, &d_u);
@@ -147,11 +149,12 @@ impl Decoder {
             let x = gpu.alloc_activation(shape.rows() * d);
             expert_rows_gather(rec, of_rows, &sorted.source, x2, &x);
             for stack in &w.up {
-                stack.backward_w(rec, &rows, (&d_u, stack.column(), up_width), &x);
+                stack.backward_w(rec, routing, (&d_u, up_width), &x);
             }
         }
         for (i, stack) in w.up.iter().enumerate() {
-            stack.backward_x(rec, &rows, (&d_u, stack.column(), up_width), &d_rows, i > 0);
+            stack.backward_x(rec, routing, (&d_u, up_width), &d_rows, i > 0);
+            stack.backward_bias(rec, routing, (&d_u, up_width), false);
         }
         drop(d_u);
         let sum = RowSum { accumulate: self.layers[index].mlp_norm.is_none(), ..RowSum::default() };

@@ -1,16 +1,18 @@
 //! Weights of a mixture of experts, and the products of all experts at once.
 //!
-//! A checkpoint has a tensor per expert and projection, and so has this program: each is loaded, quantised, trained and saved like any other
-//! matrix, under the checkpoint's name. What makes a stack of them is their place: a projection's matrices are allocated one after the other,
-//! so they lie in one buffer at equal distances, and a kernel binds a range of them ([`ExpertGroup`]). A family whose checkpoint has one
-//! tensor (X, in, out) per projection can build the same groups from the parts of a single weight, with the orientations of the products
-//! exchanged, because a product with W (in, out) is the dense kernels' d_x.
+//! Qwen3's checkpoints have a tensor per expert and projection, and so has this program: each is loaded, quantised, trained and saved like
+//! any other matrix, under the checkpoint's name. What makes a stack of them is their place: a projection's matrices are allocated one after
+//! the other, so they lie in one buffer at equal distances, and a kernel binds a range of them ([`ExpertGroup`]). gpt-oss's checkpoints have
+//! one tensor (X, in, out) per projection. It becomes one weight with a part per expert, each transposed, and the parts make the same
+//! groups. Where gate and up alternate in its rows, each of the two is a matrix whose rows lie two rows apart.
 
-use super::description::LinearSpec;
-use super::weights::Weight;
+use super::description::ExpertProjection;
+use super::saved::ExpertRouting;
+use super::weights::{RowShard, Weight};
 use crate::gpu::{Recording, Slot};
+use crate::kernels::expert_rows::{BiasColumns, expert_rows_bias, expert_rows_bwd_bias, expert_rows_bwd_bias_w};
 use crate::kernels::matmul::{
-    ExpertMatrices, ExpertRows, LinearPass, MatmulDesc, OperandMatrix, experts_matmul, experts_matmul_bwd_w,
+    ExpertMatrices, LinearPass, MatmulDesc, OperandMatrix, experts_matmul, experts_matmul_bwd_w,
 };
 use crate::kernels::storage::WeightFormat;
 
@@ -39,26 +41,33 @@ fn extended((slot, stride): &(Slot, usize), n: usize, next: &Slot) -> Option<(Sl
     (distance == n * stride && stride.is_multiple_of(64)).then(|| (slot.through(next), stride))
 }
 
+/// Rows of one expert's matrix.
+struct ExpertShard<'a> {
+    expert: usize,
+    first_row: usize,
+    storage: WeightFormat,
+    shard: &'a RowShard,
+}
+
 impl ExpertGroup {
-    fn new(weights: &[Weight], first: usize, part: usize) -> Self {
-        let (weight, shard) = (&weights[first], &weights[first].parts[part]);
+    fn new(of: &ExpertShard) -> Self {
+        let shard = of.shard;
         Self {
-            first,
+            first: of.expert,
             n: 1,
-            first_row: shard.first,
+            first_row: of.first_row,
             rows: shard.rows,
-            storage: weight.storage,
+            storage: of.storage,
             w: (shard.w.clone(), shard.w.len()),
             d_w: shard.d_w.clone().map(|d_w| (d_w.clone(), d_w.len())),
         }
     }
 
     /// Adds the next expert, if its matrix lies at the distance of the others.
-    fn extend(&mut self, weight: &Weight, part: usize) -> bool {
-        let shard = &weight.parts[part];
-        let Some(w) = extended(&self.w, self.n, &shard.w).filter(|_| weight.storage == self.storage) else {
-            return false;
-        };
+    fn extend(&mut self, next: &ExpertShard) -> bool {
+        let ExpertShard { shard, storage, expert, .. } = next;
+        let is_next = *expert == self.first + self.n && *storage == self.storage && shard.rows == self.rows;
+        let Some(w) = extended(&self.w, self.n, &shard.w).filter(|_| is_next) else { return false };
         match (&self.d_w, &shard.d_w) {
             (Some(d_w), Some(next)) => match extended(d_w, self.n, next) {
                 Some(d_w) => self.d_w = Some(d_w),
@@ -79,40 +88,52 @@ impl ExpertGroup {
 /// One projection of all experts: W (n_out, n_in) of each.
 #[derive(Debug, Clone)]
 pub struct ExpertStack {
+    n_out: usize,
+    n_in: usize,
     /// First column in the output slot.
     column: usize,
-    n_in: usize,
-    /// Weights of the X experts.
+    /// Number of parts whose outputs alternate: 2 where gate and up do, else 1.
+    parts: usize,
+    /// Weights: one per expert, or one of all.
     pub weights: Vec<Weight>,
+    /// Biases: (X, n_out).
+    pub bias: Option<Weight>,
     groups: Vec<ExpertGroup>,
 }
 
-/// Columns of a slot of rows: slot, first column, elements per row.
-pub(super) type RowColumns<'a> = (&'a Slot, usize, usize);
-
-fn columns((slot, column, stride): RowColumns) -> OperandMatrix {
-    OperandMatrix { start: column, ..OperandMatrix::new(slot, stride) }
+/// Rows of a group's matrices that belong to one of the alternating parts.
+struct GroupRows<'a> {
+    group: &'a ExpertGroup,
+    /// Column of the first row's output, among those of the projection.
+    column: usize,
+    /// Number of rows.
+    n: usize,
+    /// First element in a matrix, and elements from row to row.
+    place: [usize; 2],
 }
 
 impl ExpertStack {
-    /// Creates the projection from the weights of its modules, expert by expert.
-    pub(super) fn new(modules: &[LinearSpec], weights: Vec<Weight>) -> Self {
-        let mut groups: Vec<ExpertGroup> = Vec::new();
-        for part in 0..weights[0].parts.len() {
-            let mut group = ExpertGroup::new(&weights, 0, part);
-            for (e, weight) in weights.iter().enumerate().skip(1) {
-                if !group.extend(weight, part) {
-                    groups.push(std::mem::replace(&mut group, ExpertGroup::new(&weights, e, part)));
-                }
-            }
-            groups.push(group);
+    /// Creates a projection from its weights and biases.
+    pub(super) fn new(config: &ExpertProjection, weights: Vec<Weight>, bias: Option<Weight>) -> Self {
+        let &ExpertProjection { n_out, n_in, column, interleaved, .. } = config;
+        let mut shards: Vec<ExpertShard> = Vec::new();
+        for (i, weight) in weights.iter().enumerate() {
+            shards.extend(weight.parts.iter().map(|shard| ExpertShard {
+                expert: i + shard.first / n_out,
+                first_row: shard.first % n_out,
+                storage: weight.storage,
+                shard,
+            }));
         }
-        Self { column: modules[0].column, n_in: modules[0].n_in, weights, groups }
-    }
-
-    /// Returns the first column in the output slot.
-    pub fn column(&self) -> usize {
-        self.column
+        shards.sort_by_key(|shard| (shard.first_row, shard.expert));
+        let mut groups: Vec<ExpertGroup> = Vec::new();
+        for shard in &shards {
+            let last = groups.last_mut().filter(|group| group.first_row == shard.first_row);
+            if !last.is_some_and(|group| group.extend(shard)) {
+                groups.push(ExpertGroup::new(shard));
+            }
+        }
+        Self { n_out, n_in, column, parts: if interleaved { 2 } else { 1 }, weights, bias, groups }
     }
 
     /// Returns whether the experts are trained.
@@ -120,58 +141,131 @@ impl ExpertStack {
         self.weights[0].trained()
     }
 
-    fn product(&self, orientation: LinearPass, group: &ExpertGroup, rows: usize, accumulate: bool) -> MatmulDesc {
+    /// Returns all weights and biases.
+    pub fn all(&self) -> impl Iterator<Item = &Weight> {
+        self.weights.iter().chain(&self.bias)
+    }
+
+    fn rows(&self) -> impl Iterator<Item = GroupRows<'_>> {
+        let parts = self.parts;
+        self.groups.iter().flat_map(move |group| {
+            let rows = move |part: usize| GroupRows {
+                group,
+                column: self.column + part * self.n_out / parts + group.first_row / parts,
+                n: group.rows / parts,
+                place: [part * self.n_in, parts * self.n_in],
+            };
+            (0..parts).map(rows)
+        })
+    }
+
+    fn product(&self, orientation: LinearPass, of: &GroupRows, rows: usize, accumulate: bool) -> MatmulDesc {
         let (m, n, k) = match orientation {
-            LinearPass::Forward => (rows, group.rows, self.n_in),
-            LinearPass::BackwardX => (rows, self.n_in, group.rows),
-            LinearPass::BackwardW => (group.rows, self.n_in, rows),
+            LinearPass::Forward => (rows, of.n, self.n_in),
+            LinearPass::BackwardX => (rows, self.n_in, of.n),
+            LinearPass::BackwardW => (of.n, self.n_in, rows),
         };
-        let storage = if orientation == LinearPass::BackwardW { WeightFormat::F32 } else { group.storage };
+        let storage = if orientation == LinearPass::BackwardW { WeightFormat::F32 } else { of.group.storage };
         MatmulDesc { orientation, storage, m, n, k, alpha: 1.0, accumulate }
     }
 
-    /// Computes y (rows, n_out) from x (rows, n_in).
-    pub(super) fn forward(&self, rec: &mut Recording, rows: &ExpertRows, x: &Slot, (y, column, stride): RowColumns) {
-        for group in &self.groups {
-            let p = self.product(LinearPass::Forward, group, rows.rows, false);
-            let y = columns((y, column + group.first_row, stride));
-            let w = group.matrices(&group.w);
-            experts_matmul(rec, &p, rows, OperandMatrix::new(x, self.n_in), (&w, self.n_in), y);
+    /// Returns the columns of a slot that have biases.
+    fn bias_columns(&self, stride: usize) -> impl Iterator<Item = BiasColumns> {
+        let (parts, n_out) = (self.parts, self.n_out);
+        let width = n_out / parts;
+        let start = self.column;
+        let columns = move |part| BiasColumns {
+            start: start + part * width,
+            stride,
+            width,
+            first: part,
+            step: parts,
+            bias_width: n_out,
+        };
+        (0..parts).map(columns)
+    }
+
+    /// Computes y (rows, stride) from x (rows, n_in).
+    pub(super) fn forward(&self, rec: &mut Recording, routing: &ExpertRouting, x: &Slot, (y, stride): (&Slot, usize)) {
+        let rows = routing.rows();
+        for of in self.rows() {
+            let p = self.product(LinearPass::Forward, &of, rows.rows, false);
+            let y = OperandMatrix::new(y, stride).columns_from(of.column);
+            let w = of.group.matrices(&of.group.w);
+            experts_matmul(rec, &p, &rows, OperandMatrix::new(x, self.n_in), (&w, of.place), y);
+        }
+        if let Some(bias) = &self.bias {
+            for columns in self.bias_columns(stride) {
+                expert_rows_bias(rec, columns, &routing.sorted, &routing.choice, (bias.slot(), bias.storage), y);
+            }
         }
     }
 
-    /// Computes d_x (rows, n_in) from d_y (rows, n_out), added to d_x when `accumulate`.
+    /// Computes d_x (rows, n_in) from d_y (rows, stride), added to d_x when `accumulate`.
     pub(super) fn backward_x(
         &self,
         rec: &mut Recording,
-        rows: &ExpertRows,
-        (d_y, column, stride): RowColumns,
+        routing: &ExpertRouting,
+        (d_y, stride): (&Slot, usize),
         d_x: &Slot,
         accumulate: bool,
     ) {
-        for group in &self.groups {
-            let p = self.product(LinearPass::BackwardX, group, rows.rows, accumulate || group.first_row > 0);
-            let d_y = columns((d_y, column + group.first_row, stride));
-            let w = group.matrices(&group.w);
-            experts_matmul(rec, &p, rows, d_y, (&w, self.n_in), OperandMatrix::new(d_x, self.n_in));
+        let rows = routing.rows();
+        for of in self.rows() {
+            // The first rows of each expert's matrix begin its sums.
+            let is_later = of.group.first_row > 0 || of.place[0] > 0;
+            let p = self.product(LinearPass::BackwardX, &of, rows.rows, accumulate || is_later);
+            let d_y = OperandMatrix::new(d_y, stride).columns_from(of.column);
+            let w = of.group.matrices(&of.group.w);
+            experts_matmul(rec, &p, &rows, d_y, (&w, of.place), OperandMatrix::new(d_x, self.n_in));
         }
     }
 
-    /// Adds the gradients of the experts' weights, where they are trained, from d_y (rows, n_out) and x (rows, n_in).
+    /// Adds the gradients of the experts' weights, where they are trained, from d_y (rows, stride) and x (rows, n_in).
     pub(super) fn backward_w(
         &self,
         rec: &mut Recording,
-        rows: &ExpertRows,
-        (d_y, column, stride): RowColumns,
+        routing: &ExpertRouting,
+        (d_y, stride): (&Slot, usize),
         x: &Slot,
     ) {
-        for group in &self.groups {
-            let Some(d_w) = &group.d_w else { continue };
-            let p = self.product(LinearPass::BackwardW, group, rows.rows, true);
-            let d_y = columns((d_y, column + group.first_row, stride));
-            let d_w = group.matrices(d_w);
-            experts_matmul_bwd_w(rec, &p, rows, d_y, OperandMatrix::new(x, self.n_in), (&d_w, self.n_in));
+        let rows = routing.rows();
+        for of in self.rows() {
+            let Some(d_w) = &of.group.d_w else { continue };
+            let p = self.product(LinearPass::BackwardW, &of, rows.rows, true);
+            let d_y = OperandMatrix::new(d_y, stride).columns_from(of.column);
+            let d_w = of.group.matrices(d_w);
+            experts_matmul_bwd_w(rec, &p, &rows, d_y, OperandMatrix::new(x, self.n_in), (&d_w, of.place));
         }
+    }
+
+    /// Adds the gradients of the biases, where they are trained, from d_y (rows, stride). With `weighted`, d_y is that of each row's
+    /// weighted output.
+    pub(super) fn backward_bias(
+        &self,
+        rec: &mut Recording,
+        routing: &ExpertRouting,
+        (d_y, stride): (&Slot, usize),
+        weighted: bool,
+    ) {
+        let Some(d_bias) = self.bias.as_ref().and_then(Weight::grad) else { return };
+        for columns in self.bias_columns(stride) {
+            let choice = weighted.then_some(&routing.choice);
+            expert_rows_bwd_bias(rec, columns, &routing.sorted, choice, d_y, d_bias);
+        }
+    }
+
+    /// Adds the biases' part of the gradient of the router's weights, from the gradient d_y (rows, n_out) of each row's weighted output.
+    pub(super) fn bias_backward_weights(
+        &self,
+        rec: &mut Recording,
+        routing: &ExpertRouting,
+        d_y: &Slot,
+        d_weights: &Slot,
+    ) {
+        let Some(bias) = &self.bias else { return };
+        let of_bias = (bias.slot(), bias.storage);
+        expert_rows_bwd_bias_w(rec, self.n_out, &routing.sorted, &routing.choice, of_bias, d_y, d_weights);
     }
 }
 
@@ -189,10 +283,10 @@ pub struct ExpertsWeights {
 }
 
 impl ExpertsWeights {
-    /// Returns all weights, in the order of [`super::description::ExpertsConfig::modules`].
+    /// Returns all weights, in the order of [`super::description::ExpertsConfig::tensors`].
     pub fn all(&self) -> impl Iterator<Item = &Weight> {
         let stacks = self.up.iter().chain([&self.down]);
-        std::iter::once(&self.router).chain(&self.router_bias).chain(stacks.flat_map(|stack| &stack.weights))
+        std::iter::once(&self.router).chain(&self.router_bias).chain(stacks.flat_map(ExpertStack::all))
     }
 
     /// Returns whether the router or the experts are trained.

@@ -5,13 +5,15 @@ use std::rc::Rc;
 
 use super::decoder::{Decoder, LayerWeights, MlpWeights, NormWeights, PerLayerBranchWeights};
 use super::delta_net::DeltaNetWeights;
-use super::description::{ExpertsConfig, LayerConfig, LinearSpec, MlpConfig, ModelConfig, NormKind, TensorSpec};
+use super::description::{
+    ExpertProjection, ExpertsConfig, LayerConfig, LinearSpec, MlpConfig, ModelConfig, NormKind, TensorSpec,
+};
 use super::experts::{ExpertStack, ExpertsWeights};
 use super::linear::{Linear, LoraWeights};
 use super::per_layer_inputs::PerLayerWeights;
 use super::trained_tokens::{TrainedTokens, TrainedTokensSpec};
 use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Role};
 use crate::kernels::matmul::{scales_operands, weight_absmax};
 use crate::kernels::rope::RopeCache;
@@ -172,6 +174,11 @@ impl Decoder {
         options: &LoadOptions,
         mut shared: BTreeMap<String, Weight>,
     ) -> Result<Self> {
+        let mut projections = d.layers.iter().filter_map(LayerConfig::experts).flat_map(ExpertsConfig::projections);
+        if options.base == BaseDtype::Int8 && projections.any(|p| p.interleaved) {
+            let reason = "int8 is not supported where the rows of gate and up alternate: take nf4 or bf16";
+            return Err(Error::flag("base-dtype", reason));
+        }
         let mut trained = Vec::new();
         if options.trained == TrainMode::Full {
             for spec in d.tensors() {
@@ -237,7 +244,8 @@ impl Decoder {
             TrainedTokens::new(gpu, tokens, rows, base_rows.as_deref())
         });
         let experts = d.layers.iter().filter_map(LayerConfig::experts).flat_map(ExpertsConfig::matrices);
-        let linear: BTreeSet<String> = linear_modules(d).chain(experts).map(|m| format!("{}.weight", m.name)).collect();
+        let linear = linear_modules(d).map(|m| format!("{}.weight", m.name));
+        let linear: BTreeSet<String> = linear.chain(experts.map(|spec| spec.name.clone())).collect();
         let tensors = d.tensors();
         shared.retain(|name, _| !replaced.contains(name));
         let frozen = tensors.iter().filter(|s| !weights.contains_key(&s.name) && !shared.contains_key(&s.name));
@@ -434,11 +442,12 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
         let router = tensor(format!("{}.weight", config.router.name))?;
         let bias = format!("{}.bias", config.router.name);
         let router_bias = if config.router.bias { Some(tensor(bias)?) } else { None };
-        let mut stack = |modules: &[LinearSpec]| -> Result<ExpertStack> {
-            let weights = modules.iter().map(|m| tensor(format!("{}.weight", m.name))).collect::<Result<_>>()?;
-            Ok(ExpertStack::new(modules, weights))
+        let mut stack = |projection: &ExpertProjection| -> Result<ExpertStack> {
+            let weights = projection.weights.iter().map(|spec| tensor(spec.name.clone())).collect::<Result<_>>()?;
+            let bias = projection.bias.as_ref().map(|spec| tensor(spec.name.clone())).transpose()?;
+            Ok(ExpertStack::new(projection, weights, bias))
         };
-        let up = config.up.iter().map(|modules| stack(modules)).collect::<Result<_>>()?;
+        let up = config.up.iter().map(&mut stack).collect::<Result<_>>()?;
         Ok(MlpWeights::Experts(ExpertsWeights { router, router_bias, up, down: stack(&config.down)? }))
     }
 

@@ -199,14 +199,14 @@ impl Case for ExpertCase {
             let w = ExpertMatrices { first, n, slot: &slot, stride_words: self.stride_words(self.storage) };
             let p = self.product(LinearPass::Forward, self.storage, false);
             let out = OperandMatrix::new(&y, width).columns_from(COLUMN);
-            experts_matmul(rec, &p, &rows, input, (&w, self.n_in), out);
+            experts_matmul(rec, &p, &rows, input, (&w, [0, self.n_in]), out);
             let p = self.product(LinearPass::BackwardX, self.storage, self.adds);
-            experts_matmul(rec, &p, &rows, d_out, (&w, self.n_in), OperandMatrix::new(&d_x, self.n_in));
+            experts_matmul(rec, &p, &rows, d_out, (&w, [0, self.n_in]), OperandMatrix::new(&d_x, self.n_in));
         }
         for (first, n, slot) in self.ranges(&d_w, WeightFormat::F32) {
             let c = ExpertMatrices { first, n, slot: &slot, stride_words: self.stride_words(WeightFormat::F32) };
             let p = self.product(LinearPass::BackwardW, WeightFormat::F32, true);
-            experts_matmul_bwd_w(rec, &p, &rows, d_out, input, (&c, self.n_in));
+            experts_matmul_bwd_w(rec, &p, &rows, d_out, input, (&c, [0, self.n_in]));
         }
         CaseOutputs { y: vec![y], d_x: vec![Some(d_x), Some(d_w)] }
     }

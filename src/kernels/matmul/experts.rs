@@ -109,6 +109,12 @@ pub struct ExpertMatrices<'a> {
     pub stride_words: usize,
 }
 
+impl<'a> ExpertMatrices<'a> {
+    fn operand(&self, [start, stride]: [usize; 2]) -> OperandMatrix<'a> {
+        OperandMatrix { start, ..OperandMatrix::new(self.slot, stride) }
+    }
+}
+
 /// Rows of all experts, and the tiling that they are sorted for.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpertRows<'a> {
@@ -121,32 +127,33 @@ pub struct ExpertRows<'a> {
 }
 
 /// Computes C (rows, n) = A (rows, k)·B_e (+ C), with the B_e of each row's expert, in the orientation of y or of d_x. `p.m` is the number of
-/// rows.
+/// rows. `place`: first element of each B_e in its matrix, and elements from row to row.
 pub fn experts_matmul(
     rec: &mut Recording,
     p: &MatmulDesc,
     rows: &ExpertRows,
     a: OperandMatrix,
-    (b, b_stride): (&ExpertMatrices, usize),
+    (b, place): (&ExpertMatrices, [usize; 2]),
     c: OperandMatrix,
 ) {
     let per_word = if p.storage == WeightFormat::Bf16 { 2 } else { 1 };
     let is_quantised = p.storage.is_quantised();
     let strides = if is_quantised { [0, b.stride_words] } else { [b.stride_words * per_word, 0] };
-    launch(rec, p, rows, b, strides, (a, OperandMatrix::new(b.slot, b_stride), c), &rows.sorted.tiles);
+    launch(rec, p, rows, b, strides, (a, b.operand(place), c), &rows.sorted.tiles);
 }
 
-/// Computes C_e (m, n) += Σ_r A[r]ᵀ·B[r] over each expert's rows, the gradient of W. `p.k` is the number of rows.
+/// Computes C_e (m, n) += Σ_r A[r]ᵀ·B[r] over each expert's rows, the gradient of W. `p.k` is the number of rows. `place`: that of each
+/// C_e in its matrix.
 pub fn experts_matmul_bwd_w(
     rec: &mut Recording,
     p: &MatmulDesc,
     rows: &ExpertRows,
     a: OperandMatrix,
     b: OperandMatrix,
-    (c, c_stride): (&ExpertMatrices, usize),
+    (c, place): (&ExpertMatrices, [usize; 2]),
 ) {
     let strides = [c.stride_words, 0];
-    launch(rec, p, rows, c, strides, (a, b, OperandMatrix::new(c.slot, c_stride)), &rows.sorted.offsets);
+    launch(rec, p, rows, c, strides, (a, b, c.operand(place)), &rows.sorted.offsets);
 }
 
 fn launch(

@@ -1,6 +1,6 @@
 //! Mixtures of experts: sizes, and the layers that have them (`Qwen3MoeConfig` and `Qwen3MoeDecoderLayer` in transformers).
 
-use super::super::description::{ExpertsConfig, LinearSpec};
+use super::super::description::{ExpertProjection, ExpertsConfig};
 use super::super::families::limit;
 use super::{ConfigReader, module};
 use crate::error::Result;
@@ -61,16 +61,17 @@ impl ExpertLayers {
             return None;
         }
         let f = self.width;
-        let each = |name: &str, n_out, n_in, column| -> Vec<LinearSpec> {
-            let of = |e: usize| module(format!("{at}.mlp.experts.{e}.{name}"), n_out, n_in, column, false);
-            (0..self.count).map(of).collect()
+        let each = |name: &str, sizes, column| {
+            let names = (0..self.count).map(|e| format!("{at}.mlp.experts.{e}.{name}.weight"));
+            ExpertProjection::of_each(names, sizes, column)
         };
         let experts = ExpertsConfig {
+            count: self.count,
             top_k: self.top_k,
             over_all: self.over_all,
             router: module(format!("{at}.mlp.gate"), self.count, d, 0, false),
-            up: vec![each("gate_proj", f, d, 0), each("up_proj", f, d, f)],
-            down: each("down_proj", d, f, 0),
+            up: vec![each("gate_proj", [f, d], 0), each("up_proj", [f, d], f)],
+            down: each("down_proj", [d, f], 0),
         };
         Some((f, experts))
     }
